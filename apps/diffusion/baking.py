@@ -1,18 +1,15 @@
 """Gates folded into one static adapter, from runs of a base on some prompts."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from apps.diffusion.works.gates_base import refuse_gates_of_another
+from apps.diffusion.works.trained_gates import refuse_gates_of_another
 from diffusion.fusion import GatedFusion
 from diffusion.fusion.baking import MeanGates, bake
 from diffusion.fusion.pipeline import AutoLoraPipeline
 from diffusion.lora_file import LoraBundle
-from diffusion.models.loading import load_pipeline
-from diffusion.models.text import text_encoder
+from diffusion.models.pipelines import load_pipeline
 
 
 class Baking(NamedTuple):
@@ -48,13 +45,10 @@ def baked(
     """
     refuse_gates_of_another(baking.base, baking.gates)
     pipe, base = load_pipeline(baking.base)
-    text = None
     options: dict[str, Any] = {"num_inference_steps": baking.steps}
     if base is not None:
-        text = text_encoder(base.text_encoder["name"])
-        base.check_text_encoder(text)
-        options |= {"height": base.size, "width": base.size}
-    generate = AutoLoraPipeline(pipe, text=text, **options)
+        options |= {"text": base.encoder(), "height": base.size, "width": base.size}
+    generate = AutoLoraPipeline(pipe, **options)
     fusion = GatedFusion(pipe.transformer, adapters, gates=baking.gates)
     fusion.set_strengths(strengths)
     with fusion, MeanGates(fusion) as observed:

@@ -1,7 +1,5 @@
 """``gates diffusion``: adapters of image models: read, converted, merged, found, fused."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from harness.command.verbs import FunctionVerb, run_verb
@@ -22,13 +20,13 @@ FUNCTIONS = {
     "generate": FunctionVerb(
         "apps.diffusion.generate:generate", "prompt", flat=("sources", "sampling")
     ),
-    "demo": FunctionVerb("apps.diffusion.demo.command:demo", flat=("sources",)),
+    "demo": FunctionVerb("apps.diffusion.demo:demo", flat=("sources",)),
     "report": FunctionVerb("apps.diffusion.report:report"),
     "index": FunctionVerb("apps.diffusion.index:index", ("folder",)),
     "search": FunctionVerb("apps.diffusion.search:search", "prompt"),
-    "inspect": FunctionVerb("apps.diffusion.files.inspect:inspect", "paths"),
-    "convert": FunctionVerb("apps.diffusion.files.convert:convert", ("file", "output")),
-    "merge": FunctionVerb("apps.diffusion.files.merge:merge", "files"),
+    "inspect": FunctionVerb("apps.diffusion.inspect:inspect", "paths"),
+    "convert": FunctionVerb("apps.diffusion.convert:convert", ("file", "output")),
+    "merge": FunctionVerb("apps.diffusion.merge:merge", "files"),
 }
 """Verbs without a Trainer, each imported only when it is called."""
 

@@ -1,7 +1,5 @@
 """``gates diffusion evaluate``: one study a configuration."""
 
-from __future__ import annotations
-
 import importlib
 from pathlib import Path
 
@@ -9,10 +7,10 @@ from core_gates.errors import GatesError, check_option
 from harness.command.verbs import Place
 
 STUDIES = {
-    "base": "apps.diffusion.studies.base:base_study",
+    "base": "apps.diffusion.studies.base_study:base_study",
     "parity": "apps.diffusion.studies.parity:parity_study",
-    "retrieval": "apps.diffusion.studies.retrieval:retrieval_study",
-    "fusion": "apps.diffusion.studies.fusion:fusion_study",
+    "retrieval": "apps.diffusion.studies.retrieval_study:retrieval_study",
+    "fusion": "apps.diffusion.studies.fusion_study:fusion_study",
 }
 """Study -> what shows it."""
 
@@ -42,7 +40,7 @@ def evaluate(
         overwrite: Replace what was made with other settings.
     """
     check_option("study", study, STUDIES, GatesError)
-    from apps.diffusion.studies.study import Asked
+    from apps.diffusion.studies.base_study import Asked
     from apps.diffusion.world import World
     from harness.experiment import Run
 

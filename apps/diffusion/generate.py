@@ -1,7 +1,5 @@
 """``gates diffusion generate``: from a prompt to images, with the adapters that suit it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,10 +9,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from apps.diffusion.files.strengths import strengths_of
-from apps.diffusion.generation.sampling import Sampling
-from apps.diffusion.generation.sources import Sources
+from apps.diffusion.adapter_files import strengths_of
 from apps.diffusion.options import refuse_unless_text
+from apps.diffusion.sampling import Sampling
+from apps.diffusion.studio import Sources
 from core_gates.errors import GatesError
 from harness.command.verbs import Place
 from harness.runs.ticker import counting, ticking
@@ -53,9 +51,8 @@ def generate(
         mode: How adapters are combined: gated, sum, or a rival such as mean, switch or k_lora.
         output: Folder of the images; that of the run if null.
     """
-    from apps.diffusion.generation.modes import maker
-    from apps.diffusion.generation.pictures import record_of, require_writable, save, save_sheet
-    from apps.diffusion.generation.studio import studio
+    from apps.diffusion.sampling import record_of, require_writable, save, save_sheet
+    from apps.diffusion.studio import maker, studio
     from apps.diffusion.world import World
 
     words = " ".join(prompt or [])
@@ -87,24 +84,16 @@ def generate(
         console.print(escape(str(path)), soft_wrap=True, highlight=False)
 
 
-def _made(asked: Callable[..., Generated], sampling: Sampling) -> list[Generated]:
+def _made(asked: Callable[..., "Generated"], sampling: Sampling) -> list["Generated"]:
     """Return all images, with what made them."""
     with ticking("denoising steps", sampling.count * sampling.steps) as tick:
-        return [
-            asked(seed=sampling.seed + number, callback_on_step_end=_after(tick))
-            for number in range(sampling.count)
-        ]
 
+        def after(_pipe: Any, _step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            tick()
+            return tensors
 
-def _after(tick: Callable[[], None]) -> Callable[..., dict[str, Any]]:
-    """Return what the pipeline calls after each denoising step."""
-
-    def call(pipe: Any, step: int, time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        del pipe, step, time
-        tick()
-        return tensors
-
-    return call
+        seeds = range(sampling.seed, sampling.seed + sampling.count)
+        return [asked(seed=seed, callback_on_step_end=after) for seed in seeds]
 
 
 def _named(text: str | None) -> dict[str, float] | None:

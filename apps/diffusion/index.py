@@ -1,7 +1,5 @@
 """``gates diffusion index``: a folder of adapters, so that prompts find them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +13,7 @@ from diffusion.library import LoraLibrary, Refused, ScanReport
 from harness.runs.ticker import counting
 
 if TYPE_CHECKING:
-    from diffusion.retrieval.trained import TrainedEncoder
+    from diffusion.retrieval.encoder_folder import TrainedEncoder
 
 SHOWN = 20  # files of a table
 NO_ENCODER = "no --encoder is given: adapters are found by their metadata alone"
@@ -57,7 +55,7 @@ def index(
     console.print(escape(str(place)), soft_wrap=True)
 
 
-def read_encoder(folder: str, text_fingerprint: str | None = None) -> TrainedEncoder:
+def read_encoder(folder: str, text_fingerprint: str | None = None) -> "TrainedEncoder":
     """Return the encoder in a folder, or in a file as AutoLoRA or DiffSynth-Studio publish it.
 
     Args:
@@ -68,7 +66,7 @@ def read_encoder(folder: str, text_fingerprint: str | None = None) -> TrainedEnc
     Raises:
         GatesError: There is none, or it belongs to another text encoder.
     """
-    from diffusion.retrieval.checkpoint import load_encoder, load_published
+    from diffusion.retrieval.encoder_folder import load_encoder, load_published
 
     if Path(folder).is_file():
         return load_published(folder)

@@ -1,7 +1,5 @@
 """Options that several training runs share."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -1,21 +1,302 @@
 """``gates diffusion report``: the page of a run, with images, gates and scores of its study."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
 
 from apps.diffusion.evaluate import STUDIES
+from apps.diffusion.sampling import TRUE, in_bytes, pair_images
+from apps.diffusion.studies.base_study import chosen_rows, image_pieces, styled_rows
+from apps.diffusion.studies.fusion_study import BLIND, GROUPS, SPACES, best_rival
+from apps.diffusion.studies.retrieval_study import METHODS, UNSEEN, searched_of, vectors
+from apps.diffusion.studio import Sources, shipped, studio
+from apps.diffusion.works.trained_gates import combinations
+from apps.diffusion.world import World
 from core_gates.errors import GatesError, check_option
+from diffusion.data.concepts import concepts, rows_of, subject
+from diffusion.data.drawings import drawn
+from diffusion.evaluation.figures import (
+    gate_map_figure,
+    gate_table,
+    pair_differences_figure,
+    retrieval_figure,
+    retrieval_table,
+    sheet_figure,
+)
 from harness.command.configfile import find_config, read_config
 from harness.command.verbs import Place
+from harness.experiment.forms import Arrays, Figures
+from harness.experiment.record import read_record
+from harness.experiment.run import CHOICES, Run
+from harness.experiment.tuning import Choice
+from harness.report.page import Page
+from harness.runs.ticker import counting, working
 
-if TYPE_CHECKING:
-    from apps.diffusion.world import World
-    from harness.experiment import Run
-    from harness.report.page import Page
+BASE_SHOWN, STYLED = 24, 8
+"""Captions of the base, and of each style."""
+
+REAL, MADE = "real drawings", "made"
+
+
+def add_base(page: Page, world: World) -> None:
+    """Add sheets of what the study made, next to real drawings.
+
+    Args:
+        page: The report.
+        world: In which nothing is trained.
+    """
+    store = world.run.store("images", Arrays())
+    plain, pieces = image_pieces(world)
+    made = {
+        piece.method: store.load(piece)["images"].permute(0, 2, 3, 1).numpy()
+        for piece in (plain, *pieces)
+        if store.find(piece) is not None
+    }
+    page.section("Images")
+    if plain.method in made:
+        _plain(page, world, made.pop(plain.method))
+    if made:
+        _styles(page, world, made)
+    else:
+        page.text("No images of style adapters were made yet: run `evaluate` first.")
+
+
+def _plain(page: Page, world: World, made: np.ndarray) -> None:
+    rows = chosen_rows(world)
+    step = len(rows) // BASE_SHOWN
+    places = np.arange(BASE_SHOWN) * step
+    real = in_bytes(drawn(world.drawings, rows[places], ()))
+    captions = [str(caption) for caption in world.drawings.captions[rows[places]]]
+    for half in (range(BASE_SHOWN // 2), range(BASE_SHOWN // 2, BASE_SHOWN)):
+        figure = sheet_figure(
+            {captions[i]: {REAL: real[[i]], MADE: made[[places[i]]]} for i in half},
+            title="Training captions",
+            note="the base alone, evenly spaced among the captions that are scored",
+        )
+        page.figure(
+            figure,
+            "What the base draws of training captions, next to the drawings.",
+            name="base",
+            table=(("caption", "column"), [[captions[i], one] for i in half for one in ("real",
+                   "made")]),
+        )  # fmt: skip
+
+
+def _styles(page: Page, world: World, made: dict[str, np.ndarray]) -> None:
+    rows = {name: styled_rows(world, name)[:STYLED] for name in made}
+    sheet = {
+        name: {REAL: in_bytes(drawn(world.drawings, rows[name], (name,))), MADE: own[:STYLED]}
+        for name, own in made.items()
+    }
+    captions = [str(caption) for caption in world.drawings.captions[next(iter(rows.values()))]]
+    figure = sheet_figure(
+        sheet,
+        captions,
+        title="Style adapters, one at a time",
+        note="captions of drawings that no adapter has seen",
+    )
+    page.figure(
+        figure,
+        "Every style adapter on the same captions: real drawings at the left, made ones at the "
+        "right.",
+        name="styles",
+        table=(("style", "caption"), [[name, caption] for name in made for caption in captions]),
+    )
+
+
+OWN = "gates"
+RIVALS = ("sum", "mean", "ties", "k_lora")
+"""Rivals as published that figures show, besides the best tuned one."""
+
+FUSION_SHOWN = 16
+"""Pairs whose images are shown."""
+
+PAIRS = "test2"
+
+
+HOW_TO_READ = (
+    "Scores are natural logarithms of losses over that of the base alone: 0 is the base, less is"
+    " better, and a difference of 0.1 is a loss about 10 % higher. The adapter of the subject alone"
+    " is *alone0*, that of the style *alone1*; *tuned* is a rival with the settings of its best"
+    " trial, *baked* has the mean gates in one file, *layer_strengths* one trained number a layer."
+)
+
+
+def add_images(page: Page, run: Run, world: World) -> None:
+    """Add images of some unseen pairs, and how to read the scores.
+
+    Args:
+        page: The report.
+        run: Of the study.
+        world: In which nothing is trained.
+    """
+    page.section("Images of unseen pairs")
+    if not _images(page, run, world):
+        page.text("There are no images yet: run `evaluate` first.")
+    page.text(HOW_TO_READ)
+
+
+def add_fusion(page: Page, run: Run, world: World) -> None:
+    """Add differences by pair, and gates of an unseen pair.
+
+    Args:
+        page: The report.
+        run: Of the study.
+        world: In which nothing is trained.
+    """
+    page.section("Pair by pair")
+    drawn = [_differences(page, run, group) for group in GROUPS]
+    if not any(drawn):
+        page.text("There are no losses of gates yet: run `evaluate` first.")
+    page.section("Gates of an unseen pair")
+    lacking = shipped(world).lacking
+    if lacking:
+        page.text(f"Gates are not shown: {', '.join(lacking)} are missing.")
+    else:
+        _gates(page, world)
+
+
+def losses_of(folder: Path, group: str) -> dict[str, np.ndarray]:
+    """Return method -> logarithm of the mean loss of each combination (P,), over all seeds.
+
+    Args:
+        folder: Of the run.
+        group: Of combinations.
+    """
+    found = {
+        name: [np.nanmean(one["losses"].numpy(), axis=1) for one in own]
+        for name, own in _stored(folder / "losses", group).items()
+    }
+    return {name: np.log(np.mean(own, axis=0)) for name, own in found.items()}
+
+
+def _stored(folder: Path, group: str) -> dict[str, list[dict[str, Tensor]]]:
+    """Return method -> what is stored for a group, a result per seed."""
+    found: dict[str, list[dict[str, Tensor]]] = {}
+    for place in sorted(folder.glob("*")):
+        record = None if place.name.startswith(".") else read_record(place)
+        if record is not None and (record.identity.get("keys") or {}).get("of") == group:
+            found.setdefault(str(record.identity["method"]), []).append(Arrays().load(place))
+    return found
+
+
+def _best_rival(run: Run) -> list[str]:
+    """Return the rival that scores call the best: by its trials, never by what is tested."""
+    chosen, store = {}, run.store(CHOICES, Figures())
+    folders = [folder for folder in (store.shipped, store.folder) if folder is not None]
+    for place in (place for folder in folders for place in sorted(folder.glob("*"))):
+        if (record := read_record(place)) is not None:
+            chosen[str(record.identity["method"])] = Choice(**Figures().load(place))
+    return [best_rival(chosen)] if chosen.keys() & {*SPACES, BLIND} else []
+
+
+def _differences(page: Page, run: Run, group: str) -> bool:
+    losses = losses_of(run.folder, group)
+    own = losses.pop(OWN, None)
+    if own is None:
+        return False
+    shown = {name: own - losses[name] for name in (*RIVALS, *_best_rival(run)) if name in losses}
+    if not shown:
+        return False
+    names = [one.name for one in combinations(group)]
+    page.figure(
+        pair_differences_figure(
+            names, shown, title=f"Gates and rivals: {GROUPS[group]}",
+            note="flow-matching loss on drawings that no adapter and no gate has seen",
+        ),
+        f"{GROUPS[group]}: how much lower or higher the loss of gates is than that of rivals."
+        " Each row is a combination, each mark a rival.",
+        name=f"pairs-{group}",
+        table=(
+            ("combination", "rival", "log_loss_ratio"),
+            [[name, rival, float(v)] for rival, d in shown.items()
+             for name, v in zip(names, d, strict=True)],
+        ),
+    )  # fmt: skip
+    return True
+
+
+def _images(page: Page, run: Run, world: World) -> bool:
+    """Add what each way makes of some unseen pairs, next to what is true."""
+    made = {name: own[0] for name, own in _stored(run.folder / "images", PAIRS).items()}
+    ways = [OWN, *RIVALS, *_best_rival(run)]
+    ways = [name for name in ways if name in made]
+    if not ways:
+        return False
+    pairs = combinations(PAIRS)
+    chosen = range(0, len(pairs), len(pairs) // FUSION_SHOWN)
+    places = made[ways[0]]["combination"].tolist()
+    first = {pair: places.index(pair) for pair in chosen}
+    rows = {}
+    for pair in chosen:
+        row = rows_of(world.drawings, subject(pairs[pair].subject), "test")[0]
+        caption = pairs[pair].caption(str(world.drawings.captions[row]))
+        images = {TRUE: made[ways[0]]["true"]} | {name: made[name]["made"] for name in ways}
+        rows[caption] = {n: i[[first[pair]]].permute(0, 2, 3, 1).numpy() for n, i in images.items()}
+    note = "subjects in styles that no gate was trained on together; the same noise for all"
+    page.figure(
+        sheet_figure(rows, title="Unseen pairs", note=note),
+        "One row per caption, which no adapter and no gate has seen: the drawing as it should be,"
+        " then what gates and rivals make of it.",
+        name="pairs",
+        table=(("caption", "column"), [[c, n] for c, row in rows.items() for n in row]),
+    )
+    return True
+
+
+def _gates(page: Page, world: World) -> None:
+    """Add the gates of one image by layer and step."""
+    with counting("indexing") as progress:
+        opening = studio(Sources(), lambda: world, progress)
+    with opening as found, working("recording gates"):
+        made = pair_images(found, world.drawings, combinations(PAIRS)[:1])
+    if made.gates is None:
+        return
+    page.figure(
+        gate_map_figure(made.gates, note=made.captions[0]),
+        "Mean gates of one image by layer and step, over tokens and channels; 1 is open, 0"
+        " closed. A row of one color is a gate that is the same in all steps.",
+        name="gates",
+        table=gate_table(made.gates),
+    )
+
+
+def add_retrieval(page: Page, world: World) -> None:
+    """Add the matrix of captions and adapters, of the first encoder.
+
+    Args:
+        page: The report.
+        world: In which nothing is trained.
+    """
+    page.section("Captions and adapters")
+    names = [one.name for one in concepts()]
+    trained = [name for name in names if name not in UNSEEN]
+    second = world.zoo(1)
+    found = world.encoders({"encoder": METHODS["encoder"]}, [0], concepts=trained).get("encoder")
+    if not found or len(second) < len(names):
+        page.text("The encoder or adapters of seed 1 are missing: run `evaluate` first.")
+        return
+    with working("encoding adapters"):
+        searched = searched_of(world, second)
+        scores = (searched.text @ vectors(found[0], searched.bundles).T).numpy()
+    owners = np.array(searched.owners)
+    means = np.stack([scores[owners == name].mean(0) for name in searched.names])
+    page.figure(
+        retrieval_figure(
+            means,
+            searched.names,
+            searched.names,
+            note=f"mean cosine; no encoder has seen {', '.join(UNSEEN)}",
+        ),
+        "Captions that no adapter has seen, by concept, and the adapters of an independent "
+        "training run, known by their weights alone.",
+        name="retrieval",
+        table=retrieval_table(means, searched.names, searched.names),
+    )
+
 
 Draw = Callable[["Page"], None]
 
@@ -71,18 +352,11 @@ def write_report(run: Run, world: World, study: str) -> Path:
 def drawing(study: str, run: Run, world: World) -> tuple[Draw | None, Draw | None]:
     """Return what adds the figures of a study above its scores and below them, if there are any."""
     if study == "base":
-        from apps.diffusion.pages.base import add_base
-
         return partial(add_base, world=world), None
     if study == "retrieval":
-        from apps.diffusion.pages.retrieval import add_retrieval
-
         return None, partial(add_retrieval, world=world)
     if study == "fusion":
-        from apps.diffusion.pages.fusion import add_fusion, add_images
-
-        images = partial(add_images, run=run, world=world)
-        return images, partial(add_fusion, run=run, world=world)
+        return partial(add_images, run=run, world=world), partial(add_fusion, run=run, world=world)
     return None, None
 
 

@@ -1,7 +1,5 @@
 """``gates diffusion search``: adapters for a prompt, or like another one."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Literal
 
@@ -21,7 +19,7 @@ from diffusion.library import (
     TextEncoder,
     WeightEncoder,
 )
-from diffusion.lora_file.family.recognition import RECOGNIZED
+from diffusion.lora_file.recognition import RECOGNIZED
 from harness.runs.ticker import counting
 
 SHOWN = 3  # triggers of an adapter
@@ -73,7 +71,9 @@ def search(
         check_option("--family", family, RECOGNIZED, GatesError)
     if like is not None:
         with LoraLibrary(folder, index=index, lenient=lenient) as library:
-            _show_neighbors(Console(), _alike(library, like, k))
+            with counting("comparing") as count:
+                neighbors = library.like(like, k, count)
+            _show_neighbors(Console(), neighbors)
         return
     used = None if mode == "metadata" else encoder
     found, text = (None, None) if used is None else _encoders(used, text_encoder)
@@ -82,14 +82,9 @@ def search(
         _show_matches(Console(), look(words, k, mode, weights=weights, metadata=metadata))
 
 
-def _alike(library: LoraLibrary, like: str, k: int) -> Results[Neighbor]:
-    with counting("comparing") as count:
-        return library.like(like, k, count)
-
-
 def _encoders(folder: str, name: str) -> tuple[WeightEncoder, TextEncoder]:
     """Return the encoder in a folder, and the text encoder that it was trained with."""
-    from diffusion.models.text import text_encoder
+    from diffusion.models.text_encoders import text_encoder
 
     text = text_encoder(name)
     return read_encoder(folder, text.fingerprint), text
@@ -102,8 +97,7 @@ def _show_matches(console: Console, matches: Results[Match]) -> None:
         figures = {n: "" if part is None else f"{part:.3f}" for n, part in parts.items()}
         if len(set(figures.values()) - {""}) == 1:  # the score is one of its parts
             figures = {"score": figures["score"]}
-        notes = [f"copy: {path}" for path in match.duplicates]
-        rows.append(_row(match.adapter, figures, notes))
+        rows.append(_row(match.adapter, figures, [f"copy: {path}" for path in match.duplicates]))
     _print(console, f"by {matches.mode}", rows, matches.notice)
 
 
@@ -111,8 +105,7 @@ def _show_neighbors(console: Console, neighbors: Results[Neighbor]) -> None:
     rows = []
     for one in neighbors:
         figures = {"cosine": f"{one.cosine:.3f}", "layers": str(one.shared)}
-        notes = ["near-duplicate"] if one.near_duplicate else []
-        rows.append(_row(one.adapter, figures, notes))
+        rows.append(_row(one.adapter, figures, ["near-duplicate"] if one.near_duplicate else []))
     _print(console, "by the change of the weights", rows, neighbors.notice)
 
 
@@ -132,7 +125,7 @@ def _print(console: Console, title: str, rows: list[dict[str, str]], notice: str
     """Print the columns in which a row has something, and what the reader has to know."""
     table = Table(title=title, title_justify="left")
     table.add_column("", justify="right", no_wrap=True)
-    used = [name for name in dict.fromkeys(n for row in rows for n in row) if _any(rows, name)]
+    used = list(dict.fromkeys(n for row in rows for n, text in row.items() if text))
     for name in used:
         figure = name in FIGURES
         table.add_column(
@@ -146,7 +139,3 @@ def _print(console: Console, title: str, rows: list[dict[str, str]], notice: str
         console.print("no adapter is found")
     if notice:
         console.print(f"[yellow]note[/]: {escape(notice)}", soft_wrap=True)
-
-
-def _any(rows: list[dict[str, str]], name: str) -> bool:
-    return any(row.get(name) for row in rows)

@@ -1,19 +1,14 @@
 """The diffusion stop of the tour: prompts, the adapters that they lead to, and images."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from apps.diffusion.generation.modes import GATED, SUM
-from apps.diffusion.generation.pairs import PairImages, pair_images
-from apps.diffusion.generation.shipped import shipped
-from apps.diffusion.generation.sources import Sources
-from apps.diffusion.generation.studio import studio
+from apps.diffusion.sampling import PairImages, pair_images
+from apps.diffusion.studio import GATED, SUM, Sources, shipped, studio
 from apps.diffusion.world import World
-from diffusion.data.pairs import held_out_pairs
+from diffusion.data.concepts import held_out_pairs
 from diffusion.evaluation.figures import gate_map_figure, gate_table, sheet_figure
 from harness.evidence import Resamples, moments
 from harness.report.page import Page
@@ -81,10 +76,7 @@ def tour(folder: Path, say: Callable[[str], None], *, world: World | None = None
         [pair.adapters for pair in chosen],
         zoo,
     )
-
-    def draw(page: Page) -> None:
-        _draw(page, searched, made)
-
+    draw = partial(_draw, found=searched, made=made)
     return TourStop("Image models: adapters by prompt", rows_of(searched, made), draw)
 
 
@@ -93,8 +85,7 @@ def rows_of(found: Found, made: PairImages) -> list[TourRow]:
     wanted = sum(map(len, found.wanted))
     chance = wanted * K / found.zoo
     gap = made.errors(GATED) - made.errors(SUM)
-    draws = Resamples.clusters(range(len(gap)))
-    _, low, high, _ = draws.intervals(moments(gap, name="gap"))["gap"]
+    _, low, high, _ = Resamples.clusters(range(len(gap))).intervals(moments(gap, name="gap"))["gap"]
     verdict = "closer" if high < 0 else "farther" if low > 0 else "not distinguishable"
     return [
         TourRow(
@@ -124,7 +115,9 @@ def _draw(page: Page, found: Found, made: PairImages) -> None:
     )
     page.table(
         ["prompt", "found", "wanted"],
-        [[caption, _listed(names, scores), ", ".join(wanted)]
+        [[caption,
+          ", ".join(f"{name} {score:.2f}" for name, score in zip(names, scores, strict=True)),
+          ", ".join(wanted)]
          for caption, names, scores, wanted in zip(
              made.captions, found.names, found.scores, found.wanted, strict=True)],
     )  # fmt: skip
@@ -143,7 +136,3 @@ def _draw(page: Page, found: Found, made: PairImages) -> None:
             name="gates",
             table=gate_table(made.gates),
         )
-
-
-def _listed(names: Sequence[str], scores: Sequence[Any]) -> str:
-    return ", ".join(f"{name} {score:.2f}" for name, score in zip(names, scores, strict=True))

@@ -1,36 +1,14 @@
 """``gates diffusion train-base``: the embedded base, from nothing."""
 
-from __future__ import annotations
-
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 from apps.diffusion.options import refuse_below, refuse_unless_positive
-from apps.diffusion.works.base import BaseForm, train_base
+from apps.diffusion.works.zoo import BaseForm, base_piece, train_base
+from apps.diffusion.world import obtained, run_of
 from core_gates.errors import GatesError, check_option
 from diffusion.data.drawings import Drawings
-from diffusion.models.text import text_encoder
-from diffusion.models.tiny_flux import SHAPES
+from diffusion.models.embedded_base import SHAPES
 from harness.command.verbs import Place
-from harness.experiment import Piece, Run
-
-BASE: dict[str, Any] = {
-    "shape": "tiny",
-    "steps": 8000,
-    "batch_size": 64,
-    "learning_rate": 1.5e-3,
-    "text_encoder": "minilm",
-}
-"""How the shipped base was trained."""
-
-
-def base_piece(run: Run, seed: int, drawings: Drawings, **changes: Any) -> Piece:
-    """Return the piece that an embedded base is."""
-    settings = BASE | changes
-    found = text_encoder(settings["text_encoder"]).fingerprint
-    settings |= {"text_encoder.fingerprint": found, "data": drawings.digest}
-    return run.piece("base", seed, **settings)
 
 
 def train(
@@ -60,13 +38,7 @@ def train(
     check_option("--shape", shape, SHAPES, GatesError)
     refuse_below(1, steps=steps, batch_size=batch_size)
     refuse_unless_positive(learning_rate=learning_rate)
-    run = Run(
-        place.run_folder.path,
-        app="diffusion",
-        config_path=Path(f"{place.config}.yaml"),
-        package="diffusion",
-        overwrite=overwrite,
-    )
+    run = run_of(place, overwrite=overwrite)
     piece = base_piece(
         run,
         seed,
@@ -77,7 +49,6 @@ def train(
         learning_rate=learning_rate,
         text_encoder=text_encoder,
     )
-    store = run.store("bases", BaseForm())
-    for made in run.obtain(store, [piece], partial(train_base, drawings_folder=drawings),
-                           ticks=steps):  # fmt: skip
-        print(store.find(made))
+    work = partial(train_base, drawings_folder=drawings)
+    for path in obtained(run, "bases", BaseForm(), piece, work):
+        print(path)

@@ -1,7 +1,5 @@
 """``gates diffusion train-gates``: the gates of several adapters at once."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,20 +12,18 @@ from apps.diffusion.options import (
     refuse_unless_positive,
     refuse_unless_share,
 )
-from apps.diffusion.places import base_at, root_of, run_of, table_digest, zoo_of
-from apps.diffusion.works.gates import (
+from apps.diffusion.works.trained_gates import (
     FILE,
     GatesForm,
     library_of,
     train_gates,
     train_own_gates,
 )
-from apps.diffusion.world import World
+from apps.diffusion.world import World, base_at, obtained, root_of, run_of, table_digest, zoo_of
 from core_gates.errors import GatesError
-from diffusion.fusion.table import read_shown
-from diffusion.lora_file.family import modules_in
+from diffusion.fusion.fusion_tasks import read_shown
+from diffusion.lora_file.recognition import modules_in
 from harness.command.verbs import Place
-from harness.experiment import Piece, Run
 
 OF_TABLES = "table_gates"
 """Folder of gates of tables, apart from those of the zoo that studies look for."""
@@ -172,7 +168,9 @@ def train(
         settings |= {"start": found.digest, "table": digest, "size": size}
         settings["partners"] = training.partners
     piece = run.piece(gates.name, seed, **settings)
-    obtain(run, piece, partial(work, machine=machine), "gates" if csv is None else OF_TABLES)
+    kind, work = "gates" if csv is None else OF_TABLES, partial(work, machine=machine)
+    for path in obtained(run, kind, GatesForm(), piece, work):
+        print(path / FILE)
 
 
 def checked(csv: Path, base: Path) -> list[str]:
@@ -186,12 +184,3 @@ def checked(csv: Path, base: Path) -> list[str]:
     folder = csv.parent.resolve()
     images = {str(image.relative_to(folder)) for one in shown for image in one.images}
     return [*library, *sorted(images)]
-
-
-def obtain(run: Run, piece: Piece, work: Any, kind: str) -> None:
-    """Train what is missing, and print its file."""
-    store = run.store(kind, GatesForm())
-    for made in run.obtain(store, [piece], work, ticks=piece["steps"]):
-        path = store.find(made)
-        assert path is not None
-        print(path / FILE)

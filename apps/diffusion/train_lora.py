@@ -1,7 +1,5 @@
 """``gates diffusion train-lora``: an adapter of a folder of captioned images."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,14 +11,13 @@ from apps.diffusion.options import (
     refuse_unless_positive,
     refuse_unless_share,
 )
-from apps.diffusion.places import base_at, digest_of, run_of
-from apps.diffusion.works.adapter import AdapterForm, file_in
-from apps.diffusion.works.own_adapter import train_own_adapter
+from apps.diffusion.works.zoo import AdapterForm, file_in, train_own_adapter
+from apps.diffusion.world import base_at, digest_of, obtained, run_of
 from core_gates.errors import GatesError
-from diffusion.data.folders import captioned_images
+from diffusion.data.pictures import captioned_images
 from diffusion.library.paths import slug
-from diffusion.lora_file.container.header import LIMITS
-from diffusion.models.adapters import PARTS
+from diffusion.lora_file.container import LIMITS
+from diffusion.models.flow_matching import PARTS
 from harness.command.verbs import Place
 
 
@@ -79,9 +76,8 @@ class Training:
 
     def settings(self) -> dict[str, Any]:
         """Return all that decides the result."""
-        usual = self.precision == "bf16-mixed"
-        return {**vars(self), "parts": list(self.parts),
-                "precision": None if usual else self.precision}  # fmt: skip
+        precision = None if self.precision == "bf16-mixed" else self.precision
+        return {**vars(self), "parts": list(self.parts), "precision": precision}
 
 
 def train(
@@ -130,9 +126,6 @@ def train(
         size=size,
         **training.settings(),
     )
-    store = run.store("loras", AdapterForm())
     work = partial(train_own_adapter, images=folder, base_folder=start.folder, size=size)
-    for made in run.obtain(store, [piece], work, ticks=training.steps):
-        path = store.find(made)
-        assert path is not None
+    for path in obtained(run, "loras", AdapterForm(), piece, work):
         print(file_in(path))

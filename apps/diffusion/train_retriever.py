@@ -1,7 +1,5 @@
 """``gates diffusion train-retriever``: the encoder that finds adapters by their weights."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,23 +12,30 @@ from apps.diffusion.options import (
     refuse_unless_positive,
     refuse_unless_share,
 )
-from apps.diffusion.places import Base, base_at, root_of, run_of, table_digest, zoo_of
-from apps.diffusion.studies.retrieval import ENCODER, PUBLISHED, UNSEEN
-from apps.diffusion.works.encoder import (
+from apps.diffusion.studies.retrieval_study import ENCODER, PUBLISHED, UNSEEN
+from apps.diffusion.works.trained_encoders import (
     FOLDER,
     EncoderForm,
     reader_of,
     train_encoder,
     train_own_encoder,
 )
-from apps.diffusion.world import World
+from apps.diffusion.world import (
+    Base,
+    World,
+    base_at,
+    obtained,
+    root_of,
+    run_of,
+    table_digest,
+    zoo_of,
+)
 from core_gates.errors import GatesError
-from diffusion.data.table import read_rows
-from diffusion.lora_file.family import shape_in
-from diffusion.models.base import CONFIG, EmbeddedBase
-from diffusion.models.text import text_encoder as encoder_of_texts
-from diffusion.retrieval.modules import SHAPES
-from diffusion.retrieval.table import split_table
+from diffusion.data.published_table import read_rows, split_table
+from diffusion.lora_file.recognition import shape_in
+from diffusion.models.embedded_base import CONFIG, EmbeddedBase
+from diffusion.models.text_encoders import text_encoder as encoder_of_texts
+from diffusion.retrieval.encoder_config import SHAPES
 from harness.command.verbs import Place
 from harness.experiment import Piece, Run
 
@@ -127,7 +132,8 @@ def train(
     run = run_of(place, overwrite=overwrite)
     if csv is not None:
         own = own_piece(run, place, training, machine, Path(csv), base, text_encoder, seed)
-        obtain(run, *own, OF_TABLES)
+        for path in obtained(run, OF_TABLES, EncoderForm(), *own):
+            print(path / FOLDER)
         return
     if base is not None or text_encoder is not None or training.batch_size is not None:
         raise GatesError("--base, --text_encoder and --batch_size need --csv")
@@ -144,7 +150,9 @@ def train(
     )
     files, folder = zoo_of(world, machine), world.present_base()
     places: dict[str, Any] = {"base_folder": folder, "files": files, "drawings_folder": drawings}
-    obtain(run, piece, partial(train_encoder, machine=machine, **places), "encoders")
+    work = partial(train_encoder, machine=machine, **places)
+    for path in obtained(run, "encoders", EncoderForm(), piece, work):
+        print(path / FOLDER)
 
 
 def own_piece(
@@ -201,12 +209,3 @@ def text_of(base: Base | None, name: str) -> str:
     if base is not None and (base.folder / CONFIG).is_file():
         return EmbeddedBase.load(base.folder).text_encoder["name"]
     raise GatesError(f"--base {name} has no text encoder: give --text_encoder")
-
-
-def obtain(run: Run, piece: Piece, work: Any, kind: str) -> None:
-    """Train what is missing, and print its folder."""
-    store = run.store(kind, EncoderForm())
-    for made in run.obtain(store, [piece], work, ticks=piece["steps"]):
-        path = store.find(made)
-        assert path is not None
-        print(path / FOLDER)

@@ -1,34 +1,38 @@
-"""The embedded world: one base, the zoo of its adapters, the judge of its images.
-
-All configurations share it, in the run folder ``embedded`` and among what ships.
-"""
-
-from __future__ import annotations
+"""The embedded world: one base, the zoo of its adapters, the judge of its images."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from apps.diffusion.train_base import base_piece
-from apps.diffusion.works.adapter import AdapterForm, train_adapter
-from apps.diffusion.works.base import BaseForm, train_base
-from apps.diffusion.works.judge import train_judge
+from apps.diffusion.options import Machine
+from apps.diffusion.works.made_images import train_judge
+from apps.diffusion.works.zoo import (
+    AdapterForm,
+    BaseForm,
+    base_piece,
+    file_in,
+    train_adapter,
+    train_base,
+)
 from core_gates.errors import GatesError
 from diffusion.data.concepts import Concept, concepts
 from diffusion.data.drawings import Drawings
-from diffusion.models.adapters import layers_of
-from diffusion.models.base import EmbeddedBase
-from diffusion.models.text import TextEncoder, text_encoder
-from harness.experiment import Arrays, Piece, Run
-from harness.files.digest import short_digest
+from diffusion.lora_file.recognition import shape_in
+from diffusion.models.embedded_base import EmbeddedBase
+from diffusion.models.flow_matching import layers_of
+from diffusion.models.text_encoders import TextEncoder
+from harness.command.verbs import Place
+from harness.experiment import Arrays, Form, Piece, Run, Work
+from harness.files.digest import content_digest, short_digest
 
 if TYPE_CHECKING:
     from diffusion.retrieval import TrainedEncoder
+
 
 EMBEDDED = "embedded"
 ADAPTER: dict[str, Any] = {
@@ -110,9 +114,7 @@ class World:
     @cached_property
     def text(self) -> TextEncoder:
         """The text encoder of the base."""
-        found = text_encoder(self.base.text_encoder["name"])
-        self.base.check_text_encoder(found)
-        return found
+        return self.base.encoder()
 
     def judge(self) -> dict[str, Tensor]:
         """Return the weights of the judge of images, which is trained if it is missing."""
@@ -137,11 +139,11 @@ class World:
             self.adapters, named.values(), work, ticks=lambda piece: int(piece["steps"])
         )
         found = {piece.method: self.adapters.find(piece) for piece in made}
-        return {name: _file(path) for name, path in found.items() if path is not None}
+        return {name: file_in(path) for name, path in found.items() if path is not None}
 
     def encoders(
         self, methods: Mapping[str, Mapping[str, Any]], seeds: Sequence[int], **settings: Any
-    ) -> dict[str, list[TrainedEncoder]]:
+    ) -> dict[str, list["TrainedEncoder"]]:
         """Return method -> encoders, one a seed, trained on adapters of seed 0.
 
         Args:
@@ -149,7 +151,7 @@ class World:
             seeds: Of the encoders.
             settings: Of all methods, among them the ``concepts``.
         """
-        from apps.diffusion.works.encoder import EncoderForm, train_encoder
+        from apps.diffusion.works.trained_encoders import EncoderForm, train_encoder
 
         store = self.run.store("encoders", EncoderForm())
         zoo = self.zoo(0)
@@ -227,5 +229,90 @@ class World:
         }
 
 
-def _file(folder: Path) -> Path:
-    return next(iter(sorted(folder.glob("*.safetensors"))))
+class Base(NamedTuple):
+    """A base.
+
+    Attributes:
+        folder: Of the embedded base or of a pipeline.
+        digest: What tells it from others.
+    """
+
+    folder: Path
+    digest: str
+
+
+def root_of(place: Place) -> Path:
+    """Return the folder of all runs."""
+    return place.run_folder.path.parents[1]
+
+
+def run_of(place: Place, *, overwrite: bool) -> Run:
+    """Return the run of a training verb."""
+    return Run(
+        place.run_folder.path,
+        app="diffusion",
+        config_path=Path(f"{place.config}.yaml"),
+        package="diffusion",
+        overwrite=overwrite,
+    )
+
+
+def obtained(run: Run, kind: str, form: Form[Any], piece: Piece, work: Work[Any]) -> Iterator[Path]:
+    """Train what is missing, and yield its folder.
+
+    Args:
+        run: Of a training verb.
+        kind: Folder of results like it.
+        form: How it is stored.
+        piece: What is trained, for so many ``steps``.
+        work: Trains it.
+    """
+    store = run.store(kind, form)
+    for made in run.obtain(store, [piece], work, ticks=piece["steps"]):
+        path = store.find(made)
+        assert path is not None
+        yield path
+
+
+def base_at(base: str | None, place: Place) -> Base:
+    """Return the base that an option names; the embedded one if None.
+
+    Raises:
+        GatesError: There is none, or it is of another kind.
+    """
+    if base is None:
+        world = World(root_of(place))
+        return Base(world.present_base(), world.base_fingerprint)
+    folder = Path(base)
+    if not folder.is_dir():
+        raise GatesError(f"--base is {base}, which is no folder: give that of a pipeline or a base")
+    shape_in(folder)
+    return Base(folder, digest_of(folder))
+
+
+def digest_of(path: Path) -> str:
+    """Return what tells the content of a file or folder from others."""
+    return content_digest(path).sha256[:16]
+
+
+def table_digest(csv: Path, names: Iterable[str]) -> str:
+    """Return what tells a table, and the files that it names, from others."""
+    return short_digest(
+        {"": digest_of(csv)} | {name: digest_of(csv.parent / name) for name in names}
+    )
+
+
+def zoo_of(world: World, machine: Machine) -> dict[str, Path]:
+    """Return the adapters of seed 0, of which one process alone trains those that are missing.
+
+    Raises:
+        GatesError: Some are missing, and several processes are asked for.
+    """
+    world.present_base()
+    pieces = [world.adapter_piece(one, 0) for one in world.concepts]
+    if machine.processes > 1 and (missing := world.adapters.missing(pieces)):
+        raise GatesError(
+            f"{len(missing)} adapters of the zoo are missing, such as {missing[0].method}: train "
+            "them first with --devices 1"
+        )
+    return world.zoo(0)

@@ -64,11 +64,7 @@ def _variants(load: Load) -> Mapping[str, Call]:
     write_adapter(root / "a1.safetensors", layers=1)
     library.scan()
     _fill(load, library, vectors)
-    view = (
-        load("diffusion.library.store.matrix")
-        .Matrix(library.index, encoder.fingerprint, DIM)
-        .view()
-    )
+    view = load("diffusion.library.database").Matrix(library.index, encoder.fingerprint, DIM).view()
     wanted = encoder.query.numpy()
 
     def bare() -> object:
@@ -89,8 +85,8 @@ def _variants(load: Load) -> Mapping[str, Call]:
 
 def _fill(load: Load, library: Any, vectors: np.ndarray[Any, Any]) -> None:
     """Copy the one row of the index, each copy with its own path, name and content."""
-    schema = load("diffusion.library.store.schema")
-    catalog = load("diffusion.library.store.catalog").Catalog(library.index, create=True)
+    schema = load("diffusion.library.database")
+    catalog = load("diffusion.library.catalog").Catalog(library.index, create=True)
     own = {
         "location": "CAST('a' || i || '.safetensors' AS BLOB)",
         "name": "'a' || i",
@@ -111,6 +107,6 @@ def _fill(load: Load, library: Any, vectors: np.ndarray[Any, Any]) -> None:
             f"{numbers} INSERT INTO encoding (fingerprint, digest, row, refusal) "
             "SELECT fingerprint, 'd' || i, i - 1, '' FROM encoding, n WHERE row = 0"
         )
-    matrix = load("diffusion.library.store.matrix").Matrix(library.index, Encoder.fingerprint, DIM)
+    matrix = load("diffusion.library.database").Matrix(library.index, Encoder.fingerprint, DIM)
     matrix.write(dict(enumerate(vectors)))
     catalog.database.close()

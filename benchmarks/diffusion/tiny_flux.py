@@ -34,8 +34,10 @@ def tiny_flux(num_adapters: int) -> Comparison:
 
 def _variants(load: Load, num_adapters: int) -> Mapping[str, Call]:
     torch.manual_seed(0)
-    plain = load("diffusion.models.tiny_flux").transformer_of(SHAPE).eval().requires_grad_(False)
-    text = load("diffusion.models.text").TextStates(
+    plain = (
+        load("diffusion.models.embedded_base").transformer_of(SHAPE).eval().requires_grad_(False)
+    )
+    text = load("diffusion.models.text_encoders").TextStates(
         torch.randn(BATCH, TEXTS, plain.config.joint_attention_dim),
         torch.randn(BATCH, plain.config.pooled_projection_dim),
     )

@@ -4,8 +4,6 @@ Each comparison takes the folder of the vectors and yields the name and the rela
 everything that it compares; it raises a ``GatesError`` where a file is missing or damaged.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import zipfile
@@ -22,15 +20,10 @@ from torch.nn import functional as F
 from core_gates.adapters import GatedLoraLinear, LoraGate, LowRank
 from core_gates.errors import GatesError
 from diffusion.lora_file import Factors, FluxShape, LoraBundle, load_lora
-from diffusion.retrieval import (
-    AdapterBatch,
-    EncoderConfig,
-    LoraWeightEncoder,
-    PublishedLoss,
-    collate,
-)
+from diffusion.retrieval import AdapterBatch, EncoderConfig, LoraWeightEncoder, collate
+from diffusion.retrieval.retriever import PublishedLoss
 from diffusion.rivals.k_lora import KLora
-from diffusion.rivals.merging import merge
+from diffusion.rivals.merged import merge
 
 ADVICE = "give the folder of the golden vectors, such as tests/golden/autolora"
 TOLERANCE = 1e-6  # largest relative error of a comparison

@@ -1,20 +1,180 @@
-"""Gates folded into a static adapter: for programs that know no gates."""
-
-from __future__ import annotations
+"""Hooks on the layers of a fusion, mean gates of a run, and gates folded into a static adapter."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from functools import partial
+from types import TracebackType
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from core_gates.adapters import GatedLoraLinear, LoraGate
 from core_gates.errors import GatesError
 from diffusion.fusion.gated_fusion import GatedFusion
-from diffusion.fusion.observing import Observer
-from diffusion.fusion.stacking import plain_factors, stacked
+from diffusion.fusion.protocol import plain_factors, stacked
 from diffusion.lora_file import Factors, LoraBundle
 from diffusion.lora_file.family import Placed
+
+
+class Observer:
+    """See the calls of some layers of an attached fusion; what the model returns stays as it is.
+
+    A subclass says what :meth:`see` does with them.
+
+    Args:
+        fusion: A fusion, which has to be attached before this is entered.
+
+    Attributes:
+        held: Site -> names of the adapters that change it, in order; sites without any are absent.
+    """
+
+    def __init__(self, fusion: GatedFusion) -> None:
+        self.fusion, self.held = fusion, _held(fusion)
+        self._handles: list[RemovableHandle] = []
+
+    def see(self, site: str, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Take up a call of a layer.
+
+        Args:
+            site: Its name.
+            layer: The layer with its adapters.
+            args: Of the call.
+            output: Of the call.
+        """
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        """Begin to observe; what was seen before still counts.
+
+        Raises:
+            GatesError: The fusion is not attached.
+        """
+        if not self.fusion.attached:
+            raise GatesError("the fusion is not attached, so there are no gates: attach it first")
+        self.held = _held(self.fusion)
+        for site in self.held:
+            hook = partial(self.see, site)
+            self._handles.append(self.fusion.layers[site].register_forward_hook(hook))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop observing."""
+        while self._handles:
+            self._handles.pop().remove()
+
+
+def _held(fusion: GatedFusion) -> dict[str, list[str]]:
+    found = {
+        site.name: [
+            name
+            for name, bundle in fusion.adapters.items()
+            if any(part in bundle.modules for part in site.parts)
+        ]
+        for site in fusion.sites
+    }
+    return {site: names for site, names in found.items() if names}
+
+
+TOKENS = 64
+"""Tokens of a call whose gates are computed."""
+
+
+class GateMap(NamedTuple):
+    """Mean gates of adapters.
+
+    Attributes:
+        sites: Names of layers, in the order of the model.
+        adapters: Names of the adapters.
+        means: (steps, layers, adapters) from 0 to 1, over tokens and channels; NaN where an
+            adapter does not change a layer.
+    """
+
+    sites: tuple[str, ...]
+    adapters: tuple[str, ...]
+    means: Tensor
+
+    def by_adapter(self) -> dict[str, float]:
+        """Return the mean gate of each adapter over the layers that it changes and all steps."""
+        found = self.means.nanmean((0, 1)).tolist() if self.means.numel() else []
+        return dict(zip(self.adapters, found, strict=False))
+
+
+class GateRecorder(Observer):
+    """Record the mean gates of a fusion while the model runs.
+
+    It computes the gates of some evenly spaced tokens of the first sample of a call a second time,
+    by hooks on the layers; what the model returns stays the same bits.
+
+    Args:
+        fusion: A fusion with gates, to be attached before this is entered.
+        tokens: Of a call.
+
+    Attributes:
+        step: Which step the next calls belong to, from 0; calls of one step are averaged.
+    """
+
+    def __init__(self, fusion: GatedFusion, tokens: int = TOKENS) -> None:
+        super().__init__(fusion)
+        self._tokens, self.step = tokens, 0
+        self._seen: dict[tuple[int, str], list[Tensor]] = {}
+
+    def __enter__(self) -> Self:
+        """Begin to record.
+
+        Raises:
+            GatesError: The fusion is not attached, or has no gates.
+        """
+        if self.fusion.mode != "gated":
+            raise GatesError("gates are recorded of a fusion with mode='gated' only")
+        return super().__enter__()
+
+    @torch.no_grad()
+    def see(self, site: str, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Keep the mean gates of a call."""
+        del output
+        assert isinstance(layer, GatedLoraLinear)
+        first = args[0][:1] if args[0].ndim > 1 else args[0]
+        if first.ndim > 2:
+            count = first.shape[-2]
+            places = torch.arange(0, count, -(-count // self._tokens), device=first.device)
+            first = first.index_select(-2, places)
+        time = None if layer.clock is None else layer.clock.time
+        time = time if time is None or time.numel() == 1 else time[:1]
+        gates = layer.gate_values(first, time=time)
+        means = gates.float().mean(-1).flatten(0, -2).mean(0)[: len(self.held[site])]
+        self._seen.setdefault((self.step, site), []).append(means.cpu())
+
+    @property
+    def gates(self) -> GateMap:
+        """What has been recorded."""
+        sites = tuple(self.held)
+        steps = 1 + max((step for step, _ in self._seen), default=-1)
+        names = tuple(self.fusion.adapters)
+        means = torch.full((steps, len(sites), len(names)), float("nan"))
+        for (step, site), found in self._seen.items():
+            held = [names.index(name) for name in self.held[site]]
+            means[step, sites.index(site), held] = torch.stack(found).mean(0)
+        return GateMap(sites, names, means)
+
+
+def records_of(gates: GateMap) -> Mapping[str, Any]:
+    """Return a gate map as plain values: for each adapter its mean, by layer and by step."""
+    found = {}
+    for place, name in enumerate(gates.adapters):
+        means = gates.means[:, :, place]
+        found[name] = {
+            "mean": float(means.nanmean()),
+            "by_layer": dict(zip(gates.sites, means.nanmean(0).tolist(), strict=True)),
+            "by_step": means.nanmean(1).tolist(),
+        }
+    return found
+
 
 BLOCK = 256
 """Tokens at a time for which gates are computed in full."""
@@ -68,8 +228,7 @@ class MeanGates(Observer):
     def _blocks(self, layer: GatedLoraLinear, x: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Return some tokens of one sample after another, with their time."""
         time = None if layer.clock is None else layer.clock.time
-        samples = x.unsqueeze(0) if x.ndim == 1 else x
-        for index, sample in enumerate(samples):
+        for index, sample in enumerate(x.unsqueeze(0) if x.ndim == 1 else x):
             own = time if time is None or time.numel() == 1 else time[index : index + 1]
             for part in sample.reshape(-1, x.shape[-1]).split(self._block):
                 yield part.unsqueeze(0), own

@@ -1,15 +1,16 @@
-"""Files of trained gates: ours, and those that DiffSynth-Studio writes."""
+"""Files of trained gates, ours and those of DiffSynth-Studio, and what adapters share."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffusion.lora_file.container import SafetensorsFile
-from diffusion.lora_file.container.text import listed
-from diffusion.lora_file.errors import LoraFileError
+from core_gates.errors import GatesError
+from diffusion.fusion.protocol import weighted_sum
+from diffusion.lora_file import LoraBundle, shrink_bundle
+from diffusion.lora_file.container import LoraFileError, SafetensorsFile, listed
 from harness.files.atomic import replacing
 
 PREFIX = "model_dict."
@@ -22,6 +23,37 @@ def gate_key(site: str, parameter: str) -> str:
     return f"{PREFIX}{site.replace('.', DOT)}.{parameter}"
 
 
+def gate_tensors(gates: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the parameters of gates, site -> parameters, by their names in a file."""
+    return {
+        gate_key(site, name): tensor
+        for site, parameters in gates.items()
+        for name, tensor in parameters.items()
+    }
+
+
+def save_trained(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write what was trained, gates or another fusion, in bfloat16.
+
+    Args:
+        path: A ``.safetensors`` file.
+        tensors: By their names in the file.
+    """
+    save_file({n: t.detach().bfloat16().contiguous() for n, t in tensors.items()}, path)
+
+
+def load_trained(path: Path) -> dict[str, Tensor]:
+    """Read what :func:`save_trained` wrote.
+
+    Raises:
+        GatesError: It is missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except Exception as error:
+        raise GatesError(f"{path} is missing or damaged: train it again") from error
+
+
 def save_gates(path: str | Path, gates: Mapping[str, Mapping[str, Tensor]]) -> Path:
     """Write gates as DiffSynth-Studio names them, whole or not at all.
 
@@ -30,11 +62,7 @@ def save_gates(path: str | Path, gates: Mapping[str, Mapping[str, Tensor]]) -> P
         gates: Site -> parameters.
     """
     path = Path(path)
-    tensors = {
-        gate_key(site, name): tensor.detach().cpu().contiguous()
-        for site, parameters in gates.items()
-        for name, tensor in parameters.items()
-    }
+    tensors = {n: tensor.detach().cpu().contiguous() for n, tensor in gate_tensors(gates).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         save_file(tensors, temporary)
@@ -72,3 +100,23 @@ def load_gates(path: str | Path, sites: Iterable[str]) -> dict[str, dict[str, Te
         what = f"gates of layers that the model lacks, {listed(unknown)}" if unknown else "no gates"
         raise LoraFileError(f"{file.label} holds {what}: give gates of this model")
     return found
+
+
+def global_lora(adapters: Mapping[str, LoraBundle], rank: int) -> LoraBundle:
+    """Return the best approximation of a rank to the mean of all changes, layer by layer.
+
+    The mean ``Σ ΔW_k / K`` has the factors of all adapters side by side; QR decompositions of both
+    leave a core of Kr × Kr numbers, whose singular value decomposition gives the approximation
+    (Eckart and Young, 1936). No ΔW is formed. An adapter without a layer counts as zero there.
+
+    Args:
+        adapters: Name -> adapter.
+        rank: That of the result; a layer whose ranks add up to less keeps their sum.
+
+    Raises:
+        GatesError: There is no adapter, they do not fit each other, or the rank is below 1.
+    """
+    if not adapters:
+        raise GatesError("there are no adapters to approximate: give at least one")
+    mean = weighted_sum(adapters, dict.fromkeys(adapters, 1 / len(adapters)))
+    return shrink_bundle(mean, rank)[0]

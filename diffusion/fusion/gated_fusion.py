@@ -1,7 +1,5 @@
 """Several adapters on a model at once, each weighed by a gate in every layer (AutoLoRA, 2025)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, cast
@@ -25,20 +23,21 @@ from core_gates.adapters import (
 )
 from core_gates.adapters.factors import AdapterFactors
 from core_gates.errors import GatesError, check_option
-from diffusion.fusion.attachable import Attachable
 from diffusion.fusion.gate_file import DOT, load_gates, save_gates
-from diffusion.fusion.naming import Adapters, by_name
-from diffusion.fusion.sites import (
+from diffusion.fusion.protocol import (
     TIME_SCALES,
+    Adapters,
+    Attachable,
+    by_name,
     family_of,
     linear_sizes,
     refuse_misfits,
     sites_of,
     uncompiled,
+    with_strengths,
 )
-from diffusion.lora_file import LoraBundle
-from diffusion.lora_file.container.text import listed
-from diffusion.lora_file.factors.change import Factors
+from diffusion.lora_file import Factors, LoraBundle
+from diffusion.lora_file.container import listed
 from diffusion.lora_file.family import Placed
 
 Mode = Literal["gated", "sum"]
@@ -62,7 +61,7 @@ class GatedFusion(Attachable, nn.Module):
             which may be compiled by ``torch.compile`` before or after; it is compiled again where
             adapters change other layers.
         adapters: Name -> adapter, or a list; its adapters are named by their files, see
-            :func:`diffusion.fusion.naming.by_name`.
+            :func:`diffusion.fusion.protocol.by_name`.
         mode: ``gated``, or ``sum``: the plain sum, without gates.
         gates: File of trained gates, see :mod:`diffusion.fusion.gate_file`; without it they begin
             as the plain sum, or by ``options``.
@@ -189,14 +188,7 @@ class GatedFusion(Attachable, nn.Module):
         Raises:
             GatesError: There is no adapter of a name, or a strength is not finite.
         """
-        if unknown := sorted(strengths.keys() - self.adapters.keys()):
-            raise GatesError(
-                f"no adapter is named {unknown[0]!r}; there are {', '.join(self.adapters)}"
-            )
-        found = self.strengths | {name: float(value) for name, value in strengths.items()}
-        if not torch.tensor(list(found.values())).isfinite().all():
-            raise GatesError(f"strengths {dict(strengths)} must be finite numbers")
-        self.strengths = found
+        self.strengths = with_strengths(self.strengths, strengths)
         self._weigh()
 
     def at(self, step: int, steps: int) -> None:
@@ -209,7 +201,11 @@ class GatedFusion(Attachable, nn.Module):
 
     def save_gates(self, path: str | Path) -> Path:
         """Write the gates, in the names of DiffSynth-Studio."""
-        return save_gates(path, {site: self.gate(site).state_dict() for site in self._gated()})
+        return save_gates(path, self.gate_states())
+
+    def gate_states(self) -> dict[str, dict[str, Tensor]]:
+        """Return site -> parameters of its gate."""
+        return {name.replace(DOT, "."): gate.state_dict() for name, gate in self.gates.items()}
 
     def gate(self, site: str) -> LoraGate | OpenGate:
         """Return the gate of a site, by its name."""
@@ -238,11 +234,9 @@ class GatedFusion(Attachable, nn.Module):
         return [
             site
             for site in self._sites
-            if changed.intersection(site.parts) or (inside and self._in_block(site))
+            if changed.intersection(site.parts)
+            or (inside and (self.family is None or site.name not in site.parts))
         ]
-
-    def _in_block(self, site: Placed) -> bool:
-        return self.family is None or site.name not in site.parts
 
     def _make_gates(self, path: str | Path | None, options: dict[str, Any]) -> None:
         sites = {site.name: site for site in self._changed()}
@@ -260,9 +254,6 @@ class GatedFusion(Attachable, nn.Module):
             if name in state:
                 _load(gate, state[name], name)
             self.gates[name.replace(".", DOT)] = gate
-
-    def _gated(self) -> list[str]:
-        return [name.replace(DOT, ".") for name in self.gates]
 
     def _factors(self, site: Placed) -> list[LowRank]:
         """Return what each adapter does at a site, in order; rank 0 where it does nothing."""
@@ -289,11 +280,10 @@ class GatedFusion(Attachable, nn.Module):
             else:
                 self._layers[site.name] = self._attach_siblings(site)
         if alone:
-            names = [site.parts[0] for site in alone.values()]
             attached = attach_adapters(
                 self.model,
                 lambda linear: self._adapted(linear, alone[id(linear)]),
-                where=names,
+                where=[site.parts[0] for site in alone.values()],
                 transparent=True,
             )
             sites = {site.parts[0]: site.name for site in alone.values()}

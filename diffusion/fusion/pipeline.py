@@ -1,7 +1,5 @@
 """From a prompt to an image: find adapters, fuse them, generate (AutoLoRA, 2025)."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -13,13 +11,12 @@ import torch
 from torch import nn
 
 from core_gates.errors import GatesError, check_option
+from diffusion.fusion.baking import GateMap, GateRecorder, records_of
 from diffusion.fusion.gated_fusion import GatedFusion
-from diffusion.fusion.protocol import Fusion
-from diffusion.fusion.recording import GateMap, GateRecorder, records_of
-from diffusion.fusion.sites import family_of, linear_sizes, refuse_misfits, uncompiled
+from diffusion.fusion.protocol import Fusion, family_of, linear_sizes, refuse_misfits, uncompiled
 from diffusion.lora_file import LoraBundle, LoraFileError
 from diffusion.models.flow_matching import GUIDANCE
-from diffusion.models.text import TextEncoder
+from diffusion.models.text_encoders import TextEncoder
 
 Make = Callable[[nn.Module, Mapping[str, LoraBundle]], Fusion]
 
@@ -92,13 +89,12 @@ class Generated:
     def record(self) -> dict[str, Any]:
         """Return it without the images, for :func:`diffusion.data.pictures.save_picture`."""
         plain = {k: v for k, v in self.options.items() if isinstance(v, int | float | str)}
-        guidance = plain.get("true_cfg_scale", plain.get("guidance_scale"))
         return {
             "prompt": self.prompt,
             "negative_prompt": plain.pop("negative_prompt", ""),
             "seed": self.seed,
             "steps": plain.get("num_inference_steps"),
-            "guidance": guidance,
+            "guidance": plain.get("true_cfg_scale", plain.get("guidance_scale")),
             "mode": self.mode,
             "adapters": [
                 {"name": one.name, "strength": one.strength, "score": one.score}
@@ -184,7 +180,11 @@ class AutoLoraPipeline:
         fusion, name = self._fusion(found, mode)
         if fusion is not None and strengths:
             fusion.set_strengths(strengths)
-        options = self._options(options)
+        guided = (
+            {"true_cfg_scale": GUIDANCE} if self.text is not None and self.family == "flux" else {}
+        )
+        steps = inspect.signature(self.pipe.__call__).parameters["num_inference_steps"].default
+        options = {"num_inference_steps": int(steps), **guided, **self.defaults, **options}
         images, gates = self._run(prompt, fusion, seed, record_gates, options)
         used = tuple(
             Used(one, 1.0 if fusion is None else fusion.strengths[one], scores.get(one))
@@ -278,13 +278,6 @@ class AutoLoraPipeline:
             made = self.pipe(**words, **given, generator=generator, callback_on_step_end=after)
         return made.images, None if recorder is None else recorder.gates
 
-    def _options(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what the pipeline is called with, what follows from the seed and prompt aside."""
-        embedded = self.text is not None and self.family == "flux"
-        guided = {"true_cfg_scale": GUIDANCE} if embedded else {}
-        steps = {"num_inference_steps": _default_steps(self.pipe)}
-        return {**steps, **guided, **self.defaults, **given}
-
     def _words(self, prompt: str, options: dict[str, Any]) -> dict[str, Any]:
         """Return what the pipeline is told about the prompt."""
         if self.text is None:
@@ -313,7 +306,3 @@ def _after_step(
         return found
 
     return call
-
-
-def _default_steps(pipe: Any) -> int:
-    return int(inspect.signature(pipe.__call__).parameters["num_inference_steps"].default)

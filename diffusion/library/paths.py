@@ -8,9 +8,14 @@ import stat
 from pathlib import Path
 from typing import NamedTuple
 
-from diffusion.library.errors import LibraryError
-from diffusion.lora_file.config import CONFIG, UNTELLING, WEIGHTS
-from diffusion.lora_file.container import clean
+from core_gates.errors import GatesError
+from diffusion.lora_file.container import clean, label
+from diffusion.lora_file.scales import CONFIG, UNTELLING, WEIGHTS
+
+
+class LibraryError(GatesError):
+    """A library, its index or a search is not as expected."""
+
 
 SUFFIX = ".safetensors"
 
@@ -60,7 +65,7 @@ def place_of(path: str | Path) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise LibraryError(f"{clean(str(path), 200)} is in the home of no user") from error
+        raise LibraryError(f"{label(path)} is in the home of no user") from error
 
 
 def shown(location: bytes) -> str:
@@ -87,7 +92,7 @@ def walk(root: Path) -> tuple[list[Found], list[Refused]]:
                 entries = [entry for entry in listing if not entry.name.startswith(".")]
         except OSError as error:
             if not folder:
-                raise LibraryError(f"{_label(root)} cannot be read: {error.strerror}") from error
+                raise LibraryError(f"{label(root)} cannot be read: {error.strerror}") from error
             refused.append(Refused(_shown(folder), f"it cannot be read: {error.strerror}"))
             continue
         names = {entry.name for entry in entries}
@@ -126,19 +131,18 @@ def location_of(root: Path, path: Path) -> bytes:
         LibraryError: It is missing, lies outside of the library, or has another suffix.
     """
     top = real_root(root)
-    label = clean(str(path), 200)
     try:
         place = top / path if not path.is_absolute() and (top / path).exists() else path
         place = place.parent.resolve(strict=True) / place.name
         location = os.fsencode(place.relative_to(top))
     except OSError as error:
-        raise LibraryError(f"{label} cannot be read: {error.strerror}") from error
+        raise LibraryError(f"{label(path)} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise LibraryError(
-            f"{label} lies outside of the library {_label(root)}: move it there"
+            f"{label(path)} lies outside of the library {label(root)}: move it there"
         ) from error
     if path.suffix.lower() != SUFFIX:
-        raise LibraryError(f"{label} must end with {SUFFIX}")
+        raise LibraryError(f"{label(path)} must end with {SUFFIX}")
     return location
 
 
@@ -152,9 +156,9 @@ def real_root(root: Path) -> Path:
         if root.is_dir():
             return root.resolve(strict=True)
     except (OSError, ValueError) as error:
-        raise LibraryError(f"{_label(root)} cannot be read: {error}") from error
+        raise LibraryError(f"{label(root)} cannot be read: {error}") from error
     what = "a file" if root.exists() else "missing"
-    raise LibraryError(f"the library {_label(root)} is {what}: name a folder of adapters")
+    raise LibraryError(f"the library {label(root)} is {what}: name a folder of adapters")
 
 
 def gone(root: Path, location: bytes) -> bool:
@@ -232,7 +236,3 @@ def _target(top: Path, name: str) -> Path | None:
 
 def _shown(name: str) -> str:
     return shown(os.fsencode(name))
-
-
-def _label(root: Path) -> str:
-    return clean(str(root), 200)

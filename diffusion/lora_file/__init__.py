@@ -1,20 +1,19 @@
 """Files of low-rank adapters: read in every dialect, checked, converted, shrunk, written."""
 
-from diffusion.lora_file.bundle import LoraBundle
-from diffusion.lora_file.container import Limits, SafetensorsFile
-from diffusion.lora_file.errors import (
+from diffusion.lora_file.bundle import FusedView, LoraBundle, shrink, shrink_bundle
+from diffusion.lora_file.container import (
     ContainerError,
     FamilyError,
     FormatError,
+    Limits,
     LoraFileError,
+    SafetensorsFile,
 )
-from diffusion.lora_file.factors.change import Factors
+from diffusion.lora_file.factors import Factors
 from diffusion.lora_file.family import FluxShape, SD3Shape
 from diffusion.lora_file.loaders import Verdict, verdicts
+from diffusion.lora_file.mapping_report import Dialect, Fate, MappingError, MappingReport
 from diffusion.lora_file.reading import load_lora, recognize_file
-from diffusion.lora_file.report import Dialect, Fate, MappingError, MappingReport
-from diffusion.lora_file.shrink import shrink, shrink_bundle
-from diffusion.lora_file.views import FusedView
 from diffusion.lora_file.writing import save_lora
 
 __all__ = [

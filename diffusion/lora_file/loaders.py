@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Literal, NamedTuple
 
-from diffusion.lora_file.report import Dialect, Fate, MappingReport
+from diffusion.lora_file.mapping_report import Dialect, Fate, MappingReport
 
 DIFFUSERS = "diffusers 0.42.1"
 Effect = Literal["whole", "part", "nothing", "error"]

@@ -4,23 +4,59 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from diffusion.lora_file.bundle import LoraBundle
-from diffusion.lora_file.config import config_settings, locate, name_of
-from diffusion.lora_file.container import LIMITS, Limits, SafetensorsFile
-from diffusion.lora_file.container.text import listed
-from diffusion.lora_file.entries import Entry, component_of, gather
-from diffusion.lora_file.errors import FamilyError, LoraFileError
-from diffusion.lora_file.family import FAMILIES, recognize
-from diffusion.lora_file.findings import find
-from diffusion.lora_file.keys import Key, fitting_families, take_apart
-from diffusion.lora_file.lazy import LazyFactors, Recipe
-from diffusion.lora_file.names.prefixes import TRANSFORMER
-from diffusion.lora_file.recipes import Context, recipes_of
-from diffusion.lora_file.report import Dialect, Fate, MappingError, MappingReport
-from diffusion.lora_file.scales import header_settings
+from diffusion.lora_file.bundle import LazyFactors, LoraBundle, Recipe, values_of
+from diffusion.lora_file.container import (
+    LIMITS,
+    FamilyError,
+    Limits,
+    LoraFileError,
+    SafetensorsFile,
+    listed,
+)
+from diffusion.lora_file.family import FAMILIES
+from diffusion.lora_file.mapping_report import Dialect, Fate, MappingError, MappingReport
+from diffusion.lora_file.names import TRANSFORMER
+from diffusion.lora_file.recipes import Context, Entry, component_of, gather, recipes_of
+from diffusion.lora_file.recognition import Key, fitting_families, recognize, take_apart
+from diffusion.lora_file.scales import config_settings, header_settings, locate, name_of
+
+
+class Findings(NamedTuple):
+    """What the values of an adapter show.
+
+    Attributes:
+        nonfinite: Layers with NaN or infinity.
+        zero: Layers whose change is zero.
+        total: Number of layers.
+    """
+
+    nonfinite: tuple[str, ...]
+    zero: tuple[str, ...]
+    total: int
+
+    @property
+    def all_zero(self) -> bool:
+        """Whether the adapter changes nothing."""
+        return self.total > 0 and len(self.zero) == self.total
+
+
+def find(bundle: LoraBundle) -> Findings:
+    """Read all values once; layers of text encoders are named with their component."""
+    nonfinite, zero, total = [], [], 0
+    for component, modules in {"": bundle.modules, **bundle.text_encoders}.items():
+        for name in modules:
+            values, label = values_of(modules, name), f"{component}.{name}" if component else name
+            total += 1
+            if not values.finite:
+                nonfinite.append(label)
+            elif values.zero:
+                zero.append(label)
+    return Findings(tuple(nonfinite), tuple(zero), total)
+
 
 Base = str | Mapping[str, tuple[int, int]]
 """Name of a family, or diffusers name of every linear layer to its inputs and outputs."""
@@ -102,8 +138,7 @@ def _family_of(base: Mapping[str, tuple[int, int]]) -> str | None:
     """Return the family of a base by its layers; None if it holds none that decides."""
     if any(name == "x_embedder" or name.startswith("single_transformer_blocks.") for name in base):
         return "flux"
-    decides = any(name == "context_embedder" or ".attn2." in name for name in base)
-    return "sd3" if decides else None
+    return "sd3" if any(name == "context_embedder" or ".attn2." in name for name in base) else None
 
 
 def _read(keys: list[Key], evidence: str, context: Context) -> LoraBundle:

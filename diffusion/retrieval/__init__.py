@@ -1,28 +1,24 @@
 """Finding adapters by their weights: an encoder into the space of captions (arXiv 2508.02107).
 
-What trains it, ``diffusion.retrieval.module`` and ``diffusion.retrieval.data``, needs Lightning and
-is imported from there.
+What trains it, :mod:`diffusion.retrieval.retriever` and :mod:`diffusion.retrieval.retriever_data`,
+needs Lightning and is imported from there.
 """
 
-from diffusion.retrieval.augmentation import Augmentation
-from diffusion.retrieval.batch import AdapterBatch, collate
-from diffusion.retrieval.captions import Example, TextEncoder
-from diffusion.retrieval.checkpoint import load_encoder, load_published, save_encoder
-from diffusion.retrieval.config import EncoderConfig
-from diffusion.retrieval.encoder import LoraWeightEncoder
-from diffusion.retrieval.losses import ContrastiveLoss, PublishedLoss
-from diffusion.retrieval.modules import modules_of, types_used
-from diffusion.retrieval.trained import TrainedEncoder
+from diffusion.data.published_table import Example
+from diffusion.retrieval.encoder import AdapterBatch, LoraWeightEncoder, collate
+from diffusion.retrieval.encoder_config import EncoderConfig, modules_of, types_used
+from diffusion.retrieval.encoder_folder import (
+    TrainedEncoder,
+    load_encoder,
+    load_published,
+    save_encoder,
+)
 
 __all__ = [
     "AdapterBatch",
-    "Augmentation",
-    "ContrastiveLoss",
     "EncoderConfig",
     "Example",
     "LoraWeightEncoder",
-    "PublishedLoss",
-    "TextEncoder",
     "TrainedEncoder",
     "collate",
     "load_encoder",

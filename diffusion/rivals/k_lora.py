@@ -1,7 +1,5 @@
 """One adapter per layer, chosen by the largest entries of its change and the progress of a run."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from functools import partial
@@ -13,8 +11,7 @@ from torch import nn
 from core_gates.adapters import GatedLoraLinear
 from core_gates.errors import GatesError
 from core_gates.numerics import accumulation_dtype
-from diffusion.fusion.naming import Adapters, by_name
-from diffusion.fusion.stacking import modules_of, plain_factors
+from diffusion.fusion.protocol import Adapters, by_name, modules_of, plain_factors
 from diffusion.lora_file import Factors, LoraBundle
 from diffusion.rivals.weighing import Weighing
 
@@ -135,8 +132,7 @@ class KLora(Weighing):
         super()._attach()
         self._handles.append(self.model.register_forward_pre_hook(self._begin))
         for site, layer in self.layers.items():
-            hook = partial(self._choose, site)
-            self._handles.append(layer.register_forward_pre_hook(hook))
+            self._handles.append(layer.register_forward_pre_hook(partial(self._choose, site)))
 
     def _begin(self, _model: nn.Module, _args: tuple[Any, ...]) -> None:
         self._calls = 0
@@ -166,7 +162,6 @@ def _sums(factors: Factors, wanted: int) -> Entries:
         rows = factors.rows(start, min(start + ROWS, factors.out_features))
         entries = rows.delta_weight().abs().flatten()
         total += float(entries.double().sum())
-        best = entries.topk(min(wanted, len(entries))).values.double().cpu()
-        top = torch.cat([top, best])
+        top = torch.cat([top, entries.topk(min(wanted, len(entries))).values.double().cpu()])
         top = top.topk(min(wanted, len(top))).values
     return Entries(float(top.sum()), total, factors.out_features * factors.in_features)

@@ -1,7 +1,5 @@
 """Strengths of adapters in every layer, learned as gates are: what gates are without looking."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import cast
 
@@ -11,13 +9,12 @@ from torch import Tensor, nn
 from core_gates.adapters import GatedLoraLinear, LowRank, OpenGate
 from core_gates.errors import GatesError
 from diffusion.fusion.gate_file import DOT
-from diffusion.fusion.naming import Adapters, by_name
-from diffusion.fusion.stacking import modules_of, plain_factors, stacked
+from diffusion.fusion.protocol import Adapters, by_name, modules_of, plain_factors, stacked
 from diffusion.lora_file import LoraBundle
-from diffusion.lora_file.container.text import listed
+from diffusion.lora_file.container import listed
 from diffusion.lora_file.family import Placed
-from diffusion.rivals.scalings import owners
 from diffusion.rivals.weighing import Weighing
+from diffusion.rivals.x_lora import owners, refuse_magnitudes
 
 
 class KindWeightedLora(GatedLoraLinear):
@@ -75,7 +72,7 @@ class LayerStrengths(Weighing):
     """
 
     def __init__(self, model: nn.Module, adapters: Mapping[str, LoraBundle]) -> None:
-        _refuse_magnitudes(adapters)
+        refuse_magnitudes(adapters)
         super().__init__(model, adapters)
         self.factors = nn.ParameterDict(
             {site.name.replace(".", DOT): nn.Parameter(torch.ones(2, 2)) for site in self.sites}
@@ -88,7 +85,7 @@ class LayerStrengths(Weighing):
             GatesError: One does not fit the model, is a DoRA or changes other layers.
         """
         adapters = by_name(adapters)
-        _refuse_magnitudes(adapters)
+        refuse_magnitudes(adapters)
         known = {name.replace(DOT, ".") for name in self.factors}
         if unknown := sorted(set(modules_of(adapters)) - known):
             raise GatesError(f"nothing is learned for {listed(unknown)}: train for these, too")
@@ -109,9 +106,3 @@ class LayerStrengths(Weighing):
     def _adapted(self, linear: nn.Linear, site: Placed) -> GatedLoraLinear:
         factors = self.factors[site.name.replace(".", DOT)]
         return KindWeightedLora(linear, self._factors(site), factors)
-
-
-def _refuse_magnitudes(adapters: Mapping[str, LoraBundle]) -> None:
-    """Refuse DoRA adapters, which do more than their factors."""
-    for module in modules_of(adapters):
-        plain_factors(adapters, module)

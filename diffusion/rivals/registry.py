@@ -1,7 +1,5 @@
 """All rivals by name, with what is tuned of them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,17 +9,10 @@ from torch import nn
 from core_gates.errors import GatesError, check_option
 from diffusion.fusion.protocol import Fusion
 from diffusion.lora_file import LoraBundle
-from diffusion.rivals.baked import Baked
-from diffusion.rivals.composite import Composite
 from diffusion.rivals.k_lora import KLora
 from diffusion.rivals.layer_strengths import LayerStrengths
-from diffusion.rivals.lora_hub import LoraHub
-from diffusion.rivals.mean import Mean
-from diffusion.rivals.merged import Merged
-from diffusion.rivals.merging import METHODS, merge
-from diffusion.rivals.sum import Sum
-from diffusion.rivals.switch import Switch
-from diffusion.rivals.weighted import Weighted
+from diffusion.rivals.merged import METHODS, Baked, Merged, merge
+from diffusion.rivals.weighing import Composite, LoraHub, Mean, Sum, Switch, Weighted
 from diffusion.rivals.x_lora import XLora
 from diffusion.rivals.zip_lora import ZipLora
 

@@ -1,9 +1,8 @@
-"""Adapters weighed for each token by what a first pass of the model ends with."""
-
-from __future__ import annotations
+"""Adapters weighed for each token by what a first pass of the model ends with (X-LoRA)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -11,13 +10,107 @@ from torch import Tensor, nn
 
 from core_gates.adapters import GatedLoraLinear, LowRank, OpenGate
 from core_gates.errors import GatesError
-from diffusion.fusion.naming import Adapters, by_name
-from diffusion.fusion.stacking import modules_of, plain_factors
+from diffusion.fusion.protocol import Adapters, by_name, modules_of, plain_factors
 from diffusion.lora_file import LoraBundle
-from diffusion.lora_file.container.text import listed
+from diffusion.lora_file.container import listed
 from diffusion.lora_file.family import Placed
-from diffusion.rivals.scalings import Scalings, owners
 from diffusion.rivals.weighing import Weighing
+
+
+class Scalings(nn.Module):
+    """Read scalings of adapters off the hidden state of every token (Buehler and Buehler, 2024).
+
+    Parameters have the names that PEFT gives them.
+
+    Args:
+        features: Features d of the hidden state.
+        adapters: Number of adapters K.
+        layers: Number of layers L.
+        layerwise: Give each layer its own scalings; else all have the same.
+        depth: Number of linear layers of the classifier.
+        width: Features between them.
+        dropout: Probability between them while training.
+        temperature: Divides logits; lower is sharper.
+        top_k: Keep the largest scalings of a token, none of the others; all if None.
+        normalize: Where softmax is taken: over ``all`` adapters, over the ``kept`` ones, ``never``.
+        device: Device of the parameters.
+        dtype: Floating dtype of the parameters.
+
+    Shape:
+        Hidden states (B, S, d) to scalings (B, S, L, K).
+
+    Raises:
+        GatesError: An option is out of range.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        adapters: int,
+        layers: int,
+        *,
+        layerwise: bool = False,
+        depth: int = 1,
+        width: int = 2048,
+        dropout: float = 0.0,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        normalize: str = "all",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if depth < 1 or not temperature > 0:
+            raise GatesError(f"depth {depth} must be at least 1, temperature {temperature} above 0")
+        if top_k is not None and not 1 <= top_k <= adapters:
+            raise GatesError(f"top_k is {top_k}, expected 1 to {adapters}, the number of adapters")
+        if normalize not in ("all", "kept", "never"):
+            raise GatesError(f"normalize is {normalize!r}; choose one of all, kept, never")
+        self.adapters, self.num_layers, self.layerwise = adapters, layers, layerwise
+        self.temperature, self.top_k, self.normalize = temperature, top_k, normalize
+        sizes = [features, *[width] * (depth - 1)]
+        inner: list[nn.Module] = []
+        for inputs, outputs in pairwise(sizes):
+            inner += [nn.Linear(inputs, outputs, device=device, dtype=dtype), nn.ReLU()]
+            inner += [nn.Dropout(dropout)] if dropout > 0 else []
+        outputs = adapters * (layers if layerwise else 1)
+        last = nn.Linear(sizes[-1], outputs, device=device, dtype=dtype)
+        self.layers = nn.Sequential(*inner, last)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return the scalings (B, S, L, K) of all layers."""
+        logits = self.layers(hidden)
+        layers = self.num_layers if self.layerwise else 1
+        scalings = logits.unflatten(-1, (layers, self.adapters))
+        if self.normalize == "all":
+            scalings = (scalings / self.temperature).softmax(-1)
+        return self._kept(scalings).expand(*hidden.shape[:-1], self.num_layers, self.adapters)
+
+    def _kept(self, scalings: Tensor) -> Tensor:
+        """Return scalings with those outside of the largest set to zero."""
+        if self.top_k is None and self.normalize != "kept":
+            return scalings
+        best = scalings.topk(self.top_k or self.adapters, -1).indices
+        mask = torch.zeros_like(scalings, dtype=torch.bool).scatter(-1, best, True)
+        if self.normalize == "kept":
+            return scalings.masked_fill(~mask, -torch.inf).softmax(-1)
+        return scalings * mask
+
+
+def owners(ranks: Sequence[int]) -> Tensor:
+    """Return the number of the adapter that each component (R,) belongs to."""
+    return torch.repeat_interleave(torch.arange(len(ranks)), torch.tensor(ranks))
+
+
+def refuse_magnitudes(adapters: Mapping[str, LoraBundle]) -> None:
+    """Refuse DoRA adapters, which do more than their factors.
+
+    Raises:
+        GatesError: There is one, or sizes of a layer differ.
+    """
+    for module in modules_of(adapters):
+        plain_factors(adapters, module)
+
 
 TEXT = (
     "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out", "ff_context.",
@@ -44,8 +137,7 @@ class TokenWeightedLora(GatedLoraLinear):
         adapters: Sequence[LowRank],
         scalings: Callable[[Tensor], Tensor | None],
     ) -> None:
-        out_features = cast(int, base.out_features)
-        super().__init__(base, adapters, gate=OpenGate(out_features))
+        super().__init__(base, adapters, gate=OpenGate(cast(int, base.out_features)))
         self.scalings = scalings
 
     def set_adapters(self, adapters: Sequence[LowRank]) -> None:
@@ -90,7 +182,7 @@ class XLora(Weighing):
         state: Name of the module whose input is the last hidden state.
         features: Features of that; by default the attribute ``inner_dim`` of the model.
         weight: Factor w of what all adapters add.
-        options: Options of :class:`diffusion.rivals.scalings.Scalings`.
+        options: Options of :class:`diffusion.rivals.x_lora.Scalings`.
 
     Raises:
         GatesError: An adapter does not fit the model or is a DoRA, or an option is out of range.
@@ -106,7 +198,7 @@ class XLora(Weighing):
         weight: float = 1.0,
         **options: Any,
     ) -> None:
-        _refuse_magnitudes(adapters)
+        refuse_magnitudes(adapters)
         super().__init__(model, adapters)
         if state not in dict(model.named_modules()):
             raise GatesError(
@@ -139,7 +231,7 @@ class XLora(Weighing):
                 f"the classifier is for {self.classifier.adapters} adapters, found {len(adapters)}:"
                 " train another"
             )
-        _refuse_magnitudes(adapters)
+        refuse_magnitudes(adapters)
         unknown = sorted(set(modules_of(adapters)) - self._numbers.keys())
         if self.classifier.layerwise and unknown:
             raise GatesError(f"the classifier has no scalings for {listed(unknown)}: train another")
@@ -170,8 +262,7 @@ class XLora(Weighing):
             handle.remove()
         hidden = found[-1]
         hidden = hidden.unsqueeze(1) if hidden.ndim == 2 else hidden
-        dtype = next(self.classifier.parameters()).dtype
-        self.scalings = self.classifier(hidden.to(dtype))
+        self.scalings = self.classifier(hidden.to(next(self.classifier.parameters()).dtype))
 
     def _of_tokens(self, site: str, x: Tensor) -> Tensor | None:
         """Return what the tokens of the input of a layer take of each adapter (B, N or 1, K)."""
@@ -185,9 +276,3 @@ class XLora(Weighing):
         if tokens < images or any(part in site for part in TEXT):
             return mean
         return torch.cat([mean.expand(-1, tokens - images, -1), own], 1)
-
-
-def _refuse_magnitudes(adapters: Mapping[str, LoraBundle]) -> None:
-    """Refuse DoRA adapters, which do more than their factors."""
-    for module in modules_of(adapters):
-        plain_factors(adapters, module)

@@ -7,12 +7,11 @@ from torch.distributed import is_initialized
 
 from core_gates.adapters import Room
 from diffusion.fusion import GatedFusion
-from diffusion.fusion.data import FusionTask, PairDataModule
-from diffusion.fusion.module import FusionModule
-from diffusion.fusion.parallel import strategy_of
+from diffusion.fusion.fusion_module import FusionModule, strategy_of
+from diffusion.fusion.fusion_tasks import FusionTask, PairDataModule
 from diffusion.lora_file import Factors, LoraBundle
-from diffusion.models.text import TextStates
-from diffusion.models.tiny_flux import transformer_of
+from diffusion.models.embedded_base import transformer_of
+from diffusion.models.text_encoders import TextStates
 from harness.runs.quiet import quiet_lightning
 
 STEPS = 4

@@ -1,28 +1,113 @@
-"""Images, retention and cost of ways to use several adapters: what losses do not show."""
+"""How combinations are scored, and their images, retention and cost: what losses do not show."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from apps.diffusion.studies.scoring import crossed, score
-from apps.diffusion.studies.study import Comparison, Method
-from apps.diffusion.works.fused_images import fused_images
-from apps.diffusion.works.judge import STYLE_NAMES, SUBJECT_NAMES, judge_of
-from apps.diffusion.works.losses import fusion_of
-from apps.diffusion.works.retained import retained
-from apps.diffusion.works.tasks import Bench, combinations
-from diffusion.evaluation.nearest import pixel_errors
+from apps.diffusion.studies.base_study import Comparison, Method
+from apps.diffusion.works.combined_losses import FITTING, fusion_of, seen_losses
+from apps.diffusion.works.made_images import (
+    STYLE_NAMES,
+    SUBJECT_NAMES,
+    fused_images,
+    judge_of,
+    retained,
+)
+from apps.diffusion.works.trained_gates import Bench, combinations
+from diffusion.data.concepts import Combination
+from diffusion.evaluation.judge import pixel_errors
 from diffusion.lora_file import load_lora
 from diffusion.models.flow_matching import velocity
-from diffusion.models.text import TextStates
-from harness.evidence import Row, compare, moments
-from harness.experiment import Arrays
+from diffusion.models.text_encoders import TextStates
+from harness.evidence import Resamples, Row, compare, moments
+from harness.experiment import Arrays, Piece, Run, SettingsDiffer, Store, Work
+from harness.experiment.record import read_record
+from harness.files import remove
 from harness.runs.cost import interleaved_seconds, peak_bytes
+
+
+def crossed(combinations: Sequence[Combination]) -> Resamples:
+    """Return resamples of combinations, by their subjects and by their first styles.
+
+    Combinations of one subject have its adapter and its drawings in common, those of one style its
+    adapter: both are drawn.
+
+    Args:
+        combinations: Of each sample.
+    """
+    return Resamples.crossed(
+        [one.subject for one in combinations], [one.styles[0] for one in combinations]
+    )
+
+
+def score(
+    run: Run,
+    store: Store[Any],
+    pieces: Sequence[Piece],
+    work: Work[Any],
+    *,
+    trained: Mapping[str, Path],
+    ticks: int,
+) -> None:
+    """Compute what is missing, after what was made with other weights was refused or removed.
+
+    Works note the fingerprint of what was trained; a result without a note is taken as it is.
+
+    Args:
+        run: In whose folder results are.
+        store: Of the results.
+        pieces: All that are wanted.
+        work: Makes one.
+        trained: Name of a piece -> folder of what was trained for it.
+        ticks: Of a piece.
+
+    Raises:
+        SettingsDiffer: A result was made with other weights, and may not be replaced.
+    """
+    for piece in pieces:
+        path = store.find(piece)
+        if path is None or piece.name not in trained:
+            continue
+        record, now = read_record(path), read_record(trained[piece.name])
+        known = None if record is None else record.facts.get("trained")
+        if known is None or now is None or known == now.fingerprint:
+            continue
+        if not run.overwrite:
+            raise SettingsDiffer(
+                f"{path} was made with {trained[piece.name].name} of other settings ({known}, now "
+                f"{now.fingerprint}): give --name NEW for another run, or --overwrite to replace it"
+            )
+        remove(path)
+    run.obtain(store, pieces, work, ticks=ticks, scoring=True)
+
+
+PAIRS = "test2"
+"""Of which combinations they are shown."""
+
+SEEING = {"lorahub (sees the pair)": "lora_hub", "ziplora (sees the pair)": "zip_lora"}
+"""Method -> rival."""
+
+
+def losses_of_seeing(compared: Comparison) -> dict[str, list[np.ndarray]]:
+    """Return method -> mean losses (P,) of the unseen pairs, after what is missing was fitted.
+
+    A quick run fits nothing.
+    """
+    store = compared.run.store("losses", Arrays())
+    pieces = [
+        compared.piece(Method(name, rival, FITTING[rival]), PAIRS, None)
+        for name, rival in SEEING.items()
+    ]
+    work = partial(seen_losses, **compared.places)
+    made = compared.run.obtain(store, pieces, work, ticks=len(combinations(PAIRS)))
+    return {
+        piece.method: [np.nanmean(store.load(piece)["losses"].numpy(), axis=1)] for piece in made
+    }
+
 
 DRAWN = 2
 """Images of a combination."""

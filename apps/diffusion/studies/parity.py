@@ -1,8 +1,6 @@
 """Does this installation compute what published code and PEFT computed: golden vectors."""
 
-from __future__ import annotations
-
-from apps.diffusion.studies.study import Asked
+from apps.diffusion.studies.base_study import Asked
 from apps.diffusion.world import World
 from core_gates.errors import GatesError
 from diffusion.evaluation.parity import ADVICE, COMPARISONS, TOLERANCE

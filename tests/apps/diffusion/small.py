@@ -3,17 +3,15 @@
 import torch
 from safetensors.torch import load_file
 
-from apps.diffusion.studies.retrieval import ENCODER, UNSEEN
-from apps.diffusion.works.encoder import EncoderForm, shape_of
-from apps.diffusion.works.gates import GatesForm
+from apps.diffusion.studies.retrieval_study import ENCODER, UNSEEN
+from apps.diffusion.works.trained_encoders import EncoderForm, shape_of
+from apps.diffusion.works.trained_gates import GatesForm
 from apps.diffusion.world import World
 from diffusion.data.concepts import concepts
 from diffusion.fusion import GatedFusion
 from diffusion.lora_file import Factors, LoraBundle, load_lora, save_lora
-from diffusion.models.autoencoder import PatchAutoencoder
-from diffusion.models.base import EmbeddedBase
-from diffusion.models.text import text_encoder
-from diffusion.models.tiny_flux import transformer_of
+from diffusion.models.embedded_base import EmbeddedBase, PatchAutoencoder, transformer_of
+from diffusion.models.text_encoders import text_encoder
 from diffusion.retrieval import EncoderConfig, TrainedEncoder
 from diffusion.retrieval.encoder import LoraWeightEncoder
 

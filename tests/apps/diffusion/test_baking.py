@@ -6,10 +6,8 @@ import torch
 from diffusion.fusion import GatedFusion
 from diffusion.fusion.baking import MeanGates, bake
 from diffusion.lora_file import Factors, LoraBundle, load_lora, save_lora
-from diffusion.models.autoencoder import PatchAutoencoder
-from diffusion.models.base import EmbeddedBase
-from diffusion.models.text import text_encoder
-from diffusion.models.tiny_flux import transformer_of
+from diffusion.models.embedded_base import EmbeddedBase, PatchAutoencoder, transformer_of
+from diffusion.models.text_encoders import text_encoder
 
 LAYERS = {
     "transformer_blocks.0.attn.to_q": (32, 32),

@@ -5,10 +5,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from apps.diffusion.demo.actions import SIDE, Actions
-from apps.diffusion.demo.cards import found_card, header, message_card
-from apps.diffusion.generation.sources import Sources
-from apps.diffusion.generation.studio import studio
+from apps.diffusion.demo import SIDE, Actions, found_card, header, message_card
+from apps.diffusion.studio import Sources, studio
 
 EVIL = "<img src=x onerror=alert(1)><script>alert(1)</script>"
 KNOWN = {"div", "table", "thead", "tbody", "tr", "th", "td", "ul", "li", "span", "h1", "p"}

@@ -8,17 +8,16 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from apps.diffusion.generation.pictures import name_of, record_of
-from apps.diffusion.generation.sampling import Sampling
-from apps.diffusion.generation.studio import Studio
+from apps.diffusion.sampling import Sampling, name_of, record_of
+from apps.diffusion.studio import Studio
 from core_gates.errors import GatesError
 from diffusion.data.pictures import parameters_of
 from diffusion.fusion.pipeline import Generated
 from diffusion.lora_file import FluxShape
-from diffusion.models.text import text_encoder
-from diffusion.retrieval.checkpoint import save_encoder
-from diffusion.retrieval.config import EncoderConfig
+from diffusion.models.text_encoders import text_encoder
 from diffusion.retrieval.encoder import LoraWeightEncoder
+from diffusion.retrieval.encoder_config import EncoderConfig
+from diffusion.retrieval.encoder_folder import save_encoder
 
 HERE = ("--base", "base", "--library", "loras", "--steps", "2")
 GATED = (*HERE, "--gates", "gates.safetensors")
@@ -255,14 +254,14 @@ def test_gates_that_lack_their_common_adapter_say_so(made, small_world):
 
 
 def test_an_output_that_may_not_be_written(small_world, faulty_inputs, monkeypatch):
-    monkeypatch.setattr("apps.diffusion.generation.pictures.os.access", lambda *_: False)
+    monkeypatch.setattr("apps.diffusion.sampling.os.access", lambda *_: False)
     words = "out cannot be written: choose another --output"
     faulty_inputs({"a folder": (call("--output", "out"), words)}, folder=small_world)
 
 
 def test_what_ships_is_named_where_it_is_missing(small_world, faulty_inputs, monkeypatch):
-    from apps.diffusion.generation import studio
-    from apps.diffusion.generation.shipped import Shipped
+    from apps.diffusion import studio
+    from apps.diffusion.studio import Shipped
 
     monkeypatch.setattr(studio, "shipped", lambda world: Shipped(None, {}, None, None))
     monkeypatch.setattr("apps.diffusion.world.World", lambda root: None)

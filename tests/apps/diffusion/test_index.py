@@ -14,10 +14,10 @@ import apps.diffusion.search
 from core_gates.errors import GatesError
 from diffusion.library import LoraLibrary
 from diffusion.lora_file import FluxShape
-from diffusion.models.text import text_encoder
-from diffusion.retrieval.checkpoint import save_encoder
-from diffusion.retrieval.config import EncoderConfig
+from diffusion.models.text_encoders import text_encoder
 from diffusion.retrieval.encoder import LoraWeightEncoder
+from diffusion.retrieval.encoder_config import EncoderConfig
+from diffusion.retrieval.encoder_folder import save_encoder
 from harness.command.verbs import FunctionVerb, run_verb
 
 VERBS = {

@@ -72,7 +72,7 @@ def test_svd_keeps_the_largest_rank_by_default(merge, samples):
 
 
 def test_sparse_methods_are_those_of_the_rivals(merge, samples):
-    from diffusion.rivals.merging import merge as reference
+    from diffusion.rivals.merged import merge as reference
 
     files = ("xlabs", "kohya_flux_full")
     adapters = {name: load_lora(samples / f"{name}.safetensors") for name in files}

@@ -11,8 +11,8 @@ import torch
 from diffusers import FluxPipeline
 from safetensors.torch import save_file
 
-from diffusion.models.base import EmbeddedBase
-from diffusion.models.text import text_encoder
+from diffusion.models.embedded_base import EmbeddedBase
+from diffusion.models.text_encoders import text_encoder
 
 PAGE = Path(__file__).parents[3] / "docs" / "diffusion.md"
 ROWS = re.findall(r"^\| (.+?) \| `(.+?)` \| (\w+)(?:: (.+?))? \|$", PAGE.read_text(), re.MULTILINE)

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from apps.diffusion.pages.fusion import losses_of
-from apps.diffusion.report import write_report
-from apps.diffusion.studies.base import image_pieces
-from apps.diffusion.studies.fusion import MOST
-from apps.diffusion.works.tasks import combinations
+from apps.diffusion.report import losses_of, write_report
+from apps.diffusion.studies.base_study import image_pieces
+from apps.diffusion.works.combined_losses import MOST
+from apps.diffusion.works.trained_gates import combinations
 from core_gates.errors import GatesError
 from harness.evidence import Bar, Row
 from harness.experiment import Arrays, Run
@@ -97,7 +96,7 @@ def keep_losses(run, group="test2"):
 
 
 def test_differences_by_pair_and_gates(run_of, root, write, monkeypatch):
-    monkeypatch.setattr("apps.diffusion.generation.pairs.STEPS", 2)
+    monkeypatch.setattr("apps.diffusion.sampling.STEPS", 2)
     run = run_of("fusion")
     kept = keep_losses(run)
     choice = Choice({"weight": 1.0, "density": 0.5}, [{"score": 0.1}], [])

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from apps.diffusion.generation.shipped import GATES, collected, shipped
+from apps.diffusion.studio import GATES, collected, shipped
 from core_gates.errors import GatesError
 from diffusion.data.concepts import concepts
 

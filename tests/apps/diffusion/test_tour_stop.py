@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from apps.diffusion import tour as module
-from apps.diffusion.generation.pairs import TRUE, PairImages
-from apps.diffusion.generation.shipped import Shipped
+from apps.diffusion.sampling import TRUE, PairImages
+from apps.diffusion.studio import Shipped
 from apps.diffusion.tour import Found, rows_of, tour
 from apps.main import App, main
-from diffusion.data.pairs import held_out_pairs
+from diffusion.data.concepts import held_out_pairs
 from harness.report.page import Page
 from harness.report.stop import StopSkippedError
 
@@ -18,7 +18,7 @@ from harness.report.stop import StopSkippedError
 @pytest.fixture
 def few(monkeypatch):
     monkeypatch.setattr(module, "SHOWN", 2)
-    monkeypatch.setattr("apps.diffusion.generation.pairs.STEPS", 1)
+    monkeypatch.setattr("apps.diffusion.sampling.STEPS", 1)
 
 
 def test_the_stop_shows_prompts_adapters_and_images(zoo_root, write, few, tmp_path):

@@ -6,15 +6,18 @@ import pytest
 
 from diffusion.data.concepts import (
     SUBJECTS,
+    Combination,
     base_rows,
     caption_of,
     concepts,
+    held_out_pairs,
     rows_of,
     style,
     subject,
+    training_pairs,
+    with_second_style,
 )
 from diffusion.data.drawings import Drawings
-from diffusion.data.pairs import Combination, held_out_pairs, training_pairs, with_second_style
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion.data.contact_sheet import GAP, contact_sheet, enlarged
+from diffusion.data.pictures import GAP, contact_sheet, enlarged
 
 
 def test_small_images_are_enlarged_by_a_whole_factor():

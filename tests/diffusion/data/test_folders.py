@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from core_gates.errors import GatesError
-from diffusion.data.folders import captioned_images, read_image
+from diffusion.data.pictures import captioned_images, read_image
 
 
 def image(path, color="red", size=(48, 32)):

@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from diffusion.data.drawings import Drawings
-from diffusion.data.styles import STYLES, drawn, ink, over
+from diffusion.data.drawings import STYLES, Drawings, drawn, ink, over
 
 
 @pytest.fixture(scope="module")

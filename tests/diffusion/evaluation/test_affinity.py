@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffusion.evaluation.affinity import delta_cosine, sketches
+from diffusion.evaluation.retrieval_scores import delta_cosine, sketches
 from diffusion.lora_file import Factors, FluxShape, LoraBundle
 from diffusion.retrieval import collate, modules_of
 

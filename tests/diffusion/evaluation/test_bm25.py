@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from diffusion.evaluation.bm25 import BM25, words
+from diffusion.evaluation.retrieval_scores import BM25, words
 
 TEXTS = ["red cat", "cat cat dog", "", "a long text about one red house and no animal"]
 

@@ -1,6 +1,6 @@
 import torch
 
-from diffusion.evaluation.classifier import Judge, Judged, JudgedDataModule
+from diffusion.evaluation.judge import Judge, Judged, JudgedDataModule
 from harness.runs.quiet import quiet_lightning
 from harness.runs.trainer import ExactTrainer
 

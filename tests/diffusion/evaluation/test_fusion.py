@@ -6,13 +6,13 @@ from torch import nn
 from torch.testing import assert_close
 
 from core_gates.errors import GatesError
-from diffusion.evaluation import fusion as measured
-from diffusion.evaluation.fusion import fixed_losses
+from diffusion.evaluation import fusion_losses as measured
+from diffusion.evaluation.fusion_losses import fixed_losses
 from diffusion.fusion import GatedFusion
 from diffusion.lora_file import Factors, LoraBundle
+from diffusion.models.embedded_base import transformer_of
 from diffusion.models.flow_matching import velocity
-from diffusion.models.text import TextStates
-from diffusion.models.tiny_flux import transformer_of
+from diffusion.models.text_encoders import TextStates
 from diffusion.rivals import make_rival
 
 

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from core_gates.errors import GatesError
-from diffusion.evaluation.linear_denoiser import SHRINKAGE, LinearDenoiser
+from diffusion.evaluation.fusion_losses import SHRINKAGE, LinearDenoiser
 
 
 def normal(count, seed, *, size=6):

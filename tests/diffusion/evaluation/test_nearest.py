@@ -1,7 +1,7 @@
 import torch
 from torch.testing import assert_close
 
-from diffusion.evaluation.nearest import pixel_errors, ranks_of
+from diffusion.evaluation.judge import pixel_errors, ranks_of
 
 
 def test_the_wanted_drawing_is_ranked_among_all():

@@ -24,7 +24,7 @@ def test_errors_are_relative_and_what_is_no_number_is_worst():
 @pytest.mark.parametrize(
     ("module", "name", "comparison"),
     [
-        ("diffusion.retrieval.losses", "PublishedLoss.forward", "encoder and loss"),
+        ("diffusion.retrieval.retriever", "PublishedLoss.forward", "encoder and loss"),
         ("core_gates.adapters.lora_gate", "LoraGate.gate_values", "gate in four variants"),
         ("core_gates.adapters.lora_gate", "LoraGate.coefficients", "gated layer"),
         ("diffusion.evaluation.parity", "merge", "merges of PEFT"),

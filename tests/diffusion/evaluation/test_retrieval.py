@@ -8,7 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion.evaluation.retrieval import by_captions, chance, concept_cosines, search_values
+from diffusion.evaluation.retrieval_scores import (
+    by_captions,
+    chance,
+    concept_cosines,
+    search_values,
+)
 
 seeds = st.integers(0, 2**31)
 

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from diffusion.lora_file import LoraBundle
-from diffusion.lora_file.factors.change import Factors
+from diffusion.lora_file.factors import Factors
 
 D = 8
 

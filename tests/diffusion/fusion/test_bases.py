@@ -20,12 +20,12 @@ from torch.utils._pytree import tree_leaves
 
 from diffusion.evaluation.parity import relative_error
 from diffusion.fusion import GatedFusion
-from diffusion.fusion.sites import linear_sizes
+from diffusion.fusion.protocol import linear_sizes
 from diffusion.lora_file import Factors, LoraBundle, SD3Shape, save_lora
+from diffusion.models.embedded_base import UNIT, transformer_of
 from diffusion.models.flow_matching import velocity
-from diffusion.models.loading import read_gguf
-from diffusion.models.text import TextStates
-from diffusion.models.tiny_flux import UNIT, transformer_of
+from diffusion.models.pipelines import read_gguf
+from diffusion.models.text_encoders import TextStates
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from core_gates.adapters import Room
 from diffusion.evaluation.parity import relative_error
 from diffusion.fusion import GatedFusion
 from diffusion.lora_file import Factors, LoraBundle
-from diffusion.models.tiny_flux import UNIT, transformer_of
+from diffusion.models.embedded_base import UNIT, transformer_of
 
 
 @pytest.fixture(scope="module")

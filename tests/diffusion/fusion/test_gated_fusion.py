@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from core_gates.adapters import GatedSiblings, Room
 from core_gates.errors import GatesError
 from diffusion.fusion import GatedFusion
-from diffusion.fusion.sites import sites_of
+from diffusion.fusion.protocol import sites_of
 from diffusion.lora_file import load_lora, save_lora
 
 

@@ -12,12 +12,12 @@ from torch.testing import assert_close
 from core_gates.adapters import GatedLoraLinear, Room
 from core_gates.errors import GatesError
 from diffusion.fusion import GatedFusion
-from diffusion.fusion.data import FusionDraws, FusionTask, PairDataModule
-from diffusion.fusion.module import FusionModule
+from diffusion.fusion.fusion_module import FusionModule
+from diffusion.fusion.fusion_tasks import FusionDraws, FusionTask, PairDataModule
 from diffusion.lora_file import Factors, LoraBundle
+from diffusion.models.embedded_base import transformer_of
 from diffusion.models.flow_matching import flow_matching_losses
-from diffusion.models.text import TextStates
-from diffusion.models.tiny_flux import transformer_of
+from diffusion.models.text_encoders import TextStates
 from diffusion.rivals import make_rival
 from harness.experiment.job import Job
 from harness.runs.quiet import quiet_lightning

@@ -20,10 +20,8 @@ from diffusion.data.pictures import save_picture
 from diffusion.fusion import GatedFusion
 from diffusion.fusion.pipeline import AutoLoraPipeline
 from diffusion.lora_file import Factors, LoraBundle
-from diffusion.models.autoencoder import PatchAutoencoder
-from diffusion.models.base import EmbeddedBase
-from diffusion.models.text import HashedNgrams
-from diffusion.models.tiny_flux import transformer_of
+from diffusion.models.embedded_base import EmbeddedBase, PatchAutoencoder, transformer_of
+from diffusion.models.text_encoders import HashedNgrams
 from diffusion.rivals import make_rival
 
 STEPS = 3

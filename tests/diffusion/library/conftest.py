@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from diffusion.library import LoraLibrary
-from diffusion.library.store.matrix import Matrix
+from diffusion.library.database import Matrix
 
 HERE = Path(__file__).parent
 

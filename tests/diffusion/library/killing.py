@@ -16,9 +16,9 @@ import sys
 import time
 from pathlib import Path
 
-import diffusion.library.scan as scanning
+import diffusion.library.index as scanning
 from diffusion.library import LoraLibrary
-from diffusion.library.store.database import Database
+from diffusion.library.database import Database
 
 ENCODERS = runpy.run_path(str(Path(__file__).with_name("encoders.py")))
 scanning._BATCH = 3

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from diffusion.library import LoraLibrary
-from diffusion.library.store.matrix import Matrix
+from diffusion.library.database import Matrix
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]

@@ -7,22 +7,22 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import diffusion.library.scan
+import diffusion.library.index
 from diffusion.library import LibraryError, LoraLibrary
-from diffusion.library.store.matrix import Matrix
+from diffusion.library.database import Matrix
 
 
 @pytest.fixture
 def opened(monkeypatch):
     """Paths of the files that were read."""
     found = []
-    read = diffusion.library.scan.read_record
+    read = diffusion.library.record.read_record
 
     def counting(place, *args):
         found.append(place.location.decode())
         return read(place, *args)
 
-    monkeypatch.setattr(diffusion.library.scan, "read_record", counting)
+    monkeypatch.setattr(diffusion.library.index, "read_record", counting)
     return found
 
 

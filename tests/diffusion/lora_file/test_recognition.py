@@ -17,8 +17,8 @@ from diffusion.lora_file import (
     load_lora,
     recognize_file,
 )
-from diffusion.lora_file.family import recognize
 from diffusion.lora_file.names import TABLES
+from diffusion.lora_file.recognition import recognize
 
 OTHERS = {
     "sdxl": ["lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.lora_down.weight",

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion.lora_file import Factors, FluxShape, FusedView, LoraBundle, LoraFileError, load_lora
-from diffusion.lora_file.fusing import fuse, own_components, split
+from diffusion.lora_file.bundle import fuse, own_components, split
 
 SIZES = (4, 4, 4, 16)
 seeds = st.integers(0, 2**31)

@@ -8,12 +8,9 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from core_gates.errors import GatesError
-from diffusion.data.drawings import Drawings
-from diffusion.data.styles import drawn
-from diffusion.models.autoencoder import PatchAutoencoder
-from diffusion.models.base import EmbeddedBase
-from diffusion.models.text import HashedNgrams, text_encoder
-from diffusion.models.tiny_flux import transformer_of
+from diffusion.data.drawings import Drawings, drawn
+from diffusion.models.embedded_base import EmbeddedBase, PatchAutoencoder, transformer_of
+from diffusion.models.text_encoders import HashedNgrams, text_encoder
 
 
 @pytest.fixture(scope="module")

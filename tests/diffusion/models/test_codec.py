@@ -28,11 +28,15 @@ from transformers import (
 )
 
 from core_gates.errors import GatesError
-from diffusion.models.adapters import bundle_of, layers_of, trainable_factors
-from diffusion.models.clip import ClipText
-from diffusion.models.codec import PipelineCodec, latents_of, load_codec
-from diffusion.models.flow_matching import flow_matching_losses, noised
-from diffusion.models.text import text_encoder
+from diffusion.models.flow_matching import (
+    bundle_of,
+    flow_matching_losses,
+    layers_of,
+    noised,
+    trainable_factors,
+)
+from diffusion.models.pipelines import PipelineCodec, latents_of, load_codec
+from diffusion.models.text_encoders import ClipText, text_encoder
 
 WIDTH = 16
 CAPTIONS = ["a red apple", "the blue boat", ""]

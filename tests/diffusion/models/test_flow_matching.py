@@ -3,6 +3,7 @@ import torch
 from diffusers import FluxPipeline, SD3Transformer2DModel
 from torch.testing import assert_close
 
+from diffusion.models.embedded_base import transformer_of
 from diffusion.models.flow_matching import (
     flow_matching_losses,
     image_ids,
@@ -12,8 +13,7 @@ from diffusion.models.flow_matching import (
     unpacked,
     velocity,
 )
-from diffusion.models.text import HashedNgrams
-from diffusion.models.tiny_flux import transformer_of
+from diffusion.models.text_encoders import HashedNgrams
 
 
 def test_the_ends_of_the_way():

@@ -11,12 +11,9 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from core_gates.errors import GatesError
-from diffusion.models.autoencoder import PatchAutoencoder
-from diffusion.models.base import EmbeddedBase
-from diffusion.models.codec import load_codec
-from diffusion.models.loading import load_pipeline
-from diffusion.models.text import HashedNgrams
-from diffusion.models.tiny_flux import transformer_of
+from diffusion.models.embedded_base import EmbeddedBase, PatchAutoencoder, transformer_of
+from diffusion.models.pipelines import load_codec, load_pipeline
+from diffusion.models.text_encoders import HashedNgrams
 
 PARTS = "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from diffusion.models.text import HashedNgrams, MiniLM
+from diffusion.models.text_encoders import HashedNgrams, MiniLM
 
 
 @pytest.fixture(scope="module", params=[HashedNgrams, MiniLM])

@@ -3,11 +3,17 @@ import torch
 
 from core_gates.errors import GatesError
 from diffusion.fusion.gated_fusion import GatedFusion
-from diffusion.models.adapters import bundle_of, layers_of, trainable_factors
-from diffusion.models.flow_matching import flow_matching_losses, noised
-from diffusion.models.text import HashedNgrams, TextStates
-from diffusion.models.tiny_flux import transformer_of
-from diffusion.models.training import FlowMatchingModule, LatentDataModule
+from diffusion.models.embedded_base import transformer_of
+from diffusion.models.flow_matching import (
+    FlowMatchingModule,
+    LatentDataModule,
+    bundle_of,
+    flow_matching_losses,
+    layers_of,
+    noised,
+    trainable_factors,
+)
+from diffusion.models.text_encoders import HashedNgrams, TextStates
 from harness.runs.quiet import quiet_lightning
 from harness.runs.trainer import ExactTrainer
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from diffusion.retrieval import Augmentation, collate, modules_of
-from diffusion.retrieval.augmentation import rotated
+from diffusion.retrieval import collate, modules_of
+from diffusion.retrieval.retriever_data import Augmentation, rotated
 
 STILL = {
     "smallest_scale": 1.0,

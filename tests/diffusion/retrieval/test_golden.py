@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from diffusion.evaluation.parity import encoder_errors, published_encoder
-from diffusion.lora_file.family.layers import index_of
+from diffusion.lora_file.family import index_of
 
 VECTORS = Path(__file__).parents[2] / "golden/autolora"
 

@@ -6,15 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from diffusion.retrieval import (
-    AdapterBatch,
-    ContrastiveLoss,
-    EncoderConfig,
-    LoraWeightEncoder,
-    PublishedLoss,
-    collate,
-)
-from diffusion.retrieval.losses import positives
+from diffusion.retrieval import AdapterBatch, EncoderConfig, LoraWeightEncoder, collate
+from diffusion.retrieval.retriever import ContrastiveLoss, PublishedLoss, positives
 
 DIFFERENT = torch.arange(4)
 

@@ -7,12 +7,11 @@ import torch
 from lightning import seed_everything
 from torch.nn import functional as F
 
-from diffusion.evaluation.affinity import sketches
-from diffusion.evaluation.retrieval import by_captions, search_values
+from diffusion.evaluation.retrieval_scores import by_captions, search_values, sketches
 from diffusion.lora_file import LoraBundle, LoraFileError
-from diffusion.retrieval import Augmentation, Example, load_encoder, save_encoder
-from diffusion.retrieval.data import RetrieverData, Rounds
-from diffusion.retrieval.module import LoraRetriever
+from diffusion.retrieval import Example, load_encoder, save_encoder
+from diffusion.retrieval.retriever import LoraRetriever
+from diffusion.retrieval.retriever_data import Augmentation, RetrieverData, Rounds
 from harness.runs.checkpoint import RunCheckpoint
 from harness.runs.quiet import UNWANTED
 from harness.runs.trainer import ExactTrainer
@@ -42,7 +41,7 @@ def test_rounds_go_through_all_adapters():
 
 
 def test_ranks_share_each_batch(monkeypatch):
-    monkeypatch.setattr("diffusion.retrieval.data.num_ranks", lambda: 2)
+    monkeypatch.setattr("core_gates.collectives.num_ranks", lambda: 2)
     torch.manual_seed(0)
     batches = list(Rounds(7, None, 7))
     assert {len(batch) for batch in batches} == {6}
@@ -55,9 +54,9 @@ def test_parts_of_ranks_make_up_the_batch_of_one(examples, config, words, monkey
     adapters = RetrieverData(examples, config(), words).training
     torch.manual_seed(0)
     whole = adapters[[3, 1, 0, 2]]
-    monkeypatch.setattr("diffusion.retrieval.data.num_ranks", lambda: 2)
+    monkeypatch.setattr("core_gates.collectives.num_ranks", lambda: 2)
     for rank in range(2):
-        monkeypatch.setattr("diffusion.retrieval.data.rank_in", lambda rank=rank: rank)
+        monkeypatch.setattr("core_gates.collectives.rank_in", lambda rank=rank: rank)
         torch.manual_seed(0)
         part, own = adapters[[3, 1, 0, 2]], slice(2 * rank, 2 * rank + 2)
         assert torch.equal(part.numbers, whole.numbers[own])

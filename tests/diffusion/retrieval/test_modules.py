@@ -4,7 +4,7 @@ import pytest
 
 from diffusion.lora_file import FluxShape, LoraFileError, SD3Shape
 from diffusion.retrieval import modules_of, types_used
-from diffusion.retrieval.modules import family_of, fit
+from diffusion.retrieval.encoder_config import family_of, fit
 
 
 def test_flux_has_the_published_layers():

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from diffusion.data.published_table import split_table
 from diffusion.lora_file import LoraFileError, save_lora
 from diffusion.retrieval import Example
-from diffusion.retrieval.captions import Captions
-from diffusion.retrieval.table import split_table
+from diffusion.retrieval.retriever_data import Captions
 
 HEADER = "model_file,image_file,text,text_short,text_medium"
 

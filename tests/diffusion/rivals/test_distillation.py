@@ -5,13 +5,12 @@ import torch
 from torch.testing import assert_close
 
 from core_gates.errors import GatesError
-from diffusion.fusion.data import FusionTask
+from diffusion.fusion.fusion_tasks import FusionTask
 from diffusion.lora_file import Factors, LoraBundle
+from diffusion.models.embedded_base import transformer_of
 from diffusion.models.flow_matching import velocity
-from diffusion.models.text import TextStates
-from diffusion.models.tiny_flux import transformer_of
-from diffusion.rivals.distillation import distill, objective, taught
-from diffusion.rivals.zip_lora import ZipLora
+from diffusion.models.text_encoders import TextStates
+from diffusion.rivals.zip_lora import ZipLora, distill, objective, taught
 
 LAYERS = ("transformer_blocks.0.attn.to_q", "transformer_blocks.0.ff.net.2")
 

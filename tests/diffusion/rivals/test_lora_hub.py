@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from core_gates.errors import GatesError
-from diffusion.rivals.lora_hub import LoraHub
+from diffusion.rivals.weighing import LoraHub
 
 
 def test_factors_are_found(flux, inputs, bundle, dense):

@@ -5,11 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from core_gates.errors import GatesError
-from diffusion.rivals.composite import Composite
-from diffusion.rivals.mean import Mean
-from diffusion.rivals.sum import Sum
-from diffusion.rivals.switch import Switch
-from diffusion.rivals.weighted import Weighted
+from diffusion.rivals.weighing import Composite, Mean, Sum, Switch, Weighted
 
 
 def first(adapters, count):

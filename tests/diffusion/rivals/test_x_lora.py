@@ -12,8 +12,7 @@ from core_gates.adapters import LowRank
 from core_gates.errors import GatesError
 from diffusion.evaluation.parity import plain_layer, read_vectors, relative_error
 from diffusion.lora_file import Factors, LoraBundle
-from diffusion.rivals.scalings import Scalings
-from diffusion.rivals.x_lora import TokenWeightedLora, XLora
+from diffusion.rivals.x_lora import Scalings, TokenWeightedLora, XLora
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "autolora"
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from apps.diffusion.studies.scoring import crossed, score
-from apps.diffusion.works.losses import note_trained
-from apps.diffusion.works.tasks import combinations
+from apps.diffusion.studies.fused_views import crossed, score
+from apps.diffusion.works.combined_losses import note_trained
+from apps.diffusion.works.trained_gates import combinations
 from harness.evidence import moments
 from harness.experiment import Arrays, Piece, Run
 from harness.experiment.store import SettingsDiffer

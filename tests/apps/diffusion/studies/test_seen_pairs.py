@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-import apps.diffusion.studies.seen_pairs as study
-import apps.diffusion.works.losses as plain_losses
-import apps.diffusion.works.seen_pairs as works
-from apps.diffusion.works.tasks import Bench
+import apps.diffusion.studies.fused_views as study
+import apps.diffusion.works.combined_losses as plain_losses
+import apps.diffusion.works.combined_losses as works
+from apps.diffusion.works.trained_gates import Bench
 from core_gates.errors import GatesError
 from harness.experiment import Job, Piece, Run
 

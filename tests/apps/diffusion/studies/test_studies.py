@@ -5,21 +5,21 @@ import shutil
 
 import pytest
 
-import apps.diffusion.studies.base as base
+import apps.diffusion.studies.base_study as base
+import apps.diffusion.studies.fused_views as seeing
 import apps.diffusion.studies.fused_views as views
-import apps.diffusion.studies.fusion as fusion
-import apps.diffusion.studies.retrieval as retrieval
-import apps.diffusion.studies.seen_pairs as seeing
-import apps.diffusion.works.denoiser as denoiser
-import apps.diffusion.works.fused_images as fused_images
-import apps.diffusion.works.gates as gates
-import apps.diffusion.works.judge as judge
-import apps.diffusion.works.losses as losses
-import apps.diffusion.works.retained as retained
-import apps.diffusion.works.seen_pairs as seen_pairs
-import apps.diffusion.works.tasks as tasks
+import apps.diffusion.studies.fusion_study as fusion
+import apps.diffusion.studies.retrieval_study as retrieval
+import apps.diffusion.works.combined_losses as denoiser
+import apps.diffusion.works.combined_losses as losses
+import apps.diffusion.works.combined_losses as seen_pairs
+import apps.diffusion.works.made_images as fused_images
+import apps.diffusion.works.made_images as judge
+import apps.diffusion.works.made_images as retained
+import apps.diffusion.works.trained_gates as gates
+import apps.diffusion.works.trained_gates as tasks
 import apps.diffusion.world as worlds
-from apps.diffusion.studies.study import Asked
+from apps.diffusion.studies.base_study import Asked
 from harness.experiment import Run
 from harness.runs.quiet import quiet_lightning
 

@@ -6,9 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from apps.diffusion.studies.fusion import (
+from apps.diffusion.studies.fusion_study import (
     GROUPS,
-    TIMES,
     Fused,
     bars_of,
     best_rival,
@@ -17,6 +16,7 @@ from apps.diffusion.studies.fusion import (
     headline_of,
     notes_of,
 )
+from apps.diffusion.works.combined_losses import TIMES
 from harness.experiment.tuning import Choice
 
 

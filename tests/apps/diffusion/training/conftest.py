@@ -9,13 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion.data.table import COLUMNS
+from diffusion.data.published_table import COLUMNS
 from diffusion.lora_file import Factors, LoraBundle, save_lora
-from diffusion.models.adapters import layers_of
-from diffusion.models.autoencoder import PatchAutoencoder
-from diffusion.models.base import EmbeddedBase
-from diffusion.models.text import text_encoder
-from diffusion.models.tiny_flux import transformer_of
+from diffusion.models.embedded_base import EmbeddedBase, PatchAutoencoder, transformer_of
+from diffusion.models.flow_matching import layers_of
+from diffusion.models.text_encoders import text_encoder
 
 WORDS = ("a red apple", "a blue boat", "green grass", "a yellow sun")
 

@@ -11,15 +11,15 @@ import yaml
 import apps.diffusion
 import diffusion
 from apps.diffusion.commands import FUNCTIONS
-from apps.diffusion.studies.fusion import GATES
-from apps.diffusion.studies.retrieval import ENCODER, UNSEEN
+from apps.diffusion.studies.fusion_study import GATES
+from apps.diffusion.studies.retrieval_study import ENCODER, UNSEEN
 from apps.diffusion.train_gates import Gates, Training
 from apps.diffusion.world import World
 from apps.main import main
 from diffusion.data.concepts import concepts
 from diffusion.lora_file import Factors, LoraBundle, save_lora
-from diffusion.lora_file.family import shape_in
-from diffusion.models.base import EmbeddedBase
+from diffusion.lora_file.recognition import shape_in
+from diffusion.models.embedded_base import EmbeddedBase
 
 CONFIGS = sorted((Path(apps.diffusion.__file__).parent / "configs").glob("*.yaml"))
 SHIPPED_GATES = Path(diffusion.__file__).parent / "weights/embedded/gates/gates-s0/record.json"
@@ -78,7 +78,7 @@ def test_published_recipes_run_a_step(name, place, capsys):
 @pytest.fixture
 def zoo(place, monkeypatch):
     """A world whose base and adapters are as good as trained."""
-    monkeypatch.setattr("apps.diffusion.train_base.BASE", UNIT)
+    monkeypatch.setattr("apps.diffusion.works.zoo.BASE", UNIT)
     world = World("runs")
     base = EmbeddedBase.load("base")
     world.bases.keep(world.base_piece, base)

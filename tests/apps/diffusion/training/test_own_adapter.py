@@ -1,6 +1,6 @@
 import pytest
 
-from apps.diffusion.works.own_adapter import with_trigger
+from apps.diffusion.works.zoo import with_trigger
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from apps.diffusion.works.gates_base import base_digest, refuse_gates_of_another
+from apps.diffusion.works.trained_gates import base_digest, refuse_gates_of_another
 from apps.main import main
 from core_gates.errors import GatesError
 from diffusion.fusion import GatedFusion
 from diffusion.lora_file import load_lora
-from diffusion.models.base import EmbeddedBase
-from diffusion.models.text import text_encoder
+from diffusion.models.embedded_base import EmbeddedBase
+from diffusion.models.text_encoders import text_encoder
 from diffusion.retrieval import load_encoder
 
 
@@ -61,9 +61,9 @@ def test_an_adapter_is_read_by_us_and_by_diffusers(gates, command, place):
 
 
 def test_training_an_adapter_lowers_its_loss(gates, command, place):
-    from diffusion.data.folders import captioned_images
-    from diffusion.models.codec import latents_of, load_codec
+    from diffusion.data.pictures import captioned_images
     from diffusion.models.flow_matching import flow_matching_losses, noised
+    from diffusion.models.pipelines import latents_of, load_codec
 
     path = last(gates(*command("train-lora", "--learning_rate", "0.02", steps=40)))
     codec, images = load_codec("base"), captioned_images("images")

@@ -12,7 +12,7 @@ from diffusion.evaluation.figures import (
     retrieval_table,
     sheet_figure,
 )
-from diffusion.fusion.recording import GateMap
+from diffusion.fusion.baking import GateMap
 
 
 def texts(figure):

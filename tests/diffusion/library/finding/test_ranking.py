@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion.library.finding.ranking import best, dots, exact_dots
+from diffusion.library.searcher import best, dots, exact_dots
 
 
 def ranked(matrix, query, k):

@@ -8,8 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from diffusion.lora_file import ContainerError, Limits, SafetensorsFile, load_lora
-from diffusion.lora_file.container import clean, serialize
-from diffusion.lora_file.container.header import DTYPES
+from diffusion.lora_file.container import DTYPES, clean, serialize
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from diffusion.lora_file import ContainerError, FamilyError
-from diffusion.lora_file.family import modules_in
+from diffusion.lora_file.recognition import modules_in
 
 TINY = {
     "num_layers": 2,

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from diffusion.lora_file import Factors, LoraBundle, shrink_bundle
-from diffusion.lora_file.inspection import block_of, relative_errors, sums_of_squares
-from diffusion.lora_file.inspection.blocks import OUTSIDE
+from diffusion.lora_file.inspection import OUTSIDE, block_of, relative_errors, sums_of_squares
 
 
 def test_blocks():

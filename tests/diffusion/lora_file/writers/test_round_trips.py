@@ -17,8 +17,8 @@ from diffusion.lora_file import (
     save_lora,
     shrink_bundle,
 )
-from diffusion.lora_file.writers import FORMATS as FORMATTERS
-from diffusion.lora_file.writers import text_encoders
+from diffusion.lora_file.writing import FORMATS as FORMATTERS
+from diffusion.lora_file.writing import text_encoders
 
 SINGLE_FILES = ("diffusers", "kohya", "comfyui")
 FORMATS = (*SINGLE_FILES, "peft")

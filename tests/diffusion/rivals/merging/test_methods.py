@@ -9,8 +9,7 @@ from torch.testing import assert_close
 from core_gates.errors import GatesError
 from diffusion.evaluation.parity import merge_errors, merged_adapters, read_vectors
 from diffusion.lora_file import Factors, LoraBundle
-from diffusion.rivals.merging import METHODS, merge
-from diffusion.rivals.merging.tasks import truncate
+from diffusion.rivals.merged import METHODS, merge, truncate
 
 GOLDEN = Path(__file__).parents[3] / "golden" / "autolora"
 
@@ -121,7 +120,7 @@ def test_iterations_find_the_best_approximation(monkeypatch):
     matrix = torch.randn(90, 70, generator=generator, dtype=torch.float64)
     matrix = matrix @ torch.diag(0.8 ** torch.arange(70.0, dtype=torch.float64))
     exact = torch.matmul(*truncate(matrix, 5, generator))
-    monkeypatch.setattr("diffusion.rivals.merging.tasks.LARGE", 60)
+    monkeypatch.setattr("diffusion.rivals.merged.LARGE", 60)
     found = torch.matmul(*truncate(matrix, 5, generator))
     assert_close(found, exact, rtol=1e-5, atol=1e-6)
     sizes = torch.linalg.svdvals(matrix)

@@ -1,0 +1,263 @@
+"""Files of adapters on the command line: which are meant, their strengths, how they are written."""
+
+import dataclasses
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from core_gates.errors import GatesError
+from diffusion.lora_file import LoraBundle, save_lora, shrink_bundle
+from diffusion.lora_file.family import FAMILIES
+from diffusion.lora_file.inspection import block_of, relative_errors
+from diffusion.lora_file.reading import Base
+from diffusion.lora_file.recognition import modules_in
+from diffusion.lora_file.scales import CONFIG, WEIGHTS
+from diffusion.lora_file.writing import text_encoders
+from harness.files import require_free
+from harness.planning.table import readable
+
+SUFFIX = ".safetensors"
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+PEFT = "adapter_model" + SUFFIX
+
+
+def find_files(paths: Iterable[str]) -> list[Path]:
+    """Return the files and folders of PEFT among paths and in the folders among them.
+
+    Args:
+        paths: Files, or folders, which are searched with the folders below; links to folders are
+            not followed.
+
+    Raises:
+        GatesError: A path does not exist, or a folder holds no adapter.
+    """
+    found: dict[Path, None] = {}
+    for name in paths:
+        path = Path(name)
+        if not path.exists():
+            raise GatesError(f"{path} does not exist: name a {SUFFIX} file or a folder of them")
+        own = list(_within(path)) if path.is_dir() else [path]
+        if not own:
+            raise GatesError(f"{path} holds no {SUFFIX} file: name a file, or another folder")
+        found |= dict.fromkeys(own)
+    return list(found)
+
+
+def _within(folder: Path) -> Iterator[Path]:
+    """Yield what is in a folder, sorted; pickles, too, so that it is told that they are refused."""
+    for place, below, names in os.walk(folder):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        if PEFT in names:
+            yield Path(place)
+        for name in sorted(names):
+            known = name.endswith(SUFFIX) or name.endswith(PICKLES)
+            if known and name != PEFT and not name.startswith("."):
+                yield Path(place, name)
+
+
+def base_of(text: str | None) -> Base | None:
+    """Return what an option ``--base`` stands for.
+
+    Args:
+        text: A family, a folder of diffusers, or None.
+
+    Raises:
+        GatesError: It is neither.
+    """
+    if text is None or text in FAMILIES:
+        return text
+    if Path(text).is_dir():
+        return modules_in(Path(text))
+    families = " or ".join(FAMILIES)
+    raise GatesError(f"--base is {text!r}, expected {families}, or a folder of diffusers")
+
+
+_NAME = re.compile(r"[A-Za-z0-9._ +()-]{1,128}")
+
+
+def named_files(files: Sequence[str]) -> dict[str, Path]:
+    """Return the name of each adapter and where it lies.
+
+    Args:
+        files: Paths, whose stems are the names, or ``NAME=PATH``.
+
+    Raises:
+        GatesError: A file is missing, or two have one name.
+    """
+    found: dict[str, Path] = {}
+    for text in files:
+        name, equals, place = text.partition("=")
+        path = Path(place) if equals and not Path(text).exists() else Path(text)
+        if path == Path(text):
+            name = path.name if path.is_dir() else path.stem
+        if not path.exists():
+            raise GatesError(f"{path} does not exist: name a .safetensors file")
+        if not _NAME.fullmatch(name):
+            raise GatesError(
+                f"{name!r} is no name for an adapter: name it by NAME=PATH, in letters, digits, "
+                "dots and dashes"
+            )
+        if name in found:
+            raise GatesError(
+                f"{found[name]} and {path} are both called {name!r}: name one by NAME=PATH"
+            )
+        found[name] = path
+    return found
+
+
+def strengths_of(text: str, names: Sequence[str], option: str = "--weights") -> dict[str, float]:
+    """Return the strength of each adapter.
+
+    Args:
+        text: Such as ``a:0.8,b``, where b has strength 1, or ``0.8,1``, one number per adapter.
+        names: Of the adapters; those that are not named have strength 1.
+        option: That the text comes from.
+
+    Raises:
+        GatesError: A name is unknown or occurs twice, or a strength is no finite number.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not any(":" in part or part in names for part in parts):
+        if len(parts) != len(names):
+            raise GatesError(f"{option} gives {len(parts)} numbers for {len(names)} adapters")
+        return {n: _number(part, n, option) for n, part in zip(names, parts, strict=True)}
+    found: dict[str, float] = {}
+    for part in parts:
+        name, colon, number = part.partition(":")
+        if name not in names:
+            close = get_close_matches(name, names, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
+            raise GatesError(f"{option} names {name!r}, which is none of the adapters ({hint})")
+        if name in found:
+            raise GatesError(f"{option} names {name!r} twice: name it once")
+        found[name] = _number(number, name, option) if colon else 1.0
+    return {name: found.get(name, 1.0) for name in names}
+
+
+def _number(text: str, name: str, option: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise GatesError(f"{option} gives {name!r} the strength {text!r}, expected a finite number")
+    return value
+
+
+Format = Literal["diffusers", "peft", "kohya", "bfl", "comfyui"]
+Numbers = Literal["bf16", "fp16", "fp32"]
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+FUSED = ("kohya", "bfl", "comfyui")
+"""Formats in which layers are fused that are apart in diffusers."""
+
+
+def require_place(output: Path, to: Format, *, overwrite: bool) -> None:
+    """Refuse a place for an adapter that cannot be written, before anything is read.
+
+    Raises:
+        GatesError: It is taken and ``overwrite`` is not asked for, or is a folder with other files
+            than those of an adapter, which are never replaced.
+    """
+    require_free(output, overwrite=overwrite)
+    if to != "peft" and output.suffix != ".safetensors":
+        raise GatesError(f"{output} must end with .safetensors, as {to} is a single file")
+    if not output.is_dir():
+        return
+    others = sorted(path.name for path in output.iterdir() if path.name not in (CONFIG, WEIGHTS))
+    if to != "peft" or others:
+        what = f"with {others[0]} in it" if others else f"and {to} is a file"
+        raise GatesError(
+            f"{output} is a folder {what}, which is not replaced: choose another place"
+        )
+
+
+class Losses:
+    """What shrinking has lost.
+
+    Args:
+        before: The adapter as it was.
+        after: The adapter of lower ranks.
+        errors: Relative error of each layer.
+    """
+
+    def __init__(self, before: LoraBundle, after: LoraBundle, errors: Mapping[str, float]) -> None:
+        self.ranks = before.ranks(), after.ranks()
+        self.errors = relative_errors(errors, before.norms())
+
+    def table(self) -> Table:
+        """Return the ranks and the error of each block."""
+        table = Table("block", "rank", "shrunk to", "‖ΔW − ΔW'‖ / ‖ΔW‖")
+        for block, error in self.errors.items():
+            old, new = (_range(ranks, block) for ranks in self.ranks)
+            table.add_row(block, old, new, f"{error:.2e}" if error else "0")
+        return table
+
+
+def _range(ranks: Mapping[str, int], block: str) -> str:
+    own = sorted(rank for name, rank in ranks.items() if block_of(name) == block)
+    return str(own[0]) if own[0] == own[-1] else f"{own[0]} to {own[-1]}"
+
+
+def shrunk(
+    bundle: LoraBundle, to: Format, rank: int | None, energy: float | None
+) -> tuple[LoraBundle, Losses | None]:
+    """Return an adapter of lower ranks and what is lost, or the same one where nothing is asked.
+
+    Raises:
+        LoraFileError: ``rank`` or ``energy`` is out of range.
+    """
+    if rank is None and energy is None:
+        return bundle, None
+    small, errors = shrink_bundle(bundle, rank, energy, fused=to in FUSED)
+    return small, Losses(bundle, small, errors)
+
+
+def storable(bundle: LoraBundle, to: Format, *, lenient: bool) -> tuple[LoraBundle, dict[str, int]]:
+    """Return an adapter without the text encoders that a format cannot hold, and these.
+
+    Returns:
+        The adapter, and the number of layers of each text encoder that is left out.
+
+    Raises:
+        GatesError: There are some and ``lenient`` is not asked for, or nothing else is left.
+    """
+    holds = text_encoders(to, bundle.family)
+    lost = {name: len(own) for name, own in bundle.text_encoders.items() if name not in holds}
+    if not lost:
+        return bundle, lost
+    named = ", ".join(f"{count} layers of {name}" for name, count in lost.items())
+    kept = {name: own for name, own in bundle.text_encoders.items() if name in holds}
+    if not bundle.modules and not kept:
+        raise GatesError(
+            f"{to} cannot hold {named}, and there is nothing else: choose another --to"
+        )
+    if not lenient:
+        raise GatesError(
+            f"{to} cannot hold {named}: choose another --to, or add --lenient to leave them out"
+        )
+    return dataclasses.replace(bundle, text_encoders=kept), lost
+
+
+def write(
+    console: Console, bundle: LoraBundle, output: Path, to: Format, dtype: Numbers | None
+) -> None:
+    """Write an adapter and print what was written, the path last.
+
+    Raises:
+        GatesError: The format cannot hold it, or the place cannot be written.
+    """
+    save_lora(bundle, output, to, None if dtype is None else DTYPES[dtype])
+    files = list(output.iterdir()) if output.is_dir() else [output]
+    size = sum(file.stat().st_size for file in files)
+    parts = [f"{len(bundle.modules)} layers"]
+    parts += [f"{len(own)} of {name}" for name, own in bundle.text_encoders.items()]
+    console.print(escape(f"written as {to}: {', '.join(parts)}, {readable(size, 'bytes')}"))
+    console.print(escape(str(output)), soft_wrap=True)

@@ -1,1 +1,0 @@
-"""``gates diffusion demo``: a page from a prompt to adapters, images and gates."""

@@ -1,1 +1,0 @@
-"""Verbs on files of adapters; they import no library of models."""

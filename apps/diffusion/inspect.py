@@ -1,0 +1,356 @@
+"""``gates diffusion inspect``: what is in a file of adapters, and why it may do nothing."""
+
+import math
+import os
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from apps.diffusion.adapter_files import SUFFIX, base_of, find_files
+from core_gates.errors import GatesError
+from diffusion.lora_file.container import clean
+from diffusion.lora_file.family import FAMILIES
+from diffusion.lora_file.inspection import Contents, examine
+from diffusion.lora_file.loaders import Verdict
+from diffusion.lora_file.mapping_report import Dialect
+from diffusion.lora_file.reading import Base
+from diffusion.lora_file.writing import text_encoders
+from harness.files import require_apart, require_free, write_json
+from harness.planning.table import readable
+from harness.runs.ticker import counting
+
+WORST = ("error", "nothing", "part", "whole")
+SAID = {
+    "error": "{} refuses it",
+    "nothing": "{} changes no layer and reports no error",
+    "part": "{} applies a part of it",
+    "whole": "{} applies all of it",
+}
+
+
+class Answer(NamedTuple):
+    """What becomes of a file where it is loaded.
+
+    Attributes:
+        effect: ``nothing``, ``part``, ``error`` or ``whole`` as in a verdict, ``zero``, ``broken``,
+            ``text`` for text encoders alone, ``family`` for one that cannot be read.
+        text: One sentence.
+        fix: Command that helps; empty if none does.
+    """
+
+    effect: str
+    text: str
+    fix: str = ""
+
+
+def answer(path: Path, contents: Contents) -> Answer:
+    """Return what becomes of a file, and the command that helps."""
+    layers = contents.layers
+    if contents.family not in FAMILIES:
+        return Answer(
+            "family",
+            f"it is an adapter for {contents.family}: programs pass it over or refuse it where the "
+            "model is FLUX.1 or SD3; load it into a model of that family",
+        )
+    if not layers and contents.text_encoders:
+        named = " and ".join(contents.text_encoders)
+        return Answer("text", f"it changes {named} alone: the image model stays as it is")
+    if not layers:
+        return Answer("nothing", "none of its tensors has the name of a layer of FLUX.1 or SD3")
+    if not all(math.isfinite(layer.norm) for layer in layers.values()):
+        return Answer("broken", "it holds NaN or infinity: images turn black; get the file again")
+    if contents.norm == 0:
+        return Answer("zero", "the change of every layer is zero: there is nothing to apply")
+    return _of_loaders(path, contents)
+
+
+def _of_loaders(path: Path, contents: Contents) -> Answer:
+    worst = min(contents.verdicts, key=lambda verdict: WORST.index(verdict.effect))
+    text = SAID[worst.effect].format(worst.loader)
+    lost = sorted(set(contents.text_encoders) - text_encoders("diffusers", contents.family))
+    aside = f"; it reads no adapters of {' and '.join(lost)}" if lost else ""
+    if worst.effect == "whole":
+        hint = listed_triggers(contents.description.triggers)
+        text = text.replace("all of it", "all layers of the transformer") if lost else text
+        return Answer("whole", text + aside + (f"; its prompt needs {hint}" if hint else ""))
+    causes = _causes(contents.verdicts) + aside
+    return Answer(worst.effect, f"{text}: {causes}", fix_of(path, contents))
+
+
+def _causes(verdicts: Sequence[Verdict]) -> str:
+    """Return why, with the number of tensors where several causes share the file."""
+    bad = [verdict for verdict in verdicts if verdict.effect != "whole"]
+    if len(verdicts) == 1:
+        return bad[0].what
+    return ", ".join(f"{verdict.what} ({verdict.tensors} tensors)" for verdict in bad)
+
+
+def listed_triggers(triggers: Sequence[str]) -> str:
+    """Return triggers in quotes."""
+    return ", ".join(f"'{trigger}'" for trigger in triggers)
+
+
+def fix_of(path: Path, contents: Contents) -> str:
+    """Return the command that writes the file so that diffusers applies all of it."""
+    stem = path.name if path.is_dir() else path.stem
+    output = path.with_name(f"{stem}.diffusers.safetensors")
+    words = ["gates", "diffusion", "convert", str(path), str(output), "--to", "diffusers"]
+    lost = set(contents.text_encoders) - text_encoders("diffusers", contents.family)
+    return shlex.join([*words, *(["--lenient"] if lost or contents.left_out else [])])
+
+
+SHOWN = 8  # tags, tensors left out
+COMMENT = 300  # letters
+NAME = 120  # letters of a path
+BAR = 20  # letters of the longest norm
+COLORS = {"whole": "green", "part": "yellow"}
+
+
+def plain_console() -> Console:
+    """Return a console that prints text of unknown origin as it is, ``:smile:`` included."""
+    return Console(emoji=False, highlight=False)
+
+
+def show_contents(console: Console, contents: Contents, said: Answer, *, layers: bool) -> None:
+    """Print what a file holds, its blocks or layers, and what becomes of it."""
+    table = Table(title=escape(clean(str(contents.path))), title_justify="left", show_header=False)
+    table.add_column("", no_wrap=True)
+    table.add_column("")
+    for name, text in facts(contents).items():
+        if text:
+            table.add_row(escape(name), escape(text))
+    console.print(table)
+    if contents.layers:
+        console.print(_layers(contents) if layers else _blocks(contents))
+    show_notes(console, contents.left_out, contents.odd)
+    show_answer(console, said)
+
+
+def show_notes(console: Console, left_out: Mapping[str, str], notes: Iterable[str]) -> None:
+    """Print the first tensors that are left out, each with the reason, and what is unusual."""
+    for name, reason in list(left_out.items())[:SHOWN]:
+        console.print(f"left out: {escape(clean(name, 160))}: {escape(reason)}")
+    if (more := len(left_out) - SHOWN) > 0:
+        console.print(f"left out: {more} more tensors")
+    for note in notes:
+        console.print(f"[yellow]note[/]: {escape(note)}")
+
+
+def show_answer(console: Console, said: Answer) -> None:
+    """Print what becomes of a file where it is loaded; a command is never broken into lines."""
+    color = COLORS.get(said.effect, "red")
+    console.print(f"[{color}]answer[/]: {escape(said.text)}")
+    if said.fix:
+        console.print(f"fix: {escape(clean(said.fix))}", soft_wrap=True)
+
+
+def facts(contents: Contents) -> dict[str, str]:
+    """Return what a file is, as text."""
+    told = contents.description
+    tags = [f"{tag} {count}" if count else tag for tag, count in list(told.tags.items())[:SHOWN]]
+    return {
+        "family": f"{contents.family} ({contents.evidence})",
+        "dialect": "; ".join(dialects(contents.dialects)),
+        "layers": _counts(contents),
+        "rank": _range(layer.rank for layer in contents.layers.values()),
+        "scale": _range(layer.scale for layer in contents.layers.values()),
+        "‖ΔW‖": f"{contents.norm:.4g}" if contents.layers else "",
+        "stored as": f"{contents.storage} {readable(contents.size, 'bytes')}".strip(),
+        "title": told.title,
+        "author": told.author,
+        "triggers": _triggers(contents),
+        "tags": ", ".join(tags) + (" ..." if len(told.tags) > SHOWN else ""),
+        "license": told.license or "none stated",
+        "trained on": told.base,
+        "comment": clean(told.comment, COMMENT),
+        "AutoV2": contents.auto_v2,
+        "AutoV3": contents.auto_v3,
+    }
+
+
+def dialects(found: Sequence[Dialect]) -> list[str]:
+    """Return each way of naming layers, with the spellings of its factors."""
+    groups: dict[tuple[str, str], list[Dialect]] = {}
+    for one in found:
+        groups.setdefault((one.prefix, one.names), []).append(one)
+    lines = []
+    for (prefix, names), own in groups.items():
+        underscored = " with underscores" if any(one.underscored for one in own) else ""
+        spellings = ", ".join(dict.fromkeys(one.factors for one in own))
+        lines.append(f"{prefix or 'no prefix'}, {names} names{underscored} ({spellings})")
+    return lines
+
+
+def _counts(contents: Contents) -> str:
+    if not contents.layers and not contents.text_encoders:
+        return ""
+    parts = [f"{len(contents.layers)} of the transformer"]
+    parts += [f"{len(own)} of {name}" for name, own in contents.text_encoders.items()]
+    dora = sum(layer.dora for layer in contents.layers.values())
+    return ", ".join(parts) + (f"; {dora} are DoRA" if dora else "")
+
+
+def _triggers(contents: Contents) -> str:
+    told = contents.description
+    if told.triggers:
+        return listed_triggers(told.triggers)
+    folders = f"; folder of training images: {listed_triggers(told.folders)}"
+    return "none stated" + (folders if told.folders else "")
+
+
+def _range(values: Iterable[float]) -> str:
+    found = sorted(values)
+    if not found:
+        return ""
+    low, high = f"{found[0]:.4g}", f"{found[-1]:.4g}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _blocks(contents: Contents) -> Table:
+    norms = contents.norms()
+    table = Table("block", "layers", "rank", "‖ΔW‖", "")
+    for block, names in contents.blocks().items():
+        rank = _range(contents.layers[name].rank for name in names)
+        bar = _bar(norms[block], norms)
+        table.add_row(block, str(len(names)), rank, f"{norms[block]:.4g}", bar)
+    return table
+
+
+def _layers(contents: Contents) -> Table:
+    norms = {name: layer.norm for name, layer in contents.layers.items()}
+    table = Table()
+    table.add_column("layer", overflow="fold")
+    for column in ("size", "rank", "scale", "‖ΔW‖", ""):
+        table.add_column(column, no_wrap=True)
+    for names in contents.blocks().values():
+        for name in names:
+            layer = contents.layers[name]
+            table.add_row(
+                escape(name),
+                f"{layer.in_features} → {layer.out_features}",
+                f"{layer.rank}{' DoRA' if layer.dora else ''}",
+                f"{layer.scale:.4g}",
+                f"{layer.norm:.4g}",
+                _bar(layer.norm, norms),
+            )
+    return table
+
+
+def _bar(norm: float, norms: Mapping[str, float]) -> str:
+    most = max(norms.values())
+    return "█" * round(BAR * norm / most) if most > 0 and norm == norm and most == most else ""
+
+
+def show_summary(
+    console: Console, rows: Mapping[Path, tuple[Contents, Answer] | str], *, hashes: bool
+) -> None:
+    """Print one row per file; what could not be read is told below."""
+    names = names_of(rows)
+    table = Table()
+    table.add_column("file", overflow="fold")
+    columns = ["family", "layers", "rank", "‖ΔW‖", "triggers", "diffusers"]
+    for column in [*columns, *(["AutoV3"] if hashes else [])]:
+        table.add_column(column, no_wrap=column != "triggers")
+    for path, found in rows.items():
+        name = names[path].removesuffix(SUFFIX)
+        if isinstance(found, str):
+            table.add_row(name, "[red]refused[/]")
+            continue
+        contents, said = found
+        color = COLORS.get(said.effect, "red")
+        cells = [
+            name,
+            escape(contents.family),
+            str(len(contents.layers)),
+            _range(layer.rank for layer in contents.layers.values()),
+            f"{contents.norm:.4g}" if contents.layers else "",
+            escape(clean(", ".join(contents.description.triggers), 40)),
+            f"[{color}]{said.effect}[/]",
+        ]
+        table.add_row(*cells, *([contents.auto_v3] if hashes else []))
+    console.print(table)
+    for path, found in rows.items():
+        if isinstance(found, str):
+            console.print(f"[red]{names[path]}[/]: {escape(found)}", soft_wrap=True)
+    for path, found in rows.items():
+        if not isinstance(found, str) and found[1].effect != "whole":
+            console.print(f"[yellow]{names[path]}[/]: {escape(found[1].text)}", soft_wrap=True)
+
+
+def names_of(paths: Iterable[Path]) -> dict[Path, str]:
+    """Return paths without the folder that all lie in, as markup; many files are called alike."""
+    found = list(paths)
+    common = Path(os.path.commonpath([path.absolute().parent for path in found]))
+    return {path: escape(clean(str(path.absolute().relative_to(common)), NAME)) for path in found}
+
+
+Found = tuple[Contents, Answer] | str
+"""What a file holds and what becomes of it, or why it is refused."""
+
+
+def inspect(
+    paths: list[str],
+    base: str | None = None,
+    layers: bool = False,
+    hashes: bool = True,
+    json: str | None = None,
+    overwrite_output: bool = False,
+) -> None:
+    """Say what PATHS hold, files of adapters or folders of them, and why they may do nothing.
+
+    One file is shown with its blocks; of several, each gets a row.
+
+    Args:
+        paths: Filled in by the command line.
+        base: What the files are for: flux, sd3 or a folder of diffusers, whose layers they must
+            fit; by default each file decides.
+        layers: List every layer, with its size, rank, scale and the norm of its change.
+        hashes: Compute the hashes AutoV2 and AutoV3, for which each file is read twice more.
+        json: File to which everything is written as JSON, too.
+        overwrite_output: Replace the file of --json if it exists.
+    """
+    files = find_files(paths)
+    if json is not None:
+        require_free(Path(json), overwrite=overwrite_output)
+        require_apart(Path(json), files, "--json")
+    model = base_of(base)
+    found: dict[Path, Found] = {}
+    with counting("inspecting") if len(files) > 1 else nullcontext() as count:
+        for path in files:
+            found[path] = _examine(path, model, hashes=hashes)
+            if count is not None:
+                count(len(found), len(files))
+    reasons = [one for one in found.values() if isinstance(one, str)]
+    if len(reasons) == len(found):
+        others = f", and {len(reasons) - 1} more files are refused" if len(reasons) > 1 else ""
+        raise GatesError(reasons[0] + others)
+    if json is not None:
+        write_json(Path(json), {"files": [_state(path, one) for path, one in found.items()]})
+    console = plain_console()
+    (first, *_) = found.values()
+    if len(found) == 1 and not isinstance(first, str):
+        show_contents(console, *first, layers=layers)
+    else:
+        show_summary(console, found, hashes=hashes)
+
+
+def _examine(path: Path, base: Base | None, *, hashes: bool) -> Found:
+    """Examine a file; what is wrong with one is no reason not to show the others."""
+    try:
+        contents = examine(path, base, hashes=hashes)
+        return contents, answer(path, contents)
+    except GatesError as error:
+        return str(error)
+
+
+def _state(path: Path, found: Found) -> dict[str, Any]:
+    if isinstance(found, str):
+        return {"path": str(path), "refused": found}
+    contents, said = found
+    return {"path": str(path), "refused": None, **contents.state(), "answer": said._asdict()}

@@ -1,0 +1,337 @@
+"""``gates diffusion merge``: one static adapter of several, for any program."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from apps.diffusion.adapter_files import (
+    Format,
+    Numbers,
+    base_of,
+    named_files,
+    require_place,
+    shrunk,
+    storable,
+    strengths_of,
+    write,
+)
+from apps.diffusion.inspect import plain_console
+from core_gates.errors import GatesError
+from diffusion.lora_file import Factors, LoraBundle, load_lora
+from diffusion.lora_file.inspection import describe, sums_of_squares
+from harness.files import require_apart
+
+Name = Literal[
+    "sum", "mean", "weighted", "cat", "svd", "linear", "ties", "dare_linear", "dare_ties",
+    "magnitude_prune", "ties_svd", "dare_linear_svd", "dare_ties_svd", "magnitude_prune_svd",
+    "baked",
+]  # fmt: skip
+"""All methods. Sparse ones combine ΔW itself if they end with ``_svd``, else A and B; ``baked`` has
+the mean gates of runs of a base."""
+
+EXACT = ("sum", "mean", "weighted", "cat", "svd")
+UNWEIGHTED = ("sum", "mean")
+DENSE = (*EXACT, "linear", "baked")
+
+
+class Settings(NamedTuple):
+    """What is asked for.
+
+    Attributes:
+        method: Its name.
+        weights: Strength of each adapter; None if none are given.
+        density: Fraction of the entries that sparse methods keep; None for their default.
+        rank: Components per layer that are kept at most; None for no limit.
+        seed: Of what DARE drops, and of images on which gates are observed.
+        base: Folder of the base that gates are observed in.
+        gates: File of trained gates.
+        prompts: What the base generates while gates are observed.
+        steps: Denoising steps of each image.
+    """
+
+    method: Name
+    weights: Mapping[str, float] | None = None
+    density: float | None = None
+    rank: int | None = None
+    seed: int = 0
+    base: Path | None = None
+    gates: Path | None = None
+    prompts: tuple[str, ...] = ()
+    steps: int = 20
+
+    def check(self) -> None:
+        """Refuse options that the method does not use.
+
+        Raises:
+            GatesError: One is given, or one that it needs is not.
+        """
+        if self.weights is not None and self.method in UNWEIGHTED:
+            raise GatesError(
+                f"--weights has no meaning for {self.method}: choose --method weighted, or leave "
+                "it out"
+            )
+        if self.weights is None and self.method == "weighted":
+            raise GatesError("--method weighted needs --weights, such as a:0.8,b:0.5")
+        if self.density is not None and self.method in DENSE:
+            raise GatesError(f"--density has no meaning for {self.method}: leave it out")
+        if self.density is not None and not 0 < self.density <= 1:
+            raise GatesError(f"--density is {self.density}, expected a fraction in (0, 1]")
+        if self.weights is not None and not any(self.weights.values()):
+            raise GatesError("--weights gives every adapter the strength 0: nothing is left")
+        self._check_baking()
+
+    def _check_baking(self) -> None:
+        if self.method != "baked":
+            if self.gates is not None or self.prompts:
+                raise GatesError(f"--gates and --prompts have no meaning for {self.method}")
+            return
+        if self.base is None or self.gates is None or not self.prompts:
+            raise GatesError(
+                "--method baked needs a base that runs with the gates: give --base FOLDER, "
+                "--gates FILE and --prompts 'one; another'"
+            )
+        if not self.gates.is_file():
+            raise GatesError(f"{self.gates} does not exist: name a file of gates")
+        if self.steps < 1:
+            raise GatesError(f"--steps is {self.steps}, expected at least one")
+
+    def strengths(self, names: Mapping[str, object]) -> dict[str, float]:
+        """Return the factor of each adapter."""
+        if self.weights is not None:
+            return dict(self.weights)
+        return dict.fromkeys(names, 1 / len(names) if self.method == "mean" else 1.0)
+
+
+def merged(adapters: Mapping[str, LoraBundle], settings: Settings) -> LoraBundle:
+    """Make one adapter of several; ranks add up where the method is exact.
+
+    The parts for text encoders are merged, too, where the method is exact; the others leave them
+    out.
+
+    Args:
+        adapters: Name -> adapter.
+        settings: The method and its options.
+
+    Raises:
+        GatesError: The adapters do not fit each other or the method.
+    """
+    from diffusion.rivals.merged import merge
+
+    settings.check()
+    strengths = settings.strengths(adapters)
+    if settings.method == "baked":
+        return _baked(adapters, strengths, settings)
+    if settings.method not in EXACT:
+        options = {} if settings.density is None else {"density": settings.density}
+        return merge(
+            adapters,
+            strengths,
+            settings.method,
+            rank=settings.rank,
+            seed=settings.seed,
+            **options,  # type: ignore[arg-type]
+        )
+    whole = merge(adapters, strengths, "cat")
+    encoders = dict.fromkeys(name for one in adapters.values() for name in one.text_encoders)
+    return LoraBundle(
+        whole.family,
+        whole.modules,
+        {name: _encoder(adapters, strengths, name) for name in encoders},
+    )
+
+
+def _baked(
+    adapters: Mapping[str, LoraBundle], strengths: Mapping[str, float], settings: Settings
+) -> LoraBundle:
+    from apps.diffusion.baking import Baking, baked
+
+    assert settings.base is not None
+    assert settings.gates is not None
+    baking = Baking(settings.base, settings.gates, settings.prompts, settings.steps, settings.seed)
+    return baked(adapters, strengths, baking)
+
+
+def _encoder(
+    adapters: Mapping[str, LoraBundle], strengths: Mapping[str, float], component: str
+) -> Mapping[str, Factors]:
+    """Return the sum of the parts of adapters for one text encoder."""
+    from diffusion.rivals.merged import merge
+
+    own = {
+        name: LoraBundle(bundle.family, bundle.text_encoders[component])
+        for name, bundle in adapters.items()
+        if component in bundle.text_encoders
+    }
+    return merge(own, {name: strengths[name] for name in own}, "cat").modules
+
+
+def merge(
+    files: list[str],
+    output: str,
+    method: Name = "sum",
+    weights: str | None = None,
+    density: float | None = None,
+    rank: int | None = None,
+    energy: float | None = None,
+    seed: int = 0,
+    to: Format = "diffusers",
+    dtype: Numbers | None = None,
+    base: str | None = None,
+    gates: str | None = None,
+    prompts: str | None = None,
+    steps: int = 20,
+    lenient: bool = False,
+    overwrite_output: bool = False,
+) -> None:
+    """Make one adapter of FILES, which any program loads like one of them.
+
+    FILES are .safetensors files in any dialect, or folders of PEFT, of one family of models; the
+    stem of a file is the name of its adapter, NAME=PATH gives it another.
+
+    Args:
+        files: Filled in by the command line.
+        output: File of the merged adapter, a folder for peft.
+        method: Way to merge. sum, mean, weighted and cat add changes exactly, and ranks add up;
+            svd is their best approximation; the others are those of PEFT, on A and B, or on whole
+            changes where the name ends with svd; baked folds the mean of trained gates into one
+            adapter.
+        weights: Strengths by name, such as a:0.8,b:0.5, or one number per file in their order.
+        density: Fraction of the entries that sparse methods keep; 0.5 by default.
+        rank: Components per layer that are kept at most; the largest of the files for svd.
+        energy: Fraction of the squared norm of each change that is kept at least, in (0, 1].
+        seed: Seed of the entries that DARE drops, and of the images of baked.
+        to: Format of the output.
+        dtype: Numbers of the output; by default those of the files, where they are exact.
+        base: What the files are for: flux, sd3 or a folder of diffusers, whose layers they must
+            fit; by default each file decides.
+        gates: File of trained gates, for baked, which runs them in the base.
+        prompts: Prompts on which baked observes the gates, divided by semicolons.
+        steps: Denoising steps of each prompt of baked.
+        lenient: Leave out what cannot be used, merged or written, and list it.
+        overwrite_output: Replace the output if it exists.
+    """
+    places = named_files(files)
+    given = None if weights is None else strengths_of(weights, list(places))
+    settings = Settings(method, given, density, rank, seed, *_baking(base, gates, prompts), steps)
+    form = Form(Path(output), to, energy, dtype, lenient)
+    _check(places, settings, form, overwrite=overwrite_output)
+    adapters = {n: load_lora(p, base_of(base), strict=not lenient) for n, p in places.items()}
+    _merge(plain_console(), adapters, settings, form)
+
+
+class Form(NamedTuple):
+    """How the merged adapter is written.
+
+    Attributes:
+        path: Where to.
+        to: Its format.
+        energy: Fraction of the squared norm of each change that is kept at least; all if None.
+        dtype: Its numbers.
+        lenient: Whether what cannot be merged or written is left out.
+    """
+
+    path: Path
+    to: Format
+    energy: float | None
+    dtype: Numbers | None
+    lenient: bool
+
+
+def _check(places: Mapping[str, Path], settings: Settings, form: Form, *, overwrite: bool) -> None:
+    """Refuse wrong options before a file is read."""
+    if len(places) < 2:
+        raise GatesError("one file is nothing to merge: name two or more")
+    settings.check()
+    require_place(form.path, form.to, overwrite=overwrite)
+    require_apart(form.path, places.values())
+
+
+def _merge(
+    console: Console, adapters: Mapping[str, LoraBundle], settings: Settings, form: Form
+) -> None:
+    """Merge adapters, print their norms and what is lost, and write the result."""
+    _without_text(console, adapters, settings.method, lenient=form.lenient)
+    whole, lost = storable(merged(adapters, settings), form.to, lenient=form.lenient)
+    for name, count in lost.items():
+        console.print(f"left out: {count} layers of {name}: {form.to} cannot hold them")
+    rank = settings.rank
+    if settings.method == "svd" and rank is None and form.energy is None:
+        rank = max(r for bundle in adapters.values() for r in bundle.ranks().values())
+    small, losses = shrunk(whole, form.to, rank, form.energy)
+    strengths = settings.strengths(adapters)
+    console.print(_norms(adapters, strengths, small))
+    if losses is not None:
+        console.print(losses.table())
+    storages = {bundle.storage for bundle in adapters.values()}
+    storage = storages.pop() if len(storages) == 1 else whole.storage
+    metadata = _metadata(adapters, strengths, settings.method)
+    result = dataclasses.replace(small, metadata=metadata, storage=storage)
+    write(console, result, form.path, form.to, form.dtype)
+
+
+def _baking(
+    base: str | None, gates: str | None, prompts: str | None
+) -> tuple[Path | None, Path | None, tuple[str, ...]]:
+    """Return folder, file and prompts of gates that are observed."""
+    folder = Path(base) if base is not None and Path(base).is_dir() else None
+    parts = (part.strip() for part in (prompts or "").split(";"))
+    return folder, None if gates is None else Path(gates), tuple(part for part in parts if part)
+
+
+def _without_text(
+    console: Console, adapters: Mapping[str, LoraBundle], method: str, *, lenient: bool
+) -> None:
+    """Name the parts for text encoders that a method leaves out, or refuse to.
+
+    Raises:
+        GatesError: There are some, and ``lenient`` is not asked for.
+    """
+    if method in EXACT:
+        return
+    for name, bundle in adapters.items():
+        for component, own in bundle.text_encoders.items():
+            what = f"{len(own)} layers of {component} in {name!r}"
+            if not lenient:
+                raise GatesError(
+                    f"{method} cannot merge {what}: choose sum, mean, cat or svd, or add "
+                    "--lenient to leave them out"
+                )
+            console.print(escape(f"left out: {what}: {method} cannot merge them"))
+
+
+def _norms(
+    adapters: Mapping[str, LoraBundle], strengths: Mapping[str, float], result: LoraBundle
+) -> Table:
+    """Return ‖ΔW‖ of each adapter, with its strength, and of the result, by block."""
+    columns = {name: sums_of_squares(bundle.norms()) for name, bundle in adapters.items()}
+    last = sums_of_squares(result.norms())
+    heads = [f"{name} × {strengths[name]:.4g}" for name in columns]
+    table = Table("‖ΔW‖", *map(escape, heads), "merged")
+    for block, norm in last.items():
+        cells = [f"{abs(strengths[n]) * own.get(block, 0):.4g}" for n, own in columns.items()]
+        table.add_row(block, *cells, f"{norm:.4g}")
+    return table
+
+
+def _metadata(
+    adapters: Mapping[str, LoraBundle], strengths: Mapping[str, float], method: str
+) -> dict[str, str]:
+    """Return what the header of the result tells: where it comes from, and all licenses."""
+    told = {name: describe(bundle.metadata) for name, bundle in adapters.items()}
+    titles = {name: one.title or name for name, one in told.items()}
+    triggers = dict.fromkeys(word for one in told.values() for word in one.triggers)
+    licenses = dict.fromkeys(one.license for one in told.values() if one.license)
+    found = {
+        "modelspec.title": " + ".join(titles.values()),
+        "modelspec.merged_from": ", ".join(titles.values()),
+        "modelspec.trigger_phrase": ", ".join(triggers),
+        "modelspec.license": "; ".join(licenses),
+        "gates.merge": json.dumps({"method": method, "strengths": dict(strengths)}),
+    }
+    return {key: text for key, text in found.items() if text}

@@ -1,1 +1,0 @@
-"""What reports of ``gates diffusion`` show besides scores, a file per study."""

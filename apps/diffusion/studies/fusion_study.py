@@ -1,0 +1,367 @@
+"""Do gates help? Fused adapters on combinations that no gate was trained on."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from apps.diffusion.studies.base_study import Asked, Method
+from apps.diffusion.studies.fused_views import (
+    PAIRS,
+    cost_rows,
+    crossed,
+    losses_of_seeing,
+    pictured,
+    retention_rows,
+    score,
+)
+from apps.diffusion.works.combined_losses import (
+    FIRST,
+    MOST,
+    OTHERS,
+    TIMES,
+    denoiser_losses,
+    losses,
+    trial,
+    trial_gates,
+)
+from apps.diffusion.works.trained_gates import GatesForm, combinations, is_gated, train_gates
+from apps.diffusion.world import World
+from harness.evidence import Bar, Row, compare, moments
+from harness.experiment import Arrays, Choice, Piece, Run
+from harness.files import Data
+
+TRIALS = 12
+GATES: dict[str, Any] = {
+    "variant": "full",
+    "time": "implicit",
+    "steps": 500,
+    "batch_size": 16,
+    "caption_dropout": 0.1,
+}
+"""How gates are trained, apart from the learning rate."""
+
+LIKE_GATES = {name: GATES[name] for name in ("steps", "batch_size", "caption_dropout")}
+"""How rivals are trained that have parameters."""
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "gates": GATES,
+    "gates no_base": GATES | {"variant": "no_base"},
+    "gates no_cross": GATES | {"variant": "no_cross"},
+    "gates film": GATES | {"time": "film"},
+    "gates + global LoRA": GATES | {"global_rank": 2},
+    "x_lora": LIKE_GATES | {"group": "train2"},
+    "layer_strengths": LIKE_GATES,
+}
+"""What is trained on the training combinations."""
+
+BLIND = "layer_strengths"
+"""The rival that is trained on all that gates are trained on, but does not look at the input."""
+
+TUNED = ("gates", "x_lora", BLIND)
+"""Whose learning rate is tuned; variants of gates take that of the gates."""
+
+TRIED_STEPS = 150
+RATES = {"learning_rate": (2e-3, 6e-2)}
+
+PLAIN: dict[str, dict[str, Any]] = {
+    "none": {},
+    "alone0": {},
+    "alone1": {},
+    "sum": {},
+    "mean": {},
+    "svd": {"weight": 1.0},
+    "linear": {"weight": 1.0},
+    "ties": {"weight": 1.0, "density": 0.2},
+    "dare_linear": {"weight": 1.0, "density": 0.5},
+    "dare_ties": {"weight": 1.0, "density": 0.5},
+    "magnitude_prune": {"weight": 1.0, "density": 0.5},
+    "switch": {"tau": 5},
+    "composite": {},
+    "k_lora": {},
+}
+"""The base, each adapter of a pair alone, and rivals as published."""
+
+STRENGTHS = {FIRST: (0.05, 1.6), OTHERS: (0.05, 1.6)}
+WEIGHT, DENSITY = {"weight": (0.3, 1.6)}, {"density": (0.1, 0.9)}
+SPACES: dict[str, dict[str, tuple[float, float]]] = {
+    "sum": STRENGTHS,
+    "svd": WEIGHT,
+    "linear": WEIGHT,
+    "ties": WEIGHT | DENSITY,
+    "dare_linear": WEIGHT | DENSITY,
+    "dare_ties": WEIGHT | DENSITY,
+    "magnitude_prune": WEIGHT | DENSITY,
+    "switch": STRENGTHS | {"tau": (1.0, 6.0)},
+    "composite": STRENGTHS,
+    "k_lora": STRENGTHS | {"alpha": (0.5, 3.0), "beta": (0.1, 1.5)},
+}
+"""What is tuned of rivals; ``sum`` with tuned strengths is their plainest."""
+
+SCHEDULED = ("switch", "k_lora")
+"""Rivals that follow the steps of a run: they are tuned at all times that they are tested at.
+
+At half as many times, a period of steps is only seen where it happens to be seen.
+"""
+
+PUBLISHED = ("sum", "mean", "ties", "dare_linear", "switch", "k_lora")
+GROUPS = {
+    "test2": "48 unseen pairs",
+    "test3": "48 unseen triples",
+    "trained2": "48 trained pairs",
+}
+METRIC = "log_loss_ratio"
+SHOWN = ("none", "alone1", "sum", "mean", "ties", "switch", "composite", "k_lora", "gates", "baked",
+         BLIND)  # fmt: skip
+"""Methods whose images, retention and cost are shown, with the best rivals."""
+
+LINEAR = "linear_denoiser"
+"""No model: the mean and the covariance of drawings in the styles."""
+
+NO_TRIPLES = ("alone0", "alone1", "x_lora")
+"""Methods for two adapters."""
+
+
+class Fused:
+    """The comparison in a run folder.
+
+    Args:
+        run: Of the comparison.
+        world: Base, zoo and drawings.
+        seeds: Of what is trained.
+    """
+
+    def __init__(self, run: Run, world: World, seeds: Sequence[int]) -> None:
+        self.run, self.world, self.seeds = run, world, tuple(seeds)
+        self.files = world.zoo(0)
+        self.start = world.gates_start
+        self.places: dict[str, Any] = {
+            "base_folder": world.base_folder,
+            "files": self.files,
+            "drawings_folder": world.drawings_folder,
+        }
+
+    def chosen(self) -> dict[str, Choice]:
+        """Return the settings of all that is tuned, by equally many trials."""
+        rates = self.run.tune(
+            dict.fromkeys(TUNED, RATES),
+            partial(trial_gates, **self.places),
+            trials=TRIALS,
+            ticks=TRIED_STEPS,
+            own={name: VARIANTS[name] | {"steps": TRIED_STEPS} for name in TUNED},
+            start=self.start,
+        )
+        if "gates" in rates:
+            rates |= {name: rates["gates"] for name in VARIANTS if name not in TUNED}
+        rivals = self.run.tune(
+            SPACES,
+            partial(trial, **self.places),
+            trials=TRIALS,
+            ticks=len(combinations("tried")),
+            own={
+                name: {"tuned": list(box), "times": TIMES if name in SCHEDULED else None}
+                for name, box in SPACES.items()
+            },
+            start=self.start,
+        )
+        return rates | rivals
+
+    def methods(self) -> list[Method]:
+        """Return all methods, after what is missing was tuned and trained."""
+        chosen = self.chosen()
+        found = [Method(name, name, own) for name, own in PLAIN.items()]
+        found += [
+            Method(f"{name} tuned", name, dict(chosen[name].setting))
+            for name in SPACES
+            if name in chosen
+        ]
+        store = self.world.run.store("gates", GatesForm())
+        pieces = {
+            name: [
+                self.world.run.piece(name, seed, start=self.start, **own, **chosen[name].setting)
+                for seed in self.seeds
+            ]
+            for name, own in VARIANTS.items()
+            if name in chosen
+        }
+        every = [piece for own in pieces.values() for piece in own]
+        work = partial(train_gates, **self.places)
+        self.world.run.obtain(store, every, work, ticks=GATES["steps"])
+        for name, own in pieces.items():
+            folders = {p.seed or 0: f for p in own if (f := store.find(p)) is not None}
+            settings = VARIANTS[name] if is_gated(VARIANTS[name]) else {}
+            found.append(Method(name, name, settings, folders))
+            if name == "gates":
+                found.append(Method("baked", "baked", {}, folders))
+        return found
+
+    def losses(self, methods: Sequence[Method], group: str) -> dict[str, list[np.ndarray]]:
+        """Return method -> mean losses (P,) of combinations, one array a seed."""
+        store = self.run.store("losses", Arrays())
+        pieces: dict[str, list[Piece]] = {}
+        trained: dict[str, Path] = {}
+        for method in methods:
+            if group == "test3" and method.rival in NO_TRIPLES:
+                continue
+            for seed in method.trained or (None,):
+                piece = self.piece(method, group, seed)
+                pieces.setdefault(method.name, []).append(piece)
+                if seed is not None:
+                    trained[piece.name] = method.trained[seed]
+        work = partial(losses, trained=trained, **self.places)
+        ticks = len(combinations(group))
+        every = [piece for own in pieces.values() for piece in own]
+        score(self.run, store, every, work, trained=trained, ticks=ticks)
+        places = {name: place for name, place in self.places.items() if name != "files"}
+        simple = [self.piece(Method(LINEAR, LINEAR, {}), group, None)]
+        linear = partial(denoiser_losses, **places)
+        if made := self.run.obtain(store, simple, linear, ticks=ticks, scoring=True):
+            pieces[LINEAR] = made
+        return {
+            name: [np.nanmean(store.load(piece)["losses"].numpy(), axis=1) for piece in own]
+            for name, own in pieces.items()
+        }
+
+    def piece(self, method: Method, group: str, seed: int | None, **changes: Any) -> Piece:
+        """Return the piece that a figure of a method on the test drawings of a group is."""
+        return self.run.piece(
+            method.name,
+            seed,
+            {"of": group},
+            rival=method.rival,
+            settings=dict(method.settings),
+            group=group,
+            start=self.start,
+            trained=None if seed is None else method.trained[seed].name,
+            **{"part": "test", "times": TIMES, "most": MOST, **changes},
+        )
+
+
+def fusion_study(asked: Asked, world: World) -> None:
+    """Compare gates with all rivals on unseen pairs, unseen triples and trained pairs."""
+    fused = Fused(asked.run, world, asked.seeds)
+    chosen = fused.chosen()
+    methods = fused.methods()
+    rows: list[Row] = []
+    for group, task in GROUPS.items():
+        found = fused.losses(methods, group)
+        if group == PAIRS:
+            found |= losses_of_seeing(fused)
+        rows += compared(found, group, task)
+    best, tuned = best_rival(chosen), best_rival(chosen, SPACES)
+    if not asked.run.quick:
+        rows += views(fused, methods, {best, tuned})
+    asked.run.finish(
+        rows,
+        bars_of(rows, tuned),
+        seeds=asked.seeds,
+        data=[Data("drawings", "all", world.drawings.digest, len(world.drawings), "drawings")],
+        headline=headline_of(rows, best),
+        notes=notes_of(rows),
+    )
+
+
+def views(fused: Fused, methods: Sequence[Method], best: set[str]) -> list[Row]:
+    """Return what images, retention and cost of some methods show."""
+    shown = {*SHOWN, *best}
+    chosen = [method for method in methods if method.name in shown]
+    drawn = [method for method in chosen if method.name != "none"]
+    triples = [method for method in drawn if method.rival not in NO_TRIPLES]
+    return [
+        *pictured(fused, drawn, "test2", GROUPS["test2"]),
+        *pictured(fused, triples, "test3", GROUPS["test3"]),
+        *retention_rows(fused, drawn),
+        *cost_rows(fused, chosen),
+    ]
+
+
+def compared(found: Mapping[str, list[np.ndarray]], group: str, task: str) -> list[Row]:
+    """Return mean logarithms of losses over that of the base, and differences from the gates."""
+    none = np.log(found["none"][0])
+    scores = {
+        name: [moments(np.log(one) - none, name=METRIC) for one in own]
+        for name, own in found.items()
+        if name != "none"
+    }
+    return compare(scores, crossed(combinations(group)), task=task, reference="gates")
+
+
+def best_score(choice: Choice) -> float:
+    """Return the best score of the trials."""
+    scores = [one["score"] for one in choice.trials if one.get("score") is not None]
+    return min((float(score) for score in scores if not math.isnan(score)), default=math.inf)
+
+
+def best_rival(chosen: Mapping[str, Choice], among: Iterable[str] = (*SPACES, BLIND)) -> str:
+    """Return the method with the best trial on training combinations, gates aside.
+
+    Args:
+        chosen: Method -> its trials.
+        among: Rivals whose settings are tuned, and the trained one that sees what gates see.
+    """
+    rivals = [name for name in among if name in chosen]
+    best = min(rivals, key=lambda name: best_score(chosen[name]))
+    return best if best == BLIND else f"{best} tuned"
+
+
+def notes_of(rows: Sequence[Row]) -> list[str]:
+    """Return how the loss of gates compares with that of no model at all."""
+    task = GROUPS["test2"]
+    found = [r for r in rows if (r.method, r.task, r.versus) == (LINEAR, task, "gates")]
+    if not found:
+        return []
+    row = found[0]
+    return [
+        "What the mean and the covariance of drawings in a style predict, without model and "
+        f"prompt, has a loss that differs from that of gates by {math.expm1(row.value):+.1%} "
+        f"[{math.expm1(row.low):+.1%}, {math.expm1(row.high):+.1%}] on unseen pairs: a low loss is "
+        "no proof of a good image."
+    ]
+
+
+def upper(rows: Sequence[Row], method: str, task: str) -> float:
+    """Return the upper end of the logarithm of the losses of the gates over those of a method."""
+    found = [r for r in rows if (r.method, r.task, r.versus) == (method, task, "gates")]
+    return -found[0].low if found else math.nan
+
+
+def bars_of(rows: Sequence[Row], best: str) -> list[Bar]:
+    """Return what must hold: against rivals as published, the best tuned, and the trained ones.
+
+    X-LoRA serves pairs alone, so that its trials cannot be compared with those of the others.
+    """
+    bars = []
+
+    def bar(group: str, name: str, limit: float) -> None:
+        if group != "test3" or name not in NO_TRIPLES:
+            task = GROUPS[group]
+            found = upper(rows, name, task)
+            bars.append(Bar(f"{task}: gates / {name}, upper end", found, "<=", limit))
+
+    for group in ("test2", "test3"):
+        for name in PUBLISHED:
+            bar(group, name, -0.002)
+        for name in dict.fromkeys((best, "x_lora", BLIND)):
+            bar(group, name, 0.01)
+    for name in dict.fromkeys((best, "x_lora", BLIND)):
+        bar("trained2", name, -0.002)
+    return bars
+
+
+def headline_of(rows: Sequence[Row], best: str) -> str:
+    """Return the verdict in one sentence, whichever way it goes."""
+    task = GROUPS["test2"]
+    row = next(r for r in rows if (r.method, r.task, r.versus) == (best, task, "gates"))
+    if row.significant:
+        word = "lower" if row.value > 0 else "higher"
+        return (
+            f"On unseen pairs the loss of gates is {abs(math.expm1(-row.value)):.1%} {word} than "
+            f"that of the best rival, {best}."
+        )
+    return (
+        f"On unseen pairs gates are level with the best rival, {best}: its loss is "
+        f"{math.expm1(row.value):+.1%} [{math.expm1(row.low):+.1%}, {math.expm1(row.high):+.1%}]."
+    )

@@ -1,0 +1,479 @@
+"""What makes images: a base, a library of adapters and gates, found, read and checked."""
+
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from apps.diffusion.index import read_encoder
+from apps.diffusion.studies.retrieval_study import ENCODER, UNSEEN
+from apps.diffusion.works.trained_encoders import FOLDER, EncoderForm, shape_of
+from apps.diffusion.works.trained_gates import FILE, GatesForm, refuse_gates_of_another
+from apps.diffusion.works.zoo import file_in, weights_digest
+from apps.diffusion.world import World
+from core_gates.errors import GatesError, check_option
+from diffusion.data.concepts import concepts
+from diffusion.fusion.gate_file import load_gates
+from diffusion.fusion.pipeline import AutoLoraPipeline, Generated
+from diffusion.fusion.protocol import family_of, sites_of
+from diffusion.library import LoraLibrary, Match, Results
+from diffusion.lora_file import LoraBundle
+from diffusion.models.embedded_base import EmbeddedBase
+from diffusion.models.pipelines import load_pipeline
+from diffusion.models.text_encoders import MiniLM, TextEncoder
+from diffusion.retrieval import TrainedEncoder
+from diffusion.rivals import RIVALS, make_rival
+from harness.experiment.record import read_record
+from harness.files import content_digest, replacing
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where everything is read from.
+
+    Attributes:
+        library: Folder of adapters, which is indexed; those that ship if null.
+        base: Folder of a pipeline of diffusers or of an embedded base, or a GGUF file; the embedded
+            base that ships if null.
+        gates: File of trained gates; those that ship for the embedded base, and none for others, if
+            null.
+        encoder: Folder of the encoder of adapters; the shipped one for the embedded base if null.
+        index: Folder of the index; .gates-index in the library if null.
+        components: Folder of a pipeline with all other parts, for a GGUF file.
+        dtype: Type of the parameters of other bases than the embedded one.
+        offload: What is moved to a device at a time, where its memory is small.
+    """
+
+    library: str | None = None
+    base: str | None = None
+    gates: str | None = None
+    encoder: str | None = None
+    index: str | None = None
+    components: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    offload: Literal["none", "model", "sequential", "group"] = "none"
+
+
+_WORD = re.compile(r"\w{3,}")
+
+
+class Finder:
+    """A library that keeps what it found last, with the scores of all parts of the search.
+
+    Args:
+        library: Of adapters, indexed.
+
+    Attributes:
+        matches: Name -> match of the last search.
+        notice: What its reader has to know; empty if there is nothing.
+    """
+
+    def __init__(self, library: LoraLibrary) -> None:
+        self.library = library
+        self.matches: dict[str, Match] = {}
+        self.notice = ""
+
+    def search(self, prompt: str, k: int = 3) -> Results[Match]:
+        """Return the adapters that suit a prompt best, the best first."""
+        found = self.library.search(prompt, k)
+        self.matches = {match.name: match for match in found}
+        self.notice = found.notice
+        return found
+
+    def load(self, name: str) -> LoraBundle:
+        """Read an adapter."""
+        return self.library.load(name)
+
+    def described(self, name: str, prompt: str) -> dict[str, Any]:
+        """Return what is known about an adapter, and why it was found, as plain values.
+
+        Args:
+            name: Of the adapter.
+            prompt: That it was found by, if it was.
+        """
+        adapter, match = self.library.find(name), self.matches.get(name)
+        shared = shared_words(prompt, [adapter.title, *adapter.triggers, *adapter.tags])
+        return {
+            "title": adapter.title,
+            "license": adapter.license,
+            "triggers": list(adapter.triggers),
+            "sha256": adapter.sha256,
+            "weights": None if match is None else match.weights,
+            "metadata": None if match is None else match.metadata,
+            "why": reason(match, shared),
+        }
+
+
+def reason(match: Match | None, shared: Sequence[str]) -> str:
+    """Return in words why an adapter takes part.
+
+    Args:
+        match: Of the search; None if the adapter was named.
+        shared: Words of the prompt that its metadata hold.
+    """
+    if match is None:
+        return "it was named"
+    parts = []
+    if match.weights is not None:
+        parts.append(f"cosine of its weights and the prompt {match.weights:.2f}")
+    if match.metadata is not None:
+        parts.append(f"metadata {match.metadata:.0%} of the best")
+    if match.metadata is not None and shared:
+        parts.append(f"words: {', '.join(shared)}")
+    return "; ".join(parts)
+
+
+def shared_words(prompt: str, texts: Sequence[str]) -> list[str]:
+    """Return the words of a prompt, of three letters or more, that some texts hold."""
+    known = {word.lower() for text in texts for word in _WORD.findall(text)}
+    return list(dict.fromkeys(w for w in _WORD.findall(prompt.lower()) if w in known))
+
+
+GATED, SUM = "gated", "sum"
+RIVAL_MODES = tuple(
+    name
+    for name, rival in RIVALS.items()
+    if not (rival.trainable or rival.sees_pair or name in (SUM, "baked"))
+)
+"""Rivals that need neither training nor images of the pair."""
+
+MODES = (GATED, SUM, *RIVAL_MODES)
+
+
+def maker(mode: str) -> Any:
+    """Return what :class:`diffusion.fusion.pipeline.AutoLoraPipeline` takes as ``mode``.
+
+    Raises:
+        GatesError: There is no such mode, or it needs more than adapters and gates.
+    """
+    if mode in RIVALS and mode not in MODES:
+        raise GatesError(f"--mode {mode} has to be trained first: choose from {list(MODES)}")
+    check_option("--mode", mode, MODES, GatesError)
+    return mode if mode in (GATED, SUM) else partial(make_rival, mode)
+
+
+GATES = "gates-s0"
+"""Folder of the gates that are used."""
+
+
+class Shipped(NamedTuple):
+    """Paths of what is at hand.
+
+    Attributes:
+        base: Folder of the base; None if it is missing.
+        adapters: Concept -> file of its adapter of seed 0.
+        encoder: Folder of the encoder of adapters; None if it is missing.
+        gates: File of the gates; None if they are missing, or of another base or zoo.
+    """
+
+    base: Path | None
+    adapters: dict[str, Path]
+    encoder: Path | None
+    gates: Path | None
+
+    @property
+    def lacking(self) -> list[str]:
+        """What is missing, in words."""
+        parts = {
+            "base": self.base,
+            "adapters": len(self.adapters) == len(concepts()),
+            "encoder": self.encoder,
+            "gates": self.gates,
+        }
+        return [name for name, found in parts.items() if not found]
+
+
+def shipped(world: World) -> Shipped:
+    """Return what is at hand of a world.
+
+    Raises:
+        GatesError: The run folder holds results with other settings.
+    """
+    named = {one.name: world.adapter_piece(one, 0) for one in concepts()}
+    adapters = {
+        name: file_in(folder)
+        for name, piece in named.items()
+        if (folder := world.adapters.find(piece)) is not None
+    }
+    whole = len(adapters) == len(named)
+    return Shipped(
+        world.bases.find(world.base_piece),
+        adapters,
+        _shipped_encoder(world) if whole else None,
+        _gates(world) if whole else None,
+    )
+
+
+def collected(files: dict[str, Path], folder: Path) -> Path:
+    """Copy adapters into one folder, which a library can index, and return it.
+
+    Args:
+        files: Name -> LoRA file.
+        folder: Holds one file per name afterwards; those that have not changed stay.
+
+    Raises:
+        GatesError: It cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise GatesError(
+            f"{folder} cannot be written ({error.strerror}): give another --root"
+        ) from error
+    for old in folder.glob("*.safetensors"):
+        if old.stem not in files:
+            old.unlink()
+    for name, file in files.items():
+        target = folder / f"{name}.safetensors"
+        if not target.is_file() or _stamp(target) != _stamp(file):
+            with replacing(target) as temporary:
+                shutil.copy2(file, temporary)
+    return folder
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    found = file.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+def _shipped_encoder(world: World) -> Path | None:
+    trained = [one.name for one in concepts() if one.name not in UNSEEN]
+    piece = world.encoder_piece("encoder", 0, concepts=trained, **ENCODER)
+    folder = world.run.store("encoders", EncoderForm()).find(piece)
+    return None if folder is None else folder / FOLDER
+
+
+def _gates(world: World) -> Path | None:
+    store = world.run.store("gates", GatesForm())
+    for place in (store.folder, store.shipped):
+        record = None if place is None else read_record(place / GATES)
+        if record is not None and record.settings.get("start") == world.gates_start:
+            assert place is not None
+            return place / GATES / FILE
+    return None
+
+
+Progress = Callable[[int, int | None], None]
+LIBRARY = "library"
+"""Folder of the copies of the shipped adapters, with their index, in the run folder."""
+
+NO_GATES = "no gates are given: adapters are combined by the plain sum"
+DIGITS = 16
+
+
+@dataclass
+class Studio:
+    """What makes images.
+
+    Attributes:
+        pipe: Finds adapters, fuses them and generates.
+        finder: The library.
+        base: The embedded base; None for other models.
+        gates: File of gates; None if there are none.
+        hashes: Of base, gates and encoder.
+        model: Name of the base.
+        dtype: Type of the parameters of the base; None for the embedded one, which has its own.
+        notices: What a user has to know.
+    """
+
+    pipe: AutoLoraPipeline
+    finder: Finder
+    base: EmbeddedBase | None
+    gates: Path | None
+    hashes: dict[str, str | None]
+    model: str
+    dtype: str | None = None
+    notices: list[str] = field(default_factory=list)
+
+    @property
+    def guided(self) -> bool:
+        """Whether images are guided away from those of another prompt; FLUX.1 knows its scale."""
+        return self.base is not None or self.pipe.family != "flux"
+
+    def options(self, steps: int, guidance: float | None, size: int | None) -> dict[str, Any]:
+        """Return the options of the pipeline of diffusers.
+
+        Raises:
+            GatesError: The base cannot make images of this size.
+        """
+        if self.base is not None and size not in (None, self.base.size):
+            raise GatesError(
+                f"--size is {size}, the embedded base makes images of {self.base.size} pixels:"
+                " leave it out"
+            )
+        scale = "guidance_scale" if self.base is None else "true_cfg_scale"
+        found: dict[str, Any] = {"num_inference_steps": steps}
+        if guidance is not None:
+            found[scale] = guidance
+        side = size if self.base is None else self.base.size
+        if side is not None:
+            found |= {"height": side, "width": side}
+        return found
+
+    def unread(self, prompt: str) -> str:
+        """Return what a user has to know of a prompt that is too long; empty if it is read."""
+        rest = self.pipe.text.unread(prompt) if isinstance(self.pipe.text, MiniLM) else ""
+        return f"the prompt is too long for this base, which does not read {rest!r}" if rest else ""
+
+    def make(self, prompt: str, *, mode: str = GATED, **options: Any) -> Generated:
+        """Return an image, and what made it; without gates, ``gated`` is the plain sum."""
+        asked = SUM if mode == GATED and self.gates is None else mode
+        return self.pipe(prompt, mode=maker(asked), record_gates=asked == GATED, **options)
+
+    def close(self) -> None:
+        """Close the index."""
+        self.finder.library.close()
+
+
+def opened(sources: Sources, world: Callable[[], World], progress: Progress) -> Studio:
+    """Return what makes images, after the library was brought up to date.
+
+    Args:
+        sources: Where everything is read from.
+        world: Returns the embedded world, called only where what ships is needed.
+        progress: Of the scan of the library.
+
+    Raises:
+        GatesError: Something is missing, damaged, or of another base.
+    """
+    given = _filled(sources, world)
+    assert given.base is not None
+    assert given.library is not None
+    place = Path(given.base)
+    pipe, base = load_pipeline(
+        place,
+        components=given.components,
+        dtype=getattr(torch, given.dtype),
+        offload=given.offload,
+    )
+    if base is not None and given.dtype != "float32":
+        raise GatesError(
+            f"--dtype is {given.dtype}, the embedded base computes in float32: leave it out"
+        )
+    text = None if base is None else base.encoder()
+    encoder = None if given.encoder is None else _encoder(given.encoder, base, text)
+    gates = None if given.gates is None else Path(given.gates)
+    weights = content_digest(place).sha256[:DIGITS] if base is None else weights_digest(place)
+    hashes: dict[str, str | None] = {"base": weights, "gates": None, "encoder": None}
+    if gates is not None:
+        _check_gates(gates, pipe.transformer, place)
+        hashes["gates"] = content_digest(gates).sha256[:DIGITS]
+    if encoder is not None:
+        hashes["encoder"] = encoder.fingerprint
+    if given.components is not None:
+        hashes["components"] = content_digest(Path(given.components)).sha256[:DIGITS]
+    library = LoraLibrary(given.library, encoder, text, index=given.index)
+    _scan(library, progress)
+    finder = Finder(library)
+    auto = AutoLoraPipeline(pipe, finder, gates, text)
+    notices = [NO_GATES] if gates is None else _lacking(gates)
+    dtype = given.dtype if base is None else None
+    return Studio(auto, finder, base, gates, hashes, place.stem, dtype, notices)
+
+
+def studio(sources: Sources, world: Callable[[], World], progress: Progress) -> closing[Studio]:
+    """Return :func:`opened` as a context manager that closes the index."""
+    return closing(opened(sources, world, progress))
+
+
+def _filled(sources: Sources, world: Callable[[], World]) -> Sources:
+    """Return the sources with what ships where nothing is given."""
+    if sources.base is not None:
+        if sources.library is None:
+            raise GatesError(
+                "the shipped adapters are for the embedded base alone: give --library FOLDER for "
+                f"{sources.base}"
+            )
+        return sources
+    found = shipped(root := world())
+    if found.base is None:
+        raise GatesError(
+            "the embedded base is missing: train it by `gates diffusion train-base`, or give --base"
+        )
+    encoder, gates = (None if p is None else str(p) for p in (found.encoder, found.gates))
+    sources = replace(
+        sources,
+        base=str(found.base),
+        encoder=sources.encoder or encoder,
+        gates=sources.gates or gates,
+    )
+    if sources.library is not None:
+        return sources
+    if not found.adapters:
+        raise GatesError(
+            "the shipped adapters are missing: train them by `gates diffusion evaluate --config "
+            "base`, or give --library FOLDER"
+        )
+    return replace(sources, library=str(collected(found.adapters, root.run.folder / LIBRARY)))
+
+
+def _encoder(folder: str, base: EmbeddedBase | None, text: TextEncoder | None) -> TrainedEncoder:
+    """Read the encoder of adapters.
+
+    Raises:
+        GatesError: It reads adapters of another base, or prompts of another text encoder.
+    """
+    if base is None or text is None:
+        raise GatesError(
+            "--encoder is for the embedded base: adapters of other models are found by metadata"
+        )
+    found = read_encoder(folder, text.fingerprint)
+    if found.config.shape != shape_of(base):
+        raise GatesError(
+            f"{folder} reads adapters of another base, with other layers: give the encoder that was"
+            " trained for this base"
+        )
+    return found
+
+
+def _check_gates(path: Path, model: torch.nn.Module, base: Path) -> None:
+    """Refuse gates that were trained on another base.
+
+    Raises:
+        GatesError: Their layers, or the base that their record names, are others.
+        LoraFileError: The file is damaged.
+    """
+    load_gates(path, [site.name for site in sites_of(model, family_of(model))])
+    refuse_gates_of_another(base, path)
+
+
+def _lacking(gates: Path) -> list[str]:
+    """Return what gates were trained with and images are made without, in words."""
+    record = read_record(gates.parent)
+    rank = None if record is None else record.settings.get("global_rank")
+    if not rank:
+        return []
+    return [
+        f"the gates were trained with one more adapter, what all have in common in rank {rank}: it"
+        " takes no part here"
+    ]
+
+
+def _scan(library: LoraLibrary, progress: Progress) -> None:
+    """Bring the index up to date.
+
+    Raises:
+        GatesError: No file of the library is an adapter.
+    """
+    if library.root.is_dir() and not any(library.root.rglob("*.safetensors")):
+        raise GatesError(
+            f"{library.root} holds no adapter: give a folder of .safetensors files, or of folders "
+            "with some"
+        )
+    try:
+        report = library.scan(progress)
+    except BaseException:
+        library.close()
+        raise
+    if not report.kept:
+        library.close()
+        reason = f", {report.refused[0].path}: {report.refused[0].reason}" if report.refused else ""
+        raise GatesError(
+            f"{library.root} holds no adapter{reason}: give a folder of .safetensors files"
+        )

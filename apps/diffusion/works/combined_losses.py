@@ -1,0 +1,426 @@
+"""Losses of combinations under one way to use several adapters, as pieces of work."""
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from apps.diffusion.works.trained_gates import (
+    FILE,
+    GATE_OPTIONS,
+    Bench,
+    GatesForm,
+    combinations,
+    is_gated,
+    train_gates,
+    with_common,
+)
+from apps.diffusion.works.zoo import images_of
+from core_gates.errors import GatesError
+from diffusion.data.concepts import Combination, rows_of, style, subject
+from diffusion.evaluation.fusion_losses import LinearDenoiser, fixed_draws, fixed_losses
+from diffusion.fusion.fusion_tasks import FusionTask
+from diffusion.fusion.gate_file import load_trained
+from diffusion.fusion.gated_fusion import GatedFusion
+from diffusion.fusion.protocol import Fusion
+from diffusion.lora_file import LoraBundle, load_lora
+from diffusion.models.flow_matching import noised, velocity
+from diffusion.rivals.registry import make_rival
+from diffusion.rivals.weighing import LoraHub
+from diffusion.rivals.zip_lora import ZipLora, distill, taught
+from harness.experiment import Arrays, Job, Piece
+from harness.experiment.record import read_record
+
+TIMES, MOST = 8, 6
+"""Times of a loss, and drawings of a combination."""
+
+RUN = 20
+"""Steps of the sampling run that times belong to."""
+
+TRIED_TIMES, TRIED_MOST = 4, 3
+"""The same where settings are chosen."""
+
+FIRST, OTHERS = "first_strength", "other_strength"
+"""Settings of any rival: what the subject, and what styles, are multiplied by."""
+
+Settings = Mapping[str, Any]
+
+
+def fusion_of(
+    bench: Bench,
+    method: str,
+    settings: Settings,
+    adapters: Mapping[str, LoraBundle],
+    trained: Path | None,
+    observed: FusionTask | None = None,
+) -> Fusion | None:
+    """Return a method for one set of adapters; None for the base alone.
+
+    Args:
+        bench: Base and drawings.
+        method: ``none``, the name of an adapter's place as in ``alone0``, gates, or a rival.
+        settings: Of the method.
+        adapters: Name -> adapter, the subject first.
+        trained: Folder of what was trained for it; None if nothing was.
+        observed: What baked gates are averaged over.
+    """
+    model = bench.base.transformer
+    if method == "none":
+        return None
+    if method.startswith("alone"):
+        name = list(adapters)[int(method.removeprefix("alone"))]
+        return make_rival("sum", model, {name: adapters[name]})
+    if method == "baked":
+        assert trained is not None
+        assert observed is not None
+        return make_rival(
+            "baked",
+            model,
+            adapters,
+            gates=trained / FILE,
+            observe=lambda: observe(bench, observed),
+        )
+    if is_gated(settings):
+        given = with_common(adapters, settings.get("global_rank"))
+        if trained is not None:
+            return GatedFusion(model, given, gates=trained / FILE)
+        return GatedFusion(model, given, **{name: settings[name] for name in GATE_OPTIONS})
+    options = {name: value for name, value in settings.items() if name not in (FIRST, OTHERS)}
+    made = make_rival(method, model, adapters, **options)
+    if FIRST in settings:
+        names = list(adapters)
+        strengths: dict[str, float] = dict.fromkeys(names, float(settings[OTHERS]))
+        strengths[names[0]] = float(settings[FIRST])
+        made.set_strengths(strengths)
+    if trained is not None:
+        made.load_state_dict(  # type: ignore[attr-defined]
+            {name: value.float() for name, value in load_trained(trained / FILE).items()}
+        )
+    return made
+
+
+@torch.no_grad()
+def observe(bench: Bench, task: FusionTask) -> None:
+    """Run the model on the plain drawings of a subject, at several times."""
+    draw = torch.Generator().manual_seed(0)
+    for step in range(TIMES):
+        t = torch.full((len(task.latents),), (step + 0.5) / TIMES)
+        at = noised(task.latents, t, torch.randn(task.latents.shape, generator=draw))
+        velocity(bench.base.transformer, at.x, at.t, task.text)
+
+
+def observed_by(
+    piece: Piece, bench: Bench, group: Sequence[Combination]
+) -> Sequence[FusionTask | None]:
+    """Return what baked gates are averaged over: plain drawings, captions of the combination."""
+    if piece["rival"] != "baked":
+        return [None] * len(group)
+    found = []
+    for one in group:
+        rows = rows_of(bench.drawings, subject(one.subject), "gate")[:MOST]
+        latents = bench.base.latents(images_of(bench.drawings, rows))
+        captions = [one.caption(str(text)) for text in bench.drawings.captions[rows]]
+        found.append(FusionTask(one.adapters, latents, bench.text.encode(captions)))
+    return found
+
+
+def fused(
+    piece: Piece, bench: Bench, files: Mapping[str, Path], trained: Mapping[str, Path]
+) -> Iterator[tuple[Combination, Fusion | None]]:
+    """Yield each combination of the group of a piece with its adapters, under its method.
+
+    Args:
+        piece: Its method with ``settings`` and ``group``.
+        bench: Base and drawings.
+        files: Concept -> LoRA file.
+        trained: Name of a piece -> folder of what was trained for it.
+    """
+    group, folder = combinations(piece["group"]), trained.get(piece.name)
+    library = {name: load_lora(file) for name, file in files.items()}
+    for one, observed in zip(group, observed_by(piece, bench, group), strict=True):
+        adapters = {name: library[name] for name in one.adapters}
+        settings = piece["settings"]
+        yield one, fusion_of(bench, piece["rival"], settings, adapters, folder, observed)
+
+
+def note_trained(job: Job, folder: Path | None) -> None:
+    """Keep for the record which training a result was made with."""
+    record = None if folder is None else read_record(folder)
+    if record is not None:
+        job.note(trained=record.fingerprint)
+
+
+def seed_of(name: str) -> int:
+    """Return the seed of the noise of a combination, the same for all methods."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
+
+
+def losses(
+    piece: Piece,
+    job: Job,
+    base_folder: Path,
+    files: Mapping[str, Path],
+    trained: Mapping[str, Path],
+    drawings_folder: str | None = None,
+) -> dict[str, Tensor]:
+    """Return the losses of each combination of a group, ``losses`` (P, most), NaN for no drawing.
+
+    Args:
+        piece: Its method with ``settings``, ``group``, ``part``, ``times`` and ``most``.
+        job: Ticks once a combination.
+        base_folder: Of the base.
+        files: Concept -> LoRA file.
+        trained: Name of a piece -> folder of what was trained for it.
+        drawings_folder: Of the drawings.
+    """
+    note_trained(job, trained.get(piece.name))
+    bench = Bench.load(base_folder, drawings_folder)
+    group = combinations(piece["group"])
+    tasks = bench.tasks(group, piece["part"], piece["most"])
+    found = torch.full((len(group), piece["most"]), torch.nan)
+    for place, (one, fusion) in enumerate(fused(piece, bench, files, trained)):
+        task = tasks[place]
+        found[place, : len(task.latents)] = fixed_losses(
+            bench.base.transformer,
+            fusion,
+            task.latents,
+            task.text,
+            steps=piece["times"],
+            run=RUN,
+            seed=seed_of(one.name),
+        )
+        job.tick()
+    return {"losses": found}
+
+
+def trial(
+    piece: Piece,
+    job: Job,
+    base_folder: Path,
+    files: Mapping[str, Path],
+    drawings_folder: str | None = None,
+) -> dict[str, float]:
+    """Return the mean logarithm of the losses of training combinations under a setting.
+
+    A setting that a rival refuses, as beyond the end of a range, has none.
+    """
+    asked = Piece(
+        piece.method,
+        piece.seed,
+        None,
+        {
+            "rival": piece.method,
+            "settings": {name: piece[name] for name in piece["tuned"]},
+            "group": "tried",
+            "part": "gate",
+            "times": piece.get("times", TRIED_TIMES),
+            "most": TRIED_MOST,
+        },
+    )
+    try:
+        found = losses(asked, job, base_folder, files, {}, drawings_folder)["losses"]
+    except GatesError:
+        return {"score": math.nan}
+    return {"score": float(found.nanmean(1).log().mean())}
+
+
+def trial_gates(
+    piece: Piece,
+    job: Job,
+    base_folder: Path,
+    files: Mapping[str, Path],
+    drawings_folder: str | None = None,
+) -> dict[str, float]:
+    """Return the mean logarithm of the losses of training combinations under trained gates."""
+    trained = train_gates(piece, job, base_folder, files, drawings_folder)
+    folder = job.folder / "trained"
+    folder.mkdir(exist_ok=True)
+    GatesForm().save(folder, trained)
+    asked = Piece(
+        piece.method,
+        piece.seed,
+        None,
+        {
+            "rival": piece.method,
+            "settings": dict(piece.settings) if is_gated(piece.settings) else {},
+            "group": "tried2" if piece.get("group") == "train2" else "tried",
+            "part": "gate",
+            "times": TRIED_TIMES,
+            "most": TRIED_MOST,
+        },
+    )
+    found = losses(asked, job, base_folder, files, {asked.name: folder}, drawings_folder)
+    return {"score": float(found["losses"].nanmean(1).log().mean())}
+
+
+FITTING: dict[str, dict[str, Any]] = {
+    "lora_hub": {"drawings": 5, "times": 4, "evaluations": 20, "regularization": 0.05},
+    "zip_lora": {
+        "drawings": 5,
+        "draws": 50,
+        "steps": 50,
+        "batch_size": 2,
+        "learning_rate": 0.02,
+    },
+}
+"""How they are fitted to a pair.
+
+LoraHub: five examples and the weight of the mean absolute factor as published; half of the 40
+evaluations, after which two factors hardly move. ZipLoRA: 50 steps of 2 latents for each adapter at
+twice the published rate, in place of 100 steps, which did as well on five training pairs (mean
+logarithm of the losses: -.316; 100 steps of 4 latents at the published rate: -.304).
+"""
+
+
+def seen_losses(
+    piece: Piece,
+    job: Job,
+    base_folder: Path,
+    files: Mapping[str, Path],
+    drawings_folder: str | None = None,
+) -> dict[str, Tensor]:
+    """Return the losses of pairs under a rival that is fitted on other drawings of each.
+
+    It is fitted on drawings of the part ``gate``. What is made for a pair survives a kill.
+
+    Args:
+        piece: Its ``rival``, ``settings`` as in :data:`FITTING`, ``group`` of pairs, ``part``,
+            ``times`` and ``most`` of what losses are of.
+        job: Ticks once a pair.
+        base_folder: Of the base.
+        files: Concept -> LoRA file.
+        drawings_folder: Of the drawings.
+
+    Returns:
+        ``losses`` (P, most), NaN for no drawing; ``before`` and ``after`` (P,), the objective of
+        the fit at its start and its end, for ZipLoRA its mean over the first and the last time that
+        all latents are seen; ``factors`` (P, 2) of both adapters, the mean over columns
+        for ZipLoRA.
+    """
+    bench = Bench.load(base_folder, drawings_folder)
+    group, most = combinations(piece["group"]), piece["settings"]["drawings"]
+    tests = bench.tasks(group, piece["part"], piece["most"])
+    seen = bench.tasks(group, "gate", most)
+    plain = bench.tasks([one._replace(styles=()) for one in group], "gate", most)
+    library = {name: load_lora(file) for name, file in files.items()}
+
+    def make(place: int) -> dict[str, Tensor]:
+        one = group[place]
+        adapters = {name: library[name] for name in one.adapters}
+        shown = dict(zip(one.adapters, (plain[place], seen[place]), strict=True))
+        fusion, found = FITS[piece["rival"]](bench, adapters, shown, one, piece["settings"])
+        losses = torch.full((piece["most"],), torch.nan)
+        losses[: len(tests[place].latents)] = fixed_losses(
+            bench.base.transformer,
+            fusion,
+            tests[place].latents,
+            tests[place].text,
+            steps=piece["times"],
+            run=RUN,
+            seed=seed_of(one.name),
+        )
+        return {"losses": losses, **found}
+
+    parts = []
+    for place in range(len(group)):
+        parts.append(job.part(str(place), Arrays(), partial(make, place)))
+        job.tick()
+    return {name: torch.stack([one[name] for one in parts]) for name in parts[0]}
+
+
+def fitted_hub(
+    bench: Bench,
+    adapters: Mapping[str, LoraBundle],
+    shown: Mapping[str, FusionTask],
+    pair: Combination,
+    settings: Mapping[str, Any],
+) -> tuple[Fusion, dict[str, Tensor]]:
+    """Return LoraHub with the factors that suit drawings of the subject in the style best."""
+    model, task = bench.base.transformer, list(shown.values())[-1]
+    rival = LoraHub(model, adapters, regularization=settings["regularization"])
+    noise = seed_of(f"{pair.name}, seen")
+
+    def loss() -> float:
+        own = fixed_losses(
+            model, rival, task.latents, task.text, steps=settings["times"], run=RUN, seed=noise
+        )
+        values.append(float(own.mean()))
+        return values[-1]
+
+    values: list[float] = []
+    with rival:
+        rival.search(loss, settings["evaluations"])
+        last = loss()
+    factors = torch.tensor([*rival.learned.values()])
+    after = last + settings["regularization"] * float(factors.abs().mean())
+    return rival, figures(values[0], after, factors)
+
+
+def fitted_zip(
+    bench: Bench,
+    adapters: Mapping[str, LoraBundle],
+    shown: Mapping[str, FusionTask],
+    pair: Combination,
+    settings: Mapping[str, Any],
+) -> tuple[Fusion, dict[str, Tensor]]:
+    """Return ZipLoRA with columns that keep what each adapter alone predicts.
+
+    That of the subject teaches on plain drawings of it, that of the style on the same drawings in
+    the style, each with their captions.
+    """
+    rival = ZipLora(bench.base.transformer, adapters)
+    examples = taught(rival, shown, settings["draws"], seed=seed_of(f"{pair.name}, seen"))
+    options = {name: settings[name] for name in ("steps", "batch_size", "learning_rate")}
+    values = torch.tensor(distill(rival, examples, **options))
+    once = math.ceil(settings["draws"] / settings["batch_size"])
+    before, after = float(values[:once].mean()), float(values[-once:].mean())
+    columns = torch.cat([own.detach() for own in rival.columns.values()], 1)
+    return rival, figures(before, after, columns.mean(1))
+
+
+def figures(before: float, after: float, factors: Tensor) -> dict[str, Tensor]:
+    """Return what is told about a fit."""
+    return {
+        "before": torch.tensor(before),
+        "after": torch.tensor(after),
+        "factors": factors.float(),
+    }
+
+
+FITS = {"lora_hub": fitted_hub, "zip_lora": fitted_zip}
+
+
+def denoiser_losses(
+    piece: Piece, job: Job, base_folder: Path, drawings_folder: str | None = None
+) -> dict[str, Tensor]:
+    """Return losses as :func:`losses` does, with the same noise.
+
+    It knows the mean and the covariance of drawings in the styles of a combination: those drawings
+    that adapters of styles are trained on, of no subject. It has no prompt and no network.
+
+    Args:
+        piece: With ``group``, ``part``, ``times`` and ``most``.
+        job: Ticks once a combination.
+        base_folder: Of the base, whose autoencoder makes the latents.
+        drawings_folder: Of the drawings.
+    """
+    bench = Bench.load(base_folder, drawings_folder)
+    group = combinations(piece["group"])
+    tasks = bench.tasks(group, piece["part"], piece["most"])
+    found = torch.full((len(group), piece["most"]), torch.nan)
+    for place, (one, task) in enumerate(zip(group, tasks, strict=True)):
+        rows = rows_of(bench.drawings, style(one.styles[0]), "adapter")
+        seen = images_of(bench.drawings, rows, one.styles)
+        denoiser = LinearDenoiser.of(bench.base.latents(seen))
+        losses = [
+            (denoiser.velocity(at.x, float(at.t[0])) - at.target).square().flatten(1).mean(1)
+            for at in fixed_draws(task.latents, piece["times"], seed_of(one.name))
+        ]
+        found[place, : len(task.latents)] = torch.stack(losses).mean(0)
+        job.tick()
+    return {"losses": found}

@@ -1,0 +1,299 @@
+"""Gates, and rivals that are trained like them, as pieces of work, and what they are trained on."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import lightning as L
+import torch
+from torch import nn
+
+from apps.diffusion.options import ONE, Machine
+from apps.diffusion.works.zoo import images_of, weights_digest
+from core_gates.adapters import Room
+from core_gates.errors import GatesError
+from diffusion.data.concepts import (
+    Combination,
+    Part,
+    held_out_pairs,
+    rows_of,
+    subject,
+    training_pairs,
+    with_second_style,
+)
+from diffusion.data.drawings import Drawings
+from diffusion.data.published_table import inside
+from diffusion.fusion.fusion_module import FusionModule, strategy_of
+from diffusion.fusion.fusion_tasks import FusionTask, PairDataModule, Shown, read_shown, tasks_of
+from diffusion.fusion.gate_file import gate_tensors, global_lora, load_trained, save_trained
+from diffusion.fusion.gated_fusion import GatedFusion
+from diffusion.fusion.protocol import linear_sizes
+from diffusion.lora_file import LoraBundle, load_lora
+from diffusion.lora_file.reading import Base
+from diffusion.models.embedded_base import WEIGHTS, EmbeddedBase
+from diffusion.models.pipelines import load_codec
+from diffusion.models.text_encoders import TextEncoder, TextStates, text_encoder
+from diffusion.rivals.registry import make_rival
+from harness.experiment import Job, Piece
+from harness.experiment.record import read_record
+from harness.files import content_digest
+
+TRIED = 24
+"""Training pairs, and as many triples, that settings are chosen on."""
+
+
+class Bench(NamedTuple):
+    """What every work on combinations needs.
+
+    Attributes:
+        drawings: All.
+        base: The base.
+        text: Its text encoder.
+    """
+
+    drawings: Drawings
+    base: EmbeddedBase
+    text: TextEncoder
+
+    @classmethod
+    def load(cls, base_folder: Path, drawings_folder: str | None) -> Self:
+        """Read the base and the drawings."""
+        base = EmbeddedBase.load(base_folder)
+        return cls(Drawings.load(drawings_folder), base, base.encoder())
+
+    def tasks(self, combinations: Sequence[Combination], part: Part, most: int) -> list[FusionTask]:
+        """Return tasks of combinations, with at most so many drawings of a part each."""
+        rows = [rows_of(self.drawings, subject(one.subject), part)[:most] for one in combinations]
+        captions = [
+            one.caption(str(self.drawings.captions[row]))
+            for one, own in zip(combinations, rows, strict=True)
+            for row in own
+        ]
+        states = _states(self.base.text_encoder["name"], tuple(captions))
+        found, start = [], 0
+        for one, own in zip(combinations, rows, strict=True):
+            latents = self.base.latents(images_of(self.drawings, own, one.styles))
+            found.append(
+                FusionTask(one.adapters, latents, states.of(slice(start, start + len(own))))
+            )
+            start += len(own)
+        return found
+
+    def empty(self) -> TextStates:
+        """Return the states of the empty caption."""
+        return self.text.encode([""])
+
+
+@lru_cache(maxsize=8)
+def _states(encoder: str, captions: tuple[str, ...]) -> TextStates:
+    """Return the states of captions, which the pieces that a process works on share."""
+    return text_encoder(encoder).encode(captions)
+
+
+def combinations(group: str) -> list[Combination]:
+    """Return combinations: ``train``, ``train2``, ``tried``, ``tried2``, ``test2``, ...
+
+    ``train`` are the pairs and triples that gates are trained on, none of which holds a test pair;
+    ``tried`` are some of them, which settings are chosen on; ``train2`` and ``tried2`` are their
+    pairs, for methods for two adapters. ``test2`` are the test pairs, ``test3`` the same with a
+    second style, ``trained2`` as many of the training pairs.
+    """
+    tested, pairs = set(held_out_pairs()), training_pairs()
+    triples = [
+        one
+        for one in with_second_style(pairs)
+        if Combination(one.subject, one.styles[1:]) not in tested
+    ]
+    step2, step3 = len(pairs) // TRIED, len(triples) // TRIED
+    return {
+        "train": [*pairs, *triples],
+        "train2": pairs,
+        "tried": [*pairs[::step2][:TRIED], *triples[::step3][:TRIED]],
+        "tried2": pairs[::step2][:TRIED],
+        "test2": held_out_pairs(),
+        "test3": with_second_style(held_out_pairs(), shift=3),
+        "trained2": pairs[:: len(pairs) // len(tested)][: len(tested)],
+    }[group]
+
+
+TRANSFORMER = "transformer"
+"""Folder of the transformer in that of a pipeline of diffusers."""
+
+
+def base_digest(base: Path) -> str | None:
+    """Return 16 hexadecimal digits that distinguish what gates are trained in.
+
+    Args:
+        base: Folder of an embedded base, or of a pipeline, of which the transformer alone counts;
+            beyond 1 GB names and sizes of its files are hashed.
+
+    Returns:
+        None for other files, such as GGUF, which do not tell what they were made of.
+    """
+    if (folder := base / TRANSFORMER).is_dir():
+        return content_digest(folder).sha256[:16]
+    return weights_digest(base) if (base / WEIGHTS).is_file() else None
+
+
+def refuse_gates_of_another(base: Path, gates: Path) -> None:
+    """Refuse gates whose record names another base.
+
+    Args:
+        base: Folder of the base, or a GGUF file.
+        gates: File of gates, with its record next to it if it has one.
+
+    Raises:
+        GatesError: It does.
+    """
+    record = read_record(gates.parent)
+    trained = None if record is None else record.facts.get("base")
+    found = base_digest(base)
+    if trained is not None and found is not None and trained != found:
+        raise GatesError(
+            f"{gates} was trained on another base ({trained}), found {found}: give the gates of "
+            f"{base}"
+        )
+
+
+FILE = "gates.safetensors"
+MOST = 4
+"""Drawings of a combination in training."""
+
+GATE_OPTIONS = ("variant", "time")
+
+
+class GatesForm:
+    """A file of trained gates, or of another fusion that is trained, in bfloat16."""
+
+    def save(self, folder: Path, result: Mapping[str, torch.Tensor]) -> None:
+        """Write it."""
+        save_trained(folder / FILE, result)
+
+    def load(self, folder: Path) -> dict[str, torch.Tensor]:
+        """Read it.
+
+        Raises:
+            GatesError: It is missing or damaged.
+        """
+        return load_trained(folder / FILE)
+
+
+def is_gated(settings: Mapping[str, Any]) -> bool:
+    """Return whether settings are of gates, not of a rival."""
+    return "variant" in settings
+
+
+def with_common(adapters: Mapping[str, LoraBundle], rank: int | None) -> dict[str, LoraBundle]:
+    """Return adapters with what they have in common as one more, where a rank is given."""
+    return dict(adapters) | ({"common": global_lora(adapters, rank)} if rank else {})
+
+
+def untrained(
+    piece: Piece, model: nn.Module, adapters: Mapping[str, LoraBundle], room: Room | None
+) -> Any:
+    """Return the fusion of a piece before it is trained."""
+    if is_gated(piece.settings):
+        options = {name: piece[name] for name in GATE_OPTIONS}
+        if begin := piece.get("initialization"):
+            options["initialization"] = begin
+        return GatedFusion(model, adapters, everywhere=True, room=room, **options)
+    return make_rival(piece.method, model, adapters)
+
+
+def train_gates(
+    piece: Piece,
+    job: Job,
+    base_folder: Path,
+    files: Mapping[str, Path],
+    drawings_folder: str | None = None,
+    machine: Machine = ONE,
+) -> dict[str, torch.Tensor]:
+    """Train gates on the training pairs and triples."""
+    L.seed_everything(piece.seed, verbose=False)
+    bench = Bench.load(base_folder, drawings_folder)
+    group = combinations(piece.get("group", "train"))
+    tasks = bench.tasks(group, "gate", MOST)
+    if piece.get("contrast"):
+        plain = bench.tasks([one._replace(styles=()) for one in group], "gate", MOST)
+        tasks = [replace(one, wrong=own.text) for one, own in zip(tasks, plain, strict=True)]
+    job.note(combinations=len(group), base=weights_digest(base_folder))
+    library = {name: load_lora(file) for name, file in files.items()}
+    return fitted(piece, job, bench.base.transformer, library, tasks, bench.empty(), machine)
+
+
+def train_own_gates(
+    piece: Piece,
+    job: Job,
+    csv: Path,
+    base_folder: Path,
+    size: int | None,
+    machine: Machine = ONE,
+) -> dict[str, torch.Tensor]:
+    """Train gates on the images of a table."""
+    L.seed_everything(piece.seed, verbose=False)
+    shown, codec = read_shown(csv), load_codec(base_folder, size)
+    contrast = bool(piece.get("contrast"))
+    tasks = tasks_of(
+        shown, codec, partners=piece["partners"], contrast=contrast, seed=piece.seed or 0
+    )
+    library = library_of(shown, csv, linear_sizes(codec.transformer))
+    empty = codec.states([""])
+    codec.release()
+    job.note(combinations=len(tasks), base=base_digest(base_folder))
+    return fitted(piece, job, codec.transformer, library, tasks, empty, machine)
+
+
+def library_of(shown: Sequence[Shown], csv: Path, base: Base) -> dict[str, LoraBundle]:
+    """Return the adapters that a table names.
+
+    Raises:
+        GatesError: One is missing or damaged, or belongs to another base.
+    """
+    names = dict.fromkeys(name for one in shown for name in one.adapters)
+    return {name: load_lora(inside(csv.parent, name), base) for name in names}
+
+
+def fitted(
+    piece: Piece,
+    job: Job,
+    model: nn.Module,
+    library: Mapping[str, LoraBundle],
+    tasks: Sequence[FusionTask],
+    empty: TextStates,
+    machine: Machine,
+) -> dict[str, torch.Tensor]:
+    """Return what is trained on tasks, by the names of its file."""
+    rank = piece.get("global_rank")
+    first = with_common({name: library[name] for name in tasks[0].adapters}, rank)
+    widest = max(max(bundle.ranks().values()) for bundle in library.values())
+    room = Room(max(len(task.adapters) for task in tasks) + bool(rank), max(widest, rank or 0))
+    fusion = untrained(piece, model, first, room)
+    module = FusionModule(
+        fusion,
+        library,
+        steps=piece["steps"],
+        learning_rate=piece["learning_rate"],
+        schedule=piece.get("schedule", "linear"),
+        weight_decay=piece.get("weight_decay", 0.0),
+        contrast=bool(piece.get("contrast")),
+        margin=piece.get("margin", 0.5),
+        common=partial(global_lora, rank=rank) if rank else None,
+        checkpointing=machine.checkpointing,
+    )
+    data = PairDataModule(
+        tasks,
+        empty,
+        steps=piece["steps"],
+        batch_size=piece["batch_size"],
+        caption_dropout=piece["caption_dropout"],
+        seed=piece.seed or 0,
+    )
+    precision = piece.get("precision", "bf16-mixed")
+    options = machine.trainer()
+    if machine.processes > 1:
+        options["strategy"] = strategy_of(machine.strategy, machine.processes)
+    job.fit(module, data, ticks="steps", max_steps=piece["steps"], precision=precision, **options)
+    gated = is_gated(piece.settings)
+    return gate_tensors(fusion.gate_states()) if gated else dict(fusion.state_dict())

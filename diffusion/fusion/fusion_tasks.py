@@ -1,0 +1,305 @@
+"""Tasks of a fusion, from pairs or a table, and the batches that gates are trained on."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from core_gates.errors import GatesError
+from diffusion.data.published_table import TableRow, inside, read_rows
+from diffusion.lora_file.container import label
+from diffusion.models.flow_matching import Noised, noised
+from diffusion.models.pipelines import Codec, latents_of
+from diffusion.models.text_encoders import TextStates
+
+
+@dataclass(frozen=True)
+class FusionTask:
+    """Images that several adapters together should make.
+
+    Attributes:
+        adapters: Names of the adapters, in order.
+        latents: (N, C, h, w) of the images.
+        text: Of their captions.
+        wrong: Of captions (M) that do not describe the images, such as those of one adapter alone;
+            None if there are none.
+    """
+
+    adapters: tuple[str, ...]
+    latents: Tensor
+    text: TextStates
+    wrong: TextStates | None = None
+
+    def __post_init__(self) -> None:
+        """Check the sizes.
+
+        Raises:
+            GatesError: There is no image, or a number of captions differs from theirs.
+        """
+        count, captions = len(self.latents), len(self.text.pooled)
+        if not count or count != captions:
+            name = " + ".join(self.adapters)
+            raise GatesError(
+                f"task {name} has {count} latents and {captions} captions: give one each"
+            )
+
+
+class FusionBatch(NamedTuple):
+    """What one step of the training of gates sees: a task, and some of its latents with noise.
+
+    Attributes:
+        adapters: Names of the adapters to attach.
+        at: Noised latents (B, C, h, w).
+        text: Of their captions, some of them empty.
+        wrong_at: The same latents at other times with other noise; None without wrong captions.
+        wrong_text: Of captions that do not describe them.
+    """
+
+    adapters: tuple[str, ...]
+    at: Noised
+    text: TextStates
+    wrong_at: Noised | None = None
+    wrong_text: TextStates | None = None
+
+
+class FusionDraws:
+    """The batches of a training, each a function of the seed and its number alone.
+
+    Several processes share each batch: all have its task, and each an equal part of its latents,
+    with the noise that one process alone would draw for them.
+
+    Args:
+        tasks: Each comes once in every round, in a new order.
+        empty: States of the empty caption, of batch size 1.
+        steps: Number of batches.
+        batch_size: Latents of a batch over all processes; drawn again where a task has fewer.
+        caption_dropout: Fraction of captions that are left empty.
+        seed: Of all that is drawn.
+        rank: Number of this process.
+        world_size: Number of processes.
+
+    Raises:
+        GatesError: There is no task, or processes would have unlike parts.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[FusionTask],
+        empty: TextStates,
+        *,
+        steps: int,
+        batch_size: int = 32,
+        caption_dropout: float = 0.3,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if not tasks:
+            raise GatesError("gates need at least one task to be trained on, found none")
+        if batch_size < 1 or batch_size % world_size:
+            raise GatesError(
+                f"a batch of {batch_size} cannot be shared equally by {world_size} processes:"
+                f" choose a multiple of {world_size}"
+            )
+        self.tasks, self.empty, self.steps = tuple(tasks), empty, steps
+        self.batch_size, self.caption_dropout, self.seed = batch_size, caption_dropout, seed
+        share = batch_size // world_size
+        self._own = slice(rank * share, (rank + 1) * share)
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[FusionBatch]:
+        for step in range(self.steps):
+            yield self[step]
+
+    def task_of(self, step: int) -> FusionTask:
+        """Return the task of a step."""
+        number, place = divmod(step, len(self.tasks))
+        order = torch.randperm(len(self.tasks), generator=self._generator(number, 0))
+        return self.tasks[int(order[place])]
+
+    def __getitem__(self, step: int) -> FusionBatch:
+        """Return the part of a batch that belongs to this process."""
+        task, draw, count = self.task_of(step), self._generator(step, 1), self.batch_size
+        rows = _rows(len(task.latents), count, draw)
+        dropped = torch.rand(count, generator=draw) < self.caption_dropout
+        right = self._at(task.latents[rows], draw)
+        text = task.text.of(rows[self._own]).where(dropped[self._own], self.empty)
+        if task.wrong is None:
+            return FusionBatch(task.adapters, right, text)
+        wrong = self._at(task.latents[rows], draw)
+        captions = torch.randint(len(task.wrong.pooled), (count,), generator=draw)
+        return FusionBatch(task.adapters, right, text, wrong, task.wrong.of(captions[self._own]))
+
+    def _at(self, latents: Tensor, draw: torch.Generator) -> Noised:
+        t = torch.randn(len(latents), generator=draw).sigmoid().to(latents)
+        noise = torch.randn(latents.shape, generator=draw).to(latents)
+        return noised(latents[self._own], t[self._own], noise[self._own])
+
+    def _generator(self, number: int, what: int) -> torch.Generator:
+        return torch.Generator().manual_seed((self.seed * 2 + what) * 1_000_000_007 + number)
+
+
+class PairDataModule(L.LightningDataModule):
+    """One task a step, drawn shuffled, for :class:`diffusion.fusion.fusion_module.FusionModule`.
+
+    One epoch is the whole training.
+
+    Args:
+        tasks: Each comes once in every round, in a new order.
+        empty: States of the empty caption, of batch size 1.
+        steps: Steps of the training.
+        batch_size: Latents of a step over all processes; drawn again where a task has fewer.
+        caption_dropout: Fraction of captions that are left empty.
+        seed: Of tasks, latents, times and noise.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[FusionTask],
+        empty: TextStates,
+        *,
+        steps: int,
+        batch_size: int = 32,
+        caption_dropout: float = 0.3,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.tasks, self.empty, self.steps = tuple(tasks), empty, steps
+        self.batch_size, self.caption_dropout, self.seed = batch_size, caption_dropout, seed
+
+    def train_dataloader(self) -> FusionDraws:
+        """Return the batches of this process."""
+        trainer = self.trainer
+        return FusionDraws(
+            self.tasks,
+            self.empty,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            caption_dropout=self.caption_dropout,
+            seed=self.seed,
+            rank=0 if trainer is None else trainer.global_rank,
+            world_size=1 if trainer is None else trainer.world_size,
+        )
+
+
+def _rows(available: int, count: int, draw: torch.Generator) -> Tensor:
+    """Return rows (count,) without repeating one before all have been drawn."""
+    rounds = -(-count // available)
+    return torch.cat([torch.randperm(available, generator=draw) for _ in range(rounds)])[:count]
+
+
+SEPARATOR = ";"
+"""Between the files of adapters that made an image together."""
+
+
+class Shown(NamedTuple):
+    """Images that one set of adapters should make.
+
+    Attributes:
+        adapters: Their names, which are those of their files in the table.
+        images: Their files.
+        captions: The longest of each image.
+    """
+
+    adapters: tuple[str, ...]
+    images: list[Path]
+    captions: list[str]
+
+
+def read_shown(path: Path) -> list[Shown]:
+    """Read a table whose ``model_file`` names one adapter, or several as ``a;b``.
+
+    Args:
+        path: See :func:`diffusion.data.published_table.read_rows`.
+
+    Raises:
+        LoraFileError: See :func:`diffusion.data.published_table.read_rows`.
+        GatesError: A row has no image, or there are too few adapters to be used together.
+    """
+    found: dict[tuple[str, ...], Shown] = {}
+    for row in read_rows(path):
+        names = tuple(name.strip() for name in row.model_file.split(SEPARATOR) if name.strip())
+        if not names or len({inside(path.parent, name) for name in names}) < len(names):
+            what = "names an adapter twice: give each once" if names else "names no adapter"
+            raise GatesError(f"line {row.line} of {label(path)} {what}")
+        one = found.setdefault(names, Shown(names, [], []))
+        one.images.append(_image(path, row))
+        one.captions.append(row.forms[0] if row.forms else next(iter(row.captions)))
+    alone = [names for names in found if len(names) == 1]
+    if len(alone) == 1:
+        raise GatesError(
+            f"{label(path)} has images of {'one adapter' if len(found) == 1 else alone[0][0]}"
+            " alone: gates weigh several, so give rows of two such adapters, or none"
+        )
+    return list(found.values())
+
+
+def tasks_of(
+    shown: Sequence[Shown],
+    codec: Codec,
+    *,
+    partners: int = 8,
+    contrast: bool = False,
+    seed: int = 0,
+) -> list[FusionTask]:
+    """Return what gates are trained on.
+
+    Images of several adapters are a task of these. Those of one adapter are tasks of it together
+    with each of its partners, whose captions are the wrong ones (AutoLoRA, 2025).
+
+    Args:
+        shown: See :func:`read_shown`.
+        codec: Of the model.
+        partners: Other adapters that each one alone is combined with.
+        contrast: Whether tasks need wrong captions.
+        seed: Of the partners.
+    """
+    text = {one.adapters: codec.states(one.captions) for one in shown}
+    latents = {one.adapters: latents_of(codec, one.images) for one in shown}
+    alone = [one.adapters for one in shown if len(one.adapters) == 1]
+    draw, tasks = torch.Generator().manual_seed(seed), []
+    for names in text:
+        if len(names) > 1:
+            wrong = _others(names, text) if contrast else None
+            tasks.append(FusionTask(names, latents[names], text[names], wrong))
+            continue
+        others = [other for other in alone if other != names]
+        for place in torch.randperm(len(others), generator=draw)[:partners].tolist():
+            other = others[place]
+            wrong = text[other] if contrast else None
+            tasks.append(FusionTask((*names, *other), latents[names], text[names], wrong))
+    return tasks
+
+
+def _others(names: tuple[str, ...], text: dict[tuple[str, ...], TextStates]) -> TextStates | None:
+    """Return captions of images of other adapters; those of single adapters among these, if any."""
+    own = [states for other, states in text.items() if set(other) < set(names)]
+    found = own or [states for other, states in text.items() if other != names]
+    if not found:
+        return None
+    return TextStates(
+        torch.cat([states.tokens for states in found]),
+        torch.cat([states.pooled for states in found]),
+    )
+
+
+def _image(path: Path, row: TableRow) -> Path:
+    """Return the image of a row.
+
+    Raises:
+        GatesError: There is none.
+    """
+    if not row.image_file:
+        raise GatesError(f"line {row.line} of {label(path)} has no image_file: fill it in")
+    image = inside(path.parent, row.image_file)
+    if not image.is_file():
+        raise GatesError(
+            f"line {row.line} of {label(path)} names {row.image_file}, which is missing"
+        )
+    return image

@@ -1,0 +1,346 @@
+"""Find adapters by a prompt: by their weights, by their metadata, or by both; exact search."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from core_gates.errors import check_option
+from diffusion.library.catalog import Catalog
+from diffusion.library.database import WORD_WEIGHTS, Matrix, Vectors, unit_vector
+from diffusion.library.paths import LibraryError
+from diffusion.library.record import Filters, Match, Results, TextEncoder, WeightEncoder
+from diffusion.lora_file.container import clean
+
+Scores = NDArray[np.floating]
+Positions = NDArray[np.int64]
+
+SLACK = 1e-5
+"""More than float32 products of unit vectors are off; what is that close is computed again."""
+
+_EXACT_ROWS = 1 << 12
+
+
+def dots(matrix: Vectors, query: Vectors) -> Vectors:
+    """Return the product of each row (n, dim) with a vector (dim,).
+
+    The matrix may lie on the disk: nothing of it is copied. Rows that are not in use may hold
+    anything, NaN included.
+    """
+    with np.errstate(all="ignore"):
+        return matrix @ query
+
+
+def exact_dots(matrix: Vectors, rows: Positions, query: Vectors) -> NDArray[np.float64]:
+    """Return the products of some rows with a vector in float64, equal for equal rows."""
+    wide = query.astype(np.float64)
+    parts = [
+        np.einsum("ij,j->i", matrix[rows[start : start + _EXACT_ROWS]].astype(np.float64), wide)
+        for start in range(0, len(rows), _EXACT_ROWS)
+    ]
+    return np.concatenate(parts) if parts else np.empty(0)
+
+
+def best(
+    scores: Scores, k: int, exact: Callable[[Positions], Scores], slack: float = SLACK
+) -> tuple[Positions, Scores]:
+    """Return the positions of the k best scores, the best first, and these scores.
+
+    Args:
+        scores: Approximate ones (n,).
+        k: Positions wanted; fewer if there are fewer.
+        exact: Returns the scores of some positions; equal ones go to the lowest position.
+        slack: Largest error of an approximate score.
+    """
+    count = min(k, len(scores))
+    if count < 1:
+        return np.empty(0, np.int64), np.empty(0)
+    place = len(scores) - count
+    bound = np.partition(scores, place)[place] - 2 * slack
+    near = np.flatnonzero(scores >= bound)
+    values = exact(near)
+    order = np.lexsort((near, -values))[:count]
+    return near[order], values[order]
+
+
+_MOST = 16
+
+
+class Served(NamedTuple):
+    """The adapters that are found by their weights.
+
+    Attributes:
+        ids: Of adapters (n,), ascending.
+        rows: Of the matrix (n,).
+        copies: Adapters that share a row with an earlier one.
+        plain: Whether the rows are 0, 1, …, n − 1.
+        view: The matrix.
+        lacking: How many other adapters there are, and of which families; empty if there are none.
+    """
+
+    ids: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    copies: int
+    plain: bool
+    view: Vectors
+    lacking: str = ""
+
+
+class Serving:
+    """Looks up what an encoder has encoded.
+
+    Args:
+        catalog: Of the index.
+        encoder: Whose embeddings are searched.
+        lenient: Whether adapters count that the strict reader refuses.
+    """
+
+    def __init__(self, catalog: Catalog, encoder: WeightEncoder, lenient: bool) -> None:
+        self._catalog, self._encoder, self._lenient = catalog, encoder, lenient
+        self._version: tuple[int, int] | None = None
+        self._known: dict[Filters, Served] = {}
+
+    def of(self, filters: Filters) -> Served:
+        """Return the adapters that pass filters."""
+        version = self._catalog.database.version()
+        if version != self._version or len(self._known) >= _MOST:
+            self._known.clear()
+            self._version = version
+        if filters not in self._known:
+            self._known[filters] = self._look_up(filters)
+        return self._known[filters]
+
+    def _look_up(self, filters: Filters) -> Served:
+        encoder = self._encoder
+        view = Matrix(self._catalog.folder, encoder.fingerprint, encoder.dim).view()
+        condition, values = filters.sql()
+        values |= {"own": encoder.fingerprint, "lenient": self._lenient, "end": len(view)}
+        usable = "a.searchable AND (:lenient OR a.problem = '') AND e.row < :end"
+        join = (
+            "FROM adapter a LEFT JOIN encoding e ON e.fingerprint = :own AND e.digest = a.digest "
+            f"WHERE a.error = '' AND {condition}"
+        )
+        pairs = self._catalog.database.all(
+            f"SELECT a.id, e.row {join} AND {usable} ORDER BY a.id", values
+        )
+        ids, rows = np.array(pairs, np.int64).reshape(-1, 2).T.copy()
+        families = self._catalog.database.all(
+            f"SELECT a.family {join} AND COALESCE({usable}, 0) = 0", values
+        )
+        plain = bool((rows == np.arange(len(rows))).all())
+        copies = len(rows) - len(np.unique(rows))
+        lacking = self._lacking(Counter(family for (family,) in families), len(ids))
+        return Served(ids, rows, copies, plain, view, lacking)
+
+    def _lacking(self, families: Counter[str], served: int) -> str:
+        """Return how many adapters are not served, and of which families they are."""
+        if not families:
+            return ""
+        count = families.total()
+        listed = ", ".join(f"{number} {name}" for name, number in families.most_common(4))
+        return (
+            f"{count} of {count + served} adapters have no embedding of this encoder, which serves "
+            f"{self._encoder.family} ({listed})"
+        )
+
+
+MODES = ("weights", "metadata", "hybrid")
+NO_ENCODER = "no encoder is given"
+
+_WORD = re.compile(r"\w+")
+_WORDS = 128
+_ATTEMPTS = 8
+
+
+class Mix(NamedTuple):
+    """Weights a and b of the hybrid score a · cosine + b · BM25."""
+
+    weights: float = 1.0
+    metadata: float = 0.0
+
+
+class Ranked(NamedTuple):
+    """An adapter with its scores, before it is looked up."""
+
+    id: int
+    score: float
+    weights: float | None
+    metadata: float | None
+
+
+class Searcher:
+    """Searches an index.
+
+    Args:
+        catalog: Of the index.
+        encoder: Whose embeddings are searched; None if only metadata can be.
+        text_encoder: Of prompts.
+        lenient: Find files that the strict reader refuses by their weights, too.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        encoder: WeightEncoder | None,
+        text_encoder: TextEncoder | None,
+        lenient: bool,
+    ) -> None:
+        self.catalog, self.encoder, self.text_encoder = catalog, encoder, text_encoder
+        self._serving = None if encoder is None else Serving(catalog, encoder, lenient)
+
+    def search(self, prompt: str, k: int, mode: str, mix: Mix, filters: Filters) -> Results[Match]:
+        """Return the k best adapters.
+
+        Raises:
+            LibraryError: The prompt is empty, k is not positive, a weight is not finite, the mode
+                is unknown, nothing is indexed, or the prompt is encoded into another space.
+        """
+        check_option("mode", mode, MODES, LibraryError)
+        if not (prompt := clean(prompt).strip()):
+            raise LibraryError("the prompt is empty: describe what the adapter should do")
+        if k < 1:
+            raise LibraryError(f"k is {k}, expected 1 or more")
+        if not all(map(math.isfinite, mix)):
+            raise LibraryError(
+                f"the weights of the score are {mix.weights} and {mix.metadata}, expected finite "
+                "numbers"
+            )
+        if not self.catalog.database.one("SELECT 1 FROM adapter WHERE error = ''"):
+            raise LibraryError("the index holds no adapter: index a folder that has some")
+        query = None if mode == "metadata" else self._query(prompt)
+        for _ in range(_ATTEMPTS):  # another process may write meanwhile
+            version = self.catalog.database.version()
+            found = self._search(prompt, k, query, mode, mix, filters)
+            if self.catalog.database.version() == version:
+                break
+        return found
+
+    def _query(self, prompt: str) -> Vectors | None:
+        """Return the embedding of a prompt; None without encoders."""
+        if self.encoder is None or self.text_encoder is None:
+            return None
+        with torch.no_grad():
+            embedding = self.text_encoder.embed([prompt])
+        return unit_vector(embedding.reshape(-1), self.encoder.dim)
+
+    def _search(
+        self, prompt: str, k: int, query: Vectors | None, mode: str, mix: Mix, filters: Filters
+    ) -> Results[Match]:
+        if query is None or self._serving is None:
+            asked = mode == "metadata"
+            notice = "" if asked else f"{NO_ENCODER}: only metadata is searched"
+            return self._by_metadata(prompt, k, filters, notice, flagged=asked)
+        served = self._serving.of(filters)
+        if not len(served.ids):
+            if not served.lacking:
+                return Results((), mode, f"no adapter has {filters}")
+            notice = f"{served.lacking}: only metadata is searched"
+            return self._by_metadata(prompt, k, filters, notice)
+        if mode == "weights":
+            ranked = self._ranked(query, k, served, {}, Mix())
+        else:
+            ranked = self._ranked(query, k, served, self._words(prompt, filters), mix)
+        return Results(self._matches(ranked, k), mode, served.lacking)
+
+    def _by_metadata(
+        self, prompt: str, k: int, filters: Filters, notice: str, *, flagged: bool = False
+    ) -> Results[Match]:
+        words = self._words(prompt, filters, flagged=flagged)
+        order = sorted(words, key=lambda identity: (-words[identity], identity))
+        ranked = [Ranked(i, words[i], None, words[i]) for i in order]
+        if not ranked:
+            none = "no metadata holds a word of the prompt"
+            notice = f"{notice}; {none}" if notice else none
+        return Results(self._matches(ranked, k), "metadata", notice)
+
+    def _ranked(
+        self, query: Vectors, k: int, served: Served, words: dict[int, float], mix: Mix
+    ) -> list[Ranked]:
+        """Rank by a · cosine + b · BM25; an adapter without an embedding by the second alone."""
+        ids, rows, view = served.ids, served.rows, served.view
+        cosines = dots(view[: len(rows)] if served.plain else view, query)
+        cosines = cosines if served.plain else cosines[rows]
+        bonus = np.zeros(len(ids))
+        others = np.empty(0, np.int64)
+        if words:
+            told = np.array(sorted(words), np.int64)
+            places = np.flatnonzero(np.isin(ids, told, assume_unique=True))
+            bonus[places] = [words[i] for i in ids[places].tolist()]
+            others = np.setdiff1d(told, ids, assume_unique=True) if mix.metadata > 0 else others
+        if len(others):
+            order = np.argsort(np.concatenate([ids, others]))
+            ids = np.concatenate([ids, others])[order]
+            rows = np.concatenate([rows, np.full(len(others), -1)])[order]
+            cosines = np.concatenate([cosines, np.zeros(len(others), np.float32)])[order]
+            bonus = np.concatenate([bonus, [words[i] for i in others.tolist()]])[order]
+
+        def exact_cosines(near: Positions) -> NDArray[np.float64]:
+            values, own = np.zeros(len(near)), rows[near] >= 0
+            values[own] = exact_dots(view, rows[near[own]], query)
+            return values
+
+        def exact(near: Positions) -> NDArray[np.float64]:
+            return mix.weights * exact_cosines(near) + mix.metadata * bonus[near]
+
+        scores = mix.weights * cosines + mix.metadata * bonus if mix != Mix() else cosines
+        slack = SLACK * max(1.0, abs(mix.weights))
+        near, values = best(scores, k + served.copies + len(others), exact, slack)
+        weights = exact_cosines(near)
+        return [
+            Ranked(
+                int(ids[place]),
+                float(values[rank]),
+                float(weights[rank]) if rows[place] >= 0 else None,
+                float(bonus[place]) if words else None,
+            )
+            for rank, place in enumerate(near.tolist())
+        ]
+
+    def _words(self, prompt: str, filters: Filters, *, flagged: bool = False) -> dict[int, float]:
+        """Return BM25 over the largest one, by the id of each adapter that holds a word.
+
+        Words are quoted: nothing in a prompt is an operator.
+
+        Args:
+            prompt: Of any origin.
+            filters: That adapters pass.
+            flagged: Whether adapters count that no search by weights may return.
+        """
+        words = list(dict.fromkeys(_WORD.findall(prompt.casefold())))[:_WORDS]
+        condition, values = filters.sql()
+        if not words:
+            return {}
+        values["flagged"] = flagged
+        values["query"] = " OR ".join(f'"{word}"' for word in words)
+        weights = ", ".join(map(str, WORD_WEIGHTS))
+        found = self.catalog.database.all(
+            f"SELECT a.id, -bm25(words, {weights}) FROM words JOIN adapter a ON a.id = words.rowid "
+            f"WHERE words MATCH :query AND (a.searchable OR :flagged) AND {condition}",
+            values,
+        )
+        largest = max((score for _, score in found), default=0.0)
+        return {identity: score / largest for identity, score in found} if largest > 0 else {}
+
+    def _matches(self, ranked: list[Ranked], k: int) -> tuple[Match, ...]:
+        """Look the first k contents up; files with the same content count once."""
+        adapters = self.catalog.by_ids([one.id for one in ranked])
+        kept: dict[str, tuple[Ranked, int]] = {}
+        for one in ranked:
+            if one.id in adapters and len(kept) < k:
+                kept.setdefault(adapters[one.id].digest, (one, one.id))
+        paths = self.catalog.paths_of(list(kept))
+        return tuple(
+            Match(
+                adapters[own],
+                one.score,
+                one.weights,
+                one.metadata,
+                tuple(path for identity, path in paths.get(digest, ()) if identity != own),
+            )
+            for digest, (one, own) in kept.items()
+        )
