@@ -69,7 +69,7 @@ class TrainedEncoder:
 
     @torch.no_grad()
     def token(self, bundle: LoraBundle) -> Tensor:
-        """Return the vector (dim,) as it is, for :func:`diffusion.retrieval.with_adapters`.
+        """Return the vector (dim,) as it is, of any length.
 
         Raises:
             LoraFileError: The adapter does not fit, is not finite, or changes nothing.
