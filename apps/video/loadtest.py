@@ -86,7 +86,7 @@ def loadtest(
         threads: Threads of the network.
     """
     try:
-        from harness.service.load_test import LoadTest
+        from video_multitask.service.load_test import LoadTest
     except ImportError as error:
         raise MissingExtraError("serve", str(error.name)) from error
     first = place_of(place, model).resolve()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from apps.video.serving.model import place_of
 from apps.video.serving.ranking_scorer import Unknown, loader
 from core_gates.errors import GatesError, MissingExtraError
 from harness.command.verbs import Place
-from harness.service import Limits
+from video_multitask.service.contract import Limits
 
 LIMITS = Limits()
 
@@ -47,9 +49,8 @@ def serve(
         poll_s: Seconds between two looks at the model folder.
     """
     try:
-        from harness.service.server import bind, log_to_stderr
-        from harness.service.server import serve as run
-        from harness.service.web import Service
+        from video_multitask.service.server import Service, bind, log_to_stderr
+        from video_multitask.service.server import serve as run
     except ImportError as error:
         raise MissingExtraError("serve", str(error.name)) from error
     if threads < 1 or not poll_s > 0:
@@ -60,4 +61,4 @@ def serve(
     with bind(host, port) as bound:
         service = Service(found, loader(fused, offsets, unknown, int8=int8), limits, poll_s)
         print(f"model: {service.models.current.version}")
-        run(service, bound)
+        run(service, bound, partial(print, flush=True))

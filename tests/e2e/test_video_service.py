@@ -13,7 +13,7 @@ import pytest
 
 from apps.video.serving.model import read_model
 from harness.experiment.scores import read_scores
-from harness.service.client import running
+from video_multitask.service.load_test import running
 
 SHOP = Path(__file__).parents[1] / "apps" / "video" / "shop.py"
 

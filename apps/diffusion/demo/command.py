@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import partial
 
 from apps.diffusion.generation.sources import Sources
+from harness.command.local_page import check_port, private_folder, serve
 from harness.command.verbs import Place
 from harness.runs.ticker import counting
-from harness.service.local_page import check_port, private_folder, serve
 
 
 def demo(

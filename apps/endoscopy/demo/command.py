@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from apps.endoscopy.weights import find_bundle, find_segmenter
+from harness.command.local_page import check_port, private_folder, serve
 from harness.command.verbs import Place
-from harness.service.local_page import check_port, private_folder, serve
 
 
 def demo(

@@ -12,7 +12,7 @@ from apps.video.serving.fusion import Fusion, Powers, fusion_of
 from apps.video.serving.made_up import made_up
 from apps.video.serving.model import Model, read_model, refuse_infinite
 from apps.video.serving.requests import Request, RequestReader, fields_of_user
-from harness.service import Arrays, RefusedError
+from video_multitask.service.contract import Arrays, RefusedError
 
 Unknown = Literal["refuse", "score"]
 WORDS = {"flag": "integer"}  # what has 0 and 1 only may have more on another day
@@ -20,7 +20,7 @@ WARM = (1, 16, 128)  # candidates of the requests that warm a model up
 
 
 class RankingScorer:
-    """Ranks candidates; a :class:`harness.service.Scorer`.
+    """Ranks candidates; a :class:`video_multitask.service.contract.Scorer`.
 
     Args:
         model: Loaded.

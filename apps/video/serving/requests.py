@@ -20,13 +20,13 @@ import polars as pl
 
 from apps.video.serving.model import chosen_tasks
 from core_gates.errors import GatesError
-from harness.service import Kind, RefusedError, columns_of, mapping_of
 from recsys.columns.canonical import MISSING, canonical
 from recsys.columns.numbers import numbers_of
 from recsys.columns.text import is_text, split_events, without_words
 from recsys.schema import Dense, FeatureSchema, History, Sparse
 from recsys.transform import FeatureTransform
 from recsys.vocabulary import HashedValues, Vocabulary
+from video_multitask.service.contract import Kind, RefusedError, columns_of, mapping_of
 
 PARTS = ("user", "context", "candidates", "tasks", "best_first")
 DTYPES: Mapping[Kind, Any] = {

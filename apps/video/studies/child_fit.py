@@ -17,9 +17,8 @@ import yaml
 
 from core_gates.errors import GatesError
 from harness.files import write_json, write_text
-from harness.runs.dependent import dependent
 from harness.runs.folder import RunFolder
-from harness.runs.resident import resident
+from harness.system import dependent, resident
 from recsys.experiments.mappings import nested
 
 POLL = 0.01  # seconds
@@ -34,7 +33,7 @@ class Ended(NamedTuple):
 
     Attributes:
         seconds: That it took, with all killed attempts that it continues.
-        peak: Most bytes in memory in any of them, see :func:`harness.runs.resident.resident`.
+        peak: Most bytes in memory in any of them, see :func:`harness.system.resident`.
         killed: Whether it was killed from here.
     """
 

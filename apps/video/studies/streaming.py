@@ -21,7 +21,7 @@ from harness.experiment import Job, Piece, Run
 from harness.experiment.forms import Figures
 from harness.files import remove
 from harness.runs.checkpoint import load_weights
-from harness.runs.resident import MemoryMeter
+from harness.system import MemoryMeter
 from recsys.experiments.building import data_of, source_of
 from recsys.experiments.contest import Contest
 from video_multitask.sources.simulated_stream import SimulatedStream
@@ -45,7 +45,7 @@ class StreamStudy(Study):
 
     The training runs are separate processes of ``gates video fit``, with the workers of the
     configuration. Memory is that of the training process and the proportional set size of its
-    workers, see :func:`harness.runs.resident.resident`. Training is killed by SIGKILL, workers
+    workers, see :func:`harness.system.resident`. Training is killed by SIGKILL, workers
     included, and resumed; every logged loss and every bit of the last checkpoint must be those of a
     training that was left alone.
 

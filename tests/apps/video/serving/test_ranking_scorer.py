@@ -9,11 +9,11 @@ import torch
 from apps.video.serving.model import read_model
 from apps.video.serving.ranking_scorer import RankingScorer, loader
 from core_gates.errors import GatesError
-from harness.service.batching import scored
-from harness.service.swapping import Models
 from recsys.model_folder import load_model, save_model
 from recsys.ranker import Ranker
 from recsys.transform import FeatureTransform
+from video_multitask.service.batching import scored
+from video_multitask.service.swapping import Models
 
 EXPONENTS, OFFSETS = {"buy": 2.0, "return": -1.0}, {"return": 0.5}
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from apps.video.serving.ranking_scorer import loader
-from harness.service.scorer import Limits
-from harness.service.web import Service, build_app
+from video_multitask.service.contract import Limits
+from video_multitask.service.server import Service, build_app
 
 NAN, MANY = float("nan"), 10**6
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from core_gates.errors import GatesError
-from harness.runs.memory import return_freed_memory
-from harness.service.scorer import Scorer
+from harness.system import return_freed_memory
+from video_multitask.service.contract import Scorer
 
 LOG = logging.getLogger("gates.service")
 Loader = Callable[[Path], Scorer[Any]]

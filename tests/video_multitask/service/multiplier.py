@@ -7,8 +7,7 @@ import time
 import numpy as np
 
 from core_gates.errors import GatesError
-from harness.service.columns import columns_of, mapping_of
-from harness.service.scorer import RefusedError
+from video_multitask.service.contract import RefusedError, columns_of, mapping_of
 
 KINDS = {"x": "number", "name": "text", "ids": "integers"}
 
@@ -71,13 +70,13 @@ def write_model(folder, factor, pause=0.0):
 
 if __name__ == "__main__":
     import sys
+    from functools import partial
     from pathlib import Path
 
-    from harness.service.scorer import Limits
-    from harness.service.server import bind, log_to_stderr, serve
-    from harness.service.web import Service
+    from video_multitask.service.contract import Limits
+    from video_multitask.service.server import Service, bind, log_to_stderr, serve
 
     log_to_stderr()
     limits = Limits(**json.loads(sys.argv[2])) if len(sys.argv) > 2 else Limits()
     service = Service(Path(sys.argv[1]), Multiplier.load, limits, poll_s=0.1)
-    serve(service, bind("127.0.0.1", 0))
+    serve(service, bind("127.0.0.1", 0), partial(print, flush=True))

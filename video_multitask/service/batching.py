@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness.service.scorer import Arrays, Limits, RefusedError, Scorer
+from video_multitask.service.contract import Arrays, Limits, RefusedError, Scorer
 
 
 class Pending(NamedTuple):

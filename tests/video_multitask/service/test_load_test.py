@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from core_gates.errors import GatesError
-from harness.runs.resident import descendants
-from harness.service.client import running
-from harness.service.load_test import Load, LoadTest, attack
+from harness.system import descendants
+from video_multitask.service.load_test import Load, LoadTest, attack, running
 
 PAUSE = 0.03
 BODIES = [json.dumps({"items": [{"x": 100 + n}, {"x": -n}]}).encode() for n in range(7)]
@@ -87,7 +86,7 @@ def test_quantiles_and_throughput():
 @pytest.mark.fault("video H9")
 def test_a_load_of_which_nothing_is_answered_is_told_in_one_line(command, monkeypatch):
     failed = Load(1.0, [], ["400: no such column"], {}, {})
-    monkeypatch.setattr("harness.service.load_test.attack", lambda *_, **__: failed)
+    monkeypatch.setattr("video_multitask.service.load_test.attack", lambda *_, **__: failed)
     test = LoadTest(command, [b"{}"], swap=lambda: None, difference=lambda *_: 0.0)
     with pytest.raises(GatesError, match=r"^all requests failed: 400: no such column$"):
         test.run()
@@ -107,7 +106,7 @@ def test_a_service_that_does_not_start_is_told_in_one_line():
 @pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is of Linux")
 def test_a_service_does_not_outlive_a_load_test_that_is_killed(command):
     code = (
-        "import json, sys, time; from harness.service.client import running\n"
+        "import json, sys, time; from video_multitask.service.load_test import running\n"
         "with running(json.loads(sys.argv[1])) as service: print(service.url, flush=True); "
         "time.sleep(60)"
     )

@@ -1,13 +1,68 @@
-"""How much memory a process takes together with those that it has started."""
+"""Memory and processes as the operating system sees them: kept, measured, ended together."""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # names of mallopt(3)
+TOP_PAD = 64 * 2**20  # bytes taken from the system at once
+
+
+def keep_freed_memory() -> bool:
+    """Tell the malloc of glibc to keep freed memory, and return whether it took that.
+
+    Large tensors are otherwise mapped and unmapped by every operation, and getting their pages
+    again costs more than the work of many operations. Nothing happens where there is no glibc, or
+    where the environment has a variable ``MALLOC_...`` already.
+    """
+    if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    settings = {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: TOP_PAD}
+    return all(mallopt(name, value) == 1 for name, value in settings.items())
+
+
+def return_freed_memory() -> bool:
+    """Return unused pages to the system, and return whether any were; for rare, large releases."""
+    if sys.platform != "linux":
+        return False
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return bool(trim is not None and trim(0))
+
+
+_BEFORE = """
+import contextlib, ctypes, os, signal, sys
+with contextlib.suppress(AttributeError):
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit("its parent has ended")
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+"""PR_SET_PDEATHSIG of Linux, which outlives exec; the parent may have ended before it was set."""
+
+
+def dependent(command: Sequence[str]) -> list[str]:
+    """Return a command line for a child of this process that is killed when this process ends.
+
+    A child would otherwise continue after a SIGKILL of its parent: a service would keep its port
+    and its memory, a training would write into folders that another one resumes.
+
+    Args:
+        command: Program and its arguments. The thread that starts it counts as its parent.
+            Elsewhere than on Linux it runs as it is.
+    """
+    return [sys.executable, "-S", "-E", "-c", _BEFORE, str(os.getpid()), *command]
+
 
 PROC = Path("/proc")
 EVERY = 0.2  # seconds
@@ -24,8 +79,8 @@ def resident(pid: int) -> int:
     Args:
         pid: Of the process; on Linux.
     """
-    own = _field(pid, "Rss")
-    return own + sum(_field(one, "Pss") for one in descendants(pid)) if own else 0
+    own = _field_of_process(pid, "Rss")
+    return own + sum(_field_of_process(one, "Pss") for one in descendants(pid)) if own else 0
 
 
 def descendants(pid: int) -> list[int]:
@@ -88,7 +143,7 @@ class MemoryMeter:
             self._end.wait(max(0.0, self.every - (time.monotonic() - begin)))
 
 
-def _field(pid: int, name: str) -> int:
+def _field_of_process(pid: int, name: str) -> int:
     try:
         lines = (PROC / str(pid) / "smaps_rollup").read_text(encoding="utf-8").splitlines()
     except OSError:  # it has ended, or belongs to someone else
