@@ -14,6 +14,19 @@ from typing import Self
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # names of mallopt(3)
 TOP_PAD = 64 * 2**20  # bytes taken from the system at once
+_BEFORE = """
+import contextlib, ctypes, os, signal, sys
+with contextlib.suppress(AttributeError):
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit("its parent has ended")
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+"""PR_SET_PDEATHSIG of Linux, which outlives exec; the parent may have ended before it was set."""
+
+PROC = Path("/proc")
+EVERY = 0.2  # seconds
+KB = 1024
 
 
 def keep_freed_memory() -> bool:
@@ -40,17 +53,6 @@ def return_freed_memory() -> bool:
     return bool(trim is not None and trim(0))
 
 
-_BEFORE = """
-import contextlib, ctypes, os, signal, sys
-with contextlib.suppress(AttributeError):
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-if os.getppid() != int(sys.argv[1]):
-    sys.exit("its parent has ended")
-os.execvp(sys.argv[2], sys.argv[2:])
-"""
-"""PR_SET_PDEATHSIG of Linux, which outlives exec; the parent may have ended before it was set."""
-
-
 def dependent(command: Sequence[str]) -> list[str]:
     """Return a command line for a child of this process that is killed when this process ends.
 
@@ -62,11 +64,6 @@ def dependent(command: Sequence[str]) -> list[str]:
             Elsewhere than on Linux it runs as it is.
     """
     return [sys.executable, "-S", "-E", "-c", _BEFORE, str(os.getpid()), *command]
-
-
-PROC = Path("/proc")
-EVERY = 0.2  # seconds
-KB = 1024
 
 
 def resident(pid: int) -> int:

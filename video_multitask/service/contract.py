@@ -14,6 +14,28 @@ Arrays = Mapping[str, NDArray[Any]]
 """Results by name, all with the rows as their leading dimension."""
 
 R = TypeVar("R", bound=Sized)
+Kind = Literal["integer", "flag", "text", "number", "integers", "texts"]
+"""What a field holds, or null; the plural forms are lists. A flag is 0, 1, true or false."""
+
+TYPES: Mapping[Kind, tuple[type, ...]] = {
+    "integer": (int,),
+    "flag": (int, bool),
+    "text": (str,),
+    "number": (int, float, bool),
+    "integers": (list,),
+    "texts": (list,),
+}
+WANTED: Mapping[Kind, str] = {
+    "integer": "an integer or null",
+    "flag": "0, 1, true, false or null",
+    "text": "a string of at most 1,000 characters or null",
+    "number": "a finite number, true, false or null",
+    "integers": "a list of integers or null",
+    "texts": "a list of strings of at most 1,000 characters or null",
+}
+ITEMS: Mapping[Kind, Kind] = {"integers": "integer", "texts": "text"}
+SHOWN = 40  # characters of a wrong value or name
+LONGEST = 1000  # characters of a text: one of a user is repeated for each candidate, and hashed
 
 
 class RefusedError(GatesError):
@@ -98,30 +120,6 @@ class Limits:
         )
         check_positive(timeout_s=self.timeout_s)
         check_at_least(0, max_wait_ms=self.max_wait_ms)
-
-
-Kind = Literal["integer", "flag", "text", "number", "integers", "texts"]
-"""What a field holds, or null; the plural forms are lists. A flag is 0, 1, true or false."""
-
-TYPES: Mapping[Kind, tuple[type, ...]] = {
-    "integer": (int,),
-    "flag": (int, bool),
-    "text": (str,),
-    "number": (int, float, bool),
-    "integers": (list,),
-    "texts": (list,),
-}
-WANTED: Mapping[Kind, str] = {
-    "integer": "an integer or null",
-    "flag": "0, 1, true, false or null",
-    "text": "a string of at most 1,000 characters or null",
-    "number": "a finite number, true, false or null",
-    "integers": "a list of integers or null",
-    "texts": "a list of strings of at most 1,000 characters or null",
-}
-ITEMS: Mapping[Kind, Kind] = {"integers": "integer", "texts": "text"}
-SHOWN = 40  # characters of a wrong value or name
-LONGEST = 1000  # characters of a text: one of a user is repeated for each candidate, and hashed
 
 
 def columns_of(

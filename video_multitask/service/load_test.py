@@ -19,6 +19,8 @@ from core_gates.errors import GatesError
 from harness.system import dependent
 
 READY_S = 120.0  # seconds that a service has to load its model
+Kept = Mapping[tuple[int, str], bytes]
+"""The last answer to each body by each model: (place of the body, version) -> content."""
 
 
 class Answer(NamedTuple):
@@ -145,10 +147,6 @@ def _address(process: "subprocess.Popen[str]", log: IO[str]) -> str:
     log.seek(0)
     said = (log.read().strip().splitlines() or ["it printed nothing"])[-1]
     raise GatesError(f"the service did not get ready: {said}")
-
-
-Kept = Mapping[tuple[int, str], bytes]
-"""The last answer to each body by each model: (place of the body, version) -> content."""
 
 
 class Load(NamedTuple):

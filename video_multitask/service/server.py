@@ -38,6 +38,11 @@ from video_multitask.service.swapping import Loader, Models
 
 CONTAINERS = 64  # lists and mappings for each row that a request may have
 FEWEST = 2**17  # lists and mappings that are taken in any case; a million would stall all others
+SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+REQUESTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+ROWS = (1, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
+LOG = logging.getLogger("gates.service")
+LARGE = 2**18  # bytes of a body that is parsed by another thread, so that others are answered
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:
@@ -146,11 +151,6 @@ def _nothing(_: str) -> None:
     """Read no number."""
 
 
-SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
-REQUESTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-ROWS = (1, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
-
-
 class Metrics:
     """Counters of one service, in a separate registry.
 
@@ -209,10 +209,6 @@ class Metrics:
     def text(self) -> bytes:
         """Return all of it in the text format of Prometheus."""
         return generate_latest(self.registry)
-
-
-LOG = logging.getLogger("gates.service")
-LARGE = 2**18  # bytes of a body that is parsed by another thread, so that others are answered
 
 
 class Service:

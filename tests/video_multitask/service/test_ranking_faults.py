@@ -7,8 +7,8 @@ import httpx
 import numpy as np
 import pytest
 
-from apps.video.serving.ranking_scorer import loader
 from video_multitask.service.contract import Limits
+from video_multitask.service.ranking_scorer import loader
 from video_multitask.service.server import Service, build_app
 
 NAN, MANY = float("nan"), 10**6
