@@ -180,7 +180,7 @@ def _run(name: str, apps: Mapping[str, App], rest: list[str], *, debug: bool) ->
     """Import the application, run it, and turn expected failures into one line."""
     app = apps[name]
     try:
-        importlib.import_module("harness.runs.memory").keep_freed_memory()
+        importlib.import_module("harness.system").keep_freed_memory()
         errors = importlib.import_module("core_gates.errors")
         module = importlib.import_module(app.module)
         code = module.main(rest) if app.verbs else module.main(rest, apps)

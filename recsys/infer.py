@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -381,3 +381,23 @@ def _heavy_tailed(column: pl.Series) -> bool:
     if (largest := np.abs(known).max(initial=0)) > LARGEST:
         known = known / largest
     return bool(np.abs(known - known.mean()).max(initial=0) > SPREAD * known.std())
+
+
+def plain(schema: FeatureSchema) -> dict[str, Any]:
+    """Return a schema as plain values, without those that are as by default."""
+    return {
+        name: [_changed(entry) for entry in value] if isinstance(value, tuple) else value
+        for name, value in _changed(schema).items()
+    }
+
+
+def _changed(entry: Any) -> dict[str, Any]:
+    values: Iterable[tuple[str, Any, Any]] = (
+        (field.name, getattr(entry, field.name), field.default)
+        for field in dataclasses.fields(entry)
+    )
+    return {
+        name: list(value) if name == "of" and isinstance(value, tuple) else value
+        for name, value, default in values
+        if value != default
+    }

@@ -5,7 +5,8 @@ N rows, F sparse features, T tasks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,12 +18,14 @@ from torch import Tensor
 from core_gates.errors import GatesError, check_at_least
 from recsys.embedding.fields import fields_of
 from recsys.inputs import Rows, dense_inputs
+from recsys.model_folder import load_model
 from recsys.ranker import Ranker
 from recsys.schema import FeatureSchema
 from recsys.transform import Features, FeatureTransform
 from recsys.vocabulary import UNKNOWN
 
 Span = tuple[int, int]
+DIGITS = 12  # of the hash of a folder in the version of its model
 
 
 class Scored(NamedTuple):
@@ -177,3 +180,57 @@ def _rows(features: Features, span: Span) -> Rows:
 def _some(rows: Rows, span: Span) -> Rows:
     some = slice(*span)
     return Rows(rows.sparse[some], rows.dense[some], tuple(s[some] for s in rows.sequences))
+
+
+class Model(NamedTuple):
+    """A model in memory.
+
+    Attributes:
+        version: Name and hash of its folder.
+        scorer: Scores tables.
+    """
+
+    version: str
+    scorer: TableScorer
+
+
+def read_model(folder: Path, *, int8: bool = False) -> Model:
+    """Return the model of a folder.
+
+    Args:
+        folder: The folder.
+        int8: Whether its tables take a byte per number in memory.
+
+    Raises:
+        GatesError: The folder holds no model, or a damaged one.
+    """
+    loaded = load_model(folder, int8=int8)
+    version = f"{folder.resolve().name} {loaded.hash[:DIGITS]}{' int8' if int8 else ''}"
+    return Model(version, TableScorer(loaded.ranker, loaded.transform, owned=True))
+
+
+def refuse_infinite(found: Mapping[str, NDArray[Any]], version: str) -> None:
+    """Refuse results of a model, by name, that are NaN or infinite.
+
+    Raises:
+        GatesError: One is.
+    """
+    for name, array in found.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            what = "a probability" if name == "p" else f"the {name}"
+            raise GatesError(
+                f"the model {version} gives {what} that is not finite: its training has diverged, "
+                "train it again or serve another"
+            )
+
+
+def chosen_tasks(known: Sequence[str], tasks: Sequence[str]) -> list[int]:
+    """Return the places of tasks, of all if none is named.
+
+    Raises:
+        GatesError: One is unknown.
+    """
+    places: Mapping[str, int] = {name: place for place, name in enumerate(known)}
+    if unknown := [name for name in tasks if name not in places]:
+        raise GatesError(f"the model has no task {unknown[0]!r}; it has {', '.join(known)}")
+    return [places[name] for name in tasks] or list(places.values())

@@ -58,6 +58,18 @@ def launch_files(tmp_path):
     return lambda folder: found["LaunchFiles"](folder, tmp_path)
 
 
+@pytest.fixture(scope="session")
+def shop():
+    """A bookshop: rows, requests and untrained models."""
+    return SimpleNamespace(**runpy.run_path(str(HERE / "fixtures" / "shop.py")))
+
+
+@pytest.fixture(scope="session")
+def model_folder(shop, tmp_path_factory):
+    """The folder of an untrained model of the shop; not to be changed."""
+    return shop.write_model(tmp_path_factory.mktemp("models") / "shop")
+
+
 @pytest.fixture
 def same_checkpoint(_harness):
     """Assert that two checkpoints hold the same bits."""

@@ -9,8 +9,13 @@ import polars as pl
 
 from core_gates.errors import GatesError
 from recsys.schema import FeatureSchema
+from video_multitask.history import UserHistory, add_history
 from video_multitask.kuairand.columns import STATISTICS
+from video_multitask.labels import add_labels
 from video_multitask.tasks import POST_EXPOSURE
+
+PAST = ("video_id",)  # columns whose past values a row gets
+CHECKED = 5_000  # first rows, whose features are computed again with another future
 
 
 def check_features(schema: FeatureSchema) -> None:
@@ -79,3 +84,21 @@ def check_causal(
                     f"the feature {name} of rows up to {time} = {cut} depends on rows at that time "
                     "or later; use strictly earlier rows only"
                 )
+
+
+def checked_history(log: pl.DataFrame, length: int, means: Sequence[str]) -> UserHistory:
+    """Return what adds the past of its user to a row, after a check on the first rows of a log.
+
+    Args:
+        log: KuaiRand's, as its files have it.
+        length: Newest videos of the past.
+        means: Outcomes whose mean over the past is added.
+
+    Raises:
+        GatesError: A feature knows the present or the future.
+    """
+    past = UserHistory(length, PAST, means)
+    log = add_labels(log.head(CHECKED)).sort("time_ms", maintain_order=True)
+    if len(log):
+        check_causal(lambda rows: add_history(rows, length, PAST, means), log, past.names)
+    return past

@@ -17,9 +17,9 @@ from core_gates.errors import GatesError
 from diffusion.data.pictures import enlarged
 from diffusion.evaluation.figures import gate_map_figure
 from diffusion.fusion.pipeline import Generated
+from harness.command.local_page import check_port, private_folder, serve
 from harness.command.verbs import Place
 from harness.runs.ticker import counting
-from harness.service.local_page import check_port, private_folder, serve
 
 COLUMNS = ("adapter", "title", "score", "mean gate", "why", "license")
 

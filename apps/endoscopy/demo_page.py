@@ -15,8 +15,8 @@ from apps.endoscopy.training_runs import NamedBundle, find_bundle, find_segmente
 from core_gates.errors import GatesError
 from endoscopy.bundles.sizing_bundle import NO_CALIBRATION, RESEARCH_ONLY, SizingBundle
 from endoscopy.segmenter import Segmenter
+from harness.command.local_page import check_port, private_folder, serve
 from harness.command.verbs import Place
-from harness.service.local_page import check_port, private_folder, serve
 
 LEAST, MOST = 1.0, 32.0  # ends of the ruler, mm
 TICKS = (1, 2, 5, 10, 20)

@@ -3,28 +3,54 @@
 Verbs that are functions do not wait for Lightning and what only comparisons need.
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from apps.video.serving.model import MODEL
-from harness.command.verbs import FunctionVerb, run_verb
+from core_gates.errors import GatesError
+from harness.command.verbs import FunctionVerb, Place, run_verb
+from harness.experiment import differences, read_record
+from recsys.model_folder import read_settings
 
+MODEL = "model"
 DEFAULT_CONFIG = "tiny"  # of verbs that need no data
 TRAINERS = "apps.video.training_verbs"  # of the other verbs: it imports Lightning
 FUNCTIONS = {
     "prepare": FunctionVerb("apps.video.prepare:prepare", "sources"),
-    "simulate": FunctionVerb("apps.video.simulate:simulate"),
+    "simulate": FunctionVerb("apps.video.prepare:simulate"),
     "score": FunctionVerb("apps.video.score:score", "sources"),
-    "export": FunctionVerb("apps.video.export:export"),
-    "serve": FunctionVerb("apps.video.serve:serve"),
-    "loadtest": FunctionVerb("apps.video.loadtest:loadtest"),
+    "export": FunctionVerb("apps.video.serving:export"),
+    "serve": FunctionVerb("apps.video.serving:serve"),
+    "loadtest": FunctionVerb("apps.video.serving:loadtest"),
     "plan": FunctionVerb("apps.video.plan:plan"),
 }
 """Verbs that need neither data nor a Trainer."""
+
+
+def place_of(place: Place, model: str | None) -> Path:
+    """Return where the model is: what was named, else the folder that ``fit`` has left.
+
+    Raises:
+        GatesError: There is none, or what is in the run folder is of another training than that
+            which its record names.
+    """
+    found = Path(model) if model else place.run_folder.path / MODEL
+    if not found.exists():
+        way = "check the path" if model else "run `gates video fit` first, or name one by --model"
+        raise GatesError(f"there is no model at {found}: {way}")
+    if model:
+        return found
+    record = read_record(place.run_folder.training)
+    said = "which has no record"
+    if record is not None:  # they differ if that training was stopped, has failed, was given up
+        said = differences(read_settings(found).get("settings"), record.settings)
+    if said:
+        raise GatesError(
+            f"{found} is no model of the training in {place.run_folder.training} ({said}): finish "
+            f"that with `gates video fit`, or name this one by --model {found}"
+        )
+    return found
 
 
 def run_of_model(options: Mapping[str, Any]) -> str | None:

@@ -4,32 +4,36 @@ Labels in random order cannot be predicted, and a planted leak is noticed. A sim
 the rates that its world should have, and estimates of another policy on its logs hold the truth.
 """
 
-from __future__ import annotations
-
 import math
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from apps.video.comparison import Findings
-from apps.video.training import Places, ranker_of, train
+from apps.video.comparison import Findings, train
 from core_gates.errors import GatesError
 from harness.evidence import Bar, Row
 from harness.experiment import Figures, Job, Piece, Run, Store
 from harness.files import sha256
 from recsys.data.datamodule import TableDataModule
 from recsys.data.readers.open_bandit import OpenBandit, Policy
-from recsys.experiments.building import data_of, source_of
-from recsys.experiments.chance import DISTANCE, Chance, chance_bars, chance_rows, chances
-from recsys.experiments.contest import Contest
-from recsys.experiments.other_policy import (
+from recsys.experiments import (
     CLICK_RATE,
+    DISTANCE,
     EFFECTIVE,
+    Chance,
+    Contest,
+    Places,
+    chance_bars,
+    chance_rows,
+    chances,
     cross_bars,
     cross_estimates,
     cross_rows,
+    data_of,
+    probabilities,
+    ranker_of,
+    source_of,
 )
-from recsys.experiments.predictions import probabilities
 from video_multitask.experiments.redrawn_logs import (
     COVERAGE,
     ESTIMATED,
@@ -104,7 +108,7 @@ def score_control(piece: Piece, job: Job, places: Places) -> dict[str, float]:
     weights = train(piece, job, places)
     data = data_of({**piece.settings, **places}, piece.seed or 0)
     test = data.batch("test")
-    found = probabilities(ranker_of(piece, weights, data), test)
+    found = probabilities(ranker_of(piece.settings, weights, data), test)
     return {
         f"{field} {one.task}": getattr(one, field)
         for one in chances(test, found, data.schema.task_names)

@@ -1,39 +1,67 @@
-"""``gates video prepare``: a release of KuaiRand to shards; one's own table to a schema."""
+"""``gates video prepare`` and ``simulate``: shards of a log, a table's schema, simulated logs."""
 
-from __future__ import annotations
-
+import dataclasses
 from pathlib import Path
 from typing import Literal
 
 import polars as pl
+import yaml
 
-from apps.video.drafting import CONFIG, REPORT, Columns, draft
 from core_gates.errors import GatesError
 from harness.command.verbs import Place, refuse_existing, refuse_strangers
-from harness.files import require_apart
+from harness.files import replacing, require_apart, write_text
+from harness.runs.ticker import working
+from recsys.data.leaks import report
 from recsys.data.readers.files import files_of
-from video_multitask.history import PREFIX, UserHistory, add_history
+from recsys.data.readers.own_table import OwnTable
+from recsys.infer import plain
+from video_multitask.history import PREFIX
 from video_multitask.kuairand.archives import download_release
 from video_multitask.kuairand.folder import KuaiRand
 from video_multitask.kuairand.prepare import prepare as write_release
 from video_multitask.kuairand.releases import Part
-from video_multitask.labels import add_labels
-from video_multitask.leaks import check_causal
-from video_multitask.sources.kuairand_stream import KuaiRandStream
-from video_multitask.stream.parquet_stream import ParquetStream
+from video_multitask.leaks import checked_history
+from video_multitask.simulator.export import export_kuairand
+from video_multitask.simulator.log import simulate as simulate_feed
 from video_multitask.stream.shards import MANIFEST
-from video_multitask.stream.stored import store
+from video_multitask.tasks import LABELS
 
+CONFIG, REPORT, TRUTH = "table.yaml", "report.md", "truth.parquet"
 Archive = Literal["pure", "1k", "27k"]
 Prepared = Literal["standard", "unbiased", "random_in", "none"]
-NO_TABLE = Columns()
-PAST = ("video_id",)
-CHECKED = 5_000  # first rows, which are computed again with another future
 MADE = (
     "has_duration", "complete", "replay", "skip", "comment_stay",
     "hour", "weekday", "video_age_days", "first_tag",
 )  # fmt: skip
 """Columns that are made of others, whatever the log has under these names."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """What you know of the columns of your table.
+
+    Attributes:
+        labels: Columns with 0 and 1 that are predicted.
+        user: Column of the user.
+        item: Column of what is ranked.
+        time: Column that orders the rows.
+        weight: Column of sample weights.
+        drop: Columns that must not be features, such as what happens after the label.
+        missing: Words in text that are null, such as NA, also wherever the model is used.
+        dim: Features of an embedding.
+    """
+
+    labels: tuple[str, ...] = ()
+    user: str = ""
+    item: str = ""
+    time: str = ""
+    weight: str = ""
+    drop: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    dim: int = 8
+
+
+NO_TABLE = Columns()
 
 
 def prepare(
@@ -89,7 +117,7 @@ def prepare(
     require_apart(folder, data.files)
     refuse_strangers(folder, (MANIFEST, "*.parquet"))
     _print_counts(data, strict=strict)
-    past = _past(data, history, means) if history or means else None
+    past = checked_history(next(data.log()), history, means) if history or means else None
     shards = write_release(data, folder, history=past)
     print(f"{shards.rows:,} rows of {len({file.date for file in shards.files})} days")
     if split != "none":
@@ -97,11 +125,33 @@ def prepare(
     print(folder)
 
 
-def _draft(source: Path, table: Columns, folder: Path) -> None:
-    """Draft the schema of a table into a folder that can be replaced."""
+def _draft(source: Path, columns: Columns, folder: Path) -> None:
+    """Write a configuration with the drafted schema of a table, and the report of its columns."""
     require_apart(folder, files_of(source))
     refuse_strangers(folder, (CONFIG, REPORT))
-    draft(source, table, folder)
+    try:
+        table = OwnTable(str(source.absolute()), **dataclasses.asdict(columns))
+    except ValueError as error:
+        raise GatesError(f"--table is wrong: {error}") from error
+    tables = table.read()
+    init = {
+        "path": table.path,
+        "split": tables.notes[0].removeprefix("split by "),
+        "missing": list(columns.missing),
+        "schema": plain(tables.schema),
+    }
+    kind = "recsys.data.readers.own_table.OwnTable"
+    content = {"data": {"source": {"class_path": kind, "init_args": init}}}
+    text = report(tables, [name for name in (columns.user, columns.item, columns.time) if name])
+    with replacing(folder) as temporary:
+        temporary.mkdir(parents=True)
+        write_text(temporary / CONFIG, yaml.safe_dump(content, sort_keys=False))
+        write_text(temporary / REPORT, text)
+    print(text)
+    words = f"--config table --config {folder / CONFIG} --name {folder.name}"
+    print(f"train on it by: gates video fit {words}")
+    print(f"compare networks and baselines on it by: gates video evaluate {words}")
+    print(folder)
 
 
 def _opened(source: Path, *, drop_invalid: bool) -> KuaiRand:
@@ -131,30 +181,64 @@ def _print_counts(data: KuaiRand, *, strict: bool) -> None:
         )
 
 
-def _past(data: KuaiRand, history: int, means: tuple[str, ...]) -> UserHistory:
-    """Return what adds the past to rows; refuse it if it knows their present or future."""
-    past = UserHistory(history, PAST, means)
-    log = add_labels(next(data.log()).head(CHECKED)).sort("time_ms", maintain_order=True)
-
-    def with_past(log: pl.DataFrame) -> pl.DataFrame:
-        return add_history(log, history, PAST, means)
-
-    if len(log):
-        check_causal(with_past, log, past.names)
-    return past
-
-
 def _learn(folder: Path, split: str, history: int, means: tuple[str, ...]) -> None:
     """Keep what the training days of a split teach."""
+    from video_multitask.sources.kuairand_stream import KuaiRandStream  # waits for Lightning
+
     source = KuaiRandStream(str(folder), split, history, means=means)
     stream = source.stream(1024, "given", 0, None)
-    assert isinstance(stream, ParquetStream)
     try:
         train = stream.parts["train"]
     except GatesError as error:
         raise GatesError(f"{error}; {folder} is complete, give --split none") from error
     dates = [file.date for file in train.files]
-    store(train, stream.transform)
-    sizes = stream.transform.sizes
+    sizes = stream.keep_transform().sizes
     tables = "  ".join(f"{n} {sizes[n]:,}" for n in ("user_id", "video_id", "author_id"))
     print(f"rows of tables, from {train.rows:,} rows of {min(dates)} … {max(dates)}: {tables}")
+
+
+def simulate(
+    place: Place,
+    rows: int = 200_000,
+    users: int = 2_000,
+    videos: int = 3_000,
+    days: int = 14,
+    seed: int = 0,
+    groups: bool = False,
+    heavy_counts: bool = False,
+    output: str | None = None,
+    overwrite_output: bool = False,
+) -> None:
+    """Write a simulated feed in KuaiRand's format, and the true probability of every label.
+
+    Args:
+        place: Filled in by the command line.
+        rows: Rows of the log, spread evenly over the days.
+        users: Number of users.
+        videos: Number of videos.
+        days: Days of the log, at most 31.
+        seed: Seed of the world and of the log.
+        groups: Let interactions depend on other fields than watching does.
+        heavy_counts: Add four raw heavy-tailed counts to each row.
+        output: Folder that is written; the folder ``simulated`` of the run if null.
+        overwrite_output: Replace the folder if it exists and holds an older output, nothing else.
+    """
+    folder = Path(output) if output else place.run_folder.path / "simulated"
+    refuse_existing(folder, overwrite=overwrite_output)
+    refuse_strangers(folder, (TRUTH, "data"))
+    try:
+        with working(f"simulating {rows:,} rows"):
+            found = simulate_feed(
+                rows, users, videos, days, seed, groups=groups, heavy_counts=heavy_counts
+            )
+    except ValueError as error:
+        raise GatesError(str(error)) from error
+    with working("writing files"), replacing(folder) as temporary:
+        temporary.mkdir(parents=True)
+        export_kuairand(found, temporary)
+        truth = pl.DataFrame(found.truth, schema=list(LABELS))
+        truth.write_parquet(temporary / TRUTH)
+    rates = dict(zip(LABELS, found.truth.mean(0), strict=True))
+    print(f"{len(found.log):,} rows; mean true probabilities:")
+    print("  " + "  ".join(f"{task} {rate:.3g}" for task, rate in rates.items()))
+    print(folder)

@@ -1,15 +1,12 @@
 """What the report of ``gates video`` draws besides the scores."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
 import torch
 
-from apps.video.comparison import TRUTH, WEIGHTS, Comparison
-from apps.video.training import ranker_of
+from apps.video.comparison import WEIGHTS, Comparison
 from harness.experiment import Arrays, Piece
 from harness.report.page import Page
 from harness.runs.ticker import stepping, working
@@ -17,8 +14,7 @@ from recsys.batch import Batch
 from recsys.data.datamodule import TableDataModule
 from recsys.diagnosis.expert_report import ExpertReport
 from recsys.diagnosis.importance import permutation_importance
-from recsys.experiments.faults import report_of
-from recsys.experiments.predictions import probabilities
+from recsys.experiments import TRUTH, probabilities, ranker_of, report_of
 from recsys.figures import (
     activations_figure,
     cosines_figure,
@@ -29,8 +25,7 @@ from recsys.figures import (
     scales_figure,
     sharing_figure,
 )
-from recsys.metrics import reliability
-from recsys.metrics.resampled import user_resamples
+from recsys.metrics import reliability, user_resamples
 from recsys.ranker import Ranker
 from recsys.schema import FeatureSchema
 from video_multitask.fused_score import FusedScore
@@ -113,7 +108,7 @@ def _trained(comparison: Comparison) -> list[Piece]:
 def _ranker(comparison: Comparison, piece: Piece) -> tuple[TableDataModule, Ranker]:
     store = comparison.run.store(WEIGHTS, Arrays())
     data = comparison.data_of(piece.settings)
-    return data, ranker_of(piece, store.load(piece), data)
+    return data, ranker_of(piece.settings, store.load(piece), data)
 
 
 def _calibration(

@@ -1,7 +1,5 @@
 """The video stop of the tour: a feed simulated just now, networks trained just now."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,21 +7,29 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from apps.video.comparison import ORACLE, TRUTH
-from apps.video.training import ranker_of, train
+from apps.video.comparison import train
 from harness.command.configfile import find_config, read_config
 from harness.evidence import Row, compare
-from harness.experiment import Job, Piece
-from harness.experiment.piece import flatten
+from harness.experiment import Job, Piece, flatten
 from harness.report.page import Page
 from harness.report.stop import TourRow, TourStop
 from recsys.data.datamodule import TableDataModule
 from recsys.diagnosis.expert_report import ExpertReport
-from recsys.experiments.building import data_of
-from recsys.experiments.claims import AUC
-from recsys.experiments.contest import Contest
-from recsys.experiments.faults import HEALTHY, IN_WORDS, report_of
-from recsys.experiments.predictions import Probabilities, baseline, probabilities, scores_of
+from recsys.experiments import (
+    AUC,
+    HEALTHY,
+    IN_WORDS,
+    ORACLE,
+    Contest,
+    Probabilities,
+    baseline,
+    data_of,
+    oracle_of,
+    probabilities,
+    ranker_of,
+    report_of,
+    scores_of,
+)
 from recsys.figures import gates_figure, scales_figure
 from recsys.metrics.resampled import user_resamples
 
@@ -152,7 +158,7 @@ def _trained(
     test = made.data.batch("test")
     for shown, piece in pieces.items():
         say(f"training {shown}")
-        ranker = ranker_of(piece, train(piece, Job(folder / shown), {}), made.data)
+        ranker = ranker_of(piece.settings, train(piece, Job(folder / shown), {}), made.data)
         made.found[shown] = probabilities(ranker, test)
         made.reports[shown] = report_of(ranker, test)
     return made
@@ -164,8 +170,8 @@ def _add_bounds(trained: Trained) -> None:
     one = baseline({"kind": "one_column", "column": "duration_ms"}, data.transform)
     rows = data.batch("train"), data.batch("validation")
     trained.found[DURATION] = one.fit(*rows).predict(data.batch("test"))
-    columns = [f"{TRUTH}{task}" for task in data.schema.task_names]
-    trained.found[ORACLE] = data.table("test").select(columns).to_numpy()
+    truth = oracle_of([data.table("test")], data.schema.task_names)
+    trained.found[ORACLE] = truth[ORACLE][0]
 
 
 def _faults(raw: Trained) -> TourRow:

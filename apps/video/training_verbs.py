@@ -1,7 +1,5 @@
 """The verbs of ``gates video`` that train or compare networks: fit, tune, evaluate, report."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,26 +9,27 @@ import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
 from apps.main import APPS
-from apps.video.comparison import Comparison, Fold, folds_of
+from apps.video.commands import MODEL
+from apps.video.comparison import Comparison, Study
 from apps.video.controls import OPEN_BANDIT, control_rows_and_bars
-from apps.video.serving.model import MODEL
-from apps.video.studies.study import Study
 from core_gates.errors import GatesError
 from harness.command import GatesRunCLI, GatesRunTrainer
-from harness.experiment import Arrays, Piece, Run
-from harness.experiment.piece import flatten
-from harness.experiment.printing import print_choices
+from harness.experiment import Arrays, Piece, Run, flatten, print_choices
 from harness.files import content_digest
 from harness.report.page import Page
 from harness.runs.checkpoint import load_weights
 from harness.runs.folder import RunFolder
 from recsys.data.datamodule import TableDataModule, data_module
 from recsys.data.table_files import SUFFIXES
-from recsys.experiments.building import module_of
-from recsys.experiments.claims import Claims
-from recsys.experiments.contest import Contest
-from recsys.experiments.mappings import with_whole_mappings
-from recsys.experiments.predictions import check_finite
+from recsys.experiments import (
+    Claims,
+    Contest,
+    Fold,
+    check_finite,
+    folds_of,
+    module_of,
+    with_whole_mappings,
+)
 from recsys.model_folder import save_model
 from recsys.module import MultiTaskModule
 

@@ -14,8 +14,7 @@ import numpy as np
 import torch
 
 from benchmarks.registry import Call, Comparison, Figure, Load
-from harness.runs.memory import return_freed_memory
-from harness.runs.resident import MemoryMeter
+from harness.system import MemoryMeter, return_freed_memory
 
 ROWS, COLUMNS, FRAMES = 721, 1440, 3
 OURS, ZARR = "read ahead", "zarr"

@@ -7,7 +7,16 @@ from .forms import Table as Table
 from .job import Job as Job
 from .piece import Piece as Piece
 from .piece import Setting as Setting
+from .piece import differences as differences
+from .piece import flatten as flatten
+from .printing import print_choices as print_choices
+from .printing import print_scores as print_scores
+from .record import read_record as read_record
 from .run import Run as Run
+from .scores import Scores as Scores
+from .scores import read_scores as read_scores
+from .scores import write_scores as write_scores
+from .ship import ROUNDED as ROUNDED
 from .store import SettingsDiffer as SettingsDiffer
 from .store import Store as Store
 from .tuning import Choice as Choice

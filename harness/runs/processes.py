@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from harness.runs.memory import keep_freed_memory
 from harness.runs.quiet import quiet_lightning
+from harness.system import keep_freed_memory
 
 Tick = Callable[[], None]
 Work = Callable[..., Any]

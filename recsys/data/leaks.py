@@ -1,4 +1,4 @@
-"""Whether a table gives its labels away."""
+"""Whether a table gives its labels away, and what its columns are taken for."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ import polars as pl
 from core_gates.errors import GatesError
 from recsys.columns.column_auc import SUSPICIOUS, column_aucs
 from recsys.columns.implied import implied_labels
+from recsys.columns.numbers import numbers_of
+from recsys.data.tables import PARTS, RankingTables
+from recsys.infer import STRONG
 from recsys.schema import FeatureSchema
 from recsys.transform.targets import read_targets
 
@@ -154,3 +157,28 @@ def repeated_rows(one: pl.DataFrame, other: pl.DataFrame, keys: Sequence[str]) -
         raise GatesError("no columns are named that identify a row, such as user, item and time")
     known = one.select(keys).unique()
     return len(other.select(keys).join(known, on=list(keys), how="semi"))
+
+
+def report(tables: RankingTables, keys: Sequence[str] = ()) -> str:
+    """Return why each column became what it is, and what may leak, as Markdown.
+
+    Args:
+        tables: With a drafted schema.
+        keys: Columns that tell rows from each other, such as user, item and time.
+    """
+    schema, train = tables.schema, tables.train
+    sizes = ", ".join(f"{len(tables.part(part)):,} {part}" for part in PARTS)
+    lines = [f"# {tables.name}", "", f"Rows: {sizes}; {tables.notes[0]}.", "", "## Labels", ""]
+    for task in schema.tasks:
+        rate = np.nanmean(numbers_of(train[task.column]))
+        lines.append(f"- {task.name}: mean {rate:.4g}")
+    lines += ["", "## Columns", "", *(f"- {note}" for note in tables.notes[1:]), "", "## Leaks", ""]
+    leaks = [*find_leaks(train, schema, STRONG), *find_giveaways(train, schema)]
+    lines += [f"- {leak}" for leak in leaks] or [
+        f"No feature alone predicts a label with AUC above {STRONG}, and no value of one implies a "
+        f"label; columns above {SUSPICIOUS} are left out, see above."
+    ]
+    if len(keys) > 1:
+        count = repeated_rows(train, tables.test, keys)
+        lines += ["", f"{count:,} test rows repeat {', '.join(keys)} of a training row."]
+    return "\n".join(lines) + "\n"

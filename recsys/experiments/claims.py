@@ -1,4 +1,4 @@
-"""What an evaluation claims of its methods: bars on differences, calibration, the oracle."""
+"""What an evaluation claims: differences, calibration, the oracle, faults of experts."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import numpy as np
 from core_gates.errors import GatesError
 from harness.evidence import Bar, Row
 from recsys.batch import Batch
-from recsys.experiments.predictions import Probabilities
-from recsys.metrics import gains_over_single
+from recsys.diagnosis.diagnose import diagnose
+from recsys.diagnosis.expert_report import ExpertReport
+from recsys.experiments.predictions import AUC, AVERAGED, ORACLE, SUMMED, Probabilities
+from recsys.ranker import Ranker
 
 MANY = 2000
 """Positives above which the calibration of a task is claimed."""
@@ -20,10 +22,29 @@ MANY = 2000
 BEATEN = 1e-6
 """Least difference of summed log-losses, at the lower end of its interval, that counts as one."""
 
-SUMMED, AUC = "summed log_loss", "auc"
-GAIN, WORSE = "gain over single tasks", "tasks worse than alone"
-AVERAGED = ", averaged"
-"""End of the name of the mean prediction of the seeds of a method."""
+TASK = "experts"
+ROWS = 4096
+"""Test rows that are measured, the first ones."""
+
+LARGEST = 1e6
+"""Ratio of scales that stands for an infinite one: JSON has none."""
+
+FIGURES = (
+    "zero_rate_max", "near_zero_rate_max", "scale_ratio", "task_gate_weight_max",
+    "gate_weight_max", "occupancy_max", "gradient_share_max", "degraded", "dead",
+    "own_weight_min", "own_weight_correlation",
+)  # fmt: skip
+COLLAPSED = {"zero_rate_max": 0.75, "scale_ratio": 20.0}
+HEALTHY = {"scale_ratio": 3.0, "near_zero_rate_max": 0.15, "task_gate_weight_max": 0.8}
+IN_WORDS = {
+    "scale_ratio": "one expert's outputs are over 3 times as large as another's",
+    "near_zero_rate_max": "an expert outputs nearly 0 in over 15 % of the cases",
+    "task_gate_weight_max": "a gate gives over 80 % of its weight to one expert",
+}
+"""What it means that a figure of ``HEALTHY`` is out of bounds."""
+
+CLAIMED = tuple(COLLAPSED | HEALTHY)
+"""Figures that claims of collapse and health are about."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +93,7 @@ def claim_bars(
     test: Batch,
     tasks: Sequence[str],
     found: Sequence[Probabilities],
-    oracle: str = "oracle",
+    oracle: str = ORACLE,
 ) -> list[Bar]:
     """Return the bars of the claims; what was not measured is NaN, and missed.
 
@@ -124,46 +145,49 @@ def _calibration(
     return bars
 
 
-def gain_rows(per_task: Sequence[Row], single: str) -> list[Row]:
-    """Return what every method gains over networks of single tasks, and the tasks that lose.
+def report_of(ranker: Ranker, rows: Batch) -> ExpertReport:
+    """Return the report of the experts of a network on the first test rows."""
+    return diagnose(ranker, [rows.take(slice(0, ROWS))])
 
-    The mean relative gain of AUC − ½, and the number of tasks whose AUC is lower: the seesaw.
+
+def fault_rows(reports: Mapping[str, Sequence[ExpertReport]]) -> list[Row]:
+    """Return the figures of every method: their median over seeds, and the range of seeds.
 
     Args:
-        per_task: Rows of tasks; differences are left out.
-        single: Method with a network for each task.
+        reports: Method -> one report for each seed; methods without experts have no row.
     """
-    areas: dict[str, dict[str, float]] = {}
-    for row in per_task:
-        if row.metric == AUC and not row.versus:
-            areas.setdefault(row.method, {})[row.task] = row.value
-    if single not in areas:
-        return []
     rows = []
-    for method, own in areas.items():
-        if own.keys() != areas[single].keys():
-            continue
-        found = gains_over_single(own, areas[single])
-        rows += [
-            Row(method, "test", GAIN, found.mean, n=max(found.tasks, 1)),
-            Row(method, "test", WORSE, float(found.worse), n=max(found.tasks, 1)),
-        ]
+    for method, own in reports.items():
+        for figure in FIGURES:
+            found = [r.summary() for r in own]
+            values = [min(one[figure], LARGEST) for one in found if figure in one]
+            if values:
+                low, high = min(values), max(values)
+                rows.append(
+                    Row(method, TASK, figure, float(np.median(values)), low, high, len(values))
+                )
     return rows
 
 
-def summary_rows(per_task: Sequence[Row], categories: Mapping[str, str]) -> list[Row]:
-    """Return the mean AUC and GAUC of every method over the tasks of each category, AUC first.
+def fault_bars(rows: Sequence[Row], collapsed: Sequence[str], healthy: Sequence[str]) -> list[Bar]:
+    """Return the bars: collapse of some methods and health of others, in every seed.
+
+    What was not measured, such as the experts of a network without any, is NaN, and missed.
 
     Args:
-        per_task: Rows of tasks; differences are left out.
-        categories: Task -> category.
+        rows: Of :func:`fault_rows`.
+        collapsed: Methods with an expert that is nearly always zero and one on another scale.
+        healthy: Methods without.
     """
-    values: dict[tuple[str, str, str], list[float]] = {}
-    for row in per_task:
-        if row.metric in (AUC, "gauc") and not row.versus:
-            key = row.method, row.metric, categories[row.task]
-            values.setdefault(key, []).append(row.value)
-    return [
-        Row(method, "test", f"{metric} {category}", float(np.mean(found)))
-        for (method, metric, category), found in sorted(values.items(), key=lambda v: v[0][1])
-    ]
+    found = {(row.method, row.metric): row for row in rows if row.task == TASK}
+    none = Row("", TASK, "", math.nan)
+    bars = []
+    for method in collapsed:
+        for figure, bar in COLLAPSED.items():
+            low = found.get((method, figure), none).low
+            bars.append(Bar(f"{figure} of {method}, smallest of the seeds", low, ">=", bar))
+    for method in healthy:
+        for figure, bar in HEALTHY.items():
+            high = found.get((method, figure), none).high
+            bars.append(Bar(f"{figure} of {method}, largest of the seeds", high, "<=", bar))
+    return bars

@@ -1,21 +1,53 @@
-"""Which networks and baselines are compared, and what each may choose."""
+"""Which networks and baselines are compared, what each may choose, on which splits."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from difflib import get_close_matches
+from inspect import signature
+from typing import Any, NamedTuple
 
 from core_gates.errors import GatesError, check_at_least, check_option
+from harness.evidence import Row
 from recsys.baselines import KINDS
-from recsys.experiments.mappings import mapping_in
+from recsys.batch import Batch
+from recsys.data.datamodule import TableDataModule
+from recsys.data.digest import table_digest
+from recsys.experiments.from_settings import (
+    BASELINE,
+    INTERCEPTS,
+    MODEL,
+    baseline_of,
+    check_axes,
+    check_axis,
+    class_of,
+    data_of,
+    mapping_in,
+    module_of,
+)
+from recsys.experiments.predictions import (
+    During,
+    Each,
+    Probabilities,
+    contest_rows,
+    oracle_of,
+    slice_rows,
+    slices_of,
+)
 from recsys.models.sizing import num_weights, sized
 from recsys.ranker import input_width
 from recsys.schema import FeatureSchema
 
-MODEL = "model."
 ENTRIES = ("net", "options", "settings", "sized")
 GROUPS = (MODEL, "data.", "trainer.")
+Places = Mapping[str, str]
+"""Where files are on this machine, by dotted name: no part of what decides a result."""
+
+ARGUMENTS = "data.source.init_args."
+SINGLE = "SingleTask"
 
 
 @dataclass(frozen=True)
@@ -152,3 +184,218 @@ def _check_ends(name: str, ends: Any) -> None:
     pair = isinstance(ends, list | tuple) and len(ends) == 2
     if not pair or not all(isinstance(n, int | float) and not isinstance(n, bool) for n in ends):
         raise ValueError(f"space of {name} is {ends!r}, expected two numbers, the ends of a box")
+
+
+class Fold(NamedTuple):
+    """One split of the data: the settings that differ, and a key for the names of its pieces."""
+
+    settings: Mapping[str, Any] = {}
+    keys: Mapping[str, int] = {}
+
+
+class Splits:
+    """A contest on splits of its data: rows, the settings of every method, tables of scores.
+
+    Args:
+        contest: Who takes part.
+        settings: Of the configuration, by dotted name.
+        folds: Splits whose test rows are pooled, see :func:`folds_of`.
+        places: Where files are, by dotted name of the setting.
+        during: Shows that a long step is at work.
+    """
+
+    def __init__(
+        self,
+        contest: Contest,
+        settings: Mapping[str, Any],
+        folds: Sequence[Fold] = (Fold(),),
+        *,
+        places: Places | None = None,
+        during: During = nullcontext,
+    ) -> None:
+        self.contest, self.settings = contest, settings
+        self.folds, self.places = tuple(folds), dict(places or {})
+        self._during = during
+        self._known: dict[str, TableDataModule] = {}
+        self._prepared: list[TableDataModule] = []
+
+    def data_of(self, settings: Mapping[str, Any]) -> TableDataModule:
+        """Return the data of a method or a fold, read once."""
+        wanted = {**settings, **self.places}
+        own = {n: v for n, v in wanted.items() if n.startswith("data.") and v is not None}
+        key = json.dumps(own, sort_keys=True)
+        if key not in self._known:
+            self._known[key] = data_of(own)
+        return self._known[key]
+
+    def data(self, fold: Fold) -> TableDataModule:
+        """Return the data of a fold."""
+        found = self.data_of({**self.settings, **fold.settings})
+        if found not in self._prepared:
+            with self._during("preparing rows"):
+                found.transform  # noqa: B018  (reads and fits)
+            self._prepared.append(found)
+        return found
+
+    def test(self) -> Batch:
+        """Return the test rows of all folds; users whom two folds share have one number."""
+        parts = [self.data(fold).batch("test") for fold in self.folds]
+        worlds = [f"{ARGUMENTS}{name}" for name in getattr(class_of(self.settings), "OF_WORLD", ())]
+        changed = {name for fold in self.folds for name in fold.settings}
+        if not self.data(self.folds[0]).schema.user or not changed.isdisjoint(worlds):
+            first = 0
+            for number, part in enumerate(parts):  # a number means another user in each fold
+                own, index = part.user.unique(return_inverse=True)
+                parts[number] = part.replace(user=index + first)
+                first += len(own)
+        return Batch.cat(parts)
+
+    def tasks(self) -> tuple[str, ...]:
+        """Return the names of the tasks."""
+        return self.data(self.folds[0]).schema.task_names
+
+    def oracle(self) -> dict[str, list[Probabilities]]:
+        """Return the true probabilities (N, T) of all test rows, where they are known."""
+        return oracle_of([self.data(fold).table("test") for fold in self.folds], self.tasks())
+
+    def own(self, fold: Fold) -> dict[str, dict[str, Any]]:
+        """Return the settings of every network on a fold; sizes are those for its own columns."""
+        schemas = {method: self._schema(method, fold) for method in self.contest.entries}
+        common, first = self.settings, schemas[self.contest.reference]
+        return {
+            method: {**self.contest.settings(method, common, schema, first), **fold.settings}
+            for method, schema in schemas.items()
+        }
+
+    def own_of_all(self) -> dict[str, dict[str, Any]]:
+        """Return the settings of every network and baseline on the first fold."""
+        first = self.folds[0]
+        baselines = {
+            name: {**self.baseline(name)[0], **first.settings} for name in self.contest.baselines
+        }
+        return self.own(first) | baselines
+
+    def baseline(self, name: str) -> tuple[dict[str, Any], dict[str, tuple[float, float]]]:
+        """Return the settings of a baseline, and the box in which it is tuned, if any."""
+        options = dict(self.contest.baselines[name])
+        box = options.pop("space", {})
+        model = {n: None for n in self.settings if n.startswith(("model.", "trainer."))}
+        model.pop(INTERCEPTS, None)
+        model |= dict.fromkeys(("checkpoint.monitor", "checkpoint.mode"))
+        named = {f"{BASELINE}{option}": value for option, value in options.items()}
+        return {**model, **named}, {f"{BASELINE}{n}": (lo, hi) for n, (lo, hi) in box.items()}
+
+    def check(self) -> None:
+        """Refuse settings that do not exist before anything is trained.
+
+        Raises:
+            GatesError: A network or a baseline has one.
+        """
+        first, boxes = self.folds[0], self.contest.boxes()
+        check_axes(self.contest.space, self.settings)
+        if self.settings.get("trainer.max_epochs") == 0:
+            raise GatesError("trainer.max_epochs is 0, which trains nothing: give 1 or more")
+        for name, own in self.own(first).items():
+            ends = {axis: low for axis, (low, _) in boxes.get(name, {}).items()}
+            given = {**self.settings, **own, **ends}
+            _named(name, module_of, {n: v for n, v in given.items() if v is not None})
+        for name in self.contest.baselines:
+            options, box = self.baseline(name)
+            for axis in box:
+                kind, argument = options[f"{BASELINE}kind"], axis.removeprefix(BASELINE)
+                check_axis(f"space of the baseline {name!r}", argument, KINDS[kind], argument)
+            ends = {axis: low for axis, (low, _) in box.items()}
+            _named(name, baseline_of, {**options, **ends}, self.data(first).transform)
+
+    def refuse_equal_folds(self) -> None:
+        """Refuse folds that a setting does not move.
+
+        Raises:
+            GatesError: Two have the same test rows.
+        """
+        found: dict[str, Fold] = {}
+        for fold in self.folds if len(self.folds) > 1 else ():
+            other = found.setdefault(table_digest(self.data(fold).table("test")), fold)
+            if other is not fold:
+                raise GatesError(
+                    f"--folds {other.keys['f']} and {fold.keys['f']} have the same test rows: "
+                    "give a --fold_setting that moves them"
+                )
+
+    def rows(
+        self,
+        found: Mapping[str, list[Probabilities]],
+        *,
+        exact_auc: bool = False,
+        each: Each = lambda _, items: items,
+    ) -> list[Row]:
+        """Return the rows of all methods: summed log-loss with differences, then every task.
+
+        Args:
+            found: Method -> predictions (N, T) of all test rows, one for each seed.
+            exact_auc: Whether AUC gets intervals and differences, which cost rows × resamples.
+            each: Shows which method or task is at work.
+        """
+        singles = [m for m, entry in self.contest.entries.items() if entry.get("net") == SINGLE]
+        return contest_rows(
+            self.test(),
+            self.data(self.folds[0]).schema,
+            found,
+            reference=self._reference(found),
+            single=next(iter(singles), ""),
+            exact_auc=exact_auc,
+            during=self._during,
+            each=each,
+        )
+
+    def slices(self, found: Mapping[str, list[Probabilities]], random: str = "") -> list[Row]:
+        """Return the rows of all methods on parts of the test rows: new users, new items, ….
+
+        Args:
+            found: Method -> predictions (N, T) of all test rows, one for each seed.
+            random: Column of rows whose item was drawn at random; none if it is absent.
+        """
+        parts = slices_of([self.data(fold).tables for fold in self.folds], random=random)
+        return slice_rows(self.test(), parts, found, reference=self._reference(found))
+
+    def _reference(self, found: Mapping[str, object]) -> str | None:
+        """Return the reference, if it is among what was found."""
+        return self.contest.reference if self.contest.reference in found else None
+
+    def _schema(self, method: str, fold: Fold) -> FeatureSchema:
+        """Return the schema of the data of a network, which may differ from the others'."""
+        if own := self.contest.own_data(method):
+            return self.data_of({**self.settings, **own, **fold.settings}).schema
+        return self.data(fold).schema
+
+
+def folds_of(setting: str, values: Sequence[int], settings: Mapping[str, Any]) -> tuple[Fold, ...]:
+    """Return folds that differ in one setting; the data of the configuration without values.
+
+    Args:
+        setting: Dotted name of a setting of the data.
+        values: Its values.
+        settings: Those of the configuration.
+
+    Raises:
+        GatesError: There is no such setting of the data.
+    """
+    if not values:
+        return (Fold(),)
+    named = settings.get("data.source.class_path")
+    arguments = signature(class_of(settings)).parameters if named else {}
+    found = [n for n in settings if n.startswith("data.")]  # set so far, or by the signature
+    known = list(dict.fromkeys([*found, *(f"{ARGUMENTS}{n}" for n in arguments)]))
+    if setting not in known:
+        close = get_close_matches(setting, known, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else f"; known are {', '.join(known)}"
+        raise GatesError(f"--fold_setting {setting!r} is no setting of the data{hint}")
+    return tuple(Fold({setting: value}, {"f": value}) for value in dict.fromkeys(values))
+
+
+def _named(name: str, make: Callable[..., object], *given: Any) -> None:
+    """Make something, whose errors name the method."""
+    try:
+        make(*given)
+    except GatesError as error:
+        raise GatesError(f"{name}: {error}") from error

@@ -1,30 +1,50 @@
-"""Probabilities of networks and baselines for all rows of a part, and what they score.
+"""What networks and baselines predict, and what they score, overall, by task and by part.
 
-N rows, T tasks.
+N rows, T tasks, U users of a part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from inspect import signature
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from core_gates.errors import GatesError, check_option
-from harness.evidence import Scores
-from recsys.baselines import KINDS, BaseRates, Biases, Factorization, OneColumn, Predictor, Trees
+from core_gates.errors import GatesError
+from harness.evidence import Resamples, Row, Scores, SingleUnit, compare
 from recsys.batch import Batch
-from recsys.metrics import auc
-from recsys.metrics.resampled import summed_log_loss, task_scores
+from recsys.columns.canonical import canonical, keys_of, kind_of
+from recsys.data.tables import RankingTables
+from recsys.metrics import auc, gains_over_single, per_user_sums, standard_slices
+from recsys.metrics.log_loss import losses
+from recsys.metrics.resampled import ratio, summed_log_loss, task_scores, user_resamples
+from recsys.metrics.slices import Slices
 from recsys.ranker import Ranker
-from recsys.transform import FeatureTransform
+from recsys.schema import FeatureSchema
 
 Probabilities = NDArray[np.float64]
 ROWS = 8192
-NUMBERS = {"int": "a whole number", "float": "a number"}
+SUMMED, AUC = "summed log_loss", "auc"
+GAIN, WORSE = "gain over single tasks", "tasks worse than alone"
+AVERAGED = ", averaged"
+"""End of the name of the mean prediction of the seeds of a method."""
+
+ORACLE, TRUTH = "oracle", "truth_"
+"""The method of the true probabilities, and the beginning of the columns that hold them."""
+
+During = Callable[[str], AbstractContextManager[object]]
+"""Returns a context around what takes long, given what is done, such as a progress."""
+
+Each = Callable[[str, Iterable[Any]], Iterable[Any]]
+"""Yields items one by one, given what is done with each, such as a progress."""
+
+SLICES, COUNT = "slices", "test rows"
+LOSS = "log-loss"
 
 
 @torch.no_grad()
@@ -64,58 +84,6 @@ def summed_log_loss_of(rows: Batch, found: Probabilities) -> float:
     return float(score(np.ones((1, users)))["log_loss"][0])
 
 
-def baseline(options: Mapping[str, Any], transform: FeatureTransform) -> Predictor:
-    """Return an unfitted baseline.
-
-    Args:
-        options: Its ``kind``, ``column`` (one, or a mapping from task to column) or ``columns`` by
-            name, and further arguments.
-        transform: Which knows the places of columns.
-
-    Raises:
-        GatesError: The kind, a column or an argument is unknown, or an argument is wrong.
-    """
-    rest = dict(options)
-    kind = str(rest.pop("kind", ""))
-    check_option("kind of a baseline", kind, KINDS, GatesError)
-    known = signature(KINDS[kind]).parameters
-    for name, value in rest.items():
-        if name in known and known[name].annotation in NUMBERS:
-            _check_number(f"{name} of the baseline {kind}", value, str(known[name].annotation))
-    try:
-        return _baseline(kind, rest, transform)
-    except (TypeError, ValueError) as error:
-        raise GatesError(f"baseline {kind}: {error}") from error
-
-
-def _baseline(kind: str, rest: dict[str, Any], transform: FeatureTransform) -> Predictor:
-    sparse, dense = list(transform.sparse_tables), list(transform.dense_names)
-    if kind == "base_rates":
-        return BaseRates(**rest)
-    if kind == "one_column":
-        column, tasks = rest.pop("column", ""), transform.schema.task_names
-        if isinstance(column, Mapping):
-            if strangers := sorted(set(column) ^ set(tasks)):
-                raise ValueError(f"column must name one for each task, see {strangers[0]!r}")
-            return OneColumn([_place(column[task], dense) for task in tasks], **rest)
-        return OneColumn(_place(column, dense), **rest)
-    if kind == "biases":
-        names = rest.pop("columns", sparse)
-        places = [_place(name, sparse) for name in names]
-        sizes = [transform.sizes[transform.sparse_tables[name]] for name in names]
-        return Biases(places, sizes, **rest)
-    if kind == "factorization":
-        tables = transform.sparse_tables
-        sides = {f.name: f.side for f in transform.schema.sparse}
-        user, item = (
-            [k for k, name in enumerate(sparse) if sides.get(name) == side]
-            for side in ("user", "item")
-        )
-        return Factorization([transform.sizes[tables[n]] for n in sparse], user, item, **rest)
-    names = rest.pop("columns", None)
-    return Trees(None if names is None else [_place(name, sparse) for name in names], **rest)
-
-
 def scores_of(
     rows: Batch, found: Probabilities, tasks: Sequence[str], *, exact_auc: bool = False
 ) -> dict[str, Scores]:
@@ -148,12 +116,249 @@ def mean_auc(rows: Batch, per_seed: Sequence[Probabilities], task: int) -> float
     return float(np.mean([auc(one[seen, task], labels, weight).value for one in per_seed]))
 
 
-def _check_number(name: str, value: Any, annotation: str) -> None:
-    right = int if annotation == "int" else int | float
-    if isinstance(value, bool) or not isinstance(value, right):
-        raise GatesError(f"{name} is {value!r}: expected {NUMBERS[annotation]}")
+def contest_rows(
+    test: Batch,
+    schema: FeatureSchema,
+    found: Mapping[str, Sequence[Probabilities]],
+    *,
+    reference: str | None = None,
+    single: str = "",
+    exact_auc: bool = False,
+    resamples: int = 1000,
+    during: During = nullcontext,
+    each: Each = lambda _, items: items,
+) -> list[Row]:
+    """Return the rows of all methods: summed log-loss with differences, then every task.
+
+    Args:
+        test: The N test rows.
+        schema: Of the data.
+        found: Method -> probabilities (N, T), one for each seed.
+        reference: Method that is subtracted from all others; no differences by default.
+        single: Method with a network for each task, over which gains are told; none by default.
+        exact_auc: Whether AUC gets intervals and differences, which cost rows × resamples.
+        resamples: Of the users.
+        during: Shows that a long step is at work.
+        each: Shows which method or task is at work.
+    """
+    tasks = schema.task_names
+    draws = user_resamples(test.user.numpy(), resamples=resamples)
+    scores = {
+        m: [scores_of(test, one, tasks, exact_auc=exact_auc) for one in found[m]]
+        for m in each("summing over users", found)
+    }
+    summed = {m: [named(one[""], SUMMED) for one in own] for m, own in scores.items()}
+    with during("resampling users"):
+        rows = compare(summed, draws, task="test", reference=reference)
+        rows += category_rows(test, found, schema, draws, reference=reference)
+    per_task: list[Row] = []
+    for number, task in enumerate(each("resampling users", tasks)):
+        of_task = {m: [one[task] for one in own] for m, own in scores.items()}
+        against = reference if exact_auc else None
+        per_task += compare(of_task, draws, task=task, reference=against)
+        if not exact_auc:
+            per_task += [Row(m, task, AUC, mean_auc(test, own, number)) for m, own in found.items()]
+    categories = {task.name: task.category for task in schema.tasks}
+    gains = gain_rows(per_task, single) if single else []
+    return [*rows, *summary_rows(per_task, categories), *gains, *per_task]
 
 
-def _place(name: str, names: Sequence[str]) -> int:
-    check_option("column of a baseline", name, names, GatesError)
-    return list(names).index(name)
+def named(scores: Scores, name: str) -> Scores:
+    """Return the log-loss of scores under another name."""
+    return lambda drawn: {name: scores(drawn)["log_loss"]}
+
+
+def oracle_of(
+    tables: Sequence[pl.DataFrame], tasks: Sequence[str]
+) -> dict[str, list[Probabilities]]:
+    """Return the true probabilities (N, T) of rows as those of a method, where they are known.
+
+    Args:
+        tables: Rows, one table after the other.
+        tasks: T names.
+    """
+    columns = [f"{TRUTH}{task}" for task in tasks]
+    if not all(column in tables[0].columns for column in columns):
+        return {}
+    return {ORACLE: [np.concatenate([table.select(columns).to_numpy() for table in tables])]}
+
+
+def gain_rows(per_task: Sequence[Row], single: str) -> list[Row]:
+    """Return what every method gains over networks of single tasks, and the tasks that lose.
+
+    The mean relative gain of AUC − ½, and the number of tasks whose AUC is lower: the seesaw.
+
+    Args:
+        per_task: Rows of tasks; differences are left out.
+        single: Method with a network for each task.
+    """
+    areas: dict[str, dict[str, float]] = {}
+    for row in per_task:
+        if row.metric == AUC and not row.versus:
+            areas.setdefault(row.method, {})[row.task] = row.value
+    if single not in areas:
+        return []
+    rows = []
+    for method, own in areas.items():
+        if own.keys() != areas[single].keys():
+            continue
+        found = gains_over_single(own, areas[single])
+        rows += [
+            Row(method, "test", GAIN, found.mean, n=max(found.tasks, 1)),
+            Row(method, "test", WORSE, float(found.worse), n=max(found.tasks, 1)),
+        ]
+    return rows
+
+
+def summary_rows(per_task: Sequence[Row], categories: Mapping[str, str]) -> list[Row]:
+    """Return the mean AUC and GAUC of every method over the tasks of each category, AUC first.
+
+    Args:
+        per_task: Rows of tasks; differences are left out.
+        categories: Task -> category.
+    """
+    values: dict[tuple[str, str, str], list[float]] = {}
+    for row in per_task:
+        if row.metric in (AUC, "gauc") and not row.versus:
+            key = row.method, row.metric, categories[row.task]
+            values.setdefault(key, []).append(row.value)
+    return [
+        Row(method, "test", f"{metric} {category}", float(np.mean(found)))
+        for (method, metric, category), found in sorted(values.items(), key=lambda v: v[0][1])
+    ]
+
+
+def category_rows(
+    rows: Batch,
+    found: Mapping[str, Sequence[Probabilities]],
+    schema: FeatureSchema,
+    draws: Resamples,
+    *,
+    reference: str | None = None,
+) -> list[Row]:
+    """Return the log-loss of all methods summed over the tasks of each category.
+
+    Args:
+        rows: The N test rows.
+        found: Method -> probabilities (N, T) of each seed.
+        schema: Whose tasks have categories.
+        draws: Resamples of users.
+        reference: Method that is subtracted from all others.
+
+    Returns:
+        Rows of the task ``test``, with the metric ``summed log_loss CATEGORY``; none where there
+        is one category only.
+    """
+    labels, mask = rows.labels.numpy(), rows.mask.numpy()
+    users, weights = rows.user.numpy(), rows.weight.numpy()
+    made: list[Row] = []
+    for category in schema.categories if len(schema.categories) > 1 else ():
+        places = [k for k, task in enumerate(schema.tasks) if task.category == category]
+        if not mask[:, places].any():
+            continue
+
+        def score(one: Probabilities, places: list[int] = places) -> Scores:
+            truth, counted = labels[:, places], mask[:, places]
+            return summed_log_loss(truth, one[:, places], users, mask=counted, weights=weights)
+
+        scores = {
+            method: [named(score(one), f"{SUMMED} {category}") for one in own]
+            for method, own in found.items()
+        }
+        made += compare(scores, draws, task="test", reference=reference)
+    return made
+
+
+def slices_of(tables: Sequence[RankingTables], random: str = "") -> dict[str, np.ndarray]:
+    """Return the parts of the test rows of several splits, one split after the other (N,).
+
+    Args:
+        tables: A data set in each of its splits.
+        random: Column that is not 0 where an item was shown at random; none if it is absent.
+
+    Returns:
+        See :func:`recsys.metrics.standard_slices`; nothing for data without user or item.
+    """
+    schema = tables[0].schema
+    if not schema.user or not schema.item:
+        return {}
+    found = [_of_split(one, schema.user, schema.item, random) for one in tables]
+    names = dict.fromkeys(name for one in found for name in one)
+    nothing = [np.zeros(len(one.test), dtype=bool) for one in tables]
+    return {
+        name: np.concatenate([one.get(name, no) for one, no in zip(found, nothing, strict=True)])
+        for name in names
+    }
+
+
+def slice_rows(
+    rows: Batch,
+    slices: Slices,
+    found: Mapping[str, Sequence[Probabilities]],
+    *,
+    reference: str | None,
+    resamples: int = 1000,
+) -> list[Row]:
+    """Return the summed log-loss of all methods on each part, and what they lose to the reference.
+
+    Intervals are those of the users of the part; ``test rows`` counts its rows.
+
+    Args:
+        rows: Test rows.
+        slices: Name of a part -> its rows (N,).
+        found: Method -> predictions (N, T), one for each seed.
+        reference: Method that all others are compared with.
+        resamples: Of the intervals.
+    """
+    mask = rows.mask.numpy()
+    weight = mask * rows.weight.double().numpy()[:, None]
+    positive = rows.labels.numpy() == 1
+    lost = {m: [losses(one, positive) * weight for one in own] for m, own in found.items()}
+    users, made, counts = rows.user.numpy(), [], []
+    for name, part in slices.items():
+        metric, own_users = f"{LOSS}, {name}", users[part]
+        mass = per_user_sums(own_users, weight[part])[1]
+        scores = {
+            m: [_summed(metric, per_user_sums(own_users, one[part])[1], mass) for one in own]
+            for m, own in lost.items()
+        }
+        draws = user_resamples(own_users, resamples=resamples)
+        made += compare(scores, draws, task=SLICES, reference=reference)
+        counts.append(Row(COUNT, SLICES, metric, int(part.sum()), n=draws.units))
+    return [*made, *counts]
+
+
+def _of_split(tables: RankingTables, user: str, item: str, random: str) -> dict[str, np.ndarray]:
+    train, test = tables.train, tables.test
+    train_users, users = _numbered(train[user], test[user])
+    train_items, items = _numbered(train[item], test[item])
+    shown = test[random].fill_null(0).to_numpy() != 0 if random in test.columns else None
+    return standard_slices(
+        users, items, train_users=train_users, train_items=train_items, random=shown
+    )
+
+
+def _numbered(train: pl.Series, test: pl.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Return numbers of the ids of both columns; a test row without an id is of none that is known.
+
+    Missing ones of training rows share the number -1, those of test rows -2.
+    """
+    both = pl.concat([train, test])
+    missing = keys_of(canonical(both, kind_of(both.name, both.dtype) or "integer"))[1]
+    found = both.rank("dense").fill_null(0).cast(pl.Int64).to_numpy()
+    first, count = np.where(missing, -1, found), len(train)
+    return first[:count], np.where(missing, -2, found)[count:]
+
+
+def _summed(metric: str, sums: np.ndarray, mass: np.ndarray) -> Scores:
+    """Return the sum over tasks of the mean loss, from sums of losses and weights (U, T)."""
+    known = mass.sum(0) > 0
+    scores = partial(_scores, metric, sums[:, known], mass[:, known])
+    alone = int(mass.any(1).sum()) == 1
+    return SingleUnit(scores, [metric] if alone else [])
+
+
+def _scores(
+    metric: str, sums: np.ndarray, mass: np.ndarray, drawn: np.ndarray
+) -> dict[str, np.ndarray]:
+    return {metric: ratio(drawn @ sums, drawn @ mass).sum(-1)}

@@ -12,8 +12,8 @@ from apps.main import main
 from harness.experiment.piece import flatten
 from recsys.data.readers.aliexpress import AliExpress
 from recsys.data.readers.own_table import OwnTable
-from recsys.experiments.building import source_of
 from recsys.experiments.contest import Contest
+from recsys.experiments.from_settings import source_of
 from recsys.models.sizing import num_weights
 from recsys.ranker import input_width
 from video_multitask.history import UserHistory

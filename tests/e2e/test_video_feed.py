@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from apps.video.serving.model import read_model
+from recsys.table_scorer import read_model
 from video_multitask.sources.simulated import SimulatedFeed
 
 WORLD = {"rows": 3000, "users": 60, "videos": 120, "days": 14, "seed": 1}

@@ -17,20 +17,20 @@ import yaml
 
 from apps.main import APPS
 from apps.video.commands import FUNCTIONS
-from apps.video.serving.ranking_scorer import loader
 from apps.video.training_verbs import VideoCLI, VideoTrainer
 from core_gates.errors import GatesError
 from harness.experiment.piece import flatten
-from harness.service.batching import scored
-from recsys.experiments.building import data_of, module_of
 from recsys.experiments.claims import Claims
 from recsys.experiments.contest import Contest
+from recsys.experiments.from_settings import data_of, module_of
 from recsys.experiments.predictions import probabilities, summed_log_loss_of
 from recsys.export.loading import load_exported
 from recsys.model_folder import load_model
 from recsys.models.sizing import num_weights
 from recsys.ranker import input_width
 from recsys.table_scorer import TableScorer
+from video_multitask.service.batching import scored
+from video_multitask.service.ranking_scorer import loader
 
 CONFIGS = sorted((Path(__file__).parents[2] / "apps" / "video" / "configs").glob("*.yaml"))
 SHARED = Path(os.environ.get("GATES_SHARED", Path(__file__).parents[3] / "shared"))

@@ -1,26 +1,16 @@
 """``gates video serve`` and ``loadtest`` in separate processes, on loopback."""
 
 import json
-import runpy
 import signal
 import sys
-from pathlib import Path
-from types import SimpleNamespace
 
 import httpx
 import numpy as np
 import pytest
 
-from apps.video.serving.model import read_model
 from harness.experiment.scores import read_scores
-from harness.service.client import running
-
-SHOP = Path(__file__).parents[1] / "apps" / "video" / "shop.py"
-
-
-@pytest.fixture(scope="module")
-def shop():
-    return SimpleNamespace(**runpy.run_path(str(SHOP)))
+from recsys.table_scorer import read_model
+from video_multitask.service.load_test import running
 
 
 @pytest.fixture

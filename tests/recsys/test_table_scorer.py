@@ -1,7 +1,3 @@
-import runpy
-from pathlib import Path
-from types import SimpleNamespace
-
 import numpy as np
 import polars as pl
 import pytest
@@ -10,13 +6,6 @@ import torch
 from core_gates.errors import GatesError
 from recsys.model_folder import load_model
 from recsys.table_scorer import TableScorer
-
-SHOP = Path(__file__).parents[1] / "apps" / "video" / "shop.py"
-
-
-@pytest.fixture(scope="module")
-def shop():
-    return SimpleNamespace(**runpy.run_path(str(SHOP)))
 
 
 @pytest.fixture(scope="module", params=["mean", "transformer"])

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import lightning as L
-
 from core_gates.errors import check_at_least, check_option
 from recsys.schema import ENCODERS, Encoder, FeatureSchema
 from recsys.transform import FeatureTransform
@@ -79,7 +77,7 @@ class KuaiRandStream:
 
     def stream(
         self, batch_size: int, order: str, seed: int, transform: FeatureTransform | None
-    ) -> L.LightningDataModule:
+    ) -> ParquetStream:
         """Return the data module; nothing is read before it is needed."""
         schema = self.schema()
         check_features(schema)

@@ -19,7 +19,7 @@ from video_multitask.stream.periods import Periods
 from video_multitask.stream.plan import WINDOW, Order, StreamPlan
 from video_multitask.stream.reader import columns_of, some_users
 from video_multitask.stream.shards import Shards
-from video_multitask.stream.stored import load_stored
+from video_multitask.stream.stored import load_stored, store
 
 
 class ParquetStream(L.LightningDataModule):
@@ -109,6 +109,12 @@ class ParquetStream(L.LightningDataModule):
                 made = FeatureTransform(self.schema)
                 self._transform = made.fit_batches(train.parts(columns_of(self.schema)))
         return self._transform
+
+    def keep_transform(self) -> FeatureTransform:
+        """Return the transform, after keeping it next to the shards, where others find it."""
+        if load_stored(self.parts["train"], self.schema) is None:
+            store(self.parts["train"], self.transform)
+        return self.transform
 
     def prepare_data(self) -> None:
         """Write shards that are missing, where the source can."""

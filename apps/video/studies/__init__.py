@@ -1,1 +1,1 @@
-"""Studies that `evaluate` makes: a stream of rows larger than memory, and a model trained daily."""
+"""Questions other than which network is best, each with its own pieces, rows and bars."""

@@ -3,8 +3,6 @@
 N rows, T tasks.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -17,9 +15,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from apps.video.comparison import ORACLE, TRUTH
-from apps.video.studies.study import Study
-from apps.video.training import TRAINER, Places
+from apps.video.comparison import Study, trainer_options
 from core_gates.errors import GatesError, check_at_least
 from harness.evidence import Bar, Row, compare
 from harness.experiment import Job, Piece, Run
@@ -28,12 +24,23 @@ from recsys.batch import Batch
 from recsys.daily import DailyState, continue_from, restore
 from recsys.data.datamodule import TableDataModule
 from recsys.data.tables import RankingTables
-from recsys.experiments.building import data_of, module_of, require_tables
-from recsys.experiments.claims import AUC, SUMMED, summary_rows
-from recsys.experiments.contest import Contest
-from recsys.experiments.predictions import Probabilities, mean_auc, probabilities, scores_of
-from recsys.metrics.resampled import user_resamples
-from recsys.metrics.slices import counts_of
+from recsys.experiments import (
+    AUC,
+    SUMMED,
+    Contest,
+    Places,
+    Probabilities,
+    data_of,
+    mean_auc,
+    module_of,
+    named,
+    oracle_of,
+    probabilities,
+    require_tables,
+    scores_of,
+    summary_rows,
+)
+from recsys.metrics import counts_of, user_resamples
 from recsys.module import MultiTaskModule
 from recsys.transform import FeatureTransform
 
@@ -112,7 +119,8 @@ class ProgressiveStudy(Study):
         days = days_of({**run.settings, **places}, self.day)
         states = self._states(run, seeds, days, places)
         found = {m: [_predicted(s, days, run.settings) for s in own] for m, own in states.items()}
-        rows = score(found | _oracle(days), days) if found else []
+        truth = oracle_of(list(days.days.values()), days.data.schema.task_names)
+        rows = score(found | truth, days) if found else []
         gaps = {r.method: r for r in rows if r.versus == PROGRESSIVE and r.task == "test"}
         bars = [
             Bar(f"{SUMMED} of {method} − {PROGRESSIVE}, lower end", gaps[method].low, ">=", 0.0)
@@ -248,7 +256,7 @@ def score(found: Mapping[str, Sequence[Probabilities]], days: Days) -> list[Row]
         part = test.take(torch.from_numpy(chosen))
         metric = f"{SUMMED} of a day" if name.startswith(DAY) else SUMMED
         summed = {
-            m: [_summed(scores_of(part, one[chosen], ())[""], metric) for one in own]
+            m: [named(scores_of(part, one[chosen], ())[""], metric) for one in own]
             for m, own in found.items()
         }
         draws = user_resamples(part.user.numpy(), resamples=RESAMPLES)
@@ -297,12 +305,7 @@ def _trained(
         tables, like.batch_size, order=like.order, seed=seed, transform=transform
     )
     job.note(objects=data.training_objects())
-    options = {
-        name.removeprefix(TRAINER): value
-        for name, value in piece.settings.items()
-        if name.startswith(TRAINER)
-    }
-    options |= {"max_epochs": epochs, "limit_val_batches": 0}
+    options = trainer_options(piece) | {"max_epochs": epochs, "limit_val_batches": 0}
     job.fit(module, data, **options)
     assert job.last is not None
     optimizer = load_weights(job.last)["optimizer_states"][0]
@@ -319,16 +322,3 @@ def _predicted(
         module = restore(module_of(settings), state)
         parts.append(probabilities(module.served(intercepts=False), state.transform.batch(rows)))
     return np.concatenate(parts)
-
-
-def _oracle(days: Days) -> dict[str, list[Probabilities]]:
-    """Return the true probabilities of all test rows, where they are known."""
-    columns = [f"{TRUTH}{task}" for task in days.data.schema.task_names]
-    rows = list(days.days.values())
-    if not all(column in rows[0].columns for column in columns):
-        return {}
-    return {ORACLE: [np.concatenate([one.select(columns).to_numpy() for one in rows])]}
-
-
-def _summed(scores: Any, metric: str) -> Any:
-    return lambda drawn: {metric: scores(drawn)["log_loss"]}

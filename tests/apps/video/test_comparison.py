@@ -9,8 +9,7 @@ import polars as pl
 import pytest
 import torch
 
-from apps.video.comparison import ORACLE, Comparison, Fold, folds_of
-from apps.video.training import ranker_of
+from apps.video.comparison import Comparison
 from core_gates.errors import GatesError
 from harness.experiment import Arrays, Figures, Run
 from harness.experiment.scores import read_scores
@@ -18,10 +17,10 @@ from harness.experiment.store import SettingsDiffer
 from harness.report.tuning import found_choices
 from recsys.baselines import Trees, WithIntercepts
 from recsys.data.digest import table_digest
-from recsys.experiments.building import module_of
-from recsys.experiments.claims import SUMMED, Claims
-from recsys.experiments.contest import Contest
-from recsys.experiments.predictions import probabilities, summed_log_loss_of
+from recsys.experiments.claims import Claims
+from recsys.experiments.contest import Contest, Fold, folds_of
+from recsys.experiments.from_settings import module_of, ranker_of
+from recsys.experiments.predictions import ORACLE, SUMMED, probabilities, summed_log_loss_of
 
 SOURCE = "data.source.init_args."
 SETTINGS = {
@@ -159,7 +158,7 @@ def test_a_network_that_was_kept_predicts_what_was_scored(done):
     for method in ("home", "mmoe"):
         own = [piece for piece in pieces if piece.method == method]
         data = found.data_of(own[0].settings)
-        each = [probabilities(ranker_of(p, store.load(p), data), test) for p in own]
+        each = [probabilities(ranker_of(p.settings, store.load(p), data), test) for p in own]
         assert not np.array_equal(*each)
         np.testing.assert_array_equal(predicted[method], each)
         mean = np.mean([summed_log_loss_of(test, one) for one in each])
@@ -324,7 +323,9 @@ def test_folds_are_pooled_and_seeds_averaged(tmp_path):
     first = len(parts[0].table("test"))
     store = found.run.store("weights", Arrays())
     piece = found.networks({})[1][1]
-    own = probabilities(ranker_of(piece, store.load(piece), parts[1]), parts[1].batch("test"))
+    own = probabilities(
+        ranker_of(piece.settings, store.load(piece), parts[1]), parts[1].batch("test")
+    )
     np.testing.assert_array_equal(predicted["home"][1][first:], own)
     truth = parts[1].table("test")["truth_like"].to_numpy()
     np.testing.assert_array_equal(predicted[ORACLE][0][first:, found.tasks().index("like")], truth)

@@ -6,17 +6,15 @@ import numpy as np
 import polars as pl
 import pytest
 
-from apps.video.loadtest import Requests
-from apps.video.serving.model import read_model
-from apps.video.serving.ranking_scorer import RankingScorer
-from apps.video.serving.requests import RequestReader
 from recsys.data.datamodule import TableDataModule
 from recsys.data.readers import OwnTable
 from recsys.model_folder import load_model, save_model
 from recsys.parts import find_parts
 from recsys.ranker import Ranker
 from recsys.schema import FeatureSchema
+from recsys.table_scorer import read_model
 from recsys.transform import FeatureTransform
+from video_multitask.service.ranking_scorer import RankingScorer, RequestReader, ScoredRequests
 
 SCHEMA = {
     "tasks": [{"name": "click"}],
@@ -149,7 +147,7 @@ def test_a_load_test_asks_for_what_score_reads_in_the_file(tmp_path):
     ranker = Ranker.build(transform.schema, *sizes, "SharedBottom", options)
     model = read_model(save_model(tmp_path / "model", ranker, transform))
     (tmp_path / "rows.csv").write_text(csv_of(ROWS, word="NA"))
-    asked = Requests({model.version: model})
+    asked = ScoredRequests({model.version: model})
     asked.make(scored_rows(tmp_path / "rows.csv", transform), 3)
     service = RankingScorer(model, unknown="score")
     for place, body in enumerate(asked.bodies):

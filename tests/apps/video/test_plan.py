@@ -4,8 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from apps.video.plan import plan
-from apps.video.shapes import Columns, Events, ShapeOptions
+from apps.video.plan import Columns, Events, ShapeOptions, plan
 from core_gates.errors import GatesError
 from harness.experiment import Piece
 from harness.experiment.record import Record

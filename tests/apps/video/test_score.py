@@ -17,9 +17,9 @@ from polars.testing import assert_frame_equal
 import recsys.parts
 from apps.main import main
 from apps.video.score import score
-from apps.video.serving.model import read_model
 from core_gates.errors import GatesError
 from recsys.model_folder import load_model, save_model
+from recsys.table_scorer import read_model
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from apps.video import tour as module
 from apps.video.tour import CGC, DURATION, HOME, LOG, MMOE, ORACLE, TREES, USERS, tour
 from harness.evidence import Row
 from harness.report.page import Page
-from recsys.experiments.faults import HEALTHY
+from recsys.experiments.claims import HEALTHY
 
 
 class Report:

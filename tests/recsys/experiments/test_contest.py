@@ -4,7 +4,7 @@ import pytest
 
 from core_gates.errors import GatesError
 from recsys.experiments.contest import Contest
-from recsys.experiments.mappings import nested
+from recsys.experiments.from_settings import nested
 from recsys.models.sizing import num_weights
 from recsys.ranker import input_width
 from recsys.schema import Dense, FeatureSchema, Sparse, Task

@@ -13,14 +13,19 @@ from recsys.baselines import BaseRates, Biases, OneColumn, Trees
 from recsys.data.datamodule import TableDataModule
 from recsys.data.tables import RankingTables
 from recsys.experiments import predictions
+from recsys.experiments.from_settings import baseline
 from recsys.experiments.predictions import (
-    baseline,
+    category_rows,
     check_finite,
     mean_auc,
     probabilities,
     scores_of,
+    slice_rows,
+    slices_of,
     summed_log_loss_of,
 )
+from recsys.metrics import summed_log_loss
+from recsys.metrics.resampled import user_resamples
 from recsys.ranker import Ranker
 from recsys.schema import Dense, FeatureSchema, Sparse, Task
 
@@ -151,3 +156,158 @@ def test_a_network_that_has_diverged_is_refused(data, ranker):
         next(p for name, p in ranker.named_parameters() if "towers" in name).fill_(torch.nan)
     with pytest.raises(GatesError, match=r"of 80 predictions are not finite, .*learning_rate"):
         check_finite(ranker, rows)
+
+
+CATEGORY_LOSSES_KINDS = {"click": "watch", "like": "inter", "long": "watch"}
+
+
+def schema_of(kinds):
+    tasks = tuple(Task(name, category=kind) for name, kind in kinds.items())
+    return FeatureSchema(tasks=tasks, sparse=(Sparse("u"),), user="u")
+
+
+@pytest.fixture
+def rows(rows_of):
+    rng = np.random.default_rng(5)
+    labels = rng.random((200, 3)) < 0.4
+    mask = torch.from_numpy(rng.random((200, 3)) < 0.8)
+    weight = torch.from_numpy(rng.random(200).astype(np.float32))
+    return rows_of(
+        labels, mask=mask, weight=weight, user=torch.from_numpy(rng.integers(0, 20, 200))
+    )
+
+
+def test_categories_are_summed_alone_and_compared_in_pairs(rows):
+    rng = np.random.default_rng(6)
+    found = {name: [rng.uniform(0.1, 0.9, (200, 3)) for _ in range(2)] for name in ("a", "b")}
+    draws = user_resamples(rows.user.numpy(), resamples=50)
+    made = category_rows(rows, found, schema_of(CATEGORY_LOSSES_KINDS), draws, reference="a")
+    values = {(row.method, row.metric, row.versus or None): row for row in made}
+    assert len(made) == len(values) == 6
+    for category, places in (("watch", [0, 2]), ("inter", [1])):
+        metric = f"summed log_loss {category}"
+        arguments = rows.user.numpy(), rows.mask[:, places].numpy(), rows.weight.numpy()
+        labels = rows.labels[:, places].numpy()
+        expected = {
+            name: np.mean([_loss(labels, p[:, places], *arguments) for p in own])
+            for name, own in found.items()
+        }
+        assert values["a", metric, None].value == pytest.approx(expected["a"])
+        gap = values["b", metric, "a"]
+        assert gap.value == pytest.approx(expected["b"] - expected["a"])
+        assert gap.low < gap.value < gap.high
+
+
+def _loss(labels, probs, users, mask, weights):
+    score = summed_log_loss(labels, probs, users, mask=mask, weights=weights)
+    return float(score(np.ones((1, len(np.unique(users)))))["log_loss"][0])
+
+
+def test_one_category_has_no_rows_of_its_own(rows):
+    draws = user_resamples(rows.user.numpy(), resamples=5)
+    found = {"a": [np.full((200, 3), 0.5)]}
+    assert (
+        category_rows(rows, found, schema_of(dict.fromkeys(CATEGORY_LOSSES_KINDS, "all")), draws)
+        == []
+    )
+    masked = rows.replace(mask=rows.mask & torch.tensor([True, False, True]))
+    made = category_rows(masked, found, schema_of(CATEGORY_LOSSES_KINDS), draws)
+    assert [row.metric for row in made] == ["summed log_loss watch"]
+
+
+SLICES_SCHEMA = FeatureSchema(
+    tasks=(Task("y"), Task("z")), sparse=(Sparse("u"), Sparse("v")), user="u", item="v"
+)
+
+
+def tables(train, test, schema=SLICES_SCHEMA, **columns):
+    parts = [pl.DataFrame({"u": u, "v": v}) for u, v in (train, test)]
+    parts[1] = parts[1].with_columns(**{n: pl.Series(values) for n, values in columns.items()})
+    return RankingTables("slices_rows", schema, parts[0], parts[0].clear(), parts[1])
+
+
+def test_splits_are_cut_one_by_one_and_joined():
+    """User a is new in the first split alone; the column of random rows exists in both."""
+    first = tables((["b", "b"], [1, 2]), (["a", "b"], [1, 3]), shown=[1, 0])
+    second = tables((["a", "b"], [1, 3]), (["a", "b", None], [1, 4, 3]), shown=[0, 0, None])
+    found = slices_of([first, second], random="shown")
+    assert found["new users"].tolist() == [True, False, False, False, True]
+    assert found["new items"].tolist() == [False, True, False, True, False]
+    assert found["random exposure"].tolist() == [True, False, False, False, False]
+    assert found["known users"].tolist() == [False, True, True, True, False]
+
+
+@pytest.mark.fault("video R1")
+@pytest.mark.parametrize("nobody", [None, ""], ids=repr)
+def test_a_row_without_a_user_is_of_no_known_user(nobody):
+    one = tables((["a", nobody, nobody], [1, None, 2]), (["a", nobody, "b"], [None, 1, 2]))
+    found = slices_of([one])
+    assert found["new users"].tolist() == [False, True, True]
+    assert found["new items"].tolist() == [True, False, False]
+
+
+def test_rows_without_user_or_item_have_no_parts():
+    schema = FeatureSchema(tasks=SLICES_SCHEMA.tasks, sparse=SLICES_SCHEMA.sparse, user="u")
+    assert slices_of([tables((["a"], [1]), (["a"], [1]), schema)]) == {}
+    plain = slices_of([tables((["a"], [1]), (["a"], [1]))], random="shown")
+    assert "random exposure" not in plain
+    assert plain["known users"].all()
+
+
+@pytest.fixture
+def slices_rows(rows_of):
+    rng = np.random.default_rng(4)
+    labels = rng.random((300, 2)) < 0.3
+    mask = torch.from_numpy(rng.random((300, 2)) < 0.9)
+    weight = torch.from_numpy(rng.random(300).astype(np.float32))
+    user = torch.from_numpy(rng.integers(0, 30, 300))
+    return rows_of(labels, mask=mask, weight=weight, user=user)
+
+
+def test_losses_are_those_of_the_rows_alone(slices_rows):
+    rng = np.random.default_rng(5)
+    found = {"home": [rng.random((300, 2)), rng.random((300, 2))], "mmoe": [rng.random((300, 2))]}
+    part = rng.random(300) < 0.4
+    made = slice_rows(slices_rows, {"new users": part}, found, reference="home", resamples=50)
+    by = {(row.method, row.versus): row for row in made}
+    few = slices_rows.take(torch.from_numpy(part))
+    users = len(np.unique(few.user.numpy()))
+
+    def alone(one):
+        score = summed_log_loss(
+            few.labels.numpy(),
+            one[part],
+            few.user.numpy(),
+            mask=few.mask.numpy(),
+            weights=few.weight.numpy(),
+        )
+        return score(np.ones((1, users)))["log_loss"][0]
+
+    expected = {m: np.mean([alone(one) for one in own]) for m, own in found.items()}
+    for method, value in expected.items():
+        row = by[method, ""]
+        assert row.metric == "log-loss, new users"
+        assert row.value == pytest.approx(value, rel=1e-6)
+        assert row.low < row.value < row.high
+    gap = by["mmoe", "home"]
+    assert gap.value == pytest.approx(expected["mmoe"] - expected["home"], rel=1e-5)
+    assert (by["test rows", ""].value, by["test rows", ""].n) == (part.sum(), users)
+
+
+def test_a_task_that_counts_nowhere_in_a_part_is_left_out(slices_rows):
+    mask = slices_rows.mask.clone()
+    mask[:20, 1] = False
+    part = np.arange(300) < 20
+    one = np.full((300, 2), 0.25)
+    made = slice_rows(slices_rows.replace(mask=mask), {"a": part}, {"m": [one]}, reference=None)
+    assert np.isfinite([made[0].value, made[0].low, made[0].high]).all()
+
+
+@pytest.mark.fault("video R15")
+def test_a_part_of_which_one_user_counts_has_no_interval(slices_rows):
+    few = slices_rows.replace(mask=slices_rows.mask & (slices_rows.user == 3)[:, None])
+    probs = np.full((300, 2), 0.5)
+    (row, _) = slice_rows(few, {"all": np.ones(300, bool)}, {"m": [probs]}, reference=None)
+    assert np.isfinite(row.value)
+    assert np.isnan(row.low)
+    assert row.n == 1

@@ -8,9 +8,8 @@ import polars as pl
 import pytest
 
 from apps.video.commands import main
-from apps.video.studies import child_fit, streaming
-from apps.video.studies.child_fit import ChildFit, Ended
-from apps.video.studies.streaming import StreamStudy, base_rate_loss, ready
+from apps.video.studies import streaming
+from apps.video.studies.streaming import ChildFit, Ended, StreamStudy, base_rate_loss, ready
 from core_gates.errors import GatesError
 from harness.experiment import Run
 from harness.runs.logger import ResumableCSVLogger
@@ -132,7 +131,7 @@ def test_other_sources_and_small_numbers_are_refused(settings, tmp_path):
 
 def test_a_child_that_fails_says_why(settings, tmp_path, monkeypatch):
     code = "import sys; sys.exit(' '.join(sys.argv[1:4]) + ': error: no net HoMME')"
-    monkeypatch.setattr(child_fit, "PROGRAM", ("-c", code))
+    monkeypatch.setattr(streaming, "PROGRAM", ("-c", code))
     child = ChildFit(settings | FEED, {"model.net": "HoMME"}, tmp_path, "child")
     assert "net: HoMME" in child.config.read_text()
     line = r"the training of .*child.yaml failed: video fit --config: error: no net HoMME; see"
@@ -149,8 +148,8 @@ def test_seconds_and_memory_are_those_of_all_attempts(settings, tmp_path, monkey
         "(folder / 'config.yaml').touch(); held = bytearray(80 * 10**6) if first else b''; "
         "time.sleep(60 if first else 1)"
     )
-    monkeypatch.setattr(child_fit, "PROGRAM", ("-c", code))
-    monkeypatch.setattr(child_fit, "SAMPLED", 0.05)
+    monkeypatch.setattr(streaming, "PROGRAM", ("-c", code))
+    monkeypatch.setattr(streaming, "SAMPLED", 0.05)
 
     def made():
         return ChildFit(settings, {}, tmp_path, "child")
@@ -178,7 +177,7 @@ def test_a_child_is_killed_with_all_that_it_has_started(settings, tmp_path, monk
         "'import time; time.sleep(60)']); open(sys.argv[4] + '.pid', 'w').write(str(p.pid)); "
         "time.sleep(60)"
     )
-    monkeypatch.setattr(child_fit, "PROGRAM", ("-c", code))
+    monkeypatch.setattr(streaming, "PROGRAM", ("-c", code))
     child = ChildFit(settings, {}, tmp_path, "child")
     pid = tmp_path / "child.yaml.pid"
     ended = child.run(lambda: pid.is_file() and pid.read_text() != "")

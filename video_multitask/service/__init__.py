@@ -1,0 +1,1 @@
+"""A scoring service over HTTP: batches, limits, health, metrics, hot swap of the model."""
