@@ -14,8 +14,7 @@ from torch import Tensor
 
 from core_gates.errors import GatesError
 from recsys.embedding.row_wise_adagrad import RowWiseAdagrad
-from recsys.joined_optimizer import JoinedOptimizer
-from recsys.module import MultiTaskModule
+from recsys.ranker_module import JoinedOptimizer, MultiTaskModule
 from recsys.transform import FeatureTransform
 
 TENSORS, TRANSFORM = "state.safetensors", "transform"
@@ -44,7 +43,7 @@ class DailyState(NamedTuple):
         Args:
             module: Trained.
             optimizer: ``state_dict`` of its optimizers, a
-                :class:`~recsys.joined_optimizer.JoinedOptimizer`.
+                :class:`~recsys.ranker_module.JoinedOptimizer`.
             transform: What it was trained with.
         """
         found = {

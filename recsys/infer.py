@@ -11,10 +11,15 @@ import numpy as np
 import polars as pl
 
 from core_gates.errors import GatesError
-from recsys.columns.canonical import UNREADABLE, canonical, kind_of
-from recsys.columns.column_auc import SUSPICIOUS, column_aucs
-from recsys.columns.numbers import numbers_of
-from recsys.columns.text import EVENTS, split_events
+from recsys.columns.canonical import (
+    EVENTS,
+    UNREADABLE,
+    canonical,
+    kind_of,
+    numbers_of,
+    split_events,
+)
+from recsys.data.leaks import STRONG, SUSPICIOUS, column_aucs
 from recsys.schema import Dense, FeatureSchema, History, Side, Sparse, Task
 from recsys.transform.targets import read_targets
 
@@ -24,7 +29,6 @@ MANY = 1000  # values from which rare ones become unknown
 LONGEST = 50  # events of a history
 LARGEST = 1e150  # number whose square is in the range of floats
 SPREAD = 10.0  # standard deviations from the mean, from which a tail is heavy
-STRONG = 0.9  # AUC of a column alone that is worth a question
 REPEATED = 5  # rows per whole number, from which it may be an identifier
 SPARSEST = 2.0  # rows of the log for each training row, up to which its row numbers are known
 ROWS_PER_KEY = 1.5  # of a user, from which it can be seen what is a property of the user

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from core_gates.errors import check_at_least
 from recsys.embedding.bank import EmbeddingBank
-from recsys.embedding.fields import MISSING
+from recsys.embedding.lookup import MISSING
 from recsys.schema import FeatureSchema, History, Product, Side, indicator_of
-from recsys.sequence.building import build_encoder
-from recsys.sequence.encoder import HistoryEncoder
+from recsys.sequence import HistoryEncoder, build_encoder
 
 
 class Encoded(Protocol):

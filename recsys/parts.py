@@ -12,17 +12,17 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from core_gates.errors import GatesError
-from recsys.columns.text import split_events, stripped, without_words
+from recsys.columns.canonical import split_events, stripped, without_words
 from recsys.data.table_files import (
     SUFFIXES,
     TEXT,
     Header,
+    WatchedFile,
     files_below,
     not_utf8,
     read_header,
     unreadable,
 )
-from recsys.data.watched_file import WatchedFile
 
 BLOCK_ROWS = 2**15
 CSV_BLOCK = 2**22  # bytes
@@ -68,7 +68,7 @@ class Part(NamedTuple):
 
         All columns of CSV are strings, whatever they hold, so that a block cannot decide about a
         type; spaces around them do not count, and an empty field is null. Otherwise text is read
-        as :func:`recsys.data.readers.csv_file.read_csv` does, blank lines as well.
+        as :func:`recsys.data.table_files.read_csv` does, blank lines as well.
 
         Args:
             columns: Those that are read.

@@ -18,8 +18,7 @@ from recsys.embedding.bank import EmbeddingBank
 from recsys.embedding.row_wise_adagrad import RowWiseAdagrad
 from recsys.embedding.spreading import spread_names
 from recsys.inputs import Encoded, InputLayer, UserPart, dense_inputs
-from recsys.models.net import MultiTaskNet
-from recsys.models.sharing import whole
+from recsys.models.net import MultiTaskNet, whole
 from recsys.schema import FeatureSchema, Task
 
 NetFactory = Callable[[int, Sequence[Task]], MultiTaskNet]
@@ -49,7 +48,7 @@ class Ranker(nn.Module):
             several sets of embeddings (STEM) gets them, each with its own encoders.
         prior: Features whose inputs the network gets as its prior (PEPNet).
         encoders: Further arguments of the encoders, by name of the history.
-        calibrated: Whether it has intercepts, see :func:`recsys.calibration.calibrate`.
+        calibrated: Whether it has intercepts, see :func:`recsys.validation.calibrate`.
         spec: How ``net`` is built again from a file; see :meth:`build`.
         device: Device of tables and encoders.
         dtype: Floating dtype of tables and encoders.
@@ -301,7 +300,7 @@ def input_width(schema: FeatureSchema, **options: Any) -> int:
         schema: Features.
         **options: Those of :class:`~recsys.inputs.InputLayer`.
     """
-    from recsys.embedding.fields import fields_of
+    from recsys.embedding.lookup import fields_of
 
     sizes = {field.table: 2 for field in fields_of(schema)}
     width = len(dense_inputs(schema))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from core_gates.errors import GatesError, check_at_least
-from recsys.embedding.fields import fields_of
+from recsys.embedding.lookup import fields_of
 from recsys.inputs import Rows, dense_inputs
 from recsys.model_folder import load_model
 from recsys.ranker import Ranker

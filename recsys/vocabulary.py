@@ -12,10 +12,8 @@ from numpy.typing import NDArray
 
 from core_gates.errors import GatesError, check_at_least
 from harness.files import replacing
-from recsys.columns.canonical import UNREADABLE, Kind, canonical, keys_of, kind_of
-from recsys.columns.hashing import bucket, hash_integers
-from recsys.columns.row_error import RowError
-from recsys.columns.row_index import RowIndex
+from recsys.columns.canonical import UNREADABLE, Kind, RowError, canonical, keys_of, kind_of
+from recsys.columns.hashing import RowIndex, bucket, hash_integers
 
 Rows = NDArray[np.int64]
 

@@ -14,8 +14,7 @@ from core_gates.errors import GatesError
 from harness.evidence import Bar, Row
 from harness.experiment import ROUNDED, Arrays, Choice, Job, Piece, Run
 from harness.runs.ticker import stepping, working
-from recsys.data.datamodule import TableDataModule
-from recsys.data.digest import table_digest
+from recsys.data.tables import TableDataModule, table_digest
 from recsys.diagnosis.expert_report import ExpertReport
 from recsys.experiments import (
     AVERAGED,
@@ -41,7 +40,7 @@ from recsys.experiments import (
     require_tables,
     summed_log_loss_of,
 )
-from recsys.module import MultiTaskModule
+from recsys.ranker_module import MultiTaskModule
 
 WEIGHTS, BASELINES = "weights", "baselines"
 SHOWN = (SUMMED,)

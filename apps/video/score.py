@@ -17,9 +17,7 @@ from core_gates.errors import GatesError
 from harness.command.verbs import Place
 from harness.files import content_digest, remove, replacing, require_apart, write_json
 from harness.runs.ticker import counting
-from recsys.columns.canonical import UNREADABLE, canonical
-from recsys.columns.numbers import numbers_of
-from recsys.columns.row_error import RowError
+from recsys.columns.canonical import UNREADABLE, RowError, canonical, numbers_of
 from recsys.data.readers.files import located
 from recsys.parts import Part, find_parts
 from recsys.table_scorer import Model, chosen_tasks, read_model, refuse_infinite

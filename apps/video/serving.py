@@ -223,8 +223,10 @@ def export(
         int8: Keep embedding tables as 8-bit integers with a scale per row.
         overwrite_output: Replace files that exist.
     """
-    from recsys.export.exporting import export_forms  # imports the compiler
-    from recsys.export.loading import SUFFIXES
+    from recsys.export import (
+        SUFFIXES,
+        export_forms,  # imports the compiler
+    )
 
     source = place_of(place, model)
     folder = Path(output) if output else place.run_folder.path / "exported"

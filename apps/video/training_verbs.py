@@ -19,8 +19,8 @@ from harness.files import content_digest
 from harness.report.page import Page
 from harness.runs.checkpoint import load_weights
 from harness.runs.folder import RunFolder
-from recsys.data.datamodule import TableDataModule, data_module
 from recsys.data.table_files import SUFFIXES
+from recsys.data.tables import TableDataModule, data_module
 from recsys.experiments import (
     Claims,
     Contest,
@@ -31,7 +31,7 @@ from recsys.experiments import (
     with_whole_mappings,
 )
 from recsys.model_folder import save_model
-from recsys.module import MultiTaskModule
+from recsys.ranker_module import MultiTaskModule
 
 SOURCE = "data.source.init_args."
 PLACES = tuple(f"{SOURCE}{name}" for name in ("path", "folder", "test_path", "users_path"))

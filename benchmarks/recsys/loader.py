@@ -104,7 +104,7 @@ def _our_loader(load: Load) -> Any:
         torch.ones(rows),
         torch.arange(rows),
     )
-    packed = load("recsys.data.packed").PackedRows(batch)
+    packed = load("recsys.data.loader").PackedRows(batch)
     return load("recsys.data.loader").TrainingLoader(packed, BATCH)
 
 

@@ -1,16 +1,12 @@
-"""Values of a categorical column in one form, however a file or a request writes them.
+"""Values of a column in one form, however a file or a request writes them.
 
-A column is of kind ``integer`` or ``string``, decided by the training table. As integers, ``7``,
-``7.0`` and ``"7"`` are equal, and so are ``1``, ``True`` and ``"true"`` in any case; as strings,
-``7``, ``7.0`` and ``"7"`` are.
-
-Missing are null, NaN, infinities, the empty string and, as integers, all negative numbers: data
-sets write -1, -124 and the like where they know nothing. Negative categories that mean something
-are kept in a column of strings.
+Categories, numbers, times, and text that stands for something else: missing values, lists, true
+and false.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -19,8 +15,154 @@ from numpy.typing import NDArray
 
 from core_gates.errors import GatesError
 from recsys.columns.hashing import hash_strings
-from recsys.columns.row_error import RowError
-from recsys.columns.text import truth_of
+
+
+class RowError(GatesError):
+    """A column has a value that cannot be read in some row.
+
+    Readers of files catch it and add the file and the line.
+
+    Args:
+        column: Name of the column.
+        row: First such row, from 0.
+        problem: What was found and what was expected.
+        where: Name of the table, such as a file; left out of the message if empty.
+        counted: How rows are called: ``row`` from 0, or ``line`` of a file.
+    """
+
+    def __init__(
+        self, column: str, row: int, problem: str, where: str = "", counted: str = "row"
+    ) -> None:
+        place = f"{where}, " if where else ""
+        super().__init__(f"{place}{counted} {row}, column {column!r}: {problem}")
+        self.column, self.row, self.problem = column, row, problem
+        self._given = column, row, problem, where, counted
+
+    def __reduce__(self) -> tuple[type[RowError], tuple[str, int, str, str, str]]:
+        """Tell pickle the arguments, so that worker processes can report the error."""
+        return RowError, self._given
+
+    def shifted(self, rows: int) -> RowError:
+        """Return the error of a table that has ``rows`` rows before these."""
+        return RowError(self.column, self.row + rows, self.problem)
+
+
+EVENTS = "|"
+"""Between the values of a list in text."""
+
+_TRUTH = {"true": 1.0, "false": 0.0}
+
+
+def is_text(dtype: pl.DataType) -> bool:
+    """Return whether values of a type are text."""
+    return dtype in (pl.String, pl.Categorical, pl.Enum)
+
+
+def without_words(column: pl.Series, words: Sequence[str]) -> pl.Series:
+    """Return a column, null where it holds one of the words; so in lists, too.
+
+    Args:
+        column: (N,) of any type; only text and lists of text can hold words.
+        words: Those that stand for missing values, such as ``NA``.
+    """
+    if not words:
+        return column
+    if isinstance(column.dtype, pl.List) and is_text(column.dtype.inner):  # type: ignore[arg-type]
+        told = pl.element().cast(pl.String)
+        kept = pl.when(told.is_in(list(words))).then(None).otherwise(told)
+        return column.list.eval(kept)
+    if not is_text(column.dtype):
+        return column
+    text = column.cast(pl.String)
+    return text.set(text.is_in(list(words)).fill_null(False), None)
+
+
+def stripped(column: pl.Series, words: Sequence[str] = ()) -> pl.Series:
+    """Return text (N,) without spaces around it, null where nothing or one of the words is left.
+
+    Quotes after a space, as in ``1, "x"``, are no part of the value either.
+    """
+    text = column.str.strip_chars()
+    changed = (text != column).fill_null(False)
+    if changed.any():
+        quoted = changed & text.str.contains('^".*"$').fill_null(False)
+        if quoted.any():
+            inner = text.str.slice(1).str.head(-1).str.replace_all('""', '"', literal=True)
+            text = inner.zip_with(quoted, text)
+    return without_words(text, ["", *words])
+
+
+def split_events(column: pl.Series) -> pl.Series:
+    """Return text such as ``3|1|4`` (N,) as lists of text, null where it is empty.
+
+    Spaces around values do not count.
+    """
+    text = column.cast(pl.String).str.strip_chars()
+    lists = text.set((text == "").fill_null(False), None).str.split(EVENTS)
+    return lists.list.eval(pl.element().str.strip_chars())
+
+
+def truth_of(text: pl.Series) -> pl.Series:
+    """Return 1 and 0 for the words true and false (N,), in any case; null for all others."""
+    lower = text.str.strip_chars().str.to_lowercase()
+    return lower.replace_strict(_TRUTH, default=None, return_dtype=pl.Float64)
+
+
+def check_times(column: pl.Series) -> None:
+    """Refuse a column of times whose values have no order.
+
+    Raises:
+        GatesError: It holds lists, arrays, structs or objects.
+    """
+    if column.dtype.is_nested() or column.dtype == pl.Object:
+        raise GatesError(
+            f"column {column.name!r} has type {column.dtype}, a time must be a number, a date or "
+            "text: name another column, or make it one"
+        )
+
+
+def numbers_of(column: pl.Series) -> NDArray[np.float64]:
+    """Return a column as float64 (N,), NaN where it is missing.
+
+    Args:
+        column: (N,) numbers, booleans, or strings that hold numbers, or true and false. Null,
+            NaN, infinities and empty strings are missing.
+
+    Raises:
+        RowError: A string holds no number.
+        GatesError: The type holds no numbers.
+    """
+    dtype = column.dtype
+    if dtype in (pl.String, pl.Categorical, pl.Enum):
+        column = _read(column.cast(pl.String))
+    elif not (dtype.is_numeric() or dtype in (pl.Boolean, pl.Null)):
+        advice = ", such as with pl.col(name).dt.epoch('ms')" if dtype.is_temporal() else ""
+        raise GatesError(
+            f"column {column.name!r} has type {dtype}, a number was expected: make it one{advice}"
+        )
+    numbers = column.cast(pl.Float64)
+    if numbers.null_count():
+        numbers = numbers.fill_null(np.nan)
+    found = numbers.to_numpy()
+    if dtype.is_integer() or np.isfinite(found).all():
+        return found
+    return np.where(np.isfinite(found), found, np.nan)
+
+
+def _read(text: pl.Series) -> pl.Series:
+    read = text.cast(pl.Float64, strict=False)
+    if read.null_count() == text.null_count():
+        return read
+    stripped = text.str.strip_chars()
+    read = stripped.cast(pl.Float64, strict=False)
+    if read.null_count() > text.null_count():
+        read = read.fill_null(truth_of(text))
+    unread = read.is_null() & (stripped != "").fill_null(False)
+    if unread.any():
+        row = int(unread.arg_max() or 0)
+        raise RowError(text.name, row, f"{text[row]!r} is no number; correct or empty it")
+    return read
+
 
 Kind = Literal["integer", "string"]
 Keys = NDArray[np.int64]

@@ -9,10 +9,8 @@ import numpy as np
 import polars as pl
 
 from core_gates.errors import GatesError, check_at_least
-from recsys.columns.canonical import keys_of_ids
+from recsys.columns.canonical import RowError, check_times, keys_of_ids
 from recsys.columns.hashing import bucket, combine, hash_integers
-from recsys.columns.row_error import RowError
-from recsys.columns.times import check_times
 
 DATE = r"^\d{4}-\d\d-\d\d([T ]\d\d:\d\d\S*)?$"
 """Dates, and times of days, that sort as text."""

@@ -1,18 +1,29 @@
-"""Measuring the layers of experts of a model on fixed batches."""
+"""Measuring the layers of experts of a model, also while it trains; permutation importance."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol, cast
 
+import numpy as np
+import polars as pl
 import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from core_gates.errors import GatesError
-from recsys.diagnosis.activity import LayerActivity
-from recsys.diagnosis.expert_report import NO_EXPERTS, ExpertReport
-from recsys.diagnosis.layer_report import LayerReport, shared_experts
-from recsys.diagnosis.observe import observed, visible_experts
-from recsys.diagnosis.task_gradients import TaskGradients, TaskLosses, cross_entropies
+from core_gates.errors import GatesError, check_at_least
+from harness.evidence import Difference, Resamples
+from recsys.diagnosis.expert_report import NO_EXPERTS, ExpertReport, LayerReport, shared_experts
+from recsys.diagnosis.layer_activity import (
+    LayerActivity,
+    TaskGradients,
+    TaskLosses,
+    cross_entropies,
+    observed,
+    visible_experts,
+)
+from recsys.metrics.resampled import summed_log_loss, user_resamples
 from recsys.models.net import ExpertLayer, MultiTaskNet
 
 
@@ -194,3 +205,160 @@ def _notes(
     if none:
         notes.append(f"no positive row of {', '.join(none)}")
     return tuple(notes)
+
+
+class ExpertReportCallback(Callback):
+    """Log the faults of experts every few steps, on the same rows each time.
+
+    Figures are named ``experts/zero_rate_max`` and so on, those of
+    :meth:`~recsys.diagnosis.expert_report.ExpertReport.summary`. Training is not changed: the rows
+    pass through the model in evaluation mode, without randomness. Every rank measures its own
+    rows, since sharded tables need all ranks; the figures of the first rank are logged.
+
+    Args:
+        every: Optimizer steps between two reports; the first comes after the first step.
+        rows: Of the first training batch, measured if ``batches`` are not given.
+        batches: What to measure instead.
+        gradients: Whether to compute the gradients of tasks: one backward pass per task.
+        losses: Loss of every task, for the gradients.
+        forward: From a batch to logits; by default the module itself.
+
+    Attributes:
+        report: The last report; None before the first.
+
+    Raises:
+        ValueError: ``every`` or ``rows`` is below 1.
+    """
+
+    def __init__(
+        self,
+        every: int = 100,
+        *,
+        rows: int = 1024,
+        batches: Sequence[Labeled] | None = None,
+        gradients: bool = False,
+        losses: TaskLosses = cross_entropies,
+        forward: Forward | None = None,
+    ) -> None:
+        super().__init__()
+        check_at_least(1, every=every, rows=rows)
+        self.every, self.rows, self.gradients = every, rows, gradients
+        self.report: ExpertReport | None = None
+        self._batches = None if batches is None else list(batches)
+        self._losses, self._forward = losses, forward
+        self._reported = 0
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,  # noqa: ARG002
+        batch: Any,
+        batch_idx: int,  # noqa: ARG002
+    ) -> None:
+        """Report after the first step, and then every ``every`` steps."""
+        if self._batches is None:
+            self._batches = [batch.take(slice(0, self.rows))]
+        step = trainer.global_step
+        if step == self._reported or (step - 1) % self.every:
+            return  # a step of several batches is reported once
+        self._reported = step
+        self.report = diagnose(
+            pl_module,
+            [_on(pl_module.device, one) for one in self._batches],
+            self._losses,
+            forward=self._forward or _module_forward(pl_module),
+            gradients=self.gradients,
+            rank_rows=min(self.rows, 512),
+        )
+        figures = {f"experts/{name}": value for name, value in self.report.summary().items()}
+        for logger in trainer.loggers if figures and trainer.is_global_zero else []:
+            logger.log_metrics(figures, step=step)
+
+
+def _module_forward(module: LightningModule) -> Callable[[Any], torch.Tensor]:
+    def forward(batch: Any) -> torch.Tensor:
+        logits: torch.Tensor = module(batch)
+        return logits
+
+    return forward
+
+
+def _on(device: torch.device, batch: Any) -> Any:
+    return batch.to(device)
+
+
+Score = Callable[[pl.DataFrame], np.ndarray]
+"""Table of N rows -> probabilities (N, T)."""
+
+
+class Importance(NamedTuple):
+    """What the log-loss gains when a field is permuted over the rows.
+
+    Attributes:
+        field: Its name.
+        total: Of the sum over tasks, with an interval over users and permutations.
+        tasks: Of each task, by name.
+    """
+
+    field: str
+    total: Difference
+    tasks: dict[str, Difference]
+
+
+def permutation_importance(
+    score: Score,
+    table: pl.DataFrame,
+    fields: Sequence[str] | Mapping[str, Sequence[str]],
+    tasks: Sequence[str],
+    labels: ArrayLike,
+    users: ArrayLike,
+    *,
+    mask: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    repeats: int = 3,
+    draws: Resamples | None = None,
+    seed: int = 0,
+) -> list[Importance]:
+    """Return the importance of every field, the largest first (Breiman, 2001; Fisher et al., 2019).
+
+    Values are moved between rows of the table, so that crossed features and histories made of it
+    change, too. A field whose information other fields repeat looks unimportant: permute such
+    fields together.
+
+    Args:
+        score: Of the model, raw rows to probabilities.
+        table: N rows that were not trained on.
+        fields: Columns; or name of a group to its columns, which are permuted together.
+        tasks: T names.
+        labels: (N, T), 0 or 1; anything where masked.
+        users: (N,) user of each row.
+        mask: (N, T) true where a task counts; everywhere by default.
+        weights: (N,) sample weights; 1 by default.
+        repeats: Permutations of each field.
+        draws: Resamples of users; 1,000 by default.
+        seed: Of the permutations.
+
+    Raises:
+        GatesError: The table lacks a column, or shapes differ.
+        ValueError: ``repeats`` is below 1.
+    """
+    check_at_least(1, repeats=repeats)
+    groups = dict(fields) if isinstance(fields, Mapping) else {name: (name,) for name in fields}
+    if missing := sorted({c for g in groups.values() for c in g} - set(table.columns)):
+        raise GatesError(
+            f"the table lacks {', '.join(missing)}; its columns are {', '.join(table.columns)}"
+        )
+    draws = draws or user_resamples(users)
+    generator = np.random.default_rng(seed)
+    orders = [generator.permutation(len(table)) for _ in range(repeats)]
+
+    def losses(of: pl.DataFrame) -> Callable[[np.ndarray], Mapping[str, np.ndarray]]:
+        return summed_log_loss(labels, score(of), users, mask=mask, weights=weights, tasks=tasks)
+
+    plain, found = losses(table), []
+    for name, columns in groups.items():
+        moved = [table.with_columns(table[c].gather(order) for c in columns) for order in orders]
+        gaps = draws.differences([losses(one) for one in moved], plain)
+        found.append(Importance(name, gaps.pop("log_loss"), gaps))
+    return sorted(found, key=lambda one: -one.total.value)

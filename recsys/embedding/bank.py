@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from core_gates.errors import GatesError, check_positive
-from recsys.embedding.fields import Block, Field, blocks_of, check_sizes, fields_of
 from recsys.embedding.int8_tables import Int8Tables
-from recsys.embedding.lookup import Lookup, look_up
+from recsys.embedding.lookup import Block, Field, Lookup, blocks_of, check_sizes, fields_of, look_up
 from recsys.embedding.row_wise_adagrad import RowWiseAdagrad
 from recsys.embedding.sharded_tables import ShardedTables
 from recsys.schema import FeatureSchema
@@ -41,7 +40,7 @@ class EmbeddingBank(nn.Module):
         sizes: Rows by name of the table.
         out_dim: Features of all vectors of a row, Σ dims.
         is_spread: Whether the ranks exchange rows or gradients by themselves; see
-            :func:`recsys.embedding.spreading.spread`.
+            :func:`recsys.embedding.sharded_tables.spread`.
 
     Shape:
         ``rows`` (B, F), int64; to (B, out_dim).

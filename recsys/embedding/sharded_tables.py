@@ -1,15 +1,74 @@
-"""Embedding tables whose rows are spread over the ranks."""
+"""Embedding tables whose rows are spread over the ranks: row r belongs to rank r mod R."""
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch.nn import functional as F
 
 from core_gates.collectives import Group, all_to_all, num_ranks, rank_in
-from recsys.embedding.shards import Shards
+
+
+class Shards(NamedTuple):
+    """How rows are spread. Vocabularies are sorted by count, so each rank gets frequent rows.
+
+    Attributes:
+        rows: Number of rows of all ranks.
+        group: Process group; all ranks if None.
+    """
+
+    rows: int
+    group: Group = None
+
+    @property
+    def ranks(self) -> int:
+        """Number R of ranks."""
+        return num_ranks(self.group)
+
+    @property
+    def own_rows(self) -> int:
+        """Number of rows of this rank."""
+        return len(range(rank_in(self.group), self.rows, self.ranks))
+
+    def own(self, whole: Tensor) -> Tensor:
+        """Return the rows of this rank, as a view."""
+        return whole[rank_in(self.group) :: self.ranks]
+
+    def local(self, start: int, stop: int) -> slice:
+        """Return which rows of this rank lie between two rows of the whole."""
+        rank, ranks = rank_in(self.group), self.ranks
+        return slice(-(-(start - rank) // ranks), -(-(stop - rank) // ranks))
+
+    def whole(self, own: Tensor) -> Tensor:
+        """Return the rows of all ranks; every rank must call this."""
+        own = own.detach()
+        most = -(-self.rows // self.ranks)
+        padded = own.new_zeros(most, *own.shape[1:])
+        padded[: len(own)] = own
+        parts = [torch.empty_like(padded) for _ in range(self.ranks)]
+        dist.all_gather(parts, padded, group=self.group)
+        return torch.stack(parts, 1).flatten(0, 1)[: self.rows].contiguous()
+
+
+def all_gathered(values: Tensor, group: Group = None) -> Tensor:
+    """Return the rows of all ranks, which may have different numbers of them, one after the other.
+
+    Args:
+        values: Rows (n, ...) of this rank.
+        group: Process group.
+    """
+    count = torch.tensor([len(values)], device=values.device)
+    counts = [torch.empty_like(count) for _ in range(num_ranks(group))]
+    dist.all_gather(counts, count, group=group)
+    numbers = [int(number) for number in counts]
+    padded = values.new_zeros(max(numbers), *values.shape[1:])
+    padded[: len(values)] = values
+    parts = [torch.empty_like(padded) for _ in numbers]
+    dist.all_gather(parts, padded, group=group)
+    return torch.cat([part[:number] for part, number in zip(parts, numbers, strict=True)])
 
 
 class ShardedTables(nn.Module):
@@ -19,7 +78,7 @@ class ShardedTables(nn.Module):
     rows to look up, also none, but all must look up, and run the backward pass, equally often. The
     gradient of a row is the mean over the ranks, as ``DistributedDataParallel`` makes it of all
     other parameters; that class must be told to ignore the tables, see
-    :func:`recsys.embedding.spreading.spread_names`.
+    :func:`recsys.embedding.sharded_tables.spread_names`.
 
     The state holds whole tables: it is gathered when it is read, which every rank must do, and each
     rank takes its own rows when it is loaded, so that files fit any number of ranks.

@@ -12,8 +12,7 @@ from core_gates.collectives import Group, num_ranks
 from core_gates.errors import check_option
 from recsys.embedding.bank import EmbeddingBank
 from recsys.embedding.row_wise_adagrad import sum_by_row
-from recsys.embedding.sharded_tables import ShardedTables
-from recsys.embedding.shards import all_gathered
+from recsys.embedding.sharded_tables import ShardedTables, all_gathered
 
 Spread = Literal["replicated", "sharded"]
 

@@ -21,7 +21,7 @@ from recsys.batch import Batch
 from recsys.columns.canonical import canonical, keys_of, kind_of
 from recsys.data.tables import RankingTables
 from recsys.metrics import auc, gains_over_single, per_user_sums, standard_slices
-from recsys.metrics.log_loss import losses
+from recsys.metrics.calibration import losses
 from recsys.metrics.resampled import ratio, summed_log_loss, task_scores, user_resamples
 from recsys.metrics.slices import Slices
 from recsys.ranker import Ranker

@@ -1,16 +1,23 @@
 """Metrics of ranking, calibration and off-policy evaluation, on arrays."""
 
-from recsys.metrics.auc import auc
+from recsys.metrics.areas import (
+    Gains,
+    GroupedAUC,
+    Measured,
+    UserAUC,
+    auc,
+    gains_over_single,
+    gauc,
+    user_auc,
+)
 from recsys.metrics.calibration import (
     Reliability,
     expected_calibration_error,
+    log_loss,
+    normalized_entropy,
     predicted_over_observed,
     reliability,
 )
-from recsys.metrics.gains import Gains, gains_over_single
-from recsys.metrics.grouped_auc import GroupedAUC, UserAUC, gauc, user_auc
-from recsys.metrics.inputs import Measured
-from recsys.metrics.log_loss import log_loss, normalized_entropy
 from recsys.metrics.off_policy import (
     OffPolicy,
     importance_weights,

@@ -13,9 +13,8 @@ from numpy.typing import ArrayLike
 
 from core_gates.errors import GatesError
 from harness.evidence import Resamples, Scores, SingleUnit, single_of
-from recsys.metrics.grouped_auc import numbered_users, user_auc
-from recsys.metrics.inputs import binary_rows, probabilities
-from recsys.metrics.log_loss import entropy, losses
+from recsys.metrics.areas import binary_rows, numbered_users, probabilities, user_auc
+from recsys.metrics.calibration import entropy, losses
 
 CELLS = 2_000_000  # weights of rows held at once
 

@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from core_gates.errors import check_at_least
 from core_gates.gates.mixture import MaskedMixture
 from core_gates.moe.normed_experts import NormedExperts
-from recsys.models.net import ExpertLayer, MultiTaskNet, expert_layer
-from recsys.models.sharing import whole
-from recsys.models.towers import Towers
+from recsys.models.net import ExpertLayer, MultiTaskNet, Towers, expert_layer, whole
 from recsys.schema import Task
 
 

@@ -22,9 +22,7 @@ from recsys.models.home_groups import (
     owners,
     task_masks,
 )
-from recsys.models.net import ExpertLayer, MultiTaskNet
-from recsys.models.sharing import gates_where, rows_where, whole
-from recsys.models.towers import Towers
+from recsys.models.net import ExpertLayer, MultiTaskNet, Towers, gates_where, rows_where, whole
 from recsys.schema import Task
 
 SharedInput = Literal["per_category", "shared_only"]

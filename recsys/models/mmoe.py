@@ -1,4 +1,4 @@
-"""Experts that all tasks share, mixed by one gate or by one per task."""
+"""Shared networks and experts: one bottom, and experts mixed by one gate or by one per task."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,11 +9,166 @@ from torch import Tensor, nn
 from core_gates.gates.mixture import MultiGate
 from core_gates.moe.normed_experts import NormedExperts
 from core_gates.routing.collect import collect_routing
-from recsys.models.gating import mixture, routed_mixture
-from recsys.models.net import ExpertLayer, MultiTaskNet, expert_layer
-from recsys.models.sharing import whole
-from recsys.models.towers import Towers
+from recsys.models.net import (
+    ExpertLayer,
+    MultiTaskNet,
+    Towers,
+    expert_layer,
+    mixture,
+    routed_mixture,
+    whole,
+)
 from recsys.schema import Task
+
+
+class SingleTask(MultiTaskNet):
+    """A network per task, all of them in one module; they share the embeddings at most.
+
+    Args:
+        input_dim: Inputs D of a row.
+        tasks: What is predicted.
+        own_embeddings: Whether every task has its own embeddings, too, as T models trained
+            separately have them; the input is then (B, T, D).
+        dim: Features of a task's network, the input of its tower.
+        hidden_dims: Features of the layers before.
+        norm: ``batch``: normalize every layer before its activation; None for none.
+        activation: Of the network.
+        tower_dims: Features of the hidden layers of a tower.
+        tower_norm: Normalization of those, ``batch`` or None.
+        tower_activation: Activation of those.
+        device: Device of the parameters.
+        dtype: Floating dtype of the parameters.
+
+    Raises:
+        ValueError: A size is below 1, or a name is unknown.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        tasks: Sequence[Task],
+        *,
+        own_embeddings: bool = False,
+        dim: int = 64,
+        hidden_dims: Sequence[int] = (128,),
+        norm: str | None = None,
+        activation: str = "relu",
+        tower_dims: Sequence[int] = (64,),
+        tower_norm: str | None = None,
+        tower_activation: str = "silu",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(input_dim, tasks)
+        number = len(self.tasks)
+        self.copies = number if own_embeddings else 1
+        self.bottoms = NormedExperts(
+            [1] * number,
+            input_dim,
+            [*hidden_dims, dim],
+            norm=norm,
+            activation=activation,
+            device=device,
+            dtype=dtype,
+        )
+        self.towers = Towers(
+            number,
+            dim,
+            tower_dims,
+            norm=tower_norm,
+            activation=tower_activation,
+            device=device,
+            dtype=dtype,
+        )
+
+    def forward(
+        self,
+        v: Tensor,
+        prior: Tensor | None = None,  # noqa: ARG002
+        ids: Tensor | None = None,  # noqa: ARG002
+    ) -> Tensor:
+        """Return the logits (B, T) of rows (B, D), or (B, T, D) with own embeddings."""
+        logits: Tensor = self.towers(self.bottoms(v))
+        return logits
+
+    @property
+    def shared_copies(self) -> Sequence[int]:
+        """The only set of embeddings; none with own embeddings."""
+        return range(self.copies == 1)
+
+
+class SharedBottom(MultiTaskNet):
+    """``logit_t = Tower_t(f(v))`` with one network f (Caruana, 1997).
+
+    Args:
+        input_dim: Inputs D of a row.
+        tasks: What is predicted.
+        dim: Features of the shared network, the input of the towers.
+        hidden_dims: Features of the layers before.
+        norm: ``batch``: normalize every layer before its activation; None for none.
+        activation: Of the shared network.
+        tower_dims: Features of the hidden layers of a tower.
+        tower_norm: Normalization of those, ``batch`` or None.
+        tower_activation: Activation of those.
+        device: Device of the parameters.
+        dtype: Floating dtype of the parameters.
+
+    Raises:
+        ValueError: A size is below 1, or a name is unknown.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        tasks: Sequence[Task],
+        *,
+        dim: int = 64,
+        hidden_dims: Sequence[int] = (128,),
+        norm: str | None = None,
+        activation: str = "relu",
+        tower_dims: Sequence[int] = (64,),
+        tower_norm: str | None = None,
+        tower_activation: str = "silu",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(input_dim, tasks)
+        self.bottom = NormedExperts(
+            [1],
+            input_dim,
+            [*hidden_dims, dim],
+            norm=norm,
+            activation=activation,
+            device=device,
+            dtype=dtype,
+        )
+        self.towers = Towers(
+            len(self.tasks),
+            dim,
+            tower_dims,
+            norm=tower_norm,
+            activation=tower_activation,
+            device=device,
+            dtype=dtype,
+        )
+
+    def forward(
+        self,
+        v: Tensor,
+        prior: Tensor | None = None,  # noqa: ARG002
+        ids: Tensor | None = None,  # noqa: ARG002
+    ) -> Tensor:
+        """Return the logits (B, T) of rows (B, D)."""
+        logits: Tensor = self.towers(self.bottom(v)[:, 0])
+        return logits
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """Return weight and bias of the last layer of the shared network."""
+        return [self.bottom.weights[-1], self.bottom.biases[-1]]
+
+    def all_shared(self) -> list[tuple[nn.Parameter, slice]]:
+        """Return all parameters of the shared network."""
+        return whole(self.bottom)
 
 
 class MMoE(MultiTaskNet):

@@ -11,10 +11,16 @@ from torch import Tensor, nn
 
 from core_gates.errors import check_at_least
 from core_gates.moe.normed_experts import NormedExperts
-from recsys.models.gating import mixture
-from recsys.models.net import ExpertLayer, MultiTaskNet, expert_layer, rows_from
-from recsys.models.sharing import gates_where, whole
-from recsys.models.towers import Towers
+from recsys.models.net import (
+    ExpertLayer,
+    MultiTaskNet,
+    Towers,
+    expert_layer,
+    gates_where,
+    mixture,
+    rows_from,
+    whole,
+)
 from recsys.schema import Task
 
 

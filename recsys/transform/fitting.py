@@ -1,22 +1,185 @@
-"""What is learned from training rows, one table after another."""
+"""What is learned from training rows, one table after another: values, scales, histories."""
 
 from __future__ import annotations
 
 import datetime
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from core_gates.errors import GatesError
-from recsys.columns.canonical import UNREADABLE, Kind, canonical, kind_of
-from recsys.columns.numbers import numbers_of
-from recsys.columns.row_error import RowError
-from recsys.columns.text import without_words
-from recsys.columns.times import check_times
-from recsys.schema import FeatureSchema, Sparse
-from recsys.transform.scaling import Buckets, DenseStatistics, Scaler
-from recsys.vocabulary import HashedValues, Vocabulary, count_values
+from recsys.columns.canonical import (
+    EVENTS,
+    UNREADABLE,
+    Kind,
+    RowError,
+    canonical,
+    check_times,
+    is_text,
+    kind_of,
+    numbers_of,
+    split_events,
+    without_words,
+)
+from recsys.columns.hashing import QuantileSketch
+from recsys.schema import Dense, FeatureSchema, History, Sparse
+from recsys.vocabulary import FIRST, MISSING, HashedValues, Vocabulary, count_values
+
+Floats = NDArray[np.float64]
+
+LARGEST = 1e18  # of a scaled number: its square is still a finite float32
+SMALLEST = 1e-300  # standard deviation whose inverse is finite
+
+
+class Scaler(NamedTuple):
+    """How numbers of a column are scaled: (f(x) − center) · factor.
+
+    Attributes:
+        center: Mean of f(x) over the training rows; 0 for raw numbers.
+        factor: 1 / standard deviation of f(x); 1 for raw numbers and for constant columns.
+        logarithmic: f(x) = sign(x) log(1 + |x|) instead of x.
+    """
+
+    center: float
+    factor: float
+    logarithmic: bool
+
+    def scale(self, numbers: Floats, out: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Write scaled numbers (N,) to ``out``, 0 where missing, and return where that is."""
+        missing = np.isnan(numbers)
+        scaled = signed_log(numbers) if self.logarithmic else numbers.copy()
+        with np.errstate(over="ignore"):
+            scaled -= self.center
+            scaled *= self.factor
+        np.clip(scaled, -LARGEST, LARGEST, out=scaled)
+        if missing.any():
+            scaled[missing] = 0.0
+        out[:] = scaled
+        return missing
+
+
+class Buckets(NamedTuple):
+    """Which quantile a number lies in: the rows of a small embedding table.
+
+    Attributes:
+        edges: (Q - 1,) ascending; a value that equals an edge lies above it.
+        buckets: Rows Q for quantiles, some of them unused where edges coincide.
+    """
+
+    edges: Floats
+    buckets: int
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the table, those for unknown, never used, and missing included."""
+        return FIRST + self.buckets
+
+    def rows(self, numbers: Floats) -> NDArray[np.int64]:
+        """Return the row of each number (N,): 1 where missing, else 2 + its quantile."""
+        found = FIRST + np.searchsorted(self.edges, numbers, side="right")
+        found[np.isnan(numbers)] = MISSING
+        return found
+
+
+def signed_log(numbers: Floats) -> Floats:
+    """Return sign(x) log(1 + |x|) of each number."""
+    found = np.log1p(np.abs(numbers))
+    return np.copysign(found, numbers, out=found)
+
+
+@dataclass
+class Moments:
+    """Mean and variance of numbers that pass by once (Chan, Golub and LeVeque, 1983).
+
+    Attributes:
+        count: Numbers.
+        mean: Of them.
+        squares: Sum of squared distances from the mean.
+        low: Smallest number.
+        high: Largest number.
+    """
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+    low: float = math.inf
+    high: float = -math.inf
+
+    def add(self, numbers: Floats) -> None:
+        """Add finite numbers (N,)."""
+        if not len(numbers):
+            return
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean = float(numbers.mean())
+            squares = float(np.square(numbers - mean).sum())
+            count = self.count + len(numbers)
+            apart = mean - self.mean
+            self.squares += squares + apart * apart * (self.count * len(numbers) / count)
+            self.mean += apart * len(numbers) / count
+        self.count = count
+        self.low = min(self.low, float(numbers.min()))
+        self.high = max(self.high, float(numbers.max()))
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation, exactly 0 where all numbers are equal."""
+        return math.sqrt(self.squares / self.count) if self.high > self.low else 0.0
+
+
+@dataclass
+class DenseStatistics:
+    """What is collected of one dense column while the training rows pass by.
+
+    Attributes:
+        feature: The column.
+        moments: Of its numbers, or of their logarithms.
+        sketch: Of its numbers, for buckets.
+    """
+
+    feature: Dense
+    moments: Moments = field(default_factory=Moments)
+    sketch: QuantileSketch = field(default_factory=QuantileSketch)
+
+    def add(self, numbers: Floats) -> None:
+        """Add numbers (N,), NaN where missing."""
+        known = numbers[~np.isnan(numbers)]
+        if self.feature.scaling == "buckets":
+            self.sketch.add(known)
+        elif self.feature.scaling != "none":
+            self.moments.add(signed_log(known) if self._logarithmic else known)
+
+    @property
+    def _logarithmic(self) -> bool:
+        return self.feature.scaling == "log_standardize"
+
+    def finish(self) -> Scaler | Buckets:
+        """Return how the column is scaled.
+
+        Raises:
+            GatesError: The variance exceeds the range of floating-point numbers.
+        """
+        if self.feature.scaling == "buckets":
+            count = self.feature.buckets
+            edges = self.sketch.quantiles(np.arange(1, count) / count)
+            return Buckets(np.unique(edges[~np.isnan(edges)]), count)
+        if self.feature.scaling == "none":
+            return Scaler(0.0, 1.0, logarithmic=False)
+        deviation, center = self.moments.deviation, self.moments.mean
+        if not math.isfinite(deviation) or not math.isfinite(center):
+            raise GatesError(
+                f"column {self.feature.name!r} reaches from {self.moments.low:.3g} to "
+                f"{self.moments.high:.3g}, too wide to be standardized: use scaling "
+                "log_standardize"
+            )
+        if deviation < SMALLEST:
+            return Scaler(self.moments.low if self.moments.count else 0.0, 1.0, self._logarithmic)
+        return Scaler(center, 1.0 / deviation, self._logarithmic)
+
 
 Table = Vocabulary | HashedValues
 Time = int | float | str
@@ -189,3 +352,46 @@ def _first_of(one: Time | None, other: Time | None) -> Time | None:
 def _last_of(one: Time | None, other: Time | None) -> Time | None:
     known: list[Time] = [value for value in (one, other) if value is not None]
     return max(known) if known else None  # type: ignore[type-var]
+
+
+def encode_history(
+    column: pl.Series,
+    history: History,
+    table: Table,
+    out: NDArray[np.int64],
+    missing: Sequence[str] = (),
+) -> None:
+    """Write the rows of the newest events to ``out`` (N, L), newest last, 1 in front of them.
+
+    Args:
+        column: (N,) lists of values, newest last, or text with ``|`` between them; null is an
+            empty list.
+        history: Its feature.
+        table: Of the feature whose values the lists hold.
+        out: (N, L), L the ``max_length`` of the feature.
+        missing: Words in text that stand for missing values; such an event keeps its place.
+
+    Raises:
+        GatesError: The column holds no lists.
+    """
+    out[:] = MISSING
+    if column.dtype == pl.Null:
+        return
+    if isinstance(column.dtype, pl.Array):
+        column = column.arr.to_list()
+    if is_text(column.dtype):
+        column = split_events(column)
+    if not isinstance(column.dtype, pl.List):
+        raise GatesError(
+            f"column {column.name!r} has type {column.dtype}, a history needs lists, or text with "
+            f"{EVENTS!r} between the values"
+        )
+    column = without_words(column, missing)
+    lengths = column.list.len().fill_null(0).cast(pl.Int64).to_numpy()
+    events = column.filter(pl.Series(lengths > 0)).list.tail(history.max_length).explode()
+    rows = table.lookup(events.rename(column.name))
+    kept = np.minimum(lengths, history.max_length)
+    ends = np.cumsum(kept)
+    owner = np.repeat(np.arange(len(kept)), kept)
+    place = history.max_length - ends[owner] + np.arange(len(owner))
+    out[owner, place] = rows

@@ -8,9 +8,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from recsys.columns.canonical import keys_of_ids
-from recsys.columns.numbers import numbers_of
-from recsys.columns.row_error import RowError
+from recsys.columns.canonical import RowError, keys_of_ids, numbers_of
 from recsys.schema import FeatureSchema
 
 

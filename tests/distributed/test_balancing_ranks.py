@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from recsys.balancing import balancer
-from recsys.losses import MultiTaskLoss
 from recsys.schema import Task
+from recsys.validation import MultiTaskLoss
 
 TASKS = [Task("click"), Task("like"), Task("buy")]
 WAYS = {"gradnorm": {}, "dwa": {"period": 2}, "uncertainty": {}}

@@ -9,12 +9,10 @@ import torch
 from torch.distributed import all_gather_object, is_initialized
 
 from harness.runs.trainer import ExactTrainer
-from recsys.data.datamodule import TableDataModule
-from recsys.data.tables import RankingTables
+from recsys.data.tables import RankingTables, TableDataModule
 from recsys.embedding.row_wise_adagrad import RowWiseAdagrad
-from recsys.joined_optimizer import JoinedOptimizer
 from recsys.metrics import auc, gauc
-from recsys.module import MultiTaskModule
+from recsys.ranker_module import JoinedOptimizer, MultiTaskModule
 from recsys.schema import Dense, FeatureSchema, Sparse, Task
 
 UNIMPORTANT = (".*does not have many workers", ".*LeafSpec", ".*`training_step`.*")

@@ -24,7 +24,7 @@ from recsys.experiments.claims import Claims
 from recsys.experiments.contest import Contest
 from recsys.experiments.from_settings import data_of, module_of
 from recsys.experiments.predictions import probabilities, summed_log_loss_of
-from recsys.export.loading import load_exported
+from recsys.export import load_exported
 from recsys.model_folder import load_model
 from recsys.models.sizing import num_weights
 from recsys.ranker import input_width

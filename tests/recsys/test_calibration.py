@@ -6,8 +6,8 @@ import torch
 from torch.testing import assert_close
 
 from recsys.batch import Batch
-from recsys.calibration import calibrate, intercepts_of
 from recsys.ranker import Ranker
+from recsys.validation import calibrate, intercepts_of
 
 TOY = runpy.run_path(str(Path(__file__).parents[1] / "fixtures" / "toy_ranker.py"))
 

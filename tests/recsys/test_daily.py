@@ -8,7 +8,7 @@ import torch
 from core_gates.errors import GatesError
 from recsys.daily import DailyState, continue_from, restore
 from recsys.embedding.row_wise_adagrad import RowWiseAdagrad
-from recsys.module import MultiTaskModule
+from recsys.ranker_module import MultiTaskModule
 from recsys.schema import Dense, FeatureSchema, Sparse, Task
 from recsys.transform import FeatureTransform
 

@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 
 from core_gates.errors import GatesError
-from recsys.columns.row_error import RowError
+from recsys.columns.canonical import RowError
 from recsys.infer import infer_schema
 from recsys.schema import Task
 from recsys.transform import FeatureTransform

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from recsys.joined_optimizer import JoinedOptimizer
+from recsys.ranker_module import JoinedOptimizer
 
 
 def parameters(seed=0):

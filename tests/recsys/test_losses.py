@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from recsys.losses import MultiTaskLoss, task_sums
 from recsys.schema import Task
+from recsys.validation import MultiTaskLoss, task_sums
 
 TASKS = [Task("click"), Task("like", weight=0.5), Task("buy", weight=0)]
 

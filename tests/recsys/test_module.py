@@ -6,8 +6,7 @@ import torch
 from torch.testing import assert_close
 
 from core_gates.errors import GatesError
-from recsys.balancing.balancer import flat_gradient
-from recsys.balancing.pcgrad import project
+from recsys.balancing import flat_gradient, project
 from recsys.batch import Batch
 from recsys.schema import Dense, FeatureSchema, History, Sparse, Task
 
@@ -15,7 +14,7 @@ pytest.importorskip("recsys.ranker")
 pytest.importorskip("recsys.metrics.auc")
 
 from harness.runs.trainer import ExactTrainer
-from recsys.module import MultiTaskModule
+from recsys.ranker_module import MultiTaskModule
 from recsys.validation import ScoredRows
 
 SMALL = {"dim": 6, "hidden_dims": [8], "tower_dims": [4]}

@@ -4,8 +4,7 @@ from polars.testing import assert_frame_equal
 
 import recsys.parts
 from core_gates.errors import GatesError
-from recsys.data.readers.csv_file import read_csv
-from recsys.data.watched_file import WatchedFile
+from recsys.data.table_files import WatchedFile, read_csv
 from recsys.parts import Part, find_parts
 
 TABLE = pl.DataFrame({"a": range(10), "b": [[1, 2], [], None, [3]] * 2 + [[4], [5]]})

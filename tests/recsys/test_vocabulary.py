@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core_gates.errors import GatesError
-from recsys.columns.row_error import RowError
+from recsys.columns.canonical import RowError
 from recsys.vocabulary import HashedValues, Vocabulary
 
 WORDS = st.lists(st.one_of(st.none(), st.sampled_from(["a", "b", "", "ä", "7", "long" * 9])))

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from recsys.weight_average import WeightAverage
+from recsys.validation import WeightAverage
 
 
 def test_the_formula():

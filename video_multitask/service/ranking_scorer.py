@@ -22,9 +22,14 @@ import numpy as np
 import polars as pl
 
 from core_gates.errors import GatesError
-from recsys.columns.canonical import MISSING, canonical
-from recsys.columns.numbers import numbers_of
-from recsys.columns.text import is_text, split_events, without_words
+from recsys.columns.canonical import (
+    MISSING,
+    canonical,
+    is_text,
+    numbers_of,
+    split_events,
+    without_words,
+)
 from recsys.parts import find_parts
 from recsys.schema import Dense, FeatureSchema, History, Sparse
 from recsys.table_scorer import Model, chosen_tasks, read_model, refuse_infinite

@@ -22,8 +22,7 @@ from harness.experiment import Job, Piece, Run
 from harness.runs.checkpoint import load_weights
 from recsys.batch import Batch
 from recsys.daily import DailyState, continue_from, restore
-from recsys.data.datamodule import TableDataModule
-from recsys.data.tables import RankingTables
+from recsys.data.tables import RankingTables, TableDataModule
 from recsys.experiments import (
     AUC,
     SUMMED,
@@ -41,7 +40,7 @@ from recsys.experiments import (
     summary_rows,
 )
 from recsys.metrics import counts_of, user_resamples
-from recsys.module import MultiTaskModule
+from recsys.ranker_module import MultiTaskModule
 from recsys.transform import FeatureTransform
 
 PROGRESSIVE, ONCE, LONGER, RETRAINED = "progressive", "once", "longer", "retrained"

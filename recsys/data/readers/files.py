@@ -8,12 +8,8 @@ from pathlib import Path
 import polars as pl
 
 from core_gates.errors import GatesError
-from recsys.columns.canonical import canonical, kind_of
-from recsys.columns.numbers import numbers_of
-from recsys.columns.row_error import RowError
-from recsys.columns.text import without_words
-from recsys.data.readers.csv_file import line_of, read_csv, read_text
-from recsys.data.table_files import SUFFIXES, TEXT, files_below
+from recsys.columns.canonical import RowError, canonical, kind_of, numbers_of, without_words
+from recsys.data.table_files import SUFFIXES, TEXT, files_below, line_of, read_csv, read_text
 from recsys.schema import FeatureSchema
 from recsys.transform.targets import read_targets
 
@@ -33,7 +29,7 @@ def read_table(
 
     Args:
         path: ``*.parquet``, ``*.csv`` or ``*.tsv``, see
-            :func:`recsys.data.readers.csv_file.read_csv`; or a folder of such files at any depth.
+            :func:`recsys.data.table_files.read_csv`; or a folder of such files at any depth.
         schema: What columns are needed and what they hold; each cell of theirs is checked.
             Histories in text are split at ``|``.
         columns: What columns are needed; all of the first file by default.

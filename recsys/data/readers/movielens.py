@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from core_gates.errors import GatesError, check_at_least
-from recsys.columns.row_error import RowError
+from recsys.columns.canonical import RowError
 from recsys.data.readers.files import read_table
 from recsys.data.splits import split_by_hash
 from recsys.data.tables import RankingTables

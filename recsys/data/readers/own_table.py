@@ -11,7 +11,7 @@ from typing import Any, Literal
 import polars as pl
 
 from core_gates.errors import GatesError, check_at_least, check_option
-from recsys.columns.row_error import RowError
+from recsys.columns.canonical import RowError
 from recsys.data.readers.files import files_of, located_in, read_table
 from recsys.data.splits import Split, split_by_hash, split_by_time
 from recsys.data.tables import RankingTables

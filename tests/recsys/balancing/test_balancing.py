@@ -6,8 +6,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from core_gates.errors import GatesError
-from recsys.balancing import BALANCERS, balancer
-from recsys.balancing.pcgrad import project
+from recsys.balancing import BALANCERS, balancer, project
 
 EVERYTHING = slice(None)
 

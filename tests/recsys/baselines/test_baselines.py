@@ -3,14 +3,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from recsys.baselines import (
-    BaseRates,
-    Biases,
-    Factorization,
-    OneColumn,
-    Trees,
-    WithIntercepts,
-)
+from recsys.baselines import BaseRates, Biases, Factorization, OneColumn, Trees, WithIntercepts
 
 N = 4000
 

@@ -6,8 +6,7 @@ import polars as pl
 import pytest
 
 from core_gates.errors import GatesError
-from recsys.columns.numbers import numbers_of
-from recsys.columns.row_error import RowError
+from recsys.columns.canonical import RowError, numbers_of
 
 NAN = float("nan")
 SEVEN = {

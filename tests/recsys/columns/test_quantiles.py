@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys.columns.quantiles import QuantileSketch
+from recsys.columns.hashing import QuantileSketch
 
 FRACTIONS = np.arange(1, 16) / 16
 

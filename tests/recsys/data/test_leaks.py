@@ -4,12 +4,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from core_gates.errors import GatesError
-from recsys.data.leaks import (
-    chance_error,
-    find_leaks,
-    permute_labels,
-    repeated_rows,
-)
+from recsys.data.leaks import chance_error, find_leaks, permute_labels, repeated_rows
 from recsys.schema import Dense, FeatureSchema, Sparse, Task
 
 N = 4000

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from core_gates.errors import GatesError
-from recsys.data.loader import EvaluationLoader, TrainingLoader
-from recsys.data.packed import PackedRows
+from recsys.data.loader import EvaluationLoader, PackedRows, TrainingLoader
 from recsys.transform import FeatureTransform
 
 

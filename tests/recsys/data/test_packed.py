@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from recsys.batch import Batch
-from recsys.data import packed
-from recsys.data.packed import PackedRows
+from recsys.data import loader
+from recsys.data.loader import PackedRows
 from recsys.schema import FeatureSchema, History, Sparse, Task
 from recsys.transform import FeatureTransform
 
@@ -51,7 +51,7 @@ def test_chunks_join_without_seams(monkeypatch):
     )
     transform = FeatureTransform(schema).fit(table)
     whole = transform.batch(table)
-    monkeypatch.setattr(packed, "CHUNK", 2)
+    monkeypatch.setattr(loader, "CHUNK", 2)
     equal(PackedRows.of(table, transform).take(slice(None)), whole)
     assert whole.user.tolist() == [0, 1, 2, 3, 4]
 

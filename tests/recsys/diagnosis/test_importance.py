@@ -3,7 +3,7 @@ import polars as pl
 import pytest
 
 from core_gates.errors import GatesError
-from recsys.diagnosis.importance import permutation_importance
+from recsys.diagnosis.diagnose import permutation_importance
 from recsys.metrics import user_resamples
 
 

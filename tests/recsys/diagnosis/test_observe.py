@@ -4,7 +4,7 @@ from torch import nn
 
 from core_gates.gates import DSelectKGate, MultiGate
 from core_gates.gates.mixture import MaskedMixture
-from recsys.diagnosis.observe import gate_weights, visible_experts
+from recsys.diagnosis.layer_activity import gate_weights, visible_experts
 
 
 def test_a_mixture_without_self_gates_has_no_residual_path():

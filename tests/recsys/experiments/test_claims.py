@@ -9,8 +9,7 @@ import torch
 
 from core_gates.errors import GatesError
 from harness.evidence import Row, compare
-from recsys.diagnosis.expert_report import ExpertReport
-from recsys.diagnosis.layer_report import LayerReport
+from recsys.diagnosis.expert_report import ExpertReport, LayerReport
 from recsys.experiments.claims import (
     COLLAPSED,
     HEALTHY,

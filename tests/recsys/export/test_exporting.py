@@ -12,16 +12,22 @@ import torch
 from torch.testing import assert_close
 
 from core_gates.errors import GatesError, MissingExtraError
-from recsys.export import exporting
-from recsys.export.exporting import export_forms, export_ranker
-from recsys.export.loading import load_exported
-from recsys.export.parity import BATCHES, check_parity, largest_gaps, random_rows
+from recsys import export
+from recsys.export import (
+    BATCHES,
+    check_parity,
+    export_forms,
+    export_ranker,
+    largest_gaps,
+    load_exported,
+    random_rows,
+)
 from recsys.models import MODELS, options_of
 from recsys.ranker import Ranker
 from recsys.schema import Dense, FeatureSchema, Sparse, Task
 
 TOY = runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "toy_ranker.py"))
-HAS_COMPILER = any(map(shutil.which, exporting.COMPILERS))
+HAS_COMPILER = any(map(shutil.which, export.COMPILERS))
 
 
 def check(ranker, path, form, *, int8=False):
@@ -111,8 +117,8 @@ def test_a_compiler_that_fails_is_one_line_and_replaces_no_file(tmp_path, monkey
         path.write_text("half")
         raise RuntimeError(COMPILER_SAYS)
 
-    monkeypatch.setitem(exporting._WRITERS, "aoti", fail)
-    monkeypatch.setattr(exporting, "_check_tools", lambda form: None)
+    monkeypatch.setitem(export._WRITERS, "aoti", fail)
+    monkeypatch.setattr(export, "_check_tools", lambda form: None)
     paths = {"torch": tmp_path / "model.pt2", "aoti": tmp_path / "model.aoti.pt2"}
     for path in paths.values():
         path.write_text("old")
@@ -177,7 +183,7 @@ def test_a_ranker_that_differs_is_refused():
 def test_a_failed_export_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "ranker.pt2"
     path.write_text("old")
-    monkeypatch.setattr(exporting, "check_parity", lambda *_: 1 / 0)
+    monkeypatch.setattr(export, "check_parity", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export_ranker(TOY["toy_ranker"](), path)
     assert path.read_text() == "old"
@@ -202,9 +208,9 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"export needs onnx: pip install '.\[export\]'"):
         export_ranker(ranker, tmp_path / "r.onnx", "onnx")
-    monkeypatch.setattr(exporting, "ONNX_BYTES", 100)
+    monkeypatch.setattr(export, "ONNX_BYTES", 100)
     with pytest.raises(GatesError, match=r"an ONNX file holds 2\.1: export with int8"):
-        exporting._write_onnx(None, ranker, tmp_path / "r.onnx")
+        export._write_onnx(None, ranker, tmp_path / "r.onnx")
 
 
 def test_a_wrong_name_or_form_is_refused(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 from harness.evidence import Difference
 from harness.figures import drawn_numbers
 from recsys.diagnosis import ExpertReport, LayerReport
-from recsys.diagnosis.importance import Importance
+from recsys.diagnosis.diagnose import Importance
 from recsys.figures import (
     activations_figure,
     cosines_figure,

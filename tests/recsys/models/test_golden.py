@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from core_gates.moe.normed_experts import NormedExperts
 from recsys.models import build
 from recsys.models.adatt import AdaTTLayer
-from recsys.models.gating import mixture
+from recsys.models.net import mixture
 from recsys.models.ple import ExtractionLayer
 from recsys.schema import Task
 

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from core_gates.errors import GatesError
 from recsys.model_folder import load_model, save_model
 from recsys.models import MODELS, build, options_of
-from recsys.models.esmm import product_logit
+from recsys.models.funnels import product_logit
 from recsys.ranker import Ranker
 from recsys.schema import FeatureSchema, Sparse, Task
 from recsys.transform import FeatureTransform

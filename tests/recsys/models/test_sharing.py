@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from recsys.models import MODELS, build
-from recsys.models.gating import mixture
-from recsys.models.sharing import gates_where, rows_where
+from recsys.models.net import gates_where, mixture, rows_where
 from recsys.ranker import Ranker
 from recsys.schema import FeatureSchema, History, Sparse, Task
 

@@ -7,10 +7,7 @@ from torch.autograd import gradcheck
 from torch.testing import assert_close
 
 from recsys.schema import History
-from recsys.sequence.building import build_encoder
-from recsys.sequence.mean import MeanEncoder
-from recsys.sequence.target_attention import TargetAttention
-from recsys.sequence.transformer import TransformerEncoder
+from recsys.sequence import MeanEncoder, TargetAttention, TransformerEncoder, build_encoder
 
 DIM, LENGTH = 6, 5
 MAKERS = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from core_gates.errors import GatesError
-from recsys.columns.row_error import RowError
+from recsys.columns.canonical import RowError
 from recsys.schema import Crossed, Dense, FeatureSchema, History, Sparse, Task
 from recsys.transform import FeatureTransform
 from recsys.transform.feature_transform import BLOCK

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys.schema import Dense
-from recsys.transform.scaling import Buckets, DenseStatistics, Moments, Scaler, signed_log
+from recsys.transform.fitting import Buckets, DenseStatistics, Moments, Scaler, signed_log
 
 NUMBERS = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=50)
 

@@ -2,7 +2,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recsys.columns.row_error import RowError
+from recsys.columns.canonical import RowError
 from recsys.metrics import gauc, summed_log_loss, user_resamples
 from recsys.schema import FeatureSchema, Task
 from recsys.transform.targets import read_targets, users_of

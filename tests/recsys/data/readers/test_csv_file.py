@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core_gates.errors import GatesError
-from recsys.data.readers import csv_file
-from recsys.data.readers.csv_file import line_of, read_csv
+from recsys.data import table_files
+from recsys.data.table_files import line_of, read_csv
 
 PLAIN = {"a": [1, 3], "b": ["x", "y"]}
 
@@ -115,12 +115,12 @@ def test_small_chunks_judge_like_one(tmp_path_factory, lines, crlf):
         except GatesError as error:
             return str(error)
 
-    whole, size = judged(), csv_file.CHUNK
+    whole, size = judged(), table_files.CHUNK
     try:
-        csv_file.CHUNK = 5
+        table_files.CHUNK = 5
         assert judged() == whole
     finally:
-        csv_file.CHUNK = size
+        table_files.CHUNK = size
     while lines and not lines[-1]:
         lines.pop()
     good = all(line.count(",") == 1 for line in lines)

@@ -1,4 +1,4 @@
-"""Conditional probabilities along the funnel of an exposure."""
+"""Networks for funnels of an exposure: conditional probabilities (ESMM), transfer (AITM)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from core_gates.errors import check_at_least
+from core_gates.features.transfer import TransferGate
 from core_gates.moe.normed_experts import NormedExperts
-from recsys.models.net import MultiTaskNet
-from recsys.models.sharing import rows_where
-from recsys.models.towers import Towers
+from recsys.models.net import MultiTaskNet, Towers, rows_where, whole
 from recsys.schema import Task
 
 
@@ -135,3 +135,93 @@ def _in_order(names: Sequence[str], conditions: Mapping[str, str]) -> list[tuple
         pairs += [(names.index(name), names.index(conditions[name])) for name in ready]
         done += ready
     return pairs
+
+
+class AITM(MultiTaskNet):
+    """Adaptive information transfer along a chain of tasks (Xi et al., 2021).
+
+    Each task of the chain needs the one before: a later probability above an earlier one is
+    penalized by ``α Σ_t mean max(p_t - p_{t-1}, 0)``.
+
+    Args:
+        input_dim: Inputs D of a row.
+        tasks: What is predicted.
+        chain: Names of the tasks of the chain, the first step first; all tasks if None. Other tasks
+            have a separate network.
+        calibration: Weight α of the penalty.
+        dim: Features of a task's network, the input of its tower.
+        hidden_dims: Features of the layers before.
+        norm: ``batch``: normalize every layer, also that between steps, before its activation;
+            None for none.
+        activation: Of the network and of the layer between steps.
+        tower_dims: Features of the hidden layers of a tower.
+        tower_norm: Normalization of those, ``batch`` or None.
+        tower_activation: Activation of those.
+        device: Device of the parameters.
+        dtype: Floating dtype of the parameters.
+
+    Raises:
+        ValueError: A size is below 1, a name is unknown, or the chain has fewer than two tasks.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        tasks: Sequence[Task],
+        *,
+        chain: Sequence[str] | None = None,
+        calibration: float = 0.6,
+        dim: int = 64,
+        hidden_dims: Sequence[int] = (128,),
+        norm: str | None = None,
+        activation: str = "relu",
+        tower_dims: Sequence[int] = (64,),
+        tower_norm: str | None = None,
+        tower_activation: str = "silu",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(input_dim, tasks)
+        check_at_least(0, calibration=calibration)
+        names = [task.name for task in self.tasks]
+        chain = names if chain is None else list(chain)
+        if len(chain) < 2 or len({*chain}) < len(chain) or not {*chain} <= {*names}:
+            raise ValueError(
+                f"chain must name two or more distinct tasks of {', '.join(names)}, got {chain}"
+            )
+        self.chain = [names.index(name) for name in chain]
+        self.calibration = calibration
+        where: dict[str, Any] = {"device": device, "dtype": dtype}
+        stack: dict[str, Any] = {"norm": norm, "activation": activation, **where}
+        self.bottoms = NormedExperts([1] * len(names), input_dim, [*hidden_dims, dim], **stack)
+        steps = range(len(chain) - 1)
+        self.handed_on = nn.ModuleList(NormedExperts([1], dim, [dim], **stack) for _ in steps)
+        self.transfers = nn.ModuleList(TransferGate(dim, bias=False, **where) for _ in steps)
+        self.towers = Towers(
+            len(names), dim, tower_dims, norm=tower_norm, activation=tower_activation, **where
+        )
+
+    def forward(
+        self,
+        v: Tensor,
+        prior: Tensor | None = None,  # noqa: ARG002
+        ids: Tensor | None = None,  # noqa: ARG002
+    ) -> Tensor:
+        """Return the logits (B, T) of rows (B, D)."""
+        z = list(self.bottoms(v).unbind(1))
+        steps = zip(self.chain[:-1], self.chain[1:], self.handed_on, self.transfers, strict=True)
+        for before, task, hand_on, transfer in steps:
+            z[task] = transfer(hand_on(z[before])[:, 0], z[task])
+        logits: Tensor = self.towers(torch.stack(z, 1))
+        return logits
+
+    def all_shared(self) -> list[tuple[nn.Parameter, slice]]:
+        """Return what steps of the chain before the last learn, and hand on to several others."""
+        sources = [task in self.chain[:-1] for task in range(len(self.tasks))]
+        bottoms = rows_where(self.bottoms.parameters(), sources)
+        return [*bottoms, *whole(*self.handed_on[:-1], *self.transfers[:-1])]
+
+    def losses(self, logits: Tensor) -> dict[str, Tensor]:
+        """Return the penalty of later steps that are more probable than earlier ones."""
+        p = logits[:, self.chain].sigmoid()
+        return {"calibration": self.calibration * (p[:, 1:] - p[:, :-1]).relu().mean(0).sum()}

@@ -1,4 +1,4 @@
-"""A ranker as a file that other programs run."""
+"""Rankers for other runtimes: torch.export, AOTInductor, ONNX; written, checked, loaded again."""
 
 from __future__ import annotations
 
@@ -7,22 +7,167 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from textwrap import shorten
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
+from torch import Tensor
 from torch._dynamo.exc import UserError
 from torch.export import Dim, ExportedProgram, export
 
 from core_gates.errors import GatesError, MissingExtraError, check_option
 from core_gates.ops import kernels
 from harness.files import replacing
-from recsys.export.loading import SUFFIXES, load_exported
-from recsys.export.parity import check_parity, random_rows
+from recsys.embedding.lookup import MISSING
+from recsys.inputs import Rows
 from recsys.ranker import Ranker
+
+BATCHES = (1, 37, 500)
+TOLERANCE = 1e-5
+
+Score = Callable[..., Tensor]
+"""From sparse, dense and sequences to logits (B, T), as :meth:`Ranker.forward`."""
+
+
+def random_rows(ranker: Ranker, number: int, *, seed: int = 0) -> Rows:
+    """Return rows that a ranker can read: any rows of its tables, histories of any length.
+
+    Args:
+        ranker: Ranker.
+        number: Number of rows B.
+        seed: Of the random numbers.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    bank, (first, *_) = ranker.banks[0], ranker.input_layers
+    fields = [bank.sizes[field.table] for field in bank.fields]
+    sparse = [torch.randint(size, (number,), generator=draw) for size in fields]
+    sequences = []
+    for history in first.histories:
+        size, length = bank.sizes[bank.field(history.of).table], history.max_length
+        events = torch.randint(size, (number, length), generator=draw)
+        count = torch.randint(length + 1, (number, 1), generator=draw)
+        sequences.append(events.masked_fill(torch.arange(length) < length - count, MISSING))
+    return Rows(
+        torch.stack(sparse, 1) if sparse else torch.empty(number, 0, dtype=torch.int64),
+        torch.randn(number, ranker.dense_width, generator=draw),
+        tuple(sequences),
+    )
+
+
+@torch.no_grad()
+def largest_gaps(
+    ranker: Ranker, score: Score, batches: Sequence[int] = BATCHES
+) -> dict[int, float]:
+    """Return the largest difference between two rankers by size of the batch.
+
+    Differences are relative to 1 + |logit|.
+
+    Args:
+        ranker: In evaluation mode.
+        score: What is compared with it.
+        batches: Numbers of rows.
+    """
+    gaps = {}
+    for number in batches:
+        rows = random_rows(ranker, number, seed=number)
+        expected, found = ranker(*rows), score(*rows)
+        gaps[number] = float(((found - expected).abs() / (1 + expected.abs())).max())
+    return gaps
+
+
+def check_parity(ranker: Ranker, score: Score, form: str) -> dict[int, float]:
+    """Return the gaps, all of which are below 1e-5.
+
+    Raises:
+        GatesError: One is not.
+    """
+    gaps = largest_gaps(ranker, score)
+    for number, gap in gaps.items():
+        if not gap <= TOLERANCE:
+            raise GatesError(
+                f"the ranker exported as {form} is off by {gap:.2g} at a batch of {number} rows, "
+                f"more than {TOLERANCE:g}: use another form, and report this"
+            )
+    return gaps
+
+
+SUFFIXES = {"torch": ".pt2", "aoti": ".aoti.pt2", "onnx": ".onnx"}
+
+
+def load_exported(path: Path, form: str = "") -> Score:
+    """Return the function of an exported ranker: sparse, dense and sequences to logits (B, T).
+
+    Args:
+        path: File of :func:`~recsys.export.export_ranker`.
+        form: ``torch``, ``aoti`` or ``onnx``; that of the suffix if empty.
+
+    Raises:
+        GatesError: The file is absent, damaged or of no known form, or a package is missing.
+        ValueError: The form is unknown.
+    """
+    if not form:
+        fitting = [name for name, suffix in SUFFIXES.items() if path.name.endswith(suffix)]
+        if not fitting:
+            raise GatesError(f"{path} is no exported ranker: it ends in none of .pt2 and .onnx")
+        form = max(fitting, key=lambda name: len(SUFFIXES[name]))
+    check_option("form", form, SUFFIXES)
+    if not path.is_file():
+        raise GatesError(f"{path} does not exist: name a file that was exported")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of PyTorch about itself
+            return _LOADERS[form](path)
+    except (GatesError, MemoryError):
+        raise
+    except Exception as error:  # PyTorch and ONNX Runtime each raise their own errors
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise GatesError(f"{path} cannot be loaded: {line}; export it again") from error
+
+
+def _load_torch(path: Path) -> Score:
+    return _without_gradients(torch.export.load(path).module())
+
+
+def _load_aoti(path: Path) -> Score:
+    from torch._inductor import aoti_load_package
+
+    return _without_gradients(aoti_load_package(str(path)))
+
+
+def _load_onnx(path: Path) -> Score:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError("export", "onnxruntime") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [each.name for each in session.get_inputs()]
+
+    def score(sparse: Tensor, dense: Tensor, sequences: Sequence[Tensor] = ()) -> Tensor:
+        values = [value.numpy() for value in (sparse, dense, *sequences)]
+        return torch.from_numpy(session.run(None, dict(zip(names, values, strict=True)))[0])
+
+    return score
+
+
+def _without_gradients(run: Callable[..., Any]) -> Score:
+    def score(sparse: Tensor, dense: Tensor, sequences: Sequence[Tensor] = ()) -> Tensor:
+        with torch.no_grad():
+            return cast(Tensor, run(sparse, dense, tuple(sequences)))
+
+    return score
+
+
+_LOADERS: dict[str, Callable[[Path], Score]] = {
+    "torch": _load_torch,
+    "aoti": _load_aoti,
+    "onnx": _load_onnx,
+}
+
 
 Form = Literal["torch", "aoti", "onnx"]
 

@@ -1,1 +1,0 @@
-"""Rankers for other runtimes: torch.export, AOTInductor, ONNX."""

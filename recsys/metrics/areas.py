@@ -1,0 +1,271 @@
+"""The area under the ROC curve, exact, over all rows and within users.
+
+Both conventions of the literature.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from core_gates.errors import GatesError
+
+
+class Measured(NamedTuple):
+    """A figure, or the reason why there is none.
+
+    Attributes:
+        value: The figure; NaN where it is not defined.
+        reason: Why it is not defined, for example ``no positive row``; else empty.
+    """
+
+    value: float
+    reason: str = ""
+
+
+def binary_rows(
+    scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return scores (float64), labels (bool) and weights (float64), each (N,).
+
+    Args:
+        scores: (N,), larger for likelier positives.
+        labels: (N,), 0 or 1.
+        weights: (N,) sample weights; 1 by default.
+
+    Raises:
+        GatesError: Lengths differ, a score is NaN, a label is neither 0 nor 1, or a weight is
+            negative or not finite.
+    """
+    values, truth = _column("scores", scores), np.asarray(labels)
+    given = np.ones(len(values)) if weights is None else _column("weights", weights)
+    if not values.shape == truth.shape == given.shape:
+        raise GatesError(
+            f"scores {values.shape}, labels {truth.shape} and weights {given.shape} must have one "
+            "length"
+        )
+    if unknown := int(np.isnan(values).sum()):
+        raise GatesError(f"{unknown} of {values.size} scores are NaN; leave out rows without one")
+    if truth.dtype != bool:
+        positive = truth == 1
+        if wrong := int((~positive & (truth != 0)).sum()):
+            raise GatesError(
+                f"{wrong} of {truth.size} labels are neither 0 nor 1; mask rows without a label"
+            )
+        truth = positive
+    if not (np.isfinite(given) & (given >= 0)).all():
+        raise GatesError("weights must be finite and not negative")
+    return values, truth, given
+
+
+def probabilities(probs: np.ndarray) -> np.ndarray:
+    """Return the probabilities, if they are.
+
+    Raises:
+        GatesError: One lies outside of [0, 1].
+    """
+    if probs.size and not (probs.min() >= 0 and probs.max() <= 1):
+        raise GatesError(
+            f"probabilities lie in [0, 1], found {probs.min():.4g} to {probs.max():.4g}; apply the "
+            "sigmoid to logits first"
+        )
+    return probs
+
+
+def missing_class(positive: float, negative: float) -> str:
+    """Return why a ranking of two classes is not defined; empty where it is.
+
+    Args:
+        positive: Weight of the positive rows.
+        negative: Weight of the negative rows.
+    """
+    if positive > 0 and negative > 0:
+        return ""
+    if positive == negative == 0:
+        return "no row"
+    return "no positive row" if positive == 0 else "no negative row"
+
+
+def _column(name: str, values: ArrayLike) -> np.ndarray:
+    column = np.asarray(values, dtype=float)
+    if column.ndim != 1:
+        raise GatesError(f"{name} have shape {column.shape}, expected one per row (N,)")
+    return column
+
+
+def auc(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> Measured:
+    """Return the probability that a positive row scores above a negative one, ties counting half.
+
+    Exact, by one sort: O(N log N).
+
+    Args:
+        scores: (N,).
+        labels: (N,), 0 or 1.
+        weights: (N,) sample weights; 1 by default.
+
+    Returns:
+        The area, NaN with the reason where one of the two classes has no weight.
+
+    Raises:
+        GatesError: Lengths differ, a score is NaN, or a label is neither 0 nor 1.
+    """
+    values, positive, given = binary_rows(scores, labels, weights)
+    order = np.argsort(values)
+    values, positive, given = values[order], positive[order], given[order]
+    negatives = np.where(positive, 0.0, given)
+    total = float(given[positive].sum()), float(negatives.sum())
+    if reason := missing_class(*total):
+        return Measured(float("nan"), reason)
+    starts = np.flatnonzero(values[1:] != values[:-1]) + 1
+    starts = np.concatenate(([0], starts))
+    tied = np.add.reduceat(negatives, starts)
+    own = np.add.reduceat(np.where(positive, given, 0.0), starts)
+    wins = own @ (tied.cumsum() - tied / 2)
+    return Measured(float(wins / (total[0] * total[1])))
+
+
+class GroupedAUC(NamedTuple):
+    """The mean AUC of users, over those with rows of both classes.
+
+    Attributes:
+        weighted: Σ n_u AUC_u / Σ n_u, n_u the rows (or weight) of a user (Zhu et al., 2017; HoME,
+            arXiv 2408.05430).
+        mean: Every user counts the same (TorchEasyRec's ``GroupedAUC``).
+        users: Users with both classes.
+        excluded: Users without.
+        reason: Why there is no value; else empty.
+    """
+
+    weighted: float
+    mean: float
+    users: int
+    excluded: int
+    reason: str = ""
+
+
+class UserAUC(NamedTuple):
+    """The AUC of every user, the moments that grouped AUC is made of.
+
+    Attributes:
+        users: (U,) users, ascending.
+        auc: (U,), NaN where a user lacks one of the classes.
+        weight: (U,) rows of each, or their weight.
+    """
+
+    users: np.ndarray
+    auc: np.ndarray
+    weight: np.ndarray
+
+
+def gauc(
+    scores: ArrayLike, labels: ArrayLike, users: ArrayLike, weights: ArrayLike | None = None
+) -> GroupedAUC:
+    """Return the grouped AUC in both conventions; O(N log N), without a loop over users.
+
+    Args:
+        scores: (N,).
+        labels: (N,), 0 or 1.
+        users: (N,) user of each row, integers or strings.
+        weights: (N,) sample weights; 1 by default.
+
+    Raises:
+        GatesError: Lengths differ, a score is NaN, or a label is neither 0 nor 1.
+    """
+    return grouped(user_auc(scores, labels, users, weights))
+
+
+def grouped(found: UserAUC) -> GroupedAUC:
+    """Return the mean over users, weighted and not."""
+    known = ~np.isnan(found.auc)
+    count, excluded = int(known.sum()), int((~known).sum())
+    if not count:
+        return GroupedAUC(float("nan"), float("nan"), 0, excluded, "no user has both classes")
+    areas, weight = found.auc[known], found.weight[known]
+    weighted = float(areas @ weight / weight.sum())
+    return GroupedAUC(weighted, float(areas.mean()), count, excluded)
+
+
+def user_auc(
+    scores: ArrayLike, labels: ArrayLike, users: ArrayLike, weights: ArrayLike | None = None
+) -> UserAUC:
+    """Return the AUC and the weight of every user; see :func:`gauc`."""
+    values, positive, given = binary_rows(scores, labels, weights)
+    names, index = numbered_users(users, len(values))
+    order = np.argsort(values)
+    order = order[np.argsort(index[order], kind="stable")]
+    values, positive, given, owner = values[order], positive[order], given[order], index[order]
+    first = np.ones(len(values), dtype=bool)
+    first[1:] = (values[1:] != values[:-1]) | (owner[1:] != owner[:-1])
+    starts = np.flatnonzero(first)
+    if not len(starts):
+        return UserAUC(names, np.zeros(0), np.zeros(0))
+    own = np.add.reduceat(np.where(positive, given, 0.0), starts)
+    tied = np.add.reduceat(np.where(positive, 0.0, given), starts)
+    owner = owner[starts]
+    size = len(names)
+    positives = np.bincount(owner, own, size)
+    negatives = np.bincount(owner, tied, size)
+    before = np.concatenate(([0.0], negatives.cumsum()[:-1]))[owner]  # those of earlier users
+    wins = np.bincount(owner, own * (tied.cumsum() - tied / 2 - before), size)
+    pairs = positives * negatives
+    areas = np.divide(wins, pairs, out=np.full(size, np.nan), where=pairs > 0)
+    return UserAUC(names, areas, positives + negatives)
+
+
+def numbered_users(users: ArrayLike, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distinct users (U,), ascending, and the number of each row's user (N,).
+
+    Args:
+        users: (N,) user of each row.
+        rows: Rows N that there are.
+
+    Raises:
+        GatesError: There is not one user per row.
+    """
+    found = np.asarray(users)
+    if found.shape != (rows,):
+        raise GatesError(f"users have shape {found.shape}, expected one for each of {rows} rows")
+    names, index = np.unique(found, return_inverse=True)
+    return names, index.reshape(-1)
+
+
+class Gains(NamedTuple):
+    """A multi-task model compared with single-task ones.
+
+    Attributes:
+        mean: Mean over tasks of (AUC − ½) / (single-task AUC − ½) − 1; NaN without a task.
+        worse: Tasks whose AUC is lower than alone: the seesaw count.
+        tasks: Tasks compared.
+        left_out: Tasks without an AUC, or whose single-task AUC is not above ½.
+    """
+
+    mean: float
+    worse: int
+    tasks: int
+    left_out: int
+
+
+def gains_over_single(
+    model: Mapping[str, float], single: Mapping[str, float], *, margin: float = 0.0
+) -> Gains:
+    """Return the mean relative gain over single-task models, and the number of tasks that lost.
+
+    Args:
+        model: Task to AUC.
+        single: Task to the AUC of a model of that task alone.
+        margin: Losses up to this do not count as worse.
+
+    Raises:
+        GatesError: The tasks differ.
+    """
+    if model.keys() != single.keys():
+        raise GatesError(
+            f"tasks differ: {', '.join(model)} and, alone, {', '.join(single)}; expected the same"
+        )
+    pairs = [(model[task], single[task]) for task in model]
+    known = [(own, alone) for own, alone in pairs if np.isfinite(own) and alone > 0.5]
+    gains = [(own - 0.5) / (alone - 0.5) - 1 for own, alone in known]
+    worse = sum(own < alone - margin for own, alone in known)
+    mean = float(np.mean(gains)) if gains else float("nan")
+    return Gains(mean, worse, len(known), len(pairs) - len(known))

@@ -1,1 +1,0 @@
-"""Encoders of histories: mean, target attention, short transformer."""
