@@ -293,8 +293,7 @@ class Remembering:
         frames = {0.0: background}
         frames[ahead] = advance(self._forecast, background[None], ahead, self._start)[0]
         if self._start is not None and ahead == WINDOW_HOURS <= hours:
-            earlier = advance(self._forecast, self._start, hours - ahead, self._before)
-            frames[-ahead] = earlier[0]
+            frames[-ahead] = advance(self._forecast, self._start, hours - ahead, self._before)[0]
         elif self._start is not None and ahead > WINDOW_HOURS:
             frames[-hours] = self._start[0]
         order = sorted(frames)

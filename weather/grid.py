@@ -105,8 +105,7 @@ class Grid:
         if tuple(field.shape[-2:]) != self.shape:
             raise ValueError(f"expected (..., H, W) on {self.shape}, found {tuple(field.shape)}")
         field = at_least_single(field)
-        weights = self.area_weights().to(field)
-        return (field.mean(-1) * weights).mean(-1)
+        return (field.mean(-1) * self.area_weights().to(field)).mean(-1)
 
 
 def at_least_single(field: Tensor) -> Tensor:

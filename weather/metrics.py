@@ -53,8 +53,7 @@ def mse(forecast: Tensor, truth: Tensor, weights: Tensor) -> Tensor:
 
     The difference is in single precision at least, as its square may exceed half.
     """
-    difference = at_least_single(forecast) - at_least_single(truth)
-    return spatial_mean(difference.square(), weights)
+    return spatial_mean((at_least_single(forecast) - at_least_single(truth)).square(), weights)
 
 
 def rmse(forecast: Tensor, truth: Tensor, weights: Tensor) -> Tensor:
@@ -111,8 +110,7 @@ def recovery_time(
         raise ValueError(f"an outage {outage} does not lie inside {len(errors)} cycles")
     level = errors[max(0, 2 * start - stop) : start].mean(0)
     accepted = errors[stop:] <= tolerance * level
-    first = accepted.int().argmax(0) * hours
-    return torch.where(accepted.any(0), first, torch.inf)
+    return torch.where(accepted.any(0), accepted.int().argmax(0) * hours, torch.inf)
 
 
 class DepartureSums(NamedTuple):

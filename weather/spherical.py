@@ -226,8 +226,7 @@ def _latitude_tables(truncation: int, num_latitudes: int, radius: float) -> dict
     degree = torch.arange(truncation + 1, dtype=torch.float64)
     order = degree[:, None, None]
     laplacian = -degree * (degree + 1) / radius**2
-    inverse = torch.where(degree > 0, -1 / laplacian, 0.0)[:, None]
-    wind = inverse / (radius * cosines)
+    wind = torch.where(degree > 0, -1 / laplacian, 0.0)[:, None] / (radius * cosines)
     flux = weights / 2 / (radius * cosines)
     # Each table serves the real and the imaginary part: (2 M, ...)
     return {

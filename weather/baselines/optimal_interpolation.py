@@ -203,8 +203,7 @@ class IterativeInterpolation:
         Raises:
             ValueError: Shapes differ.
         """
-        size = math.prod(self._deviation.shape)
-        check_shapes(background, observations, size, self.members)
+        check_shapes(background, observations, math.prod(self._deviation.shape), self.members)
         analysis = background.clone()
         for timeline, errors in enumerate(observations.errors):
             weight = torch.where(errors.isfinite(), 1 / errors.double(), 0.0)  # (C,H,W)

@@ -170,8 +170,7 @@ class SpectralCovariance:
         rotation = scalar * transform.laplacian.square() / energy.sum()  # of a unit wind
         east, north = variance[list(layout.eastward)], variance[list(layout.northward)]
         winds = rotation[:, None] * (east + north) / 2
-        scalars = scalar[:, None] * variance[list(layout.scalars)]
-        spectra = torch.cat((scalars, winds, winds), 1)
+        spectra = torch.cat((scalar[:, None] * variance[list(layout.scalars)], winds, winds), 1)
         return cls(transform, channels, spectra.diag_embed())
 
     def increment(self, control: Tensor) -> Tensor:

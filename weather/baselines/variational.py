@@ -67,8 +67,7 @@ def to_analyze(background: Tensor, observations: GriddedObservations) -> tuple[T
 def finite_or(states: Tensor, found: Tensor) -> Tensor:
     """Return what was found (N, C, H, W), in the type of the states, which stay where it is not."""
     found = found.to(states)
-    kept = found.flatten(1).isfinite().all(1)[:, None, None, None]
-    return torch.where(kept, found, states)
+    return torch.where(found.flatten(1).isfinite().all(1)[:, None, None, None], found, states)
 
 
 class FourDVar:

@@ -47,8 +47,7 @@ def channel_statistics(
     """
     moments = _reduced(_Moments(area_weights.numpy()), _lazy(frames, positions))  # (T, 2, C)
     mean = moments[:, 0].mean(0)
-    variance = (moments[:, 1] + (moments[:, 0] - mean) ** 2).mean(0)
-    return Statistics(mean, np.sqrt(variance))
+    return Statistics(mean, np.sqrt((moments[:, 1] + (moments[:, 0] - mean) ** 2).mean(0)))
 
 
 def root_mean_square_difference(
@@ -346,7 +345,6 @@ def _empty(
     for name in _names(channels):
         dims = _dims(channels, name)
         shape = [len(coordinates[dim]) for dim in dims]
-        chunks = [1, 1, *shape[2:]]
-        values = dask.array.full(shape, np.nan, dtype=np.float32, chunks=chunks)
+        values = dask.array.full(shape, np.nan, dtype=np.float32, chunks=[1, 1, *shape[2:]])
         variables[name] = (dims, values, attributes_of(name))
     return xr.Dataset(variables, coordinates, attributes)

@@ -118,8 +118,7 @@ def _blocks(dataset: xr.Dataset) -> Iterator[xr.Dataset]:
         block = dataset.isel(time=slice(start, start + length))
         fields = {}
         for name, array in block.items():
-            attributes = dict(attributes_of(str(name)))
-            fields[name] = array.astype(np.float32).assign_attrs(attributes)
+            fields[name] = array.astype(np.float32).assign_attrs(dict(attributes_of(str(name))))
         yield block.assign(fields)
 
 

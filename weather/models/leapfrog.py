@@ -50,8 +50,7 @@ def random_coefficients(
     draws[0, :, 1] = 0.0  # zonal means are real
     order = torch.arange(last + 1)[:, None]
     degree = torch.arange(last + 1)
-    inside = (degree >= first) & (degree >= order)
-    band = torch.view_as_complex(draws) * inside
+    band = torch.view_as_complex(draws) * ((degree >= first) & (degree >= order))
     power = band.abs().square()
     power = power[0].sum() + 2 * power[1:].sum()
     coefficients = torch.zeros(transform.size, transform.size, dtype=torch.complex128)

@@ -185,8 +185,7 @@ def _away(
     """
     if not len(good):
         return np.zeros(0, dtype=int)
-    level = np.arange(len(offset))
-    place = np.searchsorted(good, level)
+    place = np.searchsorted(good, np.arange(len(offset)))
     below, above = good[np.maximum(place - 1, 0)], good[np.minimum(place, len(good) - 1)]
 
     def near(end: np.ndarray) -> np.ndarray:

@@ -64,8 +64,7 @@ class Decoded:
             reason: Why.
         """
         rows = np.asarray(where, dtype=bool)
-        values = self.wide.loc[rows, list(names)]
-        if count := int(values.notna().to_numpy().sum()):
+        if count := int(self.wide.loc[rows, list(names)].notna().to_numpy().sum()):
             self.rejected[reason] += count
             self.wide.loc[rows, list(names)] = np.nan
 
@@ -137,8 +136,7 @@ class Decoded:
         )
         virtual = conversions.virtual_temperature(warm, wide["humidity"])
         bad = np.zeros((2, len(wide)), dtype=bool)
-        rows_of = wide.groupby("sounding").indices
-        for rows in rows_of.values():
+        for rows in wide.groupby("sounding").indices.values():
             level, height = (wide[name].to_numpy()[rows] for name in ("level_hpa", "height"))
             bad[:, rows] = inconsistent_levels(level, height, virtual[rows])
         for wrong, name in zip(bad, ("height", "temperature"), strict=True):

@@ -32,8 +32,7 @@ def cell_of(grid: Grid, latitude: Tensor, longitude: Tensor) -> tuple[Tensor, Te
     row = row if ascending else grid.shape[0] - 1 - row
     west = grid.longitude_bounds()[:-1]
     eastward = (longitude.to(west) - west[0]) % 360.0
-    column = torch.searchsorted((west - west[0]).contiguous(), eastward, right=True) - 1
-    return row, column
+    return row, torch.searchsorted((west - west[0]).contiguous(), eastward, right=True) - 1
 
 
 class _Fields(NamedTuple):

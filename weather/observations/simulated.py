@@ -27,8 +27,7 @@ def bernoulli_network(grid: Grid, density: float, *, seed: int) -> Tensor:
         raise ValueError(
             f"density is {density}, expected a fraction of the grid points from 0 to 1"
         )
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(grid.shape, generator=generator) < density
+    return torch.rand(grid.shape, generator=torch.Generator().manual_seed(seed)) < density
 
 
 def station_network(grid: Grid, count: int, *, seed: int) -> Tensor:

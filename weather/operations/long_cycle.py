@@ -325,8 +325,7 @@ class _Work:
         self.parts.reports.restore(counts)
         history = getattr(self.parts.assimilator, "history", None)
         if isinstance(history, AnalysisHistory) and bool(seen.mask.any()):
-            ages = history.ages(background[None])
-            history.remember(self._analysis(number)[None], seen, ages)
+            history.remember(self._analysis(number)[None], seen, history.ages(background[None]))
 
     def _analysis(self, number: int) -> Tensor:
         """Return an analysis (1,C,H,W) from disk."""

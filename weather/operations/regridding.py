@@ -202,8 +202,7 @@ class _Work:
 
     def _values(self, block: _Block) -> np.ndarray:
         array = self.dataset[block.name]
-        part = array.isel(dict(zip(array.dims, block.where, strict=False)))
-        values = read_values(part)
+        values = read_values(array.isel(dict(zip(array.dims, block.where, strict=False))))
         kind = np.float64 if values.dtype == np.float64 else np.float32
         return np.ascontiguousarray(values, kind)
 

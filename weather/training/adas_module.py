@@ -228,8 +228,7 @@ class AdasModule(L.LightningModule):
     def _guard(self, states: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
         """Return states, replaced by the truth where they have left it, and their scores (B,)."""
         truth = truth.to(states)
-        std = self.analysis.normalizer.std
-        score = normalized_rmse(states - truth, std, self.area_weights)
+        score = normalized_rmse(states - truth, self.analysis.normalizer.std, self.area_weights)
         lost = ~(score <= self.divergence_limit)  # also catches NaN
         return torch.where(lost[:, None, None, None], truth, states), score
 

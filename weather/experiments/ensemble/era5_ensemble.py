@@ -66,8 +66,7 @@ def analyze_case(
     source: EnsembleSample, task: Task, case: Case, density: float, method: Assimilator
 ) -> Tensor:
     """Return the analysis (C,H,W) of one case, the mean if the method is an ensemble."""
-    one = source.observe_case(task, case, density)
-    observations = GriddedObservations.stack([one])
+    observations = GriddedObservations.stack([source.observe_case(task, case, density)])
     single = method.members == 1
     background = case.background[None] if single else case.ensemble
     return method.analyse(background[None], observations)[0].mean(0)
@@ -102,8 +101,7 @@ def case_departures(
     every: int = 6,
 ) -> Departures:
     """Return the departures from assimilated and withheld observations in every sixth case."""
-    points = withheld_points(source.grid, 11)
-    departures = Departures(points[None])
+    departures = Departures(withheld_points(source.grid, 11)[None])
     for case in source.cases(task)[:cases][::every]:
         observations = GriddedObservations.stack([source.observe_case(task, case, density)])
         single = method.members == 1
@@ -205,8 +203,7 @@ class EnsembleScores:
                 self.load(name, seed).expecting(sd) for seed in self.seeds
             ]
         else:
-            method = classical(self.methods(task.kind), name)
-            members = [built(self.settings, method, task.name)]
+            members = [built(self.settings, classical(self.methods(task.kind), name), task.name)]
         errors = [
             case_errors(self.source, task.kind, task.density, one, cases=self.cases, tick=tick)
             for one in members

@@ -150,8 +150,7 @@ def analyze_case(
 ) -> Tensor:
     """Return the analysis (C,H,W) of a case."""
     observations = GriddedObservations.stack([source.observe_case(case, density)])
-    background = source.backgrounds[case.background]
-    return method.analyse(background[None, None], observations)[0, 0]
+    return method.analyse(source.backgrounds[case.background][None, None], observations)[0, 0]
 
 
 def mean_squares(
@@ -232,8 +231,7 @@ class ReanalysisScores:
         self.departures[key] = tuple(DepartureSums.from_tensors(found, f"{name}.") for name in SUMS)
 
     def _density(self, task: str) -> float:
-        tasks = self.source.tasks(self.densities)
-        return next(one.density for one in tasks if one.name == task)
+        return next(one.density for one in self.source.tasks(self.densities) if one.name == task)
 
     def _members(self, name: str, task: str) -> list[Assimilator | None]:
         if name == CLIMATE:

@@ -290,8 +290,7 @@ class ReanalysisData:
     def background_states(self, times: np.ndarray) -> Tensor:
         """Return the backgrounds (N,C,H,W) of some of :attr:`background_times`."""
         if self.background.kind == "earlier":
-            starts = self.background.starts(self.times)
-            places = starts[np.searchsorted(self.times, times)]
+            places = self.background.starts(self.times)[np.searchsorted(self.times, times)]
         else:
             places = np.searchsorted(self.times[self.cached_times], times)
         return torch.stack([self.backgrounds[int(place)] for place in places])
@@ -328,8 +327,7 @@ class ReanalysisData:
             usual = float(observation_error(name, pressure)[0])
             if not np.isfinite(usual):
                 usual = float(self.background_sd[channel]) / 2
-            sd = float(self.normalizer.std[channel])
-            found.append(given.get(name, min(usual, sd)))
+            found.append(given.get(name, min(usual, float(self.normalizer.std[channel]))))
         return torch.tensor(found)
 
 

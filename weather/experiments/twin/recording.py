@@ -105,8 +105,7 @@ def _record_part(
     observations = (
         observe(now, networks[:, None], world.error_sd, generator=noise) for now in truth
     )
-    forecast = (world.model, world.imperfect)[model]
-    cycle = Cycle(forecast, make_assimilator(density), world.hours)
+    cycle = Cycle((world.model, world.imperfect)[model], make_assimilator(density), world.hours)
     first = world.first_background("training")[members]
     sd = world.climatological_sd()
     lost = torch.zeros(len(members), dtype=torch.bool)

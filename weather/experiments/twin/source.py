@@ -179,8 +179,7 @@ class TwinSource(TwinExperiment):
     def _cycled(self, block: int, position: int, timeline: int) -> AssimilationBatch:
         start = generator(self.seed, 1, block, timeline)
         times = self.recording.time
-        last = self.world.cycles - self.block
-        index, row = self._draw_kept(start, int((times <= last).sum()))
+        index, row = self._draw_kept(start, int((times <= self.world.cycles - self.block).sum()))
         draw = generator(self.seed, 2, block, timeline, position)
         network = self.recording.network[row]
         return self._problem(timeline, position == 0, index, row, position, network, draw)

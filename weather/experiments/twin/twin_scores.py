@@ -79,8 +79,7 @@ class TwinScores:
 
     def take(self, work: Work, found: Mapping[str, Tensor]) -> None:
         """Keep what :meth:`compute` returned."""
-        task = self.evaluation.task(work.task)
-        self._take(task, work.method, CycleScores.from_tensors(found))
+        self._take(self.evaluation.task(work.task), work.method, CycleScores.from_tensors(found))
 
     def cycle(self, task: TwinTask, name: str, tick: Tick = no_tick) -> CycleScores:
         """Return the scores of a method, or of the networks of all seeds on all timelines."""

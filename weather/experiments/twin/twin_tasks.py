@@ -135,8 +135,7 @@ def score_cycle(
 def _spread(states: Tensor, area_weights: Tensor) -> Tensor:
     if states.shape[1] == 1:
         return states.new_zeros(states.shape[0], states.shape[2])
-    variance = states.var(1).mean(-1) * area_weights.to(states)
-    return variance.mean(-1).sqrt()
+    return (states.var(1).mean(-1) * area_weights.to(states)).mean(-1).sqrt()
 
 
 def settled(scores: CycleScores, free: CycleScores | None = None) -> Tensor:
@@ -387,8 +386,7 @@ class TwinEvaluation:
             scores = self.run(task, assimilator, "tuning")
         except ValueError:  # an analysis that cannot be computed, such as with an indefinite matrix
             return math.inf
-        error = self.error(task, scores, "tuning") / self.climatological_sd
-        return float(error.mean(1).max())
+        return float((self.error(task, scores, "tuning") / self.climatological_sd).mean(1).max())
 
     def classical(self) -> list[Method]:
         """Return the classical methods."""

@@ -92,8 +92,7 @@ class PatchEmbedding(nn.Module):
             slices.append(levels.view(upper.shape[0], upper.shape[2], *levels.shape[1:]))
         if self.surface is not None:
             slices.append(self.surface(surface)[:, None])
-        tokens = torch.cat([part.movedim(2, -1) for part in slices], dim=1)
-        normalized: Tensor = self.norm(tokens)
+        normalized: Tensor = self.norm(torch.cat([part.movedim(2, -1) for part in slices], dim=1))
         return normalized.movedim(-1, 1)
 
 
@@ -415,8 +414,7 @@ class Adas(nn.Module):
         middle = self.stages[1](fine)
         streams = self.stages[3](self.stages[2](middle), middle)
         streams = self.stages[4](streams, fine)
-        x = self.decoder(self.fusion(join_features(*streams)))
-        result: Tensor = self.recovery(x)
+        result: Tensor = self.recovery(self.decoder(self.fusion(join_features(*streams))))
         return result
 
     def _embed(self, *fields: Tensor) -> Streams:

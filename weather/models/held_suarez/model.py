@@ -237,8 +237,7 @@ class HeldSuarez(LeapfrogModel):
 
     def _mass(self, log_pressure: Tensor) -> Tensor:
         """Return the mean surface pressure (N,) over the reference of ln ps (2, M, L, N)."""
-        pressure = self.transform.synthesis(log_pressure).exp()
-        return self.transform.analysis(pressure)[0, 0, 0]
+        return self.transform.analysis(self.transform.synthesis(log_pressure).exp())[0, 0, 0]
 
     def advance(self, previous: Tensor, current: Tensor, span: int) -> Tensor:
         """Return the coefficients ``span`` time steps after ``previous``."""
@@ -251,8 +250,7 @@ class HeldSuarez(LeapfrogModel):
         rates = column_tendencies(air, self.levels, REFERENCE_TEMPERATURE)
         target = equilibrium_temperature(log_pressure, self.levels.centers, self.latitude)
         deficit = target.sub_(REFERENCE_TEMPERATURE) - air.temperature
-        heating = torch.addcmul(rates.heating, self.relaxation, deficit)
-        return self._gather(air, rates, heating)
+        return self._gather(air, rates, torch.addcmul(rates.heating, self.relaxation, deficit))
 
     def _on_grid(self, spectral: Tensor) -> tuple[Columns, Tensor]:
         """Return the columns and the logarithm of surface pressure (W, H, N).

@@ -290,8 +290,7 @@ class ShallowWater(LeapfrogModel):
         energy = transform.analysis(torch.addcmul(u * u, v, v))
         spin = transform.curl(x[..., :members], y[..., :members])
         pull = torch.addcmul(spin, energy, transform.laplacian[:, None], value=-0.5)
-        outflow = transform.divergence(x, y)
-        rates = torch.cat((pull, -outflow), dim=-1)
+        rates = torch.cat((pull, -transform.divergence(x, y)), dim=-1)
         return rates.view(*rates.shape[:-1], 3, members)
 
 

@@ -219,8 +219,7 @@ def _found(frames: list[pd.DataFrame], kinds: list[str], lost: Counter[str]) -> 
         parts.append(found.frame)
         reports += found.reports
         rejected += found.rejected
-    note = _listed(lost)
-    return Found(pd.concat(parts, ignore_index=True), reports, rejected, note)
+    return Found(pd.concat(parts, ignore_index=True), reports, rejected, _listed(lost))
 
 
 def _listed(lost: Counter[str]) -> str:

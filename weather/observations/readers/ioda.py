@@ -67,8 +67,7 @@ def read_ioda(path: Path) -> Found:
     except (OSError, RuntimeError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise GatesError(f"damaged or truncated NetCDF ({reason}); copy it again") from error
-    note = f"not converted: {', '.join(unknown)}" if unknown else ""
-    return Found.of(decoded, note)
+    return Found.of(decoded, f"not converted: {', '.join(unknown)}" if unknown else "")
 
 
 def _decode(file: h5py.File) -> tuple[Decoded, list[str]]:
@@ -151,8 +150,7 @@ def _soundings(wide: pd.DataFrame, meta: Mapping[str, h5py.Dataset]) -> np.ndarr
         if name in meta:
             return _numbers(meta[name])
     station = wide["station"] if "station" in wide else wide["latitude"].astype(str)
-    key = station + wide["time"].astype(str)
-    return pd.factorize(key)[0].astype(np.float64)
+    return pd.factorize(station + wide["time"].astype(str))[0].astype(np.float64)
 
 
 def _original(group: h5py.Group) -> list[tuple[str, str]]:
