@@ -141,8 +141,9 @@ def regular_grid(num_latitudes: int, num_longitudes: int, *, poles: bool) -> Gri
     if num_latitudes < (2 if poles else 1):
         raise ValueError(f"num_latitudes={num_latitudes} is too small for poles={poles}")
     edge = 90.0 if poles else 90.0 - 90.0 / num_latitudes
-    latitude = torch.linspace(edge, -edge, num_latitudes, dtype=torch.float64)
-    return Grid(latitude, _longitudes(num_longitudes))
+    return Grid(
+        torch.linspace(edge, -edge, num_latitudes, dtype=torch.float64), _longitudes(num_longitudes)
+    )
 
 
 def great_circle_km(lat1: Tensor, lon1: Tensor, lat2: Tensor, lon2: Tensor) -> Tensor:

@@ -5,14 +5,14 @@ Plain functions of tensors.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from harness.evidence import Scores
+from harness.evidence import Row, Scores
 from weather.baselines.assimilator import Assimilator
 from weather.cycle import CycleStep
 from weather.grid import Grid, at_least_single
@@ -224,8 +224,9 @@ class Departures:
         self.assimilated = _plus(self.assimilated, background, step.analysis.mean(1), observations)
         if self._seen % self.every == 0:
             analysis = assimilator.analyse(step.background, observations.withhold(~self.points))
-            hidden = observations.withhold(self.points)
-            self.withheld = _plus(self.withheld, background, analysis.mean(1), hidden)
+            self.withheld = _plus(
+                self.withheld, background, analysis.mean(1), observations.withhold(self.points)
+            )
         self._seen += 1
 
 
@@ -258,6 +259,22 @@ def figures(
     if withheld is not None:
         found["withheld_rmse"] = withheld.analysis_rms()
     return {name: torch.as_tensor(values).tolist() for name, values in found.items()}
+
+
+def departure_rows(
+    method: str,
+    task: str,
+    labels: Sequence[str],
+    assimilated: DepartureSums | None,
+    withheld: DepartureSums | None,
+    n: int = 1,
+) -> list[Row]:
+    """Return what `figures` reports as rows, one for each of the channels with these labels."""
+    return [
+        Row(method, task, f"{stem}_{label}", value, n=n)
+        for stem, values in figures(assimilated, withheld).items()
+        for label, value in zip(labels, values, strict=True)
+    ]
 
 
 def joined(parts: Iterable[Scores]) -> Scores:

@@ -52,9 +52,7 @@ class Regridder(nn.Module):
             columns = _periodic_linear(source.longitude, target.longitude)
         else:
             raise ValueError(f"method must be 'conservative' or 'bilinear', got {method!r}")
-        self.source = source
-        self.target = target
-        self.method = method
+        self.source, self.target, self.method = source, target, method
         self.register_buffer("rows", rows, persistent=False)
         self.register_buffer("columns", columns, persistent=False)
         self._sparse: list[Any] = [scipy.sparse.csr_array(one.numpy()) for one in (rows, columns)]
@@ -98,8 +96,9 @@ def _latitude_overlaps(source: Grid, target: Grid) -> Tensor:
 
 def _longitude_overlaps(source: Grid, target: Grid) -> Tensor:
     ours, theirs = source.longitude_bounds(), target.longitude_bounds()
-    turns = torch.arange(-3, 4) * 360.0
-    overlaps = torch.stack([_overlaps(ours + turn, theirs) for turn in turns]).sum(0)
+    overlaps = torch.stack(
+        [_overlaps(ours + turn, theirs) for turn in torch.arange(-3, 4) * 360.0]
+    ).sum(0)
     return overlaps / overlaps.sum(1, keepdim=True)
 
 

@@ -135,8 +135,9 @@ class SphericalTransform(nn.Module):
 
     def fourier(self, grid: Tensor) -> Tensor:
         """Return the Fourier coefficients ``(2, M, H, K)`` of a grid field ``(W, H, K)``."""
-        waves = self._to_fourier @ grid.reshape(grid.shape[0], -1)
-        return waves.view(2, self.size, *grid.shape[1:])
+        return (self._to_fourier @ grid.reshape(grid.shape[0], -1)).view(
+            2, self.size, *grid.shape[1:]
+        )
 
     def analysis(self, grid: Tensor) -> Tensor:
         """Return the coefficients ``(2, M, L, K)`` of a grid field ``(W, H, K)``."""
@@ -175,8 +176,9 @@ class SphericalTransform(nn.Module):
             x: `fourier` of the eastward component (2, M, H, K).
             y: `fourier` of the northward component (2, M, H, K).
         """
-        result = self._legendre(self._flux_across, y)
-        return _add_turned(result, self._flux_along, x, keep=-1, sign=-1)
+        return _add_turned(
+            self._legendre(self._flux_across, y), self._flux_along, x, keep=-1, sign=-1
+        )
 
     def curl(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the vertical curl ``(2, M, L, K)`` of a vector field, as in `divergence`."""
@@ -295,15 +297,18 @@ def to_coefficients(states: Tensor, transform: SphericalTransform, layout: Field
     if layout.scalars:
         parts.append(transform.analysis(_packed(states, layout.scalars, transform)))
     if layout.eastward:
-        winds = (layout.eastward, layout.northward)
-        x, y = (transform.fourier(_packed(states, wind, transform)) for wind in winds)
+        x, y = (
+            transform.fourier(_packed(states, wind, transform))
+            for wind in (layout.eastward, layout.northward)
+        )
         parts += [transform.curl(x, y), transform.divergence(x, y)]
     return torch.cat(parts, -1).unflatten(-1, (-1, len(states)))
 
 
 def to_states(coefficients: Tensor, transform: SphericalTransform, layout: FieldLayout) -> Tensor:
     """Return the states (K, C, H, W), float64, of coefficients (2, M, L, F, K)."""
-    scalars, vorticity, divergence = _split(coefficients, layout)
+    sizes = (len(layout.scalars), len(layout.eastward), len(layout.eastward))
+    scalars, vorticity, divergence = coefficients.split(sizes, dim=-2)
     parts = []
     if layout.scalars:
         parts.append(transform.synthesis(scalars.flatten(-2)))
@@ -311,12 +316,6 @@ def to_states(coefficients: Tensor, transform: SphericalTransform, layout: Field
         parts += transform.wind_synthesis(vorticity.flatten(-2), divergence.flatten(-2))
     fields = torch.cat(parts, -1).unflatten(-1, (-1, coefficients.shape[-1]))
     return layout.restore(fields, -2).permute(3, 2, 1, 0)
-
-
-def _split(fields: Tensor, layout: FieldLayout) -> tuple[Tensor, Tensor, Tensor]:
-    count = len(layout.eastward)
-    scalars, vorticity, divergence = fields.split((len(layout.scalars), count, count), dim=-2)
-    return scalars, vorticity, divergence
 
 
 def _packed(states: Tensor, channels: tuple[int, ...], transform: SphericalTransform) -> Tensor:

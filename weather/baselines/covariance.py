@@ -322,8 +322,7 @@ class HomogeneousCovariance:
         self._deviation = standard_deviation.flatten().to(self.dtype)
         self._correlation = channel_correlation.to(self.dtype)
         self._points = GridPoints(grid)
-        self.grid = grid
-        self.length_km = length_km
+        self.grid, self.length_km = grid, length_km
         self.size = len(self._deviation)
 
     @classmethod

@@ -205,8 +205,9 @@ def _serve(
             asked[row] = control
         if asked and len(asked) == active:
             rows = sorted(asked)
-            controls = torch.from_numpy(np.stack([asked[row] for row in rows]))
-            found = costs_and_gradients(costs, controls, torch.tensor(rows))
+            found = costs_and_gradients(
+                costs, torch.from_numpy(np.stack([asked[row] for row in rows])), torch.tensor(rows)
+            )
             for row, value, gradient in zip(rows, *found, strict=True):
                 workers[row].answers.put((value.item(), gradient.numpy()))
             asked.clear()

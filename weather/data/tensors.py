@@ -109,8 +109,7 @@ def to_dataset(
     if channels.upper:
         coordinates["level"] = np.asarray(channels.levels, dtype=np.int64)
         for index, name in enumerate(channels.upper):
-            array = upper[..., index, :, :, :].numpy()
-            variables[name] = ((*leading, "level", *horizontal), array)
+            variables[name] = ((*leading, "level", *horizontal), upper[..., index, :, :, :].numpy())
     return xr.Dataset(variables, coordinates)
 
 

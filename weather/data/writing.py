@@ -126,8 +126,9 @@ def _append(block: xr.Dataset, path: Path, zarr_format: Literal[2, 3]) -> None:
     if path.exists():
         block.to_zarr(path, append_dim="time", consolidated=False, zarr_format=zarr_format)
         return
-    encoding = encoding_of(block)
-    block.to_zarr(path, mode="w-", encoding=encoding, consolidated=False, zarr_format=zarr_format)
+    block.to_zarr(
+        path, mode="w-", encoding=encoding_of(block), consolidated=False, zarr_format=zarr_format
+    )
 
 
 def encoding_of(dataset: xr.Dataset) -> dict[str, dict[str, Any]]:

@@ -115,9 +115,7 @@ class LeapfrogModel(nn.Module, ABC):
         if abs(steps - round(steps)) > 1e-9:
             raise ValueError(f"time_step must divide 21600 s, got {time_step} s")
         _keep_freed_memory()
-        self.grid = grid
-        self.channels = channels
-        self.time_step = time_step
+        self.grid, self.channels, self.time_step = grid, channels, time_step
         self.time_filter = time_filter
         values = ", ".join(f"{name}={value:.12g}" for name, value in settings.items())
         self.description = f"{type(self).__name__}({values})"
@@ -159,8 +157,9 @@ class LeapfrogModel(nn.Module, ABC):
                 f"hours must be a multiple of the time step {self.time_step:g} s, got {hours} h"
             )
         if len(state) > self.members_at_once:
-            blocks = torch.split(state, self.members_at_once)
-            return torch.cat([self.forward(block, hours) for block in blocks])
+            return torch.cat(
+                [self.forward(block, hours) for block in torch.split(state, self.members_at_once)]
+            )
         segment = round(self.restart_hours * 3600 / self.time_step)
         for first in range(0, steps, segment):
             spectral = self.integrate(self.to_spectral(state), min(segment, steps - first))

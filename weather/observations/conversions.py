@@ -163,8 +163,13 @@ def inconsistent_levels(
 
 def _rounding(pressure: np.ndarray, virtual: np.ndarray) -> np.ndarray:
     """Return the height that the rounding of a pressure stands for, m."""
-    size = np.where(pressure < FINE_HPA, FINE_ROUNDING_HPA, ROUNDING_HPA)
-    return size / pressure * virtual * DRY_AIR / GRAVITY
+    return (
+        np.where(pressure < FINE_HPA, FINE_ROUNDING_HPA, ROUNDING_HPA)
+        / pressure
+        * virtual
+        * DRY_AIR
+        / GRAVITY
+    )
 
 
 def _away(
@@ -200,8 +205,10 @@ def _one_height(departure: np.ndarray, failed: np.ndarray, layer: int) -> bool:
     """Return whether the level above a layer explains the departures of it and of the next."""
     if layer + 1 >= len(departure) or not (failed[layer] and failed[layer + 1]):
         return False
-    both = departure[layer] + departure[layer + 1]
-    return bool(abs(both) <= max(2 * ROUNDING_M, 0.2 * abs(departure[layer])))
+    return bool(
+        abs(departure[layer] + departure[layer + 1])
+        <= max(2 * ROUNDING_M, 0.2 * abs(departure[layer]))
+    )
 
 
 def _ends(pressure: np.ndarray, high: np.ndarray) -> np.ndarray:

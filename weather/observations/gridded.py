@@ -163,8 +163,9 @@ def gross_check(
         factor: Accepted departure in standard deviations.
     """
     expected = torch.hypot(per_channel(sigma_b).to(observations.errors), observations.errors)
-    passes = (observations.values - background).abs() <= factor * expected
-    return observations.withhold(passes & observations.mask)
+    return observations.withhold(
+        ((observations.values - background).abs() <= factor * expected) & observations.mask
+    )
 
 
 LEVEL_TOLERANCE = 0.02  # of the pressure: 10 hPa at 500 hPa
@@ -275,8 +276,7 @@ def grid_reports(
     if background is not None:
         if operator is None:
             operator = ObservationOperator(grid, channels, places, background.hours)
-        current = background.current.flatten().double()
-        values = values - operator(background.states) + current[cell]
+        values = values - operator(background.states) + background.current.flatten().double()[cell]
     mean, variance = _superobs(values, errors.double(), cell, int(np.prod(shape)))
     variance = variance.view(shape)
     if representativeness_sd is not None:

@@ -134,8 +134,9 @@ class AdasModule(L.LightningModule):
         self.check_source(source)
         self.analysis.normalizer.load_state_dict(source.normalizer.state_dict())
         self.analysis.background_sd.copy_(source.background_sd)
-        weights = source.grid.area_weights().to(self.dtype)
-        self.register_buffer("area_weights", weights, persistent=False)
+        self.register_buffer(
+            "area_weights", source.grid.area_weights().to(self.dtype), persistent=False
+        )
 
     def check_source(self, source: ProblemSource) -> None:
         """Refuse data of other channels or another grid than those of the network.
@@ -173,8 +174,9 @@ class AdasModule(L.LightningModule):
         analysis = self(batch, self.background(batch, "train"))
         normalize = self.analysis.normalizer.normalize
         weights = self.area_weights if self.lat_weight else None
-        truth = batch.truth.to(analysis)
-        loss = self.loss(normalize(analysis), normalize(truth), area_weights=weights)
+        loss = self.loss(
+            normalize(analysis), normalize(batch.truth.to(analysis)), area_weights=weights
+        )
         score = self._carry(batch, analysis, "train").mean()
         self.log("train/loss", loss.detach())
         self.log("train/score", score, prog_bar=True)
@@ -262,8 +264,9 @@ class AdasModule(L.LightningModule):
         """Gather the carried analyses of all ranks; each rank holds zeros elsewhere."""
         for name, states in (("carried", self.carried), ("before", self.before)):
             if "train" in states:
-                owned = self._owned_rows(states["train"])
-                checkpoint[name] = self.trainer.strategy.reduce(owned, reduce_op="sum")
+                checkpoint[name] = self.trainer.strategy.reduce(
+                    self._owned_rows(states["train"]), reduce_op="sum"
+                )
 
     def _owned_rows(self, carried: Tensor) -> Tensor:
         rows = torch.arange(len(carried), device=carried.device)

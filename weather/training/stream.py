@@ -203,8 +203,9 @@ class TimelineDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the training samples of this rank."""
-        owned = self._owned(self.timelines)
-        stream = TimelineStream(self.source, self.steps, owned, collate=self.collate)
+        stream = TimelineStream(
+            self.source, self.steps, self._owned(self.timelines), collate=self.collate
+        )
         return TimelineLoader(stream)
 
     def val_dataloader(self) -> DataLoader[Any]:

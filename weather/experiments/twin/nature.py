@@ -70,14 +70,13 @@ class NatureStore:
         identity: dict[str, Any],
         num_times: int,
     ) -> None:
-        self.path = path
-        self.channels = channels
-        self.grid = grid
+        self.path, self.channels, self.grid = path, channels, grid
         self.members = int(identity["members"])
         self.num_times = num_times
         self.identity = json.dumps(identity, sort_keys=True)
-        step = np.timedelta64(round(identity["hours"] * 3600), "s")
-        self.times = ORIGIN + np.arange(num_times) * step
+        self.times = ORIGIN + np.arange(num_times) * np.timedelta64(
+            round(identity["hours"] * 3600), "s"
+        )
         self.folder = path.with_name(f".{path.name}.partial")
         self._store = self.folder / "store"
         self._point = self.folder / "point.npz"
@@ -104,8 +103,9 @@ class NatureStore:
         if self._point.exists():
             with np.load(self._point, allow_pickle=False) as point:
                 if str(point["identity"]) == self.identity and self.num_times == point["num_times"]:
-                    state = torch.from_numpy(point["state"])
-                    return SavePoint(int(point["step"]), int(point["written"]), state)
+                    return SavePoint(
+                        int(point["step"]), int(point["written"]), torch.from_numpy(point["state"])
+                    )
         return None
 
     def create(self) -> None:
@@ -136,11 +136,16 @@ class NatureStore:
 
     def write(self, first: int, states: Tensor) -> None:
         """Write states (T, N, C, H, W) from the time with index ``first`` on, a whole chunk."""
-        times = self.times[first : first + len(states)]
-        block = to_dataset(states, self.channels, self.grid, times=times)
+        block = to_dataset(
+            states, self.channels, self.grid, times=self.times[first : first + len(states)]
+        )
         block = block.drop_vars(list(block.coords))
-        region = {"time": slice(first, first + len(states))}
-        block.to_zarr(self._store, mode="r+", region=region, consolidated=True)
+        block.to_zarr(
+            self._store,
+            mode="r+",
+            region={"time": slice(first, first + len(states))},
+            consolidated=True,
+        )
 
     def save(self, point: SavePoint) -> None:
         """Replace the save point."""

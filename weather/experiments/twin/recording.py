@@ -74,8 +74,9 @@ def record(
                 _record_part(world, make_assimilator, density, members, model, recorded, tick)
             )
     time = parts[0].time
-    columns = zip(*parts, strict=True)
-    background, _, member, network, models, kept = (list(column) for column in columns)
+    background, _, member, network, models, kept = (
+        list(column) for column in zip(*parts, strict=True)
+    )
     return Recording(
         torch.cat(background, 1),
         time,

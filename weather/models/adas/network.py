@@ -359,8 +359,7 @@ class Adas(nn.Module):
         self.num_channels = num_surface + num_upper * num_levels
         self.output = output
         self.increment_mode, self.bound_gate = increment_mode, bound_gate
-        self.open_gate = open_gate
-        self.window_size = window_size
+        self.open_gate, self.window_size = open_gate, window_size
         patches = GridPatches(grid_shape, patch_size)
         self.embeddings = nn.ModuleDict(
             {name: PatchEmbedding(num_surface, num_upper, dim, patches) for name in STREAM_NAMES}
@@ -373,9 +372,13 @@ class Adas(nn.Module):
         trunk = attention | {"circular": circular_longitude} | gate
         self.stages = _stages(dim, kernel_sizes, num_heads, window_size, **trunk)
         self.fusion = SameConv(3 * dim, dim, kernel_sizes[0], circular=circular_longitude)
-        largest = 0.0 if increment_mode else drop_path
         self.decoder = WindowBlocks(
-            dim, num_heads, window_size, decoder_depth, drop_path=largest, **attention
+            dim,
+            num_heads,
+            window_size,
+            decoder_depth,
+            drop_path=0.0 if increment_mode else drop_path,
+            **attention,
         )
         self.recovery = PatchRecovery(num_surface, num_upper, dim, patches)
         nn.init.trunc_normal_(self.position, std=INIT_STD)
