@@ -265,14 +265,21 @@ def departure_rows(
     method: str,
     task: str,
     labels: Sequence[str],
-    assimilated: DepartureSums | None,
-    withheld: DepartureSums | None,
+    sums: Sequence[DepartureSums | None],
     n: int = 1,
 ) -> list[Row]:
-    """Return what `figures` reports as rows, one for each of the channels with these labels."""
+    """Return what `figures` reports as rows, one for each of the channels with these labels.
+
+    Args:
+        method: What was scored.
+        task: On what.
+        labels: Of the C channels.
+        sums: Departures from assimilated and from withheld observations.
+        n: Independent units.
+    """
     return [
         Row(method, task, f"{stem}_{label}", value, n=n)
-        for stem, values in figures(assimilated, withheld).items()
+        for stem, values in figures(*sums).items()
         for label, value in zip(labels, values, strict=True)
     ]
 

@@ -165,7 +165,8 @@ class SphericalTransform(nn.Module):
         The gradient of a scalar is the irrotational wind whose divergence is its Laplacian.
         """
         flow = spectral * self.laplacian[:, None]
-        x = self._legendre(self._wind_along, _times_minus_i(flow))
+        turned = torch.cat((flow[1:], flow[:1].neg()))  # times minus i
+        x = self._legendre(self._wind_along, turned)
         y = self._legendre(self._wind_across, flow.neg())
         return self._to_grid(x), self._to_grid(y)
 
@@ -207,10 +208,6 @@ def _add_turned(
     result[0].baddbmm_(half, waves[1], beta=keep, alpha=sign)
     result[1].baddbmm_(half, waves[0], beta=keep, alpha=-sign)
     return result
-
-
-def _times_minus_i(packed: Tensor) -> Tensor:
-    return torch.cat((packed[1:], packed[:1].neg()))
 
 
 def _longitude_tables(truncation: int, longitude: Tensor) -> dict[str, Tensor]:

@@ -162,10 +162,13 @@ class _Worker(Thread):
         self._failure: BaseException | None = None
 
     def run(self) -> None:
-        origin = np.zeros_like(self._first[1])
         try:
             self._found = scipy_minimize(
-                self._ask, origin, jac=True, method="L-BFGS-B", options=self._options
+                self._ask,
+                np.zeros_like(self._first[1]),
+                jac=True,
+                method="L-BFGS-B",
+                options=self._options,
             )
         except BaseException as error:
             self._failure = error

@@ -116,10 +116,12 @@ def _blocks(dataset: xr.Dataset) -> Iterator[xr.Dataset]:
     length = max(1, BLOCK_BYTES * times // max(dataset.nbytes, 1))
     for start in range(0, times, length):
         block = dataset.isel(time=slice(start, start + length))
-        fields = {}
-        for name, array in block.items():
-            fields[name] = array.astype(np.float32).assign_attrs(dict(attributes_of(str(name))))
-        yield block.assign(fields)
+        yield block.assign(
+            {
+                name: array.astype(np.float32).assign_attrs(dict(attributes_of(str(name))))
+                for name, array in block.items()
+            }
+        )
 
 
 def _append(block: xr.Dataset, path: Path, zarr_format: Literal[2, 3]) -> None:

@@ -24,7 +24,12 @@ from weather.training.optimization import (
     schedule_steps,
     unify_loss,
 )
-from weather.training.stream import AssimilationBatch, AssimilationDataModule, ProblemSource
+from weather.training.stream import (
+    AssimilationBatch,
+    AssimilationDataModule,
+    ProblemSource,
+    require_same_shape,
+)
 
 LOSSES = {
     "unify_mae": partial(unify_loss, kind="mae"),
@@ -144,19 +149,7 @@ class AdasModule(L.LightningModule):
         Raises:
             GatesError: One of them differs; the message names the argument of the network.
         """
-        network, channels = self.analysis.network, source.channels
-        expected = {
-            "grid_shape": source.grid.shape,
-            "num_surface": len(channels.surface),
-            "num_upper": len(channels.upper),
-            "num_levels": len(channels.levels),
-        }
-        for name, value in expected.items():
-            found = network.arguments[name]
-            if (tuple(found) if name == "grid_shape" else found) != value:
-                raise GatesError(
-                    f"model.network.{name} is {found}, the data has {value}: set it to that"
-                )
+        require_same_shape(self.analysis.network.arguments, source.grid.shape, source.channels)
 
     def forward(self, batch: AssimilationBatch, background: Tensor) -> Tensor:
         """Return the analysis (B,C,H,W) of ``background`` with the batch's observations."""
@@ -240,7 +233,9 @@ class AdasModule(L.LightningModule):
         guarded, score = self._guard(analysis.detach(), batch.truth)
         carried = self.carried.get(period)
         if carried is None:
-            carried = guarded.new_zeros(self._num_timelines(period), *guarded.shape[1:])
+            data = self._data
+            count = data.timelines if period == "train" else data.validation_timelines
+            carried = guarded.new_zeros(count, *guarded.shape[1:])
         carried = carried.to(guarded)  # a checkpoint is loaded before the module finds its device
         lost = ~(score <= self.divergence_limit)
         if any(isinstance(forecast, FramesForecast) for forecast in self.forecasts):
@@ -255,10 +250,6 @@ class AdasModule(L.LightningModule):
             f"{period}/lost", lost.float().mean(), batch_size=len(score), sync_dist=period == "val"
         )
         return score
-
-    def _num_timelines(self, period: str) -> int:
-        data = self._data
-        return data.timelines if period == "train" else data.validation_timelines
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Gather the carried analyses of all ranks; each rank holds zeros elsewhere."""

@@ -21,7 +21,7 @@ from weather.training.optimization import (
     normalized_rmse,
     schedule_steps,
 )
-from weather.training.stream import generator
+from weather.training.stream import generator, require_same_shape
 
 DRAW, PLACE = 1, 2  # keys of random numbers
 
@@ -262,19 +262,12 @@ class FengWuModule(L.LightningModule):
         Raises:
             GatesError: One of them differs; the message names the argument of the network.
         """
-        arguments, channels = self.forecast.network.arguments, source.channels
-        expected = {
-            "grid_shape": tuple(source.grid.shape),
-            "num_surface": len(channels.surface),
-            "num_upper": len(channels.upper),
-            "num_levels": len(channels.levels),
-        }
-        for name, value in expected.items():
-            found = tuple(arguments[name]) if name == "grid_shape" else arguments[name]
-            if found != value:
-                raise GatesError(
-                    f"model.network.{name} is {found}, the data has {value}: set it to that"
-                )
+        arguments = self.forecast.network.arguments
+        require_same_shape(
+            {**arguments, "grid_shape": tuple(arguments["grid_shape"])},
+            source.grid.shape,
+            source.channels,
+        )
 
     @property
     def _data(self) -> ForecastDataModule:

@@ -248,7 +248,7 @@ class EnsembleScores:
                 ]
                 for method in errors:
                     rows += departure_rows(
-                        method, task, self.channels.labels, *self.departures[task, method]
+                        method, task, self.channels.labels, self.departures[task, method]
                     )
         return rows
 

@@ -285,7 +285,7 @@ class ReanalysisScores:
                     method,
                     task.name,
                     self.source.channels.labels,
-                    *self.departures[task.name, method],
+                    self.departures[task.name, method],
                 )
         return rows
 

@@ -91,9 +91,10 @@ class NatureStore:
             return False
         found, times = _read_identity(self.path)
         if found != self.identity or times < self.num_times:
+            difference = differences(found, self.identity)
             raise GatesError(
                 f"{self.path} holds another run ({times} times, {self.num_times} needed"
-                f"{_told(found, self.identity)}): remove it or name another path"
+                f"{f'; {difference}' if difference else ''}): remove it or name another path"
             )
         shutil.rmtree(self.folder, ignore_errors=True)
         return True
@@ -163,11 +164,6 @@ class NatureStore:
         """Put the complete store in its place."""
         self._store.replace(self.path)
         shutil.rmtree(self.folder)
-
-
-def _told(found: str, expected: str) -> str:
-    difference = differences(found, expected)
-    return f"; {difference}" if difference else ""
 
 
 def _read_identity(path: Path) -> tuple[str, int]:

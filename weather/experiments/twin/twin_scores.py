@@ -129,7 +129,7 @@ class TwinScores:
                     rows += self._seed_rows(task, method)
                     scores = self.scores[task, method]
                     rows += departure_rows(
-                        method, task, self.labels, scores.assimilated, scores.withheld,
+                        method, task, self.labels, (scores.assimilated, scores.withheld),
                         n=int((~scores.lost).sum()),
                     )  # fmt: skip
         return rows
