@@ -1,7 +1,4 @@
-"""Scores of analyses: fields over areas, as WeatherBench 2 defines them, cycles, and departures.
-
-Plain functions of tensors.
-"""
+"""Scores of analyses: fields over areas, as WeatherBench 2 defines them, cycles, and departures."""
 
 from __future__ import annotations
 

@@ -289,7 +289,7 @@ class FieldLayout(NamedTuple):
 
 
 def to_coefficients(states: Tensor, transform: SphericalTransform, layout: FieldLayout) -> Tensor:
-    """Return the coefficients (2, M, L, F, K) of states (K, C, H, W), in the layout `spherical`."""
+    """Return the coefficients (2, M, L, F, K) of states (K, C, H, W), packed."""
     parts = []
     if layout.scalars:
         parts.append(transform.analysis(_packed(states, layout.scalars, transform)))
