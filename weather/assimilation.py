@@ -125,8 +125,10 @@ class Reports:
 
     def counts(self) -> dict[str, list[int]]:
         """Return the numbers of cells at each time by the names of attributes."""
-        pairs = zip(self.observed, self.rejected, strict=True)
-        used = [observed - rejected for observed, rejected in pairs]
+        used = [
+            observed - rejected
+            for observed, rejected in zip(self.observed, self.rejected, strict=True)
+        ]
         return {
             "observed_cells": self.observed,
             "used_cells": used,
@@ -242,8 +244,7 @@ class Reports:
         self, model: Remembering, time: np.datetime64, background: Tensor, hours: float
     ) -> GriddedObservations:
         """Return :meth:`at` for the last forecast (C,H,W) of a model, a cycle of hours long."""
-        around = model.around(background, hours) if self.own_time else None
-        return self.at(time, background, around)
+        return self.at(time, background, model.around(background, hours) if self.own_time else None)
 
     def _done(self, states: Tensor, times: np.ndarray) -> Analyses:
         """Return the analyses.
@@ -293,8 +294,7 @@ class Remembering:
         frames = {0.0: background}
         frames[ahead] = advance(self._forecast, background[None], ahead, self._start)[0]
         if self._start is not None and ahead == WINDOW_HOURS <= hours:
-            earlier = advance(self._forecast, self._start, hours - ahead, self._before)
-            frames[-ahead] = earlier[0]
+            frames[-ahead] = advance(self._forecast, self._start, hours - ahead, self._before)[0]
         elif self._start is not None and ahead > WINDOW_HOURS:
             frames[-hours] = self._start[0]
         order = sorted(frames)

@@ -94,9 +94,7 @@ class Cycle:
         *,
         quality_control: QualityControl | None = None,
     ) -> None:
-        self.forecast = forecast
-        self.assimilator = assimilator
-        self.hours = hours
+        self.forecast, self.assimilator, self.hours = forecast, assimilator, hours
         self.quality_control = quality_control
 
     def run(

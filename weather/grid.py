@@ -105,8 +105,7 @@ class Grid:
         if tuple(field.shape[-2:]) != self.shape:
             raise ValueError(f"expected (..., H, W) on {self.shape}, found {tuple(field.shape)}")
         field = at_least_single(field)
-        weights = self.area_weights().to(field)
-        return (field.mean(-1) * weights).mean(-1)
+        return (field.mean(-1) * self.area_weights().to(field)).mean(-1)
 
 
 def at_least_single(field: Tensor) -> Tensor:
@@ -142,8 +141,9 @@ def regular_grid(num_latitudes: int, num_longitudes: int, *, poles: bool) -> Gri
     if num_latitudes < (2 if poles else 1):
         raise ValueError(f"num_latitudes={num_latitudes} is too small for poles={poles}")
     edge = 90.0 if poles else 90.0 - 90.0 / num_latitudes
-    latitude = torch.linspace(edge, -edge, num_latitudes, dtype=torch.float64)
-    return Grid(latitude, _longitudes(num_longitudes))
+    return Grid(
+        torch.linspace(edge, -edge, num_latitudes, dtype=torch.float64), _longitudes(num_longitudes)
+    )
 
 
 def great_circle_km(lat1: Tensor, lon1: Tensor, lat2: Tensor, lon2: Tensor) -> Tensor:

@@ -1,18 +1,15 @@
-"""Scores of analyses: fields over areas, as WeatherBench 2 defines them, cycles, and departures.
-
-Plain functions of tensors.
-"""
+"""Scores of analyses: fields over areas, as WeatherBench 2 defines them, cycles, and departures."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from harness.evidence import Scores
+from harness.evidence import Row, Scores
 from weather.baselines.assimilator import Assimilator
 from weather.cycle import CycleStep
 from weather.grid import Grid, at_least_single
@@ -53,8 +50,7 @@ def mse(forecast: Tensor, truth: Tensor, weights: Tensor) -> Tensor:
 
     The difference is in single precision at least, as its square may exceed half.
     """
-    difference = at_least_single(forecast) - at_least_single(truth)
-    return spatial_mean(difference.square(), weights)
+    return spatial_mean((at_least_single(forecast) - at_least_single(truth)).square(), weights)
 
 
 def rmse(forecast: Tensor, truth: Tensor, weights: Tensor) -> Tensor:
@@ -111,8 +107,7 @@ def recovery_time(
         raise ValueError(f"an outage {outage} does not lie inside {len(errors)} cycles")
     level = errors[max(0, 2 * start - stop) : start].mean(0)
     accepted = errors[stop:] <= tolerance * level
-    first = accepted.int().argmax(0) * hours
-    return torch.where(accepted.any(0), first, torch.inf)
+    return torch.where(accepted.any(0), accepted.int().argmax(0) * hours, torch.inf)
 
 
 class DepartureSums(NamedTuple):
@@ -226,8 +221,9 @@ class Departures:
         self.assimilated = _plus(self.assimilated, background, step.analysis.mean(1), observations)
         if self._seen % self.every == 0:
             analysis = assimilator.analyse(step.background, observations.withhold(~self.points))
-            hidden = observations.withhold(self.points)
-            self.withheld = _plus(self.withheld, background, analysis.mean(1), hidden)
+            self.withheld = _plus(
+                self.withheld, background, analysis.mean(1), observations.withhold(self.points)
+            )
         self._seen += 1
 
 
@@ -260,6 +256,29 @@ def figures(
     if withheld is not None:
         found["withheld_rmse"] = withheld.analysis_rms()
     return {name: torch.as_tensor(values).tolist() for name, values in found.items()}
+
+
+def departure_rows(
+    method: str,
+    task: str,
+    labels: Sequence[str],
+    sums: Sequence[DepartureSums | None],
+    n: int = 1,
+) -> list[Row]:
+    """Return what `figures` reports as rows, one for each of the channels with these labels.
+
+    Args:
+        method: What was scored.
+        task: On what.
+        labels: Of the C channels.
+        sums: Departures from assimilated and from withheld observations.
+        n: Independent units.
+    """
+    return [
+        Row(method, task, f"{stem}_{label}", value, n=n)
+        for stem, values in figures(*sums).items()
+        for label, value in zip(labels, values, strict=True)
+    ]
 
 
 def joined(parts: Iterable[Scores]) -> Scores:

@@ -51,8 +51,7 @@ def unit_label(variable: str) -> str:
 
 def channel_unit(channels: ChannelSpec, label: str) -> str:
     """Return the unit of a channel, by its label such as ``z500``, for display."""
-    variable, _ = [*channels][channels.labels.index(label)]
-    return unit_label(variable)
+    return unit_label([*channels][channels.labels.index(label)][0])
 
 
 def field_label(variable: str, level: int | None) -> str:
@@ -117,20 +116,31 @@ def draw_map(
     """
     values, x, y = _extended(field.detach().cpu().double().numpy(), grid)
     border = world(axes)
-    norm = BoundaryNorm(levels, cmap.N, extend="both")
-    filled = axes.contourf(x, y, values, levels=levels, cmap=cmap, norm=norm, extend="both")
+    filled = axes.contourf(
+        x,
+        y,
+        values,
+        levels=levels,
+        cmap=cmap,
+        norm=BoundaryNorm(levels, cmap.N, extend="both"),
+        extend="both",
+    )
     filled.set_clip_path(border)
     if lines:
         contours = axes.contour(x, y, values, levels=levels[::2], colors="white", linewidths=0.4)
         contours.set_clip_path(border)
-    _coast(axes, border)
+    shores = [np.column_stack(equal_earth(lat, lon)) for lon, lat in coastline()]
+    coast = LineCollection(shores, colors=INK, linewidths=0.55, alpha=0.75, zorder=4)
+    axes.add_collection(coast, autolim=False)
+    coast.set_clip_path(border)
 
 
 def draw_points(axes: Axes, mask: Tensor, grid: Grid) -> None:
     """Mark the cells (H, W) where the mask is true by dots that shrink with their number."""
     rows, columns = mask.cpu().nonzero().T.numpy()
-    longitude = (grid.longitude.numpy()[columns] + 180) % 360 - 180
-    x, y = equal_earth(grid.latitude.numpy()[rows], longitude)
+    x, y = equal_earth(
+        grid.latitude.numpy()[rows], (grid.longitude.numpy()[columns] + 180) % 360 - 180
+    )
     size = float(np.clip(900 / max(len(rows), 1), 0.8, 7.0))
     axes.scatter(x, y, s=size, color=INK, linewidths=0, alpha=0.75, zorder=5)
 
@@ -166,15 +176,6 @@ def symmetric_levels(size: float, count: int = 14) -> np.ndarray:
     spacing = step[1] - step[0]
     half = np.arange(0.5, np.ceil(size / spacing) + 0.5) * spacing
     return np.concatenate((-half[::-1], half))
-
-
-def _coast(axes: Axes, border: Polygon) -> None:
-    lines = [
-        np.column_stack(equal_earth(latitude, longitude)) for longitude, latitude in coastline()
-    ]
-    coast = LineCollection(lines, colors=INK, linewidths=0.55, alpha=0.75, zorder=4)
-    axes.add_collection(coast, autolim=False)
-    coast.set_clip_path(border)
 
 
 def _extended(values: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -235,15 +236,22 @@ def analysis_figure(
     )  # fmt: skip
     unit = unit_label(variable)
     _fields(figure, axes[0], (truth, background, analysis), grid, unit)
-    differences = (analysis - background, background - truth, analysis - truth)
-    _differences(figure, axes[1], differences, grid, unit)
+    _differences(
+        figure, axes[1], (analysis - background, background - truth, analysis - truth), grid, unit
+    )
     if observed is not None:
         draw_points(axes[1, 0], observed, grid)
         figure.text(0.905, 0.945, f"{int(observed.sum())} observed points", ha="right",
                     fontsize=TEXT_SIZE, color=MUTED)  # fmt: skip
     name = field_label(variable, level)
-    heading = title or name[:1].upper() + name[1:]
-    figure.text(0.012, 0.945, heading, fontsize=14, fontweight="bold", color=INK)
+    figure.text(
+        0.012,
+        0.945,
+        title or name[:1].upper() + name[1:],
+        fontsize=14,
+        fontweight="bold",
+        color=INK,
+    )
     return figure
 
 

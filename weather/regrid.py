@@ -45,16 +45,19 @@ class Regridder(nn.Module):
     def __init__(self, source: Grid, target: Grid, method: Method = "conservative") -> None:
         super().__init__()
         if method == "conservative":
-            rows = _latitude_overlaps(source, target)
-            columns = _longitude_overlaps(source, target)
+            rows = _overlaps(
+                source.latitude_bounds().deg2rad().sin(), target.latitude_bounds().deg2rad().sin()
+            )
+            ours, theirs = source.longitude_bounds(), target.longitude_bounds()
+            turns = torch.arange(-3, 4) * 360.0
+            columns = torch.stack([_overlaps(ours + turn, theirs) for turn in turns]).sum(0)
+            rows, columns = (one / one.sum(1, keepdim=True) for one in (rows, columns))
         elif method == "bilinear":
             rows = _linear(source.latitude, target.latitude)
             columns = _periodic_linear(source.longitude, target.longitude)
         else:
             raise ValueError(f"method must be 'conservative' or 'bilinear', got {method!r}")
-        self.source = source
-        self.target = target
-        self.method = method
+        self.source, self.target, self.method = source, target, method
         self.register_buffer("rows", rows, persistent=False)
         self.register_buffer("columns", columns, persistent=False)
         self._sparse: list[Any] = [scipy.sparse.csr_array(one.numpy()) for one in (rows, columns)]
@@ -87,20 +90,6 @@ class Regridder(nn.Module):
         for index in np.ndindex(*field.shape[:-2]):
             found[index] = (columns @ (rows @ layers[index]).T).T
         return torch.from_numpy(found).to(field.dtype)
-
-
-def _latitude_overlaps(source: Grid, target: Grid) -> Tensor:
-    overlaps = _overlaps(
-        source.latitude_bounds().deg2rad().sin(), target.latitude_bounds().deg2rad().sin()
-    )
-    return overlaps / overlaps.sum(1, keepdim=True)
-
-
-def _longitude_overlaps(source: Grid, target: Grid) -> Tensor:
-    ours, theirs = source.longitude_bounds(), target.longitude_bounds()
-    turns = torch.arange(-3, 4) * 360.0
-    overlaps = torch.stack([_overlaps(ours + turn, theirs) for turn in turns]).sum(0)
-    return overlaps / overlaps.sum(1, keepdim=True)
 
 
 def _overlaps(source: Tensor, target: Tensor) -> Tensor:

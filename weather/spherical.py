@@ -135,8 +135,9 @@ class SphericalTransform(nn.Module):
 
     def fourier(self, grid: Tensor) -> Tensor:
         """Return the Fourier coefficients ``(2, M, H, K)`` of a grid field ``(W, H, K)``."""
-        waves = self._to_fourier @ grid.reshape(grid.shape[0], -1)
-        return waves.view(2, self.size, *grid.shape[1:])
+        return (self._to_fourier @ grid.reshape(grid.shape[0], -1)).view(
+            2, self.size, *grid.shape[1:]
+        )
 
     def analysis(self, grid: Tensor) -> Tensor:
         """Return the coefficients ``(2, M, L, K)`` of a grid field ``(W, H, K)``."""
@@ -164,7 +165,8 @@ class SphericalTransform(nn.Module):
         The gradient of a scalar is the irrotational wind whose divergence is its Laplacian.
         """
         flow = spectral * self.laplacian[:, None]
-        x = self._legendre(self._wind_along, _times_minus_i(flow))
+        turned = torch.cat((flow[1:], flow[:1].neg()))  # times minus i
+        x = self._legendre(self._wind_along, turned)
         y = self._legendre(self._wind_across, flow.neg())
         return self._to_grid(x), self._to_grid(y)
 
@@ -175,8 +177,9 @@ class SphericalTransform(nn.Module):
             x: `fourier` of the eastward component (2, M, H, K).
             y: `fourier` of the northward component (2, M, H, K).
         """
-        result = self._legendre(self._flux_across, y)
-        return _add_turned(result, self._flux_along, x, keep=-1, sign=-1)
+        return _add_turned(
+            self._legendre(self._flux_across, y), self._flux_along, x, keep=-1, sign=-1
+        )
 
     def curl(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the vertical curl ``(2, M, L, K)`` of a vector field, as in `divergence`."""
@@ -207,10 +210,6 @@ def _add_turned(
     return result
 
 
-def _times_minus_i(packed: Tensor) -> Tensor:
-    return torch.cat((packed[1:], packed[:1].neg()))
-
-
 def _longitude_tables(truncation: int, longitude: Tensor) -> dict[str, Tensor]:
     order = torch.arange(truncation + 1, dtype=torch.float64)[:, None]
     angle_MW = order * longitude.deg2rad()
@@ -226,8 +225,7 @@ def _latitude_tables(truncation: int, num_latitudes: int, radius: float) -> dict
     degree = torch.arange(truncation + 1, dtype=torch.float64)
     order = degree[:, None, None]
     laplacian = -degree * (degree + 1) / radius**2
-    inverse = torch.where(degree > 0, -1 / laplacian, 0.0)[:, None]
-    wind = inverse / (radius * cosines)
+    wind = torch.where(degree > 0, -1 / laplacian, 0.0)[:, None] / (radius * cosines)
     flux = weights / 2 / (radius * cosines)
     # Each table serves the real and the imaginary part: (2 M, ...)
     return {
@@ -291,20 +289,23 @@ class FieldLayout(NamedTuple):
 
 
 def to_coefficients(states: Tensor, transform: SphericalTransform, layout: FieldLayout) -> Tensor:
-    """Return the coefficients (2, M, L, F, K) of states (K, C, H, W), in the layout `spherical`."""
+    """Return the coefficients (2, M, L, F, K) of states (K, C, H, W), packed."""
     parts = []
     if layout.scalars:
         parts.append(transform.analysis(_packed(states, layout.scalars, transform)))
     if layout.eastward:
-        winds = (layout.eastward, layout.northward)
-        x, y = (transform.fourier(_packed(states, wind, transform)) for wind in winds)
+        x, y = (
+            transform.fourier(_packed(states, wind, transform))
+            for wind in (layout.eastward, layout.northward)
+        )
         parts += [transform.curl(x, y), transform.divergence(x, y)]
     return torch.cat(parts, -1).unflatten(-1, (-1, len(states)))
 
 
 def to_states(coefficients: Tensor, transform: SphericalTransform, layout: FieldLayout) -> Tensor:
     """Return the states (K, C, H, W), float64, of coefficients (2, M, L, F, K)."""
-    scalars, vorticity, divergence = _split(coefficients, layout)
+    sizes = (len(layout.scalars), len(layout.eastward), len(layout.eastward))
+    scalars, vorticity, divergence = coefficients.split(sizes, dim=-2)
     parts = []
     if layout.scalars:
         parts.append(transform.synthesis(scalars.flatten(-2)))
@@ -312,12 +313,6 @@ def to_states(coefficients: Tensor, transform: SphericalTransform, layout: Field
         parts += transform.wind_synthesis(vorticity.flatten(-2), divergence.flatten(-2))
     fields = torch.cat(parts, -1).unflatten(-1, (-1, coefficients.shape[-1]))
     return layout.restore(fields, -2).permute(3, 2, 1, 0)
-
-
-def _split(fields: Tensor, layout: FieldLayout) -> tuple[Tensor, Tensor, Tensor]:
-    count = len(layout.eastward)
-    scalars, vorticity, divergence = fields.split((len(layout.scalars), count, count), dim=-2)
-    return scalars, vorticity, divergence
 
 
 def _packed(states: Tensor, channels: tuple[int, ...], transform: SphericalTransform) -> Tensor:

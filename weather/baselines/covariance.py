@@ -247,8 +247,7 @@ class SampleCovariance:
             )
         if not localization_km > 0:
             raise ValueError(f"localization_km must be positive, got {localization_km}")
-        anomalies = samples - samples.mean(0)
-        self._anomalies = anomalies.flatten(1) / math.sqrt(len(samples) - 1)
+        self._anomalies = (samples - samples.mean(0)).flatten(1) / math.sqrt(len(samples) - 1)
         self._points = GridPoints(grid)
         self._coupling = None if coupling is None else torch.as_tensor(coupling).to(samples)
         self.localization_km = localization_km
@@ -323,8 +322,7 @@ class HomogeneousCovariance:
         self._deviation = standard_deviation.flatten().to(self.dtype)
         self._correlation = channel_correlation.to(self.dtype)
         self._points = GridPoints(grid)
-        self.grid = grid
-        self.length_km = length_km
+        self.grid, self.length_km = grid, length_km
         self.size = len(self._deviation)
 
     @classmethod

@@ -52,8 +52,7 @@ class InverseDistance:
             )
         if of == "observations" and not math.isinf(background_km):
             raise ValueError("background_km has no meaning for of='observations': leave it out")
-        self.of = of
-        self.members = members
+        self.of, self.members = of, members
         self._background_weight = background_km**-power
         self._grid, self._power = grid, power
         self._weights = DistanceWeights(grid, self._weight)
@@ -72,8 +71,9 @@ class InverseDistance:
         analysis = background.clone()
         for timeline, states in enumerate(background.flatten(3)):
             present = observations.mask[timeline].flatten(1)
-            values = observations.values[timeline].flatten(1)
-            result = self._timeline(states, values.to(states), present)
+            result = self._timeline(
+                states, observations.values[timeline].flatten(1).to(states), present
+            )
             analysis[timeline] = result.view_as(analysis[timeline])
         return analysis
 

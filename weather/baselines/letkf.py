@@ -113,10 +113,8 @@ class LETKF:
         )
         if not all(width > 0 for width in widths):
             raise ValueError(f"localization_km must be positive, got {localization_km}")
-        self.members = members
-        self.inflation = inflation
-        self.inflate_unobserved = inflate_unobserved
-        self.relaxation = relaxation
+        self.members, self.inflation = members, inflation
+        self.inflate_unobserved, self.relaxation = inflate_unobserved, relaxation
         self.coupling = None if coupling is None else torch.as_tensor(coupling)
         if self.coupling is not None and not ((self.coupling >= 0) & (self.coupling <= 1)).all():
             raise ValueError(
@@ -159,8 +157,9 @@ class LETKF:
             if not len(seen) and not self.inflate_unobserved:
                 continue
             scale = precision[:, seen].sqrt()
-            observed = anomalies[:, :, seen] * scale
-            signal, projection = _point_signals(observed, innovation[:, seen] * scale)
+            signal, projection = _point_signals(
+                anomalies[:, :, seen] * scale, innovation[:, seen] * scale
+            )
             # The taper is at most 1, so these sums bound those of every grid point.
             if not torch.cat((signal, projection), 1).abs().sum(0).isfinite().all():
                 return states

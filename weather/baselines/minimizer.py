@@ -162,10 +162,13 @@ class _Worker(Thread):
         self._failure: BaseException | None = None
 
     def run(self) -> None:
-        origin = np.zeros_like(self._first[1])
         try:
             self._found = scipy_minimize(
-                self._ask, origin, jac=True, method="L-BFGS-B", options=self._options
+                self._ask,
+                np.zeros_like(self._first[1]),
+                jac=True,
+                method="L-BFGS-B",
+                options=self._options,
             )
         except BaseException as error:
             self._failure = error
@@ -205,8 +208,9 @@ def _serve(
             asked[row] = control
         if asked and len(asked) == active:
             rows = sorted(asked)
-            controls = torch.from_numpy(np.stack([asked[row] for row in rows]))
-            found = costs_and_gradients(costs, controls, torch.tensor(rows))
+            found = costs_and_gradients(
+                costs, torch.from_numpy(np.stack([asked[row] for row in rows])), torch.tensor(rows)
+            )
             for row, value, gradient in zip(rows, *found, strict=True):
                 workers[row].answers.put((value.item(), gradient.numpy()))
             asked.clear()

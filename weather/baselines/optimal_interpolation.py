@@ -63,9 +63,7 @@ class OptimalInterpolation:
         if not scale > 0:
             raise ValueError(f"scale must be positive, got {scale}")
         self._factors: OrderedDict[tuple[bytes, float], Factor] = OrderedDict()
-        self.covariance = covariance
-        self.scale = scale
-        self.members = members
+        self.covariance, self.scale, self.members = covariance, scale, members
         self._budget = int(cache_mib * 2**20)
 
     @property
@@ -190,8 +188,9 @@ class IterativeInterpolation:
                 "need 0 < tolerance < 1 and max_iterations >= 1, got "
                 f"{tolerance} and {max_iterations}"
             )
-        taper = GaspariCohnTaper(covariance.length_km)
-        self._correlation = ZonalFunction(covariance.grid, taper, torch.float64).transform()
+        self._correlation = ZonalFunction(
+            covariance.grid, GaspariCohnTaper(covariance.length_km), torch.float64
+        ).transform()
         self._deviation = scale * covariance.deviation.double()  # (C,H,W)
         self._channels = covariance.channel_correlation.double()
         self.tolerance, self.max_iterations = tolerance, max_iterations
@@ -203,8 +202,7 @@ class IterativeInterpolation:
         Raises:
             ValueError: Shapes differ.
         """
-        size = math.prod(self._deviation.shape)
-        check_shapes(background, observations, size, self.members)
+        check_shapes(background, observations, math.prod(self._deviation.shape), self.members)
         analysis = background.clone()
         for timeline, errors in enumerate(observations.errors):
             weight = torch.where(errors.isfinite(), 1 / errors.double(), 0.0)  # (C,H,W)
@@ -220,8 +218,7 @@ class IterativeInterpolation:
         """Return B times fields (C,H,W), float64."""
         width = fields.shape[-1]
         waves = torch.fft.rfft(self._deviation * fields, dim=-1).permute(2, 1, 0)  # (K,H,C)
-        pair = torch.cat((waves.real, waves.imag), -1)
-        pair = torch.bmm(self._correlation, pair)
+        pair = torch.bmm(self._correlation, torch.cat((waves.real, waves.imag), -1))
         real, imaginary = (pair @ _twice(self._channels)).chunk(2, -1)
         spread = torch.fft.irfft(torch.complex(real, imaginary).permute(2, 1, 0), width, dim=-1)
         return self._deviation * spread

@@ -42,8 +42,10 @@ class LinearBalance:
     def height(self, vorticity: Tensor) -> Tensor:
         """Return the height (2, M, L, K), m, of a vorticity (2, M, L, K), s-1; its mean is zero."""
         transform = self.transform
-        winds = transform.gradient_synthesis(vorticity * self._inverse)
-        x, y = (transform.fourier(self._coriolis * wind) for wind in winds)
+        x, y = (
+            transform.fourier(self._coriolis * wind)
+            for wind in transform.gradient_synthesis(vorticity * self._inverse)
+        )
         return transform.divergence(x, y) * self._inverse / GRAVITY
 
 
@@ -134,8 +136,12 @@ class SpectralCovariance:
             fields[..., height, :] -= factors[:, None] * balance
         products = torch.einsum("pmlfk,pmlgk->pmlfg", fields, fields) / len(samples)
         products[:, 1:] *= 2  # both signs of the order
-        degree = transform.degree[:, None, None]
-        return cls(transform, channels, products.sum((0, 1)) / (2 * degree + 1), balance=factors)
+        return cls(
+            transform,
+            channels,
+            products.sum((0, 1)) / (2 * transform.degree[:, None, None] + 1),
+            balance=factors,
+        )
 
     @classmethod
     def univariate(
@@ -170,8 +176,7 @@ class SpectralCovariance:
         rotation = scalar * transform.laplacian.square() / energy.sum()  # of a unit wind
         east, north = variance[list(layout.eastward)], variance[list(layout.northward)]
         winds = rotation[:, None] * (east + north) / 2
-        scalars = scalar[:, None] * variance[list(layout.scalars)]
-        spectra = torch.cat((scalars, winds, winds), 1)
+        spectra = torch.cat((scalar[:, None] * variance[list(layout.scalars)], winds, winds), 1)
         return cls(transform, channels, spectra.diag_embed())
 
     def increment(self, control: Tensor) -> Tensor:
@@ -182,8 +187,10 @@ class SpectralCovariance:
         spectral[self._held] = control.to(self.dtype).T.reshape(-1, fields, count)
         spectral = self._roots @ (spectral * self._unit[..., None])
         if self.balance is not None:
-            vorticity = spectral[..., layout.vorticities, :][..., 0, :]
-            part = self._linear.height(vorticity) * self.balance[:, None]
+            part = (
+                self._linear.height(spectral[..., layout.vorticities, :][..., 0, :])
+                * self.balance[:, None]
+            )
             unit = torch.zeros(fields, 1, dtype=self.dtype)
             unit[layout.scalars.index(self.channels.index("height"))] = 1.0
             spectral = spectral + part[..., None, :] * unit

@@ -67,8 +67,7 @@ def to_analyze(background: Tensor, observations: GriddedObservations) -> tuple[T
 def finite_or(states: Tensor, found: Tensor) -> Tensor:
     """Return what was found (N, C, H, W), in the type of the states, which stay where it is not."""
     found = found.to(states)
-    kept = found.flatten(1).isfinite().all(1)[:, None, None, None]
-    return torch.where(kept, found, states)
+    return torch.where(found.flatten(1).isfinite().all(1)[:, None, None, None], found, states)
 
 
 class FourDVar:
@@ -149,8 +148,9 @@ class FourDVar:
                 self._observed(where[0], age, observations),
                 self.forecast,
             )
-            found = cost.analyze(age * self.hours, self.settings)
-            analysis[where] = finite_or(background[where], found)
+            analysis[where] = finite_or(
+                background[where], cost.analyze(age * self.hours, self.settings)
+            )
         self.history.remember(analysis, observations, ages)
         return analysis
 
@@ -180,8 +180,9 @@ def gradient_error(cost: WindowCost, control: Tensor, *, step: float, seed: int 
     """
     first = torch.zeros(1, dtype=torch.long)
     point = control.detach().clone().requires_grad_()
-    generator = torch.Generator().manual_seed(seed)
-    direction = torch.randn(len(control), generator=generator, dtype=torch.float64)
+    direction = torch.randn(
+        len(control), generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     direction /= direction.norm()
     with torch.enable_grad():
         (gradient,) = torch.autograd.grad(cost(point[None], first).sum(), point)

@@ -47,8 +47,7 @@ def channel_statistics(
     """
     moments = _reduced(_Moments(area_weights.numpy()), _lazy(frames, positions))  # (T, 2, C)
     mean = moments[:, 0].mean(0)
-    variance = (moments[:, 1] + (moments[:, 0] - mean) ** 2).mean(0)
-    return Statistics(mean, np.sqrt(variance))
+    return Statistics(mean, np.sqrt((moments[:, 1] + (moments[:, 0] - mean) ** 2).mean(0)))
 
 
 def root_mean_square_difference(
@@ -286,10 +285,8 @@ def write_climatology(
         for hour, day, mean in daily_climatology(frames, times, positions, window_days=window_days):
             surface, upper = channels.split(torch.from_numpy(mean.astype(np.float32)))
             place = hours.index(hour), day
-            for number, name in enumerate(channels.surface):
-                arrays[name][place] = surface[number].numpy()
-            for number, name in enumerate(channels.upper):
-                arrays[name][place] = upper[number].numpy()
+            for name, field in zip(_names(channels), (*surface, *upper), strict=True):
+                arrays[name][place] = field.numpy()
             tick()
     return path
 
@@ -325,11 +322,6 @@ def _names(channels: ChannelSpec) -> tuple[str, ...]:
     return (*channels.surface, *channels.upper)
 
 
-def _dims(channels: ChannelSpec, name: str) -> tuple[str, ...]:
-    level = ("level",) if name in channels.upper else ()
-    return ("hour", "dayofyear", *level, "latitude", "longitude")
-
-
 def _empty(
     channels: ChannelSpec, grid: Grid, hours: tuple[int, ...], attributes: dict[str, Any]
 ) -> xr.Dataset:
@@ -344,9 +336,9 @@ def _empty(
         coordinates["level"] = np.asarray(channels.levels, dtype=np.int64)
     variables = {}
     for name in _names(channels):
-        dims = _dims(channels, name)
+        level = ("level",) if name in channels.upper else ()
+        dims = ("hour", "dayofyear", *level, "latitude", "longitude")
         shape = [len(coordinates[dim]) for dim in dims]
-        chunks = [1, 1, *shape[2:]]
-        values = dask.array.full(shape, np.nan, dtype=np.float32, chunks=chunks)
+        values = dask.array.full(shape, np.nan, dtype=np.float32, chunks=[1, 1, *shape[2:]])
         variables[name] = (dims, values, attributes_of(name))
     return xr.Dataset(variables, coordinates, attributes)

@@ -92,8 +92,9 @@ def _require(filesystem: AbstractFileSystem, path: str, url: str) -> None:
     if not filesystem.exists(path):
         parent, name = str(PurePosixPath(path).parent), PurePosixPath(path).name
         siblings = filesystem.ls(parent, detail=False) if filesystem.isdir(parent) else []
-        names = [PurePosixPath(sibling).name for sibling in siblings]
-        close = difflib.get_close_matches(name, names, n=1)
+        close = difflib.get_close_matches(
+            name, [PurePosixPath(sibling).name for sibling in siblings], n=1
+        )
         hint = f"did you mean {close[0]}?" if close else "check the path"
         raise GatesError(f"{url}: does not exist; {hint}")
     if filesystem.isdir(path):

@@ -109,8 +109,7 @@ def to_dataset(
     if channels.upper:
         coordinates["level"] = np.asarray(channels.levels, dtype=np.int64)
         for index, name in enumerate(channels.upper):
-            array = upper[..., index, :, :, :].numpy()
-            variables[name] = ((*leading, "level", *horizontal), array)
+            variables[name] = ((*leading, "level", *horizontal), upper[..., index, :, :, :].numpy())
     return xr.Dataset(variables, coordinates)
 
 
@@ -128,5 +127,4 @@ def _require_finite(fields: np.ndarray, channels: ChannelSpec) -> None:
 def _ordered(array: xr.DataArray, leading: Sequence[str]) -> xr.DataArray:
     """Return the array with its dimensions in canonical order, absent ones as size 1."""
     order = (*leading, "latitude", "longitude")
-    absent = [name for name in order if name not in array.dims]
-    return array.expand_dims(absent).transpose(*order)
+    return array.expand_dims([name for name in order if name not in array.dims]).transpose(*order)

@@ -116,19 +116,21 @@ def _blocks(dataset: xr.Dataset) -> Iterator[xr.Dataset]:
     length = max(1, BLOCK_BYTES * times // max(dataset.nbytes, 1))
     for start in range(0, times, length):
         block = dataset.isel(time=slice(start, start + length))
-        fields = {}
-        for name, array in block.items():
-            attributes = dict(attributes_of(str(name)))
-            fields[name] = array.astype(np.float32).assign_attrs(attributes)
-        yield block.assign(fields)
+        yield block.assign(
+            {
+                name: array.astype(np.float32).assign_attrs(dict(attributes_of(str(name))))
+                for name, array in block.items()
+            }
+        )
 
 
 def _append(block: xr.Dataset, path: Path, zarr_format: Literal[2, 3]) -> None:
     if path.exists():
         block.to_zarr(path, append_dim="time", consolidated=False, zarr_format=zarr_format)
         return
-    encoding = encoding_of(block)
-    block.to_zarr(path, mode="w-", encoding=encoding, consolidated=False, zarr_format=zarr_format)
+    block.to_zarr(
+        path, mode="w-", encoding=encoding_of(block), consolidated=False, zarr_format=zarr_format
+    )
 
 
 def encoding_of(dataset: xr.Dataset) -> dict[str, dict[str, Any]]:

@@ -50,8 +50,7 @@ def random_coefficients(
     draws[0, :, 1] = 0.0  # zonal means are real
     order = torch.arange(last + 1)[:, None]
     degree = torch.arange(last + 1)
-    inside = (degree >= first) & (degree >= order)
-    band = torch.view_as_complex(draws) * inside
+    band = torch.view_as_complex(draws) * ((degree >= first) & (degree >= order))
     power = band.abs().square()
     power = power[0].sum() + 2 * power[1:].sum()
     coefficients = torch.zeros(transform.size, transform.size, dtype=torch.complex128)
@@ -116,9 +115,7 @@ class LeapfrogModel(nn.Module, ABC):
         if abs(steps - round(steps)) > 1e-9:
             raise ValueError(f"time_step must divide 21600 s, got {time_step} s")
         _keep_freed_memory()
-        self.grid = grid
-        self.channels = channels
-        self.time_step = time_step
+        self.grid, self.channels, self.time_step = grid, channels, time_step
         self.time_filter = time_filter
         values = ", ".join(f"{name}={value:.12g}" for name, value in settings.items())
         self.description = f"{type(self).__name__}({values})"
@@ -160,8 +157,9 @@ class LeapfrogModel(nn.Module, ABC):
                 f"hours must be a multiple of the time step {self.time_step:g} s, got {hours} h"
             )
         if len(state) > self.members_at_once:
-            blocks = torch.split(state, self.members_at_once)
-            return torch.cat([self.forward(block, hours) for block in blocks])
+            return torch.cat(
+                [self.forward(block, hours) for block in torch.split(state, self.members_at_once)]
+            )
         segment = round(self.restart_hours * 3600 / self.time_step)
         for first in range(0, steps, segment):
             spectral = self.integrate(self.to_spectral(state), min(segment, steps - first))

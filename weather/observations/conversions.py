@@ -163,8 +163,13 @@ def inconsistent_levels(
 
 def _rounding(pressure: np.ndarray, virtual: np.ndarray) -> np.ndarray:
     """Return the height that the rounding of a pressure stands for, m."""
-    size = np.where(pressure < FINE_HPA, FINE_ROUNDING_HPA, ROUNDING_HPA)
-    return size / pressure * virtual * DRY_AIR / GRAVITY
+    return (
+        np.where(pressure < FINE_HPA, FINE_ROUNDING_HPA, ROUNDING_HPA)
+        / pressure
+        * virtual
+        * DRY_AIR
+        / GRAVITY
+    )
 
 
 def _away(
@@ -185,8 +190,7 @@ def _away(
     """
     if not len(good):
         return np.zeros(0, dtype=int)
-    level = np.arange(len(offset))
-    place = np.searchsorted(good, level)
+    place = np.searchsorted(good, np.arange(len(offset)))
     below, above = good[np.maximum(place - 1, 0)], good[np.minimum(place, len(good) - 1)]
 
     def near(end: np.ndarray) -> np.ndarray:
@@ -201,8 +205,10 @@ def _one_height(departure: np.ndarray, failed: np.ndarray, layer: int) -> bool:
     """Return whether the level above a layer explains the departures of it and of the next."""
     if layer + 1 >= len(departure) or not (failed[layer] and failed[layer + 1]):
         return False
-    both = departure[layer] + departure[layer + 1]
-    return bool(abs(both) <= max(2 * ROUNDING_M, 0.2 * abs(departure[layer])))
+    return bool(
+        abs(departure[layer] + departure[layer + 1])
+        <= max(2 * ROUNDING_M, 0.2 * abs(departure[layer]))
+    )
 
 
 def _ends(pressure: np.ndarray, high: np.ndarray) -> np.ndarray:

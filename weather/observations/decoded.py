@@ -64,8 +64,7 @@ class Decoded:
             reason: Why.
         """
         rows = np.asarray(where, dtype=bool)
-        values = self.wide.loc[rows, list(names)]
-        if count := int(values.notna().to_numpy().sum()):
+        if count := int(self.wide.loc[rows, list(names)].notna().to_numpy().sum()):
             self.rejected[reason] += count
             self.wide.loc[rows, list(names)] = np.nan
 
@@ -86,8 +85,7 @@ class Decoded:
         speed, direction = wide["wind_speed"], wide["wind_direction"]
         odd = (speed < 0) | (direction < 0) | (direction > 360)
         self.reject(odd, pair, "impossible wind")
-        calm = wide["wind_speed"] == 0
-        wide.loc[calm & wide["wind_direction"].isna(), "wind_direction"] = 0.0
+        wide.loc[(wide["wind_speed"] == 0) & wide["wind_direction"].isna(), "wind_direction"] = 0.0
         self.reject(wide[pair].isna().any(axis=1), pair, "wind without direction or speed")
         u, v = conversions.wind_components(wide["wind_speed"], wide["wind_direction"])
         absent = wide[["u", "v"]].isna().any(axis=1) & np.isfinite(u)
@@ -110,8 +108,11 @@ class Decoded:
 
     def _convert_humidity(self) -> None:
         wide = self.wide
-        excess = wide["dewpoint"] - wide["temperature"]
-        self.reject(excess > SUPERSATURATION_K, ["dewpoint"], "dewpoint above temperature")
+        self.reject(
+            wide["dewpoint"] - wide["temperature"] > SUPERSATURATION_K,
+            ["dewpoint"],
+            "dewpoint above temperature",
+        )
         relative = wide["relative_humidity"]
         self.reject((relative < 0) | (relative > 1.1), ["relative_humidity"], "impossible humidity")
         dewpoint = conversions.saturation_pressure(wide["dewpoint"])
@@ -120,12 +121,17 @@ class Decoded:
         pressure = (100 * wide["level_hpa"]).fillna(wide["station_pressure"])
         stated = wide["dewpoint"].fillna(wide["relative_humidity"])
         wide["dewpoint"], wide["relative_humidity"] = stated, np.nan  # one value of humidity
-        derived = pd.Series(conversions.specific_humidity(vapour, pressure))
-        wide["humidity"] = wide["humidity"].fillna(derived)
-        lost = wide["humidity"].isna()
-        self.reject(lost, ["dewpoint"], "humidity without pressure or temperature")
-        thin = wide["level_hpa"] < LOWEST_HUMIDITY_HPA
-        self.reject(thin, ["humidity"], f"humidity above {LOWEST_HUMIDITY_HPA:g} hPa")
+        wide["humidity"] = wide["humidity"].fillna(
+            pd.Series(conversions.specific_humidity(vapour, pressure))
+        )
+        self.reject(
+            wide["humidity"].isna(), ["dewpoint"], "humidity without pressure or temperature"
+        )
+        self.reject(
+            wide["level_hpa"] < LOWEST_HUMIDITY_HPA,
+            ["humidity"],
+            f"humidity above {LOWEST_HUMIDITY_HPA:g} hPa",
+        )
 
     def _check_soundings(self) -> None:
         wide = self.wide
@@ -137,8 +143,7 @@ class Decoded:
         )
         virtual = conversions.virtual_temperature(warm, wide["humidity"])
         bad = np.zeros((2, len(wide)), dtype=bool)
-        rows_of = wide.groupby("sounding").indices
-        for rows in rows_of.values():
+        for rows in wide.groupby("sounding").indices.values():
             level, height = (wide[name].to_numpy()[rows] for name in ("level_hpa", "height"))
             bad[:, rows] = inconsistent_levels(level, height, virtual[rows])
         for wrong, name in zip(bad, ("height", "temperature"), strict=True):

@@ -32,8 +32,7 @@ def cell_of(grid: Grid, latitude: Tensor, longitude: Tensor) -> tuple[Tensor, Te
     row = row if ascending else grid.shape[0] - 1 - row
     west = grid.longitude_bounds()[:-1]
     eastward = (longitude.to(west) - west[0]) % 360.0
-    column = torch.searchsorted((west - west[0]).contiguous(), eastward, right=True) - 1
-    return row, column
+    return row, torch.searchsorted((west - west[0]).contiguous(), eastward, right=True) - 1
 
 
 class _Fields(NamedTuple):
@@ -164,8 +163,9 @@ def gross_check(
         factor: Accepted departure in standard deviations.
     """
     expected = torch.hypot(per_channel(sigma_b).to(observations.errors), observations.errors)
-    passes = (observations.values - background).abs() <= factor * expected
-    return observations.withhold(passes & observations.mask)
+    return observations.withhold(
+        ((observations.values - background).abs() <= factor * expected) & observations.mask
+    )
 
 
 LEVEL_TOLERANCE = 0.02  # of the pressure: 10 hPa at 500 hPa
@@ -276,8 +276,7 @@ def grid_reports(
     if background is not None:
         if operator is None:
             operator = ObservationOperator(grid, channels, places, background.hours)
-        current = background.current.flatten().double()
-        values = values - operator(background.states) + current[cell]
+        values = values - operator(background.states) + background.current.flatten().double()[cell]
     mean, variance = _superobs(values, errors.double(), cell, int(np.prod(shape)))
     variance = variance.view(shape)
     if representativeness_sd is not None:

@@ -112,8 +112,9 @@ def files_in(places: Iterable[Path], *, leave_out: Path | None = None) -> list[P
 
 
 def _hidden(path: Path, place: Path) -> bool:
-    parts = path.relative_to(place).parts
-    return any(part.startswith(".") or part.endswith(".zarr") for part in parts)
+    return any(
+        part.startswith(".") or part.endswith(".zarr") for part in path.relative_to(place).parts
+    )
 
 
 def _read(path: Path, period: Period) -> tuple[pd.DataFrame, Account, pd.Series]:
@@ -164,8 +165,12 @@ def _checked(found: Found, period: Period) -> tuple[ObservationTable, Counter[st
     ):
         frame = _keep(frame, good, reason, rejected)
     span = frame["time"].agg(["min", "max"]) if len(frame) else frame["time"]
-    held = pd.Series(period.holds(frame["time"]), frame.index, dtype=bool)
-    frame = _keep(frame, held, "of another time", rejected)
+    frame = _keep(
+        frame,
+        pd.Series(period.holds(frame["time"]), frame.index, dtype=bool),
+        "of another time",
+        rejected,
+    )
     table = ObservationTable.from_frame(frame, flag_out_of_range=True)
     outside = table.frame["qc"] == OUT_OF_RANGE
     rejected["out of range"] += int(outside.sum())
@@ -193,8 +198,13 @@ def _without_copies(
     accounted = []
     for number, account in enumerate(files):
         copied = int(counts.get(number, 0))
-        rejected = account.rejected + Counter({"reported again": copied})
-        accounted.append(replace(account, kept=account.kept - copied, rejected=rejected))
+        accounted.append(
+            replace(
+                account,
+                kept=account.kept - copied,
+                rejected=account.rejected + Counter({"reported again": copied}),
+            )
+        )
     left = joined[~copies].sort_values(["time", "station", "variable"], kind="stable")
     return left.drop(columns="file").reset_index(drop=True), accounted
 

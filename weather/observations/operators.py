@@ -89,8 +89,9 @@ def horizontal_weights(grid: Grid, latitude: Tensor, longitude: Tensor, wind: Te
     sign = torch.where(across & wind[:, None], -1.0, 1.0)
     indices, values = [], []
     for side in range(row.shape[1]):
-        turned = torch.where(across[:, side], 180.0, 0.0)
-        columns = _periodic_weights(grid.longitude, longitude + turned)
+        columns = _periodic_weights(
+            grid.longitude, longitude + torch.where(across[:, side], 180.0, 0.0)
+        )
         indices.append(row[:, side, None] * grid.shape[1] + columns.indices)
         weight = vertical.values[:, side] * sign[:, side]
         values.append(weight[:, None] * columns.values)

@@ -275,8 +275,13 @@ def _times(times: pd.Series) -> pd.Series:
         ) from error
     _refuse(converted.isna(), "time", converted, "a date", "drop rows without a time (NaT)")
     low, high = (stamp.tz_localize("UTC") for stamp in (pd.Timestamp.min, pd.Timestamp.max))
-    outside = (converted <= low) | (converted >= high)
-    _refuse(outside, "time", converted, "a date from 1678 to 2261", "correct or drop it")
+    _refuse(
+        (converted <= low) | (converted >= high),
+        "time",
+        converted,
+        "a date from 1678 to 2261",
+        "correct or drop it",
+    )
     return converted.dt.tz_localize(None).astype("datetime64[ns]")
 
 
@@ -295,8 +300,13 @@ def _converted(column: pd.Series, name: str, kind: Any) -> pd.Series:
 
 def _check_positions(table: pd.DataFrame) -> None:
     for name, low, high in (("latitude", -90, 90), ("longitude", -180, 360)):
-        inside = table[name].between(low, high)
-        _refuse(~inside, name, table[name], f"degrees from {low} to {high}", "correct or drop it")
+        _refuse(
+            ~table[name].between(low, high),
+            name,
+            table[name],
+            f"degrees from {low} to {high}",
+            "correct or drop it",
+        )
     level = table["level_hpa"]
     _refuse(level <= 0, "level_hpa", level, "a positive pressure", "correct or drop it")
     _refuse(level > 1200, "level_hpa", level, "hPa", "it looks like Pa: divide by 100")
@@ -370,8 +380,13 @@ def _refuse_out_of_range(table: pd.DataFrame, outside: pd.Series) -> None:
         name = table["variable"].iloc[int(outside.to_numpy().argmax())]
         variable = VARIABLES[name]
         expected = f"{variable.low:g} to {variable.high:g} {variable.unit} for {name}"
-        fix = "correct or drop it, or set flag_out_of_range"
-        _refuse(outside, "value", table["value"], expected, fix)
+        _refuse(
+            outside,
+            "value",
+            table["value"],
+            expected,
+            "correct or drop it, or set flag_out_of_range",
+        )
 
 
 def _refuse(bad: pd.Series, name: str, values: pd.Series, expected: str, fix: str) -> None:

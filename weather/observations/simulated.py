@@ -27,8 +27,13 @@ def bernoulli_network(grid: Grid, density: float, *, seed: int) -> Tensor:
         raise ValueError(
             f"density is {density}, expected a fraction of the grid points from 0 to 1"
         )
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(grid.shape, generator=generator) < density
+    return torch.rand(grid.shape, generator=torch.Generator().manual_seed(seed)) < density
+
+
+def drawn_network(grid: Grid, density: float, draw: torch.Generator) -> Tensor:
+    """Return a `bernoulli_network` (H, W) whose seed is the next draw of a generator."""
+    seed = int(torch.randint(2**62, (), generator=draw))
+    return bernoulli_network(grid, density, seed=seed)
 
 
 def station_network(grid: Grid, count: int, *, seed: int) -> Tensor:
@@ -43,7 +48,9 @@ def station_network(grid: Grid, count: int, *, seed: int) -> Tensor:
     num_points = grid.shape[0] * grid.shape[1]
     if not 0 <= count <= num_points:
         raise ValueError(f"count is {count}, expected 0 to {num_points}, the points of the grid")
-    chosen = _draw_without_replacement(_station_weight(grid).flatten(), count, seed)
+    weight = grid.area_weights()[:, None].expand(grid.shape).clone()
+    weight[land_mask(grid)] *= LAND_PREFERENCE
+    chosen = _draw_without_replacement(weight.flatten(), count, seed)
     network = torch.zeros(num_points, dtype=torch.bool)
     network[chosen] = True
     return network.view(grid.shape)
@@ -69,21 +76,17 @@ def observe(
         ValueError: If an error is not positive.
     """
     errors = per_channel(error_sd).to(truth).expand_as(truth)
-    drawn = torch.randn(truth.shape, generator=generator, dtype=truth.dtype)
-    values = truth + errors * drawn.to(truth.device)
+    values = truth + errors * torch.randn(truth.shape, generator=generator, dtype=truth.dtype).to(
+        truth.device
+    )
     return GriddedObservations.from_values(values, errors).withhold(network.to(truth.device))
-
-
-def _station_weight(grid: Grid) -> Tensor:
-    weight = grid.area_weights()[:, None].expand(grid.shape).clone()
-    weight[land_mask(grid)] *= LAND_PREFERENCE
-    return weight
 
 
 def _draw_without_replacement(weight: Tensor, count: int, seed: int) -> Tensor:
     """Indices of ``count`` draws by weight (Efraimidis and Spirakis 2006: the smallest E/w)."""
-    generator = torch.Generator().manual_seed(seed)
-    waiting = -torch.rand(weight.shape, generator=generator, dtype=torch.float64).log()
+    waiting = -torch.rand(
+        weight.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).log()
     return (waiting / weight).topk(count, largest=False).indices
 
 

@@ -160,8 +160,9 @@ class Assimilation:
         table = read_reports(options.observations, self.say)
         states, times = self._background(table=table, last=forecast is not None)
         if forecast is not None:
-            step = np.timedelta64(round(self.model.hours * 3600), "s")
-            times = times[-1] + np.arange(cycles) * step
+            times = times[-1] + np.arange(cycles) * np.timedelta64(
+                round(self.model.hours * 3600), "s"
+            )
         unused = self._require_reports(table, times)
         assimilator, sd = self._method()
         reports = self._reports(table, sd)
@@ -223,8 +224,9 @@ class Assimilation:
     def _require_reports(self, table: ObservationTable, times: np.ndarray) -> LeftOut:
         """Refuse a table of which no report belongs to an analysis; return which do not."""
         unused = LeftOut.of(table, self.experiment.channels, times)
-        advice = "give reports or a background of that time"
-        unused.require_used(self.options.observations, times, advice)
+        unused.require_used(
+            self.options.observations, times, "give reports or a background of that time"
+        )
         return unused
 
     def _background(

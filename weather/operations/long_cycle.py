@@ -121,8 +121,9 @@ class LongCycle(Assimilation):
                 f"{archive.flagged} of {archive.count} reports are out of range or flagged, "
                 "left out"
             )
-        advice = "give reports of that time or another --start"
-        unused.require_used(self.options.observations, times, advice)
+        unused.require_used(
+            self.options.observations, times, "give reports of that time or another --start"
+        )
         return unused.line()
 
     def _facts(self, archive: ReportArchive, first: Tensor, start: np.datetime64) -> dict[str, Any]:
@@ -293,22 +294,26 @@ class _Work:
                     step = next(steps)
                     self._check(step)
                 except GatesError as error:
-                    raise GatesError(f"{self._when()}: {error}{self._advice()}") from error
+                    stamp = np.datetime_as_string(self.times[self.done], unit="m")
+                    when = f"cycle {self.done + 1} of {len(self.times)}, {stamp}"
+                    kept = f"{self.done} cycles are kept, --cycles {self.done} finishes with them"
+                    raise GatesError(
+                        f"{when}: {error}{f'; {kept}' if self.done else ''}"
+                    ) from error
                 self._keep(step)
                 tick()
 
     def _steps(self, cycle: Cycle, model: Remembering) -> Iterator[CycleStep]:
         """Yield the cycles that are missing, from the analyses on disk."""
-        background, last = self.first[None], None
+        background, previous = self.first[None], None
         for number in range(max(self.done - _memory(self.parts.assimilator), 0), self.done):
             if number:
                 background = self._forecast(model, number)
             self._recall(model, background, number)
         if self.done:
-            last = self._analysis(self.done - 1)
+            previous = self._analysis(self.done - 1)[None]
             background = self._forecast(model, self.done)
         nothing = GriddedObservations.absent((1, *self.first.shape))
-        previous = None if last is None else last[None]
         left = len(self.times) - self.done
         yield from cycle.run(background[None], [nothing] * left, previous)
 
@@ -320,13 +325,13 @@ class _Work:
     def _recall(self, model: Remembering, background: Tensor, number: int) -> None:
         """Let a method that remembers its analyses remember one of them again."""
         counts = self.parts.reports.state()
-        time = self.times[number]
-        seen = self.parts.reports.against(model, time, background[0], self.parts.hours)
+        seen = self.parts.reports.against(
+            model, self.times[number], background[0], self.parts.hours
+        )
         self.parts.reports.restore(counts)
         history = getattr(self.parts.assimilator, "history", None)
         if isinstance(history, AnalysisHistory) and bool(seen.mask.any()):
-            ages = history.ages(background[None])
-            history.remember(self._analysis(number)[None], seen, ages)
+            history.remember(self._analysis(number)[None], seen, history.ages(background[None]))
 
     def _analysis(self, number: int) -> Tensor:
         """Return an analysis (1,C,H,W) from disk."""
@@ -355,15 +360,6 @@ class _Work:
                 f"{self.parts.limit:g}; check units, weights and errors"
             )
 
-    def _when(self) -> str:
-        stamp = np.datetime_as_string(self.times[self.done], unit="m")
-        return f"cycle {self.done + 1} of {len(self.times)}, {stamp}"
-
-    def _advice(self) -> str:
-        if not self.done:
-            return ""
-        return f"; {self.done} cycles are kept, --cycles {self.done} finishes with them"
-
     def _keep(self, step: CycleStep) -> None:
         """Write one cycle, and then that it is there."""
         for store, states in ((self.backgrounds, step.background), (self.analyses, step.analysis)):
@@ -376,8 +372,9 @@ class _Work:
 
     def _save(self) -> None:
         size = (self.partial.content / DEPARTURES).stat().st_size
-        counts = self.parts.reports.state()
-        self.partial.save({"cycles": self.done, "bytes": size, "reports": counts})
+        self.partial.save(
+            {"cycles": self.done, "bytes": size, "reports": self.parts.reports.state()}
+        )
 
     def _rows(self, step: CycleStep) -> Iterator[tuple[str, ...]]:
         """Yield what the observations of a cycle say of background and analysis."""

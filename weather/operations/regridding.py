@@ -152,13 +152,6 @@ def regrid_store(
     )
 
 
-class _Found(NamedTuple):
-    """A block on the target grid, and how many values were and are missing."""
-
-    values: np.ndarray
-    missing: tuple[int, int]
-
-
 class _Work:
     """Regrids the blocks of all fields, one after the other."""
 
@@ -191,25 +184,21 @@ class _Work:
                 if number <= done:
                     tick()
                     continue
-                found = self._regrid(block)
-                store.write(block.name, found.values, block.where)
-                for index, count in enumerate(found.missing):
+                values, missing = self._regrid(block)
+                store.write(block.name, values, block.where)
+                for index, count in enumerate(missing):
                     counts[block.name][index] += count
                 if number == len(self.blocks) or time.monotonic() - saved > SAVED_EVERY:
                     partial.save({"blocks": number, "missing": counts})
                     saved = time.monotonic()
                 tick()
 
-    def _values(self, block: _Block) -> np.ndarray:
+    def _regrid(self, block: _Block) -> tuple[np.ndarray, tuple[int, int]]:
+        """Regrid a block, and count what was and is not finite, unless nothing depends on it."""
         array = self.dataset[block.name]
-        part = array.isel(dict(zip(array.dims, block.where, strict=False)))
-        values = read_values(part)
+        values = read_values(array.isel(dict(zip(array.dims, block.where, strict=False))))
         kind = np.float64 if values.dtype == np.float64 else np.float32
-        return np.ascontiguousarray(values, kind)
-
-    def _regrid(self, block: _Block) -> _Found:
-        """Regrid a block, and count what is not finite, unless nothing depends on it."""
-        values = self._values(block)
+        values = np.ascontiguousarray(values, kind)
         found = self.regridder(torch.from_numpy(values)).numpy()
         after = int(np.count_nonzero(~np.isfinite(found)))
         before = int(np.count_nonzero(~np.isfinite(values))) if after else 0
@@ -218,7 +207,7 @@ class _Work:
                 f"{block.name} is missing (NaN) in {100 * before / values.size:.3g} % of the "
                 "values of a block; fill them, or let them propagate with --missing propagate"
             )
-        return _Found(found, (before, after))
+        return found, (before, after)
 
 
 def _fields_last(dataset: xr.Dataset) -> xr.Dataset:

@@ -24,7 +24,12 @@ from weather.training.optimization import (
     schedule_steps,
     unify_loss,
 )
-from weather.training.stream import AssimilationBatch, AssimilationDataModule, ProblemSource
+from weather.training.stream import (
+    AssimilationBatch,
+    AssimilationDataModule,
+    ProblemSource,
+    require_same_shape,
+)
 
 LOSSES = {
     "unify_mae": partial(unify_loss, kind="mae"),
@@ -134,8 +139,9 @@ class AdasModule(L.LightningModule):
         self.check_source(source)
         self.analysis.normalizer.load_state_dict(source.normalizer.state_dict())
         self.analysis.background_sd.copy_(source.background_sd)
-        weights = source.grid.area_weights().to(self.dtype)
-        self.register_buffer("area_weights", weights, persistent=False)
+        self.register_buffer(
+            "area_weights", source.grid.area_weights().to(self.dtype), persistent=False
+        )
 
     def check_source(self, source: ProblemSource) -> None:
         """Refuse data of other channels or another grid than those of the network.
@@ -143,19 +149,7 @@ class AdasModule(L.LightningModule):
         Raises:
             GatesError: One of them differs; the message names the argument of the network.
         """
-        network, channels = self.analysis.network, source.channels
-        expected = {
-            "grid_shape": source.grid.shape,
-            "num_surface": len(channels.surface),
-            "num_upper": len(channels.upper),
-            "num_levels": len(channels.levels),
-        }
-        for name, value in expected.items():
-            found = network.arguments[name]
-            if (tuple(found) if name == "grid_shape" else found) != value:
-                raise GatesError(
-                    f"model.network.{name} is {found}, the data has {value}: set it to that"
-                )
+        require_same_shape(self.analysis.network.arguments, source.grid.shape, source.channels)
 
     def forward(self, batch: AssimilationBatch, background: Tensor) -> Tensor:
         """Return the analysis (B,C,H,W) of ``background`` with the batch's observations."""
@@ -173,8 +167,9 @@ class AdasModule(L.LightningModule):
         analysis = self(batch, self.background(batch, "train"))
         normalize = self.analysis.normalizer.normalize
         weights = self.area_weights if self.lat_weight else None
-        truth = batch.truth.to(analysis)
-        loss = self.loss(normalize(analysis), normalize(truth), area_weights=weights)
+        loss = self.loss(
+            normalize(analysis), normalize(batch.truth.to(analysis)), area_weights=weights
+        )
         score = self._carry(batch, analysis, "train").mean()
         self.log("train/loss", loss.detach())
         self.log("train/score", score, prog_bar=True)
@@ -228,8 +223,7 @@ class AdasModule(L.LightningModule):
     def _guard(self, states: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
         """Return states, replaced by the truth where they have left it, and their scores (B,)."""
         truth = truth.to(states)
-        std = self.analysis.normalizer.std
-        score = normalized_rmse(states - truth, std, self.area_weights)
+        score = normalized_rmse(states - truth, self.analysis.normalizer.std, self.area_weights)
         lost = ~(score <= self.divergence_limit)  # also catches NaN
         return torch.where(lost[:, None, None, None], truth, states), score
 
@@ -239,7 +233,9 @@ class AdasModule(L.LightningModule):
         guarded, score = self._guard(analysis.detach(), batch.truth)
         carried = self.carried.get(period)
         if carried is None:
-            carried = guarded.new_zeros(self._num_timelines(period), *guarded.shape[1:])
+            data = self._data
+            count = data.timelines if period == "train" else data.validation_timelines
+            carried = guarded.new_zeros(count, *guarded.shape[1:])
         carried = carried.to(guarded)  # a checkpoint is loaded before the module finds its device
         lost = ~(score <= self.divergence_limit)
         if any(isinstance(forecast, FramesForecast) for forecast in self.forecasts):
@@ -255,16 +251,13 @@ class AdasModule(L.LightningModule):
         )
         return score
 
-    def _num_timelines(self, period: str) -> int:
-        data = self._data
-        return data.timelines if period == "train" else data.validation_timelines
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Gather the carried analyses of all ranks; each rank holds zeros elsewhere."""
         for name, states in (("carried", self.carried), ("before", self.before)):
             if "train" in states:
-                owned = self._owned_rows(states["train"])
-                checkpoint[name] = self.trainer.strategy.reduce(owned, reduce_op="sum")
+                checkpoint[name] = self.trainer.strategy.reduce(
+                    self._owned_rows(states["train"]), reduce_op="sum"
+                )
 
     def _owned_rows(self, carried: Tensor) -> Tensor:
         rows = torch.arange(len(carried), device=carried.device)

@@ -21,7 +21,7 @@ from weather.training.optimization import (
     normalized_rmse,
     schedule_steps,
 )
-from weather.training.stream import generator
+from weather.training.stream import generator, require_same_shape
 
 DRAW, PLACE = 1, 2  # keys of random numbers
 
@@ -218,8 +218,9 @@ class FengWuModule(L.LightningModule):
         check_positive(learning_rate=learning_rate, validation_leads=validation_leads)
         check_fraction(replay=replay, cold_start=cold_start)
         count = network.num_channels
-        units = Normalizer(torch.zeros(count), torch.ones(count))
-        self.forecast = FengWuForecast(network, units, torch.ones(count))
+        self.forecast = FengWuForecast(
+            network, Normalizer(torch.zeros(count), torch.ones(count)), torch.ones(count)
+        )
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.betas, self.warmup = betas, warmup
         self.one_step, self.replay = one_step, replay
@@ -241,8 +242,9 @@ class FengWuModule(L.LightningModule):
         self.forecast.normalizer.load_state_dict(data.source.normalizer.state_dict())
         self.forecast.increment_sd.copy_(data.source.increment_sd)
         self.forecast.step_hours = data.source.step_hours
-        weights = data.source.grid.area_weights().to(self.dtype)
-        self.register_buffer("area_weights", weights, persistent=False)
+        self.register_buffer(
+            "area_weights", data.source.grid.area_weights().to(self.dtype), persistent=False
+        )
         if self.replay:
             network = self.forecast.network
             self.buffer = ReplayBuffer(
@@ -260,19 +262,12 @@ class FengWuModule(L.LightningModule):
         Raises:
             GatesError: One of them differs; the message names the argument of the network.
         """
-        arguments, channels = self.forecast.network.arguments, source.channels
-        expected = {
-            "grid_shape": tuple(source.grid.shape),
-            "num_surface": len(channels.surface),
-            "num_upper": len(channels.upper),
-            "num_levels": len(channels.levels),
-        }
-        for name, value in expected.items():
-            found = tuple(arguments[name]) if name == "grid_shape" else arguments[name]
-            if found != value:
-                raise GatesError(
-                    f"model.network.{name} is {found}, the data has {value}: set it to that"
-                )
+        arguments = self.forecast.network.arguments
+        require_same_shape(
+            {**arguments, "grid_shape": tuple(arguments["grid_shape"])},
+            source.grid.shape,
+            source.channels,
+        )
 
     @property
     def _data(self) -> ForecastDataModule:
@@ -286,8 +281,12 @@ class FengWuModule(L.LightningModule):
         batch = start.batch
         change = self.forecast.change(batch.previous, batch.current)
         target = self.forecast.scaled_change(batch.current, batch.following).to(change.mean)
-        weights = self.area_weights if self.lat_weight else None
-        loss = gaussian_loss(change.mean, change.log_variance, target, area_weights=weights)
+        loss = gaussian_loss(
+            change.mean,
+            change.log_variance,
+            target,
+            area_weights=self.area_weights if self.lat_weight else None,
+        )
         scale = self.forecast.increment_sd.to(batch.current)[:, None, None]
         self._keep(start, batch.current + scale * change.mean.detach().to(batch.current))
         error = (change.mean.detach() - target).square().mean().sqrt()
@@ -326,17 +325,18 @@ class FengWuModule(L.LightningModule):
         if buffer is None:
             return
         last = self._data.source.num_times() - 1
-        std = self.forecast.normalizer.std.to(forecast)
-        score = normalized_rmse(forecast - batch.following, std, self.area_weights)
-        rows = _numbers(batch.step, batch.row, batch.member, batch.time)
-        for index, (step, row, member, time) in enumerate(rows):
+        score = normalized_rmse(
+            forecast - batch.following, self.forecast.normalizer.std.to(forecast), self.area_weights
+        )
+        for index, (step, row, member, time) in enumerate(
+            _numbers(batch.step, batch.row, batch.member, batch.time)
+        ):
             slot = start.slots[index]
             if time + 1 >= last or not float(score[index]) <= self.divergence_limit:
                 buffer.drop(row, slot)
                 continue
             frames = torch.stack((batch.current[index], forecast[index]))
-            lead = start.leads[index] + 1
-            buffer.keep(step, row, slot, Underway(frames, member, time + 1, lead))
+            buffer.keep(step, row, slot, Underway(frames, member, time + 1, start.leads[index] + 1))
 
     def validation_step(self, batch: ForecastBatch, batch_idx: int) -> None:  # noqa: ARG002
         """Score forecasts over several steps by the mean normalized RMSE over all channels."""
@@ -362,8 +362,9 @@ class FengWuModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Gather the buffers of all ranks, row by row: each rank gives its own."""
         if self.buffer is not None:
-            state = self.buffer.state_dict()
-            checkpoint["replay"] = {name: self._gathered(value) for name, value in state.items()}
+            checkpoint["replay"] = {
+                name: self._gathered(value) for name, value in self.buffer.state_dict().items()
+            }
 
     def _gathered(self, value: Tensor) -> Tensor:
         """Return rows (K, ...) of all ranks, on the host."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import lightning as L
@@ -50,6 +50,33 @@ def generator(*keys: int) -> torch.Generator:
     """
     state = np.random.SeedSequence(keys).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+def require_same_shape(
+    arguments: Mapping[str, Any], grid_shape: tuple[int, int], channels: ChannelSpec
+) -> None:
+    """Refuse data of other channels or another grid than those of a network.
+
+    Args:
+        arguments: Of the network.
+        grid_shape: Rows and columns of the data.
+        channels: Channels of the data.
+
+    Raises:
+        GatesError: One of them differs; the message names the argument of the network.
+    """
+    expected = {
+        "grid_shape": grid_shape,
+        "num_surface": len(channels.surface),
+        "num_upper": len(channels.upper),
+        "num_levels": len(channels.levels),
+    }
+    for name, value in expected.items():
+        found = arguments[name]
+        if (tuple(found) if name == "grid_shape" else found) != value:
+            raise GatesError(
+                f"model.network.{name} is {found}, the data has {value}: set it to that"
+            )
 
 
 class ProblemSource(Protocol):
@@ -203,8 +230,9 @@ class TimelineDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the training samples of this rank."""
-        owned = self._owned(self.timelines)
-        stream = TimelineStream(self.source, self.steps, owned, collate=self.collate)
+        stream = TimelineStream(
+            self.source, self.steps, self._owned(self.timelines), collate=self.collate
+        )
         return TimelineLoader(stream)
 
     def val_dataloader(self) -> DataLoader[Any]:

@@ -140,13 +140,13 @@ def test_failed_write_leaves_the_old_store(tmp_path, monkeypatch):
 
 KILLED = """
 import os, sys
-from weather.data import write, wb2
-appended = write._append
+from weather.data import store, writing
+appended = writing._append
 def killed(block, *rest):
     appended(block, *rest)
     os._exit(9)
-write._append = killed
-write.write_wb2(wb2.open_wb2(sys.argv[1]), sys.argv[2], overwrite=True)
+writing._append = killed
+writing.write_wb2(store.open_wb2(sys.argv[1]), sys.argv[2], overwrite=True)
 """
 
 

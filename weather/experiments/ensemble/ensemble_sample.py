@@ -18,7 +18,7 @@ from weather.baselines.optimal_interpolation import OptimalInterpolation
 from weather.data.shipped import load_era5_sample
 from weather.experiments.experiment import Box, Method, Setting
 from weather.observations.gridded import GriddedObservations
-from weather.observations.simulated import bernoulli_network, observe
+from weather.observations.simulated import drawn_network, observe
 from weather.state import Normalizer
 from weather.training.stream import generator
 
@@ -87,8 +87,9 @@ class EnsembleSample:
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
         self.fields, self.grid, self.channels, self.times = load_era5_sample()
-        training = self.fields[:, TRAINING_TIMES]
-        self.normalizer = Normalizer.fit(training, area_weights=self.grid.area_weights())
+        self.normalizer = Normalizer.fit(
+            self.fields[:, TRAINING_TIMES], area_weights=self.grid.area_weights()
+        )
         self.error_sd = {task: self._error_sd(task) for task in TASKS}
         self.task_background_sd = {
             task: self.grid.area_mean(self.errors(task).square()).mean(0).sqrt() for task in TASKS
@@ -104,8 +105,7 @@ class EnsembleSample:
 
     def errors(self, task: Task) -> Tensor:
         """Return samples (N,C,H,W) of the background error of the training period."""
-        draws = [generator(self.seed, 9, number) for number in range(PAIRS)]
-        pairs = [self.pair(task, draw) for draw in draws]
+        pairs = [self.pair(task, generator(self.seed, 9, number)) for number in range(PAIRS)]
         return torch.stack([truth - background for background, truth in pairs])
 
     def pair(self, task: Task, draw: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -124,9 +124,9 @@ class EnsembleSample:
         self, task: Task, truth: Tensor, density: float, draw: torch.Generator
     ) -> GriddedObservations:
         """Return the noisy observations (C,H,W) of a random network."""
-        seed = int(torch.randint(2**62, (), generator=draw))
-        network = bernoulli_network(self.grid, density, seed=seed)
-        return observe(truth, network, self.error_sd[task], generator=draw)
+        return observe(
+            truth, drawn_network(self.grid, density, draw), self.error_sd[task], generator=draw
+        )
 
     def objects(self, times: Sequence[int]) -> list[str]:
         """Return short hashes of all members at some times of the sample."""

@@ -55,7 +55,7 @@ from weather.experiments.experiment import (
     classical,
     shown,
 )
-from weather.metrics import Departures, DepartureSums, figures, joined, withheld_points
+from weather.metrics import Departures, DepartureSums, departure_rows, joined, withheld_points
 from weather.models.adas.presets import COMPARED
 from weather.observations.gridded import GriddedObservations
 from weather.plots import analysis_figure
@@ -66,11 +66,13 @@ def analyze_case(
     source: EnsembleSample, task: Task, case: Case, density: float, method: Assimilator
 ) -> Tensor:
     """Return the analysis (C,H,W) of one case, the mean if the method is an ensemble."""
-    one = source.observe_case(task, case, density)
-    observations = GriddedObservations.stack([one])
-    single = method.members == 1
-    background = case.background[None] if single else case.ensemble
-    return method.analyse(background[None], observations)[0].mean(0)
+    observations = GriddedObservations.stack([source.observe_case(task, case, density)])
+    return method.analyse(_background(case, method), observations)[0].mean(0)
+
+
+def _background(case: Case, method: Assimilator) -> Tensor:
+    """Return the background (1,M,C,H,W) of a method with M members."""
+    return (case.background[None] if method.members == 1 else case.ensemble)[None]
 
 
 def case_errors(
@@ -102,14 +104,13 @@ def case_departures(
     every: int = 6,
 ) -> Departures:
     """Return the departures from assimilated and withheld observations in every sixth case."""
-    points = withheld_points(source.grid, 11)
-    departures = Departures(points[None])
+    departures = Departures(withheld_points(source.grid, 11)[None])
     for case in source.cases(task)[:cases][::every]:
         observations = GriddedObservations.stack([source.observe_case(task, case, density)])
-        single = method.members == 1
-        background = (case.background[None] if single else case.ensemble)[None]
-        analysis = method.analyse(background, observations)
-        departures.add(CycleStep(background, analysis, observations), method)
+        background = _background(case, method)
+        departures.add(
+            CycleStep(background, method.analyse(background, observations), observations), method
+        )
     return departures
 
 
@@ -160,23 +161,23 @@ class EnsembleScores:
 
     def works(self) -> list[Work]:
         """Return every method on every task; the networks of a form are scored together."""
-        short: tuple[tuple[str, str | int], ...] = ()
-        if self.cases is not None:
-            short = (("first", self.cases),)
+        short: tuple[tuple[str, str | int], ...]
+        short = () if self.cases is None else (("first", self.cases),)
         seeds = (*short, ("seeds-", "+".join(map(str, self.seeds))))
         works = []
         for kind in TASKS:
             count = len(self.source.cases(kind)[: self.cases])
             for density in self.densities:
                 task = EnsembleTask(kind, density).name
-                methods = [Work(m.name, task, count, short) for m in self.methods(kind)]
-                forms = [Work(f, task, count * len(self.seeds), seeds) for f in self.forms]
-                works += methods + forms
+                works += [Work(m.name, task, count, short) for m in self.methods(kind)]
+                works += [Work(f, task, count * len(self.seeds), seeds) for f in self.forms]
         return works
 
     def compute(self, work: Work, tick: Tick = no_tick) -> dict[str, Tensor]:
         """Return the errors of a method on a task, and its departures, by name."""
-        errors, departures = self.analyze(self._task(work.task), work.method, tick)
+        tasks = (EnsembleTask(kind, density) for kind in TASKS for density in self.densities)
+        task = next(task for task in tasks if task.name == work.task)
+        errors, departures = self.analyze(task, work.method, tick)
         found = {"errors": errors}
         for name, sums in zip(SUMS, departures, strict=True):
             if sums is not None:
@@ -190,10 +191,6 @@ class EnsembleScores:
         sums = (DepartureSums.from_tensors(found, f"{name}.") for name in SUMS)
         self.departures[key] = (next(sums), next(sums))
 
-    def _task(self, name: str) -> EnsembleTask:
-        tasks = (EnsembleTask(kind, density) for kind in TASKS for density in self.densities)
-        return next(task for task in tasks if task.name == name)
-
     def analyze(self, task: EnsembleTask, name: str, tick: Tick = no_tick) -> tuple[Tensor, Sums]:
         """Return the mean square errors of a method on a task, and its departures.
 
@@ -205,8 +202,7 @@ class EnsembleScores:
                 self.load(name, seed).expecting(sd) for seed in self.seeds
             ]
         else:
-            method = classical(self.methods(task.kind), name)
-            members = [built(self.settings, method, task.name)]
+            members = [built(self.settings, classical(self.methods(task.kind), name), task.name)]
         errors = [
             case_errors(self.source, task.kind, task.density, one, cases=self.cases, tick=tick)
             for one in members
@@ -218,10 +214,6 @@ class EnsembleScores:
 
     def _draws(self, task: Task) -> Resamples:
         return Resamples.clusters(case.member for case in self.source.cases(task)[: self.cases])
-
-    def _times(self, task: Task) -> int:
-        """Return the number of times, the units that are independent of each other."""
-        return len({case.time for case in self.source.cases(task)[: self.cases]})
 
     def _ratio(self, task: Task, density: float, method: str, base: str) -> list[Interval]:
         """Return the RMSE of a method over that of another, for every channel."""
@@ -243,7 +235,8 @@ class EnsembleScores:
         """
         rows = []
         for kind in TASKS:
-            times = self._times(kind)
+            # Times are the units that are independent of each other.
+            times = len({case.time for case in self.source.cases(kind)[: self.cases]})
             for density in self.densities:
                 task = EnsembleTask(kind, density).name
                 errors = {method: e for (name, method), e in self.errors.items() if name == task}
@@ -254,27 +247,21 @@ class EnsembleScores:
                     if not row.versus or row.metric.startswith("rmse")
                 ]
                 for method in errors:
-                    rows += self._departure_rows(task, method)
+                    rows += departure_rows(
+                        method, task, self.channels.labels, self.departures[task, method]
+                    )
         return rows
 
     def _errors(self, own: Tensor, base: Tensor) -> Scores:
         """Return RMSE and ratio of every channel from square errors (cases, C)."""
-        labels = self.channels.labels
         pairs = torch.stack((own, base), -1).unbind(1)
         return joined(
             moments(pair, root_ratio, f"ratio_{label}")
             if ratio
             else moments(pair[:, 0], root, f"rmse_{label}")
             for ratio in (False, True)
-            for label, pair in zip(labels, pairs, strict=True)
+            for label, pair in zip(self.channels.labels, pairs, strict=True)
         )
-
-    def _departure_rows(self, task: str, method: str) -> list[Row]:
-        return [
-            Row(method, task, f"{stem}_{label}", value)
-            for stem, values in figures(*self.departures[task, method]).items()
-            for label, value in zip(self.channels.labels, values, strict=True)
-        ]
 
     def bars(self) -> list[Bar]:
         """Return what must hold at the largest density."""
@@ -283,8 +270,8 @@ class EnsembleScores:
 
         def beats(method: str, task: Task) -> Bar:
             worst = max(ratio.value for ratio in self._ratio(task, dense, method, REFERENCE))
-            label = f"{method} over background, worst field, {EnsembleTask(task, dense).name}"
-            return Bar(label, worst, "<=", 1.0)
+            name = EnsembleTask(task, dense).name
+            return Bar(f"{method} over background, worst field, {name}", worst, "<=", 1.0)
 
         bars.append(beats("oi", "persistence"))
         upper = max(r.high for r in self._ratio("persistence", dense, "adas_increment", REFERENCE))
@@ -301,8 +288,9 @@ class EnsembleScores:
         """Return the fields of the last case of ``persistence``, analyzed by OI and by Adas."""
         task, case, sd = self._last()
         seen = self.source.observe_case(task.kind, case, task.density).mask.any(0).float()
-        oi = classical(self.methods(task.kind), "oi")
-        assimilators = {"oi": built(self.settings, oi, task.name)}
+        assimilators = {
+            "oi": built(self.settings, classical(self.methods(task.kind), "oi"), task.name)
+        }
         if "adas_increment" in self.forms:
             network = self.load("adas_increment", self.seeds[0])
             assimilators["adas_increment"] = network.expecting(sd)
@@ -458,8 +446,9 @@ class EnsembleExperiment(EnsembleSample):
         quick: bool = False,
     ) -> EnsembleScores:
         """Return the evaluation on all test cases, or on three."""
-        cases = QUICK_CASES if quick else None
-        return EnsembleScores(self, densities, load, seeds, forms, settings, cases)
+        return EnsembleScores(
+            self, densities, load, seeds, forms, settings, QUICK_CASES if quick else None
+        )
 
     def checks(self, scores: EnsembleScores) -> Sequence[Checks]:  # noqa: ARG002
         """Nothing more."""

@@ -14,7 +14,7 @@ from weather.training.stream import AssimilationBatch, generator
 
 
 class Era5EnsembleSource(EnsembleExperiment):
-    """Problems from the shipped ERA5 ensemble sample, see :class:`~.sample.EnsembleSample`.
+    """Problems from the shipped ERA5 ensemble sample, see `ensemble_sample.EnsembleSample`.
 
     Args:
         min_density: Smallest fraction of grid points observed in a training problem.

@@ -38,10 +38,10 @@ from weather.experiments.experiment import (
     shown,
 )
 from weather.experiments.reanalysis.store_data import CLIMATOLOGY, ReanalysisData
-from weather.metrics import Departures, DepartureSums, figures, joined, withheld_points
+from weather.metrics import Departures, DepartureSums, departure_rows, joined, withheld_points
 from weather.models.adas.presets import COMPARED
 from weather.observations.gridded import GriddedObservations
-from weather.observations.simulated import bernoulli_network, observe
+from weather.observations.simulated import drawn_network, observe
 from weather.plots import analysis_figure
 from weather.progress import Tick, no_tick
 from weather.training.stream import generator
@@ -91,9 +91,12 @@ class ReanalysisCases(ReanalysisData):
     def observe_case(self, case: Case, density: float) -> GriddedObservations:
         """Return the observations (C,H,W) of a case: the same for every method."""
         draw = generator(20, case.truth, round(density * 1e6))
-        seed = int(torch.randint(2**62, (), generator=draw))
-        network = bernoulli_network(self.grid, density, seed=seed)
-        return observe(self.truth[case.truth], network, self.observation_error, generator=draw)
+        return observe(
+            self.truth[case.truth],
+            drawn_network(self.grid, density, draw),
+            self.observation_error,
+            generator=draw,
+        )
 
     def climatology(self, case: Case) -> Tensor:
         """Return the climatology (C,H,W) of the time of a case."""
@@ -120,8 +123,11 @@ class ReanalysisCases(ReanalysisData):
         return found
 
     def _interpolation(self, setting: Setting) -> Assimilator:
-        covariance = self.covariance.with_length(setting["length_km"])
-        return IterativeInterpolation(covariance, scale=setting["scale"], tolerance=TOLERANCE)
+        return IterativeInterpolation(
+            self.covariance.with_length(setting["length_km"]),
+            scale=setting["scale"],
+            tolerance=TOLERANCE,
+        )
 
     @cached_property
     def covariance(self) -> HomogeneousCovariance:
@@ -150,8 +156,7 @@ def analyze_case(
 ) -> Tensor:
     """Return the analysis (C,H,W) of a case."""
     observations = GriddedObservations.stack([source.observe_case(case, density)])
-    background = source.backgrounds[case.background]
-    return method.analyse(background[None, None], observations)[0, 0]
+    return method.analyse(source.backgrounds[case.background][None, None], observations)[0, 0]
 
 
 def mean_squares(
@@ -215,7 +220,9 @@ class ReanalysisScores:
 
     def compute(self, work: Work, tick: Tick = no_tick) -> dict[str, Tensor]:
         """Return the errors of a method on a task, and its departures, by name."""
-        density = self._density(work.task)
+        density = next(
+            one.density for one in self.source.tasks(self.densities) if one.name == work.task
+        )
         members = self._members(work.method, work.task)
         errors = [mean_squares(self.source, density, one, self.cases, tick) for one in members]
         found = {"errors": torch.stack(errors)}
@@ -231,10 +238,6 @@ class ReanalysisScores:
         self.errors[key] = found["errors"]
         self.departures[key] = tuple(DepartureSums.from_tensors(found, f"{name}.") for name in SUMS)
 
-    def _density(self, task: str) -> float:
-        tasks = self.source.tasks(self.densities)
-        return next(one.density for one in tasks if one.name == task)
-
     def _members(self, name: str, task: str) -> list[Assimilator | None]:
         if name == CLIMATE:
             return [None]
@@ -247,8 +250,10 @@ class ReanalysisScores:
         for case in self.cases[:: max(1, len(self.cases) // DEPARTURE_CASES)]:
             observations = GriddedObservations.stack([self.source.observe_case(case, density)])
             background = self.source.backgrounds[case.background][None, None]
-            analysis = method.analyse(background, observations)
-            departures.add(CycleStep(background, analysis, observations), method)
+            departures.add(
+                CycleStep(background, method.analyse(background, observations), observations),
+                method,
+            )
         return departures
 
     def _draws(self) -> Resamples:
@@ -276,7 +281,12 @@ class ReanalysisScores:
                 if not row.versus or row.metric == "ratio" or row.metric.startswith("rmse")
             ]
             for method in errors:
-                rows += self._departure_rows(task.name, method)
+                rows += departure_rows(
+                    method,
+                    task.name,
+                    self.source.channels.labels,
+                    self.departures[task.name, method],
+                )
         return rows
 
     def _scores(self, own: Tensor, base: Tensor) -> Scores:
@@ -288,14 +298,6 @@ class ReanalysisScores:
         each = [moments(p, root_ratio, f"ratio_{label}") for label, p in zip(labels, pairs)]  # noqa: B905
         each += [moments(p[:, 0], root, f"rmse_{label}") for label, p in zip(labels, pairs)]  # noqa: B905
         return joined([moments(pooled, root_ratio, "ratio"), *each])
-
-    def _departure_rows(self, task: str, method: str) -> list[Row]:
-        found = self.departures[task, method]
-        return [
-            Row(method, task, f"{stem}_{label}", value)
-            for stem, values in figures(*found).items()
-            for label, value in zip(self.source.channels.labels, values, strict=True)
-        ]
 
     def bars(self) -> list[Bar]:
         """Return what must hold at every density: all help, and the network surely does."""

@@ -249,8 +249,9 @@ class ForecastStore:
                     "them by --data.lead_hours"
                 )
             one = dataset.isel(prediction_timedelta=int(np.flatnonzero(leads == wanted)[0]))
-            valid = one["time"].values + np.timedelta64(round(wanted * 3600), "s")
-            return one.drop_vars("prediction_timedelta").assign_coords(time=valid)
+            return one.drop_vars("prediction_timedelta").assign_coords(
+                time=one["time"].values + np.timedelta64(round(wanted * 3600), "s")
+            )
 
 
 def model_frames(
@@ -261,8 +262,9 @@ def model_frames(
     A model of two frames gets the state that is as much earlier, if that is its step and the truth
     has it.
     """
-    step = np.timedelta64(round(3600 * hours), "s")
-    before = truth.positions(truth.times[np.asarray(starts)] - step).tolist()
+    before = truth.positions(
+        truth.times[np.asarray(starts)] - np.timedelta64(round(3600 * hours), "s")
+    ).tolist()
     with torch.no_grad():
         for state, previous in zip(FrameLoader(truth, starts), before, strict=True):
             earlier = truth[previous][None] if previous >= 0 else None

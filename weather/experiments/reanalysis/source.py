@@ -10,7 +10,7 @@ import torch
 from weather.data.training_cache import contiguous_block
 from weather.experiments.reanalysis.own_store import ReanalysisExperiment
 from weather.observations.gridded import GriddedObservations
-from weather.observations.simulated import bernoulli_network, observe
+from weather.observations.simulated import drawn_network, observe
 from weather.training.stream import AssimilationBatch, generator
 
 WITHOUT_REPORTS = 0.05  # of the training problems
@@ -110,8 +110,9 @@ class ReanalysisSource(ReanalysisExperiment):
         else:
             blocks = min(self.blocks, len(truths))
             own = contiguous_block(len(truths), blocks, timeline % blocks)
-            draw = generator(self.seed, 0, step, timeline)
-            chosen = own.start + int(torch.randint(len(own), (), generator=draw))
+            chosen = own.start + int(
+                torch.randint(len(own), (), generator=generator(self.seed, 0, step, timeline))
+            )
         return int(truths[chosen]), int(backgrounds[chosen])
 
     def _observed(
@@ -131,7 +132,5 @@ class ReanalysisSource(ReanalysisExperiment):
                 low, high = map(math.log, ERROR_FACTORS)
                 factor = low + (high - low) * torch.rand(truth.shape[1:], generator=draw)
                 errors = errors * factor.exp()
-        seed = int(torch.randint(2**62, (), generator=draw))
-        return observe(
-            truth, bernoulli_network(self.grid, density, seed=seed), errors, generator=draw
-        )
+        network = drawn_network(self.grid, density, draw)
+        return observe(truth, network, errors, generator=draw)

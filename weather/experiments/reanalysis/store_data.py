@@ -204,17 +204,20 @@ class ReanalysisData:
                 progress("caching the store", len(self.times)) as tick,
             ):
                 frames = store_frames(dataset, self.channels)
-                training = self.periods.training.tolist()
-                write_cache(path, layout, frames, statistics_of=training, tick=tick)
+                write_cache(
+                    path, layout, frames, statistics_of=self.periods.training.tolist(), tick=tick
+                )
         elif name == BACKGROUND:
             times = self.times[self.cached_times]
             layout = Layout(self.channels, self.grid, times, self.identity)
             with progress("caching backgrounds", len(times)) as tick:
                 write_cache(path, layout, self._background_frames(), tick=tick)
         elif name == ERRORS:
-            pairs = self.pairs("training")
             found = root_mean_square_difference(
-                self.truth.frames, self.backgrounds.frames, self.grid.area_weights(), pairs
+                self.truth.frames,
+                self.backgrounds.frames,
+                self.grid.area_weights(),
+                self.pairs("training"),
             )
             write_json(path, {"identity": self.identity, "background_sd": found.tolist()})
         else:
@@ -237,8 +240,12 @@ class ReanalysisData:
             )
         starts = self.background.starts(self.times, self._roles)[self.cached_times]
         assert self.background.hours is not None
-        model = self.find_model(self.background.name)
-        return model_frames(model, self.truth, starts.tolist(), self.background.hours)
+        return model_frames(
+            self.find_model(self.background.name),
+            self.truth,
+            starts.tolist(),
+            self.background.hours,
+        )
 
     def _require_own(self, name: str, path: Path) -> None:
         """Refuse what was made of something else, or was damaged.
@@ -277,8 +284,9 @@ class ReanalysisData:
     @cached_property
     def backgrounds(self) -> FrameCache:
         """The states that backgrounds are taken from; the truth if they are earlier states."""
-        earlier = self.background.kind == "earlier"
-        return self.truth if earlier else FrameCache(self.paths[BACKGROUND])
+        return (
+            self.truth if self.background.kind == "earlier" else FrameCache(self.paths[BACKGROUND])
+        )
 
     @cached_property
     def background_times(self) -> np.ndarray:
@@ -290,8 +298,7 @@ class ReanalysisData:
     def background_states(self, times: np.ndarray) -> Tensor:
         """Return the backgrounds (N,C,H,W) of some of :attr:`background_times`."""
         if self.background.kind == "earlier":
-            starts = self.background.starts(self.times)
-            places = starts[np.searchsorted(self.times, times)]
+            places = self.background.starts(self.times)[np.searchsorted(self.times, times)]
         else:
             places = np.searchsorted(self.times[self.cached_times], times)
         return torch.stack([self.backgrounds[int(place)] for place in places])
@@ -328,8 +335,7 @@ class ReanalysisData:
             usual = float(observation_error(name, pressure)[0])
             if not np.isfinite(usual):
                 usual = float(self.background_sd[channel]) / 2
-            sd = float(self.normalizer.std[channel])
-            found.append(given.get(name, min(usual, sd)))
+            found.append(given.get(name, min(usual, float(self.normalizer.std[channel]))))
         return torch.tensor(found)
 
 
@@ -350,8 +356,14 @@ def _described(path: str, role: str, times: np.ndarray) -> Data:
     """Describe a store by its content; one that is not local by its name and times."""
     if "://" not in path:
         return Data.of(Path(path).name, role, Path(path))
-    sha = short_digest([path, times.astype(int).tolist()], 64)
-    return Data(path, role, sha, len(times), "times", listing=True)
+    return Data(
+        path,
+        role,
+        short_digest([path, times.astype(int).tolist()], 64),
+        len(times),
+        "times",
+        listing=True,
+    )
 
 
 def _read_errors(path: Path) -> dict[str, Any]:

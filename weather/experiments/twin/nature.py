@@ -70,14 +70,13 @@ class NatureStore:
         identity: dict[str, Any],
         num_times: int,
     ) -> None:
-        self.path = path
-        self.channels = channels
-        self.grid = grid
+        self.path, self.channels, self.grid = path, channels, grid
         self.members = int(identity["members"])
         self.num_times = num_times
         self.identity = json.dumps(identity, sort_keys=True)
-        step = np.timedelta64(round(identity["hours"] * 3600), "s")
-        self.times = ORIGIN + np.arange(num_times) * step
+        self.times = ORIGIN + np.arange(num_times) * np.timedelta64(
+            round(identity["hours"] * 3600), "s"
+        )
         self.folder = path.with_name(f".{path.name}.partial")
         self._store = self.folder / "store"
         self._point = self.folder / "point.npz"
@@ -92,9 +91,10 @@ class NatureStore:
             return False
         found, times = _read_identity(self.path)
         if found != self.identity or times < self.num_times:
+            difference = differences(found, self.identity)
             raise GatesError(
                 f"{self.path} holds another run ({times} times, {self.num_times} needed"
-                f"{_told(found, self.identity)}): remove it or name another path"
+                f"{f'; {difference}' if difference else ''}): remove it or name another path"
             )
         shutil.rmtree(self.folder, ignore_errors=True)
         return True
@@ -104,8 +104,9 @@ class NatureStore:
         if self._point.exists():
             with np.load(self._point, allow_pickle=False) as point:
                 if str(point["identity"]) == self.identity and self.num_times == point["num_times"]:
-                    state = torch.from_numpy(point["state"])
-                    return SavePoint(int(point["step"]), int(point["written"]), state)
+                    return SavePoint(
+                        int(point["step"]), int(point["written"]), torch.from_numpy(point["state"])
+                    )
         return None
 
     def create(self) -> None:
@@ -136,11 +137,16 @@ class NatureStore:
 
     def write(self, first: int, states: Tensor) -> None:
         """Write states (T, N, C, H, W) from the time with index ``first`` on, a whole chunk."""
-        times = self.times[first : first + len(states)]
-        block = to_dataset(states, self.channels, self.grid, times=times)
+        block = to_dataset(
+            states, self.channels, self.grid, times=self.times[first : first + len(states)]
+        )
         block = block.drop_vars(list(block.coords))
-        region = {"time": slice(first, first + len(states))}
-        block.to_zarr(self._store, mode="r+", region=region, consolidated=True)
+        block.to_zarr(
+            self._store,
+            mode="r+",
+            region={"time": slice(first, first + len(states))},
+            consolidated=True,
+        )
 
     def save(self, point: SavePoint) -> None:
         """Replace the save point."""
@@ -158,11 +164,6 @@ class NatureStore:
         """Put the complete store in its place."""
         self._store.replace(self.path)
         shutil.rmtree(self.folder)
-
-
-def _told(found: str, expected: str) -> str:
-    difference = differences(found, expected)
-    return f"; {difference}" if difference else ""
 
 
 def _read_identity(path: Path) -> tuple[str, int]:

@@ -74,8 +74,9 @@ def record(
                 _record_part(world, make_assimilator, density, members, model, recorded, tick)
             )
     time = parts[0].time
-    columns = zip(*parts, strict=True)
-    background, _, member, network, models, kept = (list(column) for column in columns)
+    background, _, member, network, models, kept = (
+        list(column) for column in zip(*parts, strict=True)
+    )
     return Recording(
         torch.cat(background, 1),
         time,
@@ -105,8 +106,7 @@ def _record_part(
     observations = (
         observe(now, networks[:, None], world.error_sd, generator=noise) for now in truth
     )
-    forecast = (world.model, world.imperfect)[model]
-    cycle = Cycle(forecast, make_assimilator(density), world.hours)
+    cycle = Cycle((world.model, world.imperfect)[model], make_assimilator(density), world.hours)
     first = world.first_background("training")[members]
     sd = world.climatological_sd()
     lost = torch.zeros(len(members), dtype=torch.bool)

@@ -15,7 +15,7 @@ from weather.baselines.optimal_interpolation import OptimalInterpolation
 from weather.experiments.twin.recording import TRANSIENT, load_recording, record, save_recording
 from weather.experiments.twin.twin_experiment import TwinExperiment
 from weather.experiments.twin.world import LEAD, TwinWorld
-from weather.observations.simulated import bernoulli_network, observe
+from weather.observations.simulated import drawn_network, observe
 from weather.progress import Progress, silent
 from weather.training.stream import AssimilationBatch, generator
 
@@ -172,18 +172,17 @@ class TwinSource(TwinExperiment):
         if bool(torch.rand((), generator=draw) < self.redraw_share):
             low, high = math.log(min(self.densities)), math.log(max(self.densities))
             density = math.exp(low + (high - low) * torch.rand((), generator=draw).item())
-            seed = int(torch.randint(2**62, (), generator=draw))
-            network = bernoulli_network(self.grid, density, seed=seed)
+            network = drawn_network(self.grid, density, draw)
         return self._problem(timeline, True, index, row, 0, network, draw)
 
     def _cycled(self, block: int, position: int, timeline: int) -> AssimilationBatch:
         start = generator(self.seed, 1, block, timeline)
         times = self.recording.time
-        last = self.world.cycles - self.block
-        index, row = self._draw_kept(start, int((times <= last).sum()))
+        index, row = self._draw_kept(start, int((times <= self.world.cycles - self.block).sum()))
         draw = generator(self.seed, 2, block, timeline, position)
-        network = self.recording.network[row]
-        return self._problem(timeline, position == 0, index, row, position, network, draw)
+        return self._problem(
+            timeline, position == 0, index, row, position, self.recording.network[row], draw
+        )
 
     def _draw_kept(self, draw: torch.Generator, limit: int | None = None) -> tuple[int, int]:
         """Draw a recorded background of a cycle that has not lost the truth."""
@@ -201,8 +200,9 @@ class TwinSource(TwinExperiment):
         network: Tensor,
         draw: torch.Generator,
     ) -> AssimilationBatch:
-        time = int(self.recording.time[index]) + offset
-        truth = self.world.truth("training")[time, self.recording.member[row]]
+        truth = self.world.truth("training")[
+            int(self.recording.time[index]) + offset, self.recording.member[row]
+        ]
         errors = self.world.error_sd[:, None, None].expand_as(truth)
         if bool(torch.rand((), generator=draw) < 0.5):
             # One factor a point: a poor station is poor in all variables.

@@ -73,8 +73,9 @@ class NatureTrajectories:
         """
         self.normalizer = self.world.normalizer()
         states = self.world.states("training")
-        change = states[1::4] - states[:-1:4]
-        self.increment_sd = self.grid.area_mean(change.square()).mean((0, 1)).sqrt()
+        self.increment_sd = (
+            self.grid.area_mean((states[1::4] - states[:-1:4]).square()).mean((0, 1)).sqrt()
+        )
         still = (~(self.increment_sd > 0)).nonzero().flatten().tolist()
         if still:
             raise GatesError(

@@ -96,8 +96,9 @@ def corrupt_half(
     first = world.first_background(period)
     truths = world.truth(period)[:cycles]
     clean = zip(range(cycles), world.observations(period, task.density), strict=False)
-    cycle = Cycle(evaluation.forecast(task), assimilator, world.hours)
-    steps = cycle.run(first, (observations for _, observations in clean))
+    steps = Cycle(evaluation.forecast(task), assimilator, world.hours).run(
+        first, (observations for _, observations in clean)
+    )
     lost = torch.zeros(len(first), dtype=torch.bool)
     squares = []
     for number, (truth, step) in enumerate(zip(truths, steps, strict=True)):
@@ -121,17 +122,18 @@ def _variants(
     truth: Tensor, observations: GriddedObservations, draw: torch.Generator
 ) -> tuple[GriddedObservations, ...]:
     """Return the observations without a half, and with it corrupted: declared, denied, forced."""
-    hit = torch.rand(truth[:, :1].shape, generator=draw) < 0.5
-    hit = hit & observations.mask
+    hit = (torch.rand(truth[:, :1].shape, generator=draw) < 0.5) & observations.mask
     nominal = torch.where(hit, observations.errors, 0)
-    noise = torch.randn(truth.shape, generator=draw)
-    values = torch.where(hit, truth + FACTOR * nominal * noise, observations.values)
+    values = torch.where(
+        hit,
+        truth + FACTOR * nominal * torch.randn(truth.shape, generator=draw),
+        observations.values,
+    )
     stated = (
         torch.where(hit, factor * observations.errors, observations.errors)
         for factor in (FACTOR, 1.0, CERTAIN)
     )
-    corrupted = (GriddedObservations(values, errors) for errors in stated)
-    return observations.withhold(~hit), *corrupted
+    return observations.withhold(~hit), *(GriddedObservations(values, errors) for errors in stated)
 
 
 FORM, CONTROL = "adas_increment", "ungated"
@@ -198,21 +200,29 @@ class TwinChecks:
     def compute(self, work: Work, tick: Tick = no_tick) -> dict[str, Tensor]:
         """Return the cycles with redrawn networks, or the ratios (seeds, 3) of a corruption."""
         task = self.evaluation.task(work.task)
+        members, short = self._methods(task, work.method), self._short()
         if ("part-", REDRAWN) in work.scope:
-            return self._redraw(task, work.method, tick).tensors()
-        short = self._short()
-        found = [
-            corrupt_half(short.tasks[0], short, member, tick=tick)
-            for member in self._methods(task, work.method)
-        ]
+            method = members[0] if len(members) == 1 else SideBySide(members)
+            return self.evaluation.run(
+                task, method, redraw=True, timelines=range(len(self.scores.seeds)), tick=tick
+            ).tensors()
+        found = [corrupt_half(short.tasks[0], short, member, tick=tick) for member in members]
         return {CORRUPTED_TASKS: torch.tensor(found, dtype=torch.float64)}
 
     def take(self, work: Work, found: Mapping[str, Tensor]) -> None:
         """Keep the rows of what :meth:`compute` returned."""
         task = self.evaluation.task(work.task)
         if CORRUPTED_TASKS in found:
-            each = [Corruption(*one) for one in found[CORRUPTED_TASKS].tolist()]
-            self._corrupted(task, work.method, each)
+            each = found[CORRUPTED_TASKS].tolist()
+            medians = Corruption(*(statistics.median(one) for one in zip(*each, strict=True)))
+            self.corruption[work.method] = medians
+            self.found += [
+                Row(
+                    work.method, f"{task.name}/corrupted", f"{key}_over_withheld", value,
+                    n=len(each),
+                )
+                for key, value in medians._asdict().items()
+            ]  # fmt: skip
         else:
             self._redrawn(task, work.method, CycleScores.from_tensors(found))
 
@@ -255,8 +265,9 @@ class TwinChecks:
         """Return OI, or the networks of all seeds."""
         if name == FORM:
             return [self.scores.load(FORM, seed) for seed in self.scores.seeds]
-        oi = classical(self.evaluation.classical(), "oi")
-        return [built(self.scores.settings, oi, task.name)]
+        return [
+            built(self.scores.settings, classical(self.evaluation.classical(), "oi"), task.name)
+        ]
 
     def _sparse(self) -> list[TwinTask]:
         """Return the tasks at the smallest density."""
@@ -269,11 +280,6 @@ class TwinChecks:
         cycles = min(CORRUPTION_CYCLES, self.evaluation.cycles)
         return TwinEvaluation(self.evaluation.world, (dense,), cycles)
 
-    def _redraw(self, task: TwinTask, name: str, tick: Tick) -> CycleScores:
-        members, count = self._methods(task, name), len(self.scores.seeds)
-        method = members[0] if len(members) == 1 else SideBySide(members)
-        return self.evaluation.run(task, method, redraw=True, timelines=range(count), tick=tick)
-
     def _redrawn(self, task: TwinTask, name: str, scored: CycleScores) -> None:
         count = len(self.scores.seeds)
         median = self.evaluation.error(task, scored).quantile(0.5, dim=0).tolist()
@@ -283,14 +289,6 @@ class TwinChecks:
             for label, value in zip(self.scores.labels, median, strict=True)
         ]
         self.found.append(Row(name, place, "lost", float(scored.lost.sum()), n=count))
-
-    def _corrupted(self, task: TwinTask, name: str, each: list[Corruption]) -> None:
-        found = Corruption(*(statistics.median(column) for column in zip(*each, strict=True)))
-        self.corruption[name] = found
-        self.found += [
-            Row(name, f"{task.name}/corrupted", f"{key}_over_withheld", value, n=len(each))
-            for key, value in found._asdict().items()
-        ]
 
 
 QUICK_CYCLES = 30
@@ -413,8 +411,9 @@ class TwinExperiment:
         quick: bool = False,
     ) -> TwinScores:
         """Return the evaluation on the test timelines, quickly on 30 cycles of them."""
-        cycles = min(QUICK_CYCLES, self.world.cycles) if quick else None
-        evaluation = TwinEvaluation(self.world, densities, cycles)
+        evaluation = TwinEvaluation(
+            self.world, densities, min(QUICK_CYCLES, self.world.cycles) if quick else None
+        )
         return TwinScores(evaluation, load, seeds, forms, settings)
 
     def checks(self, scores: TwinScores) -> Sequence[Checks]:

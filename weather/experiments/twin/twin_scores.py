@@ -20,7 +20,7 @@ from weather.experiments.twin.twin_tasks import (
     TwinTask,
     settled_squares,
 )
-from weather.metrics import drift, figures, joined, trend
+from weather.metrics import departure_rows, drift, joined, trend
 from weather.observations.gridded import GriddedObservations
 from weather.progress import Tick, no_tick
 
@@ -79,8 +79,7 @@ class TwinScores:
 
     def take(self, work: Work, found: Mapping[str, Tensor]) -> None:
         """Keep what :meth:`compute` returned."""
-        task = self.evaluation.task(work.task)
-        self._take(task, work.method, CycleScores.from_tensors(found))
+        self._take(self.evaluation.task(work.task), work.method, CycleScores.from_tensors(found))
 
     def cycle(self, task: TwinTask, name: str, tick: Tick = no_tick) -> CycleScores:
         """Return the scores of a method, or of the networks of all seeds on all timelines."""
@@ -91,8 +90,9 @@ class TwinScores:
             assimilator = SideBySide([self.load(name, seed) for seed in self.seeds])
             timelines = timelines * count
         else:
-            method = classical(self.evaluation.classical(), name)
-            assimilator = built(self.settings, method, task.name)
+            assimilator = built(
+                self.settings, classical(self.evaluation.classical(), name), task.name
+            )
         return self.evaluation.run(
             task, assimilator, guard=guard, verify=True, timelines=timelines or None, tick=tick
         )
@@ -126,7 +126,12 @@ class TwinScores:
             rows += self._compared(task)
             for name, method in self.errors:
                 if name == task:
-                    rows += self._seed_rows(task, method) + self._departure_rows(task, method)
+                    rows += self._seed_rows(task, method)
+                    scores = self.scores[task, method]
+                    rows += departure_rows(
+                        method, task, self.labels, (scores.assimilated, scores.withheld),
+                        n=int((~scores.lost).sum()),
+                    )  # fmt: skip
         return rows
 
     def _compared(self, task: str) -> list[Row]:
@@ -138,8 +143,12 @@ class TwinScores:
         }
         length, count, _ = next(iter(squares.values())).shape
         scores = {method: _median_rmse(found, self.labels) for method, found in squares.items()}
-        reference = REFERENCE if REFERENCE in scores else None
-        found = compare(scores, block_resamples(length), task=task, reference=reference)
+        found = compare(
+            scores,
+            block_resamples(length),
+            task=task,
+            reference=REFERENCE if REFERENCE in scores else None,
+        )
         medians = {
             (method, f"rmse_{label}"): statistics.median(self.errors[task, method][:, c].tolist())
             for method in scores
@@ -171,15 +180,6 @@ class TwinScores:
             for seed, value in enumerate(slopes.tolist())
         ]
 
-    def _departure_rows(self, task: str, method: str) -> list[Row]:
-        scores = self.scores[task, method]
-        kept = int((~scores.lost).sum())
-        return [
-            Row(method, task, f"{stem}_{label}", value, n=kept)
-            for stem, values in figures(scores.assimilated, scores.withheld).items()
-            for label, value in zip(self.labels, values, strict=True)
-        ]
-
     def _settled_squares(self, task: str, method: str) -> Tensor:
         """Return the square errors (T,B,C) after the first third; lost timelines ran freely."""
         scores = self.scores[task, method]
@@ -190,8 +190,7 @@ class TwinScores:
     def bars(self) -> list[Bar]:
         """Return what the better form of Adas must reach, met or missed."""
         bars = []
-        densities = sorted({task.density for task in self.evaluation.tasks})
-        sparse = densities[0]
+        sparse = min(task.density for task in self.evaluation.tasks)
         for model in ("perfect", "error"):
             task = f"{sparse:.3g}/{model}"
             better = min(("adas_increment", "adas_official"), key=lambda m: self._median(task, m))
@@ -216,8 +215,9 @@ class TwinScores:
         for (task, method), cycles in self.scores.items():
             error = cycles.analysis
             if bool(cycles.lost.any()):
-                free = self.scores[task, "free_run"].analysis
-                error = torch.where(cycles.lost[:, None], free, error)
+                error = torch.where(
+                    cycles.lost[:, None], self.scores[task, "free_run"].analysis, error
+                )
             found[f"{task}|{method}"] = error.float()
         return found
 

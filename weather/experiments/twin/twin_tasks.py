@@ -135,8 +135,7 @@ def score_cycle(
 def _spread(states: Tensor, area_weights: Tensor) -> Tensor:
     if states.shape[1] == 1:
         return states.new_zeros(states.shape[0], states.shape[2])
-    variance = states.var(1).mean(-1) * area_weights.to(states)
-    return variance.mean(-1).sqrt()
+    return (states.var(1).mean(-1) * area_weights.to(states)).mean(-1).sqrt()
 
 
 def settled(scores: CycleScores, free: CycleScores | None = None) -> Tensor:
@@ -206,7 +205,13 @@ class TwinMethods:
             ),
             Method(
                 "letkf",
-                self._letkf,
+                lambda s: LETKF(
+                    grid,
+                    MEMBERS,
+                    localization_km=s["length_km"],
+                    inflation=1 + s["excess"],
+                    relaxation=s["relaxation"],
+                ),
                 {
                     "length_km": (500.0, 4000.0),
                     "excess": (0.005, 0.5),  # of the inflation over 1
@@ -223,15 +228,6 @@ class TwinMethods:
             covariance = self.world.background_covariance(length)
             self._covariance = {length: covariance}  # only one, of 150 MB at T21
         return OptimalInterpolation(covariance, scale=setting["scale"])
-
-    def _letkf(self, setting: Setting) -> LETKF:
-        return LETKF(
-            self.world.grid,
-            MEMBERS,
-            localization_km=setting["length_km"],
-            inflation=1 + setting["excess"],
-            relaxation=setting["relaxation"],
-        )
 
     def first_background(self, period: Period, members: int) -> Tensor:
         """Return (B,M,C,H,W): the first background plus day differences of the training states.
@@ -352,15 +348,20 @@ class TwinEvaluation:
 
     def _departures(self, period: Period, rows: Tensor) -> Departures:
         """Withhold a tenth of the points of every timeline, in every tenth cycle."""
-        members = self.world.members[period]
-        points = [withheld_points(self.world.grid, self.world.seed, m, 6) for m in members]
+        points = [
+            withheld_points(self.world.grid, self.world.seed, m, 6)
+            for m in self.world.members[period]
+        ]
         return Departures(torch.stack(points)[rows], every=10)
 
     def _observations(
         self, task: TwinTask, period: Period, rows: Tensor, *, redraw: bool
     ) -> Iterator[GriddedObservations]:
-        stream = self.world.observations(period, task.density, redraw=redraw)
-        for _, observations in zip(range(self.cycles), stream, strict=False):
+        for _, observations in zip(
+            range(self.cycles),
+            self.world.observations(period, task.density, redraw=redraw),
+            strict=False,
+        ):
             yield GriddedObservations(observations.values[rows], observations.errors[rows])
 
     def free_run(self, task: TwinTask, period: Period = "test") -> CycleScores:
@@ -387,8 +388,7 @@ class TwinEvaluation:
             scores = self.run(task, assimilator, "tuning")
         except ValueError:  # an analysis that cannot be computed, such as with an indefinite matrix
             return math.inf
-        error = self.error(task, scores, "tuning") / self.climatological_sd
-        return float(error.mean(1).max())
+        return float((self.error(task, scores, "tuning") / self.climatological_sd).mean(1).max())
 
     def classical(self) -> list[Method]:
         """Return the classical methods."""

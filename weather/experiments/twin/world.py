@@ -18,7 +18,7 @@ from weather.data.tensors import to_tensor
 from weather.experiments.twin.nature import write_nature_run
 from weather.models.leapfrog import LeapfrogModel
 from weather.observations.gridded import GriddedObservations
-from weather.observations.simulated import bernoulli_network, observe
+from weather.observations.simulated import bernoulli_network, drawn_network, observe
 from weather.state import ChannelSpec, Normalizer
 from weather.training.stream import generator
 
@@ -176,10 +176,7 @@ class TwinWorld:
             rows = []
             for row, member in enumerate(self.members[period]):
                 draw = generator(self.seed, member, 2, cycle)
-                network = fixed[row]
-                if redraw:
-                    seed = int(torch.randint(2**62, (), generator=draw))
-                    network = bernoulli_network(self.grid, density, seed=seed)
+                network = drawn_network(self.grid, density, draw) if redraw else fixed[row]
                 rows.append(observe(truth[row], network, self.error_sd, generator=draw))
             yield GriddedObservations.stack(rows)
 

@@ -66,8 +66,7 @@ class AdasAnalysis(nn.Module):
             raise ValueError(
                 f"background_error must be 'training' or 'innovation', got {background_error!r}"
             )
-        self.network = network
-        self.normalizer = normalizer
+        self.network, self.normalizer = network, normalizer
         self.confidence_kind, self.confidence_scale = confidence_kind, confidence_scale
         self.background_error: BackgroundError = background_error
         self.register_buffer("background_sd", background_sd.clone())
@@ -231,8 +230,11 @@ def take_weights(path: str | Path, tensors: Mapping[str, object], analysis: Adas
 
 def _form(analysis: AdasAnalysis) -> dict[str, object]:
     """Return what the analysis depends on besides its weights, as JSON would give it back."""
-    arguments = analysis.network.arguments
-    form = {name: value for name, value in arguments.items() if name not in _WITHOUT_EFFECT}
+    form = {
+        name: value
+        for name, value in analysis.network.arguments.items()
+        if name not in _WITHOUT_EFFECT
+    }
     form["confidence_kind"] = analysis.confidence_kind
     form["confidence_scale"] = analysis.confidence_scale
     form["background_error"] = analysis.background_error

@@ -92,8 +92,7 @@ class PatchEmbedding(nn.Module):
             slices.append(levels.view(upper.shape[0], upper.shape[2], *levels.shape[1:]))
         if self.surface is not None:
             slices.append(self.surface(surface)[:, None])
-        tokens = torch.cat([part.movedim(2, -1) for part in slices], dim=1)
-        normalized: Tensor = self.norm(tokens)
+        normalized: Tensor = self.norm(torch.cat([part.movedim(2, -1) for part in slices], dim=1))
         return normalized.movedim(-1, 1)
 
 
@@ -360,8 +359,7 @@ class Adas(nn.Module):
         self.num_channels = num_surface + num_upper * num_levels
         self.output = output
         self.increment_mode, self.bound_gate = increment_mode, bound_gate
-        self.open_gate = open_gate
-        self.window_size = window_size
+        self.open_gate, self.window_size = open_gate, window_size
         patches = GridPatches(grid_shape, patch_size)
         self.embeddings = nn.ModuleDict(
             {name: PatchEmbedding(num_surface, num_upper, dim, patches) for name in STREAM_NAMES}
@@ -374,9 +372,13 @@ class Adas(nn.Module):
         trunk = attention | {"circular": circular_longitude} | gate
         self.stages = _stages(dim, kernel_sizes, num_heads, window_size, **trunk)
         self.fusion = SameConv(3 * dim, dim, kernel_sizes[0], circular=circular_longitude)
-        largest = 0.0 if increment_mode else drop_path
         self.decoder = WindowBlocks(
-            dim, num_heads, window_size, decoder_depth, drop_path=largest, **attention
+            dim,
+            num_heads,
+            window_size,
+            decoder_depth,
+            drop_path=0.0 if increment_mode else drop_path,
+            **attention,
         )
         self.recovery = PatchRecovery(num_surface, num_upper, dim, patches)
         nn.init.trunc_normal_(self.position, std=INIT_STD)
@@ -415,8 +417,7 @@ class Adas(nn.Module):
         middle = self.stages[1](fine)
         streams = self.stages[3](self.stages[2](middle), middle)
         streams = self.stages[4](streams, fine)
-        x = self.decoder(self.fusion(join_features(*streams)))
-        result: Tensor = self.recovery(x)
+        result: Tensor = self.recovery(self.decoder(self.fusion(join_features(*streams))))
         return result
 
     def _embed(self, *fields: Tensor) -> Streams:

@@ -33,8 +33,7 @@ def network_shape(
     """
     patch, window = _patch_and_window(grid_shape)
     rows = -(-(grid_shape[0] // patch) // 4)  # of tokens at the coarsest scale
-    deep = num_levels + bool(num_surface) > 2
-    first = 3 if deep else 1
+    first = 3 if num_levels + bool(num_surface) > 2 else 1
     return {
         "grid_shape": list(grid_shape),
         "num_surface": num_surface,

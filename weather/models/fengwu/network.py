@@ -338,8 +338,10 @@ class FengWu(nn.Module):
             for decoder, x, (fine, _) in zip(self.decoders, fused, tokens, strict=True)
         ]
         mean, log_variance = (torch.cat(parts, dim=1) for parts in zip(*fields, strict=True))
-        bounded = log_variance.clamp(-LARGEST_LOG_VARIANCE, LARGEST_LOG_VARIANCE)
-        return Prediction(mean.to(current.dtype), bounded.to(current.dtype))
+        return Prediction(
+            mean.to(current.dtype),
+            log_variance.clamp(-LARGEST_LOG_VARIANCE, LARGEST_LOG_VARIANCE).to(current.dtype),
+        )
 
 
 _FENGWU = {"num_surface": 4, "num_upper": 5, "num_levels": 13}

@@ -69,9 +69,7 @@ class FengWuForecast(nn.Module):
             if tuple(value.shape) != expected:
                 raise ValueError(f"{name} must hold {expected} values, found {tuple(value.shape)}")
         super().__init__()
-        self.network = network
-        self.normalizer = normalizer
-        self.step_hours = step_hours
+        self.network, self.normalizer, self.step_hours = network, normalizer, step_hours
         self.channels: ChannelSpec | None = None
         self.register_buffer("increment_sd", increment_sd.detach().clone())
         self.increment_sd: Tensor
@@ -194,8 +192,9 @@ def load_forecast(path: str | Path) -> FengWuForecast:
         network = FengWu(**facts["network"])
         count = network.num_channels
         units = Normalizer(torch.zeros(count), torch.ones(count))
-        step_hours = float(facts["step_hours"])
-        forecast = FengWuForecast(network, units, torch.ones(count), step_hours=step_hours)
+        forecast = FengWuForecast(
+            network, units, torch.ones(count), step_hours=float(facts["step_hours"])
+        )
         if facts.get("channels"):
             forecast.channels = ChannelSpec(**facts["channels"])
     except (KeyError, TypeError, ValueError) as error:

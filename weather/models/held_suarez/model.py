@@ -179,17 +179,17 @@ class HeldSuarez(LeapfrogModel):
     def initial_state(self, members: int, *, seed: int) -> Tensor:
         """Return an isothermal atmosphere at rest with noise in the temperature, float32."""
         generator = torch.Generator().manual_seed(seed)
-        layers = self.levels.num_layers
         noise = torch.stack(
             [
                 random_coefficients(self.transform, (1, 12), generator)
-                for _ in range(members * layers)
+                for _ in range(members * self.levels.num_layers)
             ]
         )
         temperature = MEMBER_NOISE * self.transform.pack_coefficients(noise)
         nothing = torch.zeros_like(temperature)
-        surface = nothing[..., :members]
-        return self.to_state(torch.cat((nothing, nothing, temperature, surface), dim=-1)).float()
+        return self.to_state(
+            torch.cat((nothing, nothing, temperature, nothing[..., :members]), dim=-1)
+        ).float()
 
     def to_spectral(self, state: Tensor) -> Tensor:
         """Transform (N, C, H, W) to the packed fields (2, M, L, K)."""
@@ -220,8 +220,9 @@ class HeldSuarez(LeapfrogModel):
         upper = [
             self.transform.unpack_grid(field, torch.Size(shape)) for field in (temperature, u, v)
         ]
-        pressure = self.transform.unpack_grid(surface, torch.Size((members, 1)))
-        return torch.cat((pressure, *upper), dim=1)
+        return torch.cat(
+            (self.transform.unpack_grid(surface, torch.Size((members, 1))), *upper), dim=1
+        )
 
     def integrate(self, spectral: Tensor, num_steps: int) -> Tensor:
         """Take the steps, then scale surface pressure so that the mass is that of the start.
@@ -237,8 +238,7 @@ class HeldSuarez(LeapfrogModel):
 
     def _mass(self, log_pressure: Tensor) -> Tensor:
         """Return the mean surface pressure (N,) over the reference of ln ps (2, M, L, N)."""
-        pressure = self.transform.synthesis(log_pressure).exp()
-        return self.transform.analysis(pressure)[0, 0, 0]
+        return self.transform.analysis(self.transform.synthesis(log_pressure).exp())[0, 0, 0]
 
     def advance(self, previous: Tensor, current: Tensor, span: int) -> Tensor:
         """Return the coefficients ``span`` time steps after ``previous``."""
@@ -251,8 +251,7 @@ class HeldSuarez(LeapfrogModel):
         rates = column_tendencies(air, self.levels, REFERENCE_TEMPERATURE)
         target = equilibrium_temperature(log_pressure, self.levels.centers, self.latitude)
         deficit = target.sub_(REFERENCE_TEMPERATURE) - air.temperature
-        heating = torch.addcmul(rates.heating, self.relaxation, deficit)
-        return self._gather(air, rates, heating)
+        return self._gather(air, rates, torch.addcmul(rates.heating, self.relaxation, deficit))
 
     def _on_grid(self, spectral: Tensor) -> tuple[Columns, Tensor]:
         """Return the columns and the logarithm of surface pressure (W, H, N).

@@ -50,8 +50,9 @@ class PrimitiveLayout:
         vorticity, divergence, temperature = (
             packed[..., i * block : (i + 1) * block].reshape(shape) for i in range(3)
         )
-        surface = packed[..., 3 * block :].unsqueeze(-1)
-        return PrimitiveFields(vorticity, divergence, temperature, surface)
+        return PrimitiveFields(
+            vorticity, divergence, temperature, packed[..., 3 * block :].unsqueeze(-1)
+        )
 
     def join(
         self, vorticity: Tensor, divergence: Tensor, temperature: Tensor, surface: Tensor

@@ -50,8 +50,9 @@ def mountain_heights(grid: Grid) -> Tensor:
 
 def stirring_pattern(transform: SphericalTransform, seed: int) -> Tensor:
     """Return a fixed random pattern (1, M, L), complex coefficients, of mean square 1."""
-    generator = torch.Generator().manual_seed(seed)
-    return random_coefficients(transform, STIRRED_DEGREES, generator)[None]
+    return random_coefficients(transform, STIRRED_DEGREES, torch.Generator().manual_seed(seed))[
+        None
+    ]
 
 
 DIVERGENCE, VORTICITY, GEOPOTENTIAL = 0, 1, 2
@@ -132,12 +133,19 @@ class SemiImplicitStep(nn.Module):
         """
         explicit = torch.addcmul(self.forcing, previous, self.keep)
         explicit = torch.addcmul(explicit, tendency, self.gain)
-        old_divergence = previous[..., DIVERGENCE, :]
-        partial = torch.addcmul(explicit[..., GEOPOTENTIAL, :], old_divergence, self.mass)
+        partial = torch.addcmul(
+            explicit[..., GEOPOTENTIAL, :], previous[..., DIVERGENCE, :], self.mass
+        )
         divergence = torch.addcmul(explicit[..., DIVERGENCE, :], partial, self.wave_new)
         divergence = torch.addcmul(divergence, previous[..., GEOPOTENTIAL, :], self.wave_old)
-        geopotential = torch.add(partial, divergence, alpha=-self.pressure)
-        return torch.stack((divergence, explicit[..., VORTICITY, :], geopotential), dim=-2)
+        return torch.stack(
+            (
+                divergence,
+                explicit[..., VORTICITY, :],
+                torch.add(partial, divergence, alpha=-self.pressure),
+            ),
+            dim=-2,
+        )
 
 
 MEMBER_NOISE = 5e-6
@@ -209,8 +217,7 @@ class ShallowWater(LeapfrogModel):
             time_filter=time_filter,
             settings=settings,
         )
-        self.transform = transform
-        self.mean_depth = mean_depth
+        self.transform, self.mean_depth = transform, mean_depth
         self.register_buffer("_offset", _carried_offset(transform, mountains), persistent=False)
         waves = transform.fourier(transform.pack_grid(jet_profile(transform.grid)))
         jets = transform.curl(waves, torch.zeros_like(waves))
@@ -288,10 +295,13 @@ class ShallowWater(LeapfrogModel):
         carried = transform.synthesis(carried.flatten(-2))
         x, y = (transform.fourier(torch.cat((wind, wind), dim=-1) * carried) for wind in (u, v))
         energy = transform.analysis(torch.addcmul(u * u, v, v))
-        spin = transform.curl(x[..., :members], y[..., :members])
-        pull = torch.addcmul(spin, energy, transform.laplacian[:, None], value=-0.5)
-        outflow = transform.divergence(x, y)
-        rates = torch.cat((pull, -outflow), dim=-1)
+        pull = torch.addcmul(
+            transform.curl(x[..., :members], y[..., :members]),
+            energy,
+            transform.laplacian[:, None],
+            value=-0.5,
+        )
+        rates = torch.cat((pull, -transform.divergence(x, y)), dim=-1)
         return rates.view(*rates.shape[:-1], 3, members)
 
 

@@ -185,8 +185,9 @@ def _wide(rows: pd.DataFrame, category: int) -> pd.DataFrame:
     if category == SOUNDING:
         ascent = wide["time"].astype("int64").astype(str) + wide["station"]
         wide["sounding"] = pd.factorize(ascent)[0].astype(np.float64)
-        elapsed = numbers["timePeriod"].fillna(0).where(lambda s: s >= 0, 0)
-        wide["time"] += pd.to_timedelta(elapsed, unit="s")
+        wide["time"] += pd.to_timedelta(
+            numbers["timePeriod"].fillna(0).where(lambda s: s >= 0, 0), unit="s"
+        )
         wide["latitude"] += numbers["latitudeDisplacement"].fillna(0)
         wide["longitude"] += numbers["longitudeDisplacement"].fillna(0)
         wide["level_hpa"] = numbers["pressure"] / 100
@@ -194,8 +195,9 @@ def _wide(rows: pd.DataFrame, category: int) -> pd.DataFrame:
         return wide[measured].drop(columns=["station_pressure", "sea_level_pressure"])
     wide["sounding"] = np.nan
     if KINDS[category] == "aircraft":
-        altitude = numbers["flightLevel"].fillna(numbers["height"])
-        pressure = pd.Series(flight_level_pressure(altitude), rows.index)
+        pressure = pd.Series(
+            flight_level_pressure(numbers["flightLevel"].fillna(numbers["height"])), rows.index
+        )
         wide["level_hpa"] = numbers["pressure"].fillna(pressure) / 100
         return wide.drop(columns=["height", "station_pressure", "sea_level_pressure"])
     return wide.drop(columns="height")
@@ -219,8 +221,7 @@ def _found(frames: list[pd.DataFrame], kinds: list[str], lost: Counter[str]) -> 
         parts.append(found.frame)
         reports += found.reports
         rejected += found.rejected
-    note = _listed(lost)
-    return Found(pd.concat(parts, ignore_index=True), reports, rejected, note)
+    return Found(pd.concat(parts, ignore_index=True), reports, rejected, _listed(lost))
 
 
 def _listed(lost: Counter[str]) -> str:

@@ -67,8 +67,7 @@ def read_ioda(path: Path) -> Found:
     except (OSError, RuntimeError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise GatesError(f"damaged or truncated NetCDF ({reason}); copy it again") from error
-    note = f"not converted: {', '.join(unknown)}" if unknown else ""
-    return Found.of(decoded, note)
+    return Found.of(decoded, f"not converted: {', '.join(unknown)}" if unknown else "")
 
 
 def _decode(file: h5py.File) -> tuple[Decoded, list[str]]:
@@ -123,11 +122,13 @@ def _fill(decoded: Decoded, file: h5py.File, plain: str, quantity: str, variable
 def _remove_vapour(decoded: Decoded) -> None:
     """Turn virtual into actual temperatures where the humidity is known; the others are lost."""
     wide = decoded.wide
-    dry = wide["virtual"] / (1 + VIRTUAL * wide["humidity"])
-    wide["temperature"] = wide["temperature"].fillna(dry)
+    wide["temperature"] = wide["temperature"].fillna(
+        wide["virtual"] / (1 + VIRTUAL * wide["humidity"])
+    )
     if "error_virtual" in wide:
-        error = wide.get("error_temperature", pd.Series(np.nan, wide.index))
-        wide["error_temperature"] = error.fillna(wide["error_virtual"])
+        wide["error_temperature"] = wide.get(
+            "error_temperature", pd.Series(np.nan, wide.index)
+        ).fillna(wide["error_virtual"])
     decoded.reject(wide["humidity"].isna(), ["virtual"], "virtual temperature without humidity")
 
 
@@ -151,8 +152,7 @@ def _soundings(wide: pd.DataFrame, meta: Mapping[str, h5py.Dataset]) -> np.ndarr
         if name in meta:
             return _numbers(meta[name])
     station = wide["station"] if "station" in wide else wide["latitude"].astype(str)
-    key = station + wide["time"].astype(str)
-    return pd.factorize(key)[0].astype(np.float64)
+    return pd.factorize(station + wide["time"].astype(str))[0].astype(np.float64)
 
 
 def _original(group: h5py.Group) -> list[tuple[str, str]]:
@@ -215,8 +215,7 @@ def _times(data: h5py.Dataset) -> pd.Series:
     fill = np.atleast_1d(data.attrs.get("_FillValue", data.fillvalue))[0]
     missing = (counts == fill) if "_FillValue" in data.attrs else np.zeros(len(counts), dtype=bool)
     missing |= np.abs(counts.astype(np.float64)) * size > LARGEST * 9
-    seconds = np.where(missing, 0, counts)
-    nanoseconds = np.round(seconds * (size * 10**9)).astype("timedelta64[ns]")
+    nanoseconds = np.round(np.where(missing, 0, counts) * (size * 10**9)).astype("timedelta64[ns]")
     return pd.Series(np.where(missing, np.datetime64("NaT", "ns"), epoch + nanoseconds))
 
 

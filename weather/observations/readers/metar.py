@@ -79,8 +79,9 @@ def decode(report: str) -> dict[str, float]:
         if degrees[2]:
             found["dewpoint"] = ZERO + float(degrees[2].replace("M", "-"))
     if altimeter := ALTIMETER.search(body):
-        unit = INCH_OF_MERCURY / 100 if altimeter[1] == "A" else 100.0
-        found["altimeter"] = int(altimeter[2]) * unit
+        found["altimeter"] = int(altimeter[2]) * (
+            INCH_OF_MERCURY / 100 if altimeter[1] == "A" else 100.0
+        )
     if sea := SEA_LEVEL.search(remarks):
         tens = int(sea[1]) / 10
         found["sea_level_pressure"] = 100 * (tens + (900 if tens >= 50 else 1000))
@@ -138,8 +139,9 @@ def read_metar_parquet(path: Path) -> Found:
     frame = frame.reset_index(drop=True)
     for column, name in COLUMNS.items():
         if column in frame and f"{column}DD" in frame:
-            flagged = frame[f"{column}DD"].astype(str).isin(list(DROPPED))
-            decoded.reject(flagged, [name], "flagged by MADIS")
+            decoded.reject(
+                frame[f"{column}DD"].astype(str).isin(list(DROPPED)), [name], "flagged by MADIS"
+            )
     return Found.of(decoded)
 
 

@@ -51,8 +51,7 @@ def read_igra(path: Path, period: Period) -> Found:
     Raises:
         GatesError: There is no sounding, or the archive is damaged.
     """
-    lines = _lines(path)
-    wide, levels, skipped, cut = _soundings(lines, period.widened(days=1))
+    wide, levels, skipped, cut = _soundings(_lines(path), period.widened(days=1))
     if not (len(wide) or skipped):
         raise GatesError("no line is the header of an IGRA-2 sounding; give files *-data.txt")
     notes = [f"{skipped} soundings of another time are not read"] if skipped else []
