@@ -7,7 +7,6 @@ from typing import Any, Literal
 from core_gates.errors import GatesError, check_option
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 Strategy = Literal["ddp", "fsdp2"]
 STRATEGIES = ("ddp", "fsdp2")
 
@@ -114,5 +113,4 @@ def refuse_unless_text(prompt: str) -> None:
         ) from error
 
 
-ONE = Machine()
-"""One process."""
+ONE = Machine()  # one process

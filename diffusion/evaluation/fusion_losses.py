@@ -13,8 +13,7 @@ from diffusion.fusion.protocol import Fusion
 from diffusion.models.flow_matching import Noised, flow_matching_losses, noised
 from diffusion.models.text_encoders import TextStates
 
-BATCH = 64
-"""Latents at a time."""
+BATCH = 64  # latents at a time
 
 
 @torch.no_grad()
@@ -134,8 +133,7 @@ def retention(
     return found
 
 
-SHRINKAGE = 0.02
-"""What is added to variances, in mean variances."""
+SHRINKAGE = 0.02  # what is added to variances, in mean variances
 
 
 class LinearDenoiser(NamedTuple):

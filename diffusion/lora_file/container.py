@@ -143,8 +143,7 @@ class Limits(NamedTuple):
     name_chars: int = 512
 
 
-LIMITS = Limits()
-"""What is allowed by default."""
+LIMITS = Limits()  # what is allowed by default
 
 
 class TensorEntry(NamedTuple):

@@ -91,7 +91,7 @@ def few(monkeypatch):
     """Two combinations of each group, few steps and trials, two variants and three rivals."""
     every = tasks.combinations
     for module in (
-        tasks, losses, denoiser, gates, fused_images, retained, fusion, views, seen_pairs, seeing,
+        tasks, losses, denoiser, gates, fusion, views, seen_pairs, seeing,
     ):  # fmt: skip
         monkeypatch.setattr(module, "combinations", lambda group: every(group)[:2])
     for name, own in list(fusion.VARIANTS.items()):
