@@ -55,7 +55,7 @@ def clean(text: str, limit: int | None = None) -> str:
     return line[: limit - 1] + "…" if limit is not None and len(line) > limit else line
 
 
-def label(path: Path) -> str:
+def label(path: str | Path) -> str:
     """Return a path for messages."""
     return clean(str(path), 200)
 
