@@ -155,8 +155,7 @@ def _number(text: str, name: str, option: str) -> float:
 Format = Literal["diffusers", "peft", "kohya", "bfl", "comfyui"]
 Numbers = Literal["bf16", "fp16", "fp32"]
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-FUSED = ("kohya", "bfl", "comfyui")
-"""Formats in which layers are fused that are apart in diffusers."""
+FUSED = ("kohya", "bfl", "comfyui")  # formats in which layers are fused that are apart in diffusers
 
 
 def require_place(output: Path, to: Format, *, overwrite: bool) -> None:

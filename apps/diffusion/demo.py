@@ -81,8 +81,7 @@ def _figure(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-SIDE = 320
-"""Pixels that small images are enlarged to."""
+SIDE = 320  # pixels that small images are enlarged to
 
 
 class Asked(NamedTuple):
@@ -164,8 +163,7 @@ def _pixels(made: Generated) -> np.ndarray:
 
 
 STYLE = (Path(__file__).with_name("demo.css")).read_text(encoding="utf-8")
-MOST = 5
-"""Adapters that the page shows sliders for."""
+MOST = 5  # adapters that the page shows sliders for
 
 
 def build_page(studio: Studio, *, steps: int = 20, size: int | None = None) -> gr.Blocks:

@@ -126,7 +126,12 @@ def merged(adapters: Mapping[str, LoraBundle], settings: Settings) -> LoraBundle
     settings.check()
     strengths = settings.strengths(adapters)
     if settings.method == "baked":
-        return _baked(adapters, strengths, settings)
+        from apps.diffusion.baking import baked
+
+        _, _, _, _, seed, base, gates, prompts, steps = settings
+        assert base is not None
+        assert gates is not None
+        return baked(adapters, strengths, base, gates, prompts, steps=steps, seed=seed)
     if settings.method not in EXACT:
         options = {} if settings.density is None else {"density": settings.density}
         return merge(
@@ -144,17 +149,6 @@ def merged(adapters: Mapping[str, LoraBundle], settings: Settings) -> LoraBundle
         whole.modules,
         {name: _encoder(adapters, strengths, name) for name in encoders},
     )
-
-
-def _baked(
-    adapters: Mapping[str, LoraBundle], strengths: Mapping[str, float], settings: Settings
-) -> LoraBundle:
-    from apps.diffusion.baking import Baking, baked
-
-    assert settings.base is not None
-    assert settings.gates is not None
-    baking = Baking(settings.base, settings.gates, settings.prompts, settings.steps, settings.seed)
-    return baked(adapters, strengths, baking)
 
 
 def _encoder(

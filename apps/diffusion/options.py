@@ -113,5 +113,4 @@ def refuse_unless_text(prompt: str) -> None:
         ) from error
 
 
-ONE = Machine()
-"""One process."""
+ONE = Machine()  # one process

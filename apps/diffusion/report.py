@@ -35,8 +35,7 @@ from harness.experiment.tuning import Choice
 from harness.report.page import Page
 from harness.runs.ticker import counting, working
 
-BASE_SHOWN, STYLED = 24, 8
-"""Captions of the base, and of each style."""
+BASE_SHOWN, STYLED = 24, 8  # captions of the base, and of each style
 
 REAL, MADE = "real drawings", "made"
 
@@ -111,8 +110,7 @@ OWN = "gates"
 RIVALS = ("sum", "mean", "ties", "k_lora")
 """Rivals as published that figures show, besides the best tuned one."""
 
-FUSION_SHOWN = 16
-"""Pairs whose images are shown."""
+FUSION_SHOWN = 16  # pairs whose images are shown
 
 PAIRS = "test2"
 

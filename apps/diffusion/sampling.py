@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from apps.diffusion.options import refuse_below
 from apps.diffusion.studio import GATED, SUM, Studio
 from core_gates.errors import GatesError
 from diffusion.data.concepts import Combination, rows_of, subject
@@ -53,14 +54,12 @@ class Sampling:
         """
         if not 0 <= self.seed <= LARGEST_SEED - self.count:
             raise GatesError(f"--seed is {self.seed}, expected a number from 0 to 2^63")
-        if self.steps < 1:
-            raise GatesError(f"--steps is {self.steps}, expected 1 or more")
+        refuse_below(1, steps=self.steps)
         if not math.isfinite(self.guidance) or self.guidance < 0:
             raise GatesError(f"--guidance is {self.guidance}, expected 0 or more; 1 is without")
         if not 1 <= self.count <= MOST:
             raise GatesError(f"--count is {self.count}, expected 1 to {MOST}")
-        if self.size is not None and self.size < 1:
-            raise GatesError(f"--size is {self.size}, expected 1 or more")
+        refuse_below(1, size=self.size)
 
     def options(self, studio: Studio) -> dict[str, Any]:
         """Return the options of the pipeline of diffusers.

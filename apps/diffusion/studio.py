@@ -158,8 +158,7 @@ def maker(mode: str) -> Any:
     return mode if mode in (GATED, SUM) else partial(make_rival, mode)
 
 
-GATES = "gates-s0"
-"""Folder of the gates that are used."""
+GATES = "gates-s0"  # folder of the gates that are used
 
 
 class Shipped(NamedTuple):
@@ -362,7 +361,9 @@ def opened(sources: Sources, world: Callable[[], World], progress: Progress) -> 
     weights = content_digest(place).sha256[:DIGITS] if base is None else weights_digest(place)
     hashes: dict[str, str | None] = {"base": weights, "gates": None, "encoder": None}
     if gates is not None:
-        _check_gates(gates, pipe.transformer, place)
+        model = pipe.transformer
+        load_gates(gates, [site.name for site in sites_of(model, family_of(model))])
+        refuse_gates_of_another(place, gates)
         hashes["gates"] = content_digest(gates).sha256[:DIGITS]
     if encoder is not None:
         hashes["encoder"] = encoder.fingerprint
@@ -430,17 +431,6 @@ def _encoder(folder: str, base: EmbeddedBase | None, text: TextEncoder | None) -
             " trained for this base"
         )
     return found
-
-
-def _check_gates(path: Path, model: torch.nn.Module, base: Path) -> None:
-    """Refuse gates that were trained on another base.
-
-    Raises:
-        GatesError: Their layers, or the base that their record names, are others.
-        LoraFileError: The file is damaged.
-    """
-    load_gates(path, [site.name for site in sites_of(model, family_of(model))])
-    refuse_gates_of_another(base, path)
 
 
 def _lacking(gates: Path) -> list[str]:

@@ -14,8 +14,7 @@ from harness.evidence import Resamples, moments
 from harness.report.page import Page
 from harness.report.stop import StopSkippedError, TourRow, TourStop
 
-SHOWN = 8
-"""Pairs of a subject and a style that no gate was trained on together."""
+SHOWN = 8  # pairs of a subject and a style that no gate was trained on together
 
 K = 3
 SYSTEM = "AutoLoRA, embedded base"

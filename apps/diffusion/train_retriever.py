@@ -39,8 +39,7 @@ from diffusion.retrieval.encoder_config import SHAPES
 from harness.command.verbs import Place
 from harness.experiment import Piece, Run
 
-NAMES = {"ours": "encoder", "published": "published loss and mask"}
-"""Recipe -> name in tables."""
+NAMES = {"ours": "encoder", "published": "published loss and mask"}  # recipe -> name in tables
 
 RECIPES = {"ours": ENCODER, "published": PUBLISHED}
 TABLE: dict[str, dict[str, Any]] = {

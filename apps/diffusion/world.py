@@ -45,8 +45,7 @@ ADAPTER: dict[str, Any] = {
 }
 """How adapters of seed 0 are trained."""
 
-JUDGE: dict[str, Any] = {"steps": 600, "batch_size": 128}
-"""How the judge of images is trained."""
+JUDGE: dict[str, Any] = {"steps": 600, "batch_size": 128}  # how the judge of images is trained
 
 RANKS, STEPS, KEPT = (1, 8), (100, 200), (0.5, 1.0)
 """What adapters of seed 1 draw: rank, steps, and the fraction of layers that they change."""

@@ -88,8 +88,7 @@ def styles_of(concept: Concept) -> tuple[str, ...]:
     return () if concept.kind == "subject" else (concept.name,)
 
 
-PER_SUBJECT = 3
-"""Test pairs of each subject; each style is then in two of them."""
+PER_SUBJECT = 3  # test pairs of each subject; each style is then in two of them
 
 SECONDS = (
     "inverted", "swapped", "upside_down", "grey", "framed", "sepia", "tiled", "night", "rainbow",

@@ -14,8 +14,7 @@ from harness.files.digest import sha256, short_digest
 
 IMAGES, CAPTIONS = "emoji32.npz", "captions.csv"
 DRAWN = ("openmoji_color", "openmoji_black", "noto", "twemoji")
-EXTRAS = ("extras-openmoji", "extras-unicode", "component")
-"""Groups outside of the standard."""
+EXTRAS = ("extras-openmoji", "extras-unicode", "component")  # groups outside of the standard
 
 SIZE = 32
 
@@ -89,8 +88,7 @@ class Drawings(NamedTuple):
         )
 
 
-Image = np.ndarray
-"""(..., 32, 32, 3) float32 from 0 to 1; white is the background."""
+Image = np.ndarray  # (..., 32, 32, 3) float32 from 0 to 1; white is the background
 
 LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 NAVY = np.array([0.07, 0.09, 0.25], dtype=np.float32)

@@ -20,15 +20,12 @@ TABLE = "metadata.jsonl"
 UNREAD = (".gif", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jxl")
 """Images that are not read, and named where a folder holds them."""
 
-LARGEST = 64 * 2**20
-"""Pixels of an image that is read."""
+LARGEST = 64 * 2**20  # pixels of an image that is read
 
-MOST_LEVELS = 2**16 - 1
-"""White of an image of 16 bits."""
+MOST_LEVELS = 2**16 - 1  # white of an image of 16 bits
 
 REPEATS = re.compile(r"([0-9]+)_.*")
-MOST_DIGITS = 4
-"""Of repeats: a longer number, such as that of a day, was not meant so."""
+MOST_DIGITS = 4  # of repeats: a longer number, such as that of a day, was not meant so
 
 
 class Captioned(NamedTuple):
@@ -156,11 +153,9 @@ def _of_texts(place: Path) -> Iterator[Captioned]:
         yield Captioned(path, caption, max(1, int(match[1])) if match else 1)
 
 
-GAP = 4
-"""Pixels between images."""
+GAP = 4  # pixels between images
 
-LEAST = 128
-"""Pixels of the shorter side of an image on a sheet, which smaller ones are enlarged to."""
+LEAST = 128  # pixels of the shorter side of an image on a sheet, which smaller ones are enlarged to
 
 
 def enlarged(image: Image.Image, least: int = LEAST) -> Image.Image:

@@ -23,14 +23,11 @@ from harness.figures.style import (
     width_of_head,
 )
 
-SHEET_CELL = 0.52
-"""Inches of an image."""
+SHEET_CELL = 0.52  # inches of an image
 
-SPACE = 2
-"""Pixels between images."""
+SPACE = 2  # pixels between images
 
-APART = 10
-"""Pixels between groups."""
+APART = 10  # pixels between groups
 
 LETTERS = 26  # of a caption
 
@@ -218,8 +215,7 @@ def pair_differences_figure(
     return figure
 
 
-MATRIX_CELL = 0.19
-"""Inches."""
+MATRIX_CELL = 0.19  # inches
 
 
 def retrieval_figure(

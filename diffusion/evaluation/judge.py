@@ -8,11 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
-PLAIN = "openmoji"
-"""The style of drawings without an adapter of a style."""
+PLAIN = "openmoji"  # the style of drawings without an adapter of a style
 
-OTHER = "other"
-"""The subject of drawings without an adapter of a subject."""
+OTHER = "other"  # the subject of drawings without an adapter of a subject
 
 
 class Judged(NamedTuple):
@@ -65,9 +63,8 @@ class Judge(L.LightningModule):
         features = self.body(images * 2 - 1)
         return self.style(features), self.subject(features)
 
-    def training_step(self, batch: Judged, batch_index: int) -> Tensor:
+    def training_step(self, batch: Judged, _: int) -> Tensor:
         """Return both cross-entropies, of images with slight noise."""
-        del batch_index
         style, subject = self(batch.images + 0.03 * torch.randn_like(batch.images))
         entropy = nn.functional.cross_entropy
         return entropy(style, batch.styles) + entropy(subject, batch.subjects)

@@ -113,8 +113,7 @@ class BM25:
 
 
 KS = (1, 3, 5, 10)
-SHUFFLES = 32
-"""Random orders of equal scores that values are averaged over."""
+SHUFFLES = 32  # random orders of equal scores that values are averaged over
 
 
 def search_values(

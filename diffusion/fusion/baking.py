@@ -81,8 +81,7 @@ def _held(fusion: GatedFusion) -> dict[str, list[str]]:
     return {site: names for site, names in found.items() if names}
 
 
-TOKENS = 64
-"""Tokens of a call whose gates are computed."""
+TOKENS = 64  # tokens of a call whose gates are computed
 
 
 class GateMap(NamedTuple):
@@ -176,8 +175,7 @@ def records_of(gates: GateMap) -> Mapping[str, Any]:
     return found
 
 
-BLOCK = 256
-"""Tokens at a time for which gates are computed in full."""
+BLOCK = 256  # tokens at a time for which gates are computed in full
 
 Means = Mapping[str, Mapping[str, Tensor]]
 """Site -> name of an adapter -> mean gate of each output (D,)."""

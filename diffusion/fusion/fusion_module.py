@@ -73,8 +73,7 @@ def average_gradients(module: nn.Module) -> None:
 Schedule = Literal["linear", "cosine"]
 Common = Callable[[Mapping[str, LoraBundle]], LoraBundle]
 
-COMMON = "common"
-"""Name of the adapter that is made of the others."""
+COMMON = "common"  # name of the adapter that is made of the others
 
 
 class FusionModule(L.LightningModule):
@@ -182,13 +181,12 @@ class FusionModule(L.LightningModule):
         if self.checkpointing:
             self.fusion.model.disable_gradient_checkpointing()
 
-    def training_step(self, batch: FusionBatch, batch_index: int) -> Tensor:
+    def training_step(self, batch: FusionBatch, _: int) -> Tensor:
         """Return the loss of a batch.
 
         Raises:
             GatesError: ``contrast`` is wanted, but the task has no wrong captions.
         """
-        del batch_index
         self.fusion.set_adapters(self.adapters_of(tuple(batch.adapters)))
         model = self.fusion.model
         loss = flow_matching_losses(model, batch.at, batch.text).mean()

@@ -194,8 +194,7 @@ def _rows(available: int, count: int, draw: torch.Generator) -> Tensor:
     return torch.cat([torch.randperm(available, generator=draw) for _ in range(rounds)])[:count]
 
 
-SEPARATOR = ";"
-"""Between the files of adapters that made an image together."""
+SEPARATOR = ";"  # between the files of adapters that made an image together
 
 
 class Shown(NamedTuple):

@@ -14,19 +14,13 @@ from diffusion.lora_file.container import LoraFileError, SafetensorsFile, listed
 from harness.files.atomic import replacing
 
 PREFIX = "model_dict."
-DOT = "___"
-"""Stands for a dot in the name of a layer."""
-
-
-def gate_key(site: str, parameter: str) -> str:
-    """Return the name of a parameter of a gate in a file."""
-    return f"{PREFIX}{site.replace('.', DOT)}.{parameter}"
+DOT = "___"  # stands for a dot in the name of a layer
 
 
 def gate_tensors(gates: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Return the parameters of gates, site -> parameters, by their names in a file."""
     return {
-        gate_key(site, name): tensor
+        f"{PREFIX}{site.replace('.', DOT)}.{name}": tensor
         for site, parameters in gates.items()
         for name, tensor in parameters.items()
     }

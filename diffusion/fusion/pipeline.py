@@ -27,12 +27,10 @@ class Match(Protocol):
     @property
     def name(self) -> str:
         """Unique in the library."""
-        ...
 
     @property
     def score(self) -> float:
         """What it is ranked by."""
-        ...
 
 
 class Library(Protocol):
@@ -40,11 +38,9 @@ class Library(Protocol):
 
     def search(self, prompt: str, k: int = 3) -> Sequence[Match]:
         """Return the adapters that suit a prompt best, the best first."""
-        ...
 
     def load(self, name: str) -> LoraBundle:
         """Read an adapter."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What every way to use several adapters at once offers, gated or not, on any model."""
 
 from collections.abc import Mapping, Sequence
+from itertools import chain, count
 from types import TracebackType
 from typing import Protocol, Self, runtime_checkable
 
@@ -82,11 +83,8 @@ def _called(one: object) -> str:
 
 
 def _free(name: str, taken: Mapping[str, LoraBundle]) -> str:
-    number, found = 1, name
-    while found in taken:
-        number += 1
-        found = f"{name}-{number}"
-    return found
+    names = chain([name], (f"{name}-{number}" for number in count(2)))
+    return next(one for one in names if one not in taken)
 
 
 def _seen(given: object) -> str:
@@ -296,12 +294,10 @@ class Fusion(Protocol):
     @property
     def model(self) -> nn.Module:
         """The model."""
-        ...
 
     @property
     def attached(self) -> bool:
         """Whether the adapters are in force."""
-        ...
 
     def attach(self) -> Self:
         """Put the adapters in force.
@@ -309,15 +305,12 @@ class Fusion(Protocol):
         Raises:
             GatesError: They are, or the model has others.
         """
-        ...
 
     def detach(self) -> None:
         """Leave the model as it was."""
-        ...
 
     def __enter__(self) -> Self:
         """Attach."""
-        ...
 
     def __exit__(
         self,
@@ -326,7 +319,6 @@ class Fusion(Protocol):
         trace: TracebackType | None,
     ) -> None:
         """Detach, whatever happened."""
-        ...
 
     def set_adapters(self, adapters: Mapping[str, LoraBundle]) -> None:
         """Exchange the adapters for others; strengths are 1 again.
@@ -334,7 +326,6 @@ class Fusion(Protocol):
         Raises:
             GatesError: They do not fit; the old ones stay.
         """
-        ...
 
     def set_strengths(self, strengths: Mapping[str, float]) -> None:
         """Weigh adapters; others keep their strength.
@@ -342,7 +333,6 @@ class Fusion(Protocol):
         Raises:
             GatesError: There is no adapter of a name, or a strength is not finite.
         """
-        ...
 
     def at(self, step: int, steps: int) -> None:
         """Learn which denoising step follows.
@@ -354,4 +344,3 @@ class Fusion(Protocol):
             step: Its number, from 0.
             steps: Number of steps of the run.
         """
-        ...

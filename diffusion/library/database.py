@@ -84,13 +84,11 @@ COLUMNS = (
 """Of an adapter, without its id."""
 
 WORD_COLUMNS = ("title", "triggers", "tags", "text", "name")
-WORD_WEIGHTS = (4.0, 4.0, 2.0, 1.0, 2.0)
-"""Of the columns of ``words`` in BM25."""
+WORD_WEIGHTS = (4.0, 4.0, 2.0, 1.0, 2.0)  # of the columns of `words` in BM25
 
 
 FILE, LOCK = "index.sqlite", "index.lock"
-BUSY = 60.0
-"""Seconds that a process waits for another one that writes."""
+BUSY = 60.0  # seconds that a process waits for another one that writes
 
 _PARAMETERS = 500
 

@@ -216,8 +216,7 @@ def _batches(items: Iterator[T]) -> Iterator[list[T]]:
         yield batch
 
 
-INDEX = ".gates-index"
-"""Folder of the index in that of the library."""
+INDEX = ".gates-index"  # folder of the index in that of the library
 
 
 class LoraLibrary:

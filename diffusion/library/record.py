@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar, overload
 
 from torch import Tensor
@@ -65,8 +64,7 @@ class TextEncoder(Protocol):
 
 TITLE, PHRASE, TEXT = 200, 120, 2_000
 """Characters that are kept of a title, of a tag or trigger, and of a description."""
-TRIGGERS, TAGS = 16, 64
-"""Triggers and tags that are kept."""
+TRIGGERS, TAGS = 16, 64  # triggers and tags that are kept
 
 
 class Description(NamedTuple):
@@ -114,11 +112,9 @@ def _phrases(texts: Iterable[str], most: int) -> tuple[str, ...]:
     return tuple(kept.values())
 
 
-READER = 1
-"""Raised when equal files would give other records; all files are then read again."""
+READER = 1  # raised when equal files would give other records; all files are then read again
 
-READ_IN_FULL = ("flux", "sd3")
-"""Families whose factors are read; of others only metadata is."""
+READ_IN_FULL = ("flux", "sd3")  # families whose factors are read; of others only metadata is
 
 NONFINITE, ZERO, EMPTY = "nonfinite", "zero", "no transformer"
 REASONS = {
@@ -192,7 +188,8 @@ def read_record(found: Found, limits: Limits, known: Callable[[str], Record | No
         whole = bundle.report is not None and not bundle.report.unused
         return _of_bundle(base, bundle, bundle.digest() if whole else _raw_digest(file))
     except (LoraFileError, OSError, ValueError, RuntimeError) as error:
-        return Record(found, error=clean(_reason(error, found.target), _LINE))
+        text = str(error) or type(error).__name__
+        return Record(found, error=clean(text.replace(str(found.target), found.target.name), _LINE))
 
 
 def _of_bundle(base: Record, bundle: LoraBundle, digest: str) -> Record:
@@ -234,11 +231,6 @@ def _raw_digest(file: SafetensorsFile) -> str:
     for name, entry in file.tensors.items():
         digest.update(f"{name} {entry.dtype} {entry.shape}\n".encode())
     return digest.hexdigest()
-
-
-def _reason(error: Exception, path: Path) -> str:
-    """Return the message of an error without the folder of the file."""
-    return (str(error) or type(error).__name__).replace(str(path), path.name)
 
 
 SHOWN = 10  # names of a message

@@ -16,13 +16,11 @@ from diffusion.library.paths import LibraryError
 from diffusion.library.record import Candidate
 from diffusion.lora_file import Factors, LoraBundle, LoraFileError
 
-NEAR = 0.98
-"""Cosine from which two adapters count as near-duplicates."""
+NEAR = 0.98  # cosine from which two adapters count as near-duplicates
 
 _HELD = 2**27
 """Numbers of factors that are held in memory; those of a larger adapter are read each time."""
-_ROUNDING = 1e-9
-"""Of cosines in float64."""
+_ROUNDING = 1e-9  # of cosines in float64
 
 
 class Likeness(NamedTuple):

@@ -98,15 +98,6 @@ def values_of(modules: Mapping[str, Factors], name: str) -> Values:
     return modules.examine(name) if isinstance(modules, LazyFactors) else Values.of(modules[name])
 
 
-def sizes_of(modules: Mapping[str, Factors]) -> dict[str, Sizes]:
-    """Return the sizes of the factors of each layer."""
-    if isinstance(modules, LazyFactors):
-        return modules.sizes()
-    return {
-        name: Sizes(f.rank, f.in_features, f.out_features) for name, f in sorted(modules.items())
-    }
-
-
 @dataclass(frozen=True)
 class LoraBundle:
     """The change of every layer of a model, by diffusers name.
@@ -146,7 +137,10 @@ class LoraBundle:
 
     def sizes(self) -> dict[str, Sizes]:
         """Return the rank, inputs and outputs of each layer of the transformer."""
-        return sizes_of(self.modules)
+        if isinstance(self.modules, LazyFactors):
+            return self.modules.sizes()
+        named = sorted(self.modules.items())
+        return {name: Sizes(f.rank, f.in_features, f.out_features) for name, f in named}
 
     def ranks(self) -> dict[str, int]:
         """Return the rank of each layer of the transformer."""

@@ -55,7 +55,7 @@ def clean(text: str, limit: int | None = None) -> str:
     return line[: limit - 1] + "…" if limit is not None and len(line) > limit else line
 
 
-def label(path: Path) -> str:
+def label(path: str | Path) -> str:
     """Return a path for messages."""
     return clean(str(path), 200)
 
@@ -143,8 +143,7 @@ class Limits(NamedTuple):
     name_chars: int = 512
 
 
-LIMITS = Limits()
-"""What is allowed by default."""
+LIMITS = Limits()  # what is allowed by default
 
 
 class TensorEntry(NamedTuple):

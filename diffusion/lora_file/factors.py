@@ -14,11 +14,9 @@ from torch import Tensor
 from core_gates.adapters.low_rank import LowRank
 from diffusion.lora_file.container import LoraFileError
 
-Stored = Mapping[str, Tensor]
-"""Tensors of a layer by role, such as ``down``."""
+Stored = Mapping[str, Tensor]  # tensors of a layer by role, such as `down`
 
-Shapes = Mapping[str, Sequence[int]]
-"""Shapes of the tensors of a layer by role."""
+Shapes = Mapping[str, Sequence[int]]  # shapes of the tensors of a layer by role
 
 
 class Pair(NamedTuple):

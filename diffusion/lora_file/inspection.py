@@ -172,8 +172,7 @@ def _json(text: str) -> Any:
         return None
 
 
-AUTO_V2, AUTO_V3 = 10, 12
-"""Digits of the hashes by which sites of models find a file."""
+AUTO_V2, AUTO_V3 = 10, 12  # digits of the hashes by which sites of models find a file
 
 
 class Layer(NamedTuple):

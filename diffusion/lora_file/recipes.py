@@ -118,8 +118,7 @@ def _kind(roles: frozenset[str]) -> tuple[Kind | None, str]:
     return None, f"its layer lacks the factor {', '.join(sorted(missing))}"
 
 
-MAX_ELEMENTS = 2**28
-"""Elements of a factor after LoHa or LoKr is expanded, 1 GiB in float32."""
+MAX_ELEMENTS = 2**28  # elements of a factor after LoHa or LoKr is expanded, 1 GiB in float32
 
 
 class Context(NamedTuple):

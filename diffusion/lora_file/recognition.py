@@ -1,6 +1,7 @@
 """Which family a file was trained for: by the names of its tensors, by metadata, by a folder."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -185,11 +186,7 @@ def _find(stem: str) -> tuple[Prefix | None, str, dict[str, Match]]:
 
 def fitting_families(keys: Iterable[Key]) -> list[str]:
     """Return the families whose names fit the largest number of tensors of the transformer."""
-    votes: dict[str, int] = {}
-    for key in keys:
-        if key.of_transformer:
-            for family in key.matches:
-                votes[family] = votes.get(family, 0) + 1
+    votes = Counter(family for key in keys if key.of_transformer for family in key.matches)
     return [family for family, count in votes.items() if count == max(votes.values())]
 
 

@@ -73,10 +73,9 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return found.unflatten(2, (images.shape[2] // stride, images.shape[3] // stride))
 
     def decode(
-        self, z: Tensor, return_dict: bool = True, **unused: Any
+        self, z: Tensor, return_dict: bool = True, **_: Any
     ) -> DecoderOutput | tuple[Tensor]:
         """Return images (B, 3, H, W) of latents (B, C, h, w), as a ``DecoderOutput`` or a tuple."""
-        del unused
         stride = self.stride
         patches = z.flatten(2).transpose(1, 2) @ self.components + self.mean
         size = (z.shape[2] * stride, z.shape[3] * stride)
@@ -134,25 +133,6 @@ def transformer_of(shape: str) -> Any:
     return FluxTransformer2DModel(**SHAPES[shape])
 
 
-def pipeline_of(transformer: Any, vae: PatchAutoencoder) -> Any:
-    """Return the unmodified pipeline of diffusers, which is given states of captions.
-
-    Its prompts are ``prompt_embeds`` and ``pooled_prompt_embeds``, and those of the empty caption
-    as negative ones, see :class:`diffusion.models.text_encoders.TextEncoder`.
-    """
-    pipeline: Any = FluxPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=vae,
-        text_encoder=None,
-        tokenizer=None,
-        text_encoder_2=None,
-        tokenizer_2=None,
-        transformer=transformer,
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
 WEIGHTS, CONFIG = "result.safetensors", "config.json"
 KIND = "gatesuite embedded base"
 SHAPE = ("num_layers", "num_single_layers", "attention_head_dim", "num_attention_heads",
@@ -186,8 +166,22 @@ class EmbeddedBase:
         return (self.vae.encode(images) - config.shift_factor) * config.scaling_factor
 
     def pipeline(self) -> Any:
-        """Return the unmodified pipeline of diffusers with these parts."""
-        return pipeline_of(self.transformer, self.vae)
+        """Return the unmodified pipeline of diffusers, which is given states of captions.
+
+        Its prompts are ``prompt_embeds`` and ``pooled_prompt_embeds``, and those of the empty
+        caption as negative ones, see :class:`diffusion.models.text_encoders.TextEncoder`.
+        """
+        pipeline: Any = FluxPipeline(
+            scheduler=FlowMatchEulerDiscreteScheduler(),
+            vae=self.vae,
+            text_encoder=None,
+            tokenizer=None,
+            text_encoder_2=None,
+            tokenizer_2=None,
+            transformer=self.transformer,
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
 
     def encoder(self) -> TextEncoder:
         """Return its text encoder.

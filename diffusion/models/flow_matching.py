@@ -15,8 +15,7 @@ from core_gates.numerics import accumulation_dtype
 from diffusion.lora_file import Factors, LoraBundle
 from diffusion.models.text_encoders import TextStates
 
-GUIDANCE = 3.0
-"""Scale of classifier-free guidance of the embedded base."""
+GUIDANCE = 3.0  # scale of classifier-free guidance of the embedded base
 
 
 class Noised(NamedTuple):
@@ -214,9 +213,8 @@ class FlowMatchingModule(L.LightningModule):
         self.warmup_steps, self.weight_decay, self.betas = warmup_steps, weight_decay, betas
         self.caption_dropout = caption_dropout
 
-    def training_step(self, batch: LatentBatch, batch_index: int) -> Tensor:
+    def training_step(self, batch: LatentBatch, _: int) -> Tensor:
         """Return the loss of a batch, at logit-normal times."""
-        del batch_index
         count = len(batch.latents)
         dropped = torch.rand(count, device=self.device) < self.caption_dropout
         text = batch.text.where(dropped, self.empty)

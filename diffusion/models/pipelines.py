@@ -29,12 +29,10 @@ PIPELINES: dict[str, Any] = {
     "FluxPipeline": FluxPipeline,
     "StableDiffusion3Pipeline": StableDiffusion3Pipeline,
 }
-LIBRARIES = ("diffusers", "transformers")
-"""Whose classes the parts of a pipeline may be of."""
+LIBRARIES = ("diffusers", "transformers")  # whose classes the parts of a pipeline may be of
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-SHOWN = 160
-"""Letters of a message of a library that are passed on."""
+SHOWN = 160  # letters of a message of a library that are passed on
 
 
 class LoadedPipeline(NamedTuple):
@@ -265,11 +263,9 @@ class Codec(Protocol):
         """Give up what only encodes, so that its memory is free for the training."""
 
 
-BATCH = 8
-"""Images, or captions, that are encoded at a time."""
+BATCH = 8  # images, or captions, that are encoded at a time
 
-FAMILIES = {"FluxPipeline": "flux", "StableDiffusion3Pipeline": "sd3"}
-"""Pipeline -> family."""
+FAMILIES = {"FluxPipeline": "flux", "StableDiffusion3Pipeline": "sd3"}  # pipeline -> family
 
 
 class EmbeddedCodec:

@@ -66,8 +66,7 @@ class TextEncoder(Protocol):
         return self.encode(captions).pooled
 
 
-LENGTH = 16
-"""Tokens of a caption that the base sees."""
+LENGTH = 16  # tokens of a caption that the base sees
 
 
 class MiniLM(TextEncoder):

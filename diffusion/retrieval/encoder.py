@@ -104,8 +104,7 @@ def _checked(
     return down, up
 
 
-DOT = "___"
-"""Stands for a dot in the name of a layer or a type."""
+DOT = "___"  # stands for a dot in the name of a layer or a type
 
 
 def escaped(name: str) -> str:

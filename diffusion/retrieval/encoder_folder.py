@@ -88,8 +88,7 @@ class TrainedEncoder:
 
 WEIGHTS, SETTINGS = "encoder.safetensors", "config.json"
 FORMAT = 1
-LARGEST_SETTINGS = 2**20
-"""Bytes of ``config.json``."""
+LARGEST_SETTINGS = 2**20  # bytes of `config.json`
 
 
 def save_encoder(

@@ -15,8 +15,7 @@ from diffusion.fusion.protocol import Adapters, by_name, modules_of, plain_facto
 from diffusion.lora_file import Factors, LoraBundle
 from diffusion.rivals.weighing import Weighing
 
-ROWS = 1024
-"""Outputs at a time for which ΔW is formed."""
+ROWS = 1024  # outputs at a time for which ΔW is formed
 
 
 class Entries(NamedTuple):

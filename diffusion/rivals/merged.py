@@ -100,8 +100,7 @@ def truncate(matrix: Tensor, rank: int, generator: torch.Generator) -> tuple[Ten
     return left * roots, roots[:, None] * right[:rank]
 
 
-LARGE = 1024
-"""Matrices with more rows and columns are decomposed by iterations."""
+LARGE = 1024  # matrices with more rows and columns are decomposed by iterations
 
 
 ON_FACTORS = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")

@@ -179,8 +179,7 @@ def _mean(outputs: list[Any]) -> Any:
     return first
 
 
-BOUND = 1.5
-"""Largest absolute value of a learned factor, as in LoraHub."""
+BOUND = 1.5  # largest absolute value of a learned factor, as in LoraHub
 
 
 class _SpentError(Exception):

@@ -132,8 +132,7 @@ def _refuse_others(adapters: Mapping[str, LoraBundle]) -> None:
         raise GatesError(f"ZipLoRA is for two adapters, found {len(adapters)}: give two")
 
 
-BATCH = 64
-"""Latents at a time where an adapter predicts alone."""
+BATCH = 64  # latents at a time where an adapter predicts alone
 
 
 class Taught(NamedTuple):

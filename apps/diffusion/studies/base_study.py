@@ -67,7 +67,6 @@ class Comparison(Protocol):
 
     def piece(self, method: Method, group: str, seed: int | None, **changes: Any) -> Piece:
         """Return the piece that a figure of a method on the test drawings of a group is."""
-        ...
 
 
 CAPTIONS, STYLED = 256, 16

@@ -85,8 +85,7 @@ def score(
     run.obtain(store, pieces, work, ticks=ticks, scoring=True)
 
 
-PAIRS = "test2"
-"""Of which combinations they are shown."""
+PAIRS = "test2"  # of which combinations they are shown
 
 SEEING = {"lorahub (sees the pair)": "lora_hub", "ziplora (sees the pair)": "zip_lora"}
 """Method -> rival."""
@@ -109,17 +108,15 @@ def losses_of_seeing(compared: Comparison) -> dict[str, list[np.ndarray]]:
     }
 
 
-DRAWN = 2
-"""Images of a combination."""
+DRAWN = 2  # images of a combination
 
 SAMPLER = {"steps": 20, "guidance": 3.0}
-COSTED = 32
-"""Images of the batch that is timed."""
+COSTED = 32  # images of the batch that is timed
 
 
 def pictured(fused: Comparison, methods: Sequence[Method], group: str, task: str) -> list[Row]:
     """Return pixel errors of images, and for pairs how often style and subject are both right."""
-    found = images(fused, methods, group)
+    found = stored(fused, methods, "images", fused_images, group, most=DRAWN, **SAMPLER)
     judge = judge_of(fused.world.judge())
     some = next(iter(found.values()))
     group_of = combinations(group)
@@ -147,17 +144,31 @@ def pictured(fused: Comparison, methods: Sequence[Method], group: str, task: str
     return rows
 
 
-def images(fused: Comparison, methods: Sequence[Method], group: str) -> dict[str, dict[str, Any]]:
-    """Return method -> made and true images with their combinations; the first seed of gates."""
-    store = fused.run.store("images", Arrays())
-    trained, pieces = {}, {}
+def stored(
+    fused: Comparison,
+    methods: Sequence[Method],
+    kind: str,
+    work: Callable[..., Any],
+    group: str,
+    **changes: Any,
+) -> dict[str, dict[str, Any]]:
+    """Return method -> what is stored for a group, of the first seed of gates.
+
+    Args:
+        fused: The comparison.
+        methods: Of them.
+        kind: Folder of the results.
+        work: Makes one that is missing.
+        group: Of combinations.
+        changes: Of the settings of a piece.
+    """
+    store, trained, pieces = fused.run.store(kind, Arrays()), {}, {}
     for method in methods:
         seed = next(iter(method.trained), None)
-        piece = fused.piece(method, group, seed, most=DRAWN, **SAMPLER)
-        pieces[method.name] = piece
+        pieces[method.name] = piece = fused.piece(method, group, seed, **changes)
         if seed is not None:
             trained[piece.name] = method.trained[seed]
-    work = partial(fused_images, trained=trained, **fused.places)
+    work = partial(work, trained=trained, **fused.places)
     ticks = len(combinations(group))
     score(fused.run, store, list(pieces.values()), work, trained=trained, ticks=ticks)
     return {name: store.load(piece) for name, piece in pieces.items() if store.find(piece)}
@@ -178,24 +189,14 @@ def judged_right(
 
 def retention_rows(fused: Comparison, methods: Sequence[Method]) -> list[Row]:
     """Return how much of the gain of each adapter of a pair is left for its own concept."""
-    store, pieces, trained = fused.run.store("retained", Arrays()), {}, {}
-    for method in methods:
-        seed = next(iter(method.trained), None)
-        piece = fused.piece(method, "test2", seed, what="retention")
-        pieces[method.name] = piece
-        if seed is not None:
-            trained[piece.name] = method.trained[seed]
-    work = partial(retained, trained=trained, **fused.places)
-    ticks = len(combinations("test2"))
-    score(fused.run, store, list(pieces.values()), work, trained=trained, ticks=ticks)
+    found = stored(fused, methods, "retained", retained, PAIRS, what="retention")
     draws = crossed(combinations("test2"))
     rows: list[Row] = []
     for place, kind in enumerate(("subject", "style")):
         metric = f"{kind}_log_loss_over_alone"
         scores = {
-            name: [moments(store.load(piece)["ratios"][:, place].numpy(), name=metric)]
-            for name, piece in pieces.items()
-            if store.find(piece)
+            name: [moments(one["ratios"][:, place].numpy(), name=metric)]
+            for name, one in found.items()
         }
         rows += compare(scores, draws, task="retention in unseen pairs")
     return rows

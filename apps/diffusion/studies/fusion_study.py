@@ -118,11 +118,9 @@ SHOWN = ("none", "alone1", "sum", "mean", "ties", "switch", "composite", "k_lora
          BLIND)  # fmt: skip
 """Methods whose images, retention and cost are shown, with the best rivals."""
 
-LINEAR = "linear_denoiser"
-"""No model: the mean and the covariance of drawings in the styles."""
+LINEAR = "linear_denoiser"  # no model: the mean and the covariance of drawings in the styles
 
-NO_TRIPLES = ("alone0", "alone1", "x_lora")
-"""Methods for two adapters."""
+NO_TRIPLES = ("alone0", "alone1", "x_lora")  # methods for two adapters
 
 
 class Fused:

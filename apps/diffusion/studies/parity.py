@@ -8,13 +8,12 @@ from harness.evidence import Bar, Row
 from harness.files import Data
 
 
-def parity_study(asked: Asked, world: World) -> None:
+def parity_study(asked: Asked, _: World) -> None:
     """Score the worst relative error of each comparison, and note where it is too large.
 
     Raises:
         GatesError: No folder of golden vectors is given, or a file of it is missing or damaged.
     """
-    del world
     if asked.vectors is None:
         raise GatesError(f"parity compares with golden vectors: {ADVICE}, as --vectors")
     run, rows, notes = asked.run, [], []

@@ -28,8 +28,7 @@ from harness.files import Data
 UNSEEN = ("food-vegetable", "musical-instrument", "duotone", "scanned")
 """Concepts that no encoder is trained on."""
 
-QUERIES = 12
-"""Captions of a concept that are searched for; fewer where it has fewer."""
+QUERIES = 12  # captions of a concept that are searched for; fewer where it has fewer
 
 ENCODER: dict[str, Any] = {
     "encoder": {"dim": 64, "depth": 2, "heads": 4, "head_dim": 16, "hidden_dim": 256},
@@ -54,6 +53,7 @@ METHODS = {
     "published loss and mask": PUBLISHED,
     "published loss and mask, augmented": PUBLISHED | {"augmented": True},
 }
+TELLING = ("modelspec.title", "modelspec.tags", "modelspec.trigger_phrase", "ss_tag_frequency")
 TASKS = {"seen": "36 trained concepts", "unseen": "four unseen concepts"}
 
 
@@ -151,7 +151,8 @@ def rivals(
     world: World, searched: Searched, first: dict[str, Any]
 ) -> dict[str, list[Tensor | np.ndarray]]:
     """Return scores (Q, N) of what needs no trained encoder; of some, metadata or a known zoo."""
-    with_metadata = BM25([_metadata(load_lora(first[name])) for name in searched.names])
+    told = [load_lora(first[name]).metadata for name in searched.names]
+    with_metadata = BM25([" ".join(one.get(key, "") for key in TELLING) for one in told])
     without = BM25([""] * len(searched.names))
     known = [load_lora(file) for file in first.values()]
     texts = [
@@ -177,11 +178,6 @@ def rivals(
 
 def _bm25(index: BM25, searched: Searched) -> np.ndarray:
     return np.stack([index.scores(caption) for caption in searched.captions])
-
-
-def _metadata(bundle: LoraBundle) -> str:
-    keys = ("modelspec.title", "modelspec.tags", "modelspec.trigger_phrase", "ss_tag_frequency")
-    return " ".join(bundle.metadata.get(key, "") for key in keys)
 
 
 def _rows(

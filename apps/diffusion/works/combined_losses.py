@@ -36,14 +36,11 @@ from diffusion.rivals.zip_lora import ZipLora, distill, taught
 from harness.experiment import Arrays, Job, Piece
 from harness.experiment.record import read_record
 
-TIMES, MOST = 8, 6
-"""Times of a loss, and drawings of a combination."""
+TIMES, MOST = 8, 6  # times of a loss, and drawings of a combination
 
-RUN = 20
-"""Steps of the sampling run that times belong to."""
+RUN = 20  # steps of the sampling run that times belong to
 
-TRIED_TIMES, TRIED_MOST = 4, 3
-"""The same where settings are chosen."""
+TRIED_TIMES, TRIED_MOST = 4, 3  # the same where settings are chosen
 
 FIRST, OTHERS = "first_strength", "other_strength"
 """Settings of any rival: what the subject, and what styles, are multiplied by."""

@@ -30,8 +30,7 @@ from diffusion.retrieval.retriever_data import Augmentation, RetrieverData
 from harness.experiment import Job, Piece
 
 FOLDER = "encoder"
-STEPS_PER_EPOCH = 50
-"""Steps after which adapters of a table are validated."""
+STEPS_PER_EPOCH = 50  # steps after which adapters of a table are validated
 
 
 class EncoderForm:
@@ -56,16 +55,6 @@ def captions_of(drawings: Drawings, name: str, part: Any) -> list[str]:
     concept = next(one for one in concepts() if one.name == name)
     rows = rows_of(drawings, concept, part)
     return [caption_of(str(text), styles_of(concept)) for text in drawings.captions[rows]]
-
-
-def examples_of(
-    drawings: Drawings, files: Mapping[str, Path], part: Any, most: int
-) -> list[Example]:
-    """Return adapters with at most so many captions of one part, evenly spread."""
-    return [
-        Example(load_lora(file), spread(captions_of(drawings, name, part), most), name)
-        for name, file in files.items()
-    ]
 
 
 def spread(captions: list[str], most: int) -> list[str]:
@@ -100,8 +89,10 @@ def train_encoder(
     L.seed_everything(piece.seed, verbose=False)
     drawings, base = Drawings.load(drawings_folder), EmbeddedBase.load(base_folder)
     text = text_encoder(base.text_encoder["name"])
-    known = {name: files[name] for name in piece["concepts"]}
-    examples = examples_of(drawings, known, "adapter", piece["captions"])
+    examples = []
+    for name in piece["concepts"]:
+        captions = spread(captions_of(drawings, name, "adapter"), piece["captions"])
+        examples.append(Example(load_lora(files[name]), captions, name))
     shape = shape_of(base)
     used = types_used(shape, [one.bundle for one in examples])
     config = EncoderConfig(shape, types=used, text_dim=text.dim, **piece["encoder"])

@@ -40,8 +40,7 @@ from harness.experiment import Job, Piece
 from harness.experiment.record import read_record
 from harness.files import content_digest
 
-TRIED = 24
-"""Training pairs, and as many triples, that settings are chosen on."""
+TRIED = 24  # training pairs, and as many triples, that settings are chosen on
 
 
 class Bench(NamedTuple):
@@ -118,8 +117,7 @@ def combinations(group: str) -> list[Combination]:
     }[group]
 
 
-TRANSFORMER = "transformer"
-"""Folder of the transformer in that of a pipeline of diffusers."""
+TRANSFORMER = "transformer"  # folder of the transformer in that of a pipeline of diffusers
 
 
 def base_digest(base: Path) -> str | None:
@@ -158,8 +156,7 @@ def refuse_gates_of_another(base: Path, gates: Path) -> None:
 
 
 FILE = "gates.safetensors"
-MOST = 4
-"""Drawings of a combination in training."""
+MOST = 4  # drawings of a combination in training
 
 GATE_OPTIONS = ("variant", "time")
 

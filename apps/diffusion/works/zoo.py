@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -185,8 +186,7 @@ def card_of(concept: Concept, captions: list[str]) -> dict[str, str]:
 
 
 ARCHITECTURES = {"flux": "flux-1-dev/lora", "sd3": "stable-diffusion-3-medium/lora"}
-EMBEDDED = "flux-tiny/lora"
-"""``modelspec.architecture`` of adapters of the embedded base."""
+EMBEDDED = "flux-tiny/lora"  # `modelspec.architecture` of adapters of the embedded base
 
 WARMUP, LISTED = 5, 200
 
@@ -230,12 +230,7 @@ def with_trigger(caption: str, trigger: str) -> str:
 
 def own_card_of(piece: Piece, captions: list[str], architecture: str) -> dict[str, str]:
     """Return the metadata of the file, as other programs read it."""
-    counts: dict[str, int] = {}
-    for caption in captions:
-        for tag in caption.split(","):
-            if tag.strip():
-                counts[tag.strip()] = counts.get(tag.strip(), 0) + 1
-    common = sorted(counts, key=lambda tag: -counts[tag])[:LISTED]
+    tags = Counter(tag.strip() for one in captions for tag in one.split(",") if tag.strip())
     found = {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.title": piece["title"],
@@ -246,6 +241,6 @@ def own_card_of(piece: Piece, captions: list[str], architecture: str) -> dict[st
         "ss_output_name": piece.method,
         "ss_network_dim": str(piece["rank"]),
         "ss_network_alpha": str(piece["rank"]),
-        "ss_tag_frequency": json.dumps({piece.method: {tag: counts[tag] for tag in common}}),
+        "ss_tag_frequency": json.dumps({piece.method: dict(tags.most_common(LISTED))}),
     }
     return {name: value for name, value in found.items() if value}

@@ -41,7 +41,7 @@ def test_rounds_go_through_all_adapters():
 
 
 def test_ranks_share_each_batch(monkeypatch):
-    monkeypatch.setattr("core_gates.collectives.num_ranks", lambda: 2)
+    monkeypatch.setattr("diffusion.retrieval.retriever_data.num_ranks", lambda: 2)
     torch.manual_seed(0)
     batches = list(Rounds(7, None, 7))
     assert {len(batch) for batch in batches} == {6}
@@ -54,9 +54,9 @@ def test_parts_of_ranks_make_up_the_batch_of_one(examples, config, words, monkey
     adapters = RetrieverData(examples, config(), words).training
     torch.manual_seed(0)
     whole = adapters[[3, 1, 0, 2]]
-    monkeypatch.setattr("core_gates.collectives.num_ranks", lambda: 2)
+    monkeypatch.setattr("diffusion.retrieval.retriever_data.num_ranks", lambda: 2)
     for rank in range(2):
-        monkeypatch.setattr("core_gates.collectives.rank_in", lambda rank=rank: rank)
+        monkeypatch.setattr("diffusion.retrieval.retriever_data.rank_in", lambda rank=rank: rank)
         torch.manual_seed(0)
         part, own = adapters[[3, 1, 0, 2]], slice(2 * rank, 2 * rank + 2)
         assert torch.equal(part.numbers, whole.numbers[own])

@@ -13,7 +13,6 @@ import apps.diffusion.studies.retrieval_study as retrieval
 import apps.diffusion.works.combined_losses as denoiser
 import apps.diffusion.works.combined_losses as losses
 import apps.diffusion.works.combined_losses as seen_pairs
-import apps.diffusion.works.made_images as fused_images
 import apps.diffusion.works.made_images as judge
 import apps.diffusion.works.made_images as retained
 import apps.diffusion.works.trained_gates as gates
@@ -91,7 +90,7 @@ def few(monkeypatch):
     """Two combinations of each group, few steps and trials, two variants and three rivals."""
     every = tasks.combinations
     for module in (
-        tasks, losses, denoiser, gates, fused_images, retained, fusion, views, seen_pairs, seeing,
+        tasks, losses, denoiser, gates, fusion, views, seen_pairs, seeing,
     ):  # fmt: skip
         monkeypatch.setattr(module, "combinations", lambda group: every(group)[:2])
     for name, own in list(fusion.VARIANTS.items()):
