@@ -11,8 +11,7 @@ from core_gates.errors import GatesError
 from recsys.schema import FeatureSchema
 from video_multitask.history import UserHistory, add_history
 from video_multitask.kuairand.columns import STATISTICS
-from video_multitask.labels import add_labels
-from video_multitask.tasks import POST_EXPOSURE
+from video_multitask.tasks import POST_EXPOSURE, add_labels
 
 PAST = ("video_id",)  # columns whose past values a row gets
 CHECKED = 5_000  # first rows, whose features are computed again with another future

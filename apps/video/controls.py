@@ -34,18 +34,20 @@ from recsys.experiments import (
     ranker_of,
     source_of,
 )
-from video_multitask.experiments.redrawn_logs import (
+from video_multitask.experiments.simulated_controls import (
     COVERAGE,
     ESTIMATED,
     LOGS,
     ROWS,
     TRUTH_ROWS,
     Redrawn,
+    rate_bars,
+    rate_rows,
+    rates_of,
     redraw,
     redrawn_bars,
     redrawn_rows,
 )
-from video_multitask.experiments.world_rates import rate_bars, rate_rows, rates_of
 from video_multitask.sources.simulated import SimulatedFeed
 
 CONTROLS = "controls"
@@ -180,12 +182,8 @@ def _open_bandit(path: Path) -> Findings:
 
 
 def _chances(figures: dict[str, float], tasks: tuple[str, ...]) -> list[Chance]:
+    """Return what :func:`score_control` has found of every task."""
     return [
-        Chance(
-            task,
-            figures[f"auc {task}"],
-            figures[f"error {task}"],
-            int(figures[f"positives {task}"]),
-        )
-        for task in tasks
+        Chance(t, figures[f"auc {t}"], figures[f"error {t}"], int(figures[f"positives {t}"]))
+        for t in tasks
     ]

@@ -12,8 +12,8 @@ from apps.video.commands import MODEL, place_of
 from core_gates.errors import GatesError, check_at_least
 from harness.command.verbs import Place
 from harness.planning.counting import Work, count_weights, count_work
-from harness.planning.memory import Exchange, Table, exchange_of_rank, memory_of_rank
-from harness.planning.price import Device, Rate, rate_of
+from harness.planning.memory import Table, exchange_of_rank, memory_of_rank
+from harness.planning.price import Device, rate_of
 from harness.planning.table import Line, Sections, print_plan, write_plan
 from recsys.model_folder import load_model
 from recsys.models import build
@@ -232,11 +232,13 @@ def plan(
 
 def _model_sections(shape: Shape, work: Work) -> Sections:
     schema = shape.ranker.schema
+    count = len(schema.sequences)
+    histories = f"{count} is a history" if count == 1 else f"{count} are histories"
     weights, in_tables = count_weights(shape.ranker, shape.ranker.tables())
     return {
         "shape": [
             Line("inputs of the network", shape.ranker.net.input_dim),
-            Line("columns", len(schema.features), note=_histories(len(schema.sequences))),
+            Line("columns", len(schema.features), note=histories),
             Line("tasks", len(schema.tasks), note=f"in {len(schema.categories)} categories"),
         ],
         "weights": [
@@ -265,10 +267,16 @@ def _rank_sections(
     sent = exchange_of_rank(
         weights, shape.tables, ranks=gpus, batch_size=batch_size, distinct=distinct
     )
-    rates = {
+    costs = {
         "training": (work.training, sent.total),
         "scoring": (work.forward, sent.ids + sent.vectors),
     }
+    rates = {
+        name: rate_of(*cost, device, ranks=gpus, batch_size=batch_size, overlap=overlap)
+        for name, cost in costs.items()
+    }
+    part = memory.total / device.memory
+    fit = f"{part:.0%} of the memory" + ("" if part <= 1 else ": does not fit")
     return {
         f"memory of each of {gpus} GPUs at {batch_size:,} rows": [
             Line("dense weights", memory.weights, "bytes", "fp32"),
@@ -278,9 +286,15 @@ def _rank_sections(
             Line("gradients of rows", memory.table_gradients, "bytes", "of the rows of a step"),
             Line("row-wise Adagrad", memory.adagrad, "bytes", "a number per row"),
             Line("activations", memory.activations, "bytes"),
-            Line("total", memory.total, "bytes", _fit(memory.total, device)),
+            Line("total", memory.total, "bytes", fit),
         ],
-        "sent by each GPU in a step": _exchange_lines(sent),
+        "sent by each GPU in a step": [
+            Line("ids", sent.ids, "bytes", "all-to-all"),
+            Line("rows", sent.vectors, "bytes", "all-to-all"),
+            Line("gradients of rows", sent.gradients, "bytes", "all-to-all"),
+            Line("all-to-all", sent.all_to_all, "bytes", "the three above"),
+            Line("dense gradients", sent.dense, "bytes", "ring all-reduce"),
+        ],
         "assumptions": [
             Line("peak", device.flops, "FLOP/s"),
             Line("utilization", device.utilization),
@@ -288,37 +302,12 @@ def _rank_sections(
             Line("price of a GPU", device.price, "per hour", "in the currency of --device.price"),
         ],
         **{
-            f"{name}, if they hold": _rate_lines(
-                rate_of(*costs, device, ranks=gpus, batch_size=batch_size, overlap=overlap)
-            )
-            for name, costs in rates.items()
+            f"{name}, if they hold": [
+                Line("arithmetic of a step", rate.compute_s * 1e3, "ms"),
+                Line("exchange of a step", rate.exchange_s * 1e3, "ms"),
+                Line("rows a second", rate.rows, note=f"of all GPUs, bound by {rate.bound}"),
+                Line("price of 10^9 rows", rate.price, note="in the currency of --device.price"),
+            ]
+            for name, rate in rates.items()
         },
     }
-
-
-def _exchange_lines(sent: Exchange) -> Sequence[Line]:
-    return [
-        Line("ids", sent.ids, "bytes", "all-to-all"),
-        Line("rows", sent.vectors, "bytes", "all-to-all"),
-        Line("gradients of rows", sent.gradients, "bytes", "all-to-all"),
-        Line("all-to-all", sent.all_to_all, "bytes", "the three above"),
-        Line("dense gradients", sent.dense, "bytes", "ring all-reduce"),
-    ]
-
-
-def _rate_lines(rate: Rate) -> Sequence[Line]:
-    return [
-        Line("arithmetic of a step", rate.compute_s * 1e3, "ms"),
-        Line("exchange of a step", rate.exchange_s * 1e3, "ms"),
-        Line("rows a second", rate.rows, note=f"of all GPUs, bound by {rate.bound}"),
-        Line("price of 10^9 rows", rate.price, note="in the currency of --device.price"),
-    ]
-
-
-def _histories(count: int) -> str:
-    return f"{count} is a history" if count == 1 else f"{count} are histories"
-
-
-def _fit(total: float, device: Device) -> str:
-    part = total / device.memory
-    return f"{part:.0%} of the memory" + ("" if part <= 1 else ": does not fit")

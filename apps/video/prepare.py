@@ -4,7 +4,6 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-import polars as pl
 import yaml
 
 from core_gates.errors import GatesError
@@ -15,25 +14,17 @@ from recsys.data.leaks import report
 from recsys.data.readers.files import files_of
 from recsys.data.readers.own_table import OwnTable
 from recsys.infer import plain
-from video_multitask.history import PREFIX
-from video_multitask.kuairand.archives import download_release
 from video_multitask.kuairand.folder import KuaiRand
 from video_multitask.kuairand.prepare import prepare as write_release
-from video_multitask.kuairand.releases import Part
+from video_multitask.kuairand.releases import download_release
 from video_multitask.leaks import checked_history
-from video_multitask.simulator.export import export_kuairand
+from video_multitask.simulator.log import export_kuairand
 from video_multitask.simulator.log import simulate as simulate_feed
 from video_multitask.stream.shards import MANIFEST
-from video_multitask.tasks import LABELS
 
 CONFIG, REPORT, TRUTH = "table.yaml", "report.md", "truth.parquet"
 Archive = Literal["pure", "1k", "27k"]
 Prepared = Literal["standard", "unbiased", "random_in", "none"]
-MADE = (
-    "has_duration", "complete", "replay", "skip", "comment_stay",
-    "hour", "weekday", "video_age_days", "first_tag",
-)  # fmt: skip
-"""Columns that are made of others, whatever the log has under these names."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +116,28 @@ def prepare(
     print(folder)
 
 
+def _opened(source: Path, *, drop_invalid: bool) -> KuaiRand:
+    """Return a release of which all columns are kept, and print which ones are further ones."""
+    data = KuaiRand(source, drop_invalid=drop_invalid)
+    kept, lost = data.keep_further()
+    if kept:
+        print(f"further columns of the log: {', '.join(kept)}")
+    if lost:
+        print(f"left out, since another table has them or a log lacks them: {', '.join(lost)}")
+    return data
+
+
+def _print_counts(data: KuaiRand, *, strict: bool) -> None:
+    """Print what a pass over the logs finds; counts of a release are those published."""
+    for which, found in data.overviews(strict=strict):
+        users, videos, rows = found.counts
+        print(
+            f"{which}: {users:,} users, {videos:,} videos, {rows:,} rows; {found.repeated:,} "
+            f"repeated, {found.unordered:,} out of order, {found.without_duration:,} without "
+            "duration"
+        )
+
+
 def _draft(source: Path, columns: Columns, folder: Path) -> None:
     """Write a configuration with the drafted schema of a table, and the report of its columns."""
     require_apart(folder, files_of(source))
@@ -154,39 +167,14 @@ def _draft(source: Path, columns: Columns, folder: Path) -> None:
     print(folder)
 
 
-def _opened(source: Path, *, drop_invalid: bool) -> KuaiRand:
-    """Return a release of which all columns are kept, and print which ones are further ones."""
-    data = KuaiRand(source, drop_invalid=drop_invalid)
-    free, taken = data.further()
-    data.keep = tuple(name for name in free if name not in MADE and not name.startswith(PREFIX))
-    if data.keep:
-        print(f"further columns of the log: {', '.join(data.keep)}")
-    if lost := [*taken, *(name for name in free if name.startswith(PREFIX))]:
-        print(f"left out, since another table has them or a log lacks them: {', '.join(lost)}")
-    return data
-
-
-def _print_counts(data: KuaiRand, *, strict: bool) -> None:
-    """Print what a pass over the logs finds; counts of a release are those published."""
-    logs: dict[str, tuple[Part, ...]] = {"standard": ("first", "second"), "random": ("random",)}
-    for which, parts in logs.items():
-        if not any(data.has(part) for part in parts):
-            continue
-        found = data.overview(which, strict=strict)
-        users, videos, rows = found.counts
-        print(
-            f"{which}: {users:,} users, {videos:,} videos, {rows:,} rows; {found.repeated:,} "
-            f"repeated, {found.unordered:,} out of order, {found.without_duration:,} without "
-            "duration"
-        )
-
-
 def _learn(folder: Path, split: str, history: int, means: tuple[str, ...]) -> None:
     """Keep what the training days of a split teach."""
     from video_multitask.sources.kuairand_stream import KuaiRandStream  # waits for Lightning
+    from video_multitask.stream.parquet_stream import ParquetStream
 
     source = KuaiRandStream(str(folder), split, history, means=means)
     stream = source.stream(1024, "given", 0, None)
+    assert isinstance(stream, ParquetStream)
     try:
         train = stream.parts["train"]
     except GatesError as error:
@@ -236,9 +224,9 @@ def simulate(
     with working("writing files"), replacing(folder) as temporary:
         temporary.mkdir(parents=True)
         export_kuairand(found, temporary)
-        truth = pl.DataFrame(found.truth, schema=list(LABELS))
+        truth = found.truth_table()
         truth.write_parquet(temporary / TRUTH)
-    rates = dict(zip(LABELS, found.truth.mean(0), strict=True))
+    rates = dict(zip(truth.columns, found.truth.mean(0), strict=True))
     print(f"{len(found.log):,} rows; mean true probabilities:")
     print("  " + "  ".join(f"{task} {rate:.3g}" for task, rate in rates.items()))
     print(folder)

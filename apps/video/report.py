@@ -13,7 +13,6 @@ from harness.runs.ticker import stepping, working
 from recsys.batch import Batch
 from recsys.data.tables import TableDataModule
 from recsys.diagnosis.diagnose import permutation_importance
-from recsys.diagnosis.expert_report import ExpertReport
 from recsys.experiments import TRUTH, probabilities, ranker_of, report_of
 from recsys.figures import (
     activations_figure,
@@ -203,19 +202,16 @@ def _experts(page: Page, comparison: Comparison, pieces: Sequence[Piece], own: P
         name="expert-scales",
     )
     report = reports[own.method]
+    cosines = [layer.cosines for layer in report.layers if layer.cosines is not None]
+    conflicts = any(np.isfinite(one).any() for one in cosines)  # of two tasks at least
     if report.layers:
         who = own.method
         for name, draw, title, caption in DRAWN:
-            if name != "cosines" or _has_cosines(report):
+            if name != "cosines" or conflicts:
                 figure = draw(report, title=f"{title} {who}")
                 page.figure(figure, f"{who}, first seed. {caption}", name=name)
     for note in report.notes:
         page.text(note)
-
-
-def _has_cosines(report: ExpertReport) -> bool:
-    """Return whether two tasks at least have gradients at shared experts."""
-    return any(one.cosines is not None and np.isfinite(one.cosines).any() for one in report.layers)
 
 
 def _fields(page: Page, data: TableDataModule, ranker: Ranker) -> None:

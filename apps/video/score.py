@@ -71,8 +71,10 @@ class Shards:
                     "--output or add --overwrite_output"
                 )
             missing.append(part)
-        if differing:
-            self._clear()
+        if differing:  # all predictions of the old record go
+            for path in sorted(self.root.rglob("*.parquet")):
+                if not path.name.startswith(".") and self._origin(path) is not None:
+                    remove(path)
         if differing or not (self.root / RECORD).is_file():
             write_json(self.root / RECORD, self.record)
         return missing
@@ -128,12 +130,6 @@ class Shards:
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
             line = f"{path} was not made by this command: choose another --output"
             raise GatesError(line) from error
-
-    def _clear(self) -> None:
-        """Remove all predictions of an old record."""
-        for path in sorted(self.root.rglob("*.parquet")):
-            if not path.name.startswith(".") and self._origin(path) is not None:
-                remove(path)
 
 
 class ShardWriter:

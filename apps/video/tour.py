@@ -86,7 +86,8 @@ def tour(folder: Path, say: Callable[[str], None], *, rows: int | None = None) -
         rows: Of the simulated feed; those of the configuration ``stress`` if None.
     """
     size = {} if rows is None else {f"{ARGUMENTS}rows": rows}
-    with TemporaryDirectory(dir=_made(folder)) as temporary:
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder) as temporary:
         place = Path(temporary)
         raw = _trained("stress", RAW, size, place / "raw", say)
         say(f"trained with raw counts as inputs: {HOME}, {MMOE} and {CGC}")
@@ -281,8 +282,3 @@ def _missing() -> str:
 
 def _shared() -> Path:
     return Path(os.environ.get("GATES_SHARED", "../shared")) / "data" / "recsys"
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

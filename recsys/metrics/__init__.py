@@ -1,4 +1,8 @@
-"""Metrics of ranking, calibration and off-policy evaluation, on arrays."""
+"""Metrics of ranking, calibration and off-policy evaluation, on arrays.
+
+What an evaluation scores is :func:`task_scores`, task by task, and :func:`summed_log_loss`; their
+figures become rows in :mod:`recsys.experiments.predictions`.
+"""
 
 from recsys.metrics.areas import (
     Gains,

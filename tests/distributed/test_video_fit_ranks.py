@@ -11,7 +11,8 @@ from torch.distributed import all_gather_object, is_initialized
 from harness.runs.trainer import ExactTrainer
 from recsys.data.tables import RankingTables, TableDataModule
 from recsys.embedding.row_wise_adagrad import RowWiseAdagrad
-from recsys.metrics import auc, gauc
+from recsys.metrics import areas as auc
+from recsys.metrics import gauc
 from recsys.ranker_module import JoinedOptimizer, MultiTaskModule
 from recsys.schema import Dense, FeatureSchema, Sparse, Task
 

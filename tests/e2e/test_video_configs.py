@@ -19,8 +19,7 @@ from recsys.ranker import input_width
 from video_multitask.history import UserHistory
 from video_multitask.kuairand.folder import KuaiRand
 from video_multitask.kuairand.prepare import prepare
-from video_multitask.simulator.export import export_kuairand
-from video_multitask.simulator.log import simulate
+from video_multitask.simulator.log import export_kuairand, simulate
 from video_multitask.stream.shards import open_shards
 
 SOURCE = "data.source.init_args."

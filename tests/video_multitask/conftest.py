@@ -1,7 +1,6 @@
 import pytest
 
-from video_multitask.simulator.export import export_kuairand
-from video_multitask.simulator.log import simulate
+from video_multitask.simulator.log import export_kuairand, simulate
 
 
 @pytest.fixture(scope="session")

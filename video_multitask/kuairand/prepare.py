@@ -9,12 +9,12 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from harness.files import remove, sha256
+from video_multitask.fields import add_context, add_sides
 from video_multitask.history import UserHistory
 from video_multitask.kuairand.folder import ALL, KuaiRand
 from video_multitask.kuairand.releases import Part
-from video_multitask.labels import add_labels
-from video_multitask.side_features import add_context, add_sides
 from video_multitask.stream.shards import ROW_GROUP, Shards, write_shards
+from video_multitask.tasks import add_labels
 
 DAY_MS = 86_400_000
 UTC_PLUS_8_MS = 8 * 3_600_000

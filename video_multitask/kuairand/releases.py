@@ -1,18 +1,31 @@
-"""The three published versions: archives, checksums, files and counts."""
+"""What was published of KuaiRand: files, their names, counts, and archives to download."""
 
 from __future__ import annotations
 
 import re
+import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from core_gates.errors import GatesError, check_option
 from harness.files.manifest import RemoteFile
+from harness.files.unpack import download_and_unpack
 
 Part = Literal["first", "second", "random"]
 
 URL = "https://zenodo.org/records/10439422/files"
+LOGS: Mapping[Part, str] = {
+    "first": "log_standard_4_08_to_4_21",
+    "second": "log_standard_4_22_to_5_08",
+    "random": "log_random_4_22_to_5_08",
+}
+SIDES = ("user_features", "video_features_basic", "video_features_statistic")
+_NAME = re.compile(
+    rf"(?P<table>{'|'.join([*LOGS.values(), *SIDES])})_(?P<release>\w+?)(_part(?P<part>\d+))?"
+    r"\.(csv|parquet)"
+)
 
 
 class Count(NamedTuple):
@@ -73,17 +86,6 @@ RELEASES: Mapping[str, Release] = {
 }
 """By the suffix of its files."""
 
-LOGS: Mapping[Part, str] = {
-    "first": "log_standard_4_08_to_4_21",
-    "second": "log_standard_4_22_to_5_08",
-    "random": "log_random_4_22_to_5_08",
-}
-SIDES = ("user_features", "video_features_basic", "video_features_statistic")
-_NAME = re.compile(
-    rf"(?P<table>{'|'.join([*LOGS.values(), *SIDES])})_(?P<release>\w+?)(_part(?P<part>\d+))?"
-    r"\.(csv|parquet)"
-)
-
 
 class FileName(NamedTuple):
     """What the name of a file says: table, suffix of the release, number of the part from 1."""
@@ -128,3 +130,44 @@ def check_counts(release: str, which: str, found: Count, where: str, *, strict: 
     if strict:
         raise GatesError(message)
     warnings.warn(message, stacklevel=2)
+
+
+def download_release(
+    release: str,
+    folder: str | Path,
+    *,
+    url: str = URL,
+    tell: Callable[[str], object] = lambda _: None,
+    pause: float = 1.0,
+) -> Path:
+    """Download and unpack a release; continue where an earlier call stopped.
+
+    Args:
+        release: ``pure`` (194 MB unpacked), ``1k`` (4.3 GB) or ``27k`` (46 GB).
+        folder: Where ``KuaiRand-…/data`` goes.
+        url: Folder of the archives.
+        tell: Called with a line before the download.
+        pause: Seconds before a broken connection is tried again, doubled each time.
+
+    Returns:
+        The folder with the files.
+
+    Raises:
+        GatesError: The release is unknown, the disk too small, the server refuses, or the checksum
+            is wrong twice.
+    """
+    check_option("release", release, RELEASES, GatesError)
+    found, folder = RELEASES[release], Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    data = folder / found.archive.removesuffix(".tar.gz") / "data"
+    if not data.exists() and found.unpacked > (free := shutil.disk_usage(folder).free):
+        raise GatesError(
+            f"{folder} has {free / 1e9:.1f} GB free and KuaiRand-{release} needs "
+            f"{found.unpacked / 1e9:.1f} GB; choose another folder or a smaller release"
+        )
+    if not data.exists():
+        tell(f"{found.archive}, {found.unpacked / 1e6:,.0f} MB unpacked")
+    download_and_unpack([found.remote(url)], folder, pause=pause)
+    if not data.is_dir():
+        raise GatesError(f"{found.archive} has no folder {data.relative_to(folder)}; get it again")
+    return data

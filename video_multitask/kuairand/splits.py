@@ -8,7 +8,7 @@ from typing import NamedTuple
 import polars as pl
 
 from core_gates.errors import GatesError, check_option
-from video_multitask.stream.periods import Period, Periods
+from video_multitask.stream.shards import Period, Periods
 
 SPLITS = ("standard", "unbiased", "random_in")
 PARTS = ("train", "validation", "test")

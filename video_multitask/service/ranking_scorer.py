@@ -30,7 +30,6 @@ from recsys.columns.canonical import (
     split_events,
     without_words,
 )
-from recsys.parts import find_parts
 from recsys.schema import Dense, FeatureSchema, History, Sparse
 from recsys.table_scorer import Model, chosen_tasks, read_model, refuse_infinite
 from recsys.transform import FeatureTransform
@@ -439,6 +438,8 @@ def rows_for_requests(model: Model, count: int, source: str | None = None) -> pl
     """
     if source is None:
         return made_up(model.scorer.transform, count)
+    from recsys.parts import find_parts  # imports pyarrow, which a service does not need
+
     schema, (part, *_) = model.scorer.schema, find_parts([source])
     schema.check_columns(part.columns(), labels=False)
     lists = [history.name for history in schema.sequences]

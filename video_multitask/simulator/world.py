@@ -11,31 +11,102 @@ import polars as pl
 from numpy.typing import NDArray
 
 from core_gates.errors import GatesError, check_at_least, check_option
-from video_multitask.simulator.columns import log_columns
-from video_multitask.simulator.exposure import Catalog, draw_exposure
-from video_multitask.simulator.hidden import draw_hidden
-from video_multitask.simulator.outcomes import (
+from video_multitask.simulator.exposure import (
+    Catalog,
     Expected,
+    Exposure,
+    Outcomes,
+    Visits,
+    draw_exposure,
     draw_outcomes,
+    draw_visits,
+    hour_effect,
     intercepts,
     slopes,
     truth,
 )
-from video_multitask.simulator.sessions import Visits, draw_visits, hour_effect
-from video_multitask.simulator.settings import (
+from video_multitask.simulator.hidden import (
     AFFINITY,
     BASE_RATES,
     BLOCK,
+    DAY_MS,
     DURATION,
     HOUR,
+    INTERACTIONS,
     POSITION,
+    START_MS,
     WorldSettings,
+    draw_hidden,
 )
+from video_multitask.tasks import WATCH_RULES, follows
 
+FIRST_DATE = np.datetime64("2022-04-08")
 Policy = Literal["logged", "uniform"]
 Ints = NDArray[np.integer]
 _PILOT_ROWS = 2**15
 _WORLD, _PILOT, _LOG = 1, 2, 3
+
+
+def log_columns(
+    visits: Visits,
+    shown: Exposure,
+    duration_ms: NDArray[np.int64],
+    outcomes: Outcomes,
+    day: int,
+    rng: np.random.Generator,
+) -> pl.DataFrame:
+    """Return rows in KuaiRand's schema, with integers as narrow as they may be.
+
+    Added are ``is_collect``, ``is_download``, ``complete``, ``replay``, ``skip``, ``comment_stay``,
+    ``position`` and ``propensity``. Stay times are lognormal, and 0 where nothing was entered.
+
+    Args:
+        visits: Users, positions and times (n).
+        shown: Videos and propensities (n).
+        duration_ms: Durations of the videos (n,).
+        outcomes: Play times and interactions.
+        day: Number of the day, 0 for 8 April 2022.
+        rng: Random generator of the block, for stay times.
+    """
+    play = np.minimum(outcomes.play_ms, np.iinfo(np.int32).max)
+    did = dict(zip(INTERACTIONS, outcomes.interactions.T.astype(np.int8), strict=True))
+    stays = np.ceil(np.exp(8.5 + rng.standard_normal((len(play), 2)))).astype(np.int32)
+    watched = {rule: follows(rule, play, duration_ms) for rule in WATCH_RULES}
+    return pl.DataFrame(
+        {
+            "user_id": visits.user.astype(np.int32),
+            "video_id": shown.video.astype(np.int32),
+            "date": np.full(len(play), _date(day), dtype=np.int32),
+            "hourmin": (visits.ms // 3_600_000 * 100).astype(np.int32),
+            "time_ms": START_MS + day * DAY_MS + visits.ms,
+            "is_click": watched["effective_view"],
+            "is_like": did["like"],
+            "is_follow": did["follow"],
+            "is_comment": did["comment"],
+            "is_forward": did["forward"],
+            "is_hate": did["hate"],
+            "long_view": watched["long_view"],
+            "play_time_ms": play.astype(np.int32),
+            "duration_ms": duration_ms.astype(np.int32),
+            "profile_stay_time": stays[:, 0] * did["profile_enter"],
+            "comment_stay_time": stays[:, 1] * did["comment_stay"],
+            "is_profile_enter": did["profile_enter"],
+            "is_rand": shown.random.astype(np.int8),
+            "tab": visits.tab.astype(np.int8),
+            "is_collect": did["collect"],
+            "is_download": did["download"],
+            "complete": watched["complete"],
+            "replay": watched["replay"],
+            "skip": watched["skip"],
+            "comment_stay": did["comment_stay"],
+            "position": visits.position.astype(np.int32),
+            "propensity": shown.propensity,
+        }
+    )
+
+
+def _date(day: int) -> int:
+    return int(str(FIRST_DATE + day).replace("-", ""))
 
 
 class Chunk(NamedTuple):
@@ -54,7 +125,7 @@ class World:
 
     with the affinity a = ⟨taste, factors⟩ + quality + bias, of mean 0 and variance 1 over what is
     shown. It is played for duration · exp(0.9 w − 0.7), from which the watch labels follow by the
-    rules of :mod:`video_multitask.labels`; interaction t happens with probability
+    rules of :mod:`video_multitask.tasks`; interaction t happens with probability
     σ(b_t + c_t w + taste A_t factors + author + propensity), where b_t gives the wanted base rate.
 
     Factors of a video are those of its topic, which walks randomly by day, of its author and its

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import lightning as L
+
 from core_gates.errors import check_at_least, check_option
 from recsys.schema import ENCODERS, Encoder, FeatureSchema
 from recsys.transform import FeatureTransform
@@ -13,9 +15,8 @@ from video_multitask.fields import kuairand_schema
 from video_multitask.kuairand.splits import SPLITS, periods_of
 from video_multitask.leaks import check_features
 from video_multitask.sources.kuairand import check_prepared, chosen_tasks
+from video_multitask.stream.loader import WINDOW, columns_of
 from video_multitask.stream.parquet_stream import ParquetStream
-from video_multitask.stream.plan import WINDOW
-from video_multitask.stream.reader import columns_of
 from video_multitask.stream.shards import Shards, open_shards
 
 
@@ -77,7 +78,7 @@ class KuaiRandStream:
 
     def stream(
         self, batch_size: int, order: str, seed: int, transform: FeatureTransform | None
-    ) -> ParquetStream:
+    ) -> L.LightningDataModule:
         """Return the data module; nothing is read before it is needed."""
         schema = self.schema()
         check_features(schema)

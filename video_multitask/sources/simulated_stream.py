@@ -15,15 +15,20 @@ import polars as pl
 from core_gates.errors import GatesError, check_at_least
 from recsys.schema import FeatureSchema
 from recsys.transform import FeatureTransform
-from video_multitask.simulator.settings import WorldSettings
-from video_multitask.simulator.side_tables import user_table, video_table
+from video_multitask.simulator.hidden import WorldSettings
+from video_multitask.simulator.log import user_table, video_table
 from video_multitask.simulator.world import World
 from video_multitask.sources.simulated import SimulatedFeed
+from video_multitask.stream.loader import WINDOW, columns_of
 from video_multitask.stream.parquet_stream import ParquetStream
-from video_multitask.stream.periods import last_days
-from video_multitask.stream.plan import WINDOW
-from video_multitask.stream.reader import columns_of
-from video_multitask.stream.shards import MANIFEST, ROW_GROUP, Shards, open_shards, write_shards
+from video_multitask.stream.shards import (
+    MANIFEST,
+    ROW_GROUP,
+    Shards,
+    last_days,
+    open_shards,
+    write_shards,
+)
 
 
 class SimulatedStream:

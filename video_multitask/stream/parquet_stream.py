@@ -1,9 +1,16 @@
-"""The data module of logs that are larger than memory."""
+"""The data module of logs that are larger than memory.
+
+Learning vocabularies and scales takes a pass over all training days. They are kept next to the
+shards: what is learned depends on those days and on how the schema reads its columns, not on
+embeddings or tasks, so one folder serves many networks.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import lightning as L
 import polars as pl
@@ -14,19 +21,63 @@ from recsys.batch import Batch
 from recsys.data.tables import PARTS, Part
 from recsys.schema import FeatureSchema
 from recsys.transform import FeatureTransform
-from video_multitask.stream.loader import EvaluationStream, StreamLoader
-from video_multitask.stream.periods import Periods
-from video_multitask.stream.plan import WINDOW, Order, StreamPlan
-from video_multitask.stream.reader import columns_of, some_users
-from video_multitask.stream.shards import Shards
-from video_multitask.stream.stored import load_stored, store
+from video_multitask.stream.loader import (
+    WINDOW,
+    EvaluationStream,
+    Order,
+    StreamLoader,
+    StreamPlan,
+    columns_of,
+    some_users,
+)
+from video_multitask.stream.shards import Periods, Shards
+
+FOLDER = ".transforms"
+"""In the folder of the shards; hidden, since their content does not include it."""
+
+_LEARNED = {
+    "sparse": ("name", "min_count", "storage", "buckets", "table"),
+    "dense": ("name", "scaling", "buckets"),
+    "crossed": ("of", "buckets"),
+    "sequences": ("name", "of"),
+}
+
+
+def place_of(train: Shards, schema: FeatureSchema) -> Path:
+    """Return the folder of what a schema learns from training shards, whether it exists or not."""
+    values = schema.to_dict()
+    learned: dict[str, Any] = {
+        kind: [{name: entry[name] for name in names} for entry in values[kind]]
+        for kind, names in _LEARNED.items()
+    }
+    learned |= {"time": schema.time, "files": {f.name: f.sha256 for f in train.files}}
+    return train.folder / FOLDER / short_digest(learned)
+
+
+def store(train: Shards, transform: FeatureTransform) -> Path:
+    """Keep a transform that was fitted to training shards; return its folder."""
+    return transform.save(place_of(train, transform.schema))
+
+
+def load_stored(train: Shards, schema: FeatureSchema) -> FeatureTransform | None:
+    """Return the transform that was kept for these training shards and a schema, None if none was.
+
+    Raises:
+        GatesError: It is damaged.
+    """
+    place = place_of(train, schema)
+    if not place.is_dir():
+        return None
+    found, made = FeatureTransform.load(place), FeatureTransform(schema)
+    made.tables, made.scalers, made.fitted = found.tables, found.scalers, found.fitted
+    return made
 
 
 class ParquetStream(L.LightningDataModule):
     """Batches of Parquet shards, in bounded memory, that resume at the exact next one.
 
     Row groups are distributed over ranks and workers, rows shuffled within a window; see
-    :class:`~video_multitask.stream.plan.StreamPlan`. Vocabularies and scales are learned from the
+    :class:`~video_multitask.stream.loader.StreamPlan`. Vocabularies and scales are learned from the
     training days alone, in one pass, unless a transform is given or was kept next to the shards.
 
     Args:

@@ -112,7 +112,9 @@ class ChildFit:
                         break
                     time.sleep(POLL)
             finally:
-                self._end(process)
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
         if process.returncode and not killed:
             last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
             raise GatesError(f"the training of {self.config} failed: {' '.join(last)}; see {log}")
@@ -166,12 +168,6 @@ class ChildFit:
             stderr=subprocess.STDOUT,
             start_new_session=True,  # so that its workers are killed with it
         )
-
-    @staticmethod
-    def _end(process: subprocess.Popen[bytes]) -> None:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 class StreamStudy(Study):
@@ -375,7 +371,10 @@ def kill(piece: Piece, job: Job, feed: str, threads: int) -> dict[str, float]:
             raise GatesError("the training ended before it was killed: raise study.prefix_steps")
         found["kills"] += 1
         found[f"kill_{number + 1}_after_batch"] = broken.logged()
-        found[f"kill_{number + 1}_resumed_after"] = _saved(broken)
+        saved = broken.folder.last_checkpoint  # none before the first one
+        found[f"kill_{number + 1}_resumed_after"] = (
+            int(load_weights(saved)["global_step"]) if saved else 0
+        )
     broken.run()
     return found | _differences(whole, broken)
 
@@ -410,12 +409,6 @@ def base_rate_loss(stream: ParquetStream) -> float:
     means = pl.concat(list(tables)).select(labels).mean().row(0)
     found = np.asarray(means)
     return float(-(found * np.log(rates) + (1 - found) * np.log1p(-rates)).sum())
-
-
-def _saved(child: ChildFit) -> int:
-    """Return the batch after which the last checkpoint was written; 0 before the first one."""
-    path = child.folder.last_checkpoint
-    return int(load_weights(path)["global_step"]) if path else 0
 
 
 def _differences(whole: ChildFit, broken: ChildFit) -> dict[str, float]:

@@ -19,12 +19,11 @@ from recsys.infer import plain
 from recsys.schema import FeatureSchema
 from video_multitask import leaks
 from video_multitask.history import add_history
-from video_multitask.simulator.export import export_kuairand
-from video_multitask.simulator.log import simulate
+from video_multitask.simulator.log import export_kuairand, simulate
 from video_multitask.sources.kuairand import KuaiRandTables
 from video_multitask.sources.kuairand_stream import KuaiRandStream
+from video_multitask.stream.parquet_stream import load_stored
 from video_multitask.stream.shards import open_shards
-from video_multitask.stream.stored import load_stored
 
 SHARED = Path(os.environ.get("GATES_SHARED", "shared")) / "data" / "recsys"
 

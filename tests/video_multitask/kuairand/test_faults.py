@@ -66,7 +66,7 @@ def test_wrong_values_are_named(log, line, message):
 
 
 def test_lines_are_counted_over_all_parts_of_a_file(log, monkeypatch):
-    monkeypatch.setattr("video_multitask.kuairand.tables._BYTES_AT_ONCE", 4_096)
+    monkeypatch.setattr("video_multitask.kuairand.folder._BYTES_AT_ONCE", 4_096)
     path = log(*[ROW] * 500, row(is_hate=7), *[ROW] * 500)
     with pytest.raises(GatesError, match="line 502, column is_hate: 7"):
         read(path)

@@ -7,15 +7,15 @@ from polars.testing import assert_frame_equal
 from scipy.stats import chi2
 
 from core_gates.errors import GatesError
-from video_multitask.simulator.log import simulate
-from video_multitask.simulator.outcomes import (
+from video_multitask.simulator.exposure import (
+    Visits,
     draw_outcomes,
     interaction_probabilities,
     watch_probabilities,
 )
-from video_multitask.simulator.outcomes import truth as truth_of
-from video_multitask.simulator.sessions import Visits
-from video_multitask.simulator.settings import BASE_RATES, INTEREST_NOISE, TASKS
+from video_multitask.simulator.exposure import truth as truth_of
+from video_multitask.simulator.hidden import BASE_RATES, INTEREST_NOISE, TASKS
+from video_multitask.simulator.log import simulate
 from video_multitask.tasks import LABELS
 
 KUAIRAND = [

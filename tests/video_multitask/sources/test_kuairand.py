@@ -7,11 +7,11 @@ from recsys.data.tables import TableDataModule
 from video_multitask.history import UserHistory, add_history
 from video_multitask.kuairand.folder import KuaiRand
 from video_multitask.kuairand.prepare import prepare
-from video_multitask.labels import add_labels
-from video_multitask.simulator.export import export_kuairand
+from video_multitask.simulator.log import export_kuairand
 from video_multitask.sources.kuairand import KuaiRandTables
 from video_multitask.sources.kuairand_stream import KuaiRandStream
-from video_multitask.stream.stored import load_stored, store
+from video_multitask.stream.parquet_stream import load_stored, store
+from video_multitask.tasks import add_labels
 
 KEYS = ["time_ms", "user_id", "video_id"]
 PAST = {"history": 4, "means": ("is_click", "long_view")}

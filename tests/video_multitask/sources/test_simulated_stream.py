@@ -6,8 +6,8 @@ from core_gates.errors import GatesError
 from recsys.data.tables import TableDataModule, data_module
 from video_multitask.sources.simulated import SimulatedFeed
 from video_multitask.sources.simulated_stream import SimulatedStream
+from video_multitask.stream.loader import columns_of
 from video_multitask.stream.parquet_stream import ParquetStream
-from video_multitask.stream.reader import columns_of
 
 SIZES = {"rows": 3000, "users": 60, "videos": 80, "days": 5, "seed": 3}
 

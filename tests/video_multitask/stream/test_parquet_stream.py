@@ -9,11 +9,10 @@ from core_gates.errors import GatesError
 from harness.runs.checkpoint import RunCheckpoint
 from harness.runs.quiet import quiet_lightning
 from harness.runs.trainer import ExactTrainer
-from video_multitask.side_features import add_context, add_sides
+from video_multitask.fields import add_context, add_sides
 from video_multitask.sources.simulated_stream import SimulatedStream
 from video_multitask.stream.parquet_stream import ParquetStream
-from video_multitask.stream.periods import Period, Periods, last_days
-from video_multitask.stream.shards import write_shards
+from video_multitask.stream.shards import Period, Periods, last_days, write_shards
 
 pytest.importorskip("recsys.transform")
 
@@ -101,7 +100,7 @@ def test_workers_of_an_epoch_share_its_rows(shards, transform):
 
 
 def readers(loader):
-    from video_multitask.stream.reader import StreamReader
+    from video_multitask.stream.loader import StreamReader
 
     return [
         StreamReader(loader.shards, loader.encoder, loader.plan, stream, 0)

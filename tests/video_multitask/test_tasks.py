@@ -7,8 +7,14 @@ import pytest
 
 from core_gates.errors import GatesError
 from video_multitask.kuairand.folder import KuaiRand
-from video_multitask.labels import add_labels, follows
-from video_multitask.tasks import LABELS, POST_EXPOSURE, kuairand_tasks, simulated_tasks
+from video_multitask.tasks import (
+    LABELS,
+    POST_EXPOSURE,
+    add_labels,
+    follows,
+    kuairand_tasks,
+    simulated_tasks,
+)
 
 SHARED = Path(os.environ.get("GATES_SHARED", "shared")) / "data" / "recsys"
 

@@ -12,9 +12,9 @@ import time
 import pytest
 
 from core_gates.errors import GatesError
-from video_multitask.kuairand import archives, releases
-from video_multitask.kuairand.archives import download_release
+from video_multitask.kuairand import releases
 from video_multitask.kuairand.folder import KuaiRand
+from video_multitask.kuairand.releases import download_release
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -75,16 +75,16 @@ def published(monkeypatch, archive):
     """Publish the archive of the server under the name of KuaiRand-Pure."""
     md5 = hashlib.md5(archive, usedforsecurity=False).hexdigest()
     pure = releases.RELEASES["pure"]._replace(md5=md5)
-    monkeypatch.setattr(archives, "RELEASES", releases.RELEASES | {"pure": pure})
+    monkeypatch.setattr(releases, "RELEASES", releases.RELEASES | {"pure": pure})
     return md5
 
 
 SCRIPT = """
 import sys
-from video_multitask.kuairand import archives, releases
+from video_multitask.kuairand import releases
 pure = releases.RELEASES["pure"]._replace(md5=sys.argv[3])
-archives.RELEASES = releases.RELEASES | {"pure": pure}
-archives.download_release("pure", sys.argv[1], url=sys.argv[2])
+releases.RELEASES = releases.RELEASES | {"pure": pure}
+releases.download_release("pure", sys.argv[1], url=sys.argv[2])
 """
 
 
@@ -155,7 +155,7 @@ def test_small_disks_and_unknown_releases_are_refused(tmp_path, monkeypatch):
     with pytest.raises(GatesError, match="release is '2k'; choose one of pure, 1k, 27k"):
         download_release("2k", tmp_path)
     free = type("Usage", (), {"free": 10**9})
-    monkeypatch.setattr(archives.shutil, "disk_usage", lambda _: free)
+    monkeypatch.setattr(releases.shutil, "disk_usage", lambda _: free)
     with pytest.raises(GatesError, match=r"has 1.0 GB free and KuaiRand-27k needs 46.0 GB"):
         download_release("27k", tmp_path)
 
