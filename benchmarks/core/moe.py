@@ -1,24 +1,86 @@
-"""The expert layer against a dense network of equal work, other layers, and the memory's limit.
+"""The expert layer against a dense network of equal work, other layers, and the memory's limit."""
 
-The shape is T = 4096 tokens, d = 512, F = 1024, k = 2, float32, experts without a gated half.
-The dense network is as wide as the chosen experts together, plus the width that costs as much as
-the projection of the gate. The bars hold in the default mode unless the name contains ``compile``.
-
-The gradients of 64 experts are 268 MB, which malloc by default returns to the system after every
-step and gets back page by page, for up to a third of the step. The benchmarks keep them, see
-``benchmarks.run.KEEP_MEMORY``, and a training on a CPU should, too.
-"""
-
+import importlib
+import importlib.util
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from benchmarks.base import load_head
-from benchmarks.core.moe_peers import GroupedMm, NaiveLoop, Transformers, has_transformers
 from benchmarks.core.monitor import monitored
 from benchmarks.registry import Call, Comparison, Load, Work
+from core_gates import Gate, StackedExperts
+
+
+class NaiveLoop(nn.Module):
+    """One expert after the other, ``weight[e]`` indexed, results added where they belong."""
+
+    def __init__(self, gate: Gate, experts: StackedExperts) -> None:
+        super().__init__()
+        self.gate, self.experts = gate, experts
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer to rows (T, D)."""
+        routing = self.gate(x)
+        y = torch.zeros_like(x)
+        for expert in range(self.experts.num_experts):
+            token, choice = (routing.indices == expert).nonzero(as_tuple=True)
+            out = self.experts.single(x[token], expert)
+            y = y.index_add(0, token, out * routing.weights[token, choice].unsqueeze(-1))
+        return y
+
+
+class GroupedMm(nn.Module):
+    """The way of torchtitan: sort, two ``grouped_mm``, scale, add to where the rows came from."""
+
+    def __init__(self, gate: Gate, experts: StackedExperts) -> None:
+        super().__init__()
+        self.gate, self.experts = gate, experts
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer to rows (T, D)."""
+        routing = self.gate(x)
+        chosen = routing.indices.flatten()
+        order = chosen.argsort(stable=True)
+        token = order // routing.indices.shape[-1]
+        counts = torch.bincount(chosen, minlength=self.experts.num_experts)
+        offsets = counts.cumsum(0, dtype=torch.int32)
+        up, down = self.experts.get_parameter("up_proj"), self.experts.down_proj
+        hidden = F.silu(F.grouped_mm(x[token], up.mT, offs=offsets))
+        out = F.grouped_mm(hidden, down.mT, offs=offsets)
+        out = out * routing.weights.flatten()[order].unsqueeze(-1)
+        return torch.zeros_like(x).index_add(0, token, out)
+
+
+class Transformers(nn.Module):
+    """The experts of Mixtral in transformers, after the same gate and with the same weights."""
+
+    def __init__(self, gate: Gate, experts: StackedExperts, implementation: str) -> None:
+        super().__init__()
+        transformers: Any = importlib.import_module("transformers")
+        mixtral: Any = importlib.import_module("transformers.models.mixtral.modeling_mixtral")
+        config = transformers.MixtralConfig(
+            hidden_size=experts.dim,
+            intermediate_size=experts.hidden_dim,
+            num_local_experts=experts.num_experts,
+        )
+        config._experts_implementation = implementation
+        self.gate, self.experts = gate, mixtral.MixtralExperts(config)
+        self.experts.load_state_dict(experts.state_dict())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer to rows (T, D)."""
+        routing = self.gate(x)
+        return cast(Tensor, self.experts(x, routing.indices, routing.weights))
+
+
+def has_transformers() -> bool:
+    """Return whether the library can be imported."""
+    return importlib.util.find_spec("transformers") is not None
+
 
 TOKENS, DIM, HIDDEN, K = 4096, 512, 1024, 2
 FORWARD_BARS = {16: 1 / 0.95, 64: 1 / 0.85}

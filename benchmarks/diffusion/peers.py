@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.adapters.peft import ABSENT, is_installed
+from benchmarks.adapters import ABSENT, is_installed
 from diffusion.lora_file import LoraBundle
 
 __all__ = ["ABSENT", "is_installed", "with_peft"]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from benchmarks.adapters.gated_lora import gated_lora
+from benchmarks.adapters import gated_lora
 from benchmarks.registry import Comparison
 
 TESTS = ("tests/core_gates/ops/test_gated_lora.py", "tests/core_gates/adapters/test_gated_lora.py")

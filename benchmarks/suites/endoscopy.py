@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from benchmarks.endoscopy import cache, gradient_routing, renderer, residual_norm
+from benchmarks.endoscopy import cached_frames, gated_steps, rendering
 from benchmarks.registry import Comparison
 
 TESTS = (
@@ -19,8 +19,8 @@ THREADS = 1
 
 def comparisons() -> Iterator[Comparison]:
     """The seam of a block, training steps, then frames; all on one CPU thread."""
-    yield residual_norm.gated_residual_norm()
-    for case in gradient_routing.CASES:
-        yield gradient_routing.gradient_routing(case)
-    yield cache.cached_read()
-    yield renderer.frames()
+    yield gated_steps.gated_residual_norm()
+    for case in gated_steps.CASES:
+        yield gated_steps.gradient_routing(case)
+    yield cached_frames.cached_read()
+    yield rendering.frames()

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from benchmarks.recsys import candidates, embeddings, loader, networks, rechub, reports
+from benchmarks.recsys import embeddings, home, loader, rechub, serving
 from benchmarks.registry import Comparison
 
 TESTS = (
@@ -19,12 +19,12 @@ def comparisons() -> Iterator[Comparison]:
     """Training, loading, HoME against its matmuls and a loop, tables, candidates, reports."""
     yield from rechub.comparisons()
     yield from loader.comparisons()
-    for size in networks.SIZES:
-        for work in networks.SHARES:
-            for variant in networks.MODES:
-                yield networks.against_products(size, work, variant)
-            yield networks.against_loop(size, work)
+    for size in home.SIZES:
+        for work in home.SHARES:
+            for variant in home.MODES:
+                yield home.against_products(size, work, variant)
+            yield home.against_loop(size, work)
     yield from embeddings.comparisons()
-    yield from candidates.comparisons()
-    for size in networks.SIZES:
-        yield reports.reported(size)
+    yield from serving.comparisons()
+    for size in home.SIZES:
+        yield serving.reported(size)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from benchmarks.registry import Comparison
-from benchmarks.weather import analyses, convolutions, forecasts, loading, regridding
+from benchmarks.weather import convolutions, cycles, loading, regridding
 
 TESTS = (
     "tests/weather/test_spherical.py",
@@ -25,10 +25,10 @@ THREADS = 1
 
 def comparisons() -> Iterator[Comparison]:
     """Forecasts, analyses, stores and frames, then convolutions; all on one CPU thread."""
-    yield forecasts.shallow_water()
-    yield forecasts.held_suarez()
-    yield analyses.multiples()
-    yield analyses.cycles()
+    yield cycles.shallow_water()
+    yield cycles.held_suarez()
+    yield cycles.multiples()
+    yield cycles.cycles()
     yield regridding.comparison()
     yield loading.frames()
     yield convolutions.silu_gate()

@@ -5,7 +5,7 @@ from .block_max_attention.op import BlockMaxOutput as BlockMaxOutput
 from .block_max_attention.op import block_max_attention as block_max_attention
 from .block_sparse_attention.layout import BlockLayout as BlockLayout
 from .block_sparse_attention.op import block_sparse_attention as block_sparse_attention
-from .compress.active import ActiveTokens as ActiveTokens
+from .compress.op import ActiveTokens as ActiveTokens
 from .compress.op import compress as compress
 from .compress.op import extract as extract
 from .feature_gate.op import feature_gate as feature_gate

@@ -3,7 +3,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from benchmarks.adapters import gated_lora, peft
+from benchmarks import adapters as gated_lora
+from benchmarks import adapters as peft
 from benchmarks.registry import load_suite
 from benchmarks.run import load_head
 

@@ -1,7 +1,7 @@
 import torch
 from torch.testing import assert_close
 
-from benchmarks.endoscopy import renderer, residual_norm
+from benchmarks.endoscopy import gated_steps, rendering
 from benchmarks.registry import load_suite
 from benchmarks.run import load_head
 
@@ -13,25 +13,25 @@ def test_the_bars_are_those_of_rendering_and_of_the_seam():
 
 
 def test_all_renderers_draw_the_same_objects(monkeypatch):
-    monkeypatch.setattr(renderer, "SIDE", 32)
-    monkeypatch.setattr(renderer, "FRAMES", 2)
-    comparison = renderer.frames()
+    monkeypatch.setattr(rendering, "SIDE", 32)
+    monkeypatch.setattr(rendering, "FRAMES", 2)
+    comparison = rendering.frames()
     calls = comparison.build(load_head)
     assert calls.keys() == comparison.units.keys()
-    assert comparison.units[renderer.OURS] == 2
+    assert comparison.units[rendering.OURS] == 2
     for number in range(3):
         seen = {name: call() for name, call in calls.items()}
-        expected = seen[renderer.EAGER]
+        expected = seen[rendering.EAGER]
         assert expected.number == number
-        assert torch.equal(expected.images, seen[renderer.APERTURE].images)
-        difference = seen[renderer.OURS].images.float() - expected.images.float()
+        assert torch.equal(expected.images, seen[rendering.APERTURE].images)
+        difference = seen[rendering.OURS].images.float() - expected.images.float()
         assert difference.abs().median() <= 2
-        assert not torch.equal(seen[renderer.OURS].depths, expected.depths)
+        assert not torch.equal(seen[rendering.OURS].depths, expected.depths)
 
 
 def test_every_form_of_the_seam_has_the_gradients_of_the_formula():
-    calls = residual_norm.gated_residual_norm((2, 5, 16)).build(load_head)
-    expected = calls[residual_norm.EAGER]()
+    calls = gated_steps.gated_residual_norm((2, 5, 16)).build(load_head)
+    expected = calls[gated_steps.EAGER]()
     assert len(expected) == 5
     assert all(grad.abs().sum() > 0 for grad in expected)
-    assert_close(calls[residual_norm.OURS](), expected, rtol=1e-4, atol=1e-5)
+    assert_close(calls[gated_steps.OURS](), expected, rtol=1e-4, atol=1e-5)

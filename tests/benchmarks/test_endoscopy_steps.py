@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from benchmarks.endoscopy import gradient_routing
-from benchmarks.endoscopy.gradient_routing import CASES, _Training
+from benchmarks.endoscopy import gated_steps
+from benchmarks.endoscopy.gated_steps import CASES, _Training
 from benchmarks.registry import load_suite
 from benchmarks.run import load_head
 
@@ -25,9 +25,9 @@ def test_every_variant_is_a_step_of_training(case, monkeypatch):
             super().__init__(*args, **options)
             made.append(self)
 
-    monkeypatch.setattr(gradient_routing, "_Training", Recorded)
+    monkeypatch.setattr(gated_steps, "_Training", Recorded)
     small = case._replace(batch=2)
-    calls = gradient_routing.gradient_routing(small).build(load_head)
+    calls = gated_steps.gradient_routing(small).build(load_head)
     assert list(calls) == ["plain step", "joint", "dual", "reference", "plain step without gates"]
     states = []
     for training, call in zip(made, calls.values(), strict=True):

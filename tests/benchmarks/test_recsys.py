@@ -9,9 +9,9 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.base import load_head
-from benchmarks.recsys import networks, reports
-from benchmarks.recsys.looped import LoopedHome
-from benchmarks.recsys.products import alone, products_of
+from benchmarks.recsys import home as networks
+from benchmarks.recsys import serving
+from benchmarks.recsys.home import LoopedHome, alone, products_of
 from benchmarks.registry import load_suite
 from core_gates.ops import kernels
 
@@ -86,9 +86,9 @@ def test_the_suite_names_what_it_compares():
 
 
 def test_a_report_is_made_in_one_step_of_a_hundred(monkeypatch):
-    monkeypatch.setitem(reports.SIZES, "small", SMALL)
-    monkeypatch.setitem(reports.SINGLE_CALLS, "small", 1)
-    comparison = reports.reported("small")
+    monkeypatch.setitem(serving.SIZES, "small", SMALL)
+    monkeypatch.setitem(serving.SINGLE_CALLS, "small", 1)
+    comparison = serving.reported("small")
     assert comparison.mixtures["ExpertReport"] == {"step passed over": 0.99, "step reported": 0.01}
     calls = comparison.build(load_head)
     first = calls["step reported"]()

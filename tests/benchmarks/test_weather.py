@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from benchmarks.registry import load_suite
 from benchmarks.run import load_head, measure
-from benchmarks.weather import analyses, convolutions, dinosaur, forecasts, loading, regridding
+from benchmarks.weather import convolutions, cycles, dinosaur, loading, regridding
 from weather.models.held_suarez.model import HeldSuarez
 from weather.models.shallow_water.model import ShallowWater
 
@@ -51,8 +51,8 @@ def test_every_bar_and_baseline_belongs_to_a_variant(without_peer, short):
 
 @pytest.mark.parametrize("model", [ShallowWater(), HeldSuarez()], ids=["swe", "held_suarez"])
 def test_forecasts_are_six_hours_of_twenty_members_or_one(model):
-    calls = forecasts.forecasts(model)
-    assert forecasts.DAYS == {"1 member": 0.25, "20 members": 5.0}
+    calls = cycles.forecasts(model)
+    assert cycles.DAYS == {"1 member": 0.25, "20 members": 5.0}
     single, batch = calls["1 member"](), calls["20 members"]()
     assert (len(single), len(batch)) == (1, 20)
     assert_close(batch[:1], single, rtol=1e-4, atol=1e-2)
@@ -63,8 +63,8 @@ def test_forecasts_are_six_hours_of_twenty_members_or_one(model):
 
 
 def test_an_absent_peer_is_reported_with_its_remedy(without_peer):
-    calls = dict.fromkeys(forecasts.DAYS, torch.zeros(9).clone)
-    comparison = dataclasses.replace(forecasts.held_suarez(), build=lambda load: calls)
+    calls = dict.fromkeys(cycles.DAYS, torch.zeros(9).clone)
+    comparison = dataclasses.replace(cycles.held_suarez(), build=lambda load: calls)
     rows = {row["name"].partition(" · ")[2]: row for row in measure(comparison, rounds=2)}
     batch = rows["20 members"]
     assert (batch["baseline"], batch["ratio"], batch["bar"], batch["met"]) == (
@@ -96,8 +96,8 @@ def test_the_peer_relaxes_to_the_temperature_of_held_and_suarez():
 
 
 def test_analyses_move_the_background_towards_the_observations():
-    calls = build(analyses.multiples())
-    world = analyses._TwinWorld(load_head)
+    calls = build(cycles.multiples())
+    world = cycles._TwinWorld(load_head)
     seen = world.observations.mask[0]
     values = world.observations.values[0][seen]
 
@@ -113,7 +113,7 @@ def test_analyses_move_the_background_towards_the_observations():
 
 
 def test_the_cycles_forecast_what_they_analyse():
-    world = analyses._TwinWorld(load_head)
+    world = cycles._TwinWorld(load_head)
     calls = world.cycles("LETKF")
     alone = world.analyses()
     expected = world._forecast(alone["LETKF of 20"]())

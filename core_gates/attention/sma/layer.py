@@ -12,8 +12,7 @@ from core_gates.attention.sma.gated_attention_unit import GatedAttentionUnit, Po
 from core_gates.attention.sma.local_attention import Weighting
 from core_gates.attention.sma.norms import TokenBatchNorm
 from core_gates.errors import check_fraction
-from core_gates.ops.compress.active import ActiveTokens
-from core_gates.ops.compress.op import compress, extract
+from core_gates.ops.compress.op import ActiveTokens, compress, extract
 from core_gates.padding import zero_padding
 
 

@@ -10,7 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.testing import assert_close
 
 from core_gates.ops import kernels
-from core_gates.ops.block_max_attention import reference, row_chunks
+from core_gates.ops.block_max_attention import op, reference
 from core_gates.ops.block_max_attention.op import block_max_attention
 
 OP = torch.ops.core_gates.block_max_attention.default
@@ -71,10 +71,10 @@ def test_output_and_maxima(shape, per_row):
 @pytest.mark.parametrize("rows", [1, 8, 24, 10**6])
 def test_the_size_of_a_chunk_changes_nothing(rows, monkeypatch):
     q, k, v = (t.detach() for t in case(45))
-    monkeypatch.setattr(row_chunks, "ROWS", rows)
+    monkeypatch.setattr(op, "ROWS", rows)
     for per_row in (False, True):
         arguments = (q, k, v, 8, SCALE, per_row)
-        assert_close(row_chunks.forward(*arguments), reference.forward(*arguments))
+        assert_close(op.forward(*arguments), reference.forward(*arguments))
 
 
 @settings(max_examples=30)

@@ -12,8 +12,7 @@ from torch.testing import assert_close
 
 from core_gates.ops import kernels
 from core_gates.ops.compress import reference
-from core_gates.ops.compress.active import ActiveTokens
-from core_gates.ops.compress.op import compress, extract
+from core_gates.ops.compress.op import ActiveTokens, compress, extract
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "attention_sequence" / "seqboat_compress.npz"
 SHAPES = [(0, 3, 4), (2, 0, 4), (1, 1, 1), (3, 13, 4), (2, 33, 70)]

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from core_gates.ops import kernels
-from core_gates.ops.gated_residual_norm import native, reference
+from core_gates.ops.gated_residual_norm import op, reference
 from core_gates.ops.gated_residual_norm.op import gated_residual_norm
 
 SHAPES = [(0, 4), (1, 1), (3, 63), (5, 130)]
@@ -203,7 +203,7 @@ def test_cpp_is_one_node_of_a_compiled_region(cpp):
 
 
 def test_what_cpp_does_not_compute_is_left_to_the_definition(cpp, monkeypatch):
-    monkeypatch.setattr(native, "library", lambda _: pytest.fail("was called"))
+    monkeypatch.setattr(op, "library", lambda _: pytest.fail("was called"))
     for dtype in (torch.float64, torch.bfloat16):
         tensors = arguments((3, 8), dtype)
         expected = reference.forward(*tensors, EPS)

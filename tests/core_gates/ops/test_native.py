@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from core_gates.errors import GatesError
 from core_gates.ops import _native
 from core_gates.ops.gated_lora.op import gated_lora
-from core_gates.ops.gated_residual_norm import native
+from core_gates.ops.gated_residual_norm import op
 from core_gates.ops.gated_residual_norm.op import gated_residual_norm
 
 SCRIPT = """
@@ -43,7 +43,7 @@ def run(**environment):
 
 
 def test_compiled_once_and_then_found_without_a_compiler(cache, cpp):
-    _native.library(native.SOURCE)
+    _native.library(op.SOURCE)
     files = list(cache.iterdir())
     assert [path.suffix for path in files] == [".so"]
     written = files[0].stat().st_mtime_ns
@@ -66,7 +66,7 @@ def test_another_source_is_another_library(cache, cpp, tmp_path):
 def test_without_a_compiler_there_is_one_line(cache, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(GatesError, match=r"found no no-such-compiler: install g.* in CXX"):
-        _native.library(native.SOURCE)
+        _native.library(op.SOURCE)
     assert not cache.exists() or not list(cache.iterdir())
 
 
@@ -81,7 +81,7 @@ def test_a_source_that_does_not_compile_leaves_nothing(cache, cpp, tmp_path):
 
 @pytest.mark.parametrize("damage", [b"", b"not a library"])
 def test_a_damaged_library_is_built_again(damage, cache, cpp):
-    _native.library(native.SOURCE)
+    _native.library(op.SOURCE)
     (path,) = cache.iterdir()
     path.unlink()
     path.write_bytes(damage)
@@ -92,12 +92,12 @@ def test_a_damaged_library_is_built_again(damage, cache, cpp):
 
 @pytest.mark.parametrize("what", ["folder", "library"])
 def test_what_others_may_write_is_not_run(what, cache, cpp):
-    _native.library(native.SOURCE)
+    _native.library(op.SOURCE)
     (path,) = cache.iterdir()
     (cache if what == "folder" else path).chmod(0o777)
     _native.library.cache_clear()
     with pytest.raises(GatesError, match=r"others may write to .*: chmod go-w it, or"):
-        _native.library(native.SOURCE)
+        _native.library(op.SOURCE)
 
 
 @pytest.mark.parametrize("folder", ["file", "file/below"])
@@ -105,14 +105,14 @@ def test_a_folder_that_cannot_be_used_is_one_line(folder, cache, cpp, tmp_path, 
     (tmp_path / "file").write_text("")
     monkeypatch.setenv(_native.CACHE_VARIABLE, str(tmp_path / folder))
     with pytest.raises(GatesError, match=r"cannot keep what it compiles: .*; name a folder that"):
-        _native.library(native.SOURCE)
+        _native.library(op.SOURCE)
 
 
 def test_the_compiler_may_have_arguments(cache, cpp, monkeypatch):
     path = next(filter(None, map(shutil.which, _native.COMPILERS)))
     monkeypatch.setenv("CXX", f"{path} -DNOTHING='a b'")
     assert _native.compiler() == [path, "-DNOTHING=a b"]
-    _native.library(native.SOURCE)
+    _native.library(op.SOURCE)
 
 
 def test_a_processor_that_the_compiler_does_not_know(cache, cpp, monkeypatch):
@@ -124,7 +124,7 @@ def test_a_processor_that_the_compiler_does_not_know(cache, cpp, monkeypatch):
         return known([*command, *refuse])
 
     monkeypatch.setattr(_native, "_call", call)
-    _native.library(native.SOURCE)
+    _native.library(op.SOURCE)
     assert calls == [True, False]
 
 

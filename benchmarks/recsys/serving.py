@@ -1,14 +1,13 @@
-"""Scoring of many candidates of one user: what caching of the user gains, and the tail of times.
-
-The network is HoME at the widths of its published figures (3.2 M weights, 12 tasks), tables of 29
-features of 16 numbers, 500 candidates. The transformer has two layers of width 32 over 50 events.
-"""
+"""Scoring of many candidates of one user, and training steps with reports of the experts."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
+from benchmarks.recsys.home import SIZES, home_of
 from benchmarks.registry import Call, Comparison, Load
 
 CANDIDATES, FEATURES, DIM, EVENTS, ROWS = 500, 29, 16, 50, 10_000
@@ -119,3 +118,65 @@ def _rows(load: Load, ranker: Any, number: int) -> Any:
     events = torch.randint(2, ROWS, (number, EVENTS), generator=draw)
     histories = tuple(events for _ in ranker.schema.sequences)
     return load("recsys.inputs").Rows(sparse, torch.empty(number, 0), histories)
+
+
+EVERY = 100
+BAR = 1.05
+SINGLE_CALLS = {"3.2 M weights": 1, "tiny": 8}
+
+
+def reported(size: str) -> Comparison:
+    """Return a step of HoME alone, and with a report of its experts in one of a hundred.
+
+    Args:
+        size: Name of the sizes.
+    """
+    sizes = SIZES[size]
+
+    def build(load: Load) -> Mapping[str, Call]:
+        home = home_of(load, sizes).train()
+        draw = torch.Generator().manual_seed(1)
+        shape = sizes.rows, sizes.tasks
+        batch = load("recsys.diagnosis.diagnose").Rows(
+            torch.randn(sizes.rows, sizes.inputs, generator=draw),
+            torch.randint(2, shape, generator=draw).float(),
+            torch.ones(shape, dtype=torch.bool),
+            torch.ones(sizes.rows),
+        )
+        adam = torch.optim.Adam(home.parameters(), fused=True)
+        kind = load("recsys.diagnosis.diagnose").ExpertReportCallback
+        report = kind(EVERY, forward=lambda rows: home(rows.v))
+        trainer = SimpleNamespace(global_step=0, loggers=[], is_global_zero=True)
+        home.device = torch.device("cpu")  # of a Lightning module
+
+        def step() -> None:
+            loss = F.binary_cross_entropy_with_logits(home(batch.v), batch.labels)
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+
+        def step_of(number: int) -> object:
+            step()
+            trainer.global_step += number
+            report.on_train_batch_end(trainer, home, None, batch, 0)
+            return report.report
+
+        def passed_over() -> object:
+            return step_of(0)  # that of the last report
+
+        def measured() -> object:
+            return step_of(1 if report.report is None else EVERY)
+
+        return {"alone": step, "step passed over": passed_over, "step reported": measured}
+
+    return Comparison(
+        name=f"training step of HoME of {size}, one in {EVERY} reported",
+        op="expert_report",
+        build=build,
+        baseline="alone",
+        bars={"ExpertReport": BAR},
+        mixtures={"ExpertReport": {"step passed over": 1 - 1 / EVERY, "step reported": 1 / EVERY}},
+        single_calls=SINGLE_CALLS[size],
+        unit="step",
+        memory=2.0e9,
+    )

@@ -1,16 +1,14 @@
-"""Radiance in its plainest form: the definition that `endoscopy.renderer.light` replaces.
+"""Rendering tracks of frames against the plain definition in eager mode, in one process."""
 
-The same operations on every pixel of the frame: `fixed_march` in 26 steps, normals by four taps of
-the field, then light, texture and highlight as formulas.
-"""
-
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from itertools import cycle
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.endoscopy.fixed_march import fixed_march
+from benchmarks.registry import Call, Comparison, Load
 from endoscopy.renderer import light as shading
 from endoscopy.renderer.camera import CameraPath
 from endoscopy.renderer.light import Radiance
@@ -26,6 +24,17 @@ from endoscopy.renderer.lumen import (
     wall,
 )
 from endoscopy.renderer.scene import Scene
+
+STEPS = 26
+RELAXATION = 0.85
+
+
+def fixed_march(scene: Scene, rays: Rays, steps: int = STEPS) -> Tensor:
+    """Return the distance (N,) in mm that each ray has gone after all steps, at most `FAR`."""
+    distance = torch.zeros_like(rays.x)
+    for _ in range(steps):
+        distance = distance + RELAXATION * field(scene, *rays.at(distance))
+    return distance.clamp(0, FAR)
 
 
 def eager_radiance(
@@ -91,3 +100,48 @@ def _albedo(scene: Scene, waves: Tensor, mask: Tensor) -> Tensor:
     absorbed, tinted = (torch.tensor(v).unsqueeze(1) for v in (shading.VESSEL_COLOR, shading.TINT))
     albedo = torch.tensor(scene.albedo).unsqueeze(1)
     return albedo * tone * (1 - absorbed * vessel - tinted * tint)
+
+
+SIDE = 64
+FRAMES = 6
+EAGER, APERTURE, OURS = "eager, 26 steps", "eager, 26 steps, aperture only", "render_object"
+BAR = 0.5
+OBJECTS = 8  # rendered one after the other, one per call
+
+
+def frames() -> Comparison:
+    """Return one object of six frames; ours may take half of the eager renderer's time."""
+
+    def build(load: Load) -> Mapping[str, Call]:
+        config = load("endoscopy.renderer.scene").RendererConfig(side=SIDE, frames=FRAMES)
+        render = load("endoscopy.renderer.render").render_object
+        eager = load("benchmarks.endoscopy.rendering").eager_radiance
+        variants = {
+            EAGER: lambda scene, track, lens: _square(load, scene, track, lens),
+            APERTURE: eager,
+        }
+
+        def call(**radiance: Any) -> Call:
+            indices = cycle(range(OBJECTS))
+            return lambda: render(config, next(indices), **radiance)
+
+        calls = {name: call(radiance=radiance) for name, radiance in variants.items()}
+        return calls | {OURS: call()}
+
+    return Comparison(
+        name=f"colonoscopy frames of {SIDE} px, tracks of {FRAMES}",
+        op="renderer",
+        build=build,
+        baseline=EAGER,
+        bars={OURS: BAR},
+        units=dict.fromkeys((EAGER, APERTURE, OURS), float(FRAMES)),
+        unit="frame",
+        rate="frames/s",
+    )
+
+
+def _square(load: Load, scene: Any, track: Any, lens: Any) -> Any:
+    """Render the whole square and keep the pixels of the lens."""
+    whole = load("endoscopy.renderer.lumen").fisheye(SIDE, track.brand.field_of_view, whole=True)
+    seen = load("benchmarks.endoscopy.rendering").eager_radiance(scene, track, whole)
+    return type(seen)(*(part[..., lens.pixels] for part in seen))

@@ -1,12 +1,54 @@
 """A gated linear layer against the plain layer, the published gate and PEFT."""
 
-from collections.abc import Callable, Mapping
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.adapters import peft
 from benchmarks.registry import Call, Comparison, Load, Work
+from core_gates.adapters import LowRank
+
+ABSENT = "peft is not installed: pip install peft"
+
+
+def is_installed() -> bool:
+    """Return whether the peer can be imported."""
+    return importlib.util.find_spec("peft") is not None
+
+
+@torch.no_grad()
+def active_adapters(linear: nn.Linear, adapters: Sequence[LowRank]) -> nn.Module:
+    """Wrap a copy of a layer so that all adapters are active at once.
+
+    Args:
+        linear: The layer; it is copied.
+        adapters: Adapters of this layer.
+
+    Returns:
+        A module from (..., D) to (..., D').
+    """
+    peft: Any = importlib.import_module("peft")
+    copy = nn.Linear(linear.in_features, linear.out_features, bias=linear.bias is not None)
+    copy.load_state_dict(linear.state_dict())
+    configs = {
+        f"adapter{k}": peft.LoraConfig(r=a.rank, lora_alpha=a.rank * a.scale, target_modules=["0"])
+        for k, a in enumerate(adapters)
+    }
+    first = next(iter(configs))
+    model = peft.get_peft_model(nn.Sequential(copy), configs[first], adapter_name=first)
+    for name, config in configs.items():
+        if name != first:
+            model.add_adapter(name, config)
+    layer = model.base_model.model[0]
+    for name, adapter in zip(configs, adapters, strict=True):
+        layer.lora_A[name].weight.copy_(adapter.down)
+        layer.lora_B[name].weight.copy_(adapter.up)
+    model.base_model.set_adapter(list(configs))
+    return cast(nn.Module, layer)
+
 
 TOKENS, DIM, RANK = 1024, 3072, 16
 BARS = {
@@ -36,7 +78,7 @@ def gated_lora(num_adapters: int, *, backward: bool = False) -> Comparison:
         bars={} if backward else BARS.get(num_adapters, {}),
         work=None if backward else Work(flops=flops),
         first_calls=("compile",) if backward else ("compile", "cpp"),
-        absent={} if peft.is_installed() else {"peft": peft.ABSENT},
+        absent={} if is_installed() else {"peft": ABSENT},
         memory=4.0 * TOKENS * DIM * (10 * num_adapters + 10),
     )
 
@@ -66,8 +108,8 @@ def _variants(load: Load, num_adapters: int, backward: bool) -> Mapping[str, Cal
         "cpp": (module, "cpp"),
         "published gate": (published, "reference"),
     }
-    if peft.is_installed():
-        frozen = peft.active_adapters(linear, adapters).requires_grad_(False)
+    if is_installed():
+        frozen = active_adapters(linear, adapters).requires_grad_(False)
         layers["peft, without gate"] = (frozen, "reference")
     parameters = list(module.gate.parameters())
 

@@ -1,1 +1,0 @@
-"""Benchmarks of gated adapters and their peers."""
