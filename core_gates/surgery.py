@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from core_gates.features.folding import scale_inputs
-from core_gates.features.selection import FeatureSelectionGate
+from core_gates.features.selection import FeatureSelectionGate, scale_inputs
 
 __all__ = ["GateHost", "fold_gates", "gate_hosts", "inject_gates", "prune_gates"]
 

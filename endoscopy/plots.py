@@ -25,7 +25,7 @@ from endoscopy.metrics import (
     reliability,
     sensitivity,
 )
-from harness.figures.calibration import calibration_figure
+from harness.figures.bars import calibration_figure
 from harness.figures.forest import Estimate, Panel, forest_figure
 from harness.figures.style import (
     AMBER,

@@ -28,9 +28,9 @@ from diffusion.evaluation.figures import (
 )
 from harness.command.configfile import find_config, read_config
 from harness.command.verbs import Place
-from harness.experiment.forms import Arrays, Figures
-from harness.experiment.record import read_record
+from harness.experiment.piece import read_record
 from harness.experiment.run import CHOICES, Run
+from harness.experiment.store import Arrays, Figures
 from harness.experiment.tuning import Choice
 from harness.report.page import Page
 from harness.runs.ticker import counting, working

@@ -29,7 +29,7 @@ from diffusion.models.pipelines import load_pipeline
 from diffusion.models.text_encoders import MiniLM, TextEncoder
 from diffusion.retrieval import TrainedEncoder
 from diffusion.rivals import RIVALS, make_rival
-from harness.experiment.record import read_record
+from harness.experiment.piece import read_record
 from harness.files import content_digest, replacing
 
 

@@ -10,7 +10,7 @@ import lightning as L
 from core_gates.errors import GatesError
 from harness.command.settings import TRAINER
 from harness.experiment import Job, Piece, Run, Store
-from harness.experiment.record import read_record
+from harness.experiment.piece import read_record
 from harness.runs.checkpoint import load_weights as load_checkpoint
 from harness.runs.checkpoint import seen
 from harness.runs.ticker import ticking

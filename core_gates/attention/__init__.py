@@ -28,8 +28,7 @@ from core_gates.attention.sma import (
     SparseModularActivation,
     TokenBatchNorm,
 )
-from core_gates.attention.window.layout import WindowLayout
-from core_gates.attention.window.swin import SwinBlock, WindowAttention
+from core_gates.attention.window import SwinBlock, WindowAttention, WindowLayout
 
 __all__ = [
     "AttnGate",

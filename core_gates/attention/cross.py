@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from core_gates.attention.window.layout import Extents, WindowLayout
-from core_gates.attention.window.swin import SwinBlock
+from core_gates.attention.window import Extents, SwinBlock, WindowLayout
 
 
 class GatedCrossAttention(nn.Module):

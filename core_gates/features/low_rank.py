@@ -1,4 +1,4 @@
-"""The low-rank feature gate of HoME, and many of them over the same rows."""
+"""Rectifiers: from the logit of a feature gate to its score, zero when the gate is closed."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -10,6 +10,24 @@ from core_gates.errors import check_at_least
 from core_gates.numerics import autocast_off
 from core_gates.ops.feature_gate import reference
 from core_gates.ops.feature_gate.op import feature_gate
+from core_gates.ops.hard_concrete import HardConcrete
+
+Rectifier = Literal["sigmoid", "relu", "hard_concrete", "straight_through"]
+
+HARD_CONCRETE = HardConcrete()
+
+
+def rectify(logits: Tensor, rectifier: Rectifier) -> Tensor:
+    """Return the deterministic scores of gates, not negative, in the shape of ``logits``."""
+    if rectifier == "relu":
+        return logits.relu()
+    if rectifier == "hard_concrete":
+        return HARD_CONCRETE.deterministic(logits)
+    open_ = logits.sigmoid()
+    if rectifier == "straight_through":
+        return (open_ > 0.5).to(open_.dtype) + (open_ - open_.detach())
+    return open_
+
 
 Rank = int | Literal["paper"]
 

@@ -10,8 +10,7 @@ from core_gates.collectives import gathered
 from core_gates.errors import check_option, check_positive
 from core_gates.numerics import accumulation_dtype, linear_fp32
 from core_gates.routing.output import RoutingOutput
-from core_gates.routing.schedules import Schedule
-from core_gates.routing.staged import SteppedGate
+from core_gates.routing.schedules import Schedule, SteppedGate
 
 
 class ActivationGate(SteppedGate):

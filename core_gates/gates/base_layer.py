@@ -5,8 +5,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from core_gates.numerics import lowest_index_top_k
-from core_gates.routing.balanced_assignment import balanced_assignment
-from core_gates.routing.groups import group_positions, ungroup_positions
+from core_gates.routing.assignment import balanced_assignment
+from core_gates.routing.capacity import group_positions, ungroup_positions
 from core_gates.routing.linear_router import LinearRouter
 from core_gates.routing.output import RoutingOutput
 

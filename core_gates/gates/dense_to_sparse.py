@@ -7,10 +7,9 @@ from torch import Tensor, nn
 
 from core_gates.errors import check_option
 from core_gates.numerics import accumulation_dtype, linear_fp32, lowest_index_top_k
+from core_gates.routing.losses import mean_over_positions
 from core_gates.routing.output import RoutingOutput
-from core_gates.routing.regularizers import mean_over_positions
-from core_gates.routing.schedules import StagedSchedule
-from core_gates.routing.staged import StagedGate
+from core_gates.routing.schedules import StagedGate, StagedSchedule
 
 Combine = Literal["gumbel", "softmax"]
 

@@ -8,8 +8,8 @@ from core_gates.numerics import accumulation_dtype, linear_fp32
 from core_gates.ops.smooth_step.op import check_gamma, smooth_step
 from core_gates.padding import check_padding_mask, ignored_as_zero
 from core_gates.routing.base import Gate
+from core_gates.routing.losses import selection_entropy, sum_over_positions
 from core_gates.routing.output import RoutingOutput
-from core_gates.routing.regularizers import selection_entropy, sum_over_positions
 
 _MASS_EPS = 1e-6
 

@@ -4,8 +4,13 @@ import torch
 from torch import Tensor
 
 from core_gates.numerics import stable_sort
-from core_gates.routing.capacity import CapacityRule, LimitedGate, group_capacity
-from core_gates.routing.groups import group_positions, ungroup_positions
+from core_gates.routing.capacity import (
+    CapacityRule,
+    LimitedGate,
+    group_capacity,
+    group_positions,
+    ungroup_positions,
+)
 from core_gates.routing.output import RoutingOutput
 
 

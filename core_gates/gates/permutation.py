@@ -8,16 +8,16 @@ from torch import Tensor, nn
 from core_gates.collectives import gathered
 from core_gates.errors import GatesError
 from core_gates.numerics import accumulation_dtype, linear_fp32, widest_float
-from core_gates.routing.base import Gate
-from core_gates.routing.output import RoutingOutput
-from core_gates.routing.permutation_search import (
+from core_gates.routing.assignment import (
     PermutationSearch,
     nearest_permutations,
     permutation_entropy,
     sinkhorn,
     sinkhorn_in_one_op,
 )
-from core_gates.routing.staged import StagedGate
+from core_gates.routing.base import Gate
+from core_gates.routing.output import RoutingOutput
+from core_gates.routing.schedules import StagedGate
 
 
 class PermutedGate(StagedGate):

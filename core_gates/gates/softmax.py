@@ -6,8 +6,7 @@ from torch import Tensor, nn
 from core_gates.errors import check_positive
 from core_gates.numerics import accumulation_dtype, linear_fp32
 from core_gates.routing.output import RoutingOutput
-from core_gates.routing.schedules import Schedule
-from core_gates.routing.staged import SteppedGate
+from core_gates.routing.schedules import Schedule, SteppedGate
 
 
 class SoftmaxGate(SteppedGate):

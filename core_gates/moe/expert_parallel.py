@@ -9,7 +9,7 @@ from torch import distributed as dist
 from core_gates.collectives import Group, all_to_all, num_ranks, rank_in
 from core_gates.moe.checkpoint_layouts import take_own_experts
 from core_gates.moe.experts import StackedExperts
-from core_gates.routing.counts import refuse_non_finite
+from core_gates.routing.capacity import refuse_non_finite
 
 
 class ExpertParallel(nn.Module):

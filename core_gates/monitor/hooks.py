@@ -13,12 +13,14 @@ from core_gates.errors import check_at_least
 from core_gates.gates.mixture import MaskedMixture, MultiGate
 from core_gates.moe.experts import StackedExperts
 from core_gates.moe.normed_experts import NormedExperts
-from core_gates.monitor.activations import ActivationStatistics
-from core_gates.monitor.mixtures import MixtureStatistics
 from core_gates.monitor.report import GateReport
 from core_gates.monitor.routings import Choices, RoutingStatistics
-from core_gates.monitor.sums import split
-from core_gates.monitor.values import ValueStatistics
+from core_gates.monitor.values import (
+    ActivationStatistics,
+    MixtureStatistics,
+    ValueStatistics,
+    split,
+)
 from core_gates.numerics import widest_float
 from core_gates.routing.base import Gate, Listener
 from core_gates.routing.collect import outermost_gates
@@ -155,8 +157,8 @@ class GateMonitor:
             Gate name -> figure -> value; the figures are those of
             :class:`~core_gates.monitor.routings.RoutingStatistics`,
             :class:`~core_gates.monitor.values.ValueStatistics`,
-            :class:`~core_gates.monitor.mixtures.MixtureStatistics` and
-            :class:`~core_gates.monitor.activations.ActivationStatistics`.
+            :class:`~core_gates.monitor.values.MixtureStatistics` and
+            :class:`~core_gates.monitor.values.ActivationStatistics`.
         """
         return self.report(all_reduce=all_reduce, group=group).figures
 

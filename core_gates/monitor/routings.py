@@ -10,7 +10,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from core_gates.monitor.sums import counts, exact, join, split
+from core_gates.monitor.values import counts, exact, join, split
 from core_gates.numerics import widest_float
 from core_gates.routing.output import RoutingOutput
 

@@ -1,15 +1,17 @@
 """What all routing gates share: outputs, counts, capacity, losses and schedules."""
 
+from core_gates.routing.assignment import PermutationSearch
 from core_gates.routing.base import Gate
 from core_gates.routing.capacity import (
     LimitedGate,
     capacity,
+    count_routed,
     limit_capacity,
     positions_in_expert,
+    read_counts,
 )
 from core_gates.routing.causality import refuse_coupled_gates
 from core_gates.routing.collect import collect_routing, routing_gates, update_gates
-from core_gates.routing.counts import count_routed, read_counts
 from core_gates.routing.losses import (
     balance_loss,
     entropy_loss,
@@ -20,14 +22,14 @@ from core_gates.routing.losses import (
     z_loss,
 )
 from core_gates.routing.output import RoutingOutput
-from core_gates.routing.permutation_search import PermutationSearch
 from core_gates.routing.schedules import (
     PiecewiseSchedule,
     SparsitySchedule,
+    StagedGate,
     StagedSchedule,
+    SteppedGate,
     TemperatureSchedule,
 )
-from core_gates.routing.staged import StagedGate, SteppedGate
 
 __all__ = [
     "Gate",

@@ -1,4 +1,4 @@
-"""Capacity: how many choices an expert takes, and which ones are dropped."""
+"""Groups of tokens, counts of experts, and how many tokens an expert takes."""
 
 import math
 from typing import Any, Literal, cast, get_args
@@ -6,12 +6,118 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor
 
-from core_gates.errors import check_option, check_positive
+from core_gates.errors import GatesError, check_option, check_positive
 from core_gates.numerics import stable_sort, widest_float
 from core_gates.padding import check_padding_mask
-from core_gates.routing.groups import group_positions, ungroup_positions
 from core_gates.routing.linear_router import LinearRouter
 from core_gates.routing.output import RoutingOutput
+
+
+def group_positions(values: Tensor, group_dim: int | None) -> Tensor:
+    """Return (G, T, K): G groups of T tokens each.
+
+    Args:
+        values: Values of the tokens (..., K).
+        group_dim: Dimension of ``values`` along which tokens compete; None for one group of all
+            tokens.
+
+    Raises:
+        ValueError: ``group_dim`` is not a dimension of tokens.
+    """
+    if group_dim is None:
+        return values.reshape(1, math.prod(values.shape[:-1]), values.shape[-1])
+    _check_dim(group_dim, values.ndim)
+    moved = values.movedim(group_dim, -2)
+    return moved.reshape(math.prod(moved.shape[:-2]), *moved.shape[-2:])
+
+
+def ungroup_positions(values: Tensor, leading: torch.Size, group_dim: int | None) -> Tensor:
+    """Undo :func:`group_positions`.
+
+    Args:
+        values: Grouped values (G, T, K).
+        leading: Shape of the tokens, that of the ungrouped values without K.
+        group_dim: As in :func:`group_positions`.
+
+    Returns:
+        Values (..., K).
+    """
+    if group_dim is None:
+        return values.reshape(*leading, values.shape[-1])
+    others = list(leading)
+    length = others.pop(group_dim % (len(leading) + 1))
+    return values.reshape(*others, length, values.shape[-1]).movedim(-2, group_dim)
+
+
+def _check_dim(group_dim: int, num_dims: int) -> None:
+    if not -num_dims <= group_dim < num_dims or group_dim % num_dims == num_dims - 1:
+        raise ValueError(
+            f"group_dim must be a dimension of the {num_dims - 1} before the features, got"
+            f" {group_dim}"
+        )
+
+
+def count_routed(routing: RoutingOutput, num_experts: int | None = None) -> Tensor:
+    """Count the kept choices of every expert and the tokens that are not finite.
+
+    A token with a weight that is NaN or infinite counts in the last element alone. Sums over
+    micro-batches and ranks are those of the joined batch.
+
+    Args:
+        routing: Output of a gate.
+        num_experts: Needed where the output does not know it.
+
+    Returns:
+        Counts (E + 1,), int64, on the device of the weights; not read on the host.
+    """
+    finite = routing.weights.detach().isfinite().all(-1)
+    if routing.dispatch is not None:
+        finite = finite.all(-1)
+    chosen = routing.chosen(num_experts, dropped=False).detach()
+    chosen = chosen.masked_fill(~finite.unsqueeze(-1), 0).reshape(-1, chosen.shape[-1])
+    counts = chosen.sum(0, dtype=torch.int64)
+    return torch.cat([counts, (~finite).sum().reshape(1)])
+
+
+def count_non_finite(weights: Tensor) -> Tensor:
+    """Return the number of weights that are not finite (), int64; not read on the host."""
+    return (~weights.detach().isfinite()).sum()
+
+
+def refuse_non_finite(number: int, gate: str = "the gate") -> None:
+    """Refuse a routing by the number of its weights that are not finite, outside of compilation.
+
+    Raises:
+        GatesError: The number is not zero.
+    """
+    if not torch.compiler.is_compiling() and number:
+        raise GatesError(
+            f"{gate} returned {number} weight{'s' * (number > 1)} that are not finite;"
+            " look for NaN or infinity in its input and its parameters"
+        )
+
+
+def read_counts(counts: Tensor, gate: str = "gate") -> list[int]:
+    """Bring counts of :func:`count_routed` to the host.
+
+    Args:
+        counts: Counts (E + 1,).
+        gate: Name of the gate, for errors.
+
+    Returns:
+        Kept choices of every expert.
+
+    Raises:
+        GatesError: The routing of a token was not finite.
+    """
+    *routed, non_finite = counts.tolist()
+    if non_finite:
+        raise GatesError(
+            f"gate {gate!r} routed {non_finite} token{'s' * (non_finite > 1)} with weights that"
+            " are not finite; look for NaN or infinity in its input and its parameters"
+        )
+    return routed
+
 
 CapacityRule = Literal["ceil", "floor", "per_expert", "per_token"]
 _SLACK = 1e-12  # 1.1 · 100 / 10 is 11.000000000000002 ...

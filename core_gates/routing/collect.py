@@ -12,7 +12,7 @@ from core_gates.collectives import Group
 from core_gates.routing.base import Gate, Listener
 from core_gates.routing.output import RoutingOutput
 from core_gates.routing.repeated import Gathered
-from core_gates.routing.staged import SteppedGate
+from core_gates.routing.schedules import SteppedGate
 
 
 def routing_gates(model: nn.Module) -> Iterator[tuple[str, Gate]]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from core_gates import FeatureSelectionGate, fold_gates
 from core_gates.errors import GatesError, check_at_least
-from core_gates.features.folding import scale_inputs
+from core_gates.features.selection import scale_inputs
 from core_gates.surgery import gate_hosts
 from endoscopy.data.streams import STREAMS
 from endoscopy.models.gate_kinds import STATIC, GateKind, gate_trunk, head_gate

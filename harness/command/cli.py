@@ -31,10 +31,10 @@ from harness.command.parser import (
 from harness.command.settings import CHECKPOINT, decisive_settings, start_of
 from harness.command.trainer import GatesRunTrainer
 from harness.experiment import Arrays, Piece, Run
-from harness.experiment.record import read_record
+from harness.experiment.piece import read_record
 from harness.runs.checkpoint import RunCheckpoint, load_weights, seen
 from harness.runs.folder import RunFolder
-from harness.runs.logger import ResumableCSVLogger
+from harness.runs.loops import ResumableCSVLogger
 from harness.runs.progress import progress_bar
 from harness.runs.quiet import held_warnings, quiet_lightning
 

@@ -1,14 +1,194 @@
 """Percentile intervals from resampled clusters or blocks, alone, in pairs, and over seeds."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from harness.evidence.draws import draw_blocks, draw_clusters, draw_crossed, numbered
-from harness.evidence.interval import Difference, Interval
-from harness.evidence.moments import Scores, single_of
+from harness.evidence.rows import Difference, Interval
+
+
+def draw_clusters(
+    index: np.ndarray, units: int, generator: np.random.Generator, count: int
+) -> np.ndarray:
+    """Return how often each sample (N,) is drawn, (count, N), if whole clusters are drawn.
+
+    Args:
+        index: (N,) number of the cluster of each sample.
+        units: Number of clusters; as many are drawn.
+        generator: Of random numbers.
+        count: Number of resamples.
+    """
+    drawn = generator.integers(units, size=(count, units)) + units * np.arange(count)[:, None]
+    counts = np.bincount(drawn.ravel(), minlength=count * units).reshape(count, units)
+    return cast(np.ndarray, counts.astype(float)[:, index])
+
+
+def draw_crossed(
+    indices: Sequence[np.ndarray],
+    units: Sequence[int],
+    generator: np.random.Generator,
+    count: int,
+) -> np.ndarray:
+    """Return how often each sample is drawn, (count, N), if clusters of several kinds are drawn.
+
+    Each kind of clusters is drawn for itself; a sample is drawn as often as the product of its
+    clusters (the pigeonhole bootstrap of Owen, 2007).
+
+    Args:
+        indices: For each kind, (N,) number of the cluster of each sample.
+        units: For each kind, number of its clusters.
+        generator: Of random numbers.
+        count: Number of resamples.
+    """
+    drawn = np.ones((count, len(indices[0])))
+    for index, own in zip(indices, units, strict=True):
+        drawn *= draw_clusters(index, own, generator, count)
+    return drawn
+
+
+def draw_blocks(length: int, block: int, generator: np.random.Generator, count: int) -> np.ndarray:
+    """Return how often each of ``length`` samples is drawn, (count, length), in whole blocks.
+
+    Args:
+        length: Of the series, and of every resample: the last block drawn is cut.
+        block: Length of a block.
+        generator: Of random numbers.
+        count: Number of resamples.
+    """
+    num_blocks = -(-length // block)
+    starts = generator.integers(length - block + 1, size=(count, num_blocks))
+    ends = starts + block
+    ends[:, -1] -= block * num_blocks - length
+    rows, columns = np.arange(count)[:, None] * (length + 1), count * (length + 1)
+    steps = np.bincount((starts + rows).ravel(), minlength=columns) - np.bincount(
+        (ends + rows).ravel(), minlength=columns
+    )
+    return steps.reshape(count, length + 1).cumsum(1)[:, :-1].astype(float)
+
+
+def numbered(ids: Iterable[object]) -> tuple[np.ndarray, int]:
+    """Return the number of the cluster of each sample (N,), and how many clusters there are.
+
+    Args:
+        ids: (N,) cluster of each sample, in any type; each missing one is its own cluster.
+
+    Raises:
+        ValueError: There is no sample, or not one id per sample.
+    """
+    labels = np.asarray(ids).tolist() if hasattr(ids, "__array__") else list(ids)
+    if not isinstance(labels, list) or any(isinstance(one, list) for one in labels):
+        raise ValueError(f"ids have shape {np.shape(labels)}, expected one a sample (N,)")
+    if not labels:
+        raise ValueError("ids are empty, expected one a sample")
+    known = {label for label in labels if not _is_missing(label)}
+    try:
+        ordered = sorted(known)  # type: ignore[type-var]
+    except TypeError:  # of several types
+        ordered = sorted(known, key=lambda label: (type(label).__name__, str(label)))
+    numbers = {label: number for number, label in enumerate(ordered)}
+    index, units = np.empty(len(labels), dtype=np.intp), len(numbers)
+    for position, label in enumerate(labels):
+        if _is_missing(label):
+            index[position], units = units, units + 1
+        else:
+            index[position] = numbers[label]
+    return index, units
+
+
+def _is_missing(label: object) -> bool:
+    if label is None or (isinstance(label, str) and not label):
+        return True
+    try:
+        return bool(label != label)  # NaN and NaT differ from themselves
+    except TypeError:  # pandas.NA is neither true nor false
+        return True
+
+
+Scores = Callable[[np.ndarray], Mapping[str, np.ndarray]]
+"""Weights (R, N) of N samples in R resamples -> name of a score -> (R,)."""
+
+
+class SingleUnit:
+    """Scores some of which rest on one of the units that are drawn, whatever the others hold.
+
+    Every resample gives them the same value or none, so their intervals are unknown.
+
+    Args:
+        scores: The function.
+        names: Those that rest on one unit.
+
+    Attributes:
+        single: As ``names``.
+    """
+
+    def __init__(self, scores: Scores, names: Collection[str]) -> None:
+        self._scores, self.single = scores, frozenset(names)
+
+    def __call__(self, weights: np.ndarray) -> Mapping[str, np.ndarray]:
+        """Return the scores under weights (R, N)."""
+        return self._scores(weights)
+
+
+def single_of(scores: Scores) -> frozenset[str]:
+    """Return which of some scores rest on one unit, as :class:`SingleUnit` tells."""
+    return scores.single if isinstance(scores, SingleUnit) else frozenset()
+
+
+Transform = Callable[[np.ndarray], np.ndarray]
+"""Weighted means (R, M) -> score (R,)."""
+
+
+def moments(values: ArrayLike, transform: Transform | None = None, name: str = "value") -> Scores:
+    """Return the score that a transform makes of the means of samples.
+
+    Example::
+
+        moments(squares, root, name="rmse")
+        moments(np.stack((own, other), 1), root_ratio, name="rmse_ratio")
+
+    Args:
+        values: (N,) or (N, M), one row per sample; a NaN makes the score NaN.
+        transform: Weighted means (R, M), M = 1 for values (N,), to the score (R,); the mean itself
+            by default.
+        name: Of the score.
+
+    Raises:
+        ValueError: The shape does not fit; later, weights or a transform of another shape.
+    """
+    samples = np.asarray(values, dtype=float)
+    if samples.ndim == 1:
+        samples = samples[:, None]
+    if samples.ndim != 2 or not samples.size or (transform is None and samples.shape[1] != 1):
+        raise ValueError(
+            f"expected values (N,), or (N, M) with a transform, found {np.shape(values)}"
+        )
+
+    def scores(weights: np.ndarray) -> dict[str, np.ndarray]:
+        if weights.shape[-1] != len(samples):
+            raise ValueError(
+                f"{weights.shape[-1]} samples are drawn, but {len(samples)} have values"
+            )
+        means = weights @ samples / weights.sum(-1, keepdims=True)
+        score = means[..., 0] if transform is None else np.asarray(transform(means))
+        if score.shape != weights.shape[:-1]:
+            raise ValueError(f"the transform of means {means.shape} has shape {score.shape}")
+        return {name: score}
+
+    return scores
+
+
+def root(means: np.ndarray) -> np.ndarray:
+    """Return the root of a single mean square (..., 1): the transform of an RMSE."""
+    return cast(np.ndarray, np.sqrt(means[..., 0]))
+
+
+def root_ratio(means: np.ndarray) -> np.ndarray:
+    """Return the ratio of the roots of two mean squares (..., 2): that of two RMSEs."""
+    return cast(np.ndarray, np.sqrt(means[..., 0] / means[..., 1]))
+
 
 CHUNK = 4_000_000  # weights held at once
 

@@ -1,9 +1,71 @@
-"""What an evaluation leaves: figures of methods on tasks, and bars that they must reach."""
+"""What an evaluation leaves: figures of methods with their intervals, and bars for them."""
 
 import math
+import re
 from typing import Literal, NamedTuple
 
-from harness.evidence.interval import ALPHA, excludes_zero
+SMALLER = {"loss", "error", "rmse", "mae", "mse", "mape", "crps", "brier", "ne"}
+LARGER = {"auc", "gauc", "accuracy", "precision", "recall", "sensitivity", "specificity",
+          "ndcg", "dice", "iou", "f1"}  # fmt: skip
+NEITHER = {"ratio", "bias", "rate", "probability"}  # best at some value, or no matter of quality
+
+
+def smaller_is_better(metric: str) -> bool | None:
+    """Return whether a metric is better when small; None where its name does not tell.
+
+    Args:
+        metric: Its name, such as ``summed log_loss`` or ``rmse_z500``.
+    """
+    words = set(re.split(r"[^a-z0-9]+", metric.lower()))
+    small, large = bool(words & SMALLER), bool(words & LARGER)
+    return None if small == large or words & NEITHER else small
+
+
+ALPHA = 0.05  # largest probability that still counts as significant
+
+
+class Interval(NamedTuple):
+    """A score with a percentile interval.
+
+    Attributes:
+        value: Score of the whole sample, the mean over seeds if there are several.
+        low: Lower percentile of the resampled scores; NaN where nothing can be said.
+        high: Upper percentile.
+        units: Number of independent units, the clusters or blocks that were drawn.
+    """
+
+    value: float
+    low: float
+    high: float
+    units: int
+
+
+class Difference(NamedTuple):
+    """A score of one method minus that of another on the same samples.
+
+    Attributes:
+        value: Difference on the whole sample, the mean over seeds if there are several.
+        low: Lower percentile of the resampled differences; NaN where nothing can be said.
+        high: Upper percentile.
+        p: Two-sided probability of so large a difference by chance.
+        units: Number of independent units, the clusters or blocks that were drawn.
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float
+    units: int
+
+    @property
+    def significant(self) -> bool:
+        """Whether the interval excludes zero and p is below 0.05."""
+        return excludes_zero(self.low, self.high) and self.p < ALPHA
+
+
+def excludes_zero(low: float, high: float) -> bool:
+    """Whether all of an interval lies on one side of zero; never with a NaN."""
+    return low > 0 or high < 0
 
 
 class Row(NamedTuple):

@@ -1,25 +1,25 @@
 """Names of the room, each with its file."""
 
-from .forms import Arrays as Arrays
-from .forms import Figures as Figures
-from .forms import Form as Form
-from .forms import Table as Table
 from .job import Job as Job
+from .job import Work as Work
 from .piece import Piece as Piece
 from .piece import Setting as Setting
 from .piece import differences as differences
 from .piece import flatten as flatten
+from .piece import read_record as read_record
 from .printing import print_choices as print_choices
 from .printing import print_scores as print_scores
-from .record import read_record as read_record
 from .run import Run as Run
 from .scores import Scores as Scores
 from .scores import read_scores as read_scores
 from .scores import write_scores as write_scores
 from .ship import ROUNDED as ROUNDED
+from .store import Arrays as Arrays
+from .store import Figures as Figures
+from .store import Form as Form
 from .store import SettingsDiffer as SettingsDiffer
 from .store import Store as Store
+from .store import Table as Table
 from .tuning import Choice as Choice
 from .tuning import Space as Space
 from .tuning import lowest as lowest
-from .work import Work as Work

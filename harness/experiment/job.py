@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, TypeVar
 
 import lightning as L
@@ -14,12 +16,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 
 from core_gates.errors import GatesError
-from harness.experiment.forms import Form
-from harness.experiment.piece import Piece
-from harness.experiment.record import Record, gap, read_record
+from harness.experiment.piece import Piece, Record, gap, read_record
+from harness.experiment.store import Form, Store
 from harness.files import remove, replacing
 from harness.files.lock import locked
 from harness.runs.checkpoint import RunCheckpoint, load_weights
+from harness.runs.processes import Tick
 from harness.runs.quiet import quiet_lightning
 from harness.runs.random_state import capture, restore
 from harness.runs.trainer import ExactTrainer
@@ -276,3 +278,60 @@ def sweep(folder: Path, piece: Piece) -> None:
 def _locked(path: Path, piece: Piece) -> AbstractContextManager[None]:
     """Hold the lock of a piece, which is released when the process ends, in any way."""
     return locked(path, path.parent / piece.name, "give --name NEW")
+
+
+Work = Callable[[Piece, Job], R]
+
+
+def compute(
+    store: Store[Any],
+    work: Work[Any],
+    revision: str | None,
+    piece: Piece,
+    length: int,
+    *,
+    tick: Tick,
+) -> None:
+    """Compute the result of a piece and keep it; an error names the piece.
+
+    It ticks ``length`` times at least, also where the work ends early or is done already.
+    """
+    done = 0
+
+    def counted() -> None:
+        nonlocal done
+        done += 1
+        tick()
+
+    _compute_one(store, work, revision, piece, counted)
+    for _ in range(done, length):
+        tick()
+
+
+def take_part(store: Store[Any], missing: Sequence[Piece], work: Work[Any]) -> list[Piece]:
+    """Train on a rank that is not the first one, which keeps the results; return none."""
+    for piece in missing:
+        with TemporaryDirectory() as own:
+            work(piece, Job(Path(own), first=partial_of(store.folder, piece)))
+    return []
+
+
+def _compute_one(
+    store: Store[Any], work: Work[Any], revision: str | None, piece: Piece, tick: Tick
+) -> None:
+    begin = time.monotonic()
+    try:
+        with claimed(store.folder, piece) as folder:
+            if store.find(piece) is not None:  # made by another process in the meantime
+                return
+            job = Job(folder, tick)
+            result = work(piece, job)
+            seconds = round(time.monotonic() - begin, 1)
+            store.keep(
+                piece, result, objects=job.objects, seconds=seconds, revision=revision, **job.facts
+            )
+    except GatesError as error:
+        raise type(error)(f"{piece.name}: {error}") from error
+    except Exception as error:
+        error.add_note(f"while working on {store.kind}/{piece.name}")
+        raise

@@ -1,4 +1,4 @@
-"""Scores on the terminal: one table per task, what became of the bars, the path last."""
+"""Scores on the terminal and as ``scores.md``: a table per task, the bars, the path last."""
 
 import math
 import shutil
@@ -14,6 +14,7 @@ from harness.evidence import smaller_is_better
 from harness.evidence.rows import Bar, Row
 from harness.experiment.scores import Scores
 from harness.experiment.tuning import Choice
+from harness.files.atomic import write_text
 
 WIDEST = 120  # columns, also in a pipe
 MISSED = 3  # missed bars that the verdict names
@@ -265,3 +266,52 @@ def _digits(value: float | None) -> str:
     if 1e6 <= abs(value) < 1e12:
         return f"{value:,.0f}"
     return f"{value:.3g}"
+
+
+def write_markdown(
+    path: Path, opening: Sequence[str], rows: Sequence[Row], bars: Sequence[Bar] = ()
+) -> Path:
+    """Write a table of the bars, and one for each task: one line per method, one column per metric.
+
+    Args:
+        path: The file.
+        opening: Paragraphs above the tables.
+        rows: Figures that are shown.
+        bars: May be none.
+    """
+    lines = ["\n\n".join(opening)]
+    if bars:
+        cells = [
+            [spelled(bar.name), number(bar.value),
+             f"{bar.sense} {number(bar.bar)} {bar.unit}".strip(),
+             "met" if bar.met else "missed"]
+            for bar in bars
+        ]  # fmt: skip
+        lines += _markdown_table("Bars", ["bar", "figure", "limit", "verdict"], cells)
+    for task in dict.fromkeys(row.task for row in rows):
+        here = {(row.label, row.metric): row for row in rows if row.task == task}
+        columns = list(dict.fromkeys(metric for _, metric in here))
+        cells = [
+            [method, *(_cell(here.get((method, column))) for column in columns)]
+            for method in dict.fromkeys(method for method, _ in here)
+        ]
+        lines += _markdown_table(task, ["method", *map(spelled, columns)], cells)
+    return write_text(path, "\n".join(lines) + "\n")
+
+
+def _markdown_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    rule = "|---" * len(header) + "|"
+    lines = [_line(header), rule, *map(_line, rows)]
+    return ["", f"## {title}", "", *lines]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(row: Row | None) -> str:
+    if row is None:
+        return ""
+    if not (math.isfinite(row.low) and math.isfinite(row.high)):
+        return number(row.value)
+    return f"{number(row.value)} [{number(row.low)}, {number(row.high)}]"

@@ -15,16 +15,12 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from core_gates.errors import GatesError
 from harness.evidence import Bar, Row
 from harness.experiment import tuning
-from harness.experiment.forms import Figures, Form
-from harness.experiment.job import sweep
-from harness.experiment.markdown import write_markdown
-from harness.experiment.piece import Piece, Setting
-from harness.experiment.printing import print_scores
-from harness.experiment.record import read_record
+from harness.experiment.job import Work, compute, sweep, take_part
+from harness.experiment.piece import Piece, Setting, read_record
+from harness.experiment.printing import print_scores, write_markdown
 from harness.experiment.scores import Scores, read_scores, replace_part, write_scores
-from harness.experiment.store import Store
+from harness.experiment.store import Figures, Form, Store
 from harness.experiment.tuning import Choice, Choose, Space, lowest
-from harness.experiment.work import Work, compute, take_part
 from harness.files import Data
 from harness.runs.environment import git_revision
 from harness.runs.folder import RunFolder

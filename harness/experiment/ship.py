@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from core_gates.errors import GatesError
-from harness.experiment.forms import Arrays, cast, in_8_bits
-from harness.experiment.record import RECORD, digests, read_record, refuse_changed
+from harness.experiment.piece import RECORD, digests, read_record, refuse_changed
+from harness.experiment.store import Arrays, cast, in_8_bits
 from harness.files import replacing
 
 NEVER = ("trials",)  # the choice holds them

@@ -1,12 +1,15 @@
-"""The style of all figures: frames, sizes, and colors safe for color-blind readers.
+"""The style of all figures, and the numbers that a figure shows, read from it again."""
 
-Colors follow Okabe and Ito (2008); no figure tells by color alone what its words or marks do not.
-"""
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any, cast
 
-from collections.abc import Collection, Iterable
-
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.collections import LineCollection, PathCollection, PolyCollection, QuadMesh
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FixedLocator
 
 INK = "#1f2933"
 MUTED = "#7b8794"
@@ -77,3 +80,87 @@ def colors_of(names: Iterable[str], *, muted: Collection[str] = ()) -> dict[str,
             colors[name] = PALETTE[hues % len(PALETTE)]
             hues += 1
     return colors
+
+
+COLUMNS = ("panel", "kind", "series", "x", "y", "x_end", "y_end", "value")
+MOST_CELLS = 100_000  # of an image; larger ones are pictures
+
+
+def drawn_numbers(figure: Figure) -> list[list[Any]]:
+    """Return what a figure draws: lines, points, bars, segments, bands and cells of images.
+
+    Args:
+        figure: Of any kind. Pictures in colors, and texts, have no numbers.
+
+    Returns:
+        Rows of :data:`COLUMNS`. ``panel`` is the title of the axes, or their number. Segments and
+        bars reach from (x, y) to (x_end, y_end); a cell at (x, y) has a value. Positions that the
+        axis names, such as the methods of a forest plot, have these names.
+    """
+    rows: list[list[Any]] = []
+    for number, axes in enumerate(figure.axes, 1):
+        title = next((t for t in (axes.get_title(loc=at) for at in ("left", "center")) if t), "")
+        panel = title or axes.get_xlabel() or str(number)
+        names = _names(axes.xaxis), _names(axes.yaxis)
+        for kind, series, x, y, *rest in _drawn(axes):
+            x_end, y_end, value = [*rest, None, None, None][:3]
+            rows.append([panel, kind, series, names[0].get(x, x), names[1].get(y, y), x_end,
+                         names[1].get(y_end, y_end), value])  # fmt: skip
+    return rows
+
+
+def _drawn(axes: Axes) -> Iterator[tuple[Any, ...]]:
+    for number, line in enumerate(axes.lines, 1):
+        label = _label(line, f"line {number}")
+        for x, y in np.asarray(line.get_xydata(), dtype=float).tolist():
+            yield "line", label, x, y
+    for patch in axes.patches:
+        if isinstance(patch, Rectangle):
+            (x, y), width, height = patch.get_xy(), patch.get_width(), patch.get_height()
+            yield "bar", _label(patch), x, y, x + width, y + height
+    for number, collection in enumerate(axes.collections, 1):
+        label = _label(collection, f"set {number}")
+        if isinstance(collection, PathCollection):
+            for x, y in _plain(collection.get_offsets()).tolist():
+                yield "point", label, x, y
+        elif isinstance(collection, LineCollection):
+            for segment in collection.get_segments():
+                if len(segment):
+                    yield "segment", label, *map(float, segment[0]), *map(float, segment[-1])
+        elif isinstance(collection, QuadMesh):
+            yield from _cells(label, collection.get_array())
+        elif isinstance(collection, PolyCollection):
+            for path in collection.get_paths():
+                for x, y in np.asarray(path.vertices, dtype=float).tolist():
+                    yield "band", label, x, y
+    for number, image in enumerate(axes.images, 1):
+        yield from _cells(f"image {number}", image.get_array())
+
+
+def _cells(label: str, array: Any) -> Iterator[tuple[Any, ...]]:
+    """Yield the cells of an array (rows, columns)."""
+    if array is None or np.ndim(array) != 2 or np.size(array) > MOST_CELLS:
+        return
+    for (row, column), value in np.ndenumerate(_plain(array)):
+        yield "cell", label, column, row, None, None, float(value)
+
+
+def _plain(array: Any) -> np.ndarray:
+    """Return numbers, NaN where they are masked."""
+    return cast(np.ndarray, np.ma.masked_array(array, dtype=float).filled(np.nan))
+
+
+def _label(artist: Any, otherwise: str = "") -> str:
+    label = str(artist.get_label())
+    return otherwise if label.startswith("_") else label
+
+
+def _names(axis: Axis) -> dict[Any, str]:
+    """Return the positions that an axis names by words."""
+    locator = axis.get_major_locator()
+    if not isinstance(locator, FixedLocator):
+        return {}
+    places = [float(place) for place in locator()]
+    texts = axis.get_major_formatter().format_ticks(places)
+    named = zip(places, texts, strict=True)
+    return {place: text for place, text in named if any(map(str.isalpha, text))}

@@ -17,7 +17,7 @@ from harness.evidence.rows import Bar, Row
 from harness.experiment.printing import number, spelled, whole_numbers
 from harness.experiment.scores import Scores
 from harness.figures.forest import span_of
-from harness.figures.numbers import COLUMNS, drawn_numbers
+from harness.figures.style import COLUMNS, drawn_numbers
 from harness.files.atomic import write_bytes, write_text
 from harness.runs.environment import git_revision, package_version
 

@@ -12,8 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from core_gates.errors import GatesError
-from harness.runs.logger import ResumableCSVLogger
-from harness.runs.loops import StepCallback
+from harness.runs.loops import ResumableCSVLogger, StepCallback
 
 OBJECTS = "objects"
 """Key of a callback's state: short hashes of what a checkpoint was trained on."""

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core_gates.gates.mixture import MaskedMixture, MultiGate
-from core_gates.monitor.activations import ActivationStatistics
-from core_gates.monitor.sums import exact, split
+from core_gates.monitor.values import ActivationStatistics, exact, split
 from recsys.models.net import ExpertLayer
 
 

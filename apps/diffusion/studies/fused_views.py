@@ -25,7 +25,7 @@ from diffusion.models.flow_matching import velocity
 from diffusion.models.text_encoders import TextStates
 from harness.evidence import Resamples, Row, compare, moments
 from harness.experiment import Arrays, Piece, Run, SettingsDiffer, Store, Work
-from harness.experiment.record import read_record
+from harness.experiment.piece import read_record
 from harness.files import remove
 from harness.runs.cost import interleaved_seconds, peak_bytes
 

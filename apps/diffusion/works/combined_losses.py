@@ -34,7 +34,7 @@ from diffusion.rivals.registry import make_rival
 from diffusion.rivals.weighing import LoraHub
 from diffusion.rivals.zip_lora import ZipLora, distill, taught
 from harness.experiment import Arrays, Job, Piece
-from harness.experiment.record import read_record
+from harness.experiment.piece import read_record
 
 TIMES, MOST = 8, 6  # times of a loss, and drawings of a combination
 

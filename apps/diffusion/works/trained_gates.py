@@ -37,7 +37,7 @@ from diffusion.models.pipelines import load_codec
 from diffusion.models.text_encoders import TextEncoder, TextStates, text_encoder
 from diffusion.rivals.registry import make_rival
 from harness.experiment import Job, Piece
-from harness.experiment.record import read_record
+from harness.experiment.piece import read_record
 from harness.files import content_digest
 
 TRIED = 24  # training pairs, and as many triples, that settings are chosen on

@@ -12,10 +12,12 @@ from core_gates.attention.seer.gate import (
     as_float32,
     check_heads,
     check_tokens,
+    pad_to_blocks,
+    parse_pooling,
+    pool_blocks,
     project_heads,
     shown_probs,
 )
-from core_gates.attention.seer.pooling import pad_to_blocks, parse_pooling, pool_blocks
 from core_gates.errors import check_option
 from core_gates.padding import zero_padding
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core_gates.attention.seer.pooling import pad_to_blocks
+from core_gates.attention.seer.gate import pad_to_blocks
 from core_gates.errors import check_fraction, check_option
 from core_gates.numerics import accumulation_dtype, widest_float
 from core_gates.padding import check_padding_mask

@@ -6,9 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from core_gates.attention.sma.gated_attention_unit import GatedAttentionUnit, Projected
+from core_gates.attention.sma.gated_attention_unit import (
+    GatedAttentionUnit,
+    Projected,
+    score_scale,
+    weigh,
+)
 from core_gates.attention.sma.layer import SeqBoatLayer
-from core_gates.attention.sma.local_attention import score_scale, weigh
 from core_gates.ops.compress.op import ActiveTokens, compress, extract
 from core_gates.padding import zero_padding
 

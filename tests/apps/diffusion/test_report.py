@@ -14,8 +14,8 @@ from apps.diffusion.works.trained_gates import combinations
 from core_gates.errors import GatesError
 from harness.evidence import Bar, Row
 from harness.experiment import Arrays, Run
-from harness.experiment.forms import Figures
 from harness.experiment.run import CHOICES
+from harness.experiment.store import Figures
 from harness.experiment.tuning import Choice
 
 METHODS = {"gates": 0.8, "sum": 1.0, "mean": 0.9, "ties tuned": 0.7, "mean tuned": 0.85}

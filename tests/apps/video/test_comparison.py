@@ -14,7 +14,7 @@ from core_gates.errors import GatesError
 from harness.experiment import Arrays, Figures, Run
 from harness.experiment.scores import read_scores
 from harness.experiment.store import SettingsDiffer
-from harness.report.tuning import found_choices
+from harness.report.sections import found_choices
 from recsys.baselines import Trees, WithIntercepts
 from recsys.data.tables import table_digest
 from recsys.experiments.claims import Claims

@@ -6,7 +6,7 @@ import torch
 from torch.testing import assert_close
 
 from core_gates.attention.cross import GatedCrossAttention
-from core_gates.attention.window.layout import WindowLayout
+from core_gates.attention.window import WindowLayout
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "weather" / "adas_gated_cross_attention_a.npz"
 WINDOW = (2, 3, 4)

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from core_gates.attention.window.drop_path import DropPath
+from core_gates.attention.window import DropPath
 from core_gates.conv.gated import GatedConv, PartialConv
 from core_gates.conv.same import SameConv, same_conv
 

@@ -3,7 +3,7 @@ import torch
 from torch.testing import assert_close
 
 from core_gates.gates.base_layer import BaseLayerGate
-from core_gates.routing.balanced_assignment import solve_exactly
+from core_gates.routing.assignment import solve_exactly
 
 
 def identity_gate(num_experts, **options):
@@ -41,7 +41,7 @@ def test_auction_replaces_the_exact_assignment_beyond_its_limit(monkeypatch):
     x = skewed(60, num_experts=4)
     exact = identity_gate(4, exact_up_to=60)(x)
     monkeypatch.setattr(
-        "core_gates.routing.balanced_assignment.solve_exactly", lambda scores: pytest.fail("exact")
+        "core_gates.routing.assignment.solve_exactly", lambda scores: pytest.fail("exact")
     )
     routing = identity_gate(4, exact_up_to=59)(x)
     assert routing.chosen().sum(0).tolist() == [15] * 4

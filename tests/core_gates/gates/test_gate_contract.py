@@ -23,7 +23,7 @@ from core_gates.gates.remoe import ReMoEGate
 from core_gates.gates.sigmoid import SigmoidGate
 from core_gates.gates.switch import SwitchGate
 from core_gates.gates.top_p import ThresholdGate, TopPGate
-from core_gates.routing.permutation_search import PermutationSearch
+from core_gates.routing.assignment import PermutationSearch
 from core_gates.routing.schedules import StagedSchedule
 
 DIM, EXPERTS = 6, 5

@@ -35,7 +35,7 @@ from core_gates.gates.switch import SwitchGate
 from core_gates.gates.top_p import ThresholdGate, TopPGate
 from core_gates.moe.experts import StackedExperts
 from core_gates.moe.layer import MoELayer
-from core_gates.routing.counts import count_routed, read_counts
+from core_gates.routing.capacity import count_routed, read_counts
 from core_gates.routing.schedules import StagedSchedule
 
 DIM, EXPERTS = 4, 5

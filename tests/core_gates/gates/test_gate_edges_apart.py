@@ -12,8 +12,8 @@ from core_gates.gates.comet import CometGate
 from core_gates.gates.dense_to_sparse import DenseToSparseGate
 from core_gates.gates.dselect import DSelectKGate
 from core_gates.gates.permutation import PermutedGate
-from core_gates.routing.counts import count_routed, read_counts
-from core_gates.routing.permutation_search import PermutationSearch
+from core_gates.routing.assignment import PermutationSearch
+from core_gates.routing.capacity import count_routed, read_counts
 from core_gates.routing.schedules import StagedSchedule
 
 DIM = 4

@@ -14,7 +14,7 @@ from core_gates.gates.dselect import DSelectKGate
 from core_gates.gates.hash import HashGate
 from core_gates.gates.permutation import PermutedGate
 from core_gates.gates.sigmoid import SigmoidGate
-from core_gates.routing.permutation_search import (
+from core_gates.routing.assignment import (
     PermutationSearch,
     best_assignments,
     nearest_permutations,

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from core_gates import balance_loss, update_gates
 from core_gates.gates.sigmoid import SigmoidGate
-from core_gates.routing.counts import count_routed
+from core_gates.routing.capacity import count_routed
 
 GOLDEN = ["standard_T24_E6_k2", "standard_T32_E8_k3"]
 

@@ -7,8 +7,7 @@ from torch.func import functional_call, grad, hessian, jacrev, jvp, vmap
 from torch.testing import assert_close
 
 from core_gates import GatesError, MoELayer, StackedExperts, SwitchGate, TopKGate
-from core_gates.moe.combine import combine
-from core_gates.moe.dispatch import DISPATCHES
+from core_gates.moe.dispatch import DISPATCHES, combine
 
 EXPERTS, DIM = 4, 6
 pytestmark = [

@@ -11,10 +11,10 @@ from core_gates import GatedConv, GateMonitor, RoutingOutput, SoftmaxGate, TopKG
 from core_gates.moe.dispatch import DISPATCHES
 from core_gates.moe.experts import StackedExperts
 from core_gates.moe.layer import MoELayer
-from core_gates.monitor import hooks, routings, sums
-from core_gates.monitor.activations import ActivationStatistics
+from core_gates.monitor import hooks, routings
+from core_gates.monitor import values as sums
 from core_gates.monitor.routings import RoutingStatistics
-from core_gates.monitor.values import ValueStatistics
+from core_gates.monitor.values import ActivationStatistics, ValueStatistics
 
 
 class Valve(nn.Module):

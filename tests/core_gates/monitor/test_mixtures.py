@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from core_gates import GateMonitor, MaskedMixture, MultiGate, SoftmaxGate, TopKGate
 from core_gates.moe import NormedExperts
-from core_gates.monitor.mixtures import MixtureStatistics
+from core_gates.monitor.values import MixtureStatistics
 
 DIM = 6
 MASK = torch.tensor([[1, 0, 1, 1, 1], [0, 1, 1, 1, 1], [1, 1, 1, 1, 1]], dtype=torch.bool)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.library import opcheck
 from torch.testing import assert_close
 
-from core_gates.routing.balanced_assignment import auction, balanced_assignment, solve_exactly
+from core_gates.routing.assignment import auction, balanced_assignment, solve_exactly
 
 
 def scores_of(kind, num_tokens, num_experts, seed=0):
@@ -73,7 +73,7 @@ def test_more_than_1024_tokens_are_auctioned(monkeypatch):
     scores = scores_of("plain", 1032, 4)
     exact = solve_exactly(scores)
     monkeypatch.setattr(
-        "core_gates.routing.balanced_assignment.solve_exactly", lambda scores: pytest.fail("exact")
+        "core_gates.routing.assignment.solve_exactly", lambda scores: pytest.fail("exact")
     )
     experts = balanced_assignment(scores[None])[0]
     assert_balanced(experts, 1032, 4)

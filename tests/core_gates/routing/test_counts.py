@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from core_gates import GatesError, RoutingOutput, TopKGate
-from core_gates.routing.counts import count_routed, read_counts
+from core_gates.routing.capacity import count_routed, read_counts
 
 
 def test_kept_choices_are_counted_and_positions_that_are_not_finite_flagged():

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core_gates.routing.groups import group_positions, ungroup_positions
+from core_gates.routing.capacity import group_positions, ungroup_positions
 
 
 @given(st.lists(st.integers(0, 3), max_size=3), st.integers(1, 3), st.integers(0, 2), st.booleans())

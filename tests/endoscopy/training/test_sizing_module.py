@@ -20,7 +20,7 @@ from endoscopy.training.sizing_module import SizingModule, split
 from endoscopy.training.targets import Classes, LogSize, Ordinal, ScaledMillimeters
 from harness.command import GatesRunTrainer
 from harness.runs.checkpoint import RunCheckpoint
-from harness.runs.logger import ResumableCSVLogger
+from harness.runs.loops import ResumableCSVLogger
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),

@@ -4,8 +4,8 @@ import pytest
 
 from core_gates.errors import GatesError
 from harness.command.configfile import chain, read_config
-from harness.experiment.forms import Figures
 from harness.experiment.run import Run
+from harness.experiment.store import Figures
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch
 
 from apps.main import App, main
 from harness.experiment import Arrays
-from harness.experiment.record import read_record
+from harness.experiment.piece import read_record
 from harness.files import sha256
 from harness.runs.checkpoint import seen
 

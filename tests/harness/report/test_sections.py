@@ -13,8 +13,7 @@ from core_gates.errors import GatesError
 from harness.evidence import Bar, Row
 from harness.experiment import Arrays, Run
 from harness.files import Data
-from harness.report.sections import run_page
-from harness.report.tuning import found_choices
+from harness.report.sections import found_choices, run_page
 
 ROWS = [
     Row("a", "noon", "mse", 2.0, 1.5, 2.5, 9),

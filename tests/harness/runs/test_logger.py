@@ -1,6 +1,6 @@
 import torch
 
-from harness.runs.logger import ResumableCSVLogger
+from harness.runs.loops import ResumableCSVLogger
 
 
 def read(folder):

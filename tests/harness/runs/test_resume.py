@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from core_gates.errors import GatesError
 from harness.command import GatesRunTrainer
 from harness.runs.checkpoint import RunCheckpoint, load_weights
-from harness.runs.logger import ResumableCSVLogger
+from harness.runs.loops import ResumableCSVLogger
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from torch.autograd import gradcheck
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
-from core_gates.moe.expert_norm import ExpertNorm
+from core_gates.moe.normed_experts import ExpertNorm
 from recsys.models.home import HoME
 from recsys.schema import Task
 

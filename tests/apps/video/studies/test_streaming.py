@@ -12,7 +12,7 @@ from apps.video.studies import streaming
 from apps.video.studies.streaming import ChildFit, Ended, StreamStudy, base_rate_loss, ready
 from core_gates.errors import GatesError
 from harness.experiment import Run
-from harness.runs.logger import ResumableCSVLogger
+from harness.runs.loops import ResumableCSVLogger
 from recsys.experiments.contest import Contest
 from recsys.metrics import calibration as log_loss
 from video_multitask.stream.loader import StreamLoader

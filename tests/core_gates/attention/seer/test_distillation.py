@@ -8,8 +8,7 @@ from core_gates.attention.seer.distillation import (
     gate_distillation_loss,
     prefill_target,
 )
-from core_gates.attention.seer.gate import AttnGate
-from core_gates.attention.seer.pooling import pad_to_blocks
+from core_gates.attention.seer.gate import AttnGate, pad_to_blocks
 from core_gates.ops.block_max_attention.op import block_max_attention
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from core_gates.attention.seer.pooling import pool_blocks
+from core_gates.attention.seer.gate import pool_blocks
 
 
 @pytest.mark.parametrize("length", [1, 7, 8, 13])

@@ -6,7 +6,7 @@ from torch.autograd import gradcheck
 from torch.testing import assert_close
 
 from core_gates import GateMonitor
-from core_gates.attention.sma.configurator import SparseModularActivation
+from core_gates.attention.sma.layer import SparseModularActivation
 
 
 def build(**options):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from core_gates.attention.sma.distance_bias import DistanceBias
+from core_gates.attention.sma.gated_attention_unit import DistanceBias
 
 
 def test_distances_beyond_the_table_take_its_ends():

@@ -8,8 +8,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 from core_gates.attention.sma.gated_attention_unit import GatedAttentionUnit
-from core_gates.attention.sma.layer import SeqBoatLayer
-from core_gates.attention.sma.norms import ScaleNorm, TokenBatchNorm
+from core_gates.attention.sma.layer import ScaleNorm, SeqBoatLayer, TokenBatchNorm
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 LAYERS = [

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck
 from torch.testing import assert_close
 
-from core_gates.attention.sma.local_attention import local_attention
+from core_gates.attention.sma.gated_attention_unit import local_attention
 
 
 def random(*shape, seed=0):

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core_gates.attention.window.layout import MASKED, WindowLayout
+from core_gates.attention.window import MASKED, WindowLayout
 
 CPU = torch.device("cpu")
 sizes = st.tuples(st.integers(1, 5), st.integers(1, 7), st.integers(1, 8))

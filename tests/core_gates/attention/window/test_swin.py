@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from core_gates.attention.window.layout import WindowLayout
-from core_gates.attention.window.swin import (
+from core_gates.attention.window import (
     SwinBlock,
     WindowAttention,
+    WindowLayout,
     _attention,
     _fused_attention,
     _position_index,

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from core_gates.attention.window.drop_path import DropPath
+from core_gates.attention.window import DropPath
 from weather.models.adas.network import (
     Adas,
     AdasStage,

@@ -1,11 +1,10 @@
-"""Memory of one rank in training, and the bytes that it sends in each step.
+"""Memory, exchange and price of training on many devices, whose figures are assumptions."""
 
-N ranks, B rows per rank and step.
-"""
-
+import dataclasses
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from core_gates.errors import check_at_least
+from core_gates.errors import check_at_least, check_positive
 
 WEIGHT = 4  # bytes: weights, gradients and states of optimizers are float32
 ADAM = 8  # bytes per weight: two moments
@@ -133,3 +132,72 @@ def exchange_of_rank(
     vectors = sent * sum(WEIGHT * t.dim * t.lookups for t in tables)
     ids = sent * sum(ID * t.lookups for t in tables)
     return Exchange(ids, vectors, vectors, 2 * (ranks - 1) / ranks * WEIGHT * dense)
+
+
+@dataclass(frozen=True)
+class Device:
+    """An accelerator, as assumed.
+
+    Attributes:
+        flops: Peak operations a second, in the type of the activations.
+        utilization: Fraction of the peak that is reached.
+        memory: Bytes of memory.
+        bandwidth: Bytes a second that one accelerator sends to others.
+        price: Price of an hour, in any currency.
+
+    Raises:
+        ValueError: A figure is not positive, or the utilization is above 1.
+    """
+
+    flops: float = 1e15
+    utilization: float = 0.4
+    memory: float = 80e9
+    bandwidth: float = 50e9
+    price: float = 2.5
+
+    def __post_init__(self) -> None:
+        """Refuse figures that make no sense."""
+        check_positive(**dataclasses.asdict(self))
+        if self.utilization > 1:
+            raise ValueError(f"utilization must be at most 1, got {self.utilization}")
+
+
+class Rate(NamedTuple):
+    """What N devices process.
+
+    Attributes:
+        compute_s: Seconds of arithmetic in a step.
+        exchange_s: Seconds of communication in a step.
+        rows: Rows a second of all devices together.
+        price: Of 10⁹ rows.
+        bound: ``arithmetic`` or ``communication``.
+    """
+
+    compute_s: float
+    exchange_s: float
+    rows: float
+    price: float
+    bound: str
+
+
+def rate_of(
+    flops: float, sent: float, device: Device, *, ranks: int, batch_size: int, overlap: bool = True
+) -> Rate:
+    """Return the rate of N ranks.
+
+    Args:
+        flops: Operations per row.
+        sent: Bytes that a rank sends in a step.
+        device: Each of the N devices.
+        ranks: N.
+        batch_size: Rows per rank and step.
+        overlap: Whether communication and arithmetic take place at the same time; the longer of
+            the two counts, else their sum.
+    """
+    compute = flops * batch_size / (device.flops * device.utilization)
+    exchange = sent / device.bandwidth
+    step = max(compute, exchange) if overlap else compute + exchange
+    rows = ranks * batch_size / step
+    price = device.price * ranks * 1e9 / rows / 3600
+    bound = "arithmetic" if compute >= exchange else "communication"
+    return Rate(compute, exchange, rows, price, bound)
