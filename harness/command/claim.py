@@ -89,8 +89,7 @@ class FolderClaim(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Give the folder back if the training failed before its first checkpoint."""
-        failed = isinstance(exception, Exception) and self.piece is not None
-        if failed and trainer.is_global_zero:
+        if isinstance(exception, Exception):
             self.run_folder.give_back()
 
 

@@ -2,6 +2,7 @@
 
 from argparse import SUPPRESS
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -124,7 +125,7 @@ class GatesRunCLI(LightningCLI):
         }
         for v in LIGHTNING_VERBS.keys() & parsers.keys():
             parsers[v]["description"] = LIGHTNING_VERBS[v]
-        with held_warnings():
+        with held_warnings(), ExitStack() as self._held:
             super().__init__(
                 model_class,
                 datamodule_class,
@@ -134,6 +135,10 @@ class GatesRunCLI(LightningCLI):
                 args=self.arguments,
                 **kwargs,
             )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What other ranks get that are spawned; the run folder stays held by this process."""
+        return {name: value for name, value in vars(self).items() if name != "_held"}
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Verbs and the arguments that are not options, being filled in by the command line."""
@@ -229,7 +234,10 @@ class GatesRunCLI(LightningCLI):
         super()._parse_ckpt_path()
 
     def before_instantiate_classes(self) -> None:
-        """Refuse a run folder that is taken before anything expensive is built."""
+        """Refuse a run folder that is taken before anything expensive is built.
+
+        No other process can train in it from here to the end of the training.
+        """
         options = self.config[self.subcommand]
         self.config_path = getattr(self._parser(self.subcommand), "config_path", None)
         stem = self.config_path.stem if self.config_path else "default"
@@ -251,6 +259,8 @@ class GatesRunCLI(LightningCLI):
                 "another one: give one of them"
             )
         if self.subcommand in self.trains and first:
+            if not options["trainer"].get("fast_dev_run"):  # which writes nothing
+                self._held.enter_context(self.run_folder.alone())
             self.run_folder.check()
             if start := options.get("ckpt_path"):
                 self.run_folder.refuse_deleting(Path(start))

@@ -1,9 +1,11 @@
 """The folder of a run: one place for its configuration, log, scores, checkpoints and report."""
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from core_gates.errors import GatesError
 from harness.files.atomic import remove, write_json, write_text
+from harness.files.lock import locked
 from harness.runs.environment import environment
 
 TRAINING = (
@@ -31,6 +33,9 @@ class RunFolder:
             new training fails before its first checkpoint.
         verb: Verb that trains; the files of any but ``fit`` lie in a folder of its name.
 
+    Attributes:
+        claimed: Whether :meth:`open` has claimed it.
+
     Raises:
         GatesError: The name is not a plain name, or both ``resume`` and ``overwrite`` are asked
             for.
@@ -54,6 +59,7 @@ class RunFolder:
         self.path = Path(root) / app / name
         self.training = self.path if verb == "fit" else self.path / verb
         self.resume, self.overwrite = resume, overwrite
+        self.claimed = False
 
     @property
     def config(self) -> Path:
@@ -136,6 +142,15 @@ class RunFolder:
         training = [self.training / name for name in TRAINING]
         return [*training, *(self.path / name for name in OUTCOME)]
 
+    def alone(self) -> AbstractContextManager[None]:
+        """Keep other processes from training in the folder as long as the block runs.
+
+        Raises:
+            GatesError: Another process trains in it, or it cannot be written.
+        """
+        lock = self.training.with_name(f".{self.training.name}.lock")
+        return locked(lock, self.training, "give --name NEW")
+
     def open(self) -> "RunFolder":
         """Claim the folder for a new or resumed training and write ``environment.json``.
 
@@ -143,6 +158,7 @@ class RunFolder:
             GatesError: See :meth:`check`.
         """
         self.check()
+        self.claimed = True
         if self.overwrite:
             self._set_aside()
         self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -150,8 +166,11 @@ class RunFolder:
         return self
 
     def give_back(self) -> None:
-        """Remove the claim of a training run without checkpoint, and put back what it replaced."""
-        if self.last_checkpoint is not None:
+        """Remove the claim of a training run without checkpoint, and put back what it replaced.
+
+        A folder that this object has not claimed is left as it is.
+        """
+        if not self.claimed or self.last_checkpoint is not None:
             return
         for name in TRAINING:
             remove(self.training / name)

@@ -80,6 +80,19 @@ def test_a_complete_run_outlives_an_incomplete_one_and_a_kill_between_two_moves(
     assert not [path for path in complete.path.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.fault("house 0c")
+def test_what_another_has_claimed_is_not_given_back(tmp_path):
+    folder = RunFolder("toy", "a", tmp_path).open()
+    other = RunFolder("toy", "a", tmp_path)
+    with pytest.raises(GatesError, match="exists"):
+        other.open()
+    other.give_back()
+    assert folder.environment.is_file()
+    with folder.alone(), pytest.raises(GatesError, match="another process is at work on"):
+        other.alone().__enter__()
+    assert [path.name for path in (tmp_path / "toy").iterdir()] == ["a"]
+
+
 def test_nothing_is_touched_before_it_is_opened(tmp_path):
     folder = RunFolder("toy", "a", tmp_path)
     assert not folder.exists()
