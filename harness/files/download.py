@@ -22,32 +22,6 @@ _TRANSIENT = (OSError, http.client.HTTPException)
 _FINAL = frozenset({400, 401, 403, 404, 405, 410, 451})
 
 
-def download_all(
-    files: Iterable[RemoteFile],
-    folder: str | os.PathLike[str],
-    *,
-    progress: Progress | None = None,
-    retries: int = 5,
-    pause: float = 1.0,
-    timeout: float = 30.0,
-) -> list[Path]:
-    """Download files one after the other; those that are there are left alone.
-
-    Returns:
-        Their paths.
-
-    Raises:
-        GatesError: The disk is too small, or see :func:`download`.
-    """
-    files, folder = list(files), Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    require_space(files, folder)
-    return [
-        download(f, folder, progress=progress, retries=retries, pause=pause, timeout=timeout)
-        for f in files
-    ]
-
-
 def require_space(files: Iterable[RemoteFile], folder: Path) -> None:
     """Refuse a download of what is missing that the disk cannot hold.
 
@@ -120,10 +94,8 @@ def download(
 
 def checksum(path: Path, algorithm: str) -> str:
     """Return the hexadecimal digest of a file."""
-    digest = hashlib.new(algorithm, usedforsecurity=False)
     with path.open("rb") as stream:
-        while block := stream.read(BLOCK):
-            digest.update(block)
+        digest = hashlib.file_digest(stream, lambda: hashlib.new(algorithm, usedforsecurity=False))
     return digest.hexdigest()
 
 

@@ -1,3 +1,4 @@
+import gzip
 import hashlib
 import http.server
 import io
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from core_gates.errors import GatesError
-from harness.files.download import download, download_all, partial_path
+from harness.files.download import download, partial_path
 from harness.files.manifest import (
     RemoteFile,
     figshare_manifest,
@@ -231,10 +232,10 @@ def test_several_files_need_room(server, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("shutil.disk_usage", lambda path: type("U", (), {"free": 5_999_999})())
         with pytest.raises(GatesError, match="choose another folder or fewer files"):
-            download_all(files, tmp_path)
+            download_and_unpack(files, tmp_path)
         download(files[0], tmp_path)
-        paths = download_all(files, tmp_path)  # one is there already
-    assert [path.name for path in paths] == ["a.bin", "b.bin"]
+        download_and_unpack(files, tmp_path)  # one is there already
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.bin", "b.bin"]
 
 
 def test_figshare_lists_in_pages(server):
@@ -356,3 +357,47 @@ def test_an_archive_never_leaves_its_folder(kind, tmp_path):
     path.write_bytes(b"no archive")
     with pytest.raises(GatesError, match=r"cannot be unpacked: .*remove it"):
         unpack(path, tmp_path / "folder")
+
+
+def linked(name, target, kind=tarfile.SYMTYPE):
+    """An entry that is a link, or another special file."""
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.linkname = kind, target
+    return entry
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [linked("out", "..")],
+        [linked("out", "/etc/passwd")],
+        [linked("out", "../secret.txt", tarfile.LNKTYPE)],
+        [linked("a", "."), linked("a/b", ".."), tarfile.TarInfo("a/b/evil.txt")],
+        [linked("device", "", tarfile.CHRTYPE)],
+        [tarfile.TarInfo("/../evil.txt")],
+    ],
+    ids=["link", "absolute link", "hard link", "links in links", "device", "absolute"],
+)
+def test_a_link_or_a_device_never_leads_out_of_the_folder(entries, tmp_path):
+    (tmp_path / "secret.txt").write_text("secret")
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as archive:
+        for entry in entries:
+            archive.addfile(entry)
+    with pytest.raises(GatesError, match=r"a\.tar cannot be unpacked: .*; remove it"):
+        unpack(path, tmp_path / "folder")
+    assert sorted(one.name for one in tmp_path.iterdir() if one.is_file()) == [
+        "a.tar", "secret.txt",
+    ]  # fmt: skip
+    assert not (tmp_path / "folder/out").exists()
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar.gz", "a.tar"])
+@pytest.mark.parametrize("kept", [0, 0.3, 0.999])
+def test_a_truncated_archive_is_refused(name, kept, tmp_path):
+    whole = packed({"one.bin": CONTENT}, "zip" if name == "a.zip" else "tar")
+    if name == "a.tar":
+        whole = gzip.decompress(whole)[: len(CONTENT) + 512]
+    (tmp_path / name).write_bytes(whole[: int(kept * len(whole))])
+    with pytest.raises(GatesError, match=r"cannot be unpacked: .*; remove it"):
+        unpack(tmp_path / name, tmp_path / "folder")
