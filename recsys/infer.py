@@ -19,7 +19,7 @@ from recsys.columns.canonical import (
     numbers_of,
     split_events,
 )
-from recsys.data.leaks import STRONG, SUSPICIOUS, column_aucs
+from recsys.columns.column_auc import STRONG, SUSPICIOUS, column_aucs
 from recsys.schema import Dense, FeatureSchema, History, Side, Sparse, Task
 from recsys.transform.targets import read_targets
 

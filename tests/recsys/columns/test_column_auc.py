@@ -3,7 +3,7 @@ import polars as pl
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from recsys.data.leaks import column_aucs
+from recsys.columns.column_auc import column_aucs
 
 N = 4000
 
