@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -299,7 +300,7 @@ class SizeEvaluation:
         """Return the bars, met or missed, of the methods that were compared."""
         main, crop = self.main, bars.crop_macro_f1 if (TEST, "crop") in self.pairs() else None
         low, high = bars.coverage or (None, None)
-        wanted = (
+        wanted: tuple[tuple[str, str, str, Literal["<=", ">="], float | None], ...] = (
             ("macro F1 of objects, mean over seeds", main, "macro_f1", ">=", bars.macro_f1),
             ("MAPE of objects, mean over seeds", main, "mape", "<=", bars.mape),
             ("macro F1 of the crop only", "crop", "macro_f1", "<=", crop),

@@ -62,8 +62,12 @@ def draw_track(config: RendererConfig, index: int, scene: Scene) -> CameraPath:
         position = _draw_positions(rng, scene, distance)
         if _is_free(scene, torch.from_numpy(position).float()):
             axes = _look(rng, scene, position)
-            poses = (torch.from_numpy(part).float() for part in (position, axes, distance))
-            return CameraPath(*poses, BRANDS[name])
+            return CameraPath(
+                torch.from_numpy(position).float(),
+                torch.from_numpy(axes).float(),
+                torch.from_numpy(distance).float(),
+                BRANDS[name],
+            )
     raise RuntimeError(f"no free track for object {index} of seed {config.seed}")
 
 

@@ -324,7 +324,8 @@ class SizingModule(L.LightningModule):
         schedule = warm_restarts(optimizers[0], epochs, self.cycles, self.min_learning_rate)
         distributed = isinstance(self.trainer.strategy, DDPStrategy)
         self.routing = GradientRouting(
-            *optimizers,
+            optimizers[0],
+            optimizers[1] if gates else None,
             mode=self.gradient_routing,
             clip=self.clip,
             gate_clip=self.gate_clip,
