@@ -246,8 +246,8 @@ def demo(
     """
     check_port(port)
     with private_folder():
+        from apps.diffusion.embedded_world import World
         from apps.diffusion.studio import studio
-        from apps.diffusion.world import World
 
         world = partial(World, place.run_folder.path.parents[1])
         with counting("indexing") as progress:

@@ -40,8 +40,8 @@ def evaluate(
         overwrite: Replace what was made with other settings.
     """
     check_option("study", study, STUDIES, GatesError)
+    from apps.diffusion.embedded_world import World
     from apps.diffusion.studies.base_study import Asked
-    from apps.diffusion.world import World
     from harness.experiment import Run
 
     root = place.run_folder.path.parents[1]

@@ -51,9 +51,9 @@ def generate(
         mode: How adapters are combined: gated, sum, or a rival such as mean, switch or k_lora.
         output: Folder of the images; that of the run if null.
     """
+    from apps.diffusion.embedded_world import World
     from apps.diffusion.sampling import record_of, require_writable, save, save_sheet
     from apps.diffusion.studio import maker, studio
-    from apps.diffusion.world import World
 
     words = " ".join(prompt or [])
     named = _named(adapters)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from apps.diffusion.embedded_world import World
 from apps.diffusion.evaluate import STUDIES
 from apps.diffusion.sampling import TRUE, in_bytes, pair_images
 from apps.diffusion.studies.base_study import chosen_rows, image_pieces, styled_rows
@@ -14,7 +15,6 @@ from apps.diffusion.studies.fusion_study import BLIND, GROUPS, SPACES, best_riva
 from apps.diffusion.studies.retrieval_study import METHODS, UNSEEN, searched_of, vectors
 from apps.diffusion.studio import Sources, shipped, studio
 from apps.diffusion.works.trained_gates import combinations
-from apps.diffusion.world import World
 from core_gates.errors import GatesError, check_option
 from diffusion.data.concepts import concepts, rows_of, subject
 from diffusion.data.drawings import drawn
@@ -319,7 +319,7 @@ def report(place: Place, study: str | None = None, drawings: str | None = None) 
     """
     chosen = study or _study(place)
     check_option("--study", chosen, STUDIES, GatesError)
-    from apps.diffusion.world import World
+    from apps.diffusion.embedded_world import World
     from harness.experiment import Run
 
     world = World(place.run_folder.path.parents[1], drawings=drawings, quick=True)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from apps.diffusion.embedded_world import World
 from apps.diffusion.sampling import PairImages, pair_images
 from apps.diffusion.studio import GATED, SUM, Sources, shipped, studio
-from apps.diffusion.world import World
 from diffusion.data.concepts import held_out_pairs
 from diffusion.evaluation.figures import gate_map_figure, gate_table, sheet_figure
 from harness.evidence import Resamples, moments

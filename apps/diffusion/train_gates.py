@@ -5,6 +5,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from apps.diffusion.embedded_world import (
+    World,
+    base_at,
+    obtained,
+    root_of,
+    run_of,
+    table_digest,
+    zoo_of,
+)
 from apps.diffusion.options import (
     Machine,
     Precision,
@@ -19,7 +28,6 @@ from apps.diffusion.works.trained_gates import (
     train_gates,
     train_own_gates,
 )
-from apps.diffusion.world import World, base_at, obtained, root_of, run_of, table_digest, zoo_of
 from core_gates.errors import GatesError
 from diffusion.fusion.fusion_tasks import read_shown
 from diffusion.lora_file.recognition import modules_in

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from apps.diffusion.embedded_world import base_at, digest_of, obtained, run_of
 from apps.diffusion.options import (
     Precision,
     refuse_below,
@@ -12,7 +13,6 @@ from apps.diffusion.options import (
     refuse_unless_share,
 )
 from apps.diffusion.works.zoo import AdapterForm, file_in, train_own_adapter
-from apps.diffusion.world import base_at, digest_of, obtained, run_of
 from core_gates.errors import GatesError
 from diffusion.data.pictures import captioned_images
 from diffusion.library.paths import slug

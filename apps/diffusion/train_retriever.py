@@ -5,6 +5,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from apps.diffusion.embedded_world import (
+    Base,
+    World,
+    base_at,
+    obtained,
+    root_of,
+    run_of,
+    table_digest,
+    zoo_of,
+)
 from apps.diffusion.options import (
     Machine,
     Precision,
@@ -19,16 +29,6 @@ from apps.diffusion.works.trained_encoders import (
     reader_of,
     train_encoder,
     train_own_encoder,
-)
-from apps.diffusion.world import (
-    Base,
-    World,
-    base_at,
-    obtained,
-    root_of,
-    run_of,
-    table_digest,
-    zoo_of,
 )
 from core_gates.errors import GatesError
 from diffusion.data.published_table import read_rows, split_table

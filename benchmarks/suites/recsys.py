@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from benchmarks.recsys import embeddings, home, loader, rechub, serving
+from benchmarks.recsys import embeddings, home, loading, rechub, serving
 from benchmarks.registry import Comparison
 
 TESTS = (
@@ -18,7 +18,7 @@ THREADS = 1
 def comparisons() -> Iterator[Comparison]:
     """Training, loading, HoME against its matmuls and a loop, tables, candidates, reports."""
     yield from rechub.comparisons()
-    yield from loader.comparisons()
+    yield from loading.comparisons()
     for size in home.SIZES:
         for work in home.SHARES:
             for variant in home.MODES:

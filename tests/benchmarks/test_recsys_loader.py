@@ -2,16 +2,16 @@ import importlib
 
 import pytest
 
-from benchmarks.recsys import loader
+from benchmarks.recsys import loading
 
 
 @pytest.fixture
 def calls(monkeypatch):
     """Every variant of every comparison, on few rows."""
-    monkeypatch.setattr(loader, "ROWS", {"ours": 600, "torch-rechub": 600})
-    monkeypatch.setattr(loader, "BULK", 1000)
-    monkeypatch.setattr(loader, "BATCH", 100)
-    return {c.op: c.build(importlib.import_module) for c in loader.comparisons()}
+    monkeypatch.setattr(loading, "ROWS", {"ours": 600, "torch-rechub": 600})
+    monkeypatch.setattr(loading, "BULK", 1000)
+    monkeypatch.setattr(loading, "BATCH", 100)
+    return {c.op: c.build(importlib.import_module) for c in loading.comparisons()}
 
 
 def test_both_loaders_make_as_many_batches(calls):
@@ -20,5 +20,5 @@ def test_both_loaders_make_as_many_batches(calls):
 
 def test_candidates_are_encoded_like_many_rows(calls):
     many, few = (call() for call in calls["recsys_encode"].values())
-    assert (many.sparse[: loader.CANDIDATES] == few.sparse).all()
+    assert (many.sparse[: loading.CANDIDATES] == few.sparse).all()
     assert many.sparse.shape == (1000, 7)

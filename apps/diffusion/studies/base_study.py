@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from apps.diffusion.embedded_world import World
 from apps.diffusion.works.made_images import BATCH, STYLE_NAMES, judge_of, judged, make_images
 from apps.diffusion.works.zoo import images_of
-from apps.diffusion.world import World
 from diffusion.data.concepts import base_rows, caption_of, rows_of, style
 from diffusion.data.drawings import STYLES
 from diffusion.evaluation.judge import ranks_of

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from apps.diffusion.embedded_world import World
 from apps.diffusion.studies.base_study import Asked, Method
 from apps.diffusion.studies.fused_views import (
     PAIRS,
@@ -29,7 +30,6 @@ from apps.diffusion.works.combined_losses import (
     trial_gates,
 )
 from apps.diffusion.works.trained_gates import GatesForm, combinations, is_gated, train_gates
-from apps.diffusion.world import World
 from harness.evidence import Bar, Row, compare, moments
 from harness.experiment import Arrays, Choice, Piece, Run
 from harness.files import Data

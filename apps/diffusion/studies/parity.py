@@ -1,7 +1,7 @@
 """Does this installation compute what published code and PEFT computed: golden vectors."""
 
+from apps.diffusion.embedded_world import World
 from apps.diffusion.studies.base_study import Asked
-from apps.diffusion.world import World
 from core_gates.errors import GatesError
 from diffusion.evaluation.parity import ADVICE, COMPARISONS, TOLERANCE
 from harness.evidence import Bar, Row

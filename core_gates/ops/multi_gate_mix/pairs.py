@@ -1,17 +1,40 @@
-"""Mixing in float32 on the CPU, by the pairs of gate and expert that see each other.
-
-The definition computes all pairs. Here logits are those of visible pairs alone, one row per pair
-and one column per token, so that gates are normalized for many tokens at once.
-"""
+"""Mixing by pairs of gate and expert in C++, for float32 on the CPU."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from core_gates.ops._native import library, run_rows
 from core_gates.ops._select import derivatives, use_cpp
-from core_gates.ops.multi_gate_mix import native, reference
+from core_gates.ops.multi_gate_mix import reference
+
+SOURCE = Path(__file__).with_name("kernel.cpp")
+ROWS = 64
+"""Rows of a call where there are threads."""
+
+
+def native_mix(experts: Tensor, weights: Tensor, pairs: Tensor, out: Tensor) -> None:
+    """Write the mixtures (S, N, D) of experts (E, N, D), given weights of pairs (P, N)."""
+    _run("mix", [experts.contiguous(), weights, pairs, out], weights, out)
+
+
+def native_differentiate(
+    grad: Tensor, experts: Tensor, weights: Tensor, pairs: Tensor, of_experts: Tensor
+) -> Tensor:
+    """Return the gradient of the weights (P, N) and add that of the experts (E, N, D)."""
+    of_weights = torch.empty_like(weights)
+    tensors = [grad.contiguous(), experts.contiguous(), weights, pairs, of_experts, of_weights]
+    _run("differentiate", tensors, weights, grad)
+    return of_weights
+
+
+def _run(name: str, tensors: list[Tensor], weights: Tensor, like: Tensor) -> None:
+    number, rows = weights.shape
+    chunk = ROWS if torch.get_num_threads() > 1 else max(rows, 1)
+    run_rows(getattr(library(SOURCE), name), [*tensors, number, rows, like.shape[2]], rows, chunk)
 
 
 class Gates(NamedTuple):
@@ -127,7 +150,7 @@ def forward(
     for s in set(range(plan.num_gates)) - {pair.gate for pair in plan.pairs}:
         out[s] = 0
     if cpp:
-        native.mix(experts, of_pairs, plan.table, out)
+        native_mix(experts, of_pairs, plan.table, out)
         return out, weights
     values, factors, results = experts.unbind(), of_pairs.unsqueeze(-1).unbind(), out.unbind()
     before = -1
@@ -176,7 +199,7 @@ def _by_pairs(
 ) -> Tensor:
     """Return the gradient of the weights of pairs, and add that of the experts."""
     if cpp:
-        return native.differentiate(grad, experts, of_pairs, plan.table, of_experts)
+        return native_differentiate(grad, experts, of_pairs, plan.table, of_experts)
     of_weights, product = torch.empty_like(of_pairs), torch.empty_like(grad[0])
     parts = zip(plan.pairs, of_pairs.unsqueeze(-1), of_weights, strict=True)
     for (gate, expert, _), factor, of_weight in parts:

@@ -264,7 +264,7 @@ def test_what_ships_is_named_where_it_is_missing(small_world, faulty_inputs, mon
     from apps.diffusion.studio import Shipped
 
     monkeypatch.setattr(studio, "shipped", lambda world: Shipped(None, {}, None, None))
-    monkeypatch.setattr("apps.diffusion.world.World", lambda root: None)
+    monkeypatch.setattr("apps.diffusion.embedded_world.World", lambda root: None)
     words = "the embedded base is missing"
     faulty_inputs({"nothing ships": (call(given=()), words)}, folder=small_world)
     found = Shipped(small_world / "base", {}, None, None)

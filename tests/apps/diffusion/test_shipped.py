@@ -66,7 +66,7 @@ def test_adapters_are_collected_and_kept(zoo_root, tmp_path, write):
 
 
 def test_a_prompt_alone_is_enough(root, write, gates, monkeypatch):
-    monkeypatch.setattr("apps.diffusion.world.World", write.world_of)
+    monkeypatch.setattr("apps.diffusion.embedded_world.World", write.world_of)
     printed = gates("generate", "red apple, inverted colors", "--root", root, "--steps", 1)
     assert "adapters, gated" in printed
     assert "cosine of its weights and the prompt" in printed

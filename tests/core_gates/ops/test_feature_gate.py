@@ -9,7 +9,7 @@ from torch.library import opcheck
 from torch.testing import assert_close
 
 from core_gates.ops import kernels
-from core_gates.ops.feature_gate import blocks, native, reference
+from core_gates.ops.feature_gate import blocks, reference, steps
 from core_gates.ops.feature_gate.op import feature_gate
 
 SIZES = [(1, 4, 1, 1, 1, 1), (1, 5, 7, 3, 2, 4), (2, 37, 20, 3, 3, 5)]  # I N D G L r
@@ -236,7 +236,7 @@ def test_cpp_gives_the_same_bits_on_any_number_of_threads(cpp, monkeypatch):
 
 
 def test_cpp_leaves_what_it_does_not_know_to_others(cpp, monkeypatch):
-    monkeypatch.setattr(native, "library", lambda _: pytest.fail("was called"))
+    monkeypatch.setattr(steps, "library", lambda _: pytest.fail("was called"))
     mine = arguments(SIZES[1], torch.float64)
     assert_close(feature_gate(*mine), reference.forward(*mine))
 

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+import apps.diffusion.embedded_world as worlds
 import apps.diffusion.studies.base_study as base
 import apps.diffusion.studies.fused_views as seeing
 import apps.diffusion.studies.fused_views as views
@@ -17,7 +18,6 @@ import apps.diffusion.works.made_images as judge
 import apps.diffusion.works.made_images as retained
 import apps.diffusion.works.trained_gates as gates
 import apps.diffusion.works.trained_gates as tasks
-import apps.diffusion.world as worlds
 from apps.diffusion.studies.base_study import Asked
 from harness.experiment import Run
 from harness.runs.quiet import quiet_lightning
