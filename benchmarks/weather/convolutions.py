@@ -63,7 +63,7 @@ def conv_backward() -> Comparison:
     padding = [extent // 2 for extent in kernel]
 
     def build(load: Load) -> Mapping[str, Call]:
-        same_conv = load("core_gates.conv.same").same_conv
+        same_conv = load("core_gates.conv").same_conv
         weight = randn((dim, dim, *kernel), 0)
 
         def conv3d(x: Tensor, weight: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ def gated_conv(dim: int, tokens: tuple[int, int, int], kernel: Kernel) -> Compar
 
     def build(load: Load) -> Mapping[str, Call]:
         torch.manual_seed(0)
-        module = load("core_gates.conv.gated").GatedConv(dim, dim, kernel, circular=True)
+        module = load("core_gates.conv").GatedConv(dim, dim, kernel, circular=True)
 
         def backward(make: Callable[[Sequence[int], int], Tensor]) -> Call:
             streams = [make(shape, seed).requires_grad_() for seed in range(3)]

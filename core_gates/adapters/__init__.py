@@ -1,19 +1,23 @@
 """Low-rank adapters whose ranks or outputs are gated."""
 
 from core_gates.adapters.attachment import (
+    GatedSiblings,
+    SiblingLinear,
     attach_adapters,
     attach_siblings,
     detach_adapters,
 )
-from core_gates.adapters.diffusion_time import DiffusionTime
 from core_gates.adapters.factors import Room
 from core_gates.adapters.gated_lora import GatedLoraLinear
-from core_gates.adapters.lora_gate import LoraGate, OpenGate
+from core_gates.adapters.lora_gate import DiffusionTime, LoraGate, OpenGate
 from core_gates.adapters.low_rank import LowRank, side_by_side
-from core_gates.adapters.siblings import GatedSiblings, SiblingLinear
-from core_gates.adapters.soft_threshold import SoftThreshold, gate_l1_loss, rank_gates
-from core_gates.adapters.sparse_lora_linear import SparseLoraLinear
-from core_gates.adapters.sparse_low_rank import SparseLowRank
+from core_gates.adapters.sparse_low_rank import (
+    SoftThreshold,
+    SparseLoraLinear,
+    SparseLowRank,
+    gate_l1_loss,
+    rank_gates,
+)
 
 __all__ = [
     "DiffusionTime",

@@ -6,11 +6,14 @@ included, in results, gradients and statistics, and its own result, where it has
 
 from core_gates.attention import sma
 from core_gates.attention.cross import GatedCrossAttention
-from core_gates.attention.fused_query import fuse_q_proj, split_fused_q_proj
-from core_gates.attention.head_gate import HeadGate
-from core_gates.attention.kv_cache import KeyValueCache
+from core_gates.attention.head_gate import (
+    HeadGate,
+    KeyValueCache,
+    fuse_q_proj,
+    rotate,
+    split_fused_q_proj,
+)
 from core_gates.attention.output_gate import GatedAttention
-from core_gates.attention.rotary import rotate
 from core_gates.attention.seer.decode import CompressedKeys, DecodeAttnGate
 from core_gates.attention.seer.distillation import (
     decode_target,

@@ -1,5 +1,6 @@
-"""A gate on what the heads of an attention layer hold."""
+"""Parts of gated attention: gates of heads, fused queries, rotary positions, key-value caches."""
 
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -7,10 +8,167 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core_gates.activations import GATE_ACTIVATIONS, GateActivation
-from core_gates.attention.constants import INIT_STD
 from core_gates.errors import check_at_least, check_option
 from core_gates.numerics import accumulation_dtype
 from core_gates.ops.gate_multiply.op import gate_multiply
+
+INIT_STD = 0.02
+NORM_EPS = 1e-6
+
+
+def rotate(
+    x: Tensor, positions: Tensor, theta: float = 10000.0, *, interleaved: bool = False
+) -> Tensor:
+    """Rotate pair i of the features of ``x`` by ``position * theta ** (-2 i / D)``.
+
+    The dot product of a rotated query and a rotated key depends on the distance of their positions
+    alone (RoFormer, Su et al., 2021, arXiv 2104.09864).
+
+    Args:
+        x: Queries or keys (..., D).
+        positions: Positions, broadcastable to (...): (T,) for heads before tokens
+            (B, H, T, D), (T, 1) for tokens before heads (B, T, H, D).
+        theta: Base of the wavelengths.
+        interleaved: Whether pair i is features 2 i and 2 i + 1, as in RoFormer and GPT-J, rather
+            than i and i + D / 2 (rotate-half), as in Llama and Qwen.
+
+    Returns:
+        Rotated values of the shape and dtype of ``x``, computed in float32 at least.
+
+    Raises:
+        ValueError: D is odd.
+    """
+    dim = x.shape[-1]
+    if dim % 2:
+        raise ValueError(f"rotary embedding needs an even number of features, got {dim}")
+    acc = accumulation_dtype(x)
+    exponents = torch.arange(0, dim, 2, device=x.device, dtype=acc) / dim
+    angles = positions.to(acc).unsqueeze(-1) * theta**-exponents
+    cos, sin = angles.cos(), angles.sin()
+    axis = -1 if interleaved else -2  # of the two in a pair, once the features are cut into pairs
+    pairs = x.to(acc).reshape(*x.shape[:-1], *((dim // 2, 2) if interleaved else (2, dim // 2)))
+    first, second = pairs.unbind(axis)
+    turned = torch.stack([first * cos - second * sin, second * cos + first * sin], axis)
+    return turned.flatten(-2).to(x.dtype)
+
+
+@dataclass
+class KeyValueCache:
+    """Keys and values of the tokens that one attention layer has seen; it grows with every call.
+
+    Start with an empty one for every layer and every batch of sequences.
+
+    Attributes:
+        keys: Keys (B, K, S, D), gated and rotated; None before the first token.
+        values: Values (B, K, S, D), gated.
+        padding_mask: True (B, S) at tokens to ignore; None while there are none.
+    """
+
+    keys: Tensor | None = None
+    values: Tensor | None = None
+    padding_mask: Tensor | None = None
+
+    def __len__(self) -> int:
+        """Return the number of tokens S, padding included."""
+        return 0 if self.keys is None else self.keys.shape[2]
+
+    def extend(
+        self, keys: Tensor, values: Tensor, *, padding_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Add T tokens and return all keys, values and padding.
+
+        Args:
+            keys: New keys (B, K, T, D).
+            values: New values (B, K, T, D).
+            padding_mask: True (B, T) at tokens to ignore.
+
+        Raises:
+            ValueError: The tokens belong to another batch, or to other heads.
+        """
+        num_before = len(self)
+        if self.keys is not None and self.values is not None:
+            before, now = ((t.shape[0], t.shape[1], t.shape[3]) for t in (self.keys, keys))
+            if before != now:
+                raise ValueError(
+                    f"the cache holds (batch, heads, features) {before}, got tokens of {now};"
+                    " start with an empty cache for every layer and batch"
+                )
+            keys = torch.cat([self.keys, keys], 2)
+            values = torch.cat([self.values, values], 2)
+        if padding_mask is not None or self.padding_mask is not None:
+            batch, length = keys.shape[0], keys.shape[2]
+            parts = (
+                (self.padding_mask, num_before),
+                (padding_mask, length - num_before),
+            )
+            padding_mask = torch.cat(
+                [
+                    torch.zeros(batch, size, dtype=torch.bool, device=keys.device)
+                    if part is None
+                    else part
+                    for part, size in parts
+                ],
+                1,
+            )
+        self.keys, self.values, self.padding_mask = keys, values, padding_mask
+        return keys, values, padding_mask
+
+
+def split_fused_q_proj(
+    fused: Tensor, num_heads: int, num_kv_heads: int, head_dim: int
+) -> tuple[Tensor, Tensor]:
+    """Cut a fused projection into that of the queries and that of the gates.
+
+    The rows of a fused projection are grouped by key head: the query rows of the heads of its
+    group, then their gate rows, one a head (headwise) or one a feature (elementwise).
+
+    Args:
+        fused: Weight (R, dim) or bias (R,), where R is H * (D + 1) or H * 2 D.
+        num_heads: Query heads H.
+        num_kv_heads: Key heads K.
+        head_dim: Features D of a head.
+
+    Returns:
+        Query rows (H * D, ...) and gate rows (H, ...) or (H * D, ...), both ordered by head.
+
+    Raises:
+        ValueError: The rows are not those of such a projection.
+    """
+    gated = num_heads * head_dim
+    known = (gated + num_heads, 2 * gated)
+    if num_kv_heads < 1 or num_heads % num_kv_heads or fused.shape[0] not in known:
+        raise ValueError(
+            f"{fused.shape[0]} rows are not a fused projection of {num_heads} heads of {head_dim}"
+            f" features in {num_kv_heads} groups: expected {known[0]} or {known[1]}"
+        )
+    by_group = _grouped(fused, num_kv_heads)
+    queries = gated // num_kv_heads
+    return by_group[:, :queries].flatten(0, 1), by_group[:, queries:].flatten(0, 1)
+
+
+def fuse_q_proj(queries: Tensor, gates: Tensor, num_kv_heads: int) -> Tensor:
+    """Undo `split_fused_q_proj`.
+
+    Args:
+        queries: Query rows (H * D, ...).
+        gates: Gate rows (H, ...) or (H * D, ...).
+        num_kv_heads: Key heads K.
+
+    Raises:
+        ValueError: K does not divide the rows.
+    """
+    if num_kv_heads < 1 or queries.shape[0] % num_kv_heads or gates.shape[0] % num_kv_heads:
+        raise ValueError(
+            f"{queries.shape[0]} query rows and {gates.shape[0]} gate rows do not fall into"
+            f" {num_kv_heads} groups"
+        )
+    grouped = [_grouped(t, num_kv_heads) for t in (queries, gates)]
+    return torch.cat(grouped, 1).flatten(0, 1)
+
+
+def _grouped(rows: Tensor, num_groups: int) -> Tensor:
+    return rows.reshape(num_groups, rows.shape[0] // num_groups, *rows.shape[1:])
+
 
 Granularity = Literal["elementwise", "headwise"]
 Sharing = Literal["head_specific", "head_shared"]

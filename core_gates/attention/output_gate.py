@@ -7,15 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core_gates.activations import GateActivation
-from core_gates.attention.constants import INIT_STD, NORM_EPS
 from core_gates.attention.head_gate import (
+    INIT_STD,
+    NORM_EPS,
     Form,
     Granularity,
     HeadGate,
+    KeyValueCache,
     Sharing,
+    rotate,
 )
-from core_gates.attention.kv_cache import KeyValueCache
-from core_gates.attention.rotary import rotate
 from core_gates.errors import check_option
 from core_gates.padding import zero_padding
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from core_gates.attention.constants import INIT_STD
+from core_gates.attention.head_gate import INIT_STD
 from core_gates.errors import check_fraction
 
 

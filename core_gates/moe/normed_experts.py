@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from core_gates.activations import activate, check_activation
 from core_gates.collectives import Group, num_ranks
 from core_gates.errors import check_at_least, check_option
-from core_gates.moe.stacked_linear import stacked_linear, stretches_of
+from core_gates.moe.experts import stacked_linear, stretches_of
 from core_gates.numerics import accumulation_dtype, widest_float
 from core_gates.ops.norm_act.op import norm_act
 from core_gates.ops.norm_act.reference import per_expert

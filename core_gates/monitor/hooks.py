@@ -1,7 +1,10 @@
-"""Watching the gates of a model."""
+"""``GateMonitor``: hooks that measure gates while a model trains, and its report."""
 
+import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,7 +16,6 @@ from core_gates.errors import check_at_least
 from core_gates.gates.mixture import MaskedMixture, MultiGate
 from core_gates.moe.experts import StackedExperts
 from core_gates.moe.normed_experts import NormedExperts
-from core_gates.monitor.report import GateReport
 from core_gates.monitor.routings import Choices, RoutingStatistics
 from core_gates.monitor.values import (
     ActivationStatistics,
@@ -26,6 +28,64 @@ from core_gates.routing.base import Gate, Listener
 from core_gates.routing.collect import outermost_gates
 from core_gates.routing.output import RoutingOutput
 from core_gates.routing.repeated import Gathered, accumulate, is_repeated
+
+
+@dataclass(frozen=True)
+class GateReport:
+    """Figures and distributions of every gate.
+
+    Attributes:
+        figures: Gate name -> figure -> value.
+        distributions: Gate name -> distribution -> counts.
+    """
+
+    figures: dict[str, dict[str, float]]
+    distributions: dict[str, dict[str, Tensor]]
+
+    def table(self) -> str:
+        """Return Markdown tables, one for the gates of a kind, a row for every gate.
+
+        Gates are of a kind if they have a first figure in common. A figure that a gate lacks is
+        left empty.
+        """
+        kinds: dict[str, dict[str, dict[str, float]]] = {}
+        for name, figures in self.figures.items():
+            kinds.setdefault(next(iter(figures)), {})[name] = figures
+        return "\n\n".join(_table(gates) for gates in kinds.values())
+
+    def json(self) -> str:
+        """Return both parts as JSON; what is not finite becomes null."""
+        distributions = {
+            gate: {name: counts.tolist() for name, counts in parts.items()}
+            for gate, parts in self.distributions.items()
+        }
+        content = {"figures": self.figures, "distributions": distributions}
+        return json.dumps(_finite(content), indent=2, allow_nan=False)
+
+
+def _table(gates: dict[str, dict[str, float]]) -> str:
+    columns = list(dict.fromkeys(column for figures in gates.values() for column in figures))
+    rows = [["gate", *columns]]
+    for name, figures in gates.items():
+        rows.append([name, *(f"{figures[c]:.4g}" if c in figures else "" for c in columns)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    return "\n".join(_line(row, widths) for row in rows)
+
+
+def _line(cells: list[str], widths: list[int]) -> str:
+    first, *others = zip(cells, widths, strict=True)
+    aligned = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]
+    return f"| {' | '.join(aligned)} |"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
 
 Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
 Statistics = RoutingStatistics | ValueStatistics | ActivationStatistics | MixtureStatistics

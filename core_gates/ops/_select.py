@@ -1,18 +1,49 @@
-"""The choice between an op's definition, compiled or not, and its Triton and C++ kernels."""
+"""Which implementation of an op runs, how kernels are launched, and how ops are registered."""
 
 import functools
+import importlib
 import importlib.util
+import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.library import CustomOpDef, custom_op
 from torch.nn import Parameter
 
 from core_gates.errors import MissingExtraError, check_option
+
+BLOCK = 1024  # elements per program: 8 a thread at the default of four warps
+
+
+def in_layout_of(layout: Tensor, tensor: Tensor) -> Tensor:
+    """Return ``tensor`` with the strides of ``torch.empty_like(layout)``, copied where they differ.
+
+    Args:
+        layout: Tensor whose order of dimensions is wanted.
+        tensor: Values of the same shape, any strides and dtype; never written.
+    """
+    if tensor.stride() == layout.stride():
+        return tensor
+    return torch.empty_like(layout, dtype=tensor.dtype).copy_(tensor)
+
+
+def launch_elementwise(kernel: Any, first: Tensor, *others: Tensor | float) -> None:
+    """Run ``kernel(first, *others, numel, BLOCK)``, one program for each ``BLOCK`` elements.
+
+    All tensors must be dense and have equal strides: the kernel walks memory, not indices.
+    """
+    numel = first.numel()
+    if numel == 0:
+        return
+    with torch.cuda.device_of(first):  # type: ignore[no-untyped-call]
+        kernel[(-(-numel // BLOCK),)](first, *others, numel, BLOCK=BLOCK)
+
 
 KernelMode = Literal["reference", "compile", "triton", "cpp"]
 MODES: tuple[KernelMode, ...] = get_args(KernelMode)
@@ -141,3 +172,66 @@ def definition(reference: F) -> F:
 @functools.cache
 def _compiled(reference: Callable[..., object]) -> Callable[..., object]:
     return torch.compile(reference)
+
+
+def register(
+    reference: ModuleType,
+    fake: Callable[..., Any],
+    fake_backward: Callable[..., Any] | None = None,
+    *,
+    saved: int,
+) -> CustomOpDef:
+    """Register ``forward`` and ``backward`` of an op as differentiable operators.
+
+    ``forward`` takes tensors, then options; ``backward`` takes the gradients of the results, the
+    tensors that are saved and the options, and returns the gradients of the first inputs.
+
+    Args:
+        reference: The module ``reference`` of the op, next to which lies its module ``kernel``.
+        fake: ``forward`` without data, which returns empty tensors of the right layout.
+        fake_backward: The same for ``backward``; one like each of the saved tensors if None.
+        saved: Number of tensors, the first inputs, that ``backward`` reads.
+
+    Returns:
+        The operator of ``forward``.
+    """
+    num_inputs = len(inspect.signature(reference.forward).parameters)
+    num_grads = len(inspect.signature(reference.backward).parameters) - num_inputs
+
+    def like_saved(*arguments: Any) -> Any:
+        found = tuple(map(torch.empty_like, arguments[num_grads : num_grads + saved]))
+        return found if saved > 1 else found[0]
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG001
+        ctx.save_for_backward(*inputs[:saved])
+        ctx.options = inputs[saved:]
+
+    def differentiate(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        found = backward(*grads, *ctx.saved_tensors, *ctx.options)
+        found = found if isinstance(found, tuple) else (found,)
+        return (*found, *[None] * (num_inputs - len(found)))
+
+    forward = register_direction(reference, "forward", fake)
+    backward = register_direction(reference, "backward", fake_backward or like_saved)
+    forward.register_autograd(differentiate, setup_context=save)
+    return forward
+
+
+def register_direction(
+    reference: ModuleType, direction: str, fake: Callable[..., Any]
+) -> CustomOpDef:
+    """Register ``forward`` or ``backward`` of an op, on CUDA that of its module ``kernel``."""
+    package = reference.__name__.rpartition(".")[0]
+    root, _, op = package.partition(".ops.")
+    suffix = "" if direction == "forward" else f"_{direction}"
+    operator: CustomOpDef = custom_op(
+        f"{root}::{op}{suffix}", getattr(reference, direction), mutates_args=()
+    )
+
+    def launch(*arguments: Any) -> Any:
+        kernel = importlib.import_module(f"{package}.kernel")  # the only place that needs Triton
+        return getattr(kernel, direction)(*arguments)
+
+    operator.register_kernel("cuda")(launch)
+    operator.register_fake(fake)
+    return operator

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from core_gates.errors import check_at_least
-from core_gates.features.transfer import TransferGate
+from core_gates.features.prior import TransferGate
 from core_gates.moe.normed_experts import NormedExperts
 from recsys.models.net import MultiTaskNet, Towers, rows_where, whole
 from recsys.schema import Task

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core_gates.attention.constants import INIT_STD, NORM_EPS
-from core_gates.attention.rotary import rotate
+from core_gates.attention.head_gate import INIT_STD, NORM_EPS, rotate
 from core_gates.attention.seer.gate import (
     as_float32,
     check_heads,

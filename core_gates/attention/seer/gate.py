@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core_gates.attention.constants import INIT_STD
-from core_gates.attention.rotary import rotate
+from core_gates.attention.head_gate import INIT_STD, rotate
 from core_gates.errors import check_at_least
 from core_gates.numerics import accumulation_dtype
 from core_gates.padding import check_padding_mask

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core_gates.attention.rotary import rotate
+from core_gates.attention.head_gate import rotate
 from core_gates.errors import check_at_least, check_option
 from core_gates.numerics import accumulation_dtype
 from core_gates.padding import zero_padding

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from core_gates.errors import check_at_least
-from core_gates.ops._register import register_direction
-from core_gates.ops._select import definition, use_kernel
+from core_gates.ops._select import definition, register_direction, use_kernel
 from core_gates.ops.compress import reference
 
 

@@ -7,8 +7,14 @@ import torch
 from torch import Tensor
 
 from core_gates.numerics import autocast_off
-from core_gates.ops._register import register
-from core_gates.ops._select import definition, derivatives, use_cpp, use_kernel, use_slices
+from core_gates.ops._select import (
+    definition,
+    derivatives,
+    register,
+    use_cpp,
+    use_kernel,
+    use_slices,
+)
 from core_gates.ops.feature_gate import blocks, reference
 from core_gates.ops.feature_gate.steps import NativeSteps, Steps
 

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from core_gates.ops._launch import in_layout_of, launch_elementwise
+from core_gates.ops._select import in_layout_of, launch_elementwise
 
 
 @triton.jit

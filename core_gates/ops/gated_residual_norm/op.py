@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.library import CustomOpDef, custom_op
 
 from core_gates.ops._native import library, run_rows
-from core_gates.ops._register import register_direction
-from core_gates.ops._select import definition, use_cpp, use_kernel
+from core_gates.ops._select import definition, register_direction, use_cpp, use_kernel
 from core_gates.ops.gated_residual_norm import reference
 
 SOURCE = Path(__file__).with_name("kernel.cpp")

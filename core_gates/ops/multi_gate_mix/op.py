@@ -5,8 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core_gates.ops._register import register
-from core_gates.ops._select import definition, use_kernel
+from core_gates.ops._select import definition, register, use_kernel
 from core_gates.ops.multi_gate_mix import reference
 
 

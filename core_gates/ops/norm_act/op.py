@@ -8,8 +8,14 @@ from torch import Tensor
 
 from core_gates.activations import check_activation
 from core_gates.numerics import accumulation_dtype
-from core_gates.ops._register import register_direction
-from core_gates.ops._select import definition, derivatives, use_cpp, use_kernel, use_slices
+from core_gates.ops._select import (
+    definition,
+    derivatives,
+    register_direction,
+    use_cpp,
+    use_kernel,
+    use_slices,
+)
 from core_gates.ops.norm_act import native, reference, slices
 
 Statistics = tuple[Tensor, Tensor]

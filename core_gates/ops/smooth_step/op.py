@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from core_gates.ops._register import register
-from core_gates.ops._select import definition, use_kernel
+from core_gates.ops._select import definition, register, use_kernel
 from core_gates.ops.smooth_step import reference
 
 

@@ -11,8 +11,12 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from core_gates.adapters.gated_lora import GatedLoraLinear
-from core_gates.adapters.soft_threshold import SoftThreshold, gate_l1_loss, rank_gates
-from core_gates.adapters.sparse_low_rank import SparseLowRank
+from core_gates.adapters.sparse_low_rank import (
+    SoftThreshold,
+    SparseLowRank,
+    gate_l1_loss,
+    rank_gates,
+)
 from core_gates.training.proximal import ProximalStep
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "moe_inference_sora" / "sora.npz"

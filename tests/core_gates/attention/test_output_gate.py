@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch.autograd import gradcheck
 from torch.testing import assert_close
 
-from core_gates.attention.fused_query import fuse_q_proj, split_fused_q_proj
-from core_gates.attention.head_gate import HeadGate
+from core_gates.attention.head_gate import HeadGate, fuse_q_proj, split_fused_q_proj
 from core_gates.attention.output_gate import GatedAttention
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "attention_sequence"

@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from core_gates.attention.window import DropPath
-from core_gates.conv.gated import GatedConv, PartialConv
-from core_gates.conv.same import SameConv, same_conv
+from core_gates.conv import GatedConv, PartialConv, SameConv, same_conv
 
 CLOSED = -1e9
 

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from core_gates import GateMonitor
 from core_gates.features.low_rank import LowRankFeatureGate, LowRankFeatureGates
-from core_gates.features.self_gate import SelfGate
+from core_gates.features.prior import SelfGate
 
 
 def randomized(module):

@@ -5,7 +5,7 @@ import torch
 from torch.autograd import gradcheck
 from torch.testing import assert_close
 
-from core_gates.features.transfer import TransferGate
+from core_gates.features.prior import TransferGate
 
 
 def drawn(*shape):

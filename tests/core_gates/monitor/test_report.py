@@ -3,7 +3,7 @@ import json
 import torch
 
 from core_gates import GateMonitor, SoftmaxGate, TopKGate
-from core_gates.monitor.report import GateReport
+from core_gates.monitor.hooks import GateReport
 
 
 def test_table():

@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core_gates import GatedConv, GatedCrossAttention
-from core_gates.attention.constants import INIT_STD
-from core_gates.conv import SameConv
-from core_gates.conv.gated import Streams
+from core_gates.attention.head_gate import INIT_STD
+from core_gates.conv import SameConv, Streams
 from weather.models.window_blocks import WindowBlocks
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from core_gates.attention.rotary import rotate
+from core_gates.attention.head_gate import rotate
 from core_gates.attention.seer.decode import DecodeAttnGate
 from core_gates.attention.seer.gate import AttnGate
 
