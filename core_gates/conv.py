@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from core_gates.ops.silu_gate.op import silu_gate
 
+__all__ = ["GatedConv", "PartialConv", "SameConv", "same_conv"]
+
 
 def same_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, circular: bool = False

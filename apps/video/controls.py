@@ -14,8 +14,8 @@ from core_gates.errors import GatesError
 from harness.evidence import Bar, Row
 from harness.experiment import Figures, Job, Piece, Run, Store
 from harness.files import sha256
+from recsys.data.datamodule import TableDataModule
 from recsys.data.readers.open_bandit import OpenBandit, Policy
-from recsys.data.tables import TableDataModule
 from recsys.experiments import (
     CLICK_RATE,
     DISTANCE,

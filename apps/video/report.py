@@ -11,7 +11,7 @@ from harness.experiment import Arrays, Piece
 from harness.report.page import Page
 from harness.runs.ticker import stepping, working
 from recsys.batch import Batch
-from recsys.data.tables import TableDataModule
+from recsys.data.datamodule import TableDataModule
 from recsys.diagnosis.diagnose import permutation_importance
 from recsys.experiments import TRUTH, probabilities, ranker_of, report_of
 from recsys.figures import (

@@ -13,7 +13,7 @@ from harness.evidence import Row, compare
 from harness.experiment import Job, Piece, flatten
 from harness.report.page import Page
 from harness.report.stop import TourRow, TourStop
-from recsys.data.tables import TableDataModule
+from recsys.data.datamodule import TableDataModule
 from recsys.diagnosis.expert_report import ExpertReport
 from recsys.experiments import (
     AUC,

@@ -19,8 +19,8 @@ from harness.files import content_digest
 from harness.report.page import Page
 from harness.runs.checkpoint import load_weights
 from harness.runs.folder import RunFolder
+from recsys.data.datamodule import TableDataModule, data_module
 from recsys.data.table_files import SUFFIXES
-from recsys.data.tables import TableDataModule, data_module
 from recsys.experiments import (
     Claims,
     Contest,

@@ -31,13 +31,8 @@ from recsys.baselines import (
     Trees,
     WithIntercepts,
 )
-from recsys.data.tables import (
-    RankingTables,
-    StreamSource,
-    TableDataModule,
-    TableSource,
-    data_module,
-)
+from recsys.data.datamodule import TableDataModule, data_module
+from recsys.data.tables import RankingTables, StreamSource, TableSource
 from recsys.ranker import Ranker
 from recsys.ranker_module import MultiTaskModule
 from recsys.transform import FeatureTransform

@@ -21,17 +21,17 @@ __all__ = [
 ]
 
 _HOMES = {
-    "SingleTask": "single_task",
-    "SharedBottom": "shared_bottom",
+    "SingleTask": "mmoe",
+    "SharedBottom": "mmoe",
     "OMoE": "mmoe",
     "MMoE": "mmoe",
     "CGC": "ple",
     "PLE": "ple",
     "AdaTT": "adatt",
-    "ESMM": "esmm",
-    "AITM": "aitm",
-    "STEM": "stem",
-    "PEPNet": "pepnet",
+    "ESMM": "funnels",
+    "AITM": "funnels",
+    "STEM": "prior_gates",
+    "PEPNet": "prior_gates",
     "HoME": "home",
 }
 _FIXED = ("self", "input_dim", "tasks", "device", "dtype")

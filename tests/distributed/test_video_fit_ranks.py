@@ -9,7 +9,8 @@ import torch
 from torch.distributed import all_gather_object, is_initialized
 
 from harness.runs.trainer import ExactTrainer
-from recsys.data.tables import RankingTables, TableDataModule
+from recsys.data.datamodule import TableDataModule
+from recsys.data.tables import RankingTables
 from recsys.embedding.row_wise_adagrad import RowWiseAdagrad
 from recsys.metrics import areas as auc
 from recsys.metrics import gauc

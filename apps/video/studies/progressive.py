@@ -22,7 +22,8 @@ from harness.experiment import Job, Piece, Run
 from harness.runs.checkpoint import load_weights
 from recsys.batch import Batch
 from recsys.daily import DailyState, continue_from, restore
-from recsys.data.tables import RankingTables, TableDataModule
+from recsys.data.datamodule import TableDataModule
+from recsys.data.tables import RankingTables
 from recsys.experiments import (
     AUC,
     SUMMED,

@@ -6,8 +6,8 @@ import numpy as np
 import polars as pl
 import pytest
 
+from recsys.data.datamodule import TableDataModule
 from recsys.data.readers import OwnTable
-from recsys.data.tables import TableDataModule
 from recsys.model_folder import load_model, save_model
 from recsys.parts import find_parts
 from recsys.ranker import Ranker

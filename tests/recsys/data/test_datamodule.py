@@ -13,7 +13,7 @@ from core_gates.errors import GatesError
 from harness.runs.checkpoint import RunCheckpoint
 from harness.runs.quiet import quiet_lightning
 from harness.runs.trainer import ExactTrainer
-from recsys.data.tables import TableDataModule
+from recsys.data.datamodule import TableDataModule
 from recsys.transform import FeatureTransform
 
 

@@ -4,8 +4,9 @@ import polars as pl
 import pytest
 
 from core_gates.errors import GatesError
+from recsys.data.datamodule import TableDataModule
 from recsys.data.readers.own_table import OwnTable
-from recsys.data.tables import RankingTables, TableDataModule, refuse_seen_rows
+from recsys.data.tables import RankingTables, refuse_seen_rows
 from recsys.schema import FeatureSchema, History, Sparse, Task
 
 pytestmark = pytest.mark.fault("video H4")

@@ -3,7 +3,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from core_gates.errors import GatesError
-from recsys.data.tables import TableDataModule
+from recsys.data.datamodule import TableDataModule
 from video_multitask.history import UserHistory, add_history
 from video_multitask.kuairand.folder import KuaiRand
 from video_multitask.kuairand.prepare import prepare

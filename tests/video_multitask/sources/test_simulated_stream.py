@@ -3,7 +3,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from core_gates.errors import GatesError
-from recsys.data.tables import TableDataModule, data_module
+from recsys.data.datamodule import TableDataModule, data_module
 from video_multitask.sources.simulated import SimulatedFeed
 from video_multitask.sources.simulated_stream import SimulatedStream
 from video_multitask.stream.loader import columns_of

@@ -2,8 +2,8 @@ import polars as pl
 import pytest
 
 from core_gates.errors import GatesError
+from recsys.data.datamodule import TableDataModule
 from recsys.data.readers import OwnTable
-from recsys.data.tables import TableDataModule
 from recsys.schema import FeatureSchema, Sparse, Task
 
 ROWS = 120

@@ -3,10 +3,10 @@ import polars as pl
 import pytest
 
 from core_gates.errors import GatesError
+from recsys.data.datamodule import TableDataModule
 from recsys.data.leaks import find_leaks
 from recsys.data.readers import AliExpress, Census, MovieLens, OpenBandit
 from recsys.data.readers.census import NUMBERS
-from recsys.data.tables import TableDataModule
 
 
 def sizes(tables):
