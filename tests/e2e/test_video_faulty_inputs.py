@@ -323,7 +323,7 @@ FAULTS = {
     ),
     "run folder below a file": (
         (*fit(path="good.csv"), "--root", "good.csv"),
-        "Not a directory: 'good.csv/video/faulty",
+        "good.csv/video/faulty cannot be written: Not a directory",
     ),
     # Contests.
     "unknown method": (evaluate("--only", "[hoem]"), "--only names 'hoem'; known are home, mmoe"),
