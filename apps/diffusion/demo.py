@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from apps.diffusion.sampling import record_of
-from apps.diffusion.studio import GATED, SUM, Sources, Studio
+from apps.diffusion.studio import GATED, SUM, Sources, Studio, studio
 from core_gates.errors import GatesError
 from diffusion.data.pictures import enlarged
 from diffusion.evaluation.figures import gate_map_figure
@@ -246,7 +246,6 @@ def demo(
     """
     check_port(port)
     with private_folder():
-        from apps.diffusion.studio import studio
         from apps.diffusion.world import World
 
         world = partial(World, place.run_folder.path.parents[1])

@@ -11,8 +11,8 @@ from rich.table import Table
 
 from apps.diffusion.adapter_files import strengths_of
 from apps.diffusion.options import refuse_unless_text
-from apps.diffusion.sampling import Sampling
-from apps.diffusion.studio import Sources
+from apps.diffusion.sampling import Sampling, record_of, require_writable, save, save_sheet
+from apps.diffusion.studio import Sources, maker, studio
 from core_gates.errors import GatesError
 from harness.command.verbs import Place
 from harness.runs.ticker import counting, ticking
@@ -51,8 +51,6 @@ def generate(
         mode: How adapters are combined: gated, sum, or a rival such as mean, switch or k_lora.
         output: Folder of the images; that of the run if null.
     """
-    from apps.diffusion.sampling import record_of, require_writable, save, save_sheet
-    from apps.diffusion.studio import maker, studio
     from apps.diffusion.world import World
 
     words = " ".join(prompt or [])

@@ -37,16 +37,14 @@ ENCODER: dict[str, Any] = {
     "learning_rate": 2e-3,
     "loss": "contrastive",
     "augmented": True,
-}
-"""How the shipped encoder is trained."""
+}  # how the shipped encoder is trained
 
 PUBLISHED = ENCODER | {
     "encoder": ENCODER["encoder"]
     | {"normalization": "none", "attention_mask": "causal", "missing": "mask"},
     "loss": "published",
     "augmented": False,
-}
-"""The published loss and mask at the same size."""
+}  # the published loss and mask at the same size
 
 METHODS = {
     "encoder": ENCODER,
