@@ -27,8 +27,7 @@ FUNCTIONS = {
     "inspect": FunctionVerb("apps.diffusion.inspect:inspect", "paths"),
     "convert": FunctionVerb("apps.diffusion.convert:convert", ("file", "output")),
     "merge": FunctionVerb("apps.diffusion.merge:merge", "files"),
-}
-"""Verbs without a Trainer, each imported only when it is called."""
+}  # verbs without a Trainer, each imported only when it is called
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from apps.diffusion.sampling import record_of
-from apps.diffusion.studio import GATED, SUM, Sources, Studio
+from apps.diffusion.studio import GATED, SUM, Sources, Studio, studio
 from core_gates.errors import GatesError
 from diffusion.data.pictures import enlarged
 from diffusion.evaluation.figures import gate_map_figure
@@ -247,7 +247,6 @@ def demo(
     check_port(port)
     with private_folder():
         from apps.diffusion.embedded_world import World
-        from apps.diffusion.studio import studio
 
         world = partial(World, place.run_folder.path.parents[1])
         with counting("indexing") as progress:

@@ -42,8 +42,7 @@ ADAPTER: dict[str, Any] = {
     "batch_size": 32,
     "learning_rate": 1e-2,
     "warmup_steps": 5,
-}
-"""How adapters of seed 0 are trained."""
+}  # how adapters of seed 0 are trained
 
 JUDGE: dict[str, Any] = {"steps": 600, "batch_size": 128}  # how the judge of images is trained
 

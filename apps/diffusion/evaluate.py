@@ -11,8 +11,7 @@ STUDIES = {
     "parity": "apps.diffusion.studies.parity:parity_study",
     "retrieval": "apps.diffusion.studies.retrieval_study:retrieval_study",
     "fusion": "apps.diffusion.studies.fusion_study:fusion_study",
-}
-"""Study -> what shows it."""
+}  # study -> what shows it
 
 
 def evaluate(

@@ -11,8 +11,8 @@ from rich.table import Table
 
 from apps.diffusion.adapter_files import strengths_of
 from apps.diffusion.options import refuse_unless_text
-from apps.diffusion.sampling import Sampling
-from apps.diffusion.studio import Sources
+from apps.diffusion.sampling import Sampling, record_of, require_writable, save, save_sheet
+from apps.diffusion.studio import Sources, maker, studio
 from core_gates.errors import GatesError
 from harness.command.verbs import Place
 from harness.runs.ticker import counting, ticking
@@ -52,8 +52,6 @@ def generate(
         output: Folder of the images; that of the run if null.
     """
     from apps.diffusion.embedded_world import World
-    from apps.diffusion.sampling import record_of, require_writable, save, save_sheet
-    from apps.diffusion.studio import maker, studio
 
     words = " ".join(prompt or [])
     named = _named(adapters)

@@ -23,7 +23,7 @@ from apps.diffusion.adapter_files import (
 )
 from apps.diffusion.inspect import plain_console
 from core_gates.errors import GatesError
-from diffusion.lora_file import Factors, LoraBundle, load_lora
+from diffusion.lora_file import LoraBundle, load_lora
 from diffusion.lora_file.inspection import describe, sums_of_squares
 from harness.files import require_apart
 
@@ -128,10 +128,17 @@ def merged(adapters: Mapping[str, LoraBundle], settings: Settings) -> LoraBundle
     if settings.method == "baked":
         from apps.diffusion.baking import baked
 
-        _, _, _, _, seed, base, gates, prompts, steps = settings
-        assert base is not None
-        assert gates is not None
-        return baked(adapters, strengths, base, gates, prompts, steps=steps, seed=seed)
+        assert settings.base is not None
+        assert settings.gates is not None
+        return baked(
+            adapters,
+            strengths,
+            settings.base,
+            settings.gates,
+            settings.prompts,
+            steps=settings.steps,
+            seed=settings.seed,
+        )
     if settings.method not in EXACT:
         options = {} if settings.density is None else {"density": settings.density}
         return merge(
@@ -143,26 +150,15 @@ def merged(adapters: Mapping[str, LoraBundle], settings: Settings) -> LoraBundle
             **options,  # type: ignore[arg-type]
         )
     whole = merge(adapters, strengths, "cat")
-    encoders = dict.fromkeys(name for one in adapters.values() for name in one.text_encoders)
-    return LoraBundle(
-        whole.family,
-        whole.modules,
-        {name: _encoder(adapters, strengths, name) for name in encoders},
-    )
-
-
-def _encoder(
-    adapters: Mapping[str, LoraBundle], strengths: Mapping[str, float], component: str
-) -> Mapping[str, Factors]:
-    """Return the sum of the parts of adapters for one text encoder."""
-    from diffusion.rivals.merged import merge
-
-    own = {
-        name: LoraBundle(bundle.family, bundle.text_encoders[component])
-        for name, bundle in adapters.items()
-        if component in bundle.text_encoders
-    }
-    return merge(own, {name: strengths[name] for name in own}, "cat").modules
+    encoders = {}
+    for component in dict.fromkeys(name for one in adapters.values() for name in one.text_encoders):
+        own = {
+            name: LoraBundle(bundle.family, bundle.text_encoders[component])
+            for name, bundle in adapters.items()
+            if component in bundle.text_encoders
+        }
+        encoders[component] = merge(own, {name: strengths[name] for name in own}, "cat").modules
+    return LoraBundle(whole.family, whole.modules, encoders)
 
 
 def merge(

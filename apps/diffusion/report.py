@@ -302,8 +302,7 @@ UNITS = {
     "base": "captions or styles",
     "retrieval": "concepts",
     "fusion": "combinations and seeds",
-}
-"""Study -> what intervals are drawn from."""
+}  # study -> what intervals are drawn from
 
 
 def report(place: Place, study: str | None = None, drawings: str | None = None) -> None:
@@ -320,7 +319,6 @@ def report(place: Place, study: str | None = None, drawings: str | None = None) 
     chosen = study or _study(place)
     check_option("--study", chosen, STUDIES, GatesError)
     from apps.diffusion.embedded_world import World
-    from harness.experiment import Run
 
     world = World(place.run_folder.path.parents[1], drawings=drawings, quick=True)
     path = Path(f"{place.config}.yaml")

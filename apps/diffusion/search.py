@@ -75,19 +75,16 @@ def search(
                 neighbors = library.like(like, k, count)
             _show_neighbors(Console(), neighbors)
         return
-    used = None if mode == "metadata" else encoder
-    found, text = (None, None) if used is None else _encoders(used, text_encoder)
+    found: WeightEncoder | None = None
+    text: TextEncoder | None = None
+    if encoder is not None and mode != "metadata":
+        from diffusion.models.text_encoders import text_encoder as encoder_of_texts
+
+        text = encoder_of_texts(text_encoder)
+        found = read_encoder(encoder, text.fingerprint)
     with LoraLibrary(folder, found, text, index=index, lenient=lenient) as library:
         look = partial(library.search, family=family, license=license, tag=tag)
         _show_matches(Console(), look(words, k, mode, weights=weights, metadata=metadata))
-
-
-def _encoders(folder: str, name: str) -> tuple[WeightEncoder, TextEncoder]:
-    """Return the encoder in a folder, and the text encoder that it was trained with."""
-    from diffusion.models.text_encoders import text_encoder
-
-    text = text_encoder(name)
-    return read_encoder(folder, text.fingerprint), text
 
 
 def _show_matches(console: Console, matches: Results[Match]) -> None:

@@ -140,8 +140,7 @@ RIVAL_MODES = tuple(
     name
     for name, rival in RIVALS.items()
     if not (rival.trainable or rival.sees_pair or name in (SUM, "baked"))
-)
-"""Rivals that need neither training nor images of the pair."""
+)  # rivals that need neither training nor images of the pair
 
 MODES = (GATED, SUM, *RIVAL_MODES)
 

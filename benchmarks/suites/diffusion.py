@@ -10,7 +10,7 @@ from benchmarks.registry import Comparison
 
 TESTS = (
     "tests/diffusion/fusion/test_gated_fusion.py",
-    "tests/diffusion/library/finding/test_ranking.py",
+    "tests/diffusion/library/test_searcher.py",
     "tests/benchmarks/test_diffusion.py",
 )
 THREADS = 1

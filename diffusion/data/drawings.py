@@ -61,31 +61,29 @@ class Drawings(NamedTuple):
                 found = {name: arrays[name] for name in arrays.files}
             with (place / CAPTIONS).open(encoding="utf-8", newline="") as stream:
                 rows = list(csv.DictReader(stream))
-            return cls._of(found, rows, place)
+            hexcodes = found["hexcode"]
+            if [row["hexcode"] for row in rows] != hexcodes.tolist():
+                raise ValueError(f"the rows of {CAPTIONS} are not those of {IMAGES}")
+            shape = (len(rows), SIZE, SIZE, 3)
+            for name in DRAWN:
+                if found[name].shape != shape or found[name].dtype != np.uint8:
+                    raise ValueError(
+                        f"{name} is {found[name].dtype} {found[name].shape}, not {shape}"
+                    )
+            kept = np.array([row["group"] not in EXTRAS for row in rows])
+            return cls(
+                hexcodes[kept],
+                np.array([row["annotation"] for row in rows])[kept],
+                np.array([row["subgroup"] for row in rows])[kept],
+                {name: found[name][kept] for name in DRAWN},
+                (found["noto_valid"] & found["twemoji_valid"])[kept],
+                short_digest([sha256(place / name) for name in (IMAGES, CAPTIONS)]),
+            )
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise GatesError(
                 f"{place} holds no whole set of drawings ({type(error).__name__}: {error}): give a "
                 f"folder with {IMAGES} and {CAPTIONS}, or none for those of the package"
             ) from error
-
-    @classmethod
-    def _of(cls, found: dict[str, np.ndarray], rows: list[dict[str, str]], place: Path) -> Self:
-        hexcodes = found["hexcode"]
-        if [row["hexcode"] for row in rows] != hexcodes.tolist():
-            raise ValueError(f"the rows of {CAPTIONS} are not those of {IMAGES}")
-        shape = (len(rows), SIZE, SIZE, 3)
-        for name in DRAWN:
-            if found[name].shape != shape or found[name].dtype != np.uint8:
-                raise ValueError(f"{name} is {found[name].dtype} {found[name].shape}, not {shape}")
-        kept = np.array([row["group"] not in EXTRAS for row in rows])
-        return cls(
-            hexcodes[kept],
-            np.array([row["annotation"] for row in rows])[kept],
-            np.array([row["subgroup"] for row in rows])[kept],
-            {name: found[name][kept] for name in DRAWN},
-            (found["noto_valid"] & found["twemoji_valid"])[kept],
-            short_digest([sha256(place / name) for name in (IMAGES, CAPTIONS)]),
-        )
 
 
 Image = np.ndarray  # (..., 32, 32, 3) float32 from 0 to 1; white is the background
@@ -245,8 +243,7 @@ STYLES: dict[str, Style] = {
     "rainbow": Style("rainbow stripes", change=rainbow),
     "shadowed": Style("drop shadow", change=shadowed),
     "checkered": Style("checkered background", change=checkered),
-}
-"""Name -> style; each has an adapter in the zoo."""
+}  # name -> style; each has an adapter in the zoo
 
 
 def drawn(drawings: Drawings, rows: np.ndarray, styles: tuple[str, ...] = ()) -> Image:

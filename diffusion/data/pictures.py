@@ -202,8 +202,7 @@ LABELS = {
     "seed": "Seed",
     "size": "Size",
     "model": "Model",
-}
-"""Field of a record -> its name in the text of a PNG, in order."""
+}  # field of a record -> its name in the text of a PNG, in order
 
 
 def save_picture(image: Image.Image | Tensor, path: str | Path, record: Mapping[str, Any]) -> Path:

@@ -117,8 +117,15 @@ class GatedFusion(Attachable, nn.Module):
 
     @property
     def sites(self) -> list[Placed]:
-        """Where the adapters change the model, or may, in its order."""
-        return self._changed()
+        """Where the adapters change the model, in its order; all in blocks if wanted everywhere."""
+        changed = {module for bundle in self.adapters.values() for module in bundle.modules}
+        inside = self.everywhere or self.room is not None
+        return [
+            site
+            for site in self._sites
+            if changed.intersection(site.parts)
+            or (inside and (self.family is None or site.name not in site.parts))
+        ]
 
     @property
     def layers(self) -> Mapping[str, GatedLoraLinear]:
@@ -163,7 +170,7 @@ class GatedFusion(Attachable, nn.Module):
         """
         before, strengths = self.adapters, self.strengths
         self._take(adapters)
-        lacking = [site.name for site in self._changed() if site.name not in self._layers]
+        lacking = [site.name for site in self.sites if site.name not in self._layers]
         if self.attached and lacking:
             self.adapters, self.strengths = before, strengths
             raise GatesError(
@@ -227,19 +234,8 @@ class GatedFusion(Attachable, nn.Module):
         self.adapters = found
         self.strengths = dict.fromkeys(found, 1.0)
 
-    def _changed(self) -> list[Placed]:
-        """Return the sites that an adapter changes, or all in blocks where wanted everywhere."""
-        changed = {module for bundle in self.adapters.values() for module in bundle.modules}
-        inside = self.everywhere or self.room is not None
-        return [
-            site
-            for site in self._sites
-            if changed.intersection(site.parts)
-            or (inside and (self.family is None or site.name not in site.parts))
-        ]
-
     def _make_gates(self, path: str | Path | None, options: dict[str, Any]) -> None:
-        sites = {site.name: site for site in self._changed()}
+        sites = {site.name: site for site in self.sites}
         state: dict[str, dict[str, Tensor]] = {}
         if path is not None:
             state = load_gates(path, [site.name for site in self._sites])
@@ -274,7 +270,7 @@ class GatedFusion(Attachable, nn.Module):
         ):
             self._clock = DiffusionTime(self.model, scale=TIME_SCALES.get(self.family or "", 1.0))
         alone: dict[int, Placed] = {}
-        for site in self._changed():
+        for site in self.sites:
             if len(site.parts) == 1:
                 alone[id(self.model.get_submodule(site.parts[0]))] = site
             else:

@@ -121,8 +121,7 @@ REASONS = {
     NONFINITE: "it holds NaN or infinity",
     ZERO: "the change of every layer is zero",
     EMPTY: "it changes no layer of the transformer",
-}
-"""Flags of adapters that are never found by their weights, and what they mean."""
+}  # flags of adapters that are never found by their weights, and what they mean
 TEXT_ENCODER, DORA, UNMAPPED = "text encoder", "DoRA", "unmapped"
 
 _LINE = 300

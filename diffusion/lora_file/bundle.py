@@ -93,11 +93,6 @@ class LazyFactors(Mapping[str, Factors]):
         return {name: recipe.sizes for name, recipe in self._recipes.items()}
 
 
-def values_of(modules: Mapping[str, Factors], name: str) -> Values:
-    """Return what the values of a layer show."""
-    return modules.examine(name) if isinstance(modules, LazyFactors) else Values.of(modules[name])
-
-
 @dataclass(frozen=True)
 class LoraBundle:
     """The change of every layer of a model, by diffusers name.

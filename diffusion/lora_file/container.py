@@ -112,8 +112,7 @@ DTYPES = {
     "F8_E5M2": torch.float8_e5m2,
     "I64": torch.int64,
     "I32": torch.int32,
-}
-"""What tensors of an adapter are stored as; integers occur as α."""
+}  # what tensors of an adapter are stored as; integers occur as α
 
 _METADATA = "__metadata__"
 _FIELDS = {"dtype", "shape", "data_offsets"}
@@ -292,6 +291,10 @@ class SafetensorsFile:
         path: Its place; it must end with ``.safetensors``.
         limits: What it may cost.
 
+    Attributes:
+        tensors: Name to dtype, shape and place.
+        metadata: Text of the header, in one line per value and without control characters.
+
     Raises:
         ContainerError: The file is missing, is a pickle, is damaged or breaks a limit.
     """
@@ -304,17 +307,7 @@ class SafetensorsFile:
         self._descriptor = self._open()
         weakref.finalize(self, os.close, self._descriptor)
         self.size = self._size()
-        self._data_start, self._header = self._parse()
-
-    @property
-    def tensors(self) -> dict[str, TensorEntry]:
-        """Name to dtype, shape and place."""
-        return self._header.tensors
-
-    @property
-    def metadata(self) -> dict[str, str]:
-        """Text of the header, in one line per value and without control characters."""
-        return self._header.metadata
+        self._data_start, (self.tensors, self.metadata) = self._parse()
 
     def tensor(self, name: str) -> Tensor:
         """Read a tensor, in the dtype it is stored as.

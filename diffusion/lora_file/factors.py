@@ -392,8 +392,7 @@ SPELLINGS = {
     "dora_scale": "magnitude",
     "lora_magnitude_vector": "magnitude",
     "alpha": "alpha",
-}
-"""Each spelling of a factor and its role; PEFT puts the name of the adapter after it."""
+}  # each spelling of a factor and its role; PEFT puts the name of the adapter after it
 
 UNSUPPORTED = {
     r"\.diff(?:\.weight)?": "a full weight difference",
@@ -404,8 +403,7 @@ UNSUPPORTED = {
     r"\.[ab][12]\.weight": "a factor of GLoRA",
     r"\.(?:on_input|ia3_l)(?:\.[\w-]+)*": "a factor of IA3",
     r"\.(?:w_norm|b_norm)": "a difference of a norm",
-}
-"""What is known and has no low-rank form."""
+}  # what is known and has no low-rank form
 
 _ADAPTER = r"(?:\.(?!weight$|bias$)(?P<adapter>[\w-]+))?(?:\.weight)?"
 _FACTOR = re.compile(

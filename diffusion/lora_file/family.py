@@ -208,8 +208,7 @@ FLUX_OUTER: dict[str, tuple[Widths, Widths]] = {
     "time_text_embed.text_embedder.linear_2": (1, 1),
     "norm_out.linear": (1, 2),
     "proj_out": (1, None),
-}
-"""Layers outside of the blocks."""
+}  # layers outside of the blocks
 
 _FUSED_DOUBLE = {
     "attn.a_to_qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
@@ -325,8 +324,7 @@ SD3_OUTER: dict[str, tuple[Widths, Widths]] = {
     "time_text_embed.text_embedder.linear_2": (1, 1),
     "norm_out.linear": (1, 2),
     "proj_out": (1, None),
-}
-"""Linear layers outside of the blocks; the patch embedding is a convolution."""
+}  # linear layers outside of the blocks; the patch embedding is a convolution
 
 _FUSED = {
     "attn.a_to_qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),

@@ -117,8 +117,7 @@ _TEXT = {
 PREFIXES = (
     *(Prefix(text, component) for text, component in _TEXT.items()),
     *(Prefix(text, TRANSFORMER) for text in _TRANSFORMER),
-)
-"""All prefixes; a name may start with several, and the layer that follows decides."""
+)  # all prefixes; a name may start with several, and the layer that follows decides
 
 _ENCODERS = {
     "flux": {"first": 1, "clip_l": 1, "second": 2, "t5": 2, "third": 2},
@@ -281,8 +280,7 @@ TEXT_ENCODERS = NameTable(
     "",
     {name: Row((name,)) for name in _LAYERS}
     | {_CLIP + old: Row((_CLIP + new,)) for old, new in _ATTENTION.items()},
-)
-"""Adapters of text encoders, old attention processors included."""
+)  # adapters of text encoders, old attention processors included
 
 
 TABLES = (
@@ -294,5 +292,4 @@ TABLES = (
     DIFFUSERS_SD3,
     NATIVE_SD3,
     PROCESSORS_SD3,
-)
-"""Tables of the layers of transformers."""
+)  # tables of the layers of transformers

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from diffusion.lora_file.bundle import LazyFactors, LoraBundle, Recipe, values_of
+from diffusion.lora_file.bundle import LazyFactors, LoraBundle, Recipe, Values
 from diffusion.lora_file.container import (
     LIMITS,
     FamilyError,
@@ -49,7 +49,12 @@ def find(bundle: LoraBundle) -> Findings:
     nonfinite, zero, total = [], [], 0
     for component, modules in {"": bundle.modules, **bundle.text_encoders}.items():
         for name in modules:
-            values, label = values_of(modules, name), f"{component}.{name}" if component else name
+            label = f"{component}.{name}" if component else name
+            values = (
+                modules.examine(name)
+                if isinstance(modules, LazyFactors)
+                else Values.of(modules[name])
+            )
             total += 1
             if not values.finite:
                 nonfinite.append(label)

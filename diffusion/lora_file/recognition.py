@@ -207,8 +207,7 @@ OTHERS: tuple[tuple[str, str], ...] = (
     ("lumina2", r"layers[._]\d+[._](?:attention[._]qkv|feed_forward[._]w\d)"),
     ("wan", _START + r"blocks[._]\d+[._](?:self_attn|cross_attn|ffn|attn1|attn2)[._]"),
     ("ltx-video", r"transformer_blocks[._]\d+[._]attn1[._]"),
-)
-"""Patterns of names that neither FLUX.1 nor SD3 has."""
+)  # patterns of names that neither FLUX.1 nor SD3 has
 
 _METADATA = (
     ("flux2", r"flux[-_. ]?2"),

@@ -29,8 +29,7 @@ STALE = {
     "ss_network_module",
     "ss_network_args",
     "format",
-}
-"""Metadata that describes the former file."""
+}  # metadata that describes the former file
 
 
 class Layout(NamedTuple):
@@ -368,8 +367,7 @@ FORMATS: dict[str, Callable[[LoraBundle], Layout]] = {
     "kohya": kohya,
     "bfl": bfl,
     "comfyui": comfyui,
-}
-"""Name of a format to the function that lays an adapter out in it."""
+}  # name of a format to the function that lays an adapter out in it
 
 
 def text_encoders(format: str, family: str) -> frozenset[str]:

@@ -113,8 +113,7 @@ TINY: dict[str, Any] = {
     "pooled_projection_dim": 384,
     "guidance_embeds": False,
     "axes_dims_rope": (8, 12, 12),
-}
-"""Arguments of ``FluxTransformer2DModel``: width 192, 16 image tokens."""
+}  # arguments of `FluxTransformer2DModel`: width 192, 16 image tokens
 
 UNIT: dict[str, Any] = TINY | {
     "num_layers": 1,
@@ -122,8 +121,7 @@ UNIT: dict[str, Any] = TINY | {
     "attention_head_dim": 16,
     "num_attention_heads": 2,
     "axes_dims_rope": (4, 6, 6),
-}
-"""The same at width 32 with two blocks, for tests."""
+}  # the same at width 32 with two blocks, for tests
 
 SHAPES = {"tiny": TINY, "unit": UNIT}
 

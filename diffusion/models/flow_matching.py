@@ -248,8 +248,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "attention": ("attn.",),
     "mlp": ("ff.", "ff_context.", "proj_mlp", "proj_out"),
     "modulation": ("norm.linear", "norm1.linear", "norm1_context.linear"),
-}
-"""Parts of a block -> what the names of their layers begin with, within the block."""
+}  # parts of a block -> what the names of their layers begin with, within the block
 
 
 def layers_of(transformer: nn.Module, parts: Collection[str]) -> list[str]:

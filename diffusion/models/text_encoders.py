@@ -164,11 +164,10 @@ def _minilm() -> tuple[torch.nn.Module, Any, str]:
     disable_progress_bar()
     folder = get_model_path()
     model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     return (
         model.eval().requires_grad_(False),
         AutoTokenizer.from_pretrained(folder, local_files_only=True),
-        digest,
+        hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
     )
 
 

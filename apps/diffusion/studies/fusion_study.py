@@ -30,7 +30,8 @@ from apps.diffusion.works.combined_losses import (
     trial_gates,
 )
 from apps.diffusion.works.trained_gates import GatesForm, combinations, is_gated, train_gates
-from harness.evidence import Bar, Row, compare, moments
+from harness.evidence import Bar, Row, compare
+from harness.evidence import bootstrap as moments
 from harness.experiment import Arrays, Choice, Piece, Run
 from harness.files import Data
 
@@ -41,8 +42,7 @@ GATES: dict[str, Any] = {
     "steps": 500,
     "batch_size": 16,
     "caption_dropout": 0.1,
-}
-"""How gates are trained, apart from the learning rate."""
+}  # how gates are trained, apart from the learning rate
 
 LIKE_GATES = {name: GATES[name] for name in ("steps", "batch_size", "caption_dropout")}
 """How rivals are trained that have parameters."""
@@ -55,8 +55,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gates + global LoRA": GATES | {"global_rank": 2},
     "x_lora": LIKE_GATES | {"group": "train2"},
     "layer_strengths": LIKE_GATES,
-}
-"""What is trained on the training combinations."""
+}  # what is trained on the training combinations
 
 BLIND = "layer_strengths"
 """The rival that is trained on all that gates are trained on, but does not look at the input."""
@@ -82,8 +81,7 @@ PLAIN: dict[str, dict[str, Any]] = {
     "switch": {"tau": 5},
     "composite": {},
     "k_lora": {},
-}
-"""The base, each adapter of a pair alone, and rivals as published."""
+}  # the base, each adapter of a pair alone, and rivals as published
 
 STRENGTHS = {FIRST: (0.05, 1.6), OTHERS: (0.05, 1.6)}
 WEIGHT, DENSITY = {"weight": (0.3, 1.6)}, {"density": (0.1, 0.9)}
@@ -98,8 +96,7 @@ SPACES: dict[str, dict[str, tuple[float, float]]] = {
     "switch": STRENGTHS | {"tau": (1.0, 6.0)},
     "composite": STRENGTHS,
     "k_lora": STRENGTHS | {"alpha": (0.5, 3.0), "beta": (0.1, 1.5)},
-}
-"""What is tuned of rivals; ``sum`` with tuned strengths is their plainest."""
+}  # what is tuned of rivals; `sum` with tuned strengths is their plainest
 
 SCHEDULED = ("switch", "k_lora")
 """Rivals that follow the steps of a run: they are tuned at all times that they are tested at.

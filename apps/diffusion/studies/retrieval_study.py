@@ -22,7 +22,8 @@ from diffusion.evaluation.retrieval_scores import (
 )
 from diffusion.lora_file import LoraBundle, load_lora
 from diffusion.retrieval import TrainedEncoder, collate, modules_of
-from harness.evidence import Bar, Resamples, Row, compare, moments
+from harness.evidence import Bar, Resamples, Row, compare
+from harness.evidence import bootstrap as moments
 from harness.files import Data
 
 UNSEEN = ("food-vegetable", "musical-instrument", "duotone", "scanned")
@@ -37,16 +38,14 @@ ENCODER: dict[str, Any] = {
     "learning_rate": 2e-3,
     "loss": "contrastive",
     "augmented": True,
-}
-"""How the shipped encoder is trained."""
+}  # how the shipped encoder is trained
 
 PUBLISHED = ENCODER | {
     "encoder": ENCODER["encoder"]
     | {"normalization": "none", "attention_mask": "causal", "missing": "mask"},
     "loss": "published",
     "augmented": False,
-}
-"""The published loss and mask at the same size."""
+}  # the published loss and mask at the same size
 
 METHODS = {
     "encoder": ENCODER,

@@ -57,8 +57,7 @@ BASE: dict[str, Any] = {
     "batch_size": 64,
     "learning_rate": 1.5e-3,
     "text_encoder": "minilm",
-}
-"""How the shipped base was trained."""
+}  # how the shipped base was trained
 
 
 def base_piece(run: Run, seed: int, drawings: Drawings, **changes: Any) -> Piece:
@@ -108,8 +107,7 @@ LICENSES = {
     "openmoji": "CC-BY-SA-4.0",
     "noto": "CC-BY-SA-4.0, trained on Noto Emoji (Apache-2.0)",
     "twemoji": "CC-BY-SA-4.0, trained on Twemoji (CC-BY-4.0)",
-}
-"""Of adapters: the captions and the base come with OpenMoji."""
+}  # of adapters: the captions and the base come with OpenMoji
 
 
 class AdapterForm:

@@ -1,4 +1,4 @@
-"""Adapters on a model: in force while attached, gone without a trace, weighed, exchanged."""
+"""Adapters under gates: on small models, compiled, and at published sizes."""
 
 import itertools
 from copy import deepcopy
@@ -8,13 +8,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.testing import assert_close
 
 from core_gates.adapters import GatedSiblings, Room
 from core_gates.errors import GatesError
+from diffusion.evaluation.parity import relative_error
 from diffusion.fusion import GatedFusion
 from diffusion.fusion.protocol import sites_of
-from diffusion.lora_file import load_lora, save_lora
+from diffusion.lora_file import Factors, FluxShape, LoraBundle, load_lora, save_lora
+from diffusion.models.embedded_base import UNIT, transformer_of
 
 
 def merged(model, adapters, strengths=None):
@@ -279,3 +282,179 @@ def test_any_model_of_linear_layers(bundle, inputs):
     with GatedFusion(model, {"a": given}, dtype=torch.float64) as fused:
         assert_close(model(x), expected)
         assert sorted(fused.gates) == ["0", "2"]
+
+
+@pytest.fixture(scope="module")
+def flux():
+    torch.manual_seed(0)
+    return transformer_of("unit").eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def call():
+    draw = torch.Generator().manual_seed(1)
+    width = UNIT["joint_attention_dim"]
+    inputs = {
+        "hidden_states": torch.randn(1, 4, UNIT["in_channels"], generator=draw),
+        "encoder_hidden_states": torch.randn(1, 3, width, generator=draw),
+        "pooled_projections": torch.randn(1, UNIT["pooled_projection_dim"], generator=draw),
+        "timestep": torch.tensor([0.5]),
+        "img_ids": torch.zeros(4, 3),
+        "txt_ids": torch.zeros(3, 3),
+        "return_dict": False,
+    }
+
+    @torch.no_grad()
+    def run(model):
+        return model(**inputs)[0]
+
+    return run
+
+
+def adapter(model, seed, rank=2, where="blocks"):
+    draw = torch.Generator().manual_seed(seed)
+    modules = {
+        name: Factors(
+            torch.randn(rank, layer.in_features, generator=draw),
+            0.2 * torch.randn(layer.out_features, rank, generator=draw),
+            0.5,
+        )
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and where in name
+    }
+    return LoraBundle("flux", modules)
+
+
+def drawn(fusion):
+    """With gates that are far from open."""
+    torch.manual_seed(2)
+    for parameter in fusion.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return fusion
+
+
+@pytest.fixture(scope="module")
+def fusion(flux):
+    """Of two adapters."""
+    return drawn(GatedFusion(flux, [adapter(flux, seed) for seed in (1, 2)]))
+
+
+@pytest.fixture(autouse=True)
+def forgotten():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def compiled(model):
+    return torch.compile(model, backend="eager", fullgraph=True)
+
+
+def test_a_model_that_is_compiled_first_takes_and_loses_adapters(flux, fusion, call):
+    plain = call(flux)
+    with fusion:
+        fused = call(flux)
+    assert not torch.allclose(fused, plain)
+    model = compiled(flux)
+    assert torch.equal(call(model), plain)
+    with fusion:
+        assert torch.equal(call(model), fused)
+        fusion.set_strengths({"adapter": 0.0, "adapter-2": 0.0})
+        assert torch.equal(call(model), plain)
+        fusion.set_strengths({"adapter": 1.0, "adapter-2": 1.0})
+        assert torch.equal(call(model), fused)
+    assert torch.equal(call(model), plain)
+
+
+def test_a_model_with_adapters_is_compiled_and_loses_them(flux, fusion, call):
+    plain = call(flux)
+    with fusion:
+        fused = call(flux)
+        model = compiled(flux)
+        assert torch.equal(call(model), fused)
+    assert torch.equal(call(model), plain)
+
+
+def test_the_compiled_model_itself_may_be_given(flux, fusion, call):
+    with fusion:
+        fused = call(flux)
+    model = compiled(flux)
+    other = GatedFusion(model, fusion.adapters)
+    other.load_state_dict(fusion.state_dict())
+    assert other.family == "flux"
+    with other:
+        assert torch.equal(call(model), fused)
+    assert not other.attached
+
+
+def test_adapters_are_exchanged_without_compiling_again(flux, call):
+    given = {"a": adapter(flux, 1), "b": adapter(flux, 2, rank=3, where="attn")}
+    fewer = {"d": adapter(flux, 4, rank=4)}
+    other = {"e": adapter(flux, 5, rank=1, where="attn"), "d": adapter(flux, 6)}
+    more = {name: adapter(flux, 7 + k, rank=k + 1) for k, name in enumerate("xyz")}
+    counted = CompileCounterWithBackend("aot_eager")
+    model = torch.compile(flux, backend=counted)
+    with drawn(GatedFusion(flux, given, room=Room(3, 4))) as fusion:
+        found = call(model)
+        first = counted.frame_count
+        for number, adapters in enumerate((fewer, other, more)):
+            fusion.set_adapters(adapters)
+            fusion.set_strengths(dict.fromkeys(adapters, 0.5 + number))
+            last, found = found, call(model)
+            assert relative_error(found, call(flux)) <= 1e-5
+            assert relative_error(found, last) > 1e-3
+    assert counted.frame_count == first > 0
+
+
+NAMES = [
+    *(f"blocks.{k}.{name}" for k in range(19) for s in "ab" for name in (
+        f"attn.{s}_to_qkv", f"attn.{s}_to_out", f"ff_{s}.0", f"ff_{s}.2", f"norm1_{s}.linear"
+    )),
+    *(f"single_blocks.{k}.{name}" for k in range(38)
+      for name in ("to_qkv_mlp", "proj_out", "norm.linear")),
+]  # fmt: skip
+"""The fused layers of FLUX.1-dev as published."""
+
+
+class FluxTransformer2DModel(nn.Module):
+    """The linear layers of FLUX.1-dev at their places, without numbers."""
+
+    def __init__(self):
+        super().__init__()
+        for name, (inputs, outputs) in FluxShape().modules().items():
+            *parents, last = name.split(".")
+            place = self
+            for parent in parents:
+                if parent not in dict(place.named_children()):
+                    place.add_module(parent, nn.Module())
+                place = place.get_submodule(parent)
+            place.add_module(last, nn.Linear(inputs, outputs, device="meta"))
+
+
+@pytest.mark.parametrize(("variant", "millions"), [("full", 27.316224), ("no_base", 24.281088)])
+def test_published_sizes(variant, millions):
+    fused = GatedFusion(FluxTransformer2DModel(), {}, everywhere=True, variant=variant)
+    assert [name.replace("___", ".") for name in fused.gates] == NAMES
+    assert len(NAMES) == 304
+    assert all(parameter.is_meta for parameter in fused.parameters())
+    assert sum(parameter.numel() for parameter in fused.parameters()) == millions * 1e6
+
+
+def test_gates_load_strictly_onto_a_model_without_memory(tmp_path):
+    model = FluxTransformer2DModel()
+    empty = GatedFusion(model, {}, everywhere=True)
+    for gate in empty.gates.values():
+        gate.to_empty(device="cpu")
+        nn.init.normal_(gate.weight_out)
+        for name, parameter in gate.named_parameters():
+            if name != "weight_out":
+                nn.init.constant_(parameter, 0.5)
+    path = empty.save_gates(tmp_path / "gates.safetensors")
+    terms = ["weight_base", "weight_lora", "weight_cross", "weight_out", "bias"]
+    terms += [f"norm_{of}.{part}" for of in ("base", "lora") for part in ("weight", "bias")]
+    stored = {f"model_dict.{name.replace('.', '___')}.{term}" for name in NAMES for term in terms}
+    assert load_file(path).keys() == stored
+    loaded = GatedFusion(model, {}, everywhere=True, gates=path)
+    assert not any(parameter.is_meta for parameter in loaded.parameters())
+    for name, gate in empty.gates.items():
+        assert torch.equal(loaded.gates[name].weight_out, gate.weight_out)

@@ -7,16 +7,11 @@ import pytest
 
 import apps.diffusion.embedded_world as worlds
 import apps.diffusion.studies.base_study as base
-import apps.diffusion.studies.fused_views as seeing
 import apps.diffusion.studies.fused_views as views
 import apps.diffusion.studies.fusion_study as fusion
 import apps.diffusion.studies.retrieval_study as retrieval
-import apps.diffusion.works.combined_losses as denoiser
 import apps.diffusion.works.combined_losses as losses
-import apps.diffusion.works.combined_losses as seen_pairs
 import apps.diffusion.works.made_images as judge
-import apps.diffusion.works.made_images as retained
-import apps.diffusion.works.trained_gates as gates
 import apps.diffusion.works.trained_gates as tasks
 from apps.diffusion.studies.base_study import Asked
 from harness.experiment import Run
@@ -89,9 +84,7 @@ def test_retrieval(world, asked, monkeypatch):
 def few(monkeypatch):
     """Two combinations of each group, few steps and trials, two variants and three rivals."""
     every = tasks.combinations
-    for module in (
-        tasks, losses, denoiser, gates, fusion, views, seen_pairs, seeing,
-    ):  # fmt: skip
+    for module in (tasks, losses, fusion, views):
         monkeypatch.setattr(module, "combinations", lambda group: every(group)[:2])
     for name, own in list(fusion.VARIANTS.items()):
         if name in ("gates", "x_lora", "layer_strengths"):
@@ -104,15 +97,15 @@ def few(monkeypatch):
     for name in list(fusion.PLAIN):
         if name not in ("none", "alone0", "alone1", "sum", "mean", "ties", "switch", "k_lora"):
             monkeypatch.delitem(fusion.PLAIN, name)
-    for rival, own in seen_pairs.FITTING.items():
+    for rival, own in losses.FITTING.items():
         less = {name: 2 for name in ("drawings", "times", "evaluations", "steps") if name in own}
-        monkeypatch.setitem(seen_pairs.FITTING, rival, own | less)
+        monkeypatch.setitem(losses.FITTING, rival, own | less)
     monkeypatch.setattr(fusion, "TRIALS", 3)
     monkeypatch.setattr(fusion, "TRIED_STEPS", 1)
     monkeypatch.setattr(fusion, "TIMES", 2)
     monkeypatch.setattr(fusion, "MOST", 2)
     monkeypatch.setattr(losses, "TRIED_TIMES", 2)
-    monkeypatch.setattr(retained, "TIMES", 2)
+    monkeypatch.setattr(judge, "TIMES", 2)
     monkeypatch.setattr(views, "SAMPLER", {"steps": 2, "guidance": 2.0})
     monkeypatch.setattr(views, "COSTED", 2)
 
@@ -127,7 +120,7 @@ def test_fusion(world, asked, few):
     assert {"sum", "sum tuned", "switch tuned", "k_lora", "gates", "baked", "x_lora"} <= names
     assert {"layer_strengths", "linear_denoiser"} <= names
     assert len(found["notes"]) == 1
-    seen = [row for row in found["rows"] if row["method"] in seeing.SEEING]
+    seen = [row for row in found["rows"] if row["method"] in views.SEEING]
     assert {row["task"] for row in seen} == {fusion.GROUPS["test2"]}
     assert sorted(row["versus"] or "" for row in seen) == ["", "", "gates", "gates"]
     assert not any("sees" in bar["name"] for bar in found["bars"])

@@ -1,4 +1,4 @@
-"""What training runs leave is what other verbs and programs take."""
+"""What training verbs write, also after a kill."""
 
 import json
 import shutil
@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from apps.diffusion.works.trained_gates import base_digest, refuse_gates_of_another
+from apps.diffusion.works.zoo import with_trigger
 from apps.main import main
 from core_gates.errors import GatesError
 from diffusion.fusion import GatedFusion
@@ -178,3 +179,40 @@ def test_other_settings_need_another_name(gates, command, place, capsys):
     assert last(gates(*command("train-lora", "--name", "new", steps=3))) != first
     assert last(gates(*command("train-lora", "--overwrite", steps=3))) == first
     del place
+
+
+@pytest.mark.parametrize(
+    ("caption", "trigger", "expected"),
+    [
+        ("a catalog", "cat", "cat, a catalog"),
+        ("a Cat.", "cat", "a Cat."),
+        ("", "cat", "cat"),
+        ("a dog", "", "a dog"),
+        ("in c++ style", "c++", "in c++ style"),
+    ],
+)
+def test_a_trigger_is_words_not_letters(caption, trigger, expected):
+    assert with_trigger(caption, trigger) == expected
+
+
+RESULTS = {
+    "train-base": "bases/*/result.safetensors",
+    "train-lora": "loras/*/My-fruit.safetensors",
+    "train-retriever": "table_encoders/*/encoder/encoder.safetensors",
+    "train-gates": "table_gates/*/gates.safetensors",
+}
+
+
+@pytest.mark.parametrize("verb", RESULTS)
+def test_a_killed_training_ends_with_the_same_bits(verb, kill_and_resume, forked, command, place):
+    del place
+    folder = kill_and_resume(
+        command(verb, steps=10),
+        app="diffusion",
+        compare=[RESULTS[verb], "*/*/record.json"],
+        start=forked.Forked,
+    )
+    root, name = str(folder.parents[1]), folder.name
+    again = forked.finished([*command(verb, steps=10), "--root", root, "--name", name])
+    assert len(again.splitlines()) == 1
+    assert again.strip().startswith(str(folder))

@@ -1,4 +1,4 @@
-"""Measures of retrieval: closed forms and invariants."""
+"""Measures of a search, likeness of adapters, and BM25."""
 
 import math
 
@@ -9,11 +9,109 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion.evaluation.retrieval_scores import (
+    BM25,
     by_captions,
     chance,
     concept_cosines,
+    delta_cosine,
     search_values,
+    sketches,
+    words,
 )
+from diffusion.lora_file import Factors, FluxShape, LoraBundle
+from diffusion.retrieval import collate, modules_of
+
+SHAPE = FluxShape(1, 1, num_heads=2, head_dim=8)
+MODULES = modules_of(SHAPE)
+
+
+def adapter(seed, rank, kept=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    sizes = {part: (m.in_features, size) for m in MODULES
+             for part, size in zip(m.parts, m.sizes, strict=True)}  # fmt: skip
+    layers = {
+        name: Factors(torch.randn(rank, i, generator=generator),
+                      torch.randn(o, rank, generator=generator), 0.5)
+        for number, (name, (i, o)) in enumerate(sizes.items()) if number < kept * len(sizes)
+    }  # fmt: skip
+    return LoraBundle("flux", layers)
+
+
+BUNDLES = [adapter(0, 2), adapter(1, 3), adapter(2, 1, kept=0.5)]
+
+
+def stacked(bundle):
+    return torch.cat([
+        (bundle.delta_weight(part) if part in bundle.modules
+         else torch.zeros(size, m.in_features)).double().flatten()
+        for m in MODULES for part, size in zip(m.parts, m.sizes, strict=True)
+    ])  # fmt: skip
+
+
+def test_delta_cosine_is_that_of_the_matrices():
+    first, second = collate(BUNDLES, MODULES), collate(BUNDLES[::-1], MODULES)
+    flat = torch.stack([stacked(bundle) for bundle in BUNDLES])
+    flat = flat / flat.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(
+        delta_cosine(first, second), flat @ flat.flip(0).mT, atol=1e-6, rtol=0
+    )
+
+
+def test_sketches_estimate_it():
+    batch = collate(BUNDLES, MODULES)
+    shared = collate(
+        [
+            BUNDLES[0],
+            LoraBundle("flux", {
+                name: Factors(torch.cat([f.down, g.down]), torch.cat([f.up, g.up], 1), 0.5)
+                for (name, f), g in zip(
+                    BUNDLES[0].modules.items(), adapter(5, 2).modules.values(), strict=True
+                )
+            }),
+        ],
+        MODULES,
+    )  # fmt: skip
+    exact = delta_cosine(shared, shared)[0, 1].item()
+    few = sketches(shared, MODULES, probes=64)
+    assert exact == pytest.approx(0.75, abs=0.05)
+    assert (few @ few.mT)[0, 1].item() == pytest.approx(exact, abs=0.05)
+    first, again = sketches(batch, MODULES), sketches(batch, MODULES)
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, sketches(batch, MODULES, seed=1))
+    torch.testing.assert_close(first.norm(dim=1), torch.ones(3, dtype=torch.float64))
+
+
+TEXTS = ["red cat", "cat cat dog", "", "a long text about one red house and no animal"]
+
+
+def test_the_formula_by_hand():
+    scores = BM25(TEXTS, k1=1.2, b=0.75).scores("Cat?")
+    mean = (2 + 3 + 0 + 10) / 4
+    idf = math.log(1 + (4 - 2 + 0.5) / 2.5)
+    expected = [
+        idf * tf * 2.2 / (tf + 1.2 * (0.25 + 0.75 * length / mean))
+        for tf, length in ((1, 2), (2, 3), (0, 0), (0, 10))
+    ]
+    np.testing.assert_allclose(scores, expected)
+
+
+def test_rare_words_weigh_more_and_words_add_up():
+    rivals = BM25(TEXTS)
+    assert rivals.scores("dog")[1] > BM25([*TEXTS, "dog", "dog"]).scores("dog")[1]
+    np.testing.assert_allclose(
+        rivals.scores("red dog"), rivals.scores("red") + rivals.scores("dog")
+    )
+
+
+@pytest.mark.parametrize("texts", [[""], ["", ""], TEXTS])
+def test_without_a_common_word_all_are_zero(texts):
+    assert BM25(texts).scores("unicorn").tolist() == [0] * len(texts)
+    assert BM25(texts).scores("").tolist() == [0] * len(texts)
+
+
+def test_words_are_letters_and_digits_in_lower_case():
+    assert words("Red-Cat, 2x!") == ["red", "cat", "2x"]
+
 
 seeds = st.integers(0, 2**31)
 

@@ -11,7 +11,7 @@ from diffusion.evaluation.parity import merge_errors, merged_adapters, read_vect
 from diffusion.lora_file import Factors, LoraBundle
 from diffusion.rivals.merged import METHODS, merge, truncate
 
-GOLDEN = Path(__file__).parents[3] / "golden" / "autolora"
+GOLDEN = Path(__file__).parents[2] / "golden" / "autolora"
 
 
 @pytest.fixture(scope="module")

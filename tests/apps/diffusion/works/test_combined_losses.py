@@ -7,7 +7,6 @@ import torch
 from torch.testing import assert_close
 
 import apps.diffusion.studies.fused_views as study
-import apps.diffusion.works.combined_losses as plain_losses
 import apps.diffusion.works.combined_losses as works
 from apps.diffusion.works.trained_gates import Bench
 from core_gates.errors import GatesError
@@ -30,8 +29,7 @@ def places(zoo_root, write):
 def made(places, tmp_path, monkeypatch):
     """``made(rival, **settings)``: the work on two pairs."""
     every = works.combinations
-    for module in (works, plain_losses):
-        monkeypatch.setattr(module, "combinations", lambda group: every(group)[:2])
+    monkeypatch.setattr(works, "combinations", lambda group: every(group)[:2])
     number = iter(range(99))
 
     def make(rival, part="test", folder=None, tick=lambda: None, **changes):
@@ -41,7 +39,7 @@ def made(places, tmp_path, monkeypatch):
         piece = Piece(rival, None, {}, given)
         if rival in SMALL:
             return works.seen_losses(piece, Job(folder, tick), **places)
-        return plain_losses.losses(piece, Job(folder, tick), trained={}, **places)
+        return works.losses(piece, Job(folder, tick), trained={}, **places)
 
     return make
 

@@ -9,7 +9,7 @@ import pytest
 
 from diffusion.lora_file import FluxShape, SD3Shape
 
-GOLDEN = Path(__file__).parents[3] / "golden" / "autolora"
+GOLDEN = Path(__file__).parents[2] / "golden" / "autolora"
 
 
 def test_published_flux():
