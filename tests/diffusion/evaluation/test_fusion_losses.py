@@ -81,7 +81,6 @@ def test_a_fusion_is_told_its_step_and_let_go(model, task):
 
 
 def test_faults_are_one_line(model, task, one_line):
-    fusion = GatedFusion(model, {"a": adapter(model, 1)})
     assert "0 steps" in one_line(GatesError, fixed_losses, model, None, *task, steps=0)
     fewer = task[0][:2], task[1]
     assert "2 latents and 3" in one_line(GatesError, fixed_losses, model, None, *fewer)
