@@ -6,15 +6,15 @@ from harness.command.verbs import FunctionVerb, run_verb
 
 DEFAULT_CONFIG = "embedded"  # of verbs that need no configuration
 FUNCTIONS = {
-    "train-base": FunctionVerb("apps.diffusion.train_base:train"),
+    "train-base": FunctionVerb("apps.diffusion.training.train_base:train"),
     "train-lora": FunctionVerb(
-        "apps.diffusion.train_lora:train", "images", flat=("card", "training")
+        "apps.diffusion.training.train_lora:train", "images", flat=("card", "training")
     ),
     "train-retriever": FunctionVerb(
-        "apps.diffusion.train_retriever:train", flat=("training", "machine")
+        "apps.diffusion.training.train_retriever:train", flat=("training", "machine")
     ),
     "train-gates": FunctionVerb(
-        "apps.diffusion.train_gates:train", flat=("gates", "training", "machine")
+        "apps.diffusion.training.train_gates:train", flat=("gates", "training", "machine")
     ),
     "evaluate": FunctionVerb("apps.diffusion.evaluate:evaluate"),
     "generate": FunctionVerb(
@@ -22,7 +22,7 @@ FUNCTIONS = {
     ),
     "demo": FunctionVerb("apps.diffusion.demo:demo", flat=("sources",)),
     "report": FunctionVerb("apps.diffusion.report:report"),
-    "index": FunctionVerb("apps.diffusion.index:index", ("folder",)),
+    "index": FunctionVerb("apps.diffusion.search:index", ("folder",)),
     "search": FunctionVerb("apps.diffusion.search:search", "prompt"),
     "inspect": FunctionVerb("apps.diffusion.inspect:inspect", "paths"),
     "convert": FunctionVerb("apps.diffusion.convert:convert", ("file", "output")),

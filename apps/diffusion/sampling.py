@@ -1,9 +1,9 @@
-"""How images are sampled, and images as files with all that decided them."""
+"""How images are sampled, images as files with all that decided them, and gates baked from runs."""
 
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,15 +11,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from apps.diffusion.options import refuse_below
 from apps.diffusion.studio import GATED, SUM, Studio
+from apps.diffusion.training.options import refuse_below
+from apps.diffusion.works.trained_gates import refuse_gates_of_another
 from core_gates.errors import GatesError
 from diffusion.data.concepts import Combination, rows_of, subject
 from diffusion.data.drawings import Drawings, drawn
 from diffusion.data.pictures import contact_sheet, save_picture
-from diffusion.fusion.baking import GateMap
-from diffusion.fusion.pipeline import Generated
+from diffusion.fusion import GatedFusion
+from diffusion.fusion.baking import GateMap, MeanGates, bake
+from diffusion.fusion.pipeline import AutoLoraPipeline, Generated
+from diffusion.lora_file import LoraBundle
 from diffusion.models.flow_matching import GUIDANCE
+from diffusion.models.pipelines import load_pipeline
 from harness.files import short_digest
 
 LARGEST_SEED = 2**63 - 1
@@ -225,3 +229,42 @@ def pair_images(
 def in_bytes(image: np.ndarray) -> np.ndarray:
     """Return images from 0 to 1 as uint8."""
     return np.round(image * 255).clip(0, 255).astype(np.uint8)
+
+
+def baked(
+    adapters: Mapping[str, LoraBundle],
+    strengths: Mapping[str, float],
+    base: Path,
+    gates: Path,
+    prompts: Sequence[str],
+    *,
+    steps: int,
+    seed: int,
+) -> LoraBundle:
+    """Return one adapter with the mean gates of runs of the base in the rows of B.
+
+    Args:
+        adapters: Name -> adapter.
+        strengths: Name -> strength.
+        base: Folder of the base: an embedded one, or a pipeline of diffusers.
+        gates: File of trained gates.
+        prompts: What is generated while gates are observed.
+        steps: Denoising steps of each image.
+        seed: Of the noise of the first image; the others follow.
+
+    Raises:
+        GatesError: The base cannot be read, or gates or adapters do not fit it.
+    """
+    refuse_gates_of_another(base, gates)
+    pipe, embedded = load_pipeline(base)
+    options: dict[str, Any] = {"num_inference_steps": steps}
+    if embedded is not None:
+        size = embedded.size
+        options |= {"text": embedded.encoder(), "height": size, "width": size}
+    generate = AutoLoraPipeline(pipe, **options)
+    fusion = GatedFusion(pipe.transformer, adapters, gates=gates)
+    fusion.set_strengths(strengths)
+    with fusion, MeanGates(fusion) as observed:
+        for number, prompt in enumerate(prompts):
+            generate(prompt, adapters={}, seed=seed + number, output_type="latent")
+    return bake(fusion, observed.means)

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from apps.diffusion.embedded_world import World
-from apps.diffusion.index import read_encoder
+from apps.diffusion.search import read_encoder
 from apps.diffusion.studies.retrieval_study import ENCODER, UNSEEN
 from apps.diffusion.works.trained_encoders import FOLDER, EncoderForm, shape_of
 from apps.diffusion.works.trained_gates import FILE, GatesForm, refuse_gates_of_another

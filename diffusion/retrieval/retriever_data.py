@@ -1,4 +1,4 @@
-"""Batches of randomly changed adapters, each with a random caption of its own."""
+"""Batches of randomly changed adapters, each with a random caption."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

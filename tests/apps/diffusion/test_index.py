@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import apps.diffusion.index
 import apps.diffusion.search
 from core_gates.errors import GatesError
 from diffusion.library import LoraLibrary
@@ -21,7 +20,7 @@ from diffusion.retrieval.encoder_folder import save_encoder
 from harness.command.verbs import FunctionVerb, run_verb
 
 VERBS = {
-    "index": FunctionVerb("apps.diffusion.index:index", ("folder",)),
+    "index": FunctionVerb("apps.diffusion.search:index", ("folder",)),
     "search": FunctionVerb("apps.diffusion.search:search", "prompt"),
 }
 
@@ -79,7 +78,7 @@ def titled(samples, monkeypatch):
         asked.append((folder, text_fingerprint))
         return Encoder()
 
-    monkeypatch.setattr(apps.diffusion.index, "read_encoder", read)
+    monkeypatch.setattr(apps.diffusion.search, "read_encoder", read)
     monkeypatch.setattr(apps.diffusion.search, "read_encoder", read)
     return asked
 
@@ -131,7 +130,7 @@ def test_a_published_encoder_is_read_from_its_file(tmp_path):
     torch.manual_seed(0)
     made = LoraWeightEncoder(EncoderConfig.prompt_token(shape, text_dim=16, **sizes))
     save_file(made.state_dict(), tmp_path / "published.safetensors")
-    found = apps.diffusion.index.read_encoder(str(tmp_path / "published.safetensors"), "any")
+    found = apps.diffusion.search.read_encoder(str(tmp_path / "published.safetensors"), "any")
     for name, tensor in made.state_dict().items():
         assert torch.equal(found.encoder.state_dict()[name], tensor)
 
@@ -200,7 +199,7 @@ def test_faulty_searches(words, expected, call, refusal):
 
 def test_an_index_of_metadata_imports_no_library_of_models(samples):
     program = (
-        "import sys; from apps.diffusion.index import index; index('samples', no_encode=True); "
+        "import sys; from apps.diffusion.search import index; index('samples', no_encode=True); "
         "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     )
     command = [sys.executable, "-c", program]

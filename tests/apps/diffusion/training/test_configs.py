@@ -14,7 +14,7 @@ from apps.diffusion.commands import FUNCTIONS
 from apps.diffusion.embedded_world import World
 from apps.diffusion.studies.fusion_study import GATES
 from apps.diffusion.studies.retrieval_study import ENCODER, UNSEEN
-from apps.diffusion.train_gates import Gates, Training
+from apps.diffusion.training.train_gates import Gates, Training
 from apps.main import main
 from diffusion.data.concepts import concepts
 from diffusion.lora_file import Factors, LoraBundle, save_lora

@@ -1,0 +1,1 @@
+"""Training runs of ``gates diffusion``, a verb a file."""
