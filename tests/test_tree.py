@@ -254,3 +254,19 @@ def test_shipped_records_name_no_folder_of_a_machine():
     assert len(records) > 100
     commands = {json.loads(path.read_text()).get("command", "") for path in records}
     assert [command for command in commands if "--root" in command or " /" in command] == []
+
+
+def test_what_records_and_configurations_name_is_there():
+    named = re.compile(rf"\b(?:{'|'.join(PACKAGES)})(?:\.(?!safetensors\b)\w+)+")
+    kinds = ("record.json", "*.yaml")
+    files = [f for package in PACKAGES for kind in kinds for f in (ROOT / package).rglob(kind)]
+    names = {name for file in files for name in named.findall(file.read_text())}
+    assert len(names) > 20
+    assert [name for name in sorted(names) if not exists(*name.rpartition(".")[::2])] == []
+
+
+def exists(place, name):
+    """Whether a module or a package has a name."""
+    path = ROOT / place.replace(".", "/")
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return file.is_file() and re.search(rf"\b{name}\b", file.read_text()) is not None
