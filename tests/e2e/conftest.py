@@ -125,7 +125,7 @@ def chromium(demo_pages):
 @pytest.fixture(scope="session")
 def write():
     """``write.images``, ``write.video`` and the like make sources of frames; ``write.weights``."""
-    made = runpy.run_path(str(HERE.parent / "endoscopy" / "inputs" / "conftest.py"))
+    made = runpy.run_path(str(HERE.parent / "endoscopy" / "conftest.py"))
     names = ("images", "video", "dicom")
     writers = {name: made[f"write_{name}"] for name in names}
     return SimpleNamespace(
