@@ -10,8 +10,7 @@ from apps.diffusion.sampling import PairImages, pair_images
 from apps.diffusion.studio import GATED, SUM, Sources, shipped, studio
 from diffusion.data.concepts import held_out_pairs
 from diffusion.evaluation.figures import gate_map_figure, gate_table, sheet_figure
-from harness.evidence import Resamples
-from harness.evidence import bootstrap as moments
+from harness.evidence import Resamples, moments
 from harness.report.page import Page
 from harness.report.stop import StopSkippedError, TourRow, TourStop
 

@@ -12,8 +12,7 @@ from harness.runs.trainer import ExactTrainer
 from recsys.data.datamodule import TableDataModule
 from recsys.data.tables import RankingTables
 from recsys.embedding.row_wise_adagrad import RowWiseAdagrad
-from recsys.metrics import areas as auc
-from recsys.metrics import gauc
+from recsys.metrics import auc, gauc
 from recsys.ranker_module import JoinedOptimizer, MultiTaskModule
 from recsys.schema import Dense, FeatureSchema, Sparse, Task
 

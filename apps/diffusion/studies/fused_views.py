@@ -23,8 +23,7 @@ from diffusion.evaluation.judge import pixel_errors
 from diffusion.lora_file import load_lora
 from diffusion.models.flow_matching import velocity
 from diffusion.models.text_encoders import TextStates
-from harness.evidence import Resamples, Row, compare
-from harness.evidence import bootstrap as moments
+from harness.evidence import Resamples, Row, compare, moments
 from harness.experiment import Arrays, Piece, Run, SettingsDiffer, Store, Work
 from harness.experiment.piece import read_record
 from harness.files import remove

@@ -30,8 +30,7 @@ from apps.diffusion.works.combined_losses import (
     trial_gates,
 )
 from apps.diffusion.works.trained_gates import GatesForm, combinations, is_gated, train_gates
-from harness.evidence import Bar, Row, compare
-from harness.evidence import bootstrap as moments
+from harness.evidence import Bar, Row, compare, moments
 from harness.experiment import Arrays, Choice, Piece, Run
 from harness.files import Data
 

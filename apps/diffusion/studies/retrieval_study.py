@@ -22,8 +22,7 @@ from diffusion.evaluation.retrieval_scores import (
 )
 from diffusion.lora_file import LoraBundle, load_lora
 from diffusion.retrieval import TrainedEncoder, collate, modules_of
-from harness.evidence import Bar, Resamples, Row, compare
-from harness.evidence import bootstrap as moments
+from harness.evidence import Bar, Resamples, Row, compare, moments
 from harness.files import Data
 
 UNSEEN = ("food-vegetable", "musical-instrument", "duotone", "scanned")

@@ -21,7 +21,7 @@ from recsys.experiments.controls import (
     cross_rows,
     permuted_error,
 )
-from recsys.metrics import areas as auc
+from recsys.metrics import auc
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from core_gates.errors import GatesError
-from recsys.metrics import areas as auc
+from recsys.metrics import auc
 
 ROWS = st.lists(
     st.tuples(st.integers(-3, 3), st.booleans(), st.floats(0.1, 5)), min_size=2, max_size=40

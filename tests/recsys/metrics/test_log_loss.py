@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import log_loss as of_scikit_learn
 
 from core_gates.errors import GatesError
-from recsys.metrics import calibration as log_loss
-from recsys.metrics import normalized_entropy
+from recsys.metrics import log_loss, normalized_entropy
 from recsys.metrics.calibration import entropy
 
 ROWS = st.lists(

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core_gates.errors import GatesError
-from recsys.metrics import areas as auc
-from recsys.metrics import gxauc, mean_absolute_error, user_xauc, xauc
+from recsys.metrics import auc, gxauc, mean_absolute_error, user_xauc, xauc
 from recsys.metrics.play_time import larger_before
 
 ROWS = st.lists(

@@ -5,11 +5,12 @@ import pytest
 
 from core_gates.errors import GatesError
 from harness.evidence import Resamples, compare
-from recsys.metrics import areas as auc
 from recsys.metrics import (
+    auc,
     auc_scores,
     combined,
     gauc,
+    log_loss,
     normalized_entropy,
     per_user_sums,
     predicted_over_observed,
@@ -18,7 +19,6 @@ from recsys.metrics import (
     task_scores,
     user_resamples,
 )
-from recsys.metrics import calibration as log_loss
 
 
 def rows(n=600, users=40, seed=0):

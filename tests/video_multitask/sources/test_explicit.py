@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from core_gates.errors import GatesError
-from recsys.metrics import areas as auc
+from recsys.metrics import auc
 from recsys.transform import FeatureTransform
 from video_multitask.leaks import check_causal
 from video_multitask.sources.explicit import ExplicitLog

@@ -9,7 +9,7 @@ import torch
 from apps.diffusion.studies.fused_views import crossed, score
 from apps.diffusion.works.combined_losses import note_trained
 from apps.diffusion.works.trained_gates import combinations
-from harness.evidence import bootstrap as moments
+from harness.evidence import moments
 from harness.experiment import Arrays, Piece, Run
 from harness.experiment.store import SettingsDiffer
 

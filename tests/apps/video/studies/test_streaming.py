@@ -14,7 +14,7 @@ from core_gates.errors import GatesError
 from harness.experiment import Run
 from harness.runs.loops import ResumableCSVLogger
 from recsys.experiments.contest import Contest
-from recsys.metrics import calibration as log_loss
+from recsys.metrics import log_loss
 from video_multitask.stream.loader import StreamLoader
 
 SOURCE = "data.source.init_args."
