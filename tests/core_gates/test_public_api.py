@@ -28,7 +28,7 @@ FOREIGN = (
     "scipy",
 )
 ROOT = Path(core_gates.__file__).parent
-ROOMS = [*sorted(folder.parent.name for folder in ROOT.glob("*/__init__.py")), "surgery"]
+ROOMS = [*sorted(folder.parent.name for folder in ROOT.glob("*/__init__.py")), "conv", "surgery"]
 LAZY = [core_gates, core_gates.gates, core_gates.ops]
 
 

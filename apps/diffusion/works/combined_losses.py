@@ -30,9 +30,10 @@ from diffusion.fusion.gated_fusion import GatedFusion
 from diffusion.fusion.protocol import Fusion
 from diffusion.lora_file import LoraBundle, load_lora
 from diffusion.models.flow_matching import noised, velocity
+from diffusion.rivals.distillation import distill, taught
 from diffusion.rivals.registry import make_rival
 from diffusion.rivals.weighing import LoraHub
-from diffusion.rivals.zip_lora import ZipLora, distill, taught
+from diffusion.rivals.zip_lora import ZipLora
 from harness.experiment import Arrays, Job, Piece
 from harness.experiment.piece import read_record
 
