@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from apps.diffusion.training.options import Machine
+from apps.diffusion.options import Machine
 from apps.diffusion.works.made_images import train_judge
 from apps.diffusion.works.zoo import (
     AdapterForm,

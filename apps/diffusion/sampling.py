@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from apps.diffusion.options import refuse_below
 from apps.diffusion.studio import GATED, SUM, Studio
-from apps.diffusion.training.options import refuse_below
 from apps.diffusion.works.trained_gates import refuse_gates_of_another
 from core_gates.errors import GatesError
 from diffusion.data.concepts import Combination, rows_of, subject

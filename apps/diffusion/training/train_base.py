@@ -3,7 +3,7 @@
 from functools import partial
 
 from apps.diffusion.embedded_world import obtained, run_of
-from apps.diffusion.training.options import refuse_below, refuse_unless_positive
+from apps.diffusion.options import refuse_below, refuse_unless_positive
 from apps.diffusion.works.zoo import BaseForm, base_piece, train_base
 from core_gates.errors import GatesError, check_option
 from diffusion.data.drawings import Drawings

@@ -14,7 +14,7 @@ from apps.diffusion.embedded_world import (
     table_digest,
     zoo_of,
 )
-from apps.diffusion.training.options import (
+from apps.diffusion.options import (
     Machine,
     Precision,
     refuse_below,

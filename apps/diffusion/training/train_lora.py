@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from apps.diffusion.embedded_world import base_at, digest_of, obtained, run_of
-from apps.diffusion.training.options import (
+from apps.diffusion.options import (
     Precision,
     refuse_below,
     refuse_unless_positive,

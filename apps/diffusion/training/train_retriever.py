@@ -15,14 +15,14 @@ from apps.diffusion.embedded_world import (
     table_digest,
     zoo_of,
 )
-from apps.diffusion.studies.retrieval_study import ENCODER, PUBLISHED, UNSEEN
-from apps.diffusion.training.options import (
+from apps.diffusion.options import (
     Machine,
     Precision,
     refuse_below,
     refuse_unless_positive,
     refuse_unless_share,
 )
+from apps.diffusion.studies.retrieval_study import ENCODER, PUBLISHED, UNSEEN
 from apps.diffusion.works.trained_encoders import (
     FOLDER,
     EncoderForm,

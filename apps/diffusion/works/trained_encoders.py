@@ -9,7 +9,7 @@ import lightning as L
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 
-from apps.diffusion.training.options import ONE, Machine
+from apps.diffusion.options import ONE, Machine
 from diffusion.data.concepts import caption_of, concepts, rows_of, styles_of
 from diffusion.data.drawings import Drawings
 from diffusion.data.published_table import Load, split_table

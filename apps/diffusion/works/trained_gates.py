@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from torch import nn
 
-from apps.diffusion.training.options import ONE, Machine
+from apps.diffusion.options import ONE, Machine
 from apps.diffusion.works.zoo import images_of, weights_digest
 from core_gates.adapters import Room
 from core_gates.errors import GatesError
