@@ -176,11 +176,7 @@ class AutoLoraPipeline:
         fusion, name = self._fusion(found, mode)
         if fusion is not None and strengths:
             fusion.set_strengths(strengths)
-        guided = (
-            {"true_cfg_scale": GUIDANCE} if self.text is not None and self.family == "flux" else {}
-        )
-        steps = inspect.signature(self.pipe.__call__).parameters["num_inference_steps"].default
-        options = {"num_inference_steps": int(steps), **guided, **self.defaults, **options}
+        options = self._options(options)
         images, gates = self._run(prompt, fusion, seed, record_gates, options)
         used = tuple(
             Used(one, 1.0 if fusion is None else fusion.strengths[one], scores.get(one))
@@ -273,6 +269,13 @@ class AutoLoraPipeline:
             words = self._words(prompt, given)
             made = self.pipe(**words, **given, generator=generator, callback_on_step_end=after)
         return made.images, None if recorder is None else recorder.gates
+
+    def _options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the pipeline is called with, what follows from the seed and prompt aside."""
+        embedded = self.text is not None and self.family == "flux"
+        guided = {"true_cfg_scale": GUIDANCE} if embedded else {}
+        steps = inspect.signature(self.pipe.__call__).parameters["num_inference_steps"].default
+        return {"num_inference_steps": int(steps), **guided, **self.defaults, **given}
 
     def _words(self, prompt: str, options: dict[str, Any]) -> dict[str, Any]:
         """Return what the pipeline is told about the prompt."""
