@@ -11,7 +11,6 @@ from recsys.batch import Batch
 from recsys.schema import Dense, FeatureSchema, History, Sparse, Task
 
 pytest.importorskip("recsys.ranker")
-pytest.importorskip("recsys.metrics.auc")
 
 from harness.runs.trainer import ExactTrainer
 from recsys.ranker_module import MultiTaskModule

@@ -2,9 +2,6 @@ import pytest
 import torch
 
 from recsys.batch import Batch
-
-pytest.importorskip("recsys.metrics.auc")
-
 from recsys.validation import ScoredRows
 
 TASKS = ("click", "like", "buy")
