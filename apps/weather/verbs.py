@@ -3,8 +3,6 @@
 The other verbs are imported together, with Lightning.
 """
 
-from __future__ import annotations
-
 import importlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -88,7 +86,7 @@ def ingest(
     print(written)
 
 
-def _print_accounts(accounts: Sequence[Account]) -> None:
+def _print_accounts(accounts: Sequence["Account"]) -> None:
     """Print a row of numbers per file, then a line for each of which something is left out."""
     names = _names(accounts)
     rows = [HEADS] + [
@@ -105,13 +103,13 @@ def _print_accounts(accounts: Sequence[Account]) -> None:
             print(f"{name}: {'refused: ' if one.failed else ''}{one.why}")
 
 
-def _names(accounts: Sequence[Account]) -> list[str]:
+def _names(accounts: Sequence["Account"]) -> list[str]:
     """Return the names of files, with their folders where a name occurs twice."""
     times = Counter(one.path.name for one in accounts)
     return [one.path.name if times[one.path.name] == 1 else str(one.path) for one in accounts]
 
 
-def _summary(found: Ingested) -> str:
+def _summary(found: "Ingested") -> str:
     frame = found.table.frame
     used = sum(one.kept > 0 for one in found.files)
     failed = sum(one.failed for one in found.files)
@@ -237,7 +235,7 @@ def forecast(
     print(path)
 
 
-def _model(place: Place, name: str, arguments: Mapping[str, Any] | None) -> NamedForecast:
+def _model(place: Place, name: str, arguments: Mapping[str, Any] | None) -> "NamedForecast":
     """Return the forecast model, which may be that of the configuration."""
     from weather.operations.named_forecasts import CONFIGURED, NO_FORECAST, named_forecast
 
