@@ -76,6 +76,12 @@ def same_checkpoint(_harness):
     return _harness["assert_same_checkpoint"]
 
 
+def pytest_configure(config):
+    config.pluginmanager.register(
+        runpy.run_path(str(HERE / "fixtures" / "cost.py"))["CostOfTests"]()
+    )
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         if {"ranks", "two_ranks"} & set(getattr(item, "fixturenames", ())):
