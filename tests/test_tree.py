@@ -214,8 +214,7 @@ def test_nothing_is_there_for_tests_alone():
         for file in sources(package)
     }
     found = set(dead(modules, words_of_pages()))
-    suites = {name for name in found if name.startswith("benchmarks.suites.")}  # loaded by name
-    assert {name.rpartition(".")[2] for name in found - suites} == set(KEPT)
+    assert {name.rpartition(".")[2] for name in found} == set(KEPT)
 
 
 def test_what_only_a_package_passes_on_is_dead():

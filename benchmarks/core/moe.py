@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.base import load_head
+from benchmarks.comparison import Call, Comparison, Load, Work
 from benchmarks.core.monitor import monitored
-from benchmarks.registry import Call, Comparison, Load, Work
 from core_gates import Gate, StackedExperts
 
 

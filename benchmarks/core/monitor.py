@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import torch
 
-from benchmarks.registry import Call, Comparison, Load
+from benchmarks.comparison import Call, Comparison, Load
 
 TOKENS, DIM, HIDDEN, EXPERTS, K = 1024, 128, 256, 16, 2
 STEPS = 100

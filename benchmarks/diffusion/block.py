@@ -1,20 +1,50 @@
-"""A single-stream block of FLUX.1 at full size with gated adapters on all of its linear layers."""
+"""A transformer block of FLUX.1 at full size with gated adapters, and with those of peft."""
 
-from collections.abc import Mapping
+import importlib
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import nn
 
-from benchmarks.diffusion import peers
-from benchmarks.registry import Call, Comparison, Load, Peaks
+from benchmarks.comparison import Call, Comparison, Load, Peaks
+from benchmarks.core.gated_lora import ABSENT, is_installed
 from diffusion.lora_file import Factors, LoraBundle
+
+
+@torch.no_grad()
+def with_peft(model: nn.Module, adapters: Mapping[str, LoraBundle]) -> nn.Module:
+    """Return the model with all adapters active in its layers, which are changed in place.
+
+    Args:
+        model: Frozen; its linear layers are wrapped.
+        adapters: Name -> adapter, of one rank and of the same layers.
+    """
+    peft: Any = importlib.import_module("peft")
+    for name, bundle in adapters.items():
+        rank = next(iter(bundle.ranks().values()))
+        config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=list(bundle.modules))
+        model = peft.inject_adapter_in_model(config, model, adapter_name=name)
+        for layer, factors in bundle.modules.items():
+            wrapped: Any = model.get_submodule(layer)
+            wrapped.lora_A[name].weight.copy_(factors.down)
+            wrapped.lora_B[name].weight.copy_(factors.scale * factors.up)
+    for module in model.modules():
+        if isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer):
+            module.set_adapter(list(adapters))
+    return model.eval().requires_grad_(False)
+
 
 TOKENS, TEXTS, WIDTH, HEADS, RANK = 512, 128, 3072, 24, 16
 BARS = {3: 1.10, 8: 1.20}
 MOST_MEMORY = 0.1
 """Extra peak memory over one tensor of all outputs of all adapters, K · N · D."""
+
+
+def comparisons() -> Iterator[Comparison]:
+    """Three and eight adapters; on one CPU thread."""
+    return map(block, (3, 8))
 
 
 def block(num_adapters: int) -> Comparison:
@@ -34,7 +64,7 @@ def block(num_adapters: int) -> Comparison:
         build=build,
         baseline="plain",
         bars={"cpp": BARS[num_adapters]},
-        absent={} if peers.is_installed() else {"peft": peers.ABSENT},
+        absent={} if is_installed() else {"peft": ABSENT},
         memory=4 * weights,
         peaks=Peaks(
             {"cpp": MOST_MEMORY if num_adapters == 8 else None},
@@ -75,8 +105,8 @@ def _variants(load: Load, num_adapters: int) -> Mapping[str, Call]:
         "cpp": variant(apart, "cpp"),
         "grouped": variant(grouped.single_transformer_blocks[0], "cpp"),
     }
-    if peers.is_installed():
-        calls["peft"] = variant(peers.with_peft(deepcopy(plain), adapters), "reference")
+    if is_installed():
+        calls["peft"] = variant(with_peft(deepcopy(plain), adapters), "reference")
     return calls
 
 

@@ -1,18 +1,23 @@
 """The embedded FLUX with gated adapters, against PEFT with the same adapters."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import nn
 
-from benchmarks.diffusion import peers
-from benchmarks.registry import Call, Comparison, Load
+from benchmarks.comparison import Call, Comparison, Load
+from benchmarks.diffusion import block
 from diffusion.lora_file import Factors, LoraBundle
 
 BATCH, TEXTS, RANK, SHAPE = 32, 12, 4, "tiny"
 BARS = {3: 1.10, 8: 1.00}
+
+
+def comparisons() -> Iterator[Comparison]:
+    """Three and eight adapters; on one CPU thread."""
+    return map(tiny_flux, (3, 8))
 
 
 def tiny_flux(num_adapters: int) -> Comparison:
@@ -28,7 +33,7 @@ def tiny_flux(num_adapters: int) -> Comparison:
         baseline="peft",
         bars={"cpp": BARS[num_adapters]},
         also={"cpp": "none"},
-        absent={} if peers.is_installed() else {"peft": peers.ABSENT},
+        absent={} if block.is_installed() else {"peft": block.ABSENT},
     )
 
 
@@ -61,8 +66,8 @@ def _variants(load: Load, num_adapters: int) -> Mapping[str, Call]:
         return call
 
     calls = {"none": variant(plain, "reference"), "cpp": variant(gated, "cpp")}
-    if peers.is_installed():
-        calls["peft"] = variant(peers.with_peft(deepcopy(plain), adapters), "reference")
+    if block.is_installed():
+        calls["peft"] = variant(block.with_peft(deepcopy(plain), adapters), "reference")
     return calls
 
 

@@ -1,14 +1,14 @@
 """Steps of gradient routing, and the seam of a gated transformer, against plain ones."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.registry import Call, Comparison, Load, Work
+from benchmarks.comparison import Call, Comparison, Load, Work
 
 PLAIN = "plain step"
 JOINT_BAR = 1.05
@@ -39,6 +39,12 @@ CASES = (
     Case("tiny_vit", "rgb_mask", 4, 64, 32, 1.75),
     Case("fsg_vit_tiny_patch16_384", "rgb", 3, 384, 2, 1.85),
 )
+
+
+def comparisons() -> Iterator[Comparison]:
+    """The seam of a block, then training steps; on one CPU thread."""
+    yield gated_residual_norm()
+    yield from map(gradient_routing, CASES)
 
 
 def gradient_routing(case: Case) -> Comparison:

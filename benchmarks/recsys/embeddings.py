@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.registry import Call, Comparison, Load
+from benchmarks.comparison import Call, Comparison, Load
 
 BATCH, FEATURES, DIM, TASKS = 4096, 29, 16, 8
 LARGE = 3  # features with the large table

@@ -1,7 +1,7 @@
 """HoME at two sizes, against its own matmuls and against a loop over its parts."""
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.registry import Call, Comparison, Load
+from benchmarks.comparison import Call, Comparison, Load
 
 _aten: Any = torch.ops.aten
 _OPERANDS = {
@@ -305,6 +305,15 @@ SIZES = {
 }
 SHARES = {FORWARD: 0.75, TRAINING: 0.80}
 """Fraction of a call that its own products may at least take, at the larger size."""
+
+
+def comparisons() -> Iterator[Comparison]:
+    """HoME against its matrix products and against a loop of networks; on one CPU thread."""
+    for size in SIZES:
+        for work in SHARES:
+            for variant in MODES:
+                yield against_products(size, work, variant)
+            yield against_loop(size, work)
 
 
 def against_products(size: str, work: str, variant: str) -> Comparison:

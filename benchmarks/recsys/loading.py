@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from benchmarks.registry import Call, Comparison, Load
+from benchmarks.comparison import Call, Comparison, Load
 
 FIELDS, NUMBERS, TASKS, BATCH = 29, 4, 8, 4096
 ABSENT = "torch-rechub is not installed: pip install 'gatesuite[bench]'"

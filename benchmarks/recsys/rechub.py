@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.registry import Call, Comparison, Load
+from benchmarks.comparison import Call, Comparison, Load
 from recsys.schema import Task
 
 FIELDS, DIM, ROWS_OF_TABLE = 29, 16, 100

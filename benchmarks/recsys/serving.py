@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from benchmarks.comparison import Call, Comparison, Load
 from benchmarks.recsys.home import SIZES, home_of
-from benchmarks.registry import Call, Comparison, Load
 
 CANDIDATES, FEATURES, DIM, EVENTS, ROWS = 500, 29, 16, 50, 10_000
 WATCH, INTERACTION = 5, 7  # tasks
@@ -34,10 +34,11 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def comparisons() -> Iterator[Comparison]:
-    """All comparisons of scoring; on one CPU thread."""
+    """Scoring, and what watching the networks costs; on one CPU thread."""
     for encoder in ENCODERS:
         yield caching(encoder)
     yield tail()
+    yield from map(reported, SIZES)
 
 
 def caching(encoder: str) -> Comparison:

@@ -1,14 +1,14 @@
 """The convolutions of Adas and their gate, at the shapes of its `era5` preset."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.registry import Call, Comparison, Load, Work
+from benchmarks.comparison import Call, Comparison, Load, Work
 
 SCALES = (
     (16, (2, 31, 60), (3, 5, 7)),
@@ -20,6 +20,14 @@ SCALES = (
 BATCH = 4
 LAYOUT_BAR = 1.2
 Kernel = tuple[int, int, int]
+
+
+def comparisons() -> Iterator[Comparison]:
+    """The gate, the convolution alone, and gated convolutions; on one CPU thread."""
+    yield silu_gate()
+    yield conv_backward()
+    for scale in SCALES:
+        yield gated_conv(*scale)
 
 
 def silu_gate() -> Comparison:

@@ -1,13 +1,101 @@
 """Six-hour forecasts and analyses of the twin world as multiples of each other."""
 
-from collections.abc import Mapping
-from typing import Any, cast
+import importlib.util
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.registry import Call, Comparison, Load
-from benchmarks.weather import dinosaur
+from benchmarks.comparison import Call, Comparison, Load
+
+ABSENT = "dinosaur is not installed: pip install 'gatesuite[bench]'"
+
+_ONE_THREAD = {
+    "JAX_PLATFORMS": "cpu",
+    "NPROC": "1",
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
+}
+
+
+class HeldSuarezRun(NamedTuple):
+    """A compiled run.
+
+    Attributes:
+        call: Runs the steps from the initial state and returns the last state of dinosaur.
+        start: The initial state.
+        temperature: Turns a state into the temperature (..., L, W, H), K.
+    """
+
+    call: Call
+    start: Any
+    temperature: Any
+
+
+def is_installed() -> bool:
+    """Return whether the peer can be imported."""
+    return importlib.util.find_spec("dinosaur") is not None
+
+
+def held_suarez_run(num_steps: int, *, members: int = 1) -> HeldSuarezRun:
+    """Prepare T21 with eight layers and time steps of 1800 s on one thread, in float32.
+
+    It has the default transform, the time stepping (three evaluations of the tendencies a step) and
+    the filter that dinosaur recommends for this test. JAX must not be imported before.
+
+    Args:
+        num_steps: Time steps of a call.
+        members: Runs at once, as one batch.
+    """
+    for name, value in _ONE_THREAD.items():
+        os.environ.setdefault(name, value)
+    import jax
+    from dinosaur import (
+        coordinate_systems,
+        held_suarez,
+        primitive_equations,
+        primitive_equations_states,
+        scales,
+        sigma_coordinates,
+        spherical_harmonic,
+        time_integration,
+        xarray_utils,
+    )
+
+    grid = spherical_harmonic.Grid.T21()
+    coordinates = coordinate_systems.CoordinateSystem(
+        horizontal=grid, vertical=sigma_coordinates.SigmaCoordinates.equidistant(8)
+    )
+    specs = primitive_equations.PrimitiveEquationsSpecs.from_si()
+    make_state, features = primitive_equations_states.isothermal_rest_atmosphere(
+        coordinates, specs, p1=5e3 * scales.units.pascal
+    )
+    reference = features[xarray_utils.REF_TEMP_KEY]
+    orography = primitive_equations.truncated_modal_orography(
+        features[xarray_utils.OROGRAPHY], coordinates
+    )
+    equations = time_integration.compose_equations(
+        [
+            primitive_equations.PrimitiveEquations(reference, orography, coordinates, specs),
+            held_suarez.HeldSuarezForcing(coordinates, specs, reference),
+        ]
+    )
+    time_step = specs.nondimensionalize(1800 * scales.units.second)
+    step = time_integration.step_with_filters(
+        time_integration.imex_rk_sil3(equations, time_step),
+        [time_integration.exponential_step_filter(grid, time_step)],
+    )
+    run = time_integration.repeated(step, num_steps)
+    keys = jax.random.split(jax.random.PRNGKey(0), members)
+    start = jax.vmap(make_state)(keys) if members > 1 else make_state(keys[0])
+    compiled = jax.jit(jax.vmap(run) if members > 1 else run)
+
+    def temperature(state: Any) -> Any:
+        return reference[:, None, None] + grid.to_nodal(state.temperature_variation)
+
+    return HeldSuarezRun(lambda: jax.block_until_ready(compiled(start)), start, temperature)
+
 
 HOURS = 6.0
 MEMBERS = 20
@@ -20,6 +108,14 @@ HELD_SUAREZ_STEPS = round(HOURS * 3600 / 1800)
 def forecasts(model: nn.Module) -> dict[str, Call]:
     """Return forecasts of one and of twenty members, each with its new start from the grid."""
     return {name: _forecast(model, count) for name, count in zip(DAYS, (1, MEMBERS), strict=True)}
+
+
+def comparisons() -> Iterator[Comparison]:
+    """Forecasts of many members, then analyses against them; on one CPU thread."""
+    yield shallow_water()
+    yield held_suarez()
+    yield multiples()
+    yield cycles()
 
 
 def shallow_water() -> Comparison:
@@ -43,13 +139,13 @@ def shallow_water() -> Comparison:
 def held_suarez() -> Comparison:
     """Return a member in a batch of twenty against one run of dinosaur; it may cost no more."""
     peer, peers = "dinosaur, 1 member", f"dinosaur, {MEMBERS} members"
-    present = dinosaur.is_installed()
+    present = is_installed()
 
     def build(load: Load) -> Mapping[str, Call]:
         calls = forecasts(load("weather.models.held_suarez.model").HeldSuarez())
         if present:
-            calls[peer] = dinosaur.held_suarez_run(HELD_SUAREZ_STEPS).call
-            calls[peers] = dinosaur.held_suarez_run(HELD_SUAREZ_STEPS, members=MEMBERS).call
+            calls[peer] = held_suarez_run(HELD_SUAREZ_STEPS).call
+            calls[peers] = held_suarez_run(HELD_SUAREZ_STEPS, members=MEMBERS).call
         return calls
 
     single, batch = DAYS
@@ -63,7 +159,7 @@ def held_suarez() -> Comparison:
         unit=UNIT,
         rate=RATE,
         first_calls=(peer, peers),
-        absent={} if present else {peer: dinosaur.ABSENT},
+        absent={} if present else {peer: ABSENT},
     )
 
 

@@ -3,17 +3,16 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from benchmarks import adapters as gated_lora
-from benchmarks import adapters as peft
-from benchmarks.registry import load_suite
-from benchmarks.run import load_head
+from benchmarks.base import load_head
+from benchmarks.core import gated_lora
+from benchmarks.suites import load_suite
 
 
 @pytest.fixture
 def small(monkeypatch):
     for name, value in (("TOKENS", 5), ("DIM", 12), ("RANK", 2)):
         monkeypatch.setattr(gated_lora, name, value)
-    monkeypatch.setattr(peft, "is_installed", lambda: False)
+    monkeypatch.setattr(gated_lora, "is_installed", lambda: False)
 
 
 def test_every_bar_belongs_to_a_variant(small):
@@ -23,7 +22,7 @@ def test_every_bar_belongs_to_a_variant(small):
         assert comparison.baseline in variants
         assert comparison.bars.keys() <= variants
         assert {"compile"} <= set(comparison.first_calls) <= {"compile", "cpp"}
-        assert comparison.absent == {"peft": peft.ABSENT}
+        assert comparison.absent == {"peft": gated_lora.ABSENT}
         bars |= {(comparison.name[-3:], name): bar for name, bar in comparison.bars.items()}
     assert bars == {
         ("K=3", "reference"): 1.25,
@@ -74,4 +73,4 @@ def test_peft_adds_the_plain_outputs():
     adapters = [LowRank(torch.randn(2, 12), torch.randn(8, 2), 0.5) for _ in range(3)]
     x = torch.randn(5, 12)
     expected = linear(x) + sum(x @ adapter.delta_weight().T for adapter in adapters)
-    assert_close(peft.active_adapters(linear, adapters)(x), expected)
+    assert_close(gated_lora.active_adapters(linear, adapters)(x), expected)

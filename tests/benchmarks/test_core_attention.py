@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-import benchmarks.suites.core_attention as suite
-from benchmarks.run import load_head
+import benchmarks.core.attention as suite
+from benchmarks.base import load_head
 
 
 @pytest.mark.parametrize("share", suite.SHARES)

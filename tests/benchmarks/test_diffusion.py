@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from benchmarks.diffusion import block, peers, scan, search, tiny_flux
-from benchmarks.registry import Comparison, Peaks, load_suite
-from benchmarks.run import load_head, measure
+from benchmarks.base import load_head
+from benchmarks.comparison import Comparison, Peaks
+from benchmarks.diffusion import block, library, tiny_flux
+from benchmarks.run import measure
+from benchmarks.suites import load_suite
 from harness.runs.cost import peak_bytes
 
 pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
@@ -17,8 +19,7 @@ def small(monkeypatch):
     for module, sizes in {
         block: {"TOKENS": 6, "TEXTS": 2, "WIDTH": 64, "HEADS": 2, "RANK": 2},
         tiny_flux: {"BATCH": 2, "TEXTS": 3, "RANK": 2, "SHAPE": "unit"},
-        search: {"ADAPTERS": 50, "DIM": 8, "K": 3},
-        scan: {"FILES": 6, "FIRST": 2},
+        library: {"ADAPTERS": 50, "DIM": 8, "K": 3, "FILES": 6, "FIRST": 2},
     }.items():
         for name, value in sizes.items():
             monkeypatch.setattr(module, name, value)
@@ -42,7 +43,7 @@ def test_every_bar_belongs_to_a_variant(small):
 def test_sizes_are_those_of_the_bars():
     assert (block.TOKENS, block.WIDTH, block.RANK) == (512, 3072, 16)
     assert (tiny_flux.BATCH, tiny_flux.SHAPE) == (32, "tiny")
-    assert (search.ADAPTERS, search.DIM, scan.FILES) == (100_000, 768, 10_000)
+    assert (library.ADAPTERS, library.DIM, library.FILES) == (100_000, 768, 10_000)
     assert block.MOST_MEMORY == 0.1
 
 
@@ -66,17 +67,17 @@ def test_peft_has_the_same_adapters(small):
     with torch.no_grad():
         with GatedFusion(module, adapters, mode="sum"):
             expected = torch.cat(module(**given), 1)
-        assert_close(torch.cat(peers.with_peft(module, adapters)(**given), 1), expected)
+        assert_close(torch.cat(block.with_peft(module, adapters)(**given), 1), expected)
 
 
 def test_search_finds_what_the_product_finds(small):
-    calls = search.search().build(load_head)
+    calls = library.search().build(load_head)
     near, found = calls["matmul and top-k"](), calls["search"]()
     assert [match.adapter.name for match in found] == [f"a{place + 1}" for place in near]
 
 
 def test_unchanged_files_are_not_read_again(small):
-    calls = scan.rescan().build(load_head)
+    calls = library.rescan().build(load_head)
     first, again = calls["first scan"](), calls["unchanged"]()
     assert (first.added, again.added, again.unchanged) == (2, 0, 6)
 

@@ -1,9 +1,9 @@
 import torch
 from torch.testing import assert_close
 
-from benchmarks.endoscopy import gated_steps, rendering
-from benchmarks.registry import load_suite
-from benchmarks.run import load_head
+from benchmarks.base import load_head
+from benchmarks.endoscopy import frames, gated_steps
+from benchmarks.suites import load_suite
 
 
 def test_the_bars_are_those_of_rendering_and_of_the_seam():
@@ -13,20 +13,20 @@ def test_the_bars_are_those_of_rendering_and_of_the_seam():
 
 
 def test_all_renderers_draw_the_same_objects(monkeypatch):
-    monkeypatch.setattr(rendering, "SIDE", 32)
-    monkeypatch.setattr(rendering, "FRAMES", 2)
-    comparison = rendering.frames()
+    monkeypatch.setattr(frames, "SIDE", 32)
+    monkeypatch.setattr(frames, "RENDERED", 2)
+    comparison = frames.frames()
     calls = comparison.build(load_head)
     assert calls.keys() == comparison.units.keys()
-    assert comparison.units[rendering.OURS] == 2
+    assert comparison.units[frames.OURS] == 2
     for number in range(3):
         seen = {name: call() for name, call in calls.items()}
-        expected = seen[rendering.EAGER]
+        expected = seen[frames.EAGER]
         assert expected.number == number
-        assert torch.equal(expected.images, seen[rendering.APERTURE].images)
-        difference = seen[rendering.OURS].images.float() - expected.images.float()
+        assert torch.equal(expected.images, seen[frames.APERTURE].images)
+        difference = seen[frames.OURS].images.float() - expected.images.float()
         assert difference.abs().median() <= 2
-        assert not torch.equal(seen[rendering.OURS].depths, expected.depths)
+        assert not torch.equal(seen[frames.OURS].depths, expected.depths)
 
 
 def test_every_form_of_the_seam_has_the_gradients_of_the_formula():

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
+from benchmarks.base import load_head
 from benchmarks.endoscopy import gated_steps
 from benchmarks.endoscopy.gated_steps import CASES, _Training
-from benchmarks.registry import load_suite
-from benchmarks.run import load_head
+from benchmarks.suites import load_suite
 
 BARS = {"tiny_resnet": 1.75, "tiny_vit": 1.75, "fsg_vit_tiny_patch16_384": 1.85}
 

@@ -12,7 +12,7 @@ from benchmarks.base import load_head
 from benchmarks.recsys import home as networks
 from benchmarks.recsys import serving
 from benchmarks.recsys.home import LoopedHome, alone, products_of
-from benchmarks.registry import load_suite
+from benchmarks.suites import load_suite
 from core_gates.ops import kernels
 
 SMALL = networks.Size(

@@ -13,9 +13,9 @@ from rich.console import Console
 
 import benchmarks.run
 import benchmarks.timing
-from benchmarks.output import tables
-from benchmarks.registry import Comparison, Suite, Work, find_op, load_suite, suite_names
-from benchmarks.run import main, measure
+from benchmarks.comparison import Comparison, Work
+from benchmarks.run import main, measure, tables
+from benchmarks.suites import SUITES, Suite, find_op, load_suite
 from benchmarks.timing import Timing, mixed
 from core_gates.errors import GatesError
 
@@ -169,7 +169,7 @@ def test_what_does_not_fit_into_memory_is_skipped(suite, capsys):
 
 
 def test_suites_and_ops_are_found_or_named():
-    assert "core" in suite_names()
+    assert "core" in SUITES
     assert {c.op for c in load_suite("core_ops").comparisons()} == {"silu_gate", "gate_multiply"}
     found = list(find_op("gate_multiply").comparisons())
     assert {c.op for c in found} == {"gate_multiply"}
@@ -184,7 +184,7 @@ def test_suites_and_ops_are_found_or_named():
         find_op("x")
 
 
-@pytest.mark.parametrize("suite_name", suite_names())
+@pytest.mark.parametrize("suite_name", SUITES)
 def test_the_tests_of_a_suite_exist(suite_name):
     suite = load_suite(suite_name)
     assert suite.tests
@@ -192,9 +192,9 @@ def test_the_tests_of_a_suite_exist(suite_name):
 
 
 def test_the_core_is_timed_with_and_without_gradients(monkeypatch):
-    monkeypatch.setitem(benchmarks.suites.core_ops.SHAPES, "cpu", (2, 3, 4))
+    monkeypatch.setitem(benchmarks.core.elementwise.SHAPES, "cpu", (2, 3, 4))
     for entry in load_suite("core_ops").comparisons():
-        variants = entry.build(benchmarks.run.load_head)
+        variants = entry.build(benchmarks.base.load_head)
         assert {"reference", "compile"} <= variants.keys()
         result = variants[entry.baseline]()
         outputs = result if isinstance(result, tuple) else (result,)
@@ -222,12 +222,12 @@ def repository(tmp_path):
 
 
 def test_another_revision_lives_beside_this_one(repository, tmp_path):
-    tree = benchmarks.run.BaseTree("HEAD", tmp_path / "base", repository)
+    tree = benchmarks.base.BaseTree("HEAD", tmp_path / "base", repository)
     assert tree("core_gates.ops").FACTOR == 3
     assert tree("core_gates.ops.factor").NAME == "core_gates_base::x"
-    assert benchmarks.run.load_head("core_gates.ops").__name__ == "core_gates.ops"
+    assert benchmarks.base.load_head("core_gates.ops").__name__ == "core_gates.ops"
     with pytest.raises(GatesError, match="--base 'nothing' cannot be read"):
-        benchmarks.run.BaseTree("nothing", tmp_path / "other", repository)
+        benchmarks.base.BaseTree("nothing", tmp_path / "other", repository)
 
 
 def test_base_rows_hold_each_variant_against_its_former_self(repository, tmp_path):
@@ -236,7 +236,7 @@ def test_base_rows_hold_each_variant_against_its_former_self(repository, tmp_pat
         x = torch.rand(1000, 20)
         return {"only": lambda: [x.cumsum(0) for _ in range(factor)]}
 
-    tree = benchmarks.run.BaseTree("HEAD", tmp_path / "base", repository)
+    tree = benchmarks.base.BaseTree("HEAD", tmp_path / "base", repository)
     head, base = measure(Comparison("sums", "x", build, "only"), tree, "HEAD", rounds=3)
     assert (head["baseline"], base["name"]) == ("only@HEAD", "sums · only@HEAD")
     assert head["ratio"] < 0.7

@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from benchmarks.registry import load_suite
-from benchmarks.run import load_head, measure
-from benchmarks.weather import convolutions, cycles, dinosaur, loading, regridding
+from benchmarks.base import load_head
+from benchmarks.run import measure
+from benchmarks.suites import load_suite
+from benchmarks.weather import convolutions, cycles, stores
 from weather.models.held_suarez.model import HeldSuarez
 from weather.models.shallow_water.model import ShallowWater
 
@@ -18,14 +19,14 @@ def build(comparison):
 
 @pytest.fixture
 def without_peer(monkeypatch):
-    monkeypatch.setattr(dinosaur, "is_installed", lambda: False)
+    monkeypatch.setattr(cycles, "is_installed", lambda: False)
 
 
 @pytest.fixture
 def short(monkeypatch):
     """Make the gated convolutions and the frames small."""
-    monkeypatch.setattr(loading, "ROWS", 9)
-    monkeypatch.setattr(loading, "COLUMNS", 16)
+    monkeypatch.setattr(stores, "ROWS", 9)
+    monkeypatch.setattr(stores, "COLUMNS", 16)
     monkeypatch.setattr(convolutions, "BATCH", 1)
     scales = [(dim, (2, 5, 11), kernel) for dim, _, kernel in convolutions.SCALES]
     monkeypatch.setattr(convolutions, "SCALES", scales)
@@ -82,8 +83,8 @@ def test_an_absent_peer_is_reported_with_its_remedy(without_peer):
 
 
 def test_the_peer_relaxes_to_the_temperature_of_held_and_suarez():
-    pytest.importorskip("dinosaur", reason=dinosaur.ABSENT)
-    run = dinosaur.held_suarez_run(12)
+    pytest.importorskip("dinosaur", reason=cycles.ABSENT)
+    run = cycles.held_suarez_run(12)
     before, after = (np.asarray(run.temperature(s)).mean((-1, -2)) for s in (run.start, run.call()))
     assert_close(before, np.full_like(before, 288.0), rtol=1e-4, atol=0)
     model = HeldSuarez()
@@ -149,11 +150,11 @@ def test_the_eager_gate_is_the_gate(short):
 
 def test_regridding_is_timed_from_store_to_store(monkeypatch):
     """Limits of time and of the area mean are rows with bars."""
-    monkeypatch.setattr(regridding, "ROWS", 37)
-    monkeypatch.setattr(regridding, "COLUMNS", 72)
-    monkeypatch.setattr(regridding, "TARGET", "12x8")
-    monkeypatch.setattr(regridding, "_area_mean", lambda values: values.mean((-2, -1)))
-    found = regridding.comparison()
+    monkeypatch.setattr(stores, "ROWS", 37)
+    monkeypatch.setattr(stores, "COLUMNS", 72)
+    monkeypatch.setattr(stores, "TARGET", "12x8")
+    monkeypatch.setattr(stores, "_area_mean", lambda values: values.mean((-2, -1)))
+    found = stores.regridding()
     peak = found.figures["peak memory of the command"]
     half = dataclasses.replace(peak, measure=lambda: 2.0**30 * 1.5)
     figures = {**found.figures, "peak memory of the command": half}
@@ -171,7 +172,7 @@ def test_regridding_is_timed_from_store_to_store(monkeypatch):
 
 
 def test_frames_are_read_in_limits_of_time_and_memory(short):
-    comparison = loading.frames()
+    comparison = stores.frames()
     rows = {row["name"].partition(" · ")[2]: row for row in measure(comparison, rounds=1)}
     assert rows["read ahead"]["unit"] == "ms/frame"
     assert (rows["read ahead, a frame"]["baseline"], rows["read ahead, a frame"]["met"]) == (

@@ -1,13 +1,8 @@
-"""What a suite consists of, and how suites are found."""
+"""What is compared: variants of one computation, their limits, and what is measured of them."""
 
-import importlib
-import pkgutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
-
-from benchmarks import suites
-from core_gates.errors import GatesError
 
 Load = Callable[[str], ModuleType]
 Call = Callable[[], object]
@@ -109,59 +104,3 @@ class Comparison:
     peaks: Peaks | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     figures: Mapping[str, Figure] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Suite:
-    """A suite: comparisons, and the quick tests that must pass before anything is timed.
-
-    Attributes:
-        name: Its module in `suites`.
-        tests: Files for pytest.
-        comparisons: Makes the comparisons.
-        threads: Threads that a suite of CPU code uses; None for any device and number.
-    """
-
-    name: str
-    tests: tuple[str, ...]
-    comparisons: Callable[[], Iterable[Comparison]]
-    threads: int | None = None
-
-
-def suite_names() -> list[str]:
-    """Names of all suites."""
-    return sorted(module.name for module in pkgutil.iter_modules(suites.__path__))
-
-
-def load_suite(name: str) -> Suite:
-    """Import a suite.
-
-    Raises:
-        GatesError: There is no suite of that name.
-    """
-    if name not in suite_names():
-        raise GatesError(f"unknown suite {name!r}: choose from {', '.join(suite_names())}")
-    module = importlib.import_module(f"benchmarks.suites.{name}")
-    threads = getattr(module, "THREADS", None)
-    return Suite(name, tuple(module.TESTS), module.comparisons, threads)
-
-
-def find_op(op: str) -> Suite:
-    """Collect every comparison of an op, from all suites.
-
-    Raises:
-        GatesError: No suite compares that op.
-    """
-    found: list[Comparison] = []
-    tests: list[str] = []
-    known: set[str] = set()
-    for suite in map(load_suite, suite_names()):
-        comparisons = list(suite.comparisons())
-        known |= {comparison.op for comparison in comparisons}
-        named = {comparison.name for comparison in found}
-        mine = [c for c in comparisons if c.op == op and c.name not in named]
-        found += mine
-        tests += suite.tests if mine else ()
-    if not found:
-        raise GatesError(f"no suite compares the op {op!r}: choose from {', '.join(sorted(known))}")
-    return Suite(op, tuple(dict.fromkeys(tests)), lambda: found)

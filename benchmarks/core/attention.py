@@ -7,13 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.registry import Call, Comparison, Load, Work
+from benchmarks.comparison import Call, Comparison, Load, Work
 
-TESTS = (
-    "tests/core_gates/ops/test_block_sparse_attention.py",
-    "tests/core_gates/ops/test_block_max_attention.py",
-)
-THREADS = 1
 LENGTH, HEAD_DIM = 8192, 64
 BASELINE = "causal SDPA"
 SHARES = (0.1, 0.25, 0.5, 0.6, 0.75, 0.9, 1.0)

@@ -1,19 +1,25 @@
-"""Frames of 69 channels at 0.25 degrees, from a store on disk to a store at 1.5 degrees."""
+"""Whole stores: what regridding them and reading their frames costs."""
+
+from __future__ import annotations
 
 import atexit
+import gc
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 
-from benchmarks.registry import Call, Comparison, Figure, Load
+from benchmarks.comparison import Call, Comparison, Figure, Load
+from harness.system import MemoryMeter, return_freed_memory
 from weather.grid import Grid, regular_grid
 from weather.state import FENGWU
 
@@ -30,7 +36,13 @@ sys.exit(code)
 """
 
 
-def comparison() -> Comparison:
+def comparisons() -> Iterator[Comparison]:
+    """Regridding, then frames that are read; on one CPU thread."""
+    yield regridding()
+    yield frames()
+
+
+def regridding() -> Comparison:
     """Return both methods, reading and writing among it.
 
     The bars: a frame in a second, and a process, with all that it imports, in 1 GiB that keeps the
@@ -147,3 +159,72 @@ def _smooth(grid: Grid, draw: np.random.Generator) -> np.ndarray:
     ]
     noise = 0.01 * draw.standard_normal(grid.shape, dtype=np.float32)
     return (280 + 5 * sum(waves) + noise).astype(np.float32)
+
+
+FRAME_ROWS, FRAME_COLUMNS, READ = 721, 1440, 3
+OURS, ZARR = "read ahead", "zarr"
+
+
+def frames() -> Comparison:
+    """Return frames in order, from disk to tensors whose values are checked.
+
+    The bars: a frame in a second of one core, and less than three frames in memory.
+    """
+    world = _Cache()
+    frame = 4.0 * 69 * FRAME_ROWS * FRAME_COLUMNS
+    return Comparison(
+        name=f"frames 69x{FRAME_ROWS}x{FRAME_COLUMNS} of a training cache",
+        op="weather_loader",
+        build=world.build,
+        baseline=ZARR,
+        units={OURS: float(READ), ZARR: float(READ)},
+        unit="frame",
+        rate="frames/CPU-s",
+        seconds={OURS: 1.0},
+        figures={"resident memory": Figure(world.resident, "bytes", 3.0, frame, "a frame")},
+        memory=4 * frame,
+    )
+
+
+class _Cache:
+    """A cache of random frames, made at the first call, in a folder that goes with this process."""
+
+    def __init__(self) -> None:
+        self._calls: Mapping[str, Call] = {}
+
+    def build(self, load: Load) -> Mapping[str, Call]:
+        """Return a call for our reader and one for that of Zarr."""
+        folder = mkdtemp(prefix="gatesuite-frames-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        times = np.datetime64("2020-01-01", "s") + np.arange(READ) * np.timedelta64(6, "h")
+        grid = load("weather.grid").regular_grid(FRAME_ROWS, FRAME_COLUMNS, poles=True)
+        channels = load("weather.state").FENGWU
+        layout = load("weather.data.training_cache").Layout(channels, grid, times, {})
+        path = Path(folder) / "frames.zarr"
+        one = torch.randn(layout.shape[1:], generator=torch.Generator().manual_seed(0))
+        load("weather.data.training_cache").write_cache(path, layout, (one for _ in range(READ)))
+        reading: Any = load("weather.data.training_cache")
+        cache = reading.FrameCache(path)
+
+        def ahead() -> float:
+            total = 0.0
+            for frame in reading.FrameLoader(cache):
+                total += float(frame[0, 0, 0])
+                del frame
+            return total
+
+        def plain() -> float:
+            return float(sum(cache.frames[place][0, 0, 0] for place in range(READ)))
+
+        self._calls = {ZARR: plain, OURS: ahead}
+        return self._calls
+
+    def resident(self) -> float:
+        """Return what the process takes while it reads, beyond what it had before, in bytes."""
+        gc.collect()
+        return_freed_memory()
+        with MemoryMeter(every=0.02) as meter:
+            before = meter.sample()
+            self._calls[OURS]()
+            meter.sample()
+        return float(meter.peak - before)

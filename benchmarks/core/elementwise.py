@@ -6,10 +6,14 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from benchmarks.registry import Call, Comparison, Load, Work
+from benchmarks.comparison import Call, Comparison, Load, Work
 
-TESTS = ("tests/core_gates/ops/test_silu_gate.py", "tests/core_gates/ops/test_gate_multiply.py")
 SHAPES = {"cpu": (4, 64, 8, 32, 64), "cuda": (8, 192, 13, 46, 90)}
+
+
+def on_cpu() -> Iterator[Comparison]:
+    """Those of a CPU, though there is a GPU."""
+    return comparisons("cpu")
 
 
 def comparisons(device: str | None = None) -> Iterator[Comparison]:

@@ -2,16 +2,23 @@
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.registry import Call, Comparison, Load, Work
+from benchmarks.comparison import Call, Comparison, Load, Work
 from core_gates.adapters import LowRank
 
 ABSENT = "peft is not installed: pip install peft"
+
+
+def comparisons() -> Iterator[Comparison]:
+    """Three and eight adapters, forward, then forward with backward; on one CPU thread."""
+    for backward in (False, True):
+        for num_adapters in (3, 8):
+            yield gated_lora(num_adapters, backward=backward)
 
 
 def is_installed() -> bool:

@@ -1,14 +1,19 @@
-"""Rendering tracks of frames against the plain definition in eager mode, in one process."""
+"""Frames: read from the cache, and rendered."""
 
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from itertools import cycle
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.registry import Call, Comparison, Load
+from benchmarks.comparison import Call, Comparison, Load
 from endoscopy.renderer import light as shading
 from endoscopy.renderer.camera import CameraPath
 from endoscopy.renderer.light import Radiance
@@ -24,6 +29,88 @@ from endoscopy.renderer.lumen import (
     wall,
 )
 from endoscopy.renderer.scene import Scene
+
+WIDTH, HEIGHT, SIZE = 1240, 1080, 384
+FRAMES = 24
+BARS = {"cache, raw": 1 / 10}
+READS = {"decode + resize": 4, "cache, raw": FRAMES, "cache, jpeg": FRAMES}
+
+
+def comparisons() -> Iterator[Comparison]:
+    """Frames of the cache, then rendered ones; on one CPU thread."""
+    yield cached_read()
+    yield frames()
+
+
+def cached_read() -> Comparison:
+    """Return the read of a frame from both kinds of cache; the raw one may take a tenth."""
+
+    def build(load: Load) -> Mapping[str, Call]:
+        folder = tempfile.TemporaryDirectory(prefix="gates-cache-")
+        root = Path(folder.name)
+        table = _table(load, root)
+        reader = load("endoscopy.data.frame_cache").FrameReader(table, SIZE)
+        build_cache = load("endoscopy.data.frame_cache").FrameCache
+        sources: dict[str, Any] = {"decode + resize": reader}
+        for form in ("raw", "jpeg"):
+            cache = build_cache(reader, range(FRAMES), root, form)
+            cache.build()
+            sources[f"cache, {form}"] = cache
+        return {name: _read(source, READS[name], folder) for name, source in sources.items()}
+
+    return Comparison(
+        name=f"frame of {WIDTH} x {HEIGHT} to {SIZE} px",
+        op="frame_cache",
+        build=build,
+        baseline="decode + resize",
+        bars=BARS,
+        units={name: float(count) for name, count in READS.items()},
+        unit="frame",
+        rate="frames/s",
+    )
+
+
+def _read(source: Any, count: int, folder: object) -> Call:
+    """Read ``count`` frames; the folder lives as long as the call."""
+    kept = SimpleNamespace(folder=folder)
+
+    def call() -> object:
+        assert kept.folder is not None
+        return [source.read(row).image[0, 0, 0] for row in range(count)]
+
+    return call
+
+
+def _table(load: Load, root: Path) -> Any:
+    import pandas as pd
+
+    generator = np.random.default_rng(0)
+    rows = []
+    for number in range(FRAMES):
+        coarse = generator.integers(40, 220, (12, 14, 3), dtype=np.uint8)
+        field = np.asarray(
+            Image.fromarray(coarse).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
+        )
+        grain = generator.normal(0.0, 3.0, (HEIGHT, WIDTH, 1))
+        path = root / f"{number}.jpg"
+        Image.fromarray((field + grain).clip(0, 255).astype(np.uint8)).save(path, quality=95)
+        rows.append(
+            {
+                "database": "SUN",
+                "unique_id": str(number),
+                "frame_id": 0,
+                "bbox_xmin": 100.0,
+                "bbox_xmax": 300.0,
+                "bbox_ymin": 100.0,
+                "bbox_ymax": 300.0,
+                "width": WIDTH,
+                "height": HEIGHT,
+                "frame_path": str(path),
+                "gt": 5.0,
+            }
+        )
+    return load("endoscopy.data.frame_table").FrameTable(pd.DataFrame(rows))
+
 
 STEPS = 26
 RELAXATION = 0.85
@@ -103,9 +190,9 @@ def _albedo(scene: Scene, waves: Tensor, mask: Tensor) -> Tensor:
 
 
 SIDE = 64
-FRAMES = 6
+RENDERED = 6
 EAGER, APERTURE, OURS = "eager, 26 steps", "eager, 26 steps, aperture only", "render_object"
-BAR = 0.5
+RENDERING_BAR = 0.5
 OBJECTS = 8  # rendered one after the other, one per call
 
 
@@ -113,9 +200,9 @@ def frames() -> Comparison:
     """Return one object of six frames; ours may take half of the eager renderer's time."""
 
     def build(load: Load) -> Mapping[str, Call]:
-        config = load("endoscopy.renderer.scene").RendererConfig(side=SIDE, frames=FRAMES)
+        config = load("endoscopy.renderer.scene").RendererConfig(side=SIDE, frames=RENDERED)
         render = load("endoscopy.renderer.render").render_object
-        eager = load("benchmarks.endoscopy.rendering").eager_radiance
+        eager = load("benchmarks.endoscopy.frames").eager_radiance
         variants = {
             EAGER: lambda scene, track, lens: _square(load, scene, track, lens),
             APERTURE: eager,
@@ -129,12 +216,12 @@ def frames() -> Comparison:
         return calls | {OURS: call()}
 
     return Comparison(
-        name=f"colonoscopy frames of {SIDE} px, tracks of {FRAMES}",
+        name=f"colonoscopy frames of {SIDE} px, tracks of {RENDERED}",
         op="renderer",
         build=build,
         baseline=EAGER,
-        bars={OURS: BAR},
-        units=dict.fromkeys((EAGER, APERTURE, OURS), float(FRAMES)),
+        bars={OURS: RENDERING_BAR},
+        units=dict.fromkeys((EAGER, APERTURE, OURS), float(RENDERED)),
         unit="frame",
         rate="frames/s",
     )
@@ -143,5 +230,5 @@ def frames() -> Comparison:
 def _square(load: Load, scene: Any, track: Any, lens: Any) -> Any:
     """Render the whole square and keep the pixels of the lens."""
     whole = load("endoscopy.renderer.lumen").fisheye(SIDE, track.brand.field_of_view, whole=True)
-    seen = load("benchmarks.endoscopy.rendering").eager_radiance(scene, track, whole)
+    seen = load("benchmarks.endoscopy.frames").eager_radiance(scene, track, whole)
     return type(seen)(*(part[..., lens.pixels] for part in seen))

@@ -1,0 +1,185 @@
+"""The suites: what each compares, and the quick tests that must pass before it is timed."""
+
+import importlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from benchmarks.comparison import Comparison
+from core_gates.errors import GatesError
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite: comparisons, and the quick tests that must pass before anything is timed.
+
+    Attributes:
+        name: What ``--suite`` or ``--op`` calls it.
+        tests: Files for pytest.
+        comparisons: Makes the comparisons.
+        threads: Threads that a suite of CPU code uses; None for any device and number.
+    """
+
+    name: str
+    tests: tuple[str, ...]
+    comparisons: Callable[[], Iterable[Comparison]]
+    threads: int | None = 1
+
+
+def parts(*modules: str) -> Callable[[], Iterator[Comparison]]:
+    """Return what yields the comparisons of modules, which are imported only then.
+
+    Args:
+        modules: Each with ``comparisons``, or with the function that it names after a colon.
+    """
+
+    def comparisons() -> Iterator[Comparison]:
+        for part in modules:
+            module, _, function = part.partition(":")
+            yield from getattr(importlib.import_module(module), function or "comparisons")()
+
+    return comparisons
+
+
+ADAPTERS = Suite(
+    "adapters",
+    ("tests/core_gates/ops/test_gated_lora.py", "tests/core_gates/adapters/test_gated_lora.py"),
+    parts("benchmarks.core.gated_lora"),
+)
+CORE_ATTENTION = Suite(
+    "core_attention",
+    (
+        "tests/core_gates/ops/test_block_sparse_attention.py",
+        "tests/core_gates/ops/test_block_max_attention.py",
+    ),
+    parts("benchmarks.core.attention"),
+)
+CORE_MOE = Suite(
+    "core_moe",
+    (
+        "tests/core_gates/moe/test_dispatch.py",
+        "tests/core_gates/moe/test_experts.py",
+        "tests/core_gates/ops/test_grouped_linear.py",
+        "tests/core_gates/ops/test_grouped_mlp.py",
+        "tests/core_gates/ops/test_router.py",
+    ),
+    parts("benchmarks.core.moe"),
+)
+CORE_OPS = Suite(
+    "core_ops",
+    ("tests/core_gates/ops/test_silu_gate.py", "tests/core_gates/ops/test_gate_multiply.py"),
+    parts("benchmarks.core.elementwise"),
+    threads=None,
+)
+CORE = Suite(
+    "core",
+    (*CORE_MOE.tests, *ADAPTERS.tests, *CORE_ATTENTION.tests, *CORE_OPS.tests),
+    parts(
+        "benchmarks.core.moe",
+        "benchmarks.core.gated_lora",
+        "benchmarks.core.attention",
+        "benchmarks.core.elementwise:on_cpu",
+    ),
+)
+DIFFUSION = Suite(
+    "diffusion",
+    (
+        "tests/diffusion/fusion/test_gated_fusion.py",
+        "tests/diffusion/library/test_searcher.py",
+        "tests/benchmarks/test_diffusion.py",
+    ),
+    parts(
+        "benchmarks.diffusion.block",
+        "benchmarks.diffusion.tiny_flux",
+        "benchmarks.diffusion.library",
+    ),
+)
+ENDOSCOPY = Suite(
+    "endoscopy",
+    (
+        "tests/core_gates/training/test_gradient_routing.py",
+        "tests/core_gates/training/test_gradient_routing_state.py",
+        "tests/endoscopy/training/test_targets.py",
+        "tests/endoscopy/data/test_frame_cache.py",
+        "tests/core_gates/ops/test_gated_residual_norm.py",
+        "tests/benchmarks/test_eager_renderer.py",
+        "tests/endoscopy/renderer/test_march.py",
+    ),
+    parts("benchmarks.endoscopy.gated_steps", "benchmarks.endoscopy.frames"),
+)
+RECSYS = Suite(
+    "recsys",
+    (
+        "tests/core_gates/moe/test_normed_experts.py",
+        "tests/core_gates/features/test_low_rank.py",
+        "tests/benchmarks/test_recsys.py",
+        "tests/benchmarks/test_rechub.py",
+        "tests/benchmarks/test_recsys_loader.py",
+    ),
+    parts(
+        "benchmarks.recsys.rechub",
+        "benchmarks.recsys.loading",
+        "benchmarks.recsys.home",
+        "benchmarks.recsys.embeddings",
+        "benchmarks.recsys.serving",
+    ),
+)
+WEATHER = Suite(
+    "weather",
+    (
+        "tests/weather/test_spherical.py",
+        "tests/weather/models/shallow_water/test_model.py",
+        "tests/weather/models/held_suarez/test_model.py",
+        "tests/weather/models/adas/test_network.py",
+        "tests/weather/models/adas/test_analysis.py",
+        "tests/weather/test_regrid.py",
+        "tests/weather/operations/test_regridding.py",
+        "tests/weather/data/cache/test_frames.py",
+        "tests/weather/baselines/test_letkf.py",
+        "tests/weather/baselines/test_optimal_interpolation.py",
+        "tests/core_gates/conv/test_gated.py",
+        "tests/core_gates/ops/test_silu_gate.py",
+        "tests/core_gates/attention/test_cross.py",
+    ),
+    parts(
+        "benchmarks.weather.cycles", "benchmarks.weather.stores", "benchmarks.weather.convolutions"
+    ),
+)
+SUITES = {
+    suite.name: suite
+    for suite in (
+        *(ADAPTERS, CORE, CORE_ATTENTION, CORE_MOE, CORE_OPS),
+        *(DIFFUSION, ENDOSCOPY, RECSYS, WEATHER),
+    )
+}
+
+
+def load_suite(name: str) -> Suite:
+    """Return a suite.
+
+    Raises:
+        GatesError: There is no suite of that name.
+    """
+    if name not in SUITES:
+        raise GatesError(f"unknown suite {name!r}: choose from {', '.join(SUITES)}")
+    return SUITES[name]
+
+
+def find_op(op: str) -> Suite:
+    """Collect what compares an op, from all suites.
+
+    Raises:
+        GatesError: No suite compares that op.
+    """
+    found: list[Comparison] = []
+    tests: list[str] = []
+    known: set[str] = set()
+    for suite in SUITES.values():
+        comparisons = list(suite.comparisons())
+        known |= {comparison.op for comparison in comparisons}
+        named = {comparison.name for comparison in found}
+        mine = [c for c in comparisons if c.op == op and c.name not in named]
+        found += mine
+        tests += suite.tests if mine else ()
+    if not found:
+        raise GatesError(f"no suite compares the op {op!r}: choose from {', '.join(sorted(known))}")
+    return Suite(op, tuple(dict.fromkeys(tests)), lambda: found, threads=None)
