@@ -25,17 +25,13 @@ class Suite:
     threads: int | None = 1
 
 
-def parts(*modules: str) -> Callable[[], Iterator[Comparison]]:
-    """Return what yields the comparisons of modules, which are imported only then.
-
-    Args:
-        modules: Each with ``comparisons``, or with the function that it names after a colon.
-    """
+def parts(*functions: str) -> Callable[[], Iterator[Comparison]]:
+    """Return what yields comparisons of ``module:function``, which is imported only then."""
 
     def comparisons() -> Iterator[Comparison]:
-        for part in modules:
+        for part in functions:
             module, _, function = part.partition(":")
-            yield from getattr(importlib.import_module(module), function or "comparisons")()
+            yield from getattr(importlib.import_module(module), function)()
 
     return comparisons
 
@@ -43,7 +39,7 @@ def parts(*modules: str) -> Callable[[], Iterator[Comparison]]:
 ADAPTERS = Suite(
     "adapters",
     ("tests/core_gates/ops/test_gated_lora.py", "tests/core_gates/adapters/test_gated_lora.py"),
-    parts("benchmarks.core.gated_lora"),
+    parts("benchmarks.core.gated_lora:comparisons"),
 )
 CORE_ATTENTION = Suite(
     "core_attention",
@@ -51,7 +47,7 @@ CORE_ATTENTION = Suite(
         "tests/core_gates/ops/test_block_sparse_attention.py",
         "tests/core_gates/ops/test_block_max_attention.py",
     ),
-    parts("benchmarks.core.attention"),
+    parts("benchmarks.core.attention:comparisons"),
 )
 CORE_MOE = Suite(
     "core_moe",
@@ -62,21 +58,21 @@ CORE_MOE = Suite(
         "tests/core_gates/ops/test_grouped_mlp.py",
         "tests/core_gates/ops/test_router.py",
     ),
-    parts("benchmarks.core.moe"),
+    parts("benchmarks.core.moe:comparisons"),
 )
 CORE_OPS = Suite(
     "core_ops",
     ("tests/core_gates/ops/test_silu_gate.py", "tests/core_gates/ops/test_gate_multiply.py"),
-    parts("benchmarks.core.elementwise"),
+    parts("benchmarks.core.elementwise:comparisons"),
     threads=None,
 )
 CORE = Suite(
     "core",
     (*CORE_MOE.tests, *ADAPTERS.tests, *CORE_ATTENTION.tests, *CORE_OPS.tests),
     parts(
-        "benchmarks.core.moe",
-        "benchmarks.core.gated_lora",
-        "benchmarks.core.attention",
+        "benchmarks.core.moe:comparisons",
+        "benchmarks.core.gated_lora:comparisons",
+        "benchmarks.core.attention:comparisons",
         "benchmarks.core.elementwise:on_cpu",
     ),
 )
@@ -88,9 +84,9 @@ DIFFUSION = Suite(
         "tests/benchmarks/test_diffusion.py",
     ),
     parts(
-        "benchmarks.diffusion.block",
-        "benchmarks.diffusion.tiny_flux",
-        "benchmarks.diffusion.library",
+        "benchmarks.diffusion.block:comparisons",
+        "benchmarks.diffusion.tiny_flux:comparisons",
+        "benchmarks.diffusion.library:comparisons",
     ),
 )
 ENDOSCOPY = Suite(
@@ -104,7 +100,9 @@ ENDOSCOPY = Suite(
         "tests/benchmarks/test_eager_renderer.py",
         "tests/endoscopy/renderer/test_march.py",
     ),
-    parts("benchmarks.endoscopy.gated_steps", "benchmarks.endoscopy.frames"),
+    parts(
+        "benchmarks.endoscopy.gated_steps:comparisons", "benchmarks.endoscopy.frames:comparisons"
+    ),
 )
 RECSYS = Suite(
     "recsys",
@@ -116,11 +114,11 @@ RECSYS = Suite(
         "tests/benchmarks/test_recsys_loader.py",
     ),
     parts(
-        "benchmarks.recsys.rechub",
-        "benchmarks.recsys.loading",
-        "benchmarks.recsys.home",
-        "benchmarks.recsys.embeddings",
-        "benchmarks.recsys.serving",
+        "benchmarks.recsys.rechub:comparisons",
+        "benchmarks.recsys.loading:comparisons",
+        "benchmarks.recsys.home:comparisons",
+        "benchmarks.recsys.embeddings:comparisons",
+        "benchmarks.recsys.serving:comparisons",
     ),
 )
 WEATHER = Suite(
@@ -141,7 +139,9 @@ WEATHER = Suite(
         "tests/core_gates/attention/test_cross.py",
     ),
     parts(
-        "benchmarks.weather.cycles", "benchmarks.weather.stores", "benchmarks.weather.convolutions"
+        "benchmarks.weather.cycles:comparisons",
+        "benchmarks.weather.stores:comparisons",
+        "benchmarks.weather.convolutions:comparisons",
     ),
 )
 SUITES = {

@@ -25,8 +25,8 @@ def without_peer(monkeypatch):
 @pytest.fixture
 def short(monkeypatch):
     """Make the gated convolutions and the frames small."""
-    monkeypatch.setattr(stores, "ROWS", 9)
-    monkeypatch.setattr(stores, "COLUMNS", 16)
+    monkeypatch.setattr(stores, "FRAME_ROWS", 9)
+    monkeypatch.setattr(stores, "FRAME_COLUMNS", 16)
     monkeypatch.setattr(convolutions, "BATCH", 1)
     scales = [(dim, (2, 5, 11), kernel) for dim, _, kernel in convolutions.SCALES]
     monkeypatch.setattr(convolutions, "SCALES", scales)
