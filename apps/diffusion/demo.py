@@ -19,7 +19,7 @@ from diffusion.evaluation.figures import gate_map_figure
 from diffusion.fusion.pipeline import Generated
 from harness.command.local_page import check_port, private_folder, serve
 from harness.command.verbs import Place
-from harness.runs.ticker import counting
+from harness.runs.terminal import counting
 
 COLUMNS = ("adapter", "title", "score", "mean gate", "why", "license")
 

@@ -15,7 +15,7 @@ from apps.diffusion.sampling import Sampling, record_of, require_writable, save,
 from apps.diffusion.studio import Sources, maker, studio
 from core_gates.errors import GatesError
 from harness.command.verbs import Place
-from harness.runs.ticker import counting, ticking
+from harness.runs.terminal import counting, ticking
 
 if TYPE_CHECKING:
     from diffusion.fusion.pipeline import Generated

@@ -33,7 +33,7 @@ from harness.experiment.run import CHOICES, Run
 from harness.experiment.store import Arrays, Figures
 from harness.experiment.tuning import Choice
 from harness.report.page import Page
-from harness.runs.ticker import counting, working
+from harness.runs.terminal import counting, working
 
 BASE_SHOWN, STYLED = 24, 8  # captions of the base, and of each style
 

@@ -23,7 +23,7 @@ from diffusion.library import (
     WeightEncoder,
 )
 from diffusion.lora_file.recognition import RECOGNIZED
-from harness.runs.ticker import counting
+from harness.runs.terminal import counting
 
 if TYPE_CHECKING:
     from diffusion.retrieval.encoder_folder import TrainedEncoder

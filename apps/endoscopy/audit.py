@@ -18,7 +18,7 @@ from endoscopy.experiments.sizers import rendering_settings
 from endoscopy.renderer.scene import RendererConfig
 from endoscopy.segmenter import shipped_segmenter
 from harness.experiment import Job, Piece, Run, Table
-from harness.runs.ticker import ticking
+from harness.runs.terminal import ticking
 from studies import (
     Budget,
     generalization_study,

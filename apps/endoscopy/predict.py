@@ -36,7 +36,7 @@ from endoscopy.prediction import predict as predict_sizes
 from endoscopy.segmenter import AutomaticLocations
 from harness.command.verbs import Place, refuse_existing
 from harness.files.atomic import write_bytes, write_json, write_text
-from harness.runs.ticker import counting
+from harness.runs.terminal import counting
 
 FRAMES, OBJECTS, REPORT, RAW = "predictions", "objects", "report.json", ".raw.parquet"
 SHOWN = 20  # polyps in the table on the screen

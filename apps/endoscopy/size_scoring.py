@@ -44,7 +44,7 @@ from endoscopy.experiments.sizers import (
 from harness.experiment import Choice, Job, Piece, Run, Store, Table
 from harness.files import write_bytes
 from harness.report.gates import save_gates
-from harness.runs.ticker import ticking
+from harness.runs.terminal import ticking
 
 PREDICTIONS, SUBGROUPS = "predictions.parquet", "subgroups.parquet"
 STUDY = "study: "

@@ -21,11 +21,11 @@ from endoscopy.training.variants import CONFIGURED, VARIANTS
 from harness.command.verbs import Place
 from harness.experiment import Job, Piece, Run, Store
 from harness.files.atomic import write_json
-from harness.files.manifest import figshare_manifest, read_manifest, total_bytes
-from harness.files.unpack import download_and_unpack
+from harness.files.digest import figshare_manifest, read_manifest, total_bytes
+from harness.files.download import download_and_unpack
 from harness.runs.checkpoint import load_weights, seen
 from harness.runs.processes import Tick, in_processes
-from harness.runs.ticker import ticking
+from harness.runs.terminal import ticking
 
 REAL_COLON = 22202866  # article on figshare
 TABLE, REPORT = "frames.parquet", "read_report.json"

@@ -13,7 +13,7 @@ from torch import Tensor
 from core_gates.errors import GatesError
 from harness.evidence import Bar, Row
 from harness.experiment import ROUNDED, Arrays, Choice, Job, Piece, Run
-from harness.runs.ticker import stepping, working
+from harness.runs.terminal import stepping, working
 from recsys.data.datamodule import TableDataModule
 from recsys.data.tables import table_digest
 from recsys.diagnosis.expert_report import ExpertReport

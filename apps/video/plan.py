@@ -11,8 +11,16 @@ from torch import Tensor
 from apps.video.commands import MODEL, place_of
 from core_gates.errors import GatesError, check_at_least
 from harness.command.verbs import Place
-from harness.planning.rank_cost import Device, Table, exchange_of_rank, memory_of_rank, rate_of
-from harness.planning.step_cost import Work, count_weights, count_work
+from harness.planning.costs import (
+    Device,
+    Table,
+    Work,
+    count_weights,
+    count_work,
+    exchange_of_rank,
+    memory_of_rank,
+    rate_of,
+)
 from harness.planning.table import Line, Sections, print_plan, write_plan
 from recsys.model_folder import load_model
 from recsys.models import build

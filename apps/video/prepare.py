@@ -9,7 +9,7 @@ import yaml
 from core_gates.errors import GatesError
 from harness.command.verbs import Place, refuse_existing, refuse_strangers
 from harness.files import replacing, require_apart, write_text
-from harness.runs.ticker import working
+from harness.runs.terminal import working
 from recsys.data.leaks import report
 from recsys.data.readers.files import files_of
 from recsys.data.readers.own_table import OwnTable

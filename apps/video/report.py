@@ -9,7 +9,7 @@ import torch
 from apps.video.comparison import WEIGHTS, Comparison
 from harness.experiment import Arrays, Piece
 from harness.report.page import Page
-from harness.runs.ticker import stepping, working
+from harness.runs.terminal import stepping, working
 from recsys.batch import Batch
 from recsys.data.datamodule import TableDataModule
 from recsys.diagnosis.diagnose import permutation_importance

@@ -16,7 +16,7 @@ from apps.video.commands import place_of
 from core_gates.errors import GatesError
 from harness.command.verbs import Place
 from harness.files import content_digest, remove, replacing, require_apart, write_json
-from harness.runs.ticker import counting
+from harness.runs.terminal import counting
 from recsys.columns.canonical import UNREADABLE, RowError, canonical, numbers_of
 from recsys.data.readers.files import located
 from recsys.parts import Part, find_parts

@@ -17,7 +17,7 @@ from harness.command.verbs import Place, refuse_existing
 from harness.evidence import Bar, Row
 from harness.experiment import Scores, print_scores, write_scores
 from harness.files import write_json
-from harness.runs.ticker import working
+from harness.runs.terminal import working
 from recsys.model_folder import load_model
 from recsys.table_scorer import read_model
 from video_multitask.service.contract import Limits

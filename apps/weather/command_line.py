@@ -14,7 +14,7 @@ from harness.command import GatesRunCLI
 from harness.command.parser import describe
 from harness.experiment import Piece, Run
 from harness.runs.checkpoint import load_weights
-from harness.runs.ticker import ticking
+from harness.runs.terminal import ticking
 from weather.cycle import Forecast
 from weather.experiments.reanalysis.source import ReanalysisSource
 from weather.models.adas.analysis import AnalysisForm

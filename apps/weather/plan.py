@@ -8,8 +8,16 @@ from torch import Tensor, nn
 
 from core_gates.errors import GatesError, check_option
 from harness.command.verbs import Place
-from harness.planning.rank_cost import ADAM, WEIGHT, Device, exchange_of_rank, rate_of
-from harness.planning.step_cost import StepCost, cost_of_step, count_weights
+from harness.planning.costs import (
+    ADAM,
+    WEIGHT,
+    Device,
+    StepCost,
+    cost_of_step,
+    count_weights,
+    exchange_of_rank,
+    rate_of,
+)
 from harness.planning.table import Line, Sections, print_plan, write_plan
 from weather.models.adas.network import Adas
 from weather.models.adas.presets import PRESETS as ADAS_SIZES

@@ -14,7 +14,7 @@ from harness.command.configfile import read_config
 from harness.command.verbs import FunctionVerb, Place, run_verb
 from harness.files import require_apart, require_free, sha256
 from harness.runs.environment import made_by
-from harness.runs.ticker import ticking
+from harness.runs.terminal import ticking
 
 if TYPE_CHECKING:
     from weather.observations.ingest import Account, Ingested

@@ -21,7 +21,7 @@ from harness.experiment.piece import (
 from harness.runs.checkpoint import OBJECTS
 from harness.runs.environment import git_revision
 from harness.runs.folder import RunFolder
-from harness.runs.quiet import release_warnings
+from harness.runs.terminal import release_warnings
 
 GROWING = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time")
 

@@ -36,7 +36,7 @@ from harness.runs.checkpoint import RunCheckpoint, load_weights, seen
 from harness.runs.folder import RunFolder
 from harness.runs.loops import ResumableCSVLogger
 from harness.runs.progress import progress_bar
-from harness.runs.quiet import held_warnings, quiet_lightning
+from harness.runs.terminal import held_warnings, quiet_lightning
 
 LIGHTNING_VERBS = {
     "fit": "Train the network, resumable at any step.",

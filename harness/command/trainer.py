@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.experiment import Run
 from harness.runs.folder import RunFolder
-from harness.runs.trainer import ExactTrainer
+from harness.runs.loops import ExactTrainer
 
 if TYPE_CHECKING:
     from harness.report.page import Page

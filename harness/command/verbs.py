@@ -23,7 +23,7 @@ from harness.command.parser import (
     let_switches_stand_alone,
 )
 from harness.runs.folder import RunFolder
-from harness.runs.quiet import quiet_lightning
+from harness.runs.terminal import quiet_lightning
 
 NAME = "Name of the run; that of the configuration if null."
 NAME_OF_PATH = "Name of the run; that of the configuration, else of the --model, if null."

@@ -19,12 +19,12 @@ from core_gates.errors import GatesError
 from harness.experiment.piece import Piece, Record, gap, read_record
 from harness.experiment.store import Form, Store
 from harness.files import remove, replacing
-from harness.files.lock import locked
+from harness.files.resumable import locked
 from harness.runs.checkpoint import RunCheckpoint, load_weights
+from harness.runs.loops import ExactTrainer
 from harness.runs.processes import Tick
-from harness.runs.quiet import quiet_lightning
 from harness.runs.random_state import capture, restore
-from harness.runs.trainer import ExactTrainer
+from harness.runs.terminal import quiet_lightning
 
 R = TypeVar("R")
 SAVED_EVERY = 60.0  # seconds of steps that a kill may cost

@@ -25,7 +25,7 @@ from harness.files import Data
 from harness.runs.environment import git_revision
 from harness.runs.folder import RunFolder
 from harness.runs.processes import Pool
-from harness.runs.ticker import ticking
+from harness.runs.terminal import ticking
 
 R = TypeVar("R")
 TRIALS, CHOICES = "trials", "choices"

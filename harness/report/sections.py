@@ -27,7 +27,7 @@ from harness.figures import (
 from harness.figures.trials import numeric_settings
 from harness.report.gates import gate_section
 from harness.report.page import UNITS, Page
-from harness.runs.ticker import working
+from harness.runs.terminal import working
 
 EXPLANATION = """
 Every method got as many trials. A value **at an edge** lies within 5 % of an edge of what was

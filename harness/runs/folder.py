@@ -5,7 +5,7 @@ from pathlib import Path
 
 from core_gates.errors import GatesError
 from harness.files.atomic import remove, write_json, write_text
-from harness.files.lock import locked
+from harness.files.resumable import locked
 from harness.runs.environment import environment
 
 TRAINING = (

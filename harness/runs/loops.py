@@ -1,4 +1,4 @@
-"""Training loops that save between two steps and resume bit for bit, with a CSV log."""
+"""Lightning's Trainer with loops that resume bit for bit."""
 
 import csv
 import io
@@ -292,3 +292,16 @@ def _tell(trainer: Trainer) -> None:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, StepCallback):
             callback.on_step_complete(trainer)
+
+
+class ExactTrainer(Trainer):
+    """A Trainer whose killed and resumed training ends with the bits of an uninterrupted one.
+
+    It is to be resumed from what :class:`harness.runs.checkpoint.RunCheckpoint` writes.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        steps = self.fit_loop.epoch_loop
+        self.fit_loop = ExactFitLoop(self, self.fit_loop.min_epochs, self.fit_loop.max_epochs)
+        self.fit_loop.epoch_loop = ExactEpochLoop(self, steps.min_steps, steps.max_steps)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from harness.runs.quiet import quiet_lightning
+from harness.runs.terminal import quiet_lightning
 from harness.system import keep_freed_memory
 
 Tick = Callable[[], None]

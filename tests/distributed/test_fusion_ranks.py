@@ -12,7 +12,7 @@ from diffusion.fusion.fusion_tasks import FusionTask, PairDataModule
 from diffusion.lora_file import Factors, LoraBundle
 from diffusion.models.embedded_base import transformer_of
 from diffusion.models.text_encoders import TextStates
-from harness.runs.quiet import quiet_lightning
+from harness.runs.terminal import quiet_lightning
 
 STEPS = 4
 

@@ -8,7 +8,7 @@ import polars as pl
 import torch
 from torch.distributed import all_gather_object, is_initialized
 
-from harness.runs.trainer import ExactTrainer
+from harness.runs.loops import ExactTrainer
 from recsys.data.datamodule import TableDataModule
 from recsys.data.tables import RankingTables
 from recsys.embedding.row_wise_adagrad import RowWiseAdagrad

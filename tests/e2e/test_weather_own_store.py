@@ -9,7 +9,7 @@ import xarray as xr
 import yaml
 import zarr
 
-from benchmarks.weather.stores import main as write_store
+from benchmarks.weather.synthetic_store import main as write_store
 from benchmarks.weather.synthetic_store import write_synthetic_store
 
 OWN = ["--data.store", "own.zarr", "--data.background", "12h"]

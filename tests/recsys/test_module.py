@@ -12,7 +12,7 @@ from recsys.schema import Dense, FeatureSchema, History, Sparse, Task
 
 pytest.importorskip("recsys.ranker")
 
-from harness.runs.trainer import ExactTrainer
+from harness.runs.loops import ExactTrainer
 from recsys.ranker_module import MultiTaskModule
 from recsys.validation import ScoredRows
 

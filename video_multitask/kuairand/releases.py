@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from core_gates.errors import GatesError, check_option
-from harness.files.manifest import RemoteFile
-from harness.files.unpack import download_and_unpack
+from harness.files.digest import RemoteFile
+from harness.files.download import download_and_unpack
 
 Part = Literal["first", "second", "random"]
 

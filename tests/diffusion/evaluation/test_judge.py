@@ -4,8 +4,8 @@ import torch
 from torch.testing import assert_close
 
 from diffusion.evaluation.judge import Judge, Judged, JudgedDataModule, pixel_errors, ranks_of
-from harness.runs.quiet import quiet_lightning
-from harness.runs.trainer import ExactTrainer
+from harness.runs.loops import ExactTrainer
+from harness.runs.terminal import quiet_lightning
 
 
 def test_styles_and_subjects_are_told_apart(tmp_path):

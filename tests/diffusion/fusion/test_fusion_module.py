@@ -20,7 +20,7 @@ from diffusion.models.flow_matching import flow_matching_losses
 from diffusion.models.text_encoders import TextStates
 from diffusion.rivals import make_rival
 from harness.experiment.job import Job
-from harness.runs.quiet import quiet_lightning
+from harness.runs.terminal import quiet_lightning
 
 STEPS = 6
 

@@ -23,8 +23,8 @@ from diffusion.models.flow_matching import (
     velocity,
 )
 from diffusion.models.text_encoders import HashedNgrams, TextStates
-from harness.runs.quiet import quiet_lightning
-from harness.runs.trainer import ExactTrainer
+from harness.runs.loops import ExactTrainer
+from harness.runs.terminal import quiet_lightning
 
 
 def test_the_ends_of_the_way():

@@ -22,8 +22,8 @@ from diffusion.retrieval import (
 from diffusion.retrieval.retriever import ContrastiveLoss, LoraRetriever, PublishedLoss, positives
 from diffusion.retrieval.retriever_data import Augmentation, RetrieverData, Rounds
 from harness.runs.checkpoint import RunCheckpoint
-from harness.runs.quiet import UNWANTED
-from harness.runs.trainer import ExactTrainer
+from harness.runs.loops import ExactTrainer
+from harness.runs.terminal import UNWANTED
 
 DIFFERENT = torch.arange(4)
 

@@ -373,7 +373,7 @@ class SmallSizing(SizingModule):
 @pytest.fixture
 def fit_resumable(frames, tmp_path):
     """Train in ``tmp_path/name``; a second call of that name resumes it."""
-    from harness.runs.quiet import quiet_lightning
+    from harness.runs.terminal import quiet_lightning
 
     quiet_lightning()
 

@@ -11,15 +11,14 @@ import numpy as np
 import pytest
 
 from core_gates.errors import GatesError
-from harness.files.download import download, partial_path
-from harness.files.manifest import (
+from harness.files.digest import (
     RemoteFile,
     figshare_manifest,
     parse_manifest,
     read_manifest,
     total_bytes,
 )
-from harness.files.unpack import download_and_unpack, unpack
+from harness.files.download import download, download_and_unpack, partial_path, unpack
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 3_000_000, np.uint8).tobytes()
 

@@ -5,7 +5,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 
 from harness.command import GatesRunTrainer
 from harness.runs.progress import PlainProgress, progress_bar
-from harness.runs.quiet import quiet_lightning
+from harness.runs.terminal import quiet_lightning
 
 
 def test_the_bar_suits_the_output(monkeypatch):

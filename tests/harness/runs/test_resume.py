@@ -50,7 +50,7 @@ def fit(toy, tmp_path):
 
 @pytest.fixture(autouse=True)
 def quiet():
-    from harness.runs.quiet import quiet_lightning
+    from harness.runs.terminal import quiet_lightning
 
     quiet_lightning()
 

@@ -9,8 +9,8 @@ import pytest
 import rich
 from rich.console import Console
 
-from harness.runs import ticker
-from harness.runs.ticker import counting, stepping, ticking, working
+from harness.runs import terminal as ticker
+from harness.runs.terminal import counting, stepping, ticking, working
 
 
 @pytest.fixture

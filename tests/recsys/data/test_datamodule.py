@@ -11,8 +11,8 @@ from torch import nn
 
 from core_gates.errors import GatesError
 from harness.runs.checkpoint import RunCheckpoint
-from harness.runs.quiet import quiet_lightning
-from harness.runs.trainer import ExactTrainer
+from harness.runs.loops import ExactTrainer
+from harness.runs.terminal import quiet_lightning
 from recsys.data.datamodule import TableDataModule
 from recsys.transform import FeatureTransform
 

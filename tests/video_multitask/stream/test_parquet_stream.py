@@ -7,8 +7,8 @@ from lightning.pytorch import seed_everything
 
 from core_gates.errors import GatesError
 from harness.runs.checkpoint import RunCheckpoint
-from harness.runs.quiet import quiet_lightning
-from harness.runs.trainer import ExactTrainer
+from harness.runs.loops import ExactTrainer
+from harness.runs.terminal import quiet_lightning
 from video_multitask.fields import add_context, add_sides
 from video_multitask.sources.simulated_stream import SimulatedStream
 from video_multitask.stream.parquet_stream import ParquetStream

@@ -15,7 +15,7 @@ import apps.diffusion.works.made_images as judge
 import apps.diffusion.works.trained_gates as tasks
 from apps.diffusion.studies.base_study import Asked
 from harness.experiment import Run
-from harness.runs.quiet import quiet_lightning
+from harness.runs.terminal import quiet_lightning
 
 
 @pytest.fixture
