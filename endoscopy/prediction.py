@@ -14,18 +14,18 @@ from core_gates.errors import GatesError
 from endoscopy.bundles.bundle_fitting import BATCH, CARRIED
 from endoscopy.bundles.frame_quality import frame_statistics, stacked
 from endoscopy.bundles.sizing_bundle import SizingBundle, source_scope
+from endoscopy.data.images import Frame, resize_frame
 from endoscopy.data.readers.tabular import ReadReport
 from endoscopy.data.samples import LesionDataset
 from endoscopy.data.sizing_datamodule import PolypSizingDataModule
 from endoscopy.data.streams import Outline, check_streams, outline_of
-from endoscopy.data.transforms import Frame, resize_frame
 from endoscopy.evaluation.conformal import crossed
 from endoscopy.evaluation.rendered_frames import FrameStack, Predictor
 from endoscopy.inputs.frame_sources import frames
 from endoscopy.inputs.image_files import InputReport, SourceFrame
 from endoscopy.inputs.locations import Lesion, Located, Locator
-from endoscopy.metrics.aggregation import PROBABILITIES, Level, object_table
 from endoscopy.metrics.classification import CLASS_NAMES
+from endoscopy.metrics.size_errors import PROBABILITIES, Level, object_table
 from endoscopy.segmenter import NO_POLYP
 
 Objects = Literal["auto", "frame", "source"]

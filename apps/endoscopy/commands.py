@@ -27,6 +27,7 @@ from endoscopy.data.sizing_datamodule import PolypSizingDataModule
 from endoscopy.evaluation.size_evaluation import Bars
 from endoscopy.experiments.scored_predictions import Budget
 from endoscopy.experiments.sizers import (
+    CONFIGURED,
     MAIN,
     SHIFTS,
     Rendering,
@@ -37,7 +38,6 @@ from endoscopy.experiments.sizers import (
 )
 from endoscopy.models import load_timm_weights
 from endoscopy.training.sizing_module import SizingModule
-from endoscopy.training.variants import CONFIGURED
 from harness.command import GatesRunCLI, GatesRunTrainer
 from harness.command.claim import LENGTHENED
 from harness.command.verbs import FunctionVerb, run_verb
@@ -131,7 +131,7 @@ class EndoscopyTrainer(GatesRunTrainer):
         Args:
             model: Filled in by the command line.
             datamodule: Filled in by the command line.
-            variants: Networks to compare, see :data:`endoscopy.training.variants.VARIANTS`;
+            variants: Networks to compare, see :data:`endoscopy.experiments.sizers.VARIANTS`;
                 bars, intervals and shifts refer to the first.
             seeds: Seeds of each variant.
             folds: Folds whose test parts are pooled; that of the data if none is named.

@@ -26,11 +26,10 @@ from endoscopy.data.frame_table import BOX
 from endoscopy.data.readers.tabular import ReadReport
 from endoscopy.dicom_report import require_reportable, write_dicom_report
 from endoscopy.explain.strips import annotated_frames, strip_figure, tracks_of
-from endoscopy.inputs.boxes import annotated_locations
 from endoscopy.inputs.frame_sources import frames, source_kind
 from endoscopy.inputs.image_files import InputReport
-from endoscopy.inputs.locations import Locator
-from endoscopy.metrics.aggregation import Level
+from endoscopy.inputs.locations import Locator, annotated_locations
+from endoscopy.metrics.size_errors import Level
 from endoscopy.prediction import Objects, Prediction, objects_of
 from endoscopy.prediction import predict as predict_sizes
 from endoscopy.segmenter import AutomaticLocations

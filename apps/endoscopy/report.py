@@ -12,10 +12,9 @@ from apps.endoscopy.training_runs import Trainings
 from core_gates.errors import GatesError
 from endoscopy.evaluation.size_evaluation import ACCURACY, CERTAINTY, SECONDARY, TEST
 from endoscopy.experiments.audit import AUDIT, QUESTIONS, SHOWN
-from endoscopy.experiments.sizers import Training
+from endoscopy.experiments.sizers import CONFIGURED, VARIANTS, Training
 from endoscopy.explain.strips import picture_figures
 from endoscopy.plots import agreement_figures, ladder_figure, subgroup_figure
-from endoscopy.training.variants import CONFIGURED, VARIANTS
 from harness.evidence import Row
 from harness.experiment.printing import number
 from harness.experiment.scores import Scores, read_scores

@@ -12,12 +12,19 @@ from core_gates.errors import GatesError
 from endoscopy.bundles.bundle_fitting import Bundles, bundle_of, shipped_folder
 from endoscopy.bundles.sizing_bundle import Provenance, SizingBundle, load_bundle
 from endoscopy.data.sizing_datamodule import REAL, PolypSizingDataModule
-from endoscopy.experiments.sizers import MAIN, RenderedSet, Rendering, Sizers, Training
+from endoscopy.experiments.sizers import (
+    CONFIGURED,
+    MAIN,
+    VARIANTS,
+    RenderedSet,
+    Rendering,
+    Sizers,
+    Training,
+)
 from endoscopy.metrics import CLASS_NAMES, TRUTH, count_on_cut_offs
 from endoscopy.renderer.rendered_dataset import claim_dataset, finish_dataset, write_objects
 from endoscopy.segmenter import Segmenter, load_segmenter, shipped_segmenter
 from endoscopy.training.sizing_module import SizingModule
-from endoscopy.training.variants import CONFIGURED, VARIANTS
 from harness.command.verbs import Place
 from harness.experiment import Job, Piece, Run, Store
 from harness.files.atomic import write_json

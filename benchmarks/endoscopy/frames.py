@@ -14,9 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.comparison import Call, Comparison, Load
-from endoscopy.renderer import light as shading
+from endoscopy.renderer import render as shading
 from endoscopy.renderer.camera import CameraPath
-from endoscopy.renderer.light import Radiance
 from endoscopy.renderer.lumen import (
     FAR,
     TAP,
@@ -28,6 +27,7 @@ from endoscopy.renderer.lumen import (
     polyp,
     wall,
 )
+from endoscopy.renderer.render import Radiance
 from endoscopy.renderer.scene import Scene
 
 WIDTH, HEIGHT, SIZE = 1240, 1080, 384

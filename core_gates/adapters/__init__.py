@@ -7,10 +7,9 @@ from core_gates.adapters.attachment import (
     attach_siblings,
     detach_adapters,
 )
-from core_gates.adapters.factors import Room
 from core_gates.adapters.gated_lora import GatedLoraLinear
 from core_gates.adapters.lora_gate import DiffusionTime, LoraGate, OpenGate
-from core_gates.adapters.low_rank import LowRank, side_by_side
+from core_gates.adapters.low_rank import LowRank, Room, side_by_side
 from core_gates.adapters.sparse_low_rank import (
     SoftThreshold,
     SparseLoraLinear,

@@ -7,9 +7,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from core_gates.adapters.factors import AdapterFactors, Room
 from core_gates.adapters.lora_gate import DiffusionTime, LoraGate, OpenGate
-from core_gates.adapters.low_rank import LowRank, bias_of, is_unwatched, weight_of
+from core_gates.adapters.low_rank import (
+    AdapterFactors,
+    LowRank,
+    Room,
+    bias_of,
+    is_unwatched,
+    weight_of,
+)
 from core_gates.numerics import accumulation_dtype
 from core_gates.ops.gated_lora.op import gated_lora
 

@@ -1,12 +1,14 @@
-"""The factors of a plain low-rank adapter."""
+"""Low-rank matrices, and adapters given by their factors, in any layout."""
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple, cast
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
 
+from core_gates.numerics import content_version
 from core_gates.routing.repeated import probing
 
 ROWS = 512
@@ -191,3 +193,248 @@ def bias_of(layer: nn.Module, x: Tensor) -> Tensor | None:
     if is_unwatched(layer) and not layer._forward_pre_hooks:
         return cast(Tensor | None, layer.bias)
     return cast(Tensor, layer(x.new_zeros(*[1] * (x.ndim - 1), x.shape[-1])))
+
+
+BUFFERS = "adapter_ranks", "down", "up", "strengths"
+
+
+class Room(NamedTuple):
+    """Memory for adapters that are exchanged later, without another shape of any tensor.
+
+    Attributes:
+        adapters: Largest number of adapters K.
+        rank: Largest rank of one.
+    """
+
+    adapters: int
+    rank: int
+
+
+class AdapterFactors(nn.Module):
+    """Hold the factors of K adapters from D to D' features, side by side.
+
+    They are buffers, and loading a state dict brings those that were saved. They move with the
+    module in device and dtype, but not to the device ``meta``, where they would be lost.
+
+    Args:
+        in_features: Inputs D.
+        out_features: Outputs D'.
+        room: Memory to keep for other adapters; by default exactly that of those that are set.
+
+    Attributes:
+        down: First factors (R, D).
+        up: Second factors (R, D'), with scales.
+        strengths: Factor of the output of each adapter (K,), see :meth:`set_strengths`.
+        base_gains: What adapters with magnitudes add of the layer's own output without bias
+            (K, D'); None if none has one.
+    """
+
+    adapter_ranks: Tensor
+    down: Tensor
+    up: Tensor
+    strengths: Tensor
+    base_gains: Tensor | None
+
+    def __init__(self, in_features: int, out_features: int, room: Room | None = None) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.room = in_features, out_features, room
+
+    def _set(
+        self,
+        adapters: Sequence[LowRank],
+        device: torch.device | None,
+        weight: Callable[[], Tensor],
+    ) -> None:
+        """Exchange the adapters.
+
+        Args:
+            adapters: The new ones, which are copied; those of rank 0 are left out.
+            device: Where to, if not where they are.
+            weight: Returns the weight of the layer, which magnitudes need.
+
+        Raises:
+            ValueError: The factors of one do not fit, or there is no room for them.
+        """
+        for adapter in adapters:
+            adapter.check(self.in_features, self.out_features)
+        self._places = [k for k, adapter in enumerate(adapters) if adapter.rank > 0]
+        given = [adapters[k] for k in self._places]
+        gains: list[Tensor | None] = [None] * len(given)
+        if any(adapter.magnitude is not None for adapter in given):
+            dense = weight()
+            gains = [a.row_gains(dense) if a.magnitude is not None else None for a in given]
+        sizes = {"down": self.in_features, "up": self.out_features}
+        empty = [getattr(self, n, torch.empty(0, size))[:0] for n, size in sizes.items()]
+        ups = [
+            a.scale * a.up.detach().mT * (1.0 if g is None else g)
+            for a, g in zip(given, gains, strict=True)
+        ]
+        downs = [a.down.detach() for a in given]
+        ranks = [adapter.rank for adapter in given]
+        if self.room is not None:
+            ranks, downs, ups = self._padded(ranks, downs, ups, empty)
+        found = [torch.cat(f) if f else e for f, e in zip((downs, ups), empty, strict=True)]
+        self._put(ranks, *(tensor.to(device) for tensor in found))
+        self._put_gains(gains)
+
+    def _padded(
+        self, ranks: list[int], downs: list[Tensor], ups: list[Tensor], empty: Sequence[Tensor]
+    ) -> tuple[list[int], list[Tensor], list[Tensor]]:
+        assert self.room is not None
+        most, rank = self.room
+        if len(ranks) > most or max(ranks, default=0) > rank:
+            raise ValueError(
+                f"there is room for {most} adapters of rank {rank}, found {len(ranks)} of ranks"
+                f" {ranks}: attach with more room"
+            )
+        like = (downs[0], ups[0]) if ranks else empty
+        padded = [
+            [self._rows(factor, rank, one) for factor, _ in zip_longest(factors, range(most))]
+            for factors, one in zip((downs, ups), like, strict=True)
+        ]
+        return [rank] * most, padded[0], padded[1]
+
+    @staticmethod
+    def _rows(factor: Tensor | None, rank: int, like: Tensor) -> Tensor:
+        """Return a factor with rows of zeros up to a rank."""
+        rows = like.new_zeros(rank, like.shape[-1])
+        if factor is not None:
+            rows[: len(factor)] = factor
+        return rows
+
+    def _put(self, ranks: list[int], down: Tensor, up: Tensor) -> None:
+        strengths = torch.ones(len(ranks), dtype=up.dtype, device=up.device)
+        for name, tensor in (("down", down), ("up", up), ("strengths", strengths)):
+            old: Tensor | None = getattr(self, name, None)
+            if self.room is not None and old is not None and _alike(old, tensor):
+                old.copy_(tensor)
+            else:
+                self.register_buffer(name, tensor)
+        if self.room is None or getattr(self, "_ranks", None) != ranks:
+            counts = torch.tensor(ranks, dtype=torch.int64)
+            self.register_buffer("adapter_ranks", counts)  # (K,)
+        self._ranks, self._known_version = ranks, content_version(self.adapter_ranks)
+
+    def _put_gains(self, gains: Sequence[Tensor | None]) -> None:
+        gained = None
+        if any(gain is not None for gain in gains):
+            gained = self.up.new_zeros(len(self._ranks), self.out_features)
+            for k, gain in enumerate(gains):
+                if gain is not None:
+                    gained[k] = gain - 1
+        self.register_buffer("base_gains", gained)
+
+    def set_strengths(self, strengths: Sequence[float] | Tensor) -> None:
+        """Weigh the outputs of the adapters before the gate sees them; 0 switches one off.
+
+        Nothing is copied, and a compiled layer stays as it is.
+
+        Args:
+            strengths: One number for each of the adapters that were set, also for those that have
+                no factors for this layer.
+
+        Raises:
+            ValueError: There is another number of them, or one is not finite.
+        """
+        given = torch.as_tensor(strengths, dtype=torch.float64).flatten()
+        if len(given) <= max(self._places, default=-1) or not given.isfinite().all():
+            raise ValueError(
+                f"strengths {given.tolist()} must be finite numbers, one for each adapter"
+            )
+        kept = given[self._places].to(self.strengths)
+        self.strengths[: len(kept)].copy_(kept)
+
+    @property
+    def ranks(self) -> list[int]:
+        """Ranks of the adapters: those of the buffer, which may be loaded in place."""
+        if self.adapter_ranks.is_meta or torch.jit.is_tracing():  # type: ignore[no-untyped-call]
+            return self._ranks
+        if torch.compiler.is_compiling():
+            if not torch.compiler.is_exporting():
+                compiled = torch.tensor(self._ranks, device=self.adapter_ranks.device)
+                torch._assert_async(
+                    (self.adapter_ranks == compiled).all(),
+                    "the ranks of the adapters have changed since this graph was compiled; read"
+                    " layer.ranks once, outside of torch.compile, and call again",
+                )
+            return self._ranks
+        version = content_version(self.adapter_ranks)
+        if version is None or version != self._known_version:
+            self._ranks, self._known_version = self.adapter_ranks.tolist(), version
+        return self._ranks
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """Return the weighted inputs of the second factors (..., R)."""
+        return self._hidden(x, self.ranks)
+
+    def _hidden(self, x: Tensor, ranks: Sequence[int]) -> Tensor:
+        strengths = self.strengths.to(x.device, x.dtype)
+        found = nn.functional.linear(x, self.down.to(x.device, x.dtype))
+        if len(set(ranks)) == 1:
+            each = found.reshape(*found.shape[:-1], len(ranks), ranks[0])
+            return (each * strengths.unsqueeze(-1)).flatten(-2)
+        weights = [s.expand(rank) for s, rank in zip(strengths.unbind(), ranks, strict=True)]
+        return found * torch.cat(weights)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move the factors with the module, unless that would drop their values."""
+        kept = {name: self._buffers.pop(name) for name in (*BUFFERS, "base_gains")}
+        try:
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        finally:
+            for name, tensor in kept.items():
+                self._buffers[name] = None if tensor is None else _moved(tensor, fn)
+        return self
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Replace the attached adapters by those of the state dict."""
+        saved = [state_dict.get(prefix + name) for name in BUFFERS[:3]]
+        if all(isinstance(tensor, Tensor) for tensor in saved):
+            ranks, down, up = cast(list[Tensor], saved)
+            if int(ranks.sum()) == len(down) == len(up):
+                self._places = list(range(len(ranks)))
+                self._put(ranks.tolist(), torch.empty_like(down), torch.empty_like(up))
+                state_dict.setdefault(f"{prefix}strengths", self.strengths)
+                gains = state_dict.get(f"{prefix}base_gains")
+                self.register_buffer(
+                    "base_gains", None if gains is None else torch.empty_like(gains)
+                )
+            else:
+                error_msgs.append(
+                    f"{prefix or 'layer'}: the ranks of its adapters sum to {int(ranks.sum())}, its"
+                    f" factors to {len(down)}: the checkpoint is damaged, save it again"
+                )
+                return
+        elif strict:
+            error_msgs.append(
+                f"{prefix or 'layer'}: the state dict holds no adapters: load the plain layer into"
+                " .base or a gate into .gate, or attach adapters after loading"
+            )
+        super()._load_from_state_dict(  # type: ignore[no-untyped-call]
+            state_dict,
+            prefix,
+            local_metadata,
+            strict,
+            missing_keys,
+            unexpected_keys,
+            error_msgs,
+        )
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return (one.shape, one.device, one.dtype) == (other.shape, other.device, other.dtype)
+
+
+def _moved(tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return a tensor where and in which dtype ``fn`` puts one, with its own values."""
+    probe = fn(tensor.new_empty(0))
+    return tensor.to(tensor.device if probe.is_meta else probe.device, probe.dtype)

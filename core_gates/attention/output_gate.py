@@ -18,7 +18,7 @@ from core_gates.attention.head_gate import (
     rotate,
 )
 from core_gates.errors import check_option
-from core_gates.padding import zero_padding
+from core_gates.numerics import zero_padding
 
 Position = Literal["none", "G1", "G2", "G3", "G4", "G5"]
 

@@ -8,8 +8,12 @@ from torch.nn import functional as F
 
 from core_gates.collectives import gathered
 from core_gates.errors import check_at_least
-from core_gates.numerics import accumulation_dtype, linear_fp32, lowest_index_top_k
-from core_gates.padding import check_padding_mask
+from core_gates.numerics import (
+    accumulation_dtype,
+    check_padding_mask,
+    linear_fp32,
+    lowest_index_top_k,
+)
 from core_gates.routing.base import Gate
 from core_gates.routing.output import RoutingOutput
 

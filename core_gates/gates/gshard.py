@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from core_gates.errors import check_option
-from core_gates.numerics import lowest_index_top_k
-from core_gates.padding import check_padding_mask
+from core_gates.numerics import check_padding_mask, lowest_index_top_k
 from core_gates.routing.capacity import CapacityRule, LimitedGate
 from core_gates.routing.output import RoutingOutput
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from core_gates.ops.hard_concrete import HardConcrete
-from core_gates.routing.linear_router import LinearRouter
+from core_gates.routing.base import LinearRouter
 from core_gates.routing.losses import l0_loss
 from core_gates.routing.output import RoutingOutput
 

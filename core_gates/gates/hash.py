@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from core_gates.errors import check_at_least, check_option
-from core_gates.numerics import content_version
-from core_gates.padding import check_padding_mask
+from core_gates.numerics import check_padding_mask, content_version
 from core_gates.routing.base import Gate
 from core_gates.routing.output import RoutingOutput
 

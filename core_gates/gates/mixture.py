@@ -7,12 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from core_gates.errors import check_at_least, check_option
-from core_gates.numerics import linear_fp32
+from core_gates.numerics import ignored_as_zero, linear_fp32
 from core_gates.ops._select import use_slices
 from core_gates.ops.multi_gate_mix import pairs, reference
 from core_gates.ops.multi_gate_mix.op import multi_gate_mix
 from core_gates.ops.multi_gate_mix.pairs import plan_of
-from core_gates.padding import ignored_as_zero
 from core_gates.routing.base import Gate
 
 

@@ -9,11 +9,10 @@ from torch import Tensor, nn
 from core_gates.activations import activate, check_activation
 from core_gates.collectives import Group
 from core_gates.errors import check_at_least, check_option
-from core_gates.numerics import autocast_off, linear_fp32
-from core_gates.padding import check_padding_mask
+from core_gates.numerics import autocast_off, check_padding_mask, linear_fp32
 from core_gates.routing.base import Gate
 from core_gates.routing.output import RoutingOutput
-from core_gates.training.sync_batch_norm import SyncBatchNorm
+from core_gates.training.batch_norm import SyncBatchNorm
 
 
 class MlpGate(Gate):

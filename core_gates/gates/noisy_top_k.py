@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core_gates.numerics import linear_fp32, lowest_index_top_k
-from core_gates.routing.linear_router import LinearRouter
+from core_gates.routing.base import LinearRouter
 from core_gates.routing.losses import importance_loss
 from core_gates.routing.output import RoutingOutput
 

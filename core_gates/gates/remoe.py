@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from core_gates.numerics import accumulation_dtype
-from core_gates.routing.linear_router import LinearRouter
+from core_gates.routing.base import LinearRouter
 from core_gates.routing.output import RoutingOutput
 
 _BOUNDS = (1e-16, 1e16)  # where λ can still turn back within a few hundred steps

@@ -6,8 +6,8 @@ from torch.nn import functional as F
 
 from core_gates.errors import check_at_least
 from core_gates.numerics import accumulation_dtype, lowest_index_top_k
+from core_gates.routing.base import LinearRouter
 from core_gates.routing.capacity import count_routed
-from core_gates.routing.linear_router import LinearRouter
 from core_gates.routing.output import RoutingOutput
 
 

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from core_gates.errors import check_at_least, check_option
 from core_gates.numerics import lowest_index_top_k
+from core_gates.routing.base import LinearRouter
 from core_gates.routing.capacity import group_positions, ungroup_positions
-from core_gates.routing.linear_router import LinearRouter
 from core_gates.routing.output import RoutingOutput
 
 Score = Literal["softmax", "sigmoid"]

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from core_gates.errors import check_at_least
-from core_gates.numerics import accumulation_dtype, linear_fp32
-from core_gates.padding import check_padding_mask
+from core_gates.numerics import accumulation_dtype, check_padding_mask, linear_fp32
 from core_gates.routing.base import Gate
 from core_gates.routing.output import RoutingOutput
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from core_gates.ops.router.op import router
-from core_gates.routing.linear_router import LinearRouter
+from core_gates.routing.base import LinearRouter
 from core_gates.routing.output import RoutingOutput
 
 

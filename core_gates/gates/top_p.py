@@ -7,7 +7,7 @@ from torch import Tensor
 
 from core_gates.errors import check_fraction
 from core_gates.numerics import stable_sort
-from core_gates.routing.linear_router import LinearRouter
+from core_gates.routing.base import LinearRouter
 from core_gates.routing.output import RoutingOutput
 
 

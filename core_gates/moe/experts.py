@@ -12,7 +12,7 @@ from core_gates.activations import activate, check_activation
 from core_gates.errors import GatesError, check_at_least
 from core_gates.moe.checkpoint_layouts import merge_experts
 from core_gates.moe.dense_mlp import check_copy, read_mlps
-from core_gates.ops._products import add_products, product, products
+from core_gates.ops._native import add_products, product, products
 from core_gates.ops._select import derivatives, use_cpp, use_slices
 from core_gates.ops.grouped_linear.segments import WEIGHT_FIRST
 from core_gates.ops.grouped_mlp.op import grouped_mlp

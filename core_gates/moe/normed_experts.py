@@ -14,7 +14,7 @@ from core_gates.numerics import accumulation_dtype, widest_float
 from core_gates.ops.norm_act.op import norm_act
 from core_gates.ops.norm_act.reference import per_expert
 from core_gates.routing.repeated import in_backward
-from core_gates.training.sync_batch_norm import SyncBatchNorm, moments_of_ranks
+from core_gates.training.batch_norm import SyncBatchNorm, moments_of_ranks
 
 
 class ExpertNorm(SyncBatchNorm):

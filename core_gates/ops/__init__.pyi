@@ -3,8 +3,8 @@
 from ._select import kernels as kernels
 from .block_max_attention.op import BlockMaxOutput as BlockMaxOutput
 from .block_max_attention.op import block_max_attention as block_max_attention
-from .block_sparse_attention.layout import BlockLayout as BlockLayout
 from .block_sparse_attention.op import block_sparse_attention as block_sparse_attention
+from .block_sparse_attention.reference import BlockLayout as BlockLayout
 from .compress.op import ActiveTokens as ActiveTokens
 from .compress.op import compress as compress
 from .compress.op import extract as extract

@@ -10,8 +10,12 @@ from core_gates.routing.capacity import (
     positions_in_expert,
     read_counts,
 )
-from core_gates.routing.causality import refuse_coupled_gates
-from core_gates.routing.collect import collect_routing, routing_gates, update_gates
+from core_gates.routing.collect import (
+    collect_routing,
+    refuse_coupled_gates,
+    routing_gates,
+    update_gates,
+)
 from core_gates.routing.losses import (
     balance_loss,
     entropy_loss,

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from core_gates.errors import GatesError, check_option, check_positive
-from core_gates.numerics import stable_sort, widest_float
-from core_gates.padding import check_padding_mask
-from core_gates.routing.linear_router import LinearRouter
+from core_gates.numerics import check_padding_mask, stable_sort, widest_float
+from core_gates.routing.base import LinearRouter
 from core_gates.routing.output import RoutingOutput
 
 

@@ -9,7 +9,7 @@ from torch import distributed as dist
 from torch.nn import functional as F
 
 from core_gates.errors import check_option
-from core_gates.padding import check_padding_mask
+from core_gates.numerics import check_padding_mask
 from core_gates.routing.output import RoutingOutput
 
 Scope = Literal["batch", "sequence", "global"]

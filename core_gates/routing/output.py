@@ -5,8 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from core_gates.numerics import lowest_index_top_k
-from core_gates.padding import check_padding_mask
+from core_gates.numerics import check_padding_mask, lowest_index_top_k
 
 
 class RoutingOutput(NamedTuple):

@@ -21,7 +21,7 @@ from core_gates.adapters import (
     detach_adapters,
     side_by_side,
 )
-from core_gates.adapters.factors import AdapterFactors
+from core_gates.adapters.low_rank import AdapterFactors
 from core_gates.errors import GatesError, check_option
 from diffusion.fusion.gate_file import DOT, load_gates, save_gates
 from diffusion.fusion.protocol import (

@@ -37,8 +37,7 @@ from diffusion.library.record import (
     read_record,
     required,
 )
-from diffusion.library.searcher import Mix, Searcher
-from diffusion.library.similarity import NEAR, Subject, nearest
+from diffusion.library.searcher import NEAR, Mix, Searcher, Subject, nearest
 from diffusion.lora_file import LoraBundle, LoraFileError, load_lora
 from diffusion.lora_file.container import LIMITS, Limits, clean
 

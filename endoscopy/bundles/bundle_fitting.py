@@ -20,10 +20,9 @@ from endoscopy.bundles.frame_quality import (
 )
 from endoscopy.bundles.sizing_bundle import Provenance, Scope, SizingBundle, load_bundle
 from endoscopy.data.frame_table import RENDERED, SYNTHETIC, object_keys
-from endoscopy.data.image_reading import read_rgb
+from endoscopy.data.images import Frame, read_rgb
 from endoscopy.data.samples import LesionDataset
 from endoscopy.data.sizing_datamodule import Part, PolypSizingDataModule
-from endoscopy.data.transforms import Frame
 from endoscopy.evaluation.baselines import constant_size
 from endoscopy.evaluation.conformal import MINIMUM, SplitConformal, calibrate, calibrate_few_frames
 from endoscopy.evaluation.size_scores import score_differences

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from endoscopy.data.transforms import Frame
+from endoscopy.data.images import Frame
 
 OUT_OF_DISTRIBUTION = "out of distribution"
 BLURRED = "blurred"

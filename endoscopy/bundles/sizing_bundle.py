@@ -16,8 +16,8 @@ from safetensors.torch import load, save
 from core_gates.errors import GatesError, check_positive
 from endoscopy.bundles.frame_quality import QualityLimits
 from endoscopy.data.frame_table import SYNTHETIC
+from endoscopy.data.images import Frame
 from endoscopy.data.streams import InputForm, NetworkInput, Outline, network_input
-from endoscopy.data.transforms import Frame
 from endoscopy.evaluation.conformal import SplitConformal
 from endoscopy.inputs.locations import Origin
 from endoscopy.metrics import CONTINUOUS, PROBABILITIES, CutOffs

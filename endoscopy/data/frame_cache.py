@@ -15,9 +15,8 @@ from PIL import Image
 
 from core_gates.errors import GatesError, check_at_least, check_option
 from endoscopy.data.frame_table import PATHS, FrameTable
-from endoscopy.data.image_reading import DEPTH_UNITS, read_depth, read_mask, read_rgb
+from endoscopy.data.images import DEPTH_UNITS, Frame, read_depth, read_mask, read_rgb, resize_frame
 from endoscopy.data.readers.tabular import ReadReport
-from endoscopy.data.transforms import Frame, resize_frame
 
 StoreForm = Literal["raw", "jpeg"]
 QUALITY = 95

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from core_gates.errors import GatesError
-from endoscopy.metrics.aggregation import flags_of, patients_of
+from endoscopy.metrics.size_errors import flags_of, patients_of
 from harness.files.atomic import replacing
 
 REQUIRED = (

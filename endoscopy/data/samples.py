@@ -14,8 +14,8 @@ from torch.utils.data.distributed import DistributedSampler
 
 from core_gates.errors import GatesError, check_at_least
 from endoscopy.data.frame_cache import FrameCache, FrameReader
+from endoscopy.data.images import Frame, Pipeline
 from endoscopy.data.streams import NEEDS_DEPTH, InputForm, network_input
-from endoscopy.data.transforms import Frame, Pipeline
 
 LEAST_SHARE = 0.5
 Batch = dict[str, Any]

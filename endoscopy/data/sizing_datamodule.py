@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from core_gates.errors import GatesError, check_at_least, check_option
 from endoscopy.data.frame_cache import FrameCache, FrameReader, StoreForm
 from endoscopy.data.frame_table import FrameTable, concatenate, object_keys
+from endoscopy.data.images import Augmentation, train_pipeline
 from endoscopy.data.object_splits import (
     Folds,
     Level,
@@ -38,7 +39,6 @@ from endoscopy.data.samples import (
     WeightedFrameSampler,
 )
 from endoscopy.data.streams import NEEDS_DEPTH, WITH_MASK, InputForm, Outline, check_streams
-from endoscopy.data.transforms import Augmentation, train_pipeline
 from endoscopy.metrics.classification import TRUTH
 from harness.files import Data
 
@@ -86,7 +86,7 @@ class PolypSizingDataModule(L.LightningDataModule):
             draw by weights.
         frames_per_object: Frames drawn from each object in a training epoch.
         eval_frames_per_object: Maximum number of frames per object in the other parts.
-        augmentation: Augmentation of :func:`endoscopy.data.transforms.train_pipeline`.
+        augmentation: Augmentation of :func:`endoscopy.data.images.train_pipeline`.
         cache_folder: Parent of the cache of decoded frames; none by default.
         cache_form: How the cache stores a frame: ``raw`` or as ``jpeg``.
         cache_epochs: Epochs whose training frames the cache holds; others are decoded.

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core_gates.errors import GatesError
-from endoscopy.data.transforms import Frame, resize_frame
+from endoscopy.data.images import Frame, resize_frame
 
 STREAMS = {
     "rgb": 3,

@@ -26,12 +26,19 @@ from endoscopy.evaluation.audits import (
 from endoscopy.evaluation.baselines import ladder, ladder_order, ladder_predictions
 from endoscopy.evaluation.rendered_frames import FrameStack, rendered_features
 from endoscopy.evaluation.size_evaluation import nothing
-from endoscopy.experiments.sizers import MAIN, RHOS, SHORTCUT, Networks, Sizers, Training
+from endoscopy.experiments.sizers import (
+    CONFIGURED,
+    MAIN,
+    RHOS,
+    SHORTCUT,
+    Networks,
+    Sizers,
+    Training,
+)
 from endoscopy.metrics import CutOffs
 from endoscopy.prediction import frames_of, predictor_of, without_mask
 from endoscopy.renderer.scene import RendererConfig
 from endoscopy.segmenter import Segmenter
-from endoscopy.training.variants import CONFIGURED
 from harness.evidence import Bar, Row
 
 AUDIT = "audit: "

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from core_gates.errors import GatesError
 from endoscopy.bundles.sizing_bundle import SizingBundle
-from endoscopy.data.transforms import Frame, resize_frame
+from endoscopy.data.images import Frame, resize_frame
 from endoscopy.inputs.image_files import BLACK, LUMA
 from endoscopy.models.sizer import MultiStreamSizer
 from harness.figures.style import BLUE, GRID, INK, MUTED, ORANGE, TEXT_SIZE, new_figure, place

@@ -18,7 +18,7 @@ from pydicom.pixels import apply_color_lut, pixel_array
 from pydicom.uid import UID
 
 from core_gates.errors import GatesError
-from endoscopy.data.image_reading import natural_key
+from endoscopy.data.images import natural_key
 from endoscopy.inputs.image_files import ENDINGS, InputReport, SourceFrame, read_folder
 
 

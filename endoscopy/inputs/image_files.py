@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from core_gates.errors import GatesError
-from endoscopy.data.image_reading import FAULTS, MOST_PIXELS, natural_key, rgb_of
+from endoscopy.data.images import FAULTS, MOST_PIXELS, natural_key, rgb_of
 
 
 @dataclass(frozen=True)

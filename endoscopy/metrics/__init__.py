@@ -1,12 +1,5 @@
 """Metrics of polyp sizing: classes, errors in millimeters, ranking, calibration, aggregation."""
 
-from endoscopy.metrics.aggregation import (
-    PROBABILITIES,
-    flags_of,
-    object_table,
-    patient_table,
-    patients_of,
-)
 from endoscopy.metrics.classification import (
     CLASS_NAMES,
     CONTINUOUS,
@@ -31,12 +24,17 @@ from endoscopy.metrics.classification import (
     weighted_f1,
 )
 from endoscopy.metrics.size_errors import (
+    PROBABILITIES,
     LimitsOfAgreement,
     auroc,
     bias,
+    flags_of,
     limits_of_agreement,
     mean_absolute_error,
     mean_relative_error,
+    object_table,
+    patient_table,
+    patients_of,
     ratio_limits,
     root_mean_square_error,
     size_auroc,

@@ -1,12 +1,163 @@
-"""Errors of sizes in millimeters, of many weighted samples at once, and how sizes rank objects."""
+"""Errors of sizes in millimeters, of frames, objects and patients, and how sizes rank objects."""
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 
-from core_gates.errors import GatesError
+from core_gates.errors import GatesError, check_option
 from endoscopy.metrics.classification import TRUTH, ratio
+
+PROBABILITIES = ("p_diminutive", "p_small", "p_large")
+"""Probabilities of the three size classes."""
+
+_TRUE, _FALSE = frozenset({"true", "1", "1.0", "yes"}), frozenset({"false", "0", "0.0", "no", ""})
+
+
+def flags_of(table: pd.DataFrame, name: str) -> np.ndarray:
+    """Return a column of flags (N,) as booleans; False where it has no value or is absent.
+
+    Text is parsed: ``true``, ``1``, ``yes``, or ``false``, ``0``, ``no``.
+
+    Raises:
+        GatesError: A value is neither.
+    """
+    if name not in table:
+        return np.zeros(len(table), dtype=bool)
+    column = table[name]
+    if pd.api.types.is_bool_dtype(column) and not column.isna().any():
+        return column.to_numpy(dtype=bool)
+    text = column.astype("object").where(column.notna(), "").astype(str).str.strip().str.lower()
+    known = text.isin([*_TRUE, *_FALSE]).to_numpy(dtype=bool)
+    if not known.all():
+        row = int(np.flatnonzero(~known)[0])
+        raise GatesError(f"{name} is {column.iloc[row]!r} in row {row}: write true or false")
+    return text.isin(list(_TRUE)).to_numpy(dtype=bool)
+
+
+def patients_of(table: pd.DataFrame) -> np.ndarray:
+    """Return the patient (N,) of each row; an object without one is a separate patient.
+
+    A missing or blank patient is named by the ``unique_id``, after ``object`` where a patient has
+    that name already.
+    """
+    own = table["unique_id"].astype(str).to_numpy(dtype=object)
+    if "patient" not in table:
+        return own.astype(str)
+    column = table["patient"]
+    text = column.astype("object").where(column.notna(), "").astype(str)
+    known = (text.str.strip() != "").to_numpy(dtype=bool)
+    patients = text.to_numpy(dtype=object)
+    taken = set(patients[known])
+    own = np.array([f"object {name}" if name in taken else name for name in own], dtype=object)
+    return np.where(known, patients, own).astype(str)
+
+
+Level = Literal["median", "mean", "best_k"]
+REQUIRED = ("unique_id", "gt", "predicted_mm")
+
+
+def object_table(predictions: pd.DataFrame, level: Level = "median", *, k: int = 5) -> pd.DataFrame:
+    """Aggregate the frames of each object.
+
+    Args:
+        predictions: One row per frame: ``unique_id``, ``gt`` (mm), ``predicted_mm``; optional
+            ``censored`` (gt is a lower bound), ``patient``, ``sharpness``, probabilities
+            ``p_diminutive``, ``p_small`` and ``p_large``, ``reasons`` (why a frame abstains, empty
+            if it does not), and any other column, such as those of subgroups.
+        level: ``median`` or ``mean`` of the sizes of frames, or ``best_k``, the median of the k
+            sharpest frames. Probabilities are averaged over the same frames.
+        k: Number of frames of ``best_k``.
+
+    Returns:
+        One row per object, in order of first appearance: all columns, ``num_frames`` (those that
+        count) and ``abstained``. Frames that abstain do not count unless all of an object do.
+        Other columns become the median if numbers, else the most frequent value.
+
+    Raises:
+        GatesError: A column is missing, a prediction is not finite, or an object has two sizes.
+    """
+    check_option("level", level, get_args(Level))
+    _check(predictions, (*REQUIRED, "sharpness") if level == "best_k" else REQUIRED)
+    reasons = predictions.get("reasons", pd.Series("", predictions.index))
+    frames = predictions.assign(
+        censored=flags_of(predictions, "censored"), reasons=reasons.fillna("").astype(str)
+    )
+    abstains = frames["reasons"] != ""
+    all_abstain = abstains.groupby(frames["unique_id"]).transform("all")
+    counting = frames[~abstains | all_abstain]
+    if level == "best_k":
+        sharp = counting.sort_values("sharpness", ascending=False, kind="stable")
+        counting = sharp.groupby("unique_id", sort=False).head(k)
+    grouped = counting.groupby("unique_id", sort=False)
+    sizes = grouped["predicted_mm"].agg("mean" if level == "mean" else "median")
+    columns = {"gt": grouped["gt"].first(), "predicted_mm": sizes}
+    for name in counting.columns.difference(["unique_id", *columns], sort=False):
+        columns[name] = _summary(counting, name)
+    table = pd.DataFrame(columns).loc[frames["unique_id"].drop_duplicates()]
+    table["num_frames"] = grouped.size()
+    table["abstained"] = table["reasons"] != ""
+    return table.rename_axis("unique_id").reset_index()
+
+
+def patient_table(objects: pd.DataFrame) -> pd.DataFrame:
+    """Keep the worst lesion of each patient: the greatest true and the greatest predicted size.
+
+    Args:
+        objects: From :func:`object_table`, with a column ``patient``; an object without one counts
+            as a separate patient.
+
+    Returns:
+        One row per patient: patient, unique_id (the patient's), gt, predicted_mm, censored,
+        num_objects. A size is a lower bound if that of the largest lesion is.
+
+    Raises:
+        GatesError: There is no column ``patient``.
+    """
+    _check(objects, ("patient", *REQUIRED))
+    objects = objects.assign(censored=flags_of(objects, "censored"), patient=patients_of(objects))
+    largest = objects.sort_values(["gt", "censored"], kind="stable")
+    grouped = largest.groupby("patient", sort=False)
+    table = pd.DataFrame(
+        {
+            "gt": grouped["gt"].last(),
+            "censored": grouped["censored"].last(),
+            "predicted_mm": grouped["predicted_mm"].max(),
+            "num_objects": grouped.size(),
+        }
+    ).loc[objects["patient"].drop_duplicates()]
+    table = table.rename_axis("patient").reset_index()
+    return table.assign(unique_id=table["patient"])
+
+
+def _check(table: pd.DataFrame, needed: tuple[str, ...]) -> None:
+    if missing := [name for name in needed if name not in table]:
+        raise GatesError(
+            f"predictions lack {', '.join(missing)}; found {', '.join(map(str, table.columns))}"
+        )
+    if table.empty:
+        raise GatesError("predictions are empty; expected one row per frame")
+    if broken := int((~np.isfinite(table["predicted_mm"].to_numpy(dtype=float))).sum()):
+        raise GatesError(f"{broken} of {len(table)} predictions are not finite; expected mm")
+    sizes = table.groupby("unique_id")["gt"].nunique(dropna=False)
+    if (sizes > 1).any():
+        name = sizes.index[sizes > 1][0]
+        raise GatesError(f"object {name} has {sizes[name]} true sizes; expected one per object")
+
+
+def _summary(frames: pd.DataFrame, name: str) -> pd.Series:
+    grouped = frames.groupby("unique_id", sort=False)[name]
+    if name in PROBABILITIES:
+        return grouped.mean()
+    if pd.api.types.is_bool_dtype(frames[name]):
+        return grouped.any()
+    if pd.api.types.is_numeric_dtype(frames[name]):
+        return grouped.median()
+    counts = frames.groupby(["unique_id", name], sort=False, dropna=False).size()
+    most = counts.sort_values(ascending=False, kind="stable").groupby("unique_id").head(1)
+    return most.reset_index(level=name)[name]
+
 
 NORMAL_95 = 1.959963984540054
 

@@ -7,10 +7,10 @@ from endoscopy.models.sizer import (
     fsg_resnet18,
     fsg_vit,
     fsg_vit_tiny_patch16_384,
+    load_timm_weights,
     tiny_resnet,
     tiny_vit,
 )
-from endoscopy.models.timm_weights import load_timm_weights
 
 __all__ = [
     "GateKind",

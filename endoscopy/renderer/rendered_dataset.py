@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from core_gates.errors import GatesError
-from endoscopy.data.image_reading import DEPTH_UNITS
+from endoscopy.data.images import DEPTH_UNITS
 from endoscopy.data.readers.real_colon import VocAnnotation, VocObject, write_voc
 from endoscopy.renderer.camera import draw_track
 from endoscopy.renderer.render import RenderedObject, render_object

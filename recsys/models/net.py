@@ -13,7 +13,7 @@ from core_gates.errors import check_at_least, check_option
 from core_gates.gates.mixture import MaskedMixture, MultiGate
 from core_gates.moe.normed_experts import NormedExperts
 from core_gates.routing.base import Gate
-from core_gates.training.sync_batch_norm import SyncBatchNorm
+from core_gates.training.batch_norm import SyncBatchNorm
 from recsys.schema import Task
 
 

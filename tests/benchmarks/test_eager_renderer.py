@@ -4,9 +4,9 @@ from torch.testing import assert_close
 
 from benchmarks.endoscopy.frames import eager_radiance
 from endoscopy.renderer.camera import draw_track
-from endoscopy.renderer.light import render_radiance
 from endoscopy.renderer.lumen import FAR, fisheye
 from endoscopy.renderer.march import march
+from endoscopy.renderer.render import render_radiance
 from endoscopy.renderer.scene import SHAPES, RendererConfig, draw_scene
 
 CONFIG = RendererConfig(seed=12, frames=2)

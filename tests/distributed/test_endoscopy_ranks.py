@@ -9,7 +9,7 @@ import torch
 from torch.distributed import get_rank, is_initialized
 from torch.utils.data import DataLoader, DistributedSampler
 
-from core_gates.training.sync_batch_norm import SyncBatchNorm
+from core_gates.training.batch_norm import SyncBatchNorm
 from endoscopy.models import tiny_resnet
 from endoscopy.training.sizing_module import SizingModule
 

@@ -16,8 +16,7 @@ from endoscopy.bundles.frame_quality import fit_quality
 from endoscopy.bundles.sizing_bundle import Scope, SizingBundle, load_bundle
 from endoscopy.evaluation.conformal import SplitConformal
 from endoscopy.explain.strips import tracks_of
-from endoscopy.inputs.boxes import CsvLocations
-from endoscopy.inputs.locations import MaskLocations
+from endoscopy.inputs.locations import CsvLocations, MaskLocations
 from endoscopy.metrics.classification import CutOffs
 from endoscopy.models.sizer import tiny_resnet
 from endoscopy.prediction import objects_of, predict

@@ -14,7 +14,7 @@ from apps.diffusion.works.made_images import BATCH, STYLE_NAMES, judge_of, judge
 from apps.diffusion.works.zoo import images_of
 from diffusion.data.concepts import base_rows, caption_of, rows_of, style
 from diffusion.data.drawings import STYLES
-from diffusion.evaluation.judge import ranks_of
+from diffusion.evaluation.fusion_scores import ranks_of
 from harness.evidence import Bar, Resamples, Row, compare, moments
 from harness.experiment import Arrays, Piece, Run
 from harness.files import Data

@@ -19,7 +19,7 @@ from apps.diffusion.works.made_images import (
 )
 from apps.diffusion.works.trained_gates import Bench, combinations
 from diffusion.data.concepts import Combination
-from diffusion.evaluation.judge import pixel_errors
+from diffusion.evaluation.fusion_scores import pixel_errors
 from diffusion.lora_file import load_lora
 from diffusion.models.flow_matching import velocity
 from diffusion.models.text_encoders import TextStates

@@ -23,17 +23,16 @@ from apps.diffusion.works.trained_gates import (
 from apps.diffusion.works.zoo import images_of
 from core_gates.errors import GatesError
 from diffusion.data.concepts import Combination, rows_of, style, subject
-from diffusion.evaluation.fusion_losses import LinearDenoiser, fixed_draws, fixed_losses
+from diffusion.evaluation.fusion_scores import LinearDenoiser, fixed_draws, fixed_losses
 from diffusion.fusion.fusion_tasks import FusionTask
 from diffusion.fusion.gate_file import load_trained
 from diffusion.fusion.gated_fusion import GatedFusion
 from diffusion.fusion.protocol import Fusion
 from diffusion.lora_file import LoraBundle, load_lora
 from diffusion.models.flow_matching import noised, velocity
-from diffusion.rivals.distillation import distill, taught
 from diffusion.rivals.registry import make_rival
 from diffusion.rivals.weighing import LoraHub
-from diffusion.rivals.zip_lora import ZipLora
+from diffusion.rivals.zip_lora import ZipLora, distill, taught
 from harness.experiment import Arrays, Job, Piece
 from harness.experiment.piece import read_record
 

@@ -32,8 +32,14 @@ from diffusion.data.concepts import (
     subject,
 )
 from diffusion.data.drawings import STYLES, Drawings, drawn
-from diffusion.evaluation.fusion_losses import fixed_losses
-from diffusion.evaluation.judge import OTHER, PLAIN, Judge, Judged, JudgedDataModule
+from diffusion.evaluation.fusion_scores import (
+    OTHER,
+    PLAIN,
+    Judge,
+    Judged,
+    JudgedDataModule,
+    fixed_losses,
+)
 from diffusion.fusion.gated_fusion import GatedFusion
 from diffusion.lora_file import load_lora
 from diffusion.models.embedded_base import EmbeddedBase

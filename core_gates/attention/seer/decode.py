@@ -18,7 +18,7 @@ from core_gates.attention.seer.gate import (
     shown_probs,
 )
 from core_gates.errors import check_option
-from core_gates.padding import zero_padding
+from core_gates.numerics import zero_padding
 
 QueryReduction = Literal["Qproj", "Qavgproj", "Qavg", "Qorig"]
 

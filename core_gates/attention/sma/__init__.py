@@ -9,11 +9,13 @@ from core_gates.attention.sma.gated_attention_unit import (
 from core_gates.attention.sma.layer import (
     ScaleNorm,
     SeqBoatLayer,
+    SeqBoatState,
     SparseModularActivation,
     TokenActivation,
     TokenBatchNorm,
+    prefill,
+    step,
 )
-from core_gates.attention.sma.streaming import SeqBoatState, prefill, step
 
 __all__ = [
     "DistanceBias",

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from core_gates.errors import check_at_least
-from core_gates.numerics import accumulation_dtype
-from core_gates.padding import zero_padding
+from core_gates.numerics import accumulation_dtype, zero_padding
 
 _LARGEST_DECAY = 1 - 2**-24  # the logarithm of what is left stays finite
 

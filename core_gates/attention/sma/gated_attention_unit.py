@@ -8,8 +8,7 @@ from torch.nn import functional as F
 
 from core_gates.attention.head_gate import rotate
 from core_gates.errors import check_at_least, check_option
-from core_gates.numerics import accumulation_dtype
-from core_gates.padding import zero_padding
+from core_gates.numerics import accumulation_dtype, zero_padding
 
 
 class DistanceBias(nn.Module):

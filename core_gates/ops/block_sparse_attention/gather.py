@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core_gates.numerics import accumulation_dtype
-from core_gates.ops.block_sparse_attention.layout import BlockLayout
+from core_gates.ops.block_sparse_attention.reference import BlockLayout
 
 CPU_SCORES, GPU_SCORES = 2**17, 2**24  # scores at once: half of a 1 MiB cache on a CPU
 

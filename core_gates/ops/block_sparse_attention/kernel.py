@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from core_gates.ops.block_sparse_attention.layout import BlockLayout
+from core_gates.ops.block_sparse_attention.reference import BlockLayout
 
 LOG2E = 1.4426950408889634
 SMALLEST = 16  # side of the smallest matrix that tl.dot takes

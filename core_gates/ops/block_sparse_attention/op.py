@@ -10,7 +10,7 @@ from torch.library import custom_op
 from core_gates.errors import check_at_least
 from core_gates.ops._select import in_forward_mode, use_kernel
 from core_gates.ops.block_sparse_attention import gather, reference
-from core_gates.ops.block_sparse_attention.layout import BlockLayout
+from core_gates.ops.block_sparse_attention.reference import BlockLayout
 
 
 def block_sparse_attention(

@@ -1,10 +1,85 @@
-"""Definition of ``block_sparse_attention``; differentiable, any floating dtype."""
+"""How queries and keys are cut into blocks."""
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from core_gates.numerics import accumulation_dtype
-from core_gates.ops.block_sparse_attention.layout import BlockLayout
+
+
+class BlockLayout(NamedTuple):
+    """Blocks of ``size`` tokens, cut at multiples of ``size`` for queries and keys alike.
+
+    Under causality the queries are the last tokens of the keys, so that the first block of
+    queries may begin in the middle: it has ``lead`` tokens that are not queries.
+
+    Attributes:
+        size: Tokens of a block.
+        num_queries: Number of queries.
+        num_keys: Number of keys.
+        causal: Whether a query sees no key that comes after it.
+    """
+
+    size: int
+    num_queries: int
+    num_keys: int
+    causal: bool
+
+    @property
+    def offset(self) -> int:
+        """Position of the first query."""
+        return self.num_keys - self.num_queries if self.causal else 0
+
+    @property
+    def lead(self) -> int:
+        """Tokens before the first query in its block."""
+        return self.offset % self.size
+
+    @property
+    def first(self) -> int:
+        """Block of keys at the position of the first block of queries."""
+        return self.offset // self.size
+
+    @property
+    def num_query_blocks(self) -> int:
+        """Number of blocks that hold a query."""
+        return -(-(self.lead + self.num_queries) // self.size) if self.num_queries else 0
+
+    @property
+    def num_key_blocks(self) -> int:
+        """Number of blocks that hold a key."""
+        return -(-self.num_keys // self.size)
+
+    def reachable(self, device: torch.device) -> Tensor:
+        """Return the pairs of blocks with a visible pair of positions, bool (Nq, Nk)."""
+        shape = (self.num_query_blocks, self.num_key_blocks)
+        everything = torch.ones(shape, dtype=torch.bool, device=device)
+        return everything.tril(self.first) if self.causal else everything
+
+    def visible(self, device: torch.device) -> Tensor:
+        """Return the visible pairs of positions, bool (Lq, Lk)."""
+        shape = (self.num_queries, self.num_keys)
+        everything = torch.ones(shape, dtype=torch.bool, device=device)
+        return everything.tril(self.offset) if self.causal else everything
+
+    def edge_blocks(self) -> int | None:
+        """Return ``first`` if the edge of row i is block ``i + first``, -1 if it is the last block.
+
+        The edge is the one block of a row in which some pairs of positions are invisible; None if
+        all blocks are whole.
+        """
+        if self.causal:
+            return self.first
+        return -1 if self.num_keys % self.size else None
+
+    def edge_bias(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Return the scores to add in an edge block, 0 or -inf, (size, size)."""
+        bias = torch.full((self.size, self.size), -torch.inf, dtype=dtype, device=device)
+        if self.causal:
+            return bias.triu(1)
+        bias[:, : self.num_keys % self.size] = 0
+        return bias
 
 
 def forward(

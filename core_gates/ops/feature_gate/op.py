@@ -16,7 +16,7 @@ from core_gates.ops._select import (
     use_slices,
 )
 from core_gates.ops.feature_gate import blocks, reference
-from core_gates.ops.feature_gate.steps import NativeSteps, Steps
+from core_gates.ops.feature_gate.blocks import NativeSteps, Steps
 
 
 def feature_gate(

@@ -10,7 +10,7 @@ import pandas as pd
 
 from core_gates.errors import GatesError
 from endoscopy.data.frame_table import FrameTable
-from endoscopy.data.image_reading import natural_key
+from endoscopy.data.images import natural_key
 from endoscopy.data.readers.tabular import ReadReport, clean, read_csv, require_columns
 
 IMAGES = {".jpg", ".jpeg", ".png"}

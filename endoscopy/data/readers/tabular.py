@@ -29,8 +29,8 @@ from endoscopy.data.frame_table import (
     parse_size,
     repair_boxes,
 )
-from endoscopy.data.image_reading import probe, read_rgb
-from endoscopy.metrics.aggregation import flags_of
+from endoscopy.data.images import probe, read_rgb
+from endoscopy.metrics.size_errors import flags_of
 
 Action = Literal["excluded", "repaired", "noted"]
 SHOWN = 3  # places of a reason that a line names

@@ -1,8 +1,8 @@
 import pytest
 
-from core_gates.ops.block_sparse_attention.layout import BlockLayout
 from core_gates.ops.block_sparse_attention.op import block_sparse_attention
-from core_gates.routing.causality import refuse_coupled_gates
+from core_gates.ops.block_sparse_attention.reference import BlockLayout
+from core_gates.routing.collect import refuse_coupled_gates
 
 
 @pytest.mark.fault("core A11")

@@ -11,8 +11,8 @@ from torch.testing import assert_close
 
 from core_gates.ops import kernels
 from core_gates.ops.block_sparse_attention import gather, reference
-from core_gates.ops.block_sparse_attention.layout import BlockLayout
 from core_gates.ops.block_sparse_attention.op import block_sparse_attention
+from core_gates.ops.block_sparse_attention.reference import BlockLayout
 
 OP = torch.ops.core_gates.block_sparse_attention.default
 SCALE = 0.3

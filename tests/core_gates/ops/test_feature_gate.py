@@ -9,7 +9,8 @@ from torch.library import opcheck
 from torch.testing import assert_close
 
 from core_gates.ops import kernels
-from core_gates.ops.feature_gate import blocks, reference, steps
+from core_gates.ops.feature_gate import blocks, reference
+from core_gates.ops.feature_gate import blocks as steps
 from core_gates.ops.feature_gate.op import feature_gate
 
 SIZES = [(1, 4, 1, 1, 1, 1), (1, 5, 7, 3, 2, 4), (2, 37, 20, 3, 3, 5)]  # I N D G L r

@@ -11,7 +11,7 @@ from core_gates.gates.switch import SwitchGate
 from core_gates.moe.experts import StackedExperts
 from core_gates.moe.layer import MoELayer
 from core_gates.routing.assignment import PermutationSearch
-from core_gates.routing.causality import refuse_coupled_gates
+from core_gates.routing.collect import refuse_coupled_gates
 
 
 def model(gate):

@@ -10,7 +10,7 @@ from torch.autograd import gradgradcheck
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
-from core_gates.training.sync_batch_norm import SyncBatchNorm
+from core_gates.training.batch_norm import SyncBatchNorm
 
 CASES = {
     "rows": {"shape": (3,), "sizes": [5, 2]},

@@ -6,12 +6,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from core_gates.errors import GatesError
-from diffusion.evaluation import fusion_losses as measured
-from diffusion.evaluation.fusion_losses import (
-    SHRINKAGE,
-    LinearDenoiser,
-    fixed_losses,
-)
+from diffusion.evaluation import fusion_scores as measured
+from diffusion.evaluation.fusion_scores import SHRINKAGE, LinearDenoiser, fixed_losses
 from diffusion.fusion import GatedFusion
 from diffusion.lora_file import Factors, LoraBundle
 from diffusion.models.embedded_base import transformer_of

@@ -3,7 +3,13 @@
 import torch
 from torch.testing import assert_close
 
-from diffusion.evaluation.judge import Judge, Judged, JudgedDataModule, pixel_errors, ranks_of
+from diffusion.evaluation.fusion_scores import (
+    Judge,
+    Judged,
+    JudgedDataModule,
+    pixel_errors,
+    ranks_of,
+)
 from harness.runs.loops import ExactTrainer
 from harness.runs.terminal import quiet_lightning
 

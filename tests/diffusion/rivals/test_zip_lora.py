@@ -12,8 +12,7 @@ from diffusion.lora_file import Factors, LoraBundle
 from diffusion.models.embedded_base import transformer_of
 from diffusion.models.flow_matching import velocity
 from diffusion.models.text_encoders import TextStates
-from diffusion.rivals.distillation import distill, objective, taught
-from diffusion.rivals.zip_lora import ZipLora
+from diffusion.rivals.zip_lora import ZipLora, distill, objective, taught
 
 
 @pytest.fixture

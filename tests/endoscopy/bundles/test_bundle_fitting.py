@@ -15,12 +15,11 @@ from endoscopy.bundles.bundle_fitting import (
     rounded_bundle,
 )
 from endoscopy.bundles.sizing_bundle import Provenance, load_bundle, model_card
+from endoscopy.data.images import Frame
 from endoscopy.data.sizing_datamodule import PolypSizingDataModule
 from endoscopy.data.streams import InputForm, box_masks, ellipse_masks, network_input, outline_of
-from endoscopy.data.transforms import Frame
 from endoscopy.evaluation.rendered_frames import predictions_of
-from endoscopy.inputs.boxes import VocLocations
-from endoscopy.inputs.locations import MaskLocations
+from endoscopy.inputs.locations import MaskLocations, VocLocations
 from endoscopy.metrics import object_table
 from endoscopy.models import tiny_resnet
 from endoscopy.prediction import frames_of, predict, predictor_of, without_mask

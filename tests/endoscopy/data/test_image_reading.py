@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from core_gates.errors import GatesError
-from endoscopy.data.image_reading import probe, read_depth, read_mask, read_rgb
+from endoscopy.data.images import probe, read_depth, read_mask, read_rgb
 
 
 def pixels(channels=3, dtype=np.uint8):

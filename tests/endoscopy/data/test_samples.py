@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from core_gates.errors import GatesError
 from endoscopy.data.frame_cache import FrameReader
+from endoscopy.data.images import Pipeline, train_pipeline
 from endoscopy.data.readers.real_colon import read_real_colon
 from endoscopy.data.samples import (
     BatchDataset,
@@ -20,7 +21,6 @@ from endoscopy.data.samples import (
     collate,
 )
 from endoscopy.data.streams import STREAMS, InputForm, normalize
-from endoscopy.data.transforms import Pipeline, train_pipeline
 
 SIZE = 32
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core_gates.errors import GatesError
-from endoscopy.data.transforms import Frame, Pipeline, resize_frame, resizing, train_pipeline
+from endoscopy.data.images import Frame, Pipeline, resize_frame, resizing, train_pipeline
 
 SIZE = 64
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from core_gates.errors import GatesError
 from endoscopy.bundles.sizing_bundle import SizingBundle
-from endoscopy.data.transforms import Frame
+from endoscopy.data.images import Frame
 from endoscopy.explain import saliency
 from endoscopy.explain.saliency import (
     attention_figure,

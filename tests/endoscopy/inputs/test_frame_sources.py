@@ -14,10 +14,9 @@ from PIL import Image
 from pydicom.uid import generate_uid
 
 from core_gates.errors import GatesError
-from endoscopy.inputs.boxes import CsvLocations, VocLocations
 from endoscopy.inputs.frame_sources import frames, source_kind
 from endoscopy.inputs.image_files import InputReport, natural_key
-from endoscopy.inputs.locations import MaskLocations
+from endoscopy.inputs.locations import CsvLocations, MaskLocations, VocLocations
 
 BT709 = 1
 

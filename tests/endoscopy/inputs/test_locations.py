@@ -8,10 +8,9 @@ from PIL import Image
 
 from core_gates.errors import GatesError
 from endoscopy.data.readers.real_colon import VocAnnotation, VocObject, write_voc
-from endoscopy.inputs.boxes import CsvLocations, VocLocations
 from endoscopy.inputs.frame_sources import frames
 from endoscopy.inputs.image_files import InputReport, stated_part, trim_black
-from endoscopy.inputs.locations import MaskLocations, lesions_of
+from endoscopy.inputs.locations import CsvLocations, MaskLocations, VocLocations, lesions_of
 
 BOXES = [(10.0, 30.0, 5.0, 25.0), (3.0, 20.0, 8.0, 31.0), (20.0, 44.0, 2.0, 30.0)]
 

@@ -4,9 +4,9 @@ import torch
 from torch.testing import assert_close
 
 from endoscopy.renderer.camera import CameraPath
-from endoscopy.renderer.light import LIGHT_POWER, degrade, render_radiance, shade
 from endoscopy.renderer.lumen import FAR, camera_rays, fisheye
 from endoscopy.renderer.march import march
+from endoscopy.renderer.render import LIGHT_POWER, degrade, render_radiance, shade
 from endoscopy.renderer.scene import BRANDS
 
 
@@ -95,7 +95,7 @@ def _degrade(depth, seed=0):
 
 
 def test_inverse_depth_is_known_up_to_an_affine_map(monkeypatch):
-    monkeypatch.setattr("endoscopy.renderer.light.NOISE", 0.0)
+    monkeypatch.setattr("endoscopy.renderer.render.NOISE", 0.0)
     depth = _depth()
     seen = _degrade(depth)
     inner = (slice(None), slice(5, -2), slice(2, -2))

@@ -1,11 +1,11 @@
 import pytest
 import torch
 
+from endoscopy.experiments.sizers import VARIANTS, variant_of
 from endoscopy.models import gate_parameters, tiny_resnet
 from endoscopy.models.sizer import channels_of
 from endoscopy.training.sizing_module import SizingModule
 from endoscopy.training.targets import LogSize, ScaledMillimeters
-from endoscopy.training.variants import VARIANTS, variant_of
 
 
 @pytest.fixture

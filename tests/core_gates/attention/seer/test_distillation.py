@@ -3,12 +3,13 @@ import torch
 from torch.testing import assert_close
 
 from core_gates.attention.seer.decode import DecodeAttnGate
-from core_gates.attention.seer.distillation import (
+from core_gates.attention.seer.gate import (
+    AttnGate,
     decode_target,
     gate_distillation_loss,
+    pad_to_blocks,
     prefill_target,
 )
-from core_gates.attention.seer.gate import AttnGate, pad_to_blocks
 from core_gates.ops.block_max_attention.op import block_max_attention
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}

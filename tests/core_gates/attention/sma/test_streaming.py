@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from core_gates.attention.sma.streaming import prefill, step
+from core_gates.attention.sma.layer import prefill, step
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from PIL import Image
 
 from core_gates.errors import GatesError
 from endoscopy.data.frame_table import repair_boxes
-from endoscopy.data.image_reading import probe, read_mask, read_rgb
+from endoscopy.data.images import probe, read_mask, read_rgb
 from endoscopy.data.readers.real_colon import (
     VocAnnotation,
     VocObject,
@@ -212,7 +212,7 @@ def test_sun_renamed_pairs_frames_in_the_order_of_their_names(sun, tmp_path):
     columns = ["unique_id", "frame_id", "bbox_xmin", "gt"]
     assert renamed.frames[columns].equals(original.frames[columns])
     assert renamed.frames["frame_path"][9] == "$SUN_DATA_PATH/renamed/case1/image_009.jpg"
-    from endoscopy.data.image_reading import read_rgb
+    from endoscopy.data.images import read_rgb
 
     for row in range(len(renamed)):
         np.testing.assert_array_equal(read_rgb(renamed.path(row)), read_rgb(original.path(row)))
