@@ -13,7 +13,7 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from core_gates.errors import check_at_least, check_positive
-from recsys.batch import Batch
+from recsys.inputs import Batch
 from recsys.validation import intercepts_of, task_sums
 
 if TYPE_CHECKING:

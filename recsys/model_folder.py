@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from core_gates.collectives import rank_in
 from core_gates.errors import GatesError, check_option
 from harness.files import finite, replacing, sha256, short_digest, write_json
-from recsys.embedding.int8_tables import restored, rounded
+from recsys.embedding.bank import restored, rounded
 from recsys.ranker import Ranker
 from recsys.schema import FeatureSchema
 

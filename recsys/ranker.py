@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from core_gates.errors import GatesError
-from recsys.embedding.bank import EmbeddingBank
+from recsys.embedding.bank import EmbeddingBank, spread_names
 from recsys.embedding.row_wise_adagrad import RowWiseAdagrad
-from recsys.embedding.spreading import spread_names
 from recsys.inputs import Encoded, InputLayer, UserPart, dense_inputs
 from recsys.models.net import MultiTaskNet, whole
 from recsys.schema import FeatureSchema, Task

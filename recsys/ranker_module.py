@@ -13,10 +13,9 @@ from torch.optim import Optimizer
 from core_gates.errors import GatesError, check_at_least, check_fraction, check_positive
 from core_gates.routing.collect import update_gates
 from recsys.balancing import Balancer, balancer, check_balancing
-from recsys.batch import Batch
+from recsys.embedding.bank import Spread, spread, spread_names
 from recsys.embedding.row_wise_adagrad import RowWiseAdagrad
-from recsys.embedding.spreading import Spread, spread, spread_names
-from recsys.inputs import InputLayer
+from recsys.inputs import Batch, InputLayer
 from recsys.models import check_options, options_of
 from recsys.ranker import Ranker
 from recsys.schema import FeatureSchema

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from core_gates.collectives import Group, num_ranks
 from core_gates.errors import check_at_least, check_fraction, check_positive
 from core_gates.numerics import accumulation_dtype, unrounded
-from recsys.batch import Batch
+from recsys.inputs import Batch
 from recsys.schema import Task
 
 if TYPE_CHECKING:
@@ -226,7 +226,7 @@ class ScoredRows:
 
 
 def _auc(logits: Tensor, labels: Tensor, weight: Tensor) -> float:
-    from recsys.metrics.areas import auc
+    from recsys.metrics.probabilities import auc
 
     if logits.isnan().any():
         return float("nan")

@@ -8,10 +8,8 @@ from studies.generalization import (
 from studies.planted_features import (
     PlantedTask,
     planted_data,
-    planted_features_study,
-)
-from studies.planted_features_table import (
     planted_features_headline,
+    planted_features_study,
     planted_features_table,
 )
 

@@ -9,9 +9,9 @@ import polars as pl
 
 from core_gates.errors import GatesError
 from recsys.schema import FeatureSchema
+from video_multitask.feed import POST_EXPOSURE, add_labels
 from video_multitask.history import UserHistory, add_history
-from video_multitask.kuairand.columns import STATISTICS
-from video_multitask.tasks import POST_EXPOSURE, add_labels
+from video_multitask.kuairand.releases import STATISTICS
 
 PAST = ("video_id",)  # columns whose past values a row gets
 CHECKED = 5_000  # first rows, whose features are computed again with another future

@@ -34,7 +34,7 @@ from recsys.experiments import (
     ranker_of,
     source_of,
 )
-from video_multitask.experiments.simulated_controls import (
+from video_multitask.simulated_controls import (
     COVERAGE,
     ESTIMATED,
     LOGS,

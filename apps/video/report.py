@@ -10,7 +10,6 @@ from apps.video.comparison import WEIGHTS, Comparison
 from harness.experiment import Arrays, Piece
 from harness.report.page import Page
 from harness.runs.terminal import stepping, working
-from recsys.batch import Batch
 from recsys.data.datamodule import TableDataModule
 from recsys.diagnosis.diagnose import permutation_importance
 from recsys.experiments import TRUTH, probabilities, ranker_of, report_of
@@ -24,11 +23,12 @@ from recsys.figures import (
     scales_figure,
     sharing_figure,
 )
+from recsys.inputs import Batch
 from recsys.metrics import reliability, user_resamples
 from recsys.ranker import Ranker
 from recsys.schema import FeatureSchema
-from video_multitask.fused_score import FusedScore
-from video_multitask.tasks import UNWANTED
+from video_multitask.feed import UNWANTED
+from video_multitask.scorer import FusedScore
 
 IMPORTANCE_ROWS = 10_000
 DAY = "date"

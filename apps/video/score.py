@@ -21,7 +21,7 @@ from recsys.columns.canonical import UNREADABLE, RowError, canonical, numbers_of
 from recsys.data.readers.files import located
 from recsys.parts import Part, find_parts
 from recsys.table_scorer import Model, chosen_tasks, read_model, refuse_infinite
-from video_multitask.fused_score import Fusion, fusion_of
+from video_multitask.scorer import Fusion, fusion_of
 
 RECORD, ORIGIN = "record.json", b"gates"
 

@@ -95,7 +95,7 @@ def _columns(rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def _our_loader(load: Load) -> Any:
     rows = ROWS["ours"]
     sparse, dense, labels = _columns(rows)
-    batch = load("recsys.batch").Batch(
+    batch = load("recsys.inputs").Batch(
         sparse,
         dense,
         (),
@@ -104,8 +104,8 @@ def _our_loader(load: Load) -> Any:
         torch.ones(rows),
         torch.arange(rows),
     )
-    packed = load("recsys.data.loader").PackedRows(batch)
-    return load("recsys.data.loader").TrainingLoader(packed, BATCH)
+    packed = load("recsys.data.datamodule").PackedRows(batch)
+    return load("recsys.data.datamodule").TrainingLoader(packed, BATCH)
 
 
 def _their_loader() -> Any:

@@ -145,7 +145,7 @@ def reported(size: str) -> Comparison:
             torch.ones(sizes.rows),
         )
         adam = torch.optim.Adam(home.parameters(), fused=True)
-        kind = load("recsys.diagnosis.callback").ExpertReportCallback
+        kind = load("recsys.diagnosis.diagnose").ExpertReportCallback
         report = kind(EVERY, forward=lambda rows: home(rows.v))
         trainer = SimpleNamespace(global_step=0, loggers=[], is_global_zero=True)
         home.device = torch.device("cpu")  # of a Lightning module

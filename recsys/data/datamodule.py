@@ -1,17 +1,21 @@
-"""A data set in memory, for training, validation and test."""
+"""A data set in memory, and batches of it in an order that depends on seed and epoch alone."""
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Iterator
+from typing import Any, Literal, cast
 
 import lightning as L
+import numpy as np
 import polars as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from core_gates.errors import GatesError, check_at_least, check_option
 from harness.files import Data
-from recsys.batch import Batch
-from recsys.data.loader import EvaluationLoader, Order, PackedRows, TrainingLoader
-from recsys.data.tables import (
+from recsys.columns.hashing import bucket, hash_integers
+from recsys.data.splits import (
     PARTS,
     Part,
     RankingTables,
@@ -20,8 +24,210 @@ from recsys.data.tables import (
     refuse_seen_rows,
     table_digest,
 )
+from recsys.inputs import Batch
 from recsys.schema import FeatureSchema
 from recsys.transform import FeatureTransform
+
+CHUNK = 2**20  # rows that are encoded before they are packed
+LARGEST = 2**31
+
+
+class PackedRows:
+    """Rows of a table, encoded once: table rows as int32, labels as one byte each.
+
+    Args:
+        batch: All rows.
+        narrow: Store table rows as int32; they must be below 2^31.
+    """
+
+    def __init__(self, batch: Batch, *, narrow: bool = True) -> None:
+        kind = torch.int32 if narrow else torch.int64
+        self._stored = batch.replace(
+            sparse=batch.sparse.to(kind),
+            sequences=tuple(sequence.to(kind) for sequence in batch.sequences),
+            labels=batch.labels.to(torch.uint8),
+        )
+
+    @classmethod
+    def of(
+        cls, table: pl.DataFrame, transform: FeatureTransform, *, labels: bool = True
+    ) -> PackedRows:
+        """Return the encoded rows of a table, see :meth:`FeatureTransform.batch`.
+
+        Raises:
+            GatesError: A column is missing or has values that cannot be read.
+        """
+        narrow = max(transform.sizes.values(), default=0) < LARGEST
+        starts = range(0, max(len(table), 1), CHUNK)
+        chunks = (table[start : start + CHUNK] for start in starts)
+        packed = [
+            cls(transform.batch(c, labels=labels, first_row=n), narrow=narrow)
+            for n, c in zip(starts, chunks, strict=True)
+        ]
+        if len(packed) > 1:
+            packed[0]._stored = Batch.cat([one._stored for one in packed])
+        return packed[0]
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self._stored)
+
+    @property
+    def user(self) -> Tensor:
+        """Number of the user of each row (N,), int64."""
+        return self._stored.user
+
+    @property
+    def counts(self) -> bool:
+        """Whether a row has a weight above 0 and counts for a task."""
+        return bool(self._stored.mask[self._stored.weight > 0].any())
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all columns."""
+        columns = [*self._stored.plain(), *self._stored.sequences]
+        return sum(column.numel() * column.element_size() for column in columns)
+
+    def take(self, rows: Tensor | slice) -> Batch:
+        """Return a batch of M of the rows, in the order given: numbers (M,) or a slice."""
+        found = self._stored.take(rows)
+        return found.replace(
+            sparse=found.sparse.long(),
+            sequences=tuple(sequence.long() for sequence in found.sequences),
+            labels=found.labels.float(),
+        )
+
+
+Order = Literal["shuffled", "given"]
+
+FEWEST = 2  # rows of a training batch: a batch of one has no variance to normalize by
+
+
+class TrainingLoader:
+    """Batches of equal size; the rows that remain at the end of an epoch are left out.
+
+    Args:
+        rows: What is trained on.
+        batch_size: Rows of a step over all ranks; all rows where there are fewer.
+        order: ``shuffled`` in every epoch, or as ``given``.
+        seed: Of the order.
+        rank: This rank.
+        world: Ranks.
+
+    Attributes:
+        position: Batch that comes next in the pass that runs, or ran last.
+
+    Raises:
+        GatesError: A batch has fewer than two rows on a rank, or is not split evenly by the ranks.
+    """
+
+    def __init__(
+        self,
+        rows: PackedRows,
+        batch_size: int,
+        *,
+        order: Order = "shuffled",
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        check_at_least(1, batch_size=batch_size, world=world)
+        check_option("order", order, ("shuffled", "given"))
+        self.rows, self.order, self.seed = rows, order, seed
+        self.rank, self.world = rank, world
+        self.batch_size = min(batch_size, len(rows) - len(rows) % world)
+        if self.batch_size % world:
+            raise GatesError(
+                f"batch_size {batch_size} cannot be split evenly by {world} processes: choose a "
+                f"multiple of {world}"
+            )
+        if self.batch_size < FEWEST * world:
+            raise GatesError(
+                f"a training batch has {self.batch_size} rows for {world} processes, but batch "
+                f"normalization needs {FEWEST} or more on each: raise batch_size or give more "
+                f"training rows than {len(rows)}"
+            )
+        self.epoch = self.position = self._start = 0
+
+    @property
+    def sampler(self) -> TrainingLoader:
+        """The object that Lightning tells the epoch."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next pass."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Return the number of batches of a pass."""
+        return len(self.rows) // self.batch_size
+
+    def __iter__(self) -> Iterator[Batch]:
+        order = self._ordered()
+        self.position, self._start = self._start, 0
+        for number in range(self.position, len(self)):
+            self.position = number + 1
+            first, last = number * self.batch_size, (number + 1) * self.batch_size
+            if order is None:
+                yield self.rows.take(slice(first + self.rank, last, self.world))
+            else:
+                yield self.rows.take(order[first + self.rank : last : self.world])
+
+    def _ordered(self) -> Tensor | None:
+        if self.order == "given":
+            return None
+        generator = np.random.default_rng((self.seed, self.epoch))
+        return torch.from_numpy(generator.permutation(len(self.rows)))
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the batch that comes next, and its epoch."""
+        return {"position": self.position, "epoch": self.epoch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue at the batch of ``state``, without reading those before it."""
+        self.epoch = state["epoch"]
+        self.position = self._start = state["position"] % len(self)
+
+
+class EvaluationLoader:
+    """All rows once, in order, those of a user on one rank; equally many batches on every rank.
+
+    Args:
+        rows: What is evaluated.
+        batch_size: Most rows of a batch on a rank.
+        rank: This rank.
+        world: Ranks.
+
+    Attributes:
+        indices: (M,) the rows of this rank, ascending.
+    """
+
+    def __init__(self, rows: PackedRows, batch_size: int, *, rank: int = 0, world: int = 1) -> None:
+        check_at_least(1, batch_size=batch_size, world=world)
+        self.rows = rows
+        owner = owners_of(rows.user.numpy(), world)
+        self.indices = np.flatnonzero(owner == rank)
+        most = int(np.bincount(owner, minlength=world).max()) if len(rows) else 0
+        self._parts = np.array_split(self.indices, -(-most // batch_size)) if most else []
+        self._whole = world == 1
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return len(self._parts)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for part in self._parts:
+            if self._whole:
+                yield self.rows.take(slice(int(part[0]), int(part[-1]) + 1))
+            else:
+                yield self.rows.take(torch.from_numpy(part))
+
+
+def owners_of(users: NDArray[np.int64], world: int) -> NDArray[np.int64]:
+    """Return the rank that evaluates each row (N,): rows of a user share one."""
+    if world == 1:
+        return np.zeros(len(users), np.int64)
+    return bucket(hash_integers(users), world)
 
 
 class TableDataModule(L.LightningDataModule):

@@ -1,19 +1,85 @@
-"""All embedding tables of a schema."""
+"""All embedding tables of a schema, on one rank or several, and those of 8-bit integers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self, cast
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn import functional as F
 
-from core_gates.errors import GatesError, check_positive
-from recsys.embedding.int8_tables import Int8Tables
+from core_gates.collectives import Group, num_ranks
+from core_gates.errors import GatesError, check_option, check_positive
 from recsys.embedding.lookup import Block, Field, Lookup, blocks_of, check_sizes, fields_of, look_up
-from recsys.embedding.row_wise_adagrad import RowWiseAdagrad
-from recsys.embedding.sharded_tables import ShardedTables
+from recsys.embedding.row_wise_adagrad import RowWiseAdagrad, sum_by_row
+from recsys.embedding.sharded_tables import ShardedTables, all_gathered
 from recsys.schema import FeatureSchema
+
+
+class Int8Tables(nn.Module):
+    """Rows of 8-bit integers with a scale each: a quarter of the memory of float32.
+
+    Row r is ``scale_r q_r`` with ``scale_r = max |w_r| / 127`` and q rounded to the nearest
+    integer, so that no number is off by more than half a scale, max |w_r| / 254.
+
+    Args:
+        num_embeddings: Number of rows.
+        embedding_dim: Features d of a row.
+        dtype: Floating dtype of the vectors.
+        device: Device of the rows.
+
+    Shape:
+        Row numbers (...) to vectors (..., d).
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        rows = torch.zeros(num_embeddings, embedding_dim, dtype=torch.int8, device=device)
+        self.register_buffer("rows", rows)
+        self.register_buffer("scales", torch.zeros(num_embeddings, dtype=dtype, device=device))
+        self.rows: Tensor
+        self.scales: Tensor
+
+    @classmethod
+    def of(cls, table: Tensor) -> Self:
+        """Return a table (rows, d), rounded."""
+        made = cls(*table.shape, dtype=table.dtype, device=table.device)
+        rows, scales = rounded(table)
+        made.rows.copy_(rows)
+        made.scales.copy_(scales)
+        return made
+
+    @property
+    def weight(self) -> Tensor:
+        """All rows as floating-point numbers."""
+        return restored(self.rows, self.scales)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Return the vectors (..., d) of rows (...), int64."""
+        return F.embedding(rows, self.rows).to(self.scales.dtype) * self.scales[rows][..., None]
+
+
+def rounded(table: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the integers (rows, d) and scales (rows,) of a table."""
+    table = table.detach()
+    scales = table.abs().amax(1) / 127
+    safe = torch.where(scales > 0, scales, 1)
+    return (table / safe[:, None]).round().clamp(-127, 127).to(torch.int8), scales
+
+
+def restored(rows: Tensor, scales: Tensor) -> Tensor:
+    """Return the table (rows, d) of integers and scales."""
+    return rows.to(scales.dtype) * scales[:, None]
 
 
 class EmbeddingBank(nn.Module):
@@ -40,7 +106,7 @@ class EmbeddingBank(nn.Module):
         sizes: Rows by name of the table.
         out_dim: Features of all vectors of a row, Σ dims.
         is_spread: Whether the ranks exchange rows or gradients by themselves; see
-            :func:`recsys.embedding.spreading.spread`.
+            :func:`recsys.embedding.sharded_tables.spread`.
 
     Shape:
         ``rows`` (B, F), int64; to (B, out_dim).
@@ -278,3 +344,72 @@ def _runs(
         else:
             runs.append((dim, place, place + 1))
     return runs
+
+
+Spread = Literal["replicated", "sharded"]
+
+
+def spread(module: nn.Module, how: Spread = "replicated", group: Group = None) -> None:
+    """Prepare the tables of all banks of a module for several ranks; in place, on every rank.
+
+    Call this after the process group was made and before ``DistributedDataParallel`` wraps the
+    module and the optimizer is made. All ranks start with the tables of rank 0. On one process
+    nothing is changed.
+
+    - ``replicated``: all tables on each rank; after each backward pass the ranks exchange the rows
+      that they touched, and each has the mean of the gradients. ``DistributedDataParallel`` can do
+      the same by itself, but with gloo only, which alone reduces sparse gradients.
+    - ``sharded``: see :class:`~recsys.embedding.sharded_tables.ShardedTables`.
+
+    Args:
+        module: A :class:`~recsys.ranker.Ranker`, or anything that contains banks.
+        how: Whether each rank has all tables or a part.
+        group: Process group; all ranks if None.
+
+    Raises:
+        ValueError: ``how`` is unknown.
+    """
+    check_option("how", how, ("replicated", "sharded"))
+    if num_ranks(group) == 1:
+        return
+    for bank in _banks(module):
+        for name, stack in bank.stacks.items():
+            table = cast(nn.Parameter, stack.weight)
+            dist.broadcast(table.detach(), dist.get_global_rank(group, 0) if group else 0, group)
+            if how == "sharded":
+                bank.stacks[name] = ShardedTables.of(table.detach(), group)
+            else:
+                _exchange_gradients(table, group)
+        bank.is_spread = True
+
+
+def spread_names(module: nn.Module) -> list[str]:
+    """Return the parameters that ``DistributedDataParallel`` must leave alone.
+
+    That class reads them from an attribute ``_ddp_params_and_buffers_to_ignore`` of the module that
+    it wraps, which may be a property that returns this.
+    """
+    tables = {id(t) for bank in _banks(module) if bank.is_spread for t in bank.tables()}
+    return [name for name, parameter in module.named_parameters() if id(parameter) in tables]
+
+
+def _banks(module: nn.Module) -> list[EmbeddingBank]:
+    return [part for part in module.modules() if isinstance(part, EmbeddingBank)]
+
+
+def _exchange_gradients(table: nn.Parameter, group: Group) -> None:
+    """Average the gradients of a table over the ranks, once per backward pass."""
+    ranks = num_ranks(group)
+
+    def exchange(grad: Tensor) -> Tensor:
+        if not grad.is_sparse:
+            total = grad.clone()
+            dist.all_reduce(total, group=group)
+            return total / ranks
+        rows, values = sum_by_row(grad._indices()[0], grad._values())
+        rows, values = all_gathered(rows, group), all_gathered(values / ranks, group)
+        return torch.sparse_coo_tensor(
+            rows[None], values.to(grad.dtype), grad.shape, check_invariants=False
+        )
+
+    table.register_hook(exchange)

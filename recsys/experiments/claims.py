@@ -10,10 +10,10 @@ import numpy as np
 
 from core_gates.errors import GatesError
 from harness.evidence import Bar, Row
-from recsys.batch import Batch
 from recsys.diagnosis.diagnose import diagnose
 from recsys.diagnosis.expert_report import ExpertReport
 from recsys.experiments.predictions import AUC, AVERAGED, ORACLE, SUMMED, Probabilities
+from recsys.inputs import Batch
 from recsys.ranker import Ranker
 
 MANY = 2000

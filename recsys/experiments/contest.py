@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 from core_gates.errors import GatesError, check_at_least, check_option
 from harness.evidence import Row
 from recsys.baselines import KINDS
-from recsys.batch import Batch
 from recsys.data.datamodule import TableDataModule
-from recsys.data.tables import table_digest
+from recsys.data.splits import table_digest
 from recsys.experiments.from_settings import (
     BASELINE,
     INTERCEPTS,
@@ -37,6 +36,7 @@ from recsys.experiments.predictions import (
     slice_rows,
     slices_of,
 )
+from recsys.inputs import Batch
 from recsys.models.sizing import num_weights, sized
 from recsys.ranker import input_width
 from recsys.schema import FeatureSchema

@@ -13,9 +13,9 @@ from numpy.typing import ArrayLike
 
 from core_gates.errors import GatesError
 from harness.evidence import Bar, Interval, Row
-from recsys.batch import Batch
 from recsys.data.leaks import chance_error
 from recsys.experiments.predictions import Probabilities
+from recsys.inputs import Batch
 from recsys.metrics import auc, off_policy
 
 LIMIT = 3.0

@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 
 from core_gates.errors import GatesError
 from harness.evidence import Resamples, Row, Scores, SingleUnit, compare
-from recsys.batch import Batch
 from recsys.columns.canonical import canonical, keys_of, kind_of
-from recsys.data.tables import RankingTables
+from recsys.data.splits import RankingTables
+from recsys.inputs import Batch
 from recsys.metrics import auc, gains_over_single, per_user_sums, standard_slices
-from recsys.metrics.calibration import losses
-from recsys.metrics.resampled import ratio, summed_log_loss, task_scores, user_resamples
-from recsys.metrics.slices import Slices
+from recsys.metrics.probabilities import losses
+from recsys.metrics.resampled import Slices, ratio, summed_log_loss, task_scores, user_resamples
 from recsys.ranker import Ranker
 from recsys.schema import FeatureSchema
 

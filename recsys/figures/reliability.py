@@ -25,7 +25,7 @@ from harness.figures.style import (
     width_of_head,
 )
 from recsys.diagnosis.diagnose import Importance
-from recsys.metrics.calibration import Reliability
+from recsys.metrics.probabilities import Reliability
 
 Z = 1.959964  # of a 95 % interval
 COLUMNS, SIDE, GAP_X, GAP_Y = 4, 1.5, 0.75, 1.0  # panels in a row, inches

@@ -4,39 +4,39 @@ What an evaluation scores is :func:`task_scores`, task by task, and :func:`summe
 figures become rows in :mod:`recsys.experiments.predictions`.
 """
 
-from recsys.metrics.areas import (
-    Gains,
-    GroupedAUC,
-    Measured,
-    UserAUC,
-    auc,
-    gains_over_single,
-    gauc,
-    user_auc,
-)
-from recsys.metrics.calibration import (
-    Reliability,
-    expected_calibration_error,
-    log_loss,
-    normalized_entropy,
-    predicted_over_observed,
-    reliability,
-)
 from recsys.metrics.off_policy import (
     OffPolicy,
     importance_weights,
     off_policy,
 )
 from recsys.metrics.play_time import gxauc, mean_absolute_error, user_xauc, xauc
+from recsys.metrics.probabilities import (
+    Gains,
+    GroupedAUC,
+    Measured,
+    Reliability,
+    UserAUC,
+    auc,
+    expected_calibration_error,
+    gains_over_single,
+    gauc,
+    log_loss,
+    normalized_entropy,
+    predicted_over_observed,
+    reliability,
+    user_auc,
+)
 from recsys.metrics.resampled import (
     auc_scores,
     combined,
+    counts_of,
     per_user_sums,
+    quantile_slices,
+    standard_slices,
     summed_log_loss,
     task_scores,
     user_resamples,
 )
-from recsys.metrics.slices import counts_of, quantile_slices, standard_slices
 
 __all__ = [
     "Gains",

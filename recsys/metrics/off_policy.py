@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 
 from core_gates.errors import GatesError, check_option, check_positive
 from harness.evidence import Interval, Resamples, Scores
-from recsys.metrics.areas import numbered_users
+from recsys.metrics.probabilities import numbered_users
 
 
 class OffPolicy(NamedTuple):

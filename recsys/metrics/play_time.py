@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from core_gates.errors import GatesError
-from recsys.metrics.areas import GroupedAUC, Measured, UserAUC, grouped, numbered_users
+from recsys.metrics.probabilities import GroupedAUC, Measured, UserAUC, grouped, numbered_users
 
 
 def mean_absolute_error(

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from core_gates.errors import GatesError
 from harness.files import replacing, write_json
-from recsys.batch import Batch
 from recsys.columns.canonical import RowError, canonical, keys_of, numbers_of, without_words
 from recsys.columns.hashing import bucket, combine, hash_integers
+from recsys.inputs import Batch
 from recsys.schema import FeatureSchema, Sparse, indicator_of
 from recsys.transform.fitting import Buckets, Fitted, Fitting, Scaler, Table, encode_history
 from recsys.transform.targets import read_targets
@@ -120,7 +120,7 @@ Keys = tuple[NDArray[np.int64], NDArray[np.bool_]]
 
 
 class Features(NamedTuple):
-    """Encoded features of N rows; columns as in :class:`recsys.batch.Batch`.
+    """Encoded features of N rows; columns as in :class:`recsys.inputs.Batch`.
 
     Attributes:
         sparse: (N, F) int64: sparse features, crossed ones, dense ones in buckets.

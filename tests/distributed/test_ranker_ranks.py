@@ -8,9 +8,8 @@ import torch
 from torch import nn
 from torch.distributed import is_initialized
 
-from recsys.embedding.bank import EmbeddingBank
+from recsys.embedding.bank import EmbeddingBank, spread, spread_names
 from recsys.embedding.row_wise_adagrad import RowWiseAdagrad
-from recsys.embedding.spreading import spread, spread_names
 from recsys.inputs import Rows
 
 TOY = runpy.run_path(str(Path(__file__).parents[1] / "fixtures" / "toy_ranker.py"))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from recsys.batch import Batch
+from recsys.inputs import Batch
 
 
 @pytest.fixture

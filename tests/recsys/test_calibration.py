@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from recsys.batch import Batch
+from recsys.inputs import Batch
 from recsys.ranker import Ranker
 from recsys.validation import calibrate, intercepts_of
 

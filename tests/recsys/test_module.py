@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from core_gates.errors import GatesError
 from recsys.balancing import flat_gradient, project
-from recsys.batch import Batch
+from recsys.inputs import Batch
 from recsys.schema import Dense, FeatureSchema, History, Sparse, Task
 
 pytest.importorskip("recsys.ranker")

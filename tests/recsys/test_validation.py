@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from recsys.batch import Batch
+from recsys.inputs import Batch
 from recsys.validation import ScoredRows
 
 TASKS = ("click", "like", "buy")

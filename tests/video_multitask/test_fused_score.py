@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core_gates.errors import GatesError
-from video_multitask.fused_score import FusedScore, Fusion, fusion_of
+from video_multitask.scorer import FusedScore, Fusion, fusion_of
 
 TASKS = ("view", "like", "skip")
 

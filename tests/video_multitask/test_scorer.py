@@ -6,11 +6,9 @@ from torch import nn
 from core_gates.errors import GatesError
 from recsys.models.net import MultiTaskNet
 from recsys.schema import Crossed, Dense, FeatureSchema, History, Sparse
-from video_multitask.fields import add_context, add_sides
-from video_multitask.fused_score import FusedScore
+from video_multitask.feed import add_context, add_sides, simulated_tasks
 from video_multitask.history import add_history
-from video_multitask.scorer import Scorer
-from video_multitask.tasks import simulated_tasks
+from video_multitask.scorer import FusedScore, Scorer
 
 ranker = pytest.importorskip("recsys.ranker")
 transforms = pytest.importorskip("recsys.transform")

@@ -6,8 +6,7 @@ import polars as pl
 import pytest
 
 from core_gates.errors import GatesError
-from video_multitask.kuairand.folder import KuaiRand
-from video_multitask.tasks import (
+from video_multitask.feed import (
     LABELS,
     POST_EXPOSURE,
     add_labels,
@@ -15,6 +14,7 @@ from video_multitask.tasks import (
     kuairand_tasks,
     simulated_tasks,
 )
+from video_multitask.kuairand.folder import KuaiRand
 
 SHARED = Path(os.environ.get("GATES_SHARED", "shared")) / "data" / "recsys"
 

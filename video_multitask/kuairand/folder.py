@@ -17,17 +17,22 @@ import pyarrow.parquet as pq
 from core_gates.errors import GatesError
 from recsys.data.table_files import not_utf8
 from video_multitask.history import PREFIX
-from video_multitask.kuairand.columns import (
+from video_multitask.kuairand.releases import (
     LOG,
+    LOGS,
     OPTIONAL,
+    RELEASES,
     USERS,
     VIDEOS,
     Column,
     Columns,
+    Count,
+    Part,
+    check_counts,
     check_keys,
     checked,
+    parse_name,
 )
-from video_multitask.kuairand.releases import LOGS, RELEASES, Count, Part, check_counts, parse_name
 
 ROWS_AT_ONCE = 2**18
 _BYTES_AT_ONCE = 2**23

@@ -34,7 +34,7 @@ from recsys.schema import Dense, FeatureSchema, History, Sparse
 from recsys.table_scorer import Model, chosen_tasks, read_model, refuse_infinite
 from recsys.transform import FeatureTransform
 from recsys.vocabulary import HashedValues, Vocabulary
-from video_multitask.fused_score import Fusion, Powers, fusion_of
+from video_multitask.scorer import Fusion, Powers, fusion_of
 from video_multitask.service.contract import Arrays, Kind, RefusedError, columns_of, mapping_of
 
 PARTS = ("user", "context", "candidates", "tasks", "best_first")

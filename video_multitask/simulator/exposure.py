@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, ndtr
 
+from video_multitask.feed import WATCH_RULES, smallest_play_ms
 from video_multitask.simulator.hidden import (
     CANDIDATES,
     DAY_MS,
@@ -25,7 +26,6 @@ from video_multitask.simulator.hidden import (
     TASKS,
     Hidden,
 )
-from video_multitask.tasks import WATCH_RULES, smallest_play_ms
 
 Ints = NDArray[np.int64]
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from core_gates.errors import check_at_least
-from video_multitask.tasks import LABELS
+from video_multitask.feed import LABELS
 
 FACTORS, TOPICS, STYLES = 8, 24, 12
 CANDIDATES = 50

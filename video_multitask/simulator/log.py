@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 
 from harness.files import replacing
-from video_multitask.kuairand.columns import LOG
-from video_multitask.kuairand.releases import LOGS
+from video_multitask.feed import LABELS
+from video_multitask.kuairand.releases import LOG, LOGS
 from video_multitask.simulator.hidden import FACTORS, INTERACTIONS, TOPICS, Hidden, WorldSettings
 from video_multitask.simulator.world import Policy, World
-from video_multitask.tasks import LABELS
 
 MISSING_CODE = -124
 TASTE_CODES = {0: 2, 1: 7, 2: 50, 4: 15, 6: 3, 7: 118, 9: 7, 10: 5}
@@ -140,7 +139,7 @@ class Simulated(NamedTuple):
         users: KuaiRand's user table (31 columns).
         videos: KuaiRand's table of basic video features (12 columns).
         truth: True probabilities (n, 14), in the order of
-            :func:`video_multitask.tasks.simulated_tasks`.
+            :func:`video_multitask.feed.simulated_tasks`.
         world: What they were drawn from; ``world.oracle`` knows the probabilities of other rows.
     """
 

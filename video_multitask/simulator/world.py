@@ -11,6 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from core_gates.errors import GatesError, check_at_least, check_option
+from video_multitask.feed import WATCH_RULES, follows
 from video_multitask.simulator.exposure import (
     Catalog,
     Expected,
@@ -38,7 +39,6 @@ from video_multitask.simulator.hidden import (
     WorldSettings,
     draw_hidden,
 )
-from video_multitask.tasks import WATCH_RULES, follows
 
 FIRST_DATE = np.datetime64("2022-04-08")
 Policy = Literal["logged", "uniform"]
@@ -125,7 +125,7 @@ class World:
 
     with the affinity a = ⟨taste, factors⟩ + quality + bias, of mean 0 and variance 1 over what is
     shown. It is played for duration · exp(0.9 w − 0.7), from which the watch labels follow by the
-    rules of :mod:`video_multitask.tasks`; interaction t happens with probability
+    rules of :mod:`video_multitask.feed`; interaction t happens with probability
     σ(b_t + c_t w + taste A_t factors + author + propensity), where b_t gives the wanted base rate.
 
     Factors of a video are those of its topic, which walks randomly by day, of its author and its

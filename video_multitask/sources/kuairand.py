@@ -8,17 +8,23 @@ from pathlib import Path
 import polars as pl
 
 from core_gates.errors import GatesError, check_at_least, check_option
-from recsys.data.tables import RankingTables
+from recsys.data.splits import RankingTables
 from recsys.schema import ENCODERS, Encoder, FeatureSchema, Task
-from video_multitask.fields import add_context, add_sides, kuairand_schema
+from video_multitask.feed import (
+    KUAIRAND,
+    add_context,
+    add_labels,
+    add_sides,
+    kuairand_schema,
+    kuairand_tasks,
+)
 from video_multitask.history import UserHistory
 from video_multitask.kuairand.folder import ALL, KuaiRand
+from video_multitask.kuairand.prepare import SPLITS, Split, periods_of, split_log
 from video_multitask.kuairand.releases import Count, Part, check_counts
-from video_multitask.kuairand.splits import SPLITS, Split, periods_of, split_log
 from video_multitask.leaks import check_features
 from video_multitask.stream.loader import columns_of
 from video_multitask.stream.shards import MANIFEST, open_shards
-from video_multitask.tasks import KUAIRAND, add_labels, kuairand_tasks
 
 CONTEXT = ("date", "hourmin", "duration_ms", "is_rand", "tag", "upload_dt")
 """Columns that splits and context features are made of."""

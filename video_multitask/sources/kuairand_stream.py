@@ -11,8 +11,8 @@ import lightning as L
 from core_gates.errors import check_at_least, check_option
 from recsys.schema import ENCODERS, Encoder, FeatureSchema
 from recsys.transform import FeatureTransform
-from video_multitask.fields import kuairand_schema
-from video_multitask.kuairand.splits import SPLITS, periods_of
+from video_multitask.feed import kuairand_schema
+from video_multitask.kuairand.prepare import SPLITS, periods_of
 from video_multitask.leaks import check_features
 from video_multitask.sources.kuairand import check_prepared, chosen_tasks
 from video_multitask.stream.loader import WINDOW, columns_of

@@ -8,13 +8,12 @@ import numpy as np
 import polars as pl
 
 from core_gates.errors import check_at_least, check_option
-from recsys.data.splits import split_at
-from recsys.data.tables import RankingTables
+from recsys.data.splits import RankingTables, split_at
 from recsys.schema import Dense, FeatureSchema, Product, Scaling, Sparse
+from video_multitask.feed import LABELS, simulated_tasks
 from video_multitask.simulator.hidden import DAY_MS, START_MS, WorldSettings
 from video_multitask.simulator.log import Simulated, simulate
 from video_multitask.simulator.world import World
-from video_multitask.tasks import LABELS, simulated_tasks
 
 TRUTH = "truth_"
 """Prefix of the columns of true probabilities; no feature and no label has it."""

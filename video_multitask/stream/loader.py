@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from core_gates.errors import GatesError, check_at_least, check_option
-from recsys.batch import Batch
-from recsys.data.loader import owners_of
+from recsys.data.datamodule import owners_of
 from recsys.data.splits import split_by_hash
+from recsys.inputs import Batch
 from recsys.schema import FeatureSchema
 from video_multitask.stream.shards import Group, Shards
 

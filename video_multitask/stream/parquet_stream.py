@@ -17,8 +17,8 @@ import polars as pl
 
 from core_gates.errors import GatesError, check_at_least
 from harness.files import Data, short_digest
-from recsys.batch import Batch
-from recsys.data.tables import PARTS, Part
+from recsys.data.splits import PARTS, Part
+from recsys.inputs import Batch
 from recsys.schema import FeatureSchema
 from recsys.transform import FeatureTransform
 from video_multitask.stream.loader import (

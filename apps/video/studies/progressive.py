@@ -20,10 +20,9 @@ from core_gates.errors import GatesError, check_at_least
 from harness.evidence import Bar, Row, compare
 from harness.experiment import Job, Piece, Run
 from harness.runs.checkpoint import load_weights
-from recsys.batch import Batch
 from recsys.daily import DailyState, continue_from, restore
 from recsys.data.datamodule import TableDataModule
-from recsys.data.tables import RankingTables
+from recsys.data.splits import RankingTables
 from recsys.experiments import (
     AUC,
     SUMMED,
@@ -40,6 +39,7 @@ from recsys.experiments import (
     scores_of,
     summary_rows,
 )
+from recsys.inputs import Batch
 from recsys.metrics import counts_of, user_resamples
 from recsys.ranker_module import MultiTaskModule
 from recsys.transform import FeatureTransform

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from core_gates.errors import GatesError
-from recsys.data.loader import EvaluationLoader, PackedRows, TrainingLoader
+from recsys.data.datamodule import EvaluationLoader, PackedRows, TrainingLoader
 from recsys.transform import FeatureTransform
 
 

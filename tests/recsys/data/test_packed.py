@@ -2,9 +2,9 @@ import polars as pl
 import pytest
 import torch
 
-from recsys.batch import Batch
-from recsys.data import loader
-from recsys.data.loader import PackedRows
+from recsys.data import datamodule
+from recsys.data.datamodule import PackedRows
+from recsys.inputs import Batch
 from recsys.schema import FeatureSchema, History, Sparse, Task
 from recsys.transform import FeatureTransform
 
@@ -51,7 +51,7 @@ def test_chunks_join_without_seams(monkeypatch):
     )
     transform = FeatureTransform(schema).fit(table)
     whole = transform.batch(table)
-    monkeypatch.setattr(loader, "CHUNK", 2)
+    monkeypatch.setattr(datamodule, "CHUNK", 2)
     equal(PackedRows.of(table, transform).take(slice(None)), whole)
     assert whole.user.tolist() == [0, 1, 2, 3, 4]
 

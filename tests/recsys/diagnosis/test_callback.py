@@ -8,8 +8,8 @@ from torch.utils.data import DataLoader
 
 from core_gates.gates.mixture import MaskedMixture
 from core_gates.moe.normed_experts import NormedExperts
-from recsys.batch import Batch
-from recsys.diagnosis.callback import ExpertReportCallback
+from recsys.diagnosis.diagnose import ExpertReportCallback
+from recsys.inputs import Batch
 from recsys.models.net import ExpertLayer, MultiTaskNet
 from recsys.schema import Task
 

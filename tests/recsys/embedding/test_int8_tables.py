@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core_gates.errors import GatesError
-from recsys.embedding.bank import EmbeddingBank
-from recsys.embedding.int8_tables import Int8Tables
+from recsys.embedding.bank import EmbeddingBank, Int8Tables
 
 TOY = runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "toy_ranker.py"))
 

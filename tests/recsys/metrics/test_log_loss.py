@@ -8,7 +8,7 @@ from sklearn.metrics import log_loss as of_scikit_learn
 
 from core_gates.errors import GatesError
 from recsys.metrics import log_loss, normalized_entropy
-from recsys.metrics.calibration import entropy
+from recsys.metrics.probabilities import entropy
 
 ROWS = st.lists(
     st.tuples(st.floats(0.001, 0.999), st.booleans(), st.floats(0.1, 5)), min_size=1, max_size=30

@@ -5,7 +5,8 @@ import polars as pl
 import pytest
 
 from core_gates.errors import GatesError
-from video_multitask.experiments.simulated_controls import (
+from video_multitask.feed import LABELS
+from video_multitask.simulated_controls import (
     Redrawn,
     rate_bars,
     rate_rows,
@@ -16,7 +17,6 @@ from video_multitask.experiments.simulated_controls import (
 )
 from video_multitask.simulator.hidden import BASE_RATES, TASKS
 from video_multitask.sources.simulated import TRUTH, SimulatedFeed
-from video_multitask.tasks import LABELS
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,9 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from core_gates.errors import GatesError
-from video_multitask.kuairand.columns import LOG
 from video_multitask.kuairand.folder import KuaiRand, read_users, read_videos
-from video_multitask.kuairand.releases import RELEASES, Count, check_counts, parse_name
-from video_multitask.kuairand.splits import SPLITS, part_of, split_log
+from video_multitask.kuairand.prepare import SPLITS, part_of, split_log
+from video_multitask.kuairand.releases import LOG, RELEASES, Count, check_counts, parse_name
 
 SHARED = Path(os.environ.get("GATES_SHARED", "shared")) / "data" / "recsys"
 LOG_HEADER = (

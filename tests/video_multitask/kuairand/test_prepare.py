@@ -3,12 +3,11 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from core_gates.errors import GatesError
-from video_multitask.fields import add_context, add_sides
+from video_multitask.feed import add_context, add_labels, add_sides
 from video_multitask.history import UserHistory, add_history
 from video_multitask.kuairand.folder import KuaiRand
 from video_multitask.kuairand.prepare import prepare
 from video_multitask.stream.shards import open_shards, write_shards
-from video_multitask.tasks import add_labels
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from polars.testing import assert_frame_equal
 from scipy.stats import chi2
 
 from core_gates.errors import GatesError
+from video_multitask.feed import LABELS
 from video_multitask.simulator.exposure import (
     Visits,
     draw_outcomes,
@@ -16,7 +17,6 @@ from video_multitask.simulator.exposure import (
 from video_multitask.simulator.exposure import truth as truth_of
 from video_multitask.simulator.hidden import BASE_RATES, INTEREST_NOISE, TASKS
 from video_multitask.simulator.log import simulate
-from video_multitask.tasks import LABELS
 
 KUAIRAND = [
     "user_id", "video_id", "date", "hourmin", "time_ms", "is_click", "is_like", "is_follow",

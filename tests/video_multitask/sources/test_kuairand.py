@@ -4,6 +4,7 @@ from polars.testing import assert_frame_equal
 
 from core_gates.errors import GatesError
 from recsys.data.datamodule import TableDataModule
+from video_multitask.feed import add_labels
 from video_multitask.history import UserHistory, add_history
 from video_multitask.kuairand.folder import KuaiRand
 from video_multitask.kuairand.prepare import prepare
@@ -11,7 +12,6 @@ from video_multitask.simulator.log import export_kuairand
 from video_multitask.sources.kuairand import KuaiRandTables
 from video_multitask.sources.kuairand_stream import KuaiRandStream
 from video_multitask.stream.parquet_stream import load_stored, store
-from video_multitask.tasks import add_labels
 
 KEYS = ["time_ms", "user_id", "video_id"]
 PAST = {"history": 4, "means": ("is_click", "long_view")}

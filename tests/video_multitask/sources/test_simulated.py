@@ -3,8 +3,8 @@ import polars as pl
 import pytest
 
 from recsys.transform import FeatureTransform
+from video_multitask.feed import LABELS
 from video_multitask.sources.simulated import HEAVY_COUNTS, TRUTH, SimulatedFeed
-from video_multitask.tasks import LABELS
 
 SMALL = {"rows": 6000, "users": 100, "videos": 200, "days": 6, "validation_days": 1, "test_days": 2}
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core_gates.errors import GatesError
-from recsys.batch import Batch
+from recsys.inputs import Batch
 from recsys.schema import Dense, FeatureSchema, Sparse, Task
 from video_multitask.stream.loader import (
     EvaluationStream,
@@ -238,7 +238,7 @@ def test_evaluation_reads_all_rows_in_order(shards):
 
 
 def test_ranks_evaluate_different_users(shards):
-    pytest.importorskip("recsys.data.loader")
+    pytest.importorskip("recsys.data.datamodule")
     streams = [EvaluationStream(shards, Raw(), rank=rank, world=2) for rank in range(2)]
     batches = [list(stream) for stream in streams]
     assert len(batches[0]) == len(batches[1])

@@ -9,7 +9,7 @@ from core_gates.errors import GatesError
 from harness.runs.checkpoint import RunCheckpoint
 from harness.runs.loops import ExactTrainer
 from harness.runs.terminal import quiet_lightning
-from video_multitask.fields import add_context, add_sides
+from video_multitask.feed import add_context, add_sides
 from video_multitask.sources.simulated_stream import SimulatedStream
 from video_multitask.stream.parquet_stream import ParquetStream
 from video_multitask.stream.shards import Period, Periods, last_days, write_shards

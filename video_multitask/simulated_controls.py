@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from core_gates.errors import GatesError, check_at_least, check_option
 from harness.evidence import Bar, Interval, Row
 from recsys.metrics import off_policy
+from video_multitask.feed import LABELS
 from video_multitask.simulator.hidden import BASE_RATES, CANDIDATES, TASKS, WATCH_TASKS
 from video_multitask.simulator.world import Chunk, World
 from video_multitask.sources.simulated import TRUTH
-from video_multitask.tasks import LABELS
 
 ESTIMATED = ("effective_view", "like")
 """Tasks whose rate is estimated: a frequent and a rare one."""
