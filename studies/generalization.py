@@ -14,8 +14,13 @@ from torch.nn import functional as F
 from core_gates import GradientRouting
 from core_gates.training.gradient_routing import Mode
 from endoscopy.metrics import confusion_matrix, macro_f1
-from endoscopy.models.gate_kinds import GateKind, gate_parameters, gate_trunk, weight_parameters
-from endoscopy.models.trunks import TinyResNet
+from endoscopy.models.trunks import (
+    GateKind,
+    TinyResNet,
+    gate_parameters,
+    gate_trunk,
+    weight_parameters,
+)
 from harness.evidence import Resamples, Scores
 from studies.image_sets import LabeledImages
 

@@ -8,7 +8,7 @@ from harness.command.verbs import Place
 
 STUDIES = {
     "base": "apps.diffusion.studies.base_study:base_study",
-    "parity": "apps.diffusion.studies.parity:parity_study",
+    "parity": "apps.diffusion.studies.base_study:parity_study",
     "retrieval": "apps.diffusion.studies.retrieval_study:retrieval_study",
     "fusion": "apps.diffusion.studies.fusion_study:fusion_study",
 }  # study -> what shows it

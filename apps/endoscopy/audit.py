@@ -13,7 +13,7 @@ from apps.endoscopy.training_runs import Trainings
 from core_gates.errors import GatesError
 from endoscopy.evaluation.audits import table_rows
 from endoscopy.evaluation.rendered_frames import rendered_features
-from endoscopy.experiments.audit import AUDIT, AUDITS, SHOWN, Audit, sets_of
+from endoscopy.experiments.scored_predictions import AUDIT, AUDITS, SHOWN, Audit, sets_of
 from endoscopy.experiments.sizers import rendering_settings
 from endoscopy.renderer.scene import RendererConfig
 from endoscopy.segmenter import shipped_segmenter

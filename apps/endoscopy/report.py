@@ -11,7 +11,7 @@ from apps.endoscopy.size_scoring import HONEST, OTHERS, PREDICTIONS, STUDY, SUBG
 from apps.endoscopy.training_runs import Trainings
 from core_gates.errors import GatesError
 from endoscopy.evaluation.size_evaluation import ACCURACY, CERTAINTY, SECONDARY, TEST
-from endoscopy.experiments.audit import AUDIT, QUESTIONS, SHOWN
+from endoscopy.experiments.scored_predictions import AUDIT, QUESTIONS, SHOWN
 from endoscopy.experiments.sizers import CONFIGURED, VARIANTS, Training
 from endoscopy.explain.strips import picture_figures
 from endoscopy.plots import agreement_figures, ladder_figure, subgroup_figure

@@ -23,8 +23,8 @@ from endoscopy.data.frame_table import RENDERED, object_keys
 from endoscopy.data.sizing_datamodule import Part, PolypSizingDataModule
 from endoscopy.evaluation.honest_table import REFERENCE, HonestComparison
 from endoscopy.evaluation.size_evaluation import HEADLINE, Bars
-from endoscopy.experiments.audit import AUDIT
 from endoscopy.experiments.scored_predictions import (
+    AUDIT,
     Budget,
     Evaluation,
     baseline_objects,
@@ -43,7 +43,7 @@ from endoscopy.experiments.sizers import (
 )
 from harness.experiment import Choice, Job, Piece, Run, Store, Table
 from harness.files import write_bytes
-from harness.report.gates import save_gates
+from harness.report.sections import save_gates
 from harness.runs.terminal import ticking
 
 PREDICTIONS, SUBGROUPS = "predictions.parquet", "subgroups.parquet"

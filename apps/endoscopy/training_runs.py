@@ -30,7 +30,7 @@ from harness.experiment import Job, Piece, Run, Store
 from harness.files.atomic import write_json
 from harness.files.digest import figshare_manifest, read_manifest, total_bytes
 from harness.files.download import download_and_unpack
-from harness.runs.checkpoint import load_weights, seen
+from harness.runs.callbacks import load_weights, seen
 from harness.runs.processes import Tick, in_processes
 from harness.runs.terminal import ticking
 

@@ -15,7 +15,7 @@ from harness.evidence import Bar, Row
 from harness.experiment import ROUNDED, Arrays, Choice, Job, Piece, Run
 from harness.runs.terminal import stepping, working
 from recsys.data.datamodule import TableDataModule
-from recsys.data.splits import table_digest
+from recsys.data.tables import table_digest
 from recsys.diagnosis.expert_report import ExpertReport
 from recsys.experiments import (
     AVERAGED,

@@ -17,7 +17,7 @@ from harness.command import GatesRunCLI, GatesRunTrainer
 from harness.experiment import Arrays, Piece, Run, flatten, print_choices
 from harness.files import content_digest
 from harness.report.page import Page
-from harness.runs.checkpoint import load_weights
+from harness.runs.callbacks import load_weights
 from harness.runs.folder import RunFolder
 from recsys.data.datamodule import TableDataModule, data_module
 from recsys.data.table_files import SUFFIXES

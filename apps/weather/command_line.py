@@ -13,14 +13,14 @@ from core_gates.errors import GatesError
 from harness.command import GatesRunCLI
 from harness.command.parser import describe
 from harness.experiment import Piece, Run
-from harness.runs.checkpoint import load_weights
+from harness.runs.callbacks import load_weights
 from harness.runs.terminal import ticking
 from weather.cycle import Forecast
 from weather.experiments.reanalysis.source import ReanalysisSource
 from weather.models.adas.analysis import AnalysisForm
 from weather.models.adas.presets import network_shape
 from weather.models.fengwu.trained_forecast import ForecastForm
-from weather.operations.named_forecasts import find_forecast
+from weather.operations.forecasts import find_forecast
 from weather.training.stream import AssimilationDataModule
 
 CLASS_PATH = f"{ReanalysisSource.__module__}.{ReanalysisSource.__qualname__}"

@@ -8,15 +8,16 @@ from typing import Any
 
 from apps.weather.command_line import ForecastCLI, WeatherCLI
 from apps.weather.networks import Networks, Training, form_of, optimizers_of, pinned_network
-from apps.weather.scoring import add_to_page, score
-from apps.weather.tuning import (
+from apps.weather.scoring import (
     Budget,
     KeptByRun,
     Tuning,
+    add_to_page,
     check_densities,
     check_only,
     check_seeds,
     check_tuning,
+    score,
     settings_of,
 )
 from apps.weather.verbs import TRAIN_FORECAST
@@ -35,9 +36,8 @@ from weather.operations.analyses import AnalysisOptions, Assimilation
 from weather.operations.long_cycle import LongCycle, cycle_summary
 from weather.operations.report_tables import simulate_reports
 from weather.training.adas_module import AdasModule
-from weather.training.forecast_data import ForecastDataModule
 from weather.training.forecast_module import FengWuModule
-from weather.training.stream import AssimilationDataModule
+from weather.training.stream import AssimilationDataModule, ForecastDataModule
 
 DEFAULT_BUDGET = Budget()
 say = partial(print, flush=True)

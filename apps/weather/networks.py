@@ -11,8 +11,8 @@ from core_gates.errors import GatesError
 from harness.command.settings import TRAINER
 from harness.experiment import Job, Piece, Run, Store
 from harness.experiment.piece import read_record
-from harness.runs.checkpoint import load_weights as load_checkpoint
-from harness.runs.checkpoint import seen
+from harness.runs.callbacks import load_weights as load_checkpoint
+from harness.runs.callbacks import seen
 from harness.runs.terminal import ticking
 from weather.experiments.experiment import OPTIMIZER_BOX, Experiment, Setting, Work
 from weather.models.adas.analysis import AdasAnalysis, AnalysisForm, load_weights, take_weights

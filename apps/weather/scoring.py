@@ -1,30 +1,47 @@
-"""Scores of every method, computed piece by piece, and what the report shows of them."""
+"""``gates weather evaluate`` and ``tune``: methods scored, and their settings chosen before."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from apps.weather.networks import Networks, work_piece
+from apps.weather.networks import (
+    BUDGET,
+    Networks,
+    Training,
+    fitted,
+    load_trained,
+    optimizers_of,
+    without_training,
+    work_piece,
+    world_alone,
+)
+from core_gates.errors import GatesError
 from core_gates.monitor.hooks import GateMonitor
 from harness.evidence import Row
-from harness.experiment import Arrays, Job, Piece, Run
+from harness.experiment import Arrays, Choice, Job, Piece, Run
 from harness.experiment.scores import read_scores
-from harness.report.gates import save_gates
 from harness.report.page import Page
+from harness.report.sections import save_gates
 from weather.experiments.experiment import (
     Checks,
     Experiment,
     Scores,
+    Setting,
     Settings,
     choice_name,
     load_pictures,
     save_pictures,
     shown,
 )
-from weather.models.adas.presets import FORMS
+from weather.models.adas.analysis import AdasAnalysis
+from weather.models.adas.presets import COMPARED, FORMS
+from weather.operations.analyses import Kept
 from weather.plots import channel_unit, scorecard_figure, units_note
 
 CYCLES = "cycles"
@@ -183,3 +200,208 @@ def scorecard(rows: list[Row], experiment: Experiment) -> Figure | None:
     values = np.array([[found.get((m, t), np.nan) for t in complete] for m in methods])
     title = f"RMSE of {label} in {channel_unit(experiment.channels, label)}"
     return scorecard_figure(methods, complete, values, reference=reference, title=title)
+
+
+SEED = 0  # of the trials
+MAX_SEED = 2**32  # what Lightning and NumPy take
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long every method is tuned.
+
+    Args:
+        trials: Trials of every method.
+        densities: Fractions of grid points observed in the trials of networks.
+        cycles: Cycles of a trial in a twin world.
+        trial_steps: Training steps of a trial of a network.
+    """
+
+    trials: int = 8
+    densities: tuple[float, ...] = (0.1, 0.01)
+    cycles: int = 160
+    trial_steps: int = 300
+
+
+class Tuning:
+    """Tunes the methods of an experiment.
+
+    Args:
+        experiment: Whose methods.
+        training: Trains networks for a few steps.
+        densities: Fractions of grid points observed, for classical methods.
+        budget: The same for every method.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        training: Training,
+        densities: Sequence[float],
+        budget: Budget,
+    ) -> None:
+        self.experiment, self.training = experiment, training
+        self.densities, self.budget = tuple(densities), budget
+
+    def classical(self, run: Run) -> dict[str, Choice]:
+        """Return the choice of every classical method for every task."""
+        trials = self.experiment.trials(self.densities, _refuse, cycles=self.budget.cycles)
+        spaces = {name: trial.box for name, trial in trials.items() if "@" in name}
+        world = world_alone(run, self.experiment)
+        return run.tune(spaces, self.trial, trials=self.budget.trials, seed=SEED,
+                        **{**world, **self._cycles()})  # fmt: skip
+
+    def networks(self, run: Run, forms: Sequence[str], seeds: Sequence[int]) -> dict[str, Choice]:
+        """Return the choice of every form; in a quick run, those that exist.
+
+        Forms of which ``fit`` trained a network with the configured optimizer are not tuned.
+        """
+        configured = fitted(run, forms, seeds)
+        if configured:
+            names = ", ".join(configured)
+            print(f"of `fit`, with the optimizer of the configuration: {names}", flush=True)
+        wanted = [form for form in COMPARED if form in forms and form not in configured]
+        if "open_gate" in forms and "open_gate" not in configured:
+            wanted = list(dict.fromkeys([*wanted, "adas_increment"]))
+        if run.quick:
+            return chosen_networks(run, wanted)
+        trials = self.experiment.trials(self.densities, _refuse, cycles=self.budget.cycles)
+        steps, densities = self.budget.trial_steps, list(self.budget.densities)
+        own = {"steps": steps, "densities": densities, **self._cycles()}
+        return run.tune({form: trials[form].box for form in wanted}, self.trial,
+                        trials=self.budget.trials, seed=SEED, ticks=steps,
+                        prepare=self.training.prepare,
+                        **{**without_training(run), **own})  # fmt: skip
+
+    def trial(self, piece: Piece, job: Job) -> dict[str, float]:
+        """Return the score of a setting, NaN where the method refuses it."""
+
+        def fit(form: str, setting: Setting) -> AdasAnalysis:  # noqa: ARG001
+            short = {"max_epochs": 1, "limit_val_batches": 0}
+            return self.training.fit(piece, job, setting, piece["steps"], **short)
+
+        task, densities = piece.keys.get("task-"), piece.get("densities", self.densities)
+        name = choice_name(piece.method, str(task)) if task else piece.method
+        trials = self.experiment.trials(densities, fit, cycles=piece.get("cycles", 0))
+        box, score = trials[name]
+        try:
+            return {"score": score({axis: piece[axis] for axis in box})}
+        except ValueError:  # beyond the box there are settings that no method takes
+            return {"score": math.nan}
+
+    def _cycles(self) -> dict[str, Any]:
+        return {} if self.experiment.max_cycles is None else {"cycles": self.budget.cycles}
+
+
+def chosen_networks(run: Run, forms: Sequence[str]) -> dict[str, Choice]:
+    """Return the choices of forms that were tuned before, with whatever budget."""
+    return run.chosen(forms, seed=SEED, budget=BUDGET, **without_training(run))
+
+
+def chosen_methods(run: Run, experiment: Experiment, names: Sequence[str]) -> dict[str, Choice]:
+    """Return the choices of classical methods that were tuned before, with whatever budget."""
+    return run.chosen(names, seed=SEED, budget=BUDGET, **world_alone(run, experiment))
+
+
+def settings_of(choices: Mapping[str, Choice]) -> Settings:
+    """Return the settings alone."""
+    return {name: choice.setting for name, choice in choices.items()}
+
+
+class KeptByRun(Kept):
+    """What training and tuning left in a run folder or in the package.
+
+    Args:
+        run: The run.
+        experiment: Its truth and methods.
+    """
+
+    def __init__(self, run: Run, experiment: Experiment) -> None:
+        super().__init__(run.config, run.settings)
+        self.run, self.experiment = run, experiment
+
+    def weights(self, form: str) -> Path | None:
+        """Return the weights of the first seed of a form, or None where there are none."""
+        own = "adas_increment" if form == "open_gate" else form
+        choices = {} if fitted(self.run, [form], [0]) else chosen_networks(self.run, [own])
+        optimizers = optimizers_of(self.run, [form], [0], choices)
+        return Networks(self.run, optimizers, [0]).path(form, 0)
+
+    def read(self, path: Path, analysis: AdasAnalysis) -> None:
+        """Read weights or a checkpoint into a network, see :func:`load_trained`."""
+        load_trained(path, analysis)
+
+    def chosen(self, name: str) -> Settings:
+        """Return the tuned setting of a ``<method>@<task>`` by this name; empty if none is."""
+        return settings_of(chosen_methods(self.run, self.experiment, [name]))
+
+
+def _refuse(form: str, setting: Setting) -> NoReturn:
+    raise AssertionError(f"{form} is not to be trained with {setting}")
+
+
+def check_densities(densities: Sequence[float]) -> None:
+    """Refuse densities that are out of range, or that give two tasks the same name.
+
+    Raises:
+        GatesError: There is none, one is out of range, or two have one name.
+    """
+    names = {f"{density:.3g}" for density in densities}
+    shares = all(0 < density <= 1 for density in densities)  # false for NaN
+    if not densities or not shares or len(names) < len(densities):
+        raise GatesError(
+            f"--densities {list(densities)} cannot be used: give one or more fractions of the grid "
+            "points above 0 and up to 1, no two alike"
+        )
+
+
+def check_only(experiment: Experiment, densities: Sequence[float], only: Sequence[str]) -> None:
+    """Refuse methods that do not exist.
+
+    Raises:
+        GatesError: One of them is unknown.
+    """
+    if not only:
+        return
+    tasks = [task.name for task in experiment.tasks(densities)]
+    methods = [method.name for task in tasks for method in experiment.methods(task)]
+    known = dict.fromkeys([*FORMS, *methods])
+    if unknown := [name for name in only if name not in known]:
+        raise GatesError(f"--only {', '.join(unknown)} is unknown: choose from {', '.join(known)}")
+
+
+def check_tuning(experiment: Experiment, budget: Budget) -> None:
+    """Refuse a tuning budget of nothing, or one longer than the timelines of a twin world.
+
+    Raises:
+        GatesError: A number is too small or too large.
+    """
+    cycles = budget.cycles
+    for name in ("trials", "cycles", "trial_steps"):
+        value = getattr(budget, name)
+        if value < 1:
+            raise GatesError(f"--{name} must be at least 1, found {value}")
+    if experiment.max_cycles is not None and cycles > experiment.max_cycles:
+        raise GatesError(
+            f"--cycles {cycles} is more than the {experiment.max_cycles} cycles of the world: take "
+            "fewer or set cycles of the world"
+        )
+
+
+def check_seeds(experiment: Experiment, seeds: Sequence[int]) -> None:
+    """Refuse seeds that are out of range or repeated, or more than there are test timelines.
+
+    Raises:
+        GatesError: There is no seed, one is out of range or given twice, or there are too many.
+    """
+    valid = all(0 <= seed < MAX_SEED for seed in seeds)
+    if not seeds or not valid or len(set(seeds)) < len(seeds):
+        raise GatesError(
+            f"--seeds {list(seeds)} cannot be used: give one or more numbers from 0 to "
+            f"{MAX_SEED - 1}, no two alike"
+        )
+    if experiment.max_seeds is not None and len(seeds) > experiment.max_seeds:
+        raise GatesError(
+            f"{len(seeds)} seeds need as many test timelines, the world has "
+            f"{experiment.max_seeds}: take fewer seeds or set num_tests"
+        )

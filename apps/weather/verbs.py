@@ -18,7 +18,7 @@ from harness.runs.terminal import ticking
 
 if TYPE_CHECKING:
     from weather.observations.ingest import Account, Ingested
-    from weather.operations.named_forecasts import NamedForecast
+    from weather.operations.forecasts import NamedForecast
 
 DEFAULT_CONFIG = "era5_ensemble"  # of verbs that need none
 SIZES = "official"  # configuration of `plan`
@@ -237,7 +237,7 @@ def forecast(
 
 def _model(place: Place, name: str, arguments: Mapping[str, Any] | None) -> "NamedForecast":
     """Return the forecast model, which may be that of the configuration."""
-    from weather.operations.named_forecasts import CONFIGURED, NO_FORECAST, named_forecast
+    from weather.operations.forecasts import CONFIGURED, NO_FORECAST, named_forecast
 
     if name != CONFIGURED:
         return named_forecast(name, arguments=arguments)

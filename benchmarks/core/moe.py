@@ -1,5 +1,6 @@
 """The expert layer against a dense network of equal work, other layers, and the memory's limit."""
 
+import copy
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
@@ -11,8 +12,63 @@ from torch.nn import functional as F
 
 from benchmarks.base import load_head
 from benchmarks.comparison import Call, Comparison, Load, Work
-from benchmarks.core.monitor import monitored
 from core_gates import Gate, StackedExperts
+
+WATCHED_TOKENS, WATCHED_DIM, WATCHED_HIDDEN, WATCHED_EXPERTS, WATCHED_K = 1024, 128, 256, 16, 2
+WATCHED_STEPS = 100
+SINGLE_CALLS = 16
+WATCHED_BAR = 1.02
+
+
+def monitored() -> Comparison:
+    """Return a step of an expert layer, alone and with a monitor that measures one in a hundred.
+
+    The steps are timed one by one, alternating, since samples of many differ by more than the
+    monitor.
+    """
+
+    def build(load: Load) -> Mapping[str, Call]:
+        torch.manual_seed(0)
+        gate = load("core_gates.gates.top_k").TopKGate(WATCHED_DIM, WATCHED_EXPERTS, k=WATCHED_K)
+        experts = load("core_gates.moe.experts").StackedExperts(
+            WATCHED_EXPERTS, WATCHED_DIM, WATCHED_HIDDEN
+        )
+        layer = load("core_gates.moe.layer").MoELayer(gate, experts, return_routing=False)
+        inputs = list(layer.parameters())
+        watched = copy.deepcopy(layer, {id(p): p for p in inputs})  # the same parameters
+        monitor = load("core_gates.monitor.hooks").GateMonitor(watched, every=WATCHED_STEPS)
+        x = torch.randn(WATCHED_TOKENS, WATCHED_DIM)
+
+        def step(model: torch.nn.Module) -> None:
+            torch.autograd.grad(model(x).sum(), inputs)
+
+        def passed_over() -> None:
+            monitor.begin_step(1)
+            step(watched)
+
+        def measured() -> None:
+            monitor.begin_step(0)
+            step(watched)
+            monitor.compute()
+
+        calls = {"alone": lambda: step(layer)}
+        return calls | {"step passed over": passed_over, "step measured": measured}
+
+    return Comparison(
+        name=f"MoE of {WATCHED_EXPERTS}, forward+backward, one step in {WATCHED_STEPS} measured",
+        op="monitor",
+        build=build,
+        baseline="alone",
+        bars={"GateMonitor": WATCHED_BAR},
+        mixtures={
+            "GateMonitor": {
+                "step passed over": 1 - 1 / WATCHED_STEPS,
+                "step measured": 1 / WATCHED_STEPS,
+            }
+        },
+        single_calls=SINGLE_CALLS,
+        unit="step",
+    )
 
 
 class NaiveLoop(nn.Module):

@@ -99,7 +99,7 @@ def _plain(training: _Training) -> Call:
 
 
 def _routed(training: _Training, mode: str) -> Call:
-    kinds = training.load("endoscopy.models.gate_kinds")
+    kinds = training.load("endoscopy.models.trunks")
     weights = torch.optim.AdamW(kinds.weight_parameters(training.model).values(), 1e-3)
     gates = torch.optim.AdamW(kinds.gate_parameters(training.model).values(), 1e-2, weight_decay=0)
     routing = training.load("core_gates.training.gradient_routing").GradientRouting(

@@ -75,7 +75,7 @@ class _Stores:
     def build(self, load: Load) -> Mapping[str, Call]:
         """Return a call for each method."""
         operations = load("weather.operations.regridding")
-        target = load("weather.regrid").named_grid(TARGET).grid
+        target = load("weather.grid").named_grid(TARGET).grid
 
         def regrid(method: str) -> Call:
             return lambda: operations.regrid_store(

@@ -14,14 +14,18 @@ from core_gates.attention.head_gate import (
     split_fused_q_proj,
 )
 from core_gates.attention.output_gate import GatedAttention
-from core_gates.attention.seer.decode import CompressedKeys, DecodeAttnGate
+from core_gates.attention.seer.decode import (
+    BlockSelector,
+    CompressedKeys,
+    DecodeAttnGate,
+    block_density,
+)
 from core_gates.attention.seer.gate import (
     AttnGate,
     decode_target,
     gate_distillation_loss,
     prefill_target,
 )
-from core_gates.attention.seer.selector import BlockSelector, block_density
 from core_gates.attention.sma import (
     GatedAttentionUnit,
     MultiHeadEMA,

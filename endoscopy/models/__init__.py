@@ -1,6 +1,5 @@
 """Sizing networks: trunks of timm or small ones, with gates, for one to several streams."""
 
-from endoscopy.models.gate_kinds import GateKind, gate_parameters, gates_of, weight_parameters
 from endoscopy.models.sizer import (
     MultiStreamSizer,
     fold,
@@ -11,6 +10,7 @@ from endoscopy.models.sizer import (
     tiny_resnet,
     tiny_vit,
 )
+from endoscopy.models.trunks import GateKind, gate_parameters, gates_of, weight_parameters
 
 __all__ = [
     "GateKind",

@@ -15,8 +15,14 @@ from core_gates.errors import GatesError, check_at_least
 from core_gates.features.selection import scale_inputs
 from core_gates.surgery import gate_hosts
 from endoscopy.data.streams import STREAMS
-from endoscopy.models.gate_kinds import STATIC, GateKind, gate_trunk, head_gate
-from endoscopy.models.trunks import TINY_RESNET, build_trunk
+from endoscopy.models.trunks import (
+    STATIC,
+    TINY_RESNET,
+    GateKind,
+    build_trunk,
+    gate_trunk,
+    head_gate,
+)
 
 NUM_GEOMETRY = 4
 """Log width and height of the box relative to the frame, and its center."""
@@ -108,7 +114,7 @@ class MultiStreamSizer(nn.Module, PyTorchModelHubMixin):
             :data:`~endoscopy.data.streams.STREAMS` does not know with their number of
             channels, as pairs or all in a mapping.
         outputs: Numbers that the network returns: 1 for millimeters, more for ordinal or classes.
-        gates: Kind of the gates, see :func:`endoscopy.models.gate_kinds.gate_trunk`.
+        gates: Kind of the gates, see :func:`endoscopy.models.trunks.gate_trunk`.
         hidden_dim: Features between the two layers of a gated head; None for one linear map.
         geometry: Whether the head also reads the box: log width and height, and center.
         trunk_options: Other arguments of the trunk.

@@ -18,7 +18,7 @@ from harness.experiment.piece import (
     gap,
     read_record,
 )
-from harness.runs.checkpoint import OBJECTS
+from harness.runs.callbacks import OBJECTS
 from harness.runs.environment import git_revision
 from harness.runs.folder import RunFolder
 from harness.runs.terminal import release_warnings
@@ -89,7 +89,7 @@ class FolderClaim(Callback):
         trainer.loggers = self.loggers
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the checkpoint was trained on, see :func:`harness.runs.checkpoint.seen`."""
+        """Return what the checkpoint was trained on, see :func:`harness.runs.callbacks.seen`."""
         return {OBJECTS: sorted(self.objects)}
 
     def on_exception(

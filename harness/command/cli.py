@@ -32,10 +32,9 @@ from harness.command.settings import CHECKPOINT, decisive_settings, start_of
 from harness.command.trainer import GatesRunTrainer
 from harness.experiment import Arrays, Piece, Run
 from harness.experiment.piece import read_record
-from harness.runs.checkpoint import RunCheckpoint, load_weights, seen
+from harness.runs.callbacks import RunCheckpoint, load_weights, progress_bar, seen
 from harness.runs.folder import RunFolder
 from harness.runs.loops import ResumableCSVLogger
-from harness.runs.progress import progress_bar
 from harness.runs.terminal import held_warnings, quiet_lightning
 
 LIGHTNING_VERBS = {

@@ -20,7 +20,7 @@ from harness.experiment.piece import Piece, Record, gap, read_record
 from harness.experiment.store import Form, Store
 from harness.files import remove, replacing
 from harness.files.resumable import locked
-from harness.runs.checkpoint import RunCheckpoint, load_weights
+from harness.runs.callbacks import RunCheckpoint, load_weights
 from harness.runs.loops import ExactTrainer
 from harness.runs.processes import Tick
 from harness.runs.random_state import capture, restore

@@ -1,10 +1,9 @@
 """Figures: the style of all plots and those that domains share. They write no files."""
 
 from harness.figures.bars import bar_panels, calibration_figure, limits_figure, panel_grid
-from harness.figures.curves import Curve, learning_figure, read_metrics
+from harness.figures.curves import Curve, Tried, learning_figure, read_metrics, trials_figure
 from harness.figures.forest import Estimate, Panel, differences_figure, forest_figure
 from harness.figures.style import COLUMNS, drawn_numbers
-from harness.figures.trials import Tried, trials_figure
 
 __all__ = [
     "COLUMNS",

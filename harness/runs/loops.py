@@ -297,7 +297,7 @@ def _tell(trainer: Trainer) -> None:
 class ExactTrainer(Trainer):
     """A Trainer whose killed and resumed training ends with the bits of an uninterrupted one.
 
-    It is to be resumed from what :class:`harness.runs.checkpoint.RunCheckpoint` writes.
+    It is to be resumed from what :class:`harness.runs.callbacks.RunCheckpoint` writes.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

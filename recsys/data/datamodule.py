@@ -15,7 +15,7 @@ from torch import Tensor
 from core_gates.errors import GatesError, check_at_least, check_option
 from harness.files import Data
 from recsys.columns.hashing import bucket, hash_integers
-from recsys.data.splits import (
+from recsys.data.tables import (
     PARTS,
     Part,
     RankingTables,

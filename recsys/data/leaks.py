@@ -12,7 +12,7 @@ import polars as pl
 from core_gates.errors import GatesError
 from recsys.columns.canonical import numbers_of
 from recsys.columns.column_auc import STRONG, SUSPICIOUS, column_aucs, implied_labels
-from recsys.data.splits import PARTS, RankingTables
+from recsys.data.tables import PARTS, RankingTables
 from recsys.schema import FeatureSchema
 from recsys.transform.targets import read_targets
 

@@ -14,7 +14,7 @@ from core_gates.errors import GatesError, check_at_least, check_option
 from harness.evidence import Row
 from recsys.baselines import KINDS
 from recsys.data.datamodule import TableDataModule
-from recsys.data.splits import table_digest
+from recsys.data.tables import table_digest
 from recsys.experiments.from_settings import (
     BASELINE,
     INTERCEPTS,

@@ -32,7 +32,7 @@ from recsys.baselines import (
     WithIntercepts,
 )
 from recsys.data.datamodule import TableDataModule, data_module
-from recsys.data.splits import RankingTables, StreamSource, TableSource
+from recsys.data.tables import RankingTables, StreamSource, TableSource
 from recsys.ranker import Ranker
 from recsys.ranker_module import MultiTaskModule
 from recsys.transform import FeatureTransform

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from core_gates.errors import GatesError
 from harness.evidence import Resamples, Row, Scores, SingleUnit, compare
 from recsys.columns.canonical import canonical, keys_of, kind_of
-from recsys.data.splits import RankingTables
+from recsys.data.tables import RankingTables
 from recsys.inputs import Batch
 from recsys.metrics import auc, gains_over_single, per_user_sums, standard_slices
 from recsys.metrics.probabilities import losses

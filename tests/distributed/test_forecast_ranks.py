@@ -12,9 +12,8 @@ from torch.distributed import get_rank, is_initialized
 from weather.grid import gaussian_grid
 from weather.models.fengwu.network import fengwu_preset
 from weather.state import SHALLOW_WATER, Normalizer
-from weather.training.forecast_data import ForecastBatch, ForecastDataModule
 from weather.training.forecast_module import FengWuModule
-from weather.training.stream import generator
+from weather.training.stream import ForecastBatch, ForecastDataModule, generator
 
 STEPS, ROWS, TIMES = 8, 4, 30
 TOLERANCE = 1e-6  # states in the buffer are float32

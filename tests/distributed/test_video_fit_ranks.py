@@ -10,7 +10,7 @@ from torch.distributed import all_gather_object, is_initialized
 
 from harness.runs.loops import ExactTrainer
 from recsys.data.datamodule import TableDataModule
-from recsys.data.splits import RankingTables
+from recsys.data.tables import RankingTables
 from recsys.embedding.row_wise_adagrad import RowWiseAdagrad
 from recsys.metrics import auc, gauc
 from recsys.ranker_module import JoinedOptimizer, MultiTaskModule

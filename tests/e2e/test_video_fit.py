@@ -29,8 +29,8 @@ from recsys.model_folder import load_model
 from recsys.models.sizing import num_weights
 from recsys.ranker import input_width
 from recsys.table_scorer import TableScorer
-from video_multitask.service.batching import scored
 from video_multitask.service.ranking_scorer import loader
+from video_multitask.service.serving_model import scored
 
 CONFIGS = sorted((Path(__file__).parents[2] / "apps" / "video" / "configs").glob("*.yaml"))
 SHARED = Path(os.environ.get("GATES_SHARED", Path(__file__).parents[3] / "shared"))

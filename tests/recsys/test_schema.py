@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from core_gates.errors import GatesError
-from recsys.data.splits import split_by_time
+from recsys.data.tables import split_by_time
 from recsys.infer import infer_schema
 from recsys.schema import Crossed, Dense, FeatureSchema, History, Sparse, Task
 from recsys.transform import FeatureTransform

@@ -8,8 +8,7 @@ from torch.testing import assert_close
 
 from core_gates.errors import GatesError
 from weather.assimilation import Reports, WhereObserved, by_channel
-from weather.baselines.assimilator import Climatology
-from weather.baselines.inverse_distance import InverseDistance
+from weather.baselines.assimilator import Climatology, InverseDistance
 from weather.grid import regular_grid
 from weather.observations.gridded import GriddedObservations
 from weather.observations.operators import BackgroundFrames

@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from weather.baselines.assimilator import FreeRun
+from weather.baselines.assimilator import FreeRun, InverseDistance
 from weather.baselines.covariance import SampleCovariance
-from weather.baselines.inverse_distance import InverseDistance
 from weather.baselines.letkf import LETKF
 from weather.baselines.optimal_interpolation import OptimalInterpolation
 from weather.cycle import Cycle, diverged

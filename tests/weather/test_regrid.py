@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from weather.grid import Grid, gaussian_grid, regular_grid
-from weather.regrid import Regridder
+from weather.grid import Grid, Regridder, gaussian_grid, regular_grid
 
 GRIDS = {
     "gaussian": gaussian_grid(32, 64),

@@ -32,9 +32,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from core_gates.errors import GatesError
-from video_multitask.service.batching import Batcher
 from video_multitask.service.contract import Limits, RefusedError
-from video_multitask.service.swapping import Loader, Models
+from video_multitask.service.serving_model import Batcher, Loader, Models
 
 CONTAINERS = 64  # lists and mappings for each row that a request may have
 FEWEST = 2**17  # lists and mappings that are taken in any case; a million would stall all others
@@ -215,7 +214,8 @@ class Service:
     """A model folder, the thread that scores with it, and the counters.
 
     Args:
-        place: Folder, link or manifest, see :func:`video_multitask.service.swapping.find_model`.
+        place: Folder, link or manifest, see
+            :func:`video_multitask.service.serving_model.find_model`.
         load: Loads a folder.
         limits: Of requests and batches.
         poll_s: Seconds between two looks at the folder.

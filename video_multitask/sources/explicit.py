@@ -15,7 +15,7 @@ import polars as pl
 from core_gates.errors import GatesError, check_at_least, check_option
 from recsys.data.leaks import permute_labels
 from recsys.data.readers.files import read_table
-from recsys.data.splits import RankingTables, rolling_windows
+from recsys.data.tables import RankingTables, rolling_windows
 from recsys.schema import ENCODERS, Dense, FeatureSchema, History, Sparse, Task
 from video_multitask.history import add_history
 

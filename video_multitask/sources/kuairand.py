@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from core_gates.errors import GatesError, check_at_least, check_option
-from recsys.data.splits import RankingTables
+from recsys.data.tables import RankingTables
 from recsys.schema import ENCODERS, Encoder, FeatureSchema, Task
 from video_multitask.feed import (
     KUAIRAND,

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from core_gates.errors import check_at_least, check_option
-from recsys.data.splits import RankingTables, split_at
+from recsys.data.tables import RankingTables, split_at
 from recsys.schema import Dense, FeatureSchema, Product, Scaling, Sparse
 from video_multitask.feed import LABELS, simulated_tasks
 from video_multitask.simulator.hidden import DAY_MS, START_MS, WorldSettings

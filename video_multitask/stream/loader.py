@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from core_gates.errors import GatesError, check_at_least, check_option
 from recsys.data.datamodule import owners_of
-from recsys.data.splits import split_by_hash
+from recsys.data.tables import split_by_hash
 from recsys.inputs import Batch
 from recsys.schema import FeatureSchema
 from video_multitask.stream.shards import Group, Shards

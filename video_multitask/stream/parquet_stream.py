@@ -17,7 +17,7 @@ import polars as pl
 
 from core_gates.errors import GatesError, check_at_least
 from harness.files import Data, short_digest
-from recsys.data.splits import PARTS, Part
+from recsys.data.tables import PARTS, Part
 from recsys.inputs import Batch
 from recsys.schema import FeatureSchema
 from recsys.transform import FeatureTransform

@@ -1,11 +1,16 @@
 """Classical assimilation methods, which Adas is compared with; they compute on the CPU."""
 
-from weather.baselines.assimilator import Assimilator, Climatology, FreeRun, Persistence
+from weather.baselines.assimilator import (
+    Assimilator,
+    Climatology,
+    FreeRun,
+    InverseDistance,
+    Nudging,
+    Persistence,
+)
 from weather.baselines.covariance import Covariance, DenseCovariance, SampleCovariance
-from weather.baselines.inverse_distance import InverseDistance
 from weather.baselines.letkf import LETKF
 from weather.baselines.minimizer import ControlVariable, DenseControl
-from weather.baselines.nudging import Nudging
 from weather.baselines.optimal_interpolation import OptimalInterpolation
 from weather.baselines.spectral_covariance import SpectralCovariance
 from weather.baselines.variational import FourDVar, ThreeDVar

@@ -1,18 +1,22 @@
-"""What a cycle expects of an assimilation method, the simplest ones, and several in one cycle.
-
-Methods that start from an earlier analysis share a memory.
-"""
+"""What a cycle expects of an assimilation method, the simplest ones, and several in one cycle."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from weather.baselines.covariance import (
+    DistanceWeights,
+    GaspariCohnTaper,
+    ZonalFunction,
+    has_equal_steps,
+)
+from weather.grid import Grid
 from weather.observations.gridded import GriddedObservations
 
 
@@ -219,3 +223,197 @@ class AnalysisHistory:
         """Keep an analysis, with the ages of its background."""
         self._past.append(Past(analysis.detach().clone(), observations))
         self._ages = ages
+
+
+_NEAREST_KM = 1e-3  # shorter distances count as this one: an observed point keeps its value
+_MATRIX_BYTES = 128 * 2**20  # of weights in float64; larger ones are applied piece by piece
+
+
+class InverseDistance:
+    """Spread observations over the grid with weights ``distance ** -power`` (Shepard 1968).
+
+    Every channel is analysed from its own observations, whatever their errors. Of innovations, the
+    weighted mean of ``y - x_b`` is added to the background, which itself counts as an innovation of
+    zero at the distance ``background_km``. Of observations, the weighted mean of the observations
+    is the analysis, and the background serves only a channel that was not observed at all.
+
+    Args:
+        grid: Grid of the fields.
+        of: ``"innovations"`` or ``"observations"``.
+        power: Exponent of the distance.
+        background_km: Distance at which the background counts as much as one observation; infinite
+            to carry innovations around the whole globe.
+        members: Ensemble size M; all members are analysed alike.
+
+    Raises:
+        ValueError: An argument is out of range, or ``background_km`` is given for observations.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        *,
+        of: Literal["innovations", "observations"] = "innovations",
+        power: float = 2.0,
+        background_km: float = math.inf,
+        members: int = 1,
+    ) -> None:
+        if of not in ("innovations", "observations"):
+            raise ValueError(f"of={of!r} is unknown, expected 'innovations' or 'observations'")
+        if not (power > 0 and background_km > 0):
+            raise ValueError(
+                f"power and background_km must be positive, got {power} and {background_km}"
+            )
+        if of == "observations" and not math.isinf(background_km):
+            raise ValueError("background_km has no meaning for of='observations': leave it out")
+        self.of, self.members = of, members
+        self._background_weight = background_km**-power
+        self._grid, self._power = grid, power
+        self._weights = DistanceWeights(grid, self._weight)
+        self._zonal: ZonalFunction | None = None
+
+    def _weight(self, km: Tensor) -> Tensor:
+        return km.clamp(min=_NEAREST_KM) ** -self._power
+
+    def analyse(self, background: Tensor, observations: GriddedObservations) -> Tensor:
+        """Return the analysis; see `weather.baselines.assimilator.Assimilator`.
+
+        Raises:
+            ValueError: Shapes differ.
+        """
+        check_shapes(background, observations, math.prod(background.shape[2:]), self.members)
+        analysis = background.clone()
+        for timeline, states in enumerate(background.flatten(3)):
+            present = observations.mask[timeline].flatten(1)
+            result = self._timeline(
+                states, observations.values[timeline].flatten(1).to(states), present
+            )
+            analysis[timeline] = result.view_as(analysis[timeline])
+        return analysis
+
+    def _timeline(self, states: Tensor, values: Tensor, present: Tensor) -> Tensor:
+        """Analyse (M, C, P) with observations and mask (C, P)."""
+        seen = present.any(0).nonzero().flatten()
+        present = present[:, seen]
+        if self.of == "observations":
+            total, spread = self._sums(seen, present.to(states), values[:, seen] * present)
+            return torch.where(present.any(1)[:, None], spread / total, states)
+        innovation = torch.where(present, values[:, seen] - states[:, :, seen], 0.0)
+        total, increment = self._sums(seen, present.to(states), innovation)
+        increment = increment / (total + self._background_weight)
+        return states + torch.where(present.any(1)[:, None], increment, 0.0)
+
+    def _sums(self, seen: Tensor, *values: Tensor) -> list[Tensor]:
+        """Return the sums (..., P) of values (..., R) at the points ``seen``, by distance."""
+        large = 8 * len(seen) * math.prod(self._grid.shape) > _MATRIX_BYTES
+        if large and has_equal_steps(self._grid):
+            if self._zonal is None:
+                self._zonal = ZonalFunction(self._grid, self._weight)
+            return self._zonal.weighted(seen, *values)
+        weights = self._weights.at(seen, values[0].dtype)
+        return [value @ weights for value in values]
+
+
+class Nudging:
+    """Pull the model towards the observations while it runs (Hoke and Anthes 1976).
+
+    The cycle before an analysis is integrated again, from the last analysis, in ``steps`` parts.
+    After part k of n the state relaxes for its hours, ``x += (1 - exp(-r hours / relaxation_hours))
+    W (y - H x)`` with r = k / n: observations count more the closer in time they are. W spreads the
+    departures of a channel by ``sum w**2 p d / sum w p`` with the taper w of Gaspari and Cohn and
+    the precision p (Stauffer and Seaman 1990). A timeline whose background is not the forecast of
+    the last analysis, such as the first one, is relaxed once, by the last step.
+
+    The method remembers its last analyses: use one object per cycle. A timeline that observes
+    nothing keeps its background.
+
+    Args:
+        grid: Grid of the fields.
+        forecast: The model of the cycle.
+        relaxation_hours: Time scale of the relaxation.
+        radius_km: Half width c of the taper, which vanishes from 2c on.
+        hours: Length of a cycle.
+        steps: Parts n of a cycle; the model must be able to forecast ``hours / steps``.
+        members: Ensemble size M; each member is nudged towards the same observations.
+
+    Attributes:
+        history: The last analyses; a cycle that continues after a stop fills it again.
+
+    Raises:
+        ValueError: A setting is not positive.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        forecast: Model,
+        *,
+        relaxation_hours: float = 6.0,
+        radius_km: float = 1500.0,
+        hours: float = 6.0,
+        steps: int = 2,
+        members: int = 1,
+    ) -> None:
+        for name, value in (
+            ("relaxation_hours", relaxation_hours),
+            ("radius_km", radius_km),
+            ("hours", hours),
+            ("steps", steps),
+        ):
+            if not value > 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+        self.forecast, self.relaxation_hours = forecast, relaxation_hours
+        self.hours, self.steps, self.members = hours, steps, members
+        self._taper = DistanceWeights(grid, GaspariCohnTaper(radius_km))
+        self.history = AnalysisHistory(forecast, hours, 1)
+
+    def analyse(self, background: Tensor, observations: GriddedObservations) -> Tensor:
+        """Return the analysis; see `weather.baselines.assimilator.Assimilator`.
+
+        A state that is no longer finite, or would become so, is returned as it is.
+
+        Raises:
+            ValueError: Shapes differ.
+        """
+        check_shapes(background, observations, math.prod(background.shape[2:]), self.members)
+        ages = self.history.ages(background)
+        seen = observations.mask.flatten(1).any(1)
+        analysis = background.clone()
+        for continued in (True, False):
+            rows = seen & ((ages > 0) == continued)
+            if bool(rows.any()):
+                start = self.history.back(1).analysis if continued else background
+                fields = GriddedObservations(*(part[rows] for part in observations))
+                analysis[rows] = self._nudged(start[rows], fields, continued=continued)
+        found = analysis.flatten(2).isfinite().all(2)[:, :, None, None, None]
+        analysis = torch.where(found, analysis, background)
+        self.history.remember(analysis, observations, ages)
+        return analysis
+
+    def _nudged(
+        self, states: Tensor, observations: GriddedObservations, *, continued: bool
+    ) -> Tensor:
+        """Relax states (B, M, C, H, W) over the last cycle, or only once at its end."""
+        part = self.hours / self.steps
+        for number in range(1 if continued else self.steps, self.steps + 1):
+            if continued:
+                with torch.no_grad():
+                    states = self.forecast(states.flatten(0, 1), part).view_as(states)
+            rate = number / self.steps * part / self.relaxation_hours
+            states = states - math.expm1(-rate) * self._spread(states, observations)
+        return states
+
+    def _spread(self, states: Tensor, observations: GriddedObservations) -> Tensor:
+        """Return the departures spread over the grid, (B, M, C, H, W)."""
+        increments = torch.zeros_like(states)
+        for line, state in enumerate(states.flatten(3)):
+            errors = observations.errors[line].flatten(1).to(states)
+            present = errors.isfinite().any(0).nonzero().flatten()
+            precision = errors[:, present].square().reciprocal()  # (C, U), 0 where absent
+            taper = self._taper.at(present, states.dtype)
+            values = observations.values[line].flatten(1)[:, present].to(states)
+            total = precision @ taper  # (C, P)
+            spread = (precision * (values - state[:, :, present])) @ taper.square()
+            spread = torch.where(total > 0, spread / total, 0.0)
+            increments[line] = spread.view_as(increments[line])
+        return increments

@@ -33,8 +33,7 @@ from weather.experiments.reanalysis.store_data import ReanalysisData
 from weather.models.adas.analysis import AdasAnalysis, load_weights
 from weather.models.adas.presets import FORMS
 from weather.observations.report_table import ObservationTable
-from weather.operations.forecasts import choose_starts
-from weather.operations.named_forecasts import NamedForecast, find_forecast
+from weather.operations.forecasts import NamedForecast, choose_starts, find_forecast
 from weather.operations.report_tables import LeftOut, read_reports
 from weather.progress import Progress, Say, silent, unsaid
 from weather.training.adas_module import AdasModule
@@ -51,7 +50,7 @@ class AnalysisOptions:
         background: WeatherBench-2 store with the channels and the grid of the experiment; None for
             the backgrounds of the experiment.
         forecast: Name of the forecast model of a cycle, ``model`` for the first one of the
-            configuration, else see `weather.operations.named_forecasts.named_forecast`.
+            configuration, else see `weather.operations.forecasts.named_forecast`.
         method: Name of a method of the experiment or of a form of the network.
         task: Task whose settings and background error are used; the first one if None.
         weights: File of the network; None for what is kept.

@@ -25,7 +25,7 @@ from weather.metrics import DepartureSums
 from weather.observations.gridded import GriddedObservations
 from weather.observations.ingest import ReportArchive
 from weather.operations.analyses import Assimilation
-from weather.operations.named_forecasts import CONFIGURED
+from weather.operations.forecasts import CONFIGURED
 from weather.operations.report_tables import LeftOut
 from weather.progress import Progress, silent
 from weather.state import Normalizer

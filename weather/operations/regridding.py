@@ -21,9 +21,8 @@ from weather.data.axes import DIMENSIONS, horizontal_axes, read_values, rename_a
 from weather.data.store import naming, open_store
 from weather.data.tensors import dataset_grid
 from weather.data.writing import ATTRIBUTES, HORIZONTAL, WHOLE, StreamedStore
-from weather.grid import Grid
+from weather.grid import EXAMPLES, Grid, Method, Regridder, named_grid
 from weather.progress import Progress, silent
-from weather.regrid import EXAMPLES, Method, Regridder, named_grid
 
 BLOCK_BYTES = 64 * 2**20  # read at a time, as float32
 SAVED_EVERY = 2.0  # seconds of work that a kill may cost
@@ -112,7 +111,7 @@ def regrid_store(
         source: Path or URL of a store as `weather.data.store.open_store` takes it.
         target: Grid of the result.
         path: Store that is written, Zarr format 2, consolidated.
-        method: See `weather.regrid.Regridder`.
+        method: See `weather.grid.Regridder`.
         missing: ``propagate`` makes NaN of every point to which a value contributes that is not
             finite; ``refuse`` stops there.
         attributes: Further attributes of the result.

@@ -14,14 +14,19 @@ from core_gates.errors import GatesError, check_at_least, check_fraction, check_
 from weather.models.fengwu.network import FengWu
 from weather.models.fengwu.trained_forecast import FengWuForecast
 from weather.state import Normalizer
-from weather.training.forecast_data import ForecastBatch, ForecastDataModule, TrajectorySource
 from weather.training.optimization import (
     adamw_one_cycle,
     gaussian_loss,
     normalized_rmse,
     schedule_steps,
 )
-from weather.training.stream import generator, require_same_shape
+from weather.training.stream import (
+    ForecastBatch,
+    ForecastDataModule,
+    TrajectorySource,
+    generator,
+    require_same_shape,
+)
 
 DRAW, PLACE = 1, 2  # keys of random numbers
 

@@ -12,9 +12,11 @@ from torch import Tensor
 from apps.diffusion.embedded_world import World
 from apps.diffusion.works.made_images import BATCH, STYLE_NAMES, judge_of, judged, make_images
 from apps.diffusion.works.zoo import images_of
+from core_gates.errors import GatesError
 from diffusion.data.concepts import base_rows, caption_of, rows_of, style
 from diffusion.data.drawings import STYLES
 from diffusion.evaluation.fusion_scores import ranks_of
+from diffusion.evaluation.parity import ADVICE, COMPARISONS, TOLERANCE
 from harness.evidence import Bar, Resamples, Row, compare, moments
 from harness.experiment import Arrays, Piece, Run
 from harness.files import Data
@@ -188,3 +190,28 @@ def styled(world: World) -> tuple[list[Row], Bar]:
     rows.append(Row("real drawings", "images of styles", "style named", float(right.float().mean()),
                     n=len(right)))  # fmt: skip
     return rows, Bar("style that the judge names", float(every.mean()), ">=", 0.8)
+
+
+def parity_study(asked: Asked, _: World) -> None:
+    """Score the worst relative error of each comparison, and note where it is too large.
+
+    Raises:
+        GatesError: No folder of golden vectors is given, or a file of it is missing or damaged.
+    """
+    if asked.vectors is None:
+        raise GatesError(f"parity compares with golden vectors: {ADVICE}, as --vectors")
+    run, rows, notes = asked.run, [], []
+    for name in (name for name in COMPARISONS if not run.only or name in run.only):
+        errors = dict(COMPARISONS[name](asked.vectors))
+        at = max(errors, key=errors.__getitem__)
+        rows.append(Row(name, "golden vectors", "worst", errors[at], n=len(errors)))
+        notes += [f"{name}: worst at {at}"] * (errors[at] > TOLERANCE)
+    run.finish(
+        rows,
+        [Bar(row.method, row.value, "<=", TOLERANCE) for row in rows],
+        seeds=[0],
+        data=[Data.of("golden vectors", "all", asked.vectors)],
+        headline=f"{len(rows) - len(notes)} of {len(rows)} figures of "
+        f"{sum(row.n for row in rows):,} comparisons agree.",
+        notes=notes,
+    )

@@ -19,10 +19,10 @@ from apps.video.comparison import Study, trainer_options
 from core_gates.errors import GatesError, check_at_least
 from harness.evidence import Bar, Row, compare
 from harness.experiment import Job, Piece, Run
-from harness.runs.checkpoint import load_weights
+from harness.runs.callbacks import load_weights
 from recsys.daily import DailyState, continue_from, restore
 from recsys.data.datamodule import TableDataModule
-from recsys.data.splits import RankingTables
+from recsys.data.tables import RankingTables
 from recsys.experiments import (
     AUC,
     SUMMED,

@@ -23,7 +23,7 @@ from core_gates.errors import GatesError, check_at_least
 from harness.evidence import Bar, Row
 from harness.experiment import Figures, Job, Piece, Run
 from harness.files import remove, write_json, write_text
-from harness.runs.checkpoint import load_weights
+from harness.runs.callbacks import load_weights
 from harness.runs.folder import RunFolder
 from harness.system import MemoryMeter, dependent, resident
 from recsys.experiments import Contest, data_of, nested, source_of

@@ -8,7 +8,7 @@ import polars as pl
 
 from core_gates.errors import GatesError, check_at_least
 from recsys.data.readers.files import read_table
-from recsys.data.splits import RankingTables, split_by_hash
+from recsys.data.tables import RankingTables, split_by_hash
 from recsys.schema import Dense, FeatureSchema, Sparse, Task
 
 NUMBERS = (

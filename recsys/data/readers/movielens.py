@@ -9,7 +9,7 @@ import polars as pl
 from core_gates.errors import GatesError, check_at_least
 from recsys.columns.canonical import RowError
 from recsys.data.readers.files import read_table
-from recsys.data.splits import RankingTables, split_by_hash
+from recsys.data.tables import RankingTables, split_by_hash
 from recsys.schema import FeatureSchema, Sparse, Task
 
 COLUMNS = ("user_id", "movie_id", "rating", "has_watched")

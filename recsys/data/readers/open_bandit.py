@@ -10,7 +10,7 @@ import polars as pl
 from core_gates.errors import GatesError, check_at_least, check_option
 from recsys.columns.canonical import RowError
 from recsys.data.readers.files import read_table
-from recsys.data.splits import RankingTables, split_by_time
+from recsys.data.tables import RankingTables, split_by_time
 from recsys.schema import FeatureSchema, Sparse, Task
 
 Policy = Literal["random", "bts", "all"]

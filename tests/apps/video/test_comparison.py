@@ -16,7 +16,7 @@ from harness.experiment.scores import read_scores
 from harness.experiment.store import SettingsDiffer
 from harness.report.sections import found_choices
 from recsys.baselines import Trees, WithIntercepts
-from recsys.data.splits import table_digest
+from recsys.data.tables import table_digest
 from recsys.experiments.claims import Claims
 from recsys.experiments.contest import Contest, Fold, folds_of
 from recsys.experiments.from_settings import module_of, ranker_of

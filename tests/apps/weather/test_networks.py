@@ -19,7 +19,7 @@ from apps.weather.networks import (
     optimizers_of,
     pinned_network,
 )
-from apps.weather.tuning import Budget, Tuning
+from apps.weather.scoring import Budget, Tuning
 from core_gates.errors import GatesError
 from harness.experiment import Choice, Job, SettingsDiffer
 from harness.experiment.run import CHOICES
@@ -44,7 +44,7 @@ def test_a_packaged_configuration_finds_all_its_shipped_results(
     if config.startswith("osse"):  # nature takes minutes, and decides no name
         world = found.source.world
         world._nature = torch.randn(12, world.num_members, 3, 32, 64)
-    monkeypatch.setattr("apps.weather.tuning.Tuning.trial", never)
+    monkeypatch.setattr("apps.weather.scoring.Tuning.trial", never)
     training = Training(found.model, found.data)
     tuning = Tuning(found.source, training, budget.densities, budget)
     classical = tuning.classical(found.run)

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from apps.weather.commands import WeatherTrainer
 from apps.weather.networks import load_trained
-from apps.weather.tuning import Budget, check_densities, check_only, check_seeds, check_tuning
+from apps.weather.scoring import Budget, check_densities, check_only, check_seeds, check_tuning
 from core_gates.errors import GatesError
 from harness.files.atomic import require_free
 from weather.assimilation import ObservedBy

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from apps.weather.networks import NEUTRAL, without_training, world_alone
-from apps.weather.tuning import Budget, Tuning, chosen_methods, settings_of
+from apps.weather.scoring import Budget, Tuning, chosen_methods, settings_of
 from harness.experiment import Run, SettingsDiffer
 from weather.baselines.optimal_interpolation import OptimalInterpolation
 from weather.experiments.experiment import Method, Trial, choice_name, stored

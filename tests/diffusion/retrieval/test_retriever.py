@@ -21,7 +21,7 @@ from diffusion.retrieval import (
 )
 from diffusion.retrieval.retriever import ContrastiveLoss, LoraRetriever, PublishedLoss, positives
 from diffusion.retrieval.retriever_data import Augmentation, RetrieverData, Rounds
-from harness.runs.checkpoint import RunCheckpoint
+from harness.runs.callbacks import RunCheckpoint
 from harness.runs.loops import ExactTrainer
 from harness.runs.terminal import UNWANTED
 

@@ -9,8 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from endoscopy.explain.saliency import gate_figure
 from endoscopy.explain.strips import Track, drawn_frames, strip_figure
-from endoscopy.models.gate_kinds import gates_of
 from endoscopy.models.sizer import tiny_vit
+from endoscopy.models.trunks import gates_of
 
 
 def texts(figure):

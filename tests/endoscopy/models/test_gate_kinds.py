@@ -5,7 +5,7 @@ from torch.testing import assert_close
 from core_gates.features.selection import FeatureSelectionGate
 from core_gates.surgery import gate_hosts
 from endoscopy.models import gate_parameters, gates_of, tiny_resnet, tiny_vit, weight_parameters
-from endoscopy.models.gate_kinds import LayerScale, Recalibration
+from endoscopy.models.trunks import LayerScale, Recalibration
 
 
 def test_gates_and_weights_split_the_parameters():

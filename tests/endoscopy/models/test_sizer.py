@@ -27,7 +27,7 @@ from endoscopy.models import (
     tiny_vit,
     weight_parameters,
 )
-from endoscopy.models.gate_kinds import gate_trunk
+from endoscopy.models.trunks import gate_trunk
 
 PUBLISHED = {
     fsg_vit_tiny_patch16_384: (5_597_569, 24 * 192),

@@ -19,7 +19,7 @@ from endoscopy.training.losses import SizeWeightedLoss
 from endoscopy.training.sizing_module import SizingModule, split
 from endoscopy.training.targets import Classes, LogSize, Ordinal, ScaledMillimeters
 from harness.command import GatesRunTrainer
-from harness.runs.checkpoint import RunCheckpoint
+from harness.runs.callbacks import RunCheckpoint
 from harness.runs.loops import ResumableCSVLogger
 
 pytestmark = [

@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from apps.main import App, main
-from harness.command.helptext import is_plain_sequence, kind, plain
+from harness.command.parser import is_plain_sequence, kind, plain
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from apps.main import App, main
 from harness.experiment import Arrays
 from harness.experiment.piece import read_record
 from harness.files import sha256
-from harness.runs.checkpoint import seen
+from harness.runs.callbacks import seen
 
 OPTIONS = ["--trainer.enable_model_summary", "false", "--trainer.accelerator", "cpu"]
 OPTIONS += ["--trainer.enable_progress_bar", "false", "--trainer.logger", "false"]

@@ -6,7 +6,8 @@ from torch import nn
 
 from core_gates import GateMonitor, TopKGate
 from core_gates.errors import GatesError
-from harness.report.gates import (
+from harness.report.page import Page
+from harness.report.sections import (
     FILE,
     coactivation_figure,
     gate_section,
@@ -14,7 +15,6 @@ from harness.report.gates import (
     load_figure,
     save_gates,
 )
-from harness.report.page import Page
 
 
 class Valve(nn.Module):

@@ -4,7 +4,7 @@ import pytest
 from lightning.pytorch.callbacks import RichProgressBar
 
 from harness.command import GatesRunTrainer
-from harness.runs.progress import PlainProgress, progress_bar
+from harness.runs.callbacks import PlainProgress, progress_bar
 from harness.runs.terminal import quiet_lightning
 
 

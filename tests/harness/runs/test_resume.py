@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from core_gates.errors import GatesError
 from harness.command import GatesRunTrainer
-from harness.runs.checkpoint import RunCheckpoint, load_weights
+from harness.runs.callbacks import RunCheckpoint, load_weights
 from harness.runs.loops import ResumableCSVLogger
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recsys.data.splits import RankingTables
+from recsys.data.tables import RankingTables
 from recsys.schema import Dense, FeatureSchema, Sparse, Task
 
 

@@ -10,7 +10,7 @@ from lightning.pytorch import seed_everything
 from torch import nn
 
 from core_gates.errors import GatesError
-from harness.runs.checkpoint import RunCheckpoint
+from harness.runs.callbacks import RunCheckpoint
 from harness.runs.loops import ExactTrainer
 from harness.runs.terminal import quiet_lightning
 from recsys.data.datamodule import TableDataModule

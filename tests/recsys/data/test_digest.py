@@ -3,7 +3,7 @@ import datetime
 import polars as pl
 import pytest
 
-from recsys.data.splits import table_digest
+from recsys.data.tables import table_digest
 
 TABLE = pl.DataFrame(
     {

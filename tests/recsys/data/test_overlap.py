@@ -6,7 +6,7 @@ import pytest
 from core_gates.errors import GatesError
 from recsys.data.datamodule import TableDataModule
 from recsys.data.readers.own_table import OwnTable
-from recsys.data.splits import RankingTables, refuse_seen_rows
+from recsys.data.tables import RankingTables, refuse_seen_rows
 from recsys.schema import FeatureSchema, History, Sparse, Task
 
 pytestmark = pytest.mark.fault("video H4")

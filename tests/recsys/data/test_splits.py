@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core_gates.errors import GatesError
-from recsys.data.splits import rolling_windows, split_at, split_by_hash, split_by_time
+from recsys.data.tables import rolling_windows, split_at, split_by_hash, split_by_time
 
 TIMES = st.lists(st.integers(-50, 50), min_size=1, max_size=60)
 

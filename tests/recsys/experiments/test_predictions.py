@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from core_gates.errors import GatesError
 from recsys.baselines import BaseRates, Biases, OneColumn, Trees
 from recsys.data.datamodule import TableDataModule
-from recsys.data.splits import RankingTables
+from recsys.data.tables import RankingTables
 from recsys.experiments import predictions
 from recsys.experiments.from_settings import baseline
 from recsys.experiments.predictions import (

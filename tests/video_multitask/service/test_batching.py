@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from video_multitask.service.batching import Batcher, scored
 from video_multitask.service.contract import Limits, RefusedError
+from video_multitask.service.serving_model import Batcher, scored
 
 
 @pytest.fixture

@@ -12,9 +12,8 @@ from recsys.model_folder import load_model, save_model
 from recsys.ranker import Ranker
 from recsys.table_scorer import read_model
 from recsys.transform import FeatureTransform
-from video_multitask.service.batching import scored
 from video_multitask.service.ranking_scorer import RankingScorer, RequestReader, loader, made_up
-from video_multitask.service.swapping import Models
+from video_multitask.service.serving_model import Models, scored
 
 
 @pytest.fixture(scope="module")

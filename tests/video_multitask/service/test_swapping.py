@@ -6,7 +6,7 @@ import time
 import pytest
 
 from core_gates.errors import GatesError
-from video_multitask.service.swapping import Models, find_model
+from video_multitask.service.serving_model import Models, find_model
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import seed_everything
 
 from core_gates.errors import GatesError
-from harness.runs.checkpoint import RunCheckpoint
+from harness.runs.callbacks import RunCheckpoint
 from harness.runs.loops import ExactTrainer
 from harness.runs.terminal import quiet_lightning
 from video_multitask.feed import add_context, add_sides

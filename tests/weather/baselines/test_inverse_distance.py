@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from weather.baselines.inverse_distance import InverseDistance
+from weather.baselines.assimilator import InverseDistance
 from weather.grid import great_circle_km, regular_grid
 from weather.observations.gridded import GriddedObservations
 from weather.observations.simulated import observe
@@ -88,7 +88,7 @@ def test_weights_that_are_applied_piece_by_piece_are_the_same(of, monkeypatch):
     background = torch.randn(1, 1, 2, 8, 12, generator=draw)
     options = {} if of == "observations" else {"background_km": 800.0}
     whole = InverseDistance(grid, of=of, **options).analyse(background, observations)
-    monkeypatch.setattr("weather.baselines.inverse_distance._MATRIX_BYTES", 0)
+    monkeypatch.setattr("weather.baselines.assimilator._MATRIX_BYTES", 0)
     method = InverseDistance(grid, of=of, **options)
     torch.testing.assert_close(method.analyse(background, observations), whole)
     assert method._zonal is not None

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from weather.baselines.assimilator import Nudging
 from weather.baselines.covariance import gaspari_cohn
-from weather.baselines.nudging import Nudging
 from weather.cycle import Cycle
 from weather.grid import great_circle_km
 from weather.observations.gridded import GriddedObservations

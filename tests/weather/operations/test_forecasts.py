@@ -13,12 +13,7 @@ from weather.data.store import open_wb2
 from weather.data.tensors import to_dataset, to_tensor
 from weather.data.writing import write_wb2
 from weather.grid import regular_grid
-from weather.operations.forecasts import (
-    Leads,
-    choose_starts,
-    store_channels,
-    write_forecasts,
-)
+from weather.operations.forecasts import Leads, choose_starts, store_channels, write_forecasts
 from weather.state import ChannelSpec
 
 GRID = regular_grid(6, 8, poles=False)

@@ -11,9 +11,7 @@ import xarray as xr
 
 from core_gates.errors import GatesError
 from weather.assimilation import Reports
-from weather.baselines.assimilator import FreeRun
-from weather.baselines.inverse_distance import InverseDistance
-from weather.baselines.nudging import Nudging
+from weather.baselines.assimilator import FreeRun, InverseDistance, Nudging
 from weather.grid import regular_grid
 from weather.observations.report_table import ObservationTable
 from weather.operations import long_cycle

@@ -7,7 +7,7 @@ from core_gates.errors import GatesError
 from weather.cycle import FramesForecast, advance
 from weather.models.fengwu.network import fengwu_preset
 from weather.models.fengwu.trained_forecast import FengWuForecast, save_forecast
-from weather.operations.named_forecasts import find_forecast
+from weather.operations.forecasts import find_forecast
 from weather.state import SHALLOW_WATER, Normalizer
 
 SHAPE = (2, 3, 16, 32)

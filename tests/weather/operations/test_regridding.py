@@ -12,10 +12,9 @@ import zarr
 from core_gates.errors import GatesError
 from weather.data.store import open_wb2
 from weather.data.tensors import dataset_grid
-from weather.grid import regular_grid
+from weather.grid import Regridder, named_grid, regular_grid
 from weather.operations import regridding
 from weather.operations.regridding import read_grid, regrid_store
-from weather.regrid import Regridder, named_grid
 
 FINE, COARSE = regular_grid(19, 36, poles=True), regular_grid(8, 12, poles=False)
 TIMES = np.datetime64("2020-02-28T18", "ns") + np.arange(3) * np.timedelta64(6, "h")

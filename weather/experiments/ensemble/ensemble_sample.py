@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from harness.files import short_digest
-from weather.baselines.assimilator import FreeRun
+from weather.baselines.assimilator import FreeRun, InverseDistance
 from weather.baselines.covariance import HomogeneousCovariance
-from weather.baselines.inverse_distance import InverseDistance
 from weather.baselines.letkf import LETKF
 from weather.baselines.optimal_interpolation import OptimalInterpolation
 from weather.data.shipped import load_era5_sample

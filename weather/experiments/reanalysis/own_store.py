@@ -14,9 +14,8 @@ from torch import Tensor
 
 from harness.evidence import Bar, Resamples, Row, Scores, compare, moments, root, root_ratio
 from harness.files import Data, short_digest
-from weather.baselines.assimilator import Assimilator, FreeRun
+from weather.baselines.assimilator import Assimilator, FreeRun, InverseDistance
 from weather.baselines.covariance import HomogeneousCovariance, has_equal_steps
-from weather.baselines.inverse_distance import InverseDistance
 from weather.baselines.optimal_interpolation import IterativeInterpolation
 from weather.cycle import CycleStep
 from weather.data.climatology import read_climatology

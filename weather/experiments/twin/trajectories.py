@@ -11,8 +11,7 @@ from torch import Tensor
 from core_gates.errors import GatesError
 from weather.experiments.twin.world import Period, TwinWorld
 from weather.progress import Progress, silent
-from weather.training.forecast_data import ForecastBatch
-from weather.training.stream import generator
+from weather.training.stream import ForecastBatch, generator
 
 SAMPLE, VALIDATION = 11, 12  # keys of random numbers
 

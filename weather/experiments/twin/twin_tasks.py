@@ -13,9 +13,14 @@ import torch
 from torch import Tensor
 
 from core_gates.errors import GatesError
-from weather.baselines.assimilator import Assimilator, Climatology, FreeRun, Persistence
+from weather.baselines.assimilator import (
+    Assimilator,
+    Climatology,
+    FreeRun,
+    InverseDistance,
+    Persistence,
+)
 from weather.baselines.covariance import DenseCovariance, SampleCovariance
-from weather.baselines.inverse_distance import InverseDistance
 from weather.baselines.letkf import LETKF
 from weather.baselines.optimal_interpolation import OptimalInterpolation
 from weather.cycle import Cycle, Forecast, diverged

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from core_gates import GatedConv, GatedCrossAttention
 from core_gates.attention.head_gate import INIT_STD
+from core_gates.attention.window import WindowBlocks
 from core_gates.conv import SameConv, Streams
-from weather.models.window_blocks import WindowBlocks
 
 
 def check_channels(num_surface: int, num_upper: int, num_levels: int) -> None:

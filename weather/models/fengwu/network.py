@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from core_gates.attention.head_gate import INIT_STD
+from core_gates.attention.window import WindowBlocks
 from core_gates.errors import check_option
 from core_gates.ops.gate_multiply.op import gate_multiply
 from weather.models.adas.network import Downsample, GridPatches, Upsample, check_channels
-from weather.models.window_blocks import WindowBlocks
 
 
 class Scales(NamedTuple):

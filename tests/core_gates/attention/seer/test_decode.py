@@ -2,8 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from core_gates.attention.seer.decode import DecodeAttnGate
-from core_gates.attention.seer.selector import BlockSelector
+from core_gates.attention.seer.decode import BlockSelector, DecodeAttnGate
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 

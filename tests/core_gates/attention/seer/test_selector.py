@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from core_gates.attention.seer.selector import BlockSelector, block_density
+from core_gates.attention.seer.decode import BlockSelector, block_density
 from core_gates.errors import GatesError
 
 LOWEST = torch.finfo(torch.float32).min

@@ -5,9 +5,9 @@ import torch
 from torch.testing import assert_close
 
 from weather.baselines.assimilator import FreeRun
-from weather.experiments.ensemble.ensemble_sample import ensemble_methods
+from weather.experiments.ensemble.ensemble_sample import TASKS, ensemble_methods
 from weather.experiments.ensemble.era5_ensemble import analyze_case, case_errors, worst_case
-from weather.experiments.ensemble.source import TASKS, Era5EnsembleSource, _augment
+from weather.experiments.ensemble.source import Era5EnsembleSource, _augment
 from weather.experiments.experiment import stored
 
 PERSISTENCE, ENSEMBLE = TASKS

@@ -3,7 +3,7 @@ import torch
 
 from core_gates.errors import GatesError
 from weather.baselines.assimilator import FreeRun
-from weather.experiments.twin.recording import load_recording, record, save_recording
+from weather.experiments.twin.source import load_recording, record, save_recording
 
 ORIGIN = '{"world_seed": 1}'
 

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from core_gates.errors import GatesError
-from weather.experiments.twin.recording import Recording, save_recording
+from weather.experiments.twin.source import Recording, save_recording
 from weather.experiments.twin.world import LEAD
 
 

@@ -7,9 +7,9 @@ from torch.testing import assert_close
 from core_gates.errors import GatesError
 from weather.experiments.twin.trajectories import NatureTrajectories
 from weather.models.fengwu.network import fengwu_preset
-from weather.training.forecast_data import ForecastDataModule
 from weather.training.forecast_module import FengWuModule
 from weather.training.optimization import gaussian_loss
+from weather.training.stream import ForecastDataModule
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
