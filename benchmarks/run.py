@@ -22,12 +22,24 @@ from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from benchmarks.base import BaseTree, load_head
-from benchmarks.comparison import Call, Comparison, Figure, Peaks
+from benchmarks.comparison import (
+    ROUNDS,
+    SAMPLE_SECONDS,
+    BaseTree,
+    Call,
+    Comparison,
+    Figure,
+    Peaks,
+    Timing,
+    interleave,
+    limit_calls,
+    load_head,
+    mixed,
+    ratio,
+)
 from benchmarks.suites import SUITES, Suite, find_op, load_suite
-from benchmarks.timing import ROUNDS, SAMPLE_SECONDS, Timing, interleave, limit_calls, mixed, ratio
 from core_gates.errors import GatesError
-from harness.experiment.printing import number
+from harness.experiment.scores import number
 from harness.files.atomic import write_json, write_text
 from harness.runs.cost import peak_bytes
 from harness.runs.environment import device_name, processor_name

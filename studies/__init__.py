@@ -1,10 +1,6 @@
 """Studies that can prove or refute what gates are said to do."""
 
-from studies.generalization import (
-    Budget,
-    generalization_study,
-    generalization_table,
-)
+from studies.generalization import Budget, generalization_study, generalization_table
 from studies.planted_features import (
     PlantedTask,
     planted_data,

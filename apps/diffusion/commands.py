@@ -6,9 +6,9 @@ from harness.command.verbs import FunctionVerb, run_verb
 
 DEFAULT_CONFIG = "embedded"  # of verbs that need no configuration
 FUNCTIONS = {
-    "train-base": FunctionVerb("apps.diffusion.training.train_base:train"),
+    "train-base": FunctionVerb("apps.diffusion.training.train_lora:train_embedded"),
     "train-lora": FunctionVerb(
-        "apps.diffusion.training.train_lora:train", "images", flat=("card", "training")
+        "apps.diffusion.training.train_lora:train_adapter", "images", flat=("card", "training")
     ),
     "train-retriever": FunctionVerb(
         "apps.diffusion.training.train_retriever:train", flat=("training", "machine")

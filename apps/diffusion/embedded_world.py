@@ -149,7 +149,7 @@ class World:
             seeds: Of the encoders.
             settings: Of all methods, among them the ``concepts``.
         """
-        from apps.diffusion.works.trained_encoders import EncoderForm, train_encoder
+        from apps.diffusion.works.zoo import EncoderForm, train_encoder
 
         store = self.run.store("encoders", EncoderForm())
         zoo = self.zoo(0)

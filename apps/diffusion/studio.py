@@ -14,9 +14,8 @@ import torch
 from apps.diffusion.embedded_world import World
 from apps.diffusion.search import read_encoder
 from apps.diffusion.studies.retrieval_study import ENCODER, UNSEEN
-from apps.diffusion.works.trained_encoders import FOLDER, EncoderForm, shape_of
 from apps.diffusion.works.trained_gates import FILE, GatesForm, refuse_gates_of_another
-from apps.diffusion.works.zoo import file_in, weights_digest
+from apps.diffusion.works.zoo import FOLDER, EncoderForm, file_in, shape_of, weights_digest
 from core_gates.errors import GatesError, check_option
 from diffusion.data.concepts import concepts
 from diffusion.fusion.gate_file import load_gates

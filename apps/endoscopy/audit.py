@@ -27,8 +27,7 @@ from studies import (
     planted_features_study,
     planted_features_table,
 )
-from studies.generalization import VARIANTS
-from studies.image_sets import LabeledImages, digits, fashion_mnist
+from studies.generalization import VARIANTS, LabeledImages, digits, fashion_mnist
 
 Study = Literal[
     "audits", "shortcut", "masks", "boxes", "oracle_scale", "ladder", "planted", "generalization"

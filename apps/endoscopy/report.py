@@ -16,8 +16,7 @@ from endoscopy.experiments.sizers import CONFIGURED, VARIANTS, Training
 from endoscopy.explain.strips import picture_figures
 from endoscopy.plots import agreement_figures, ladder_figure, subgroup_figure
 from harness.evidence import Row
-from harness.experiment.printing import number
-from harness.experiment.scores import Scores, read_scores
+from harness.experiment.scores import Scores, number, read_scores
 from harness.report.page import Page
 from harness.report.sections import add_differences, run_page
 

@@ -18,8 +18,7 @@ from harness.command.verbs import Place
 from harness.files import content_digest, remove, replacing, require_apart, write_json
 from harness.runs.terminal import counting
 from recsys.columns.canonical import UNREADABLE, RowError, canonical, numbers_of
-from recsys.data.readers.files import located
-from recsys.parts import Part, find_parts
+from recsys.data.readers.files import Part, find_parts, located
 from recsys.table_scorer import Model, chosen_tasks, read_model, refuse_infinite
 from video_multitask.scorer import Fusion, fusion_of
 

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.base import load_head
-from benchmarks.comparison import Call, Comparison, Load, Work
+from benchmarks.comparison import Call, Comparison, Load, Work, load_head
 from core_gates import Gate, StackedExperts
 
 WATCHED_TOKENS, WATCHED_DIM, WATCHED_HIDDEN, WATCHED_EXPERTS, WATCHED_K = 1024, 128, 256, 16, 2

@@ -26,7 +26,7 @@ class DenseToSparseGate(StagedGate):
 
     Evaluation goes by the phase too. Phase and temperature follow ``stages``, one step per
     :meth:`update`; at the end of the phase ``shared`` it is for the training to call
-    :func:`~core_gates.moe.spawn.spawn_experts`. The loss ``balance`` is
+    :func:`~core_gates.moe.layer.spawn_experts`. The loss ``balance`` is
     ``E Σ_e mean_t(weight) mean_t(is used)``: E if all experts are used equally, 1 if one per
     token is; its gradient goes through the weights only.
 

@@ -7,10 +7,10 @@ from .piece import Setting as Setting
 from .piece import differences as differences
 from .piece import flatten as flatten
 from .piece import read_record as read_record
-from .printing import print_choices as print_choices
-from .printing import print_scores as print_scores
 from .run import Run as Run
 from .scores import Scores as Scores
+from .scores import print_choices as print_choices
+from .scores import print_scores as print_scores
 from .scores import read_scores as read_scores
 from .scores import write_scores as write_scores
 from .ship import ROUNDED as ROUNDED

@@ -17,8 +17,14 @@ from harness.evidence import Bar, Row
 from harness.experiment import tuning
 from harness.experiment.job import Work, compute, sweep, take_part
 from harness.experiment.piece import Piece, Setting, read_record
-from harness.experiment.printing import print_scores, write_markdown
-from harness.experiment.scores import Scores, read_scores, replace_part, write_scores
+from harness.experiment.scores import (
+    Scores,
+    print_scores,
+    read_scores,
+    replace_part,
+    write_markdown,
+    write_scores,
+)
 from harness.experiment.store import Figures, Form, Store
 from harness.experiment.tuning import Choice, Choose, Space, lowest
 from harness.files import Data

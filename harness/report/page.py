@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 
 from harness.evidence.rows import Bar, Row
-from harness.experiment.printing import number, spelled, whole_numbers
-from harness.experiment.scores import Scores
+from harness.experiment.scores import Scores, number, spelled, whole_numbers
 from harness.figures.forest import span_of
 from harness.figures.style import COLUMNS, drawn_numbers
 from harness.files.atomic import write_bytes, write_text

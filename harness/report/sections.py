@@ -16,9 +16,8 @@ from harness.evidence import smaller_is_better
 from harness.evidence.rows import Row
 from harness.experiment import Choice, Figures, Run
 from harness.experiment.piece import RECORD, Piece, Record, Setting, read_record
-from harness.experiment.printing import number, spelled, verdict
 from harness.experiment.run import CHOICES, TRIALS
-from harness.experiment.scores import Scores, read_scores
+from harness.experiment.scores import Scores, number, read_scores, spelled, verdict
 from harness.figures import (
     Curve,
     Tried,

@@ -1,10 +1,20 @@
 """Names of the room, each with its file."""
 
 from .claims import CLAIMED as CLAIMED
+from .claims import CLICK_RATE as CLICK_RATE
+from .claims import DISTANCE as DISTANCE
+from .claims import EFFECTIVE as EFFECTIVE
 from .claims import HEALTHY as HEALTHY
 from .claims import IN_WORDS as IN_WORDS
+from .claims import Chance as Chance
 from .claims import Claims as Claims
+from .claims import chance_bars as chance_bars
+from .claims import chance_rows as chance_rows
+from .claims import chances as chances
 from .claims import claim_bars as claim_bars
+from .claims import cross_bars as cross_bars
+from .claims import cross_estimates as cross_estimates
+from .claims import cross_rows as cross_rows
 from .claims import fault_bars as fault_bars
 from .claims import fault_rows as fault_rows
 from .claims import report_of as report_of
@@ -13,16 +23,6 @@ from .contest import Fold as Fold
 from .contest import Places as Places
 from .contest import Splits as Splits
 from .contest import folds_of as folds_of
-from .controls import CLICK_RATE as CLICK_RATE
-from .controls import DISTANCE as DISTANCE
-from .controls import EFFECTIVE as EFFECTIVE
-from .controls import Chance as Chance
-from .controls import chance_bars as chance_bars
-from .controls import chance_rows as chance_rows
-from .controls import chances as chances
-from .controls import cross_bars as cross_bars
-from .controls import cross_estimates as cross_estimates
-from .controls import cross_rows as cross_rows
 from .from_settings import baseline as baseline
 from .from_settings import baseline_of as baseline_of
 from .from_settings import data_of as data_of

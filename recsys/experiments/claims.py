@@ -1,19 +1,25 @@
-"""What an evaluation claims: differences, calibration, the oracle, faults of experts."""
+"""What a contest claims: bars on its rows, and controls."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import permutations
+from typing import Literal, NamedTuple
 
 import numpy as np
+import polars as pl
+from numpy.typing import ArrayLike
 
 from core_gates.errors import GatesError
-from harness.evidence import Bar, Row
+from harness.evidence import Bar, Interval, Row
+from recsys.data.leaks import chance_error
 from recsys.diagnosis.diagnose import diagnose
 from recsys.diagnosis.expert_report import ExpertReport
 from recsys.experiments.predictions import AUC, AVERAGED, ORACLE, SUMMED, Probabilities
 from recsys.inputs import Batch
+from recsys.metrics import auc, off_policy
 from recsys.ranker import Ranker
 
 MANY = 2000
@@ -191,3 +197,198 @@ def fault_bars(rows: Sequence[Row], collapsed: Sequence[str], healthy: Sequence[
             high = found.get((method, figure), none).high
             bars.append(Bar(f"{figure} of {method}, largest of the seeds", high, "<=", bar))
     return bars
+
+
+LIMIT = 3.0
+"""Standard errors within which an AUC of 0.5 is due to chance."""
+
+DISTANCE = "AUC, max |z|"  # |AUC − 0.5| in standard errors
+_NORMAL = 1.96
+ACTION, GIVEN, REWARD, PROPENSITY = "item_id", "position", "click", "propensity_score"
+CLICK_RATE, EFFECTIVE = "click rate", "effective rows"
+
+
+class Chance(NamedTuple):
+    """The AUC of a task, and what chance makes of 0.5.
+
+    Attributes:
+        task: The task.
+        auc: Area under the ROC curve; NaN where a class is missing.
+        error: Standard error of the AUC of labels in random order.
+        positives: Positive rows.
+    """
+
+    task: str
+    auc: float
+    error: float
+    positives: int
+
+    @property
+    def distance(self) -> float:
+        """|AUC − 0.5| in standard errors; 0 for constant scores, NaN where a class is missing."""
+        gap = abs(self.auc - 0.5)
+        return 0.0 if gap == 0 else gap / self.error if self.error else math.nan
+
+
+def permuted_error(scores: ArrayLike, labels: ArrayLike) -> float:
+    """Return the standard error of the AUC when labels are in random order.
+
+    √((P + N + 1) / (12 P N) · (1 − Σ (t³ − t) / (n³ − n))) for P positive and N negative of n rows
+    and groups of t equal scores (Lehmann, *Nonparametrics*, 1975, appendix 4). It is exact for
+    labels that were permuted over rows: given the scores, all their orders are then equally likely,
+    even if scores are alike within users, or labels were before.
+
+    Args:
+        scores: (n,).
+        labels: (n,), 0 or 1.
+    """
+    positives, rows = int(np.sum(labels)), len(np.asarray(labels))
+    _, counts = np.unique(np.asarray(scores), return_counts=True)
+    ties = counts.astype(float)
+    tied = float((ties**3 - ties).sum()) / max(float(rows) ** 3 - rows, 1.0)
+    return chance_error(positives, rows - positives) * math.sqrt(max(0.0, 1.0 - tied))
+
+
+def chances(rows: Batch, found: Probabilities, tasks: Sequence[str]) -> list[Chance]:
+    """Return the AUC of every task of predictions (N, T), sample weights left aside."""
+    made = []
+    for number, task in enumerate(tasks):
+        seen = rows.mask[:, number].numpy()
+        labels, scores = rows.labels[:, number].numpy()[seen], found[seen, number]
+        value, error = auc(scores, labels).value, permuted_error(scores, labels)
+        made.append(Chance(task, value, error, int(labels.sum())))
+    return made
+
+
+def chance_rows(control: str, found: Sequence[Chance], *, group: str) -> list[Row]:
+    """Return the largest distance from chance, then the AUC of every task with its interval.
+
+    Args:
+        control: Name of the control.
+        found: One for each task.
+        group: Name of the rows.
+    """
+    known = [one.distance for one in found if not math.isnan(one.distance)]
+    largest = max(known, default=math.nan)
+    rows = [Row(control, group, DISTANCE, largest, n=max(len(known), 1))]
+    for one in found:
+        reach = _NORMAL * one.error
+        ends = one.auc - reach, one.auc + reach
+        rows.append(Row(control, group, f"auc, {one.task}", one.auc, *ends, one.positives))
+    return rows
+
+
+def chance_bars(
+    control: str, found: Sequence[Chance], sense: Literal["<=", ">="] = "<="
+) -> list[Bar]:
+    """Return a bar per task that has both classes: within 3 standard errors of 0.5, or beyond."""
+    return [
+        Bar(f"{control}: |AUC − 0.5| of {one.task}", one.distance, sense, LIMIT, "standard errors")
+        for one in found
+        if not math.isnan(one.distance)
+    ]
+
+
+class CrossEstimate(NamedTuple):
+    """The click rate of a policy, from its own log and from that of another policy.
+
+    Attributes:
+        policy: Whose click rate.
+        log: From whose log it is estimated.
+        own: Click rate in its own log.
+        estimate: Self-normalized inverse propensity estimate (SNIPS).
+        effective: Effective sample size of the estimate.
+    """
+
+    policy: str
+    log: str
+    own: Interval
+    estimate: Interval
+    effective: float
+
+    @property
+    def gap(self) -> float:
+        """By how much the click rate lies outside of the interval of the estimate; 0 inside."""
+        return max(self.estimate.low - self.own.value, self.own.value - self.estimate.high, 0.0)
+
+
+def cross_estimates(logs: Mapping[str, pl.DataFrame]) -> list[CrossEstimate]:
+    """Return the click rate of every policy, estimated from the log of each other one.
+
+    Rows count as independent, and no weight is clipped. See :func:`action_probabilities` for the
+    probability of an item under a policy.
+
+    Args:
+        logs: Name of a policy -> its log, with ``item_id``, ``position``, ``click`` and
+            ``propensity_score``, as in :meth:`recsys.data.readers.OpenBandit.log`.
+
+    Raises:
+        GatesError: A log lacks a column or has no row.
+    """
+    for name, log in logs.items():
+        wanted = (ACTION, GIVEN, REWARD, PROPENSITY)
+        if lacking := [column for column in wanted if column not in log.columns]:
+            raise GatesError(f"the log of policy {name} lacks the column {lacking[0]!r}")
+        if not len(log):
+            raise GatesError(f"the log of policy {name} has no row")
+    made = []
+    for policy, other in permutations(logs, 2):
+        own, log = logs[policy][REWARD].to_numpy(), logs[other]
+        found = off_policy(
+            log[REWARD].to_numpy(),
+            action_probabilities(logs[policy], log),
+            log[PROPENSITY].to_numpy(),
+        )
+        certain = np.ones(len(own))
+        mean = off_policy(own, certain, certain).ips
+        made.append(CrossEstimate(policy, other, mean, found.snips, found.effective))
+    return made
+
+
+def action_probabilities(policy: pl.DataFrame, log: pl.DataFrame) -> np.ndarray:
+    """Return the probability (N,), under a policy, of every item of a log at its position.
+
+    A policy that recorded the same propensity in all rows chooses uniformly: it has this one for
+    every item. Any other may change while it learns: its mean over time is the frequency of the
+    item among the rows of the position.
+
+    Args:
+        policy: Log of the policy in question (M rows).
+        log: Rows of another policy (N rows).
+    """
+    recorded = policy[PROPENSITY].unique()
+    if len(recorded) == 1:
+        return np.full(len(log), float(recorded[0]))
+    counts = policy.group_by(ACTION, GIVEN).len(name="shown")
+    rates = counts.with_columns(rate=pl.col("shown") / pl.col("shown").sum().over(GIVEN))
+    joined = log.select(ACTION, GIVEN).join(
+        rates, on=[ACTION, GIVEN], how="left", maintain_order="left"
+    )
+    return joined["rate"].fill_null(0.0).to_numpy()
+
+
+def cross_rows(found: list[CrossEstimate], *, group: str) -> list[Row]:
+    """Return each policy's click rate in its own log and from the other's, as rows of a group."""
+    rows = [
+        Row(f"{name} in its own log", group, CLICK_RATE, *own)
+        for name, own in {one.policy: one.own for one in found}.items()
+    ]
+    for one in found:
+        method = f"{one.policy} from the log of {one.log}"
+        rows.append(Row(method, group, CLICK_RATE, *one.estimate))
+        rows.append(Row(method, group, EFFECTIVE, one.effective, n=one.estimate.units))
+    return rows
+
+
+def cross_bars(found: list[CrossEstimate]) -> list[Bar]:
+    """Return the bars: each interval holds the click rate of the policy in its own log."""
+    return [
+        Bar(
+            f"off-policy: click rate of {one.policy}, outside of its interval from the log of "
+            f"{one.log} by",
+            one.gap,
+            "<=",
+            0.0,
+        )
+        for one in found
+    ]

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from benchmarks.base import load_head
+from benchmarks.comparison import load_head
 from benchmarks.core import gated_lora
 from benchmarks.suites import load_suite
 

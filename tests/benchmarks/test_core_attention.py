@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import benchmarks.core.attention as suite
-from benchmarks.base import load_head
+from benchmarks.comparison import load_head
 
 
 @pytest.mark.parametrize("share", suite.SHARES)

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from benchmarks.base import load_head
-from benchmarks.comparison import Comparison, Peaks
+from benchmarks.comparison import Comparison, Peaks, load_head
 from benchmarks.diffusion import block, library, tiny_flux
 from benchmarks.run import measure
 from benchmarks.suites import load_suite

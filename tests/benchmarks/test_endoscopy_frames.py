@@ -1,7 +1,7 @@
 import torch
 from torch.testing import assert_close
 
-from benchmarks.base import load_head
+from benchmarks.comparison import load_head
 from benchmarks.endoscopy import frames, gated_steps
 from benchmarks.suites import load_suite
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from benchmarks.base import load_head
+from benchmarks.comparison import load_head
 from benchmarks.endoscopy import gated_steps
 from benchmarks.endoscopy.gated_steps import CASES, _Training
 from benchmarks.suites import load_suite

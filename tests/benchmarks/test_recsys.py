@@ -8,7 +8,7 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.base import load_head
+from benchmarks.comparison import load_head
 from benchmarks.recsys import home as networks
 from benchmarks.recsys import serving
 from benchmarks.recsys.home import LoopedHome, alone, products_of

@@ -11,12 +11,11 @@ import pytest
 import torch
 from rich.console import Console
 
+import benchmarks.comparison
 import benchmarks.run
-import benchmarks.timing
-from benchmarks.comparison import Comparison, Work
+from benchmarks.comparison import Comparison, Timing, Work, mixed
 from benchmarks.run import main, measure, tables
 from benchmarks.suites import SUITES, Suite, find_op, load_suite
-from benchmarks.timing import Timing, mixed
 from core_gates.errors import GatesError
 
 ROOT = Path(__file__).parents[2]
@@ -122,7 +121,7 @@ def test_one_thread_is_timed_by_its_own_seconds(threads, clock, monkeypatch):
 
     def interleave(calls, **options):
         taken.update(options)
-        return benchmarks.timing.interleave(calls, rounds=2)
+        return benchmarks.comparison.interleave(calls, rounds=2)
 
     monkeypatch.setattr(benchmarks.run, "interleave", interleave)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
@@ -194,7 +193,7 @@ def test_the_tests_of_a_suite_exist(suite_name):
 def test_the_core_is_timed_with_and_without_gradients(monkeypatch):
     monkeypatch.setitem(benchmarks.core.elementwise.SHAPES, "cpu", (2, 3, 4))
     for entry in load_suite("core_ops").comparisons():
-        variants = entry.build(benchmarks.base.load_head)
+        variants = entry.build(benchmarks.comparison.load_head)
         assert {"reference", "compile"} <= variants.keys()
         result = variants[entry.baseline]()
         outputs = result if isinstance(result, tuple) else (result,)
@@ -222,12 +221,12 @@ def repository(tmp_path):
 
 
 def test_another_revision_lives_beside_this_one(repository, tmp_path):
-    tree = benchmarks.base.BaseTree("HEAD", tmp_path / "base", repository)
+    tree = benchmarks.comparison.BaseTree("HEAD", tmp_path / "base", repository)
     assert tree("core_gates.ops").FACTOR == 3
     assert tree("core_gates.ops.factor").NAME == "core_gates_base::x"
-    assert benchmarks.base.load_head("core_gates.ops").__name__ == "core_gates.ops"
+    assert benchmarks.comparison.load_head("core_gates.ops").__name__ == "core_gates.ops"
     with pytest.raises(GatesError, match="--base 'nothing' cannot be read"):
-        benchmarks.base.BaseTree("nothing", tmp_path / "other", repository)
+        benchmarks.comparison.BaseTree("nothing", tmp_path / "other", repository)
 
 
 def test_base_rows_hold_each_variant_against_its_former_self(repository, tmp_path):
@@ -236,7 +235,7 @@ def test_base_rows_hold_each_variant_against_its_former_self(repository, tmp_pat
         x = torch.rand(1000, 20)
         return {"only": lambda: [x.cumsum(0) for _ in range(factor)]}
 
-    tree = benchmarks.base.BaseTree("HEAD", tmp_path / "base", repository)
+    tree = benchmarks.comparison.BaseTree("HEAD", tmp_path / "base", repository)
     head, base = measure(Comparison("sums", "x", build, "only"), tree, "HEAD", rounds=3)
     assert (head["baseline"], base["name"]) == ("only@HEAD", "sums · only@HEAD")
     assert head["ratio"] < 0.7

@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from benchmarks.timing import Timing, interleave, limit_calls, ratio
+from benchmarks.comparison import Timing, interleave, limit_calls, ratio
 
 
 class Machine:

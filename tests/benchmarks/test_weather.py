@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from benchmarks.base import load_head
+from benchmarks.comparison import load_head
 from benchmarks.run import measure
 from benchmarks.suites import load_suite
 from benchmarks.weather import convolutions, cycles, stores

@@ -2,10 +2,10 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-import recsys.parts
+import recsys.data.readers.files
 from core_gates.errors import GatesError
+from recsys.data.readers.files import Part, find_parts
 from recsys.data.table_files import WatchedFile, read_csv
-from recsys.parts import Part, find_parts
 
 TABLE = pl.DataFrame({"a": range(10), "b": [[1, 2], [], None, [3]] * 2 + [[4], [5]]})
 
@@ -15,7 +15,7 @@ def read(path, columns=("a", "b"), lists=("b",)):
 
 
 def test_parquet_comes_block_by_block_in_order(tmp_path, monkeypatch):
-    monkeypatch.setattr(recsys.parts, "BLOCK_ROWS", 4)
+    monkeypatch.setattr(recsys.data.readers.files, "BLOCK_ROWS", 4)
     TABLE.write_parquet(tmp_path / "t.parquet", row_group_size=7)
     blocks = read(tmp_path / "t.parquet")
     assert max(map(len, blocks)) <= 4
@@ -90,7 +90,7 @@ def test_blank_lines_are_found_however_a_file_is_cut(tmp_path, case, size):
 
 @pytest.mark.fault("video R10")
 def test_a_blank_line_of_a_later_block_is_found(tmp_path, monkeypatch):
-    monkeypatch.setattr(recsys.parts, "CSV_BLOCK", 200)
+    monkeypatch.setattr(recsys.data.readers.files, "CSV_BLOCK", 200)
     lines = "".join(f"{n},{n}\n" for n in range(500))
     (tmp_path / "t.csv").write_text(f"a,b\n{lines}\n1,2\n")
     with pytest.raises(GatesError, match="line 502: it is blank"):
@@ -115,7 +115,7 @@ def test_lists_in_csv_are_those_of_training(tmp_path):
 
 
 def test_a_large_csv_comes_in_several_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr(recsys.parts, "CSV_BLOCK", 200)
+    monkeypatch.setattr(recsys.data.readers.files, "CSV_BLOCK", 200)
     (tmp_path / "t.csv").write_text("a\n" + "".join(f"{n}\n" for n in range(500)))
     blocks = read(tmp_path / "t.csv", ["a"], ())
     assert len(blocks) > 5

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from core_gates.errors import GatesError
-from studies.image_sets import FASHION_FOLDER, digits, fashion_mnist
+from studies.generalization import FASHION_FOLDER, digits, fashion_mnist
 
 
 def test_digits_are_split_without_overlap_and_evenly():

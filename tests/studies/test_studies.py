@@ -13,7 +13,7 @@ from studies import (
     planted_features_study,
     planted_features_table,
 )
-from studies.image_sets import digits
+from studies.generalization import digits
 
 SMALL = PlantedTask(
     num_features=16,

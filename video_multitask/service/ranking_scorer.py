@@ -438,7 +438,9 @@ def rows_for_requests(model: Model, count: int, source: str | None = None) -> pl
     """
     if source is None:
         return made_up(model.scorer.transform, count)
-    from recsys.parts import find_parts  # imports pyarrow, which a service does not need
+    from recsys.data.readers.files import (
+        find_parts,  # imports pyarrow, which a service does not need
+    )
 
     schema, (part, *_) = model.scorer.schema, find_parts([source])
     schema.check_columns(part.columns(), labels=False)

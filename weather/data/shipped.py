@@ -10,7 +10,7 @@ import xarray as xr
 from torch import Tensor
 
 from harness.files import Data
-from weather.data.tensors import dataset_grid, to_tensor
+from weather.data.axes import dataset_grid, to_tensor
 from weather.grid import Grid
 from weather.state import ERA5_SAMPLE, ChannelSpec
 

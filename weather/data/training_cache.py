@@ -17,8 +17,8 @@ from torch import Tensor
 
 from core_gates.errors import GatesError
 from harness.files import replacing
+from weather.data.axes import to_tensor
 from weather.data.climatology import channel_statistics
-from weather.data.tensors import to_tensor
 from weather.grid import Grid
 from weather.progress import Tick, no_tick
 from weather.state import ChannelSpec, Normalizer

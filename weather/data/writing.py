@@ -16,8 +16,7 @@ from torch import Tensor
 
 from core_gates.errors import GatesError
 from harness.files import replacing
-from weather.data.axes import DIMENSIONS
-from weather.data.tensors import to_dataset
+from weather.data.axes import DIMENSIONS, to_dataset
 from weather.grid import Grid
 from weather.state import ChannelSpec
 from weather.variables import attributes_of
@@ -52,7 +51,7 @@ def write_wb2(
     Args:
         dataset: float variables with the dimensions time (the initial time of a forecast),
             optionally prediction_timedelta, number and level, then latitude and longitude, for
-            example from `weather.data.tensors.to_dataset`. Its attributes are kept; conventions,
+            example from `weather.data.axes.to_dataset`. Its attributes are kept; conventions,
             units and standard names are set.
         path: Folder of the store, by habit ``NAME.zarr``.
         zarr_format: 2 is read by every tool, 3 is the newer one.

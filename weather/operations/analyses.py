@@ -17,8 +17,8 @@ from core_gates.errors import GatesError
 from harness.files import sha256
 from weather.assimilation import WINDOW_HOURS, Analyses, ObservedBy, Reports, by_channel
 from weather.baselines.assimilator import Assimilator
+from weather.data.axes import dataset_grid, to_dataset, to_tensor
 from weather.data.store import naming, open_wb2, require_grid
-from weather.data.tensors import dataset_grid, to_dataset, to_tensor
 from weather.data.writing import write_wb2
 from weather.experiments.experiment import (
     Experiment,

@@ -17,8 +17,8 @@ from torch import Tensor
 from core_gates.errors import GatesError
 from harness.files import remove, resuming, sha256
 from weather.cycle import Forecast, FramesForecast, advance
+from weather.data.axes import dataset_grid, to_tensor
 from weather.data.store import naming, open_wb2, require_grid
-from weather.data.tensors import dataset_grid, to_tensor
 from weather.data.writing import StreamedStore, create_states
 from weather.grid import Grid
 from weather.models.fengwu.published import PublishedForecast

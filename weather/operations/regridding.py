@@ -17,9 +17,8 @@ import xarray as xr
 
 from core_gates.errors import GatesError
 from harness.files import Partial, remove, resuming, short_digest
-from weather.data.axes import DIMENSIONS, horizontal_axes, read_values, rename_axes
+from weather.data.axes import DIMENSIONS, dataset_grid, horizontal_axes, read_values, rename_axes
 from weather.data.store import naming, open_store
-from weather.data.tensors import dataset_grid
 from weather.data.writing import ATTRIBUTES, HORIZONTAL, WHOLE, StreamedStore
 from weather.grid import EXAMPLES, Grid, Method, Regridder, named_grid
 from weather.progress import Progress, silent

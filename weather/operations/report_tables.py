@@ -9,8 +9,8 @@ import xarray as xr
 from core_gates.errors import GatesError
 from harness.files import require_free
 from weather.assimilation import WINDOW_HOURS
+from weather.data.axes import dataset_grid, to_tensor
 from weather.data.store import naming, open_wb2
-from weather.data.tensors import dataset_grid, to_tensor
 from weather.experiments.experiment import Experiment
 from weather.observations.gridded import left_out
 from weather.observations.report_table import OUT_OF_RANGE, ObservationTable, table_format

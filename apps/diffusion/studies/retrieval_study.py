@@ -9,7 +9,7 @@ from torch import Tensor
 
 from apps.diffusion.embedded_world import World
 from apps.diffusion.studies.base_study import Asked
-from apps.diffusion.works.trained_encoders import captions_of, shape_of, spread
+from apps.diffusion.works.zoo import captions_of, shape_of, spread
 from diffusion.data.concepts import concepts
 from diffusion.evaluation.retrieval_scores import (
     BM25,

@@ -1,4 +1,4 @@
-"""``gates diffusion train-lora``: an adapter of a folder of captioned images."""
+"""``gates diffusion train-base`` and ``train-lora``: the embedded network, and adapters of it."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -12,13 +12,65 @@ from apps.diffusion.options import (
     refuse_unless_positive,
     refuse_unless_share,
 )
-from apps.diffusion.works.zoo import AdapterForm, file_in, train_own_adapter
-from core_gates.errors import GatesError
+from apps.diffusion.works.zoo import (
+    AdapterForm,
+    BaseForm,
+    base_piece,
+    file_in,
+    train_base,
+    train_own_adapter,
+)
+from core_gates.errors import GatesError, check_option
+from diffusion.data.drawings import Drawings
 from diffusion.data.pictures import captioned_images
 from diffusion.library.paths import slug
 from diffusion.lora_file.container import LIMITS
+from diffusion.models.embedded_base import SHAPES
 from diffusion.models.flow_matching import PARTS
 from harness.command.verbs import Place
+
+
+def train_embedded(
+    place: Place,
+    shape: str = "tiny",
+    steps: int = 8000,
+    batch_size: int = 64,
+    learning_rate: float = 1.5e-3,
+    text_encoder: str = "minilm",
+    drawings: str | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> None:
+    """Train the embedded base on the drawings of OpenMoji; a killed training continues.
+
+    Args:
+        place: Filled in by the command line.
+        shape: Shape of the transformer, ``tiny`` or ``unit``.
+        steps: Steps of the training, over which the learning rate falls to 0.
+        batch_size: Drawings of a step.
+        learning_rate: Learning rate after the warm-up.
+        text_encoder: Text encoder, ``minilm`` or, for tests, ``ngrams``.
+        drawings: Folder of the drawings; those of the package if null.
+        seed: Seed of the weights and of all that is drawn.
+        overwrite: Replace a base in the run folder that was trained with other settings.
+    """
+    check_option("--shape", shape, SHAPES, GatesError)
+    refuse_below(1, steps=steps, batch_size=batch_size)
+    refuse_unless_positive(learning_rate=learning_rate)
+    run = run_of(place, overwrite=overwrite)
+    piece = base_piece(
+        run,
+        seed,
+        Drawings.load(drawings),
+        shape=shape,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        text_encoder=text_encoder,
+    )
+    work = partial(train_base, drawings_folder=drawings)
+    for path in obtained(run, "bases", BaseForm(), piece, work):
+        print(path)
 
 
 @dataclass(frozen=True)
@@ -80,7 +132,7 @@ class Training:
         return {**vars(self), "parts": list(self.parts), "precision": precision}
 
 
-def train(
+def train_adapter(
     place: Place,
     images: list[str],
     card: Card,

@@ -23,7 +23,7 @@ from apps.diffusion.options import (
     refuse_unless_share,
 )
 from apps.diffusion.studies.retrieval_study import ENCODER, PUBLISHED, UNSEEN
-from apps.diffusion.works.trained_encoders import (
+from apps.diffusion.works.zoo import (
     FOLDER,
     EncoderForm,
     reader_of,

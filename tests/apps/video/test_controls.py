@@ -10,8 +10,8 @@ from apps.video.controls import control_rows_and_bars, score_control
 from core_gates.errors import GatesError
 from harness.command.settings import decisive_settings
 from harness.experiment import Job, Run
+from recsys.experiments.claims import chance_bars
 from recsys.experiments.contest import Contest
-from recsys.experiments.controls import chance_bars
 from recsys.experiments.from_settings import data_of
 
 SOURCE = "video_multitask.sources.simulated.SimulatedFeed"

@@ -8,8 +8,8 @@ import pytest
 
 from recsys.data.datamodule import TableDataModule
 from recsys.data.readers import OwnTable
+from recsys.data.readers.files import find_parts
 from recsys.model_folder import load_model, save_model
-from recsys.parts import find_parts
 from recsys.ranker import Ranker
 from recsys.schema import FeatureSchema
 from recsys.table_scorer import read_model

@@ -14,7 +14,7 @@ import pytest
 import torch
 from polars.testing import assert_frame_equal
 
-import recsys.parts
+import recsys.data.readers.files
 from apps.main import main
 from apps.video.score import score
 from core_gates.errors import GatesError
@@ -299,7 +299,7 @@ def test_a_faulty_source_is_one_line_and_leaves_no_predictions(shop, world, faul
 @pytest.mark.fault("video V13")
 def test_the_line_of_a_wrong_value_is_that_of_the_file(shop, world, monkeypatch):
     """Fields with line ends and blocks before it do not change it."""
-    monkeypatch.setattr(recsys.parts, "CSV_BLOCK", 2**11)
+    monkeypatch.setattr(recsys.data.readers.files, "CSV_BLOCK", 2**11)
     table = shop.rows(60, 3).with_columns(pl.lit("two\nlines").alias("city"))
     lines = csv_of(table) + csv_row(shop)
     broken_csv(world, shop, lambda _: lines)
@@ -329,9 +329,9 @@ def test_wrong_options_are_refused(world):
 
 SLOW = """
 import sys, time
-import recsys.parts
+import recsys.data.readers.files
 from recsys.table_scorer import TableScorer
-recsys.parts.BLOCK_ROWS = 50
+recsys.data.readers.files.BLOCK_ROWS = 50
 score = TableScorer.score
 TableScorer.score = lambda *given: (time.sleep(0.1), score(*given))[1]
 from apps.main import main
@@ -341,7 +341,7 @@ sys.exit(main())
 
 def test_a_killed_command_continues_with_the_same_bytes(shop, world, model_folder, monkeypatch):
     """Four files of five blocks; killed inside the third."""
-    monkeypatch.setattr(recsys.parts, "BLOCK_ROWS", 50)
+    monkeypatch.setattr(recsys.data.readers.files, "BLOCK_ROWS", 50)
     source, whole, broken = world.tmp / "many", world.tmp / "whole", world.tmp / "broken"
     source.mkdir()
     for number in range(4):

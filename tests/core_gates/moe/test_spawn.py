@@ -7,8 +7,7 @@ from torch.testing import assert_close
 
 from core_gates.gates.dense_to_sparse import DenseToSparseGate
 from core_gates.moe.experts import StackedExperts
-from core_gates.moe.layer import MoELayer
-from core_gates.moe.spawn import spawn_experts
+from core_gates.moe.layer import MoELayer, spawn_experts
 from core_gates.routing.schedules import StagedSchedule
 
 DIM, HIDDEN, EXPERTS = 16, 32, 8

@@ -1,7 +1,7 @@
 import math
 
 from harness.evidence.rows import Bar, Row
-from harness.experiment.printing import write_markdown
+from harness.experiment.scores import write_markdown
 
 EXPECTED = """# Weather: unit
 

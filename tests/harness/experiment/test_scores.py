@@ -14,8 +14,7 @@ from rich.console import Console
 
 from core_gates.errors import GatesError
 from harness.evidence.rows import Bar, Row
-from harness.experiment.printing import number, print_scores
-from harness.experiment.scores import Scores, read_scores, write_scores
+from harness.experiment.scores import Scores, number, print_scores, read_scores, write_scores
 from harness.files import Data
 
 ROOT = Path(__file__).parents[3]

@@ -9,7 +9,7 @@ import pytest
 from core_gates.errors import GatesError
 from recsys.data.leaks import chance_error
 from recsys.data.readers import OpenBandit
-from recsys.experiments.controls import (
+from recsys.experiments.claims import (
     DISTANCE,
     Chance,
     action_probabilities,

@@ -4,8 +4,8 @@ import torch
 import xarray as xr
 
 from core_gates.errors import GatesError
+from weather.data.axes import to_dataset
 from weather.data.store import store_channels
-from weather.data.tensors import to_dataset
 from weather.grid import regular_grid
 from weather.state import ChannelSpec
 

@@ -9,8 +9,8 @@ import torch
 import xarray as xr
 
 from core_gates.errors import GatesError
+from weather.data.axes import dataset_grid, to_tensor
 from weather.data.store import open_wb2
-from weather.data.tensors import dataset_grid, to_tensor
 from weather.state import ChannelSpec
 
 spec = spec_from_file_location("make", Path(__file__).parents[2] / "data/weatherbench2/make.py")

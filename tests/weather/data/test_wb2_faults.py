@@ -8,8 +8,8 @@ import pytest
 import xarray as xr
 
 from core_gates.errors import GatesError
+from weather.data.axes import to_tensor
 from weather.data.store import naming, open_wb2
-from weather.data.tensors import to_tensor
 from weather.data.writing import write_wb2
 
 spec = spec_from_file_location("make", Path(__file__).parents[2] / "data/weatherbench2/make.py")

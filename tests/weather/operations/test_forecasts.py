@@ -9,8 +9,8 @@ import xarray as xr
 import zarr
 
 from core_gates.errors import GatesError
+from weather.data.axes import to_dataset, to_tensor
 from weather.data.store import open_wb2
-from weather.data.tensors import to_dataset, to_tensor
 from weather.data.writing import write_wb2
 from weather.grid import regular_grid
 from weather.operations.forecasts import Leads, choose_starts, store_channels, write_forecasts

@@ -10,8 +10,8 @@ import xarray as xr
 import zarr
 
 from core_gates.errors import GatesError
+from weather.data.axes import dataset_grid
 from weather.data.store import open_wb2
-from weather.data.tensors import dataset_grid
 from weather.grid import Regridder, named_grid, regular_grid
 from weather.operations import regridding
 from weather.operations.regridding import read_grid, regrid_store

@@ -24,8 +24,8 @@ from harness.evidence import (
 from harness.files import Data
 from weather.baselines.assimilator import Assimilator
 from weather.cycle import CycleStep
+from weather.data.axes import to_dataset
 from weather.data.shipped import ATTRIBUTION, sample_data
-from weather.data.tensors import to_dataset
 from weather.data.writing import write_wb2
 from weather.experiments.ensemble.ensemble_sample import (
     TASKS,

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from core_gates.errors import GatesError
 from weather.cycle import Forecast, advance
+from weather.data.axes import dataset_grid
 from weather.data.store import naming, open_wb2
-from weather.data.tensors import dataset_grid
 from weather.data.training_cache import FrameCache, FrameLoader, store_frames
 from weather.grid import Grid
 from weather.state import ChannelSpec

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from core_gates.errors import GatesError
 from harness.files import Data, short_digest, write_json
+from weather.data.axes import dataset_grid
 from weather.data.climatology import (
     DAYS,
     WINDOW_DAYS,
@@ -23,7 +24,6 @@ from weather.data.climatology import (
     write_climatology,
 )
 from weather.data.store import naming, open_wb2, store_channels
-from weather.data.tensors import dataset_grid
 from weather.data.training_cache import FrameCache, Layout, same_identity, store_frames, write_cache
 from weather.experiments.experiment import differences
 from weather.experiments.reanalysis.periods import (

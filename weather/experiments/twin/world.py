@@ -13,8 +13,8 @@ from torch import Tensor
 from core_gates.errors import GatesError
 from harness.files import short_digest
 from weather.baselines.covariance import DenseCovariance, SampleCovariance
+from weather.data.axes import to_tensor
 from weather.data.store import naming, open_store
-from weather.data.tensors import to_tensor
 from weather.experiments.twin.nature import write_nature_run
 from weather.models.leapfrog import LeapfrogModel
 from weather.observations.gridded import GriddedObservations

@@ -10,8 +10,8 @@ import xarray as xr
 import zarr
 
 from core_gates.errors import GatesError
+from weather.data.axes import to_dataset, to_tensor
 from weather.data.store import open_wb2
-from weather.data.tensors import to_dataset, to_tensor
 from weather.data.training_cache import (
     SHARD_BYTES,
     FrameCache,

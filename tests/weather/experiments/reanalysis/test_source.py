@@ -11,8 +11,8 @@ import torch
 import xarray as xr
 
 from core_gates.errors import GatesError
+from weather.data.axes import to_dataset, to_tensor
 from weather.data.store import open_wb2
-from weather.data.tensors import to_dataset, to_tensor
 from weather.data.training_cache import FrameCache
 from weather.data.writing import write_wb2
 from weather.experiments.experiment import experiment_of
