@@ -21,7 +21,9 @@ def exports(
     """
     stub = ast.parse(Path(file).with_suffix(".pyi").read_text(encoding="utf-8"))
     imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
-    homes = {alias.name: f".{node.module}" for node in imports for alias in node.names}
+    homes = {
+        alias.name: "." * node.level + str(node.module) for node in imports for alias in node.names
+    }
 
     def get(name: str) -> Any:
         if name not in homes:

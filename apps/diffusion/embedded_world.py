@@ -9,23 +9,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from apps.diffusion.options import Machine
-from apps.diffusion.works.made_images import train_judge
-from apps.diffusion.works.zoo import (
+from core_gates.errors import GatesError
+from diffusion.data.concepts import Concept, concepts
+from diffusion.data.drawings import Drawings
+from diffusion.experiments.made_images import train_judge
+from diffusion.experiments.work import Machine
+from diffusion.experiments.zoo import (
+    BASE,
     AdapterForm,
     BaseForm,
-    base_piece,
     file_in,
     train_adapter,
     train_base,
 )
-from core_gates.errors import GatesError
-from diffusion.data.concepts import Concept, concepts
-from diffusion.data.drawings import Drawings
 from diffusion.lora_file.recognition import shape_in
 from diffusion.models.embedded_base import EmbeddedBase
 from diffusion.models.flow_matching import layers_of
-from diffusion.models.text_encoders import TextEncoder
+from diffusion.models.text_encoders import TextEncoder, text_encoder
 from harness.command.verbs import Place
 from harness.experiment import Arrays, Form, Piece, Run, Work
 from harness.files.digest import content_digest, short_digest
@@ -48,6 +48,14 @@ JUDGE: dict[str, Any] = {"steps": 600, "batch_size": 128}  # how the judge of im
 
 RANKS, STEPS, KEPT = (1, 8), (100, 200), (0.5, 1.0)
 """What adapters of seed 1 draw: rank, steps, and the fraction of layers that they change."""
+
+
+def base_piece(run: Run, seed: int, drawings: Drawings, **changes: Any) -> Piece:
+    """Return the piece that an embedded base is."""
+    settings = BASE | changes
+    found = text_encoder(settings["text_encoder"]).fingerprint
+    settings |= {"text_encoder.fingerprint": found, "data": drawings.digest}
+    return run.piece("base", seed, **settings)
 
 
 class World:
@@ -149,7 +157,7 @@ class World:
             seeds: Of the encoders.
             settings: Of all methods, among them the ``concepts``.
         """
-        from apps.diffusion.works.zoo import EncoderForm, train_encoder
+        from diffusion.experiments.zoo import EncoderForm, train_encoder
 
         store = self.run.store("encoders", EncoderForm())
         zoo = self.zoo(0)

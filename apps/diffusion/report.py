@@ -14,7 +14,6 @@ from apps.diffusion.studies.base_study import chosen_rows, image_pieces, styled_
 from apps.diffusion.studies.fusion_study import BLIND, GROUPS, SPACES, best_rival
 from apps.diffusion.studies.retrieval_study import METHODS, UNSEEN, searched_of, vectors
 from apps.diffusion.studio import Sources, shipped, studio
-from apps.diffusion.works.trained_gates import combinations
 from core_gates.errors import GatesError, check_option
 from diffusion.data.concepts import concepts, rows_of, subject
 from diffusion.data.drawings import drawn
@@ -26,12 +25,13 @@ from diffusion.evaluation.figures import (
     retrieval_table,
     sheet_figure,
 )
+from diffusion.experiments.trained_gates import combinations
 from harness.command.configfile import find_config, read_config
 from harness.command.verbs import Place
-from harness.experiment.piece import read_record
 from harness.experiment.run import CHOICES, Run
 from harness.experiment.store import Arrays, Figures
 from harness.experiment.tuning import Choice
+from harness.files.piece import read_record
 from harness.report.page import Page
 from harness.runs.terminal import counting, working
 

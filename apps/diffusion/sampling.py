@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from apps.diffusion.options import refuse_below
 from apps.diffusion.studio import GATED, SUM, Studio
-from apps.diffusion.works.trained_gates import refuse_gates_of_another
 from core_gates.errors import GatesError
 from diffusion.data.concepts import Combination, rows_of, subject
 from diffusion.data.drawings import Drawings, drawn
 from diffusion.data.pictures import contact_sheet, save_picture
+from diffusion.experiments.trained_gates import refuse_gates_of_another
+from diffusion.experiments.work import refuse_below
 from diffusion.fusion import GatedFusion
 from diffusion.fusion.baking import GateMap, MeanGates, bake
 from diffusion.fusion.pipeline import AutoLoraPipeline, Generated

@@ -14,10 +14,10 @@ import torch
 from apps.diffusion.embedded_world import World
 from apps.diffusion.search import read_encoder
 from apps.diffusion.studies.retrieval_study import ENCODER, UNSEEN
-from apps.diffusion.works.trained_gates import FILE, GatesForm, refuse_gates_of_another
-from apps.diffusion.works.zoo import FOLDER, EncoderForm, file_in, shape_of, weights_digest
 from core_gates.errors import GatesError, check_option
 from diffusion.data.concepts import concepts
+from diffusion.experiments.trained_gates import FILE, GatesForm, refuse_gates_of_another
+from diffusion.experiments.zoo import FOLDER, EncoderForm, file_in, shape_of, weights_digest
 from diffusion.fusion.gate_file import load_gates
 from diffusion.fusion.pipeline import AutoLoraPipeline, Generated
 from diffusion.fusion.protocol import family_of, sites_of
@@ -28,8 +28,8 @@ from diffusion.models.pipelines import load_pipeline
 from diffusion.models.text_encoders import MiniLM, TextEncoder
 from diffusion.retrieval import TrainedEncoder
 from diffusion.rivals import RIVALS, make_rival
-from harness.experiment.piece import read_record
 from harness.files import content_digest, replacing
+from harness.files.piece import read_record
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Any
 import lightning as L
 
 from core_gates.errors import GatesError
-from harness.command.settings import TRAINER
+from harness.command.configfile import TRAINER
 from harness.experiment import Job, Piece, Run, Store
-from harness.experiment.piece import read_record
+from harness.files.piece import read_record
 from harness.runs.callbacks import load_weights as load_checkpoint
 from harness.runs.callbacks import seen
 from harness.runs.terminal import ticking

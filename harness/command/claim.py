@@ -9,15 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 
 from core_gates.errors import GatesError
-from harness.experiment.piece import (
-    LENGTHENED,
-    RECORD,
-    Piece,
-    Record,
-    differences,
-    gap,
-    read_record,
-)
+from harness.files.piece import LENGTHENED, RECORD, Piece, Record, differences, gap, read_record
 from harness.runs.callbacks import OBJECTS
 from harness.runs.environment import git_revision
 from harness.runs.folder import RunFolder

@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from core_gates.errors import GatesError
 from harness.command.claim import FolderClaim, resumed
-from harness.command.configfile import ConfigFile, chain
+from harness.command.configfile import CHECKPOINT, ConfigFile, chain, decisive_settings, start_of
 from harness.command.parser import (
     COMMON_OPTIONS,
     GatesParser,
@@ -28,10 +28,9 @@ from harness.command.parser import (
     let_switches_stand_alone,
     one_line,
 )
-from harness.command.settings import CHECKPOINT, decisive_settings, start_of
 from harness.command.trainer import GatesRunTrainer
 from harness.experiment import Arrays, Piece, Run
-from harness.experiment.piece import read_record
+from harness.files.piece import read_record
 from harness.runs.callbacks import RunCheckpoint, load_weights, progress_bar, seen
 from harness.runs.folder import RunFolder
 from harness.runs.loops import ResumableCSVLogger

@@ -1,12 +1,13 @@
 """Names of the room, each with its file."""
 
+from harness.files.piece import Piece as Piece
+from harness.files.piece import Setting as Setting
+from harness.files.piece import differences as differences
+from harness.files.piece import flatten as flatten
+from harness.files.piece import read_record as read_record
+
 from .job import Job as Job
 from .job import Work as Work
-from .piece import Piece as Piece
-from .piece import Setting as Setting
-from .piece import differences as differences
-from .piece import flatten as flatten
-from .piece import read_record as read_record
 from .run import Run as Run
 from .scores import Scores as Scores
 from .scores import print_choices as print_choices

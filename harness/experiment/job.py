@@ -16,9 +16,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 
 from core_gates.errors import GatesError
-from harness.experiment.piece import Piece, Record, gap, read_record
 from harness.experiment.store import Form, Store
 from harness.files import remove, replacing
+from harness.files.piece import Piece, Record, gap, read_record
 from harness.files.resumable import locked
 from harness.runs.callbacks import RunCheckpoint, load_weights
 from harness.runs.loops import ExactTrainer

@@ -16,7 +16,6 @@ from core_gates.errors import GatesError
 from harness.evidence import Bar, Row
 from harness.experiment import tuning
 from harness.experiment.job import Work, compute, sweep, take_part
-from harness.experiment.piece import Piece, Setting, read_record
 from harness.experiment.scores import (
     Scores,
     print_scores,
@@ -28,6 +27,7 @@ from harness.experiment.scores import (
 from harness.experiment.store import Figures, Form, Store
 from harness.experiment.tuning import Choice, Choose, Space, lowest
 from harness.files import Data
+from harness.files.piece import Piece, Setting, read_record
 from harness.runs.environment import git_revision
 from harness.runs.folder import RunFolder
 from harness.runs.processes import Pool

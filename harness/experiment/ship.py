@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 
 from core_gates.errors import GatesError
-from harness.experiment.piece import RECORD, digests, read_record, refuse_changed
 from harness.experiment.store import Arrays, cast, in_8_bits
 from harness.files import replacing
+from harness.files.piece import RECORD, digests, read_record, refuse_changed
 
 NEVER = ("trials",)  # the choice holds them
 ROUNDED = "rounded"

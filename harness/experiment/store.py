@@ -14,16 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from core_gates.errors import GatesError
-from harness.experiment.piece import (
-    LENGTHENED,
-    Piece,
-    Record,
-    digests,
-    gap,
-    read_record,
-    refuse_changed,
-)
 from harness.files import replacing, write_json
+from harness.files.piece import LENGTHENED, Piece, Record, digests, gap, read_record, refuse_changed
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 import torch
 
 from core_gates.errors import GatesError
-from harness.experiment.piece import Setting
+from harness.files.piece import Setting
 
 Box = Mapping[str, tuple[float, float]]
 Space = Box | Sequence[Setting]

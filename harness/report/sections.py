@@ -15,7 +15,6 @@ from core_gates.errors import GatesError
 from harness.evidence import smaller_is_better
 from harness.evidence.rows import Row
 from harness.experiment import Choice, Figures, Run
-from harness.experiment.piece import RECORD, Piece, Record, Setting, read_record
 from harness.experiment.run import CHOICES, TRIALS
 from harness.experiment.scores import Scores, number, read_scores, spelled, verdict
 from harness.figures import (
@@ -32,6 +31,7 @@ from harness.figures import (
 from harness.figures.curves import numeric_settings
 from harness.figures.style import SHARES
 from harness.files.atomic import write_json
+from harness.files.piece import RECORD, Piece, Record, Setting, read_record
 from harness.report.page import UNITS, Page
 from harness.runs.terminal import working
 

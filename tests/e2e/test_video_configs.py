@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from apps.main import main
-from harness.experiment.piece import flatten
+from harness.files.piece import flatten
 from recsys.data.readers.aliexpress import AliExpress
 from recsys.data.readers.own_table import OwnTable
 from recsys.experiments.contest import Contest

@@ -19,7 +19,7 @@ from apps.main import APPS
 from apps.video.commands import FUNCTIONS
 from apps.video.training_verbs import VideoCLI, VideoTrainer
 from core_gates.errors import GatesError
-from harness.experiment.piece import flatten
+from harness.files.piece import flatten
 from recsys.experiments.claims import Claims
 from recsys.experiments.contest import Contest
 from recsys.experiments.from_settings import data_of, module_of

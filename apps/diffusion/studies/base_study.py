@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from apps.diffusion.embedded_world import World
-from apps.diffusion.works.made_images import BATCH, STYLE_NAMES, judge_of, judged, make_images
-from apps.diffusion.works.zoo import images_of
 from core_gates.errors import GatesError
 from diffusion.data.concepts import base_rows, caption_of, rows_of, style
 from diffusion.data.drawings import STYLES
 from diffusion.evaluation.fusion_scores import ranks_of
 from diffusion.evaluation.parity import ADVICE, COMPARISONS, TOLERANCE
+from diffusion.experiments.made_images import BATCH, STYLE_NAMES, judge_of, judged, make_images
+from diffusion.experiments.zoo import images_of
 from harness.evidence import Bar, Resamples, Row, compare, moments
 from harness.experiment import Arrays, Piece, Run
 from harness.files import Data

@@ -9,24 +9,24 @@ import numpy as np
 import torch
 
 from apps.diffusion.studies.base_study import Comparison, Method
-from apps.diffusion.works.combined_losses import FITTING, fusion_of, seen_losses
-from apps.diffusion.works.made_images import (
+from diffusion.data.concepts import Combination
+from diffusion.evaluation.fusion_scores import pixel_errors
+from diffusion.experiments.combined_losses import FITTING, fusion_of, seen_losses
+from diffusion.experiments.made_images import (
     STYLE_NAMES,
     SUBJECT_NAMES,
     fused_images,
     judge_of,
     retained,
 )
-from apps.diffusion.works.trained_gates import Bench, combinations
-from diffusion.data.concepts import Combination
-from diffusion.evaluation.fusion_scores import pixel_errors
+from diffusion.experiments.trained_gates import Bench, combinations
 from diffusion.lora_file import load_lora
 from diffusion.models.flow_matching import velocity
 from diffusion.models.text_encoders import TextStates
 from harness.evidence import Resamples, Row, compare, moments
 from harness.experiment import Arrays, Piece, Run, SettingsDiffer, Store, Work
-from harness.experiment.piece import read_record
 from harness.files import remove
+from harness.files.piece import read_record
 from harness.runs.cost import interleaved_seconds, peak_bytes
 
 
@@ -101,7 +101,7 @@ def losses_of_seeing(compared: Comparison) -> dict[str, list[np.ndarray]]:
         compared.piece(Method(name, rival, FITTING[rival]), PAIRS, None)
         for name, rival in SEEING.items()
     ]
-    work = partial(seen_losses, **compared.places)
+    work = partial(seen_losses, form=Arrays(), **compared.places)
     made = compared.run.obtain(store, pieces, work, ticks=len(combinations(PAIRS)))
     return {
         piece.method: [np.nanmean(store.load(piece)["losses"].numpy(), axis=1)] for piece in made

@@ -19,7 +19,7 @@ from apps.diffusion.studies.fused_views import (
     retention_rows,
     score,
 )
-from apps.diffusion.works.combined_losses import (
+from diffusion.experiments.combined_losses import (
     FIRST,
     MOST,
     OTHERS,
@@ -29,7 +29,7 @@ from apps.diffusion.works.combined_losses import (
     trial,
     trial_gates,
 )
-from apps.diffusion.works.trained_gates import GatesForm, combinations, is_gated, train_gates
+from diffusion.experiments.trained_gates import GatesForm, combinations, is_gated, train_gates
 from harness.evidence import Bar, Row, compare, moments
 from harness.experiment import Arrays, Choice, Piece, Run
 from harness.files import Data

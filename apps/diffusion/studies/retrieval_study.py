@@ -9,7 +9,6 @@ from torch import Tensor
 
 from apps.diffusion.embedded_world import World
 from apps.diffusion.studies.base_study import Asked
-from apps.diffusion.works.zoo import captions_of, shape_of, spread
 from diffusion.data.concepts import concepts
 from diffusion.evaluation.retrieval_scores import (
     BM25,
@@ -20,6 +19,7 @@ from diffusion.evaluation.retrieval_scores import (
     search_values,
     sketches,
 )
+from diffusion.experiments.zoo import captions_of, shape_of, spread
 from diffusion.lora_file import LoraBundle, load_lora
 from diffusion.retrieval import TrainedEncoder, collate, modules_of
 from harness.evidence import Bar, Resamples, Row, compare, moments

@@ -14,21 +14,16 @@ from apps.diffusion.embedded_world import (
     table_digest,
     zoo_of,
 )
-from apps.diffusion.options import (
-    Machine,
-    Precision,
-    refuse_below,
-    refuse_unless_positive,
-    refuse_unless_share,
-)
-from apps.diffusion.works.trained_gates import (
+from apps.diffusion.options import Precision, refuse_unless_positive, refuse_unless_share
+from core_gates.errors import GatesError
+from diffusion.experiments.trained_gates import (
     FILE,
     GatesForm,
     library_of,
     train_gates,
     train_own_gates,
 )
-from core_gates.errors import GatesError
+from diffusion.experiments.work import Machine, refuse_below
 from diffusion.fusion.fusion_tasks import read_shown
 from diffusion.lora_file.recognition import modules_in
 from harness.command.verbs import Place

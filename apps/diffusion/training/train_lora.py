@@ -5,24 +5,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from apps.diffusion.embedded_world import base_at, digest_of, obtained, run_of
-from apps.diffusion.options import (
-    Precision,
-    refuse_below,
-    refuse_unless_positive,
-    refuse_unless_share,
-)
-from apps.diffusion.works.zoo import (
+from apps.diffusion.embedded_world import base_at, base_piece, digest_of, obtained, run_of
+from apps.diffusion.options import Precision, refuse_unless_positive, refuse_unless_share
+from core_gates.errors import GatesError, check_option
+from diffusion.data.drawings import Drawings
+from diffusion.data.pictures import captioned_images
+from diffusion.experiments.work import refuse_below
+from diffusion.experiments.zoo import (
     AdapterForm,
     BaseForm,
-    base_piece,
     file_in,
     train_base,
     train_own_adapter,
 )
-from core_gates.errors import GatesError, check_option
-from diffusion.data.drawings import Drawings
-from diffusion.data.pictures import captioned_images
 from diffusion.library.paths import slug
 from diffusion.lora_file.container import LIMITS
 from diffusion.models.embedded_base import SHAPES

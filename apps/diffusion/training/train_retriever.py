@@ -15,23 +15,18 @@ from apps.diffusion.embedded_world import (
     table_digest,
     zoo_of,
 )
-from apps.diffusion.options import (
-    Machine,
-    Precision,
-    refuse_below,
-    refuse_unless_positive,
-    refuse_unless_share,
-)
+from apps.diffusion.options import Precision, refuse_unless_positive, refuse_unless_share
 from apps.diffusion.studies.retrieval_study import ENCODER, PUBLISHED, UNSEEN
-from apps.diffusion.works.zoo import (
+from core_gates.errors import GatesError
+from diffusion.data.published_table import read_rows, split_table
+from diffusion.experiments.work import Machine, refuse_below
+from diffusion.experiments.zoo import (
     FOLDER,
     EncoderForm,
     reader_of,
     train_encoder,
     train_own_encoder,
 )
-from core_gates.errors import GatesError
-from diffusion.data.published_table import read_rows, split_table
 from diffusion.lora_file.recognition import shape_in
 from diffusion.models.embedded_base import CONFIG, EmbeddedBase
 from diffusion.models.text_encoders import text_encoder as encoder_of_texts

@@ -5,9 +5,9 @@ from safetensors.torch import load_file
 
 from apps.diffusion.embedded_world import World
 from apps.diffusion.studies.retrieval_study import ENCODER, UNSEEN
-from apps.diffusion.works.trained_gates import GatesForm
-from apps.diffusion.works.zoo import EncoderForm, shape_of
 from diffusion.data.concepts import concepts
+from diffusion.experiments.trained_gates import GatesForm
+from diffusion.experiments.zoo import EncoderForm, shape_of
 from diffusion.fusion import GatedFusion
 from diffusion.lora_file import Factors, LoraBundle, load_lora, save_lora
 from diffusion.models.embedded_base import EmbeddedBase, PatchAutoencoder, transformer_of

@@ -9,9 +9,9 @@ import torch
 
 from apps.diffusion.report import losses_of, write_report
 from apps.diffusion.studies.base_study import image_pieces
-from apps.diffusion.works.combined_losses import MOST
-from apps.diffusion.works.trained_gates import combinations
 from core_gates.errors import GatesError
+from diffusion.experiments.combined_losses import MOST
+from diffusion.experiments.trained_gates import combinations
 from harness.evidence import Bar, Row
 from harness.experiment import Arrays, Run
 from harness.experiment.run import CHOICES

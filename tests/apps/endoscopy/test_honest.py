@@ -28,8 +28,8 @@ from endoscopy.renderer.rendered_dataset import render_dataset
 from endoscopy.renderer.scene import RendererConfig
 from endoscopy.training.sizing_module import SizingModule
 from harness.experiment import Run, SettingsDiffer, Table
-from harness.experiment.piece import read_record
 from harness.experiment.scores import read_scores
+from harness.files.piece import read_record
 
 RATES = [{"learning_rate": 1e-3}, {"learning_rate": 2e-3}]
 TRIALS = {"plain": RATES, "dual": RATES}

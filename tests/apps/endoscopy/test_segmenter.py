@@ -10,7 +10,7 @@ from apps.endoscopy.segmenter import main
 from endoscopy.segmenter import FILE, SHIPPED, load_segmenter, shipped_segmenter
 from endoscopy.training.segmenter_module import intersection_over_union, rendered_masks
 from harness.experiment import Piece
-from harness.experiment.piece import read_record
+from harness.files.piece import read_record
 
 FOLDER = Path(endoscopy.__file__).parent.joinpath("weights", *SHIPPED)
 

@@ -22,7 +22,7 @@ from endoscopy.training.sizing_module import SizingModule
 from endoscopy.training.targets import LogSize
 from harness.command.verbs import Place
 from harness.experiment import Job, Run, SettingsDiffer
-from harness.experiment.piece import read_record
+from harness.files.piece import read_record
 from harness.runs.folder import RunFolder
 
 COUNTS = {"train_objects": 6, "validation_objects": 2, "test_objects": 8, "split": "counts"}

@@ -8,7 +8,7 @@ from apps.video import controls
 from apps.video.commands import main
 from apps.video.controls import control_rows_and_bars, score_control
 from core_gates.errors import GatesError
-from harness.command.settings import decisive_settings
+from harness.command.configfile import decisive_settings
 from harness.experiment import Job, Run
 from recsys.experiments.claims import chance_bars
 from recsys.experiments.contest import Contest

@@ -7,7 +7,7 @@ import pytest
 from apps.video.plan import Columns, Events, ShapeOptions, plan
 from core_gates.errors import GatesError
 from harness.experiment import Piece
-from harness.experiment.piece import Record
+from harness.files.piece import Record
 from harness.planning.costs import Device
 from recsys.model_folder import load_model, read_settings
 

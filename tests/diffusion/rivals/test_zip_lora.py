@@ -7,12 +7,13 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from core_gates.errors import GatesError
+from diffusion.experiments.trained_gates import distill, objective, taught
 from diffusion.fusion.fusion_tasks import FusionTask
 from diffusion.lora_file import Factors, LoraBundle
 from diffusion.models.embedded_base import transformer_of
 from diffusion.models.flow_matching import velocity
 from diffusion.models.text_encoders import TextStates
-from diffusion.rivals.zip_lora import ZipLora, distill, objective, taught
+from diffusion.rivals.zip_lora import ZipLora
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import torch
 
 from apps.main import App, main
 from harness.experiment import Arrays
-from harness.experiment.piece import read_record
 from harness.files import sha256
+from harness.files.piece import read_record
 from harness.runs.callbacks import seen
 
 OPTIONS = ["--trainer.enable_model_summary", "false", "--trainer.accelerator", "cpu"]

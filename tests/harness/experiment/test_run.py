@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 from core_gates.errors import GatesError
 from harness.evidence import Bar, Row
 from harness.experiment import Arrays, Figures, Job, Piece, Run, SettingsDiffer, Store, Table
-from harness.experiment.piece import read_record
 from harness.experiment.ship import main as ship
 from harness.experiment.ship import portable
 from harness.experiment.ship import ship as ship_results
 from harness.experiment.store import cast, in_8_bits
 from harness.files import Data, sha256
+from harness.files.piece import read_record
 
 HERE = Path(__file__).parent
 

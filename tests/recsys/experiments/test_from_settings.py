@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from core_gates.errors import GatesError
-from harness.experiment.piece import Piece, flatten
+from harness.files.piece import Piece, flatten
 from recsys.baselines import KINDS
 from recsys.experiments import from_settings
 from recsys.experiments.contest import Contest

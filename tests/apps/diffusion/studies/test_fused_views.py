@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from apps.diffusion.studies.fused_views import crossed, score
-from apps.diffusion.works.combined_losses import note_trained
-from apps.diffusion.works.trained_gates import combinations
+from diffusion.experiments.combined_losses import note_trained
+from diffusion.experiments.trained_gates import combinations
 from harness.evidence import moments
 from harness.experiment import Arrays, Piece, Run
 from harness.experiment.store import SettingsDiffer

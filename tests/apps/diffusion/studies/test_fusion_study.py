@@ -16,7 +16,7 @@ from apps.diffusion.studies.fusion_study import (
     headline_of,
     notes_of,
 )
-from apps.diffusion.works.combined_losses import TIMES
+from diffusion.experiments.combined_losses import TIMES
 from harness.experiment.tuning import Choice
 
 

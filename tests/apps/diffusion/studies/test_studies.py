@@ -10,9 +10,9 @@ import apps.diffusion.studies.base_study as base
 import apps.diffusion.studies.fused_views as views
 import apps.diffusion.studies.fusion_study as fusion
 import apps.diffusion.studies.retrieval_study as retrieval
-import apps.diffusion.works.combined_losses as losses
-import apps.diffusion.works.made_images as judge
-import apps.diffusion.works.trained_gates as tasks
+import diffusion.experiments.combined_losses as losses
+import diffusion.experiments.made_images as judge
+import diffusion.experiments.trained_gates as tasks
 from apps.diffusion.studies.base_study import Asked
 from harness.experiment import Run
 from harness.runs.terminal import quiet_lightning

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from apps.diffusion.works.trained_gates import base_digest, refuse_gates_of_another
-from apps.diffusion.works.zoo import with_trigger
 from apps.main import main
 from core_gates.errors import GatesError
+from diffusion.experiments.trained_gates import base_digest, refuse_gates_of_another
+from diffusion.experiments.zoo import with_trigger
 from diffusion.fusion import GatedFusion
 from diffusion.lora_file import load_lora
 from diffusion.models.embedded_base import EmbeddedBase

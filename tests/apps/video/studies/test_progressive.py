@@ -8,7 +8,7 @@ import pytest
 from apps.video.studies.progressive import ProgressiveStudy, States, days_of, score, slices_of
 from core_gates.errors import GatesError
 from harness.experiment import Run
-from harness.experiment.piece import read_record
+from harness.files.piece import read_record
 from recsys.experiments.contest import Contest
 
 SOURCE = "data.source.init_args."

@@ -7,10 +7,10 @@ import torch
 from torch.testing import assert_close
 
 import apps.diffusion.studies.fused_views as study
-import apps.diffusion.works.combined_losses as works
-from apps.diffusion.works.trained_gates import Bench
+import diffusion.experiments.combined_losses as works
 from core_gates.errors import GatesError
-from harness.experiment import Job, Piece, Run
+from diffusion.experiments.trained_gates import Bench
+from harness.experiment import Arrays, Job, Piece, Run
 
 SMALL = {
     "lora_hub": {"drawings": 2, "times": 2, "evaluations": 8, "regularization": 0.05},
@@ -38,7 +38,7 @@ def made(places, tmp_path, monkeypatch):
         given = {"rival": rival, "settings": SMALL.get(rival, {}) | changes, **ASKED, "part": part}
         piece = Piece(rival, None, {}, given)
         if rival in SMALL:
-            return works.seen_losses(piece, Job(folder, tick), **places)
+            return works.seen_losses(piece, Job(folder, tick), form=Arrays(), **places)
         return works.losses(piece, Job(folder, tick), trained={}, **places)
 
     return make

@@ -10,20 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apps.diffusion.works.trained_gates import (
+from core_gates.errors import GatesError
+from diffusion.data.concepts import Combination, rows_of, style, subject
+from diffusion.evaluation.fusion_scores import LinearDenoiser, fixed_draws, fixed_losses
+from diffusion.experiments.trained_gates import (
     FILE,
     GATE_OPTIONS,
     Bench,
     GatesForm,
     combinations,
+    distill,
     is_gated,
+    taught,
     train_gates,
     with_common,
 )
-from apps.diffusion.works.zoo import images_of
-from core_gates.errors import GatesError
-from diffusion.data.concepts import Combination, rows_of, style, subject
-from diffusion.evaluation.fusion_scores import LinearDenoiser, fixed_draws, fixed_losses
+from diffusion.experiments.work import Form, Job
+from diffusion.experiments.zoo import images_of
 from diffusion.fusion.fusion_tasks import FusionTask
 from diffusion.fusion.gate_file import load_trained
 from diffusion.fusion.gated_fusion import GatedFusion
@@ -32,9 +35,8 @@ from diffusion.lora_file import LoraBundle, load_lora
 from diffusion.models.flow_matching import noised, velocity
 from diffusion.rivals.registry import make_rival
 from diffusion.rivals.weighing import LoraHub
-from diffusion.rivals.zip_lora import ZipLora, distill, taught
-from harness.experiment import Arrays, Job, Piece
-from harness.experiment.piece import read_record
+from diffusion.rivals.zip_lora import ZipLora
+from harness.files.piece import Piece, read_record
 
 TIMES, MOST = 8, 6  # times of a loss, and drawings of a combination
 
@@ -280,6 +282,8 @@ def seen_losses(
     base_folder: Path,
     files: Mapping[str, Path],
     drawings_folder: str | None = None,
+    *,
+    form: Form[dict[str, Tensor]],
 ) -> dict[str, Tensor]:
     """Return the losses of pairs under a rival that is fitted on other drawings of each.
 
@@ -292,6 +296,7 @@ def seen_losses(
         base_folder: Of the base.
         files: Concept -> LoRA file.
         drawings_folder: Of the drawings.
+        form: How what is made for one pair is saved.
 
     Returns:
         ``losses`` (P, most), NaN for no drawing; ``before`` and ``after`` (P,), the objective of
@@ -325,7 +330,7 @@ def seen_losses(
 
     parts = []
     for place in range(len(group)):
-        parts.append(job.part(str(place), Arrays(), partial(make, place)))
+        parts.append(job.part(str(place), form, partial(make, place)))
         job.tick()
     return {name: torch.stack([one[name] for one in parts]) for name in parts[0]}
 

@@ -14,12 +14,12 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
-from apps.diffusion.options import ONE, Machine
 from core_gates.errors import GatesError
 from diffusion.data.concepts import Concept, base_rows, caption_of, concepts, rows_of, styles_of
 from diffusion.data.drawings import STYLES, Drawings, drawn
 from diffusion.data.pictures import captioned_images
 from diffusion.data.published_table import Load, split_table
+from diffusion.experiments.work import ONE, Job, Machine
 from diffusion.library.paths import slug
 from diffusion.lora_file import FluxShape, LoraBundle, load_lora, save_lora
 from diffusion.models.embedded_base import WEIGHTS, EmbeddedBase, PatchAutoencoder, transformer_of
@@ -43,8 +43,8 @@ from diffusion.retrieval import (
 from diffusion.retrieval.encoder_config import Shape
 from diffusion.retrieval.retriever import LoraRetriever
 from diffusion.retrieval.retriever_data import Augmentation, RetrieverData
-from harness.experiment import Job, Piece, Run
 from harness.files.digest import sha256
+from harness.files.piece import Piece
 
 
 def images_of(drawings: Drawings, rows: np.ndarray, styles: tuple[str, ...] = ()) -> Tensor:
@@ -74,14 +74,6 @@ BASE: dict[str, Any] = {
     "learning_rate": 1.5e-3,
     "text_encoder": "minilm",
 }  # how the shipped base was trained
-
-
-def base_piece(run: Run, seed: int, drawings: Drawings, **changes: Any) -> Piece:
-    """Return the piece that an embedded base is."""
-    settings = BASE | changes
-    found = text_encoder(settings["text_encoder"]).fingerprint
-    settings |= {"text_encoder.fingerprint": found, "data": drawings.digest}
-    return run.piece("base", seed, **settings)
 
 
 def train_base(piece: Piece, job: Job, drawings_folder: str | None = None) -> EmbeddedBase:

@@ -10,16 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apps.diffusion.works.combined_losses import (
-    MOST,
-    RUN,
-    TIMES,
-    fused,
-    note_trained,
-    seed_of,
-)
-from apps.diffusion.works.trained_gates import Bench
-from apps.diffusion.works.zoo import images_of
 from diffusion.data.concepts import (
     SUBJECTS,
     Part,
@@ -40,11 +30,15 @@ from diffusion.evaluation.fusion_scores import (
     JudgedDataModule,
     fixed_losses,
 )
+from diffusion.experiments.combined_losses import MOST, RUN, TIMES, fused, note_trained, seed_of
+from diffusion.experiments.trained_gates import Bench
+from diffusion.experiments.work import Job
+from diffusion.experiments.zoo import images_of
 from diffusion.fusion.gated_fusion import GatedFusion
 from diffusion.lora_file import load_lora
 from diffusion.models.embedded_base import EmbeddedBase
 from diffusion.rivals.registry import make_rival
-from harness.experiment import Job, Piece
+from harness.files.piece import Piece
 
 BATCH = 64
 

@@ -1,1 +1,0 @@
-"""What ``gates diffusion`` trains and makes, as pieces of work."""

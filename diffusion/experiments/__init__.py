@@ -1,0 +1,1 @@
+"""What is trained and made of adapters, as pieces of work: zoo, encoders, gates, losses, images."""
