@@ -15,7 +15,7 @@ PACKAGES = (
     "apps", "benchmarks", "core_gates", "diffusion", "endoscopy", "harness", "recsys", "studies",
     "video_multitask", "weather",
 )  # fmt: skip
-MODULES, LINES, FUNCTION_LINES = 16, 500, 60
+MODULES, LINES, FUNCTION_LINES, COSTLY = 16, 500, 60, 60
 LARGE = {"core_gates/gates"}  # one gate per file: the list of gates is what `ls` shows
 NAMELESS = {"utils", "helpers", "common", "misc"}
 REPEATED = {
@@ -184,6 +184,13 @@ def test_the_readme_counts_the_statements_of_applications():
         files = [file for package in re.findall(r"`(.+?)`", packages) for file in sources(package)]
         found = sum(module(file).count for file in files)
         assert f"{-(-found // 100) * 100:,}" == number, packages
+
+
+def test_few_tests_are_costly():
+    text = "".join(file.read_text() for file in (ROOT / "tests").rglob("*.py"))
+    marks = re.findall(r"mark\.costly\(\s*(.)", text)
+    assert 0 < len(marks) <= COSTLY
+    assert set(marks) == {'"'}, "a reason is missing"
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -308,7 +308,7 @@ SHARES = {FORWARD: 0.75, TRAINING: 0.80}
 
 
 def comparisons() -> Iterator[Comparison]:
-    """HoME against its matrix products and against a loop of networks; on one CPU thread."""
+    """HoME against its matmuls and against a loop of networks; on one CPU thread."""
     for size in SIZES:
         for work in SHARES:
             for variant in MODES:

@@ -1,4 +1,4 @@
-"""Batch normalization: statistics of all ranks, and statistics measured anew."""
+"""Batch normalization: statistics of all ranks, and statistics measured again."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Curves of trainings and of trials."""
+"""Curves of training runs and of trials."""
 
 import csv
 import math
