@@ -17,7 +17,7 @@ from core_gates.errors import GatesError
 from recsys.data.readers.own_table import OwnTable
 from recsys.infer import plain
 from recsys.schema import FeatureSchema
-from video_multitask import history
+from video_multitask import leaks
 from video_multitask.history import add_history
 from video_multitask.simulator.log import export_kuairand, simulate
 from video_multitask.sources.kuairand import KuaiRandTables
@@ -72,8 +72,8 @@ def test_a_past_that_knows_the_future_is_refused(release, prepare, tmp_path, mon
         known = log.select(pl.col("is_click").mean().over("user_id").alias("past_mean_is_click"))
         return add_history(log, length, lists).hstack(known)
 
-    assert history.add_history is add_history
-    monkeypatch.setattr(history, "add_history", leaking)
+    assert leaks.add_history is add_history
+    monkeypatch.setattr(leaks, "add_history", leaking)
     with pytest.raises(GatesError, match=r"past_mean_is_click of rows up to time_ms = .* depends"):
         prepare(release, history=2, means=("is_click",))
     assert not (tmp_path / "run").exists()

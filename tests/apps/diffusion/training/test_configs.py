@@ -78,7 +78,7 @@ def test_published_recipes_run_a_step(name, place, capsys):
 @pytest.fixture
 def zoo(place, monkeypatch):
     """A world whose base and adapters are as good as trained."""
-    monkeypatch.setattr("diffusion.experiments.zoo.BASE", UNIT)
+    monkeypatch.setattr("apps.diffusion.embedded_world.BASE", UNIT)
     world = World("runs")
     base = EmbeddedBase.load("base")
     world.bases.keep(world.base_piece, base)

@@ -156,7 +156,7 @@ FAULTS = {
 @pytest.mark.parametrize("verb", ["train-base", "train-lora", "train-retriever", "train-gates"])
 def test_faults_are_one_line(verb, faulty_inputs, place, monkeypatch):
     monkeypatch.setattr(
-        "diffusion.experiments.zoo.BASE",
+        "apps.diffusion.embedded_world.BASE",
         {"shape": "unit", "steps": 1, "batch_size": 1, "learning_rate": 1.0,
          "text_encoder": "ngrams"},
     )  # fmt: skip
