@@ -1,3 +1,4 @@
+import gc
 import os
 import runpy
 from pathlib import Path
@@ -80,6 +81,12 @@ def pytest_configure(config):
     config.pluginmanager.register(
         runpy.run_path(str(HERE / "fixtures" / "cost.py"))["CostOfTests"]()
     )
+
+
+def pytest_collection_finish():
+    gc.collect()
+    gc.freeze()  # else all that was collected is searched for garbage again and again
+    gc.set_threshold(20_000, 20, 20)
 
 
 def pytest_collection_modifyitems(items):
