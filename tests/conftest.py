@@ -41,9 +41,9 @@ def _harness():
 
 
 @pytest.fixture
-def kill_and_resume(tmp_path, _harness):
+def kill_and_resume(tmp_path, _harness, forked):
     """Kill a ``fit``, resume it, and compare it bit for bit with an uninterrupted run."""
-    return _harness["harness"](tmp_path)
+    return _harness["harness"](tmp_path, forked.Forked)
 
 
 @pytest.fixture(scope="session")

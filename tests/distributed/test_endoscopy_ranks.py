@@ -15,15 +15,18 @@ from endoscopy.training.sizing_module import SizingModule
 
 UNIMPORTANT = (".*does not have many workers", ".*LeafSpec")
 STEPS, BATCH = 5, 8
-RUNS = [
+FEW = (
     ("dual", "adam", "64-true", 1),
-    ("dual", "sgd", "32-true", 1),
-    ("dual", "adam", "64-true", 2),
     ("reference", "adam", "64-true", 2),
     ("joint", "sgd", "32-true", 1),
+)
+MORE = (
+    ("dual", "sgd", "32-true", 1),
+    ("dual", "adam", "64-true", 2),
     ("every_k", "adam", "64-true", 1),
     ("off", "adam", "64-true", 1),
-]
+)
+SLOW = pytest.mark.slow
 
 
 class Frames(L.LightningDataModule):
@@ -107,21 +110,30 @@ def train(mode, optimizer, precision, accumulate, folder):
     return {"state": dict(module.model.state_dict()), "scores": scores}
 
 
-def train_all(folder):
-    return [train(*run, folder) for run in RUNS]
+def train_all(runs, folder):
+    return [train(*run, folder) for run in runs]
 
 
 @pytest.fixture(scope="module")
-def results(ranks, tmp_path_factory):
+def results(ranks, tmp_path_factory, request):
+    """What one process and two ranks make of runs."""
     folder = str(tmp_path_factory.mktemp("ranks"))
     with warnings.catch_warnings():
-        one = train_all(folder)
-        return one, ranks(train_all, folder, timeout=300.0)
+        one = train_all(request.param, folder)
+        return request.param, one, ranks(train_all, request.param, folder, timeout=300.0)
 
 
-@pytest.mark.parametrize("number", range(len(RUNS)), ids=["-".join(map(str, r)) for r in RUNS])
-def test_two_ranks_equal_one_process(results, number):
-    one, pair = results[0][number], [of_rank[number] for of_rank in results[1]]
+RUNS = [
+    pytest.param(runs, run, marks=marks, id="-".join(map(str, run)))
+    for runs, marks in ((FEW, ()), (MORE, SLOW))
+    for run in runs
+]
+
+
+@pytest.mark.parametrize(("results", "run"), RUNS, indirect=["results"], scope="module")
+def test_two_ranks_equal_one_process(results, run):
+    runs, alone, pairs = results
+    one, pair = alone[runs.index(run)], [of_rank[runs.index(run)] for of_rank in pairs]
     torch.manual_seed(0)
     options = {"widths": [4, 4, 8, 8, 8]}
     start = tiny_resnet(("rgb", "depth"), hidden_dim=8, geometry=True, trunk_options=options)
@@ -129,7 +141,7 @@ def test_two_ranks_equal_one_process(results, number):
         expected = one["state"][name].double()
         moves = (expected - tensor.double()).abs().max()
         if name.endswith("gate.logits"):
-            assert (moves > 1e-6) == (RUNS[number][0] != "off"), name
+            assert (moves > 1e-6) == (run[0] != "off"), name
         if name.endswith(("conv1.weight", "running_mean", "fc3.weight")):
             assert moves > 1e-4, name
         for result in pair:
@@ -137,8 +149,12 @@ def test_two_ranks_equal_one_process(results, number):
             assert difference <= 1e-6, name
 
 
+@pytest.mark.parametrize(
+    "results", [FEW, pytest.param(MORE, marks=SLOW)], ids=["few", "more"], indirect=True
+)
 def test_validation_counts_the_objects_of_all_ranks(results):
-    for one, *pair in zip(results[0], *results[1], strict=True):
+    _, alone, pairs = results
+    for one, *pair in zip(alone, *pairs, strict=True):
         for result in pair:
             assert result["scores"] == pytest.approx(one["scores"], rel=1e-4)
         assert {"val/loss", "val/mae_mm", "val/macro_f1"} <= one["scores"].keys()

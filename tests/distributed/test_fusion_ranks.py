@@ -14,7 +14,7 @@ from diffusion.models.embedded_base import transformer_of
 from diffusion.models.text_encoders import TextStates
 from harness.runs.terminal import quiet_lightning
 
-STEPS = 4
+STEPS = 2
 
 
 def normal(*sizes, scale=1.0):

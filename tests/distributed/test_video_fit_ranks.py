@@ -17,7 +17,7 @@ from recsys.ranker_module import JoinedOptimizer, MultiTaskModule
 from recsys.schema import Dense, FeatureSchema, Sparse, Task
 
 UNIMPORTANT = (".*does not have many workers", ".*LeafSpec", ".*`training_step`.*")
-STEPS, BATCH = 5, 48
+STEPS, BATCH = 3, 48
 OPTIONS = {"dim": 6, "hidden_dims": [8], "rank": [2, 2], "tower_dims": [4]}
 SCHEMA = FeatureSchema(
     tasks=(Task("view", category="watch"), Task("full", category="watch", mask="known"),

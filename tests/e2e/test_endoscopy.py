@@ -427,7 +427,7 @@ def test_every_configuration_trains_a_step(path, sizing, real_layouts):
 
 def test_killed_trainings_end_like_unbroken_ones(sizing, kill_and_resume, monkeypatch):
     monkeypatch.chdir(sizing.folder)
-    command = [sys.executable, "-m", "apps.main", "endoscopy", "fit", "--config", "unit"]
+    command = ["endoscopy", "fit", "--config", "unit"]
     command += ["--trainer.max_epochs", "12"]
     folder = kill_and_resume(command, app="endoscopy", rows=[5, 22])
     state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)

@@ -4,7 +4,6 @@ import json
 import random
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import jsonschema
@@ -137,7 +136,7 @@ def test_a_killed_evaluation_ends_with_the_same_bits(small_feed, kill_and_resume
     """Killed inside a piece and between two of them."""
     seed = next(s for s in range(99) if sorted(random.Random(s).sample(range(1, 7), 2)) == [1, 4])
     config = small_feed(tmp_path, epochs=3, rows=3000)
-    command = [sys.executable, "-m", "apps.main", "video", "evaluate", "--config", str(config)]
+    command = ["video", "evaluate", "--config", str(config)]
     command += ["--seeds", "[0]", "--contest.trials", "1"]
     globs = ["weights/*/*", "trials/*/*", "choices/*/*", "baselines/*/*", "scores.json"]
     folder = kill_and_resume(command, app="video", seed=seed, compare=globs)

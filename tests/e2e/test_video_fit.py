@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import lightning as L
@@ -171,7 +170,7 @@ def test_what_is_resumed_must_be_the_same(feed, faulty_inputs, words, said):
 
 def test_killed_trainings_end_like_uninterrupted_ones(small_feed, kill_and_resume, tmp_path):
     config = small_feed(tmp_path, epochs=4, rows=3000)
-    command = [sys.executable, "-m", "apps.main", "video", "fit", "--config", str(config)]
+    command = ["video", "fit", "--config", str(config)]
     command += ["--checkpoint.every_n_steps", "1", "--trainer.log_every_n_steps", "1"]
     folder = kill_and_resume(command, app="video", rows=[5, 21])
     whole = tmp_path / "whole/video/run"

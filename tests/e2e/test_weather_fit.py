@@ -1,7 +1,6 @@
 """``gates weather fit``: what a training run leaves, for every configuration and after kills."""
 
 import inspect
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -80,11 +79,11 @@ def test_sections_of_verbs_hold_their_options(path):
 
 
 def test_killed_trainings_end_like_unbroken_ones(gates, kill_and_resume, monkeypatch):
-    """Killed on recorded backgrounds (30 steps) and in its cycles (30 more)."""
+    """Killed on recorded backgrounds (10 steps) and in its cycles (10 more)."""
     monkeypatch.chdir(gates.folder)
-    command = [sys.executable, "-m", "apps.main", "weather", "fit", "--config", "unit"]
-    command += ["--data.steps", "60", "--data.source.init_args.recorded_steps", "30"]
-    command += ["--trainer.val_check_interval", "20", "--trainer.enable_model_summary", "false"]
-    folder = kill_and_resume(command, app="weather", rows=[12, 44])
+    command = ["weather", "fit", "--config", "unit"]
+    command += ["--data.steps", "20", "--data.source.init_args.recorded_steps", "10"]
+    command += ["--trainer.val_check_interval", "5", "--trainer.enable_model_summary", "false"]
+    folder = kill_and_resume(command, app="weather", rows=[4, 15])
     state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["carried"].shape == (2, 3, 16, 32)

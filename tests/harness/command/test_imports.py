@@ -1,11 +1,17 @@
 """Verbs that are functions do not wait for Lightning."""
 
+import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
 
 ROOT = Path(__file__).parents[3]
 PROGRAM = """
+import json
 import sys
 from harness.command.verbs import FunctionVerb, Place, run_verb
 
@@ -42,40 +48,55 @@ verbs = {
     "go": FunctionVerb("__main__:go", "paths"),
     "turn": FunctionVerb("__main__:turn", ("left", "right")),
 }
-run_verb("toy", verbs, sys.argv[1:], config="tiny")
+for words in json.loads(sys.argv[1]):
+    run_verb("toy", verbs, words, config="tiny")
 print({"lightning", "torchmetrics"} & set(sys.modules))
 """
 
 
-def run(*words):
-    command = [sys.executable, "-c", PROGRAM, *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Run a verb in this process, which has Lightning; returns output, error and exit code."""
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+
+    def done(*words):
+        monkeypatch.setattr("sys.argv", ["gates", json.dumps([words])])
+        code = 0
+        try:
+            runpy.run_path(str(program), run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code
+        return SimpleNamespace(**capsys.readouterr()._asdict(), code=code)
+
+    return done
 
 
-def test_a_function_runs_without_lightning():
-    done = run("go", "a", "b", "--often", "3")
-    assert done.stdout.splitlines() == ["runs/toy/tiny ['a', 'b'] 3", "set()"]
+def test_functions_run_without_lightning():
+    words = [["go", "a", "b", "--often", "3"], ["turn", "a", "--often=2", "b"]]
+    command = [sys.executable, "-c", PROGRAM, json.dumps(words)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == ["runs/toy/tiny ['a', 'b'] 3", "a b 2", "set()"]
 
 
-def test_a_verb_takes_paths_by_name_and_needs_no_run():
-    assert run("turn", "a", "--often=2", "b").stdout.splitlines() == ["a b 2", "set()"]
-    text = run("turn", "--help").stdout
+def test_a_verb_takes_paths_by_name_and_needs_no_run(run):
+    text = run("turn", "--help").out
     assert text.startswith("usage: gates toy turn LEFT RIGHT [--config FILE]")
     assert "--root" not in text
-    assert "--root" in run("go", "--help").stdout
+    assert "--root" in run("go", "--help").out
 
 
-def test_words_may_be_left_out():
-    assert run("say").stdout.splitlines()[0] == "[]"
-    assert run("say", "a", "b").stdout.splitlines()[0] == "['a', 'b']"
-    text = run("say", "--help").stdout
+def test_words_may_be_left_out(run):
+    assert run("say").out.splitlines()[0] == "[]"
+    assert run("say", "a", "b").out.splitlines()[0] == "['a', 'b']"
+    text = run("say", "--help").out
     assert text.startswith("usage: gates toy say [WORDS ...] [--config FILE]")
     assert "required" not in text
 
 
-def test_a_path_that_is_missing_is_named():
+def test_a_path_that_is_missing_is_named(run):
     done = run("turn", "a")
-    assert done.returncode == 2
-    assert done.stderr == "gates toy turn: error: nothing is given for RIGHT\n"
+    assert done.code == 2
+    assert done.err == "gates toy turn: error: nothing is given for RIGHT\n"
     done = run("turn", "a", "b", "--root", "c")
-    assert "unrecognized arguments: --root" in done.stderr
+    assert "unrecognized arguments: --root" in done.err

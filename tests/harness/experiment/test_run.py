@@ -3,8 +3,6 @@
 import json
 import math
 import os
-import subprocess
-import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -287,57 +285,51 @@ def test_only_some_methods_take_part(run, work):
     assert json.loads(path.read_text())["bars"] == []
 
 
-def test_a_second_process_at_a_piece_ends_with_one_line(run, work, tmp_path):
-    script = tmp_path / "second.py"
+def test_a_second_process_at_a_piece_ends_with_one_line(run, work, forked, tmp_path):
+    script, log = tmp_path / "first.py", tmp_path / "log"
     script.write_text(
         "import sys\n"
         "import work\n"
         "from pathlib import Path\n"
         "from harness.experiment import Figures, Run\n"
-        "from core_gates.errors import GatesError\n"
-        "run = Run(Path(sys.argv[1]), app='toy')\n"
+        "run = Run(Path(sys.argv[1]), app='toy', settings={'model.dim': 8, 'data.n': None})\n"
         "piece = run.piece('square', 3, seconds=300, log=sys.argv[2])\n"
-        "try:\n"
-        "    run.obtain(run.store('squares', Figures()), [piece], work.square)\n"
-        "except GatesError as error:\n"
-        "    sys.exit(str(error))\n"
+        "run.obtain(run.store('squares', Figures()), [piece], work.square)\n"
     )
-    log = tmp_path / "log"
-    command = [sys.executable, str(script), str(run.folder), str(log)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as first:
+    first = forked.Forked([str(script), str(run.folder), str(log)])
+    try:
         while not log.is_file():
             assert first.poll() is None
             time.sleep(0.05)
-        second = subprocess.run(command, capture_output=True, text=True, check=False)
+        piece = run.piece("square", 3, seconds=300, log=str(log))
+        with pytest.raises(GatesError, match="another process is at work on") as second:
+            run.obtain(run.store("squares", Figures()), [piece], work.square)
+    finally:
         first.kill()
-    assert second.returncode == 1
-    assert second.stderr.count("\n") == 1
-    assert "another process is at work on" in second.stderr
+    assert "\n" not in str(second.value)
     assert logged(log) == ["square-s3"]
 
 
 @pytest.mark.parametrize("monitor", [None, "val/loss"])
-def test_a_training_killed_at_any_step_ends_with_the_same_bits(
-    tmp_path, work, monkeypatch, monitor
-):
+def test_a_training_killed_at_any_step_ends_with_the_same_bits(tmp_path, forked, monitor):
     script = tmp_path / "train.py"
     script.write_text(
         "import sys, work\n"
         "from pathlib import Path\n"
-        "from harness.experiment import Arrays, Run, job\n"
-        "job.SAVED_EVERY = 0.0\n"
+        "from harness.experiment import Arrays, Run\n"
         "run = Run(Path(sys.argv[1]), app='toy')\n"
         f"piece = run.piece('ridge', 3, epochs=4, monitor={monitor!r})\n"
         "run.obtain(run.store('weights', Arrays()), [piece], work.train)\n"
     )
     unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
-    base = [sys.executable, str(script)]
-    subprocess.run([*base, str(unbroken)], check=True)
+    forked.finished([str(script), str(unbroken)])
     for step in (5, 16, 30):
-        environment = os.environ | {"KILL_AT": f"{tmp_path / f'at{step}'}@{step}"}
-        done = subprocess.run([*base, str(killed)], check=False, env=environment)
-        assert done.returncode == -9
-    subprocess.run([*base, str(killed)], check=True)
+        broken = forked.Forked(
+            [str(script), str(killed)], {"KILL_AT": f"{tmp_path / f'at{step}'}@{step}"}
+        )
+        broken.communicate(60)
+        assert broken.returncode == -9
+    forked.finished([str(script), str(killed)])
     one, two = (Arrays().load(path / "weights" / "ridge-s3") for path in (unbroken, killed))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)

@@ -210,7 +210,6 @@ def test_a_killed_training_ends_with_the_same_bits(verb, kill_and_resume, forked
         command(verb, steps=10),
         app="diffusion",
         compare=[RESULTS[verb], "*/*/record.json"],
-        start=forked.Forked,
     )
     root, name = str(folder.parents[1]), folder.name
     again = forked.finished([*command(verb, steps=10), "--root", root, "--name", name])
