@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch._inductor import config as inductor
 from torch.testing import assert_close
 
 from core_gates.errors import GatesError, MissingExtraError
@@ -62,11 +61,12 @@ def _home(input_dim, tasks):
     return HoME(input_dim, tasks, dim=4, hidden_dims=(6,), rank=2, tower_dims=(3,))
 
 
-FORMS = [
-    "torch",
-    "onnx",
-    pytest.param("aoti", marks=pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")),
-]
+def only_with(tool):
+    return pytest.mark.skipif(not tool, reason="a package or a compiler is missing")
+
+
+ONNX = pytest.param("onnx", marks=only_with(HAS_ONNX))
+AOTI = pytest.param("aoti", marks=[only_with(HAS_COMPILER), pytest.mark.slow])
 
 
 @pytest.fixture(scope="module")
@@ -93,19 +93,15 @@ def small():
 
 @pytest.fixture(scope="module")
 def exported(small, tmp_path_factory):
-    """A file of each form for which the tools are here, traced once."""
+    """A file of each form for which the packages are here, traced once."""
     folder = tmp_path_factory.mktemp("exported")
-    forms = ["torch"] + ["aoti"] * HAS_COMPILER + ["onnx"] * HAS_ONNX
+    forms = ["torch", "onnx"] if HAS_ONNX else ["torch"]
     paths = {form: folder / f"ranker{export.SUFFIXES[form]}" for form in forms}
-    with inductor.patch({"aot_inductor.compile_wrapper_opt_level": "O0"}):
-        return {made.form: made for made in export_forms(small, paths, int8=True)}
+    return {made.form: made for made in export_forms(small, paths, int8=True)}
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["torch", ONNX])
 def test_every_form_gives_the_same(form, small, exported):
-    if form == "onnx":
-        pytest.importorskip("onnxscript")
-        pytest.importorskip("onnxruntime")
     compare(small, exported[form], int8=True)
 
 
@@ -114,24 +110,19 @@ def test_tables_of_numbers_give_the_same(small, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["torch", ONNX, AOTI])
 def test_every_form_of_home_gives_the_same(form, tmp_path):
-    if form == "onnx":
-        pytest.importorskip("onnxscript")
-        pytest.importorskip("onnxruntime")
     check(home(), tmp_path / f"ranker{export.SUFFIXES[form]}", form, int8=form == "torch")
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")
-def test_aoti_of_every_kind_of_feature_gives_the_same(tmp_path):
-    check(TOY["toy_ranker"](copies=2), tmp_path / "ranker.aoti.pt2", "aoti")
+@pytest.mark.parametrize("form", [AOTI])
+def test_every_kind_of_feature_gives_the_same(form, tmp_path):
+    check(TOY["toy_ranker"](copies=2), tmp_path / "ranker.aoti.pt2", form)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")
+@pytest.mark.parametrize("form", [AOTI])
 @pytest.mark.parametrize("int8", [False, True])
-def test_aoti_of_a_home_of_14_tasks_gives_the_same(int8, tmp_path, caplog):
+def test_a_home_of_14_tasks_gives_the_same(form, int8, tmp_path, caplog):
     """The network of the configuration tiny, whose rows of gates fill vectors of the processor."""
     tasks = tuple(Task(f"t{i}", category=("watch", "act")[i % 2]) for i in range(14))
     schema = FeatureSchema(
@@ -141,7 +132,7 @@ def test_aoti_of_a_home_of_14_tasks_gives_the_same(int8, tmp_path, caplog):
     ranker = Ranker.build(schema, {"user": 50, "item": 70}, 2, "HoME", options)
     for seed in range(3):
         ranker.train()(*random_rows(ranker, 64, seed=seed))
-    check(ranker.eval(), tmp_path / "ranker.aoti.pt2", "aoti", int8=int8)
+    check(ranker.eval(), tmp_path / "ranker.aoti.pt2", form, int8=int8)
     said = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
     assert not said  # such as that Inductor cannot compile a lookup
 

@@ -54,11 +54,11 @@ def module_of(twin, small_adas):
 
 @pytest.fixture(scope="module")
 def fit(twin, tmp_path_factory):
-    def run(module, *, source=None, steps=12, ckpt_path=None, callbacks=(), **options):
+    def run(module, *, source=None, steps=12, timelines=4, ckpt_path=None, callbacks=(), **options):
         data = AssimilationDataModule(
             source or twin.source(),
             steps=steps,
-            timelines=4,
+            timelines=timelines,
             validation_steps=6,
             validation_timelines=2,
         )
@@ -394,9 +394,10 @@ class OneProblem:
 
 def trained_score(fit, module_of, source, **changes):
     module = module_of(learning_rate=3e-2, loss="log_mae", **changes)
-    return fit(module, source=OneProblem(source), steps=28, limit_val_batches=0).scores
+    return fit(module, source=OneProblem(source), steps=28, timelines=2, limit_val_batches=0).scores
 
 
+@pytest.mark.costly("two training runs of 28 steps")
 def test_training_reduces_the_score(fit, module_of, twin):
     """It fails with an optimizer that does nothing and with an observation stream cut off."""
     source = twin.source()

@@ -74,6 +74,7 @@ def real_evaluation(tmp_path_factory):
     return TwinEvaluation(world, (0.1,))
 
 
+@pytest.mark.costly("the shipped network, cycled for six days")
 def test_shipped_weights_heed_declared_errors(real_evaluation):
     analysis = AnalysisForm().load(WEIGHTS / "adas_increment-s0")
     assert analysis.background_error == "innovation"
