@@ -122,5 +122,6 @@ def two_halves(parallel):
     return [p.grad for p in model.parameters()]
 
 
+@pytest.mark.costly("two processes that import torch")
 def test_two_ranks_have_the_gradient_of_all_rows(two_ranks):
     two_ranks(two_halves, tolerance=1e-12)

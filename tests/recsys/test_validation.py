@@ -51,6 +51,7 @@ def metrics_of_shares(parallel):
     return scored.metrics()
 
 
+@pytest.mark.costly("two processes that import torch")
 def test_two_ranks_have_the_metrics_of_all_rows(two_ranks):
     found = two_ranks(metrics_of_shares, tolerance=1e-12)
     assert 0 < found["auc_click"] < 1

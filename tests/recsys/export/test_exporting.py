@@ -1,6 +1,5 @@
 """Exported rankers: parity at any batch, what is missing, what is damaged."""
 
-import importlib
 import importlib.util
 import logging
 import runpy
@@ -23,19 +22,24 @@ from recsys.export import (
     random_rows,
 )
 from recsys.models import MODELS, options_of
+from recsys.models.home import HoME
 from recsys.ranker import Ranker
-from recsys.schema import Dense, FeatureSchema, Sparse, Task
+from recsys.schema import Crossed, Dense, FeatureSchema, History, Sparse, Task
 
 TOY = runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "toy_ranker.py"))
 HAS_COMPILER = any(map(shutil.which, export.COMPILERS))
+HAS_ONNX = all(map(importlib.util.find_spec, ("onnx", "onnxscript", "onnxruntime")))
 
 
 def check(ranker, path, form, *, int8=False):
     """Export, load and compare, also with rows of other seeds and with an unfolded ranker."""
-    made = export_ranker(ranker, path, form, int8=int8)
+    compare(ranker, export_ranker(ranker, path, form, int8=int8), int8=int8)
+
+
+def compare(ranker, made, *, int8=False):
     assert made.path.is_file()
     assert list(made.gaps) == list(BATCHES) == [1, 37, 500]
-    score = load_exported(path)
+    score = load_exported(made.path)
     expected = ranker.folded(int8=True) if int8 else ranker
     for number in (1, 5, 37, 500):
         rows = random_rows(ranker, number, seed=100 + number)
@@ -44,48 +48,81 @@ def check(ranker, path, form, *, int8=False):
         assert found.shape == (number, len(ranker.schema.tasks))
         assert_close(found, wanted, rtol=0, atol=1e-5)
     assert wanted.std() > 0.01
-    return score
 
 
 def home():
-    """HoME with every encoder; the toy network where HoME does not exist."""
-    if importlib.util.find_spec("recsys.models.home") is None:
-        return TOY["toy_ranker"]("target_attention", "transformer")
+    """HoME with every encoder."""
     made = TOY["toy_ranker"]("target_attention", "transformer", net=_home)
     made.train()(*TOY["rows"](64))  # running statistics
     return made.eval()
 
 
 def _home(input_dim, tasks):
-    module = importlib.import_module("recsys.models.home")
-    return module.HoME(input_dim, tasks, dim=4, hidden_dims=(6,), rank=2, tower_dims=(3,))
+    return HoME(input_dim, tasks, dim=4, hidden_dims=(6,), rank=2, tower_dims=(3,))
 
 
-def test_torch_export_gives_the_same(tmp_path):
-    check(home(), tmp_path / "ranker.pt2", "torch", int8=True)
+def only_with(tool):
+    return pytest.mark.skipif(not tool, reason="a package or a compiler is missing")
 
 
-def test_onnx_gives_the_same(tmp_path):
-    pytest.importorskip("onnxscript")
-    pytest.importorskip("onnxruntime")
-    check(home(), tmp_path / "ranker.onnx", "onnx")
+ONNX = pytest.param("onnx", marks=only_with(HAS_ONNX))
+AOTI = pytest.param("aoti", marks=[only_with(HAS_COMPILER), pytest.mark.slow])
 
 
-@pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")
-def test_aoti_gives_the_same(tmp_path):
-    check(TOY["toy_ranker"](copies=2), tmp_path / "ranker.aoti.pt2", "aoti")
+@pytest.fixture(scope="module")
+def small():
+    """Most parts of a ranker once: attention, a cross, buckets, normalization, gates."""
+    schema = FeatureSchema(
+        tasks=(Task("a"), Task("b")),
+        sparse=(Sparse("user"), Sparse("item")),
+        dense=(Dense("x"), Dense("age", scaling="buckets", buckets=4)),
+        sequences=(History("last", of="item", max_length=4, encoder="target_attention"),),
+        crossed=(Crossed(("user", "item"), buckets=9),),
+        dim=4,
+    )
+    sizes = {"user": 5, "item": 7, "user x item": 9, "age": 6}
+    options = {"hidden_dims": [4], "tower_dims": [2], "norm": "batch"}
+    torch.manual_seed(0)
+    ranker = Ranker.build(schema, sizes, 2, "MMoE", options)
+    for table in ranker.tables():
+        table.data.normal_()
+    for seed in range(3):
+        ranker.train()(*random_rows(ranker, 64, seed=seed))
+    return ranker.eval()
+
+
+@pytest.fixture(scope="module")
+def exported(small, tmp_path_factory):
+    """A file of each form for which the packages are here, traced once."""
+    folder = tmp_path_factory.mktemp("exported")
+    forms = ["torch", "onnx"] if HAS_ONNX else ["torch"]
+    paths = {form: folder / f"ranker{export.SUFFIXES[form]}" for form in forms}
+    return {made.form: made for made in export_forms(small, paths, int8=True)}
+
+
+@pytest.mark.parametrize("form", ["torch", ONNX])
+def test_every_form_gives_the_same(form, small, exported):
+    compare(small, exported[form], int8=True)
+
+
+def test_tables_of_numbers_give_the_same(small, tmp_path):
+    check(small, tmp_path / "ranker.pt2", "torch")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")
-def test_aoti_of_home_gives_the_same(tmp_path):
-    check(home(), tmp_path / "ranker.aoti.pt2", "aoti")
+@pytest.mark.parametrize("form", ["torch", ONNX, AOTI])
+def test_every_form_of_home_gives_the_same(form, tmp_path):
+    check(home(), tmp_path / f"ranker{export.SUFFIXES[form]}", form, int8=form == "torch")
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")
+@pytest.mark.parametrize("form", [AOTI])
+def test_every_kind_of_feature_gives_the_same(form, tmp_path):
+    check(TOY["toy_ranker"](copies=2), tmp_path / "ranker.aoti.pt2", form)
+
+
+@pytest.mark.parametrize("form", [AOTI])
 @pytest.mark.parametrize("int8", [False, True])
-def test_aoti_of_a_home_of_14_tasks_gives_the_same(int8, tmp_path, caplog):
+def test_a_home_of_14_tasks_gives_the_same(form, int8, tmp_path, caplog):
     """The network of the configuration tiny, whose rows of gates fill vectors of the processor."""
     tasks = tuple(Task(f"t{i}", category=("watch", "act")[i % 2]) for i in range(14))
     schema = FeatureSchema(
@@ -95,7 +132,7 @@ def test_aoti_of_a_home_of_14_tasks_gives_the_same(int8, tmp_path, caplog):
     ranker = Ranker.build(schema, {"user": 50, "item": 70}, 2, "HoME", options)
     for seed in range(3):
         ranker.train()(*random_rows(ranker, 64, seed=seed))
-    check(ranker.eval(), tmp_path / "ranker.aoti.pt2", "aoti", int8=int8)
+    check(ranker.eval(), tmp_path / "ranker.aoti.pt2", form, int8=int8)
     said = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
     assert not said  # such as that Inductor cannot compile a lookup
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 from torch.testing import assert_close
@@ -179,7 +179,8 @@ def test_golden_running_statistics(arrays):
     assert compared == sum(key.startswith("after_train/") for key in arrays)
 
 
-def test_gradients():
+@pytest.mark.parametrize("fast", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_gradients(fast):
     net = randomized(HoME(3, tasks_of("a", "b"), dim=2, hidden_dims=(2,), rank=1, **SMALL))
     names, parameters = zip(*net.named_parameters(), strict=True)
 
@@ -187,7 +188,7 @@ def test_gradients():
         state = dict(zip(names, parameters, strict=True))
         return torch.func.functional_call(net.eval(), state, (v,))
 
-    assert gradcheck(call, (drawn(2, 3).requires_grad_(), *parameters))
+    assert gradcheck(call, (drawn(2, 3).requires_grad_(), *parameters), fast_mode=fast)
     net.train()
     assert gradcheck(lambda v: net(v), (drawn(3, 3).requires_grad_(),), atol=1e-6)
 
@@ -196,6 +197,7 @@ SMALL = {"tower_dims": (2,), "dtype": torch.float64}
 CATEGORIES = st.lists(st.sampled_from("abc"), min_size=1, max_size=5)
 
 
+@settings(max_examples=40)
 @given(
     CATEGORIES, st.integers(1, 2), st.integers(1, 2), st.booleans(), st.booleans(), st.booleans()
 )
@@ -454,6 +456,7 @@ def test_a_single_row_cannot_be_normalized_in_training():
     assert net.eval()(torch.zeros(1, 4)).shape == (1, 2)
 
 
+@pytest.mark.costly("the compiler and the exporter trace a network")
 def test_the_meta_device_and_a_compiled_network():
     options = {"dim": 4, "hidden_dims": (5,), "rank": 2}
     assert all(

@@ -60,8 +60,9 @@ def test_days_far_from_all_data_are_left_out(series):
 
 def test_the_store_has_the_layout_of_weatherbench(series, tmp_path):
     states, times = series
-    path = write_climatology(tmp_path / "climatology.zarr", states, CHANNELS, GRID, times)
-    expected = in_memory(states.astype(np.float64), times, 61)
+    first = range(150)
+    path = write_climatology(tmp_path / "climatology.zarr", states, CHANNELS, GRID, times, first)
+    expected = in_memory(states[first].astype(np.float64), times[first], 61)
     with xr.open_zarr(path, chunks=None, consolidated=True) as stored:
         assert dict(stored.sizes) == {
             "hour": 2, "dayofyear": 366, "latitude": 4, "longitude": 8, "level": 2,

@@ -57,8 +57,8 @@ def test_what_is_tuned_is_every_method_with_a_box_for_every_task(experiment):
 
 
 def test_a_trial_scores_a_setting(experiment):
-    task = experiment.tasks((0.3,))[0].name
-    box, score = experiment.trials((0.3,), refuse, cycles=6)[f"inverse_distance@{task}"]
+    task = experiment.tasks((0.02,))[0].name
+    box, score = experiment.trials((0.02,), refuse, cycles=6)[f"inverse_distance@{task}"]
     close, far = ({"power": 3.0, "background_km": km} for km in (1000.0, 1e-3))
     assert set(box) == set(close)
     assert 0 < score(close) < score(far)  # the background counts a meter away: nothing is learned
@@ -92,7 +92,7 @@ def test_the_sample_is_written_where_it_is_asked_for(sample, tmp_path):
 def test_work_is_computed_in_any_order_and_taken_by_name(experiment):
     ticks, rows = [], []
     for turn in (1, -1):
-        scores = experiment.scores((0.3,), refuse, (), (), {}, quick=True)
+        scores = experiment.scores((0.02,), refuse, (), (), {}, quick=True)
         works = [w for w in scores.works() if w.method in ("inverse_distance", *experiment.base)]
         assert len({(w.method, w.task, w.scope) for w in works}) == len(works)
         found = {work: scores.compute(work, lambda: ticks.append(1)) for work in works[::turn]}

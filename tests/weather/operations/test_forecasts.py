@@ -122,7 +122,7 @@ def test_a_model_of_two_frames_gets_them(analyses, tmp_path):
     torch.testing.assert_close(found[1, 2], first[1] + 4 * trend, rtol=0, atol=0.05)
 
 
-@pytest.mark.parametrize("calls", [2, 5, 7])
+@pytest.mark.parametrize("calls", [pytest.param(2, marks=pytest.mark.slow), 5, 7])
 def test_a_killed_call_is_continued(analyses, tmp_path, calls):
     """Killed within the first start, within the second, and at its end."""
     run(analyses, Roll(), tmp_path / "whole.zarr")

@@ -189,7 +189,13 @@ def killed(path, case, target, at):
     os._exit(0)
 
 
-@pytest.mark.parametrize("case", METHODS)
+ONCE_A_DAY = ("inverse distance", "free run", "own times")  # the others keep more
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(one, marks=pytest.mark.slow) if one in ONCE_A_DAY else one for one in METHODS],
+)
 def test_a_killed_cycle_ends_with_the_same_bits(tmp_path, case):
     run(tmp_path / "whole", case)
     draw = random.Random(case)

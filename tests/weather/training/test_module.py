@@ -43,7 +43,7 @@ class Recorder(L.Callback):
         self.scores.append(float(trainer.callback_metrics["train/score"]))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def module_of(twin, small_adas):
     def build(network=None, **changes):
         forecasts = [twin.world.model, twin.world.imperfect]
@@ -52,13 +52,13 @@ def module_of(twin, small_adas):
     return build
 
 
-@pytest.fixture
-def fit(twin, tmp_path):
-    def run(module, *, source=None, steps=12, ckpt_path=None, callbacks=(), **options):
+@pytest.fixture(scope="module")
+def fit(twin, tmp_path_factory):
+    def run(module, *, source=None, steps=12, timelines=4, ckpt_path=None, callbacks=(), **options):
         data = AssimilationDataModule(
             source or twin.source(),
             steps=steps,
-            timelines=4,
+            timelines=timelines,
             validation_steps=6,
             validation_timelines=2,
         )
@@ -70,15 +70,21 @@ def fit(twin, tmp_path):
             "enable_checkpointing": False,
             "enable_progress_bar": False,
             "enable_model_summary": False,
-            "default_root_dir": tmp_path,
+            "default_root_dir": tmp_path_factory.mktemp("fit"),
         } | options
         recorder = Recorder()
         trainer = L.Trainer(**settings, callbacks=[recorder, *callbacks])
         trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=True)
-        recorder.trainer = trainer
+        recorder.trainer, recorder.module = trainer, module
         return recorder
 
     return run
+
+
+@pytest.fixture(scope="module")
+def whole(fit, module_of):
+    """Twelve steps without validation."""
+    return fit(module_of(), limit_val_batches=0)
 
 
 def attach(module, source, *, timelines=4):
@@ -98,26 +104,25 @@ def batches(data, steps, **changes):
     return [batch._replace(**changes) for batch in itertools.islice(loader, steps)]
 
 
-def test_stage_one_takes_recorded_backgrounds_and_stage_two_its_own_forecasts(fit, module_of, twin):
-    seen = fit(module_of(), limit_val_batches=0)
+def test_stage_one_takes_recorded_backgrounds_and_stage_two_its_own_forecasts(whole, twin):
     world = twin.world
     forecasts = [world.model, world.imperfect]
     own = 0
-    assert len(seen.batches) == 12
-    for step, (batch, background) in enumerate(zip(seen.batches, seen.backgrounds, strict=True)):
+    assert len(whole.batches) == 12
+    for step, (batch, background) in enumerate(zip(whole.batches, whole.backgrounds, strict=True)):
         cycled = step >= 4 and (step - 4) % 5 != 0  # 4 recorded steps, then blocks of 5 cycles
         assert batch.reset.tolist() == [not cycled] * 4
         if not cycled:
             assert torch.equal(background, batch.background)
             continue
-        previous = seen.analyses[step - 1]
+        previous = whole.analyses[step - 1]
         for row, model in enumerate(batch.model.tolist()):
             expected = forecasts[model](previous[row : row + 1], 6.0)[0]
             assert_close(background[row], expected, rtol=1e-6, atol=1e-3)
             assert not torch.equal(background[row], batch.background[row])
             own += 1
     assert own == 4 * (4 + 2)
-    assert len({int(model) for batch in seen.batches for model in batch.model}) == 2
+    assert len({int(model) for batch in whole.batches for model in batch.model}) == 2
 
 
 def test_the_second_cycle_depends_on_the_first_analysis_but_not_its_gradient(module_of, twin):
@@ -244,21 +249,18 @@ class StopAfter(L.Callback):
             trainer.should_stop = True
 
 
-def test_carried_states_are_saved_and_taken_up_again(fit, module_of, tmp_path):
+def test_carried_states_are_saved_and_taken_up_again(fit, module_of, whole, tmp_path):
     """The step after the resume is inside a block: without them there is nothing to forecast."""
-    whole_module = module_of()
-    whole = fit(whole_module, limit_val_batches=0)
     path = tmp_path / "stopped.ckpt"
     fit(module_of(), limit_val_batches=0, callbacks=[StopAfter(7, path)])
     saved = torch.load(path, weights_only=True)["carried"]
     assert torch.equal(saved, whole.analyses[6])
-    resumed_module = module_of()
-    resumed = fit(resumed_module, limit_val_batches=0, ckpt_path=path)
+    resumed = fit(module_of(), limit_val_batches=0, ckpt_path=path)
     assert len(resumed.batches) == 12 - 7
     assert torch.equal(resumed.backgrounds[0], whole.backgrounds[7])
     for left, right in zip(resumed.analyses, whole.analyses[7:], strict=True):
         assert torch.equal(left, right)
-    pairs = zip(resumed_module.parameters(), whole_module.parameters(), strict=True)
+    pairs = zip(resumed.module.parameters(), whole.module.parameters(), strict=True)
     assert all(torch.equal(left, right) for left, right in pairs)
 
 
@@ -333,10 +335,9 @@ def test_validation_cycles_the_analysis_from_the_first_background(fit, module_of
     assert float(logged["val/lost"]) == 0
 
 
-def test_validation_leaves_the_training_cycle_alone(fit, module_of):
+def test_validation_leaves_the_training_cycle_alone(fit, module_of, whole):
     with_validation = fit(module_of(), val_check_interval=3)
-    without = fit(module_of(), limit_val_batches=0)
-    pairs = zip(with_validation.analyses, without.analyses, strict=True)
+    pairs = zip(with_validation.analyses, whole.analyses, strict=True)
     assert all(torch.equal(left, right) for left, right in pairs)
 
 
@@ -392,10 +393,11 @@ class OneProblem:
 
 
 def trained_score(fit, module_of, source, **changes):
-    module = module_of(learning_rate=1e-2, loss="log_mae", **changes)
-    return fit(module, source=OneProblem(source), steps=40, limit_val_batches=0).scores
+    module = module_of(learning_rate=3e-2, loss="log_mae", **changes)
+    return fit(module, source=OneProblem(source), steps=28, timelines=2, limit_val_batches=0).scores
 
 
+@pytest.mark.costly("two training runs of 28 steps")
 def test_training_reduces_the_score(fit, module_of, twin):
     """It fails with an optimizer that does nothing and with an observation stream cut off."""
     source = twin.source()

@@ -54,8 +54,8 @@ class Recorder(L.Callback):
             trainer.should_stop = True
 
 
-@pytest.fixture
-def fit(twin, small_adas, tmp_path):
+@pytest.fixture(scope="module")
+def fit(twin, small_adas, tmp_path_factory):
     def run(*, step=None, path=None, ckpt_path=None, **options):
         model = Damped()
         module = AdasModule(small_adas(), forecasts=[model, model], **options)
@@ -72,7 +72,7 @@ def fit(twin, small_adas, tmp_path):
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            default_root_dir=tmp_path,
+            default_root_dir=tmp_path_factory.mktemp("fit"),
             callbacks=[recorder],
         )
         trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=True)
@@ -81,8 +81,14 @@ def fit(twin, small_adas, tmp_path):
     return run
 
 
-def test_a_forecast_gets_the_last_two_analyses_of_its_timeline(fit):
-    recorder, model, _ = fit(divergence_limit=1e9)
+@pytest.fixture(scope="module")
+def whole(fit):
+    """Twelve steps, no analysis of which is lost."""
+    return fit(divergence_limit=1e9)
+
+
+def test_a_forecast_gets_the_last_two_analyses_of_its_timeline(whole):
+    recorder, model, _ = whole
     calls = iter(model.given)
     continued = 0
     for step, batch in enumerate(recorder.batches):
@@ -102,29 +108,30 @@ def test_a_forecast_gets_the_last_two_analyses_of_its_timeline(fit):
     assert next(calls, None) is None
 
 
-def test_a_timeline_that_begins_again_from_the_truth_has_no_earlier_state(fit):
-    _, model, _ = fit(divergence_limit=1e-9)  # every analysis is lost
+def test_a_timeline_that_begins_again_from_the_truth_has_no_earlier_state(fit, tmp_path):
+    # Every analysis is lost.
+    _, model, _ = fit(divergence_limit=1e-9, step=8, path=tmp_path / "stopped.ckpt")
     assert model.given
     for states, previous in model.given:
         assert torch.equal(states, previous)
 
 
-def test_both_analyses_are_taken_up_again(fit, tmp_path):
-    whole, _, unbroken = fit()
+def test_both_analyses_are_taken_up_again(fit, whole, tmp_path):
+    unbroken, _, module = whole
     path = tmp_path / "stopped.ckpt"
-    fit(step=7, path=path)  # inside a block
+    fit(step=7, path=path, divergence_limit=1e9)  # inside a block
     saved = torch.load(path, weights_only=True)
     assert not torch.equal(saved["before"], saved["carried"])
-    rest, _, resumed = fit(ckpt_path=path)
+    rest, _, resumed = fit(ckpt_path=path, divergence_limit=1e9)
     assert len(rest.analyses) == 5
-    for one, other in zip(rest.analyses, whole.analyses[7:], strict=True):
+    for one, other in zip(rest.analyses, unbroken.analyses[7:], strict=True):
         assert torch.equal(one, other)
-    for one, other in zip(unbroken.parameters(), resumed.parameters(), strict=True):
+    for one, other in zip(module.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, other)
     del saved["before"]
     torch.save(saved, path)
-    forgetful, _, _ = fit(ckpt_path=path)
-    assert not torch.equal(forgetful.analyses[0], whole.analyses[7])
+    forgetful, _, _ = fit(ckpt_path=path, step=8, path=path, divergence_limit=1e9)
+    assert not torch.equal(forgetful.analyses[0], unbroken.analyses[7])
 
 
 def test_models_of_one_state_leave_nothing_behind(twin, small_adas):

@@ -61,7 +61,7 @@ def test_member_zero_is_never_the_truth(plain):
 
 
 def test_training_never_sees_the_second_day(plain):
-    for problem in problems(plain, PERSISTENCE):
+    for problem in problems(plain, PERSISTENCE, 40):
         (member, time), (truth, end) = where(plain, problem.background), where(plain, problem.truth)
         assert (time, end) == (0, 1)
         assert member not in (0, truth)
@@ -80,7 +80,7 @@ def test_training_backgrounds_never_give_the_truth_away(plain):
     """
     total = plain.fields[:, :2].double().sum(0)  # (time, C, H, W)
     kinds = set()
-    for problem in problems(plain, ENSEMBLE):
+    for problem in problems(plain, ENSEMBLE, 40):
         _, time = where(plain, problem.truth)
         background, truth = problem.background.double(), problem.truth.double()
         spread = plain.error_sd[ENSEMBLE].double() * 2

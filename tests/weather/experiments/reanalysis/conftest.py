@@ -6,12 +6,13 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks.weather.synthetic_store import write_synthetic_store
+from weather.experiments.reanalysis import store_data
 from weather.experiments.reanalysis.source import ReanalysisSource
 
 
 @pytest.fixture(scope="session")
 def own(tmp_path_factory):
-    """``own.source(**changes)`` has its cache made; ``own.store``, ``own.folder``."""
+    """``own.source(**changes)`` has all its files; ``own.store``, ``own.folder``."""
     folder = tmp_path_factory.mktemp("own")
     store = write_synthetic_store(folder / "own.zarr", frames=120, rows=17, columns=32)
 
@@ -21,4 +22,7 @@ def own(tmp_path_factory):
         found.prepare()
         return found
 
+    with pytest.MonkeyPatch.context() as patch:  # a climatology of the days that are stored
+        patch.setattr(store_data, "WINDOW_DAYS", 21)
+        source().make_truth()
     return SimpleNamespace(source=source, store=store, folder=folder, copy=shutil.copytree)

@@ -123,19 +123,19 @@ def test_nothing_that_is_tested_was_trained_on(own):
 
 def test_a_forecast_store_gives_the_backgrounds(own, whole):
     source = own.source()
-    starts = source.times[::2]
+    starts = source.times[::4]
     leads = np.asarray([0, 6, 12]) * H
-    states = torch.stack([whole[::2] + 1, whole[::2] + 2, whole[::2] + 3], 1)
+    states = torch.stack([whole[::4] + lead for lead in (1, 2, 3)], 1)
     forecasts = to_dataset(states, source.channels, source.grid, times=starts, leads=leads)
     path = write_wb2(forecasts, own.folder / "forecasts.zarr", overwrite=True)
     found = own.source(background=str(path), cache=str(own.folder / "forecast"))
     truths, places = found.pairs("training")
-    assert (truths % 2 == 1).all()  # six hours after each start
+    assert (truths % 4 == 1).all()  # six hours after each start
     for truth, place in list(zip(truths.tolist(), places.tolist(), strict=True))[::7]:
         torch.testing.assert_close(found.backgrounds[place], whole[truth - 1] + 2)
     assert found.sources[1].role == "background"
-    longer = own.source(background=str(path), lead_hours=12.0, cache=str(own.folder / "twelve"))
-    assert (longer.pairs("training")[0] % 2 == 0).all()
+    longer = ReanalysisSource(store=str(own.store), background=str(path), lead_hours=12.0)
+    assert (longer.pairs("training")[0] % 4 == 2).all()
     with pytest.raises(GatesError, match=r"no forecast of 9 h, found 6, 12 h: choose one"):
         own.source(background=str(path), lead_hours=9.0)
     times = found.background_times[[3, 1]]
@@ -199,7 +199,6 @@ def test_caches_of_other_data_are_refused(own, tmp_path):
         own.source(background="6h")
     with pytest.raises(GatesError, match="no folder for the training cache"):
         own.source(cache=None)
-    own.source().make_truth()
     own.copy(own.folder / "cache", tmp_path / "cache")
     errors = tmp_path / "cache" / "background_error.json"
     content = errors.read_text()
@@ -228,7 +227,6 @@ def test_observation_errors_are_usual_or_stated(own):
 
 def test_classical_methods_reduce_the_error_and_rows_count_blocks(own):
     source = own.source()
-    source.make_truth()
     scores = source.scores((0.3,), None, (), (), {}, quick=True)
     works = scores.works()
     assert [work.method for work in works] == [
@@ -252,7 +250,6 @@ def test_classical_methods_reduce_the_error_and_rows_count_blocks(own):
 
 def test_climatology_of_a_case_is_that_of_its_day(own, whole):
     source = own.source()
-    source.make_truth()
     case = source.cases()[0]
     time = source.times[case.truth]
     day = time.astype("datetime64[D]")

@@ -69,11 +69,12 @@ def real_evaluation(tmp_path_factory):
     models = [ShallowWater(**config[name]["init_args"]) for name in ("model", "imperfect")]
     path = tmp_path_factory.mktemp("world") / "nature.zarr"
     sizes = {"num_tests": 2, "num_tuning": 1, "num_validation": 1, "num_training": 2}
-    world = TwinWorld(*models, str(path), cycles=30, spin_up_days=50.0, **sizes)
+    world = TwinWorld(*models, str(path), cycles=24, spin_up_days=40.0, **sizes)
     world.prepare()
     return TwinEvaluation(world, (0.1,))
 
 
+@pytest.mark.costly("the shipped network, cycled for six days")
 def test_shipped_weights_heed_declared_errors(real_evaluation):
     analysis = AnalysisForm().load(WEIGHTS / "adas_increment-s0")
     assert analysis.background_error == "innovation"

@@ -4,8 +4,6 @@ import itertools
 import json
 import os
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -14,11 +12,12 @@ import xarray as xr
 import zarr
 
 from core_gates.errors import GatesError
-from weather.experiments.twin.nature import CHUNK, nature_run, write_nature_run
+from weather.experiments.twin.nature import CHUNK, NatureStore, nature_run, write_nature_run
 from weather.grid import regular_grid
 from weather.models.shallow_water.model import ShallowWater
 from weather.state import ChannelSpec
 
+SMALL = {"truncation": 12, "num_latitudes": 16, "num_longitudes": 32, "time_step": 3600.0}
 CHANNELS = ChannelSpec(
     surface=("surface_pressure",), upper=("temperature", "geopotential"), levels=(850, 500)
 )
@@ -54,6 +53,12 @@ def run(path, model, **changes):
 def stored(path):
     with xr.open_zarr(path, chunks=None) as dataset:
         return dataset.load()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing interrupted."""
+    return stored(run(tmp_path_factory.mktemp("nature") / "whole.zarr", Counting()))
 
 
 def test_generator_rounds_to_float32_and_starts_with_the_given_state():
@@ -105,70 +110,70 @@ def test_store_follows_the_schema(tmp_path):
 
 
 @pytest.mark.parametrize("fail_at", [1, 20, 21, 28, 29, 30, 48, 49, 73, 74])
-def test_interrupted_run_goes_on_from_its_last_save_point(tmp_path, fail_at):
-    run(tmp_path / "whole.zarr", Counting())
+def test_interrupted_run_goes_on_from_its_last_save_point(tmp_path, whole, fail_at):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut.zarr", Counting(fail_at))
     assert not (tmp_path / "cut.zarr").exists()
     model = Counting()
     run(tmp_path / "cut.zarr", model)
     assert model.calls <= 74 - fail_at + 1 + CHUNK
-    xr.testing.assert_identical(stored(tmp_path / "cut.zarr"), stored(tmp_path / "whole.zarr"))
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["cut.zarr", "whole.zarr"]
+    xr.testing.assert_identical(stored(tmp_path / "cut.zarr"), whole)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["cut.zarr"]
 
 
-def test_damaged_block_after_the_save_point_is_written_again(tmp_path):
-    run(tmp_path / "whole.zarr", Counting())
+def test_damaged_block_after_the_save_point_is_written_again(tmp_path, whole):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut.zarr", Counting(60))
     partial = tmp_path / ".cut.zarr.partial"
     (partial / "store" / "temperature" / "1.0.0.0.0").write_bytes(b"half a chunk")
     (partial / "point.draft.npz").write_bytes(b"half a save point")
     run(tmp_path / "cut.zarr", Counting())
-    xr.testing.assert_identical(stored(tmp_path / "cut.zarr"), stored(tmp_path / "whole.zarr"))
+    xr.testing.assert_identical(stored(tmp_path / "cut.zarr"), whole)
 
-
-SCRIPT = """
-import os, signal, sys
-import torch
-from weather.models.shallow_water.model import ShallowWater
-from weather.experiments.twin.nature import write_nature_run
-from weather.experiments.twin.nature import NatureStore
 
 def kill():
     os.kill(os.getpid(), signal.SIGKILL)
 
-path, moment, threads = sys.argv[1:]
-torch.set_num_threads(int(threads))
-save = NatureStore.save
-if moment == "before the save point":
-    NatureStore.save = lambda store, point: kill() if point.written == 40 else save(store, point)
-write_nature_run(
-    path, ShallowWater(), members=2, num_steps=64, spin_up_days=15, seed=4,
-    progress=lambda done, total: kill() if done == 85 and moment == "in a block" else None,
-)
-"""
+
+def write(path, progress):
+    sizes = {"members": 2, "num_steps": 64, "spin_up_days": 15, "seed": 4}
+    write_nature_run(path, ShallowWater(**SMALL), **sizes, progress=progress)
 
 
+def die(path, moment):
+    """Write a run until the process is killed."""
+    torch.set_num_threads(1)  # those of the parent do not exist here
+    save = NatureStore.save
+    if moment == "before the save point":
+        NatureStore.save = lambda store, point: (
+            kill() if point.written == 40 else save(store, point)
+        )
+    write(path, lambda done, total: kill() if done == 85 and moment == "in a block" else None)
+
+
+@pytest.fixture
+def one_thread():
+    """The threads of a process that is forked, so that all compute the same bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("moment", ["in a block", "before the save point"])
 def test_killed_process_leaves_a_run_that_resumes_to_the_same_bits(tmp_path, moment):
-    threads = str(torch.get_num_threads())
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "cut.zarr"), moment, threads]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    killed = subprocess.run(command, env=environment, check=False)
-    assert killed.returncode == -signal.SIGKILL
+    child = os.fork()
+    if not child:
+        try:
+            die(tmp_path / "cut.zarr", moment)
+        finally:
+            os._exit(1)  # it should have died
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert not (tmp_path / "cut.zarr").exists()
     steps = []
     for name in ("cut.zarr", "whole.zarr"):
-        write_nature_run(
-            tmp_path / name,
-            ShallowWater(),
-            members=2,
-            num_steps=64,
-            spin_up_days=15,
-            seed=4,
-            progress=lambda done, total: steps.append(done),
-        )
+        write(tmp_path / name, lambda done, total: steps.append(done))
     resumed = steps.index(1)
     assert steps[0] == 80  # 60 calls of spin-up, then the 20th stored state is the 79th step
     assert steps[resumed:] == list(range(1, 124))

@@ -107,7 +107,9 @@ def test_official_stage(name, sample):
         assert_close(output, golden[f"out/{key}"], **EXACT)
 
 
-@pytest.mark.parametrize("name", ["small", "tiny", "unit", "swe", "era5"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("small", marks=pytest.mark.slow), "tiny", "unit", "swe", "era5"]
+)
 def test_rolling_the_globe_rolls_the_analysis(name):
     torch.manual_seed(0)
     network = adas_preset(name).double().eval()

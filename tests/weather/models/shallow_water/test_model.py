@@ -33,8 +33,8 @@ def model():
 
 @pytest.fixture(scope="module")
 def climate(model):
-    """A spun-up state of 10 members and its daily history over 40 days (T, N, 3, H, W)."""
-    state = model(model.initial_state(10, seed=3), 40 * DAYS)
+    """The daily history of 6 members over 40 days (T, N, 3, H, W), after a spin-up."""
+    state = model(model.initial_state(6, seed=3), 20 * DAYS)
     history = []
     for _ in range(40):
         state = model(state, DAYS)
@@ -263,7 +263,7 @@ def test_climate_is_lively_and_stationary(model, climate):
 def test_small_errors_grow(model, climate):
     state = climate[-1].float()
     other = state.clone()
-    other[:, 0] += 0.1 * torch.randn(10, 1, 1, generator=torch.Generator().manual_seed(0))
+    other[:, 0] += 0.1 * torch.randn(6, 1, 1, generator=torch.Generator().manual_seed(0))
     errors = []
     for _ in range(5):
         state, other = model(state, 4 * DAYS), model(other, 4 * DAYS)
