@@ -36,6 +36,11 @@ def comparison(**options):
     return Comparison("sums", "cumsum", sums, "small", work=Work(bytes=8000.0), **options)
 
 
+@pytest.fixture(autouse=True)
+def short_samples(monkeypatch):
+    monkeypatch.setattr(benchmarks.run, "SAMPLE_SECONDS", 0.002)
+
+
 @pytest.fixture
 def suite(monkeypatch, tmp_path):
     """Replace every suite by one comparison; results go to a temporary folder."""
@@ -150,7 +155,8 @@ def test_output_files_follow_the_schema(suite, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("body", "code"), [("assert True", 0), ("assert False", 1)])
-def test_red_tests_refuse_unless_forced(suite, tmp_path, capfd, body, code):
+def test_red_tests_refuse_unless_forced(suite, tmp_path, capfd, monkeypatch, body, code):
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     (tmp_path / "test_it.py").write_text(f"def test_it():\n    {body}\n")
     suite(comparison(), tests=("test_it.py",))
     assert main(["--suite", "core", "--rounds", "2"]) == code

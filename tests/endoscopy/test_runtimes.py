@@ -58,9 +58,14 @@ CASES = {
     ),
     "convnext": (partial(fsg_vit, "convnext_atto"), ("rgb",), False),
 }
+LARGE = ("resnet-18 of three streams", "vit with SwiGLU", "convnext")
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.costly("ONNX is exported")
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in CASES],
+)
 def test_onnxruntime_agrees_with_the_gated_network(case, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     make, streams, geometry = CASES[case]

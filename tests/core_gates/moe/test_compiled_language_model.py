@@ -21,6 +21,9 @@ from core_gates import (
 
 VOCABULARY, DIM, EXPERTS, BATCH, LENGTH = 19, 8, 4, 3, 7
 
+AUTOGRAD = pytest.mark.costly("AOTAutograd traces forward and backward")
+GRAPHS = pytest.mark.costly("Dynamo traces several graphs")
+BACKENDS = ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)]
 # Dynamo asks every input of a graph for its gradient, also one that has none.
 IGNORE_GRAD = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 
@@ -123,17 +126,28 @@ def called_before(model, call):
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")  # Inductor's
 @pytest.mark.fault("core A1")
 @pytest.mark.parametrize(
-    ("backend", "dtype", "steps", "tolerance", "warm"),
+    ("backend", "dtype", "layers", "steps", "tolerance", "warm"),
     [
-        pytest.param("aot_eager", torch.float64, 50, 1e-10, False, id="aot_eager"),
-        pytest.param("aot_eager", torch.float64, 50, 1e-10, True, id="aot_eager, called before"),
-        pytest.param("inductor", torch.float32, 10, 1e-4, True, id="inductor, called before"),
+        pytest.param("eager", torch.float64, 1, 50, 1e-10, False, id="eager"),
+        pytest.param(
+            "aot_eager", torch.float64, 2, 20, 1e-10, True, id="aot_eager", marks=AUTOGRAD
+        ),
+        *(
+            pytest.param(*row, marks=pytest.mark.slow)
+            for row in [
+                ("aot_eager", torch.float64, 4, 50, 1e-10, False),
+                ("aot_eager", torch.float64, 4, 50, 1e-10, True),
+                ("inductor", torch.float32, 4, 10, 1e-4, True),
+            ]
+        ),
     ],
 )
 def test_compiled_trains_like_eager_in_one_compilation(
-    backend, dtype, steps, tolerance, warm, inductor
+    backend, dtype, layers, steps, tolerance, warm, request
 ):
-    eager, model = build(dtype, layers=4), build(dtype, layers=4)
+    if backend == "inductor":
+        request.getfixturevalue("inductor")
+    eager, model = build(dtype, layers=layers), build(dtype, layers=layers)
     losses, loads, biases = train(eager, eager, steps)
     counting = Counting(backend)
     compiled = torch.compile(model, backend=counting, fullgraph=True)
@@ -150,7 +164,7 @@ def test_compiled_trains_like_eager_in_one_compilation(
 
 
 @pytest.mark.fault("core A1")
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=AUTOGRAD)])
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_checkpointed_tokens_count_once(use_reentrant, compiled):
     plain, model = build(), build(use_reentrant=use_reentrant)
@@ -164,11 +178,12 @@ def test_checkpointed_tokens_count_once(use_reentrant, compiled):
 
 @IGNORE_GRAD
 @pytest.mark.fault("core A1")
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("use_reentrant", [False, True])
-def test_checkpoints_around_compiled_blocks_count_once(use_reentrant):
+def test_checkpoints_around_compiled_blocks_count_once(use_reentrant, backend):
     plain, model = build(), build(use_reentrant=use_reentrant)
     for block in model.blocks:
-        block.compile(backend="aot_eager", fullgraph=True)
+        block.compile(backend=backend, fullgraph=True)
     losses, loads, _ = train(plain, plain, 2)
     found = train(model, model, 2)
     assert_close(found[0], losses, rtol=0, atol=1e-10)
@@ -176,9 +191,10 @@ def test_checkpoints_around_compiled_blocks_count_once(use_reentrant):
 
 
 @pytest.mark.fault("core A1")
-def test_evaluation_counts_nothing():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_evaluation_counts_nothing(backend):
     model = build(layers=2).eval()
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
     compiled(batches(1)[0, 0])
     assert not any(gate.counted.any() for gate in gates(model))
     with pytest.raises(ValueError, match=r"gate 'blocks\.0\.moe\.gate' learns .* \(nor did 1 more"):
@@ -186,9 +202,11 @@ def test_evaluation_counts_nothing():
 
 
 @pytest.mark.fault("core A1")
-def test_routings_of_a_compiled_model_are_gathered():
+@GRAPHS
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_routings_of_a_compiled_model_are_gathered(backend):
     model, tokens = build(layers=2), batches(3)[:, 0]
-    counting = Counting("aot_eager")
+    counting = Counting(backend)
     compiled = torch.compile(model, backend=counting, fullgraph=True)
     compiled(tokens[0])
     for batch in tokens:
@@ -215,19 +233,22 @@ def test_routings_of_a_compiled_model_are_gathered():
 
 @IGNORE_GRAD
 @pytest.mark.fault("core A1")
-def test_recomputed_routings_of_compiled_blocks_are_not_gathered_again():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_recomputed_routings_of_compiled_blocks_are_not_gathered_again(backend):
     model = build(use_reentrant=True)
     for block in model.blocks:
-        block.compile(backend="aot_eager", fullgraph=True)
+        block.compile(backend=backend, fullgraph=True)
     with collect_routing(model) as routings:
         model(batches(1)[0, 0]).backward()
     assert {len(found) for found in routings.values()} == {1}
 
 
 @pytest.mark.fault("core A1")
-def test_a_monitor_measures_a_model_that_was_compiled_before():
+@GRAPHS
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_monitor_measures_a_model_that_was_compiled_before(backend):
     model, tokens = build(), batches(4)[:, 0]
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
     compiled(tokens[0])
     figures = []
     for call in (compiled, model):
@@ -262,12 +283,14 @@ class Gated(nn.Module):
 
 
 @pytest.mark.fault("core A1")
-def test_a_monitor_measures_value_gates_and_experts_of_a_compiled_model():
+@GRAPHS
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_monitor_measures_value_gates_and_experts_of_a_compiled_model(backend):
     torch.manual_seed(0)
     gate = SigmoidGate(DIM, EXPERTS, k=2)
     moe = MoELayer(gate, StackedExperts(EXPERTS, DIM, 6), return_routing=False)
     model, x = nn.Sequential(Gated(), moe), torch.randn(5, DIM)
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
     compiled(x)
     figures = []
     for call in (compiled, model, compiled):

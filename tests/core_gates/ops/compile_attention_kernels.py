@@ -1,4 +1,4 @@
-"""Compile the kernels of block attention to CUDA code; needs no GPU."""
+"""Compile the kernels of block attention to CUDA code of a DTYPE; needs no GPU."""
 
 import json
 import sys
@@ -35,7 +35,7 @@ for module in (block_sparse, block_max):
     for name, function in vars(module).items():
         if not isinstance(function, JITFunction) or not name.endswith("_kernel"):
             continue
-        for dtype in ("fp32", "bf16"):
+        for dtype in sys.argv[1:]:
             signature = {argument: kind(argument, dtype) for argument in function.arg_names}
             constants = {k: v for k, v in CONSTANTS.items() if k in signature}
             source = ASTSource(fn=function, signature=signature, constexprs=constants)

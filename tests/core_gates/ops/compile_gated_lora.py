@@ -1,4 +1,4 @@
-"""Compile the kernels of ``gated_lora`` to CUDA code; needs no GPU."""
+"""Compile the kernels of ``gated_lora`` to CUDA code; needs no GPU: compile_gated_lora.py CASE."""
 
 import json
 import sys
@@ -35,7 +35,8 @@ report = {}
 for name, function in vars(kernel).items():
     if not isinstance(function, JITFunction) or not name.endswith("_kernel"):
         continue
-    for case, (dtype, fixed) in CASES.items():
+    for case in sys.argv[1:]:
+        dtype, fixed = CASES[case]
         names = function.arg_names
         signature = dict.fromkeys(names, f"*{dtype}")
         signature |= {key: "*fp32" for key in names if key in EXACT}

@@ -1,4 +1,4 @@
-"""Compile the element-wise kernels of an op to CUDA code; needs no GPU: compile_kernels.py OP."""
+"""Compile the element-wise kernels of ops to CUDA code; needs no GPU: compile_kernels.py OP …."""
 
 import importlib
 import json
@@ -9,9 +9,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.compiler import compile as compile_kernel
 
-kernel = importlib.import_module(f"core_gates.ops.{sys.argv[1]}.kernel")
-report = {}
-for name, function in vars(kernel).items():
+kernels = {op: importlib.import_module(f"core_gates.ops.{op}.kernel") for op in sys.argv[1:]}
+functions = [(op, *found) for op, kernel in kernels.items() for found in vars(kernel).items()]
+report = {op: {} for op in kernels}
+for op, name, function in functions:
     if not isinstance(function, JITFunction):
         continue
     for dtype in ("fp32", "fp16", "bf16"):
@@ -21,7 +22,7 @@ for name, function in vars(kernel).items():
             signature["gamma"] = "fp32"
         source = ASTSource(fn=function, signature=signature, constexprs={"BLOCK": 1024})
         compiled = compile_kernel(source, target=GPUTarget("cuda", 80, 32))
-        report[f"{name} {dtype}"] = {
+        report[op][f"{name} {dtype}"] = {
             "cubin": len(compiled.asm["cubin"]),
             "ttir": str(compiled.asm["ttir"]),
         }

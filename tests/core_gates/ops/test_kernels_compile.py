@@ -10,8 +10,11 @@ import pytest
 SCRIPT = Path(__file__).with_name("compile_kernels.py")
 
 
-@pytest.fixture(scope="module", params=["gate_multiply", "silu_gate", "smooth_step"])
-def compiled(request, tmp_path_factory):
+OPS = ("gate_multiply", "silu_gate", "smooth_step")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
     pytest.importorskip("triton")
     environment = {
         "TRITON_INTERPRET": "0",
@@ -19,13 +22,18 @@ def compiled(request, tmp_path_factory):
         "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")),
     }
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), request.param],
+        [sys.executable, str(SCRIPT), *OPS],
         env=os.environ | environment,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+@pytest.fixture(params=OPS)
+def compiled(request, report):
+    return report[request.param]
 
 
 def test_forward_and_backward_compile_for_cuda_in_every_dtype(compiled):

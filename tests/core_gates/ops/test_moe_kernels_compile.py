@@ -9,6 +9,7 @@ import pytest
 SCRIPT = Path(__file__).with_name("compile_moe_kernels.py")
 
 
+@pytest.mark.costly("Triton compiles for CUDA in a new process")
 @pytest.mark.parametrize(
     "dtypes", [["bf16"], pytest.param(["fp32", "fp16"], marks=pytest.mark.slow)], ids=str
 )

@@ -1,7 +1,5 @@
 import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -9,19 +7,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
 
 from core_gates.errors import GatesError
-from core_gates.ops import _native
+from core_gates.ops import _native, kernels
 from core_gates.ops.gated_lora.op import gated_lora
 from core_gates.ops.gated_residual_norm import op
 from core_gates.ops.gated_residual_norm.op import gated_residual_norm
 
-SCRIPT = """
-import torch
-from core_gates.ops import kernels
-from core_gates.ops.gated_residual_norm.op import gated_residual_norm
-x, v = torch.ones(2, 3), torch.ones(3)
-with kernels("cpp"):
-    print(gated_residual_norm(x, x, v, v, v)[0].sum().item())
-"""
+
+def total():
+    x, v = torch.ones(2, 3), torch.ones(3)
+    with kernels("cpp"):
+        return gated_residual_norm(x, x, v, v, v)[0].sum().item()
 
 
 @pytest.fixture
@@ -32,35 +27,30 @@ def cache(tmp_path, monkeypatch):
     _native.library.cache_clear()
 
 
-def run(**environment):
-    return subprocess.run(
-        [sys.executable, "-c", SCRIPT],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+@pytest.fixture
+def source(tmp_path):
+    """A kernel that is quickly compiled."""
+    path = tmp_path / "op" / "kernel.cpp"
+    path.parent.mkdir()
+    path.write_text('extern "C" int number() { return 1; }')
+    return path
 
 
-def test_compiled_once_and_then_found_without_a_compiler(cache, cpp):
+def test_compiled_once_and_then_found_without_a_compiler(cache, cpp, ranks, monkeypatch):
     _native.library(op.SOURCE)
     files = list(cache.iterdir())
     assert [path.suffix for path in files] == [".so"]
     written = files[0].stat().st_mtime_ns
-    done = run(PATH="")
-    assert done.stdout == "12.0\n", done.stderr
+    monkeypatch.setenv("PATH", "")
+    assert ranks(total, world_size=1) == [12.0]
     assert [path.stat().st_mtime_ns for path in cache.iterdir()] == [written]
 
 
-def test_another_source_is_another_library(cache, cpp, tmp_path):
-    source = tmp_path / "op" / "kernel.cpp"
-    source.parent.mkdir()
-    found = []
-    for value in (1, 2):
-        source.write_text(f'extern "C" int number() {{ return {value}; }}')
-        _native.library.cache_clear()
-        found.append(_native.library(source).number())
-    assert found == [1, 2]
+def test_another_source_is_another_library(cache, cpp, source):
+    assert _native.library(source).number() == 1
+    source.write_text(source.read_text().replace("1", "2"))
+    _native.library.cache_clear()
+    assert _native.library(source).number() == 2
 
 
 def test_without_a_compiler_there_is_one_line(cache, monkeypatch):
@@ -70,9 +60,7 @@ def test_without_a_compiler_there_is_one_line(cache, monkeypatch):
     assert not cache.exists() or not list(cache.iterdir())
 
 
-def test_a_source_that_does_not_compile_leaves_nothing(cache, cpp, tmp_path):
-    source = tmp_path / "op" / "kernel.cpp"
-    source.parent.mkdir()
+def test_a_source_that_does_not_compile_leaves_nothing(cache, cpp, source):
     source.write_text("not C++")
     with pytest.raises(GatesError, match=r"could not compile kernel.cpp of op: .*error.*; use"):
         _native.library(source)
@@ -80,24 +68,23 @@ def test_a_source_that_does_not_compile_leaves_nothing(cache, cpp, tmp_path):
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a library"])
-def test_a_damaged_library_is_built_again(damage, cache, cpp):
-    _native.library(op.SOURCE)
-    (path,) = cache.iterdir()
-    path.unlink()
+def test_a_damaged_library_is_built_again(damage, cache, cpp, source):
+    path = cache / f"op-{_native._key(source)}.so"
+    cache.mkdir(mode=0o700)
     path.write_bytes(damage)
     path.chmod(0o700)
-    done = run()
-    assert done.stdout == "12.0\n", done.stderr
+    assert _native.library(source).number() == 1
+    assert [file.name for file in cache.iterdir()] == [path.name]
 
 
 @pytest.mark.parametrize("what", ["folder", "library"])
-def test_what_others_may_write_is_not_run(what, cache, cpp):
-    _native.library(op.SOURCE)
+def test_what_others_may_write_is_not_run(what, cache, cpp, source):
+    _native.library(source)
     (path,) = cache.iterdir()
     (cache if what == "folder" else path).chmod(0o777)
     _native.library.cache_clear()
     with pytest.raises(GatesError, match=r"others may write to .*: chmod go-w it, or"):
-        _native.library(op.SOURCE)
+        _native.library(source)
 
 
 @pytest.mark.parametrize("folder", ["file", "file/below"])
@@ -108,14 +95,14 @@ def test_a_folder_that_cannot_be_used_is_one_line(folder, cache, cpp, tmp_path, 
         _native.library(op.SOURCE)
 
 
-def test_the_compiler_may_have_arguments(cache, cpp, monkeypatch):
+def test_the_compiler_may_have_arguments(cache, cpp, source, monkeypatch):
     path = next(filter(None, map(shutil.which, _native.COMPILERS)))
     monkeypatch.setenv("CXX", f"{path} -DNOTHING='a b'")
     assert _native.compiler() == [path, "-DNOTHING=a b"]
-    _native.library(op.SOURCE)
+    _native.library(source)
 
 
-def test_a_processor_that_the_compiler_does_not_know(cache, cpp, monkeypatch):
+def test_a_processor_that_the_compiler_does_not_know(cache, cpp, source, monkeypatch):
     known, calls = _native._call, []
 
     def call(command):
@@ -124,7 +111,7 @@ def test_a_processor_that_the_compiler_does_not_know(cache, cpp, monkeypatch):
         return known([*command, *refuse])
 
     monkeypatch.setattr(_native, "_call", call)
-    _native.library(op.SOURCE)
+    _native.library(source)
     assert calls == [True, False]
 
 

@@ -336,7 +336,7 @@ def drawn(fusion):
 @pytest.fixture(scope="module")
 def fusion(flux):
     """Of two adapters."""
-    return drawn(GatedFusion(flux, [adapter(flux, seed) for seed in (1, 2)]))
+    return drawn(GatedFusion(flux, [adapter(flux, seed, where="attn.to_q") for seed in (1, 2)]))
 
 
 @pytest.fixture(autouse=True)
@@ -346,10 +346,14 @@ def forgotten():
     torch.compiler.reset()
 
 
+GRAPHS = pytest.mark.costly("Dynamo traces a transformer with gates and without")
+
+
 def compiled(model):
     return torch.compile(model, backend="eager", fullgraph=True)
 
 
+@GRAPHS
 def test_a_model_that_is_compiled_first_takes_and_loses_adapters(flux, fusion, call):
     plain = call(flux)
     with fusion:
@@ -387,12 +391,14 @@ def test_the_compiled_model_itself_may_be_given(flux, fusion, call):
     assert not other.attached
 
 
-def test_adapters_are_exchanged_without_compiling_again(flux, call):
+@GRAPHS
+@pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
+def test_adapters_are_exchanged_without_compiling_again(flux, call, backend):
     given = {"a": adapter(flux, 1), "b": adapter(flux, 2, rank=3, where="attn")}
     fewer = {"d": adapter(flux, 4, rank=4)}
     other = {"e": adapter(flux, 5, rank=1, where="attn"), "d": adapter(flux, 6)}
     more = {name: adapter(flux, 7 + k, rank=k + 1) for k, name in enumerate("xyz")}
-    counted = CompileCounterWithBackend("aot_eager")
+    counted = CompileCounterWithBackend(backend)
     model = torch.compile(flux, backend=counted)
     with drawn(GatedFusion(flux, given, room=Room(3, 4))) as fusion:
         found = call(model)

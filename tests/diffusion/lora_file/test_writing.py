@@ -45,14 +45,18 @@ def same(found, expected, base=None):
         assert torch.linalg.matrix_norm(one - two) <= 1e-6 * torch.linalg.matrix_norm(two)
 
 
-@pytest.mark.parametrize("format", FORMATTERS)
-@pytest.mark.parametrize(
-    "names",
-    [
-        "bfl", "diffsynth", "diffusers_flux", "native_sd3", "diffusers_sd3", "xlabs",
-        "processors_flux", "processors_sd3",
-    ],
+NAMES = (
+    "bfl", "diffsynth", "diffusers_flux", "native_sd3", "diffusers_sd3", "xlabs",
+    "processors_flux", "processors_sd3",
 )  # fmt: skip
+PAIRS = [
+    pytest.param(names, format, marks=[pytest.mark.slow] * ((place + number) % len(FORMATTERS) > 1))
+    for place, names in enumerate(NAMES)
+    for number, format in enumerate(FORMATTERS)
+]
+
+
+@pytest.mark.parametrize(("names", "format"), PAIRS)
 def test_round_trip_or_a_refusal_that_names_a_layer(names, format, dialects, tmp_path, one_line):
     out = place(tmp_path, format)
     for kind in dialects.kinds_of(names):

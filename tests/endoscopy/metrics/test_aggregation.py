@@ -1,7 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core_gates.errors import GatesError
@@ -75,6 +75,7 @@ def test_a_patient_is_as_bad_as_the_worst_lesion():
     assert patient_table(object_table(censored))["censored"].tolist() == [True]
 
 
+@settings(max_examples=30)
 @given(st.permutations(range(5)))
 def test_the_order_of_frames_does_not_matter(order):
     shuffled = object_table(frames().iloc[list(order)]).set_index("unique_id")

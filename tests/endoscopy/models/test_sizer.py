@@ -204,7 +204,12 @@ NETWORKS = {
 }
 
 
-@pytest.fixture(params=NETWORKS)
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=[pytest.mark.slow] * (name == "three streams"))
+        for name in NETWORKS
+    ]
+)
 def case(request, grown):
     """How to build a network, a grown one, and what it reads."""
     build, size = NETWORKS[request.param]

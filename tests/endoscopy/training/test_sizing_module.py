@@ -27,6 +27,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
 ]
 MODES = ["dual", "reference", "joint", "every_k", "off"]
+DUAL = ["dual", *(pytest.param(mode, marks=pytest.mark.slow) for mode in MODES[1:])]
 
 
 class Watch(L.Callback):
@@ -152,7 +153,7 @@ def test_the_gate_pass_replays_dropout_and_leaves_buffers_alone(fit, small_sizer
     assert not torch.equal(masks[0], masks[2])
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", DUAL)
 def test_accumulation_equals_one_batch(fit, frames, small_sizer, mode):
     """Also where the parts differ in size; evaluation statistics, so that rows do not mix."""
     results = []
@@ -190,7 +191,7 @@ def plugin(kind, scale):
     return half
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", DUAL)
 @pytest.mark.parametrize("kind", ["fp32", "bf16"])
 def test_the_loss_scale_changes_nothing(fit, small_sizer, kind, mode):
     results = []
@@ -408,7 +409,12 @@ def fit_resumable(frames, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("mode", "half"), [("dual", False), ("every_k", False), ("reference", False), ("dual", True)]
+    ("mode", "half"),
+    [
+        ("every_k", False),
+        ("dual", True),
+        *(pytest.param(mode, False, marks=pytest.mark.slow) for mode in ("dual", "reference")),
+    ],
 )
 def test_stopped_trainings_end_like_unbroken_ones(fit_resumable, same_checkpoint, mode, half):
     """An epoch has six steps: stopped within an epoch, twice, and at its end."""

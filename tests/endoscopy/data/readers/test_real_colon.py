@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -54,6 +54,7 @@ def test_what_is_no_number_is_nan(tmp_path):
     assert math.isnan(annotation.width)
 
 
+@settings(max_examples=40)
 @given(number, number, objects, word)
 def test_round_trip(tmp_path_factory, width, height, found, database):
     path = tmp_path_factory.mktemp("voc") / "a.xml"
