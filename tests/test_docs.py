@@ -54,6 +54,7 @@ def commands(page: Path) -> list[list[str]]:
     return [found[1:] for found in words if found[:1] == ["gates"] and found[1] not in own]
 
 
+@pytest.mark.costly("an interpreter in which a page trains, exports and evaluates")
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.name)
 def test_python_blocks_run(page, tmp_path):
     """The blocks of a page are one script, run in an empty folder with warnings as errors."""
