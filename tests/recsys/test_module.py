@@ -6,14 +6,11 @@ import torch
 from torch.testing import assert_close
 
 from core_gates.errors import GatesError
+from harness.runs.loops import ExactTrainer
 from recsys.balancing import flat_gradient, project
 from recsys.inputs import Batch
-from recsys.schema import Dense, FeatureSchema, History, Sparse, Task
-
-pytest.importorskip("recsys.ranker")
-
-from harness.runs.loops import ExactTrainer
 from recsys.ranker_module import MultiTaskModule
+from recsys.schema import Dense, FeatureSchema, History, Sparse, Task
 from recsys.validation import ScoredRows
 
 SMALL = {"dim": 6, "hidden_dims": [8], "tower_dims": [4]}

@@ -9,9 +9,8 @@ from recsys.data.readers.own_table import OwnTable
 from recsys.data.tables import RankingTables, refuse_seen_rows
 from recsys.schema import FeatureSchema, History, Sparse, Task
 
-pytestmark = pytest.mark.fault("video H4")
 
-
+@pytest.mark.fault("video H4")
 def test_test_rows_that_are_known_are_refused_in_any_order_and_type(tables):
     shuffled = tables.train.sample(fraction=1.0, shuffle=True, seed=1)
     for test in (tables.train, shuffled, shuffled[:20], tables.validation,
@@ -20,6 +19,7 @@ def test_test_rows_that_are_known_are_refused_in_any_order_and_type(tables):
             TableDataModule(tables._replace(test=test)).setup("fit")
 
 
+@pytest.mark.fault("video H4")
 def test_a_few_known_test_rows_are_counted(tables):
     test = pl.concat([tables.test, tables.train[:5], tables.validation[:3]])
     data = TableDataModule(tables._replace(test=test))
@@ -29,6 +29,7 @@ def test_a_few_known_test_rows_are_counted(tables):
     assert TableDataModule(tables._replace(test=changed)).notes == ()
 
 
+@pytest.mark.fault("video H4")
 def test_rows_of_few_values_are_equal_without_being_known():
     schema = FeatureSchema((Task("y"),), (Sparse("c"),), sequences=(History("h", of="c"),))
 
@@ -43,6 +44,7 @@ def test_rows_of_few_values_are_equal_without_being_known():
     )
 
 
+@pytest.mark.fault("video H4")
 def test_a_table_is_not_tested_on_itself(tables, tmp_path):
     path, link = tmp_path / "log.parquet", tmp_path / "link.parquet"
     tables.train.with_columns(user=pl.lit(1), item=pl.lit(2), place=pl.lit(3)).write_parquet(path)

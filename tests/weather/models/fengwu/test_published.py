@@ -19,8 +19,6 @@ from .conftest import CHANNELS, MEAN, STD
 
 FIXTURES = Path(__file__).parents[3] / "fixtures"
 
-onnx = pytest.importorskip("onnx")
-
 
 @pytest.fixture(scope="module")
 def forecast(small_forecast):
@@ -29,6 +27,7 @@ def forecast(small_forecast):
 
 @pytest.fixture(scope="module")
 def file(forecast, tmp_path_factory):
+    pytest.importorskip("onnx")
     write = runpy.run_path(str(FIXTURES / "published_forecast.py"))["export_forecast"]
     return write(forecast, tmp_path_factory.mktemp("onnx") / "fengwu.onnx")
 
