@@ -23,7 +23,8 @@ VOCABULARY, DIM, EXPERTS, BATCH, LENGTH = 19, 8, 4, 3, 7
 
 AUTOGRAD = pytest.mark.costly("AOTAutograd traces forward and backward")
 GRAPHS = pytest.mark.costly("Dynamo traces several graphs")
-BACKENDS = ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)]
+DAILY = [pytest.mark.slow, AUTOGRAD]
+BACKENDS = ["eager", pytest.param("aot_eager", marks=DAILY)]
 # Dynamo asks every input of a graph for its gradient, also one that has none.
 IGNORE_GRAD = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 
@@ -133,7 +134,7 @@ def called_before(model, call):
             "aot_eager", torch.float64, 2, 20, 1e-10, True, id="aot_eager", marks=AUTOGRAD
         ),
         *(
-            pytest.param(*row, marks=pytest.mark.slow)
+            pytest.param(*row, marks=DAILY)
             for row in [
                 ("aot_eager", torch.float64, 4, 50, 1e-10, False),
                 ("aot_eager", torch.float64, 4, 50, 1e-10, True),
