@@ -65,6 +65,7 @@ def imported(module, names):
     return done.stdout.split()
 
 
+@pytest.mark.costly("an interpreter a verb")
 def test_help_of_video_does_not_wait_for_what_only_baselines_and_services_need():
     slow = ["sklearn", "pandas", "onnx", "onnxruntime", "fastapi", "uvicorn"]
     assert imported("apps.video.training_verbs", slow) == []

@@ -111,6 +111,7 @@ def test_fit_leaves_a_run_and_a_network_that_knows_its_scope(sizing):
     assert "research only" in (folder / "weights/configured-s0/README.md").read_text().lower()
 
 
+@pytest.mark.costly("an evaluation from shipped weights")
 def test_evaluate_with_all_weights_builds_the_cache_that_it_reads(sizing, evaluated):
     before = read_scores(sizing)
     shutil.rmtree(sizing.folder / RUN / "cache")
@@ -232,6 +233,7 @@ def test_a_checkpoint_is_not_scored_on_what_it_was_trained_on(sizing, evaluated)
     assert re.search(r"trained on \d+ of 12 test objects", refused.err.splitlines()[-1])
 
 
+@pytest.mark.costly("all audits of a network and the studies of gates")
 def test_audit_adds_its_figures_to_the_scores(sizing, audited):
     assert "training 2 missing networks of 3: shortcut-s0, depth-s0" in audited.out
     assert "making 1 missing cue: " in audited.out
@@ -245,6 +247,7 @@ def test_audit_adds_its_figures_to_the_scores(sizing, audited):
     assert {row["task"] for row in read_scores(sizing)["rows"]} == tasks
 
 
+@pytest.mark.costly("a page with all its figures")
 def test_report_is_one_page_that_begins_with_the_baselines(sizing, audited):
     path = sizing.endoscopy("report").out.splitlines()[-1]
     page = (sizing.folder / path).read_text()
@@ -269,6 +272,7 @@ HONEST = ["--variants", "[plain, dual]", "--seeds", "[0, 1]", "--train_objects",
 HONEST += ["--steps", "3", "--name", "honest"]
 
 
+@pytest.mark.costly("an evaluation of every kind of gate, made twice")
 def test_the_honest_table_runs_only_what_is_missing(sizing):
     trials = {
         name: [{"learning_rate": rate} for rate in (1e-3, 1e-2)] for name in ("plain", "dual")
@@ -399,6 +403,7 @@ def test_a_table_of_frames_is_enough(sizing, real_layouts):
     assert expected in refused.err.splitlines()[-1]
 
 
+@pytest.mark.costly("networks at their real size")
 @pytest.mark.fault("endoscopy A5")
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_configuration_trains_a_step(path, sizing, real_layouts):
@@ -425,6 +430,7 @@ def test_every_configuration_trains_a_step(path, sizing, real_layouts):
     assert scope.calibrated_for == ()  # one step earns no millimeters
 
 
+@pytest.mark.costly("a training that is killed twice")
 def test_killed_trainings_end_like_unbroken_ones(sizing, kill_and_resume, monkeypatch):
     monkeypatch.chdir(sizing.folder)
     command = ["endoscopy", "fit", "--config", "unit"]
@@ -488,6 +494,7 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
+@pytest.mark.costly("an evaluation that is killed twice")
 @pytest.mark.fault("endoscopy C12")
 def test_an_evaluation_killed_inside_a_training_ends_with_the_same_bits(sizing, evaluated):
     script = sizing.folder / "killed.py"

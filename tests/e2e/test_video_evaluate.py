@@ -84,6 +84,7 @@ def test_other_settings_are_refused_or_replace(feed, faulty_inputs):
     )
 
 
+@pytest.mark.costly("a page with all its figures")
 def test_the_report_is_one_page_without_network(feed, scores):
     del scores
     for _ in range(2):
@@ -117,6 +118,7 @@ def test_a_report_before_an_evaluation_says_what_to_do(gates_in, small_feed, tmp
     assert "No network of this run is trained yet: run <code>evaluate</code> first." in page
 
 
+@pytest.mark.costly("an evaluation of folds")
 def test_the_report_of_folds_draws_the_first(gates_in, small_feed, tmp_path):
     path = small_feed(tmp_path)
     folds = f"folds: [3, 4], fold_setting: {BASE}.seed"
@@ -132,6 +134,7 @@ def test_the_report_of_folds_draws_the_first(gates_in, small_feed, tmp_path):
     assert "is trained yet" not in page
 
 
+@pytest.mark.costly("an evaluation that is killed twice")
 def test_a_killed_evaluation_ends_with_the_same_bits(small_feed, kill_and_resume, tmp_path):
     """Killed inside a piece and between two of them."""
     seed = next(s for s in range(99) if sorted(random.Random(s).sample(range(1, 7), 2)) == [1, 4])

@@ -50,6 +50,7 @@ def trained(feed):
     return folder, model, data, probabilities(model.ranker, data.batch("test"))
 
 
+@pytest.mark.costly("the training that other tests share")
 def test_fit_leaves_weights_a_model_folder_and_a_log(trained):
     folder, model, data, _ = trained
     names = {path.name for path in folder.iterdir()}
@@ -114,6 +115,7 @@ def test_the_service_answers_the_same_probabilities(trained):
         np.testing.assert_allclose(answer["probabilities"], expected[[number]], atol=1e-6)
 
 
+@pytest.mark.costly("ONNX and torch.export of a trained ranker")
 def test_exported_files_give_the_same_probabilities(feed, trained):
     _, _, data, expected = trained
     command = ("video", "export", "--name", "small", "--formats", "[torch]")
@@ -130,6 +132,7 @@ def test_exported_files_give_the_same_probabilities(feed, trained):
     assert path.read_bytes() == before
 
 
+@pytest.mark.costly("every verb that writes, twice")
 def test_verbs_that_write_refuse_to_write_twice(feed, small_feed, gates_in, tmp_path):
     gates = gates_in(tmp_path)
     small_feed(tmp_path)
@@ -168,6 +171,7 @@ def test_what_is_resumed_must_be_the_same(feed, faulty_inputs, words, said):
     faulty_inputs({"other": (command, said)}, run=feed, folder=feed.folder)
 
 
+@pytest.mark.costly("a training that is killed twice")
 def test_killed_trainings_end_like_uninterrupted_ones(small_feed, kill_and_resume, tmp_path):
     config = small_feed(tmp_path, epochs=4, rows=3000)
     command = ["video", "fit", "--config", str(config)]

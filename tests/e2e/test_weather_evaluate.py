@@ -119,6 +119,7 @@ def test_assimilation_helps_in_state_and_in_observation_space(scores):
     assert figure(scores, "free_run", "ob_rms_h") == figure(scores, "free_run", "oa_rms_h")
 
 
+@pytest.mark.costly("an evaluation, made twice")
 def test_evaluate_makes_what_is_missing_and_nothing_twice(gates):
     words = ["--name", "whole", "--data.steps", 2, "--data.source.init_args.recorded_steps", 1]
     words += ["--data.validation_steps", 1, "--tuning.trial_steps", 2, "--tuning.cycles", 6]
@@ -182,6 +183,7 @@ main(words)
 """
 
 
+@pytest.mark.costly("an evaluation that is killed twice")
 def test_an_evaluation_killed_between_and_inside_pieces_ends_with_the_same_bits(gates):
     words = ["--only", "[ungated, oi]", "--seeds", "[0]", "--data.steps", 8]
     words += ["--tuning.trial_steps", 2, "--tuning.cycles", 6]
@@ -253,6 +255,7 @@ def test_report_is_one_page_without_network(gates, evaluated):
     assert "network.stages.0.conv" in page
 
 
+@pytest.mark.costly("all tasks on ERA5, and their figures")
 def test_the_ensemble_tasks_are_scored_and_drawn(gates):
     words = ["--quick", "--seeds", "[99]", "--densities", "[0.01]", "--name", "real"]
     out = gates.weather("evaluate", *words, config="era5_ensemble").out

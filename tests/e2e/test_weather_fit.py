@@ -36,6 +36,7 @@ def test_fit_leaves_a_run_and_weights(gates):
     assert torch.equal(kept[name], best[f"analysis.{name}"].bfloat16())
 
 
+@pytest.mark.costly("networks at their real size")
 @pytest.mark.parametrize("path", TRAININGS, ids=lambda path: path.stem)
 def test_every_configuration_trains_a_step(path, gates):
     words = ["--name", f"step-{path.stem}", "--data.steps", 1, "--data.timelines", 1]
@@ -78,6 +79,7 @@ def test_sections_of_verbs_hold_their_options(path):
         )
 
 
+@pytest.mark.costly("a training that is killed twice")
 def test_killed_trainings_end_like_unbroken_ones(gates, kill_and_resume, monkeypatch):
     """Killed on recorded backgrounds (10 steps) and in its cycles (10 more)."""
     monkeypatch.chdir(gates.folder)

@@ -74,6 +74,7 @@ def reader(gates, samples, tmp_path, monkeypatch):
     return gates
 
 
+@pytest.mark.costly("all commands of the page")
 def test_every_command_of_the_page_runs(reader, tmp_path):
     lines = [line for block in BLOCKS for line in block.splitlines() if "gates diffusion" in line]
     commands = [shlex.split(line.removeprefix("$ "), comments=True) for line in lines]

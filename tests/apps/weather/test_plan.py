@@ -70,6 +70,7 @@ def test_operations_are_those_of_a_real_run(network):
     assert sum(p.numel() for p in module.parameters()) > 1e6
 
 
+@pytest.mark.costly("a process that trains, for its memory")
 @pytest.mark.parametrize("network", MAKE)
 def test_memory_is_that_of_a_real_run(planned, network, capfd):
     found = planned(size="tiny", networks=(network,), gpus=1)

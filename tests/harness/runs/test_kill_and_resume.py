@@ -10,12 +10,14 @@ TOY = str(Path(__file__).parents[1] / "toy.py")
 MADE = ("*/*/record.json", "*/*/result.*", "scores.json", "scores.md")
 
 
+@pytest.mark.costly("a training that is killed twice")
 def test_killed_runs_end_like_unbroken_ones(kill_and_resume):
     epochs = ["--trainer.max_epochs", "10"]
     folder = kill_and_resume([TOY, "fit", *COMMON, *CHECKPOINT, *epochs], app="toy")
     assert (folder / "checkpoints" / "best.ckpt").is_file()
 
 
+@pytest.mark.costly("a training on two ranks that is killed")
 @pytest.mark.distributed
 def test_two_ranks_resume_too(kill_and_resume):
     ranks = ["--trainer.accelerator", "cpu", "--trainer.strategy", "ddp", "--trainer.devices", "2"]
@@ -23,6 +25,7 @@ def test_two_ranks_resume_too(kill_and_resume):
     kill_and_resume(command, app="toy", seed=3, kills=1)
 
 
+@pytest.mark.costly("an evaluation that is killed twice")
 def test_killed_evaluations_end_like_unbroken_ones(kill_and_resume):
     """Killed inside a training and between pieces; of the pieces only the broken one is redone."""
     folder = kill_and_resume([TOY, "evaluate"], app="toy", compare=MADE)

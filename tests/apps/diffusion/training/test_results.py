@@ -203,6 +203,7 @@ RESULTS = {
 }
 
 
+@pytest.mark.costly("a training that is killed twice")
 @pytest.mark.parametrize("verb", RESULTS)
 def test_a_killed_training_ends_with_the_same_bits(verb, kill_and_resume, forked, command, place):
     del place

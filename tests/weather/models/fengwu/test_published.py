@@ -37,6 +37,7 @@ def published(file):
     return PublishedForecast(file, CHANNELS)
 
 
+@pytest.mark.costly("export to ONNX")
 @torch.no_grad()
 def test_it_forecasts_what_the_network_does(forecast, published, states):
     previous, current = states
