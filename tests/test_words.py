@@ -105,6 +105,7 @@ def test_the_table_has_its_words():
     assert {"beside", "anew", "nobody", "(go|goes|going|went) on"} <= set(WRONG)
 
 
+@pytest.mark.costly("all prose of the tree is read")
 def test_no_wrong_words():
     wrong = [fault for path in read() for fault in faults(path)]
     assert not wrong, "\n" + "\n".join(wrong)
