@@ -1,3 +1,5 @@
+"""Batches of tables: order, resumption, packed rows, rows that are seen twice."""
+
 import dataclasses
 from itertools import chain
 
@@ -13,7 +15,12 @@ from core_gates.errors import GatesError
 from harness.runs.callbacks import RunCheckpoint
 from harness.runs.loops import ExactTrainer
 from harness.runs.terminal import quiet_lightning
-from recsys.data.datamodule import TableDataModule
+from recsys.data import datamodule
+from recsys.data.datamodule import EvaluationLoader, PackedRows, TableDataModule, TrainingLoader
+from recsys.data.readers.own_table import OwnTable
+from recsys.data.tables import RankingTables, refuse_seen_rows
+from recsys.inputs import Batch
+from recsys.schema import FeatureSchema, History, Sparse, Task
 from recsys.transform import FeatureTransform
 
 
@@ -166,3 +173,228 @@ def test_one_row_with_a_weight_is_enough(tables):
     train = tables.train.with_columns(w=pl.Series(places == 50))
     data = TableDataModule(tables._replace(schema=schema, train=train))
     assert len(data.rows("train")) == 103
+
+
+@pytest.fixture
+def rows(tables):
+    transform = FeatureTransform(tables.schema).fit(tables.train)
+    return PackedRows.of(tables.train, transform)
+
+
+def places(batches):
+    return [batch.dense[:, 0].long().tolist() for batch in batches]
+
+
+def test_an_epoch_has_every_row_at_most_once(rows):
+    loader = TrainingLoader(rows, 20, seed=3)
+    batches = places(loader)
+    assert [len(batch) for batch in batches] == [20] * 5 == [20] * len(loader)
+    seen = [*chain(*batches)]
+    assert len(set(seen)) == 100
+    assert seen != sorted(seen)
+
+
+def test_the_order_depends_on_seed_and_epoch_alone(rows):
+    loader = TrainingLoader(rows, 20, seed=3)
+    first, again = places(loader), places(loader)
+    assert first == again == places(TrainingLoader(rows, 20, seed=3))
+    loader.set_epoch(1)
+    second = places(loader)
+    assert first != second
+    assert second != places(TrainingLoader(rows, 20, seed=4))
+    loader.sampler.set_epoch(0)
+    assert places(loader) == first
+
+
+def test_rows_as_given(rows):
+    assert places(TrainingLoader(rows, 25, order="given")) == np.arange(100).reshape(4, 25).tolist()
+
+
+@pytest.mark.parametrize("order", ["shuffled", "given"])
+@pytest.mark.parametrize("world", [2, 5])
+def test_ranks_share_the_batches_of_one_process(rows, order, world):
+    whole = places(TrainingLoader(rows, 20, order=order))
+    shards = [
+        places(TrainingLoader(rows, 20, order=order, rank=rank, world=world))
+        for rank in range(world)
+    ]
+    for batch, *parts in zip(whole, *shards, strict=True):
+        assert {len(part) for part in parts} == {20 // world}
+        assert sorted(chain(*parts)) == sorted(batch)
+
+
+@pytest.mark.parametrize("seen", [0, 1, 4, 5])
+def test_a_position_is_restored_exactly(rows, seen):
+    loader = TrainingLoader(rows, 20)
+    loader.set_epoch(2)
+    whole = places(loader)
+    running = iter(loader)
+    for _ in range(seen):
+        next(running)
+    state = loader.state_dict()
+    resumed = TrainingLoader(rows, 20)
+    resumed.load_state_dict(state)
+    assert places(resumed) == whole[seen % 5 :]
+    assert places(resumed) == whole  # the pass after it begins at the first batch
+
+
+def test_few_rows_make_one_batch(rows):
+    assert [len(batch) for batch in TrainingLoader(rows, 4096)] == [103]
+    assert [len(batch) for batch in TrainingLoader(rows, 4096, rank=1, world=2)] == [51]
+
+
+FAULTS = {
+    "batch of one": (1, 1, "a training batch has 1 rows"),
+    "one row for each of two": (2, 2, "a training batch has 2 rows for 2 processes"),
+    "odd": (21, 2, "batch_size 21 cannot be split evenly by 2 processes"),
+}
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_batches_that_cannot_be_normalized_are_refused(case, rows):
+    size, world, words = FAULTS[case]
+    with pytest.raises(GatesError, match=words):
+        TrainingLoader(rows, size, world=world)
+
+
+def test_one_training_row_is_refused(rows):
+    with pytest.raises(GatesError, match="give more training rows than 1"):
+        TrainingLoader(PackedRows(rows.take(slice(0, 1))), 16)
+
+
+def test_evaluation_reads_all_rows_in_order(rows):
+    loader = EvaluationLoader(rows, 25)
+    batches = places(loader)
+    assert len(batches) == len(loader) == 5
+    assert max(map(len, batches)) <= 25
+    assert [*chain(*batches)] == list(range(103))
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_evaluation_keeps_users_on_one_rank(rows, world):
+    loaders = [EvaluationLoader(rows, 10, rank=rank, world=world) for rank in range(world)]
+    assert len({len(loader) for loader in loaders}) == 1
+    seen = [torch.cat([batch.dense[:, 0] for batch in loader]).long() for loader in loaders]
+    assert sorted(torch.cat(seen).tolist()) == list(range(103))
+    users = [set(rows.user[places].tolist()) for places in seen]
+    assert all(users)
+    assert not set.intersection(*users)
+    for loader, found in zip(loaders, seen, strict=True):
+        assert loader.indices.tolist() == found.tolist()
+
+
+def test_no_rows_to_evaluate(rows):
+    assert list(EvaluationLoader(PackedRows(rows.take(slice(0, 0))), 8)) == []
+
+
+@pytest.mark.fault("video R1")
+def test_rows_without_a_user_are_spread_over_ranks(tables):
+    """As one user of 300 rows they would all be evaluated by one rank."""
+    nobody = tables.train.with_columns(user=pl.lit(None, pl.Int64))
+    table = pl.concat([nobody] * 3)
+    rows = PackedRows.of(table, FeatureTransform(tables.schema).fit(tables.train))
+    counts = [len(EvaluationLoader(rows, 500, rank=r, world=3).indices) for r in range(3)]
+    assert sum(counts) == 309
+    assert min(counts) > 60
+
+
+@pytest.fixture
+def batch():
+    return Batch(
+        torch.arange(12).reshape(6, 2),
+        torch.rand(6, 3),
+        (torch.arange(24).reshape(6, 4),),
+        torch.tensor([[0.0], [1], [1], [0], [1], [0]]),
+        torch.tensor([[True], [False]] * 3),
+        torch.rand(6),
+        torch.arange(6) + 2**40,
+    )
+
+
+def equal(one, other):
+    for a, b in zip(
+        [*one.plain(), *one.sequences], [*other.plain(), *other.sequences], strict=True
+    ):
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("rows", [slice(1, 4), torch.tensor([5, 0, 0]), slice(None)], ids=str)
+@pytest.mark.parametrize("narrow", [True, False])
+def test_rows_come_back_as_they_were(batch, rows, narrow):
+    equal(PackedRows(batch, narrow=narrow).take(rows), batch.take(rows))
+
+
+def test_they_take_less_memory(batch):
+    wide = sum(t.numel() * t.element_size() for t in [*batch.plain(), *batch.sequences])
+    stored = PackedRows(batch)
+    assert stored.bytes == wide - 12 * 4 - 24 * 4 - 6 * 3
+    assert len(stored) == 6
+    assert torch.equal(stored.user, batch.user)
+
+
+def test_chunks_join_without_seams(monkeypatch):
+    schema = FeatureSchema((Task("y"),), (Sparse("a"),), sequences=(History("h", of="a"),))
+    table = pl.DataFrame(
+        {"a": [1, 2, 3, 1, 2], "h": [[1], [], [2, 3], None, [1]], "y": [0, 1] * 2 + [1]}
+    )
+    transform = FeatureTransform(schema).fit(table)
+    whole = transform.batch(table)
+    monkeypatch.setattr(datamodule, "CHUNK", 2)
+    equal(PackedRows.of(table, transform).take(slice(None)), whole)
+    assert whole.user.tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.fault("video R1")
+def test_rows_without_a_user_stay_apart_where_tables_are_joined(batch):
+    """Row n of each table has the number -1 - n, such as that of each fold of a comparison."""
+    one = batch.replace(user=torch.tensor([7, -2, -3, 8, -5, 7]))
+    joined = Batch.cat([one, one.take(slice(0, 3)), one])
+    known = joined.user[joined.user >= 0]
+    assert known.tolist() == [7, 8, 7, 7, 7, 8, 7]
+    assert len(joined.user[joined.user < 0].unique()) == 3 + 2 + 3
+    equal(Batch.cat([batch, batch]).take(slice(6, 12)), batch)
+
+
+@pytest.mark.fault("video H4")
+def test_test_rows_that_are_known_are_refused_in_any_order_and_type(tables):
+    shuffled = tables.train.sample(fraction=1.0, shuffle=True, seed=1)
+    for test in (tables.train, shuffled, shuffled[:20], tables.validation,
+                 shuffled.cast({"user": pl.Int32, "y": pl.Float64})):  # fmt: skip
+        with pytest.raises(GatesError, match="test rows equal training or validation rows, so"):
+            TableDataModule(tables._replace(test=test)).setup("fit")
+
+
+@pytest.mark.fault("video H4")
+def test_a_few_known_test_rows_are_counted(tables):
+    test = pl.concat([tables.test, tables.train[:5], tables.validation[:3]])
+    data = TableDataModule(tables._replace(test=test))
+    assert data.notes == ("8 of 25 test rows equal training or validation rows",)
+    assert data.digest() == TableDataModule(tables._replace(test=test, notes=("a",))).digest()
+    changed = test.with_columns(place=pl.col("place") + 0.5)
+    assert TableDataModule(tables._replace(test=changed)).notes == ()
+
+
+@pytest.mark.fault("video H4")
+def test_rows_of_few_values_are_equal_without_being_known():
+    schema = FeatureSchema((Task("y"),), (Sparse("c"),), sequences=(History("h", of="c"),))
+
+    def rows(count):
+        values = [number % 5 for number in range(count)]
+        return pl.DataFrame({"c": values, "h": [[v, v] for v in values], "y": [0] * count})
+
+    found = refuse_seen_rows(RankingTables("few", schema, rows(50), rows(20), rows(30)))
+    assert found == (
+        "30 of 30 test rows equal training or validation rows, as 100% of the training rows equal "
+        "others",
+    )
+
+
+@pytest.mark.fault("video H4")
+def test_a_table_is_not_tested_on_itself(tables, tmp_path):
+    path, link = tmp_path / "log.parquet", tmp_path / "link.parquet"
+    tables.train.with_columns(user=pl.lit(1), item=pl.lit(2), place=pl.lit(3)).write_parquet(path)
+    link.symlink_to(path)
+    for test in (path, link, tmp_path):
+        with pytest.raises(GatesError, match="is tested on itself"):
+            OwnTable(str(path), ["y"], test_path=str(test)).read()

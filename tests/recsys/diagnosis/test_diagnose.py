@@ -1,6 +1,7 @@
 import math
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from torch import nn
@@ -9,6 +10,9 @@ from core_gates.errors import GatesError
 from core_gates.gates.mixture import MaskedMixture
 from core_gates.moe.normed_experts import NormedExperts
 from recsys.diagnosis import ExpertReport, Rows, diagnose
+from recsys.diagnosis.diagnose import permutation_importance
+from recsys.metrics import user_resamples
+from recsys.models import MODELS, build
 from recsys.models.mmoe import MMoE
 from recsys.models.net import ExpertLayer, MultiTaskNet
 from recsys.schema import Task
@@ -348,3 +352,129 @@ def test_faults():
         diagnose(nn.Linear(2, 2), [rows()])
     with pytest.raises(GatesError, match="there is no row to diagnose a model on"):
         diagnose(toy(), [])
+
+
+def world(n=3000):
+    rng = np.random.default_rng(0)
+    table = pl.DataFrame(
+        {
+            "strong": rng.normal(size=n),
+            "weak": rng.normal(size=n),
+            "noise": rng.normal(size=n),
+            "hidden": rng.normal(size=n),
+        }
+    )
+    labels = rng.random((n, 2)) < score(table)
+    return table, labels, rng.integers(0, 150, n)
+
+
+def score(table):
+    strong, weak = table["strong"].to_numpy(), table["weak"].to_numpy()
+    logits = np.stack((2 * strong + 0.5 * weak, 0.5 * weak), 1)
+    return 1 / (1 + np.exp(-logits))
+
+
+def test_fields_are_ordered_by_what_the_model_needs():
+    table, labels, users = world()
+    found = permutation_importance(
+        score, table, ["noise", "weak", "strong"], ["a", "b"], labels, users,
+        draws=user_resamples(users, resamples=200),
+    )  # fmt: skip
+    assert [one.field for one in found] == ["strong", "weak", "noise"]
+    strong, weak, noise = found
+    assert strong.total.low > weak.total.high > weak.total.low > 0
+    assert noise.total[:3] == (0, 0, 0)
+    assert strong.tasks["b"].value == 0
+    assert weak.tasks["b"].low > 0
+    total = sum(gap.value for gap in weak.tasks.values())
+    assert weak.total.value == pytest.approx(total)
+    assert strong.total.units == 150
+
+
+def test_groups_are_permuted_together():
+    table, labels, users = world(1000)
+    same = table.with_columns(copy=pl.col("strong"))
+    both = score(same)
+
+    def of_either(t):
+        return score(t.with_columns(strong=(pl.col("strong") + pl.col("copy")) / 2))
+
+    options = {"draws": user_resamples(users, resamples=50), "repeats": 2}
+    np.testing.assert_allclose(of_either(same), both)
+    alone = permutation_importance(
+        of_either, same, ["strong"], ["a", "b"], labels, users, **options
+    )[0]
+    grouped = permutation_importance(
+        of_either, same, {"pair": ["strong", "copy"]}, ["a", "b"], labels, users, **options
+    )[0]
+    single = permutation_importance(score, table, ["strong"], ["a", "b"], labels, users, **options)[
+        0
+    ]
+    assert grouped.field == "pair"
+    assert grouped.total == pytest.approx(single.total)
+    assert alone.total.value < 0.7 * grouped.total.value
+
+
+def test_masked_rows_do_not_count():
+    table, labels, users = world(500)
+    labels = labels.astype(float)
+    mask = np.ones(labels.shape, dtype=bool)
+    mask[:, 1] = False
+    labels[:, 1] = np.nan
+    found = permutation_importance(
+        score, table, ["weak"], ["a", "b"], labels, users, mask=mask, repeats=1,
+        draws=user_resamples(users, resamples=20),
+    )  # fmt: skip
+    assert list(found[0].tasks) == ["a"]
+
+
+def test_faults_of_importance():
+    table, labels, users = world(50)
+    with pytest.raises(GatesError, match="the table lacks x; its columns are strong, weak"):
+        permutation_importance(score, table, ["x"], ["a", "b"], labels, users)
+    with pytest.raises(ValueError, match="repeats must be at least 1"):
+        permutation_importance(score, table, ["weak"], ["a", "b"], labels, users, repeats=0)
+
+
+TASKS = [Task("view", category="watch"), Task("end", category="watch"), Task("like"), Task("buy")]
+SMALL = {"dim": 5, "hidden_dims": [6], "tower_dims": [4]}
+NEEDED = {"ESMM": {"conditions": {"buy": "view"}}, "PEPNet": {"prior_dim": 3, "gate_dim": 4}}
+HOME = {"rank": 2}
+FORMS = [
+    *((name, NEEDED.get(name, {})) for name in sorted(set(MODELS) - {"HoME"})),
+    ("HoME", HOME),
+    ("HoME", {**HOME, "layer2_shared_input": "shared_only"}),
+    ("HoME", {**HOME, "task_experts": 2, "self_gate": False}),
+    ("HoME", {**HOME, "mask": False, "norm": None, "activation": "relu"}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), FORMS)
+def test_gates_share_one_among_experts_and_paths_add_up(name, options):
+    torch.manual_seed(0)
+    net = build(name, {**SMALL, **options}, 8, TASKS)
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    v = torch.randn(50, net.copies, 8) if net.copies > 1 else torch.randn(50, 8)
+    labels = (torch.rand(50, 4) < 0.4).float()
+    prior = torch.randn(50, 3) if net.prior_dim else None
+    rows = Rows(v, labels, torch.ones(50, 4, dtype=torch.bool), torch.ones(50), prior)
+    seen = {}
+    layers = net.expert_layers()
+    for layer in layers:
+
+        def look(module, given, _, name=layer.name):
+            both = {"residual": True} if isinstance(module, MaskedMixture) else {}
+            seen[name] = module.weights(given[0], **both).detach()
+
+        layer.mixture.register_forward_hook(look)
+    report = diagnose(net, [rows])
+    assert [one.name for one in report.layers] == [layer.name for layer in layers]
+    for layer, found in zip(layers, report.layers, strict=True):
+        assert found.weights.shape == (len(layer.gate_names), len(layer.expert_names))
+        np.testing.assert_array_equal(found.visible, found.weights > 0)
+        total = found.weights + (0 if found.residual is None else found.residual)
+        np.testing.assert_allclose(total, seen[layer.name].mean(0), atol=1e-5)
+        if name != "STEM":
+            np.testing.assert_allclose(found.weights.sum(1), 1, atol=1e-5)
+        assert (found.gradients is None) == (layer.name in " ".join(report.notes))

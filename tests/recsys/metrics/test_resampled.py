@@ -1,7 +1,13 @@
+"""Metrics by resampling, by slice, off policy and of play time."""
+
+import math
 import time
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from core_gates.errors import GatesError
 from harness.evidence import Resamples, compare
@@ -9,16 +15,25 @@ from recsys.metrics import (
     auc,
     auc_scores,
     combined,
+    counts_of,
     gauc,
+    gxauc,
     log_loss,
+    mean_absolute_error,
     normalized_entropy,
+    off_policy,
     per_user_sums,
     predicted_over_observed,
+    quantile_slices,
     resampled,
+    standard_slices,
     summed_log_loss,
     task_scores,
     user_resamples,
+    user_xauc,
+    xauc,
 )
+from recsys.metrics.play_time import larger_before
 
 
 def rows(n=600, users=40, seed=0):
@@ -198,3 +213,217 @@ def test_a_task_that_counts_in_rows_without_weight_alone_is_left_out():
         summed_log_loss(labels, probs, owner, mask=mask, weights=0 * weights)
     with pytest.raises(GatesError, match=r"weights have shape \(599,\), expected \(600,\)"):
         summed_log_loss(labels, probs, owner, mask=mask, weights=weights[:-1])
+
+
+def test_standard_slices():
+    users = np.array([1, 1, 2, 9, 3])
+    items = np.array(["a", "b", "a", "c", "z"])
+    found = standard_slices(
+        users,
+        items,
+        train_users=[1, 1, 1, 2, 3, 3],
+        train_items=["a"] * 5 + ["b"] + ["c"] * 2,
+        random=[0, 0, 1, 0, 0],
+        parts=2,
+    )
+    where = {name: np.flatnonzero(rows).tolist() for name, rows in found.items()}
+    assert where == {
+        "new users": [3],
+        "known users": [0, 1, 2, 4],
+        "new items": [4],
+        "known items": [0, 1, 2, 3],
+        "activity 1/2": [2, 4],
+        "activity 2/2": [0, 1],
+        "exposure 1/2": [1, 3],
+        "exposure 2/2": [0, 2],
+        "random exposure": [2],
+        "ranked exposure": [0, 1, 3, 4],
+    }
+
+
+def test_parts_without_rows_are_left_out():
+    found = standard_slices([1, 1], [2, 2], train_users=[1], train_items=[2])
+    assert "new users" not in found
+    assert sum(name.startswith("activity") for name in found) == 1
+
+
+def test_quantiles_divide_rows_and_keep_ties_together():
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 30, 1000)
+    parts = quantile_slices("rows", values, parts=4)
+    assert list(parts) == ["rows 1/4", "rows 2/4", "rows 3/4", "rows 4/4"]
+    assert (sum(part.astype(int) for part in parts.values()) == 1).all()
+    assert all(200 < part.sum() < 300 for part in parts.values())
+    masks = list(parts.values())
+    for low, high in pairwise(masks):
+        assert values[low].max() < values[high].min()
+
+
+def test_counts():
+    assert counts_of([3, 1, 7], [1, 3, 3, 5]).tolist() == [2, 1, 0]
+    assert counts_of(["b", "x"], []).tolist() == [0, 0]
+
+
+def test_faults_of_slices():
+    with pytest.raises(GatesError, match="2 users and 1 items"):
+        standard_slices([1, 2], [1], train_users=[], train_items=[])
+    with pytest.raises(GatesError, match=r"random has shape \(1,\)"):
+        standard_slices([1, 2], [1, 2], train_users=[], train_items=[], random=[1])
+    with pytest.raises(ValueError, match="1 names for 2 parts"):
+        quantile_slices("x", [1, 2], parts=2, names=["low"])
+    assert quantile_slices("x", [1.0], among=np.array([False])) == {}
+
+
+def log_of(rng, rows=2000, arms=5):
+    """A log of a skewed policy; the click rate of each arm is known."""
+    rates = np.linspace(0.05, 0.4, arms)
+    policy = rng.dirichlet(np.ones(arms))
+    policy = 0.9 * policy + 0.1 / arms
+    arm = rng.choice(arms, rows, p=policy)
+    return rng.random(rows) < rates[arm], arm, policy, rates
+
+
+@pytest.mark.parametrize("interval", ["normal", "bootstrap"])
+def test_intervals_of_the_uniform_policy_hold_the_truth(interval):
+    held = np.zeros(2)
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        rewards, arm, policy, rates = log_of(rng)
+        found = off_policy(
+            rewards, np.full(2000, 0.2), policy[arm], interval=interval, resamples=300
+        )
+        held += [one.low <= rates.mean() <= one.high for one in (found.ips, found.snips)]
+    assert (held >= 85).all()
+    assert (held < 100).all()
+
+
+def test_the_logging_policy_itself_earns_its_mean():
+    rewards, arm, policy, _ = log_of(np.random.default_rng(1))
+    found = off_policy(rewards, policy[arm], policy[arm])
+    assert found.ips.value == found.snips.value == pytest.approx(rewards.mean())
+    assert found.effective == len(rewards) == found.rows
+    assert found.clipped == 0
+    error = np.sqrt(rewards.var(ddof=1) / len(rewards))
+    assert found.ips.high - found.ips.low == pytest.approx(2 * 1.959964 * error, rel=1e-6)
+
+
+def test_clipping_and_effective_sample_size():
+    target, logged = np.array([0.5, 0.5, 0.9]), np.array([0.5, 0.05, 0.9])
+    rewards = np.array([1, 1, 0])
+    plain = off_policy(rewards, target, logged)
+    assert plain.ips.value == pytest.approx(11 / 3)
+    assert plain.snips.value == pytest.approx(11 / 12)
+    assert plain.effective == pytest.approx(144 / 102)
+    cut = off_policy(rewards, target, logged, clip=2)
+    assert cut.ips.value == pytest.approx(1)
+    assert cut.snips.value == pytest.approx(3 / 4)
+    assert cut.clipped == pytest.approx(1 / 3)
+    assert cut.effective == pytest.approx(16 / 6)
+
+
+def test_clusters_widen_the_interval():
+    rng = np.random.default_rng(2)
+    users = np.repeat(np.arange(50), 40)
+    rewards = rng.random(50)[users] > rng.random(2000)
+    ones = np.full(2000, 0.5)
+    rows = off_policy(rewards, ones, ones).snips
+    clustered = off_policy(rewards, ones, ones, clusters=users).snips
+    drawn = off_policy(rewards, ones, ones, clusters=users, interval="bootstrap").snips
+    assert clustered.units == drawn.units == 50
+    assert clustered.high - clustered.low > 2 * (rows.high - rows.low)
+    assert drawn.high - drawn.low == pytest.approx(clustered.high - clustered.low, rel=0.15)
+
+
+def test_a_policy_that_never_takes_a_logged_action_has_no_estimate():
+    found = off_policy([1, 0], [0, 0], [0.5, 0.5])
+    assert found.ips.value == 0
+    assert np.isnan(found.snips.value)
+    assert found.effective == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (([1], [0.5], [0.0]), r"logged probabilities must lie in \(0, 1\]"),
+        (([1], [1.5], [0.5]), r"target probabilities lie in \[0, 1\], found 1.5 to 1.5"),
+        (([1, 0], [0.5], [0.5]), "expected one finite number for each of 1 rows"),
+        (([1], [0.5, 0.5], [0.5]), r"target \(2,\) and logged \(1,\)"),
+    ],
+)
+def test_faults_of_policies(arguments, line):
+    with pytest.raises(GatesError, match=line):
+        off_policy(*arguments)
+    with pytest.raises(ValueError, match="clip must be positive"):
+        off_policy([1], [0.5], [0.5], clip=0)
+    with pytest.raises(ValueError, match="interval is 'exact'; choose one of normal, bootstrap"):
+        off_policy([1], [0.5], [0.5], interval="exact")
+
+
+ROWS = st.lists(
+    st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(0, 2)), min_size=1, max_size=25
+)
+
+
+def by_pairs(predicted, observed):
+    right = pairs = 0.0
+    for i, j in combinations(range(len(predicted)), 2):
+        truth, guess = observed[i] - observed[j], predicted[i] - predicted[j]
+        if truth:
+            pairs += 1
+            right += 0.5 if guess == 0 else truth * guess > 0
+    return right / pairs if pairs else math.nan
+
+
+@given(ROWS)
+def test_equals_a_loop_over_pairs(rows):
+    predicted, observed, users = map(np.array, zip(*rows, strict=True))
+    found, expected = xauc(predicted, observed), by_pairs(predicted, observed)
+    assert found.value == pytest.approx(expected, abs=1e-12, nan_ok=True)
+    assert bool(found.reason) == math.isnan(expected)
+    names = sorted(set(users))
+    areas = [by_pairs(predicted[users == u], observed[users == u]) for u in names]
+    assert user_xauc(predicted, observed, users).auc.tolist() == pytest.approx(areas, nan_ok=True)
+    sizes = [(users == u).sum() for u, a in zip(names, areas, strict=True) if a == a]
+    areas = [a for a in areas if a == a]
+    grouped = gxauc(predicted, observed, users)
+    assert (grouped.users, grouped.excluded) == (len(areas), len(names) - len(areas))
+    if areas:
+        assert grouped.mean == pytest.approx(np.mean(areas))
+        assert grouped.weighted == pytest.approx(np.average(areas, weights=sizes))
+
+
+@given(st.lists(st.integers(0, 300), max_size=60))
+def test_larger_numbers_before_each(numbers):
+    expected = [sum(a > b for a in numbers[:i]) for i, b in enumerate(numbers)]
+    assert larger_before(np.array(numbers, dtype=int)).tolist() == expected
+
+
+def test_of_two_observed_values_it_is_the_auc():
+    rng = np.random.default_rng(0)
+    scores, labels = rng.normal(size=5000).round(2), rng.integers(0, 2, 5000)
+    assert xauc(scores, labels).value == pytest.approx(auc(scores, labels).value, abs=1e-12)
+
+
+def test_any_increasing_map_leaves_it():
+    rng = np.random.default_rng(1)
+    seconds = rng.lognormal(size=1000)
+    guess = seconds * rng.lognormal(size=1000)
+    assert xauc(np.log(guess), seconds**2) == xauc(guess, seconds)
+    assert xauc(seconds, seconds).value == 1
+    assert xauc(-seconds, seconds).value == 0
+
+
+def test_mean_absolute_error():
+    assert mean_absolute_error([1, 2, 3], [1, 4, 0]).value == pytest.approx(5 / 3)
+    assert mean_absolute_error([1, 2, 3], [1, 4, 0], [0, 1, 3]).value == pytest.approx(11 / 4)
+    assert mean_absolute_error([], []).reason == "no row"
+
+
+def test_faults_of_play_time():
+    with pytest.raises(GatesError, match=r"predicted \(2,\) and observed \(1,\)"):
+        xauc([1, 2], [1])
+    with pytest.raises(GatesError, match="must not be NaN"):
+        mean_absolute_error([np.nan], [1])
+    assert xauc([1, 2], [3, 3]).reason == "no two rows differ"
+    assert gxauc([1, 2], [3, 3], [0, 0]).reason == "no user has two rows that differ"
+    assert xauc([], []).reason == "no row"

@@ -1,18 +1,32 @@
-"""What both worlds offer as experiments."""
+"""What all worlds offer as experiments, and how they differ."""
+
+import json
+import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from weather.baselines.assimilator import FreeRun
+from weather.cycle import CycleStep
+from weather.experiments.ensemble.era5_ensemble import EnsembleScores
 from weather.experiments.ensemble.source import Era5EnsembleSource
 from weather.experiments.experiment import (
     OPTIMIZER_BOX,
     Experiment,
     classical,
+    differences,
     experiment_of,
     shown,
 )
+from weather.experiments.twin.twin_experiment import TwinChecks
+from weather.experiments.twin.twin_scores import TwinScores
+from weather.experiments.twin.twin_tasks import CycleScores, TwinTask, settled
+from weather.grid import regular_grid
+from weather.metrics import Departures, figures, withheld_points
 from weather.models.adas.presets import COMPARED
 from weather.models.held_suarez.model import HeldSuarez
+from weather.observations.gridded import GriddedObservations
 from weather.state import ERA5_SAMPLE, SHALLOW_WATER
 
 
@@ -133,3 +147,184 @@ def test_of_many_levels_the_middle_one_is_shown():
     assert shown(ERA5_SAMPLE, "rmse") == {"rmse_z850", "rmse_z500", "rmse_t850", "rmse_t500"}
     assert shown(HeldSuarez().channels, "rmse") == {"rmse_sp", "rmse_t5", "rmse_u5", "rmse_v5"}
     assert shown(SHALLOW_WATER, "ob", "oa") == {f"{o}_{x}" for o in ("ob", "oa") for x in "huv"}
+
+
+def described(stirring, **facts):
+    return json.dumps({"model": f"ShallowWater(truncation=12, stirring={stirring})", **facts})
+
+
+def test_only_what_differs_is_named():
+    found, expected = described(5e-10, cycles=24, seed=0), described(4e-10, cycles=420, seed=0)
+    assert (
+        differences(found, expected)
+        == "cycles 24 instead of 420, model.stirring 5e-10 instead of 4e-10"
+    )
+
+
+def test_absent_facts_are_named():
+    assert differences(described(1), described(1, settling=8)) == "settling absent instead of 8"
+
+
+def test_what_is_no_description_is_shown_as_it_is():
+    assert differences("no nature run", "{}") == "no nature run instead of {}"
+
+
+TASK = TwinTask(0.1, "perfect")
+CYCLES = 90
+
+
+@pytest.fixture
+def twin():
+    """Three timelines; Adas errs by 0.8 of OI, cycle by cycle; the first OI timeline is lost."""
+    world = SimpleNamespace(channels=SimpleNamespace(labels=("h", "u")))
+    evaluation = SimpleNamespace(world=world, tasks=[TASK])
+    scores = TwinScores(evaluation, None, (0, 1, 2), ("adas_increment", "ungated"), {})
+    error = 1 + torch.rand(CYCLES, 3, 2, generator=torch.Generator().manual_seed(0)).double()
+    free = CycleScores(error, 9 * error, 0 * error, torch.zeros(3, dtype=torch.bool))
+    lost = torch.tensor([True, False, False])
+    for method, factor in (("free_run", 9.0), ("oi", 1.0), ("adas_increment", 0.8)):
+        own = free._replace(analysis=factor * error, lost=lost & torch.tensor(method == "oi"))
+        scores.scores[TASK.name, method] = own
+        scores.errors[TASK.name, method] = settled(own, free)
+    for form, factor in (("adas_increment", 0.8), ("ungated", 0.9)):
+        square = factor * torch.tensor([1.0, 2.0, 3.0]).double()
+        scores.crossed[TASK.name, form] = square[None, :, None].repeat(3, 1, 2)
+    return scores
+
+
+def only(rows, **wanted):
+    (row,) = [r for r in rows if all(getattr(r, name) == v for name, v in wanted.items())]
+    return row
+
+
+def test_a_twin_is_compared_with_oi_and_lost_timelines_count_as_the_free_run(twin):
+    rows = twin.rows()
+    own, other = (only(rows, method=m, metric="rmse_h", versus="")
+                  for m in ("adas_increment", "oi"))  # fmt: skip
+    gap = only(rows, method="adas_increment", metric="rmse_h", versus="oi")
+    assert gap.value == pytest.approx(own.value - other.value)
+    assert own.low < own.value < own.high
+    assert gap.low <= gap.value <= gap.high < 0
+    assert gap.n == own.n == 9  # three blocks of five days on each timeline
+    assert not any(row.versus and row.method == "oi" for row in rows)
+
+
+def test_lost_timelines_are_drawn_as_the_free_run(twin):
+    pictures = twin.pictures()
+    own, free = (pictures[f"{TASK.name}|{method}"] for method in ("oi", "free_run"))
+    assert torch.equal(own[:, 0], free[:, 0])
+    assert not torch.equal(own[:, 1], free[:, 1])
+
+
+def test_three_timelines_make_no_difference_significant(twin):
+    differences = [row for row in twin.rows() if row.versus]
+    assert {(row.method, row.metric) for row in differences} == {
+        (method, metric) for method in ("free_run", "adas_increment")
+        for metric in ("rmse_h", "rmse_u")
+    }  # fmt: skip
+    assert all(row.p >= 0.25 for row in differences)
+    assert not any(row.significant for row in differences)
+
+
+def test_crossed_seeds_compare_the_gate_with_its_control(twin):
+    checks = TwinChecks(twin)
+    gap = only(checks.rows(), task="0.1/perfect/crossed", metric="rmse_h", versus="ungated")
+    assert gap.method == "adas_increment"
+    assert gap.value == pytest.approx(-0.1 * (14 / 3) ** 0.5)
+    assert (gap.n, gap.p >= 0.25) == (3, True)
+    assert gap.high < 0
+
+
+def test_two_times_make_no_difference_significant():
+    cases = [SimpleNamespace(member=m, time=t) for t in range(2) for m in range(9)]
+    source = SimpleNamespace(cases=lambda kind: cases, channels=SimpleNamespace(labels=("z", "t")))
+    scores = EnsembleScores(source, (0.1,), None, (), (), {})
+    for kind in ("persistence", "ensemble"):
+        for method, factor in (("background", 4.0), ("oi", 1.0)):
+            square = 1 + torch.rand(18, 2, generator=torch.Generator().manual_seed(0))
+            scores.errors[f"{kind}/0.1", method] = factor * square
+            scores.departures[f"{kind}/0.1", method] = (None, None)
+    gap = only(scores.rows(), task="ensemble/0.1", metric="rmse_z", versus="background")
+    assert gap.high < 0
+    assert gap.p == 0.5
+    assert gap.n == 2
+    assert not gap.significant
+    own = only(scores.rows(), task="ensemble/0.1", metric="ratio_z", method="oi")
+    assert own.value == pytest.approx(0.5)
+
+
+GRID = regular_grid(16, 32, poles=False)
+
+
+class HalfWay:
+    """Analyse to the middle between background and observation, where there is one."""
+
+    members = 1
+
+    def analyse(self, background, observations):
+        innovation = (observations.values - background[:, 0]) * observations.mask
+        return background + innovation[:, None] / 2
+
+
+@pytest.fixture
+def step():
+    """Background 0 and observations 2 everywhere in channel 0, 4 in channel 1; two timelines."""
+    values = torch.tensor([2.0, 4.0])[:, None, None].expand(2, 2, 16, 32)
+    observations = GriddedObservations.from_values(values, torch.ones(2))
+    background = torch.zeros(2, 1, 2, 16, 32)
+    return CycleStep(background, HalfWay().analyse(background, observations), observations)
+
+
+def points():
+    return torch.stack([withheld_points(GRID, 0, member) for member in range(2)])
+
+
+def test_a_tenth_of_the_points_is_withheld_alike_at_each_call():
+    chosen = withheld_points(GRID, 3, 1)
+    assert torch.equal(chosen, withheld_points(GRID, 3, 1))
+    assert not torch.equal(chosen, withheld_points(GRID, 3, 2))
+    assert 0.05 < chosen.double().mean() < 0.16
+
+
+def test_figures_of_a_known_analysis(step):
+    departures = Departures(points())
+    departures.add(step, HalfWay())
+    found = figures(departures.assimilated, departures.withheld)
+    assert found["ob_bias"] == [2.0, 4.0]
+    assert found["oa_bias"] == [1.0, 2.0]
+    assert found["oa_rms"] == [1.0, 2.0]
+    # The withheld points keep the background: the analysis did not see them.
+    assert found["withheld_rmse"] == [2.0, 4.0]
+    assert float(departures.withheld.number[0]) == points().sum()
+    assert float(departures.assimilated.number[0]) == 2 * 16 * 32
+
+
+def test_timelines_that_are_lost_do_not_count(step):
+    step.analysis[1] = math.nan
+    departures = Departures(points())
+    departures.add(step, HalfWay(), keep=torch.tensor([True, False]))
+    assert figures(departures.assimilated, departures.withheld)["oa_rms"] == [1.0, 2.0]
+    assert float(departures.assimilated.number[0]) == 16 * 32
+    nobody = Departures(points())
+    nobody.add(step, FreeRun(), keep=torch.tensor([False, False]))
+    assert all(math.isnan(x) for x in figures(nobody.assimilated, None)["ob_rms"])
+
+
+def test_extra_analyses_are_made_every_so_often(step):
+    calls = []
+
+    class Counting(HalfWay):
+        def analyse(self, background, observations):
+            calls.append(int(observations.mask.sum()))
+            return super().analyse(background, observations)
+
+    departures = Departures(points(), every=3)
+    for _ in range(7):
+        departures.add(step, Counting())
+    assert len(calls) == 3
+    assert set(calls) == {2 * int((~points()).sum())}
+    assert float(departures.assimilated.number[0]) == 7 * 2 * 16 * 32
+
+
+def test_nothing_departed_nothing_to_show():
+    assert figures(None, None) == {}

@@ -1,12 +1,229 @@
-import itertools
-import shutil
+"""Nature runs that survive being killed, and the twin worlds made of them."""
 
+import itertools
+import json
+import os
+import shutil
+import signal
+
+import numpy as np
 import pytest
 import torch
+import xarray as xr
+import zarr
 from torch.testing import assert_close
 
 from core_gates.errors import GatesError
+from weather.experiments.twin.nature import CHUNK, NatureStore, nature_run, write_nature_run
 from weather.experiments.twin.world import LEAD, TwinWorld
+from weather.grid import regular_grid
+from weather.models.shallow_water.model import ShallowWater
+from weather.state import ChannelSpec
+
+SMALL = {"truncation": 12, "num_latitudes": 16, "num_longitudes": 32, "time_step": 3600.0}
+CHANNELS = ChannelSpec(
+    surface=("surface_pressure",), upper=("temperature", "geopotential"), levels=(850, 500)
+)
+
+
+class Counting:
+    """A chaotic map that counts its calls and can fail at one of them."""
+
+    description = "Counting()"
+    channels = CHANNELS
+    grid = regular_grid(4, 8, poles=False)
+
+    def __init__(self, fail_at=None):
+        self.calls = 0
+        self.fail_at = fail_at
+
+    def initial_state(self, members, *, seed):
+        generator = torch.Generator().manual_seed(seed)
+        return torch.rand(members, 5, 4, 8, generator=generator)
+
+    def __call__(self, state, hours):
+        self.calls += 1
+        if self.calls == self.fail_at:
+            raise KeyboardInterrupt
+        return 3.9 * state.double() * (1 - state.double()) + 1e-3 * hours / 6
+
+
+def run(path, model, **changes):
+    arguments = {"members": 3, "num_steps": 47, "spin_up_days": 7.0, "seed": 1} | changes
+    return write_nature_run(path, model, **arguments)
+
+
+def stored(path):
+    with xr.open_zarr(path, chunks=None) as dataset:
+        return dataset.load()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing interrupted."""
+    return stored(run(tmp_path_factory.mktemp("nature") / "whole.zarr", Counting()))
+
+
+def test_generator_rounds_to_float32_and_starts_with_the_given_state():
+    model = Counting()
+    start = model.initial_state(2, seed=0)
+    states = list(nature_run(model, start, 4))
+    assert model.calls == 3
+    assert torch.equal(states[0], start)
+    for before, after in itertools.pairwise(states):
+        assert after.dtype == torch.float32
+        assert torch.equal(after, model(before, 6.0).float())
+
+
+def test_perfect_forecasts_equal_nature_exactly():
+    model = ShallowWater()
+    start = model(model.initial_state(3, seed=0), 48.0)
+    nature = list(nature_run(model, start, 5))
+    assert torch.equal(model(start, 24.0), nature[4])
+    assert torch.equal(model(nature[2], 12.0), nature[4])
+
+
+def test_divergence_is_an_error_that_says_when():
+    with pytest.raises(GatesError, match="not finite after 12 hours"):
+        list(nature_run(lambda state, hours: state / (1 - state), torch.tensor([0.5]), 9))
+
+
+def test_store_follows_the_schema(tmp_path):
+    seen = []
+    path = run(tmp_path / "deep" / "run.zarr", Counting(), progress=lambda *done: seen.append(done))
+    assert seen == [(step, 28 + 46) for step in range(1, 75)]
+    assert [entry.name for entry in path.parent.iterdir()] == ["run.zarr"]
+    assert (path / ".zmetadata").exists()
+    data = stored(path)
+    assert data["temperature"].dims == ("time", "number", "level", "latitude", "longitude")
+    assert data["surface_pressure"].dims == ("time", "number", "latitude", "longitude")
+    assert data["temperature"].shape == (47, 3, 2, 4, 8)
+    assert data["level"].values.tolist() == [850, 500]
+    assert data["level"].dtype == data["number"].dtype == np.int64
+    assert data["temperature"].dtype == np.float32
+    assert data["temperature"].attrs["units"] == "K"
+    raw = zarr.open_group(path, mode="r")["time"]
+    assert raw.dtype == np.int64
+    assert raw.attrs["units"] == "seconds since 2000-01-01"
+    assert (np.diff(data["time"].values) == np.timedelta64(6, "h")).all()
+    start = Counting().initial_state(3, seed=1)
+    states = torch.stack(list(nature_run(Counting(), start, 28 + 47))[28:])  # seven days spin up
+    np.testing.assert_array_equal(data["surface_pressure"], states[:, :, 0])
+    np.testing.assert_array_equal(data["geopotential"], states[:, :, 3:])
+
+
+@pytest.mark.parametrize("fail_at", [1, 20, 21, 28, 29, 30, 48, 49, 73, 74])
+def test_interrupted_run_goes_on_from_its_last_save_point(tmp_path, whole, fail_at):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut.zarr", Counting(fail_at))
+    assert not (tmp_path / "cut.zarr").exists()
+    model = Counting()
+    run(tmp_path / "cut.zarr", model)
+    assert model.calls <= 74 - fail_at + 1 + CHUNK
+    xr.testing.assert_identical(stored(tmp_path / "cut.zarr"), whole)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["cut.zarr"]
+
+
+def test_damaged_block_after_the_save_point_is_written_again(tmp_path, whole):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut.zarr", Counting(60))
+    partial = tmp_path / ".cut.zarr.partial"
+    (partial / "store" / "temperature" / "1.0.0.0.0").write_bytes(b"half a chunk")
+    (partial / "point.draft.npz").write_bytes(b"half a save point")
+    run(tmp_path / "cut.zarr", Counting())
+    xr.testing.assert_identical(stored(tmp_path / "cut.zarr"), whole)
+
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def write(path, progress):
+    sizes = {"members": 2, "num_steps": 64, "spin_up_days": 15, "seed": 4}
+    write_nature_run(path, ShallowWater(**SMALL), **sizes, progress=progress)
+
+
+def die(path, moment):
+    """Write a run until the process is killed."""
+    torch.set_num_threads(1)  # those of the parent do not exist here
+    save = NatureStore.save
+    if moment == "before the save point":
+        NatureStore.save = lambda store, point: (
+            kill() if point.written == 40 else save(store, point)
+        )
+    write(path, lambda done, total: kill() if done == 85 and moment == "in a block" else None)
+
+
+@pytest.fixture
+def one_thread():
+    """The threads of a process that is forked, so that all compute the same bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("moment", ["in a block", "before the save point"])
+def test_killed_process_leaves_a_run_that_resumes_to_the_same_bits(tmp_path, moment):
+    child = os.fork()
+    if not child:
+        try:
+            die(tmp_path / "cut.zarr", moment)
+        finally:
+            os._exit(1)  # it should have died
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert not (tmp_path / "cut.zarr").exists()
+    steps = []
+    for name in ("cut.zarr", "whole.zarr"):
+        write(tmp_path / name, lambda done, total: steps.append(done))
+    resumed = steps.index(1)
+    assert steps[0] == 80  # 60 calls of spin-up, then the 20th stored state is the 79th step
+    assert steps[resumed:] == list(range(1, 124))
+    xr.testing.assert_identical(stored(tmp_path / "cut.zarr"), stored(tmp_path / "whole.zarr"))
+
+
+def test_complete_run_is_left_alone_and_another_is_refused(tmp_path):
+    path = run(tmp_path / "run.zarr", Counting())
+    model = Counting()
+    run(path, model)
+    run(path, model, num_steps=10)
+    assert model.calls == 0
+    for changes in ({"seed": 2}, {"members": 4}, {"num_steps": 48}, {"hours": 12.0}):
+        with pytest.raises(GatesError, match="another run"):
+            run(path, model, **changes)
+    other = Counting()
+    other.description = "Counting(1)"
+    with pytest.raises(GatesError, match="remove it or name another path"):
+        run(path, other)
+    (tmp_path / "file").write_text("text")
+    with pytest.raises(GatesError, match="no nature run"):
+        run(tmp_path / "file", model)
+
+
+def test_unfinished_run_of_other_settings_is_discarded(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run.zarr", Counting(40))
+    model = Counting()
+    run(tmp_path / "run.zarr", model, seed=2)
+    assert model.calls == 74
+    identity = json.loads(stored(tmp_path / "run.zarr").attrs["nature_run"])
+    assert identity["seed"] == 2
+
+
+def test_short_run_without_spin_up(tmp_path):
+    path = run(tmp_path / "run.zarr", Counting(), num_steps=1, spin_up_days=0.0)
+    first = stored(path)["surface_pressure"].values[0]
+    np.testing.assert_array_equal(first, Counting().initial_state(3, seed=1)[:, 0])
+    with pytest.raises(GatesError, match="num_steps >= 1"):
+        run(tmp_path / "none.zarr", Counting(), num_steps=0)
+
+
+def test_descriptions_tell_models_apart():
+    assert ShallowWater().description == ShallowWater(stirring_seed=0).description
+    assert ShallowWater().description != ShallowWater(stirring=3e-10).description
+    assert "truncation=21" in ShallowWater().description
+
 
 PERIODS = ("test", "tuning", "validation", "training")
 

@@ -3,9 +3,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.testing import assert_close
 
 from core_gates.attention.window import DropPath
+from weather.experiments.experiment import Method, stored
 from weather.models.adas.network import (
     Adas,
     AdasStage,
@@ -15,7 +17,15 @@ from weather.models.adas.network import (
     PatchRecovery,
     Upsample,
 )
-from weather.models.adas.presets import adas_preset, convert_official_state_dict
+from weather.models.adas.presets import (
+    COMPARED,
+    FORMS,
+    MOST_COLUMNS,
+    PRESETS,
+    adas_preset,
+    convert_official_state_dict,
+    network_shape,
+)
 from weather.training.optimization import unify_loss
 
 GOLDEN = Path(__file__).parents[3] / "golden" / "weather"
@@ -329,3 +339,167 @@ def test_misshaped_fields_are_named():
     background, observation, confidence = fields(network)
     with pytest.raises(ValueError, match=r"observation must be \(1, 14, 16, 32\)"):
         network(background, observation[:, :3], confidence)
+
+
+@pytest.mark.parametrize(
+    ("grid", "patch", "window"),
+    [
+        ((121, 240), 4, 5),  # 1.5 degrees with poles
+        ((721, 1440), 24, 5),
+        ((32, 64), 2, 4),
+        ((61, 120), 2, 5),
+        ((181, 360), 6, 5),
+        ((16, 32), 2, 2),
+    ],
+)
+def test_windows_divide_the_tokens_of_all_scales(grid, patch, window):
+    found = network_shape(grid, 4, 4, 4)
+    assert found["patch_size"] == [patch, patch]
+    assert found["window_size"][2] == window
+    tokens = grid[1] // patch
+    assert tokens <= MOST_COLUMNS
+    assert tokens % (4 * window) == 0
+    assert tokens // 4 // window >= 2
+
+
+def test_channels_decide_on_depth():
+    assert network_shape((32, 64), 3, 0, 0)["window_size"][0] == 1
+    assert network_shape((32, 64), 3, 0, 0)["kernel_sizes"][0][0] == 1
+    deep = network_shape((32, 64), 1, 2, 3)
+    assert (deep["num_surface"], deep["num_upper"], deep["num_levels"]) == (1, 2, 3)
+    assert (deep["window_size"][0], deep["kernel_sizes"][0][0]) == (2, 3)
+
+
+@pytest.mark.parametrize("grid", [(16, 32), (9, 20), (13, 18), (7, 10)])
+def test_every_grid_has_a_network(grid):
+    shape = network_shape(grid, 1, 1, 2)
+    network = Adas(**shape, dim=4, num_heads=2, decoder_depth=1, position="latitude")
+    fields = torch.zeros(1, 3, *grid)
+    assert network(fields, fields, fields).shape == fields.shape
+
+
+OURS = ("small", "tiny", "unit", "swe", "era5")
+
+
+def millions(name, **overrides):
+    with torch.device("meta"):
+        network = adas_preset(name, **overrides)
+    assert all(parameter.is_meta for parameter in network.parameters())
+    return sum(parameter.numel() for parameter in network.parameters()) / 1e6
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "expected", "digits"),
+    [
+        ("official", {}, 291.3, 1),
+        ("fnp", {}, 64.5, 1),
+        ("small", {"position": "full", "window_size": (2, 4, 8)}, 3.53, 2),
+        ("tiny", {"position": "full", "window_size": (2, 4, 8)}, 1.57, 2),
+        ("swe", {}, 0.43, 2),
+    ],
+)
+def test_parameter_counts(name, overrides, expected, digits):
+    assert round(millions(name, **overrides), digits) == expected
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_windows_divide_the_circle_at_all_scales(name):
+    preset = PRESETS[name]
+    assert preset["position"] == "latitude"
+    assert preset["circular_longitude"] is True
+    columns, width = preset["grid_shape"][1] // preset["patch_size"][1], preset["window_size"][2]
+    for scale in (1, 2, 4):
+        assert columns // scale * scale == columns or scale == 4
+        assert -(-columns // scale) % width == 0
+    assert -(-columns // 4) // width >= 2
+
+
+def test_the_published_forms_are_the_published_ones():
+    for name in ("official", "fnp"):
+        assert PRESETS[name]["position"] == "full"
+        assert PRESETS[name]["circular_longitude"] is False
+        assert PRESETS[name]["legacy_clip"] is True
+    with torch.device("meta"):
+        network = adas_preset("official")
+    assert network.num_channels == 69
+    assert network.position.shape == (1, 192, 14, 120, 240)
+
+
+@pytest.mark.parametrize("name", ["unit", "swe", "era5"])
+def test_small_presets_run(name):
+    torch.manual_seed(0)
+    network = adas_preset(name, output="increment")
+    x = torch.randn(1, network.num_channels, *network.grid_shape)
+    assert network(x, x, (x > 0).float()).shape == x.shape
+
+
+def test_overrides_and_unknown_names():
+    assert millions("unit", dim=8) > 3 * millions("unit")
+    with pytest.raises(ValueError, match="no preset 'large': choose one of official, fnp"):
+        adas_preset("large")
+    with pytest.raises(TypeError, match="widht"):
+        adas_preset("unit", widht=3)
+
+
+@pytest.fixture
+def build(small_adas):
+    arguments = small_adas().arguments
+
+    def of(form):
+        torch.manual_seed(0)
+        network = Adas(**{**arguments, **FORMS[form]})
+        nn.init.normal_(network.recovery.surface.weight, std=0.1)
+        return network
+
+    return of
+
+
+def inputs():
+    x, y = torch.randn(2, 1, 3, 16, 32, generator=torch.Generator().manual_seed(0))
+    c = (torch.rand(1, 3, 16, 32, generator=torch.Generator().manual_seed(1)) < 0.3).float()
+    return x, y * c, c
+
+
+def test_the_forms_have_the_same_parameters(build):
+    shapes = [{n: p.shape for n, p in build(form).named_parameters()} for form in FORMS]
+    assert all(shape == shapes[0] for shape in shapes)
+
+
+def test_the_ungated_control_is_another_function_of_the_same_weights(build):
+    gated, ungated = build("adas_increment"), build("ungated")
+    ungated.load_state_dict(gated.state_dict())
+    assert ungated.output == gated.output == "increment"
+    difference = (gated(*inputs()) - ungated(*inputs())).std()
+    assert difference > 1e-3 * gated(*inputs()).std()
+
+
+def test_the_control_still_reads_the_confidence(build):
+    x, y, c = inputs()
+    for form in COMPARED:
+        network = build(form)
+        assert not torch.allclose(network(x, y, c), network(x, y, torch.zeros_like(c)), atol=1e-6)
+
+
+def test_with_open_gates_an_observation_of_zero_looks_like_none(build):
+    x, y, c = inputs()
+    network = build("open_gate")
+    torch.testing.assert_close(network(x, y, c), network(x, y, torch.zeros_like(c)))
+    assert not torch.allclose(network(x, y, c), network(x, 0 * y, c), atol=1e-6)
+
+
+def test_only_the_official_form_returns_the_analysis():
+    outputs = {form: changes["output"] for form, changes in FORMS.items()}
+    assert outputs == {
+        "adas_increment": "increment",
+        "adas_official": "analysis",
+        "ungated": "increment",
+        "open_gate": "increment",
+    }
+
+
+def test_stored_settings_are_found_by_method_and_task():
+    method = Method("oi", lambda _: None, {"scale": (0.01, 1.0), "length_km": (100.0, 400.0)})
+    setting = {"scale": 0.2, "length_km": 300.0}
+    assert stored({"oi@a": setting, "letkf@b": {}}, method, "a") == setting
+    middle = stored({"oi@a": setting}, method, "b")
+    assert middle == pytest.approx({"scale": 0.1, "length_km": 200.0})

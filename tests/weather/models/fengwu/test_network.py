@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from weather.models.adas.network import Adas
 from weather.models.fengwu.network import PRESETS, FengWu, SkipJoin, fengwu_preset
 
 FRAME = (2, 5, 8, 16)
@@ -198,3 +199,11 @@ def test_arguments_make_the_same_network(small_fengwu):
     again = FengWu(**network.arguments)
     again.load_state_dict(network.state_dict())
     assert torch.equal(again.eval()(*frames()).mean, network(*frames()).mean)
+
+
+@pytest.mark.parametrize("network", [Adas, FengWu])
+@pytest.mark.parametrize("counts", [(0, 0, 0), (1, 2, 0), (1, 0, 3)])
+def test_a_state_without_channels_or_levels_is_refused(network, counts):
+    names = ("num_surface", "num_upper", "num_levels")
+    with pytest.raises(ValueError, match="surface channels, or upper variables with levels"):
+        network(grid_shape=(8, 16), dim=4, **dict(zip(names, counts, strict=True)))

@@ -1,0 +1,321 @@
+"""Training of FengWu, and the buffer of its forecasts."""
+
+import lightning as L
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from core_gates.errors import GatesError
+from weather.experiments.twin.trajectories import NatureTrajectories
+from weather.models.fengwu.network import fengwu_preset
+from weather.training.forecast_module import FengWuModule, ReplayBuffer, Underway
+from weather.training.optimization import gaussian_loss
+from weather.training.stream import ForecastDataModule
+
+SHAPE = (1, 2, 2)
+
+
+def buffer(**changes):
+    arguments = {"rows": 2, "slots": 3, "max_lead": 4, "fraction": 0.5, "seed": 0} | changes
+    return ReplayBuffer(arguments.pop("rows"), arguments.pop("slots"), SHAPE, **arguments)
+
+
+def underway(value, lead=1, member=0, time=5):
+    return Underway(torch.full((2, *SHAPE), float(value)), member, time, lead)
+
+
+def test_an_empty_buffer_gives_the_data():
+    assert all(buffer(fraction=0.99).draw(step, 0) is None for step in range(50))
+    with pytest.raises(ValueError, match="slot 1 of row 0 is empty"):
+        buffer().at(0, 1)
+
+
+def test_a_forecast_comes_back_as_it_was():
+    kept = buffer()
+    kept.keep(0, 1, None, underway(3.0, lead=2, member=7, time=11))
+    slot = int(kept.lead[1].nonzero())
+    found = kept.at(1, slot)
+    assert found[1:] == (7, 11, 2)
+    assert torch.equal(found.frames, torch.full((2, *SHAPE), 3.0))
+    assert not kept.lead[0].any()  # rows do not exchange
+
+
+def test_new_forecasts_fill_empty_slots_before_they_replace():
+    kept = buffer()
+    for value in range(3):
+        kept.keep(value, 0, None, underway(value))
+    assert sorted(kept.frames[0, :, 0, 0, 0, 0].tolist()) == [0, 1, 2]
+    kept.keep(3, 0, None, underway(9))
+    values = kept.frames[0, :, 0, 0, 0, 0].tolist()
+    assert len(values) == 3
+    assert values.count(9) == 1
+
+
+def test_a_continued_forecast_stays_in_its_slot_until_it_expires():
+    kept = buffer()
+    kept.keep(0, 0, 1, underway(1, lead=4))
+    assert kept.lead[0].tolist() == [0, 4, 0]
+    kept.keep(1, 0, 1, underway(2, lead=5))
+    assert not kept.lead.any()
+    kept.keep(2, 0, 1, underway(1))
+    kept.drop(0, 1)
+    kept.drop(0, None)
+    assert not kept.lead.any()
+
+
+def test_the_fraction_of_draws():
+    kept = buffer(fraction=0.3)
+    for value in range(3):
+        kept.keep(value, 0, None, underway(value))
+    draws = [kept.draw(step, 0) for step in range(2000)]
+    taken = [slot for slot in draws if slot is not None]
+    assert len(taken) / len(draws) == pytest.approx(0.3, abs=0.03)
+    for slot in range(3):
+        assert taken.count(slot) / len(taken) == pytest.approx(1 / 3, abs=0.06)
+    assert draws == [kept.draw(step, 0) for step in range(2000)]
+    other = buffer(fraction=0.3, seed=1)
+    other.load_state_dict(kept.state_dict())
+    assert draws != [other.draw(step, 0) for step in range(2000)]
+
+
+def test_content_survives_a_checkpoint():
+    kept = buffer()
+    for step in range(5):
+        for row in range(2):
+            kept.keep(step, row, kept.draw(step, row), underway(step + row, lead=step % 3 + 1))
+    state = {name: value.clone() for name, value in kept.state_dict().items()}
+    again = buffer()
+    again.load_state_dict(state)
+    kept.keep(9, 0, 0, underway(99))
+    for name, value in again.state_dict().items():
+        assert torch.equal(value, state[name])
+    with pytest.raises(GatesError, match=r"2 rows with 3 slots, this run has 2 with 4.*slots 3"):
+        buffer(slots=4).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    "change", [{"rows": 0}, {"slots": 0}, {"max_lead": 0}, {"fraction": 1.0}, {"fraction": -0.1}]
+)
+def test_impossible_numbers(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        buffer(**change)
+
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*IterableDataset. has .__len__. defined"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*ended before the epoch ended"),
+]
+
+
+class Recorder(L.Callback):
+    """Keeps from where every step started, and its loss."""
+
+    def __init__(self):
+        self.starts, self.losses = [], []
+
+    def setup(self, trainer, module, stage):
+        original = module.start
+
+        def start(batch):
+            self.starts.append(original(batch))
+            return self.starts[-1]
+
+        module.start = start
+
+    def on_train_batch_end(self, trainer, module, outputs, *_):
+        self.losses.append(float(outputs["loss"]))
+
+
+class StopAfter(L.Callback):
+    """Saves a checkpoint after a step and stops there."""
+
+    def __init__(self, step, path):
+        self.step, self.path = step, path
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+            trainer.should_stop = True
+
+
+def module_of(seed=0, **changes):
+    torch.manual_seed(seed)
+    network = fengwu_preset("unit", dim=4, depths=(1, 1), fuser_depth=1)
+    return FengWuModule(network, **{"replay": 0.7, "slots": 2, "max_lead": 3} | changes)
+
+
+@pytest.fixture
+def fit(twin, tmp_path):
+    def run(module, *, steps=12, ckpt_path=None, callbacks=()):
+        source = NatureTrajectories(twin.world)
+        data = ForecastDataModule(source, steps=steps, timelines=3, validation_timelines=2)
+        trainer = L.Trainer(
+            max_epochs=1,
+            limit_val_batches=0,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=list(callbacks),
+            default_root_dir=tmp_path,
+        )
+        trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=True)
+        return trainer
+
+    return run
+
+
+def test_the_likelihood_of_a_normal_distribution():
+    torch.manual_seed(0)
+    mean, log_variance, target = torch.randn(3, 2, 2, 4, 5, dtype=torch.float64).unbind(0)
+    normal = torch.distributions.Normal(mean, (log_variance / 2).exp())
+    expected = -normal.log_prob(target).mean() - torch.tensor(2 * torch.pi).log() / 2
+    assert_close(gaussian_loss(mean, log_variance, target), expected.double(), atol=1e-6, rtol=0)
+    weights = torch.tensor([2.0, 0, 0, 2], dtype=torch.float64)
+    ends = [x[:, :, ::3] for x in (mean, log_variance, target)]
+    weighted = gaussian_loss(mean, log_variance, target, area_weights=weights)
+    assert_close(weighted, gaussian_loss(*ends))
+    inputs = (mean.requires_grad_(), log_variance.requires_grad_(), target)
+    assert torch.autograd.gradcheck(gaussian_loss, inputs)
+    with pytest.raises(ValueError, match="must all be"):
+        gaussian_loss(mean, log_variance[:, :1], target)
+
+
+def test_the_best_variance_is_the_mean_squared_error():
+    log_variance = torch.zeros(1, 1, 8, 16, requires_grad=True)
+    error = 3.0 * torch.randn(1, 1, 8, 16, generator=torch.Generator().manual_seed(0))
+    at = error.square().mean().log() * torch.ones_like(log_variance)
+    loss = gaussian_loss(torch.zeros_like(at), at.requires_grad_(), error)
+    (gradient,) = torch.autograd.grad(loss, at)
+    assert abs(float(gradient.sum())) < 1e-6
+    assert loss < gaussian_loss(torch.zeros_like(at), log_variance, error)
+
+
+def test_samples_are_successive_states_of_training_members(twin):
+    source = NatureTrajectories(twin.world)
+    source.setup()
+    states = twin.world.states("training")
+    seen = set()
+    for step in range(40):
+        sample = source.problem(step, 1)
+        member, time = int(sample.member), int(sample.time)
+        seen.add((member, time))
+        for offset, frame in enumerate((sample.previous, sample.current, sample.following)):
+            assert torch.equal(frame, states[time - 1 + offset, member])
+    assert len(seen) > 30
+    assert torch.equal(source.problem(3, 1).current, source.problem(3, 1).current)
+    assert not torch.equal(source.problem(3, 1).current, source.problem(3, 2).current)
+    held_out = source.problem(0, 0, validation=True)
+    validation = twin.world.states("validation")
+    assert torch.equal(held_out.current, validation[int(held_out.time), int(held_out.member)])
+    assert source.training_objects() == twin.world.objects("training", "validation")
+    with pytest.raises(ValueError, match="do not fit into 24 cycles"):
+        NatureTrajectories(twin.world, validation_leads=25)
+
+
+def test_increments_have_unit_size(twin):
+    source = NatureTrajectories(twin.world)
+    source.setup()
+    states = twin.world.states("training")
+    scaled = (states[1:] - states[:-1]) / source.increment_sd[:, None, None]
+    size = twin.world.grid.area_mean(scaled.square()).mean((0, 1)).sqrt()
+    assert_close(size, torch.ones_like(size), rtol=0.1, atol=0)
+
+
+def test_rows_of_the_buffer_go_on_with_their_own_forecasts(fit, twin):
+    recorder = Recorder()
+    module = module_of(one_step=2, cold_start=0.0)
+    fit(module, steps=14, callbacks=[recorder])
+    states = twin.world.states("training")
+    assert all(slot is None for start in recorder.starts[:2] for slot in start.slots)
+    replayed, longest = 0, 0
+    for start in recorder.starts:
+        for index, lead in enumerate(start.leads):
+            member, time = int(start.batch.member[index]), int(start.batch.time[index])
+            assert torch.equal(start.batch.following[index], states[time + 1, member])
+            is_state = torch.equal(start.batch.current[index], states[time, member])
+            assert is_state is (lead == 0)
+            earlier = torch.equal(start.batch.previous[index], states[time - 1, member])
+            assert earlier is (lead < 2)  # a forecast of one step has a state before it
+            replayed += lead > 0
+            longest = max(longest, lead)
+    assert replayed > 8
+    assert longest == 3  # max_lead
+
+
+def test_what_goes_into_the_buffer_is_the_forecast_of_that_step(fit, twin):
+    module = module_of(replay=0.99, slots=1, max_lead=9, learning_rate=1e-12, cold_start=0.0)
+    nn.init.normal_(module.forecast.network.decoders[0].recovery.weight, std=0.05)
+    recorder = Recorder()
+    fit(module, steps=4, callbacks=[recorder])
+    first, second = recorder.starts[:2]
+    assert second.leads == [1, 1, 1]
+    with torch.no_grad():
+        expected = module.forecast(first.batch.current, 6.0, first.batch.previous)
+    assert_close(second.batch.current, expected, rtol=1e-5, atol=1e-3)
+    assert torch.equal(second.batch.previous, first.batch.current)
+    assert not torch.allclose(expected, first.batch.current)
+
+
+def test_a_forecast_that_has_left_the_truth_is_given_up(fit):
+    recorder = Recorder()
+    fit(module_of(replay=0.99, divergence_limit=1e-9), steps=6, callbacks=[recorder])
+    assert all(lead == 0 for start in recorder.starts for lead in start.leads)
+
+
+def test_cold_starts_repeat_the_current_frame(fit):
+    recorder = Recorder()
+    fit(module_of(replay=0.0, cold_start=0.5), steps=20, callbacks=[recorder])
+    cold = [
+        torch.equal(previous, current)
+        for start in recorder.starts
+        for previous, current in zip(start.batch.previous, start.batch.current, strict=True)
+    ]
+    assert 0.25 < sum(cold) / len(cold) < 0.75
+
+
+def test_a_resumed_training_takes_the_same_steps(fit, tmp_path):
+    whole, rest = Recorder(), Recorder()
+    unbroken = module_of()
+    fit(unbroken, callbacks=[whole])
+    path = tmp_path / "stopped.ckpt"
+    fit(module_of(), callbacks=[StopAfter(7, path)])
+    resumed = module_of(seed=5)
+    fit(resumed, ckpt_path=path, callbacks=[rest])
+    assert whole.losses[7:] == rest.losses
+    assert any(lead for start in rest.starts for lead in start.leads)
+    for one, other in zip(unbroken.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
+    for name, value in unbroken.buffer.state_dict().items():
+        assert torch.equal(value, resumed.buffer.state_dict()[name]), name
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["replay"]
+    torch.save(checkpoint, path)
+    forgetful = Recorder()
+    fit(module_of(), ckpt_path=path, callbacks=[forgetful])
+    assert forgetful.losses != rest.losses
+
+
+def test_training_learns_to_forecast(fit):
+    module = module_of(replay=0.3, learning_rate=5e-3, slots=2, cold_start=0.1)
+    recorder = Recorder()
+    trainer = fit(module, steps=60, callbacks=[recorder])
+    first, last = recorder.losses[:6], recorder.losses[-6:]
+    assert sum(last) / 6 < sum(first) / 6 - 0.2
+    trainer.limit_val_batches = 1.0
+    scores = trainer.validate(module, datamodule=trainer.datamodule, verbose=False)[0]
+    assert scores["val/score_6h"] < scores["val/persistence_6h"]
+    assert scores["val/score_24h"] < scores["val/persistence_24h"]
+
+
+def test_another_shape_is_refused(fit, twin):
+    torch.manual_seed(0)
+    wrong = FengWuModule(fengwu_preset("unit", grid_shape=(32, 64)))
+    with pytest.raises(GatesError, match=r"grid_shape is \(32, 64\), the data has \(16, 32\)"):
+        fit(wrong)
+    with pytest.raises(ValueError, match="learning_rate"):
+        module_of(learning_rate=0.0)
