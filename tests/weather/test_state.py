@@ -1,8 +1,19 @@
+"""States, their units, and scores of them."""
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.testing import assert_close
 
+from weather.grid import Grid, regular_grid
+from weather.metrics import DepartureSums, drift, mse, recovery_time, rmse, spatial_mean, trend
+from weather.observations.gridded import GriddedObservations
 from weather.state import ERA5_SAMPLE, FENGWU, SHALLOW_WATER, ChannelSpec, Normalizer
 
 
@@ -122,3 +133,151 @@ def test_fit_refuses_nothing_and_nan():
         Normalizer.fit([])
     with pytest.raises(ValueError, match="not finite"):
         Normalizer.fit(torch.full((1, 1, 2, 2), float("nan")))
+
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "weather"
+
+
+@pytest.fixture(params=["wb2_asc_with_poles", "wb2_desc_no_poles"])
+def golden(request):
+    """Fields (variable, time, level, H, W), their scores, in either latitude order."""
+    with np.load(GOLDEN / f"{request.param}.npz") as file:
+        vectors = {
+            name: torch.from_numpy(file[name]) for name in file if file[name].dtype.kind == "f"
+        }
+    grid = Grid(vectors["latitude"], vectors["longitude"])
+    ensemble = vectors["ensemble"].transpose(0, 1)  # members first
+    return SimpleNamespace(**vectors, grid=grid, weights=grid.area_weights(), members=ensemble)
+
+
+@pytest.fixture
+def same():
+    """Compare with a golden vector: relative 1e-10, NaN equal to NaN."""
+
+    def check(actual, expected):
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10, equal_nan=True)
+
+    return check
+
+
+def test_golden_errors(golden, same):
+    fields = golden.forecast, golden.truth, golden.weights
+    same(mse(*fields), golden.wb2_mse_chunk)
+    same(mse(*fields).mean(1), golden.wb2_mse_timemean)
+    same(rmse(*fields).mean(1), golden.wb2_rmse_sqrt_before_time_avg)
+
+
+@pytest.mark.fault("faults 6")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_fields_are_scored_in_single_precision(dtype):
+    """721 x 1440 weights of one add up beyond the largest number of float16."""
+    grid = regular_grid(721, 1440, poles=True)
+    generator = torch.Generator().manual_seed(0)
+    forecast, truth = (torch.randn(2, *grid.shape, generator=generator) * 300).to(dtype)
+    weights = grid.area_weights()
+    expected = mse(forecast.double(), truth.double(), weights)
+    torch.testing.assert_close(
+        mse(forecast, truth, weights).double(), expected, rtol=1e-4, atol=1e-2
+    )
+
+
+@pytest.mark.fault("faults 6")
+def test_whole_numbers_do_not_truncate_the_weights():
+    grid = regular_grid(9, 16, poles=True)
+    field = torch.arange(9)[:, None].expand(grid.shape) * 25
+    expected = rmse(field.double(), torch.zeros(grid.shape).double(), grid.area_weights())
+    found = rmse(field, torch.zeros(grid.shape, dtype=torch.int64), grid.area_weights())
+    torch.testing.assert_close(found.double(), expected)
+    mean = grid.area_mean(field).double()
+    torch.testing.assert_close(mean, grid.area_mean(field.double()))
+
+
+def test_golden_tropics(golden, same):
+    """An area is a weight (H, W) of zero outside of it."""
+    tropics = golden.grid.latitude.abs() <= 20
+    weights = (golden.weights * tropics)[:, None].expand(golden.grid.shape)
+    same(mse(golden.forecast, golden.truth, weights).mean(1), golden.wb2_mse_tropics)
+
+
+def test_land_and_sea_make_the_globe():
+    weights = regular_grid(8, 16, poles=False).area_weights()
+    field = torch.randn(8, 16, generator=torch.Generator().manual_seed(0)).double()
+    land = torch.zeros(8, 16, dtype=torch.bool)
+    land[2:5, 3:9] = True
+    parts = [weights[:, None] * mask for mask in (land, ~land)]
+    areas = [part.sum() for part in parts]
+    mean = sum(area * spatial_mean(field, part) for area, part in zip(areas, parts, strict=True))
+    assert_close(mean / sum(areas), spatial_mean(field, weights))
+
+
+def test_what_lies_outside_does_not_matter():
+    weights = torch.ones(8, 16)
+    weights[4:] = 0
+    field = torch.ones(8, 16).where(weights > 0, torch.nan)
+    assert spatial_mean(field, weights) == pytest.approx(1.0)
+    assert spatial_mean(torch.full((8, 16), torch.nan), weights).isnan()
+
+
+def test_shapes_that_do_not_fit():
+    with pytest.raises(ValueError, match="weights"):
+        spatial_mean(torch.zeros(4, 8), torch.ones(5))
+
+
+def test_drift_is_the_relative_change_over_the_last_half():
+    time = torch.arange(200.0)
+    steady = torch.full((200,), 5.0)
+    rising = 10 + 0.02 * (time - 149.5)  # 2 in 100 cycles around 10
+    early = torch.where(time < 100, 50 - time / 2, 5.0)
+    errors = torch.stack([steady, rising, rising.flip(0) + 12, early], 1)
+    # Flipped, its last half falls by 2 around 8 + 12.
+    expected = torch.tensor([0.0, 0.2, 0.1, 0.0]).double()
+    assert_close(drift(errors), expected, rtol=0, atol=1e-6)
+    signed = expected * torch.tensor([1, 1, -1, 1])
+    assert_close(trend(errors), signed, rtol=0, atol=1e-6)
+
+
+def test_drift_needs_some_cycles():
+    with pytest.raises(ValueError, match="four"):
+        drift(torch.ones(3))
+
+
+def test_recovery_counts_from_the_first_observations():
+    before, outage = [4.0, 2.0, 2.0], [5.0, 8.0]
+    after = torch.tensor([[7.0, 2.0, 9.0], [2.3, 2.0, 9.0], [2.1, 2.0, 9.0], [2.1, 2.0, 9.0]])
+    errors = torch.cat([torch.tensor(before + outage)[:, None].expand(-1, 3), after])
+    hours = recovery_time(errors, (3, 5), hours=6.0)
+    assert hours.tolist() == [12.0, 0.0, math.inf]
+    assert recovery_time(errors, (3, 5), hours=6.0, tolerance=1.2)[0] == 6.0
+    with pytest.raises(ValueError, match="outage"):
+        recovery_time(errors, (3, 9))
+
+
+def test_hand_calculated():
+    values = torch.tensor([[[1.0, 4.0, 0.0]], [[2.0, 0.0, 0.0]]])
+    errors = torch.tensor([[[1.0, 2.0, torch.inf]], [[0.5, torch.inf, torch.inf]]])
+    background = torch.tensor([[[0.0, 1.0, 9.0]], [[0.0, torch.nan, 9.0]]])
+    analysis = torch.tensor([[[1.0, 3.0, 9.0]], [[1.0, torch.nan, 9.0]]])
+    sums = DepartureSums.of(background, analysis, GriddedObservations(values, errors))
+    assert sums.number.tolist() == [2, 1]
+    assert sums.background_bias().tolist() == [2, 2]
+    assert_close(sums.background_rms(), torch.tensor([5.0, 4.0]).double().sqrt())
+    assert sums.analysis_bias().tolist() == [0.5, 1]
+    assert_close(sums.analysis_rms(), torch.tensor([0.5, 1.0]).double().sqrt())
+
+
+def test_sums_add_up_and_withstand_channels_without_observations():
+    generator = torch.Generator().manual_seed(0)
+    fields = torch.randn(3, 6, 2, 4, 8, generator=generator).double()
+    errors = torch.full((6, 2, 4, 8), 2.0).double()
+    errors[:, 1] = torch.inf
+    observations = GriddedObservations(fields[2], errors)
+    whole = DepartureSums.of(fields[0], fields[1], observations)
+    parts = [
+        DepartureSums.of(
+            fields[0, part], fields[1, part], GriddedObservations(fields[2, part], errors[part])
+        )
+        for part in (slice(0, 2), slice(2, 6))
+    ]
+    for mine, theirs in zip(parts[0].plus(parts[1]), whole, strict=True):
+        assert_close(mine, theirs)
+    assert whole.background_rms()[1].isnan()
