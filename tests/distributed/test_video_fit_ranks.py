@@ -125,7 +125,7 @@ def train_all(parallel, folder):
     return {f"{how} {precision}": train(how, precision, folder) for how, precision in WAYS}
 
 
-@pytest.mark.costly("five trainings on two ranks")
+@pytest.mark.costly("five training runs on two ranks")
 def test_a_fit_on_two_ranks_equals_that_on_one(two_ranks, tmp_path):
     found = two_ranks(train_all, str(tmp_path), tolerance=1e-6, timeout=600)
     for name, result in found.items():

@@ -10,11 +10,25 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from matplotlib.figure import Figure
 
 from apps.main import main
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parents[1] / "apps" / "video" / "configs"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def coarse_figures():
+    """Figures of reports are drawn once, in few pixels, and not a second time to be cropped."""
+    save = Figure.savefig
+
+    def coarse(figure, *args, **options):
+        save(figure, *args, **options | {"dpi": 30, "bbox_inches": None})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", coarse)
+        yield
 
 
 class Result(NamedTuple):

@@ -2,12 +2,9 @@
 
 import inspect
 import json
-import os
 import re
 import runpy
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import jsonschema
@@ -247,7 +244,7 @@ def test_audit_adds_its_figures_to_the_scores(sizing, audited):
     assert {row["task"] for row in read_scores(sizing)["rows"]} == tasks
 
 
-@pytest.mark.costly("a page with all its figures")
+@pytest.mark.costly("draws fourteen figures")
 def test_report_is_one_page_that_begins_with_the_baselines(sizing, audited):
     path = sizing.endoscopy("report").out.splitlines()[-1]
     page = (sizing.folder / path).read_text()
@@ -430,12 +427,12 @@ def test_every_configuration_trains_a_step(path, sizing, real_layouts):
     assert scope.calibrated_for == ()  # one step earns no millimeters
 
 
-@pytest.mark.costly("a training that is killed twice")
+@pytest.mark.costly("four processes that train")
 def test_killed_trainings_end_like_unbroken_ones(sizing, kill_and_resume, monkeypatch):
     monkeypatch.chdir(sizing.folder)
     command = ["endoscopy", "fit", "--config", "unit"]
-    command += ["--trainer.max_epochs", "12"]
-    folder = kill_and_resume(command, app="endoscopy", rows=[5, 22])
+    command += ["--trainer.max_epochs", "6"]
+    folder = kill_and_resume(command, app="endoscopy", rows=[4, 11])
     state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert len(state["optimizer_states"]) == 2
 
@@ -478,9 +475,6 @@ import os, sys
 from lightning.pytorch import Trainer
 from apps.main import main
 from endoscopy.training.sizing_module import SizingModule
-from harness.experiment import job
-
-job.SAVED_EVERY = 0.0
 step, seen = SizingModule.training_step, []
 
 def killed(self, batch, batch_idx):
@@ -496,20 +490,18 @@ sys.exit(main(sys.argv[2:]))
 
 @pytest.mark.costly("an evaluation that is killed twice")
 @pytest.mark.fault("endoscopy C12")
-def test_an_evaluation_killed_inside_a_training_ends_with_the_same_bits(sizing, evaluated):
-    script = sizing.folder / "killed.py"
-    script.write_text(KILLED)
+def test_an_evaluation_killed_inside_a_training_ends_with_the_same_bits(
+    sizing, evaluated, forked, monkeypatch
+):
+    monkeypatch.chdir(sizing.folder)
+    Path("killed.py").write_text(KILLED)
     words = ["endoscopy", "evaluate", "--config", "unit", "--name", "killed", "--variants"]
     words += ["[crop]", "--shifts", "[]"]
-    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # as the uninterrupted one has
-    environment = os.environ | threads | {"PYTHONPATH": str(ROOT)}
     for steps, code in ((3, -9), (99, 0)):
-        done = subprocess.run(
-            [sys.executable, str(script), str(steps), *words],
-            cwd=sizing.folder, check=False, env=environment, capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == code, done.stderr
-        assert "missing rendered set" not in done.stdout
+        process = forked.Forked(["killed.py", str(steps), *words])
+        said = process.communicate(120)[1].decode()
+        assert process.returncode == code, said
+        assert "missing rendered set" not in said
     one, two = (
         load_bundle(sizing.folder / f"runs/endoscopy/{name}/weights/crop-s0").model.state_dict()
         for name in ("unit", "killed")

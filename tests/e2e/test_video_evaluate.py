@@ -84,11 +84,10 @@ def test_other_settings_are_refused_or_replace(feed, faulty_inputs):
     )
 
 
-@pytest.mark.costly("a page with all its figures")
+@pytest.mark.costly("draws eleven figures")
 def test_the_report_is_one_page_without_network(feed, scores):
     del scores
-    for _ in range(2):
-        path = feed.folder / feed.video("report").out.splitlines()[-1]
+    path = feed.folder / feed.video("report").out.splitlines()[-1]
     page = path.read_text()
     assert path.name == "report.html"
     sections = re.findall(r"<h2[^>]*>(.*?)</h2>", page)
@@ -113,12 +112,13 @@ def test_a_report_before_an_evaluation_says_what_to_do(gates_in, small_feed, tmp
     assert found.code == 2
     assert "scores.json does not exist: run `gates video evaluate` first" in found.err
     gates.video("evaluate", "--quick")
-    gates.video("report")
+    for _ in range(2):
+        gates.video("report")
     page = (tmp_path / "runs/video/small/report.html").read_text()
     assert "No network of this run is trained yet: run <code>evaluate</code> first." in page
 
 
-@pytest.mark.costly("an evaluation of folds")
+@pytest.mark.costly("evaluates two folds and draws eleven figures")
 def test_the_report_of_folds_draws_the_first(gates_in, small_feed, tmp_path):
     path = small_feed(tmp_path)
     folds = f"folds: [3, 4], fold_setting: {BASE}.seed"
@@ -134,11 +134,11 @@ def test_the_report_of_folds_draws_the_first(gates_in, small_feed, tmp_path):
     assert "is trained yet" not in page
 
 
-@pytest.mark.costly("an evaluation that is killed twice")
+@pytest.mark.costly("four evaluations, two of which are killed")
 def test_a_killed_evaluation_ends_with_the_same_bits(small_feed, kill_and_resume, tmp_path):
     """Killed inside a piece and between two of them."""
     seed = next(s for s in range(99) if sorted(random.Random(s).sample(range(1, 7), 2)) == [1, 4])
-    config = small_feed(tmp_path, epochs=3, rows=3000)
+    config = small_feed(tmp_path, epochs=2)
     command = ["video", "evaluate", "--config", str(config)]
     command += ["--seeds", "[0]", "--contest.trials", "1"]
     globs = ["weights/*/*", "trials/*/*", "choices/*/*", "baselines/*/*", "scores.json"]

@@ -171,12 +171,12 @@ def test_what_is_resumed_must_be_the_same(feed, faulty_inputs, words, said):
     faulty_inputs({"other": (command, said)}, run=feed, folder=feed.folder)
 
 
-@pytest.mark.costly("a training that is killed twice")
+@pytest.mark.costly("four processes that train")
 def test_killed_trainings_end_like_uninterrupted_ones(small_feed, kill_and_resume, tmp_path):
-    config = small_feed(tmp_path, epochs=4, rows=3000)
+    config = small_feed(tmp_path, epochs=4)
     command = ["video", "fit", "--config", str(config)]
     command += ["--checkpoint.every_n_steps", "1", "--trainer.log_every_n_steps", "1"]
-    folder = kill_and_resume(command, app="video", rows=[5, 21])
+    folder = kill_and_resume(command, app="video", rows=[3, 10])
     whole = tmp_path / "whole/video/run"
     for name in ("model/model.safetensors", "weights/fit-s0/result.safetensors"):
         assert (folder / name).read_bytes() == (whole / name).read_bytes()

@@ -1,16 +1,12 @@
 """``gates weather tune``, ``evaluate`` and ``report`` on the unit configuration."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import jsonschema
 import pandas as pd
 import pytest
-import torch
 
 ROOT = Path(__file__).parents[2]
 
@@ -119,7 +115,7 @@ def test_assimilation_helps_in_state_and_in_observation_space(scores):
     assert figure(scores, "free_run", "ob_rms_h") == figure(scores, "free_run", "oa_rms_h")
 
 
-@pytest.mark.costly("an evaluation, made twice")
+@pytest.mark.costly("tunes, trains and scores all methods of a configuration")
 def test_evaluate_makes_what_is_missing_and_nothing_twice(gates):
     words = ["--name", "whole", "--data.steps", 2, "--data.source.init_args.recorded_steps", 1]
     words += ["--data.validation_steps", 1, "--tuning.trial_steps", 2, "--tuning.cycles", 6]
@@ -158,12 +154,10 @@ def test_evaluate_makes_what_is_missing_and_nothing_twice(gates):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from harness.experiment import job
 from weather.experiments.twin.twin_scores import TwinScores
 from weather.training.adas_module import AdasModule
 from apps.main import main
 
-job.SAVED_EVERY = 0.0
 place, number, *words = sys.argv[1:]
 calls = 0
 
@@ -183,21 +177,20 @@ main(words)
 """
 
 
-@pytest.mark.costly("an evaluation that is killed twice")
-def test_an_evaluation_killed_between_and_inside_pieces_ends_with_the_same_bits(gates):
+@pytest.mark.costly("three evaluations, two of which are killed")
+def test_an_evaluation_killed_between_and_inside_pieces_ends_with_the_same_bits(
+    gates, forked, monkeypatch
+):
     words = ["--only", "[ungated, oi]", "--seeds", "[0]", "--data.steps", 8]
     words += ["--tuning.trial_steps", 2, "--tuning.cycles", 6]
     gates.weather("evaluate", *words, "--name", "unbroken")
-    (gates.folder / "killed.py").write_text(KILLED)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # as in here
-    path = [str(ROOT), environment.get("PYTHONPATH", "")]
-    environment["PYTHONPATH"] = os.pathsep.join(path)
+    monkeypatch.chdir(gates.folder)
+    Path("killed.py").write_text(KILLED)
     for place, number in (("step", 7), ("cycles", 2)):  # 2 steps of the trial, 5 of the training
-        command = [sys.executable, "killed.py", place, str(number), "weather", "evaluate"]
-        command += ["--config", "unit", *map(str, words), "--name", "killed"]
-        done = subprocess.run(command, cwd=gates.folder, env=environment, capture_output=True,
-                              check=False)  # fmt: skip
-        assert done.returncode == -9, done.stderr.decode()[-2000:]
+        command = ["killed.py", place, str(number), "weather", "evaluate", "--config", "unit"]
+        process = forked.Forked([*command, *map(str, words), "--name", "killed"])
+        said = process.communicate(120)[1].decode()
+        assert process.returncode == -9, said[-2000:]
     killed = gates.folder / "runs/weather/killed"
     assert len(list(killed.glob("cycles/[!.]*/record.json"))) == 2
     out = gates.weather("evaluate", *words, "--name", "killed").out
