@@ -124,12 +124,11 @@ RECSYS = Suite(
 WEATHER = Suite(
     "weather",
     (
-        "tests/weather/test_spherical.py",
+        "tests/weather/test_grid.py",
         "tests/weather/models/shallow_water/test_model.py",
         "tests/weather/models/held_suarez/test_model.py",
         "tests/weather/models/adas/test_network.py",
         "tests/weather/models/adas/test_analysis.py",
-        "tests/weather/test_grid.py",
         "tests/weather/operations/test_regridding.py",
         "tests/weather/data/test_training_cache.py",
         "tests/weather/baselines/test_letkf.py",

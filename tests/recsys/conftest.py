@@ -1,9 +1,14 @@
 """Rows that tests of several rooms share."""
 
+import runpy
+from pathlib import Path
+
 import pytest
 import torch
 
 from recsys.inputs import Batch
+
+TOY = runpy.run_path(str(Path(__file__).parents[1] / "fixtures" / "toy_ranker.py"))
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 import copy
 import importlib.metadata
-import runpy
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +15,8 @@ from recsys.embedding import torchrec
 from recsys.embedding.bank import EmbeddingBank, Int8Tables
 from recsys.embedding.row_wise_adagrad import RowWiseAdagrad, sum_by_row
 from recsys.schema import FeatureSchema, Sparse, Task
+
+from .conftest import TOY
 
 
 def sparse_grad(places, values, shape):
@@ -135,7 +135,6 @@ def test_only_tables_are_taken():
         RowWiseAdagrad([nn.Parameter(torch.zeros(3))])
 
 
-TOY = runpy.run_path(str(Path(__file__).parents[1] / "fixtures" / "toy_ranker.py"))
 SIZES, TASKS = TOY["SIZES"], (Task("task"),)
 
 

@@ -2,9 +2,7 @@
 
 import importlib.util
 import logging
-import runpy
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -26,7 +24,8 @@ from recsys.models.home import HoME
 from recsys.ranker import Ranker
 from recsys.schema import Crossed, Dense, FeatureSchema, History, Sparse, Task
 
-TOY = runpy.run_path(str(Path(__file__).parents[1] / "fixtures" / "toy_ranker.py"))
+from .conftest import TOY
+
 HAS_COMPILER = any(map(shutil.which, export.COMPILERS))
 HAS_ONNX = all(map(importlib.util.find_spec, ("onnx", "onnxscript", "onnxruntime")))
 

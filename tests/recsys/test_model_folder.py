@@ -1,10 +1,8 @@
 """Folders of models, and the scores of tables by them."""
 
 import json
-import runpy
 import shutil
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,7 +17,7 @@ from recsys.model_folder import load_model, save_model
 from recsys.ranker import Ranker
 from recsys.table_scorer import TableScorer
 
-TOY = runpy.run_path(str(Path(__file__).parents[1] / "fixtures" / "toy_ranker.py"))
+from .conftest import TOY
 
 
 class Transform:

@@ -1,8 +1,6 @@
 """Rankers, and encoders of their histories."""
 
 import dataclasses
-import runpy
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +15,8 @@ from recsys.inputs import InputLayer, Rows
 from recsys.ranker import Ranker, input_width
 from recsys.schema import History, Product
 from recsys.sequence import MeanEncoder, TargetAttention, TransformerEncoder, build_encoder
+
+from .conftest import TOY
 
 DIM, LENGTH = 6, 5
 MAKERS = {
@@ -164,7 +164,6 @@ def test_a_history_that_is_too_long_is_refused():
         encoder(events.float(), mask)
 
 
-TOY = runpy.run_path(str(Path(__file__).parents[1] / "fixtures" / "toy_ranker.py"))
 RANKERS = {
     "mean": {},
     "din": {"encoder": "target_attention"},

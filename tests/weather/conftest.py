@@ -1,5 +1,7 @@
 """A twin world of a few days on a coarse grid, made once a session, and networks for it."""
 
+import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -27,6 +29,15 @@ def coarse_world(path, **changes):
         "spin_up_days": 10.0,
     } | changes
     return TwinWorld(coarse_model(), coarse_model(3.2e-10), str(path), **arguments)
+
+
+@pytest.fixture(scope="session")
+def real():
+    """The folder of real files; a test that needs it is skipped where it is absent."""
+    shared = Path(os.environ.get("GATES_SHARED", Path(__file__).parents[3] / "shared"))
+    if not (shared / "data" / "weather").exists():
+        pytest.skip(f"{shared} is absent: set GATES_SHARED")
+    return shared / "data" / "weather"
 
 
 @pytest.fixture(scope="session")

@@ -73,24 +73,24 @@ def test_a_written_schema(path):
 
 
 def test_faults(path):
-    with pytest.raises(ValueError, match="name the labels"):
-        OwnTable(path)
     both = {"tasks": [{"name": "bought"}], "sparse": [{"name": "bought"}]}
-    with pytest.raises(ValueError, match="bought are both label and feature"):
-        OwnTable(path, schema=both)
-    with pytest.raises(ValueError, match="split is 'month'"):
-        OwnTable(path, labels=["bought"], split="month")
-    with pytest.raises(GatesError, match="a split by time needs the column of the time"):
-        OwnTable(path, labels=["bought"], split="time").read()
-    with pytest.raises(GatesError, match=r"orders\.csv, line 2, column 'age': it is 30, a label"):
-        OwnTable(path, labels=["age"]).read()
-    with pytest.raises(GatesError, match=r"orders\.csv: the table lacks 'sold'"):
-        OwnTable(path, labels=["sold"]).read()
-    with pytest.raises(GatesError, match="the table lacks 'client'"):
-        OwnTable(path, labels=["bought"], user="client", split="row").read()
+    for words, given in (
+        ("name the labels", {}),
+        ("bought are both label and feature", {"schema": both}),
+        ("split is 'month'", {"labels": ["bought"], "split": "month"}),
+    ):
+        with pytest.raises(ValueError, match=words):
+            OwnTable(path, **given)
     bad = FeatureSchema(tasks=(Task("bought"),), sparse=(Sparse("book_id"),), user="client")
-    with pytest.raises(GatesError, match=r"orders\.csv lacks the column 'client'"):
-        OwnTable(path, schema=bad.to_dict()).read()
+    for words, given in (
+        ("a split by time needs the column of the time", {"labels": ["bought"], "split": "time"}),
+        (r"orders\.csv, line 2, column 'age': it is 30, a label", {"labels": ["age"]}),
+        (r"orders\.csv: the table lacks 'sold'", {"labels": ["sold"]}),
+        ("the table lacks 'client'", {"labels": ["bought"], "user": "client", "split": "row"}),
+        (r"orders\.csv lacks the column 'client'", {"schema": bad.to_dict()}),
+    ):
+        with pytest.raises(GatesError, match=words):
+            OwnTable(path, **given).read()
 
 
 def test_a_split_without_training_rows_says_why(path, tmp_path):

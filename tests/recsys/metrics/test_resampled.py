@@ -181,16 +181,15 @@ def test_a_thousand_resamples_of_real_size_take_less_than_three_seconds():
 
 def test_faults():
     labels, probs, owner, mask, _ = rows(10)
-    with pytest.raises(GatesError, match=r"labels \(10, 3\) and probs \(10, 2\)"):
-        summed_log_loss(labels, probs[:, :2], owner)
-    with pytest.raises(GatesError, match="labels are neither 0 nor 1"):
-        summed_log_loss(labels, probs, owner)
-    with pytest.raises(GatesError, match=r"mask has shape \(10,\)"):
-        summed_log_loss(labels, probs, owner, mask=mask[:, 0])
-    with pytest.raises(GatesError, match="no task has a row that counts"):
-        summed_log_loss(labels, probs, owner, mask=np.zeros_like(mask))
-    with pytest.raises(GatesError, match="apply the sigmoid"):
-        task_scores(labels[:, 0], 2 * probs[:, 0], owner, mask=mask[:, 0])
+    for words, function, arguments, counted in (
+        (r"labels \(10, 3\) and probs \(10, 2\)", summed_log_loss, (labels, probs[:, :2]), None),
+        ("labels are neither 0 nor 1", summed_log_loss, (labels, probs), None),
+        (r"mask has shape \(10,\)", summed_log_loss, (labels, probs), mask[:, 0]),
+        ("no task has a row that counts", summed_log_loss, (labels, probs), mask & False),
+        ("apply the sigmoid", task_scores, (labels[:, 0], 2 * probs[:, 0]), mask[:, 0]),
+    ):
+        with pytest.raises(GatesError, match=words):
+            function(*arguments, owner, mask=counted)
     with pytest.raises(GatesError, match="expected one for each of 10 rows"):
         task_scores(labels[:, 0], probs[:, 0], owner[:5], mask=mask[:, 0])
 

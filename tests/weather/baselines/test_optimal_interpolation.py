@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from weather.baselines.covariance import DenseCovariance, HomogeneousCovariance, SampleCovariance
+from weather.baselines.minimizer import minimize_each
 from weather.baselines.optimal_interpolation import IterativeInterpolation, OptimalInterpolation
 from weather.grid import Grid, gaussian_grid, regular_grid
 from weather.observations.gridded import GriddedObservations
@@ -321,3 +322,35 @@ def test_impossible_arguments_are_refused(homogeneous):
         IterativeInterpolation(odd)
     with pytest.raises(ValueError, match="expected a background"):
         IterativeInterpolation(homogeneous).analyse(torch.zeros(1, 1, 2, 9, 16), problem()[1])
+
+
+def test_quadratic_rows_end_at_their_minimum_whatever_the_others_need():
+    """Row n is |v|^2 / 2 + c_n |v - n|^2 / 2 with its minimum at c n / (1 + c)."""
+    curvature = torch.tensor([1.0, 100.0, 1e4], dtype=torch.float64)
+    target = torch.arange(1.0, 4.0, dtype=torch.float64)[:, None] * torch.ones(5).double()
+    calls = []
+
+    def costs(v, rows):
+        calls.append(rows.tolist())
+        pull = (v - target[rows]).square().sum(1)
+        return 0.5 * v.square().sum(1) + 0.5 * curvature[rows] * pull
+
+    found = minimize_each(costs, 3, 5, tolerance=1e-10, max_iterations=50)
+    for minimum, c, t in zip(found, curvature, target, strict=True):
+        assert_close(minimum.control, c * t / (1 + c), rtol=0, atol=1e-7)
+        assert minimum.cost < minimum.start_cost
+        assert minimum.gradient_norm < 1e-6
+    assert calls[0] == [0, 1, 2]
+
+
+def test_a_failing_cost_is_reported_and_leaves_no_thread():
+    calls = []
+
+    def costs(v, rows):
+        calls.append(rows)
+        if len(calls) > 1:
+            raise RuntimeError("the model is broken")
+        return (v - 1).square().sum(1)
+
+    with pytest.raises(RuntimeError, match="the model is broken"):
+        minimize_each(costs, 3, 2, tolerance=1e-6, max_iterations=5)

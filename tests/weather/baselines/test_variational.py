@@ -12,7 +12,6 @@ from weather.baselines.minimizer import (
     Timed,
     WindowCost,
     adjoint_increment,
-    minimize_each,
 )
 from weather.baselines.optimal_interpolation import OptimalInterpolation
 from weather.baselines.spectral_covariance import (
@@ -273,47 +272,16 @@ def test_a_dense_and_a_spectral_root_of_one_covariance_agree():
     assert relative(one, other, background) <= 1e-6
 
 
-def test_quadratic_rows_end_at_their_minimum_whatever_the_others_need():
-    """Row n is |v|^2 / 2 + c_n |v - n|^2 / 2 with its minimum at c n / (1 + c)."""
-    curvature = torch.tensor([1.0, 100.0, 1e4], dtype=torch.float64)
-    target = torch.arange(1.0, 4.0, dtype=torch.float64)[:, None] * torch.ones(5).double()
-    calls = []
-
-    def costs(v, rows):
-        calls.append(rows.tolist())
-        pull = (v - target[rows]).square().sum(1)
-        return 0.5 * v.square().sum(1) + 0.5 * curvature[rows] * pull
-
-    found = minimize_each(costs, 3, 5, tolerance=1e-10, max_iterations=50)
-    for minimum, c, t in zip(found, curvature, target, strict=True):
-        assert_close(minimum.control, c * t / (1 + c), rtol=0, atol=1e-7)
-        assert minimum.cost < minimum.start_cost
-        assert minimum.gradient_norm < 1e-6
-    assert calls[0] == [0, 1, 2]
-
-
-def test_a_failing_cost_is_reported_and_leaves_no_thread():
-    calls = []
-
-    def costs(v, rows):
-        calls.append(rows)
-        if len(calls) > 1:
-            raise RuntimeError("the model is broken")
-        return (v - 1).square().sum(1)
-
-    with pytest.raises(RuntimeError, match="the model is broken"):
-        minimize_each(costs, 3, 2, tolerance=1e-6, max_iterations=5)
-
-
 def test_wrong_arguments_of_three_d_var(golden_filter):
     vectors, _, _ = golden_filter
     control = DenseControl(vectors["B"])
-    with pytest.raises(ValueError, match="scale must be positive, got 0"):
-        ThreeDVar(control, scale=0)
-    with pytest.raises(ValueError, match="tolerance must lie between 0 and 1, got 1"):
-        ThreeDVar(control, tolerance=1)
-    with pytest.raises(ValueError, match="max_iterations must be at least 1, got 0"):
-        ThreeDVar(control, max_iterations=0)
+    for name, value, words in (
+        ("scale", 0, "must be positive, got 0"),
+        ("tolerance", 1, "must lie between 0 and 1, got 1"),
+        ("max_iterations", 0, "must be at least 1, got 0"),
+    ):
+        with pytest.raises(ValueError, match=f"{name} {words}"):
+            ThreeDVar(control, **{name: value})
     background, observations = spectral_problem()
     with pytest.raises(ValueError, match=r"C\*H\*W = 60"):
         ThreeDVar(control).analyse(background, observations)

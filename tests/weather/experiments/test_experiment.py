@@ -14,10 +14,12 @@ from weather.experiments.ensemble.source import Era5EnsembleSource
 from weather.experiments.experiment import (
     OPTIMIZER_BOX,
     Experiment,
+    Method,
     classical,
     differences,
     experiment_of,
     shown,
+    stored,
 )
 from weather.experiments.twin.twin_experiment import TwinChecks
 from weather.experiments.twin.twin_scores import TwinScores
@@ -328,3 +330,11 @@ def test_extra_analyses_are_made_every_so_often(step):
 
 def test_nothing_departed_nothing_to_show():
     assert figures(None, None) == {}
+
+
+def test_stored_settings_are_found_by_method_and_task():
+    method = Method("oi", lambda _: None, {"scale": (0.01, 1.0), "length_km": (100.0, 400.0)})
+    setting = {"scale": 0.2, "length_km": 300.0}
+    assert stored({"oi@a": setting, "letkf@b": {}}, method, "a") == setting
+    middle = stored({"oi@a": setting}, method, "b")
+    assert middle == pytest.approx({"scale": 0.1, "length_km": 200.0})

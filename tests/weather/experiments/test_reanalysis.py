@@ -296,12 +296,13 @@ def test_an_unsorted_store_is_sorted(own, whole, tmp_path):
 
 
 def test_caches_of_other_data_are_refused(own, tmp_path):
-    with pytest.raises(GatesError, match=r"made of other data or periods \(periods .*delete it"):
-        own.source(gap_days=0.0)
-    with pytest.raises(GatesError, match=r"background 6h instead|hours 12"):
-        own.source(background="6h")
-    with pytest.raises(GatesError, match="no folder for the training cache"):
-        own.source(cache=None)
+    for words, changes in (
+        (r"made of other data or periods \(periods .*delete it", {"gap_days": 0.0}),
+        (r"background 6h instead|hours 12", {"background": "6h"}),
+        ("no folder for the training cache", {"cache": None}),
+    ):
+        with pytest.raises(GatesError, match=words):
+            own.source(**changes)
     own.copy(own.folder / "cache", tmp_path / "cache")
     errors = tmp_path / "cache" / "background_error.json"
     content = errors.read_text()

@@ -1,8 +1,6 @@
 """Files of reports: what is ingested, counted, and read again by time."""
 
-import os
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,9 +10,6 @@ from core_gates.errors import GatesError
 from weather.observations import ingest as module
 from weather.observations.ingest import ReportArchive, files_in, ingest
 from weather.observations.report_table import COLUMNS, ObservationTable, Period
-
-ROOT = Path(__file__).parents[3]
-DATA = Path(os.environ.get("GATES_SHARED", ROOT.parent / "shared")) / "data" / "weather"
 
 
 def good(**columns):
@@ -204,27 +199,25 @@ def test_times_of_a_period_are_checked():
 
 
 @pytest.fixture(scope="module")
-def real():
-    if not DATA.exists():
-        pytest.skip("the real files are not on this machine")
-    return ingest(files_in([DATA]))
+def ingested(real):
+    return ingest(files_in([real]))
 
 
-def test_the_real_files_have_the_counts_of_their_readme(real):
-    files = {one.path.name: one for one in real.files}
+def test_the_real_files_have_the_counts_of_their_readme(real, ingested):
+    files = {one.path.name: one for one in ingested.files}
     assert len(files) == 11
-    assert not any(one.failed for one in real.files)
+    assert not any(one.failed for one in ingested.files)
     assert files["metar_2020-01.parquet"].reports == 12_549
     sondes = [one for name, one in files.items() if name.endswith("_raob.txt")]
     assert [one.reports for one in sondes] == [100, 100, 78, 86]
     assert files["2009022800_metar.txt"].reports == 314
-    frame = real.table.frame
-    assert len(frame) == sum(one.kept for one in real.files)
+    frame = ingested.table.frame
+    assert len(frame) == sum(one.kept for one in ingested.files)
     month = frame[frame["time"] >= "2019-12-31"]
     assert month["station"].nunique() == 12
     assert len(month) == files["metar_2020-01.parquet"].kept
     text = files["2009022800_metar.txt"]
-    lines = (DATA / "2009022800_metar.txt").read_text().splitlines()
+    lines = (real / "2009022800_metar.txt").read_text().splitlines()
     sites = Counter(line.split(" METAR ")[-1].split(" SPECI ")[-1] for line in lines)
     temperatures = frame[(frame["variable"] == "2m_temperature") & (frame["time"] < "2010")]
     assert len(temperatures) == len(sites) == 250

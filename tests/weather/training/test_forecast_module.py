@@ -1,4 +1,4 @@
-"""Training of FengWu, and the buffer of its forecasts."""
+"""Training of FengWu, its buffer of forecasts, and of Adas with a model of two frames."""
 
 import lightning as L
 import pytest
@@ -9,10 +9,14 @@ from torch.testing import assert_close
 from core_gates.errors import GatesError
 from weather.experiments.twin.trajectories import NatureTrajectories
 from weather.models.fengwu.network import fengwu_preset
+from weather.training.adas_module import AdasModule
 from weather.training.forecast_module import FengWuModule, ReplayBuffer, Underway
 from weather.training.optimization import gaussian_loss
-from weather.training.stream import ForecastDataModule
+from weather.training.stream import AssimilationDataModule, ForecastDataModule
 
+from .conftest import FILTERS, Analyses, StopAfter
+
+pytestmark = FILTERS
 SHAPE = (1, 2, 2)
 
 
@@ -102,14 +106,6 @@ def test_impossible_numbers(change):
         buffer(**change)
 
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*IterableDataset. has .__len__. defined"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*ended before the epoch ended"),
-]
-
-
 class Recorder(L.Callback):
     """Keeps from where every step started, and its loss."""
 
@@ -117,7 +113,7 @@ class Recorder(L.Callback):
         self.starts, self.losses = [], []
 
     def setup(self, trainer, module, stage):
-        original = module.start
+        self.trainer, original = trainer, module.start
 
         def start(batch):
             self.starts.append(original(batch))
@@ -129,42 +125,20 @@ class Recorder(L.Callback):
         self.losses.append(float(outputs["loss"]))
 
 
-class StopAfter(L.Callback):
-    """Saves a checkpoint after a step and stops there."""
-
-    def __init__(self, step, path):
-        self.step, self.path = step, path
-
-    def on_train_batch_end(self, trainer, *_):
-        if trainer.global_step == self.step:
-            trainer.save_checkpoint(self.path)
-            trainer.should_stop = True
-
-
 def module_of(seed=0, **changes):
     torch.manual_seed(seed)
     network = fengwu_preset("unit", dim=4, depths=(1, 1), fuser_depth=1)
     return FengWuModule(network, **{"replay": 0.7, "slots": 2, "max_lead": 3} | changes)
 
 
-@pytest.fixture
-def fit(twin, tmp_path):
-    def run(module, *, steps=12, ckpt_path=None, callbacks=()):
+@pytest.fixture(scope="module")
+def fit(twin, train):
+    def run(module, *callbacks, steps=12, **options):
         source = NatureTrajectories(twin.world)
         data = ForecastDataModule(source, steps=steps, timelines=3, validation_timelines=2)
-        trainer = L.Trainer(
-            max_epochs=1,
-            limit_val_batches=0,
-            accelerator="cpu",
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            callbacks=list(callbacks),
-            default_root_dir=tmp_path,
-        )
-        trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=True)
-        return trainer
+        recorder = Recorder()
+        train(module, data, recorder, *callbacks, **options)
+        return recorder
 
     return run
 
@@ -227,9 +201,7 @@ def test_increments_have_unit_size(twin):
 
 
 def test_rows_of_the_buffer_go_on_with_their_own_forecasts(fit, twin):
-    recorder = Recorder()
-    module = module_of(one_step=2, cold_start=0.0)
-    fit(module, steps=14, callbacks=[recorder])
+    recorder = fit(module_of(one_step=2, cold_start=0.0), steps=14)
     states = twin.world.states("training")
     assert all(slot is None for start in recorder.starts[:2] for slot in start.slots)
     replayed, longest = 0, 0
@@ -250,9 +222,7 @@ def test_rows_of_the_buffer_go_on_with_their_own_forecasts(fit, twin):
 def test_what_goes_into_the_buffer_is_the_forecast_of_that_step(fit, twin):
     module = module_of(replay=0.99, slots=1, max_lead=9, learning_rate=1e-12, cold_start=0.0)
     nn.init.normal_(module.forecast.network.decoders[0].recovery.weight, std=0.05)
-    recorder = Recorder()
-    fit(module, steps=4, callbacks=[recorder])
-    first, second = recorder.starts[:2]
+    first, second = fit(module, steps=4).starts[:2]
     assert second.leads == [1, 1, 1]
     with torch.no_grad():
         expected = module.forecast(first.batch.current, 6.0, first.batch.previous)
@@ -262,14 +232,12 @@ def test_what_goes_into_the_buffer_is_the_forecast_of_that_step(fit, twin):
 
 
 def test_a_forecast_that_has_left_the_truth_is_given_up(fit):
-    recorder = Recorder()
-    fit(module_of(replay=0.99, divergence_limit=1e-9), steps=6, callbacks=[recorder])
+    recorder = fit(module_of(replay=0.99, divergence_limit=1e-9), steps=6)
     assert all(lead == 0 for start in recorder.starts for lead in start.leads)
 
 
 def test_cold_starts_repeat_the_current_frame(fit):
-    recorder = Recorder()
-    fit(module_of(replay=0.0, cold_start=0.5), steps=20, callbacks=[recorder])
+    recorder = fit(module_of(replay=0.0, cold_start=0.5), steps=20)
     cold = [
         torch.equal(previous, current)
         for start in recorder.starts
@@ -279,13 +247,10 @@ def test_cold_starts_repeat_the_current_frame(fit):
 
 
 def test_a_resumed_training_takes_the_same_steps(fit, tmp_path):
-    whole, rest = Recorder(), Recorder()
-    unbroken = module_of()
-    fit(unbroken, callbacks=[whole])
-    path = tmp_path / "stopped.ckpt"
-    fit(module_of(), callbacks=[StopAfter(7, path)])
-    resumed = module_of(seed=5)
-    fit(resumed, ckpt_path=path, callbacks=[rest])
+    unbroken, resumed, path = module_of(), module_of(seed=5), tmp_path / "stopped.ckpt"
+    whole = fit(unbroken)
+    fit(module_of(), StopAfter(7, path))
+    rest = fit(resumed, ckpt_path=path)
     assert whole.losses[7:] == rest.losses
     assert any(lead for start in rest.starts for lead in start.leads)
     for one, other in zip(unbroken.parameters(), resumed.parameters(), strict=True):
@@ -295,16 +260,13 @@ def test_a_resumed_training_takes_the_same_steps(fit, tmp_path):
     checkpoint = torch.load(path, weights_only=True)
     del checkpoint["replay"]
     torch.save(checkpoint, path)
-    forgetful = Recorder()
-    fit(module_of(), ckpt_path=path, callbacks=[forgetful])
-    assert forgetful.losses != rest.losses
+    assert fit(module_of(), ckpt_path=path).losses != rest.losses
 
 
 def test_training_learns_to_forecast(fit):
     module = module_of(replay=0.3, learning_rate=5e-3, slots=2, cold_start=0.1)
-    recorder = Recorder()
-    trainer = fit(module, steps=60, callbacks=[recorder])
-    first, last = recorder.losses[:6], recorder.losses[-6:]
+    recorder = fit(module, steps=60)
+    first, last, trainer = recorder.losses[:6], recorder.losses[-6:], recorder.trainer
     assert sum(last) / 6 < sum(first) / 6 - 0.2
     trainer.limit_val_batches = 1.0
     scores = trainer.validate(module, datamodule=trainer.datamodule, verbose=False)[0]
@@ -319,3 +281,90 @@ def test_another_shape_is_refused(fit, twin):
         fit(wrong)
     with pytest.raises(ValueError, match="learning_rate"):
         module_of(learning_rate=0.0)
+
+
+class Damped(nn.Module):
+    """Goes half of the last step further; what it was given is recorded."""
+
+    frames, step_hours = 2, 6.0
+
+    def __init__(self):
+        super().__init__()
+        self.given = []
+
+    def forward(self, states, hours, previous=None):
+        self.given.append((states.clone(), previous.clone()))
+        return states + 0.5 * (states - previous)
+
+
+@pytest.fixture(scope="module")
+def fit_adas(twin, small_adas, train):
+    def run(*callbacks, ckpt_path=None, divergence_limit=1e9):
+        model, recorder = Damped(), Analyses()
+        options = {"divergence_limit": divergence_limit}
+        module = AdasModule(small_adas(), forecasts=[model, model], **options)
+        data = AssimilationDataModule(
+            twin.source(), steps=12, timelines=4, validation_steps=1, validation_timelines=2
+        )
+        train(module, data, recorder, *callbacks, ckpt_path=ckpt_path)
+        return recorder, model, module
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def two_frames(fit_adas):
+    """Twelve steps, no analysis of which is lost."""
+    return fit_adas()
+
+
+def test_a_forecast_gets_the_last_two_analyses_of_its_timeline(two_frames):
+    recorder, model, _ = two_frames
+    calls = iter(model.given)
+    continued = 0
+    for step, batch in enumerate(recorder.batches):
+        cycled = ~batch.reset
+        for number in range(2):
+            rows = cycled & (batch.model == number)
+            if not bool(rows.any()):
+                continue
+            states, previous = next(calls)
+            last, before = recorder.analyses[step - 1], recorder.analyses[step - 2]
+            begun = recorder.batches[step - 1].reset[rows]
+            assert torch.equal(states, last[rows])
+            expected = torch.where(begun[:, None, None, None], last[rows], before[rows])
+            assert torch.equal(previous, expected)
+            continued += int((~begun).sum())
+    assert continued > 8
+    assert next(calls, None) is None
+
+
+def test_a_timeline_that_begins_again_from_the_truth_has_no_earlier_state(fit_adas, tmp_path):
+    # Every analysis is lost.
+    _, model, _ = fit_adas(StopAfter(8, tmp_path / "stopped.ckpt"), divergence_limit=1e-9)
+    assert model.given
+    for states, previous in model.given:
+        assert torch.equal(states, previous)
+
+
+def test_both_analyses_are_taken_up_again(fit_adas, two_frames, tmp_path):
+    unbroken, _, module = two_frames
+    path = tmp_path / "stopped.ckpt"
+    fit_adas(StopAfter(7, path))  # inside a block
+    saved = torch.load(path, weights_only=True)
+    assert not torch.equal(saved["before"], saved["carried"])
+    rest, _, resumed = fit_adas(ckpt_path=path)
+    assert len(rest.analyses) == 5
+    for one, other in zip(rest.analyses, unbroken.analyses[7:], strict=True):
+        assert torch.equal(one, other)
+    for one, other in zip(module.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
+    del saved["before"]
+    torch.save(saved, path)
+    forgetful, _, _ = fit_adas(StopAfter(8, path), ckpt_path=path)
+    assert not torch.equal(forgetful.analyses[0], unbroken.analyses[7])
+
+
+def test_models_of_one_state_leave_nothing_behind(twin, small_adas):
+    module = AdasModule(small_adas(), forecasts=[twin.world.model])
+    assert module.before == {}

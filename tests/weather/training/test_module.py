@@ -12,35 +12,9 @@ from weather.training.adas_module import LOSSES, AdasModule
 from weather.training.optimization import normalized_rmse, unify_loss
 from weather.training.stream import AssimilationDataModule
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*IterableDataset. has .__len__. defined"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*ended before the epoch ended"),
-]
+from .conftest import FILTERS, Analyses, StopAfter
 
-
-class Recorder(L.Callback):
-    """Keeps what the module saw and made at every step."""
-
-    def __init__(self):
-        self.backgrounds, self.analyses, self.batches, self.scores = [], [], [], []
-
-    def setup(self, trainer, module, stage):
-        original = module.forward
-
-        def forward(batch, background):
-            analysis = original(batch, background)
-            if module.training:
-                self.backgrounds.append(background)
-                self.analyses.append(analysis.detach().clone())
-                self.batches.append(batch)
-            return analysis
-
-        module.forward = forward
-
-    def on_train_batch_end(self, trainer, *_):
-        self.scores.append(float(trainer.callback_metrics["train/score"]))
+pytestmark = FILTERS
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +27,8 @@ def module_of(twin, small_adas):
 
 
 @pytest.fixture(scope="module")
-def fit(twin, tmp_path_factory):
-    def run(module, *, source=None, steps=12, timelines=4, ckpt_path=None, callbacks=(), **options):
+def fit(twin, train):
+    def run(module, *callbacks, source=None, steps=12, timelines=4, **options):
         data = AssimilationDataModule(
             source or twin.source(),
             steps=steps,
@@ -62,20 +36,8 @@ def fit(twin, tmp_path_factory):
             validation_steps=6,
             validation_timelines=2,
         )
-        torch.manual_seed(0)
-        settings = {
-            "max_epochs": 1,
-            "accelerator": "cpu",
-            "logger": False,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "default_root_dir": tmp_path_factory.mktemp("fit"),
-        } | options
-        recorder = Recorder()
-        trainer = L.Trainer(**settings, callbacks=[recorder, *callbacks])
-        trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=True)
-        recorder.trainer, recorder.module = trainer, module
+        recorder = Analyses()
+        train(module, data, recorder, *callbacks, **options)
         return recorder
 
     return run
@@ -84,7 +46,7 @@ def fit(twin, tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(fit, module_of):
     """Twelve steps without validation."""
-    return fit(module_of(), limit_val_batches=0)
+    return fit(module_of())
 
 
 def attach(module, source, *, timelines=4):
@@ -237,25 +199,13 @@ def test_a_missing_forecast_model_is_named(module_of, twin):
         module.training_step(second, 1)
 
 
-class StopAfter(L.Callback):
-    """Saves after a step and stops there, without a change of the schedule."""
-
-    def __init__(self, step, path):
-        self.step, self.path = step, path
-
-    def on_train_batch_end(self, trainer, *_):
-        if trainer.global_step == self.step:
-            trainer.save_checkpoint(self.path)
-            trainer.should_stop = True
-
-
 def test_carried_states_are_saved_and_taken_up_again(fit, module_of, whole, tmp_path):
     """The step after the resume is inside a block: without them there is nothing to forecast."""
     path = tmp_path / "stopped.ckpt"
-    fit(module_of(), limit_val_batches=0, callbacks=[StopAfter(7, path)])
+    fit(module_of(), StopAfter(7, path))
     saved = torch.load(path, weights_only=True)["carried"]
     assert torch.equal(saved, whole.analyses[6])
-    resumed = fit(module_of(), limit_val_batches=0, ckpt_path=path)
+    resumed = fit(module_of(), ckpt_path=path)
     assert len(resumed.batches) == 12 - 7
     assert torch.equal(resumed.backgrounds[0], whole.backgrounds[7])
     for left, right in zip(resumed.analyses, whole.analyses[7:], strict=True):
@@ -315,7 +265,7 @@ def test_a_model_perfect_in_channel_zero_does_not_win_the_selection(module_of, t
 def test_validation_cycles_the_analysis_from_the_first_background(fit, module_of, twin):
     """Against a cycle written out by hand, after a sanity check that drops its pass half way."""
     module = module_of()
-    seen = fit(module, steps=6, num_sanity_val_steps=2)
+    seen = fit(module, steps=6, num_sanity_val_steps=2, limit_val_batches=1.0)
     logged = seen.trainer.callback_metrics
     source = twin.source()
     source.setup()
@@ -336,14 +286,14 @@ def test_validation_cycles_the_analysis_from_the_first_background(fit, module_of
 
 
 def test_validation_leaves_the_training_cycle_alone(fit, module_of, whole):
-    with_validation = fit(module_of(), val_check_interval=3)
+    with_validation = fit(module_of(), val_check_interval=3, limit_val_batches=1.0)
     pairs = zip(with_validation.analyses, whole.analyses, strict=True)
     assert all(torch.equal(left, right) for left, right in pairs)
 
 
 def test_units_come_from_the_data_and_go_into_the_checkpoint(fit, module_of, twin, tmp_path):
     module = module_of()
-    seen = fit(module, steps=2, limit_val_batches=0)
+    seen = fit(module, steps=2)
     source = twin.source()
     source.setup()
     assert torch.equal(module.analysis.background_sd, source.background_sd)
@@ -394,7 +344,7 @@ class OneProblem:
 
 def trained_score(fit, module_of, source, **changes):
     module = module_of(learning_rate=3e-2, loss="log_mae", **changes)
-    return fit(module, source=OneProblem(source), steps=28, timelines=2, limit_val_batches=0).scores
+    return fit(module, source=OneProblem(source), steps=28, timelines=2).scores
 
 
 @pytest.mark.costly("two training runs of 28 steps")
@@ -425,7 +375,7 @@ def test_schedule_and_optimizer_are_those_of_the_recipe(fit, module_of):
             rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
     module = module_of(learning_rate=2e-3, weight_decay=0.03, betas=(0.8, 0.9), warmup=0.25)
-    seen = fit(module, steps=9, limit_val_batches=0, callbacks=[Watch()])
+    seen = fit(module, Watch(), steps=9)
     group = seen.trainer.optimizers[0].param_groups[0]
     assert isinstance(seen.trainer.optimizers[0], torch.optim.AdamW)
     assert (group["betas"], group["weight_decay"]) == ((0.8, 0.9), 0.03)

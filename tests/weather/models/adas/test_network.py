@@ -1,3 +1,5 @@
+"""Adas: golden layers, symmetry, presets, the forms that are compared."""
+
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,6 @@ from torch import nn
 from torch.testing import assert_close
 
 from core_gates.attention.window import DropPath
-from weather.experiments.experiment import Method, stored
 from weather.models.adas.network import (
     Adas,
     AdasStage,
@@ -495,11 +496,3 @@ def test_only_the_official_form_returns_the_analysis():
         "ungated": "increment",
         "open_gate": "increment",
     }
-
-
-def test_stored_settings_are_found_by_method_and_task():
-    method = Method("oi", lambda _: None, {"scale": (0.01, 1.0), "length_km": (100.0, 400.0)})
-    setting = {"scale": 0.2, "length_km": 300.0}
-    assert stored({"oi@a": setting, "letkf@b": {}}, method, "a") == setting
-    middle = stored({"oi@a": setting}, method, "b")
-    assert middle == pytest.approx({"scale": 0.1, "length_km": 200.0})

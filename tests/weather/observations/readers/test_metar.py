@@ -1,8 +1,5 @@
 """Tables of reports in the plain format and of METAR."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -75,16 +72,7 @@ def test_other_columns_are_named(tmp_path):
         read_csv_table(path)
 
 
-ROOT = Path(__file__).parents[4]
-DATA = Path(os.environ.get("GATES_SHARED", ROOT.parent / "shared")) / "data" / "weather"
 KNOT = 0.514444
-
-
-@pytest.fixture
-def real():
-    if not DATA.exists():
-        pytest.skip("the real files are not on this machine")
-    return DATA
 
 
 def test_a_report_is_decoded_by_the_code():

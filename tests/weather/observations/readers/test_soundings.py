@@ -1,8 +1,6 @@
 """Radiosondes: IGRA and text files."""
 
-import os
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -194,16 +192,7 @@ def test_text_without_a_header_is_refused(read):
         read(*SOUNDING[1:])
 
 
-ROOT = Path(__file__).parents[4]
-DATA = Path(os.environ.get("GATES_SHARED", ROOT.parent / "shared")) / "data" / "weather"
 LEVELS = {"001_KSGF": 100, "002_KBUF": 100, "003_KALB": 78, "006_KOKX": 86}
-
-
-@pytest.fixture
-def real():
-    if not DATA.exists():
-        pytest.skip("the real files are not on this machine")
-    return DATA
 
 
 def text_level(pressure=850.0, **changes):
