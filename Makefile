@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help tour test coverage lint docs bench
+.PHONY: help tour test slow coverage lint docs bench
 
 BIN := .venv/bin
 PYTHON ?= python3
@@ -8,6 +8,7 @@ export OMP_NUM_THREADS ?= 1
 help:
 	@echo "make tour      every application in minutes, on real, rendered and simulated data"
 	@echo "make test      lint, types, import layers and tests"
+	@echo "make slow      the tests that run once a day: full grids, long runs"
 	@echo "make coverage  the tests again, with the lines that none of them reaches"
 	@echo "make lint      lint, types and import layers only"
 	@echo "make docs      the documentation site, in site/"
@@ -31,6 +32,10 @@ lint: .venv/.ready
 
 test: lint
 	$(BIN)/pytest -n 2 --dist loadfile
+
+# Full grids and what takes minutes: once a day.
+slow: .venv/.ready
+	$(BIN)/pytest -n 2 --dist loadfile -m slow
 
 # Tracing every line makes the tests about a quarter slower, so it is not part of `make test`.
 coverage: lint

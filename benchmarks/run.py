@@ -1,4 +1,4 @@
-"""Results as tables on the terminal and as a CSV file that names the device."""
+"""``python -m benchmarks.run --suite NAME``: time a suite, print it, write CSV and JSON."""
 
 import argparse
 import csv

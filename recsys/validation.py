@@ -1,4 +1,4 @@
-"""Losses and areas over all rows of all ranks, intercepts of tasks, and averaged weights."""
+"""Losses and AUC over all rows of all ranks, intercepts of tasks, and averaged weights."""
 
 from __future__ import annotations
 

@@ -89,6 +89,10 @@ def pytest_collection_finish():
     gc.set_threshold(20_000, 20, 20)
 
 
+def pytest_unconfigure():
+    gc.unfreeze()
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         if {"ranks", "two_ranks"} & set(getattr(item, "fixturenames", ())):

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import scipy.sparse
 import torch
 from torch import Tensor, nn
 
@@ -226,6 +225,8 @@ class Regridder(nn.Module):
         self.source, self.target, self.method = source, target, method
         self.register_buffer("rows", rows, persistent=False)
         self.register_buffer("columns", columns, persistent=False)
+        import scipy.sparse  # only regridding waits for it
+
         self._sparse: list[Any] = [scipy.sparse.csr_array(one.numpy()) for one in (rows, columns)]
 
     def forward(self, field: Tensor) -> Tensor:

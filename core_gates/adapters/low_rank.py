@@ -133,6 +133,12 @@ def is_unwatched(layer: nn.Module) -> bool:
     return type(layer) is nn.Linear and "forward" not in vars(layer) and not hooks
 
 
+def is_plain(layer: nn.Module) -> bool:
+    """Return whether a layer is a plain linear one, which neither hooks nor others change."""
+    hooks = layer._forward_pre_hooks or nn.modules.module._global_forward_pre_hooks
+    return is_unwatched(layer) and not hooks
+
+
 @torch.no_grad()
 def weight_of(layer: nn.Module) -> Tensor:
     """Return the weight (out_features, in_features) of a linear layer of any kind.
@@ -153,8 +159,8 @@ def weight_of(layer: nn.Module) -> Tensor:
             f"{name} is on the device meta, where an adapter with a magnitude (DoRA) finds no"
             " weight: attach it after loading"
         )
-    weight, hooks = getattr(layer, "weight", None), layer._forward_hooks or layer._forward_pre_hooks
-    if type(layer) is nn.Linear and type(weight) in (Tensor, nn.Parameter) and not hooks:
+    weight = getattr(layer, "weight", None)
+    if is_plain(layer) and type(weight) in (Tensor, nn.Parameter):
         stored = cast(Tensor, weight).detach()
         if stored.is_floating_point():
             return stored
@@ -190,7 +196,7 @@ def bias_of(layer: nn.Module, x: Tensor) -> Tensor | None:
         layer: The layer.
         x: Inputs (..., in_features) of it.
     """
-    if is_unwatched(layer) and not layer._forward_pre_hooks:
+    if is_plain(layer):
         return cast(Tensor | None, layer.bias)
     return cast(Tensor, layer(x.new_zeros(*[1] * (x.ndim - 1), x.shape[-1])))
 

@@ -1,4 +1,4 @@
-"""Rectifiers: from the logit of a feature gate to its score, zero when the gate is closed."""
+"""Gates of features with low-rank logits, in groups (HoME), and their rectifiers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal

@@ -1,11 +1,16 @@
 """The dense feed-forward network, and reading one whatever its layers are called."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from copy import deepcopy
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from core_gates.activations import activate
+from core_gates.errors import check_at_least
 from core_gates.routing.repeated import probing
 
 _NAMES = (
@@ -16,6 +21,7 @@ _NAMES = (
 )
 _ACTIVATION_OF = {nn.ReLU: "relu", nn.SiLU: "silu", nn.GELU: "gelu"}
 _TOKENS = 16
+_SCALES = (1.0, 30.0)  # of tokens: what is clamped shows in large ones alone
 
 
 class GatedMlp(nn.Module):
@@ -96,6 +102,7 @@ def read_mlps(networks: Sequence[nn.Module], activation: str | None = None) -> l
         ValueError: The layers are not found or do not fit, some have biases and others none, the
             activation is not found, there is another submodule, or the networks are unlike.
     """
+    check_at_least(1, num_experts=len(networks))
     parts = [_read(network, activation) for network in networks]
     first, *others = (part.form for part in parts)
     for form in others:
@@ -107,7 +114,9 @@ def read_mlps(networks: Sequence[nn.Module], activation: str | None = None) -> l
 def check_copy(mlp: nn.Module, part: DenseMlp, expert: Callable[[Tensor], Tensor]) -> None:
     """Compare an expert with the network that it copies, on random tokens in evaluation mode.
 
-    The network is as before afterwards. On the device ``meta`` nothing is compared.
+    Its outputs are compared, and, on small and large tokens, the hidden features and outputs of
+    its formula, half precision in float32 where the network can be copied. The network is as
+    before afterwards. On the device ``meta`` nothing is compared.
 
     Args:
         mlp: The network.
@@ -115,22 +124,57 @@ def check_copy(mlp: nn.Module, part: DenseMlp, expert: Callable[[Tensor], Tensor
         expert: The expert, from tokens (N, D) to (N, D).
 
     Raises:
-        ValueError: The network does not map tokens to tokens, or to others than the expert.
+        ValueError: The network does not map tokens to tokens, or to others than the expert, or its
+            last weights are zero and its hidden features are not seen.
     """
     if part.down.is_meta:
         return
-    name, generator = type(mlp).__name__, torch.Generator("cpu").manual_seed(0)
-    x = torch.randn(_TOKENS, len(part.down), generator=generator, device="cpu")
+    generator = torch.Generator("cpu").manual_seed(0)
+    x = torch.randn(_TOKENS, len(part.down), generator=generator, device="cpu").to(part.up)
     with probing(mlp, part.down.device):
-        found = expert(x.to(part.down))
-        try:
-            expected = mlp(x.to(part.up))
-        except Exception as failure:
-            reason = " ".join(f"{type(failure).__name__}: {failure}".split())
-            raise ValueError(f"{name} cannot be called with tokens (N, D): {reason}") from failure
-    if not isinstance(expected, Tensor) or expected.shape != x.shape:
-        what = tuple(expected.shape) if isinstance(expected, Tensor) else type(expected).__name__
+        _refuse_unlike(mlp, part, expert(x.to(part.down)), _called(mlp, x)[0])
+    if part.up.dtype.itemsize < 4:
+        with suppress(RuntimeError):  # some weights of parametrized layers cannot be copied
+            mlp = deepcopy(mlp).float()
+            part = _read(mlp, part.activation)
+    with probing(mlp, part.down.device):
+        for scale in _SCALES:
+            tokens = scale * x.to(part.up)
+            found, hidden = _called(mlp, tokens)
+            first = [part.up] if part.gate is None else [part.gate, part.up]
+            bias = [part.up_bias] if part.gate is None else [part.gate_bias, part.up_bias]
+            z = torch.cat([F.linear(tokens, w, b) for w, b in zip(first, bias, strict=True)], -1)
+            wanted = activate(z, part.activation, part.gate is not None)
+            if hidden is not None:
+                _refuse_unlike(mlp, part, wanted, hidden, "hidden features")
+            elif not part.down.any():
+                raise ValueError(
+                    f"the last weights of {type(mlp).__name__} are zero, so that nothing can be"
+                    " compared: copy it after a step of training"
+                )
+            _refuse_unlike(mlp, part, F.linear(wanted, part.down, part.down_bias), found)
+
+
+def _called(mlp: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the outputs of a network and the inputs of its last layer, if that is called."""
+    name, seen = type(mlp).__name__, []
+    handle = _layers(mlp)[2].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        y = mlp(x)
+    except Exception as failure:
+        reason = " ".join(f"{type(failure).__name__}: {failure}".split())
+        raise ValueError(f"{name} cannot be called with tokens (N, D): {reason}") from failure
+    finally:
+        handle.remove()
+    if not isinstance(y, Tensor) or y.shape != x.shape:
+        what = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
         raise ValueError(f"{name} returns {what} for tokens, expected a tensor {tuple(x.shape)}")
+    return y, seen[0] if seen else None
+
+
+def _refuse_unlike(
+    mlp: nn.Module, part: DenseMlp, found: Tensor, expected: Tensor, what: str = "outputs"
+) -> None:
     known = expected.isfinite()
     largest = expected.where(known, 0).abs().max().item()
     error = (found.to(expected) - expected).where(known, 0).abs().max().item()
@@ -139,9 +183,9 @@ def check_copy(mlp: nn.Module, part: DenseMlp, expert: Callable[[Tensor], Tensor
         act = part.activation
         form = f"down({act}(up(x)))" if part.gate is None else f"down({act}(gate(x)) * up(x))"
         raise ValueError(
-            f"experts that copy {name} differ from it by {error:.2g} where its outputs reach"
-            f" {largest:.2g}: expected {form}; pass another activation=, or apply the rest before"
-            " or after the experts"
+            f"experts that copy {type(mlp).__name__} differ from it by {error:.2g} where its"
+            f" {what} reach {largest:.2g}: expected {form}; pass another activation=, or apply the"
+            " rest before or after the experts"
         )
 
 

@@ -1,4 +1,4 @@
-"""All rivals by name, with what is tuned of them."""
+"""All rivals by name, with what they need and the values that their settings may have."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -25,7 +25,7 @@ class Rival(NamedTuple):
 
     Attributes:
         factory: Called with a model, adapters by name, and settings.
-        box: Settings that are tuned.
+        box: Its settings, with the values that they may have; an evaluation tunes what it names.
         trainable: Whether it has parameters, which have to be trained.
         sees_pair: Whether it learns from examples of the very adapters that it combines.
         static: Whether it adds the same to the weights in every call; its ``bundle`` is that one

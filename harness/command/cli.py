@@ -297,7 +297,9 @@ class GatesRunCLI(LightningCLI):
             try:
                 super().instantiate_classes()
             except (ValueError, MisconfigurationException) as error:
-                raise GatesError(one_line(str(error), ())) from error
+                if not (text := one_line(str(error), ())):
+                    raise
+                raise GatesError(text) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the claim of the run folder, the log and the progress; tell the Trainer its run."""

@@ -1,4 +1,4 @@
-"""The help of a verb: plain text, the options of data and model first."""
+"""An argument parser with one-line errors: what was found and meant; and the help of a verb."""
 
 import re
 import shutil
@@ -386,6 +386,8 @@ def one_line(message: str, options: Iterable[str], config: Path | None = None) -
         return f"{where}{found.group(1)} does not accept {found.group(2)!r}"
     if reason := _reason_of_class(message):
         return f"{where}{reason}"
+    if found := re.search(r"Problem with given class_path '([^']+)':$", text):
+        return f"{where}{found.group(1)} cannot be made and gives no reason; --debug shows where"
     unknown = r"(?:Subcommand '[^']+' does not accept option|Option) '([^']+)'(?: is not accepted)?"
     if found := re.search(unknown, text):
         place = f" in {config}" if config else ""

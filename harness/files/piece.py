@@ -1,4 +1,4 @@
-"""A piece of work, who, with which seed, under which settings, and the record of its result."""
+"""A piece of work: its method, seed and settings, and the record of its result."""
 
 from __future__ import annotations
 

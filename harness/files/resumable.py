@@ -1,12 +1,10 @@
-"""Locks between processes, which end with the process in any way."""
+"""Long work that a kill does not undo, and locks, which end with their process."""
 
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from core_gates.errors import GatesError
 from harness.files.atomic import remove, require_free, write_json, writing
@@ -27,6 +25,8 @@ def locked(path: Path, place: Path, remedy: str) -> Iterator[None]:
     Raises:
         GatesError: Another process holds it, or its file cannot be written.
     """
+    from filelock import FileLock, Timeout  # only what locks waits for it
+
     lock = FileLock(path, blocking=False)
     try:
         with writing(place):

@@ -1,4 +1,4 @@
-"""The gate section of a report, the same for every application."""
+"""The page of a run, section by section, gates included; the same for all domains."""
 
 from __future__ import annotations
 

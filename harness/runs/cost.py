@@ -1,4 +1,4 @@
-"""What a way to use several adapters costs: seconds and memory of a step."""
+"""What variants of a computation cost: seconds and memory of a step."""
 
 import gc
 import time

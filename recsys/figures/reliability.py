@@ -122,7 +122,7 @@ def importance_figure(
     Fields whose importance is written as zero are counted, not drawn.
 
     Args:
-        found: By :func:`recsys.diagnosis.diagnose.permutation_importance`; the first 30 are
+        found: By :func:`recsys.diagnosis.permutation_importance`; the first 30 are
             shown.
         tasks: Tasks with a separate panel, next to that of their sum.
         title: Heading.

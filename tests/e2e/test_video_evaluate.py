@@ -86,7 +86,6 @@ def test_other_settings_are_refused_or_replace(feed, faulty_inputs):
 
 @pytest.mark.costly("draws eleven figures")
 def test_the_report_is_one_page_without_network(feed, scores):
-    del scores
     path = feed.folder / feed.video("report").out.splitlines()[-1]
     page = path.read_text()
     assert path.name == "report.html"

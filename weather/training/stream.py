@@ -1,4 +1,4 @@
-"""Deliver samples of forecasts, and assimilation problems by step and timeline, on any ranks."""
+"""Samples of forecasts, and assimilation problems by step and timeline, on one rank or many."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""Triton kernel of ``block_max_attention``; same results as ``row_chunks.py``.
+"""Triton kernel of ``block_max_attention``; same results as ``op.py``.
 
-The weights are known only
-when the log-sum-exp of their row is, so that a second pass computes the scores again; it costs half
-as much as the first and needs no memory for the scores.
+The weights are known only when the log-sum-exp of their row is, so that a second pass computes the
+scores again; it costs half as much as the first and needs no memory for the scores.
 """
 
 import os

@@ -1,8 +1,7 @@
 """Triton kernels of ``block_sparse_attention``; same results as ``gather.py``.
 
-One program computes one
-block of queries (or, for the gradients of keys and values, one block of keys) and walks the list of
-its kept blocks, not a row of the mask.
+One program computes one block of queries (or, for the gradients of keys and values, one block of
+keys) and walks the list of its kept blocks, not a row of the mask.
 """
 
 import os

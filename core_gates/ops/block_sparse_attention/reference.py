@@ -1,4 +1,4 @@
-"""How queries and keys are cut into blocks."""
+"""Definition of ``block_sparse_attention``, differentiable, and how queries and keys are cut."""
 
 from typing import NamedTuple
 

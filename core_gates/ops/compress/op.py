@@ -1,4 +1,4 @@
-"""Which tokens of a batch of sequences are active, and the slots they are compressed to."""
+"""``compress``: which tokens of sequences are active, and the slots they are compressed to."""
 
 from typing import Any, NamedTuple
 

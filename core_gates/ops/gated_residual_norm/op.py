@@ -1,4 +1,4 @@
-"""``gated_residual_norm`` in C++ for float32 on the CPU; same results as ``reference.py``."""
+"""``gated_residual_norm`` and its registration, in C++ for float32 on the CPU."""
 
 from pathlib import Path
 from typing import Any

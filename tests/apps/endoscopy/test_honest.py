@@ -44,7 +44,6 @@ def rendered(tmp_path_factory):
 
 def fake_trial(piece, job, *, sizers):
     """The second rate is better."""
-    del sizers
     job.tick()
     return {"score": 1 / piece["learning_rate"] / 1e4}
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from core_gates.adapters import (
@@ -171,8 +172,14 @@ def hooked(linear):
     return linear
 
 
+def replaced(linear):
+    linear.forward = lambda x: F.linear(x, 2 * linear.weight, linear.bias)
+    return linear
+
+
 BASES = {
     "linear": lambda linear: linear,
+    "with another forward": replaced,
     "without bias": lambda linear: nn.Linear(IN, OUT, bias=False, dtype=torch.float64),
     "coded": Coded,
     "wrapped": Wrapped,

@@ -154,6 +154,12 @@ class OfFunctions(nn.Module):
         return self.fc2(self.function(self.fc1(x)))
 
 
+def without_last(mlp):
+    """As many networks begin: the last weights are zero."""
+    nn.init.zeros_(mlp.fc2.weight)
+    return mlp
+
+
 def layers(*between, first=()):
     return nn.Sequential(*first, nn.Linear(DIM, HIDDEN), *between, nn.Linear(HIDDEN, DIM))
 
@@ -197,13 +203,18 @@ def test_what_experts_cannot_copy_is_refused_by_name(mlp, options, refused):
         (OfFunctions(F.gelu), "gelu_tanh"),
         (GatedMlp(DIM, HIDDEN, activation=nn.Hardswish()), "silu"),
         (nn.Sequential(nn.Linear(DIM, HIDDEN), nn.Linear(HIDDEN, DIM), nn.ReLU()), None),
+        (layers(nn.ReLU6()), "relu"),
+        (OfFunctions(lambda x: F.relu(x.clamp(-7, 7))), "relu"),
+        (OfFunctions(lambda x: x * (1.702 * x).sigmoid()).bfloat16(), "gelu"),
+        (without_last(OfFunctions(lambda x: F.relu(x) ** 2)), "relu"),
     ],
 )
 def test_another_function_than_that_of_experts_is_refused(mlp, activation):
     message = (
-        rf"^experts that copy {type(mlp).__name__} differ from it by \S+ where its outputs reach "
-        r"\S+: expected down\(\w+\((up\(x\)\)|gate\(x\)\) \* up\(x\))\); pass another "
-        r"activation=, or apply the rest before or after the experts$"
+        rf"^experts that copy {type(mlp).__name__} differ from it by \S+ where its "
+        r"(outputs|hidden features) reach \S+: expected "
+        r"down\(\w+\((up\(x\)\)|gate\(x\)\) \* up\(x\))\); pass another activation=, or apply "
+        r"the rest before or after the experts$"
     )
     with pytest.raises(ValueError, match=message):
         StackedExperts.from_dense(mlp, 2, activation=activation)

@@ -128,7 +128,6 @@ def test_weights_that_are_applied_piece_by_piece_are_the_same(of, monkeypatch):
 
 
 def still(states, hours):
-    del hours
     return states.clone()
 
 

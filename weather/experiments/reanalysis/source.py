@@ -1,4 +1,4 @@
-"""The user's own store as an experiment: its held-out cases, and assimilation problems from it."""
+"""Assimilation problems from the user's own store."""
 
 from __future__ import annotations
 

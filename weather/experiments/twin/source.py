@@ -1,4 +1,4 @@
-"""Record the backgrounds of a cycle, to train on the errors that occur in a cycle."""
+"""Assimilation problems from a twin world: recorded backgrounds, then its own cycle."""
 
 from __future__ import annotations
 

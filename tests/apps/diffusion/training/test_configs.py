@@ -88,7 +88,6 @@ def zoo(place, monkeypatch):
         factors = Factors(*(torch.randn(*size, generator=draw) for size in ((2, 32), (32, 2))))
         bundle = LoraBundle("flux", {layer: factors}, metadata={"modelspec.title": concept.name})
         world.adapters.keep(world.adapter_piece(concept, 0), bundle)
-    del place
     return world
 
 

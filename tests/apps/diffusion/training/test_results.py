@@ -22,7 +22,6 @@ from diffusion.retrieval import load_encoder
 @pytest.fixture
 def gates(place, capsys):
     """Run ``gates`` and return what it prints."""
-    del place
 
     def run(*words):
         assert main([*map(str, words)]) == 0
@@ -77,7 +76,6 @@ def test_training_an_adapter_lowers_its_loss(gates, command, place):
         with GatedFusion(model, {"a": load_lora(path)}, mode="sum"):
             losses.append(flow_matching_losses(model, at, text).mean())
     assert losses[1] < 0.9 * losses[0]
-    del place
 
 
 def test_an_encoder_indexes_and_finds(gates, command):
@@ -118,7 +116,6 @@ def test_gates_are_loaded_and_baked(options, gates, command, place):
         "--steps", "1",
     )  # fmt: skip
     assert load_lora("baked.safetensors").modules
-    del place
 
 
 def test_a_table_may_name_several_adapters(gates, command, place, table, made):
@@ -134,7 +131,6 @@ def test_results_of_tables_are_apart_from_those_of_the_zoo(gates, command, place
         path = Path(last(gates(*command(verb, steps=2))))
         run = next(one for one in path.parents if one.parent.name == "diffusion")
         assert sorted(one.name for one in run.iterdir() if kind in one.name) == [f"table_{kind}"]
-    del place
 
 
 def test_gates_of_a_table_know_their_base(gates, command, place, capsys):
@@ -153,7 +149,6 @@ def test_gates_of_a_table_know_their_base(gates, command, place, capsys):
     )  # fmt: skip
     assert main(made) == 2
     assert "was trained on another base" in capsys.readouterr().err
-    del place
 
 
 def test_gates_of_a_pipeline_know_its_transformer(tmp_path):
@@ -178,7 +173,6 @@ def test_other_settings_need_another_name(gates, command, place, capsys):
     assert "was made with other settings (steps 2, now 3)" in capsys.readouterr().err
     assert last(gates(*command("train-lora", "--name", "new", steps=3))) != first
     assert last(gates(*command("train-lora", "--overwrite", steps=3))) == first
-    del place
 
 
 @pytest.mark.parametrize(
@@ -206,7 +200,6 @@ RESULTS = {
 @pytest.mark.costly("a training that is killed twice")
 @pytest.mark.parametrize("verb", RESULTS)
 def test_a_killed_training_ends_with_the_same_bits(verb, kill_and_resume, forked, command, place):
-    del place
     folder = kill_and_resume(
         command(verb, steps=10),
         app="diffusion",
