@@ -95,8 +95,8 @@ def test_fit_tells_the_size_of_the_cache_that_it_builds(sizing):
 
 def test_fit_leaves_a_run_and_a_network_that_knows_its_scope(sizing):
     folder = sizing.folder / RUN
-    log = pd.read_csv(folder / "metrics.csv")
-    assert {"train/loss", "val/mae_mm", "val/macro_f1", "gate/mean"} <= set(log.columns)
+    known = set(pd.read_csv(folder / "metrics.csv").columns)
+    assert {"train/loss", "val/mae_mm", "val/macro_f1", "gate/mean"} <= known
     best = torch.load(folder / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
     bundle = load_bundle(folder / "weights/configured-s0")
     name, kept = next((n, v) for n, v in bundle.model.state_dict().items() if v.ndim > 1)
@@ -125,7 +125,8 @@ def test_evaluate_begins_with_the_baselines_and_ends_with_the_path(sizing, evalu
     assert re.search(r"significantly (better|worse) than the constant", first)
     assert lines[-1] == str(RUN / "scores.json")
     markdown = (sizing.folder / RUN / "scores.md").read_text()
-    assert markdown.splitlines()[2] == (scores := read_scores(sizing))["headline"]
+    scores = read_scores(sizing)
+    assert markdown.splitlines()[2] == scores["headline"]
     assert first.startswith(scores["headline"])
     assert "| constant |" in markdown
     assert [one["name"] for one in scores["data"]] == ["synthetic"]
@@ -149,9 +150,9 @@ def test_scores_are_those_of_the_predictions(sizing, evaluated):
 
 def test_evaluate_again_trains_nothing_and_scores_the_same(sizing, evaluated):
     before = read_scores(sizing)["rows"]
-    again = sizing.endoscopy("evaluate")
-    assert "missing" not in again.out
-    assert "weights  " not in again.out
+    out = sizing.endoscopy("evaluate").out
+    assert "missing" not in out
+    assert "weights  " not in out
     assert read_scores(sizing)["rows"] == before
 
 
@@ -179,8 +180,7 @@ def test_variants_are_compared_in_pairs(sizing, evaluated):
     rows = [row for row in scores["rows"] if row.get("versus") and row["task"] == "test"]
     assert {row["method"] for row in rows} >= {"crop", "mask area + photometry"}
     assert {row["versus"] for row in rows} == {"configured"}
-    rows = [row for row in rows if row["method"] == "crop"]
-    for row in rows:
+    for row in (row for row in rows if row["method"] == "crop"):
         gap = [figure(scores, name, row["metric"]) for name in ("crop", "configured")]
         assert np.isclose(row["value"], gap[0] - gap[1])
         assert row["low"] <= row["high"]
@@ -286,8 +286,7 @@ def test_the_honest_table_runs_only_what_is_missing(sizing):
     assert (folder / "runs" / "dual-n6-s0" / "result.parquet").stat().st_mtime_ns == kept
     assert read_scores(sizing, "honest")["rows"] == before
     table = pd.read_parquet(folder / "honest.parquet")
-    assert set(table["train_objects"]) == {6, 8}
-    assert set(table["seeds"]) == {2}
+    assert (set(table["train_objects"]), set(table["seeds"])) == ({6, 8}, {2})
     _check_honest_report(sizing, folder, again)
     refused = sizing("endoscopy", "evaluate", "--config", "unit", *words, "--steps", "5")
     assert refused.code == 2
@@ -315,9 +314,8 @@ def _check_honest_report(sizing, folder, printed):
 
 
 def test_a_report_begins_with_the_baselines_or_is_refused(sizing):
-    words = ["--name", "audited", "--study", "ladder"]
-    sizing.endoscopy("audit", *words)
-    refused = sizing("endoscopy", "report", "--config", "unit", *words[:2])
+    sizing.endoscopy("audit", "--name", "audited", "--study", "ladder")
+    refused = sizing("endoscopy", "report", "--config", "unit", "--name", "audited")
     assert refused.code == 2
     assert "run `gates endoscopy evaluate` first" in refused.err.splitlines()[-1]
 
@@ -333,9 +331,8 @@ def test_trials_must_be_equally_many(sizing):
 def test_sections_of_verbs_hold_their_options(path):
     content = yaml.safe_load(path.read_text())
     for verb in set(content) & set(EndoscopyCLI.verbs) - {"fit"}:
-        assert set(content[verb]) <= set(
-            inspect.signature(getattr(EndoscopyTrainer, verb)).parameters
-        )
+        known = inspect.signature(getattr(EndoscopyTrainer, verb)).parameters
+        assert set(content[verb]) <= set(known)
 
 
 @pytest.fixture(scope="module")
