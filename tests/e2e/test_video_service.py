@@ -23,6 +23,7 @@ def serve(*words):
     return [sys.executable, "-m", "apps.main", "video", "serve", "--port", "0", *map(str, words)]
 
 
+@pytest.mark.costly("a service in a process of its own")
 def test_the_service_answers_what_the_model_says_refuses_and_swaps(shop, models, tmp_path):
     place = tmp_path / "current.json"
     place.write_text(json.dumps({"folder": "day1"}))
@@ -62,9 +63,10 @@ def test_the_service_answers_what_the_model_says_refuses_and_swaps(shop, models,
         assert service.process.wait(20) == 0
 
 
+@pytest.mark.costly("a service and its load, for some seconds")
 def test_a_short_load_test_is_clean(gates_in, shop, models, tmp_path):
     shop.rows(400, 1).write_parquet(tmp_path / "rows.parquet")
-    load = {"clients": 10, "seconds": 5.0, "slice_s": 0.3, "slices": 1}
+    load = {"clients": 4, "seconds": 2.5, "slice_s": 0.3, "slices": 1}
     options = [word for name, value in load.items() for word in (f"--load.{name}", value)]
     words = ["--model", models[0], "--swap_to", models[1], "--rows", "rows.parquet", *options]
     out = gates_in(tmp_path).succeed("video", "loadtest", *words).out

@@ -31,18 +31,18 @@ def planned(tmp_path):
     return run
 
 
-def real(network, batch_size=1):
+def real(network, size="tiny", batch_size=1):
     torch.manual_seed(0)
-    module = MAKE[network]("tiny").train()
+    module = MAKE[network](size).train()
     states = torch.randn(batch_size, module.num_channels, *module.grid_shape)
     return module, step_of(module, states)
 
 
-def measured_memory(network):
+def measured_memory(network, size):
     """Largest number of bytes that PyTorch's own allocator has handed out, weights included."""
     activities = [ProfilerActivity.CPU]
     with profile(activities=activities, profile_memory=True, acc_events=True) as record:
-        module, loss = real(network)
+        module, loss = real(network, size)
         optimizer = torch.optim.AdamW(module.parameters())
         for _ in range(2):  # from the second step on there are moments
             loss().backward()
@@ -70,12 +70,13 @@ def test_operations_are_those_of_a_real_run(network):
     assert sum(p.numel() for p in module.parameters()) > 1e6
 
 
-@pytest.mark.costly("a process that trains, for its memory")
+@pytest.mark.costly("records every allocation of two steps")
+@pytest.mark.parametrize("size", ["unit", pytest.param("tiny", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("network", MAKE)
-def test_memory_is_that_of_a_real_run(planned, network, capfd):
-    found = planned(size="tiny", networks=(network,), gpus=1)
+def test_memory_is_that_of_a_real_run(planned, network, size, capfd):
+    found = planned(size=size, networks=(network,), gpus=1)
     lines = found[f"{network}: memory of each of 1 GPUs"]
-    assert lines["total"] == pytest.approx(measured_memory(network), rel=0.15)
+    assert lines["total"] == pytest.approx(measured_memory(network, size), rel=0.15)
     assert lines["activations"] > 0.6 * lines["total"]  # what had to be found out
 
 
