@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
@@ -170,6 +170,7 @@ def test_the_finalizer_is_that_of_splitmix():
     assert mix(states).tolist() == published
 
 
+@settings(max_examples=40)
 @given(st.lists(st.text(max_size=40), min_size=1), st.integers(0, 5), st.integers(0, 3))
 def test_strings_follow_the_definition(texts, seed, skipped):
     column = pl.Series(["left out"] * skipped + texts)[skipped:]

@@ -53,7 +53,7 @@ def test_a_problem_is_a_function_of_seed_step_and_timeline(source):
 
 def test_member_zero_is_never_the_truth(plain):
     for task in TASKS:
-        truths = {where(plain, problem.truth) for problem in problems(plain, task)}
+        truths = {where(plain, problem.truth) for problem in problems(plain, task, 90)}
         times = {1} if task == PERSISTENCE else {0, 1}
         assert truths == set(itertools.product(range(1, 10), times))
         for tuning in (False, True):

@@ -176,7 +176,7 @@ CYCLES = 90
 
 
 @pytest.fixture
-def twin():
+def scored():
     """Three timelines; Adas errs by 0.8 of OI, cycle by cycle; the first OI timeline is lost."""
     world = SimpleNamespace(channels=SimpleNamespace(labels=("h", "u")))
     evaluation = SimpleNamespace(world=world, tasks=[TASK])
@@ -199,8 +199,8 @@ def only(rows, **wanted):
     return row
 
 
-def test_a_twin_is_compared_with_oi_and_lost_timelines_count_as_the_free_run(twin):
-    rows = twin.rows()
+def test_a_twin_is_compared_with_oi_and_lost_timelines_count_as_the_free_run(scored):
+    rows = scored.rows()
     own, other = (only(rows, method=m, metric="rmse_h", versus="")
                   for m in ("adas_increment", "oi"))  # fmt: skip
     gap = only(rows, method="adas_increment", metric="rmse_h", versus="oi")
@@ -211,15 +211,15 @@ def test_a_twin_is_compared_with_oi_and_lost_timelines_count_as_the_free_run(twi
     assert not any(row.versus and row.method == "oi" for row in rows)
 
 
-def test_lost_timelines_are_drawn_as_the_free_run(twin):
-    pictures = twin.pictures()
+def test_lost_timelines_are_drawn_as_the_free_run(scored):
+    pictures = scored.pictures()
     own, free = (pictures[f"{TASK.name}|{method}"] for method in ("oi", "free_run"))
     assert torch.equal(own[:, 0], free[:, 0])
     assert not torch.equal(own[:, 1], free[:, 1])
 
 
-def test_three_timelines_make_no_difference_significant(twin):
-    differences = [row for row in twin.rows() if row.versus]
+def test_three_timelines_make_no_difference_significant(scored):
+    differences = [row for row in scored.rows() if row.versus]
     assert {(row.method, row.metric) for row in differences} == {
         (method, metric) for method in ("free_run", "adas_increment")
         for metric in ("rmse_h", "rmse_u")
@@ -228,8 +228,8 @@ def test_three_timelines_make_no_difference_significant(twin):
     assert not any(row.significant for row in differences)
 
 
-def test_crossed_seeds_compare_the_gate_with_its_control(twin):
-    checks = TwinChecks(twin)
+def test_crossed_seeds_compare_the_gate_with_its_control(scored):
+    checks = TwinChecks(scored)
     gap = only(checks.rows(), task="0.1/perfect/crossed", metric="rmse_h", versus="ungated")
     assert gap.method == "adas_increment"
     assert gap.value == pytest.approx(-0.1 * (14 / 3) ** 0.5)

@@ -39,8 +39,12 @@ def own(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:  # a climatology of the days that are stored
         patch.setattr(store_data, "WINDOW_DAYS", 21)
-        source().make_truth()
-    return SimpleNamespace(source=source, store=store, folder=folder, copy=shutil.copytree)
+        usual = source()
+        usual.make_truth()
+    return SimpleNamespace(
+        source=lambda **changes: source(**changes) if changes else usual,
+        store=store, folder=folder, copy=shutil.copytree,
+    )  # fmt: skip
 
 
 HOUR, DAY = np.timedelta64(1, "h"), np.timedelta64(1, "D")

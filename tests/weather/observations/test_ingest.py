@@ -224,8 +224,8 @@ def test_the_real_files_have_the_counts_of_their_readme(real, ingested):
     assert text.rejected["reported again"] > 0
 
 
-def test_the_store_has_what_an_observation_operator_needs(real):
-    frame = real.table.frame
+def test_the_store_has_what_an_observation_operator_needs(ingested):
+    frame = ingested.table.frame
     assert list(frame) == list(COLUMNS)
     assert frame["time"].is_monotonic_increasing
     assert (frame["error"] > 0).all()

@@ -42,7 +42,7 @@ def test_columns_are_taken_as_they_are(read_plain):
     assert found.reports == 2
     assert not found.rejected
     assert found.frame["error"].tolist() == [1.0, 2.0]
-    assert set(found.frame["source"]) == {"plain_table"}
+    assert set(found.frame["source"]) == {"table"}
 
 
 def test_missing_errors_are_those_of_the_variable_in_its_unit(read_plain):
