@@ -84,7 +84,6 @@ def pytest_configure(config):
 
 
 def pytest_collection_finish():
-    gc.collect()
     gc.freeze()  # else all that was collected is searched for garbage again and again
     gc.set_threshold(20_000, 20, 20)
 

@@ -189,8 +189,9 @@ def test_the_readme_counts_the_statements_of_applications():
 
 
 def test_few_tests_are_costly():
-    text = "".join(file.read_text() for file in (ROOT / "tests").rglob("*.py"))
-    marks = re.findall(r"mark\.costly\(\s*(.)", text)
+    marks = re.findall(
+        r"mark\.costly\(\s*(.)", "".join(f.read_text() for f in (ROOT / "tests").rglob("*.py"))
+    )
     assert 0 < len(marks) <= COSTLY
     assert set(marks) <= {'"', "r"}, "a reason is missing"  # in words, or called reason
 
@@ -264,8 +265,7 @@ def test_shipped_records_name_no_folder_of_a_machine():
 def test_shipped_records_are_those_of_their_pieces():
     for path in [p for package in PACKAGES for p in (ROOT / package).rglob("record.json")]:
         record = read_record(path.parent)
-        piece = Piece(**record.identity, settings=record.settings)
-        assert piece.fingerprint == record.fingerprint, path
+        assert Piece(**record.identity, settings=record.settings).fingerprint == record.fingerprint
 
 
 def test_what_records_and_configurations_name_is_there():

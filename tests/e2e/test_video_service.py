@@ -23,7 +23,7 @@ def serve(*words):
     return [sys.executable, "-m", "apps.main", "video", "serve", "--port", "0", *map(str, words)]
 
 
-@pytest.mark.costly("a service in a process of its own")
+@pytest.mark.costly("a service in a separate process")
 def test_the_service_answers_what_the_model_says_refuses_and_swaps(shop, models, tmp_path):
     place = tmp_path / "current.json"
     place.write_text(json.dumps({"folder": "day1"}))
