@@ -280,6 +280,7 @@ class StackedExperts(nn.Module):
             ValueError: The network is of another form, such as with a normalization, or computes
                 something else, or the number of experts is unclear.
         """
+        mlp = list(mlp) if isinstance(mlp, nn.ModuleList) else mlp
         if isinstance(mlp, nn.Module):
             if num_experts is None:
                 raise ValueError("num_experts is needed where one network is copied")

@@ -92,7 +92,7 @@ def test_copies_of_a_dense_network_compute_the_same(name):
     assert experts.num_experts == 3
     assert_close(experts.dense(x), mlp(x).unsqueeze(1).expand(-1, 3, -1))
     networks = [NETWORKS[name]() for _ in range(2)]
-    several = StackedExperts.from_dense(networks)
+    several = StackedExperts.from_dense(nn.ModuleList(networks))
     assert_close(several.dense(x), torch.stack([network(x) for network in networks], 1))
     assert {p.dtype for p in StackedExperts.from_dense(mlp.double(), 2).parameters()} == {
         torch.float64
