@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 CONFIGS = HERE.parents[1] / "apps" / "video" / "configs"
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def coarse_figures():
     """Figures of reports are drawn once, in few pixels, and not a second time to be cropped."""
     save = Figure.savefig
