@@ -17,7 +17,7 @@ def test_killed_runs_end_like_unbroken_ones(kill_and_resume):
     assert (folder / "checkpoints" / "best.ckpt").is_file()
 
 
-@pytest.mark.costly("a training on two ranks that is killed")
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_two_ranks_resume_too(kill_and_resume):
     ranks = ["--trainer.accelerator", "cpu", "--trainer.strategy", "ddp", "--trainer.devices", "2"]
@@ -25,15 +25,15 @@ def test_two_ranks_resume_too(kill_and_resume):
     kill_and_resume(command, app="toy", seed=3, kills=1)
 
 
-@pytest.mark.costly("an evaluation that is killed twice")
+@pytest.mark.costly("four evaluations, two of which are killed")
 def test_killed_evaluations_end_like_unbroken_ones(kill_and_resume):
     """Killed inside a training and between pieces; of the pieces only the broken one is redone."""
-    folder = kill_and_resume([TOY, "evaluate"], app="toy", compare=MADE)
+    folder = kill_and_resume([TOY, "evaluate", "--epochs", "2"], app="toy", compare=MADE)
     assert len(list(folder.glob("[tcw]*/[nw]*/record.json"))) == 10
 
 
 def test_work_that_ignores_its_seed_is_noticed(kill_and_resume):
-    command = [TOY, "evaluate", "--sloppy", "--trials", "1", "--epochs", "2"]
+    command = [TOY, "evaluate", "--sloppy", "--trials", "1", "--epochs", "1"]
     with pytest.raises(AssertionError, match="differ from the uninterrupted run: "):
         kill_and_resume(command, app="toy", compare=MADE[:2])
 

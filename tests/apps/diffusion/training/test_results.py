@@ -197,15 +197,15 @@ RESULTS = {
 }
 
 
-@pytest.mark.costly("a training that is killed twice")
+@pytest.mark.costly("five processes that train")
 @pytest.mark.parametrize("verb", RESULTS)
 def test_a_killed_training_ends_with_the_same_bits(verb, kill_and_resume, forked, command, place):
     folder = kill_and_resume(
-        command(verb, steps=10),
+        command(verb, steps=8),
         app="diffusion",
         compare=[RESULTS[verb], "*/*/record.json"],
     )
     root, name = str(folder.parents[1]), folder.name
-    again = forked.finished([*command(verb, steps=10), "--root", root, "--name", name])
+    again = forked.finished([*command(verb, steps=8), "--root", root, "--name", name])
     assert len(again.splitlines()) == 1
     assert again.strip().startswith(str(folder))

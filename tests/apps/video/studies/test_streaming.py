@@ -70,6 +70,7 @@ def figures(scores):
     return {(row["method"], row["metric"]): row["value"] for row in scores["rows"]}
 
 
+@pytest.mark.costly("a whole study")
 def test_killed_trainings_end_as_one_that_was_left_alone(study, tmp_path, capsys):
     scores = study()
     found = figures(scores)
@@ -96,6 +97,7 @@ def test_killed_trainings_end_as_one_that_was_left_alone(study, tmp_path, capsys
     assert "missing" not in capsys.readouterr().out
 
 
+@pytest.mark.costly("a whole study")
 def test_a_resume_at_another_batch_is_seen(study, monkeypatch):
     def skip(loader, state):
         loader.epoch = state["epoch"]
