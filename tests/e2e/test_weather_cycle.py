@@ -115,6 +115,7 @@ def test_the_first_analyses_are_those_of_assimilate(here):
         assert "background_error_sd" in found.attrs
 
 
+@pytest.mark.costly("a cycle that is killed and continued")
 def test_a_killed_command_ends_with_the_same_bits(here, monkeypatch):
     from weather.operations import long_cycle
 

@@ -216,6 +216,7 @@ def contents(folder):
     return found
 
 
+@pytest.mark.costly("an evaluation with a network of other settings")
 def test_evaluate_scores_a_checkpoint_in_place_of_the_networks(gates):
     weights = "runs/weather/unit/weights/adas_increment-s0/weights.safetensors"
     words = ["--name", "pinned", "--quick", "--ckpt_path"]
