@@ -42,6 +42,7 @@ def test_fit_takes_everything_from_the_store(own):
     assert record["objects"]
 
 
+@pytest.mark.costly("an evaluation and a page of a user's store")
 def test_what_fit_made_is_evaluated_and_reported(own):
     out = own.weather("evaluate", *OWN, *SHORT, "--quick", config=CONFIG).out
     assert "of `fit`, with the optimizer of the configuration: adas_increment" in out
@@ -146,6 +147,7 @@ def coarse(folder):
     return write
 
 
+@pytest.mark.costly("many stores")
 def test_stores_that_cannot_be_used_are_refused(own, faulty_inputs):
     def fit(store="bad.zarr", *words):
         return ("weather", "fit", "--config", CONFIG, "--name", "bad", "--data.store", store,
