@@ -190,7 +190,7 @@ def test_the_readme_counts_the_statements_of_applications():
 
 def test_few_tests_are_costly():
     marks = re.findall(
-        r"mark\.costly\(\s*(.)", "".join(f.read_text() for f in (ROOT / "tests").rglob("*.py"))
+        r"mark\.costly\(\s*(.)", "".join(f.read_text() for f in (ROOT / "tests").rglob("test_*.py"))
     )
     assert 0 < len(marks) <= COSTLY
     assert set(marks) <= {'"', "r"}, "a reason is missing"  # in words, or called reason

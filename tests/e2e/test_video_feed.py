@@ -60,6 +60,7 @@ def test_a_network_is_trained_on_a_prepared_feed(gates_in, tmp_path):
     assert found.select(pl.exclude(KEYS).is_between(0, 1).all()).row(0) == (True,) * 10
 
 
+@pytest.mark.costly("a contest on own rows")
 def test_the_contest_runs_on_own_rows(gates_in, tmp_path):
     """The drafted configuration on top of the packaged one, as the page has it."""
     draw, number = np.random.default_rng(0), 900

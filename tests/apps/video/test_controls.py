@@ -103,6 +103,7 @@ def test_other_data_have_no_controls(tmp_path):
         control_rows_and_bars(run, Contest(), None, places={}, open_bandit=tmp_path / "x")
 
 
+@pytest.mark.costly("an evaluation with controls and slices")
 def test_evaluate_scores_controls_and_slices(tmp_path, capsys):
     config = tmp_path / "small.yaml"
     config.write_text(yaml.safe_dump(CONFIG))

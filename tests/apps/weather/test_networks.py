@@ -194,7 +194,7 @@ def test_networks_are_kept_with_all_that_they_need(configured, tmp_path):
         AnalysisForm().load(tmp_path / "ungated")
 
 
-@pytest.mark.costly("two trainings of one network")
+@pytest.mark.costly("one network is trained twice")
 def test_evaluate_trains_the_same_bits_as_fit(configured, tmp_path):
     words = []
     for path in PATHS:
