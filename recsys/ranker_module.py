@@ -157,7 +157,7 @@ class MultiTaskModule(L.LightningModule):
         ema: Decay of a moving average of the weights, tables aside, with which the network is
             evaluated; None for none.
         tables: Tables on several ranks: ``replicated``, whole on each, or ``sharded``, a part on
-            each, see :func:`recsys.embedding.sharded_tables.spread`. None is ``replicated``.
+            each, see :func:`recsys.embedding.bank.spread`. None is ``replicated``.
         intercepts: Where tasks get their intercepts from after training: from the ``validation``
             rows, so that the mean prediction of every task is its rate there, see
             :mod:`recsys.validation`. None keeps those of training.

@@ -106,7 +106,7 @@ class EmbeddingBank(nn.Module):
         sizes: Rows by name of the table.
         out_dim: Features of all vectors of a row, Σ dims.
         is_spread: Whether the ranks exchange rows or gradients by themselves; see
-            :func:`recsys.embedding.sharded_tables.spread`.
+            :func:`recsys.embedding.bank.spread`.
 
     Shape:
         ``rows`` (B, F), int64; to (B, out_dim).
