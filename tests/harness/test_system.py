@@ -59,7 +59,8 @@ def ended(pid, seconds=10):
 def parent_of(child):
     """A process that starts a command, prints its number when it is ready, and waits."""
     code = (
-        "import subprocess, sys, time; from harness.system import dependent; "
+        "import signal, subprocess, sys, time; from harness.system import dependent; "
+        "signal.signal(signal.SIGINT, signal.default_int_handler); "  # ignored in the background
         f"p = subprocess.Popen({child}, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL); "
         "p.stdout.readline(); print(p.pid, flush=True); time.sleep(60)"
     )
