@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help tour test slow coverage lint docs bench
+.PHONY: help tour test tests slow coverage lint docs bench
 
 BIN := .venv/bin
 PYTHON ?= python3
@@ -30,8 +30,12 @@ lint: .venv/.ready
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-test: lint
-	$(BIN)/pytest -n 2 --dist loadfile
+# Both at once: types take one core for a minute, and some tests wait for processes of their own.
+test: .venv/.ready
+	@$(MAKE) --no-print-directory --jobs 2 lint tests
+
+tests: .venv/.ready
+	$(BIN)/pytest -n 3 --dist loadfile
 
 # Full grids and what takes minutes: once a day.
 slow: .venv/.ready

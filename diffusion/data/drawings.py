@@ -3,6 +3,7 @@
 import csv
 import zipfile
 from collections.abc import Callable
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -53,6 +54,14 @@ class Drawings(NamedTuple):
             GatesError: A file is missing or damaged.
         """
         place = Path(str(files("diffusion.data") / "openmoji")) if folder is None else Path(folder)
+        paths = (place / IMAGES, place / CAPTIONS)
+        changed = [path.stat().st_mtime_ns if path.is_file() else None for path in paths]
+        return cls._read(place, *changed)
+
+    @classmethod
+    @lru_cache(maxsize=1)
+    def _read(cls, place: Path, *changed: int | None) -> Self:  # noqa: ARG003
+        """Read them from a folder, once until its files change."""
         try:
             with (
                 (place / IMAGES).open("rb") as images,
