@@ -35,7 +35,7 @@ test: .venv/.ready
 	@$(MAKE) --no-print-directory --jobs 2 lint tests
 
 tests: .venv/.ready
-	$(BIN)/pytest -n 3 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile
 
 # Full grids and what takes minutes: once a day.
 slow: .venv/.ready
