@@ -30,7 +30,7 @@ lint: .venv/.ready
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-# Both at once: types take one core for a minute, and some tests wait for processes of their own.
+# Both at once: types take one core for a minute, and some tests wait for other processes.
 test: .venv/.ready
 	@$(MAKE) --no-print-directory --jobs 2 lint tests
 

@@ -31,12 +31,8 @@ WORDS = re.compile(r"[A-Za-z_]\w*")
 TABLE = "for a row of the weather table to come"
 KEPT = {
     "tiny_vit": "a benchmark takes it by its plain name",
-    "Nudging": TABLE,
     "DenseControl": TABLE,
-    "FourDVar": TABLE,
     "gradient_error": TABLE,
-    "SpectralCovariance": TABLE,
-    "ThreeDVar": TABLE,
     "recovery_time": TABLE,
 }
 """Definitions that only tests use, with the reason why they stay."""

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from apps.weather.command_line import ForecastCLI, WeatherCLI
-from apps.weather.networks import Networks, Training, form_of, optimizers_of, pinned_network
+from apps.weather.networks import (
+    Networks,
+    Training,
+    form_of,
+    optimizers_of,
+    pinned_network,
+    untrained_rows,
+)
 from apps.weather.scoring import (
     Budget,
     KeptByRun,
@@ -17,6 +24,7 @@ from apps.weather.scoring import (
     check_only,
     check_seeds,
     check_tuning,
+    edge_notes,
     score,
     settings_of,
 )
@@ -272,8 +280,11 @@ class WeatherTrainer(GatesRunTrainer):
         only: tuple[str, ...] = (),
         tuning: Budget = DEFAULT_BUDGET,
         ckpt_path: str | None = None,
+        train: bool = False,
     ) -> None:
-        """Score every method and write scores.json; tune and train first what is missing.
+        """Score every method and write scores.json; tune first what is missing.
+
+        A network that is missing is left out, and the scores say how to train it.
 
         Args:
             model: Filled in by the command line.
@@ -287,6 +298,7 @@ class WeatherTrainer(GatesRunTrainer):
             tuning: Budget of the tuning of methods that were not tuned.
             ckpt_path: A checkpoint or weights file to score next to the classical methods, in place
                 of the networks of all forms and seeds; no bars.
+            train: Train the networks that are missing, and tune their optimizers before.
         """
         experiment = experiment_of(datamodule.source)
         check_seeds(experiment, seeds)
@@ -307,17 +319,20 @@ class WeatherTrainer(GatesRunTrainer):
         experiment.make_truth(ticking)
         training = Training(model, datamodule)
         search = Tuning(experiment, training, densities, tuning)
-        settings = settings_of(search.classical(run))
-        chosen = {} if ckpt_path else search.networks(run, forms, seeds)
+        choices = search.classical(run)
+        settings, train = settings_of(choices), train and not quick
+        chosen = {} if ckpt_path else search.networks(run, forms, seeds, train=train)
         optimizers = optimizers_of(run, forms, seeds, chosen)
         networks = Networks(run, optimizers, seeds, experiment.test_objects(), pinned)
-        there = networks.obtain(run, training)
+        there = networks.obtain(run, training, train=train)
+        untrained = untrained_rows(run, networks, experiment, densities)
         if forms:
             seeds = tuple(s for s in seeds if any(seed == s for _, seed in there))
         forms = tuple(f for f in forms if seeds and all((f, s) in there for s in seeds))
         networks = Networks(run, {f: optimizers[f] for f in forms}, seeds, networks.tested, pinned)
         scores = experiment.scores(densities, networks.load, seeds, forms, settings, quick=quick)
-        score(run, experiment, scores, networks, settings)
+        notes = edge_notes(choices)
+        score(run, experiment, scores, networks, settings, untrained, notes)
 
     def report(self, model: AdasModule, datamodule: AssimilationDataModule) -> None:
         """Write the report of a run as one HTML page.

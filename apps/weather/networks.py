@@ -1,6 +1,9 @@
 """Networks of a configuration: named, trained where they are missing, loaded where they exist."""
 
+from __future__ import annotations
+
 import copy
+import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ import lightning as L
 
 from core_gates.errors import GatesError
 from harness.command.configfile import TRAINER
+from harness.evidence import Row
 from harness.experiment import Job, Piece, Run, Store
 from harness.files.piece import read_record
 from harness.runs.callbacks import load_weights as load_checkpoint
@@ -23,12 +27,12 @@ from weather.training.stream import AssimilationDataModule
 NETWORK, SOURCE = "model.network.init_args", "data.source.init_args"
 NEUTRAL = (
     f"{SOURCE}.recording", f"{SOURCE}.world.init_args.path", f"{SOURCE}.store", f"{SOURCE}.cache",
-    f"{NETWORK}.recompute",
+    f"{SOURCE}.folder", f"{NETWORK}.recompute",
 )  # fmt: skip
 """Options that decide no result: paths of data whose content or settings count, and memory."""
 
 SOURCE_SEED = f"{SOURCE}.seed"
-BUDGET = ("cycles", "steps", "densities")
+BUDGET = ("cycles", "steps", "densities", "interpolation", "weights")
 """Settings of a choice that describe its search."""
 
 
@@ -106,6 +110,36 @@ def work_piece(
     tuned = {f"setting.{name}": value for name, value in setting.items()}
     settings: dict[str, Any] = {**world_alone(run, experiment), "start": start, **tuned}
     return run.piece(work.method, None, {"task-": work.task, **dict(work.scope)}, **settings)
+
+
+def fit_command(run: Run, form: str, seed: int) -> str:
+    """Return the command that trains a network as ``evaluate`` looks for it."""
+    changes = "".join(
+        f" --model.network.{name} {str(value).lower() if isinstance(value, bool) else value}"
+        for name, value in FORMS[form].items()
+        if run.settings.get(f"{NETWORK}.{name}") != value
+    )
+    name = "" if run.folder.name == run.config else f" --name {run.folder.name}"
+    return (
+        f"gates weather fit --config {run.config}{name} --seed_everything {seed} "
+        f"--{SOURCE_SEED} {seed}{changes}"
+    )
+
+
+def untrained_rows(
+    run: Run, networks: Networks, experiment: Experiment, densities: Sequence[float]
+) -> list[Row]:
+    """Return a row for every network that is missing, with the command that trains it."""
+    if networks.pinned is not None:
+        return []
+    task, metric = experiment.tasks(densities)[0].name, f"rmse_{experiment.field}"
+    missing = set(networks.store.missing(networks.pieces.values()))
+    return [
+        Row(form, task, metric, math.nan,
+            note=f"seed {seed} is not trained: run `{fit_command(run, form, seed)}`")
+        for (form, seed), piece in networks.pieces.items()
+        if piece in missing
+    ]  # fmt: skip
 
 
 WEIGHTS, CHECKPOINT = "weights", ".ckpt"
@@ -189,14 +223,15 @@ class Networks:
         self.tested, self.pinned = list(tested), pinned
         self._start = run.settings.get("start")
 
-    def obtain(self, run: Run, training: Training) -> list[tuple[str, int]]:
-        """Train what is missing, and return the forms and seeds that exist."""
+    def obtain(self, run: Run, training: Training, *, train: bool = True) -> list[tuple[str, int]]:
+        """Train what is missing if it is to be trained; return the forms and seeds that exist."""
         if self.pinned is not None:
             return list(self.pieces)
         steps = training.datamodule.steps
         found = run.obtain(
-            self.store, self.pieces.values(), training.train, ticks=steps, prepare=training.prepare
-        )
+            self.store, self.pieces.values(), training.train, ticks=steps,
+            prepare=training.prepare, leave_out=not train,
+        )  # fmt: skip
         return [key for key, piece in self.pieces.items() if piece in set(found)]
 
     def load(self, form: str, seed: int) -> AdasAnalysis:

@@ -30,10 +30,13 @@ from harness.report.page import Page
 from harness.report.sections import save_gates
 from weather.experiments.experiment import (
     Checks,
+    Concluding,
     Experiment,
+    Fit,
     Scores,
     Setting,
     Settings,
+    Trial,
     choice_name,
     load_pictures,
     save_pictures,
@@ -89,7 +92,7 @@ class Computing:
         self.checks = checks
         self.works = {}
         for work in checks.works():
-            setting = dict(settings.get(choice_name(work.method, work.task), {}))
+            setting = dict(settings.get(choice_name(work.method, work.chosen_for or work.task), {}))
             start = networks.start(work.method) if work.method in FORMS else None
             self.works[work_piece(run, experiment, work, setting, start)] = work
 
@@ -112,6 +115,8 @@ def score(
     scores: Scores,
     networks: Networks,
     settings: Settings,
+    untrained: Sequence[Row] = (),
+    notes: Sequence[str] = (),
 ) -> Path:
     """Score every method, keep what figures are drawn from, and write the scores.
 
@@ -123,16 +128,19 @@ def score(
         scores: The evaluation.
         networks: Networks of the forms.
         settings: Tuned settings of the classical methods.
+        untrained: Rows of the networks that are missing.
+        notes: What a reader must know of this run.
     """
     Computing(run, experiment, scores, networks, settings).obtain(run)
     save_pictures(run.folder / experiment.pictures_file, scores.pictures())
-    rows, full = scores.rows(), not run.quick and not run.only
+    rows, full = [*scores.rows(), *untrained], not run.quick and not run.only
     bars = scores.bars() if full else []
     for check in experiment.checks(scores) if full else ():
         Computing(run, experiment, check, networks, settings).obtain(run)
         rows, bars = rows + check.rows(), bars + check.bars()
-    if scores.forms:
-        network, background, observations, background_sd = scores.example()
+    example = scores.example() if scores.forms else None
+    if example is not None:
+        network, background, observations, background_sd = example
         with GateMonitor(network) as monitor:
             network.analyse(background, observations, background_sd)
             save_gates(monitor, run.folder)
@@ -141,8 +149,10 @@ def score(
         bars,
         seeds=scores.seeds,
         data=experiment.data(),
-        headline=_headline(rows, experiment, scores.forms),
-        notes=(units_note(experiment.channels), *experiment.notes),
+        headline=scores.conclusion(rows)
+        if isinstance(scores, Concluding)
+        else _headline(rows, experiment, scores.forms),
+        notes=(units_note(experiment.channels), *experiment.notes, *notes),
         metrics=experiment.headline,
     )
 
@@ -242,17 +252,38 @@ class Tuning:
     ) -> None:
         self.experiment, self.training = experiment, training
         self.densities, self.budget = tuple(densities), budget
+        self.settings: Settings = {}
 
     def classical(self, run: Run) -> dict[str, Choice]:
-        """Return the choice of every classical method for every task."""
-        trials = self.experiment.trials(self.densities, _refuse, cycles=self.budget.cycles)
-        spaces = {name: trial.box for name, trial in trials.items() if "@" in name}
-        world = world_alone(run, self.experiment)
-        return run.tune(spaces, self.trial, trials=self.budget.trials, seed=SEED,
-                        **{**world, **self._cycles()})  # fmt: skip
+        """Return the choice of every classical method for every task, then of what builds on it."""
+        found: dict[str, Choice] = {}
+        while new := {n: t for n, t in self._trials(self.densities, _refuse).items()
+                      if "@" in n and n not in found}:  # fmt: skip
+            before = len(found)
+            for share in sorted({trial.share for trial in new.values()}):
+                found |= self._search(run, {n: t for n, t in new.items() if t.share == share})
+                self.settings = settings_of(found)
+            if len(found) == before:  # the methods that are left take no part
+                break
+        return found
 
-    def networks(self, run: Run, forms: Sequence[str], seeds: Sequence[int]) -> dict[str, Choice]:
-        """Return the choice of every form; in a quick run, those that exist.
+    def _search(self, run: Run, trials: Mapping[str, Trial]) -> dict[str, Choice]:
+        """Return the choices of methods with equally many trials."""
+        count = self.budget.trials * next(iter(trials.values())).share
+        own = {name: dict(trial.builds_on) for name, trial in trials.items()}
+        return run.tune({name: trial.box for name, trial in trials.items()}, self.trial,
+                        trials=count, seed=SEED, own=own,
+                        **{**world_alone(run, self.experiment), **self._cycles()})  # fmt: skip
+
+    def _trials(self, densities: Sequence[float], fit: Fit, cycles: int | None = None) -> Mapping[
+        str, Trial]:  # fmt: skip
+        cycles = self.budget.cycles if cycles is None else cycles
+        return self.experiment.trials(densities, fit, cycles=cycles, settings=self.settings)
+
+    def networks(
+        self, run: Run, forms: Sequence[str], seeds: Sequence[int], *, train: bool = True
+    ) -> dict[str, Choice]:
+        """Return the choice of every form; where nothing is trained, those that exist.
 
         Forms of which ``fit`` trained a network with the configured optimizer are not tuned.
         """
@@ -263,9 +294,9 @@ class Tuning:
         wanted = [form for form in COMPARED if form in forms and form not in configured]
         if "open_gate" in forms and "open_gate" not in configured:
             wanted = list(dict.fromkeys([*wanted, "adas_increment"]))
-        if run.quick:
+        if run.quick or not train:
             return chosen_networks(run, wanted)
-        trials = self.experiment.trials(self.densities, _refuse, cycles=self.budget.cycles)
+        trials = self._trials(self.densities, _refuse)
         steps, densities = self.budget.trial_steps, list(self.budget.densities)
         own = {"steps": steps, "densities": densities, **self._cycles()}
         return run.tune({form: trials[form].box for form in wanted}, self.trial,
@@ -282,10 +313,10 @@ class Tuning:
 
         task, densities = piece.keys.get("task-"), piece.get("densities", self.densities)
         name = choice_name(piece.method, str(task)) if task else piece.method
-        trials = self.experiment.trials(densities, fit, cycles=piece.get("cycles", 0))
-        box, score = trials[name]
+        trials = self._trials(densities, fit, piece.get("cycles", 0))
+        trial = trials[name]
         try:
-            return {"score": score({axis: piece[axis] for axis in box})}
+            return {"score": trial.score({axis: piece[axis] for axis in trial.box})}
         except ValueError:  # beyond the box there are settings that no method takes
             return {"score": math.nan}
 
@@ -306,6 +337,12 @@ def chosen_methods(run: Run, experiment: Experiment, names: Sequence[str]) -> di
 def settings_of(choices: Mapping[str, Choice]) -> Settings:
     """Return the settings alone."""
     return {name: choice.setting for name, choice in choices.items()}
+
+
+def edge_notes(choices: Mapping[str, Choice]) -> list[str]:
+    """Return which settings lie at an edge of what was searched, where they are no optimum."""
+    found = [f"{name} ({', '.join(one.edges)})" for name, one in choices.items() if one.edges]
+    return [f"At an edge of what was searched: {'; '.join(found)}."] if found else []
 
 
 class KeptByRun(Kept):

@@ -81,6 +81,7 @@ class Row(NamedTuple):
         n: Independent units that the interval is based on.
         versus: Method that was subtracted, where the figure is a paired difference; else empty.
         p: Probability of so large a difference by chance, corrected by Holm; NaN where none.
+        note: What a reader must be told instead of a figure, such as how to train a network.
     """
 
     method: str
@@ -92,6 +93,7 @@ class Row(NamedTuple):
     n: int = 1
     versus: str = ""
     p: float = math.nan
+    note: str = ""
 
     @property
     def label(self) -> str:
@@ -109,10 +111,11 @@ class Bar(NamedTuple):
 
     Attributes:
         name: What is claimed.
-        value: The figure; NaN counts as missed.
+        value: The figure; NaN counts as missed, unless there is a note.
         sense: ``<=`` or ``>=``.
         bar: The bar.
         unit: Unit of figure and bar.
+        note: Why there is no figure; then it is neither met nor missed.
     """
 
     name: str
@@ -120,8 +123,11 @@ class Bar(NamedTuple):
     sense: Literal["<=", ">="]
     bar: float
     unit: str = ""
+    note: str = ""
 
     @property
-    def met(self) -> bool:
-        """Whether the figure is on the right side of the bar."""
-        return self.value <= self.bar if self.sense == "<=" else self.value >= self.bar
+    def met(self) -> bool | None:
+        """Whether the figure is on the right side of the bar; None where it was not measured."""
+        if self.note:
+            return None
+        return bool(self.value <= self.bar if self.sense == "<=" else self.value >= self.bar)

@@ -156,6 +156,7 @@ class Run:
         unit: str = "",
         prepare: Callable[[], object] | None = None,
         scoring: bool = False,
+        leave_out: bool = False,
     ) -> list[Piece]:
         """Compute what is missing, and return the pieces that there are results of.
 
@@ -176,6 +177,7 @@ class Run:
             prepare: Called once in this process if anything is missing, before the work begins,
                 such as to build caches that the pieces share.
             scoring: The work is no training but what scores are made of: a quick run computes it.
+            leave_out: Compute nothing, as in a quick run: what is missing is left out.
 
         Raises:
             SettingsDiffer: A result of the run folder has other settings.
@@ -183,13 +185,14 @@ class Run:
         """
         wanted = [p for p in dict.fromkeys(pieces) if not self.only or p.method in self.only]
         missing = store.missing(wanted)
+        leave_out |= self.quick and not scoring
         if rank_zero_only.rank:  # type: ignore[attr-defined]
-            return [] if self.quick and not scoring else take_part(store, missing, work)
+            return [] if leave_out else take_part(store, missing, work)
         for piece in set(wanted) - set(missing):
             sweep(store.folder, piece)
         if missing:
-            _print_missing(store, missing, len(wanted), left_out=self.quick and not scoring)
-        if self.quick and not scoring:
+            _print_missing(store, missing, len(wanted), left_out=leave_out)
+        if leave_out:
             return [piece for piece in wanted if piece not in set(missing)]
         if missing and prepare is not None:
             prepare()
@@ -347,7 +350,7 @@ class Run:
                 bars=[*scores.bars, *(bar for bar in old.bars if bar.name.startswith(others))],
             )
         write_scores(self.scores, scores, app=self.app, config_path=self.config_path)
-        shown = [row for row in scores.rows if not metrics or row.metric in metrics]
+        shown = [r for r in scores.rows if not metrics or r.metric in metrics or r.note]
         opening = [f"# {self.app}: {self.folder.name}", scores.headline, *scores.notes]
         write_markdown(
             self.scores.with_suffix(".md"), [line for line in opening if line], shown, scores.bars

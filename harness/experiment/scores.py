@@ -19,7 +19,8 @@ from harness.files import Data, sha256, write_json
 from harness.files.atomic import write_text
 from harness.runs.environment import git_revision
 
-WORDS = {"method", "task", "metric", "name", "sense", "unit"}
+WORDS = {"method", "task", "metric", "name", "sense", "unit", "note"}
+OPTIONAL = {"note"}  # of rows and bars; left out where it is empty
 
 
 class Scores(NamedTuple):
@@ -75,7 +76,7 @@ def write_scores(path: Path, scores: Scores, *, app: str, config_path: Path | No
         "notes": list(scores.notes),
         "data": [one.state() for one in scores.data],
         "rows": [{**_plain(row), "versus": row.versus or None} for row in scores.rows],
-        "bars": [{**_plain(bar), "met": bool(bar.met)} for bar in scores.bars],
+        "bars": [{**_plain(bar), "met": bar.met} for bar in scores.bars],
     }
     return write_json(path, content)
 
@@ -100,7 +101,7 @@ def read_scores(path: Path, app: str) -> Scores:
     if not isinstance(content, dict):
         raise GatesError(f"{path} is damaged (it holds no table of names): {again} again")
     for part, expected in (("rows", Row), ("bars", Bar)):
-        fields = {*expected._fields, *(("met",) if expected is Bar else ())}
+        fields = {*expected._fields, *(("met",) if expected is Bar else ())} - OPTIONAL
         if not _are_entries(content.get(part), fields):
             raise GatesError(
                 f"{path} is damaged ({part} are not all {', '.join(sorted(fields))}): {again} again"
@@ -148,7 +149,7 @@ def _are_entries(found: Any, fields: Iterable[str]) -> bool:
             if field in WORDS
             else entry[field] is None
             or isinstance(entry[field], str if field == "versus" else int | float)
-            for field in fields
+            for field in {*fields, *(OPTIONAL & entry.keys())}
         )
         for entry in found
     )
@@ -160,6 +161,7 @@ def _restored(entry: dict[str, Any], kind: type[Row] | type[Bar]) -> dict[str, A
     return {
         name: nothing.get(name, math.nan) if entry[name] is None else entry[name]
         for name in kind._fields
+        if name in entry
     }
 
 
@@ -167,6 +169,8 @@ def _plain(row: Row | Bar) -> dict[str, Any]:
     """Fields as JSON values; numbers of numpy and torch become Python's."""
     plain: dict[str, Any] = {}
     for name, value in row._asdict().items():
+        if name in OPTIONAL and not value:
+            continue
         if isinstance(value, str | int):
             plain[name] = value
         elif name == "n":
@@ -180,6 +184,7 @@ WIDEST = 120  # columns, also in a pipe
 MISSED = 3  # missed bars that the verdict names
 STAR = "* significant after Holm's correction for the number of methods, p < 0.05"
 NOTHING = "–"
+VERDICTS = {True: "met", False: "missed", None: "not measured"}
 
 
 class Column(NamedTuple):
@@ -223,7 +228,7 @@ def print_scores(
     rows = [
         row
         for row in scores.rows
-        if (not metrics or row.metric in metrics)
+        if (not metrics or row.metric in metrics or row.note)
         and row.task.startswith(tasks)
         and row.task not in unprinted
     ]
@@ -234,9 +239,9 @@ def print_scores(
         omitted |= dict.fromkeys(left)
         console.print(table)
     for line in _further(scores, rows, shown, list(omitted), unprinted):
-        console.print(escape(line), highlight=False)
+        console.print(escape(line), highlight=False, soft_wrap=True)
     bars = [bar for bar in scores.bars if bar.name.startswith(tasks)]
-    missed = [bar for bar in bars if not bar.met]
+    missed = [bar for bar in bars if bar.met is False]
     if said := " ".join(filter(None, (scores.headline, _count(bars)))):
         console.print(escape(said), highlight=False, soft_wrap=True)
     for bar in missed:
@@ -278,7 +283,7 @@ def _terminal() -> Console:
 
 def verdict(bars: Sequence[Bar]) -> str:
     """Return a line on how many bars are met and which are missed by what; empty without bars."""
-    missed = [_miss(bar) for bar in bars if not bar.met]
+    missed = [_miss(bar) for bar in bars if bar.met is False]
     if not missed:
         return _count(bars)
     more = f"; {len(missed) - MISSED} more" if len(missed) > MISSED else ""
@@ -286,7 +291,11 @@ def verdict(bars: Sequence[Bar]) -> str:
 
 
 def _count(bars: Sequence[Bar]) -> str:
-    return f"{sum(bar.met for bar in bars)} of {len(bars)} bars met." if bars else ""
+    if not bars:
+        return ""
+    unknown = sum(bar.met is None for bar in bars)
+    rest = f", {unknown} not measured" if unknown else ""
+    return f"{sum(bar.met is True for bar in bars)} of {len(bars)} bars met{rest}."
 
 
 def _miss(bar: Bar) -> str:
@@ -302,7 +311,8 @@ def _further(
     unprinted: Collection[str],
 ) -> list[str]:
     """Return the lines below the tables: what an asterisk means, and where the rest is."""
-    lines = [STAR] if any(row.versus and row.significant for row in rows) else []
+    lines = told(rows)
+    lines += [STAR] if any(row.versus and row.significant for row in rows) else []
     if omitted:
         lines.append(f"too wide for this terminal: {', '.join(omitted)}")
     if there := [task for task in unprinted if any(row.task == task for row in scores.rows)]:
@@ -310,6 +320,11 @@ def _further(
     if left := len(scores.rows) - shown:
         lines.append(f"{left} more figures are in the file below")
     return lines
+
+
+def told(rows: Iterable[Row]) -> list[str]:
+    """Return the notes of rows without a figure, a line for each method and note."""
+    return list(dict.fromkeys(f"{row.method}: {row.note}" for row in rows if row.note))
 
 
 def _table(task: str, rows: Sequence[Row], width: int) -> tuple[Table, list[Column], list[str]]:
@@ -444,7 +459,7 @@ def write_markdown(
         cells = [
             [spelled(bar.name), number(bar.value),
              f"{bar.sense} {number(bar.bar)} {bar.unit}".strip(),
-             "met" if bar.met else "missed"]
+             VERDICTS[bar.met]]
             for bar in bars
         ]  # fmt: skip
         lines += _markdown_table("Bars", ["bar", "figure", "limit", "verdict"], cells)
@@ -456,6 +471,7 @@ def write_markdown(
             for method in dict.fromkeys(method for method, _ in here)
         ]
         lines += _markdown_table(task, ["method", *map(spelled, columns)], cells)
+    lines += [part for line in told(rows) for part in ("", line)]
     return write_text(path, "\n".join(lines) + "\n")
 
 

@@ -47,7 +47,7 @@ class Limit(Protocol):
     @property
     def unit(self) -> str: ...  # noqa: D102
     @property
-    def met(self) -> bool: ...  # noqa: D102
+    def met(self) -> bool | None: ...  # noqa: D102
 
 
 def limits_figure(limits: Sequence[Limit], *, title: str = "Bars") -> Figure:
@@ -65,7 +65,7 @@ def limits_figure(limits: Sequence[Limit], *, title: str = "Bars") -> Figure:
         raise ValueError("limits are empty, expected at least one")
     texts = [_verdict(one) for one in limits]
     left = 0.3 + INCHES_PER_LETTER * max(len(one.name) for one in limits)
-    note = f"{sum(one.met for one in limits)} of {len(limits)} met"
+    note = f"{sum(one.met is True for one in limits)} of {len(limits)} met"
     total = left + 2.9 + INCHES_PER_LETTER * (max(map(len, texts)) + 4)
     figure = new_figure(max(total, width_of_head(title, note)), 1.2 + ROW * len(limits))
     axes = place(figure, left, 0.5, 2.6, ROW * len(limits))

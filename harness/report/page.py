@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 
 from harness.evidence.rows import Bar, Row
-from harness.experiment.scores import Scores, number, spelled, whole_numbers
+from harness.experiment.scores import Scores, number, spelled, told, whole_numbers
 from harness.figures.forest import span_of
 from harness.figures.style import COLUMNS, drawn_numbers
 from harness.files.atomic import write_bytes, write_text
@@ -164,6 +164,8 @@ class Page:
                 self._task(task, alone, units)
             if compared:
                 self._task(f"{task}, paired differences", compared, units)
+        for line in told(scores.rows):
+            self.text(line)
         return self
 
     def write(self, path: Path) -> Path:
@@ -202,12 +204,13 @@ class Page:
                 number(bar.value),
                 f"{'≤' if bar.sense == '<=' else '≥'} {number(bar.bar)}",
                 bar.unit,
-                bar.met,
+                "not measured" if bar.met is None else bar.met,
             ]
             for bar in bars
         ]
         header = ["bar", "figure", "limit", "unit", "verdict"]
-        self.table(header, rows, f"{sum(bar.met for bar in bars)} of {len(bars)} bars met")
+        met = sum(bar.met is True for bar in bars)
+        self.table(header, rows, f"{met} of {len(bars)} bars met")
 
     def _task(self, task: str, rows: Sequence[Row], units: str) -> None:
         rows = [row for row in rows if math.isfinite(row.value)] or rows

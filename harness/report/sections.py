@@ -330,16 +330,16 @@ def add_scores(
     page: Page, scores: Scores, metrics: Collection[str] = (), units: str = UNITS
 ) -> None:
     """Add bars, a table for each task, and the differences from a reference."""
-    rows = [row for row in scores.rows if not metrics or row.metric in metrics]
+    rows = [row for row in scores.rows if not metrics or row.metric in metrics or row.note]
     page.section("Scores").scores(scores._replace(rows=rows), units=units)
-    if scores.bars:
+    if measured := [bar for bar in scores.bars if bar.met is not None]:
         page.figure(
-            limits_figure(scores.bars),
+            limits_figure(measured),
             "By which fraction of its limit every figure meets or misses it.",
             name="bars",
             table=(
                 ("name", "value", "sense", "bar", "unit", "met"),
-                [[*bar, bar.met] for bar in scores.bars],
+                [[bar.name, bar.value, bar.sense, bar.bar, bar.unit, bar.met] for bar in measured],
             ),
         )
     add_differences(page, rows, units)

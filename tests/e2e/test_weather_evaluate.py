@@ -82,7 +82,14 @@ def test_evaluate_writes_scores_and_prints_their_path_last(gates, evaluated, sco
     assert scores["bars"] == []
     methods = {row["method"] for row in scores["rows"]}
     assert "adas_increment" in methods
-    assert "ungated" not in methods
+    missing = {row["method"]: row for row in scores["rows"] if "note" in row}
+    assert set(missing) == {"adas_official", "ungated"}
+    assert missing["ungated"]["value"] is None
+    assert missing["ungated"]["note"] == (
+        "seed 0 is not trained: run `gates weather fit --config unit --seed_everything 0 "
+        "--data.source.init_args.seed 0 --model.network.gated false`"
+    )
+    assert f"ungated: {missing['ungated']['note']}" in evaluated.out
     assert {row["task"] for row in scores["rows"]} == {"0.1/perfect", "0.1/error"}
     text = (gates.folder / "runs/weather/unit/scores.md").read_text()
     assert text.startswith("# weather: unit\n\nrmse_h on 0.1/perfect: adas_increment ")
@@ -97,7 +104,7 @@ def test_persistence_and_the_signs_of_drifts_are_scored(scores):
     assert figure(scores, "persistence", "rmse_h") != figure(scores, "free_run", "rmse_h")
     assert figure(scores, "persistence", "lost") == 0
     tasks = ("0.1/perfect", "0.1/error")
-    methods = {row["method"] for row in scores["rows"]}
+    methods = {row["method"] for row in scores["rows"] if "note" not in row}
     signed = {key: figure(scores, key[0], "drift_h_seed0", key[1])
               for key in ((method, task) for method in methods for task in tasks)}  # fmt: skip
     for (method, task), value in signed.items():
@@ -119,7 +126,7 @@ def test_assimilation_helps_in_state_and_in_observation_space(scores):
 def test_evaluate_makes_what_is_missing_and_nothing_twice(gates):
     words = ["--name", "whole", "--data.steps", 2, "--data.source.init_args.recorded_steps", 1]
     words += ["--data.validation_steps", 1, "--tuning.trial_steps", 2, "--tuning.cycles", 6]
-    words += ["--trainer.val_check_interval", 1]
+    words += ["--trainer.val_check_interval", 1, "--train", "true"]
     result = gates.weather("evaluate", *words)
     assert "running 3 missing trials: adas_increment-trial0-s0, " in result.out
     assert "training 3 missing networks: adas_increment-s0, adas_" in result.out
@@ -181,7 +188,7 @@ main(words)
 def test_an_evaluation_killed_between_and_inside_pieces_ends_with_the_same_bits(
     gates, forked, monkeypatch
 ):
-    words = ["--only", "[ungated, oi]", "--seeds", "[0]", "--data.steps", 8]
+    words = ["--only", "[ungated, oi]", "--seeds", "[0]", "--data.steps", 8, "--train", "true"]
     words += ["--tuning.trial_steps", 2, "--tuning.cycles", 6]
     gates.weather("evaluate", *words, "--name", "unbroken")
     monkeypatch.chdir(gates.folder)
@@ -236,6 +243,7 @@ def test_report_is_one_page_without_network(gates, evaluated):
     result = gates.weather("report")
     path = result.out.splitlines()[-1]
     page = (gates.folder / path).read_text()
+    assert "ungated: seed 0 is not trained: run <code>gates weather fit --config unit " in page
     assert path == "runs/weather/unit/report.html"
     assert page.count("data:image/png;base64,") >= 3
     assert not re.findall(r"(?:src|href)=[\"'](?!data:|#)", page)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 from matplotlib.figure import Figure
 from safetensors import SafetensorError
@@ -161,10 +161,19 @@ class Task(Protocol):
 
 
 class Trial(NamedTuple):
-    """What is tuned: a box of settings, and the score of one, the smaller the better."""
+    """What is tuned.
+
+    Attributes:
+        box: Of settings.
+        score: Returns the score of a setting, the smaller the better.
+        share: Trials in units of those of the budget.
+        builds_on: What else the score depends on, by name, such as choices made before.
+    """
 
     box: Box
     score: Callable[[Setting], float]
+    share: int = 1
+    builds_on: Mapping[str, Any] = MappingProxyType({})
 
 
 class Example(NamedTuple):
@@ -192,12 +201,14 @@ class Work(NamedTuple):
         ticks: How often its computation ticks.
         scope: What else identifies it, by name, such as its timelines; a name that ends in a hyphen
             keeps its value from being read as a part of it.
+        chosen_for: Task whose tuned setting it has, its own if empty.
     """
 
     method: str
     task: str
     ticks: int = 1
     scope: tuple[tuple[str, str | int], ...] = ()
+    chosen_for: str = ""
 
 
 class Checks(Protocol):
@@ -316,13 +327,16 @@ class Experiment(ProblemSource, Protocol):
     def test_objects(self) -> list[str]:
         """Return short hashes of what scores are computed on; none of them is trained on."""
 
-    def trials(self, densities: Sequence[float], fit: Fit, *, cycles: int) -> Mapping[str, Trial]:
+    def trials(
+        self, densities: Sequence[float], fit: Fit, *, cycles: int, settings: Settings
+    ) -> Mapping[str, Trial]:
         """Return what is to be tuned, by its name in settings.
 
         Args:
             densities: Fractions of grid points observed.
             fit: Trains a network for a few steps.
             cycles: Cycles of a trial, where there are cycles.
+            settings: What was tuned before; it may add what builds on it.
         """
 
     def scores(
@@ -351,6 +365,17 @@ class Experiment(ProblemSource, Protocol):
 
     def figures(self, pictures: Mapping[str, Tensor]) -> list[tuple[str, Figure]]:
         """Draw what :meth:`Scores.pictures` returned: captions and figures."""
+
+
+UNMEASURED = "not measured: its networks are not trained"
+
+
+@runtime_checkable
+class Concluding(Protocol):
+    """Scores that sum up what their rows show."""
+
+    def conclusion(self, rows: Sequence[Row]) -> str:
+        """Return the sentences."""
 
 
 def experiment_of(source: ProblemSource) -> Experiment:

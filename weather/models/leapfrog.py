@@ -1,5 +1,7 @@
 """What the spectral models share: the planet's constants, random fields, and time stepping."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Self
@@ -89,7 +91,8 @@ class LeapfrogModel(nn.Module, ABC):
     Args:
         grid: Grid of the state.
         channels: Channels of the state.
-        time_step: Seconds; divides six hours.
+        time_step: Seconds; divides six hours. A member whose wind is too fast for it takes halves
+            or quarters of it for six hours, see :meth:`halvings`.
         time_filter: Coefficient of the Robert-Asselin filter.
         settings: Everything that the model depends on, by name, for its description.
 
@@ -162,9 +165,30 @@ class LeapfrogModel(nn.Module, ABC):
             )
         segment = round(self.restart_hours * 3600 / self.time_step)
         for first in range(0, steps, segment):
-            spectral = self.integrate(self.to_spectral(state), min(segment, steps - first))
-            state = self.to_state(spectral).to(state.dtype)
+            state = self._segment(state, min(segment, steps - first))
         return state
+
+    def halvings(self, state: Tensor) -> Tensor:
+        """Return how often each member (N,) halves the time step; never in most models."""
+        return torch.zeros(len(state), dtype=torch.long, device=state.device)
+
+    def halved(self, times: int) -> LeapfrogModel:  # noqa: ARG002
+        """Return the same model with a time step that is halved some times."""
+        return self
+
+    def _segment(self, state: Tensor, num_steps: int) -> Tensor:
+        """Take some time steps, each member with as many halves of them as it needs."""
+        halvings = self.halvings(state.detach())
+        often = halvings.unique().tolist()
+        if len(often) > 1:
+            later = state.clone()
+            for times in often:
+                rows = halvings == times
+                later[rows] = self._segment(state[rows], num_steps)
+            return later
+        model = self.halved(often[0])
+        spectral = model.integrate(model.to_spectral(state), num_steps * 2 ** often[0])
+        return model.to_state(spectral).to(state.dtype)
 
     def integrate(self, spectral: Tensor, num_steps: int) -> Tensor:
         """Take one forward step and then leapfrog steps, in spectral space."""

@@ -56,6 +56,16 @@ def test_bars_of_the_ensemble_are_those_of_the_largest_density(ensemble):
     }
 
 
+def test_bars_of_networks_that_are_missing_are_neither_met_nor_missed(ensemble):
+    ensemble.forms = ()
+    bars = {bar.name.partition(",")[0]: bar for bar in ensemble.bars()}
+    assert {name for name, bar in bars.items() if bar.met is None} == {
+        "adas_increment over background",
+        "adas_increment over oi",
+    }
+    assert all("not measured" in bar.note for bar in bars.values() if bar.met is None)
+
+
 def test_the_network_is_held_to_the_upper_end(ensemble):
     own = torch.tensor([0.1, 0.1, 0.1, 14.0])  # the mean is below that of the background
     errors = ensemble.errors["persistence/0.1", "adas_increment"]

@@ -18,6 +18,7 @@ from apps.weather.networks import (
     network_piece,
     optimizers_of,
     pinned_network,
+    untrained_rows,
 )
 from apps.weather.scoring import Budget, Tuning
 from core_gates.errors import GatesError
@@ -82,6 +83,18 @@ def test_the_piece_of_fit_is_that_of_evaluate(configured):
     assert network_piece(plain.run, "adas_increment", 0, {"learning_rate": 0.1}) != piece
     longer = configured("unit", "--data.steps", 15)
     assert network_piece(longer.run, "adas_increment", 0) != piece
+
+
+@pytest.mark.parametrize("form", COMPARED)
+def test_the_command_of_a_missing_network_trains_it(form, configured):
+    plain = configured("unit")
+    networks = Networks(plain.run, {form: {}}, [3])
+    (row,) = untrained_rows(plain.run, networks, plain.source, (0.1,))
+    command = row.note.partition("`")[2].partition("`")[0].split()
+    assert command[:5] == ["gates", "weather", "fit", "--config", "unit"]
+    trained = configured("unit", *command[5:])
+    trained.run.settings["seed"] = 3
+    assert fit_piece(trained.run) == networks.pieces[form, 3]
 
 
 def test_a_network_of_no_form_has_a_piece_of_its_own(configured):

@@ -28,7 +28,7 @@ class Bowl:
     max_cycles = None
     decisive = ("world",)
 
-    def trials(self, densities, fit, *, cycles):
+    def trials(self, densities, fit, *, cycles, settings):
         def score(setting):
             if setting["scale"] > 5:
                 raise ValueError("the scale is too large")
@@ -88,7 +88,7 @@ def test_a_trial_of_a_network_trains_with_the_setting(run):
         seen.append((piece.method, piece.seed, setting, steps, options))
         return "network"
 
-    def trials(densities, fit, *, cycles):
+    def trials(densities, fit, *, cycles, settings):
         assert (densities, cycles) == ([0.3], 0)
 
         def score(setting):

@@ -14,7 +14,14 @@ from rich.console import Console
 
 from core_gates.errors import GatesError
 from harness.evidence.rows import Bar, Row
-from harness.experiment.scores import Scores, number, print_scores, read_scores, write_scores
+from harness.experiment.scores import (
+    Scores,
+    number,
+    print_scores,
+    read_scores,
+    write_markdown,
+    write_scores,
+)
 from harness.files import Data
 
 ROOT = Path(__file__).parents[3]
@@ -94,6 +101,31 @@ def test_a_bar_is_met_on_the_right_side_only(value, bar, sense):
         assert not met
     else:
         assert met == (value <= bar if sense == "<=" else value >= bar)
+
+
+def test_what_was_not_measured_is_said_and_neither_met_nor_missed(tmp_path, capsys):
+    told = "seed 3 is not trained: run `gates weather fit --seed_everything 3`"
+    rows = [Row("oi", "t", "rmse", 2.0), *(Row("adas", t, "rmse", math.nan, note=told)
+            for t in ("t", "u"))]  # fmt: skip
+    bars = [Bar("adas over oi", math.nan, "<=", 0.8, note="not measured"), Bar("b", 1.0, "<=", 2.0)]
+    path = write_scores(
+        tmp_path / "scores.json", Scores(rows, bars, [3]), app="weather", config_path=None
+    )
+    content = json.loads(path.read_text())
+    jsonschema.validate(content, schema("scores.json"))
+    assert [bar["met"] for bar in content["bars"]] == [None, True]
+    assert "note" not in content["rows"][0]
+    found = read_scores(path, "weather")
+    assert [row.note for row in found.rows] == ["", told, told]
+    assert [bar.met for bar in found.bars] == [None, True]
+    print_scores(path, found, metrics={"other"}, console=Console(width=100))
+    out = capsys.readouterr().out
+    assert out.count(f"adas: {told}") == 1
+    assert "1 of 2 bars met, 1 not measured." in out
+    assert "missed" not in out
+    text = write_markdown(tmp_path / "scores.md", ["A"], found.rows, found.bars).read_text()
+    assert "| adas over oi | – | <= 0.8000 | not measured |" in text
+    assert text.count(told) == 1
 
 
 def test_the_path_is_printed_last(written, capsys):

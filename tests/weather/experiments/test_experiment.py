@@ -60,21 +60,23 @@ def test_both_worlds_offer_the_whole_protocol(experiment):
 def test_what_is_tuned_is_every_method_with_a_box_for_every_task(experiment):
     tasks = [task.name for task in experiment.tasks((0.3, 0.1))]
     assert len(set(tasks)) == 4
-    trials = experiment.trials((0.3, 0.1), refuse, cycles=6)
+    trials = experiment.trials((0.3, 0.1), refuse, cycles=6, settings={})
     boxes = {
         f"{method.name}@{task}": method.box
         for task in tasks
         for method in experiment.methods(task)
         if method.box
     }
-    assert {name: box for name, (box, _) in trials.items() if "@" in name} == boxes
+    assert {name: trial.box for name, trial in trials.items() if "@" in name} == boxes
     assert [name for name in trials if "@" not in name] == [*COMPARED]
     assert trials["adas_increment"].box == OPTIMIZER_BOX
 
 
 def test_a_trial_scores_a_setting(experiment):
     task = experiment.tasks((0.02,))[0].name
-    box, score = experiment.trials((0.02,), refuse, cycles=6)[f"inverse_distance@{task}"]
+    box, score, *_ = experiment.trials((0.02,), refuse, cycles=6, settings={})[
+        f"inverse_distance@{task}"
+    ]
     close, far = ({"power": 3.0, "background_km": km} for km in (1000.0, 1e-3))
     assert set(box) == set(close)
     assert 0 < score(close) < score(far)  # the background counts a meter away: nothing is learned

@@ -351,7 +351,8 @@ def test_classical_methods_reduce_the_error_and_rows_count_blocks(own):
     days = {int((source.times[c.truth] - source.times[scores.cases[0].truth]) // (120 * H))
             for c in scores.cases}  # fmt: skip
     assert rows["oi", "ratio"].n == len(days)
-    (bar,) = scores.bars()
+    bar, networks = scores.bars()
+    assert networks.met is None
     assert (bar.name, bar.bar, bar.sense) == ("oi over background, all fields, 0.3", 1.0, "<=")
     assert bar.value == rows["oi", "ratio"].value
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +24,7 @@ from weather.data.climatology import read_climatology
 from weather.experiments.experiment import (
     DENSITIES,
     OPTIMIZER_BOX,
+    UNMEASURED,
     Checks,
     Example,
     Fit,
@@ -313,6 +316,12 @@ class ReanalysisScores:
                 if method in self.forms:
                     upper = ratio.high if np.isfinite(ratio.high) else ratio.value
                     bars.append(Bar(f"{name}, upper end", upper, "<=", 1.0))
+        if not self.forms:
+            bars += [
+                Bar(f"networks over background, all fields, {task.name}", math.nan, "<=", 1.0,
+                    note=UNMEASURED)
+                for task in self.source.tasks(self.densities)
+            ]  # fmt: skip
         return bars
 
     def pictures(self) -> dict[str, Tensor]:
@@ -413,6 +422,7 @@ class ReanalysisExperiment(ReanalysisCases):
         fit: Fit,
         *,
         cycles: int = 0,  # noqa: ARG002
+        settings: Settings = MappingProxyType({}),  # noqa: ARG002
     ) -> dict[str, Trial]:
         """Return what is tuned on times that validate; a form of Adas by the worst of its tasks."""
         tasks = self.tasks(densities)

@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -380,7 +381,14 @@ class TwinExperiment:
         """Return the members for testing."""
         return self.world.objects("test")
 
-    def trials(self, densities: Sequence[float], fit: Fit, *, cycles: int) -> dict[str, Trial]:
+    def trials(
+        self,
+        densities: Sequence[float],
+        fit: Fit,
+        *,
+        cycles: int,
+        settings: Settings = MappingProxyType({}),  # noqa: ARG002
+    ) -> dict[str, Trial]:
         """Return what is tuned on the tuning timelines.
 
         Classical methods are tuned for every density and forecast model; the learning rate and
@@ -418,7 +426,7 @@ class TwinExperiment:
 
     def checks(self, scores: TwinScores) -> Sequence[Checks]:
         """Return the checks of the increment form."""
-        return (TwinChecks(scores),)
+        return (TwinChecks(scores),) if {FORM, CONTROL} <= set(scores.forms) else ()
 
     def figures(self, pictures: Mapping[str, Tensor]) -> list[tuple[str, Figure]]:
         """Return the error of every method over the cycles, one figure per task."""

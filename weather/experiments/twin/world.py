@@ -22,7 +22,9 @@ from weather.observations.simulated import bernoulli_network, drawn_network, obs
 from weather.state import ChannelSpec, Normalizer
 from weather.training.stream import generator
 
-Period = Literal["test", "tuning", "validation", "training"]
+Period = Literal["test", "tuning", "validation", "training", "choice"]
+"""``choice`` is tuning and validation together."""
+
 DENSE_SIZE = 8192  # largest state whose covariance is held as a matrix
 LEAD = 4  # cycles between the first background and the truth that it was: 24 hours
 
@@ -83,6 +85,7 @@ class TwinWorld:
                 raise GatesError(f"a world needs at least {least} {period} members, got {count}")
             self.members[period] = range(first, first + count)
             first += count
+        self.members["choice"] = range(num_tests, num_tests + num_tuning + num_validation)
         self.num_members = first
         self._nature: Tensor | None = None
 

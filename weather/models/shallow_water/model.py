@@ -148,6 +148,11 @@ class SemiImplicitStep(nn.Module):
         )
 
 
+FASTEST = 1.75
+"""Courant number ``T U dt / a`` of the fastest wind U beyond which the time step is halved."""
+
+MOST_HALVINGS = 3
+
 MEMBER_NOISE = 5e-6
 """Root mean square of the vorticity noise by which initial members differ, s-1."""
 
@@ -163,7 +168,7 @@ class ShallowWater(LeapfrogModel):
         truncation: T of the triangular truncation.
         num_latitudes: Gaussian latitudes H.
         num_longitudes: Longitudes W.
-        time_step: Seconds; divides six hours.
+        time_step: Seconds; divides six hours. It is halved while the wind is too fast for it.
         stirring: Root mean square of the vorticity tendency that stirs the flow, s-2; a model with
             another value is a model with error.
         relaxation_days: Time scale of the relaxation to the balanced jets; ``inf`` turns it off.
@@ -218,6 +223,8 @@ class ShallowWater(LeapfrogModel):
             settings=settings,
         )
         self.transform, self.mean_depth = transform, mean_depth
+        self._settings = settings
+        self._finer: dict[int, list[ShallowWater]] = {}  # in lists: no parts of this module
         self.register_buffer("_offset", _carried_offset(transform, mountains), persistent=False)
         waves = transform.fourier(transform.pack_grid(jet_profile(transform.grid)))
         jets = transform.curl(waves, torch.zeros_like(waves))
@@ -236,6 +243,22 @@ class ShallowWater(LeapfrogModel):
             for span in (1, 2)
         )
         self.register_buffer("_jets", jets, persistent=False)
+
+    def halvings(self, state: Tensor) -> Tensor:
+        """Return how often each member (N,) halves the time step for its fastest wind."""
+        wind = state[:, 1:].double().square().sum(1).amax((1, 2)).sqrt()
+        courant = self.transform.truncation * wind * self.time_step / (1e3 * EARTH_RADIUS_KM)
+        times = (courant / FASTEST).log2().ceil()
+        return times.nan_to_num(0.0).clamp(0, MOST_HALVINGS).long()
+
+    def halved(self, times: int) -> "ShallowWater":
+        """Return the same model with a time step that is halved some times."""
+        if not times:
+            return self
+        if times not in self._finer:
+            settings = {**self._settings, "time_step": self.time_step / 2**times}
+            self._finer[times] = [ShallowWater(**settings).to(self._jets.device)]  # type: ignore[arg-type]
+        return self._finer[times][0]
 
     def initial_state(self, members: int, *, seed: int) -> Tensor:
         """Return the balanced jets plus balanced vorticity noise, (N, 3, H, W), float32."""

@@ -319,3 +319,19 @@ def test_bad_states_and_hours_are_refused(model):
         model(torch.zeros(3, 32, 64), 6.0)
     with pytest.raises(ValueError, match="multiple of the time step"):
         model(torch.zeros(1, 3, 32, 64), 6.5)
+
+
+def test_a_fast_member_takes_half_the_step_and_the_others_do_not_notice():
+    """Stirring seeds 3, 4 and 7 leave the finite numbers at 3,600 s without it."""
+    grid = {"truncation": 12, "num_latitudes": 16, "num_longitudes": 32}
+    model, finer = ShallowWater(**grid), ShallowWater(**grid, time_step=1800.0)
+    slow, fast = model.initial_state(2, seed=0)
+    fast[1:] *= 280.0 / float(fast[1:].square().sum(0).max().sqrt())  # m/s
+    states = torch.stack((slow, fast))
+    assert model.halvings(states).tolist() == [0, 1]
+    assert finer.halvings(states).tolist() == [0, 0]
+    later = model(states, 6.0)
+    assert torch.equal(later[:1], model(slow[None], 6.0))
+    assert torch.equal(later[1:], finer(fast[None], 6.0))
+    assert not torch.equal(later[:1], finer(slow[None], 6.0))
+    assert model.halvings(torch.full_like(states, torch.nan)).tolist() == [0, 0]

@@ -1,0 +1,257 @@
+"""A sealed world, corrections of interpolation, and what their scores say of missing networks."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from core_gates.errors import GatesError
+from tests.weather.conftest import coarse_model
+from weather.experiments.osse import osse_experiment, sealed_world
+from weather.experiments.osse.osse_cycles import settled
+from weather.experiments.osse.osse_experiment import OsseExperiment
+from weather.experiments.osse.recorded_errors import tapered
+from weather.experiments.osse.scenarios import gap_of, observed, osse_tasks
+from weather.experiments.osse.sealed_world import OsseWorld, seal
+from weather.models.adas.analysis import AdasAnalysis, AnalysisForm
+from weather.models.adas.correction import CorrectedInterpolation
+from weather.observations.gridded import GriddedObservations
+from weather.state import Normalizer
+
+COUNTS = {"num_tests": 1, "num_tuning": 1, "num_validation": 1, "num_training": 4}
+
+
+def world(folder, **changes):
+    options = {"cycles": 30, "spin_up_days": 10.0, **COUNTS} | changes
+    return OsseWorld(coarse_model(), coarse_model(3.95e-10), str(folder / "nature.zarr"), **options)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, small_adas):
+    """A folder of two worlds, recordings, and networks of the seeds 0 and 1 of the gated form."""
+    path = tmp_path_factory.mktemp("osse")
+    for seed in (0, 1):
+        network = small_adas(seed)
+        units = Normalizer(torch.tensor([1e4, 0.0, 0.0]), torch.tensor([200.0, 10.0, 10.0]))
+        target = path / f"weights/adas_increment-s{seed}"
+        target.mkdir(parents=True)
+        with torch.no_grad():
+            for weight in network.parameters():
+                weight += 0.02 * torch.randn(weight.shape, generator=torch.manual_seed(seed))
+        AnalysisForm().save(target, AdasAnalysis(network, units, torch.tensor([30.0, 2.0, 2.0])))
+    return path
+
+
+def experiment(folder, protocol="osse", **changes):
+    made = OsseExperiment(
+        world(folder),
+        str(folder),
+        str(folder),
+        protocol=protocol,
+        num_sealed=5,
+        densities=(0.3, 0.1),
+        **changes,
+    )
+    made.make_truth()
+    return made
+
+
+def scored(experiment, seeds=(0, 1), tasks=("0.1/perfect", "0.1/error")):
+    scores = experiment.scores((0.1,), None, seeds, (), {}, quick=False)
+    for work in scores.works():
+        if work.method in ("free_run", "oi", "adas_oi", "adas_increment") and work.task in tasks:
+            scores.take(work, scores.compute(work))
+    return scores
+
+
+def test_timelines_start_from_the_day_before_and_a_difference_of_two_members(folder):
+    own = experiment(folder).world
+    for period in ("test", "training", "choice"):
+        error = own.first_background(period)[:, 0] - own.states(period)[0]
+        pool = own.states("training")
+        gaps = (pool[:, None, :, None] - pool[None, :, None, :]) * 0.1  # (T,T,B,B,C,H,W)
+        for member, one in enumerate(error):
+            apart = (gaps - one).abs().amax((-3, -2, -1))
+            times, others = divmod(int(apart.argmin()), 16)
+            assert float(apart.min()) < 1e-3, (period, member, times)
+            assert others // 4 != others % 4  # of different members
+
+
+def test_the_sealed_world_has_its_seed_in_everything_but_the_climate(folder):
+    one = experiment(folder)
+    other = one.world.sealed(5, 5, folder / "other.zarr")
+    other.prepare()
+    sealed = one.sealed
+    assert not torch.equal(sealed.truth("test"), other.truth("test"))
+    assert not torch.equal(sealed.networks("test", 0.1), other.networks("test", 0.1))
+    assert not torch.equal(
+        sealed.first_background("test") - sealed.states("test")[0][:, None],
+        other.first_background("test") - other.states("test")[0][:, None],
+    )
+    assert_close(sealed.climatology(), one.world.climatology())
+    assert not set(one.test_objects()) & set(one.training_objects())
+    assert not set(one.test_objects()) & set(other.objects("test"))
+    names = [{w.scope[0] for w in scores.works()} for scores in (
+        one.scores((0.1,), None, (0,), (), {}),)]  # fmt: skip
+    assert names == [{("world-", f"{sealed.seed:016x}")}]
+
+
+def test_the_seal_is_broken_by_any_shipped_byte(tmp_path, monkeypatch):
+    monkeypatch.setattr(sealed_world, "files", lambda _: tmp_path)
+    kept = tmp_path / "weights/nets/weights/a-s0/weights.safetensors"
+    kept.parent.mkdir(parents=True)
+    found = [seal("nets")]
+    for content in (b"one", b"two"):
+        kept.write_bytes(content)
+        found.append(seal("nets"))
+    chosen = tmp_path / "weights/osse/choices/oi-s0/result.json"
+    chosen.parent.mkdir(parents=True)
+    chosen.write_text("{}")
+    found.append(seal("nets", "osse"))
+    assert len(set(found)) == 4
+    assert all(0 <= seed < 2**64 for seed in found)
+
+
+def test_an_outage_is_silent_for_ten_days_not_at_once_for_all(folder):
+    own = world(folder, cycles=180)
+    rows = range(4)
+    (task, *_) = osse_tasks("outage", (0.1,))
+    own._nature = torch.zeros(184, own.num_members, 3, 16, 32)
+    heard = torch.stack(
+        [found.mask.flatten(1).any(1) for found in observed(task, own, "training", rows)]
+    )
+    assert (~heard).sum(0).tolist() == [40] * 4
+    for row in rows:
+        assert (~heard[:, row]).nonzero().flatten().tolist() == list(gap_of(row))
+    assert len({gap_of(row).start for row in rows}) > 1
+
+
+def test_mixed_reports_are_the_same_in_all_three_tasks(folder):
+    own = experiment(folder, "mixed").world
+    declared, withheld, denied = (
+        next(iter(observed(task, own, "training", range(4)))) for task in osse_tasks("mixed", ())
+    )
+    sd = own.error_sd[:, None, None].expand_as(declared.errors)
+    poor = declared.mask & (declared.errors > 2 * sd)
+    assert_close(declared.errors[poor], (5 * sd)[poor])
+    assert 0.3 < float(poor.sum() / declared.mask.sum()) < 0.7
+    assert bool((withheld.mask == (declared.mask & ~poor)).all())
+    assert_close(denied.values, declared.values)
+    assert_close(denied.errors[denied.mask], sd[denied.mask])
+    truth = own.truth("training")[0]
+    off = ((declared.values - truth) / declared.errors)[declared.mask]
+    assert 0.8 < float(off.square().mean()) < 1.2
+
+
+class Add:
+    members = 1
+
+    def __init__(self, what):
+        self.what = what
+
+    def analyse(self, background, observations):
+        return background + self.what
+
+
+def test_a_correction_adds_shares_and_keeps_what_is_not_observed():
+    background = torch.randn(3, 1, 2, 4, 8, generator=torch.manual_seed(0))
+    errors = torch.full((3, 2, 4, 8), torch.inf)
+    errors[0, 0, 1, 1] = errors[2, 1, 3, 5] = 1.0
+    reports = GriddedObservations(torch.zeros_like(errors), errors)
+    method = CorrectedInterpolation(Add(4.0), Add(10.0), alpha=0.3, beta=0.5)
+    found = method.analyse(background, reports)
+    assert_close(found[[0, 2]], background[[0, 2]] + 5.0)
+    assert torch.equal(found[1], background[1])
+    alone = CorrectedInterpolation(Add(4.0)).analyse(background, reports)
+    assert_close(alone[0], background[0] + 4.0)
+    for options, message in (({"alpha": 0.5}, "no interpolation"), ({"beta": -1.0}, "negative")):
+        with pytest.raises(ValueError, match=message):
+            CorrectedInterpolation(Add(4.0), **options)
+
+
+def test_a_tapered_covariance_is_that_of_the_samples_times_gaspari_cohn(folder):
+    from weather.baselines.covariance import SampleCovariance
+
+    made = experiment(folder)
+    task = made.tasks((0.1,))[0]
+    errors = made.recorded().errors(task, 1)
+    errors = errors - errors.mean(0)
+    expected = SampleCovariance(errors, made.grid, localization_km=3000.0).dense().matrix
+    matrix = errors.flatten(1).T @ errors.flatten(1) / (len(errors) - 1)
+    assert_close(tapered(matrix, made.grid, 3000.0).matrix, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.costly("two networks cycle for a week with both forecast models")
+def test_scores_compare_with_interpolation_on_every_timeline(folder):
+    made = experiment(folder)
+    scores = scored(made)
+    rows = {(r.method, r.task, r.metric): r for r in scores.rows()}
+    sparse = "0.1/perfect"
+    own, oi = scores.errors[sparse, "adas_oi"], scores.errors[sparse, "oi"]
+    assert own.shape == (2, 5, 3)  # both networks on all timelines
+    logs = own[..., 0].double().log().mean(0) - oi[0, :, 0].double().log()
+    row = rows["adas_oi", sparse, "over_oi"]
+    assert row.value == pytest.approx(float(logs.mean().exp()))
+    assert row.low <= row.value <= row.high
+    assert row.n == 5
+    pooled = (
+        own[..., 0].double().square().mean(0).mean().sqrt()
+        / oi[..., 0].double().square().mean().sqrt()
+    )
+    assert rows["adas_oi", sparse, "rms_over_oi"].value == pytest.approx(float(pooled))
+    assert rows["adas_oi", sparse, "milliseconds"].value > rows["oi", sparse, "milliseconds"].value
+    bars = {bar.name: bar for bar in scores.bars()}
+    assert bars[f"adas_oi over oi, {sparse}"].value == pytest.approx(row.value)
+    assert bars[f"free run over climatological sd, {sparse}"].met is not None
+    told = {row.note for row in scores.rows() if row.note}
+    assert all("gates weather fit --config" in note for note in told)
+    assert any("gated false" in note for note in told)  # no ungated network in this folder
+
+
+def test_lost_timelines_count_as_climatology():
+    analysis = torch.ones(9, 2, 1)
+    analysis[3:, 0] = 3.0
+    found = {"analysis": analysis, "lost": torch.tensor([False, True])}
+    assert settled(found, torch.tensor([7.0])).tolist() == [[3.0], [7.0]]
+
+
+def test_without_any_network_bars_are_not_measured(folder):
+    made = experiment(folder)
+    made.networks = str(folder / "nowhere")
+    scores = scored(made, tasks=())
+    scores.errors["0.1/perfect", "free_run"] = torch.ones(1, 5, 3)
+    bars = [bar for bar in scores.bars() if bar.name.startswith("adas_oi")]
+    assert {(bar.met, math.isnan(bar.value)) for bar in bars} == {(None, True)}
+    with pytest.raises(GatesError, match="not trained: run `gates weather fit"):
+        made.network("ungated", 0)
+    with pytest.raises(GatesError, match="trains nothing"):
+        made.check()
+
+
+def test_single_reports_and_silence(folder, monkeypatch):
+    monkeypatch.setattr(osse_experiment, "QUICK_CYCLES", 30)
+    made = experiment(folder, "outage")
+    scores = scored(made, seeds=(0,), tasks=("single_report",))
+    assert set(scores.reports) == {"oi", "adas_oi", "adas_increment"}
+    assert len(scores.reports["oi"]) == 4 * 5
+    assert 0.5 < float(scores.reports["oi"].mean()) < 1.1
+    row = next(r for r in scores.rows() if r.method == "oi" and r.metric == "over_background")
+    assert row.value == pytest.approx(float(scores.reports["oi"].double().log().mean().exp()))
+
+
+def test_a_trial_of_a_correction_builds_on_the_choice_of_interpolation(folder):
+    made = experiment(folder)
+    refuse = None
+    first = made.trials((0.1,), refuse, cycles=4, settings={})
+    assert not [name for name in first if name.startswith("adas_oi")]
+    assert first["oi@0.1/perfect"].share == 2
+    chosen = {"scale": 0.3, "length_km": 5000.0, "turn": 3.0}
+    trials = made.trials((0.1,), refuse, cycles=4, settings={"oi@0.1/perfect": chosen})
+    trial = trials["adas_oi@0.1/perfect"]
+    assert trial.builds_on["interpolation"] == chosen
+    plain = trials["oi@0.1/perfect"].score(chosen)
+    almost = trial.score({"alpha": 1.0, "beta": 1e-9})
+    assert almost == pytest.approx(plain, rel=1e-4)
+    assert Path(made.folder).is_dir()

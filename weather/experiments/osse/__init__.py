@@ -1,0 +1,1 @@
+"""Twin worlds in which no choice has seen the timelines that are scored."""

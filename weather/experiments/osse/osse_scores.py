@@ -1,0 +1,340 @@
+"""Scores in a sealed world: every method on every task, ratios to interpolation, bars."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.evidence import Bar, Resamples, Row, moments, root, root_ratio
+from weather.baselines.assimilator import Assimilator, SideBySide
+from weather.experiments.experiment import Method, Settings, Work, built, choice_name
+from weather.experiments.osse.osse_bars import BARS
+from weather.experiments.osse.osse_cycles import OsseCycles, settled
+from weather.experiments.osse.rivals import ALONE, COSTLY, FEW, FEW_CYCLES, FORMS, INTERPOLATION
+from weather.experiments.osse.scenarios import DAY, OsseTask, gap_of
+from weather.experiments.twin.twin_tasks import CycleScores
+from weather.metrics import departure_rows
+from weather.progress import Tick, no_tick
+
+CORRECTED, CONTROL = "adas_oi", "ungated_oi"
+SINGLE = "single_report"
+RECOVERY_DAYS = (5, 10)
+NotTrained = Callable[[str, int], str]
+"""Returns what is said of a form and seed without weights; empty where there are some."""
+
+
+class OsseScores:
+    """Runs every method on every task and turns the cycles into rows and bars.
+
+    The statistic of a comparison is the exponential of the mean log ratio of settled errors of the
+    first channel over timelines, networks averaged; its interval resamples timelines.
+
+    Args:
+        cycles: The timelines.
+        tasks: The tasks.
+        seeds: Seeds of the networks; where reports are dense, the first alone.
+        settings: Tuned settings of all methods.
+        not_trained: Tells what to do about missing networks.
+        identity: Returns what identifies the networks of a form and some seeds.
+    """
+
+    forms: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        cycles: OsseCycles,
+        tasks: Sequence[OsseTask],
+        seeds: Sequence[int],
+        settings: Settings,
+        not_trained: NotTrained,
+        identity: Callable[[str, Sequence[int]], str],
+    ) -> None:
+        self.cycles, self.tasks, self.seeds = cycles, list(tasks), tuple(seeds)
+        self.settings, self.not_trained, self.identity = settings, not_trained, identity
+        self.rivals, self.labels = cycles.rivals, cycles.world.channels.labels
+        self.timelines = len(cycles.world.members["test"])
+        self.scores: dict[tuple[str, str], dict[str, Tensor]] = {}
+        self.errors: dict[tuple[str, str], Tensor] = {}
+        self.reports: dict[str, Tensor] = {}
+
+    def task(self, name: str) -> OsseTask:
+        """Return a task by its name."""
+        return next(task for task in self.tasks if task.name == name)
+
+    def works(self) -> list[Work]:
+        """Return every method on every task; the networks of a form share a cycle."""
+        found = [self._work(task, name) for task in self.tasks for name in self.names(task)]
+        found.sort(key=lambda work: work.method not in COSTLY)  # they take longest
+        first = self.tasks[0]
+        if first.reports == "outage":
+            names = [name for name in (*FORMS, *ALONE) if self.trained(first, name)]
+            found += [self._work(first, name, SINGLE) for name in (INTERPOLATION, *names)]
+        return found
+
+    def names(self, task: OsseTask) -> list[str]:
+        """Return the methods of a task that can be computed."""
+        networks = [name for name in (*FORMS, *ALONE) if self.trained(task, name)]
+        if task.reports in ("withheld", "denied"):
+            networks = [name for name in networks if name in FORMS]
+        return [method.name for method in self.rivals.classical(task)] + networks
+
+    def trained(self, task: OsseTask, name: str) -> list[int]:
+        """Return the seeds of a method on a task whose networks exist."""
+        form = FORMS.get(name, name)
+        sparse = name in FORMS and task.reports in ("fixed", "declared")
+        sparse = sparse and task.density <= min(one.density for one in self.tasks)
+        wanted = self.seeds if sparse else self.seeds[:1]
+        return [seed for seed in wanted if not self.not_trained(form, seed)]
+
+    def _work(self, task: OsseTask, name: str, part: str = "") -> Work:
+        seeds = self.trained(task, name) if name in (*FORMS, *ALONE) else []
+        count = FEW if name in COSTLY else self.timelines
+        world = self.cycles.world
+        scope: list[tuple[str, str | int]] = [("world-", f"{world.seed:016x}")]
+        scope.append(("timelines", count))
+        if self.cycles.cycles < world.cycles:
+            scope.append(("first", self.cycles.cycles))
+        if seeds:
+            scope.append(("seeds-", "+".join(map(str, seeds))))
+            scope.append(("weights-", self.identity(FORMS.get(name, name), seeds)))
+        if name in FORMS or part:
+            chosen = self.settings.get(choice_name(INTERPOLATION, task.chosen_for), {})
+            scope.append(("oi-", "+".join(f"{value:.6g}" for value in chosen.values())))
+        cycles = self.cycles.cycles
+        if name in COSTLY:
+            cycles = min(cycles, FEW_CYCLES)
+            scope.append(("cycles", cycles))
+        return Work(name, part or task.name, cycles, tuple(scope), task.chosen_for)
+
+    def method(self, task: OsseTask, name: str, seed: int = 0) -> Method:
+        """Return a method of a task, with the network of a seed."""
+        if name in FORMS:
+            return self.rivals.corrected(name, seed, task, self._interpolation(task))
+        if name in ALONE:
+            return self.rivals.alone(name, seed)
+        return next(m for m in self.rivals.classical(task) if m.name == name)
+
+    def _interpolation(self, task: OsseTask) -> dict[str, float]:
+        found = self.settings.get(choice_name(INTERPOLATION, task.chosen_for), {})
+        if found:
+            return dict(found)
+        method = next(m for m in self.rivals.classical(task) if m.name == INTERPOLATION)
+        return {name: (low * high) ** 0.5 for name, (low, high) in method.box.items()}
+
+    def compute(self, work: Work, tick: Tick = no_tick) -> dict[str, Tensor]:
+        """Return the tensors of a cycle, or the ratios of single reports."""
+        task = self.tasks[0] if work.task == SINGLE else self.task(work.task)
+        seeds = self.trained(task, work.method)[: None if work.task != SINGLE else 1]
+        networks = work.method in (*FORMS, *ALONE)
+        methods: list[Assimilator] = [
+            built(self.settings, self.method(task, work.method, seed), task.chosen_for)
+            for seed in (seeds if networks else [0])
+        ]
+        if work.task == SINGLE:
+            base = task._replace(name=task.chosen_for, reports="fixed")
+            interpolation = built(self.settings, self.method(base, INTERPOLATION), task.chosen_for)
+            ratios = self.cycles.single_reports(base, methods[0], interpolation, tick)
+            return {"ratios": ratios}
+        rows = list(range(FEW if work.method in COSTLY else self.timelines)) * len(methods)
+        method = methods[0] if len(methods) == 1 else SideBySide(methods)
+        verify = work.method not in COSTLY and task.reports == "fixed"
+        return self.cycles.run(
+            task, work.method, method, rows=rows, cycles=work.ticks, verify=verify, tick=tick
+        )
+
+    def take(self, work: Work, found: Mapping[str, Tensor]) -> None:
+        """Keep what :meth:`compute` returned."""
+        if work.task == SINGLE:
+            self.reports[work.method] = found["ratios"]
+            return
+        key, found = (work.task, work.method), dict(found)
+        count = FEW if work.method in COSTLY else self.timelines
+        self.scores[key] = found
+        self.errors[key] = settled(found, self.cycles.sd).unflatten(0, (-1, count))
+
+    def rows(self) -> list[Row]:
+        """Return every figure."""
+        found = [row for task in self.tasks for row in self._task_rows(task)]
+        found += [row for task in self.tasks for row in self._few_rows(task)]
+        found += self._gate_rows() + self._report_rows()
+        return found + [row for task in self.tasks for row in self._untrained(task)]
+
+    def _task_rows(self, task: OsseTask) -> list[Row]:
+        """Return errors, ratios, time and lost timelines of every method on all timelines."""
+        names = [name for place, name in self.scores if place == task.name and name not in COSTLY]
+        found = self._compared(task.name, {name: self.errors[task.name, name] for name in names})
+        for name in names:
+            scores = self.scores[task.name, name]
+            found += [
+                Row(name, task.name, "milliseconds", float(scores["milliseconds"])),
+                Row(name, task.name, "lost", float(scores["lost"].sum()), n=len(scores["lost"])),
+            ]
+            if task.reports == "outage":
+                found += self._outage_rows(task, name)
+            sums = CycleScores.from_tensors(scores)
+            found += departure_rows(
+                name, task.name, self.labels, (sums.assimilated, sums.withheld), self.timelines
+            )
+        return found
+
+    def _few_rows(self, task: OsseTask) -> list[Row]:
+        """Return the errors of all methods on the timelines and cycles of those that cost much."""
+        names = [name for place, name in self.scores if place == task.name]
+        if not {*COSTLY} & {*names}:
+            return []
+        where, errors = f"{task.name}/{FEW} timelines", {}
+        for name in names:
+            found = self.scores[task.name, name]
+            short = {"analysis": found["analysis"][:FEW_CYCLES], "lost": found["lost"]}
+            count = self.errors[task.name, name].shape[1]
+            errors[name] = settled(short, self.cycles.sd).unflatten(0, (-1, count))[:, :FEW]
+        rows = self._compared(where, errors)
+        for name in names:
+            found = self.scores[task.name, name]
+            rows.append(Row(name, where, "milliseconds", float(found["milliseconds"])))
+            if name in COSTLY:
+                rows.append(Row(name, where, "lost", float(found["lost"].sum()), n=FEW))
+        return rows
+
+    def _compared(self, where: str, errors: Mapping[str, Tensor]) -> list[Row]:
+        """Return errors (seeds, timelines, C), and their ratios to interpolation."""
+        found = []
+        for name, own in errors.items():
+            draws = Resamples.clusters(range(own.shape[1]))
+            for channel, label in enumerate(self.labels):
+                squares = own[..., channel].double().square().mean(0).numpy()
+                found.append(_row(name, where, draws, moments(squares, root, f"rmse_{label}")))
+            if name != INTERPOLATION and INTERPOLATION in errors:
+                found += _ratios(name, where, draws, own, errors[INTERPOLATION], "oi")
+        return found
+
+    def _gate_rows(self) -> list[Row]:
+        """Return gated over ungated corrections, for every task and pooled over all of them."""
+        pairs = [
+            (task.name, self.errors[task.name, CORRECTED], self.errors[task.name, CONTROL])
+            for task in self.tasks
+            if {(task.name, CORRECTED), (task.name, CONTROL)} <= self.errors.keys()
+            and task.reports in ("fixed", "declared")
+        ]
+        if not pairs:
+            return []
+        draws = Resamples.clusters(range(self.timelines))
+        found = [
+            row
+            for name, gated, ungated in pairs
+            for row in _ratios(CORRECTED, f"gate/{name}", draws, gated, ungated, CONTROL)
+        ]
+        pooled = torch.stack([_logs(gated) - _logs(ungated) for _, gated, ungated in pairs]).mean(0)
+        score = moments(pooled.numpy(), _exponential, f"over_{CONTROL}")
+        return [*found, _row(CORRECTED, "gate/pooled", draws, score)]
+
+    def _outage_rows(self, task: OsseTask, name: str) -> list[Row]:
+        """Return the error after ten silent days and some days after them."""
+        analysis = self.scores[task.name, name]["analysis"][..., 0]
+        lost = self.scores[task.name, name]["lost"]
+        analysis = torch.where(lost, self.cycles.sd[0].to(analysis), analysis)
+        found = [Row(name, task.name, "changed", float(self.scores[task.name, name]["changed"]))]
+        for label, after in [("silent_10_days", -1)] + [
+            (f"recovered_{days}_days", days * DAY - 1) for days in RECOVERY_DAYS
+        ]:
+            ends = [gap_of(row % self.timelines).stop + after for row in range(analysis.shape[1])]
+            if max(ends) >= len(analysis):
+                continue
+            error = analysis[ends, range(len(ends))].square().mean().sqrt()
+            found.append(Row(name, task.name, f"rmse_{label}", float(error), n=self.timelines))
+        return found
+
+    def _report_rows(self) -> list[Row]:
+        """Return errors over those of the background with one report alone."""
+        found = []
+        for name, ratios in self.reports.items():
+            draws = Resamples.clusters(range(len(ratios)))
+            score = moments(ratios.double().log().numpy(), _exponential, "over_background")
+            found += [
+                _row(name, SINGLE, draws, score),
+                Row(name, SINGLE, "worst_over_background", float(ratios.max()), n=len(ratios)),
+            ]
+        return found
+
+    def _untrained(self, task: OsseTask) -> list[Row]:
+        """Return a row for every method of which networks are missing."""
+        found = []
+        for name in (*FORMS, *ALONE):
+            form = FORMS.get(name, name)
+            seeds = self.seeds if name in FORMS else self.seeds[:1]
+            told = [text for seed in seeds if (text := self.not_trained(form, seed))]
+            found += [Row(name, task.name, "seeds", float(len(seeds) - len(told)), note=text)
+                      for text in told]  # fmt: skip
+        return found
+
+    def bars(self) -> list[Bar]:
+        """Return what must hold, by the protocol."""
+        return [bar for task in self.tasks for bar in BARS[task.reports](self, task)]
+
+    def ratio(self, task: str, name: str, other: str) -> Row | None:
+        """Return the ratio of two methods with its interval; None where one of them is missing."""
+        if not {(task, name), (task, other)} <= self.errors.keys():
+            return None
+        draws = Resamples.clusters(range(self.timelines))
+        pair = self.errors[task, name], self.errors[task, other]
+        return _ratios(name, task, draws, *pair, other)[0]
+
+    def lost_alone(self, task: str, name: str) -> float:
+        """Return how many timelines a method loses that interpolation keeps, over all seeds."""
+        own = self.scores[task, name]["lost"].unflatten(0, (-1, self.timelines))
+        return float((own & ~self.scores[task, INTERPOLATION]["lost"]).sum())
+
+    def conclusion(self, rows: Sequence[Row]) -> str:
+        """Return whether Adas beats interpolation and whether gates help, a sentence each."""
+        found = {(row.method, row.task, row.metric): row for row in rows}
+        said = []
+        for task in dict.fromkeys(row.task for row in rows):
+            row = found.get((CORRECTED, task, "over_oi"))
+            if row is not None and "/4 timelines" not in task:
+                better = "beats" if row.high < 1 else "loses to" if row.low > 1 else "equals"
+                said.append(f"{CORRECTED} {better} oi on {task}: {row.value:.2f} "
+                            f"[{row.low:.2f}, {row.high:.2f}].")  # fmt: skip
+        gate = found.get((CORRECTED, "gate/pooled", "over_ungated_oi"))
+        if gate is not None:
+            helps = "help" if gate.high < 1 else "do not help"
+            said.append(f"Gates {helps}: {gate.value:.2f} [{gate.low:.2f}, {gate.high:.2f}].")
+        return " ".join(said)
+
+    def pictures(self) -> dict[str, Tensor]:
+        """Return the analysis RMSE of every cycle, ``task|method`` to (T,B,C)."""
+        sd = self.cycles.sd
+        return {
+            f"{task}|{name}": torch.where(found["lost"][:, None], sd, found["analysis"]).float()
+            for (task, name), found in self.scores.items()
+        }
+
+
+def _exponential(means: np.ndarray) -> np.ndarray:
+    return cast(np.ndarray, np.exp(means[..., 0]))
+
+
+def _logs(errors: Tensor) -> Tensor:
+    """Return the mean log error (timelines,) of the first channel over networks."""
+    return errors[..., 0].double().log().mean(0)
+
+
+def _row(method: str, task: str, draws: Resamples, score: Callable[..., object]) -> Row:
+    ((name, interval),) = draws.intervals(score).items()  # type: ignore[arg-type]
+    return Row(method, task, name, *interval)
+
+
+def _ratios(
+    method: str, task: str, draws: Resamples, own: Tensor, other: Tensor, versus: str
+) -> list[Row]:
+    """Return the geometric mean of the ratios over timelines, and the ratio of the rms."""
+    squares = [errors[..., 0].double().square().mean(0) for errors in (own, other)]
+    return [
+        _row(method, task, draws, moments(
+            (_logs(own) - _logs(other)).numpy(), _exponential, f"over_{versus}")),
+        _row(method, task, draws, moments(
+            torch.stack(squares, 1).numpy(), root_ratio, f"rms_over_{versus}")),
+    ]  # fmt: skip

@@ -1,0 +1,162 @@
+"""Background errors that optimal interpolation makes over training members, and their B.
+
+Networks train on such pairs of a background and its truth; a covariance that is sampled from them
+gives interpolation the same data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from core_gates.errors import GatesError
+from harness.files import replacing, short_digest
+from weather.baselines.covariance import Covariance, DenseCovariance, GridPoints, gaspari_cohn
+from weather.baselines.optimal_interpolation import OptimalInterpolation
+from weather.cycle import Cycle, Forecast, diverged
+from weather.experiments.osse.scenarios import OsseTask, observed
+from weather.experiments.osse.sealed_world import OsseWorld
+from weather.grid import Grid
+from weather.progress import Tick, no_tick
+
+TURNS = (1, 2)
+SETTLED, STRIDE = 20, 2  # first recorded cycle, and cycles between two recorded ones
+ENOUGH = 0.7  # climatological standard deviations beyond which an error is that of a lost cycle
+DOUBLINGS, KEPT = 4, 0.5
+SPARSE = 0.05  # density below which the recording takes the settings for sparse networks
+FIRST = {True: (10_000.0, 0.06), False: (2_700.0, 0.05)}
+SECOND = {True: (10_000.0, 0.2), False: (6_000.0, 0.5)}
+"""Length (km) and scale of the interpolation that records, by whether the network is sparse.
+
+The scale is doubled as long as more than half of the members are lost."""
+
+
+def tapered(matrix: Tensor, grid: Grid, length_km: float) -> DenseCovariance:
+    """Return a covariance (n,n) localized by a Schur product with Gaspari-Cohn.
+
+    Args:
+        matrix: Covariance of states (C,H,W), flattened.
+        grid: Of the states.
+        length_km: Half width of the taper.
+    """
+    points = GridPoints(grid)
+    taper = gaspari_cohn(points.distances(torch.arange(points.count)) / length_km).to(matrix)
+    blocks = matrix.view(len(matrix) // points.count, points.count, -1, points.count)
+    return DenseCovariance((blocks * taper[:, None]).view_as(matrix))
+
+
+class RecordedErrors:
+    """Errors of the backgrounds of optimal interpolation, recorded twice.
+
+    First with the covariance of day differences, then with the covariance of the first recording.
+
+    Args:
+        world: Whose training members are cycled.
+        folder: Where the errors are kept.
+        forecast: Returns the forecast model of a task.
+    """
+
+    def __init__(
+        self, world: OsseWorld, folder: Path, forecast: Callable[[OsseTask], Forecast]
+    ) -> None:
+        self.world, self.folder, self.forecast = world, folder, forecast
+
+    def path(self, task: OsseTask, turn: int) -> Path:
+        """Return the file of a recording, whose name says what it was made of."""
+        world = self.world
+        facts = [world.objects("training"), world.cycles, world.error_sd.tolist(), [*task],
+                 world.imperfect.description, FIRST, SECOND if turn > 1 else None]  # fmt: skip
+        name = f"errors-{task.name.replace('/', '_')}-{turn}-{short_digest(facts, 8)}"
+        return self.folder / f"{name}.safetensors"
+
+    def missing(self, task: OsseTask) -> list[int]:
+        """Return the turns of which there is no recording."""
+        return [turn for turn in TURNS if not self.path(task, turn).is_file()]
+
+    def make(self, task: OsseTask, turn: int, tick: Tick = no_tick) -> Path:
+        """Record the errors of one turn; the second needs the first."""
+        sparse, forecast = task.density < SPARSE, self.forecast(task)
+        length, scale = (FIRST if turn == 1 else SECOND)[sparse]
+        covariance: Covariance
+        if turn == 1:
+            covariance = self.world.background_covariance(length)
+        else:
+            covariance = self.covariance(task, 1, length)
+        for doubled in range(DOUBLINGS + 1):
+            interpolation = OptimalInterpolation(covariance, scale=scale * 2**doubled)
+            found, kept = _record(self.world, task, forecast, interpolation, tick)
+            if kept >= KEPT and len(found) > 1:
+                break
+        else:
+            raise GatesError(
+                f"interpolation loses more than half of the training members of {task.name}, so "
+                "that there are too few background errors to sample: take denser networks"
+            )
+        path = self.path(task, turn)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as partial:
+            save_file({"errors": found.half()}, partial)
+        return path
+
+    def errors(self, task: OsseTask, turn: int) -> Tensor:
+        """Return recorded errors (N,C,H,W), background minus truth.
+
+        Raises:
+            GatesError: There is no recording, or it is damaged.
+        """
+        return _errors(self.path(task, turn))
+
+    def covariance(self, task: OsseTask, turn: int, length_km: float) -> DenseCovariance:
+        """Return B of a turn, localized with a half width."""
+        path = self.path(task, turn)
+        changed = path.stat().st_mtime_ns if path.is_file() else 0
+        return tapered(_moments(path, changed), self.world.grid, length_km)
+
+
+def _errors(path: Path) -> Tensor:
+    try:
+        return load_file(path)["errors"].float()
+    except (OSError, SafetensorError, KeyError) as error:
+        raise GatesError(
+            f"{path} is missing or damaged ({type(error).__name__}): delete it and run "
+            "`gates weather prepare`"
+        ) from error
+
+
+@lru_cache(maxsize=len(TURNS))  # of 150 MB at T21 each; trials of one process share them
+def _moments(path: Path, changed: int) -> Tensor:  # noqa: ARG001
+    """Return the mean product (n,n) of recorded errors, once until their file changes."""
+    rows = _errors(path).flatten(1)
+    return rows.T @ rows / len(rows)
+
+
+@torch.no_grad()
+def _record(
+    world: OsseWorld,
+    task: OsseTask,
+    forecast: Forecast,
+    interpolation: OptimalInterpolation,
+    tick: Tick,
+) -> tuple[Tensor, float]:
+    """Return errors (N,C,H,W) of training members that keep the truth, and the share that does."""
+    rows = range(len(world.members["training"]))
+    sd, steps = world.climatological_sd(), Cycle(forecast, interpolation, world.hours)
+    lost = torch.zeros(len(rows), dtype=torch.bool)
+    recorded = []
+    first, truths = world.first_background("training"), world.truth("training")
+    run = steps.run(first, observed(task, world, "training", rows))
+    for number, (truth, step) in enumerate(zip(truths, run, strict=True)):
+        error = step.background[:, 0] - truth
+        lost |= diverged(step.analysis[:, 0] - truth, sd)
+        step.analysis[lost] = truth[lost].unsqueeze(1)
+        if number >= SETTLED and (number - SETTLED) % STRIDE == 0:
+            near = world.grid.area_mean(error[:, 0].square()).sqrt() < ENOUGH * sd[0]
+            recorded.append(error[~lost & near])
+        tick()
+    return torch.cat(recorded), float((~lost).float().mean())

@@ -1,0 +1,185 @@
+"""The methods of a world, with the boxes in which they are tuned, from the same recorded errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from weather.baselines.assimilator import (
+    Assimilator,
+    Climatology,
+    FreeRun,
+    InverseDistance,
+    Nudging,
+    Persistence,
+)
+from weather.baselines.letkf import LETKF
+from weather.baselines.optimal_interpolation import OptimalInterpolation
+from weather.baselines.spectral_covariance import SpectralCovariance
+from weather.baselines.variational import FourDVar, ThreeDVar
+from weather.experiments.experiment import Method, Setting
+from weather.experiments.osse.recorded_errors import SPARSE, RecordedErrors
+from weather.experiments.osse.scenarios import OsseTask
+from weather.experiments.osse.sealed_world import OsseWorld
+from weather.experiments.twin.world import Period
+from weather.models.adas.analysis import AdasAnalysis
+from weather.models.adas.correction import CorrectedInterpolation
+from weather.spherical import SphericalTransform
+from weather.training.stream import generator
+
+MEMBERS = 20
+WINDOW_HOURS = 24.0
+SCALE, LENGTH_KM = (0.01, 2.0), (500.0, 20_000.0)
+TURN = (1.0, 4.0)  # the first recording below 2, the second above
+SHARES = {"alpha": (0.05, 1.0), "beta": (0.05, 1.0)}
+INTERPOLATION = "oi"
+UNGUIDED = ("free_run", "persistence", "climatology")
+"""See no observations, and cannot be lost."""
+
+FEW, FEW_CYCLES, ITERATIONS = 4, 120, 20
+SLOWEST = "four_d_var"  # takes a second an analysis: tuned on a third of the cycles
+COSTLY = (SLOWEST, "letkf")
+"""Run on few timelines and cycles; all others are compared with them there."""
+
+WITH_PAST = ("nudging", "four_d_var")
+"""Remember their last analyses: an extra analysis would be taken for one of the cycle."""
+
+FORMS = {"adas_oi": "adas_increment", "ungated_oi": "ungated"}
+"""Corrections of interpolation, and the form of the networks that they are made of."""
+
+ALONE = ("adas_increment", "ungated")
+LoadNetwork = Callable[[str, int], AdasAnalysis]
+
+
+class Rivals:
+    """Builds the methods of a task.
+
+    Args:
+        world: The world that they work in.
+        recorded: Errors that covariances are sampled from.
+        load: Returns the network of a form and a seed.
+    """
+
+    def __init__(self, world: OsseWorld, recorded: RecordedErrors, load: LoadNetwork) -> None:
+        self.world, self.recorded, self.load = world, recorded, load
+        self._kept: dict[tuple[str, str], OptimalInterpolation] = {}
+
+    def classical(self, task: OsseTask) -> list[Method]:
+        """Return every method without a network, the free run first.
+
+        All take part with fixed networks of reports, what costs much where they are sparse; in
+        outages and with mixed reports only interpolation does.
+        """
+        free = Method("free_run", lambda _: FreeRun())
+        interpolations = [
+            Method("oi_day_differences", self._day_differences,
+                   {"scale": SCALE, "length_km": LENGTH_KM}),
+            Method(INTERPOLATION, lambda s: self.interpolation(task, s),
+                   {"scale": SCALE, "length_km": LENGTH_KM, "turn": TURN}),
+        ]  # fmt: skip
+        if task.reports != "fixed":
+            return [free, *interpolations]
+        costly = self._costly(task) if task.density < SPARSE else []
+        return [free, *self._simple(task), *interpolations, *costly]
+
+    def _simple(self, task: OsseTask) -> list[Method]:
+        """Return methods without a covariance."""
+        grid, hours, forecast = self.world.grid, self.world.hours, self.recorded.forecast(task)
+        climatology = self.world.climatology()
+        return [
+            Method("climatology", lambda _: Climatology(climatology)),
+            Method("persistence", lambda _: Persistence()),
+            Method(
+                "inverse_distance",
+                lambda s: InverseDistance(grid, power=s["power"], background_km=s["background_km"]),
+                {"power": (1.0, 6.0), "background_km": (100.0, 5000.0)},
+            ),
+            Method(
+                "nudging",
+                lambda s: Nudging(grid, forecast, hours=hours, radius_km=s["radius_km"],
+                                  relaxation_hours=s["relaxation_hours"]),
+                {"relaxation_hours": (0.5, 50.0), "radius_km": (500.0, 6000.0)},
+            ),
+        ]  # fmt: skip
+
+    def _costly(self, task: OsseTask) -> list[Method]:
+        """Return 3D-Var, 4D-Var and the LETKF."""
+        grid, hours, forecast = self.world.grid, self.world.hours, self.recorded.forecast(task)
+        return [
+            Method("three_d_var", lambda s: ThreeDVar(self._spectral(task), scale=s["scale"],
+                   tolerance=1e-3, max_iterations=30), {"scale": SCALE}),
+            Method("four_d_var", lambda s: FourDVar(self._spectral(task), forecast,
+                   window_hours=WINDOW_HOURS, hours=hours, scale=s["scale"],
+                   max_iterations=ITERATIONS), {"scale": SCALE}),
+            Method(
+                "letkf",
+                lambda s: LETKF(grid, MEMBERS, localization_km=s["length_km"],
+                                inflation=1 + s["excess"], relaxation=s["relaxation"]),
+                {
+                    "length_km": (500.0, 6000.0),
+                    "excess": (0.005, 2.0),  # of the inflation over 1
+                    "relaxation": (0.1, 0.99),
+                },
+                members=MEMBERS,
+            ),
+        ]  # fmt: skip
+
+    def corrected(self, name: str, seed: int, task: OsseTask, interpolation: Setting) -> Method:
+        """Return the correction of tuned interpolation by the network of a seed.
+
+        Args:
+            name: ``adas_oi`` or ``ungated_oi``.
+            seed: Of the network.
+            task: Whose recorded errors interpolation has.
+            interpolation: Its tuned setting.
+        """
+        return Method(
+            name,
+            lambda s: CorrectedInterpolation(
+                self.load(FORMS[name], seed), self.interpolation(task, interpolation), **s
+            ),
+            SHARES,
+        )
+
+    def alone(self, form: str, seed: int) -> Method:
+        """Return a network without interpolation."""
+        return Method(form, lambda _: CorrectedInterpolation(self.load(form, seed)))
+
+    def interpolation(self, task: OsseTask, setting: Setting) -> Assimilator:
+        """Return optimal interpolation with B of recorded errors, the same object at each call."""
+        key = (task.base.name, str(sorted(setting.items())))
+        if key not in self._kept:  # only one, whose covariance has 150 MB at T21
+            self._kept.clear()
+            turn = 1 if setting["turn"] < 2 else 2
+            covariance = self.recorded.covariance(task.base, turn, setting["length_km"])
+            self._kept[key] = OptimalInterpolation(covariance, scale=setting["scale"])
+        return self._kept[key]
+
+    def _day_differences(self, setting: Setting) -> Assimilator:
+        covariance = self.world.background_covariance(setting["length_km"])
+        return OptimalInterpolation(covariance, scale=setting["scale"])
+
+    def _spectral(self, task: OsseTask) -> SpectralCovariance:
+        rows, columns = self.world.grid.shape
+        transform = SphericalTransform(2 * rows // 3, rows, columns)
+        errors = self.recorded.errors(task.base, 2)[::4]
+        return SpectralCovariance.from_samples(errors, transform, self.world.channels)
+
+
+def first_background(world: OsseWorld, period: Period, members: int) -> Tensor:
+    """Return (B,M,C,H,W): the first background, plus day differences of training states.
+
+    The perturbations of a timeline have mean zero; a single member is not perturbed.
+    """
+    first = world.first_background(period)
+    if members == 1:
+        return first
+    samples = world.day_differences()
+    rows = []
+    for member in world.members[period]:
+        draw = generator(world.seed, member, 5)
+        chosen = samples[torch.randperm(len(samples), generator=draw)[:members]]
+        rows.append(chosen - chosen.mean(0))
+    return first + torch.stack(rows)
