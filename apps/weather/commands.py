@@ -10,6 +10,7 @@ from apps.weather.command_line import ForecastCLI, WeatherCLI
 from apps.weather.networks import (
     Networks,
     Training,
+    complete,
     form_of,
     optimizers_of,
     pinned_network,
@@ -21,8 +22,8 @@ from apps.weather.scoring import (
     Tuning,
     add_to_page,
     check_densities,
+    check_evaluation,
     check_only,
-    check_seeds,
     check_tuning,
     edge_notes,
     score,
@@ -301,12 +302,8 @@ class WeatherTrainer(GatesRunTrainer):
             train: Train the networks that are missing, and tune their optimizers before.
         """
         experiment = experiment_of(datamodule.source)
-        check_seeds(experiment, seeds)
-        check_densities(densities)
-        check_only(experiment, densities, only)
         full = not quick and ckpt_path is None
-        if full:
-            check_tuning(experiment, tuning)
+        check_evaluation(experiment, seeds, densities, only, tuning if full else None)
         part = (*only, *experiment.base) if only else ()
         run = self._begin(datamodule, quick=not full, only=part, seeds=seeds)
         asked = only or (*experiment.forms, *(["open_gate"] if open_gate else []))
@@ -320,19 +317,16 @@ class WeatherTrainer(GatesRunTrainer):
         training = Training(model, datamodule)
         search = Tuning(experiment, training, densities, tuning)
         choices = search.classical(run)
-        settings, train = settings_of(choices), train and not quick
-        chosen = {} if ckpt_path else search.networks(run, forms, seeds, train=train)
+        settings = settings_of(choices)
+        chosen = {} if ckpt_path else search.networks(run, forms, seeds, train=train and not quick)
         optimizers = optimizers_of(run, forms, seeds, chosen)
         networks = Networks(run, optimizers, seeds, experiment.test_objects(), pinned)
-        there = networks.obtain(run, training, train=train)
+        there = networks.obtain(run, training, train=train and not quick)
         untrained = untrained_rows(run, networks, experiment, densities)
-        if forms:
-            seeds = tuple(s for s in seeds if any(seed == s for _, seed in there))
-        forms = tuple(f for f in forms if seeds and all((f, s) in there for s in seeds))
+        seeds, forms = complete(there, seeds, forms)
         networks = Networks(run, {f: optimizers[f] for f in forms}, seeds, networks.tested, pinned)
         scores = experiment.scores(densities, networks.load, seeds, forms, settings, quick=quick)
-        notes = edge_notes(choices)
-        score(run, experiment, scores, networks, settings, untrained, notes)
+        score(run, experiment, scores, networks, settings, untrained, edge_notes(choices))
 
     def report(self, model: AdasModule, datamodule: AssimilationDataModule) -> None:
         """Write the report of a run as one HTML page.

@@ -142,6 +142,15 @@ def untrained_rows(
     ]  # fmt: skip
 
 
+def complete(
+    there: Collection[tuple[str, int]], seeds: tuple[int, ...], forms: tuple[str, ...]
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Return the seeds of which there is a network, and the forms of which there are all."""
+    if forms:
+        seeds = tuple(s for s in seeds if any(seed == s for _, seed in there))
+    return seeds, tuple(f for f in forms if seeds and all((f, s) in there for s in seeds))
+
+
 WEIGHTS, CHECKPOINT = "weights", ".ckpt"
 
 

@@ -425,6 +425,25 @@ def check_tuning(experiment: Experiment, budget: Budget) -> None:
         )
 
 
+def check_evaluation(
+    experiment: Experiment,
+    seeds: Sequence[int],
+    densities: Sequence[float],
+    only: Sequence[str],
+    budget: Budget | None,
+) -> None:
+    """Refuse seeds, densities, methods or a budget that cannot be used.
+
+    Raises:
+        GatesError: One of them cannot.
+    """
+    check_seeds(experiment, seeds)
+    check_densities(densities)
+    check_only(experiment, densities, only)
+    if budget is not None:
+        check_tuning(experiment, budget)
+
+
 def check_seeds(experiment: Experiment, seeds: Sequence[int]) -> None:
     """Refuse seeds that are out of range or repeated, or more than there are test timelines.
 

@@ -238,8 +238,10 @@ def print_scores(
         shown += sum(_fits(row, columns) for row in rows if row.task == task)
         omitted |= dict.fromkeys(left)
         console.print(table)
-    for line in _further(scores, rows, shown, list(omitted), unprinted):
+    for line in told(rows):  # with commands to be copied
         console.print(escape(line), highlight=False, soft_wrap=True)
+    for line in _further(scores, rows, shown, list(omitted), unprinted):
+        console.print(escape(line), highlight=False)
     bars = [bar for bar in scores.bars if bar.name.startswith(tasks)]
     missed = [bar for bar in bars if bar.met is False]
     if said := " ".join(filter(None, (scores.headline, _count(bars)))):
@@ -311,8 +313,7 @@ def _further(
     unprinted: Collection[str],
 ) -> list[str]:
     """Return the lines below the tables: what an asterisk means, and where the rest is."""
-    lines = told(rows)
-    lines += [STAR] if any(row.versus and row.significant for row in rows) else []
+    lines = [STAR] if any(row.versus and row.significant for row in rows) else []
     if omitted:
         lines.append(f"too wide for this terminal: {', '.join(omitted)}")
     if there := [task for task in unprinted if any(row.task == task for row in scores.rows)]:

@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import Protocol
+
+from torch import Tensor
 
 from harness.evidence import Bar, Row
 from weather.experiments.experiment import UNMEASURED
 from weather.experiments.osse.rivals import INTERPOLATION
 from weather.experiments.osse.scenarios import OsseTask
 
-if TYPE_CHECKING:
-    from weather.experiments.osse.osse_scores import OsseScores
+
+class Measured(Protocol):
+    """Scores that bars are read from, see :class:`~.osse_scores.OsseScores`."""
+
+    tasks: list[OsseTask]
+    errors: dict[tuple[str, str], Tensor]
+    reports: dict[str, Tensor]
+    climatological_sd: Tensor
+
+    def rows(self) -> list[Row]:
+        """Return every figure."""
+
+    def ratio(self, task: str, name: str, other: str) -> Row | None:
+        """Return the ratio of two methods; None where one of them is missing."""
+
+    def lost_alone(self, task: str, name: str) -> float:
+        """Return how many timelines a method loses that interpolation keeps."""
+
 
 CORRECTED = "adas_oi"
 LIMITS = {
@@ -28,7 +46,7 @@ SILENT = 1.1  # error after ten silent days, over that of interpolation
 ALONE = 1.02  # error over that of the background with one report alone
 
 
-def fixed_bars(scores: OsseScores, task: OsseTask) -> list[Bar]:
+def fixed_bars(scores: Measured, task: OsseTask) -> list[Bar]:
     """Return the bars of a task with fixed networks."""
     sparse = task.density <= min(one.density for one in scores.tasks)
     limit, upper = LIMITS[sparse, task.model]
@@ -41,11 +59,11 @@ def fixed_bars(scores: OsseScores, task: OsseTask) -> list[Bar]:
     if sparse and task.model == "perfect":
         free = scores.errors[task.name, "free_run"][..., 0].square().mean().sqrt()
         bars.append(Bar(f"free run over climatological sd, {task.name}",
-                        float(free / scores.cycles.sd[0]), ">=", INDEPENDENT))  # fmt: skip
+                        float(free / scores.climatological_sd[0]), ">=", INDEPENDENT))  # fmt: skip
     return bars
 
 
-def outage_bars(scores: OsseScores, task: OsseTask) -> list[Bar]:
+def outage_bars(scores: Measured, task: OsseTask) -> list[Bar]:
     """Return the bars of an outage, and those of single reports once."""
     rows = {(row.method, row.metric): row for row in scores.rows() if row.task == task.name}
     changed = rows.get((CORRECTED, "changed"))
@@ -61,13 +79,13 @@ def outage_bars(scores: OsseScores, task: OsseTask) -> list[Bar]:
     return bars
 
 
-def declared_bars(scores: OsseScores, task: OsseTask) -> list[Bar]:
+def declared_bars(scores: Measured, task: OsseTask) -> list[Bar]:
     """Return the bar of reports of mixed quality, whose errors interpolation knows."""
     found = scores.ratio(task.name, CORRECTED, INTERPOLATION)
     return [_bar(f"{CORRECTED} over oi, {task.name}", found and found.value, 1.0)]
 
 
-def no_bars(scores: OsseScores, task: OsseTask) -> list[Bar]:  # noqa: ARG001
+def no_bars(scores: Measured, task: OsseTask) -> list[Bar]:  # noqa: ARG001
     """Return nothing: these figures are printed next to others."""
     return []
 

@@ -56,6 +56,7 @@ class OsseScores:
         self.cycles, self.tasks, self.seeds = cycles, list(tasks), tuple(seeds)
         self.settings, self.not_trained, self.identity = settings, not_trained, identity
         self.rivals, self.labels = cycles.rivals, cycles.world.channels.labels
+        self.climatological_sd = cycles.sd
         self.timelines = len(cycles.world.members["test"])
         self.scores: dict[tuple[str, str], dict[str, Tensor]] = {}
         self.errors: dict[tuple[str, str], Tensor] = {}

@@ -15,6 +15,7 @@ from weather.baselines.assimilator import (
     Nudging,
     Persistence,
 )
+from weather.baselines.correction import CorrectedInterpolation
 from weather.baselines.letkf import LETKF
 from weather.baselines.optimal_interpolation import OptimalInterpolation
 from weather.baselines.spectral_covariance import SpectralCovariance
@@ -25,7 +26,6 @@ from weather.experiments.osse.scenarios import OsseTask
 from weather.experiments.osse.sealed_world import OsseWorld
 from weather.experiments.twin.world import Period
 from weather.models.adas.analysis import AdasAnalysis
-from weather.models.adas.correction import CorrectedInterpolation
 from weather.spherical import SphericalTransform
 from weather.training.stream import generator
 

@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 from core_gates.errors import GatesError
 from tests.weather.conftest import coarse_model
+from weather.baselines.correction import CorrectedInterpolation
 from weather.experiments.osse import osse_experiment, sealed_world
 from weather.experiments.osse.osse_cycles import settled
 from weather.experiments.osse.osse_experiment import OsseExperiment
@@ -16,7 +17,6 @@ from weather.experiments.osse.recorded_errors import tapered
 from weather.experiments.osse.scenarios import gap_of, observed, osse_tasks
 from weather.experiments.osse.sealed_world import OsseWorld, seal
 from weather.models.adas.analysis import AdasAnalysis, AnalysisForm
-from weather.models.adas.correction import CorrectedInterpolation
 from weather.observations.gridded import GriddedObservations
 from weather.state import Normalizer
 
