@@ -87,14 +87,13 @@ class Rivals:
     def _simple(self, task: OsseTask) -> list[Method]:
         """Return methods without a covariance."""
         grid, hours, forecast = self.world.grid, self.world.hours, self.recorded.forecast(task)
-        climatology = self.world.climatology()
         return [
-            Method("climatology", lambda _: Climatology(climatology)),
+            Method("climatology", lambda _: Climatology(self.world.climatology())),
             Method("persistence", lambda _: Persistence()),
             Method(
                 "inverse_distance",
                 lambda s: InverseDistance(grid, power=s["power"], background_km=s["background_km"]),
-                {"power": (1.0, 6.0), "background_km": (100.0, 5000.0)},
+                {"power": (1.0, 6.0), "background_km": (100.0, 40_000.0)},
             ),
             Method(
                 "nudging",

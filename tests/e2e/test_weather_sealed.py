@@ -1,0 +1,76 @@
+"""``gates weather`` in a sealed world: tuned, scored with the network of `unit`, reported."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+CONFIGS = Path(__file__).parents[2] / "apps" / "weather" / "configs"
+METHODS = "[free_run, oi, adas_oi]"
+
+
+@pytest.fixture(scope="module")
+def sealed(gates):
+    """A run folder with the scores of a week with the network of `unit`."""
+    content = yaml.safe_load((CONFIGS / "unit.yaml").read_text())
+    world = content["data"]["source"]["init_args"]["world"]
+    world["class_path"] = "weather.experiments.osse.sealed_world.OsseWorld"
+    imperfect = world["init_args"]["model"]["init_args"] | {"stirring": 4.9e-10}
+    world["init_args"] |= {"path": "runs/weather/sealed/nature.zarr", "cycles": 30}
+    world["init_args"]["imperfect"] = world["init_args"]["model"] | {"init_args": imperfect}
+    content["data"]["source"] = {
+        "class_path": "weather.experiments.osse.osse_experiment.OsseExperiment",
+        "init_args": {
+            "world": world,
+            "folder": "runs/weather/sealed",
+            "networks": "runs/weather/unit",
+            "densities": [0.1],
+            "num_sealed": 2,
+        },
+    }
+    content["data"] |= {"steps": 1, "timelines": 1}
+    budget = {"trials": 1, "densities": [0.1], "cycles": 6}
+    content |= {"tune": budget, "evaluate": {"densities": [0.1], "seeds": [0], "tuning": budget}}
+    (gates.folder / "sealed.yaml").write_text(yaml.safe_dump(content))
+    gates.weather("evaluate", "--only", METHODS, config="sealed.yaml")
+    return gates.folder / "runs/weather/sealed"
+
+
+def test_what_builds_on_interpolation_is_tuned_after_it(sealed):
+    found = {path.parent.name for path in sealed.glob("choices/*/result.json")}
+    assert {"oi-task-0.1_perfect-s0", "adas_oi-task-0.1_error-s0"} <= found
+    oi = json.loads((sealed / "choices/oi-task-0.1_perfect-s0/result.json").read_text())
+    record = json.loads((sealed / "choices/adas_oi-task-0.1_perfect-s0/record.json").read_text())
+    assert record["settings"]["interpolation"] == oi["setting"]
+    assert len(oi["trials"]) == 2  # three settings, twice the trials
+    assert set(json.loads((sealed / "choices/adas_oi-task-0.1_perfect-s0/result.json").read_text())[
+        "setting"]) == {"alpha", "beta"}  # fmt: skip
+
+
+def test_results_are_named_by_the_sealed_world_and_the_network(sealed):
+    (world,) = sealed.glob("sealed-*.zarr")
+    seed = world.stem.partition("-")[2]
+    names = [path.name for path in sealed.glob("cycles/*")]
+    assert names
+    assert all(f"world-{seed}" in name for name in names)
+    assert all(("weights-" in name) == name.startswith("adas_oi") for name in names)
+
+
+def test_missing_networks_survive_in_the_report(gates, sealed):
+    scores = json.loads((sealed / "scores.json").read_text())
+    notes = {row["method"]: row["note"] for row in scores["rows"] if "note" in row}
+    assert set(notes) == {"ungated_oi", "ungated"}
+    assert "--model.network.gated false`" in notes["ungated"]
+    rows = {(row["method"], row["task"], row["metric"]): row for row in scores["rows"]}
+    assert rows["adas_oi", "0.1/perfect", "over_oi"]["n"] == 2
+    assert scores["headline"].startswith("adas_oi ")
+    gates.weather("report", config="sealed.yaml")
+    assert "ungated_oi: not trained: run <code>gates weather fit" in (
+        sealed / "report.html").read_text()  # fmt: skip
+
+
+def test_what_cannot_be_asked_of_it_is_one_line(gates, sealed):
+    for words in (("fit",), ("evaluate", "--name", "x", "--ckpt_path", "nothing.ckpt")):
+        refused = gates("weather", *words, "--config", "sealed.yaml")
+        assert (refused.code, refused.err.count("\n")) == (2, 1)
