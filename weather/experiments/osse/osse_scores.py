@@ -250,10 +250,10 @@ class OsseScores:
         return found
 
     def _report_rows(self) -> list[Row]:
-        """Return errors over those of the background with one report alone."""
+        """Return errors over those of the background with one report alone, timelines as units."""
         found = []
         for name, ratios in self.reports.items():
-            draws = Resamples.clusters(range(len(ratios)))
+            draws = Resamples.clusters([case % self.timelines for case in range(len(ratios))])
             score = moments(ratios.double().log().numpy(), _exponential, "over_background")
             found += [
                 _row(name, SINGLE, draws, score),
@@ -290,15 +290,25 @@ class OsseScores:
         return float((own & ~self.scores[task, INTERPOLATION]["lost"]).sum())
 
     def conclusion(self, rows: Sequence[Row]) -> str:
-        """Return whether Adas beats interpolation and whether gates help, a sentence each."""
+        """Return whether Adas beats interpolation, what beats Adas, and whether gates help."""
         found = {(row.method, row.task, row.metric): row for row in rows}
         said = []
         for task in dict.fromkeys(row.task for row in rows):
             row = found.get((CORRECTED, task, "over_oi"))
-            if row is not None and "/4 timelines" not in task:
-                better = "beats" if row.high < 1 else "loses to" if row.low > 1 else "equals"
+            if row is None:
+                continue
+            if task in {one.name for one in self.tasks}:
+                better = "beats" if row.high < 1 else "loses to" if row.low > 1 else "is level with"
                 said.append(f"{CORRECTED} {better} oi on {task}: {row.value:.2f} "
                             f"[{row.low:.2f}, {row.high:.2f}].")  # fmt: skip
+            ahead = [
+                f"{one.method} {one.value:.2f}"
+                for (method, where, metric), one in found.items()
+                if (where, metric) == (task, "over_oi") and one.value < row.value
+                and method not in FORMS
+            ]  # fmt: skip
+            if ahead:
+                said.append(f"Ahead of it on {task} ({row.value:.2f}): {', '.join(ahead)}.")
         gate = found.get((CORRECTED, "gate/pooled", "over_ungated_oi"))
         if gate is not None:
             helps = "help" if gate.high < 1 else "do not help"

@@ -2,17 +2,20 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.testing import assert_close
 
 from core_gates.errors import GatesError
+from harness.evidence import Row
 from tests.weather.conftest import coarse_model
 from weather.baselines.correction import CorrectedInterpolation
 from weather.experiments.osse import osse_experiment, sealed_world
 from weather.experiments.osse.osse_cycles import settled
 from weather.experiments.osse.osse_experiment import OsseExperiment
+from weather.experiments.osse.osse_scores import OsseScores
 from weather.experiments.osse.recorded_errors import tapered
 from weather.experiments.osse.scenarios import gap_of, observed, osse_tasks
 from weather.experiments.osse.sealed_world import OsseWorld, seal
@@ -255,3 +258,23 @@ def test_a_trial_of_a_correction_builds_on_the_choice_of_interpolation(folder):
     almost = trial.score({"alpha": 1.0, "beta": 1e-9})
     assert almost == pytest.approx(plain, rel=1e-4)
     assert Path(made.folder).is_dir()
+
+
+def test_the_conclusion_names_what_is_ahead_and_whether_gates_help():
+    few = "0.1/perfect/4 timelines"
+    rows = [
+        Row("adas_oi", "0.1/perfect", "over_oi", 0.7, 0.6, 0.8),
+        Row("adas_oi", "0.1/error", "over_oi", 1.1, 0.9, 1.2),
+        Row("adas_oi", few, "over_oi", 0.72, 0.6, 0.8),
+        Row("four_d_var", few, "over_oi", 0.5, 0.4, 0.6),
+        Row("ungated_oi", few, "over_oi", 0.6, 0.4, 0.6),
+        Row("letkf", few, "over_oi", 0.9, 0.8, 1.0),
+        Row("adas_oi", "gate/pooled", "over_ungated_oi", 1.02, 0.97, 1.06),
+    ]
+    said = OsseScores.conclusion(SimpleNamespace(tasks=osse_tasks("osse", (0.1,))), rows)
+    assert said == (
+        "adas_oi beats oi on 0.1/perfect: 0.70 [0.60, 0.80]. "
+        "adas_oi is level with oi on 0.1/error: 1.10 [0.90, 1.20]. "
+        f"Ahead of it on {few} (0.72): four_d_var 0.50. "
+        "Gates do not help: 1.02 [0.97, 1.06]."
+    )
