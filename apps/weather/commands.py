@@ -307,7 +307,7 @@ class WeatherTrainer(GatesRunTrainer):
         part = (*only, *experiment.base) if only else ()
         run = self._begin(datamodule, quick=not full, only=part, seeds=seeds)
         asked = only or (*experiment.forms, *(["open_gate"] if open_gate else []))
-        forms = tuple(form for form in (*COMPARED, "open_gate") if form in asked)
+        forms = tuple(f for f in (*COMPARED, "open_gate") if experiment.forms and f in asked)
         pinned = None
         if ckpt_path:
             form = form_of(run.settings)

@@ -1,8 +1,10 @@
 # ruff: noqa: NPY002 (the global generator of numpy is tested)
 """Training stopped at chosen steps and resumed in the same process, against uninterrupted runs."""
 
+import math
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import torch
 from lightning.pytorch import seed_everything
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
 from core_gates.errors import GatesError
@@ -164,6 +167,19 @@ def test_the_best_checkpoint_is_the_best(fit):
     scores = [float(cells[column]) for row in rows[1:] if (cells := row.split(","))[column]]
     best = load_weights(folder / "checkpoints" / "best.ckpt")
     assert best["epoch"] - 1 == int(np.argmin(scores))
+
+
+def test_a_first_score_that_is_no_number_is_not_the_best():
+    keeper = RunCheckpoint(monitor="val/loss")
+    trainer = SimpleNamespace(
+        sanity_checking=False,
+        state=SimpleNamespace(fn=TrainerFn.FITTING),
+        strategy=SimpleNamespace(broadcast=lambda value: value),
+    )
+    for score, best in ((math.nan, None), (2.0, 2.0), (math.nan, 2.0), (3.0, 2.0), (1.0, 1.0)):
+        trainer.callback_metrics = {"val/loss": torch.tensor(score)}
+        keeper.on_validation_end(trainer, None)
+        assert keeper.best_score == best
 
 
 def test_a_score_that_is_not_logged_is_named(toy, tmp_path):
