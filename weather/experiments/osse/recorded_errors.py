@@ -26,7 +26,9 @@ from weather.grid import Grid
 from weather.progress import Tick, no_tick
 
 TURNS = (1, 2)
-SETTLED, STRIDE = 20, 2  # first recorded cycle, and cycles between two recorded ones
+SETTLED, STRIDE = {True: 20, False: 60}, 2
+"""First recorded cycle, by whether the network is sparse, and cycles between two recorded ones."""
+
 ENOUGH = 0.7  # climatological standard deviations beyond which an error is that of a lost cycle
 DOUBLINGS, KEPT = 4, 0.5
 SPARSE = 0.05  # density below which the recording takes the settings for sparse networks
@@ -70,8 +72,8 @@ class RecordedErrors:
     def path(self, task: OsseTask, turn: int) -> Path:
         """Return the file of a recording, whose name says what it was made of."""
         world = self.world
-        facts = [world.objects("training"), world.cycles, world.error_sd.tolist(), [*task],
-                 world.imperfect.description, FIRST, SECOND if turn > 1 else None]  # fmt: skip
+        made_by = [SETTLED, FIRST, SECOND if turn > 1 else 0, world.imperfect.description]
+        facts = [world.objects("training"), world.cycles, world.error_sd.tolist(), [*task], made_by]
         name = f"errors-{task.name.replace('/', '_')}-{turn}-{short_digest(facts, 8)}"
         return self.folder / f"{name}.safetensors"
 
@@ -146,6 +148,7 @@ def _record(
 ) -> tuple[Tensor, float]:
     """Return errors (N,C,H,W) of training members that keep the truth, and the share that does."""
     rows = range(len(world.members["training"]))
+    settled = min(SETTLED[task.density < SPARSE], world.cycles // 2)
     sd, steps = world.climatological_sd(), Cycle(forecast, interpolation, world.hours)
     lost = torch.zeros(len(rows), dtype=torch.bool)
     recorded = []
@@ -155,7 +158,7 @@ def _record(
         error = step.background[:, 0] - truth
         lost |= diverged(step.analysis[:, 0] - truth, sd)
         step.analysis[lost] = truth[lost].unsqueeze(1)
-        if number >= SETTLED and (number - SETTLED) % STRIDE == 0:
+        if number >= settled and (number - settled) % STRIDE == 0:
             near = world.grid.area_mean(error[:, 0].square()).sqrt() < ENOUGH * sd[0]
             recorded.append(error[~lost & near])
         tick()
