@@ -37,7 +37,7 @@ def test_data_sets_of_one_study_are_kept_apart_and_compared(tmp_path, monkeypatc
         own = [row for row in rows if row.task == f"study: generalization_{name}"]
         assert [row.label for row in own] == ["plain", "gates", "gates − plain"]
         assert {row.metric for row in own} == {"accuracy"}
-        assert own[-1][3:] == (0.01, 0.002, 0.02, 3, "plain", 0.03)
+        assert own[-1][3:-1] == (0.01, 0.002, 0.02, 3, "plain", 0.03)
     assert len(rows) == 3 * len(names)
 
 
