@@ -24,7 +24,7 @@ CONFIG = {
         "learning_rate": 0.01,
         "embedding_learning_rate": 0.05,
     },
-    "data": {"source": {"class_path": SOURCE, "init_args": FEED}, "batch_size": 64},
+    "data": {"source": {"class_path": SOURCE, "init_args": FEED}, "batch_size": 128},
     "trainer": {"max_epochs": 2},
     "checkpoint": {"monitor": "val/loss"},
     "contest": {
