@@ -29,6 +29,7 @@ from harness.experiment.scores import read_scores
 from harness.report.page import Page
 from harness.report.sections import save_gates
 from weather.experiments.experiment import (
+    SWITCHES,
     Checks,
     Concluding,
     Experiment,
@@ -341,7 +342,8 @@ def settings_of(choices: Mapping[str, Choice]) -> Settings:
 
 def edge_notes(choices: Mapping[str, Choice]) -> list[str]:
     """Return which settings lie at an edge of what was searched, where they are no optimum."""
-    found = [f"{name} ({', '.join(one.edges)})" for name, one in choices.items() if one.edges]
+    edges = {n: [e for e in one.edges if e not in SWITCHES] for n, one in choices.items()}
+    found = [f"{name} ({', '.join(names)})" for name, names in edges.items() if names]
     return [f"At an edge of what was searched: {'; '.join(found)}."] if found else []
 
 

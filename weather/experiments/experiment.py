@@ -61,6 +61,9 @@ def _facts(content: dict[str, Any]) -> dict[str, Any]:
 Box = Mapping[str, tuple[float, float]]
 Setting = dict[str, float]
 
+SWITCHES = frozenset({"turn"})
+"""Settings that choose one of two things, so that an edge of their box means nothing."""
+
 OPTIMIZER_BOX: Box = {"learning_rate": (5e-4, 1e-2), "weight_decay": (1e-3, 1e-1)}
 """Box of the optimizer of every network."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -53,6 +54,20 @@ def tapered(matrix: Tensor, grid: Grid, length_km: float) -> DenseCovariance:
     return DenseCovariance((blocks * taper[:, None]).view_as(matrix))
 
 
+class Recording(NamedTuple):
+    """Background errors of training members that keep the truth, in order of their cycles.
+
+    Attributes:
+        errors: (N,C,H,W), background minus truth.
+        cycle: (N,) of the analysis.
+        member: (N,) row of the training period.
+    """
+
+    errors: Tensor
+    cycle: Tensor
+    member: Tensor
+
+
 class RecordedErrors:
     """Errors of the backgrounds of optimal interpolation, recorded twice.
 
@@ -93,7 +108,7 @@ class RecordedErrors:
         for doubled in range(DOUBLINGS + 1):
             interpolation = OptimalInterpolation(covariance, scale=scale * 2**doubled)
             found, kept = _record(self.world, task, forecast, interpolation, tick)
-            if kept >= KEPT and len(found) > 1:
+            if kept >= KEPT and len(found.errors) > 1:
                 break
         else:
             raise GatesError(
@@ -103,16 +118,16 @@ class RecordedErrors:
         path = self.path(task, turn)
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial:
-            save_file({"errors": found.half()}, partial)
+            save_file(found._replace(errors=found.errors.half())._asdict(), partial)
         return path
 
-    def errors(self, task: OsseTask, turn: int) -> Tensor:
-        """Return recorded errors (N,C,H,W), background minus truth.
+    def recording(self, task: OsseTask, turn: int) -> Recording:
+        """Return a recording.
 
         Raises:
-            GatesError: There is no recording, or it is damaged.
+            GatesError: There is none, or it is damaged.
         """
-        return _errors(self.path(task, turn))
+        return _recording(self.path(task, turn))
 
     def covariance(self, task: OsseTask, turn: int, length_km: float) -> DenseCovariance:
         """Return B of a turn, localized with a half width."""
@@ -121,10 +136,11 @@ class RecordedErrors:
         return tapered(_moments(path, changed), self.world.grid, length_km)
 
 
-def _errors(path: Path) -> Tensor:
+def _recording(path: Path) -> Recording:
     try:
-        return load_file(path)["errors"].float()
-    except (OSError, SafetensorError, KeyError) as error:
+        found = Recording(**load_file(path))
+        return found._replace(errors=found.errors.float())
+    except (OSError, SafetensorError, TypeError) as error:
         raise GatesError(
             f"{path} is missing or damaged ({type(error).__name__}): delete it and run "
             "`gates weather prepare`"
@@ -134,7 +150,7 @@ def _errors(path: Path) -> Tensor:
 @lru_cache(maxsize=len(TURNS))  # of 150 MB at T21 each; trials of one process share them
 def _moments(path: Path, changed: int) -> Tensor:  # noqa: ARG001
     """Return the mean product (n,n) of recorded errors, once until their file changes."""
-    rows = _errors(path).flatten(1)
+    rows = _recording(path).errors.flatten(1)
     return rows.T @ rows / len(rows)
 
 
@@ -145,13 +161,13 @@ def _record(
     forecast: Forecast,
     interpolation: OptimalInterpolation,
     tick: Tick,
-) -> tuple[Tensor, float]:
-    """Return errors (N,C,H,W) of training members that keep the truth, and the share that does."""
+) -> tuple[Recording, float]:
+    """Return the errors of training members that keep the truth, and the fraction that does."""
     rows = range(len(world.members["training"]))
     settled = min(SETTLED[task.density < SPARSE], world.cycles // 2)
     sd, steps = world.climatological_sd(), Cycle(forecast, interpolation, world.hours)
     lost = torch.zeros(len(rows), dtype=torch.bool)
-    recorded = []
+    recorded: list[Recording] = []
     first, truths = world.first_background("training"), world.truth("training")
     run = steps.run(first, observed(task, world, "training", rows))
     for number, (truth, step) in enumerate(zip(truths, run, strict=True)):
@@ -160,6 +176,8 @@ def _record(
         step.analysis[lost] = truth[lost].unsqueeze(1)
         if number >= settled and (number - settled) % STRIDE == 0:
             near = world.grid.area_mean(error[:, 0].square()).sqrt() < ENOUGH * sd[0]
-            recorded.append(error[~lost & near])
+            kept = (~lost & near).nonzero().flatten()
+            recorded.append(Recording(error[kept], torch.full_like(kept, number), kept))
         tick()
-    return torch.cat(recorded), float((~lost).float().mean())
+    found = Recording(*(torch.cat(parts) for parts in zip(*recorded, strict=True)))
+    return found, float((~lost).float().mean())

@@ -69,8 +69,9 @@ class Rivals:
     def classical(self, task: OsseTask) -> list[Method]:
         """Return every method without a network, the free run first.
 
-        All take part with fixed networks of reports, what costs much where they are sparse; in
-        outages and with mixed reports only interpolation does.
+        All take part with fixed networks of reports, variational methods where they are sparse and
+        what costs most with the perfect model there; in outages and with mixed reports only
+        interpolation does.
         """
         free = Method("free_run", lambda _: FreeRun())
         interpolations = [
@@ -104,11 +105,15 @@ class Rivals:
         ]  # fmt: skip
 
     def _costly(self, task: OsseTask) -> list[Method]:
-        """Return 3D-Var, 4D-Var and the LETKF."""
+        """Return 3D-Var and, with the perfect model, what costs tens of times as much."""
         grid, hours, forecast = self.world.grid, self.world.hours, self.recorded.forecast(task)
+        three_d_var = Method("three_d_var", lambda s: ThreeDVar(self._spectral(task),
+                             scale=s["scale"], tolerance=1e-3, max_iterations=30),
+                             {"scale": SCALE})  # fmt: skip
+        if task.model != "perfect":
+            return [three_d_var]
         return [
-            Method("three_d_var", lambda s: ThreeDVar(self._spectral(task), scale=s["scale"],
-                   tolerance=1e-3, max_iterations=30), {"scale": SCALE}),
+            three_d_var,
             Method("four_d_var", lambda s: FourDVar(self._spectral(task), forecast,
                    window_hours=WINDOW_HOURS, hours=hours, scale=s["scale"],
                    max_iterations=ITERATIONS), {"scale": SCALE}),
@@ -163,7 +168,7 @@ class Rivals:
     def _spectral(self, task: OsseTask) -> SpectralCovariance:
         rows, columns = self.world.grid.shape
         transform = SphericalTransform(2 * rows // 3, rows, columns)
-        errors = self.recorded.errors(task.base, 2)[::4]
+        errors = self.recorded.recording(task.base, 2).errors[::4]
         return SpectralCovariance.from_samples(errors, transform, self.world.channels)
 
 

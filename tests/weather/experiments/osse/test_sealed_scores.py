@@ -179,7 +179,7 @@ def test_a_tapered_covariance_is_that_of_the_samples_times_gaspari_cohn(folder):
 
     made = experiment(folder)
     task = made.tasks((0.1,))[0]
-    errors = made.recorded().errors(task, 1)
+    errors = made.recorded().recording(task, 1).errors
     errors = errors - errors.mean(0)
     expected = SampleCovariance(errors, made.grid, localization_km=3000.0).dense().matrix
     matrix = errors.flatten(1).T @ errors.flatten(1) / (len(errors) - 1)
