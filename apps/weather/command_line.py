@@ -3,24 +3,34 @@
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from apps.weather.networks import NEUTRAL, WEIGHTS, fit_piece, load_trained
+from apps.weather.networks import (
+    NEUTRAL,
+    WEIGHTS,
+    correction_piece,
+    fit_piece,
+    load_trained,
+)
 from apps.weather.verbs import FUNCTIONS, TRAIN_FORECAST
 from core_gates.errors import GatesError
 from harness.command import GatesRunCLI
 from harness.command.parser import describe
 from harness.experiment import Piece, Run
+from harness.files import sha256
 from harness.runs.callbacks import load_weights
 from harness.runs.terminal import ticking
 from weather.cycle import Forecast
+from weather.experiments.osse.osse_experiment import kept_weights
+from weather.experiments.osse.rivals import CORRECTIONS
 from weather.experiments.reanalysis.source import ReanalysisSource
 from weather.models.adas.analysis import AnalysisForm
 from weather.models.adas.presets import network_shape
 from weather.models.fengwu.trained_forecast import ForecastForm
 from weather.operations.forecasts import find_forecast
+from weather.training.correction_module import CorrectionModule
 from weather.training.stream import AssimilationDataModule
 
 CLASS_PATH = f"{ReanalysisSource.__module__}.{ReanalysisSource.__qualname__}"
@@ -85,6 +95,23 @@ class WeatherCLI(GatesRunCLI):
     package = "weather"
     neutral = NEUTRAL
 
+    def add_arguments_to_parser(self, parser: Any) -> None:
+        """Add what ``fit`` needs to train a correction of interpolation."""
+        super().add_arguments_to_parser(parser)
+        if parser.verb == "fit":
+            parser.add_argument(
+                "--form",
+                type=Literal[*CORRECTIONS] | None,
+                help="Train a network in its own cycle as a correction of interpolation, with the "
+                "problems of `osse`.",
+            )
+            parser.add_argument(
+                "--start",
+                type=str | None,
+                help="Weights that the correction starts from, as a file; `networks` for those of "
+                "--data.source.init_args.networks of the same seed.",
+            )
+
     def parse_arguments(self, parser: Any, args: Any) -> None:
         """Parse; ``--data.store X`` and the like are short for options of the user's own store."""
         for verb in self._wanted:
@@ -110,11 +137,57 @@ class WeatherCLI(GatesRunCLI):
         if is_own_store(self.config[self.subcommand]):
             source.find_model = self._background
         if self.subcommand == "fit":
+            if self._form:
+                self._train_correction()
             self.model.check_source(source)
             if hasattr(source, "check"):
                 source.check()
             self.datamodule.progress = ticking
         super().after_instantiate_classes()
+
+    @property
+    def _form(self) -> str | None:
+        """Form of the correction that is trained."""
+        return self.config[self.subcommand].get("form")
+
+    def settings(self) -> dict[str, Any]:
+        """Return all that decides a result; the start of a correction by its content."""
+        found = super().settings()
+        if self._form:
+            found |= {"start": sha256(self._start())[:16]}
+        return found
+
+    def _start(self) -> Path:
+        """Return the weights that a correction starts from.
+
+        Raises:
+            GatesError: None are given, or there is no such file.
+        """
+        options = self.config[self.subcommand]
+        given, arguments = options.get("start"), options["data"]["source"]["init_args"]
+        if given == "networks":
+            path = kept_weights(str(arguments.get("networks")))
+            path /= f"{CORRECTIONS[self._form or '']}-s{options['seed_everything']}"
+            path /= AnalysisForm.FILE
+        else:
+            path = Path(given or "")
+        if not path.is_file():
+            raise GatesError(
+                f"--start {given or ''} names no weights: give the file of a network, or `networks`"
+            )
+        return path
+
+    def _train_correction(self) -> None:
+        """Train a correction of interpolation in place of the configured network."""
+        source, options = self.datamodule.source, self.config[self.subcommand]
+        if not hasattr(source, "train_correction"):
+            raise GatesError(
+                f"--form {self._form} needs the problems of a sealed world: add --config osse"
+            )
+        seed = options["seed_everything"]
+        source.train_correction(self._form, seed, self.datamodule.timelines)
+        start = AnalysisForm().load(self._start().parent)
+        self.model = CorrectionModule.of(self.model, start)
 
     def _background(self, name: str) -> Forecast:
         """Return the forecast model of a name that makes backgrounds.
@@ -129,6 +202,8 @@ class WeatherCLI(GatesRunCLI):
 
     def training(self, run: Run) -> Piece:
         """Return the network of a form and a seed, or a separate piece for any other."""
+        if self._form:
+            return correction_piece(run, self._form)
         return fit_piece(run) or super().training(run)
 
     def keep(self, run: Run, piece: Piece, objects: Sequence[str]) -> Path | None:
@@ -137,8 +212,21 @@ class WeatherCLI(GatesRunCLI):
         if path is None:
             return None
         load_trained(path, self.model.analysis)
+        facts = self._against_start() if self._form else {}
         store = run.store(WEIGHTS, AnalysisForm())
-        return store.keep(piece, self.model.analysis, objects=objects) / AnalysisForm.FILE
+        kept = store.keep(piece, self.model.analysis, objects=objects, **facts)
+        return kept / AnalysisForm.FILE
+
+    def _against_start(self) -> dict[str, Any]:
+        """Return and print the error of a correction over that of what it started from."""
+        start = AnalysisForm().load(self._start().parent)
+        found = self.datamodule.source.over_start(self.model.analysis.eval(), start, ticking)
+        verdict = "better" if found.high < 1 else "worse" if found.low > 1 else "not better"
+        print(
+            f"{self._form} over its start in {found.n} cycles of validation, {found.task}: "
+            f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}], {verdict}"
+        )
+        return {"over_start": [found.value, found.low, found.high]}
 
 
 class ForecastCLI(GatesRunCLI):

@@ -72,6 +72,11 @@ def fit_piece(run: Run) -> Piece | None:
     return Piece(form, seed, settings={**piece.settings, "seed_everything": given})
 
 
+def correction_piece(run: Run, form: str) -> Piece:
+    """Return what ``fit --form`` trains, whose start is among the settings of the run."""
+    return run.piece(form, run.settings.pop("seed", 0))
+
+
 def world_alone(run: Run, experiment: Experiment) -> dict[str, None]:
     """Return settings that remove all but those of truth and classical methods."""
     kept = ["data.source.class_path", "data.digest"]

@@ -1,5 +1,6 @@
 """``gates weather`` in a sealed world: tuned, scored with the network of `unit`, reported."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def sealed(gates):
         },
     }
     content["data"] |= {"steps": 1, "timelines": 1}
+    content["trainer"] |= {"limit_val_batches": 0, "val_check_interval": 1.0}
     budget = {"trials": 1, "densities": [0.1], "cycles": 6}
     content |= {"tune": budget, "evaluate": {"densities": [0.1], "seeds": [0], "tuning": budget}}
     (gates.folder / "sealed.yaml").write_text(yaml.safe_dump(content))
@@ -70,7 +72,49 @@ def test_missing_networks_survive_in_the_report(gates, sealed):
         sealed / "report.html").read_text()  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def corrected(gates, sealed):
+    """A run folder with a correction that was trained in four steps, and what was printed."""
+    words = ("--form", "adas_oi", "--start", "networks", "--name", "corrected")
+    few = ("--data.steps", "4", "--data.timelines", "2", "--model.warmup", "0.5")
+    printed = gates.weather("fit", *words, *few, config="sealed.yaml")
+    return gates.folder / "runs/weather/corrected", printed
+
+
+def test_a_correction_is_trained_in_its_cycle_and_compared_with_its_start(gates, corrected):
+    folder, printed = corrected
+    assert "adas_oi over its start in " in str(printed)
+    record = json.loads((folder / "weights/adas_oi-s0/record.json").read_text())
+    ratio, low, high = record["facts"]["over_start"]
+    assert low <= ratio <= high
+    start = next(
+        (gates.folder / "runs/weather/unit/weights").glob("adas_increment-s0/*.safetensors")
+    )
+    assert record["settings"]["start"] == hashlib.sha256(start.read_bytes()).hexdigest()[:16]
+    assert start.read_bytes() != (folder / "weights/adas_oi-s0/weights.safetensors").read_bytes()
+
+
+def test_a_trained_correction_takes_the_place_of_its_start(gates, sealed, corrected):
+    one = ("--data.source.init_args.corrections", "runs/weather/corrected")
+    gates.weather("evaluate", "--only", METHODS, *one, "--name", "other", "--seeds", "[0, 1]",
+                  config="sealed.yaml")  # fmt: skip
+    names = [path.name for path in (gates.folder / "runs/weather/other/cycles").glob("adas_oi-*")]
+    before = [path.name for path in sealed.glob("cycles/adas_oi-*")]
+    assert names
+    assert {n.partition("weights-")[2] for n in names}.isdisjoint(
+        n.partition("weights-")[2] for n in before)  # fmt: skip
+    scores = json.loads((gates.folder / "runs/weather/other/scores.json").read_text())
+    notes = {row["method"]: row["note"] for row in scores["rows"] if "note" in row}
+    assert "--form adas_oi --start networks --seed_everything 1`" in notes["adas_oi"]
+
+
 def test_what_cannot_be_asked_of_it_is_one_line(gates, sealed):
-    for words in (("fit",), ("evaluate", "--name", "x", "--ckpt_path", "nothing.ckpt")):
+    missing = ("--form", "adas_oi", "--name", "y")
+    for words in (
+        ("fit",),
+        ("fit", *missing),
+        ("fit", *missing, "--start", "nothing.safetensors"),
+        ("evaluate", "--name", "x", "--ckpt_path", "nothing.ckpt"),
+    ):
         refused = gates("weather", *words, "--config", "sealed.yaml")
         assert (refused.code, refused.err.count("\n")) == (2, 1)

@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 from weather.baselines.assimilator import Assimilator
 from weather.models.adas.analysis import AdasAnalysis
 from weather.observations.gridded import GriddedObservations
+
+
+def corrected(
+    background: Tensor,
+    observations: GriddedObservations,
+    parts: Sequence[tuple[float, Tensor]],
+) -> Tensor:
+    """Return the background plus fractions of increments, the background where nothing is observed.
+
+    Args:
+        background: (B,...).
+        observations: (B,C,H,W).
+        parts: Fractions, and the analyses (B,...) of whose increments they are.
+    """
+    moved = background
+    for fraction, analysis in parts:
+        moved = moved + fraction * (analysis - background)
+    seen = observations.mask.flatten(1).any(1)
+    return torch.where(seen.view(-1, *[1] * (background.ndim - 1)), moved, background)
 
 
 class CorrectedInterpolation:
@@ -45,14 +67,9 @@ class CorrectedInterpolation:
 
     def analyse(self, background: Tensor, observations: GriddedObservations) -> Tensor:
         """Return the analysis (B,1,C,H,W); see `weather.baselines.assimilator.Assimilator`."""
-        seen = observations.mask.flatten(1).any(1)
-        analysis = background.clone()
-        if not bool(seen.any()):
-            return analysis
-        start = background[seen]
-        fields = GriddedObservations(*(part[seen] for part in observations))
-        moved = start + self.beta * (self.network.analyse(start, fields) - start)
+        if not bool(observations.mask.any()):
+            return background.clone()
+        parts = [(self.beta, self.network.analyse(background, observations))]
         if self.interpolation is not None and self.alpha:
-            moved = moved + self.alpha * (self.interpolation.analyse(start, fields) - start)
-        analysis[seen] = moved
-        return analysis
+            parts.append((self.alpha, self.interpolation.analyse(background, observations)))
+        return corrected(background, observations, parts)

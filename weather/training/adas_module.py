@@ -137,11 +137,15 @@ class AdasModule(L.LightningModule):
             self.double()  # Lightning reads a checkpoint before it does so, and would round it
         source = self._data.source
         self.check_source(source)
-        self.analysis.normalizer.load_state_dict(source.normalizer.state_dict())
-        self.analysis.background_sd.copy_(source.background_sd)
+        self.take_units(source)
         self.register_buffer(
             "area_weights", source.grid.area_weights().to(self.dtype), persistent=False
         )
+
+    def take_units(self, source: ProblemSource) -> None:
+        """Take mean, standard deviation and background error of the training period."""
+        self.analysis.normalizer.load_state_dict(source.normalizer.state_dict())
+        self.analysis.background_sd.copy_(source.background_sd)
 
     def check_source(self, source: ProblemSource) -> None:
         """Refuse data of other channels or another grid than those of the network.
@@ -165,15 +169,21 @@ class AdasModule(L.LightningModule):
     def training_step(self, batch: AssimilationBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """Analyze once and carry the detached analysis to the timeline's next step."""
         analysis = self(batch, self.background(batch, "train"))
-        normalize = self.analysis.normalizer.normalize
-        weights = self.area_weights if self.lat_weight else None
-        loss = self.loss(
-            normalize(analysis), normalize(batch.truth.to(analysis)), area_weights=weights
-        )
+        loss = self.loss_of(batch, analysis)
         score = self._carry(batch, analysis, "train").mean()
         self.log("train/loss", loss.detach())
         self.log("train/score", score, prog_bar=True)
         return loss
+
+    def loss_of(self, batch: AssimilationBatch, analysis: Tensor) -> Tensor:
+        """Return the training loss of analyses (B,C,H,W)."""
+        return self.against(analysis, batch.truth)
+
+    def against(self, states: Tensor, truth: Tensor) -> Tensor:
+        """Return the configured loss of states (B,C,H,W), physical units."""
+        normalize = self.analysis.normalizer.normalize
+        weights = self.area_weights if self.lat_weight else None
+        return self.loss(normalize(states), normalize(truth.to(states)), area_weights=weights)
 
     def on_validation_epoch_start(self) -> None:
         """Forget the carried analyses of the last validation pass."""
@@ -218,26 +228,41 @@ class AdasModule(L.LightningModule):
             if bool(rows.any()):
                 own = batch.timeline[rows]
                 background[rows] = advance(forecast, carried[own], self.hours, before[own])
-        return self._guard(background, batch.truth)[0]
+        return self._guard(background, batch)[0]
 
-    def _guard(self, states: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-        """Return states, replaced by the truth where they have left it, and their scores (B,)."""
-        truth = truth.to(states)
-        score = normalized_rmse(states - truth, self.analysis.normalizer.std, self.area_weights)
-        lost = ~(score <= self.divergence_limit)  # also catches NaN
-        return torch.where(lost[:, None, None, None], truth, states), score
+    def lost(self, states: Tensor, truth: Tensor) -> Tensor:
+        """Return which states (B,) have left the truth: beyond ``divergence_limit``, or NaN."""
+        return ~(self._score(states, truth) <= self.divergence_limit)
+
+    def start_again(self, batch: AssimilationBatch) -> Tensor:
+        """Return the states (B,C,H,W) that lost timelines continue from: the truth."""
+        return batch.truth
+
+    def _score(self, states: Tensor, truth: Tensor) -> Tensor:
+        error = states - truth.to(states)
+        return normalized_rmse(error, self.analysis.normalizer.std, self.area_weights)
+
+    def _guard(self, states: Tensor, batch: AssimilationBatch) -> tuple[Tensor, Tensor]:
+        """Return states, replaced where they are lost, and which are (B,)."""
+        lost = self.lost(states, batch.truth.to(states))
+        again = self.start_again(batch).to(states)
+        return torch.where(lost[:, None, None, None], again, states), lost
+
+    def _timelines(self, period: str) -> int:
+        """Return how many timelines are under way; more than rows of a batch for some sources."""
+        data = self._data
+        own = getattr(data.source, "pool", data.timelines)
+        return own if period == "train" else data.validation_timelines
 
     @torch.no_grad()
     def _carry(self, batch: AssimilationBatch, analysis: Tensor, period: str) -> Tensor:
         """Store the guarded analyses by global timeline and return the scores of the raw ones."""
-        guarded, score = self._guard(analysis.detach(), batch.truth)
+        score = self._score(analysis.detach(), batch.truth)
+        guarded, lost = self._guard(analysis.detach(), batch)
         carried = self.carried.get(period)
         if carried is None:
-            data = self._data
-            count = data.timelines if period == "train" else data.validation_timelines
-            carried = guarded.new_zeros(count, *guarded.shape[1:])
+            carried = guarded.new_zeros(self._timelines(period), *guarded.shape[1:])
         carried = carried.to(guarded)  # a checkpoint is loaded before the module finds its device
-        lost = ~(score <= self.divergence_limit)
         if any(isinstance(forecast, FramesForecast) for forecast in self.forecasts):
             # Where a timeline begins, or began again from the truth, no earlier state is known.
             begun = (lost | batch.reset)[:, None, None, None]
@@ -273,10 +298,10 @@ class AdasModule(L.LightningModule):
         if "carried" not in checkpoint:
             return
         count = len(checkpoint["carried"])
-        if self._trainer is not None and count != self._data.timelines:
+        if self._trainer is not None and count != (own := self._timelines("train")):
             raise GatesError(
-                f"the checkpoint carries {count} timelines, the data has {self._data.timelines}: "
-                f"resume with data.timelines {count}"
+                f"the checkpoint carries {count} timelines, the data has {own}: resume with "
+                f"data.timelines {count}"
             )
         for name, states in (("carried", self.carried), ("before", self.before)):
             if name in checkpoint:

@@ -31,6 +31,7 @@ class AssimilationBatch(NamedTuple):
         observations: values and errors (B,C,H,W).
         background_sd: (B,C) expected standard deviation of the background error.
         model: (B,) number of the forecast model that carries the timeline.
+        later: (B,C,H,W) the truth of some hours later, None where no loss needs it.
     """
 
     timeline: Tensor
@@ -40,6 +41,7 @@ class AssimilationBatch(NamedTuple):
     observations: GriddedObservations
     background_sd: Tensor
     model: Tensor
+    later: Tensor | None = None
 
 
 def generator(*keys: int) -> torch.Generator:
@@ -104,7 +106,7 @@ def stack(problems: Sequence[AssimilationBatch]) -> AssimilationBatch:
     columns = {
         name: torch.stack([getattr(p, name) for p in problems])
         for name in AssimilationBatch._fields
-        if name != "observations"
+        if name != "observations" and getattr(problems[0], name) is not None
     }
     return AssimilationBatch(observations=observations, **columns)
 

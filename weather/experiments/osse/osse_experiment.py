@@ -12,8 +12,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from core_gates.errors import GatesError
+from harness.evidence import Row
 from harness.files import Data, sha256, short_digest
 from weather.baselines.assimilator import Assimilator
+from weather.baselines.correction import CorrectedInterpolation
+from weather.baselines.optimal_interpolation import OptimalInterpolation
 from weather.cycle import Forecast
 from weather.experiments.experiment import (
     DENSITIES,
@@ -26,15 +29,17 @@ from weather.experiments.experiment import (
     Trial,
     choice_name,
 )
-from weather.experiments.osse.osse_cycles import OsseCycles
-from weather.experiments.osse.osse_scores import OsseScores
-from weather.experiments.osse.recorded_errors import TURNS, RecordedErrors
-from weather.experiments.osse.rivals import ALONE, FORMS, INTERPOLATION, SHARES, Rivals
+from weather.experiments.osse.cycled_problems import CycledProblems
+from weather.experiments.osse.osse_cycles import OsseCycles, settled
+from weather.experiments.osse.osse_scores import OsseScores, paired
+from weather.experiments.osse.recorded_errors import SECOND, TURNS, RecordedErrors
+from weather.experiments.osse.rivals import ALONE, CORRECTIONS, INTERPOLATION, SHARES, Rivals
 from weather.experiments.osse.scenarios import OsseTask, Protocol, osse_tasks
 from weather.experiments.osse.sealed_world import OsseWorld, seal
 from weather.models.adas.analysis import AdasAnalysis, AnalysisForm
 from weather.plots import cycle_figure, field_label, unit_label
 from weather.progress import Progress, silent
+from weather.training.correction_module import FRACTION
 from weather.training.stream import AssimilationBatch
 
 QUICK_CYCLES = 30
@@ -50,6 +55,8 @@ class OsseExperiment:
         folder: Of recorded errors and of the sealed world, made when missing.
         networks: Name of the shipped networks, such as ``osse_shallow_water``, or a run folder
             with networks. They are read, never written.
+        corrections: Run folder of networks that ``fit --form`` trained as corrections, those that
+            ship if null; where there are none, corrections are made of ``networks``.
         protocol: ``osse`` for fixed networks of reports, ``outage`` for ten silent days and single
             reports, ``mixed`` for densities and qualities that change with every cycle.
         densities: Fractions of grid points observed for which errors are recorded.
@@ -73,6 +80,7 @@ class OsseExperiment:
         world: OsseWorld,
         folder: str,
         networks: str = "osse_shallow_water",
+        corrections: str | None = None,
         protocol: Protocol = "osse",
         densities: tuple[float, ...] = DENSITIES,
         num_sealed: int = 16,
@@ -80,9 +88,12 @@ class OsseExperiment:
         if num_sealed < 1:
             raise ValueError(f"num_sealed must be at least 1, got {num_sealed}")
         self.world, self.folder, self.networks = world, Path(folder), networks
+        self.corrections = corrections or CONFIGURATION
         self.protocol, self.densities = protocol, densities
         self.num_sealed, self.seed = num_sealed, 0
         self.grid, self.channels = world.grid, world.channels
+        self.rows = 0
+        self.form: str | None = None
 
     @cached_property
     def sealed(self) -> OsseWorld:
@@ -127,7 +138,7 @@ class OsseExperiment:
     def methods(self, task: str) -> list[Method]:
         """Return the methods for a task; those that correct interpolation cannot be built."""
         known, rivals = self._task(task), self._rivals(self.world)
-        corrected = [Method(name, _not_offered, SHARES) for name in FORMS]
+        corrected = [Method(name, _not_offered, SHARES) for name in CORRECTIONS]
         return [*rivals.classical(known), *corrected, *(rivals.alone(form, 0) for form in ALONE)]
 
     def background_error(self, task: str) -> None:
@@ -171,30 +182,51 @@ class OsseExperiment:
         _nature(self.sealed, "sealed world", progress)
 
     def check(self) -> None:
-        """Refuse training.
+        """Refuse any training but that of a correction.
 
         Raises:
-            GatesError: Always.
+            GatesError: No form is to be trained.
         """
-        raise GatesError(
-            f"this configuration trains nothing, its networks are those of {self.networks}: train "
-            "with that configuration"
-        )
+        if self.form is None:
+            raise GatesError(
+                "this configuration trains corrections of interpolation: add --form "
+                f"{' or '.join(CORRECTIONS)}, or take --config {self.networks} to train networks "
+                "alone"
+            )
 
     def setup(self) -> None:
-        """Refuse training, see :meth:`check`."""
+        """Load what a correction is trained on."""
         self.check()
+        extremes = {True: min(self.densities), False: max(self.densities)}
+        self.normalizer = self.world.normalizer()
+        self.background_sd = self.climatological_sd = self.world.climatological_sd()
+        self._problems = CycledProblems(
+            self.world,
+            self.recorded(),
+            {
+                (int(task.model == "error"), sparse): task
+                for sparse, density in extremes.items()
+                for task in osse_tasks("osse", (density,))
+            },
+            (self.world.model, self.world.imperfect),
+            self.rows,
+            self.seed,
+        )
+        self.pool = self._problems.pool
+        self.interpolated = self._problems.interpolated
 
-    def problem(
-        self,
-        step: int,  # noqa: ARG002
-        timeline: int,  # noqa: ARG002
-        *,
-        validation: bool = False,  # noqa: ARG002
-    ) -> AssimilationBatch:
-        """Refuse training, see :meth:`check`."""
-        self.check()
-        raise AssertionError
+    def problem(self, step: int, timeline: int, *, validation: bool = False) -> AssimilationBatch:
+        """Return the problem of a row of the batch at a step of the training of a correction.
+
+        Raises:
+            GatesError: A problem for validation is asked for.
+        """
+        if validation:
+            raise GatesError(
+                "a correction is validated in a whole cycle after its training: set "
+                "trainer.limit_val_batches to 0"
+            )
+        return self._problems.problem(step, timeline)
 
     def data(self) -> list[Data]:
         """Return both nature runs."""
@@ -209,37 +241,91 @@ class OsseExperiment:
         """Return the members of the sealed world."""
         return self.sealed.objects("test")
 
-    def _weights(self, form: str, seed: int) -> Path:
-        """Return the folder of a network, of the package or of a run."""
-        name = f"weights/{form}-s{seed}"
-        shipped = Path(str(files("weather"))) / "weights" / self.networks / name
-        return shipped if shipped.is_dir() else Path(self.networks) / name
+    def weights(self, name: str, seed: int) -> Path:
+        """Return the file of a network, of the package or of a run.
 
-    def not_trained(self, form: str, seed: int) -> str:
-        """Return the command that trains a network; empty where it exists."""
-        if (self._weights(form, seed) / AnalysisForm.FILE).is_file():
-            return ""
-        gated = "" if form == "adas_increment" else " --model.network.gated false"
-        name = Path(self.networks).name
+        Args:
+            name: Form of a network, or ``adas_oi`` or ``ungated_oi`` for what corrects
+                interpolation: a network trained for that if there are any of the form.
+            seed: Of the network.
+        """
+        if name in CORRECTIONS:
+            trained = kept_weights(self.corrections)
+            if any(trained.glob(f"{name}-s*")):
+                return trained / f"{name}-s{seed}" / AnalysisForm.FILE
         return (
-            f"not trained: run `gates weather fit --config {name} --seed_everything {seed} "
-            f"--data.source.init_args.seed {seed}{gated}`, then evaluate with "
-            f"`--data.source.init_args.networks runs/weather/{name}`"
+            kept_weights(self.networks)
+            / f"{CORRECTIONS.get(name, name)}-s{seed}"
+            / AnalysisForm.FILE
         )
 
-    def network(self, form: str, seed: int) -> AdasAnalysis:
+    def not_trained(self, name: str, seed: int) -> str:
+        """Return the command that trains a network; empty where it exists."""
+        path = self.weights(name, seed)
+        if path.is_file():
+            return ""
+        form = path.parent.name.removesuffix(f"-s{seed}")
+        if form in CORRECTIONS:
+            return (
+                f"not trained: run `gates weather fit --config {CONFIGURATION} --form {name} "
+                f"--start networks --seed_everything {seed}`, then evaluate with "
+                f"`--data.source.init_args.corrections {self.folder}`"
+            )
+        gated = (
+            ""
+            if CORRECTIONS.get(name, name) == "adas_increment"
+            else " --model.network.gated false"
+        )
+        config = Path(self.networks).name
+        return (
+            f"not trained: run `gates weather fit --config {config} --seed_everything {seed} "
+            f"--data.source.init_args.seed {seed}{gated}`, then evaluate with "
+            f"`--data.source.init_args.networks runs/weather/{config}`"
+        )
+
+    def network(self, name: str, seed: int) -> AdasAnalysis:
         """Return a network in evaluation mode.
 
         Raises:
             GatesError: It is missing or damaged.
         """
-        if told := self.not_trained(form, seed):
-            raise GatesError(f"{form} of seed {seed} is {told}")
-        return AnalysisForm().load(self._weights(form, seed))
+        if told := self.not_trained(name, seed):
+            raise GatesError(f"{name} of seed {seed} is {told}")
+        return AnalysisForm().load(self.weights(name, seed).parent)
 
-    def identity(self, form: str, seeds: Sequence[int]) -> str:
+    def identity(self, name: str, seeds: Sequence[int]) -> str:
         """Return 8 digits that identify the networks of a form and some seeds."""
-        return short_digest([sha256(self._weights(form, s) / AnalysisForm.FILE) for s in seeds], 8)
+        return short_digest([sha256(self.weights(name, seed)) for seed in seeds], 8)
+
+    def train_correction(self, form: str, seed: int, rows: int) -> None:
+        """Offer problems for the training of a correction.
+
+        Args:
+            form: ``adas_oi`` or ``ungated_oi``.
+            seed: Of all random numbers.
+            rows: Of a batch over all ranks.
+        """
+        self.form, self.seed, self.rows = form, seed, rows
+
+    def over_start(
+        self, trained: AdasAnalysis, start: AdasAnalysis, progress: Progress = silent
+    ) -> Row:
+        """Return the error of a correction over that of what it started from, with its interval.
+
+        In cycles of all timelines for tuning and validation, on the first task, with the fractions
+        that it was trained with.
+        """
+        task, rivals = self.tasks(self.densities)[0].base, self._rivals(self.world)
+        runs = OsseCycles(self.world, rivals)
+        length, scale = SECOND[True]
+        oi = OptimalInterpolation(self.recorded().covariance(task, 2, length), scale=scale)
+        errors: list[Tensor] = []
+        with progress("cycles of validation", 2 * self.world.cycles) as tick:
+            for network in (trained, start):
+                method = CorrectedInterpolation(network, oi, alpha=FRACTION, beta=FRACTION)
+                found = runs.run(task, "correction", method, "choice", tick=tick)
+                errors.append(settled(found, runs.sd)[None])
+        return paired(str(self.form), task.name, errors[0], errors[1], "start")
 
     def trials(
         self,
@@ -259,12 +345,13 @@ class OsseExperiment:
         for task in self.tasks(densities):
             methods = [method for method in rivals.classical(task) if method.box]
             own = dict(settings.get(choice_name(INTERPOLATION, task.chosen_for), {}))
-            trained = [name for name in FORMS if own and not self.not_trained(FORMS[name], 0)]
+            trained = [name for name in CORRECTIONS if own and not self.not_trained(name, 0)]
             methods += [rivals.corrected(name, 0, task, own) for name in trained]
             for method in methods:
-                form = FORMS.get(method.name)
                 builds_on = (
-                    {"interpolation": own, "weights": self.identity(form, [0])} if form else {}
+                    {"interpolation": own, "weights": self.identity(method.name, [0])}
+                    if method.name in CORRECTIONS
+                    else {}
                 )
                 found[choice_name(method.name, task.chosen_for)] = Trial(
                     method.box,
@@ -323,6 +410,12 @@ class OsseExperiment:
             )
             found.append((f"Median over timelines and their range, {task}.", figure))
         return found
+
+
+def kept_weights(place: str) -> Path:
+    """Return the folder of weights of a shipped configuration, or of a run folder."""
+    shipped = Path(str(files("weather"))) / "weights" / place / "weights"
+    return shipped if shipped.is_dir() else Path(place) / "weights"
 
 
 def _not_offered(setting: Setting) -> Assimilator:

@@ -14,7 +14,14 @@ from weather.baselines.assimilator import Assimilator, SideBySide
 from weather.experiments.experiment import Method, Settings, Work, built, choice_name
 from weather.experiments.osse.osse_bars import BARS
 from weather.experiments.osse.osse_cycles import OsseCycles, settled
-from weather.experiments.osse.rivals import ALONE, COSTLY, FEW, FEW_CYCLES, FORMS, INTERPOLATION
+from weather.experiments.osse.rivals import (
+    ALONE,
+    CORRECTIONS,
+    COSTLY,
+    FEW,
+    FEW_CYCLES,
+    INTERPOLATION,
+)
 from weather.experiments.osse.scenarios import DAY, OsseTask, gap_of
 from weather.experiments.twin.twin_tasks import CycleScores
 from weather.metrics import departure_rows
@@ -72,27 +79,26 @@ class OsseScores:
         found.sort(key=lambda work: work.method not in COSTLY)  # they take longest
         first = self.tasks[0]
         if first.reports == "outage":
-            names = [name for name in (*FORMS, *ALONE) if self.trained(first, name)]
+            names = [name for name in (*CORRECTIONS, *ALONE) if self.trained(first, name)]
             found += [self._work(first, name, SINGLE) for name in (INTERPOLATION, *names)]
         return found
 
     def names(self, task: OsseTask) -> list[str]:
         """Return the methods of a task that can be computed."""
-        networks = [name for name in (*FORMS, *ALONE) if self.trained(task, name)]
+        networks = [name for name in (*CORRECTIONS, *ALONE) if self.trained(task, name)]
         if task.reports in ("withheld", "denied"):
-            networks = [name for name in networks if name in FORMS]
+            networks = [name for name in networks if name in CORRECTIONS]
         return [method.name for method in self.rivals.classical(task)] + networks
 
     def trained(self, task: OsseTask, name: str) -> list[int]:
         """Return the seeds of a method on a task whose networks exist."""
-        form = FORMS.get(name, name)
-        sparse = name in FORMS and task.reports in ("fixed", "declared")
+        sparse = name in CORRECTIONS and task.reports in ("fixed", "declared")
         sparse = sparse and task.density <= min(one.density for one in self.tasks)
         wanted = self.seeds if sparse else self.seeds[:1]
-        return [seed for seed in wanted if not self.not_trained(form, seed)]
+        return [seed for seed in wanted if not self.not_trained(name, seed)]
 
     def _work(self, task: OsseTask, name: str, part: str = "") -> Work:
-        seeds = self.trained(task, name) if name in (*FORMS, *ALONE) else []
+        seeds = self.trained(task, name) if name in (*CORRECTIONS, *ALONE) else []
         count = FEW if name in COSTLY else self.timelines
         world = self.cycles.world
         scope: list[tuple[str, str | int]] = [("world-", f"{world.seed:016x}")]
@@ -101,8 +107,8 @@ class OsseScores:
             scope.append(("first", self.cycles.cycles))
         if seeds:
             scope.append(("seeds-", "+".join(map(str, seeds))))
-            scope.append(("weights-", self.identity(FORMS.get(name, name), seeds)))
-        if name in FORMS or part:
+            scope.append(("weights-", self.identity(name, seeds)))
+        if name in CORRECTIONS or part:
             chosen = self.settings.get(choice_name(INTERPOLATION, task.chosen_for), {})
             scope.append(("oi-", "+".join(f"{value:.6g}" for value in chosen.values())))
         cycles = self.cycles.cycles
@@ -113,7 +119,7 @@ class OsseScores:
 
     def method(self, task: OsseTask, name: str, seed: int = 0) -> Method:
         """Return a method of a task, with the network of a seed."""
-        if name in FORMS:
+        if name in CORRECTIONS:
             return self.rivals.corrected(name, seed, task, self._interpolation(task))
         if name in ALONE:
             return self.rivals.alone(name, seed)
@@ -130,7 +136,7 @@ class OsseScores:
         """Return the tensors of a cycle, or the ratios of single reports."""
         task = self.tasks[0] if work.task == SINGLE else self.task(work.task)
         seeds = self.trained(task, work.method)[: None if work.task != SINGLE else 1]
-        networks = work.method in (*FORMS, *ALONE)
+        networks = work.method in (*CORRECTIONS, *ALONE)
         methods: list[Assimilator] = [
             built(self.settings, self.method(task, work.method, seed), task.chosen_for)
             for seed in (seeds if networks else [0])
@@ -264,10 +270,9 @@ class OsseScores:
     def _untrained(self, task: OsseTask) -> list[Row]:
         """Return a row for every method of which networks are missing."""
         found = []
-        for name in (*FORMS, *ALONE):
-            form = FORMS.get(name, name)
-            seeds = self.seeds if name in FORMS else self.seeds[:1]
-            told = [text for seed in seeds if (text := self.not_trained(form, seed))]
+        for name in (*CORRECTIONS, *ALONE):
+            seeds = self.seeds if name in CORRECTIONS else self.seeds[:1]
+            told = [text for seed in seeds if (text := self.not_trained(name, seed))]
             found += [Row(name, task.name, "seeds", float(len(seeds) - len(told)), note=text)
                       for text in told]  # fmt: skip
         return found
@@ -280,9 +285,7 @@ class OsseScores:
         """Return the ratio of two methods with its interval; None where one of them is missing."""
         if not {(task, name), (task, other)} <= self.errors.keys():
             return None
-        draws = Resamples.clusters(range(self.timelines))
-        pair = self.errors[task, name], self.errors[task, other]
-        return _ratios(name, task, draws, *pair, other)[0]
+        return paired(name, task, self.errors[task, name], self.errors[task, other], other)
 
     def lost_alone(self, task: str, name: str) -> float:
         """Return how many timelines a method loses that interpolation keeps, over all seeds."""
@@ -305,7 +308,7 @@ class OsseScores:
                 f"{one.method} {one.value:.2f}"
                 for (method, where, metric), one in found.items()
                 if (where, metric) == (task, "over_oi") and one.value < row.value
-                and method not in FORMS
+                and method not in CORRECTIONS
             ]  # fmt: skip
             if ahead:
                 said.append(f"Ahead of it on {task} ({row.value:.2f}): {', '.join(ahead)}.")
@@ -322,6 +325,11 @@ class OsseScores:
             f"{task}|{name}": torch.where(found["lost"][:, None], sd, found["analysis"]).float()
             for (task, name), found in self.scores.items()
         }
+
+
+def paired(method: str, task: str, own: Tensor, other: Tensor, versus: str) -> Row:
+    """Return the geometric mean over timelines of the ratios of errors (seeds, timelines, C)."""
+    return _ratios(method, task, Resamples.clusters(range(own.shape[1])), own, other, versus)[0]
 
 
 def _exponential(means: np.ndarray) -> np.ndarray:

@@ -46,7 +46,7 @@ COSTLY = (SLOWEST, "letkf")
 WITH_PAST = ("nudging", "four_d_var")
 """Remember their last analyses: an extra analysis would be taken for one of the cycle."""
 
-FORMS = {"adas_oi": "adas_increment", "ungated_oi": "ungated"}
+CORRECTIONS = {"adas_oi": "adas_increment", "ungated_oi": "ungated"}
 """Corrections of interpolation, and the form of the networks that they are made of."""
 
 ALONE = ("adas_increment", "ungated")
@@ -70,8 +70,8 @@ class Rivals:
         """Return every method without a network, the free run first.
 
         All take part with fixed networks of reports, variational methods where they are sparse and
-        what costs most with the perfect model there; in outages and with mixed reports only
-        interpolation does.
+        what costs most with the perfect model there; in outages only interpolation does, and with
+        mixed reports that of recorded errors.
         """
         free = Method("free_run", lambda _: FreeRun())
         interpolations = [
@@ -80,8 +80,10 @@ class Rivals:
             Method(INTERPOLATION, lambda s: self.interpolation(task, s),
                    {"scale": SCALE, "length_km": LENGTH_KM, "turn": TURN}),
         ]  # fmt: skip
-        if task.reports != "fixed":
+        if task.reports == "outage":
             return [free, *interpolations]
+        if task.reports != "fixed":
+            return [free, interpolations[-1]]
         costly = self._costly(task) if task.density < SPARSE else []
         return [free, *self._simple(task), *interpolations, *costly]
 
@@ -142,7 +144,7 @@ class Rivals:
         return Method(
             name,
             lambda s: CorrectedInterpolation(
-                self.load(FORMS[name], seed), self.interpolation(task, interpolation), **s
+                self.load(name, seed), self.interpolation(task, interpolation), **s
             ),
             SHARES,
         )

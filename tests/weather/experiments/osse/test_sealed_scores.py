@@ -10,55 +10,15 @@ from torch.testing import assert_close
 
 from core_gates.errors import GatesError
 from harness.evidence import Row
-from tests.weather.conftest import coarse_model
+from tests.weather.experiments.osse.conftest import experiment, world
 from weather.baselines.correction import CorrectedInterpolation
 from weather.experiments.osse import osse_experiment, sealed_world
 from weather.experiments.osse.osse_cycles import settled
-from weather.experiments.osse.osse_experiment import OsseExperiment
 from weather.experiments.osse.osse_scores import OsseScores
 from weather.experiments.osse.recorded_errors import tapered
 from weather.experiments.osse.scenarios import gap_of, observed, osse_tasks
-from weather.experiments.osse.sealed_world import OsseWorld, seal
-from weather.models.adas.analysis import AdasAnalysis, AnalysisForm
+from weather.experiments.osse.sealed_world import seal
 from weather.observations.gridded import GriddedObservations
-from weather.state import Normalizer
-
-COUNTS = {"num_tests": 1, "num_tuning": 1, "num_validation": 1, "num_training": 4}
-
-
-def world(folder, **changes):
-    options = {"cycles": 30, "spin_up_days": 10.0, **COUNTS} | changes
-    return OsseWorld(coarse_model(), coarse_model(3.95e-10), str(folder / "nature.zarr"), **options)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, small_adas):
-    """A folder of two worlds, recordings, and networks of the seeds 0 and 1 of the gated form."""
-    path = tmp_path_factory.mktemp("osse")
-    for seed in (0, 1):
-        network = small_adas(seed)
-        units = Normalizer(torch.tensor([1e4, 0.0, 0.0]), torch.tensor([200.0, 10.0, 10.0]))
-        target = path / f"weights/adas_increment-s{seed}"
-        target.mkdir(parents=True)
-        with torch.no_grad():
-            for weight in network.parameters():
-                weight += 0.02 * torch.randn(weight.shape, generator=torch.manual_seed(seed))
-        AnalysisForm().save(target, AdasAnalysis(network, units, torch.tensor([30.0, 2.0, 2.0])))
-    return path
-
-
-def experiment(folder, protocol="osse", **changes):
-    made = OsseExperiment(
-        world(folder),
-        str(folder),
-        str(folder),
-        protocol=protocol,
-        num_sealed=5,
-        densities=(0.3, 0.1),
-        **changes,
-    )
-    made.make_truth()
-    return made
 
 
 def scored(experiment, seeds=(0, 1), tasks=("0.1/perfect", "0.1/error")):
@@ -229,7 +189,7 @@ def test_without_any_network_bars_are_not_measured(folder):
     assert {(bar.met, math.isnan(bar.value)) for bar in bars} == {(None, True)}
     with pytest.raises(GatesError, match="not trained: run `gates weather fit"):
         made.network("ungated", 0)
-    with pytest.raises(GatesError, match="trains nothing"):
+    with pytest.raises(GatesError, match="trains corrections of interpolation: add --form adas_oi"):
         made.check()
 
 
