@@ -220,7 +220,10 @@ class WeatherCLI(GatesRunCLI):
     def _against_start(self) -> dict[str, Any]:
         """Return and print the error of a correction over that of what it started from."""
         start = AnalysisForm().load(self._start().parent)
-        found = self.datamodule.source.over_start(self.model.analysis.eval(), start, ticking)
+        trained = self.model.analysis.eval()
+        for weight in trained.network.parameters():
+            weight.data = weight.data.bfloat16().to(weight)  # as they are kept
+        found = self.datamodule.source.over_start(trained, start, ticking)
         verdict = "better" if found.high < 1 else "worse" if found.low > 1 else "not better"
         print(
             f"{self._form} over its start in {found.n} cycles of validation, {found.task}: "

@@ -45,7 +45,7 @@ def test_fit_leaves_a_run_and_weights(gates):
 def test_a_world_that_takes_its_networks_trains_none(config, gates):
     refused = gates("weather", "fit", "--config", config)
     assert (refused.code, refused.err.count("\n")) == (2, 1)
-    assert "its networks are those of osse_shallow_water: train with that" in refused.err
+    assert "add --form adas_oi or ungated_oi, or take --config osse_shallow_water" in refused.err
 
 
 @pytest.mark.costly("networks at their real size")
