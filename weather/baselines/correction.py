@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from weather.baselines.assimilator import Assimilator
@@ -12,31 +11,24 @@ from weather.models.adas.analysis import AdasAnalysis
 from weather.observations.gridded import GriddedObservations
 
 
-def corrected(
-    background: Tensor,
-    observations: GriddedObservations,
-    parts: Sequence[tuple[float, Tensor]],
-) -> Tensor:
-    """Return the background plus fractions of increments, the background where nothing is observed.
+def corrected(background: Tensor, parts: Sequence[tuple[float, Tensor]]) -> Tensor:
+    """Return the background plus fractions of increments.
 
     Args:
         background: (B,...).
-        observations: (B,C,H,W).
         parts: Fractions, and the analyses (B,...) of whose increments they are.
     """
     moved = background
     for fraction, analysis in parts:
         moved = moved + fraction * (analysis - background)
-    seen = observations.mask.flatten(1).any(1)
-    return torch.where(seen.view(-1, *[1] * (background.ndim - 1)), moved, background)
+    return moved
 
 
 class CorrectedInterpolation:
     """Add fractions of two increments, ``x_a = x_b + a (x_oi - x_b) + b (net(x_b, y) - x_b)``.
 
     With ``a = 1`` and ``b = 0`` it is optimal interpolation, with ``a = 0`` and ``b = 1`` the
-    network. A timeline that observes nothing keeps its background to the last bit, which a network
-    alone does not.
+    network. A timeline that observes nothing keeps its background to the last bit.
 
     Args:
         network: Trained alone: its increment is not one on top of interpolation.
@@ -67,9 +59,7 @@ class CorrectedInterpolation:
 
     def analyse(self, background: Tensor, observations: GriddedObservations) -> Tensor:
         """Return the analysis (B,1,C,H,W); see `weather.baselines.assimilator.Assimilator`."""
-        if not bool(observations.mask.any()):
-            return background.clone()
         parts = [(self.beta, self.network.analyse(background, observations))]
         if self.interpolation is not None and self.alpha:
             parts.append((self.alpha, self.interpolation.analyse(background, observations)))
-        return corrected(background, observations, parts)
+        return corrected(background, parts)

@@ -73,8 +73,7 @@ class CorrectionModule(AdasModule):
         """Return the corrected analysis (B,C,H,W) of ``background``."""
         interpolated = self.source.interpolated(batch, background)
         analysis = self.analysis(background, batch.observations)
-        return corrected(background, batch.observations, [(FRACTION, interpolated),
-                                                          (FRACTION, analysis)])  # fmt: skip
+        return corrected(background, [(FRACTION, interpolated), (FRACTION, analysis)])
 
     def loss_of(self, batch: AssimilationBatch, analysis: Tensor) -> Tensor:
         """Return the loss of the analysis plus that of its forecast."""

@@ -133,7 +133,7 @@ def test_carried_states_are_kept_by_global_timeline(module_of, twin):
         **{
             name: getattr(full, name)[rows]
             for name in full._fields
-            if name not in ("observations",)
+            if name not in ("observations", "later")
         },
         observations=type(full.observations)(*(part[rows] for part in full.observations)),
     )

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from weather.baselines.assimilator import Assimilator
+from weather.baselines.assimilator import Assimilator, SideBySide
 from weather.cycle import Cycle
 from weather.experiments.osse.rivals import (
     COSTLY,
     FEW,
+    SLOWER,
     SLOWEST,
     UNGUIDED,
     WITH_PAST,
@@ -133,18 +134,20 @@ class OsseCycles:
         points = [withheld_points(self.world.grid, self.world.seed, members[r], 6) for r in rows]
         return Departures(torch.stack(points), every=10)
 
-    def score(self, task: OsseTask, name: str, method: Assimilator) -> float:
+    def score(self, task: OsseTask, name: str, methods: Sequence[Assimilator]) -> float:
         """Return what tuning minimizes: the geometric mean of errors over standard deviations.
 
         It is over the channels of the timelines for tuning and validation, of what costs much over
-        those of the first few. The root of the mean
-        square is decided by the one timeline that is nearly lost.
+        those of the first few, and over the methods, such as networks of several seeds. The root of
+        the mean square is decided by the one timeline that is nearly lost.
 
         Raises:
-            ValueError: The method refuses its setting, or an analysis cannot be computed.
+            ValueError: A method refuses its setting, or an analysis cannot be computed.
         """
-        rows = range(FEW) if name in COSTLY else None
-        cycles = self.cycles // 3 if name == SLOWEST else None
+        count = FEW if name in COSTLY else len(self.world.members["choice"])
+        rows = list(range(count)) * len(methods)
+        cycles = self.cycles // SLOWER if name == SLOWEST else None
+        method = methods[0] if len(methods) == 1 else SideBySide(methods)
         found = self.run(task, name, method, "choice", rows, cycles=cycles)
         return float((settled(found, self.sd) / self.sd).log().mean().exp())
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -32,7 +33,7 @@ from weather.experiments.experiment import (
 from weather.experiments.osse.cycled_problems import CycledProblems
 from weather.experiments.osse.osse_cycles import OsseCycles, settled
 from weather.experiments.osse.osse_scores import OsseScores, paired
-from weather.experiments.osse.recorded_errors import SECOND, TURNS, RecordedErrors
+from weather.experiments.osse.recorded_errors import SECOND, SPARSE, TURNS, RecordedErrors
 from weather.experiments.osse.rivals import ALONE, CORRECTIONS, INTERPOLATION, SHARES, Rivals
 from weather.experiments.osse.scenarios import OsseTask, Protocol, osse_tasks
 from weather.experiments.osse.sealed_world import OsseWorld, seal
@@ -44,6 +45,7 @@ from weather.training.stream import AssimilationBatch
 
 QUICK_CYCLES = 30
 CONFIGURATION = "osse"
+SEEDS = (0, 1, 2)  # of the networks that share a setting
 
 
 class OsseExperiment:
@@ -337,26 +339,29 @@ class OsseExperiment:
     ) -> dict[str, Trial]:
         """Return what is tuned on the timelines for tuning and validation.
 
-        Corrections are tuned once interpolation is. Three settings get twice the trials of two.
+        Corrections are tuned once interpolation is, with the networks of three seeds together
+        where reports are sparse. Three settings get twice the trials of two.
         """
         rivals = self._rivals(self.world)
         runs = OsseCycles(self.world, rivals, cycles)
         found: dict[str, Trial] = {}
         for task in self.tasks(densities):
-            methods = [method for method in rivals.classical(task) if method.box]
             own = dict(settings.get(choice_name(INTERPOLATION, task.chosen_for), {}))
-            trained = [name for name in CORRECTIONS if own and not self.not_trained(name, 0)]
-            methods += [rivals.corrected(name, 0, task, own) for name in trained]
-            for method in methods:
-                builds_on = (
-                    {"interpolation": own, "weights": self.identity(method.name, [0])}
-                    if method.name in CORRECTIONS
-                    else {}
-                )
-                found[choice_name(method.name, task.chosen_for)] = Trial(
-                    method.box,
-                    partial(_score, runs, task.base, method),
-                    2 if len(method.box) > 2 else 1,
+            listed: list[tuple[list[Method], dict[str, Any]]] = [
+                ([method], {}) for method in rivals.classical(task) if method.box
+            ]
+            for name in CORRECTIONS if own else ():
+                wanted = SEEDS if task.density < SPARSE else SEEDS[:1]
+                if seeds := [seed for seed in wanted if not self.not_trained(name, seed)]:
+                    facts = {"interpolation": own, "weights": self.identity(name, seeds)}
+                    nets = [rivals.corrected(name, seed, task, own) for seed in seeds]
+                    listed.append((nets, facts))
+            for methods, builds_on in listed:
+                name, box = methods[0].name, methods[0].box
+                found[choice_name(name, task.chosen_for)] = Trial(
+                    box,
+                    partial(_score, runs, task.base, methods),
+                    2 if len(box) > 2 else 1,
                     builds_on,
                 )
         return found
@@ -425,8 +430,8 @@ def _not_offered(setting: Setting) -> Assimilator:
     )
 
 
-def _score(runs: OsseCycles, task: OsseTask, method: Method, setting: Setting) -> float:
-    return runs.score(task, method.name, method.build(setting))
+def _score(runs: OsseCycles, task: OsseTask, methods: Sequence[Method], setting: Setting) -> float:
+    return runs.score(task, methods[0].name, [method.build(setting) for method in methods])
 
 
 def _nature(world: OsseWorld, label: str, progress: Progress) -> Path:

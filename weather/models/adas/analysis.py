@@ -80,6 +80,8 @@ class AdasAnalysis(nn.Module):
     ) -> Tensor:
         """Return the analysis, computed in the dtype of the background.
 
+        A problem in which nothing is observed keeps its background to the last bit.
+
         Args:
             background: (B,C,H,W), physical units.
             observations: Fields (B,C,H,W) in the same units.
@@ -94,6 +96,14 @@ class AdasAnalysis(nn.Module):
         if self.background_error == "innovation":
             sd = innovation_sd(background, observations, sd)
         sd = sd.to(background)[..., None, None].expand_as(background)
+        analysis = self._analysis(background, observations, sd)
+        seen = observations.mask.flatten(1).any(1)
+        return torch.where(seen[:, None, None, None], analysis, background)
+
+    def _analysis(
+        self, background: Tensor, observations: GriddedObservations, sd: Tensor
+    ) -> Tensor:
+        """Return the analysis (B,C,H,W) for background errors of the same shape."""
         gate = confidence(observations, self.confidence_scale * sd, kind=self.confidence_kind)
         state = self.normalizer.normalize(background)
         if self.network.output == "increment":

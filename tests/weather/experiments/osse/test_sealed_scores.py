@@ -115,7 +115,8 @@ class Add:
         self.what = what
 
     def analyse(self, background, observations):
-        return background + self.what
+        seen = observations.mask.flatten(1).any(1).view(-1, 1, 1, 1, 1)
+        return torch.where(seen, background + self.what, background)
 
 
 def test_a_correction_adds_shares_and_keeps_what_is_not_observed():
@@ -218,6 +219,26 @@ def test_a_trial_of_a_correction_builds_on_the_choice_of_interpolation(folder):
     almost = trial.score({"alpha": 1.0, "beta": 1e-9})
     assert almost == pytest.approx(plain, rel=1e-4)
     assert Path(made.folder).is_dir()
+
+
+def test_networks_of_all_seeds_share_a_trial_where_reports_are_sparse(folder, monkeypatch):
+    """The score is the geometric mean of those of each network alone."""
+    made = experiment(folder)
+    settings = {"oi@0.1/perfect": {"scale": 0.3, "length_km": 5000.0, "turn": 3.0}}
+    shares = {"alpha": 0.5, "beta": 0.8}
+    found = {}
+    for seeds in ((0,), (1,), (0, 1)):
+        monkeypatch.setattr(osse_experiment, "SEEDS", seeds)
+        monkeypatch.setattr(osse_experiment, "SPARSE", 0.2)
+        trial = made.trials((0.1,), None, cycles=4, settings=settings)["adas_oi@0.1/perfect"]
+        found[seeds] = trial.score(shares), trial.builds_on["weights"]
+    (one, first), (other, second), (both, pair) = found.values()
+    assert one != pytest.approx(other, rel=1e-3)
+    assert both == pytest.approx((one * other) ** 0.5, rel=1e-4)
+    assert len({first, second, pair}) == 3
+    monkeypatch.setattr(osse_experiment, "SPARSE", 0.05)
+    trial = made.trials((0.1,), None, cycles=4, settings=settings)["adas_oi@0.1/perfect"]
+    assert trial.builds_on["weights"] == first
 
 
 def test_the_conclusion_names_what_is_ahead_and_whether_gates_help():

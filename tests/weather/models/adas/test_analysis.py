@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,10 +8,13 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.testing import assert_close
 
+import weather
 from core_gates.errors import GatesError
-from weather.models.adas.analysis import AdasAnalysis, load_weights, save_weights
+from weather.experiments.ensemble.source import Era5EnsembleSource
+from weather.models.adas.analysis import AdasAnalysis, AnalysisForm, load_weights, save_weights
 from weather.observations.gridded import GriddedObservations, innovation_sd
 from weather.state import Normalizer
+from weather.training.stream import stack
 
 SHAPE = (2, 3, 16, 32)
 MEAN = torch.tensor([10000.0, 5.0, -2.0])
@@ -148,20 +152,37 @@ def test_background_error_of_each_problem(output, kind):
     assert torch.allclose(own[1], both[1], rtol=1e-5, atol=1e-3) is unaffected
 
 
+@pytest.mark.parametrize("mode", [True, False])
 @pytest.mark.parametrize("output", ["increment", "analysis"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_increment_mode_without_observations_is_the_background(small_adas, output, dtype):
-    network = small_adas(output=output, increment_mode=True)
+def test_without_observations_the_background_stays(small_adas, output, dtype, mode):
+    """To the last bit, also of one problem among others; in increment mode by the network alone."""
+    network = small_adas(output=output, increment_mode=mode)
     for weights in network.recovery.parameters():
         nn.init.normal_(weights, std=0.3)  # an increment starts at zero, which proves nothing
     analysis = analysis_of(network.to(dtype)).to(dtype)
     background, observations = problem(dtype)
     nothing = observations.withhold(torch.tensor(False))
     assert torch.equal(analysis(background, nothing), background)
-    moved = analysis(background, observations) - background
-    assert (moved.abs().mean((0, 2, 3)) > 1e-2 * SIGMA).all()
-    network.increment_mode = False
-    assert not torch.equal(analysis(background, nothing), background)
+    sd = SIGMA.to(dtype)[:, None, None].expand_as(background)
+    assert torch.equal(analysis._analysis(background, nothing, sd), background) is mode
+    first = observations.withhold(torch.tensor([True, False])[:, None, None, None])
+    found = analysis(background, first)
+    assert torch.equal(found[1], background[1])
+    assert_close(found[0], analysis(background, observations)[0])
+    assert ((found[0] - background[0]).abs().mean((-2, -1)) > 1e-2 * SIGMA).all()
+
+
+def test_shipped_networks_of_real_fields_keep_a_background_without_observations():
+    source = Era5EnsembleSource()
+    source.setup()
+    folder = Path(weather.__file__).parent / "weights/era5_ensemble/weights/adas_increment-s0"
+    analysis = AnalysisForm().load(folder)
+    problems = stack([source.problem(step, 0) for step in (0, 1)])
+    silent = problems.observations.withhold(torch.tensor([False, True])[:, None, None, None])
+    found = analysis.analyse(problems.background.unsqueeze(1), silent)[:, 0]
+    assert torch.equal(found[0], problems.background[0])
+    assert not torch.equal(found[1], problems.background[1])
 
 
 def test_float32_observations_of_a_float64_network(small_adas):
