@@ -45,6 +45,7 @@ from weather.training.stream import AssimilationBatch
 
 QUICK_CYCLES = 30
 CONFIGURATION = "osse"
+SEALED = (CONFIGURATION, "outage", "mixed")  # configurations that share a sealed world
 SEEDS = (0, 1, 2)  # of the networks that share a setting
 
 
@@ -100,7 +101,10 @@ class OsseExperiment:
     @cached_property
     def sealed(self) -> OsseWorld:
         """The world whose timelines are scored."""
-        seed = seal(self.networks, CONFIGURATION)
+        shipped = [f"{name}/{kind}/*" for name in SEALED for kind in ("weights", "choices")]
+        if kept_weights(self.networks) != Path(self.networks) / "weights":
+            shipped += [f"{self.networks}/weights/{form}-s*" for form in ALONE]
+        seed = seal(*shipped)
         path = self.folder / f"sealed-{seed:016x}.zarr"
         return self.world.sealed(seed, self.num_sealed, path)
 
@@ -131,6 +135,10 @@ class OsseExperiment:
     def tasks(self, densities: Sequence[float] = DENSITIES) -> list[OsseTask]:
         """Return the tasks of the protocol."""
         return osse_tasks(self.protocol, densities)
+
+    def _pooled(self, densities: Sequence[float]) -> list[OsseTask]:
+        """Return the tasks over which gates are compared besides those of the protocol."""
+        return osse_tasks("osse", densities) if self.protocol == "mixed" else []
 
     def _task(self, name: str) -> OsseTask:
         known = {task.name: task for protocol in ("osse", self.protocol)
@@ -345,10 +353,13 @@ class OsseExperiment:
         rivals = self._rivals(self.world)
         runs = OsseCycles(self.world, rivals, cycles)
         found: dict[str, Trial] = {}
-        for task in self.tasks(densities):
+        pooled = self._pooled(densities)
+        for task in (*self.tasks(densities), *pooled):
             own = dict(settings.get(choice_name(INTERPOLATION, task.chosen_for), {}))
             listed: list[tuple[list[Method], dict[str, Any]]] = [
-                ([method], {}) for method in rivals.classical(task) if method.box
+                ([method], {})
+                for method in rivals.classical(task)
+                if method.box and (task not in pooled or method.name == INTERPOLATION)
             ]
             for name in CORRECTIONS if own else ():
                 wanted = SEEDS if task.density < SPARSE else SEEDS[:1]
@@ -388,8 +399,9 @@ class OsseExperiment:
             )
         count = min(QUICK_CYCLES, self.world.cycles) if quick else None
         cycles = OsseCycles(self.sealed, self._rivals(self.sealed), count)
+        pooled = () if quick else self._pooled(densities)
         return OsseScores(
-            cycles, self.tasks(densities), seeds, settings, self.not_trained, self.identity
+            cycles, self.tasks(densities), seeds, settings, self.not_trained, self.identity, pooled
         )
 
     def checks(self, scores: OsseScores) -> Sequence[Checks]:  # noqa: ARG002

@@ -47,6 +47,7 @@ class OsseScores:
         settings: Tuned settings of all methods.
         not_trained: Tells what to do about missing networks.
         identity: Returns what identifies the networks of a form and some seeds.
+        pooled: Other tasks over which gated and ungated corrections are compared, too.
     """
 
     forms: tuple[str, ...] = ()
@@ -59,8 +60,10 @@ class OsseScores:
         settings: Settings,
         not_trained: NotTrained,
         identity: Callable[[str, Sequence[int]], str],
+        pooled: Sequence[OsseTask] = (),
     ) -> None:
         self.cycles, self.tasks, self.seeds = cycles, list(tasks), tuple(seeds)
+        self.pooled = list(pooled)
         self.settings, self.not_trained, self.identity = settings, not_trained, identity
         self.rivals, self.labels = cycles.rivals, cycles.world.channels.labels
         self.climatological_sd = cycles.sd
@@ -71,11 +74,13 @@ class OsseScores:
 
     def task(self, name: str) -> OsseTask:
         """Return a task by its name."""
-        return next(task for task in self.tasks if task.name == name)
+        return next(task for task in (*self.tasks, *self.pooled) if task.name == name)
 
     def works(self) -> list[Work]:
         """Return every method on every task; the networks of a form share a cycle."""
         found = [self._work(task, name) for task in self.tasks for name in self.names(task)]
+        pairs = [(task, name) for task in self.pooled for name in CORRECTIONS]
+        found += [self._work(task, name) for task, name in pairs if self.trained(task, name)]
         found.sort(key=lambda work: work.method not in COSTLY)  # they take longest
         first = self.tasks[0]
         if first.reports == "outage":
@@ -93,7 +98,8 @@ class OsseScores:
     def trained(self, task: OsseTask, name: str) -> list[int]:
         """Return the seeds of a method on a task whose networks exist."""
         sparse = name in CORRECTIONS and task.reports in ("fixed", "declared")
-        sparse = sparse and task.density <= min(one.density for one in self.tasks)
+        alike = [one for one in (*self.tasks, *self.pooled) if one.reports == task.reports]
+        sparse = sparse and task.density <= min(one.density for one in alike)
         wanted = self.seeds if sparse else self.seeds[:1]
         return [seed for seed in wanted if not self.not_trained(name, seed)]
 
@@ -223,7 +229,7 @@ class OsseScores:
         """Return gated over ungated corrections, for every task and pooled over all of them."""
         pairs = [
             (task.name, self.errors[task.name, CORRECTED], self.errors[task.name, CONTROL])
-            for task in self.tasks
+            for task in (*self.tasks, *self.pooled)
             if {(task.name, CORRECTED), (task.name, CONTROL)} <= self.errors.keys()
             and task.reports in ("fixed", "declared")
         ]
@@ -320,10 +326,11 @@ class OsseScores:
 
     def pictures(self) -> dict[str, Tensor]:
         """Return the analysis RMSE of every cycle, ``task|method`` to (T,B,C)."""
-        sd = self.cycles.sd
+        sd, shown = self.cycles.sd, {task.name for task in self.tasks}
         return {
             f"{task}|{name}": torch.where(found["lost"][:, None], sd, found["analysis"]).float()
             for (task, name), found in self.scores.items()
+            if task in shown
         }
 
 

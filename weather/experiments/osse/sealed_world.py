@@ -63,20 +63,19 @@ class OsseWorld(TwinWorld):
         return world
 
 
-def seal(*folders: str) -> int:
+def seal(*pieces: str) -> int:
     """Return the seed of the sealed world: 8 bytes of the SHA-256 of shipped weights and choices.
 
     No choice that is shipped can have seen the world of this seed, since it follows from them.
 
     Args:
-        folders: Of the package, below ``weights``, such as ``osse_shallow_water``; one that does
-            not exist is empty.
+        pieces: Folders of the package, below ``weights``, as patterns such as
+            ``osse_shallow_water/weights/ungated-s*``; what does not exist is left out.
     """
-    digest = hashlib.sha256()
-    for folder in folders:
-        root = Path(str(files("weather"))) / "weights" / folder
-        kept = [path for kind in ("weights", "choices") for path in (root / kind).rglob("*")]
-        for path in sorted(path for path in kept if path.is_file()):
-            digest.update(path.relative_to(root.parent).as_posix().encode())
+    digest, root = hashlib.sha256(), Path(str(files("weather"))) / "weights"
+    folders = sorted({folder for piece in pieces for folder in root.glob(piece)})
+    for path in (path for folder in folders for path in sorted(folder.rglob("*"))):
+        if path.is_file():
+            digest.update(path.relative_to(root).as_posix().encode())
             digest.update(hashlib.sha256(path.read_bytes()).digest())
     return int.from_bytes(digest.digest()[:8], "big")

@@ -65,14 +65,18 @@ def test_the_seal_is_broken_by_any_shipped_byte(tmp_path, monkeypatch):
     monkeypatch.setattr(sealed_world, "files", lambda _: tmp_path)
     kept = tmp_path / "weights/nets/weights/a-s0/weights.safetensors"
     kept.parent.mkdir(parents=True)
-    found = [seal("nets")]
+    found = [seal("nets/weights/a-s*")]
     for content in (b"one", b"two"):
         kept.write_bytes(content)
-        found.append(seal("nets"))
+        found.append(seal("nets/weights/a-s*"))
     chosen = tmp_path / "weights/osse/choices/oi-s0/result.json"
     chosen.parent.mkdir(parents=True)
     chosen.write_text("{}")
-    found.append(seal("nets", "osse"))
+    found.append(seal("nets/weights/a-s*", "osse/choices/*"))
+    other = kept.parents[1] / "b-s0/weights.safetensors"
+    other.parent.mkdir()
+    other.write_bytes(b"of a form that takes no part")
+    assert seal("nets/weights/a-s*", "osse/choices/*") == found[-1]
     assert len(set(found)) == 4
     assert all(0 <= seed < 2**64 for seed in found)
 
