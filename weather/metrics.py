@@ -58,11 +58,6 @@ def rmse(forecast: Tensor, truth: Tensor, weights: Tensor) -> Tensor:
     return mse(forecast, truth, weights).sqrt()
 
 
-def drift(errors: Tensor) -> Tensor:
-    """Return the size of the `trend`; a steady cycle has a drift near 0, 0.1 is the usual limit."""
-    return trend(errors).abs()
-
-
 def trend(errors: Tensor) -> Tensor:
     """Return the change of the fitted line over the last half, relative to the mean of that half.
 

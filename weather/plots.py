@@ -331,7 +331,7 @@ def cycle_figure(
         days = np.arange(1, np.shape(values)[-1] + 1) * hours / 24
         ends[method] = draw_seeds(axes, days, values, colors[method])
     logarithmic(axes)
-    axes.set_xlim(0, days[-1])
+    axes.set_xlim(0, max(np.shape(values)[-1] for values in errors.values()) * hours / 24)
     if spin_up:
         axes.axvspan(0, spin_up * hours / 24, color=SHADE, zorder=0, linewidth=0)
         axes.annotate("spin-up", (spin_up * hours / 48, 0.03), xycoords=("data", "axes fraction"),
@@ -339,6 +339,36 @@ def cycle_figure(
     dress(axes, title=f"{label} ({unit})", x="days")
     name_lines(axes, ends, colors)
     return figure
+
+
+def cycle_figures(
+    pictures: Mapping[str, Tensor], channels: ChannelSpec, hours: float, caption: str
+) -> list[tuple[str, Figure]]:
+    """Plot the analysis error of the first channel, a figure and its caption for every task.
+
+    Args:
+        pictures: ``task|method`` to errors (T,B,C).
+        channels: Of the errors.
+        hours: Length of a cycle.
+        caption: With ``{task}`` in place of the task.
+    """
+    variable, level = next(iter(channels))
+    found = []
+    for task in dict.fromkeys(key.split("|")[0] for key in pictures):
+        errors: dict[str, np.ndarray] = {
+            key.split("|")[1]: value[:, :, 0].T.numpy()
+            for key, value in pictures.items()
+            if key.split("|")[0] == task
+        }
+        figure = cycle_figure(
+            errors,
+            hours=hours,
+            label=f"Analysis RMSE of {field_label(variable, level)}, {task}",
+            unit=unit_label(variable),
+            spin_up=max(len(own.T) for own in errors.values()) // 3,
+        )
+        found.append((caption.format(task=task), figure))
+    return found
 
 
 INCHES_PER_LETTER = 0.075

@@ -40,7 +40,6 @@ from harness.runs.environment import made_by
 from harness.runs.terminal import ticking
 from weather.assimilation import ObservedBy
 from weather.experiments.experiment import Experiment, experiment_of
-from weather.models.adas.presets import COMPARED
 from weather.operations.analyses import AnalysisOptions, Assimilation
 from weather.operations.long_cycle import LongCycle, cycle_summary
 from weather.operations.report_tables import simulate_reports
@@ -183,7 +182,7 @@ class WeatherTrainer(GatesRunTrainer):
             observations: Table of observations, Parquet or CSV.
             background: WeatherBench-2 store with the channels and the grid of the configuration; of
                 `reanalysis`, that of its `data.background` if not given.
-            method: ``adas_increment``, ``adas_official``, ``oi``, ``inverse_distance`` or another.
+            method: ``adas_increment``, ``oi``, ``inverse_distance`` or another.
             task: Task whose stored settings and background error are used; by default the first.
             weights: Weights or checkpoint of the network; if not given those of the run folder,
                 else the shipped ones.
@@ -307,7 +306,8 @@ class WeatherTrainer(GatesRunTrainer):
         part = (*only, *experiment.base) if only else ()
         run = self._begin(datamodule, quick=not full, only=part, seeds=seeds)
         asked = only or (*experiment.forms, *(["open_gate"] if open_gate else []))
-        forms = tuple(f for f in (*COMPARED, "open_gate") if experiment.forms and f in asked)
+        known = (*experiment.forms, "open_gate") if experiment.forms else ()
+        forms = tuple(form for form in known if form in asked)
         pinned = None
         if ckpt_path:
             form = form_of(run.settings)

@@ -53,12 +53,7 @@ DEPARTURES = ("ob_rms", "oa_rms", "withheld_rmse")
 METRICS = """
 Errors are root mean squares against the known truth, weighted by area. `ratio` is the error over
 that of the background; below 1 the observations helped. `lost` counts the timelines that lost the
-truth; they are scored as the free run.
-
-`crossed`: the networks of all seeds on the timelines of all seeds. `redrawn`: the observing network
-changes in every cycle. `corrupted`: half of the reports have five times their errors, and the error
-of the analysis is divided by that of an analysis without this half; `declared`: the larger errors
-are stated, `denied`: the usual ones are, `forced`: the confidence in this half is set to one.
+truth; a note says what they count as.
 """
 DEPARTED = """
 Root mean squares of observation minus background (`ob_rms`), of observation minus analysis
@@ -404,7 +399,8 @@ def check_only(experiment: Experiment, densities: Sequence[float], only: Sequenc
         return
     tasks = [task.name for task in experiment.tasks(densities)]
     methods = [method.name for task in tasks for method in experiment.methods(task)]
-    known = dict.fromkeys([*FORMS, *methods])
+    forms = (*experiment.forms, "open_gate") if experiment.forms else ()
+    known = dict.fromkeys([*forms, *methods])
     if unknown := [name for name in only if name not in known]:
         raise GatesError(f"--only {', '.join(unknown)} is unknown: choose from {', '.join(known)}")
 

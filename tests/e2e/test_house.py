@@ -18,7 +18,6 @@ MOVED = {
     "honest": ("l0",),
     "synthetic": ("coverage",),
     "era5_ensemble": (),
-    "osse_shallow_water": (),
 }
 """Figures that the fix of a fault has moved, renamed or removed; the pages name it."""
 
@@ -62,7 +61,6 @@ def test_trained_networks_are_those_of_before(request, fixture, name, path):
     ("app", "config", "words"),
     [
         ("weather", "era5_ensemble", ()),
-        ("weather", "osse_shallow_water", ()),
         ("endoscopy", "synthetic", ()),
         ("endoscopy", "honest", ("--quick",)),  # the runs that are shipped
     ],

@@ -52,13 +52,14 @@ def test_a_packaged_configuration_finds_all_its_shipped_results(
     methods = found.source.methods(found.source.tasks()[0].name)
     tuned = [method for method in methods if method.box]
     assert len(classical) == len(tuned) * len(found.source.tasks())
-    choices = tuning.networks(found.run, COMPARED, (0, 1, 2))
-    assert set(choices) == set(COMPARED)
-    networks = Networks(found.run, optimizers_of(found.run, COMPARED, (0, 1, 2), choices),
+    forms = found.source.forms
+    choices = tuning.networks(found.run, forms, (0, 1, 2))
+    assert set(choices) == set(forms)
+    networks = Networks(found.run, optimizers_of(found.run, forms, (0, 1, 2), choices),
                         (0, 1, 2), found.source.test_objects())  # fmt: skip
-    assert len(networks.pieces) == 9
+    assert len(networks.pieces) == 3 * len(forms)
     assert networks.store.missing(networks.pieces.values()) == []
-    for form in COMPARED:
+    for form in forms:
         network = networks.load(form, 2)
         assert FORMS[form].items() <= network.network.arguments.items()
         assert not network.training

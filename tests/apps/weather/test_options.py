@@ -81,11 +81,14 @@ def test_a_budget_of_tuning_is_not_nothing(source, name):
 
 def test_only_methods_that_there_are():
     task, method = SimpleNamespace(name="0.1"), SimpleNamespace(name="oi")
-    experiment = SimpleNamespace(tasks=lambda _: [task], methods=lambda _: [method])
+    experiment = SimpleNamespace(
+        tasks=lambda _: [task], methods=lambda _: [method], forms=("adas_increment", "ungated")
+    )
     check_only(experiment, (0.1,), ())
     check_only(experiment, (0.1,), ("oi", "ungated"))
-    with pytest.raises(GatesError, match=r"--only kalman is unknown: choose from adas_inc.*, oi"):
-        check_only(experiment, (0.1,), ("oi", "kalman"))
+    for name in ("kalman", "adas_official"):
+        with pytest.raises(GatesError, match=rf"--only {name} is unknown: .* adas_inc.*, oi$"):
+            check_only(experiment, (0.1,), ("oi", name))
 
 
 def test_a_source_of_problems_alone_is_for_training_only():

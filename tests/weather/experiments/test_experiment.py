@@ -21,12 +21,10 @@ from weather.experiments.experiment import (
     shown,
     stored,
 )
-from weather.experiments.twin.twin_experiment import TwinChecks
 from weather.experiments.twin.twin_scores import TwinScores
 from weather.experiments.twin.twin_tasks import CycleScores, TwinTask, settled
 from weather.grid import regular_grid
 from weather.metrics import Departures, figures, withheld_points
-from weather.models.adas.presets import COMPARED
 from weather.models.held_suarez.model import HeldSuarez
 from weather.observations.gridded import GriddedObservations
 from weather.state import ERA5_SAMPLE, SHALLOW_WATER
@@ -68,7 +66,7 @@ def test_what_is_tuned_is_every_method_with_a_box_for_every_task(experiment):
         if method.box
     }
     assert {name: trial.box for name, trial in trials.items() if "@" in name} == boxes
-    assert [name for name in trials if "@" not in name] == [*COMPARED]
+    assert [name for name in trials if "@" not in name] == [*experiment.forms]
     assert trials["adas_increment"].box == OPTIMIZER_BOX
 
 
@@ -190,9 +188,6 @@ def scored():
         own = free._replace(analysis=factor * error, lost=lost & torch.tensor(method == "oi"))
         scores.scores[TASK.name, method] = own
         scores.errors[TASK.name, method] = settled(own, free)
-    for form, factor in (("adas_increment", 0.8), ("ungated", 0.9)):
-        square = factor * torch.tensor([1.0, 2.0, 3.0]).double()
-        scores.crossed[TASK.name, form] = square[None, :, None].repeat(3, 1, 2)
     return scores
 
 
@@ -228,15 +223,6 @@ def test_three_timelines_make_no_difference_significant(scored):
     }  # fmt: skip
     assert all(row.p >= 0.25 for row in differences)
     assert not any(row.significant for row in differences)
-
-
-def test_crossed_seeds_compare_the_gate_with_its_control(scored):
-    checks = TwinChecks(scored)
-    gap = only(checks.rows(), task="0.1/perfect/crossed", metric="rmse_h", versus="ungated")
-    assert gap.method == "adas_increment"
-    assert gap.value == pytest.approx(-0.1 * (14 / 3) ** 0.5)
-    assert (gap.n, gap.p >= 0.25) == (3, True)
-    assert gap.high < 0
 
 
 def test_two_times_make_no_difference_significant():

@@ -8,7 +8,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -38,7 +37,7 @@ from weather.experiments.osse.rivals import ALONE, CORRECTIONS, INTERPOLATION, S
 from weather.experiments.osse.scenarios import OsseTask, Protocol, osse_tasks
 from weather.experiments.osse.sealed_world import OsseWorld, seal
 from weather.models.adas.analysis import AdasAnalysis, AnalysisForm
-from weather.plots import cycle_figure, field_label, unit_label
+from weather.plots import cycle_figures
 from weather.progress import Progress, silent
 from weather.training.correction_module import FRACTION
 from weather.training.stream import AssimilationBatch
@@ -410,23 +409,8 @@ class OsseExperiment:
 
     def figures(self, pictures: Mapping[str, Tensor]) -> list[tuple[str, Figure]]:
         """Return the error of every method over the cycles, one figure per task."""
-        found = []
-        for task in dict.fromkeys(key.split("|")[0] for key in pictures):
-            errors: dict[str, np.ndarray] = {
-                key.split("|")[1]: value[:, :, 0].T.numpy()
-                for key, value in pictures.items()
-                if key.split("|")[0] == task
-            }
-            variable, level = next(iter(self.channels))
-            figure = cycle_figure(
-                errors,
-                hours=self.world.hours,
-                label=f"Analysis RMSE of {field_label(variable, level)}, {task}",
-                unit=unit_label(variable),
-                spin_up=len(next(iter(errors.values())).T) // 3,
-            )
-            found.append((f"Median over timelines and their range, {task}.", figure))
-        return found
+        caption = "Median over timelines and their range, {task}."
+        return cycle_figures(pictures, self.channels, self.world.hours, caption)
 
 
 def kept_weights(place: str) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -15,7 +14,6 @@ from harness.evidence import Bar, Resamples, Row, compare, moments, root
 from harness.evidence import Scores as EvidenceScores
 from weather.baselines.assimilator import Assimilator, SideBySide
 from weather.experiments.experiment import (
-    UNMEASURED,
     Example,
     Load,
     Settings,
@@ -29,7 +27,7 @@ from weather.experiments.twin.twin_tasks import (
     TwinTask,
     settled_squares,
 )
-from weather.metrics import departure_rows, drift, joined, trend
+from weather.metrics import departure_rows, joined, trend
 from weather.observations.gridded import GriddedObservations
 from weather.progress import Tick, no_tick
 
@@ -63,7 +61,6 @@ class TwinScores:
         self.labels = self.channels.labels
         self.scores: dict[tuple[str, str], CycleScores] = {}
         self.errors: dict[tuple[str, str], Tensor] = {}
-        self.crossed: dict[tuple[str, str], Tensor] = {}
 
     def works(self) -> list[Work]:
         """Return every method on every task; the networks of a form share a cycle."""
@@ -107,16 +104,15 @@ class TwinScores:
         )
 
     def _take(self, task: TwinTask, name: str, scores: CycleScores) -> None:
-        """Keep scores; those of a form pair every network with the timeline of its seed.
-
-        ``crossed`` keeps the errors (seeds, timelines, C) of all networks on all timelines.
-        """
+        """Keep scores; those of a form pair every network with the timeline of its seed."""
         error = self.evaluation.error(task, scores)
         if name in self.forms:
             count = len(self.seeds)
-            error = self.crossed[task.name, name] = error.unflatten(0, (count, count))
             own = torch.arange(count)
-            scores, error = scores.rows(own * (count + 1)), error[own, own]
+            scores, error = (
+                scores.rows(own * (count + 1)),
+                error.unflatten(0, (count, count))[own, own],
+            )
         self.scores[task.name, name], self.errors[task.name, name] = scores, error
 
     def rows(self) -> list[Row]:
@@ -197,28 +193,11 @@ class TwinScores:
         )
 
     def bars(self) -> list[Bar]:
-        """Return what the better form of Adas must reach, met or missed."""
-        bars = []
-        sparse = min(task.density for task in self.evaluation.tasks)
-        for model in ("perfect", "error"):
-            task = f"{sparse:.3g}/{model}"
-            gated = [form for form in ("adas_increment", "adas_official") if form in self.forms]
-            if not gated:
-                bars.append(Bar(f"adas_increment over oi, rmse_{self.labels[0]}, {task}", math.nan,
-                                "<=", 0.85, note=UNMEASURED))  # fmt: skip
-                continue
-            better = min(gated, key=lambda m: self._median(task, m))
-            ratio = self._median(task, better) / self._median(task, "oi")
-            bars.append(Bar(f"{better} over oi, rmse_{self.labels[0]}, {task}", ratio, "<=", 0.85))
-            slope = drift(self.scores[task, better].analysis[:, :, 0]).quantile(0.5)
-            bars.append(Bar(f"drift of {better}, {task}", float(slope), "<=", 0.1))
-        return bars
+        """Return nothing: a few timelines rank no methods."""
+        return []
 
     def _seeds(self, task: str, method: str) -> list[float]:
         return [float(value) for value in self.errors[task, method][:, 0]]
-
-    def _median(self, task: str, method: str) -> float:
-        return statistics.median(self._seeds(task, method))
 
     def pictures(self) -> dict[str, Tensor]:
         """Return the analysis RMSE of every cycle, ``task|method`` to (T,B,C).

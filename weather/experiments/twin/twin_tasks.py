@@ -306,7 +306,6 @@ class TwinEvaluation:
         assimilator: Assimilator,
         period: Period = "test",
         *,
-        redraw: bool = False,
         guard: bool = True,
         timelines: Sequence[int] | None = None,
         verify: bool = False,
@@ -318,7 +317,6 @@ class TwinEvaluation:
             task: Density and forecast model.
             assimilator: The method.
             period: Whose timelines.
-            redraw: A new network in every cycle.
             guard: Whether timelines can be lost.
             timelines: Numbers of the timelines to run, repeated if need be; all if None.
             verify: Also compare the analyses with the observations, a tenth of them withheld.
@@ -341,7 +339,7 @@ class TwinEvaluation:
                 assimilator,
                 first,
                 self.world.truth(period)[: self.cycles][:, rows],
-                self._observations(task, period, rows, redraw=redraw),
+                self._observations(task, period, rows),
                 area_weights=self.area_weights,
                 climatological_sd=self.climatological_sd,
                 hours=self.world.hours,
@@ -360,11 +358,11 @@ class TwinEvaluation:
         return Departures(torch.stack(points)[rows], every=10)
 
     def _observations(
-        self, task: TwinTask, period: Period, rows: Tensor, *, redraw: bool
+        self, task: TwinTask, period: Period, rows: Tensor
     ) -> Iterator[GriddedObservations]:
         for _, observations in zip(
             range(self.cycles),
-            self.world.observations(period, task.density, redraw=redraw),
+            self.world.observations(period, task.density),
             strict=False,
         ):
             yield GriddedObservations(observations.values[rows], observations.errors[rows])

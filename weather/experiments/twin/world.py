@@ -18,7 +18,7 @@ from weather.data.store import naming, open_store
 from weather.experiments.twin.nature import write_nature_run
 from weather.models.leapfrog import LeapfrogModel
 from weather.observations.gridded import GriddedObservations
-from weather.observations.simulated import bernoulli_network, drawn_network, observe
+from weather.observations.simulated import bernoulli_network, observe
 from weather.state import ChannelSpec, Normalizer
 from weather.training.stream import generator
 
@@ -164,23 +164,19 @@ class TwinWorld:
             ]
         )
 
-    def observations(
-        self, period: Period, density: float, *, redraw: bool = False
-    ) -> Iterator[GriddedObservations]:
+    def observations(self, period: Period, density: float) -> Iterator[GriddedObservations]:
         """Yield the observations (B,C,H,W) of every cycle, the same at each call.
 
         Args:
             period: Whose timelines.
             density: Fraction of the grid points that is observed.
-            redraw: Draw a new network in every cycle instead of keeping the timeline's own.
         """
         fixed = self.networks(period, density)
         for cycle, truth in enumerate(self.truth(period)):
             rows = []
             for row, member in enumerate(self.members[period]):
                 draw = generator(self.seed, member, 2, cycle)
-                network = drawn_network(self.grid, density, draw) if redraw else fixed[row]
-                rows.append(observe(truth[row], network, self.error_sd, generator=draw))
+                rows.append(observe(truth[row], fixed[row], self.error_sd, generator=draw))
             yield GriddedObservations.stack(rows)
 
     def normalizer(self) -> Normalizer:

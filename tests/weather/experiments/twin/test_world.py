@@ -290,13 +290,6 @@ def test_networks_are_fixed_and_nested(twin):
             assert torch.equal(mask, network[:, None].expand_as(mask))  # all variables together
 
 
-def test_redrawn_networks_change_with_every_cycle(twin):
-    masks = [seen.mask[:, 0] for seen in twin.world.observations("test", 0.2, redraw=True)]
-    assert all(not torch.equal(a, b) for a, b in itertools.combinations(masks, 2))
-    again = [seen.mask[:, 0] for seen in twin.world.observations("test", 0.2, redraw=True)]
-    assert all(torch.equal(a, b) for a, b in zip(masks, again, strict=True))
-
-
 def test_observations_err_as_stated(twin):
     world = twin.world
     stacked = list(world.observations("training", 0.5))
