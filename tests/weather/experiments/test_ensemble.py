@@ -1,11 +1,13 @@
 import itertools
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 
 from weather.baselines.assimilator import FreeRun
-from weather.experiments.ensemble.ensemble_sample import TASKS, ensemble_methods
+from weather.experiments.ensemble.ensemble_sample import TASKS, ensemble_methods, gates_by_time
 from weather.experiments.ensemble.era5_ensemble import analyze_case, case_errors, worst_case
 from weather.experiments.ensemble.source import Era5EnsembleSource, _augment
 from weather.experiments.experiment import stored
@@ -244,3 +246,21 @@ def test_ensembles_are_scored_by_their_mean(source):
 def test_impossible_densities_are_refused(low, high):
     with pytest.raises(ValueError, match="0 < min_density <= max_density <= 1"):
         Era5EnsembleSource(min_density=low, max_density=high)
+
+
+def test_gates_are_compared_at_every_time_with_the_range_over_members():
+    cases = [SimpleNamespace(time=time) for time in (1, 1, 0)]
+    times = np.array(["2017-01-01T00", "2017-01-02T12"], dtype="datetime64[ns]")
+    errors = {"adas_increment": torch.tensor([[4.0], [1.0], [9.0]]),
+              "ungated": torch.tensor([[1.0], [4.0], [1.0]]), "oi": torch.ones(3, 1)}  # fmt: skip
+    rows = gates_by_time("persistence/0.1", cases, times, errors, ["z500"])
+    found = {(row.task, row.metric): (row.value, row.n) for row in rows}
+    assert found == {
+        ("persistence/0.1/2017-01-02T12", "over_ungated_z500"): (1.0, 2),
+        ("persistence/0.1/2017-01-02T12", "over_ungated_z500_least_member"): (0.5, 2),
+        ("persistence/0.1/2017-01-02T12", "over_ungated_z500_largest_member"): (2.0, 2),
+        ("persistence/0.1/2017-01-01T00", "over_ungated_z500"): (3.0, 1),
+        ("persistence/0.1/2017-01-01T00", "over_ungated_z500_least_member"): (3.0, 1),
+        ("persistence/0.1/2017-01-01T00", "over_ungated_z500_largest_member"): (3.0, 1),
+    }
+    assert gates_by_time("x", cases, times, {"oi": errors["oi"]}, ["z500"]) == []

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from harness.evidence import Row
 from harness.files import short_digest
 from weather.baselines.assimilator import FreeRun, InverseDistance
 from weather.baselines.covariance import HomogeneousCovariance
@@ -205,3 +206,44 @@ def ensemble_methods(source: EnsembleSample, task: Task) -> list[Method]:
         Method("oi", optimal_interpolation, {"length_km": (300.0, 3000.0), "scale": (0.3, 3.0)}),
         Method("letkf", letkf, _LETKF_BOXES[task], members=LETKF_MEMBERS),
     ]
+
+
+def gates_by_time(
+    task: str,
+    cases: Sequence[Case],
+    times: np.ndarray,
+    errors: Mapping[str, Tensor],
+    labels: Sequence[str],
+) -> list[Row]:
+    """Return gated over ungated errors at every time, and their range over members.
+
+    The range is that over the members that are the truth, and no interval: members at one time are
+    not independent.
+
+    Args:
+        task: Its name.
+        cases: N cases.
+        times: Those that cases number.
+        errors: Square errors (N,C) by method.
+        labels: Of the C channels.
+    """
+    if not {"adas_increment", "ungated"} <= errors.keys():
+        return []
+    found = []
+    for time in dict.fromkeys(case.time for case in cases):
+        chosen = [case.time == time for case in cases]
+        own, other = (errors[form][chosen] for form in ("adas_increment", "ungated"))
+        where = f"{task}/{np.datetime_as_string(times[time], unit='h')}"
+        pooled, each = (own.mean(0) / other.mean(0)).sqrt(), (own / other).sqrt()
+        for channel, label in enumerate(labels):
+            figures = {
+                "": pooled[channel],
+                "_least_member": each[:, channel].min(),
+                "_largest_member": each[:, channel].max(),
+            }
+            found += [
+                Row("adas_increment", where, f"over_ungated_{label}{name}", float(value),
+                    n=len(own))
+                for name, value in figures.items()
+            ]  # fmt: skip
+    return found

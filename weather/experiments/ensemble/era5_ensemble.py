@@ -38,6 +38,7 @@ from weather.experiments.ensemble.ensemble_sample import (
     EnsembleTask,
     Task,
     ensemble_methods,
+    gates_by_time,
     kind_of,
 )
 from weather.experiments.experiment import (
@@ -253,6 +254,8 @@ class EnsembleScores:
                     rows += departure_rows(
                         method, task, self.channels.labels, self.departures[task, method]
                     )
+                cases = list(self.source.cases(kind)[: self.cases])
+                rows += gates_by_time(task, cases, self.source.times, errors, self.channels.labels)
         return rows
 
     def _errors(self, own: Tensor, base: Tensor) -> Scores:

@@ -1,0 +1,49 @@
+"""The first run that the page of weather shows prints what the page says."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+PAGE = (Path(__file__).parents[2] / "docs/weather.md").read_text()
+
+
+def blocks():
+    """Commands of the first code block of the section, each with the lines that it prints."""
+    section = PAGE.partition("## A first run")[2]
+    (block,) = re.findall(
+        r"```\n(\$ gates weather prepare --config era5.*?)```", section, re.DOTALL
+    )
+    found = []
+    for part in block.replace("\\\n", " ").split("$ gates ")[1:]:
+        command, _, lines = part.partition("\n")
+        found.append((shlex.split(command), lines.splitlines()))
+    return found
+
+
+def test_the_block_is_found():
+    assert [words[1] for words, _ in blocks()] == ["prepare", "observe", "assimilate"]
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_the_first_run_prints_what_the_page_says(number, first_run):
+    words, lines = blocks()[number]
+    result = first_run(number)
+    shown = [re.sub(r"\d+\.\d s$", "# s", line) for line in lines]
+    printed = [re.sub(r"\d+\.\d s$", "# s", line) for line in result.out.splitlines()]
+    assert (result.code, printed) == (0, shown), words
+
+
+@pytest.fixture(scope="module")
+def first_run(gates_in, tmp_path_factory):
+    """Results of the commands of the page in an empty folder, by number; each runs once."""
+    run, results = gates_in(tmp_path_factory.mktemp("first")), {}
+
+    def result(number):
+        for earlier in range(number + 1):
+            if earlier not in results:
+                results[earlier] = run(*blocks()[earlier][0])
+        return results[number]
+
+    return result
