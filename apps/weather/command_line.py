@@ -26,7 +26,7 @@ from weather.cycle import Forecast
 from weather.experiments.osse.osse_experiment import kept_weights
 from weather.experiments.osse.rivals import CORRECTIONS
 from weather.experiments.reanalysis.source import ReanalysisSource
-from weather.models.adas.analysis import AnalysisForm
+from weather.models.adas.analysis import AdasAnalysis, AnalysisForm, read_analysis
 from weather.models.adas.presets import network_shape
 from weather.models.fengwu.trained_forecast import ForecastForm
 from weather.operations.forecasts import find_forecast
@@ -109,7 +109,8 @@ class WeatherCLI(GatesRunCLI):
                 "--start",
                 type=str | None,
                 help="Weights that the correction starts from, as a file; `networks` for those of "
-                "--data.source.init_args.networks of the same seed.",
+                "--data.source.init_args.networks of the same seed. If null, a fresh network that "
+                "also sees the increment of interpolation.",
             )
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
@@ -153,29 +154,35 @@ class WeatherCLI(GatesRunCLI):
     def settings(self) -> dict[str, Any]:
         """Return all that decides a result; the start of a correction by its content."""
         found = super().settings()
-        if self._form:
-            found |= {"start": sha256(self._start())[:16]}
-        return found
+        start = self._start()
+        return found if start is None else found | {"start": sha256(start)[:16]}
 
-    def _start(self) -> Path:
-        """Return the weights that a correction starts from.
+    def _start(self) -> Path | None:
+        """Return the weights that a correction starts from; None for a fresh network.
 
         Raises:
-            GatesError: None are given, or there is no such file.
+            GatesError: There is no such file.
         """
         options = self.config[self.subcommand]
         given, arguments = options.get("start"), options["data"]["source"]["init_args"]
+        if not self._form or given is None:
+            return None
         if given == "networks":
             path = kept_weights(str(arguments.get("networks")))
             path /= f"{CORRECTIONS[self._form or '']}-s{options['seed_everything']}"
             path /= AnalysisForm.FILE
         else:
-            path = Path(given or "")
+            path = Path(given)
         if not path.is_file():
             raise GatesError(
-                f"--start {given or ''} names no weights: give the file of a network, or `networks`"
+                f"--start {given} names no weights: give the file of a network, or `networks`"
             )
         return path
+
+    def _start_weights(self) -> AdasAnalysis | None:
+        """Return the network that a correction starts from; None for a fresh one."""
+        path = self._start()
+        return None if path is None else read_analysis(path)
 
     def _train_correction(self) -> None:
         """Train a correction of interpolation in place of the configured network."""
@@ -186,8 +193,11 @@ class WeatherCLI(GatesRunCLI):
             )
         seed = options["seed_everything"]
         source.train_correction(self._form, seed, self.datamodule.timelines)
-        start = AnalysisForm().load(self._start().parent)
-        self.model = CorrectionModule.of(self.model, start)
+        start = self._start_weights()
+        if start is None:
+            self.model = CorrectionModule.fresh(self.model, CORRECTIONS[str(self._form)])
+        else:
+            self.model = CorrectionModule.of(self.model, start)
 
     def _background(self, name: str) -> Forecast:
         """Return the forecast model of a name that makes backgrounds.
@@ -219,14 +229,15 @@ class WeatherCLI(GatesRunCLI):
 
     def _against_start(self) -> dict[str, Any]:
         """Return and print the error of a correction over that of what it started from."""
-        start = AnalysisForm().load(self._start().parent)
+        start = self._start_weights()
         trained = self.model.analysis.eval()
         for weight in trained.network.parameters():
             weight.data = weight.data.bfloat16().to(weight)  # as they are kept
         found = self.datamodule.source.over_start(trained, start, ticking)
         verdict = "better" if found.high < 1 else "worse" if found.low > 1 else "not better"
+        what = "interpolation" if start is None else "its start"
         print(
-            f"{self._form} over its start in {found.n} cycles of validation, {found.task}: "
+            f"{self._form} over {what} in {found.n} cycles of validation, {found.task}: "
             f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}], {verdict}"
         )
         return {"over_start": [found.value, found.low, found.high]}

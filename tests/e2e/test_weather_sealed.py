@@ -94,6 +94,17 @@ def test_a_correction_is_trained_in_its_cycle_and_compared_with_its_start(gates,
     assert start.read_bytes() != (folder / "weights/adas_oi-s0/weights.safetensors").read_bytes()
 
 
+def test_a_fresh_correction_starts_from_interpolation(gates, sealed):
+    words = ("--form", "ungated_oi", "--name", "fresh", "--data.timelines", "2")
+    few = ("--data.steps", "4", "--model.warmup", "0.5")
+    printed = gates.weather("fit", *words, *few, config="sealed.yaml").out
+    assert "ungated_oi over interpolation in " in printed
+    record = json.loads(
+        (gates.folder / "runs/weather/fresh/weights/ungated_oi-s0/record.json").read_text()
+    )
+    assert "start" not in record["settings"]
+
+
 def test_a_trained_correction_takes_the_place_of_its_start(gates, sealed, corrected):
     one = ("--data.source.init_args.corrections", "runs/weather/corrected")
     gates.weather("evaluate", "--only", METHODS, *one, "--name", "other", "--seeds", "[0, 1]",
@@ -109,11 +120,9 @@ def test_a_trained_correction_takes_the_place_of_its_start(gates, sealed, correc
 
 
 def test_what_cannot_be_asked_of_it_is_one_line(gates, sealed):
-    missing = ("--form", "adas_oi", "--name", "y")
     for words in (
         ("fit",),
-        ("fit", *missing),
-        ("fit", *missing, "--start", "nothing.safetensors"),
+        ("fit", "--form", "adas_oi", "--name", "y", "--start", "nothing.safetensors"),
         ("evaluate", "--name", "x", "--ckpt_path", "nothing.ckpt"),
     ):
         refused = gates("weather", *words, "--config", "sealed.yaml")

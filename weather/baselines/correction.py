@@ -59,7 +59,9 @@ class CorrectedInterpolation:
 
     def analyse(self, background: Tensor, observations: GriddedObservations) -> Tensor:
         """Return the analysis (B,1,C,H,W); see `weather.baselines.assimilator.Assimilator`."""
-        parts = [(self.beta, self.network.analyse(background, observations))]
-        if self.interpolation is not None and self.alpha:
-            parts.append((self.alpha, self.interpolation.analyse(background, observations)))
-        return corrected(background, parts)
+        guess, guide = background, {}
+        if self.interpolation is not None and (self.alpha or self.network.guided):
+            guess = self.interpolation.analyse(background, observations)
+            guide = {"interpolated": guess} if self.network.guided else {}
+        own = self.network.analyse(background, observations, **guide)
+        return corrected(background, [(self.beta, own), (self.alpha, guess)])

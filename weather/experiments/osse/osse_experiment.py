@@ -39,7 +39,7 @@ from weather.experiments.osse.sealed_world import OsseWorld, seal
 from weather.models.adas.analysis import AdasAnalysis, AnalysisForm
 from weather.plots import cycle_figures
 from weather.progress import Progress, silent
-from weather.training.correction_module import FRACTION
+from weather.training.correction_module import fractions
 from weather.training.stream import AssimilationBatch
 
 QUICK_CYCLES = 30
@@ -208,7 +208,7 @@ class OsseExperiment:
         self.check()
         extremes = {True: min(self.densities), False: max(self.densities)}
         self.normalizer = self.world.normalizer()
-        self.background_sd = self.climatological_sd = self.world.climatological_sd()
+        self.climatological_sd = self.world.climatological_sd()
         self._problems = CycledProblems(
             self.world,
             self.recorded(),
@@ -221,6 +221,8 @@ class OsseExperiment:
             self.rows,
             self.seed,
         )
+        errors = self._problems.recordings[0, True].errors
+        self.background_sd = errors.square().mean((0, 2, 3)).sqrt()
         self.pool = self._problems.pool
         self.interpolated = self._problems.interpolated
 
@@ -317,12 +319,12 @@ class OsseExperiment:
         self.form, self.seed, self.rows = form, seed, rows
 
     def over_start(
-        self, trained: AdasAnalysis, start: AdasAnalysis, progress: Progress = silent
+        self, trained: AdasAnalysis, start: AdasAnalysis | None, progress: Progress = silent
     ) -> Row:
         """Return the error of a correction over that of what it started from, with its interval.
 
         In cycles of all timelines for tuning and validation, on the first task, with the fractions
-        that it was trained with.
+        that it was trained with. A fresh network started as interpolation.
         """
         task, rivals = self.tasks(self.densities)[0].base, self._rivals(self.world)
         runs = OsseCycles(self.world, rivals)
@@ -331,7 +333,10 @@ class OsseExperiment:
         errors: list[Tensor] = []
         with progress("cycles of validation", 2 * self.world.cycles) as tick:
             for network in (trained, start):
-                method = CorrectedInterpolation(network, oi, alpha=FRACTION, beta=FRACTION)
+                method: Assimilator = oi
+                if network is not None:
+                    alpha, beta = fractions(network)
+                    method = CorrectedInterpolation(network, oi, alpha=alpha, beta=beta)
                 found = runs.run(task, "correction", method, "choice", tick=tick)
                 errors.append(settled(found, runs.sd)[None])
         return paired(str(self.form), task.name, errors[0], errors[1], "start")

@@ -42,9 +42,13 @@ class AdasAnalysis(nn.Module):
         background_error: ``"training"``, that of the training period, or ``"innovation"``, which
             every analysis estimates from its own innovations: one network then serves dense and
             sparse observations, whose cycles differ in their errors by orders of magnitude.
+        guided: The network also sees the increment of an interpolation at every point, in units of
+            the background error: it has twice as many surface and upper-air variables, of whose
+            output the first half counts. Only for the increment form.
 
     Raises:
-        ValueError: The scale is not positive, or the background error is of another kind.
+        ValueError: The scale is not positive, the background error is of another kind, or a guided
+            network is not of the increment form.
     """
 
     members = 1
@@ -58,6 +62,7 @@ class AdasAnalysis(nn.Module):
         confidence_kind: str = "error",
         confidence_scale: float = 1.0,
         background_error: BackgroundError = "training",
+        guided: bool = False,
     ) -> None:
         super().__init__()
         if not confidence_scale > 0:
@@ -66,7 +71,9 @@ class AdasAnalysis(nn.Module):
             raise ValueError(
                 f"background_error must be 'training' or 'innovation', got {background_error!r}"
             )
-        self.network, self.normalizer = network, normalizer
+        if guided and network.output != "increment":
+            raise ValueError(f"a guided network returns an increment, not {network.output!r}")
+        self.network, self.normalizer, self.guided = network, normalizer, guided
         self.confidence_kind, self.confidence_scale = confidence_kind, confidence_scale
         self.background_error: BackgroundError = background_error
         self.register_buffer("background_sd", background_sd.clone())
@@ -77,6 +84,7 @@ class AdasAnalysis(nn.Module):
         background: Tensor,
         observations: GriddedObservations,
         background_sd: Tensor | None = None,
+        interpolated: Tensor | None = None,
     ) -> Tensor:
         """Return the analysis, computed in the dtype of the background.
 
@@ -87,28 +95,43 @@ class AdasAnalysis(nn.Module):
             observations: Fields (B,C,H,W) in the same units.
             background_sd: (B,C) or (C,) expected background error of every problem; that of the
                 training period if None. The first guess where the innovations decide.
+            interpolated: (B,C,H,W) analysis of interpolation, which a guided network needs.
 
         Returns:
             (B,C,H,W), physical units.
+
+        Raises:
+            ValueError: A guided network is given no interpolation.
         """
+        if self.guided and interpolated is None:
+            raise ValueError("a guided network needs the analysis of interpolation: give it")
         observations = observations.to(background.device).to(background.dtype)
         sd = self.background_sd if background_sd is None else background_sd
         if self.background_error == "innovation":
             sd = innovation_sd(background, observations, sd)
         sd = sd.to(background)[..., None, None].expand_as(background)
-        analysis = self._analysis(background, observations, sd)
+        guide = None if interpolated is None else (interpolated - background) / sd
+        analysis = self._analysis(background, observations, sd, guide if self.guided else None)
         seen = observations.mask.flatten(1).any(1)
         return torch.where(seen[:, None, None, None], analysis, background)
 
     def _analysis(
-        self, background: Tensor, observations: GriddedObservations, sd: Tensor
+        self,
+        background: Tensor,
+        observations: GriddedObservations,
+        sd: Tensor,
+        guide: Tensor | None = None,
     ) -> Tensor:
-        """Return the analysis (B,C,H,W) for background errors of the same shape."""
+        """Return the analysis (B,C,H,W) for background errors and a guide of the same shape."""
         gate = confidence(observations, self.confidence_scale * sd, kind=self.confidence_kind)
         state = self.normalizer.normalize(background)
         if self.network.output == "increment":
             innovation = torch.where(observations.mask, observations.values - background, 0) / sd
-            increment: Tensor = self.network(state, innovation, gate)
+            if guide is not None:
+                fields = ((state, guide), (innovation, guide), (gate, torch.ones_like(gate)))
+                increment = self._own(self.network(*(self._doubled(*pair) for pair in fields)))
+            else:
+                increment = self.network(state, innovation, gate)
             return background + sd * increment
         values = self.normalizer.normalize(observations.values)
         values = torch.where(observations.mask, values, 0)
@@ -117,6 +140,19 @@ class AdasAnalysis(nn.Module):
             std = self.normalizer.std.to(background)[:, None, None]
             return background + std * (analysis - state)
         return self.normalizer.denormalize(analysis)
+
+    def _doubled(self, field: Tensor, guide: Tensor) -> Tensor:
+        """Return fields (B,2C,H,W), surface variables first, as a guided network takes them."""
+        surface = self.network.arguments["num_surface"] // 2
+        parts = [part[:, place] for place in (slice(surface), slice(surface, None))
+                 for part in (field, guide)]  # fmt: skip
+        return torch.cat(parts, 1)
+
+    def _own(self, doubled: Tensor) -> Tensor:
+        """Return the first half (B,C,H,W) of surface and of upper-air variables."""
+        surface = self.network.arguments["num_surface"] // 2
+        upper = doubled.shape[1] // 2 - surface
+        return torch.cat((doubled[:, :surface], doubled[:, 2 * surface :][:, :upper]), 1)
 
     def expecting(self, background_sd: Tensor) -> Expecting:
         """Return this network as a method that expects another background error (C,)."""
@@ -127,10 +163,12 @@ class AdasAnalysis(nn.Module):
         background: Tensor,
         observations: GriddedObservations,
         background_sd: Tensor | None = None,
+        interpolated: Tensor | None = None,
     ) -> Tensor:
         """Assimilator protocol: ``background`` (B,1,C,H,W) to the analysis of the same shape."""
+        guess = None if interpolated is None else interpolated.squeeze(1)
         with torch.inference_mode():  # a tenth of the time of thousands of small operations
-            analysis = self.forward(background.squeeze(1), observations, background_sd)
+            analysis = self.forward(background.squeeze(1), observations, background_sd, guess)
         return analysis.unsqueeze(1).clone()  # an ordinary tensor again
 
 
@@ -248,6 +286,7 @@ def _form(analysis: AdasAnalysis) -> dict[str, object]:
     form["confidence_kind"] = analysis.confidence_kind
     form["confidence_scale"] = analysis.confidence_scale
     form["background_error"] = analysis.background_error
+    form["guided"] = analysis.guided
     return dict(json.loads(json.dumps(form)))
 
 
@@ -269,7 +308,7 @@ def _require_same_form(
             )
 
 
-OWN = ("confidence_kind", "confidence_scale", "background_error")
+OWN = ("confidence_kind", "confidence_scale", "background_error", "guided")
 
 
 class AnalysisForm:
@@ -282,22 +321,26 @@ class AnalysisForm:
         save_weights(folder / self.FILE, result)
 
     def load(self, folder: Path) -> AdasAnalysis:
-        """Return the network in evaluation mode.
+        """Return the network in evaluation mode, see :func:`read_analysis`."""
+        return read_analysis(folder / self.FILE)
 
-        Raises:
-            GatesError: The file is missing or damaged.
-        """
-        path = folder / self.FILE
-        arguments = read_header(path)["form"]
-        own = {name: arguments.pop(name) for name in OWN if name in arguments}
-        try:
-            network = Adas(**arguments)
-        except (TypeError, ValueError) as error:
-            raise GatesError(
-                f"{path}: a network that cannot be built ({error}); train again"
-            ) from error
-        channels = network.num_channels
-        units = Normalizer(torch.zeros(channels), torch.ones(channels))
-        analysis = AdasAnalysis(network, units, torch.ones(channels), **own)
-        load_weights(path, analysis)
-        return analysis.eval()
+
+def read_analysis(path: Path) -> AdasAnalysis:
+    """Return the network of a file of :func:`save_weights`, in evaluation mode.
+
+    Raises:
+        GatesError: The file is missing or damaged.
+    """
+    arguments = read_header(path)["form"]
+    own = {name: arguments.pop(name) for name in OWN if name in arguments}
+    try:
+        network = Adas(**arguments)
+    except (TypeError, ValueError) as error:
+        raise GatesError(
+            f"{path}: a network that cannot be built ({error}); train again"
+        ) from error
+    channels = network.num_channels // (2 if own.get("guided") else 1)
+    units = Normalizer(torch.zeros(channels), torch.ones(channels))
+    analysis = AdasAnalysis(network, units, torch.ones(channels), **own)
+    load_weights(path, analysis)
+    return analysis.eval()

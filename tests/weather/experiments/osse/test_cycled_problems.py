@@ -40,7 +40,7 @@ def source_of(folder, seed=0, rows=ROWS):
     return source
 
 
-def module_of(folder):
+def module_of(folder, *, fresh=False):
     source = experiment(folder)
     start = AnalysisForm().load(Path(folder) / "weights/adas_increment-s0")
     model = AdasModule(
@@ -50,7 +50,7 @@ def module_of(folder):
         learning_rate=1e-3,
         warmup=0.4,
     )
-    return CorrectionModule.of(model, start)
+    return CorrectionModule.fresh(model, "ungated") if fresh else CorrectionModule.of(model, start)
 
 
 def train(folder, *callbacks, steps=5, devices=1, ckpt_path=None):
@@ -135,9 +135,9 @@ def test_an_outage_is_a_forecast_of_the_start(folder):
         assert torch.equal(found.truth, problems.truth[begun.cycle + begun.outage, begun.member])
 
 
-def attached(folder):
+def attached(folder, **options):
     """Return a module with its data, without a training, and a batch."""
-    module, source = module_of(folder), source_of(folder)
+    module, source = module_of(folder, **options), source_of(folder)
     data = AssimilationDataModule(source, 5, ROWS, 1, 1)
     module._trainer = SimpleNamespace(
         datamodule=data, world_size=1, global_rank=0, precision="32-true"
@@ -160,6 +160,24 @@ def test_the_correction_that_is_trained_is_the_one_that_is_scored(folder):
         expected = method.analyse(one.background.unsqueeze(1), one.observations)[:, 0]
         assert_close(analysis[row : row + 1], expected, rtol=1e-4, atol=1e-2)
     assert analysis.requires_grad
+
+
+def test_a_fresh_network_starts_as_interpolation(folder):
+    module, batch = attached(folder, fresh=True)
+    source = module.source
+    assert module.analysis.guided
+    assert not module.analysis.network.arguments["gated"]
+    assert_close(module.analysis.normalizer.mean, source.normalizer.mean)
+    analysis = module(batch, batch.background)
+    expected = source.interpolated(batch, batch.background)
+    assert_close(analysis, expected)
+    assert not torch.equal(expected, batch.background)
+    loss = module.loss_of(batch, analysis)
+    loss.backward()
+    gradient = torch.cat([p.grad.flatten() for p in module.analysis.network.recovery.parameters()])
+    assert float(gradient.norm()) > 0
+    row = source.over_start(module.analysis, None)
+    assert row.value == pytest.approx(1.0, rel=1e-3)
 
 
 def test_the_loss_is_that_of_the_analysis_and_of_its_forecast(folder):

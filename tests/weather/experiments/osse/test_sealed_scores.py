@@ -113,7 +113,7 @@ def test_mixed_reports_are_the_same_in_all_three_tasks(folder):
 
 
 class Add:
-    members = 1
+    members, guided = 1, False
 
     def __init__(self, what):
         self.what = what

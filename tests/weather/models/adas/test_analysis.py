@@ -337,3 +337,54 @@ def test_weights_say_their_form_and_seed(small_adas, tmp_path):
     assert load_weights(path, analysis, form="adas_increment", seed=1)["seed"] == 1
     with pytest.raises(GatesError, match="weights of seed 1, expected 2; give the file"):
         load_weights(path, analysis, form="adas_increment", seed=2)
+
+
+class Seen(nn.Module):
+    """A network of four variables, two of them on two levels, that keeps what it is given."""
+
+    output, increment_mode, num_channels = "increment", False, 12
+    arguments = {"num_surface": 4, "num_upper": 4, "num_levels": 2}  # noqa: RUF012
+
+    def forward(self, background, observation, gate):
+        self.given = background, observation, gate
+        return torch.arange(12.0)[None, :, None, None].expand_as(background)
+
+
+def test_a_guided_network_sees_the_increment_next_to_every_variable():
+    network, sd = Seen(), torch.full((6,), 2.0)
+    units = Normalizer(torch.zeros(6), torch.ones(6))
+    analysis = AdasAnalysis(network, units, sd, guided=True)
+    background = torch.randn(1, 6, 4, 8, generator=draw())
+    observations = GriddedObservations(background + 4.0, torch.ones_like(background))
+    found = analysis(background, observations, interpolated=background + 6.0)
+    state, innovation, gate = (part[0].mean((1, 2)) for part in network.given)
+    own = background[0].mean((1, 2))
+    three = torch.full((1,), 3.0)
+    # Two surface variables, their increments, two variables on two levels, their increments.
+    assert_close(state, torch.cat((own[:2], three.repeat(2), own[2:], three.repeat(4))))
+    assert_close(innovation, torch.tensor([2.0] * 2 + [3.0] * 2 + [2.0] * 4 + [3.0] * 4))
+    assert_close(gate[[2, 3, 8, 11]], torch.ones(4))
+    assert float(gate[0]) == pytest.approx(0.8)
+    increments = torch.tensor([0.0, 1.0, 4.0, 5.0, 6.0, 7.0])[:, None, None]
+    assert_close(found, background + 2 * increments)
+    with pytest.raises(ValueError, match="needs the analysis of interpolation"):
+        analysis(background, observations)
+    with pytest.raises(ValueError, match="returns an increment"):
+        AdasAnalysis(Stub("analysis"), units, sd, guided=True)
+
+
+def test_a_guided_network_is_kept_as_one(small_adas, tmp_path):
+    network = small_adas(num_surface=6)
+    units = Normalizer(torch.zeros(3), torch.ones(3))
+    analysis = AdasAnalysis(network, units, SIGMA, guided=True)
+    for weights in network.recovery.parameters():
+        nn.init.normal_(weights, std=0.3)
+    AnalysisForm().save(tmp_path, analysis)
+    found = AnalysisForm().load(tmp_path)
+    background, observations = problem()
+    guess = background + 5.0
+    expected = analysis(background, observations, interpolated=guess)
+    assert found.guided
+    assert_close(found(background, observations, interpolated=guess), expected, rtol=0.1, atol=3.0)
+    with pytest.raises(GatesError, match="guided"):
+        load_weights(tmp_path / AnalysisForm.FILE, analysis_of(small_adas(num_surface=6)))
