@@ -381,6 +381,14 @@ class Concluding(Protocol):
         """Return the sentences."""
 
 
+@runtime_checkable
+class Borrowing(Protocol):
+    """An experiment that compares on tasks of another configuration, too."""
+
+    def borrowed(self, densities: Sequence[float]) -> list[str]:
+        """Return names of settings that the other configuration has tuned."""
+
+
 def experiment_of(source: ProblemSource) -> Experiment:
     """Return a source that is an experiment.
 

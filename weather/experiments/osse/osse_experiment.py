@@ -139,6 +139,11 @@ class OsseExperiment:
         """Return the tasks over which gates are compared besides those of the protocol."""
         return osse_tasks("osse", densities) if self.protocol == "mixed" else []
 
+    def borrowed(self, densities: Sequence[float]) -> list[str]:
+        """Return names of settings that another configuration has tuned."""
+        names = (INTERPOLATION, *CORRECTIONS)
+        return [choice_name(name, t.name) for t in self._pooled(densities) for name in names]
+
     def _task(self, name: str) -> OsseTask:
         known = {task.name: task for protocol in ("osse", self.protocol)
                  for task in osse_tasks(protocol, self.densities)}  # type: ignore[arg-type]  # fmt: skip
@@ -357,13 +362,10 @@ class OsseExperiment:
         rivals = self._rivals(self.world)
         runs = OsseCycles(self.world, rivals, cycles)
         found: dict[str, Trial] = {}
-        pooled = self._pooled(densities)
-        for task in (*self.tasks(densities), *pooled):
+        for task in self.tasks(densities):
             own = dict(settings.get(choice_name(INTERPOLATION, task.chosen_for), {}))
             listed: list[tuple[list[Method], dict[str, Any]]] = [
-                ([method], {})
-                for method in rivals.classical(task)
-                if method.box and (task not in pooled or method.name == INTERPOLATION)
+                ([method], {}) for method in rivals.classical(task) if method.box
             ]
             for name in CORRECTIONS if own else ():
                 wanted = SEEDS if task.density < SPARSE else SEEDS[:1]
@@ -403,7 +405,11 @@ class OsseExperiment:
             )
         count = min(QUICK_CYCLES, self.world.cycles) if quick else None
         cycles = OsseCycles(self.sealed, self._rivals(self.sealed), count)
-        pooled = () if quick else self._pooled(densities)
+        pooled = [
+            task
+            for task in ([] if quick else self._pooled(densities))
+            if all(choice_name(n, task.name) in settings for n in (INTERPOLATION, *CORRECTIONS))
+        ]
         return OsseScores(
             cycles, self.tasks(densities), seeds, settings, self.not_trained, self.identity, pooled
         )
