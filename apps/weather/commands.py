@@ -21,11 +21,11 @@ from apps.weather.scoring import (
     KeptByRun,
     Tuning,
     add_to_page,
+    borrowed_settings,
     check_densities,
     check_evaluation,
     check_only,
     check_tuning,
-    chosen_methods,
     edge_notes,
     score,
     settings_of,
@@ -40,7 +40,7 @@ from harness.report.sections import run_page
 from harness.runs.environment import made_by
 from harness.runs.terminal import ticking
 from weather.assimilation import ObservedBy
-from weather.experiments.experiment import Borrowing, Experiment, experiment_of
+from weather.experiments.experiment import Experiment, experiment_of
 from weather.operations.analyses import AnalysisOptions, Assimilation
 from weather.operations.long_cycle import LongCycle, cycle_summary
 from weather.operations.report_tables import simulate_reports
@@ -318,10 +318,7 @@ class WeatherTrainer(GatesRunTrainer):
         training = Training(model, datamodule)
         search = Tuning(experiment, training, densities, tuning)
         choices = search.classical(run)
-        settings = settings_of(choices)
-        if isinstance(experiment, Borrowing) and not quick:
-            borrowed = chosen_methods(run, experiment, experiment.borrowed(densities))
-            settings = {**settings_of(borrowed), **settings}
+        settings = borrowed_settings(run, experiment, densities) | settings_of(choices)
         chosen = {} if ckpt_path else search.networks(run, forms, seeds, train=train and not quick)
         optimizers = optimizers_of(run, forms, seeds, chosen)
         networks = Networks(run, optimizers, seeds, experiment.test_objects(), pinned)

@@ -30,6 +30,7 @@ from harness.report.page import Page
 from harness.report.sections import save_gates
 from weather.experiments.experiment import (
     SWITCHES,
+    Borrowing,
     Checks,
     Concluding,
     Experiment,
@@ -330,7 +331,16 @@ def chosen_methods(run: Run, experiment: Experiment, names: Sequence[str]) -> di
     return run.chosen(names, seed=SEED, budget=BUDGET, **world_alone(run, experiment))
 
 
-def settings_of(choices: Mapping[str, Choice]) -> Settings:
+def borrowed_settings(
+    run: Run, experiment: Experiment, densities: Sequence[float]
+) -> dict[str, Mapping[str, float]]:
+    """Return settings that another configuration has tuned, if the experiment needs some."""
+    if not isinstance(experiment, Borrowing):
+        return {}
+    return settings_of(chosen_methods(run, experiment, experiment.borrowed(densities)))
+
+
+def settings_of(choices: Mapping[str, Choice]) -> dict[str, Mapping[str, float]]:
     """Return the settings alone."""
     return {name: choice.setting for name, choice in choices.items()}
 

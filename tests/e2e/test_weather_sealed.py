@@ -74,41 +74,39 @@ def test_missing_networks_survive_in_the_report(gates, sealed):
 
 @pytest.fixture(scope="module")
 def corrected(gates, sealed):
-    """A run folder with a correction that was trained in four steps, and what was printed."""
-    words = ("--form", "adas_oi", "--start", "networks", "--name", "corrected")
-    few = ("--data.steps", "4", "--data.timelines", "2", "--model.warmup", "0.5")
-    printed = gates.weather("fit", *words, *few, config="sealed.yaml")
-    return gates.folder / "runs/weather/corrected", printed
+    """What two trainings of four steps print and leave: from a network, and a fresh one."""
+    found = {}
+    for form, start in (("adas_oi", ("--start", "networks")), ("ungated_oi", ())):
+        words = ("--form", form, *start, "--name", f"trained-{form}", "--data.timelines", "2")
+        few = ("--data.steps", "4", "--model.warmup", "0.5")
+        printed = gates.weather("fit", *words, *few, config="sealed.yaml").out
+        found[form] = printed, gates.folder / f"runs/weather/trained-{form}/weights/{form}-s0"
+    return found
 
 
 def test_a_correction_is_trained_in_its_cycle_and_compared_with_its_start(gates, corrected):
-    folder, printed = corrected
-    assert "adas_oi over its start in " in str(printed)
-    record = json.loads((folder / "weights/adas_oi-s0/record.json").read_text())
+    printed, folder = corrected["adas_oi"]
+    assert "adas_oi over its start in " in printed
+    record = json.loads((folder / "record.json").read_text())
     ratio, low, high = record["facts"]["over_start"]
     assert low <= ratio <= high
-    start = next(
-        (gates.folder / "runs/weather/unit/weights").glob("adas_increment-s0/*.safetensors")
-    )
+    (start,) = gates.folder.glob("runs/weather/unit/weights/adas_increment-s0/*.safetensors")
     assert record["settings"]["start"] == hashlib.sha256(start.read_bytes()).hexdigest()[:16]
-    assert start.read_bytes() != (folder / "weights/adas_oi-s0/weights.safetensors").read_bytes()
+    assert start.read_bytes() != (folder / "weights.safetensors").read_bytes()
 
 
-def test_a_fresh_correction_starts_from_interpolation(gates, sealed):
-    words = ("--form", "ungated_oi", "--name", "fresh", "--data.timelines", "2")
-    few = ("--data.steps", "4", "--model.warmup", "0.5")
-    printed = gates.weather("fit", *words, *few, config="sealed.yaml").out
+def test_a_fresh_correction_starts_from_interpolation(corrected):
+    printed, folder = corrected["ungated_oi"]
     assert "ungated_oi over interpolation in " in printed
-    record = json.loads(
-        (gates.folder / "runs/weather/fresh/weights/ungated_oi-s0/record.json").read_text()
-    )
-    assert "start" not in record["settings"]
+    assert "start" not in json.loads((folder / "record.json").read_text())["settings"]
 
 
+@pytest.mark.costly("an evaluation with a trained correction")
 def test_a_trained_correction_takes_the_place_of_its_start(gates, sealed, corrected):
-    one = ("--data.source.init_args.corrections", "runs/weather/corrected")
+    place = corrected["adas_oi"][1].parents[1].relative_to(gates.folder)
+    one = ("--data.source.init_args.corrections", place)
     gates.weather("evaluate", "--only", METHODS, *one, "--name", "other", "--seeds", "[0, 1]",
-                  config="sealed.yaml")  # fmt: skip
+                  "--quick", config="sealed.yaml")  # fmt: skip
     names = [path.name for path in (gates.folder / "runs/weather/other/cycles").glob("adas_oi-*")]
     before = [path.name for path in sealed.glob("cycles/adas_oi-*")]
     assert names

@@ -227,7 +227,9 @@ def test_three_timelines_make_no_difference_significant(scored):
 
 def test_two_times_make_no_difference_significant():
     cases = [SimpleNamespace(member=m, time=t) for t in range(2) for m in range(9)]
-    source = SimpleNamespace(cases=lambda kind: cases, channels=SimpleNamespace(labels=("z", "t")))
+    source = SimpleNamespace(
+        cases=lambda kind: cases, channels=SimpleNamespace(labels=("z", "t")), times=None
+    )
     scores = EnsembleScores(source, (0.1,), None, (), (), {})
     for kind in ("persistence", "ensemble"):
         for method, factor in (("background", 4.0), ("oi", 1.0)):
