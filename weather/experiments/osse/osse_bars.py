@@ -18,7 +18,7 @@ class Measured(Protocol):
 
     tasks: list[OsseTask]
     errors: dict[tuple[str, str], Tensor]
-    reports: dict[str, Tensor]
+    reports: dict[str, tuple[Tensor, Tensor]]
     climatological_sd: Tensor
 
     def rows(self) -> list[Row]:
@@ -74,7 +74,7 @@ def outage_bars(scores: Measured, task: OsseTask) -> list[Bar]:
     ]
     if task == scores.tasks[0]:
         ratios = scores.reports.get(CORRECTED)
-        mean = None if ratios is None else float(ratios.double().log().mean().exp())
+        mean = None if ratios is None else float(ratios[0].double().log().mean().exp())
         bars.append(_bar(f"{CORRECTED} over background, one report alone", mean, ALONE))
     return bars
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from weather.baselines.assimilator import Assimilator, SideBySide
-from weather.cycle import Cycle
+from weather.cycle import Cycle, diverged
 from weather.experiments.osse.rivals import (
     COSTLY,
     FEW,
@@ -153,25 +153,30 @@ class OsseCycles:
 
     def single_reports(
         self, task: OsseTask, method: Assimilator, interpolation: Assimilator, tick: Tick = no_tick
-    ) -> Tensor:
-        """Return errors of analyses of one report over those of the background, (N,).
+    ) -> dict[str, Tensor]:
+        """Return errors of analyses of one report over those of the background.
 
         A report is of all variables at one point. Backgrounds are those of a cycle of interpolation
-        after its first third.
+        after its first third, as long as it keeps the truth.
 
         Args:
             task: Of that cycle.
             method: What analyzes the single reports.
             interpolation: What cycles.
             tick: Called after every cycle.
+
+        Returns:
+            ``ratios`` (N,) and ``timelines`` (N,), whose they are.
         """
         world, rows = self.world, range(len(self.world.members["test"]))
-        truths, found = world.truth("test")[: self.cycles], []
+        truths, found, lost = world.truth("test")[: self.cycles], [], torch.zeros(len(rows)) > 0
         run = Cycle(self.rivals.recorded.forecast(task), interpolation, world.hours).run(
             world.first_background("test"), observed(task, world, "test", rows)
         )
         with torch.no_grad():
             for number, (truth, step) in enumerate(zip(truths, run, strict=False)):
+                lost |= diverged(step.analysis[:, 0] - truth, self.sd)
+                step.analysis[lost] = truth[lost].unsqueeze(1)
                 if number >= self.cycles // 3 and number % EVERY == 0:
                     reports = _one_report(world, truth, number)
                     analysis = method.analyse(step.background, reports)[:, 0]
@@ -179,11 +184,13 @@ class OsseCycles:
                         world.grid.area_mean((states - truth)[:, 0].square()).sqrt()
                         for states in (step.background[:, 0], analysis)
                     )
-                    found.append(after / before)
+                    kept = (~lost).nonzero().flatten()
+                    found.append((kept, (after / before)[kept]))
                 tick()
-                if len(found) * len(rows) >= REPORTS:
+                if sum(len(kept) for kept, _ in found) >= REPORTS:
                     break
-        return torch.cat(found)[:REPORTS]
+        timelines, ratios = (torch.cat(parts)[:REPORTS] for parts in zip(*found, strict=True))
+        return {"ratios": ratios, "timelines": timelines}
 
 
 def _one_report(world: OsseWorld, truth: Tensor, cycle: int) -> GriddedObservations:

@@ -70,7 +70,7 @@ class OsseScores:
         self.timelines = len(cycles.world.members["test"])
         self.scores: dict[tuple[str, str], dict[str, Tensor]] = {}
         self.errors: dict[tuple[str, str], Tensor] = {}
-        self.reports: dict[str, Tensor] = {}
+        self.reports: dict[str, tuple[Tensor, Tensor]] = {}
 
     def task(self, name: str) -> OsseTask:
         """Return a task by its name."""
@@ -150,8 +150,7 @@ class OsseScores:
         if work.task == SINGLE:
             base = task._replace(name=task.chosen_for, reports="fixed")
             interpolation = built(self.settings, self.method(base, INTERPOLATION), task.chosen_for)
-            ratios = self.cycles.single_reports(base, methods[0], interpolation, tick)
-            return {"ratios": ratios}
+            return self.cycles.single_reports(base, methods[0], interpolation, tick)
         rows = list(range(FEW if work.method in COSTLY else self.timelines)) * len(methods)
         method = methods[0] if len(methods) == 1 else SideBySide(methods)
         verify = work.method not in COSTLY and task.reports == "fixed"
@@ -162,7 +161,7 @@ class OsseScores:
     def take(self, work: Work, found: Mapping[str, Tensor]) -> None:
         """Keep what :meth:`compute` returned."""
         if work.task == SINGLE:
-            self.reports[work.method] = found["ratios"]
+            self.reports[work.method] = found["ratios"], found["timelines"]
             return
         key, found = (work.task, work.method), dict(found)
         count = FEW if work.method in COSTLY else self.timelines
@@ -264,8 +263,8 @@ class OsseScores:
     def _report_rows(self) -> list[Row]:
         """Return errors over those of the background with one report alone, timelines as units."""
         found = []
-        for name, ratios in self.reports.items():
-            draws = Resamples.clusters([case % self.timelines for case in range(len(ratios))])
+        for name, (ratios, timelines) in self.reports.items():
+            draws = Resamples.clusters(timelines.tolist())
             score = moments(ratios.double().log().numpy(), _exponential, "over_background")
             found += [
                 _row(name, SINGLE, draws, score),
