@@ -74,7 +74,7 @@ def test_missing_networks_survive_in_the_report(gates, sealed):
 
 @pytest.fixture(scope="module")
 def corrected(gates, sealed):
-    """What two trainings of four steps print and leave: from a network, and a fresh one."""
+    """What two training runs of four steps print and leave: from a network, and a fresh one."""
     found = {}
     for form, start in (("adas_oi", ("--start", "networks")), ("ungated_oi", ())):
         words = ("--form", form, *start, "--name", f"trained-{form}", "--data.timelines", "2")
