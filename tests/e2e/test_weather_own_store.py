@@ -108,10 +108,14 @@ def test_a_model_by_name_gives_backgrounds(own):
         for name in ("still", "reanalysis")
     ]
     np.testing.assert_allclose(errors[0]["background_sd"], errors[1]["background_sd"], rtol=1e-6)
-    wrong = ["fit", "--config", CONFIG, *words[:2], "--data.background", "still.py:absent"]
-    refused = own("weather", *wrong, "--name", "wrong")
+
+
+def test_a_model_that_is_absent_gives_none(own):
+    (own.folder / "none.py").write_text("def model(states, hours):\n    return states + 0.0\n")
+    words = ["--data.store", "own.zarr", "--data.background", "none.py:absent", "--name", "wrong"]
+    refused = own("weather", "fit", "--config", CONFIG, *words)
     assert refused.code == 2
-    assert "--data.background 'still.py:absent' cannot be imported" in refused.err
+    assert "--data.background 'none.py:absent' cannot be imported" in refused.err
 
 
 def broken(folder, change):
