@@ -161,15 +161,19 @@ class WeatherCLI(GatesRunCLI):
         """Return the weights that a correction starts from; None for a fresh network.
 
         Raises:
-            GatesError: There is no such file.
+            GatesError: There is no such file, or no correction is trained.
         """
         options = self.config[self.subcommand]
-        given, arguments = options.get("start"), options["data"]["source"]["init_args"]
-        if not self._form or given is None:
+        given = options.get("start")
+        if given is None:
             return None
+        if not self._form:
+            raise GatesError(
+                "--start is for a correction of interpolation: add --form, or give --ckpt_path"
+            )
         if given == "networks":
-            path = kept_weights(str(arguments.get("networks")))
-            path /= f"{CORRECTIONS[self._form or '']}-s{options['seed_everything']}"
+            path = kept_weights(str(options["data"]["source"]["init_args"].get("networks")))
+            path /= f"{CORRECTIONS[self._form]}-s{options['seed_everything']}"
             path /= AnalysisForm.FILE
         else:
             path = Path(given)

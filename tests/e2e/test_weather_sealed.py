@@ -118,10 +118,15 @@ def test_a_trained_correction_takes_the_place_of_its_start(gates, sealed, correc
 
 
 def test_what_cannot_be_asked_of_it_is_one_line(gates, sealed):
+    (whole,) = gates.folder.glob("runs/weather/unit/weights/adas_increment-s0/*.safetensors")
+    (gates.folder / "cut.safetensors").write_bytes(whole.read_bytes()[:2000])
     for words in (
         ("fit",),
         ("fit", "--form", "adas_oi", "--name", "y", "--start", "nothing.safetensors"),
+        ("fit", "--form", "adas_oi", "--name", "y", "--start", "cut.safetensors"),
+        ("fit", "--name", "y", "--start", "networks"),
         ("evaluate", "--name", "x", "--ckpt_path", "nothing.ckpt"),
     ):
         refused = gates("weather", *words, "--config", "sealed.yaml")
-        assert (refused.code, refused.err.count("\n")) == (2, 1)
+        assert (refused.code, refused.err.count("\n")) == (2, 1), words
+    assert not (gates.folder / "runs/weather/y").exists()

@@ -246,6 +246,20 @@ def test_networks_of_all_seeds_share_a_trial_where_reports_are_sparse(folder, mo
     assert trial.builds_on["weights"] == first
 
 
+def test_gates_are_pooled_over_tasks_whose_settings_another_configuration_has(folder):
+    made = experiment(folder, "mixed")
+    names = made.borrowed((0.1,))
+    assert {"oi@0.1/perfect", "adas_oi@0.1/error", "ungated_oi@0.1/error"} < set(names)
+    assert experiment(folder).borrowed((0.1,)) == []
+    oi = {"scale": 0.3, "length_km": 5000.0, "turn": 3.0}
+    tuned = {name: oi if name.startswith("oi@") else {"alpha": 0.5, "beta": 0.5} for name in names}
+    lacking = {name: tuned[name] for name in names if name != "adas_oi@0.1/error"}
+    for settings, tasks in ((tuned, {"0.1/perfect", "0.1/error"}), (lacking, {"0.1/perfect"})):
+        works = made.scores((0.1,), None, (0,), (), settings).works()
+        found = {(work.method, work.task) for work in works if not work.task.startswith("mixed")}
+        assert found == {("adas_oi", task) for task in tasks}  # there is no ungated network
+
+
 def test_the_conclusion_names_what_is_ahead_and_whether_gates_help():
     few = "0.1/perfect/4 timelines"
     rows = [
