@@ -165,7 +165,7 @@ class WeatherCLI(GatesRunCLI):
         """
         options = self.config[self.subcommand]
         given = options.get("start")
-        if given is None:
+        if self.subcommand != "fit" or given is None:
             return None
         if not self._form:
             raise GatesError(
