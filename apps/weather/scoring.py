@@ -257,8 +257,9 @@ class Tuning:
         while new := {n: t for n, t in self._trials(self.densities, _refuse).items()
                       if "@" in n and n not in found}:  # fmt: skip
             before = len(found)
-            for share in sorted({trial.share for trial in new.values()}):
-                found |= self._search(run, {n: t for n, t in new.items() if t.share == share})
+            counts = {n: t.limited(self.budget.trials)[1] for n, t in new.items()}
+            for count in sorted(set(counts.values())):
+                found |= self._search(run, {n: t for n, t in new.items() if counts[n] == count})
                 self.settings = settings_of(found)
             if len(found) == before:  # the methods that are left take no part
                 break
@@ -266,10 +267,10 @@ class Tuning:
 
     def _search(self, run: Run, trials: Mapping[str, Trial]) -> dict[str, Choice]:
         """Return the choices of methods with equally many trials."""
-        count = self.budget.trials * next(iter(trials.values())).share
+        limited = {name: trial.limited(self.budget.trials) for name, trial in trials.items()}
         own = {name: dict(trial.builds_on) for name, trial in trials.items()}
-        return run.tune({name: trial.box for name, trial in trials.items()}, self.trial,
-                        trials=count, seed=SEED, own=own,
+        return run.tune({name: space for name, (space, _) in limited.items()}, self.trial,
+                        trials=next(iter(limited.values()))[1], seed=SEED, own=own,
                         **{**world_alone(run, self.experiment), **self._cycles()})  # fmt: skip
 
     def _trials(self, densities: Sequence[float], fit: Fit, cycles: int | None = None) -> Mapping[
@@ -296,7 +297,7 @@ class Tuning:
         trials = self._trials(self.densities, _refuse)
         steps, densities = self.budget.trial_steps, list(self.budget.densities)
         own = {"steps": steps, "densities": densities, **self._cycles()}
-        return run.tune({form: trials[form].box for form in wanted}, self.trial,
+        return run.tune({form: trials[form].space for form in wanted}, self.trial,
                         trials=self.budget.trials, seed=SEED, ticks=steps,
                         prepare=self.training.prepare,
                         **{**without_training(run), **own})  # fmt: skip
@@ -313,7 +314,7 @@ class Tuning:
         trials = self._trials(densities, fit, piece.get("cycles", 0))
         trial = trials[name]
         try:
-            return {"score": trial.score({axis: piece[axis] for axis in trial.box})}
+            return {"score": trial.score({axis: piece[axis] for axis in trial.axes})}
         except ValueError:  # beyond the box there are settings that no method takes
             return {"score": math.nan}
 

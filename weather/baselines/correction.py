@@ -27,8 +27,8 @@ def corrected(background: Tensor, parts: Sequence[tuple[float, Tensor]]) -> Tens
 class CorrectedInterpolation:
     """Add fractions of two increments, ``x_a = x_b + a (x_oi - x_b) + b (net(x_b, y) - x_b)``.
 
-    With ``a = 1`` and ``b = 0`` it is optimal interpolation, with ``a = 0`` and ``b = 1`` the
-    network. A timeline that observes nothing keeps its background to the last bit.
+    With ``a = 1`` and ``b = 0`` it is interpolation to the last bit, with ``a = 0`` and ``b = 1``
+    the network. A timeline that observes nothing keeps its background to the last bit.
 
     Args:
         network: Trained alone: its increment is not one on top of interpolation.
@@ -63,5 +63,7 @@ class CorrectedInterpolation:
         if self.interpolation is not None and (self.alpha or self.network.guided):
             guess = self.interpolation.analyse(background, observations)
             guide = {"interpolated": guess} if self.network.guided else {}
+        if (self.alpha, self.beta) == (1.0, 0.0):
+            return guess
         own = self.network.analyse(background, observations, **guide)
         return corrected(background, [(self.beta, own), (self.alpha, guess)])

@@ -167,16 +167,27 @@ class Trial(NamedTuple):
     """What is tuned.
 
     Attributes:
-        box: Of settings.
+        space: Box of settings, or a list of those that are tried.
         score: Returns the score of a setting, the smaller the better.
         share: Trials in units of those of the budget.
         builds_on: What else the score depends on, by name, such as choices made before.
     """
 
-    box: Box
+    space: Box | Sequence[Setting]
     score: Callable[[Setting], float]
     share: int = 1
     builds_on: Mapping[str, Any] = MappingProxyType({})
+
+    @property
+    def axes(self) -> list[str]:
+        """Names of the settings."""
+        return list(self.space if isinstance(self.space, Mapping) else self.space[0])
+
+    def limited(self, trials: int) -> tuple[Box | Sequence[Setting], int]:
+        """Return what is searched with a budget of trials, and with how many of them."""
+        if isinstance(self.space, Mapping):
+            return self.space, trials * self.share
+        return self.space[:trials], len(self.space[:trials])
 
 
 class Example(NamedTuple):

@@ -65,9 +65,9 @@ def test_what_is_tuned_is_every_method_with_a_box_for_every_task(experiment):
         for method in experiment.methods(task)
         if method.box
     }
-    assert {name: trial.box for name, trial in trials.items() if "@" in name} == boxes
+    assert {name: trial.space for name, trial in trials.items() if "@" in name} == boxes
     assert [name for name in trials if "@" not in name] == [*experiment.forms]
-    assert trials["adas_increment"].box == OPTIMIZER_BOX
+    assert trials["adas_increment"].space == OPTIMIZER_BOX
 
 
 def test_a_trial_scores_a_setting(experiment):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 
@@ -13,6 +14,7 @@ from weather.cycle import Cycle, diverged
 from weather.experiments.osse.rivals import (
     COSTLY,
     FEW,
+    INTERPOLATION,
     SLOWER,
     SLOWEST,
     UNGUIDED,
@@ -32,6 +34,7 @@ from weather.training.stream import generator
 
 REPORTS, EVERY = 500, 5  # single reports, and cycles between two of a timeline
 REPORT = 10  # key of random numbers
+NORMAL = 1.96  # standard errors on either side of a 95 % interval
 
 
 class Watched:
@@ -134,22 +137,42 @@ class OsseCycles:
         points = [withheld_points(self.world.grid, self.world.seed, members[r], 6) for r in rows]
         return Departures(torch.stack(points), every=10)
 
-    def score(self, task: OsseTask, name: str, methods: Sequence[Assimilator]) -> float:
+    def score(self, task: OsseTask, name: str, method: Assimilator) -> float:
         """Return what tuning minimizes: the geometric mean of errors over standard deviations.
 
         It is over the channels of the timelines for tuning and validation, of what costs much over
-        those of the first few, and over the methods, such as networks of several seeds. The root of
-        the mean square is decided by the one timeline that is nearly lost.
+        those of the first few. The root of the mean square is decided by the one timeline that is
+        nearly lost.
 
         Raises:
             ValueError: A method refuses its setting, or an analysis cannot be computed.
         """
         count = FEW if name in COSTLY else len(self.world.members["choice"])
-        rows = list(range(count)) * len(methods)
         cycles = self.cycles // SLOWER if name == SLOWEST else None
-        method = methods[0] if len(methods) == 1 else SideBySide(methods)
-        found = self.run(task, name, method, "choice", rows, cycles=cycles)
+        found = self.run(task, name, method, "choice", range(count), cycles=cycles)
         return float((settled(found, self.sd) / self.sd).log().mean().exp())
+
+    def over(self, task: OsseTask, methods: Sequence[Assimilator], base: Assimilator) -> float:
+        """Return what the tuning of a correction minimizes: a cautious ratio to interpolation.
+
+        It is the upper end of the 95 % interval, normal in the logarithm, over the timelines for
+        tuning and validation. Interpolation itself has 1, so that a correction that does not beat
+        it for sure is not chosen.
+
+        Args:
+            task: What is observed, and the forecast model.
+            methods: The correction with the networks of some seeds.
+            base: Interpolation.
+        """
+        count = len(self.world.members["choice"])
+        rows = list(range(count)) * len(methods)
+        own, other = (
+            settled(self.run(task, INTERPOLATION, SideBySide(part), "choice", rows), self.sd)
+            for part in (methods, [base] * len(methods))
+        )
+        ratio = (own / other).log().mean(1).unflatten(0, (-1, count)).mean(0)
+        spread = ratio.std(correction=min(1, count - 1)) / math.sqrt(count)
+        return float((ratio.mean() + NORMAL * spread).exp())
 
     def single_reports(
         self, task: OsseTask, method: Assimilator, interpolation: Assimilator, tick: Tick = no_tick

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -33,7 +32,14 @@ from weather.experiments.osse.cycled_problems import CycledProblems
 from weather.experiments.osse.osse_cycles import OsseCycles, settled
 from weather.experiments.osse.osse_scores import OsseScores, paired
 from weather.experiments.osse.recorded_errors import SECOND, SPARSE, TURNS, RecordedErrors
-from weather.experiments.osse.rivals import ALONE, CORRECTIONS, INTERPOLATION, SHARES, Rivals
+from weather.experiments.osse.rivals import (
+    ALONE,
+    CORRECTIONS,
+    FRACTIONS,
+    INTERPOLATION,
+    SHARES,
+    Rivals,
+)
 from weather.experiments.osse.scenarios import OsseTask, Protocol, osse_tasks
 from weather.experiments.osse.sealed_world import OsseWorld, seal
 from weather.models.adas.analysis import AdasAnalysis, AnalysisForm
@@ -357,30 +363,30 @@ class OsseExperiment:
         """Return what is tuned on the timelines for tuning and validation.
 
         Corrections are tuned once interpolation is, with the networks of three seeds together
-        where reports are sparse. Three settings get twice the trials of two.
+        where reports are sparse; where none beats interpolation for sure, they are interpolation.
+        Three settings get twice the trials of two.
         """
         rivals = self._rivals(self.world)
         runs = OsseCycles(self.world, rivals, cycles)
         found: dict[str, Trial] = {}
         for task in self.tasks(densities):
             own = dict(settings.get(choice_name(INTERPOLATION, task.chosen_for), {}))
-            listed: list[tuple[list[Method], dict[str, Any]]] = [
-                ([method], {}) for method in rivals.classical(task) if method.box
-            ]
+            for method in rivals.classical(task):
+                if method.box:
+                    found[choice_name(method.name, task.chosen_for)] = Trial(
+                        method.box,
+                        partial(_score, runs, task.base, method),
+                        2 if len(method.box) > 2 else 1,
+                    )
             for name in CORRECTIONS if own else ():
                 wanted = SEEDS if task.density < SPARSE else SEEDS[:1]
                 if seeds := [seed for seed in wanted if not self.not_trained(name, seed)]:
                     facts = {"interpolation": own, "weights": self.identity(name, seeds)}
                     nets = [rivals.corrected(name, seed, task, own) for seed in seeds]
-                    listed.append((nets, facts))
-            for methods, builds_on in listed:
-                name, box = methods[0].name, methods[0].box
-                found[choice_name(name, task.chosen_for)] = Trial(
-                    box,
-                    partial(_score, runs, task.base, methods),
-                    2 if len(box) > 2 else 1,
-                    builds_on,
-                )
+                    base = partial(rivals.interpolation, task, own)
+                    found[choice_name(name, task.chosen_for)] = Trial(
+                        FRACTIONS, partial(_over, runs, task.base, nets, base), builds_on=facts
+                    )
         return found
 
     def scores(
@@ -437,8 +443,18 @@ def _not_offered(setting: Setting) -> Assimilator:
     )
 
 
-def _score(runs: OsseCycles, task: OsseTask, methods: Sequence[Method], setting: Setting) -> float:
-    return runs.score(task, methods[0].name, [method.build(setting) for method in methods])
+def _score(runs: OsseCycles, task: OsseTask, method: Method, setting: Setting) -> float:
+    return runs.score(task, method.name, method.build(setting))
+
+
+def _over(
+    runs: OsseCycles,
+    task: OsseTask,
+    methods: Sequence[Method],
+    base: Callable[[], Assimilator],
+    setting: Setting,
+) -> float:
+    return runs.over(task, [method.build(setting) for method in methods], base())
 
 
 def _nature(world: OsseWorld, label: str, progress: Progress) -> Path:

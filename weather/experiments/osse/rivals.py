@@ -33,7 +33,16 @@ MEMBERS = 20
 WINDOW_HOURS = 24.0
 SCALE, LENGTH_KM = (0.01, 2.0), (500.0, 20_000.0)
 TURN = (1.0, 4.0)  # the first recording below 2, the second above
-SHARES = {"alpha": (0.05, 1.0), "beta": (0.05, 1.0)}
+FRACTIONS: tuple[Setting, ...] = tuple(
+    {"alpha": alpha, "beta": beta}
+    for alpha, beta in (
+        (1.0, 0.0), (0.5, 0.5), (0.25, 0.75), (0.75, 0.25), (0.75, 0.75), (0.0, 1.0),
+        (1.0, 0.5), (0.5, 1.0), (0.25, 0.5), (0.5, 0.25), (1.0, 0.25), (0.25, 1.0),
+    )
+)  # fmt: skip
+"""Fractions of the increments that are tried for corrections: interpolation itself first."""
+
+SHARES = {"alpha": (0.25, 1.0), "beta": (0.25, 1.0)}
 INTERPOLATION = "oi"
 UNGUIDED = ("free_run", "persistence", "climatology")
 """See no observations, and cannot be lost."""

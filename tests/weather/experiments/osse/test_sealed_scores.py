@@ -13,7 +13,7 @@ from harness.evidence import Row
 from tests.weather.experiments.osse.conftest import experiment, world
 from weather.baselines.correction import CorrectedInterpolation
 from weather.experiments.osse import osse_experiment, sealed_world
-from weather.experiments.osse.osse_cycles import settled
+from weather.experiments.osse.osse_cycles import OsseCycles, settled
 from weather.experiments.osse.osse_scores import OsseScores
 from weather.experiments.osse.recorded_errors import tapered
 from weather.experiments.osse.scenarios import gap_of, observed, osse_tasks
@@ -220,30 +220,45 @@ def test_a_trial_of_a_correction_builds_on_the_choice_of_interpolation(folder):
     trials = made.trials((0.1,), refuse, cycles=4, settings={"oi@0.1/perfect": chosen})
     trial = trials["adas_oi@0.1/perfect"]
     assert trial.builds_on["interpolation"] == chosen
-    plain = trials["oi@0.1/perfect"].score(chosen)
-    almost = trial.score({"alpha": 1.0, "beta": 1e-9})
-    assert almost == pytest.approx(plain, rel=1e-4)
+    assert trial.axes == ["alpha", "beta"]
+    assert trial.space[0] == {"alpha": 1.0, "beta": 0.0}
+    assert trial.score(trial.space[0]) == 1.0  # interpolation itself, to the last bit
     assert Path(made.folder).is_dir()
 
 
 def test_networks_of_all_seeds_share_a_trial_where_reports_are_sparse(folder, monkeypatch):
-    """The score is the geometric mean of those of each network alone."""
+    """The score is the upper end of the interval over timelines, averaged over networks."""
     made = experiment(folder)
-    settings = {"oi@0.1/perfect": {"scale": 0.3, "length_km": 5000.0, "turn": 3.0}}
+    setting = {"scale": 0.3, "length_km": 5000.0, "turn": 3.0}
+    rivals, (task, _) = made._rivals(made.world), made.tasks((0.1,))
+    runs = OsseCycles(made.world, rivals, 12)
+    base = rivals.interpolation(task, setting)
     shares = {"alpha": 0.5, "beta": 0.8}
-    found = {}
+    logs, names = {}, {}
     for seeds in ((0,), (1,), (0, 1)):
         monkeypatch.setattr(osse_experiment, "SEEDS", seeds)
         monkeypatch.setattr(osse_experiment, "SPARSE", 0.2)
-        trial = made.trials((0.1,), None, cycles=4, settings=settings)["adas_oi@0.1/perfect"]
-        found[seeds] = trial.score(shares), trial.builds_on["weights"]
-    (one, first), (other, second), (both, pair) = found.values()
-    assert one != pytest.approx(other, rel=1e-3)
-    assert both == pytest.approx((one * other) ** 0.5, rel=1e-4)
-    assert len({first, second, pair}) == 3
+        trial = made.trials((0.1,), None, cycles=12, settings={"oi@0.1/perfect": setting})[
+            "adas_oi@0.1/perfect"
+        ]
+        names[seeds] = trial.builds_on["weights"]
+        methods = [rivals.corrected("adas_oi", s, task, setting).build(shares) for s in seeds]
+        own, other = (
+            settled(runs.run(task, "oi", one, "choice"), runs.sd) for one in (methods[0], base)
+        )
+        logs[seeds] = (own / other).log().mean(1)
+        if len(seeds) == 2:
+            logs[seeds] = (logs[0,] + logs[1,]) / 2
+        assert len(logs[seeds]) == 2  # timelines for tuning and validation
+        upper = logs[seeds].mean() + 1.96 * logs[seeds].std() / 2**0.5
+        assert trial.score(shares) == pytest.approx(float(upper.exp()), rel=1e-3)
+    assert not torch.equal(logs[0,], logs[1,])
+    assert len(set(names.values())) == 3
     monkeypatch.setattr(osse_experiment, "SPARSE", 0.05)
-    trial = made.trials((0.1,), None, cycles=4, settings=settings)["adas_oi@0.1/perfect"]
-    assert trial.builds_on["weights"] == first
+    trial = made.trials((0.1,), None, cycles=4, settings={"oi@0.1/perfect": setting})[
+        "adas_oi@0.1/perfect"
+    ]
+    assert trial.builds_on["weights"] == names[0,]
 
 
 def test_gates_are_pooled_over_tasks_whose_settings_another_configuration_has(folder):
