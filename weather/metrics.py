@@ -58,26 +58,6 @@ def rmse(forecast: Tensor, truth: Tensor, weights: Tensor) -> Tensor:
     return mse(forecast, truth, weights).sqrt()
 
 
-def trend(errors: Tensor) -> Tensor:
-    """Return the change of the fitted line over the last half, relative to the mean of that half.
-
-    Args:
-        errors: (T, ...) positive errors of every cycle.
-
-    Returns:
-        (...,), positive where the errors grow.
-
-    Raises:
-        ValueError: There are fewer than four cycles.
-    """
-    if len(errors) < 4:
-        raise ValueError(f"drift needs at least four cycles, found {len(errors)}")
-    half = errors[len(errors) // 2 :].double()
-    time = torch.arange(len(half), dtype=torch.float64) - (len(half) - 1) / 2
-    slope: Tensor = torch.tensordot(time, half, dims=1) / time.square().sum()
-    return slope * len(half) / half.mean(0)
-
-
 def recovery_time(
     errors: Tensor, outage: tuple[int, int], *, hours: float = 6.0, tolerance: float = 1.1
 ) -> Tensor:

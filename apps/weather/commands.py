@@ -290,7 +290,7 @@ class WeatherTrainer(GatesRunTrainer):
         Args:
             model: Filled in by the command line.
             datamodule: Filled in by the command line.
-            seeds: Seeds of networks, and of test timelines in a twin world.
+            seeds: Seeds of networks.
             densities: Fractions of grid points observed.
             quick: A quick run of two minutes: few cycles or cases, no bars, nothing is trained.
             open_gate: Score networks with all gates open, too. None is shipped: they are trained

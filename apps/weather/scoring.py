@@ -446,27 +446,22 @@ def check_evaluation(
     Raises:
         GatesError: One of them cannot.
     """
-    check_seeds(experiment, seeds)
+    check_seeds(seeds)
     check_densities(densities)
     check_only(experiment, densities, only)
     if budget is not None:
         check_tuning(experiment, budget)
 
 
-def check_seeds(experiment: Experiment, seeds: Sequence[int]) -> None:
-    """Refuse seeds that are out of range or repeated, or more than there are test timelines.
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Refuse seeds that are out of range or repeated.
 
     Raises:
-        GatesError: There is no seed, one is out of range or given twice, or there are too many.
+        GatesError: There is no seed, one is out of range or given twice.
     """
     valid = all(0 <= seed < MAX_SEED for seed in seeds)
     if not seeds or not valid or len(set(seeds)) < len(seeds):
         raise GatesError(
             f"--seeds {list(seeds)} cannot be used: give one or more numbers from 0 to "
             f"{MAX_SEED - 1}, no two alike"
-        )
-    if experiment.max_seeds is not None and len(seeds) > experiment.max_seeds:
-        raise GatesError(
-            f"{len(seeds)} seeds need as many test timelines, the world has "
-            f"{experiment.max_seeds}: take fewer seeds or set num_tests"
         )

@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import jsonschema
-import pandas as pd
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -98,18 +97,6 @@ def test_evaluate_writes_scores_and_prints_their_path_last(gates, evaluated, sco
     assert scores["quick"]
     (data,) = scores["data"]
     assert data["name"] == "nature.zarr"
-
-
-def test_persistence_and_the_signs_of_drifts_are_scored(scores):
-    assert figure(scores, "persistence", "rmse_h") != figure(scores, "free_run", "rmse_h")
-    assert figure(scores, "persistence", "lost") == 0
-    tasks = ("0.1/perfect", "0.1/error")
-    methods = {row["method"] for row in scores["rows"] if "note" not in row}
-    signed = {key: figure(scores, key[0], "drift_h_seed0", key[1])
-              for key in ((method, task) for method in methods for task in tasks)}  # fmt: skip
-    for (method, task), value in signed.items():
-        assert abs(value) == figure(scores, method, "drift", task)
-    assert min(signed.values()) < 0 < max(signed.values())
 
 
 def test_assimilation_helps_in_state_and_in_observation_space(scores):
@@ -240,9 +227,6 @@ def test_report_is_one_page_without_network(gates, evaluated):
     sections = re.findall(r"<h2[^>]*>(.*?)</h2>", page)
     assert sections[:3] == ["Scores", "What the metrics mean", "Departures from the observations"]
     assert sections[3:] == ["Analyses", "Gates", "Learning curves", "Data and settings"]
-    differences = pd.read_csv(gates.folder / "runs/weather/unit/figures/differences.csv")
-    assert set(differences["versus"]) == {"oi"}
-    assert set(differences["metric"]) == {"rmse_h", "rmse_u", "rmse_v"}
     assert "network.stages.0.conv" in page
 
 

@@ -198,10 +198,6 @@ FAULTS = {
         ("observe", "--config", "era5_ensemble", "--name", "unwritten", "--output", "new.csv"),
         "unwritten/era5_ensemble.zarr does not exist: run `gates weather prepare`, or give --truth",
     ),
-    "more seeds than timelines": (
-        ("evaluate", "--seeds", "[0, 1]"),
-        "2 seeds need as many test timelines, the world has 1: take fewer seeds or set num_tests",
-    ),
     "report without scores": (
         ("report", "--name", "unscored"),
         "unscored/scores.json does not exist: run `gates weather evaluate` first",

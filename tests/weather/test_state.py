@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from weather.grid import Grid, regular_grid
-from weather.metrics import DepartureSums, mse, recovery_time, rmse, spatial_mean, trend
+from weather.metrics import DepartureSums, mse, recovery_time, rmse, spatial_mean
 from weather.observations.gridded import GriddedObservations
 from weather.state import ERA5_SAMPLE, FENGWU, SHALLOW_WATER, ChannelSpec, Normalizer
 
@@ -221,24 +221,6 @@ def test_what_lies_outside_does_not_matter():
 def test_shapes_that_do_not_fit():
     with pytest.raises(ValueError, match="weights"):
         spatial_mean(torch.zeros(4, 8), torch.ones(5))
-
-
-def test_drift_is_the_relative_change_over_the_last_half():
-    time = torch.arange(200.0)
-    steady = torch.full((200,), 5.0)
-    rising = 10 + 0.02 * (time - 149.5)  # 2 in 100 cycles around 10
-    early = torch.where(time < 100, 50 - time / 2, 5.0)
-    errors = torch.stack([steady, rising, rising.flip(0) + 12, early], 1)
-    # Flipped, its last half falls by 2 around 8 + 12.
-    expected = torch.tensor([0.0, 0.2, 0.1, 0.0]).double()
-    assert_close(trend(errors).abs(), expected, rtol=0, atol=1e-6)
-    signed = expected * torch.tensor([1, 1, -1, 1])
-    assert_close(trend(errors), signed, rtol=0, atol=1e-6)
-
-
-def test_drift_needs_some_cycles():
-    with pytest.raises(ValueError, match="four"):
-        trend(torch.ones(3))
 
 
 def test_recovery_counts_from_the_first_observations():

@@ -293,10 +293,6 @@ class Experiment(ProblemSource, Protocol):
         """Label of the channel of the scorecard."""
 
     @property
-    def max_seeds(self) -> int | None:
-        """Largest number of seeds of an evaluation, None for any."""
-
-    @property
     def max_cycles(self) -> int | None:
         """Largest number of cycles of a trial, None where there are none."""
 

@@ -21,8 +21,6 @@ from weather.experiments.experiment import (
     shown,
     stored,
 )
-from weather.experiments.twin.twin_scores import TwinScores
-from weather.experiments.twin.twin_tasks import CycleScores, TwinTask, settled
 from weather.grid import regular_grid
 from weather.metrics import Departures, figures, withheld_points
 from weather.models.held_suarez.model import HeldSuarez
@@ -171,58 +169,9 @@ def test_what_is_no_description_is_shown_as_it_is():
     assert differences("no nature run", "{}") == "no nature run instead of {}"
 
 
-TASK = TwinTask(0.1, "perfect")
-CYCLES = 90
-
-
-@pytest.fixture
-def scored():
-    """Three timelines; Adas errs by 0.8 of OI, cycle by cycle; the first OI timeline is lost."""
-    world = SimpleNamespace(channels=SimpleNamespace(labels=("h", "u")))
-    evaluation = SimpleNamespace(world=world, tasks=[TASK])
-    scores = TwinScores(evaluation, None, (0, 1, 2), ("adas_increment", "ungated"), {})
-    error = 1 + torch.rand(CYCLES, 3, 2, generator=torch.Generator().manual_seed(0)).double()
-    free = CycleScores(error, 9 * error, 0 * error, torch.zeros(3, dtype=torch.bool))
-    lost = torch.tensor([True, False, False])
-    for method, factor in (("free_run", 9.0), ("oi", 1.0), ("adas_increment", 0.8)):
-        own = free._replace(analysis=factor * error, lost=lost & torch.tensor(method == "oi"))
-        scores.scores[TASK.name, method] = own
-        scores.errors[TASK.name, method] = settled(own, free)
-    return scores
-
-
 def only(rows, **wanted):
     (row,) = [r for r in rows if all(getattr(r, name) == v for name, v in wanted.items())]
     return row
-
-
-def test_a_twin_is_compared_with_oi_and_lost_timelines_count_as_the_free_run(scored):
-    rows = scored.rows()
-    own, other = (only(rows, method=m, metric="rmse_h", versus="")
-                  for m in ("adas_increment", "oi"))  # fmt: skip
-    gap = only(rows, method="adas_increment", metric="rmse_h", versus="oi")
-    assert gap.value == pytest.approx(own.value - other.value)
-    assert own.low < own.value < own.high
-    assert gap.low <= gap.value <= gap.high < 0
-    assert gap.n == own.n == 9  # three blocks of five days on each timeline
-    assert not any(row.versus and row.method == "oi" for row in rows)
-
-
-def test_lost_timelines_are_drawn_as_the_free_run(scored):
-    pictures = scored.pictures()
-    own, free = (pictures[f"{TASK.name}|{method}"] for method in ("oi", "free_run"))
-    assert torch.equal(own[:, 0], free[:, 0])
-    assert not torch.equal(own[:, 1], free[:, 1])
-
-
-def test_three_timelines_make_no_difference_significant(scored):
-    differences = [row for row in scored.rows() if row.versus]
-    assert {(row.method, row.metric) for row in differences} == {
-        (method, metric) for method in ("free_run", "adas_increment")
-        for metric in ("rmse_h", "rmse_u")
-    }  # fmt: skip
-    assert all(row.p >= 0.25 for row in differences)
-    assert not any(row.significant for row in differences)
 
 
 def test_two_times_make_no_difference_significant():

@@ -346,7 +346,6 @@ class EnsembleExperiment(EnsembleSample):
     pictures_file = "example.safetensors"
     attribution = ATTRIBUTION
     field = "z500"
-    max_seeds: int | None = None
     max_cycles: int | None = None
     notes: tuple[str, ...] = (
         "The ERA5 sample has two test times, which n counts. Intervals are over the nine members "

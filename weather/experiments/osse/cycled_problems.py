@@ -13,8 +13,8 @@ from core_gates.errors import GatesError
 from weather.baselines.optimal_interpolation import OptimalInterpolation
 from weather.cycle import Forecast
 from weather.experiments.osse.recorded_errors import SECOND, SPARSE, RecordedErrors, Recording
-from weather.experiments.osse.scenarios import DENSEST, SPARSEST, OsseTask
 from weather.experiments.osse.sealed_world import OsseWorld
+from weather.experiments.twin.scenarios import DENSEST, SPARSEST, OsseTask
 from weather.observations.gridded import GriddedObservations
 from weather.observations.simulated import drawn_network, observe
 from weather.training.correction_module import LATER_HOURS

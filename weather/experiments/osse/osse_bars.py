@@ -10,7 +10,7 @@ from torch import Tensor
 from harness.evidence import Bar, Row
 from weather.experiments.experiment import UNMEASURED
 from weather.experiments.osse.rivals import INTERPOLATION
-from weather.experiments.osse.scenarios import OsseTask
+from weather.experiments.twin.scenarios import OsseTask
 
 
 class Measured(Protocol):

@@ -1,9 +1,8 @@
-"""Cycles of a method on the timelines of a world, and one analysis of a single report."""
+"""Cycles in a sealed world, the caution of corrections, and one analysis of a single report."""
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 
 import torch
@@ -17,16 +16,12 @@ from weather.experiments.osse.rivals import (
     INTERPOLATION,
     SLOWER,
     SLOWEST,
-    UNGUIDED,
-    WITH_PAST,
     Rivals,
-    first_background,
 )
-from weather.experiments.osse.scenarios import OsseTask, observed
 from weather.experiments.osse.sealed_world import OsseWorld
-from weather.experiments.twin.twin_tasks import score_cycle
-from weather.experiments.twin.world import Period
-from weather.metrics import Departures, withheld_points
+from weather.experiments.twin.scenarios import OsseTask, observed
+from weather.experiments.twin.twin_cycles import TwinCycles, settled
+from weather.experiments.twin.world import TwinWorld
 from weather.observations.gridded import GriddedObservations
 from weather.observations.simulated import observe
 from weather.progress import Tick, no_tick
@@ -37,120 +32,28 @@ REPORT = 10  # key of random numbers
 NORMAL = 1.96  # standard errors on either side of a 95 % interval
 
 
-class Watched:
-    """A method whose time is taken, and which is watched where nothing is observed.
-
-    Args:
-        method: The method.
-
-    Attributes:
-        seconds: CPU time of all analyses.
-        analyses: Their number, a timeline each.
-        changed: Largest change of a background that nothing was observed of.
-    """
-
-    def __init__(self, method: Assimilator) -> None:
-        self.method, self.members = method, method.members
-        self.seconds, self.analyses, self.changed = 0.0, 0, 0.0
-
-    def analyse(self, background: Tensor, observations: GriddedObservations) -> Tensor:
-        """Return the analysis of the method."""
-        began = time.process_time()
-        analysis = self.method.analyse(background, observations)
-        self.seconds += time.process_time() - began
-        self.analyses += len(background)
-        silent = ~observations.mask.flatten(1).any(1)
-        if bool(silent.any()):
-            change = (analysis[silent] - background[silent]).abs().max()
-            self.changed = max(self.changed, float(change))
-        return analysis
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return milliseconds an analysis, and the largest change without an observation."""
-        return {
-            "milliseconds": torch.tensor(1000 * self.seconds / max(self.analyses, 1)),
-            "changed": torch.tensor(self.changed),
-        }
-
-
-class OsseCycles:
+class OsseCycles(TwinCycles):
     """Runs methods on the timelines of a world; every method sees the same observations.
 
     Args:
         world: The world.
-        rivals: Its methods and forecast models.
+        rivals: Its methods.
         cycles: Cycles to run, all of the world's if None.
     """
 
     def __init__(self, world: OsseWorld, rivals: Rivals, cycles: int | None = None) -> None:
-        self.world, self.rivals, self.cycles = world, rivals, cycles or world.cycles
-        self.sd = world.climatological_sd()
-
-    def run(
-        self,
-        task: OsseTask,
-        name: str,
-        method: Assimilator,
-        period: Period = "test",
-        rows: Sequence[int] | None = None,
-        *,
-        cycles: int | None = None,
-        verify: bool = False,
-        tick: Tick = no_tick,
-    ) -> dict[str, Tensor]:
-        """Cycle a method and return the tensors of its scores, with its time.
-
-        Args:
-            task: What is observed, and the forecast model.
-            name: Of the method.
-            method: The method.
-            period: Whose timelines.
-            rows: Numbers of the timelines, repeated if need be; all if None.
-            cycles: To run, as many as the others if None.
-            verify: Also compare the analyses with the observations, a tenth of them withheld.
-            tick: Called after every cycle.
-        """
-        rows = range(len(self.world.members[period])) if rows is None else rows
-        cycles = cycles or self.cycles
-        watched = Watched(method)
-        with torch.no_grad():
-            scores = score_cycle(
-                self.rivals.recorded.forecast(task),
-                watched,
-                first_background(self.world, period, method.members)[list(rows)],
-                self.world.truth(period)[:cycles][:, list(rows)],
-                (found for found, _ in zip(
-                    observed(task, self.world, period, rows), range(cycles), strict=False)),
-                area_weights=self.world.grid.area_weights(),
-                climatological_sd=self.sd,
-                hours=self.world.hours,
-                guard=name not in UNGUIDED,
-                departures=self._departures(period, rows) if verify and name not in WITH_PAST
-                else None,
-                tick=tick,
-            )  # fmt: skip
-        return {**scores.tensors(), **watched.tensors()}
-
-    def _departures(self, period: Period, rows: Sequence[int]) -> Departures:
-        """Withhold a tenth of the points of every timeline, in every tenth cycle."""
-        members = list(self.world.members[period])
-        points = [withheld_points(self.world.grid, self.world.seed, members[r], 6) for r in rows]
-        return Departures(torch.stack(points), every=10)
+        super().__init__(world, cycles)
+        self.rivals = rivals
 
     def score(self, task: OsseTask, name: str, method: Assimilator) -> float:
-        """Return what tuning minimizes: the geometric mean of errors over standard deviations.
-
-        It is over the channels of the timelines for tuning and validation, of what costs much over
-        those of the first few. The root of the mean square is decided by the one timeline that is
-        nearly lost.
+        """Return what tuning minimizes; what costs much runs on the first few timelines.
 
         Raises:
             ValueError: A method refuses its setting, or an analysis cannot be computed.
         """
-        count = FEW if name in COSTLY else len(self.world.members["choice"])
+        rows = range(FEW) if name in COSTLY else None
         cycles = self.cycles // SLOWER if name == SLOWEST else None
-        found = self.run(task, name, method, "choice", range(count), cycles=cycles)
-        return float((settled(found, self.sd) / self.sd).log().mean().exp())
+        return self.error(self.run(task, name, method, "choice", rows, cycles=cycles))
 
     def over(self, task: OsseTask, methods: Sequence[Assimilator], base: Assimilator) -> float:
         """Return what the tuning of a correction minimizes: a cautious ratio to interpolation.
@@ -193,7 +96,7 @@ class OsseCycles:
         """
         world, rows = self.world, range(len(self.world.members["test"]))
         truths, found, lost = world.truth("test")[: self.cycles], [], torch.zeros(len(rows)) > 0
-        run = Cycle(self.rivals.recorded.forecast(task), interpolation, world.hours).run(
+        run = Cycle(self.forecast(task), interpolation, world.hours).run(
             world.first_background("test"), observed(task, world, "test", rows)
         )
         with torch.no_grad():
@@ -216,7 +119,7 @@ class OsseCycles:
         return {"ratios": ratios, "timelines": timelines}
 
 
-def _one_report(world: OsseWorld, truth: Tensor, cycle: int) -> GriddedObservations:
+def _one_report(world: TwinWorld, truth: Tensor, cycle: int) -> GriddedObservations:
     """Return one report of every timeline (B,C,H,W), anywhere on the grid."""
     networks, noise = torch.zeros(len(truth), *world.grid.shape, dtype=torch.bool), []
     for row in range(len(truth)):
@@ -225,17 +128,3 @@ def _one_report(world: OsseWorld, truth: Tensor, cycle: int) -> GriddedObservati
         networks[row].view(-1)[place] = True
         noise.append(observe(truth[row], networks[row], world.error_sd, generator=draw))
     return GriddedObservations.stack(noise)
-
-
-def settled(found: dict[str, Tensor], climatological_sd: Tensor) -> Tensor:
-    """Return the analysis RMSE (B,C) after the first third of the cycles.
-
-    A lost timeline counts as climatology: as the climatological standard deviation.
-
-    Args:
-        found: Tensors of :meth:`OsseCycles.run`.
-        climatological_sd: (C,).
-    """
-    analysis = found["analysis"]
-    error = analysis[len(analysis) // 3 :].square().mean(0).sqrt()
-    return torch.where(found["lost"][:, None], climatological_sd.to(error), error)

@@ -29,8 +29,8 @@ from weather.experiments.experiment import (
     choice_name,
 )
 from weather.experiments.osse.cycled_problems import CycledProblems
-from weather.experiments.osse.osse_cycles import OsseCycles, settled
-from weather.experiments.osse.osse_scores import OsseScores, paired
+from weather.experiments.osse.osse_cycles import OsseCycles
+from weather.experiments.osse.osse_scores import OsseScores
 from weather.experiments.osse.recorded_errors import SECOND, SPARSE, TURNS, RecordedErrors
 from weather.experiments.osse.rivals import (
     ALONE,
@@ -40,8 +40,10 @@ from weather.experiments.osse.rivals import (
     SHARES,
     Rivals,
 )
-from weather.experiments.osse.scenarios import OsseTask, Protocol, osse_tasks
 from weather.experiments.osse.sealed_world import OsseWorld, seal
+from weather.experiments.twin.scenarios import OsseTask, Protocol, osse_tasks
+from weather.experiments.twin.twin_cycles import settled
+from weather.experiments.twin.twin_scores import paired
 from weather.models.adas.analysis import AdasAnalysis, AnalysisForm
 from weather.plots import cycle_figures
 from weather.progress import Progress, silent
@@ -77,7 +79,6 @@ class OsseExperiment:
     decisive = ("world",)
     pictures_file = "cycles.safetensors"
     attribution = ""
-    max_seeds = None
     notes = (
         "Lost timelines count as climatology. Test timelines are those of a sealed world, whose "
         "seed follows from the shipped weights and choices.",

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from harness.evidence import Bar, Resamples, Row, moments, root, root_ratio
+from harness.evidence import Bar, Resamples, Row, moments
 from weather.baselines.assimilator import Assimilator, SideBySide
 from weather.experiments.experiment import Method, Settings, Work, built, choice_name
 from weather.experiments.osse.osse_bars import BARS
-from weather.experiments.osse.osse_cycles import OsseCycles, settled
+from weather.experiments.osse.osse_cycles import OsseCycles
 from weather.experiments.osse.rivals import (
     ALONE,
     CORRECTIONS,
@@ -22,9 +20,16 @@ from weather.experiments.osse.rivals import (
     FEW_CYCLES,
     INTERPOLATION,
 )
-from weather.experiments.osse.scenarios import DAY, OsseTask, gap_of
-from weather.experiments.twin.twin_tasks import CycleScores
-from weather.metrics import departure_rows
+from weather.experiments.twin.scenarios import DAY, OsseTask, gap_of
+from weather.experiments.twin.twin_cycles import settled
+from weather.experiments.twin.twin_scores import (
+    CycledScores,
+    exponential,
+    logs,
+    paired,
+    ratios,
+    row_of,
+)
 from weather.progress import Tick, no_tick
 
 CORRECTED, CONTROL = "adas_oi", "ungated_oi"
@@ -34,11 +39,8 @@ NotTrained = Callable[[str, int], str]
 """Returns what is said of a form and seed without weights; empty where there are some."""
 
 
-class OsseScores:
+class OsseScores(CycledScores):
     """Runs every method on every task and turns the cycles into rows and bars.
-
-    The statistic of a comparison is the exponential of the mean log ratio of settled errors of the
-    first channel over timelines, networks averaged; its interval resamples timelines.
 
     Args:
         cycles: The timelines.
@@ -62,18 +64,14 @@ class OsseScores:
         identity: Callable[[str, Sequence[int]], str],
         pooled: Sequence[OsseTask] = (),
     ) -> None:
-        self.cycles, self.tasks, self.seeds = cycles, list(tasks), tuple(seeds)
-        self.pooled = list(pooled)
-        self.settings, self.not_trained, self.identity = settings, not_trained, identity
-        self.rivals, self.labels = cycles.rivals, cycles.world.channels.labels
-        self.climatological_sd = cycles.sd
-        self.timelines = len(cycles.world.members["test"])
-        self.scores: dict[tuple[str, str], dict[str, Tensor]] = {}
-        self.errors: dict[tuple[str, str], Tensor] = {}
+        super().__init__(cycles, tasks, settings)
+        self.rivals, self.seeds, self.pooled = cycles.rivals, tuple(seeds), list(pooled)
+        self.not_trained, self.identity = not_trained, identity
+        self.single = cycles.single_reports
         self.reports: dict[str, tuple[Tensor, Tensor]] = {}
 
     def task(self, name: str) -> OsseTask:
-        """Return a task by its name."""
+        """Return a task by its name, also of those that are pooled."""
         return next(task for task in (*self.tasks, *self.pooled) if task.name == name)
 
     def works(self) -> list[Work]:
@@ -150,7 +148,7 @@ class OsseScores:
         if work.task == SINGLE:
             base = task._replace(name=task.chosen_for, reports="fixed")
             interpolation = built(self.settings, self.method(base, INTERPOLATION), task.chosen_for)
-            return self.cycles.single_reports(base, methods[0], interpolation, tick)
+            return self.single(base, methods[0], interpolation, tick)
         rows = list(range(FEW if work.method in COSTLY else self.timelines)) * len(methods)
         method = methods[0] if len(methods) == 1 else SideBySide(methods)
         verify = work.method not in COSTLY and task.reports == "fixed"
@@ -163,10 +161,8 @@ class OsseScores:
         if work.task == SINGLE:
             self.reports[work.method] = found["ratios"], found["timelines"]
             return
-        key, found = (work.task, work.method), dict(found)
         count = FEW if work.method in COSTLY else self.timelines
-        self.scores[key] = found
-        self.errors[key] = settled(found, self.cycles.sd).unflatten(0, (-1, count))
+        self.keep(work.task, work.method, found, count)
 
     def rows(self) -> list[Row]:
         """Return every figure."""
@@ -178,20 +174,10 @@ class OsseScores:
     def _task_rows(self, task: OsseTask) -> list[Row]:
         """Return errors, ratios, time and lost timelines of every method on all timelines."""
         names = [name for place, name in self.scores if place == task.name and name not in COSTLY]
-        found = self._compared(task.name, {name: self.errors[task.name, name] for name in names})
-        for name in names:
-            scores = self.scores[task.name, name]
-            found += [
-                Row(name, task.name, "milliseconds", float(scores["milliseconds"])),
-                Row(name, task.name, "lost", float(scores["lost"].sum()), n=len(scores["lost"])),
-            ]
-            if task.reports == "outage":
-                found += self._outage_rows(task, name)
-            sums = CycleScores.from_tensors(scores)
-            found += departure_rows(
-                name, task.name, self.labels, (sums.assimilated, sums.withheld), self.timelines
-            )
-        return found
+        silent = names if task.reports == "outage" else []
+        return self.method_rows(task.name, names) + [
+            row for name in silent for row in self._outage_rows(task, name)
+        ]
 
     def _few_rows(self, task: OsseTask) -> list[Row]:
         """Return the errors of all methods on the timelines and cycles of those that cost much."""
@@ -204,7 +190,7 @@ class OsseScores:
             short = {"analysis": found["analysis"][:FEW_CYCLES], "lost": found["lost"]}
             count = self.errors[task.name, name].shape[1]
             errors[name] = settled(short, self.cycles.sd).unflatten(0, (-1, count))[:, :FEW]
-        rows = self._compared(where, errors)
+        rows = self.compared(where, errors)
         for name in names:
             found = self.scores[task.name, name]
             rows.append(Row(name, where, "milliseconds", float(found["milliseconds"])))
@@ -212,25 +198,17 @@ class OsseScores:
                 rows.append(Row(name, where, "lost", float(found["lost"].sum()), n=FEW))
         return rows
 
-    def _compared(self, where: str, errors: Mapping[str, Tensor]) -> list[Row]:
-        """Return errors (seeds, timelines, C), and their ratios to interpolation."""
-        found = []
-        for name, own in errors.items():
-            draws = Resamples.clusters(range(own.shape[1]))
-            for channel, label in enumerate(self.labels):
-                squares = own[..., channel].double().square().mean(0).numpy()
-                found.append(_row(name, where, draws, moments(squares, root, f"rmse_{label}")))
-            if name != INTERPOLATION and INTERPOLATION in errors:
-                found += _ratios(name, where, draws, own, errors[INTERPOLATION], "oi")
-        return found
-
     def _gate_rows(self) -> list[Row]:
-        """Return gated over ungated corrections, for every task and pooled over all of them."""
+        """Return gated over ungated corrections, for every task and pooled over all of them.
+
+        Not of tasks where both are interpolation.
+        """
         pairs = [
             (task.name, self.errors[task.name, CORRECTED], self.errors[task.name, CONTROL])
             for task in (*self.tasks, *self.pooled)
             if {(task.name, CORRECTED), (task.name, CONTROL)} <= self.errors.keys()
             and task.reports in ("fixed", "declared")
+            and self._gated(task)
         ]
         if not pairs:
             return []
@@ -238,11 +216,17 @@ class OsseScores:
         found = [
             row
             for name, gated, ungated in pairs
-            for row in _ratios(CORRECTED, f"gate/{name}", draws, gated, ungated, CONTROL)
+            for row in ratios(CORRECTED, f"gate/{name}", draws, gated, ungated, CONTROL)
         ]
-        pooled = torch.stack([_logs(gated) - _logs(ungated) for _, gated, ungated in pairs]).mean(0)
-        score = moments(pooled.numpy(), _exponential, f"over_{CONTROL}")
-        return [*found, _row(CORRECTED, "gate/pooled", draws, score)]
+        pooled = torch.stack([logs(gated) - logs(ungated) for _, gated, ungated in pairs]).mean(0)
+        score = moments(pooled.numpy(), exponential, f"over_{CONTROL}")
+        return [*found, row_of(CORRECTED, "gate/pooled", draws, score)]
+
+    def _gated(self, task: OsseTask) -> bool:
+        """Return whether a network takes part in a correction."""
+        found = [self.settings.get(choice_name(name, task.chosen_for), {})
+                 for name in (CORRECTED, CONTROL)]  # fmt: skip
+        return any(one.get("beta", 1.0) > 0 for one in found)
 
     def _outage_rows(self, task: OsseTask, name: str) -> list[Row]:
         """Return the error after ten silent days and some days after them."""
@@ -263,12 +247,12 @@ class OsseScores:
     def _report_rows(self) -> list[Row]:
         """Return errors over those of the background with one report alone, timelines as units."""
         found = []
-        for name, (ratios, timelines) in self.reports.items():
+        for name, (errors, timelines) in self.reports.items():
             draws = Resamples.clusters(timelines.tolist())
-            score = moments(ratios.double().log().numpy(), _exponential, "over_background")
+            score = moments(errors.double().log().numpy(), exponential, "over_background")
             found += [
-                _row(name, SINGLE, draws, score),
-                Row(name, SINGLE, "worst_over_background", float(ratios.max()), n=len(ratios)),
+                row_of(name, SINGLE, draws, score),
+                Row(name, SINGLE, "worst_over_background", float(errors.max()), n=len(errors)),
             ]
         return found
 
@@ -322,44 +306,3 @@ class OsseScores:
             helps = "help" if gate.high < 1 else "do not help"
             said.append(f"Gates {helps}: {gate.value:.2f} [{gate.low:.2f}, {gate.high:.2f}].")
         return " ".join(said)
-
-    def pictures(self) -> dict[str, Tensor]:
-        """Return the analysis RMSE of every cycle, ``task|method`` to (T,B,C)."""
-        sd, shown = self.cycles.sd, {task.name for task in self.tasks}
-        return {
-            f"{task}|{name}": torch.where(found["lost"][:, None], sd, found["analysis"]).float()
-            for (task, name), found in self.scores.items()
-            if task in shown
-        }
-
-
-def paired(method: str, task: str, own: Tensor, other: Tensor, versus: str) -> Row:
-    """Return the geometric mean over timelines of the ratios of errors (seeds, timelines, C)."""
-    return _ratios(method, task, Resamples.clusters(range(own.shape[1])), own, other, versus)[0]
-
-
-def _exponential(means: np.ndarray) -> np.ndarray:
-    return cast(np.ndarray, np.exp(means[..., 0]))
-
-
-def _logs(errors: Tensor) -> Tensor:
-    """Return the mean log error (timelines,) of the first channel over networks."""
-    return errors[..., 0].double().log().mean(0)
-
-
-def _row(method: str, task: str, draws: Resamples, score: Callable[..., object]) -> Row:
-    ((name, interval),) = draws.intervals(score).items()  # type: ignore[arg-type]
-    return Row(method, task, name, *interval)
-
-
-def _ratios(
-    method: str, task: str, draws: Resamples, own: Tensor, other: Tensor, versus: str
-) -> list[Row]:
-    """Return the geometric mean of the ratios over timelines, and the ratio of the rms."""
-    squares = [errors[..., 0].double().square().mean(0) for errors in (own, other)]
-    return [
-        _row(method, task, draws, moments(
-            (_logs(own) - _logs(other)).numpy(), _exponential, f"over_{versus}")),
-        _row(method, task, draws, moments(
-            torch.stack(squares, 1).numpy(), root_ratio, f"rms_over_{versus}")),
-    ]  # fmt: skip

@@ -21,8 +21,8 @@ from harness.files import replacing, short_digest
 from weather.baselines.covariance import Covariance, DenseCovariance, GridPoints, gaspari_cohn
 from weather.baselines.optimal_interpolation import OptimalInterpolation
 from weather.cycle import Cycle, Forecast, diverged
-from weather.experiments.osse.scenarios import OsseTask, observed
 from weather.experiments.osse.sealed_world import OsseWorld
+from weather.experiments.twin.scenarios import OsseTask, observed
 from weather.grid import Grid
 from weather.progress import Tick, no_tick
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
-from torch import Tensor
-
 from weather.baselines.assimilator import (
     Assimilator,
     Climatology,
@@ -22,12 +19,10 @@ from weather.baselines.spectral_covariance import SpectralCovariance
 from weather.baselines.variational import FourDVar, ThreeDVar
 from weather.experiments.experiment import Method, Setting
 from weather.experiments.osse.recorded_errors import SPARSE, RecordedErrors
-from weather.experiments.osse.scenarios import OsseTask
 from weather.experiments.osse.sealed_world import OsseWorld
-from weather.experiments.twin.world import Period
+from weather.experiments.twin.scenarios import OsseTask
 from weather.models.adas.analysis import AdasAnalysis
 from weather.spherical import SphericalTransform
-from weather.training.stream import generator
 
 MEMBERS = 20
 WINDOW_HOURS = 24.0
@@ -44,16 +39,10 @@ FRACTIONS: tuple[Setting, ...] = tuple(
 
 SHARES = {"alpha": (0.25, 1.0), "beta": (0.25, 1.0)}
 INTERPOLATION = "oi"
-UNGUIDED = ("free_run", "persistence", "climatology")
-"""See no observations, and cannot be lost."""
-
 FEW, FEW_CYCLES, ITERATIONS = 4, 120, 20
 SLOWEST, SLOWER = "four_d_var", 5  # takes a second an analysis: tuned on a fifth of the cycles
 COSTLY = (SLOWEST, "letkf")
 """Run on few timelines and cycles; all others are compared with them there."""
-
-WITH_PAST = ("nudging", "four_d_var")
-"""Remember their last analyses: an extra analysis would be taken for one of the cycle."""
 
 CORRECTIONS = {"adas_oi": "adas_increment", "ungated_oi": "ungated"}
 """Corrections of interpolation, and the form of the networks that they are made of."""
@@ -181,20 +170,3 @@ class Rivals:
         transform = SphericalTransform(2 * rows // 3, rows, columns)
         errors = self.recorded.recording(task.base, 2).errors[::4]
         return SpectralCovariance.from_samples(errors, transform, self.world.channels)
-
-
-def first_background(world: OsseWorld, period: Period, members: int) -> Tensor:
-    """Return (B,M,C,H,W): the first background, plus day differences of training states.
-
-    The perturbations of a timeline have mean zero; a single member is not perturbed.
-    """
-    first = world.first_background(period)
-    if members == 1:
-        return first
-    samples = world.day_differences()
-    rows = []
-    for member in world.members[period]:
-        draw = generator(world.seed, member, 5)
-        chosen = samples[torch.randperm(len(samples), generator=draw)[:members]]
-        rows.append(chosen - chosen.mean(0))
-    return first + torch.stack(rows)

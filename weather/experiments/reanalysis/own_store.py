@@ -367,7 +367,6 @@ class ReanalysisExperiment(ReanalysisCases):
     )  # fmt: skip
     pictures_file = "example.safetensors"
     attribution = ""
-    max_seeds: int | None = None
     max_cycles: int | None = None
     notes: tuple[str, ...] = (
         "Scores are of times that nothing was trained or tuned on. Times follow each other: "

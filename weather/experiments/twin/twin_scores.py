@@ -1,223 +1,177 @@
-"""Score every method in a twin world."""
+"""Scores of cycles in a twin world: errors, ratios to interpolation, time and lost timelines."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from harness.evidence import Bar, Resamples, Row, compare, moments, root
-from harness.evidence import Scores as EvidenceScores
+from harness.evidence import Bar, Resamples, Row, moments, root, root_ratio
 from weather.baselines.assimilator import Assimilator, SideBySide
 from weather.experiments.experiment import (
     Example,
     Load,
+    Method,
     Settings,
     Work,
     built,
     classical,
 )
-from weather.experiments.twin.twin_tasks import (
-    CycleScores,
-    TwinEvaluation,
-    TwinTask,
-    settled_squares,
-)
-from weather.metrics import departure_rows, joined, trend
+from weather.experiments.twin.scenarios import OsseTask
+from weather.experiments.twin.twin_cycles import DEPARTURES, TwinCycles, settled
+from weather.metrics import DepartureSums, departure_rows
 from weather.observations.gridded import GriddedObservations
 from weather.progress import Tick, no_tick
 
-UNGUIDED = ("free_run", "persistence", "climatology")  # see no observations, cannot be lost
-REFERENCE = "oi"  # what all others are compared with
-BLOCK = 20  # cycles of one block of the bootstrap, five days
+INTERPOLATION = "oi"  # what all others are compared with
+TIME = "milliseconds"
 
 
-class TwinScores:
-    """Run every method on every task and turn the cycles into rows and bars.
+class CycledScores:
+    """Keeps what cycles found, and turns it into rows.
+
+    The statistic of a comparison is the exponential of the mean log ratio of settled errors of the
+    first channel over timelines, networks averaged; its interval resamples timelines.
 
     Args:
-        evaluation: The experiment.
+        cycles: The timelines.
+        tasks: The tasks.
+        settings: Tuned settings of all methods.
+    """
+
+    def __init__(self, cycles: TwinCycles, tasks: Sequence[OsseTask], settings: Settings) -> None:
+        self.cycles, self.tasks, self.settings = cycles, list(tasks), settings
+        self.labels, self.climatological_sd = cycles.world.channels.labels, cycles.sd
+        self.timelines = len(cycles.world.members["test"])
+        self.scores: dict[tuple[str, str], dict[str, Tensor]] = {}
+        self.errors: dict[tuple[str, str], Tensor] = {}
+
+    def task(self, name: str) -> OsseTask:
+        """Return a task by its name."""
+        return next(task for task in self.tasks if task.name == name)
+
+    def keep(self, task: str, method: str, found: Mapping[str, Tensor], count: int) -> None:
+        """Keep the tensors of a cycle on ``count`` timelines, of as many networks as there are."""
+        self.scores[task, method] = dict(found)
+        self.errors[task, method] = settled(dict(found), self.cycles.sd).unflatten(0, (-1, count))
+
+    def method_rows(self, task: str, names: Iterable[str]) -> list[Row]:
+        """Return errors, ratios, time and lost timelines of methods on all timelines."""
+        names = list(names)
+        found = self.compared(task, {name: self.errors[task, name] for name in names})
+        for name in names:
+            scores = self.scores[task, name]
+            sums = [DepartureSums.from_tensors(scores, f"{kind}.") for kind in DEPARTURES]
+            if TIME in scores:
+                found.append(Row(name, task, TIME, float(scores[TIME])))
+            found += [
+                Row(name, task, "lost", float(scores["lost"].sum()), n=len(scores["lost"])),
+                *departure_rows(name, task, self.labels, sums, self.timelines),
+            ]
+        return found
+
+    def compared(self, where: str, errors: Mapping[str, Tensor]) -> list[Row]:
+        """Return errors (seeds, timelines, C), and their ratios to interpolation."""
+        found = []
+        for name, own in errors.items():
+            draws = Resamples.clusters(range(own.shape[1]))
+            for channel, label in enumerate(self.labels):
+                squares = own[..., channel].double().square().mean(0).numpy()
+                found.append(row_of(name, where, draws, moments(squares, root, f"rmse_{label}")))
+            if name != INTERPOLATION and INTERPOLATION in errors:
+                found += ratios(name, where, draws, own, errors[INTERPOLATION], INTERPOLATION)
+        return found
+
+    def pictures(self) -> dict[str, Tensor]:
+        """Return the analysis RMSE of every cycle, ``task|method`` to (T,B,C)."""
+        sd, shown = self.cycles.sd, {task.name for task in self.tasks}
+        return {
+            f"{task}|{name}": torch.where(found["lost"][:, None], sd, found["analysis"]).float()
+            for (task, name), found in self.scores.items()
+            if task in shown
+        }
+
+
+class TwinScores(CycledScores):
+    """Runs classical methods and the networks of a run on every timeline.
+
+    Args:
+        cycles: The timelines.
+        tasks: The tasks.
+        methods: Returns the classical methods of a task.
         load: Returns the trained network of a form and seed.
-        seeds: Test timelines and networks, one of each a seed.
+        seeds: Seeds of the networks.
         forms: Forms of Adas.
         settings: Tuned settings of the classical methods.
     """
 
     def __init__(
         self,
-        evaluation: TwinEvaluation,
+        cycles: TwinCycles,
+        tasks: Sequence[OsseTask],
+        methods: Callable[[str], list[Method]],
         load: Load,
         seeds: Sequence[int],
         forms: Sequence[str],
         settings: Settings,
     ) -> None:
-        self.evaluation, self.load, self.settings = evaluation, load, settings
+        super().__init__(cycles, tasks, settings)
+        self.methods, self.load = methods, load
         self.seeds, self.forms = tuple(seeds), tuple(forms)
-        self.channels = evaluation.world.channels
-        self.labels = self.channels.labels
-        self.scores: dict[tuple[str, str], CycleScores] = {}
-        self.errors: dict[tuple[str, str], Tensor] = {}
 
     def works(self) -> list[Work]:
         """Return every method on every task; the networks of a form share a cycle."""
-        cycles, count = self.evaluation.cycles, len(self.seeds)
-        short = (("first", cycles),) if cycles < self.evaluation.world.cycles else ()
-        timelines = short + ((("timelines", count),) if count else ())
+        cycles = self.cycles.cycles
+        short = (("first", cycles),) if cycles < self.cycles.world.cycles else ()
         seeds = (*short, ("seeds-", "+".join(map(str, self.seeds))))
-        names = [method.name for method in self.evaluation.classical()]
         return [
-            Work(name, task.name, cycles * count, seeds)
-            if name in self.forms
-            else Work(name, task.name, cycles, timelines)
-            for task in self.evaluation.tasks
-            for name in (*names, *self.forms)
+            Work(name, task.name, cycles, seeds if name in self.forms else short)
+            for task in self.tasks
+            for name in (*(method.name for method in self.methods(task.name)), *self.forms)
         ]
 
     def compute(self, work: Work, tick: Tick = no_tick) -> dict[str, Tensor]:
-        """Return the errors of a method, or of the networks of all seeds on all timelines."""
-        every = work.ticks // self.evaluation.cycles
-        ticks = tick if every == 1 else partial(_tick_often, tick, every)
-        return self.cycle(self.evaluation.task(work.task), work.method, ticks).tensors()
+        """Return the tensors of the cycles of a method, or of the networks of all seeds.
+
+        Without the time that they took, which differs from call to call.
+        """
+        task, assimilators = self.task(work.task), self._assimilators(work)
+        rows = list(range(self.timelines)) * len(assimilators)
+        method = assimilators[0] if len(assimilators) == 1 else SideBySide(assimilators)
+        found = self.cycles.run(task, work.method, method, rows=rows, verify=True, tick=tick)
+        return {name: value for name, value in found.items() if name != TIME}
+
+    def _assimilators(self, work: Work) -> list[Assimilator]:
+        if work.method in self.forms:
+            return [self.load(work.method, seed) for seed in self.seeds]
+        return [built(self.settings, classical(self.methods(work.task), work.method), work.task)]
 
     def take(self, work: Work, found: Mapping[str, Tensor]) -> None:
         """Keep what :meth:`compute` returned."""
-        self._take(self.evaluation.task(work.task), work.method, CycleScores.from_tensors(found))
-
-    def cycle(self, task: TwinTask, name: str, tick: Tick = no_tick) -> CycleScores:
-        """Return the scores of a method, or of the networks of all seeds on all timelines."""
-        count = len(self.seeds)
-        timelines, guard = [*range(count)], name not in UNGUIDED
-        assimilator: Assimilator
-        if name in self.forms:
-            assimilator = SideBySide([self.load(name, seed) for seed in self.seeds])
-            timelines = timelines * count
-        else:
-            assimilator = built(
-                self.settings, classical(self.evaluation.classical(), name), task.name
-            )
-        return self.evaluation.run(
-            task, assimilator, guard=guard, verify=True, timelines=timelines or None, tick=tick
-        )
-
-    def _take(self, task: TwinTask, name: str, scores: CycleScores) -> None:
-        """Keep scores; those of a form pair every network with the timeline of its seed."""
-        error = self.evaluation.error(task, scores)
-        if name in self.forms:
-            count = len(self.seeds)
-            own = torch.arange(count)
-            scores, error = (
-                scores.rows(own * (count + 1)),
-                error.unflatten(0, (count, count))[own, own],
-            )
-        self.scores[task.name, name], self.errors[task.name, name] = scores, error
+        self.keep(work.task, work.method, found, self.timelines)
 
     def rows(self) -> list[Row]:
-        """Return every figure of every method, task and channel.
-
-        ``rmse``: median over seeds, the blocks of all seeds drawn together for the interval, then
-        the differences from optimal interpolation, whose p is at least that of a sign test over
-        the timelines. ``rmse_..._seed0`` and so on: every seed with its own interval, first
-        channel. ``lost``: timelines that left the truth. ``drift``: median over seeds of the trend
-        of the error within the last half, over its mean, without sign; ``drift_..._seed0`` and so
-        on: that of every seed, with its sign. The others are departures from the observations,
-        those of a form over all timelines, see :func:`weather.metrics.figures`.
-        """
-        rows = []
-        for task in dict.fromkeys(task for task, _ in self.errors):
-            rows += self._compared(task)
-            for name, method in self.errors:
-                if name == task:
-                    rows += self._seed_rows(task, method)
-                    scores = self.scores[task, method]
-                    rows += departure_rows(
-                        method, task, self.labels, (scores.assimilated, scores.withheld),
-                        n=int((~scores.lost).sum()),
-                    )  # fmt: skip
-        return rows
-
-    def _compared(self, task: str) -> list[Row]:
-        """Return the RMSE of every method on a task, and the differences from the reference."""
-        squares = {
-            method: self._settled_squares(task, method)
-            for name, method in self.errors
-            if name == task
-        }
-        length, count, _ = next(iter(squares.values())).shape
-        scores = {method: _median_rmse(found, self.labels) for method, found in squares.items()}
-        found = compare(
-            scores,
-            block_resamples(length),
-            task=task,
-            reference=REFERENCE if REFERENCE in scores else None,
-        )
-        medians = {
-            (method, f"rmse_{label}"): statistics.median(self.errors[task, method][:, c].tolist())
-            for method in scores
-            for c, label in enumerate(self.labels)
-        }
+        """Return every figure of every method, task and channel."""
         return [
-            row._replace(n=row.n * count, p=max(row.p, 2.0 ** (1 - count)))
-            if row.versus
-            else row._replace(n=row.n * count, value=medians[row.method, row.metric])
-            for row in found
+            row
+            for task in self.tasks
+            for row in self.method_rows(
+                task.name, [name for place, name in self.scores if place == task.name]
+            )
         ]
-
-    def _seed_rows(self, task: str, method: str) -> list[Row]:
-        """Return the error and the trend of every seed in the first channel."""
-        label, scores = self.labels[0], self.scores[task, method]
-        each = self._seeds(task, method)
-        squares = self._settled_squares(task, method)[:, :, 0]
-        draws = block_resamples(len(squares))
-        rows = []
-        for seed, value in enumerate(each):
-            found = draws.intervals(moments(squares[:, seed], root))["value"]
-            name = f"rmse_{label}_seed{seed}"
-            rows.append(Row(method, task, name, value, found.low, found.high, found.units))
-        rows.append(Row(method, task, "lost", float(scores.lost.sum()), n=len(each)))
-        slopes = trend(scores.analysis[:, :, 0])
-        rows.append(Row(method, task, "drift", float(slopes.abs().quantile(0.5)), n=len(each)))
-        return rows + [
-            Row(method, task, f"drift_{label}_seed{seed}", value)
-            for seed, value in enumerate(slopes.tolist())
-        ]
-
-    def _settled_squares(self, task: str, method: str) -> Tensor:
-        """Return the square errors (T,B,C) after the first third; lost timelines ran freely."""
-        scores = self.scores[task, method]
-        return settled_squares(
-            scores, self.scores[task, "free_run"] if bool(scores.lost.any()) else None
-        )
 
     def bars(self) -> list[Bar]:
         """Return nothing: a few timelines rank no methods."""
         return []
 
-    def _seeds(self, task: str, method: str) -> list[float]:
-        return [float(value) for value in self.errors[task, method][:, 0]]
-
-    def pictures(self) -> dict[str, Tensor]:
-        """Return the analysis RMSE of every cycle, ``task|method`` to (T,B,C).
-
-        Lost timelines have that of the free run, as in the scores.
-        """
-        found = {}
-        for (task, method), cycles in self.scores.items():
-            error = cycles.analysis
-            if bool(cycles.lost.any()):
-                error = torch.where(
-                    cycles.lost[:, None], self.scores[task, "free_run"].analysis, error
-                )
-            found[f"{task}|{method}"] = error.float()
-        return found
-
     def example(self) -> Example:
         """Return the first cycle of the first test timeline at the largest density."""
-        world = self.evaluation.world
-        density = max(task.density for task in self.evaluation.tasks)
+        world = self.cycles.world
+        density = max(task.density for task in self.tasks)
         form = "adas_increment" if "adas_increment" in self.forms else self.forms[0]
         first = next(iter(world.observations("test", density)))
         return Example(
@@ -227,26 +181,34 @@ class TwinScores:
         )
 
 
-def _tick_often(tick: Tick, times: int) -> None:
-    for _ in range(times):
-        tick()
+def paired(method: str, task: str, own: Tensor, other: Tensor, versus: str) -> Row:
+    """Return the geometric mean over timelines of the ratios of errors (seeds, timelines, C)."""
+    return ratios(method, task, Resamples.clusters(range(own.shape[1])), own, other, versus)[0]
 
 
-def block_resamples(length: int) -> Resamples:
-    """Return resamples of a series in blocks; of a series too short for two, without intervals."""
-    if length < 2 * BLOCK:
-        return Resamples.clusters([0] * length)
-    return Resamples.blocks(length, BLOCK)
+def exponential(means: np.ndarray) -> np.ndarray:
+    """Return the exponential of the mean of one moment."""
+    return cast(np.ndarray, np.exp(means[..., 0]))
 
 
-def _median_rmse(squares: Tensor, labels: Sequence[str]) -> EvidenceScores:
-    """Return the median over B series of the RMSE, for every channel of squares (T,B,C)."""
-    return joined(
-        moments(squares[:, :, channel], _median_root, f"rmse_{label}")
-        for channel, label in enumerate(labels)
-    )
+def logs(errors: Tensor) -> Tensor:
+    """Return the mean log error (timelines,) of the first channel over networks."""
+    return errors[..., 0].double().log().mean(0)
 
 
-def _median_root(means: np.ndarray) -> np.ndarray:
-    """Return the median over the last dimension of the roots of mean squares."""
-    return np.median(np.sqrt(means), axis=-1)
+def row_of(method: str, task: str, draws: Resamples, score: Callable[..., object]) -> Row:
+    """Return the row of one score with its interval."""
+    ((name, interval),) = draws.intervals(score).items()  # type: ignore[arg-type]
+    return Row(method, task, name, *interval)
+
+
+def ratios(
+    method: str, task: str, draws: Resamples, own: Tensor, other: Tensor, versus: str
+) -> list[Row]:
+    """Return the geometric mean of the ratios over timelines, and the ratio of the rms."""
+    squares = [errors[..., 0].double().square().mean(0) for errors in (own, other)]
+    row = partial(row_of, method, task, draws)
+    return [
+        row(moments((logs(own) - logs(other)).numpy(), exponential, f"over_{versus}")),
+        row(moments(torch.stack(squares, 1).numpy(), root_ratio, f"rms_over_{versus}")),
+    ]

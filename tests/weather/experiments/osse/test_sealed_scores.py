@@ -13,11 +13,12 @@ from harness.evidence import Row
 from tests.weather.experiments.osse.conftest import experiment, world
 from weather.baselines.correction import CorrectedInterpolation
 from weather.experiments.osse import osse_experiment, sealed_world
-from weather.experiments.osse.osse_cycles import OsseCycles, settled
+from weather.experiments.osse.osse_cycles import OsseCycles
 from weather.experiments.osse.osse_scores import OsseScores
 from weather.experiments.osse.recorded_errors import tapered
-from weather.experiments.osse.scenarios import gap_of, observed, osse_tasks
 from weather.experiments.osse.sealed_world import seal
+from weather.experiments.twin.scenarios import gap_of, observed, osse_tasks
+from weather.experiments.twin.twin_cycles import settled
 from weather.observations.gridded import GriddedObservations
 
 

@@ -17,6 +17,9 @@ from weather.training.stream import generator
 Protocol = Literal["osse", "outage", "mixed"]
 """Which tasks are scored."""
 
+ForecastName = Literal["perfect", "error"]
+MODELS: tuple[ForecastName, ...] = ("perfect", "error")
+
 POOR = 5.0  # error of a poor report over the nominal one
 SPARSEST, DENSEST = 0.003, 0.3  # densities of mixed reports
 DAY = 4  # cycles
@@ -38,7 +41,7 @@ class OsseTask(NamedTuple):
 
     name: str
     density: float
-    model: Literal["perfect", "error"]
+    model: ForecastName
     reports: Literal["fixed", "outage", "declared", "withheld", "denied"]
     chosen_for: str
 
@@ -64,9 +67,13 @@ def osse_tasks(protocol: Protocol, densities: Sequence[float]) -> list[OsseTask]
             OsseTask(f"{one:.3g}/outage", one, "perfect", "outage", f"{one:.3g}/perfect")
             for one in sorted(densities)
         ]
-    names = [(f"{one:.3g}/{model}", one, model)
-             for model in ("perfect", "error") for one in sorted(densities)]  # fmt: skip
-    return [OsseTask(name, one, model, "fixed", name) for name, one, model in names]  # type: ignore[arg-type]
+    return fixed_tasks(sorted(densities))
+
+
+def fixed_tasks(densities: Sequence[float]) -> list[OsseTask]:
+    """Return every density with the perfect model, then with the imperfect one."""
+    names = [(f"{one:.3g}/{model}", one, model) for model in MODELS for one in densities]
+    return [OsseTask(name, one, model, "fixed", name) for name, one, model in names]
 
 
 def gap_of(row: int) -> range:
