@@ -209,6 +209,8 @@ def adamw_one_cycle(
     optimizer = torch.optim.AdamW(
         parameters, lr=learning_rate, betas=betas, weight_decay=weight_decay
     )
+    if warmup * total_steps == 1:  # OneCycleLR divides by the length of a rise of one step
+        warmup *= 1 - 1e-9
     schedule = OneCycle(
         optimizer,
         max_lr=learning_rate,

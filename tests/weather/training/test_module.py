@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from core_gates.errors import GatesError
 from weather.training.adas_module import LOSSES, AdasModule
-from weather.training.optimization import normalized_rmse, unify_loss
+from weather.training.optimization import adamw_one_cycle, normalized_rmse, unify_loss
 from weather.training.stream import AssimilationDataModule
 
 from .conftest import FILTERS, Analyses, StopAfter
@@ -423,3 +423,21 @@ def test_data_of_another_grid_or_other_channels_is_refused(
     module = module_of(small_adas(**changes))
     with pytest.raises(GatesError, match=rf"model\.network\.{message}: set it to that"):
         attach(module, twin.source())
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(2, 0.5), (5, 0.2), (10, 0.1), (8, 0.3)])
+def test_the_learning_rate_rises_to_its_peak_even_in_one_step(steps, warmup):
+    weight = torch.nn.Parameter(torch.ones(1))
+    found = adamw_one_cycle(
+        [weight], steps, learning_rate=0.1, betas=(0.9, 0.95), weight_decay=0.0, warmup=warmup
+    )
+    optimizer, schedule = found["optimizer"], found["lr_scheduler"]["scheduler"]
+    rates = []
+    for _ in range(steps):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        if len(rates) < steps:
+            schedule.step()
+    assert max(rates) <= 0.1
+    assert max(rates) > 0.09
+    assert rates[-1] == min(rates) < 1e-6
