@@ -329,7 +329,9 @@ def cycle_figure(
     colors = method_colors(errors)
     for method, values in errors.items():
         days = np.arange(1, np.shape(values)[-1] + 1) * hours / 24
+        again = colors[method] in {line.get_color() for line in axes.lines}
         ends[method] = draw_seeds(axes, days, values, colors[method])
+        axes.lines[-1].set_linestyle("--" if again else "-")
     logarithmic(axes)
     axes.set_xlim(0, max(np.shape(values)[-1] for values in errors.values()) * hours / 24)
     if spin_up:

@@ -247,3 +247,10 @@ def reddish(pixels, axes, latitude, longitude):
     x, y = axes.transData.transform(equal_earth(np.array(latitude), np.array(longitude)))
     red, _, blue = pixels[pixels.shape[0] - 1 - int(y), int(x)]
     return red > blue + 60
+
+
+def test_a_color_that_comes_again_is_dashed():
+    figure = cycle_figure({f"m{n}": np.ones(8) + n for n in range(10)}, label="RMSE", unit="m")
+    drawn = [(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines]
+    assert len(set(drawn)) == 10
+    assert drawn[0][1] == "-"
