@@ -21,7 +21,7 @@ from harness.planning.costs import (
     memory_of_rank,
     rate_of,
 )
-from harness.planning.table import Line, Sections, print_plan, write_plan
+from harness.runs.terminal import Line, Sections, print_plan, write_plan
 from recsys.model_folder import load_model
 from recsys.models import build
 from recsys.ranker import Ranker

@@ -18,7 +18,7 @@ from harness.planning.costs import (
     exchange_of_rank,
     rate_of,
 )
-from harness.planning.table import Line, Sections, print_plan, write_plan
+from harness.runs.terminal import Line, Sections, print_plan, write_plan
 from weather.models.adas.network import Adas
 from weather.models.adas.presets import PRESETS as ADAS_SIZES
 from weather.models.adas.presets import adas_preset
