@@ -33,13 +33,12 @@ FUNCTIONS = {
     "convert": FunctionVerb("apps.diffusion.merge:convert", ("file", "output")),
     "merge": FunctionVerb("apps.diffusion.merge:merge", "files"),
 }  # verbs without a Trainer, each imported only when it is called
-
-
-def main(arguments: Sequence[str]) -> None:
-    """Run one verb."""
-    run_verb("diffusion", FUNCTIONS, arguments, config=DEFAULT_CONFIG)
-
-
+STUDIES = {
+    "base": "apps.diffusion.studies.base_study:base_study",
+    "parity": "apps.diffusion.studies.base_study:parity_study",
+    "retrieval": "apps.diffusion.studies.retrieval_study:retrieval_study",
+    "fusion": "apps.diffusion.studies.fusion_study:fusion_study",
+}  # study -> what shows it
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 
@@ -77,14 +76,6 @@ def refuse_unless_text(prompt: str) -> None:
         raise GatesError(
             f"the prompt is not in UTF-8 at letter {error.start + 1}: write it in UTF-8"
         ) from error
-
-
-STUDIES = {
-    "base": "apps.diffusion.studies.base_study:base_study",
-    "parity": "apps.diffusion.studies.base_study:parity_study",
-    "retrieval": "apps.diffusion.studies.retrieval_study:retrieval_study",
-    "fusion": "apps.diffusion.studies.fusion_study:fusion_study",
-}  # study -> what shows it
 
 
 def evaluate(
@@ -132,3 +123,8 @@ def evaluate(
     module, _, name = STUDIES[study].partition(":")
     asked = Asked(run, seeds, Path(vectors) if vectors else None)
     getattr(importlib.import_module(module), name)(asked, world)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run one verb."""
+    run_verb("diffusion", FUNCTIONS, arguments, config=DEFAULT_CONFIG)

@@ -11,7 +11,7 @@ from torch import Tensor
 from apps.video.commands import MODEL, place_of
 from core_gates.errors import GatesError, check_at_least
 from harness.command.verbs import Place
-from harness.planning.costs import (
+from harness.planning import (
     Device,
     Table,
     Work,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from core_gates.errors import GatesError, check_option
 from harness.command.verbs import Place
-from harness.planning.costs import (
+from harness.planning import (
     ADAM,
     WEIGHT,
     Device,

@@ -1,7 +1,5 @@
 """The Trainer whose public methods are the verbs of an application, and its claim of a folder."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""What a terminal shows: progress of long work, and no messages of libraries.
+"""What a terminal shows: progress of long work, tables of plans, no messages of libraries.
 
 A bar on a terminal, plain lines elsewhere. Plain lines come at regular times, also while a single
 piece takes long: nothing is silent.

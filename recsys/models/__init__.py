@@ -1,4 +1,4 @@
-"""Networks by name, and of equal size, for fair comparisons."""
+"""Multi-task networks from inputs (B, D) to logits (B, T), by name, and of equal size."""
 
 import difflib
 import importlib
@@ -17,9 +17,10 @@ __all__ = [
     "build",
     "check_options",
     "network",
+    "num_weights",
     "options_of",
+    "sized",
 ]
-
 
 _HOMES = {
     "SingleTask": "mmoe",
@@ -35,6 +36,7 @@ _HOMES = {
     "PEPNet": "prior_gates",
     "HoME": "home",
 }
+TOLERANCE = 0.05  # of the size of networks that are compared
 _FIXED = ("self", "input_dim", "tasks", "device", "dtype")
 
 
@@ -78,7 +80,7 @@ def network(name: str) -> type[MultiTaskNet]:
     except (ImportError, AttributeError) as error:
         raise GatesError(f"the network {name} cannot be imported: {error}") from error
     if not (isinstance(found, type) and issubclass(found, MultiTaskNet)):
-        raise GatesError(f"{name} is no network: derive it from recsys.models.net.MultiTaskNet")
+        raise GatesError(f"{name} is no network: derive it from recsys.models.MultiTaskNet")
     return found
 
 
@@ -137,9 +139,6 @@ def _similar(name: str, known: Mapping[str, Any] | Sequence[str]) -> str:
     close = [lower[name.lower()]] if name.lower() in lower else close
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     return f"{hint}; choose from {', '.join(known)}"
-
-
-TOLERANCE = 0.05
 
 
 def num_weights(
@@ -210,8 +209,6 @@ def sized(
 
 
 def _widths(name: str) -> dict[str, Any]:
-    import inspect
-
     options_of(name)
     parameters = inspect.signature(network(name).__init__).parameters
     return {key: parameters[key].default for key in ("dim", "hidden_dims") if key in parameters}

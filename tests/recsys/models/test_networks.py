@@ -360,7 +360,7 @@ def test_a_network_of_ones_own_is_found_by_its_place(tmp_path, monkeypatch):
     for name, words in {
         "own_nets.Missing": "cannot be imported",
         "no_such_module.Net": "cannot be imported",
-        "collections.OrderedDict": "derive it from recsys.models.net.MultiTaskNet",
+        "collections.OrderedDict": "derive it from recsys.models.MultiTaskNet",
     }.items():
         with pytest.raises(GatesError, match=words):
             options_of(name)
