@@ -18,8 +18,8 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 from core_gates.errors import GatesError
 from harness.experiment.store import Form, Store
 from harness.files import remove, replacing
+from harness.files.atomic import locked
 from harness.files.piece import Piece, Record, gap, read_record
-from harness.files.resumable import locked
 from harness.runs.callbacks import RunCheckpoint, load_weights
 from harness.runs.loops import ExactTrainer, capture_random_state, restore_random_state
 from harness.runs.processes import Tick

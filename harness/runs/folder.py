@@ -14,8 +14,7 @@ from typing import Any
 import torch
 
 from core_gates.errors import GatesError
-from harness.files.atomic import remove, write_json, write_text
-from harness.files.resumable import locked
+from harness.files.atomic import locked, remove, write_json, write_text
 
 PACKAGES = ("gatesuite", "torch", "lightning", "numpy", "xarray", "zarr", "triton")
 
