@@ -14,8 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from core_gates.errors import GatesError, MissingExtraError
-from harness.report.page import Page, Tile
-from harness.report.stop import StopSkippedError, TourStop
+from harness.report.page import Page, StopSkippedError, Tile, TourStop
 
 if TYPE_CHECKING:
     from apps.main import App

@@ -42,7 +42,7 @@ from core_gates.errors import GatesError
 from harness.experiment.scores import number
 from harness.files.atomic import write_json, write_text
 from harness.runs.cost import peak_bytes
-from harness.runs.environment import device_name, processor_name
+from harness.runs.folder import device_name, processor_name
 
 Row = dict[str, Any]
 

@@ -39,7 +39,7 @@ def parts(*functions: str) -> Callable[[], Iterator[Comparison]]:
 ADAPTERS = Suite(
     "adapters",
     ("tests/core_gates/ops/test_gated_lora.py", "tests/core_gates/adapters/test_gated_lora.py"),
-    parts("benchmarks.core.gated_lora:comparisons"),
+    parts("benchmarks.core.ops:gated_lora_comparisons"),
 )
 CORE_ATTENTION = Suite(
     "core_attention",
@@ -47,7 +47,7 @@ CORE_ATTENTION = Suite(
         "tests/core_gates/ops/test_block_sparse_attention.py",
         "tests/core_gates/ops/test_block_max_attention.py",
     ),
-    parts("benchmarks.core.attention:comparisons"),
+    parts("benchmarks.core.ops:attention_comparisons"),
 )
 CORE_MOE = Suite(
     "core_moe",
@@ -63,7 +63,7 @@ CORE_MOE = Suite(
 CORE_OPS = Suite(
     "core_ops",
     ("tests/core_gates/ops/test_silu_gate.py", "tests/core_gates/ops/test_gate_multiply.py"),
-    parts("benchmarks.core.elementwise:comparisons"),
+    parts("benchmarks.core.ops:elementwise_comparisons"),
     threads=None,
 )
 CORE = Suite(
@@ -71,9 +71,9 @@ CORE = Suite(
     (*CORE_MOE.tests, *ADAPTERS.tests, *CORE_ATTENTION.tests, *CORE_OPS.tests),
     parts(
         "benchmarks.core.moe:comparisons",
-        "benchmarks.core.gated_lora:comparisons",
-        "benchmarks.core.attention:comparisons",
-        "benchmarks.core.elementwise:on_cpu",
+        "benchmarks.core.ops:gated_lora_comparisons",
+        "benchmarks.core.ops:attention_comparisons",
+        "benchmarks.core.ops:on_cpu",
     ),
 )
 DIFFUSION = Suite(
@@ -83,11 +83,7 @@ DIFFUSION = Suite(
         "tests/diffusion/library/test_searcher.py",
         "tests/benchmarks/test_diffusion.py",
     ),
-    parts(
-        "benchmarks.diffusion.block:comparisons",
-        "benchmarks.diffusion.tiny_flux:comparisons",
-        "benchmarks.diffusion.library:comparisons",
-    ),
+    parts("benchmarks.diffusion:comparisons"),
 )
 ENDOSCOPY = Suite(
     "endoscopy",
@@ -100,9 +96,7 @@ ENDOSCOPY = Suite(
         "tests/benchmarks/test_eager_renderer.py",
         "tests/endoscopy/renderer/test_march.py",
     ),
-    parts(
-        "benchmarks.endoscopy.gated_steps:comparisons", "benchmarks.endoscopy.frames:comparisons"
-    ),
+    parts("benchmarks.endoscopy:comparisons"),
 )
 RECSYS = Suite(
     "recsys",

@@ -22,7 +22,7 @@ from diffusion.lora_file.recognition import modules_in
 from diffusion.lora_file.scales import CONFIG, WEIGHTS
 from diffusion.lora_file.writing import text_encoders
 from harness.files import require_free
-from harness.planning.table import readable
+from harness.runs.terminal import readable
 
 SUFFIX = ".safetensors"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")

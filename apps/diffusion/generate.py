@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from apps.diffusion.adapter_files import strengths_of
-from apps.diffusion.options import refuse_unless_text
+from apps.diffusion.commands import refuse_unless_text
 from apps.diffusion.sampling import Sampling, record_of, require_writable, save, save_sheet
 from apps.diffusion.studio import Sources, maker, studio
 from core_gates.errors import GatesError

@@ -17,13 +17,11 @@ from core_gates.errors import GatesError
 from diffusion.lora_file.container import clean
 from diffusion.lora_file.family import FAMILIES
 from diffusion.lora_file.inspection import Contents, examine
-from diffusion.lora_file.loaders import Verdict
-from diffusion.lora_file.mapping_report import Dialect
+from diffusion.lora_file.mapping_report import Dialect, Verdict
 from diffusion.lora_file.reading import Base
 from diffusion.lora_file.writing import text_encoders
 from harness.files import require_apart, require_free, write_json
-from harness.planning.table import readable
-from harness.runs.terminal import counting
+from harness.runs.terminal import counting, readable
 
 WORST = ("error", "nothing", "part", "whole")
 SAID = {

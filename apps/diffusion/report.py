@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from apps.diffusion.commands import STUDIES
 from apps.diffusion.embedded_world import World
-from apps.diffusion.evaluate import STUDIES
 from apps.diffusion.sampling import TRUE, in_bytes, pair_images
 from apps.diffusion.studies.base_study import chosen_rows, image_pieces, styled_rows
 from apps.diffusion.studies.fusion_study import BLIND, GROUPS, SPACES, best_rival

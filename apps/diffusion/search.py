@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from apps.diffusion.options import refuse_unless_text
+from apps.diffusion.commands import refuse_unless_text
 from core_gates.errors import GatesError, check_option
 from diffusion.library import (
     Adapter,

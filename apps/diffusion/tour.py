@@ -11,8 +11,7 @@ from apps.diffusion.studio import GATED, SUM, Sources, shipped, studio
 from diffusion.data.concepts import held_out_pairs
 from diffusion.evaluation.figures import gate_map_figure, gate_table, sheet_figure
 from harness.evidence import Resamples, moments
-from harness.report.page import Page
-from harness.report.stop import StopSkippedError, TourRow, TourStop
+from harness.report.page import Page, StopSkippedError, TourRow, TourStop
 
 SHOWN = 8  # pairs of a subject and a style that no gate was trained on together
 

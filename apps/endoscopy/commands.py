@@ -39,14 +39,14 @@ from endoscopy.experiments.sizers import (
 from endoscopy.models import load_timm_weights
 from endoscopy.training.sizing_module import SizingModule
 from harness.command import GatesRunCLI, GatesRunTrainer
-from harness.command.claim import LENGTHENED
 from harness.command.verbs import FunctionVerb, run_verb
 from harness.experiment import Piece, Run
+from harness.files.piece import LENGTHENED
 
 DEFAULT_CONFIG = "synthetic"  # of verbs that need no data
 FUNCTIONS = {
     "predict": FunctionVerb("apps.endoscopy.predict:predict", "sources"),
-    "export": FunctionVerb("apps.endoscopy.export_network:export"),
+    "export": FunctionVerb("apps.endoscopy.training_runs:export"),
     "demo": FunctionVerb("apps.endoscopy.demo_page:demo"),
 }
 """Verbs that need neither data nor a Trainer."""

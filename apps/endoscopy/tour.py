@@ -26,8 +26,7 @@ from endoscopy.plots import size_figure
 from endoscopy.prediction import predictor_of
 from endoscopy.renderer import RendererConfig, render_objects
 from harness.evidence import Interval
-from harness.report.page import Page
-from harness.report.stop import TourRow, TourStop
+from harness.report.page import Page, TourRow, TourStop
 
 WEIGHTS = ("synthetic", "configured-s0")
 OBJECTS, SEED = 100, 777  # no training has this seed

@@ -1,16 +1,16 @@
-"""Training runs of sizing networks as pieces of work: prepared, named, found, trained, kept."""
+"""Training runs of sizing networks as pieces of work: prepared, found, trained, kept, exported."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from inspect import signature
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import lightning as L
 
 from core_gates.errors import GatesError
 from endoscopy.bundles.bundle_fitting import Bundles, bundle_of, shipped_folder
-from endoscopy.bundles.sizing_bundle import Provenance, SizingBundle, load_bundle
+from endoscopy.bundles.sizing_bundle import Provenance, SizingBundle, load_bundle, model_card
 from endoscopy.data.sizing_datamodule import REAL, PolypSizingDataModule
 from endoscopy.experiments.sizers import (
     CONFIGURED,
@@ -23,11 +23,12 @@ from endoscopy.experiments.sizers import (
 )
 from endoscopy.metrics import CLASS_NAMES, TRUTH, count_on_cut_offs
 from endoscopy.renderer.rendered_dataset import claim_dataset, finish_dataset, write_objects
+from endoscopy.runtimes import CHECKED, export_onnx, export_program, exportable, save_program
 from endoscopy.segmenter import Segmenter, load_segmenter, shipped_segmenter
 from endoscopy.training.sizing_module import SizingModule
-from harness.command.verbs import Place
+from harness.command.verbs import Place, refuse_existing
 from harness.experiment import Job, Piece, Run, Store
-from harness.files.atomic import write_json
+from harness.files.atomic import replacing, write_json, write_text
 from harness.files.digest import figshare_manifest, read_manifest, total_bytes
 from harness.files.download import download_and_unpack
 from harness.runs.callbacks import load_weights, seen
@@ -376,3 +377,48 @@ def find_segmenter(path: str | None = None) -> Segmenter:
     if segmenter is None:
         raise GatesError("no segmenter is shipped: give the polyps with --boxes or --masks")
     return segmenter
+
+
+Format = Literal["onnx", "torch"]
+FILES: dict[str, str] = {"onnx": "model.onnx", "torch": "model.pt2"}
+
+
+def export(
+    place: Place,
+    weights: str | None = None,
+    output: str | None = None,
+    formats: tuple[Format, ...] = ("onnx", "torch"),
+    overwrite_output: bool = False,
+) -> None:
+    """Write the folded network as ONNX and for torch.export, checked against PyTorch.
+
+    The gates are folded into the neighboring weights, so that they cost nothing. The model
+    card and a configuration with target, scope and normalization are written next to the networks.
+
+    Args:
+        place: Filled in by the command line.
+        weights: Folder of weights; by default those of the run, else the shipped ones.
+        output: Folder to write; that of the run by default.
+        formats: ``onnx``, checked with onnxruntime, and ``torch``, a program of torch.export.
+        overwrite_output: Replace a folder that exists.
+    """
+    if not formats:
+        raise GatesError("--formats is empty: give onnx, torch or both")
+    folder = place.run_folder.path / "exported" if output is None else Path(output)
+    refuse_existing(folder, overwrite=overwrite_output)
+    found = find_bundle(place, weights)
+    print(f"weights: {found.name}")
+    model, example, metadata = exportable(found.bundle)
+    with replacing(folder) as partial:
+        partial.mkdir()
+        for name in dict.fromkeys(formats):
+            path = partial / FILES[name]
+            if name == "onnx":
+                export_onnx(model, example, path, metadata)
+            else:
+                save_program(export_program(model, example), path)
+            size, counts = path.stat().st_size / 1e6, ", ".join(map(str, CHECKED))
+            print(f"{path.name}: {size:.2f} MB, agrees with PyTorch on {counts} frames")
+        write_json(partial / "config.json", metadata)
+        write_text(partial / "README.md", model_card(found.bundle.config()))
+    print(folder)

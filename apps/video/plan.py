@@ -11,7 +11,7 @@ from torch import Tensor
 from apps.video.commands import MODEL, place_of
 from core_gates.errors import GatesError, check_at_least
 from harness.command.verbs import Place
-from harness.planning.costs import (
+from harness.planning import (
     Device,
     Table,
     Work,
@@ -21,7 +21,7 @@ from harness.planning.costs import (
     memory_of_rank,
     rate_of,
 )
-from harness.planning.table import Line, Sections, print_plan, write_plan
+from harness.runs.terminal import Line, Sections, print_plan, write_plan
 from recsys.model_folder import load_model
 from recsys.models import build
 from recsys.ranker import Ranker

@@ -11,8 +11,7 @@ from apps.video.comparison import train
 from harness.command.configfile import find_config, read_config
 from harness.evidence import Row, compare
 from harness.experiment import Job, Piece, flatten
-from harness.report.page import Page
-from harness.report.stop import TourRow, TourStop
+from harness.report.page import Page, TourRow, TourStop
 from recsys.data.datamodule import TableDataModule
 from recsys.diagnosis.expert_report import ExpertReport
 from recsys.experiments import (

@@ -37,7 +37,7 @@ from harness.experiment import Run
 from harness.experiment.run import CHOICES
 from harness.files import require_free
 from harness.report.sections import run_page
-from harness.runs.environment import made_by
+from harness.runs.folder import made_by
 from harness.runs.terminal import ticking
 from weather.assimilation import ObservedBy
 from weather.experiments.experiment import Experiment, experiment_of

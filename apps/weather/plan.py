@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from core_gates.errors import GatesError, check_option
 from harness.command.verbs import Place
-from harness.planning.costs import (
+from harness.planning import (
     ADAM,
     WEIGHT,
     Device,
@@ -18,7 +18,7 @@ from harness.planning.costs import (
     exchange_of_rank,
     rate_of,
 )
-from harness.planning.table import Line, Sections, print_plan, write_plan
+from harness.runs.terminal import Line, Sections, print_plan, write_plan
 from weather.models.adas.network import Adas
 from weather.models.adas.presets import PRESETS as ADAS_SIZES
 from weather.models.adas.presets import adas_preset

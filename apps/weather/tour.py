@@ -11,8 +11,7 @@ from apps.weather.networks import WEIGHTS
 from harness.evidence import Interval, Resamples, moments, root_ratio
 from harness.experiment import Figures, Run
 from harness.experiment.run import CHOICES
-from harness.report.page import Page
-from harness.report.stop import TourRow, TourStop
+from harness.report.page import Page, TourRow, TourStop
 from weather.baselines.assimilator import Assimilator
 from weather.data.shipped import ATTRIBUTION
 from weather.experiments.ensemble.ensemble_sample import ensemble_methods

@@ -13,7 +13,7 @@ from core_gates.errors import GatesError
 from harness.command.configfile import read_config
 from harness.command.verbs import FunctionVerb, Place, run_verb
 from harness.files import require_apart, require_free, sha256
-from harness.runs.environment import made_by
+from harness.runs.folder import made_by
 from harness.runs.terminal import ticking
 
 if TYPE_CHECKING:

@@ -199,11 +199,6 @@ class SparseLowRank(nn.Module):
         """Number of components whose gate is not zero; reading it waits for the device."""
         return int(self.lora_gate.kept.sum())
 
-    @property
-    def num_retained(self) -> int:
-        """Parameters of the exported adapter."""
-        return self.rank * (self.in_features + self.out_features)
-
     @torch.no_grad()
     def export(self) -> LowRank:
         """Return the remaining components as a plain LoRA of scale 1, the gate folded into B.

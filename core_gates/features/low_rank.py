@@ -1,6 +1,6 @@
 """Gates of features with low-rank logits, in groups (HoME), and their rectifiers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -125,18 +125,6 @@ class LowRankFeatureGates(nn.Module):
     def gate_values(self, v: Tensor) -> Tensor:
         """Return half the factors (N, R, D), between 0 and 1."""
         return self.factors(v) / 2
-
-    def load_gate(self, g: int, state: Mapping[str, Tensor]) -> None:
-        """Take over the parameters of a single gate, a state of :class:`LowRankFeatureGate`."""
-        with torch.no_grad():
-            for name, values in state.items():
-                target = self.get_parameter(name)[g]
-                target.copy_(values.mT if name == "down" else values)
-
-    def gate_state(self, g: int) -> dict[str, Tensor]:
-        """Return the state of gate g for a :class:`LowRankFeatureGate`."""
-        parts = {name: p.detach()[g].clone() for name, p in self.named_parameters()}
-        return parts | {"down": parts["down"].mT.contiguous()}
 
     def extra_repr(self) -> str:
         """Show the sizes in ``print(gates)``."""

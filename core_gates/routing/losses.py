@@ -45,8 +45,7 @@ def balance_loss(
         ValueError: ``probs`` is missing, the mask does not fit, or the scope is unknown.
     """
     check_option("scope", scope, get_args(Scope))
-    probs = _field(routing, "probs", gate)
-    probs, counts = _normalized(probs, _counted(probs, padding_mask, padding_in_loss))
+    probs, counts = _normalized(*_scores(routing, "probs", gate, padding_mask, padding_in_loss))
     chosen = _zeroed(routing.chosen(probs.shape[-1]), counts)
     if scope == "sequence":
         return _mean_over_sequences(chosen, probs, counts)
@@ -78,9 +77,8 @@ def z_loss(
     Raises:
         ValueError: ``logits`` is missing or the mask does not fit.
     """
-    logits = _field(routing, "logits", gate)
-    counts = _counted(logits, padding_mask, padding_in_loss)
-    return _mean(_zeroed(logits, counts).logsumexp(-1).square(), counts)
+    logits, counts = _scores(routing, "logits", gate, padding_mask, padding_in_loss)
+    return _mean(logits.logsumexp(-1).square(), counts)
 
 
 def entropy_loss(
@@ -101,9 +99,8 @@ def entropy_loss(
     Raises:
         ValueError: ``probs`` is missing or the mask does not fit.
     """
-    probs = _field(routing, "probs", gate)
-    counts = _counted(probs, padding_mask, padding_in_loss)
-    return _mean(_entropy(_zeroed(probs, counts)), counts)
+    probs, counts = _scores(routing, "probs", gate, padding_mask, padding_in_loss)
+    return _mean(_entropy(probs), counts)
 
 
 def information_loss(
@@ -128,11 +125,9 @@ def information_loss(
     Raises:
         ValueError: ``probs`` is missing or the mask does not fit.
     """
-    probs = _field(routing, "probs", gate)
-    counts = _counted(probs, padding_mask, padding_in_loss)
-    safe = _zeroed(probs, counts)
-    mean = _total(safe) / counts.sum().clamp(min=1)
-    return _mean(_entropy(safe), counts) - _entropy(mean)
+    probs, counts = _scores(routing, "probs", gate, padding_mask, padding_in_loss)
+    mean = _total(probs) / counts.sum().clamp(min=1)
+    return _mean(_entropy(probs), counts) - _entropy(mean)
 
 
 def l0_loss(
@@ -156,9 +151,8 @@ def l0_loss(
     Raises:
         ValueError: ``probs`` is missing or the mask does not fit.
     """
-    probs = _field(routing, "probs", gate)
-    counts = _counted(probs, padding_mask, padding_in_loss)
-    return _mean(_zeroed(probs, counts).sum(-1), counts)
+    probs, counts = _scores(routing, "probs", gate, padding_mask, padding_in_loss)
+    return _mean(probs.sum(-1), counts)
 
 
 def importance_loss(
@@ -205,14 +199,22 @@ def orthogonality_loss(weight: Tensor) -> Tensor:
 _TINY = torch.finfo(torch.float32).tiny
 
 
-def _field(routing: RoutingOutput, field: Literal["logits", "probs"], gate: str) -> Tensor:
+def _scores(
+    routing: RoutingOutput,
+    field: Literal["logits", "probs"],
+    gate: str,
+    padding_mask: Tensor | None,
+    padding_in_loss: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return a field (..., E), zero at the tokens that do not count, and which tokens do (...)."""
     value = getattr(routing, field)
     if not isinstance(value, Tensor):
         raise ValueError(
             f"this loss needs RoutingOutput.{field}, which gate {gate!r} does not return;"
             " choose another loss or gate"
         )
-    return value
+    counts = _counted(value, padding_mask, padding_in_loss)
+    return _zeroed(value, counts), counts
 
 
 def _counted(scores: Tensor, padding_mask: Tensor | None, padding_in_loss: bool) -> Tensor:
@@ -229,7 +231,7 @@ def _zeroed(scores: Tensor, counts: Tensor) -> Tensor:
 
 def _normalized(probs: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     """Return probabilities that sum to one where tokens count, and where they do."""
-    total = _zeroed(probs, counts).sum(-1)
+    total = probs.sum(-1)
     counts = counts & ~(total < torch.finfo(total.dtype).tiny)  # a NaN counts, to be seen
     return probs / total.masked_fill(~counts, 1).unsqueeze(-1), counts
 

@@ -199,10 +199,6 @@ class StagedSchedule:
         """Return the temperature after ``step`` optimizer steps."""
         return self._schedule()(step)
 
-    def spawns_at(self, step: int) -> bool:
-        """Return whether experts are to be spawned after ``step`` optimizer steps."""
-        return step == self.shared_steps > 0
-
     def _schedule(self) -> TemperatureSchedule:
         return TemperatureSchedule(
             self.start, self.end, self.annealing_steps, self.shape, self.shared_steps

@@ -28,8 +28,7 @@ from diffusion.experiments.trained_gates import (
 from diffusion.experiments.work import Form, Job
 from diffusion.experiments.zoo import images_of
 from diffusion.fusion.fusion_tasks import FusionTask
-from diffusion.fusion.gate_file import load_trained
-from diffusion.fusion.gated_fusion import GatedFusion
+from diffusion.fusion.gated_fusion import GatedFusion, load_trained
 from diffusion.fusion.protocol import Fusion
 from diffusion.lora_file import LoraBundle, load_lora
 from diffusion.models.flow_matching import noised, velocity

@@ -27,8 +27,13 @@ from diffusion.experiments.work import ONE, Job, Machine
 from diffusion.experiments.zoo import images_of, weights_digest
 from diffusion.fusion.fusion_module import FusionModule, strategy_of
 from diffusion.fusion.fusion_tasks import FusionTask, PairDataModule, Shown, read_shown, tasks_of
-from diffusion.fusion.gate_file import gate_tensors, global_lora, load_trained, save_trained
-from diffusion.fusion.gated_fusion import GatedFusion
+from diffusion.fusion.gated_fusion import (
+    GatedFusion,
+    gate_tensors,
+    global_lora,
+    load_trained,
+    save_trained,
+)
 from diffusion.fusion.protocol import linear_sizes
 from diffusion.lora_file import LoraBundle, load_lora
 from diffusion.lora_file.reading import Base

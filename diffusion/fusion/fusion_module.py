@@ -99,7 +99,7 @@ class FusionModule(L.LightningModule):
         contrast: Whether wrong captions are to be off by ``margin``.
         margin: The smallest error that is wanted for them; it depends on the scale of latents.
         common: Makes one more adapter of those of a task, such as
-            :func:`diffusion.fusion.gate_file.global_lora` with its rank.
+            :func:`diffusion.fusion.gated_fusion.global_lora` with its rank.
         checkpointing: Whether activations are computed again in the backward pass, which saves
             memory.
 

@@ -11,8 +11,14 @@ from diffusion.lora_file.container import (
 )
 from diffusion.lora_file.factors import Factors
 from diffusion.lora_file.family import FluxShape, SD3Shape
-from diffusion.lora_file.loaders import Verdict, verdicts
-from diffusion.lora_file.mapping_report import Dialect, Fate, MappingError, MappingReport
+from diffusion.lora_file.mapping_report import (
+    Dialect,
+    Fate,
+    MappingError,
+    MappingReport,
+    Verdict,
+    verdicts,
+)
 from diffusion.lora_file.reading import load_lora, recognize_file
 from diffusion.lora_file.writing import save_lora
 

@@ -12,8 +12,7 @@ from diffusion.lora_file.bundle import LoraBundle
 from diffusion.lora_file.container import LIMITS, FamilyError, Limits, SafetensorsFile, clean
 from diffusion.lora_file.factors import Factors
 from diffusion.lora_file.family import index_of
-from diffusion.lora_file.loaders import Verdict, verdicts
-from diffusion.lora_file.mapping_report import Dialect
+from diffusion.lora_file.mapping_report import Dialect, Verdict, verdicts
 from diffusion.lora_file.reading import Base, load_lora, recognize_file
 from diffusion.lora_file.scales import locate
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from core_gates.adapters import GatedLoraLinear, LowRank, OpenGate
 from core_gates.errors import GatesError
-from diffusion.fusion.gate_file import DOT
+from diffusion.fusion.gated_fusion import DOT
 from diffusion.fusion.protocol import Adapters, by_name, modules_of, plain_factors, stacked
 from diffusion.lora_file import LoraBundle
 from diffusion.lora_file.container import listed

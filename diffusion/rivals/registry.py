@@ -1,4 +1,4 @@
-"""All rivals by name, with what they need and the values that their settings may have."""
+"""All rivals by name, with what they need."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -16,29 +16,24 @@ from diffusion.rivals.weighing import Composite, LoraHub, Mean, Sum, Switch, Wei
 from diffusion.rivals.x_lora import XLora
 from diffusion.rivals.zip_lora import ZipLora
 
-Box = Mapping[str, tuple[float, float] | list[Any]]
-"""Setting -> lowest and highest value, or the values that it may have."""
-
 
 class Rival(NamedTuple):
     """A way to use several adapters at once.
 
     Attributes:
         factory: Called with a model, adapters by name, and settings.
-        box: Its settings, with the values that they may have; an evaluation tunes what it names.
+        summary: One line.
         trainable: Whether it has parameters, which have to be trained.
         sees_pair: Whether it learns from examples of the very adapters that it combines.
         static: Whether it adds the same to the weights in every call; its ``bundle`` is that one
             adapter, which can be written to a file.
-        summary: One line.
     """
 
     factory: Callable[..., Fusion]
-    box: Box
-    trainable: bool
-    sees_pair: bool
-    static: bool
     summary: str
+    trainable: bool = False
+    sees_pair: bool = False
+    static: bool = False
 
 
 def make_rival(
@@ -78,7 +73,6 @@ def _merge(
     return Merged(model, adapters, merged)
 
 
-_WEIGHT, _DENSITY = {"weight": (0.3, 1.5)}, {"density": (0.1, 0.9)}
 _SUMMARIES = {
     "cat": "factors side by side, exact",
     "svd": "best approximation of the sum, of the largest rank",
@@ -94,55 +88,41 @@ _SUMMARIES = {
 }
 
 
-def _rival(
-    factory: Callable[..., Fusion], summary: str, box: Box | None = None, **marks: bool
-) -> Rival:
-    plain = {"trainable": False, "sees_pair": False, "static": False}
-    return Rival(factory, box or {}, summary=summary, **plain | marks)
-
-
 RIVALS: dict[str, Rival] = {
-    "sum": _rival(Sum, "sum of all adapters", static=True),
-    "mean": _rival(Mean, "mean of all adapters", static=True),
-    "weighted": _rival(
+    "sum": Rival(Sum, "sum of all adapters", static=True),
+    "mean": Rival(Mean, "mean of all adapters", static=True),
+    "weighted": Rival(
         Weighted,
         "sum with one tuned factor for the subject and one for styles",
-        {"first": (0.0, 1.5), "others": (0.0, 1.5)},
         static=True,
     ),
     **{
-        method: _rival(
-            partial(_merge, method),
-            _SUMMARIES[method],
-            _WEIGHT if method in ("cat", "svd", "linear") else {**_WEIGHT, **_DENSITY},
-            static=True,
-        )
+        method: Rival(partial(_merge, method), _SUMMARIES[method], static=True)
         for method in METHODS
     },
-    "switch": _rival(Switch, "one adapter after another, some steps each", {"tau": [1, 2, 3, 5]}),
-    "composite": _rival(Composite, "mean of the predictions with each adapter alone"),
-    "k_lora": _rival(
+    "switch": Rival(Switch, "one adapter after another, some steps each"),
+    "composite": Rival(Composite, "mean of the predictions with each adapter alone"),
+    "k_lora": Rival(
         KLora,
         "in each layer the adapter with the largest entries, by a schedule over the run",
-        {"alpha": (0.5, 3.0), "beta": (0.0, 1.5)},
     ),
-    "x_lora": _rival(
+    "x_lora": Rival(
         XLora, "a classifier of the last hidden state weighs adapters by token", trainable=True
     ),
-    "layer_strengths": _rival(
+    "layer_strengths": Rival(
         LayerStrengths,
         "a trained strength for each layer, one for the subject and one for styles",
         trainable=True,
         static=True,
     ),
-    "baked": _rival(Baked, "mean of trained gates folded into one adapter", static=True),
-    "lora_hub": _rival(
+    "baked": Rival(Baked, "mean of trained gates folded into one adapter", static=True),
+    "lora_hub": Rival(
         LoraHub,
         "one factor per adapter, searched on examples of the pair",
         sees_pair=True,
         static=True,
     ),
-    "zip_lora": _rival(
+    "zip_lora": Rival(
         ZipLora,
         "a learned factor for each column of two adapters",
         trainable=True,

@@ -16,7 +16,6 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from core_gates.errors import GatesError
-from harness.command.claim import FolderClaim, resumed
 from harness.command.configfile import CHECKPOINT, ConfigFile, chain, decisive_settings, start_of
 from harness.command.parser import (
     COMMON_OPTIONS,
@@ -28,7 +27,7 @@ from harness.command.parser import (
     let_switches_stand_alone,
     one_line,
 )
-from harness.command.trainer import GatesRunTrainer
+from harness.command.trainer import FolderClaim, GatesRunTrainer, resumed
 from harness.experiment import Arrays, Piece, Run
 from harness.files.piece import read_record
 from harness.runs.callbacks import RunCheckpoint, load_weights, progress_bar, seen

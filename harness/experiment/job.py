@@ -18,12 +18,11 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 from core_gates.errors import GatesError
 from harness.experiment.store import Form, Store
 from harness.files import remove, replacing
+from harness.files.atomic import locked
 from harness.files.piece import Piece, Record, gap, read_record
-from harness.files.resumable import locked
 from harness.runs.callbacks import RunCheckpoint, load_weights
-from harness.runs.loops import ExactTrainer
+from harness.runs.loops import ExactTrainer, capture_random_state, restore_random_state
 from harness.runs.processes import Tick
-from harness.runs.random_state import capture, restore
 from harness.runs.terminal import quiet_lightning
 
 R = TypeVar("R")
@@ -208,12 +207,12 @@ class _SameDraws(Callback):
     """Draw on several ranks what one process would draw, where Lightning seeds them again."""
 
     def __init__(self) -> None:
-        self.states = capture()
+        self.states = capture_random_state()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Take up the random states that the training was begun with."""
         if trainer.world_size > 1:
-            restore(self.states)
+            restore_random_state(self.states)
 
 
 class _Ticks(Callback):

@@ -28,8 +28,7 @@ from harness.experiment.store import Figures, Form, Store
 from harness.experiment.tuning import Choice, Choose, Space, lowest
 from harness.files import Data
 from harness.files.piece import Piece, Setting, read_record
-from harness.runs.environment import git_revision
-from harness.runs.folder import RunFolder
+from harness.runs.folder import RunFolder, git_revision
 from harness.runs.processes import Pool
 from harness.runs.terminal import ticking
 

@@ -17,7 +17,7 @@ from harness.evidence.rows import Bar, Row
 from harness.experiment.tuning import Choice
 from harness.files import Data, sha256, write_json
 from harness.files.atomic import write_text
-from harness.runs.environment import git_revision
+from harness.runs.folder import git_revision
 
 WORDS = {"method", "task", "metric", "name", "sense", "unit", "note"}
 OPTIONAL = {"note"}  # of rows and bars; left out where it is empty

@@ -1,17 +1,18 @@
 """Files: atomic writes, hashes, downloads; open to domain packages, too."""
 
 from harness.files.atomic import (
+    Partial,
     finite,
     remove,
     replacing,
     require_apart,
     require_free,
+    resuming,
     write_bytes,
     write_json,
     write_text,
 )
 from harness.files.digest import Content, Data, content_digest, sha256, short_digest
-from harness.files.resumable import Partial, resuming
 
 __all__ = [
     "Content",

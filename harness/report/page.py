@@ -6,19 +6,20 @@ import html
 import io
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
+from core_gates.errors import GatesError
 from harness.evidence.rows import Bar, Row
 from harness.experiment.scores import Scores, number, spelled, told, whole_numbers
 from harness.figures.forest import span_of
 from harness.figures.style import COLUMNS, drawn_numbers
 from harness.files.atomic import write_bytes, write_text
-from harness.runs.environment import git_revision, package_version
+from harness.runs.folder import git_revision, package_version
 
 FIGURES = "figures"
 UNITS = "independent units"
@@ -296,3 +297,42 @@ def _mark(row: Row | None, span: tuple[float, float], whole: Collection[Row]) ->
         f'<line class="whisker" x1="{x[0]:.1f}" x2="{x[2]:.1f}" y1="4" y2="4"/>'
         f'<rect class="point" x="{x[1] - 1.5:.1f}" y="1" width="3" height="6" rx="1"/></svg>'
     )
+
+
+class StopSkippedError(GatesError):
+    """A stop has nothing to show, for the reason that the message gives."""
+
+
+class TourRow(NamedTuple):
+    """One line of the table.
+
+    Attributes:
+        system: What was shown, for example ``Adas (increment)``.
+        metric: Which figure, with its unit.
+        value: The figure.
+        baseline: What it is compared with, with its figure.
+        verdict: In words, such as ``better`` or ``within 1.2x``.
+        good: Whether it is ahead of every baseline, or a figure as it should be; None where nothing
+            is claimed.
+    """
+
+    system: str
+    metric: str
+    value: str
+    baseline: str
+    verdict: str
+    good: bool | None = None
+
+
+class TourStop(NamedTuple):
+    """What an application shows.
+
+    Attributes:
+        title: Heading of its part of the page.
+        rows: Its lines of the table.
+        draw: Adds text, tables and figures to the page, below the heading.
+    """
+
+    title: str
+    rows: Sequence[TourRow]
+    draw: Callable[[Page], None]

@@ -1,11 +1,14 @@
-"""Lightning's Trainer with loops that resume bit for bit."""
+"""Lightning's Trainer with loops that resume bit for bit, random generators included."""
 
 import csv
 import io
+import random
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.fabric.utilities.types import _Stateful
 from lightning.pytorch.loggers.logger import Logger
@@ -21,7 +24,67 @@ from torch import Tensor
 
 from core_gates.errors import GatesError
 from harness.files.atomic import write_text
-from harness.runs.random_state import capture, gather, restore
+
+NO_GAUSS = torch.nan  # stands for python's "no second normal deviate kept"
+
+
+def capture_random_state() -> dict[str, Tensor]:
+    """State of the generators of python, numpy, torch and the process's CUDA device.
+
+    Returns:
+        Tensors of fixed shape, safe to load with ``weights_only=True``: ``python`` (626,) and
+        ``numpy`` (627,) int64, ``python_gauss`` (1,) float64, ``torch`` and ``cuda`` uint8.
+    """
+    version, words, gauss = random.getstate()
+    states = {
+        "python": torch.tensor([version, *words], dtype=torch.int64),
+        "python_gauss": torch.tensor([NO_GAUSS if gauss is None else gauss], dtype=torch.float64),
+        "numpy": _numpy_state(),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def restore_random_state(states: dict[str, Tensor]) -> None:
+    """Set every generator to a state of :func:`capture`; that of an absent GPU is left out."""
+    version, *words = states["python"].tolist()
+    gauss = float(states["python_gauss"])
+    random.setstate((version, tuple(words), None if gauss != gauss else gauss))
+    _set_numpy_state(states["numpy"].cpu().numpy())
+    torch.set_rng_state(states["torch"].cpu())
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"].cpu())
+
+
+def gather_random_states(states: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The tensors of all ranks, in order of rank; every rank must call it."""
+    own = {name: state.cpu() for name, state in states.items()}
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [own]
+    ranks: list[dict[str, Tensor]] = [{} for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(ranks, own)
+    return ranks
+
+
+def _numpy_state() -> Tensor:
+    state = np.random.get_state(legacy=False)  # noqa: NPY002 (the global generator is meant)
+    key, position = state["state"]["key"], state["state"]["pos"]
+    gauss = np.array([state["gauss"]], dtype=np.float64).view(np.int64)
+    words = [key.astype(np.int64), np.array([position, state["has_gauss"]]), gauss]
+    return torch.from_numpy(np.concatenate(words))
+
+
+def _set_numpy_state(words: np.ndarray) -> None:
+    np.random.set_state(  # noqa: NPY002 (the global generator is meant)
+        {
+            "bit_generator": "MT19937",
+            "state": {"key": words[:624].astype(np.uint32), "pos": int(words[624])},
+            "has_gauss": int(words[625]),
+            "gauss": float(words[626:627].view(np.float64)[0]),
+        }
+    )
 
 
 class ResumableCSVLogger(Logger):
@@ -173,9 +236,9 @@ class ExactEpochLoop(_TrainingEpochLoop):
         """Add the random states and the sums of the epoch, of every rank."""
         state = super().on_save_checkpoint()
         state["exact"] = {
-            "random": gather(capture()),
-            "epoch_start": gather(self.epoch_start),
-            "sums": gather(self.means.sums()),
+            "random": gather_random_states(capture_random_state()),
+            "epoch_start": gather_random_states(self.epoch_start),
+            "sums": gather_random_states(self.means.sums()),
         }
         return state
 
@@ -193,15 +256,15 @@ class ExactEpochLoop(_TrainingEpochLoop):
         """Called when the loaders are built and draw their order next."""
         state = self.own("epoch_start" if self.restarting else "random")
         if state:
-            restore(state)
-        self.epoch_start = capture()
+            restore_random_state(state)
+        self.epoch_start = capture_random_state()
 
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
         """Begin the stream of batches, or bring it to where the checkpoint was written."""
         epoch, fit_loop = self.trainer.current_epoch, self.trainer.fit_loop
         assert isinstance(fit_loop, ExactFitLoop)
         if epoch > 0 and not fit_loop.is_resuming and not self.restarting:
-            self.epoch_start = capture()
+            self.epoch_start = capture_random_state()
         self.means.resumed = {}
         super().on_run_start(data_fetcher)
         if self.resumed is None:
@@ -210,9 +273,9 @@ class ExactEpochLoop(_TrainingEpochLoop):
             self.means.resumed = dict(self.own("sums") or {})
             self._replay(data_fetcher)
             if state := self.own("random"):
-                restore(state)
+                restore_random_state(state)
         elif state := fit_loop.after_first_iteration:
-            restore(state)
+            restore_random_state(state)
         self.resumed = None
 
     def _replay(self, data_fetcher: _DataFetcher) -> None:
@@ -278,7 +341,7 @@ class ExactFitLoop(_FitLoop):
         first = self._combined_loader is None
         super().setup_data()
         if first:
-            self.after_first_iteration = capture()
+            self.after_first_iteration = capture_random_state()
 
     def on_advance_end(self) -> None:
         """Finish the epoch, then tell the callbacks, unless it was cut short by ``max_steps``."""

@@ -37,7 +37,7 @@ from recsys.experiments.predictions import (
     slices_of,
 )
 from recsys.inputs import Batch
-from recsys.models.sizing import num_weights, sized
+from recsys.models import num_weights, sized
 from recsys.ranker import input_width
 from recsys.schema import FeatureSchema
 

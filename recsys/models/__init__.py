@@ -1,4 +1,4 @@
-"""Multi-task networks from inputs (B, D) to logits (B, T)."""
+"""Multi-task networks from inputs (B, D) to logits (B, T), by name, and of equal size."""
 
 import difflib
 import importlib
@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
-from core_gates.errors import GatesError
+from core_gates.errors import GatesError, check_positive
 from recsys.models.net import ExpertLayer, MultiTaskNet
 from recsys.schema import Task
 
@@ -17,7 +17,9 @@ __all__ = [
     "build",
     "check_options",
     "network",
+    "num_weights",
     "options_of",
+    "sized",
 ]
 
 _HOMES = {
@@ -34,6 +36,7 @@ _HOMES = {
     "PEPNet": "prior_gates",
     "HoME": "home",
 }
+TOLERANCE = 0.05  # of the size of networks that are compared
 _FIXED = ("self", "input_dim", "tasks", "device", "dtype")
 
 
@@ -136,3 +139,76 @@ def _similar(name: str, known: Mapping[str, Any] | Sequence[str]) -> str:
     close = [lower[name.lower()]] if name.lower() in lower else close
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     return f"{hint}; choose from {', '.join(known)}"
+
+
+def num_weights(
+    name: str, options: Mapping[str, Any], input_dim: int, tasks: Sequence[Task]
+) -> int:
+    """Return the number of weights of a network, embeddings aside, without allocating them.
+
+    Raises:
+        GatesError: The network or its options do not exist.
+    """
+    net = build(name, options, input_dim, tasks, device="meta")
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+def sized(
+    name: str,
+    options: Mapping[str, Any],
+    input_dim: int,
+    tasks: Sequence[Task],
+    target: int,
+) -> dict[str, Any]:
+    """Return options with which a network has ``target`` weights, within 5 %.
+
+    ``dim`` is searched in steps of one, ``hidden_dims`` keep their ratio to it; towers, numbers of
+    experts and all else stay. The width nearest to the target is taken.
+
+    Args:
+        name: As for :func:`recsys.models.network`.
+        options: Its options; widths that are missing are those of the network by default.
+        input_dim: Inputs D of a row.
+        tasks: What is predicted.
+        target: Number of weights, embeddings aside.
+
+    Raises:
+        GatesError: No width comes within 5 %, or the options are wrong.
+    """
+    check_positive(target=target)
+    first = {**_widths(name), **options}
+    ratios = [width / first["dim"] for width in first.get("hidden_dims") or ()]
+
+    def at(dim: int) -> dict[str, Any]:
+        widths: dict[str, Any] = {"dim": dim}
+        if ratios:
+            widths["hidden_dims"] = [max(1, round(ratio * dim)) for ratio in ratios]
+        return {**options, **widths}
+
+    def weights(dim: int) -> int:
+        return num_weights(name, at(dim), input_dim, tasks)
+
+    low, high = 1, 2
+    while (found := weights(high)) < target:
+        if high > target and found == weights(low):
+            raise GatesError(
+                f"{name} cannot have {target:,} weights: it has {found:,} whatever its dim, which "
+                "these options leave without effect; change hidden_dims or tower_dims"
+            )
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if weights(middle) < target else (low, middle)
+    best = min((low, high), key=lambda dim: abs(weights(dim) - target))
+    if abs((found := weights(best)) - target) > TOLERANCE * target:
+        raise GatesError(
+            f"{name} cannot have {target:,} weights: at dim={best} it has {found:,}; "
+            "change its number of experts or its tower_dims"
+        )
+    return at(best)
+
+
+def _widths(name: str) -> dict[str, Any]:
+    options_of(name)
+    parameters = inspect.signature(network(name).__init__).parameters
+    return {key: parameters[key].default for key in ("dim", "hidden_dims") if key in parameters}

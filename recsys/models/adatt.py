@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from core_gates.errors import check_at_least
 from core_gates.gates.mixture import MaskedMixture
 from core_gates.moe.normed_experts import NormedExperts
-from recsys.models.net import ExpertLayer, MultiTaskNet, Towers, expert_layer, whole
+from recsys.models.net import ExpertLayer, LeveledNet, Towers, expert_layer, whole
 from recsys.schema import Task
 
 
@@ -76,7 +76,7 @@ class AdaTTLayer(nn.Module):
         return mixed
 
 
-class AdaTT(MultiTaskNet):
+class AdaTT(LeveledNet):
     """Adaptive task-to-task fusion (Li et al., 2023), with shared experts or without.
 
     Args:
@@ -140,24 +140,6 @@ class AdaTT(MultiTaskNet):
         self.towers = Towers(
             number, dim, tower_dims, norm=tower_norm, activation=tower_activation, **where
         )
-
-    def forward(
-        self,
-        v: Tensor,
-        prior: Tensor | None = None,  # noqa: ARG002
-        ids: Tensor | None = None,  # noqa: ARG002
-    ) -> Tensor:
-        """Return the logits (B, T) of rows (B, D)."""
-        x = v
-        for layer in self.layers:
-            x = layer(x)
-        logits: Tensor = self.towers(x)
-        return logits
-
-    def shared_parameters(self) -> list[nn.Parameter]:
-        """Return weights and biases of the last layer of the last level's experts: all see them."""
-        experts = self._levels()[-1].experts
-        return [experts.weights[-1], experts.biases[-1]]
 
     def all_shared(self) -> list[tuple[nn.Parameter, slice]]:
         """Return the experts, and all of the levels below the last: its gates see them."""

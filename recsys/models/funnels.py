@@ -82,8 +82,7 @@ class ESMM(MultiTaskNet):
 
     def conditionals(self, v: Tensor) -> Tensor:
         """Return the logits (B, T) of each task given its condition."""
-        logits: Tensor = self.towers(v if self.bottoms is None else self.bottoms(v))
-        return logits
+        return self.towers(v if self.bottoms is None else self.bottoms(v))
 
     def forward(
         self,
@@ -212,8 +211,7 @@ class AITM(MultiTaskNet):
         steps = zip(self.chain[:-1], self.chain[1:], self.handed_on, self.transfers, strict=True)
         for before, task, hand_on, transfer in steps:
             z[task] = transfer(hand_on(z[before])[:, 0], z[task])
-        logits: Tensor = self.towers(torch.stack(z, 1))
-        return logits
+        return self.towers(torch.stack(z, 1))
 
     def all_shared(self) -> list[tuple[nn.Parameter, slice]]:
         """Return what steps of the chain before the last learn, and hand on to several others."""

@@ -129,7 +129,7 @@ class HoME(MultiTaskNet):
             ValueError: The rows have another number of inputs, or the batch is a single row in
                 training, which batch normalization cannot take.
         """
-        logits: Tensor = self.towers(self.task_layer(self._task_inputs(self.meta_layer(v))))
+        logits = self.towers(self.task_layer(self._task_inputs(self.meta_layer(v))))
         return logits[:, self._order]
 
     def shared_parameters(self) -> list[nn.Parameter]:

@@ -88,8 +88,7 @@ class SingleTask(MultiTaskNet):
         ids: Tensor | None = None,  # noqa: ARG002
     ) -> Tensor:
         """Return the logits (B, T) of rows (B, D), or (B, T, D) with own embeddings."""
-        logits: Tensor = self.towers(self.bottoms(v))
-        return logits
+        return self.towers(self.bottoms(v))
 
     @property
     def shared_copies(self) -> Sequence[int]:
@@ -159,8 +158,7 @@ class SharedBottom(MultiTaskNet):
         ids: Tensor | None = None,  # noqa: ARG002
     ) -> Tensor:
         """Return the logits (B, T) of rows (B, D)."""
-        logits: Tensor = self.towers(self.bottom(v)[:, 0])
-        return logits
+        return self.towers(self.bottom(v)[:, 0])
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """Return weight and bias of the last layer of the shared network."""
@@ -264,8 +262,7 @@ class MMoE(MultiTaskNet):
     ) -> Tensor:
         """Return the logits (B, T) of rows (B, D)."""
         mixed = self._mixed(v, ids)
-        logits: Tensor = self.towers(mixed[:, 0] if self.one_gate else mixed)
-        return logits
+        return self.towers(mixed[:, 0] if self.one_gate else mixed)
 
     def losses(self, logits: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
         """Return the losses of the routing gates, summed over gates, times their weight."""

@@ -1,7 +1,7 @@
 """What every multi-task network is: layers of experts, their gates, towers, and shared rows."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, NamedTuple, cast
 
@@ -228,6 +228,8 @@ class Towers(nn.Module):
         ValueError: A size is below 1, or norm or activation are unknown.
     """
 
+    __call__: Callable[[Tensor], Tensor]
+
     def __init__(
         self,
         num_tasks: int,
@@ -398,6 +400,35 @@ class MultiTaskNet(nn.Module, ABC):
         net = deepcopy(self).eval()
         _fold(net)
         return net
+
+
+class LeveledNet(MultiTaskNet):
+    """Base of networks of levels of experts, one after the other, and towers.
+
+    Attributes:
+        layers: The levels, each with its ``experts`` and its ``mixture``.
+        towers: On the outputs of the last level.
+    """
+
+    layers: nn.ModuleList
+    towers: Towers
+
+    def forward(
+        self,
+        v: Tensor,
+        prior: Tensor | None = None,  # noqa: ARG002
+        ids: Tensor | None = None,  # noqa: ARG002
+    ) -> Tensor:
+        """Return the logits (B, T) of rows (B, D)."""
+        x = v
+        for layer in self.layers:
+            x = layer(x)
+        return self.towers(x)
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """Return weights and biases of the last layer of the last level's experts."""
+        experts = cast(NormedExperts, self.layers[-1].experts)
+        return [experts.weights[-1], experts.biases[-1]]
 
 
 def _fold(module: nn.Module) -> None:

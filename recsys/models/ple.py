@@ -13,7 +13,7 @@ from core_gates.errors import check_at_least
 from core_gates.moe.normed_experts import NormedExperts
 from recsys.models.net import (
     ExpertLayer,
-    MultiTaskNet,
+    LeveledNet,
     Towers,
     expert_layer,
     gates_where,
@@ -96,7 +96,7 @@ class ExtractionLayer(nn.Module):
         return mixed
 
 
-class PLE(MultiTaskNet):
+class PLE(LeveledNet):
     """Progressive layered extraction (Tang et al., 2020).
 
     Args:
@@ -167,24 +167,6 @@ class PLE(MultiTaskNet):
         self.towers = Towers(
             number, dim, tower_dims, norm=tower_norm, activation=tower_activation, **where
         )
-
-    def forward(
-        self,
-        v: Tensor,
-        prior: Tensor | None = None,  # noqa: ARG002
-        ids: Tensor | None = None,  # noqa: ARG002
-    ) -> Tensor:
-        """Return the logits (B, T) of rows (B, D)."""
-        x = v
-        for layer in self.layers:
-            x = layer(x)
-        logits: Tensor = self.towers(x)
-        return logits
-
-    def shared_parameters(self) -> list[nn.Parameter]:
-        """Return weights and biases of the last layer of the last level's experts."""
-        experts = self._levels()[-1].experts
-        return [experts.weights[-1], experts.biases[-1]]
 
     def all_shared(self) -> list[tuple[nn.Parameter, slice]]:
         """Return what more than one gate or task sees.

@@ -126,9 +126,7 @@ class STEM(MultiTaskNet):
         ids: Tensor | None = None,  # noqa: ARG002
     ) -> Tensor:
         """Return the logits (B, T) of rows (B, T + 1, D)."""
-        mixed = self.mixture(v[:, :-1], self.experts(v))
-        logits: Tensor = self.towers(mixed)
-        return logits
+        return self.towers(self.mixture(v[:, :-1], self.experts(v)))
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """Return weights and biases of the last layer of the experts."""
@@ -232,8 +230,7 @@ class PEPNet(MultiTaskNet):
         for layer, gate in zip(self.layers, self.gates, strict=True):
             units = layer(x)
             x = gate(units.flatten(1), prior, seen=v).view(units.shape)
-        logits: Tensor = self.towers(x)
-        return logits
+        return self.towers(x)
 
     def all_shared(self) -> list[tuple[nn.Parameter, slice]]:
         """Return the gate of the inputs, and the hidden layers of the other gates."""

@@ -6,7 +6,7 @@ import pytest
 
 from apps.main import APPS, App, main
 from core_gates.errors import MissingExtraError
-from harness.report.stop import TourRow, TourStop
+from harness.report.page import TourRow, TourStop
 
 
 @pytest.fixture

@@ -4,15 +4,15 @@ from torch import nn
 from torch.testing import assert_close
 
 from benchmarks.comparison import load_head
-from benchmarks.core import gated_lora
+from benchmarks.core import ops
 from benchmarks.suites import load_suite
 
 
 @pytest.fixture
 def small(monkeypatch):
     for name, value in (("TOKENS", 5), ("DIM", 12), ("RANK", 2)):
-        monkeypatch.setattr(gated_lora, name, value)
-    monkeypatch.setattr(gated_lora, "is_installed", lambda: False)
+        monkeypatch.setattr(ops, name, value)
+    monkeypatch.setattr(ops, "is_installed", lambda: False)
 
 
 def test_every_bar_belongs_to_a_variant(small):
@@ -22,7 +22,7 @@ def test_every_bar_belongs_to_a_variant(small):
         assert comparison.baseline in variants
         assert comparison.bars.keys() <= variants
         assert {"compile"} <= set(comparison.first_calls) <= {"compile", "cpp"}
-        assert comparison.absent == {"peft": gated_lora.ABSENT}
+        assert comparison.absent == {"peft": ops.ABSENT}
         bars |= {(comparison.name[-3:], name): bar for name, bar in comparison.bars.items()}
     assert bars == {
         ("K=3", "reference"): 1.25,
@@ -34,12 +34,12 @@ def test_every_bar_belongs_to_a_variant(small):
 
 
 def test_sizes_are_those_of_the_bars():
-    assert (gated_lora.TOKENS, gated_lora.DIM, gated_lora.RANK) == (1024, 3072, 16)
+    assert (ops.TOKENS, ops.DIM, ops.RANK) == (1024, 3072, 16)
 
 
 @pytest.mark.parametrize("backward", [False, True])
 def test_variants_compute_the_same(backward, small):
-    variants = gated_lora.gated_lora(3, backward=backward).build(load_head)
+    variants = ops.gated_lora(3, backward=backward).build(load_head)
     plain, ours, published = (variants[k]() for k in ("linear", "reference", "published gate"))
     if not backward:
         assert_close(ours, published)
@@ -58,7 +58,7 @@ def test_the_mode_is_that_of_the_variant(small, monkeypatch):
 
     asked = []
     monkeypatch.setattr(_select, "_compiled", lambda function: asked.append(function) or function)
-    variants = gated_lora.gated_lora(3).build(load_head)
+    variants = ops.gated_lora(3).build(load_head)
     reference = variants["reference"]()
     assert not asked
     assert_close(variants["compile"](), reference)
@@ -73,4 +73,4 @@ def test_peft_adds_the_plain_outputs():
     adapters = [LowRank(torch.randn(2, 12), torch.randn(8, 2), 0.5) for _ in range(3)]
     x = torch.randn(5, 12)
     expected = linear(x) + sum(x @ adapter.delta_weight().T for adapter in adapters)
-    assert_close(gated_lora.active_adapters(linear, adapters)(x), expected)
+    assert_close(ops.active_adapters(linear, adapters)(x), expected)

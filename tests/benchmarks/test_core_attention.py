@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-import benchmarks.core.attention as suite
+import benchmarks.core.ops as suite
 from benchmarks.comparison import load_head
 
 
@@ -18,7 +18,7 @@ def test_masks_keep_the_share_they_name(share, block_size):
 
 def test_every_variant_runs_and_has_a_bar(monkeypatch):
     monkeypatch.setattr(suite, "LENGTH", 512)
-    for comparison in suite.comparisons():
+    for comparison in suite.attention_comparisons():
         calls = comparison.build(load_head)
         assert comparison.baseline in calls
         if "backward" not in comparison.name:

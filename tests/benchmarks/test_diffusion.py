@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from benchmarks import diffusion
 from benchmarks.comparison import Comparison, Peaks, load_head
-from benchmarks.diffusion import block, library, tiny_flux
 from benchmarks.run import measure
 from benchmarks.suites import load_suite
 from harness.runs.cost import peak_bytes
@@ -15,13 +15,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
 
 @pytest.fixture
 def small(monkeypatch):
-    for module, sizes in {
-        block: {"TOKENS": 6, "TEXTS": 2, "WIDTH": 64, "HEADS": 2, "RANK": 2},
-        tiny_flux: {"BATCH": 2, "TEXTS": 3, "RANK": 2, "SHAPE": "unit"},
-        library: {"ADAPTERS": 50, "DIM": 8, "K": 3, "FILES": 6, "FIRST": 2},
-    }.items():
-        for name, value in sizes.items():
-            monkeypatch.setattr(module, name, value)
+    sizes = {"TOKENS": 6, "TEXTS": 2, "WIDTH": 64, "HEADS": 2, "RANK": 2}
+    sizes |= {"BATCH": 2, "TINY_TEXTS": 3, "TINY_RANK": 2, "SHAPE": "unit"}
+    sizes |= {"ADAPTERS": 50, "DIM": 8, "K": 3, "FILES": 6, "FIRST": 2}
+    for name, value in sizes.items():
+        monkeypatch.setattr(diffusion, name, value)
 
 
 def test_every_bar_belongs_to_a_variant(small):
@@ -40,13 +38,13 @@ def test_every_bar_belongs_to_a_variant(small):
 
 
 def test_sizes_are_those_of_the_bars():
-    assert (block.TOKENS, block.WIDTH, block.RANK) == (512, 3072, 16)
-    assert (tiny_flux.BATCH, tiny_flux.SHAPE) == (32, "tiny")
-    assert (library.ADAPTERS, library.DIM, library.FILES) == (100_000, 768, 10_000)
-    assert block.MOST_MEMORY == 0.1
+    assert (diffusion.TOKENS, diffusion.WIDTH, diffusion.RANK) == (512, 3072, 16)
+    assert (diffusion.BATCH, diffusion.SHAPE) == (32, "tiny")
+    assert (diffusion.ADAPTERS, diffusion.DIM, diffusion.FILES) == (100_000, 768, 10_000)
+    assert diffusion.MOST_MEMORY == 0.1
 
 
-@pytest.mark.parametrize("kind", [block.block, tiny_flux.tiny_flux])
+@pytest.mark.parametrize("kind", [diffusion.block, diffusion.tiny_flux])
 def test_gates_are_no_sum_and_stay_out_of_other_variants(kind, small):
     calls = kind(3).build(load_head)
     found = {name: call() for name, call in calls.items()}
@@ -61,22 +59,22 @@ def test_peft_has_the_same_adapters(small):
     from diffusion.fusion import GatedFusion
 
     torch.manual_seed(0)
-    module = block._block()
-    adapters, given = block._adapters(module, 2), block._inputs()
+    module = diffusion._block()
+    adapters, given = diffusion._adapters(module, 2), diffusion._inputs()
     with torch.no_grad():
         with GatedFusion(module, adapters, mode="sum"):
             expected = torch.cat(module(**given), 1)
-        assert_close(torch.cat(block.with_peft(module, adapters)(**given), 1), expected)
+        assert_close(torch.cat(diffusion.with_peft(module, adapters)(**given), 1), expected)
 
 
 def test_search_finds_what_the_product_finds(small):
-    calls = library.search().build(load_head)
+    calls = diffusion.search().build(load_head)
     near, found = calls["matmul and top-k"](), calls["search"]()
     assert [match.adapter.name for match in found] == [f"a{place + 1}" for place in near]
 
 
 def test_unchanged_files_are_not_read_again(small):
-    calls = library.rescan().build(load_head)
+    calls = diffusion.rescan().build(load_head)
     first, again = calls["first scan"](), calls["unchanged"]()
     assert (first.added, again.added, again.unchanged) == (2, 0, 6)
 

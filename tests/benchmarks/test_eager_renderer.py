@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from benchmarks.endoscopy.frames import eager_radiance
+from benchmarks.endoscopy import eager_radiance
 from endoscopy.renderer.camera import draw_track
 from endoscopy.renderer.lumen import FAR, fisheye
 from endoscopy.renderer.march import march

@@ -1,8 +1,8 @@
 import torch
 from torch.testing import assert_close
 
+from benchmarks import endoscopy
 from benchmarks.comparison import load_head
-from benchmarks.endoscopy import frames, gated_steps
 from benchmarks.suites import load_suite
 
 
@@ -13,25 +13,25 @@ def test_the_bars_are_those_of_rendering_and_of_the_seam():
 
 
 def test_all_renderers_draw_the_same_objects(monkeypatch):
-    monkeypatch.setattr(frames, "SIDE", 32)
-    monkeypatch.setattr(frames, "RENDERED", 2)
-    comparison = frames.frames()
+    monkeypatch.setattr(endoscopy, "SIDE", 32)
+    monkeypatch.setattr(endoscopy, "RENDERED", 2)
+    comparison = endoscopy.frames()
     calls = comparison.build(load_head)
     assert calls.keys() == comparison.units.keys()
-    assert comparison.units[frames.OURS] == 2
+    assert comparison.units[endoscopy.FRAMES_OURS] == 2
     for number in range(3):
         seen = {name: call() for name, call in calls.items()}
-        expected = seen[frames.EAGER]
+        expected = seen[endoscopy.EAGER_RENDERER]
         assert expected.number == number
-        assert torch.equal(expected.images, seen[frames.APERTURE].images)
-        difference = seen[frames.OURS].images.float() - expected.images.float()
+        assert torch.equal(expected.images, seen[endoscopy.APERTURE].images)
+        difference = seen[endoscopy.FRAMES_OURS].images.float() - expected.images.float()
         assert difference.abs().median() <= 2
-        assert not torch.equal(seen[frames.OURS].depths, expected.depths)
+        assert not torch.equal(seen[endoscopy.FRAMES_OURS].depths, expected.depths)
 
 
 def test_every_form_of_the_seam_has_the_gradients_of_the_formula():
-    calls = gated_steps.gated_residual_norm((2, 5, 16)).build(load_head)
-    expected = calls[gated_steps.EAGER]()
+    calls = endoscopy.gated_residual_norm((2, 5, 16)).build(load_head)
+    expected = calls[endoscopy.EAGER]()
     assert len(expected) == 5
     assert all(grad.abs().sum() > 0 for grad in expected)
-    assert_close(calls[gated_steps.OURS](), expected, rtol=1e-4, atol=1e-5)
+    assert_close(calls[endoscopy.OURS](), expected, rtol=1e-4, atol=1e-5)

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
+from benchmarks import endoscopy
 from benchmarks.comparison import load_head
-from benchmarks.endoscopy import gated_steps
-from benchmarks.endoscopy.gated_steps import CASES, _Training
+from benchmarks.endoscopy import CASES, _Training
 from benchmarks.suites import load_suite
 
 BARS = {"tiny_resnet": 1.75, "tiny_vit": 1.75, "fsg_vit_tiny_patch16_384": 1.85}
@@ -25,9 +25,9 @@ def test_every_variant_is_a_step_of_training(case, monkeypatch):
             super().__init__(*args, **options)
             made.append(self)
 
-    monkeypatch.setattr(gated_steps, "_Training", Recorded)
+    monkeypatch.setattr(endoscopy, "_Training", Recorded)
     small = case._replace(batch=2)
-    calls = gated_steps.gradient_routing(small).build(load_head)
+    calls = endoscopy.gradient_routing(small).build(load_head)
     assert list(calls) == ["plain step", "joint", "dual", "reference", "plain step without gates"]
     states = []
     for training, call in zip(made, calls.values(), strict=True):

@@ -197,7 +197,7 @@ def test_the_tests_of_a_suite_exist(suite_name):
 
 
 def test_the_core_is_timed_with_and_without_gradients(monkeypatch):
-    monkeypatch.setitem(benchmarks.core.elementwise.SHAPES, "cpu", (2, 3, 4))
+    monkeypatch.setitem(benchmarks.core.ops.SHAPES, "cpu", (2, 3, 4))
     for entry in load_suite("core_ops").comparisons():
         variants = entry.build(benchmarks.comparison.load_head)
         assert {"reference", "compile"} <= variants.keys()

@@ -14,7 +14,7 @@ from recsys.data.readers.aliexpress import AliExpress
 from recsys.data.readers.own_table import OwnTable
 from recsys.experiments.contest import Contest
 from recsys.experiments.from_settings import source_of
-from recsys.models.sizing import num_weights
+from recsys.models import num_weights
 from recsys.ranker import input_width
 from video_multitask.history import UserHistory
 from video_multitask.kuairand.folder import KuaiRand

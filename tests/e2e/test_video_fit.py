@@ -25,7 +25,7 @@ from recsys.experiments.from_settings import data_of, module_of
 from recsys.experiments.predictions import probabilities, summed_log_loss_of
 from recsys.export import load_exported
 from recsys.model_folder import load_model
-from recsys.models.sizing import num_weights
+from recsys.models import num_weights
 from recsys.ranker import input_width
 from recsys.table_scorer import TableScorer
 from video_multitask.service.ranking_scorer import loader

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from apps.diffusion.commands import Precision, refuse_unless_positive, refuse_unless_share
 from apps.diffusion.embedded_world import (
     World,
     base_at,
@@ -14,7 +15,6 @@ from apps.diffusion.embedded_world import (
     table_digest,
     zoo_of,
 )
-from apps.diffusion.options import Precision, refuse_unless_positive, refuse_unless_share
 from core_gates.errors import GatesError
 from diffusion.experiments.trained_gates import (
     FILE,

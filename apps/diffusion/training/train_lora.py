@@ -5,8 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from apps.diffusion.commands import Precision, refuse_unless_positive, refuse_unless_share
 from apps.diffusion.embedded_world import base_at, base_piece, digest_of, obtained, run_of
-from apps.diffusion.options import Precision, refuse_unless_positive, refuse_unless_share
 from core_gates.errors import GatesError, check_option
 from diffusion.data.drawings import Drawings
 from diffusion.data.pictures import captioned_images

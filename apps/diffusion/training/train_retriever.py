@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from apps.diffusion.commands import Precision, refuse_unless_positive, refuse_unless_share
 from apps.diffusion.embedded_world import (
     Base,
     World,
@@ -15,7 +16,6 @@ from apps.diffusion.embedded_world import (
     table_digest,
     zoo_of,
 )
-from apps.diffusion.options import Precision, refuse_unless_positive, refuse_unless_share
 from apps.diffusion.studies.retrieval_study import ENCODER, PUBLISHED, UNSEEN
 from core_gates.errors import GatesError
 from diffusion.data.published_table import read_rows, split_table

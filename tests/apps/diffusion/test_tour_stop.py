@@ -11,8 +11,7 @@ from apps.diffusion.studio import Shipped
 from apps.diffusion.tour import Found, rows_of, tour
 from apps.main import App, main
 from diffusion.data.concepts import held_out_pairs
-from harness.report.page import Page
-from harness.report.stop import StopSkippedError
+from harness.report.page import Page, StopSkippedError
 
 
 @pytest.fixture

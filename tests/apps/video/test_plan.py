@@ -8,7 +8,7 @@ from apps.video.plan import Columns, Events, ShapeOptions, plan
 from core_gates.errors import GatesError
 from harness.experiment import Piece
 from harness.files.piece import Record
-from harness.planning.costs import Device
+from harness.planning import Device
 from recsys.model_folder import load_model, read_settings
 
 SHAPE = ShapeOptions(

@@ -8,9 +8,8 @@ from torch.autograd import gradcheck
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from core_gates.gates.comet import CometGate
-from core_gates.routing import trees
-from core_gates.routing.trees import leaf_numbers, leaf_probabilities
+from core_gates.gates import comet
+from core_gates.gates.comet import CometGate, leaf_numbers, leaf_probabilities
 
 GOLDEN = [
     "comet_n4_k2_g1_identity",
@@ -237,13 +236,13 @@ def test_open_branches_of_many_experts_take_the_memory_of_the_dense_form():
     with torch.no_grad(), Largest() as dense:
         expected = gate(x)
     assert dense.elements == 2 * num_experts * max(tokens, dim)  # the weights, or the scores
-    assert along.elements <= max(dense.elements, trees.CHUNK)  # not 2 * tokens * num_experts * dim
+    assert along.elements <= max(dense.elements, comet.CHUNK)  # not 2 * tokens * num_experts * dim
     assert_close(found.weights, expected.weights, rtol=0, atol=0)
 
 
 @pytest.mark.fault("core F2")
 def test_copies_of_weights_are_bounded(monkeypatch):
-    monkeypatch.setattr(trees, "CHUNK", 2000)
+    monkeypatch.setattr(comet, "CHUNK", 2000)
     tokens, dim = 300, 64
     gate, x = CometGate(dim, 16, gamma=1e-3, conditional_from=2).eval(), torch.randn(tokens, dim)
     torch.nn.init.normal_(gate.node_weight)

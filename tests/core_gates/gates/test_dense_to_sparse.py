@@ -245,8 +245,6 @@ def test_phase_survives_copies_and_the_meta_device():
 def test_stages():
     stages = StagedSchedule(3, 4, hardens=False)
     assert [stages.stage_at(s) for s in (0, 2, 3, 6, 7, 10**6)] == [0, 0, 1, 1, 1, 1]
-    assert [s for s in range(10) if stages.spawns_at(s)] == [3]
-    assert not StagedSchedule(0, 4).spawns_at(0)
     assert StagedSchedule(0, 4).temperature_at(4) == 0.3
 
 

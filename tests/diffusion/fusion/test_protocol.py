@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from core_gates.errors import GatesError
-from diffusion.fusion.gate_file import global_lora
+from diffusion.fusion.gated_fusion import global_lora
 from diffusion.fusion.protocol import modules_of, plain_factors, weighted_sum
 from diffusion.lora_file import Factors, LoraBundle
 

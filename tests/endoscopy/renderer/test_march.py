@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from benchmarks.endoscopy.frames import fixed_march
+from benchmarks.endoscopy import fixed_march
 from endoscopy.renderer.camera import draw_track
 from endoscopy.renderer.lumen import FAR, Rays, camera_rays, field, fisheye, wall
 from endoscopy.renderer.march import (

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from benchmarks.endoscopy.frames import eager_radiance
+from benchmarks.endoscopy import eager_radiance
 from endoscopy.renderer import RendererConfig, render_objects
 from endoscopy.renderer.lumen import FAR
 from endoscopy.renderer.render import render_object

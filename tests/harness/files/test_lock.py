@@ -7,7 +7,7 @@ import time
 import pytest
 
 from core_gates.errors import GatesError
-from harness.files.resumable import locked
+from harness.files.atomic import locked
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:This process .* is multi-threaded:DeprecationWarning"

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from harness.planning.costs import count_weights, count_work
+from harness.planning import count_weights, count_work
 
 IN, HIDDEN, OUT = 24, 40, 3
 

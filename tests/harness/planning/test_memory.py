@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.planning.costs import Table, exchange_of_rank, memory_of_rank
+from harness.planning import Table, exchange_of_rank, memory_of_rank
 
 TABLES = [Table(rows=1000, dim=16, lookups=3), Table(rows=10, dim=4, lookups=50)]
 

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from harness.planning.costs import Device, rate_of
+from harness.planning import Device, rate_of
 
 DEVICE = Device(flops=1e14, utilization=0.5, memory=8e10, bandwidth=1e10, price=2.0)
 

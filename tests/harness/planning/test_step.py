@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from harness.planning.costs import MemoryTrace, cost_of_step
+from harness.planning import MemoryTrace, cost_of_step
 
 B, D = 64, 128  # 32 KiB of a float32 (B, D)
 SIZE = 4 * B * D

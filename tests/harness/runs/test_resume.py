@@ -210,12 +210,12 @@ def test_checkpoints_are_read_without_executing_them(tmp_path):
 
 
 def test_random_states_come_back():
-    from harness.runs.random_state import capture, gather, restore
+    from harness.runs.loops import capture_random_state, gather_random_states, restore_random_state
 
     random.gauss(0, 1)  # leaves a second deviate behind, which must come back, too
     np.random.normal()
-    states = capture()
-    (alone,) = gather(states)
+    states = capture_random_state()
+    (alone,) = gather_random_states(states)
     drawn = [
         random.gauss(0, 1),
         random.random(),
@@ -223,7 +223,7 @@ def test_random_states_come_back():
         np.random.rand(),
         torch.rand(3),
     ]
-    restore(alone)
+    restore_random_state(alone)
     again = [
         random.gauss(0, 1),
         random.random(),

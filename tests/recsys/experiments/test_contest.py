@@ -22,7 +22,7 @@ from recsys.experiments.from_settings import (
     source_of,
     with_whole_mappings,
 )
-from recsys.models.sizing import num_weights
+from recsys.models import num_weights
 from recsys.ranker import input_width
 from recsys.schema import Dense, FeatureSchema, Sparse, Task
 

@@ -82,8 +82,10 @@ def network_of(arrays):
         ("l2", net.task_layer, net.forest.task_groups),
     ):
         for g, group in enumerate(groups):
-            state = {key: p(f"{prefix}.fea.{group}.{name}") for key, name in GATES.items()}
-            layer.feature_gates.load_gate(g, state)
+            for key, name in GATES.items():
+                values = p(f"{prefix}.fea.{group}.{name}")
+                target = layer.feature_gates.get_parameter(key).data[g]
+                target.copy_(values.mT if key == "down" else values)
         load_experts(layer, prefix, p)
     load_mixtures(net, cats, p)
     load_towers(net, p, len(layers("tower.t0")))

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from core_gates.errors import GatesError
+from recsys import models
 from recsys.model_folder import load_model, save_model
-from recsys.models import MODELS, build, options_of, sizing
+from recsys.models import MODELS, build, num_weights, options_of, sized
 from recsys.models.funnels import product_logit
-from recsys.models.sizing import num_weights, sized
 from recsys.ranker import Ranker
 from recsys.schema import FeatureSchema, Sparse, Task
 from recsys.transform import FeatureTransform
@@ -414,6 +414,6 @@ def test_a_width_without_effect(monkeypatch, target, words):
         assert len(tried) < 100, "the search has no end"
         return num_weights(*given)
 
-    monkeypatch.setattr(sizing, "num_weights", counted)
+    monkeypatch.setattr(models, "num_weights", counted)
     with pytest.raises(GatesError, match=f"ESMM cannot have .* weights: .*{words}"):
         sized("ESMM", options, 32, TASKS, target)

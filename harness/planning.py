@@ -1,4 +1,4 @@
-"""What a step and its ranks cost: arithmetic, memory, traffic, price; nothing is computed."""
+"""What a model costs before it is built: weights, arithmetic, memory, exchange, price."""
 
 from __future__ import annotations
 

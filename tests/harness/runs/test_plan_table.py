@@ -4,7 +4,7 @@ import json
 import pytest
 from rich.console import Console
 
-from harness.planning.table import Line, print_plan, readable, write_plan
+from harness.runs.terminal import Line, print_plan, readable, write_plan
 
 SECTIONS = {
     "weights": [Line("dense", 41_001_126), Line("tables", 1.28e10, "bytes", "row-sharded [8]")],

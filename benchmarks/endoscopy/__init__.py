@@ -1,1 +1,0 @@
-"""What the endoscopy suite times."""
