@@ -228,8 +228,6 @@ class Towers(nn.Module):
         ValueError: A size is below 1, or norm or activation are unknown.
     """
 
-    __call__: Callable[[Tensor], Tensor]
-
     def __init__(
         self,
         num_tasks: int,
