@@ -125,8 +125,7 @@ def test_every_column_has_its_note(drafted, table):
 
 
 def test_the_draft_can_be_fitted(drafted, table):
-    transform = FeatureTransform(drafted.schema).fit(table)
-    batch = transform.batch(table)
+    batch = FeatureTransform(drafted.schema).fit(table).batch(table)
     assert len(batch) == N
     assert batch.labels.mean(0).tolist() == pytest.approx([0.3, 0.2], abs=0.03)
 
@@ -134,8 +133,7 @@ def test_the_draft_can_be_fitted(drafted, table):
 def test_columns_are_dropped_as_told(table):
     drafted = infer_schema(table, ["bought"], drop=["mood", "liked"])
     assert not {"mood", "liked"} & set(drafted.schema.features)
-    kept = infer_schema(table, [Task("bought")])
-    assert {"mood", "liked"} < set(kept.schema.features)
+    assert {"mood", "liked"} < set(infer_schema(table, [Task("bought")]).schema.features)
 
 
 def test_a_large_table_is_sampled(table, monkeypatch):
@@ -143,8 +141,7 @@ def test_a_large_table_is_sampled(table, monkeypatch):
 
     whole = infer_schema(table, ["bought"], user="reader").schema
     monkeypatch.setattr(recsys.infer, "MOST_ROWS", 1000)
-    part = infer_schema(table, ["bought"], user="reader").schema
-    assert part.features == whole.features
+    assert infer_schema(table, ["bought"], user="reader").schema.features == whole.features
 
 
 FAULTS = {

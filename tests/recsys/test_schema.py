@@ -72,8 +72,7 @@ def test_each_feature_is_of_a_known_side(feature):
 def test_times_without_an_order_are_refused_in_one_line(times):
     schema = FeatureSchema(tasks=TASKS, sparse=(Sparse("i"),), time="t")
     table = pl.DataFrame({"i": [1, 2], "t": times, "y": [0, 1]})
-    calls = (FeatureTransform(schema).fit, lambda t: split_by_time(t, "t", validation=0.3))
-    for call in calls:
+    for call in (FeatureTransform(schema).fit, lambda t: split_by_time(t, "t", validation=0.3)):
         with pytest.raises(GatesError, match=r"^column 't' has type .*, a time must be .*$"):
             call(table)
 
@@ -192,8 +191,7 @@ def test_hashed_values():
     assert rows[1] == rows[2] > 1
     assert rows[3:].tolist() == [1, 1]
     assert (hashed.lookup(pl.Series(["1", "2", "x"])) == [rows[0], rows[1], 0]).all()
-    many = hashed.lookup(pl.Series(range(10_000)))
-    assert set(many.tolist()) == set(range(2, len(hashed)))
+    assert set(hashed.lookup(pl.Series(range(10_000))).tolist()) == set(range(2, len(hashed)))
     texts = HashedValues("string", 100)
     assert (texts.lookup(pl.Series([1, 2])) == texts.lookup(pl.Series(["1", "2"]))).all()
 
@@ -254,8 +252,7 @@ def test_buckets_are_quantiles(numbers, count):
     statistics.add(np.array(numbers))
     buckets = statistics.finish()
     assert isinstance(buckets, Buckets)
-    values = np.sort(numbers)
-    rows = buckets.rows(values)
+    rows = buckets.rows(np.sort(numbers))
     assert (np.diff(rows) >= 0).all()
     assert rows.min() >= 2
     assert rows.max() < buckets.num_rows

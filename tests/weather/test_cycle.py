@@ -135,8 +135,7 @@ def test_a_caller_may_replace_an_analysis():
     first = start(1)
     steps = Cycle(forecast, optimal_interpolation()).run(first, observations(2))
     next(steps).analysis[1] = 7.0
-    background = next(steps).background
-    assert torch.equal(background[1], forecast(torch.full_like(first[1], 7.0), 6.0))
+    assert torch.equal(next(steps).background[1], forecast(torch.full_like(first[1], 7.0), 6.0))
 
 
 def test_no_forecast_is_wasted():
@@ -282,8 +281,7 @@ def reports(frame, **changes):
 def test_good_reports_are_taken_without_a_warning():
     background = field() + 1
     made = reports(table(field()).frame)
-    observations = made.at(NOON, background)
-    assert made.observed == [int(observations.mask.sum())]
+    assert made.observed == [int(made.at(NOON, background).mask.sum())]
     assert made.rejected == [0]
     assert made.warning() == ""
 
@@ -350,8 +348,7 @@ def test_a_background_is_not_altered_by_nothing():
 def test_backgrounds_are_analyzed_at_their_own_times():
     states = torch.stack((field(), field()))
     times = np.array([NOON - np.timedelta64(12, "h"), NOON])
-    made = reports(table(field() + 1).frame)
-    found = made.analyze(InverseDistance(COARSE), states, times)
+    found = reports(table(field() + 1).frame).analyze(InverseDistance(COARSE), states, times)
     assert torch.equal(found.states[0], states[0])
     assert (found.states[1] - states[1] - 1).abs().mean() < 0.5
     assert (found.observed[0], found.rejected) == (0, [0, 0])
@@ -359,8 +356,7 @@ def test_backgrounds_are_analyzed_at_their_own_times():
 
 def test_representativeness_adds_to_the_errors_of_cells():
     made = reports(table(field()).frame, representativeness=torch.tensor([3.0]))
-    errors = made.at(NOON, field()).errors
-    assert errors.min() >= 3
+    assert made.at(NOON, field()).errors.min() >= 3
 
 
 def test_numbers_by_variable():
@@ -382,8 +378,7 @@ def test_a_gross_check_needs_positive_numbers(sd, factor):
 
 def ramp(hours=0.0):
     """A field that is linear in longitude away from the seam, and in time."""
-    field = 250 + 0.1 * COARSE.longitude.float() + 0.5 * hours
-    return field.expand(1, 12, 24).clone()
+    return (250 + 0.1 * COARSE.longitude.float() + 0.5 * hours).expand(1, 12, 24).clone()
 
 
 def soundings(**columns):

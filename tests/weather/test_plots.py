@@ -157,8 +157,7 @@ def test_symmetric_levels_cover_the_size(size):
 
 
 def test_cycle_names_every_line_once_in_its_color():
-    figure = cycle_figure(cycles(), label="RMSE of height", unit="m")
-    (axes,) = figure.axes
+    (axes,) = cycle_figure(cycles(), label="RMSE of height", unit="m").axes
     colors = method_colors(METHODS)
     labels = {text.get_text().rsplit("  ", 1)[0]: text for text in axes.texts}
     assert set(labels) == set(METHODS)
@@ -184,8 +183,7 @@ def test_score_card_shows_values_and_changes():
     figure = scorecard_figure(["background", "OI", "Adas"], ["z500", "t500"], values,
                               reference="background")  # fmt: skip
     words = [text.get_text() for text in figure.axes[0].texts]
-    expected = ["400", "2.00", "300", "−25 %", "2.20", "+10 %", "–", "2.00", "±0 %"]
-    assert words == expected
+    assert words == ["400", "2.00", "300", "−25 %", "2.20", "+10 %", "–", "2.00", "±0 %"]
     image = figure.axes[0].images[0]
     better, worse = (image.cmap(image.norm(x)) for x in (-0.25, 0.25))
     assert better[2] > better[0] + 0.2  # blue
@@ -213,8 +211,7 @@ def test_projection_keeps_area():
     assert area == pytest.approx(4 * np.pi, rel=1e-3)
     for latitude in (0.0, 35.0, -60.0, 85.0):
         lat = np.array([latitude, latitude + 1e-3, latitude])
-        lon = np.array([20.0, 20.0, 20.0 + 1e-3])
-        x, y = equal_earth(lat, lon)
+        x, y = equal_earth(lat, np.array([20.0, 20.0, 20.0 + 1e-3]))
         cell = (x[2] - x[0]) * (y[1] - y[0]) - (x[1] - x[0]) * (y[2] - y[0])
         expected = np.deg2rad(1e-3) ** 2 * np.cos(np.deg2rad(latitude))
         assert cell == pytest.approx(expected, rel=1e-3)

@@ -45,11 +45,9 @@ def test_dense_form():
     torch.nn.init.normal_(gate.bias)
     x = torch.randn(5, 3)
     routing = gate(x)
-    expected = 2.5 / (1 + torch.exp(-(x @ gate.weight.T + gate.bias)))
-    assert_close(routing.weights, expected)
+    assert_close(routing.weights, 2.5 / (1 + torch.exp(-(x @ gate.weight.T + gate.bias))))
     assert routing.indices is None
-    scaled = SigmoidGate(3, 4, scale=2.5)(x).weights.sum(-1)
-    assert_close(scaled, torch.full((5,), 2.5))
+    assert_close(SigmoidGate(3, 4, scale=2.5)(x).weights.sum(-1), torch.full((5,), 2.5))
 
 
 @pytest.mark.fault("core F8")
@@ -69,8 +67,7 @@ def test_logits_choose_where_scores_saturate(balanced):
 @pytest.mark.fault("core F8")
 def test_logits_choose_groups_where_scores_saturate():
     gate = identity_gate(6, k=1, num_groups=3, num_kept_groups=1).float()
-    x = torch.tensor([[20.0, 30.0, 21.0, 40.0, 22.0, 22.0]])
-    assert gate(x).indices.tolist() == [[3]]
+    assert gate(torch.tensor([[20.0, 30.0, 21.0, 40.0, 22.0, 22.0]])).indices.tolist() == [[3]]
 
 
 def test_bias_chooses_and_never_weighs():

@@ -92,16 +92,14 @@ def test_other_libraries_read_the_file(format, dialects, tmp_path):
     written = dialects.write("bfl", "lora_down")
     bundle = load_lora(written.save(tmp_path / "in.safetensors", {"modelspec.title": "x"}))
     out = save_lora(bundle, tmp_path / "out.safetensors", format)
-    tensors = load_file(out)
-    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+    assert all(torch.isfinite(tensor).all() for tensor in load_file(out).values())
     with safe_open(out, "pt") as file:
         assert file.metadata()["format"] == "pt"
         assert file.metadata()["modelspec.title"] == "x"
 
 
 def test_names_of_each_format(dialects, tmp_path):
-    written = dialects.write("bfl", "lora_A")
-    bundle = load_lora(written.save(tmp_path / "in.safetensors"))
+    bundle = load_lora(dialects.write("bfl", "lora_A").save(tmp_path / "in.safetensors"))
     bundle = LoraBundle("flux", dict(bundle.modules), {"text_encoder": {TEXT: draw()}})
     kohya = load_file(save_lora(bundle, tmp_path / "k.safetensors", "kohya"))
     stems = {layer.name.replace(".", "_") for layer in dialects.NAMES["bfl"][1]}
@@ -209,8 +207,7 @@ def test_peft_configuration(tmp_path):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_dtype(format, dtype, tmp_path):
     bundle = LoraBundle("flux", {Q: draw()})
-    out = save_lora(bundle, place(tmp_path, format), format, dtype)
-    again = load_lora(out)
+    again = load_lora(save_lora(bundle, place(tmp_path, format), format, dtype))
     assert again.storage == getattr(torch, dtype)
     delta = bundle.delta_weight(Q)
     error = torch.linalg.matrix_norm(again.delta_weight(Q) - delta) / torch.linalg.matrix_norm(
@@ -306,8 +303,7 @@ def test_nothing_to_write(tmp_path, one_line):
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_shrunk_adapters_are_written(format, dialects, tmp_path):
-    written = dialects.write("bfl", "loha")
-    bundle = load_lora(written.save(tmp_path / "in.safetensors"))
+    bundle = load_lora(dialects.write("bfl", "loha").save(tmp_path / "in.safetensors"))
     small, _ = shrink_bundle(bundle, rank=2)
     again = load_lora(save_lora(small, place(tmp_path, format), format))
     same(again, small)

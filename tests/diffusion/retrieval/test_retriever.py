@@ -135,8 +135,7 @@ def trainer(folder, epochs=1, **options):
 
 def test_rounds_go_through_all_adapters():
     torch.manual_seed(0)
-    batches = list(Rounds(5, 2, 5))
-    drawn = [number for batch in batches for number in batch]
+    drawn = [number for batch in Rounds(5, 2, 5) for number in batch]
     assert sorted(drawn[:5]) == sorted(drawn[5:]) == [0, 1, 2, 3, 4]
     assert [sorted(batch) for batch in Rounds(3, None, 2)] == [[0, 1, 2]] * 2
     assert len(next(iter(Rounds(3, 7, 1)))) == 7
@@ -148,8 +147,7 @@ def test_ranks_share_each_batch(monkeypatch):
     batches = list(Rounds(7, None, 7))
     assert {len(batch) for batch in batches} == {6}
     assert len(set(batches[0])) == 6
-    drawn = [number for batch in batches for number in batch]
-    assert sorted(drawn) == sorted([*range(7)] * 6)
+    assert sorted([number for batch in batches for number in batch]) == sorted([*range(7)] * 6)
 
 
 def test_parts_of_ranks_make_up_the_batch_of_one(examples, config, words, monkeypatch):
@@ -209,8 +207,7 @@ def test_what_cannot_be_trained(examples, config, words, adapter, one_line):
     assert "there is no adapter" in refused([], config())
     assert "set text_dim to 24" in refused(examples, config(text_dim=32))
     other = Example(adapter(0, types=("proj_out",)), ["c0 1"], "odd")
-    message = refused([*examples, other], config(types=("ff_a.0",)))
-    assert "adapter 9 (odd)" in message
+    assert "adapter 9 (odd)" in refused([*examples, other], config(types=("ff_a.0",)))
     zero = LoraBundle("flux", {n: f._replace(scale=0.0) for n, f in adapter(0).modules.items()})
     assert "are zero" in refused([*examples, Example(zero, ["c0 1"], "nothing")], config())
     with pytest.raises(ValueError, match="batch_size"):
@@ -271,8 +268,7 @@ def test_unseen_adapters_of_known_concepts_are_found(loss, zoo, config, words, t
     stored = load_encoder(folder)
     vectors = torch.stack([stored.encode(example.bundle) for example in held_out])
     text, owners = data.validation.captions.all()
-    hits = (text @ vectors.mT).argmax(1) == owners
-    assert hits.float().mean() > after - 0.1
+    assert ((text @ vectors.mT).argmax(1) == owners).float().mean() > after - 0.1
 
 
 def whole(adapters):

@@ -72,8 +72,7 @@ def test_callbacks_decide_what_is_trained(run, tmp_path, capsys):
     assert gathered.fingerprint != plain.fingerprint
     assert gathered.settings["trainer.callbacks"][0]["class_path"] == GATHERING
     assert run("fit", *epochs, "--resume") == 0
-    other = ("--trainer.callbacks=null",)
-    assert run("fit", *epochs, "--resume", *other) == 2
+    assert run("fit", *epochs, "--resume", "--trainer.callbacks=null") == 2
     assert "trainer.callbacks" in capsys.readouterr().err
 
 
@@ -134,8 +133,7 @@ def test_resuming_from_another_run_is_refused(run, other, tmp_path, capsys, exis
     if existing:
         assert run("fit", "--trainer.max_epochs", "1") == 0
     before = contents(tmp_path)
-    words = ("--trainer.max_epochs", "2", "--ckpt_path", str(other))
-    assert run("fit", "--resume", *words) == 2
+    assert run("fit", "--resume", "--trainer.max_epochs", "2", "--ckpt_path", str(other)) == 2
     assert "give one of them" in capsys.readouterr().err
     assert contents(tmp_path) == before
 
@@ -256,8 +254,7 @@ def test_a_longer_training_goes_on_and_says_so(run, tmp_path, capsys):
     assert record.settings["lengthened"] is True
     assert record.fingerprint != short.fingerprint
     assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["epoch"] == 2
-    kept = read_record(folder / "weights/fit-s0")
-    assert kept.fingerprint == record.fingerprint
+    assert read_record(folder / "weights/fit-s0").fingerprint == record.fingerprint
     assert run("fit", "--resume", "--trainer.max_epochs", "2") == 0
     assert read_record(folder).settings["lengthened"] is True
 

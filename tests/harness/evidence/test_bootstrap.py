@@ -84,8 +84,7 @@ def test_the_deviation_of_draws_is_that_of_theory(sizes):
         return found
 
     Resamples.clusters(ids, resamples=20_000).intervals(watched)
-    residuals = np.bincount(ids, values - values.mean())
-    theory = math.sqrt((residuals**2).sum()) / len(ids)
+    theory = math.sqrt((np.bincount(ids, values - values.mean()) ** 2).sum()) / len(ids)
     assert drawn[-1].std() == pytest.approx(theory, rel=0.08)
 
 
@@ -333,8 +332,7 @@ def test_blocks_widen_the_interval_of_a_persistent_series():
 
 
 def test_blocks_are_of_successive_samples():
-    draws = Resamples.blocks(10, 4, level=0.999, resamples=5000)
-    found = mean(draws, np.arange(10.0))
+    found = mean(Resamples.blocks(10, 4, level=0.999, resamples=5000), np.arange(10.0))
     # The least mean takes the first blocks 0..3, 0..3 and 0..1, the greatest 6..9 and 6..7.
     assert found.low == pytest.approx(1.3)
     assert found.high == pytest.approx((30 + 30 + 13) / 10)
@@ -427,6 +425,5 @@ def test_a_score_that_rests_on_one_unit_has_no_interval():
     assert math.isnan(found["last"].low)
     assert math.isnan(found["last"].high)
     assert found["all"] == plain["all"]
-    seeds = [scores, SingleUnit(scores, ["last"])]
-    gap = draws.differences(seeds, [scores, scores])
+    gap = draws.differences([scores, SingleUnit(scores, ["last"])], [scores, scores])
     assert (gap["last"].p, gap["last"].units, gap["all"].units) == (1, 1, 3)

@@ -169,16 +169,13 @@ def test_rows_without_any_weight_are_refused(tables, part):
 
 def test_one_row_with_a_weight_is_enough(tables):
     schema = dataclasses.replace(tables.schema, weight="w")
-    places = np.arange(len(tables.train))
-    train = tables.train.with_columns(w=pl.Series(places == 50))
-    data = TableDataModule(tables._replace(schema=schema, train=train))
-    assert len(data.rows("train")) == 103
+    train = tables.train.with_columns(w=pl.Series(np.arange(len(tables.train)) == 50))
+    assert len(TableDataModule(tables._replace(schema=schema, train=train)).rows("train")) == 103
 
 
 @pytest.fixture
 def rows(tables):
-    transform = FeatureTransform(tables.schema).fit(tables.train)
-    return PackedRows.of(tables.train, transform)
+    return PackedRows.of(tables.train, FeatureTransform(tables.schema).fit(tables.train))
 
 
 def places(batches):
@@ -290,8 +287,7 @@ def test_no_rows_to_evaluate(rows):
 @pytest.mark.fault("video R1")
 def test_rows_without_a_user_are_spread_over_ranks(tables):
     """As one user of 300 rows they would all be evaluated by one rank."""
-    nobody = tables.train.with_columns(user=pl.lit(None, pl.Int64))
-    table = pl.concat([nobody] * 3)
+    table = pl.concat([tables.train.with_columns(user=pl.lit(None, pl.Int64))] * 3)
     rows = PackedRows.of(table, FeatureTransform(tables.schema).fit(tables.train))
     counts = [len(EvaluationLoader(rows, 500, rank=r, world=3).indices) for r in range(3)]
     assert sum(counts) == 309
@@ -350,8 +346,7 @@ def test_rows_without_a_user_stay_apart_where_tables_are_joined(batch):
     """Row n of each table has the number -1 - n, such as that of each fold of a comparison."""
     one = batch.replace(user=torch.tensor([7, -2, -3, 8, -5, 7]))
     joined = Batch.cat([one, one.take(slice(0, 3)), one])
-    known = joined.user[joined.user >= 0]
-    assert known.tolist() == [7, 8, 7, 7, 7, 8, 7]
+    assert joined.user[joined.user >= 0].tolist() == [7, 8, 7, 7, 7, 8, 7]
     assert len(joined.user[joined.user < 0].unique()) == 3 + 2 + 3
     equal(Batch.cat([batch, batch]).take(slice(6, 12)), batch)
 

@@ -179,8 +179,7 @@ def test_variants_are_one_dataset(variant, tmp_path):
 
 def test_duplicate_times_keep_the_first_on_request(tmp_path):
     sound = make.official()
-    later = sound.isel(time=[1]) + 1
-    path = official_zarr(xr.concat([sound, later], "time"), tmp_path)
+    path = official_zarr(xr.concat([sound, sound.isel(time=[1]) + 1], "time"), tmp_path)
     with open_wb2(path, OFFICIAL, drop_duplicate_times=True) as dataset:
         torch.testing.assert_close(to_tensor(dataset, OFFICIAL), expected_fields(sound))
 
@@ -190,8 +189,7 @@ def test_missing_values_on_request_are_reported(tmp_path):
     sound["geopotential"][1, ..., 3] = np.nan
     path = official_zarr(sound, tmp_path)
     with open_wb2(path, OFFICIAL, allow_missing=True) as dataset:
-        share = dataset["geopotential"].attrs["missing_fraction"]
-        assert share == pytest.approx(1 / 3 / 16)
+        assert dataset["geopotential"].attrs["missing_fraction"] == pytest.approx(1 / 3 / 16)
         assert dataset["temperature"].attrs["missing_fraction"] == 0
         with pytest.raises(GatesError, match=r"z850 is missing \(NaN\) in 1.56 % of the values"):
             to_tensor(dataset, OFFICIAL)
@@ -323,8 +321,7 @@ def analyses(seed=0):
 @pytest.mark.parametrize("members", [0, 2])
 @pytest.mark.parametrize("forecast", [False, True])
 def test_round_trip(zarr_format, members, forecast, tmp_path):
-    leading = (3, *([4] if forecast else []), *([members] if members else []))
-    x = states(*leading)
+    x = states(*(3, *([4] if forecast else []), *([members] if members else [])))
     dataset = to_dataset(x, FEW, SMALL, times=TIMES, leads=LEADS if forecast else None)
     path = write_wb2(dataset, tmp_path / "out.zarr", zarr_format=zarr_format)
     with open_wb2(path, FEW, hours=6) as opened:
@@ -438,8 +435,7 @@ def killed_write(other, path):
 
 def test_killed_write_leaves_the_old_store(tmp_path):
     path = write_wb2(analyses(), tmp_path / "out.zarr")
-    other = write_wb2(analyses(1), tmp_path / "other.zarr")
-    assert killed_write(other, path) == 9
+    assert killed_write(write_wb2(analyses(1), tmp_path / "other.zarr"), path) == 9
     assert [*tmp_path.glob(".out.*.partial.zarr")]
     with open_wb2(path, FEW) as opened:
         assert torch.equal(to_tensor(opened, FEW), states(3))

@@ -172,8 +172,7 @@ def test_polylines_never_jump():
 
 
 def test_asset_is_small():
-    asset = files("weather.data") / "assets" / "coastline.npz"
-    assert len(asset.read_bytes()) <= 60_000
+    assert len((files("weather.data") / "assets" / "coastline.npz").read_bytes()) <= 60_000
 
 
 GRID = regular_grid(9, 16, poles=True)
@@ -209,8 +208,7 @@ def test_frames_come_back_bit_for_bit(path):
     assert (cache.channels, cache.grid) == (CHANNELS, GRID)
     assert (cache.times == TIMES).all()
     assert cache.identity == {"store": "x"}
-    copied = pickle.loads(pickle.dumps(cache))
-    assert torch.equal(copied[3], states[3])
+    assert torch.equal(pickle.loads(pickle.dumps(cache))[3], states[3])
 
 
 def test_other_programs_read_it(path):
@@ -365,8 +363,7 @@ def test_root_mean_squares_are_those_in_memory():
         truth.numpy(), background.numpy(), ROWS_10.area_weights(), pairs
     )
     gap = truth[pairs[0]].double() - background[pairs[1]]
-    expected = ROWS_10.area_mean(gap.square()).mean(0).sqrt()
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_allclose(found, ROWS_10.area_mean(gap.square()).mean(0).sqrt(), rtol=1e-6)
 
 
 def test_nothing_has_no_statistics():
@@ -437,8 +434,7 @@ def test_the_store_has_the_layout_of_weatherbench(series, tmp_path):
         np.testing.assert_allclose(stored["geopotential"].values, expected[:, :, 1:], rtol=1e-6)
     for time, day in (("2020-12-31T12:00", 365), ("2019-03-01T12:00", 59)):
         picked = torch.from_numpy(expected[1, day]).float()
-        found = read_climatology(path, THREE, np.datetime64(time))
-        torch.testing.assert_close(found, picked)
+        torch.testing.assert_close(read_climatology(path, THREE, np.datetime64(time)), picked)
 
 
 def test_what_cannot_be_computed_or_read_is_refused(series, tmp_path):

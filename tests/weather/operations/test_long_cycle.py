@@ -62,8 +62,7 @@ def test_a_table_of_no_use_is_refused(tmp_path):
         LeftOut.of(table, channels, late).require_used("good.csv", late, "wait")
     with pytest.raises(GatesError, match="every report of temperature is out of range or flagged"):
         read_reports(tmp_path / "wrong.csv")
-    both = pd.concat([frame, frame.assign(value=1e5)])
-    both.to_csv(tmp_path / "both.csv", index=False)
+    pd.concat([frame, frame.assign(value=1e5)]).to_csv(tmp_path / "both.csv", index=False)
     said = []
     assert len(read_reports(tmp_path / "both.csv", said.append)) == 2
     assert said == ["1 of 2 reports are out of range or flagged, left out"]
@@ -175,8 +174,7 @@ OUTAGE = (3, 4)
 def truth(number):
     """A wave that moves eastwards by a column in every cycle."""
     wave = (2 * torch.pi * torch.arange(12) / 12).sin().roll(number) * 5
-    base = torch.tensor([285.0, 280.0, 255.0])[:, None, None]
-    return (base + wave).expand(3, 8, 12).float()
+    return (torch.tensor([285.0, 280.0, 255.0])[:, None, None] + wave).expand(3, 8, 12).float()
 
 
 def table():

@@ -102,8 +102,7 @@ def test_official_checkpoints_of_parallel_training_load(official):
     state = {f"module.{name}": value for name, value in weights(golden).items()}
     name = "module.layer1.crosslayer.back1.attn.relative_position_index"
     state[name] = torch.zeros(16, 16, dtype=torch.long)
-    converted = convert_official_state_dict(state)
-    assert set(converted) == set(network.state_dict())
+    assert set(convert_official_state_dict(state)) == set(network.state_dict())
 
 
 @pytest.mark.parametrize(("name", "sample"), [("same", None), ("down", "down")])
@@ -211,8 +210,7 @@ def test_bounded_gates_stay_between_zero_and_one():
         for stage in network.stages:
             stage.register_forward_hook(lambda *args, gates=gates: gates.append(args[2][2]))
         network(*fields(network))
-        largest = max(gate.max().item() for gate in gates)
-        assert (largest <= 1) == bound
+        assert (max(gate.max().item() for gate in gates) <= 1) == bound
         assert len(gates) == 5
 
 
@@ -287,8 +285,7 @@ def test_odd_extents_are_padded_going_down_and_cropped_coming_up():
     x = randn(1, 4, 2, 5, 7)
     coarse = down(x)
     assert coarse.shape == (1, 8, 2, 3, 4)
-    padded = torch.nn.functional.pad(x, (0, 1, 0, 1))
-    assert_close(down(padded), coarse)
+    assert_close(down(torch.nn.functional.pad(x, (0, 1, 0, 1))), coarse)
     assert up(coarse).shape == (1, 4, 2, 6, 8)
     stage = AdasStage(4, (1, 3, 3), 2, (1, 2, 2), sample="up").double()
     skip = tuple(randn(1, 4, 2, 5, 7, seed=seed) for seed in range(3))
@@ -470,8 +467,7 @@ def test_the_ungated_control_is_another_function_of_the_same_weights(build):
     gated, ungated = build("adas_increment"), build("ungated")
     ungated.load_state_dict(gated.state_dict())
     assert ungated.output == gated.output == "increment"
-    difference = (gated(*inputs()) - ungated(*inputs())).std()
-    assert difference > 1e-3 * gated(*inputs()).std()
+    assert (gated(*inputs()) - ungated(*inputs())).std() > 1e-3 * gated(*inputs()).std()
 
 
 def test_the_control_still_reads_the_confidence(build):

@@ -99,8 +99,7 @@ def read(tmp_path):
 
 
 def values(found, variable):
-    rows = found.frame[found.frame["variable"] == variable]
-    return rows.set_index("level_hpa")["value"]
+    return found.frame[found.frame["variable"] == variable].set_index("level_hpa")["value"]
 
 
 def test_a_sounding_is_exact_to_coded_precision(read):
@@ -142,13 +141,11 @@ def test_stations_are_of_the_surface(read):
     assert frame["11035", "10m_v_component_of_wind"] == pytest.approx(0.0, abs=1e-9)
     assert found.frame["level_hpa"].isna().all()
     assert str(found.frame["time"][0]) == "2020-01-02 06:00:00"
-    height = found.frame.set_index("station")["height_m"]
-    assert set(height["11035"]) == {198.0}
+    assert set(found.frame.set_index("station")["height_m"]["11035"]) == {198.0}
 
 
 def test_aircraft_report_at_the_pressure_of_their_flight_level(read):
-    found = read(amdar())
-    frame = found.frame.set_index("variable")
+    frame = read(amdar()).frame.set_index("variable")
     assert frame.loc["temperature", "value"] == pytest.approx(228.4)
     assert frame.loc["u_component_of_wind", "value"] == pytest.approx(-31.5)
     assert frame["level_hpa"].unique() == pytest.approx([301.3], abs=0.3)  # 30,000 feet
@@ -198,8 +195,7 @@ def prepbufr():
     """Sections 0 and 1 of edition 3 as NCEP writes them; its first messages are tables."""
     first = (18).to_bytes(3) + bytes([0, 0, 7, 0, 0, 11, 0, 29, 1, 12, 8, 13, 0, 0, 0])
     rest = (8).to_bytes(3) + bytes(5) + b"7777"
-    size = 8 + len(first) + len(rest)
-    return b"BUFR" + size.to_bytes(3) + b"\x03" + first + rest
+    return b"BUFR" + (8 + len(first) + len(rest)).to_bytes(3) + b"\x03" + first + rest
 
 
 def test_prepbufr_is_refused_with_advice(read):

@@ -77,8 +77,7 @@ def read(tmp_path):
 
 
 def values(found, variable):
-    rows = found.frame[found.frame["variable"] == variable]
-    return rows.set_index("level_hpa")["value"]
+    return found.frame[found.frame["variable"] == variable].set_index("level_hpa")["value"]
 
 
 def test_a_header_is_71_columns_and_a_level_51():
@@ -167,8 +166,7 @@ def test_a_truncated_sounding_keeps_its_whole_levels(read):
     found = read(*SOUNDING[:3], SOUNDING[3][:20])
     assert found.reports == 2
     assert found.note == "1 soundings are truncated"
-    whole = read(header(NUMLEV=3), *SOUNDING[1:3], *SOUNDING)
-    assert whole.reports == 5
+    assert read(header(NUMLEV=3), *SOUNDING[1:3], *SOUNDING).reports == 5
 
 
 def test_garbled_numbers_are_missing(read):
