@@ -163,8 +163,7 @@ def test_masks_stand_for_boxes(run):
     assert set(table["location"]) == {"masks"}
     assert table["bbox_xmin"].tolist() == [5, 6, 7, 8]
     objects = pd.read_csv(run.folder / "masked" / "clip" / "objects.csv")
-    assert objects["unique_id"].tolist() == ["clip"]
-    assert objects["num_frames"].tolist() == [4]
+    assert (objects["unique_id"].tolist(), objects["num_frames"].tolist()) == (["clip"], [4])
 
 
 def test_what_the_segmenter_finds_is_marked_automatic(run):

@@ -53,8 +53,7 @@ def test_grids_run_from_north_to_south_and_from_zero_eastwards():
     for grid in (gaussian_grid(32, 64), regular_grid(32, 64, poles=False)):
         assert grid.shape == (32, 64)
         assert (grid.latitude.diff() < 0).all()
-        assert grid.longitude[0] == 0
-        assert grid.longitude[1] == 5.625
+        assert (grid.longitude[0], grid.longitude[1]) == (0, 5.625)
         assert_close(grid.latitude, -grid.latitude.flip(0), atol=1e-12, rtol=0)
     assert regular_grid(32, 64, poles=False).latitude[0] == 90 - 90 / 32
     assert regular_grid(33, 64, poles=True).latitude[[0, -1]].tolist() == [90, -90]
@@ -286,8 +285,7 @@ def test_round_trip(shape):
     transform = Plain(*shape)
     coefficients = random_coefficients(transform, 2, 3)
     field = transform.synthesize(coefficients)
-    assert field.shape == (2, 3, *transform.grid.shape)
-    assert field.dtype == torch.float64
+    assert (field.shape, field.dtype) == ((2, 3, *transform.grid.shape), torch.float64)
     assert (transform.analyze(field) - coefficients).abs().max() < 1e-12
     again = transform.synthesize(transform.analyze(field))
     assert (again - field).abs().max() < 1e-12 * field.abs().max()

@@ -89,12 +89,10 @@ def test_what_is_finished_is_found(make, capsys):
     assert "missing" not in capsys.readouterr().out
     assert read_scores(path, "endoscopy").rows == before
     settings = read_record(path.parent / RUNS / "plain-n4-s0").settings
-    assert settings["trainer.max_steps"] == 3
-    assert settings["learning_rate"] == 2e-3
+    assert (settings["trainer.max_steps"], settings["learning_rate"]) == (3, 2e-3)
     assert "trainer.max_epochs" not in settings
     table = pd.read_parquet(path.parent / size_scoring.TUNING)
-    assert table["learning_rate"].tolist() == [2e-3, 2e-3]
-    assert table["trials"].tolist() == [2, 2]
+    assert (table["learning_rate"].tolist(), table["trials"].tolist()) == ([2e-3, 2e-3], [2, 2])
 
 
 OTHER = {

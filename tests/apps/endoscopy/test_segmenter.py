@@ -17,8 +17,7 @@ FOLDER = Path(endoscopy.__file__).parent.joinpath("weights", *SHIPPED)
 
 def test_whole_frames_alternate_with_parts_that_show_most_of_the_polyp():
     images, masks = rendered_masks(6, 2, seed=5, size=64)
-    assert images.shape == (24, 3, 64, 64)
-    assert images.dtype == torch.uint8
+    assert (images.shape, images.dtype) == ((24, 3, 64, 64), torch.uint8)
     areas = masks.sum((1, 2)).float()
     assert (areas[1::2] / areas[0::2].clamp(min=1) > 1).float().mean() > 0.7
     corners = images[:, :, 0, 0].float().mean(1)

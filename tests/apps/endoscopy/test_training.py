@@ -191,8 +191,7 @@ def test_trainings_follow_the_configured_trainer(make, tmp_path):
         return module
 
     plain = train("plain", make())
-    assert plain.trainer.precision == "32-true"
-    assert plain.trainer.limit_val_batches == 0
+    assert (plain.trainer.precision, plain.trainer.limit_val_batches) == ("32-true", 0)
     options = {"trainer.precision": "bf16-mixed", "checkpoint.monitor": "val/mae_mm"}
     chosen = train("chosen", make(settings=options))
     assert chosen.trainer.precision == "bf16-mixed"

@@ -129,8 +129,7 @@ def test_all_are_scored_on_the_same_rows_between_chance_and_the_oracle(done):
         assert own.pop(SUMMED) == gap
         assert own.keys() == {f"{SUMMED} watch", f"{SUMMED} inter"}
         assert sum(own.values()) == gap
-    per_task = {r.task for r in rows if r.method == "mmoe" and r.metric == "auc"}
-    assert per_task == set(found.tasks())
+    assert {r.task for r in rows if r.method == "mmoe" and r.metric == "auc"} == set(found.tasks())
     assert {"home", "mmoe"} == {r.method for r in rows if r.task == "experts"}
 
 
@@ -227,8 +226,7 @@ def test_baselines_get_the_intercepts_that_networks_get(done, tmp_path):
     wanted = made.predict(data.batch("test"))
     np.testing.assert_allclose(found.predictions(chosen)["trees"][0], wanted, atol=1e-6)
     own = summed_log_loss_of(data.batch("validation"), made.predict(data.batch("validation")))
-    best = min(trial["score"] for trial in chosen["trees"].trials)
-    assert best == pytest.approx(own, rel=1e-9)
+    assert min(trial["score"] for trial in chosen["trees"].trials) == pytest.approx(own, rel=1e-9)
     without = comparison(tmp_path / "without", contest=contest)
     assert without.own_of_all()["trees"].get("model.intercepts", None) is None
     record = json.loads((done / "baselines" / "duration" / "record.json").read_text())

@@ -109,9 +109,8 @@ def test_groups_are_ranked_by_their_two_best_and_ties_go_to_the_lowest(seed, kep
 def test_one_step_over_all_micro_batches_counts_no_padding():
     gate = identity_gate(3, k=1, balance_rate=0.5)
     x = torch.eye(3, dtype=torch.float64)
-    mask = torch.tensor([False, False, True])
     gate(x[[0, 0, 1]])
-    gate(x[[1, 2, 2]], padding_mask=mask)
+    gate(x[[1, 2, 2]], padding_mask=torch.tensor([False, False, True]))
     assert not gate.balance_bias.any()
     update_gates(gate)
     assert gate.balance_bias.tolist() == [-0.5, -0.5, 0.5]  # counts 2, 2, 1

@@ -136,8 +136,7 @@ def test_gates_are_recorded_without_another_pixel(auto, library):
     assert_close(held, open_gate.expand_as(held))
     assert gates.by_adapter()["second"] == pytest.approx(float(open_gate))
     record = found.record()["gates"]["second"]
-    assert len(record["by_step"]) == STEPS
-    assert set(record["by_layer"]) == set(gates.sites)
+    assert (len(record["by_step"]), set(record["by_layer"])) == (STEPS, set(gates.sites))
 
 
 def test_recorded_gates_are_the_true_means_by_step(auto, base, library, tmp_path):
@@ -186,8 +185,7 @@ def test_a_picture_with_its_record(auto, tmp_path):
     other = save_picture(again.images[0], tmp_path / "b.png", again.record())
     assert path.read_bytes() == other.read_bytes()
     assert '"negative_prompt": "red"' in path.with_suffix(".json").read_text()
-    assert found.record()["guidance"] == 3.0
-    assert found.record()["steps"] == STEPS
+    assert (found.record()["guidance"], found.record()["steps"]) == (3.0, STEPS)
 
 
 def test_faults_are_one_line(auto, base, library, one_line):

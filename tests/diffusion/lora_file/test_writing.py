@@ -69,8 +69,7 @@ def test_round_trip_or_a_refusal_that_names_a_layer(names, format, dialects, tmp
             continue
         again = load_lora(save_lora(bundle, out, format), base)
         same(again, bundle, written.base)
-        assert again.family == bundle.family
-        assert again.report.unused == ()
+        assert (again.family, again.report.unused) == (bundle.family, ())
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -94,8 +93,7 @@ def test_other_libraries_read_the_file(format, dialects, tmp_path):
     out = save_lora(bundle, tmp_path / "out.safetensors", format)
     assert all(torch.isfinite(tensor).all() for tensor in load_file(out).values())
     with safe_open(out, "pt") as file:
-        assert file.metadata()["format"] == "pt"
-        assert file.metadata()["modelspec.title"] == "x"
+        assert (file.metadata()["format"], file.metadata()["modelspec.title"]) == ("pt", "x")
 
 
 def test_names_of_each_format(dialects, tmp_path):
@@ -170,8 +168,7 @@ def test_some_parts_of_a_fused_layer(format, tmp_path):
     bundle = LoraBundle("flux", modules | {"transformer_blocks.0.norm1.linear": draw(96)})
     again = load_lora(save_lora(bundle, tmp_path / "a.safetensors", format))
     same(again, bundle)
-    assert again.ranks()[Q] == 2
-    assert again.ranks()[V] == 3
+    assert (again.ranks()[Q], again.ranks()[V]) == (2, 3)
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -198,8 +195,7 @@ def test_peft_configuration(tmp_path):
     config = json.loads((out / "adapter_config.json").read_text())
     assert config["peft_type"] == "LORA"
     assert (config["r"], config["lora_alpha"]) == (2, 2)
-    assert config["rank_pattern"] == {K: 4}
-    assert config["alpha_pattern"] == {}
+    assert (config["rank_pattern"], config["alpha_pattern"]) == ({K: 4}, {})
     assert config["target_modules"] == rf"proj_out|{K}|{Q}".replace(".", r"\.")
 
 

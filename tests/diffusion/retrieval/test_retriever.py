@@ -39,8 +39,7 @@ def test_without_shared_concepts_it_is_the_mean_of_both_cross_entropies():
     logits = 5 * F.normalize(text) @ F.normalize(lora).mT
     own = torch.arange(4)
     expected = (F.cross_entropy(logits, own) + F.cross_entropy(logits.mT, own)) / 2
-    found = loss(text, lora, DIFFERENT, DIFFERENT)
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(loss(text, lora, DIFFERENT, DIFFERENT), expected, rtol=1e-6, atol=0)
     published = PublishedLoss()(text, lora, DIFFERENT, DIFFERENT)
     logits = logits / 5
     expected = 10 * (F.cross_entropy(logits, own) + F.cross_entropy(logits.mT, own))
@@ -264,8 +263,7 @@ def test_unseen_adapters_of_known_concepts_are_found(loss, zoo, config, words, t
     assert after > (0.9 if loss == "contrastive" else 0.6)
     assert fitter.callback_metrics["val_recall@1"].item() == pytest.approx(after, abs=1e-6)
     assert after > recall_of_sketch(data) - 0.3
-    folder = save_encoder(tmp_path / "encoder", module.encoder, dtype=torch.bfloat16)
-    stored = load_encoder(folder)
+    stored = load_encoder(save_encoder(tmp_path / "encoder", module.encoder, dtype=torch.bfloat16))
     vectors = torch.stack([stored.encode(example.bundle) for example in held_out])
     text, owners = data.validation.captions.all()
     assert ((text @ vectors.mT).argmax(1) == owners).float().mean() > after - 0.1

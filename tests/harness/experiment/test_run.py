@@ -70,8 +70,7 @@ def test_what_is_there_is_not_made_again(run, work, tmp_path, capsys):
     record = store.record(pieces[1])
     assert record.settings["model.dim"] == 8
     assert list(record.objects) == ["object1"]
-    assert record.facts == {"note": "squared"}
-    assert record.origin == "trained"
+    assert (record.facts, record.origin) == ({"note": "squared"}, "trained")
     assert [path.name for path in store.folder.iterdir() if path.name.startswith(".")] == []
 
 

@@ -99,8 +99,7 @@ def test_only_training_rows_are_learned_from(tables):
     one, other = TableDataModule(tables), TableDataModule(changed)
     one.setup("fit")
     other.setup("fit")
-    assert one.transform.sizes == other.transform.sizes
-    assert one.transform.fitted.rows == 103
+    assert (one.transform.sizes, one.transform.fitted.rows) == (other.transform.sizes, 103)
     assert (other.batch("test").sparse[:, 1] == 0).all()
     assert (one.batch("test").sparse[:, 1] > 0).any()
 
@@ -134,8 +133,7 @@ def test_checkpoints_state_what_was_learned_from(tables):
     data = TableDataModule(tables)
     data.setup("fit")
     state = data.state_dict()
-    assert state["fitted"]["rows"] == 103
-    assert state["trained_on"] == data.training_objects()
+    assert (state["fitted"]["rows"], state["trained_on"]) == (103, data.training_objects())
     other = TableDataModule(tables._replace(train=tables.train[::-1]))
     assert other.training_objects() != data.training_objects()
 
@@ -324,8 +322,7 @@ def test_rows_come_back_as_they_were(batch, rows, narrow):
 def test_they_take_less_memory(batch):
     wide = sum(t.numel() * t.element_size() for t in [*batch.plain(), *batch.sequences])
     stored = PackedRows(batch)
-    assert stored.bytes == wide - 12 * 4 - 24 * 4 - 6 * 3
-    assert len(stored) == 6
+    assert (stored.bytes, len(stored)) == (wide - 12 * 4 - 24 * 4 - 6 * 3, 6)
     assert torch.equal(stored.user, batch.user)
 
 

@@ -213,8 +213,7 @@ def test_a_gate_that_is_saturated_degrades_its_expert(bias):
     assert layer.shared.all()
     assert layer.degraded.all()
     np.testing.assert_allclose(layer.occupancy, np.eye(2), atol=1e-12)
-    assert found.summary()["degraded"] == 2
-    assert found.summary()["occupancy_max"] == pytest.approx(1)
+    assert (found.summary()["degraded"], found.summary()["occupancy_max"]) == (2, pytest.approx(1))
 
 
 def test_sparse_tasks_that_ignore_their_experts_are_underfitted():
@@ -294,8 +293,7 @@ def test_hooks_are_removed_after_an_error():
 
 def test_a_model_without_experts_has_an_empty_report():
     found = diagnose(Plain(), [rows(tasks=1)])
-    assert found.notes == ("the model has no layer of experts",)
-    assert found.layers == ()
+    assert (found.notes, found.layers) == (("the model has no layer of experts",), ())
     assert found.summary() == {}
     assert found.table().height == found.gate_table().height == 0
     assert found.table().columns[:2] == ["layer", "expert"]
@@ -401,8 +399,7 @@ def test_groups_are_permuted_together():
     single = permutation_importance(score, table, ["strong"], ["a", "b"], labels, users, **options)[
         0
     ]
-    assert grouped.field == "pair"
-    assert grouped.total == pytest.approx(single.total)
+    assert (grouped.field, grouped.total) == ("pair", pytest.approx(single.total))
     assert alone.total.value < 0.7 * grouped.total.value
 
 

@@ -74,16 +74,14 @@ def test_a_rival_with_the_same_predictions_is_not_beaten(rows_of):
                for m, own in scores.items()}  # fmt: skip
     draws = user_resamples(test.user.numpy(), resamples=50)
     rows = compare(renamed, draws, task="test", reference="home")
-    made = bars(Claims(beats=("same", "bad")), rows)
-    assert [bar.met for bar in made.values()] == [False, True]
+    assert [bar.met for bar in bars(Claims(beats=("same", "bad")), rows).values()] == [False, True]
 
 
 def test_no_worse_takes_the_worst_end_in_every_task():
     rows = [gap("trees", -0.02, 0.004, task="view", metric="auc")]
     rows.append(gap("trees", -0.02, 0.03, task="like", metric="auc"))
     view, like = bars(Claims(no_worse={"trees": 0.01}), rows).values()
-    assert view.name == "AUC of home − trees, view, lower end"
-    assert view.value == -0.004
+    assert (view.name, view.value) == ("AUC of home − trees, view, lower end", -0.004)
     assert view.met
     assert not like.met
     assert not any(b.met for b in bars(Claims(no_worse={"trees": 0.01}), []).values())
@@ -300,9 +298,8 @@ def test_constant_scores_are_at_no_distance_and_missing_classes_at_none(rows_of)
 
 
 def test_masked_rows_do_not_count(rows_of):
-    labels = np.array([[1], [0], [1], [0]])
     mask = np.array([[True], [True], [True], [False]])
-    rows = rows_of(labels)
+    rows = rows_of(np.array([[1], [0], [1], [0]]))
     rows = rows.replace(mask=rows.mask & rows.mask.new_tensor(mask))
     found = chances(rows, np.array([[0.4], [0.3], [0.2], [0.9]]), ("a",))[0]
     assert (found.auc, found.positives) == (0.5, 2)
@@ -314,8 +311,7 @@ def test_bars_hold_what_is_near_chance_or_what_is_far():
     assert [bar.met for bar in chance_bars("x", [near, far])] == [True, False]
     assert [bar.met for bar in chance_bars("x", [near, far], ">=")] == [False, True]
     rows = {row.metric: row for row in chance_rows("x", [near, far], group="controls")}
-    assert rows[DISTANCE].value == pytest.approx(4.0)
-    assert rows["auc, b"].n == 7
+    assert (rows[DISTANCE].value, rows["auc, b"].n) == (pytest.approx(4.0), 7)
     assert (rows["auc, b"].low, rows["auc, b"].high) == pytest.approx((0.5204, 0.5596))
 
 

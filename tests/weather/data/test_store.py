@@ -29,9 +29,8 @@ GRID = regular_grid(4, 8, poles=False)
 
 @pytest.fixture
 def path(tmp_path):
-    states = torch.ones(2, 6, *GRID.shape)
     times = np.asarray(["2020-01-01", "2020-01-02"], dtype="datetime64[ns]")
-    dataset = to_dataset(states, CHANNELS, GRID, times=times)
+    dataset = to_dataset(torch.ones(2, 6, *GRID.shape), CHANNELS, GRID, times=times)
     dataset["land_sea_mask"] = dataset["2m_temperature"].isel(time=0, drop=True)  # without time
     dataset["wind_chill"] = dataset["2m_temperature"]  # of an unknown unit
     dataset = dataset.rename(geopotential="z", latitude="lat")
@@ -170,8 +169,7 @@ def test_variants_are_one_dataset(variant, tmp_path):
         )
         for name in ("latitude", "longitude", "time"):
             np.testing.assert_array_equal(dataset[name], make.official()[name])
-        assert dataset["time"].dtype == "datetime64[ns]"
-        assert dataset["level"].dtype == np.int64
+        assert (dataset["time"].dtype, dataset["level"].dtype) == ("datetime64[ns]", np.int64)
         assert dataset["level"].values.tolist() == [850, 500]
         assert dataset["temperature"].dims == ("time", "level", "latitude", "longitude")
         assert set(dataset.coords) == {"time", "level", "latitude", "longitude"}
@@ -187,8 +185,7 @@ def test_duplicate_times_keep_the_first_on_request(tmp_path):
 def test_missing_values_on_request_are_reported(tmp_path):
     sound = make.official()
     sound["geopotential"][1, ..., 3] = np.nan
-    path = official_zarr(sound, tmp_path)
-    with open_wb2(path, OFFICIAL, allow_missing=True) as dataset:
+    with open_wb2(official_zarr(sound, tmp_path), OFFICIAL, allow_missing=True) as dataset:
         assert dataset["geopotential"].attrs["missing_fraction"] == pytest.approx(1 / 3 / 16)
         assert dataset["temperature"].attrs["missing_fraction"] == 0
         with pytest.raises(GatesError, match=r"z850 is missing \(NaN\) in 1.56 % of the values"):
@@ -222,8 +219,7 @@ def test_uneven_steps_are_accepted_unless_a_step_is_required(tmp_path):
     words = "1 of 2 time steps are not 6 h, the first is 12 h after 2017-01-01 06:00"
     with pytest.raises(GatesError, match=words):
         open_wb2(path, OFFICIAL, hours=6)
-    even = official_zarr(make.official(), tmp_path, name="even.zarr")
-    open_wb2(even, OFFICIAL, hours=6).close()
+    open_wb2(official_zarr(make.official(), tmp_path, name="even.zarr"), OFFICIAL, hours=6).close()
 
 
 def test_scalar_time_becomes_a_dimension(tmp_path):
@@ -349,8 +345,7 @@ def test_schema_on_disk(zarr_format, tmp_path):
     assert group["prediction_timedelta"].dtype == np.int64
     assert group["prediction_timedelta"].attrs["units"] == "nanoseconds"
     assert group["prediction_timedelta"][1] == 6 * 3600 * 10**9
-    assert group["level"].dtype == np.int64
-    assert group["temperature"].dtype == np.float32
+    assert (group["level"].dtype, group["temperature"].dtype) == (np.int64, np.float32)
     assert group["temperature"].chunks == (1, 1, 2, 6, 8)
     assert group["2m_temperature"].chunks == (1, 1, 6, 8)
     assert group["temperature"].attrs["units"] == "K"
@@ -378,8 +373,7 @@ def test_blocks_join_without_a_seam(tmp_path, monkeypatch):
 
 
 def test_lazy_datasets_are_written(tmp_path):
-    first = write_wb2(analyses(), tmp_path / "first.zarr")
-    with open_wb2(first) as opened:
+    with open_wb2(write_wb2(analyses(), tmp_path / "first.zarr")) as opened:
         second = write_wb2(opened, tmp_path / "second.zarr", zarr_format=3)
     with open_wb2(second, FEW) as opened:
         assert torch.equal(to_tensor(opened, FEW), states(3))

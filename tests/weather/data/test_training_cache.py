@@ -48,8 +48,7 @@ def test_missing_xarray_names_the_extra():
 
 def test_layout():
     fields, grid, channels, times = load_era5_sample()
-    assert fields.shape == (10, 4, 4, 61, 120)
-    assert fields.dtype == torch.float32
+    assert (fields.shape, fields.dtype) == ((10, 4, 4, 61, 120), torch.float32)
     assert channels.labels == ("z850", "z500", "t850", "t500")
     assert grid.latitude[[0, 1, -1]].tolist() == [90, 87, -90]
     assert grid.longitude[[0, 1, -1]].tolist() == [0, 3, 357]
@@ -136,8 +135,7 @@ def test_land_covers_29_percent():
 def test_mask_does_not_depend_on_the_orientation():
     grid = gaussian_grid(32, 64)
     mask = land_mask(grid)
-    assert mask.shape == (32, 64)
-    assert mask.dtype == torch.bool
+    assert (mask.shape, mask.dtype) == ((32, 64), torch.bool)
     flipped = Grid(grid.latitude.flip(0), grid.longitude - 180)
     assert torch.equal(land_mask(flipped), mask.flip(0).roll(32, 1))
 
@@ -217,8 +215,7 @@ def test_other_programs_read_it(path):
         assert (seen["time"].values.astype("datetime64[s]") == TIMES).all()
         np.testing.assert_array_equal(seen["frames"].values, fields().numpy())
     array = zarr.open_array(path / "frames", mode="r")
-    assert array.chunks == (1, 5, 9, 16)
-    assert array.shards == (4, 5, 9, 16)
+    assert (array.chunks, array.shards) == ((1, 5, 9, 16), (4, 5, 9, 16))
 
 
 def test_statistics_in_the_attributes_are_those_in_memory(path):

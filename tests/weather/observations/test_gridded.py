@@ -207,10 +207,8 @@ def test_reports_land_in_their_cell_and_channel():
     expected = {(0, 0, 0): (260, 1), (1, 1, 1): (270, 2), (2, 5, 11): (250, 3), (4, 2, 0): (-20, 4)}
     assert {tuple(place) for place in gridded.mask.nonzero().tolist()} == set(expected)
     for place, (value, error) in expected.items():
-        assert gridded.values[place] == value
-        assert gridded.errors[place] == error
-    assert gridded.values.dtype == torch.float32
-    assert gridded.values.shape == (5, 6, 12)
+        assert (gridded.values[place], gridded.errors[place]) == (value, error)
+    assert (gridded.values.dtype, gridded.values.shape) == (torch.float32, (5, 6, 12))
 
 
 def test_superob_in_closed_form():

@@ -323,8 +323,7 @@ def generator(seed=0):
 @pytest.mark.parametrize("density", [0.0, 0.01, 0.1, 1.0])
 def test_bernoulli_density(density):
     network = bernoulli_network(GRID, density, seed=3)
-    assert network.shape == GRID.shape
-    assert network.dtype == torch.bool
+    assert (network.shape, network.dtype) == (GRID.shape, torch.bool)
     deviation = math.sqrt(density * (1 - density) / network.numel())
     assert network.float().mean().item() == pytest.approx(density, abs=4 * deviation + 1e-12)
 

@@ -238,8 +238,7 @@ def test_geopotential_in_another_unit_is_refused_with_the_unit(unit, size, facto
 def test_a_column_of_units_converts_values_and_errors(variable, value, unit, expected, error):
     table = upper(variable, [value], [500.0], units=[unit])
     found = ObservationTable.from_frame(table).frame.iloc[0]
-    assert found["value"] == pytest.approx(expected)
-    assert found["error"] == pytest.approx(error)
+    assert (found["value"], found["error"]) == (pytest.approx(expected), pytest.approx(error))
 
 
 @pytest.mark.fault("weather Ba")

@@ -86,8 +86,7 @@ def test_every_lead_of_every_start(analyses, tmp_path):
         assert torch.equal(found[:, lead], first[1:].roll(2 * lead, -1))
     group = zarr.open_consolidated(tmp_path / "f.zarr", zarr_format=2)
     chunks = (1, 1, 2, 6, 8) if "number" not in analyses.dims else (1, 1, 1, 2, 6, 8)
-    assert group["temperature"].chunks == chunks
-    assert group["temperature"].dtype == np.float32
+    assert (group["temperature"].chunks, group["temperature"].dtype) == (chunks, np.float32)
     assert group["temperature"].attrs["units"] == "K"
     for name, units in (
         ("time", "seconds since 1970-01-01"),

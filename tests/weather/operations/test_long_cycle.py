@@ -296,8 +296,7 @@ def test_what_a_cycle_writes(tmp_path):
 def test_departures_are_those_of_the_stores(tmp_path):
     run(tmp_path / "c")
     rows = pd.read_csv(tmp_path / "c" / "departures.csv")
-    assert len(rows) == 3 * CYCLES
-    assert rows["channel"].tolist()[:3] == ["t2m", "t850", "t500"]
+    assert (len(rows), rows["channel"].tolist()[:3]) == (3 * CYCLES, ["t2m", "t850", "t500"])
     one = rows[(rows["time"] == "2020-01-01T12:00") & (rows["channel"] == "t850")].iloc[0]
     frame = TABLE.frame
     here = frame[(frame["time"] == TIMES[2]) & (frame["level_hpa"] == 850)]

@@ -389,8 +389,7 @@ def test_variants_are_fresh_networks_of_the_same_recipe(module_of):
         assert variant.loss is LOSSES["log_mse"]
         assert (variant.lat_weight, variant.divergence_limit) == (True, 2.0)
         assert (variant.weight_decay, variant.learning_rate) == (0.2, module.learning_rate)
-        assert variant.betas == (0.5, 0.6)
-        assert variant.analysis.confidence_scale == 0.3
+        assert (variant.betas, variant.analysis.confidence_scale) == ((0.5, 0.6), 0.3)
         assert variant.analysis.background_error == "innovation"
         assert not {id(p) for p in module.parameters()} & {id(p) for p in variant.parameters()}
     assert module.variant("ungated", learning_rate=0.5).learning_rate == 0.5

@@ -197,9 +197,8 @@ def test_every_parameter_matters_and_both_inputs_are_heard():
     network = unit().eval()
     inputs = [x.requires_grad_() for x in fields(network)]
     network(*inputs).square().sum().backward()
-    silent = {n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()}
     # the gate that leaves the last stage is fused, therefore heard; nothing is left over
-    assert not silent
+    assert not {n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()}
     assert all(x.grad.abs().max() > 0 for x in inputs)
 
 
@@ -246,8 +245,7 @@ def test_recomputing_changes_no_gradient():
 def test_any_state_on_an_odd_grid(state):
     network = Adas(grid_shape=(13, 20), dim=4, window_size=(2, 3, 5), position="latitude", **state)
     network = network.double()
-    depth = state["num_levels"] + bool(state["num_surface"])
-    assert network.position.shape == (1, 4, depth, 6, 1)
+    assert network.position.shape == (1, 4, state["num_levels"] + bool(state["num_surface"]), 6, 1)
     inputs = [x.requires_grad_() for x in fields(network, batch=2)]
     analysis = network(*inputs)
     assert analysis.shape == inputs[0].shape
@@ -352,8 +350,7 @@ def test_misshaped_fields_are_named():
 )
 def test_windows_divide_the_tokens_of_all_scales(grid, patch, window):
     found = network_shape(grid, 4, 4, 4)
-    assert found["patch_size"] == [patch, patch]
-    assert found["window_size"][2] == window
+    assert (found["patch_size"], found["window_size"][2]) == ([patch, patch], window)
     tokens = grid[1] // patch
     assert tokens <= MOST_COLUMNS
     assert tokens % (4 * window) == 0
@@ -419,8 +416,7 @@ def test_the_published_forms_are_the_published_ones():
         assert PRESETS[name]["legacy_clip"] is True
     with torch.device("meta"):
         network = adas_preset("official")
-    assert network.num_channels == 69
-    assert network.position.shape == (1, 192, 14, 120, 240)
+    assert (network.num_channels, network.position.shape) == (69, (1, 192, 14, 120, 240))
 
 
 @pytest.mark.parametrize("name", ["unit", "swe", "era5"])

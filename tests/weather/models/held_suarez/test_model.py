@@ -227,10 +227,8 @@ def test_conversion_to_spectral_and_back(weather):
 def test_initial_states():
     model = HeldSuarez()
     state = model.initial_state(3, seed=7)
-    assert state.shape == (3, 25, 32, 64)
-    assert state.dtype == torch.float32
-    assert model.channels.num_channels == 25
-    assert model.channels.labels[:2] == ("sp", "t1")
+    assert (state.shape, state.dtype) == ((3, 25, 32, 64), torch.float32)
+    assert (model.channels.num_channels, model.channels.labels[:2]) == (25, ("sp", "t1"))
     assert (state[:, 9:] == 0).all()
     assert_close(state[:, 0], torch.full((3, 32, 64), 1e5))
     noise = state[:, 1:9].double() - REFERENCE_TEMPERATURE

@@ -238,8 +238,7 @@ def test_repeated_runs_are_identical_and_members_do_not_touch(model, climate):
 
 def test_initial_states_depend_on_seed_and_number_only(model):
     four = model.initial_state(4, seed=1)
-    assert four.shape == (4, 3, 32, 64)
-    assert four.dtype == torch.float32
+    assert (four.shape, four.dtype) == ((4, 3, 32, 64), torch.float32)
     assert_close(model.initial_state(2, seed=1), four[:2], rtol=1e-6, atol=1e-4)
     assert ((four[0] - four[1]).abs().amax((-1, -2)) > 1).all()
     assert not torch.equal(model.initial_state(4, seed=2), four)

@@ -126,8 +126,7 @@ def test_every_level_has_the_time_and_place_of_the_balloon(read):
     ]  # fmt: skip
     np.testing.assert_allclose(rows["latitude"], [52.21, 52.22, 52.26], atol=1e-9)
     np.testing.assert_allclose(rows["longitude"], [14.12, 14.14, 14.23], atol=1e-9)
-    assert set(rows["station"]) == {"10393"}
-    assert set(rows["source"]) == {"radiosonde"}
+    assert (set(rows["station"]), set(rows["source"])) == ({"10393"}, {"radiosonde"})
 
 
 def test_stations_are_of_the_surface(read):
@@ -156,8 +155,7 @@ def test_aircraft_report_at_the_pressure_of_their_flight_level(read):
 
 def test_messages_of_several_kinds_lie_in_one_file_with_headings(read):
     found = read(b"IUSD40 EDZW 020000\r\r\n" + temp() + b"\r\r\nNNNN" + synop() + temp(number=394))
-    assert found.reports == 3 + 2 + 3
-    assert set(found.frame["station"]) == {"10393", "10394", "11035"}
+    assert (found.reports, set(found.frame["station"])) == (3 + 2 + 3, {"10393", "10394", "11035"})
 
 
 def test_a_damaged_message_costs_itself_alone(read):
@@ -167,8 +165,7 @@ def test_a_damaged_message_costs_itself_alone(read):
     assert set(found.frame["station"]) == {"10393", "10394"}
     assert found.note == "1 messages that cannot be decoded"
     found = read(temp() + temp(number=394)[:-30])
-    assert set(found.frame["station"]) == {"10393"}
-    assert found.note == "1 truncated messages"
+    assert (set(found.frame["station"]), found.note) == ({"10393"}, "1 truncated messages")
 
 
 def test_nothing_but_a_part_of_a_message_is_refused(read):
@@ -349,8 +346,7 @@ def test_flags_reject(groups, kept, reason, write):
     name = "airTemperature"
     flags = {group: {name: (np.array(v, np.int32),)} for group, v in groups.items()}
     found = read_ioda(write(ObsValue={name: (np.array([270.0, 260.0, 230.0]), "K")}, **flags))
-    assert len(found.frame) == kept
-    assert found.rejected == ({reason: 3 - kept} if reason else {})
+    assert (len(found.frame), found.rejected) == (kept, {reason: 3 - kept} if reason else {})
 
 
 def test_reports_with_the_pressure_of_a_station_are_of_the_surface(write):
@@ -408,8 +404,7 @@ def test_masked_integers_and_empty_variables_are_missing(write):
         "windEastward": (np.full(3, np.nan), "m s-1"),
     }
     found = read_ioda(write(ObsValue=values))
-    assert rows(found, "temperature")["value"].tolist() == [270.0, 230.0]
-    assert len(found.frame) == 2
+    assert (rows(found, "temperature")["value"].tolist(), len(found.frame)) == ([270.0, 230.0], 2)
     assert not found.rejected
 
 
