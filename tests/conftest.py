@@ -60,6 +60,12 @@ def launch_files(tmp_path):
 
 
 @pytest.fixture(scope="session")
+def legible():
+    """Assert that the words of a figure lie inside it and do not touch."""
+    return runpy.run_path(str(HERE / "fixtures" / "legible.py"))["check"]
+
+
+@pytest.fixture(scope="session")
 def shop():
     """A bookshop: rows, requests and untrained models."""
     return SimpleNamespace(**runpy.run_path(str(HERE / "fixtures" / "shop.py")))

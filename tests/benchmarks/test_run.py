@@ -78,8 +78,7 @@ def test_single_calls_in_turn_and_mixtures_of_them():
         return {name: (lambda name=name: order.append(name)) for name in ("a", "b")}
 
     mixtures = {"both": {"a": 0.75, "b": 0.25}}
-    bars = {"both": 1e9}
-    one = Comparison("x", "x", build, "a", bars=bars, single_calls=5, mixtures=mixtures)
+    one = Comparison("x", "x", build, "a", bars={"both": 1e9}, single_calls=5, mixtures=mixtures)
     rows = {row["name"]: row for row in measure(one, rounds=3)}
     assert "".join(order) == "aabb" + "abba" * 7 + "ab"
     assert list(rows) == ["x · a", "x · b", "x · both"]
@@ -138,8 +137,7 @@ def test_one_thread_is_timed_by_its_own_seconds(threads, clock, monkeypatch):
 def test_output_files_follow_the_schema(suite, tmp_path, capsys):
     suite(comparison(bars={"large": 1e9}, first_calls=("large",)))
     path = tmp_path / "out.json"
-    words = ["--suite", "core", "--force", "--json", str(path), "--rounds", "2"]
-    assert main(words) == 0
+    assert main(["--suite", "core", "--force", "--json", str(path), "--rounds", "2"]) == 0
     content = json.loads(path.read_text())
     jsonschema.validate(content, schema())
     assert [row["name"] for row in content["rows"]] == [

@@ -182,8 +182,7 @@ def test_the_seam_is_the_residual_branch(case):
     ],
 )
 def test_other_resnets_are_gated_and_refuse_to_be_folded(name, options):
-    timm = pytest.importorskip("timm")
-    model = timm.create_model(name, num_classes=5, **options).eval()
+    model = pytest.importorskip("timm").create_model(name, num_classes=5, **options).eval()
     images = torch.randn(2, 3, 32, 32)
     plain = model(images)
     gates = inject_gates(model)
@@ -252,8 +251,7 @@ def test_every_rectifier_prunes_and_folds(rectifier):
     model.eval()
     x = torch.randn(3, 4, dtype=torch.float64)
     before = model(x)
-    remaining = prune_gates(model)
-    assert remaining == {f"{name}.gate": 3 for name in gates}
+    assert prune_gates(model) == {f"{name}.gate": 3 for name in gates}
     assert_close(model(x), before, rtol=0, atol=0)
     assert_close(fold_gates(model)(x), before, rtol=1e-12, atol=1e-12)
     assert (model[0].mlp.fc2.weight[0] == 0).all()
@@ -275,20 +273,17 @@ def test_pruning_asks_every_module_that_offers_it():
 
 
 def test_gates_follow_device_dtype_and_mode_of_their_host():
-    model = two_blocks().to(torch.bfloat16).eval()
-    for gate in inject_gates(model).values():
+    for gate in inject_gates(two_blocks().to(torch.bfloat16).eval()).values():
         assert gate.logits.dtype == torch.bfloat16
         assert not gate.training
-    meta = Block().to("meta")
-    assert all(gate.logits.is_meta for gate in inject_gates(meta).values())
+    assert all(gate.logits.is_meta for gate in inject_gates(Block().to("meta")).values())
 
 
 def test_gated_models_compile_into_one_graph():
     model = two_blocks()
     inject_gates(model)
     x = torch.randn(3, 4)
-    compiled = torch.compile(model, backend="eager", fullgraph=True)
-    assert_close(compiled(x), model(x))
+    assert_close(torch.compile(model, backend="eager", fullgraph=True)(x), model(x))
 
 
 def test_gates_of_ones_own_are_left_alone():
@@ -297,8 +292,7 @@ def test_gates_of_ones_own_are_left_alone():
             super().__init__()
             self.gate = FeatureSelectionGate(4)
 
-    model = Own()
-    assert isinstance(fold_gates(model).gate, FeatureSelectionGate)
+    assert isinstance(fold_gates(Own()).gate, FeatureSelectionGate)
 
 
 def test_a_model_without_such_blocks_is_refused():

@@ -103,8 +103,7 @@ def train(mode, optimizer, precision, accumulate, folder):
     )
     trainer.fit(module, data)
     assert trainer.global_step == STEPS
-    synchronized = sum(isinstance(m, SyncBatchNorm) for m in module.modules())
-    assert bool(synchronized) == is_initialized()
+    assert bool(sum(isinstance(m, SyncBatchNorm) for m in module.modules())) == is_initialized()
     assert str(next(module.parameters()).dtype) == f"torch.float{precision[:2]}"
     scores = {k: float(v) for k, v in trainer.callback_metrics.items() if "val/" in k}
     return {"state": dict(module.model.state_dict()), "scores": scores}
@@ -145,8 +144,7 @@ def test_two_ranks_equal_one_process(results, run):
         if name.endswith(("conv1.weight", "running_mean", "fc3.weight")):
             assert moves > 1e-4, name
         for result in pair:
-            difference = (result["state"][name].double() - expected).abs().max()
-            assert difference <= 1e-6, name
+            assert (result["state"][name].double() - expected).abs().max() <= 1e-6, name
 
 
 @pytest.mark.parametrize(

@@ -63,8 +63,7 @@ def test_render_writes_the_layout_of_real_data_once(sizing):
     assert set(other.frames["brand"]) == {"B"}
     frame = table.path(0)
     before = frame.stat().st_mtime_ns
-    out = sizing.endoscopy("render").out.splitlines()
-    assert out[0] == str(RUN / "rendered")
+    assert sizing.endoscopy("render").out.splitlines()[0] == str(RUN / "rendered")
     assert frame.stat().st_mtime_ns == before
 
 
@@ -81,10 +80,8 @@ def test_prepare_tells_the_size_of_the_cache_before_it_builds_it(sizing):
     words = ["--name", "cached", "--data.cache_folder", "another", "--data.cache_form", "raw"]
     lines = sizing.endoscopy("prepare", *words).out.splitlines()
     (told,) = [line for line in lines if line.startswith("cache of")]
-    built = Path(sizing.folder / lines[-2])
-    size = sum(path.stat().st_size for path in built.iterdir())
-    stated = float(re.search(r"([\d.]+) MB", told)[1]) * 1e6
-    assert abs(size - stated) < 0.05 * size + 5e4
+    size = sum(path.stat().st_size for path in Path(sizing.folder / lines[-2]).iterdir())
+    assert abs(size - float(re.search(r"([\d.]+) MB", told)[1]) * 1e6) < 0.05 * size + 5e4
 
 
 def test_fit_tells_the_size_of_the_cache_that_it_builds(sizing):
@@ -166,11 +163,9 @@ def test_quick_leaves_out_what_is_missing(sizing, evaluated):
 
 def test_evaluate_scores_a_checkpoint(sizing, evaluated):
     words = ["--name", "pinned", "--ckpt_path", RUN / "checkpoints/best.ckpt"]
-    result = sizing.endoscopy("evaluate", *words)
-    assert "missing" not in result.out
+    assert "missing" not in sizing.endoscopy("evaluate", *words).out
     pinned, kept = read_scores(sizing, "pinned"), read_scores(sizing)
-    value = figure(pinned, "configured", "mape")
-    assert np.isclose(value, figure(kept, "configured", "mape"))
+    assert np.isclose(figure(pinned, "configured", "mape"), figure(kept, "configured", "mape"))
     missing = sizing("endoscopy", "evaluate", "--config", "unit", *words[2:3], "nothing.ckpt")
     assert missing.code == 2
     assert "no checkpoint at nothing.ckpt" in missing.err.splitlines()[-1]
@@ -302,8 +297,7 @@ def _check_honest_report(sizing, folder, printed):
     """Baselines are in the headline and at every size, the chosen settings on the page."""
     scores = read_scores(sizing, "honest")
     for task in ("6 objects", "8 objects"):
-        area = figure(scores, "area", "mape", task)
-        assert area != figure(scores, "constant", "mape", task)
+        assert figure(scores, "area", "mape", task) != figure(scores, "constant", "mape", task)
     for part in ("constant: macro F1", "area alone: macro F1", "the plain network is"):
         assert part in scores["headline"]
     assert scores["headline"] in printed
@@ -340,8 +334,7 @@ def test_sections_of_verbs_hold_their_options(path):
 @pytest.fixture(scope="module")
 def real_layouts(sizing):
     """Fake colonoscopies in the layouts of REAL-Colon and SUN, and three folds of each."""
-    readers = {"real_colon": read_real_colon, "sun": read_sun}
-    for name, read in readers.items():
+    for name, read in {"real_colon": read_real_colon, "sun": read_sun}.items():
         make = runpy.run_path(str(ROOT / "tests" / "data" / name / "make.py"))
         make["official"](sizing.folder / "data" / name)
         objects = read(sizing.folder / "data" / name)[0].objects
@@ -354,8 +347,7 @@ def real_layouts(sizing):
     frames = read_real_colon(sizing.folder / RUN / "rendered")[0].frames
     frames["frame_path"] = frames["frame_path"].str.replace("$SYNTHETIC_PATH", "rendered")
     (sizing.folder / "data" / "rendered").symlink_to(sizing.folder / RUN / "rendered")
-    columns = [*REQUIRED, "patient"]
-    frames[columns].to_csv(sizing.folder / "data" / "frames.csv", index=False)
+    frames[[*REQUIRED, "patient"]].to_csv(sizing.folder / "data" / "frames.csv", index=False)
 
 
 @pytest.mark.fault("endoscopy C13")
@@ -381,8 +373,7 @@ def test_a_table_of_frames_is_enough(sizing, real_layouts):
     out = sizing.endoscopy("prepare", *words, config="table").out
     assert "64 frames of 32 objects" in out
     assert "split 5 folds of patients, made with seed 1: " in out
-    folder = sizing.folder / out.splitlines()[-1]
-    assert Path(pd.read_parquet(folder)["frame_path"][0]).is_file()
+    assert Path(pd.read_parquet(sizing.folder / out.splitlines()[-1])["frame_path"][0]).is_file()
     frames = pd.read_csv(sizing.folder / "data/frames.csv", dtype=str)
     frames.loc[:1, "frame_path"] = "nowhere.jpg"
     frames.to_csv(sizing.folder / "data/gone.csv", index=False)
@@ -404,8 +395,7 @@ def test_every_configuration_trains_a_step(path, sizing, real_layouts):
     words += ["--data.num_workers", 0, "--data.cache_folder", f"small/{path.stem}-cache"]
     words += ["--data.eval_frames_per_object", 1, "--data.frames_per_object", 1]
     if "synthetic:" in path.read_text():
-        counts = {"train": 2, "validation": 1, "test": 1, "calibration": 1}
-        for part, count in counts.items():
+        for part, count in {"train": 2, "validation": 1, "test": 1, "calibration": 1}.items():
             words += [f"--data.{part}_objects", count]
         words += ["--data.synthetic", f"small/{path.stem}", "--rendering.frames", 1]
     elif path.stem != "table":

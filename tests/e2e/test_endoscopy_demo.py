@@ -116,8 +116,7 @@ def expected(run, source, boxes):
         "endoscopy", "predict", source, "--weights", "ward", "--boxes", "drawn.csv",
         "--output", "out", "--overwrite_output",
     )  # fmt: skip
-    table = pd.read_csv(run.folder / "out" / source.partition(".")[0] / "objects.csv")
-    return table.iloc[0]
+    return pd.read_csv(run.folder / "out" / source.partition(".")[0] / "objects.csv").iloc[0]
 
 
 def test_a_drawn_box_gives_the_size_that_predict_gives(run, page):
@@ -164,8 +163,7 @@ def test_a_clip_is_measured_on_its_drawn_frames(run, page):
     page.press("#place input[type=number]", "Tab")
     corner(page, BOX[0], BOX[2], "opposite corner.")
     corner(page, BOX[1], BOX[3], "2 drawn boxes")
-    text = measured(page)
-    assert "2 of 2 frames count; box drawn" in text
+    assert "2 of 2 frames count; box drawn" in measured(page)
     page.wait_for_selector("#strip img")
 
 

@@ -152,8 +152,7 @@ def test_a_named_scope_gets_millimeters_with_intervals(run):
     np.testing.assert_allclose(objects["predicted_mm"], frames["predicted_mm"])
     half_width = load_bundle(run.folder / "ward").conformal.half_width
     np.testing.assert_allclose(np.log(objects["upper_mm"] / objects["predicted_mm"]), half_width)
-    shown = f"{objects['predicted_mm'][0]:.1f} mm ({objects['lower_mm'][0]:.3g} to"
-    assert shown in out
+    assert f"{objects['predicted_mm'][0]:.1f} mm ({objects['lower_mm'][0]:.3g} to" in out
     index = pd.read_csv(run.folder / "index" / "frames" / "predictions.csv")
     assert np.isfinite(index["size_index"]).all()
 
@@ -164,14 +163,12 @@ def test_masks_stand_for_boxes(run):
     assert set(table["location"]) == {"masks"}
     assert table["bbox_xmin"].tolist() == [5, 6, 7, 8]
     objects = pd.read_csv(run.folder / "masked" / "clip" / "objects.csv")
-    assert objects["unique_id"].tolist() == ["clip"]
-    assert objects["num_frames"].tolist() == [4]
+    assert (objects["unique_id"].tolist(), objects["num_frames"].tolist()) == (["clip"], [4])
 
 
 def test_what_the_segmenter_finds_is_marked_automatic(run):
     words = ("--segmenter", "segmenter.safetensors", "--overlays", 2)
-    result = predict(run, "frames", *words, boxes=None, output="automatic")
-    assert "automatic" in result.out
+    assert "automatic" in predict(run, "frames", *words, boxes=None, output="automatic").out
     folder = run.folder / "automatic" / "frames"
     assert set(pd.read_csv(folder / "predictions.csv")["location"]) == {"automatic"}
     assert len(list((folder / "overlays").iterdir())) == 2
@@ -189,8 +186,7 @@ def test_pictures_show_frames_and_polyps(run):
 
 
 def test_abstentions_are_counted_with_their_reasons(run, write):
-    generator = np.random.default_rng(0)
-    noise = generator.integers(0, 255, (100, 64, 64, 3)).astype(np.uint8)
+    noise = np.random.default_rng(0).integers(0, 255, (100, 64, 64, 3)).astype(np.uint8)
     limits = fit_quality(noise, np.tile([10.0, 10.0, 30.0, 30.0], (100, 1)))
     write.weights(run.folder / "strict", quality=limits)
     out = predict(run, "frames", weights="strict", output="strict_out").out
@@ -252,8 +248,7 @@ def test_a_killed_prediction_goes_on_with_its_pictures(run, monkeypatch):
     drawn = {path: path.stat().st_mtime_ns for path in (partial / "overlays").iterdir()}
     monkeypatch.undo()
     (partial / "overlays" / "frame_2.png").unlink()
-    resumed = predict(run, "frames", "--resume", *words, output="killed")
-    assert "sizing frames" not in resumed.out
+    assert "sizing frames" not in predict(run, "frames", "--resume", *words, output="killed").out
     folder = partial.with_name("frames")
     kept = {
         partial / "overlays" / p.name: p.stat().st_mtime_ns for p in (folder / "overlays").iterdir()

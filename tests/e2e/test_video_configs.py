@@ -33,8 +33,7 @@ def content_of(name):
 def release(tmp_path_factory):
     """Shards of a simulated release, with the past of its users."""
     folder = tmp_path_factory.mktemp("release")
-    feed = simulate(rows=4000, users=60, videos=120, days=31, seed=9)
-    export_kuairand(feed, folder / "raw")
+    export_kuairand(simulate(rows=4000, users=60, videos=120, days=31, seed=9), folder / "raw")
     return prepare(KuaiRand(folder / "raw"), folder / "shards", history=UserHistory(20)).folder
 
 
@@ -99,8 +98,7 @@ def test_every_configuration_trains_a_step(name, places, tmp_path, capsys):
     options = {"data.batch_size": 64, "trainer.max_steps": 2, "trainer.limit_val_batches": 1,
                "trainer.val_check_interval": 1.0, **places[name]}  # fmt: skip
     assert main([*words, *(f"--{n}={value}" for n, value in options.items())]) == 0
-    folder = tmp_path / "video" / name
-    assert (folder / "model" / "config.json").is_file()
+    assert (tmp_path / "video" / name / "model" / "config.json").is_file()
     assert "model" in capsys.readouterr().out
 
 
@@ -111,8 +109,7 @@ def test_rivals_have_the_size_of_the_reference(name, places):
                 **{n: str(v) if "path" in n or "folder" in n else v
                    for n, v in places[name].items()}}  # fmt: skip
     source = source_of(settings)
-    known = isinstance(source, AliExpress | OwnTable)
-    schema = source.read().schema if known else source.schema()
+    schema = source.read().schema if isinstance(source, AliExpress | OwnTable) else source.schema()
     contest = Contest(**content["contest"])
     width, sizes = input_width(schema), {}
     for method in contest.methods:

@@ -96,8 +96,7 @@ def test_the_report_is_one_page_without_network(feed, scores):
     ]  # fmt: skip
     assert page.count("data:image/png;base64,") >= 8
     assert not re.findall(r"(?:src|href)=[\"'](?!data:|#)", page)
-    listed = pl.read_csv(feed.folder / "runs/video/small/figures/ranked-list.csv")
-    assert len(listed) > 10
+    assert len(pl.read_csv(feed.folder / "runs/video/small/figures/ranked-list.csv")) > 10
     assert "product of the predicted probabilities of effective_view" in page
     assert not re.search(r"product of the predicted probabilities of [^.;]*skip", page)
     fields = pl.read_csv(feed.folder / "runs/video/small/figures/importance.csv")
@@ -137,8 +136,7 @@ def test_the_report_of_folds_draws_the_first(gates_in, small_feed, tmp_path):
 def test_a_killed_evaluation_ends_with_the_same_bits(small_feed, kill_and_resume, tmp_path):
     """Killed inside a piece and between two of them."""
     seed = next(s for s in range(99) if sorted(random.Random(s).sample(range(1, 7), 2)) == [1, 4])
-    config = small_feed(tmp_path, epochs=2)
-    command = ["video", "evaluate", "--config", str(config)]
+    command = ["video", "evaluate", "--config", str(small_feed(tmp_path, epochs=2))]
     command += ["--seeds", "[0]", "--contest.trials", "1"]
     globs = ["weights/*/*", "trials/*/*", "choices/*/*", "baselines/*/*", "scores.json"]
     folder = kill_and_resume(command, app="video", seed=seed, compare=globs)

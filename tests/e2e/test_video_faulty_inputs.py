@@ -579,8 +579,7 @@ def weights(gates, name, path):
     """Train on a table with the drafted schema and return the weights."""
     source = json.dumps({"class_path": TABLE, "init_args": SCHEMA(gates) | {"path": str(path)}})
     gates.video("fit", "--data.source", source, "--name", name, config="own")
-    found = gates.folder / f"runs/video/{name}/weights/fit-s0/result.safetensors"
-    return found.read_bytes()
+    return (gates.folder / f"runs/video/{name}/weights/fit-s0/result.safetensors").read_bytes()
 
 
 def SCHEMA(gates):
@@ -608,8 +607,7 @@ HARMLESS = {
 def test_what_does_not_matter_gives_the_same_network(case, place, tmp_path):
     HARMLESS[case](tmp_path)
     name = case.replace(" ", "_")
-    runs = place.folder / "runs/video"
-    expected = runs / "plain/weights/fit-s0/result.safetensors"
+    expected = place.folder / "runs/video" / "plain/weights/fit-s0/result.safetensors"
     if not expected.is_file():
         weights(place, "plain", place.folder / "good.csv")
     assert weights(place, name, next(tmp_path.iterdir())) == expected.read_bytes()
@@ -662,8 +660,7 @@ def test_odd_feeds_are_counted_and_kept(place, tmp_path):
     folder = tmp_path / "feed"
     shutil.copytree(place.folder / "feed", folder)
     (log,) = folder.glob("data/log_standard_4_08*.csv")
-    text = with_field(log.read_text(), 4, "duration_ms", "0")
-    head, *rows = text.splitlines()
+    head, *rows = with_field(log.read_text(), 4, "duration_ms", "0").splitlines()
     rows = [rows[1], rows[0], *rows[2:], rows[-1]]
     log.write_text("\r\n".join([head, *rows]) + "\r\n", newline="")
     (users,) = folder.glob("data/user_features*.csv")

@@ -122,8 +122,7 @@ def test_exported_files_give_the_same_probabilities(feed, trained):
     path = feed.folder / feed.succeed(*command).out.splitlines()[-1]
     found = load_exported(path)
     for rows in (data.batch("test"), data.batch("test").take(slice(0, 3))):
-        logits = found(rows.sparse, rows.dense, *rows.sequences)
-        given = torch.as_tensor(logits).double().sigmoid()
+        given = torch.as_tensor(found(rows.sparse, rows.dense, *rows.sequences)).double().sigmoid()
         np.testing.assert_allclose(given, expected[: len(rows)], atol=1e-5)
     before = path.read_bytes()
     again = feed(*command)
@@ -173,8 +172,7 @@ def test_what_is_resumed_must_be_the_same(feed, faulty_inputs, words, said):
 
 @pytest.mark.costly("four processes that train")
 def test_killed_trainings_end_like_uninterrupted_ones(small_feed, kill_and_resume, tmp_path):
-    config = small_feed(tmp_path, epochs=4)
-    command = ["video", "fit", "--config", str(config)]
+    command = ["video", "fit", "--config", str(small_feed(tmp_path, epochs=4))]
     command += ["--checkpoint.every_n_steps", "1", "--trainer.log_every_n_steps", "1"]
     folder = kill_and_resume(command, app="video", rows=[3, 10])
     whole = tmp_path / "whole/video/run"
@@ -263,8 +261,7 @@ def test_the_folder_of_a_run_survives_a_failed_fit(feed, gates_in, tmp_path):
     shutil.copytree(feed.folder, tmp_path / "copy")
     gates = gates_in(tmp_path / "copy")
     before = sorted(p for p in (tmp_path / "copy").rglob("*"))
-    table = "recsys.data.readers.own_table.OwnTable"
-    words = ["--data.source.class_path", table]
+    words = ["--data.source.class_path", "recsys.data.readers.own_table.OwnTable"]
     words += ["--data.source.init_args", '{"path": "absent.csv", "labels": ["y"]}']
     failed = gates("video", "fit", "--config", "small", "--overwrite", *words)
     assert failed.code == 2

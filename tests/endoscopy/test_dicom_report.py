@@ -70,8 +70,7 @@ def test_the_report_holds_length_interval_region_and_patient(tmp_path, source):
     groups = report.content.get_planar_roi_measurement_groups()
     assert [group.tracking_identifier for group in groups] == ["a", "b"]
     [length] = groups[0].get_measurements()
-    assert length.name == LENGTH
-    assert length.value == 5.0
+    assert (length.name, length.value) == (LENGTH, 5.0)
     assert length.unit.value == "mm"
     text = str(report).lower()
     assert "upper measurement uncertainty" in text

@@ -63,8 +63,7 @@ def test_lightning_trains_it_too(tmp_path):
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Lightning: workers, cores, its own deprecations
-        loaders = [torch.utils.data.DataLoader(data, 8) for _ in range(2)]
-        trainer.fit(module, *loaders)
+        trainer.fit(module, *[torch.utils.data.DataLoader(data, 8) for _ in range(2)])
     assert 0 <= trainer.callback_metrics["val/iou"] <= 1
     assert not torch.equal(before, nn.utils.parameters_to_vector(module.parameters()))
 
@@ -134,8 +133,7 @@ def test_a_frame_without_a_polyp_is_counted():
 def test_the_loss_is_that_of_its_definition():
     logits, masks = torch.tensor([[[20.0, -20.0]]]), torch.tensor([[[1.0, 0.0]]])
     assert segmentation_loss(logits, masks) < 1e-6
-    worst = segmentation_loss(-logits, masks)
-    torch.testing.assert_close(worst, torch.tensor(20.0 + 1 - 1 / 3))
+    torch.testing.assert_close(segmentation_loss(-logits, masks), torch.tensor(20.0 + 1 - 1 / 3))
 
 
 def test_augmentation_moves_image_and_mask_together():

@@ -137,8 +137,7 @@ def test_a_process_counts_with_its_descendants(holder):
 def test_a_process_that_has_ended_takes_nothing():
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
-    assert resident(process.pid) == 0
-    assert descendants(process.pid) == []
+    assert (resident(process.pid), descendants(process.pid)) == (0, [])
 
 
 def test_the_meter_keeps_the_peak():

@@ -75,8 +75,7 @@ class ToyData(LightningDataModule):
         return [f"sample{number}" for number in range(self.num_samples)]
 
     def _set(self, num: int, seed: int) -> TensorDataset:
-        generator = torch.Generator().manual_seed(seed)
-        x = torch.randn(num, self.dim, generator=generator)
+        x = torch.randn(num, self.dim, generator=torch.Generator().manual_seed(seed))
         return TensorDataset(x, x @ torch.arange(1.0, self.dim + 1))
 
     def train_dataloader(self) -> DataLoader:
@@ -180,8 +179,7 @@ class ToyCLI(GatesRunCLI):
 
 
 def main(arguments: Sequence[str]) -> None:
-    model = Student if arguments[0] == "distill" else ToyModule
-    ToyCLI(model, ToyData, ToyTrainer, arguments)
+    ToyCLI(Student if arguments[0] == "distill" else ToyModule, ToyData, ToyTrainer, arguments)
 
 
 if __name__ == "__main__":

@@ -66,8 +66,7 @@ def test_rows_without_gradient_keep_their_bits_and_their_norm():
     mine.grad = sparse_grad([[2, 2, 5]], torch.ones(3, 4).double(), (9, 4))
     optimizer.step()
     assert (mine != before).any(1).nonzero().flatten().tolist() == [2, 5]
-    zero = sparse_grad([[7]], torch.zeros(1, 4).double(), (9, 4))
-    mine.grad = zero
+    mine.grad = sparse_grad([[7]], torch.zeros(1, 4).double(), (9, 4))
     before = mine.detach().clone()
     optimizer.step()
     assert torch.equal(mine, before)
@@ -206,8 +205,7 @@ def test_gradients_are_sparse_and_those_of_dense_tables():
 def test_a_step_changes_the_rows_of_the_batch_and_no_others():
     bank = toy_bank()
     before = {name: table.clone() for name, table in bank.named_tables().items()}
-    rows = torch.tensor([[5, 3, 7, 9, 2, 4, 6, 3]])
-    bank(rows).square().sum().backward()
+    bank(torch.tensor([[5, 3, 7, 9, 2, 4, 6, 3]])).square().sum().backward()
     RowWiseAdagrad(bank.tables(), lr=0.1).step()
     changed = {
         name: (table != before[name]).any(1).nonzero().flatten().tolist()
@@ -226,8 +224,7 @@ def test_initial_values_have_their_standard_deviation():
         Sparse("b"),
     )
     bank = EmbeddingBank(FeatureSchema(tasks=TASKS, sparse=sparse), {"a": 90_000, "b": 3_000})
-    rows = torch.stack([torch.randint(90_000, (3_000,)), torch.arange(3_000)], 1)
-    found = bank(rows).detach()
+    found = bank(torch.stack([torch.randint(90_000, (3_000,)), torch.arange(3_000)], 1)).detach()
     for part in found.split(8, 1):
         assert float(part.std()) == pytest.approx(1e-2, rel=0.05)
         assert abs(float(part.mean())) < 3e-4

@@ -88,8 +88,7 @@ def test_numbers_are_scaled_and_missing_ones_marked(transform, table):
     assert found[known, 1] == pytest.approx((pages - pages.mean()) / pages.std(), rel=1e-6)
     assert found[3:, 0].tolist() == [0, 0, 0]
     assert found[4, 1] == 0
-    assert found[:, 2].tolist() == [0, 0, 0, 1, 1, 1]
-    assert found[:, 3].tolist() == [0, 0, 0, 0, 1, 0]
+    assert (found[:, 2].tolist(), found[:, 3].tolist()) == ([0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 1, 0])
     assert transform.dense_names == ("price", "pages", "price missing", "pages missing")
     assert transform.dense_width == 4
 
@@ -306,8 +305,7 @@ def test_features_share_a_table():
     )
     table = pl.DataFrame({"a": ["x", "y"], "b": ["y", "z"]})
     made = FeatureTransform(schema).fit(table)
-    assert made.sizes == {"word": 5}
-    assert made.encode(table).sparse.tolist() == [[3, 2], [2, 4]]
+    assert (made.sizes, made.encode(table).sparse.tolist()) == ({"word": 5}, [[3, 2], [2, 4]])
 
 
 def test_tables_that_contradict_are_refused():
@@ -329,8 +327,7 @@ def test_growth_keeps_every_row_and_scale(transform, table):
     same(grown.encode(table), transform.encode(table))
     assert grown.encode(day).sparse[:, :2].tolist() == [[4, 4]] * 6
     assert transform.encode(day).sparse[:, :2].tolist() == [[0, 0]] * 6
-    assert grown.sizes["book"] == transform.sizes["book"] + 1
-    assert tuple(grown.fitted) == (12, 1, 9)
+    assert (grown.sizes["book"], tuple(grown.fitted)) == (transform.sizes["book"] + 1, (12, 1, 9))
 
 
 HISTORIES = {
@@ -353,9 +350,8 @@ def test_missing_words_in_histories_are_missing_events_in_any_form(kind, strings
     train = pl.DataFrame({"i": items, "h": ["1", "2", "3"]})
     transform = FeatureTransform(schema, missing=["NA"]).fit(train)
     table = pl.DataFrame({"h": HISTORIES[kind]}).with_columns(i=pl.lit("1"))
-    expected = [[2, 1, 3], [1, 1, 1], [1, 1, 4], [1, 2, 3], [1, 1, 1]]
     found = transform.encode(table).sequences[0].tolist()
-    assert found == expected[: len(table)]
+    assert found == [[2, 1, 3], [1, 1, 1], [1, 1, 4], [1, 2, 3], [1, 1, 1]][: len(table)]
 
 
 @pytest.mark.fault("video R7")
@@ -408,15 +404,12 @@ def folder(schema, table, tmp_path):
 
 def test_saved_and_loaded(schema, table, folder):
     made, loaded = FeatureTransform(schema).fit(table), FeatureTransform.load(folder)
-    assert loaded.schema == schema
-    assert loaded.fitted == made.fitted
-    assert loaded.sizes == made.sizes
+    assert (loaded.schema, loaded.fitted, loaded.sizes) == (schema, made.fitted, made.sizes)
     one, other = made.encode(table), loaded.encode(table)
     assert (one.sparse == other.sparse).all()
     assert (one.dense == other.dense).all()
     assert (one.sequences[0] == other.sequences[0]).all()
-    grown = loaded.grow(table)
-    assert grown.fitted.rows == 12
+    assert loaded.grow(table).fitted.rows == 12
 
 
 def test_equal_transforms_make_equal_files(schema, table, folder, tmp_path):

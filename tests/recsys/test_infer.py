@@ -76,8 +76,7 @@ def test_kinds_of_columns(drafted):
     }
     (history,) = drafted.schema.sequences
     assert (history.name, history.of, history.max_length) == ("read", "book", 3)
-    assert sparse["book"].min_count == 2
-    assert sparse["city"].min_count == 1
+    assert (sparse["book"].min_count, sparse["city"].min_count) == (2, 1)
 
 
 def test_whom_a_column_describes(drafted):
@@ -125,17 +124,14 @@ def test_every_column_has_its_note(drafted, table):
 
 
 def test_the_draft_can_be_fitted(drafted, table):
-    transform = FeatureTransform(drafted.schema).fit(table)
-    batch = transform.batch(table)
-    assert len(batch) == N
-    assert batch.labels.mean(0).tolist() == pytest.approx([0.3, 0.2], abs=0.03)
+    batch = FeatureTransform(drafted.schema).fit(table).batch(table)
+    assert (len(batch), batch.labels.mean(0).tolist()) == (N, pytest.approx([0.3, 0.2], abs=0.03))
 
 
 def test_columns_are_dropped_as_told(table):
     drafted = infer_schema(table, ["bought"], drop=["mood", "liked"])
     assert not {"mood", "liked"} & set(drafted.schema.features)
-    kept = infer_schema(table, [Task("bought")])
-    assert {"mood", "liked"} < set(kept.schema.features)
+    assert {"mood", "liked"} < set(infer_schema(table, [Task("bought")]).schema.features)
 
 
 def test_a_large_table_is_sampled(table, monkeypatch):
@@ -143,8 +139,7 @@ def test_a_large_table_is_sampled(table, monkeypatch):
 
     whole = infer_schema(table, ["bought"], user="reader").schema
     monkeypatch.setattr(recsys.infer, "MOST_ROWS", 1000)
-    part = infer_schema(table, ["bought"], user="reader").schema
-    assert part.features == whole.features
+    assert infer_schema(table, ["bought"], user="reader").schema.features == whole.features
 
 
 FAULTS = {
@@ -212,8 +207,7 @@ def test_decimals_and_huge_numbers_are_numbers(table):
         table.with_columns(pl.col("price") * 1e300, temperature=decimal), ["bought"]
     )
     scalings = {feature.name: feature.scaling for feature in drafted.schema.dense}
-    assert scalings["temperature"] == "standardize"
-    assert scalings["price"] == "log_standardize"
+    assert (scalings["temperature"], scalings["price"]) == ("standardize", "log_standardize")
 
 
 @pytest.mark.fault("video V27")

@@ -75,8 +75,7 @@ def test_a_round_trip_is_bit_equal(folder):
     for name, value in expected.state_dict().items():
         assert torch.equal(found.ranker.state_dict()[name], value), name
     assert found.settings == {"lr": 0.1, "seed": 3}
-    assert found.transform.sizes == TOY["SIZES"]
-    assert found.ranker.schema == expected.schema
+    assert (found.transform.sizes, found.ranker.schema) == (TOY["SIZES"], expected.schema)
     assert found.ranker.prior == expected.prior
     assert found.versions["torch"] == str(torch.__version__)
     assert len(found.hash) == 64
@@ -101,16 +100,14 @@ def test_small_files_give_nearly_the_same(folder, schema_transform, tmp_path, ta
     sizes = [_size_of_weights(path) for path in (small, folder)]
     assert sizes[0] < (1 - less) * sizes[1]
     found = load_model(small).ranker
-    gap = (found(*rows) - whole(*rows)).abs().max()
-    assert 0 < float(gap.detach()) < 0.05
+    assert 0 < float((found(*rows) - whole(*rows)).abs().max().detach()) < 0.05
     assert torch.equal(found.net.norm.running_var, whole.net.norm.running_var)
     for mine, other in zip(found.banks, whole.banks, strict=True):
         for name, table in other.named_tables().items():
             bound = table.abs().amax(1, keepdim=True) / 250
             assert bool(((mine.named_tables()[name] - table).abs() <= bound).all())
     again = save_model(tmp_path / "again", found, schema_transform, tables=tables, net=net)
-    second = load_model(again).ranker
-    assert float((second(*rows) - found(*rows)).detach().abs().max()) < 1e-6
+    assert float((load_model(again).ranker(*rows) - found(*rows)).detach().abs().max()) < 1e-6
 
 
 def _size_of_weights(folder):
@@ -122,8 +119,7 @@ def test_tables_stay_integers_in_memory_where_wanted(folder):
     rows, whole = TOY["rows"](20), load_model(folder).ranker
     small = load_model(folder, int8=True).ranker
     assert small.tables() == []
-    gap = (small(*rows) - whole(*rows)).detach().abs().max()
-    assert 0 < float(gap) < 0.05
+    assert 0 < float((small(*rows) - whole(*rows)).detach().abs().max()) < 0.05
 
 
 def test_another_model_has_another_hash_and_replaces_the_old_one(folder, schema_transform):

@@ -79,8 +79,7 @@ def test_padding_more_at_the_front_changes_nothing(encoder):
 
 def test_one_user_with_many_candidates_equals_complete_rows(encoder):
     events, mask, target = inputs()
-    states = encoder.states(events[:1], mask[:1])
-    found = encoder.pooled(states, mask[:1], target)
+    found = encoder.pooled(encoder.states(events[:1], mask[:1]), mask[:1], target)
     expected = encoder(events[:1].expand(4, -1, -1), mask[:1].expand(4, -1), target)
     assert_close(found.expand(4, -1), expected, rtol=0, atol=1e-12)
     assert encoder.needs_target == (len(found) == 4)
@@ -114,8 +113,7 @@ def test_target_attention_is_the_network_of_the_paper(softmax):
     scores = encoder.score(nn.functional.silu(encoder.hidden(joined)))[..., 0]
     for row, count in ((0, 5), (1, 2), (3, 1)):
         mine = scores[row, LENGTH - count :]
-        weights = mine.softmax(0) if softmax else mine
-        expected = weights @ events[row, LENGTH - count :]
+        expected = (mine.softmax(0) if softmax else mine) @ events[row, LENGTH - count :]
         assert_close(encoder(events, mask, target)[row], expected, rtol=0, atol=1e-12)
 
 
@@ -124,8 +122,7 @@ def test_the_transformer_knows_the_order_and_a_missing_newest_event():
     encoder = TransformerEncoder(DIM, max_length=LENGTH).double()
     nn.init.normal_(encoder.positions)
     events, mask, _ = inputs()
-    swapped = events[:, [1, 0, 2, 3, 4]]
-    gap = (encoder(swapped, mask) - encoder(events, mask)).abs().amax(1)
+    gap = (encoder(events[:, [1, 0, 2, 3, 4]], mask) - encoder(events, mask)).abs().amax(1)
     assert float(gap[0].detach()) > 1e-3
     late = torch.tensor([[False, True, True, True, False]])
     states = encoder.states(events[:1], late)
@@ -222,8 +219,7 @@ def test_what_is_of_the_user_is_not_read_from_candidates(ranker):
     expected = ranker.score_candidates(user, candidates)
     sparse, dense = candidates.sparse.clone(), candidates.dense.clone()
     sparse[:, [1, 3, 5, 7]], dense[:, [0, 2]] = 0, torch.nan
-    found = ranker.score_candidates(user, Rows(sparse, dense))
-    assert torch.equal(found, expected)
+    assert torch.equal(ranker.score_candidates(user, Rows(sparse, dense)), expected)
 
 
 def test_anything_with_the_columns_of_a_batch_is_scored():
@@ -309,8 +305,7 @@ def test_a_folded_ranker_gives_the_same_and_leaves_the_original(ranker):
     assert_close(folded(*rows), expected, rtol=0, atol=1e-5)
     small = ranker.folded(int8=True)
     assert small.tables() == []
-    gap = (small(*rows) - expected).abs().max()
-    assert 0 < float(gap.detach()) < 0.2
+    assert 0 < float((small(*rows) - expected).abs().max().detach()) < 0.2
 
 
 def test_tables_and_dense_parameters_are_all_parameters_once(ranker):

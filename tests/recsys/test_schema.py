@@ -72,8 +72,7 @@ def test_each_feature_is_of_a_known_side(feature):
 def test_times_without_an_order_are_refused_in_one_line(times):
     schema = FeatureSchema(tasks=TASKS, sparse=(Sparse("i"),), time="t")
     table = pl.DataFrame({"i": [1, 2], "t": times, "y": [0, 1]})
-    calls = (FeatureTransform(schema).fit, lambda t: split_by_time(t, "t", validation=0.3))
-    for call in calls:
+    for call in (FeatureTransform(schema).fit, lambda t: split_by_time(t, "t", validation=0.3)):
         with pytest.raises(GatesError, match=r"^column 't' has type .*, a time must be .*$"):
             call(table)
 
@@ -130,8 +129,7 @@ def test_the_type_of_a_column_changes_nothing(kind, dtype):
 
 def test_all_missing_makes_an_empty_vocabulary():
     made = Vocabulary.fit(pl.Series("c", [None, None]))
-    assert len(made) == 2
-    assert made.lookup(pl.Series([None, 3])).tolist() == [1, 0]
+    assert (len(made), made.lookup(pl.Series([None, 3])).tolist()) == (2, [1, 0])
 
 
 @given(st.lists(st.integers(0, 20)), st.lists(st.integers(-1, 40)), st.integers(1, 3))
@@ -160,8 +158,7 @@ def test_saved_and_loaded(values, tmp_path):
     one, other = made.save(tmp_path / "a.parquet"), made.save(tmp_path / "b.parquet")
     assert one.read_bytes() == other.read_bytes()
     loaded = Vocabulary.load(one)
-    assert loaded.values.to_list() == made.values.to_list()
-    assert loaded.kind == made.kind
+    assert (loaded.values.to_list(), loaded.kind) == (made.values.to_list(), made.kind)
     assert (loaded.counts == made.counts).all()
     assert (loaded.lookup(pl.Series(values)) == made.lookup(pl.Series(values))).all()
 
@@ -192,8 +189,7 @@ def test_hashed_values():
     assert rows[1] == rows[2] > 1
     assert rows[3:].tolist() == [1, 1]
     assert (hashed.lookup(pl.Series(["1", "2", "x"])) == [rows[0], rows[1], 0]).all()
-    many = hashed.lookup(pl.Series(range(10_000)))
-    assert set(many.tolist()) == set(range(2, len(hashed)))
+    assert set(hashed.lookup(pl.Series(range(10_000))).tolist()) == set(range(2, len(hashed)))
     texts = HashedValues("string", 100)
     assert (texts.lookup(pl.Series([1, 2])) == texts.lookup(pl.Series(["1", "2"]))).all()
 
@@ -254,8 +250,7 @@ def test_buckets_are_quantiles(numbers, count):
     statistics.add(np.array(numbers))
     buckets = statistics.finish()
     assert isinstance(buckets, Buckets)
-    values = np.sort(numbers)
-    rows = buckets.rows(values)
+    rows = buckets.rows(np.sort(numbers))
     assert (np.diff(rows) >= 0).all()
     assert rows.min() >= 2
     assert rows.max() < buckets.num_rows

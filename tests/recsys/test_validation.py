@@ -232,8 +232,7 @@ def test_the_formula_of_the_average():
 
 
 def test_half_precision_weights_have_exact_averages():
-    w = {"a": nn.Parameter(torch.ones(2, dtype=torch.bfloat16))}
-    average = WeightAverage(w, 0.9999)
+    average = WeightAverage({"a": nn.Parameter(torch.ones(2, dtype=torch.bfloat16))}, 0.9999)
     assert average.average("a").dtype == torch.float32
     assert set(average.state_dict()) == {"a", "steps"}
 
@@ -292,8 +291,7 @@ def test_constant_logits_have_a_closed_form():
     _, labels, mask, weight = rows()
     shift = intercepts_of(torch.full_like(labels, 2.0), labels, mask, weight)
     counted = mask * weight.unsqueeze(1)
-    rate = (counted * labels).sum(0) / counted.sum(0)
-    assert_close(shift, rate.logit() - 2.0)
+    assert_close(shift, ((counted * labels).sum(0) / counted.sum(0)).logit() - 2.0)
 
 
 def test_tasks_with_one_class_or_without_rows_stay():
@@ -305,8 +303,7 @@ def test_tasks_with_one_class_or_without_rows_stay():
 def test_a_ranker_keeps_its_order_and_gets_its_rates():
     made, (sparse, dense, sequences) = ranker(calibrated=True), TOY["rows"](64)
     labels = (torch.rand(64, len(made.schema.tasks)) < 0.3).float()
-    ones = torch.ones(64)
-    batch = Batch(sparse, dense, sequences, labels, labels >= 0, ones, torch.arange(64))
+    batch = Batch(sparse, dense, sequences, labels, labels >= 0, torch.ones(64), torch.arange(64))
     with torch.no_grad():
         before = made(sparse, dense, sequences)
         calibrate(made, batch)

@@ -11,16 +11,14 @@ from studies.generalization import FASHION_FOLDER, digits, fashion_mnist
 
 def test_digits_are_split_without_overlap_and_evenly():
     data = digits()
-    sizes = [len(part[1]) for part in (data.train, data.validation, data.test)]
-    assert sizes == [1077, 360, 360]
+    assert [len(part[1]) for part in (data.train, data.validation, data.test)] == [1077, 360, 360]
     assert data.train[0].shape[1:] == (1, 8, 8)
     images = [images.flatten(1) for images, _ in (data.train, data.validation, data.test)]
     pixels = torch.cat(images)
     assert (pixels.min(), pixels.max()) == (0, 1)
     assert len(pixels.unique(dim=0)) == 1797
     for _, labels in (data.train, data.validation, data.test):
-        share = torch.bincount(labels) / len(labels)
-        assert share.min() > 0.09
+        assert (torch.bincount(labels) / len(labels)).min() > 0.09
     assert torch.equal(digits().test[1], data.test[1])
     assert not torch.equal(digits(seed=1).test[1], data.test[1])
     train, test = data.train, data.test

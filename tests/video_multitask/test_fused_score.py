@@ -22,16 +22,14 @@ def test_the_score_is_the_product_of_powers(rows, beta):
     for score, (view, like, skip) in zip(found.tolist(), rows, strict=True):
         wanted = view ** beta[0] * (0.5 + like) ** beta[1] * (0.2 + skip) ** beta[2]
         assert math.isclose(score, wanted, rel_tol=1e-6)
-    order = fused.rank(torch.tensor(rows, dtype=torch.float64)).tolist()
-    ranked = [found[k] for k in order]
+    ranked = [found[k] for k in fused.rank(torch.tensor(rows, dtype=torch.float64)).tolist()]
     assert ranked == sorted(ranked, reverse=True)
 
 
 def test_a_probability_of_zero_vetoes_unless_offset():
     p = torch.tensor([[0.0, 0.9, 0.0], [0.1, 0.1, 0.0]])
     assert FusedScore(TASKS, {"view": 1.0, "like": 1.0})(p).tolist() == pytest.approx([0.0, 0.01])
-    offset = FusedScore(TASKS, {"view": 1.0, "like": 1.0}, {"view": 1.0})
-    assert offset.rank(p).tolist() == [0, 1]
+    assert FusedScore(TASKS, {"view": 1.0, "like": 1.0}, {"view": 1.0}).rank(p).tolist() == [0, 1]
 
 
 def test_tasks_without_exponent_do_not_count_and_ties_keep_their_order():
@@ -71,8 +69,7 @@ def test_another_number_of_tasks_is_refused():
 def test_scores_are_products_of_powers():
     fusion = Fusion(("like", "hate", "view"), {"hate": -3.0, "like": 2.0}, {"hate": 0.5})
     p = np.array([[0.1, 0.2, 0.9], [0.5, 0.0, 0.1]], np.float32)
-    expected = [0.1**2 * 0.7**-3, 0.5**2 * 0.5**-3]
-    np.testing.assert_allclose(fusion(p), expected, rtol=1e-6)
+    np.testing.assert_allclose(fusion(p), [0.1**2 * 0.7**-3, 0.5**2 * 0.5**-3], rtol=1e-6)
     assert fusion.settings == {"exponents": {"hate": -3.0, "like": 2.0}, "offsets": {"hate": 0.5}}
 
 

@@ -60,15 +60,13 @@ VIDEO = ["video_id", "first_tag", "duration_ms"]
 
 @pytest.fixture(scope="module")
 def request_and_candidates(rows):
-    request = rows[3_000:3_001].drop(VIDEO)
-    return request, rows[100:130].select(VIDEO)
+    return rows[3_000:3_001].drop(VIDEO), rows[100:130].select(VIDEO)
 
 
 def test_candidates_get_what_complete_rows_get(scorer, request_and_candidates):
     request, candidates = request_and_candidates
     found = scorer.probabilities(scorer.visitor(request), candidates)
-    complete = pl.concat([request] * len(candidates)).with_columns(candidates)
-    batch = scorer.transform.batch(complete)
+    batch = scorer.transform.batch(pl.concat([request] * len(candidates)).with_columns(candidates))
     with torch.no_grad():
         expected = scorer.ranker(batch.sparse, batch.dense, batch.sequences).sigmoid()
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)

@@ -52,10 +52,8 @@ def test_labels_of_a_log_follow_the_rules_and_know_missing_durations():
         }
     )
     made = add_labels(log)
-    assert made["complete"].to_list() == [0, 1, 0, 0]
-    assert made["replay"].to_list() == [0, 1, 0, 0]
-    assert made["skip"].to_list() == [1, 0, 0, 1]
-    assert made["comment_stay"].to_list() == [0, 1, 0, 1]
+    assert (made["complete"].to_list(), made["replay"].to_list()) == ([0, 1, 0, 0], [0, 1, 0, 0])
+    assert (made["skip"].to_list(), made["comment_stay"].to_list()) == ([1, 0, 0, 1], [0, 1, 0, 1])
     assert made["has_duration"].to_list() == [True, True, False, False]
     assert add_labels(made).equals(made)
     with pytest.raises(GatesError, match="the log lacks duration_ms, which labels are made of"):
@@ -80,8 +78,7 @@ def test_tasks_have_the_categories_of_their_behaviors():
         "effective_view", "long_view", "complete",
     ]  # fmt: skip
     assert [n for n, t in tasks.items() if t.category == "neg"] == ["hate"]
-    assert tasks["complete"].mask == "has_duration"
-    assert tasks["effective_view"].column == "is_click"
+    assert (tasks["complete"].mask, tasks["effective_view"].column) == ("has_duration", "is_click")
     assert tasks["long_view"].mask == ""
     simulated = simulated_tasks()
     assert [task.name for task in simulated] == list(LABELS)

@@ -85,8 +85,7 @@ def test_the_second_cycle_starts_from_the_first_analysis(method):
     with_all, with_less = (list(cycle.run(first, each)) for each in (seen, without_first))
     expected = forecast(with_all[0].analysis.flatten(0, 1), 6.0)
     assert torch.equal(with_all[1].background, expected.view_as(first))
-    same = torch.equal(with_all[1].analysis, with_less[1].analysis)
-    assert same is isinstance(method, FreeRun)
+    assert torch.equal(with_all[1].analysis, with_less[1].analysis) is isinstance(method, FreeRun)
 
 
 def test_an_outage_is_a_pause_of_the_analysis(method):
@@ -135,8 +134,7 @@ def test_a_caller_may_replace_an_analysis():
     first = start(1)
     steps = Cycle(forecast, optimal_interpolation()).run(first, observations(2))
     next(steps).analysis[1] = 7.0
-    background = next(steps).background
-    assert torch.equal(background[1], forecast(torch.full_like(first[1], 7.0), 6.0))
+    assert torch.equal(next(steps).background[1], forecast(torch.full_like(first[1], 7.0), 6.0))
 
 
 def test_no_forecast_is_wasted():
@@ -282,9 +280,7 @@ def reports(frame, **changes):
 def test_good_reports_are_taken_without_a_warning():
     background = field() + 1
     made = reports(table(field()).frame)
-    observations = made.at(NOON, background)
-    assert made.observed == [int(observations.mask.sum())]
-    assert made.rejected == [0]
+    assert (made.observed, made.rejected) == ([int(made.at(NOON, background).mask.sum())], [0])
     assert made.warning() == ""
 
 
@@ -350,8 +346,7 @@ def test_a_background_is_not_altered_by_nothing():
 def test_backgrounds_are_analyzed_at_their_own_times():
     states = torch.stack((field(), field()))
     times = np.array([NOON - np.timedelta64(12, "h"), NOON])
-    made = reports(table(field() + 1).frame)
-    found = made.analyze(InverseDistance(COARSE), states, times)
+    found = reports(table(field() + 1).frame).analyze(InverseDistance(COARSE), states, times)
     assert torch.equal(found.states[0], states[0])
     assert (found.states[1] - states[1] - 1).abs().mean() < 0.5
     assert (found.observed[0], found.rejected) == (0, [0, 0])
@@ -359,8 +354,7 @@ def test_backgrounds_are_analyzed_at_their_own_times():
 
 def test_representativeness_adds_to_the_errors_of_cells():
     made = reports(table(field()).frame, representativeness=torch.tensor([3.0]))
-    errors = made.at(NOON, field()).errors
-    assert errors.min() >= 3
+    assert made.at(NOON, field()).errors.min() >= 3
 
 
 def test_numbers_by_variable():
@@ -382,18 +376,15 @@ def test_a_gross_check_needs_positive_numbers(sd, factor):
 
 def ramp(hours=0.0):
     """A field that is linear in longitude away from the seam, and in time."""
-    field = 250 + 0.1 * COARSE.longitude.float() + 0.5 * hours
-    return field.expand(1, 12, 24).clone()
+    return (250 + 0.1 * COARSE.longitude.float() + 0.5 * hours).expand(1, 12, 24).clone()
 
 
 def soundings(**columns):
     """Three reports off the centers of their cells, before, at and after noon."""
-    longitude = [31.0, 91.0, 151.0]
     offsets = pd.to_timedelta([-2, 0, 2], unit="h")
-    frame = pd.DataFrame({"longitude": longitude, "time": pd.Timestamp(NOON) + offsets})
+    frame = pd.DataFrame({"longitude": [31.0, 91.0, 151.0], "time": pd.Timestamp(NOON) + offsets})
     rows = frame.assign(latitude=22.5, variable="temperature", level_hpa=500.0, error=0.1)
-    hours = np.array([-2.0, 0.0, 2.0])
-    rows = rows.assign(value=250 + 0.1 * frame["longitude"] + 0.5 * hours)
+    rows = rows.assign(value=250 + 0.1 * frame["longitude"] + 0.5 * np.array([-2.0, 0.0, 2.0]))
     return rows.assign(**columns)
 
 
@@ -413,8 +404,7 @@ def test_the_operator_that_interpolates_is_a_switch():
 def test_reports_are_compared_at_their_own_time():
     frames = BackgroundFrames(torch.stack([ramp(h) for h in (-3, 0, 3)]), (-3.0, 0.0, 3.0))
     made = reports(soundings(), observation_operator="interpolation")
-    expected = torch.tensor([-1.0, 0.0, 1.0])
-    assert_close(innovations(made), expected, rtol=0, atol=1e-4)
+    assert_close(innovations(made), torch.tensor([-1.0, 0.0, 1.0]), rtol=0, atol=1e-4)
     timely = reports(soundings(), observation_operator="interpolation_in_time")
     assert_close(innovations(timely, frames), torch.zeros(3), rtol=0, atol=1e-4)
 

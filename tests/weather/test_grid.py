@@ -53,8 +53,7 @@ def test_grids_run_from_north_to_south_and_from_zero_eastwards():
     for grid in (gaussian_grid(32, 64), regular_grid(32, 64, poles=False)):
         assert grid.shape == (32, 64)
         assert (grid.latitude.diff() < 0).all()
-        assert grid.longitude[0] == 0
-        assert grid.longitude[1] == 5.625
+        assert (grid.longitude[0], grid.longitude[1]) == (0, 5.625)
         assert_close(grid.latitude, -grid.latitude.flip(0), atol=1e-12, rtol=0)
     assert regular_grid(32, 64, poles=False).latitude[0] == 90 - 90 / 32
     assert regular_grid(33, 64, poles=True).latitude[[0, -1]].tolist() == [90, -90]
@@ -161,8 +160,7 @@ def test_conservative_averages_blocks_of_cells():
     field = torch.randn(8, 12, dtype=torch.float64)
     expected = field.reshape(8, 4, 3).mean(-1)
     assert_close(Regridder(fine, coarse)(field), expected)
-    back = Regridder(coarse, fine)(expected)
-    assert_close(back, expected.repeat_interleave(3, dim=1))
+    assert_close(Regridder(coarse, fine)(expected), expected.repeat_interleave(3, dim=1))
 
 
 def test_conservative_weights_rows_by_their_area():
@@ -191,8 +189,7 @@ def test_bilinear_is_exact_for_linear_fields(slope, rows, columns, poles):
 def test_bilinear_keeps_the_outermost_rows_beyond_them():
     source, target = regular_grid(10, 4, poles=False), regular_grid(3, 4, poles=True)
     field = torch.randn(10, 4, dtype=torch.float64)
-    regridded = Regridder(source, target, "bilinear")(field)
-    assert_close(regridded[[0, 2]], field[[0, -1]])
+    assert_close(Regridder(source, target, "bilinear")(field)[[0, 2]], field[[0, -1]])
 
 
 @pytest.mark.parametrize("method", ["conservative", "bilinear"])
@@ -223,8 +220,7 @@ def test_missing_value_stays_alone_on_the_same_grid(method):
     grid = GRIDS["gaussian"]
     field = torch.randn(grid.shape)
     field[7, 9] = torch.nan
-    spoiled = Regridder(grid, grid, method)(field).isnan()
-    assert spoiled.nonzero().tolist() == [[7, 9]]
+    assert Regridder(grid, grid, method)(field).isnan().nonzero().tolist() == [[7, 9]]
 
 
 def test_float32_fields_stay_float32():
@@ -289,8 +285,7 @@ def test_round_trip(shape):
     transform = Plain(*shape)
     coefficients = random_coefficients(transform, 2, 3)
     field = transform.synthesize(coefficients)
-    assert field.shape == (2, 3, *transform.grid.shape)
-    assert field.dtype == torch.float64
+    assert (field.shape, field.dtype) == ((2, 3, *transform.grid.shape), torch.float64)
     assert (transform.analyze(field) - coefficients).abs().max() < 1e-12
     again = transform.synthesize(transform.analyze(field))
     assert (again - field).abs().max() < 1e-12 * field.abs().max()
@@ -327,8 +322,7 @@ def test_legendre_functions_are_orthonormal_and_their_slopes_are_derivatives():
     values, slopes = legendre_functions(42, nodes)
     for m in (0, 1, 7, 42):
         gram = (values[m] * weights / 2) @ values[m].T
-        expected = torch.diag((torch.arange(43) >= m).double())
-        assert_close(gram, expected, atol=1e-12, rtol=0)
+        assert_close(gram, torch.diag((torch.arange(43) >= m).double()), atol=1e-12, rtol=0)
     step = 1e-6
     ahead, behind = (legendre_functions(42, nodes + sign * step)[0] for sign in (1, -1))
     numeric = (1 - nodes.square()) * (ahead - behind) / (2 * step)
@@ -339,8 +333,7 @@ def test_coefficients_give_mean_and_mean_square():
     coefficients = random_coefficients(T21)
     field = T21.synthesize(coefficients)
     _, weights = gaussian_nodes(32)
-    mean = (field.mean(-1) * weights / 2).sum()
-    assert_close(mean, coefficients[0, 0].real)
+    assert_close((field.mean(-1) * weights / 2).sum(), coefficients[0, 0].real)
     power = coefficients.abs().square()
     assert_close(
         (field.square().mean(-1) * weights / 2).sum(), power[0].sum() + 2 * power[1:].sum()

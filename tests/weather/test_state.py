@@ -188,8 +188,7 @@ def test_whole_numbers_do_not_truncate_the_weights():
     expected = rmse(field.double(), torch.zeros(grid.shape).double(), grid.area_weights())
     found = rmse(field, torch.zeros(grid.shape, dtype=torch.int64), grid.area_weights())
     torch.testing.assert_close(found.double(), expected)
-    mean = grid.area_mean(field).double()
-    torch.testing.assert_close(mean, grid.area_mean(field.double()))
+    torch.testing.assert_close(grid.area_mean(field).double(), grid.area_mean(field.double()))
 
 
 def test_golden_tropics(golden, same):
@@ -227,8 +226,7 @@ def test_recovery_counts_from_the_first_observations():
     before, outage = [4.0, 2.0, 2.0], [5.0, 8.0]
     after = torch.tensor([[7.0, 2.0, 9.0], [2.3, 2.0, 9.0], [2.1, 2.0, 9.0], [2.1, 2.0, 9.0]])
     errors = torch.cat([torch.tensor(before + outage)[:, None].expand(-1, 3), after])
-    hours = recovery_time(errors, (3, 5), hours=6.0)
-    assert hours.tolist() == [12.0, 0.0, math.inf]
+    assert recovery_time(errors, (3, 5), hours=6.0).tolist() == [12.0, 0.0, math.inf]
     assert recovery_time(errors, (3, 5), hours=6.0, tolerance=1.2)[0] == 6.0
     with pytest.raises(ValueError, match="outage"):
         recovery_time(errors, (3, 9))
@@ -248,8 +246,7 @@ def test_hand_calculated():
 
 
 def test_sums_add_up_and_withstand_channels_without_observations():
-    generator = torch.Generator().manual_seed(0)
-    fields = torch.randn(3, 6, 2, 4, 8, generator=generator).double()
+    fields = torch.randn(3, 6, 2, 4, 8, generator=torch.Generator().manual_seed(0)).double()
     errors = torch.full((6, 2, 4, 8), 2.0).double()
     errors[:, 1] = torch.inf
     observations = GriddedObservations(fields[2], errors)

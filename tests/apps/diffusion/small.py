@@ -26,8 +26,7 @@ TITLES = {"fox": "a red fox", "night": "night sky", "snow": "deep snow"}
 def write_base(folder, seed=0):
     """Write an embedded base for tests."""
     torch.manual_seed(seed)
-    encoder = text_encoder("ngrams")
-    named = {"name": "ngrams", "fingerprint": encoder.fingerprint}
+    named = {"name": "ngrams", "fingerprint": text_encoder("ngrams").fingerprint}
     images = torch.rand(20, 3, 32, 32) * 2 - 1
     base = EmbeddedBase(transformer_of("unit").eval(), PatchAutoencoder.fitted(images), named)
     folder.mkdir()
@@ -42,8 +41,7 @@ def write_adapter(path, title, seed, layers=None, **metadata):
         layer: Factors(torch.randn(2, inputs) / 4, torch.randn(outputs, 2) / 4)
         for layer, (inputs, outputs) in (layers or LAYERS).items()
     }
-    found = {"modelspec.title": title} | metadata
-    save_lora(LoraBundle("flux", modules, metadata=found), path)
+    save_lora(LoraBundle("flux", modules, metadata={"modelspec.title": title} | metadata), path)
 
 
 def write_library(folder):
@@ -101,5 +99,4 @@ def write_world(root):
             parameter.add_(0.4 * torch.randn_like(parameter))
     fusion.save_gates(root / "made.safetensors")
     piece = world.run.piece("gates", 0, start=world.gates_start, learning_rate=0.01)
-    gates = world.run.store("gates", GatesForm())
-    gates.keep(piece, load_file(root / "made.safetensors"))
+    world.run.store("gates", GatesForm()).keep(piece, load_file(root / "made.safetensors"))

@@ -78,8 +78,7 @@ def test_fused_layers_are_not_larger_than_the_rank(gates, samples):
 
 
 def test_energy_chooses_ranks(gates, samples, expected):
-    source = samples / "kohya_flux_full.safetensors"
-    gates("convert", source, "out.safetensors", "--energy", 0.8)
+    gates("convert", samples / "kohya_flux_full.safetensors", "out.safetensors", "--energy", 0.8)
     bundle, deltas = load_lora("out.safetensors"), expected("kohya_flux_full")
     for name, delta in deltas.items():
         squares = np.linalg.svd(delta, compute_uv=False) ** 2
@@ -90,8 +89,7 @@ def test_energy_chooses_ranks(gates, samples, expected):
 
 @pytest.mark.parametrize(("dtype", "bound"), [("bf16", 1e-2), ("fp16", 2e-3), ("fp32", 1e-5)])
 def test_numbers(dtype, bound, gates, samples, expected, worst):
-    source = samples / "xlabs.safetensors"
-    gates("convert", source, "out.safetensors", "--dtype", dtype)
+    gates("convert", samples / "xlabs.safetensors", "out.safetensors", "--dtype", dtype)
     kinds = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     assert {t.dtype for t in load_file("out.safetensors").values()} == {kinds[dtype]}
     error = worst(load_lora("out.safetensors"), expected("xlabs"))

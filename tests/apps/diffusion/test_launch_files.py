@@ -27,8 +27,7 @@ def test_torchrun_starts_a_process_on_each_gpu(words):
     found = words("torchrun.sh", "--name", "a")
     assert found[0].endswith("/torchrun")
     assert value(found, "--nproc_per_node") == value(found, "--devices") == "3"
-    assert value(found, "--accelerator") == "gpu"
-    assert value(found, "--strategy") == "ddp"
+    assert (value(found, "--accelerator"), value(found, "--strategy")) == ("gpu", "ddp")
     place = found.index("apps.main")
     assert found[place - 1 : place + 5] == [
         "-m", "apps.main", "diffusion", "train-gates", "--name", "a",
@@ -40,8 +39,7 @@ def test_torchrun_spans_machines_and_runs_without_gpu(words):
         "torchrun.sh", NODES="2", NODE_RANK="1", HEAD="10.0.0.7", GPUS="0", STRATEGY="fsdp2"
     )
     assert value(found, "--nnodes") == value(found, "--num_nodes") == "2"
-    assert value(found, "--node_rank") == "1"
-    assert value(found, "--master_addr") == "10.0.0.7"
+    assert (value(found, "--node_rank"), value(found, "--master_addr")) == ("1", "10.0.0.7")
     assert value(found, "--accelerator") == "cpu"
     assert value(found, "--nproc_per_node") == value(found, "--devices") == "2"
     assert value(found, "--strategy") == "fsdp2"
@@ -51,7 +49,6 @@ def test_slurm_starts_a_task_on_each_gpu(words, files):
     job = {"SLURM_NTASKS_PER_NODE": "8", "SLURM_JOB_NUM_NODES": "4"}
     found = words("slurm.sh", "--name", "a", **job)
     assert found[0].endswith("/srun")
-    assert value(found, "--devices") == "8"
-    assert value(found, "--num_nodes") == "4"
+    assert (value(found, "--devices"), value(found, "--num_nodes")) == ("8", "4")
     asked = files.asked()
     assert asked["ntasks-per-node"] == asked["gpus-per-node"]

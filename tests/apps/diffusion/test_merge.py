@@ -46,8 +46,7 @@ def combined(expected, weights):
 @pytest.mark.parametrize("format", ["diffusers", "kohya", "peft"])
 def test_exact_methods(words, weights, format, merge, expected, worst):
     output = "out" if format == "peft" else "out.safetensors"
-    printed = merge(*words, "--to", format, output=output)
-    assert printed.splitlines()[-1] == output
+    assert merge(*words, "--to", format, output=output).splitlines()[-1] == output
     total = combined(expected, dict(zip(NAMES, weights, strict=True)))
     assert worst(load_lora(output), total) <= 1e-5
 
@@ -59,8 +58,7 @@ def test_svd_is_the_best_approximation_of_the_sum(format, merge, expected):
     assert max(bundle.ranks().values()) == 2
     layer = "transformer_blocks.0.attn.to_out.0"
     found = bundle.delta_weight(layer).double().numpy()
-    values = np.linalg.svd(total[layer], compute_uv=False)
-    best = np.sqrt((values[2:] ** 2).sum())
+    best = np.sqrt((np.linalg.svd(total[layer], compute_uv=False)[2:] ** 2).sum())
     assert np.linalg.norm(found - total[layer]) == pytest.approx(best, rel=1e-4)
     assert best > 0.1
 

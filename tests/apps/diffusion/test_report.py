@@ -75,8 +75,7 @@ def test_captions_and_adapters(run_of, root, write):
     rows = numbers(run, "retrieval")
     assert len(rows) == 1600
     assert all(abs(float(row["mean cosine"])) <= 1 for row in rows)
-    piece = next((root / "diffusion/embedded/adapters").glob("tool-s1"))
-    shutil.rmtree(piece)
+    shutil.rmtree(next((root / "diffusion/embedded/adapters").glob("tool-s1")))
     page = write_report(run, write.world_of(root), "retrieval").read_text()
     assert "adapters of seed 1 are missing" in page
 
@@ -112,8 +111,7 @@ def test_differences_by_pair_and_gates(run_of, root, write, monkeypatch):
     rows = numbers(run, "pairs-test2")
     assert {row["rival"] for row in rows} == {"sum", "mean", "ties tuned"}
     assert {row["column"] for row in numbers(run, "pairs")} == {"true drawing", "gates", "sum"}
-    steps = {row["step"] for row in numbers(run, "gates")}
-    assert steps == {"1", "2"}
+    assert {row["step"] for row in numbers(run, "gates")} == {"1", "2"}
     own, other = (np.mean([np.nanmean(one, 1) for one in kept[m]], 0) for m in ("gates", "sum"))
     expected = np.log(own[0] / other[0])
     assert float(rows[0]["log_loss_ratio"]) == pytest.approx(expected, abs=1e-5)
@@ -143,8 +141,7 @@ def test_the_verb_takes_the_study_of_the_configuration(run_of, root, write, gate
     monkeypatch.setattr(
         "apps.diffusion.embedded_world.World", lambda root, **_: write.world_of(root)
     )
-    run = run_of("retrieval")
-    run.scores.rename(root / "scores.json")
+    run_of("retrieval").scores.rename(root / "scores.json")
     (root / "diffusion" / "mine").mkdir()
     (root / "scores.json").rename(root / "diffusion" / "mine" / "scores.json")
     printed = gates("report", "--config", "retrieval", "--name", "mine", "--root", root)

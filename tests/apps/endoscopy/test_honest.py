@@ -89,12 +89,10 @@ def test_what_is_finished_is_found(make, capsys):
     assert "missing" not in capsys.readouterr().out
     assert read_scores(path, "endoscopy").rows == before
     settings = read_record(path.parent / RUNS / "plain-n4-s0").settings
-    assert settings["trainer.max_steps"] == 3
-    assert settings["learning_rate"] == 2e-3
+    assert (settings["trainer.max_steps"], settings["learning_rate"]) == (3, 2e-3)
     assert "trainer.max_epochs" not in settings
     table = pd.read_parquet(path.parent / size_scoring.TUNING)
-    assert table["learning_rate"].tolist() == [2e-3, 2e-3]
-    assert table["trials"].tolist() == [2, 2]
+    assert (table["learning_rate"].tolist(), table["trials"].tolist()) == ([2e-3, 2e-3], [2, 2])
 
 
 OTHER = {
@@ -125,8 +123,7 @@ def test_variants_that_are_not_complete_are_left_out_of_a_short_look(make, capsy
     for seed in (0, 1):
         folder = run.folder / RUNS / f"dual-n6-s{seed}"
         folder.rename(folder.with_name(f"gone{seed}"))
-    path = score_honest(*make(name="a", quick=True))
-    scores = read_scores(path, "endoscopy")
+    scores = read_scores(score_honest(*make(name="a", quick=True)), "endoscopy")
     assert {row.method for row in scores.rows} == {"plain", "constant", "area", REGRESSION}
     assert scores.quick
     with pytest.raises(GatesError, match="there is no training run to compare"):
@@ -221,9 +218,7 @@ def test_shipped_runs_of_the_honest_table_fit_its_configuration(shipped):
 def test_every_gate_of_the_honest_table_has_its_rate_tuned(shipped):
     _, sizers, budget = shipped
     searched = spaces(budget, sizers)
-    rates = {"dual", "joint", "l0"}
-    for name in rates:
-        tried = {one["gate_learning_rate"] for one in searched[name]}
-        assert len(tried) > 1
+    for name in {"dual", "joint", "l0"}:
+        assert len({one["gate_learning_rate"] for one in searched[name]}) > 1
     assert len({len(space) for space in searched.values()}) == 1
     assert {one["version"] for one in searched["l0"]} == {2}

@@ -17,11 +17,9 @@ FOLDER = Path(endoscopy.__file__).parent.joinpath("weights", *SHIPPED)
 
 def test_whole_frames_alternate_with_parts_that_show_most_of_the_polyp():
     images, masks = rendered_masks(6, 2, seed=5, size=64)
-    assert images.shape == (24, 3, 64, 64)
-    assert images.dtype == torch.uint8
+    assert (images.shape, images.dtype) == ((24, 3, 64, 64), torch.uint8)
     areas = masks.sum((1, 2)).float()
-    enlarged = areas[1::2] / areas[0::2].clamp(min=1)
-    assert (enlarged > 1).float().mean() > 0.7
+    assert (areas[1::2] / areas[0::2].clamp(min=1) > 1).float().mean() > 0.7
     corners = images[:, :, 0, 0].float().mean(1)
     assert (corners[0::2] < 10).all()  # outside the aperture
     assert (corners[1::2] > 10).any()
@@ -47,8 +45,7 @@ def test_the_command_trains_the_same_twice_and_tells_its_score(tmp_path, capsys,
 
 
 def test_the_shipped_segmenter_is_what_the_command_trains():
-    settings = {"size": 96, "objects": 700, "frames": 3, "epochs": 12}
-    piece = Piece("unet", 0, settings=settings)
+    piece = Piece("unet", 0, settings={"size": 96, "objects": 700, "frames": 3, "epochs": 12})
     assert read_record(FOLDER).fingerprint == piece.fingerprint
     assert piece.name == FOLDER.name
 
@@ -60,5 +57,4 @@ def test_the_shipped_segmenter_finds_rendered_polyps():
     probability = np.stack([segmenter.probability(i.permute(1, 2, 0).numpy()) for i in images])
     found = torch.from_numpy(probability > 0.5)
     assert intersection_over_union(found, masks).mean() > 0.7
-    moved = masks.roll(20, dims=2)
-    assert intersection_over_union(found, moved).mean() < 0.3
+    assert intersection_over_union(found, masks.roll(20, dims=2)).mean() < 0.3

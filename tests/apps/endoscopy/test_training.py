@@ -114,8 +114,7 @@ def test_results_of_other_settings_are_never_scored(make, change, told):
 
 def test_the_network_of_one_fold_is_not_that_of_another(make, tmp_path):
     folds = {"split": "made", "num_folds": 4, "level": "object"}
-    folder = kept(make(fold=1, **folds))
-    assert folder.name == "configured-f1-s0"
+    assert kept(make(fold=1, **folds)).name == "configured-f1-s0"
     other = make(**folds)
     assert missing(other, Training(fold=1)) == []
     assert missing(other, Training(), Training(fold=0)) == [Training(fold=0)]
@@ -168,8 +167,7 @@ def test_shipped_networks_fit_the_shipped_configuration(seen):
         config = json.loads((shipped_folder("synthetic", piece.name) / "config.json").read_text())
         assert sorted(config["training"]["objects"]) == record.objects
     run, sizers, _ = seen("--config", "synthetic", "--shipped", "false")
-    other = Trainings(run, sizers)
-    assert len(other.store.missing(pieces)) == 9
+    assert len(Trainings(run, sizers).store.missing(pieces)) == 9
 
 
 def test_only_some_variants_take_part(seen):
@@ -193,15 +191,13 @@ def test_trainings_follow_the_configured_trainer(make, tmp_path):
         return module
 
     plain = train("plain", make())
-    assert plain.trainer.precision == "32-true"
-    assert plain.trainer.limit_val_batches == 0
+    assert (plain.trainer.precision, plain.trainer.limit_val_batches) == ("32-true", 0)
     options = {"trainer.precision": "bf16-mixed", "checkpoint.monitor": "val/mae_mm"}
     chosen = train("chosen", make(settings=options))
     assert chosen.trainer.precision == "bf16-mixed"
     best = torch.load(tmp_path / "chosen/fit0/best.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(value, best[name]) for name, value in chosen.state_dict().items())
-    last = train("last", make(), **{"trainer.max_steps": 1})
-    assert last.trainer.global_step == 1
+    assert train("last", make(), **{"trainer.max_steps": 1}).trainer.global_step == 1
 
 
 @pytest.mark.fault("endoscopy A4")

@@ -63,8 +63,7 @@ def _one_thread():
 
 
 def comparison(folder, *, seeds=(0, 1), folds=WHOLE, averaged=False, contest=CONTEST, **run):
-    settings = {**SETTINGS, **run.pop("settings", {})}
-    made = Run(folder, app="video", settings=settings, **run)
+    made = Run(folder, app="video", settings={**SETTINGS, **run.pop("settings", {})}, **run)
     return Comparison(made, Contest(**contest), seeds, folds, averaged=averaged)
 
 
@@ -130,8 +129,7 @@ def test_all_are_scored_on_the_same_rows_between_chance_and_the_oracle(done):
         assert own.pop(SUMMED) == gap
         assert own.keys() == {f"{SUMMED} watch", f"{SUMMED} inter"}
         assert sum(own.values()) == gap
-    per_task = {r.task for r in rows if r.method == "mmoe" and r.metric == "auc"}
-    assert per_task == set(found.tasks())
+    assert {r.task for r in rows if r.method == "mmoe" and r.metric == "auc"} == set(found.tasks())
     assert {"home", "mmoe"} == {r.method for r in rows if r.task == "experts"}
 
 
@@ -168,8 +166,7 @@ def test_a_network_that_was_kept_predicts_what_was_scored(done):
                             space=found.contest.boxes()[method], trials=2)
         )["trials"]  # fmt: skip
         best = min(trials, key=lambda trial: trial["score"])
-        rates = {piece["model.learning_rate"] for piece in own}
-        assert rates == {best["model.learning_rate"]}
+        assert {piece["model.learning_rate"] for piece in own} == {best["model.learning_rate"]}
         assert len({trial["score"] for trial in trials}) == 2
 
 
@@ -217,8 +214,7 @@ def test_a_setting_of_all_networks_leaves_baselines(done, tmp_path):
 @pytest.mark.fault("video V20")
 def test_baselines_get_the_intercepts_that_networks_get(done, tmp_path):
     """From validation rows, in trials as in the fit, and only where networks have them."""
-    space = {"learning_rate": [0.02, 0.3]}
-    few = {"kind": "trees", "max_iter": 5, "space": space}
+    few = {"kind": "trees", "max_iter": 5, "space": {"learning_rate": [0.02, 0.3]}}
     contest = plain(methods={"home": {"net": "HoME"}}, baselines={"trees": few})
     found = comparison(
         tmp_path / "with", contest=contest, settings={"model.intercepts": "validation"}, seeds=(0,)
@@ -230,8 +226,7 @@ def test_baselines_get_the_intercepts_that_networks_get(done, tmp_path):
     wanted = made.predict(data.batch("test"))
     np.testing.assert_allclose(found.predictions(chosen)["trees"][0], wanted, atol=1e-6)
     own = summed_log_loss_of(data.batch("validation"), made.predict(data.batch("validation")))
-    best = min(trial["score"] for trial in chosen["trees"].trials)
-    assert best == pytest.approx(own, rel=1e-9)
+    assert min(trial["score"] for trial in chosen["trees"].trials) == pytest.approx(own, rel=1e-9)
     without = comparison(tmp_path / "without", contest=contest)
     assert without.own_of_all()["trees"].get("model.intercepts", None) is None
     record = json.loads((done / "baselines" / "duration" / "record.json").read_text())
@@ -299,8 +294,7 @@ def test_a_whole_evaluation_follows_a_quick_one_that_tuned_nothing(tmp_path):
     quick = summed(tmp_path)["fm"]
     comparison(tmp_path, contest=given, seeds=(0,)).finish(Claims())
     assert summed(tmp_path)["fm"] != quick
-    names = {path.name for path in (tmp_path / "baselines").iterdir()}
-    assert names == {"fm", "fm@untuned"}
+    assert {path.name for path in (tmp_path / "baselines").iterdir()} == {"fm", "fm@untuned"}
 
 
 FOLDS = folds_of(f"{SOURCE}seed", [3, 4, 3], SETTINGS)
@@ -454,8 +448,7 @@ def test_claims_about_no_method_are_refused_before_anything_is_made(tmp_path):
 def test_a_rate_that_diverges_is_not_chosen(tmp_path):
     space = {"model.learning_rate": [1e-2, 1e30]}
     contest = {**CONTEST, "space": space, "methods": {"home": {"net": "HoME"}}, "baselines": {}}
-    found = comparison(tmp_path / "d", contest=contest, seeds=(0,))
-    choice = found.chosen()["home"]
+    choice = comparison(tmp_path / "d", contest=contest, seeds=(0,)).chosen()["home"]
     assert None in [trial["score"] for trial in choice.trials]  # NaN in JSON
     assert choice.setting["model.learning_rate"] == min(
         t["model.learning_rate"] for t in choice.trials

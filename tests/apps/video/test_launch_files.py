@@ -38,8 +38,7 @@ def test_torchrun_starts_a_process_on_each_gpu(words):
 def test_torchrun_spans_machines_and_runs_without_gpu(words):
     found = words("torchrun.sh", NODES="2", NODE_RANK="1", HEAD="10.0.0.7", GPUS="0")
     assert value(found, "--nnodes") == value(found, "--trainer.num_nodes") == "2"
-    assert value(found, "--node_rank") == "1"
-    assert value(found, "--master_addr") == "10.0.0.7"
+    assert (value(found, "--node_rank"), value(found, "--master_addr")) == ("1", "10.0.0.7")
     assert value(found, "--trainer.accelerator") == "cpu"
     assert value(found, "--nproc_per_node") == value(found, "--trainer.devices") == "2"
 
@@ -51,8 +50,7 @@ def test_a_slurm_job_that_was_requeued_resumes(words, restarts, resumes):
     found = words("slurm.sh", "--config", "kuairand_27k", **job)
     assert found[0].endswith("/srun")
     assert ("--resume" in found) == resumes
-    assert value(found, "--trainer.devices") == "8"
-    assert value(found, "--trainer.num_nodes") == "4"
+    assert (value(found, "--trainer.devices"), value(found, "--trainer.num_nodes")) == ("8", "4")
 
 
 def test_slurm_asks_for_as_many_tasks_as_gpus(files):

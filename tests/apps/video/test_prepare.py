@@ -189,8 +189,7 @@ def test_a_real_log_is_prepared(prepare):
     log = SHARED / "kuairand1k_random_fixture.csv"
     if not log.is_file():
         pytest.skip(f"{log} is not there")
-    folder = prepare(log, split="none")
-    assert open_shards(folder).rows == 46
+    assert open_shards(prepare(log, split="none")).rows == 46
 
 
 def test_an_archive_is_downloaded_first(release, prepare, tmp_path, monkeypatch):
@@ -239,12 +238,10 @@ def table(number=600, seed=0):
 
 
 def test_a_table_becomes_a_configuration_with_reasons_and_leaks(prepare, tmp_path, capsys):
-    rows = table()
-    rows.write_csv(tmp_path / "shop.csv")
+    table().write_csv(tmp_path / "shop.csv")
     columns = Columns(("click", "buy"), user="reader", item="book", time="day", missing=("NA",))
     folder = prepare(tmp_path / "shop.csv", table=columns)
-    content = yaml.safe_load((folder / "table.yaml").read_text())
-    source = content["data"]["source"]
+    source = yaml.safe_load((folder / "table.yaml").read_text())["data"]["source"]
     assert source["class_path"] == "recsys.data.readers.own_table.OwnTable"
     tables = OwnTable(**source["init_args"]).read()
     drafted = OwnTable(str(tmp_path / "shop.csv"), ["click", "buy"], user="reader", item="book",

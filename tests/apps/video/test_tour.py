@@ -119,8 +119,7 @@ def test_experts_are_healthy_within_all_bounds(home, cgc, good, verdict):
     ],
 )
 def test_the_verdict_is_that_of_the_intervals(gaps, good, verdict):
-    losses = rows_of({MMOE: gaps[0], DURATION: gaps[1], ORACLE: -0.5})
-    row = module._accuracy(losses)
+    row = module._accuracy(rows_of({MMOE: gaps[0], DURATION: gaps[1], ORACLE: -0.5}))
     assert (row.good, row.verdict) == (good, verdict)
 
 
@@ -144,6 +143,5 @@ def test_real_rows(tmp_path):
     areas = real.rows("long_view")
     for method in real.found:
         assert 0.68 < areas[method, ""].value < 0.85
-    test = real.data.batch("test")
-    assert len(test) == 3835
+    assert len(real.data.batch("test")) == 3835
     assert np.isfinite(real.found[HOME]).all()

@@ -46,11 +46,9 @@ def test_a_packaged_configuration_finds_all_its_shipped_results(
         world = found.source.world
         world._nature = torch.randn(12, world.num_members, 3, 32, 64)
     monkeypatch.setattr("apps.weather.scoring.Tuning.trial", never)
-    training = Training(found.model, found.data)
-    tuning = Tuning(found.source, training, budget.densities, budget)
+    tuning = Tuning(found.source, Training(found.model, found.data), budget.densities, budget)
     classical = tuning.classical(found.run)
-    methods = found.source.methods(found.source.tasks()[0].name)
-    tuned = [method for method in methods if method.box]
+    tuned = [method for method in found.source.methods(found.source.tasks()[0].name) if method.box]
     assert len(classical) == len(tuned) * len(found.source.tasks())
     forms = found.source.forms
     choices = tuning.networks(found.run, forms, (0, 1, 2))
@@ -82,8 +80,7 @@ def test_the_piece_of_fit_is_that_of_evaluate(configured):
     assert fit_piece(same.run) == network_piece(plain.run, "adas_increment", 3)
     assert "seed" not in same.run.settings
     assert network_piece(plain.run, "adas_increment", 0, {"learning_rate": 0.1}) != piece
-    longer = configured("unit", "--data.steps", 15)
-    assert network_piece(longer.run, "adas_increment", 0) != piece
+    assert network_piece(configured("unit", "--data.steps", 15).run, "adas_increment", 0) != piece
 
 
 @pytest.mark.parametrize("form", COMPARED)

@@ -65,8 +65,7 @@ def test_operations_are_those_of_a_real_run(network):
         value = loss()
         forward = counter.get_total_flops()
         value.backward()
-    assert cost.forward == forward
-    assert cost.training == counter.get_total_flops()
+    assert (cost.forward, cost.training) == (forward, counter.get_total_flops())
     assert sum(p.numel() for p in module.parameters()) > 1e6
 
 
@@ -89,8 +88,7 @@ def test_parts_of_the_memory(planned):
     assert lines["total"] == sum(lines.values()) - lines["total"]
     spread = planned(size="unit", networks=("fengwu",), gpus=4, sharded=True)
     parts = spread["fengwu: memory of each of 4 GPUs"]
-    assert parts["weights"] == weights
-    assert parts["their Adam moments"] == 2 * weights
+    assert (parts["weights"], parts["their Adam moments"]) == (weights, 2 * weights)
     assert 0 < parts["gathered weights"] <= 8 * weights
     assert parts["activations"] == lines["activations"]
     half = planned(size="unit", networks=("fengwu",), precision="bf16", gpus=4)

@@ -52,8 +52,7 @@ def test_an_optimum_beyond_the_box_is_reached_and_refused_settings_never_win(run
     scores = [trial["score"] for trial in choice.trials]
     assert len(scores) == 32
     assert any(score is None for score in scores)  # NaN
-    refused = [t["scale"] for t in choice.trials if t["score"] is None]
-    assert min(refused) > 5
+    assert min([t["scale"] for t in choice.trials if t["score"] is None]) > 5
     capsys.readouterr()
     assert repr(tuning.classical(run)) == repr(choices)
     assert "missing" not in capsys.readouterr().out
@@ -97,10 +96,8 @@ def test_a_trial_of_a_network_trains_with_the_setting(run):
         return {"ungated": Trial({"learning_rate": (1e-3, 1e-2)}, score)}
 
     experiment = SimpleNamespace(trials=trials, max_cycles=None)
-    training = SimpleNamespace(fit=fit)
-    tuning = Tuning(experiment, training, (0.1,), Budget(2, (0.3,), 160, 5))
-    budgeted = {"steps": 5, "densities": [0.3], "learning_rate": 0.002}
-    piece = run.piece("ungated", 0, **budgeted)
+    tuning = Tuning(experiment, SimpleNamespace(fit=fit), (0.1,), Budget(2, (0.3,), 160, 5))
+    piece = run.piece("ungated", 0, steps=5, densities=[0.3], learning_rate=0.002)
     assert tuning.trial(piece, None) == {"score": 1.0}
     options = {"max_epochs": 1, "limit_val_batches": 0}
     assert seen == [("ungated", 0, {"learning_rate": 0.002}, 5, options)]

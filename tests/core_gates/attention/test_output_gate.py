@@ -184,8 +184,7 @@ def plain(module, x, *, q=None, k=None, v=None):
     k, v = k.repeat_interleave(2, 2), v.repeat_interleave(2, 2)
     scores = torch.einsum("bihd,bjhd->bhij", q, k) * HEAD_DIM**-0.5
     future = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
-    weights = scores.masked_fill(future, -torch.inf).softmax(-1)
-    return torch.einsum("bhij,bjhd->bihd", weights, v)
+    return torch.einsum("bhij,bjhd->bihd", scores.masked_fill(future, -torch.inf).softmax(-1), v)
 
 
 @pytest.mark.parametrize("granularity", ["elementwise", "headwise"])
@@ -291,8 +290,7 @@ def test_half_precision_computes_the_activation_in_float32():
 def test_tokens_see_the_past_and_nothing_of_padding(position):
     module = attention(position=position, rope_theta=100.0, head_dim=4, qk_norm=True, qkv_bias=True)
     x, other = tokens(2, 7), tokens(2, 7, seed=5)
-    later = torch.cat([x[:, :4], other[:, 4:]], 1)
-    assert_close(module(later)[:, :4], module(x)[:, :4])
+    assert_close(module(torch.cat([x[:, :4], other[:, 4:]], 1))[:, :4], module(x)[:, :4])
     padding = torch.tensor([[1, 1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1, 1]]).bool()
     x[padding] = 1e3
     out = module(x, padding_mask=padding)
@@ -315,8 +313,7 @@ def test_meta_device_and_round_trip():
     other.load_state_dict(module.state_dict())
     x = tokens(2, 4, dtype=torch.float32)
     assert torch.equal(module(x), other(x))
-    compiled = torch.compile(module, backend="eager", fullgraph=True)
-    assert_close(compiled(x), module(x))
+    assert_close(torch.compile(module, backend="eager", fullgraph=True)(x), module(x))
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,7 @@ from core_gates.attention import rotate
 
 
 def draw(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
@@ -42,8 +41,7 @@ def test_positions_broadcast():
     x = draw(2, 5, 3, 4)
     by_head = rotate(x.transpose(1, 2), torch.arange(5))
     assert_close(rotate(x, torch.arange(5)[:, None]), by_head.transpose(1, 2))
-    offsets = torch.tensor([[0], [7]]) + torch.arange(5)
-    shifted = rotate(x, offsets[..., None])
+    shifted = rotate(x, (torch.tensor([[0], [7]]) + torch.arange(5))[..., None])
     assert_close(shifted[1:], rotate(x[1:], torch.arange(7, 12)[:, None]))
     half = rotate(x.bfloat16(), torch.arange(5)[:, None])
     assert half.dtype == torch.bfloat16

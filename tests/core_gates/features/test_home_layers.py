@@ -71,8 +71,7 @@ class Home:
         outputs = {g: self.experts("l1", g, v) for g in groups}
         owner = [g for g in groups for _ in range(outputs[g].shape[1])]
         mask = [[o in (g, "shared") or g == "shared" for o in owner] for g in groups]
-        self_mask = [[o == g for o in owner] for g in groups]
-        mixture = self.mixture("l1", groups, mask, self_mask)
+        mixture = self.mixture("l1", groups, mask, [[o == g for o in owner] for g in groups])
         z = mixture(v, torch.cat([outputs[g] for g in groups], 1))
         self.z = dict(zip(groups, z.unbind(1), strict=True))
         u = {c: torch.cat([self.z[c], self.z["shared"]], -1) for c in cats}
@@ -95,8 +94,7 @@ class Home:
         outputs = {g: self.experts("l2", g, u) for g in (*tasks, c)} | {"shared": shared}
         owner = [g for g, o in outputs.items() for _ in range(o.shape[1])]
         mask = [[o in (t, c, "shared") for o in owner] for t in tasks]
-        self_mask = [[o == t for o in owner] for t in tasks]
-        mixture = self.mixture("l2", tasks, mask, self_mask)
+        mixture = self.mixture("l2", tasks, mask, [[o == t for o in owner] for t in tasks])
         h = mixture(u, torch.cat(list(outputs.values()), 1))
         self.h |= dict(zip(tasks, h.unbind(1), strict=True))
 

@@ -103,8 +103,7 @@ def test_closed_form_of_the_hard_concrete_distribution():
     closed = torch.sigmoid(2 / 3 * (edge / (1 - edge)).log() - log_alpha)
     assert_close(HARD_CONCRETE.open_probability(log_alpha), 1 - closed)
     for nudge, is_open in ((-1e-6, False), (1e-6, True)):
-        sample = HARD_CONCRETE.sample(log_alpha, closed + nudge)
-        assert ((sample > 0) == is_open).all()
+        assert ((HARD_CONCRETE.sample(log_alpha, closed + nudge) > 0) == is_open).all()
 
 
 def test_the_l0_penalty_closes_gates():
@@ -137,8 +136,7 @@ def test_the_l0_penalty_of_a_straight_through_gate_counts_its_soft_scores():
 @pytest.mark.parametrize("rectifier", RECTIFIERS)
 def test_pruned_gates_stay_closed(rectifier):
     gate = gate_of([-3.0, 0.8, 2.0], rectifier)
-    remaining = gate.prune_(0.1)
-    assert remaining == 2
+    assert gate.prune_(0.1) == 2
     x = torch.randn(4, 3, dtype=torch.float64)
     (gate.train()(x) ** 2).sum().backward()
     assert gate.logits.grad[0] == 0

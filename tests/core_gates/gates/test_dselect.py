@@ -40,9 +40,8 @@ def test_golden_values_and_gradients(golden, name):
     y = torch.einsum("bn,nbh->bh", weights, experts)
     aux = gate(x).aux
     reg_loss = g["entropy_reg"] * aux["entropy"] + g["zeta"] * aux["lost_mass"]
-    choices = gate._select(x, None)[1]
     for actual, expected in (
-        (choices, "selectors"),
+        (gate._select(x, None)[1], "selectors"),
         (weights, "gate"),
         (y, "y"),
         (reg_loss, "reg_loss"),
@@ -82,8 +81,7 @@ def test_codes_without_an_expert_take_the_missing_mass(num_experts, per_example)
 
 def test_closed_bits_choose_the_expert_of_the_code():
     gate = DSelectKGate(DIM, 7, k=3, gamma=0.5, per_example=False)
-    bits = [[1, 0, 1], [0, 0, 1], [1, 1, 0]]
-    gate.code_weight.data.copy_(torch.tensor(bits).flatten() - 0.5)
+    gate.code_weight.data.copy_(torch.tensor([[1, 0, 1], [0, 0, 1], [1, 1, 0]]).flatten() - 0.5)
     gate.selector_weight.data.copy_(torch.tensor([1.0, 2.0, 3.0]))
     share = torch.tensor([1.0, 2.0, 3.0]).softmax(0)
     expected = torch.zeros(7)
@@ -115,8 +113,7 @@ def test_gradients(per_example):
     names, parameters = zip(*gate.named_parameters(), strict=True)
 
     def outputs(x, *parameters):
-        state = dict(zip(names, parameters, strict=True))
-        routing = torch.func.functional_call(gate, state, (x,))
+        routing = torch.func.functional_call(gate, dict(zip(names, parameters, strict=True)), (x,))
         return routing.weights, *routing.aux.values()
 
     assert gradcheck(outputs, (x, *parameters))

@@ -86,8 +86,7 @@ def planted():
     generator = torch.Generator().manual_seed(0)
     cluster = torch.arange(POSITIONS) % CLUSTERS
     axes = 2 * torch.eye(DIM)[: CLUSTERS // 2]
-    centers = torch.cat([axes, -axes])
-    x = centers[cluster] + 0.3 * torch.randn(POSITIONS, DIM, generator=generator)
+    x = torch.cat([axes, -axes])[cluster] + 0.3 * torch.randn(POSITIONS, DIM, generator=generator)
     maps = torch.randn(CLUSTERS, DIM, DIM, generator=generator) / DIM**0.5
     return x, torch.einsum("td,tdf->tf", x, maps[cluster]), cluster
 
@@ -168,8 +167,7 @@ def test_a_gate_that_ignores_its_input_fails(weights):
 @pytest.mark.parametrize("gate", GATES)
 def test_a_layer_that_does_not_learn_fails(gate):
     """Neither a schedule that runs nor noise that ends passes for learning."""
-    layer = build(gate, "sorted").requires_grad_(False)
-    assert share_of_loss_left(layer) > SHARE_LEFT
+    assert share_of_loss_left(build(gate, "sorted").requires_grad_(False)) > SHARE_LEFT
 
 
 @pytest.mark.parametrize("dispatch", DISPATCHES)

@@ -35,8 +35,7 @@ def test_golden_weights_capacity_loss_and_gradients(golden, name):
     assert_close(balance, g["l_aux"], rtol=0, atol=1e-10)
     of_gate = torch.autograd.grad((weights * g["cotangent"]).sum(), logits, retain_graph=True)[0]
     assert_close(of_gate, g["grad_logits_gate"], rtol=0, atol=1e-10)
-    of_loss = torch.autograd.grad(balance, logits)[0]
-    assert_close(of_loss, g["grad_logits_aux"], rtol=0, atol=1e-10)
+    assert_close(torch.autograd.grad(balance, logits)[0], g["grad_logits_aux"], rtol=0, atol=1e-10)
 
 
 def test_random_second_is_kept_with_twice_its_weight():
@@ -71,8 +70,7 @@ def test_a_second_choice_that_was_not_drawn_takes_no_place():
 
 def test_first_choices_come_before_second_ones():
     gate = identity_gate(2, second_policy="all", capacity_factor=1.0)
-    x = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
-    routing = gate(x)
+    routing = gate(torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64))
     assert routing.kept.tolist() == [[True, False], [True, False]]
     assert_close(routing.weights, torch.eye(2, dtype=torch.float64)[[0, 0]])
 

@@ -111,8 +111,7 @@ def test_ids_at_ignored_positions_may_be_anything():
     gate = HashGate(2, 3, num_ids=4)
     mask = torch.tensor([False, True])
     routing = gate(torch.zeros(2, 2), ids=torch.tensor([3, -100]), padding_mask=mask)
-    assert routing.kept.tolist() == [[True], [False]]
-    assert routing.weights.tolist() == [[1.0], [0.0]]
+    assert (routing.kept.tolist(), routing.weights.tolist()) == ([[True], [False]], [[1.0], [0.0]])
 
 
 @pytest.mark.parametrize(

@@ -61,8 +61,7 @@ def test_forbidden_experts_get_exactly_zero_gradient(home):
     mixed = home(x, experts)
     for s in range(len(MASK)):
         (grad,) = torch.autograd.grad(mixed[:, s].sum(), experts, retain_graph=True)
-        touched = (grad != 0).any(-1).any(0)
-        assert torch.equal(touched, MASK[s] | OWN[s])
+        assert torch.equal((grad != 0).any(-1).any(0), MASK[s] | OWN[s])
 
 
 def test_gradients(home):
@@ -230,8 +229,7 @@ def test_weights_with_and_without_the_residual_path(home):
     plain = home.weights(x, residual=False)
     assert_close(plain.sum(-1), torch.ones(7, 3, dtype=torch.float64))
     assert torch.equal(plain != 0, MASK.expand(7, -1, -1))
-    own = home.weights(x) - plain
-    assert torch.equal(own > 0, OWN.expand(7, -1, -1))
+    assert torch.equal(home.weights(x) - plain > 0, OWN.expand(7, -1, -1))
 
 
 DENSE = torch.ones(3, 5, dtype=torch.bool)
@@ -255,8 +253,7 @@ def test_float32_is_computed_another_way_with_the_same_results(mask, own, mode, 
         with kernels(mode):
             y = mixture(*inputs)
         slopes = torch.autograd.grad((y * weights.to(dtype)).sum(), tensors, create_graph=True)
-        again = torch.autograd.grad(slopes[0].square().sum(), tensors)
-        results.append([y, *slopes, *again])
+        results.append([y, *slopes, *torch.autograd.grad(slopes[0].square().sum(), tensors)])
     for one, other in zip(*results, strict=True):
         scale = max(one.abs().max().item(), 1.0)
         assert_close(other.double(), one, rtol=0, atol=2e-5 * scale)

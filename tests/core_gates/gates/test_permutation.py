@@ -199,9 +199,7 @@ def test_any_gate_is_searched_densely_and_then_permuted(name):
     torch.manual_seed(0)
     relaxed = gate(x, ids=numbers)
     torch.manual_seed(0)
-    expected = inner(x, ids=numbers).to_dense(EXPERTS).weights
-    matrix = gate.relaxed()[0]
-    mixed = expected @ matrix
+    mixed = inner(x, ids=numbers).to_dense(EXPERTS).weights @ gate.relaxed()[0]
     if gate.renormalize:
         mixed = mixed / mixed.sum(-1, keepdim=True)
     assert relaxed.indices is None
@@ -429,8 +427,7 @@ def test_a_search_is_compiled_once_and_learns_like_eager():
         for each, call in ((eager, eager), (gate, compiled)):
             each.zero_grad()
             routing = call(x)
-            loss = (routing.weights * target).sum() + routing.aux["permutation_entropy"]
-            loss.backward()
+            ((routing.weights * target).sum() + routing.aux["permutation_entropy"]).backward()
             update_gates(each)
         for ours, theirs in zip(gate.parameters(), eager.parameters(), strict=True):
             assert_close(ours.grad, theirs.grad)
@@ -482,8 +479,7 @@ def test_traits_of_the_gate_are_kept():
     class Coupled(SoftmaxGate):
         couples_tokens = True
 
-    gate = permuted(Coupled(DIM, EXPERTS))
-    assert gate.couples_tokens
+    assert permuted(Coupled(DIM, EXPERTS)).couples_tokens
     assert permuted(TopKGate(DIM, EXPERTS)).renormalize
     assert not permuted(DSelectKGate(DIM, EXPERTS)).renormalize
 

@@ -213,8 +213,7 @@ def test_golden_order_of_a_prefill(name):
         assert torch.equal(counts, golden["prefill_counts"][number][order])
         expected = golden["prefill_order"][number]
         assert torch.equal(order.where(counts > 0, -1), expected)
-        used = gate(u_next).indices.unique()
-        coverage = torch.isin(used, order[counts > 0]).double().mean()
+        coverage = torch.isin(gate(u_next).indices.unique(), order[counts > 0]).double().mean()
         assert_close(coverage, golden["prefill_coverage"][number], **EXACT)
 
 
@@ -236,8 +235,7 @@ def test_a_layer_can_follow_a_prediction(dispatch):
     (gate,) = random_gates(1)
     layer = MoELayer(gate, StackedExperts(EXPERTS, DIM, 4), dispatch=dispatch)
     x, earlier = positions(7), positions(7, seed=2)
-    predicted = CrossLayerPredictor(gate, width=4)(earlier)
-    y, _ = layer(x, routing=predicted)
+    y, _ = layer(x, routing=CrossLayerPredictor(gate, width=4)(earlier))
     assert_close(y, layer(x, gate_input=earlier)[0])
     assert not torch.allclose(y, layer(x)[0])
 
@@ -291,13 +289,11 @@ def test_padding_is_not_fetched():
     assert not predicted.kept[mask].any()
     order, counts = fetch_order(predicted)
     assert counts.sum() == 2 * 2
-    expected = gate(positions(4)[~mask]).chosen().sum(0)
-    assert torch.equal(counts, expected[order].long())
+    assert torch.equal(counts, gate(positions(4)[~mask]).chosen().sum(0)[order].long())
 
 
 def test_popular_experts_come_first_and_ties_by_number():
-    indices = torch.tensor([[[2, 4]], [[4, 1]], [[0, 4]]])
-    routing = RoutingOutput(torch.ones(3, 1, 2), indices)
+    routing = RoutingOutput(torch.ones(3, 1, 2), torch.tensor([[[2, 4]], [[4, 1]], [[0, 4]]]))
     order, counts = fetch_order(routing, 5)
     assert order.tolist() == [4, 0, 1, 2, 3]
     assert counts.tolist() == [3, 1, 1, 1, 0]

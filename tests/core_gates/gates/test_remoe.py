@@ -47,8 +47,7 @@ def penalties(gate, x, steps=1):
 
 
 def test_penalty_rises_falls_and_rests():
-    cases = {(1.0, 1.0): 1.2, (-1.0, -1.0): 1 / 1.2, (1.0, -1.0): 1.0}
-    for row, factor in cases.items():
+    for row, factor in {(1.0, 1.0): 1.2, (-1.0, -1.0): 1 / 1.2, (1.0, -1.0): 1.0}.items():
         gate = identity_gate(2, k=1, initial_penalty=0.5)
         assert penalties(gate, [torch.tensor([row, row])]) == pytest.approx(0.5 * factor)
 
@@ -101,8 +100,7 @@ def test_scores_are_a_distribution_at_real_positions():
 
 def penalty_of_rank(x, sizes):
     gate = identity_gate(3, k=1, initial_penalty=1.0)
-    mine = x.split(sizes)[dist.get_rank()] if dist.is_initialized() else x
-    return penalties(gate, [mine])
+    return penalties(gate, [x.split(sizes)[dist.get_rank()] if dist.is_initialized() else x])
 
 
 def test_sparsity_of_two_ranks_equals_one_process(ranks):

@@ -45,11 +45,9 @@ def test_dense_form():
     torch.nn.init.normal_(gate.bias)
     x = torch.randn(5, 3)
     routing = gate(x)
-    expected = 2.5 / (1 + torch.exp(-(x @ gate.weight.T + gate.bias)))
-    assert_close(routing.weights, expected)
+    assert_close(routing.weights, 2.5 / (1 + torch.exp(-(x @ gate.weight.T + gate.bias))))
     assert routing.indices is None
-    scaled = SigmoidGate(3, 4, scale=2.5)(x).weights.sum(-1)
-    assert_close(scaled, torch.full((5,), 2.5))
+    assert_close(SigmoidGate(3, 4, scale=2.5)(x).weights.sum(-1), torch.full((5,), 2.5))
 
 
 @pytest.mark.fault("core F8")
@@ -69,8 +67,7 @@ def test_logits_choose_where_scores_saturate(balanced):
 @pytest.mark.fault("core F8")
 def test_logits_choose_groups_where_scores_saturate():
     gate = identity_gate(6, k=1, num_groups=3, num_kept_groups=1).float()
-    x = torch.tensor([[20.0, 30.0, 21.0, 40.0, 22.0, 22.0]])
-    assert gate(x).indices.tolist() == [[3]]
+    assert gate(torch.tensor([[20.0, 30.0, 21.0, 40.0, 22.0, 22.0]])).indices.tolist() == [[3]]
 
 
 def test_bias_chooses_and_never_weighs():
@@ -112,9 +109,8 @@ def test_groups_are_ranked_by_their_two_best_and_ties_go_to_the_lowest(seed, kep
 def test_one_step_over_all_micro_batches_counts_no_padding():
     gate = identity_gate(3, k=1, balance_rate=0.5)
     x = torch.eye(3, dtype=torch.float64)
-    mask = torch.tensor([False, False, True])
     gate(x[[0, 0, 1]])
-    gate(x[[1, 2, 2]], padding_mask=mask)
+    gate(x[[1, 2, 2]], padding_mask=torch.tensor([False, False, True]))
     assert not gate.balance_bias.any()
     update_gates(gate)
     assert gate.balance_bias.tolist() == [-0.5, -0.5, 0.5]  # counts 2, 2, 1

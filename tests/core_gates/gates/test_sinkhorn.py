@@ -45,8 +45,7 @@ def test_prices_of_experts_that_differ_by_a_constant_are_that_constant():
 def test_large_scores_and_empty_groups_stay_finite():
     assert sinkhorn_prices(1e4 * scores(1, 6, 3), 20).isfinite().all()
     assert sinkhorn_prices(scores(2, 0, 3), 20).tolist() == [[[0.0] * 3]] * 2
-    padding = torch.ones(1, 6, 1, dtype=torch.bool)
-    assert not sinkhorn_prices(scores(1, 6, 3), 20, padding).any()
+    assert not sinkhorn_prices(scores(1, 6, 3), 20, torch.ones(1, 6, 1, dtype=torch.bool)).any()
 
 
 def test_training_spreads_the_load_and_evaluation_takes_the_best():
@@ -65,8 +64,7 @@ def test_weights_are_scores_of_the_raw_logits(score):
     expected = x.softmax(-1) if score == "softmax" else x.sigmoid()
     assert_close(routing.weights, expected.gather(-1, routing.indices))
     assert_close(routing.probs, expected / expected.sum(-1, keepdim=True))
-    changed = routing.indices != x.topk(2).indices
-    assert changed.any()
+    assert (routing.indices != x.topk(2).indices).any()
 
 
 def test_groups_and_padding_do_not_compete():

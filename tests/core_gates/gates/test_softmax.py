@@ -19,8 +19,7 @@ def test_formula():
 
 
 def test_temperature_follows_its_schedule_once_per_step():
-    schedule = TemperatureSchedule(2.0, 0.5, 3)
-    gate = SoftmaxGate(3, 4, tau=schedule)
+    gate = SoftmaxGate(3, 4, tau=TemperatureSchedule(2.0, 0.5, 3))
     seen = []
     for _ in range(5):
         for _micro_batch in range(2):
@@ -34,8 +33,7 @@ def test_temperature_follows_its_schedule_once_per_step():
 
 
 def test_temperature_is_kept_in_double_for_a_double_gate():
-    gate = SoftmaxGate(3, 4, tau=0.3, dtype=torch.float64)
-    assert gate.tau.item() == 0.3
+    assert SoftmaxGate(3, 4, tau=0.3, dtype=torch.float64).tau.item() == 0.3
 
 
 @pytest.mark.parametrize("tau", [0.0, -1.0, float("nan"), lambda step: step])

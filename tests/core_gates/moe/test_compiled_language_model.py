@@ -37,8 +37,7 @@ class Block(nn.Module):
         self.moe = MoELayer(gate, StackedExperts(EXPERTS, DIM, 6))
 
     def forward(self, x):
-        past = self.mixer(x).cumsum(1) / torch.arange(1, x.shape[1] + 1, device=x.device)[:, None]
-        x = x + past
+        x = x + self.mixer(x).cumsum(1) / torch.arange(1, x.shape[1] + 1, device=x.device)[:, None]
         y, routing = self.moe(self.norm(x))
         return x + y, balance_loss(routing)
 
@@ -195,8 +194,7 @@ def test_checkpoints_around_compiled_blocks_count_once(use_reentrant, backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_evaluation_counts_nothing(backend):
     model = build(layers=2).eval()
-    compiled = torch.compile(model, backend=backend, fullgraph=True)
-    compiled(batches(1)[0, 0])
+    torch.compile(model, backend=backend, fullgraph=True)(batches(1)[0, 0])
     assert not any(gate.counted.any() for gate in gates(model))
     with pytest.raises(ValueError, match=r"gate 'blocks\.0\.moe\.gate' learns .* \(nor did 1 more"):
         update_gates(model)
@@ -264,8 +262,7 @@ def test_a_monitor_measures_a_model_that_was_compiled_before(backend):
         call(tokens[0])
         assert monitor.compute() == figures[-1]  # a closed monitor measures nothing
     assert_close(*figures)
-    counted = {gate["tokens"] for gate in figures[0].values()}
-    assert counted == {2 * BATCH * (LENGTH - 1)}
+    assert {gate["tokens"] for gate in figures[0].values()} == {2 * BATCH * (LENGTH - 1)}
     assert all(0 < gate["churn"] <= 1 for gate in figures[0].values())
 
 

@@ -102,8 +102,7 @@ def test_copies_of_a_dense_network_compute_the_same(name):
 def test_copies_do_not_share_memory():
     mlp = GatedMlp(DIM, HIDDEN)
     before = copy.deepcopy(mlp.state_dict())
-    experts = StackedExperts.from_dense(mlp, 2)
-    nn.init.zeros_(experts.gate_up_proj)
+    nn.init.zeros_(StackedExperts.from_dense(mlp, 2).gate_up_proj)
     assert_close(dict(mlp.state_dict()), dict(before))
 
 
@@ -318,16 +317,14 @@ def test_networks_of_many_features_in_any_dtype_are_copied(gated, dtype):
     first = nn.Sequential(nn.Linear(192, 768), nn.SiLU(), nn.Dropout(), nn.Linear(768, 192))
     mlp = (GatedMlp(192, 768) if gated else first).to(dtype).eval()
     x = torch.randn(5, 192, dtype=dtype)
-    experts = StackedExperts.from_dense(mlp, 3)
-    assert_close(experts.single(x, 2), mlp(x))
+    assert_close(StackedExperts.from_dense(mlp, 3).single(x, 2), mlp(x))
 
 
 @pytest.mark.fault("dense copies")
 def test_networks_of_timm():
     layers = pytest.importorskip("timm.layers")
     mlp, x = layers.Mlp(DIM, HIDDEN, drop=0.1), torch.randn(7, DIM)
-    experts = StackedExperts.from_dense(mlp, 2)
-    assert_close(experts.single(x, 1), mlp.eval()(x))
+    assert_close(StackedExperts.from_dense(mlp, 2).single(x, 1), mlp.eval()(x))
     with pytest.raises(ValueError, match=r"^Mlp has 'norm' \(LayerNorm\), which experts cannot"):
         StackedExperts.from_dense(layers.Mlp(DIM, HIDDEN, norm_layer=nn.LayerNorm), 2)
     with pytest.raises(ValueError, match=r"^the weights of GluMlp are \(20, 6\) \S+, \(6, 10\)"):
@@ -335,8 +332,7 @@ def test_networks_of_timm():
 
 
 def test_networks_without_memory_are_copied():
-    mlp = two_layers(nn.GELU()).to("meta")
-    assert StackedExperts.from_dense(mlp, 2).up_proj.is_meta
+    assert StackedExperts.from_dense(two_layers(nn.GELU()).to("meta"), 2).up_proj.is_meta
 
 
 def test_parametrized_layers_are_copied():
@@ -408,8 +404,7 @@ def test_parametrized_weights_are_used(gated):
 def test_spectral_norm_of_the_stack():
     experts = StackedExperts(EXPERTS, DIM, HIDDEN)
     nn.utils.parametrizations.spectral_norm(experts, "gate_up_proj")
-    out = experts.dense(torch.randn(3, DIM))
-    out.sum().backward()
+    experts.dense(torch.randn(3, DIM)).sum().backward()
     assert_close(
         torch.linalg.matrix_norm(experts.gate_up_proj.flatten(1), 2),
         torch.tensor(1.0),

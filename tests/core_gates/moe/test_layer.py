@@ -99,8 +99,7 @@ def test_a_given_routing_skips_the_gate():
         y, routing = layer(x, routing=other)
     assert routings == {"gate": []}
     assert routing is other
-    dense = torch.einsum("te,ted->td", other.to_dense().weights, layer.experts.dense(x))
-    assert_close(y, dense)
+    assert_close(y, torch.einsum("te,ted->td", other.to_dense().weights, layer.experts.dense(x)))
 
 
 def test_the_gate_may_look_at_something_else():
@@ -129,8 +128,7 @@ def test_padding_changes_nothing_else(gate, dispatch):
     layer = build(gate, dispatch=dispatch).eval()
     mask = torch.tensor([[False, False, True, False]])
     x = positions(1, 4)
-    poisoned = x.masked_fill(mask.unsqueeze(-1), 1e4)
-    y, _ = layer(poisoned, padding_mask=mask)
+    y, _ = layer(x.masked_fill(mask.unsqueeze(-1), 1e4), padding_mask=mask)
     assert not y[mask].any()
     if gate != "switch":  # its capacity depends on the number of tokens
         alone = layer(x[:, [0, 1, 3]])[0]
@@ -149,9 +147,7 @@ def test_padding_may_hold_anything():
 
 
 def test_what_the_gate_dropped_contributes_nothing():
-    layer = build("switch")
-    x = positions(1).expand(20, -1)
-    y, routing = layer(x)
+    y, routing = build("switch")(positions(1).expand(20, -1))
     assert 0 < int(routing.kept.sum()) < 20
     assert torch.equal(y.any(-1), routing.kept.squeeze(-1))
 
@@ -293,8 +289,7 @@ def test_compiles_into_one_graph(gate):
 def test_exports_with_static_shapes():
     layer = build(return_routing=False)
     x = positions(6)
-    program = torch.export.export(layer, (x,))
-    assert_close(program.module()(x + 1), layer(x + 1))
+    assert_close(torch.export.export(layer, (x,)).module()(x + 1), layer(x + 1))
 
 
 def test_training_lowers_a_loss():

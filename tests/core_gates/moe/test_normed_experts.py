@@ -108,8 +108,7 @@ def by_expert(experts, x):
     starts = [sum(RUNS[:g]) for g in range(len(RUNS))]
     found = []
     for e, g in enumerate(groups):
-        inputs = x[:, starts[g] : starts[g] + RUNS[g]].transpose(0, 1)
-        y = inputs.flatten(0, 1)
+        y = x[:, starts[g] : starts[g] + RUNS[g]].transpose(0, 1).flatten(0, 1)
         for j, (weight, bias) in enumerate(zip(experts.weights, experts.biases, strict=True)):
             y = y @ weight[e].mT + bias[e]
             if experts.norms:
@@ -141,8 +140,7 @@ def test_groups_of_several_sizes_and_inputs(training, norm):
 def test_running_statistics_are_those_of_all_inputs_of_an_expert():
     experts, x = grouped(), rows(7, 5, DIM)
     experts(x)
-    inputs = x[:, 2:4].flatten(0, 1)
-    first = inputs @ experts.weights[0][2].mT + experts.biases[0][2]
+    first = x[:, 2:4].flatten(0, 1) @ experts.weights[0][2].mT + experts.biases[0][2]
     assert_close(experts.norms[0].running_mean[2], 0.1 * first.mean(0))
     assert_close(experts.norms[0].running_var[2], 0.9 + 0.1 * first.var(0))
     mean = experts.norms[0].running_mean.clone()
@@ -231,8 +229,7 @@ def test_faults_are_named():
 
 
 def test_meta_and_copies():
-    meta = NormedExperts(2, 3, [4], device="meta")
-    twin = meta.to_empty(device="cpu")
+    twin = NormedExperts(2, 3, [4], device="meta").to_empty(device="cpu")
     twin.reset_parameters()
     for module in (twin, copy.deepcopy(twin)):
         assert module(torch.randn(5, 3)).shape == (5, 2, 4)

@@ -75,10 +75,8 @@ def test_masks_are_independent_and_biases_are_kept(experts):
         copies, source = getattr(experts, name), getattr(original, name)[0]
         zero = copies == 0
         assert_close(copies, torch.where(zero, 0, source))
-        share = zero.flatten(1).double().mean(-1)
-        assert ((share - 0.25).abs() < 0.1).all()
-        together = (zero[0] & zero[1]).double().mean()
-        assert abs(together - 0.0625) < 0.05
+        assert ((zero.flatten(1).double().mean(-1) - 0.25).abs() < 0.1).all()
+        assert abs((zero[0] & zero[1]).double().mean() - 0.0625) < 0.05
     assert_close(experts.up_bias, original.up_bias[:1].expand(EXPERTS, -1))
 
 
@@ -93,11 +91,9 @@ def test_noise_and_redrawing_are_relative_to_the_source(experts):
     source = experts.up[0].detach().clone()
     noisy, redrawn, anew = (deepcopy(experts) for _ in range(3))
     spawn_experts(noisy, mask_prob=0.0, noise_std=0.1)
-    change = noisy.up - source
-    assert_close(change.std() / source.std(), torch.tensor(0.1), rtol=0.05, atol=0)
+    assert_close((noisy.up - source).std() / source.std(), torch.tensor(0.1), rtol=0.05, atol=0)
     spawn_experts(redrawn, mask_prob=0.0, reinit_fraction=0.3)
-    changed = redrawn.up != source
-    assert abs(changed.double().mean() - 0.3) < 0.03
+    assert abs((redrawn.up != source).double().mean() - 0.3) < 0.03
     spawn_experts(anew, mask_prob=0.0, reinit_fraction=1.0)
     assert_close(anew.up.std(), source.std(), rtol=0.05, atol=0)
     assert abs(torch.corrcoef(torch.stack([anew.up[0].flatten(), source.flatten()]))[0, 1]) < 0.15

@@ -85,13 +85,10 @@ def test_figures_of_a_small_routing():
     weights = torch.tensor([[0.75, 0.25], [0.55, 0.45], [1.0, 0.0]])
     indices = torch.tensor([[0, 1], [0, 1], [0, 2]])
     kept = torch.tensor([[True, True], [True, False], [True, False]])
-    routing = RoutingOutput(weights, indices, kept, probs=torch.full((3, 4), 0.25))
-    total = statistics.sums(routing)
+    total = statistics.sums(RoutingOutput(weights, indices, kept, probs=torch.full((3, 4), 0.25)))
     figures = statistics.figures(total)
-    assert figures["tokens"] == 3
-    assert figures["active"] == pytest.approx(4 / 3)
-    assert figures["dropped"] == pytest.approx(2 / 6)
-    assert figures["dead"] == 2
+    assert (figures["tokens"], figures["active"]) == (3, pytest.approx(4 / 3))
+    assert (figures["dropped"], figures["dead"]) == (pytest.approx(2 / 6), 2)
     assert figures["entropy"] == pytest.approx(math.log(4))
     assert figures["captured"] == pytest.approx((0.5 + 0.25 + 0.25) / 3)
     assert figures["unrouted"] == 0
@@ -99,8 +96,7 @@ def test_figures_of_a_small_routing():
     assert figures["load_entropy"] == pytest.approx(-0.75 * math.log(0.75) - 0.25 * math.log(0.25))
     assert figures["load_max_violation"] == pytest.approx(2)
     parts = statistics.distributions(total)
-    assert parts["load"].tolist() == [3, 1, 0, 0]
-    assert parts["active"].tolist() == [0, 2, 1, 0, 0]
+    assert (parts["load"].tolist(), parts["active"].tolist()) == ([3, 1, 0, 0], [0, 2, 1, 0, 0])
     assert parts["histogram"].tolist() == [0, 0, 1, 0, 0, 1, 0, 1, 0, 1]
 
 
@@ -112,10 +108,8 @@ def test_coactivation_counts_the_positions_that_use_both():
     expected = [[3, 2, 1, 0], [2, 2, 0, 0], [1, 0, 1, 0], [0, 0, 0, 1]]
     assert statistics.distributions(total)["coactivation"].tolist() == expected
     assert statistics.figures(total)["coactivation"] == pytest.approx(2 / 3)
-    always = RoutingOutput(torch.ones(5, 3))
-    assert statistics_of(always)["coactivation"] == 1
-    alone = RoutingOutput(torch.eye(3))
-    assert statistics_of(alone)["coactivation"] == 0
+    assert statistics_of(RoutingOutput(torch.ones(5, 3)))["coactivation"] == 1
+    assert statistics_of(RoutingOutput(torch.eye(3)))["coactivation"] == 0
 
 
 def statistics_of(routing):
@@ -250,8 +244,7 @@ def routed_results(layer, x, weights):
 def test_experts_of_a_layer_are_measured_where_they_are_used(dispatch, number, dense, grad):
     layer = mixture(dispatch)
     x = torch.randn(number, 8, generator=torch.Generator().manual_seed(1))
-    mask = torch.arange(number) % 3 == 0
-    routing = layer.gate(x, padding_mask=mask)
+    routing = layer.gate(x, padding_mask=torch.arange(number) % 3 == 0)
     routing = routing._replace(kept=routing.kept & (routing.indices != 4))
     weights = routing.to_dense(5).weights
     with GateMonitor(layer, experts={"experts": 5}) as monitor, torch.set_grad_enabled(grad):
@@ -324,8 +317,7 @@ def test_all_gates_of_a_model_are_measured(model):
     drive(model, x)
     figures = monitor.compute()
     assert set(figures) == {"top", "all.0", "conv"}
-    assert figures["top"]["active"] == 2
-    assert figures["all.0"]["active"] == 3
+    assert (figures["top"]["active"], figures["all.0"]["active"]) == (2, 3)
     pixels = x[:, :2].reshape(-1, 2, 2, 1)
     gates = model["conv"].gate_values(pixels, pixels, 3 * pixels)
     assert figures["conv"]["mean"] == pytest.approx(gates.mean().item())
@@ -396,8 +388,7 @@ def test_only_sampled_steps_are_measured():
         monitor.begin_step(step)
         valve(torch.full((1,), step / 10))
     figures = monitor.compute()["Valve"]
-    assert figures["values"] == 3
-    assert figures["mean"] == pytest.approx((0.0 + 0.3 + 0.6) / 3)
+    assert (figures["values"], figures["mean"]) == (3, pytest.approx((0.0 + 0.3 + 0.6) / 3))
     assert valve.calls == 7 + 3
 
 
@@ -433,8 +424,7 @@ def test_checkpointed_passes_are_measured_once():
         y = checkpoint(lambda x: gate(valve(x)).weights.exp(), x, use_reentrant=False)
         y.square().sum().backward()
     figures = monitor.compute()
-    assert figures["0"]["tokens"] == 5
-    assert figures["1"]["values"] == 20
+    assert (figures["0"]["tokens"], figures["1"]["values"]) == (5, 20)
 
 
 def test_closing_removes_the_hooks_and_keeps_the_figures(model):
@@ -448,8 +438,7 @@ def test_closing_removes_the_hooks_and_keeps_the_figures(model):
 
 def test_models_without_gates_and_gates_that_never_ran(model):
     assert GateMonitor(nn.Linear(2, 2)).compute(all_reduce=True) == {}
-    empty = {"tokens": 0.0, "non_finite": 0.0}
-    assert GateMonitor(model["top"]).compute() == {"TopKGate": empty}
+    assert GateMonitor(model["top"]).compute() == {"TopKGate": {"tokens": 0.0, "non_finite": 0.0}}
     with pytest.raises(ValueError, match="every must be at least 1, got 0"):
         GateMonitor(model, every=0)
 

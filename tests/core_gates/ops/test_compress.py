@@ -34,8 +34,7 @@ def kernel(kernel_device):
 
 
 def some_active(batch, num_tokens, device="cpu"):
-    generator = torch.Generator().manual_seed(1)
-    mask = torch.rand(batch, num_tokens, generator=generator) < 0.4
+    mask = torch.rand(batch, num_tokens, generator=torch.Generator().manual_seed(1)) < 0.4
     mask[:1] = False  # a sequence without any active token
     return ActiveTokens.of(mask.to(device))
 
@@ -78,8 +77,7 @@ def test_extracting_what_was_compressed_keeps_active_tokens_alone(rows):
     assert compressed.shape[1] == max(1, int(mask.sum(-1).max()))
     assert torch.equal(extract(compressed, active), x * mask.unsqueeze(-1))
     assert torch.equal(compressed, by_loop(x, mask, compressed.shape[1]))
-    filled = active.positions >= 0
-    assert torch.equal(filled.sum(-1), mask.sum(-1))
+    assert torch.equal((active.positions >= 0).sum(-1), mask.sum(-1))
     assert torch.equal(compress(extract(compressed, active), active), compressed)
 
 
@@ -99,8 +97,7 @@ def test_a_given_number_of_slots_keeps_the_first_tokens():
     assert active.positions.tolist() == [[0, 2], [1, -1]]
     assert ActiveTokens.of(mask, 9).positions.shape == (2, 4)
     everything = ActiveTokens.of(torch.ones(2, 4, dtype=torch.bool), 0)
-    x = torch.randn(2, 4, 3)
-    assert compress(x, everything).shape == (2, 0, 3)
+    assert compress(torch.randn(2, 4, 3), everything).shape == (2, 0, 3)
     assert not extract(torch.zeros(2, 0, 3), ActiveTokens.of(torch.zeros(2, 0).bool())).numel()
 
 

@@ -87,8 +87,7 @@ def test_golden_gates_through_the_op(file, variant):
     assert_close(out, golden[f"{variant}.out"], rtol=1e-9, atol=1e-12)
     out.backward(golden["cotangent"])
     assert_close(base.grad, golden[f"{variant}.dbase"], rtol=1e-9, atol=1e-12)
-    expected = golden[f"{variant}.dloras"].flatten(0, 2)
-    assert_close(up.grad, expected, rtol=1e-9, atol=1e-12)
+    assert_close(up.grad, golden[f"{variant}.dloras"].flatten(0, 2), rtol=1e-9, atol=1e-12)
     for name, parameter in gate.named_parameters():
         assert_close(parameter.grad, golden[f"{variant}.g.{name}"], rtol=1e-9, atol=1e-12)
 
@@ -243,8 +242,7 @@ def test_autocast_does_not_reach_inside():
     tensors = operands(5, 40, [2, 3])
     expected = gated_lora(*tensors, [2, 3]), gradients(gated_lora, tensors, tensors[0], [2, 3])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = gated_lora(*tensors, [2, 3])
-        result = out, gradients(gated_lora, tensors, tensors[0], [2, 3])
+        result = gated_lora(*tensors, [2, 3]), gradients(gated_lora, tensors, tensors[0], [2, 3])
         opaque = torch.ops.core_gates.gated_lora(*tensors, [2, 3], 1e-5, False)
     assert_close(result, expected, rtol=0, atol=0)
     assert_close(opaque, expected[0], rtol=0, atol=0)
@@ -338,8 +336,7 @@ def test_kernel_matches_definition(
     for a, b in zip(actual, expected, strict=True):
         assert a.dtype == b.dtype
         scale = b.abs().max().item() if b.numel() else 1.0
-        rounding = terms**0.5 * torch.finfo(dtype).eps * scale
-        assert_close(a, b, rtol=0, atol=rounding)
+        assert_close(a, b, rtol=0, atol=terms**0.5 * torch.finfo(dtype).eps * scale)
     assert_close(tensors, before, rtol=0, atol=0)
 
 
@@ -445,8 +442,7 @@ def test_cpp_gradients_of_frozen_adapters(tokens, ranks, scale, cpp, poisoned_em
     grad = torch.randn(tokens, 192, generator=torch.Generator().manual_seed(3))
     expected = frozen_gradients(tensors, ranks, grad, torch.float64)
     monkeypatch.setattr(streamed, "backward", lambda *_: pytest.fail("the definition was called"))
-    found = frozen_gradients(tensors, ranks, grad)
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(frozen_gradients(tensors, ranks, grad), expected, strict=True):
         assert_close(
             one.double(),
             other,

@@ -181,8 +181,7 @@ def test_kernel_in_half_precision(dtype, kernel, kernel_device):
     arguments = [t if t is None else t.to(kernel_device) for t in detached(problem("rest", dtype))]
     exact = [t.float() if t is not None and t.dtype == dtype else t for t in arguments]
     found = kernel.forward(*arguments, "silu", True, False)[0]
-    expected = reference.forward(*exact, "silu", True).to(dtype)
-    assert_close(found, expected)
+    assert_close(found, reference.forward(*exact, "silu", True).to(dtype))
 
 
 def test_kernel_tiles_cover_every_row_once(kernel):
@@ -195,8 +194,7 @@ def test_kernel_tiles_cover_every_row_once(kernel):
                 rows = seen[a : min(b, a + kernel.ROWS)] if a < b else seen[:0]
                 assert (rows == -1).all()
                 rows[:] = g
-            wanted = torch.repeat_interleave(torch.tensor([*counts, rest]))
-            assert torch.equal(seen, wanted)
+            assert torch.equal(seen, torch.repeat_interleave(torch.tensor([*counts, rest])))
 
 
 def detached(arguments):
@@ -242,8 +240,7 @@ def test_compile_mode_reads_few_rows_by_blocks(monkeypatch):
 
 
 def test_registration():
-    arguments = problem("rest")
-    full = (*arguments, "silu", True, True, "segments")
+    full = (*problem("rest"), "silu", True, True, "segments")
     opcheck(torch.ops.core_gates.grouped_linear.default, full)
 
 

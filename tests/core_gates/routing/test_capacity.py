@@ -109,8 +109,7 @@ def routing_of(indices, num_experts=3, kept=None):
 
 
 def test_first_choices_push_second_choices_out():
-    indices = torch.tensor([[0, 1], [1, 0], [2, 1]])
-    kept = limit_capacity(routing_of(indices), 1.0).kept
+    kept = limit_capacity(routing_of(torch.tensor([[0, 1], [1, 0], [2, 1]])), 1.0).kept
     assert kept.tolist() == [[True, False], [True, False], [True, False]]
 
 
@@ -120,15 +119,13 @@ def test_groups_have_their_own_queues_along_any_dimension():
         dim: limit_capacity(routing_of(indices), 1.0, group_dim=dim).kept[..., 0].tolist()
         for dim in (None, 0, 1, -2)
     }
-    assert kept[None] == [[True, True, False], [False] * 3]
-    assert kept[0] == [[True] * 3, [False] * 3]
+    assert (kept[None], kept[0]) == ([[True, True, False], [False] * 3], [[True] * 3, [False] * 3])
     assert kept[1] == kept[-2] == [[True, False, False], [True, False, False]]
 
 
 def test_dropped_choices_and_padding_take_no_place():
-    indices = torch.zeros(4, 1, dtype=torch.int64)
     mask = torch.tensor([True, False, False, False])
-    routing = routing_of(indices).ignore(mask)
+    routing = routing_of(torch.zeros(4, 1, dtype=torch.int64)).ignore(mask)
     kept = limit_capacity(routing, 1.0, padding_mask=mask).kept
     assert kept[:, 0].tolist() == [False, True, False, False]  # 3 tokens: capacity 1
     kept = limit_capacity(routing, 1.0, padding_mask=mask, padding_in_capacity=True).kept
@@ -138,9 +135,8 @@ def test_dropped_choices_and_padding_take_no_place():
 @pytest.mark.parametrize("rule", ["ceil", "floor", "per_expert", "per_token"])
 @pytest.mark.parametrize("real", [0, 1, 5, 30, 100])
 def test_capacity_under_a_mask_is_that_of_the_real_tokens(rule, real):
-    indices = torch.zeros(100, 1, dtype=torch.int64)
     mask = torch.arange(100) >= real
-    routing = routing_of(indices, 10).ignore(mask)
+    routing = routing_of(torch.zeros(100, 1, dtype=torch.int64), 10).ignore(mask)
     kept = limit_capacity(routing, 1.1, rule=rule, padding_mask=mask).kept
     assert kept.sum() == min(real, capacity(real, 10, 1.1, rule))
 

@@ -82,8 +82,7 @@ def test_balance_is_one_when_balanced_and_rises_with_skew():
 def test_balance_gradient_flows_through_all_probs_but_not_the_counts():
     probs = torch.tensor([[0.7, 0.2, 0.1]], requires_grad=True)
     weights = torch.tensor([[0.7, 0.2]], requires_grad=True)
-    routing = RoutingOutput(weights, torch.tensor([[0, 1]]), probs=probs)
-    balance_loss(routing).backward()
+    balance_loss(RoutingOutput(weights, torch.tensor([[0, 1]]), probs=probs)).backward()
     assert_close(probs.grad, torch.tensor([[1.5, 1.5, 0.0]]) - 1.35)  # of probs over their sum
     assert weights.grad is None
 
@@ -96,8 +95,7 @@ def test_balance_is_not_escaped_by_losing_mass(gate, scope):
     routing = gate(x)
     loss = balance_loss(routing, scope=scope)
     assert loss.item() == pytest.approx(1, abs=1e-3)
-    half = balance_loss(routing._replace(probs=routing.probs / 2), scope=scope)
-    assert_close(half, loss)
+    assert_close(balance_loss(routing._replace(probs=routing.probs / 2), scope=scope), loss)
     routing.probs[0, 3:] *= 1e-30  # all but closed
     assert balance_loss(routing, scope=scope).item() == pytest.approx(1, abs=1e-3)
 
@@ -113,8 +111,7 @@ def test_balance_skips_positions_without_any_mass():
         loss = balance_loss(part._replace(probs=probs), scope=scope)
         assert_close(loss, balance_loss(whole, scope=scope, padding_mask=mask))
         assert torch.autograd.grad(loss, probs)[0].isfinite().all()
-    poisoned = part._replace(probs=torch.full_like(probs, torch.nan))
-    assert balance_loss(poisoned).isnan()
+    assert balance_loss(part._replace(probs=torch.full_like(probs, torch.nan))).isnan()
 
 
 def test_balance_counts_dropped_choices():
@@ -209,8 +206,7 @@ def test_padding_does_not_count_whatever_it_holds(loss):
     gate.weight.data.copy_(torch.eye(5))
     value = loss(gate(poisoned, padding_mask=mask), padding_mask=mask)
     value.backward()
-    short = RoutingOutput(*(t[:, :6] if t is not None else t for t in clean))
-    assert_close(value, loss(short))
+    assert_close(value, loss(RoutingOutput(*(t[:, :6] if t is not None else t for t in clean))))
     assert (poisoned.grad[mask] == 0).all()
     assert gate.weight.grad.isfinite().all()
 
@@ -271,8 +267,7 @@ def global_balance(logits, mask, sizes):
 
 
 def test_global_scope_is_the_loss_of_the_joined_batch(ranks):
-    generator = torch.Generator().manual_seed(5)
-    logits = torch.randn(10, 6, generator=generator, dtype=torch.float64)
+    logits = torch.randn(10, 6, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     mask = torch.arange(10) % 4 == 0
     (first, first_grad), (second, second_grad) = ranks(global_balance, logits, mask, [7, 3])
     logits.requires_grad_()

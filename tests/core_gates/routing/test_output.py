@@ -12,9 +12,8 @@ PROBS = torch.tensor([[0.5, 0.2, 0.3], [0.1, 0.6, 0.3]])
 @pytest.fixture
 def indexed():
     weights = torch.tensor([[0.5, 0.3], [0.6, 0.3]], requires_grad=True)
-    indices = torch.tensor([[0, 2], [1, 2]])
     kept = torch.tensor([[True, True], [False, True]])
-    return RoutingOutput(weights, indices, kept, probs=PROBS)
+    return RoutingOutput(weights, torch.tensor([[0, 2], [1, 2]]), kept, probs=PROBS)
 
 
 def test_fields_are_the_contract():
@@ -67,8 +66,7 @@ def test_top_k_form_of_choices_passes_over_dropped_ones(indexed):
 @given(st.lists(st.sampled_from([0.0, 0.1, 0.25, 0.5]), min_size=3, max_size=8))
 def test_forms_are_inverse_when_k_covers_the_routed_experts(weights):
     routing = RoutingOutput(torch.tensor([weights]))
-    routed = max(1, sum(w != 0 for w in weights))
-    back = routing.to_top_k(routed).to_dense(len(weights))
+    back = routing.to_top_k(max(1, sum(w != 0 for w in weights))).to_dense(len(weights))
     assert torch.equal(back.weights, routing.weights)
 
 
@@ -80,16 +78,14 @@ def test_top_k_form_refuses_more_than_there_is(indexed, k):
 
 def test_hard_form_weighs_one_with_the_soft_gradient(indexed):
     hard = indexed.hard()
-    assert hard.indices.tolist() == [[0], [2]]
-    assert hard.weights.tolist() == [[1.0], [1.0]]
+    assert (hard.indices.tolist(), hard.weights.tolist()) == ([[0], [2]], [[1.0], [1.0]])
     (hard.weights * torch.tensor([[2.0], [3.0]])).sum().backward()
     assert indexed.weights.grad.tolist() == [[2.0, 0.0], [0.0, 3.0]]
 
 
 def test_hard_form_leaves_unrouted_positions_unrouted():
     hard = RoutingOutput(torch.zeros(1, 3)).hard()
-    assert hard.weights.tolist() == [[0.0]]
-    assert hard.kept.tolist() == [[False]]
+    assert (hard.weights.tolist(), hard.kept.tolist()) == ([[0.0]], [[False]])
 
 
 def test_chosen_counts_dropped_choices_on_request(indexed):
@@ -107,8 +103,7 @@ def test_ignored_positions_weigh_nothing(indexed):
     assert ignored.kept.tolist() == [[False, False], [False, True]]
     assert RoutingOutput(PROBS).ignore(mask).weights[0].tolist() == [0.0, 0.0, 0.0]
     assert indexed.ignore(None) is indexed
-    without = indexed._replace(kept=None).ignore(mask)
-    assert without.kept.tolist() == [[False, False], [True, True]]
+    assert indexed._replace(kept=None).ignore(mask).kept.tolist() == [[False, False], [True, True]]
     with pytest.raises(ValueError, match="shape"):
         indexed.ignore(torch.tensor([True]))
 

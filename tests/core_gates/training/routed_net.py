@@ -31,13 +31,11 @@ def build(
     model = make().to(dtype)
     gates = [p for n, p in model.named_parameters() if "gate" in n]
     weights = [p for n, p in model.named_parameters() if "gate" not in n]
-    routing = GradientRouting(kind(weights, lr=lr), kind(gates, lr=0.05), mode=mode, **options)
-    return model, routing
+    return model, GradientRouting(kind(weights, lr=lr), kind(gates, lr=0.05), mode=mode, **options)
 
 
 def batch(step=0, n=8, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(step)
-    x = torch.randn(n, 3, generator=generator, dtype=torch.float64)
+    x = torch.randn(n, 3, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
     return x.to(dtype), torch.stack([x.sum(-1), x.prod(-1)], -1).to(dtype)
 
 

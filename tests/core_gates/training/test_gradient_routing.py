@@ -131,8 +131,7 @@ def test_every_k_and_off():
             assert names - GATES == WEIGHTS
             assert bool(names & GATES) == (step.gate_loss is not None)
             moved[mode].append(bool(names & GATES))
-    assert moved["every_k"] == [True, False, False, True, False]
-    assert moved["off"] == [False] * 5
+    assert (moved["every_k"], moved["off"]) == ([True, False, False, True, False], [False] * 5)
     assert moved["dual"] == [True] * 5
     model, resumed = build("every_k", every_k=3)
     resumed.load_state_dict({"num_steps": 3})

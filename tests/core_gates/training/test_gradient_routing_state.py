@@ -62,8 +62,7 @@ def test_both_passes_draw_the_same_masks_for_every_micro_batch():
     model, routing = build(make=lambda: Net(dropout=0.5))
     masks = []
     model.drop.register_forward_hook(lambda _m, inputs, out: masks.append((out == 0).clone()))
-    losses = [loss_on(*batch(t)) for t in range(3)]
-    routing.step(model, losses)
+    routing.step(model, [loss_on(*batch(t)) for t in range(3)])
     assert len(masks) == 6
     for gate_pass, main_pass in zip(masks[:3], masks[3:], strict=True):
         assert torch.equal(gate_pass, main_pass)  # positive gates change no zero
@@ -105,8 +104,7 @@ def test_gradients_do_not_outlive_the_step_for_gates():
     for mode in MODES:
         model, routing = build(mode)
         train(model, routing, 1)
-        left = {n for n, p in model.named_parameters() if p.grad is not None}
-        assert left == WEIGHTS
+        assert {n for n, p in model.named_parameters() if p.grad is not None} == WEIGHTS
 
 
 def test_it_resumes_bit_for_bit():

@@ -172,8 +172,7 @@ def test_many_gates_of_different_shapes_are_thresholded_each():
     for gate in (*gates[:3], gates[4]):
         gate.grad = torch.zeros_like(gate)
     optimizer.step()
-    assert gates[0].tolist() == [0.75] * 3
-    assert gates[1].tolist() == [[0.75, 0.75]]
+    assert (gates[0].tolist(), gates[1].tolist()) == ([0.75] * 3, [[0.75, 0.75]])
     assert gates[4].tolist() == [0.75, 0.75]
     assert gates[3] == 1  # no gradient, no step
 

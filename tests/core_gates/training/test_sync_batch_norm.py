@@ -46,8 +46,7 @@ def batches(case, step):
 
 
 def weights_of(case):
-    total = torch.cat(batches(case, 9))
-    return total.split(CASES[case]["sizes"])
+    return torch.cat(batches(case, 9)).split(CASES[case]["sizes"])
 
 
 def train(norm, batches_of_step, weights):
@@ -150,8 +149,7 @@ def test_ranks_equal_one_process(trained, case):
     for found in (first, second):
         assert_close(found["buffers"], expected["buffers"], **tolerance)
     for name, gradient in expected["parameters"].items():
-        total = first["parameters"][name] + second["parameters"][name]
-        assert_close(total, gradient, **tolerance)
+        assert_close(first["parameters"][name] + second["parameters"][name], gradient, **tolerance)
 
 
 def test_checkpointing_counts_a_batch_once(special):
@@ -177,8 +175,7 @@ def test_a_large_mean_costs_few_digits(special):
 
 def test_half_precision_is_normalized_in_float32(special):
     exact = torch.cat(batches("rows", 0)).bfloat16().float()
-    found = torch.cat([s["half"] for s in special])
-    assert_close(found, nn.BatchNorm1d(3)(exact).bfloat16())
+    assert_close(torch.cat([s["half"] for s in special]), nn.BatchNorm1d(3)(exact).bfloat16())
 
 
 def test_a_group_of_one_is_ordinary(special):

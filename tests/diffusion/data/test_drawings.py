@@ -72,8 +72,7 @@ def rows(drawings):
 @pytest.mark.parametrize("name", STYLES)
 def test_every_style_is_an_image_unlike_the_plain_one(drawings, rows, name):
     plain, styled = drawn(drawings, rows), drawn(drawings, rows, (name,))
-    assert styled.shape == (len(rows), 32, 32, 3)
-    assert styled.dtype == np.float32
+    assert (styled.shape, styled.dtype) == ((len(rows), 32, 32, 3), np.float32)
     assert styled.min() >= 0
     assert styled.max() <= 1
     assert np.sqrt(np.square(styled - plain).mean()) > 0.03

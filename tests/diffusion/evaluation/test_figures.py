@@ -85,11 +85,9 @@ def test_the_closest_adapter_of_each_concept_is_marked():
 
 def test_pairs_are_ordered_by_what_gates_gain():
     differences = {"sum": np.log([1.1, 0.8, 1.0]), "mean": np.log([1.3, 0.9, 0.95])}
-    figure = pair_differences_figure(["p", "q", "r"], differences)
-    (axes,) = figure.axes
+    (axes,) = pair_differences_figure(["p", "q", "r"], differences).axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["q", "r", "p"]
-    found = axes.collections[0].get_offsets()[:, 0]
-    np.testing.assert_allclose(found, [-20, 0, 10], atol=1e-9)
+    np.testing.assert_allclose(axes.collections[0].get_offsets()[:, 0], [-20, 0, 10], atol=1e-9)
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert labels == ["than sum in 33 %", "than mean in 67 %"]
     for wrong in ({}, {"sum": np.zeros(2)}):

@@ -118,12 +118,9 @@ seeds = st.integers(0, 2**31)
 
 def test_one_right_adapter():
     scores = np.array([[0.9, 0.5, 0.1, 0.3], [0.1, 0.5, 0.9, 0.3]])
-    relevant = np.array([[0, 1, 0, 0], [0, 0, 1, 0]], bool)
-    values = search_values(scores, relevant, ks=(1, 2, 10))
-    assert values["recall@1"].tolist() == [0, 1]
-    assert values["recall@2"].tolist() == [1, 1]
-    assert values["recall@10"].tolist() == [1, 1]
-    assert values["mrr"].tolist() == [0.5, 1]
+    values = search_values(scores, np.array([[0, 1, 0, 0], [0, 0, 1, 0]], bool), ks=(1, 2, 10))
+    assert (values["recall@1"].tolist(), values["recall@2"].tolist()) == ([0, 1], [1, 1])
+    assert (values["recall@10"].tolist(), values["mrr"].tolist()) == ([1, 1], [0.5, 1])
     np.testing.assert_allclose(values["ndcg"], [1 / math.log2(3), 1])
 
 
@@ -193,8 +190,7 @@ def test_cosines_within_and_between_concepts():
 
 
 def test_the_nearest_caption_leads_to_its_adapter():
-    captions = torch.eye(3)
     owners = torch.tensor([1, 1, 0])
     affinity = torch.tensor([[0.1, 0.9], [0.8, 0.2]])
     text = torch.tensor([[0.9, 0.1, 0.2], [0.1, 0.2, 0.7]])
-    assert torch.equal(by_captions(text, captions, owners, affinity), affinity[[1, 0]])
+    assert torch.equal(by_captions(text, torch.eye(3), owners, affinity), affinity[[1, 0]])

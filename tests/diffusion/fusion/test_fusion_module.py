@@ -167,24 +167,20 @@ def test_the_loss_is_that_of_the_right_caption_and_a_hinge_for_the_wrong_one():
 
 @pytest.mark.parametrize(("schedule", "middle"), [("linear", 0.5), ("cosine", 0.5)])
 def test_the_learning_rate_falls_to_nothing(schedule, middle):
-    module = build(steps=8, schedule=schedule)
-    found = module.configure_optimizers()
+    found = build(steps=8, schedule=schedule).configure_optimizers()
     optimizer, rates = found["optimizer"], []
     for _ in range(9):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         found["lr_scheduler"]["scheduler"].step()
-    assert rates[0] == 0.05
-    assert rates[4] == pytest.approx(0.05 * middle)
-    assert rates[-1] == 0
+    assert (rates[0], rates[4], rates[-1]) == (0.05, pytest.approx(0.05 * middle), 0)
     assert rates[1] == pytest.approx(0.05 * (7 / 8 if schedule == "linear" else 0.961940), rel=1e-5)
 
 
 def test_every_task_comes_once_a_round_and_latents_are_not_repeated_before_all_came():
     draws = FusionDraws(tasks(), states(1, 99), steps=9, batch_size=7, caption_dropout=0.3)
     names = [batch.adapters for batch in draws]
-    rounds = [set(names[i : i + 3]) for i in (0, 3, 6)]
-    assert all(len(one) == 3 for one in rounds)
+    assert all(len(one) == 3 for one in [set(names[i : i + 3]) for i in (0, 3, 6)])
     assert names[:3] != names[3:6] or names[3:6] != names[6:9]
     assert draws[4].at.x.equal(draws[4].at.x)
     assert not draws[4].at.x.equal(draws[5].at.x)
@@ -201,8 +197,7 @@ def test_every_task_comes_once_a_round_and_latents_are_not_repeated_before_all_c
 def test_some_captions_are_left_empty():
     empty = states(1, 99)
     draws = FusionDraws(tasks(), empty, steps=1, batch_size=1000, caption_dropout=0.3)
-    share = (draws[0].text.pooled == empty.pooled).all(1).float().mean()
-    assert 0.25 < share < 0.35
+    assert 0.25 < (draws[0].text.pooled == empty.pooled).all(1).float().mean() < 0.35
     assert not (draws[0].wrong_text.pooled == empty.pooled).all(1).any()
 
 

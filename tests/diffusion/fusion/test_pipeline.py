@@ -58,8 +58,7 @@ class Library:
 def base():
     torch.manual_seed(0)
     images = torch.rand(20, 3, 32, 32) * 2 - 1
-    text = HashedNgrams()
-    found = {"name": "ngrams", "fingerprint": text.fingerprint}
+    found = {"name": "ngrams", "fingerprint": HashedNgrams().fingerprint}
     transformer = transformer_of("unit").eval().requires_grad_(False)
     return EmbeddedBase(transformer, PatchAutoencoder.fitted(images), found)
 
@@ -121,8 +120,7 @@ def test_the_same_seed_gives_the_same_pixels_and_the_model_is_left_alone(auto, b
 
     with pytest.raises(RuntimeError, match="on the way"):
         auto("a dog", callback_on_step_end=fail)
-    again = auto("a dog", adapters=[], seed=1)
-    assert torch.equal(again.images, plain.images)
+    assert torch.equal(auto("a dog", adapters=[], seed=1).images, plain.images)
 
 
 def test_gates_are_recorded_without_another_pixel(auto, library):
@@ -133,14 +131,12 @@ def test_gates_are_recorded_without_another_pixel(auto, library):
     gates = found.gates
     assert gates.means.shape == (STEPS, len(gates.sites), 2)
     open_gate = torch.sigmoid(torch.tensor(2.0))
-    only_first = gates.sites.index("blocks.0.ff_a.0")
-    assert gates.means[:, only_first, 1].isnan().all()
+    assert gates.means[:, gates.sites.index("blocks.0.ff_a.0"), 1].isnan().all()
     held = gates.means[~gates.means.isnan()]
     assert_close(held, open_gate.expand_as(held))
     assert gates.by_adapter()["second"] == pytest.approx(float(open_gate))
     record = found.record()["gates"]["second"]
-    assert len(record["by_step"]) == STEPS
-    assert set(record["by_layer"]) == set(gates.sites)
+    assert (len(record["by_step"]), set(record["by_layer"])) == (STEPS, set(gates.sites))
 
 
 def test_recorded_gates_are_the_true_means_by_step(auto, base, library, tmp_path):
@@ -189,8 +185,7 @@ def test_a_picture_with_its_record(auto, tmp_path):
     other = save_picture(again.images[0], tmp_path / "b.png", again.record())
     assert path.read_bytes() == other.read_bytes()
     assert '"negative_prompt": "red"' in path.with_suffix(".json").read_text()
-    assert found.record()["guidance"] == 3.0
-    assert found.record()["steps"] == STEPS
+    assert (found.record()["guidance"], found.record()["steps"]) == (3.0, STEPS)
 
 
 def test_faults_are_one_line(auto, base, library, one_line):

@@ -50,8 +50,7 @@ def test_names(library, root, put):
         assert library.find(adapter.name) == adapter
         assert library.load(adapter.name).family == "flux"
     assert any("\\xff\\xfe" in a.path for a in adapters)
-    found = library.search("anything", 99)
-    assert {m.name for m in found} == {a.name for a in adapters}
+    assert {m.name for m in library.search("anything", 99)} == {a.name for a in adapters}
     assert library.scan().unchanged == len(NAMES)
     library.remove("'; DROP TABLE adapter; --.safetensors")
     assert len(library.adapters()) == len(NAMES) - 1
@@ -202,8 +201,7 @@ def test_metadata(library, root, put):
     put(root / "a.safetensors", 1, told)
     for number, text in enumerate(("{", "[]", '{"a": 1}', '{"a": {"b": NaN}}', "[" * 99_999)):
         put(root / f"b{number}.safetensors", 2 + number, {"ss_tag_frequency": text})
-    report = library.scan()
-    assert report.encoded == 6
+    assert library.scan().encoded == 6
     adapter = library.find("a")
     assert adapter.title.startswith("<b>[2J'\"; DROP TABLE words; --yyy")
     assert len(adapter.title) == 200
@@ -222,8 +220,7 @@ def test_tags_by_frequency(library, root, put):
     put(root / "a.safetensors", 1, {"ss_tag_frequency": json.dumps(tags), "ss_output_name": "t"})
     library.scan()
     adapter = library.find("a")
-    assert adapter.tags == ("heart", "red", "blue")
-    assert adapter.triggers == ("sks heart",)
+    assert (adapter.tags, adapter.triggers) == (("heart", "red", "blue"), ("sks heart",))
     assert adapter.title == "t"
 
 

@@ -40,8 +40,7 @@ def test_only_what_has_changed_is_read(library, root, put, opened, state):
     report = library.scan(lambda done, total: calls.append((done, total)))
     assert counts(report) == (3, 0, 0, 0, 3)
     assert report.kept == 3
-    assert calls[0] == (0, 3)
-    assert calls[-1] == (6, 6)
+    assert (calls[0], calls[-1]) == ((0, 3), (6, 6))
     assert [a.path for a in library.adapters()] == opened
     assert opened == ["a.safetensors", "styles/b.safetensors", "styles/deep/c.safetensors"]
     before = state(library)
@@ -185,8 +184,7 @@ def test_files_that_are_found_by_metadata_alone_have_a_reason(library, root, put
         assert lenient.scan().encoded == 1
         assert {m.name for m in lenient.search("anything", 9)} == {"good", "extra"}
     flags = {a.name: a.flags for a in library.adapters()}
-    assert flags["nan"] == ("nonfinite",)
-    assert flags["zero"] == ("zero",)
+    assert (flags["nan"], flags["zero"]) == (("nonfinite",), ("zero",))
     assert flags["extra"] == ("unmapped",)
     assert flags["good"] == flags["sdxl"] == ()
 

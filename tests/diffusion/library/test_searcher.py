@@ -16,8 +16,7 @@ from diffusion.library.searcher import best, dots, exact_dots
 def ranked(matrix, query, k):
     found, scores = best(dots(matrix, query), k, lambda rows: exact_dots(matrix, rows, query))
     expected = matrix.astype(np.float64) @ query.astype(np.float64)
-    order = np.lexsort((np.arange(len(matrix)), -expected))[:k]
-    return found, scores, order, expected
+    return found, scores, np.lexsort((np.arange(len(matrix)), -expected))[:k], expected
 
 
 @given(st.integers(0, 300), st.integers(1, 40), st.integers(1, 12), st.integers(0, 99))
@@ -34,8 +33,7 @@ def test_exact_order(rows, dim, k, seed):
 
 @pytest.mark.parametrize("rows", [1 << 14, (1 << 15) + 7])
 def test_blocks_and_scores_that_differ_by_less_than_float32_can_tell(rows):
-    rng = np.random.default_rng(0)
-    matrix = rng.normal(size=(rows, 32)).astype(np.float32)
+    matrix = np.random.default_rng(0).normal(size=(rows, 32)).astype(np.float32)
     matrix /= np.linalg.norm(matrix, axis=1, keepdims=True)
     query = matrix[5].copy()
     copies = [3, 5, 1000, rows - 1]
@@ -201,8 +199,7 @@ def test_equal_scores_go_to_the_lowest_id(library, root, put):
     ],
 )
 def test_wrong_arguments(arguments, words, filled, one_line):
-    options = {"prompt": "a fox"} | arguments
-    assert words in one_line(LibraryError, filled.search, **options)
+    assert words in one_line(LibraryError, filled.search, **{"prompt": "a fox"} | arguments)
 
 
 def test_an_empty_library_and_a_text_encoder_of_another_space(

@@ -124,8 +124,7 @@ def test_block_diagonal_file_is_split_into_a_third_of_its_rank(dialects, tmp_pat
         f"{name}lora_up.weight": up,
         f"{name}alpha": torch.tensor(3.0),
     }
-    written = dialects.Written("flux", tensors, {}, {})
-    bundle = load_lora(written.save(tmp_path / "a.safetensors"))
+    bundle = load_lora(dialects.Written("flux", tensors, {}, {}).save(tmp_path / "a.safetensors"))
     assert set(bundle.ranks().values()) == {2}
     whole = torch.cat([bundle.delta_weight(n) for n in
                        (f"transformer_blocks.0.attn.to_{c}" for c in "qkv")])  # fmt: skip
@@ -136,8 +135,7 @@ def test_fused_view_of_a_file(dialects, tmp_path):
     written = dialects.write("bfl", "lora_down", seed=1)
     bundle = load_lora(written.save(tmp_path / "a.safetensors"))
     view = FusedView(bundle)
-    assert next(iter(view)) == "blocks.0.attn.a_to_qkv"
-    assert len(view) == 13
+    assert (next(iter(view)), len(view)) == ("blocks.0.attn.a_to_qkv", 13)
     assert {view.layer(name).type for name in view} == {layer.type for layer in FluxShape().fused()}
     for name in view:
         parts = [torch.from_numpy(written.expected[part]) for part in view.layer(name).parts]
@@ -275,8 +273,7 @@ def test_bundle():
     name, text = "transformer_blocks.0.attn.to_q", "text_model.encoder.layers.0.mlp.fc1"
     bundle = LoraBundle("flux", {name: shrinkable()}, {"text_encoder": {text: shrinkable(1)}})
     small, errors = shrink_bundle(bundle, rank=2)
-    assert small.ranks() == {name: 2}
-    assert small.text_encoders["text_encoder"][text].rank == 2
+    assert (small.ranks(), small.text_encoders["text_encoder"][text].rank) == ({name: 2}, 2)
     assert set(errors) == {name}
     assert 0 < errors[name] < 1
 
@@ -303,8 +300,7 @@ def test_layers_that_are_fused_elsewhere_are_shrunk_together(shared):
     assert {id(small.modules[name].down) for name in own} == {id(small.modules[own[0]].down)}
     assert small.ranks() == dict.fromkeys(sorted(bundle.modules), 2)
     before, after = (torch.cat([b.delta_weight(name) for name in own]) for b in (bundle, small))
-    values = torch.linalg.svdvals(before)
-    best = float(values[2:].square().sum().sqrt())
+    best = float(torch.linalg.svdvals(before)[2:].square().sum().sqrt())
     assert float((before - after).norm()) == pytest.approx(best, rel=1e-8)
     for name in bundle.modules:
         one, two = bundle.delta_weight(name), small.delta_weight(name)

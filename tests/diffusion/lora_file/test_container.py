@@ -32,8 +32,7 @@ def tensors():
 
 
 def same(found, expected):
-    assert found.dtype == expected.dtype
-    assert found.shape == expected.shape
+    assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
     raw = [t.reshape(-1).view(torch.uint8) for t in (found, expected)]
     assert torch.equal(*raw)
 

@@ -94,8 +94,7 @@ def compare(weights, model, bundle):
     [("", False), ("blocks.", False), ("attn.to_q", False), ("blocks.", True)],
 )
 def test_flux_in_diffusers(chosen, dora, flux, tmp_path):
-    names = [name for name in linears(flux) if chosen in name]
-    bundle = drawn("flux", flux, names, dora=dora)
+    bundle = drawn("flux", flux, [name for name in linears(flux) if chosen in name], dora=dora)
     path = save_lora(bundle, tmp_path / "a.safetensors", "diffusers")
     compare(merged_by_diffusers(flux, "flux", path), flux, bundle)
 
@@ -119,8 +118,7 @@ def test_sd3_in_diffusers(sd3, tmp_path):
 
 
 def test_kohya_in_diffusers(flux, tmp_path):
-    names = [n for n in linears(flux) if n.startswith("transformer_blocks.")]
-    bundle = drawn("flux", flux, names)
+    bundle = drawn("flux", flux, [n for n in linears(flux) if n.startswith("transformer_blocks.")])
     path = save_lora(bundle, tmp_path / "a.safetensors", "kohya")
     compare(merged_by_diffusers(flux, "flux", path), flux, bundle)
 

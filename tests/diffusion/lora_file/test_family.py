@@ -20,10 +20,8 @@ def test_published_flux():
     assert sum(layer.out_features for layer in fused) == 3_035_136
     sizes = {layer.type: (layer.in_features, layer.out_features) for layer in fused}
     assert sizes["attn.a_to_qkv"] == sizes["attn.b_to_qkv"] == (3072, 9216)
-    assert sizes["to_qkv_mlp"] == (3072, 21504)
-    assert sizes["proj_out"] == (15360, 3072)
-    assert sizes["norm1_a.linear"] == (3072, 18432)
-    assert sizes["norm.linear"] == (3072, 9216)
+    assert (sizes["to_qkv_mlp"], sizes["proj_out"]) == ((3072, 21504), (15360, 3072))
+    assert (sizes["norm1_a.linear"], sizes["norm.linear"]) == ((3072, 18432), (3072, 9216))
     assert sizes["ff_b.2"] == (12288, 3072)
 
 
@@ -42,8 +40,7 @@ def test_parameters_of_published_encoder_and_gates():
 def test_order_of_the_published_encoder():
     with np.load(GOLDEN / "encoder_a.npz") as golden:
         meta = json.loads(str(golden["meta"]))
-        shape = FluxShape(meta["n_double"], meta["n_single"], 1, meta["d"])
-        fused = shape.fused()
+        fused = FluxShape(meta["n_double"], meta["n_single"], 1, meta["d"]).fused()
         assert [layer.name for layer in fused] == meta["order"]
         assert [layer.type for layer in fused] == meta["types"]
         for layer in fused:
@@ -55,10 +52,8 @@ def test_tiny_flux():
     shape = FluxShape(2, 4, 6, 32, context_dim=384, pooled_dim=384, guidance=False)
     assert len(shape.fused()) == 32
     modules = shape.modules()
-    blocks = [name for name in modules if "blocks." in name]
-    assert len(blocks) == 52
-    assert modules["x_embedder"] == (64, 192)
-    assert modules["context_embedder"] == (384, 192)
+    assert len([name for name in modules if "blocks." in name]) == 52
+    assert (modules["x_embedder"], modules["context_embedder"]) == ((64, 192), (384, 192))
     assert modules["time_text_embed.text_embedder.linear_1"] == (384, 192)
     assert not any("guidance" in name for name in modules)
     assert sum(i * o for i, o in modules.values()) == pytest.approx(5.25e6, rel=0.01)
@@ -75,8 +70,7 @@ def test_parameters_of_flux_dev():
 def test_sd3_medium():
     modules = SD3Shape().modules()
     count = Counter(name.split(".")[1] for name in modules if "blocks." in name)
-    assert len(count) == 24
-    assert set(count.values()) == {14, 11}
+    assert (len(count), set(count.values())) == (24, {14, 11})
     assert modules["transformer_blocks.0.norm1_context.linear"] == (1536, 9216)
     assert modules["transformer_blocks.23.norm1_context.linear"] == (1536, 3072)
     assert "transformer_blocks.23.attn.to_add_out" not in modules

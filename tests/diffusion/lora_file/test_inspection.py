@@ -35,8 +35,7 @@ def test_blocks():
         "transformer_blocks.2", "transformer_blocks.10", "single_transformer_blocks.2",
         "single_transformer_blocks.10", OUTSIDE,
     ]  # fmt: skip
-    assert sums["transformer_blocks.2"] == pytest.approx(math.hypot(2, 6))
-    assert sums[OUTSIDE] == 5
+    assert (sums["transformer_blocks.2"], sums[OUTSIDE]) == (pytest.approx(math.hypot(2, 6)), 5)
 
 
 def test_errors_of_blocks_are_those_of_their_weights():
@@ -118,8 +117,7 @@ def test_texts_are_short_and_in_one_line():
     assert len(told.title) == 400
     many = json.dumps({"x": {f"tag {n}": n + 1 for n in range(5_000)}})
     tags = describe({"ss_tag_frequency": many}).tags
-    assert len(tags) == 1_000
-    assert next(iter(tags)) == "tag 4999"
+    assert (len(tags), next(iter(tags))) == (1_000, "tag 4999")
 
 
 @given(
@@ -139,12 +137,9 @@ FORMATS = Path(__file__).parents[2] / "golden" / "autolora" / "formats"
 def test_plain_values_have_everything():
     found = examine(FORMATS / "kohya_flux_full.safetensors")
     state = json.loads(json.dumps(found.state(), allow_nan=False))
-    assert state["file"] == "kohya_flux_full.safetensors"
-    assert state["family"] == "flux"
-    assert state["tensors"] == 56
-    assert state["title"] == "demo_style"
-    assert state["auto_v2"] == state["sha256"][:10]
-    assert len(state["auto_v3"]) == 12
+    assert (state["file"], state["family"]) == ("kohya_flux_full.safetensors", "flux")
+    assert (state["tensors"], state["title"]) == (56, "demo_style")
+    assert (state["auto_v2"], len(state["auto_v3"])) == (state["sha256"][:10], 12)
     assert set(state["layers"]["proj_out"]) == {
         "rank", "in_features", "out_features", "scale", "norm", "dora"
     }  # fmt: skip
@@ -172,8 +167,7 @@ def test_other_families_are_recognized(tmp_path):
     tensors = {f"blocks.0.self_attn.q.lora_{end}.weight": torch.ones(4, 4) for end in "AB"}
     save_file(tensors, tmp_path / "a.safetensors", {"modelspec.license": "MIT"})
     found = examine(tmp_path / "a.safetensors")
-    assert found.family == "wan"
-    assert found.layers == {}
+    assert (found.family, found.layers) == ("wan", {})
     assert found.description.license == "MIT"
     with pytest.raises(FamilyError, match="is an adapter for wan"):
         examine(tmp_path / "a.safetensors", "flux")

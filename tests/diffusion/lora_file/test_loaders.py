@@ -35,8 +35,7 @@ def test_effects(part, dialects, tmp_path):
         written = dialects.write(names, kind, prefix, alpha=alpha)
         bundle = load_lora(written.save(tmp_path / f"{number}.safetensors"), written.family)
         (verdict,) = verdicts(bundle.report)
-        assert verdict.loader == "diffusers 0.42.1"
-        assert verdict.tensors == len(written.tensors)
+        assert (verdict.loader, verdict.tensors) == ("diffusers 0.42.1", len(written.tensors))
         assert bool(verdict.what) == (verdict.effect != "whole")
         if verdict.effect != effect:
             wrong.append((names, kind, prefix, alpha, effect, verdict))

@@ -149,8 +149,7 @@ def test_every_layer_of_a_base_fits_it(shape, tmp_path):
         tensors |= pair(f"transformer.{name}", inputs, outputs)
     path = stored(tmp_path, tensors)
     for base in (modules, None, "flux" if isinstance(shape, FluxShape) else "sd3"):
-        bundle = load_lora(path, base)
-        assert {n: s[1:] for n, s in bundle.sizes().items()} == modules
+        assert {n: s[1:] for n, s in load_lora(path, base).sizes().items()} == modules
     other = "sd3" if isinstance(shape, FluxShape) else "flux"
     with pytest.raises(FamilyError, match=f"the base is {other}"):
         load_lora(path, other)
@@ -165,8 +164,7 @@ def test_a_wide_linear1_without_a_base(tmp_path, one_line):
 
 def test_one_layer_of_another_width_is_named(tmp_path, one_line):
     tensors = pair("double_blocks.0.img_attn.qkv", 8, 24)
-    layers = [f"double_blocks.{i}.img_attn.proj" for i in range(4)]
-    for layer in layers:
+    for layer in [f"double_blocks.{i}.img_attn.proj" for i in range(4)]:
         tensors |= pair(layer)
     path = stored(tmp_path, tensors)
     message = one_line(MappingError, load_lora, path)
@@ -250,8 +248,7 @@ def test_values_that_do_nothing_are_listed(tmp_path):
 def test_negative_alpha_is_used_when_lenient(tmp_path):
     layer = "transformer_blocks.0.attn.to_q"
     path = stored(tmp_path, pair(layer) | {f"{layer}.alpha": torch.tensor(-4.0)})
-    bundle = load_lora(path, strict=False)
-    assert bundle.delta_weight(layer)[0, 0] == -4
+    assert load_lora(path, strict=False).delta_weight(layer)[0, 0] == -4
 
 
 def test_layers_without_change(tmp_path, one_line):
@@ -290,8 +287,7 @@ def test_hashes_of_files(tmp_path):
 
 def test_norms(tmp_path, dialects):
     written = dialects.write("bfl", "loha")
-    bundle = load_lora(written.save(tmp_path / "a.safetensors"))
-    for name, norm in bundle.norms().items():
+    for name, norm in load_lora(written.save(tmp_path / "a.safetensors")).norms().items():
         expected = float(torch.linalg.matrix_norm(torch.from_numpy(written.expected[name])))
         assert norm == pytest.approx(expected, rel=1e-5)
 
@@ -399,8 +395,7 @@ def test_values_of_products(kind, dialects, tmp_path, one_line):
 def test_whole_factors_of_the_largest_layers_cost_no_matmul(tmp_path):
     w1, w2 = torch.randn(16, 16), torch.randn(768, 192)
     stem = "lora_unet_double_blocks_0_img_mlp_0"
-    tensors = {f"{stem}.lokr_w1": w1, f"{stem}.lokr_w2": w2}
-    bundle = load_lora(stored(tmp_path, tensors))
+    bundle = load_lora(stored(tmp_path, {f"{stem}.lokr_w1": w1, f"{stem}.lokr_w2": w2}))
     name = "transformer_blocks.0.ff.net.0.proj"
     assert bundle.sizes()[name] == (3072, 3072, 12288)
     start = time.process_time()

@@ -100,8 +100,7 @@ def test_a_gguf_file_with_the_other_parts(folder, write_gguf, tmp_path):
     (folder / "transformer").mkdir()
     shutil.move(tmp_path / "config.json", folder / "transformer")
     pipe = load_pipeline(path, components=folder).pipe
-    layer = pipe.transformer.transformer_blocks[0].attn.to_q
-    assert layer.weight.dtype == torch.uint8
+    assert pipe.transformer.transformer_blocks[0].attn.to_q.weight.dtype == torch.uint8
     found, expected = image(pipe), image(plain)
     assert_close(found, expected, rtol=0, atol=0.02)
     assert not torch.equal(found, expected)
@@ -159,8 +158,7 @@ def test_what_is_wrong_is_said_in_one_line(folder, tmp_path, one_line, write_ggu
         assert words in load(folder)
     (folder / "model_index.json").write_text("{")
     assert "holds no pipeline" in load(folder)
-    config = {"kind": "gatesuite embedded base"}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps({"kind": "gatesuite embedded base"}))
     assert "damaged base" in load(tmp_path)
 
 
@@ -187,8 +185,7 @@ def test_wrong_gguf_files(folder, tmp_path, one_line, write_gguf):
 def test_nothing_is_unpickled(folder, monkeypatch):
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("was unpickled"))
     pipe = load_pipeline(folder).pipe
-    path = folder / "transformer" / "diffusion_pytorch_model.safetensors"
-    state = load_file(path)
+    state = load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
     assert all(torch.equal(pipe.transformer.state_dict()[n], t) for n, t in state.items())
 
 

@@ -85,8 +85,7 @@ def test_a_batch_of_ranks_and_layers_equals_single_adapters_in_any_order(encoder
     single = torch.stack([encoder.encode(bundle) for bundle in bundles])
     order = torch.randperm(4, generator=torch.Generator().manual_seed(seed))
     batch = collate([bundles[i] for i in order], encoder.encoder.modules_read)
-    together = F.normalize(encoder.encoder(batch), dim=1)
-    close(together, single[order])
+    close(F.normalize(encoder.encoder(batch), dim=1), single[order])
     close(F.normalize(encoder.encoder(batch.rows(order)), dim=1), single[order][order])
 
 
@@ -145,8 +144,7 @@ def test_gradients_reach_all_parameters(adapter, config):
         encoder = LoraWeightEncoder(config(**form))
         bundles = [adapter(1, types=("ff_a.0",)), adapter(2, types=("proj_out",))]
         encoder(collate(bundles, encoder.modules_read)).square().sum().backward()
-        still = [n for n, p in encoder.named_parameters() if p.grad is None]
-        assert still == []
+        assert [n for n, p in encoder.named_parameters() if p.grad is None] == []
 
 
 def test_file_normalization_forgets_the_strength_and_none_does_not(adapter, config):
@@ -154,8 +152,7 @@ def test_file_normalization_forgets_the_strength_and_none_does_not(adapter, conf
     strong = changed(adapter(0), lambda f: f._replace(scale=10 * f.scale))
     for normalization, same in (("file", True), ("token", True), ("none", False)):
         encoder = TrainedEncoder(LoraWeightEncoder(config(normalization=normalization)))
-        gap = (encoder.encode(adapter(0)) - encoder.encode(strong)).abs().max()
-        assert (gap < 1e-5) == same
+        assert ((encoder.encode(adapter(0)) - encoder.encode(strong)).abs().max() < 1e-5) == same
 
 
 def test_published_sizes():
@@ -219,8 +216,7 @@ def test_a_layer_without_change_counts_as_missing(adapter, config):
         name: f if name in part.modules else Factors(f.down, 0 * f.up)
         for name, f in adapter(0).modules.items()
     }
-    padded = dataclasses.replace(part, modules=zeros)
-    close(trained.encode(padded), trained.encode(part))
+    close(trained.encode(dataclasses.replace(part, modules=zeros)), trained.encode(part))
 
 
 def test_the_published_form_counts_a_layer_without_change(adapter, config):

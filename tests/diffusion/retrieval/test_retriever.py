@@ -39,8 +39,7 @@ def test_without_shared_concepts_it_is_the_mean_of_both_cross_entropies():
     logits = 5 * F.normalize(text) @ F.normalize(lora).mT
     own = torch.arange(4)
     expected = (F.cross_entropy(logits, own) + F.cross_entropy(logits.mT, own)) / 2
-    found = loss(text, lora, DIFFERENT, DIFFERENT)
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(loss(text, lora, DIFFERENT, DIFFERENT), expected, rtol=1e-6, atol=0)
     published = PublishedLoss()(text, lora, DIFFERENT, DIFFERENT)
     logits = logits / 5
     expected = 10 * (F.cross_entropy(logits, own) + F.cross_entropy(logits.mT, own))
@@ -135,8 +134,7 @@ def trainer(folder, epochs=1, **options):
 
 def test_rounds_go_through_all_adapters():
     torch.manual_seed(0)
-    batches = list(Rounds(5, 2, 5))
-    drawn = [number for batch in batches for number in batch]
+    drawn = [number for batch in Rounds(5, 2, 5) for number in batch]
     assert sorted(drawn[:5]) == sorted(drawn[5:]) == [0, 1, 2, 3, 4]
     assert [sorted(batch) for batch in Rounds(3, None, 2)] == [[0, 1, 2]] * 2
     assert len(next(iter(Rounds(3, 7, 1)))) == 7
@@ -148,8 +146,7 @@ def test_ranks_share_each_batch(monkeypatch):
     batches = list(Rounds(7, None, 7))
     assert {len(batch) for batch in batches} == {6}
     assert len(set(batches[0])) == 6
-    drawn = [number for batch in batches for number in batch]
-    assert sorted(drawn) == sorted([*range(7)] * 6)
+    assert sorted([number for batch in batches for number in batch]) == sorted([*range(7)] * 6)
 
 
 def test_parts_of_ranks_make_up_the_batch_of_one(examples, config, words, monkeypatch):
@@ -209,8 +206,7 @@ def test_what_cannot_be_trained(examples, config, words, adapter, one_line):
     assert "there is no adapter" in refused([], config())
     assert "set text_dim to 24" in refused(examples, config(text_dim=32))
     other = Example(adapter(0, types=("proj_out",)), ["c0 1"], "odd")
-    message = refused([*examples, other], config(types=("ff_a.0",)))
-    assert "adapter 9 (odd)" in message
+    assert "adapter 9 (odd)" in refused([*examples, other], config(types=("ff_a.0",)))
     zero = LoraBundle("flux", {n: f._replace(scale=0.0) for n, f in adapter(0).modules.items()})
     assert "are zero" in refused([*examples, Example(zero, ["c0 1"], "nothing")], config())
     with pytest.raises(ValueError, match="batch_size"):
@@ -267,12 +263,10 @@ def test_unseen_adapters_of_known_concepts_are_found(loss, zoo, config, words, t
     assert after > (0.9 if loss == "contrastive" else 0.6)
     assert fitter.callback_metrics["val_recall@1"].item() == pytest.approx(after, abs=1e-6)
     assert after > recall_of_sketch(data) - 0.3
-    folder = save_encoder(tmp_path / "encoder", module.encoder, dtype=torch.bfloat16)
-    stored = load_encoder(folder)
+    stored = load_encoder(save_encoder(tmp_path / "encoder", module.encoder, dtype=torch.bfloat16))
     vectors = torch.stack([stored.encode(example.bundle) for example in held_out])
     text, owners = data.validation.captions.all()
-    hits = (text @ vectors.mT).argmax(1) == owners
-    assert hits.float().mean() > after - 0.1
+    assert ((text @ vectors.mT).argmax(1) == owners).float().mean() > after - 0.1
 
 
 def whole(adapters):

@@ -35,8 +35,7 @@ def naive_choices(adapters, step, steps, alpha=1.5, beta=1.275):
             return next(name for name, bundle in adapters.items() if module in bundle.modules)
         count = content.ranks()[module] * style.ranks()[module]
         s_c, s_s = (d[module].flatten().sort().values[-count:].sum() for d in deltas)
-        call = step * layers + number
-        factor = (alpha * call / (steps * layers) + beta) % alpha
+        factor = (alpha * (step * layers + number) / (steps * layers) + beta) % alpha
         return list(adapters)[0 if s_c / gamma / (s_s * factor) > 1 else 1]
 
     return choose
@@ -71,8 +70,7 @@ def test_a_run_follows_the_schedule(flux, inputs, bundle, dense, step):
 
 
 def test_the_choice_changes_within_a_run(flux, bundle):
-    adapters = {"c": bundle(1), "s": bundle(2)}
-    rival = KLora(flux, adapters)
+    rival = KLora(flux, {"c": bundle(1), "s": bundle(2)})
     site = next(iter(rival.sites)).name
     chosen = [rival.choice(site, call, 40) for call in range(40)]
     assert chosen[0] == chosen[5] == "s"  # the factor is 1.275 at first, and rises
@@ -83,8 +81,7 @@ def test_the_choice_changes_within_a_run(flux, bundle):
 def test_more_styles_and_strengths(flux, inputs, adapters, dense):
     rival = KLora(flux, adapters)
     sites = [site.name for site in rival.sites]
-    taken = {rival.choice(site, call, 40) for site in sites for call in (0, 6)}
-    assert taken == {"a", "b", "c"}
+    assert {rival.choice(site, call, 40) for site in sites for call in (0, 6)} == {"a", "b", "c"}
     for site in sites:  # the content and the best style alone choose alike
         for call in (0, 6, 20):
             full = rival.choice(site, call, 40)

@@ -112,8 +112,7 @@ def test_millimeters_are_calibrated_only_where_a_constant_is_beaten(
 
     monkeypatch.setattr("endoscopy.bundles.bundle_fitting._sized", planted)
     bundle = bundle_of(module, data)
-    assert bundle.scope.calibrated_for == calibrated
-    assert bundle.scope.trained_on == "synthetic"
+    assert (bundle.scope.calibrated_for, bundle.scope.trained_on) == (calibrated, "synthetic")
     words = "better than a constant" if calibrated else "no better than a constant"
     assert words in bundle.facts["held out"]
     card = model_card(bundle.config())
@@ -220,8 +219,7 @@ def test_a_variant_with_depth_makes_a_cache_of_its_own(folder, tmp_path):
 def test_data_elsewhere_has_only_a_training_part_of_size(folder, data):
     other = data.elsewhere(str(folder), 14)
     other.load()
-    assert len(other.rows("train")) == 28
-    assert len(other.rows("calibration")) == 0
+    assert (len(other.rows("train")), len(other.rows("calibration"))) == (28, 0)
     assert other.streams == data.streams
     assert data.counts[0] == 6
 
@@ -356,8 +354,7 @@ def test_a_table_with_some_masks_trains_on_masks_and_boxes(rendered):
     frames.loc[data.rows("train")[::2], "mask_path"] = ""
     assert data.form.outline == "either"
     frames["mask_path"] = ""
-    assert data.form.outline == "box"
-    assert data.variant(streams=["crop"]).form.outline == "box"
+    assert (data.form.outline, data.variant(streams=["crop"]).form.outline) == ("box", "box")
 
 
 def test_frames_of_any_size_are_resized():

@@ -78,8 +78,7 @@ def test_parquet_round_trip_keeps_every_value(both, tmp_path):
         if read.frames[name].dtype == object or str(read.frames[name].dtype) == "str":
             filled[name] = filled[name].fillna("")
     pd.testing.assert_frame_equal(read.frames[columns], filled, check_dtype=False)
-    assert report.found == len(both)
-    assert report.findings == {}
+    assert (report.found, report.findings) == (len(both), {})
     assert both.path(0, "mask_path").exists()
     assert read.path(0, "mask_path") == both.path(0, "mask_path")
     assert read.censored.sum() == both.censored.sum() > 0
@@ -105,8 +104,7 @@ def test_csv_parts_round_trip_in_numerical_order(both, tmp_path):
     read, report = read_frame_table(tmp_path / "parts", both.roots)
     columns = list(REQUIRED)
     pd.testing.assert_frame_equal(read.frames[columns], both.frames[columns], check_dtype=False)
-    assert report.files == both.frames["frame_path"].nunique()
-    assert report.findings == {}
+    assert (report.files, report.findings) == (both.frames["frame_path"].nunique(), {})
 
 
 def test_frames_of_a_part_file_come_in_the_order_of_part_numbers(make_table, tmp_path):
@@ -259,14 +257,12 @@ def test_a_good_box_is_left_alone():
 
 def test_swapped_corners_come_into_order():
     repaired = repair(20, 10, 50, 30)
-    assert repaired.boxes.tolist() == [[10, 20, 30, 50]]
-    assert repaired.swapped.tolist() == [True]
+    assert (repaired.boxes.tolist(), repaired.swapped.tolist()) == ([[10, 20, 30, 50]], [True])
 
 
 def test_a_box_is_clipped_at_every_side():
     repaired = repair(-5, 120, -1, 81)
-    assert repaired.boxes.tolist() == [[0, 100, 0, 80]]
-    assert repaired.clipped.tolist() == [True]
+    assert (repaired.boxes.tolist(), repaired.clipped.tolist()) == ([[0, 100, 0, 80]], [True])
     assert not repaired.small.any()
 
 
@@ -286,8 +282,7 @@ def test_sixteen_square_pixels_must_be_inside(box, small):
 
 def test_a_box_is_rescaled_to_the_image_before_it_is_clipped():
     repaired = repair(100, 200, 60, 160, annotated=[[200.0, 160.0]], actual=FRAME)
-    assert repaired.boxes.tolist() == [[50, 100, 30, 80]]
-    assert repaired.rescaled.tolist() == [True]
+    assert (repaired.boxes.tolist(), repaired.rescaled.tolist()) == ([[50, 100, 30, 80]], [True])
     assert not repaired.clipped.any()
 
 

@@ -68,8 +68,7 @@ def test_a_golden_split_is_made_exactly(golden, make_table):
     )
     assert not folds.official
     assert "official" not in folds.name
-    other = make_folds(table, 6, level="object", seed=2)
-    assert dict(other.assignment) != dict(folds.assignment)
+    assert dict(make_folds(table, 6, level="object", seed=2).assignment) != dict(folds.assignment)
 
 
 def test_the_official_split_is_verified_by_objects(tmp_path):
@@ -163,8 +162,7 @@ def test_the_audit_split_is_at_patient_level(public):
     for fold in range(5):
         split = folds.split(public, fold)
         of = np.array([folds.assignment.get(n, -1) for n in public.frames["unique_id"]])
-        assert set(of[split.test]) == {fold}
-        assert set(of[split.validation]) == {(fold + 1) % 5}
+        assert (set(of[split.test]), set(of[split.validation])) == ({fold}, {(fold + 1) % 5})
         assert set(of[split.train]) == set(range(5)) - {fold, (fold + 1) % 5}
         assert sum(map(len, split)) == len(public) - 2
         assert not shared_patients(folds, public)
@@ -190,8 +188,7 @@ def test_the_audit_split_does_not_cover_rendered_data(make_table):
 def test_patient_folds_keep_patients_whole_and_classes_even(make_table):
     rng = np.random.default_rng(0)
     sizes = {f"{k:03d}-001_{n}": float(rng.uniform(2, 15)) for k in range(60) for n in (1, 2)}
-    patients = {name: name.partition("_")[0] for name in sizes}
-    table = make_table(sizes, frames=1, patients=patients)
+    table = make_table(sizes, frames=1, patients={name: name.partition("_")[0] for name in sizes})
     folds = make_folds(table, 5, "patient", seed=4)
     assert shared_patients(folds, table) == []
     assert shared_patients(make_folds(table, 5, "object"), table) != []
@@ -206,8 +203,7 @@ def test_patient_folds_keep_patients_whole_and_classes_even(make_table):
 
 def test_scarce_classes_are_noted_and_impossible_folds_refused(make_table):
     table = make_table({f"{k}": 3 if k < 9 else 12 for k in range(10)}, frames=1)
-    folds = make_folds(table, 3)
-    assert "only 1 patients are large, so some folds have none" in folds.notes
+    assert "only 1 patients are large, so some folds have none" in make_folds(table, 3).notes
     with pytest.raises(GatesError, match="10 patients cannot make 11 folds"):
         make_folds(table, 11)
     few = make_table({f"{k}": [3, 7, 12][k % 3] for k in range(6)}, frames=1)
@@ -309,8 +305,7 @@ SIZES = {f"{case}_{i}": 3.0 * i + 1 for case in range(9) for i in range(3)}
 
 @pytest.fixture
 def table(make_table):
-    patients = {name: name.partition("_")[0] for name in SIZES}
-    return make_table(SIZES, frames=1, patients=patients)
+    return make_table(SIZES, frames=1, patients={name: name.partition("_")[0] for name in SIZES})
 
 
 @pytest.mark.fault("faults 2")

@@ -69,8 +69,7 @@ def test_parts_share_no_object_and_draw_what_was_asked(rendered):
     assert [len(data.loader(part)) for part in parts] == [4, 2, 3, 1]
     assert drawn["test"] == sorted(drawn["test"])
     assert [row for row in drawn["test"] if table.frames["frame_id"][row] == 5] == []
-    batch = next(iter(data.train_dataloader()))
-    assert batch["streams"]["rgb_mask_depth"].shape == (8, 5, 16, 16)
+    assert next(iter(data.train_dataloader()))["streams"]["rgb_mask_depth"].shape == (8, 5, 16, 16)
     assert data.report.findings == {}
     assert set(table.frames["database"]) == {"SYNTH"}
 
@@ -159,10 +158,8 @@ def test_folds_of_patients(rendered):
     data = module(rendered, split="made", num_folds=4, fold=3)
     data.setup("fit")
     assert data.folds.name == "4 folds of patients, made with seed 1"
-    table = data.frame_table
-    of = np.array([data.folds.assignment[name] for name in table.frames["unique_id"]])
-    assert set(of[data.parts.test]) == {3}
-    assert set(of[data.parts.validation]) == {0}
+    of = np.array([data.folds.assignment[name] for name in data.frame_table.frames["unique_id"]])
+    assert (set(of[data.parts.test]), set(of[data.parts.validation])) == ({3}, {0})
     assert set(of[data.parts.train]) == {1, 2}
 
 
@@ -279,8 +276,7 @@ def test_sources_are_joined(real_colon, sun, tmp_path):
         num_folds=3,
     )
     data.setup("fit")
-    assert len(data.frame_table.unique_ids) == 8
-    assert data.report.found == 88
+    assert (len(data.frame_table.unique_ids), data.report.found) == (8, 88)
     assert set(data.frame_table.frames["database"]) == {"REALC", "SUN"}
     assert next(iter(data.train_dataloader()))["streams"]["rgb"].shape[1:] == (3, 16, 16)
     saved = data.frame_table.write_parquet(tmp_path / "a.parquet")

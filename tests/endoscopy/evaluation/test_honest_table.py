@@ -30,8 +30,7 @@ def trainings(effects, *, sizes=(50, 150), seeds=range(3), frames=2):
 
 
 def test_no_difference_is_said_to_be_none():
-    predictions = trainings({"plain": 1.0, "gates, dual": 1.0, "SE": 1.0})
-    table = honest_table(predictions, resamples=400)
+    table = honest_table(trainings({"plain": 1.0, "gates, dual": 1.0, "SE": 1.0}), resamples=400)
     assert len(table) == 2 * 3 * 2
     compared = table[table["variant"] != "plain"]
     assert (compared["verdict"].isin(["no difference", "better alone", "worse alone"])).all()
@@ -86,8 +85,7 @@ def test_unequal_designs_are_refused():
 
 @pytest.mark.fault("endoscopy B8")
 def test_no_difference_says_which_effects_are_excluded():
-    predictions = trainings({"plain": 1.0, "gates, dual": 1.0, "SE": 1.0})
-    table = honest_table(predictions, resamples=400)
+    table = honest_table(trainings({"plain": 1.0, "gates, dual": 1.0, "SE": 1.0}), resamples=400)
     compared = table[(table["score"] == "macro_f1") & table["difference"].notna()]
     reach = compared[["difference_low", "difference_high"]].abs().to_numpy().max()
     line = honest_headline(table)

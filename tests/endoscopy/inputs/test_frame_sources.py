@@ -40,8 +40,7 @@ def test_folder_zip_video_and_dicom_hold_the_same_frames(tmp_path, pictures, wri
         write.dicom(tmp_path / "image.dcm", images),
         write.dicom(tmp_path / "video.dcm", images, video=video),
     ]
-    kinds = ["images", "images", "video", "dicom", "dicom"]
-    for source, kind in zip(sources, kinds, strict=True):
+    for source, kind in zip(sources, ["images", "images", "video", "dicom", "dicom"], strict=True):
         found, report = read(source)
         assert report.kind == source_kind(source) == kind
         assert (report.read, report.expected, report.unreadable) == (3, 3, [])
@@ -386,8 +385,7 @@ def test_an_unreadable_mask_is_counted(tmp_path, folder):
 
 
 def test_a_video_damaged_in_the_middle_is_counted(tmp_path, write):
-    generator = np.random.default_rng(0)
-    images = list(generator.integers(0, 255, (12, 64, 64, 3)).astype(np.uint8))
+    images = list(np.random.default_rng(0).integers(0, 255, (12, 64, 64, 3)).astype(np.uint8))
     path = write.video(tmp_path / "a.mp4", images)
     content = bytearray(path.read_bytes())
     middle = len(content) // 2

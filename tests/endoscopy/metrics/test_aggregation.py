@@ -41,8 +41,7 @@ def test_best_k_takes_the_sharpest_frames():
 
 def test_frames_that_abstain_do_not_count_unless_all_do():
     table = object_table(frames(reasons=["", "too near", "", "blurred", "blurred"]))
-    assert table["predicted_mm"].tolist() == [6.5, 12.5]
-    assert table["num_frames"].tolist() == [2, 2]
+    assert (table["predicted_mm"].tolist(), table["num_frames"].tolist()) == ([6.5, 12.5], [2, 2])
     assert table["abstained"].tolist() == [False, True]
     assert table["reasons"].tolist() == ["", "blurred"]
 
@@ -157,8 +156,7 @@ def test_a_size_is_exact_where_nothing_says_that_it_is_a_lower_bound(make_table)
     assert joined.censored.tolist() == [False] * 6 + [True] * 3 + [False] * 3
     table = object_table(joined.frames.assign(predicted_mm=joined.frames["gt"] + 1.0))
     assert table["censored"].tolist() == [False, False, True, False]
-    weights = np.array([[1.0, 1.0, 0.0, 1.0]])
-    assert size_scores(table)(weights)["mae_mm"][0] == pytest.approx(1.0)
+    assert size_scores(table)(np.array([[1.0, 1.0, 0.0, 1.0]]))["mae_mm"][0] == pytest.approx(1.0)
     raw = table.assign(censored=[None, np.nan, True, False])
     assert size_scores(raw)(np.array([[1.0, 0, 0, 0]]))["mae_mm"][0] == pytest.approx(1.0)
 
@@ -171,8 +169,7 @@ def test_a_size_is_exact_where_nothing_says_that_it_is_a_lower_bound(make_table)
 def test_flags_written_as_text_mean_what_they_say(written, meant, make_table):
     table = make_table({"a": 4.0}, censored=[written] * 3)
     assert table.censored.tolist() == [meant] * 3
-    frames = table.frames.assign(predicted_mm=5.0)
-    assert object_table(frames)["censored"].tolist() == [meant]
+    assert object_table(table.frames.assign(predicted_mm=5.0))["censored"].tolist() == [meant]
 
 
 @pytest.mark.fault("faults 3")

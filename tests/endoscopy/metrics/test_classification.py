@@ -73,8 +73,7 @@ def test_an_unbiased_regressor_on_whole_millimeters(shared, cut_offs, expected):
         np.log(cut_offs.large / gt) / 0.05
     )  # fmt: skip
     chances = np.stack([below, 1 - below - above, above], 1)
-    expected_matrix = np.eye(3)[TRUTH.classes(gt)].T @ chances
-    assert macro_f1(expected_matrix) == pytest.approx(expected, abs=6e-4)
+    assert macro_f1(np.eye(3)[TRUTH.classes(gt)].T @ chances) == pytest.approx(expected, abs=6e-4)
     draws = np.random.default_rng(0).normal(size=(400, len(gt)))
     simulated = [
         macro_f1(confusion_matrix(TRUTH.classes(gt), cut_offs.classes(gt * np.exp(0.05 * draw))))
@@ -191,8 +190,7 @@ def test_closed_form():
     probabilities = np.array([[0.8, 0.2, 0.0]] * 10 + [[0.0, 0.4, 0.6]] * 10)
     truth = np.array([0] * 8 + [1] * 2 + [2] * 10)
     assert expected_calibration_error(probabilities, truth) == pytest.approx(0.5 * 0.4)
-    only_first = np.repeat([1.0, 0.0], 10)
-    weighted = expected_calibration_error(probabilities, truth, weights=only_first)
+    weighted = expected_calibration_error(probabilities, truth, weights=np.repeat([1.0, 0.0], 10))
     assert weighted == pytest.approx(0)
 
 

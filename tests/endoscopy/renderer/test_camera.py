@@ -127,8 +127,7 @@ def test_frames_are_dark_outside_the_aperture_only():
     frames, _ = record(torch.ones(3, 2, len(LENS.pixels)))
     inside = torch.zeros(SIDE * SIDE, dtype=torch.bool)
     inside[LENS.pixels] = True
-    assert frames.dtype == torch.uint8
-    assert frames.shape == (2, 3, SIDE, SIDE)
+    assert (frames.dtype, frames.shape) == (torch.uint8, (2, 3, SIDE, SIDE))
     flat = frames.flatten(2)
     assert (flat[..., ~inside] == 0).all()
     assert (flat[..., inside] > 0).all()

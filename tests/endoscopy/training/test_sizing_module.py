@@ -165,8 +165,7 @@ def test_accumulation_equals_one_batch(fit, frames, small_sizer, mode):
             clip=0.5,
             gate_clip=0.1,
         )
-        data = frames(dtype=torch.float64)
-        fit(module, data, callbacks=[InEvaluation()], precision="64-true")
+        fit(module, frames(dtype=torch.float64), callbacks=[InEvaluation()], precision="64-true")
         results.append(state_of(module))
     assert changed(results[0], state_of(SizingModule(small_sizer()).double()))
     assert_close(results[1], results[0], rtol=0, atol=1e-9)
@@ -269,8 +268,7 @@ def test_the_l0_penalty_closes_gates(fit, small_sizer):
             gate_learning_rate=0.2,
             l0_weight=weight,
         )
-        watch = fit(module, max_epochs=10)
-        closed[weight] = watch.trainer.callback_metrics["gate/nearly_closed"]
+        closed[weight] = fit(module, max_epochs=10).trainer.callback_metrics["gate/nearly_closed"]
     assert closed[1.0] > 0.9 > 0.1 > closed[0.0]
 
 
@@ -436,8 +434,7 @@ def test_stopped_trainings_end_like_unbroken_ones(fit_resumable, same_checkpoint
 def test_a_resumed_training_takes_up_the_period_of_the_gates(fit_resumable):
     """Mode ``every_k`` of period 3, stopped after one step: the next two steps leave the gates."""
     fit_resumable("run", "every_k", max_steps=1)
-    folder = fit_resumable("run", "every_k", max_steps=4)
-    lines = (folder / "metrics.csv").read_text().splitlines()
+    lines = (fit_resumable("run", "every_k", max_steps=4) / "metrics.csv").read_text().splitlines()
     column = lines[0].split(",").index("train/gate_loss")
     cells = [line.split(",")[column] for line in lines[1:]]
     assert [cell != "nan" for cell in cells if cell] == [True, False, False, True]

@@ -96,7 +96,6 @@ def test_words_may_be_left_out(run):
 
 def test_a_path_that_is_missing_is_named(run):
     done = run("turn", "a")
-    assert done.code == 2
-    assert done.err == "gates toy turn: error: nothing is given for RIGHT\n"
+    assert (done.code, done.err) == (2, "gates toy turn: error: nothing is given for RIGHT\n")
     done = run("turn", "a", "b", "--root", "c")
     assert "unrecognized arguments: --root" in done.err

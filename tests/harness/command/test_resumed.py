@@ -27,6 +27,24 @@ def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.fixture
+def trained(run):
+    assert run("fit", "--trainer.max_epochs", "1") == 0
+
+
+@pytest.fixture
+def untouched(run, tmp_path, capsys):
+    """``untouched(*words)`` is what a ``fit`` of this exit code, which changes no file, prints."""
+
+    def printed(*words, code=2):
+        before = contents(tmp_path)
+        assert run("fit", *words) == code
+        assert contents(tmp_path) == before
+        return capsys.readouterr()
+
+    return printed
+
+
 @pytest.mark.fault("endoscopy A1")
 @pytest.mark.parametrize(
     ("words", "said"),
@@ -39,16 +57,13 @@ def contents(folder):
         (["--trainer.gradient_clip_val", "1"], "trainer.gradient_clip_val null, now 1"),
     ],
 )
-def test_another_training_is_refused_before_a_file_is_touched(run, tmp_path, capsys, words, said):
+def test_another_training_is_refused_before_a_file_is_touched(run, untouched, words, said):
     assert run("fit", "--trainer.max_epochs", "2") == 0
-    before = contents(tmp_path)
     options = [] if "--trainer.max_epochs" in words else ["--trainer.max_epochs", "2"]
-    assert run("fit", "--resume", *options, *words) == 2
-    error = capsys.readouterr().err
+    error = untouched("--resume", *options, *words).err
     assert said in error
     assert "--name NEW" in error
     assert error.count("\n") == 1
-    assert contents(tmp_path) == before
 
 
 GATHERING = "lightning.pytorch.callbacks.GradientAccumulationScheduler"
@@ -56,41 +71,35 @@ WATCHING = ("--trainer.callbacks+=lightning.pytorch.callbacks.ModelSummary",)
 
 
 @pytest.mark.fault("video H5")
-def test_callbacks_decide_what_is_trained(run, tmp_path, capsys):
+def test_callbacks_decide_what_is_trained(run, untouched, tmp_path, capsys):
     folder = tmp_path / "runs/toy/a"
     epochs = ("--trainer.max_epochs", "2")
     gathering = (f"--trainer.callbacks+={GATHERING}", "--trainer.callbacks.scheduling={0: 2}")
     assert run("fit", *epochs, *WATCHING) == 0
     plain = read_record(folder)
     assert "trainer.callbacks" not in plain.settings
-    before = contents(tmp_path)
-    assert run("fit", *epochs, "--resume", *gathering) == 2
-    assert "trainer.callbacks null, now" in capsys.readouterr().err
-    assert contents(tmp_path) == before
+    assert "trainer.callbacks null, now" in untouched(*epochs, "--resume", *gathering).err
     assert run("fit", *epochs, "--overwrite", *gathering) == 0
     gathered = read_record(folder)
     assert gathered.fingerprint != plain.fingerprint
     assert gathered.settings["trainer.callbacks"][0]["class_path"] == GATHERING
     assert run("fit", *epochs, "--resume") == 0
-    other = ("--trainer.callbacks=null",)
-    assert run("fit", *epochs, "--resume", *other) == 2
+    assert run("fit", *epochs, "--resume", "--trainer.callbacks=null") == 2
     assert "trainer.callbacks" in capsys.readouterr().err
 
 
 @pytest.mark.fault("endoscopy A1")
-def test_other_training_objects_are_refused(run, toy, tmp_path, capsys, monkeypatch):
-    assert run("fit", "--trainer.max_epochs", "1") == 0
-    before = contents(tmp_path)
+@pytest.mark.usefixtures("trained")
+def test_other_training_objects_are_refused(toy, untouched, monkeypatch):
     others = [f"other{number}" for number in range(52)]
     monkeypatch.setattr(toy.ToyData, "training_objects", lambda self: others)
-    assert run("fit", "--resume", "--trainer.max_epochs", "1") == 2
-    assert "52 training objects, but others" in capsys.readouterr().err
-    assert contents(tmp_path) == before
+    error = untouched("--resume", "--trainer.max_epochs", "1").err
+    assert "52 training objects, but others" in error
 
 
 @pytest.mark.fault("endoscopy A1")
+@pytest.mark.usefixtures("trained")
 def test_a_training_without_a_record_is_not_resumed(run, tmp_path, capsys):
-    assert run("fit", "--trainer.max_epochs", "1") == 0
     (tmp_path / "runs/toy/a/record.json").write_text("{")
     assert run("fit", "--resume", "--trainer.max_epochs", "1") == 2
     assert "it is not known what" in capsys.readouterr().err
@@ -129,20 +138,17 @@ def other(run, tmp_path, toy, monkeypatch):
 
 @pytest.mark.fault("endoscopy A1")
 @pytest.mark.parametrize("existing", [False, True])
-def test_resuming_from_another_run_is_refused(run, other, tmp_path, capsys, existing):
+def test_resuming_from_another_run_is_refused(request, other, untouched, existing):
     """The network would be stored as one that has seen the objects of this run only."""
     if existing:
-        assert run("fit", "--trainer.max_epochs", "1") == 0
-    before = contents(tmp_path)
-    words = ("--trainer.max_epochs", "2", "--ckpt_path", str(other))
-    assert run("fit", "--resume", *words) == 2
-    assert "give one of them" in capsys.readouterr().err
-    assert contents(tmp_path) == before
+        request.getfixturevalue("trained")
+    words = ("--resume", "--trainer.max_epochs", "2", "--ckpt_path", str(other))
+    assert "give one of them" in untouched(*words).err
 
 
 @pytest.mark.fault("video H2")
+@pytest.mark.usefixtures("trained")
 def test_a_run_is_not_overwritten_by_a_training_from_its_own_checkpoint(run, tmp_path, capsys):
-    assert run("fit", "--trainer.max_epochs", "1") == 0
     before = contents(tmp_path)
     link = tmp_path / "link.ckpt"
     link.symlink_to("runs/toy/a/checkpoints/last.ckpt")
@@ -159,24 +165,18 @@ def test_a_run_is_not_overwritten_by_a_training_from_its_own_checkpoint(run, tmp
 
 
 @pytest.mark.fault("video H8")
-def test_the_checkpoint_of_another_network_is_one_line(run, other, tmp_path, capsys):
-    before = contents(tmp_path)
-    assert (
-        run("fit", "--trainer.max_epochs", "2", "--ckpt_path", str(other), "--model.dim", "4") == 2
-    )
-    error = capsys.readouterr().err
+def test_the_checkpoint_of_another_network_is_one_line(other, untouched):
+    words = ("--trainer.max_epochs", "2", "--ckpt_path", str(other), "--model.dim", "4")
+    error = untouched(*words).err
     assert "is a checkpoint of another network: size mismatch for net.0.weight" in error
     assert error.count("\n") == 1
-    assert contents(tmp_path) == before
 
 
 @pytest.mark.fault("video H8")
-def test_what_the_checkpoint_of_another_network_would_have_replaced_is_kept(run, other, tmp_path):
-    assert run("fit", "--trainer.max_epochs", "1") == 0
-    before = contents(tmp_path)
+@pytest.mark.usefixtures("trained")
+def test_what_the_checkpoint_of_another_network_would_have_replaced_is_kept(other, untouched):
     words = ("--trainer.max_epochs", "2", "--ckpt_path", str(other), "--model.dim", "4")
-    assert run("fit", *words, "--overwrite") == 2
-    assert contents(tmp_path) == before
+    untouched(*words, "--overwrite")
 
 
 @pytest.mark.fault("endoscopy A1")
@@ -196,58 +196,47 @@ def test_a_training_knows_what_its_start_was_trained_on(run, other, tmp_path, ca
     assert "give that --ckpt_path again, with --overwrite" in capsys.readouterr().err
 
 
-def test_a_start_that_is_complete_leaves_nothing_to_train(run, other, tmp_path, capsys):
-    before = contents(tmp_path)
-    assert run("fit", "--trainer.max_epochs", "1", "--ckpt_path", str(other)) == 2
-    assert "nothing was trained" in capsys.readouterr().err
-    assert contents(tmp_path) == before
+def test_a_start_that_is_complete_leaves_nothing_to_train(other, untouched):
+    error = untouched("--trainer.max_epochs", "1", "--ckpt_path", str(other)).err
+    assert "nothing was trained" in error
 
 
 @pytest.mark.fault("video H3")
+@pytest.mark.usefixtures("trained")
 @pytest.mark.parametrize("limit", ["max_epochs", "max_steps", "limit_train_batches"])
-def test_a_training_without_a_step_is_refused_before_a_file_is_touched(
-    run, tmp_path, capsys, limit
-):
-    assert run("fit", "--trainer.max_epochs", "1") == 0
-    before = contents(tmp_path)
-    assert run("fit", "--overwrite", f"--trainer.{limit}", "0") == 2
-    assert f"--trainer.{limit} 0 trains nothing" in capsys.readouterr().err
-    assert contents(tmp_path) == before
+def test_a_training_without_a_step_is_refused_before_a_file_is_touched(untouched, limit):
+    error = untouched("--overwrite", f"--trainer.{limit}", "0").err
+    assert f"--trainer.{limit} 0 trains nothing" in error
 
 
 @pytest.mark.fault("video H3")
-def test_a_training_that_ends_without_a_step_says_so(run, tmp_path, capsys):
-    assert run("fit", "--trainer.max_time", "00:00:00:00") == 2
-    assert "nothing was trained" in capsys.readouterr().err
-    assert contents(tmp_path) == {}
+def test_a_training_that_ends_without_a_step_says_so(untouched):
+    assert "nothing was trained" in untouched("--trainer.max_time", "00:00:00:00").err
 
 
 @pytest.mark.fault("video H3")
-def test_a_trial_run_leaves_the_run_folder_as_it_is(run, tmp_path, capsys):
-    assert run("fit", "--trainer.max_epochs", "1") == 0
-    before = contents(tmp_path)
-    assert run("fit", "--overwrite", "--trainer.fast_dev_run", "true") == 0
-    assert "nothing was kept" in capsys.readouterr().out
-    assert contents(tmp_path) == before
+@pytest.mark.usefixtures("trained")
+def test_a_trial_run_leaves_the_run_folder_as_it_is(untouched):
+    printed = untouched("--overwrite", "--trainer.fast_dev_run", "true", code=0).out
+    assert "nothing was kept" in printed
 
 
 @pytest.mark.fault("video H9")
 @pytest.mark.parametrize("value", ["true", "false"])
-def test_a_seed_is_a_number(run, tmp_path, capsys, value):
-    assert run("fit", "--trainer.max_epochs", "1", "--seed_everything", value) == 2
-    assert f"--seed_everything {value} is no seed" in capsys.readouterr().err
-    assert contents(tmp_path) == {}
+def test_a_seed_is_a_number(untouched, value):
+    error = untouched("--trainer.max_epochs", "1", "--seed_everything", value).err
+    assert f"--seed_everything {value} is no seed" in error
 
 
+@pytest.mark.usefixtures("trained")
 def test_what_decides_nothing_may_differ(run):
-    assert run("fit", "--trainer.max_epochs", "1") == 0
     more = ("--data.num_workers", "1", "--trainer.log_every_n_steps", "3")
     assert run("fit", "--resume", "--trainer.max_epochs", "1", *more) == 0
 
 
+@pytest.mark.usefixtures("trained")
 def test_a_longer_training_goes_on_and_says_so(run, tmp_path, capsys):
     folder = tmp_path / "runs/toy/a"
-    assert run("fit", "--trainer.max_epochs", "1") == 0
     short = read_record(folder)
     assert run("fit", "--resume", "--trainer.max_epochs", "2") == 0
     assert f"checkpoint is {folder.relative_to(tmp_path)}/checkpoints" in capsys.readouterr().out
@@ -256,15 +245,14 @@ def test_a_longer_training_goes_on_and_says_so(run, tmp_path, capsys):
     assert record.settings["lengthened"] is True
     assert record.fingerprint != short.fingerprint
     assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["epoch"] == 2
-    kept = read_record(folder / "weights/fit-s0")
-    assert kept.fingerprint == record.fingerprint
+    assert read_record(folder / "weights/fit-s0").fingerprint == record.fingerprint
     assert run("fit", "--resume", "--trainer.max_epochs", "2") == 0
     assert read_record(folder).settings["lengthened"] is True
 
 
-def test_trained_weights_enter_the_results_of_the_run(run, tmp_path):
+@pytest.mark.usefixtures("trained")
+def test_trained_weights_enter_the_results_of_the_run(tmp_path):
     folder = tmp_path / "runs/toy/a"
-    assert run("fit", "--trainer.max_epochs", "1") == 0
     kept = Arrays().load(folder / "weights/fit-s0")
     last = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
     assert kept.keys() == last.keys()
@@ -274,9 +262,9 @@ def test_trained_weights_enter_the_results_of_the_run(run, tmp_path):
     assert record["command"].startswith("gates toy fit")
 
 
+@pytest.mark.usefixtures("trained")
 def test_an_application_may_train_by_several_verbs(run, tmp_path, capsys):
     folder = tmp_path / "runs/toy/a"
-    assert run("fit", "--trainer.max_epochs", "1") == 0
     before = contents(folder)
     assert run("distill", "--trainer.max_epochs", "1", "--model.width", "3") == 0
     assert before.items() <= contents(folder).items()

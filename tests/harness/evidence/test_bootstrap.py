@@ -84,8 +84,7 @@ def test_the_deviation_of_draws_is_that_of_theory(sizes):
         return found
 
     Resamples.clusters(ids, resamples=20_000).intervals(watched)
-    residuals = np.bincount(ids, values - values.mean())
-    theory = math.sqrt((residuals**2).sum()) / len(ids)
+    theory = math.sqrt((np.bincount(ids, values - values.mean()) ** 2).sum()) / len(ids)
     assert drawn[-1].std() == pytest.approx(theory, rel=0.08)
 
 
@@ -218,8 +217,7 @@ def test_p_has_a_floor_by_the_number_of_clusters(units, p):
     draws = Resamples.clusters(np.arange(units).repeat(3))
     gap = draws.differences(moments(values + 1), moments(values))["value"]
     assert (gap.low, gap.high) == pytest.approx((1, 1))
-    assert gap.p == pytest.approx(p, rel=1e-12)
-    assert gap.significant == (units > 5)
+    assert (gap.p, gap.significant) == (pytest.approx(p, rel=1e-12), units > 5)
 
 
 def test_p_has_a_floor_by_the_number_of_draws():
@@ -333,11 +331,9 @@ def test_blocks_widen_the_interval_of_a_persistent_series():
 
 
 def test_blocks_are_of_successive_samples():
-    draws = Resamples.blocks(10, 4, level=0.999, resamples=5000)
-    found = mean(draws, np.arange(10.0))
+    found = mean(Resamples.blocks(10, 4, level=0.999, resamples=5000), np.arange(10.0))
     # The least mean takes the first blocks 0..3, 0..3 and 0..1, the greatest 6..9 and 6..7.
-    assert found.low == pytest.approx(1.3)
-    assert found.high == pytest.approx((30 + 30 + 13) / 10)
+    assert (found.low, found.high) == (pytest.approx(1.3), pytest.approx((30 + 30 + 13) / 10))
 
 
 @pytest.mark.parametrize(
@@ -427,6 +423,5 @@ def test_a_score_that_rests_on_one_unit_has_no_interval():
     assert math.isnan(found["last"].low)
     assert math.isnan(found["last"].high)
     assert found["all"] == plain["all"]
-    seeds = [scores, SingleUnit(scores, ["last"])]
-    gap = draws.differences(seeds, [scores, scores])
+    gap = draws.differences([scores, SingleUnit(scores, ["last"])], [scores, scores])
     assert (gap["last"].p, gap["last"].units, gap["all"].units) == (1, 1, 3)

@@ -70,8 +70,7 @@ def test_what_is_there_is_not_made_again(run, work, tmp_path, capsys):
     record = store.record(pieces[1])
     assert record.settings["model.dim"] == 8
     assert list(record.objects) == ["object1"]
-    assert record.facts == {"note": "squared"}
-    assert record.origin == "trained"
+    assert (record.facts, record.origin) == ({"note": "squared"}, "trained")
     assert [path.name for path in store.folder.iterdir() if path.name.startswith(".")] == []
 
 
@@ -134,8 +133,7 @@ def test_a_package_result_of_other_settings_is_passed_over(tmp_path, work):
     assert store.load(one)["score"] == 7.0
     assert store.find(two) is None
     assert "rate 0.1, now 0.2" in store.reasons([two])[0]
-    without = Store("squares", Figures(), tmp_path / "run", None)
-    assert without.find(one) is None
+    assert Store("squares", Figures(), tmp_path / "run", None).find(one) is None
 
 
 def test_a_result_is_never_tested_on_what_it_was_trained_on(run, work):
@@ -347,8 +345,7 @@ def test_an_optimum_beyond_the_box_is_reached_and_warned_of(run, work, capsys):
     assert max(trial["x"] for trial in found["outside"].trials) <= 1000.0 * (1 + 1e-9)
     assert all(len(choice.trials) == 32 for choice in found.values())
     capsys.readouterr()
-    again = run.tune(spaces, work.bowl, trials=32)
-    assert again == found
+    assert run.tune(spaces, work.bowl, trials=32) == found
     assert "missing" not in capsys.readouterr().out
 
 
@@ -378,8 +375,7 @@ def test_every_method_keeps_its_own_settings_in_its_trials(run, work):
         ("inside", "A"), ("outside", "B")
     }  # fmt: skip
     assert "net" not in found["inside"].setting
-    again = run.tune(spaces, work.bowl, trials=4, own=own)
-    assert again == found
+    assert run.tune(spaces, work.bowl, trials=4, own=own) == found
     with pytest.raises(SettingsDiffer, match="net A, now C"):
         run.tune(spaces, work.bowl, trials=4, own={**own, "inside": {"net": "C"}})
 
@@ -401,8 +397,7 @@ def test_scores_of_a_short_look_never_replace_full_ones(run):
     some = Run(run.folder, app="toy", only=("a",))  # tuning writes no scores
     with pytest.raises(GatesError, match="which one of a alone would replace"):
         some.finish(rows, seeds=[0])
-    content = json.loads(run.scores.read_text())
-    assert content["data"] == [data[0].state()]
+    assert json.loads(run.scores.read_text())["data"] == [data[0].state()]
     assert "A wins." in run.scores.with_suffix(".md").read_text()
 
 
@@ -418,8 +413,7 @@ def test_scores_of_fewer_seeds_replace_those_of_more_only_when_asked(run):
         ):
             refused()
     run.finish(rows, seeds=[1, 2, 3])
-    wanted = Run(run.folder, app="toy", seeds=[0], only=("a",), overwrite=True)
-    wanted.finish(rows, seeds=[0])
+    Run(run.folder, app="toy", seeds=[0], only=("a",), overwrite=True).finish(rows, seeds=[0])
     assert json.loads(run.scores.read_text())["only"] == ["a"]
     Run(run.folder, app="toy", only=("a",), seeds=[0]).finish(rows, seeds=[0])
 
@@ -445,8 +439,7 @@ def test_missed_bars_are_named_and_tables_fit_a_pipe(run, capsys, monkeypatch):
         for i in range(3)
         for j in range(9)
     ]
-    bars = [Bar("good", 1.0, "<=", 2.0), Bar("bad", 3.0, "<=", 2.0, "mm")]
-    run.finish(rows, bars, seeds=[0])
+    run.finish(rows, [Bar("good", 1.0, "<=", 2.0), Bar("bad", 3.0, "<=", 2.0, "mm")], seeds=[0])
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines[:-1])) <= 120
     assert lines[-3:-1] == ["1 of 2 bars met.", "missed: bad 3.000, needed ≤ 2.000 mm"]
@@ -462,8 +455,7 @@ def test_missed_bars_are_named_and_tables_fit_a_pipe(run, capsys, monkeypatch):
 )
 def test_forms_give_back_what_they_took_and_refuse_damage(tmp_path, form, result):
     form.save(tmp_path, result)
-    found = form.load(tmp_path)
-    assert repr(found) == repr(result)
+    assert repr(form.load(tmp_path)) == repr(result)
     (tmp_path / form.FILE).write_bytes(b"{")
     with pytest.raises(GatesError, match="missing or damaged"):
         form.load(tmp_path)

@@ -168,8 +168,7 @@ def test_scores_are_read_as_they_were_written(written):
     assert math.isnan(found.rows[0].p)
     assert math.isnan(found.rows[1].value)
     assert [bar.met for bar in found.bars] == [bar["met"] for bar in content["bars"]]
-    assert found.seeds == [0, 1, 2]
-    assert found.data == [Data("era5", "test", 64 * "0", 9)]
+    assert (found.seeds, found.data) == ([0, 1, 2], [Data("era5", "test", 64 * "0", 9)])
     assert (found.headline, found.notes, found.quick) == ("A headline.", ["note"], False)
     again = write_scores(path.with_name("again.json"), found, app="weather", config_path=written[1])
     assert json.loads(again.read_text()) == content

@@ -1,9 +1,5 @@
-from itertools import combinations
-
 import numpy as np
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.text import Text
 
 from harness.evidence import Bar, Resamples, compare, moments
 
@@ -60,40 +56,3 @@ def runs():
         }
 
     return {name: [training(x) for _ in range(2)] for name, x in (("switch", 0.2), ("top2", 0.1))}
-
-
-@pytest.fixture
-def legible():
-    """A check that the words of a figure lie inside it and do not touch."""
-    return check
-
-
-def check(figure):
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    boxes = [
-        (text.get_text(), Text.get_window_extent(text, canvas.get_renderer()))
-        for text in words_of(figure)
-        if text.get_text().strip()
-    ]
-    assert len(boxes) > 5
-    for text, box in boxes:
-        assert box.x0 >= -1, text
-        assert box.y0 >= -1, text
-        assert box.x1 <= figure.bbox.width + 1, text
-        assert box.y1 <= figure.bbox.height + 1, text
-    for (first, a), (second, b) in combinations(boxes, 2):
-        assert not a.padded(-1).overlaps(b.padded(-1)), f"{first!r} touches {second!r}"
-
-
-def words_of(figure):
-    """Texts that are drawn: matplotlib keeps tick labels beyond the limits."""
-    words = list(figure.texts)
-    for axes in figure.axes:
-        words += [axes.title, axes._left_title, axes._right_title, *axes.texts]
-        words += [axes.xaxis.label, axes.yaxis.label]
-        for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
-            for tick in axis.get_major_ticks():
-                if min(limits) <= tick.get_loc() <= max(limits):
-                    words += [t for t in (tick.label1, tick.label2) if t.get_visible()]
-    return words

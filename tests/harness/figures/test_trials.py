@@ -23,8 +23,7 @@ TRIED = {
 def test_every_trial_is_a_point_and_what_was_chosen_is_ringed():
     figure = trials_figure(TRIED)
     assert [axes.get_xlabel() for axes in figure.axes] == ["rate", "width"]
-    assert figure.axes[0].get_xscale() == "log"
-    assert figure.axes[1].get_xscale() == "linear"
+    assert (figure.axes[0].get_xscale(), figure.axes[1].get_xscale()) == ("log", "linear")
     rows = [dict(zip(COLUMNS, row, strict=True)) for row in drawn_numbers(figure)]
     rates = [row for row in rows if row["panel"] == "rate"]
     points = [(r["series"], r["x"], r["y"]) for r in rates if not r["series"].startswith("set")]

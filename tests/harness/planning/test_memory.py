@@ -10,8 +10,7 @@ TABLES = [Table(rows=1000, dim=16, lookups=3), Table(rows=10, dim=4, lookups=50)
 def test_memory_has_its_closed_form():
     found = memory_of_rank(500, TABLES, 100.0, ranks=4, batch_size=8)
     assert found.weights == found.gradients == 2000
-    assert found.adam == 4000
-    assert found.tables == (1000 * 16 + 10 * 4) * 4 / 4
+    assert (found.adam, found.tables) == (4000, (1000 * 16 + 10 * 4) * 4 / 4)
     assert found.adagrad == 1010 * 4 / 4
     assert found.table_gradients == 8 * (3 * (16 * 4 + 8) + 50 * (4 * 4 + 8))
     assert found.activations == 800
@@ -22,11 +21,9 @@ def test_exchange_has_its_closed_form():
     found = exchange_of_rank(500, TABLES, ranks=4, batch_size=8)
     assert found.ids == 8 * 53 * 8 * 3 / 4
     assert found.vectors == found.gradients == 8 * (3 * 16 + 50 * 4) * 4 * 3 / 4
-    assert found.all_to_all == found.ids + 2 * found.vectors
-    assert found.dense == 2 * 3 / 4 * 500 * 4
+    assert (found.all_to_all, found.dense) == (found.ids + 2 * found.vectors, 2 * 3 / 4 * 500 * 4)
     half = exchange_of_rank(500, TABLES, ranks=4, batch_size=8, distinct=0.5)
-    assert half.all_to_all == found.all_to_all / 2
-    assert half.dense == found.dense
+    assert (half.all_to_all, half.dense) == (found.all_to_all / 2, found.dense)
 
 
 def test_one_rank_sends_nothing():

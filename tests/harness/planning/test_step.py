@@ -46,8 +46,7 @@ def test_closed_forms(device):
 
 def test_computing_again_costs_arithmetic_and_saves_memory():
     plain, again = cost(depth=8), cost(depth=8, recompute=True)
-    assert again.forward == plain.forward
-    assert again.training == plain.training + plain.forward
+    assert (again.forward, again.training) == (plain.forward, plain.training + plain.forward)
     assert again.activations < 0.75 * plain.activations
 
 
@@ -67,9 +66,7 @@ def test_memory_is_followed_until_it_is_freed():
         view = second[10:]
         del first
         third = torch.zeros(50, device="meta")
-    assert trace.peak() == 800
-    assert trace.peak({number}) == 400
-    assert trace.number(view) == number
+    assert (trace.peak(), trace.peak({number}), trace.number(view)) == (800, 400, number)
     del second
     assert trace.number(view) == number  # the view keeps it
     del view

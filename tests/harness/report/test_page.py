@@ -57,8 +57,7 @@ def page(tmp_path):
 @pytest.fixture
 def checked(page, tmp_path):
     checker = Checker()
-    path = page.write(tmp_path / "deep" / "report.html")
-    text = path.read_text(encoding="utf-8")
+    text = page.write(tmp_path / "deep" / "report.html").read_text(encoding="utf-8")
     checker.feed(text)
     checker.close()
     assert checker.open == []
@@ -110,8 +109,7 @@ def test_the_page_suits_phones_dark_rooms_and_navigation(checked):
         "#s2",
         "#s3",
     ]
-    ids = [v for t, n, v in checker.attributes if n == "id"]
-    assert ids == ["s1", "s2", "s3"]
+    assert [v for t, n, v in checker.attributes if n == "id"] == ["s1", "s2", "s3"]
 
 
 def test_a_ragged_table_is_refused():
@@ -129,8 +127,7 @@ def test_nothing_is_wider_than_the_screen(page, tmp_path, width):
         "<script>document.title=[document.documentElement.scrollWidth,innerWidth].join(' ');"
         "document.body.dataset.size=document.title</script></body>"
     )
-    inner = tmp_path / "inner.html"
-    inner.write_text(page.html().replace("</body>", script), encoding="utf-8")
+    (tmp_path / "inner.html").write_text(page.html().replace("</body>", script), encoding="utf-8")
     outer = tmp_path / "outer.html"
     outer.write_text(f'<iframe src="inner.html" width="{width}" height="900" id="f"></iframe>')
     command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]

@@ -47,8 +47,7 @@ def said(capsys, start: str) -> str:
 def test_long_steps_are_not_silent(capsys):
     with working("drawing", seconds=0.02):
         assert said(capsys, "drawing  ") == "drawing  0 s"
-    steps = stepping("scoring", ["home", "mmoe"], seconds=0.02)
-    for place, name in enumerate(steps, 1):
+    for place, name in enumerate(stepping("scoring", ["home", "mmoe"], seconds=0.02), 1):
         assert said(capsys, f"scoring: {name}") == f"scoring: {name}  {place} of 2  0 s"
     with counting("scoring rows", seconds=0.02) as count:
         count(7, None)
@@ -57,11 +56,9 @@ def test_long_steps_are_not_silent(capsys):
 
 def test_plain_lines_say_what_is_counted_and_how_long_the_rest_takes(capsys):
     with ticking("training networks", 4, unit="epochs", seconds=0.02) as tick:
-        first = said(capsys, "training networks")
-        assert first == "training networks  0 of 4 epochs  0 s"
+        assert said(capsys, "training networks") == "training networks  0 of 4 epochs  0 s"
         tick()
-        line = said(capsys, "training networks  1 of 4 epochs  0 s, about ")
-        assert line.endswith(" left")
+        assert said(capsys, "training networks  1 of 4 epochs  0 s, about ").endswith(" left")
     assert ticker._place(1, 4, "epochs", 10.0) == "  1 of 4 epochs  10 s, about 30 s left"
     assert ticker._place(2, 8, "", 60.0) == "  2 of 8  60 s, about 3 min left"
     assert ticker._place(1, 101, "", 100.0) == "  1 of 101  100 s, about 3 h left"

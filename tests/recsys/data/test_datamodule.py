@@ -99,8 +99,7 @@ def test_only_training_rows_are_learned_from(tables):
     one, other = TableDataModule(tables), TableDataModule(changed)
     one.setup("fit")
     other.setup("fit")
-    assert one.transform.sizes == other.transform.sizes
-    assert one.transform.fitted.rows == 103
+    assert (one.transform.sizes, one.transform.fitted.rows) == (other.transform.sizes, 103)
     assert (other.batch("test").sparse[:, 1] == 0).all()
     assert (one.batch("test").sparse[:, 1] > 0).any()
 
@@ -134,8 +133,7 @@ def test_checkpoints_state_what_was_learned_from(tables):
     data = TableDataModule(tables)
     data.setup("fit")
     state = data.state_dict()
-    assert state["fitted"]["rows"] == 103
-    assert state["trained_on"] == data.training_objects()
+    assert (state["fitted"]["rows"], state["trained_on"]) == (103, data.training_objects())
     other = TableDataModule(tables._replace(train=tables.train[::-1]))
     assert other.training_objects() != data.training_objects()
 
@@ -169,16 +167,13 @@ def test_rows_without_any_weight_are_refused(tables, part):
 
 def test_one_row_with_a_weight_is_enough(tables):
     schema = dataclasses.replace(tables.schema, weight="w")
-    places = np.arange(len(tables.train))
-    train = tables.train.with_columns(w=pl.Series(places == 50))
-    data = TableDataModule(tables._replace(schema=schema, train=train))
-    assert len(data.rows("train")) == 103
+    train = tables.train.with_columns(w=pl.Series(np.arange(len(tables.train)) == 50))
+    assert len(TableDataModule(tables._replace(schema=schema, train=train)).rows("train")) == 103
 
 
 @pytest.fixture
 def rows(tables):
-    transform = FeatureTransform(tables.schema).fit(tables.train)
-    return PackedRows.of(tables.train, transform)
+    return PackedRows.of(tables.train, FeatureTransform(tables.schema).fit(tables.train))
 
 
 def places(batches):
@@ -290,8 +285,7 @@ def test_no_rows_to_evaluate(rows):
 @pytest.mark.fault("video R1")
 def test_rows_without_a_user_are_spread_over_ranks(tables):
     """As one user of 300 rows they would all be evaluated by one rank."""
-    nobody = tables.train.with_columns(user=pl.lit(None, pl.Int64))
-    table = pl.concat([nobody] * 3)
+    table = pl.concat([tables.train.with_columns(user=pl.lit(None, pl.Int64))] * 3)
     rows = PackedRows.of(table, FeatureTransform(tables.schema).fit(tables.train))
     counts = [len(EvaluationLoader(rows, 500, rank=r, world=3).indices) for r in range(3)]
     assert sum(counts) == 309
@@ -328,8 +322,7 @@ def test_rows_come_back_as_they_were(batch, rows, narrow):
 def test_they_take_less_memory(batch):
     wide = sum(t.numel() * t.element_size() for t in [*batch.plain(), *batch.sequences])
     stored = PackedRows(batch)
-    assert stored.bytes == wide - 12 * 4 - 24 * 4 - 6 * 3
-    assert len(stored) == 6
+    assert (stored.bytes, len(stored)) == (wide - 12 * 4 - 24 * 4 - 6 * 3, 6)
     assert torch.equal(stored.user, batch.user)
 
 
@@ -350,8 +343,7 @@ def test_rows_without_a_user_stay_apart_where_tables_are_joined(batch):
     """Row n of each table has the number -1 - n, such as that of each fold of a comparison."""
     one = batch.replace(user=torch.tensor([7, -2, -3, 8, -5, 7]))
     joined = Batch.cat([one, one.take(slice(0, 3)), one])
-    known = joined.user[joined.user >= 0]
-    assert known.tolist() == [7, 8, 7, 7, 7, 8, 7]
+    assert joined.user[joined.user >= 0].tolist() == [7, 8, 7, 7, 7, 8, 7]
     assert len(joined.user[joined.user < 0].unique()) == 3 + 2 + 3
     equal(Batch.cat([batch, batch]).take(slice(6, 12)), batch)
 

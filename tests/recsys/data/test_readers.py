@@ -68,8 +68,7 @@ def test_a_separate_test_table(path, tmp_path):
 def test_a_written_schema(path):
     schema = FeatureSchema(tasks=(Task("bought"),), sparse=(Sparse("book_id"),), user="reader")
     tables = OwnTable(path, schema=schema.to_dict()).read()
-    assert tables.schema == schema
-    assert tables.notes == ("split by user",)
+    assert (tables.schema, tables.notes) == (schema, ("split by user",))
 
 
 def test_faults(path):
@@ -157,8 +156,7 @@ def test_census(shared):
     assert sum(sizes(tables)) == 99_762
     assert np.array(sizes(tables)) / 99_762 == pytest.approx([0.7, 0.1, 0.2], abs=0.005)
     everything = pl.concat([tables.train, tables.validation, tables.test])
-    assert everything["income_50k"].sum() == 6186
-    assert everything["never_married"].sum() == 43_143
+    assert (everything["income_50k"].sum(), everything["never_married"].sum()) == (6186, 43_143)
     features = set(tables.schema.features)
     assert not features & {"marital_stat", "instance_weight", "income_50k", "never_married"}
     assert len(features) == 39
@@ -200,8 +198,7 @@ def test_a_marital_status_is_a_word(tmp_path):
 
 def test_movielens(shared):
     tables = MovieLens(str(shared("movielens1m_watch_rating.parquet"))).read()
-    assert sum(sizes(tables)) == 424_894
-    assert len(tables.test) == 199_950
+    assert (sum(sizes(tables)), len(tables.test)) == (424_894, 199_950)
     assert len(tables.validation) / 224_944 == pytest.approx(0.1, abs=0.005)
     data = TableDataModule(tables)
     data.setup("test")

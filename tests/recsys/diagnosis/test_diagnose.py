@@ -84,8 +84,7 @@ def toy(**options):
 
 def test_activations_have_their_closed_forms():
     batch = rows(4000)
-    net = toy(experts=Scaled([1.0, 2, 10, 0, -1], 4))
-    layer = diagnose(net, [batch]).layer("layer 1")
+    layer = diagnose(toy(experts=Scaled([1.0, 2, 10, 0, -1], 4)), [batch]).layer("layer 1")
     outputs = batch.v[:, :4].relu().double()
     assert layer.zero_rate[:3] == pytest.approx([float((outputs == 0).double().mean())] * 3)
     assert layer.zero_rate[3] == 1
@@ -155,14 +154,11 @@ def test_gradients_are_those_of_every_task_alone():
     per_task = torch.nn.functional.binary_cross_entropy_with_logits
     for t in range(3):
         loss = per_task(net(batch.v)[:, t], batch.labels[:, t])
-        parameters = list(net.experts.parameters())
-        found = torch.autograd.grad(loss, parameters)
+        found = torch.autograd.grad(loss, list(net.experts.parameters()))
         norms = torch.cat([g.reshape(5, -1) for g in found], 1).norm(dim=1)
         np.testing.assert_allclose(layer.gradients[t] / 64, norms.numpy(), rtol=1e-4, atol=1e-9)
-        foreign = [e for e in range(3) if e != t]
-        assert (layer.gradients[t, foreign] == 0).all()
-    share = layer.gradient_share
-    np.testing.assert_allclose(share[:, 3:].sum(0), 1, atol=1e-6)
+        assert (layer.gradients[t, [e for e in range(3) if e != t]] == 0).all()
+    np.testing.assert_allclose(layer.gradient_share[:, 3:].sum(0), 1, atol=1e-6)
     expected = layer.gradients[1, 1] / layer.gradients[1].sum()
     assert layer.own_gradient[1] == pytest.approx(expected)
 
@@ -217,8 +213,7 @@ def test_a_gate_that_is_saturated_degrades_its_expert(bias):
     assert layer.shared.all()
     assert layer.degraded.all()
     np.testing.assert_allclose(layer.occupancy, np.eye(2), atol=1e-12)
-    assert found.summary()["degraded"] == 2
-    assert found.summary()["occupancy_max"] == pytest.approx(1)
+    assert (found.summary()["degraded"], found.summary()["occupancy_max"]) == (2, pytest.approx(1))
 
 
 def test_sparse_tasks_that_ignore_their_experts_are_underfitted():
@@ -231,8 +226,7 @@ def test_sparse_tasks_that_ignore_their_experts_are_underfitted():
     found = diagnose(net, [batch._replace(labels=labels)])
     assert found.summary()["own_weight_correlation"] == pytest.approx(1)
     assert found.positives == tuple(labels.sum(0).int().tolist())
-    flipped = found.positives[::-1]
-    other = ExpertReport(found.layers, found.tasks, flipped, found.rows)
+    other = ExpertReport(found.layers, found.tasks, found.positives[::-1], found.rows)
     assert other.summary()["own_weight_correlation"] == pytest.approx(-1)
 
 
@@ -268,8 +262,7 @@ def test_an_expert_of_several_outputs_is_one_expert():
     batch = rows(500, tasks=1)
 
     def forward(batch):
-        outputs = net.experts(batch.v)
-        return net.mixture(batch.v, outputs[:, :2]).sum(-1)
+        return net.mixture(batch.v, net.experts(batch.v)[:, :2]).sum(-1)
 
     layer = diagnose(net, [batch], forward=forward, gradients=False).layers[0]
     one = float(batch.v.double().std(correction=0))
@@ -300,8 +293,7 @@ def test_hooks_are_removed_after_an_error():
 
 def test_a_model_without_experts_has_an_empty_report():
     found = diagnose(Plain(), [rows(tasks=1)])
-    assert found.notes == ("the model has no layer of experts",)
-    assert found.layers == ()
+    assert (found.notes, found.layers) == (("the model has no layer of experts",), ())
     assert found.summary() == {}
     assert found.table().height == found.gate_table().height == 0
     assert found.table().columns[:2] == ["layer", "expert"]
@@ -364,14 +356,12 @@ def world(n=3000):
             "hidden": rng.normal(size=n),
         }
     )
-    labels = rng.random((n, 2)) < score(table)
-    return table, labels, rng.integers(0, 150, n)
+    return table, rng.random((n, 2)) < score(table), rng.integers(0, 150, n)
 
 
 def score(table):
     strong, weak = table["strong"].to_numpy(), table["weak"].to_numpy()
-    logits = np.stack((2 * strong + 0.5 * weak, 0.5 * weak), 1)
-    return 1 / (1 + np.exp(-logits))
+    return 1 / (1 + np.exp(-np.stack((2 * strong + 0.5 * weak, 0.5 * weak), 1)))
 
 
 def test_fields_are_ordered_by_what_the_model_needs():
@@ -386,8 +376,7 @@ def test_fields_are_ordered_by_what_the_model_needs():
     assert noise.total[:3] == (0, 0, 0)
     assert strong.tasks["b"].value == 0
     assert weak.tasks["b"].low > 0
-    total = sum(gap.value for gap in weak.tasks.values())
-    assert weak.total.value == pytest.approx(total)
+    assert weak.total.value == pytest.approx(sum(gap.value for gap in weak.tasks.values()))
     assert strong.total.units == 150
 
 
@@ -410,8 +399,7 @@ def test_groups_are_permuted_together():
     single = permutation_importance(score, table, ["strong"], ["a", "b"], labels, users, **options)[
         0
     ]
-    assert grouped.field == "pair"
-    assert grouped.total == pytest.approx(single.total)
+    assert (grouped.field, grouped.total) == ("pair", pytest.approx(single.total))
     assert alone.total.value < 0.7 * grouped.total.value
 
 

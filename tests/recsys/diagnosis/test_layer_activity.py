@@ -138,8 +138,7 @@ class Module(L.LightningModule):
         return self.net(batch.dense)
 
     def training_step(self, batch, _):
-        loss = torch.nn.functional.binary_cross_entropy_with_logits
-        return loss(self(batch), batch.labels)
+        return torch.nn.functional.binary_cross_entropy_with_logits(self(batch), batch.labels)
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), 0.1)
@@ -176,8 +175,7 @@ def fit(folder, *callbacks, accumulate=1):
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    loader = DataLoader(batches(), batch_size=None, num_workers=0)
-    trainer.fit(module, loader)
+    trainer.fit(module, DataLoader(batches(), batch_size=None, num_workers=0))
     return module
 
 
@@ -206,8 +204,7 @@ def test_training_is_not_changed(tmp_path):
 
 
 def test_given_batches_are_measured_and_accumulated_steps_reported_once(tmp_path):
-    rows = batches(2, size=7)
-    callback = ExpertReportCallback(every=1, batches=rows)
+    callback = ExpertReportCallback(every=1, batches=batches(2, size=7))
     fit(tmp_path, callback, accumulate=2)
     assert callback.report.rows == 14
     assert [step for step, _ in logged(tmp_path, "experts/zero_rate_max")] == [1, 2, 3]
@@ -250,8 +247,7 @@ def cells(figure):
 
 def test_activations():
     figure = activations_figure(report())
-    numbers = drawn_numbers(figure)
-    assert [row[3] for row in numbers if row[1] == "point"] == [1, 2, 50]
+    assert [row[3] for row in drawn_numbers(figure) if row[1] == "point"] == [1, 2, 50]
     assert figure.axes[0].get_xscale() == "log"
     assert activations_figure(report((1.0, 1.1, 1.2))).axes[0].get_xscale() == "linear"
     with pytest.raises(ValueError, match="the model has no layer of experts"):
@@ -272,8 +268,7 @@ def test_a_line_is_named_where_it_can_be_seen(std, reached):
 
 def test_scales_of_models():
     figure = scales_figure({"cgc": report(), "plain": EMPTY, "dead": report((0.0, 1.0, 1.5))})
-    texts = [text.get_text() for text in figure.axes[0].texts]
-    assert texts == ["50.0×, 0.90", "∞×, 0.90"]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["50.0×, 0.90", "∞×, 0.90"]
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert names == ["cgc, level 1", "dead, level 1"]
     with pytest.raises(ValueError, match="no layer of experts: plain"):
@@ -283,14 +278,12 @@ def test_scales_of_models():
 def test_gates():
     figure = gates_figure(report())
     assert cells(figure) == pytest.approx([0.05, np.nan, 0.95, np.nan, 0.9, 0.1], nan_ok=True)
-    texts = [text.get_text() for text in figure.axes[0].texts]
-    assert texts == [".05", ".95", ".90", ".10"]
+    assert [text.get_text() for text in figure.axes[0].texts] == [".05", ".95", ".90", ".10"]
     assert len(figure.axes[0].patches) == 2  # framed
 
 
 def test_sharing():
-    figure = sharing_figure(report())
-    assert cells(figure) == pytest.approx([0.95 / 1.05, 0.1 / 1.05, 0.9, 0.1])
+    assert cells(sharing_figure(report())) == pytest.approx([0.95 / 1.05, 0.1 / 1.05, 0.9, 0.1])
     assert len(sharing_figure(report(gradients=False)).axes) == 1
     with pytest.raises(ValueError, match="were not measured"):
         sharing_figure(EMPTY)
@@ -344,8 +337,7 @@ def test_ranked_list():
     numbers = drawn_numbers(figure)
     assert [row[5] for row in numbers if row[1] == "bar"] == [0.9, 0.5]
     assert [row[3] for row in numbers if row[1] == "point"] == [0.8, 0.4]
-    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert labels == ["1. y", "2. z"]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["1. y", "2. z"]
     assert len(ranked_list_figure(["x"], ["a", "b"], [[0.1, 0.2]]).axes) == 2
     with pytest.raises(ValueError, match=r"expected items and tasks \(1, 2\)"):
         ranked_list_figure(["x"], ["a", "b"], [[0.1]])

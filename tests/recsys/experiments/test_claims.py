@@ -65,8 +65,7 @@ def test_a_rival_is_beaten_if_the_interval_excludes_zero(low, high, met):
 
 def test_a_rival_with_the_same_predictions_is_not_beaten(rows_of):
     """From predictions to the bar: the difference is exactly 0 in every resample."""
-    draw = np.random.default_rng(0)
-    labels = torch.from_numpy(draw.integers(0, 2, (400, 2)))
+    labels = torch.from_numpy(np.random.default_rng(0).integers(0, 2, (400, 2)))
     test = rows_of(labels, user=torch.arange(400) % 40)
     good = np.where(labels.numpy() == 1, 0.8, 0.3)
     found = {"home": good, "same": good.copy(), "bad": 1 - good, "good": good}
@@ -75,17 +74,14 @@ def test_a_rival_with_the_same_predictions_is_not_beaten(rows_of):
                for m, own in scores.items()}  # fmt: skip
     draws = user_resamples(test.user.numpy(), resamples=50)
     rows = compare(renamed, draws, task="test", reference="home")
-    made = bars(Claims(beats=("same", "bad")), rows)
-    assert [bar.met for bar in made.values()] == [False, True]
+    assert [bar.met for bar in bars(Claims(beats=("same", "bad")), rows).values()] == [False, True]
 
 
 def test_no_worse_takes_the_worst_end_in_every_task():
     rows = [gap("trees", -0.02, 0.004, task="view", metric="auc")]
     rows.append(gap("trees", -0.02, 0.03, task="like", metric="auc"))
-    made = bars(Claims(no_worse={"trees": 0.01}), rows)
-    view, like = made.values()
-    assert view.name == "AUC of home − trees, view, lower end"
-    assert view.value == -0.004
+    view, like = bars(Claims(no_worse={"trees": 0.01}), rows).values()
+    assert (view.name, view.value) == ("AUC of home − trees, view, lower end", -0.004)
     assert view.met
     assert not like.met
     assert not any(b.met for b in bars(Claims(no_worse={"trees": 0.01}), []).values())
@@ -220,8 +216,7 @@ def test_collapse_is_shown_by_every_seed():
     met = bars_of(collapsed=[report(**COLLAPSE), report(zero_rate=0.9, std=(1.0, 21.0, 2.0))])
     assert len(met) == len(COLLAPSED) == 2
     assert all(bar.met for bar in met.values())
-    once = bars_of(collapsed=[report(**COLLAPSE), report()])
-    assert not any(bar.met for bar in once.values())
+    assert not any(bar.met for bar in bars_of(collapsed=[report(**COLLAPSE), report()]).values())
     constant = bars_of(collapsed=[report(zero_rate=1.0, std=(0.0, 1.0, 1.0))])
     assert all(bar.met and math.isfinite(bar.value) for bar in constant.values())
 
@@ -293,8 +288,7 @@ def test_scores_of_users_change_nothing_once_labels_are_permuted():
 
 
 def test_constant_scores_are_at_no_distance_and_missing_classes_at_none(rows_of):
-    labels = np.array([[1, 0], [0, 0], [1, 0]])
-    rows = rows_of(labels)
+    rows = rows_of(np.array([[1, 0], [0, 0], [1, 0]]))
     constant, missing = chances(rows, np.full((3, 2), 0.2), ("a", "b"))
     assert (constant.distance, constant.positives) == (0.0, 2)
     assert np.isnan([missing.auc, missing.error, missing.distance]).all()
@@ -304,9 +298,8 @@ def test_constant_scores_are_at_no_distance_and_missing_classes_at_none(rows_of)
 
 
 def test_masked_rows_do_not_count(rows_of):
-    labels = np.array([[1], [0], [1], [0]])
     mask = np.array([[True], [True], [True], [False]])
-    rows = rows_of(labels)
+    rows = rows_of(np.array([[1], [0], [1], [0]]))
     rows = rows.replace(mask=rows.mask & rows.mask.new_tensor(mask))
     found = chances(rows, np.array([[0.4], [0.3], [0.2], [0.9]]), ("a",))[0]
     assert (found.auc, found.positives) == (0.5, 2)
@@ -318,8 +311,7 @@ def test_bars_hold_what_is_near_chance_or_what_is_far():
     assert [bar.met for bar in chance_bars("x", [near, far])] == [True, False]
     assert [bar.met for bar in chance_bars("x", [near, far], ">=")] == [False, True]
     rows = {row.metric: row for row in chance_rows("x", [near, far], group="controls")}
-    assert rows[DISTANCE].value == pytest.approx(4.0)
-    assert rows["auc, b"].n == 7
+    assert (rows[DISTANCE].value, rows["auc, b"].n) == (pytest.approx(4.0), 7)
     assert (rows["auc, b"].low, rows["auc, b"].high) == pytest.approx((0.5204, 0.5596))
 
 

@@ -107,8 +107,7 @@ def settings(tmp_path):
 
 def test_a_source_has_its_arguments(settings):
     found = source_of({**settings, "data.batch_size": 8, "model.net": "HoME"})
-    assert found.labels == ["y"]
-    assert found.split == "row"
+    assert (found.labels, found.split) == (["y"], "row")
     assert len(found.read().train) > 100
 
 
@@ -173,8 +172,7 @@ def test_the_seed_of_a_piece_orders_its_rows(settings):
 )
 def test_options_of_a_network_may_be_nested_or_dotted(settings, options):
     module = module_of({"model.net": "MMoE", "model.learning_rate": 0.5, **options, **settings})
-    assert module.options == {"dim": 4, "tower_dims": [3]}
-    assert module.learning_rate == 0.5
+    assert (module.options, module.learning_rate) == ({"dim": 4, "tower_dims": [3]}, 0.5)
     ranker = module.build(data_of(settings).transform)
     assert ranker.spec.name == "MMoE"
     assert {"dim": 4}.items() <= ranker.spec.options.items()
@@ -316,8 +314,7 @@ def test_without_methods_the_network_of_the_configuration_takes_part():
     made, found = Contest(reference="ours", space={"model.learning_rate": [0.1, 1.0]}), schema()
     assert list(made.boxes()) == list(made.entries) == ["ours"]
     settings = made.settings("ours", common(), found)
-    assert settings["model.net"] == "HoME"
-    assert settings["model.options"] == {"dim": 16, **HOME}
+    assert (settings["model.net"], settings["model.options"]) == ("HoME", {"dim": 16, **HOME})
 
 
 @pytest.mark.parametrize(

@@ -123,8 +123,7 @@ def test_columns_of_baselines_are_those_of_the_table(data):
     assert baseline({"kind": "one_column", "column": "y"}, transform).column == 1
     assert baseline({"kind": "one_column", "column": "x", "prior": 2.0}, transform).prior == 2.0
     biases = baseline({"kind": "biases"}, transform)
-    assert biases.columns == (0, 1)
-    assert biases.sizes == (transform.sizes["a"], transform.sizes["b"])
+    assert (biases.columns, biases.sizes) == ((0, 1), (transform.sizes["a"], transform.sizes["b"]))
     assert baseline({"kind": "trees", "columns": ["b", "a"]}, transform).sparse == (1, 0)
     assert baseline({"kind": "trees"}, transform).sparse is None
 
@@ -286,8 +285,7 @@ def test_losses_are_those_of_the_rows_alone(slices_rows):
     expected = {m: np.mean([alone(one) for one in own]) for m, own in found.items()}
     for method, value in expected.items():
         row = by[method, ""]
-        assert row.metric == "log-loss, new users"
-        assert row.value == pytest.approx(value, rel=1e-6)
+        assert (row.metric, row.value) == ("log-loss, new users", pytest.approx(value, rel=1e-6))
         assert row.low < row.value < row.high
     gap = by["mmoe", "home"]
     assert gap.value == pytest.approx(expected["mmoe"] - expected["home"], rel=1e-5)

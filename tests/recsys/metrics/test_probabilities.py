@@ -38,8 +38,7 @@ def test_equals_scikit_learn_with_ties_and_weights(rows):
         assert found.reason == ("no negative row" if labels.all() else "no positive row")
     else:
         expected = roc_auc_score(labels, scores, sample_weight=weights)
-        assert found.value == pytest.approx(expected, abs=1e-12)
-        assert found.reason == ""
+        assert (found.value, found.reason) == (pytest.approx(expected, abs=1e-12), "")
 
 
 def test_many_rows_equal_scikit_learn():

@@ -247,14 +247,12 @@ def test_parts_without_rows_are_left_out():
 
 
 def test_quantiles_divide_rows_and_keep_ties_together():
-    rng = np.random.default_rng(0)
-    values = rng.integers(0, 30, 1000)
+    values = np.random.default_rng(0).integers(0, 30, 1000)
     parts = quantile_slices("rows", values, parts=4)
     assert list(parts) == ["rows 1/4", "rows 2/4", "rows 3/4", "rows 4/4"]
     assert (sum(part.astype(int) for part in parts.values()) == 1).all()
     assert all(200 < part.sum() < 300 for part in parts.values())
-    masks = list(parts.values())
-    for low, high in pairwise(masks):
+    for low, high in pairwise(parts.values()):
         assert values[low].max() < values[high].min()
 
 
@@ -310,14 +308,11 @@ def test_clipping_and_effective_sample_size():
     target, logged = np.array([0.5, 0.5, 0.9]), np.array([0.5, 0.05, 0.9])
     rewards = np.array([1, 1, 0])
     plain = off_policy(rewards, target, logged)
-    assert plain.ips.value == pytest.approx(11 / 3)
-    assert plain.snips.value == pytest.approx(11 / 12)
+    assert (plain.ips.value, plain.snips.value) == (pytest.approx(11 / 3), pytest.approx(11 / 12))
     assert plain.effective == pytest.approx(144 / 102)
     cut = off_policy(rewards, target, logged, clip=2)
-    assert cut.ips.value == pytest.approx(1)
-    assert cut.snips.value == pytest.approx(3 / 4)
-    assert cut.clipped == pytest.approx(1 / 3)
-    assert cut.effective == pytest.approx(16 / 6)
+    assert (cut.ips.value, cut.snips.value) == (pytest.approx(1), pytest.approx(3 / 4))
+    assert (cut.clipped, cut.effective) == (pytest.approx(1 / 3), pytest.approx(16 / 6))
 
 
 def test_clusters_widen_the_interval():

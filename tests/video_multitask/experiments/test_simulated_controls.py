@@ -34,8 +34,7 @@ def test_intervals_hold_the_truth_and_the_mean_of_the_log_does_not(found):
     assert weighted.min() >= 0.85
     assert plain[0] == 0
     assert [bar.met for bar in redrawn_bars(found)] == [True, True]
-    unweighted = found._replace(weighted=found.plain)
-    assert not any(bar.met for bar in redrawn_bars(unweighted))
+    assert not any(bar.met for bar in redrawn_bars(found._replace(weighted=found.plain)))
 
 
 def test_estimates_scatter_around_the_truth_as_their_intervals_say(found):
@@ -53,8 +52,7 @@ def test_the_truth_is_the_mean_true_probability_of_a_log_of_the_policy(world, fo
 
 
 def test_rows_count_the_logs_and_figures_survive_a_file(found):
-    again = Redrawn.of(json.loads(json.dumps(found.figures())))
-    rows = redrawn_rows(again, group="controls")
+    rows = redrawn_rows(Redrawn.of(json.loads(json.dumps(found.figures()))), group="controls")
     assert rows == redrawn_rows(Redrawn.of(found.figures()), group="controls")
     by = {(row.method, row.metric): row for row in rows}
     held = by["SNIPS, effective_view", "coverage"]
@@ -98,6 +96,5 @@ def test_rates_are_means_of_labels_and_of_true_probabilities():
 
 def test_a_log_of_another_policy_does_not(log):
     """Rows of the least liked videos have other rates."""
-    few = log.sort(f"{TRUTH}long_view").head(len(log) // 2)
-    bars = rate_bars(rates_of(few))
+    bars = rate_bars(rates_of(log.sort(f"{TRUTH}long_view").head(len(log) // 2)))
     assert sum(bar.met for bar in bars) <= 2

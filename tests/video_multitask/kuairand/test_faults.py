@@ -87,8 +87,7 @@ def test_days_that_no_calendar_has_are_named_or_left_out(day, log, tmp_path):
     wanted = f"line 3, column date: {day}, expected a date from 20220408 to 20220508"
     with pytest.raises(GatesError, match=wanted):
         prepare(KuaiRand(path), tmp_path / "shards")
-    shards = prepare(KuaiRand(path, drop_invalid=True), tmp_path / "shards")
-    assert shards.rows == 2
+    assert prepare(KuaiRand(path, drop_invalid=True), tmp_path / "shards").rows == 2
 
 
 def test_files_without_rows_are_refused(tmp_path, log):
@@ -134,16 +133,14 @@ def test_windows_line_ends_and_a_byte_order_mark_change_nothing(log, tmp_path):
 
 
 def test_missing_durations_and_loops_are_kept(log):
-    path = log(row(duration_ms=0), row(play_time_ms=900_000), ROW)
-    rows = read(path)
+    rows = read(log(row(duration_ms=0), row(play_time_ms=900_000), ROW))
     assert rows["duration_ms"].to_list() == [None, 8_000, 8_000]
     assert rows["play_time_ms"].to_list() == [9_000, 900_000, 9_000]
     assert rows["is_click"].to_list() == [1, 1, 1]
 
 
 def test_times_out_of_order_and_repeated_rows_are_counted_and_sorted(log, tmp_path):
-    early = row(time_ms=1649480300000)
-    path = log(ROW, early, ROW)
+    path = log(ROW, row(time_ms=1649480300000), ROW)
     overview = KuaiRand(path).overview()
     assert (overview.unordered, overview.repeated) == (1, 1)
     shards = prepare(KuaiRand(path), tmp_path / "shards")

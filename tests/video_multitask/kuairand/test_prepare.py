@@ -35,8 +35,7 @@ def test_files_are_days_and_ways_of_choosing(shards):
     for file in shards.files:
         rows = pl.concat(shards.select(file.date, file.date, file.random).parts())
         assert len(rows) == file.rows
-        assert set(rows["date"]) == {file.date}
-        assert set(rows["is_rand"]) == {int(file.random)}
+        assert (set(rows["date"]), set(rows["is_rand"])) == ({file.date}, {int(file.random)})
         assert rows["time_ms"].is_sorted()
         assert set(file.groups[:-1]) <= {256}
     assert len({f.date for f in shards.files}) == 31
@@ -73,8 +72,7 @@ def test_context_is_made_of_what_exists():
         }
     )
     made = add_context(log)
-    assert made["weekday"].to_list() == [7, 7]
-    assert made["hour"].to_list() == [13, 0]
+    assert (made["weekday"].to_list(), made["hour"].to_list()) == ([7, 7], [13, 0])
     assert made["has_duration"].to_list() == [False, True]
     assert made["video_age_days"].to_list() == [2, None]
     assert made["first_tag"].to_list() == ["39", None]

@@ -88,8 +88,7 @@ def test_limits_of_batches_hold(toy, batcher_of):
 def test_a_request_that_fails_fails_alone(toy, model, batcher_of):
     batcher = batcher_of(max_wait_ms=100)
     futures = [batcher.submit(model, rows(toy, x)) for x in (1, 13, 2)]
-    assert futures[0].result(5)["y"] == [2]
-    assert futures[2].result(5)["y"] == [4]
+    assert (futures[0].result(5)["y"], futures[2].result(5)["y"]) == ([2], [4])
     with pytest.raises(RuntimeError, match="cannot stand 13"):
         futures[1].result(5)
     assert batcher.alive

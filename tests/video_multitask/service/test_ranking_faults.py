@@ -106,8 +106,7 @@ def talk(model_folder):
     """``talk(conversation, unknown)`` runs one with a client of a service in this process."""
 
     def run(conversation, unknown="refuse"):
-        service = Service(model_folder, loader(None, None, unknown), Limits(), 0.5)
-        app = build_app(service)
+        app = build_app(Service(model_folder, loader(None, None, unknown), Limits(), 0.5))
 
         async def live():
             transport = httpx.ASGITransport(app)
@@ -131,8 +130,7 @@ def test_every_wrong_request_gets_one_line_and_the_next_right_one_its_answer(sho
         found = {}
         for name, (change, *_) in FAULTS.items():
             found[name] = await client.post("/score", content=change(good))
-            again = await client.post("/score", content=body(good))
-            assert again.json() == right, name
+            assert (await client.post("/score", content=body(good))).json() == right, name
         assert (await client.get("/healthz")).json() == {"status": "alive"}
         assert (await client.get("/readyz")).status_code == 200
         return found

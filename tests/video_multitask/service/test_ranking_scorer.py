@@ -18,8 +18,7 @@ from video_multitask.service.serving_model import Models, scored
 
 @pytest.fixture(scope="module")
 def reader(shop):
-    transform = shop.FeatureTransform(shop.schema()).fit(shop.rows(300))
-    return RequestReader(transform, shop.TASKS)
+    return RequestReader(shop.FeatureTransform(shop.schema()).fit(shop.rows(300)), shop.TASKS)
 
 
 @pytest.fixture
@@ -147,8 +146,7 @@ def test_rows_hold_known_values_in_every_field(shop):
     transform = shop.FeatureTransform(shop.schema()).fit(shop.rows(300))
     table = made_up(transform, 400)
     features = transform.encode(table)
-    unknown_or_missing = (features.sparse < 2).any(0)
-    assert not unknown_or_missing.any()
+    assert not (features.sparse < 2).any(0).any()
     assert (features.sequences[0] >= 2).any(1).mean() > 0.5
     assert np.unique(features.sparse, axis=0).shape[0] == 400
     assert made_up(transform, 400).equals(table)
@@ -218,8 +216,7 @@ def test_the_best_come_first_with_the_wanted_tasks(shop, scorer):
         scorer, shop.request(table), shop.request(table, best_first=True, tasks=["return"])
     )
     order = np.argsort(-np.array(plain["scores"]), kind="stable")
-    assert ordered["candidates"] == order.tolist()
-    assert ordered["tasks"] == ["return"]
+    assert (ordered["candidates"], ordered["tasks"]) == (order.tolist(), ["return"])
     expected = np.array(plain["probabilities"])[order][:, [2]]
     np.testing.assert_allclose(ordered["probabilities"], expected, atol=1e-6)
     np.testing.assert_allclose(ordered["scores"], np.array(plain["scores"])[order], atol=1e-6)

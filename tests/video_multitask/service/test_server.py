@@ -73,8 +73,7 @@ def test_a_client_sees_why_its_large_body_is_refused_and_others_are_served(runni
 
 
 def test_a_body_of_a_hundred_megabytes_is_refused_by_an_answer(running):
-    service = running()
-    answer = httpx.post(service.score, content=b" " * 10**8, timeout=60)
+    answer = httpx.post(running().score, content=b" " * 10**8, timeout=60)
     assert answer.status_code == 413
     assert "100,000,000 bytes" in answer.json()["error"]
 
@@ -87,8 +86,7 @@ def test_what_is_no_http_harms_nothing(running):
             connection.sendall(rubbish)
     with socket.create_connection(address) as connection:  # and one that leaves half-way
         connection.sendall(b"POST /score HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{")
-    answer = httpx.post(service.score, json={"items": [{"x": 3}]})
-    assert answer.json()["y"] == [6]
+    assert httpx.post(service.score, json={"items": [{"x": 3}]}).json()["y"] == [6]
     service.process.send_signal(signal.SIGINT)
     assert service.process.wait(60) == 0
     assert "Traceback" not in service.process.stderr.read()
@@ -195,8 +193,7 @@ def samples(text):
 
 def test_rows_are_scored_in_order(client_of):
     answer = client_of().post(items(1, 2.5, -3))
-    assert answer.status_code == 200
-    assert answer.json() == {"model": "times 2.0", "y": [2, 5, -6]}
+    assert (answer.status_code, answer.json()) == (200, {"model": "times 2.0", "y": [2, 5, -6]})
     assert answer.headers["x-model-version"] == "times 2.0"
 
 
@@ -352,8 +349,7 @@ def test_a_version_may_have_any_name(toy, tmp_path):
     folder = toy.write_model(tmp_path / "model", 2.0)
     service = Service(folder, lambda path: Named(toy.Multiplier.load(path).factor))
     answer = Client(service).post(items(1))
-    assert answer.status_code == 200
-    assert unquote(answer.headers["x-model-version"]) == Named.version
+    assert (answer.status_code, unquote(answer.headers["x-model-version"])) == (200, Named.version)
 
 
 def test_a_model_that_fails_is_a_500_for_its_request_only(client_of, caplog):
@@ -397,14 +393,11 @@ def test_metrics_count_requests_batches_rows_and_the_model(client_of):
         return samples((await http.get("/metrics")).text)
 
     found = client.run(talk)
-    assert found["gates_requests_total", "200"] == 4
-    assert found["gates_requests_total", "400"] == 1
+    assert (found["gates_requests_total", "200"], found["gates_requests_total", "400"]) == (4, 1)
     assert found["gates_request_seconds_count",] == 4
     assert found["gates_request_seconds_sum",] >= 4 * 0.05
-    assert found["gates_batch_requests_sum",] == 4
-    assert found["gates_batch_rows_sum",] == 12
-    assert found["gates_batch_rows_count",] == 1
-    assert found["gates_queue_requests",] == 0
+    assert (found["gates_batch_requests_sum",], found["gates_batch_rows_sum",]) == (4, 12)
+    assert (found["gates_batch_rows_count",], found["gates_queue_requests",]) == (1, 0)
     assert found["gates_model_info", "times 2.0"] == 1
     assert found["process_resident_memory_bytes",] > 1e6
 

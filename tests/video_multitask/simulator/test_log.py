@@ -55,8 +55,7 @@ def test_labels_are_calibrated_to_the_truth(feed):
 def statistics(y, p):
     results = []
     for task in range(y.shape[1]):
-        order = np.argsort(p[:, task], kind="stable")
-        bins = np.array_split(order, 10)
+        bins = np.array_split(np.argsort(p[:, task], kind="stable"), 10)
         values = [
             (y[b, task].sum() - p[b, task].sum()) ** 2 / (p[b, task] * (1 - p[b, task])).sum()
             for b in bins
@@ -107,8 +106,7 @@ def test_probabilities_are_means_over_the_noise(feed):
     logits = expected.logits[:, :, None] + expected.slopes[:, None] * at[:, None, :]
     exact = (density / (1 + np.exp(-logits))).sum(-1)
     np.testing.assert_allclose(interaction_probabilities(expected), exact, rtol=2e-6)
-    happened = np.stack([draw.interactions for draw in draws]).mean(0)
-    assert np.abs(happened - exact).max() < error
+    assert np.abs(np.stack([draw.interactions for draw in draws]).mean(0) - exact).max() < error
 
 
 def test_the_same_arguments_give_the_same_bytes_in_any_partition(feed):
@@ -160,8 +158,7 @@ def test_the_log_has_the_schema_and_rules_of_kuairand(feed):
 def test_positions_count_the_rows_of_a_session(feed):
     ordered = feed.log.sort("user_id", "time_ms").select("user_id", "position", "time_ms")
     starts = ordered["position"] == 0
-    same = ordered["position"] == ordered["position"].shift(1) + 1
-    overlapping = ~(starts | same)
+    overlapping = ~(starts | (ordered["position"] == ordered["position"].shift(1) + 1))
     assert overlapping.mean() < 0.05  # two sessions of one user at the same time
 
 
@@ -197,12 +194,10 @@ def test_the_value_of_the_uniform_policy_is_found_by_inverse_propensity(feed):
 def test_groups_depend_on_different_things():
     """Watching ignores styles and tabs, interactions ignore hour, position and duration."""
     feed = simulate(rows=2_000, users=50, videos=100, seed=1, groups=True)
-    rows = feed.log.with_columns(tab=pl.lit(4, pl.Int8))
-    truth = oracle(feed.world, rows)
+    truth = oracle(feed.world, feed.log.with_columns(tab=pl.lit(4, pl.Int8)))
     np.testing.assert_array_equal(truth[:, :5], feed.truth[:, :5])
     assert (truth[:, 5:] != feed.truth[:, 5:]).mean() > 0.5
-    later = feed.log.with_columns(position=pl.col("position") + 20)
-    truth = oracle(feed.world, later)
+    truth = oracle(feed.world, feed.log.with_columns(position=pl.col("position") + 20))
     np.testing.assert_array_equal(truth[:, 5:], feed.truth[:, 5:])
     assert (truth[:, :5] != feed.truth[:, :5]).mean() > 0.9
 

@@ -28,11 +28,9 @@ def windows():
 def test_windows_test_two_days_after_the_day_that_validates(windows):
     for tables in windows:
         dates = [sorted(part["date"].unique().to_list()) for part in tables[2:5]]
-        assert len(dates[1]) == 1
-        assert len(dates[2]) == 2
+        assert (len(dates[1]), len(dates[2])) == (1, 2)
         assert max(dates[0]) < dates[1][0] < dates[2][0]
-    assert len(windows[0].test) == 6102
-    assert len(windows[1].test) == 3835
+    assert (len(windows[0].test), len(windows[1].test)) == (6102, 3835)
 
 
 def test_no_id_and_no_outcome_of_the_row_is_a_feature(windows):

@@ -118,8 +118,7 @@ def test_a_stream_has_the_rows_of_the_tables(release, prepared):
     source = KuaiRandStream(str(prepared.folder), "standard", **PAST, scored=1.0)
     stream = source.stream(64, "given", 3, None)
     inside = TableDataModule(tables, 64)
-    assert stream.schema == inside.schema
-    assert stream.transform.sizes == inside.transform.sizes
+    assert (stream.schema, stream.transform.sizes) == (inside.schema, inside.transform.sizes)
     for part in ("validation", "test"):
         rows = stream.table(part).sort(KEYS)
         assert_frame_equal(rows.select(KEYS), tables.part(part).select(KEYS).sort(KEYS))
@@ -134,8 +133,7 @@ def test_a_stream_has_the_rows_of_the_tables(release, prepared):
 
 
 def test_some_users_are_scored_whole(prepared):
-    source = KuaiRandStream(str(prepared.folder), scored=0.3)
-    stream = source.stream(64, "shuffled", 0, None)
+    stream = KuaiRandStream(str(prepared.folder), scored=0.3).stream(64, "shuffled", 0, None)
     rows = stream.table("test")
     every = KuaiRandStream(str(prepared.folder), scored=1.0).stream(64, "given", 0, None)
     whole = every.table("test")
@@ -152,14 +150,12 @@ def test_what_training_days_teach_is_kept_for_other_networks(prepared):
     first = KuaiRandStream(str(prepared.folder), dim=4).stream(64, "given", 0, None)
     train = first.parts["train"]
     assert load_stored(train, first.schema) is None
-    place = store(train, first.transform)
-    assert place.parent.name.startswith(".")
+    assert store(train, first.transform).parent.name.startswith(".")
     other = KuaiRandStream(str(prepared.folder), dim=7, tasks=("long_view",), ids=True).stream(
         64, "given", 0, None
     )
     found = load_stored(train, other.schema)
-    assert found.schema == other.schema
-    assert found.sizes == first.transform.sizes
+    assert (found.schema, found.sizes) == (other.schema, first.transform.sizes)
     assert found.fitted == first.transform.fitted
     without = KuaiRandStream(str(prepared.folder), ids=False).stream(64, "given", 0, None)
     assert load_stored(train, without.schema) is None

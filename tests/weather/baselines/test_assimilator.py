@@ -136,8 +136,7 @@ def decaying(states, hours):
 
 
 def everywhere(background, value=3.0, error=0.5):
-    shape = (len(background), *background.shape[2:])
-    values = torch.full(shape, value, dtype=background.dtype)
+    values = torch.full((len(background), *background.shape[2:]), value, dtype=background.dtype)
     return GriddedObservations(values, torch.full_like(values, error))
 
 
@@ -186,8 +185,7 @@ def test_of_two_observations_the_more_precise_counts_more(grid):
     method = Nudging(grid, still, radius_km=3000.0, steps=1)
     found = method.analyse(background, GriddedObservations(values, errors))
     assert found[0, 0, 0, 2, 4] > 0  # as far from either
-    swapped = method.analyse(background, GriddedObservations(-values, errors))
-    assert_close(swapped, -found)
+    assert_close(method.analyse(background, GriddedObservations(-values, errors)), -found)
 
 
 @pytest.mark.fault("weather outage")

@@ -56,8 +56,7 @@ def test_weights_are_kept_and_the_oldest_forgotten(grid):
         calls.append(len(km))
         return km
 
-    num_bytes = 72 * 8
-    weights = DistanceWeights(grid, weight, capacity_mib=2.5 * num_bytes / 2**20)
+    weights = DistanceWeights(grid, weight, capacity_mib=2.5 * (72 * 8) / 2**20)
     first = weights.at(torch.tensor([3]), torch.float64)
     assert first[0, 3] == 0
     assert weights.at(torch.tensor([3]), torch.float64) is first
@@ -215,10 +214,8 @@ def test_symmetric_with_the_stated_variance_and_positive_definite_with_errors(le
     matrix = everything(b)
     assert_close(matrix, matrix.T, rtol=1e-5, atol=1e-6)
     assert_close(matrix.diagonal(), deviation().flatten().square())
-    smallest = torch.linalg.eigvalsh(matrix.double()).min()
-    assert smallest > -1e-4 * float(matrix.diagonal().max())
-    errors = 0.1 * deviation().flatten()
-    factor = factorize(b, errors, 1.0, max_cross_bytes=2**30)
+    assert torch.linalg.eigvalsh(matrix.double()).min() > -1e-4 * float(matrix.diagonal().max())
+    factor = factorize(b, 0.1 * deviation().flatten(), 1.0, max_cross_bytes=2**30)
     assert factor.cholesky.diagonal().min() > 0
 
 
@@ -233,8 +230,7 @@ def test_blocks_are_parts_of_the_whole():
 def test_estimates_of_samples_drawn_from_it():
     """Many samples give back deviations by row and the correlation of channels."""
     truth = covariance(1500.0)
-    matrix = everything(truth).double() + 1e-4 * torch.eye(truth.size)
-    root = torch.linalg.cholesky(matrix)
+    root = torch.linalg.cholesky(everything(truth).double() + 1e-4 * torch.eye(truth.size))
     draw = torch.Generator().manual_seed(0)
     noise = torch.randn(truth.size, 2000, generator=draw, dtype=torch.float64)
     samples = (root @ noise).T.reshape(2000, 2, 9, 16).float()
@@ -250,8 +246,7 @@ def test_estimates_of_samples_drawn_from_it():
 
 
 def test_the_mean_of_the_samples_is_taken_for_zero():
-    samples = torch.ones(4, 1, 9, 16)
-    found = HomogeneousCovariance.from_samples(samples, GRID, length_km=1500.0)
+    found = HomogeneousCovariance.from_samples(torch.ones(4, 1, 9, 16), GRID, length_km=1500.0)
     assert_close(found.deviation, torch.ones(1, 9, 16))
 
 
@@ -274,7 +269,6 @@ def test_wrong_arguments_are_refused():
         HomogeneousCovariance(deviation()[:, :-1], CORRELATION, GRID, length_km=1.0)
     with pytest.raises(ValueError, match="length_km must be positive, got 0"):
         covariance(0.0)
-    lopsided = torch.tensor([[1.0, 0.6], [0.2, 1.0]])
-    for wrong in (lopsided, 2 * CORRELATION, CORRELATION[:1]):
+    for wrong in (torch.tensor([[1.0, 0.6], [0.2, 1.0]]), 2 * CORRELATION, CORRELATION[:1]):
         with pytest.raises(ValueError, match="symmetric with ones on its diagonal"):
             HomogeneousCovariance(deviation(), wrong, GRID, length_km=1.0)

@@ -71,8 +71,7 @@ def test_an_observation_acts_within_its_reach_only(problem, grid):
     distance = great_circle_km(
         grid.latitude[2], grid.longitude[3], grid.latitude[:, None], grid.longitude
     )
-    unchanged = (analysis == background).all(1).all(1)[0]
-    assert torch.equal(unchanged, distance >= 5000.0)
+    assert torch.equal((analysis == background).all(1).all(1)[0], distance >= 5000.0)
 
 
 def test_identity_coupling_analyses_channels_apart(problem, grid):
@@ -127,8 +126,7 @@ def test_inflation_and_relaxation_widen_the_ensemble_only(problem, grid):
     background, observations = problem(members=5, density=1.0)
 
     def analyse(**options):
-        method = LETKF(grid, 5, localization_km=4000.0, **options)
-        return method.analyse(background, observations)
+        return LETKF(grid, 5, localization_km=4000.0, **options).analyse(background, observations)
 
     plain, relaxed = analyse(), analyse(relaxation=0.5)
     assert_close(relaxed.mean(1), plain.mean(1), **EXACT)

@@ -181,8 +181,7 @@ def test_float32_is_close_to_float64(problem):
 
 @given(seed=st.integers(0, 10**6), density=st.floats(0.01, 1), error=st.floats(0.01, 100))
 def test_the_analysis_is_never_less_certain_than_the_background(seed, density, error):
-    generator = torch.Generator().manual_seed(seed)
-    mask = torch.rand(1, 6, 12, generator=generator) < density
+    mask = torch.rand(1, 6, 12, generator=torch.Generator().manual_seed(seed)) < density
     errors = torch.full((1, 6, 12), error, dtype=torch.float64).masked_fill(~mask, torch.inf)
     method = OptimalInterpolation(covariance(channels=1))
     prior = method.covariance.dense().matrix.diagonal().view(1, 6, 12)
@@ -254,8 +253,7 @@ def homogeneous():
 def problem(members=1):
     truth = torch.randn(2, *SHAPE, generator=draw(1)) * 20
     network = torch.rand(SHAPE, generator=draw(2)) < 0.3  # each channel at its own points
-    errors = torch.tensor([3.0, 0.5, 1.0])
-    seen = observe(truth, network, errors, generator=draw(3))
+    seen = observe(truth, network, torch.tensor([3.0, 0.5, 1.0]), generator=draw(3))
     nothing = GriddedObservations.absent(SHAPE)
     observations = GriddedObservations.stack(
         [GriddedObservations(seen.values[0], seen.errors[0]), nothing]

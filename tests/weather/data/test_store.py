@@ -29,9 +29,8 @@ GRID = regular_grid(4, 8, poles=False)
 
 @pytest.fixture
 def path(tmp_path):
-    states = torch.ones(2, 6, *GRID.shape)
     times = np.asarray(["2020-01-01", "2020-01-02"], dtype="datetime64[ns]")
-    dataset = to_dataset(states, CHANNELS, GRID, times=times)
+    dataset = to_dataset(torch.ones(2, 6, *GRID.shape), CHANNELS, GRID, times=times)
     dataset["land_sea_mask"] = dataset["2m_temperature"].isel(time=0, drop=True)  # without time
     dataset["wind_chill"] = dataset["2m_temperature"]  # of an unknown unit
     dataset = dataset.rename(geopotential="z", latitude="lat")
@@ -170,8 +169,7 @@ def test_variants_are_one_dataset(variant, tmp_path):
         )
         for name in ("latitude", "longitude", "time"):
             np.testing.assert_array_equal(dataset[name], make.official()[name])
-        assert dataset["time"].dtype == "datetime64[ns]"
-        assert dataset["level"].dtype == np.int64
+        assert (dataset["time"].dtype, dataset["level"].dtype) == ("datetime64[ns]", np.int64)
         assert dataset["level"].values.tolist() == [850, 500]
         assert dataset["temperature"].dims == ("time", "level", "latitude", "longitude")
         assert set(dataset.coords) == {"time", "level", "latitude", "longitude"}
@@ -179,8 +177,7 @@ def test_variants_are_one_dataset(variant, tmp_path):
 
 def test_duplicate_times_keep_the_first_on_request(tmp_path):
     sound = make.official()
-    later = sound.isel(time=[1]) + 1
-    path = official_zarr(xr.concat([sound, later], "time"), tmp_path)
+    path = official_zarr(xr.concat([sound, sound.isel(time=[1]) + 1], "time"), tmp_path)
     with open_wb2(path, OFFICIAL, drop_duplicate_times=True) as dataset:
         torch.testing.assert_close(to_tensor(dataset, OFFICIAL), expected_fields(sound))
 
@@ -188,10 +185,8 @@ def test_duplicate_times_keep_the_first_on_request(tmp_path):
 def test_missing_values_on_request_are_reported(tmp_path):
     sound = make.official()
     sound["geopotential"][1, ..., 3] = np.nan
-    path = official_zarr(sound, tmp_path)
-    with open_wb2(path, OFFICIAL, allow_missing=True) as dataset:
-        share = dataset["geopotential"].attrs["missing_fraction"]
-        assert share == pytest.approx(1 / 3 / 16)
+    with open_wb2(official_zarr(sound, tmp_path), OFFICIAL, allow_missing=True) as dataset:
+        assert dataset["geopotential"].attrs["missing_fraction"] == pytest.approx(1 / 3 / 16)
         assert dataset["temperature"].attrs["missing_fraction"] == 0
         with pytest.raises(GatesError, match=r"z850 is missing \(NaN\) in 1.56 % of the values"):
             to_tensor(dataset, OFFICIAL)
@@ -224,8 +219,7 @@ def test_uneven_steps_are_accepted_unless_a_step_is_required(tmp_path):
     words = "1 of 2 time steps are not 6 h, the first is 12 h after 2017-01-01 06:00"
     with pytest.raises(GatesError, match=words):
         open_wb2(path, OFFICIAL, hours=6)
-    even = official_zarr(make.official(), tmp_path, name="even.zarr")
-    open_wb2(even, OFFICIAL, hours=6).close()
+    open_wb2(official_zarr(make.official(), tmp_path, name="even.zarr"), OFFICIAL, hours=6).close()
 
 
 def test_scalar_time_becomes_a_dimension(tmp_path):
@@ -323,8 +317,7 @@ def analyses(seed=0):
 @pytest.mark.parametrize("members", [0, 2])
 @pytest.mark.parametrize("forecast", [False, True])
 def test_round_trip(zarr_format, members, forecast, tmp_path):
-    leading = (3, *([4] if forecast else []), *([members] if members else []))
-    x = states(*leading)
+    x = states(*(3, *([4] if forecast else []), *([members] if members else [])))
     dataset = to_dataset(x, FEW, SMALL, times=TIMES, leads=LEADS if forecast else None)
     path = write_wb2(dataset, tmp_path / "out.zarr", zarr_format=zarr_format)
     with open_wb2(path, FEW, hours=6) as opened:
@@ -352,8 +345,7 @@ def test_schema_on_disk(zarr_format, tmp_path):
     assert group["prediction_timedelta"].dtype == np.int64
     assert group["prediction_timedelta"].attrs["units"] == "nanoseconds"
     assert group["prediction_timedelta"][1] == 6 * 3600 * 10**9
-    assert group["level"].dtype == np.int64
-    assert group["temperature"].dtype == np.float32
+    assert (group["level"].dtype, group["temperature"].dtype) == (np.int64, np.float32)
     assert group["temperature"].chunks == (1, 1, 2, 6, 8)
     assert group["2m_temperature"].chunks == (1, 1, 6, 8)
     assert group["temperature"].attrs["units"] == "K"
@@ -381,8 +373,7 @@ def test_blocks_join_without_a_seam(tmp_path, monkeypatch):
 
 
 def test_lazy_datasets_are_written(tmp_path):
-    first = write_wb2(analyses(), tmp_path / "first.zarr")
-    with open_wb2(first) as opened:
+    with open_wb2(write_wb2(analyses(), tmp_path / "first.zarr")) as opened:
         second = write_wb2(opened, tmp_path / "second.zarr", zarr_format=3)
     with open_wb2(second, FEW) as opened:
         assert torch.equal(to_tensor(opened, FEW), states(3))
@@ -438,8 +429,7 @@ def killed_write(other, path):
 
 def test_killed_write_leaves_the_old_store(tmp_path):
     path = write_wb2(analyses(), tmp_path / "out.zarr")
-    other = write_wb2(analyses(1), tmp_path / "other.zarr")
-    assert killed_write(other, path) == 9
+    assert killed_write(write_wb2(analyses(1), tmp_path / "other.zarr"), path) == 9
     assert [*tmp_path.glob(".out.*.partial.zarr")]
     with open_wb2(path, FEW) as opened:
         assert torch.equal(to_tensor(opened, FEW), states(3))

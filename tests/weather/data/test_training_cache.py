@@ -48,8 +48,7 @@ def test_missing_xarray_names_the_extra():
 
 def test_layout():
     fields, grid, channels, times = load_era5_sample()
-    assert fields.shape == (10, 4, 4, 61, 120)
-    assert fields.dtype == torch.float32
+    assert (fields.shape, fields.dtype) == ((10, 4, 4, 61, 120), torch.float32)
     assert channels.labels == ("z850", "z500", "t850", "t500")
     assert grid.latitude[[0, 1, -1]].tolist() == [90, 87, -90]
     assert grid.longitude[[0, 1, -1]].tolist() == [0, 3, 357]
@@ -136,8 +135,7 @@ def test_land_covers_29_percent():
 def test_mask_does_not_depend_on_the_orientation():
     grid = gaussian_grid(32, 64)
     mask = land_mask(grid)
-    assert mask.shape == (32, 64)
-    assert mask.dtype == torch.bool
+    assert (mask.shape, mask.dtype) == ((32, 64), torch.bool)
     flipped = Grid(grid.latitude.flip(0), grid.longitude - 180)
     assert torch.equal(land_mask(flipped), mask.flip(0).roll(32, 1))
 
@@ -172,8 +170,7 @@ def test_polylines_never_jump():
 
 
 def test_asset_is_small():
-    asset = files("weather.data") / "assets" / "coastline.npz"
-    assert len(asset.read_bytes()) <= 60_000
+    assert len((files("weather.data") / "assets" / "coastline.npz").read_bytes()) <= 60_000
 
 
 GRID = regular_grid(9, 16, poles=True)
@@ -209,8 +206,7 @@ def test_frames_come_back_bit_for_bit(path):
     assert (cache.channels, cache.grid) == (CHANNELS, GRID)
     assert (cache.times == TIMES).all()
     assert cache.identity == {"store": "x"}
-    copied = pickle.loads(pickle.dumps(cache))
-    assert torch.equal(copied[3], states[3])
+    assert torch.equal(pickle.loads(pickle.dumps(cache))[3], states[3])
 
 
 def test_other_programs_read_it(path):
@@ -219,8 +215,7 @@ def test_other_programs_read_it(path):
         assert (seen["time"].values.astype("datetime64[s]") == TIMES).all()
         np.testing.assert_array_equal(seen["frames"].values, fields().numpy())
     array = zarr.open_array(path / "frames", mode="r")
-    assert array.chunks == (1, 5, 9, 16)
-    assert array.shards == (4, 5, 9, 16)
+    assert (array.chunks, array.shards) == ((1, 5, 9, 16), (4, 5, 9, 16))
 
 
 def test_statistics_in_the_attributes_are_those_in_memory(path):
@@ -365,8 +360,7 @@ def test_root_mean_squares_are_those_in_memory():
         truth.numpy(), background.numpy(), ROWS_10.area_weights(), pairs
     )
     gap = truth[pairs[0]].double() - background[pairs[1]]
-    expected = ROWS_10.area_mean(gap.square()).mean(0).sqrt()
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_allclose(found, ROWS_10.area_mean(gap.square()).mean(0).sqrt(), rtol=1e-6)
 
 
 def test_nothing_has_no_statistics():
@@ -437,8 +431,7 @@ def test_the_store_has_the_layout_of_weatherbench(series, tmp_path):
         np.testing.assert_allclose(stored["geopotential"].values, expected[:, :, 1:], rtol=1e-6)
     for time, day in (("2020-12-31T12:00", 365), ("2019-03-01T12:00", 59)):
         picked = torch.from_numpy(expected[1, day]).float()
-        found = read_climatology(path, THREE, np.datetime64(time))
-        torch.testing.assert_close(found, picked)
+        torch.testing.assert_close(read_climatology(path, THREE, np.datetime64(time)), picked)
 
 
 def test_what_cannot_be_computed_or_read_is_refused(series, tmp_path):

@@ -193,8 +193,7 @@ FAULTY_DATASETS = {
 @pytest.mark.parametrize("fault", FAULTY_DATASETS)
 def test_faulty_datasets_are_refused_by_name(fault, tmp_path):
     spoiler, words = FAULTY_DATASETS[fault]
-    path = zarr(spoiler(make.official()), tmp_path)
-    assert_refused(path, words)
+    assert_refused(zarr(spoiler(make.official()), tmp_path), words)
 
 
 def assert_refused(source, words):
@@ -327,8 +326,7 @@ def test_a_damaged_chunk_outside_the_sample_is_one_line_with_the_store(tmp_path)
 def test_fixes_are_no_options_of_python(tmp_path):
     holes = zarr(spoil(make.official(), "geopotential", np.nan), tmp_path)
     assert_refused(holes, "fill them or choose another period")
-    later = zarr(make.official().isel(time=[0, 0]), tmp_path, name="twice.zarr")
-    for path in (holes, later):
+    for path in (holes, zarr(make.official().isel(time=[0, 0]), tmp_path, name="twice.zarr")):
         with pytest.raises(GatesError) as caught:
             open_wb2(path, CHANNELS)
         assert "=True" not in str(caught.value)

@@ -132,8 +132,7 @@ def test_gross_check_rejects_beyond_five_combined_deviations():
     checked = gross_check(observations, background, torch.tensor([3.0]))
     assert checked.mask.flatten().tolist() == [True, False, True, False, False, False]
     assert checked.values.flatten()[4] == 0
-    stricter = gross_check(observations, background, torch.tensor([3.0]), factor=4)
-    assert not stricter.mask.any()
+    assert not gross_check(observations, background, torch.tensor([3.0]), factor=4).mask.any()
 
 
 def test_gross_check_leaves_good_observations_bit_for_bit():
@@ -208,10 +207,8 @@ def test_reports_land_in_their_cell_and_channel():
     expected = {(0, 0, 0): (260, 1), (1, 1, 1): (270, 2), (2, 5, 11): (250, 3), (4, 2, 0): (-20, 4)}
     assert {tuple(place) for place in gridded.mask.nonzero().tolist()} == set(expected)
     for place, (value, error) in expected.items():
-        assert gridded.values[place] == value
-        assert gridded.errors[place] == error
-    assert gridded.values.dtype == torch.float32
-    assert gridded.values.shape == (5, 6, 12)
+        assert (gridded.values[place], gridded.errors[place]) == (value, error)
+    assert (gridded.values.dtype, gridded.values.shape) == (torch.float32, (5, 6, 12))
 
 
 def test_superob_in_closed_form():
@@ -327,11 +324,9 @@ def test_what_no_analysis_takes_is_told_apart():
     reports = table(rows, time=late, qc=[0, 0, 0, 0, 0, 0])
     found = left_out(reports, CHANNELS, [NOON])
     assert [part.index.tolist() for part in found] == [[5], [4], [2, 3]]
-    evening = NOON + np.timedelta64(6, "h")
-    found = left_out(reports, CHANNELS, [NOON, evening])
+    found = left_out(reports, CHANNELS, [NOON, NOON + np.timedelta64(6, "h")])
     assert [part.index.tolist() for part in found] == [[], [4, 5], [2, 3]]
-    flagged = table(rows, time=late, qc=1)
-    assert not any(map(len, left_out(flagged, CHANNELS, [NOON])))
+    assert not any(map(len, left_out(table(rows, time=late, qc=1), CHANNELS, [NOON])))
 
 
 FIRST = torch.tensor([100.0, 9.0, 8.0])
@@ -362,8 +357,7 @@ def test_the_factor_of_the_errors_is_found(factor):
 
 def test_it_solves_its_equation():
     background, observations = innovations(0.5)
-    found = innovation_sd(background.double(), observations, FIRST)
-    variance = (found / FIRST)[:, 0].square()
+    variance = (innovation_sd(background.double(), observations, FIRST) / FIRST)[:, 0].square()
     noise = (observations.errors / UNIT).double().square()
     square = ((observations.values - background) / UNIT).double().square()
     weight = (variance[:, None, None, None] + noise).pow(-2)

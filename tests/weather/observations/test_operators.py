@@ -138,8 +138,7 @@ def test_missing_values_do_not_matter():
     for few in (0, 1, 2):
         found = inconsistent_levels(pressure[:few], height[:few], virtual[:few])
         assert [one.tolist() for one in found] == [[False] * few] * 2
-    nothing = np.full(len(pressure), np.nan)
-    assert not np.any(inconsistent_levels(pressure, nothing, virtual))
+    assert not np.any(inconsistent_levels(pressure, np.full(len(pressure), np.nan), virtual))
 
 
 def test_rounded_pressures_high_up_are_accepted():
@@ -202,8 +201,7 @@ def test_it_is_linear_with_an_adjoint(name, seed):
 def test_at_a_grid_point_it_is_the_value(name):
     grid = GRIDS[name]
     state = torch.randn(8, *grid.shape, generator=torch.Generator().manual_seed(0))
-    rows = [(0, 0), (3, 7), (len(grid.latitude) - 1, grid.shape[1] - 1), (5, 0)]
-    for row, column in rows:
+    for row, column in [(0, 0), (3, 7), (len(grid.latitude) - 1, grid.shape[1] - 1), (5, 0)]:
         for turn in (-360.0, 0.0, 360.0):
             found = at(grid, state, grid.latitude[row], grid.longitude[column] + turn)
             assert found == pytest.approx(state[0, row, column].item(), abs=1e-5)
@@ -214,8 +212,7 @@ def test_at_a_grid_point_it_is_the_value(name):
 @pytest.mark.parametrize("name", GRIDS)
 def test_bilinear_fields_are_exact_and_constants_everywhere(name):
     grid, draw = GRIDS[name], torch.Generator().manual_seed(0)
-    one = random_places(draw)
-    scalar = one._replace(channel=torch.zeros(50, dtype=torch.long))
+    scalar = random_places(draw)._replace(channel=torch.zeros(50, dtype=torch.long))
     constant = ObservationOperator(grid, CHANNELS, scalar)(
         fields(grid, lambda a, b: 7 + 0 * a)[None]
     )
@@ -263,8 +260,7 @@ def test_across_a_pole_scalars_continue_and_winds_turn():
             wrong = at(grid, vector, latitude, longitude)  # taken for a scalar it would cancel
             assert abs(wrong) <= abs(exact) + 1e-12
     assert at(grid, vector, 90.0, 90.0) == pytest.approx(0.0, abs=1e-9)
-    south = at(grid, scalar, -90.0, 0.0)
-    assert south == pytest.approx(0.0, abs=1e-9)
+    assert at(grid, scalar, -90.0, 0.0) == pytest.approx(0.0, abs=1e-9)
     assert colatitude.min() > 0
     poles = GRIDS["poles"]
     state = torch.randn(8, *poles.shape, generator=torch.Generator().manual_seed(0)).double()
@@ -281,8 +277,7 @@ def test_linear_in_the_logarithm_of_pressure():
     for pressure in (200.0, 300.0, 500.0, 620.0, 850.0, 190.0, 900.0):
         found = at(grid, state, 10.0, 20.0, channel=2, pressure=pressure)
         assert found == pytest.approx(250 + 30 * math.log(pressure))
-    weight = math.log(500 / 300) / math.log(500 / 200)
-    expected = 500 + weight * (200 - 500)
+    expected = 500 + math.log(500 / 300) / math.log(500 / 200) * (200 - 500)
     assert at(grid, state, 10.0, 20.0, channel=7, pressure=300.0) == pytest.approx(expected)
     assert at(grid, state, 10.0, 20.0, channel=0, pressure=300.0) == 0.0  # a surface field
 
@@ -328,8 +323,7 @@ def generator(seed=0):
 @pytest.mark.parametrize("density", [0.0, 0.01, 0.1, 1.0])
 def test_bernoulli_density(density):
     network = bernoulli_network(GRID, density, seed=3)
-    assert network.shape == GRID.shape
-    assert network.dtype == torch.bool
+    assert (network.shape, network.dtype) == (GRID.shape, torch.bool)
     deviation = math.sqrt(density * (1 - density) / network.numel())
     assert network.float().mean().item() == pytest.approx(density, abs=4 * deviation + 1e-12)
 

@@ -238,8 +238,7 @@ def test_geopotential_in_another_unit_is_refused_with_the_unit(unit, size, facto
 def test_a_column_of_units_converts_values_and_errors(variable, value, unit, expected, error):
     table = upper(variable, [value], [500.0], units=[unit])
     found = ObservationTable.from_frame(table).frame.iloc[0]
-    assert found["value"] == pytest.approx(expected)
-    assert found["error"] == pytest.approx(error)
+    assert (found["value"], found["error"]) == (pytest.approx(expected), pytest.approx(error))
 
 
 @pytest.mark.fault("weather Ba")
@@ -265,12 +264,10 @@ LEVELS = np.array([1000.0, 850.0, 500.0, 250.0, 10.0])
 
 
 def test_errors_are_those_of_the_levels_and_linear_in_the_logarithm_of_pressure():
-    found = observation_error("temperature", LEVELS)
-    assert found.tolist() == [1.7, 1.5, 1.2, 1.5, 2.5]
+    assert observation_error("temperature", LEVELS).tolist() == [1.7, 1.5, 1.2, 1.5, 2.5]
     middle = observation_error("temperature", np.array([np.sqrt(850 * 700)]))
     assert middle == pytest.approx([1.4])
-    beyond = observation_error("temperature", np.array([1050.0, 5.0]))
-    assert beyond.tolist() == [1.7, 2.5]
+    assert observation_error("temperature", np.array([1050.0, 5.0])).tolist() == [1.7, 2.5]
     both = [observation_error(f"{name}_component_of_wind", LEVELS) for name in "uv"]
     assert np.array_equal(*both)
 
@@ -286,8 +283,7 @@ def test_the_error_of_humidity_is_a_fraction_of_saturation():
     )
     assert warm == pytest.approx(0.15 * 0.01468, rel=1e-3)
     assert cold == pytest.approx(0.15 * 0.000782, rel=5e-3)
-    hot = observation_error("specific_humidity", np.array([5.0]), np.array([400.0]))
-    assert 0 < hot < 1
+    assert 0 < observation_error("specific_humidity", np.array([5.0]), np.array([400.0])) < 1
 
 
 def test_other_variables_have_none():

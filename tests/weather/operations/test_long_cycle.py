@@ -62,8 +62,7 @@ def test_a_table_of_no_use_is_refused(tmp_path):
         LeftOut.of(table, channels, late).require_used("good.csv", late, "wait")
     with pytest.raises(GatesError, match="every report of temperature is out of range or flagged"):
         read_reports(tmp_path / "wrong.csv")
-    both = pd.concat([frame, frame.assign(value=1e5)])
-    both.to_csv(tmp_path / "both.csv", index=False)
+    pd.concat([frame, frame.assign(value=1e5)]).to_csv(tmp_path / "both.csv", index=False)
     said = []
     assert len(read_reports(tmp_path / "both.csv", said.append)) == 2
     assert said == ["1 of 2 reports are out of range or flagged, left out"]
@@ -175,8 +174,7 @@ OUTAGE = (3, 4)
 def truth(number):
     """A wave that moves eastwards by a column in every cycle."""
     wave = (2 * torch.pi * torch.arange(12) / 12).sin().roll(number) * 5
-    base = torch.tensor([285.0, 280.0, 255.0])[:, None, None]
-    return (base + wave).expand(3, 8, 12).float()
+    return (torch.tensor([285.0, 280.0, 255.0])[:, None, None] + wave).expand(3, 8, 12).float()
 
 
 def table():
@@ -298,8 +296,7 @@ def test_what_a_cycle_writes(tmp_path):
 def test_departures_are_those_of_the_stores(tmp_path):
     run(tmp_path / "c")
     rows = pd.read_csv(tmp_path / "c" / "departures.csv")
-    assert len(rows) == 3 * CYCLES
-    assert rows["channel"].tolist()[:3] == ["t2m", "t850", "t500"]
+    assert (len(rows), rows["channel"].tolist()[:3]) == (3 * CYCLES, ["t2m", "t850", "t500"])
     one = rows[(rows["time"] == "2020-01-01T12:00") & (rows["channel"] == "t850")].iloc[0]
     frame = TABLE.frame
     here = frame[(frame["time"] == TIMES[2]) & (frame["level_hpa"] == 850)]

@@ -38,8 +38,7 @@ def test_an_empty_buffer_gives_the_data():
 def test_a_forecast_comes_back_as_it_was():
     kept = buffer()
     kept.keep(0, 1, None, underway(3.0, lead=2, member=7, time=11))
-    slot = int(kept.lead[1].nonzero())
-    found = kept.at(1, slot)
+    found = kept.at(1, int(kept.lead[1].nonzero()))
     assert found[1:] == (7, 11, 2)
     assert torch.equal(found.frames, torch.full((2, *SHAPE), 3.0))
     assert not kept.lead[0].any()  # rows do not exchange
@@ -209,8 +208,7 @@ def test_rows_of_the_buffer_go_on_with_their_own_forecasts(fit, twin):
         for index, lead in enumerate(start.leads):
             member, time = int(start.batch.member[index]), int(start.batch.time[index])
             assert torch.equal(start.batch.following[index], states[time + 1, member])
-            is_state = torch.equal(start.batch.current[index], states[time, member])
-            assert is_state is (lead == 0)
+            assert torch.equal(start.batch.current[index], states[time, member]) is (lead == 0)
             earlier = torch.equal(start.batch.previous[index], states[time - 1, member])
             assert earlier is (lead < 2)  # a forecast of one step has a state before it
             replayed += lead > 0
@@ -366,5 +364,4 @@ def test_both_analyses_are_taken_up_again(fit_adas, two_frames, tmp_path):
 
 
 def test_models_of_one_state_leave_nothing_behind(twin, small_adas):
-    module = AdasModule(small_adas(), forecasts=[twin.world.model])
-    assert module.before == {}
+    assert AdasModule(small_adas(), forecasts=[twin.world.model]).before == {}

@@ -89,15 +89,13 @@ def test_stage_one_takes_recorded_backgrounds_and_stage_two_its_own_forecasts(wh
 
 def test_the_second_cycle_depends_on_the_first_analysis_but_not_its_gradient(module_of, twin):
     module = module_of()
-    data = attach(module, twin.source(recorded_steps=0))
-    first, second = batches(data, 2)
+    first, second = batches(attach(module, twin.source(recorded_steps=0)), 2)
     nn.init.normal_(module.analysis.network.recovery.surface.weight, std=0.1)
     backgrounds, losses = [], []
     for observations in (first.observations, first.observations.withhold(torch.tensor(False))):
         module.carried.clear()
         module.zero_grad()
-        loss = module.training_step(first._replace(observations=observations), 0)
-        loss.backward()
+        module.training_step(first._replace(observations=observations), 0).backward()
         background = module.background(second, "train")
         assert not background.requires_grad
         assert not module.carried["train"].requires_grad
@@ -110,8 +108,7 @@ def test_the_second_cycle_depends_on_the_first_analysis_but_not_its_gradient(mod
 
 def test_gradient_of_the_second_step_is_that_of_one_analysis(module_of, twin):
     module = module_of()
-    data = attach(module, twin.source(recorded_steps=0))
-    first, second = batches(data, 2)
+    first, second = batches(attach(module, twin.source(recorded_steps=0)), 2)
     module.training_step(first, 0)
     background = module.background(second, "train")
     module.training_step(second, 1).backward()
@@ -154,8 +151,7 @@ def test_carried_states_are_kept_by_global_timeline(module_of, twin):
 @pytest.mark.parametrize("fault", ["nan", "far"])
 def test_a_lost_analysis_returns_to_the_truth(module_of, twin, fault):
     module = module_of()
-    data = attach(module, twin.source(recorded_steps=0))
-    first, _ = batches(data, 2)
+    first, _ = batches(attach(module, twin.source(recorded_steps=0)), 2)
     std = module.analysis.normalizer.std
     analysis = first.background.clone()
     analysis[1] = torch.nan if fault == "nan" else first.truth[1] + 3.01 * std[:, None, None]
@@ -178,13 +174,11 @@ def test_a_forecast_that_blows_up_does_not_reach_the_weights(module_of, twin, sm
             return states
 
     module = module_of(forecasts=[Exploding(), Exploding()])
-    data = attach(module, twin.source(recorded_steps=0))
-    first, second = batches(data, 2)
+    first, second = batches(attach(module, twin.source(recorded_steps=0)), 2)
     module.training_step(first, 0)
     background = module.background(second, "train")
     assert background.isfinite().all()
-    exploded = {int((second.model == number).nonzero()[0]) for number in second.model.tolist()}
-    for row in exploded:
+    for row in {int((second.model == number).nonzero()[0]) for number in second.model.tolist()}:
         assert torch.equal(background[row], second.truth[row])
     module.training_step(second, 1).backward()
     assert all(p.grad.isfinite().all() for p in module.analysis.parameters() if p.grad is not None)
@@ -203,8 +197,7 @@ def test_carried_states_are_saved_and_taken_up_again(fit, module_of, whole, tmp_
     """The step after the resume is inside a block: without them there is nothing to forecast."""
     path = tmp_path / "stopped.ckpt"
     fit(module_of(), StopAfter(7, path))
-    saved = torch.load(path, weights_only=True)["carried"]
-    assert torch.equal(saved, whole.analyses[6])
+    assert torch.equal(torch.load(path, weights_only=True)["carried"], whole.analyses[6])
     resumed = fit(module_of(), ckpt_path=path)
     assert len(resumed.batches) == 12 - 7
     assert torch.equal(resumed.backgrounds[0], whole.backgrounds[7])
@@ -251,8 +244,7 @@ def test_a_model_perfect_in_channel_zero_does_not_win_the_selection(module_of, t
         scores[name] = logged["val/score"]
         analysis = module(batch, batch.background)
         units = module.analysis.normalizer
-        loss = unify_loss(units.normalize(analysis), units.normalize(batch.truth))
-        losses[name] = loss.item()
+        losses[name] = unify_loss(units.normalize(analysis), units.normalize(batch.truth)).item()
         assert_close(logged["val/score"], sum(error) / 3, rtol=1e-4, atol=1e-4)
         std = units.std
         for channel, label in enumerate(twin.world.channels.labels):
@@ -309,8 +301,7 @@ def test_units_come_from_the_data_and_go_into_the_checkpoint(fit, module_of, twi
 @pytest.mark.parametrize("lat_weight", [False, True])
 def test_the_loss_is_the_one_asked_for(module_of, twin, name, lat_weight):
     module = module_of(loss=name, lat_weight=lat_weight)
-    data = attach(module, twin.source())
-    (batch,) = batches(data, 1)
+    (batch,) = batches(attach(module, twin.source()), 1)
     loss = module.training_step(batch, 0)
     units = module.analysis.normalizer
     error = (units.normalize(batch.background) - units.normalize(batch.truth)).detach()
@@ -350,16 +341,14 @@ def trained_score(fit, module_of, source, **changes):
 @pytest.mark.costly("two training runs of 28 steps")
 def test_training_reduces_the_score(fit, module_of, twin):
     """It fails with an optimizer that does nothing and with an observation stream cut off."""
-    source = twin.source()
-    scores = trained_score(fit, module_of, source)
+    scores = trained_score(fit, module_of, twin.source())
     assert scores[-1] < 0.85 * scores[0]
     unseen = twin.source()
     original = unseen.problem
 
     def blind(step, timeline, **options):
         problem = original(step, timeline, **options)
-        nothing = problem.observations.withhold(torch.tensor(False))
-        return problem._replace(observations=nothing)
+        return problem._replace(observations=problem.observations.withhold(torch.tensor(False)))
 
     unseen.problem = blind
     without = trained_score(fit, module_of, unseen)
@@ -400,8 +389,7 @@ def test_variants_are_fresh_networks_of_the_same_recipe(module_of):
         assert variant.loss is LOSSES["log_mse"]
         assert (variant.lat_weight, variant.divergence_limit) == (True, 2.0)
         assert (variant.weight_decay, variant.learning_rate) == (0.2, module.learning_rate)
-        assert variant.betas == (0.5, 0.6)
-        assert variant.analysis.confidence_scale == 0.3
+        assert (variant.betas, variant.analysis.confidence_scale) == ((0.5, 0.6), 0.3)
         assert variant.analysis.background_error == "innovation"
         assert not {id(p) for p in module.parameters()} & {id(p) for p in variant.parameters()}
     assert module.variant("ungated", learning_rate=0.5).learning_rate == 0.5

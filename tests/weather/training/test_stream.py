@@ -149,8 +149,7 @@ def test_stacking_keeps_the_observations_together():
 
 def test_a_loader_knows_its_stream():
     stream = TimelineStream(Source(), 5, range(2))
-    loader = TimelineLoader(stream)
-    next(iter(loader))
+    next(iter(TimelineLoader(stream)))
     assert stream.position == 1
 
 
@@ -239,8 +238,7 @@ def test_score_sees_every_channel_where_the_loss_sees_the_first():
 
 def test_score_is_the_mean_of_rmse_over_standard_deviation():
     error = torch.tensor([[3.0, -3.0], [1.0, 1.0]]).view(1, 2, 1, 2).expand(2, 2, 1, 2)
-    score = normalized_rmse(error, torch.tensor([3.0, 2.0]))
-    assert_close(score, torch.tensor([0.75, 0.75]))
+    assert_close(normalized_rmse(error, torch.tensor([3.0, 2.0])), torch.tensor([0.75, 0.75]))
 
 
 def test_misuse_is_refused():

@@ -34,8 +34,7 @@ def asked(tmp_path):
         store = run.store("losses", Arrays())
         before = store.find(piece)
         stamp = before and (before / "record.json").stat().st_mtime_ns
-        work = partial(scored, trained=trained)
-        score(run, store, [piece], work, trained=trained, ticks=1)
+        score(run, store, [piece], partial(scored, trained=trained), trained=trained, ticks=1)
         return stamp != (store.find(piece) / "record.json").stat().st_mtime_ns
 
     return ask
@@ -55,8 +54,7 @@ def test_pairs_with_a_subject_or_a_style_in_common_are_drawn_together():
     draws = crossed(pairs)
     assert draws.units == 16
     styles = sorted({one.styles[0] for one in pairs})
-    random = np.random.default_rng(0)
-    effects = random.normal(size=len(styles))
+    effects = np.random.default_rng(0).normal(size=len(styles))
     values = np.array([effects[styles.index(one.styles[0])] for one in pairs])
     found = draws.intervals(moments(values))["value"]
     # Two pairs of a style say the same: 24 independent values, not 48.

@@ -61,8 +61,7 @@ def test_base(world, asked, monkeypatch):
     recall = {r["method"]: r["value"] for r in found["rows"] if r["metric"] == "recall@1"}
     assert recall["autoencoder alone"] >= recall["base"]
     assert recall["mean drawing"] == 0
-    styles = [row["method"] for row in found["rows"] if row["task"] == "images of styles"]
-    assert len(styles) == 26
+    assert len([row["method"] for row in found["rows"] if row["task"] == "images of styles"]) == 26
 
 
 def test_retrieval(world, asked, monkeypatch):
@@ -74,8 +73,7 @@ def test_retrieval(world, asked, monkeypatch):
     found = scores_of(asked("retrieval"))
     assert len(found["bars"]) == 3
     rows = {(r["method"], r["task"], r["metric"]): r for r in found["rows"] if not r["versus"]}
-    chance = rows["chance", "36 trained concepts", "recall@1"]["value"]
-    assert chance == pytest.approx(1 / 40)
+    assert rows["chance", "36 trained concepts", "recall@1"]["value"] == pytest.approx(1 / 40)
     assert rows["encoder", "36 trained concepts", "recall@1"]["n"] == 36
     assert len(found["notes"]) == 2
 

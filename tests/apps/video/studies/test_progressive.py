@@ -84,8 +84,7 @@ def test_the_chain_grows_and_moves_on_from_the_day_before(study):
 
 
 def test_scores_tell_the_methods_from_each_other(study):
-    run = study()
-    found = json.loads(run.scores.read_text())
+    found = json.loads(study().scores.read_text())
     value = {
         (r["method"], r["task"], r["metric"]): r["value"] for r in found["rows"] if not r["versus"]
     }
@@ -135,8 +134,7 @@ def test_slices_are_disjoint_and_causal(settings):
     for what, column in (("users", "user_id"), ("videos", "video_id")):
         new, later = found[f"new {what}"], found[f"later {what}"]
         assert not (new & later).any()
-        seen = set(days.first[column])
-        assert not seen & set(test[column].to_numpy()[new | later])
+        assert not set(days.first[column]) & set(test[column].to_numpy()[new | later])
         for row in np.flatnonzero(later)[:20]:
             value, day = test[column][int(row)], test["date"][int(row)]
             assert len(test.filter(pl.col(column) == value, pl.col("date") < day))

@@ -74,10 +74,8 @@ def figures(scores):
 def test_killed_trainings_end_as_one_that_was_left_alone(study, tmp_path, capsys):
     scores = study()
     found = figures(scores)
-    assert found["writing", "rows"] == 2000
-    assert found["writing", "training_rows"] == 1000
-    assert found["one_pass", "steps"] == 1000 // 64
-    assert found["kills", "kills"] == 2
+    assert (found["writing", "rows"], found["writing", "training_rows"]) == (2000, 1000)
+    assert (found["one_pass", "steps"], found["kills", "kills"]) == (1000 // 64, 2)
     assert found["kills", "losses_compared"] == 12
     assert found["kills", "losses_that_differ"] == found["kills", "tensors_that_differ"] == 0
     assert found["kills", "tensors_compared"] > 50
@@ -88,8 +86,7 @@ def test_killed_trainings_end_as_one_that_was_left_alone(study, tmp_path, capsys
         assert resumed % 2 == 0
         assert after - 2 <= resumed <= after
     bars = {bar["name"]: bar["value"] for bar in scores["bars"]}
-    assert bars["memory of training"] == 1000
-    assert bars["kills that were resumed"] == 2
+    assert (bars["memory of training"], bars["kills that were resumed"]) == (1000, 2)
     assert len(bars) == 7
     assert [d["role"] for d in scores["data"]] == ["train", "validation", "test"]
     capsys.readouterr()
@@ -169,8 +166,7 @@ def test_seconds_and_memory_are_those_of_all_attempts(settings, tmp_path, monkey
     assert 2.9 < ended.seconds < time.monotonic() - begin + 0.1
     assert ended.peak > 80 * 10**6
     shutil.rmtree(tmp_path / "video")
-    again = made().run(lambda: made().folder.exists())
-    assert again.seconds < ended.seconds - 1
+    assert made().run(lambda: made().folder.exists()).seconds < ended.seconds - 1
 
 
 def test_a_child_is_killed_with_all_that_it_has_started(settings, tmp_path, monkeypatch):
@@ -182,8 +178,7 @@ def test_a_child_is_killed_with_all_that_it_has_started(settings, tmp_path, monk
     monkeypatch.setattr(streaming, "PROGRAM", ("-c", code))
     child = ChildFit(settings, {}, tmp_path, "child")
     pid = tmp_path / "child.yaml.pid"
-    ended = child.run(lambda: pid.is_file() and pid.read_text() != "")
-    assert ended.killed
+    assert child.run(lambda: pid.is_file() and pid.read_text() != "").killed
     for _ in range(100):
         state = Path("/proc", pid.read_text(), "stat")
         if not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z":

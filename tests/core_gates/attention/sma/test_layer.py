@@ -78,8 +78,7 @@ def test_golden_values_and_gradients(name, static_shapes, vectors):
     x = g["x"].transpose(0, 1).requires_grad_()
     mixed = layer.mix(x)
     logits = layer.configurator.logits(mixed)
-    temperature = layer.configurator.log_tau.exp()
-    assert_close(logits * temperature, g["router_logits"], **TOLERANCE)
+    assert_close(logits * layer.configurator.log_tau.exp(), g["router_logits"], **TOLERANCE)
     assert_close(logits.softmax(-1), g["router_probs"], **TOLERANCE)
     assert torch.equal(layer.configurator(mixed).mask, g["active_mask"])
     out = layer(x)
@@ -143,8 +142,7 @@ def test_inactive_tokens_bypass_attention(lively_layer):
     before = layer(x)
     with torch.no_grad():
         layer.unit.output_proj.bias += 1
-    changed = (layer(x) != before).any(-1)
-    assert torch.equal(changed, mask)
+    assert torch.equal((layer(x) != before).any(-1), mask)
     assert 0 < mask.sum() < mask.numel()
 
 
@@ -154,8 +152,7 @@ def test_all_tokens_active_or_none(active, lively_layer):
     with torch.no_grad():
         layer.configurator.weight.zero_()
         layer.configurator.bias.copy_(torch.tensor([0.0, 1.0 if active else -1.0]))
-    x = torch.randn(2, 7, 8, dtype=torch.float64)
-    y = layer(x)
+    y = layer(torch.randn(2, 7, 8, dtype=torch.float64))
     y.sum().backward()
     assert y.isfinite().all()
     # Every rank of a distributed training has a gradient for every parameter.
@@ -200,8 +197,7 @@ def test_dropout_scales_what_it_leaves(causal, lively_layer):
     assert_close(after[~dropped], 2 * before[~dropped])
     assert dropped.any()
     # Causal layers drop from the whole update, others from attention alone.
-    inactive = ~layer.configurator(layer.mix(x)).mask
-    assert bool(before[inactive].any()) == causal
+    assert bool(before[~layer.configurator(layer.mix(x)).mask].any()) == causal
     layer.eval()
     assert_close(layer(x), layer(x), rtol=0, atol=0)
 
@@ -210,8 +206,7 @@ def test_checkpointing_and_autocast(lively_layer):
     layer = lively_layer().float()
     x = torch.randn(2, 9, 8, requires_grad=True)
     (expected,) = torch.autograd.grad(layer(x).square().sum(), x)
-    y = checkpoint(layer, x, use_reentrant=False)
-    (found,) = torch.autograd.grad(y.square().sum(), x)
+    (found,) = torch.autograd.grad(checkpoint(layer, x, use_reentrant=False).square().sum(), x)
     assert_close(found, expected)
     with torch.autocast("cpu", torch.bfloat16):
         half = layer(x)

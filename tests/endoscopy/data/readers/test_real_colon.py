@@ -41,8 +41,7 @@ def test_tags_are_read_by_name_in_any_order(tmp_path):
         "</bndbox></object><size><height>9</height><width>8</width></size></annotation>"
     )
     annotation = read_voc(path)
-    assert annotation.objects[0].box == (1, 20, 3, 40)
-    assert annotation.objects[0].unique_id == ""
+    assert (annotation.objects[0].box, annotation.objects[0].unique_id) == ((1, 20, 3, 40), "")
     assert (annotation.width, annotation.height) == (8, 9)
 
 

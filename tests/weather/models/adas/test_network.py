@@ -102,8 +102,7 @@ def test_official_checkpoints_of_parallel_training_load(official):
     state = {f"module.{name}": value for name, value in weights(golden).items()}
     name = "module.layer1.crosslayer.back1.attn.relative_position_index"
     state[name] = torch.zeros(16, 16, dtype=torch.long)
-    converted = convert_official_state_dict(state)
-    assert set(converted) == set(network.state_dict())
+    assert set(convert_official_state_dict(state)) == set(network.state_dict())
 
 
 @pytest.mark.parametrize(("name", "sample"), [("same", None), ("down", "down")])
@@ -198,9 +197,8 @@ def test_every_parameter_matters_and_both_inputs_are_heard():
     network = unit().eval()
     inputs = [x.requires_grad_() for x in fields(network)]
     network(*inputs).square().sum().backward()
-    silent = {n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()}
     # the gate that leaves the last stage is fused, therefore heard; nothing is left over
-    assert not silent
+    assert not {n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()}
     assert all(x.grad.abs().max() > 0 for x in inputs)
 
 
@@ -211,8 +209,7 @@ def test_bounded_gates_stay_between_zero_and_one():
         for stage in network.stages:
             stage.register_forward_hook(lambda *args, gates=gates: gates.append(args[2][2]))
         network(*fields(network))
-        largest = max(gate.max().item() for gate in gates)
-        assert (largest <= 1) == bound
+        assert (max(gate.max().item() for gate in gates) <= 1) == bound
         assert len(gates) == 5
 
 
@@ -248,8 +245,7 @@ def test_recomputing_changes_no_gradient():
 def test_any_state_on_an_odd_grid(state):
     network = Adas(grid_shape=(13, 20), dim=4, window_size=(2, 3, 5), position="latitude", **state)
     network = network.double()
-    depth = state["num_levels"] + bool(state["num_surface"])
-    assert network.position.shape == (1, 4, depth, 6, 1)
+    assert network.position.shape == (1, 4, state["num_levels"] + bool(state["num_surface"]), 6, 1)
     inputs = [x.requires_grad_() for x in fields(network, batch=2)]
     analysis = network(*inputs)
     assert analysis.shape == inputs[0].shape
@@ -287,8 +283,7 @@ def test_odd_extents_are_padded_going_down_and_cropped_coming_up():
     x = randn(1, 4, 2, 5, 7)
     coarse = down(x)
     assert coarse.shape == (1, 8, 2, 3, 4)
-    padded = torch.nn.functional.pad(x, (0, 1, 0, 1))
-    assert_close(down(padded), coarse)
+    assert_close(down(torch.nn.functional.pad(x, (0, 1, 0, 1))), coarse)
     assert up(coarse).shape == (1, 4, 2, 6, 8)
     stage = AdasStage(4, (1, 3, 3), 2, (1, 2, 2), sample="up").double()
     skip = tuple(randn(1, 4, 2, 5, 7, seed=seed) for seed in range(3))
@@ -355,8 +350,7 @@ def test_misshaped_fields_are_named():
 )
 def test_windows_divide_the_tokens_of_all_scales(grid, patch, window):
     found = network_shape(grid, 4, 4, 4)
-    assert found["patch_size"] == [patch, patch]
-    assert found["window_size"][2] == window
+    assert (found["patch_size"], found["window_size"][2]) == ([patch, patch], window)
     tokens = grid[1] // patch
     assert tokens <= MOST_COLUMNS
     assert tokens % (4 * window) == 0
@@ -422,8 +416,7 @@ def test_the_published_forms_are_the_published_ones():
         assert PRESETS[name]["legacy_clip"] is True
     with torch.device("meta"):
         network = adas_preset("official")
-    assert network.num_channels == 69
-    assert network.position.shape == (1, 192, 14, 120, 240)
+    assert (network.num_channels, network.position.shape) == (69, (1, 192, 14, 120, 240))
 
 
 @pytest.mark.parametrize("name", ["unit", "swe", "era5"])
@@ -470,8 +463,7 @@ def test_the_ungated_control_is_another_function_of_the_same_weights(build):
     gated, ungated = build("adas_increment"), build("ungated")
     ungated.load_state_dict(gated.state_dict())
     assert ungated.output == gated.output == "increment"
-    difference = (gated(*inputs()) - ungated(*inputs())).std()
-    assert difference > 1e-3 * gated(*inputs()).std()
+    assert (gated(*inputs()) - ungated(*inputs())).std() > 1e-3 * gated(*inputs()).std()
 
 
 def test_the_control_still_reads_the_confidence(build):

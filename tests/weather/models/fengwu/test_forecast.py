@@ -172,8 +172,7 @@ def test_damaged_weights(stored, change, words):
 
 @pytest.mark.parametrize("facts", ['{"kind": "fengwu"}', '{"kind": "fengwu", "network": {"d": 1}}'])
 def test_networks_that_cannot_be_built(stored, facts):
-    tensors = load_file(stored)
-    save_file(tensors, stored, metadata={"forecast": facts})
+    save_file(load_file(stored), stored, metadata={"forecast": facts})
     with pytest.raises(GatesError, match="cannot be built"):
         load_forecast(stored)
 
@@ -215,8 +214,7 @@ def test_it_forecasts_what_the_network_does(forecast, published, states):
     assert published.grid_shape == (8, 16)
     expected = itertools.islice(forecast.rollout(current, previous), 3)
     for found, one in zip(published.rollout(current, previous), expected, strict=False):
-        error = (found - one.mean) / STD[:, None, None]
-        assert float(error.abs().max()) < 1e-4
+        assert float(((found - one.mean) / STD[:, None, None]).abs().max()) < 1e-4
         assert found.dtype == current.dtype
     assert_close(published(current, 12.0, previous), forecast(current, 12.0, previous), rtol=1e-5,
                  atol=0.05)  # fmt: skip

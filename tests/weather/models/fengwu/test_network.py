@@ -71,8 +71,7 @@ def test_the_official_shape():
 
 def test_it_starts_as_persistence_with_unit_spread():
     torch.manual_seed(0)
-    network = fengwu_preset("unit")
-    prediction = network(*frames(shape=(1, 3, 16, 32)))
+    prediction = fengwu_preset("unit")(*frames(shape=(1, 3, 16, 32)))
     assert not prediction.mean.any()
     assert not prediction.log_variance.any()
 
@@ -81,8 +80,7 @@ def test_every_channel_of_both_frames_matters_to_every_output(small_fengwu):
     """One encoder a modality would not do this: the fuser does."""
     network = small_fengwu().double()
     previous, current = (x.double().requires_grad_() for x in frames())
-    prediction = network(previous, current)
-    for output in prediction:
+    for output in network(previous, current):
         for channel in range(5):
             gradients = torch.autograd.grad(
                 output[:, channel].sum(), (previous, current), retain_graph=True
@@ -97,8 +95,7 @@ def test_without_the_fuser_modalities_are_separate(small_fengwu):
     before = network(previous, current)
     current = current.clone()
     current[:, 3:] += 1  # the last modality
-    after = network(previous, current)
-    for one, other in zip(before, after, strict=True):
+    for one, other in zip(before, network(previous, current), strict=True):
         assert_close(one[:, :3], other[:, :3], rtol=0, atol=0)
         assert not torch.allclose(one[:, 3:], other[:, 3:])
 
@@ -122,8 +119,7 @@ def test_rolling_the_globe_rolls_the_forecast(small_fengwu):
 
 def test_samples_do_not_mix(small_fengwu):
     network, (previous, current) = small_fengwu(), frames()
-    both = network(previous, current).mean
-    assert_close(both[1:], network(previous[1:], current[1:]).mean)
+    assert_close(network(previous, current).mean[1:], network(previous[1:], current[1:]).mean)
 
 
 def test_grids_with_both_poles_and_odd_scales(small_fengwu):

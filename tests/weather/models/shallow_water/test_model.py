@@ -86,8 +86,7 @@ def eastward_shift(model, before, after):
     transform = model.transform
     packed = (transform.analysis(transform.pack_grid(state[0, 2])) for state in (before, after))
     first, second = (torch.complex(*waves[:, 4, :, 0]) for waves in packed)
-    phase = (second * first.conj()).sum().angle()
-    return -math.degrees(phase) / 4
+    return -math.degrees((second * first.conj()).sum().angle()) / 4
 
 
 def test_williamson_6_moves_like_the_barotropic_wave_in_deep_fluid():
@@ -130,8 +129,7 @@ def test_energy_of_the_bare_equations_is_nearly_conserved(climate):
 
     state = climate[-1, :1]
     available = energy(state) - GRAVITY * bare.mean_depth**2
-    change = energy(bare(state, DAYS)) - energy(state)
-    assert (change / available).abs().max() < 0.02
+    assert ((energy(bare(state, DAYS)) - energy(state)) / available).abs().max() < 0.02
 
 
 def without_rotation(**arguments):
@@ -167,8 +165,7 @@ def test_forcing_is_as_specified(model):
     pattern = stirring_pattern(model.transform, seed=5)[0]
     power = pattern.abs().square()
     assert power[0].sum() + 2 * power[1:].sum() == pytest.approx(1)
-    outside = (model.transform.degree < 5) | (model.transform.degree > 12)
-    assert (power[:, outside] == 0).all()
+    assert (power[:, (model.transform.degree < 5) | (model.transform.degree > 12)] == 0).all()
     assert not torch.equal(pattern, stirring_pattern(model.transform, seed=6)[0])
 
 
@@ -241,11 +238,9 @@ def test_repeated_runs_are_identical_and_members_do_not_touch(model, climate):
 
 def test_initial_states_depend_on_seed_and_number_only(model):
     four = model.initial_state(4, seed=1)
-    assert four.shape == (4, 3, 32, 64)
-    assert four.dtype == torch.float32
+    assert (four.shape, four.dtype) == ((4, 3, 32, 64), torch.float32)
     assert_close(model.initial_state(2, seed=1), four[:2], rtol=1e-6, atol=1e-4)
-    difference = (four[0] - four[1]).abs().amax((-1, -2))
-    assert (difference > 1).all()
+    assert ((four[0] - four[1]).abs().amax((-1, -2)) > 1).all()
     assert not torch.equal(model.initial_state(4, seed=2), four)
     assert model.channels == SHALLOW_WATER
 
@@ -269,8 +264,7 @@ def test_small_errors_grow(model, climate):
         state, other = model(state, 4 * DAYS), model(other, 4 * DAYS)
         errors.append(sphere_norm(model.grid, state - other).square().mean(0).sqrt()[1].item())
     assert errors[0] < 0.1
-    doubling = 16 / math.log2(errors[4] / errors[0])
-    assert 2 < doubling < 6
+    assert 2 < 16 / math.log2(errors[4] / errors[0]) < 6
 
 
 def test_casting_the_surroundings_leaves_the_arithmetic_in_float64(climate):

@@ -99,8 +99,7 @@ def read(tmp_path):
 
 
 def values(found, variable):
-    rows = found.frame[found.frame["variable"] == variable]
-    return rows.set_index("level_hpa")["value"]
+    return found.frame[found.frame["variable"] == variable].set_index("level_hpa")["value"]
 
 
 def test_a_sounding_is_exact_to_coded_precision(read):
@@ -127,8 +126,7 @@ def test_every_level_has_the_time_and_place_of_the_balloon(read):
     ]  # fmt: skip
     np.testing.assert_allclose(rows["latitude"], [52.21, 52.22, 52.26], atol=1e-9)
     np.testing.assert_allclose(rows["longitude"], [14.12, 14.14, 14.23], atol=1e-9)
-    assert set(rows["station"]) == {"10393"}
-    assert set(rows["source"]) == {"radiosonde"}
+    assert (set(rows["station"]), set(rows["source"])) == ({"10393"}, {"radiosonde"})
 
 
 def test_stations_are_of_the_surface(read):
@@ -142,13 +140,11 @@ def test_stations_are_of_the_surface(read):
     assert frame["11035", "10m_v_component_of_wind"] == pytest.approx(0.0, abs=1e-9)
     assert found.frame["level_hpa"].isna().all()
     assert str(found.frame["time"][0]) == "2020-01-02 06:00:00"
-    height = found.frame.set_index("station")["height_m"]
-    assert set(height["11035"]) == {198.0}
+    assert set(found.frame.set_index("station")["height_m"]["11035"]) == {198.0}
 
 
 def test_aircraft_report_at_the_pressure_of_their_flight_level(read):
-    found = read(amdar())
-    frame = found.frame.set_index("variable")
+    frame = read(amdar()).frame.set_index("variable")
     assert frame.loc["temperature", "value"] == pytest.approx(228.4)
     assert frame.loc["u_component_of_wind", "value"] == pytest.approx(-31.5)
     assert frame["level_hpa"].unique() == pytest.approx([301.3], abs=0.3)  # 30,000 feet
@@ -159,8 +155,7 @@ def test_aircraft_report_at_the_pressure_of_their_flight_level(read):
 
 def test_messages_of_several_kinds_lie_in_one_file_with_headings(read):
     found = read(b"IUSD40 EDZW 020000\r\r\n" + temp() + b"\r\r\nNNNN" + synop() + temp(number=394))
-    assert found.reports == 3 + 2 + 3
-    assert set(found.frame["station"]) == {"10393", "10394", "11035"}
+    assert (found.reports, set(found.frame["station"])) == (3 + 2 + 3, {"10393", "10394", "11035"})
 
 
 def test_a_damaged_message_costs_itself_alone(read):
@@ -170,8 +165,7 @@ def test_a_damaged_message_costs_itself_alone(read):
     assert set(found.frame["station"]) == {"10393", "10394"}
     assert found.note == "1 messages that cannot be decoded"
     found = read(temp() + temp(number=394)[:-30])
-    assert set(found.frame["station"]) == {"10393"}
-    assert found.note == "1 truncated messages"
+    assert (set(found.frame["station"]), found.note) == ({"10393"}, "1 truncated messages")
 
 
 def test_nothing_but_a_part_of_a_message_is_refused(read):
@@ -198,8 +192,7 @@ def prepbufr():
     """Sections 0 and 1 of edition 3 as NCEP writes them; its first messages are tables."""
     first = (18).to_bytes(3) + bytes([0, 0, 7, 0, 0, 11, 0, 29, 1, 12, 8, 13, 0, 0, 0])
     rest = (8).to_bytes(3) + bytes(5) + b"7777"
-    size = 8 + len(first) + len(rest)
-    return b"BUFR" + size.to_bytes(3) + b"\x03" + first + rest
+    return b"BUFR" + (8 + len(first) + len(rest)).to_bytes(3) + b"\x03" + first + rest
 
 
 def test_prepbufr_is_refused_with_advice(read):
@@ -353,8 +346,7 @@ def test_flags_reject(groups, kept, reason, write):
     name = "airTemperature"
     flags = {group: {name: (np.array(v, np.int32),)} for group, v in groups.items()}
     found = read_ioda(write(ObsValue={name: (np.array([270.0, 260.0, 230.0]), "K")}, **flags))
-    assert len(found.frame) == kept
-    assert found.rejected == ({reason: 3 - kept} if reason else {})
+    assert (len(found.frame), found.rejected) == (kept, {reason: 3 - kept} if reason else {})
 
 
 def test_reports_with_the_pressure_of_a_station_are_of_the_surface(write):
@@ -412,8 +404,7 @@ def test_masked_integers_and_empty_variables_are_missing(write):
         "windEastward": (np.full(3, np.nan), "m s-1"),
     }
     found = read_ioda(write(ObsValue=values))
-    assert rows(found, "temperature")["value"].tolist() == [270.0, 230.0]
-    assert len(found.frame) == 2
+    assert (rows(found, "temperature")["value"].tolist(), len(found.frame)) == ([270.0, 230.0], 2)
     assert not found.rejected
 
 

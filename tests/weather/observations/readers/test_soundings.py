@@ -77,8 +77,7 @@ def read(tmp_path):
 
 
 def values(found, variable):
-    rows = found.frame[found.frame["variable"] == variable]
-    return rows.set_index("level_hpa")["value"]
+    return found.frame[found.frame["variable"] == variable].set_index("level_hpa")["value"]
 
 
 def test_a_header_is_71_columns_and_a_level_51():
@@ -101,10 +100,8 @@ def test_values_levels_and_places_are_exact_to_coded_precision(read):
     geopotential = values(found, "geopotential")
     np.testing.assert_allclose(geopotential, np.array([92, 1324, 5252]) * GRAVITY, rtol=1e-12)
     rows = found.frame
-    assert set(rows["station"]) == {"USM00072518"}
-    assert set(rows["latitude"]) == {42.6917}
-    assert set(rows["longitude"]) == {-73.8317}
-    assert set(rows["source"]) == {"radiosonde"}
+    assert (set(rows["station"]), set(rows["latitude"])) == ({"USM00072518"}, {42.6917})
+    assert (set(rows["longitude"]), set(rows["source"])) == ({-73.8317}, {"radiosonde"})
 
 
 def test_wind_blows_from_its_direction(read):
@@ -158,17 +155,14 @@ def test_soundings_of_another_time_are_not_decoded(read):
     period = Period.parse("2017-01-02", "2017-01-03")
     other = [header(YEAR=1999), *["x" * 51] * 3]  # decoding would be all NaN
     found = read(*other, *SOUNDING, *other, period=period)
-    assert found.reports == 3
-    assert found.note == "2 soundings of another time are not read"
+    assert (found.reports, found.note) == (3, "2 soundings of another time are not read")
     assert len(read(*SOUNDING, *SOUNDING).frame) == 2 * len(found.frame)
 
 
 def test_a_truncated_sounding_keeps_its_whole_levels(read):
     found = read(*SOUNDING[:3], SOUNDING[3][:20])
-    assert found.reports == 2
-    assert found.note == "1 soundings are truncated"
-    whole = read(header(NUMLEV=3), *SOUNDING[1:3], *SOUNDING)
-    assert whole.reports == 5
+    assert (found.reports, found.note) == (2, "1 soundings are truncated")
+    assert read(header(NUMLEV=3), *SOUNDING[1:3], *SOUNDING).reports == 5
 
 
 def test_garbled_numbers_are_missing(read):
@@ -226,10 +220,8 @@ def test_values_are_converted(read_text):
     # 264.3 Pa is the saturation pressure over water at -11 deg C (Sonntag 1990).
     expected = 0.622 * 264.3 / (85_000 - 0.378 * 264.3)
     assert frame.loc["specific_humidity", "value"] == pytest.approx(expected, rel=2e-3)
-    assert set(frame["level_hpa"]) == {850.0}
-    assert set(frame["station"]) == {"KSGF"}
-    assert set(frame["longitude"]) == {-93.4}
-    assert set(frame["time"].astype(str)) == {"2009-02-28"}
+    assert (set(frame["level_hpa"]), set(frame["station"])) == ({850.0}, {"KSGF"})
+    assert (set(frame["longitude"]), set(frame["time"].astype(str))) == ({-93.4}, {"2009-02-28"})
 
 
 def test_wind_comes_from_speed_and_direction_where_components_are_missing(read_text):
@@ -288,8 +280,7 @@ def test_real_soundings_have_their_levels_and_are_hydrostatic(site, real):
     humidity = profiles["specific_humidity"].reindex(dry.index).fillna(0)
     layer = (dry * (1 + 0.61 * humidity)).loc[lambda t: t.index.to_series().between(500, 850)]
     logarithm = -np.log(layer.index.to_numpy())
-    hydrostatic = DRY_AIR * np.trapezoid(layer.to_numpy(), logarithm)
-    assert hydrostatic == pytest.approx(reported, rel=0.01)
+    assert DRY_AIR * np.trapezoid(layer.to_numpy(), logarithm) == pytest.approx(reported, rel=0.01)
 
 
 def test_names_and_lines_that_are_not_those_of_a_sounding(read_text):
@@ -298,6 +289,5 @@ def test_names_and_lines_that_are_not_those_of_a_sounding(read_text):
     with pytest.raises(GatesError, match="2009133800 in its name is no date"):
         read_text(text_level(), name="2009133800_001_KSGF_raob.txt")
     found = read_text(text_level(), text_level()[:40])
-    assert found.reports == 1
-    assert found.rejected["partially written lines"] == 1
+    assert (found.reports, found.rejected["partially written lines"]) == (1, 1)
     assert not is_sonde_line(text_level().replace("850.0", "nan"))
