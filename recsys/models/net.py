@@ -1,7 +1,7 @@
 """What every multi-task network is: layers of experts, their gates, towers, and shared rows."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, NamedTuple, cast
 
