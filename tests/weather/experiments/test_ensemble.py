@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
+from weather.experiments.ensemble.era5_ensemble import analyze_case, case_errors, worst_case
 
 from weather.baselines.assimilator import FreeRun
 from weather.experiments.ensemble.ensemble_sample import TASKS, ensemble_methods, gates_by_time
-from weather.experiments.ensemble.era5_ensemble import analyze_case, case_errors, worst_case
 from weather.experiments.ensemble.source import Era5EnsembleSource, _augment
 from weather.experiments.experiment import stored
 

@@ -6,17 +6,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from weather.experiments.ensemble.era5_ensemble import EnsembleScores
 
 from weather.baselines.assimilator import FreeRun
 from weather.cycle import CycleStep
-from weather.experiments.ensemble.era5_ensemble import EnsembleScores
+from weather.data.writing import differences
 from weather.experiments.ensemble.source import Era5EnsembleSource
 from weather.experiments.experiment import (
     OPTIMIZER_BOX,
     Experiment,
     Method,
     classical,
-    differences,
     experiment_of,
     shown,
     stored,
