@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -71,17 +72,17 @@ class CaseExperiment(TunedExperiment, Generic[CaseT]):
     caption: str
     title = ""
 
+    @abstractmethod
     def cases(self, task: str = "", *, tuning: bool = False) -> list[CaseT]:
         """Return the cases of a task by its name, those for tests or those for tuning."""
-        raise NotImplementedError
 
+    @abstractmethod
     def situation(self, task: Task, case: CaseT, members: int = 1) -> Situation:
         """Return a case for a method with some number of members."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tuning_error(self, task: Task, errors: Tensor) -> float:
         """Return what tuning minimizes, of mean square errors (N,C) in all cases."""
-        raise NotImplementedError
 
     def square_errors(
         self, task: Task, cases: Sequence[CaseT], method: Assimilator, tick: Tick = no_tick
@@ -130,7 +131,7 @@ class CaseExperiment(TunedExperiment, Generic[CaseT]):
         ]
 
 
-class CaseScores(Generic[CaseT]):
+class CaseScores(ABC, Generic[CaseT]):
     """Score every method on every case of every task.
 
     Args:
@@ -172,17 +173,17 @@ class CaseScores(Generic[CaseT]):
         """Return the cases of a task that are scored."""
         return self.source.cases(task)[self.chosen]
 
+    @abstractmethod
     def scope(self, task: str) -> tuple[tuple[str, str | int], ...]:
         """Return what identifies the cases of a task, by name."""
-        raise NotImplementedError
 
+    @abstractmethod
     def draws(self, task: str) -> Resamples:
         """Return resamples of the independent units of a task."""
-        raise NotImplementedError
 
+    @abstractmethod
     def score(self, own: Tensor, base: Tensor) -> Scores:
         """Return the scores of mean square errors (N,C), and of those of the background."""
-        raise NotImplementedError
 
     def channel_scores(self, own: Tensor, base: Tensor) -> tuple[list[Scores], list[Scores]]:
         """Return the RMSE of every channel, and its ratio to that of another method."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -429,9 +430,9 @@ class TunedExperiment(Experiment):
         """Return nothing: all is among the scores."""
         return ()
 
+    @abstractmethod
     def scorer(self, cycles: int) -> Score:
         """Return what scores a method on a task for tuning, on so many cycles if there are any."""
-        raise NotImplementedError
 
     def pooled(self, scores: Sequence[float]) -> float:
         """Return the score of a form of Adas over its tasks: the worst."""
