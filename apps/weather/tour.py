@@ -14,8 +14,7 @@ from harness.experiment.run import CHOICES
 from harness.report.page import Page, TourRow, TourStop
 from weather.baselines.assimilator import Assimilator
 from weather.data.shipped import ATTRIBUTION
-from weather.experiments.ensemble.ensemble_sample import ensemble_methods
-from weather.experiments.ensemble.era5_ensemble import analyze_case
+from weather.experiments.ensemble.ensemble_sample import EnsembleTask, ensemble_methods
 from weather.experiments.ensemble.source import Era5EnsembleSource
 from weather.experiments.experiment import choice_name, stored
 from weather.models.adas.analysis import AnalysisForm
@@ -45,8 +44,9 @@ def tour(folder: Path, say: Callable[[str], None], *, truths: int = 9) -> TourSt
     cases = source.cases("persistence")[-truths:]  # of the nine members at 12 UTC
     errors: dict[str, Tensor] = {}
     example: dict[str, Tensor] = {}
+    task = EnsembleTask("persistence", DENSITY)
     for name, method in methods.items():
-        analyses = [analyze_case(source, "persistence", case, DENSITY, method) for case in cases]
+        analyses = [source.situation(task, case).analyze(method) for case in cases]
         example[name] = analyses[-1]
         squares = [(a - c.truth).square() for a, c in zip(analyses, cases, strict=True)]
         errors[name] = source.grid.area_mean(torch.stack(squares))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -294,3 +296,36 @@ def create_states(
     scalars = {name: ((), 0.0, dict(attributes_of(name))) for name in fields}
     dataset = xr.Dataset(scalars, shapes.coords, {**shapes.attrs, **attributes})
     return StreamedStore.create(path, dataset, fields)
+
+
+def differences(found: str, expected: str) -> str:
+    """Return which facts differ, such as ``cycles 24 instead of 420``.
+
+    Args:
+        found: JSON object, as read from a file; anything else is named as it is.
+        expected: JSON object.
+    """
+    try:
+        left, right = _facts(json.loads(found)), _facts(json.loads(expected))
+    except (ValueError, AttributeError):
+        return f"{found} instead of {expected}"
+    names = [name for name in sorted({*left, *right}) if left.get(name) != right.get(name)]
+    return ", ".join(
+        f"{name} {left.get(name, 'absent')} instead of {right.get(name, 'absent')}"
+        for name in names
+    )
+
+
+def _facts(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the facts, the arguments of a description ``Name(a=1, b=2)`` one by one."""
+    facts: dict[str, Any] = {}
+    for name, value in content.items():
+        described = re.fullmatch(r"(\w+)\((.*)\)", value) if isinstance(value, str) else None
+        if described is None:
+            facts[name] = value
+            continue
+        facts[name] = described[1]
+        for argument in described[2].split(", "):
+            key, _, setting = argument.partition("=")
+            facts[f"{name}.{key}"] = setting
+    return facts

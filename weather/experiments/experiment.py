@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import re
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
@@ -19,44 +19,11 @@ from harness.evidence import Bar, Row
 from harness.files import Data, replacing
 from weather.baselines.assimilator import Assimilator
 from weather.models.adas.analysis import AdasAnalysis
+from weather.models.adas.presets import COMPARED
 from weather.observations.gridded import GriddedObservations
 from weather.progress import Progress, Tick, no_tick, silent
 from weather.state import ChannelSpec
 from weather.training.stream import ProblemSource
-
-
-def differences(found: str, expected: str) -> str:
-    """Return which facts differ, such as ``cycles 24 instead of 420``.
-
-    Args:
-        found: JSON object, as read from a file; anything else is named as it is.
-        expected: JSON object.
-    """
-    try:
-        left, right = _facts(json.loads(found)), _facts(json.loads(expected))
-    except (ValueError, AttributeError):
-        return f"{found} instead of {expected}"
-    names = [name for name in sorted({*left, *right}) if left.get(name) != right.get(name)]
-    return ", ".join(
-        f"{name} {left.get(name, 'absent')} instead of {right.get(name, 'absent')}"
-        for name in names
-    )
-
-
-def _facts(content: dict[str, Any]) -> dict[str, Any]:
-    """Return the facts, the arguments of a description ``Name(a=1, b=2)`` one by one."""
-    facts: dict[str, Any] = {}
-    for name, value in content.items():
-        described = re.fullmatch(r"(\w+)\((.*)\)", value) if isinstance(value, str) else None
-        if described is None:
-            facts[name] = value
-            continue
-        facts[name] = described[1]
-        for argument in described[2].split(", "):
-            key, _, setting = argument.partition("=")
-            facts[f"{name}.{key}"] = setting
-    return facts
-
 
 Box = Mapping[str, tuple[float, float]]
 Setting = dict[str, float]
@@ -122,8 +89,8 @@ def built(settings: Settings, method: Method, task: str) -> Assimilator:
 
 def save_pictures(path: Path, pictures: Mapping[str, Tensor]) -> None:
     """Write tensors by name, atomically."""
-    with replacing(path) as partial:
-        save_file({name: t.contiguous().clone() for name, t in pictures.items()}, partial)
+    with replacing(path) as new:
+        save_file({name: t.contiguous().clone() for name, t in pictures.items()}, new)
 
 
 def load_pictures(path: Path) -> dict[str, Tensor]:
@@ -429,3 +396,81 @@ def classical(methods: Sequence[Method], name: str) -> Method:
 def expecting(network: AdasAnalysis, background_sd: Tensor | None) -> Assimilator:
     """Return a network that expects another background error (C,), if one is given."""
     return network if background_sd is None else network.expecting(background_sd)
+
+
+Score = Callable[[Any, str, Assimilator], float]
+"""Returns what tuning minimizes, of a task, the name of a method and the method."""
+
+
+class TunedExperiment(Experiment):
+    """What experiments share that tune every method with a box, and the optimizer of every form.
+
+    Attributes:
+        tuned: The forms of Adas.
+    """
+
+    tuned: tuple[str, ...] = COMPARED
+    attribution = ""
+
+    @property
+    def field(self) -> str:
+        """Label of z500 if there is such a channel, else of the first one."""
+        return "z500" if "z500" in self.channels.labels else self.channels.labels[0]
+
+    @property
+    def max_cycles(self) -> int | None:
+        """None: there are no cycles."""
+        return None
+
+    def background_error(self, task: str) -> Tensor | None:  # noqa: ARG002
+        """Return None: the network, with its own estimate, serves all tasks."""
+        return None
+
+    def checks(self, scores: Any) -> Sequence[Checks]:  # noqa: ARG002
+        """Return nothing: all is among the scores."""
+        return ()
+
+    @abstractmethod
+    def scorer(self, cycles: int) -> Score:
+        """Return what scores a method on a task for tuning, on so many cycles if there are any."""
+
+    def pooled(self, scores: Sequence[float]) -> float:
+        """Return the score of a form of Adas over its tasks: the worst."""
+        return max(scores)
+
+    def choices(self, densities: Sequence[float]) -> list[tuple[Task, Method]]:
+        """Return every method on every task, in the order in which they are tuned."""
+        return [(task, one) for task in self.tasks(densities) for one in self.methods(task.name)]
+
+    def trials(
+        self,
+        densities: Sequence[float],
+        fit: Fit,
+        *,
+        cycles: int = 0,
+        settings: Settings = MappingProxyType({}),  # noqa: ARG002
+    ) -> dict[str, Trial]:
+        """Return what is tuned: methods for every task, a form of Adas once for all of them."""
+        score, tasks = self.scorer(cycles), self.tasks(densities)
+        found = {
+            choice_name(method.name, task.name): Trial(
+                method.box, partial(self._trial, score, task, method)
+            )
+            for task, method in self.choices(densities)
+            if method.box
+        }
+        for form in self.tuned:
+            networks = partial(self._network_trial, score, tasks, fit, form)
+            found[form] = Trial(OPTIMIZER_BOX, networks)
+        return found
+
+    def _trial(self, score: Score, task: Task, method: Method, setting: Setting) -> float:
+        return score(task, method.name, method.build(setting))
+
+    def _network_trial(
+        self, score: Score, tasks: Sequence[Task], fit: Fit, form: str, setting: Setting
+    ) -> float:
+        network = fit(form, setting)
+        return self.pooled(
+            [score(one, form, expecting(network, self.background_error(one.name))) for one in tasks]
+        )

@@ -7,7 +7,7 @@ from typing import Protocol, Self, cast
 import torch
 from torch import Tensor
 
-from weather.baselines.correction import corrected
+from weather.baselines.optimal_interpolation import corrected
 from weather.cycle import advance, diverged
 from weather.models.adas.analysis import AdasAnalysis
 from weather.models.adas.network import Adas

@@ -7,8 +7,12 @@ import torch
 from torch.testing import assert_close
 
 from weather.baselines.assimilator import FreeRun
-from weather.experiments.ensemble.ensemble_sample import TASKS, ensemble_methods, gates_by_time
-from weather.experiments.ensemble.era5_ensemble import analyze_case, case_errors, worst_case
+from weather.experiments.ensemble.ensemble_sample import (
+    TASKS,
+    EnsembleTask,
+    ensemble_methods,
+    gates_by_time,
+)
 from weather.experiments.ensemble.source import Era5EnsembleSource, _augment
 from weather.experiments.experiment import stored
 
@@ -200,8 +204,9 @@ class Watch(FreeRun):
 @pytest.mark.parametrize("task", TASKS)
 def test_every_method_and_seed_sees_the_same_observations(source, task):
     single, ensemble = Watch(), Watch(9)
-    case_errors(source, task, DENSITY, single, cases=3)
-    case_errors(Era5EnsembleSource(seed=5), task, DENSITY, ensemble, cases=3)
+    at = EnsembleTask(task, DENSITY)
+    for one, method in ((source, single), (Era5EnsembleSource(seed=5), ensemble)):
+        one.square_errors(at, one.cases(task)[:3], method)
     for left, right in zip(single.seen, ensemble.seen, strict=True):
         assert torch.equal(left.values, right.values)
         assert torch.equal(left.errors, right.errors)
@@ -214,14 +219,13 @@ def test_every_method_and_seed_sees_the_same_observations(source, task):
 def test_the_first_method_is_the_background(source, task):
     background = ensemble_methods(source, task)[0]
     assert background.name == "background"
-    ticks = []
-    errors = case_errors(source, task, DENSITY, background.build({}), tick=lambda: ticks.append(1))
-    cases = source.cases(task)
+    ticks, cases, at = [], source.cases(task), EnsembleTask(task, DENSITY)
+    errors = source.square_errors(at, cases, background.build({}), lambda: ticks.append(1))
     assert len(ticks) == len(cases)
     expected = [source.grid.area_mean((c.background - c.truth).square()) for c in cases]
     assert torch.equal(errors, torch.stack(expected))
-    worst = max(float((e.sqrt() / source.background_sd).mean()) for e in expected)
-    assert_close(worst_case(errors, source.background_sd), worst)
+    worst = max(float((e.sqrt() / source.background_error(task)).mean()) for e in expected)
+    assert_close(source.tuning_error(at, errors), worst)
 
 
 def test_optimal_interpolation_beats_the_background(source):
@@ -231,14 +235,14 @@ def test_optimal_interpolation_beats_the_background(source):
     error = {}
     for name in ("background", "oi"):
         method = methods[name].build(stored({}, methods[name], "persistence/0.1"))
-        analysis = analyze_case(source, PERSISTENCE, case, 0.05, method)
+        analysis = source.situation(EnsembleTask(PERSISTENCE, 0.05), case).analyze(method)
         error[name] = source.grid.area_mean((analysis - case.truth).square()).sqrt()
     assert (error["oi"] < 0.95 * error["background"]).all()
 
 
 def test_ensembles_are_scored_by_their_mean(source):
     case = source.cases(ENSEMBLE)[0]
-    analysis = analyze_case(source, ENSEMBLE, case, DENSITY, FreeRun(9))
+    analysis = source.situation(EnsembleTask(ENSEMBLE, DENSITY), case, 9).analyze(FreeRun(9))
     assert_close(analysis, case.background)
 
 

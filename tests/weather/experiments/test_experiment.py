@@ -9,14 +9,13 @@ import torch
 
 from weather.baselines.assimilator import FreeRun
 from weather.cycle import CycleStep
-from weather.experiments.ensemble.era5_ensemble import EnsembleScores
-from weather.experiments.ensemble.source import Era5EnsembleSource
+from weather.data.writing import differences
+from weather.experiments.ensemble.source import EnsembleScores, Era5EnsembleSource
 from weather.experiments.experiment import (
     OPTIMIZER_BOX,
     Experiment,
     Method,
     classical,
-    differences,
     experiment_of,
     shown,
     stored,
@@ -46,7 +45,9 @@ def test_both_worlds_offer_the_whole_protocol(experiment):
     names = {name for name in vars(Experiment) if not name.startswith("_")}
     names |= set(Experiment.__annotations__) - {"__doc__"}
     assert names >= {"tasks", "methods", "trials", "scores", "checks", "figures", "reference"}
+    stubs = vars(Experiment)
     assert all(hasattr(experiment, name) for name in names)
+    assert all(getattr(type(experiment), n, 0) is not stubs[n] for n in names if n in stubs)
     assert experiment_of(experiment) is experiment
     assert experiment.observation_error.shape == (experiment.channels.num_channels,)
     assert f"rmse_{experiment.field}" in experiment.headline
@@ -179,11 +180,13 @@ def test_two_times_make_no_difference_significant():
     source = SimpleNamespace(
         cases=lambda kind: cases, channels=SimpleNamespace(labels=("z", "t")), times=None
     )
-    scores = EnsembleScores(source, (0.1,), None, (), (), {})
-    for kind in ("persistence", "ensemble"):
+    kinds = ("persistence", "ensemble")
+    tasks = [SimpleNamespace(name=f"{kind}/0.1", density=0.1) for kind in kinds]
+    scores = EnsembleScores(source, tasks, None, (), (), {})
+    for kind in kinds:
         for method, factor in (("background", 4.0), ("oi", 1.0)):
             square = 1 + torch.rand(18, 2, generator=torch.Generator().manual_seed(0))
-            scores.errors[f"{kind}/0.1", method] = factor * square
+            scores.errors[f"{kind}/0.1", method] = factor * square[None]
             scores.departures[f"{kind}/0.1", method] = (None, None)
     gap = only(scores.rows(), task="ensemble/0.1", metric="rmse_z", versus="background")
     assert gap.high < 0

@@ -137,14 +137,15 @@ class EnsembleSample:
             for member in range(len(self.fields))
         ]
 
-    def cases(self, task: Task, *, tuning: bool = False) -> list[Case]:
-        """Return the test cases, every member but the control at both test times.
+    def cases(self, task: str = "", *, tuning: bool = False) -> list[Case]:
+        """Return the test cases of a task or kind, every member but the control at both test times.
 
         For tuning: three members at the end of the training period.
         """
+        kind = kind_of(task)
         if tuning:
-            return [self._case(task, member, TRAINING_TIMES[1]) for member in MEMBERS[::3]]
-        return [self._case(task, member, time) for time in TEST_TIMES for member in MEMBERS]
+            return [self._case(kind, member, TRAINING_TIMES[1]) for member in MEMBERS[::3]]
+        return [self._case(kind, member, time) for time in TEST_TIMES for member in MEMBERS]
 
     def _case(self, task: Task, member: int, time: int) -> Case:
         others = [number for number in range(len(self.fields)) if number != member]

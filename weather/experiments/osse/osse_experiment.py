@@ -14,8 +14,7 @@ from core_gates.errors import GatesError
 from harness.evidence import Row
 from harness.files import Data, sha256, short_digest
 from weather.baselines.assimilator import Assimilator
-from weather.baselines.correction import CorrectedInterpolation
-from weather.baselines.optimal_interpolation import OptimalInterpolation
+from weather.baselines.optimal_interpolation import CorrectedInterpolation, OptimalInterpolation
 from weather.cycle import Forecast
 from weather.experiments.experiment import (
     DENSITIES,

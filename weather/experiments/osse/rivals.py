@@ -12,9 +12,8 @@ from weather.baselines.assimilator import (
     Nudging,
     Persistence,
 )
-from weather.baselines.correction import CorrectedInterpolation
 from weather.baselines.letkf import LETKF
-from weather.baselines.optimal_interpolation import OptimalInterpolation
+from weather.baselines.optimal_interpolation import CorrectedInterpolation, OptimalInterpolation
 from weather.baselines.spectral_covariance import SpectralCovariance
 from weather.baselines.variational import FourDVar, ThreeDVar
 from weather.experiments.experiment import Method, Setting

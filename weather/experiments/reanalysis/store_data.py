@@ -25,7 +25,7 @@ from weather.data.climatology import (
 )
 from weather.data.store import naming, open_wb2, store_channels
 from weather.data.training_cache import FrameCache, Layout, same_identity, store_frames, write_cache
-from weather.experiments.experiment import differences
+from weather.data.writing import differences
 from weather.experiments.reanalysis.periods import (
     Background,
     FindModel,

@@ -16,7 +16,7 @@ from torch import Tensor
 from core_gates.errors import GatesError
 from harness.files import replacing
 from weather.data.axes import to_dataset
-from weather.experiments.experiment import differences
+from weather.data.writing import differences
 from weather.grid import Grid
 from weather.state import ChannelSpec
 from weather.variables import unit_of

@@ -18,7 +18,7 @@ from harness.files import replacing
 from weather.baselines.assimilator import Assimilator
 from weather.baselines.optimal_interpolation import OptimalInterpolation
 from weather.cycle import Cycle, diverged
-from weather.experiments.experiment import differences
+from weather.data.writing import differences
 from weather.experiments.twin.twin_experiment import TwinExperiment
 from weather.experiments.twin.world import LEAD, TwinWorld
 from weather.observations.simulated import bernoulli_network, drawn_network, observe

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -18,15 +16,12 @@ from weather.baselines.letkf import LETKF
 from weather.baselines.optimal_interpolation import OptimalInterpolation
 from weather.experiments.experiment import (
     DENSITIES,
-    OPTIMIZER_BOX,
-    Checks,
-    Fit,
     Load,
     Method,
+    Score,
     Setting,
     Settings,
-    Trial,
-    choice_name,
+    TunedExperiment,
     shown,
 )
 from weather.experiments.twin.scenarios import OsseTask, fixed_tasks
@@ -41,19 +36,18 @@ FORMS = ("adas_increment", "ungated")
 MEMBERS = 20
 
 
-class TwinExperiment:
+class TwinExperiment(TunedExperiment):
     """Tasks, methods, tuning and scores of a world, see :class:`~..experiment.Experiment`.
 
     Args:
         world: Nature, forecast models and observation errors.
     """
 
-    forms = FORMS
+    forms = tuned = FORMS
     reference = INTERPOLATION
     base = ("free_run",)
     decisive = ("world",)
     pictures_file = "cycles.safetensors"
-    attribution = ""
     notes: tuple[str, ...] = (
         "Lost timelines count as climatology. In the perfect model the free run is the truth of 24 "
         "hours before, as it starts there, and not an independent trajectory of the model.",
@@ -70,11 +64,6 @@ class TwinExperiment:
     def headline(self) -> set[str]:
         """Metrics of tables: errors, their ratio to interpolation, and lost timelines."""
         return shown(self.channels, "rmse") | {"over_oi", "lost"}
-
-    @property
-    def field(self) -> str:
-        """Label of the first channel."""
-        return self.channels.labels[0]
 
     @property
     def max_cycles(self) -> int:
@@ -131,9 +120,6 @@ class TwinExperiment:
             self._covariance = {length: self.world.background_covariance(length)}
         return OptimalInterpolation(self._covariance[length], scale=setting["scale"])
 
-    def background_error(self, task: str) -> None:
-        """Return None: one network, with its own estimate, serves all tasks."""
-
     def store(self, folder: Path) -> Path:  # noqa: ARG002
         """Return the nature run."""
         return self.world.path
@@ -158,31 +144,13 @@ class TwinExperiment:
         """Return the members for testing."""
         return self.world.objects("test")
 
-    def trials(
-        self,
-        densities: Sequence[float],
-        fit: Fit,
-        *,
-        cycles: int,
-        settings: Settings = MappingProxyType({}),  # noqa: ARG002
-    ) -> dict[str, Trial]:
-        """Return what is tuned on the tuning timelines.
+    def scorer(self, cycles: int) -> Score:
+        """Return what scores a method on the tuning timelines."""
+        return TwinCycles(self.world, cycles).score
 
-        Classical methods are tuned for every density and forecast model; the learning rate and
-        weight decay of a form of Adas once, by the geometric mean over the tasks.
-        """
-        runs, tasks = TwinCycles(self.world, cycles), self.tasks(densities)
-        found = {
-            choice_name(method.name, task.name): Trial(
-                method.box, partial(_trial, runs, method, task)
-            )
-            for task in tasks
-            for method in self.methods(task.name)
-            if method.box
-        }
-        for form in FORMS:
-            found[form] = Trial(OPTIMIZER_BOX, partial(_network_trial, runs, tasks, fit, form))
-        return found
+    def pooled(self, scores: Sequence[float]) -> float:
+        """Return the geometric mean of the scores over the tasks."""
+        return statistics.geometric_mean(scores)
 
     def scores(
         self,
@@ -198,22 +166,7 @@ class TwinExperiment:
         runs = TwinCycles(self.world, min(QUICK_CYCLES, self.world.cycles) if quick else None)
         return TwinScores(runs, self.tasks(densities), self.methods, load, seeds, forms, settings)
 
-    def checks(self, scores: TwinScores) -> Sequence[Checks]:  # noqa: ARG002
-        """Return nothing: all is among the scores."""
-        return ()
-
     def figures(self, pictures: Mapping[str, Tensor]) -> list[tuple[str, Figure]]:
         """Return the error of every method over the cycles, one figure per task."""
         caption = "Median over timelines and their range, {task}."
         return cycle_figures(pictures, self.channels, self.world.hours, caption)
-
-
-def _trial(runs: TwinCycles, method: Method, task: OsseTask, setting: Setting) -> float:
-    return runs.score(task, method.name, method.build(setting))
-
-
-def _network_trial(
-    runs: TwinCycles, tasks: Sequence[OsseTask], fit: Fit, form: str, setting: Setting
-) -> float:
-    network = fit(form, setting)
-    return statistics.geometric_mean(runs.score(task, form, network) for task in tasks)

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from core_gates.errors import GatesError
 from tests.weather.experiments.osse.conftest import experiment
 from tests.weather.training.conftest import FILTERS, StopAfter
-from weather.baselines.correction import CorrectedInterpolation
+from weather.baselines.optimal_interpolation import CorrectedInterpolation
 from weather.experiments.osse import cycled_problems
 from weather.models.adas.analysis import AnalysisForm
 from weather.training.adas_module import AdasModule

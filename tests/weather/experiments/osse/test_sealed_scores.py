@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from core_gates.errors import GatesError
 from harness.evidence import Row
 from tests.weather.experiments.osse.conftest import experiment, world
-from weather.baselines.correction import CorrectedInterpolation
+from weather.baselines.optimal_interpolation import CorrectedInterpolation
 from weather.experiments.osse import osse_experiment, sealed_world
 from weather.experiments.osse.osse_cycles import OsseCycles
 from weather.experiments.osse.osse_scores import OsseScores
