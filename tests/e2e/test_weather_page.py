@@ -6,8 +6,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/weather.md").read_text()
-FOUND = json.loads((ROOT / "tests/golden/weather/osse_scores.json").read_text())
-FIGURES = {(row["method"], row["task"], row["metric"]): row["value"] for row in FOUND["rows"]}
+SCORES = json.loads((ROOT / "tests/golden/weather/osse_scores.json").read_text())
+FOUND = SCORES["osse"]
+
+
+def figures_of(config):
+    rows = SCORES[config]["rows"]
+    return {(row["method"], row["task"], row["metric"]): row["value"] for row in rows}
+
+
+FIGURES = figures_of("osse")
 TASKS = ("0.01/perfect", "0.1/perfect", "0.01/error", "0.1/error")
 
 
@@ -40,7 +48,38 @@ def test_what_speaks_against_us_is_on_the_page():
         f"it errs by {ahead:.2f} of optimal interpolation, where `adas_oi` errs by {own:.2f}"
         in text
     )
-    assert f"by {letkf:.2f}." in text
-    missed = [bar["name"] for bar in FOUND["bars"] if not bar["met"]]
-    assert missed == ["adas_oi over oi, 0.1/perfect"]
-    assert f"by {FIGURES['adas_oi', TASKS[1], 'over_oi']:.2f}, and networks" in text
+    assert f"twenty members, by {letkf:.2f}." in text
+    assert [bar["name"] for one in SCORES.values() for bar in one["bars"] if not bar["met"]] == []
+
+
+def test_the_tables_of_outages_are_those_of_the_scores():
+    found, section = figures_of("outage"), PAGE.partition("| outage | ")[2].partition("\n\n")[0]
+    head, _, *lines = section.splitlines()
+    methods = re.findall(r"`(\w+)`", head)
+    assert methods == ["oi", "adas_oi", "ungated_oi", "adas_increment", "ungated"]
+    metrics = [
+        f"rmse_{name}" for name in ("silent_10_days", "recovered_5_days", "recovered_10_days")
+    ]
+    wanted = [
+        (f"{density}/outage", metric, ".3g") for density in ("0.01", "0.1") for metric in metrics
+    ]
+    wanted += [("single_report", "over_background", ".3f")]
+    wanted += [("single_report", "worst_over_background", ".2f")]
+    for line, (task, metric, form) in zip(lines, wanted, strict=True):
+        cells = [cell.strip() for cell in line.strip("|").split("|")][1:]
+        assert cells == [format(found[method, task, metric], form) for method in methods]
+    assert {value for (_, _, metric), value in found.items() if metric == "changed"} == {0.0}
+
+
+def test_the_table_of_mixed_reports_is_that_of_the_scores():
+    section = PAGE.partition("| mixed reports | ")[2].partition("On real fields")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")][1:]
+            for line in section.partition("\n\n")[0].splitlines()[2:]]  # fmt: skip
+    found, methods = figures_of("mixed"), ("oi", "adas_oi", "ungated_oi")
+    tasks = [f"mixed/{reports}" for reports in ("declared", "withheld", "denied")]
+    assert rows == [[f"{found[m, task, 'rmse_h']:.3g}" for m in methods] for task in tasks]
+    text = " ".join(section.split())
+    for method, said in (("adas_oi", "`adas_oi` errs by"), ("adas_increment", "such reports, by")):
+        assert f"{said} {found[method, tasks[0], 'over_oi']:.2f}" in text
+    (gate,) = [row for row in SCORES["mixed"]["rows"] if row["task"] == "gate/pooled"]
+    assert f"are {gate['value']:.2f} [{gate['low']:.2f}, {gate['high']:.2f}]." in text

@@ -348,8 +348,8 @@ def test_classical_methods_reduce_the_error_and_rows_count_blocks(own):
     assert rows["inverse_distance", "ratio"].value != 1
     assert rows["oi", "oa_rms_z500"].value < rows["oi", "ob_rms_z500"].value
     assert ("climatology", "oa_rms_z500") not in rows
-    days = {int((source.times[c.truth] - source.times[scores.cases[0].truth]) // (120 * H))
-            for c in scores.cases}  # fmt: skip
+    times = source.times[[case.truth for case in scores.cases("0.3")]]
+    days = {int((time - times[0]) // (120 * H)) for time in times}
     assert rows["oi", "ratio"].n == len(days)
     bar, networks = scores.bars()
     assert networks.met is None

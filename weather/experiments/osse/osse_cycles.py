@@ -96,7 +96,7 @@ class OsseCycles(TwinCycles):
         """
         world, rows = self.world, range(len(self.world.members["test"]))
         truths, found, lost = world.truth("test")[: self.cycles], [], torch.zeros(len(rows)) > 0
-        run = Cycle(self.forecast(task), interpolation, world.hours).run(
+        run = Cycle(self.world.forecast(task.model), interpolation, world.hours).run(
             world.first_background("test"), observed(task, world, "test", rows)
         )
         with torch.no_grad():

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from importlib.resources import files
 from pathlib import Path
+from types import MappingProxyType
 
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from core_gates.errors import GatesError
@@ -15,10 +15,8 @@ from harness.evidence import Row
 from harness.files import Data, sha256, short_digest
 from weather.baselines.assimilator import Assimilator
 from weather.baselines.optimal_interpolation import CorrectedInterpolation, OptimalInterpolation
-from weather.cycle import Forecast
 from weather.experiments.experiment import (
     DENSITIES,
-    Checks,
     Fit,
     Load,
     Method,
@@ -42,20 +40,19 @@ from weather.experiments.osse.rivals import (
 from weather.experiments.osse.sealed_world import OsseWorld, seal
 from weather.experiments.twin.scenarios import OsseTask, Protocol, osse_tasks
 from weather.experiments.twin.twin_cycles import settled
+from weather.experiments.twin.twin_experiment import QUICK_CYCLES, TwinExperiment
 from weather.experiments.twin.twin_scores import paired
 from weather.models.adas.analysis import AdasAnalysis, AnalysisForm
-from weather.plots import cycle_figures
 from weather.progress import Progress, silent
 from weather.training.correction_module import fractions
 from weather.training.stream import AssimilationBatch
 
-QUICK_CYCLES = 30
 CONFIGURATION = "osse"
 SEALED = (CONFIGURATION, "outage", "mixed")  # configurations that share a sealed world
 SEEDS = (0, 1, 2)  # of the networks that share a setting
 
 
-class OsseExperiment:
+class OsseExperiment(TwinExperiment):
     """Tasks, methods, tuning and scores, see :class:`~..experiment.Experiment`.
 
     Args:
@@ -72,12 +69,9 @@ class OsseExperiment:
         num_sealed: Timelines for testing.
     """
 
+    world: OsseWorld
     forms: tuple[str, ...] = ()
-    reference = INTERPOLATION
     base = ("free_run", INTERPOLATION)
-    decisive = ("world",)
-    pictures_file = "cycles.safetensors"
-    attribution = ""
     notes = (
         "Lost timelines count as climatology. Test timelines are those of a sealed world, whose "
         "seed follows from the shipped weights and choices.",
@@ -95,11 +89,11 @@ class OsseExperiment:
     ) -> None:
         if num_sealed < 1:
             raise ValueError(f"num_sealed must be at least 1, got {num_sealed}")
-        self.world, self.folder, self.networks = world, Path(folder), networks
+        super().__init__(world)
+        self.folder, self.networks = Path(folder), networks
         self.corrections = corrections or CONFIGURATION
         self.protocol, self.densities = protocol, densities
         self.num_sealed, self.seed = num_sealed, 0
-        self.grid, self.channels = world.grid, world.channels
         self.rows = 0
         self.form: str | None = None
 
@@ -121,21 +115,6 @@ class OsseExperiment:
                   "rmse_silent_10_days", "rmse_recovered_5_days", "rmse_recovered_10_days",
                   "seeds"}  # fmt: skip
         return {f"rmse_{self.field}", *others}
-
-    @property
-    def field(self) -> str:
-        """Label of the first channel."""
-        return self.channels.labels[0]
-
-    @property
-    def max_cycles(self) -> int:
-        """Cycles of a timeline."""
-        return self.world.cycles
-
-    @property
-    def observation_error(self) -> Tensor:
-        """(C,) of the world."""
-        return self.world.error_sd
 
     def tasks(self, densities: Sequence[float] = DENSITIES) -> list[OsseTask]:
         """Return the tasks of the protocol."""
@@ -161,20 +140,9 @@ class OsseExperiment:
         corrected = [Method(name, _not_offered, SHARES) for name in CORRECTIONS]
         return [*rivals.classical(known), *corrected, *(rivals.alone(form, 0) for form in ALONE)]
 
-    def background_error(self, task: str) -> None:
-        """Return None: one network, with its own estimate, serves all tasks."""
-
-    def store(self, folder: Path) -> Path:  # noqa: ARG002
-        """Return the nature run."""
-        return self.world.path
-
-    def forecast(self, task: OsseTask) -> Forecast:
-        """Return the forecast model of a task."""
-        return self.world.model if task.model == "perfect" else self.world.imperfect
-
     def recorded(self) -> RecordedErrors:
         """Return the recorded errors of the training members."""
-        return RecordedErrors(self.world, self.folder, self.forecast)
+        return RecordedErrors(self.world, self.folder)
 
     def _rivals(self, world: OsseWorld) -> Rivals:
         return Rivals(world, self.recorded(), self.network)
@@ -186,7 +154,7 @@ class OsseExperiment:
 
     def make(self, folder: Path, progress: Progress = silent) -> Iterator[Path]:  # noqa: ARG002
         """Do the same, and yield their paths."""
-        yield _nature(self.world, "nature run", progress)
+        yield self.world.make(progress)
         recorded, cycles = self.recorded(), self.world.cycles
         bases = dict.fromkeys(task.base for task in self.tasks(self.densities))
         missing = [(task, turn) for task in bases for turn in recorded.missing(task)]
@@ -199,7 +167,7 @@ class OsseExperiment:
     def make_truth(self, progress: Progress = silent) -> None:
         """Make the nature runs of both worlds and the recorded errors where they are missing."""
         self.prepare(progress)
-        _nature(self.sealed, "sealed world", progress)
+        self.sealed.make(progress, "sealed world")
 
     def check(self) -> None:
         """Refuse any training but that of a correction.
@@ -254,10 +222,6 @@ class OsseExperiment:
         """Return both nature runs."""
         worlds = {"truth": self.world, "sealed truth": self.sealed}
         return [Data.of(world.path.name, name, world.path) for name, world in worlds.items()]
-
-    def training_objects(self) -> list[str]:
-        """Return the members for training, and those for validation, which choose weights."""
-        return self.world.objects("training", "validation")
 
     def test_objects(self) -> list[str]:
         """Return the members of the sealed world."""
@@ -357,8 +321,8 @@ class OsseExperiment:
         densities: Sequence[float],
         fit: Fit,  # noqa: ARG002
         *,
-        cycles: int,
-        settings: Settings,
+        cycles: int = 0,
+        settings: Settings = MappingProxyType({}),
     ) -> dict[str, Trial]:
         """Return what is tuned on the timelines for tuning and validation.
 
@@ -389,7 +353,7 @@ class OsseExperiment:
                     )
         return found
 
-    def scores(
+    def scores(  # type: ignore[override]
         self,
         densities: Sequence[float],
         load: Load,  # noqa: ARG002
@@ -420,15 +384,6 @@ class OsseExperiment:
             cycles, self.tasks(densities), seeds, settings, self.not_trained, self.identity, pooled
         )
 
-    def checks(self, scores: OsseScores) -> Sequence[Checks]:  # noqa: ARG002
-        """Return nothing: all is among the scores."""
-        return ()
-
-    def figures(self, pictures: Mapping[str, Tensor]) -> list[tuple[str, Figure]]:
-        """Return the error of every method over the cycles, one figure per task."""
-        caption = "Median over timelines and their range, {task}."
-        return cycle_figures(pictures, self.channels, self.world.hours, caption)
-
 
 def kept_weights(place: str) -> Path:
     """Return the folder of weights of a shipped configuration, or of a run folder."""
@@ -455,12 +410,3 @@ def _over(
     setting: Setting,
 ) -> float:
     return runs.over(task, [method.build(setting) for method in methods], base())
-
-
-def _nature(world: OsseWorld, label: str, progress: Progress) -> Path:
-    """Make the nature run of a world where it is missing, and return its path."""
-    if not world.path.exists():
-        with progress(label, world.calls) as tick:
-            world.prepare(progress=lambda *_: tick())
-    world.prepare()
-    return world.path

@@ -6,7 +6,6 @@ gives interpolation the same data.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -76,13 +75,10 @@ class RecordedErrors:
     Args:
         world: Whose training members are cycled.
         folder: Where the errors are kept.
-        forecast: Returns the forecast model of a task.
     """
 
-    def __init__(
-        self, world: OsseWorld, folder: Path, forecast: Callable[[OsseTask], Forecast]
-    ) -> None:
-        self.world, self.folder, self.forecast = world, folder, forecast
+    def __init__(self, world: OsseWorld, folder: Path) -> None:
+        self.world, self.folder = world, folder
 
     def path(self, task: OsseTask, turn: int) -> Path:
         """Return the file of a recording, whose name says what it was made of."""
@@ -98,7 +94,7 @@ class RecordedErrors:
 
     def make(self, task: OsseTask, turn: int, tick: Tick = no_tick) -> Path:
         """Record the errors of one turn; the second needs the first."""
-        sparse, forecast = task.density < SPARSE, self.forecast(task)
+        sparse, forecast = task.density < SPARSE, self.world.forecast(task.model)
         length, scale = (FIRST if turn == 1 else SECOND)[sparse]
         covariance: Covariance
         if turn == 1:

@@ -86,7 +86,7 @@ class Rivals:
 
     def _simple(self, task: OsseTask) -> list[Method]:
         """Return methods without a covariance."""
-        grid, hours, forecast = self.world.grid, self.world.hours, self.recorded.forecast(task)
+        grid, hours, forecast = self.world.grid, self.world.hours, self.world.forecast(task.model)
         return [
             Method("climatology", lambda _: Climatology(self.world.climatology())),
             Method("persistence", lambda _: Persistence()),
@@ -105,7 +105,7 @@ class Rivals:
 
     def _costly(self, task: OsseTask) -> list[Method]:
         """Return 3D-Var and, with the perfect model, what costs tens of times as much."""
-        grid, hours, forecast = self.world.grid, self.world.hours, self.recorded.forecast(task)
+        grid, hours, forecast = self.world.grid, self.world.hours, self.world.forecast(task.model)
         three_d_var = Method("three_d_var", lambda s: ThreeDVar(self._spectral(task),
                              scale=s["scale"], tolerance=1e-3, max_iterations=30),
                              {"scale": SCALE})  # fmt: skip

@@ -139,7 +139,7 @@ class ReanalysisScores(CaseScores[Case]):
         return bars
 
 
-class ReanalysisSource(ReanalysisData, CaseExperiment[Case]):
+class ReanalysisSource(ReanalysisData, CaseExperiment[Case]):  # type: ignore[override]
     """Problems from a reanalysis in the schema of WeatherBench 2: the truth is its states.
 
     Observations are simulated: random networks, whose density is drawn log-uniformly, with Gaussian

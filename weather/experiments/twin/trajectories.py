@@ -48,12 +48,7 @@ class NatureTrajectories:
 
     def make(self, folder: Path, progress: Progress = silent) -> Iterator[Path]:  # noqa: ARG002
         """Do the same, and yield its path."""
-        world = self.world
-        if not world.path.exists():
-            with progress("nature run", world.calls) as tick:
-                world.prepare(progress=lambda *_: tick())
-        world.prepare()
-        yield world.path
+        yield self.world.make(progress)
 
     def check(self) -> None:
         """Refuse an existing nature run that is not that of the configuration.

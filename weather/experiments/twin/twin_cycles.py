@@ -128,10 +128,6 @@ class TwinCycles:
         self.world, self.cycles = world, cycles or world.cycles
         self.sd = world.climatological_sd()
 
-    def forecast(self, task: OsseTask) -> Forecast:
-        """Return the forecast model of a task."""
-        return self.world.model if task.model == "perfect" else self.world.imperfect
-
     def run(
         self,
         task: OsseTask,
@@ -161,7 +157,7 @@ class TwinCycles:
         watched = Watched(method)
         with torch.no_grad():
             scores = score_cycle(
-                self.forecast(task),
+                self.world.forecast(task.model),
                 watched,
                 first_background(self.world, period, method.members)[list(rows)],
                 self.world.truth(period)[:cycles][:, list(rows)],

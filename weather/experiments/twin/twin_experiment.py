@@ -32,7 +32,7 @@ from weather.plots import cycle_figures
 from weather.progress import Progress, silent
 
 QUICK_CYCLES = 30
-FORMS = ("adas_increment", "ungated")
+FORMS: tuple[str, ...] = ("adas_increment", "ungated")
 MEMBERS = 20
 
 
@@ -45,7 +45,7 @@ class TwinExperiment(TunedExperiment):
 
     forms = tuned = FORMS
     reference = INTERPOLATION
-    base = ("free_run",)
+    base: tuple[str, ...] = ("free_run",)
     decisive = ("world",)
     pictures_file = "cycles.safetensors"
     notes: tuple[str, ...] = (
@@ -126,11 +126,7 @@ class TwinExperiment(TunedExperiment):
 
     def make_truth(self, progress: Progress = silent) -> None:
         """Run nature, or the rest of it, where it is missing."""
-        world = self.world
-        if not world.path.exists():
-            with progress("nature run", world.calls) as tick:
-                world.prepare(progress=lambda *_: tick())
-        world.prepare()
+        self.world.make(progress)
 
     def data(self) -> list[Data]:
         """Return the nature run."""

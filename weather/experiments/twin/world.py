@@ -13,12 +13,14 @@ from torch import Tensor
 from core_gates.errors import GatesError
 from harness.files import short_digest
 from weather.baselines.covariance import DenseCovariance, SampleCovariance
+from weather.cycle import Forecast
 from weather.data.axes import to_tensor
 from weather.data.store import naming, open_store
 from weather.experiments.twin.nature import write_nature_run
 from weather.models.leapfrog import LeapfrogModel
 from weather.observations.gridded import GriddedObservations
 from weather.observations.simulated import bernoulli_network, observe
+from weather.progress import Progress, silent
 from weather.state import ChannelSpec, Normalizer
 from weather.training.stream import generator
 
@@ -118,6 +120,18 @@ class TwinWorld:
             hours=self.hours,
             progress=progress,
         )
+
+    def make(self, progress: Progress = silent, label: str = "nature run") -> Path:
+        """Do the same with progress, and return the path of the store."""
+        if not self.path.exists():
+            with progress(label, self.calls) as tick:
+                self.prepare(progress=lambda *_: tick())
+        self.prepare()
+        return self.path
+
+    def forecast(self, name: str) -> Forecast:
+        """Return the forecast model of a name, ``perfect`` or ``error``."""
+        return self.model if name == "perfect" else self.imperfect
 
     @property
     def nature(self) -> Tensor:

@@ -185,10 +185,10 @@ def test_an_exploding_method_counts_as_climatology(cycles):
     assert cycles.score(SPARSER, "oi", Explode()) == pytest.approx(1.0)
 
 
-def test_tasks_and_their_forecasts(cycles, twin):
+def test_tasks_and_their_forecasts(twin):
     tasks = twin.source().tasks((0.3, 0.1))
     assert [task.name for task in tasks] == ["0.3/perfect", "0.1/perfect", "0.3/error", "0.1/error"]
-    models = [cycles.forecast(task) for task in tasks]
+    models = [twin.world.forecast(task.model) for task in tasks]
     assert models == [twin.world.model] * 2 + [twin.world.imperfect] * 2
 
 
