@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from apps.weather.networks import (
+    NETWORK,
     NEUTRAL,
     WEIGHTS,
     correction_piece,
@@ -20,14 +21,21 @@ from harness.command import GatesRunCLI
 from harness.command.parser import describe
 from harness.experiment import Piece, Run
 from harness.files import sha256
+from harness.files.piece import read_record
 from harness.runs.callbacks import load_weights
 from harness.runs.terminal import ticking
 from weather.cycle import Forecast
 from weather.experiments.osse.osse_experiment import kept_weights
 from weather.experiments.osse.rivals import CORRECTIONS
 from weather.experiments.reanalysis.source import ReanalysisSource
-from weather.models.adas.analysis import AdasAnalysis, AnalysisForm, read_analysis
-from weather.models.adas.presets import network_shape
+from weather.models.adas.analysis import (
+    OWN,
+    AdasAnalysis,
+    AnalysisForm,
+    read_analysis,
+    read_header,
+)
+from weather.models.adas.presets import FORMS, network_shape
 from weather.models.fengwu.trained_forecast import ForecastForm
 from weather.operations.forecasts import find_forecast
 from weather.training.correction_module import CorrectionModule
@@ -152,16 +160,27 @@ class WeatherCLI(GatesRunCLI):
         return self.config[self.subcommand].get("form")
 
     def settings(self) -> dict[str, Any]:
-        """Return all that decides a result; the start of a correction by its content."""
-        found = super().settings()
+        """Return all that decides a result; the start of a correction by content and shape."""
+        found, start = super().settings(), self._start()
+        if start is None:
+            return found | {"start": None} if self._form else found
+        arguments = read_header(start)["form"] | {"drop_path": 0.0}
+        own = {f"model.{n}" if n in OWN else f"{NETWORK}.{n}": v for n, v in arguments.items()}
+        own = {name: value for name, value in own.items() if name in found}
+        return found | own | {"start": sha256(start)[:16]}
+
+    def _seen_before(self) -> set[str]:
+        """Return what a checkpoint, or the start of a correction, was trained on."""
         start = self._start()
-        return found if start is None else found | {"start": sha256(start)[:16]}
+        record = None if start is None else read_record(start.parent)
+        return super()._seen_before() | set(record.objects if record else ())
 
     def _start(self) -> Path | None:
         """Return the weights that a correction starts from; None for a fresh network.
 
         Raises:
-            GatesError: There is no such file, or no correction is trained.
+            GatesError: There is no such file, nobody knows what it was trained on, it is a network
+                of another form, or no correction is trained.
         """
         options = self.config[self.subcommand]
         given = options.get("start")
@@ -181,6 +200,17 @@ class WeatherCLI(GatesRunCLI):
             raise GatesError(
                 f"--start {given} names no weights: give the file of a network, or `networks`"
             )
+        if read_record(path.parent) is None:
+            raise GatesError(
+                f"--start {given} lies in no folder of results: its record.json must say what it "
+                "was trained on"
+            )
+        found, wanted = read_header(path)["form"], FORMS[CORRECTIONS[self._form]]
+        if wrong := [f"{n} {found.get(n)}" for n, v in wanted.items() if found.get(n) != v]:
+            raise GatesError(
+                f"--start {given} is a network with {', '.join(wrong)}, which is no start of "
+                f"{self._form}: give one of the form {CORRECTIONS[self._form]}"
+            )
         return path
 
     def _start_weights(self) -> AdasAnalysis | None:
@@ -191,6 +221,8 @@ class WeatherCLI(GatesRunCLI):
     def _train_correction(self) -> None:
         """Train a correction of interpolation in place of the configured network."""
         source, options = self.datamodule.source, self.config[self.subcommand]
+        if options.get("ckpt_path"):
+            raise GatesError("--form starts from --start, not from --ckpt_path: give one of them")
         if not hasattr(source, "train_correction"):
             raise GatesError(
                 f"--form {self._form} needs the problems of a sealed world: add --config osse"

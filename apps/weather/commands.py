@@ -145,7 +145,7 @@ class WeatherTrainer(GatesRunTrainer):
         check_only(experiment, densities, only)
         budget = Budget(trials, densities, cycles, trial_steps)
         check_tuning(experiment, budget)
-        run = self._begin(datamodule, only=only)
+        run = self._begin(datamodule, only=(*only, *experiment.base) if only else ())
         experiment.make_truth(ticking)
         tuning = Tuning(experiment, Training(model, datamodule), densities, budget)
         choices = tuning.classical(run) | tuning.networks(run, experiment.forms, ())
@@ -303,6 +303,10 @@ class WeatherTrainer(GatesRunTrainer):
         """
         experiment = experiment_of(datamodule.source)
         full = not quick and ckpt_path is None
+        if train and not experiment.forms:
+            raise GatesError(
+                "--train has nothing to train here: the rows of missing networks say how to"
+            )
         check_evaluation(experiment, seeds, densities, only, tuning if full else None)
         part = (*only, *experiment.base) if only else ()
         run = self._begin(datamodule, quick=not full, only=part, seeds=seeds)

@@ -44,6 +44,7 @@ from weather.experiments.experiment import (
     save_pictures,
     shown,
 )
+from weather.experiments.osse.osse_experiment import OsseExperiment
 from weather.models.adas.analysis import AdasAnalysis
 from weather.models.adas.presets import COMPARED, FORMS
 from weather.operations.analyses import Kept
@@ -367,6 +368,9 @@ class KeptByRun(Kept):
 
     def weights(self, form: str) -> Path | None:
         """Return the weights of the first seed of a form, or None where there are none."""
+        if isinstance(self.experiment, OsseExperiment):
+            path = self.experiment.weights(form, 0)
+            return path if path.is_file() else None
         own = "adas_increment" if form == "open_gate" else form
         choices = {} if fitted(self.run, [form], [0]) else chosen_networks(self.run, [own])
         optimizers = optimizers_of(self.run, [form], [0], choices)
@@ -386,17 +390,18 @@ def _refuse(form: str, setting: Setting) -> NoReturn:
 
 
 def check_densities(densities: Sequence[float]) -> None:
-    """Refuse densities that are out of range, or that give two tasks the same name.
+    """Refuse densities that are out of range, or that the name of a task does not tell.
 
     Raises:
-        GatesError: There is none, one is out of range, or two have one name.
+        GatesError: There is none, one is out of range or has more than three digits, or two are
+            alike.
     """
     names = {f"{density:.3g}" for density in densities}
-    shares = all(0 < density <= 1 for density in densities)  # false for NaN
+    shares = all(0 < density <= 1 and float(f"{density:.3g}") == density for density in densities)
     if not densities or not shares or len(names) < len(densities):
         raise GatesError(
             f"--densities {list(densities)} cannot be used: give one or more fractions of the grid "
-            "points above 0 and up to 1, no two alike"
+            "points above 0 and up to 1, of three digits at most, no two alike"
         )
 
 

@@ -1,5 +1,6 @@
 """The command line of an application: typed classes in, one-line errors out."""
 
+import shlex
 from argparse import SUPPRESS
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -102,7 +103,7 @@ class GatesRunCLI(LightningCLI):
         quiet_lightning()
         self.arguments = list(arguments)
         self.verb = self.arguments[0] if self.arguments else ""
-        self.command = f"gates {self.app} {' '.join(self.arguments)}"
+        self.command = shlex.join(["gates", self.app, *map(str, self.arguments)])
         verb = "fit" if self.verb in self.trains else self.verb  # what Lightning calls it
         self.arguments[:1] = [verb] if self.arguments else []
         # Building the parser of a verb costs half a second, so only the wanted one is built.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import re
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -121,7 +121,15 @@ def ship(
 
 def portable(command: str) -> str:
     """Return a command without the options of one machine or call, such as ``--root``."""
-    return re.sub(r" --(?:(?:root|name|only)[ =]\S+|overwrite|resume)(?= |$)", "", command)
+    words, kept = iter(shlex.split(command)), []
+    for word in words:
+        name = word.partition("=")[0]
+        if name in ("--root", "--name", "--only"):
+            if name == word:
+                next(words, None)
+        elif name not in ("--overwrite", "--resume"):
+            kept.append(word)
+    return shlex.join(kept)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ def sealed(gates):
             "folder": "runs/weather/sealed",
             "networks": "runs/weather/unit",
             "densities": [0.1],
-            "num_sealed": 2,
+            "num_sealed": 4,
         },
     }
     content["data"] |= {"steps": 1, "timelines": 1}
@@ -65,7 +66,7 @@ def test_missing_networks_survive_in_the_report(gates, sealed):
     assert set(notes) == {"ungated_oi", "ungated"}
     assert "--model.network.gated false`" in notes["ungated"]
     rows = {(row["method"], row["task"], row["metric"]): row for row in scores["rows"]}
-    assert rows["adas_oi", "0.1/perfect", "over_oi"]["n"] == 2
+    assert rows["adas_oi", "0.1/perfect", "over_oi"]["n"] == 4
     assert scores["headline"].startswith("adas_oi ")
     gates.weather("report", config="sealed.yaml")
     assert "ungated_oi: not trained: run <code>gates weather fit" in (
@@ -75,8 +76,12 @@ def test_missing_networks_survive_in_the_report(gates, sealed):
 @pytest.fixture(scope="module")
 def corrected(gates, sealed):
     """What two training runs of four steps print and leave: from a network, and a fresh one."""
-    found = {}
-    for form, start in (("adas_oi", ("--start", "networks")), ("ungated_oi", ())):
+    found, weights = {}, gates.folder / "start/weights.safetensors"
+    shutil.copytree(gates.folder / "runs/weather/unit/weights/adas_increment-s0", weights.parent)
+    record = json.loads((weights.parent / "record.json").read_text())
+    record["objects"].append("seen by the start alone")
+    (weights.parent / "record.json").write_text(json.dumps(record))
+    for form, start in (("adas_oi", ("--start", weights)), ("ungated_oi", ())):
         words = ("--form", form, *start, "--name", f"trained-{form}", "--data.timelines", "2")
         few = ("--data.steps", "4", "--model.warmup", "0.5")
         printed = gates.weather("fit", *words, *few, config="sealed.yaml").out
@@ -93,6 +98,8 @@ def test_a_correction_is_trained_in_its_cycle_and_compared_with_its_start(gates,
     (start,) = gates.folder.glob("runs/weather/unit/weights/adas_increment-s0/*.safetensors")
     assert record["settings"]["start"] == hashlib.sha256(start.read_bytes()).hexdigest()[:16]
     assert start.read_bytes() != (folder / "weights.safetensors").read_bytes()
+    assert "seen by the start alone" in record["objects"]
+    assert record["settings"]["model.network.init_args.drop_path"] == 0.0
 
 
 def test_a_fresh_correction_starts_from_interpolation(corrected):
@@ -119,14 +126,35 @@ def test_a_trained_correction_takes_the_place_of_its_start(gates, sealed, correc
 
 def test_what_cannot_be_asked_of_it_is_one_line(gates, sealed):
     (whole,) = gates.folder.glob("runs/weather/unit/weights/adas_increment-s0/*.safetensors")
-    (gates.folder / "cut.safetensors").write_bytes(whole.read_bytes()[:2000])
+    cut = gates.folder / "cut"
+    cut.mkdir()
+    (cut / "record.json").write_bytes((whole.parent / "record.json").read_bytes())
+    (cut / "weights.safetensors").write_bytes(whole.read_bytes()[:2000])
+    (gates.folder / "lone.safetensors").write_bytes(whole.read_bytes())
     for words in (
         ("fit",),
+        ("fit", "--form", "adas_oi", "--name", "y", "--start", "lone.safetensors"),
+        ("fit", "--form", "ungated_oi", "--name", "y", "--start", whole),
+        ("fit", "--form", "ungated_oi", "--name", "y", "--start", "networks"),
+        ("fit", "--form", "adas_oi", "--name", "y", "--ckpt_path", "nothing.ckpt"),
+        ("evaluate", "--name", "x", "--train", "true"),
+        ("evaluate", "--name", "x", "--densities", "[0.05]"),
+        ("evaluate", "--name", "x", "--densities", "[0.1004]"),
         ("fit", "--form", "adas_oi", "--name", "y", "--start", "nothing.safetensors"),
-        ("fit", "--form", "adas_oi", "--name", "y", "--start", "cut.safetensors"),
+        ("fit", "--form", "adas_oi", "--name", "y", "--start", "cut/weights.safetensors"),
         ("fit", "--name", "y", "--start", "networks"),
         ("evaluate", "--name", "x", "--ckpt_path", "nothing.ckpt"),
     ):
-        refused = gates("weather", *words, "--config", "sealed.yaml")
+        refused = gates("weather", words[0], "--config", "sealed.yaml", *words[1:])
         assert (refused.code, refused.err.count("\n")) == (2, 1), words
     assert not (gates.folder / "runs/weather/y").exists()
+
+
+def test_a_table_is_assimilated_by_interpolation_and_by_the_network(gates, sealed):
+    truth = sealed.relative_to(gates.folder) / "nature.zarr"
+    gates.weather("observe", "--stations", 30, "--output", "r.parquet", config="sealed.yaml")
+    for method in ("oi", "adas_increment"):
+        words = ("--observations", "r.parquet", "--background", truth, "--method", method)
+        found = gates.weather("assimilate", *words, "--output", f"{method}.zarr",
+                              config="sealed.yaml")  # fmt: skip
+        assert found.out.splitlines()[-1] == f"{method}.zarr"

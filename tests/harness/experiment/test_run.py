@@ -509,6 +509,9 @@ def test_shipped_commands_are_those_of_any_machine():
     given = "gates toy evaluate --root /a/runs --config c --overwrite --only=a --seeds 0,1 --resume"
     assert portable(given) == "gates toy evaluate --config c --seeds 0,1"
     assert portable("gates toy tune --config rooted") == "gates toy tune --config rooted"
+    assert portable("gates toy tune --only '[a, b]' --seeds '[0, 1]'") == (
+        "gates toy tune --seeds '[0, 1]'"
+    )
 
 
 def test_results_ship_with_their_records(tmp_path, work, capsys):

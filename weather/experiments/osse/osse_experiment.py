@@ -13,6 +13,7 @@ from torch import Tensor
 from core_gates.errors import GatesError
 from harness.evidence import Row
 from harness.files import Data, sha256, short_digest
+from harness.files.piece import read_record, refuse_changed
 from weather.baselines.assimilator import Assimilator
 from weather.baselines.optimal_interpolation import CorrectedInterpolation, OptimalInterpolation
 from weather.experiments.experiment import (
@@ -32,6 +33,7 @@ from weather.experiments.osse.recorded_errors import SECOND, SPARSE, TURNS, Reco
 from weather.experiments.osse.rivals import (
     ALONE,
     CORRECTIONS,
+    FEW,
     FRACTIONS,
     INTERPOLATION,
     SHARES,
@@ -87,11 +89,11 @@ class OsseExperiment(TwinExperiment):
         densities: tuple[float, ...] = DENSITIES,
         num_sealed: int = 16,
     ) -> None:
-        if num_sealed < 1:
-            raise ValueError(f"num_sealed must be at least 1, got {num_sealed}")
+        if num_sealed < FEW:
+            raise ValueError(f"num_sealed must be at least {FEW}, got {num_sealed}")
         super().__init__(world)
         self.folder, self.networks = Path(folder), networks
-        self.corrections = corrections or CONFIGURATION
+        self.corrections = corrections
         self.protocol, self.densities = protocol, densities
         self.num_sealed, self.seed = num_sealed, 0
         self.rows = 0
@@ -100,10 +102,13 @@ class OsseExperiment(TwinExperiment):
     @cached_property
     def sealed(self) -> OsseWorld:
         """The world whose timelines are scored."""
-        shipped = [f"{name}/{kind}/*" for name in SEALED for kind in ("weights", "choices")]
+        parts = [f"{name}/{kind}/*" for name in SEALED for kind in ("weights", "choices")]
         if kept_weights(self.networks) != Path(self.networks) / "weights":
-            shipped += [f"{self.networks}/weights/{form}-s*" for form in ALONE]
-        seed = seal(*shipped)
+            parts += [f"{self.networks}/weights/{form}-s*" for form in ALONE]
+        seed = seal(*parts)
+        if seed == self.world.seed:
+            raise GatesError(f"the sealed world has the seed {seed} of the configured one: give "
+                             "another world.seed")  # fmt: skip
         path = self.folder / f"sealed-{seed:016x}.zarr"
         return self.world.sealed(seed, self.num_sealed, path)
 
@@ -116,9 +121,18 @@ class OsseExperiment(TwinExperiment):
                   "seeds"}  # fmt: skip
         return {f"rmse_{self.field}", *others}
 
-    def tasks(self, densities: Sequence[float] = DENSITIES) -> list[OsseTask]:
-        """Return the tasks of the protocol."""
-        return osse_tasks(self.protocol, densities)
+    def tasks(self, densities: Sequence[float] = ()) -> list[OsseTask]:
+        """Return the tasks of the protocol, of all densities by default.
+
+        Raises:
+            GatesError: For one of the densities no errors are recorded.
+        """
+        if set(densities) - set(self.densities):
+            raise GatesError(
+                f"--densities {list(densities)} are not among {list(self.densities)}, for which "
+                "errors are recorded: add them to data.source.init_args.densities"
+            )
+        return osse_tasks(self.protocol, densities or self.densities)
 
     def _pooled(self, densities: Sequence[float]) -> list[OsseTask]:
         """Return the tasks over which gates are compared besides those of the protocol."""
@@ -156,7 +170,8 @@ class OsseExperiment(TwinExperiment):
         """Do the same, and yield their paths."""
         yield self.world.make(progress)
         recorded, cycles = self.recorded(), self.world.cycles
-        bases = dict.fromkeys(task.base for task in self.tasks(self.densities))
+        tasks = [*osse_tasks("osse", self.densities), *self.tasks(self.densities)]
+        bases = dict.fromkeys(task.base for task in tasks)
         missing = [(task, turn) for task in bases for turn in recorded.missing(task)]
         if missing:
             with progress("recording background errors", cycles * len(missing)) as tick:
@@ -183,25 +198,23 @@ class OsseExperiment(TwinExperiment):
             )
 
     def setup(self) -> None:
-        """Load what a correction is trained on."""
-        self.check()
-        extremes = {True: min(self.densities), False: max(self.densities)}
+        """Load what a correction is trained on, and the errors of backgrounds."""
         self.normalizer = self.world.normalizer()
         self.climatological_sd = self.world.climatological_sd()
-        self._problems = CycledProblems(
-            self.world,
-            self.recorded(),
-            {
-                (int(task.model == "error"), sparse): task
-                for sparse, density in extremes.items()
-                for task in osse_tasks("osse", (density,))
-            },
-            (self.world.model, self.world.imperfect),
-            self.rows,
-            self.seed,
-        )
-        errors = self._problems.recordings[0, True].errors
+        extremes = {True: min(self.densities), False: max(self.densities)}
+        tasks = {
+            (int(task.model == "error"), sparse): task
+            for sparse, density in extremes.items()
+            for task in osse_tasks("osse", (density,))
+        }
+        errors = self.recorded().recording(tasks[0, True], 2).errors
         self.background_sd = errors.square().mean((0, 2, 3)).sqrt()
+        if self.form is None:
+            return
+        models = (self.world.model, self.world.imperfect)
+        self._problems = CycledProblems(
+            self.world, self.recorded(), tasks, models, self.rows, self.seed
+        )
         self.pool = self._problems.pool
         self.interpolated = self._problems.interpolated
 
@@ -235,15 +248,22 @@ class OsseExperiment(TwinExperiment):
                 interpolation: a network trained for that if there are any of the form.
             seed: Of the network.
         """
-        if name in CORRECTIONS:
-            trained = kept_weights(self.corrections)
-            if any(trained.glob(f"{name}-s*")):
-                return trained / f"{name}-s{seed}" / AnalysisForm.FILE
+        if self._corrected(name):
+            return self._corrections / f"{name}-s{seed}" / AnalysisForm.FILE
         return (
             kept_weights(self.networks)
             / f"{CORRECTIONS.get(name, name)}-s{seed}"
             / AnalysisForm.FILE
         )
+
+    @property
+    def _corrections(self) -> Path:
+        """Folder of networks that were trained as corrections: of a run, or what ships."""
+        return kept_weights(self.corrections) if self.corrections else shipped(CONFIGURATION)
+
+    def _corrected(self, name: str) -> bool:
+        """Return whether there are networks that were trained as this correction."""
+        return name in CORRECTIONS and any(self._corrections.glob(f"{name}-s*"))
 
     def not_trained(self, name: str, seed: int) -> str:
         """Return the command that trains a network; empty where it exists."""
@@ -273,11 +293,17 @@ class OsseExperiment(TwinExperiment):
         """Return a network in evaluation mode.
 
         Raises:
-            GatesError: It is missing or damaged.
+            GatesError: It is missing, damaged or changed, or was trained on sealed timelines.
         """
         if told := self.not_trained(name, seed):
             raise GatesError(f"{name} of seed {seed} is {told}")
-        return AnalysisForm().load(self.weights(name, seed).parent)
+        folder = self.weights(name, seed).parent
+        if record := read_record(folder):
+            refuse_changed(folder, record)
+            if leaked := set(record.objects) & set(self.test_objects()):
+                raise GatesError(f"{folder} was trained on {len(leaked)} timelines of the sealed "
+                                 "world: give networks that were not")  # fmt: skip
+        return AnalysisForm().load(folder)
 
     def identity(self, name: str, seeds: Sequence[int]) -> str:
         """Return 8 digits that identify the networks of a form and some seeds."""
@@ -380,15 +406,21 @@ class OsseExperiment(TwinExperiment):
             for task in ([] if quick else self._pooled(densities))
             if all(choice_name(n, task.name) in settings for n in (INTERPOLATION, *CORRECTIONS))
         ]
+        alike = len({self._corrected(name) for name in CORRECTIONS}) == 1
         return OsseScores(
-            cycles, self.tasks(densities), seeds, settings, self.not_trained, self.identity, pooled
-        )
+            cycles, self.tasks(densities), seeds, settings, self.not_trained, self.identity,
+            pooled, alike=alike,
+        )  # fmt: skip
 
 
 def kept_weights(place: str) -> Path:
     """Return the folder of weights of a shipped configuration, or of a run folder."""
-    shipped = Path(str(files("weather"))) / "weights" / place / "weights"
-    return shipped if shipped.is_dir() else Path(place) / "weights"
+    return shipped(place) if shipped(place).is_dir() else Path(place) / "weights"
+
+
+def shipped(configuration: str) -> Path:
+    """Return the folder of weights that ship for a configuration."""
+    return Path(str(files("weather"))) / "weights" / configuration / "weights"
 
 
 def _not_offered(setting: Setting) -> Assimilator:

@@ -69,6 +69,8 @@ class OsseScores(CycledScores):
         not_trained: Tells what to do about missing networks.
         identity: Returns what identifies the networks of a form and some seeds.
         pooled: Other tasks over which gated and ungated corrections are compared, too.
+        alike: Whether networks of both corrections were trained as such, or neither: only then are
+            gated and ungated ones compared.
     """
 
     forms: tuple[str, ...] = ()
@@ -82,10 +84,15 @@ class OsseScores(CycledScores):
         not_trained: NotTrained,
         identity: Callable[[str, Sequence[int]], str],
         pooled: Sequence[OsseTask] = (),
+        *,
+        alike: bool = True,
     ) -> None:
         super().__init__(cycles, tasks, settings)
-        self.rivals, self.seeds, self.pooled = cycles.rivals, tuple(seeds), list(pooled)
+        self.rivals, self.pooled, self.alike = cycles.rivals, list(pooled), alike
         self.not_trained, self.identity = not_trained, identity
+        names = (*CORRECTIONS, *ALONE)
+        self.seeds = tuple(s for s in seeds if any(not not_trained(n, s) for n in names))
+        self.asked = tuple(seeds)
         self.single = cycles.single_reports
         self.reports: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -117,7 +124,7 @@ class OsseScores(CycledScores):
         sparse = name in CORRECTIONS and task.reports in ("fixed", "declared")
         alike = [one for one in (*self.tasks, *self.pooled) if one.reports == task.reports]
         sparse = sparse and task.density <= min(one.density for one in alike)
-        wanted = self.seeds if sparse else self.seeds[:1]
+        wanted = self.asked if sparse else self.asked[:1]
         return [seed for seed in wanted if not self.not_trained(name, seed)]
 
     def _work(self, task: OsseTask, name: str, part: str = "") -> Work:
@@ -227,6 +234,7 @@ class OsseScores(CycledScores):
             for task in (*self.tasks, *self.pooled)
             if {(task.name, CORRECTED), (task.name, CONTROL)} <= self.errors.keys()
             and task.reports in ("fixed", "declared")
+            and self.alike
             and self._gated(task)
         ]
         if not pairs:
@@ -279,11 +287,16 @@ class OsseScores(CycledScores):
         """Return a row for every method of which networks are missing."""
         found = []
         for name in (*CORRECTIONS, *ALONE):
-            seeds = self.seeds if name in CORRECTIONS else self.seeds[:1]
+            seeds = self.asked if name in CORRECTIONS else self.asked[:1]
             told = [text for seed in seeds if (text := self.not_trained(name, seed))]
             found += [Row(name, task.name, "seeds", float(len(seeds) - len(told)), note=text)
                       for text in told]  # fmt: skip
         return found
+
+    def pictures(self) -> dict[str, Tensor]:
+        """Return the errors of every cycle, but for those of few timelines and cycles."""
+        found = super().pictures()
+        return {key: value for key, value in found.items() if key.split("|")[1] not in COSTLY}
 
     def bars(self) -> list[Bar]:
         """Return what must hold, by the protocol."""
@@ -313,17 +326,16 @@ class OsseScores(CycledScores):
                 said.append(f"{CORRECTED} {better} oi on {task}: {row.value:.2f} "
                             f"[{row.low:.2f}, {row.high:.2f}].")  # fmt: skip
             ahead = [
-                f"{one.method} {one.value:.2f}"
+                f"{one.method} {one.value:.2f} [{one.low:.2f}, {one.high:.2f}]"
                 for (method, where, metric), one in found.items()
                 if (where, metric) == (task, "over_oi") and one.value < row.value
-                and method not in CORRECTIONS
-            ]  # fmt: skip
+            ]
             if ahead:
                 said.append(f"Ahead of it on {task} ({row.value:.2f}): {', '.join(ahead)}.")
         gate = found.get((CORRECTED, "gate/pooled", "over_ungated_oi"))
         if gate is not None:
-            helps = "help" if gate.high < 1 else "do not help"
-            said.append(f"Gates {helps}: {gate.value:.2f} [{gate.low:.2f}, {gate.high:.2f}].")
+            helps = "help" if gate.high < 1 else "cost accuracy" if gate.low > 1 else "do not help"
+            said.append(f"Gates {helps}: {gate.value:.3f} [{gate.low:.3f}, {gate.high:.3f}].")
         return " ".join(said)
 
 

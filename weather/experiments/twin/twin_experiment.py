@@ -164,5 +164,8 @@ class TwinExperiment(TunedExperiment):
 
     def figures(self, pictures: Mapping[str, Tensor]) -> list[tuple[str, Figure]]:
         """Return the error of every method over the cycles, one figure per task."""
-        caption = "Median over timelines and their range, {task}."
+        caption = (
+            "Median over timelines and their range, {task}; next to each name the median of the "
+            "last tenth of the cycles."
+        )
         return cycle_figures(pictures, self.channels, self.world.hours, caption)

@@ -291,6 +291,10 @@ def test_the_conclusion_names_what_is_ahead_and_whether_gates_help():
     assert said == (
         "adas_oi beats oi on 0.1/perfect: 0.70 [0.60, 0.80]. "
         "adas_oi is level with oi on 0.1/error: 1.10 [0.90, 1.20]. "
-        f"Ahead of it on {few} (0.72): four_d_var 0.50. "
-        "Gates do not help: 1.02 [0.97, 1.06]."
+        f"Ahead of it on {few} (0.72): four_d_var 0.50 [0.40, 0.60], ungated_oi 0.60 [0.40, 0.60]. "
+        "Gates do not help: 1.020 [0.970, 1.060]."
     )
+    for low, high, verdict in ((1.01, 1.03, "cost accuracy"), (0.97, 0.99, "help")):
+        rows[-1] = rows[-1]._replace(low=low, high=high)
+        scores = SimpleNamespace(tasks=osse_tasks("osse", (0.1,)))
+        assert f"Gates {verdict}: " in OsseScores.conclusion(scores, rows)
