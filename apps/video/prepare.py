@@ -169,7 +169,7 @@ def _draft(source: Path, columns: Columns, folder: Path) -> None:
 
 def _learn(folder: Path, split: str, history: int, means: tuple[str, ...]) -> None:
     """Keep what the training days of a split teach."""
-    from video_multitask.sources.kuairand_stream import KuaiRandStream  # waits for Lightning
+    from video_multitask.sources.kuairand import KuaiRandStream  # waits for Lightning
     from video_multitask.stream.parquet_stream import ParquetStream
 
     source = KuaiRandStream(str(folder), split, history, means=means)

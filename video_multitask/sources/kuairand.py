@@ -1,15 +1,18 @@
-"""A release of KuaiRand that fits into memory, in its public splits: Pure and 1K."""
+"""KuaiRand in its public splits: Pure and 1K in memory, 27K as a stream of prepared shards."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 
+import lightning as L
 import polars as pl
 
 from core_gates.errors import GatesError, check_at_least, check_option
 from recsys.data.tables import RankingTables
 from recsys.schema import ENCODERS, Encoder, FeatureSchema, Task
+from recsys.transform import FeatureTransform
 from video_multitask.feed import (
     KUAIRAND,
     add_context,
@@ -23,14 +26,47 @@ from video_multitask.kuairand.folder import ALL, KuaiRand
 from video_multitask.kuairand.prepare import SPLITS, Split, periods_of, split_log
 from video_multitask.kuairand.releases import Count, Part, check_counts
 from video_multitask.leaks import check_features
-from video_multitask.stream.loader import columns_of
-from video_multitask.stream.shards import MANIFEST, open_shards
+from video_multitask.stream.loader import WINDOW, columns_of
+from video_multitask.stream.parquet_stream import ParquetStream
+from video_multitask.stream.shards import MANIFEST, Shards, open_shards
 
 CONTEXT = ("date", "hourmin", "duration_ms", "is_rand", "tag", "upload_dt")
 """Columns that splits and context features are made of."""
 
 
-class KuaiRandTables:
+class _Kind:
+    """What both kinds of source are told of a split and of its features."""
+
+    def _choose(
+        self,
+        split: str,
+        history: int,
+        encoder: Encoder,
+        means: Sequence[str],
+        ids: bool,
+        tasks: Sequence[str],
+        dim: int,
+    ) -> None:
+        check_at_least(0, history=history)
+        check_at_least(1, dim=dim)
+        check_option("split", split, SPLITS)
+        check_option("encoder", encoder, ENCODERS)
+        self.split, self.history, self.encoder, self.means = split, history, encoder, tuple(means)
+        self.ids, self.tasks, self.dim = ids, chosen_tasks(tasks), dim
+
+    def schema(self) -> FeatureSchema:
+        """Return the fields of user, video and context, and what the user did before."""
+        return kuairand_schema(
+            self.dim,
+            ids=self.ids,
+            history=self.history,
+            encoder=self.encoder,
+            means=self.means,
+            tasks=self.tasks,
+        )
+
+
+class KuaiRandTables(_Kind):
     """A public split of a release, with the task groups ``watch``, ``inter`` and ``neg``.
 
     What a user did before comes from all logs of the release, strictly earlier rows only, so that
@@ -69,24 +105,8 @@ class KuaiRandTables:
         strict: bool = False,
         drop_invalid: bool = False,
     ) -> None:
-        check_at_least(0, history=history)
-        check_at_least(1, dim=dim)
-        check_option("split", split, SPLITS)
-        check_option("encoder", encoder, ENCODERS)
-        self.path, self.split, self.strict, self.drop_invalid = path, split, strict, drop_invalid
-        self.history, self.encoder, self.means = history, encoder, tuple(means)
-        self.ids, self.tasks, self.dim = ids, chosen_tasks(tasks), dim
-
-    def schema(self) -> FeatureSchema:
-        """Return the fields of user, video and context, and what the user did before."""
-        return kuairand_schema(
-            self.dim,
-            ids=self.ids,
-            history=self.history,
-            encoder=self.encoder,
-            means=self.means,
-            tasks=self.tasks,
-        )
+        self._choose(split, history, encoder, means, ids, tasks, dim)
+        self.path, self.strict, self.drop_invalid = path, strict, drop_invalid
 
     def read(self) -> RankingTables:
         """Return the parts of the split.
@@ -171,3 +191,73 @@ def check_prepared(path: Path, columns: Collection[str], wanted: Sequence[str]) 
 
 def _count(log: pl.DataFrame) -> Count:
     return Count(log["user_id"].n_unique(), log["video_id"].n_unique(), len(log))
+
+
+class KuaiRandStream(_Kind):
+    """A public split as a stream of batches, in bounded memory.
+
+    Args:
+        folder: Shards that ``gates video prepare`` has written, with its ``--history`` and
+            ``--means`` where these options are used here.
+        split: See :class:`KuaiRandTables`.
+        history: Newest videos of the user, as a sequence; 0 for none.
+        encoder: How they become one vector.
+        means: Outcomes whose mean over the user's past is a feature.
+        ids: Embed users, videos and authors themselves.
+        tasks: Behaviors that are predicted; all ten if empty.
+        dim: Features of an embedding.
+        workers: Reading processes of each rank; 0 reads in the training process.
+        window: Rows that are shuffled together in each of them.
+        scored: Fraction of the users whose rows validate and test, since those rows are in memory
+            for ``tune`` and ``evaluate``.
+
+    Raises:
+        ValueError: A number is too small, or the split, the encoder or a task is unknown.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        split: str = "standard",
+        history: int = 0,
+        encoder: Encoder = "mean",
+        means: Sequence[str] = (),
+        ids: bool = True,
+        tasks: Sequence[str] = (),
+        dim: int = 16,
+        workers: int = 0,
+        window: int = WINDOW,
+        scored: float = 0.02,
+    ) -> None:
+        check_at_least(0, history=history, workers=workers, window=window)
+        self._choose(split, history, encoder, means, ids, tasks, dim)
+        self.folder, self.workers, self.window, self.scored = folder, workers, window, scored
+
+    def stream(
+        self, batch_size: int, order: str, seed: int, transform: FeatureTransform | None
+    ) -> L.LightningDataModule:
+        """Return the data module; nothing is read before it is needed."""
+        schema = self.schema()
+        check_features(schema)
+        return ParquetStream(
+            partial(_opened, Path(self.folder), columns_of(schema)),
+            periods_of(self.split),
+            schema,
+            batch_size=batch_size,
+            window=self.window,
+            order="time" if order == "given" else "shuffled",
+            seed=seed,
+            workers=self.workers,
+            transform=transform,
+            scored=self.scored,
+            notes=(
+                f"KuaiRand, split {self.split}; rows of {self.scored:.0%} of the users validate "
+                "and test",
+            ),
+        )
+
+
+def _opened(folder: Path, wanted: Sequence[str]) -> Shards:
+    shards = open_shards(folder)
+    check_prepared(folder, shards.columns, wanted)
+    return shards

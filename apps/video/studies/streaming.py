@@ -27,7 +27,7 @@ from harness.runs.callbacks import load_weights
 from harness.runs.folder import RunFolder
 from harness.system import MemoryMeter, dependent, resident
 from recsys.experiments import Contest, data_of, nested, source_of
-from video_multitask.sources.simulated_stream import SimulatedStream
+from video_multitask.sources.simulated import SimulatedStream
 from video_multitask.stream.parquet_stream import ParquetStream
 from video_multitask.stream.shards import MANIFEST
 
@@ -220,7 +220,7 @@ class StreamStudy(Study):
         if not isinstance(source_of({**run.settings, **places}), SimulatedStream):
             raise GatesError(
                 "this study simulates its rows: set data.source to "
-                "video_multitask.sources.simulated_stream.SimulatedStream"
+                "video_multitask.sources.simulated.SimulatedStream"
             )
         killed: dict[str, Any] = {
             "study.kills": self.kills,

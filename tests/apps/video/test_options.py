@@ -9,10 +9,10 @@ SOURCES = "video_multitask.sources"
 READERS = "recsys.data.readers"
 LOG = f"{SOURCES}.explicit.ExplicitLog", {"path": "l.parquet", "users_path": "u.parquet"}
 FEED = f"{SOURCES}.simulated.SimulatedFeed", {}
-STREAM = f"{SOURCES}.simulated_stream.SimulatedStream", {"folder": "shards"}
+STREAM = f"{SOURCES}.simulated.SimulatedStream", {"folder": "shards"}
 TABLE = f"{READERS}.own_table.OwnTable", {"path": "t.csv", "labels": "[y]"}
 RELEASE = f"{SOURCES}.kuairand.KuaiRandTables", {"path": "release"}
-SHARDS = f"{SOURCES}.kuairand_stream.KuaiRandStream", {"folder": "shards"}
+SHARDS = f"{SOURCES}.kuairand.KuaiRandStream", {"folder": "shards"}
 FILE = {"path": "t.parquet"}
 NARROW = "dim must be at least 1, got 0"
 

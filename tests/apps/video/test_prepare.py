@@ -20,8 +20,7 @@ from recsys.schema import FeatureSchema
 from video_multitask import leaks
 from video_multitask.history import add_history
 from video_multitask.simulator.log import export_kuairand, simulate
-from video_multitask.sources.kuairand import KuaiRandTables
-from video_multitask.sources.kuairand_stream import KuaiRandStream
+from video_multitask.sources.kuairand import KuaiRandStream, KuaiRandTables
 from video_multitask.stream.parquet_stream import load_stored
 from video_multitask.stream.shards import open_shards
 

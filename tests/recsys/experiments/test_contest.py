@@ -193,7 +193,7 @@ def test_unknown_settings_are_one_line(settings, wrong, words):
     assert "\n" not in str(caught.value)
 
 
-SETTINGS = {"data.source.class_path": "video_multitask.sources.kuairand_stream.KuaiRandStream"}
+SETTINGS = {"data.source.class_path": "video_multitask.sources.kuairand.KuaiRandStream"}
 FRACTIONS = (
     "model.learning_rate", "model.embedding_l2", "trainer.gradient_clip_val",
     "data.source.init_args.scored",

@@ -9,8 +9,7 @@ from video_multitask.history import UserHistory, add_history
 from video_multitask.kuairand.folder import KuaiRand
 from video_multitask.kuairand.prepare import prepare
 from video_multitask.simulator.log import export_kuairand
-from video_multitask.sources.kuairand import KuaiRandTables
-from video_multitask.sources.kuairand_stream import KuaiRandStream
+from video_multitask.sources.kuairand import KuaiRandStream, KuaiRandTables
 from video_multitask.stream.parquet_stream import load_stored, store
 
 KEYS = ["time_ms", "user_id", "video_id"]

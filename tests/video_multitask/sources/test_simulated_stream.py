@@ -4,8 +4,7 @@ from polars.testing import assert_frame_equal
 
 from core_gates.errors import GatesError
 from recsys.data.datamodule import TableDataModule, data_module
-from video_multitask.sources.simulated import SimulatedFeed
-from video_multitask.sources.simulated_stream import SimulatedStream
+from video_multitask.sources.simulated import SimulatedFeed, SimulatedStream
 from video_multitask.stream.loader import columns_of
 from video_multitask.stream.parquet_stream import ParquetStream
 

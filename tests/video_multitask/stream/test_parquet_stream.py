@@ -10,7 +10,7 @@ from harness.runs.callbacks import RunCheckpoint
 from harness.runs.loops import ExactTrainer
 from harness.runs.terminal import quiet_lightning
 from video_multitask.feed import add_context, add_sides
-from video_multitask.sources.simulated_stream import SimulatedStream
+from video_multitask.sources.simulated import SimulatedStream
 from video_multitask.stream.parquet_stream import ParquetStream
 from video_multitask.stream.shards import Period, Periods, last_days, write_shards
 

@@ -19,7 +19,7 @@ from video_multitask.stream.loader import StreamLoader
 
 SOURCE = "data.source.init_args."
 FEED = {
-    "data.source.class_path": "video_multitask.sources.simulated_stream.SimulatedStream",
+    "data.source.class_path": "video_multitask.sources.simulated.SimulatedStream",
     f"{SOURCE}rows": 2000, f"{SOURCE}users": 60, f"{SOURCE}videos": 60, f"{SOURCE}days": 4,
     f"{SOURCE}row_group": 128, f"{SOURCE}window": 256, "data.batch_size": 64, "data.order": "given",
     "trainer.max_epochs": 1,
