@@ -261,6 +261,25 @@ def corrected(background: Tensor, parts: Sequence[tuple[float, Tensor]]) -> Tens
     return moved
 
 
+class DampedInterpolation:
+    """Take a fraction of an increment, ``x_a = x_b + a (x_oi - x_b)``: a correction by no network.
+
+    Args:
+        interpolation: Any method with one member.
+        alpha: The fraction.
+    """
+
+    members = 1
+
+    def __init__(self, interpolation: Assimilator, alpha: float) -> None:
+        self.interpolation, self.alpha = interpolation, alpha
+
+    def analyse(self, background: Tensor, observations: GriddedObservations) -> Tensor:
+        """Return the analysis (B,1,C,H,W)."""
+        whole = self.interpolation.analyse(background, observations)
+        return corrected(background, [(self.alpha, whole)])
+
+
 class CorrectedInterpolation:
     """Add fractions of two increments, ``x_a = x_b + a (x_oi - x_b) + b (net(x_b, y) - x_b)``.
 

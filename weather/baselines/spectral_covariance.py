@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from weather.baselines.covariance import gaspari_cohn
 from weather.baselines.minimizer import adjoint_increment
-from weather.grid import EARTH_RADIUS_KM, gaussian_nodes
 from weather.models.leapfrog import GRAVITY, ROTATION
 from weather.spherical import (
     FieldLayout,
     SphericalTransform,
-    legendre_functions,
     to_coefficients,
     to_states,
 )
@@ -143,42 +139,6 @@ class SpectralCovariance:
             balance=factors,
         )
 
-    @classmethod
-    def univariate(
-        cls,
-        transform: SphericalTransform,
-        channels: ChannelSpec,
-        deviation: Tensor,
-        *,
-        length_km: float,
-    ) -> Self:
-        """Give every channel the Gaspari-Cohn correlation, for when there are no samples.
-
-        Winds get it in streamfunction and velocity potential, with as much energy in either.
-
-        Args:
-            transform: The spherical transform.
-            channels: The C channels.
-            deviation: (C,) standard deviations of the error.
-            length_km: Half width c of the correlation.
-
-        Raises:
-            ValueError: A deviation or the length is not positive.
-        """
-        if not (length_km > 0 and (deviation > 0).all()):
-            raise ValueError(
-                "deviation and length_km must be positive, got "
-                f"{deviation.tolist()} and {length_km}"
-            )
-        layout, variance = FieldLayout.of(channels), deviation.double().square()
-        scalar = correlation_spectrum(lambda km: gaspari_cohn(km / length_km), transform.truncation)
-        energy = (2 * transform.degree + 1) * scalar * -transform.laplacian
-        rotation = scalar * transform.laplacian.square() / energy.sum()  # of a unit wind
-        east, north = variance[list(layout.eastward)], variance[list(layout.northward)]
-        winds = rotation[:, None] * (east + north) / 2
-        spectra = torch.cat((scalar[:, None] * variance[list(layout.scalars)], winds, winds), 1)
-        return cls(transform, channels, spectra.diag_embed())
-
     def increment(self, control: Tensor) -> Tensor:
         """Return ``U v`` (N, n) of control vectors (N, k), float64."""
         transform, layout = self.transform, self._layout
@@ -206,24 +166,6 @@ class SpectralCovariance:
                 lines = self.increment(adjoint_increment(self, units))
             found.append(lines if columns is None else lines[:, columns])
         return torch.cat(found) if found else torch.zeros(0, self.size, dtype=self.dtype)
-
-
-def correlation_spectrum(correlation: Callable[[Tensor], Tensor], truncation: int) -> Tensor:
-    """Return the spectrum g (L,) of an isotropic correlation, ``sum of (2 l + 1) g_l = 1``.
-
-    ``rho(angle) = sum of (2 l + 1) g_l P_l(cos angle)``; what rounding or the correlation makes
-    negative is zero, and the rest is scaled to variance 1.
-
-    Args:
-        correlation: Function of distances, km.
-        truncation: T, the largest total wavenumber.
-    """
-    nodes, weights = gaussian_nodes(4 * truncation + 200)
-    degree = torch.arange(truncation + 1, dtype=torch.float64)
-    legendre = legendre_functions(truncation, nodes)[0][0] / (2 * degree + 1).sqrt()[:, None]
-    values = correlation(nodes.acos() * EARTH_RADIUS_KM)
-    spectrum = (legendre * (weights * values)).sum(1).clamp(min=0.0) / 2
-    return spectrum / ((2 * degree + 1) * spectrum).sum()
 
 
 def _require_balanced(channels: ChannelSpec) -> None:

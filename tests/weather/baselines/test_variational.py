@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from tests.weather.baselines.spectra import correlation_spectrum, univariate
 from weather.baselines.covariance import DenseCovariance, gaspari_cohn
 from weather.baselines.minimizer import (
     DenseControl,
@@ -17,7 +18,6 @@ from weather.baselines.optimal_interpolation import OptimalInterpolation
 from weather.baselines.spectral_covariance import (
     LinearBalance,
     SpectralCovariance,
-    correlation_spectrum,
 )
 from weather.baselines.variational import FourDVar, ThreeDVar, gradient_error
 from weather.cycle import Cycle
@@ -69,9 +69,7 @@ def test_a_scalar_has_the_covariance_of_its_spectrum():
 
 
 def test_winds_have_the_stated_deviation_and_no_preferred_direction():
-    b = SpectralCovariance.univariate(
-        LARGE, SHALLOW_WATER, torch.tensor([20.0, 3.0, 3.0]), length_km=3000.0
-    )
+    b = univariate(LARGE, SHALLOW_WATER, torch.tensor([20.0, 3.0, 3.0]), length_km=3000.0)
     variance = variance_of(b).view(3, POINTS)
     expected = torch.tensor([400.0, 9.0, 9.0], dtype=torch.float64)[:, None]
     assert_close(variance, expected.expand(3, POINTS))
@@ -140,9 +138,7 @@ def test_linear_balance_in_closed_form():
 def test_the_wind_of_one_height_observation_goes_round_it():
     """In the north, high pressure has westerlies on its northern side; south of the equator not."""
     length = 3000.0
-    b = SpectralCovariance.univariate(
-        LARGE, SHALLOW_WATER, torch.tensor([5.0, 3.0, 3.0]), length_km=length
-    )
+    b = univariate(LARGE, SHALLOW_WATER, torch.tensor([5.0, 3.0, 3.0]), length_km=length)
     spectra = torch.zeros(11, 3, 3, dtype=torch.float64)
     scalar = correlation_spectrum(lambda km: gaspari_cohn(km / length), 10)
     spectra[:, 1, 1] = scalar * LARGE.laplacian.square() * 1e13
@@ -178,14 +174,14 @@ def test_wrong_arguments_are_refused():
         SpectralCovariance(LARGE, SCALAR, torch.zeros(11, 1, 1), balance=factors)
     for sd, length in ((0.0, 100.0), (1.0, -1.0), (math.nan, 100.0)):
         with pytest.raises(ValueError, match="deviation and length_km must be positive"):
-            SpectralCovariance.univariate(LARGE, SCALAR, torch.tensor([sd]), length_km=length)
+            univariate(LARGE, SCALAR, torch.tensor([sd]), length_km=length)
 
 
 SD = torch.tensor([20.0, 3.0, 3.0], dtype=torch.float64)
 
 
 def spectral():
-    return SpectralCovariance.univariate(TRANSFORM, SHALLOW_WATER, SD, length_km=3000.0)
+    return univariate(TRANSFORM, SHALLOW_WATER, SD, length_km=3000.0)
 
 
 def spectral_problem(timelines=2, members=1, dtype=torch.float64):
@@ -301,9 +297,7 @@ def model():
 @pytest.fixture(scope="module")
 def b(model):
     deviation = torch.tensor([40.0, 4.0, 4.0])
-    return SpectralCovariance.univariate(
-        model.transform, model.channels, deviation, length_km=3000.0
-    )
+    return univariate(model.transform, model.channels, deviation, length_km=3000.0)
 
 
 @pytest.fixture(scope="module")

@@ -59,8 +59,8 @@ class OsseCycles(TwinCycles):
         """Return what the tuning of a correction minimizes: a cautious ratio to interpolation.
 
         It is the upper end of the 95 % interval, normal in the logarithm, over the timelines for
-        tuning and validation. Interpolation itself has 1, so that a correction that does not beat
-        it for sure is not chosen.
+        tuning and validation. Interpolation itself has 1, so that no correction is chosen of which
+        the interval reaches 1.
 
         Args:
             task: What is observed, and the forecast model.

@@ -33,6 +33,8 @@ from weather.experiments.osse.recorded_errors import SECOND, SPARSE, TURNS, Reco
 from weather.experiments.osse.rivals import (
     ALONE,
     CORRECTIONS,
+    DAMPED,
+    DAMPING,
     FEW,
     FRACTIONS,
     INTERPOLATION,
@@ -116,7 +118,8 @@ class OsseExperiment(TwinExperiment):
     def headline(self) -> set[str]:
         """Metrics of tables: errors, ratios, time, and lost timelines."""
         others = {"over_oi", "rms_over_oi", "milliseconds", "lost", "over_ungated_oi",
-                  "rms_over_ungated_oi", "over_background", "worst_over_background", "changed",
+                  "rms_over_ungated_oi", "over_damped_oi", "over_background",
+                  "worst_over_background", "changed",
                   "rmse_silent_10_days", "rmse_recovered_5_days", "rmse_recovered_10_days",
                   "seeds"}  # fmt: skip
         return {f"rmse_{self.field}", *others}
@@ -151,7 +154,8 @@ class OsseExperiment(TwinExperiment):
     def methods(self, task: str) -> list[Method]:
         """Return the methods for a task; those that correct interpolation cannot be built."""
         known, rivals = self._task(task), self._rivals(self.world)
-        corrected = [Method(name, _not_offered, SHARES) for name in CORRECTIONS]
+        corrected = [Method(DAMPED, _not_offered, DAMPING)]
+        corrected += [Method(name, _not_offered, SHARES) for name in CORRECTIONS]
         return [*rivals.classical(known), *corrected, *(rivals.alone(form, 0) for form in ALONE)]
 
     def recorded(self) -> RecordedErrors:
@@ -353,8 +357,8 @@ class OsseExperiment(TwinExperiment):
         """Return what is tuned on the timelines for tuning and validation.
 
         Corrections are tuned once interpolation is, with the networks of three seeds together
-        where reports are sparse; where none beats interpolation for sure, they are interpolation.
-        Three settings get twice the trials of two.
+        where reports are sparse; where no pair of fractions has its interval below 1, they are
+        interpolation. Three settings get twice the trials of two.
         """
         rivals = self._rivals(self.world)
         runs = OsseCycles(self.world, rivals, cycles)
@@ -368,6 +372,13 @@ class OsseExperiment(TwinExperiment):
                         partial(_score, runs, task.base, method),
                         2 if len(method.box) > 2 else 1,
                     )
+            if own:
+                damped = rivals.damped(task, own)
+                found[choice_name(DAMPED, task.chosen_for)] = Trial(
+                    damped.box,
+                    partial(_score, runs, task.base, damped),
+                    builds_on={"interpolation": own},
+                )
             for name in CORRECTIONS if own else ():
                 wanted = SEEDS if task.density < SPARSE else SEEDS[:1]
                 if seeds := [seed for seed in wanted if not self.not_trained(name, seed)]:

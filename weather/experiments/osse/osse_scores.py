@@ -23,6 +23,7 @@ from weather.experiments.osse.rivals import (
     ALONE,
     CORRECTIONS,
     COSTLY,
+    DAMPED,
     FEW,
     FEW_CYCLES,
     INTERPOLATION,
@@ -117,7 +118,7 @@ class OsseScores(CycledScores):
         networks = [name for name in (*CORRECTIONS, *ALONE) if self.trained(task, name)]
         if task.reports in ("withheld", "denied"):
             networks = [name for name in networks if name in CORRECTIONS]
-        return [method.name for method in self.rivals.classical(task)] + networks
+        return [*(method.name for method in self.rivals.classical(task)), DAMPED, *networks]
 
     def trained(self, task: OsseTask, name: str) -> list[int]:
         """Return the seeds of a method on a task whose networks exist."""
@@ -138,7 +139,7 @@ class OsseScores(CycledScores):
         if seeds:
             scope.append(("seeds-", "+".join(map(str, seeds))))
             scope.append(("weights-", self.identity(name, seeds)))
-        if name in CORRECTIONS or part:
+        if name in (*CORRECTIONS, DAMPED) or part:
             chosen = self.settings.get(choice_name(INTERPOLATION, task.chosen_for), {})
             scope.append(("oi-", "+".join(f"{value:.6g}" for value in chosen.values())))
         cycles = self.cycles.cycles
@@ -151,6 +152,8 @@ class OsseScores(CycledScores):
         """Return a method of a task, with the network of a seed."""
         if name in CORRECTIONS:
             return self.rivals.corrected(name, seed, task, self._interpolation(task))
+        if name == DAMPED:
+            return self.rivals.damped(task, self._interpolation(task))
         if name in ALONE:
             return self.rivals.alone(name, seed)
         return next(m for m in self.rivals.classical(task) if m.name == name)
@@ -196,6 +199,13 @@ class OsseScores(CycledScores):
         found += [row for task in self.tasks for row in self._few_rows(task)]
         found += self._gate_rows() + self._report_rows()
         return found + [row for task in self.tasks for row in self._untrained(task)]
+
+    def compared(self, where: str, errors: Mapping[str, Tensor]) -> list[Row]:
+        """Return errors, ratios to interpolation, and of corrections to damped interpolation."""
+        pairs = [name for name in CORRECTIONS if {name, DAMPED} <= errors.keys()]
+        return super().compared(where, errors) + [
+            paired(name, where, errors[name], errors[DAMPED], DAMPED) for name in pairs
+        ]
 
     def _task_rows(self, task: OsseTask) -> list[Row]:
         """Return errors, ratios, time and lost timelines of every method on all timelines."""
@@ -323,10 +333,11 @@ class OsseScores(CycledScores):
                 continue
             if task in {one.name for one in self.tasks}:
                 better = "beats" if row.high < 1 else "loses to" if row.low > 1 else "is level with"
-                said.append(f"{CORRECTED} {better} oi on {task}: {row.value:.2f} "
-                            f"[{row.low:.2f}, {row.high:.2f}].")  # fmt: skip
+                damped = found.get((CORRECTED, task, f"over_{DAMPED}"))
+                more = "" if damped is None else f", over {DAMPED} {_shown(damped)}"
+                said.append(f"{CORRECTED} {better} oi on {task}: {_shown(row)}{more}.")
             ahead = [
-                f"{one.method} {one.value:.2f} [{one.low:.2f}, {one.high:.2f}]"
+                f"{one.method} {_shown(one)}"
                 for (method, where, metric), one in found.items()
                 if (where, metric) == (task, "over_oi") and one.value < row.value
             ]
@@ -335,8 +346,12 @@ class OsseScores(CycledScores):
         gate = found.get((CORRECTED, "gate/pooled", "over_ungated_oi"))
         if gate is not None:
             helps = "help" if gate.high < 1 else "cost accuracy" if gate.low > 1 else "do not help"
-            said.append(f"Gates {helps}: {gate.value:.3f} [{gate.low:.3f}, {gate.high:.3f}].")
+            said.append(f"Gates {helps}: {_shown(gate, 3)}.")
         return " ".join(said)
+
+
+def _shown(row: Row, digits: int = 2) -> str:
+    return f"{row.value:.{digits}f} [{row.low:.{digits}f}, {row.high:.{digits}f}]"
 
 
 def fixed_bars(scores: OsseScores, task: OsseTask) -> list[Bar]:

@@ -13,7 +13,11 @@ from weather.baselines.assimilator import (
     Persistence,
 )
 from weather.baselines.letkf import LETKF
-from weather.baselines.optimal_interpolation import CorrectedInterpolation, OptimalInterpolation
+from weather.baselines.optimal_interpolation import (
+    CorrectedInterpolation,
+    DampedInterpolation,
+    OptimalInterpolation,
+)
 from weather.baselines.spectral_covariance import SpectralCovariance
 from weather.baselines.variational import FourDVar, ThreeDVar
 from weather.experiments.experiment import Method, Setting
@@ -36,8 +40,9 @@ FRACTIONS: tuple[Setting, ...] = tuple(
 )  # fmt: skip
 """Fractions of the increments that are tried for corrections: interpolation itself first."""
 
+DAMPING = {"scale": (0.1, 10.0), "alpha": (0.1, 1.0)}
 SHARES = {"alpha": (0.25, 1.0), "beta": (0.25, 1.0)}
-INTERPOLATION = "oi"
+INTERPOLATION, DAMPED = "oi", "damped_oi"
 FEW, FEW_CYCLES, ITERATIONS = 4, 120, 20
 SLOWEST, SLOWER = "four_d_var", 5  # takes a second an analysis: tuned on a fifth of the cycles
 COSTLY = (SLOWEST, "letkf")
@@ -128,6 +133,21 @@ class Rivals:
                 members=MEMBERS,
             ),
         ]  # fmt: skip
+
+    def damped(self, task: OsseTask, interpolation: Setting) -> Method:
+        """Return a fraction of the increment of interpolation, with its tuned B and length.
+
+        Args:
+            task: Whose recorded errors interpolation has.
+            interpolation: Its tuned setting, of which the scale is replaced.
+        """
+        return Method(
+            DAMPED,
+            lambda s: DampedInterpolation(
+                self.interpolation(task, {**interpolation, "scale": s["scale"]}), s["alpha"]
+            ),
+            DAMPING,
+        )
 
     def corrected(self, name: str, seed: int, task: OsseTask, interpolation: Setting) -> Method:
         """Return the correction of tuned interpolation by the network of a seed.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 from importlib.resources import files
 from pathlib import Path
 from typing import Self
@@ -66,7 +67,8 @@ class OsseWorld(TwinWorld):
 def seal(*pieces: str) -> int:
     """Return the seed of the sealed world: 8 bytes of the SHA-256 of shipped weights and choices.
 
-    No choice that is shipped can have seen the world of this seed, since it follows from them.
+    No choice that is shipped can have seen the world of this seed, since it follows from them: from
+    the chosen settings and the weights, not from the circumstances of their making.
 
     Args:
         pieces: Folders of the package, below ``weights``, as patterns such as
@@ -75,7 +77,10 @@ def seal(*pieces: str) -> int:
     digest, root = hashlib.sha256(), Path(str(files("weather"))) / "weights"
     folders = sorted({folder for piece in pieces for folder in root.glob(piece)})
     for path in (path for folder in folders for path in sorted(folder.rglob("*"))):
-        if path.is_file():
+        if path.is_file() and path.name != "record.json":
+            content = path.read_bytes()
+            if path.suffix == ".json":
+                content = json.dumps(json.loads(content)["setting"], sort_keys=True).encode()
             digest.update(path.relative_to(root).as_posix().encode())
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
+            digest.update(hashlib.sha256(content).digest())
     return int.from_bytes(digest.digest()[:8], "big")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -196,19 +196,26 @@ def logs(errors: Tensor) -> Tensor:
     return errors[..., 0].double().log().mean(0)
 
 
-def row_of(method: str, task: str, draws: Resamples, score: Callable[..., object]) -> Row:
-    """Return the row of one score with its interval."""
-    ((name, interval),) = draws.intervals(score).items()  # type: ignore[arg-type]
+def row_of(method: str, task: str, draws: Resamples, score: Any) -> Row:
+    """Return the row of one score, or of that of several networks, with its interval."""
+    ((name, interval),) = draws.intervals(score).items()
     return Row(method, task, name, *interval)
 
 
 def ratios(
     method: str, task: str, draws: Resamples, own: Tensor, other: Tensor, versus: str
 ) -> list[Row]:
-    """Return the geometric mean of the ratios over timelines, and the ratio of the rms."""
+    """Return the geometric mean of the ratios over timelines, and the ratio of the rms.
+
+    The interval of the former resamples networks, too, where they are of several seeds.
+    """
+    log_ratios = own[..., 0].double().log() - logs(other)
     squares = [errors[..., 0].double().square().mean(0) for errors in (own, other)]
-    row = partial(row_of, method, task, draws)
+    ratio = row_of(method, task, draws, [moments(one.numpy(), None, f"over_{versus}")
+                                         for one in log_ratios])  # fmt: skip
+    rms = moments(torch.stack(squares, 1).numpy(), root_ratio, f"rms_over_{versus}")
+    value, low, high = (math.exp(x) for x in (ratio.value, ratio.low, ratio.high))
     return [
-        row(moments((logs(own) - logs(other)).numpy(), exponential, f"over_{versus}")),
-        row(moments(torch.stack(squares, 1).numpy(), root_ratio, f"rms_over_{versus}")),
+        ratio._replace(value=value, low=low, high=high),
+        row_of(method, task, draws, rms),
     ]

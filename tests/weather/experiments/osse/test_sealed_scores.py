@@ -1,5 +1,6 @@
 """A sealed world, corrections of interpolation, and what their scores say of missing networks."""
 
+import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -62,7 +63,7 @@ def test_the_sealed_world_has_its_seed_in_everything_but_the_climate(folder):
     assert names == [{("world-", f"{sealed.seed:016x}")}]
 
 
-def test_the_seal_is_broken_by_any_shipped_byte(tmp_path, monkeypatch):
+def test_the_seal_is_broken_by_weights_and_settings_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(sealed_world, "files", lambda _: tmp_path)
     kept = tmp_path / "weights/nets/weights/a-s0/weights.safetensors"
     kept.parent.mkdir(parents=True)
@@ -72,13 +73,16 @@ def test_the_seal_is_broken_by_any_shipped_byte(tmp_path, monkeypatch):
         found.append(seal("nets/weights/a-s*"))
     chosen = tmp_path / "weights/osse/choices/oi-s0/result.json"
     chosen.parent.mkdir(parents=True)
-    chosen.write_text("{}")
-    found.append(seal("nets/weights/a-s*", "osse/choices/*"))
+    for scale in (1.0, 2.0):
+        chosen.write_text(json.dumps({"setting": {"scale": scale}, "trials": []}))
+        found.append(seal("nets/weights/a-s*", "osse/choices/*"))
+    chosen.write_text(json.dumps({"trials": [{}], "setting": {"scale": scale}}))
+    (chosen.parent / "record.json").write_text("another revision")
     other = kept.parents[1] / "b-s0/weights.safetensors"
     other.parent.mkdir()
     other.write_bytes(b"of a form that takes no part")
     assert seal("nets/weights/a-s*", "osse/choices/*") == found[-1]
-    assert len(set(found)) == 4
+    assert len(set(found)) == 5
     assert all(0 <= seed < 2**64 for seed in found)
 
 

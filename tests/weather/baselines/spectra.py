@@ -1,0 +1,54 @@
+"""Spectral covariances by hand, where there are no samples to estimate them from."""
+
+import torch
+
+from weather.baselines.covariance import gaspari_cohn
+from weather.baselines.spectral_covariance import SpectralCovariance
+from weather.grid import EARTH_RADIUS_KM, gaussian_nodes
+from weather.spherical import FieldLayout, legendre_functions
+
+
+def univariate(transform, channels, deviation, *, length_km):
+    """Give every channel the Gaspari-Cohn correlation, for when there are no samples.
+
+    Winds get it in streamfunction and velocity potential, with as much energy in either.
+
+    Args:
+        transform: The spherical transform.
+        channels: The C channels.
+        deviation: (C,) standard deviations of the error.
+        length_km: Half width c of the correlation.
+
+    Raises:
+        ValueError: A deviation or the length is not positive.
+    """
+    if not (length_km > 0 and (deviation > 0).all()):
+        raise ValueError(
+            f"deviation and length_km must be positive, got {deviation.tolist()} and {length_km}"
+        )
+    layout, variance = FieldLayout.of(channels), deviation.double().square()
+    scalar = correlation_spectrum(lambda km: gaspari_cohn(km / length_km), transform.truncation)
+    energy = (2 * transform.degree + 1) * scalar * -transform.laplacian
+    rotation = scalar * transform.laplacian.square() / energy.sum()  # of a unit wind
+    east, north = variance[list(layout.eastward)], variance[list(layout.northward)]
+    winds = rotation[:, None] * (east + north) / 2
+    spectra = torch.cat((scalar[:, None] * variance[list(layout.scalars)], winds, winds), 1)
+    return SpectralCovariance(transform, channels, spectra.diag_embed())
+
+
+def correlation_spectrum(correlation, truncation):
+    """Return the spectrum g (L,) of an isotropic correlation, ``sum of (2 l + 1) g_l = 1``.
+
+    ``rho(angle) = sum of (2 l + 1) g_l P_l(cos angle)``; what rounding or the correlation makes
+    negative is zero, and the rest is scaled to variance 1.
+
+    Args:
+        correlation: Function of distances, km.
+        truncation: T, the largest total wavenumber.
+    """
+    nodes, weights = gaussian_nodes(4 * truncation + 200)
+    degree = torch.arange(truncation + 1, dtype=torch.float64)
+    legendre = legendre_functions(truncation, nodes)[0][0] / (2 * degree + 1).sqrt()[:, None]
+    values = correlation(nodes.acos() * EARTH_RADIUS_KM)
+    spectrum = (legendre * (weights * values)).sum(1).clamp(min=0.0) / 2
+    return spectrum / ((2 * degree + 1) * spectrum).sum()
