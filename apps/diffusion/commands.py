@@ -16,10 +16,10 @@ FUNCTIONS = {
         "apps.diffusion.training.train_lora:train_adapter", "images", flat=("card", "training")
     ),
     "train-retriever": FunctionVerb(
-        "apps.diffusion.training.train_retriever:train", flat=("training", "machine")
+        "apps.diffusion.training.train_on_adapters:fit_retriever", flat=("training", "machine")
     ),
     "train-gates": FunctionVerb(
-        "apps.diffusion.training.train_gates:train", flat=("gates", "training", "machine")
+        "apps.diffusion.training.train_on_adapters:fit_gates", flat=("gates", "training", "machine")
     ),
     "evaluate": FunctionVerb("apps.diffusion.commands:evaluate"),
     "generate": FunctionVerb(
@@ -36,7 +36,7 @@ FUNCTIONS = {
 STUDIES = {
     "base": "apps.diffusion.studies.base_study:base_study",
     "parity": "apps.diffusion.studies.base_study:parity_study",
-    "retrieval": "apps.diffusion.studies.retrieval_study:retrieval_study",
+    "retrieval": "apps.diffusion.studies.base_study:retrieval_study",
     "fusion": "apps.diffusion.studies.fusion_study:fusion_study",
 }  # study -> what shows it
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]

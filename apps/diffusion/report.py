@@ -10,9 +10,16 @@ from torch import Tensor
 from apps.diffusion.commands import STUDIES
 from apps.diffusion.embedded_world import World
 from apps.diffusion.sampling import TRUE, in_bytes, pair_images
-from apps.diffusion.studies.base_study import chosen_rows, image_pieces, styled_rows
+from apps.diffusion.studies.base_study import (
+    METHODS,
+    UNSEEN,
+    chosen_rows,
+    image_pieces,
+    searched_of,
+    styled_rows,
+    vectors,
+)
 from apps.diffusion.studies.fusion_study import BLIND, GROUPS, SPACES, best_rival
-from apps.diffusion.studies.retrieval_study import METHODS, UNSEEN, searched_of, vectors
 from apps.diffusion.studio import Sources, shipped, studio
 from core_gates.errors import GatesError, check_option
 from diffusion.data.concepts import concepts, rows_of, subject

@@ -13,7 +13,7 @@ import torch
 
 from apps.diffusion.embedded_world import World
 from apps.diffusion.search import read_encoder
-from apps.diffusion.studies.retrieval_study import ENCODER, UNSEEN
+from apps.diffusion.studies.base_study import ENCODER, UNSEEN
 from core_gates.errors import GatesError, check_option
 from diffusion.data.concepts import concepts
 from diffusion.experiments.trained_gates import FILE, GatesForm, refuse_gates_of_another

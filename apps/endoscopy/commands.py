@@ -6,9 +6,8 @@ from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-from apps.endoscopy.audit import Study, run_audit
 from apps.endoscopy.report import endoscopy_report
-from apps.endoscopy.size_scoring import Wanted, score, score_honest
+from apps.endoscopy.size_scoring import Study, Wanted, run_audit, score, score_honest
 from apps.endoscopy.training_runs import (
     WEIGHTS,
     Trainings,

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from apps.endoscopy.audit import FOLDER
-from apps.endoscopy.size_scoring import HONEST, OTHERS, PREDICTIONS, STUDY, SUBGROUPS
+from apps.endoscopy.size_scoring import AUDIT_FOLDER, HONEST, OTHERS, PREDICTIONS, STUDY, SUBGROUPS
 from apps.endoscopy.training_runs import Trainings
 from core_gates.errors import GatesError
 from endoscopy.evaluation.size_evaluation import ACCURACY, CERTAINTY, SECONDARY, TEST
@@ -67,7 +66,7 @@ def _draw(trainings: Trainings, rows: Sequence[Row], page: Page) -> None:
     _add_subgroups(page, folder / SUBGROUPS)
     if (folder / PREDICTIONS).is_file():
         _add_predictions(page, trainings, pd.read_parquet(folder / PREDICTIONS))
-    _add_audits(page, rows, folder / FOLDER / "ladder.parquet")
+    _add_audits(page, rows, folder / AUDIT_FOLDER / "ladder.parquet")
     if studied := [row for row in rows if row.task.startswith(STUDY) and row.metric in SHOWN]:
         page.section("Studies of gates").text("The same small network with and without gates.")
         add_differences(page.scores(Scores(studied)), studied)

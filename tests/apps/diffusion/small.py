@@ -4,7 +4,7 @@ import torch
 from safetensors.torch import load_file
 
 from apps.diffusion.embedded_world import World
-from apps.diffusion.studies.retrieval_study import ENCODER, UNSEEN
+from apps.diffusion.studies.base_study import ENCODER, UNSEEN
 from diffusion.data.concepts import concepts
 from diffusion.experiments.trained_gates import GatesForm
 from diffusion.experiments.zoo import EncoderForm, shape_of

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from apps.endoscopy import audit
+from apps.endoscopy import size_scoring
 from endoscopy.renderer.scene import RendererConfig
 from harness.experiment import Run
 from harness.experiment.scores import read_scores
@@ -24,12 +24,12 @@ def test_data_sets_of_one_study_are_kept_apart_and_compared(tmp_path, monkeypatc
         accuracy_difference=[np.nan, 0.01], accuracy_difference_low=[np.nan, 0.002],
         accuracy_difference_high=[np.nan, 0.02], accuracy_p_value=[np.nan, 0.03],
     )  # fmt: skip
-    monkeypatch.setattr(audit, "_images", lambda _: SimpleImages)
-    monkeypatch.setattr(audit, "generalization_study", lambda *_, **__: None)
-    monkeypatch.setattr(audit, "generalization_table", lambda _: table)
+    monkeypatch.setattr(size_scoring, "_images", lambda _: SimpleImages)
+    monkeypatch.setattr(size_scoring, "generalization_study", lambda *_, **__: None)
+    monkeypatch.setattr(size_scoring, "generalization_table", lambda _: table)
     run = Run(tmp_path, app="endoscopy")
     for images in ("digits", "/data/knitted wear"):
-        path = audit.run_study(run, "generalization", images)
+        path = size_scoring.run_study(run, "generalization", images)
     rows = read_scores(path, "endoscopy").rows
     names = ("digits", "knitted_wear")
     for name in names:
@@ -45,17 +45,17 @@ def test_cues_are_rendered_once_and_those_of_other_settings_are_others(
     tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    monkeypatch.setattr(audit, "CHUNK", 2)
+    monkeypatch.setattr(size_scoring, "CHUNK", 2)
     config, run = RendererConfig(side=32, frames=1), Run(tmp_path, app="endoscopy", overwrite=True)
-    first = audit.rendered_cues(run, config, range(3))
+    first = size_scoring.rendered_cues(run, config, range(3))
     assert "making 2 missing cues: " in capsys.readouterr().out
     assert set(first) == {"fixed", "agc"}
     assert [len(table) for table in first.values()] == [3, 3]
-    again = audit.rendered_cues(run, config, range(3))
+    again = size_scoring.rendered_cues(run, config, range(3))
     assert "missing" not in capsys.readouterr().out
     for name, table in first.items():
         pd.testing.assert_frame_equal(table, again[name])
     for change in ({"brand": "B"}, {"shortcut_rho": 0.8}):
-        other = audit.rendered_cues(run, replace(config, **change), range(3))
+        other = size_scoring.rendered_cues(run, replace(config, **change), range(3))
         assert "making 2 missing cues: " in capsys.readouterr().out
         assert not other["fixed"].equals(first["fixed"])

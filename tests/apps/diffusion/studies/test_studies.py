@@ -9,7 +9,6 @@ import apps.diffusion.embedded_world as worlds
 import apps.diffusion.studies.base_study as base
 import apps.diffusion.studies.fused_views as views
 import apps.diffusion.studies.fusion_study as fusion
-import apps.diffusion.studies.retrieval_study as retrieval
 import diffusion.experiments.combined_losses as losses
 import diffusion.experiments.made_images as judge
 import diffusion.experiments.trained_gates as tasks
@@ -65,11 +64,11 @@ def test_base(world, asked, monkeypatch):
 
 
 def test_retrieval(world, asked, monkeypatch):
-    for name, own in retrieval.METHODS.items():
-        monkeypatch.setitem(retrieval.METHODS, name, own | {"steps": 2, "captions": 4})
-    monkeypatch.setattr(retrieval, "QUERIES", 2)
+    for name, own in base.METHODS.items():
+        monkeypatch.setitem(base.METHODS, name, own | {"steps": 2, "captions": 4})
+    monkeypatch.setattr(base, "QUERIES", 2)
     shutil.rmtree(world.run.folder / "encoders")
-    retrieval.retrieval_study(asked("retrieval"), world)
+    base.retrieval_study(asked("retrieval"), world)
     found = scores_of(asked("retrieval"))
     assert len(found["bars"]) == 3
     rows = {(r["method"], r["task"], r["metric"]): r for r in found["rows"] if not r["versus"]}

@@ -12,9 +12,9 @@ import apps.diffusion
 import diffusion
 from apps.diffusion.commands import FUNCTIONS
 from apps.diffusion.embedded_world import World
+from apps.diffusion.studies.base_study import ENCODER, UNSEEN
 from apps.diffusion.studies.fusion_study import GATES
-from apps.diffusion.studies.retrieval_study import ENCODER, UNSEEN
-from apps.diffusion.training.train_gates import Gates, Training
+from apps.diffusion.training.train_on_adapters import Gates, GatesTraining
 from apps.main import main
 from diffusion.data.concepts import concepts
 from diffusion.lora_file import Factors, LoraBundle, save_lora
@@ -50,8 +50,8 @@ def test_what_ships_is_trained_by_default_and_by_its_configuration():
     section = yaml.safe_load(next(p for p in CONFIGS if p.stem == "embedded").read_text())
     shipped = json.loads(SHIPPED_GATES.read_text())["settings"]
     assert section["train-gates"] == GATES | {"learning_rate": shipped["learning_rate"]}
-    assert {**Gates().settings(), **Training().settings()} == {
-        **dict.fromkeys({**Gates().settings(), **Training().settings()}),
+    assert {**Gates().settings(), **GatesTraining().settings()} == {
+        **dict.fromkeys({**Gates().settings(), **GatesTraining().settings()}),
         **GATES,
         "learning_rate": 2e-2,
     }
