@@ -303,11 +303,7 @@ class WeatherTrainer(GatesRunTrainer):
         """
         experiment = experiment_of(datamodule.source)
         full = not quick and ckpt_path is None
-        if train and not experiment.forms:
-            raise GatesError(
-                "--train has nothing to train here: the rows of missing networks say how to"
-            )
-        check_evaluation(experiment, seeds, densities, only, tuning if full else None)
+        check_evaluation(experiment, seeds, densities, only, tuning if full else None, train)
         part = (*only, *experiment.base) if only else ()
         run = self._begin(datamodule, quick=not full, only=part, seeds=seeds)
         asked = only or (*experiment.forms, *(["open_gate"] if open_gate else []))

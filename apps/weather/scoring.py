@@ -445,8 +445,9 @@ def check_evaluation(
     densities: Sequence[float],
     only: Sequence[str],
     budget: Budget | None,
+    train: bool,
 ) -> None:
-    """Refuse seeds, densities, methods or a budget that cannot be used.
+    """Refuse seeds, densities, methods, a budget or a training that cannot be.
 
     Raises:
         GatesError: One of them cannot.
@@ -456,6 +457,10 @@ def check_evaluation(
     check_only(experiment, densities, only)
     if budget is not None:
         check_tuning(experiment, budget)
+    if train and not experiment.forms:
+        raise GatesError(
+            "--train has nothing to train here: the rows of missing networks say how to"
+        )
 
 
 def check_seeds(seeds: Sequence[int]) -> None:

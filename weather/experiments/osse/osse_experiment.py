@@ -26,10 +26,15 @@ from weather.experiments.experiment import (
     Trial,
     choice_name,
 )
-from weather.experiments.osse.cycled_problems import CycledProblems
 from weather.experiments.osse.osse_cycles import OsseCycles
 from weather.experiments.osse.osse_scores import OsseScores
-from weather.experiments.osse.recorded_errors import SECOND, SPARSE, TURNS, RecordedErrors
+from weather.experiments.osse.recorded_errors import (
+    SECOND,
+    SPARSE,
+    TURNS,
+    CycledProblems,
+    RecordedErrors,
+)
 from weather.experiments.osse.rivals import (
     ALONE,
     CORRECTIONS,

@@ -237,7 +237,7 @@ class OsseScores(CycledScores):
     def _gate_rows(self) -> list[Row]:
         """Return gated over ungated corrections, for every task and pooled over all of them.
 
-        Not of tasks where both are interpolation.
+        Not of tasks where one of them is interpolation.
         """
         pairs = [
             (task.name, self.errors[task.name, CORRECTED], self.errors[task.name, CONTROL])
@@ -260,10 +260,11 @@ class OsseScores(CycledScores):
         return [*found, row_of(CORRECTED, "gate/pooled", draws, score)]
 
     def _gated(self, task: OsseTask) -> bool:
-        """Return whether a network takes part in a correction."""
-        found = [self.settings.get(choice_name(name, task.chosen_for), {})
-                 for name in (CORRECTED, CONTROL)]  # fmt: skip
-        return any(one.get("beta", 1.0) > 0 for one in found)
+        """Return whether networks take part in both corrections."""
+        return all(
+            self.settings.get(choice_name(name, task.chosen_for), {}).get("beta", 1.0) > 0
+            for name in (CORRECTED, CONTROL)
+        )
 
     def _outage_rows(self, task: OsseTask, name: str) -> list[Row]:
         """Return the error after ten silent days and some days after them."""

@@ -12,7 +12,7 @@ from core_gates.errors import GatesError
 from tests.weather.experiments.osse.conftest import experiment
 from tests.weather.training.conftest import FILTERS, StopAfter
 from weather.baselines.optimal_interpolation import CorrectedInterpolation
-from weather.experiments.osse import cycled_problems
+from weather.experiments.osse import recorded_errors as cycled_problems
 from weather.models.adas.analysis import AnalysisForm
 from weather.training.adas_module import AdasModule
 from weather.training.correction_module import CorrectionModule
