@@ -11,7 +11,7 @@ import gradio as gr
 import numpy as np
 from matplotlib.figure import Figure
 
-from apps.diffusion.sampling import record_of
+from apps.diffusion.generate import record_of
 from apps.diffusion.studio import GATED, SUM, Sources, Studio, studio
 from core_gates.errors import GatesError
 from diffusion.data.pictures import enlarged

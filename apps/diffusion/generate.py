@@ -1,24 +1,282 @@
-"""``gates diffusion generate``: from a prompt to images, with the adapters that suit it."""
+"""``gates diffusion generate``: how images are sampled, and saved with all that decided them."""
 
-from collections.abc import Callable
+import math
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
+import numpy as np
+from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from apps.diffusion.adapter_files import strengths_of
 from apps.diffusion.commands import refuse_unless_text
-from apps.diffusion.sampling import Sampling, record_of, require_writable, save, save_sheet
-from apps.diffusion.studio import Sources, maker, studio
+from apps.diffusion.studio import GATED, SUM, Sources, Studio, maker, studio
 from core_gates.errors import GatesError
+from diffusion.data.concepts import Combination, rows_of, subject
+from diffusion.data.drawings import Drawings, drawn
+from diffusion.data.pictures import contact_sheet, save_picture
+from diffusion.experiments.trained_gates import refuse_gates_of_another
+from diffusion.experiments.work import refuse_below
+from diffusion.fusion import GatedFusion
+from diffusion.fusion.baking import GateMap, MeanGates, bake
+from diffusion.fusion.pipeline import AutoLoraPipeline, Generated
+from diffusion.lora_file import LoraBundle
+from diffusion.models.flow_matching import GUIDANCE
+from diffusion.models.pipelines import load_pipeline
 from harness.command.verbs import Place
+from harness.files import short_digest
 from harness.runs.terminal import counting, ticking
 
-if TYPE_CHECKING:
-    from diffusion.fusion.pipeline import Generated
+LARGEST_SEED = 2**63 - 1
+MOST = 1000  # images of a call
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How images are sampled.
+
+    Attributes:
+        seed: Seed of the noise of the first image; the others follow.
+        steps: Number of denoising steps.
+        guidance: Scale of the guidance by the prompt.
+        count: Number of images.
+        negative_prompt: What the images should not show.
+        size: Side of images in pixels, for other bases than the embedded one.
+    """
+
+    seed: int = 0
+    steps: int = 20
+    guidance: float = GUIDANCE
+    count: int = 1
+    negative_prompt: str = ""
+    size: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            GatesError: One makes no sense.
+        """
+        if not 0 <= self.seed <= LARGEST_SEED - self.count:
+            raise GatesError(f"--seed is {self.seed}, expected a number from 0 to 2^63")
+        refuse_below(1, steps=self.steps)
+        if not math.isfinite(self.guidance) or self.guidance < 0:
+            raise GatesError(f"--guidance is {self.guidance}, expected 0 or more; 1 is without")
+        if not 1 <= self.count <= MOST:
+            raise GatesError(f"--count is {self.count}, expected 1 to {MOST}")
+        refuse_below(1, size=self.size)
+
+    def options(self, studio: Studio) -> dict[str, Any]:
+        """Return the options of the pipeline of diffusers.
+
+        Raises:
+            GatesError: One would do nothing with this base.
+        """
+        if studio.guided and self.guidance < 1:
+            raise GatesError(
+                f"--guidance is {self.guidance}, which this base takes for 1, no guidance: give 1,"
+                " or more"
+            )
+        if self.negative_prompt and not (studio.guided and self.guidance > 1):
+            way = "give --guidance above 1" if studio.guided else "this base has none"
+            raise GatesError(f"--negative_prompt does nothing without such guidance: {way}")
+        found = studio.options(self.steps, self.guidance, self.size)
+        return found | ({"negative_prompt": self.negative_prompt} if self.negative_prompt else {})
+
+
+SAMPLER = "Euler"
+LETTERS = 40  # of a prompt, in the name of a file
+
+
+def record_of(studio: Studio, found: Generated, mode: str) -> dict[str, Any]:
+    """Return all that decided an image, as plain values.
+
+    Args:
+        studio: What made it.
+        found: The image.
+        mode: How adapters were combined, as it was asked for.
+    """
+    record = found.record()
+    gates = record["gates"] or {}
+    adapters = [
+        {
+            **one,
+            **studio.finder.described(one["name"], found.prompt),
+            "mean_gate": gates.get(one["name"], {}).get("mean"),
+        }
+        for one in record["adapters"]
+    ]
+    named = {} if found.mode in ("gated", "sum", "none") else {"mode": mode}
+    if studio.dtype is not None:
+        named["dtype"] = studio.dtype
+    return {
+        **record,
+        **named,
+        "adapters": adapters,
+        "model": studio.model,
+        "sampler": SAMPLER,
+        "hashes": studio.hashes,
+    }
+
+
+def save(image: Image.Image, record: dict[str, Any], folder: Path) -> Path:
+    """Write an image and its record, under a name that prompt, seed and all else decide."""
+    return save_picture(image, folder / f"{name_of(record)}.png", record)
+
+
+def save_sheet(images: list[Image.Image], records: list[dict[str, Any]], folder: Path) -> Path:
+    """Write many images on one sheet, with the names of their files."""
+    record = {
+        **records[0],
+        "seeds": [one["seed"] for one in records],
+        "files": [f"{name_of(one)}.png" for one in records],
+    }
+    return save_picture(contact_sheet(images), folder / f"{name_of(record)}-sheet.png", record)
+
+
+def name_of(record: dict[str, Any]) -> str:
+    """Return the stem of the files of an image: equal records have equal names."""
+    words = re.sub(r"[^a-z0-9]+", "-", record["prompt"].lower()).strip("-")[:LETTERS].strip("-")
+    return f"{words or 'image'}-s{record['seed']}-{short_digest(_settled(record), 8)}"
+
+
+def _settled(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record without what its other fields decide, which rounding may change."""
+    results = ("weights", "metadata", "mean_gate", "score", "why")
+    adapters = [{n: v for n, v in one.items() if n not in results} for one in record["adapters"]]
+    return {n: v for n, v in record.items() if n not in ("gates", "skipped")} | {
+        "adapters": adapters
+    }
+
+
+def require_writable(folder: Path) -> None:
+    """Refuse a folder for outputs that cannot be written, before anything expensive is done.
+
+    Raises:
+        GatesError: It is a file, lies below one, or may not be written.
+    """
+    place = next((one for one in (folder, *folder.parents) if one.exists()), folder)
+    if not place.is_dir():
+        raise GatesError(f"{folder} cannot be written, {place} is a file: choose another --output")
+    if not os.access(place, os.W_OK):
+        raise GatesError(f"{folder} cannot be written: choose another --output")
+
+
+STEPS = 20
+TRUE = "true drawing"
+
+
+class PairImages(NamedTuple):
+    """Images of P combinations.
+
+    Attributes:
+        captions: Of drawings that no adapter and no gate has seen.
+        images: ``true drawing``, ``gated`` and ``sum`` -> (P, H, W, 3) uint8.
+        gates: Mean gates of the first.
+    """
+
+    captions: list[str]
+    images: dict[str, np.ndarray]
+    gates: GateMap | None
+
+    def errors(self, mode: str) -> np.ndarray:
+        """Return the root mean square error (P,) of the pixels of a mode, from 0 to 1."""
+        return self._errors(self.images[mode].astype(float))
+
+    def white_errors(self) -> np.ndarray:
+        """Return the same of a white image: what paleness alone is worth."""
+        return self._errors(np.full(3, 255.0))
+
+    def _errors(self, images: np.ndarray) -> np.ndarray:
+        gap = (images - self.images[TRUE]) / 255
+        return np.sqrt((gap**2).mean((1, 2, 3)))
+
+    def rows(self) -> dict[str, dict[str, np.ndarray]]:
+        """Return what :func:`diffusion.evaluation.figures.sheet_figure` draws."""
+        return {
+            caption: {name: images[[place]] for name, images in self.images.items()}
+            for place, caption in enumerate(self.captions)
+        }
+
+
+def pair_images(
+    studio: Studio,
+    drawings: Drawings,
+    combinations: Sequence[Combination],
+) -> PairImages:
+    """Make images of combinations with gates and with the plain sum, from the same noise.
+
+    Args:
+        studio: Of the embedded base.
+        drawings: All.
+        combinations: Subjects and styles.
+    """
+    captions: list[str] = []
+    images: dict[str, list[np.ndarray]] = {TRUE: [], GATED: [], SUM: []}
+    gates = None
+    options = studio.options(STEPS, None, None)
+    for one in combinations:
+        row = rows_of(drawings, subject(one.subject), "test")[:1]
+        captions.append(one.caption(str(drawings.captions[row[0]])))
+        images[TRUE].append(in_bytes(drawn(drawings, row, one.styles)[0]))
+        for mode in (GATED, SUM):
+            made = studio.make(captions[-1], mode=mode, adapters=list(one.adapters), **options)
+            images[mode].append(np.asarray(made.images[0].convert("RGB")))
+            gates = made.gates if gates is None else gates
+    found = {name: np.stack(own) for name, own in images.items()}
+    return PairImages(captions, found, gates)
+
+
+def in_bytes(image: np.ndarray) -> np.ndarray:
+    """Return images from 0 to 1 as uint8."""
+    return np.round(image * 255).clip(0, 255).astype(np.uint8)
+
+
+def baked(
+    adapters: Mapping[str, LoraBundle],
+    strengths: Mapping[str, float],
+    base: Path,
+    gates: Path,
+    prompts: Sequence[str],
+    *,
+    steps: int,
+    seed: int,
+) -> LoraBundle:
+    """Return one adapter with the mean gates of runs of the base in the rows of B.
+
+    Args:
+        adapters: Name -> adapter.
+        strengths: Name -> strength.
+        base: Folder of the base: an embedded one, or a pipeline of diffusers.
+        gates: File of trained gates.
+        prompts: What is generated while gates are observed.
+        steps: Denoising steps of each image.
+        seed: Of the noise of the first image; the others follow.
+
+    Raises:
+        GatesError: The base cannot be read, or gates or adapters do not fit it.
+    """
+    refuse_gates_of_another(base, gates)
+    pipe, embedded = load_pipeline(base)
+    options: dict[str, Any] = {"num_inference_steps": steps}
+    if embedded is not None:
+        size = embedded.size
+        options |= {"text": embedded.encoder(), "height": size, "width": size}
+    make = AutoLoraPipeline(pipe, **options)
+    fusion = GatedFusion(pipe.transformer, adapters, gates=gates)
+    fusion.set_strengths(strengths)
+    with fusion, MeanGates(fusion) as observed:
+        for number, prompt in enumerate(prompts):
+            make(prompt, adapters={}, seed=seed + number, output_type="latent")
+    return bake(fusion, observed.means)
+
 
 IMAGES = "images"
 K = 3
@@ -82,7 +340,7 @@ def generate(
         console.print(escape(str(path)), soft_wrap=True, highlight=False)
 
 
-def _made(asked: Callable[..., "Generated"], sampling: Sampling) -> list["Generated"]:
+def _made(asked: Callable[..., Generated], sampling: Sampling) -> list[Generated]:
     """Return all images, with what made them."""
     with ticking("denoising steps", sampling.count * sampling.steps) as tick:
 

@@ -188,7 +188,7 @@ def merged(adapters: Mapping[str, LoraBundle], settings: Settings) -> LoraBundle
     settings.check()
     strengths = settings.strengths(adapters)
     if settings.method == "baked":
-        from apps.diffusion.sampling import baked
+        from apps.diffusion.generate import baked
 
         assert settings.base is not None
         assert settings.gates is not None

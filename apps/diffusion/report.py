@@ -9,7 +9,7 @@ from torch import Tensor
 
 from apps.diffusion.commands import STUDIES
 from apps.diffusion.embedded_world import World
-from apps.diffusion.sampling import TRUE, in_bytes, pair_images
+from apps.diffusion.generate import TRUE, in_bytes, pair_images
 from apps.diffusion.studies.base_study import (
     METHODS,
     UNSEEN,

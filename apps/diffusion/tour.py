@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from apps.diffusion.embedded_world import World
-from apps.diffusion.sampling import PairImages, pair_images
+from apps.diffusion.generate import PairImages, pair_images
 from apps.diffusion.studio import GATED, SUM, Sources, shipped, studio
 from diffusion.data.concepts import held_out_pairs
 from diffusion.evaluation.figures import gate_map_figure, gate_table, sheet_figure

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from apps.diffusion.studies.base_study import Comparison, Method
+from apps.diffusion.studies.base_study import SAMPLER, Comparison, Method
 from diffusion.data.concepts import Combination
 from diffusion.evaluation.fusion_scores import pixel_errors
 from diffusion.experiments.combined_losses import FITTING, fusion_of, seen_losses
@@ -109,8 +109,6 @@ def losses_of_seeing(compared: Comparison) -> dict[str, list[np.ndarray]]:
 
 
 DRAWN = 2  # images of a combination
-
-SAMPLER = {"steps": 20, "guidance": 3.0}
 COSTED = 32  # images of the batch that is timed
 
 

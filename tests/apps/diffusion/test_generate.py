@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from apps.diffusion.sampling import Sampling, name_of, record_of
+from apps.diffusion.generate import Sampling, name_of, record_of
 from apps.diffusion.studio import Studio
 from core_gates.errors import GatesError
 from diffusion.data.pictures import parameters_of
@@ -254,7 +254,7 @@ def test_gates_that_lack_their_common_adapter_say_so(made, small_world):
 
 
 def test_an_output_that_may_not_be_written(small_world, faulty_inputs, monkeypatch):
-    monkeypatch.setattr("apps.diffusion.sampling.os.access", lambda *_: False)
+    monkeypatch.setattr("apps.diffusion.generate.os.access", lambda *_: False)
     words = "out cannot be written: choose another --output"
     faulty_inputs({"a folder": (call("--output", "out"), words)}, folder=small_world)
 

@@ -95,7 +95,7 @@ def keep_losses(run, group="test2"):
 
 
 def test_differences_by_pair_and_gates(run_of, root, write, monkeypatch):
-    monkeypatch.setattr("apps.diffusion.sampling.STEPS", 2)
+    monkeypatch.setattr("apps.diffusion.generate.STEPS", 2)
     run = run_of("fusion")
     kept = keep_losses(run)
     choice = Choice({"weight": 1.0, "density": 0.5}, [{"score": 0.1}], [])

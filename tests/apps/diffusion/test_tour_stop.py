@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from apps.diffusion import tour as module
-from apps.diffusion.sampling import TRUE, PairImages
+from apps.diffusion.generate import TRUE, PairImages
 from apps.diffusion.studio import Shipped
 from apps.diffusion.tour import Found, rows_of, tour
 from apps.main import App, main
@@ -17,7 +17,7 @@ from harness.report.page import Page, StopSkippedError
 @pytest.fixture
 def few(monkeypatch):
     monkeypatch.setattr(module, "SHOWN", 2)
-    monkeypatch.setattr("apps.diffusion.sampling.STEPS", 1)
+    monkeypatch.setattr("apps.diffusion.generate.STEPS", 1)
 
 
 def test_the_stop_shows_prompts_adapters_and_images(zoo_root, write, few, tmp_path):
