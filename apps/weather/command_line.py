@@ -179,8 +179,8 @@ class WeatherCLI(GatesRunCLI):
         """Return the weights that a correction starts from; None for a fresh network.
 
         Raises:
-            GatesError: There is no such file, nobody knows what it was trained on, it is a network
-                of another form, or no correction is trained.
+            GatesError: There is no such file or no record of its training, it is a network of
+                another form, or no correction is trained.
         """
         options = self.config[self.subcommand]
         given = options.get("start")
@@ -208,8 +208,8 @@ class WeatherCLI(GatesRunCLI):
         found, wanted = read_header(path)["form"], FORMS[CORRECTIONS[self._form]]
         if wrong := [f"{n} {found.get(n)}" for n, v in wanted.items() if found.get(n) != v]:
             raise GatesError(
-                f"--start {given} is a network with {', '.join(wrong)}, which is no start of "
-                f"{self._form}: give one of the form {CORRECTIONS[self._form]}"
+                f"--start {given} is a network with {', '.join(wrong)}: {self._form} starts from "
+                f"one of the form {CORRECTIONS[self._form]}"
             )
         return path
 
