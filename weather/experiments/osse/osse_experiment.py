@@ -40,6 +40,7 @@ from weather.experiments.osse.rivals import (
     CORRECTIONS,
     DAMPED,
     DAMPING,
+    DAMPINGS,
     FEW,
     FRACTIONS,
     INTERPOLATION,
@@ -380,7 +381,7 @@ class OsseExperiment(TwinExperiment):
             if own:
                 damped = rivals.damped(task, own)
                 found[choice_name(DAMPED, task.chosen_for)] = Trial(
-                    damped.box,
+                    DAMPINGS,
                     partial(_score, runs, task.base, damped),
                     builds_on={"interpolation": own},
                 )

@@ -40,7 +40,17 @@ FRACTIONS: tuple[Setting, ...] = tuple(
 )  # fmt: skip
 """Fractions of the increments that are tried for corrections: interpolation itself first."""
 
-DAMPING = {"scale": (0.1, 10.0), "alpha": (0.1, 1.0)}
+DAMPINGS: tuple[Setting, ...] = tuple(
+    {"scale": scale, "alpha": alpha}
+    for scale, alpha in (
+        (1.0, 1.0), (1.0, 0.5), (2.0, 0.5), (1.0, 0.75), (2.0, 0.75), (4.0, 0.35),
+        (2.0, 0.35), (4.0, 0.5), (1.0, 0.35), (4.0, 0.75), (2.0, 1.0), (4.0, 1.0),
+    )
+)  # fmt: skip
+"""Scales, over that of interpolation, and fractions that are tried for damped interpolation:
+interpolation itself first."""
+
+DAMPING = {"scale": (1.0, 4.0), "alpha": (0.35, 1.0)}
 SHARES = {"alpha": (0.25, 1.0), "beta": (0.25, 1.0)}
 INTERPOLATION, DAMPED = "oi", "damped_oi"
 FEW, FEW_CYCLES, ITERATIONS = 4, 120, 20
@@ -139,12 +149,15 @@ class Rivals:
 
         Args:
             task: Whose recorded errors interpolation has.
-            interpolation: Its tuned setting, of which the scale is replaced.
+            interpolation: Its tuned setting, of which the scale is multiplied.
         """
         return Method(
             DAMPED,
             lambda s: DampedInterpolation(
-                self.interpolation(task, {**interpolation, "scale": s["scale"]}), s["alpha"]
+                self.interpolation(
+                    task, interpolation | {"scale": interpolation["scale"] * s["scale"]}
+                ),
+                s["alpha"],
             ),
             DAMPING,
         )
