@@ -9,7 +9,11 @@ from torch.testing import assert_close
 
 from weather.baselines.covariance import DenseCovariance, HomogeneousCovariance, SampleCovariance
 from weather.baselines.minimizer import minimize_each
-from weather.baselines.optimal_interpolation import IterativeInterpolation, OptimalInterpolation
+from weather.baselines.optimal_interpolation import (
+    DampedInterpolation,
+    IterativeInterpolation,
+    OptimalInterpolation,
+)
 from weather.grid import Grid, gaussian_grid, regular_grid
 from weather.observations.gridded import GriddedObservations
 from weather.observations.simulated import observe
@@ -352,3 +356,12 @@ def test_a_failing_cost_is_reported_and_leaves_no_thread():
 
     with pytest.raises(RuntimeError, match="the model is broken"):
         minimize_each(costs, 3, 2, tolerance=1e-6, max_iterations=5)
+
+
+def test_damped_interpolation_moves_a_fraction_of_the_way(homogeneous):
+    background, observations = problem()
+    whole = OptimalInterpolation(homogeneous)
+    found = DampedInterpolation(whole, 0.25).analyse(background, observations)
+    increment = whole.analyse(background, observations) - background
+    assert increment.abs().max() > 0
+    assert_close(found - background, increment / 4)

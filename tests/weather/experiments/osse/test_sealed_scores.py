@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from torch.testing import assert_close
 
 from core_gates.errors import GatesError
 from harness.evidence import Row
+from harness.files.piece import Record
 from tests.weather.experiments.osse.conftest import experiment, world
 from weather.baselines.optimal_interpolation import CorrectedInterpolation
 from weather.experiments.osse import osse_experiment, sealed_world
@@ -22,11 +24,13 @@ from weather.experiments.twin.scenarios import gap_of, observed, osse_tasks
 from weather.experiments.twin.twin_cycles import settled
 from weather.observations.gridded import GriddedObservations
 
+METHODS = ("free_run", "oi", "damped_oi", "adas_oi", "adas_increment")
+
 
 def scored(experiment, seeds=(0, 1), tasks=("0.1/perfect", "0.1/error")):
     scores = experiment.scores((0.1,), None, seeds, (), {}, quick=False)
     for work in scores.works():
-        if work.method in ("free_run", "oi", "adas_oi", "adas_increment") and work.task in tasks:
+        if work.task in tasks and work.method in METHODS:
             scores.take(work, scores.compute(work))
     return scores
 
@@ -169,6 +173,9 @@ def test_scores_compare_with_interpolation_on_every_timeline(folder):
     assert row.value == pytest.approx(float(logs.mean().exp()))
     assert row.low <= row.value <= row.high
     assert row.n == 5
+    damped = scores.errors[sparse, "damped_oi"][0, :, 0].double().log()
+    ratio = (own[..., 0].double().log().mean(0) - damped).mean().exp()
+    assert rows["adas_oi", sparse, "over_damped_oi"].value == pytest.approx(float(ratio))
     pooled = (
         own[..., 0].double().square().mean(0).mean().sqrt()
         / oi[..., 0].double().square().mean().sqrt()
@@ -228,6 +235,11 @@ def test_a_trial_of_a_correction_builds_on_the_choice_of_interpolation(folder):
     assert trial.axes == ["alpha", "beta"]
     assert trial.space[0] == {"alpha": 1.0, "beta": 0.0}
     assert trial.score(trial.space[0]) == 1.0  # interpolation itself, to the last bit
+    damped, plain = trials["damped_oi@0.1/perfect"], trials["oi@0.1/perfect"].score(chosen)
+    assert damped.builds_on == {"interpolation": chosen}
+    scores = [damped.score(setting) for setting in damped.space[:2]]
+    assert scores[0] == pytest.approx(plain, rel=1e-4)
+    assert scores[1] != pytest.approx(plain, rel=1e-2)
     assert Path(made.folder).is_dir()
 
 
@@ -264,6 +276,20 @@ def test_networks_of_all_seeds_share_a_trial_where_reports_are_sparse(folder, mo
         "adas_oi@0.1/perfect"
     ]
     assert trial.builds_on["weights"] == names[0,]
+
+
+def test_networks_that_saw_sealed_timelines_or_were_changed_are_refused(folder, tmp_path):
+    made = experiment(folder)
+    shutil.copytree(folder / "weights", tmp_path / "weights")
+    made.networks, place = str(tmp_path), tmp_path / "weights/adas_increment-s0"
+    assert made.network("adas_increment", 0)
+    for facts, said in (
+        ({"objects": made.test_objects()[:1]}, "was trained on 1 timelines of the sealed world"),
+        ({"files": {"weights.safetensors": "0"}}, "weights.safetensors was changed after"),
+    ):
+        Record("", {}, {}, **facts).write(place)
+        with pytest.raises(GatesError, match=said):
+            made.network("adas_increment", 0)
 
 
 def test_gates_are_pooled_over_tasks_whose_settings_another_configuration_has(folder):
