@@ -137,17 +137,22 @@ def test_what_cannot_be_asked_of_it_is_one_line(gates, sealed):
         ("fit", "--form", "ungated_oi", "--name", "y", "--start", whole),
         ("fit", "--form", "ungated_oi", "--name", "y", "--start", "networks"),
         ("fit", "--form", "adas_oi", "--name", "y", "--ckpt_path", "nothing.ckpt"),
-        ("evaluate", "--name", "x", "--train", "true"),
-        ("evaluate", "--name", "x", "--densities", "[0.05]"),
-        ("evaluate", "--name", "x", "--densities", "[0.1004]"),
         ("fit", "--form", "adas_oi", "--name", "y", "--start", "nothing.safetensors"),
         ("fit", "--form", "adas_oi", "--name", "y", "--start", "cut/weights.safetensors"),
         ("fit", "--name", "y", "--start", "networks"),
-        ("evaluate", "--name", "x", "--ckpt_path", "nothing.ckpt"),
     ):
         refused = gates("weather", words[0], "--config", "sealed.yaml", *words[1:])
         assert (refused.code, refused.err.count("\n")) == (2, 1), words
     assert not (gates.folder / "runs/weather/y").exists()
+
+
+@pytest.mark.parametrize("words", [
+    ("--train", "true"), ("--densities", "[0.05]"), ("--densities", "[0.1004]"),
+    ("--ckpt_path", "nothing.ckpt"),
+])  # fmt: skip
+def test_an_evaluation_that_cannot_be_is_one_line(words, gates, sealed):
+    refused = gates("weather", "evaluate", "--config", "sealed.yaml", "--name", "x", *words)
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
 
 
 def test_a_table_is_assimilated_by_interpolation_and_by_the_network(gates, sealed):
