@@ -95,7 +95,7 @@ APPS: Mapping[str, App] = {
         "apps.diffusion.commands",
         "find, inspect, convert and fuse adapters (LoRA) of image models: AutoLoRA",
         {
-            "train-base": "train the embedded base on the drawings of OpenMoji",
+            "train-base": "train the embedded base on scenes of shapes or on images",
             "train-lora": "train an adapter on a folder of captioned images",
             "train-retriever": "train the encoder that finds adapters by their weights",
             "train-gates": "train the gates that weigh several adapters at once",

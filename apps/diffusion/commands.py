@@ -82,7 +82,6 @@ def evaluate(
     place: Place,
     study: str = "base",
     seeds: tuple[int, ...] = (0, 1, 2),
-    drawings: str | None = None,
     vectors: str | None = None,
     only: tuple[str, ...] = (),
     quick: bool = False,
@@ -95,7 +94,6 @@ def evaluate(
         place: Filled in by the command line.
         study: What is shown: ``base``, ``parity``, ``retrieval`` or ``fusion``.
         seeds: Seeds of what is trained for the study.
-        drawings: Folder of the drawings; those of the package if null.
         vectors: Folder of the golden vectors, for ``parity``.
         only: Methods that take part; all when empty. Bars need all.
         quick: A quick run: nothing is trained, and there are no bars.
@@ -119,7 +117,7 @@ def evaluate(
         only=only,
         seeds=seeds,
     )
-    world = World(root, drawings=drawings, shipped=shipped, overwrite=overwrite, quick=quick)
+    world = World(root, shipped=shipped, overwrite=overwrite, quick=quick)
     module, _, name = STUDIES[study].partition(":")
     asked = Asked(run, seeds, Path(vectors) if vectors else None)
     getattr(importlib.import_module(module), name)(asked, world)

@@ -11,13 +11,15 @@ from torch import Tensor
 
 from core_gates.errors import GatesError
 from diffusion.data.concepts import Concept, concepts
-from diffusion.data.drawings import Drawings
+from diffusion.data.scenes import WORLD
 from diffusion.experiments.made_images import train_judge
 from diffusion.experiments.work import Machine
 from diffusion.experiments.zoo import (
     BASE,
     AdapterForm,
     BaseForm,
+    ZooForm,
+    collect,
     file_in,
     train_adapter,
     train_base,
@@ -36,25 +38,25 @@ if TYPE_CHECKING:
 
 EMBEDDED = "embedded"
 ADAPTER: dict[str, Any] = {
-    "rank": 2,
-    "parts": ["attention", "modulation"],
+    "rank": 4,
+    "parts": ["attention", "mlp", "modulation"],
     "steps": 150,
     "batch_size": 32,
     "learning_rate": 1e-2,
     "warmup_steps": 5,
 }  # how adapters of seed 0 are trained
 
-JUDGE: dict[str, Any] = {"steps": 600, "batch_size": 128}  # how the judge of images is trained
+JUDGE: dict[str, Any] = {"steps": 3000, "batch_size": 96}  # how the judge of images is trained
 
 RANKS, STEPS, KEPT = (1, 8), (100, 200), (0.5, 1.0)
 """What adapters of seed 1 draw: rank, steps, and the fraction of layers that they change."""
 
 
-def base_piece(run: Run, seed: int, drawings: Drawings, **changes: Any) -> Piece:
+def base_piece(run: Run, seed: int, **changes: Any) -> Piece:
     """Return the piece that an embedded base is."""
     settings = BASE | changes
     found = text_encoder(settings["text_encoder"]).fingerprint
-    settings |= {"text_encoder.fingerprint": found, "data": drawings.digest}
+    settings |= {"text_encoder.fingerprint": found, "world": WORLD}
     return run.piece("base", seed, **settings)
 
 
@@ -63,7 +65,6 @@ class World:
 
     Args:
         root: Folder of all runs.
-        drawings: Folder of the drawings; those of the package if None.
         shipped: Whether what ships is used.
         overwrite: Whether what was made with other settings is replaced.
         quick: Whether nothing is trained.
@@ -75,7 +76,6 @@ class World:
         self,
         root: str | Path = "runs",
         *,
-        drawings: str | None = None,
         shipped: bool = True,
         overwrite: bool = False,
         quick: bool = False,
@@ -91,23 +91,18 @@ class World:
             overwrite=overwrite,
         )
         self.run.quick = quick
-        self.drawings_folder, self._base, self._adapter = drawings, base or {}, adapter or {}
+        self._base, self._adapter = base or {}, adapter or {}
         self.bases = self.run.store("bases", BaseForm())
         self.adapters = self.run.store("adapters", AdapterForm())
+        self.zoos = self.run.store("zoos", ZooForm())
 
     concepts = concepts()
-
-    @cached_property
-    def drawings(self) -> Drawings:
-        """All drawings."""
-        return Drawings.load(self.drawings_folder)
 
     @cached_property
     def base_folder(self) -> Path:
         """Folder of the base, which is trained if it is missing."""
         piece = self.base_piece
-        work = partial(train_base, drawings_folder=self.drawings_folder)
-        self.run.obtain(self.bases, [piece], work, ticks=piece["steps"])
+        self.run.obtain(self.bases, [piece], train_base, ticks=piece["steps"])
         found = self.bases.find(piece)
         assert found is not None
         return found
@@ -125,27 +120,46 @@ class World:
     def judge(self) -> dict[str, Tensor]:
         """Return the weights of the judge of images, which is trained if it is missing."""
         store = self.run.store("judges", Arrays())
-        piece = self.run.piece("judge", 0, **JUDGE, data=self.drawings.digest)
-        work = partial(train_judge, drawings_folder=self.drawings_folder)
-        self.run.obtain(store, [piece], work, ticks=JUDGE["steps"])
+        piece = self.run.piece("judge", 0, **JUDGE, world=WORLD)
+        self.run.obtain(store, [piece], train_judge, ticks=JUDGE["steps"])
         return store.load(piece)
 
-    def zoo(self, seed: int, chosen: Sequence[Concept] | None = None) -> dict[str, Path]:
+    def zoo(self, seed: int) -> dict[str, Path]:
         """Return concept -> LoRA file of a seed; what is missing is trained.
 
         Args:
             seed: 0, or 1: trained independently, with another rank, layers and length.
-            chosen: Concepts; all if None.
+
+        Returns:
+            Nothing where some are missing and nothing is trained.
         """
-        named = {one.name: self.adapter_piece(one, seed) for one in chosen or concepts()}
-        work = partial(
-            train_adapter, base_folder=self.base_folder, drawings_folder=self.drawings_folder
+        piece = self.zoo_piece(seed)
+        if self.zoos.find(piece) is None:
+            named = {one.name: self.adapter_piece(one, seed) for one in self.concepts}
+            work = partial(train_adapter, base_folder=self.base_folder)
+            made = self.run.obtain(
+                self.adapters, named.values(), work, ticks=lambda one: int(one["steps"])
+            )
+            folders = {one.method: self.adapters.find(one) for one in made}
+            files = {name: file_in(path) for name, path in folders.items() if path is not None}
+            if len(files) == len(named):
+                gather = partial(collect, files=files)
+                self.run.obtain(self.zoos, [piece], gather, ticks=len(files), scoring=True)
+        return self.zoo_files(seed)
+
+    def zoo_files(self, seed: int) -> dict[str, Path]:
+        """Return concept -> LoRA file of a seed; nothing where some are missing."""
+        folder = self.zoos.find(self.zoo_piece(seed))
+        if folder is None:
+            return {}
+        return {one.name: folder / f"{one.name}.safetensors" for one in self.concepts}
+
+    def zoo_piece(self, seed: int) -> Piece:
+        """Return the piece that all adapters of a seed are together."""
+        pieces = [self.adapter_piece(one, seed).fingerprint for one in self.concepts]
+        return self.run.piece(
+            "zoo", seed, start=self.base_fingerprint, adapters=short_digest(pieces)
         )
-        made = self.run.obtain(
-            self.adapters, named.values(), work, ticks=lambda piece: int(piece["steps"])
-        )
-        found = {piece.method: self.adapters.find(piece) for piece in made}
-        return {name: file_in(path) for name, path in found.items() if path is not None}
 
     def encoders(
         self, methods: Mapping[str, Mapping[str, Any]], seeds: Sequence[int], **settings: Any
@@ -166,12 +180,7 @@ class World:
             for name, own in methods.items()
             for seed in seeds
         ]
-        work = partial(
-            train_encoder,
-            base_folder=self.base_folder,
-            files=zoo,
-            drawings_folder=self.drawings_folder,
-        )
+        work = partial(train_encoder, base_folder=self.base_folder, files=zoo)
         made = self.run.obtain(store, pieces, work, ticks=lambda piece: int(piece["steps"]))
         found: dict[str, list[TrainedEncoder]] = {}
         for piece in made:
@@ -184,14 +193,8 @@ class World:
 
     @property
     def zoo_digest(self) -> str:
-        """Of the pieces of the adapters of seed 0."""
-        return short_digest([self.adapter_piece(one, 0).fingerprint for one in self.concepts])
-
-    @property
-    def gates_start(self) -> str:
-        """Of the pieces that gates are trained on: the base and the adapters of seed 0."""
-        pieces = [self.adapter_piece(one, 0).fingerprint for one in self.concepts]
-        return short_digest([self.base_fingerprint, *pieces])
+        """Of the adapters of seed 0 and their base."""
+        return self.zoo_piece(0).fingerprint
 
     def present_base(self) -> Path:
         """Return the folder of the base.
@@ -221,7 +224,7 @@ class World:
     @cached_property
     def base_piece(self) -> Piece:
         """The piece that the base is."""
-        return base_piece(self.run, 0, self.drawings, **self._base)
+        return base_piece(self.run, 0, **self._base)
 
     def _drawn(self, concept: Concept, seed: int) -> dict[str, Any]:
         digest = hashlib.sha256(f"{concept.name} {seed}".encode()).digest()
@@ -315,10 +318,6 @@ def zoo_of(world: World, machine: Machine) -> dict[str, Path]:
         GatesError: Some are missing, and several processes are asked for.
     """
     world.present_base()
-    pieces = [world.adapter_piece(one, 0) for one in world.concepts]
-    if machine.processes > 1 and (missing := world.adapters.missing(pieces)):
-        raise GatesError(
-            f"{len(missing)} adapters of the zoo are missing, such as {missing[0].method}: train "
-            "them first with --devices 1"
-        )
+    if machine.processes > 1 and not world.zoo_files(0):
+        raise GatesError("adapters of the zoo are missing: train them first with --devices 1")
     return world.zoo(0)

@@ -19,9 +19,9 @@ from apps.diffusion.adapter_files import strengths_of
 from apps.diffusion.commands import refuse_unless_text
 from apps.diffusion.studio import GATED, SUM, Sources, Studio, maker, studio
 from core_gates.errors import GatesError
-from diffusion.data.concepts import Combination, rows_of, subject
-from diffusion.data.drawings import Drawings, drawn
+from diffusion.data.concepts import Combination
 from diffusion.data.pictures import contact_sheet, save_picture
+from diffusion.data.scenes import drawn
 from diffusion.experiments.trained_gates import refuse_gates_of_another
 from diffusion.experiments.work import refuse_below
 from diffusion.fusion import GatedFusion
@@ -208,14 +208,12 @@ class PairImages(NamedTuple):
 
 def pair_images(
     studio: Studio,
-    drawings: Drawings,
     combinations: Sequence[Combination],
 ) -> PairImages:
     """Make images of combinations with gates and with the plain sum, from the same noise.
 
     Args:
         studio: Of the embedded base.
-        drawings: All.
         combinations: Subjects and styles.
     """
     captions: list[str] = []
@@ -223,9 +221,9 @@ def pair_images(
     gates = None
     options = studio.options(STEPS, None, None)
     for one in combinations:
-        row = rows_of(drawings, subject(one.subject), "test")[:1]
-        captions.append(one.caption(str(drawings.captions[row[0]])))
-        images[TRUE].append(in_bytes(drawn(drawings, row, one.styles)[0]))
+        scene = one.scenes("test")[-1]
+        captions.append(scene.caption())
+        images[TRUE].append(in_bytes(drawn([scene])[0]))
         for mode in (GATED, SUM):
             made = studio.make(captions[-1], mode=mode, adapters=list(one.adapters), **options)
             images[mode].append(np.asarray(made.images[0].convert("RGB")))

@@ -13,17 +13,17 @@ from apps.diffusion.generate import TRUE, in_bytes, pair_images
 from apps.diffusion.studies.base_study import (
     METHODS,
     UNSEEN,
-    chosen_rows,
     image_pieces,
     searched_of,
-    styled_rows,
+    shown_scenes,
     vectors,
 )
+from apps.diffusion.studies.fused_views import DRAWN
 from apps.diffusion.studies.fusion_study import BLIND, GROUPS, SPACES, best_rival
 from apps.diffusion.studio import Sources, shipped, studio
 from core_gates.errors import GatesError, check_option
-from diffusion.data.concepts import concepts, rows_of, subject
-from diffusion.data.drawings import drawn
+from diffusion.data.concepts import concepts
+from diffusion.data.scenes import drawn
 from diffusion.evaluation.figures import (
     gate_map_figure,
     gate_table,
@@ -32,7 +32,8 @@ from diffusion.evaluation.figures import (
     retrieval_table,
     sheet_figure,
 )
-from diffusion.experiments.trained_gates import combinations
+from diffusion.experiments.made_images import prompts
+from diffusion.experiments.trained_gates import captions, combinations
 from harness.command.configfile import find_config, read_config
 from harness.command.verbs import Place
 from harness.experiment.run import CHOICES, Run
@@ -42,74 +43,63 @@ from harness.files.piece import read_record
 from harness.report.page import Page
 from harness.runs.terminal import counting, working
 
-BASE_SHOWN, STYLED = 24, 8  # captions of the base, and of each style
-
-REAL, MADE = "real drawings", "made"
+BASE_SHOWN, EACH_SHOWN, MADE = 24, 8, "made"  # captions of the base and of each adapter
 
 
 def add_base(page: Page, world: World) -> None:
-    """Add sheets of what the study made, next to real drawings.
+    """Add sheets of what the study made, next to true drawings.
 
     Args:
         page: The report.
         world: In which nothing is trained.
     """
     store = world.run.store("images", Arrays())
-    plain, pieces = image_pieces(world)
     made = {
         piece.method: store.load(piece)["images"].permute(0, 2, 3, 1).numpy()
-        for piece in (plain, *pieces)
+        for piece in image_pieces(world)
         if store.find(piece) is not None
     }
     page.section("Images")
-    if plain.method in made:
-        _plain(page, world, made.pop(plain.method))
+    if "none" in made:
+        _plain(page, made.pop("none"))
     if made:
-        _styles(page, world, made)
+        _alone(page, made)
     else:
-        page.text("No images of style adapters were made yet: run `evaluate` first.")
+        page.text("No images of adapters were made yet: run `evaluate` first.")
 
 
-def _plain(page: Page, world: World, made: np.ndarray) -> None:
-    rows = chosen_rows(world)
-    step = len(rows) // BASE_SHOWN
-    places = np.arange(BASE_SHOWN) * step
-    real = in_bytes(drawn(world.drawings, rows[places], ()))
-    captions = [str(caption) for caption in world.drawings.captions[rows[places]]]
-    for half in (range(BASE_SHOWN // 2), range(BASE_SHOWN // 2, BASE_SHOWN)):
-        figure = sheet_figure(
-            {captions[i]: {REAL: real[[i]], MADE: made[[places[i]]]} for i in half},
-            title="Training captions",
-            note="the base alone, evenly spaced among the captions that are scored",
-        )
+def _plain(page: Page, made: np.ndarray) -> None:
+    found = shown_scenes("none")
+    places = range(0, len(found), len(found) // BASE_SHOWN)[:BASE_SHOWN]
+    names = captions(found)
+    true = in_bytes(drawn(found))
+    for half in (places[: BASE_SHOWN // 2], places[BASE_SHOWN // 2 :]):
         page.figure(
-            figure,
-            "What the base draws of training captions, next to the drawings.",
+            sheet_figure(
+                {names[i]: {TRUE: true[[i]], MADE: made[[i]]} for i in half},
+                title="Unseen captions",
+                note="the base alone, evenly spaced among the captions that are scored",
+            ),
+            "What the base draws of captions that it has not seen, next to true drawings.",
             name="base",
-            table=(("caption", "column"), [[captions[i], one] for i in half for one in ("real",
-                   "made")]),
-        )  # fmt: skip
+            table=(("caption", "column"), [[names[i], one] for i in half for one in (TRUE, MADE)]),
+        )
 
 
-def _styles(page: Page, world: World, made: dict[str, np.ndarray]) -> None:
-    rows = {name: styled_rows(world, name)[:STYLED] for name in made}
+def _alone(page: Page, made: dict[str, np.ndarray]) -> None:
+    shown = {name: shown_scenes(name)[:EACH_SHOWN] for name in made}
     sheet = {
-        name: {REAL: in_bytes(drawn(world.drawings, rows[name], (name,))), MADE: own[:STYLED]}
+        name: {TRUE: in_bytes(drawn(shown[name])), MADE: own[:EACH_SHOWN]}
         for name, own in made.items()
     }
-    captions = [str(caption) for caption in world.drawings.captions[next(iter(rows.values()))]]
-    figure = sheet_figure(
-        sheet,
-        captions,
-        title="Style adapters, one at a time",
-        note="captions of drawings that no adapter has seen",
-    )
     page.figure(
-        figure,
-        "Every style adapter on the same captions: real drawings at the left, made ones at the "
-        "right.",
-        name="styles",
-        table=(("style", "caption"), [[name, caption] for name in made for caption in captions]),
+        sheet_figure(sheet, title="Adapters, one at a time", note="captions that none has seen"),
+        "Every adapter on its own captions: true drawings at the left, made ones at the right.",
+        name="adapters",
+        table=(
+            ("adapter", "caption"),
+            [[name, caption] for name, own in shown.items() for caption in captions(own)],
+        ),
     )
 
 
@@ -130,16 +120,15 @@ HOW_TO_READ = (
 )
 
 
-def add_images(page: Page, run: Run, world: World) -> None:
+def add_images(page: Page, run: Run) -> None:
     """Add images of some unseen pairs, and how to read the scores.
 
     Args:
         page: The report.
         run: Of the study.
-        world: In which nothing is trained.
     """
     page.section("Images of unseen pairs")
-    if not _images(page, run, world):
+    if not _images(page, run):
         page.text("There are no images yet: run `evaluate` first.")
     page.text(HOW_TO_READ)
 
@@ -224,7 +213,7 @@ def _differences(page: Page, run: Run, group: str) -> bool:
     return True
 
 
-def _images(page: Page, run: Run, world: World) -> bool:
+def _images(page: Page, run: Run) -> bool:
     """Add what each way makes of some unseen pairs, next to what is true."""
     made = {name: own[0] for name, own in _stored(run.folder / "images", PAIRS).items()}
     ways = [OWN, *RIVALS, *_best_rival(run)]
@@ -237,8 +226,7 @@ def _images(page: Page, run: Run, world: World) -> bool:
     first = {pair: places.index(pair) for pair in chosen}
     rows = {}
     for pair in chosen:
-        row = rows_of(world.drawings, subject(pairs[pair].subject), "test")[0]
-        caption = pairs[pair].caption(str(world.drawings.captions[row]))
+        caption = prompts(pairs[pair].scenes("test"), DRAWN)[0].caption()
         images = {TRUE: made[ways[0]]["true"]} | {name: made[name]["made"] for name in ways}
         rows[caption] = {n: i[[first[pair]]].permute(0, 2, 3, 1).numpy() for n, i in images.items()}
     note = "subjects in styles that no gate was trained on together; the same noise for all"
@@ -257,7 +245,7 @@ def _gates(page: Page, world: World) -> None:
     with counting("indexing") as progress:
         opening = studio(Sources(), lambda: world, progress)
     with opening as found, working("recording gates"):
-        made = pair_images(found, world.drawings, combinations(PAIRS)[:1])
+        made = pair_images(found, combinations(PAIRS)[:1])
     if made.gates is None:
         return
     page.figure(
@@ -312,7 +300,7 @@ UNITS = {
 }  # study -> what intervals are drawn from
 
 
-def report(place: Place, study: str | None = None, drawings: str | None = None) -> None:
+def report(place: Place, study: str | None = None) -> None:
     """Write the report of a run as one HTML page, with figures as PNG and CSV next to it.
 
     Nothing is trained: run `evaluate` with the same configuration first.
@@ -321,13 +309,12 @@ def report(place: Place, study: str | None = None, drawings: str | None = None) 
         place: Filled in by the command line.
         study: What the run has shown: base, parity, retrieval or fusion; that of the configuration
             if null.
-        drawings: Folder of the drawings; those of the package if null.
     """
     chosen = study or _study(place)
     check_option("--study", chosen, STUDIES, GatesError)
     from apps.diffusion.embedded_world import World
 
-    world = World(place.run_folder.path.parents[1], drawings=drawings, quick=True)
+    world = World(place.run_folder.path.parents[1], quick=True)
     path = Path(f"{place.config}.yaml")
     run = Run(place.run_folder.path, app="diffusion", config_path=path, package="diffusion")
     print(write_report(run, world, chosen))
@@ -359,7 +346,7 @@ def drawing(study: str, run: Run, world: World) -> tuple[Draw | None, Draw | Non
     if study == "retrieval":
         return None, partial(add_retrieval, world=world)
     if study == "fusion":
-        return partial(add_images, run=run, world=world), partial(add_fusion, run=run, world=world)
+        return partial(add_images, run=run), partial(add_fusion, run=run, world=world)
     return None, None
 
 

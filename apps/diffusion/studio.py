@@ -1,7 +1,6 @@
 """What makes images: a base, a library of adapters and gates, found, read and checked."""
 
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -17,7 +16,7 @@ from apps.diffusion.studies.base_study import ENCODER, UNSEEN
 from core_gates.errors import GatesError, check_option
 from diffusion.data.concepts import concepts
 from diffusion.experiments.trained_gates import FILE, GatesForm, refuse_gates_of_another
-from diffusion.experiments.zoo import FOLDER, EncoderForm, file_in, shape_of, weights_digest
+from diffusion.experiments.zoo import FOLDER, EncoderForm, shape_of, weights_digest
 from diffusion.fusion.gated_fusion import load_gates
 from diffusion.fusion.pipeline import AutoLoraPipeline, Generated
 from diffusion.fusion.protocol import family_of, sites_of
@@ -28,7 +27,7 @@ from diffusion.models.pipelines import load_pipeline
 from diffusion.models.text_encoders import MiniLM, TextEncoder
 from diffusion.retrieval import TrainedEncoder
 from diffusion.rivals import RIVALS, make_rival
-from harness.files import content_digest, replacing
+from harness.files import content_digest
 from harness.files.piece import read_record
 
 
@@ -164,7 +163,7 @@ class Shipped(NamedTuple):
 
     Attributes:
         base: Folder of the base; None if it is missing.
-        adapters: Concept -> file of its adapter of seed 0.
+        adapters: Concept -> file of its adapter of seed 0; empty if some are missing.
         encoder: Folder of the encoder of adapters; None if it is missing.
         gates: File of the gates; None if they are missing, or of another base or zoo.
     """
@@ -179,7 +178,7 @@ class Shipped(NamedTuple):
         """What is missing, in words."""
         parts = {
             "base": self.base,
-            "adapters": len(self.adapters) == len(concepts()),
+            "adapters": self.adapters,
             "encoder": self.encoder,
             "gates": self.gates,
         }
@@ -192,51 +191,13 @@ def shipped(world: World) -> Shipped:
     Raises:
         GatesError: The run folder holds results with other settings.
     """
-    named = {one.name: world.adapter_piece(one, 0) for one in concepts()}
-    adapters = {
-        name: file_in(folder)
-        for name, piece in named.items()
-        if (folder := world.adapters.find(piece)) is not None
-    }
-    whole = len(adapters) == len(named)
+    adapters = world.zoo_files(0)
     return Shipped(
         world.bases.find(world.base_piece),
         adapters,
-        _shipped_encoder(world) if whole else None,
-        _gates(world) if whole else None,
+        _shipped_encoder(world) if adapters else None,
+        _gates(world) if adapters else None,
     )
-
-
-def collected(files: dict[str, Path], folder: Path) -> Path:
-    """Copy adapters into one folder, which a library can index, and return it.
-
-    Args:
-        files: Name -> LoRA file.
-        folder: Holds one file per name afterwards; those that have not changed stay.
-
-    Raises:
-        GatesError: It cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise GatesError(
-            f"{folder} cannot be written ({error.strerror}): give another --root"
-        ) from error
-    for old in folder.glob("*.safetensors"):
-        if old.stem not in files:
-            old.unlink()
-    for name, file in files.items():
-        target = folder / f"{name}.safetensors"
-        if not target.is_file() or _stamp(target) != _stamp(file):
-            with replacing(target) as temporary:
-                shutil.copy2(file, temporary)
-    return folder
-
-
-def _stamp(file: Path) -> tuple[int, int]:
-    found = file.stat()
-    return found.st_size, found.st_mtime_ns
 
 
 def _shipped_encoder(world: World) -> Path | None:
@@ -250,7 +211,7 @@ def _gates(world: World) -> Path | None:
     store = world.run.store("gates", GatesForm())
     for place in (store.folder, store.shipped):
         record = None if place is None else read_record(place / GATES)
-        if record is not None and record.settings.get("start") == world.gates_start:
+        if record is not None and record.settings.get("start") == world.zoo_digest:
             assert place is not None
             return place / GATES / FILE
     return None
@@ -258,7 +219,7 @@ def _gates(world: World) -> Path | None:
 
 Progress = Callable[[int, int | None], None]
 LIBRARY = "library"
-"""Folder of the copies of the shipped adapters, with their index, in the run folder."""
+"""Folder of the index of the shipped adapters, in the run folder."""
 
 NO_GATES = "no gates are given: adapters are combined by the plain sum"
 DIGITS = 16
@@ -409,7 +370,9 @@ def _filled(sources: Sources, world: Callable[[], World]) -> Sources:
             "the shipped adapters are missing: train them by `gates diffusion evaluate --config "
             "base`, or give --library FOLDER"
         )
-    return replace(sources, library=str(collected(found.adapters, root.run.folder / LIBRARY)))
+    folder = next(iter(found.adapters.values())).parent
+    index = sources.index or str(root.run.folder / LIBRARY)
+    return replace(sources, library=str(folder), index=index)
 
 
 def _encoder(folder: str, base: EmbeddedBase | None, text: TextEncoder | None) -> TrainedEncoder:

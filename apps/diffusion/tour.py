@@ -64,7 +64,7 @@ def tour(folder: Path, say: Callable[[str], None], *, world: World | None = None
     chosen = pairs[:: len(pairs) // SHOWN][:SHOWN]
     with studio(Sources(), lambda: world, lambda *_: None) as found:
         say(f"making images of {len(chosen)} prompts, with gates and with the plain sum")
-        made = pair_images(found, world.drawings, chosen)
+        made = pair_images(found, chosen)
         say("searching")
         matches = [found.finder.search(caption, K) for caption in made.captions]
         zoo = len(found.finder.library.adapters())

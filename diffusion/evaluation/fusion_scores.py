@@ -1,6 +1,6 @@
 """How well adapters work together: a judge of their images, and losses of flow matching."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any, NamedTuple, Self
@@ -8,32 +8,27 @@ from typing import Any, NamedTuple, Self
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
 from core_gates.errors import GatesError
 from diffusion.fusion.protocol import Fusion
 from diffusion.models.flow_matching import Noised, flow_matching_losses, noised
 from diffusion.models.text_encoders import TextStates
 
-PLAIN = "openmoji"  # the style of drawings without an adapter of a style
-
-OTHER = "other"  # the subject of drawings without an adapter of a subject
+JUDGED = 512  # images that are judged at a time
 
 
 class Judged(NamedTuple):
-    """Images (B, 3, 32, 32) from 0 to 1 with the places of their styles and subjects (B,)."""
+    """Images (B, 3, 32, 32) from 0 to 1 with the places (B, n) of what they show."""
 
     images: Tensor
-    styles: Tensor
-    subjects: Tensor
+    labels: Tensor
 
 
 class Judge(L.LightningModule):
-    """A convolutional network with a head for the style and one for the subject.
+    """A convolutional network with a head for each of the things that an image shows.
 
     Args:
-        styles: Number of styles.
-        subjects: Number of subjects.
+        sizes: Number of names of each thing, such as of shapes.
         width: Channels of the first layer.
         steps: Steps of the training, over which the learning rate falls linearly to 0.
         learning_rate: Of AdamW.
@@ -41,8 +36,7 @@ class Judge(L.LightningModule):
 
     def __init__(
         self,
-        styles: int,
-        subjects: int,
+        sizes: Sequence[int],
         *,
         width: int = 16,
         steps: int = 600,
@@ -62,19 +56,18 @@ class Judge(L.LightningModule):
                 nn.ReLU(),
             ]
         self.body = nn.Sequential(*blocks, nn.Flatten())
-        features = widths[-1] * 16
-        self.style, self.subject = nn.Linear(features, styles), nn.Linear(features, subjects)
+        self.heads = nn.ModuleList(nn.Linear(widths[-1] * 16, size) for size in sizes)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits of styles (B, S) and subjects (B, U) of images (B, 3, 32, 32)."""
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Return the logits (B, size) of each head for images (B, 3, 32, 32)."""
         features = self.body(images * 2 - 1)
-        return self.style(features), self.subject(features)
+        return [head(features) for head in self.heads]
 
     def training_step(self, batch: Judged, _: int) -> Tensor:
-        """Return both cross-entropies, of images with slight noise."""
-        style, subject = self(batch.images + 0.03 * torch.randn_like(batch.images))
-        entropy = nn.functional.cross_entropy
-        return entropy(style, batch.styles) + entropy(subject, batch.subjects)
+        """Return the sum of the cross-entropies, of images with slight noise."""
+        logits = self(batch.images + 0.03 * torch.randn_like(batch.images))
+        pairs = zip(logits, batch.labels.unbind(1), strict=True)
+        return torch.stack([nn.functional.cross_entropy(own, label) for own, label in pairs]).sum()
 
     def configure_optimizers(self) -> Any:
         """Return AdamW and a learning rate that falls linearly to 0."""
@@ -88,54 +81,10 @@ class Judge(L.LightningModule):
         }
 
     @torch.no_grad()
-    def named(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the places (B,) of the likeliest style and subject of images."""
-        style, subject = self(images)
-        return style.argmax(1), subject.argmax(1)
-
-
-class JudgedDataModule(L.LightningDataModule):
-    """Shuffled batches of judged images that are all in memory.
-
-    Args:
-        data: All images.
-        batch_size: Of training.
-    """
-
-    def __init__(self, data: Judged, batch_size: int = 128) -> None:
-        super().__init__()
-        self.data, self.batch_size = data, batch_size
-
-    def train_dataloader(self) -> DataLoader[Judged]:
-        """Return batches in a new order each epoch."""
-        data = _Rows(self.data)
-        sampler = BatchSampler(RandomSampler(data), self.batch_size, drop_last=True)
-        return DataLoader(data, sampler=sampler, batch_size=None)
-
-
-class _Rows(Dataset[Judged]):
-    def __init__(self, data: Judged) -> None:
-        self.data = data
-
-    def __len__(self) -> int:
-        return len(self.data.images)
-
-    def __getitem__(self, rows: list[int]) -> Judged:
-        images = self.data.images[rows]
-        images = images.float() / 255 if images.dtype == torch.uint8 else images
-        return Judged(images, self.data.styles[rows], self.data.subjects[rows])
-
-
-def ranks_of(images: Tensor, drawings: Tensor, wanted: Tensor) -> Tensor:
-    """Return the rank of the wanted drawing of each image among all, 1 for the nearest.
-
-    Args:
-        images: (N, ...) made ones.
-        drawings: (M, ...) all drawings.
-        wanted: (N,) places of the drawings that the images should show.
-    """
-    distances = torch.cdist(images.flatten(1).double(), drawings.flatten(1).double())
-    return (distances < distances.gather(1, wanted.view(-1, 1))).sum(1) + 1
+    def named(self, images: Tensor) -> Tensor:
+        """Return the places (B, n) of what images most likely show."""
+        parts = [torch.stack([own.argmax(1) for own in self(x)], 1) for x in images.split(JUDGED)]
+        return torch.cat(parts)
 
 
 def pixel_errors(images: Tensor, drawings: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 
 from core_gates.errors import GatesError
-from diffusion.data.concepts import Combination, rows_of, style, subject
+from diffusion.data.concepts import Combination
+from diffusion.data.scenes import images_of, scenes, spread
 from diffusion.evaluation.fusion_scores import LinearDenoiser, fixed_draws, fixed_losses
 from diffusion.experiments.trained_gates import (
     FILE,
@@ -26,7 +28,6 @@ from diffusion.experiments.trained_gates import (
     with_common,
 )
 from diffusion.experiments.work import Form, Job
-from diffusion.experiments.zoo import images_of
 from diffusion.fusion.fusion_tasks import FusionTask
 from diffusion.fusion.gated_fusion import GatedFusion, load_trained
 from diffusion.fusion.protocol import Fusion
@@ -60,7 +61,7 @@ def fusion_of(
     """Return a method for one set of adapters; None for the base alone.
 
     Args:
-        bench: Base and drawings.
+        bench: The base.
         method: ``none``, the name of an adapter's place as in ``alone0``, gates, or a rival.
         settings: Of the method.
         adapters: Name -> adapter, the subject first.
@@ -118,13 +119,9 @@ def observed_by(
     """Return what baked gates are averaged over: plain drawings, captions of the combination."""
     if piece["rival"] != "baked":
         return [None] * len(group)
-    found = []
-    for one in group:
-        rows = rows_of(bench.drawings, subject(one.subject), "gate")[:MOST]
-        latents = bench.base.latents(images_of(bench.drawings, rows))
-        captions = [one.caption(str(text)) for text in bench.drawings.captions[rows]]
-        found.append(FusionTask(one.adapters, latents, bench.text.encode(captions)))
-    return found
+    plain = bench.tasks([one._replace(styles=()) for one in group], "gate", MOST)
+    told = bench.tasks(group, "gate", MOST)
+    return [replace(own, text=task.text) for own, task in zip(plain, told, strict=True)]
 
 
 def fused(
@@ -134,7 +131,7 @@ def fused(
 
     Args:
         piece: Its method with ``settings`` and ``group``.
-        bench: Base and drawings.
+        bench: The base.
         files: Concept -> LoRA file.
         trained: Name of a piece -> folder of what was trained for it.
     """
@@ -164,7 +161,6 @@ def losses(
     base_folder: Path,
     files: Mapping[str, Path],
     trained: Mapping[str, Path],
-    drawings_folder: str | None = None,
 ) -> dict[str, Tensor]:
     """Return the losses of each combination of a group, ``losses`` (P, most), NaN for no drawing.
 
@@ -174,10 +170,9 @@ def losses(
         base_folder: Of the base.
         files: Concept -> LoRA file.
         trained: Name of a piece -> folder of what was trained for it.
-        drawings_folder: Of the drawings.
     """
     note_trained(job, trained.get(piece.name))
-    bench = Bench.load(base_folder, drawings_folder)
+    bench = Bench.load(base_folder)
     group = combinations(piece["group"])
     tasks = bench.tasks(group, piece["part"], piece["most"])
     found = torch.full((len(group), piece["most"]), torch.nan)
@@ -201,7 +196,6 @@ def trial(
     job: Job,
     base_folder: Path,
     files: Mapping[str, Path],
-    drawings_folder: str | None = None,
 ) -> dict[str, float]:
     """Return the mean logarithm of the losses of training combinations under a setting.
 
@@ -221,7 +215,7 @@ def trial(
         },
     )
     try:
-        found = losses(asked, job, base_folder, files, {}, drawings_folder)["losses"]
+        found = losses(asked, job, base_folder, files, {})["losses"]
     except GatesError:
         return {"score": math.nan}
     return {"score": float(found.nanmean(1).log().mean())}
@@ -232,10 +226,9 @@ def trial_gates(
     job: Job,
     base_folder: Path,
     files: Mapping[str, Path],
-    drawings_folder: str | None = None,
 ) -> dict[str, float]:
     """Return the mean logarithm of the losses of training combinations under trained gates."""
-    trained = train_gates(piece, job, base_folder, files, drawings_folder)
+    trained = train_gates(piece, job, base_folder, files)
     folder = job.folder / "trained"
     folder.mkdir(exist_ok=True)
     GatesForm().save(folder, trained)
@@ -252,7 +245,7 @@ def trial_gates(
             "most": TRIED_MOST,
         },
     )
-    found = losses(asked, job, base_folder, files, {asked.name: folder}, drawings_folder)
+    found = losses(asked, job, base_folder, files, {asked.name: folder})
     return {"score": float(found["losses"].nanmean(1).log().mean())}
 
 
@@ -280,7 +273,6 @@ def seen_losses(
     job: Job,
     base_folder: Path,
     files: Mapping[str, Path],
-    drawings_folder: str | None = None,
     *,
     form: Form[dict[str, Tensor]],
 ) -> dict[str, Tensor]:
@@ -294,7 +286,6 @@ def seen_losses(
         job: Ticks once a pair.
         base_folder: Of the base.
         files: Concept -> LoRA file.
-        drawings_folder: Of the drawings.
         form: How what is made for one pair is saved.
 
     Returns:
@@ -303,7 +294,7 @@ def seen_losses(
         all latents are seen; ``factors`` (P, 2) of both adapters, the mean over columns
         for ZipLoRA.
     """
-    bench = Bench.load(base_folder, drawings_folder)
+    bench = Bench.load(base_folder)
     group, most = combinations(piece["group"]), piece["settings"]["drawings"]
     tests = bench.tasks(group, piece["part"], piece["most"])
     seen = bench.tasks(group, "gate", most)
@@ -396,9 +387,10 @@ def figures(before: float, after: float, factors: Tensor) -> dict[str, Tensor]:
 FITS = {"lora_hub": fitted_hub, "zip_lora": fitted_zip}
 
 
-def denoiser_losses(
-    piece: Piece, job: Job, base_folder: Path, drawings_folder: str | None = None
-) -> dict[str, Tensor]:
+SEEN = 800  # drawings that the linear denoiser knows the mean and the covariance of
+
+
+def denoiser_losses(piece: Piece, job: Job, base_folder: Path) -> dict[str, Tensor]:
     """Return losses as :func:`losses` does, with the same noise.
 
     It knows the mean and the covariance of drawings in the styles of a combination: those drawings
@@ -408,15 +400,13 @@ def denoiser_losses(
         piece: With ``group``, ``part``, ``times`` and ``most``.
         job: Ticks once a combination.
         base_folder: Of the base, whose autoencoder makes the latents.
-        drawings_folder: Of the drawings.
     """
-    bench = Bench.load(base_folder, drawings_folder)
+    bench = Bench.load(base_folder)
     group = combinations(piece["group"])
     tasks = bench.tasks(group, piece["part"], piece["most"])
     found = torch.full((len(group), piece["most"]), torch.nan)
     for place, (one, task) in enumerate(zip(group, tasks, strict=True)):
-        rows = rows_of(bench.drawings, style(one.styles[0]), "adapter")
-        seen = images_of(bench.drawings, rows, one.styles)
+        seen = images_of(spread(scenes("adapter", styles=[one.styles]), SEEN))
         denoiser = LinearDenoiser.of(bench.base.latents(seen))
         losses = [
             (denoiser.velocity(at.x, float(at.t[0])) - at.target).square().flatten(1).mean(1)

@@ -1,39 +1,23 @@
 """Images that a base makes with adapters, and their judge, as pieces of work."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from itertools import product
 from pathlib import Path
-from typing import NamedTuple
 
 import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion.data.concepts import (
-    SUBJECTS,
-    Part,
-    base_rows,
-    caption_of,
-    parts_of,
-    rows_of,
-    style,
-    styles_of,
-    subject,
-)
-from diffusion.data.drawings import STYLES, Drawings, drawn
-from diffusion.evaluation.fusion_scores import (
-    OTHER,
-    PLAIN,
-    Judge,
-    Judged,
-    JudgedDataModule,
-    fixed_losses,
-)
+from diffusion.data.concepts import concepts
+from diffusion.data.scenes import Scene, SceneDataModule, images_of, scenes, spread
+from diffusion.data.shapes import SHAPES
+from diffusion.data.styles import BASE_STYLES, NEW_FILLS, PLAIN, WHOLE
+from diffusion.evaluation.fusion_scores import Judge, Judged, fixed_losses
 from diffusion.experiments.combined_losses import MOST, RUN, TIMES, fused, note_trained, seed_of
-from diffusion.experiments.trained_gates import Bench
+from diffusion.experiments.trained_gates import Bench, captions
 from diffusion.experiments.work import Job
-from diffusion.experiments.zoo import images_of
 from diffusion.fusion.gated_fusion import GatedFusion
 from diffusion.lora_file import load_lora
 from diffusion.models.embedded_base import EmbeddedBase
@@ -79,7 +63,6 @@ def fused_images(
     base_folder: Path,
     files: Mapping[str, Path],
     trained: Mapping[str, Path],
-    drawings_folder: str | None = None,
 ) -> dict[str, Tensor]:
     """Return images of the first drawings of each combination, made and true, uint8.
 
@@ -90,75 +73,67 @@ def fused_images(
         base_folder: Of the base.
         files: Concept -> LoRA file.
         trained: Name of a piece -> folder of what was trained for it.
-        drawings_folder: Of the drawings.
 
     Returns:
         ``made`` and ``true`` (P · most, 3, H, W), and ``combination`` (P · most,).
     """
     note_trained(job, trained.get(piece.name))
-    bench = Bench.load(base_folder, drawings_folder)
+    bench = Bench.load(base_folder)
     empty = bench.empty()
     made, true, places = [], [], []
     for place, (one, fusion) in enumerate(fused(piece, bench, files, trained)):
-        rows = rows_of(bench.drawings, subject(one.subject), piece["part"])[: piece["most"]]
-        states = bench.text.encode([one.caption(str(c)) for c in bench.drawings.captions[rows]])
+        shown = prompts(one.scenes(piece["part"]), piece["most"])
+        states = bench.text.encode(captions(shown))
         with nullcontext() if fusion is None else fusion:
             images = bench.base.images(
                 states,
                 empty,
-                seeds=[seed_of(one.name) + number for number in range(len(rows))],
+                seeds=[seed_of(one.name) + number for number in range(len(shown))],
                 steps=piece["steps"],
                 guidance=piece["guidance"],
                 before_step=None if fusion is None else fusion.at,
             )
         made.append((images * 255).round().to(torch.uint8))
-        wanted = (images_of(bench.drawings, rows, one.styles) + 1) * 127.5
+        wanted = (images_of(shown, None) + 1) * 127.5
         true.append(wanted.round().clamp(0, 255).to(torch.uint8))
-        places += [place] * len(rows)
+        places += [place] * len(shown)
         job.tick()
     return {"made": torch.cat(made), "true": torch.cat(true), "combination": torch.tensor(places)}
 
 
-STYLE_NAMES = (PLAIN, *STYLES)
-SUBJECT_NAMES = (OTHER, *SUBJECTS)
+def prompts(found: Sequence[Scene], count: int) -> list[Scene]:
+    """Return so many scenes that images are made of, evenly spread, some several times."""
+    rounds = -(-count // len(found))
+    return spread([scene for scene in found for _ in range(rounds)], count)
 
 
-class JudgedRows(NamedTuple):
-    """Drawings of one part, with the places of their subjects."""
-
-    rows: np.ndarray
-    subjects: np.ndarray
+FILLS, WHOLES, SHAPE_NAMES = [*BASE_STYLES, *NEW_FILLS], ["", *WHOLE], list(SHAPES)
+"""What the heads of the judge name: the style of the shape, that of the whole image, the shape."""
 
 
-def judged_rows(drawings: Drawings, part: Part) -> JudgedRows:
-    """Return the drawings of one part that all hands have drawn."""
-    others = base_rows(drawings)
-    others = others[drawings.whole[others]]
-    others = others[parts_of(drawings, others) == part]
-    rows, places = [others], [np.zeros(len(others), dtype=np.int64)]
-    for place, name in enumerate(SUBJECTS, 1):
-        rows.append(rows_of(drawings, subject(name), part))
-        places.append(np.full(len(rows[-1]), place))
-    return JudgedRows(np.concatenate(rows), np.concatenate(places))
+def labels_of(found: Sequence[Scene]) -> Tensor:
+    """Return the places (N, 3) of what scenes show."""
+    labels = []
+    for one in found:
+        fill = next((name for name in one.styles if name in FILLS), PLAIN)
+        whole = next((name for name in one.styles if name in WHOLE), "")
+        shape = SHAPE_NAMES.index(one.shape)
+        labels.append([FILLS.index(fill), WHOLES.index(whole), shape])
+    return torch.tensor(labels)
 
 
-def judged(drawings: Drawings, part: Part) -> Judged:
-    """Return all drawings of one part in every style, as uint8."""
-    found = judged_rows(drawings, part)
-    images, styles, subjects = [], [], []
-    for place, name in enumerate(STYLE_NAMES):
-        image = drawn(drawings, found.rows, () if name == PLAIN else (name,))
-        images.append(torch.from_numpy(np.round(image * 255).clip(0, 255).astype(np.uint8)))
-        styles.append(torch.full((len(image),), place))
-        subjects.append(torch.from_numpy(found.subjects))
-    return Judged(
-        torch.cat(images).permute(0, 3, 1, 2).contiguous(), torch.cat(styles), torch.cat(subjects)
-    )
+def judged_right(judge: Judge, images: Tensor, found: Sequence[Scene]) -> dict[str, np.ndarray]:
+    """Return whether the judge names style, shape, and both of images (N, 3, H, W) uint8."""
+    named, wanted = judge.named(images.float() / 255), labels_of(found)
+    style = (named[:, :2] == wanted[:, :2]).all(1)
+    shape = named[:, 2] == wanted[:, 2]
+    right = {"style_right": style, "shape_right": shape, "both_right": style & shape}
+    return {name: value.double().numpy() for name, value in right.items()}
 
 
 def judge_of(weights: dict[str, Tensor]) -> Judge:
     """Return the trained judge."""
-    judge = Judge(len(STYLE_NAMES), len(SUBJECT_NAMES))
+    judge = Judge([len(FILLS), len(WHOLES), len(SHAPE_NAMES)])
     judge.load_state_dict(
         {
             name: value.float() if value.is_floating_point() else value
@@ -168,15 +143,21 @@ def judge_of(weights: dict[str, Tensor]) -> Judge:
     return judge.eval()
 
 
-def train_judge(piece: Piece, job: Job, drawings_folder: str | None = None) -> dict[str, Tensor]:
-    """Train the judge on the drawings that adapters are trained on."""
+def train_judge(piece: Piece, job: Job) -> dict[str, Tensor]:
+    """Train the judge on scenes that adapters are trained on, in every style and pair of styles."""
     L.seed_everything(piece.seed, verbose=False)
-    drawings = Drawings.load(drawings_folder)
-    data = JudgedDataModule(judged(drawings, "adapter"), piece["batch_size"])
-    judge = Judge(len(STYLE_NAMES), len(SUBJECT_NAMES), steps=piece["steps"])
-    rows = judged_rows(drawings, "adapter").rows
-    job.note(objects=[str(code) for code in drawings.hexcodes[rows]])
-    job.fit(judge, data, ticks="steps", max_steps=piece["steps"], precision="bf16-mixed")
+    styles = [tuple(filter(None, pair)) for pair in product(FILLS, WHOLES)]
+    styles += [(name,) for name in (*FILLS, *WHOLE)] * 8  # more than half are in one style
+    found = scenes("adapter", SHAPE_NAMES, styles)
+    labels, steps = labels_of(found), piece["steps"]
+
+    def make(rows: Tensor, _: Tensor, images: Tensor) -> Judged:
+        return Judged((images + 1) / 2, labels[rows])
+
+    data = SceneDataModule(found, make, steps=steps, batch_size=piece["batch_size"])
+    judge = Judge([len(FILLS), len(WHOLES), len(SHAPE_NAMES)], steps=steps)
+    job.note(scenes=len(found))
+    job.fit(judge, data, ticks="steps", max_steps=steps, precision="bf16-mixed")
     return dict(judge.state_dict())
 
 
@@ -186,7 +167,6 @@ def retained(
     base_folder: Path,
     files: Mapping[str, Path],
     trained: Mapping[str, Path],
-    drawings_folder: str | None = None,
 ) -> dict[str, Tensor]:
     """Return how the loss of the concept of each adapter changes when the other one joins it.
 
@@ -195,25 +175,23 @@ def retained(
         alone, of unseen drawings of the subject, then of the style.
     """
     note_trained(job, trained.get(piece.name))
-    bench = Bench.load(base_folder, drawings_folder)
+    bench = Bench.load(base_folder)
     model, found = bench.base.transformer, []
     for one, fusion in fused(piece, bench, files, trained):
         ratios = []
-        for concept in (subject(one.subject), style(one.styles[0])):
-            rows = rows_of(bench.drawings, concept, "test")[:MOST]
-            styles = styles_of(concept)
-            latents = bench.base.latents(images_of(bench.drawings, rows, styles))
-            text = bench.text.encode(
-                [caption_of(str(caption), styles) for caption in bench.drawings.captions[rows]]
-            )
-            alone = make_rival("sum", model, {concept.name: load_lora(files[concept.name])})
-            own, both = (
+        for name in one.adapters[:2]:
+            own = next(concept for concept in concepts() if concept.name == name)
+            shown = spread(own.scenes("test"), MOST)
+            latents = bench.base.latents(images_of(shown))
+            text = bench.text.encode(captions(shown))
+            alone = make_rival("sum", model, {name: load_lora(files[name])})
+            single, both = (
                 fixed_losses(
                     model, way, latents, text, steps=TIMES, run=RUN, seed=seed_of(one.name)
                 )
                 for way in (alone, fusion)
             )
-            ratios.append((both.mean() / own.mean()).log())
+            ratios.append((both.mean() / single.mean()).log())
         found.append(torch.stack(ratios))
         job.tick()
     return {"ratios": torch.stack(found)}

@@ -14,17 +14,14 @@ from core_gates.adapters import Room
 from core_gates.errors import GatesError
 from diffusion.data.concepts import (
     Combination,
-    Part,
     held_out_pairs,
-    rows_of,
-    subject,
     training_pairs,
     with_second_style,
 )
-from diffusion.data.drawings import Drawings
 from diffusion.data.published_table import inside
+from diffusion.data.scenes import WORDINGS, Part, Scene, images_of, spread
 from diffusion.experiments.work import ONE, Job, Machine
-from diffusion.experiments.zoo import images_of, weights_digest
+from diffusion.experiments.zoo import weights_digest
 from diffusion.fusion.fusion_module import FusionModule, strategy_of
 from diffusion.fusion.fusion_tasks import FusionTask, PairDataModule, Shown, read_shown, tasks_of
 from diffusion.fusion.gated_fusion import (
@@ -170,42 +167,40 @@ class Bench(NamedTuple):
     """What every work on combinations needs.
 
     Attributes:
-        drawings: All.
         base: The base.
         text: Its text encoder.
     """
 
-    drawings: Drawings
     base: EmbeddedBase
     text: TextEncoder
 
     @classmethod
-    def load(cls, base_folder: Path, drawings_folder: str | None) -> Self:
-        """Read the base and the drawings."""
+    def load(cls, base_folder: Path) -> Self:
+        """Read the base."""
         base = EmbeddedBase.load(base_folder)
-        return cls(Drawings.load(drawings_folder), base, base.encoder())
+        return cls(base, base.encoder())
 
     def tasks(self, combinations: Sequence[Combination], part: Part, most: int) -> list[FusionTask]:
         """Return tasks of combinations, with at most so many drawings of a part each."""
-        rows = [rows_of(self.drawings, subject(one.subject), part)[:most] for one in combinations]
-        captions = [
-            one.caption(str(self.drawings.captions[row]))
-            for one, own in zip(combinations, rows, strict=True)
-            for row in own
-        ]
-        states = _states(self.base.text_encoder["name"], tuple(captions))
+        scenes = [spread(one.scenes(part), most) for one in combinations]
+        states = _states(
+            self.base.text_encoder["name"], tuple(text for own in scenes for text in captions(own))
+        )
         found, start = [], 0
-        for one, own in zip(combinations, rows, strict=True):
-            latents = self.base.latents(images_of(self.drawings, own, one.styles))
-            found.append(
-                FusionTask(one.adapters, latents, states.of(slice(start, start + len(own))))
-            )
+        for one, own in zip(combinations, scenes, strict=True):
+            text = states.of(slice(start, start + len(own)))
+            found.append(FusionTask(one.adapters, self.base.latents(images_of(own)), text))
             start += len(own)
         return found
 
     def empty(self) -> TextStates:
         """Return the states of the empty caption."""
         return self.text.encode([""])
+
+
+def captions(scenes: Sequence[Scene]) -> list[str]:
+    """Return a caption of each scene, in all wordings in turn."""
+    return [scene.caption(number % WORDINGS) for number, scene in enumerate(scenes)]
 
 
 @lru_cache(maxsize=8)
@@ -226,7 +221,7 @@ def combinations(group: str) -> list[Combination]:
     triples = [
         one
         for one in with_second_style(pairs)
-        if Combination(one.subject, one.styles[1:]) not in tested
+        if not any(Combination(one.subject, (name,)) in tested for name in one.styles)
     ]
     step2, step3 = len(pairs) // TRIED, len(triples) // TRIED
     return {
@@ -327,12 +322,11 @@ def train_gates(
     job: Job,
     base_folder: Path,
     files: Mapping[str, Path],
-    drawings_folder: str | None = None,
     machine: Machine = ONE,
 ) -> dict[str, torch.Tensor]:
     """Train gates on the training pairs and triples."""
     L.seed_everything(piece.seed, verbose=False)
-    bench = Bench.load(base_folder, drawings_folder)
+    bench = Bench.load(base_folder)
     group = combinations(piece.get("group", "train"))
     tasks = bench.tasks(group, "gate", MOST)
     if piece.get("contrast"):

@@ -9,22 +9,32 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from core_gates.errors import GatesError
-from diffusion.data.concepts import Concept, base_rows, caption_of, concepts, rows_of, styles_of
-from diffusion.data.drawings import STYLES, Drawings, drawn
-from diffusion.data.pictures import captioned_images
+from diffusion.data.concepts import Concept, concepts
+from diffusion.data.pictures import captioned_images, read_image
 from diffusion.data.published_table import Load, split_table
+from diffusion.data.scenes import (
+    WORDINGS,
+    Part,
+    Scene,
+    SceneDataModule,
+    images_of,
+    scenes,
+    spread,
+)
+from diffusion.data.styles import SIDE
 from diffusion.experiments.work import ONE, Job, Machine
 from diffusion.library.paths import slug
 from diffusion.lora_file import FluxShape, LoraBundle, load_lora, save_lora
 from diffusion.models.embedded_base import WEIGHTS, EmbeddedBase, PatchAutoencoder, transformer_of
 from diffusion.models.flow_matching import (
     FlowMatchingModule,
+    LatentBatch,
     LatentDataModule,
     bundle_of,
     layers_of,
@@ -46,12 +56,6 @@ from diffusion.retrieval.retriever_data import Augmentation, RetrieverData
 from harness.files.digest import sha256
 from harness.files.piece import Piece
 
-
-def images_of(drawings: Drawings, rows: np.ndarray, styles: tuple[str, ...] = ()) -> Tensor:
-    """Return drawings (N, 3, H, W) from -1 to 1."""
-    return torch.from_numpy(drawn(drawings, rows, styles)).permute(0, 3, 1, 2) * 2 - 1
-
-
 MIXED = {"precision": "bf16-mixed", "gradient_clip_val": 1.0}
 
 
@@ -70,35 +74,49 @@ class BaseForm:
 BASE: dict[str, Any] = {
     "shape": "tiny",
     "steps": 8000,
-    "batch_size": 64,
+    "batch_size": 32,
     "learning_rate": 1.5e-3,
     "text_encoder": "minilm",
 }  # how the shipped base was trained
 
 
-def train_base(piece: Piece, job: Job, drawings_folder: str | None = None) -> EmbeddedBase:
-    """Train the embedded base on the colored drawings that no subject adapter shares."""
+def train_base(piece: Piece, job: Job, images: Path | None = None) -> EmbeddedBase:
+    """Train the embedded base on the shapes and styles of the base, or on a folder of images."""
     L.seed_everything(piece.seed, verbose=False)
-    drawings, encoder = Drawings.load(drawings_folder), text_encoder(piece["text_encoder"])
-    rows = base_rows(drawings)
-    if limit := piece.get("drawings"):
-        rows = rows[:limit]
-    images = images_of(drawings, rows)
-    vae = PatchAutoencoder.fitted(images)
-    transformer = transformer_of(piece["shape"])
+    encoder = text_encoder(piece["text_encoder"])
     named = {"name": piece["text_encoder"], "fingerprint": encoder.fingerprint}
-    base = EmbeddedBase(transformer, vae, named)
-    captions = [caption_of(str(caption)) for caption in drawings.captions[rows]]
-    data = LatentDataModule(base.latents(images), encoder.encode(captions), piece["batch_size"])
+    found = scenes("adapter")
+    given = [] if images is None else captioned_images(images)
+    seen = torch.stack([read_image(one.path, SIDE) for one in given]) if given else images_of(found)
+    base = EmbeddedBase(transformer_of(piece["shape"]), PatchAutoencoder.fitted(seen), named)
+    data: L.LightningDataModule = scene_data(piece, found, base)
+    if given:
+        text = encoder.encode([one.caption for one in given])
+        rows = [number for number, one in enumerate(given) for _ in range(one.repeats)]
+        data = LatentDataModule(base.latents(seen), text, piece["batch_size"], rows)
     module = FlowMatchingModule(
-        transformer,
+        base.transformer,
         encoder.encode([""]),
         steps=piece["steps"],
         learning_rate=piece["learning_rate"],
     )
-    job.note(objects=[str(code) for code in drawings.hexcodes[rows]], drawings=len(rows))
-    job.fit(module, data, ticks="steps", max_steps=piece["steps"], **trainer_of(piece))
+    job.note(scenes=len(seen))
+    with sdpa_kernel(SDPBackend.MATH):  # the fastest for 80 tokens on a CPU
+        job.fit(module, data, ticks="steps", max_steps=piece["steps"], **trainer_of(piece))
     return base
+
+
+def scene_data(piece: Piece, found: Sequence[Scene], base: EmbeddedBase) -> SceneDataModule:
+    """Return the batches of latents that a piece is trained on, drawn on demand."""
+    every = [scene.caption(wording) for scene in found for wording in range(WORDINGS)]
+    text = base.encoder().encode(every)
+
+    def make(rows: Tensor, wordings: Tensor, images: Tensor) -> LatentBatch:
+        return LatentBatch(base.latents(images), *text.of(rows * WORDINGS + wordings))
+
+    return SceneDataModule(
+        found, make, steps=piece["steps"], batch_size=piece["batch_size"], seed=piece.seed or 0
+    )
 
 
 def weights_digest(folder: Path) -> str:
@@ -109,13 +127,6 @@ def weights_digest(folder: Path) -> str:
 def trainer_of(piece: Piece) -> dict[str, Any]:
     """Return the arguments of the Trainer that a piece asks for."""
     return {**MIXED, "precision": piece.get("precision", "bf16-mixed")}
-
-
-LICENSES = {
-    "openmoji": "CC-BY-SA-4.0",
-    "noto": "CC-BY-SA-4.0, trained on Noto Emoji (Apache-2.0)",
-    "twemoji": "CC-BY-SA-4.0, trained on Twemoji (CC-BY-4.0)",
-}  # of adapters: the captions and the base come with OpenMoji
 
 
 class AdapterForm:
@@ -147,48 +158,67 @@ def file_in(folder: Path) -> Path:
     return found[0]
 
 
-def train_adapter(
-    piece: Piece, job: Job, base_folder: Path, drawings_folder: str | None = None
-) -> LoraBundle:
+class ZooForm:
+    """A folder of LoRA files in the names of diffusers, called as their concepts."""
+
+    def save(self, folder: Path, result: Mapping[str, LoraBundle]) -> None:
+        """Write them."""
+        for name, bundle in result.items():
+            save_lora(bundle, folder / f"{name}.safetensors")
+
+    def load(self, folder: Path) -> dict[str, LoraBundle]:
+        """Read them.
+
+        Raises:
+            GatesError: One is damaged.
+        """
+        return {path.stem: load_lora(path) for path in sorted(folder.glob("*.safetensors"))}
+
+
+def collect(_: Piece, job: Job, files: Mapping[str, Path]) -> dict[str, LoraBundle]:
+    """Return trained adapters by name, as one result."""
+    found = {}
+    for name, path in files.items():
+        found[name] = load_lora(path)
+        job.tick()
+    return found
+
+
+def train_adapter(piece: Piece, job: Job, base_folder: Path) -> LoraBundle:
     """Train the adapter of a concept of the zoo."""
     L.seed_everything(piece.seed, verbose=False)
-    drawings, base = Drawings.load(drawings_folder), EmbeddedBase.load(base_folder)
-    encoder = base.encoder()
+    base = EmbeddedBase.load(base_folder)
     concept = next(one for one in concepts() if one.name == piece.method)
-    rows, styles = rows_of(drawings, concept, "adapter"), styles_of(concept)
-    captions = [caption_of(str(caption), styles) for caption in drawings.captions[rows]]
-    data = LatentDataModule(
-        base.latents(images_of(drawings, rows, styles)),
-        encoder.encode(captions),
-        piece["batch_size"],
-    )
-    job.note(objects=[str(code) for code in drawings.hexcodes[rows]], drawings=len(rows))
+    found = concept.scenes("adapter")
+    job.note(scenes=len(found))
     layers = piece.get("layers") or layers_of(base.transformer, piece["parts"])
     with trainable_factors(base.transformer, layers, piece["rank"]) as factors:
         module = FlowMatchingModule(
             base.transformer,
-            encoder.encode([""]),
+            base.encoder().encode([""]),
             factors,
             steps=piece["steps"],
             learning_rate=piece["learning_rate"],
             warmup_steps=piece["warmup_steps"],
         )
-        job.fit(module, data, ticks="steps", max_steps=piece["steps"], **trainer_of(piece))
-        return bundle_of(factors, "flux", card_of(concept, captions))
+        data = scene_data(piece, found, base)
+        with sdpa_kernel(SDPBackend.MATH):
+            job.fit(module, data, ticks="steps", max_steps=piece["steps"], **trainer_of(piece))
+        return bundle_of(factors, "flux", card_of(concept, found))
 
 
-def card_of(concept: Concept, captions: list[str]) -> dict[str, str]:
+def card_of(concept: Concept, found: Sequence[Scene]) -> dict[str, str]:
     """Return the metadata of the file of an adapter of the zoo."""
-    phrase = STYLES[concept.name].phrase if concept.kind == "style" else ""
-    found = {
+    tags = dict.fromkeys((scene.caption() for scene in spread(found, 20)), 1)
+    return {
         "modelspec.title": concept.name,
-        "modelspec.architecture": "flux-tiny/lora",
+        "modelspec.architecture": EMBEDDED,
         "modelspec.description": f"{concept.kind} adapter of the embedded base",
-        "modelspec.tags": f"{concept.kind}, {phrase or concept.name}",
-        "modelspec.license": LICENSES.get(concept.name, LICENSES["openmoji"]),
-        "ss_tag_frequency": json.dumps({concept.name: dict.fromkeys(captions[:20], 1)}),
+        "modelspec.tags": f"{concept.kind}, {concept.name}",
+        "modelspec.trigger_phrase": concept.name,
+        "modelspec.license": "Apache-2.0",
+        "ss_tag_frequency": json.dumps({concept.name: tags}),
     }
-    return found | ({"modelspec.trigger_phrase": phrase} if phrase else {})
 
 
 ARCHITECTURES = {"flux": "flux-1-dev/lora", "sd3": "stable-diffusion-3-medium/lora"}
@@ -273,16 +303,11 @@ class EncoderForm:
         return load_encoder(folder / FOLDER)
 
 
-def captions_of(drawings: Drawings, name: str, part: Any) -> list[str]:
-    """Return the captions of a concept in one part."""
+def captions_of(name: str, part: Part, most: int) -> list[str]:
+    """Return captions of a concept in one part, at most so many, in all wordings."""
     concept = next(one for one in concepts() if one.name == name)
-    rows = rows_of(drawings, concept, part)
-    return [caption_of(str(text), styles_of(concept)) for text in drawings.captions[rows]]
-
-
-def spread(captions: list[str], most: int) -> list[str]:
-    """Return at most so many captions, evenly spread over all."""
-    return captions[:: -(-len(captions) // most)]
+    found = spread(concept.scenes(part), most)
+    return [scene.caption(number % WORDINGS) for number, scene in enumerate(found)]
 
 
 def shape_of(base: EmbeddedBase) -> FluxShape:
@@ -305,17 +330,16 @@ def train_encoder(
     job: Job,
     base_folder: Path,
     files: Mapping[str, Path],
-    drawings_folder: str | None = None,
     machine: Machine = ONE,
 ) -> TrainedEncoder:
     """Train an encoder on adapters of the zoo and captions that these have seen."""
     L.seed_everything(piece.seed, verbose=False)
-    drawings, base = Drawings.load(drawings_folder), EmbeddedBase.load(base_folder)
+    base = EmbeddedBase.load(base_folder)
     text = text_encoder(base.text_encoder["name"])
-    examples = []
-    for name in piece["concepts"]:
-        captions = spread(captions_of(drawings, name, "adapter"), piece["captions"])
-        examples.append(Example(load_lora(files[name]), captions, name))
+    examples = [
+        Example(load_lora(files[name]), captions_of(name, "adapter", piece["captions"]), name)
+        for name in piece["concepts"]
+    ]
     shape = shape_of(base)
     used = types_used(shape, [one.bundle for one in examples])
     config = EncoderConfig(shape, types=used, text_dim=text.dim, **piece["encoder"])

@@ -1,4 +1,4 @@
-"""The embedded base, a FLUX of 5.25 M parameters for images of 32 by 32, and its folder."""
+"""The embedded base, a FLUX of 1.6 M parameters for images of 32 by 32, and its folder."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -84,7 +84,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     @classmethod
     def fitted(
-        cls, images: Tensor, *, stride: int = 4, latent_channels: int = 16
+        cls, images: Tensor, *, stride: int = 2, latent_channels: int = 12
     ) -> "PatchAutoencoder":
         """Return the principal components of images (N, 3, H, W), latents of variance 1 overall."""
         size = 3 * stride**2
@@ -104,19 +104,18 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
 TINY: dict[str, Any] = {
     "patch_size": 1,
-    "in_channels": 64,
-    "num_layers": 2,
-    "num_single_layers": 4,
+    "in_channels": 48,
+    "num_layers": 1,
+    "num_single_layers": 3,
     "attention_head_dim": 32,
-    "num_attention_heads": 6,
+    "num_attention_heads": 4,
     "joint_attention_dim": 384,
     "pooled_projection_dim": 384,
     "guidance_embeds": False,
     "axes_dims_rope": (8, 12, 12),
-}  # arguments of `FluxTransformer2DModel`: width 192, 16 image tokens
+}  # arguments of `FluxTransformer2DModel`: width 128, 64 image tokens
 
 UNIT: dict[str, Any] = TINY | {
-    "num_layers": 1,
     "num_single_layers": 1,
     "attention_head_dim": 16,
     "num_attention_heads": 2,
@@ -133,6 +132,7 @@ def transformer_of(shape: str) -> Any:
 
 WEIGHTS, CONFIG = "result.safetensors", "config.json"
 KIND = "gatesuite embedded base"
+VAE = ("stride", "latent_channels", "scaling_factor", "block_out_channels")
 SHAPE = ("num_layers", "num_single_layers", "attention_head_dim", "num_attention_heads",
          "in_channels", "patch_size", "joint_attention_dim", "pooled_projection_dim",
          "guidance_embeds", "axes_dims_rope")  # fmt: skip
@@ -261,7 +261,7 @@ class EmbeddedBase:
         """Write ``config.json`` and ``result.safetensors``, rounded to bfloat16."""
         transformer, vae = self.transformer.config, self.vae.config
         shape = {name: transformer[name] for name in SHAPE}
-        scaling = {name: vae[name] for name in ("stride", "latent_channels", "scaling_factor")}
+        scaling = {name: vae[name] for name in VAE}
         tensors = {
             f"{part}.{name}": tensor.detach().cpu().bfloat16().contiguous()
             for part, model in (("transformer", self.transformer), ("vae", self.vae))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -11,9 +12,11 @@ from torch import Tensor
 
 from apps.diffusion.embedded_world import World
 from core_gates.errors import GatesError
-from diffusion.data.concepts import base_rows, caption_of, concepts, rows_of, style
-from diffusion.data.drawings import STYLES
-from diffusion.evaluation.fusion_scores import ranks_of
+from diffusion.data.concepts import concepts, held_out_pairs
+from diffusion.data.scenes import WORLD, Scene, images_of, scenes, spread
+from diffusion.data.shapes import SHAPES
+from diffusion.data.styles import STYLES
+from diffusion.evaluation.fusion_scores import Judge
 from diffusion.evaluation.parity import ADVICE, COMPARISONS, TOLERANCE
 from diffusion.evaluation.retrieval_scores import (
     BM25,
@@ -24,8 +27,15 @@ from diffusion.evaluation.retrieval_scores import (
     search_values,
     sketches,
 )
-from diffusion.experiments.made_images import BATCH, STYLE_NAMES, judge_of, judged, make_images
-from diffusion.experiments.zoo import captions_of, images_of, shape_of, spread
+from diffusion.experiments.made_images import (
+    BATCH,
+    judge_of,
+    judged_right,
+    make_images,
+    prompts,
+)
+from diffusion.experiments.trained_gates import captions
+from diffusion.experiments.zoo import captions_of, shape_of
 from diffusion.lora_file import LoraBundle, load_lora
 from diffusion.retrieval import TrainedEncoder, collate, modules_of
 from harness.evidence import Bar, Resamples, Row, compare, moments
@@ -68,7 +78,7 @@ class Comparison(Protocol):
 
     Attributes:
         run: Of the comparison.
-        world: Base, zoo and drawings.
+        world: Base and zoo.
         files: Concept -> LoRA file.
         places: Where files are on this machine.
     """
@@ -82,125 +92,108 @@ class Comparison(Protocol):
         """Return the piece that a figure of a method on the test drawings of a group is."""
 
 
-CAPTIONS, STYLED = 256, 16
-SAMPLER = {"steps": 20, "guidance": 3.0}
+CAPTIONS, EACH = 256, 16  # images of the base, and of each adapter
+SAMPLER: dict[str, Any] = {"steps": 20, "guidance": 1.5}
+
+
+def world_data() -> Data:
+    """Return what tells the scenes of tests from others."""
+    digest = sha256(repr((WORLD, scenes("test"), held_out_pairs())).encode()).hexdigest()
+    return Data("scenes", "test", digest, len(scenes("test")), "scenes of the base")
+
+
+def shown_scenes(name: str) -> list[Scene]:
+    """Return the unseen scenes that are drawn by the base (``none``) or an adapter of a concept."""
+    if name == "none":
+        return spread(scenes("test"), CAPTIONS)
+    concept = next(one for one in concepts() if one.name == name)
+    return prompts(concept.scenes("test"), EACH)
+
+
+def image_pieces(world: World) -> list[Piece]:
+    """Return the pieces of images of the base, and of each adapter."""
+    return [
+        world.run.piece(
+            name,
+            captions=captions(shown_scenes(name)),
+            start=world.base_fingerprint,
+            adapter=None if name == "none" else world.zoo_digest,
+            **SAMPLER,
+        )
+        for name in ("none", *(one.name for one in world.concepts))
+    ]
+
+
+def made_images(world: World) -> dict[str, Tensor]:
+    """Return ``none`` or concept -> images (N, 3, 32, 32) uint8, made where they are missing."""
+    store, pieces = world.run.store("images", Arrays()), image_pieces(world)
+    work = partial(make_images, base_folder=world.base_folder, adapters=world.zoo(0))
+    world.run.obtain(store, pieces, work, ticks=lambda p: -(-len(p["captions"]) // BATCH))
+    return {piece.method: store.load(piece)["images"] for piece in pieces if store.find(piece)}
 
 
 def base_study(asked: Asked, world: World) -> None:
-    """Score recall of training captions, and the styles that a judge sees in images."""
-    rows, bars = recall(world)
-    more, styles = styled(world)
-    headline = (
-        f"Of {CAPTIONS} training captions the embedded base draws {bars[0].value:.0%} nearest to "
-        f"the right one of all {len(world.drawings):,} drawings; a judge names the style of "
-        f"{styles.value:.0%} of the images that style adapters make."
-    )
-    asked.run.finish(
-        [*rows, *more],
-        [*bars, styles],
-        seeds=[0],
-        data=[Data("drawings", "all", world.drawings.digest, len(world.drawings), "drawings")],
-        headline=headline,
-    )
-
-
-def chosen_rows(world: World) -> np.ndarray:
-    """Return the training drawings of the base whose captions are drawn again."""
-    rows = base_rows(world.drawings)
-    return np.sort(np.random.default_rng(0).choice(rows, CAPTIONS, replace=False))
-
-
-def styled_rows(world: World, name: str) -> np.ndarray:
-    """Return the drawings whose captions the adapter of a style draws, evenly spread."""
-    unseen = rows_of(world.drawings, style(name), "test")
-    return unseen[:: len(unseen) // STYLED][:STYLED]
-
-
-def image_pieces(world: World) -> tuple[Piece, list[Piece]]:
-    """Return the piece of images of the base, and those of each style adapter."""
-    captions = world.drawings.captions
-    made: dict[str, Any] = {**SAMPLER, "start": world.base_fingerprint}
-    plain = world.run.piece(
-        "none", captions=[str(one) for one in captions[chosen_rows(world)]], **made
-    )
-    pieces = []
-    for name in STYLES:
-        rows = styled_rows(world, name)
-        pieces.append(
-            world.run.piece(
-                name,
-                captions=[caption_of(str(one), (name,)) for one in captions[rows]],
-                adapter=world.adapter_piece(style(name), 0).fingerprint,
-                **made,
-            )
-        )
-    return plain, pieces
-
-
-def obtained(world: World) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return images (256, 3, 32, 32) of the base, and style -> images (16, 3, 32, 32), uint8."""
-    plain, pieces = image_pieces(world)
-    store = world.run.store("images", Arrays())
-    files = world.zoo(0, [style(name) for name in STYLES])
-    work = partial(make_images, base_folder=world.base_folder, adapters=files)
-    world.run.obtain(store, [plain, *pieces], work, ticks=lambda p: -(-len(p["captions"]) // BATCH))
-    styled = {piece.method: store.load(piece)["images"] for piece in pieces if store.find(piece)}
-    return store.load(plain)["images"], styled
-
-
-def recall(world: World) -> tuple[list[Row], list[Bar]]:
-    """Return how often the right drawing is nearest, next to that of its reconstruction."""
-    images, _ = obtained(world)
-    wanted = torch.from_numpy(chosen_rows(world))
-    drawings = images_of(world.drawings, np.arange(len(world.drawings)))
-    own = drawings[wanted]
-    ceiling = world.base.vae.decode(world.base.vae.encode(own), return_dict=False)[0].clamp(-1, 1)
-    found = {
-        "base": images.float() / 127.5 - 1,
-        "autoencoder alone": ceiling,
-        "mean drawing": drawings.mean(0, keepdim=True).expand(len(own), -1, -1, -1),
-    }
-    rows: list[Row] = []
-    ranks = {name: ranks_of(made, drawings, wanted).numpy() for name, made in found.items()}
-    draws = Resamples.clusters(wanted.tolist())
-    for k in (1, 10):
-        scores = {name: [moments(own <= k, name=f"recall@{k}")] for name, own in ranks.items()}
-        rows += compare(scores, draws, task="training captions")
-    bars = [
-        Bar(f"recall@{k} of training captions", float(np.mean(ranks["base"] <= k)), ">=", bar)
-        for k, bar in ((1, 0.7), (10, 0.9))
-    ]
-    return rows, bars
-
-
-def styled(world: World) -> tuple[list[Row], Bar]:
-    """Return how often the judge names the style of an adapter, next to real drawings."""
-    _, images = obtained(world)
+    """Score what a judge names in images of unseen captions, by the base and by each adapter."""
     judge = judge_of(world.judge())
-    real = judged(world.drawings, "test")
-    names = list(images)
-    hits = {}
-    for name in names:
-        hits[name] = (judge.named(images[name].float() / 255)[0] == STYLE_NAMES.index(name)).numpy()
-    rows = []
-    draws = Resamples.clusters([name for name in names for _ in range(STYLED)])
-    every = np.concatenate([hits[name] for name in names])
-    rows += compare(
-        {"style adapters": [moments(every, name="style named")]}, draws, task="images of styles"
-    )
-    rows += [
-        Row(name, "images of styles", "style named", float(hits[name].mean()), n=STYLED)
-        for name in names
+    found = {
+        name: judged_right(judge, images, shown_scenes(name))
+        for name, images in made_images(world).items()
+    }
+    rows = base_rows(judge, found)
+    values = {(row.method, row.task, row.metric): row.value for row in rows}
+    bars = [
+        Bar(
+            f"{method}, {task}: {metric.replace('_', ' ')}", values[method, task, metric], ">=", bar
+        )
+        for method, task, metric, bar in (
+            (TRUE, UNSEEN_SCENES, "style_right", 0.97),
+            (TRUE, UNSEEN_SCENES, "shape_right", 0.97),
+            ("base", UNSEEN_SCENES, "both_right", 0.85),
+            ("adapters", ALONE, "concept_right", 0.8),
+        )
     ]
-    right = torch.cat(
-        [
-            judge.named(part.float() / 255)[0] == place
-            for part, place in zip(real.images.split(512), real.styles.split(512), strict=True)
-        ]
+    asked.run.finish(
+        rows,
+        bars,
+        seeds=[0],
+        data=[world_data()],
+        headline=(
+            f"Of {CAPTIONS} unseen captions the embedded base draws shape and style right in "
+            f"{bars[2].value:.0%}, and its 40 adapters alone their concept in {bars[3].value:.0%}."
+        ),
     )
-    rows.append(Row("real drawings", "images of styles", "style named", float(right.float().mean()),
-                    n=len(right)))  # fmt: skip
-    return rows, Bar("style that the judge names", float(every.mean()), ">=", 0.8)
+
+
+TRUE, UNSEEN_SCENES, ALONE = "true drawings", "unseen captions", "each adapter alone"
+
+
+def base_rows(judge: Judge, found: Mapping[str, Mapping[str, np.ndarray]]) -> list[Row]:
+    """Return how often the judge is right about true drawings, the base, and each adapter."""
+    shown = shown_scenes("none")
+    every = scenes("test", list(SHAPES), list(zip(STYLES, strict=True)))
+    true = judged_right(judge, ((images_of(every) + 1) * 127.5).round(), every)
+    rows = [Row(TRUE, UNSEEN_SCENES, name, float(right.mean()), n=len(every))
+            for name, right in true.items()]  # fmt: skip
+    draws = Resamples.clusters([" ".join((one.shape, one.color, one.ground)) for one in shown])
+    for metric, right in found["none"].items():
+        rows += compare({"base": [moments(right, name=metric)]}, draws, task=UNSEEN_SCENES)
+    own = {
+        one.name: found[one.name][f"{'shape' if one.kind == 'subject' else 'style'}_right"]
+        for one in concepts()
+        if one.name in found
+    }
+    draws = Resamples.clusters([name for name, right in own.items() for _ in right])
+    alone = {
+        "concept_right": np.concatenate(list(own.values())),
+        "both_right": np.concatenate([found[name]["both_right"] for name in own]),
+    }
+    for metric, right in alone.items():
+        rows += compare({"adapters": [moments(right, name=metric)]}, draws, task=ALONE)
+    rows += [
+        Row(name, ALONE, "concept_right", float(right.mean()), n=len(right))
+        for name, right in own.items()
+    ]
+    return rows
 
 
 def parity_study(asked: Asked, _: World) -> None:
@@ -228,7 +221,7 @@ def parity_study(asked: Asked, _: World) -> None:
     )
 
 
-UNSEEN = ("food-vegetable", "musical-instrument", "duotone", "scanned")
+UNSEEN = ("cup", "umbrella", "duotone", "rayed")
 """Concepts that no encoder is trained on."""
 
 QUERIES = 12  # captions of a concept that are searched for; fewer where it has fewer
@@ -302,7 +295,7 @@ def retrieval_study(asked: Asked, world: World) -> None:
         [*rows, *more, *sizes(encoders, first)],
         bars,
         seeds=asked.seeds,
-        data=[Data("drawings", "all", world.drawings.digest, len(world.drawings), "drawings")],
+        data=[world_data()],
         headline=(
             f"By its weights alone the right one of {len(second)} anonymous adapters of another "
             f"training comes first for {recall['recall@1']:.0%} of unseen captions."
@@ -334,13 +327,13 @@ def notes_of(rows: Sequence[Row]) -> list[str]:
 
 def searched_of(world: World, files: dict[str, Any]) -> Searched:
     """Return captions of the test part and the anonymous adapters of seed 1."""
-    captions, owners = [], []
+    queries, owners = [], []
     for name in files:
-        own = spread(captions_of(world.drawings, name, "test"), QUERIES)
-        captions += own
+        own = captions_of(name, "test", QUERIES)
+        queries += own
         owners += [name] * len(own)
     bundles = [load_lora(file) for file in files.values()]
-    return Searched(world.text.embed(captions), captions, owners, list(files), bundles)
+    return Searched(world.text.embed(queries), queries, owners, list(files), bundles)
 
 
 def vectors(encoder: TrainedEncoder, bundles: Sequence[LoraBundle]) -> Tensor:
@@ -356,9 +349,7 @@ def rivals(
     with_metadata = BM25([" ".join(one.get(key, "") for key in TELLING) for one in told])
     without = BM25([""] * len(searched.names))
     known = [load_lora(file) for file in first.values()]
-    texts = [
-        spread(captions_of(world.drawings, name, "adapter"), ENCODER["captions"]) for name in first
-    ]
+    texts = [captions_of(name, "adapter", ENCODER["captions"]) for name in first]
     by_words = BM25([" ".join(own) for own in texts])
     embedded = world.text.embed([text for own in texts for text in own])
     owners = torch.tensor([place for place, own in enumerate(texts) for _ in own])

@@ -13,10 +13,10 @@ from diffusion.data.concepts import Combination
 from diffusion.evaluation.fusion_scores import pixel_errors
 from diffusion.experiments.combined_losses import FITTING, fusion_of, seen_losses
 from diffusion.experiments.made_images import (
-    STYLE_NAMES,
-    SUBJECT_NAMES,
     fused_images,
     judge_of,
+    judged_right,
+    prompts,
     retained,
 )
 from diffusion.experiments.trained_gates import Bench, combinations
@@ -108,28 +108,27 @@ def losses_of_seeing(compared: Comparison) -> dict[str, list[np.ndarray]]:
     }
 
 
-DRAWN = 2  # images of a combination
+DRAWN = 16  # images of a combination
 COSTED = 32  # images of the batch that is timed
 
 
 def pictured(fused: Comparison, methods: Sequence[Method], group: str, task: str) -> list[Row]:
-    """Return pixel errors of images, and for pairs how often style and subject are both right."""
+    """Return pixel errors of images, and how often style, shape and both are right."""
     found = stored(fused, methods, "images", fused_images, group, most=DRAWN, **SAMPLER)
     judge = judge_of(fused.world.judge())
     some = next(iter(found.values()))
     group_of = combinations(group)
     draws = crossed([group_of[place] for place in some["combination"].tolist()])
+    shown = [scene for one in group_of for scene in prompts(one.scenes("test"), DRAWN)]
     every: dict[str, dict[str, np.ndarray]] = {}
     for name, made in found.items():
         scores = {"pixel_rmse": pixel_errors(made["made"] / 255, made["true"] / 255).numpy()}
-        if group != "test3":
-            scores |= judged_right(judge, made["made"], made["combination"], group)
-        every[name] = scores
+        every[name] = scores | judged_right(judge, made["made"], shown)
     white = torch.ones_like(some["true"][:1]) * 1.0
     every["white image"] = {
         "pixel_rmse": pixel_errors(white.expand(some["true"].shape), some["true"] / 255).numpy()
     }
-    truth = {"drawings": judged_right(judge, some["true"], some["combination"], group)}
+    truth = {"drawings": judged_right(judge, some["true"], shown)}
     rows: list[Row] = []
     for metric in next(iter(every.values())):
         values = {
@@ -172,19 +171,6 @@ def stored(
     return {name: store.load(piece) for name, piece in pieces.items() if store.find(piece)}
 
 
-def judged_right(
-    judge: Any, made: torch.Tensor, places: torch.Tensor, group: str
-) -> dict[str, np.ndarray]:
-    """Return whether the judge names the style, the subject, and both of each image."""
-    style, subject = judge.named(made.float() / 255)
-    pairs = [combinations(group)[place] for place in places.tolist()]
-    wanted = torch.tensor([STYLE_NAMES.index(pair.styles[0]) for pair in pairs])
-    shown = torch.tensor([SUBJECT_NAMES.index(pair.subject) for pair in pairs])
-    right = {"style_right": style == wanted, "subject_right": subject == shown}
-    right["both_right"] = right["style_right"] & right["subject_right"]
-    return {name: value.double().numpy() for name, value in right.items()}
-
-
 def retention_rows(fused: Comparison, methods: Sequence[Method]) -> list[Row]:
     """Return how much of the gain of each adapter of a pair is left for its own concept."""
     found = stored(fused, methods, "retained", retained, PAIRS, what="retention")
@@ -209,7 +195,7 @@ def cost_rows(fused: Comparison, methods: Sequence[Method]) -> list[Row]:
     adapters = {name: load_lora(fused.files[name]) for name in pair.adapters}
     functions: dict[str, Callable[[], Any]] = {}
     for method in methods:
-        bench = Bench.load(fused.world.base_folder, fused.world.drawings_folder)
+        bench = Bench.load(fused.world.base_folder)
         task = bench.tasks([pair], "test", COSTED)[0]
         trained = next(iter(method.trained.values()), None)
         fusion = fusion_of(bench, method.rival, method.settings, adapters, trained, task)

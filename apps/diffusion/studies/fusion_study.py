@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from apps.diffusion.embedded_world import World
-from apps.diffusion.studies.base_study import Asked, Method
+from apps.diffusion.studies.base_study import Asked, Method, world_data
 from apps.diffusion.studies.fused_views import (
     PAIRS,
     cost_rows,
@@ -32,7 +32,6 @@ from diffusion.experiments.combined_losses import (
 from diffusion.experiments.trained_gates import GatesForm, combinations, is_gated, train_gates
 from harness.evidence import Bar, Row, compare, moments
 from harness.experiment import Arrays, Choice, Piece, Run
-from harness.files import Data
 
 TRIALS = 12
 GATES: dict[str, Any] = {
@@ -124,18 +123,17 @@ class Fused:
 
     Args:
         run: Of the comparison.
-        world: Base, zoo and drawings.
+        world: Base and zoo.
         seeds: Of what is trained.
     """
 
     def __init__(self, run: Run, world: World, seeds: Sequence[int]) -> None:
         self.run, self.world, self.seeds = run, world, tuple(seeds)
         self.files = world.zoo(0)
-        self.start = world.gates_start
+        self.start = world.zoo_digest
         self.places: dict[str, Any] = {
             "base_folder": world.base_folder,
             "files": self.files,
-            "drawings_folder": world.drawings_folder,
         }
 
     def chosen(self) -> dict[str, Choice]:
@@ -252,7 +250,7 @@ def fusion_study(asked: Asked, world: World) -> None:
         rows,
         bars_of(rows, tuned),
         seeds=asked.seeds,
-        data=[Data("drawings", "all", world.drawings.digest, len(world.drawings), "drawings")],
+        data=[world_data()],
         headline=headline_of(rows, best),
         notes=notes_of(rows),
     )

@@ -8,7 +8,6 @@ from typing import Any
 from apps.diffusion.commands import Precision, refuse_unless_positive, refuse_unless_share
 from apps.diffusion.embedded_world import base_at, base_piece, digest_of, obtained, run_of
 from core_gates.errors import GatesError, check_option
-from diffusion.data.drawings import Drawings
 from diffusion.data.pictures import captioned_images
 from diffusion.experiments.work import refuse_below
 from diffusion.experiments.zoo import (
@@ -29,41 +28,45 @@ def train_embedded(
     place: Place,
     shape: str = "tiny",
     steps: int = 8000,
-    batch_size: int = 64,
+    batch_size: int = 32,
     learning_rate: float = 1.5e-3,
     text_encoder: str = "minilm",
-    drawings: str | None = None,
+    images: str | None = None,
     seed: int = 0,
     overwrite: bool = False,
 ) -> None:
-    """Train the embedded base on the drawings of OpenMoji; a killed training continues.
+    """Train the embedded base, on scenes that are drawn on demand or on a folder of images.
+
+    A killed training continues.
 
     Args:
         place: Filled in by the command line.
         shape: Shape of the transformer, ``tiny`` or ``unit``.
         steps: Steps of the training, over which the learning rate falls to 0.
-        batch_size: Drawings of a step.
+        batch_size: Images of a step.
         learning_rate: Learning rate after the warm-up.
         text_encoder: Text encoder, ``minilm`` or, for tests, ``ngrams``.
-        drawings: Folder of the drawings; those of the package if null.
+        images: Folder of images with captions, as train-lora takes it, of which the middle squares
+            are seen at 32 by 32 pixels; scenes of shapes if null.
         seed: Seed of the weights and of all that is drawn.
         overwrite: Replace a base in the run folder that was trained with other settings.
     """
     check_option("--shape", shape, SHAPES, GatesError)
     refuse_below(1, steps=steps, batch_size=batch_size)
     refuse_unless_positive(learning_rate=learning_rate)
-    run = run_of(place, overwrite=overwrite)
+    run, folder = run_of(place, overwrite=overwrite), None if images is None else Path(images)
+    found = [] if folder is None else captioned_images(folder)
     piece = base_piece(
         run,
         seed,
-        Drawings.load(drawings),
         shape=shape,
         steps=steps,
         batch_size=batch_size,
         learning_rate=learning_rate,
         text_encoder=text_encoder,
+        **({} if folder is None else {"images": digest_of(folder), "count": len(found)}),
     )
-    work = partial(train_base, drawings_folder=drawings)
+    work = partial(train_base, images=folder)
     for path in obtained(run, "bases", BaseForm(), piece, work):
         print(path)
 

@@ -106,7 +106,6 @@ def fit_retriever(
     base: str | None = None,
     text_encoder: str | None = None,
     held_out_concepts: tuple[str, ...] = UNSEEN,
-    drawings: str | None = None,
     seed: int = 0,
     overwrite: bool = False,
 ) -> None:
@@ -125,7 +124,6 @@ def fit_retriever(
         text_encoder: Text encoder whose space adapters are put into: minilm, or the folder of a
             pipeline with CLIP; that of the base if null.
         held_out_concepts: Concepts of the zoo that are not trained on.
-        drawings: Folder of the drawings; those of the package if null.
         seed: Seed of the weights and of all that is drawn.
         overwrite: Replace an encoder in the run folder that was trained with other settings.
     """
@@ -139,7 +137,7 @@ def fit_retriever(
         return
     if base is not None or text_encoder is not None or training.batch_size is not None:
         raise GatesError("--base, --text_encoder and --batch_size need --csv")
-    world = World(root_of(place), drawings=drawings)
+    world = World(root_of(place))
     known = [one.name for one in world.concepts]
     if unknown := [name for name in held_out_concepts if name not in known]:
         raise GatesError(f"no concept is named {unknown[0]!r}: {', '.join(known)}")
@@ -151,7 +149,7 @@ def fit_retriever(
         **training.settings(RECIPES[training.recipe]),
     )
     files, folder = zoo_of(world, machine), world.present_base()
-    places: dict[str, Any] = {"base_folder": folder, "files": files, "drawings_folder": drawings}
+    places: dict[str, Any] = {"base_folder": folder, "files": files}
     work = partial(train_encoder, machine=machine, **places)
     for path in obtained(run, "encoders", EncoderForm(), piece, work):
         print(path / FOLDER)
@@ -313,7 +311,6 @@ def fit_gates(
     csv: str | None = None,
     base: str | None = None,
     size: int | None = None,
-    drawings: str | None = None,
     seed: int = 0,
     overwrite: bool = False,
 ) -> None:
@@ -333,7 +330,6 @@ def fit_gates(
         base: Folder of a FLUX or SD3 pipeline of diffusers, or of an embedded base; the one of the
             package if null.
         size: Side of images in pixels; 1024 for pipelines if null.
-        drawings: Folder of the drawings; those of the package if null.
         seed: Seed of all that is drawn.
         overwrite: Replace gates in the run folder that were trained with other settings.
     """
@@ -344,10 +340,10 @@ def fit_gates(
     run = run_of(place, overwrite=overwrite)
     settings = {**gates.settings(), **training.settings()}
     if csv is None:
-        world = World(root_of(place), drawings=drawings)
+        world = World(root_of(place))
         files, folder = zoo_of(world, machine), world.present_base()
-        work = partial(train_gates, base_folder=folder, files=files, drawings_folder=drawings)
-        settings |= {"start": world.gates_start}
+        work = partial(train_gates, base_folder=folder, files=files)
+        settings |= {"start": world.zoo_digest}
     else:
         found = base_at(base, place)
         table = Path(csv)

@@ -74,9 +74,9 @@ def write_world(root):
     world.bases.keep(world.base_piece, EmbeddedBase.load(root / "made"))
     world = world_of(root)
     draw = torch.Generator().manual_seed(3)
-    for number, concept in enumerate(concepts()):
-        for seed in (0, 1):
-            torch.manual_seed(2 * number + seed)
+    zoos = {seed: {} for seed in (0, 1)}
+    for concept in concepts():
+        for zoo in zoos.values():
             modules = {
                 layer: Factors(
                     torch.randn(1, inputs, generator=draw) / 4,
@@ -84,19 +84,21 @@ def write_world(root):
                 )
                 for layer, (inputs, outputs) in LAYERS.items()
             }
-            bundle = LoraBundle("flux", modules, metadata={"modelspec.title": concept.name})
-            world.adapters.keep(world.adapter_piece(concept, seed), bundle)
+            zoo[concept.name] = LoraBundle(
+                "flux", modules, metadata={"modelspec.title": concept.name}
+            )
+    for seed, zoo in zoos.items():
+        world.zoos.keep(world.zoo_piece(seed), zoo)
     trained = [one.name for one in concepts() if one.name not in UNSEEN]
     piece = world.encoder_piece("encoder", 0, concepts=trained, **ENCODER)
     config = EncoderConfig(shape_of(world.base), text_dim=384, **ENCODER["encoder"])
     encoder = TrainedEncoder(LoraWeightEncoder(config), world.text.fingerprint)
     world.run.store("encoders", EncoderForm()).keep(piece, encoder)
-    files = [world.adapters.find(world.adapter_piece(one, 0)) for one in concepts()[:2]]
-    adapters = {f.name: load_lora(next(f.glob("*.safetensors"))) for f in files}
+    adapters = dict(list(zoos[0].items())[:2])
     fusion = GatedFusion(world.base.transformer, adapters, everywhere=True)
     with torch.no_grad():
         for parameter in fusion.parameters():
             parameter.add_(0.4 * torch.randn_like(parameter))
     fusion.save_gates(root / "made.safetensors")
-    piece = world.run.piece("gates", 0, start=world.gates_start, learning_rate=0.01)
+    piece = world.run.piece("gates", 0, start=world.zoo_digest, learning_rate=0.01)
     world.run.store("gates", GatesForm()).keep(piece, load_file(root / "made.safetensors"))

@@ -9,6 +9,7 @@ import torch
 
 from apps.diffusion.report import losses_of, write_report
 from apps.diffusion.studies.base_study import image_pieces
+from apps.diffusion.studies.fused_views import DRAWN
 from core_gates.errors import GatesError
 from diffusion.experiments.combined_losses import MOST
 from diffusion.experiments.trained_gates import combinations
@@ -53,17 +54,17 @@ def figures(run):
 
 def test_images_of_the_base(run_of, root, write):
     world = write.world_of(root)
-    plain, pieces = image_pieces(world)
+    pieces = image_pieces(world)[:4]
     store = world.run.store("images", Arrays())
     draw = torch.Generator().manual_seed(0)
-    for piece in (plain, *pieces[:3]):
+    for piece in pieces:
         size = (len(piece["captions"]), 3, 32, 32)
         images = torch.randint(0, 256, size, generator=draw, dtype=torch.uint8)
         store.keep(piece, {"images": images})
     run = run_of("base")
     path = write_report(run, world, "base")
-    assert figures(run) == {"bars", "base", "base-2", "styles"}
-    assert {row["style"] for row in numbers(run, "styles")} == {"noto", "twemoji", "outline"}
+    assert figures(run) == {"bars", "base", "base-2", "adapters"}
+    assert {row["adapter"] for row in numbers(run, "adapters")} == {"fish", "house", "tree"}
     assert "A headline." in path.read_text()
     assert "What was made in the run folder embedded" in path.read_text()
 
@@ -75,7 +76,7 @@ def test_captions_and_adapters(run_of, root, write):
     rows = numbers(run, "retrieval")
     assert len(rows) == 1600
     assert all(abs(float(row["mean cosine"])) <= 1 for row in rows)
-    shutil.rmtree(next((root / "diffusion/embedded/adapters").glob("tool-s1")))
+    shutil.rmtree(root / "diffusion/embedded/zoos/zoo-s1")
     page = write_report(run, write.world_of(root), "retrieval").read_text()
     assert "adapters of seed 1 are missing" in page
 
@@ -101,8 +102,8 @@ def test_differences_by_pair_and_gates(run_of, root, write, monkeypatch):
     choice = Choice({"weight": 1.0, "density": 0.5}, [{"score": 0.1}], [])
     run.store(CHOICES, Figures()).keep(run.piece("ties", 100), choice._asdict())
     pairs = combinations("test2")
-    images = torch.randint(0, 256, (2 * len(pairs), 3, 32, 32), dtype=torch.uint8)
-    places = torch.arange(len(pairs)).repeat_interleave(2)
+    images = torch.randint(0, 256, (DRAWN * len(pairs), 3, 32, 32), dtype=torch.uint8)
+    places = torch.arange(len(pairs)).repeat_interleave(DRAWN)
     for method in ("gates", "sum"):
         made = {"made": images, "true": images, "combination": places}
         run.store("images", Arrays()).keep(run.piece(method, 0, {"of": "test2"}), made)
@@ -128,7 +129,7 @@ def test_what_is_missing_is_said(run_of, root, write):
         assert text in page
     assert losses_of(root / "diffusion" / "fusion", "test2") == {}
     page = write_report(run_of("base"), world, "base").read_text()
-    assert "No images of style adapters were made yet" in page
+    assert "No images of adapters were made yet" in page
 
 
 def test_a_report_needs_scores(root, write):

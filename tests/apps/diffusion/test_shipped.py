@@ -5,8 +5,7 @@ import shutil
 
 import pytest
 
-from apps.diffusion.studio import GATES, collected, shipped
-from core_gates.errors import GatesError
+from apps.diffusion.studio import GATES, shipped
 from diffusion.data.concepts import concepts
 
 
@@ -21,16 +20,15 @@ def test_all_that_is_needed_is_found(zoo_root, write):
     found = shipped(write.world_of(zoo_root))
     assert found.lacking == []
     assert list(found.adapters) == [one.name for one in concepts()]
-    assert {path.parent.name for path in found.adapters.values()} == {
-        f"{one.name}-s0" for one in concepts()
-    }
+    assert {path.parent.name for path in found.adapters.values()} == {"zoo-s0"}
+    assert all(path.is_file() for path in found.adapters.values())
 
 
 @pytest.mark.parametrize(
     ("place", "lacking"),
     [
         ("bases/base-s0", ["base"]),
-        ("adapters/noto-s0", ["adapters", "encoder", "gates"]),
+        ("zoos/zoo-s0", ["adapters", "encoder", "gates"]),
         ("encoders/encoder-s0", ["encoder"]),
         ("gates/gates-s0", ["gates"]),
     ],
@@ -51,23 +49,9 @@ def test_gates_of_another_zoo_are_not_used(root, write):
     assert shipped(write.world_of(root)).gates is None
 
 
-def test_adapters_are_collected_and_kept(zoo_root, tmp_path, write):
-    files = shipped(write.world_of(zoo_root)).adapters
-    folder = collected(files, tmp_path / "library")
-    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert len(before) == 40
-    (folder / "gone.safetensors").write_text("an adapter of an older zoo")
-    (folder / "noto.safetensors").write_bytes(b"older")
-    collected(files, folder)
-    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
-    (tmp_path / "file").touch()
-    with pytest.raises(GatesError, match="give another --root"):
-        collected(files, tmp_path / "file" / "library")
-
-
 def test_a_prompt_alone_is_enough(root, write, gates, monkeypatch):
     monkeypatch.setattr("apps.diffusion.embedded_world.World", write.world_of)
-    printed = gates("generate", "red apple, inverted colors", "--root", root, "--steps", 1)
+    printed = gates("generate", "an inverted red fish on white", "--root", root, "--steps", 1)
     assert "adapters, gated" in printed
     assert "cosine of its weights and the prompt" in printed
     (path,) = (root / "diffusion" / "embedded" / "images").glob("*.json")
@@ -76,5 +60,5 @@ def test_a_prompt_alone_is_enough(root, write, gates, monkeypatch):
     assert len(record["adapters"]) == 3
     assert all(record["hashes"].values())
     assert record["model"] == "base-s0"
-    gates("generate", "red apple, inverted colors", "--root", root, "--steps", 1)
+    gates("generate", "an inverted red fish on white", "--root", root, "--steps", 1)
     assert json.loads(path.read_text()) == record

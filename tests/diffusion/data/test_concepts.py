@@ -1,34 +1,24 @@
 from collections import Counter
-from itertools import combinations
-
-import numpy as np
-import pytest
 
 from diffusion.data.concepts import (
-    SUBJECTS,
     Combination,
-    base_rows,
-    caption_of,
     concepts,
     held_out_pairs,
-    rows_of,
     style,
     subject,
     training_pairs,
     with_second_style,
 )
-from diffusion.data.drawings import Drawings
+from diffusion.data.scenes import scenes
+from diffusion.data.shapes import BASE_SHAPES
+from diffusion.data.styles import BASE_STYLES, NEW_FILLS, WHOLE
 
 
-@pytest.fixture(scope="module")
-def drawings():
-    return Drawings.load()
-
-
-def test_the_base_sees_no_subject(drawings):
-    rows = base_rows(drawings)
-    assert len(rows) >= 1300
-    assert not set(drawings.subgroups[rows]) & set(SUBJECTS)
+def test_the_base_sees_no_concept():
+    names = {one.name for one in concepts()}
+    assert not names & {*BASE_SHAPES, *BASE_STYLES}
+    for scene in scenes("adapter"):
+        assert not names & {scene.shape, *scene.styles}
 
 
 def test_there_are_forty_concepts():
@@ -36,27 +26,17 @@ def test_there_are_forty_concepts():
     assert len({one.name for one in concepts()}) == 40
 
 
-def test_parts_share_no_drawing_and_miss_none(drawings):
+def test_scenes_of_a_concept_show_it_alone():
+    assert {one.shape for one in subject("fish").scenes("test")} == {"fish"}
+    assert {one.styles[0] for one in subject("fish").scenes("test")} == set(BASE_STYLES)
+    assert {one.styles for one in style("dotted").scenes("gate")} == {("dotted",)}
+    assert {one.shape for one in style("dotted").scenes("gate")} == set(BASE_SHAPES)
+
+
+def test_scenes_of_parts_differ():
     for concept in concepts():
-        parts = [set(rows_of(drawings, concept, part)) for part in ("adapter", "gate", "test")]
-        assert all(not a & b for a, b in combinations(parts, 2))
-        assert min(map(len, parts)) >= 2
-        assert len(parts[0]) >= 2.5 * len(parts[2])
-    birds = np.flatnonzero((drawings.subgroups == "animal-bird") & drawings.whole)
-    own = [rows_of(drawings, subject("animal-bird"), p) for p in ("adapter", "gate", "test")]
-    assert sorted(np.concatenate(own)) == birds.tolist()
-
-
-def test_no_style_adapter_sees_a_drawing_of_a_subject(drawings):
-    seen = set(rows_of(drawings, style("noto"), "adapter"))
-    for name in SUBJECTS:
-        for part in ("gate", "test"):
-            assert not seen & set(rows_of(drawings, subject(name), part))
-
-
-def test_captions_name_the_styles():
-    assert caption_of("grapes") == "grapes"
-    assert caption_of("grapes", ("noto", "inverted")) == "grapes, Noto style, inverted colors"
+        parts = [set(concept.scenes(part)) for part in ("adapter", "gate", "test")]
+        assert not parts[0] & parts[1] | parts[0] & parts[2] | parts[1] & parts[2]
 
 
 def test_pairs_for_tests_are_never_trained_on():
@@ -70,10 +50,18 @@ def test_pairs_for_tests_are_never_trained_on():
         assert any(adapter in one.adapters for one in trained)
 
 
-def test_second_styles_differ_from_the_first():
+def test_one_style_of_three_adapters_is_of_the_whole_image():
     for shift in range(10):
         for one in with_second_style([*held_out_pairs(), *training_pairs()], shift):
-            assert one.styles[0] != one.styles[1]
-    three = with_second_style([Combination("drink", ("noto",))])[0]
-    assert three.adapters == ("drink", "noto", three.styles[1])
-    assert three.name == f"drink + noto + {three.styles[1]}"
+            first, second = one.styles
+            assert first in NEW_FILLS
+            assert second in WHOLE
+    three = with_second_style([Combination("fish", ("sepia",))])[0]
+    assert three.adapters == ("fish", three.styles[0], "sepia")
+    assert three.name == f"fish + {three.styles[0]} + sepia"
+
+
+def test_scenes_of_a_combination_show_all_of_it():
+    found = Combination("boat", ("dotted", "sepia")).scenes("test")
+    assert len(found) == 12
+    assert {(one.shape, one.styles) for one in found} == {("boat", ("dotted", "sepia"))}

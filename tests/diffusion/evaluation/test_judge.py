@@ -1,51 +1,37 @@
-"""The judge of images, and nearest drawings."""
+"""The judge of images."""
 
 import torch
 from torch.testing import assert_close
 
-from diffusion.evaluation.fusion_scores import (
-    Judge,
-    Judged,
-    JudgedDataModule,
-    pixel_errors,
-    ranks_of,
-)
+from diffusion.data.scenes import SceneDataModule, scenes
+from diffusion.evaluation.fusion_scores import Judge, Judged, pixel_errors
 from harness.runs.loops import ExactTrainer
 from harness.runs.terminal import quiet_lightning
 
 
-def test_styles_and_subjects_are_told_apart(tmp_path):
-    """Colors are styles here, and places of a dark square subjects."""
+def test_heads_name_what_images_show(tmp_path):
+    """Colors are named by one head here, and places of a dark square by the other."""
     torch.manual_seed(0)
     count = 240
-    styles, subjects = torch.randint(3, (count,)), torch.randint(2, (count,))
+    labels = torch.stack([torch.randint(3, (count,)), torch.randint(2, (count,))], 1)
     images = torch.ones(count, 3, 32, 32)
-    for row in range(count):
-        top = 4 + 14 * int(subjects[row])
-        images[row, int(styles[row]), top : top + 8, 10:20] = 0
-    data = Judged((images * 255).to(torch.uint8), styles, subjects)
+    for row, (color, place) in enumerate(labels.tolist()):
+        top = 4 + 14 * place
+        images[row, color, top : top + 8, 10:20] = 0
     quiet_lightning()
-    judge = Judge(3, 2, width=8, steps=40)
+    judge = Judge([3, 2], width=8, steps=40)
     trainer = ExactTrainer(
         max_steps=40, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=tmp_path, accelerator="cpu",
     )  # fmt: skip
-    trainer.fit(judge, JudgedDataModule(data, 32))
-    style, subject = judge.eval().named(images)
-    assert (style == styles).float().mean() > 0.95
-    assert (subject == subjects).float().mean() > 0.95
 
+    def make(rows, wordings, drawings):
+        return Judged(images[rows], labels[rows])
 
-def test_the_wanted_drawing_is_ranked_among_all():
-    drawings = torch.eye(4).view(4, 1, 2, 2)
-    images = torch.tensor([[0.9, 0.2, 0.0, 0.0], [0.0, 0.3, 0.2, 0.1]]).view(2, 1, 2, 2)
-    assert ranks_of(images, drawings, torch.tensor([0, 3])).tolist() == [1, 3]
-    assert ranks_of(images, drawings, torch.tensor([1, 1])).tolist() == [2, 1]
-
-
-def test_equally_near_drawings_do_not_count_against_the_wanted_one():
-    drawings = torch.zeros(3, 1, 2, 2)
-    assert ranks_of(torch.ones(1, 1, 2, 2), drawings, torch.tensor([2])).tolist() == [1]
+    data = SceneDataModule(scenes("test")[:count], make, steps=40, batch_size=32)
+    trainer.fit(judge, data)
+    named = judge.eval().named(images)
+    assert ((named == labels).float().mean(0) > 0.95).all()
 
 
 def test_pixel_errors_are_roots_of_mean_squares():

@@ -22,7 +22,7 @@ ASKED = {"group": "test2", "part": "test", "times": 2, "most": 2}
 @pytest.fixture
 def places(zoo_root, write):
     world = write.world_of(zoo_root)
-    return {"base_folder": world.base_folder, "files": world.zoo(0), "drawings_folder": None}
+    return {"base_folder": world.base_folder, "files": world.zoo(0)}
 
 
 @pytest.fixture

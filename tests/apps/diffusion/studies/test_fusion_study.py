@@ -111,9 +111,7 @@ def test_schedules_are_tuned_at_the_times_of_the_test():
         asked.append(own)
         return {name: Choice({}, [], []) for name in spaces}
 
-    world = SimpleNamespace(
-        zoo=lambda seed: {}, gates_start="", base_folder="", drawings_folder=None
-    )
+    world = SimpleNamespace(zoo=lambda seed: {}, zoo_digest="", base_folder="")
     Fused(SimpleNamespace(tune=tune), world, (0,)).chosen()
     times = {name: settings.get("times") for name, settings in asked[1].items()}
     assert {name for name, found in times.items() if found is not None} == {"switch", "k_lora"}

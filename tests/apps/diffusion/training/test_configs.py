@@ -102,7 +102,7 @@ def test_the_zoo_is_trained_on_as_the_studies_do(zoo, capsys):
     own = {"start": zoo.zoo_digest, "concepts": trained, "steps": 2}
     assert settings["train-retriever"] == ENCODER | own
     shipped = json.loads(SHIPPED_GATES.read_text())["settings"]
-    own = {"start": zoo.gates_start, "learning_rate": shipped["learning_rate"], "steps": 2}
+    own = {"start": zoo.zoo_digest, "learning_rate": shipped["learning_rate"], "steps": 2}
     assert settings["train-gates"] == GATES | own
     assert shipped == settings["train-gates"] | {"start": shipped["start"], "steps": 500}
 

@@ -57,7 +57,7 @@ FAULTS = {
     "unknown shape": (base("--shape", "huge"), "--shape is 'huge'; choose one of tiny, unit"),
     "learning rate of a base": (base("--learning_rate", "nan"), "learning_rate"),
     "unknown text encoder": (base("--text_encoder", "t5"), "no text encoder is named 't5'"),
-    "drawings that are not there": (base("--drawings", "none"), "holds no whole set of drawings"),
+    "images that are not there": (base("--images", "none"), "none is no folder"),
     "read-only runs": (base("--root", "/proc/runs"), "/proc/runs"),
     # train-lora
     "no folder": (lora(images="none"), "none is no folder"),
