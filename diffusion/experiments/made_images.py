@@ -143,12 +143,19 @@ def judge_of(weights: dict[str, Tensor]) -> Judge:
     return judge.eval()
 
 
+SOME = 9  # of so many scenes in a style the judge sees one
+
+
 def train_judge(piece: Piece, job: Job) -> dict[str, Tensor]:
     """Train the judge on scenes that adapters are trained on, in every style and pair of styles."""
     L.seed_everything(piece.seed, verbose=False)
     styles = [tuple(filter(None, pair)) for pair in product(FILLS, WHOLES)]
     styles += [(name,) for name in (*FILLS, *WHOLE)] * 8  # more than half are in one style
-    found = scenes("adapter", SHAPE_NAMES, styles)
+    found = [
+        scene
+        for place, style in enumerate(styles)
+        for scene in scenes("adapter", SHAPE_NAMES, [style])[place % SOME :: SOME]
+    ]
     labels, steps = labels_of(found), piece["steps"]
 
     def make(rows: Tensor, _: Tensor, images: Tensor) -> Judged:

@@ -75,7 +75,7 @@ BASE: dict[str, Any] = {
     "shape": "tiny",
     "steps": 8000,
     "batch_size": 32,
-    "learning_rate": 1.5e-3,
+    "learning_rate": 3e-3,
     "text_encoder": "minilm",
 }  # how the shipped base was trained
 
@@ -99,6 +99,7 @@ def train_base(piece: Piece, job: Job, images: Path | None = None) -> EmbeddedBa
         encoder.encode([""]),
         steps=piece["steps"],
         learning_rate=piece["learning_rate"],
+        shift=base.shift,
     )
     job.note(scenes=len(seen))
     with sdpa_kernel(SDPBackend.MATH):  # the fastest for 80 tokens on a CPU
@@ -200,6 +201,7 @@ def train_adapter(piece: Piece, job: Job, base_folder: Path) -> LoraBundle:
             steps=piece["steps"],
             learning_rate=piece["learning_rate"],
             warmup_steps=piece["warmup_steps"],
+            shift=base.shift,
         )
         data = scene_data(piece, found, base)
         with sdpa_kernel(SDPBackend.MATH):
@@ -252,6 +254,7 @@ def train_own_adapter(
             learning_rate=piece["learning_rate"],
             warmup_steps=WARMUP,
             caption_dropout=piece["caption_dropout"],
+            shift=codec.base.shift if isinstance(codec, EmbeddedCodec) else 1.0,
         )
         job.fit(module, data, ticks="steps", max_steps=piece["steps"], **trainer_of(piece))
         return bundle_of(factors, codec.family, own_card_of(piece, captions, kind))

@@ -107,12 +107,12 @@ TINY: dict[str, Any] = {
     "in_channels": 48,
     "num_layers": 1,
     "num_single_layers": 3,
-    "attention_head_dim": 32,
-    "num_attention_heads": 4,
+    "attention_head_dim": 64,
+    "num_attention_heads": 2,
     "joint_attention_dim": 384,
     "pooled_projection_dim": 384,
     "guidance_embeds": False,
-    "axes_dims_rope": (8, 12, 12),
+    "axes_dims_rope": (4, 30, 30),
 }  # arguments of `FluxTransformer2DModel`: width 128, 64 image tokens
 
 UNIT: dict[str, Any] = TINY | {
@@ -147,12 +147,15 @@ class EmbeddedBase:
         vae: Autoencoder of small images.
         text_encoder: Name and fingerprint of its text encoder.
         size: Side of its images, in pixels.
+        shift: Of the times that it is trained and run at, see
+            :func:`diffusion.models.flow_matching.shifted`.
     """
 
     transformer: Any
     vae: PatchAutoencoder
     text_encoder: dict[str, str]
     size: int = 32
+    shift: float = 3.0
 
     def latents(self, images: Tensor) -> Tensor:
         """Return latents (B, C, h, w), scaled as the model sees them.
@@ -170,7 +173,7 @@ class EmbeddedBase:
         caption as negative ones, see :class:`diffusion.models.text_encoders.TextEncoder`.
         """
         pipeline: Any = FluxPipeline(
-            scheduler=FlowMatchEulerDiscreteScheduler(),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=self.shift),
             vae=self.vae,
             text_encoder=None,
             tokenizer=None,
@@ -268,7 +271,8 @@ class EmbeddedBase:
             for name, tensor in model.state_dict().items()
         }
         save_file(tensors, folder / WEIGHTS)
-        found = {"kind": KIND, "size": self.size, "text_encoder": self.text_encoder}
+        found = {"kind": KIND, "size": self.size, "shift": self.shift}
+        found["text_encoder"] = self.text_encoder
         write_json(folder / CONFIG, {**found, "transformer": shape, "vae": scaling})
 
     @classmethod
@@ -294,7 +298,8 @@ class EmbeddedBase:
                     raise ValueError(f"{part} holds numbers that are not finite")
                 model.load_state_dict(state)
                 model.eval().requires_grad_(False)
-            return cls(transformer, vae, dict(config["text_encoder"]), int(config["size"]))
+            shift = float(config.get("shift", 1.0))
+            return cls(transformer, vae, dict(config["text_encoder"]), int(config["size"]), shift)
         except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:120]
             raise GatesError(

@@ -32,9 +32,23 @@ class Noised(NamedTuple):
     target: Tensor
 
 
-def logit_normal(count: int, device: torch.device | None = None) -> Tensor:
-    """Return times (count,) whose logits are normal, from the global generator."""
-    return torch.randn(count, device=device).sigmoid()
+def logit_normal(count: int, device: torch.device | None = None, shift: float = 1.0) -> Tensor:
+    """Return times (count,) whose logits are normal, from the global generator.
+
+    Args:
+        count: Of times.
+        device: Where they are drawn.
+        shift: See :func:`shifted`.
+    """
+    return shifted(torch.randn(count, device=device).sigmoid(), shift)
+
+
+def shifted(t: Tensor, shift: float) -> Tensor:
+    """Return times ``s t / (1 + (s - 1) t)``, later for a shift s above 1 (Esser et al., 2024).
+
+    Images with few details are decided while there is still much noise.
+    """
+    return shift * t / (1 + (shift - 1) * t)
 
 
 def noised(latents: Tensor, t: Tensor, noise: Tensor) -> Noised:
@@ -187,6 +201,7 @@ class FlowMatchingModule(L.LightningModule):
         weight_decay: Of AdamW.
         betas: Of AdamW.
         caption_dropout: Fraction of captions that are left empty, for classifier-free guidance.
+        shift: Of the times, see :func:`shifted`.
     """
 
     def __init__(
@@ -201,6 +216,7 @@ class FlowMatchingModule(L.LightningModule):
         weight_decay: float = 0.01,
         betas: tuple[float, float] = (0.9, 0.95),
         caption_dropout: float = 0.1,
+        shift: float = 1.0,
     ) -> None:
         super().__init__()
         self._transformer = (transformer,)
@@ -211,16 +227,15 @@ class FlowMatchingModule(L.LightningModule):
                 self.register_parameter(name.replace(".", "/"), parameter)
         self.empty, self.steps, self.learning_rate = empty, steps, learning_rate
         self.warmup_steps, self.weight_decay, self.betas = warmup_steps, weight_decay, betas
-        self.caption_dropout = caption_dropout
+        self.caption_dropout, self.shift = caption_dropout, shift
 
     def training_step(self, batch: LatentBatch, _: int) -> Tensor:
         """Return the loss of a batch, at logit-normal times."""
         count = len(batch.latents)
         dropped = torch.rand(count, device=self.device) < self.caption_dropout
         text = batch.text.where(dropped, self.empty)
-        at = noised(
-            batch.latents, logit_normal(count, self.device), torch.randn_like(batch.latents)
-        )
+        t = logit_normal(count, self.device, self.shift)
+        at = noised(batch.latents, t, torch.randn_like(batch.latents))
         loss = flow_matching_losses(self._transformer[0], at, text).mean()
         self.log("train/loss", loss)
         return loss

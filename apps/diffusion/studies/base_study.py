@@ -92,7 +92,7 @@ class Comparison(Protocol):
         """Return the piece that a figure of a method on the test drawings of a group is."""
 
 
-CAPTIONS, EACH = 256, 16  # images of the base, and of each adapter
+CAPTIONS, EACH, JUDGED = 256, 16, 4000  # images of the base, of each adapter, true drawings
 SAMPLER: dict[str, Any] = {"steps": 20, "guidance": 1.5}
 
 
@@ -170,7 +170,7 @@ TRUE, UNSEEN_SCENES, ALONE = "true drawings", "unseen captions", "each adapter a
 def base_rows(judge: Judge, found: Mapping[str, Mapping[str, np.ndarray]]) -> list[Row]:
     """Return how often the judge is right about true drawings, the base, and each adapter."""
     shown = shown_scenes("none")
-    every = scenes("test", list(SHAPES), list(zip(STYLES, strict=True)))
+    every = spread(scenes("test", list(SHAPES), list(zip(STYLES, strict=True))), JUDGED)
     true = judged_right(judge, ((images_of(every) + 1) * 127.5).round(), every)
     rows = [Row(TRUE, UNSEEN_SCENES, name, float(right.mean()), n=len(every))
             for name, right in true.items()]  # fmt: skip

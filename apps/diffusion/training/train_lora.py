@@ -29,7 +29,7 @@ def train_embedded(
     shape: str = "tiny",
     steps: int = 8000,
     batch_size: int = 32,
-    learning_rate: float = 1.5e-3,
+    learning_rate: float = 3e-3,
     text_encoder: str = "minilm",
     images: str | None = None,
     seed: int = 0,

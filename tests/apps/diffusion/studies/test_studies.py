@@ -26,13 +26,7 @@ def world(zoo_root, write, tmp_path, monkeypatch):
     found = write.world_of(tmp_path / "runs")
     found.run.quick = False
     monkeypatch.setattr(worlds, "JUDGE", {"steps": 2, "batch_size": 8})
-    every = judge.judged_rows
-
-    def few(drawings, part):
-        rows = every(drawings, part)
-        return judge.JudgedRows(rows.rows[::40], rows.subjects[::40])
-
-    monkeypatch.setattr(judge, "judged_rows", few)
+    monkeypatch.setattr(judge, "SOME", 999)
     return found
 
 
@@ -52,15 +46,18 @@ def scores_of(asked):
 
 def test_base(world, asked, monkeypatch):
     monkeypatch.setattr(base, "CAPTIONS", 6)
-    monkeypatch.setattr(base, "STYLED", 1)
+    monkeypatch.setattr(base, "EACH", 1)
+    monkeypatch.setattr(base, "JUDGED", 40)
     monkeypatch.setattr(base, "SAMPLER", {"steps": 1, "guidance": 2.0})
     base.base_study(asked("base"), world)
     found = scores_of(asked("base"))
-    assert len(found["bars"]) == 3
-    recall = {r["method"]: r["value"] for r in found["rows"] if r["metric"] == "recall@1"}
-    assert recall["autoencoder alone"] >= recall["base"]
-    assert recall["mean drawing"] == 0
-    assert len([row["method"] for row in found["rows"] if row["task"] == "images of styles"]) == 26
+    assert len(found["bars"]) == 4
+    rows = {(r["method"], r["task"], r["metric"]): r for r in found["rows"]}
+    assert rows["true drawings", base.UNSEEN_SCENES, "shape_right"]["n"] == 40
+    assert rows["base", base.UNSEEN_SCENES, "both_right"]["value"] <= 1
+    assert rows["adapters", base.ALONE, "concept_right"]["n"] == 40
+    named = {r["method"] for r in found["rows"] if r["task"] == base.ALONE}
+    assert {"fish", "dotted", "sepia"} < named
 
 
 def test_retrieval(world, asked, monkeypatch):
