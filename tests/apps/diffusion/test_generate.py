@@ -21,7 +21,7 @@ from diffusion.retrieval.encoder_folder import save_encoder
 
 HERE = ("--base", "base", "--library", "loras", "--steps", "2")
 GATED = (*HERE, "--gates", "gates.safetensors")
-UNIT = {"num_heads": 2, "head_dim": 16, "in_channels": 64, "context_dim": 384, "pooled_dim": 384}
+UNIT = {"num_heads": 2, "head_dim": 16, "in_channels": 48, "context_dim": 384, "pooled_dim": 384}
 UNIT["guidance"] = False
 
 

@@ -9,9 +9,10 @@ from diffusion.data.concepts import (
     training_pairs,
     with_second_style,
 )
+from diffusion.data.paraphrases import PARAPHRASES
 from diffusion.data.scenes import scenes
-from diffusion.data.shapes import BASE_SHAPES
-from diffusion.data.styles import BASE_STYLES, NEW_FILLS, WHOLE
+from diffusion.data.shapes import BASE_SHAPES, SHAPES
+from diffusion.data.styles import BASE_STYLES, NEW_FILLS, STYLES, WHOLE
 
 
 def test_the_base_sees_no_concept():
@@ -65,3 +66,12 @@ def test_scenes_of_a_combination_show_all_of_it():
     found = Combination("boat", ("dotted", "sepia")).scenes("test")
     assert len(found) == 12
     assert {(one.shape, one.styles) for one in found} == {("boat", ("dotted", "sepia"))}
+
+
+def test_paraphrases_do_not_name_what_they_describe():
+    assert list(PARAPHRASES) == [one.name for one in concepts()]
+    words = {*SHAPES, *STYLES}
+    for name, texts in PARAPHRASES.items():
+        assert len(set(texts)) == 3
+        for text in texts:
+            assert not words & set(text.replace(",", "").split()), (name, text)

@@ -63,15 +63,16 @@ def test_base(world, asked, monkeypatch):
 def test_retrieval(world, asked, monkeypatch):
     for name, own in base.METHODS.items():
         monkeypatch.setitem(base.METHODS, name, own | {"steps": 2, "captions": 4})
-    monkeypatch.setattr(base, "QUERIES", 2)
     shutil.rmtree(world.run.folder / "encoders")
     base.retrieval_study(asked("retrieval"), world)
     found = scores_of(asked("retrieval"))
-    assert len(found["bars"]) == 3
+    assert len(found["bars"]) == 4
     rows = {(r["method"], r["task"], r["metric"]): r for r in found["rows"] if not r["versus"]}
-    assert rows["chance", "36 trained concepts", "recall@1"]["value"] == pytest.approx(1 / 40)
-    assert rows["encoder", "36 trained concepts", "recall@1"]["n"] == 36
-    assert len(found["notes"]) == 2
+    assert rows["chance", base.KNOWN, "recall@1"]["value"] == pytest.approx(1 / 40)
+    assert rows["phrase lookup", base.KNOWN, "recall@1"]["value"] < 0.1
+    sizes = {task: rows["encoder", task, "recall@1"]["n"] for task in
+             (base.KNOWN, "known subjects", "known styles", base.NEW)}  # fmt: skip
+    assert list(sizes.values()) == [36, 14, 22, 4]
 
 
 @pytest.fixture
