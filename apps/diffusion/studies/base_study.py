@@ -354,10 +354,7 @@ def rivals(
         "BM25 without metadata": [_bm25(without, searched)],
         "phrase lookup": [_named(searched)],
         "nearest caption": [by_captions(searched.text, embedded, owners, torch.eye(len(first)))],
-        MEAN: [
-            searched.text
-            @ torch.stack([embedded[owners == n].mean(0) for n in range(len(first))]).T
-        ],
+        MEAN: [searched.text @ means.T],
         "nearest caption, then ΔW of seed 0": [by_captions(searched.text, embedded, owners, delta)],
         "nearest caption, then untrained sketch": [
             by_captions(searched.text, embedded, owners, sketch)
