@@ -89,8 +89,10 @@ def train_base(piece: Piece, job: Job, images: Path | None = None) -> EmbeddedBa
     given = [] if images is None else captioned_images(images)
     seen = torch.stack([read_image(one.path, SIDE) for one in given]) if given else images_of(found)
     base = EmbeddedBase(transformer_of(piece["shape"]), PatchAutoencoder.fitted(seen), named)
-    data: L.LightningDataModule = scene_data(piece, found, base)
-    if given:
+    data: L.LightningDataModule
+    if not given:
+        data = scene_data(piece, found, base)
+    else:
         text = encoder.encode([one.caption for one in given])
         rows = [number for number, one in enumerate(given) for _ in range(one.repeats)]
         data = LatentDataModule(base.latents(seen), text, piece["batch_size"], rows)

@@ -10,11 +10,13 @@ from safetensors.torch import load_file, save_file
 
 from apps.main import main
 from core_gates.errors import GatesError
+from diffusion.data.pictures import captioned_images, read_image
+from diffusion.evaluation.fusion_scores import fixed_losses
 from diffusion.experiments.trained_gates import base_digest, refuse_gates_of_another
 from diffusion.experiments.zoo import with_trigger
 from diffusion.fusion import GatedFusion
 from diffusion.lora_file import load_lora
-from diffusion.models.embedded_base import EmbeddedBase
+from diffusion.models.embedded_base import EmbeddedBase, transformer_of
 from diffusion.models.text_encoders import text_encoder
 from diffusion.retrieval import load_encoder
 
@@ -58,6 +60,21 @@ def test_an_adapter_is_read_by_us_and_by_diffusers(gates, command, place):
     found = pipe.transformer.transformer_blocks[0].attn.to_q(x)
     assert not torch.allclose(found, x @ before.mT + layer.bias, atol=1e-5)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_base_learns_from_a_folder_of_images(gates, command, place):
+    path = Path(last(gates(*command("train-base", "--images", "images", steps=60))))
+    base, images = EmbeddedBase.load(path), captioned_images("images")
+    latents = base.latents(torch.stack([read_image(one.path, 32) for one in images]))
+    text = base.encoder().encode([one.caption for one in images])
+    losses = [
+        fixed_losses(model, None, latents, text, steps=4).mean()
+        for model in (base.transformer, transformer_of("unit"))
+    ]
+    assert losses[0] < 0.9 * losses[1]
+    record = json.loads((path / "record.json").read_text())
+    assert record["settings"]["count"] == 8
+    assert record["facts"]["scenes"] == 8
 
 
 def test_training_an_adapter_lowers_its_loss(gates, command, place):
