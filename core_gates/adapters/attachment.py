@@ -129,10 +129,12 @@ class GatedSiblings(GatedLoraLinear):
         """Return what changes when the outputs for the same input would."""
         if torch.compiler.is_compiling() or x.is_inference():
             return ()
-        parameters = [p for m in (self.gate, *self.gate.children()) for p in m._parameters.values()]
+        modules = [m for m in (self.gate, *self.gate.children(), self.context) if m is not None]
+        parameters = [p for m in modules for p in m._parameters.values()]
         tensors = [x, *(p for p in parameters if p is not None), self.up, self.down, self.strengths]
         versions = [None if t.is_inference() else t._version for t in tensors]
-        return torch.is_grad_enabled(), id(self.up), id(self._time(None)), *versions
+        told = None if self.context is None else self.context.version
+        return torch.is_grad_enabled(), id(self.up), id(self._time(None)), told, *versions
 
 
 class SiblingLinear(nn.Module):

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from core_gates.adapters.lora_gate import DiffusionTime, LoraGate, OpenGate
+from core_gates.adapters.lora_gate import AdapterContext, DiffusionTime, LoraGate, OpenGate
 from core_gates.adapters.low_rank import (
     AdapterFactors,
     LowRank,
@@ -44,6 +44,8 @@ class GatedLoraLinear(AdapterFactors):
 
     Attributes:
         clock: Where a gate with ``time="film"`` reads the diffusion time that it is not given.
+        context: What is known of the adapters, which factors of the gate and a switch weigh them
+            by; None where they have none.
         transparent: Whether the layer is saved and loaded as its base alone, see
             :func:`core_gates.adapters.attach_adapters`.
 
@@ -75,6 +77,7 @@ class GatedLoraLinear(AdapterFactors):
             gate = LoraGate(self.out_features, device=device or self._device, dtype=dtype)
         self.gate = gate
         self.clock: DiffusionTime | None = None
+        self.context: AdapterContext | None = None
         self.transparent = False
         if self.gate.dim != self.out_features:
             raise ValueError(
@@ -157,9 +160,16 @@ class GatedLoraLinear(AdapterFactors):
         return self.gate.gate_values(base, loras, time=self._time(time))
 
     def gate_values(self, x: Tensor, *, time: Tensor | None = None) -> Tensor:
-        """Return the gates (..., K, D'), which :meth:`forward` never holds at once."""
+        """Return the gates (..., K, D'), which :meth:`forward` never holds at once.
+
+        A switch that the adapters have is a part of them.
+        """
         base = self.base(x)
-        return self._gates(base, self._stacked(x, base), time)
+        gates = self._gates(base, self._stacked(x, base), time)
+        if self.context is None or self.context.switch is None:
+            return gates
+        opening = cast(Tensor, self.context.opening())[self.places.to(self.context.switch.device)]
+        return gates * opening.to(gates).unsqueeze(-1)
 
     def adapter_outputs(self, x: Tensor) -> Tensor:
         """Return the weighted outputs of the adapters (..., K, D') in full, in order."""
@@ -179,10 +189,18 @@ class GatedLoraLinear(AdapterFactors):
         base = self.base(x) if base is None else base
         bias = bias_of(self.base, x)
         plain = base if bias is None else base - bias
-        strengths = self.strengths.to(x.device, x.dtype)
+        strengths = self._weights().to(x.device, x.dtype)
         gains = (strengths.unsqueeze(-1) * self.base_gains.to(x.device, x.dtype)).unbind()
         for h, up, gain in zip(hidden, ups, gains, strict=True):
             yield h @ up + plain * gain
+
+    def _weights(self) -> Tensor:
+        if self.context is None:
+            return self.strengths
+        factor: Tensor | float = self.context(self.gate.factors)
+        if isinstance(factor, Tensor):
+            factor = factor[self.places.to(factor.device)].to(self.strengths.device)
+        return self.strengths * factor
 
     def _time(self, time: Tensor | None) -> Tensor | None:
         return self.clock.time if time is None and self.clock is not None else time

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -112,6 +112,8 @@ class LoraGate(nn.Module):
             weights and the bias from N(0, 1) and scales by 0.512.
         time: ``film`` adds ``w_time φ(t)`` to the bias, with 16 sinusoids φ of the diffusion time,
             zero at the start; ``implicit`` (published) knows the time by the activations alone.
+        kinds: Kinds of adapters that have factors before the gate, see :class:`AdapterContext`;
+            none as published.
         eps: What is added to the variances of the LayerNorms.
         device: Device of the parameters.
         dtype: Floating dtype of the parameters.
@@ -130,6 +132,7 @@ class LoraGate(nn.Module):
         variant: Variant = "full",
         initialization: Initialization = "sum",
         time: Time = "implicit",
+        kinds: int = 0,
         eps: float = 1e-5,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -161,6 +164,7 @@ class LoraGate(nn.Module):
             None if variant == "no_cross" else nn.LayerNorm(dim, eps, device=device, dtype=dtype)
         )
         self.norm_lora = nn.LayerNorm(dim, eps, device=device, dtype=dtype)
+        self.factors = _factors(kinds, device, dtype)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -179,6 +183,7 @@ class LoraGate(nn.Module):
             nn.init.constant_(self.weight_out, 1 + math.exp(-2.0))  # 1 / sigmoid(2)
         if self.weight_time is not None:
             nn.init.zeros_(self.weight_time)
+        _open(self.factors)
         for norm in (self.norm_base, self.norm_lora):
             if norm is not None:
                 norm.reset_parameters()
@@ -299,11 +304,26 @@ class OpenGate(nn.Module):
 
     Args:
         dim: Output features of the layer.
+        kinds: Kinds of adapters that have factors, see :class:`AdapterContext`.
+        device: Device of the factors.
+        dtype: Floating dtype of the factors.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(
+        self,
+        dim: int,
+        *,
+        kinds: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        self.dim = dim
+        self.dim, self.factors = dim, _factors(kinds, device, dtype)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the factors to 1, for every kind of adapters."""
+        _open(self.factors)
 
     def forward(self, base: Tensor, loras: Tensor) -> Tensor:
         """Return ``base`` (..., D) plus the outputs of all adapters (..., K, D)."""
@@ -313,6 +333,90 @@ class OpenGate(nn.Module):
         """Return ones (..., K, D)."""
         del base
         return torch.ones_like(loras)
+
+
+OPEN, SHARP = 4.0, 10.0  # logit of a switch at its start, and what its scores are multiplied by
+
+
+class AdapterContext(nn.Module):
+    """What all layers are told of K adapters: of which kind each is, and how well it suits.
+
+    In a layer whose gate has ``factors`` (2, kinds) the output of an adapter of kind r is first
+    multiplied by ``f[m, 0] + f[m, r]``, or ``f[m, 0]`` for the kind 0, which is any; m is 0 for up
+    to two adapters and 1 for more. The switch, three numbers ``w`` for all layers, multiplies that
+    of an adapter with a score by ``sigmoid(w_0 + 10 w_1 score + 10 w_2 (largest - score))``, where
+    the largest is that of all adapters. At the start factors are 1 and the switch is open, 0.98.
+
+    Args:
+        kinds: Kinds of adapters that gates have factors for; 0 for none.
+        switch: Whether there is a switch.
+        most: Largest number of adapters, if layers have room for more than they are given.
+    """
+
+    told: Tensor
+    features: Tensor
+    known: Tensor
+
+    def __init__(self, kinds: int = 0, *, switch: bool = False, most: int = 0) -> None:
+        super().__init__()
+        self.kinds, self.most, self.version = kinds, most, 0
+        self.switch = nn.Parameter(torch.tensor([OPEN, 0.0, 0.0])) if switch else None
+        self.tell([])
+
+    def tell(self, kinds: Sequence[int], scores: Sequence[float | None] = ()) -> None:
+        """Replace what is known of the adapters.
+
+        Args:
+            kinds: Of each adapter, in order.
+            scores: Of each adapter, such as its cosine with the prompt; None where it is unknown,
+                which leaves an adapter on.
+        """
+        count, first = max(len(kinds), self.most), self.kinds * int(len(kinds) > 2)
+        told, features = torch.zeros(count, 2 * self.kinds), torch.zeros(count, 3)
+        largest = max((score for score in scores if score is not None), default=0.0)
+        for row, kind in zip(told, kinds if self.kinds else (), strict=False):
+            row[[first, first + kind]] = 1
+        for row, score in zip(features, scores, strict=False):
+            if score is not None:
+                row.copy_(torch.tensor([1, SHARP * score, SHARP * (largest - score)]))
+        for name, tensor in {
+            "told": told, "features": features, "known": features[:, 0] > 0
+        }.items():  # fmt: skip
+            old: Tensor | None = getattr(self, name, None)
+            if old is not None and old.shape == tensor.shape:
+                old.copy_(tensor)  # a compiled graph stays as it is
+            else:
+                self.register_buffer(
+                    name, tensor.to(old.device if old is not None else None), False
+                )
+        self.version += 1
+
+    def opening(self) -> Tensor | float:
+        """Return what the switch multiplies adapters by (K,); 1 without one."""
+        if self.switch is None:
+            return 1.0
+        device = self.switch.device
+        logits = (self.features.to(device) * self.switch).sum(-1)
+        return torch.where(self.known.to(device), logits.sigmoid(), 1.0)
+
+    def forward(self, factors: Tensor | None) -> Tensor | float:
+        """Return what adapters are multiplied by (K,) in a layer whose gate has some factors."""
+        opening = self.opening()
+        if factors is None:
+            return opening
+        return opening * (self.told.to(factors.device) * factors.flatten()).sum(-1)
+
+
+def _factors(
+    kinds: int, device: torch.device | str | None, dtype: torch.dtype | None
+) -> nn.Parameter | None:
+    return nn.Parameter(torch.empty(2, kinds, device=device, dtype=dtype)) if kinds else None
+
+
+def _open(factors: Tensor | None) -> None:
+    if factors is not None:
+        nn.init.zeros_(factors)
+        nn.init.ones_(factors[:, 0])
 
 
 def time_features(time: Tensor) -> Tensor:

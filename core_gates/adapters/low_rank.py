@@ -231,6 +231,7 @@ class AdapterFactors(nn.Module):
         down: First factors (R, D).
         up: Second factors (R, D'), with scales.
         strengths: Factor of the output of each adapter (K,), see :meth:`set_strengths`.
+        places: Place (K,) of each among those that were set; 0 where room is left.
         base_gains: What adapters with magnitudes add of the layer's own output without bias
             (K, D'); None if none has one.
     """
@@ -239,6 +240,7 @@ class AdapterFactors(nn.Module):
     down: Tensor
     up: Tensor
     strengths: Tensor
+    places: Tensor
     base_gains: Tensor | None
 
     def __init__(self, in_features: int, out_features: int, room: Room | None = None) -> None:
@@ -310,12 +312,15 @@ class AdapterFactors(nn.Module):
 
     def _put(self, ranks: list[int], down: Tensor, up: Tensor) -> None:
         strengths = torch.ones(len(ranks), dtype=up.dtype, device=up.device)
-        for name, tensor in (("down", down), ("up", up), ("strengths", strengths)):
+        free = [0] * (len(ranks) - len(self._places))
+        places = torch.tensor([*self._places, *free], dtype=torch.int64, device=up.device)
+        given = {"down": down, "up": up, "strengths": strengths, "places": places}
+        for name, tensor in given.items():
             old: Tensor | None = getattr(self, name, None)
             if self.room is not None and old is not None and _alike(old, tensor):
                 old.copy_(tensor)
             else:
-                self.register_buffer(name, tensor)
+                self.register_buffer(name, tensor, persistent=name != "places")
         if self.room is None or getattr(self, "_ranks", None) != ranks:
             counts = torch.tensor(ranks, dtype=torch.int64)
             self.register_buffer("adapter_ranks", counts)  # (K,)
@@ -374,7 +379,7 @@ class AdapterFactors(nn.Module):
         return self._hidden(x, self.ranks)
 
     def _hidden(self, x: Tensor, ranks: Sequence[int]) -> Tensor:
-        strengths = self.strengths.to(x.device, x.dtype)
+        strengths = self._weights().to(x.device, x.dtype)
         found = nn.functional.linear(x, self.down.to(x.device, x.dtype))
         if len(set(ranks)) == 1:
             each = found.reshape(*found.shape[:-1], len(ranks), ranks[0])
@@ -382,9 +387,13 @@ class AdapterFactors(nn.Module):
         weights = [s.expand(rank) for s, rank in zip(strengths.unbind(), ranks, strict=True)]
         return found * torch.cat(weights)
 
+    def _weights(self) -> Tensor:
+        """Return the factor of each adapter (K,)."""
+        return self.strengths
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move the factors with the module, unless that would drop their values."""
-        kept = {name: self._buffers.pop(name) for name in (*BUFFERS, "base_gains")}
+        kept = {name: self._buffers.pop(name) for name in (*BUFFERS, "places", "base_gains")}
         try:
             super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         finally:

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 from core_gates.adapters.gated_lora import GatedLoraLinear
-from core_gates.adapters.lora_gate import LoraGate
+from core_gates.adapters.lora_gate import AdapterContext, LoraGate, OpenGate
 from core_gates.adapters.low_rank import LowRank
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "autolora" / "gated_linear_a.npz"
@@ -98,6 +98,55 @@ def test_outputs_of_the_adapters():
     outputs = module.adapter_outputs(x)
     for k, adapter in enumerate(adapters(1, 4, 2)):
         assert_close(outputs[:, k], x @ adapter.delta_weight().T)
+
+
+def told(module, kinds, scores=(), **options):
+    """Give a layer a context."""
+    module.context = AdapterContext(3, **options).double()
+    module.context.tell(kinds, scores)
+    return module
+
+
+@pytest.mark.parametrize("make", [LoraGate, OpenGate])
+def test_factors_start_as_none_and_weigh_by_kind_and_number(make):
+    x, linear = inputs(2, 5), nn.Linear(IN, OUT, dtype=torch.float64)
+    gate = make(OUT, kinds=3, dtype=torch.float64)
+    module = GatedLoraLinear(linear, adapters(2, 3), gate=gate)
+    plain = linear(x) + module.adapter_outputs(x).sum(-2)
+    assert_close(told(module, [1, 2])(x), plain)
+    with torch.no_grad():
+        gate.factors.copy_(torch.tensor([[0.5, 0.25, -2.0], [3.0, 0.0, 1.0]]))
+    first, second = (x @ one.delta_weight().T for one in adapters(2, 3))
+    for kinds, weights in (
+        ([1, 2], (0.75, -1.5)), ([2, 1], (-1.5, 0.75)), ([0, 0], (0.5, 0.5)), ([0, 2], (0.5, -1.5)),
+    ):  # fmt: skip
+        found = told(module, kinds).adapter_outputs(x)
+        assert_close(found, torch.stack([weights[0] * first, weights[1] * second], -2))
+        assert_close(module(x), gate(linear(x), found))
+    found = told(module, [0, 2, 1]).adapter_outputs(x)  # the third changes other layers
+    assert_close(found, torch.stack([3 * first, 4 * second], -2))
+    (grad,) = torch.autograd.grad(module(x).sum(), gate.factors)
+    assert (grad.abs() > 0).tolist() == [[False] * 3, [True, False, True]]
+
+
+def test_a_switch_turns_adapters_off_by_their_scores():
+    module, x = random_module(2, 3), inputs(2, 5)
+    plain = module(x)
+    assert_close(told(module, [0, 0], [0.5, None])(x), plain)  # no switch
+    context = told(module, [0, 0], [0.5, None], switch=True).context
+    assert_close(context.opening(), torch.tensor([0.98201379, 1.0]).double())
+    with torch.no_grad():
+        context.switch.copy_(torch.tensor([1.0, 0.2, -0.3]))
+    context.tell([0, 0], [0.7, 0.1])
+    opening = torch.tensor([1 + 1.4, 1 + 0.2 - 1.8], dtype=torch.float64).sigmoid()
+    assert_close(context.opening(), opening)
+    found = module(x)
+    values = module.gate_values(x)
+    assert all(torch.autograd.grad(found.sum(), context.switch)[0].abs() > 0)
+    module.context = None
+    module.set_strengths(opening)
+    assert_close(found, module(x))
+    assert_close(values, module.gate_values(x) * opening.unsqueeze(-1))
 
 
 def test_gate_values_are_those_of_the_gate():
