@@ -17,7 +17,7 @@ from core_gates.errors import GatesError, check_option
 from diffusion.data.concepts import concepts
 from diffusion.experiments.trained_gates import FILE, GatesForm, refuse_gates_of_another
 from diffusion.experiments.zoo import FOLDER, EncoderForm, shape_of, weights_digest
-from diffusion.fusion.gated_fusion import load_gates
+from diffusion.fusion.gates_file import load_gates
 from diffusion.fusion.pipeline import AutoLoraPipeline, Generated
 from diffusion.fusion.protocol import family_of, sites_of
 from diffusion.library import LoraLibrary, Match, Results

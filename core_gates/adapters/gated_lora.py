@@ -102,8 +102,10 @@ class GatedLoraLinear(AdapterFactors):
         # What follows loads the base from its own names, and the gate from what it holds.
         for name in [name for name in state_dict if name.startswith(prefix)]:
             state_dict[f"{prefix}base.{name.removeprefix(prefix)}"] = state_dict.pop(name)
-        for name, tensor in self.gate.state_dict().items():
-            state_dict[f"{prefix}gate.{name}"] = tensor
+        for own in ("gate", "context"):
+            module = getattr(self, own)
+            for name, tensor in ({} if module is None else module.state_dict()).items():
+                state_dict[f"{prefix}{own}.{name}"] = tensor
 
     def set_adapters(self, adapters: Sequence[LowRank]) -> None:
         """Exchange the adapters; the gate stays, and strengths are 1 again.

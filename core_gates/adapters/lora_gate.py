@@ -401,10 +401,11 @@ class AdapterContext(nn.Module):
 
     def forward(self, factors: Tensor | None) -> Tensor | float:
         """Return what adapters are multiplied by (K,) in a layer whose gate has some factors."""
-        opening = self.opening()
-        if factors is None:
-            return opening
-        return opening * (self.told.to(factors.device) * factors.flatten()).sum(-1)
+        return self.opening() if factors is None else self.opening() * self.weights(factors)
+
+    def weights(self, factors: Tensor) -> Tensor:
+        """Return the factors of adapters (K,) in a layer, the switch aside."""
+        return (self.told.to(factors.device) * factors.flatten()).sum(-1)
 
 
 def _factors(

@@ -29,7 +29,8 @@ from diffusion.experiments.trained_gates import (
 )
 from diffusion.experiments.work import Form, Job
 from diffusion.fusion.fusion_tasks import FusionTask
-from diffusion.fusion.gated_fusion import GatedFusion, load_trained
+from diffusion.fusion.gated_fusion import GatedFusion
+from diffusion.fusion.gates_file import load_trained
 from diffusion.fusion.protocol import Fusion
 from diffusion.lora_file import LoraBundle, load_lora
 from diffusion.models.flow_matching import noised, velocity

@@ -24,13 +24,8 @@ from diffusion.experiments.work import ONE, Job, Machine
 from diffusion.experiments.zoo import weights_digest
 from diffusion.fusion.fusion_module import FusionModule, strategy_of
 from diffusion.fusion.fusion_tasks import FusionTask, PairDataModule, Shown, read_shown, tasks_of
-from diffusion.fusion.gated_fusion import (
-    GatedFusion,
-    gate_tensors,
-    global_lora,
-    load_trained,
-    save_trained,
-)
+from diffusion.fusion.gated_fusion import GatedFusion, global_lora
+from diffusion.fusion.gates_file import gate_tensors, load_trained, save_trained
 from diffusion.fusion.protocol import linear_sizes
 from diffusion.lora_file import LoraBundle, load_lora
 from diffusion.lora_file.reading import Base

@@ -235,9 +235,9 @@ class MeanGates(Observer):
 def bake(fusion: GatedFusion, means: Means) -> LoraBundle:
     """Return one static adapter that does what the gates do on average.
 
-    The rows of B of each adapter are multiplied by its strength, its mean gate and the output
-    weight of the gate, and the adapters put side by side, so ranks add up. It is exact where gates
-    do not depend on the input. Parts for text encoders are left out.
+    The rows of B of each adapter are multiplied by its strength and factor, its mean gate and the
+    output weight of the gate, and the adapters put side by side, so ranks add up. It is exact where
+    gates do not depend on the input. Parts for text encoders are left out.
 
     Args:
         fusion: Adapters with their strengths and gates, attached or not.
@@ -253,7 +253,8 @@ def bake(fusion: GatedFusion, means: Means) -> LoraBundle:
         for part, size in zip(site.parts, site.sizes, strict=True):
             found = plain_factors(fusion.adapters, part)
             on = [name for name in found if fusion.strengths[name] != 0]
-            weights = [fusion.strengths[name] * rows[name][start : start + size] for name in on]
+            factors = fusion.weights(site.name)
+            weights = [factors[name] * rows[name][start : start + size] for name in on]
             if isinstance(gate, LoraGate):
                 out = gate.weight_out.detach().double().cpu()[start : start + size]
                 weights = [weight * out for weight in weights]

@@ -1,14 +1,10 @@
-"""Several adapters on a model at once, each weighed by a gate in every layer (AutoLoRA, 2025).
+"""Several adapters on a model at once, each weighed by a gate in every layer (AutoLoRA, 2025)."""
 
-Their gates are read from files and written to them, ours and those of DiffSynth-Studio.
-"""
-
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self, cast, get_args
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from core_gates.adapters import (
@@ -25,9 +21,20 @@ from core_gates.adapters import (
     detach_adapters,
     side_by_side,
 )
+from core_gates.adapters.lora_gate import AdapterContext
 from core_gates.adapters.low_rank import AdapterFactors
 from core_gates.errors import GatesError, check_option
+from diffusion.fusion.gates_file import (
+    DOT,
+    SWITCH,
+    agreed,
+    load_gate,
+    load_gates,
+    options_of,
+    save_gates,
+)
 from diffusion.fusion.protocol import (
+    ROLES,
     TIME_SCALES,
     Adapters,
     Attachable,
@@ -38,94 +45,12 @@ from diffusion.fusion.protocol import (
     sites_of,
     uncompiled,
     weighted_sum,
+    with_roles,
     with_strengths,
 )
 from diffusion.lora_file import Factors, LoraBundle, shrink_bundle
-from diffusion.lora_file.container import LoraFileError, SafetensorsFile, listed
+from diffusion.lora_file.container import listed
 from diffusion.lora_file.family import Placed
-from harness.files.atomic import replacing
-
-PREFIX = "model_dict."
-DOT = "___"  # stands for a dot in the name of a layer
-
-
-def gate_tensors(gates: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the parameters of gates, site -> parameters, by their names in a file."""
-    return {
-        f"{PREFIX}{site.replace('.', DOT)}.{name}": tensor
-        for site, parameters in gates.items()
-        for name, tensor in parameters.items()
-    }
-
-
-def save_trained(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write what was trained, gates or another fusion, in bfloat16.
-
-    Args:
-        path: A ``.safetensors`` file.
-        tensors: By their names in the file.
-    """
-    save_file({n: t.detach().bfloat16().contiguous() for n, t in tensors.items()}, path)
-
-
-def load_trained(path: Path) -> dict[str, Tensor]:
-    """Read what :func:`save_trained` wrote.
-
-    Raises:
-        GatesError: It is missing or damaged.
-    """
-    try:
-        return load_file(path)
-    except Exception as error:
-        raise GatesError(f"{path} is missing or damaged: train it again") from error
-
-
-def save_gates(path: str | Path, gates: Mapping[str, Mapping[str, Tensor]]) -> Path:
-    """Write gates as DiffSynth-Studio names them, whole or not at all.
-
-    Args:
-        path: A ``.safetensors`` file.
-        gates: Site -> parameters.
-    """
-    path = Path(path)
-    tensors = {n: tensor.detach().cpu().contiguous() for n, tensor in gate_tensors(gates).items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        save_file(tensors, temporary)
-    return path
-
-
-def load_gates(path: str | Path, sites: Iterable[str]) -> dict[str, dict[str, Tensor]]:
-    """Read gates, of which every one must belong to a site.
-
-    Args:
-        path: A ``.safetensors`` file.
-        sites: Names of the sites of the model.
-
-    Returns:
-        Site -> parameters.
-
-    Raises:
-        ContainerError: The file is unsafe or damaged.
-        LoraFileError: It holds no gates, some of another model, or a number that is not finite.
-    """
-    file = SafetensorsFile(Path(path))
-    names = {site.replace(".", DOT): site for site in sites}
-    found: dict[str, dict[str, Tensor]] = {}
-    unknown = []
-    for key in file.tensors:
-        escaped, _, parameter = key.removeprefix(PREFIX).partition(".")
-        if escaped not in names or not parameter:
-            unknown.append(key)
-            continue
-        tensor = file.tensor(key)
-        if not torch.isfinite(tensor.float()).all():
-            raise LoraFileError(f"{file.label}: {key} is not finite; get the file again")
-        found.setdefault(names[escaped], {})[parameter] = tensor
-    if unknown or not found:
-        what = f"gates of layers that the model lacks, {listed(unknown)}" if unknown else "no gates"
-        raise LoraFileError(f"{file.label} holds {what}: give gates of this model")
-    return found
 
 
 def global_lora(adapters: Mapping[str, LoraBundle], rank: int) -> LoraBundle:
@@ -148,7 +73,7 @@ def global_lora(adapters: Mapping[str, LoraBundle], rank: int) -> LoraBundle:
     return shrink_bundle(mean, rank)[0]
 
 
-Mode = Literal["gated", "sum"]
+Mode = Literal["gated", "sum", "strengths"]
 
 
 class GatedFusion(Attachable, nn.Module):
@@ -170,9 +95,13 @@ class GatedFusion(Attachable, nn.Module):
             adapters change other layers.
         adapters: Name -> adapter, or a list; its adapters are named by their files, see
             :func:`diffusion.fusion.protocol.by_name`.
-        mode: ``gated``, or ``sum``: the plain sum, without gates.
-        gates: File of trained gates, see :func:`load_gates`; without it they begin
-            as the plain sum, or by ``options``.
+        mode: ``gated``; ``strengths``: each layer multiplies adapters by its factors, one for each
+            role and for two or more of them, whatever the input; or ``sum``: the plain sum.
+        gates: File of trained gates, see :func:`diffusion.fusion.gates_file.load_gates`; without
+            it they begin as the plain sum, or by ``options``. Gates begin at the strengths of a
+            file of strengths.
+        factors: Multiply adapters by such factors before gates, too.
+        switch: Multiply adapters in all layers by how well they suit, see :meth:`tell`.
         everywhere: Make a gate for every linear layer in the blocks of the model, to be trained;
             else for the layers that an adapter changes.
         room: Memory for adapters that are exchanged later without compiling again.
@@ -189,29 +118,39 @@ class GatedFusion(Attachable, nn.Module):
         *,
         mode: Mode = "gated",
         gates: str | Path | None = None,
+        factors: bool = False,
+        switch: bool = False,
         everywhere: bool = False,
         room: Room | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
-        check_option("mode", mode, ("gated", "sum"))
-        idle = sorted(options.keys() - {"dtype", "device"}) + ["gates"] * (gates is not None)
-        if mode == "sum" and idle:
-            raise GatesError(f"mode='sum' has no gates: leave {', '.join(idle)} out")
+        check_option("mode", mode, get_args(Mode))
+        idle = sorted(options.keys() - {"dtype", "device"})
+        if mode == "sum":
+            given = {"factors": factors, "gates": gates, "switch": switch}
+            idle += [name for name, value in given.items() if value]
+        if mode != "gated" and idle:
+            raise GatesError(f"mode={mode!r} has no gates: leave {', '.join(idle)} out")
         model = uncompiled(model)
         _refuse_attached(model)
         self._model, self.mode, self.room, self.everywhere = (model,), mode, room, everywhere
         self.family = family_of(model)
         self._sizes = linear_sizes(model)
-        self._sites = sites_of(model, self.family if mode == "gated" else None)
+        self._sites = sites_of(model, None if mode == "sum" else self.family)
         self._layers: dict[str, GatedLoraLinear] = {}
         self._clock: DiffusionTime | None = None
         self.adapters: dict[str, LoraBundle] = {}
         self.strengths: dict[str, float] = {}
+        self.roles: dict[str, str] = {}
+        self.scores: dict[str, float] = {}
         self.gates = nn.ModuleDict()
+        self.context: AdapterContext | None = None
         self._take(adapters)
-        if mode == "gated":
-            self._make_gates(gates, options)
+        if mode != "sum":
+            kinds = {"kinds": len(ROLES)} if factors or mode == "strengths" else {}
+            self._make_gates(gates, kinds | options, switch)
+            self._weigh()
 
     @property
     def model(self) -> nn.Module:
@@ -268,22 +207,23 @@ class GatedFusion(Attachable, nn.Module):
             self._clock = None
 
     def set_adapters(self, adapters: Adapters) -> None:
-        """Exchange the adapters for others; strengths are 1 again, gates stay.
+        """Exchange the adapters for others; strengths are 1 again, roles unknown, gates stay.
 
         Args:
-            adapters: As at first. While attached, those change no layer that has no gate yet.
+            adapters: As at first; those that change no layer without a gate.
 
         Raises:
             GatesError: One does not fit the model, or there is no room for it.
         """
-        before, strengths = self.adapters, self.strengths
+        before = self.adapters, self.strengths, self.roles, self.scores
         self._take(adapters)
-        lacking = [site.name for site in self.sites if site.name not in self._layers]
-        if self.attached and lacking:
-            self.adapters, self.strengths = before, strengths
+        lacking = [site.name for site in self.sites if not self._serves(site.name)]
+        if lacking:
+            self.adapters, self.strengths, self.roles, self.scores = before
             raise GatesError(
-                f"the new adapters change {listed(lacking)}, which had none when this was attached:"
-                " detach first, or make it with everywhere=True"
+                f"the new adapters change {listed(lacking)}, which had none when this was"
+                f" {'attached: detach first, or' if self.attached else 'made:'} make it with"
+                " everywhere=True"
             )
         found = {s.name: self._factors(s) for s in self._sites if s.name in self._layers}
         try:
@@ -291,7 +231,7 @@ class GatedFusion(Attachable, nn.Module):
                 if site.name in found:
                     self._check_room(site, found[site.name])
         except GatesError:
-            self.adapters, self.strengths = before, strengths
+            self.adapters, self.strengths, self.roles, self.scores = before
             raise
         for name, factors in found.items():
             self._layers[name].set_adapters(factors)
@@ -305,6 +245,36 @@ class GatedFusion(Attachable, nn.Module):
         """
         self.strengths = with_strengths(self.strengths, strengths)
         self._weigh()
+
+    def tell(
+        self,
+        *,
+        roles: Mapping[str, str] | None = None,
+        scores: Mapping[str, float] | None = None,
+    ) -> None:
+        """Say what adapters are for, and how well they suit; of others, what is known stays.
+
+        Args:
+            roles: Name -> ``subject``, ``style`` or ``any``, which factors depend on.
+            scores: Name -> score, such as the cosine of the adapter with the prompt, which the
+                switch depends on; an adapter without one stays on.
+
+        Raises:
+            GatesError: There is no adapter of a name, no such role, or a score is not finite.
+        """
+        self.roles = with_roles(self.roles, roles or {})
+        unknown = dict.fromkeys(self.adapters, 0.0)
+        told = with_strengths(unknown, scores or {})
+        self.scores |= {name: told[name] for name in scores or {}}
+        self._weigh()
+
+    def weights(self, site: str) -> dict[str, float]:
+        """Return name -> what the output of an adapter at a site is multiplied by before gates."""
+        factors = getattr(self.gate(site), "factors", None)
+        if self.context is None or factors is None:
+            return dict(self.strengths)
+        own = self.context.weights(factors.detach()).tolist()
+        return {n: c * s for (n, s), c in zip(self.strengths.items(), own, strict=False)}
 
     def at(self, step: int, steps: int) -> None:
         """Learn which denoising step follows; gates see it in their inputs, and nothing changes.
@@ -320,19 +290,31 @@ class GatedFusion(Attachable, nn.Module):
 
     def gate_states(self) -> dict[str, dict[str, Tensor]]:
         """Return site -> parameters of its gate."""
-        return {name.replace(DOT, "."): gate.state_dict() for name, gate in self.gates.items()}
+        found = {name.replace(DOT, "."): gate.state_dict() for name, gate in self.gates.items()}
+        if self.context is not None and self.context.switch is not None:
+            found[SWITCH] = self.context.state_dict()
+        return found
 
     def gate(self, site: str) -> LoraGate | OpenGate:
         """Return the gate of a site, by its name."""
         if self.mode == "sum":
             return OpenGate(next(s.out_features for s in self._sites if s.name == site))
-        return cast(LoraGate, self.gates[site.replace(".", DOT)])
+        return cast(LoraGate | OpenGate, self.gates[site.replace(".", DOT)])
 
     def _weights(self) -> Sequence[float]:
         """Return the factor of each adapter, in order."""
         return list(self.strengths.values())
 
+    def _serves(self, site: str) -> bool:
+        """Return whether adapters may change a site."""
+        if self.attached:
+            return site in self._layers
+        return self.mode == "sum" or site.replace(".", DOT) in self.gates
+
     def _weigh(self) -> None:
+        if self.context is not None:
+            roles = [ROLES.index(self.roles[name]) for name in self.adapters]
+            self.context.tell(roles, [self.scores.get(name) for name in self.adapters])
         for layer in self._layers.values():
             layer.set_strengths(self._weights())
 
@@ -341,23 +323,35 @@ class GatedFusion(Attachable, nn.Module):
         refuse_misfits(found, self.family, self._sizes)
         self.adapters = found
         self.strengths = dict.fromkeys(found, 1.0)
+        self.roles, self.scores = dict.fromkeys(found, ROLES[0]), {}
 
-    def _make_gates(self, path: str | Path | None, options: dict[str, Any]) -> None:
+    def _make_gates(self, path: str | Path | None, options: dict[str, Any], switch: bool) -> None:
         sites = {site.name: site for site in self.sites}
         state: dict[str, dict[str, Tensor]] = {}
+        switched = None
         if path is not None:
             state = load_gates(path, [site.name for site in self._sites])
-            options = _agreed(options, _options_of(next(iter(state.values()))), path)
+            switched = state.pop(SWITCH, None)
+            found = options_of(next(iter(state.values())))
+            if self.mode == "strengths" and "variant" in found:
+                raise GatesError(f"{path} holds gates, not strengths alone: give mode='gated'")
+            options = agreed(options, found, path)
             if lacking := [name for name in sites if name not in state]:
                 raise GatesError(f"{path} holds no gates for {listed(lacking)}: give others")
             sites = {site.name: site for site in self._sites if site.name in state}
         devices = {name: p.device for name, p in self.model.named_parameters()}
         for name, site in sites.items():
             device = devices.get(f"{site.parts[0]}.weight")
-            gate = LoraGate(site.out_features, device=device, **options)
+            make = LoraGate if self.mode == "gated" else OpenGate
+            gate = make(site.out_features, device=device, **options)
             if name in state:
-                _load(gate, state[name], name)
+                load_gate(gate, state[name], name)
             self.gates[name.replace(".", DOT)] = gate
+        if (kinds := options.get("kinds", 0)) or switch or switched:
+            most = 0 if self.room is None else self.room.adapters
+            self.context = AdapterContext(kinds, switch=switch or bool(switched), most=most)
+            if switched:
+                load_gate(self.context, switched, "the switch")
 
     def _factors(self, site: Placed) -> list[LowRank]:
         """Return what each adapter does at a site, in order; rank 0 where it does nothing."""
@@ -400,7 +394,7 @@ class GatedFusion(Attachable, nn.Module):
         def adapt(layers: Sequence[nn.Module]) -> GatedSiblings:
             gate, room = self.gate(site.name), self._room(site)
             made = GatedSiblings(layers, self._factors(site), gate=gate, room=room)
-            made.clock = self._clock
+            made.clock, made.context = self._clock, self.context
             return made
 
         return attach_siblings(self.model, site.parts, adapt)
@@ -408,7 +402,7 @@ class GatedFusion(Attachable, nn.Module):
     def _adapted(self, linear: nn.Linear, site: Placed) -> GatedLoraLinear:
         gate = self.gate(site.name)
         made = GatedLoraLinear(linear, self._factors(site), gate=gate, room=self.room)
-        made.clock = self._clock
+        made.clock, made.context = self._clock, self.context
         return made
 
     def _room(self, site: Placed) -> Room | None:
@@ -451,35 +445,3 @@ def _low_rank(factors: Factors | None) -> LowRank | None:
         factors.scale,
         None if magnitude is None else magnitude.squeeze(1),
     )
-
-
-def _options_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the options of the gate that a state is of."""
-    variant = "full"
-    if "weight_lora" not in state:
-        variant = "no_lora"
-    elif "weight_base" not in state:
-        variant = "no_base" if "weight_cross" in state else "no_cross"
-    return {"variant": variant, "time": "film" if "weight_time" in state else "implicit"}
-
-
-def _agreed(given: Mapping[str, Any], found: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
-    """Return the options of gates, those of their file included.
-
-    Raises:
-        GatesError: The file holds other gates than those that are asked for.
-    """
-    for name, value in found.items():
-        if name in given and given[name] != value:
-            raise GatesError(
-                f"{path} holds gates with {name}={value!r}, not {given[name]!r}: leave {name} out"
-            )
-    return {**given, **found}
-
-
-def _load(gate: LoraGate, state: Mapping[str, Tensor], site: str) -> None:
-    try:
-        gate.load_state_dict(state, assign=gate.bias.is_meta)
-    except RuntimeError as error:
-        first = " ".join(str(error).splitlines()[1:2]).strip()
-        raise GatesError(f"the gate of {site} does not fit the model: {first}") from error

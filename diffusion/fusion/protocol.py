@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from core_gates.errors import GatesError
+from core_gates.errors import GatesError, check_option
 from core_gates.numerics import accumulation_dtype
 from diffusion.lora_file import Factors, LoraBundle
 from diffusion.lora_file.family import FAMILIES, Placed, index_of, place
@@ -26,6 +26,14 @@ class Attachable:
     def detach(self) -> None:
         """Leave the model as it was."""
         raise NotImplementedError
+
+    def tell(
+        self,
+        *,
+        roles: Mapping[str, str] | None = None,
+        scores: Mapping[str, float] | None = None,
+    ) -> None:
+        """Nothing depends on the roles and scores of adapters; see :meth:`Fusion.tell`."""
 
     def __enter__(self) -> Self:
         """Attach."""
@@ -152,6 +160,29 @@ def with_strengths(
     if not torch.tensor(list(found.values())).isfinite().all():
         raise GatesError(f"strengths {dict(changes)} must be finite numbers")
     return found
+
+
+ROLES = ("any", "subject", "style")
+"""What an adapter may be for; the first is unknown, or none of the others."""
+
+
+def role_of(bundle: LoraBundle) -> str:
+    """Return the role of an adapter: the first that its tags name."""
+    tags = [tag.strip().lower() for tag in describe(bundle.metadata).tags]
+    return next((tag for tag in tags if tag in ROLES[1:]), ROLES[0])
+
+
+def with_roles(roles: Mapping[str, str], changes: Mapping[str, str]) -> dict[str, str]:
+    """Return the roles of adapters after some were changed.
+
+    Raises:
+        GatesError: There is no adapter of a name, or no such role.
+    """
+    if unknown := sorted(changes.keys() - roles.keys()):
+        raise GatesError(f"no adapter is named {unknown[0]!r}; there are {', '.join(roles)}")
+    for name, role in changes.items():
+        check_option(f"the role of {name}", role, ROLES, GatesError)
+    return {**roles, **changes}
 
 
 def refuse_misfits(
@@ -332,6 +363,22 @@ class Fusion(Protocol):
 
         Raises:
             GatesError: There is no adapter of a name, or a strength is not finite.
+        """
+
+    def tell(
+        self,
+        *,
+        roles: Mapping[str, str] | None = None,
+        scores: Mapping[str, float] | None = None,
+    ) -> None:
+        """Say what adapters are for, and how well they suit the prompt; exchanging forgets it.
+
+        Args:
+            roles: Name -> one of :data:`ROLES`.
+            scores: Name -> such as the cosine of the adapter with the prompt.
+
+        Raises:
+            GatesError: There is no adapter of a name, no such role, or a score is not finite.
         """
 
     def at(self, step: int, steps: int) -> None:

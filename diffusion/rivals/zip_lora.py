@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from core_gates.adapters import GatedLoraLinear, LowRank, OpenGate
 from core_gates.errors import GatesError
-from diffusion.fusion.gated_fusion import DOT
+from diffusion.fusion.gates_file import DOT
 from diffusion.fusion.protocol import Adapters, by_name, modules_of, plain_factors, stacked
 from diffusion.lora_file import Factors, LoraBundle
 from diffusion.lora_file.family import Placed

@@ -176,6 +176,73 @@ def test_options_that_would_do_nothing_are_refused(model, adapters, tmp_path):
             GatedFusion(model, adapters, mode="sum", **options)
 
 
+def test_gates_start_at_strengths_and_keep_their_factors_in_a_file(
+    model, inputs, adapters, tmp_path
+):
+    roles = {"a": "subject", "b": "style"}
+    double = {"dtype": torch.float64}
+    strengths = trained(GatedFusion(model, adapters, mode="strengths", switch=True).double())
+    path = strengths.save_gates(tmp_path / "strengths.safetensors")
+    names = {name.rpartition(".")[2] for name in load_file(path)}
+    assert names == {"factors", "switch"}
+    started = GatedFusion(model, adapters, gates=path, **double)
+    found, scores = [], {"a": 0.4, "b": -0.1}
+    for fused in (strengths, started, GatedFusion(model, adapters, mode="strengths", gates=path)):
+        fused.tell(roles=roles, scores=scores)
+        with fused:
+            found.append(model(**inputs)[0].detach())
+    assert_close(found[1], found[0], rtol=1e-6, atol=1e-6)
+    assert_close(found[2], found[0])
+    path = trained(started).save_gates(tmp_path / "gates.safetensors")
+    again = GatedFusion(model, dict(reversed(adapters.items())), gates=path, **double)
+    both = []
+    for fused in (started, again):  # whatever the order
+        fused.tell(roles=roles, scores=scores)
+        with fused:
+            both.append(model(**inputs)[0].detach())
+    assert_close(both[0], both[1])
+    assert not torch.allclose(both[0], found[0], atol=1e-3)
+    with pytest.raises(GatesError, match="holds gates, not strengths alone: give mode='gated'"):
+        GatedFusion(model, adapters, mode="strengths", gates=path)
+
+
+def test_the_sum_is_the_start_of_factors(model, inputs, adapters):
+    fused = GatedFusion(model, adapters, factors=True, dtype=torch.float64)
+    fused.tell(roles={"a": "subject", "b": "style"}, scores={"a": 0.3, "b": -0.5})
+    with fused:
+        assert_close(model(**inputs)[0], merged(model_of(fused), adapters)(**inputs)[0])
+
+
+def test_published_gates_take_factors_that_change_nothing_yet(model, inputs, adapters, tmp_path):
+    plain = trained(GatedFusion(model, adapters))
+    assert plain.context is None
+    path, found = plain.save_gates(tmp_path / "gates.safetensors"), []
+    assert not any("factors" in name for name in load_file(path))
+    for options in ({}, {"factors": True}):
+        fused = GatedFusion(model, adapters, gates=path, **options)
+        fused.tell(roles={"a": "subject"}, scores={"b": -0.5})
+        with fused:
+            found.append(model(**inputs)[0].detach())
+    with plain:
+        assert torch.equal(found[0], model(**inputs)[0].detach())
+    assert torch.equal(*found)
+
+
+@torch.no_grad()
+def test_siblings_see_what_they_are_told_between_calls_of_one_input(model, inputs, adapters):
+    fused = trained(GatedFusion(model, adapters, factors=True, switch=True, dtype=torch.float64))
+    site = next(site for site in fused.sites if len(site.parts) > 1)
+    x = torch.randn(7, site.in_features, dtype=torch.float64)
+    first, second = site.parts[:2]
+    with fused:
+        fused.tell(scores={"a": 0.4, "b": -0.1})
+        before = model.get_submodule(second)(x)
+        same = x.clone()
+        model.get_submodule(first)(same)  # computes all of them
+        fused.tell(scores={"a": -0.9})
+        assert not torch.allclose(model.get_submodule(second)(same), before, atol=1e-6)
+
+
 def test_wrong_gates_are_refused(model, adapters, bundle, tmp_path):
     path = GatedFusion(model, {"b": bundle(2, where="attn")}).save_gates(tmp_path / "g.safetensors")
     with pytest.raises(GatesError, match=r"holds no gates for .*: give others"):

@@ -1,4 +1,4 @@
-"""Learned strengths: what they weigh, one static adapter that does the same, and training."""
+"""Learned strengths: whom they weigh, one static adapter that does the same, and training."""
 
 import pytest
 import torch
@@ -17,48 +17,71 @@ class Dense(LoraBundle):
         return super().delta_weight(module, weight) * self.metadata["factor"](module)
 
 
-@pytest.mark.parametrize("first", ["a", "b"])  # b and c lack layers, b has another rank
-def test_the_first_and_the_others_are_weighed_layer_by_layer(flux, inputs, adapters, dense, first):
-    given = {first: adapters[first]} | adapters
-    rival = LayerStrengths(flux, given).double()
-    with rival:
-        assert_close(flux(**inputs)[0], dense(given))  # ones at the start
+def draw(rival):
+    """Factors that differ by layer, number and role, in layers of a width each."""
     torch.manual_seed(0)
     for parameter in rival.parameters():
         nn.init.normal_(parameter)
+    return {
+        part: gate.factors.detach()
+        for site in rival.sites
+        for part, gate in [(part, rival.gate(site.name)) for part in site.parts]
+    }
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("many", [False, True])  # b and c lack layers, b has another rank
+def test_roles_and_numbers_weigh_layer_by_layer(flux, inputs, adapters, dense, many, swapped):
+    names = "abc" if many else "ab"
+    given = {name: adapters[name] for name in (reversed(names) if swapped else names)}
+    rival = LayerStrengths(flux, given).double()
+    with rival:
+        assert_close(flux(**inputs)[0], dense(given))  # ones at the start
+    factors = draw(rival)
+    kinds = {"a": 1, "b": 2, "c": 0}
+    rival.tell(roles={"a": "subject", "b": "style"})
 
     def factor(kind):
-        return {"factor": lambda module: rival.factors[module.replace(".", "___")][1, kind]}
+        def of(module):
+            own = factors[module][int(many)]
+            return own[0] + (own[kind] if kind else 0)
+
+        return {"factor": of}
 
     expected = {
-        name: Dense(b.family, b.modules, metadata=factor(int(name != first)))
-        for name, b in given.items()
+        name: Dense(b.family, b.modules, metadata=factor(kinds[name])) for name, b in given.items()
     }
     with torch.no_grad():
         truth = dense(expected, {"a": 0.6, "b": 1.0, "c": -0.3})
     with rival:
-        rival.set_strengths({"a": 0.6, "c": -0.3})
+        rival.set_strengths({"a": 0.6} | ({"c": -0.3} if many else {}))
         assert_close(flux(**inputs)[0].detach(), truth)
     assert_close(dense({"one": rival.bundle}), truth)
 
 
-def test_what_was_learned_serves_other_adapters(flux, inputs, adapters, bundle, dense):
+def test_what_was_learned_serves_other_adapters_once_they_are_told(flux, inputs, adapters, bundle,
+                                                                    dense):  # fmt: skip
     rival = LayerStrengths(flux, adapters).double()
     with torch.no_grad():
         for parameter in rival.parameters():
-            parameter.copy_(torch.tensor([[0.5, 2.0], [3.0, 4.0]]))
-    rival.set_adapters({"x": bundle(7), "y": bundle(8)})  # two: the first row
-    truth = dense({"x": bundle(7), "y": bundle(8)}, {"x": 0.5, "y": 2.0})
+            parameter.copy_(torch.tensor([[0.5, 0.2, 2.0], [3.0, 4.0, 5.0]]))
+    rival.tell(roles={"a": "subject"})
+    pair = {"x": bundle(7), "y": bundle(8)}
+    rival.set_adapters(pair)  # two: the first row; what was told of others is forgotten
+    assert_close(dense({"one": rival.bundle}), dense(pair, {"x": 0.5, "y": 0.5}))
+    rival.tell(roles={"x": "subject", "y": "style"})
+    truth = dense(pair, {"x": 0.7, "y": 2.5})
     assert_close(dense({"one": rival.bundle}), truth)
     with rival:
         assert_close(flux(**inputs)[0].detach(), truth)
-        rival.set_adapters({"y": bundle(8), "x": bundle(7)})
-        assert not torch.allclose(flux(**inputs)[0].detach(), truth)
+        rival.tell(roles={"x": "style", "y": "subject"})
+        assert_close(flux(**inputs)[0].detach(), dense(pair, {"x": 2.5, "y": 0.7}))
 
 
 def test_factors_are_learned(flux, inputs, adapters, dense):
     target = dense(adapters, {"a": 0.3, "b": 0.8, "c": 0.8})
     rival = LayerStrengths(flux, adapters).double()
+    rival.tell(roles={"a": "subject", "b": "style", "c": "style"})
     optimizer = torch.optim.Adam(rival.parameters(), lr=0.05)
     losses = []
     with rival:
@@ -74,6 +97,12 @@ def test_factors_are_learned(flux, inputs, adapters, dense):
 
 def test_refusals(flux, bundle):
     rival = LayerStrengths(flux, {"a": bundle(1, where="attn")})
-    with pytest.raises(GatesError, match="nothing is learned for"):
+    with pytest.raises(GatesError, match=r"which had none when this was made: make it with"):
         rival.set_adapters({"a": bundle(1)})
     assert list(rival.adapters["a"].modules) == list(bundle(1, where="attn").modules)
+    with pytest.raises(GatesError, match="the role of a is 'shape'; choose one of any, subject"):
+        rival.tell(roles={"a": "shape"})
+    with pytest.raises(GatesError, match="no adapter is named 'z'; there are a"):
+        rival.tell(roles={"z": "style"})
+    with pytest.raises(GatesError, match="must be finite"):
+        rival.tell(scores={"a": float("nan")})
