@@ -75,6 +75,9 @@ Common = Callable[[Mapping[str, LoraBundle]], LoraBundle]
 
 COMMON = "common"  # name of the adapter that is made of the others
 
+WEIGHTS = ("weight_base", "weight_lora", "weight_cross")
+"""What a gate sees of its input is multiplied by these, which start at 0 as a rule."""
+
 
 class FusionModule(L.LightningModule):
     """Trains the parameters of a fusion by the loss of flow matching.
@@ -94,6 +97,8 @@ class FusionModule(L.LightningModule):
         library: Name -> adapter, all that tasks name.
         steps: Steps of the training, over which the learning rate falls to 0.
         learning_rate: Of AdamW, at the start.
+        weight_rate: That of :data:`WEIGHTS`, where it is another.
+        roles: Name -> role of an adapter of the library, told in the steps that know it.
         schedule: How the learning rate falls: ``linear``, or ``cosine`` as published.
         weight_decay: Of AdamW.
         contrast: Whether wrong captions are to be off by ``margin``.
@@ -114,6 +119,8 @@ class FusionModule(L.LightningModule):
         *,
         steps: int,
         learning_rate: float = 2e-2,
+        weight_rate: float | None = None,
+        roles: Mapping[str, str] | None = None,
         schedule: Schedule = "linear",
         weight_decay: float = 0.0,
         contrast: bool = False,
@@ -135,6 +142,7 @@ class FusionModule(L.LightningModule):
         }
         self._sets: dict[tuple[str, ...], dict[str, LoraBundle]] = {}
         self.steps, self.learning_rate, self.schedule = steps, learning_rate, schedule
+        self.weight_rate, self.roles = weight_rate, dict(roles or {})
         self.weight_decay, self.contrast, self.margin = weight_decay, contrast, margin
         self.common, self.checkpointing = common, checkpointing
 
@@ -188,6 +196,8 @@ class FusionModule(L.LightningModule):
             GatesError: ``contrast`` is wanted, but the task has no wrong captions.
         """
         self.fusion.set_adapters(self.adapters_of(tuple(batch.adapters)))
+        roles = {n: self.roles[n] for n in batch.adapters if n in self.roles and batch.told}
+        self.fusion.tell(roles=roles, scores=batch.scores)
         model = self.fusion.model
         loss = flow_matching_losses(model, batch.at, batch.text).mean()
         self.log("train/flow_matching", loss)
@@ -210,9 +220,14 @@ class FusionModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return AdamW and a learning rate that falls to 0."""
-        optimizer = torch.optim.AdamW(
-            self.fusion.parameters(), self.learning_rate, weight_decay=self.weight_decay
-        )
+        groups: list[dict[str, Any]] = [{"params": [*self.fusion.parameters()]}]
+        if self.weight_rate is not None:
+            named = [(n.rpartition(".")[2] in WEIGHTS, p) for n, p in self.named_parameters()]
+            groups = [
+                {"params": [p for apart, p in named if apart == own]} for own in (False, True)
+            ]
+            groups[1]["lr"] = self.weight_rate
+        optimizer = torch.optim.AdamW(groups, self.learning_rate, weight_decay=self.weight_decay)
 
         def factor(step: int) -> float:
             done = min(1.0, step / self.steps)

@@ -27,19 +27,27 @@ class FusionTask:
         text: Of their captions.
         wrong: Of captions (M) that do not describe the images, such as those of one adapter alone;
             None if there are none.
+        scores: How well each adapter suits each caption (N, K); None if that is not known. One
+            that the images do not show teaches the switch to turn it off.
     """
 
     adapters: tuple[str, ...]
     latents: Tensor
     text: TextStates
     wrong: TextStates | None = None
+    scores: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check the sizes.
 
         Raises:
-            GatesError: There is no image, or a number of captions differs from theirs.
+            GatesError: There is no image, or a number of captions or scores differs.
         """
+        if self.scores is not None and self.scores.shape != (len(self.latents), len(self.adapters)):
+            raise GatesError(
+                f"task {' + '.join(self.adapters)} has scores {tuple(self.scores.shape)}, expected"
+                f" {(len(self.latents), len(self.adapters))}: one for each caption and adapter"
+            )
         count, captions = len(self.latents), len(self.text.pooled)
         if not count or count != captions:
             name = " + ".join(self.adapters)
@@ -57,6 +65,8 @@ class FusionBatch(NamedTuple):
         text: Of their captions, some of them empty.
         wrong_at: The same latents at other times with other noise; None without wrong captions.
         wrong_text: Of captions that do not describe them.
+        told: Whether the roles of adapters are known.
+        scores: Name -> how well the adapter suits one of the captions; None if that is not known.
     """
 
     adapters: tuple[str, ...]
@@ -64,6 +74,8 @@ class FusionBatch(NamedTuple):
     text: TextStates
     wrong_at: Noised | None = None
     wrong_text: TextStates | None = None
+    told: bool = True
+    scores: dict[str, float] | None = None
 
 
 class FusionDraws:
@@ -78,6 +90,7 @@ class FusionDraws:
         steps: Number of batches.
         batch_size: Latents of a batch over all processes; drawn again where a task has fewer.
         caption_dropout: Fraction of captions that are left empty.
+        told: Fraction of steps in which the roles of adapters are known.
         seed: Of all that is drawn.
         rank: Number of this process.
         world_size: Number of processes.
@@ -94,6 +107,7 @@ class FusionDraws:
         steps: int,
         batch_size: int = 32,
         caption_dropout: float = 0.3,
+        told: float = 1.0,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -107,6 +121,7 @@ class FusionDraws:
             )
         self.tasks, self.empty, self.steps = tuple(tasks), empty, steps
         self.batch_size, self.caption_dropout, self.seed = batch_size, caption_dropout, seed
+        self.told = told
         share = batch_size // world_size
         self._own = slice(rank * share, (rank + 1) * share)
 
@@ -130,11 +145,15 @@ class FusionDraws:
         dropped = torch.rand(count, generator=draw) < self.caption_dropout
         right = self._at(task.latents[rows], draw)
         text = task.text.of(rows[self._own]).where(dropped[self._own], self.empty)
-        if task.wrong is None:
-            return FusionBatch(task.adapters, right, text)
-        wrong = self._at(task.latents[rows], draw)
-        captions = torch.randint(len(task.wrong.pooled), (count,), generator=draw)
-        return FusionBatch(task.adapters, right, text, wrong, task.wrong.of(captions[self._own]))
+        found = FusionBatch(task.adapters, right, text)
+        if task.wrong is not None:
+            wrong = self._at(task.latents[rows], draw)
+            captions = torch.randint(len(task.wrong.pooled), (count,), generator=draw)
+            found = found._replace(wrong_at=wrong, wrong_text=task.wrong.of(captions[self._own]))
+        if task.scores is not None:
+            scores = dict(zip(task.adapters, task.scores[rows[0]].tolist(), strict=True))
+            found = found._replace(scores=scores)
+        return found._replace(told=bool(torch.rand((), generator=draw) < self.told))
 
     def _at(self, latents: Tensor, draw: torch.Generator) -> Noised:
         t = torch.randn(len(latents), generator=draw).sigmoid().to(latents)
@@ -156,6 +175,7 @@ class PairDataModule(L.LightningDataModule):
         steps: Steps of the training.
         batch_size: Latents of a step over all processes; drawn again where a task has fewer.
         caption_dropout: Fraction of captions that are left empty.
+        told: Fraction of steps in which the roles of adapters are known.
         seed: Of tasks, latents, times and noise.
     """
 
@@ -167,10 +187,11 @@ class PairDataModule(L.LightningDataModule):
         steps: int,
         batch_size: int = 32,
         caption_dropout: float = 0.3,
+        told: float = 1.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.tasks, self.empty, self.steps = tuple(tasks), empty, steps
+        self.tasks, self.empty, self.steps, self.told = tuple(tasks), empty, steps, told
         self.batch_size, self.caption_dropout, self.seed = batch_size, caption_dropout, seed
 
     def train_dataloader(self) -> FusionDraws:
@@ -182,6 +203,7 @@ class PairDataModule(L.LightningDataModule):
             steps=self.steps,
             batch_size=self.batch_size,
             caption_dropout=self.caption_dropout,
+            told=self.told,
             seed=self.seed,
             rank=0 if trainer is None else trainer.global_rank,
             world_size=1 if trainer is None else trainer.world_size,

@@ -5,15 +5,22 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast, get_args
 
 import torch
 from torch import nn
 
 from core_gates.errors import GatesError, check_option
 from diffusion.fusion.baking import GateMap, GateRecorder, records_of
-from diffusion.fusion.gated_fusion import GatedFusion
-from diffusion.fusion.protocol import Fusion, family_of, linear_sizes, refuse_misfits, uncompiled
+from diffusion.fusion.gated_fusion import GatedFusion, Mode
+from diffusion.fusion.protocol import (
+    Fusion,
+    family_of,
+    linear_sizes,
+    refuse_misfits,
+    role_of,
+    uncompiled,
+)
 from diffusion.lora_file import LoraBundle, LoraFileError
 from diffusion.models.flow_matching import GUIDANCE
 from diffusion.models.text_encoders import TextEncoder
@@ -31,6 +38,10 @@ class Match(Protocol):
     @property
     def score(self) -> float:
         """What it is ranked by."""
+
+    @property
+    def weights(self) -> float | None:
+        """Cosine of prompt and weights, which a switch takes; None if it is not known."""
 
 
 class Library(Protocol):
@@ -51,11 +62,13 @@ class Used:
         name: Of the adapter.
         strength: What it was weighed by.
         score: Of the search; None if it was named.
+        role: That it was used in; None where nothing depends on it.
     """
 
     name: str
     strength: float
     score: float | None = None
+    role: str | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +107,7 @@ class Generated:
             "mode": self.mode,
             "adapters": [
                 {"name": one.name, "strength": one.strength, "score": one.score}
+                | ({} if one.role is None else {"role": one.role})
                 for one in self.adapters
             ],
             "skipped": dict(self.skipped),
@@ -149,6 +163,8 @@ class AutoLoraPipeline:
         k: int = 3,
         adapters: Sequence[str] | Mapping[str, LoraBundle] | None = None,
         strengths: Mapping[str, float] | None = None,
+        roles: Mapping[str, str] | None = None,
+        scores: Mapping[str, float] | None = None,
         seed: int = 0,
         mode: str | Make = "gated",
         record_gates: bool = False,
@@ -162,8 +178,12 @@ class AutoLoraPipeline:
             adapters: Names of adapters of the library, or adapters by name, instead of a search;
                 none for the model alone.
             strengths: Name -> factor of an adapter before its gates; 1 by default.
+            roles: Name -> ``subject``, ``style`` or ``any``; by default what the tags of an
+                adapter name.
+            scores: Name -> how well an adapter suits the prompt, for gates with a switch; by
+                default its cosine in the search. One without a score stays on.
             seed: Of the noise; the same one gives the same pixels.
-            mode: ``gated``, ``sum``, or what makes a fusion, such as a rival.
+            mode: ``gated``, ``sum``, ``strengths``, or what makes a fusion, such as a rival.
             record_gates: Whether to record mean gates by step and layer.
             options: Of the pipeline.
 
@@ -172,21 +192,31 @@ class AutoLoraPipeline:
         """
         if not prompt.strip():
             raise GatesError("the prompt is empty: say what the image is to show")
-        found, scores, skipped = self._adapters(prompt, k, adapters)
+        found, matches, skipped = self._adapters(prompt, k, adapters)
         fusion, name = self._fusion(found, mode)
         if fusion is not None and strengths:
             fusion.set_strengths(strengths)
+        known = {one: role_of(bundle) for one, bundle in found.items()} | dict(roles or {})
+        cosines = {n: matches[n].weights for n in found if n in matches}
+        if fusion is not None:
+            given = {n: float(c) for n, c in cosines.items() if c is not None}
+            fusion.tell(roles=known, scores=given if scores is None else scores)
         options = self._options(options)
         images, gates = self._run(prompt, fusion, seed, record_gates, options)
         used = tuple(
-            Used(one, 1.0 if fusion is None else fusion.strengths[one], scores.get(one))
+            Used(
+                one,
+                1.0 if fusion is None else fusion.strengths[one],
+                float(matches[one].score) if one in matches else None,
+                known[one] if getattr(fusion, "context", None) is not None else None,
+            )
             for one in found
         )
         return Generated(images, prompt, seed, name, used, skipped, gates, options)
 
     def _adapters(
         self, prompt: str, k: int, given: Sequence[str] | Mapping[str, LoraBundle] | None
-    ) -> tuple[dict[str, LoraBundle], dict[str, float], dict[str, str]]:
+    ) -> tuple[dict[str, LoraBundle], dict[str, Match], dict[str, str]]:
         if isinstance(given, Mapping):
             return dict(given), {}, {}
         if given is not None and not given:
@@ -201,7 +231,7 @@ class AutoLoraPipeline:
 
     def _search(
         self, library: Library, prompt: str, k: int
-    ) -> tuple[dict[str, LoraBundle], dict[str, float], dict[str, str]]:
+    ) -> tuple[dict[str, LoraBundle], dict[str, Match], dict[str, str]]:
         """Return the best adapters that fit the model, looking further for those that do not."""
         loaded: dict[str, LoraBundle] = {}
         skipped: dict[str, str] = {}
@@ -227,8 +257,7 @@ class AutoLoraPipeline:
                 " trained for"
             )
         names = list(loaded)[:k]
-        scores = {match.name: float(match.score) for match in matches}
-        return {name: loaded[name] for name in names}, scores, skipped
+        return {n: loaded[n] for n in names}, {one.name: one for one in matches}, skipped
 
     def _fusion(
         self, found: Mapping[str, LoraBundle], mode: str | Make
@@ -239,10 +268,11 @@ class AutoLoraPipeline:
         if callable(mode):
             fusion = mode(model, found)
             return fusion, type(fusion).__name__
-        check_option("mode", mode, ("gated", "sum"), GatesError)
-        if mode == "sum":
-            return GatedFusion(model, found, mode="sum"), mode
-        return GatedFusion(model, found, gates=self.gates), mode
+        check_option("mode", mode, get_args(Mode), GatesError)
+        if mode == "strengths" and self.gates is None:
+            raise GatesError("mode='strengths' needs a file of trained strengths: give it as gates")
+        gates = None if mode == "sum" else self.gates
+        return GatedFusion(model, found, mode=cast(Mode, mode), gates=gates), mode
 
     def _run(
         self,

@@ -42,10 +42,14 @@ def build():
         for name in "abc"
     }  # fmt: skip
     tasks = [
-        FusionTask(pair, normal(5, 16, 4, 4), states(5), states(2)) for pair in (("a", "b"), ("c",))
+        FusionTask(pair, normal(5, 12, 4, 4), states(5), states(2), normal(5, len(pair)))
+        for pair in (("a", "b"), ("c",))
     ]
-    fusion = GatedFusion(model, {}, room=Room(2, 2), time="film", dtype=torch.float64)
-    module = FusionModule(fusion, library, steps=STEPS, contrast=True, margin=2.0)
+    told = {"factors": True, "switch": True}
+    fusion = GatedFusion(model, {}, room=Room(2, 2), time="film", dtype=torch.float64, **told)
+    module = FusionModule(
+        fusion, library, steps=STEPS, contrast=True, margin=2.0, roles={"a": "subject"}
+    )
     return module, PairDataModule(tasks, states(1), steps=STEPS, batch_size=4)
 
 
@@ -74,3 +78,5 @@ def test_two_ranks_train_the_gates_of_one_process(two_ranks):
     found = two_ranks(train, tolerance=1e-6)
     start = build()[0].fusion.state_dict()
     assert sum(not torch.equal(found["ddp"][name], tensor) for name, tensor in start.items()) > 50
+    assert not torch.equal(found["ddp"]["context.switch"], start["context.switch"])
+    assert any(not torch.equal(found["ddp"][n], t) for n, t in start.items() if "factors" in n)

@@ -16,7 +16,7 @@ from diffusion.fusion.fusion_module import FusionModule
 from diffusion.fusion.fusion_tasks import FusionDraws, FusionTask, PairDataModule
 from diffusion.lora_file import Factors, LoraBundle
 from diffusion.models.embedded_base import transformer_of
-from diffusion.models.flow_matching import flow_matching_losses
+from diffusion.models.flow_matching import flow_matching_losses, velocity
 from diffusion.models.text_encoders import TextStates
 from diffusion.rivals import make_rival
 from harness.experiment.job import Job
@@ -47,7 +47,7 @@ def states(count, seed):
 def tasks():
     draw = torch.Generator().manual_seed(9)
     return [
-        FusionTask(pair, torch.randn(5, 16, 4, 4, generator=draw), states(5, k), states(3, 10 + k))
+        FusionTask(pair, torch.randn(5, 12, 4, 4, generator=draw), states(5, k), states(3, 10 + k))
         for k, pair in enumerate((("a", "b"), ("a", "c"), ("b", "c")))
     ]
 
@@ -131,7 +131,14 @@ class Killed(L.Callback):
             raise StopError
 
 
-@pytest.mark.parametrize("options", [{}, {"contrast": True, "gates": {"time": "film"}}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"contrast": True, "gates": {"time": "film"}},
+        {"gates": {"factors": True, "switch": True}, "weight_rate": 0.01, "roles": {"a": "style"}},
+    ],
+)
 def test_a_killed_training_ends_with_the_same_bits(tmp_path, monkeypatch, options):
     whole = Job(tmp_path / "whole").fit(build(**options), data(), max_epochs=1)
     monkeypatch.setattr("harness.experiment.job.SAVED_EVERY", 0.0)
@@ -216,6 +223,58 @@ def test_parts_of_processes_make_up_the_batch_of_one():
                 assert torch.equal(torch.cat(several), tensor)
 
 
+def test_a_switch_learns_to_turn_off_what_images_do_not_show():
+    """Adapter c is in a task whose target is the model with a alone."""
+    module = build(40, gates={"switch": True}, learning_rate=0.3)
+    fusion, names = module.fusion, ("a", "c")
+    draw = torch.Generator().manual_seed(9)
+    latents, text = torch.randn(5, 12, 4, 4, generator=draw), states(5, 0)
+    task = FusionTask(names, latents, text, scores=torch.tensor([[0.6, 0.0]]).expand(5, 2))
+    batch = FusionDraws([task], states(1, 99), steps=1, batch_size=5, caption_dropout=0)[0]
+    assert batch.scores == {"a": pytest.approx(0.6), "c": 0.0}
+    with torch.no_grad(), GatedFusion(fusion.model, module.adapters_of(("a",)), mode="sum"):
+        target = velocity(fusion.model, batch.at.x, batch.at.t, batch.text)
+    batch = batch._replace(at=batch.at._replace(target=target))
+    module.log = lambda *_: None
+    for gate in fusion.gates.values():
+        gate.requires_grad_(False)
+    optimizer = torch.optim.Adam([fusion.context.switch], 0.3)
+    with fusion:
+        for _ in range(12):
+            optimizer.zero_grad()
+            module.training_step(batch, 0).backward()
+            optimizer.step()
+    needed, useless = fusion.context.opening().tolist()
+    assert needed > 0.9
+    assert useless < 0.1
+
+
+def test_roles_are_told_in_a_fraction_of_steps_and_weights_have_a_rate_of_their_own(monkeypatch):
+    module = build(gates={"factors": True}, roles={"a": "subject", "b": "style"}, weight_rate=1e-3)
+    told = []
+    tell = module.fusion.tell
+    monkeypatch.setattr(module.fusion, "tell", lambda **o: (told.append(o["roles"]), tell(**o)))
+    start = {name: tensor.clone() for name, tensor in module.fusion.state_dict().items()}
+    fit(module, data(told=0.5))
+    assert {} in told
+    assert {"a": "subject", "b": "style"} in told or {"a": "subject"} in told
+    moved = {
+        end: max(
+            float((tensor - start[name]).abs().max())
+            for name, tensor in module.fusion.state_dict().items()
+            if name.endswith(end)
+        )
+        for end in ("weight_cross", "factors", "bias")
+    }
+    assert 0 < moved["weight_cross"] < 0.005
+    assert moved["factors"] > 0.05
+    rates = [group["lr"] for group in module.configure_optimizers()["optimizer"].param_groups]
+    assert rates == [0.05, 1e-3]
+    every = FusionDraws(tasks(), states(1, 99), steps=200, batch_size=1, told=0.5)
+    assert 60 < sum(batch.told for batch in every) < 140
+    assert all(batch.told for batch in data(20).train_dataloader())
+
+
 def test_what_adapters_have_in_common_is_one_more():
     def mean(adapters):
         first = next(iter(adapters.values()))
@@ -256,6 +315,9 @@ def test_faults_are_one_line(one_line):
     )
     closed = GatedFusion(module.fusion.model, {}, mode="sum")
     assert "nothing to train" in one_line(GatesError, FusionModule, closed, {}, steps=1)
+    assert "one for each caption and adapter" in one_line(
+        GatesError, FusionTask, ("a",), torch.zeros(2, 1), states(2, 0), None, torch.zeros(2, 2)
+    )
     contrast = build(contrast=True)
     contrast.log = lambda *_: None
     batch = draws([plain], batch_size=2)[0]

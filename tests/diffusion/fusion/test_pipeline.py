@@ -47,7 +47,10 @@ class Library:
 
     def search(self, prompt, k=3):
         self.asked.append((prompt, k))
-        scored = [SimpleNamespace(name=n, score=1 / (i + 1)) for i, n in enumerate(self.adapters)]
+        scored = [
+            SimpleNamespace(name=n, score=1 / (i + 1), weights=0.5 - i / 4)
+            for i, n in enumerate(self.adapters)
+        ]
         return scored[:k]
 
     def load(self, name):
@@ -91,7 +94,7 @@ def test_adapters_that_fit_are_found_and_used(auto, library, base):
         ("first", 1.0, 1.0), ("second", 0.5, 0.25),
     ]  # fmt: skip
     assert found.skipped["sd3-style"] == "adapter 'sd3-style' is for sd3, the model is flux"
-    assert "has 32 to 64" in found.skipped["wide"]
+    assert "has 32 to 48" in found.skipped["wide"]
     assert library.asked == [("a red heart", 2), ("a red heart", 3), ("a red heart", 4)]
     text, model = HashedNgrams(), base.transformer
     fusion = GatedFusion(model, {n: library.adapters[n] for n in ("first", "second")})
@@ -100,6 +103,35 @@ def test_adapters_that_fit_are_found_and_used(auto, library, base):
         words = text.encode(["a red heart"]), text.encode([""])
         expected = base.images(*words, seeds=[4], steps=STEPS)
     assert torch.equal(found.images, expected)
+
+
+def test_the_switch_sees_the_cosines_of_the_search_and_factors_the_roles(auto, library, tmp_path):
+    adapters = {name: library.adapters[name] for name in ("first", "third")}
+    fusion = GatedFusion(auto.model, adapters, factors=True, switch=True, everywhere=True)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for gate in fusion.gates.values():
+            gate.factors.add_(0.4 * torch.randn(2, 3))
+        fusion.context.switch.copy_(torch.tensor([0.5, 0.2, -0.3]))
+    auto.gates = fusion.save_gates(tmp_path / "gates.safetensors")
+    library.adapters["third"].metadata["modelspec.tags"] = "3D, Style"
+    seen = {}
+
+    def fuse(model, found):
+        seen["fusion"] = GatedFusion(model, found, gates=auto.gates)
+        return seen["fusion"]
+
+    found = auto("a dog", k=3, seed=1)
+    assert [one.role for one in found.adapters] == ["any", "any", "style"]
+    assert found.record()["adapters"][2]["role"] == "style"
+    again = auto("a dog", k=3, seed=1, mode=fuse)
+    assert torch.equal(again.images, found.images)
+    assert seen["fusion"].scores == {"first": 0.5, "second": -0.25, "third": -0.5}
+    for change in ({"roles": {"third": "any"}}, {"scores": {"third": 0.5}}):
+        assert not torch.equal(auto("a dog", k=3, seed=1, **change).images, found.images)
+    named = auto("a dog", adapters=["first", "third"], seed=1, mode=fuse)
+    assert seen["fusion"].scores == {}
+    assert named.adapters[0].score is None
 
 
 def test_the_same_seed_gives_the_same_pixels_and_the_model_is_left_alone(auto, base):
