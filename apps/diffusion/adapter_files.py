@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from core_gates.errors import GatesError
+from diffusion.fusion.protocol import ROLES
 from diffusion.lora_file import LoraBundle, save_lora, shrink_bundle
 from diffusion.lora_file.family import FAMILIES
 from diffusion.lora_file.inspection import block_of, relative_errors
@@ -140,6 +141,22 @@ def strengths_of(text: str, names: Sequence[str], option: str = "--weights") -> 
             raise GatesError(f"{option} names {name!r} twice: name it once")
         found[name] = _number(number, name, option) if colon else 1.0
     return {name: found.get(name, 1.0) for name in names}
+
+
+def roles_in(text: str | None) -> dict[str, str]:
+    """Return the roles of adapters that ``--roles`` tells, such as ``a:subject,b:style``.
+
+    Raises:
+        GatesError: A part names no adapter or no role.
+    """
+    found: dict[str, str] = {}
+    for part in [] if text is None else text.split(","):
+        name, _, role = part.strip().rpartition(":")
+        if not name or role not in ROLES:
+            raise GatesError(f"--roles is {text!r}, expected adapters with one of {list(ROLES)},"
+                             " such as a:subject,b:style")  # fmt: skip
+        found[name] = role
+    return found
 
 
 def _number(text: str, name: str, option: str) -> float:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from apps.diffusion.adapter_files import strengths_of
+from apps.diffusion.adapter_files import roles_in, strengths_of
 from apps.diffusion.commands import refuse_unless_text
 from apps.diffusion.studio import GATED, SUM, Sources, Studio, maker, studio
 from core_gates.errors import GatesError
@@ -27,6 +27,7 @@ from diffusion.experiments.work import refuse_below
 from diffusion.fusion import GatedFusion
 from diffusion.fusion.baking import GateMap, MeanGates, bake
 from diffusion.fusion.pipeline import AutoLoraPipeline, Generated
+from diffusion.fusion.protocol import role_of
 from diffusion.lora_file import LoraBundle
 from diffusion.models.flow_matching import GUIDANCE
 from diffusion.models.pipelines import load_pipeline
@@ -270,6 +271,7 @@ def baked(
     make = AutoLoraPipeline(pipe, **options)
     fusion = GatedFusion(pipe.transformer, adapters, gates=gates)
     fusion.set_strengths(strengths)
+    fusion.tell(roles={name: role_of(bundle) for name, bundle in adapters.items()})
     with fusion, MeanGates(fusion) as observed:
         for number, prompt in enumerate(prompts):
             make(prompt, adapters={}, seed=seed + number, output_type="latent")
@@ -288,6 +290,7 @@ def generate(
     k: int | None = None,
     adapters: str | None = None,
     mode: str = "gated",
+    roles: str | None = None,
     output: str | None = None,
 ) -> None:
     """Make images of PROMPT with the adapters that suit it, each weighed by its gates.
@@ -304,7 +307,10 @@ def generate(
         k: Number of adapters that are found by the prompt; 3 if null.
         adapters: Names of adapters of the library instead of a search, with strengths, such as
             a:0.8,b; none for the base alone.
-        mode: How adapters are combined: gated, sum, or a rival such as mean, switch or k_lora.
+        mode: How adapters are combined: gated, sum, strengths (a file of them is given as
+            --gates), or a rival such as mean, switch or k_lora.
+        roles: Roles of adapters, which some gates take, such as a:subject,b:style; those that tags
+            name if null.
         output: Folder of the images; that of the run if null.
     """
     from apps.diffusion.embedded_world import World
@@ -325,7 +331,7 @@ def generate(
     with opening as found:
         asked = partial(
             found.make, words, mode=mode, k=k or K, adapters=None if named is None else list(named),
-            strengths=named or None, **sampling.options(found),
+            strengths=named or None, roles=roles_in(roles), **sampling.options(found),
         )  # fmt: skip
         made = _made(asked, sampling)
         records = [record_of(found, one, mode) for one in made]

@@ -6,7 +6,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
@@ -17,6 +17,7 @@ from core_gates.errors import GatesError, check_option
 from diffusion.data.concepts import concepts
 from diffusion.experiments.trained_gates import FILE, GatesForm, refuse_gates_of_another
 from diffusion.experiments.zoo import FOLDER, EncoderForm, shape_of, weights_digest
+from diffusion.fusion.gated_fusion import Mode
 from diffusion.fusion.gates_file import load_gates
 from diffusion.fusion.pipeline import AutoLoraPipeline, Generated
 from diffusion.fusion.protocol import family_of, sites_of
@@ -133,14 +134,14 @@ def shared_words(prompt: str, texts: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(w for w in _WORD.findall(prompt.lower()) if w in known))
 
 
-GATED, SUM = "gated", "sum"
+GATED, SUM, STRENGTHS = get_args(Mode)
 RIVAL_MODES = tuple(
     name
     for name, rival in RIVALS.items()
     if not (rival.trainable or rival.sees_pair or name in (SUM, "baked"))
 )  # rivals that need neither training nor images of the pair
 
-MODES = (GATED, SUM, *RIVAL_MODES)
+MODES = (GATED, SUM, STRENGTHS, *RIVAL_MODES)
 
 
 def maker(mode: str) -> Any:
@@ -152,7 +153,7 @@ def maker(mode: str) -> Any:
     if mode in RIVALS and mode not in MODES:
         raise GatesError(f"--mode {mode} has to be trained first: choose from {list(MODES)}")
     check_option("--mode", mode, MODES, GatesError)
-    return mode if mode in (GATED, SUM) else partial(make_rival, mode)
+    return mode if mode in get_args(Mode) else partial(make_rival, mode)
 
 
 GATES = "gates-s0"  # folder of the gates that are used
@@ -195,12 +196,13 @@ def shipped(world: World) -> Shipped:
     return Shipped(
         world.bases.find(world.base_piece),
         adapters,
-        _shipped_encoder(world) if adapters else None,
+        encoder_of(world) if adapters else None,
         _gates(world) if adapters else None,
     )
 
 
-def _shipped_encoder(world: World) -> Path | None:
+def encoder_of(world: World) -> Path | None:
+    """Return the folder of the encoder of the adapters of a world; None if it is missing."""
     trained = [one.name for one in concepts() if one.name not in UNSEEN]
     piece = world.encoder_piece("encoder", 0, concepts=trained, **ENCODER)
     folder = world.run.store("encoders", EncoderForm()).find(piece)

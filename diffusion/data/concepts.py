@@ -51,15 +51,17 @@ class Combination(NamedTuple):
     Attributes:
         subject: Its shape.
         styles: One style, or two that are applied in order.
+        useless: Adapters that scenes show nothing of.
     """
 
     subject: str
     styles: tuple[str, ...]
+    useless: tuple[str, ...] = ()
 
     @property
     def adapters(self) -> tuple[str, ...]:
         """Names of the adapters, the subject first."""
-        return (self.subject, *self.styles)
+        return (self.subject, *self.styles, *self.useless)
 
     @property
     def name(self) -> str:
@@ -102,3 +104,16 @@ def with_second_style(pairs: list[Combination], shift: int = 0) -> list[Combinat
         other = others[(place + shift) % len(others)]
         found.append(Combination(pair.subject, (other, own) if own in WHOLE else (own, other)))
     return found
+
+
+def with_useless(pairs: list[Combination]) -> list[Combination]:
+    """Return each pair with an adapter that has nothing to do with it, all in turn."""
+    found = []
+    for place, pair in enumerate(pairs):
+        others = [one.name for one in concepts() if one.name not in pair.adapters]
+        found.append(pair._replace(useless=(others[7 * place % len(others)],)))
+    return found
+
+
+LEFT_OUT = (*list(NEW_SHAPES)[1::4], *list(NEW_STYLES)[1::4])
+"""Concepts that some gates see no adapter of: 4 shapes and 6 styles."""

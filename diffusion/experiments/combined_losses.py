@@ -15,13 +15,15 @@ from core_gates.errors import GatesError
 from diffusion.data.concepts import Combination
 from diffusion.data.scenes import images_of, scenes, spread
 from diffusion.evaluation.fusion_scores import LinearDenoiser, fixed_draws, fixed_losses
+from diffusion.experiments.told import Suits, roles_of
 from diffusion.experiments.trained_gates import (
     FILE,
-    GATE_OPTIONS,
     Bench,
     GatesForm,
+    captions,
     combinations,
     distill,
+    gate_options,
     is_gated,
     taught,
     train_gates,
@@ -87,9 +89,12 @@ def fusion_of(
         )
     if is_gated(settings):
         given = with_common(adapters, settings.get("global_rank"))
+        options = gate_options(settings)
         if trained is not None:
-            return GatedFusion(model, given, gates=trained / FILE)
-        return GatedFusion(model, given, **{name: settings[name] for name in GATE_OPTIONS})
+            options = {"mode": settings.get("mode", "gated"), "gates": trained / FILE}
+        fusion = GatedFusion(model, given, **options)
+        fusion.tell(roles=roles_of(settings, adapters))
+        return fusion
     options = {name: value for name, value in settings.items() if name not in (FIRST, OTHERS)}
     made = make_rival(method, model, adapters, **options)
     if FIRST in settings:
@@ -126,22 +131,36 @@ def observed_by(
 
 
 def fused(
-    piece: Piece, bench: Bench, files: Mapping[str, Path], trained: Mapping[str, Path]
+    piece: Piece,
+    bench: Bench,
+    files: Mapping[str, Path],
+    trained: Mapping[str, Path],
+    encoder: Path | None = None,
 ) -> Iterator[tuple[Combination, Fusion | None]]:
     """Yield each combination of the group of a piece with its adapters, under its method.
+
+    A switch is told the mean cosines of adapters with the captions of the drawings.
 
     Args:
         piece: Its method with ``settings`` and ``group``.
         bench: The base.
         files: Concept -> LoRA file.
         trained: Name of a piece -> folder of what was trained for it.
+        encoder: Folder of the encoder that a switch takes scores from.
     """
     group, folder = combinations(piece["group"]), trained.get(piece.name)
     library = {name: load_lora(file) for name, file in files.items()}
+    switched = encoder is not None and piece["settings"].get("switch")
+    suits = Suits(encoder, library) if encoder is not None and switched else None
     for one, observed in zip(group, observed_by(piece, bench, group), strict=True):
         adapters = {name: library[name] for name in one.adapters}
         settings = piece["settings"]
-        yield one, fusion_of(bench, piece["rival"], settings, adapters, folder, observed)
+        fusion = fusion_of(bench, piece["rival"], settings, adapters, folder, observed)
+        if suits is not None and fusion is not None:
+            text = bench.text.encode(captions(spread(one.scenes(piece["part"]), piece["most"])))
+            scores = suits.scores(one.adapters, text).mean(0).tolist()
+            fusion.tell(scores=dict(zip(one.adapters, scores, strict=True)))
+        yield one, fusion
 
 
 def note_trained(job: Job, folder: Path | None) -> None:
@@ -162,6 +181,7 @@ def losses(
     base_folder: Path,
     files: Mapping[str, Path],
     trained: Mapping[str, Path],
+    encoder: Path | None = None,
 ) -> dict[str, Tensor]:
     """Return the losses of each combination of a group, ``losses`` (P, most), NaN for no drawing.
 
@@ -171,13 +191,14 @@ def losses(
         base_folder: Of the base.
         files: Concept -> LoRA file.
         trained: Name of a piece -> folder of what was trained for it.
+        encoder: Folder of the encoder that a switch takes scores from.
     """
     note_trained(job, trained.get(piece.name))
     bench = Bench.load(base_folder)
     group = combinations(piece["group"])
     tasks = bench.tasks(group, piece["part"], piece["most"])
     found = torch.full((len(group), piece["most"]), torch.nan)
-    for place, (one, fusion) in enumerate(fused(piece, bench, files, trained)):
+    for place, (one, fusion) in enumerate(fused(piece, bench, files, trained, encoder)):
         task = tasks[place]
         found[place, : len(task.latents)] = fixed_losses(
             bench.base.transformer,
@@ -227,9 +248,10 @@ def trial_gates(
     job: Job,
     base_folder: Path,
     files: Mapping[str, Path],
+    encoder: Path | None = None,
 ) -> dict[str, float]:
     """Return the mean logarithm of the losses of training combinations under trained gates."""
-    trained = train_gates(piece, job, base_folder, files)
+    trained = train_gates(piece, job, base_folder, files, encoder=encoder)
     folder = job.folder / "trained"
     folder.mkdir(exist_ok=True)
     GatesForm().save(folder, trained)
@@ -246,7 +268,7 @@ def trial_gates(
             "most": TRIED_MOST,
         },
     )
-    found = losses(asked, job, base_folder, files, {asked.name: folder})
+    found = losses(asked, job, base_folder, files, {asked.name: folder}, encoder)
     return {"score": float(found["losses"].nanmean(1).log().mean())}
 
 

@@ -63,6 +63,7 @@ def fused_images(
     base_folder: Path,
     files: Mapping[str, Path],
     trained: Mapping[str, Path],
+    encoder: Path | None = None,
 ) -> dict[str, Tensor]:
     """Return images of the first drawings of each combination, made and true, uint8.
 
@@ -73,6 +74,7 @@ def fused_images(
         base_folder: Of the base.
         files: Concept -> LoRA file.
         trained: Name of a piece -> folder of what was trained for it.
+        encoder: Folder of the encoder that a switch takes scores from.
 
     Returns:
         ``made`` and ``true`` (P · most, 3, H, W), and ``combination`` (P · most,).
@@ -81,7 +83,7 @@ def fused_images(
     bench = Bench.load(base_folder)
     empty = bench.empty()
     made, true, places = [], [], []
-    for place, (one, fusion) in enumerate(fused(piece, bench, files, trained)):
+    for place, (one, fusion) in enumerate(fused(piece, bench, files, trained, encoder)):
         shown = prompts(one.scenes(piece["part"]), piece["most"])
         states = bench.text.encode(captions(shown))
         with nullcontext() if fusion is None else fusion:
@@ -174,6 +176,7 @@ def retained(
     base_folder: Path,
     files: Mapping[str, Path],
     trained: Mapping[str, Path],
+    encoder: Path | None = None,
 ) -> dict[str, Tensor]:
     """Return how the loss of the concept of each adapter changes when the other one joins it.
 
@@ -184,7 +187,7 @@ def retained(
     note_trained(job, trained.get(piece.name))
     bench = Bench.load(base_folder)
     model, found = bench.base.transformer, []
-    for one, fusion in fused(piece, bench, files, trained):
+    for one, fusion in fused(piece, bench, files, trained, encoder):
         ratios = []
         for name in one.adapters[:2]:
             own = next(concept for concept in concepts() if concept.name == name)

@@ -13,20 +13,23 @@ from torch import Tensor, nn
 from core_gates.adapters import Room
 from core_gates.errors import GatesError
 from diffusion.data.concepts import (
+    LEFT_OUT,
     Combination,
     held_out_pairs,
     training_pairs,
     with_second_style,
+    with_useless,
 )
 from diffusion.data.published_table import inside
 from diffusion.data.scenes import WORDINGS, Part, Scene, images_of, spread
+from diffusion.experiments.told import Suits, roles_of
 from diffusion.experiments.work import ONE, Job, Machine
 from diffusion.experiments.zoo import weights_digest
 from diffusion.fusion.fusion_module import FusionModule, strategy_of
 from diffusion.fusion.fusion_tasks import FusionTask, PairDataModule, Shown, read_shown, tasks_of
 from diffusion.fusion.gated_fusion import GatedFusion, global_lora
 from diffusion.fusion.gates_file import gate_tensors, load_trained, save_trained
-from diffusion.fusion.protocol import linear_sizes
+from diffusion.fusion.protocol import linear_sizes, with_roles
 from diffusion.lora_file import LoraBundle, load_lora
 from diffusion.lora_file.reading import Base
 from diffusion.models.embedded_base import WEIGHTS, EmbeddedBase
@@ -210,7 +213,10 @@ def combinations(group: str) -> list[Combination]:
     ``train`` are the pairs and triples that gates are trained on, none of which holds a test pair;
     ``tried`` are some of them, which settings are chosen on; ``train2`` and ``tried2`` are their
     pairs, for methods for two adapters. ``test2`` are the test pairs, ``test3`` the same with a
-    second style, ``trained2`` as many of the training pairs.
+    second style, ``trained2`` as many of the training pairs. ``train_useless`` and ``useless3`` are
+    those of ``train`` and its pairs, and the test pairs, with an adapter that has nothing to do
+    with them. ``train_fewer`` leaves the concepts of :data:`diffusion.data.concepts.LEFT_OUT` out,
+    and ``new2`` are the pairs of these.
     """
     tested, pairs = set(held_out_pairs()), training_pairs()
     triples = [
@@ -218,6 +224,7 @@ def combinations(group: str) -> list[Combination]:
         for one in with_second_style(pairs)
         if not any(Combination(one.subject, (name,)) in tested for name in one.styles)
     ]
+    every = [*pairs, *held_out_pairs()]
     step2, step3 = len(pairs) // TRIED, len(triples) // TRIED
     return {
         "train": [*pairs, *triples],
@@ -226,6 +233,10 @@ def combinations(group: str) -> list[Combination]:
         "tried2": pairs[::step2][:TRIED],
         "test2": held_out_pairs(),
         "test3": with_second_style(held_out_pairs(), shift=3),
+        "train_useless": [*pairs, *triples, *with_useless(pairs)],
+        "useless3": with_useless(held_out_pairs()),
+        "train_fewer": [o for o in (*pairs, *triples) if not set(o.adapters) & set(LEFT_OUT)],
+        "new2": sorted(one for one in every if set(one.adapters) <= set(LEFT_OUT)),
         "trained2": pairs[:: len(pairs) // len(tested)][: len(tested)],
     }[group]
 
@@ -271,7 +282,10 @@ def refuse_gates_of_another(base: Path, gates: Path) -> None:
 FILE = "gates.safetensors"
 MOST = 4  # drawings of a combination in training
 
-GATE_OPTIONS = ("variant", "time")
+GATE_OPTIONS = ("mode", "variant", "time", "initialization", "factors", "switch")
+"""Settings that are options of :class:`diffusion.fusion.GatedFusion`."""
+
+RIVAL_OPTIONS = ("layerwise",)  # settings that are options of a rival
 
 
 class GatesForm:
@@ -291,8 +305,13 @@ class GatesForm:
 
 
 def is_gated(settings: Mapping[str, Any]) -> bool:
-    """Return whether settings are of gates, not of a rival."""
-    return "variant" in settings
+    """Return whether settings are of gates or of strengths by layer, not of another rival."""
+    return "variant" in settings or "mode" in settings
+
+
+def gate_options(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of the fusion that settings of gates are of."""
+    return {name: settings[name] for name in GATE_OPTIONS if settings.get(name) is not None}
 
 
 def with_common(adapters: Mapping[str, LoraBundle], rank: int | None) -> dict[str, LoraBundle]:
@@ -301,15 +320,18 @@ def with_common(adapters: Mapping[str, LoraBundle], rank: int | None) -> dict[st
 
 
 def untrained(
-    piece: Piece, model: nn.Module, adapters: Mapping[str, LoraBundle], room: Room | None
+    piece: Piece,
+    model: nn.Module,
+    adapters: Mapping[str, LoraBundle],
+    room: Room | None,
+    begin: Path | None = None,
 ) -> Any:
     """Return the fusion of a piece before it is trained."""
     if is_gated(piece.settings):
-        options = {name: piece[name] for name in GATE_OPTIONS}
-        if begin := piece.get("initialization"):
-            options["initialization"] = begin
-        return GatedFusion(model, adapters, everywhere=True, room=room, **options)
-    return make_rival(piece.method, model, adapters)
+        options = gate_options(piece.settings)
+        return GatedFusion(model, adapters, gates=begin, everywhere=True, room=room, **options)
+    options = {name: piece[name] for name in RIVAL_OPTIONS if piece.get(name) is not None}
+    return make_rival(piece.get("rival", piece.method), model, adapters, **options)
 
 
 def train_gates(
@@ -318,8 +340,18 @@ def train_gates(
     base_folder: Path,
     files: Mapping[str, Path],
     machine: Machine = ONE,
+    **given: Any,
 ) -> dict[str, torch.Tensor]:
-    """Train gates on the training pairs and triples."""
+    """Train gates on the training pairs and triples.
+
+    Args:
+        piece: What the gates are, and how they are trained.
+        job: Of the training.
+        base_folder: Of the base.
+        files: Concept -> LoRA file.
+        machine: Where they are trained.
+        given: Further arguments of :func:`fitted`.
+    """
     L.seed_everything(piece.seed, verbose=False)
     bench = Bench.load(base_folder)
     group = combinations(piece.get("group", "train"))
@@ -329,7 +361,8 @@ def train_gates(
         tasks = [replace(one, wrong=own.text) for one, own in zip(tasks, plain, strict=True)]
     job.note(combinations=len(group), base=weights_digest(base_folder))
     library = {name: load_lora(file) for name, file in files.items()}
-    return fitted(piece, job, bench.base.transformer, library, tasks, bench.empty(), machine)
+    model, empty = bench.base.transformer, bench.empty()
+    return fitted(piece, job, model, library, tasks, empty, machine, **given)
 
 
 def train_own_gates(
@@ -339,8 +372,9 @@ def train_own_gates(
     base_folder: Path,
     size: int | None,
     machine: Machine = ONE,
+    **given: Any,
 ) -> dict[str, torch.Tensor]:
-    """Train gates on the images of a table."""
+    """Train gates on the images of a table; ``given`` are further arguments of :func:`fitted`."""
     L.seed_everything(piece.seed, verbose=False)
     shown, codec = read_shown(csv), load_codec(base_folder, size)
     contrast = bool(piece.get("contrast"))
@@ -351,7 +385,7 @@ def train_own_gates(
     empty = codec.states([""])
     codec.release()
     job.note(combinations=len(tasks), base=base_digest(base_folder))
-    return fitted(piece, job, codec.transformer, library, tasks, empty, machine)
+    return fitted(piece, job, codec.transformer, library, tasks, empty, machine, **given)
 
 
 def library_of(shown: Sequence[Shown], csv: Path, base: Base) -> dict[str, LoraBundle]:
@@ -372,18 +406,36 @@ def fitted(
     tasks: Sequence[FusionTask],
     empty: TextStates,
     machine: Machine,
+    told: Mapping[str, str] | None = None,
+    **files: Path | None,
 ) -> dict[str, torch.Tensor]:
-    """Return what is trained on tasks, by the names of its file."""
+    """Return what is trained on tasks, by the names of its file.
+
+    Args:
+        piece: What is trained.
+        job: Of the training.
+        model: The base.
+        library: Name -> adapter.
+        tasks: What it is trained on.
+        empty: States of the empty caption.
+        machine: Where it is trained.
+        told: Name -> role, in place of what tags name.
+        files: ``begin``: gates or strengths to begin at; ``encoder``: what scores adapters.
+    """
+    if piece.get("switch") and (encoder := files.get("encoder")) is not None:
+        tasks = Suits(encoder, library).scored(tasks)
     rank = piece.get("global_rank")
     first = with_common({name: library[name] for name in tasks[0].adapters}, rank)
     widest = max(max(bundle.ranks().values()) for bundle in library.values())
     room = Room(max(len(task.adapters) for task in tasks) + bool(rank), max(widest, rank or 0))
-    fusion = untrained(piece, model, first, room)
+    fusion = untrained(piece, model, first, room, files.get("begin"))
     module = FusionModule(
         fusion,
         library,
         steps=piece["steps"],
         learning_rate=piece["learning_rate"],
+        weight_rate=piece.get("weight_rate"),
+        roles=with_roles(roles_of(piece.settings, library), told or {}),
         schedule=piece.get("schedule", "linear"),
         weight_decay=piece.get("weight_decay", 0.0),
         contrast=bool(piece.get("contrast")),
@@ -397,6 +449,7 @@ def fitted(
         steps=piece["steps"],
         batch_size=piece["batch_size"],
         caption_dropout=piece["caption_dropout"],
+        told=piece.get("told", 1.0),
         seed=piece.seed or 0,
     )
     precision = piece.get("precision", "bf16-mixed")

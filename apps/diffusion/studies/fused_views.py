@@ -165,7 +165,7 @@ def stored(
         pieces[method.name] = piece = fused.piece(method, group, seed, **changes)
         if seed is not None:
             trained[piece.name] = method.trained[seed]
-    work = partial(work, trained=trained, **fused.places)
+    work = partial(work, trained=trained, encoder=fused.encoder, **fused.places)
     ticks = len(combinations(group))
     score(fused.run, store, list(pieces.values()), work, trained=trained, ticks=ticks)
     return {name: store.load(piece) for name, piece in pieces.items() if store.find(piece)}

@@ -19,6 +19,8 @@ from apps.diffusion.studies.fused_views import (
     retention_rows,
     score,
 )
+from apps.diffusion.studio import encoder_of
+from core_gates.errors import GatesError
 from diffusion.experiments.combined_losses import (
     FIRST,
     MOST,
@@ -29,9 +31,16 @@ from diffusion.experiments.combined_losses import (
     trial,
     trial_gates,
 )
-from diffusion.experiments.trained_gates import GatesForm, combinations, is_gated, train_gates
+from diffusion.experiments.trained_gates import (
+    RIVAL_OPTIONS,
+    GatesForm,
+    combinations,
+    is_gated,
+    train_gates,
+)
 from harness.evidence import Bar, Row, compare, moments
 from harness.experiment import Arrays, Choice, Piece, Run
+from harness.files import content_digest
 
 TRIALS = 12
 GATES: dict[str, Any] = {
@@ -40,29 +49,55 @@ GATES: dict[str, Any] = {
     "steps": 500,
     "batch_size": 16,
     "caption_dropout": 0.1,
-}  # how gates are trained, apart from the learning rate
+    "factors": True,
+}  # how gates are trained, apart from the learning rates
+
+PUBLISHED_GATES: dict[str, Any] = GATES | {
+    "factors": None,
+    "variant": "no_base",
+    "initialization": "published",
+    "global_rank": 2,
+    "contrast": True,
+    "margin": 0.5,
+}  # as in AutoLoRA (2025), all together
 
 LIKE_GATES = {name: GATES[name] for name in ("steps", "batch_size", "caption_dropout")}
 """How rivals are trained that have parameters."""
 
+STRENGTHS_OF_LAYERS: dict[str, Any] = LIKE_GATES | {"mode": "strengths"}
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "gates": GATES,
-    "gates no_base": GATES | {"variant": "no_base"},
-    "gates no_cross": GATES | {"variant": "no_cross"},
-    "gates film": GATES | {"time": "film"},
-    "gates + global LoRA": GATES | {"global_rank": 2},
+    "gates + role": GATES | {"told": 1.0},
+    "gates + switch": GATES | {"switch": True, "group": "train_useless"},
+    "gates without factors": GATES | {"factors": None},
+    "gates as published": PUBLISHED_GATES,
     "x_lora": LIKE_GATES | {"group": "train2"},
-    "layer_strengths": LIKE_GATES,
+    "x_lora layerwise": LIKE_GATES | {"group": "train2", "rival": "x_lora", "layerwise": True},
+    "layer_strengths": STRENGTHS_OF_LAYERS,
+    "layer_strengths + role": STRENGTHS_OF_LAYERS | {"told": 1.0},
+    "layer_strengths + switch": STRENGTHS_OF_LAYERS | {"switch": True, "group": "train_useless"},
 }  # what is trained on the training combinations
 
 BLIND = "layer_strengths"
 """The rival that is trained on all that gates are trained on, but does not look at the input."""
 
+FEWER = " (fewer adapters)"
+VARIANTS |= {
+    f"{name}{FEWER}": VARIANTS[name] | {"group": "train_fewer"}
+    for name in ("gates", "gates + role", BLIND, f"{BLIND} + role")
+}
+"""Those that have not seen the adapters of ``new2`` are compared on it, under the plain names."""
+
+SWAPPED = "layer_strengths + role, swapped"
+"""Strengths of roles where subjects are taken for styles, as an order that is wrong does."""
+
 TUNED = ("gates", "x_lora", BLIND)
-"""Whose learning rate is tuned; variants of gates take that of the gates."""
+"""Whose learning rates are tuned; variants take those of the one that they are like."""
 
 TRIED_STEPS = 150
 RATES = {"learning_rate": (2e-3, 6e-2)}
+GATE_RATES = RATES | {"weight_rate": (1e-3, 1e-1)}
 
 PLAIN: dict[str, dict[str, Any]] = {
     "none": {},
@@ -107,8 +142,10 @@ GROUPS = {
     "test2": "48 unseen pairs",
     "test3": "48 unseen triples",
     "trained2": "48 trained pairs",
+    "useless3": "48 unseen pairs and a useless adapter",
+    "new2": "24 pairs of adapters that no gate has seen",
 }
-METRIC = "log_loss_ratio"
+METRIC, USELESS = "log_loss_ratio", "log_loss_over_pair"
 SHOWN = ("none", "alone1", "sum", "mean", "ties", "switch", "composite", "k_lora", "gates", "baked",
          BLIND)  # fmt: skip
 """Methods whose images, retention and cost are shown, with the best rivals."""
@@ -131,6 +168,7 @@ class Fused:
         self.run, self.world, self.seeds = run, world, tuple(seeds)
         self.files = world.zoo(0)
         self.start = world.zoo_digest
+        self.encoder = encoder_of(world)
         self.places: dict[str, Any] = {
             "base_folder": world.base_folder,
             "files": self.files,
@@ -139,15 +177,15 @@ class Fused:
     def chosen(self) -> dict[str, Choice]:
         """Return the settings of all that is tuned, by equally many trials."""
         rates = self.run.tune(
-            dict.fromkeys(TUNED, RATES),
+            {name: GATE_RATES if name == "gates" else RATES for name in TUNED},
             partial(trial_gates, **self.places),
             trials=TRIALS,
             ticks=TRIED_STEPS,
             own={name: VARIANTS[name] | {"steps": TRIED_STEPS} for name in TUNED},
             start=self.start,
         )
-        if "gates" in rates:
-            rates |= {name: rates["gates"] for name in VARIANTS if name not in TUNED}
+        like = {name: next(t for t in TUNED if name.startswith(t)) for name in VARIANTS}
+        rates |= {name: rates[own] for name, own in like.items() if own in rates}
         rivals = self.run.tune(
             SPACES,
             partial(trial, **self.places),
@@ -173,37 +211,50 @@ class Fused:
         store = self.world.run.store("gates", GatesForm())
         pieces = {
             name: [
-                self.world.run.piece(name, seed, start=self.start, **own, **chosen[name].setting)
+                self.world.run.piece(
+                    name, seed, start=self.start, **self.known(own), **chosen[name].setting
+                )
                 for seed in self.seeds
             ]
             for name, own in VARIANTS.items()
             if name in chosen
         }
         every = [piece for own in pieces.values() for piece in own]
-        work = partial(train_gates, **self.places)
+        work = partial(train_gates, encoder=self.encoder, **self.places)
         self.world.run.obtain(store, every, work, ticks=GATES["steps"])
         for name, own in pieces.items():
             folders = {p.seed or 0: f for p in own if (f := store.find(p)) is not None}
-            settings = VARIANTS[name] if is_gated(VARIANTS[name]) else {}
-            found.append(Method(name, name, settings, folders))
+            settings = self.known(VARIANTS[name])
+            rival = settings.get("rival", name)
+            if not is_gated(settings):
+                settings = {n: settings[n] for n in RIVAL_OPTIONS if n in settings}
+            found.append(Method(name, rival, settings, folders))
             if name == "gates":
                 found.append(Method("baked", "baked", {}, folders))
+            if name == f"{BLIND} + role":
+                found.append(Method(SWAPPED, rival, settings | {"swapped": True}, folders))
         return found
+
+    def known(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return settings with the encoder, where a switch takes scores from it."""
+        if not settings.get("switch"):
+            return dict(settings)
+        if self.encoder is None:
+            raise GatesError("there is no encoder of adapters: run `evaluate retrieval` first")
+        return {**settings, "encoder": content_digest(self.encoder).sha256[:16]}
 
     def losses(self, methods: Sequence[Method], group: str) -> dict[str, list[np.ndarray]]:
         """Return method -> mean losses (P,) of combinations, one array a seed."""
         store = self.run.store("losses", Arrays())
         pieces: dict[str, list[Piece]] = {}
         trained: dict[str, Path] = {}
-        for method in methods:
-            if group == "test3" and method.rival in NO_TRIPLES:
-                continue
+        for method in suiting(methods, group):
             for seed in method.trained or (None,):
                 piece = self.piece(method, group, seed)
                 pieces.setdefault(method.name, []).append(piece)
                 if seed is not None:
                     trained[piece.name] = method.trained[seed]
-        work = partial(losses, trained=trained, **self.places)
+        work = partial(losses, trained=trained, encoder=self.encoder, **self.places)
         ticks = len(combinations(group))
         every = [piece for own in pieces.values() for piece in own]
         score(self.run, store, every, work, trained=trained, ticks=ticks)
@@ -232,17 +283,42 @@ class Fused:
         )
 
 
+def suiting(methods: Sequence[Method], group: str) -> list[Method]:
+    """Return the methods that are compared on a group, under the names of its rows."""
+    fresh = [method for method in methods if method.name.endswith(FEWER)]
+    if group == "new2":
+        plain = [method for method in methods if not method.trained]
+        return plain + [one._replace(name=one.name.removesuffix(FEWER)) for one in fresh]
+    triples = group in ("test3", "useless3")
+    return [m for m in methods if m not in fresh and not (triples and m.rival in NO_TRIPLES)]
+
+
+def costs_of_useless(
+    alone: Mapping[str, list[np.ndarray]], joined: Mapping[str, list[np.ndarray]]
+) -> list[Row]:
+    """Return logarithms of losses of pairs with a useless adapter over those of the pairs alone."""
+    scores = {
+        name: [
+            moments(np.log(more) - np.log(one), name=USELESS)
+            for one, more in zip(alone[name], own, strict=True)
+        ]
+        for name, own in joined.items()
+        if name in alone and name not in ("none", LINEAR)
+    }
+    return compare(scores, crossed(combinations("useless3")), task=GROUPS["useless3"])
+
+
 def fusion_study(asked: Asked, world: World) -> None:
     """Compare gates with all rivals on unseen pairs, unseen triples and trained pairs."""
     fused = Fused(asked.run, world, asked.seeds)
     chosen = fused.chosen()
     methods = fused.methods()
     rows: list[Row] = []
+    every = {group: fused.losses(methods, group) for group in GROUPS}
+    every[PAIRS] |= losses_of_seeing(fused)
     for group, task in GROUPS.items():
-        found = fused.losses(methods, group)
-        if group == PAIRS:
-            found |= losses_of_seeing(fused)
-        rows += compared(found, group, task)
+        rows += compared(every[group], group, task)
+    rows += costs_of_useless(every[PAIRS], every["useless3"])
     best, tuned = best_rival(chosen), best_rival(chosen, SPACES)
     if not asked.run.quick:
         rows += views(fused, methods, {best, tuned})

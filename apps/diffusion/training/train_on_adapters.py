@@ -5,11 +5,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from apps.diffusion.adapter_files import roles_in
 from apps.diffusion.commands import Precision, refuse_unless_positive, refuse_unless_share
 from apps.diffusion.embedded_world import (
     Base,
     World,
     base_at,
+    digest_of,
     obtained,
     root_of,
     run_of,
@@ -17,6 +19,7 @@ from apps.diffusion.embedded_world import (
     zoo_of,
 )
 from apps.diffusion.studies.base_study import ENCODER, PUBLISHED, UNSEEN
+from apps.diffusion.studio import encoder_of
 from core_gates.errors import GatesError
 from diffusion.data.published_table import read_rows, split_table
 from diffusion.experiments.trained_gates import (
@@ -220,6 +223,7 @@ class Gates:
     """What the gates are.
 
     Attributes:
+        what: ``gates``, or ``strengths``: factors of adapters by layer alone.
         variant: Terms of a gate: ``full``, or without those of the base (``no_base``, as
             published), of the adapter (``no_lora``) or of both together (``no_cross``).
         time: How gates learn of the denoising time: by their inputs (``implicit``, as published),
@@ -227,33 +231,72 @@ class Gates:
         initialization: Gates begin as the plain sum of all adapters (``sum``), or at random
             (``published``).
         global_rank: Rank of one more adapter, which is what the others have in common; 0 for none.
+        factors: Multiply adapters by factors of the layer before the gate.
+        begin: File of gates or strengths to begin at.
+        told: Fraction of steps in which the roles of adapters are told to the factors.
+        roles: Roles, such as a:subject,b:style; those that tags name if null.
+        switch: Turn adapters off that do not suit a prompt; on the zoo it learns from adapters that
+            images do not show.
+        encoder: Folder of the encoder that scores adapters for it; that of the zoo if null.
     """
 
+    what: Literal["gates", "strengths"] = "gates"
     variant: Literal["full", "no_base", "no_cross", "no_lora"] = "full"
     time: Literal["implicit", "film"] = "implicit"
     initialization: Literal["sum", "published"] = "sum"
     global_rank: int = 0
+    factors: bool = False
+    begin: str | None = None
+    told: float = 0.0
+    roles: str | None = None
+    switch: bool = False
+    encoder: str | None = None
 
     def __post_init__(self) -> None:
-        """Check the rank.
+        """Check the rank and what factors need.
 
         Raises:
-            GatesError: It is negative.
+            GatesError: The rank is negative, or roles are told where there are no factors.
         """
         refuse_below(0, global_rank=self.global_rank)
+        if not 0 <= self.told <= 1 or (self.told and not self.factors and self.what == "gates"):
+            raise GatesError(f"--told is {self.told}, expected 0 to 1, above 0 with --factors")
+        if self.roles is not None and not self.told:
+            raise GatesError("--roles needs --told, the fraction of steps in which they are told")
 
     @property
     def name(self) -> str:
         """Name in tables."""
-        parts = ["gates"]
+        parts: list[str] = [self.what]
         parts += [one for one in (self.variant, self.time) if one not in ("full", "implicit")]
         return " ".join(parts) + (" + global LoRA" if self.global_rank else "")
 
     def settings(self) -> dict[str, Any]:
         """Return all that decides the result."""
         begin = None if self.initialization == "sum" else self.initialization
-        own = {"initialization": begin, "global_rank": self.global_rank or None}
+        own: dict[str, Any] = {"told": self.told or None, "switch": self.switch or None}
+        own |= {"global_rank": self.global_rank or None, "roles": self.roles}
+        if self.what == "strengths":
+            return own | {"mode": "strengths"}
+        own |= {"initialization": begin, "factors": self.factors or None}
         return {"variant": self.variant, "time": self.time, **own}
+
+    def files(self, zoo: World | None) -> dict[str, Path]:
+        """Return the files that the training reads, by argument.
+
+        Args:
+            zoo: What it trains on; None for a table.
+
+        Raises:
+            GatesError: Nothing scores adapters for a switch.
+        """
+        encoder = None if self.encoder is None else Path(self.encoder)
+        if self.switch and encoder is None:
+            encoder = None if zoo is None else encoder_of(zoo)
+            if encoder is None:
+                raise GatesError("--switch needs scores of adapters: give --encoder FOLDER")
+        found = {"begin": None if self.begin is None else Path(self.begin), "encoder": encoder}
+        return {name: path for name, path in found.items() if path is not None}
 
 
 @dataclass(frozen=True)
@@ -264,6 +307,7 @@ class GatesTraining:
         steps: Steps of the training, over which the learning rate falls to 0.
         batch_size: Images of a step, over all processes.
         learning_rate: Learning rate of AdamW at the start.
+        weight_rate: That of what gates multiply their inputs by, if it is another.
         schedule: How the learning rate falls: ``linear``, or ``cosine`` as published.
         weight_decay: Decoupled decay of the weights of gates.
         caption_dropout: Fraction of captions that are left empty.
@@ -276,6 +320,7 @@ class GatesTraining:
     steps: int = 500
     batch_size: int = 16
     learning_rate: float = 2e-2
+    weight_rate: float | None = None
     schedule: Literal["linear", "cosine"] = "linear"
     weight_decay: float = 0.0
     caption_dropout: float = 0.1
@@ -292,6 +337,7 @@ class GatesTraining:
         """
         refuse_below(1, steps=self.steps, batch_size=self.batch_size, partners=self.partners)
         refuse_unless_positive(learning_rate=self.learning_rate, margin=self.margin)
+        refuse_unless_positive(weight_rate=self.weight_rate)
         refuse_unless_positive(weight_decay=self.weight_decay or None)
         refuse_unless_share(caption_dropout=self.caption_dropout)
 
@@ -338,21 +384,23 @@ def fit_gates(
     if csv is None and (base is not None or size is not None):
         raise GatesError("--base and --size need --csv: the zoo is of the embedded base")
     run = run_of(place, overwrite=overwrite)
+    world = World(root_of(place)) if csv is None else None
+    given = gates.files(world)
     settings = {**gates.settings(), **training.settings()}
-    if csv is None:
-        world = World(root_of(place))
+    settings |= {name: digest_of(path) for name, path in given.items()}
+    if world is not None:
         files, folder = zoo_of(world, machine), world.present_base()
-        work = partial(train_gates, base_folder=folder, files=files)
-        settings |= {"start": world.zoo_digest}
+        work: Any = partial(train_gates, base_folder=folder, files=files)
+        settings |= {"start": world.zoo_digest, "group": "train_useless" if gates.switch else None}
     else:
-        found = base_at(base, place)
-        table = Path(csv)
+        found, table = base_at(base, place), Path(str(csv))
         digest = table_digest(table, checked(table, found.folder))
         work = partial(train_own_gates, csv=table, base_folder=found.folder, size=size)
         settings |= {"start": found.digest, "table": digest, "size": size}
         settings["partners"] = training.partners
     piece = run.piece(gates.name, seed, **settings)
-    kind, work = "gates" if csv is None else TABLE_GATES, partial(work, machine=machine)
+    kind = "gates" if csv is None else TABLE_GATES
+    work = partial(work, machine=machine, told=roles_in(gates.roles), **given)
     for path in obtained(run, kind, GatesForm(), piece, work):
         print(path / FILE)
 

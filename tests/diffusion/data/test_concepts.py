@@ -1,6 +1,7 @@
 from collections import Counter
 
 from diffusion.data.concepts import (
+    LEFT_OUT,
     Combination,
     concepts,
     held_out_pairs,
@@ -8,11 +9,13 @@ from diffusion.data.concepts import (
     subject,
     training_pairs,
     with_second_style,
+    with_useless,
 )
 from diffusion.data.paraphrases import PARAPHRASES
 from diffusion.data.scenes import scenes
 from diffusion.data.shapes import BASE_SHAPES, SHAPES
 from diffusion.data.styles import BASE_STYLES, NEW_FILLS, STYLES, WHOLE
+from diffusion.experiments.trained_gates import combinations
 
 
 def test_the_base_sees_no_concept():
@@ -60,6 +63,31 @@ def test_one_style_of_three_adapters_is_of_the_whole_image():
     three = with_second_style([Combination("fish", ("sepia",))])[0]
     assert three.adapters == ("fish", three.styles[0], "sepia")
     assert three.name == f"fish + {three.styles[0]} + sepia"
+
+
+def test_a_useless_adapter_shows_nothing_and_all_come():
+    pairs = [*held_out_pairs(), *training_pairs()]
+    found = with_useless(pairs)
+    assert {one.useless[0] for one in found} == {one.name for one in concepts()}
+    for pair, one in zip(pairs, found, strict=True):
+        assert one.adapters == (*pair.adapters, *one.useless)
+        assert one.useless[0] not in pair.adapters
+        assert one._replace(useless=()) == pair
+    assert found[5].scenes("test") == pairs[5].scenes("test")
+
+
+def test_groups_of_combinations_share_no_test_and_no_left_out_concept():
+    tested, train = set(combinations("test2")), set(combinations("train"))
+    assert set(combinations("train_useless")) > train
+    assert not {one._replace(useless=()) for one in combinations("train_useless")} & tested
+    assert [one._replace(useless=()) for one in combinations("useless3")] == held_out_pairs()
+    fewer, fresh = combinations("train_fewer"), combinations("new2")
+    assert (len(fresh), len(set(LEFT_OUT))) == (24, 10)
+    assert {name for one in fresh for name in one.adapters} == set(LEFT_OUT)
+    assert not {name for one in fewer for name in one.adapters} & set(LEFT_OUT)
+    assert {name for one in fewer for name in one.adapters} | set(LEFT_OUT) == {
+        one.name for one in concepts()
+    }
 
 
 def test_scenes_of_a_combination_show_all_of_it():

@@ -8,10 +8,19 @@ from torch.testing import assert_close
 
 import apps.diffusion.studies.fused_views as study
 import diffusion.experiments.combined_losses as works
+import diffusion.experiments.told as told
+from apps.diffusion.studies.base_study import ENCODER, UNSEEN
+from apps.diffusion.studio import encoder_of
 from core_gates.errors import GatesError
-from diffusion.experiments.trained_gates import Bench
+from diffusion.data.concepts import concepts
+from diffusion.experiments.trained_gates import Bench, GatesForm
+from diffusion.experiments.zoo import EncoderForm
+from diffusion.fusion import GatedFusion
+from diffusion.fusion.gates_file import gate_tensors
+from diffusion.lora_file import load_lora
 from harness.experiment import Arrays, Job, Piece, Run
 
+TRAINED = [one.name for one in concepts() if one.name not in UNSEEN]
 SMALL = {
     "lora_hub": {"drawings": 2, "times": 2, "evaluations": 8, "regularization": 0.05},
     "zip_lora": {"drawings": 2, "draws": 4, "steps": 8, "batch_size": 4, "learning_rate": 0.05},
@@ -129,3 +138,48 @@ def test_a_quick_run_fits_nothing(tmp_path):
 def test_methods_say_what_they_see():
     assert list(study.SEEING) == ["lorahub (sees the pair)", "ziplora (sees the pair)"]
     assert set(study.SEEING.values()) == set(works.FITTING) == set(works.FITS)
+
+
+def test_losses_depend_on_the_roles_and_scores_that_gates_are_told(
+    places, tmp_path, monkeypatch, write, zoo_root
+):
+    world, every = write.world_of(zoo_root), works.combinations
+    monkeypatch.setattr(works, "combinations", lambda group: every(group)[:2])
+    shapes = {one.name for one in concepts() if one.kind == "subject"}
+    monkeypatch.setattr(
+        told, "role_of",
+        lambda one: "subject" if one.metadata["modelspec.title"] in shapes else "style",
+    )  # fmt: skip
+    library = {name: load_lora(file) for name, file in places["files"].items()}
+    pair = {name: library[name] for name in every("test2")[0].adapters}
+    made = GatedFusion(world.base.transformer, pair, mode="strengths", switch=True)
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for gate in made.gates.values():
+            gate.factors.add_(torch.randn(2, 3))
+        made.context.switch.copy_(torch.tensor([1.0, 0.5, -0.5]))
+    (tmp_path / "made").mkdir()
+    GatesForm().save(tmp_path / "made", gate_tensors(made.gate_states()))
+    encoder = encoder_of(world)
+
+    def losses(encoder=encoder, **settings):
+        given = {"rival": "s", "settings": {"mode": "strengths"} | settings, **ASKED}
+        piece, job = Piece("s", 0, {}, given), Job(tmp_path, lambda: None)
+        trained = {piece.name: tmp_path / "made"}
+        return works.losses(piece, job, trained=trained, encoder=encoder, **places)["losses"]
+
+    found = [
+        losses(), losses(told=1.0), losses(told=1.0, swapped=True), losses(switch=True),
+        losses(told=1.0, switch=True),
+    ]  # fmt: skip
+    for number, one in enumerate(found):
+        assert not any(torch.allclose(one, other) for other in found[:number])
+    assert_close(losses(told=1.0, switch=True, encoder=None), found[1])
+    one, text = every("test2")[0], world.text.encode(["a fish", "a fox"])
+    scores = told.Suits(encoder, library).scores(one.adapters, text)
+    expected = torch.nn.functional.cosine_similarity(
+        text.pooled, world.run.store("encoders", EncoderForm()).load(
+            world.encoder_piece("encoder", 0, concepts=TRAINED, **ENCODER)
+        ).token(library[one.subject])[None],
+    )  # fmt: skip
+    assert_close(scores[:, 0], expected)

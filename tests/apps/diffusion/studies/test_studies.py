@@ -82,7 +82,9 @@ def few(monkeypatch):
     for module in (tasks, losses, fusion, views):
         monkeypatch.setattr(module, "combinations", lambda group: every(group)[:2])
     for name, own in list(fusion.VARIANTS.items()):
-        if name in ("gates", "x_lora", "layer_strengths"):
+        if name in ("gates", "gates + switch", "gates (fewer adapters)", "x_lora",
+                    "x_lora layerwise",
+                    "layer_strengths", "layer_strengths + role"):  # fmt: skip
             monkeypatch.setitem(fusion.VARIANTS, name, own | {"steps": 1, "batch_size": 2})
         else:
             monkeypatch.delitem(fusion.VARIANTS, name)
@@ -113,8 +115,16 @@ def test_fusion(world, asked, few):
     tasks_found = {row["task"] for row in found["rows"]}
     assert {*fusion.GROUPS.values(), "retention in unseen pairs"} <= tasks_found
     names = {row["method"] for row in found["rows"]}
-    assert {"sum", "sum tuned", "switch tuned", "k_lora", "gates", "baked", "x_lora"} <= names
-    assert {"layer_strengths", "linear_denoiser"} <= names
+    assert {"sum", "sum tuned", "switch tuned", "k_lora", "gates", "baked"} <= names
+    assert {"layer_strengths", "linear_denoiser", "x_lora layerwise", "gates + switch"} <= names
+    assert {"layer_strengths + role", "layer_strengths + role, swapped"} <= names
+    assert not any("fewer" in name for name in names)
+    useless = {r["method"] for r in found["rows"] if r["metric"] == fusion.USELESS}
+    assert {"gates", "gates + switch", "sum"} <= useless
+    assert "x_lora layerwise" not in useless
+    fresh = {r["method"] for r in found["rows"] if r["task"] == fusion.GROUPS["new2"]}
+    assert {"gates", "sum", "sum tuned", "none"} - fresh == {"none"}
+    assert "gates + switch" not in fresh
     assert len(found["notes"]) == 1
     seen = [row for row in found["rows"] if row["method"] in views.SEEING]
     assert {row["task"] for row in seen} == {fusion.GROUPS["test2"]}

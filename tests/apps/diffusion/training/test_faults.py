@@ -59,6 +59,18 @@ FAULTS = {
     "unknown text encoder": (base("--text_encoder", "t5"), "no text encoder is named 't5'"),
     "images that are not there": (base("--images", "none"), "none is no folder"),
     "read-only runs": (base("--root", "/proc/runs"), "/proc/runs"),
+    # what gates are told
+    "roles without factors": (gates("--told", "1"), "--told is 1.0, expected 0 to 1, above 0 with"),
+    "roles that are not told": (gates("--roles", "a:style"), "--roles needs --told"),
+    "unknown role": (
+        gates("--factors", "true", "--told", "1", "--roles", "a:shape"),
+        "--roles is 'a:shape', expected adapters with one of ['any', 'subject', 'style']",
+    ),
+    "role of another adapter": (
+        gates("--factors", "true", "--told", "1", "--roles", "z:style"),
+        "no adapter is named 'z'",
+    ),
+    "switch without scores": (gates("--switch", "true"), "--switch needs scores of adapters"),
     # train-lora
     "no folder": (lora(images="none"), "none is no folder"),
     "two folders": (("diffusion", "train-lora", "images", "base"), "expected one folder"),

@@ -113,6 +113,17 @@ def test_an_encoder_indexes_and_finds(gates, command):
         (),
         ("--variant", "no_base", "--initialization", "published", "--schedule", "cosine"),
         ("--time", "film", "--global_rank", "1", "--weight_decay", "0.01"),
+        (
+            "--factors",
+            "true",
+            "--told",
+            "1",
+            "--roles",
+            "a0.safetensors:subject",
+            "--weight_rate",
+            "0.01",
+        ),
+        ("--what", "strengths", "--told", "0.5"),
     ],
 )
 def test_gates_are_loaded_and_baked(options, gates, command, place):
@@ -133,6 +144,31 @@ def test_gates_are_loaded_and_baked(options, gates, command, place):
         "--steps", "1",
     )  # fmt: skip
     assert load_lora("baked.safetensors").modules
+
+
+def test_gates_begin_at_strengths_and_roles_are_those_that_were_told(gates, command, place):
+    told = ("--told", "1", "--roles", "a0.safetensors:subject,a1.safetensors:style")
+    path = last(gates(*command("train-gates", "--what", "strengths", *told, steps=3)))
+    strengths = load_file(path)
+    assert {name.rpartition(".")[2] for name in strengths} == {"factors"}
+    moved = torch.stack([*strengths.values()]).float() - torch.tensor([1.0, 0.0, 0.0])
+    assert (moved.abs().amax(0)[0] > 0).all()  # two adapters: any, subject, style
+    assert not moved[:, 1].any()  # never more
+    path = last(gates(*command("train-gates", "--begin", path, "--factors", "true",
+                               "--learning_rate", "1e-9", steps=2)))  # fmt: skip
+    begun = load_file(path)
+    for name, factors in strengths.items():
+        assert torch.equal(begun[name], factors)
+    made = ("diffusion", "generate", "a red apple", "--library", ".", "--steps", "1", "--base",
+            "base", "--adapters", "a0,a1", "--gates", path)  # fmt: skip
+    images = []
+    for number, roles in enumerate(("a0:subject,a1:style", "a1:subject,a0:style")):
+        gates(*made, "--roles", roles, "--output", f"out{number}")
+        (record,) = Path(f"out{number}").glob("*.json")
+        images.append(record.with_suffix(".png").read_bytes())
+        found = {one["name"]: one["role"] for one in json.loads(record.read_text())["adapters"]}
+        assert found == dict(part.split(":") for part in roles.split(","))
+    assert images[0] != images[1]
 
 
 def test_a_table_may_name_several_adapters(gates, command, place, table, made):

@@ -1,0 +1,52 @@
+"""What gates are told of adapters: roles by their tags, and how well they suit captions."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from diffusion.fusion.fusion_tasks import FusionTask
+from diffusion.fusion.protocol import role_of
+from diffusion.lora_file import LoraBundle
+from diffusion.models.text_encoders import TextStates
+from diffusion.retrieval.encoder_folder import load_encoder
+
+OTHER_ROLES = {"subject": "style", "style": "subject"}
+
+
+def roles_of(settings: Mapping[str, Any], library: Mapping[str, LoraBundle]) -> dict[str, str]:
+    """Return the roles of adapters that are told under some settings.
+
+    Args:
+        settings: ``told``: whether roles are; ``swapped``: whether they are told the wrong way.
+        library: Name -> adapter, whose tags name its role.
+    """
+    found = {name: role_of(bundle) for name, bundle in library.items()}
+    swap = OTHER_ROLES if settings.get("swapped") else {}
+    return {n: swap.get(role, role) for n, role in found.items()} if settings.get("told") else {}
+
+
+class Suits:
+    """How well adapters suit captions: cosines of their vectors.
+
+    Args:
+        encoder: Folder of an encoder of adapters.
+        library: Name -> adapter.
+    """
+
+    def __init__(self, encoder: Path, library: Mapping[str, LoraBundle]) -> None:
+        read = load_encoder(encoder)
+        self.vectors = {name: read.encode(bundle) for name, bundle in library.items()}
+
+    def scores(self, names: Sequence[str], text: TextStates) -> Tensor:
+        """Return the cosines (N, K) of adapters with captions."""
+        vectors = torch.stack([self.vectors[name] for name in names])
+        return normalize(text.pooled.float(), dim=-1) @ vectors.mT
+
+    def scored(self, tasks: Sequence[FusionTask]) -> list[FusionTask]:
+        """Return tasks with the scores of their adapters."""
+        return [replace(one, scores=self.scores(one.adapters, one.text)) for one in tasks]
