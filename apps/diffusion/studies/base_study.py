@@ -82,14 +82,16 @@ class Comparison(Protocol):
         world: Base and zoo.
         files: Concept -> LoRA file.
         places: Where files are on this machine.
-        encoder: Folder of the encoder of adapters; None if it is missing.
     """
 
     run: Run
     world: World
     files: dict[str, Path]
     places: dict[str, Any]
-    encoder: Path | None
+
+    @property
+    def encoder(self) -> Path | None:
+        """Folder of the encoder of adapters; None if it is missing."""
 
     def piece(self, method: Method, group: str, seed: int | None, **changes: Any) -> Piece:
         """Return the piece that a figure of a method on the test drawings of a group is."""

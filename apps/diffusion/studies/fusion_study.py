@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,6 @@ from harness.files import content_digest
 TRIALS = 12
 GATES: dict[str, Any] = {
     "variant": "full",
-    "time": "implicit",
     "steps": 500,
     "batch_size": 16,
     "caption_dropout": 0.1,
@@ -168,11 +167,15 @@ class Fused:
         self.run, self.world, self.seeds = run, world, tuple(seeds)
         self.files = world.zoo(0)
         self.start = world.zoo_digest
-        self.encoder = encoder_of(world)
         self.places: dict[str, Any] = {
             "base_folder": world.base_folder,
             "files": self.files,
         }
+
+    @cached_property
+    def encoder(self) -> Path | None:
+        """Folder of the encoder of adapters; None if it is missing."""
+        return encoder_of(self.world)
 
     def chosen(self) -> dict[str, Choice]:
         """Return the settings of all that is tuned, by equally many trials."""

@@ -38,6 +38,7 @@ from diffusion.experiments.zoo import (
     train_own_encoder,
 )
 from diffusion.fusion.fusion_tasks import read_shown
+from diffusion.fusion.protocol import with_roles
 from diffusion.lora_file.recognition import modules_in, shape_in
 from diffusion.models.embedded_base import CONFIG, EmbeddedBase
 from diffusion.models.text_encoders import text_encoder as encoder_of_texts
@@ -226,8 +227,6 @@ class Gates:
         what: ``gates``, or ``strengths``: factors of adapters by layer alone.
         variant: Terms of a gate: ``full``, or without those of the base (``no_base``, as
             published), of the adapter (``no_lora``) or of both together (``no_cross``).
-        time: How gates learn of the denoising time: by their inputs (``implicit``, as published),
-            or by a learned shift as well (``film``).
         initialization: Gates begin as the plain sum of all adapters (``sum``), or at random
             (``published``).
         global_rank: Rank of one more adapter, which is what the others have in common; 0 for none.
@@ -242,7 +241,6 @@ class Gates:
 
     what: Literal["gates", "strengths"] = "gates"
     variant: Literal["full", "no_base", "no_cross", "no_lora"] = "full"
-    time: Literal["implicit", "film"] = "implicit"
     initialization: Literal["sum", "published"] = "sum"
     global_rank: int = 0
     factors: bool = False
@@ -268,7 +266,7 @@ class Gates:
     def name(self) -> str:
         """Name in tables."""
         parts: list[str] = [self.what]
-        parts += [one for one in (self.variant, self.time) if one not in ("full", "implicit")]
+        parts += [self.variant] if self.variant != "full" else []
         return " ".join(parts) + (" + global LoRA" if self.global_rank else "")
 
     def settings(self) -> dict[str, Any]:
@@ -279,7 +277,7 @@ class Gates:
         if self.what == "strengths":
             return own | {"mode": "strengths"}
         own |= {"initialization": begin, "factors": self.factors or None}
-        return {"variant": self.variant, "time": self.time, **own}
+        return {"variant": self.variant, **own}
 
     def files(self, zoo: World | None) -> dict[str, Path]:
         """Return the files that the training reads, by argument.
@@ -296,6 +294,9 @@ class Gates:
             if encoder is None:
                 raise GatesError("--switch needs scores of adapters: give --encoder FOLDER")
         found = {"begin": None if self.begin is None else Path(self.begin), "encoder": encoder}
+        for name, path in found.items():
+            if path is not None and not path.exists():
+                raise GatesError(f"--{name} is {path}, which does not exist: name what was trained")
         return {name: path for name, path in found.items() if path is not None}
 
 
@@ -394,7 +395,9 @@ def fit_gates(
         settings |= {"start": world.zoo_digest, "group": "train_useless" if gates.switch else None}
     else:
         found, table = base_at(base, place), Path(str(csv))
-        digest = table_digest(table, checked(table, found.folder))
+        names = checked(table, found.folder)
+        with_roles(dict.fromkeys(names, ""), roles_in(gates.roles))
+        digest = table_digest(table, names)
         work = partial(train_own_gates, csv=table, base_folder=found.folder, size=size)
         settings |= {"start": found.digest, "table": digest, "size": size}
         settings["partners"] = training.partners

@@ -38,7 +38,7 @@ def model():
 def inputs():
     torch.manual_seed(1)
     text = TextStates(torch.randn(2, 5, 384), torch.randn(2, 384))
-    return torch.randn(2, 16, 4, 4), torch.tensor([0.2, 0.9]), text
+    return torch.randn(2, 12, 4, 4), torch.tensor([0.2, 0.9]), text
 
 
 def random_adapter(model, seed, rank=2, where="blocks"):
@@ -89,7 +89,7 @@ def test_neutral_gates_are_what_peft_adds_and_diffusers_fuses(
             assert relative_error(velocity(model, *inputs), expected) <= 1e-5
 
 
-@pytest.mark.parametrize("options", [{}, {"time": "film"}, {"mode": "sum"}])
+@pytest.mark.parametrize("options", [{}, {"factors": True, "switch": True}, {"mode": "sum"}])
 @torch.no_grad()
 def test_a_model_has_the_same_bits_on_disk_with_adapters_and_after_them(
     options, model, inputs, adapters, tmp_path
@@ -166,7 +166,7 @@ def test_neutral_gates_on_a_quantized_base_are_that_base_plus_adapters(pair, inp
 @torch.no_grad()
 def test_an_offloaded_model_takes_adapters(how, first, model, inputs):
     adapters = {"a": random_adapter(model, 1), "b": random_adapter(model, 2)}
-    with GatedFusion(model, adapters, time="film") as fusion:
+    with GatedFusion(model, adapters, factors=True) as fusion:
         expected = velocity(model, *inputs)
     plain = velocity(model, *inputs)
     cpu = torch.device("cpu")

@@ -173,7 +173,7 @@ def test_gates_are_recorded_without_another_pixel(auto, library):
 
 def test_recorded_gates_are_the_true_means_by_step(auto, base, library, tmp_path):
     adapters = {n: library.adapters[n] for n in ("first", "third")}
-    fusion = GatedFusion(base.transformer, adapters, time="film")
+    fusion = GatedFusion(base.transformer, adapters)
     torch.manual_seed(5)
     for parameter in fusion.parameters():
         nn.init.normal_(parameter, std=0.3)

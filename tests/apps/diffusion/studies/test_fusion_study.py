@@ -6,17 +6,25 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from apps.diffusion.studies.base_study import Method
 from apps.diffusion.studies.fusion_study import (
+    FEWER,
     GROUPS,
+    TUNED,
+    USELESS,
+    VARIANTS,
     Fused,
     bars_of,
     best_rival,
     best_score,
     compared,
+    costs_of_useless,
     headline_of,
     notes_of,
+    suiting,
 )
 from diffusion.experiments.combined_losses import TIMES
+from diffusion.experiments.trained_gates import combinations, is_gated
 from harness.experiment.tuning import Choice
 
 
@@ -35,7 +43,15 @@ def rows():
         "ties tuned": [losses(0.9)],
         "gates": [losses(0.801), losses(0.8), losses(0.799)],
     }
-    return [row for group, task in GROUPS.items() for row in compared(found, group, task)]
+
+    def first(count):
+        return {name: [one[:count] for one in own] for name, own in found.items()}
+
+    return [
+        row
+        for group, task in GROUPS.items()
+        for row in compared(first(len(combinations(group))), group, task)
+    ]
 
 
 def test_ratios_are_logarithms_over_the_base(rows):
@@ -116,3 +132,31 @@ def test_schedules_are_tuned_at_the_times_of_the_test():
     times = {name: settings.get("times") for name, settings in asked[1].items()}
     assert {name for name, found in times.items() if found is not None} == {"switch", "k_lora"}
     assert times["switch"] == times["k_lora"] == TIMES
+
+
+def test_methods_that_have_seen_the_adapters_are_not_compared_on_new_ones():
+    seen, fresh = {0: "folder"}, {0: "other"}
+    methods = [
+        Method("sum", "sum", {}), Method("alone1", "alone1", {}),
+        Method("x_lora", "x_lora", {}, seen),
+        Method("gates", "gates", {}, seen), Method(f"gates{FEWER}", "gates", {}, fresh),
+    ]  # fmt: skip
+    found = {group: {m.name: m.trained for m in suiting(methods, group)} for group in GROUPS}
+    assert found["new2"] == {"sum": {}, "alone1": {}, "gates": fresh}
+    assert found["test2"] == {"sum": {}, "alone1": {}, "x_lora": seen, "gates": seen}
+    assert found["useless3"] == found["test3"] == {"sum": {}, "gates": seen}
+
+
+def test_a_useless_adapter_costs_what_it_adds_to_the_loss_of_each_pair():
+    alone = {"none": [losses(3.0)], "gates": [losses(0.8), losses(0.801)], "sum": [losses(1.0)]}
+    joined = {"gates": [1.08 * one for one in alone["gates"]], "none": [losses(3.0)]}
+    (row,) = costs_of_useless(alone, joined)
+    assert (row.method, row.task, row.metric) == ("gates", GROUPS["useless3"], USELESS)
+    assert row.value == pytest.approx(math.log(1.08))
+
+
+def test_every_variant_is_tuned_like_what_it_is():
+    for name, own in VARIANTS.items():
+        like = next(tuned for tuned in TUNED if name.startswith(tuned))
+        assert is_gated(own) == (like != "x_lora")
+        assert ("variant" in own) == (like == "gates")

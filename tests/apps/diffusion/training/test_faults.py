@@ -70,6 +70,7 @@ FAULTS = {
         gates("--factors", "true", "--told", "1", "--roles", "z:style"),
         "no adapter is named 'z'",
     ),
+    "no strengths to begin at": (gates("--begin", "none"), "--begin is none, which does not exist"),
     "switch without scores": (gates("--switch", "true"), "--switch needs scores of adapters"),
     # train-lora
     "no folder": (lora(images="none"), "none is no folder"),

@@ -112,7 +112,7 @@ def test_an_encoder_indexes_and_finds(gates, command):
     [
         (),
         ("--variant", "no_base", "--initialization", "published", "--schedule", "cosine"),
-        ("--time", "film", "--global_rank", "1", "--weight_decay", "0.01"),
+        ("--global_rank", "1", "--weight_decay", "0.01"),
         (
             "--factors",
             "true",
