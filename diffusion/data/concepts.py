@@ -107,7 +107,7 @@ def with_second_style(pairs: list[Combination], shift: int = 0) -> list[Combinat
 
 
 def with_useless(pairs: list[Combination]) -> list[Combination]:
-    """Return each pair with an adapter that has nothing to do with it, all in turn."""
+    """Return each pair with an adapter that has nothing to do with it, one after the other."""
     found = []
     for place, pair in enumerate(pairs):
         others = [one.name for one in concepts() if one.name not in pair.adapters]

@@ -197,7 +197,7 @@ class Bench(NamedTuple):
 
 
 def captions(scenes: Sequence[Scene]) -> list[str]:
-    """Return a caption of each scene, in all wordings in turn."""
+    """Return a caption of each scene, in all wordings, one after the other."""
     return [scene.caption(number % WORDINGS) for number, scene in enumerate(scenes)]
 
 

@@ -222,7 +222,7 @@ class MeanGates(Observer):
         self._counts[site] = self._counts.get(site, 0) + x[..., 0].numel()
 
 
-def bake(fusion: GatedFusion, means: Means) -> LoraBundle:
+def bake(fusion: GatedFusion, means: Means | None = None) -> LoraBundle:
     """Return one static adapter that does what the gates do on average.
 
     The rows of B of each adapter are multiplied by its strength and factor, its mean gate and the
@@ -231,12 +231,17 @@ def bake(fusion: GatedFusion, means: Means) -> LoraBundle:
 
     Args:
         fusion: Adapters with their strengths and gates, attached or not.
-        means: Mean gates, see :class:`MeanGates`.
+        means: Mean gates, see :class:`MeanGates`; strengths by layer and sums need none.
 
     Raises:
         GatesError: No mean is known where an adapter changes a layer, or one is a DoRA.
     """
     modules: dict[str, Factors] = {}
+    if means is None:
+        means = {
+            site.name: dict.fromkeys(fusion.adapters, torch.ones(site.out_features))
+            for site in (() if fusion.mode == "gated" else fusion.sites)
+        }
     for site in fusion.sites:
         gate, start = fusion.gate(site.name), 0
         rows = _rows(fusion, site, means.get(site.name, {}))

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from core_gates.errors import GatesError, check_option
+from diffusion.fusion.gated_fusion import GatedFusion
 from diffusion.fusion.protocol import Fusion
 from diffusion.lora_file import LoraBundle
 from diffusion.rivals.k_lora import KLora
-from diffusion.rivals.layer_strengths import LayerStrengths
 from diffusion.rivals.merged import METHODS, Baked, Merged, merge
-from diffusion.rivals.weighing import Composite, LoraHub, Mean, Sum, Switch, Weighted
+from diffusion.rivals.weighing import Composite, LoraHub, Mean, Sum, Switch
 from diffusion.rivals.x_lora import XLora
 from diffusion.rivals.zip_lora import ZipLora
 
@@ -91,11 +91,6 @@ _SUMMARIES = {
 RIVALS: dict[str, Rival] = {
     "sum": Rival(Sum, "sum of all adapters", static=True),
     "mean": Rival(Mean, "mean of all adapters", static=True),
-    "weighted": Rival(
-        Weighted,
-        "sum with one tuned factor for the subject and one for styles",
-        static=True,
-    ),
     **{
         method: Rival(partial(_merge, method), _SUMMARIES[method], static=True)
         for method in METHODS
@@ -110,10 +105,9 @@ RIVALS: dict[str, Rival] = {
         XLora, "a classifier of the last hidden state weighs adapters by token", trainable=True
     ),
     "layer_strengths": Rival(
-        LayerStrengths,
-        "a trained strength for each layer, one for the subject and one for styles",
+        partial(GatedFusion, mode="strengths"),
+        "trained strengths by layer, number and role of adapters, whatever the input",
         trainable=True,
-        static=True,
     ),
     "baked": Rival(Baked, "mean of trained gates folded into one adapter", static=True),
     "lora_hub": Rival(

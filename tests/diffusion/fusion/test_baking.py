@@ -102,7 +102,7 @@ def test_refusals(model, inputs, adapters, bundle):
     with pytest.raises(GatesError, match="the fusion is not attached"), MeanGates(fused):
         pass
     with pytest.raises(GatesError, match=r"no mean gates of adapter 'a' at .*: observe a run"):
-        bake(fused, {})
+        bake(fused)
     with fused, MeanGates(fused) as observed:
         model(**inputs)
     means = observed.means

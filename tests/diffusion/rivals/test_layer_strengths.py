@@ -1,13 +1,18 @@
 """Learned strengths: whom they weigh, one static adapter that does the same, and training."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
 
 from core_gates.errors import GatesError
+from diffusion.fusion import GatedFusion
+from diffusion.fusion.baking import bake
 from diffusion.lora_file import LoraBundle
-from diffusion.rivals.layer_strengths import LayerStrengths
+
+strengths = partial(GatedFusion, mode="strengths")
 
 
 class Dense(LoraBundle):
@@ -34,7 +39,7 @@ def draw(rival):
 def test_roles_and_numbers_weigh_layer_by_layer(flux, inputs, adapters, dense, many, swapped):
     names = "abc" if many else "ab"
     given = {name: adapters[name] for name in (reversed(names) if swapped else names)}
-    rival = LayerStrengths(flux, given).double()
+    rival = strengths(flux, given).double()
     with rival:
         assert_close(flux(**inputs)[0], dense(given))  # ones at the start
     factors = draw(rival)
@@ -56,22 +61,22 @@ def test_roles_and_numbers_weigh_layer_by_layer(flux, inputs, adapters, dense, m
     with rival:
         rival.set_strengths({"a": 0.6} | ({"c": -0.3} if many else {}))
         assert_close(flux(**inputs)[0].detach(), truth)
-    assert_close(dense({"one": rival.bundle}), truth)
+    assert_close(dense({"one": bake(rival)}), truth)
 
 
 def test_what_was_learned_serves_other_adapters_once_they_are_told(flux, inputs, adapters, bundle,
                                                                     dense):  # fmt: skip
-    rival = LayerStrengths(flux, adapters).double()
+    rival = strengths(flux, adapters).double()
     with torch.no_grad():
         for parameter in rival.parameters():
             parameter.copy_(torch.tensor([[0.5, 0.2, 2.0], [3.0, 4.0, 5.0]]))
     rival.tell(roles={"a": "subject"})
     pair = {"x": bundle(7), "y": bundle(8)}
     rival.set_adapters(pair)  # two: the first row; what was told of others is forgotten
-    assert_close(dense({"one": rival.bundle}), dense(pair, {"x": 0.5, "y": 0.5}))
+    assert_close(dense({"one": bake(rival)}), dense(pair, {"x": 0.5, "y": 0.5}))
     rival.tell(roles={"x": "subject", "y": "style"})
     truth = dense(pair, {"x": 0.7, "y": 2.5})
-    assert_close(dense({"one": rival.bundle}), truth)
+    assert_close(dense({"one": bake(rival)}), truth)
     with rival:
         assert_close(flux(**inputs)[0].detach(), truth)
         rival.tell(roles={"x": "style", "y": "subject"})
@@ -80,7 +85,7 @@ def test_what_was_learned_serves_other_adapters_once_they_are_told(flux, inputs,
 
 def test_factors_are_learned(flux, inputs, adapters, dense):
     target = dense(adapters, {"a": 0.3, "b": 0.8, "c": 0.8})
-    rival = LayerStrengths(flux, adapters).double()
+    rival = strengths(flux, adapters).double()
     rival.tell(roles={"a": "subject", "b": "style", "c": "style"})
     optimizer = torch.optim.Adam(rival.parameters(), lr=0.05)
     losses = []
@@ -96,7 +101,7 @@ def test_factors_are_learned(flux, inputs, adapters, dense):
 
 
 def test_refusals(flux, bundle):
-    rival = LayerStrengths(flux, {"a": bundle(1, where="attn")})
+    rival = strengths(flux, {"a": bundle(1, where="attn")})
     with pytest.raises(GatesError, match=r"which had none when this was made: make it with"):
         rival.set_adapters({"a": bundle(1)})
     assert list(rival.adapters["a"].modules) == list(bundle(1, where="attn").modules)

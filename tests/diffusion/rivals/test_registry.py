@@ -33,7 +33,7 @@ def test_gated_fusion_is_one_as_well(flux, adapters):
 
 
 def test_every_rival_is_described():
-    assert {"sum", "mean", "weighted", "cat", "ties", "switch", "composite", "k_lora"} < set(RIVALS)
+    assert {"sum", "mean", "cat", "ties", "switch", "composite", "k_lora"} < set(RIVALS)
     for rival in RIVALS.values():
         assert rival.summary.isprintable()
         assert len(rival.summary) < 90

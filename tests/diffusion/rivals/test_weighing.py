@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from core_gates.errors import GatesError
-from diffusion.rivals.weighing import Composite, LoraHub, Mean, Sum, Switch, Weighted
+from diffusion.rivals.weighing import Composite, LoraHub, Mean, Sum, Switch
 
 
 def first(adapters, count):
@@ -18,7 +18,6 @@ def test_sum_mean_and_tuned_strengths(flux, inputs, adapters, dense, count):
     cases = (
         (Sum, {}, dict.fromkeys(given, 1.0)),
         (Mean, {}, dict.fromkeys(given, 1 / count)),
-        (Weighted, {"first": 0.7, "others": 0.4}, {"a": 0.7, "b": 0.4, "c": 0.4}),
     )
     for kind, settings, weights in cases:
         with kind(flux, given, **settings) as rival:
@@ -100,7 +99,6 @@ def test_composite_averages_predictions_and_guided_ones(flux, inputs, adapters, 
     ("make", "message"),
     [
         (lambda m, a: Switch(m, a, tau=0), "tau is 0, expected at least one step"),
-        (lambda m, a: Weighted(m, a, first=float("nan")), "must be finite numbers"),
         (lambda m, a: Sum(m, a).set_strengths({"z": 1}), "no adapter is named 'z'"),
     ],
 )
