@@ -418,7 +418,7 @@ def fitted(
         library: Name -> adapter.
         tasks: What it is trained on.
         empty: States of the empty caption.
-        machine: Where it is trained.
+        machine: Of the training.
         told: Name -> role, in place of what tags name.
         files: ``begin``: gates or strengths to begin at; ``encoder``: what scores adapters.
     """
@@ -452,10 +452,9 @@ def fitted(
         told=piece.get("told", 1.0),
         seed=piece.seed or 0,
     )
-    precision = piece.get("precision", "bf16-mixed")
-    options = machine.trainer()
+    options = {"precision": piece.get("precision", "bf16-mixed"), **machine.trainer()}
     if machine.processes > 1:
         options["strategy"] = strategy_of(machine.strategy, machine.processes)
-    job.fit(module, data, ticks="steps", max_steps=piece["steps"], precision=precision, **options)
+    job.fit(module, data, ticks="steps", max_steps=piece["steps"], **options)
     gated = is_gated(piece.settings)
     return gate_tensors(fusion.gate_states()) if gated else dict(fusion.state_dict())

@@ -243,7 +243,7 @@ class Gates:
     variant: Literal["full", "no_base", "no_cross", "no_lora"] = "full"
     initialization: Literal["sum", "published"] = "sum"
     global_rank: int = 0
-    factors: bool = False
+    factors: bool = True
     begin: str | None = None
     told: float = 0.0
     roles: str | None = None

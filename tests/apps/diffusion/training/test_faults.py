@@ -60,14 +60,16 @@ FAULTS = {
     "images that are not there": (base("--images", "none"), "none is no folder"),
     "read-only runs": (base("--root", "/proc/runs"), "/proc/runs"),
     # what gates are told
-    "roles without factors": (gates("--told", "1"), "--told is 1.0, expected 0 to 1, above 0 with"),
+    "roles without factors": (
+        gates("--told", "1", "--factors", "false"), "--told is 1.0, expected 0 to 1, above 0 with"
+    ),
     "roles that are not told": (gates("--roles", "a:style"), "--roles needs --told"),
     "unknown role": (
-        gates("--factors", "true", "--told", "1", "--roles", "a:shape"),
+        gates("--told", "1", "--roles", "a:shape"),
         "--roles is 'a:shape', expected adapters with one of ['any', 'subject', 'style']",
     ),
     "role of another adapter": (
-        gates("--factors", "true", "--told", "1", "--roles", "z:style"),
+        gates("--told", "1", "--roles", "z:style"),
         "no adapter is named 'z'",
     ),
     "no strengths to begin at": (gates("--begin", "none"), "--begin is none, which does not exist"),

@@ -111,8 +111,8 @@ def test_an_encoder_indexes_and_finds(gates, command):
     "options",
     [
         (),
-        ("--variant", "no_base", "--initialization", "published", "--schedule", "cosine"),
-        ("--global_rank", "1", "--weight_decay", "0.01"),
+        ("--variant", "no_base", "--initialization", "published", "--factors", "false"),
+        ("--global_rank", "1", "--weight_decay", "0.01", "--schedule", "cosine"),
         (
             "--factors",
             "true",
@@ -154,7 +154,7 @@ def test_gates_begin_at_strengths_and_roles_are_those_that_were_told(gates, comm
     moved = torch.stack([*strengths.values()]).float() - torch.tensor([1.0, 0.0, 0.0])
     assert (moved.abs().amax(0)[0] > 0).all()  # two adapters: any, subject, style
     assert not moved[:, 1].any()  # never more
-    path = last(gates(*command("train-gates", "--begin", path, "--factors", "true",
+    path = last(gates(*command("train-gates", "--begin", path,
                                "--learning_rate", "1e-9", steps=2)))  # fmt: skip
     begun = load_file(path)
     for name, factors in strengths.items():
