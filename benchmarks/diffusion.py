@@ -206,7 +206,7 @@ def _tiny_flux_variants(load: Load, num_adapters: int) -> Mapping[str, Call]:
         torch.randn(BATCH, TINY_TEXTS, plain.config.joint_attention_dim),
         torch.randn(BATCH, plain.config.pooled_projection_dim),
     )
-    given = torch.randn(BATCH, 16, 8, 8), torch.rand(BATCH), text
+    given = torch.randn(BATCH, 12, 8, 8), torch.rand(BATCH), text
     adapters = _tiny_flux_adapters(plain, num_adapters)
     kernels = load("core_gates.ops").kernels
     velocity = load("diffusion.models.flow_matching").velocity

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from core_gates.errors import GatesError
 from diffusion.data.concepts import Combination
-from diffusion.data.scenes import images_of, scenes, spread
-from diffusion.evaluation.fusion_scores import LinearDenoiser, fixed_draws, fixed_losses
+from diffusion.data.scenes import spread
+from diffusion.evaluation.fusion_scores import fixed_losses
 from diffusion.experiments.told import Suits, roles_of
 from diffusion.experiments.trained_gates import (
     FILE,
@@ -22,10 +22,8 @@ from diffusion.experiments.trained_gates import (
     GatesForm,
     captions,
     combinations,
-    distill,
     gate_options,
     is_gated,
-    taught,
     train_gates,
     with_common,
 )
@@ -35,10 +33,9 @@ from diffusion.fusion.gated_fusion import GatedFusion
 from diffusion.fusion.gates_file import load_trained
 from diffusion.fusion.protocol import Fusion
 from diffusion.lora_file import LoraBundle, load_lora
-from diffusion.models.flow_matching import noised, velocity
+from diffusion.models.flow_matching import noised, shifted, velocity
 from diffusion.rivals.registry import make_rival
 from diffusion.rivals.weighing import LoraHub
-from diffusion.rivals.zip_lora import ZipLora
 from harness.files.piece import Piece, read_record
 
 TIMES, MOST = 8, 6  # times of a loss, and drawings of a combination
@@ -115,6 +112,7 @@ def observe(bench: Bench, task: FusionTask) -> None:
     draw = torch.Generator().manual_seed(0)
     for step in range(TIMES):
         t = torch.full((len(task.latents),), (step + 0.5) / TIMES)
+        t = shifted(t, bench.base.shift)
         at = noised(task.latents, t, torch.randn(task.latents.shape, generator=draw))
         velocity(bench.base.transformer, at.x, at.t, task.text)
 
@@ -208,6 +206,7 @@ def losses(
             steps=piece["times"],
             run=RUN,
             seed=seed_of(one.name),
+            shift=bench.base.shift,
         )
         job.tick()
     return {"losses": found}
@@ -274,20 +273,11 @@ def trial_gates(
 
 FITTING: dict[str, dict[str, Any]] = {
     "lora_hub": {"drawings": 5, "times": 4, "evaluations": 20, "regularization": 0.05},
-    "zip_lora": {
-        "drawings": 5,
-        "draws": 50,
-        "steps": 50,
-        "batch_size": 2,
-        "learning_rate": 0.02,
-    },
 }
-"""How they are fitted to a pair.
+"""How LoraHub is fitted to a pair.
 
-LoraHub: five examples and the weight of the mean absolute factor as published; half of the 40
-evaluations, after which two factors hardly move. ZipLoRA: 50 steps of 2 latents for each adapter at
-twice the published rate, in place of 100 steps, which did as well on five training pairs (mean
-logarithm of the losses: -.316; 100 steps of 4 latents at the published rate: -.304).
+Five examples and the weight of the mean absolute factor as published; half of the 40 evaluations,
+after which two factors hardly move.
 """
 
 
@@ -313,22 +303,18 @@ def seen_losses(
 
     Returns:
         ``losses`` (P, most), NaN for no drawing; ``before`` and ``after`` (P,), the objective of
-        the fit at its start and its end, for ZipLoRA its mean over the first and the last time that
-        all latents are seen; ``factors`` (P, 2) of both adapters, the mean over columns
-        for ZipLoRA.
+        the fit at its start and its end; ``factors`` (P, 2) of both adapters.
     """
     bench = Bench.load(base_folder)
     group, most = combinations(piece["group"]), piece["settings"]["drawings"]
     tests = bench.tasks(group, piece["part"], piece["most"])
     seen = bench.tasks(group, "gate", most)
-    plain = bench.tasks([one._replace(styles=()) for one in group], "gate", most)
     library = {name: load_lora(file) for name, file in files.items()}
 
     def make(place: int) -> dict[str, Tensor]:
         one = group[place]
         adapters = {name: library[name] for name in one.adapters}
-        shown = dict(zip(one.adapters, (plain[place], seen[place]), strict=True))
-        fusion, found = FITS[piece["rival"]](bench, adapters, shown, one, piece["settings"])
+        fusion, found = fitted_hub(bench, adapters, seen[place], one.name, piece["settings"])
         losses = torch.full((piece["most"],), torch.nan)
         losses[: len(tests[place].latents)] = fixed_losses(
             bench.base.transformer,
@@ -338,6 +324,7 @@ def seen_losses(
             steps=piece["times"],
             run=RUN,
             seed=seed_of(one.name),
+            shift=bench.base.shift,
         )
         return {"losses": losses, **found}
 
@@ -351,19 +338,20 @@ def seen_losses(
 def fitted_hub(
     bench: Bench,
     adapters: Mapping[str, LoraBundle],
-    shown: Mapping[str, FusionTask],
-    pair: Combination,
+    task: FusionTask,
+    name: str,
     settings: Mapping[str, Any],
 ) -> tuple[Fusion, dict[str, Tensor]]:
     """Return LoraHub with the factors that suit drawings of the subject in the style best."""
-    model, task = bench.base.transformer, list(shown.values())[-1]
+    model = bench.base.transformer
     rival = LoraHub(model, adapters, regularization=settings["regularization"])
-    noise = seed_of(f"{pair.name}, seen")
+    noise = seed_of(f"{name}, seen")
 
     def loss() -> float:
         own = fixed_losses(
-            model, rival, task.latents, task.text, steps=settings["times"], run=RUN, seed=noise
-        )
+            model, rival, task.latents, task.text, steps=settings["times"], run=RUN, seed=noise,
+            shift=bench.base.shift,
+        )  # fmt: skip
         values.append(float(own.mean()))
         return values[-1]
 
@@ -373,68 +361,5 @@ def fitted_hub(
         last = loss()
     factors = torch.tensor([*rival.learned.values()])
     after = last + settings["regularization"] * float(factors.abs().mean())
-    return rival, figures(values[0], after, factors)
-
-
-def fitted_zip(
-    bench: Bench,
-    adapters: Mapping[str, LoraBundle],
-    shown: Mapping[str, FusionTask],
-    pair: Combination,
-    settings: Mapping[str, Any],
-) -> tuple[Fusion, dict[str, Tensor]]:
-    """Return ZipLoRA with columns that keep what each adapter alone predicts.
-
-    That of the subject teaches on plain drawings of it, that of the style on the same drawings in
-    the style, each with their captions.
-    """
-    rival = ZipLora(bench.base.transformer, adapters)
-    examples = taught(rival, shown, settings["draws"], seed=seed_of(f"{pair.name}, seen"))
-    options = {name: settings[name] for name in ("steps", "batch_size", "learning_rate")}
-    values = torch.tensor(distill(rival, examples, **options))
-    once = math.ceil(settings["draws"] / settings["batch_size"])
-    before, after = float(values[:once].mean()), float(values[-once:].mean())
-    columns = torch.cat([own.detach() for own in rival.columns.values()], 1)
-    return rival, figures(before, after, columns.mean(1))
-
-
-def figures(before: float, after: float, factors: Tensor) -> dict[str, Tensor]:
-    """Return what is told about a fit."""
-    return {
-        "before": torch.tensor(before),
-        "after": torch.tensor(after),
-        "factors": factors.float(),
-    }
-
-
-FITS = {"lora_hub": fitted_hub, "zip_lora": fitted_zip}
-
-
-SEEN = 800  # drawings that the linear denoiser knows the mean and the covariance of
-
-
-def denoiser_losses(piece: Piece, job: Job, base_folder: Path) -> dict[str, Tensor]:
-    """Return losses as :func:`losses` does, with the same noise.
-
-    It knows the mean and the covariance of drawings in the styles of a combination: those drawings
-    that adapters of styles are trained on, of no subject. It has no prompt and no network.
-
-    Args:
-        piece: With ``group``, ``part``, ``times`` and ``most``.
-        job: Ticks once a combination.
-        base_folder: Of the base, whose autoencoder makes the latents.
-    """
-    bench = Bench.load(base_folder)
-    group = combinations(piece["group"])
-    tasks = bench.tasks(group, piece["part"], piece["most"])
-    found = torch.full((len(group), piece["most"]), torch.nan)
-    for place, (one, task) in enumerate(zip(group, tasks, strict=True)):
-        seen = images_of(spread(scenes("adapter", styles=[one.styles]), SEEN))
-        denoiser = LinearDenoiser.of(bench.base.latents(seen))
-        losses = [
-            (denoiser.velocity(at.x, float(at.t[0])) - at.target).square().flatten(1).mean(1)
-            for at in fixed_draws(task.latents, piece["times"], seed_of(one.name))
-        ]
-        found[place, : len(task.latents)] = torch.stack(losses).mean(0)
-        job.tick()
-    return {"losses": found}
+    found = {"before": torch.tensor(values[0]), "after": torch.tensor(after)}
+    return rival, found | {"factors": factors}

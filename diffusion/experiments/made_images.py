@@ -197,7 +197,14 @@ def retained(
             alone = make_rival("sum", model, {name: load_lora(files[name])})
             single, both = (
                 fixed_losses(
-                    model, way, latents, text, steps=TIMES, run=RUN, seed=seed_of(one.name)
+                    model,
+                    way,
+                    latents,
+                    text,
+                    steps=TIMES,
+                    run=RUN,
+                    seed=seed_of(one.name),
+                    shift=bench.base.shift,
                 )
                 for way in (alone, fusion)
             )

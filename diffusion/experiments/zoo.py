@@ -256,7 +256,7 @@ def train_own_adapter(
             learning_rate=piece["learning_rate"],
             warmup_steps=WARMUP,
             caption_dropout=piece["caption_dropout"],
-            shift=codec.base.shift if isinstance(codec, EmbeddedCodec) else 1.0,
+            shift=codec.shift,
         )
         job.fit(module, data, ticks="steps", max_steps=piece["steps"], **trainer_of(piece))
         return bundle_of(factors, codec.family, own_card_of(piece, captions, kind))

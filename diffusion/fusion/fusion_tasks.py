@@ -12,7 +12,7 @@ from torch import Tensor
 from core_gates.errors import GatesError
 from diffusion.data.published_table import TableRow, inside, read_rows
 from diffusion.lora_file.container import label
-from diffusion.models.flow_matching import Noised, noised
+from diffusion.models.flow_matching import Noised, noised, shifted
 from diffusion.models.pipelines import Codec, latents_of
 from diffusion.models.text_encoders import TextStates
 
@@ -91,6 +91,7 @@ class FusionDraws:
         batch_size: Latents of a batch over all processes; drawn again where a task has fewer.
         caption_dropout: Fraction of captions that are left empty.
         told: Fraction of steps in which the roles of adapters are known.
+        shift: Of the times, see :func:`diffusion.models.flow_matching.shifted`.
         seed: Of all that is drawn.
         rank: Number of this process.
         world_size: Number of processes.
@@ -108,6 +109,7 @@ class FusionDraws:
         batch_size: int = 32,
         caption_dropout: float = 0.3,
         told: float = 1.0,
+        shift: float = 1.0,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -121,7 +123,7 @@ class FusionDraws:
             )
         self.tasks, self.empty, self.steps = tuple(tasks), empty, steps
         self.batch_size, self.caption_dropout, self.seed = batch_size, caption_dropout, seed
-        self.told = told
+        self.told, self.shift = told, shift
         share = batch_size // world_size
         self._own = slice(rank * share, (rank + 1) * share)
 
@@ -156,7 +158,7 @@ class FusionDraws:
         return found._replace(told=bool(torch.rand((), generator=draw) < self.told))
 
     def _at(self, latents: Tensor, draw: torch.Generator) -> Noised:
-        t = torch.randn(len(latents), generator=draw).sigmoid().to(latents)
+        t = shifted(torch.randn(len(latents), generator=draw).sigmoid().to(latents), self.shift)
         noise = torch.randn(latents.shape, generator=draw).to(latents)
         return noised(latents[self._own], t[self._own], noise[self._own])
 
@@ -176,6 +178,7 @@ class PairDataModule(L.LightningDataModule):
         batch_size: Latents of a step over all processes; drawn again where a task has fewer.
         caption_dropout: Fraction of captions that are left empty.
         told: Fraction of steps in which the roles of adapters are known.
+        shift: Of the times, see :func:`diffusion.models.flow_matching.shifted`.
         seed: Of tasks, latents, times and noise.
     """
 
@@ -188,11 +191,13 @@ class PairDataModule(L.LightningDataModule):
         batch_size: int = 32,
         caption_dropout: float = 0.3,
         told: float = 1.0,
+        shift: float = 1.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.tasks, self.empty, self.steps, self.told = tuple(tasks), empty, steps, told
         self.batch_size, self.caption_dropout, self.seed = batch_size, caption_dropout, seed
+        self.shift = shift
 
     def train_dataloader(self) -> FusionDraws:
         """Return the batches of this process."""
@@ -204,6 +209,7 @@ class PairDataModule(L.LightningDataModule):
             batch_size=self.batch_size,
             caption_dropout=self.caption_dropout,
             told=self.told,
+            shift=self.shift,
             seed=self.seed,
             rank=0 if trainer is None else trainer.global_rank,
             world_size=1 if trainer is None else trainer.world_size,

@@ -36,25 +36,21 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         latent_channels: Components that are kept.
         scaling_factor: Of latents in the model.
         shift_factor: Subtracted from latents before they are scaled.
-        block_out_channels: Has one entry more than the stride has factors of two, which is how
-            the pipeline learns the stride.
+
+    Its configuration has ``block_out_channels``, one entry more than the stride has factors of two,
+    which is how the pipeline learns the stride.
     """
 
     @register_to_config
     def __init__(
         self,
-        stride: int = 4,
-        latent_channels: int = 16,
+        stride: int = 2,
+        latent_channels: int = 12,
         scaling_factor: float = 1.0,  # noqa: ARG002 (the pipeline reads both from the configuration)
         shift_factor: float = 0.0,  # noqa: ARG002
-        block_out_channels: tuple[int, ...] = (1, 1, 1),
     ) -> None:
         super().__init__()
-        if stride != 2 ** (len(block_out_channels) - 1):
-            raise ValueError(
-                f"stride {stride} needs {stride.bit_length()} block_out_channels, found "
-                f"{len(block_out_channels)}"
-            )
+        self.register_to_config(block_out_channels=(1,) * stride.bit_length())
         size = 3 * stride**2
         self.mean = nn.Parameter(torch.zeros(size), requires_grad=False)
         self.components = nn.Parameter(torch.eye(latent_channels, size), requires_grad=False)
@@ -96,7 +92,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         kept = vectors[:, -latent_channels:].flip(1).T
         signs = kept.gather(1, kept.abs().argmax(1, keepdim=True)).sign()
         scale = float(values[-latent_channels:].mean().rsqrt())
-        made = cls(stride, latent_channels, scale, 0.0, (1,) * stride.bit_length())
+        made = cls(stride, latent_channels, scale)
         made.mean.data = mean.float()
         made.components.data = (kept * signs).float()
         return made
@@ -132,7 +128,6 @@ def transformer_of(shape: str) -> Any:
 
 WEIGHTS, CONFIG = "result.safetensors", "config.json"
 KIND = "gatesuite embedded base"
-VAE = ("stride", "latent_channels", "scaling_factor", "block_out_channels")
 SHAPE = ("num_layers", "num_single_layers", "attention_head_dim", "num_attention_heads",
          "in_channels", "patch_size", "joint_attention_dim", "pooled_projection_dim",
          "guidance_embeds", "axes_dims_rope")  # fmt: skip
@@ -264,7 +259,7 @@ class EmbeddedBase:
         """Write ``config.json`` and ``result.safetensors``, rounded to bfloat16."""
         transformer, vae = self.transformer.config, self.vae.config
         shape = {name: transformer[name] for name in SHAPE}
-        scaling = {name: vae[name] for name in VAE}
+        scaling = {name: vae[name] for name in ("stride", "latent_channels", "scaling_factor")}
         tensors = {
             f"{part}.{name}": tensor.detach().cpu().bfloat16().contiguous()
             for part, model in (("transformer", self.transformer), ("vae", self.vae))

@@ -246,11 +246,13 @@ class Codec(Protocol):
     Attributes:
         transformer: Of FLUX or SD3.
         family: ``flux`` or ``sd3``.
+        shift: Of the times, see :func:`diffusion.models.flow_matching.shifted`.
         size: Side of images in pixels.
     """
 
     transformer: nn.Module
     family: str
+    shift: float
     size: int
 
     def latents(self, images: Tensor) -> Tensor:
@@ -283,7 +285,7 @@ class EmbeddedCodec:
 
     def __init__(self, base: EmbeddedBase, text: TextEncoder) -> None:
         base.check_text_encoder(text)
-        self.base, self.text = base, text
+        self.base, self.text, self.shift = base, text, base.shift
         self.transformer: nn.Module = base.transformer
         self.size = base.size
 
@@ -323,6 +325,7 @@ class PipelineCodec:
         if size < step or size % step:
             raise GatesError(f"images of {size} pixels do not suit {name}: a multiple of {step}")
         self.pipeline, self.family, self.size = pipeline, FAMILIES[name], size
+        self.shift = 1.0
         self.transformer: nn.Module = pipeline.transformer
 
     @torch.no_grad()

@@ -14,7 +14,6 @@ from diffusion.rivals.k_lora import KLora
 from diffusion.rivals.merged import METHODS, Baked, Merged, merge
 from diffusion.rivals.weighing import Composite, LoraHub, Mean, Sum, Switch
 from diffusion.rivals.x_lora import XLora
-from diffusion.rivals.zip_lora import ZipLora
 
 
 class Rival(NamedTuple):
@@ -113,13 +112,6 @@ RIVALS: dict[str, Rival] = {
     "lora_hub": Rival(
         LoraHub,
         "one factor per adapter, searched on examples of the pair",
-        sees_pair=True,
-        static=True,
-    ),
-    "zip_lora": Rival(
-        ZipLora,
-        "a learned factor for each column of two adapters",
-        trainable=True,
         sees_pair=True,
         static=True,
     ),

@@ -87,7 +87,7 @@ def score(
 
 PAIRS = "test2"  # of which combinations they are shown
 
-SEEING = {"lorahub (sees the pair)": "lora_hub", "ziplora (sees the pair)": "zip_lora"}
+SEEING = {"lorahub (sees the pair)": "lora_hub"}
 """Method -> rival."""
 
 

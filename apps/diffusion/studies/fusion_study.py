@@ -26,7 +26,6 @@ from diffusion.experiments.combined_losses import (
     MOST,
     OTHERS,
     TIMES,
-    denoiser_losses,
     losses,
     trial,
     trial_gates,
@@ -149,8 +148,6 @@ SHOWN = ("none", "alone1", "sum", "mean", "ties", "switch", "composite", "k_lora
          BLIND)  # fmt: skip
 """Methods whose images, retention and cost are shown, with the best rivals."""
 
-LINEAR = "linear_denoiser"  # no model: the mean and the covariance of drawings in the styles
-
 NO_TRIPLES = ("alone0", "alone1", "x_lora")  # methods for two adapters
 
 
@@ -261,11 +258,6 @@ class Fused:
         ticks = len(combinations(group))
         every = [piece for own in pieces.values() for piece in own]
         score(self.run, store, every, work, trained=trained, ticks=ticks)
-        places = {name: place for name, place in self.places.items() if name != "files"}
-        simple = [self.piece(Method(LINEAR, LINEAR, {}), group, None)]
-        linear = partial(denoiser_losses, **places)
-        if made := self.run.obtain(store, simple, linear, ticks=ticks, scoring=True):
-            pieces[LINEAR] = made
         return {
             name: [np.nanmean(store.load(piece)["losses"].numpy(), axis=1) for piece in own]
             for name, own in pieces.items()
@@ -306,7 +298,7 @@ def costs_of_useless(
             for one, more in zip(alone[name], own, strict=True)
         ]
         for name, own in joined.items()
-        if name in alone and name not in ("none", LINEAR)
+        if name in alone and name != "none"
     }
     return compare(scores, crossed(combinations("useless3")), task=GROUPS["useless3"])
 
@@ -331,7 +323,6 @@ def fusion_study(asked: Asked, world: World) -> None:
         seeds=asked.seeds,
         data=[world_data()],
         headline=headline_of(rows, best),
-        notes=notes_of(rows),
     )
 
 
@@ -376,21 +367,6 @@ def best_rival(chosen: Mapping[str, Choice], among: Iterable[str] = (*SPACES, BL
     rivals = [name for name in among if name in chosen]
     best = min(rivals, key=lambda name: best_score(chosen[name]))
     return best if best == BLIND else f"{best} tuned"
-
-
-def notes_of(rows: Sequence[Row]) -> list[str]:
-    """Return how the loss of gates compares with that of no model at all."""
-    task = GROUPS["test2"]
-    found = [r for r in rows if (r.method, r.task, r.versus) == (LINEAR, task, "gates")]
-    if not found:
-        return []
-    row = found[0]
-    return [
-        "What the mean and the covariance of drawings in a style predict, without model and "
-        f"prompt, has a loss that differs from that of gates by {math.expm1(row.value):+.1%} "
-        f"[{math.expm1(row.low):+.1%}, {math.expm1(row.high):+.1%}] on unseen pairs: a low loss is "
-        "no proof of a good image."
-    ]
 
 
 def upper(rows: Sequence[Row], method: str, task: str) -> float:

@@ -93,11 +93,10 @@ def test_gates_train_alone_and_the_model_is_left_as_it_was():
     assert flow_losses(module) < 0.993 * fixed
 
 
-@pytest.mark.parametrize("name", ["x_lora", "zip_lora"])
-def test_rivals_train_by_the_same_module(name):
+def test_rivals_train_by_the_same_module():
     model = transformer_of("unit").eval()
     library = {"a": adapter(model, 1), "b": adapter(model, 2)}
-    rival = make_rival(name, model, library)
+    rival = make_rival("x_lora", model, library)
     module = FusionModule(rival, library, steps=3, learning_rate=0.05)
     start = {key: tensor.clone() for key, tensor in module.state_dict().items()}
     fit(module, PairDataModule(tasks()[:1], states(1, 99), steps=3, batch_size=2))
@@ -105,6 +104,14 @@ def test_rivals_train_by_the_same_module(name):
     assert start.keys() == module.state_dict().keys()
     assert any(not torch.equal(start[key], found) for key, found in module.state_dict().items())
     assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_times_of_a_shift_are_later():
+    plain, late = (
+        FusionDraws(tasks(), states(1, 99), steps=1, batch_size=200, shift=shift)[0].at.t
+        for shift in (1.0, 3.0)
+    )
+    assert_close(late, 3 * plain / (1 + 2 * plain))
 
 
 def flow_losses(module):

@@ -43,9 +43,10 @@ def test_components_that_are_left_out_are_the_smallest(images):
     assert_close((made - images).square().mean(), lost, rtol=1e-3, atol=0)
 
 
-def test_a_stride_needs_its_blocks():
-    with pytest.raises(ValueError, match="needs 4 block_out_channels"):
-        PatchAutoencoder(stride=8)
+@pytest.mark.parametrize("stride", [1, 2, 4, 8])
+def test_the_pipeline_learns_the_stride(base, stride):
+    vae = PatchAutoencoder(stride=stride, latent_channels=3)
+    assert EmbeddedBase(base.transformer, vae, {}).pipeline().vae_scale_factor == stride
 
 
 def test_the_pipeline_is_the_one_of_diffusers_and_repeats(base):

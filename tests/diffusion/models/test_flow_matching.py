@@ -18,6 +18,7 @@ from diffusion.models.flow_matching import (
     logit_normal,
     noised,
     packed,
+    shifted,
     trainable_factors,
     unpacked,
     velocity,
@@ -54,7 +55,7 @@ def test_times_are_logit_normal():
 def test_the_loss_is_that_of_the_velocity():
     torch.manual_seed(0)
     model, text = transformer_of("unit"), HashedNgrams().encode(["a", "b"])
-    at = noised(torch.randn(2, 16, 8, 8), torch.tensor([0.3, 0.6]), torch.randn(2, 16, 8, 8))
+    at = noised(torch.randn(2, 12, 8, 8), torch.tensor([0.3, 0.6]), torch.randn(2, 12, 8, 8))
     found = velocity(model, at.x, at.t, text)
     assert found.shape == at.x.shape
     assert not torch.allclose(found, velocity(model, at.x, at.t.flip(0), text))
@@ -80,14 +81,14 @@ def test_sd3_counts_time_to_a_thousand():
 def test_sizes_of_the_embedded_base(shape):
     with torch.device("meta"):
         count = sum(p.numel() for p in transformer_of(shape).parameters())
-    assert count == {"tiny": 5_256_768, "unit": 94_912}[shape]
+    assert count == {"tiny": 1_545_776, "unit": 93_872}[shape]
 
 
 @pytest.fixture
 def data():
     torch.manual_seed(0)
     text = HashedNgrams().encode([f"drawing {n}" for n in range(8)])
-    return LatentDataModule(torch.randn(8, 16, 8, 8) * 0.3 + 1, text, 4)
+    return LatentDataModule(torch.randn(8, 12, 8, 8) * 0.3 + 1, text, 4)
 
 
 @pytest.fixture
@@ -101,7 +102,7 @@ def trainer(tmp_path):
 
 def loss_of(model, data):
     draw = torch.Generator().manual_seed(1)
-    noise = torch.randn(8, 16, 8, 8, generator=draw)
+    noise = torch.randn(8, 12, 8, 8, generator=draw)
     at = noised(data.data.latents, torch.full((8,), 0.5), noise)
     with torch.no_grad():
         return float(flow_matching_losses(model, at, data.data.text).mean())
@@ -211,3 +212,9 @@ def test_factors_are_stored_as_they_will_be_read():
     found = bundle_of(factors, "flux", {})
     assert torch.equal(found.modules[name].down, down.bfloat16().float())
     assert found.storage == torch.bfloat16
+
+
+def test_shifted_times_keep_their_ends():
+    t = torch.tensor([0.0, 0.25, 0.5, 1.0])
+    assert_close(shifted(t, 3.0), torch.tensor([0.0, 0.5, 0.75, 1.0]))
+    assert_close(shifted(t, 1.0), t)

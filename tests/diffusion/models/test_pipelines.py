@@ -49,7 +49,7 @@ PARTS = "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"
 def saved(tmp_path_factory):
     torch.manual_seed(0)
     vae = AutoencoderKL(
-        latent_channels=16, block_out_channels=(8, 8, 8), norm_num_groups=2, sample_size=8,
+        latent_channels=12, block_out_channels=(8, 8, 8), norm_num_groups=2, sample_size=8,
         down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
         shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False,
     )  # fmt: skip

@@ -10,7 +10,7 @@ from diffusion.fusion.protocol import Fusion
 from diffusion.lora_file import LoraBundle
 from diffusion.rivals import RIVALS, make_rival
 
-EQUAL_RANKS = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune", "zip_lora")
+EQUAL_RANKS = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def made(flux, inputs, adapters, bundle):
     def make(name, given=None):
         if given is None:
             given = {"a": adapters["a"], "b": bundle(2, where="attn")}
-            given |= {} if name == "zip_lora" else {"c": adapters["c"]}
+            given |= {"c": adapters["c"]}
         settings = {"baked": {"observe": lambda: flux(**inputs), "dtype": torch.float64}}
         return make_rival(name, flux, given, **settings.get(name, {})).double()
 
@@ -37,7 +37,7 @@ def test_every_rival_is_described():
     for rival in RIVALS.values():
         assert rival.summary.isprintable()
         assert len(rival.summary) < 90
-    assert [name for name, rival in RIVALS.items() if rival.sees_pair] == ["lora_hub", "zip_lora"]
+    assert [name for name, rival in RIVALS.items() if rival.sees_pair] == ["lora_hub"]
 
 
 @pytest.mark.parametrize("name", RIVALS)

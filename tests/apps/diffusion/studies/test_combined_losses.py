@@ -23,7 +23,6 @@ from harness.experiment import Arrays, Job, Piece, Run
 TRAINED = [one.name for one in concepts() if one.name not in UNSEEN]
 SMALL = {
     "lora_hub": {"drawings": 2, "times": 2, "evaluations": 8, "regularization": 0.05},
-    "zip_lora": {"drawings": 2, "draws": 4, "steps": 8, "batch_size": 4, "learning_rate": 0.05},
 }
 ASKED = {"group": "test2", "part": "test", "times": 2, "most": 2}
 
@@ -67,16 +66,6 @@ def test_lorahub_is_never_worse_than_its_start(made):
     assert_close(first["losses"], made("none")["losses"])
 
 
-def test_ziplora_learns_something_else_than_the_sum(made):
-    found, summed = made("zip_lora"), made("sum")["losses"]
-    assert (found["after"] < 0.98 * found["before"]).all()
-    assert ((found["losses"] - summed).abs() > 1e-4).all()
-    still = made("zip_lora", learning_rate=0.0)
-    assert_close(still["after"], still["before"])
-    assert_close(still["factors"], torch.ones(2, 2))
-    assert_close(still["losses"], summed)  # on the noise that the sum is measured by
-
-
 @pytest.mark.parametrize("rival", SMALL)
 def test_drawings_of_the_test_are_not_seen(made, monkeypatch, rival):
     found, tasks = made(rival), Bench.tasks
@@ -102,16 +91,16 @@ def test_drawings_of_the_test_are_not_seen(made, monkeypatch, rival):
 @pytest.mark.parametrize("rival", SMALL)
 def test_a_kill_costs_one_pair(made, monkeypatch, tmp_path, rival):
     whole = made(rival)
-    fit, fitted = works.FITS[rival], []
+    fit, fitted = works.fitted_hub, []
 
-    def counted(bench, adapters, shown, pair, settings):
-        fitted.append(pair.name)
-        return fit(bench, adapters, shown, pair, settings)
+    def counted(bench, adapters, task, name, settings):
+        fitted.append(name)
+        return fit(bench, adapters, task, name, settings)
 
     def killed():
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(works.FITS, rival, counted)
+    monkeypatch.setattr(works, "fitted_hub", counted)
     with pytest.raises(KeyboardInterrupt):
         made(rival, folder=tmp_path / "killed", tick=killed)
     assert len(fitted) == 1
@@ -136,8 +125,8 @@ def test_a_quick_run_fits_nothing(tmp_path):
 
 
 def test_methods_say_what_they_see():
-    assert list(study.SEEING) == ["lorahub (sees the pair)", "ziplora (sees the pair)"]
-    assert set(study.SEEING.values()) == set(works.FITTING) == set(works.FITS)
+    assert list(study.SEEING) == ["lorahub (sees the pair)"]
+    assert set(study.SEEING.values()) == set(works.FITTING)
 
 
 def test_losses_depend_on_the_roles_and_scores_that_gates_are_told(

@@ -20,7 +20,6 @@ from apps.diffusion.studies.fusion_study import (
     compared,
     costs_of_useless,
     headline_of,
-    notes_of,
     suiting,
 )
 from diffusion.experiments.combined_losses import TIMES
@@ -107,17 +106,6 @@ def test_the_best_rival_is_chosen_by_trials_and_may_be_a_trained_one():
     assert best_rival(chosen) == "sum tuned"  # x_lora is for pairs, on which it was tuned alone
     assert best_rival(chosen | {"layer_strengths": choice(-0.1)}) == "sum tuned"
     assert best_rival(chosen | {"layer_strengths": choice(-0.3)}) == "layer_strengths"
-
-
-def test_a_note_tells_the_loss_without_a_model():
-    found = {
-        "none": [losses(3.0)],
-        "linear_denoiser": [losses(0.9)],
-        "gates": [losses(0.8), losses(0.801)],
-    }
-    rows = compared(found, "test2", GROUPS["test2"])
-    assert "+12." in notes_of(rows)[0]
-    assert notes_of([row for row in rows if row.method != "linear_denoiser"]) == []
 
 
 def test_schedules_are_tuned_at_the_times_of_the_test():

@@ -116,7 +116,7 @@ def test_fusion(world, asked, few):
     assert {*fusion.GROUPS.values(), "retention in unseen pairs"} <= tasks_found
     names = {row["method"] for row in found["rows"]}
     assert {"sum", "sum tuned", "switch tuned", "k_lora", "gates", "baked"} <= names
-    assert {"layer_strengths", "linear_denoiser", "x_lora layerwise", "gates + switch"} <= names
+    assert {"layer_strengths", "x_lora layerwise", "gates + switch"} <= names
     assert {"layer_strengths + role", "layer_strengths + role, swapped"} <= names
     assert not any("fewer" in name for name in names)
     useless = {r["method"] for r in found["rows"] if r["metric"] == fusion.USELESS}
@@ -125,10 +125,9 @@ def test_fusion(world, asked, few):
     fresh = {r["method"] for r in found["rows"] if r["task"] == fusion.GROUPS["new2"]}
     assert {"gates", "sum", "sum tuned", "none"} - fresh == {"none"}
     assert "gates + switch" not in fresh
-    assert len(found["notes"]) == 1
     seen = [row for row in found["rows"] if row["method"] in views.SEEING]
     assert {row["task"] for row in seen} == {fusion.GROUPS["test2"]}
-    assert sorted(row["versus"] or "" for row in seen) == ["", "", "gates", "gates"]
+    assert sorted(row["versus"] or "" for row in seen) == ["", "gates"]
     assert not any("sees" in bar["name"] for bar in found["bars"])
     white = [r["value"] for r in found["rows"] if r["method"] == "white image" and not r["versus"]]
     assert len(white) == 2
