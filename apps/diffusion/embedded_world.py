@@ -23,11 +23,13 @@ from diffusion.experiments.zoo import (
     file_in,
     train_adapter,
     train_base,
+    train_order,
 )
 from diffusion.lora_file.recognition import shape_in
 from diffusion.models.embedded_base import EmbeddedBase
 from diffusion.models.flow_matching import layers_of
 from diffusion.models.text_encoders import TextEncoder, text_encoder
+from diffusion.retrieval.order import RoleOrder
 from harness.command.verbs import Place
 from harness.experiment import Arrays, Form, Piece, Run, Work
 from harness.files.digest import content_digest, short_digest
@@ -47,6 +49,8 @@ ADAPTER: dict[str, Any] = {
 }  # how adapters of seed 0 are trained
 
 JUDGE: dict[str, Any] = {"steps": 3000, "batch_size": 96}  # how the judge of images is trained
+
+ORDER = {"ridge": 3.0, "quantile": 0.01}  # how the order of roles is fitted to adapters
 
 RANKS, STEPS, KEPT = (1, 8), (100, 200), (0.5, 1.0)
 """What adapters of seed 1 draw: rank, steps, and the fraction of layers that they change."""
@@ -123,6 +127,22 @@ class World:
         piece = self.run.piece("judge", 0, **JUDGE, world=WORLD)
         self.run.obtain(store, [piece], train_judge, ticks=JUDGE["steps"])
         return store.load(piece)
+
+    def order(self, *, fit: bool = False) -> RoleOrder | None:
+        """Return the order of roles by weights, fitted to the adapters of seed 0.
+
+        Args:
+            fit: Fit it where it is missing, which takes seconds.
+
+        Returns:
+            None where it is missing.
+        """
+        store = self.run.store("orders", Arrays())
+        piece = self.run.piece("order", 0, start=self.zoo_digest, **ORDER)
+        if fit:
+            work = partial(train_order, files=self.zoo(0))
+            self.run.obtain(store, [piece], work, scoring=True)
+        return RoleOrder(store.load(piece)) if store.find(piece) else None
 
     def zoo(self, seed: int) -> dict[str, Path]:
         """Return concept -> LoRA file of a seed; what is missing is trained.

@@ -36,7 +36,7 @@ from diffusion.experiments.made_images import (
     prompts,
 )
 from diffusion.experiments.trained_gates import captions
-from diffusion.experiments.zoo import captions_of, shape_of
+from diffusion.experiments.zoo import captions_of, in_roles, shape_of
 from diffusion.lora_file import LoraBundle, load_lora
 from diffusion.retrieval import TrainedEncoder, collate, modules_of
 from harness.evidence import Bar, Resamples, Row, compare, moments
@@ -253,6 +253,7 @@ METHODS = {
 TELLING = ("modelspec.title", "modelspec.tags", "modelspec.trigger_phrase", "ss_tag_frequency")
 KNOWN, NEW = "known concepts", "new concepts"
 MEAN = "nearest mean caption"
+ORDERED, PAIRS_OF_SECOND = "order from the weights", "pairs of another training"
 
 
 class Searched(NamedTuple):
@@ -294,6 +295,10 @@ def retrieval_study(asked: Asked, world: World) -> None:
     rows: list[Row] = []
     for task, queries in searched.tasks().items():
         rows += _rows(found, searched, queries, task)
+    order = world.order(fit=True)
+    assert order is not None
+    ranked = order.verdicts(*in_roles(second))
+    rows += [Row(ORDERED, PAIRS_OF_SECOND, name, value) for name, value in ranked.items()]
     more, gap = cosines(encoders, searched, first, trained)
     own = {(r.method, r.task, r.metric): r for r in rows if not r.versus}
     found3, by_chance = (own[name, NEW, "recall@3"] for name in ("encoder", "chance"))
@@ -307,6 +312,8 @@ def retrieval_study(asked: Asked, world: World) -> None:
         Bar("new concepts: recall@3 over chance", found3.value / by_chance.value, ">=", 5),
         Bar("new concepts: recall@3, lower end", found3.low, ">=", by_chance.value),
         Bar("intra − inter cosine", gap, ">=", 0.49),
+        Bar(f"{ORDERED}: right, {PAIRS_OF_SECOND}", ranked["right"], ">=", 0.97),
+        Bar(f"{ORDERED}: wrong, {PAIRS_OF_SECOND}", ranked["wrong"], "<=", 0.0),
     ]
     asked.run.finish(
         [*rows, *more, *sizes(encoders, first)],

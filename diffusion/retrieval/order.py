@@ -1,0 +1,154 @@
+"""Which of several adapters is the subject: ridge regression on what their weights look like."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from diffusion.lora_file import LoraBundle
+
+DECISION = "decision"  # name of the intercept and the margin, next to names of layers
+
+
+class RoleOrder:
+    """Scores adapters by their weights: high for subjects, low for styles.
+
+    Features are ``log ‖ΔW‖`` of each layer less their mean over the layers of the adapter, so that
+    rescaling an adapter changes nothing, and ratios of singular values, see :func:`described`. What
+    an adapter lacks counts as the mean of the adapters that this was fitted to.
+
+    Args:
+        tensors: All that was learned, see :func:`fit_order`.
+
+    Attributes:
+        layers: Names of the L layers.
+        mean: Of the features (L, 2).
+        weights: Of the features (L, 2).
+        intercept: Score of an adapter like the mean.
+        margin: Difference of scores up to which it is not known which adapter is the subject.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.layers = [name for name in tensors if name != DECISION]
+        self.mean, self.weights = torch.stack([tensors[name] for name in self.layers], 1)
+        self.intercept, self.margin = tensors[DECISION].tolist()
+
+    def scores(self, bundles: Sequence[LoraBundle]) -> tuple[Tensor, Tensor]:
+        """Return subject − style (N,), and which fraction of the features each adapter has (N,)."""
+        found = torch.stack([described(one, self.layers) for one in bundles])
+        seen = found.isfinite().double().mean((1, 2))
+        return _scores(found, self.mean, self.weights, self.intercept), seen
+
+    def ranked(self, bundles: Mapping[str, LoraBundle]) -> list[str] | None:
+        """Return the names of adapters, the subject first; None where weights do not decide.
+
+        The best score has to be above the next by more than the margin over the fraction of the
+        features that are there: the less is seen, the clearer it has to be.
+
+        Args:
+            bundles: Name -> adapter, one or more.
+        """
+        scores, seen = self.scores(list(bundles.values()))
+        best, places = scores.sort(descending=True)
+        if len(best) > 1 and (best[0] - best[1]) * seen.min() <= self.margin:
+            return None
+        return [list(bundles)[place] for place in places]
+
+    def verdicts(
+        self, subjects: Sequence[LoraBundle], styles: Sequence[LoraBundle]
+    ) -> dict[str, float]:
+        """Return the fractions of pairs that are ``right``, ``wrong``, and ``asked`` (not decided).
+
+        Args:
+            subjects: Adapters of subjects.
+            styles: Adapters of styles; each makes a pair with each subject.
+        """
+        (high, own), (low, others) = self.scores(subjects), self.scores(styles)
+        gaps = (high[:, None] - low) * torch.minimum(own[:, None], others)
+        found = {"right": gaps > self.margin, "wrong": gaps < -self.margin}
+        found["asked"] = ~(found["right"] | found["wrong"])
+        return {name: float(one.double().mean()) for name, one in found.items()}
+
+
+def described(bundle: LoraBundle, layers: Sequence[str]) -> Tensor:
+    """Return ``log ‖ΔW‖`` and the second singular value over the first (L, 2), in float64.
+
+    QR decompositions of both factors leave a core of r × r numbers with the singular values of ΔW,
+    which is never formed. For DoRA it is about the direction.
+
+    Args:
+        bundle: An adapter.
+        layers: Names of L layers.
+
+    Returns:
+        NaN for layers that the adapter lacks, leaves as they are or fills with numbers that are not
+        finite; in the second column also for those of rank 1.
+    """
+    found = torch.full((len(layers), 2), torch.nan, dtype=torch.float64)
+    for row, name in zip(found, layers, strict=True):
+        if name in bundle.modules:
+            down, up, scale, _ = bundle.modules[name]
+            left, right = (torch.linalg.qr(one.double(), "r").R for one in (up, down.T))
+            values = torch.linalg.svdvals((scale * left @ right.T).nan_to_num(0.0, 0.0, 0.0))
+            first, second = pad(values, (0, 2), value=torch.nan)[:2]
+            row[:] = torch.stack([values.norm().log(), second / first])
+    return found.where(found.isfinite(), torch.nan)
+
+
+def fit_order(
+    subjects: Sequence[LoraBundle],
+    styles: Sequence[LoraBundle],
+    *,
+    ridge: float = 3.0,
+    quantile: float = 0.01,
+) -> dict[str, Tensor]:
+    """Return the ridge regression to 1 for subjects and −1 for styles, in closed form.
+
+    The margin is half of a quantile of the differences of leave-one-out scores, over all pairs of a
+    subject and a style, and not below the largest difference of a pair in the wrong order.
+
+    Args:
+        subjects: Two or more adapters.
+        styles: Two or more adapters.
+        ridge: Penalty, for features of variance 1 whose products are averaged.
+        quantile: Fraction of the pairs, left out of the fit, whose difference may be smaller.
+
+    Returns:
+        Layer -> means and weights of its features (2, 2); ``decision`` -> intercept and margin.
+    """
+    bundles, first = [*subjects, *styles], len(subjects)
+    layers = sorted({name for one in bundles for name in one.modules})
+    found = torch.stack([described(one, layers) for one in bundles])
+    wanted = torch.where(torch.arange(len(bundles)) < first, 1.0, -1.0).double()
+    others = ~torch.eye(len(bundles), dtype=torch.bool)
+    left = torch.stack([
+        _scores(one, *_ridge(found[rest], wanted[rest], ridge))
+        for one, rest in zip(found, others, strict=True)
+    ])  # fmt: skip
+    gaps = left[:first, None] - left[first:]
+    mean, weights, intercept = _ridge(found, wanted, ridge)
+    margin = max(gaps.quantile(quantile) / 2, -gaps.min())
+    learned = dict(zip(layers, torch.stack([mean, weights], 1), strict=True))
+    return {**learned, DECISION: torch.stack([intercept, margin])}
+
+
+def _ridge(found: Tensor, wanted: Tensor, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return means and weights of features (N, L, 2), and the intercept."""
+    mean = _centered(found, torch.zeros(())).nanmean(0).nan_to_num()
+    centered = _centered(found, mean)
+    spread = centered.square().nanmean(0).sqrt().nan_to_num().clamp_min(1e-9) * mean.numel() ** 0.5
+    features = (centered / spread).nan_to_num().flatten(1)
+    gram = features @ features.T + ridge * torch.eye(len(found))
+    weights = features.T @ torch.linalg.solve(gram, wanted - wanted.mean())
+    return mean, weights.view_as(mean) / spread, wanted.mean()
+
+
+def _scores(found: Tensor, mean: Tensor, weights: Tensor, intercept: Tensor | float) -> Tensor:
+    return intercept + (_centered(found, mean) * weights).nansum((-2, -1))
+
+
+def _centered(found: Tensor, mean: Tensor) -> Tensor:
+    """Return features (..., L, 2) less their mean, and norms less what is left of their level."""
+    rest = found - mean
+    return rest - rest.nanmean(-2, keepdim=True) * torch.tensor([1.0, 0.0])
