@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -10,10 +11,13 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from core_gates.adapters import GatedLoraLinear, LoraGate
+from core_gates.adapters.lora_gate import AdapterContext
 from core_gates.errors import GatesError
 from diffusion.fusion.gated_fusion import GatedFusion
-from diffusion.fusion.protocol import plain_factors, stacked
+from diffusion.fusion.gates_file import DOT, PREFIX, load_trained
+from diffusion.fusion.protocol import ROLES, modules_of, one_family, plain_factors, stacked
 from diffusion.lora_file import Factors, LoraBundle
+from diffusion.lora_file.bundle import layers_of
 from diffusion.lora_file.family import Placed
 
 
@@ -275,3 +279,41 @@ def _rows(fusion: GatedFusion, site: Placed, known: Mapping[str, Tensor]) -> dic
             )
         rows[name] = mean.detach().double().cpu()
     return rows
+
+
+def strengthened(
+    adapters: Mapping[str, LoraBundle],
+    gates: Path,
+    *,
+    strengths: Mapping[str, float],
+    roles: Mapping[str, str],
+) -> LoraBundle:
+    """Return :func:`bake` of the strengths of a file, for which no model is needed.
+
+    Args:
+        adapters: Name -> adapter.
+        gates: File of trained strengths.
+        strengths: Name -> factor of all that an adapter does.
+        roles: Name -> one of :data:`diffusion.fusion.protocol.ROLES`.
+
+    Raises:
+        GatesError: The file is damaged, or holds gates, or no strengths of a layer; or adapters do
+            not fit each other, or one is a DoRA.
+    """
+    learned, modules = load_trained(gates), {}
+    changed = {name: f for one in adapters.values() for name, f in one.modules.items()}
+    whole, context = LoraBundle(one_family(adapters), changed), AdapterContext(len(ROLES))
+    sites = {part: site.name for site in layers_of(whole) for part in site.parts}
+    context.tell([ROLES.index(roles[name]) for name in adapters])
+    for module in modules_of(adapters):
+        site = PREFIX + sites.get(module, module).replace(".", DOT)
+        if f"{site}.factors" not in learned or f"{site}.bias" in learned:
+            raise GatesError(
+                f"{gates} holds no strengths of {module} alone: give a file of `train-gates --what"
+                " strengths`"
+            )
+        own = context.weights(learned[f"{site}.factors"].float()).tolist()
+        weights = {n: strengths[n] * factor for n, factor in zip(adapters, own, strict=True)}
+        found = plain_factors(adapters, module)
+        modules[module] = stacked(list(found.values()), [weights[name] for name in found])
+    return LoraBundle(whole.family, modules)

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from core_gates.errors import GatesError
 from diffusion.fusion import GatedFusion
-from diffusion.fusion.baking import bake
+from diffusion.fusion.baking import bake, strengthened
 from diffusion.lora_file import LoraBundle
 
 strengths = partial(GatedFusion, mode="strengths")
@@ -111,3 +111,42 @@ def test_refusals(flux, bundle):
         rival.tell(roles={"z": "style"})
     with pytest.raises(GatesError, match="must be finite"):
         rival.tell(scores={"a": float("nan")})
+
+
+ROLES = {"a": "subject", "b": "style", "c": "any"}
+WEIGHTS = {"a": 0.6, "b": 1.0, "c": -0.3}
+
+
+@pytest.mark.parametrize("names", ["ab", "cba"])
+def test_a_file_folds_into_the_same_adapter_without_the_model(flux, adapters, tmp_path, names):
+    given = {name: adapters[name] for name in names}
+    roles, weights = ({n: own[n] for n in names} for own in (ROLES, WEIGHTS))
+    rival = strengths(flux, given, everywhere=True)
+    draw(rival)
+    path = rival.save_gates(tmp_path / "strengths.safetensors")
+    rival.set_strengths(weights)
+    rival.tell(roles=roles)
+    found = strengthened(given, path, strengths=weights, roles=roles)
+    assert found.family == "flux"
+    assert set(found.modules) == set(bake(rival).modules)
+    for name in found.modules:
+        assert_close(found.delta_weight(name), bake(rival).delta_weight(name))
+    swapped = strengthened(given, path, strengths=weights, roles=roles | {"a": "style"})
+    name = "transformer_blocks.0.attn.to_q"
+    assert not torch.allclose(swapped.delta_weight(name), found.delta_weight(name))
+
+
+def test_a_file_of_anything_else_is_refused(flux, adapters, bundle, tmp_path):
+    given = {"a": adapters["a"], "x": bundle(5, where="attn")}
+    wanted = {"strengths": dict.fromkeys(given, 1.0), "roles": dict.fromkeys(given, "any")}
+    made = GatedFusion(flux, given, everywhere=True, factors=True)
+    gates = made.save_gates(tmp_path / "gates.safetensors")
+    few = strengths(flux, {"x": given["x"]}).save_gates(tmp_path / "few.safetensors")
+    (tmp_path / "damaged.safetensors").write_text("no")
+    for path, message in (
+        (gates, "holds no strengths of .* alone"),
+        (few, "holds no strengths of .* alone"),
+        (tmp_path / "damaged.safetensors", "is missing or damaged"),
+    ):
+        with pytest.raises(GatesError, match=message):
+            strengthened(given, path, **wanted)
