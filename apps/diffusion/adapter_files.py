@@ -4,7 +4,7 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from core_gates.errors import GatesError
-from diffusion.fusion.protocol import ROLES
+from diffusion.fusion.protocol import ROLES, role_of, with_roles
 from diffusion.lora_file import LoraBundle, save_lora, shrink_bundle
 from diffusion.lora_file.family import FAMILIES
 from diffusion.lora_file.inspection import block_of, relative_errors
@@ -22,6 +22,7 @@ from diffusion.lora_file.reading import Base
 from diffusion.lora_file.recognition import modules_in
 from diffusion.lora_file.scales import CONFIG, WEIGHTS
 from diffusion.lora_file.writing import text_encoders
+from diffusion.retrieval.order import RoleOrder
 from harness.files import require_free
 from harness.runs.terminal import readable
 
@@ -167,6 +168,39 @@ def _number(text: str, name: str, option: str) -> float:
     if not math.isfinite(value):
         raise GatesError(f"{option} gives {name!r} the strength {text!r}, expected a finite number")
     return value
+
+
+def roles_of(
+    adapters: Mapping[str, LoraBundle],
+    given: Mapping[str, str],
+    order: Callable[[], RoleOrder | None],
+    *,
+    ask: bool = True,
+) -> dict[str, str]:
+    """Return the role of each adapter: as given, by the tags of files, or else by weights.
+
+    Args:
+        adapters: Name -> adapter.
+        given: Name -> role; others have the role of their tags, or ``any``.
+        order: Returns what ranks adapters by weights; called where none is given and tags leave
+            one open.
+        ask: Whether roles have to be known of two adapters and more.
+
+    Raises:
+        GatesError: A name or a role is unknown, or roles are to be given.
+    """
+    known = with_roles({name: role_of(one) for name, one in adapters.items()}, given)
+    if given or len(known) < 2 or ROLES[0] not in known.values():
+        return known
+    found = order()
+    if ranked := found and found.ranked(adapters):
+        return {name: ROLES[1 if name == ranked[0] else 2] for name in known}
+    if ask:
+        raise GatesError(
+            f"neither tags nor weights decide which of {', '.join(known)} is the subject: give"
+            f" --roles, such as {':subject,'.join([*known][:2])}:style"
+        )
+    return known
 
 
 Format = Literal["diffusers", "peft", "kohya", "bfl", "comfyui"]

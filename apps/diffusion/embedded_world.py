@@ -50,7 +50,10 @@ ADAPTER: dict[str, Any] = {
 
 JUDGE: dict[str, Any] = {"steps": 3000, "batch_size": 96}  # how the judge of images is trained
 
-ORDER = {"ridge": 3.0, "quantile": 0.01}  # how the order of roles is fitted to adapters
+ORDER: dict[str, Any] = {
+    "ridge": 3.0,
+    "quantile": 0.01,
+}  # how the order of roles is fitted to adapters
 
 RANKS, STEPS, KEPT = (1, 8), (100, 200), (0.5, 1.0)
 """What adapters of seed 1 draw: rank, steps, and the fraction of layers that they change."""
@@ -137,11 +140,12 @@ class World:
         Returns:
             None where it is missing.
         """
-        store = self.run.store("orders", Arrays())
-        piece = self.run.piece("order", 0, start=self.zoo_digest, **ORDER)
+        store, piece = (
+            self.run.store("orders", Arrays()),
+            self.run.piece("order", 0, start=self.zoo_digest, **ORDER),
+        )
         if fit:
-            work = partial(train_order, files=self.zoo(0))
-            self.run.obtain(store, [piece], work, scoring=True)
+            self.run.obtain(store, [piece], partial(train_order, files=self.zoo(0)), scoring=True)
         return RoleOrder(store.load(piece)) if store.find(piece) else None
 
     def zoo(self, seed: int) -> dict[str, Path]:

@@ -310,7 +310,7 @@ def generate(
         mode: How adapters are combined: gated, sum, strengths (a file of them is given as
             --gates), or a rival such as mean, switch or k_lora.
         roles: Roles of adapters, which some gates take, such as a:subject,b:style; those that tags
-            name if null.
+            name if null, or those that weights show.
         output: Folder of the images; that of the run if null.
     """
     from apps.diffusion.embedded_world import World
@@ -327,7 +327,7 @@ def generate(
     if sources.base is not None:
         console.print(escape(f"reading the base {sources.base}"), soft_wrap=True)
     with counting("indexing") as progress:
-        opening = studio(sources, world, progress)
+        opening = studio(sources, world, progress, mode)
     with opening as found:
         asked = partial(
             found.make, words, mode=mode, k=k or K, adapters=None if named is None else list(named),

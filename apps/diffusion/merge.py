@@ -16,6 +16,8 @@ from apps.diffusion.adapter_files import (
     base_of,
     named_files,
     require_place,
+    roles_in,
+    roles_of,
     shrunk,
     storable,
     strengths_of,
@@ -92,14 +94,14 @@ def _print_mapping(console: Console, source: Path, bundle: LoraBundle) -> None:
 Name = Literal[
     "sum", "mean", "weighted", "cat", "svd", "linear", "ties", "dare_linear", "dare_ties",
     "magnitude_prune", "ties_svd", "dare_linear_svd", "dare_ties_svd", "magnitude_prune_svd",
-    "baked",
+    "baked", "strengths",
 ]  # fmt: skip
 """All methods. Sparse ones combine ΔW itself if they end with ``_svd``, else A and B; ``baked`` has
-the mean gates of runs of a base."""
+the mean gates of runs of a base, ``strengths`` trained numbers by layer."""
 
 EXACT = ("sum", "mean", "weighted", "cat", "svd")
 UNWEIGHTED = ("sum", "mean")
-DENSE = (*EXACT, "linear", "baked")
+DENSE = (*EXACT, "linear", "baked", "strengths")
 
 
 class Settings(NamedTuple):
@@ -112,9 +114,10 @@ class Settings(NamedTuple):
         rank: Components per layer that are kept at most; None for no limit.
         seed: Of what DARE drops, and of images on which gates are observed.
         base: Folder of the base that gates are observed in.
-        gates: File of trained gates.
+        gates: File of trained gates or strengths.
         prompts: What the base generates while gates are observed.
         steps: Denoising steps of each image.
+        roles: Of the adapters by name; empty where tags or weights tell.
     """
 
     method: Name
@@ -126,6 +129,7 @@ class Settings(NamedTuple):
     gates: Path | None = None
     prompts: tuple[str, ...] = ()
     steps: int = 20
+    roles: Mapping[str, str] = {}
 
     def check(self) -> None:
         """Refuse options that the method does not use.
@@ -133,41 +137,38 @@ class Settings(NamedTuple):
         Raises:
             GatesError: One is given, or one that it needs is not.
         """
-        if self.weights is not None and self.method in UNWEIGHTED:
-            raise GatesError(
-                f"--weights has no meaning for {self.method}: choose --method weighted, or leave "
-                "it out"
-            )
-        if self.weights is None and self.method == "weighted":
-            raise GatesError("--method weighted needs --weights, such as a:0.8,b:0.5")
-        if self.density is not None and self.method in DENSE:
-            raise GatesError(f"--density has no meaning for {self.method}: leave it out")
-        if self.density is not None and not 0 < self.density <= 1:
-            raise GatesError(f"--density is {self.density}, expected a fraction in (0, 1]")
-        if self.weights is not None and not any(self.weights.values()):
-            raise GatesError("--weights gives every adapter the strength 0: nothing is left")
-        self._check_baking()
-
-    def _check_baking(self) -> None:
-        if self.method != "baked":
-            if self.gates is not None or self.prompts:
-                raise GatesError(f"--gates and --prompts have no meaning for {self.method}")
-            return
-        if self.base is None or self.gates is None or not self.prompts:
-            raise GatesError(
-                "--method baked needs a base that runs with the gates: give --base FOLDER, "
-                "--gates FILE and --prompts 'one; another'"
-            )
-        if not self.gates.is_file():
-            raise GatesError(f"{self.gates} does not exist: name a file of gates")
-        if self.steps < 1:
-            raise GatesError(f"--steps is {self.steps}, expected at least one")
+        gates, weights, runs = self.gates, self.weights, self.method == "baked"
+        own = runs or self.method == "strengths"
+        faults = {
+            f"--weights has no meaning for {self.method}: choose --method weighted, or leave it"
+            " out": weights is not None and self.method in UNWEIGHTED,
+            "--method weighted needs --weights, such as a:0.8,b:0.5": weights is None
+            and self.method == "weighted",
+            f"--density has no meaning for {self.method}: leave it out": self.density is not None
+            and self.method in DENSE,
+            f"--density is {self.density}, expected a fraction in (0, 1]": self.density is not None
+            and not 0 < self.density <= 1,
+            "--weights gives every adapter the strength 0: nothing is left": weights is not None
+            and not any(weights.values()),
+            f"--gates and --prompts have no meaning for {self.method}": (not own and bool(gates))
+            or (not runs and bool(self.prompts)),
+            "--method baked needs a base that runs with the gates: give --base FOLDER, --gates FILE"
+            " and --prompts 'one; another'": runs and not (self.base and gates and self.prompts),
+            "--method strengths needs --gates FILE of `train-gates --what strengths`": own
+            and gates is None,
+            f"--roles has no meaning for {self.method}: leave it out": bool(self.roles)
+            and self.method != "strengths",
+            f"{gates} does not exist: name a file of gates": gates is not None
+            and not gates.is_file(),
+            f"--steps is {self.steps}, expected at least one": runs and self.steps < 1,
+        }
+        if found := [fault for fault, wrong in faults.items() if wrong]:
+            raise GatesError(found[0])
 
     def strengths(self, names: Mapping[str, object]) -> dict[str, float]:
         """Return the factor of each adapter."""
-        if self.weights is not None:
-            return dict(self.weights)
-        return dict.fromkeys(names, 1 / len(names) if self.method == "mean" else 1.0)
+        equal = dict.fromkeys(names, 1 / len(names) if self.method == "mean" else 1.0)
+        return equal if self.weights is None else dict(self.weights)
 
 
 def merged(adapters: Mapping[str, LoraBundle], settings: Settings) -> LoraBundle:
@@ -187,6 +188,14 @@ def merged(adapters: Mapping[str, LoraBundle], settings: Settings) -> LoraBundle
 
     settings.check()
     strengths = settings.strengths(adapters)
+    if settings.method == "strengths":
+        from apps.diffusion.embedded_world import World
+        from diffusion.fusion.baking import depends_on_roles, strengthened
+
+        assert settings.gates is not None
+        ask = depends_on_roles(settings.gates)
+        roles = roles_of(adapters, settings.roles, lambda: World().order(), ask=ask)
+        return strengthened(adapters, settings.gates, strengths=strengths, roles=roles)
     if settings.method == "baked":
         from apps.diffusion.generate import baked
 
@@ -202,14 +211,13 @@ def merged(adapters: Mapping[str, LoraBundle], settings: Settings) -> LoraBundle
             seed=settings.seed,
         )
     if settings.method not in EXACT:
-        options = {} if settings.density is None else {"density": settings.density}
         return merge(
             adapters,
             strengths,
             settings.method,
             rank=settings.rank,
             seed=settings.seed,
-            **options,  # type: ignore[arg-type]
+            **({} if settings.density is None else {"density": settings.density}),
         )
     whole = merge(adapters, strengths, "cat")
     encoders = {}
@@ -238,6 +246,7 @@ def merge(
     gates: str | None = None,
     prompts: str | None = None,
     steps: int = 20,
+    roles: str | None = None,
     lenient: bool = False,
     overwrite_output: bool = False,
 ) -> None:
@@ -252,7 +261,7 @@ def merge(
         method: Way to merge. sum, mean, weighted and cat add changes exactly, and ranks add up;
             svd is their best approximation; the others are those of PEFT, on A and B, or on whole
             changes where the name ends with svd; baked folds the mean of trained gates into one
-            adapter.
+            adapter, and strengths those that `train-gates --what strengths` has trained.
         weights: Strengths by name, such as a:0.8,b:0.5, or one number per file in their order.
         density: Fraction of the entries that sparse methods keep; 0.5 by default.
         rank: Components per layer that are kept at most; the largest of the files for svd.
@@ -262,15 +271,19 @@ def merge(
         dtype: Numbers of the output; by default those of the files, where they are exact.
         base: What the files are for: flux, sd3 or a folder of diffusers, whose layers they must
             fit; by default each file decides.
-        gates: File of trained gates, for baked, which runs them in the base.
+        gates: File of trained gates, for baked, which runs them in the base, or of strengths.
         prompts: Prompts on which baked observes the gates, divided by semicolons.
         steps: Denoising steps of each prompt of baked.
+        roles: What adapters are for, for strengths, such as a:subject,b:style; by default the tags
+            of their files decide, or their weights, where these are known.
         lenient: Leave out what cannot be used, merged or written, and list it.
         overwrite_output: Replace the output if it exists.
     """
     places = named_files(files)
     given = None if weights is None else strengths_of(weights, list(places))
-    settings = Settings(method, given, density, rank, seed, *_baking(base, gates, prompts), steps)
+    settings = Settings(
+        method, given, density, rank, seed, *_baking(base, gates, prompts), steps, roles_in(roles)
+    )
     form = Form(Path(output), to, energy, dtype, lenient)
     _check(places, settings, form, overwrite=overwrite_output)
     adapters = {n: load_lora(p, base_of(base), strict=not lenient) for n, p in places.items()}
@@ -322,8 +335,8 @@ def _merge(
         console.print(losses.table())
     storages = {bundle.storage for bundle in adapters.values()}
     storage = storages.pop() if len(storages) == 1 else whole.storage
-    metadata = _metadata(adapters, strengths, settings.method)
-    result = dataclasses.replace(small, metadata=metadata, storage=storage)
+    told = _metadata(adapters, strengths, settings.method)
+    result = dataclasses.replace(small, metadata=told, storage=storage)
     write(console, result, form.path, form.to, form.dtype)
 
 
@@ -331,9 +344,11 @@ def _baking(
     base: str | None, gates: str | None, prompts: str | None
 ) -> tuple[Path | None, Path | None, tuple[str, ...]]:
     """Return folder, file and prompts of gates that are observed."""
-    folder = Path(base) if base is not None and Path(base).is_dir() else None
-    parts = (part.strip() for part in (prompts or "").split(";"))
-    return folder, None if gates is None else Path(gates), tuple(part for part in parts if part)
+    return (
+        Path(base) if base is not None and Path(base).is_dir() else None,
+        None if gates is None else Path(gates),
+        tuple(filter(None, map(str.strip, (prompts or "").split(";")))),
+    )
 
 
 def _without_text(

@@ -1,7 +1,7 @@
 """What makes images: a base, a library of adapters and gates, found, read and checked."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
+from apps.diffusion.adapter_files import roles_of
 from apps.diffusion.embedded_world import World
 from apps.diffusion.search import read_encoder
 from apps.diffusion.studies.base_study import ENCODER, UNSEEN
@@ -17,6 +18,7 @@ from core_gates.errors import GatesError, check_option
 from diffusion.data.concepts import concepts
 from diffusion.experiments.trained_gates import FILE, GatesForm, refuse_gates_of_another
 from diffusion.experiments.zoo import FOLDER, EncoderForm, shape_of, weights_digest
+from diffusion.fusion.baking import depends_on_roles
 from diffusion.fusion.gated_fusion import Mode
 from diffusion.fusion.gates_file import load_gates
 from diffusion.fusion.pipeline import AutoLoraPipeline, Generated
@@ -27,6 +29,7 @@ from diffusion.models.embedded_base import EmbeddedBase
 from diffusion.models.pipelines import load_pipeline
 from diffusion.models.text_encoders import MiniLM, TextEncoder
 from diffusion.retrieval import TrainedEncoder
+from diffusion.retrieval.order import RoleOrder
 from diffusion.rivals import RIVALS, make_rival
 from harness.files import content_digest
 from harness.files.piece import read_record
@@ -156,7 +159,8 @@ def maker(mode: str) -> Any:
     return mode if mode in get_args(Mode) else partial(make_rival, mode)
 
 
-GATES = "gates-s0"  # folder of the gates that are used
+USED = {GATED: "gates-s0", STRENGTHS: "layer_strengths_+_role-s0"}
+"""Mode -> folder of the gates, or strengths by layer, that are used."""
 
 
 class Shipped(NamedTuple):
@@ -167,12 +171,14 @@ class Shipped(NamedTuple):
         adapters: Concept -> file of its adapter of seed 0; empty if some are missing.
         encoder: Folder of the encoder of adapters; None if it is missing.
         gates: File of the gates; None if they are missing, or of another base or zoo.
+        strengths: File of the strengths by layer, likewise.
     """
 
     base: Path | None
     adapters: dict[str, Path]
     encoder: Path | None
     gates: Path | None
+    strengths: Path | None = None
 
     @property
     def lacking(self) -> list[str]:
@@ -197,7 +203,7 @@ def shipped(world: World) -> Shipped:
         world.bases.find(world.base_piece),
         adapters,
         encoder_of(world) if adapters else None,
-        _gates(world) if adapters else None,
+        *(_gates(world, folder) if adapters else None for folder in USED.values()),
     )
 
 
@@ -209,13 +215,13 @@ def encoder_of(world: World) -> Path | None:
     return None if folder is None else folder / FOLDER
 
 
-def _gates(world: World) -> Path | None:
+def _gates(world: World, folder: str) -> Path | None:
     store = world.run.store("gates", GatesForm())
     for place in (store.folder, store.shipped):
-        record = None if place is None else read_record(place / GATES)
+        record = None if place is None else read_record(place / folder)
         if record is not None and record.settings.get("start") == world.zoo_digest:
             assert place is not None
-            return place / GATES / FILE
+            return place / folder / FILE
     return None
 
 
@@ -239,6 +245,7 @@ class Studio:
         hashes: Of base, gates and encoder.
         model: Name of the base.
         dtype: Type of the parameters of the base; None for the embedded one, which has its own.
+        order: Ranks adapters by their weights; None where none is fitted to those of the base.
         notices: What a user has to know.
     """
 
@@ -249,6 +256,7 @@ class Studio:
     hashes: dict[str, str | None]
     model: str
     dtype: str | None = None
+    order: RoleOrder | None = None
     notices: list[str] = field(default_factory=list)
 
     @property
@@ -281,28 +289,61 @@ class Studio:
         rest = self.pipe.text.unread(prompt) if isinstance(self.pipe.text, MiniLM) else ""
         return f"the prompt is too long for this base, which does not read {rest!r}" if rest else ""
 
-    def make(self, prompt: str, *, mode: str = GATED, **options: Any) -> Generated:
-        """Return an image, and what made it; without gates, ``gated`` is the plain sum."""
+    def make(
+        self,
+        prompt: str,
+        *,
+        mode: str = GATED,
+        roles: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> Generated:
+        """Return an image, and what made it; without gates, ``gated`` is the plain sum.
+
+        Args:
+            prompt: What to show.
+            mode: How adapters are combined.
+            roles: Name -> role; by default see :func:`apps.diffusion.adapter_files.roles_of`.
+            options: Of the pipeline.
+
+        Raises:
+            GatesError: There are no trained strengths, or roles have to be given for them.
+        """
+        if mode == STRENGTHS and self.gates is None:
+            raise GatesError(
+                "--mode strengths needs trained ones: give --gates FILE of `train-gates --what"
+                " strengths`"
+            )
         asked = SUM if mode == GATED and self.gates is None else mode
-        return self.pipe(prompt, mode=maker(asked), record_gates=asked == GATED, **options)
+        told = partial(
+            roles_of,
+            given=roles or {},
+            order=lambda: self.order,
+            ask=mode == STRENGTHS and self.gates is not None and depends_on_roles(self.gates),
+        )
+        return self.pipe(
+            prompt, mode=maker(asked), roles=told, record_gates=asked == GATED, **options
+        )
 
     def close(self) -> None:
         """Close the index."""
         self.finder.library.close()
 
 
-def opened(sources: Sources, world: Callable[[], World], progress: Progress) -> Studio:
+def opened(
+    sources: Sources, world: Callable[[], World], progress: Progress, mode: str = GATED
+) -> Studio:
     """Return what makes images, after the library was brought up to date.
 
     Args:
         sources: Where everything is read from.
         world: Returns the embedded world, called only where what ships is needed.
         progress: Of the scan of the library.
+        mode: How adapters will be combined, which decides the file of gates that ships.
 
     Raises:
         GatesError: Something is missing, damaged, or of another base.
     """
-    given = _filled(sources, world)
+    given, order = _filled(sources, world, mode)
     assert given.base is not None
     assert given.library is not None
     place = Path(given.base)
@@ -336,29 +377,34 @@ def opened(sources: Sources, world: Callable[[], World], progress: Progress) -> 
     auto = AutoLoraPipeline(pipe, finder, gates, text)
     notices = [NO_GATES] if gates is None else _lacking(gates)
     dtype = given.dtype if base is None else None
-    return Studio(auto, finder, base, gates, hashes, place.stem, dtype, notices)
+    return Studio(auto, finder, base, gates, hashes, place.stem, dtype, order, notices)
 
 
-def studio(sources: Sources, world: Callable[[], World], progress: Progress) -> closing[Studio]:
+def studio(
+    sources: Sources, world: Callable[[], World], progress: Progress, mode: str = GATED
+) -> closing[Studio]:
     """Return :func:`opened` as a context manager that closes the index."""
-    return closing(opened(sources, world, progress))
+    return closing(opened(sources, world, progress, mode))
 
 
-def _filled(sources: Sources, world: Callable[[], World]) -> Sources:
-    """Return the sources with what ships where nothing is given."""
+def _filled(
+    sources: Sources, world: Callable[[], World], mode: str
+) -> tuple[Sources, RoleOrder | None]:
+    """Return the sources, and the order of roles, with what ships where nothing is given."""
     if sources.base is not None:
         if sources.library is None:
             raise GatesError(
                 "the shipped adapters are for the embedded base alone: give --library FOLDER for "
                 f"{sources.base}"
             )
-        return sources
+        return sources, None
     found = shipped(root := world())
     if found.base is None:
         raise GatesError(
             "the embedded base is missing: train it by `gates diffusion train-base`, or give --base"
         )
-    encoder, gates = (None if p is None else str(p) for p in (found.encoder, found.gates))
+    places = (found.encoder, found.strengths if mode == STRENGTHS else found.gates)
+    encoder, gates = (None if p is None else str(p) for p in places)
     sources = replace(
         sources,
         base=str(found.base),
@@ -366,7 +412,7 @@ def _filled(sources: Sources, world: Callable[[], World]) -> Sources:
         gates=sources.gates or gates,
     )
     if sources.library is not None:
-        return sources
+        return sources, root.order()
     if not found.adapters:
         raise GatesError(
             "the shipped adapters are missing: train them by `gates diffusion evaluate --config "
@@ -374,7 +420,7 @@ def _filled(sources: Sources, world: Callable[[], World]) -> Sources:
         )
     folder = next(iter(found.adapters.values())).parent
     index = sources.index or str(root.run.folder / LIBRARY)
-    return replace(sources, library=str(folder), index=index)
+    return replace(sources, library=str(folder), index=index), root.order()
 
 
 def _encoder(folder: str, base: EmbeddedBase | None, text: TextEncoder | None) -> TrainedEncoder:

@@ -288,16 +288,16 @@ def own_card_of(piece: Piece, captions: list[str], architecture: str) -> dict[st
     return {name: value for name, value in found.items() if value}
 
 
-def in_roles(files: Mapping[str, Path]) -> tuple[list[LoraBundle], list[LoraBundle]]:
-    """Return the adapters of the subjects and those of the styles of a zoo."""
-    found = {one: load_lora(files[one.name]) for one in concepts()}
-    subjects, styles = ([found[c] for c in found if c.kind == kind] for kind in get_args(Kind))
-    return subjects, styles
+def in_roles(files: Mapping[str, Path]) -> tuple[list[LoraBundle], ...]:
+    """Return the adapters of subjects, and those of styles, of a zoo."""
+    return tuple(
+        [load_lora(files[one.name]) for one in concepts() if one.kind == kind]
+        for kind in get_args(Kind)
+    )
 
 
-def train_order(piece: Piece, job: Job, files: Mapping[str, Path]) -> dict[str, Tensor]:
+def train_order(piece: Piece, _: Job, files: Mapping[str, Path]) -> dict[str, Tensor]:
     """Fit :func:`diffusion.retrieval.order.fit_order` to the adapters of a zoo."""
-    job.note(adapters=len(files))
     return fit_order(*in_roles(files), ridge=piece["ridge"], quantile=piece["quantile"])
 
 

@@ -281,6 +281,19 @@ def _rows(fusion: GatedFusion, site: Placed, known: Mapping[str, Tensor]) -> dic
     return rows
 
 
+def depends_on_roles(gates: Path) -> bool:
+    """Return whether factors of a file differ between roles.
+
+    Raises:
+        GatesError: It is missing or damaged.
+    """
+    return any(
+        bool(tensor[:, 1:].any())
+        for name, tensor in load_trained(gates).items()
+        if name.endswith(".factors")
+    )
+
+
 def strengthened(
     adapters: Mapping[str, LoraBundle],
     gates: Path,
@@ -313,7 +326,8 @@ def strengthened(
                 " strengths`"
             )
         own = context.weights(learned[f"{site}.factors"].float()).tolist()
-        weights = {n: strengths[n] * factor for n, factor in zip(adapters, own, strict=True)}
-        found = plain_factors(adapters, module)
-        modules[module] = stacked(list(found.values()), [weights[name] for name in found])
+        factors, found = dict(zip(adapters, own, strict=True)), plain_factors(adapters, module)
+        modules[module] = stacked(
+            list(found.values()), [strengths[name] * factors[name] for name in found]
+        )
     return LoraBundle(whole.family, modules)

@@ -26,6 +26,7 @@ from diffusion.models.flow_matching import GUIDANCE
 from diffusion.models.text_encoders import TextEncoder
 
 Make = Callable[[nn.Module, Mapping[str, LoraBundle]], Fusion]
+Roles = Callable[[Mapping[str, LoraBundle]], Mapping[str, str]]
 
 
 class Match(Protocol):
@@ -163,7 +164,7 @@ class AutoLoraPipeline:
         k: int = 3,
         adapters: Sequence[str] | Mapping[str, LoraBundle] | None = None,
         strengths: Mapping[str, float] | None = None,
-        roles: Mapping[str, str] | None = None,
+        roles: Mapping[str, str] | Roles | None = None,
         scores: Mapping[str, float] | None = None,
         seed: int = 0,
         mode: str | Make = "gated",
@@ -178,8 +179,8 @@ class AutoLoraPipeline:
             adapters: Names of adapters of the library, or adapters by name, instead of a search;
                 none for the model alone.
             strengths: Name -> factor of an adapter before its gates; 1 by default.
-            roles: Name -> ``subject``, ``style`` or ``any``; by default what the tags of an
-                adapter name.
+            roles: Name -> ``subject``, ``style`` or ``any``, or what returns them for adapters by
+                name; by default what the tags of an adapter name.
             scores: Name -> how well an adapter suits the prompt, for gates with a switch; by
                 default its cosine in the search. One without a score stays on.
             seed: Of the noise; the same one gives the same pixels.
@@ -196,7 +197,9 @@ class AutoLoraPipeline:
         fusion, name = self._fusion(found, mode)
         if fusion is not None and strengths:
             fusion.set_strengths(strengths)
-        known = {one: role_of(bundle) for one, bundle in found.items()} | dict(roles or {})
+        known = {one: role_of(bundle) for one, bundle in found.items()} | dict(
+            roles(found) if callable(roles) else roles or {}
+        )
         cosines = {n: matches[n].weights for n in found if n in matches}
         if fusion is not None:
             given = {n: float(c) for n, c in cosines.items() if c is not None}

@@ -66,8 +66,8 @@ class RoleOrder:
         """
         (high, own), (low, others) = self.scores(subjects), self.scores(styles)
         gaps = (high[:, None] - low) * torch.minimum(own[:, None], others)
-        found = {"right": gaps > self.margin, "wrong": gaps < -self.margin}
-        found["asked"] = ~(found["right"] | found["wrong"])
+        right, wrong = gaps > self.margin, gaps < -self.margin
+        found = {"right": right, "asked": ~(right | wrong), "wrong": wrong}
         return {name: float(one.double().mean()) for name, one in found.items()}
 
 
@@ -129,8 +129,8 @@ def fit_order(
     gaps = left[:first, None] - left[first:]
     mean, weights, intercept = _ridge(found, wanted, ridge)
     margin = max(gaps.quantile(quantile) / 2, -gaps.min())
-    learned = dict(zip(layers, torch.stack([mean, weights], 1), strict=True))
-    return {**learned, DECISION: torch.stack([intercept, margin])}
+    found = torch.stack([mean, weights], 1)
+    return {**dict(zip(layers, found, strict=True)), DECISION: torch.stack([intercept, margin])}
 
 
 def _ridge(found: Tensor, wanted: Tensor, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -139,8 +139,9 @@ def _ridge(found: Tensor, wanted: Tensor, ridge: float) -> tuple[Tensor, Tensor,
     centered = _centered(found, mean)
     spread = centered.square().nanmean(0).sqrt().nan_to_num().clamp_min(1e-9) * mean.numel() ** 0.5
     features = (centered / spread).nan_to_num().flatten(1)
-    gram = features @ features.T + ridge * torch.eye(len(found))
-    weights = features.T @ torch.linalg.solve(gram, wanted - wanted.mean())
+    weights = features.T @ torch.linalg.solve(
+        features @ features.T + ridge * torch.eye(len(found)), wanted - wanted.mean()
+    )
     return mean, weights.view_as(mean) / spread, wanted.mean()
 
 

@@ -264,10 +264,11 @@ class Gates:
 
     @property
     def name(self) -> str:
-        """Name in tables."""
-        parts: list[str] = [self.what]
-        parts += [self.variant] if self.variant != "full" else []
-        return " ".join(parts) + (" + global LoRA" if self.global_rank else "")
+        """Name in tables, as studies call what they train."""
+        own = {"role": self.told, "switch": self.switch, "global LoRA": self.global_rank}
+        gates = "gates" if self.variant == "full" else f"gates {self.variant}"
+        name = "layer_strengths" if self.what == "strengths" else gates
+        return " + ".join([name, *(part for part, given in own.items() if given)])
 
     def settings(self) -> dict[str, Any]:
         """Return all that decides the result."""
@@ -275,7 +276,7 @@ class Gates:
         own: dict[str, Any] = {"told": self.told or None, "switch": self.switch or None}
         own |= {"global_rank": self.global_rank or None, "roles": self.roles}
         if self.what == "strengths":
-            return own | {"mode": "strengths"}
+            return own | {"mode": "strengths", "weight_rate": None}
         own |= {"initialization": begin, "factors": self.factors or None}
         return {"variant": self.variant, **own}
 
@@ -387,7 +388,7 @@ def fit_gates(
     run = run_of(place, overwrite=overwrite)
     world = World(root_of(place)) if csv is None else None
     given = gates.files(world)
-    settings = {**gates.settings(), **training.settings()}
+    settings = {**training.settings(), **gates.settings()}
     settings |= {name: digest_of(path) for name, path in given.items()}
     if world is not None:
         files, folder = zoo_of(world, machine), world.present_base()

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from apps.diffusion.studio import GATES, shipped
+from apps.diffusion.studio import USED, shipped
 from diffusion.data.concepts import concepts
 
 
@@ -43,7 +43,7 @@ def test_what_is_missing_is_named(root, place, lacking, write):
 
 
 def test_gates_of_another_zoo_are_not_used(root, write):
-    record = root / "diffusion" / "embedded" / "gates" / GATES / "record.json"
+    record = root / "diffusion" / "embedded" / "gates" / USED["gated"] / "record.json"
     content = json.loads(record.read_text())
     record.write_text(json.dumps(content | {"settings": {"start": "another"}}))
     assert shipped(write.world_of(root)).gates is None

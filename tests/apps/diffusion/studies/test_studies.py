@@ -13,6 +13,7 @@ import diffusion.experiments.combined_losses as losses
 import diffusion.experiments.made_images as judge
 import diffusion.experiments.trained_gates as tasks
 from apps.diffusion.studies.base_study import Asked
+from diffusion.experiments.zoo import in_roles
 from harness.experiment import Run
 from harness.runs.terminal import quiet_lightning
 
@@ -60,14 +61,17 @@ def test_base(world, asked, monkeypatch):
     assert {"fish", "dotted", "sepia"} < named
 
 
-def test_retrieval(world, asked, monkeypatch):
+def test_retrieval(world, asked, write, tmp_path, monkeypatch):
     for name, own in base.METHODS.items():
         monkeypatch.setitem(base.METHODS, name, own | {"steps": 2, "captions": 4})
     shutil.rmtree(world.run.folder / "encoders")
     base.retrieval_study(asked("retrieval"), world)
     found = scores_of(asked("retrieval"))
-    assert len(found["bars"]) == 4
+    assert len(found["bars"]) == 6
     rows = {(r["method"], r["task"], r["metric"]): r for r in found["rows"] if not r["versus"]}
+    fitted = write.world_of(tmp_path / "runs").order()
+    for name, value in fitted.verdicts(*in_roles(world.zoo_files(1))).items():
+        assert rows[base.ORDERED, base.PAIRS_OF_SECOND, name]["value"] == value
     assert rows["chance", base.KNOWN, "recall@1"]["value"] == pytest.approx(1 / 40)
     assert rows["phrase lookup", base.KNOWN, "recall@1"]["value"] < 0.1
     sizes = {task: rows["encoder", task, "recall@1"]["n"] for task in

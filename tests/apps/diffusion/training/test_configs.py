@@ -10,10 +10,12 @@ import yaml
 
 import apps.diffusion
 import diffusion
+import diffusion.experiments.trained_gates as trained_gates
 from apps.diffusion.commands import FUNCTIONS
 from apps.diffusion.embedded_world import World
 from apps.diffusion.studies.base_study import ENCODER, UNSEEN
-from apps.diffusion.studies.fusion_study import GATES
+from apps.diffusion.studies.fusion_study import GATES, VARIANTS
+from apps.diffusion.studio import USED
 from apps.diffusion.training.train_on_adapters import Gates, GatesTraining
 from apps.main import main
 from diffusion.data.concepts import concepts
@@ -110,3 +112,18 @@ def test_the_zoo_is_trained_on_as_the_studies_do(zoo, capsys):
 def test_several_processes_want_a_whole_zoo(zoo, capsys):
     assert main(["diffusion", "train-gates", "--devices", "2"]) == 2
     assert "adapters of the zoo are missing: train them first" in capsys.readouterr().err
+
+
+def test_strengths_of_the_zoo_are_those_of_the_studies(zoo, capsys, monkeypatch):
+    every = trained_gates.combinations
+    monkeypatch.setattr(trained_gates, "combinations", lambda group: every(group)[:4])
+    words = ["--what", "strengths", "--told", "1", "--steps", "2", "--weight_rate", "0.3"]
+    assert main(["diffusion", "train-gates", *words]) == 0, capsys.readouterr().err
+    made = Path(capsys.readouterr().out.strip().splitlines()[-1])
+    assert made.parent.name == USED["strengths"]
+    found = json.loads((made.parent / "record.json").read_text())
+    assert found["identity"]["method"] == "layer_strengths + role"
+    own = {"steps": 2, "start": zoo.zoo_digest}
+    rate = found["settings"].pop("learning_rate")
+    assert found["settings"] == VARIANTS["layer_strengths + role"] | own
+    assert rate > 0

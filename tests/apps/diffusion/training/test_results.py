@@ -171,6 +171,21 @@ def test_gates_begin_at_strengths_and_roles_are_those_that_were_told(gates, comm
     assert images[0] != images[1]
 
 
+def test_trained_strengths_become_one_adapter(gates, command, place):
+    told = ("--told", "1", "--roles", "a0.safetensors:subject,a1.safetensors:style")
+    merge = ("diffusion", "merge", "a0.safetensors", "a1.safetensors", "--method", "strengths",
+             "--overwrite_output", "--output", "one.safetensors", "--gates")  # fmt: skip
+    found = []
+    path = last(gates(*command("train-gates", "--what", "strengths", *told, steps=2)))
+    for roles in ("a0:subject,a1:style", "a1:subject,a0:style"):
+        gates(*merge, path, "--roles", roles)
+        found.append(load_lora("one.safetensors").delta_weight("transformer_blocks.0.attn.to_q"))
+    path = last(gates(*command("train-gates", "--what", "strengths", "--name", "untold", steps=2)))
+    gates(*merge, path)  # no role matters, and none is asked for
+    found.append(load_lora("one.safetensors").delta_weight("transformer_blocks.0.attn.to_q"))
+    assert not any(torch.allclose(found[one], found[one - 1], rtol=1e-3) for one in range(3))
+
+
 def test_a_table_may_name_several_adapters(gates, command, place, table, made):
     rows = [["a0.safetensors; a1.safetensors", *made.rows[0][1:]], *made.rows[1:4]]
     table(place / "table.csv", rows)
