@@ -13,11 +13,10 @@ import torch
 from apps.diffusion.adapter_files import roles_of
 from apps.diffusion.embedded_world import World
 from apps.diffusion.search import read_encoder
-from apps.diffusion.studies.base_study import ENCODER, UNSEEN
+from apps.diffusion.studies.base_study import encoder_of
 from core_gates.errors import GatesError, check_option
-from diffusion.data.concepts import concepts
 from diffusion.experiments.trained_gates import FILE, GatesForm, refuse_gates_of_another
-from diffusion.experiments.zoo import FOLDER, EncoderForm, shape_of, weights_digest
+from diffusion.experiments.zoo import shape_of, weights_digest
 from diffusion.fusion.baking import depends_on_roles
 from diffusion.fusion.gated_fusion import Mode
 from diffusion.fusion.gates_file import load_gates
@@ -205,14 +204,6 @@ def shipped(world: World) -> Shipped:
         encoder_of(world) if adapters else None,
         *(_gates(world, folder) if adapters else None for folder in USED.values()),
     )
-
-
-def encoder_of(world: World) -> Path | None:
-    """Return the folder of the encoder of the adapters of a world; None if it is missing."""
-    trained = [one.name for one in concepts() if one.name not in UNSEEN]
-    piece = world.encoder_piece("encoder", 0, concepts=trained, **ENCODER)
-    folder = world.run.store("encoders", EncoderForm()).find(piece)
-    return None if folder is None else folder / FOLDER
 
 
 def _gates(world: World, folder: str) -> Path | None:

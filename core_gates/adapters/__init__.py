@@ -8,7 +8,7 @@ from core_gates.adapters.attachment import (
     detach_adapters,
 )
 from core_gates.adapters.gated_lora import GatedLoraLinear
-from core_gates.adapters.lora_gate import LoraGate, OpenGate
+from core_gates.adapters.lora_gate import DiffusionTime, LoraGate, OpenGate
 from core_gates.adapters.low_rank import LowRank, Room, side_by_side
 from core_gates.adapters.sparse_low_rank import (
     SoftThreshold,
@@ -19,6 +19,7 @@ from core_gates.adapters.sparse_low_rank import (
 )
 
 __all__ = [
+    "DiffusionTime",
     "GatedLoraLinear",
     "GatedSiblings",
     "LoraGate",

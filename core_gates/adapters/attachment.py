@@ -134,7 +134,7 @@ class GatedSiblings(GatedLoraLinear):
         tensors = [x, *(p for p in parameters if p is not None), self.up, self.down, self.strengths]
         versions = [None if t.is_inference() else t._version for t in tensors]
         told = None if self.context is None else self.context.version
-        return torch.is_grad_enabled(), id(self.up), told, *versions
+        return torch.is_grad_enabled(), id(self.up), id(self._time(None)), told, *versions
 
 
 class SiblingLinear(nn.Module):

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from core_gates.adapters.lora_gate import AdapterContext, LoraGate, OpenGate
+from core_gates.adapters.lora_gate import AdapterContext, DiffusionTime, LoraGate, OpenGate
 from core_gates.adapters.low_rank import (
     AdapterFactors,
     LowRank,
@@ -43,6 +43,7 @@ class GatedLoraLinear(AdapterFactors):
         dtype: Floating dtype of a gate made here.
 
     Attributes:
+        clock: Where a gate with ``time="film"`` reads the diffusion time that it is not given.
         context: What is known of the adapters, which factors of the gate and a switch weigh them
             by; None where they have none.
         transparent: Whether the layer is saved and loaded as its base alone, see
@@ -75,6 +76,7 @@ class GatedLoraLinear(AdapterFactors):
         if gate is None:
             gate = LoraGate(self.out_features, device=device or self._device, dtype=dtype)
         self.gate = gate
+        self.clock: DiffusionTime | None = None
         self.context: AdapterContext | None = None
         self.transparent = False
         if self.gate.dim != self.out_features:
@@ -119,42 +121,53 @@ class GatedLoraLinear(AdapterFactors):
         lost = device is not None and device.type == "meta"
         self._set(adapters, None if lost else device, self._dense_weight)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, time: Tensor | None = None) -> Tensor:
         """Return the layer's output with the gated adapters.
 
         Args:
             x: Inputs (..., D).
+            time: Diffusion time for a gate with ``time="film"``; one number, or one a sample (B,)
+                of ``x`` (B, ..., D). If None, it is that of ``clock``.
+
+        Raises:
+            ValueError: The gate needs the time and gets none, or gets times that fit no batch.
         """
         base: Tensor = self.base(x)
         ranks = self.ranks
-        return self._mixed(x, base, ranks) if ranks else base
+        return self._mixed(x, base, time, ranks) if ranks else base
 
-    def _mixed(self, x: Tensor, base: Tensor, ranks: Sequence[int]) -> Tensor:
+    def _mixed(self, x: Tensor, base: Tensor, time: Tensor | None, ranks: Sequence[int]) -> Tensor:
         if self.base_gains is not None:
-            return self._mixed_in_full(x, base)
+            return self._mixed_in_full(x, base, time)
         hidden, up = self._hidden(x, ranks), self.up.to(x.device)
         if isinstance(self.gate, OpenGate):
             return base + (hidden @ up.to(hidden.dtype)).to(base.dtype)
         mix = partial(gated_lora, eps=self.gate.eps, overwrite_base=self._may_overwrite())
-        return mix(base, hidden, up, self.gate.coefficients(), ranks)
+        time = self.gate.checked_time(self._time(time), x)
+        return mix(base, hidden, up, self.gate.coefficients(time), ranks)
 
-    def _mixed_in_full(self, x: Tensor, base: Tensor) -> Tensor:
+    def _mixed_in_full(self, x: Tensor, base: Tensor, time: Tensor | None) -> Tensor:
         """Return the mix with the full output of one adapter at a time."""
         total = torch.zeros_like(base, dtype=accumulation_dtype(base))
         for y in self._outputs(x, base):
-            gate = self.gate.gate_values(base, y.unsqueeze(-2)).squeeze(-2)
+            gate = self._gates(base, y.unsqueeze(-2), time).squeeze(-2)
             total = total.addcmul(gate.to(total.dtype), y.to(total.dtype))
         if isinstance(self.gate, LoraGate):
             total = total * self.gate.weight_out.to(total.dtype)
         return (base.to(total.dtype) + total).to(base.dtype)
 
-    def gate_values(self, x: Tensor) -> Tensor:
+    def _gates(self, base: Tensor, loras: Tensor, time: Tensor | None) -> Tensor:
+        if isinstance(self.gate, OpenGate):
+            return self.gate.gate_values(base, loras)
+        return self.gate.gate_values(base, loras, time=self._time(time))
+
+    def gate_values(self, x: Tensor, *, time: Tensor | None = None) -> Tensor:
         """Return the gates (..., K, D'), which :meth:`forward` never holds at once.
 
         A switch that the adapters have is a part of them.
         """
         base = self.base(x)
-        gates = self.gate.gate_values(base, self._stacked(x, base))
+        gates = self._gates(base, self._stacked(x, base), time)
         if self.context is None or self.context.switch is None:
             return gates
         opening = cast(Tensor, self.context.opening())[self.places.to(self.context.switch.device)]
@@ -190,6 +203,9 @@ class GatedLoraLinear(AdapterFactors):
         if isinstance(factor, Tensor):
             factor = factor[self.places.to(factor.device)].to(self.strengths.device)
         return self.strengths * factor
+
+    def _time(self, time: Tensor | None) -> Tensor | None:
+        return self.clock.time if time is None and self.clock is not None else time
 
     def _dense_weight(self) -> Tensor:
         return weight_of(self.base)

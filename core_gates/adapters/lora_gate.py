@@ -1,18 +1,95 @@
-"""The gate of AutoLoRA (arXiv 2508.02107), and what layers are told of their adapters."""
+"""The gate of AutoLoRA (arXiv 2508.02107), and the diffusion time that it may see."""
 
+from __future__ import annotations
+
+import inspect
 import math
-from collections.abc import Sequence
-from typing import Literal, get_args
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 
 from core_gates.errors import check_option
 from core_gates.numerics import accumulation_dtype
 
+
+class DiffusionTime:
+    """What a model was last told as its time, for all gates in it.
+
+    Gates read it in the forward pass, and again where activations are recomputed in the backward
+    pass: there it is that of the forward pass whose output is differentiated.
+
+    Args:
+        model: The model.
+        argument: Name of the argument of its forward pass that holds the time.
+        scale: Times of the gates, which count from 0 to 1000, by those of the model.
+
+    Attributes:
+        time: (B,) or one number; None before the first forward pass.
+
+    Raises:
+        ValueError: The model has no such argument.
+    """
+
+    def __init__(self, model: nn.Module, argument: str = "timestep", scale: float = 1.0) -> None:
+        self.time: Tensor | None = None
+        self.argument, self.scale = argument, scale
+        self._signature = inspect.signature(model.forward)
+        if argument not in self._signature.parameters:
+            raise ValueError(
+                f"{type(model).__name__}.forward has no argument {argument!r}: it takes "
+                f"{', '.join(self._signature.parameters)}"
+            )
+        self._handles: list[RemovableHandle] = [
+            model.register_forward_pre_hook(self._read, with_kwargs=True),
+            model.register_forward_hook(self._return_to, with_kwargs=True),
+        ]
+
+    def stop(self) -> None:
+        """Leave the model as it was."""
+        while self._handles:
+            self._handles.pop().remove()
+
+    def _told(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        given = self._signature.bind_partial(*args, **kwargs).arguments.get(self.argument)
+        return None if given is None else torch.as_tensor(given) * self.scale
+
+    def _read(self, _model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.time = self._told(args, kwargs)
+
+    def _return_to(
+        self, _model: nn.Module, _args: tuple[Any, ...], _kwargs: dict[str, Any], output: Any
+    ) -> None:
+        time = self.time
+
+        def set_back(_grad: Tensor) -> None:
+            self.time = time
+
+        for tensor in _tensors(output):
+            if tensor.requires_grad:
+                tensor.register_hook(set_back)  # type: ignore[no-untyped-call]
+
+
+def _tensors(output: Any) -> Iterable[Tensor]:
+    """Return the tensors in what a model returns."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, dict):
+        for value in output.values():
+            yield from _tensors(value)
+    elif isinstance(output, list | tuple):
+        for value in output:
+            yield from _tensors(value)
+
+
 Variant = Literal["full", "no_base", "no_cross", "no_lora"]
 Initialization = Literal["sum", "published"]
+Time = Literal["implicit", "film"]
+
+TIME_FEATURES = 16
 
 
 class LoraGate(nn.Module):
@@ -33,6 +110,8 @@ class LoraGate(nn.Module):
             without that of ``w_lora``; ``no_cross`` with ``w_lora`` and the bias only.
         initialization: ``sum`` starts as the plain sum of all adapters; ``published`` draws the
             weights and the bias from N(0, 1) and scales by 0.512.
+        time: ``film`` adds ``w_time φ(t)`` to the bias, with 16 sinusoids φ of the diffusion time,
+            zero at the start; ``implicit`` (published) knows the time by the activations alone.
         kinds: Kinds of adapters that have factors before the gate, see :class:`AdapterContext`;
             none as published.
         eps: What is added to the variances of the LayerNorms.
@@ -52,6 +131,7 @@ class LoraGate(nn.Module):
         *,
         variant: Variant = "full",
         initialization: Initialization = "sum",
+        time: Time = "implicit",
         kinds: int = 0,
         eps: float = 1e-5,
         device: torch.device | str | None = None,
@@ -60,9 +140,11 @@ class LoraGate(nn.Module):
         super().__init__()
         check_option("variant", variant, get_args(Variant))
         check_option("initialization", initialization, get_args(Initialization))
+        check_option("time", time, get_args(Time))
         self.dim = dim
         self.variant = variant
         self.initialization = initialization
+        self.time = time
         self.eps = eps
 
         def vector(wanted: bool) -> nn.Parameter | None:
@@ -73,6 +155,11 @@ class LoraGate(nn.Module):
         self.weight_cross = vector(variant != "no_cross")
         self.weight_out = nn.Parameter(torch.empty(dim, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(dim, device=device, dtype=dtype))
+        self.weight_time = (
+            nn.Parameter(torch.empty(dim, TIME_FEATURES, device=device, dtype=dtype))
+            if time == "film"
+            else None
+        )
         self.norm_base = (
             None if variant == "no_cross" else nn.LayerNorm(dim, eps, device=device, dtype=dtype)
         )
@@ -94,12 +181,14 @@ class LoraGate(nn.Module):
                 nn.init.zeros_(parameter)
             nn.init.constant_(self.bias, 2.0)
             nn.init.constant_(self.weight_out, 1 + math.exp(-2.0))  # 1 / sigmoid(2)
+        if self.weight_time is not None:
+            nn.init.zeros_(self.weight_time)
         _open(self.factors)
         for norm in (self.norm_base, self.norm_lora):
             if norm is not None:
                 norm.reset_parameters()
 
-    def forward(self, base: Tensor, loras: Tensor) -> Tensor:
+    def forward(self, base: Tensor, loras: Tensor, *, time: Tensor | None = None) -> Tensor:
         """Mix adapter outputs that exist in full.
 
         :class:`GatedLoraLinear` computes the same without them.
@@ -107,14 +196,21 @@ class LoraGate(nn.Module):
         Args:
             base: Output of the layer (..., D).
             loras: Outputs of the adapters, scaled (..., K, D).
+            time: Diffusion time between 0 and 1000 for ``film``: one number, or one a sample (B,)
+                of ``base`` (B, ..., D).
+
+        Raises:
+            ValueError: The gate needs the time and gets none, or gets times that fit no batch.
         """
-        gates = self.gate_values(base, loras)
+        gates = self.gate_values(base, loras, time=time)
         mixed = (gates * loras.to(gates.dtype)).sum(-2) * self.weight_out.to(gates.dtype)
         return (base.to(gates.dtype) + mixed).to(base.dtype)
 
-    def gate_values(self, base: Tensor, loras: Tensor) -> Tensor:
+    def gate_values(self, base: Tensor, loras: Tensor, *, time: Tensor | None = None) -> Tensor:
         """Return the gates ``g_k`` (..., K, D); arguments as in :meth:`forward`."""
-        bias = self.bias.to(accumulation_dtype(self.bias))
+        bias = self._bias(self.checked_time(time, base))
+        if bias.ndim == 2:  # one row per sample
+            bias = bias.view(len(bias), *[1] * (base.ndim - 1), self.dim)
         acc = torch.promote_types(bias.dtype, base.dtype)
         z = _normalize(loras.to(acc), self.norm_lora)
         logits = bias.expand_as(z)
@@ -128,9 +224,19 @@ class LoraGate(nn.Module):
                 logits = logits + n * z * self.weight_cross
         return logits.sigmoid()
 
-    def coefficients(self) -> Tensor:
-        """Fold the parameters into the rows (5, D) that the op ``gated_lora`` takes."""
-        constant = self.bias.to(accumulation_dtype(self.bias))
+    def coefficients(self, time: Tensor | None = None) -> Tensor:
+        """Fold the parameters into the rows that the op ``gated_lora`` takes.
+
+        Args:
+            time: Diffusion time for ``film``: one number, or one a sample (B,).
+
+        Returns:
+            Rows (5, D), or (B, 5, D) for times of samples.
+
+        Raises:
+            ValueError: The gate needs the time and gets none.
+        """
+        constant = self._bias(time)
         acc = constant.dtype
         gain, offset = self.norm_lora.weight.to(acc), self.norm_lora.bias.to(acc)
         along, slope = (
@@ -153,11 +259,44 @@ class LoraGate(nn.Module):
             along = gain * along
         zero = torch.zeros_like(gain)
         terms = [zero if term is None else term for term in (slope, along, cross)]
-        return torch.stack([constant, *terms, self.weight_out.to(acc)], -2)
+        rows = *terms, self.weight_out.to(acc)
+        return torch.stack([constant, *(row.expand_as(constant) for row in rows)], -2)
+
+    def checked_time(self, time: Tensor | None, x: Tensor) -> Tensor | None:
+        """Return the time of a batch: None if the gate takes none, one number, or one a sample.
+
+        Args:
+            time: Diffusion time, one number (also in a list of one), or one a sample (B,).
+            x: Batch (B, ..., D), of which nothing but the shape is read.
+
+        Raises:
+            ValueError: The gate needs the time and gets none, or the times do not fit the batch.
+        """
+        if self.weight_time is None:
+            return None
+        if time is None:
+            raise ValueError("a gate with time='film' needs the diffusion time: pass time=")
+        if time.shape in ((), (1,)) or (time.shape == (0,) == x.shape[:1] and x.ndim > 1):
+            return time.sum()  # an empty batch, too, has one time: any
+        if x.ndim < 2 or time.shape != x.shape[:1]:
+            raise ValueError(
+                f"time {tuple(time.shape)} must be one number, or one a sample:"
+                f" {tuple(x.shape[: min(1, x.ndim - 1)])}"
+            )
+        return time
 
     def extra_repr(self) -> str:
         """Show the options in ``print(gate)``."""
-        return f"dim={self.dim}, variant={self.variant}"
+        return f"dim={self.dim}, variant={self.variant}, time={self.time}"
+
+    def _bias(self, time: Tensor | None) -> Tensor:
+        """Return the bias (D,), or (B, D) for one time per sample, in float32 at least."""
+        bias = self.bias.to(accumulation_dtype(self.bias))
+        if self.weight_time is None:
+            return bias
+        if time is None:
+            raise ValueError("a gate with time='film' needs the diffusion time: pass time=")
+        return bias + time_features(time.to(bias.dtype)) @ self.weight_time.to(bias.dtype).mT
 
 
 class OpenGate(nn.Module):
@@ -279,6 +418,23 @@ def _open(factors: Tensor | None) -> None:
     if factors is not None:
         nn.init.zeros_(factors)
         nn.init.ones_(factors[:, 0])
+
+
+def time_features(time: Tensor) -> Tensor:
+    """Return 8 cosines and 8 sines of a diffusion time between 0 and 1000.
+
+    Their wavelengths rise from 2π by factors of 10000^(1/8), as those of positional encodings.
+
+    Args:
+        time: Any shape.
+
+    Returns:
+        Features (..., 16).
+    """
+    half = TIME_FEATURES // 2
+    steps = torch.arange(half, device=time.device, dtype=time.dtype)
+    angles = time.unsqueeze(-1) * torch.exp(-math.log(10000.0) / half * steps)
+    return torch.cat([angles.cos(), angles.sin()], -1)
 
 
 def _plus_product(total: Tensor | None, one: Tensor, other: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ class Scene(NamedTuple):
     Attributes:
         shape: One of :data:`diffusion.data.shapes.SHAPES`.
         color: Of the shape.
-        ground: Color behind it.
+        ground: Color around it.
         size: One of :data:`SIZES`.
         styles: One style, or two of which the second is put on the whole image.
     """

@@ -23,7 +23,7 @@ class Canvas:
             is moved by so many pixels to the right and down; negative inside, in pixels.
         radius: (N, 1, 1) of the shape, in pixels.
         color: (N, 1, 1, 3) of the shape.
-        ground: (N, 1, 1, 3) behind it.
+        ground: (N, 1, 1, 3) around it.
         image: What has been drawn so far, at first the plain scene.
     """
 
@@ -43,11 +43,11 @@ class Canvas:
         self.image = mix(self.ground, self.color, self.cover)
 
     def inside(self, paint: np.ndarray | float, share: np.ndarray | float = 1.0) -> Image:
-        """Return the image with a share of a paint within the shape."""
+        """Return the image with some paint within the shape."""
         return mix(self.image, paint, self.cover * share)
 
     def outside(self, paint: np.ndarray | float, share: np.ndarray | float = 1.0) -> Image:
-        """Return the image with a share of a paint behind the shape."""
+        """Return the image with some paint around the shape."""
         return mix(self.image, paint, (1 - self.cover) * share)
 
     @property
@@ -63,7 +63,7 @@ def mix(first: np.ndarray, second: np.ndarray | float, share: np.ndarray | float
 
 
 def within(distance: np.ndarray) -> np.ndarray:
-    """Return how much of each pixel lies within an edge at distance 0, from 0 to 1."""
+    """Return to what extent pixels lie within an edge at distance 0, from 0 to 1."""
     return np.clip(0.5 - distance, 0, 1)
 
 
@@ -167,18 +167,18 @@ def starry(at: Canvas) -> Image:
 
 
 def rayed(at: Canvas) -> Image:
-    """Return rays behind the shape."""
+    """Return rays around the shape."""
     return at.outside(mix(at.ground, at.ink, 0.45), wave(np.arctan2(at.y, at.x) * 8))
 
 
 def tiled(at: Canvas) -> Image:
-    """Return a board behind the shape."""
+    """Return a board around the shape."""
     field = (np.floor(_COLUMN / 4) + np.floor(_ROW / 4)) % 2
     return at.outside(mix(at.ground, 1 - at.ground, 0.3), field[None])
 
 
 def rainy(at: Canvas) -> Image:
-    """Return thin slanted lines behind the shape."""
+    """Return thin slanted lines around the shape."""
     far = np.abs((_COLUMN * 2 + _ROW) % 10 - 5)
     drops = np.clip(1.5 - far, 0, 1) * ((_ROW + 3 * (_COLUMN // 5)) % 8 < 5)
     return at.outside(0.55, drops[None] * 0.9)
@@ -270,7 +270,7 @@ NEW_FILLS: dict[str, Style] = {
         starry, rayed, tiled, rainy,
     )
 }  # fmt: skip
-"""Styles of the shape or of what is behind it, on which one of a whole image may be put."""
+"""Styles of the shape or of its ground, on which one of a whole image may be put."""
 
 NEW_STYLES = NEW_FILLS | WHOLE
 """Styles that the base has never seen; each has an adapter."""

@@ -163,7 +163,7 @@ def refuse_gates_of_another(base: Path, gates: Path) -> None:
 FILE = "gates.safetensors"
 MOST = 4  # drawings of a combination in training
 
-GATE_OPTIONS = ("mode", "variant", "initialization", "factors", "switch")
+GATE_OPTIONS = ("mode", "variant", "time", "initialization", "factors", "switch")
 """Settings that are options of :class:`diffusion.fusion.GatedFusion`."""
 
 RIVAL_OPTIONS = ("layerwise",)  # settings that are options of a rival

@@ -1,6 +1,6 @@
 """Hooks on the layers of a fusion, mean gates of a run, and gates folded into a static adapter."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -147,7 +147,9 @@ class GateRecorder(Observer):
             count = first.shape[-2]
             places = torch.arange(0, count, -(-count // self._tokens), device=first.device)
             first = first.index_select(-2, places)
-        gates = layer.gate_values(first)
+        time = None if layer.clock is None else layer.clock.time
+        time = time if time is None or time.numel() == 1 else time[:1]
+        gates = layer.gate_values(first, time=time)
         means = gates.float().mean(-1).flatten(0, -2).mean(0)[: len(self.held[site])]
         self._seen.setdefault((self.step, site), []).append(means.cpu())
 
@@ -219,11 +221,19 @@ class MeanGates(Observer):
         del output
         assert isinstance(layer, GatedLoraLinear)
         x, known = args[0], len(self.held[site])
-        for part in x.reshape(1, -1, x.shape[-1]).split(self._block, 1):
-            gates = layer.gate_values(part)[..., :known, :]
+        for part, time in self._blocks(layer, x):
+            gates = layer.gate_values(part, time=time)[..., :known, :]
             total = gates.double().flatten(0, -3).sum(0)
             self._sums[site] = self._sums[site] + total if site in self._sums else total
         self._counts[site] = self._counts.get(site, 0) + x[..., 0].numel()
+
+    def _blocks(self, layer: GatedLoraLinear, x: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Return some tokens of one sample after another, with their time."""
+        time = None if layer.clock is None else layer.clock.time
+        for index, sample in enumerate(x.unsqueeze(0) if x.ndim == 1 else x):
+            own = time if time is None or time.numel() == 1 else time[index : index + 1]
+            for part in sample.reshape(-1, x.shape[-1]).split(self._block):
+                yield part.unsqueeze(0), own
 
 
 def bake(fusion: GatedFusion, means: Means | None = None) -> LoraBundle:

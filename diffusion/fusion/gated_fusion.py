@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from core_gates.adapters import (
+    DiffusionTime,
     GatedLoraLinear,
     GatedSiblings,
     LoraGate,
@@ -34,6 +35,7 @@ from diffusion.fusion.gates_file import (
 )
 from diffusion.fusion.protocol import (
     ROLES,
+    TIME_SCALES,
     Adapters,
     Attachable,
     by_name,
@@ -137,6 +139,7 @@ class GatedFusion(Attachable, nn.Module):
         self._sizes = linear_sizes(model)
         self._sites = sites_of(model, None if mode == "sum" else self.family)
         self._layers: dict[str, GatedLoraLinear] = {}
+        self._clock: DiffusionTime | None = None
         self.adapters: dict[str, LoraBundle] = {}
         self.strengths: dict[str, float] = {}
         self.roles: dict[str, str] = {}
@@ -199,6 +202,9 @@ class GatedFusion(Attachable, nn.Module):
         if self.attached:
             detach_adapters(self.model)
         self._layers = {}
+        if self._clock is not None:
+            self._clock.stop()
+            self._clock = None
 
     def set_adapters(self, adapters: Adapters) -> None:
         """Exchange the adapters for others; strengths are 1 again, roles unknown, gates stay.
@@ -361,6 +367,10 @@ class GatedFusion(Attachable, nn.Module):
         return found
 
     def _attach(self) -> None:
+        if self.mode == "gated" and any(
+            getattr(gate, "time", None) == "film" for gate in self.gates.values()
+        ):
+            self._clock = DiffusionTime(self.model, scale=TIME_SCALES.get(self.family or "", 1.0))
         alone: dict[int, Placed] = {}
         for site in self.sites:
             if len(site.parts) == 1:
@@ -384,7 +394,7 @@ class GatedFusion(Attachable, nn.Module):
         def adapt(layers: Sequence[nn.Module]) -> GatedSiblings:
             gate, room = self.gate(site.name), self._room(site)
             made = GatedSiblings(layers, self._factors(site), gate=gate, room=room)
-            made.context = self.context
+            made.clock, made.context = self._clock, self.context
             return made
 
         return attach_siblings(self.model, site.parts, adapt)
@@ -392,7 +402,7 @@ class GatedFusion(Attachable, nn.Module):
     def _adapted(self, linear: nn.Linear, site: Placed) -> GatedLoraLinear:
         gate = self.gate(site.name)
         made = GatedLoraLinear(linear, self._factors(site), gate=gate, room=self.room)
-        made.context = self.context
+        made.clock, made.context = self._clock, self.context
         return made
 
     def _room(self, site: Placed) -> Room | None:

@@ -110,7 +110,7 @@ def options_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
         variant = "no_lora"
     elif "weight_base" not in state:
         variant = "no_base" if "weight_cross" in state else "no_cross"
-    return found | {"variant": variant}
+    return found | {"variant": variant, "time": "film" if "weight_time" in state else "implicit"}
 
 
 def agreed(given: Mapping[str, Any], found: Mapping[str, Any], path: str | Path) -> dict[str, Any]:

@@ -102,6 +102,9 @@ def _seen(given: object) -> str:
 KINDS = {"FluxTransformer2DModel": "flux", "SD3Transformer2DModel": "sd3"}
 """Class of a model of diffusers -> its family."""
 
+TIME_SCALES = {"flux": 1000.0, "sd3": 1.0}
+"""Times of gates, from 0 to 1000, by those that models of a family are called with."""
+
 
 def uncompiled(model: nn.Module) -> nn.Module:
     """Return the model that ``torch.compile`` was given, whose layers the compiled one shares."""

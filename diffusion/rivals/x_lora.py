@@ -149,8 +149,9 @@ class TokenWeightedLora(GatedLoraLinear):
         super().set_adapters(adapters)
         self.owners = owners([adapter.rank for adapter in adapters])
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, time: Tensor | None = None) -> Tensor:
         """Return the output (..., D') of the layer with the weighed adapters."""
+        del time
         base: Tensor = self.base(x)
         scalings = self.scalings(x)
         if scalings is None or not self.ranks:

@@ -78,7 +78,7 @@ MODULES = {
     "TransferGate": lambda **o: features.TransferGate(D, **o),
     "SelfGate": lambda **o: features.SelfGate(D, 2, **o),
     "GatedLoraLinear": lambda **o: adapters.GatedLoraLinear(layer(**o), **o),
-    "LoraGate": lambda **o: adapters.LoraGate(D, kinds=3, **o),
+    "LoraGate": lambda **o: adapters.LoraGate(D, time="film", **o),
     "SoftThreshold": lambda **o: adapters.SoftThreshold(D, **o),
     "SparseLoraLinear": lambda **o: adapters.SparseLoraLinear(layer(**o), D, **o),
     "SparseLowRank": lambda **o: adapters.SparseLowRank(D, H, D, **o),

@@ -36,7 +36,7 @@ from diffusion.experiments.made_images import (
     prompts,
 )
 from diffusion.experiments.trained_gates import captions
-from diffusion.experiments.zoo import captions_of, in_roles, shape_of
+from diffusion.experiments.zoo import FOLDER, EncoderForm, captions_of, in_roles, shape_of
 from diffusion.lora_file import LoraBundle, load_lora
 from diffusion.retrieval import TrainedEncoder, collate, modules_of
 from harness.evidence import Bar, Resamples, Row, compare, moments
@@ -272,13 +272,21 @@ class Searched(NamedTuple):
     def tasks(self) -> dict[str, np.ndarray]:
         """Return task -> places of its descriptions.
 
-        Concepts are known that encoders have been trained on, of which subjects and styles are
-        told apart.
+        Concepts are known that encoders have been trained on, of which subjects and styles
+        have tasks of their own.
         """
         new = np.isin(self.owners, UNSEEN)
         subjects = np.isin(self.owners, list(NEW_SHAPES))
         found = {KNOWN: ~new, "known subjects": ~new & subjects, "known styles": ~new & ~subjects}
         return {task: np.flatnonzero(own) for task, own in (found | {NEW: new}).items()}
+
+
+def encoder_of(world: World) -> Path | None:
+    """Return the folder of the encoder of the adapters of a world; None if it is missing."""
+    trained = [one.name for one in concepts() if one.name not in UNSEEN]
+    piece = world.encoder_piece("encoder", 0, concepts=trained, **ENCODER)
+    folder = world.run.store("encoders", EncoderForm()).find(piece)
+    return None if folder is None else folder / FOLDER
 
 
 def retrieval_study(asked: Asked, world: World) -> None:

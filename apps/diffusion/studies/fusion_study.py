@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from apps.diffusion.embedded_world import World
-from apps.diffusion.studies.base_study import Asked, Method, world_data
+from apps.diffusion.studies.base_study import Asked, Method, encoder_of, world_data
 from apps.diffusion.studies.fused_views import (
     PAIRS,
     cost_rows,
@@ -19,7 +19,6 @@ from apps.diffusion.studies.fused_views import (
     retention_rows,
     score,
 )
-from apps.diffusion.studio import encoder_of
 from core_gates.errors import GatesError
 from diffusion.experiments.combined_losses import (
     FIRST,

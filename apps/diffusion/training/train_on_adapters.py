@@ -18,8 +18,7 @@ from apps.diffusion.embedded_world import (
     table_digest,
     zoo_of,
 )
-from apps.diffusion.studies.base_study import ENCODER, PUBLISHED, UNSEEN
-from apps.diffusion.studio import encoder_of
+from apps.diffusion.studies.base_study import ENCODER, PUBLISHED, UNSEEN, encoder_of
 from core_gates.errors import GatesError
 from diffusion.data.published_table import read_rows, split_table
 from diffusion.experiments.trained_gates import (
@@ -38,7 +37,6 @@ from diffusion.experiments.zoo import (
     train_own_encoder,
 )
 from diffusion.fusion.fusion_tasks import read_shown
-from diffusion.fusion.protocol import with_roles
 from diffusion.lora_file.recognition import modules_in, shape_in
 from diffusion.models.embedded_base import CONFIG, EmbeddedBase
 from diffusion.models.text_encoders import text_encoder as encoder_of_texts
@@ -227,6 +225,8 @@ class Gates:
         what: ``gates``, or ``strengths``: factors of adapters by layer alone.
         variant: Terms of a gate: ``full``, or without those of the base (``no_base``, as
             published), of the adapter (``no_lora``) or of both together (``no_cross``).
+        time: How gates learn of the denoising time: by their inputs (``implicit``, as published),
+            or by a learned shift as well (``film``).
         initialization: Gates begin as the plain sum of all adapters (``sum``), or at random
             (``published``).
         global_rank: Rank of one more adapter, which is what the others have in common; 0 for none.
@@ -241,6 +241,7 @@ class Gates:
 
     what: Literal["gates", "strengths"] = "gates"
     variant: Literal["full", "no_base", "no_cross", "no_lora"] = "full"
+    time: Literal["implicit", "film"] = "implicit"
     initialization: Literal["sum", "published"] = "sum"
     global_rank: int = 0
     factors: bool = True
@@ -266,8 +267,8 @@ class Gates:
     def name(self) -> str:
         """Name in tables, as studies call what they train."""
         own = {"role": self.told, "switch": self.switch, "global LoRA": self.global_rank}
-        gates = "gates" if self.variant == "full" else f"gates {self.variant}"
-        name = "layer_strengths" if self.what == "strengths" else gates
+        parts = [one for one in (self.variant, self.time) if one not in ("full", "implicit")]
+        name = "layer_strengths" if self.what == "strengths" else " ".join(["gates", *parts])
         return " + ".join([name, *(part for part, given in own.items() if given)])
 
     def settings(self) -> dict[str, Any]:
@@ -278,6 +279,7 @@ class Gates:
         if self.what == "strengths":
             return own | {"mode": "strengths", "weight_rate": None}
         own |= {"initialization": begin, "factors": self.factors or None}
+        own |= {"time": None if self.time == "implicit" else self.time}
         return {"variant": self.variant, **own}
 
     def files(self, zoo: World | None) -> dict[str, Path]:
@@ -295,9 +297,6 @@ class Gates:
             if encoder is None:
                 raise GatesError("--switch needs scores of adapters: give --encoder FOLDER")
         found = {"begin": None if self.begin is None else Path(self.begin), "encoder": encoder}
-        for name, path in found.items():
-            if path is not None and not path.exists():
-                raise GatesError(f"--{name} is {path}, which does not exist: name what was trained")
         return {name: path for name, path in found.items() if path is not None}
 
 
@@ -396,9 +395,7 @@ def fit_gates(
         settings |= {"start": world.zoo_digest, "group": "train_useless" if gates.switch else None}
     else:
         found, table = base_at(base, place), Path(str(csv))
-        names = checked(table, found.folder)
-        with_roles(dict.fromkeys(names, ""), roles_in(gates.roles))
-        digest = table_digest(table, names)
+        digest = table_digest(table, checked(table, found.folder))
         work = partial(train_own_gates, csv=table, base_folder=found.folder, size=size)
         settings |= {"start": found.digest, "table": digest, "size": size}
         settings["partners"] = training.partners

@@ -322,6 +322,50 @@ def test_a_global_hook_keeps_what_the_layer_returned():
     assert torch.equal(seen[0], module.base(x))
 
 
+def test_film_takes_one_time_or_one_a_sample():
+    module, x = random_module(2, 3, time="film"), inputs(2, 5)
+    times = torch.tensor([30.0, 700.0], dtype=torch.float64)
+    together = module(x, time=times)
+    for i in range(2):
+        assert_close(module(x[i], time=times[i]), together[i])
+        assert_close(module.gate_values(x[i], time=times[i]), module.gate_values(x, time=times)[i])
+    assert_close(together, module.gate(module.base(x), module.adapter_outputs(x), time=times))
+    with pytest.raises(ValueError, match="pass time="):
+        module(x)
+
+
+@pytest.mark.fault("core F7")
+@pytest.mark.parametrize("leading", [(), (1,), (3,), (3, 5)])
+def test_one_time_in_a_list_is_one_time(leading):
+    module, x = random_module(2, 3, time="film"), inputs(*leading)
+    time = torch.tensor(30.0, dtype=torch.float64)
+    assert_close(module(x, time=time.view(1)), module(x, time=time))
+    assert_close(module.gate_values(x, time=time.view(1)), module.gate_values(x, time=time))
+
+
+@pytest.mark.fault("core F7")
+@pytest.mark.parametrize("leading", [(0,), (0, 5)])
+def test_an_empty_batch_may_have_a_time_a_sample(leading):
+    module, x = random_module(2, 3, time="film"), inputs(*leading).requires_grad_()
+    out = module(x, time=torch.empty(0))
+    assert out.shape == (*leading, OUT)
+    out.sum().backward()
+    assert x.grad.shape == x.shape
+    assert module.gate_values(x, time=torch.empty(0)).shape == (*leading, 2, OUT)
+
+
+@pytest.mark.fault("core F7")
+@pytest.mark.parametrize("shape", [(2,), (0,), (3, 1)])
+def test_times_that_fit_no_batch_are_refused(shape):
+    module, x = random_module(2, 3, time="film"), inputs(3, 5)
+    message = (
+        rf"time \({', '.join(map(str, shape))},?\) must be one number, or one a sample: \(3,\)"
+    )
+    for call in (module, module.gate_values):
+        with pytest.raises(ValueError, match=message):
+            call(x, time=torch.zeros(shape))
+
+
 @pytest.mark.parametrize("leading", [(), (0,), (1,), (2, 0), (2, 3, 4)])
 def test_shapes(leading):
     module, x = random_module(2, 3), inputs(*leading).requires_grad_()

@@ -6,7 +6,7 @@ import torch
 from torch.autograd import gradcheck
 from torch.testing import assert_close
 
-from core_gates.adapters.lora_gate import LoraGate
+from core_gates.adapters.lora_gate import LoraGate, time_features
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "autolora"
 VARIANTS = ["full", "no_base", "no_cross", "no_lora"]
@@ -29,9 +29,9 @@ def values(*shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def folded(gate, base, loras):
+def folded(gate, base, loras, time=None):
     """The gate by its coefficients."""
-    constant, slope, lora, cross, out = gate.coefficients()
+    constant, slope, lora, cross, out = gate.coefficients(time)
     norm = torch.nn.functional.layer_norm
     n, z = (norm(t, t.shape[-1:]) for t in (base.unsqueeze(-2), loras))
     return base + out * (torch.sigmoid(constant + slope * n + (lora + cross * n) * z) * loras).sum(
@@ -104,6 +104,53 @@ def test_one_gate_serves_any_number_of_adapters_in_any_order():
     assert_close(gate(base, loras), base + sum(parts))
 
 
+def test_film_adds_the_time_to_the_bias():
+    gate, base, loras = random_gate(8, time="film"), values(2, 5, 8), values(2, 5, 3, 8)
+    times = torch.tensor([30.0, 700.0], dtype=torch.float64)
+    together = gate(base, loras, time=times)
+    plain = LoraGate(8, dtype=torch.float64)
+    plain.load_state_dict(gate.state_dict(), strict=False)
+    for i, time in enumerate(times):
+        alone = gate(base[i], loras[i], time=time)
+        assert_close(together[i], alone)
+        assert_close(folded(gate, base[i], loras[i], time), alone)
+        plain.bias.data = gate.bias.data + gate.weight_time.data @ time_features(time)
+        assert_close(plain(base[i], loras[i]), alone)
+    assert (together[0] - gate(base[0], loras[0], time=times[1])).abs().max() > 0.01
+
+
+def test_film_starts_without_the_time():
+    gate = LoraGate(8, time="film", dtype=torch.float64)
+    base, loras = values(5, 8), values(5, 3, 8)
+    out = gate(base, loras, time=torch.tensor(500.0))
+    assert_close(out, base + loras.sum(-2))
+    out.square().sum().backward()
+    assert gate.weight_time.grad.abs().sum() > 0
+
+
+def test_time_features_are_sinusoids():
+    features = time_features(torch.tensor([0.0, 7.0], dtype=torch.float64))
+    assert_close(features[0], torch.tensor([1.0] * 8 + [0.0] * 8, dtype=torch.float64))
+    angles = 7.0 / 10000 ** (torch.arange(8, dtype=torch.float64) / 8)
+    assert_close(features[1], torch.cat([angles.cos(), angles.sin()]))
+
+
+def test_the_time_must_be_given():
+    gate = LoraGate(8, time="film")
+    with pytest.raises(ValueError, match="needs the diffusion time: pass time="):
+        gate(torch.zeros(2, 8), torch.zeros(2, 1, 8))
+    with pytest.raises(ValueError, match="needs the diffusion time: pass time="):
+        gate.coefficients()
+
+
+def test_coefficients_of_several_times_are_those_of_each():
+    gate, times = random_gate(8, time="film"), torch.tensor([3.0, 700.0], dtype=torch.float64)
+    expected = torch.stack([gate.coefficients(time) for time in times])
+    assert expected.shape == (2, 5, 8)
+    assert not torch.allclose(expected[0, 0], expected[1, 0])
+    assert_close(gate.coefficients(times), expected)
+
+
 def test_gradients():
     gate = random_gate(5)
     names, parameters = zip(*gate.named_parameters(), strict=True)
@@ -125,16 +172,16 @@ def test_half_precision_is_gated_in_float32():
 
 
 def test_meta_device_and_reset():
-    gate = LoraGate(8, kinds=3, device="meta")
+    gate = LoraGate(8, time="film", device="meta")
     assert all(t.is_meta for t in gate.state_dict().values())
     gate = gate.to_empty(device="cpu")
     for parameter in gate.parameters():
         parameter.data.fill_(123)
     gate.reset_parameters()
-    assert_close(dict(gate.state_dict()), dict(LoraGate(8, kinds=3).state_dict()))
+    assert_close(dict(gate.state_dict()), dict(LoraGate(8, time="film").state_dict()))
 
 
-@pytest.mark.parametrize("option", ["variant", "initialization"])
+@pytest.mark.parametrize("option", ["variant", "initialization", "time"])
 def test_options_are_checked(option):
     with pytest.raises(ValueError, match=f"{option} is 'all'; choose one of"):
         LoraGate(8, **{option: "all"})

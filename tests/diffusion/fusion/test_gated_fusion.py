@@ -96,7 +96,7 @@ def test_split_layers_are_the_fused_one_under_its_gate(model, adapters):
         assert_close(found, expected)
 
 
-@pytest.mark.parametrize("options", [{}, {"factors": True, "switch": True}, {"mode": "sum"}])
+@pytest.mark.parametrize("options", [{}, {"time": "film"}, {"mode": "sum"}])
 def test_nothing_is_left_behind_even_by_an_error(options, model, inputs, adapters):
     before, names = deepcopy(model.state_dict()), [name for name, _ in model.named_modules()]
     layers, expected = dict(model.named_modules()), model(**inputs)[0]
@@ -131,8 +131,8 @@ def test_nested_use_is_refused(model, inputs, adapters):
     assert not torch.allclose(model(**inputs)[0], expected)
 
 
-def test_gates_train_alone_and_stay_between_attachments(model, inputs, adapters):
-    fused = GatedFusion(model, adapters, factors=True, dtype=torch.float64)
+def test_gates_train_alone_know_the_time_and_stay_between_attachments(model, inputs, adapters):
+    fused = GatedFusion(model, adapters, time="film", dtype=torch.float64)
     assert not any(name.startswith("model") for name, _ in fused.named_parameters())
     target = torch.randn(2, 5, 4, dtype=torch.float64)
     optimizer = torch.optim.Adam(fused.parameters(), lr=0.05)
@@ -147,7 +147,10 @@ def test_gates_train_alone_and_stay_between_attachments(model, inputs, adapters)
     assert losses[-1] < 0.9 * losses[0]
     assert all(parameter.grad is None for parameter in model.parameters())
     with fused:
-        assert (model(**inputs)[0] - target).square().mean() < losses[-2]
+        early, late = (
+            model(**inputs | {"timestep": torch.full((2,), t)})[0] for t in (0.2, 0.2001)
+        )
+        assert not torch.allclose(early, late, atol=1e-6)
 
 
 @pytest.mark.parametrize("variant", ["full", "no_base", "no_cross", "no_lora"])
@@ -167,7 +170,7 @@ def test_options_that_would_do_nothing_are_refused(model, adapters, tmp_path):
     path = GatedFusion(model, adapters, variant="no_base").save_gates(tmp_path / "g.safetensors")
     with pytest.raises(GatesError, match="variant='no_base', not 'full': leave variant out"):
         GatedFusion(model, adapters, gates=path, variant="full")
-    assert GatedFusion(model, adapters, gates=path, variant="no_base").gates
+    assert GatedFusion(model, adapters, gates=path, variant="no_base", time="implicit").gates
     for options in ({"gates": path}, {"variant": "full"}):
         with pytest.raises(GatesError, match="mode='sum' has no gates"):
             GatedFusion(model, adapters, mode="sum", **options)

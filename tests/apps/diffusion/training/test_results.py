@@ -112,7 +112,7 @@ def test_an_encoder_indexes_and_finds(gates, command):
     [
         (),
         ("--variant", "no_base", "--initialization", "published", "--factors", "false"),
-        ("--global_rank", "1", "--weight_decay", "0.01", "--schedule", "cosine"),
+        ("--time", "film", "--global_rank", "1", "--weight_decay", "0.01", "--schedule", "cosine"),
         (
             "--factors",
             "true",
