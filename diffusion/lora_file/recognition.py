@@ -3,12 +3,13 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffusion.lora_file.container import FamilyError, clean, parse_json
-from diffusion.lora_file.factors import Spelled, spell, unsupported
-from diffusion.lora_file.family import FluxShape, SD3Shape, index_of
+from diffusion.lora_file.factors import KINDS, Spelled, spell, unsupported
+from diffusion.lora_file.family import FLUX, SD3, FluxShape, SD3Shape, index_of
 from diffusion.lora_file.names import PREFIXES, TABLES, TEXT_ENCODERS, TRANSFORMER, Match, Prefix
 
 _CLASS = "_class_name"
@@ -287,14 +288,31 @@ def _told(metadata: Mapping[str, str]) -> str | None:
 
 
 def _by_size(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, str]:
-    """Decide between families with the same names by the number of blocks."""
-    blocks = [index for key in shapes if (index := index_of(key)) is not None]
-    wide = any(_QWEN_WIDTH in shape for shape in shapes.values())
-    if max(blocks, default=0) >= 38 or (max(blocks, default=0) >= 19 and wide):
+    """Decide between families with the same names by the sizes of layers and the last block."""
+    sizes = _sizes(shapes)
+    width = SD3.width(sizes)
+    last = max((index_of(key) or 0 for key in shapes), default=0)
+    if last >= 38 or (last >= 19 and width == _QWEN_WIDTH):
         return "qwen-image", "number and width of blocks"
-    if max(blocks, default=0) >= 19:
+    if last >= 19:
         return "sd3", "number of blocks"
-    widths = {size for shape in shapes.values() for size in shape}
-    if widths & {1536, 2432} and not wide:
+    if len(SD3.misfits(sizes)) < len(FLUX.misfits(sizes)):
+        return "sd3", "sizes of layers"
+    if width in (1536, 2432):
         return "sd3", "width of blocks"
     return "flux", "the names fit flux and sd3, flux is assumed"
+
+
+def _sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, int]]:
+    """Return inputs and outputs of the layers whose factors fit each other, by diffusers name."""
+    layers: dict[str, dict[str, tuple[int, ...]]] = {}
+    for key in take_apart(shapes):
+        if key.of_transformer and key.spelled is not None:
+            (name, *_) = next(iter(key.matches.values())).parts
+            layers.setdefault(name, {})[key.spelled.role] = shapes[key.name]
+    found = {}
+    for name, own in layers.items():
+        for kind in KINDS:
+            with suppress(KeyError, ValueError):
+                found[name] = kind.sizes(own)[1:]
+    return found

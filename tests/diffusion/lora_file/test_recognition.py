@@ -110,6 +110,57 @@ def test_sizes_decide_last(block, width, family, tmp_path):
     assert recognize_file(SafetensorsFile(path))[0] == family
 
 
+def layers_of(shape, prefix="transformer."):
+    return {
+        f"{prefix}{name}.lora_{factor}.weight": size
+        for name, (inputs, outputs) in shape.modules().items()
+        for factor, size in (("A", (1, inputs)), ("B", (outputs, 1)))
+    }
+
+
+@pytest.mark.fault("diffusion D1")
+@pytest.mark.parametrize(
+    ("shape", "family"),
+    [(SD3Shape(), "sd3"), (SD3Shape(dual_attention=tuple(range(13))), "sd3"),
+     (SD3Shape(38, 38, 64), "sd3"), (FluxShape(), "flux"), (FluxShape(57, 0), "qwen-image")],
+)  # fmt: skip
+def test_files_of_all_layers_without_metadata(shape, family):
+    shapes = {n: size for n, size in layers_of(shape).items() if ".single_" not in n}
+    outer = ("x_embedder", "guidance_embedder")
+    shapes = {n: size for n, size in shapes.items() if not any(o in n for o in outer)}
+    assert recognize(shapes, {}, ["flux", "sd3"])[0] == family
+
+
+@pytest.mark.fault("diffusion D1")
+def test_sd3_medium_of_diffusers_is_read(tmp_path):
+    path = stored(tmp_path, {n: torch.ones(size) for n, size in layers_of(SD3Shape()).items()})
+    bundle = load_lora(path)
+    assert (bundle.family, len(bundle.modules)) == ("sd3", len(SD3Shape().modules()))
+    last = bundle.sizes()["transformer_blocks.23.norm1_context.linear"]
+    assert last[1:] == (1536, 3072)
+
+
+@pytest.mark.fault("diffusion D8")
+@pytest.mark.parametrize("form", ["lora", "loha", "lokr"])
+def test_small_files_of_sd3_are_no_misfits_of_flux(form, tmp_path):
+    sizes = SD3Shape(2, 2, 8).modules()
+    tensors = {}
+    for name in ("transformer_blocks.0.attn.to_q", "transformer_blocks.1.norm1_context.linear"):
+        (inputs, outputs), stem = sizes[name], f"transformer.{name}"
+        if form == "lora":
+            tensors |= pair(stem, inputs, outputs)
+        elif form == "loha":
+            tensors |= {f"{stem}.hada_w{n}_a": torch.ones(outputs, 1) for n in (1, 2)}
+            tensors |= {f"{stem}.hada_w{n}_b": torch.ones(1, inputs) for n in (1, 2)}
+        else:
+            tensors[f"{stem}.lokr_w1"] = torch.ones(2, 2)
+            tensors[f"{stem}.lokr_w2"] = torch.ones(outputs // 2, inputs // 2)
+    bundle = load_lora(stored(tmp_path, tensors))
+    assert (bundle.family, bundle.report.evidence) == ("sd3", "sizes of layers")
+    assert len(bundle.modules) == 2
+    assert not bundle.report.unused
+
+
 def test_an_assumption_is_noted(tmp_path):
     path = stored(tmp_path, pair("transformer_blocks.0.attn.to_q"))
     report = load_lora(path).report
