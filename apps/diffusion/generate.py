@@ -1,7 +1,6 @@
 """``gates diffusion generate``: how images are sampled, and saved with all that decided them."""
 
 import math
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from diffusion.lora_file import LoraBundle
 from diffusion.models.flow_matching import GUIDANCE
 from diffusion.models.pipelines import load_pipeline
 from harness.command.verbs import Place
-from harness.files import short_digest
+from harness.files import require_free, short_digest
 from harness.runs.terminal import counting, ticking
 
 LARGEST_SEED = 2**63 - 1
@@ -155,19 +154,6 @@ def _settled(record: dict[str, Any]) -> dict[str, Any]:
     return {n: v for n, v in record.items() if n not in ("gates", "skipped")} | {
         "adapters": adapters
     }
-
-
-def require_writable(folder: Path) -> None:
-    """Refuse a folder for outputs that cannot be written, before anything expensive is done.
-
-    Raises:
-        GatesError: It is a file, lies below one, or may not be written.
-    """
-    place = next((one for one in (folder, *folder.parents) if one.exists()), folder)
-    if not place.is_dir():
-        raise GatesError(f"{folder} cannot be written, {place} is a file: choose another --output")
-    if not os.access(place, os.W_OK):
-        raise GatesError(f"{folder} cannot be written: choose another --output")
 
 
 STEPS = 20
@@ -321,7 +307,7 @@ def generate(
     maker(mode)
     refuse_unless_text(sampling.negative_prompt)
     folder = Path(output) if output is not None else place.run_folder.path / IMAGES
-    require_writable(folder)
+    require_free(folder / "image.png", overwrite=True)
     console = Console()
     world = partial(World, place.run_folder.path.parents[1])
     if sources.base is not None:

@@ -421,6 +421,7 @@ class GatedFusion(Attachable, nn.Module):
 
 
 def _refuse_attached(model: nn.Module) -> None:
+    linear_sizes(model)  # refuses adapters of PEFT
     for name, module in model.named_modules():
         if isinstance(module, AdapterFactors | SiblingLinear):
             raise GatesError(f"{name} has adapters already: detach them before others are attached")
@@ -436,9 +437,7 @@ def _low_rank(factors: Factors | None) -> LowRank | None:
         return None
     magnitude = factors.magnitude
     if magnitude is not None and magnitude.shape[1] != 1:
-        raise GatesError(
-            "a DoRA adapter with norms of columns cannot be fused: convert it with a base first"
-        )
+        raise GatesError("a DoRA adapter with norms of columns cannot be fused: leave it out")
     return LowRank(
         factors.down,
         factors.up,

@@ -118,14 +118,24 @@ def family_of(model: nn.Module) -> str | None:
 
 
 def linear_sizes(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Return the inputs and outputs of every linear layer of a model, by name."""
-    return {
+    """Return the inputs and outputs of every linear layer of a model, by name.
+
+    Raises:
+        GatesError: PEFT has put adapters onto one.
+    """
+    found = {
         name: (module.in_features, module.out_features)
         for name, module in model.named_modules()
         if name
         and isinstance(module, nn.Linear)
         and not isinstance(module, NonDynamicallyQuantizableLinear)
     }
+    if wrapped := next((name for name in found if name.endswith(".base_layer")), ""):
+        raise GatesError(
+            f"{wrapped.removesuffix('.base_layer')} has adapters of PEFT: take them off first, as"
+            " by unload_lora_weights() of the pipeline, and give their files as adapters"
+        )
+    return found
 
 
 def sites_of(model: nn.Module, family: str | None) -> list[Placed]:
@@ -259,8 +269,8 @@ def plain_factors(adapters: Mapping[str, LoraBundle], module: str) -> dict[str, 
     for name, factors in found.items():
         if factors.magnitude is not None:
             raise GatesError(
-                f"adapter {name!r} is a DoRA at {module}, and its norms cannot be merged: leave it"
-                " out, or convert it to a plain LoRA with a base first"
+                f"adapter {name!r} is a DoRA at {module}, whose change depends on the base, and"
+                " cannot be merged: leave it out"
             )
     sizes = {(f.in_features, f.out_features): name for name, f in found.items()}
     if len(sizes) > 1:

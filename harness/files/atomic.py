@@ -18,6 +18,7 @@ from core_gates.errors import GatesError
 
 UNWRITABLE = (
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR,
+    errno.ENAMETOOLONG,
 )  # fmt: skip
 """Reasons why a place cannot be written; a full disk is none of them."""
 
@@ -26,16 +27,20 @@ def require_free(path: Path, *, overwrite: bool) -> None:
     """Refuse a place for an output that cannot be written, before anything expensive is done.
 
     Raises:
-        GatesError: It is taken and ``overwrite`` is not asked for, or lies below a file.
+        GatesError: It is taken and ``overwrite`` is not asked for, lies below a file, or may not be
+            written.
     """
-    if path.exists() and not overwrite:
+    with writing(path):
+        taken = path.exists()
+        parent = next(one for one in path.parents if one.exists())
+    if taken and not overwrite:
         raise GatesError(f"{path} exists: choose another --output or add --overwrite_output")
-    for parent in path.parents:
-        if parent.exists() and not parent.is_dir():
-            raise GatesError(
-                f"{path} cannot be written, {parent} is a file and no folder: choose another "
-                "--output"
-            )
+    if not parent.is_dir():
+        raise GatesError(
+            f"{path} cannot be written, {parent} is a file and no folder: choose another --output"
+        )
+    if not os.access(parent, os.W_OK):
+        raise GatesError(f"{path} cannot be written: choose another --output")
 
 
 def require_apart(output: Path, inputs: Iterable[Path], option: str = "--output") -> None:

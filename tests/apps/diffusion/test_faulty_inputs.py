@@ -161,6 +161,10 @@ FAULTS = {
         convert(GOOD, output="/proc/out.safetensors"),
         "cannot be written",
     ),
+    "merged into a place that cannot be": (
+        ("diffusion", "merge", GOOD, OTHER, "--output", "x" * 300 + ".safetensors"),
+        "x.safetensors cannot be written: File name too long",
+    ),
     "output below a file": (
         convert(GOOD, output=f"{OTHER}/out.safetensors"),
         "is a file and no folder",

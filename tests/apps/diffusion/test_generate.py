@@ -254,8 +254,8 @@ def test_gates_that_lack_their_common_adapter_say_so(made, small_world):
 
 
 def test_an_output_that_may_not_be_written(small_world, faulty_inputs, monkeypatch):
-    monkeypatch.setattr("apps.diffusion.generate.os.access", lambda *_: False)
-    words = "out cannot be written: choose another --output"
+    monkeypatch.setattr("harness.files.atomic.os.access", lambda *_: False)
+    words = "out/image.png cannot be written: choose another --output"
     faulty_inputs({"a folder": (call("--output", "out"), words)}, folder=small_world)
 
 

@@ -1,6 +1,7 @@
 """Adapters on a FLUX of diffusers: next to PEFT, saved, quantized, offloaded, without memory."""
 
 from copy import deepcopy
+from types import SimpleNamespace
 
 import accelerate
 import pytest
@@ -12,14 +13,17 @@ from diffusers import (
     SD3Transformer2DModel,
 )
 from diffusers.hooks import apply_group_offloading
+from peft import LoraConfig
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from core_gates.errors import GatesError
 from diffusion.evaluation.parity import relative_error
 from diffusion.fusion import GatedFusion
+from diffusion.fusion.pipeline import AutoLoraPipeline
 from diffusion.fusion.protocol import linear_sizes
 from diffusion.lora_file import Factors, LoraBundle, SD3Shape, save_lora
 from diffusion.models.embedded_base import UNIT, transformer_of
@@ -89,7 +93,24 @@ def test_neutral_gates_are_what_peft_adds_and_diffusers_fuses(
             assert relative_error(velocity(model, *inputs), expected) <= 1e-5
 
 
-@pytest.mark.parametrize("options", [{}, {"factors": True, "switch": True}, {"mode": "sum"}])
+@pytest.mark.fault("diffusion D7")
+def test_a_model_with_adapters_of_peft_is_refused_by_their_name(model, adapters, one_line):
+    own = deepcopy(model)
+    fusion = GatedFusion(own, adapters)
+    own.add_adapter(LoraConfig(r=2, target_modules=["proj_mlp"]))
+    for refused in (lambda: GatedFusion(own, adapters), fusion.attach):
+        message = one_line(GatesError, refused)
+        assert "single_transformer_blocks.0.proj_mlp has adapters of PEFT: take them" in message
+    auto = AutoLoraPipeline(SimpleNamespace(transformer=own), SimpleNamespace())
+    assert "has adapters of PEFT" in one_line(GatesError, auto, "a fox")
+    own.unload_lora()
+    with fusion:
+        assert fusion.attached
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"time": "film"}, {"factors": True, "switch": True}, {"mode": "sum"}]
+)
 @torch.no_grad()
 def test_a_model_has_the_same_bits_on_disk_with_adapters_and_after_them(
     options, model, inputs, adapters, tmp_path

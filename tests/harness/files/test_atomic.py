@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 from contextlib import suppress
 from pathlib import Path
@@ -66,6 +67,28 @@ def test_a_place_below_a_file_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(GatesError, match="is a file and no folder"):
         require_free(tmp_path / "file" / "out", overwrite=True)
+
+
+@pytest.mark.fault("diffusion D10")
+def test_a_place_that_may_not_be_looked_at_is_refused(tmp_path):
+    (tmp_path / "closed").mkdir(mode=0)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        with pytest.raises(GatesError, match="/out cannot be written: Permission denied$"):
+            require_free(tmp_path / "closed" / "out", overwrite=True)
+    finally:
+        os.seteuid(user)
+    with pytest.raises(GatesError, match="cannot be written: File name too long$"):
+        require_free(tmp_path / ("x" * 300), overwrite=False)
+
+
+@pytest.mark.fault("diffusion D10")
+def test_a_folder_that_may_not_be_written_is_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("harness.files.atomic.os.access", lambda place, _: place != tmp_path)
+    with pytest.raises(GatesError, match="below/out cannot be written: choose another --output"):
+        require_free(tmp_path / "below" / "out", overwrite=True)
 
 
 def test_contents_are_told_apart_by_names_and_bytes(tmp_path):
