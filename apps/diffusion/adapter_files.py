@@ -115,6 +115,9 @@ def named_files(files: Sequence[str]) -> dict[str, Path]:
     return found
 
 
+STRONGEST = 1000  # strength of an adapter; beyond it, images are NaN
+
+
 def strengths_of(text: str, names: Sequence[str], option: str = "--weights") -> dict[str, float]:
     """Return the strength of each adapter.
 
@@ -124,7 +127,8 @@ def strengths_of(text: str, names: Sequence[str], option: str = "--weights") -> 
         option: That the text comes from.
 
     Raises:
-        GatesError: A name is unknown or occurs twice, or a strength is no finite number.
+        GatesError: A name is unknown or occurs twice, or a strength is no finite number of at
+            most 1000.
     """
     parts = [part.strip() for part in text.split(",")]
     if not any(":" in part or part in names for part in parts):
@@ -165,8 +169,11 @@ def _number(text: str, name: str, option: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
-        raise GatesError(f"{option} gives {name!r} the strength {text!r}, expected a finite number")
+    if not abs(value) <= STRONGEST:
+        raise GatesError(
+            f"{option} gives {name!r} the strength {text!r}, expected a finite number, at most "
+            f"{STRONGEST} in size: 1 is as trained"
+        )
     return value
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from apps.diffusion.generate import record_of
+from apps.diffusion.search import left_out
 from apps.diffusion.studio import GATED, SUM, Sources, Studio, studio
 from core_gates.errors import GatesError
 from diffusion.data.pictures import enlarged
@@ -151,8 +152,9 @@ class Actions:
                 **self.options,
             )  # fmt: skip
             record = record_of(self.studio, made, made.mode)
+            found = self.studio.finder.found
         left = [f"left out: {name}: {why}" for name, why in made.skipped.items()]
-        notes = [*self.studio.notices, self.studio.finder.notice, *left]
+        notes = [*self.studio.notices, found.notice, *left_out(found), *left]
         card = found_card(record["adapters"], [note for note in notes if note])
         gates = None if made.gates is None else gate_map_figure(made.gates, note=prompt)
         return made, Shown(card, _pixels(made), _pixels(plain), gates)

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from rich.table import Table
 
 from apps.diffusion.adapter_files import roles_in, strengths_of
 from apps.diffusion.commands import refuse_unless_text
+from apps.diffusion.search import left_out
 from apps.diffusion.studio import GATED, SUM, Sources, Studio, maker, studio
 from core_gates.errors import GatesError
 from diffusion.data.concepts import Combination
@@ -120,6 +121,7 @@ def record_of(studio: Studio, found: Generated, mode: str) -> dict[str, Any]:
         **record,
         **named,
         "adapters": adapters,
+        "left_out": dict(studio.finder.found.left_out),
         "model": studio.model,
         "sampler": SAMPLER,
         "hashes": studio.hashes,
@@ -151,7 +153,7 @@ def _settled(record: dict[str, Any]) -> dict[str, Any]:
     """Return a record without what its other fields decide, which rounding may change."""
     results = ("weights", "metadata", "mean_gate", "score", "why")
     adapters = [{n: v for n, v in one.items() if n not in results} for one in record["adapters"]]
-    return {n: v for n, v in record.items() if n not in ("gates", "skipped")} | {
+    return {n: v for n, v in record.items() if n not in ("gates", "skipped", "left_out")} | {
         "adapters": adapters
     }
 
@@ -319,27 +321,35 @@ def generate(
             found.make, words, mode=mode, k=k or K, adapters=None if named is None else list(named),
             strengths=named or None, roles=roles_in(roles), **sampling.options(found),
         )  # fmt: skip
-        made = _made(asked, sampling)
-        records = [record_of(found, one, mode) for one in made]
-        images = [one.images[0] for one in made]
-        _show(console, records[0], [*found.notices, found.unread(words), found.finder.notice])
-        paths = [save(image, one, folder) for image, one in zip(images, records, strict=True)]
-        if sampling.count > 1:
-            paths.append(save_sheet(images, records, folder))
-    for path in paths:
-        console.print(escape(str(path)), soft_wrap=True, highlight=False)
+        images: list[Image.Image] = []
+        records: list[dict[str, Any]] = []
+        paths: list[Path] = []
+        try:
+            for made in _made(asked, sampling):
+                images.append(made.images[0])
+                records.append(record_of(found, made, mode))
+                paths.append(save(images[-1], records[-1], folder))
+            if sampling.count > 1:
+                paths.append(save_sheet(images, records, folder))
+        finally:  # also where someone interrupts: what was made is kept
+            if records:
+                last = found.finder.found
+                notices = [*found.notices, found.unread(words), last.notice]
+                _show(console, records[0], left_out(last), notices)
+            for path in paths:
+                console.print(escape(str(path)), soft_wrap=True, highlight=False)
 
 
-def _made(asked: Callable[..., Generated], sampling: Sampling) -> list[Generated]:
-    """Return all images, with what made them."""
+def _made(asked: Callable[..., Generated], sampling: Sampling) -> Iterator[Generated]:
+    """Yield each image when it is made, with what made it."""
     with ticking("denoising steps", sampling.count * sampling.steps) as tick:
 
         def after(_pipe: Any, _step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             tick()
             return tensors
 
-        seeds = range(sampling.seed, sampling.seed + sampling.count)
-        return [asked(seed=seed, callback_on_step_end=after) for seed in seeds]
+        for seed in range(sampling.seed, sampling.seed + sampling.count):
+            yield asked(seed=seed, callback_on_step_end=after)
 
 
 def _named(text: str | None) -> dict[str, float] | None:
@@ -369,7 +379,7 @@ def _check(prompt: str, k: int | None, named: dict[str, float] | None) -> None:
         raise GatesError(f"--k is {k}, expected 1 or more; --adapters none is the base alone")
 
 
-def _show(console: Console, record: dict[str, Any], notices: list[str]) -> None:
+def _show(console: Console, record: dict[str, Any], low: list[str], notices: list[str]) -> None:
     """Print the adapters, what they were found by, and what was left out."""
     if record["adapters"]:
         table = Table(title=f"adapters, {record['mode']}", title_justify="left")
@@ -384,7 +394,6 @@ def _show(console: Console, record: dict[str, Any], notices: list[str]) -> None:
         console.print(table)
     else:
         console.print("no adapters: the base alone")
-    for name, why in record["skipped"].items():
-        console.print(escape(f"left out: {name}: {why}"), soft_wrap=True)
-    for notice in filter(None, notices):
-        console.print(escape(f"note: {notice}"), soft_wrap=True)
+    skipped = [f"left out: {name}: {why}" for name, why in record["skipped"].items()]
+    for line in [*low, *skipped, *(f"note: {notice}" for notice in notices if notice)]:
+        console.print(escape(line), soft_wrap=True)

@@ -136,6 +136,7 @@ def search(
     text_encoder: str = "minilm",
     weights: float = 1.0,
     metadata: float = 0.0,
+    least: float | None = None,
     family: str | None = None,
     license: str | None = None,
     tag: str | None = None,
@@ -156,7 +157,9 @@ def search(
         encoder: Folder or file of the encoder that the folder was indexed with.
         text_encoder: Text encoder that the encoder was trained with.
         weights: Weight of the cosine of prompt and weights in a hybrid search.
-        metadata: Weight of BM25 of prompt and metadata in a hybrid search.
+        metadata: Weight of the fraction of the words that metadata hold in a hybrid search.
+        least: Smallest cosine of prompt and weights; if null, what prompts that ask for no image do
+            not reach.
         family: Only adapters for this family of models, such as flux.
         license: Only adapters with this license.
         tag: Only adapters with this tag.
@@ -170,7 +173,7 @@ def search(
     if family is not None:
         check_option("--family", family, RECOGNIZED, GatesError)
     if like is not None:
-        with LoraLibrary(folder, index=index, lenient=lenient) as library:
+        with LoraLibrary(folder, index=index, lenient=lenient, least=least) as library:
             with counting("comparing") as count:
                 neighbors = library.like(like, k, count)
             _show_neighbors(Console(), neighbors)
@@ -182,7 +185,7 @@ def search(
 
         text = encoder_of_texts(text_encoder)
         found = read_encoder(encoder, text.fingerprint)
-    with LoraLibrary(folder, found, text, index=index, lenient=lenient) as library:
+    with LoraLibrary(folder, found, text, index=index, lenient=lenient, least=least) as library:
         look = partial(library.search, family=family, license=license, tag=tag)
         _show_matches(Console(), look(words, k, mode, weights=weights, metadata=metadata))
 
@@ -196,6 +199,18 @@ def _show_matches(console: Console, matches: Results[Match]) -> None:
             figures = {"score": figures["score"]}
         rows.append(_row(match.adapter, figures, [f"copy: {path}" for path in match.duplicates]))
     _print(console, f"by {matches.mode}", rows, matches.notice)
+    for line in left_out(matches):
+        console.print(line, soft_wrap=True, highlight=False)
+
+
+def left_out(matches: Results[Match]) -> list[str]:
+    """Return a line on each adapter whose cosine was too low."""
+    least, *scores = (
+        f"{score:.2f}".replace("0.", ".", 1)
+        for score in (matches.least, *matches.left_out.values())
+    )
+    pairs = zip(matches.left_out, scores, strict=True)
+    return [f"left out: {name} {score}, below {least}" for name, score in pairs]
 
 
 def _show_neighbors(console: Console, neighbors: Results[Neighbor]) -> None:

@@ -23,6 +23,7 @@ from diffusion.fusion.gates_file import load_gates
 from diffusion.fusion.pipeline import AutoLoraPipeline, Generated
 from diffusion.fusion.protocol import family_of, sites_of
 from diffusion.library import LoraLibrary, Match, Results
+from diffusion.library.searcher import COMMON
 from diffusion.lora_file import LoraBundle
 from diffusion.models.embedded_base import EmbeddedBase
 from diffusion.models.pipelines import load_pipeline
@@ -46,6 +47,8 @@ class Sources:
             null.
         encoder: Folder of the encoder of adapters; the shipped one for the embedded base if null.
         index: Folder of the index; .gates-index in the library if null.
+        least: Smallest cosine of prompt and weights of adapters that are found; if null, what
+            prompts that ask for no image do not reach.
         components: Folder of a pipeline with all other parts, for a GGUF file.
         dtype: Type of the parameters of other bases than the embedded one.
         offload: What is moved to a device at a time, where its memory is small.
@@ -56,6 +59,7 @@ class Sources:
     gates: str | None = None
     encoder: str | None = None
     index: str | None = None
+    least: float | None = None
     components: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     offload: Literal["none", "model", "sequential", "group"] = "none"
@@ -71,21 +75,17 @@ class Finder:
         library: Of adapters, indexed.
 
     Attributes:
-        matches: Name -> match of the last search.
-        notice: What its reader has to know; empty if there is nothing.
+        found: What was found last.
     """
 
     def __init__(self, library: LoraLibrary) -> None:
         self.library = library
-        self.matches: dict[str, Match] = {}
-        self.notice = ""
+        self.found: Results[Match] = Results((), "")
 
     def search(self, prompt: str, k: int = 3) -> Results[Match]:
         """Return the adapters that suit a prompt best, the best first."""
-        found = self.library.search(prompt, k)
-        self.matches = {match.name: match for match in found}
-        self.notice = found.notice
-        return found
+        self.found = self.library.search(prompt, k)
+        return self.found
 
     def load(self, name: str) -> LoraBundle:
         """Read an adapter."""
@@ -98,7 +98,8 @@ class Finder:
             name: Of the adapter.
             prompt: That it was found by, if it was.
         """
-        adapter, match = self.library.find(name), self.matches.get(name)
+        adapter = self.library.find(name)
+        match = next((one for one in self.found if one.name == name), None)
         shared = shared_words(prompt, [adapter.title, *adapter.triggers, *adapter.tags])
         return {
             "title": adapter.title,
@@ -124,7 +125,7 @@ def reason(match: Match | None, shared: Sequence[str]) -> str:
     if match.weights is not None:
         parts.append(f"cosine of its weights and the prompt {match.weights:.2f}")
     if match.metadata is not None:
-        parts.append(f"metadata {match.metadata:.0%} of the best")
+        parts.append(f"metadata hold {match.metadata:.0%} of the words")
     if match.metadata is not None and shared:
         parts.append(f"words: {', '.join(shared)}")
     return "; ".join(parts)
@@ -133,7 +134,7 @@ def reason(match: Match | None, shared: Sequence[str]) -> str:
 def shared_words(prompt: str, texts: Sequence[str]) -> list[str]:
     """Return the words of a prompt, of three letters or more, that some texts hold."""
     known = {word.lower() for text in texts for word in _WORD.findall(text)}
-    return list(dict.fromkeys(w for w in _WORD.findall(prompt.lower()) if w in known))
+    return list(dict.fromkeys(w for w in _WORD.findall(prompt.lower()) if w in known - COMMON))
 
 
 GATED, SUM, STRENGTHS = get_args(Mode)
@@ -362,7 +363,7 @@ def opened(
         hashes["encoder"] = encoder.fingerprint
     if given.components is not None:
         hashes["components"] = content_digest(Path(given.components)).sha256[:DIGITS]
-    library = LoraLibrary(given.library, encoder, text, index=given.index)
+    library = LoraLibrary(given.library, encoder, text, index=given.index, least=given.least)
     _scan(library, progress)
     finder = Finder(library)
     auto = AutoLoraPipeline(pipe, finder, gates, text)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast, get_args
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -24,6 +25,8 @@ from diffusion.fusion.protocol import (
 from diffusion.lora_file import LoraBundle, LoraFileError
 from diffusion.models.flow_matching import GUIDANCE
 from diffusion.models.text_encoders import TextEncoder
+
+BROKEN = "{} are not finite: lower the strengths of the adapters, or leave one out"
 
 Make = Callable[[nn.Module, Mapping[str, LoraBundle]], Fusion]
 Roles = Callable[[Mapping[str, LoraBundle]], Mapping[str, str]]
@@ -175,7 +178,8 @@ class AutoLoraPipeline:
 
         Args:
             prompt: What to show; adapters are found by it.
-            k: Adapters to find. Those of other models are passed over for the next best.
+            k: Adapters to find. Those of other models are passed over for the next best; where all
+                are left out for their low scores, the model is alone.
             adapters: Names of adapters of the library, or adapters by name, instead of a search;
                 none for the model alone.
             strengths: Name -> factor of an adapter before its gates; 1 by default.
@@ -189,7 +193,8 @@ class AutoLoraPipeline:
             options: Of the pipeline.
 
         Raises:
-            GatesError: The prompt is empty, no adapter fits, or an argument is wrong.
+            GatesError: The prompt is empty, no adapter fits, an argument is wrong, or the image is
+                not finite.
         """
         if not prompt.strip():
             raise GatesError("the prompt is empty: say what the image is to show")
@@ -253,8 +258,9 @@ class AutoLoraPipeline:
             if len(loaded) >= k or len(matches) < wanted:
                 break
             wanted = k + len(skipped)
-        if not loaded:
-            reasons = "; ".join(list(skipped.values())[:3]) or "the search found none of this base"
+        if not loaded and (skipped or not getattr(matches, "left_out", ())):
+            told = list(skipped.values())[:3] or [getattr(matches, "notice", "")]
+            reasons = "; ".join(filter(None, told)) or "the search found none of this base"
             raise GatesError(
                 f"no adapter of the library fits the model: {reasons}; give the base that they were"
                 " trained for"
@@ -300,7 +306,11 @@ class AutoLoraPipeline:
             after = _after_step(fusion, recorder, steps, given.pop("callback_on_step_end", None))
             generator = torch.Generator().manual_seed(seed)
             words = self._words(prompt, given)
-            made = self.pipe(**words, **given, generator=generator, callback_on_step_end=after)
+            stack.enter_context(np.errstate(invalid="raise"))  # NaN pixels do not become black
+            try:
+                made = self.pipe(**words, **given, generator=generator, callback_on_step_end=after)
+            except FloatingPointError as error:
+                raise GatesError(BROKEN.format("pixels of the image")) from error
         return made.images, None if recorder is None else recorder.gates
 
     def _options(self, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -330,6 +340,8 @@ def _after_step(
     """Return what the pipeline calls after each step: the fusion learns which one follows."""
 
     def call(pipe: Any, step: int, time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if "latents" in tensors and not tensors["latents"].isfinite().all():
+            raise GatesError(BROKEN.format(f"latents of step {step + 1} of {steps}"))
         if fusion is not None and step + 1 < steps:
             fusion.at(step + 1, steps)
         if recorder is not None:

@@ -9,7 +9,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusion.library.database import COLUMNS, WORD_COLUMNS, Database, Matrix, Vectors, file_name
+from diffusion.library.database import (
+    COLUMNS,
+    WORD_COLUMNS,
+    WORD_WEIGHTS,
+    Database,
+    Matrix,
+    Vectors,
+    file_name,
+)
 from diffusion.library.paths import Found, LibraryError, names_of, shown
 from diffusion.library.record import (
     READER,
@@ -224,12 +232,40 @@ class Catalog:
         rows = self.database.all(
             self._select("a.family = ? AND a.searchable AND a.norm > 0 ORDER BY a.id"), (family,)
         )
-        found = []
-        for row in map(self._by_column, rows):
-            norms = {names[module]: norm for module, norm in norms_of(row).items()}
-            place = (row["id"], row["location"], row["digest"], row["norm"])
-            found.append(Candidate(*place, norms))
-        return found
+        return [
+            Candidate(
+                row["id"],
+                row["location"],
+                row["digest"],
+                row["norm"],
+                {names[module]: norm for module, norm in norms_of(row).items()},
+            )
+            for row in map(self._by_column, rows)
+        ]
+
+    def holding(self, words: Sequence[str], filters: Filters, flagged: bool) -> dict[int, float]:
+        """Return the fraction of words that the metadata of adapters hold, by id.
+
+        Those that hold none are left out; the largest fraction comes first, then the largest BM25.
+
+        Args:
+            words: Without quotes.
+            filters: That adapters pass.
+            flagged: Whether adapters count that no search by weights may return.
+        """
+        condition, values = filters.sql()
+        query = (
+            f"SELECT a.id, -bm25(words, {', '.join(map(str, WORD_WEIGHTS))}) FROM words "
+            "JOIN adapter a ON a.id = words.rowid "
+            f"WHERE words MATCH :query AND (a.searchable OR :flagged) AND {condition}"
+        )
+        held: dict[int, list[float]] = {}
+        for word in words:
+            values |= {"flagged": flagged, "query": f'"{word}"'}
+            for identity, score in self.database.all(query, values):
+                held.setdefault(identity, []).append(score)
+        order = sorted(held, key=lambda one: (-len(held[one]), -math.fsum(held[one]), one))
+        return {identity: len(held[identity]) / len(words) for identity in order}
 
     def row(self, identity: int) -> Mapping[str, Any] | None:
         """Return the row of an adapter by column."""

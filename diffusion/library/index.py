@@ -232,9 +232,13 @@ class LoraLibrary:
         index: Folder of the index; ``.gates-index`` in the library if None.
         limits: What a file may cost.
         lenient: Find files that the strict reader refuses by their weights, too.
+        least: Smallest cosine of prompt and weights of what a search finds; by default the .99
+            quantile of the cosines of prompts that ask for no image, among the adapters of the
+            index.
 
     Raises:
-        LibraryError: A path starts with the home of a user who does not exist.
+        LibraryError: A path starts with the home of a user who does not exist, or ``least`` is not
+            a cosine, or is given without an encoder.
     """
 
     def __init__(
@@ -246,8 +250,14 @@ class LoraLibrary:
         index: str | Path | None = None,
         limits: Limits = LIMITS,
         lenient: bool = False,
+        least: float | None = None,
     ) -> None:
-        self.root = place_of(root)
+        if least is not None and (encoder is None or not -1 <= least <= 1):
+            raise LibraryError(
+                f"the least score is {least}, expected a cosine from -1 to 1 where an encoder is "
+                "given: leave it out"
+            )
+        self.root, self.least = place_of(root), least
         self.encoder, self.text_encoder = encoder, text_encoder
         self.index = self.root / INDEX if index is None else place_of(index)
         self.limits, self.lenient = limits, lenient
@@ -376,24 +386,27 @@ class LoraLibrary:
         Args:
             prompt: Text; nothing in it is an operator.
             k: Adapters wanted; files with the same content count once.
-            mode: ``weights``: cosine of prompt and weights; ``metadata``: BM25 of prompt and
-                metadata; ``hybrid``: both.
+            mode: ``weights``: cosine of prompt and weights; ``metadata``: fraction of the words of
+                the prompt that the metadata hold, equal ones by BM25; ``hybrid``: both.
             family: Only those of this family.
             license: Only those of this license.
             tag: Only those with this tag.
             weights: Weight a of the cosine in a hybrid search.
-            metadata: Weight b of BM25 over the largest one in a hybrid search; with the default of
-                0, the ranking is free of metadata.
+            metadata: Weight b of that fraction in a hybrid search; with the default of 0, the
+                ranking is free of metadata.
 
         Returns:
             Results with a notice where weights could not be searched, or not those of all adapters.
+            What scores less than ``least`` by its weights, and is not found by its metadata either,
+            is left out.
 
         Raises:
             LibraryError: An argument is wrong, or nothing is indexed.
         """
         if self._searcher is None:
             catalog = self._catalog()
-            self._searcher = Searcher(catalog, self.encoder, self.text_encoder, self.lenient)
+            encoders = self.encoder, self.text_encoder
+            self._searcher = Searcher(catalog, *encoders, self.lenient, self.least)
         filters = Filters(family, license, tag)
         return self._searcher.search(prompt, k, mode, Mix(weights, metadata), filters)
 

@@ -373,8 +373,8 @@ class Match(NamedTuple):
         adapter: Which.
         score: What it is ranked by.
         weights: Cosine of prompt and weights; None if its weights were not searched.
-        metadata: BM25 of prompt and metadata over the largest one found, in [0, 1]; None if its
-            metadata were not searched.
+        metadata: Fraction of the words of the prompt that its metadata hold, common words aside;
+            None if its metadata were not searched.
         duplicates: Paths of other files with the same content.
     """
 
@@ -420,11 +420,15 @@ class Results(Sequence[T]):
         mode: What was searched: ``weights``, ``metadata``, ``hybrid`` or ``similarity``.
         notice: What a reader of the result has to know, such as why weights were not searched;
             empty if there is nothing.
+        left_out: Name -> cosine of adapters that would be among them, were it not below ``least``.
+        least: Smallest cosine of prompt and weights that is found.
     """
 
     found: tuple[T, ...]
     mode: str
     notice: str = ""
+    left_out: Mapping[str, float] = field(default_factory=dict)
+    least: float = -1.0
 
     @overload
     def __getitem__(self, index: int) -> T: ...

@@ -4,7 +4,7 @@ import heapq
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from core_gates.errors import check_option
 from diffusion.library.catalog import Catalog
-from diffusion.library.database import WORD_WEIGHTS, Matrix, Vectors, unit_vector
+from diffusion.library.database import Matrix, Vectors, unit_vector
 from diffusion.library.paths import LibraryError
 from diffusion.library.record import Candidate, Filters, Match, Results, TextEncoder, WeightEncoder
 from diffusion.lora_file import Factors, LoraBundle, LoraFileError
@@ -255,36 +255,60 @@ class Serving:
             f"SELECT a.id, e.row {join} AND {usable} ORDER BY a.id", values
         )
         ids, rows = np.array(pairs, np.int64).reshape(-1, 2).T.copy()
-        families = self._catalog.database.all(
-            f"SELECT a.family {join} AND COALESCE({usable}, 0) = 0", values
-        )
         plain = bool((rows == np.arange(len(rows))).all())
         copies = len(rows) - len(np.unique(rows))
-        lacking = self._lacking(Counter(family for (family,) in families), len(ids))
-        return Served(ids, rows, copies, plain, view, lacking)
-
-    def _lacking(self, families: Counter[str], served: int) -> str:
-        """Return how many adapters are not served, and of which families they are."""
-        if not families:
-            return ""
-        count = families.total()
-        listed = ", ".join(f"{number} {name}" for name, number in families.most_common(4))
-        return (
-            f"{count} of {count + served} adapters have no embedding of this encoder, which serves "
-            f"{self._encoder.family} ({listed})"
+        families = Counter(
+            family
+            for (family,) in self._catalog.database.all(
+                f"SELECT a.family {join} AND COALESCE({usable}, 0) = 0", values
+            )
         )
+        listed = ", ".join(f"{number} {name}" for name, number in families.most_common(4))
+        lacking = (
+            f"{families.total()} of {families.total() + len(ids)} adapters have no embedding of "
+            f"this encoder, which serves {encoder.family} ({listed})"
+        )
+        return Served(ids, rows, copies, plain, view, lacking if families else "")
 
 
 MODES = ("weights", "metadata", "hybrid")
 NO_ENCODER = "no encoder is given"
 
 _WORD = re.compile(r"\w+")
+
+COMMON = frozenset(_WORD.findall("""
+    a about after all an and any are as at be been but by can did do does for from had has have he
+    her his how i if image images in into is it its me my no not of on or our out over picture
+    pictures she so some style styled styles than that the their them then there these they this
+    those to under up was we were what when where which who will with without you your
+"""))  # fmt: skip
+"""Words that any prompt may hold, and that no adapter is found by."""
+
+UNRELATED = (
+    "The invoice is due at the end of the month.", "How do I reset my password?",
+    "She forgot to call after the meeting.", "The committee approved the new budget.",
+    "The theorem follows by induction.", "Please reply before Friday.",
+    "Interest rates rose again last year.", "I cannot remember his name.",
+    "The court dismissed the appeal.", "Sort the list in ascending order.",
+    "They moved to another city for work.", "The election was held in spring.",
+    "Your order has been shipped.", "The experiment was repeated three times.",
+    "We should talk about the contract.", "Translate this sentence into French.",
+    "The company hired ten engineers.", "It is too late to apologize.",
+    "Nothing in the report surprised him.", "The deadline was moved twice.",
+    "Which version did you install?", "Most of the answers were wrong.",
+    "He denies that he knew about it.", "The lecture begins at nine.",
+)  # fmt: skip
+"""Prompts that ask for no image: what they reach by weights is no reason to take an adapter."""
+
+_UNREACHED = 0.99  # quantile of the cosines of unrelated prompts that a cosine has to reach
+_SAMPLE = 4096  # adapters whose cosines with unrelated prompts are looked at
+
 _WORDS = 128
 _ATTEMPTS = 8
 
 
 class Mix(NamedTuple):
-    """Weights a and b of the hybrid score a · cosine + b · BM25."""
+    """Weights a and b of the hybrid score a · cosine + b · fraction of the words found."""
 
     weights: float = 1.0
     metadata: float = 0.0
@@ -307,6 +331,7 @@ class Searcher:
         encoder: Whose embeddings are searched; None if only metadata can be.
         text_encoder: Of prompts.
         lenient: Find files that the strict reader refuses by their weights, too.
+        least: Smallest cosine that is found; None for what unrelated prompts do not reach.
     """
 
     def __init__(
@@ -315,8 +340,11 @@ class Searcher:
         encoder: WeightEncoder | None,
         text_encoder: TextEncoder | None,
         lenient: bool,
+        least: float | None = None,
     ) -> None:
         self.catalog, self.encoder, self.text_encoder = catalog, encoder, text_encoder
+        self.least = least
+        self._reached: tuple[Served | None, float] = None, -1.0
         self._serving = None if encoder is None else Serving(catalog, encoder, lenient)
 
     def search(self, prompt: str, k: int, mode: str, mix: Mix, filters: Filters) -> Results[Match]:
@@ -338,7 +366,7 @@ class Searcher:
             )
         if not self.catalog.database.one("SELECT 1 FROM adapter WHERE error = ''"):
             raise LibraryError("the index holds no adapter: index a folder that has some")
-        query = None if mode == "metadata" else self._query(prompt)
+        query = None if mode == "metadata" else self._queries([prompt])
         for _ in range(_ATTEMPTS):  # another process may write meanwhile
             version = self.catalog.database.version()
             found = self._search(prompt, k, query, mode, mix, filters)
@@ -346,13 +374,23 @@ class Searcher:
                 break
         return found
 
-    def _query(self, prompt: str) -> Vectors | None:
-        """Return the embedding of a prompt; None without encoders."""
+    def _queries(self, prompts: Sequence[str]) -> Vectors | None:
+        """Return the embeddings of prompts (prompts, dim); None without encoders."""
         if self.encoder is None or self.text_encoder is None:
             return None
         with torch.no_grad():
-            embedding = self.text_encoder.embed([prompt])
-        return unit_vector(embedding.reshape(-1), self.encoder.dim)
+            embeddings = self.text_encoder.embed(prompts)
+        return np.stack([unit_vector(one.reshape(-1), self.encoder.dim) for one in embeddings])
+
+    def _floor(self) -> float:
+        """Return the smallest cosine that is found."""
+        if self.least is not None or self._serving is None:
+            return -1.0 if self.least is None else self.least
+        served = self._serving.of(Filters())
+        if served is not self._reached[0] and (queries := self._queries(UNRELATED)) is not None:
+            rows = served.view[served.rows[:: 1 + len(served.rows) // _SAMPLE]]
+            self._reached = served, float(np.quantile(rows @ queries.T, _UNREACHED))
+        return self._reached[1]
 
     def _search(
         self, prompt: str, k: int, query: Vectors | None, mode: str, mix: Mix, filters: Filters
@@ -367,18 +405,24 @@ class Searcher:
                 return Results((), mode, f"no adapter has {filters}")
             notice = f"{served.lacking}: only metadata is searched"
             return self._by_metadata(prompt, k, filters, notice)
-        if mode == "weights":
-            ranked = self._ranked(query, k, served, {}, Mix())
-        else:
-            ranked = self._ranked(query, k, served, self._words(prompt, filters), mix)
-        return Results(self._matches(ranked, k), mode, served.lacking)
+        words, mix = (self._words(prompt, filters), mix) if mode == "hybrid" else ({}, Mix())
+        matches = self._matches(self._ranked(query[0], k, served, words, mix), k)
+        floor = self._floor()
+        low = {
+            match.name: match.weights
+            for match in matches
+            if match.weights is not None
+            and match.weights < floor
+            and not (mix.metadata and match.metadata)
+        }
+        found = tuple(match for match in matches if match.name not in low)
+        return Results(found, mode, served.lacking, low, floor)
 
     def _by_metadata(
         self, prompt: str, k: int, filters: Filters, notice: str, *, flagged: bool = False
     ) -> Results[Match]:
         words = self._words(prompt, filters, flagged=flagged)
-        order = sorted(words, key=lambda identity: (-words[identity], identity))
-        ranked = [Ranked(i, words[i], None, words[i]) for i in order]
+        ranked = [Ranked(i, share, None, share) for i, share in words.items()]
         if not ranked:
             none = "no metadata holds a word of the prompt"
             notice = f"{notice}; {none}" if notice else none
@@ -387,23 +431,19 @@ class Searcher:
     def _ranked(
         self, query: Vectors, k: int, served: Served, words: dict[int, float], mix: Mix
     ) -> list[Ranked]:
-        """Rank by a · cosine + b · BM25; an adapter without an embedding by the second alone."""
+        """Rank by the hybrid score; an adapter without an embedding by its second part alone."""
         ids, rows, view = served.ids, served.rows, served.view
         cosines = dots(view[: len(rows)] if served.plain else view, query)
         cosines = cosines if served.plain else cosines[rows]
-        bonus = np.zeros(len(ids))
-        others = np.empty(0, np.int64)
+        bonus, others = np.zeros(len(ids)), np.empty(0, np.int64)
         if words:
-            told = np.array(sorted(words), np.int64)
-            places = np.flatnonzero(np.isin(ids, told, assume_unique=True))
-            bonus[places] = [words[i] for i in ids[places].tolist()]
-            others = np.setdiff1d(told, ids, assume_unique=True) if mix.metadata > 0 else others
-        if len(others):
-            order = np.argsort(np.concatenate([ids, others]))
-            ids = np.concatenate([ids, others])[order]
-            rows = np.concatenate([rows, np.full(len(others), -1)])[order]
+            if mix.metadata > 0:
+                others = np.setdiff1d(np.array(list(words), np.int64), ids, assume_unique=True)
+            ids = np.concatenate([ids, others])
+            order = np.argsort(ids)
+            ids, rows = ids[order], np.concatenate([rows, np.full(len(others), -1)])[order]
             cosines = np.concatenate([cosines, np.zeros(len(others), np.float32)])[order]
-            bonus = np.concatenate([bonus, [words[i] for i in others.tolist()]])[order]
+            bonus = np.array([words.get(identity, 0.0) for identity in ids.tolist()])
 
         def exact_cosines(near: Positions) -> NDArray[np.float64]:
             values, own = np.zeros(len(near)), rows[near] >= 0
@@ -428,29 +468,17 @@ class Searcher:
         ]
 
     def _words(self, prompt: str, filters: Filters, *, flagged: bool = False) -> dict[int, float]:
-        """Return BM25 over the largest one, by the id of each adapter that holds a word.
+        """Return the fraction of the words of a prompt that the metadata of adapters hold, by id.
 
-        Words are quoted: nothing in a prompt is an operator.
+        Common words do not count. Words are quoted: nothing in a prompt is an operator.
 
         Args:
             prompt: Of any origin.
             filters: That adapters pass.
             flagged: Whether adapters count that no search by weights may return.
         """
-        words = list(dict.fromkeys(_WORD.findall(prompt.casefold())))[:_WORDS]
-        condition, values = filters.sql()
-        if not words:
-            return {}
-        values["flagged"] = flagged
-        values["query"] = " OR ".join(f'"{word}"' for word in words)
-        weights = ", ".join(map(str, WORD_WEIGHTS))
-        found = self.catalog.database.all(
-            f"SELECT a.id, -bm25(words, {weights}) FROM words JOIN adapter a ON a.id = words.rowid "
-            f"WHERE words MATCH :query AND (a.searchable OR :flagged) AND {condition}",
-            values,
-        )
-        largest = max((score for _, score in found), default=0.0)
-        return {identity: score / largest for identity, score in found} if largest > 0 else {}
+        asked = [word for word in _WORD.findall(prompt.casefold()) if word not in COMMON]
+        return self.catalog.holding(list(dict.fromkeys(asked))[:_WORDS], filters, flagged)
 
     def _matches(self, ranked: list[Ranked], k: int) -> tuple[Match, ...]:
         """Look the first k contents up; files with the same content count once."""

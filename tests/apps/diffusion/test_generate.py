@@ -1,6 +1,7 @@
 """``gates diffusion generate`` on a small base of random weights."""
 
 import json
+import math
 import shutil
 from types import SimpleNamespace
 
@@ -10,10 +11,13 @@ from safetensors.torch import load_file, save_file
 
 from apps.diffusion.generate import Sampling, name_of, record_of
 from apps.diffusion.studio import Studio
+from apps.main import main
 from core_gates.errors import GatesError
 from diffusion.data.pictures import parameters_of
 from diffusion.fusion.pipeline import Generated
+from diffusion.library import Results
 from diffusion.lora_file import FluxShape
+from diffusion.models.embedded_base import PatchAutoencoder
 from diffusion.models.text_encoders import text_encoder
 from diffusion.retrieval.encoder import LoraWeightEncoder
 from diffusion.retrieval.encoder_config import EncoderConfig
@@ -124,8 +128,16 @@ def test_the_encoder_finds_by_weights(made, small_world):
     shape = FluxShape(num_layers=1, num_single_layers=1, **UNIT)
     encoder = LoraWeightEncoder(EncoderConfig(shape, text_dim=384))
     save_encoder("encoder", encoder, text_fingerprint=text_encoder("ngrams").fingerprint)
-    records, printed = made("out", "snow", "--k", "3", *GATED, "--encoder", "encoder")
+    options = (*GATED, "--encoder", "encoder")
+    records, printed = made("low", "snow", *options, "--least", "1")
     (record,) = records.values()
+    assert (record["adapters"], record["mode"], len(record["left_out"])) == ([], "none", 3)
+    assert "no adapters: the base alone" in printed
+    for name, score in record["left_out"].items():
+        assert f"left out: {name} {score:.2f}, below 1.00".replace("0.", ".", 1) in printed
+    records, printed = made("out", "snow", "--k", "3", *options, "--least=-1")
+    (record,) = records.values()
+    assert record["left_out"] == {}
     assert all(one["score"] == one["weights"] for one in record["adapters"])
     assert record["hashes"]["encoder"]
     assert "cosine of its weights and the prompt" in printed
@@ -143,6 +155,59 @@ def test_adapters_of_other_models_are_left_out(made, small_world, write):
     assert [one["name"] for one in record["adapters"]] == ["snow"]
     assert "has 32 to 32" in record["skipped"]["wide"]
     assert "left out: wide" in printed
+
+
+@pytest.mark.fault("diffusion D6")
+def test_an_interrupt_keeps_what_was_made(small_world, monkeypatch, capsys):
+    make, seeds = Studio.make, []
+
+    def interrupted(self, *words, seed, **options):
+        seeds.append(seed)
+        if len(seeds) == 3:
+            raise KeyboardInterrupt
+        return make(self, *words, seed=seed, **options)
+
+    monkeypatch.setattr(Studio, "make", interrupted)
+    assert main([*call("--count", "50", "--k", "1", "--output", "out")]) == 130
+    printed = capsys.readouterr().out.splitlines()
+    kept = [
+        json.loads(path.read_text())["seed"]
+        for path in sorted((small_world / "out").glob("*.json"))
+    ]
+    assert sorted(kept) == [0, 1]
+    for path in (small_world / "out").glob("*.png"):
+        assert f"out/{path.name}" in printed
+        with Image.open(path) as image:
+            image.load()
+    assert len(list((small_world / "out").iterdir())) == 4
+
+
+@pytest.mark.fault("diffusion D5")
+@pytest.mark.parametrize("where", ["latents", "pixels"])
+def test_images_that_are_not_finite_are_refused(
+    where, small_world, faulty_inputs, monkeypatch, gates
+):
+    if where == "pixels":
+        decode = PatchAutoencoder.decode
+
+        def broken(self, *words, **more):
+            return (decode(self, *words, **more)[0] * math.nan,)
+
+        monkeypatch.setattr(PatchAutoencoder, "decode", broken)
+    else:
+        own = load_file("loras/snow.safetensors")
+        save_file({n: t * 1e30 for n, t in own.items()}, "loras/snow.safetensors", {"a": "b"})
+    gates("index", "loras")
+    named = call("--adapters", "snow", "--output", "out")
+    huge = call("--adapters", "snow:1e9", "--output", "out")
+    faulty_inputs(
+        {
+            "NaN": (named, f"{where} of .* are not finite: lower the strengths of the adapters"),
+            "huge": (huge, "'1e9', expected a finite number, at most 1000 in size"),
+        },
+        folder=small_world,
+    )
+    assert not list((small_world / "out").glob("*"))
 
 
 def call(*words, prompt="snow", given=GATED):
@@ -233,7 +298,7 @@ def test_options_that_a_base_ignores_are_refused(family, guided):
 
 
 def test_numbers_of_other_bases_are_in_the_record():
-    finder = SimpleNamespace(described=lambda name, prompt: {})
+    finder = SimpleNamespace(described=lambda name, prompt: {}, found=Results((), ""))
     made = Generated([], "snow", 0, "sum", (), {}, None, {})
     records = [
         record_of(Studio(None, finder, None, None, {}, "other", dtype), made, "sum")

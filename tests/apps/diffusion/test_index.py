@@ -1,6 +1,7 @@
 """Folders that are indexed, and what searches of them print."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -124,6 +125,36 @@ def test_a_folder_is_indexed_and_searched(call, samples, titled):
     assert "no adapter is found" in call("search", "fox", *options, "--license", "MIT")
 
 
+@pytest.mark.fault("diffusion D3")
+def test_what_scores_below_the_least_is_printed_as_left_out(call, samples, titled, refusal):
+    call("index", "samples", "--encoder", "e")
+    options = ("--folder", "samples", "--text_encoder", "ngrams", "--encoder", "e")
+    told = call("search", "red fox", *options)
+    assert row(told, "bfl_plain")[:2] == ["1", "bfl_plain"]
+    assert "left out: xlabs " in told
+    assert not [line for line in told.splitlines() if "│" in line and "xlabs" in line]
+    told = call("search", "a red fox", *options, "--least", "0.99")
+    assert re.search(r"^left out: bfl_plain \.\d\d, below \.99$", told, re.MULTILINE)
+    assert "no adapter is found" in call("search", "red submarine", *options, "--least", "0.9")
+    assert row(call("search", "red fox", *options, "--least=-1"), "xlabs")[0] == "2"
+    assert "expected a cosine" in refusal("search", "fox", *options, "--least", "2")
+    without = ("--folder", "samples", "--least", "0.1")
+    assert "where an encoder is given" in refusal("search", "fox", *without)
+
+
+@pytest.mark.fault("diffusion D4")
+def test_common_words_and_unknown_ones_find_nothing(call, samples, write):
+    for seed, name in enumerate(("grey", "shadowed")):
+        told = {"modelspec.tags": f"style, {name}", "modelspec.description": "a style for the base"}
+        write.adapter(samples / "zoo" / f"{name}.safetensors", name, seed, **told)
+    call("index", "samples/zoo")
+    for prompt in ("the", "a fox in demo style", "the style of an image"):
+        assert "no adapter is found" in call("search", prompt, "--folder", "samples/zoo")
+    told = call("search", "a fox in grey", "--folder", "samples/zoo")
+    assert row(told, "grey")[:3] == ["1", "grey", "0.500"]
+    assert "shadowed" not in told
+
+
 def test_a_published_encoder_is_read_from_its_file(tmp_path):
     shape = FluxShape(1, 1, num_heads=1, head_dim=16)
     sizes = {"dim": 16, "heads": 1, "hidden_dim": 32, "probes": 3}
@@ -220,7 +251,8 @@ def test_an_encoder_of_the_retriever(call, samples, refusal):
     told = call("index", "samples", "--encoder", "encoder")
     assert int(row(told, "encoded now")[1]) >= 4
     options = ("--folder", "samples", "--encoder", "encoder")
-    told = call("search", "a fox", *options, "--text_encoder", "ngrams", "--k", "9")
+    words = ("--text_encoder", "ngrams", "--least=-1")
+    told = call("search", "a fox", *options, *words, "--k", "9")
     assert "by weights" in told
     assert "bfl_plain" in told
     save_encoder("other", LoraWeightEncoder(EncoderConfig(shape)), text_fingerprint="other")

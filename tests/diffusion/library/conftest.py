@@ -61,8 +61,8 @@ def root(tmp_path):
 
 @pytest.fixture
 def library(root, encoders):
-    """A library with both encoders."""
-    with LoraLibrary(root, encoders.Probes(), encoders.Words()) as found:
+    """A library with both encoders, which leaves nothing out."""
+    with LoraLibrary(root, encoders.Probes(), encoders.Words(), least=-1) as found:
         yield found
 
 

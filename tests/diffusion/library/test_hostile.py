@@ -232,7 +232,7 @@ def test_an_index_that_may_not_be_written_can_be_searched(
     expected = list(library.search("anything"))
     library.close()
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
-    with LoraLibrary(root, encoders.Probes(), encoders.Words()) as reader:
+    with LoraLibrary(root, encoders.Probes(), encoders.Words(), least=-1) as reader:
         assert list(reader.search("anything")) == expected
         database = reader._catalog().database
         with pytest.raises(LibraryError, match="cannot be written"), database.writing():

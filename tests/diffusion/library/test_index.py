@@ -69,7 +69,9 @@ def test_an_index_that_was_kept_up_to_date_is_like_a_new_one(
         put(root / f"{seed}.safetensors", 10 + seed)
     (root / "4.safetensors").unlink()
     library.scan()
-    with LoraLibrary(root, library.encoder, library.text_encoder, index=tmp_path / "new") as new:
+    with LoraLibrary(
+        root, library.encoder, library.text_encoder, index=tmp_path / "new", least=-1
+    ) as new:
         new.scan()
         for prompt in ("red heart", "a dog"):
             pairs = [[(m.path, m.score) for m in lib.search(prompt, 9)] for lib in (library, new)]
@@ -134,7 +136,7 @@ def test_another_encoder_encodes_again(library, root, put, encoders, state):
     library.scan()
     first = Matrix(library.index, library.encoder.fingerprint, encoders.DIM)
     assert len(first) == 4
-    with LoraLibrary(root, encoders.Probes("2", 24), encoders.Words(24)) as other:
+    with LoraLibrary(root, encoders.Probes("2", 24), encoders.Words(24), least=-1) as other:
         assert "no embedding of this encoder" in other.search("anything").notice
         assert counts(other.scan()) == (0, 0, 4, 0, 4)
         assert len(other.search("anything")) == 3
@@ -150,7 +152,7 @@ def test_two_encoders_of_different_families_live_together(library, root, put, en
     library.scan()
     probes = encoders.Probes("sd3")
     probes.family = "sd3"
-    with LoraLibrary(root, probes, encoders.Words()) as other:
+    with LoraLibrary(root, probes, encoders.Words(), least=-1) as other:
         assert other.scan().encoded == 1
         assert [m.name for m in other.search("anything")] == ["sd3"]
     assert [m.name for m in library.search("anything")] == ["flux"]
@@ -180,7 +182,9 @@ def test_files_that_are_found_by_metadata_alone_have_a_reason(library, root, put
     assert reasons["zero.safetensors"].startswith("the change of every layer is zero")
     assert "1 of 10 tensors cannot be used" in reasons["extra.safetensors"]
     assert [m.name for m in library.search("anything", 9)] == ["good"]
-    with LoraLibrary(root, library.encoder, library.text_encoder, lenient=True) as lenient:
+    with LoraLibrary(
+        root, library.encoder, library.text_encoder, lenient=True, least=-1
+    ) as lenient:
         assert lenient.scan().encoded == 1
         assert {m.name for m in lenient.search("anything", 9)} == {"good", "extra"}
     flags = {a.name: a.flags for a in library.adapters()}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from core_gates.errors import GatesError
 from diffusion.library import LibraryError, LoraLibrary
-from diffusion.library.searcher import best, dots, exact_dots
+from diffusion.library.searcher import UNRELATED, best, dots, exact_dots
 
 
 def ranked(matrix, query, k):
@@ -89,13 +89,57 @@ def test_weights(filled):
 def test_metadata(filled):
     found = filled.search("fox", 5, "metadata")
     assert [m.name for m in found] == ["0", "2"]  # the shorter title first
-    assert found[0].score == found[0].metadata == 1
-    assert 0 < found[1].score < 1
+    assert [m.score for m in found] == [m.metadata for m in found] == [1, 1]
     assert found[0].weights is None
     assert [m.name for m in filled.search("foxes", 5, "metadata")] == ["0", "2"]
     assert filled.search("SKY", 5, "metadata")[0].name == "4"
     nothing = filled.search("submarine", 5, "metadata")
     assert (len(nothing), nothing.notice) == (0, "no metadata holds a word of the prompt")
+
+
+@pytest.mark.fault("diffusion D4")
+def test_metadata_score_is_the_fraction_of_the_words_that_are_found(filled):
+    for prompt, scores in (
+        ("a red fox", {"0": 1, "2": 0.5}),
+        ("A submarine and the red foxes", {"0": 2 / 3, "2": 1 / 3}),
+        ("the red red heart", {"0": 0.5, "1": 0.5, "2": 0.5}),
+        ("a and the", {}),
+        ("a submarine in demo style", {}),
+    ):
+        found = filled.search(prompt, 5, "metadata")
+        assert {m.name: m.score for m in found} == pytest.approx(scores)
+    (first, *_) = filled.search("fox night", 5, "metadata")
+    assert first.name == "4"  # the rarer word of two decides between equal fractions
+
+
+@pytest.mark.fault("diffusion D3")
+def test_adapters_below_the_least_score_are_left_out(filled, root, encoders):
+    expected = cosines(filled, "a red fox")
+    order = sorted(expected, key=expected.get, reverse=True)
+    least = (expected[order[1]] + expected[order[2]]) / 2
+    with LoraLibrary(root, encoders.Probes(), encoders.Words(), least=least) as library:
+        found = library.search("a red fox", 4)
+        assert [m.name for m in found] == order[:2]
+        assert found.left_out == pytest.approx({n: expected[n] for n in order[2:4]}, abs=1e-6)
+        assert found.least == least
+        hybrid = library.search("a red fox", 5, "hybrid", metadata=0.01)
+        assert {m.name for m in hybrid} == {*order[:2], "0", "2"}  # words are a reason, too
+        assert set(hybrid.left_out) == set(order) - {m.name for m in hybrid}
+        assert len(library.search("a red fox", 4, "metadata")) == 2
+
+
+@pytest.mark.fault("diffusion D3")
+def test_the_least_score_is_what_unrelated_prompts_do_not_reach(filled, root, put, encoders):
+    with LoraLibrary(root, encoders.Probes(), encoders.Words()) as library:
+        for _ in range(2):
+            scores = np.array([list(cosines(filled, text).values()) for text in UNRELATED])
+            found = library.search("a red fox", 9)
+            assert found.least == pytest.approx(np.quantile(scores, 0.99), abs=1e-6)
+            expected = cosines(filled, "a red fox")
+            assert {m.name for m in found} == {n for n in expected if expected[n] >= found.least}
+            assert set(found.left_out) == set(expected) - {m.name for m in found}
+            put(root / "more.safetensors", 9)
+            filled.scan()
 
 
 def test_hybrid_weighs_both(filled):
@@ -199,6 +243,10 @@ def test_equal_scores_go_to_the_lowest_id(library, root, put):
     ],
 )
 def test_wrong_arguments(arguments, words, filled, one_line):
+    for least in (1.5, math.nan):
+        message = one_line(LibraryError, LoraLibrary, ".", filled.encoder, least=least)
+        assert "expected a cosine from -1 to 1" in message
+    assert "where an encoder is given" in one_line(LibraryError, LoraLibrary, ".", least=0.1)
     assert words in one_line(LibraryError, filled.search, **{"prompt": "a fox"} | arguments)
 
 
