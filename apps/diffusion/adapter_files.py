@@ -28,20 +28,23 @@ from harness.runs.terminal import readable
 
 SUFFIX = ".safetensors"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
-PEFT = "adapter_model" + SUFFIX
+PEFT = "adapter_model" + SUFFIX  # name of the file in a folder of PEFT
 
 
-def find_files(paths: Iterable[str]) -> list[Path]:
+def find_files(paths: Iterable[str]) -> dict[Path, Path]:
     """Return the files and folders of PEFT among paths and in the folders among them.
 
     Args:
         paths: Files, or folders, which are searched with the folders below; links to folders are
             not followed.
 
+    Returns:
+        Each with the path that it was found by.
+
     Raises:
         GatesError: A path does not exist, or a folder holds no adapter.
     """
-    found: dict[Path, None] = {}
+    found: dict[Path, Path] = {}
     for name in paths:
         path = Path(name)
         if not path.exists():
@@ -49,8 +52,8 @@ def find_files(paths: Iterable[str]) -> list[Path]:
         own = list(_within(path)) if path.is_dir() else [path]
         if not own:
             raise GatesError(f"{path} holds no {SUFFIX} file: name a file, or another folder")
-        found |= dict.fromkeys(own)
-    return list(found)
+        found |= dict.fromkeys(own, path)
+    return found
 
 
 def _within(folder: Path) -> Iterator[Path]:

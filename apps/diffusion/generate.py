@@ -332,12 +332,7 @@ def generate(
             if sampling.count > 1:
                 paths.append(save_sheet(images, records, folder))
         finally:  # also where someone interrupts: what was made is kept
-            if records:
-                last = found.finder.found
-                notices = [*found.notices, found.unread(words), last.notice]
-                _show(console, records[0], left_out(last), notices)
-            for path in paths:
-                console.print(escape(str(path)), soft_wrap=True, highlight=False)
+            _show(console, found, records, paths)
 
 
 def _made(asked: Callable[..., Generated], sampling: Sampling) -> Iterator[Generated]:
@@ -379,8 +374,13 @@ def _check(prompt: str, k: int | None, named: dict[str, float] | None) -> None:
         raise GatesError(f"--k is {k}, expected 1 or more; --adapters none is the base alone")
 
 
-def _show(console: Console, record: dict[str, Any], low: list[str], notices: list[str]) -> None:
-    """Print the adapters, what they were found by, and what was left out."""
+def _show(
+    console: Console, studio: Studio, records: Sequence[dict[str, Any]], paths: Sequence[Path]
+) -> None:
+    """Print the adapters, what they were found by, what was left out, and where images lie."""
+    if not records:
+        return
+    record, found = records[0], studio.finder.found
     if record["adapters"]:
         table = Table(title=f"adapters, {record['mode']}", title_justify="left")
         table.add_column("adapter", overflow="fold")
@@ -395,5 +395,9 @@ def _show(console: Console, record: dict[str, Any], low: list[str], notices: lis
     else:
         console.print("no adapters: the base alone")
     skipped = [f"left out: {name}: {why}" for name, why in record["skipped"].items()]
-    for line in [*low, *skipped, *(f"note: {notice}" for notice in notices if notice)]:
+    notices = [*studio.notices, studio.unread(record["prompt"]), found.notice]
+    notes = [f"note: {notice}" for notice in notices if notice]
+    for line in [*left_out(found), *skipped, *notes]:
         console.print(escape(line), soft_wrap=True)
+    for path in paths:
+        console.print(escape(str(path)), soft_wrap=True, highlight=False)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from apps.diffusion.adapter_files import SUFFIX, base_of, find_files
+from apps.diffusion.adapter_files import PEFT, SUFFIX, base_of, find_files
 from core_gates.errors import GatesError
 from diffusion.lora_file.container import clean
 from diffusion.lora_file.family import FAMILIES
@@ -107,6 +107,9 @@ SHOWN = 8  # tags, tensors left out
 COMMENT = 300  # letters
 NAME = 120  # letters of a path
 BAR = 20  # letters of the longest norm
+LEAST_FIRST = ("AutoV3", "triggers", "rank", "‖ΔW‖", "layers", "family")
+"""Columns of a summary that are left out where names of files would be broken, in this order."""
+WIDE = 1000  # letters that any row of a summary fits into
 COLORS = {"whole": "green", "part": "yellow"}
 
 
@@ -272,7 +275,14 @@ def show_summary(
             f"[{color}]{said.effect}[/]",
         ]
         table.add_row(*cells, *([contents.auto_v3] if hashes else []))
+    hidden, unlimited = [], console.options.update(width=WIDE)
+    for one in [one for name in LEAST_FIRST for one in table.columns if one.header == name]:
+        if console.measure(table, options=unlimited).maximum > console.width:
+            table.columns.remove(one)
+            hidden.append(str(one.header))
     console.print(table)
+    if hidden:
+        console.print(f"no room for {', '.join(hidden)}: --json FILE has all", soft_wrap=True)
     for path, found in rows.items():
         if isinstance(found, str):
             console.print(f"[red]{names[path]}[/]: {escape(found)}", soft_wrap=True)
@@ -320,8 +330,8 @@ def inspect(
     model = base_of(base)
     found: dict[Path, Found] = {}
     with counting("inspecting") if len(files) > 1 else nullcontext() as count:
-        for path in files:
-            found[path] = _examine(path, model, hashes=hashes)
+        for path, root in files.items():
+            found[path] = _examine(path, root, model, hashes=hashes)
             if count is not None:
                 count(len(found), len(files))
     reasons = [one for one in found.values() if isinstance(one, str)]
@@ -338,8 +348,14 @@ def inspect(
         show_summary(console, found, hashes=hashes)
 
 
-def _examine(path: Path, base: Base | None, *, hashes: bool) -> Found:
-    """Examine a file; what is wrong with one is no reason not to show the others."""
+def _examine(path: Path, root: Path, base: Base | None, *, hashes: bool) -> Found:
+    """Examine a file; what is wrong with one is no reason not to show the others.
+
+    A link that leads out of the folder ``root`` is not followed.
+    """
+    target = os.path.realpath(path / PEFT if path.is_dir() else path)
+    if path != root and not Path(target).is_relative_to(os.path.realpath(root)):
+        return f"{clean(str(path))} leads out of {clean(str(root))}: name the file that is meant"
     try:
         contents = examine(path, base, hashes=hashes)
         return contents, answer(path, contents)

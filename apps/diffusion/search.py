@@ -158,8 +158,7 @@ def search(
         text_encoder: Text encoder that the encoder was trained with.
         weights: Weight of the cosine of prompt and weights in a hybrid search.
         metadata: Weight of the fraction of the words that metadata hold in a hybrid search.
-        least: Smallest cosine of prompt and weights; if null, what prompts that ask for no image do
-            not reach.
+        least: Smallest cosine of prompt and weights; what unrelated prompts do not reach if null.
         family: Only adapters for this family of models, such as flux.
         license: Only adapters with this license.
         tag: Only adapters with this tag.
@@ -172,20 +171,19 @@ def search(
     refuse_unless_text(words)
     if family is not None:
         check_option("--family", family, RECOGNIZED, GatesError)
-    if like is not None:
-        with LoraLibrary(folder, index=index, lenient=lenient, least=least) as library:
-            with counting("comparing") as count:
-                neighbors = library.like(like, k, count)
-            _show_neighbors(Console(), neighbors)
-        return
     found: WeightEncoder | None = None
     text: TextEncoder | None = None
-    if encoder is not None and mode != "metadata":
+    if encoder is not None and mode != "metadata" and like is None:
         from diffusion.models.text_encoders import text_encoder as encoder_of_texts
 
         text = encoder_of_texts(text_encoder)
         found = read_encoder(encoder, text.fingerprint)
     with LoraLibrary(folder, found, text, index=index, lenient=lenient, least=least) as library:
+        if like is not None:
+            with counting("comparing") as count:
+                neighbors = library.like(like, k, count)
+            _show_neighbors(Console(), neighbors)
+            return
         look = partial(library.search, family=family, license=license, tag=tag)
         _show_matches(Console(), look(words, k, mode, weights=weights, metadata=metadata))
 

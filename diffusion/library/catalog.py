@@ -204,8 +204,7 @@ class Catalog:
     def by_ids(self, ids: Sequence[int]) -> dict[int, Adapter]:
         """Return adapters by id; those that are gone are left out."""
         rows = self.database.of_many(self._select("a.id IN ({})"), ids)
-        found = [adapter_of(self._by_column(row)) for row in rows]
-        return {adapter.id: adapter for adapter in found}
+        return {one.id: one for one in (adapter_of(self._by_column(row)) for row in rows)}
 
     def named(self, name: str) -> Adapter | None:
         """Return an adapter by its name, or by its path below the root."""
@@ -327,13 +326,13 @@ class Catalog:
             "AND (? OR problem = '') AND NOT EXISTS (SELECT 1 FROM encoding e WHERE "
             "e.fingerprint = ? AND e.digest = a.digest) GROUP BY digest ORDER BY MIN(id)"
         )
-        rows = self.database.all(query, (family, lenient, fingerprint))
-        return [(digest, location) for digest, location, _ in rows]
+        return [row[:2] for row in self.database.all(query, (family, lenient, fingerprint))]
 
     def failed(self) -> dict[bytes, str]:
         """Return the locations of files that cannot be read, and why."""
-        query = "SELECT location, error FROM adapter WHERE error <> '' ORDER BY id"
-        return dict(self.database.all(query))
+        return dict(
+            self.database.all("SELECT location, error FROM adapter WHERE error <> '' ORDER BY id")
+        )
 
     def unencoded(self, fingerprint: str) -> list[tuple[bytes, str, list[str], str, str]]:
         """Return location, family, flags, problem and refusal of files without an embedding."""

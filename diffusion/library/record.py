@@ -353,9 +353,11 @@ class Filters(NamedTuple):
 
     def __str__(self) -> str:
         """Return the conditions in a few words."""
-        stated = self._asdict().items()
-        given = [f"{name} {clean(value, 80)!r}" for name, value in stated if value is not None]
-        return " and ".join(given)
+        return " and ".join(
+            f"{name} {clean(value, 80)!r}"
+            for name, value in self._asdict().items()
+            if value is not None
+        )
 
 
 def _folded(text: str) -> str:

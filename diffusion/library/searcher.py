@@ -397,14 +397,12 @@ class Searcher:
     ) -> Results[Match]:
         if query is None or self._serving is None:
             asked = mode == "metadata"
-            notice = "" if asked else f"{NO_ENCODER}: only metadata is searched"
-            return self._by_metadata(prompt, k, filters, notice, flagged=asked)
+            return self._by_metadata(prompt, k, filters, "" if asked else NO_ENCODER, flagged=asked)
         served = self._serving.of(filters)
         if not len(served.ids):
             if not served.lacking:
                 return Results((), mode, f"no adapter has {filters}")
-            notice = f"{served.lacking}: only metadata is searched"
-            return self._by_metadata(prompt, k, filters, notice)
+            return self._by_metadata(prompt, k, filters, served.lacking)
         words, mix = (self._words(prompt, filters), mix) if mode == "hybrid" else ({}, Mix())
         matches = self._matches(self._ranked(query[0], k, served, words, mix), k)
         floor = self._floor()
@@ -419,14 +417,16 @@ class Searcher:
         return Results(found, mode, served.lacking, low, floor)
 
     def _by_metadata(
-        self, prompt: str, k: int, filters: Filters, notice: str, *, flagged: bool = False
+        self, prompt: str, k: int, filters: Filters, reason: str, *, flagged: bool = False
     ) -> Results[Match]:
+        """Search metadata alone, for a reason if it was not asked for."""
         words = self._words(prompt, filters, flagged=flagged)
         ranked = [Ranked(i, share, None, share) for i, share in words.items()]
-        if not ranked:
-            none = "no metadata holds a word of the prompt"
-            notice = f"{notice}; {none}" if notice else none
-        return Results(self._matches(ranked, k), "metadata", notice)
+        notices = [
+            f"{reason}: only metadata is searched" if reason else "",
+            "" if ranked else "no metadata holds a word of the prompt",
+        ]
+        return Results(self._matches(ranked, k), "metadata", "; ".join(filter(None, notices)))
 
     def _ranked(
         self, query: Vectors, k: int, served: Served, words: dict[int, float], mix: Mix

@@ -63,6 +63,41 @@ def test_every_sample_has_its_effect_and_its_norms(inspect, samples, expected):
     assert printed.count("changes no layer and reports no error") == 3
 
 
+@pytest.mark.fault("diffusion D11")
+def test_names_are_whole_at_80_columns(gates, samples, monkeypatch):
+    wide = gates("inspect", samples)
+    assert "AutoV3" in wide
+    assert "no room" not in wide
+    monkeypatch.setenv("COLUMNS", "80")
+    long = "a_drawing_of_a_fox_in_the_style_of_the_demo"
+    (samples / "xlabs.safetensors").rename(samples / f"{long}.safetensors")
+    printed = gates("inspect", samples)
+    table = [line for line in printed.splitlines() if line.startswith("│")]
+    assert max(map(len, table)) <= 80
+    names = [line.strip("│ ").split("│")[0].strip() for line in table]
+    assert sorted(names) == sorted({*SAMPLES, long} - {"xlabs"})
+    assert all(effect in line for name, effect in SAMPLES.items() for line in table if name in line)
+    assert "no room for AutoV3, triggers" in printed
+
+
+@pytest.mark.fault("diffusion D11")
+def test_links_that_lead_out_of_a_folder_are_not_followed(inspect, samples, tmp_path):
+    (samples / "folder").mkdir()
+    outside = tmp_path / "outside.safetensors"
+    (samples / "xlabs.safetensors").rename(outside)
+    (samples / "xlabs.safetensors").symlink_to(outside)
+    (samples / "peft").mkdir()
+    (samples / "peft" / "adapter_model.safetensors").symlink_to(outside)
+    (samples / "folder" / "inside.safetensors").symlink_to(samples / "bfl_plain.safetensors")
+    found, printed = inspect(samples)
+    refused = {entry["path"]: entry["refused"] for entry in found if entry["refused"]}
+    assert set(refused) == {str(samples / "xlabs.safetensors"), str(samples / "peft")}
+    assert all("leads out of" in reason for reason in refused.values())
+    assert printed.count("leads out of") == 2
+    (entry,), _ = inspect(samples / "xlabs.safetensors")  # where it is named, it is meant
+    assert entry["refused"] is None
+
+
 def test_hashes_are_those_of_file_and_tensors(inspect, samples):
     (entry,), printed = inspect(samples / "kohya_flux_full.safetensors")
     raw = (samples / "kohya_flux_full.safetensors").read_bytes()

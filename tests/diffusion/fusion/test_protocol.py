@@ -73,6 +73,6 @@ def test_refusals(adapters, bundle):
         weighted_sum({"a": bundle(1), "z": bundle(1, family="sd3")})
     dora = bundle(1)
     dora.modules["proj_out"] = dora.modules["proj_out"]._replace(magnitude=torch.ones(4, 1))
-    with pytest.raises(GatesError, match="adapter 'd' is a DoRA at proj_out.*: leave it out$"):
+    with pytest.raises(GatesError, match=r"adapter 'd' is a DoRA at proj_out.*: leave it out$"):
         global_lora({"d": dora}, 1)
     assert plain_factors({"d": dora}, "x_embedder")

@@ -76,11 +76,11 @@ def test_a_place_that_may_not_be_looked_at_is_refused(tmp_path):
     if user == 0:
         os.seteuid(65534)
     try:
-        with pytest.raises(GatesError, match="/out cannot be written: Permission denied$"):
+        with pytest.raises(GatesError, match=r"/out cannot be written: Permission denied$"):
             require_free(tmp_path / "closed" / "out", overwrite=True)
     finally:
         os.seteuid(user)
-    with pytest.raises(GatesError, match="cannot be written: File name too long$"):
+    with pytest.raises(GatesError, match=r"cannot be written: File name too long$"):
         require_free(tmp_path / ("x" * 300), overwrite=False)
 
 
