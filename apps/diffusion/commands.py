@@ -116,8 +116,9 @@ def evaluate(
         quick=quick,
         only=only,
         seeds=seeds,
+        command=place.command,
     )
-    world = World(root, shipped=shipped, overwrite=overwrite, quick=quick)
+    world = World(root, shipped=shipped, overwrite=overwrite, quick=quick, command=place.command)
     module, _, name = STUDIES[study].partition(":")
     asked = Asked(run, seeds, Path(vectors) if vectors else None)
     getattr(importlib.import_module(module), name)(asked, world)

@@ -77,6 +77,7 @@ class World:
         quick: Whether nothing is trained.
         base: Settings of the base, in place of those of the shipped one.
         adapter: Settings of adapters, likewise.
+        command: Command line, for records.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class World:
         quick: bool = False,
         base: dict[str, Any] | None = None,
         adapter: dict[str, Any] | None = None,
+        command: str = "",
     ) -> None:
         self.run = Run(
             Path(root) / "diffusion" / EMBEDDED,
@@ -96,6 +98,7 @@ class World:
             package="diffusion",
             shipped=shipped,
             overwrite=overwrite,
+            command=command,
         )
         self.run.quick = quick
         self._base, self._adapter = base or {}, adapter or {}
@@ -287,6 +290,7 @@ def run_of(place: Place, *, overwrite: bool) -> Run:
         config_path=Path(f"{place.config}.yaml"),
         package="diffusion",
         overwrite=overwrite,
+        command=place.command,
     )
 
 

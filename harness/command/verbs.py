@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -36,11 +37,13 @@ class Place(NamedTuple):
         run_folder: Folder of the run.
         config: Name of the configuration, under which weights are shipped.
         config_path: Its file; None where none is named.
+        command: Command line, for records.
     """
 
     run_folder: RunFolder
     config: str
     config_path: Path | None = None
+    command: str = ""
 
 
 class OwnSection(ConfigFile):
@@ -143,7 +146,8 @@ def run_verb(
         if run is None and parser.config_path is None and name_of is not None:
             run = name_of(options)
         stem = parser.config_path.stem if parser.config_path else config
-        options["place"] = Place(RunFolder(app, run or stem, root), stem, parser.config_path)
+        folder, command = RunFolder(app, run or stem, root), shlex.join(["gates", app, *arguments])
+        options["place"] = Place(folder, stem, parser.config_path, command)
     function(**options)
 
 
