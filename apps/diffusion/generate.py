@@ -39,6 +39,9 @@ LARGEST_SEED = 2**63 - 1
 MOST = 1000  # images of a call
 
 
+FLUX_GUIDANCE = 3.5  # of FLUX.1 and SD3, as AutoLoRA generates
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How images are sampled.
@@ -46,7 +49,8 @@ class Sampling:
     Attributes:
         seed: Seed of the noise of the first image; the others follow.
         steps: Number of denoising steps.
-        guidance: Scale of the guidance by the prompt.
+        guidance: Scale of the guidance by the prompt; 1.5 for the embedded base and 3.5 for others
+            if null.
         count: Number of images.
         negative_prompt: What the images should not show.
         size: Side of images in pixels, for other bases than the embedded one.
@@ -54,7 +58,7 @@ class Sampling:
 
     seed: int = 0
     steps: int = 20
-    guidance: float = GUIDANCE
+    guidance: float | None = None
     count: int = 1
     negative_prompt: str = ""
     size: int | None = None
@@ -68,7 +72,7 @@ class Sampling:
         if not 0 <= self.seed <= LARGEST_SEED - self.count:
             raise GatesError(f"--seed is {self.seed}, expected a number from 0 to 2^63")
         refuse_below(1, steps=self.steps)
-        if not math.isfinite(self.guidance) or self.guidance < 0:
+        if self.guidance is not None and not 0 <= self.guidance < math.inf:
             raise GatesError(f"--guidance is {self.guidance}, expected 0 or more; 1 is without")
         if not 1 <= self.count <= MOST:
             raise GatesError(f"--count is {self.count}, expected 1 to {MOST}")
@@ -80,15 +84,17 @@ class Sampling:
         Raises:
             GatesError: One would do nothing with this base.
         """
-        if studio.guided and self.guidance < 1:
+        usual = FLUX_GUIDANCE if studio.base is None else GUIDANCE
+        guidance = usual if self.guidance is None else self.guidance
+        if studio.guided and guidance < 1:
             raise GatesError(
-                f"--guidance is {self.guidance}, which this base takes for 1, no guidance: give 1,"
+                f"--guidance is {guidance}, which this base takes for 1, no guidance: give 1,"
                 " or more"
             )
-        if self.negative_prompt and not (studio.guided and self.guidance > 1):
+        if self.negative_prompt and not (studio.guided and guidance > 1):
             way = "give --guidance above 1" if studio.guided else "this base has none"
             raise GatesError(f"--negative_prompt does nothing without such guidance: {way}")
-        found = studio.options(self.steps, self.guidance, self.size)
+        found = studio.options(self.steps, guidance, self.size)
         return found | ({"negative_prompt": self.negative_prompt} if self.negative_prompt else {})
 
 

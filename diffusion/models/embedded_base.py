@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from core_gates.errors import GatesError
+from diffusion.models.flow_matching import GUIDANCE
 from diffusion.models.text_encoders import TextEncoder, TextStates, text_encoder
 from harness.files.atomic import write_json
 
@@ -210,7 +211,7 @@ class EmbeddedBase:
         *,
         seeds: Sequence[int],
         steps: int = 20,
-        guidance: float = 3.0,
+        guidance: float = GUIDANCE,
         before_step: Callable[[int, int], None] | None = None,
     ) -> Tensor:
         """Return images (N, 3, H, W) from 0 to 1 of captions, through the pipeline.

@@ -15,7 +15,7 @@ from core_gates.numerics import accumulation_dtype
 from diffusion.lora_file import Factors, LoraBundle
 from diffusion.models.text_encoders import TextStates
 
-GUIDANCE = 3.0  # scale of classifier-free guidance of the embedded base
+GUIDANCE = 1.5  # scale of classifier-free guidance of the embedded base; 3 falsifies its colors
 
 
 class Noised(NamedTuple):

@@ -126,8 +126,7 @@ def run_verb(
         many: dict[str, Any] = {"nargs": "*" if optional else "+"} if name == positional else {}
         parser.add_argument(name, type=str, help="See above.", **many)
     if placed:
-        text = NAME if name_of is None else NAME_OF_PATH
-        parser.add_argument("--name", type=str | None, help=text)
+        parser.add_argument("--name", type=str | None, help=NAME_OF_PATH if name_of else NAME)
         parser.add_argument("--root", type=str, default="runs", help="Folder of all runs.")
     grouped = _add_options(parser, function, skip, verbs[verb].flat)
     let_switches_stand_alone(parser)
@@ -146,8 +145,8 @@ def run_verb(
         if run is None and parser.config_path is None and name_of is not None:
             run = name_of(options)
         stem = parser.config_path.stem if parser.config_path else config
-        folder, command = RunFolder(app, run or stem, root), shlex.join(["gates", app, *arguments])
-        options["place"] = Place(folder, stem, parser.config_path, command)
+        folder, called = RunFolder(app, run or stem, root), shlex.join(["gates", app, *arguments])
+        options["place"] = Place(folder, stem, parser.config_path, called)
     function(**options)
 
 

@@ -38,6 +38,7 @@ from diffusion.experiments.made_images import (
 from diffusion.experiments.trained_gates import captions
 from diffusion.experiments.zoo import FOLDER, EncoderForm, captions_of, in_roles, shape_of
 from diffusion.lora_file import LoraBundle, load_lora
+from diffusion.models.flow_matching import GUIDANCE
 from diffusion.retrieval import TrainedEncoder, collate, modules_of
 from harness.evidence import Bar, Resamples, Row, compare, moments
 from harness.experiment import Arrays, Piece, Run
@@ -98,7 +99,7 @@ class Comparison(Protocol):
 
 
 CAPTIONS, EACH, JUDGED = 256, 16, 4000  # images of the base, of each adapter, true drawings
-SAMPLER: dict[str, Any] = {"steps": 20, "guidance": 1.5}
+SAMPLER: dict[str, Any] = {"steps": 20, "guidance": GUIDANCE}
 
 
 def world_data() -> Data:
@@ -272,8 +273,8 @@ class Searched(NamedTuple):
     def tasks(self) -> dict[str, np.ndarray]:
         """Return task -> places of its descriptions.
 
-        Concepts are known that encoders have been trained on, of which subjects and styles
-        have tasks of their own.
+        Concepts are known that encoders have been trained on; subjects and styles among these
+        are two further tasks.
         """
         new = np.isin(self.owners, UNSEEN)
         subjects = np.isin(self.owners, list(NEW_SHAPES))
