@@ -270,8 +270,7 @@ def bake(fusion: GatedFusion, means: Means | None = None) -> LoraBundle:
             if on:
                 modules[part] = stacked([found[name] for name in on], weights)
             start += size
-    families = {bundle.family for bundle in fusion.adapters.values()}
-    return LoraBundle(fusion.family or families.pop(), modules)
+    return LoraBundle(fusion.family or one_family(fusion.adapters), modules)
 
 
 def _rows(fusion: GatedFusion, site: Placed, known: Mapping[str, Tensor]) -> dict[str, Tensor]:

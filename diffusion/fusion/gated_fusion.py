@@ -1,6 +1,7 @@
 """Several adapters on a model at once, each weighed by a gate in every layer (AutoLoRA, 2025)."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, cast, get_args
 
@@ -37,7 +38,7 @@ from diffusion.fusion.protocol import (
     ROLES,
     TIME_SCALES,
     Adapters,
-    Attachable,
+    Fusion,
     by_name,
     family_of,
     linear_sizes,
@@ -76,7 +77,7 @@ def global_lora(adapters: Mapping[str, LoraBundle], rank: int) -> LoraBundle:
 Mode = Literal["gated", "sum", "strengths"]
 
 
-class GatedFusion(Attachable, nn.Module):
+class GatedFusion(Fusion, nn.Module):
     """Adapters of a model, in force while attached; the model itself never changes.
 
     Example:
@@ -111,6 +112,9 @@ class GatedFusion(Attachable, nn.Module):
         GatesError: An adapter is of another family or does not fit the model, or gates do not.
     """
 
+    roles: dict[str, str]
+    scores: dict[str, float]
+
     def __init__(
         self,
         model: nn.Module,
@@ -140,10 +144,6 @@ class GatedFusion(Attachable, nn.Module):
         self._sites = sites_of(model, None if mode == "sum" else self.family)
         self._layers: dict[str, GatedLoraLinear] = {}
         self._clock: DiffusionTime | None = None
-        self.adapters: dict[str, LoraBundle] = {}
-        self.strengths: dict[str, float] = {}
-        self.roles: dict[str, str] = {}
-        self.scores: dict[str, float] = {}
         self.gates = nn.ModuleDict()
         self.context: AdapterContext | None = None
         self._take(adapters)
@@ -217,19 +217,17 @@ class GatedFusion(Attachable, nn.Module):
         """
         before = self.adapters, self.strengths, self.roles, self.scores
         self._take(adapters)
-        lacking = [site.name for site in self.sites if not self._serves(site.name)]
-        if lacking:
-            self.adapters, self.strengths, self.roles, self.scores = before
-            raise GatesError(
-                f"the new adapters change {listed(lacking)}, which had none when this was"
-                f" {'attached: detach first, or' if self.attached else 'made:'} make it with"
-                " everywhere=True"
-            )
-        found = {s.name: self._factors(s) for s in self._sites if s.name in self._layers}
+        served = set(self._layers) or {
+            s.name for s in self._sites if self.mode == "sum" or _key(s.name) in self.gates
+        }
         try:
-            for site in self._sites:
-                if site.name in found:
-                    self._check_room(site, found[site.name])
+            if lacking := [site.name for site in self.sites if site.name not in served]:
+                raise GatesError(
+                    f"the new adapters change {listed(lacking)}, which had none when this was"
+                    f" {'attached: detach first, or' if self.attached else 'made:'} make it with"
+                    " everywhere=True"
+                )
+            found = {s.name: self._fitting(s) for s in self._sites if s.name in self._layers}
         except GatesError:
             self.adapters, self.strengths, self.roles, self.scores = before
             raise
@@ -276,14 +274,6 @@ class GatedFusion(Attachable, nn.Module):
         own = self.context.weights(factors.detach()).tolist()
         return {n: c * s for (n, s), c in zip(self.strengths.items(), own, strict=False)}
 
-    def at(self, step: int, steps: int) -> None:
-        """Learn which denoising step follows; gates see it in their inputs, and nothing changes.
-
-        Args:
-            step: Its number, from 0.
-            steps: Number of steps of the run.
-        """
-
     def save_gates(self, path: str | Path) -> Path:
         """Write the gates, in the names of DiffSynth-Studio."""
         return save_gates(path, self.gate_states())
@@ -299,17 +289,11 @@ class GatedFusion(Attachable, nn.Module):
         """Return the gate of a site, by its name."""
         if self.mode == "sum":
             return OpenGate(next(s.out_features for s in self._sites if s.name == site))
-        return cast(LoraGate | OpenGate, self.gates[site.replace(".", DOT)])
+        return cast(LoraGate | OpenGate, self.gates[_key(site)])
 
     def _weights(self) -> Sequence[float]:
         """Return the factor of each adapter, in order."""
         return list(self.strengths.values())
-
-    def _serves(self, site: str) -> bool:
-        """Return whether adapters may change a site."""
-        if self.attached:
-            return site in self._layers
-        return self.mode == "sum" or site.replace(".", DOT) in self.gates
 
     def _weigh(self) -> None:
         if self.context is not None:
@@ -321,8 +305,7 @@ class GatedFusion(Attachable, nn.Module):
     def _take(self, adapters: Adapters) -> None:
         found = by_name(adapters)
         refuse_misfits(found, self.family, self._sizes)
-        self.adapters = found
-        self.strengths = dict.fromkeys(found, 1.0)
+        self.adapters, self.strengths = found, dict.fromkeys(found, 1.0)
         self.roles, self.scores = dict.fromkeys(found, ROLES[0]), {}
 
     def _make_gates(self, path: str | Path | None, options: dict[str, Any], switch: bool) -> None:
@@ -346,7 +329,7 @@ class GatedFusion(Attachable, nn.Module):
             gate = make(site.out_features, device=device, **options)
             if name in state:
                 load_gate(gate, state[name], name)
-            self.gates[name.replace(".", DOT)] = gate
+            self.gates[_key(name)] = gate
         if (kinds := options.get("kinds", 0)) or switch or switched:
             most = 0 if self.room is None else self.room.adapters
             self.context = AdapterContext(kinds, switch=switch or bool(switched), most=most)
@@ -388,36 +371,38 @@ class GatedFusion(Attachable, nn.Module):
             for name, layer in attached.items():
                 assert isinstance(layer, GatedLoraLinear)
                 self._layers[sites[name]] = layer
+        for layer in self._layers.values():
+            layer.clock, layer.context = self._clock, self.context
         self._weigh()
 
     def _attach_siblings(self, site: Placed) -> GatedSiblings:
-        def adapt(layers: Sequence[nn.Module]) -> GatedSiblings:
-            gate, room = self.gate(site.name), self._room(site)
-            made = GatedSiblings(layers, self._factors(site), gate=gate, room=room)
-            made.clock, made.context = self._clock, self.context
-            return made
-
+        factors, gate, room = self._factors(site), self.gate(site.name), self._room(site)
+        adapt = partial(GatedSiblings, adapters=factors, gate=gate, room=room)
         return attach_siblings(self.model, site.parts, adapt)
 
     def _adapted(self, linear: nn.Linear, site: Placed) -> GatedLoraLinear:
         gate = self.gate(site.name)
-        made = GatedLoraLinear(linear, self._factors(site), gate=gate, room=self.room)
-        made.clock, made.context = self._clock, self.context
-        return made
+        return GatedLoraLinear(linear, self._factors(site), gate=gate, room=self.room)
 
     def _room(self, site: Placed) -> Room | None:
         """Return the room at a site, where the ranks of its parts add up."""
         return self.room and Room(self.room.adapters, self.room.rank * len(site.parts))
 
-    def _check_room(self, site: Placed, factors: list[LowRank]) -> None:
-        room, given = self._room(site), [one.rank for one in factors if one.rank]
+    def _fitting(self, site: Placed) -> list[LowRank]:
+        """Return what each adapter does at a site, where there is room for it."""
+        factors, room, parts = self._factors(site), self._room(site), len(site.parts)
+        given = [one.rank for one in factors if one.rank]
         if room and (len(given) > room.adapters or max(given, default=0) > room.rank):
-            assert self.room is not None
             raise GatesError(
-                f"there is room for {self.room.adapters} adapters of rank {self.room.rank}, found"
-                f" {len(factors)} of ranks up to {max(given) // len(site.parts)} at {site.name}:"
-                " make it with more room"
+                f"there is room for {room.adapters} adapters of rank {room.rank // parts}, found"
+                f" {len(factors)} of ranks up to {max(given) // parts} at {site.name}: make it with"
+                " more room"
             )
+        return factors
+
+
+def _key(site: str) -> str:
+    return site.replace(".", DOT)
 
 
 def _refuse_attached(model: nn.Module) -> None:

@@ -1,9 +1,10 @@
 """What every way to use several adapters at once offers, gated or not, on any model."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import chain, count
 from types import TracebackType
-from typing import Protocol, Self, runtime_checkable
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -16,24 +17,42 @@ from diffusion.lora_file.family import FAMILIES, Placed, index_of, place
 from diffusion.lora_file.inspection import describe
 
 
-class Attachable:
-    """In force within a ``with`` block, and gone after it, whatever happened in it."""
+class Fusion(ABC):
+    """Adapters of a model, in force while attached.
 
+    The model keeps its own layers, the same objects with the same bits, after :meth:`detach` and
+    after an error inside a ``with`` block. Fusions are modules whose parameters are what is
+    trained, if anything is.
+
+    Attributes:
+        adapters: Name -> adapter, in order.
+        strengths: Name -> factor of what the adapter does; 0 is off.
+    """
+
+    adapters: dict[str, LoraBundle]
+    strengths: dict[str, float]
+
+    @property
+    @abstractmethod
+    def model(self) -> nn.Module:
+        """The model; it is not a part of this module."""
+
+    @property
+    @abstractmethod
+    def attached(self) -> bool:
+        """Whether the adapters are in force."""
+
+    @abstractmethod
     def attach(self) -> Self:
-        """Put it in force."""
-        raise NotImplementedError
+        """Put the adapters in force.
 
+        Raises:
+            GatesError: They are, or the model has others.
+        """
+
+    @abstractmethod
     def detach(self) -> None:
         """Leave the model as it was."""
-        raise NotImplementedError
-
-    def tell(
-        self,
-        *,
-        roles: Mapping[str, str] | None = None,
-        scores: Mapping[str, float] | None = None,
-    ) -> None:
-        """Nothing depends on the roles and scores of adapters; see :meth:`Fusion.tell`."""
 
     def __enter__(self) -> Self:
         """Attach."""
@@ -45,8 +64,51 @@ class Attachable:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Detach."""
+        """Detach, whatever happened."""
         self.detach()
+
+    @abstractmethod
+    def set_adapters(self, adapters: Mapping[str, LoraBundle]) -> None:
+        """Exchange the adapters for others; strengths are 1 again.
+
+        Raises:
+            GatesError: They do not fit; the old ones stay.
+        """
+
+    @abstractmethod
+    def set_strengths(self, strengths: Mapping[str, float]) -> None:
+        """Weigh adapters; others keep their strength.
+
+        Raises:
+            GatesError: There is no adapter of a name, or a strength is not finite.
+        """
+
+    def tell(  # noqa: B027 (nothing depends on it as a rule)
+        self,
+        *,
+        roles: Mapping[str, str] | None = None,
+        scores: Mapping[str, float] | None = None,
+    ) -> None:
+        """Say what adapters are for, and how well they suit the prompt; exchanging forgets it.
+
+        Args:
+            roles: Name -> one of :data:`ROLES`.
+            scores: Name -> such as the cosine of the adapter with the prompt.
+
+        Raises:
+            GatesError: There is no adapter of a name, no such role, or a score is not finite.
+        """
+
+    def at(self, step: int, steps: int) -> None:  # noqa: B027 (likewise)
+        """Learn which denoising step follows.
+
+        A pipeline calls this before each step, such as from ``callback_on_step_end`` with the
+        number of the next one. Where it is never called, the run has one step.
+
+        Args:
+            step: Its number, from 0.
+            steps: Number of steps of the run.
+        """
 
 
 Adapters = Mapping[str, LoraBundle] | Sequence[LoraBundle]
@@ -314,90 +376,3 @@ def weighted_sum(
         given = [1.0 if weights is None else weights[name] for name in found]
         modules[module] = stacked(list(found.values()), given)
     return LoraBundle(family, modules)
-
-
-@runtime_checkable
-class Fusion(Protocol):
-    """Adapters of a model, in force while attached.
-
-    The model keeps its own layers, the same objects with the same bits, after :meth:`detach` and
-    after an error inside a ``with`` block. Fusions are modules whose parameters are what is
-    trained, if anything is.
-
-    Attributes:
-        adapters: Name -> adapter, in order.
-        strengths: Name -> factor of what the adapter does; 0 is off.
-    """
-
-    adapters: dict[str, LoraBundle]
-    strengths: dict[str, float]
-
-    @property
-    def model(self) -> nn.Module:
-        """The model."""
-
-    @property
-    def attached(self) -> bool:
-        """Whether the adapters are in force."""
-
-    def attach(self) -> Self:
-        """Put the adapters in force.
-
-        Raises:
-            GatesError: They are, or the model has others.
-        """
-
-    def detach(self) -> None:
-        """Leave the model as it was."""
-
-    def __enter__(self) -> Self:
-        """Attach."""
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Detach, whatever happened."""
-
-    def set_adapters(self, adapters: Mapping[str, LoraBundle]) -> None:
-        """Exchange the adapters for others; strengths are 1 again.
-
-        Raises:
-            GatesError: They do not fit; the old ones stay.
-        """
-
-    def set_strengths(self, strengths: Mapping[str, float]) -> None:
-        """Weigh adapters; others keep their strength.
-
-        Raises:
-            GatesError: There is no adapter of a name, or a strength is not finite.
-        """
-
-    def tell(
-        self,
-        *,
-        roles: Mapping[str, str] | None = None,
-        scores: Mapping[str, float] | None = None,
-    ) -> None:
-        """Say what adapters are for, and how well they suit the prompt; exchanging forgets it.
-
-        Args:
-            roles: Name -> one of :data:`ROLES`.
-            scores: Name -> such as the cosine of the adapter with the prompt.
-
-        Raises:
-            GatesError: There is no adapter of a name, no such role, or a score is not finite.
-        """
-
-    def at(self, step: int, steps: int) -> None:
-        """Learn which denoising step follows.
-
-        A pipeline calls this before each step, such as from ``callback_on_step_end`` with the
-        number of the next one. Where it is never called, the run has one step.
-
-        Args:
-            step: Its number, from 0.
-            steps: Number of steps of the run.
-        """

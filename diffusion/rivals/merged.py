@@ -13,7 +13,7 @@ from core_gates.numerics import accumulation_dtype
 from diffusion.fusion.baking import MeanGates, bake
 from diffusion.fusion.gated_fusion import GatedFusion
 from diffusion.fusion.protocol import (
-    Attachable,
+    Fusion,
     family_of,
     linear_sizes,
     modules_of,
@@ -45,34 +45,20 @@ def combine(
         density: Fraction of the entries that is kept.
         generator: Where random numbers come from.
     """
-    if kind.startswith("dare"):
-        tensors = [_drop(tensor, density, generator) for tensor in tensors]
-    elif kind != "linear":
-        tensors = [_keep_largest(tensor, density) for tensor in tensors]
-    stacked = torch.stack(list(tensors))
-    factors = torch.as_tensor(weights, dtype=stacked.dtype, device=stacked.device)
-    weighted = stacked * factors.view(-1, *[1] * (stacked.ndim - 1))
+    found = torch.stack(list(tensors))
+    if kind.startswith("dare") and density < 1:
+        chances = torch.full(found.shape, density, dtype=found.dtype)
+        found = found * torch.bernoulli(chances, generator=generator).to(found.device) / density
+    elif kind != "linear" and density < 1:
+        flat = found.flatten(1)
+        kept = flat.abs().topk(int(density * flat.shape[1])).indices
+        found = torch.zeros_like(flat).scatter(1, kept, flat.gather(1, kept)).view_as(found)
+    factors = torch.as_tensor(weights, dtype=found.dtype, device=found.device)
+    weighted = found * factors.view(-1, *[1] * (found.ndim - 1))
     if not kind.endswith("ties"):
         return weighted.sum(0)
-    elected = torch.where(stacked.sum(0) >= 0, 1, -1)
-    agrees = stacked.sign() == elected
+    agrees = found.sign() == torch.where(found.sum(0) >= 0, 1, -1)
     return (weighted * agrees).sum(0) / agrees.sum(0).clamp(min=1)
-
-
-def _keep_largest(tensor: Tensor, density: float) -> Tensor:
-    if density >= 1:
-        return tensor
-    kept = tensor.abs().flatten().topk(int(density * tensor.numel())).indices
-    mask = torch.zeros_like(tensor).flatten()
-    mask[kept] = 1
-    return tensor * mask.view_as(tensor)
-
-
-def _drop(tensor: Tensor, density: float, generator: torch.Generator) -> Tensor:
-    if density >= 1:
-        return tensor
-    chances = torch.full(tensor.shape, density, dtype=tensor.dtype)
-    return tensor * torch.bernoulli(chances, generator=generator).to(tensor.device) / density
 
 
 def truncate(matrix: Tensor, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -156,59 +142,44 @@ def merge(
             modules[module] = stacked(factors, own)
         elif method == "svd":
             modules[module] = shrink(stacked(factors, own), rank).factors
-        elif method in ON_FACTORS:
-            _refuse_ranks(found, module, method)
-            modules[module] = _on_factors(factors, own, method, density, generator)
         else:
-            kind = method.removesuffix("_svd")
-            modules[module] = _on_changes(factors, own, kind, density, rank, generator)
+            ranks = [f"{factors.rank} in {name!r}" for name, factors in found.items()]
+            if method in ON_FACTORS and len({one.rank for one in factors}) > 1:
+                raise GatesError(
+                    f"{method} needs equal ranks, but {module} has {', '.join(ranks)}: use cat, svd"
+                    " or a method with _svd, or shrink the adapters to one rank"
+                )
+            modules[module] = _combined(factors, own, method, density, rank, generator)
     return LoraBundle(family, modules)
 
 
-def _refuse_ranks(found: Mapping[str, Factors], module: str, method: str) -> None:
-    if len({factors.rank for factors in found.values()}) > 1:
-        ranks = ", ".join(f"{factors.rank} in {name!r}" for name, factors in found.items())
-        raise GatesError(
-            f"{method} needs equal ranks, but {module} has {ranks}: use cat, svd or a method with"
-            " _svd, or shrink the adapters to one rank"
-        )
-
-
-def _on_factors(
+def _combined(
     factors: Sequence[Factors],
     weights: Sequence[float],
-    kind: str,
-    density: float,
-    generator: torch.Generator,
-) -> Factors:
-    dtype = accumulation_dtype(*(f.up for f in factors))
-    both = [weight * one.scale for weight, one in zip(weights, factors, strict=True)]
-    roots = [math.sqrt(abs(value)) for value in both]
-    signed = [math.copysign(root, value) for root, value in zip(roots, both, strict=True)]
-    down = combine([f.down.to(dtype) for f in factors], signed, kind, density, generator)
-    up = combine([f.up.to(dtype) for f in factors], roots, kind, density, generator)
-    return Factors(down, up)
-
-
-def _on_changes(
-    factors: Sequence[Factors],
-    weights: Sequence[float],
-    kind: str,
+    method: str,
     density: float,
     rank: int,
     generator: torch.Generator,
 ) -> Factors:
-    dtype = accumulation_dtype(*(f.up for f in factors))
-    changes = [Factors(f.down.to(dtype), f.up.to(dtype), f.scale).delta_weight() for f in factors]
-    up, down = truncate(combine(changes, weights, kind, density, generator), rank, generator)
-    return Factors(down, up)
+    """Return the factors of a layer whose A and B, or whose ΔW, are combined."""
+    dtype, kind = accumulation_dtype(*(f.up for f in factors)), method.removesuffix("_svd")
+    given = [Factors(f.down.to(dtype), f.up.to(dtype), f.scale) for f in factors]
+    if kind != method:
+        changes = [f.delta_weight() for f in given]
+        up, down = truncate(combine(changes, weights, kind, density, generator), rank, generator)
+        return Factors(down, up)
+    both = [weight * one.scale for weight, one in zip(weights, given, strict=True)]
+    roots = [math.sqrt(abs(value)) for value in both]
+    signed = [math.copysign(root, value) for root, value in zip(roots, both, strict=True)]
+    down = combine([f.down for f in given], signed, kind, density, generator)
+    return Factors(down, combine([f.up for f in given], roots, kind, density, generator))
 
 
 Merge = Callable[[Mapping[str, LoraBundle], Mapping[str, float]], LoraBundle]
 """Makes one adapter of those whose strength is not 0, and their strengths."""
 
 
-class Merged(Attachable, nn.Module):
+class Merged(Fusion, nn.Module):
     """One static adapter made of several.
 
     Args:
@@ -272,32 +243,21 @@ class Merged(Attachable, nn.Module):
         """
         self._use(self.adapters, with_strengths(self.strengths, strengths))
 
-    def at(self, step: int, steps: int) -> None:
-        """Nothing changes from one step to the next."""
-
     def _use(self, adapters: dict[str, LoraBundle], strengths: dict[str, float]) -> None:
+        on = {name: strength for name, strength in strengths.items() if strength != 0}
         if self._attached:
             self._fusion.detach()
         try:
-            bundle = self._merged(adapters, strengths)
+            refuse_misfits(adapters, family_of(self.model), linear_sizes(self.model))
+            bundle = LoraBundle(one_family(adapters), {})
+            if on:
+                bundle = self._merge({name: adapters[name] for name in on}, on)
             made = GatedFusion(self.model, {"merged": bundle}, mode="sum")
-        except BaseException:
+            self._fusion, self.bundle = made, bundle
+            self.adapters, self.strengths = adapters, strengths
+        finally:
             if self._attached:
                 self._fusion.attach()
-            raise
-        self._fusion, self.bundle = made, bundle
-        self.adapters, self.strengths = adapters, strengths
-        if self._attached:
-            self._fusion.attach()
-
-    def _merged(
-        self, adapters: Mapping[str, LoraBundle], strengths: Mapping[str, float]
-    ) -> LoraBundle:
-        refuse_misfits(adapters, family_of(self.model), linear_sizes(self.model))
-        on = {name: bundle for name, bundle in adapters.items() if strengths[name] != 0}
-        if not on:
-            return LoraBundle(one_family(adapters), {})
-        return self._merge(on, {name: strengths[name] for name in on})
 
 
 class Baked(Merged):

@@ -9,7 +9,7 @@ from torch.utils.hooks import RemovableHandle
 
 from core_gates.errors import GatesError
 from diffusion.fusion.gated_fusion import GatedFusion
-from diffusion.fusion.protocol import Adapters, by_name, one_family, weighted_sum
+from diffusion.fusion.protocol import Adapters, one_family, weighted_sum
 from diffusion.lora_file import LoraBundle
 
 
@@ -186,13 +186,9 @@ class LoraHub(Sum):
 
     def set_adapters(self, adapters: Adapters) -> None:
         """Exchange the adapters; what was learned is forgotten, strengths are 1 again."""
-        adapters = by_name(adapters)
-        before, self.learned = self.learned, dict.fromkeys(adapters, 1.0)
-        try:
-            super().set_adapters(adapters)
-        except BaseException:
-            self.learned = before
-            raise
+        super().set_adapters(adapters)
+        self.learned = dict.fromkeys(self.adapters, 1.0)
+        self._weigh()
 
     def search(self, loss: Callable[[], float], budget: int = 40) -> dict[str, float]:
         """Learn the factors by COBYLA (Powell, 1994); the best that were tried stay in force.
@@ -244,4 +240,4 @@ class LoraHub(Sum):
         return self.learned
 
     def _weights(self) -> list[float]:
-        return [self.learned[name] * strength for name, strength in self.strengths.items()]
+        return [self.learned.get(name, 1.0) * s for name, s in self.strengths.items()]

@@ -228,7 +228,7 @@ class Largest(TorchDispatchMode):
 @torch.no_grad()
 def test_no_tensor_of_all_adapters_exists(model, inputs):
     """With eight adapters the largest tensor is no larger than one output of the model."""
-    images = torch.randn(8, 16, 16, 16)
+    images = torch.randn(8, 12, 16, 16)
     text = TextStates(torch.randn(8, 5, 384), torch.randn(8, 384))
     with Largest() as plain:
         velocity(model, images, torch.rand(8), text)
