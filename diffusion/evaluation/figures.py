@@ -73,7 +73,8 @@ def sheet_figure(
     axes.imshow(sheet, interpolation="nearest", aspect="auto")
     axes.set_yticks(lines, list(rows), fontsize=TEXT_SIZE, color=INK)
     axes.xaxis.tick_top()
-    named = [_short(caption) for caption in captions] * len(groups)
+    short = [one if len(one) <= LETTERS else f"{one[: LETTERS - 1]}…" for one in captions]
+    named = [one.replace("$", r"\$") for one in short] * len(groups)
     axes.set_xticks(columns if named else [], named, fontsize=TEXT_SIZE - 1.5, color=MUTED,
                     rotation=55, ha="left", rotation_mode="anchor")  # fmt: skip
     axes.tick_params(length=0, pad=3)
@@ -106,11 +107,6 @@ def _montage(
             sheet[y : y + high, x : x + wide] = image
     lines = [line * (high + SPACE) + high / 2 for line in range(len(rows))]
     return sheet, [x + wide / 2 for x in columns], lines, groups
-
-
-def _short(caption: str) -> str:
-    text = caption if len(caption) <= LETTERS else f"{caption[: LETTERS - 1]}…"
-    return text.replace("$", r"\$")
 
 
 MAP_LINE, STEP = 0.165, 0.13  # inches of a layer, and of a step
@@ -158,13 +154,12 @@ def gate_map_figure(gates: GateMap, *, title: str = "Mean gates", note: str = ""
 
 def gate_table(gates: GateMap) -> tuple[tuple[str, ...], list[list[object]]]:
     """Return header and rows of the numbers that the maps show, steps from 1."""
-    rows: list[list[object]] = [
+    return ("adapter", "layer", "step", "mean_gate"), [
         [name, site, step + 1, mean]
         for place, name in enumerate(gates.adapters)
         for line, site in enumerate(gates.sites)
         for step, mean in enumerate(gates.means[:, line, place].tolist())
     ]
-    return ("adapter", "layer", "step", "mean_gate"), rows
 
 
 PAIR_LINE = 0.19  # inches
@@ -274,9 +269,8 @@ def retrieval_table(
     scores: np.ndarray, captions: Sequence[str], adapters: Sequence[str]
 ) -> tuple[tuple[str, ...], list[list[object]]]:
     """Return header and rows of the numbers of the figure."""
-    rows: list[list[object]] = [
+    return ("captions of", "adapter", "mean cosine"), [
         [concept, adapter, float(scores[line, column])]
         for line, concept in enumerate(captions)
         for column, adapter in enumerate(adapters)
     ]
-    return ("captions of", "adapter", "mean cosine"), rows

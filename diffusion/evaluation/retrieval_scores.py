@@ -178,7 +178,10 @@ def chance(relevant: np.ndarray | Tensor, ks: Sequence[int] = KS) -> dict[str, n
     """
     right = np.asarray(relevant, bool)
     total, counts = right.shape[1], right.sum(1)
-    first = {m: _first_ranks(total, m) for m in set(counts.tolist())}
+    first = {  # expected inverse rank of the first of m right ones
+        m: sum(comb(total - i, m - 1) / comb(total, m) / i for i in range(1, total - m + 2))
+        for m in set(counts.tolist())
+    }
     discounts = _discounts(total)
     values = {}
     for k in ks:
@@ -187,13 +190,6 @@ def chance(relevant: np.ndarray | Tensor, ks: Sequence[int] = KS) -> dict[str, n
     values["mrr"] = np.array([first[m] for m in counts.tolist()])
     values["ndcg"] = counts / total * discounts.sum() / np.cumsum(discounts)[counts - 1]
     return values
-
-
-def _first_ranks(total: int, right: int) -> float:
-    """Return the expected inverse rank of the first of some right ones in random order."""
-    ways = comb(total, right)
-    places = range(1, total - right + 2)
-    return float(sum(comb(total - i, right - 1) / ways / i for i in places))
 
 
 def _discounts(total: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,12 +18,13 @@ from diffusion.evaluation.fusion_scores import fixed_losses
 from diffusion.experiments.told import Suits, roles_of
 from diffusion.experiments.trained_gates import (
     FILE,
+    GATE_OPTIONS,
     Bench,
     GatesForm,
     captions,
     combinations,
-    gate_options,
     is_gated,
+    options_in,
     train_gates,
     with_common,
 )
@@ -74,31 +75,22 @@ def fusion_of(
     if method.startswith("alone"):
         name = list(adapters)[int(method.removeprefix("alone"))]
         return make_rival("sum", model, {name: adapters[name]})
-    if method == "baked":
-        assert trained is not None
-        assert observed is not None
-        return make_rival(
-            "baked",
-            model,
-            adapters,
-            gates=trained / FILE,
-            observe=lambda: observe(bench, observed),
-        )
+    if method == "baked" and trained is not None and observed is not None:
+        seen = partial(observe, bench, observed)
+        return make_rival("baked", model, adapters, gates=trained / FILE, observe=seen)
     if is_gated(settings):
-        given = with_common(adapters, settings.get("global_rank"))
-        options = gate_options(settings)
+        options = options_in(settings, GATE_OPTIONS)
         if trained is not None:
             options = {"mode": settings.get("mode", "gated"), "gates": trained / FILE}
+        given = with_common(adapters, settings.get("global_rank"))
         fusion = GatedFusion(model, given, **options)
         fusion.tell(roles=roles_of(settings, adapters))
         return fusion
     options = {name: value for name, value in settings.items() if name not in (FIRST, OTHERS)}
     made = make_rival(method, model, adapters, **options)
     if FIRST in settings:
-        names = list(adapters)
-        strengths: dict[str, float] = dict.fromkeys(names, float(settings[OTHERS]))
-        strengths[names[0]] = float(settings[FIRST])
-        made.set_strengths(strengths)
+        strengths = dict.fromkeys(adapters, float(settings[OTHERS]))
+        made.set_strengths(strengths | {next(iter(adapters)): float(settings[FIRST])})
     if trained is not None:
         made.load_state_dict(  # type: ignore[attr-defined]
             {name: value.float() for name, value in load_trained(trained / FILE).items()}
@@ -115,17 +107,6 @@ def observe(bench: Bench, task: FusionTask) -> None:
         t = shifted(t, bench.base.shift)
         at = noised(task.latents, t, torch.randn(task.latents.shape, generator=draw))
         velocity(bench.base.transformer, at.x, at.t, task.text)
-
-
-def observed_by(
-    piece: Piece, bench: Bench, group: Sequence[Combination]
-) -> Sequence[FusionTask | None]:
-    """Return what baked gates are averaged over: plain drawings, captions of the combination."""
-    if piece["rival"] != "baked":
-        return [None] * len(group)
-    plain = bench.tasks([one._replace(styles=()) for one in group], "gate", MOST)
-    told = bench.tasks(group, "gate", MOST)
-    return [replace(own, text=task.text) for own, task in zip(plain, told, strict=True)]
 
 
 def fused(
@@ -148,11 +129,14 @@ def fused(
     """
     group, folder = combinations(piece["group"]), trained.get(piece.name)
     library = {name: load_lora(file) for name, file in files.items()}
-    switched = encoder is not None and piece["settings"].get("switch")
-    suits = Suits(encoder, library) if encoder is not None and switched else None
-    for one, observed in zip(group, observed_by(piece, bench, group), strict=True):
+    settings, observed = piece["settings"], None
+    suits = Suits(encoder, library) if encoder is not None and settings.get("switch") else None
+    for one in group:
         adapters = {name: library[name] for name in one.adapters}
-        settings = piece["settings"]
+        if piece["rival"] == "baked":  # over plain drawings, under captions of the combination
+            (told,) = bench.tasks([one], "gate", MOST)
+            (plain,) = bench.tasks([one._replace(styles=())], "gate", MOST)
+            observed = replace(plain, text=told.text)
         fusion = fusion_of(bench, piece["rival"], settings, adapters, folder, observed)
         if suits is not None and fusion is not None:
             text = bench.text.encode(captions(spread(one.scenes(piece["part"]), piece["most"])))

@@ -167,6 +167,9 @@ GATE_OPTIONS = ("mode", "variant", "time", "initialization", "factors", "switch"
 """Settings that are options of :class:`diffusion.fusion.GatedFusion`."""
 
 RIVAL_OPTIONS = ("layerwise",)  # settings that are options of a rival
+MODULE_OPTIONS = ("steps", "learning_rate", "weight_rate", "schedule", "weight_decay", "contrast",
+                  "margin")  # fmt: skip
+DATA_OPTIONS = ("steps", "batch_size", "caption_dropout", "told")
 
 
 class GatesForm:
@@ -190,9 +193,9 @@ def is_gated(settings: Mapping[str, Any]) -> bool:
     return "variant" in settings or "mode" in settings
 
 
-def gate_options(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of the fusion that settings of gates are of."""
-    return {name: settings[name] for name in GATE_OPTIONS if settings.get(name) is not None}
+def options_in(settings: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Return the settings of some names that are given; others have their defaults."""
+    return {name: settings[name] for name in names if settings.get(name) is not None}
 
 
 def with_common(adapters: Mapping[str, LoraBundle], rank: int | None) -> dict[str, LoraBundle]:
@@ -209,9 +212,9 @@ def untrained(
 ) -> Any:
     """Return the fusion of a piece before it is trained."""
     if is_gated(piece.settings):
-        options = gate_options(piece.settings)
+        options = options_in(piece.settings, GATE_OPTIONS)
         return GatedFusion(model, adapters, gates=begin, everywhere=True, room=room, **options)
-    options = {name: piece[name] for name in RIVAL_OPTIONS if piece.get(name) is not None}
+    options = options_in(piece.settings, RIVAL_OPTIONS)
     return make_rival(piece.get("rival", piece.method), model, adapters, **options)
 
 
@@ -317,27 +320,13 @@ def fitted(
     module = FusionModule(
         fusion,
         library,
-        steps=piece["steps"],
-        learning_rate=piece["learning_rate"],
-        weight_rate=piece.get("weight_rate"),
         roles=with_roles(roles_of(piece.settings, library), told or {}),
-        schedule=piece.get("schedule", "linear"),
-        weight_decay=piece.get("weight_decay", 0.0),
-        contrast=bool(piece.get("contrast")),
-        margin=piece.get("margin", 0.5),
         common=partial(global_lora, rank=rank) if rank else None,
         checkpointing=machine.checkpointing,
+        **options_in(piece.settings, MODULE_OPTIONS),
     )
-    data = PairDataModule(
-        tasks,
-        empty,
-        steps=piece["steps"],
-        batch_size=piece["batch_size"],
-        caption_dropout=piece["caption_dropout"],
-        told=piece.get("told", 1.0),
-        shift=shift,
-        seed=piece.seed or 0,
-    )
+    own = options_in(piece.settings, DATA_OPTIONS)
+    data = PairDataModule(tasks, empty, shift=shift, seed=piece.seed or 0, **own)
     options = {"precision": piece.get("precision", "bf16-mixed"), **machine.trainer()}
     if machine.processes > 1:
         options["strategy"] = strategy_of(machine.strategy, machine.processes)

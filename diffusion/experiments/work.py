@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, get_args
 
 import lightning as L
 
@@ -11,7 +11,6 @@ from core_gates.errors import GatesError, check_option
 
 R = TypeVar("R")
 Strategy = Literal["ddp", "fsdp2"]
-STRATEGIES = ("ddp", "fsdp2")
 
 
 class Form(Protocol[R]):
@@ -82,7 +81,7 @@ class Machine:
             GatesError: There is no process, or no such strategy.
         """
         refuse_below(1, devices=self.devices, num_nodes=self.num_nodes)
-        check_option("strategy", self.strategy, STRATEGIES, GatesError)
+        check_option("strategy", self.strategy, get_args(Strategy), GatesError)
 
     @property
     def processes(self) -> int:

@@ -40,7 +40,7 @@ from diffusion.models.flow_matching import (
     layers_of,
     trainable_factors,
 )
-from diffusion.models.pipelines import EmbeddedCodec, latents_of, load_codec
+from diffusion.models.pipelines import latents_of, load_codec
 from diffusion.models.text_encoders import text_encoder
 from diffusion.retrieval import (
     EncoderConfig,
@@ -56,8 +56,6 @@ from diffusion.retrieval.retriever import LoraRetriever
 from diffusion.retrieval.retriever_data import Augmentation, RetrieverData
 from harness.files.digest import sha256
 from harness.files.piece import Piece
-
-MIXED = {"precision": "bf16-mixed", "gradient_clip_val": 1.0}
 
 
 class BaseForm:
@@ -130,7 +128,7 @@ def weights_digest(folder: Path) -> str:
 
 def trainer_of(piece: Piece) -> dict[str, Any]:
     """Return the arguments of the Trainer that a piece asks for."""
-    return {**MIXED, "precision": piece.get("precision", "bf16-mixed")}
+    return {"precision": piece.get("precision", "bf16-mixed"), "gradient_clip_val": 1.0}
 
 
 class AdapterForm:
@@ -246,7 +244,7 @@ def train_own_adapter(
     codec.release()
     data = LatentDataModule(latents, text, piece["batch_size"], rows)
     layers = layers_of(codec.transformer, piece["parts"])
-    kind = EMBEDDED if isinstance(codec, EmbeddedCodec) else ARCHITECTURES[codec.family]
+    kind = EMBEDDED if isinstance(codec, EmbeddedBase) else ARCHITECTURES[codec.family]
     job.note(images=len(found))
     with trainable_factors(codec.transformer, layers, piece["rank"]) as factors:
         module = FlowMatchingModule(

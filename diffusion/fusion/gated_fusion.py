@@ -28,7 +28,6 @@ from core_gates.errors import GatesError, check_option
 from diffusion.fusion.gates_file import (
     DOT,
     SWITCH,
-    agreed,
     load_gate,
     load_gates,
     options_of,
@@ -318,7 +317,13 @@ class GatedFusion(Fusion, nn.Module):
             found = options_of(next(iter(state.values())))
             if self.mode == "strengths" and "variant" in found:
                 raise GatesError(f"{path} holds gates, not strengths alone: give mode='gated'")
-            options = agreed(options, found, path)
+            for option in found.keys() & options.keys():
+                if options[option] != found[option]:
+                    raise GatesError(
+                        f"{path} holds gates with {option}={found[option]!r}, not"
+                        f" {options[option]!r}: leave {option} out"
+                    )
+            options = options | found
             if lacking := [name for name in sites if name not in state]:
                 raise GatesError(f"{path} holds no gates for {listed(lacking)}: give others")
             sites = {site.name: site for site in self._sites if site.name in state}

@@ -90,7 +90,7 @@ def load_gates(path: str | Path, sites: Iterable[str]) -> dict[str, dict[str, Te
         if not torch.isfinite(tensor.float()).all():
             raise LoraFileError(f"{file.label}: {key} is not finite; get the file again")
         found.setdefault(names[escaped], {})[parameter] = tensor
-    if unknown or not found:
+    if unknown or not found.keys() - {SWITCH}:
         what = f"gates of layers that the model lacks, {listed(unknown)}" if unknown else "no gates"
         raise LoraFileError(f"{file.label} holds {what}: give gates of this model")
     return found
@@ -111,20 +111,6 @@ def options_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
     elif "weight_base" not in state:
         variant = "no_base" if "weight_cross" in state else "no_cross"
     return found | {"variant": variant, "time": "film" if "weight_time" in state else "implicit"}
-
-
-def agreed(given: Mapping[str, Any], found: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
-    """Return the options of gates, those of their file included.
-
-    Raises:
-        GatesError: The file holds other gates than those that are asked for.
-    """
-    for name, value in found.items():
-        if name in given and given[name] != value:
-            raise GatesError(
-                f"{path} holds gates with {name}={value!r}, not {given[name]!r}: leave {name} out"
-            )
-    return {**given, **found}
 
 
 def load_gate(gate: nn.Module, state: Mapping[str, Tensor], site: str) -> None:

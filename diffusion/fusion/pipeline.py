@@ -22,6 +22,7 @@ from diffusion.fusion.protocol import (
     role_of,
     uncompiled,
 )
+from diffusion.library import Match
 from diffusion.lora_file import LoraBundle, LoraFileError
 from diffusion.models.flow_matching import GUIDANCE
 from diffusion.models.text_encoders import TextEncoder
@@ -30,22 +31,6 @@ BROKEN = "{} are not finite: lower the strengths of the adapters, or leave one o
 
 Make = Callable[[nn.Module, Mapping[str, LoraBundle]], Fusion]
 Roles = Callable[[Mapping[str, LoraBundle]], Mapping[str, str]]
-
-
-class Match(Protocol):
-    """An adapter that a search has found."""
-
-    @property
-    def name(self) -> str:
-        """Unique in the library."""
-
-    @property
-    def score(self) -> float:
-        """What it is ranked by."""
-
-    @property
-    def weights(self) -> float | None:
-        """Cosine of prompt and weights, which a switch takes; None if it is not known."""
 
 
 class Library(Protocol):
@@ -193,8 +178,7 @@ class AutoLoraPipeline:
             options: Of the pipeline.
 
         Raises:
-            GatesError: The prompt is empty, no adapter fits, an argument is wrong, or the image is
-                not finite.
+            GatesError: The prompt is empty, no adapter fits, an argument is wrong, or a pixel NaN.
         """
         if not prompt.strip():
             raise GatesError("the prompt is empty: say what the image is to show")
@@ -205,8 +189,8 @@ class AutoLoraPipeline:
         known = {one: role_of(bundle) for one, bundle in found.items()} | dict(
             roles(found) if callable(roles) else roles or {}
         )
-        cosines = {n: matches[n].weights for n in found if n in matches}
         if fusion is not None:
+            cosines = {n: matches[n].weights for n in found if n in matches}
             given = {n: float(c) for n, c in cosines.items() if c is not None}
             fusion.tell(roles=known, scores=given if scores is None else scores)
         options = self._options(options)

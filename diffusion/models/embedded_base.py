@@ -145,6 +145,7 @@ class EmbeddedBase:
         size: Side of its images, in pixels.
         shift: Of the times that it is trained and run at, see
             :func:`diffusion.models.flow_matching.shifted`.
+        family: Of the transformer.
     """
 
     transformer: Any
@@ -152,6 +153,7 @@ class EmbeddedBase:
     text_encoder: dict[str, str]
     size: int = 32
     shift: float = 3.0
+    family: str = "flux"
 
     def latents(self, images: Tensor) -> Tensor:
         """Return latents (B, C, h, w), scaled as the model sees them.
@@ -161,6 +163,17 @@ class EmbeddedBase:
         """
         config: Any = self.vae.config
         return (self.vae.encode(images) - config.shift_factor) * config.scaling_factor
+
+    def states(self, captions: Sequence[str]) -> TextStates:
+        """Return the states of captions.
+
+        Raises:
+            GatesError: See :meth:`encoder`.
+        """
+        return self.encoder().encode(captions)
+
+    def release(self) -> None:
+        """Give up nothing: all is small."""
 
     def pipeline(self) -> Any:
         """Return the unmodified pipeline of diffusers, which is given states of captions.

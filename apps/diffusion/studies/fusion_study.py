@@ -34,6 +34,7 @@ from diffusion.experiments.trained_gates import (
     GatesForm,
     combinations,
     is_gated,
+    options_in,
     train_gates,
 )
 from harness.evidence import Bar, Row, compare, moments
@@ -226,7 +227,7 @@ class Fused:
             settings = self.known(VARIANTS[name])
             rival = settings.get("rival", name)
             if not is_gated(settings):
-                settings = {n: settings[n] for n in RIVAL_OPTIONS if n in settings}
+                settings = options_in(settings, RIVAL_OPTIONS)
             found.append(Method(name, rival, settings, folders))
             if name == "gates":
                 found.append(Method("baked", "baked", {}, folders))
@@ -379,22 +380,20 @@ def bars_of(rows: Sequence[Row], best: str) -> list[Bar]:
 
     X-LoRA serves pairs alone, so that its trials cannot be compared with those of the others.
     """
-    bars = []
-
-    def bar(group: str, name: str, limit: float) -> None:
-        if group != "test3" or name not in NO_TRIPLES:
-            task = GROUPS[group]
-            found = upper(rows, name, task)
-            bars.append(Bar(f"{task}: gates / {name}, upper end", found, "<=", limit))
-
-    for group in ("test2", "test3"):
-        for name in PUBLISHED:
-            bar(group, name, -0.002)
-        for name in dict.fromkeys((best, "x_lora", BLIND)):
-            bar(group, name, 0.01)
-    for name in dict.fromkeys((best, "x_lora", BLIND)):
-        bar("trained2", name, -0.002)
-    return bars
+    trained = dict.fromkeys((best, "x_lora", BLIND))
+    limits = [*((name, -0.002) for name in PUBLISHED), *((name, 0.01) for name in trained)]
+    asked = [(group, *one) for group in ("test2", "test3") for one in limits]
+    asked += [("trained2", name, -0.002) for name in trained]
+    return [
+        Bar(
+            f"{GROUPS[group]}: gates / {name}, upper end",
+            upper(rows, name, GROUPS[group]),
+            "<=",
+            limit,
+        )
+        for group, name, limit in asked
+        if group != "test3" or name not in NO_TRIPLES
+    ]
 
 
 def headline_of(rows: Sequence[Row], best: str) -> str:

@@ -257,12 +257,17 @@ def test_wrong_gates_are_refused(model, adapters, bundle, tmp_path):
         save_file(state | change, path)
         with pytest.raises(GatesError, match=message):
             GatedFusion(model, {"b": bundle(2, where="attn")}, gates=path)
+    save_file({"model_dict.adapter_switch.switch": torch.zeros(3)}, path)
+    with pytest.raises(GatesError, match="holds no gates: give gates of this model"):
+        GatedFusion(model, {"b": bundle(2, where="attn")}, gates=path)
 
 
 def test_adapters_are_exchanged_and_their_order_does_not_matter(model, inputs, adapters, bundle):
     fused = trained(GatedFusion(model, adapters, room=Room(3, 4), dtype=torch.float64))
     three, large = {**adapters, "c": bundle(7, rank=4, where="ff")}, bundle(8, rank=5)
-    everywhere = bundle(1)
+    everywhere, columns = bundle(1), bundle(7, where="ff")
+    site, factors = next(iter(columns.modules.items()))
+    columns.modules[site] = factors._replace(magnitude=torch.ones(1, factors.in_features))
     with fused:
         fused.set_adapters(three)
         found = model(**inputs)[0]
@@ -276,6 +281,9 @@ def test_adapters_are_exchanged_and_their_order_does_not_matter(model, inputs, a
         assert list(fused.adapters) == list(reversed(three))
         assert fused.strengths == {"c": 1.0, "b": 1.0, "a": 0.5}
         assert_close(model(**inputs)[0], found)
+        with pytest.raises(GatesError, match="norms of columns cannot be fused"):
+            fused.set_adapters({"e": columns})
+        assert list(fused.adapters) == list(reversed(three))
     with GatedFusion(model, {"b": bundle(2, where="attn")}) as narrow:
         with pytest.raises(GatesError, match="detach first, or make it with everywhere=True"):
             narrow.set_adapters({"a": everywhere})
