@@ -239,71 +239,55 @@ def require_place(output: Path, to: Format, *, overwrite: bool) -> None:
         )
 
 
-class Losses:
-    """What shrinking has lost.
-
-    Args:
-        before: The adapter as it was.
-        after: The adapter of lower ranks.
-        errors: Relative error of each layer.
-    """
-
-    def __init__(self, before: LoraBundle, after: LoraBundle, errors: Mapping[str, float]) -> None:
-        self.ranks = before.ranks(), after.ranks()
-        self.errors = relative_errors(errors, before.norms())
-
-    def table(self) -> Table:
-        """Return the ranks and the error of each block."""
-        table = Table("block", "rank", "shrunk to", "‖ΔW − ΔW'‖ / ‖ΔW‖")
-        for block, error in self.errors.items():
-            old, new = (_range(ranks, block) for ranks in self.ranks)
-            table.add_row(block, old, new, f"{error:.2e}" if error else "0")
-        return table
-
-
-def _range(ranks: Mapping[str, int], block: str) -> str:
-    own = sorted(rank for name, rank in ranks.items() if block_of(name) == block)
-    return str(own[0]) if own[0] == own[-1] else f"{own[0]} to {own[-1]}"
+def range_of(values: Iterable[float]) -> str:
+    """Return the smallest and the largest of some numbers in words; empty where there are none."""
+    found = [f"{value:.4g}" for value in sorted(values)]
+    return " to ".join(dict.fromkeys(found[:1] + found[-1:]))
 
 
 def shrunk(
-    bundle: LoraBundle, to: Format, rank: int | None, energy: float | None
-) -> tuple[LoraBundle, Losses | None]:
-    """Return an adapter of lower ranks and what is lost, or the same one where nothing is asked.
+    console: Console, bundle: LoraBundle, to: Format, rank: int | None, energy: float | None
+) -> LoraBundle:
+    """Return an adapter of lower ranks and print what is lost, or the same where nothing is asked.
 
     Raises:
         LoraFileError: ``rank`` or ``energy`` is out of range.
     """
     if rank is None and energy is None:
-        return bundle, None
+        return bundle
     small, errors = shrink_bundle(bundle, rank, energy, fused=to in FUSED)
-    return small, Losses(bundle, small, errors)
+    table = Table("block", "rank", "shrunk to", "‖ΔW − ΔW'‖ / ‖ΔW‖")
+    ranks = bundle.ranks(), small.ranks()
+    for block, error in relative_errors(errors, bundle.norms()).items():
+        cells = [range_of(r for n, r in own.items() if block_of(n) == block) for own in ranks]
+        table.add_row(block, *cells, f"{error:.2e}" if error else "0")
+    console.print(table)
+    return small
 
 
-def storable(bundle: LoraBundle, to: Format, *, lenient: bool) -> tuple[LoraBundle, dict[str, int]]:
-    """Return an adapter without the text encoders that a format cannot hold, and these.
-
-    Returns:
-        The adapter, and the number of layers of each text encoder that is left out.
+def storable(console: Console, bundle: LoraBundle, to: Format, *, lenient: bool) -> LoraBundle:
+    """Return an adapter without the text encoders that a format cannot hold, and print these.
 
     Raises:
         GatesError: There are some and ``lenient`` is not asked for, or nothing else is left.
     """
-    holds = text_encoders(to, bundle.family)
-    lost = {name: len(own) for name, own in bundle.text_encoders.items() if name not in holds}
-    if not lost:
-        return bundle, lost
-    named = ", ".join(f"{count} layers of {name}" for name, count in lost.items())
-    kept = {name: own for name, own in bundle.text_encoders.items() if name in holds}
-    if not bundle.modules and not kept:
-        raise GatesError(
-            f"{to} cannot hold {named}, and there is nothing else: choose another --to"
-        )
-    if not lenient:
-        raise GatesError(
-            f"{to} cannot hold {named}: choose another --to, or add --lenient to leave them out"
-        )
-    return dataclasses.replace(bundle, text_encoders=kept), lost
+    holds, own = text_encoders(to, bundle.family), bundle.text_encoders
+    lost = [f"{len(own[name])} layers of {name}" for name in own if name not in holds]
+    kept = {name: layers for name, layers in own.items() if name in holds}
+    if lost and not (lenient and (bundle.modules or kept)):
+        way = "choose another --to, or add --lenient to leave them out"
+        if not bundle.modules and not kept:
+            way = "and there is nothing else: choose another --to"
+        raise GatesError(f"{to} cannot hold {', '.join(lost)}: {way}")
+    for what in lost:
+        console.print(f"left out: {what}: {to} cannot hold them")
+    return dataclasses.replace(bundle, text_encoders=kept)
+
+
+def layers_in(bundle: LoraBundle) -> str:
+    """Return the number of layers of an adapter in words, also those of text encoders."""
+    parts = [f"{len(own)} of {name}" for name, own in bundle.text_encoders.items()]
+    return ", ".join([f"{len(bundle.modules)} layers", *parts])
 
 
 def write(
@@ -317,7 +301,5 @@ def write(
     save_lora(bundle, output, to, None if dtype is None else DTYPES[dtype])
     files = list(output.iterdir()) if output.is_dir() else [output]
     size = sum(file.stat().st_size for file in files)
-    parts = [f"{len(bundle.modules)} layers"]
-    parts += [f"{len(own)} of {name}" for name, own in bundle.text_encoders.items()]
-    console.print(escape(f"written as {to}: {', '.join(parts)}, {readable(size, 'bytes')}"))
+    console.print(escape(f"written as {to}: {layers_in(bundle)}, {readable(size, 'bytes')}"))
     console.print(escape(str(output)), soft_wrap=True)

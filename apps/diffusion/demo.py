@@ -41,9 +41,7 @@ def header(studio: Studio) -> str:
     )
 
 
-def hint() -> str:
-    """Return the card before anything is made."""
-    return '<div class="card quiet">Adapters that are found appear here.</div>'
+HINT = '<div class="card quiet">Adapters that are found appear here.</div>'
 
 
 def message_card(text: str) -> str:
@@ -124,10 +122,9 @@ class Actions:
 
     def find(self, prompt: str, k: int, seed: int) -> tuple[Asked | None, Shown]:
         """Find adapters by a prompt, and make images."""
-        try:
-            made, shown = self._make(prompt, k, seed, None)
-        except GatesError as error:
-            return None, Shown(message_card(str(error)))
+        made, shown = self._make(prompt, k, seed, None)
+        if made is None:
+            return None, shown
         return Asked(prompt, made.seed, [one.name for one in made.adapters]), shown
 
     def weigh(self, asked: Asked | None, strengths: Sequence[float]) -> Shown:
@@ -135,22 +132,20 @@ class Actions:
         if asked is None:
             return Shown(message_card("no adapters are found yet: give a prompt"))
         weights = dict(zip(asked.names, strengths, strict=False))
-        try:
-            return self._make(asked.prompt, len(asked.names), asked.seed, weights)[1]
-        except GatesError as error:
-            return Shown(message_card(str(error)))
+        return self._make(asked.prompt, len(asked.names), asked.seed, weights)[1]
 
     def _make(
         self, prompt: str, k: int, seed: int, strengths: dict[str, float] | None
-    ) -> tuple[Generated, Shown]:
-        """Return an image, and what is shown of it."""
+    ) -> tuple[Generated | None, Shown]:
+        """Return an image, None after an error, and what is shown of it."""
+        make = partial(self.studio.make, prompt, seed=seed, **self.options)
         with self.lock:
-            made = self.studio.make(prompt, k=k, seed=seed, strengths=strengths, **self.options)
-            weights = {one.name: one.strength for one in made.adapters}
-            plain = self.studio.make(
-                prompt, mode=SUM, adapters=list(weights), strengths=weights, seed=seed,
-                **self.options,
-            )  # fmt: skip
+            try:
+                made = make(k=k, strengths=strengths)
+                weights = {one.name: one.strength for one in made.adapters}
+                plain = make(mode=SUM, adapters=list(weights), strengths=weights)
+            except GatesError as error:
+                return None, Shown(message_card(str(error)))
             record = record_of(self.studio, made, made.mode)
             found = self.studio.finder.found
         left = [f"left out: {name}: {why}" for name, why in made.skipped.items()]
@@ -195,7 +190,7 @@ def build_page(studio: Studio, *, steps: int = 20, size: int | None = None) -> g
             k = gr.Slider(1, MOST, 3, step=1, label="Adapters", elem_id="k", scale=2)
             seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="seed", scale=1)
             go = gr.Button("Make", variant="primary", elem_id="go", scale=1)
-        card = gr.HTML(hint(), elem_id="found")
+        card = gr.HTML(HINT, elem_id="found")
         with gr.Row():
             sliders = [
                 gr.Slider(0, 2, 1, step=0.05, visible=False, elem_id=f"strength{number}")

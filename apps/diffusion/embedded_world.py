@@ -240,7 +240,15 @@ class World:
         """Return the piece that an adapter is."""
         settings = {**ADAPTER, **self._adapter, "start": self.base_fingerprint}
         if seed:
-            settings |= self._drawn(concept, seed)
+            digest = hashlib.sha256(f"{concept.name} {seed}".encode()).digest()
+            random = np.random.default_rng(int.from_bytes(digest[:8], "big"))
+            layers = layers_of(self.base.transformer, ADAPTER["parts"])
+            kept = random.random(len(layers)) < random.uniform(*KEPT)
+            settings |= {
+                "rank": int(random.integers(RANKS[0], RANKS[1] + 1)),
+                "steps": int(random.integers(STEPS[0], STEPS[1] + 1)),
+                "layers": [name for name, keep in zip(layers, kept, strict=True) if keep],
+            }
         return self.run.piece(concept.name, seed, kind=concept.kind, **settings)
 
     @cached_property
@@ -252,17 +260,6 @@ class World:
     def base_piece(self) -> Piece:
         """The piece that the base is."""
         return base_piece(self.run, 0, **self._base)
-
-    def _drawn(self, concept: Concept, seed: int) -> dict[str, Any]:
-        digest = hashlib.sha256(f"{concept.name} {seed}".encode()).digest()
-        random = np.random.default_rng(int.from_bytes(digest[:8], "big"))
-        layers = layers_of(self.base.transformer, ADAPTER["parts"])
-        kept = random.random(len(layers)) < random.uniform(*KEPT)
-        return {
-            "rank": int(random.integers(RANKS[0], RANKS[1] + 1)),
-            "steps": int(random.integers(STEPS[0], STEPS[1] + 1)),
-            "layers": [name for name, keep in zip(layers, kept, strict=True) if keep],
-        }
 
 
 class Base(NamedTuple):
@@ -282,8 +279,8 @@ def root_of(place: Place) -> Path:
     return place.run_folder.path.parents[1]
 
 
-def run_of(place: Place, *, overwrite: bool) -> Run:
-    """Return the run of a training verb."""
+def run_of(place: Place, *, overwrite: bool = False) -> Run:
+    """Return the run of a verb."""
     return Run(
         place.run_folder.path,
         app="diffusion",

@@ -17,7 +17,7 @@ from rich.table import Table
 from apps.diffusion.adapter_files import roles_in, strengths_of
 from apps.diffusion.commands import refuse_unless_text
 from apps.diffusion.search import left_out
-from apps.diffusion.studio import GATED, SUM, Sources, Studio, maker, studio
+from apps.diffusion.studio import GATED, STRENGTHS, SUM, Sources, Studio, maker, studio
 from core_gates.errors import GatesError
 from diffusion.data.concepts import Combination
 from diffusion.data.pictures import contact_sheet, save_picture
@@ -27,7 +27,6 @@ from diffusion.experiments.work import refuse_below
 from diffusion.fusion import GatedFusion
 from diffusion.fusion.baking import GateMap, MeanGates, bake
 from diffusion.fusion.pipeline import AutoLoraPipeline, Generated
-from diffusion.fusion.protocol import role_of
 from diffusion.lora_file import LoraBundle
 from diffusion.models.flow_matching import GUIDANCE
 from diffusion.models.pipelines import load_pipeline
@@ -98,7 +97,6 @@ class Sampling:
         return found | ({"negative_prompt": self.negative_prompt} if self.negative_prompt else {})
 
 
-SAMPLER = "Euler"
 LETTERS = 40  # of a prompt, in the name of a file
 
 
@@ -129,14 +127,9 @@ def record_of(studio: Studio, found: Generated, mode: str) -> dict[str, Any]:
         "adapters": adapters,
         "left_out": dict(studio.finder.found.left_out),
         "model": studio.model,
-        "sampler": SAMPLER,
+        "sampler": "Euler",
         "hashes": studio.hashes,
     }
-
-
-def save(image: Image.Image, record: dict[str, Any], folder: Path) -> Path:
-    """Write an image and its record, under a name that prompt, seed and all else decide."""
-    return save_picture(image, folder / f"{name_of(record)}.png", record)
 
 
 def save_sheet(images: list[Image.Image], records: list[dict[str, Any]], folder: Path) -> Path:
@@ -150,18 +143,16 @@ def save_sheet(images: list[Image.Image], records: list[dict[str, Any]], folder:
 
 
 def name_of(record: dict[str, Any]) -> str:
-    """Return the stem of the files of an image: equal records have equal names."""
+    """Return the stem of the files of an image: equal records have equal names.
+
+    What other fields decide, and rounding may change, does not count.
+    """
     words = re.sub(r"[^a-z0-9]+", "-", record["prompt"].lower()).strip("-")[:LETTERS].strip("-")
-    return f"{words or 'image'}-s{record['seed']}-{short_digest(_settled(record), 8)}"
-
-
-def _settled(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a record without what its other fields decide, which rounding may change."""
     results = ("weights", "metadata", "mean_gate", "score", "why")
     adapters = [{n: v for n, v in one.items() if n not in results} for one in record["adapters"]]
-    return {n: v for n, v in record.items() if n not in ("gates", "skipped", "left_out")} | {
-        "adapters": adapters
-    }
+    settled = {n: v for n, v in record.items() if n not in ("gates", "skipped", "left_out")}
+    digest = short_digest({**settled, "adapters": adapters}, 8)
+    return f"{words or 'image'}-s{record['seed']}-{digest}"
 
 
 STEPS = 20
@@ -234,24 +225,26 @@ def in_bytes(image: np.ndarray) -> np.ndarray:
 
 def baked(
     adapters: Mapping[str, LoraBundle],
-    strengths: Mapping[str, float],
     base: Path,
     gates: Path,
     prompts: Sequence[str],
     *,
     steps: int,
     seed: int,
+    strengths: Mapping[str, float],
+    roles: Mapping[str, str],
 ) -> LoraBundle:
     """Return one adapter with the mean gates of runs of the base in the rows of B.
 
     Args:
         adapters: Name -> adapter.
-        strengths: Name -> strength.
         base: Folder of the base: an embedded one, or a pipeline of diffusers.
         gates: File of trained gates.
         prompts: What is generated while gates are observed.
         steps: Denoising steps of each image.
         seed: Of the noise of the first image; the others follow.
+        strengths: Name -> strength.
+        roles: Name -> role.
 
     Raises:
         GatesError: The base cannot be read, or gates or adapters do not fit it.
@@ -265,14 +258,13 @@ def baked(
     make = AutoLoraPipeline(pipe, **options)
     fusion = GatedFusion(pipe.transformer, adapters, gates=gates)
     fusion.set_strengths(strengths)
-    fusion.tell(roles={name: role_of(bundle) for name, bundle in adapters.items()})
+    fusion.tell(roles=roles)
     with fusion, MeanGates(fusion) as observed:
         for number, prompt in enumerate(prompts):
             make(prompt, adapters={}, seed=seed + number, output_type="latent")
     return bake(fusion, observed.means)
 
 
-IMAGES = "images"
 K = 3
 
 
@@ -310,11 +302,9 @@ def generate(
     from apps.diffusion.embedded_world import World
 
     words = " ".join(prompt or [])
-    named = _named(adapters)
-    _check(words, k, named)
-    maker(mode)
-    refuse_unless_text(sampling.negative_prompt)
-    folder = Path(output) if output is not None else place.run_folder.path / IMAGES
+    named, told = _named(adapters), roles_in(roles)
+    _check((words, sampling.negative_prompt), k, named, mode, told)
+    folder = Path(output) if output is not None else place.run_folder.path / "images"
     require_free(folder / "image.png", overwrite=True)
     console = Console()
     world = partial(World, place.run_folder.path.parents[1])
@@ -325,7 +315,7 @@ def generate(
     with opening as found:
         asked = partial(
             found.make, words, mode=mode, k=k or K, adapters=None if named is None else list(named),
-            strengths=named or None, roles=roles_in(roles), **sampling.options(found),
+            strengths=named or None, roles=told, **sampling.options(found),
         )  # fmt: skip
         images: list[Image.Image] = []
         records: list[dict[str, Any]] = []
@@ -334,7 +324,8 @@ def generate(
             for made in _made(asked, sampling):
                 images.append(made.images[0])
                 records.append(record_of(found, made, mode))
-                paths.append(save(images[-1], records[-1], folder))
+                path = folder / f"{name_of(records[-1])}.png"
+                paths.append(save_picture(images[-1], path, records[-1]))
             if sampling.count > 1:
                 paths.append(save_sheet(images, records, folder))
         finally:  # also where someone interrupts: what was made is kept
@@ -369,11 +360,21 @@ def _named(text: str | None) -> dict[str, float] | None:
     return strengths_of(text, names, "--adapters")
 
 
-def _check(prompt: str, k: int | None, named: dict[str, float] | None) -> None:
+def _check(
+    prompts: Sequence[str],
+    k: int | None,
+    named: Mapping[str, float] | None,
+    mode: str,
+    roles: Mapping[str, str],
+) -> None:
     """Refuse options that make no sense, before anything is read."""
-    if not prompt.strip():
+    if not prompts[0].strip():
         raise GatesError("the prompt is empty: describe what the image is to show")
-    refuse_unless_text(prompt)
+    for prompt in prompts:
+        refuse_unless_text(prompt)
+    maker(mode)
+    if roles and mode not in (GATED, STRENGTHS):
+        raise GatesError(f"--roles has no meaning for --mode {mode}: leave it out")
     if k is not None and named is not None:
         raise GatesError("--k and --adapters exclude each other: adapters are found, or named")
     if k is not None and k < 1:

@@ -12,12 +12,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from apps.diffusion.adapter_files import PEFT, SUFFIX, base_of, find_files
+from apps.diffusion.adapter_files import PEFT, SUFFIX, base_of, find_files, range_of
 from core_gates.errors import GatesError
 from diffusion.lora_file.container import clean
 from diffusion.lora_file.family import FAMILIES
 from diffusion.lora_file.inspection import Contents, examine
-from diffusion.lora_file.mapping_report import Dialect, Verdict
+from diffusion.lora_file.mapping_report import Dialect
 from diffusion.lora_file.reading import Base
 from diffusion.lora_file.writing import text_encoders
 from harness.files import require_apart, require_free, write_json
@@ -49,27 +49,29 @@ class Answer(NamedTuple):
 
 def answer(path: Path, contents: Contents) -> Answer:
     """Return what becomes of a file, and the command that helps."""
-    layers = contents.layers
-    if contents.family not in FAMILIES:
-        return Answer(
+    layers, named = contents.layers, " and ".join(contents.text_encoders)
+    faults = {
+        Answer(
             "family",
             f"it is an adapter for {contents.family}: programs pass it over or refuse it where the "
             "model is FLUX.1 or SD3; load it into a model of that family",
-        )
-    if not layers and contents.text_encoders:
-        named = " and ".join(contents.text_encoders)
-        return Answer("text", f"it changes {named} alone: the image model stays as it is")
-    if not layers:
-        return Answer("nothing", "none of its tensors has the name of a layer of FLUX.1 or SD3")
-    if not all(math.isfinite(layer.norm) for layer in layers.values()):
-        return Answer("broken", "it holds NaN or infinity: images turn black; get the file again")
-    if contents.norm == 0:
-        return Answer("zero", "the change of every layer is zero: there is nothing to apply")
-    return _of_loaders(path, contents)
-
-
-def _of_loaders(path: Path, contents: Contents) -> Answer:
-    worst = min(contents.verdicts, key=lambda verdict: WORST.index(verdict.effect))
+        ): contents.family not in FAMILIES,
+        Answer("text", f"it changes {named} alone: the image model stays as it is"): not layers
+        and named,
+        Answer(
+            "nothing", "none of its tensors has the name of a layer of FLUX.1 or SD3"
+        ): not layers,
+        Answer(
+            "broken", "it holds NaN or infinity: images turn black; get the file again"
+        ): not all(math.isfinite(layer.norm) for layer in layers.values()),
+        Answer(
+            "zero", "the change of every layer is zero: there is nothing to apply"
+        ): contents.norm == 0,
+    }
+    if found := [fault for fault, holds in faults.items() if holds]:
+        return found[0]
+    verdicts = contents.verdicts
+    worst = min(verdicts, key=lambda verdict: WORST.index(verdict.effect))
     text = SAID[worst.effect].format(worst.loader)
     lost = sorted(set(contents.text_encoders) - text_encoders("diffusers", contents.family))
     aside = f"; it reads no adapters of {' and '.join(lost)}" if lost else ""
@@ -77,16 +79,14 @@ def _of_loaders(path: Path, contents: Contents) -> Answer:
         hint = listed_triggers(contents.description.triggers)
         text = text.replace("all of it", "all layers of the transformer") if lost else text
         return Answer("whole", text + aside + (f"; its prompt needs {hint}" if hint else ""))
-    causes = _causes(contents.verdicts) + aside
-    return Answer(worst.effect, f"{text}: {causes}", fix_of(path, contents))
-
-
-def _causes(verdicts: Sequence[Verdict]) -> str:
-    """Return why, with the number of tensors where several causes share the file."""
-    bad = [verdict for verdict in verdicts if verdict.effect != "whole"]
-    if len(verdicts) == 1:
-        return bad[0].what
-    return ", ".join(f"{verdict.what} ({verdict.tensors} tensors)" for verdict in bad)
+    causes = worst.what if len(verdicts) == 1 else ", ".join(
+        f"{one.what} ({one.tensors} tensors)" for one in verdicts if one.effect != "whole"
+    )  # fmt: skip
+    return Answer(
+        worst.effect,
+        f"{text}: {causes}{aside}",
+        fix_of(path, lenient=bool(lost or contents.left_out)),
+    )
 
 
 def listed_triggers(triggers: Sequence[str]) -> str:
@@ -94,13 +94,11 @@ def listed_triggers(triggers: Sequence[str]) -> str:
     return ", ".join(f"'{trigger}'" for trigger in triggers)
 
 
-def fix_of(path: Path, contents: Contents) -> str:
-    """Return the command that writes the file so that diffusers applies all of it."""
-    stem = path.name if path.is_dir() else path.stem
-    output = path.with_name(f"{stem}.diffusers.safetensors")
+def fix_of(path: Path, *, lenient: bool) -> str:
+    """Return the command that writes a file so that diffusers applies all of it."""
+    output = path.with_name(f"{path.name if path.is_dir() else path.stem}.diffusers.safetensors")
     words = ["gates", "diffusion", "convert", str(path), str(output), "--to", "diffusers"]
-    lost = set(contents.text_encoders) - text_encoders("diffusers", contents.family)
-    return shlex.join([*words, *(["--lenient"] if lost or contents.left_out else [])])
+    return shlex.join([*words, *(["--lenient"] if lenient else [])])
 
 
 SHOWN = 8  # tags, tensors left out
@@ -130,7 +128,9 @@ def show_contents(console: Console, contents: Contents, said: Answer, *, layers:
     if contents.layers:
         console.print(_layers(contents) if layers else _blocks(contents))
     show_notes(console, contents.left_out, contents.odd)
-    show_answer(console, said)
+    console.print(f"[{COLORS.get(said.effect, 'red')}]answer[/]: {escape(said.text)}")
+    if said.fix:  # a command is never broken into lines
+        console.print(f"fix: {escape(clean(said.fix))}", soft_wrap=True)
 
 
 def show_notes(console: Console, left_out: Mapping[str, str], notes: Iterable[str]) -> None:
@@ -143,29 +143,27 @@ def show_notes(console: Console, left_out: Mapping[str, str], notes: Iterable[st
         console.print(f"[yellow]note[/]: {escape(note)}")
 
 
-def show_answer(console: Console, said: Answer) -> None:
-    """Print what becomes of a file where it is loaded; a command is never broken into lines."""
-    color = COLORS.get(said.effect, "red")
-    console.print(f"[{color}]answer[/]: {escape(said.text)}")
-    if said.fix:
-        console.print(f"fix: {escape(clean(said.fix))}", soft_wrap=True)
-
-
 def facts(contents: Contents) -> dict[str, str]:
     """Return what a file is, as text."""
-    told = contents.description
+    told, layers = contents.description, contents.layers.values()
+    parts = [f"{len(layers)} of the transformer"]
+    parts += [f"{len(own)} of {name}" for name, own in contents.text_encoders.items()]
+    dora = sum(layer.dora for layer in layers)
+    held = ", ".join(parts) + (f"; {dora} are DoRA" if dora else "")
+    folders = f"; folder of training images: {listed_triggers(told.folders)}"
     tags = [f"{tag} {count}" if count else tag for tag, count in list(told.tags.items())[:SHOWN]]
     return {
         "family": f"{contents.family} ({contents.evidence})",
         "dialect": "; ".join(dialects(contents.dialects)),
-        "layers": _counts(contents),
-        "rank": _range(layer.rank for layer in contents.layers.values()),
-        "scale": _range(layer.scale for layer in contents.layers.values()),
-        "‖ΔW‖": f"{contents.norm:.4g}" if contents.layers else "",
+        "layers": held if layers or contents.text_encoders else "",
+        "rank": range_of(layer.rank for layer in layers),
+        "scale": range_of(layer.scale for layer in layers),
+        "‖ΔW‖": f"{contents.norm:.4g}" if layers else "",
         "stored as": f"{contents.storage} {readable(contents.size, 'bytes')}".strip(),
         "title": told.title,
         "author": told.author,
-        "triggers": _triggers(contents),
+        "triggers": listed_triggers(told.triggers)
+        or "none stated" + (folders if told.folders else ""),
         "tags": ", ".join(tags) + (" ..." if len(told.tags) > SHOWN else ""),
         "license": told.license or "none stated",
         "trained on": told.base,
@@ -188,36 +186,11 @@ def dialects(found: Sequence[Dialect]) -> list[str]:
     return lines
 
 
-def _counts(contents: Contents) -> str:
-    if not contents.layers and not contents.text_encoders:
-        return ""
-    parts = [f"{len(contents.layers)} of the transformer"]
-    parts += [f"{len(own)} of {name}" for name, own in contents.text_encoders.items()]
-    dora = sum(layer.dora for layer in contents.layers.values())
-    return ", ".join(parts) + (f"; {dora} are DoRA" if dora else "")
-
-
-def _triggers(contents: Contents) -> str:
-    told = contents.description
-    if told.triggers:
-        return listed_triggers(told.triggers)
-    folders = f"; folder of training images: {listed_triggers(told.folders)}"
-    return "none stated" + (folders if told.folders else "")
-
-
-def _range(values: Iterable[float]) -> str:
-    found = sorted(values)
-    if not found:
-        return ""
-    low, high = f"{found[0]:.4g}", f"{found[-1]:.4g}"
-    return low if low == high else f"{low} to {high}"
-
-
 def _blocks(contents: Contents) -> Table:
     norms = contents.norms()
     table = Table("block", "layers", "rank", "‖ΔW‖", "")
     for block, names in contents.blocks().items():
-        rank = _range(contents.layers[name].rank for name in names)
+        rank = range_of(contents.layers[name].rank for name in names)
         bar = _bar(norms[block], norms)
         table.add_row(block, str(len(names)), rank, f"{norms[block]:.4g}", bar)
     return table
@@ -251,8 +224,9 @@ def _bar(norm: float, norms: Mapping[str, float]) -> str:
 def show_summary(
     console: Console, rows: Mapping[Path, tuple[Contents, Answer] | str], *, hashes: bool
 ) -> None:
-    """Print one row per file; what could not be read is told below."""
-    names = names_of(rows)
+    """Print one row per file, below the folder that all lie in; what is wrong is told below."""
+    common = os.path.commonpath([path.absolute().parent for path in rows])
+    names = {path: escape(clean(str(path.absolute().relative_to(common)), NAME)) for path in rows}
     table = Table()
     table.add_column("file", overflow="fold")
     columns = ["family", "layers", "rank", "‖ΔW‖", "triggers", "diffusers"]
@@ -264,15 +238,14 @@ def show_summary(
             table.add_row(name, "[red]refused[/]")
             continue
         contents, said = found
-        color = COLORS.get(said.effect, "red")
         cells = [
             name,
             escape(contents.family),
             str(len(contents.layers)),
-            _range(layer.rank for layer in contents.layers.values()),
+            range_of(layer.rank for layer in contents.layers.values()),
             f"{contents.norm:.4g}" if contents.layers else "",
             escape(clean(", ".join(contents.description.triggers), 40)),
-            f"[{color}]{said.effect}[/]",
+            f"[{COLORS.get(said.effect, 'red')}]{said.effect}[/]",
         ]
         table.add_row(*cells, *([contents.auto_v3] if hashes else []))
     hidden, unlimited = [], console.options.update(width=WIDE)
@@ -284,18 +257,9 @@ def show_summary(
     if hidden:
         console.print(f"no room for {', '.join(hidden)}: --json FILE has all", soft_wrap=True)
     for path, found in rows.items():
-        if isinstance(found, str):
-            console.print(f"[red]{names[path]}[/]: {escape(found)}", soft_wrap=True)
-    for path, found in rows.items():
-        if not isinstance(found, str) and found[1].effect != "whole":
-            console.print(f"[yellow]{names[path]}[/]: {escape(found[1].text)}", soft_wrap=True)
-
-
-def names_of(paths: Iterable[Path]) -> dict[Path, str]:
-    """Return paths without the folder that all lie in, as markup; many files are called alike."""
-    found = list(paths)
-    common = Path(os.path.commonpath([path.absolute().parent for path in found]))
-    return {path: escape(clean(str(path.absolute().relative_to(common)), NAME)) for path in found}
+        if isinstance(found, str) or found[1].effect != "whole":
+            color, text = ("red", found) if isinstance(found, str) else ("yellow", found[1].text)
+            console.print(f"[{color}]{names[path]}[/]: {escape(text)}", soft_wrap=True)
 
 
 Found = tuple[Contents, Answer] | str

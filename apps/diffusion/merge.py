@@ -14,6 +14,7 @@ from apps.diffusion.adapter_files import (
     Format,
     Numbers,
     base_of,
+    layers_in,
     named_files,
     require_place,
     roles_in,
@@ -65,28 +66,20 @@ def convert(
     require_place(target, to, overwrite=overwrite_output)
     require_apart(target, [source], "OUTPUT")
     bundle = load_lora(source, base_of(base), strict=not lenient)
-    kept, lost = storable(bundle, to, lenient=lenient)
-    small, losses = shrunk(kept, to, rank, energy)
     console = plain_console()
     _print_mapping(console, source, bundle)
-    for name, count in lost.items():
-        console.print(f"left out: {count} layers of {name}: {to} cannot hold them")
-    if losses is not None:
-        console.print(losses.table())
-    write(console, small, target, to, dtype)
+    kept = storable(console, bundle, to, lenient=lenient)
+    write(console, shrunk(console, kept, to, rank, energy), target, to, dtype)
 
 
 def _print_mapping(console: Console, source: Path, bundle: LoraBundle) -> None:
     """Print what became of the tensors of a file."""
     report = bundle.report
     assert report is not None
-    changed = [f"{len(bundle.modules)} layers"]
-    changed += [f"{len(own)} of {name}" for name, own in bundle.text_encoders.items()]
     names = "; ".join(dialects(report.dialects))
     console.print(escape(f"{clean(source.name)}: {bundle.family}, {names}"))
-    console.print(
-        f"used: {len(report.used)} of {len(report.fates)} tensors, for {', '.join(changed)}"
-    )
+    counts = f"{len(report.used)} of {len(report.fates)} tensors, for {layers_in(bundle)}"
+    console.print(f"used: {counts}")
     left_out = {fate.key: fate.reason for fate in report.unused}
     show_notes(console, left_out, (*report.problems, *report.notes))
 
@@ -156,8 +149,7 @@ class Settings(NamedTuple):
             " and --prompts 'one; another'": runs and not (self.base and gates and self.prompts),
             "--method strengths needs --gates FILE of `train-gates --what strengths`": own
             and gates is None,
-            f"--roles has no meaning for {self.method}: leave it out": bool(self.roles)
-            and self.method != "strengths",
+            f"--roles has no meaning for {self.method}: leave it out": bool(self.roles) and not own,
             f"{gates} does not exist: name a file of gates": gates is not None
             and not gates.is_file(),
             f"--steps is {self.steps}, expected at least one": runs and self.steps < 1,
@@ -188,28 +180,26 @@ def merged(adapters: Mapping[str, LoraBundle], settings: Settings) -> LoraBundle
 
     settings.check()
     strengths = settings.strengths(adapters)
-    if settings.method == "strengths":
+    if settings.gates:
         from apps.diffusion.embedded_world import World
+        from apps.diffusion.generate import baked
         from diffusion.fusion.baking import depends_on_roles, strengthened
 
-        assert settings.gates is not None
-        ask = depends_on_roles(settings.gates)
+        gates, runs = settings.gates, settings.method == "baked"
+        ask = not runs and depends_on_roles(gates)
         roles = roles_of(adapters, settings.roles, lambda: World().order(), ask=ask)
-        return strengthened(adapters, settings.gates, strengths=strengths, roles=roles)
-    if settings.method == "baked":
-        from apps.diffusion.generate import baked
-
-        assert settings.base is not None
-        assert settings.gates is not None
-        return baked(
-            adapters,
-            strengths,
-            settings.base,
-            settings.gates,
-            settings.prompts,
-            steps=settings.steps,
-            seed=settings.seed,
-        )
+        if settings.base and runs:
+            return baked(
+                adapters,
+                settings.base,
+                gates,
+                settings.prompts,
+                steps=settings.steps,
+                seed=settings.seed,
+                strengths=strengths,
+                roles=roles,
+            )
+        return strengthened(adapters, gates, strengths=strengths, roles=roles)
     if settings.method not in EXACT:
         return merge(
             adapters,
@@ -274,16 +264,18 @@ def merge(
         gates: File of trained gates, for baked, which runs them in the base, or of strengths.
         prompts: Prompts on which baked observes the gates, divided by semicolons.
         steps: Denoising steps of each prompt of baked.
-        roles: What adapters are for, for strengths, such as a:subject,b:style; by default the tags
-            of their files decide, or their weights, where these are known.
+        roles: What adapters are for, for baked and strengths, such as a:subject,b:style; by
+            default the tags of their files decide, or their weights, where these are known.
         lenient: Leave out what cannot be used, merged or written, and list it.
         overwrite_output: Replace the output if it exists.
     """
     places = named_files(files)
     given = None if weights is None else strengths_of(weights, list(places))
+    folder = Path(base) if base is not None and Path(base).is_dir() else None
     settings = Settings(
-        method, given, density, rank, seed, *_baking(base, gates, prompts), steps, roles_in(roles)
-    )
+        method, given, density, rank, seed, folder, None if gates is None else Path(gates),
+        tuple(filter(None, map(str.strip, (prompts or "").split(";")))), steps, roles_in(roles),
+    )  # fmt: skip
     form = Form(Path(output), to, energy, dtype, lenient)
     _check(places, settings, form, overwrite=overwrite_output)
     adapters = {n: load_lora(p, base_of(base), strict=not lenient) for n, p in places.items()}
@@ -320,56 +312,39 @@ def _check(places: Mapping[str, Path], settings: Settings, form: Form, *, overwr
 def _merge(
     console: Console, adapters: Mapping[str, LoraBundle], settings: Settings, form: Form
 ) -> None:
-    """Merge adapters, print their norms and what is lost, and write the result."""
-    _without_text(console, adapters, settings.method, lenient=form.lenient)
-    whole, lost = storable(merged(adapters, settings), form.to, lenient=form.lenient)
-    for name, count in lost.items():
-        console.print(f"left out: {count} layers of {name}: {form.to} cannot hold them")
-    rank = settings.rank
-    if settings.method == "svd" and rank is None and form.energy is None:
+    """Merge adapters, print their norms and what is lost, and write the result.
+
+    Raises:
+        GatesError: There are parts for text encoders that the method leaves out, and ``lenient``
+            is not asked for.
+    """
+    method, rank = settings.method, settings.rank
+    for what in (
+        []
+        if method in EXACT
+        else [
+            f"{len(own)} layers of {component} in {name!r}"
+            for name, bundle in adapters.items()
+            for component, own in bundle.text_encoders.items()
+        ]
+    ):
+        if not form.lenient:
+            raise GatesError(
+                f"{method} cannot merge {what}: choose sum, mean, cat or svd, or add --lenient to"
+                " leave them out"
+            )
+        console.print(escape(f"left out: {what}: {method} cannot merge them"))
+    whole = storable(console, merged(adapters, settings), form.to, lenient=form.lenient)
+    if method == "svd" and rank is None and form.energy is None:
         rank = max(r for bundle in adapters.values() for r in bundle.ranks().values())
-    small, losses = shrunk(whole, form.to, rank, form.energy)
+    small = shrunk(console, whole, form.to, rank, form.energy)
     strengths = settings.strengths(adapters)
     console.print(_norms(adapters, strengths, small))
-    if losses is not None:
-        console.print(losses.table())
     storages = {bundle.storage for bundle in adapters.values()}
     storage = storages.pop() if len(storages) == 1 else whole.storage
     told = _metadata(adapters, strengths, settings.method)
     result = dataclasses.replace(small, metadata=told, storage=storage)
     write(console, result, form.path, form.to, form.dtype)
-
-
-def _baking(
-    base: str | None, gates: str | None, prompts: str | None
-) -> tuple[Path | None, Path | None, tuple[str, ...]]:
-    """Return folder, file and prompts of gates that are observed."""
-    return (
-        Path(base) if base is not None and Path(base).is_dir() else None,
-        None if gates is None else Path(gates),
-        tuple(filter(None, map(str.strip, (prompts or "").split(";")))),
-    )
-
-
-def _without_text(
-    console: Console, adapters: Mapping[str, LoraBundle], method: str, *, lenient: bool
-) -> None:
-    """Name the parts for text encoders that a method leaves out, or refuse to.
-
-    Raises:
-        GatesError: There are some, and ``lenient`` is not asked for.
-    """
-    if method in EXACT:
-        return
-    for name, bundle in adapters.items():
-        for component, own in bundle.text_encoders.items():
-            what = f"{len(own)} layers of {component} in {name!r}"
-            if not lenient:
-                raise GatesError(
-                    f"{method} cannot merge {what}: choose sum, mean, cat or svd, or add "
-                    "--lenient to leave them out"
-                )
-            console.print(escape(f"left out: {what}: {method} cannot merge them"))
 
 
 def _norms(

@@ -1,6 +1,6 @@
 """``gates diffusion report``: the page of a run, with images, gates and scores of its study."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from apps.diffusion.commands import STUDIES
-from apps.diffusion.embedded_world import World
+from apps.diffusion.embedded_world import World, root_of, run_of
 from apps.diffusion.generate import TRUE, in_bytes, pair_images
 from apps.diffusion.studies.base_study import (
     METHODS,
@@ -62,10 +62,23 @@ def add_base(page: Page, world: World) -> None:
     page.section("Images")
     if "none" in made:
         _plain(page, made.pop("none"))
-    if made:
-        _alone(page, made)
-    else:
+    if not made:
         page.text("No images of adapters were made yet: run `evaluate` first.")
+        return
+    shown = {name: shown_scenes(name)[:EACH_SHOWN] for name in made}
+    sheet = {
+        name: {TRUE: in_bytes(drawn(shown[name])), MADE: own[:EACH_SHOWN]}
+        for name, own in made.items()
+    }
+    page.figure(
+        sheet_figure(sheet, title="Adapters, one at a time", note="captions that none has seen"),
+        "Every adapter on its own captions: true drawings at the left, made ones at the right.",
+        name="adapters",
+        table=(
+            ("adapter", "caption"),
+            [[name, caption] for name, own in shown.items() for caption in captions(own)],
+        ),
+    )
 
 
 def _plain(page: Page, made: np.ndarray) -> None:
@@ -84,23 +97,6 @@ def _plain(page: Page, made: np.ndarray) -> None:
             name="base",
             table=(("caption", "column"), [[names[i], one] for i in half for one in (TRUE, MADE)]),
         )
-
-
-def _alone(page: Page, made: dict[str, np.ndarray]) -> None:
-    shown = {name: shown_scenes(name)[:EACH_SHOWN] for name in made}
-    sheet = {
-        name: {TRUE: in_bytes(drawn(shown[name])), MADE: own[:EACH_SHOWN]}
-        for name, own in made.items()
-    }
-    page.figure(
-        sheet_figure(sheet, title="Adapters, one at a time", note="captions that none has seen"),
-        "Every adapter on its own captions: true drawings at the left, made ones at the right.",
-        name="adapters",
-        table=(
-            ("adapter", "caption"),
-            [[name, caption] for name, own in shown.items() for caption in captions(own)],
-        ),
-    )
 
 
 OWN = "gates"
@@ -128,7 +124,10 @@ def add_images(page: Page, run: Run) -> None:
         run: Of the study.
     """
     page.section("Images of unseen pairs")
-    if not _images(page, run):
+    made = {name: own[0] for name, own in _stored(run.folder / "images", PAIRS).items()}
+    if ways := [name for name in (OWN, *RIVALS, *_best_rival(run)) if name in made]:
+        _images(page, {name: made[name] for name in ways})
+    else:
         page.text("There are no images yet: run `evaluate` first.")
     page.text(HOW_TO_READ)
 
@@ -142,12 +141,10 @@ def add_fusion(page: Page, run: Run, world: World) -> None:
         world: In which nothing is trained.
     """
     page.section("Pair by pair")
-    drawn = [_differences(page, run, group) for group in GROUPS]
-    if not any(drawn):
+    if not sum(_differences(page, run, group) for group in GROUPS):
         page.text("There are no losses of gates yet: run `evaluate` first.")
     page.section("Gates of an unseen pair")
-    lacking = shipped(world).lacking
-    if lacking:
+    if lacking := shipped(world).lacking:
         page.text(f"Gates are not shown: {', '.join(lacking)} are missing.")
     else:
         _gates(page, world)
@@ -160,11 +157,10 @@ def losses_of(folder: Path, group: str) -> dict[str, np.ndarray]:
         folder: Of the run.
         group: Of combinations.
     """
-    found = {
-        name: [np.nanmean(one["losses"].numpy(), axis=1) for one in own]
+    return {
+        name: np.log(np.mean([np.nanmean(one["losses"].numpy(), axis=1) for one in own], axis=0))
         for name, own in _stored(folder / "losses", group).items()
     }
-    return {name: np.log(np.mean(own, axis=0)) for name, own in found.items()}
 
 
 def _stored(folder: Path, group: str) -> dict[str, list[dict[str, Tensor]]]:
@@ -189,10 +185,8 @@ def _best_rival(run: Run) -> list[str]:
 
 def _differences(page: Page, run: Run, group: str) -> bool:
     losses = losses_of(run.folder, group)
-    own = losses.pop(OWN, None)
-    if own is None:
-        return False
-    shown = {name: own - losses[name] for name in (*RIVALS, *_best_rival(run)) if name in losses}
+    rivals = [name for name in (*RIVALS, *_best_rival(run)) if {OWN, name} <= losses.keys()]
+    shown = {name: losses[OWN] - losses[name] for name in rivals}
     if not shown:
         return False
     names = [one.name for one in combinations(group)]
@@ -213,22 +207,15 @@ def _differences(page: Page, run: Run, group: str) -> bool:
     return True
 
 
-def _images(page: Page, run: Run) -> bool:
+def _images(page: Page, made: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Add what each way makes of some unseen pairs, next to what is true."""
-    made = {name: own[0] for name, own in _stored(run.folder / "images", PAIRS).items()}
-    ways = [OWN, *RIVALS, *_best_rival(run)]
-    ways = [name for name in ways if name in made]
-    if not ways:
-        return False
-    pairs = combinations(PAIRS)
-    chosen = range(0, len(pairs), len(pairs) // FUSION_SHOWN)
-    places = made[ways[0]]["combination"].tolist()
-    first = {pair: places.index(pair) for pair in chosen}
+    pairs, some = combinations(PAIRS), next(iter(made.values()))
+    places = some["combination"].tolist()
+    images = {TRUE: some["true"]} | {name: own["made"] for name, own in made.items()}
     rows = {}
-    for pair in chosen:
-        caption = prompts(pairs[pair].scenes("test"), DRAWN)[0].caption()
-        images = {TRUE: made[ways[0]]["true"]} | {name: made[name]["made"] for name in ways}
-        rows[caption] = {n: i[[first[pair]]].permute(0, 2, 3, 1).numpy() for n, i in images.items()}
+    for pair in range(0, len(pairs), len(pairs) // FUSION_SHOWN):
+        caption, first = prompts(pairs[pair].scenes("test"), DRAWN)[0].caption(), places.index(pair)
+        rows[caption] = {n: i[[first]].permute(0, 2, 3, 1).numpy() for n, i in images.items()}
     note = "subjects in styles that no gate was trained on together; the same noise for all"
     page.figure(
         sheet_figure(rows, title="Unseen pairs", note=note),
@@ -237,7 +224,6 @@ def _images(page: Page, run: Run) -> bool:
         name="pairs",
         table=(("caption", "column"), [[c, n] for c, row in rows.items() for n in row]),
     )
-    return True
 
 
 def _gates(page: Page, world: World) -> None:
@@ -291,8 +277,6 @@ def add_retrieval(page: Page, world: World) -> None:
     )
 
 
-Draw = Callable[["Page"], None]
-
 UNITS = {
     "base": "captions or styles",
     "retrieval": "concepts",
@@ -312,12 +296,7 @@ def report(place: Place, study: str | None = None) -> None:
     """
     chosen = study or _study(place)
     check_option("--study", chosen, STUDIES, GatesError)
-    from apps.diffusion.embedded_world import World
-
-    world = World(place.run_folder.path.parents[1], quick=True)
-    path = Path(f"{place.config}.yaml")
-    run = Run(place.run_folder.path, app="diffusion", config_path=path, package="diffusion")
-    print(write_report(run, world, chosen))
+    print(write_report(run_of(place), World(root_of(place), quick=True), chosen))
 
 
 def write_report(run: Run, world: World, study: str) -> Path:
@@ -334,29 +313,21 @@ def write_report(run: Run, world: World, study: str) -> Path:
     from harness.report.sections import run_page
 
     others = [] if world.run.folder == run.folder else [world.run.folder]
-    first, draw = drawing(study, run, world)
+    first, draw = {
+        "base": (partial(add_base, world=world), None),
+        "retrieval": (None, partial(add_retrieval, world=world)),
+        "fusion": (partial(add_images, run=run), partial(add_fusion, run=run, world=world)),
+    }.get(study, (None, None))
     page = run_page(run, draw, first=first, units=UNITS.get(study, "cases"), others=others)
     return page.write(run.folder / "report.html")
-
-
-def drawing(study: str, run: Run, world: World) -> tuple[Draw | None, Draw | None]:
-    """Return what adds the figures of a study above its scores and below them, if there are any."""
-    if study == "base":
-        return partial(add_base, world=world), None
-    if study == "retrieval":
-        return None, partial(add_retrieval, world=world)
-    if study == "fusion":
-        return partial(add_images, run=run), partial(add_fusion, run=run, world=world)
-    return None, None
 
 
 def _study(place: Place) -> str:
     """Return the study of a configuration."""
     try:
-        content = read_config(find_config(place.config, "diffusion"))
+        section = read_config(find_config(place.config, "diffusion")).get("evaluate") or {}
     except GatesError:
         return place.config
-    section = content.get("evaluate") or {}
     if "study" not in section:
         raise GatesError(
             f"the configuration {place.config} shows nothing: give --config with "

@@ -100,7 +100,9 @@ class Finder:
         """
         adapter = self.library.find(name)
         match = next((one for one in self.found if one.name == name), None)
-        shared = shared_words(prompt, [adapter.title, *adapter.triggers, *adapter.tags])
+        texts = [adapter.title, *adapter.triggers, *adapter.tags]
+        known = {word.lower() for text in texts for word in _WORD.findall(text)} - COMMON
+        shared = [word for word in dict.fromkeys(_WORD.findall(prompt.lower())) if word in known]
         return {
             "title": adapter.title,
             "license": adapter.license,
@@ -129,12 +131,6 @@ def reason(match: Match | None, shared: Sequence[str]) -> str:
     if match.metadata is not None and shared:
         parts.append(f"words: {', '.join(shared)}")
     return "; ".join(parts)
-
-
-def shared_words(prompt: str, texts: Sequence[str]) -> list[str]:
-    """Return the words of a prompt, of three letters or more, that some texts hold."""
-    known = {word.lower() for text in texts for word in _WORD.findall(text)}
-    return list(dict.fromkeys(w for w in _WORD.findall(prompt.lower()) if w in known - COMMON))
 
 
 GATED, SUM, STRENGTHS = get_args(Mode)
@@ -183,13 +179,8 @@ class Shipped(NamedTuple):
     @property
     def lacking(self) -> list[str]:
         """What is missing, in words."""
-        parts = {
-            "base": self.base,
-            "adapters": self.adapters,
-            "encoder": self.encoder,
-            "gates": self.gates,
-        }
-        return [name for name, found in parts.items() if not found]
+        names = ("base", "adapters", "encoder", "gates")
+        return [name for name in names if not getattr(self, name)]
 
 
 def shipped(world: World) -> Shipped:
@@ -222,6 +213,10 @@ LIBRARY = "library"
 """Folder of the index of the shipped adapters, in the run folder."""
 
 NO_GATES = "no gates are given: adapters are combined by the plain sum"
+LACKING = (
+    "the gates were trained with one more adapter, what all have in common in rank {}: it takes no"
+    " part here"
+)
 DIGITS = 16
 
 
@@ -313,7 +308,11 @@ class Studio:
             ask=mode == STRENGTHS and self.gates is not None and depends_on_roles(self.gates),
         )
         return self.pipe(
-            prompt, mode=maker(asked), roles=told, record_gates=asked == GATED, **options
+            prompt,
+            mode=maker(asked),
+            roles=told if asked in (GATED, STRENGTHS) else None,
+            record_gates=asked == GATED,
+            **options,
         )
 
     def close(self) -> None:
@@ -321,10 +320,10 @@ class Studio:
         self.finder.library.close()
 
 
-def opened(
+def studio(
     sources: Sources, world: Callable[[], World], progress: Progress, mode: str = GATED
-) -> Studio:
-    """Return what makes images, after the library was brought up to date.
+) -> closing[Studio]:
+    """Return what makes images, after the library was brought up to date; its end closes the index.
 
     Args:
         sources: Where everything is read from.
@@ -367,16 +366,11 @@ def opened(
     _scan(library, progress)
     finder = Finder(library)
     auto = AutoLoraPipeline(pipe, finder, gates, text)
-    notices = [NO_GATES] if gates is None else _lacking(gates)
+    record = None if gates is None else read_record(gates.parent)
+    rank = None if record is None else record.settings.get("global_rank")
+    notices = [LACKING.format(rank)] * bool(rank) if gates is not None else [NO_GATES]
     dtype = given.dtype if base is None else None
-    return Studio(auto, finder, base, gates, hashes, place.stem, dtype, order, notices)
-
-
-def studio(
-    sources: Sources, world: Callable[[], World], progress: Progress, mode: str = GATED
-) -> closing[Studio]:
-    """Return :func:`opened` as a context manager that closes the index."""
-    return closing(opened(sources, world, progress, mode))
+    return closing(Studio(auto, finder, base, gates, hashes, place.stem, dtype, order, notices))
 
 
 def _filled(
@@ -434,18 +428,6 @@ def _encoder(folder: str, base: EmbeddedBase | None, text: TextEncoder | None) -
     return found
 
 
-def _lacking(gates: Path) -> list[str]:
-    """Return what gates were trained with and images are made without, in words."""
-    record = read_record(gates.parent)
-    rank = None if record is None else record.settings.get("global_rank")
-    if not rank:
-        return []
-    return [
-        f"the gates were trained with one more adapter, what all have in common in rank {rank}: it"
-        " takes no part here"
-    ]
-
-
 def _scan(library: LoraLibrary, progress: Progress) -> None:
     """Bring the index up to date.
 
@@ -459,12 +441,11 @@ def _scan(library: LoraLibrary, progress: Progress) -> None:
         )
     try:
         report = library.scan(progress)
+        if not report.kept:
+            why = "".join(f", {one.path}: {one.reason}" for one in report.refused[:1])
+            raise GatesError(
+                f"{library.root} holds no adapter{why}: give a folder of .safetensors files"
+            )
     except BaseException:
         library.close()
         raise
-    if not report.kept:
-        library.close()
-        reason = f", {report.refused[0].path}: {report.refused[0].reason}" if report.refused else ""
-        raise GatesError(
-            f"{library.root} holds no adapter{reason}: give a folder of .safetensors files"
-        )

@@ -96,8 +96,8 @@ class RetrieverTraining:
         """Return a recipe with what is given in its place."""
         names = ("steps", "learning_rate", "augmented")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        usual = self.precision == "32-true"
-        return {**recipe, **given, "precision": None if usual else self.precision}
+        precision = None if self.precision == "32-true" else self.precision
+        return {**recipe, **given, "precision": precision}
 
 
 def fit_retriever(
@@ -273,14 +273,20 @@ class Gates:
 
     def settings(self) -> dict[str, Any]:
         """Return all that decides the result."""
-        begin = None if self.initialization == "sum" else self.initialization
-        own: dict[str, Any] = {"told": self.told or None, "switch": self.switch or None}
-        own |= {"global_rank": self.global_rank or None, "roles": self.roles}
+        own: dict[str, Any] = {
+            "told": self.told or None,
+            "switch": self.switch or None,
+            "global_rank": self.global_rank or None,
+            "roles": self.roles,
+        }
         if self.what == "strengths":
             return own | {"mode": "strengths", "weight_rate": None}
-        own |= {"initialization": begin, "factors": self.factors or None}
-        own |= {"time": None if self.time == "implicit" else self.time}
-        return {"variant": self.variant, **own}
+        return own | {
+            "variant": self.variant,
+            "initialization": None if self.initialization == "sum" else self.initialization,
+            "factors": self.factors or None,
+            "time": None if self.time == "implicit" else self.time,
+        }
 
     def files(self, zoo: World | None) -> dict[str, Path]:
         """Return the files that the training reads, by argument.
@@ -337,9 +343,12 @@ class GatesTraining:
             GatesError: One makes no sense.
         """
         refuse_below(1, steps=self.steps, batch_size=self.batch_size, partners=self.partners)
-        refuse_unless_positive(learning_rate=self.learning_rate, margin=self.margin)
-        refuse_unless_positive(weight_rate=self.weight_rate)
-        refuse_unless_positive(weight_decay=self.weight_decay or None)
+        refuse_unless_positive(
+            learning_rate=self.learning_rate,
+            margin=self.margin,
+            weight_rate=self.weight_rate,
+            weight_decay=self.weight_decay or None,
+        )
         refuse_unless_share(caption_dropout=self.caption_dropout)
 
     def settings(self) -> dict[str, Any]:

@@ -63,6 +63,32 @@ def test_the_mean_gates_of_the_prompts_are_baked(world, gates, tmp_path):
         )
 
 
+def test_baked_gates_follow_the_roles(world, gates):
+    base, adapters, _ = world
+    fusion = GatedFusion(base.transformer, adapters, factors=True)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in fusion.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    fusion.save_gates("told.safetensors")
+    changes = {}
+    for roles in ("a:subject,b:style", "b:subject,a:style"):
+        gates(
+            "merge", "a.safetensors", "b.safetensors", "--output", "out.safetensors", *BAKED,
+            "--gates", "told.safetensors", "--steps", 1, "--roles", roles, "--overwrite_output",
+        )  # fmt: skip
+        fusion.tell(roles=dict(part.split(":") for part in roles.split(",")))
+        with fusion, MeanGates(fusion) as observed:
+            encoder = text_encoder("ngrams")
+            base.images(encoder.encode(["a"]), encoder.encode([""]), seeds=[0], steps=1)
+        (name, *_), found = LAYERS, load_lora("out.safetensors")
+        changes[roles] = found.delta_weight(name)
+        expected = bake(fusion, observed.means).delta_weight(name)
+        torch.testing.assert_close(changes[roles], expected, rtol=1e-4, atol=1e-6)
+    one, other = changes.values()
+    assert float((one - other).norm() / one.norm()) > 0.05
+
+
 def test_baked_gates_are_no_plain_sum(world, gates):
     _, adapters, _ = world
     gates(

@@ -139,9 +139,7 @@ def test_a_report_needs_scores(root, write):
 
 
 def test_the_verb_takes_the_study_of_the_configuration(run_of, root, write, gates, monkeypatch):
-    monkeypatch.setattr(
-        "apps.diffusion.embedded_world.World", lambda root, **_: write.world_of(root)
-    )
+    monkeypatch.setattr("apps.diffusion.report.World", lambda root, **_: write.world_of(root))
     run_of("retrieval").scores.rename(root / "scores.json")
     (root / "diffusion" / "mine").mkdir()
     (root / "scores.json").rename(root / "diffusion" / "mine" / "scores.json")

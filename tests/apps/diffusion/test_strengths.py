@@ -121,6 +121,10 @@ def test_faulty_images(strengths, faulty_inputs, gates, small_world):
             "no strengths": (call(*MODE[:2], *ROLES), "--mode strengths needs trained ones"),
             "gates": (call(*other), "holds gates, not strengths"),
             "an unknown adapter": (call(*MODE, "--roles", "fxo:style"), "is named 'fxo'"),
+            "roles of a sum": (
+                call("--mode", "sum", *ROLES),
+                "--roles has no meaning for --mode sum: leave it out",
+            ),
             "an unknown role": (
                 call(*MODE, "--roles", "fox:hero"),
                 "--roles is 'fox:hero', expected",
