@@ -18,7 +18,6 @@ from diffusion.fusion.gates_file import DOT, PREFIX, load_trained
 from diffusion.fusion.protocol import ROLES, modules_of, one_family, plain_factors, stacked
 from diffusion.lora_file import Factors, LoraBundle
 from diffusion.lora_file.bundle import layers_of
-from diffusion.lora_file.family import Placed
 
 
 class Observer:
@@ -250,15 +249,23 @@ def bake(fusion: GatedFusion, means: Means | None = None) -> LoraBundle:
     Raises:
         GatesError: No mean is known where an adapter changes a layer, or one is a DoRA.
     """
-    modules: dict[str, Factors] = {}
+    modules, held = dict[str, Factors](), _held(fusion)
     if means is None:
         means = {
             site.name: dict.fromkeys(fusion.adapters, torch.ones(site.out_features))
             for site in (() if fusion.mode == "gated" else fusion.sites)
         }
     for site in fusion.sites:
-        gate, start = fusion.gate(site.name), 0
-        rows = _rows(fusion, site, means.get(site.name, {}))
+        gate, start, rows = fusion.gate(site.name), 0, {}
+        for name in held.get(site.name, ()):
+            mean = means.get(site.name, {}).get(name)
+            if mean is None or mean.shape != (site.out_features,):
+                what = "no mean gates" if mean is None else f"{mean.numel()} mean gates"
+                raise GatesError(
+                    f"{what} of adapter {name!r} at {site.name} are known, expected"
+                    f" {site.out_features}: observe a run with these adapters"
+                )
+            rows[name] = mean.detach().double().cpu()
         for part, size in zip(site.parts, site.sizes, strict=True):
             found = plain_factors(fusion.adapters, part)
             on = [name for name in found if fusion.strengths[name] != 0]
@@ -271,23 +278,6 @@ def bake(fusion: GatedFusion, means: Means | None = None) -> LoraBundle:
                 modules[part] = stacked([found[name] for name in on], weights)
             start += size
     return LoraBundle(fusion.family or one_family(fusion.adapters), modules)
-
-
-def _rows(fusion: GatedFusion, site: Placed, known: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the mean gates of the adapters that change a site."""
-    rows = {}
-    for name, bundle in fusion.adapters.items():
-        if not any(part in bundle.modules for part in site.parts):
-            continue
-        mean = known.get(name)
-        if mean is None or mean.shape != (site.out_features,):
-            what = "no mean gates" if mean is None else f"{mean.numel()} mean gates"
-            raise GatesError(
-                f"{what} of adapter {name!r} at {site.name} are known, expected"
-                f" {site.out_features}: observe a run with these adapters"
-            )
-        rows[name] = mean.detach().double().cpu()
-    return rows
 
 
 def depends_on_roles(gates: Path) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from core_gates.errors import GatesError
-from diffusion.data.published_table import TableRow, inside, read_rows
+from diffusion.data.published_table import inside, read_rows
 from diffusion.lora_file.container import label
 from diffusion.models.flow_matching import Noised, noised, shifted
 from diffusion.models.pipelines import Codec, latents_of
@@ -143,7 +143,10 @@ class FusionDraws:
     def __getitem__(self, step: int) -> FusionBatch:
         """Return the part of a batch that belongs to this process."""
         task, draw, count = self.task_of(step), self._generator(step, 1), self.batch_size
-        rows = _rows(len(task.latents), count, draw)
+        rounds = range(-(-count // len(task.latents)))  # all are drawn before one comes again
+        rows = torch.cat([torch.randperm(len(task.latents), generator=draw) for _ in rounds])[
+            :count
+        ]
         dropped = torch.rand(count, generator=draw) < self.caption_dropout
         right = self._at(task.latents[rows], draw)
         text = task.text.of(rows[self._own]).where(dropped[self._own], self.empty)
@@ -216,12 +219,6 @@ class PairDataModule(L.LightningDataModule):
         )
 
 
-def _rows(available: int, count: int, draw: torch.Generator) -> Tensor:
-    """Return rows (count,) without repeating one before all have been drawn."""
-    rounds = -(-count // available)
-    return torch.cat([torch.randperm(available, generator=draw) for _ in range(rounds)])[:count]
-
-
 SEPARATOR = ";"  # between the files of adapters that made an image together
 
 
@@ -255,8 +252,14 @@ def read_shown(path: Path) -> list[Shown]:
         if not names or len({inside(path.parent, name) for name in names}) < len(names):
             what = "names an adapter twice: give each once" if names else "names no adapter"
             raise GatesError(f"line {row.line} of {label(path)} {what}")
+        image = inside(path.parent, row.image_file) if row.image_file else None
+        if image is None or not image.is_file():
+            what = "has no image_file: fill it in"
+            if image is not None:
+                what = f"names {row.image_file}, which is missing"
+            raise GatesError(f"line {row.line} of {label(path)} {what}")
         one = found.setdefault(names, Shown(names, [], []))
-        one.images.append(_image(path, row))
+        one.images.append(image)
         one.captions.append(row.forms[0] if row.forms else next(iter(row.captions)))
     alone = [names for names in found if len(names) == 1]
     if len(alone) == 1:
@@ -314,19 +317,3 @@ def _others(names: tuple[str, ...], text: dict[tuple[str, ...], TextStates]) -> 
         torch.cat([states.tokens for states in found]),
         torch.cat([states.pooled for states in found]),
     )
-
-
-def _image(path: Path, row: TableRow) -> Path:
-    """Return the image of a row.
-
-    Raises:
-        GatesError: There is none.
-    """
-    if not row.image_file:
-        raise GatesError(f"line {row.line} of {label(path)} has no image_file: fill it in")
-    image = inside(path.parent, row.image_file)
-    if not image.is_file():
-        raise GatesError(
-            f"line {row.line} of {label(path)} names {row.image_file}, which is missing"
-        )
-    return image

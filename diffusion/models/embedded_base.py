@@ -292,7 +292,15 @@ class EmbeddedBase:
             GatesError: The folder holds no such base, or a damaged one.
         """
         folder = Path(folder)
-        config = _config_of(folder)
+        try:
+            config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise GatesError(
+                f"{folder} holds no embedded base: {CONFIG} is missing or damaged; train one by "
+                "`gates diffusion train-base`"
+            ) from error
+        if not isinstance(config, dict) or config.get("kind") != KIND:
+            raise GatesError(f"{folder / CONFIG} does not describe a {KIND}")
         try:
             tensors = load_file(folder / WEIGHTS)
             transformer: Any = FluxTransformer2DModel(**config["transformer"])
@@ -315,16 +323,3 @@ class EmbeddedBase:
                 f"{folder} holds a damaged base ({type(error).__name__}: {reason}): get it again, "
                 "or train it by `gates diffusion train-base`"
             ) from error
-
-
-def _config_of(folder: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise GatesError(
-            f"{folder} holds no embedded base: {CONFIG} is missing or damaged; train one by "
-            "`gates diffusion train-base`"
-        ) from error
-    if not isinstance(found, dict) or found.get("kind") != KIND:
-        raise GatesError(f"{folder / CONFIG} does not describe a {KIND}")
-    return found

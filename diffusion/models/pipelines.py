@@ -157,17 +157,15 @@ def _checked_index(path: Path, given: set[str]) -> tuple[str, list[str]]:
             continue
         if len(part) != 2 or part[0] not in LIBRARIES:
             raise GatesError(f"{path / INDEX}: {name} is of {part}, not of {', '.join(LIBRARIES)}")
-        _check_part(path / name, is_model="tokenizer" not in name and name != "scheduler")
+        folder = path / name
+        if not folder.is_dir():
+            raise GatesError(f"{folder} is missing: get the pipeline again")
+        is_model = "tokenizer" not in name and name != "scheduler"
+        if is_model and not any(folder.glob("*.safetensors")):
+            pickled = sorted(one.name for one in folder.iterdir() if one.suffix in PICKLES)
+            held = f"pickled weights only ({pickled[0]}), which can run code" if pickled else "none"
+            raise GatesError(f"{folder} must hold weights as .safetensors, found {held}")
     return str(kind), absent
-
-
-def _check_part(folder: Path, *, is_model: bool) -> None:
-    if not folder.is_dir():
-        raise GatesError(f"{folder} is missing: get the pipeline again")
-    if is_model and not any(folder.glob("*.safetensors")):
-        pickled = sorted(one.name for one in folder.iterdir() if one.suffix in PICKLES)
-        found = f"pickled weights only ({pickled[0]}), which can run code" if pickled else "none"
-        raise GatesError(f"{folder} must hold weights as .safetensors, found {found}")
 
 
 def _with_gguf(path: Path, components: str | Path | None, dtype: torch.dtype) -> Any:
