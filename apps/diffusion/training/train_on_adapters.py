@@ -1,5 +1,6 @@
 """``gates diffusion train-retriever`` and ``train-gates``: what learns from many adapters."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,7 @@ from diffusion.experiments.zoo import (
     train_own_encoder,
 )
 from diffusion.fusion.fusion_tasks import read_shown
+from diffusion.fusion.protocol import ROLES, with_roles
 from diffusion.lora_file.recognition import modules_in, shape_in
 from diffusion.models.embedded_base import CONFIG, EmbeddedBase
 from diffusion.models.text_encoders import text_encoder as encoder_of_texts
@@ -295,15 +297,18 @@ class Gates:
             zoo: What it trains on; None for a table.
 
         Raises:
-            GatesError: Nothing scores adapters for a switch.
+            GatesError: Nothing scores adapters for a switch, or a file does not exist.
         """
         encoder = None if self.encoder is None else Path(self.encoder)
         if self.switch and encoder is None:
             encoder = None if zoo is None else encoder_of(zoo)
             if encoder is None:
                 raise GatesError("--switch needs scores of adapters: give --encoder FOLDER")
-        found = {"begin": None if self.begin is None else Path(self.begin), "encoder": encoder}
-        return {name: path for name, path in found.items() if path is not None}
+        given = {"begin": None if self.begin is None else Path(self.begin), "encoder": encoder}
+        found = {name: path for name, path in given.items() if path is not None}
+        if lacking := [name for name, path in found.items() if not path.exists()]:
+            raise GatesError(f"--{lacking[0]} is {found[lacking[0]]}, which does not exist")
+        return found
 
 
 @dataclass(frozen=True)
@@ -395,34 +400,41 @@ def fit_gates(
         raise GatesError("--base and --size need --csv: the zoo is of the embedded base")
     run = run_of(place, overwrite=overwrite)
     world = World(root_of(place)) if csv is None else None
-    given = gates.files(world)
+    given, told = gates.files(world), roles_in(gates.roles)
     settings = {**training.settings(), **gates.settings()}
     settings |= {name: digest_of(path) for name, path in given.items()}
     if world is not None:
         files, folder = zoo_of(world, machine), world.present_base()
+        with_roles(dict.fromkeys(files, ROLES[0]), told)
         work: Any = partial(train_gates, base_folder=folder, files=files)
         settings |= {"start": world.zoo_digest, "group": "train_useless" if gates.switch else None}
     else:
         found, table = base_at(base, place), Path(str(csv))
-        digest = table_digest(table, checked(table, found.folder))
+        digest = table_digest(table, checked(table, found.folder, told))
         work = partial(train_own_gates, csv=table, base_folder=found.folder, size=size)
         settings |= {"start": found.digest, "table": digest, "size": size}
         settings["partners"] = training.partners
     piece = run.piece(gates.name, seed, **settings)
     kind = "gates" if csv is None else TABLE_GATES
-    work = partial(work, machine=machine, told=roles_in(gates.roles), **given)
+    work = partial(work, machine=machine, told=told, **given)
     for path in obtained(run, kind, GatesForm(), piece, work):
         print(path / FILE)
 
 
-def checked(csv: Path, base: Path) -> list[str]:
+def checked(csv: Path, base: Path, roles: Mapping[str, str]) -> list[str]:
     """Return the files that a table names, where it can be trained on.
+
+    Args:
+        csv: The table.
+        base: Folder of the base.
+        roles: Of adapters that the table names.
 
     Raises:
         GatesError: It cannot, such as for a file that is missing or of another base.
     """
     shown = read_shown(csv)
     library = library_of(shown, csv, modules_in(base))
+    with_roles(dict.fromkeys(library, ROLES[0]), roles)
     folder = csv.parent.resolve()
     images = {str(image.relative_to(folder)) for one in shown for image in one.images}
     return [*library, *sorted(images)]

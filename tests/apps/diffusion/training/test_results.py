@@ -102,8 +102,9 @@ def test_an_encoder_indexes_and_finds(gates, command):
     shown = gates("diffusion", "index", ".", "--encoder", folder)
     assert "4" in next(line for line in shown.splitlines() if "encoded now" in line)
     shown = gates(
-        "diffusion", "search", "a red apple", "--encoder", folder, "--text_encoder", "ngrams"
-    )
+        "diffusion", "search", "a red apple", "--encoder", folder, "--text_encoder", "ngrams",
+        "--least", "-1",
+    )  # fmt: skip
     assert "by weights" in shown
 
 
