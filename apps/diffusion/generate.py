@@ -317,9 +317,7 @@ def generate(
             found.make, words, mode=mode, k=k or K, adapters=None if named is None else list(named),
             strengths=named or None, roles=told, **sampling.options(found),
         )  # fmt: skip
-        images: list[Image.Image] = []
-        records: list[dict[str, Any]] = []
-        paths: list[Path] = []
+        images, records, paths = list[Image.Image](), list[dict[str, Any]](), list[Path]()
         try:
             for made in _made(asked, sampling):
                 images.append(made.images[0])

@@ -146,8 +146,19 @@ def add_fusion(page: Page, run: Run, world: World) -> None:
     page.section("Gates of an unseen pair")
     if lacking := shipped(world).lacking:
         page.text(f"Gates are not shown: {', '.join(lacking)} are missing.")
-    else:
-        _gates(page, world)
+        return
+    with counting("indexing") as progress:
+        opening = studio(Sources(), lambda: world, progress)
+    with opening as found, working("recording gates"):
+        made = pair_images(found, combinations(PAIRS)[:1])
+    if made.gates is not None:
+        page.figure(
+            gate_map_figure(made.gates, note=made.captions[0]),
+            "Mean gates of one image by layer and step, over tokens and channels; 1 is open, 0"
+            " closed. A row of one color is a gate that is the same in all steps.",
+            name="gates",
+            table=gate_table(made.gates),
+        )
 
 
 def losses_of(folder: Path, group: str) -> dict[str, np.ndarray]:
@@ -223,23 +234,6 @@ def _images(page: Page, made: Mapping[str, Mapping[str, Tensor]]) -> None:
         " then what gates and rivals make of it.",
         name="pairs",
         table=(("caption", "column"), [[c, n] for c, row in rows.items() for n in row]),
-    )
-
-
-def _gates(page: Page, world: World) -> None:
-    """Add the gates of one image by layer and step."""
-    with counting("indexing") as progress:
-        opening = studio(Sources(), lambda: world, progress)
-    with opening as found, working("recording gates"):
-        made = pair_images(found, combinations(PAIRS)[:1])
-    if made.gates is None:
-        return
-    page.figure(
-        gate_map_figure(made.gates, note=made.captions[0]),
-        "Mean gates of one image by layer and step, over tokens and channels; 1 is open, 0"
-        " closed. A row of one color is a gate that is the same in all steps.",
-        name="gates",
-        table=gate_table(made.gates),
     )
 
 

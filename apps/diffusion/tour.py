@@ -38,8 +38,7 @@ class Found:
     @property
     def hits(self) -> int:
         """The number of wanted adapters among those that were found."""
-        pairs = zip(self.wanted, self.names, strict=True)
-        return sum(len(set(wanted) & set(names)) for wanted, names in pairs)
+        return sum(len({*one} & {*own}) for one, own in zip(self.wanted, self.names, strict=True))
 
 
 def tour(folder: Path, say: Callable[[str], None], *, world: World | None = None) -> TourStop:

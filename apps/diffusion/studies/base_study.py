@@ -344,12 +344,15 @@ def rivals(
     modules = modules_of(shape_of(world.base))
     old, new = collate(known, modules), collate(searched.bundles, modules)
     delta = delta_cosine(old, new).float()
+    words = [set(caption.replace(",", "").split()) for caption in searched.captions]
     sketch = (sketches(old, modules) @ sketches(new, modules).T).float()
     return {
         "BM25 of the metadata of seed 0": [_bm25(with_metadata, searched)],
         "BM25 of the captions of seed 0": [_bm25(by_words, searched)],
         "BM25 without metadata": [_bm25(without, searched)],
-        "phrase lookup": [_named(searched)],
+        "phrase lookup": [
+            np.array([[name in own for name in searched.names] for own in words]) * 1.0
+        ],
         "nearest caption": [by_captions(searched.text, embedded, owners, torch.eye(len(first)))],
         MEAN: [searched.text @ means.T],
         "nearest caption, then ΔW of seed 0": [by_captions(searched.text, embedded, owners, delta)],
@@ -361,12 +364,6 @@ def rivals(
 
 def _bm25(index: BM25, searched: Searched) -> np.ndarray:
     return np.stack([index.scores(caption) for caption in searched.captions])
-
-
-def _named(searched: Searched) -> np.ndarray:
-    """Return whether a description holds the word of an adapter (Q, N)."""
-    words = [set(caption.replace(",", "").split()) for caption in searched.captions]
-    return np.array([[float(name in own) for name in searched.names] for own in words])
 
 
 def _rows(
