@@ -377,7 +377,6 @@ def _search_variants(load: Load) -> Mapping[str, Call]:
 
 def _fill(load: Load, library: Any, vectors: np.ndarray[Any, Any]) -> None:
     """Copy the one row of the index, each copy with its own path, name and content."""
-    schema = load("diffusion.library.database")
     catalog = load("diffusion.library.catalog").Catalog(library.index, create=True)
     own = {
         "location": "CAST('a' || i || '.safetensors' AS BLOB)",
@@ -385,8 +384,10 @@ def _fill(load: Load, library: Any, vectors: np.ndarray[Any, Any]) -> None:
         "sha256": "'s' || i",
         "digest": "'d' || i",
     }
-    columns = ", ".join(schema.COLUMNS)
-    values = ", ".join(own.get(column, column) for column in schema.COLUMNS)
+    first = dict(catalog.database.one("SELECT * FROM adapter"))
+    names = [name for name in first if name != "id"]
+    columns = ", ".join(names)
+    values = ", ".join(own.get(column, column) for column in names)
     numbers = (
         f"WITH RECURSIVE n (i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < {ADAPTERS})"
     )

@@ -19,37 +19,35 @@ from torch import Tensor
 from diffusion.library.paths import LibraryError
 from diffusion.lora_file.container import clean
 
-VERSION = 1
+VERSION = 2
 
 TABLES = """
 CREATE TABLE adapter (
     id INTEGER PRIMARY KEY,
-    location BLOB NOT NULL UNIQUE,
     name TEXT NOT NULL UNIQUE,
+    location BLOB NOT NULL UNIQUE,
     size INTEGER NOT NULL,
     mtime_ns INTEGER NOT NULL,
     ctime_ns INTEGER NOT NULL,
     config TEXT NOT NULL,
     reader INTEGER NOT NULL,
-    sha256 TEXT NOT NULL,
-    digest TEXT NOT NULL,
-    family TEXT NOT NULL,
-    dialect TEXT NOT NULL,
-    rank_min INTEGER NOT NULL,
-    rank_mean REAL NOT NULL,
-    rank_max INTEGER NOT NULL,
-    norm REAL,
-    modules BLOB NOT NULL,
-    norms BLOB NOT NULL,
-    title TEXT NOT NULL,
-    triggers TEXT NOT NULL,
-    tags TEXT NOT NULL,
-    license TEXT NOT NULL,
-    text TEXT NOT NULL,
-    flags TEXT NOT NULL,
-    searchable INTEGER NOT NULL,
-    problem TEXT NOT NULL,
-    error TEXT NOT NULL
+    sha256 TEXT NOT NULL DEFAULT '',
+    digest TEXT NOT NULL DEFAULT '',
+    family TEXT NOT NULL DEFAULT '',
+    dialect TEXT NOT NULL DEFAULT '',
+    ranks TEXT NOT NULL DEFAULT '[0, 0.0, 0]',
+    norm REAL DEFAULT 0,
+    modules INTEGER NOT NULL,
+    norms BLOB NOT NULL DEFAULT x'',
+    title TEXT NOT NULL DEFAULT '',
+    triggers TEXT NOT NULL DEFAULT '[]',
+    tags TEXT NOT NULL DEFAULT '[]',
+    license TEXT NOT NULL DEFAULT '',
+    text TEXT NOT NULL DEFAULT '',
+    flags TEXT NOT NULL DEFAULT '[]',
+    searchable INTEGER NOT NULL DEFAULT 0,
+    problem TEXT NOT NULL DEFAULT '',
+    error TEXT NOT NULL DEFAULT ''
 );
 CREATE INDEX adapter_sha256 ON adapter (sha256);
 CREATE INDEX adapter_digest ON adapter (digest);
@@ -72,25 +70,29 @@ CREATE TABLE encoding (
 CREATE VIRTUAL TABLE words USING fts5 (
     title, triggers, tags, text, name, tokenize = 'porter unicode61 remove_diacritics 2'
 );
+CREATE TRIGGER unlist AFTER DELETE ON adapter BEGIN
+    DELETE FROM tag WHERE adapter = old.id;
+    DELETE FROM words WHERE rowid = old.id;
+END;
 """
-"""``modules`` and ``norms`` hold 32-bit ids and float64 numbers, in the order of the ids. Contents,
-not files, have encodings; one without a row is a refusal."""
+"""Lists are JSON. ``modules`` is the id of a row of ``module``, which holds the names of all layers
+of a file as one list; ``norms`` are float64 numbers in their order. Contents, not files, have
+encodings; one without a row is a refusal."""
 
-COLUMNS = (
-    "location", "name", "size", "mtime_ns", "ctime_ns", "config", "reader", "sha256", "digest",
-    "family", "dialect", "rank_min", "rank_mean", "rank_max", "norm", "modules", "norms", "title",
-    "triggers", "tags", "license", "text", "flags", "searchable", "problem", "error",
-)  # fmt: skip
-"""Of an adapter, without its id."""
-
-WORD_COLUMNS = ("title", "triggers", "tags", "text", "name")
-WORD_WEIGHTS = (4.0, 4.0, 2.0, 1.0, 2.0)  # of the columns of `words` in BM25
+WORD_WEIGHTS = (4.0, 4.0, 2.0, 1.0, 2.0)  # of title, triggers, tags, text and name in BM25
 
 
 FILE, LOCK = "index.sqlite", "index.lock"
+_WAIT = "another process writes it: try again when it is done"
+_REASONS = {
+    "locked": _WAIT,
+    "busy": _WAIT,
+    "fts5": "this SQLite lacks FTS5: install a Python with it",
+}  # words of errors, and what they mean
 BUSY = 60.0  # seconds that a process waits for another one that writes
 
-_PARAMETERS = 500
+
+Values = Sequence[Any] | Mapping[str, Any]
 
 
 class Database:
@@ -107,7 +109,6 @@ class Database:
     def __init__(self, folder: Path, *, create: bool) -> None:
         self.folder, self.label = folder, clean(str(folder), 200)
         self._lock = threading.RLock()
-        self._commits = 0
         with self._errors():
             if create:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -134,33 +135,25 @@ class Database:
 
     def version(self) -> tuple[int, int]:
         """Return a value that changes with every commit of any process."""
-        return self.one("PRAGMA data_version")[0], self._commits
+        return self.one("PRAGMA data_version")[0], self._connection.total_changes
 
-    def all(self, sql: str, values: Sequence[Any] | dict[str, Any] = ()) -> list[Any]:
+    def all(self, sql: str, values: Values = ()) -> list[Any]:
         """Return all rows of a query."""
         with self._lock, self._errors():
             return self._connection.execute(sql, values).fetchall()
 
-    def one(self, sql: str, values: Sequence[Any] | dict[str, Any] = ()) -> Any:
+    def one(self, sql: str, values: Values = ()) -> Any:
         """Return the first row of a query; None if there is none."""
         with self._lock, self._errors():
             return self._connection.execute(sql, values).fetchone()
 
-    def run(self, sql: str, values: Sequence[Any] = ()) -> int:
-        """Run a statement within :meth:`writing`, and return the id of the row it inserts."""
-        return self._connection.execute(sql, values).lastrowid or 0
+    def run(self, sql: str, values: Values = ()) -> sqlite3.Cursor:
+        """Run a statement within :meth:`writing`."""
+        return self._connection.execute(sql, values)
 
-    def run_many(self, sql: str, values: Iterable[Sequence[Any]]) -> None:
+    def run_many(self, sql: str, values: Iterable[Sequence[Any]]) -> sqlite3.Cursor:
         """Run a statement for each of some rows, within :meth:`writing`."""
-        self._connection.executemany(sql, values)
-
-    def of_many(self, sql: str, values: Sequence[Any]) -> list[Any]:
-        """Return the rows of a query with ``{}`` for any number of values."""
-        rows = []
-        for start in range(0, len(values), _PARAMETERS):
-            part = values[start : start + _PARAMETERS]
-            rows += self.all(sql.format(", ".join("?" * len(part))), part)
-        return rows
+        return self._connection.executemany(sql, values)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -171,23 +164,14 @@ class Database:
         """
         if not self.writable:
             raise LibraryError(f"the index {self.label} cannot be written: name another one")
-        with self._lock, self._errors():
+        with self._lock, self._errors(), self._connection:
             self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
-            self._commits += 1
+            yield
 
     def _connect(self) -> sqlite3.Connection:
-        path = self.folder / FILE
-        mode = "rwc"
-        if not self.writable:
-            log = path.with_name(f"{FILE}-wal")
-            mode = "ro" if log.exists() and log.stat().st_size else "ro&immutable=1"
+        path, log = self.folder / FILE, self.folder / f"{FILE}-wal"
+        logged = log.exists() and log.stat().st_size
+        mode = "rwc" if self.writable else "ro" if logged else "ro&immutable=1"
         connection = sqlite3.connect(
             f"file:{urllib.parse.quote(os.fsencode(path.absolute()))}?mode={mode}",
             uri=True,
@@ -195,6 +179,7 @@ class Database:
             isolation_level=None,
             check_same_thread=False,
         )
+        connection.row_factory = sqlite3.Row
         connection.create_function("fold", 1, str.casefold, deterministic=True)
         return connection
 
@@ -203,8 +188,7 @@ class Database:
         connection = self._connection
         with (self.folder / LOCK).open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-                connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
             if connection.execute("PRAGMA user_version").fetchone()[0] == 0:
                 script = f"BEGIN IMMEDIATE; {TABLES} PRAGMA user_version = {VERSION}; COMMIT;"
@@ -214,24 +198,13 @@ class Database:
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.OperationalError as error:
-            text = clean(str(error), 200)
-            if "locked" in text or "busy" in text:
-                reason = "another process writes it: try again when it is done"
-            elif "fts5" in text:
-                reason = "this SQLite lacks FTS5: install a Python with it"
-            else:
-                reason = f"{text}: name another index, or remove it and index the library again"
-            raise LibraryError(f"the index {self.label} cannot be used: {reason}") from error
-        except sqlite3.DatabaseError as error:
-            raise LibraryError(
-                f"the index {self.label} is damaged: {clean(str(error), 200)}: remove it and index "
-                "the library again"
-            ) from error
-        except OSError as error:
-            raise LibraryError(
-                f"the index {self.label} cannot be used: {error.strerror}: name another folder"
-            ) from error
+        except (sqlite3.DatabaseError, OSError) as error:
+            usable = isinstance(error, sqlite3.OperationalError | OSError)
+            text = clean(getattr(error, "strerror", None) or str(error), 200)
+            other = f"{text}: name another index, or remove it and index the library again"
+            reason = next((why for word, why in _REASONS.items() if word in text), other)
+            what = "cannot be used" if usable else "is damaged"
+            raise LibraryError(f"the index {self.label} {what}: {reason}") from error
 
 
 Vectors = NDArray[np.float32]
@@ -250,7 +223,8 @@ class Matrix:
     """
 
     def __init__(self, folder: Path, fingerprint: str, dim: int) -> None:
-        self.path = folder / file_name(fingerprint)
+        name = hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
+        self.path = folder / f"embeddings-{name}.f32"
         self.dim = dim
 
     def __len__(self) -> int:
@@ -262,31 +236,24 @@ class Matrix:
 
     def write(self, rows: Mapping[int, Vectors]) -> None:
         """Write rows, and return when the disk has them."""
-        created = not self.path.exists()
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
+        self.path.touch()
+        with self.path.open("r+b") as file:
             for row, vector in rows.items():
-                raw = vector.astype("<f4").tobytes()
-                place, done = row * 4 * self.dim, 0
+                raw, done = vector.astype("<f4").tobytes(), 0
                 while done < len(raw):
-                    done += os.pwrite(descriptor, raw[done:], place + done)
-            os.fsync(descriptor)
+                    done += os.pwrite(file.fileno(), raw[done:], row * len(raw) + done)
+            os.fsync(file.fileno())
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
         finally:
-            os.close(descriptor)
-        if created:
-            _flush_folder(self.path.parent)
+            os.close(folder)
 
     def view(self) -> Vectors:
         """Return all rows (rows, dim), read-only and read from the disk on demand."""
-        if not len(self):
+        if not (rows := len(self)):
             return np.empty((0, self.dim), np.float32)
-        mapped = np.memmap(self.path, "<f4", "r", shape=(len(self), self.dim))
-        return np.asarray(mapped)
-
-
-def file_name(fingerprint: str) -> str:
-    """Return the name of the file for an encoder."""
-    return f"embeddings-{hashlib.sha256(fingerprint.encode()).hexdigest()[:16]}.f32"
+        return np.asarray(np.memmap(self.path, "<f4", "r", shape=(rows, self.dim)))
 
 
 def unit_vector(vector: Tensor, dim: int) -> Vectors:
@@ -303,11 +270,3 @@ def unit_vector(vector: Tensor, dim: int) -> Vectors:
             f"({dim},) and 1: choose another encoder"
         )
     return (values / length).astype(np.float32)
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

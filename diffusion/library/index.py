@@ -2,15 +2,15 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple, TypeVar
 
 import torch
 
-from diffusion.library.catalog import Catalog, Encoded
-from diffusion.library.database import Matrix, unit_vector
+from diffusion.library.catalog import Catalog
+from diffusion.library.database import Matrix, Vectors, unit_vector
 from diffusion.library.paths import (
     Found,
     LibraryError,
@@ -19,8 +19,6 @@ from diffusion.library.paths import (
     location_of,
     look,
     place_of,
-    real_root,
-    shown,
     walk,
 )
 from diffusion.library.record import (
@@ -30,12 +28,10 @@ from diffusion.library.record import (
     Filters,
     Match,
     Neighbor,
-    Record,
     Results,
     TextEncoder,
     WeightEncoder,
     read_record,
-    required,
 )
 from diffusion.library.searcher import NEAR, Mix, Searcher, Subject, nearest
 from diffusion.lora_file import LoraBundle, LoraFileError, load_lora
@@ -78,147 +74,10 @@ class ScanReport(NamedTuple):
         return self.added + self.changed + self.unchanged
 
 
-class Scanner:
-    """Reads files and keeps what they hold, a batch at a time.
-
-    Args:
-        root: Of the library.
-        catalog: Of its index.
-        encoder: None if only metadata is kept.
-        limits: What a file may cost.
-        lenient: Encode files that the strict reader refuses, too.
-    """
-
-    def __init__(
-        self,
-        root: Path,
-        catalog: Catalog,
-        encoder: WeightEncoder | None,
-        limits: Limits,
-        lenient: bool,
-    ) -> None:
-        self.root, self.catalog, self.encoder, self.limits = root, catalog, encoder, limits
-        self.lenient = lenient
-
-    def scan(self, progress: Progress) -> ScanReport:
-        """Read what is new or has changed, encode what is not, forget what is gone.
-
-        Raises:
-            LibraryError: The folder cannot be read, or the index cannot be written.
-        """
-        files, refused = walk(self.root)
-        before = set(self.catalog.locations())
-        same = self.catalog.unchanged(files)
-        progress(len(same), len(files))
-        new = [one for one in files if one.location not in same]
-        self.read(new, lambda done: progress(len(same) + done, len(files)))
-        encoded = self.encode(lambda done, all: progress(len(files) + done, len(files) + all))
-        absent = before - {one.location for one in files}
-        absent = {location for location in absent if gone(self.root, location)}
-        removed = self.catalog.forget(sorted(absent)) if absent else 0
-        if self.encoder is not None:
-            self.catalog.drop_unused(self.encoder.family, self.encoder.fingerprint)
-        failed = self.catalog.failed()
-        unread = [Refused(shown(location), why) for location, why in failed.items()]
-        good = [one.location for one in new if one.location not in failed]
-        added = sum(location not in before for location in good)
-        return ScanReport(
-            added,
-            len(good) - added,
-            len(same - failed.keys()),
-            removed,
-            encoded,
-            tuple(sorted([*refused, *unread])),
-            tuple(self._unencoded()),
-            tuple(self.catalog.repeated()),
-        )
-
-    def read(self, files: Sequence[Found], done: Callable[[int], object]) -> None:
-        """Read files and keep their records."""
-
-        def records() -> Iterator[Record]:
-            for number, found in enumerate(files, 1):
-                yield read_record(found, self.limits, self.catalog.record)
-                done(number)
-
-        for batch in _batches(records()):
-            self.catalog.keep(batch)
-
-    def encode(self, progress: Progress) -> int:
-        """Encode the contents that the encoder has not seen, and return their number.
-
-        Raises:
-            LibraryError: The encoder gives no vector of its size.
-        """
-        encoder = self.encoder
-        if encoder is None:
-            return 0
-        matrix = Matrix(self.catalog.folder, encoder.fingerprint, encoder.dim)
-        self.catalog.drop_lost(matrix, encoder.fingerprint)
-        pending = self.catalog.pending(encoder.family, encoder.fingerprint, self.lenient)
-        count = 0
-
-        def encodings() -> Iterator[Encoded]:
-            for number, (digest, location) in enumerate(pending, 1):
-                if (encoded := self._encode(encoder, digest, location)) is not None:
-                    yield encoded
-                progress(number, len(pending))
-
-        for batch in _batches(encodings()):
-            self.catalog.keep_encodings(matrix, encoder.fingerprint, batch)
-            count += sum(one.vector is not None for one in batch)
-        return count
-
-    def _encode(self, encoder: WeightEncoder, digest: str, location: bytes) -> Encoded | None:
-        """Encode a file; None if it has changed or gone since it was read."""
-        try:
-            found = look(self.root, location)
-            if not self.catalog.is_unchanged(found):
-                return None
-            bundle = load_lora(found.target, strict=False, limits=self.limits)
-        except (LibraryError, LoraFileError):
-            return None
-        try:
-            if (refusal := encoder.refusal(bundle)) is None:
-                with torch.no_grad():
-                    return Encoded(digest, unit_vector(encoder.encode(bundle), encoder.dim))
-        except LoraFileError as error:
-            refusal = str(error)
-        return Encoded(digest, None, clean(refusal, 300) or "the encoder refuses it")
-
-    def _unencoded(self) -> Iterator[Refused]:
-        """Yield files that the encoder has not encoded, and why."""
-        if self.encoder is None:
-            return
-        for location, family, flags, problem, refusal in self.catalog.unencoded(
-            self.encoder.fingerprint
-        ):
-            reasons = [REASONS[flag] for flag in flags if flag in REASONS]
-            if family != self.encoder.family:
-                served = self.encoder.family
-                reasons = [f"it is for {family or 'unknown models'}, the encoder serves {served}"]
-            if problem and not self.lenient:
-                reasons.append(problem)
-            yield Refused(shown(location), refusal or "; ".join(reasons) or "it has changed")
-
-
-def _batches(items: Iterator[T]) -> Iterator[list[T]]:
-    """Yield items in lists, each of a few seconds at most."""
-    batch: list[T] = []
-    begin = time.monotonic()
-    for item in items:
-        batch.append(item)
-        if len(batch) == _BATCH or time.monotonic() - begin > _SECONDS:
-            yield batch
-            batch, begin = [], time.monotonic()
-    if batch:
-        yield batch
-
-
 INDEX = ".gates-index"  # folder of the index in that of the library
 
 
-class LoraLibrary:
+class LoraLibrary(AbstractContextManager["LoraLibrary"]):
     """Adapters below a folder, found by prompts, by their metadata or by likeness.
 
     The index is a SQLite file of metadata and a file of embeddings. Any number of processes may
@@ -264,16 +123,7 @@ class LoraLibrary:
         self._opened: Catalog | None = None
         self._searcher: Searcher | None = None
 
-    def __enter__(self) -> "LoraLibrary":
-        """Return the library."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Close the index."""
         self.close()
 
@@ -292,7 +142,33 @@ class LoraLibrary:
         Raises:
             LibraryError: The library cannot be read, or the index cannot be written.
         """
-        return self._scanner().scan(progress or _nothing)
+        files, refused = walk(self.root)
+        catalog, count = self._catalog(create=True), progress or _nothing
+        before = {row[0] for row in catalog.database.all("SELECT location FROM adapter")}
+        same = {one.location for one in files if catalog.is_unchanged(one)}
+        count(len(same), len(files))
+        new = [one for one in files if one.location not in same]
+        self._keep(new, lambda done: count(len(same) + done, len(files)))
+        encoded = self._encode(lambda done, all: count(len(files) + done, len(files) + all))
+        absent = before - {one.location for one in files}
+        absent = {location for location in absent if gone(self.root, location)}
+        removed = catalog.forget(sorted(absent)) if absent else 0
+        if self.encoder is not None:
+            catalog.drop_unused(self.encoder.family, self.encoder.fingerprint)
+        failed = {one.location: one for one in catalog.adapters("error <> ''")}
+        unread = [Refused(one.path, one.error) for one in failed.values()]
+        good = [one.location for one in new if one.location not in failed]
+        added = sum(location not in before for location in good)
+        return ScanReport(
+            added,
+            len(good) - added,
+            len(same - failed.keys()),
+            removed,
+            encoded,
+            tuple(sorted([*refused, *unread])),
+            tuple(self._unencoded()),
+            tuple(catalog.repeated()),
+        )
 
     def add(self, path: str | Path) -> Adapter:
         """Index one file below the root.
@@ -304,11 +180,10 @@ class LoraLibrary:
             LibraryError: It lies elsewhere, cannot be read, or the index cannot be written.
         """
         location = location_of(self.root, Path(path))
-        found = look(self.root, location)
-        scanner = self._scanner()
-        scanner.read([found], _nothing)
-        scanner.encode(_nothing)
-        adapter = required(scanner.catalog.at(location), str(path))
+        self._keep([look(self.root, location)], _nothing)
+        self._encode(_nothing)
+        kept = self._catalog().adapters("location = ?", (location,))
+        adapter = kept[0] if kept else self.find(str(path))
         if adapter.error:
             raise LibraryError(f"{adapter.path} cannot be indexed: {adapter.error}")
         return adapter
@@ -322,16 +197,13 @@ class LoraLibrary:
         Raises:
             LibraryError: There is none, or the index cannot be written.
         """
-        catalog = self._catalog(create=True)
-        row = catalog.row(self.find(name).id)
-        if row is not None:
-            catalog.forget([row["location"]])
+        self._catalog(create=True).forget([self.find(name).location])
 
     def adapters(
         self, family: str | None = None, license: str | None = None, tag: str | None = None
     ) -> list[Adapter]:
         """Return all files of the index that pass filters, in the order of their ids."""
-        return self._catalog().adapters(Filters(family, license, tag))
+        return self._catalog().adapters(*Filters(family, license, tag).sql())
 
     def find(self, name: str) -> Adapter:
         """Return an adapter by its name, or by its path below the root.
@@ -339,8 +211,7 @@ class LoraLibrary:
         Raises:
             LibraryError: There is none; the message names similar ones.
         """
-        catalog = self._catalog()
-        return required(catalog.named(name), name, catalog.names)
+        return self._catalog().find(name)
 
     def path(self, name: str) -> Path:
         """Return where the file of an adapter lies; it does not lie outside of the root.
@@ -351,8 +222,7 @@ class LoraLibrary:
         Raises:
             LibraryError: There is none, or the file is gone or leads elsewhere.
         """
-        row = self._catalog().row(self.find(name).id)
-        return look(self.root, (row or {})["location"]).target
+        return look(self.root, self.find(name).location).target
 
     def load(
         self, name: str, base: str | Mapping[str, tuple[int, int]] | None = None
@@ -427,10 +297,13 @@ class LoraLibrary:
         if k < 1:
             raise LibraryError(f"k is {k}, expected 1 or more")
         catalog = self._catalog()
-        own = catalog.named(str(file))
+        own: Adapter | None = None
+        try:
+            own = catalog.find(str(file))
+        except LibraryError:
+            if not os.path.lexists(place_of(file)):
+                raise
         place = place_of(file) if own is None else self.path(own.name)
-        if own is None and not os.path.lexists(place):
-            required(None, str(file), catalog.names)
         subject = Subject(load_lora(place, strict=False, limits=self.limits))
         found = [
             one for one in catalog.candidates(subject.family) if own is None or one.id != own.id
@@ -439,7 +312,7 @@ class LoraLibrary:
         likely, others, unread = nearest(
             subject, found, k, self._read, lambda done: count(done, len(found))
         )
-        adapters = catalog.by_ids([one.id for one in likely])
+        adapters = {one.id: one for one in catalog.among("id", [one.id for one in likely])}
         notices = [
             f"{others} of {len(found)} adapters are for models of another size" if others else "",
             f"{unread} have changed or gone since the last scan" if unread else "",
@@ -452,7 +325,7 @@ class LoraLibrary:
         )
         return Results(tuple(neighbors), "similarity", "; ".join(filter(None, notices)))
 
-    def _read(self, candidate: Candidate) -> LoraBundle:
+    def _read(self, candidate: Candidate | Adapter) -> LoraBundle:
         """Read an adapter as it was indexed.
 
         Raises:
@@ -464,10 +337,59 @@ class LoraLibrary:
             raise LibraryError(f"{candidate.location!r} has changed since the last scan")
         return load_lora(found.target, strict=False, limits=self.limits)
 
-    def _scanner(self) -> Scanner:
-        real_root(self.root)
+    def _keep(self, files: Sequence[Found], done: Callable[[int], object]) -> None:
+        """Read files and keep their records."""
         catalog = self._catalog(create=True)
-        return Scanner(self.root, catalog, self.encoder, self.limits, self.lenient)
+        records = (read_record(found, self.limits, catalog.record) for found in files)
+        for batch in _batches(records, done):
+            catalog.keep(batch)
+
+    def _encode(self, progress: Progress) -> int:
+        """Encode the contents that the encoder has not seen, and return their number.
+
+        Raises:
+            LibraryError: The encoder gives no vector of its size.
+        """
+        if (encoder := self.encoder) is None:
+            return 0
+        catalog = self._catalog(create=True)
+        matrix = Matrix(catalog.folder, encoder.fingerprint, encoder.dim)
+        catalog.drop_lost(matrix, encoder.fingerprint)
+        pending = catalog.pending(encoder, self.lenient)
+        made = ((one.digest, self._embedding(encoder, one)) for one in pending)
+        count = 0
+        for batch in _batches(made, lambda done: progress(done, len(pending))):
+            encoded = {digest: one for digest, one in batch if one is not None}
+            catalog.keep_encodings(matrix, encoder.fingerprint, encoded)
+            count += sum(not isinstance(one, str) for one in encoded.values())
+        return count
+
+    def _embedding(self, encoder: WeightEncoder, one: Adapter) -> Vectors | str | None:
+        """Encode a file, or return why not; None if it has changed or gone since it was read."""
+        try:
+            bundle = self._read(one)
+        except (LibraryError, LoraFileError):
+            return None
+        try:
+            if (refusal := encoder.refusal(bundle)) is None:
+                with torch.no_grad():
+                    return unit_vector(encoder.encode(bundle), encoder.dim)
+        except LoraFileError as error:
+            refusal = str(error)
+        return clean(refusal, 300) or "the encoder refuses it"
+
+    def _unencoded(self) -> Iterator[Refused]:
+        """Yield files that the encoder has not encoded, and why."""
+        if self.encoder is None:
+            return
+        for one, refusal in self._catalog().unencoded(self.encoder.fingerprint):
+            reasons = [REASONS[flag] for flag in one.flags if flag in REASONS]
+            if one.family != self.encoder.family:
+                family, served = one.family or "unknown models", self.encoder.family
+                reasons = [f"it is for {family}, the encoder serves {served}"]
+            if one.problem and not self.lenient:
+                reasons.append(one.problem)
+            yield Refused(one.path, refusal or "; ".join(reasons) or "it has changed")
 
     def _catalog(self, *, create: bool = False) -> Catalog:
         if self._opened is None or (create and not self._opened.database.writable):
@@ -478,3 +400,17 @@ class LoraLibrary:
 
 def _nothing(*counts: int) -> None:
     """Show no progress."""
+
+
+def _batches(items: Iterable[T], done: Callable[[int], object]) -> Iterator[list[T]]:
+    """Yield items in lists, each of a few seconds at most; their numbers are reported."""
+    batch: list[T] = []
+    begin = time.monotonic()
+    for number, item in enumerate(items, 1):
+        batch.append(item)
+        done(number)
+        if len(batch) == _BATCH or time.monotonic() - begin > _SECONDS:
+            yield batch
+            batch, begin = [], time.monotonic()
+    if batch:
+        yield batch

@@ -1,17 +1,17 @@
 """What the index keeps of a file, an adapter as the index knows it, and what a search returns."""
 
-import dataclasses
-import difflib
 import hashlib
+import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, TypeVar, overload
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple, Protocol, TypeVar
 
+import numpy as np
 from torch import Tensor
 
-from diffusion.library.paths import Found, LibraryError
+from diffusion.library.paths import Found, shown
 from diffusion.lora_file import (
     Limits,
     LoraBundle,
@@ -67,49 +67,27 @@ TITLE, PHRASE, TEXT = 200, 120, 2_000
 TRIGGERS, TAGS = 16, 64  # triggers and tags that are kept
 
 
-class Description(NamedTuple):
-    """What a file tells about itself; everything may be empty.
-
-    Attributes:
-        title: As given by its author.
-        triggers: Words that a prompt should hold.
-        tags: The most frequent first.
-        license: Such as ``CC0-1.0``.
-        text: Description and comment.
-    """
-
-    title: str = ""
-    triggers: tuple[str, ...] = ()
-    tags: tuple[str, ...] = ()
-    license: str = ""
-    text: str = ""
-
-
-NOTHING_TOLD = Description()
-
-
-def describe(metadata: Mapping[str, str]) -> Description:
-    """Return what the metadata tells; names of kohya's folders count as triggers."""
+def describe(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Return what the metadata tells, by column; names of kohya's folders count as triggers."""
     told = inspection.describe(metadata)
     stated = [tag for tag, count in told.tags.items() if not count]
-    return Description(
-        clean(told.title, TITLE).strip(),
-        _phrases([*told.triggers, *told.folders], TRIGGERS),
-        _phrases([*stated, *told.tags], TAGS),
-        clean(told.license, PHRASE).strip(),
-        clean(told.comment, TEXT).strip(),
-    )
+    return {
+        "title": clean(told.title, TITLE).strip(),
+        "triggers": _phrases([*told.triggers, *told.folders], TRIGGERS),
+        "tags": _phrases([*stated, *told.tags], TAGS),
+        "license": clean(told.license, PHRASE).strip(),
+        "text": clean(told.comment, TEXT).strip(),
+    }
 
 
-def _phrases(texts: Iterable[str], most: int) -> tuple[str, ...]:
-    """Return texts without repetition, whatever their case."""
+def _phrases(texts: Iterable[str], most: int) -> str:
+    """Return texts without repetition, whatever their case, as JSON."""
     kept: dict[str, str] = {}
     for text in texts:
-        if phrase := clean(text, PHRASE).strip():
-            kept.setdefault(phrase.casefold(), phrase)
-        if len(kept) == most:
-            break
-    return tuple(kept.values())
+        phrase = clean(text, PHRASE).strip()
+        kept.setdefault(phrase.casefold(), phrase)
+    kept.pop("", None)
+    return json.dumps(list(kept.values())[:most], ensure_ascii=False)
 
 
 READER = 1  # raised when equal files would give other records; all files are then read again
@@ -128,93 +106,60 @@ _LINE = 300
 _MAGNITUDE = re.compile(r"\.(?:dora_scale|lora_magnitude_vector)")
 
 
-@dataclass(frozen=True)
-class Record:
-    """A file as the index keeps it.
-
-    Attributes:
-        found: Where it lies, and its size and times.
-        sha256: Of the file, with its configuration if it has one; empty if it cannot be read.
-        digest: Of its content, whatever dialect, metadata and precision, see ``LoraBundle``; of
-            the bytes of its tensors if some of them are unknown.
-        family: Such as ``flux``.
-        dialect: How most tensors are named.
-        ranks: Smallest, mean and largest rank.
-        norms: ‖ΔW‖ (Frobenius) of each layer of the transformer.
-        description: What its metadata tells.
-        flags: Such as ``nonfinite``.
-        problem: Why the strict reader refuses it; empty if it does not.
-        error: Why it cannot be read at all; empty if it can.
-    """
-
-    found: Found
-    sha256: str = ""
-    digest: str = ""
-    family: str = ""
-    dialect: str = ""
-    ranks: tuple[int, float, int] = (0, 0.0, 0)
-    norms: Mapping[str, float] = field(default_factory=dict)
-    description: Description = NOTHING_TOLD
-    flags: tuple[str, ...] = ()
-    problem: str = ""
-    error: str = ""
-
-    @property
-    def norm(self) -> float:
-        """‖ΔW‖ of all layers together."""
-        return math.sqrt(math.fsum(norm**2 for norm in self.norms.values()))
-
-
-def read_record(found: Found, limits: Limits, known: Callable[[str], Record | None]) -> Record:
-    """Read a file; nothing that it holds raises.
+def read_record(
+    found: Found, limits: Limits, known: Callable[[str], Mapping[str, Any] | None]
+) -> dict[str, Any]:
+    """Read a file, and return what the index keeps of it, by column; nothing in it raises.
 
     Args:
         found: Where it lies.
         limits: What it may cost.
-        known: Returns the record of a file with the same SHA-256, if there is one: what it tells
+        known: Returns the columns of a file with the same SHA-256, if there is one: what it tells
             is taken over.
     """
+    place = {column: value for column, value in found._asdict().items() if column != "target"}
     try:
         file = SafetensorsFile(found.target, limits)
         sha256 = _sha256(file)
-        if (same := known(sha256)) is not None:
-            return dataclasses.replace(same, found=found)
-        family, _ = recognize_file(file)
-        base = Record(found, sha256, family=family, description=describe(file.metadata))
-        if family not in READ_IN_FULL:
-            return dataclasses.replace(base, digest=_raw_digest(file))
-        bundle = load_lora(found.target, strict=False, limits=limits)
-        whole = bundle.report is not None and not bundle.report.unused
-        return _of_bundle(base, bundle, bundle.digest() if whole else _raw_digest(file))
+        record = known(sha256) or {"sha256": sha256, **_contents(file)}
     except (LoraFileError, OSError, ValueError, RuntimeError) as error:
         text = str(error) or type(error).__name__
-        return Record(found, error=clean(text.replace(str(found.target), found.target.name), _LINE))
+        record = {"error": clean(text.replace(str(found.target), found.target.name), _LINE)}
+    return {"layers": "[]", **record, **place, "reader": READER}
 
 
-def _of_bundle(base: Record, bundle: LoraBundle, digest: str) -> Record:
-    norms = bundle.norms()
+def _contents(file: SafetensorsFile) -> dict[str, Any]:
+    family, _ = recognize_file(file)
+    told = {"family": family, "searchable": True, **describe(file.metadata)}
+    if family not in READ_IN_FULL:
+        return {**told, "digest": _raw_digest(file)}
+    bundle = load_lora(file.path, strict=False, limits=file.limits)
+    values, report = find(bundle), bundle.report
+    assert report is not None
+    norms = dict(sorted(bundle.norms().items()))
     ranks = list(bundle.ranks().values()) or [0]
-    values = find(bundle)
-    report = bundle.report
     kinds = {
         NONFINITE: values.nonfinite or not all(map(math.isfinite, norms.values())),
         ZERO: norms and not any(norms.values()),
         EMPTY: not norms,
-        UNMAPPED: report is not None and report.unused,
+        UNMAPPED: report.unused,
         TEXT_ENCODER: bundle.text_encoders,
-        DORA: report is not None and any(_MAGNITUDE.search(fate.key) for fate in report.used),
+        DORA: any(_MAGNITUDE.search(fate.key) for fate in report.used),
     }
-    dialects = () if report is None else report.dialects
-    return dataclasses.replace(
-        base,
-        digest=digest,
-        family=bundle.family,
-        dialect=clean(str(dialects[0]), _LINE) if dialects else "",
-        ranks=(min(ranks), sum(ranks) / len(ranks), max(ranks)),
-        norms=norms,
-        flags=tuple(kind for kind, holds in kinds.items() if holds),
-        problem="" if report is None else clean(report.summary(), _LINE),
-    )
+    flags = [kind for kind, holds in kinds.items() if holds]
+    return {
+        **told,
+        "digest": _raw_digest(file) if report.unused else bundle.digest(),
+        "family": bundle.family,
+        "dialect": clean(str(report.dialects[0]), _LINE) if report.dialects else "",
+        "ranks": json.dumps([min(ranks), sum(ranks) / len(ranks), max(ranks)]),
+        "norm": math.sqrt(math.fsum(norm**2 for norm in norms.values())),
+        "layers": json.dumps(list(norms)),
+        "norms": np.array(list(norms.values()), "<f8").tobytes(),
+        "flags": json.dumps(flags),
+        "searchable": not set(flags) & set(REASONS),
+        "problem": clean(report.summary(), _LINE),
+    }
 
 
 def _sha256(file: SafetensorsFile) -> str:
@@ -232,9 +177,6 @@ def _raw_digest(file: SafetensorsFile) -> str:
     return digest.hexdigest()
 
 
-SHOWN = 10  # names of a message
-
-
 @dataclass(frozen=True)
 class Adapter:
     """A file of a library. All text is cleaned of control characters, but not escaped for HTML.
@@ -242,14 +184,13 @@ class Adapter:
     Attributes:
         id: In ascending order of indexing; it decides between equal scores.
         name: Unique in the library; letters, digits, dots, dashes and underscores.
-        path: Below the root of the library.
+        location: Path below the root of the library, as bytes.
         title: As given by its author, else its name.
         size: Bytes.
         family: Of models, such as ``flux``; empty if the file cannot be read.
         dialect: How most tensors are named; empty if only the metadata is read.
-        num_modules: Layers of the transformer that it changes.
         ranks: Smallest, mean and largest rank.
-        norm: ‖ΔW‖ (Frobenius) of all layers; NaN if it is not known.
+        norm: ‖ΔW‖ (Frobenius) of all layers; NaN if it is not finite.
         triggers: Words that a prompt should hold.
         tags: The most frequent first.
         license: Such as ``CC0-1.0``; empty if none is stated.
@@ -258,17 +199,17 @@ class Adapter:
         problem: Why the strict reader refuses it; empty if it does not.
         error: Why it cannot be read at all; empty if it can.
         sha256: Of the file, with its configuration if it has one.
-        digest: Of its content, whatever dialect, metadata and precision.
+        digest: Of its content, whatever dialect, metadata and precision, see ``LoraBundle``; of
+            the bytes of its tensors if some of them are unknown.
     """
 
     id: int
     name: str
-    path: str
+    location: bytes
     title: str
     size: int
     family: str
     dialect: str
-    num_modules: int
     ranks: tuple[int, float, int]
     norm: float
     triggers: tuple[str, ...]
@@ -280,6 +221,22 @@ class Adapter:
     error: str
     sha256: str
     digest: str
+
+    @property
+    def path(self) -> str:
+        """Path below the root of the library, as text."""
+        return shown(self.location)
+
+    @classmethod
+    def of(cls, row: Any) -> "Adapter":
+        """Return the adapter of a row, given by column."""
+        values = {one.name: row[one.name] for one in fields(cls)}
+        values |= {name: tuple(json.loads(row[name])) for name in _LISTS}
+        norm = math.nan if row["norm"] is None else row["norm"]
+        return cls(**values | {"title": row["title"] or row["name"], "norm": norm})
+
+
+_LISTS = ("ranks", "triggers", "tags", "flags")
 
 
 class Candidate(NamedTuple):
@@ -298,32 +255,6 @@ class Candidate(NamedTuple):
     digest: str
     norm: float
     norms: Mapping[str, float]
-
-
-def required(
-    adapter: Adapter | None, name: str, names: Callable[[], Iterable[str]] = tuple
-) -> Adapter:
-    """Return an adapter that was looked up by name.
-
-    Args:
-        adapter: None if there is none.
-        name: What it was looked up by.
-        names: Returns all names.
-
-    Raises:
-        LibraryError: There is none.
-    """
-    if adapter is not None:
-        return adapter
-    known = list(names())[:10_000]
-    near = difflib.get_close_matches(name, known)
-    hint = "scan the folder of the library first"
-    if near:
-        hint = f"did you mean {' or '.join(near)}?"
-    elif known:
-        hint = f"there are {', '.join(sorted(known)[:SHOWN])}"
-        hint += f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
-    raise LibraryError(f"the library has no adapter {clean(name, 200)!r}: {hint}")
 
 
 class Filters(NamedTuple):
@@ -432,11 +363,7 @@ class Results(Sequence[T]):
     left_out: Mapping[str, float] = field(default_factory=dict)
     least: float = -1.0
 
-    @overload
-    def __getitem__(self, index: int) -> T: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[T, ...]: ...
-    def __getitem__(self, index: int | slice) -> T | tuple[T, ...]:
+    def __getitem__(self, index: Any) -> Any:
         """Return an adapter by its rank, from 0."""
         return self.found[index]
 

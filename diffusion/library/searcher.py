@@ -482,19 +482,19 @@ class Searcher:
 
     def _matches(self, ranked: list[Ranked], k: int) -> tuple[Match, ...]:
         """Look the first k contents up; files with the same content count once."""
-        adapters = self.catalog.by_ids([one.id for one in ranked])
+        adapters = {one.id: one for one in self.catalog.among("id", [one.id for one in ranked])}
         kept: dict[str, tuple[Ranked, int]] = {}
         for one in ranked:
             if one.id in adapters and len(kept) < k:
                 kept.setdefault(adapters[one.id].digest, (one, one.id))
-        paths = self.catalog.paths_of(list(kept))
+        copies = self.catalog.among("digest", list(kept))
         return tuple(
             Match(
                 adapters[own],
-                one.score,
-                one.weights,
-                one.metadata,
-                tuple(path for identity, path in paths.get(digest, ()) if identity != own),
+                match.score,
+                match.weights,
+                match.metadata,
+                tuple(one.path for one in copies if one.digest == digest and one.id != own),
             )
-            for digest, (one, own) in kept.items()
+            for digest, (match, own) in kept.items()
         )
