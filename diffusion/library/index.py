@@ -312,16 +312,16 @@ class LoraLibrary(AbstractContextManager["LoraLibrary"]):
         likely, others, unread = nearest(
             subject, found, k, self._read, lambda done: count(done, len(found))
         )
-        adapters = {one.id: one for one in catalog.among("id", [one.id for one in likely])}
+        adapters = {one.id: one for one in catalog.among("id", [one[0] for one in likely])}
         notices = [
             f"{others} of {len(found)} adapters are for models of another size" if others else "",
             f"{unread} have changed or gone since the last scan" if unread else "",
             "" if found else f"no other adapter is for {subject.family}",
         ]
         neighbors = (
-            Neighbor(adapters[one.id], one.cosine, one.cosine >= NEAR, one.shared)
-            for one in likely
-            if one.id in adapters
+            Neighbor(adapters[one], cosine, cosine >= NEAR, shared)
+            for one, cosine, shared in likely
+            if one in adapters
         )
         return Results(tuple(neighbors), "similarity", "; ".join(filter(None, notices)))
 

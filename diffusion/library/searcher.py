@@ -1,10 +1,9 @@
 """Adapters found by a prompt, from weights or metadata, and adapters that are alike; exact."""
 
-import heapq
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,20 +25,6 @@ _HELD = 2**27
 _ROUNDING = 1e-9  # of cosines in float64
 
 
-class Likeness(NamedTuple):
-    """How an adapter compares with another one.
-
-    Attributes:
-        id: Of the adapter.
-        cosine: Of both ΔW.
-        shared: Layers that both change.
-    """
-
-    id: int
-    cosine: float
-    shared: int
-
-
 def inner(one: Factors, two: Factors) -> float:
     """Return ⟨ΔW₁, ΔW₂⟩ (Frobenius) of the changes of one layer, in float64."""
     outputs = one.up.double().T @ two.up.double()
@@ -58,33 +43,28 @@ class Subject:
     """
 
     def __init__(self, bundle: LoraBundle) -> None:
-        self.family = bundle.family
-        self.sizes = bundle.sizes()
-        self.norms = bundle.norms()
+        self.family, self.sizes, self.norms = bundle.family, bundle.sizes(), bundle.norms()
         self.norm = math.sqrt(math.fsum(norm**2 for norm in self.norms.values()))
         if not 0 < self.norm < math.inf:
             raise LibraryError(
                 f"the change of the adapter has the norm {self.norm}: there is nothing like it"
             )
         numbers = sum(s.rank * (s.in_features + s.out_features) for s in self.sizes.values())
-        self._modules: Mapping[str, Factors] = bundle.modules
-        if numbers <= _HELD:
-            self._modules = dict(bundle.modules)
+        self._modules = dict(bundle.modules) if numbers <= _HELD else bundle.modules
 
     def bound(self, other: Candidate) -> float:
         """Return what the cosine cannot exceed (Cauchy and Schwarz, layer by layer)."""
         shared = math.fsum(norm * other.norms.get(name, 0.0) for name, norm in self.norms.items())
         return shared / (self.norm * other.norm)
 
-    def fits(self, other: LoraBundle) -> bool:
-        """Return whether the layers of both have the same sizes, as in models of one size."""
-        theirs = other.sizes()
-        return all(theirs[n][1:] == size[1:] for n, size in self.sizes.items() if n in theirs)
-
-    def inner(self, other: LoraBundle) -> float:
-        """Return ⟨ΔW₁, ΔW₂⟩ over all layers."""
-        shared = [name for name in self._modules if name in other.modules]
-        return math.fsum(inner(self._modules[name], other.modules[name]) for name in shared)
+    def compared(self, one: Candidate, bundle: LoraBundle) -> tuple[float, int] | None:
+        """Return cosine and number of shared layers; None for models of another size."""
+        theirs = bundle.sizes()
+        shared = [name for name in self.sizes if name in theirs]
+        if any(theirs[name][1:] != self.sizes[name][1:] for name in shared):
+            return None
+        total = math.fsum(inner(self._modules[name], bundle.modules[name]) for name in shared)
+        return min(1.0, max(-1.0, total / (self.norm * one.norm))), len(shared)
 
 
 def nearest(
@@ -93,7 +73,7 @@ def nearest(
     k: int,
     load: Callable[[Candidate], LoraBundle],
     done: Callable[[int], object],
-) -> tuple[list[Likeness], int, int]:
+) -> tuple[list[tuple[int, float, int]], int, int]:
     """Return the k adapters of the largest cosine, exactly; files are read one at a time.
 
     Those whose bound is below the k-th cosine so far are not read.
@@ -106,41 +86,30 @@ def nearest(
         done: Called with the number of candidates that are decided.
 
     Returns:
-        What was found, the best first and the lowest id among equals; how many are for models of
-        another size; how many could not be read.
+        Id, cosine of both ΔW and number of layers that both change, the best first and the lowest
+        id among equals; how many are for models of another size; how many could not be read.
     """
-    bounds = [(subject.bound(one), one) for one in candidates]
-    bounds.sort(key=lambda pair: (-pair[0], pair[1].id))
-    best: list[tuple[float, int, int]] = []
+    bounds = sorted(((-subject.bound(one), one.id, one) for one in candidates), key=lambda b: b[:2])
+    found: list[tuple[int, float, int]] = []
     known: dict[str, tuple[float, int] | None] = {}
     others = unread = 0
-    for number, (bound, one) in enumerate(bounds, 1):
-        if len(best) == k and bound < best[0][0] - _ROUNDING:
-            done(len(bounds))
+    for number, (bound, _, one) in enumerate(bounds):
+        done(number)
+        if len(found) == k and -bound < found[-1][1] - _ROUNDING:
             break
-        if one.digest not in known:
-            try:
-                known[one.digest] = _compare(subject, one, load(one))
-            except (LibraryError, LoraFileError):
-                unread += 1
-                done(number)
-                continue
-        if (found := known[one.digest]) is None:
+        try:
+            if one.digest not in known:
+                known[one.digest] = subject.compared(one, load(one))
+        except (LibraryError, LoraFileError):
+            unread += 1
+            continue
+        if (likeness := known[one.digest]) is None:
             others += 1
         else:
-            entry = (found[0], -one.id, found[1])
-            (heapq.heappush if len(best) < k else heapq.heappushpop)(best, entry)
-        done(number)
-    return [Likeness(-negative, c, n) for c, negative, n in sorted(best)[::-1]], others, unread
-
-
-def _compare(subject: Subject, one: Candidate, bundle: LoraBundle) -> tuple[float, int] | None:
-    """Return cosine and number of shared layers; None for models of another size."""
-    if not subject.fits(bundle):
-        return None
-    cosine = subject.inner(bundle) / (subject.norm * one.norm)
-    shared = sum(name in bundle.modules for name in subject.norms)
-    return min(1.0, max(-1.0, cosine)), shared
+            found.append((one.id, *likeness))
+            found = sorted(found, key=lambda like: (-like[1], like[0]))[:k]
+    done(len(bounds))
+    return found, others, unread
 
 
 Scores = NDArray[np.floating]
@@ -198,77 +167,21 @@ _MOST = 16
 
 
 class Served(NamedTuple):
-    """The adapters that are found by their weights.
+    """The adapters that pass filters.
 
     Attributes:
         ids: Of adapters (n,), ascending.
-        rows: Of the matrix (n,).
+        rows: Of the matrix (n,); -1 for adapters that are not found by their weights.
         copies: Adapters that share a row with an earlier one.
-        plain: Whether the rows are 0, 1, …, n − 1.
         view: The matrix.
-        lacking: How many other adapters there are, and of which families; empty if there are none.
+        lacking: How many have no row, and of which families; empty if there are none.
     """
 
-    ids: NDArray[np.int64]
-    rows: NDArray[np.int64]
+    ids: Positions
+    rows: Positions
     copies: int
-    plain: bool
     view: Vectors
     lacking: str = ""
-
-
-class Serving:
-    """Looks up what an encoder has encoded.
-
-    Args:
-        catalog: Of the index.
-        encoder: Whose embeddings are searched.
-        lenient: Whether adapters count that the strict reader refuses.
-    """
-
-    def __init__(self, catalog: Catalog, encoder: WeightEncoder, lenient: bool) -> None:
-        self._catalog, self._encoder, self._lenient = catalog, encoder, lenient
-        self._version: tuple[int, int] | None = None
-        self._known: dict[Filters, Served] = {}
-
-    def of(self, filters: Filters) -> Served:
-        """Return the adapters that pass filters."""
-        version = self._catalog.database.version()
-        if version != self._version or len(self._known) >= _MOST:
-            self._known.clear()
-            self._version = version
-        if filters not in self._known:
-            self._known[filters] = self._look_up(filters)
-        return self._known[filters]
-
-    def _look_up(self, filters: Filters) -> Served:
-        encoder = self._encoder
-        view = Matrix(self._catalog.folder, encoder.fingerprint, encoder.dim).view()
-        condition, values = filters.sql()
-        values |= {"own": encoder.fingerprint, "lenient": self._lenient, "end": len(view)}
-        usable = "a.searchable AND (:lenient OR a.problem = '') AND e.row < :end"
-        join = (
-            "FROM adapter a LEFT JOIN encoding e ON e.fingerprint = :own AND e.digest = a.digest "
-            f"WHERE a.error = '' AND {condition}"
-        )
-        pairs = self._catalog.database.all(
-            f"SELECT a.id, e.row {join} AND {usable} ORDER BY a.id", values
-        )
-        ids, rows = np.array(pairs, np.int64).reshape(-1, 2).T.copy()
-        plain = bool((rows == np.arange(len(rows))).all())
-        copies = len(rows) - len(np.unique(rows))
-        families = Counter(
-            family
-            for (family,) in self._catalog.database.all(
-                f"SELECT a.family {join} AND COALESCE({usable}, 0) = 0", values
-            )
-        )
-        listed = ", ".join(f"{number} {name}" for name, number in families.most_common(4))
-        lacking = (
-            f"{families.total()} of {families.total() + len(ids)} adapters have no embedding of "
-            f"this encoder, which serves {encoder.family} ({listed})"
-        )
-        return Served(ids, rows, copies, plain, view, lacking if families else "")
 
 
 MODES = ("weights", "metadata", "hybrid")
@@ -314,13 +227,8 @@ class Mix(NamedTuple):
     metadata: float = 0.0
 
 
-class Ranked(NamedTuple):
-    """An adapter with its scores, before it is looked up."""
-
-    id: int
-    score: float
-    weights: float | None
-    metadata: float | None
+Ranked = tuple[int, float, float | None, float | None]
+"""Id, score, cosine and fraction of the words of an adapter before it is looked up."""
 
 
 class Searcher:
@@ -343,9 +251,10 @@ class Searcher:
         least: float | None = None,
     ) -> None:
         self.catalog, self.encoder, self.text_encoder = catalog, encoder, text_encoder
-        self.least = least
+        self.lenient, self.least = lenient, least
         self._reached: tuple[Served | None, float] = None, -1.0
-        self._serving = None if encoder is None else Serving(catalog, encoder, lenient)
+        self._version: tuple[int, int] | None = None
+        self._known: dict[Filters, Served] = {}
 
     def search(self, prompt: str, k: int, mode: str, mix: Mix, filters: Filters) -> Results[Match]:
         """Return the k best adapters.
@@ -382,30 +291,60 @@ class Searcher:
             embeddings = self.text_encoder.embed(prompts)
         return np.stack([unit_vector(one.reshape(-1), self.encoder.dim) for one in embeddings])
 
-    def _floor(self) -> float:
+    def _floor(self, encoder: WeightEncoder) -> float:
         """Return the smallest cosine that is found."""
-        if self.least is not None or self._serving is None:
-            return -1.0 if self.least is None else self.least
-        served = self._serving.of(Filters())
+        if self.least is not None:
+            return self.least
+        served = self._served(encoder, Filters())
         if served is not self._reached[0] and (queries := self._queries(UNRELATED)) is not None:
-            rows = served.view[served.rows[:: 1 + len(served.rows) // _SAMPLE]]
-            self._reached = served, float(np.quantile(rows @ queries.T, _UNREACHED))
+            rows = served.rows[served.rows >= 0]
+            vectors = served.view[rows[:: 1 + len(rows) // _SAMPLE]]
+            self._reached = served, float(np.quantile(vectors @ queries.T, _UNREACHED))
         return self._reached[1]
+
+    def _served(self, encoder: WeightEncoder, filters: Filters) -> Served:
+        """Return the adapters that pass filters, and what an encoder has encoded of them."""
+        version = self.catalog.database.version()
+        if version != self._version or len(self._known) >= _MOST:
+            self._known.clear()
+            self._version = version
+        if filters in self._known:
+            return self._known[filters]
+        view = Matrix(self.catalog.folder, encoder.fingerprint, encoder.dim).view()
+        condition, values = filters.sql()
+        values |= {"own": encoder.fingerprint, "lenient": self.lenient, "end": len(view)}
+        found = self.catalog.database.all(
+            "SELECT a.id, CASE WHEN a.searchable AND (:lenient OR a.problem = '') AND e.row < :end "
+            "THEN e.row ELSE -1 END, a.family FROM adapter a LEFT JOIN encoding e ON "
+            "e.fingerprint = :own AND e.digest = a.digest "
+            f"WHERE a.error = '' AND {condition} ORDER BY a.id",
+            values,
+        )
+        ids, rows = (np.array([row[column] for row in found], np.int64) for column in (0, 1))
+        families = Counter(family for _, row, family in found if row < 0)
+        listed = ", ".join(f"{number} {name}" for name, number in families.most_common(4))
+        lacking = (
+            f"{families.total()} of {len(ids)} adapters have no embedding of this encoder, which "
+            f"serves {encoder.family} ({listed})"
+        )
+        copies = int((rows >= 0).sum()) - len(np.unique(rows[rows >= 0]))
+        self._known[filters] = Served(ids, rows, copies, view, lacking if families else "")
+        return self._known[filters]
 
     def _search(
         self, prompt: str, k: int, query: Vectors | None, mode: str, mix: Mix, filters: Filters
     ) -> Results[Match]:
-        if query is None or self._serving is None:
+        if query is None or self.encoder is None:
             asked = mode == "metadata"
             return self._by_metadata(prompt, k, filters, "" if asked else NO_ENCODER, flagged=asked)
-        served = self._serving.of(filters)
+        served = self._served(self.encoder, filters)
         if not len(served.ids):
-            if not served.lacking:
-                return Results((), mode, f"no adapter has {filters}")
+            return Results((), mode, f"no adapter has {filters}")
+        if served.rows.max() < 0:
             return self._by_metadata(prompt, k, filters, served.lacking)
         words, mix = (self._words(prompt, filters), mix) if mode == "hybrid" else ({}, Mix())
         matches = self._matches(self._ranked(query[0], k, served, words, mix), k)
-        floor = self._floor()
+        floor = self._floor(self.encoder)
         low = {
             match.name: match.weights
             for match in matches
@@ -421,7 +360,7 @@ class Searcher:
     ) -> Results[Match]:
         """Search metadata alone, for a reason if it was not asked for."""
         words = self._words(prompt, filters, flagged=flagged)
-        ranked = [Ranked(i, share, None, share) for i, share in words.items()]
+        ranked: list[Ranked] = [(i, share, None, share) for i, share in words.items()]
         notices = [
             f"{reason}: only metadata is searched" if reason else "",
             "" if ranked else "no metadata holds a word of the prompt",
@@ -432,18 +371,12 @@ class Searcher:
         self, query: Vectors, k: int, served: Served, words: dict[int, float], mix: Mix
     ) -> list[Ranked]:
         """Rank by the hybrid score; an adapter without an embedding by its second part alone."""
-        ids, rows, view = served.ids, served.rows, served.view
-        cosines = dots(view[: len(rows)] if served.plain else view, query)
-        cosines = cosines if served.plain else cosines[rows]
-        bonus, others = np.zeros(len(ids)), np.empty(0, np.int64)
-        if words:
-            if mix.metadata > 0:
-                others = np.setdiff1d(np.array(list(words), np.int64), ids, assume_unique=True)
-            ids = np.concatenate([ids, others])
-            order = np.argsort(ids)
-            ids, rows = ids[order], np.concatenate([rows, np.full(len(others), -1)])[order]
-            cosines = np.concatenate([cosines, np.zeros(len(others), np.float32)])[order]
-            bonus = np.array([words.get(identity, 0.0) for identity in ids.tolist()])
+        used = served.rows >= 0
+        if mix.metadata > 0:
+            used |= np.isin(served.ids, list(words))
+        ids, rows, view = served.ids[used], served.rows[used], served.view
+        cosines = np.where(rows >= 0, dots(view, query)[rows], 0)
+        bonus = np.array([words.get(one, 0.0) for one in ids.tolist()]) if words else 0 * ids
 
         def exact_cosines(near: Positions) -> NDArray[np.float64]:
             values, own = np.zeros(len(near)), rows[near] >= 0
@@ -455,10 +388,10 @@ class Searcher:
 
         scores = mix.weights * cosines + mix.metadata * bonus if mix != Mix() else cosines
         slack = SLACK * max(1.0, abs(mix.weights))
-        near, values = best(scores, k + served.copies + len(others), exact, slack)
+        near, values = best(scores, k + served.copies + int((rows < 0).sum()), exact, slack)
         weights = exact_cosines(near)
         return [
-            Ranked(
+            (
                 int(ids[place]),
                 float(values[rank]),
                 float(weights[rank]) if rows[place] >= 0 else None,
@@ -482,19 +415,19 @@ class Searcher:
 
     def _matches(self, ranked: list[Ranked], k: int) -> tuple[Match, ...]:
         """Look the first k contents up; files with the same content count once."""
-        adapters = {one.id: one for one in self.catalog.among("id", [one.id for one in ranked])}
-        kept: dict[str, tuple[Ranked, int]] = {}
+        adapters = {one.id: one for one in self.catalog.among("id", [one[0] for one in ranked])}
+        kept: dict[str, Ranked] = {}
         for one in ranked:
-            if one.id in adapters and len(kept) < k:
-                kept.setdefault(adapters[one.id].digest, (one, one.id))
+            if one[0] in adapters and len(kept) < k:
+                kept.setdefault(adapters[one[0]].digest, one)
         copies = self.catalog.among("digest", list(kept))
         return tuple(
             Match(
                 adapters[own],
-                match.score,
-                match.weights,
-                match.metadata,
+                score,
+                weights,
+                metadata,
                 tuple(one.path for one in copies if one.digest == digest and one.id != own),
             )
-            for digest, (match, own) in kept.items()
+            for digest, (own, score, weights, metadata) in kept.items()
         )
