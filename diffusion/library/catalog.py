@@ -14,7 +14,7 @@ import numpy as np
 
 from diffusion.library.database import WORD_WEIGHTS, Database, Matrix, Values, Vectors
 from diffusion.library.paths import Found, LibraryError, names_of, shown
-from diffusion.library.record import READER, Adapter, Candidate, Filters, WeightEncoder
+from diffusion.library.record import READER, Adapter, Filters, WeightEncoder
 from diffusion.lora_file.container import clean
 
 SHOWN = 10  # names of a message
@@ -83,19 +83,16 @@ class Catalog:
             hint += f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
         raise LibraryError(f"the library has no adapter {clean(name, 200)!r}: {hint}")
 
-    def candidates(self, family: str) -> list[Candidate]:
-        """Return the adapters of a family that change something."""
+    def candidates(self, family: str) -> list[tuple[Adapter, dict[str, float]]]:
+        """Return the adapters of a family that change something, with ‖ΔW‖ of each layer."""
         names = {one: json.loads(text) for one, text in self.database.all("SELECT * FROM module")}
-        query = (
-            "SELECT id, location, digest, norm, norms, modules FROM adapter "
-            "WHERE family = ? AND searchable AND norm > 0 ORDER BY id"
-        )
-        return [
-            Candidate._make(
-                [*known, dict(zip(names[own], np.frombuffer(norms).tolist(), strict=True))]
-            )
-            for *known, norms, own in self.database.all(query, (family,))
+        condition = "family = ? AND searchable AND norm > 0 ORDER BY id"
+        rows = self.database.all(f"SELECT * FROM adapter WHERE {condition}", (family,))
+        norms = [
+            dict(zip(names[row["modules"]], np.frombuffer(row["norms"]).tolist(), strict=True))
+            for row in rows
         ]
+        return list(zip(map(Adapter.of, rows), norms, strict=True))
 
     def holding(self, words: Sequence[str], filters: Filters, flagged: bool) -> dict[int, float]:
         """Return the fraction of words that the metadata of adapters hold, by id.
@@ -132,32 +129,31 @@ class Catalog:
 
     def keep(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Write the records of files, in place of earlier ones of the same locations."""
+        words = "title, triggers, tags, text, name"
         with self.database.writing():
-            for record in records:
-                self._keep(dict(record))
-
-    def _keep(self, record: dict[str, Any]) -> None:
-        location, layers = record["location"], (record.pop("layers"),)
-        self.database.run("INSERT OR IGNORE INTO module (name) VALUES (?)", layers)
-        record["modules"] = self.database.one("SELECT id FROM module WHERE name = ?", layers)[0]
-        old = self.database.one("SELECT id, name FROM adapter WHERE location = ?", (location,))
-        record["id"], record["name"] = old or (None, self._name(location))
-        self.database.run("DELETE FROM adapter WHERE location = ?", (location,))
-        columns = f"({', '.join(record)}) VALUES (:{', :'.join(record)})"
-        own = (self.database.run(f"INSERT INTO adapter {columns}", record).lastrowid,)
-        self.database.run(
-            "INSERT OR IGNORE INTO tag SELECT fold(t.value), a.id FROM adapter a, "
-            "json_each(a.tags) t WHERE a.id = ?",
-            own,
-        )
-        columns = "title, triggers, tags, text, name"
-        self.database.run(
-            f"INSERT INTO words (rowid, {columns}) SELECT id, {columns} FROM adapter "
-            "WHERE error = '' AND id = ?",
-            own,
-        )
+            for record in map(dict, records):
+                location, layers = (record["location"],), (record.pop("layers"),)
+                self.database.run("INSERT OR IGNORE INTO module (name) VALUES (?)", layers)
+                module = self.database.one("SELECT id FROM module WHERE name = ?", layers)
+                old = self.database.one("SELECT id, name FROM adapter WHERE location = ?", location)
+                own, name = old or (None, self._name(record["location"]))
+                record |= {"id": own, "name": name, "modules": module["id"]}
+                self.database.run("DELETE FROM adapter WHERE location = ?", location)
+                columns = f"({', '.join(record)}) VALUES (:{', :'.join(record)})"
+                done = self.database.run(f"INSERT INTO adapter {columns}", record)
+                self.database.run(
+                    "INSERT OR IGNORE INTO tag SELECT fold(t.value), a.id FROM adapter a, "
+                    "json_each(a.tags) t WHERE a.id = ?",
+                    (done.lastrowid,),
+                )
+                self.database.run(
+                    f"INSERT INTO words (rowid, {words}) SELECT id, {words} FROM adapter "
+                    "WHERE error = '' AND location = ?",
+                    location,
+                )
 
     def _name(self, location: bytes) -> str:
+        """Return a name that no other file has."""
         for name in names_of(location):
             if not self.database.one("SELECT 1 FROM adapter WHERE name = ?", (name,)):
                 return name

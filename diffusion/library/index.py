@@ -24,7 +24,6 @@ from diffusion.library.paths import (
 from diffusion.library.record import (
     REASONS,
     Adapter,
-    Candidate,
     Filters,
     Match,
     Neighbor,
@@ -33,7 +32,7 @@ from diffusion.library.record import (
     WeightEncoder,
     read_record,
 )
-from diffusion.library.searcher import NEAR, Mix, Searcher, Subject, nearest
+from diffusion.library.searcher import Mix, Searcher, Subject, nearest
 from diffusion.lora_file import LoraBundle, LoraFileError, load_lora
 from diffusion.lora_file.container import LIMITS, Limits, clean
 
@@ -120,7 +119,6 @@ class LoraLibrary(AbstractContextManager["LoraLibrary"]):
         self.encoder, self.text_encoder = encoder, text_encoder
         self.index = self.root / INDEX if index is None else place_of(index)
         self.limits, self.lenient = limits, lenient
-        self._opened: Catalog | None = None
         self._searcher: Searcher | None = None
 
     def __exit__(self, *error: object) -> None:
@@ -129,9 +127,9 @@ class LoraLibrary(AbstractContextManager["LoraLibrary"]):
 
     def close(self) -> None:
         """Close the index; the next call opens it again."""
-        if self._opened is not None:
-            self._opened.database.close()
-        self._opened = self._searcher = None
+        if self._searcher is not None:
+            self._searcher.catalog.database.close()
+        self._searcher = None
 
     def scan(self, progress: Progress | None = None) -> ScanReport:
         """Bring the index up to date; files whose size and time are unchanged are not opened.
@@ -273,12 +271,8 @@ class LoraLibrary(AbstractContextManager["LoraLibrary"]):
         Raises:
             LibraryError: An argument is wrong, or nothing is indexed.
         """
-        if self._searcher is None:
-            catalog = self._catalog()
-            encoders = self.encoder, self.text_encoder
-            self._searcher = Searcher(catalog, *encoders, self.lenient, self.least)
         filters = Filters(family, license, tag)
-        return self._searcher.search(prompt, k, mode, Mix(weights, metadata), filters)
+        return self._opened().search(prompt, k, mode, Mix(weights, metadata), filters)
 
     def like(
         self, file: str | Path, k: int = 3, progress: Progress | None = None
@@ -305,36 +299,29 @@ class LoraLibrary(AbstractContextManager["LoraLibrary"]):
                 raise
         place = place_of(file) if own is None else self.path(own.name)
         subject = Subject(load_lora(place, strict=False, limits=self.limits))
-        found = [
-            one for one in catalog.candidates(subject.family) if own is None or one.id != own.id
-        ]
+        pairs = catalog.candidates(subject.family)
+        found = [pair for pair in pairs if own is None or pair[0].id != own.id]
         count = progress or _nothing
-        likely, others, unread = nearest(
+        neighbors, others, unread = nearest(
             subject, found, k, self._read, lambda done: count(done, len(found))
         )
-        adapters = {one.id: one for one in catalog.among("id", [one[0] for one in likely])}
         notices = [
             f"{others} of {len(found)} adapters are for models of another size" if others else "",
             f"{unread} have changed or gone since the last scan" if unread else "",
             "" if found else f"no other adapter is for {subject.family}",
         ]
-        neighbors = (
-            Neighbor(adapters[one], cosine, cosine >= NEAR, shared)
-            for one, cosine, shared in likely
-            if one in adapters
-        )
-        return Results(tuple(neighbors), "similarity", "; ".join(filter(None, notices)))
+        return Results(neighbors, "similarity", "; ".join(filter(None, notices)))
 
-    def _read(self, candidate: Candidate | Adapter) -> LoraBundle:
+    def _read(self, one: Adapter) -> LoraBundle:
         """Read an adapter as it was indexed.
 
         Raises:
             LibraryError: It has changed, is gone or leads elsewhere.
             LoraFileError: It cannot be read.
         """
-        found = look(self.root, candidate.location)
+        found = look(self.root, one.location)
         if not self._catalog().is_unchanged(found):
-            raise LibraryError(f"{candidate.location!r} has changed since the last scan")
+            raise LibraryError(f"{one.location!r} has changed since the last scan")
         return load_lora(found.target, strict=False, limits=self.limits)
 
     def _keep(self, files: Sequence[Found], done: Callable[[int], object]) -> None:
@@ -392,10 +379,17 @@ class LoraLibrary(AbstractContextManager["LoraLibrary"]):
             yield Refused(one.path, refusal or "; ".join(reasons) or "it has changed")
 
     def _catalog(self, *, create: bool = False) -> Catalog:
-        if self._opened is None or (create and not self._opened.database.writable):
+        return self._opened(create=create).catalog
+
+    def _opened(self, *, create: bool = False) -> Searcher:
+        if self._searcher is None or (create and not self._searcher.catalog.database.writable):
             self.close()
-            self._opened = Catalog(self.index, create=create)
-        return self._opened
+            catalog, encoders = (
+                Catalog(self.index, create=create),
+                (self.encoder, self.text_encoder),
+            )
+            self._searcher = Searcher(catalog, *encoders, self.lenient, self.least)
+        return self._searcher
 
 
 def _nothing(*counts: int) -> None:

@@ -5,6 +5,7 @@ import hashlib
 import os
 import re
 import stat
+from errno import ENOENT, ENOTDIR
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,8 @@ SUFFIX = ".safetensors"
 
 _SLUG = re.compile(r"[^A-Za-z0-9._-]+")
 _LONGEST = 128
-_OUTSIDE = "it leads out of the library"
+_OUTSIDE, _NO_FILE, _UNREAD = "it leads out of the library", "it is not a file", "it cannot be read"
+_GONE = {_OUTSIDE, _NO_FILE, *(f"{_UNREAD}: {os.strerror(n)}" for n in (ENOENT, ENOTDIR))}
 
 
 class Found(NamedTuple):
@@ -68,9 +70,9 @@ def place_of(path: str | Path) -> Path:
         raise LibraryError(f"{label(path)} is in the home of no user") from error
 
 
-def shown(location: bytes) -> str:
+def shown(location: bytes | str) -> str:
     """Return a location as text in one line."""
-    return clean(location.decode("utf-8", "backslashreplace"), 400)
+    return clean(os.fsencode(location).decode("utf-8", "backslashreplace"), 400)
 
 
 def walk(root: Path) -> tuple[list[Found], list[Refused]]:
@@ -82,8 +84,7 @@ def walk(root: Path) -> tuple[list[Found], list[Refused]]:
         LibraryError: The folder cannot be read.
     """
     top = real_root(root)
-    found: list[Found] = []
-    refused: list[Refused] = []
+    seen: list[Found | Refused] = []
     folders = [""]
     while folders:
         folder = folders.pop()
@@ -93,7 +94,7 @@ def walk(root: Path) -> tuple[list[Found], list[Refused]]:
         except OSError as error:
             if not folder:
                 raise LibraryError(f"{label(root)} cannot be read: {error.strerror}") from error
-            refused.append(Refused(_shown(folder), f"it cannot be read: {error.strerror}"))
+            seen.append(Refused(shown(folder), f"{_UNREAD}: {error.strerror}"))
             continue
         names = {entry.name for entry in entries}
         for entry in entries:
@@ -101,11 +102,11 @@ def walk(root: Path) -> tuple[list[Found], list[Refused]]:
             if entry.is_dir(follow_symlinks=False):
                 folders.append(place)
             elif entry.name.lower().endswith(SUFFIX):
-                one = _look(top, place, names if not entry.is_symlink() else None)
-                (found.append if isinstance(one, Found) else refused.append)(one)  # type: ignore
+                seen.append(_look(top, place, names if not entry.is_symlink() else None))
             elif entry.is_symlink() and entry.is_dir() and _target(top, place) is None:
-                refused.append(Refused(_shown(place), _OUTSIDE))
-    return sorted(found), sorted(refused)
+                seen.append(Refused(shown(place), _OUTSIDE))
+    found = sorted(one for one in seen if isinstance(one, Found))
+    return found, sorted(one for one in seen if isinstance(one, Refused))
 
 
 def look(root: Path, location: bytes) -> Found:
@@ -164,16 +165,9 @@ def real_root(root: Path) -> Path:
 def gone(root: Path, location: bytes) -> bool:
     """Return whether a location certainly holds no adapter of the library any more."""
     name = os.fsdecode(location)
-    try:
-        top = real_root(root)
-        status = (top / name).stat()
-        inside = _target(top, name) is not None
-    except (FileNotFoundError, NotADirectoryError):
-        return True
-    except (OSError, RuntimeError):
-        return False
+    one = _look(real_root(root), name, None)
     hidden = any(part.startswith(".") for part in name.split("/"))
-    return hidden or not inside or not stat.S_ISREG(status.st_mode)
+    return hidden or (isinstance(one, Refused) and one.reason in _GONE)
 
 
 def names_of(location: bytes) -> tuple[str, ...]:
@@ -206,13 +200,13 @@ def _look(top: Path, name: str, names: set[str] | None) -> Found | Refused:
         if names is None:
             target = _target(top, name)
         if target is None:
-            return Refused(_shown(name), _OUTSIDE)
+            return Refused(shown(name), _OUTSIDE)
         status = target.stat()
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or "its link is a circle"
-        return Refused(_shown(name), f"it cannot be read: {reason}")
+        return Refused(shown(name), f"{_UNREAD}: {reason}")
     if not stat.S_ISREG(status.st_mode):
-        return Refused(_shown(name), "it is not a file")
+        return Refused(shown(name), _NO_FILE)
     config = _config(target, names)
     times = (status.st_mtime_ns, status.st_ctime_ns)
     return Found(os.fsencode(name), target, status.st_size, *times, config)
@@ -232,7 +226,3 @@ def _target(top: Path, name: str) -> Path | None:
     """Return a path with all links followed; None if it leads out of the library."""
     target = (top / name).resolve(strict=True)
     return target if top in (target, *target.parents) else None
-
-
-def _shown(name: str) -> str:
-    return shown(os.fsencode(name))

@@ -239,24 +239,6 @@ class Adapter:
 _LISTS = ("ranks", "triggers", "tags", "flags")
 
 
-class Candidate(NamedTuple):
-    """An adapter as the index knows it.
-
-    Attributes:
-        id: In ascending order of indexing.
-        location: Of its file.
-        digest: Of its content.
-        norm: ‖ΔW‖ of all layers.
-        norms: ‖ΔW‖ of each layer.
-    """
-
-    id: int
-    location: bytes
-    digest: str
-    norm: float
-    norms: Mapping[str, float]
-
-
 class Filters(NamedTuple):
     """Conditions that all hold; those that are None do not count. Case does not matter.
 
@@ -272,15 +254,17 @@ class Filters(NamedTuple):
 
     def sql(self) -> tuple[str, dict[str, Any]]:
         """Return a condition on the row ``a`` of an adapter, and its parameters."""
-        parts, values = ["1"], {}
-        for column in ("family", "license"):
-            if (wanted := getattr(self, column)) is not None:
-                parts.append(f"fold(a.{column}) = :{column}")
-                values[column] = _folded(wanted)
-        if self.tag is not None:
-            parts.append("EXISTS (SELECT 1 FROM tag t WHERE t.adapter = a.id AND t.tag = :tag)")
-            values["tag"] = _folded(self.tag)
-        return " AND ".join(parts), values
+        conditions = {
+            "family": "fold(a.family) = :family",
+            "license": "fold(a.license) = :license",
+            "tag": "EXISTS (SELECT 1 FROM tag t WHERE t.adapter = a.id AND t.tag = :tag)",
+        }
+        values = {
+            name: text.encode("utf-8", "replace").decode().strip().casefold()
+            for name, text in self._asdict().items()
+            if text is not None
+        }  # characters that cannot be written become marks
+        return " AND ".join(["1", *(conditions[name] for name in values)]), values
 
     def __str__(self) -> str:
         """Return the conditions in a few words."""
@@ -289,11 +273,6 @@ class Filters(NamedTuple):
             for name, value in self._asdict().items()
             if value is not None
         )
-
-
-def _folded(text: str) -> str:
-    """Return a text for comparisons; characters that cannot be written become marks."""
-    return text.encode("utf-8", "replace").decode().strip().casefold()
 
 
 T = TypeVar("T")

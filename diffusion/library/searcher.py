@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,15 @@ from core_gates.errors import check_option
 from diffusion.library.catalog import Catalog
 from diffusion.library.database import Matrix, Vectors, unit_vector
 from diffusion.library.paths import LibraryError
-from diffusion.library.record import Candidate, Filters, Match, Results, TextEncoder, WeightEncoder
+from diffusion.library.record import (
+    Adapter,
+    Filters,
+    Match,
+    Neighbor,
+    Results,
+    TextEncoder,
+    WeightEncoder,
+)
 from diffusion.lora_file import Factors, LoraBundle, LoraFileError
 from diffusion.lora_file.container import clean
 
@@ -52,12 +60,12 @@ class Subject:
         numbers = sum(s.rank * (s.in_features + s.out_features) for s in self.sizes.values())
         self._modules = dict(bundle.modules) if numbers <= _HELD else bundle.modules
 
-    def bound(self, other: Candidate) -> float:
+    def bound(self, one: Adapter, norms: Mapping[str, float]) -> float:
         """Return what the cosine cannot exceed (Cauchy and Schwarz, layer by layer)."""
-        shared = math.fsum(norm * other.norms.get(name, 0.0) for name, norm in self.norms.items())
-        return shared / (self.norm * other.norm)
+        shared = math.fsum(norm * norms.get(name, 0.0) for name, norm in self.norms.items())
+        return shared / (self.norm * one.norm)
 
-    def compared(self, one: Candidate, bundle: LoraBundle) -> tuple[float, int] | None:
+    def compared(self, one: Adapter, bundle: LoraBundle) -> tuple[float, int] | None:
         """Return cosine and number of shared layers; None for models of another size."""
         theirs = bundle.sizes()
         shared = [name for name in self.sizes if name in theirs]
@@ -69,33 +77,34 @@ class Subject:
 
 def nearest(
     subject: Subject,
-    candidates: Iterable[Candidate],
+    candidates: Iterable[tuple[Adapter, Mapping[str, float]]],
     k: int,
-    load: Callable[[Candidate], LoraBundle],
+    load: Callable[[Adapter], LoraBundle],
     done: Callable[[int], object],
-) -> tuple[list[tuple[int, float, int]], int, int]:
+) -> tuple[tuple[Neighbor, ...], int, int]:
     """Return the k adapters of the largest cosine, exactly; files are read one at a time.
 
     Those whose bound is below the k-th cosine so far are not read.
 
     Args:
         subject: What they are compared with.
-        candidates: Of the same family.
+        candidates: Of the same family, each with ‖ΔW‖ of its layers.
         k: Adapters wanted.
         load: Reads one; its LibraryError or LoraFileError skips it.
         done: Called with the number of candidates that are decided.
 
     Returns:
-        Id, cosine of both ΔW and number of layers that both change, the best first and the lowest
-        id among equals; how many are for models of another size; how many could not be read.
+        What was found, the best first and the lowest id among equals; how many are for models of
+        another size; how many could not be read.
     """
-    bounds = sorted(((-subject.bound(one), one.id, one) for one in candidates), key=lambda b: b[:2])
-    found: list[tuple[int, float, int]] = []
+    bounds = [(subject.bound(*pair), pair[0]) for pair in candidates]
+    bounds.sort(key=lambda pair: (-pair[0], pair[1].id))
+    found: list[Neighbor] = []
     known: dict[str, tuple[float, int] | None] = {}
     others = unread = 0
-    for number, (bound, _, one) in enumerate(bounds):
+    for number, (bound, one) in enumerate(bounds):
         done(number)
-        if len(found) == k and -bound < found[-1][1] - _ROUNDING:
+        if len(found) == k and bound < found[-1].cosine - _ROUNDING:
             break
         try:
             if one.digest not in known:
@@ -106,10 +115,11 @@ def nearest(
         if (likeness := known[one.digest]) is None:
             others += 1
         else:
-            found.append((one.id, *likeness))
-            found = sorted(found, key=lambda like: (-like[1], like[0]))[:k]
+            cosine, shared = likeness
+            found.append(Neighbor(one, cosine, cosine >= NEAR, shared))
+            found = sorted(found, key=lambda like: (-like.cosine, like.adapter.id))[:k]
     done(len(bounds))
-    return found, others, unread
+    return tuple(found), others, unread
 
 
 Scores = NDArray[np.floating]
@@ -253,8 +263,7 @@ class Searcher:
         self.catalog, self.encoder, self.text_encoder = catalog, encoder, text_encoder
         self.lenient, self.least = lenient, least
         self._reached: tuple[Served | None, float] = None, -1.0
-        self._version: tuple[int, int] | None = None
-        self._known: dict[Filters, Served] = {}
+        self._known: dict[tuple[tuple[int, int], Filters], Served] = {}
 
     def search(self, prompt: str, k: int, mode: str, mix: Mix, filters: Filters) -> Results[Match]:
         """Return the k best adapters.
@@ -304,12 +313,11 @@ class Searcher:
 
     def _served(self, encoder: WeightEncoder, filters: Filters) -> Served:
         """Return the adapters that pass filters, and what an encoder has encoded of them."""
-        version = self.catalog.database.version()
-        if version != self._version or len(self._known) >= _MOST:
+        key = self.catalog.database.version(), filters
+        if key in self._known:
+            return self._known[key]
+        if len(self._known) >= _MOST:
             self._known.clear()
-            self._version = version
-        if filters in self._known:
-            return self._known[filters]
         view = Matrix(self.catalog.folder, encoder.fingerprint, encoder.dim).view()
         condition, values = filters.sql()
         values |= {"own": encoder.fingerprint, "lenient": self.lenient, "end": len(view)}
@@ -328,8 +336,8 @@ class Searcher:
             f"serves {encoder.family} ({listed})"
         )
         copies = int((rows >= 0).sum()) - len(np.unique(rows[rows >= 0]))
-        self._known[filters] = Served(ids, rows, copies, view, lacking if families else "")
-        return self._known[filters]
+        self._known[key] = Served(ids, rows, copies, view, lacking if families else "")
+        return self._known[key]
 
     def _search(
         self, prompt: str, k: int, query: Vectors | None, mode: str, mix: Mix, filters: Filters
