@@ -377,7 +377,7 @@ def _search_variants(load: Load) -> Mapping[str, Call]:
 
 def _fill(load: Load, library: Any, vectors: np.ndarray[Any, Any]) -> None:
     """Copy the one row of the index, each copy with its own path, name and content."""
-    catalog = load("diffusion.library.catalog").Catalog(library.index, create=True)
+    catalog = load("diffusion.library.database").Catalog(library.index, create=True)
     own = {
         "location": "CAST('a' || i || '.safetensors' AS BLOB)",
         "name": "'a' || i",

@@ -1,23 +1,27 @@
-"""The index on the disk: a SQLite file, and embeddings in a file next to it, mapped into memory."""
+"""The index: a SQLite file, embeddings in a file next to it, and what both hold of adapters."""
 
+import difflib
 import fcntl
 import hashlib
+import json
+import math
 import os
 import sqlite3
 import threading
 import urllib.parse
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import count, filterfalse
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from diffusion.library.paths import LibraryError
-from diffusion.lora_file.container import clean
+from diffusion.library.paths import Found, LibraryError, Refused, names_of, shown
+from diffusion.library.record import READER, REASONS, Adapter, Filters, WeightEncoder
+from diffusion.lora_file.container import clean, listed
 
 VERSION = 2
 
@@ -118,8 +122,19 @@ class Database:
                     " or name its index"
                 )
             self.writable = create or os.access(folder, os.W_OK)
-            self._connection = self._connect()
+            path, log = folder / FILE, folder / f"{FILE}-wal"
+            logged = log.exists() and log.stat().st_size
+            mode = "rwc" if self.writable else "ro" if logged else "ro&immutable=1"
+            self._connection = sqlite3.connect(
+                f"file:{urllib.parse.quote(os.fsencode(path.absolute()))}?mode={mode}",
+                uri=True,
+                timeout=BUSY,
+                isolation_level=None,
+                check_same_thread=False,
+            )
             weakref.finalize(self, self._connection.close)
+            self._connection.row_factory = sqlite3.Row
+            self._connection.create_function("fold", 1, str.casefold, deterministic=True)
             if self.writable:
                 self._prepare()
             version = self.one("PRAGMA user_version")[0]
@@ -168,31 +183,15 @@ class Database:
             self._connection.execute("BEGIN IMMEDIATE")
             yield
 
-    def _connect(self) -> sqlite3.Connection:
-        path, log = self.folder / FILE, self.folder / f"{FILE}-wal"
-        logged = log.exists() and log.stat().st_size
-        mode = "rwc" if self.writable else "ro" if logged else "ro&immutable=1"
-        connection = sqlite3.connect(
-            f"file:{urllib.parse.quote(os.fsencode(path.absolute()))}?mode={mode}",
-            uri=True,
-            timeout=BUSY,
-            isolation_level=None,
-            check_same_thread=False,
-        )
-        connection.row_factory = sqlite3.Row
-        connection.create_function("fold", 1, str.casefold, deterministic=True)
-        return connection
-
     def _prepare(self) -> None:
         """Make the tables; a lock on a file, since a change to WAL does not wait for others."""
-        connection = self._connection
         with (self.folder / LOCK).open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            if connection.execute("PRAGMA user_version").fetchone()[0] == 0:
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = FULL")
+            if self.one("PRAGMA user_version")[0] == 0:
                 script = f"BEGIN IMMEDIATE; {TABLES} PRAGMA user_version = {VERSION}; COMMIT;"
-                connection.executescript(script)
+                self._connection.executescript(script)
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -256,17 +255,239 @@ class Matrix:
         return np.asarray(np.memmap(self.path, "<f4", "r", shape=(rows, self.dim)))
 
 
-def unit_vector(vector: Tensor, dim: int) -> Vectors:
-    """Return an embedding as float32 numbers (dim,) of unit length.
+class Catalog:
+    """What an index holds.
+
+    Args:
+        folder: Of the index.
+        create: Make it where it is missing.
 
     Raises:
-        LibraryError: It has another size, is not finite, or is zero.
+        LibraryError: It is missing, damaged, of another version, or cannot be written.
     """
-    values = vector.detach().double().cpu().numpy()
-    length = float(np.linalg.norm(values))
-    if values.shape != (dim,) or not np.isfinite(length) or length == 0:
-        raise LibraryError(
-            f"an encoder gives a vector of shape {values.shape} and length {length:g}, expected "
-            f"({dim},) and 1: choose another encoder"
+
+    def __init__(self, folder: Path, *, create: bool) -> None:
+        self.folder = folder
+        self.database = Database(folder, create=create)
+
+    def is_unchanged(self, found: Found) -> bool:
+        """Return whether a file is as it was read; of one that failed, permissions count, too."""
+        row = self.database.one(
+            "SELECT 1 FROM adapter WHERE location = :location AND size = :size AND mtime_ns = "
+            f":mtime_ns AND config = :config AND reader = {READER} AND "
+            "(error = '' OR ctime_ns = :ctime_ns)",
+            found._asdict(),
         )
-    return (values / length).astype(np.float32)
+        return row is not None
+
+    def record(self, sha256: str) -> dict[str, Any] | None:
+        """Return the columns of a file that could be read, by its SHA-256."""
+        query = (
+            "SELECT a.*, m.name AS layers FROM adapter a JOIN module m ON m.id = a.modules "
+            "WHERE sha256 = ? AND error = '' AND reader = ? LIMIT 1"
+        )
+        row = self.database.one(query, (sha256, READER))
+        return None if row is None else dict(row)
+
+    def adapters(self, condition: str = "1", values: Values = ()) -> list[Adapter]:
+        """Return the adapters whose row ``a`` meets a condition, in the order of their ids."""
+        rows = self.database.all(f"SELECT * FROM adapter a WHERE {condition} ORDER BY id", values)
+        return [Adapter.of(row) for row in rows]
+
+    def among(self, column: str, values: Sequence[Any]) -> list[Adapter]:
+        """Return the adapters with one of some values in a column."""
+        wanted = (json.dumps(values),)
+        return self.adapters(f"{column} IN (SELECT value FROM json_each(?))", wanted)
+
+    def find(self, name: str) -> Adapter:
+        """Return an adapter by its name, or by its path below the root.
+
+        Raises:
+            LibraryError: There is none; the message names similar ones.
+        """
+        found = self.adapters("name = ?", (clean(name),))
+        with suppress(UnicodeEncodeError):  # no file has such a name
+            found += self.adapters("location = ?", (os.fsencode(name),))
+        if found:
+            return found[0]
+        known = [row[0] for row in self.database.all("SELECT name FROM adapter LIMIT 10000")]
+        none = "scan the folder of the library first"
+        hint = f"there are {listed(sorted(known), 10)}" if known else none
+        near = " or ".join(difflib.get_close_matches(name, known))
+        hint = f"did you mean {near}?" if near else hint
+        raise LibraryError(f"the library has no adapter {clean(name, 200)!r}: {hint}")
+
+    def candidates(self, family: str) -> list[tuple[Adapter, dict[str, float]]]:
+        """Return the adapters of a family that change something, with ‖ΔW‖ of each layer."""
+        names = {one: json.loads(text) for one, text in self.database.all("SELECT * FROM module")}
+        condition = "family = ? AND searchable AND norm > 0 ORDER BY id"
+        rows = self.database.all(f"SELECT * FROM adapter WHERE {condition}", (family,))
+        norms = [
+            dict(zip(names[row["modules"]], np.frombuffer(row["norms"]).tolist(), strict=True))
+            for row in rows
+        ]
+        return list(zip(map(Adapter.of, rows), norms, strict=True))
+
+    def holding(self, words: Sequence[str], filters: Filters, flagged: bool) -> dict[int, float]:
+        """Return the fraction of words that the metadata of adapters hold, by id.
+
+        Those that hold none are left out; the largest fraction comes first, then the largest BM25.
+
+        Args:
+            words: Without quotes.
+            filters: That adapters pass.
+            flagged: Whether adapters count that no search by weights may return.
+        """
+        condition, values = filters.sql()
+        query = (
+            f"SELECT a.id, -bm25(words, {', '.join(map(str, WORD_WEIGHTS))}) FROM words "
+            "JOIN adapter a ON a.id = words.rowid "
+            f"WHERE words MATCH :query AND (a.searchable OR :flagged) AND {condition}"
+        )
+        held: dict[int, list[float]] = {}
+        for word in words:
+            values |= {"flagged": flagged, "query": f'"{word}"'}
+            for identity, score in self.database.all(query, values):
+                held.setdefault(identity, []).append(score)
+        order = sorted(held, key=lambda one: (-len(held[one]), -math.fsum(held[one]), one))
+        return {identity: len(held[identity]) / len(words) for identity in order}
+
+    def repeated(self) -> list[tuple[str, str]]:
+        """Return the path of each file with the content of an earlier one, and that one's path."""
+        pairs = self.database.all(
+            "SELECT a.location, b.location FROM adapter a JOIN adapter b ON b.id = (SELECT MIN(id) "
+            "FROM adapter WHERE digest = a.digest) WHERE a.digest <> '' AND b.id < a.id "
+            "ORDER BY a.id"
+        )
+        return [(shown(own), shown(first)) for own, first in pairs]
+
+    def keep(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Write the records of files, in place of earlier ones of the same locations."""
+        words = "title, triggers, tags, text, name"
+        with self.database.writing():
+            for record in map(dict, records):
+                location, layers = (record["location"],), (record.pop("layers"),)
+                self.database.run("INSERT OR IGNORE INTO module (name) VALUES (?)", layers)
+                module = self.database.one("SELECT id FROM module WHERE name = ?", layers)
+                old = self.database.one("SELECT id, name FROM adapter WHERE location = ?", location)
+                taken = "SELECT 1 FROM adapter WHERE name = ?"
+                free = [n for n in names_of(*location) if not self.database.one(taken, (n,))]
+                if not (old or free):
+                    raise LibraryError(
+                        f"{shown(*location)} has the name of another file: rename it"
+                    )
+                own, name = old or (None, free[0])
+                record |= {"id": own, "name": name, "modules": module["id"]}
+                self.database.run("DELETE FROM adapter WHERE location = ?", location)
+                columns = f"({', '.join(record)}) VALUES (:{', :'.join(record)})"
+                done = self.database.run(f"INSERT INTO adapter {columns}", record)
+                self.database.run(
+                    "INSERT OR IGNORE INTO tag SELECT fold(t.value), a.id FROM adapter a, "
+                    "json_each(a.tags) t WHERE a.id = ?",
+                    (done.lastrowid,),
+                )
+                self.database.run(
+                    f"INSERT INTO words (rowid, {words}) SELECT id, {words} FROM adapter "
+                    "WHERE error = '' AND location = ?",
+                    location,
+                )
+
+    def keep_encodings(
+        self, matrix: Matrix, fingerprint: str, encoded: Mapping[str, Vectors | str]
+    ) -> None:
+        """Write embeddings: first their rows of the matrix, then what names them.
+
+        Args:
+            matrix: Of the encoder.
+            fingerprint: Of the encoder.
+            encoded: Digest of a content -> its embedding, or why it was refused.
+
+        Raises:
+            LibraryError: The index holds embeddings of another size.
+        """
+        own = (fingerprint,)
+        with self.database.writing():
+            self.database.run(
+                "INSERT OR IGNORE INTO matrix (fingerprint, dim) VALUES (?, ?)",
+                (fingerprint, matrix.dim),
+            )
+            dim = self.database.one("SELECT dim FROM matrix WHERE fingerprint = ?", own)[0]
+            if dim != matrix.dim:
+                raise LibraryError(
+                    f"the encoder gives {matrix.dim} numbers, but the index holds {dim} of an "
+                    "encoder with the same fingerprint"
+                )
+            known = dict(
+                self.database.all("SELECT digest, row FROM encoding WHERE fingerprint = ?", own)
+            )
+            new = {digest: one for digest, one in encoded.items() if digest not in known}
+            free = filterfalse(set(known.values()).__contains__, count())
+            vectors = {digest: one for digest, one in new.items() if not isinstance(one, str)}
+            rows = dict(zip(vectors, free, strict=False))
+            if rows:
+                matrix.write({rows[digest]: vector for digest, vector in vectors.items()})
+            self.database.run_many(
+                "INSERT INTO encoding (fingerprint, digest, row, refusal) VALUES (?, ?, ?, ?)",
+                [
+                    (fingerprint, digest, rows.get(digest), one if isinstance(one, str) else "")
+                    for digest, one in new.items()
+                ],
+            )
+
+    def pending(self, encoder: WeightEncoder, lenient: bool) -> list[Adapter]:
+        """Return an adapter for each content that an encoder has not seen."""
+        found = self.adapters(
+            "searchable AND family = ? AND (? OR problem = '') AND "
+            "digest NOT IN (SELECT digest FROM encoding WHERE fingerprint = ?)",
+            (encoder.family, lenient, encoder.fingerprint),
+        )
+        first = {one.digest: one for one in reversed(found)}
+        return sorted(first.values(), key=lambda one: one.id)
+
+    def unencoded(self, encoder: WeightEncoder, lenient: bool) -> Iterator[Refused]:
+        """Yield the files that an encoder has not encoded, and why."""
+        query = (
+            "SELECT a.*, COALESCE(e.refusal, '') AS refusal FROM adapter a LEFT JOIN encoding e "
+            "ON e.digest = a.digest AND e.fingerprint = ? WHERE error = '' AND e.row IS NULL "
+            "ORDER BY id"
+        )
+        for row in self.database.all(query, (encoder.fingerprint,)):
+            one, served = Adapter.of(row), encoder.family
+            reasons = [REASONS[flag] for flag in one.flags if flag in REASONS]
+            if one.family != served:
+                reasons = [
+                    f"it is for {one.family or 'unknown models'}, the encoder serves {served}"
+                ]
+            if one.problem and not lenient:
+                reasons.append(one.problem)
+            yield Refused(one.path, row["refusal"] or "; ".join(reasons) or "it has changed")
+
+    def forget(self, locations: Iterable[bytes]) -> int:
+        """Remove files from the index, and return how many there were."""
+        with self.database.writing():
+            query, values = "DELETE FROM adapter WHERE location = ?", [(one,) for one in locations]
+            return self.database.run_many(query, values).rowcount
+
+    def drop_unused(self, family: str, fingerprint: str) -> None:
+        """Remove embeddings that no file has, and those of another encoder of the family."""
+        self._drop(
+            "fingerprint <> ? AND digest IN (SELECT digest FROM adapter WHERE family = ?) OR "
+            "digest NOT IN (SELECT digest FROM adapter)",
+            (fingerprint, family),
+        )
+
+    def drop_lost(self, matrix: Matrix, fingerprint: str) -> None:
+        """Remove embeddings whose rows are not in the file any more, so that they are made."""
+        self._drop("fingerprint = ? AND row >= ?", (fingerprint, len(matrix)))
+
+    def _drop(self, condition: str, values: Values) -> None:
+        """Remove encodings, and the files of encoders that have none left."""
+        if not self.database.one(f"SELECT 1 FROM encoding WHERE {condition}", values):
+            return
+        left = "fingerprint NOT IN (SELECT fingerprint FROM encoding)"
+        with self.database.writing():
+            self.database.run(f"DELETE FROM encoding WHERE {condition}", values)
+            empty = self.database.all(f"SELECT fingerprint, dim FROM matrix WHERE {left}")
+            self.database.run(f"DELETE FROM matrix WHERE {left}")
+            for name, dim in empty:
+                Matrix(self.folder, name, dim).path.unlink(missing_ok=True)

@@ -9,8 +9,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
-from diffusion.library.catalog import Catalog
-from diffusion.library.database import Matrix, Vectors, unit_vector
+from diffusion.library.database import Catalog, Matrix, Vectors
 from diffusion.library.paths import (
     Found,
     LibraryError,
@@ -22,7 +21,6 @@ from diffusion.library.paths import (
     walk,
 )
 from diffusion.library.record import (
-    REASONS,
     Adapter,
     Filters,
     Match,
@@ -32,7 +30,7 @@ from diffusion.library.record import (
     WeightEncoder,
     read_record,
 )
-from diffusion.library.searcher import Mix, Searcher, Subject, nearest
+from diffusion.library.searcher import Mix, Searcher, Subject, nearest, unit_vector
 from diffusion.lora_file import LoraBundle, LoraFileError, load_lora
 from diffusion.lora_file.container import LIMITS, Limits, clean
 
@@ -148,13 +146,16 @@ class LoraLibrary(AbstractContextManager["LoraLibrary"]):
         new = [one for one in files if one.location not in same]
         self._keep(new, lambda done: count(len(same) + done, len(files)))
         encoded = self._encode(lambda done, all: count(len(files) + done, len(files) + all))
-        absent = before - {one.location for one in files}
-        absent = {location for location in absent if gone(self.root, location)}
-        removed = catalog.forget(sorted(absent)) if absent else 0
-        if self.encoder is not None:
-            catalog.drop_unused(self.encoder.family, self.encoder.fingerprint)
-        failed = {one.location: one for one in catalog.adapters("error <> ''")}
-        unread = [Refused(one.path, one.error) for one in failed.values()]
+        missing = sorted(before - {one.location for one in files})
+        absent = [location for location in missing if gone(self.root, location)]
+        removed = catalog.forget(absent) if absent else 0
+        unencoded: tuple[Refused, ...] = ()
+        if (encoder := self.encoder) is not None:
+            catalog.drop_unused(encoder.family, encoder.fingerprint)
+            unencoded = tuple(catalog.unencoded(encoder, self.lenient))
+        failed = {
+            one.location: Refused(one.path, one.error) for one in catalog.adapters("error <> ''")
+        }
         good = [one.location for one in new if one.location not in failed]
         added = sum(location not in before for location in good)
         return ScanReport(
@@ -163,8 +164,8 @@ class LoraLibrary(AbstractContextManager["LoraLibrary"]):
             len(same - failed.keys()),
             removed,
             encoded,
-            tuple(sorted([*refused, *unread])),
-            tuple(self._unencoded()),
+            tuple(sorted([*refused, *failed.values()])),
+            unencoded,
             tuple(catalog.repeated()),
         )
 
@@ -301,9 +302,8 @@ class LoraLibrary(AbstractContextManager["LoraLibrary"]):
         subject = Subject(load_lora(place, strict=False, limits=self.limits))
         pairs = catalog.candidates(subject.family)
         found = [pair for pair in pairs if own is None or pair[0].id != own.id]
-        count = progress or _nothing
         neighbors, others, unread = nearest(
-            subject, found, k, self._read, lambda done: count(done, len(found))
+            subject, found, k, self._read, lambda n: (progress or _nothing)(n, len(found))
         )
         notices = [
             f"{others} of {len(found)} adapters are for models of another size" if others else "",
@@ -364,19 +364,6 @@ class LoraLibrary(AbstractContextManager["LoraLibrary"]):
         except LoraFileError as error:
             refusal = str(error)
         return clean(refusal, 300) or "the encoder refuses it"
-
-    def _unencoded(self) -> Iterator[Refused]:
-        """Yield files that the encoder has not encoded, and why."""
-        if self.encoder is None:
-            return
-        for one, refusal in self._catalog().unencoded(self.encoder.fingerprint):
-            reasons = [REASONS[flag] for flag in one.flags if flag in REASONS]
-            if one.family != self.encoder.family:
-                family, served = one.family or "unknown models", self.encoder.family
-                reasons = [f"it is for {family}, the encoder serves {served}"]
-            if one.problem and not self.lenient:
-                reasons.append(one.problem)
-            yield Refused(one.path, refusal or "; ".join(reasons) or "it has changed")
 
     def _catalog(self, *, create: bool = False) -> Catalog:
         return self._opened(create=create).catalog

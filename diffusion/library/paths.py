@@ -158,8 +158,10 @@ def real_root(root: Path) -> Path:
             return root.resolve(strict=True)
     except (OSError, ValueError) as error:
         raise LibraryError(f"{label(root)} cannot be read: {error}") from error
-    what = "a file" if root.exists() else "missing"
-    raise LibraryError(f"the library {label(root)} is {what}: name a folder of adapters")
+    raise LibraryError(
+        f"the library {label(root)} is {'a file' if root.exists() else 'missing'}: "
+        "name a folder of adapters"
+    )
 
 
 def gone(root: Path, location: bytes) -> bool:
@@ -207,9 +209,8 @@ def _look(top: Path, name: str, names: set[str] | None) -> Found | Refused:
         return Refused(shown(name), f"{_UNREAD}: {reason}")
     if not stat.S_ISREG(status.st_mode):
         return Refused(shown(name), _NO_FILE)
-    config = _config(target, names)
     times = (status.st_mtime_ns, status.st_ctime_ns)
-    return Found(os.fsencode(name), target, status.st_size, *times, config)
+    return Found(os.fsencode(name), target, status.st_size, *times, _config(target, names))
 
 
 def _config(target: Path, names: set[str] | None) -> str:

@@ -231,12 +231,10 @@ class Adapter:
     def of(cls, row: Any) -> "Adapter":
         """Return the adapter of a row, given by column."""
         values = {one.name: row[one.name] for one in fields(cls)}
-        values |= {name: tuple(json.loads(row[name])) for name in _LISTS}
+        lists = ("ranks", "triggers", "tags", "flags")
+        values |= {name: tuple(json.loads(row[name])) for name in lists}
         norm = math.nan if row["norm"] is None else row["norm"]
         return cls(**values | {"title": row["title"] or row["name"], "norm": norm})
-
-
-_LISTS = ("ranks", "triggers", "tags", "flags")
 
 
 class Filters(NamedTuple):

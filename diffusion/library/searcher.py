@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from core_gates.errors import check_option
-from diffusion.library.catalog import Catalog
-from diffusion.library.database import Matrix, Vectors, unit_vector
+from diffusion.library.database import Catalog, Matrix, Vectors
 from diffusion.library.paths import LibraryError
 from diffusion.library.record import (
     Adapter,
@@ -120,6 +120,22 @@ def nearest(
             found = sorted(found, key=lambda like: (-like.cosine, like.adapter.id))[:k]
     done(len(bounds))
     return tuple(found), others, unread
+
+
+def unit_vector(vector: Tensor, dim: int) -> Vectors:
+    """Return an embedding as float32 numbers (dim,) of unit length.
+
+    Raises:
+        LibraryError: It has another size, is not finite, or is zero.
+    """
+    values = vector.detach().double().cpu().numpy()
+    length = float(np.linalg.norm(values))
+    if values.shape != (dim,) or not np.isfinite(length) or length == 0:
+        raise LibraryError(
+            f"an encoder gives a vector of shape {values.shape} and length {length:g}, expected "
+            f"({dim},) and 1: choose another encoder"
+        )
+    return (values / length).astype(np.float32)
 
 
 Scores = NDArray[np.floating]
@@ -343,8 +359,7 @@ class Searcher:
         self, prompt: str, k: int, query: Vectors | None, mode: str, mix: Mix, filters: Filters
     ) -> Results[Match]:
         if query is None or self.encoder is None:
-            asked = mode == "metadata"
-            return self._by_metadata(prompt, k, filters, "" if asked else NO_ENCODER, flagged=asked)
+            return self._by_metadata(prompt, k, filters, "" if mode == "metadata" else NO_ENCODER)
         served = self._served(self.encoder, filters)
         if not len(served.ids):
             return Results((), mode, f"no adapter has {filters}")
@@ -363,11 +378,9 @@ class Searcher:
         found = tuple(match for match in matches if match.name not in low)
         return Results(found, mode, served.lacking, low, floor)
 
-    def _by_metadata(
-        self, prompt: str, k: int, filters: Filters, reason: str, *, flagged: bool = False
-    ) -> Results[Match]:
+    def _by_metadata(self, prompt: str, k: int, filters: Filters, reason: str) -> Results[Match]:
         """Search metadata alone, for a reason if it was not asked for."""
-        words = self._words(prompt, filters, flagged=flagged)
+        words = self._words(prompt, filters, flagged=not reason)
         ranked: list[Ranked] = [(i, share, None, share) for i, share in words.items()]
         notices = [
             f"{reason}: only metadata is searched" if reason else "",
@@ -394,9 +407,12 @@ class Searcher:
         def exact(near: Positions) -> NDArray[np.float64]:
             return mix.weights * exact_cosines(near) + mix.metadata * bonus[near]
 
-        scores = mix.weights * cosines + mix.metadata * bonus if mix != Mix() else cosines
-        slack = SLACK * max(1.0, abs(mix.weights))
-        near, values = best(scores, k + served.copies + int((rows < 0).sum()), exact, slack)
+        near, values = best(
+            mix.weights * cosines + mix.metadata * bonus if mix != Mix() else cosines,
+            k + served.copies + int((rows < 0).sum()),
+            exact,
+            SLACK * max(1.0, abs(mix.weights)),
+        )
         weights = exact_cosines(near)
         return [
             (
