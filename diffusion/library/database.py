@@ -26,6 +26,10 @@ from diffusion.lora_file.container import clean, listed
 VERSION = 2
 
 TABLES = """
+DROP TABLE IF EXISTS adapter;
+DROP TABLE IF EXISTS tag;
+DROP TABLE IF EXISTS module;
+DROP TABLE IF EXISTS words;
 CREATE TABLE adapter (
     id INTEGER PRIMARY KEY,
     name TEXT NOT NULL UNIQUE,
@@ -62,8 +66,10 @@ CREATE TABLE tag (
 ) WITHOUT ROWID;
 CREATE INDEX tag_adapter ON tag (adapter);
 CREATE TABLE module (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
-CREATE TABLE matrix (fingerprint TEXT PRIMARY KEY, dim INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE encoding (
+CREATE TABLE IF NOT EXISTS matrix (
+    fingerprint TEXT PRIMARY KEY, dim INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS encoding (
     fingerprint TEXT NOT NULL,
     digest TEXT NOT NULL,
     row INTEGER,
@@ -81,7 +87,7 @@ END;
 """
 """Lists are JSON. ``modules`` is the id of a row of ``module``, which holds the names of all layers
 of a file as one list; ``norms`` are float64 numbers in their order. Contents, not files, have
-encodings; one without a row is a refusal."""
+encodings; one without a row is a refusal. An older index keeps them, its files are read again."""
 
 WORD_WEIGHTS = (4.0, 4.0, 2.0, 1.0, 2.0)  # of title, triggers, tags, text and name in BM25
 
@@ -189,7 +195,7 @@ class Database:
             fcntl.flock(file, fcntl.LOCK_EX)
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute("PRAGMA synchronous = FULL")
-            if self.one("PRAGMA user_version")[0] == 0:
+            if self.one("PRAGMA user_version")[0] < VERSION:
                 script = f"BEGIN IMMEDIATE; {TABLES} PRAGMA user_version = {VERSION}; COMMIT;"
                 self._connection.executescript(script)
 
