@@ -352,7 +352,7 @@ def _search_variants(load: Load) -> Mapping[str, Call]:
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     query = torch.from_numpy(vectors[0] + 0.05 * vectors[1])
     encoder = Encoder(query / query.norm())
-    library = load("diffusion.library").LoraLibrary(root, encoder, encoder)
+    library = load("diffusion.library").LoraLibrary(root, encoder, encoder, least=-1)
     write_adapter(root / "a1.safetensors", layers=1)
     library.scan()
     _fill(load, library, vectors)

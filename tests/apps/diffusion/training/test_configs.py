@@ -51,7 +51,8 @@ def test_sections_are_of_verbs_and_name_their_options(path):
 def test_what_ships_is_trained_by_default_and_by_its_configuration():
     section = yaml.safe_load(next(p for p in CONFIGS if p.stem == "embedded").read_text())
     shipped = json.loads(SHIPPED_GATES.read_text())["settings"]
-    assert section["train-gates"] == GATES | {"learning_rate": shipped["learning_rate"]}
+    rate = {"learning_rate": shipped["learning_rate"]}
+    assert section["train-gates"] == GATES | rate
     assert {**Gates().settings(), **GatesTraining().settings()} == {
         **dict.fromkeys({**Gates().settings(), **GatesTraining().settings()}),
         **GATES,
