@@ -97,17 +97,5 @@ class Machine:
             "use_distributed_sampler": False,
         }
 
-    def check_share(self, batch_size: int) -> None:
-        """Refuse a batch that processes cannot share equally.
-
-        Raises:
-            GatesError: They cannot.
-        """
-        if batch_size % self.processes:
-            raise GatesError(
-                f"--batch_size {batch_size} cannot be shared equally by {self.processes} processes:"
-                f" give a multiple of {self.processes}"
-            )
-
 
 ONE = Machine()  # one process

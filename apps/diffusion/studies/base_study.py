@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -73,6 +73,29 @@ class Method(NamedTuple):
     rival: str
     settings: Mapping[str, Any]
     trained: Mapping[int, Path] = {}
+
+
+class Comparison(Protocol):
+    """What figures of ways to use several adapters are made with.
+
+    Attributes:
+        run: Of the comparison.
+        world: Base and zoo.
+        files: Concept -> LoRA file.
+        places: Where files are on this machine.
+    """
+
+    run: Run
+    world: World
+    files: dict[str, Path]
+    places: dict[str, Any]
+
+    @property
+    def encoder(self) -> Path | None:
+        """Folder of the encoder of adapters; None if it is missing."""
+
+    def piece(self, method: Method, group: str, seed: int | None, **changes: Any) -> Piece:
+        """Return the piece that a figure of a method on the test drawings of a group is."""
 
 
 CAPTIONS, EACH, JUDGED = 256, 16, 4000  # images of the base, of each adapter, true drawings

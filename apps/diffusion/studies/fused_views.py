@@ -3,12 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
-from apps.diffusion.studies.base_study import SAMPLER, Method
+from apps.diffusion.studies.base_study import SAMPLER, Comparison, Method
 from diffusion.data.concepts import Combination
 from diffusion.evaluation.fusion_scores import pixel_errors
 from diffusion.experiments.combined_losses import FITTING, fusion_of, seen_losses
@@ -28,9 +28,6 @@ from harness.experiment import Arrays, Piece, Run, SettingsDiffer, Store, Work
 from harness.files import remove
 from harness.files.piece import read_record
 from harness.runs.cost import interleaved_seconds, peak_bytes
-
-if TYPE_CHECKING:
-    from apps.diffusion.studies.fusion_study import Fused
 
 
 def crossed(combinations: Sequence[Combination]) -> Resamples:
@@ -94,7 +91,7 @@ SEEING = {"lorahub (sees the pair)": "lora_hub"}
 """Method -> rival."""
 
 
-def losses_of_seeing(compared: "Fused") -> dict[str, list[np.ndarray]]:
+def losses_of_seeing(compared: Comparison) -> dict[str, list[np.ndarray]]:
     """Return method -> mean losses (P,) of the unseen pairs, after what is missing was fitted.
 
     A quick run fits nothing.
@@ -115,7 +112,7 @@ DRAWN = 16  # images of a combination
 COSTED = 32  # images of the batch that is timed
 
 
-def pictured(fused: "Fused", methods: Sequence[Method], group: str, task: str) -> list[Row]:
+def pictured(fused: Comparison, methods: Sequence[Method], group: str, task: str) -> list[Row]:
     """Return pixel errors of images, and how often style, shape and both are right."""
     found = stored(fused, methods, "images", fused_images, group, most=DRAWN, **SAMPLER)
     judge = judge_of(fused.world.judge())
@@ -145,7 +142,7 @@ def pictured(fused: "Fused", methods: Sequence[Method], group: str, task: str) -
 
 
 def stored(
-    fused: "Fused",
+    fused: Comparison,
     methods: Sequence[Method],
     kind: str,
     work: Callable[..., Any],
@@ -174,7 +171,7 @@ def stored(
     return {name: store.load(piece) for name, piece in pieces.items() if store.find(piece)}
 
 
-def retention_rows(fused: "Fused", methods: Sequence[Method]) -> list[Row]:
+def retention_rows(fused: Comparison, methods: Sequence[Method]) -> list[Row]:
     """Return how much of the gain of each adapter of a pair is left for its own concept."""
     found = stored(fused, methods, "retained", retained, PAIRS, what="retention")
     draws = crossed(combinations("test2"))
@@ -189,7 +186,7 @@ def retention_rows(fused: "Fused", methods: Sequence[Method]) -> list[Row]:
     return rows
 
 
-def cost_rows(fused: "Fused", methods: Sequence[Method]) -> list[Row]:
+def cost_rows(fused: Comparison, methods: Sequence[Method]) -> list[Row]:
     """Return seconds and memory of a step with two adapters, over those of the base alone.
 
     Each method has a copy of the base; all are timed interleaved.

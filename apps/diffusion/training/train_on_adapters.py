@@ -394,7 +394,11 @@ def fit_gates(
         seed: Seed of all that is drawn.
         overwrite: Replace gates in the run folder that were trained with other settings.
     """
-    machine.check_share(training.batch_size)
+    if training.batch_size % machine.processes:
+        raise GatesError(
+            f"--batch_size {training.batch_size} cannot be shared equally by {machine.processes}"
+            f" processes: give a multiple of {machine.processes}"
+        )
     refuse_below(1, size=size)
     if csv is None and (base is not None or size is not None):
         raise GatesError("--base and --size need --csv: the zoo is of the embedded base")
