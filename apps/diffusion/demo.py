@@ -185,7 +185,10 @@ def build_page(studio: Studio, *, steps: int = 20, size: int | None = None) -> g
         asked = gr.State(None)
         with gr.Row(equal_height=True):
             prompt = gr.Textbox(
-                label="Prompt", placeholder="a scanned black mushroom on purple", elem_id="prompt", scale=6
+                label="Prompt",
+                placeholder="a scanned black mushroom on purple",
+                elem_id="prompt",
+                scale=6,
             )
             k = gr.Slider(1, MOST, 3, step=1, label="Adapters", elem_id="k", scale=2)
             seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="seed", scale=1)
