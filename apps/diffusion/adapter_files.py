@@ -204,7 +204,9 @@ def roles_of(
         return known
     found = order()
     if ranked := found and found.ranked(adapters):
-        return {name: ROLES[1 if name == ranked[0] else 2] for name in known}
+        seen = {name: ROLES[1 if name == ranked[0] else 2] for name in known}
+        if all(role in (ROLES[0], seen[name]) for name, role in known.items()):
+            return seen
     if ask:
         raise GatesError(
             f"neither tags nor weights decide which of {', '.join(known)} is the subject: give"

@@ -138,7 +138,7 @@ class World:
         """Return the order of roles by weights, fitted to the adapters of seed 0.
 
         Args:
-            fit: Fit it where it is missing, which takes seconds.
+            fit: Fit it where it is missing and there are adapters, which takes seconds.
 
         Returns:
             None where it is missing.
@@ -147,8 +147,8 @@ class World:
             self.run.store("orders", Arrays()),
             self.run.piece("order", 0, start=self.zoo_digest, **ORDER),
         )
-        if fit:
-            self.run.obtain(store, [piece], partial(train_order, files=self.zoo(0)), scoring=True)
+        if fit and (files := self.zoo_files(0)):
+            self.run.obtain(store, [piece], partial(train_order, files=files), scoring=True)
         return RoleOrder(store.load(piece)) if store.find(piece) else None
 
     def zoo(self, seed: int) -> dict[str, Path]:

@@ -181,13 +181,12 @@ def merged(adapters: Mapping[str, LoraBundle], settings: Settings) -> LoraBundle
     settings.check()
     strengths = settings.strengths(adapters)
     if settings.gates:
-        from apps.diffusion.embedded_world import World
         from apps.diffusion.generate import baked
         from diffusion.fusion.baking import depends_on_roles, strengthened
 
         gates, runs = settings.gates, settings.method == "baked"
-        ask = not runs and depends_on_roles(gates)
-        roles = roles_of(adapters, settings.roles, lambda: World().order(), ask=ask)
+        ask = depends_on_roles(gates)
+        roles = roles_of(adapters, settings.roles, lambda: None, ask=ask)
         if settings.base and runs:
             return baked(
                 adapters,

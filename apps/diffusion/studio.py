@@ -220,6 +220,10 @@ LACKING = (
 DIGITS = 16
 
 
+def _no_order() -> None:
+    """Return that nothing ranks adapters by their weights."""
+
+
 @dataclass
 class Studio:
     """What makes images.
@@ -232,7 +236,7 @@ class Studio:
         hashes: Of base, gates and encoder.
         model: Name of the base.
         dtype: Type of the parameters of the base; None for the embedded one, which has its own.
-        order: Ranks adapters by their weights; None where none is fitted to those of the base.
+        order: Returns what ranks adapters of the base by their weights, if there is any.
         notices: What a user has to know.
     """
 
@@ -243,7 +247,7 @@ class Studio:
     hashes: dict[str, str | None]
     model: str
     dtype: str | None = None
-    order: RoleOrder | None = None
+    order: Callable[[], RoleOrder | None] = _no_order
     notices: list[str] = field(default_factory=list)
 
     @property
@@ -297,15 +301,15 @@ class Studio:
         """
         if mode == STRENGTHS and self.gates is None:
             raise GatesError(
-                "--mode strengths needs trained ones: give --gates FILE of `train-gates --what"
-                " strengths`"
+                "--mode strengths needs trained ones: run `gates diffusion train-gates --what"
+                " strengths --told 1`, or give --gates FILE"
             )
         asked = SUM if mode == GATED and self.gates is None else mode
         told = partial(
             roles_of,
             given=roles or {},
-            order=lambda: self.order,
-            ask=mode == STRENGTHS and self.gates is not None and depends_on_roles(self.gates),
+            order=self.order,
+            ask=self.gates is not None and depends_on_roles(self.gates),
         )
         return self.pipe(
             prompt,
@@ -375,15 +379,15 @@ def studio(
 
 def _filled(
     sources: Sources, world: Callable[[], World], mode: str
-) -> tuple[Sources, RoleOrder | None]:
-    """Return the sources, and the order of roles, with what ships where nothing is given."""
+) -> tuple[Sources, Callable[[], RoleOrder | None]]:
+    """Return the sources with what ships where nothing is given, and what returns the order."""
     if sources.base is not None:
         if sources.library is None:
             raise GatesError(
                 "the shipped adapters are for the embedded base alone: give --library FOLDER for "
                 f"{sources.base}"
             )
-        return sources, None
+        return sources, _no_order
     found = shipped(root := world())
     if found.base is None:
         raise GatesError(
@@ -398,7 +402,7 @@ def _filled(
         gates=sources.gates or gates,
     )
     if sources.library is not None:
-        return sources, root.order()
+        return sources, partial(root.order, fit=True)
     if not found.adapters:
         raise GatesError(
             "the shipped adapters are missing: train them by `gates diffusion evaluate --config "
@@ -406,7 +410,7 @@ def _filled(
         )
     folder = next(iter(found.adapters.values())).parent
     index = sources.index or str(root.run.folder / LIBRARY)
-    return replace(sources, library=str(folder), index=index), root.order()
+    return replace(sources, library=str(folder), index=index), partial(root.order, fit=True)
 
 
 def _encoder(folder: str, base: EmbeddedBase | None, text: TextEncoder | None) -> TrainedEncoder:

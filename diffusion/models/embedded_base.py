@@ -1,4 +1,4 @@
-"""The embedded base, a FLUX of 1.6 M parameters for images of 32 by 32, and its folder."""
+"""The embedded base, a FLUX of 1.5 M parameters for images of 32 by 32, and its folder."""
 
 import json
 from collections.abc import Callable, Sequence

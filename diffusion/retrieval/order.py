@@ -43,16 +43,19 @@ class RoleOrder:
     def ranked(self, bundles: Mapping[str, LoraBundle]) -> list[str] | None:
         """Return the names of adapters, the subject first; None where weights do not decide.
 
-        The best score has to be above the next by more than the margin over the fraction of the
-        features that are there: the less is seen, the clearer it has to be.
+        The best score has to be above 0, the next below it, and both apart by more than the margin
+        over the fraction of the features that are there: the less is seen, the clearer it has to
+        be.
 
         Args:
             bundles: Name -> adapter, one or more.
         """
         scores, seen = self.scores(list(bundles.values()))
         best, places = scores.sort(descending=True)
-        if len(best) > 1 and (best[0] - best[1]) * seen.min() <= self.margin:
-            return None
+        if len(best) > 1:
+            apart = (best[0] - best[1]) * seen.min() > self.margin
+            if not (apart and best[0] > 0 > best[1]):
+                return None
         return [list(bundles)[place] for place in places]
 
     def verdicts(
@@ -66,7 +69,8 @@ class RoleOrder:
         """
         (high, own), (low, others) = self.scores(subjects), self.scores(styles)
         gaps = (high[:, None] - low) * torch.minimum(own[:, None], others)
-        right, wrong = gaps > self.margin, gaps < -self.margin
+        high, low = high[:, None] > 0, low > 0
+        right, wrong = (gaps > self.margin) & high & ~low, (gaps < -self.margin) & ~high & low
         found = {"right": right, "asked": ~(right | wrong), "wrong": wrong}
         return {name: float(one.double().mean()) for name, one in found.items()}
 

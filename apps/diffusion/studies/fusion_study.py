@@ -208,10 +208,10 @@ class Fused:
             for name in SPACES
             if name in chosen
         ]
-        store = self.world.run.store("gates", GatesForm())
+        store = self.run.store("gates", GatesForm())
         pieces = {
             name: [
-                self.world.run.piece(
+                self.run.piece(
                     name, seed, start=self.start, **self.known(own), **chosen[name].setting
                 )
                 for seed in self.seeds
@@ -221,7 +221,7 @@ class Fused:
         }
         every = [piece for own in pieces.values() for piece in own]
         work = partial(train_gates, encoder=self.encoder, **self.places)
-        self.world.run.obtain(store, every, work, ticks=GATES["steps"])
+        self.run.obtain(store, every, work, ticks=GATES["steps"])
         for name, own in pieces.items():
             folders = {p.seed or 0: f for p in own if (f := store.find(p)) is not None}
             settings = self.known(VARIANTS[name])

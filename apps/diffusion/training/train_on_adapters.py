@@ -233,8 +233,8 @@ class Gates:
             (``published``).
         global_rank: Rank of one more adapter, which is what the others have in common; 0 for none.
         factors: Multiply adapters by factors of the layer before the gate.
-        begin: File of gates or strengths to begin at.
-        told: Fraction of steps in which the roles of adapters are told to the factors.
+        begin: File of gates or strengths to start from.
+        told: Fraction of steps in which the roles of adapters are told to the strengths.
         roles: Roles, such as a:subject,b:style; those that tags name if null.
         switch: Turn adapters off that do not suit a prompt; on the zoo it learns from adapters that
             images do not show.
@@ -319,12 +319,13 @@ class GatesTraining:
         steps: Steps of the training, over which the learning rate falls to 0.
         batch_size: Images of a step, over all processes.
         learning_rate: Learning rate of AdamW at the start.
-        weight_rate: That of what gates multiply their inputs by, if it is another.
+        weight_rate: Learning rate of the weights of gates; that of the rest if null.
         schedule: How the learning rate falls: ``linear``, or ``cosine`` as published.
         weight_decay: Decoupled decay of the weights of gates.
         caption_dropout: Fraction of captions that are left empty.
-        contrast: Captions of other adapters are to be off, as published.
-        margin: Loss that is wanted of them at least; it depends on the scale of latents.
+        contrast: Add the published contrastive loss: predictions for captions of other adapters are
+            to be worse by the margin.
+        margin: Smallest loss that is wanted for such captions; it depends on the scale of latents.
         partners: Other adapters that each adapter of a table is combined with.
         precision: Numbers that are computed with.
     """

@@ -19,6 +19,7 @@ from diffusion.fusion.baking import bake
 from diffusion.fusion.gates_file import gate_tensors
 from diffusion.lora_file import Factors, LoraBundle, load_lora
 from diffusion.models.embedded_base import EmbeddedBase
+from diffusion.retrieval.order import RoleOrder
 from harness.experiment import Arrays
 
 HERE = ("--base", "base", "--library", "loras", "--steps", "2", "--adapters", "fox,snow")
@@ -181,6 +182,7 @@ def missing():
         ({"a": "", "b": "", "c": ""}, {}, ranks("b", "c", "a"),
          {"a": "style", "b": "subject", "c": "style"}),
         ({"a": "style", "b": ""}, {}, ranks("b", "a"), {"a": "style", "b": "subject"}),
+        ({"a": "subject", "b": ""}, {}, ranks("a", "b"), {"a": "subject", "b": "style"}),
         ({"a": ""}, {}, ranks("a"), {"a": "any"}),  # nothing to tell it from
         ({}, {}, missing, {}),
     ],
@@ -190,7 +192,7 @@ def test_roles_are_given_tagged_or_seen(tags, given, order, expected):
     assert roles_of(adapters, given, order) == expected
 
 
-@pytest.mark.parametrize("order", [missing, ranks()])
+@pytest.mark.parametrize("order", [missing, ranks(), ranks("b", "a", "c")])  # the last: b is tagged
 def test_roles_that_nothing_tells_are_asked_for(order):
     adapters = {"a": bundle(), "b": bundle("style"), "c": bundle()}
     with pytest.raises(GatesError, match="such as a:subject,b:style"):
@@ -210,12 +212,17 @@ def test_what_ships_is_used_with_the_order_of_its_weights(zoo_root, write, gates
     world.run.store("gates", GatesForm()).keep(piece, gate_tensors(made.gate_states()))
     assert shipped(world).strengths.parent.name == USED["strengths"] == piece.name
     assert world.order() is None
+    assert (found := world.order(fit=True)) is not None
+    assert len(found.layers) == 3
+    shutil.rmtree(world.run.folder / "orders")
     names = ",".join(list(files)[::39])
     call = ("generate", "a house", "--root", world.run.folder.parents[1], "--steps", "1",
             "--adapters", names, "--mode", "strengths", "--output", tmp_path / "out")  # fmt: skip
     piece = world.run.piece("order", 0, start=world.zoo_digest, ridge=3.0, quantile=0.01)
     learned = train_order(piece, SimpleNamespace(note=lambda **_: None), files)
     learned["decision"][1] = -1e9  # weights that are drawn at random show nothing
+    given = [load_lora(files[name]) for name in names.split(",")]
+    learned["decision"][0] -= RoleOrder(learned).scores(given)[0].mean()
     world.run.store("orders", Arrays()).keep(piece, learned)
     gates(*call)
     (path,) = (tmp_path / "out").glob("*.json")
