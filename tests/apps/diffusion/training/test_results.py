@@ -142,7 +142,7 @@ def test_gates_are_loaded_and_baked(options, gates, command, place):
     gates(
         "diffusion", "merge", "a0.safetensors", "a1.safetensors", "--method", "baked", "--gates",
         path, "--base", "base", "--output", "baked.safetensors", "--prompts", "a red apple",
-        "--steps", "1",
+        "--steps", "1", *(("--roles", "a0:subject,a1:style") if "--roles" in options else ()),
     )  # fmt: skip
     assert load_lora("baked.safetensors").modules
 
