@@ -135,3 +135,14 @@ def test_tensors_are_all_of_it(order, tmp_path):
     bundles = [one for own in zoo(2) for one in own]
     assert torch.equal(again.scores(bundles)[0], order.scores(bundles)[0])
     assert again.margin == order.margin > 0
+
+
+def test_two_styles_or_two_subjects_are_not_ranked(order, monkeypatch):
+    """However far apart their scores are: one would be taken for what it is not."""
+    monkeypatch.setattr(order, "margin", 0.0)
+    for kind in zoo(2):
+        scores = order.scores(kind)[0]
+        first, last = int(scores.argmax()), int(scores.argmin())
+        assert scores[first] - scores[last] > 0
+        assert (scores[first] > 0) == (scores[last] > 0)
+        assert order.ranked({"a": kind[first], "b": kind[last]}) is None

@@ -13,6 +13,8 @@ import diffusion.experiments.combined_losses as losses
 import diffusion.experiments.made_images as judge
 import diffusion.experiments.trained_gates as tasks
 from apps.diffusion.studies.base_study import Asked
+from diffusion.data.scenes import colors_of
+from diffusion.data.shapes import SHAPES
 from diffusion.experiments.zoo import in_roles
 from harness.experiment import Run
 from harness.runs.terminal import quiet_lightning
@@ -59,6 +61,14 @@ def test_base(world, asked, monkeypatch):
     assert rows["adapters", base.ALONE, "concept_right"]["n"] == 40
     named = {r["method"] for r in found["rows"] if r["task"] == base.ALONE}
     assert {"fish", "dotted", "sepia"} < named
+
+
+@pytest.mark.parametrize("name", ["none", "fish", "dotted"])
+def test_the_base_is_scored_on_colors_of_no_training_and_no_choice(name):
+    shown = base.shown_scenes(name)
+    for part in ("adapter", "test"):
+        seen = {(shape, pair) for shape in SHAPES for pair in colors_of(shape, part)}
+        assert not seen & {(one.shape, (one.color, one.ground)) for one in shown}
 
 
 def test_retrieval(world, asked, write, tmp_path, monkeypatch):
