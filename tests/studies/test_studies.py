@@ -81,7 +81,7 @@ def test_verdicts_on_selection():
 
 
 def test_every_variant_learns_digits_with_one_budget():
-    budget = Budget(epochs=5, batch=32, widths=(8, 8, 16), num_train=400)
+    budget = Budget(epochs=4, batch=32, widths=(8, 8, 16), num_train=300)
     ticks = []
     predictions = generalization_study(
         digits(), seeds=range(2), budget=budget, tick=lambda: ticks.append(1)

@@ -106,7 +106,6 @@ class OsseScores(CycledScores):
         found = [self._work(task, name) for task in self.tasks for name in self.names(task)]
         pairs = [(task, name) for task in self.pooled for name in CORRECTIONS]
         found += [self._work(task, name) for task, name in pairs if self.trained(task, name)]
-        found.sort(key=lambda work: work.method not in COSTLY)  # they take longest
         first = self.tasks[0]
         if first.reports == "outage":
             names = [name for name in (*CORRECTIONS, *ALONE) if self.trained(first, name)]
@@ -146,7 +145,8 @@ class OsseScores(CycledScores):
         if name in COSTLY:
             cycles = min(cycles, FEW_CYCLES)
             scope.append(("cycles", cycles))
-        return Work(name, part or task.name, cycles, tuple(scope), task.chosen_for)
+        ticks = cycles * COSTLY.get(name, 1)
+        return Work(name, part or task.name, ticks, tuple(scope), task.chosen_for)
 
     def method(self, task: OsseTask, name: str, seed: int = 0) -> Method:
         """Return a method of a task, with the network of a seed."""
@@ -181,8 +181,15 @@ class OsseScores(CycledScores):
         rows = list(range(FEW if work.method in COSTLY else self.timelines)) * len(methods)
         method = methods[0] if len(methods) == 1 else SideBySide(methods)
         verify = work.method not in COSTLY and task.reports == "fixed"
+        each = COSTLY.get(work.method, 1)
+
+        def cycled() -> None:
+            for _ in range(each):
+                tick()
+
+        cycles = work.ticks // each
         return self.cycles.run(
-            task, work.method, method, rows=rows, cycles=work.ticks, verify=verify, tick=tick
+            task, work.method, method, rows=rows, cycles=cycles, verify=verify, tick=cycled
         )
 
     def take(self, work: Work, found: Mapping[str, Tensor]) -> None:

@@ -55,8 +55,9 @@ SHARES = {"alpha": (0.25, 1.0), "beta": (0.25, 1.0)}
 INTERPOLATION, DAMPED = "oi", "damped_oi"
 FEW, FEW_CYCLES, ITERATIONS = 4, 120, 20
 SLOWEST, SLOWER = "four_d_var", 5  # takes a second an analysis: tuned on a fifth of the cycles
-COSTLY = (SLOWEST, "letkf")
-"""Run on few timelines and cycles; all others are compared with them there."""
+COSTLY = {SLOWEST: 50, "letkf": 10}
+"""Run on few timelines and cycles, where all others are compared with them; how many cycles of
+interpolation on all timelines take the time of one of theirs."""
 
 CORRECTIONS = {"adas_oi": "adas_increment", "ungated_oi": "ungated"}
 """Corrections of interpolation, and the form of the networks that they are made of."""
