@@ -17,6 +17,7 @@ from harness.system import keep_freed_memory
 Tick = Callable[[], None]
 Work = Callable[..., Any]
 POLL = 0.5  # seconds
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 _ticks: "SimpleQueue[int]"
 
@@ -95,6 +96,7 @@ def _start(ticks: "SimpleQueue[int]", parent: int) -> None:
     keep_freed_memory()
     quiet_lightning()
     torch.set_num_threads(1)
+    os.environ |= dict.fromkeys(THREADS, "1")  # for what loads later: SciPy's BLAS spins otherwise
     threading.Thread(target=_follow, args=(parent,), daemon=True).start()
 
 

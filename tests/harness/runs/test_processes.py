@@ -22,6 +22,10 @@ class Work:
         for _ in range(4):
             tick()
             time.sleep({seconds})
+        import scipy.linalg
+        from threadpoolctl import threadpool_info
+        blas = [i["num_threads"] for i in threadpool_info() if "scipy.libs" in i["filepath"]]
+        assert {threads} == 1 or set(blas) == {{1}}, blas
         loud = logging.getLogger("lightning.pytorch").isEnabledFor(logging.INFO)
         return self.factor * number, torch.get_num_threads(), loud, os.getpid()
 
