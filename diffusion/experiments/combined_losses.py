@@ -19,6 +19,7 @@ from diffusion.experiments.told import Suits, roles_of
 from diffusion.experiments.trained_gates import (
     FILE,
     GATE_OPTIONS,
+    RIVAL_OPTIONS,
     Bench,
     GatesForm,
     captions,
@@ -165,7 +166,7 @@ def losses(
     trained: Mapping[str, Path],
     encoder: Path | None = None,
 ) -> dict[str, Tensor]:
-    """Return the losses of each combination of a group, ``losses`` (P, most), NaN for no drawing.
+    """Return the losses of each combination of a group, and how far a switch lets adapters through.
 
     Args:
         piece: Its method with ``settings``, ``group``, ``part``, ``times`` and ``most``.
@@ -174,10 +175,13 @@ def losses(
         files: Concept -> LoRA file.
         trained: Name of a piece -> folder of what was trained for it.
         encoder: Folder of the encoder that a switch takes scores from.
+
+    Returns:
+        ``losses`` (P, most), NaN for no drawing; with a switch ``openings`` (P, K), from 0 to 1.
     """
     note_trained(job, trained.get(piece.name))
     bench = Bench.load(base_folder)
-    group = combinations(piece["group"])
+    group, openings = combinations(piece["group"]), []
     tasks = bench.tasks(group, piece["part"], piece["most"])
     found = torch.full((len(group), piece["most"]), torch.nan)
     for place, (one, fusion) in enumerate(fused(piece, bench, files, trained, encoder)):
@@ -192,8 +196,10 @@ def losses(
             seed=seed_of(one.name),
             shift=bench.base.shift,
         )
+        if piece["settings"].get("switch"):
+            openings.append(fusion.context.opening().detach())  # type: ignore[union-attr]
         job.tick()
-    return {"losses": found}
+    return {"losses": found} | ({"openings": torch.stack(openings)} if openings else {})
 
 
 def trial(
@@ -243,8 +249,10 @@ def trial_gates(
         piece.seed,
         None,
         {
-            "rival": piece.method,
-            "settings": dict(piece.settings) if is_gated(piece.settings) else {},
+            "rival": piece.get("rival", piece.method),
+            "settings": dict(piece.settings)
+            if is_gated(piece.settings)
+            else options_in(piece.settings, RIVAL_OPTIONS),
             "group": "tried2" if piece.get("group") == "train2" else "tried",
             "part": "gate",
             "times": TRIED_TIMES,

@@ -116,25 +116,27 @@ def pictured(fused: Comparison, methods: Sequence[Method], group: str, task: str
     """Return pixel errors of images, and how often style, shape and both are right."""
     found = stored(fused, methods, "images", fused_images, group, most=DRAWN, **SAMPLER)
     judge = judge_of(fused.world.judge())
-    some = next(iter(found.values()))
+    some = next(iter(found.values()))[0]
     group_of = combinations(group)
     draws = crossed([group_of[place] for place in some["combination"].tolist()])
     shown = [scene for one in group_of for scene in prompts(one.scenes("test"), DRAWN)]
-    every: dict[str, dict[str, np.ndarray]] = {}
-    for name, made in found.items():
-        scores = {"pixel_rmse": pixel_errors(made["made"] / 255, made["true"] / 255).numpy()}
-        every[name] = scores | judged_right(judge, made["made"], shown)
-    white = torch.ones_like(some["true"][:1]) * 1.0
-    every["white image"] = {
-        "pixel_rmse": pixel_errors(white.expand(some["true"].shape), some["true"] / 255).numpy()
+    true = some["true"] / 255
+    every = {
+        name: [
+            {"pixel_rmse": pixel_errors(one["made"] / 255, true).numpy()}
+            | judged_right(judge, one["made"], shown)
+            for one in own
+        ]
+        for name, own in found.items()
     }
-    truth = {"drawings": judged_right(judge, some["true"], shown)}
+    white = torch.ones_like(true[:1]).expand(true.shape)
+    every["white image"] = [{"pixel_rmse": pixel_errors(white, true).numpy()}]
+    every["drawings"] = [judged_right(judge, some["true"], shown)]
     rows: list[Row] = []
-    for metric in next(iter(every.values())):
+    for metric in next(iter(every.values()))[0]:
         values = {
-            name: [moments(own[metric], name=metric)]
-            for name, own in (every | truth).items()
-            if metric in own
+            name: [moments(one[metric], name=metric) for one in own if metric in one]
+            for name, own in every.items()
         }
         reference = "gates" if "gates" in values else None
         rows += compare(values, draws, task=f"images of {task}", reference=reference)
@@ -148,8 +150,8 @@ def stored(
     work: Callable[..., Any],
     group: str,
     **changes: Any,
-) -> dict[str, dict[str, Any]]:
-    """Return method -> what is stored for a group, of the first seed of gates.
+) -> dict[str, list[dict[str, Any]]]:
+    """Return method -> what is stored for a group, a result per seed of what is trained.
 
     Args:
         fused: The comparison.
@@ -159,16 +161,27 @@ def stored(
         group: Of combinations.
         changes: Of the settings of a piece.
     """
-    store, trained, pieces = fused.run.store(kind, Arrays()), {}, {}
+    store, trained = fused.run.store(kind, Arrays()), {}
+    pieces: dict[str, list[Piece]] = {}
     for method in methods:
-        seed = next(iter(method.trained), None)
-        pieces[method.name] = piece = fused.piece(method, group, seed, **changes)
-        if seed is not None:
-            trained[piece.name] = method.trained[seed]
+        for seed in method.trained or (None,):
+            piece = fused.piece(method, group, seed, **changes)
+            pieces.setdefault(method.name, []).append(piece)
+            if seed is not None:
+                trained[piece.name] = method.trained[seed]
     work = partial(work, trained=trained, encoder=fused.encoder, **fused.places)
-    ticks = len(combinations(group))
-    score(fused.run, store, list(pieces.values()), work, trained=trained, ticks=ticks)
-    return {name: store.load(piece) for name, piece in pieces.items() if store.find(piece)}
+    every = [piece for own in pieces.values() for piece in own]
+    score(fused.run, store, every, work, trained=trained, ticks=len(combinations(group)))
+    found = {name: [store.load(p) for p in own if store.find(p)] for name, own in pieces.items()}
+    return {name: own for name, own in found.items() if own}
+
+
+KINDS, RETENTION, BOTH = ("subject", "style"), "retention in unseen pairs", "both_right"
+
+
+def retained_of(kind: str) -> str:
+    """Return the metric of what is left of one of :data:`KINDS`."""
+    return f"{kind}_log_loss_over_alone"
 
 
 def retention_rows(fused: Comparison, methods: Sequence[Method]) -> list[Row]:
@@ -176,13 +189,13 @@ def retention_rows(fused: Comparison, methods: Sequence[Method]) -> list[Row]:
     found = stored(fused, methods, "retained", retained, PAIRS, what="retention")
     draws = crossed(combinations("test2"))
     rows: list[Row] = []
-    for place, kind in enumerate(("subject", "style")):
-        metric = f"{kind}_log_loss_over_alone"
+    for place, kind in enumerate(KINDS):
+        metric = retained_of(kind)
         scores = {
-            name: [moments(one["ratios"][:, place].numpy(), name=metric)]
-            for name, one in found.items()
+            name: [moments(one["ratios"][:, place].numpy(), name=metric) for one in own]
+            for name, own in found.items()
         }
-        rows += compare(scores, draws, task="retention in unseen pairs")
+        rows += compare(scores, draws, task=RETENTION)
     return rows
 
 

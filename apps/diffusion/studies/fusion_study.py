@@ -11,11 +11,15 @@ import numpy as np
 from apps.diffusion.embedded_world import World
 from apps.diffusion.studies.base_study import Asked, Method, encoder_of, world_data
 from apps.diffusion.studies.fused_views import (
+    BOTH,
+    KINDS,
     PAIRS,
+    RETENTION,
     cost_rows,
     crossed,
     losses_of_seeing,
     pictured,
+    retained_of,
     retention_rows,
     score,
 )
@@ -62,19 +66,19 @@ PUBLISHED_GATES: dict[str, Any] = GATES | {
 LIKE_GATES = {name: GATES[name] for name in ("steps", "batch_size", "caption_dropout")}
 """How rivals are trained that have parameters."""
 
+LAYERWISE = "x_lora layerwise"
+"""The rival that looks at the input as gates do; it serves pairs alone."""
+
 STRENGTHS_OF_LAYERS: dict[str, Any] = LIKE_GATES | {"mode": "strengths"}
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "gates": GATES,
     "gates + role": GATES | {"told": 1.0},
     "gates + switch": GATES | {"switch": True, "group": "train_useless"},
-    "gates without factors": GATES | {"factors": None},
     "gates as published": PUBLISHED_GATES,
-    "x_lora": LIKE_GATES | {"group": "train2"},
-    "x_lora layerwise": LIKE_GATES | {"group": "train2", "rival": "x_lora", "layerwise": True},
+    LAYERWISE: LIKE_GATES | {"group": "train2", "rival": "x_lora", "layerwise": True},
     "layer_strengths": STRENGTHS_OF_LAYERS,
     "layer_strengths + role": STRENGTHS_OF_LAYERS | {"told": 1.0},
-    "layer_strengths + switch": STRENGTHS_OF_LAYERS | {"switch": True, "group": "train_useless"},
 }  # what is trained on the training combinations
 
 BLIND = "layer_strengths"
@@ -90,7 +94,7 @@ VARIANTS |= {
 SWAPPED = "layer_strengths + role, swapped"
 """Strengths of roles where subjects are taken for styles, as an order that is wrong does."""
 
-TUNED = ("gates", "x_lora", BLIND)
+TUNED = ("gates", LAYERWISE, BLIND)
 """Whose learning rates are tuned; variants take those of the one that they are like."""
 
 TRIED_STEPS = 150
@@ -103,27 +107,19 @@ PLAIN: dict[str, dict[str, Any]] = {
     "alone1": {},
     "sum": {},
     "mean": {},
-    "svd": {"weight": 1.0},
-    "linear": {"weight": 1.0},
     "ties": {"weight": 1.0, "density": 0.2},
     "dare_linear": {"weight": 1.0, "density": 0.5},
-    "dare_ties": {"weight": 1.0, "density": 0.5},
-    "magnitude_prune": {"weight": 1.0, "density": 0.5},
     "switch": {"tau": 5},
     "composite": {},
     "k_lora": {},
 }  # the base, each adapter of a pair alone, and rivals as published
 
-STRENGTHS = {FIRST: (0.05, 1.6), OTHERS: (0.05, 1.6)}
+STRENGTHS = {FIRST: (0.4, 1.6), OTHERS: (0.4, 1.6)}
 WEIGHT, DENSITY = {"weight": (0.3, 1.6)}, {"density": (0.1, 0.9)}
 SPACES: dict[str, dict[str, tuple[float, float]]] = {
     "sum": STRENGTHS,
-    "svd": WEIGHT,
-    "linear": WEIGHT,
     "ties": WEIGHT | DENSITY,
     "dare_linear": WEIGHT | DENSITY,
-    "dare_ties": WEIGHT | DENSITY,
-    "magnitude_prune": WEIGHT | DENSITY,
     "switch": STRENGTHS | {"tau": (1.0, 6.0)},
     "composite": STRENGTHS,
     "k_lora": STRENGTHS | {"alpha": (0.5, 3.0), "beta": (0.1, 1.5)},
@@ -135,7 +131,6 @@ SCHEDULED = ("switch", "k_lora")
 At half as many times, a period of steps is only seen where it happens to be seen.
 """
 
-PUBLISHED = ("sum", "mean", "ties", "dare_linear", "switch", "k_lora")
 GROUPS = {
     "test2": "48 unseen pairs",
     "test3": "48 unseen triples",
@@ -143,9 +138,9 @@ GROUPS = {
     "useless3": "48 unseen pairs and a useless adapter",
     "new2": "24 pairs of adapters that no gate has seen",
 }
-METRIC, USELESS = "log_loss_ratio", "log_loss_over_pair"
-SHOWN = ("none", "alone1", "sum", "mean", "ties", "switch", "composite", "k_lora", "gates", "baked",
-         BLIND)  # fmt: skip
+PAIRS_TASK = GROUPS[PAIRS]
+METRIC, USELESS, OPENING = "log_loss_ratio", "log_loss_over_pair", "needed_over_useless"
+SHOWN = ("none", "alone1", "sum", "mean", "k_lora", "gates", BLIND, f"{BLIND} + role")
 """Methods whose images, retention and cost are shown, with the best rivals."""
 
 NO_TRIPLES = ("alone0", "alone1", "x_lora")  # methods for two adapters
@@ -303,6 +298,20 @@ def costs_of_useless(
     return compare(scores, crossed(combinations("useless3")), task=GROUPS["useless3"])
 
 
+def openings(fused: Fused, methods: Sequence[Method]) -> list[Row]:
+    """Return by how much more a switch lets needed adapters through than a useless one."""
+    scores, store = {}, fused.run.store("losses", Arrays())
+    for method in methods:
+        pieces = [fused.piece(method, "useless3", seed) for seed in method.trained]
+        own = [
+            o for p in pieces if store.find(p) and (o := store.load(p).get("openings")) is not None
+        ]
+        if own:
+            found = [(one[:, :-1].mean(1) - one[:, -1]).numpy() for one in own]
+            scores[method.name] = [moments(one, name=OPENING) for one in found]
+    return compare(scores, crossed(combinations("useless3")), task=GROUPS["useless3"])
+
+
 def fusion_study(asked: Asked, world: World) -> None:
     """Compare gates with all rivals on unseen pairs, unseen triples and trained pairs."""
     fused = Fused(asked.run, world, asked.seeds)
@@ -314,6 +323,7 @@ def fusion_study(asked: Asked, world: World) -> None:
     for group, task in GROUPS.items():
         rows += compared(every[group], group, task)
     rows += costs_of_useless(every[PAIRS], every["useless3"])
+    rows += openings(fused, methods)
     best, tuned = best_rival(chosen), best_rival(chosen, SPACES)
     if not asked.run.quick:
         rows += views(fused, methods, {best, tuned})
@@ -375,25 +385,49 @@ def upper(rows: Sequence[Row], method: str, task: str) -> float:
     return -found[0].low if found else math.nan
 
 
-def bars_of(rows: Sequence[Row], best: str) -> list[Bar]:
-    """Return what must hold: against rivals as published, the best tuned, and the trained ones.
+def bars_of(rows: Sequence[Row], tuned: str) -> list[Bar]:
+    """Return what must hold.
 
-    X-LoRA serves pairs alone, so that its trials cannot be compared with those of the others.
+    Rivals with equal information are told no roles and see no drawing of a test combination:
+    the best tuned one, X-LoRA, which serves pairs alone, and strengths by layer.
+
+    Args:
+        rows: All that was found.
+        tuned: The rival with the best trial among those that are not trained.
     """
-    trained = dict.fromkeys((best, "x_lora", BLIND))
-    limits = [*((name, -0.002) for name in PUBLISHED), *((name, 0.01) for name in trained)]
-    asked = [(group, *one) for group in ("test2", "test3") for one in limits]
-    asked += [("trained2", name, -0.002) for name in trained]
+    found = {(row.method, row.task, row.metric, row.versus): row for row in rows}
+    missing = Row("", "", "", math.nan, math.nan, math.nan)
+
+    def row(method: str, task: str, metric: str, versus: str = "") -> Row:
+        return found.get((method, task, metric, versus), missing)
+
+    shown, switched = f"images of {PAIRS_TASK}", "gates + switch"
+    bars = [
+        Bar("images: sum, both right", row("sum", shown, BOTH).value, ">=", 0.7),
+        Bar("images: gates - sum, both right, lower end",
+            -row("sum", shown, BOTH, "gates").high, ">=", 0.0),
+    ]  # fmt: skip
+    for task in (PAIRS_TASK, GROUPS["test3"]):
+        limits = {BLIND: math.log(0.98)} | dict.fromkeys((tuned, LAYERWISE), 0.0)
+        bars += [
+            Bar(f"{task}: gates / {name}, upper end", upper(rows, name, task), "<=", limit)
+            for name, limit in limits.items()
+            if name != LAYERWISE or task == PAIRS_TASK
+        ]
+    bars += [
+        Bar(f"{kind} kept by gates", row("gates", RETENTION, retained_of(kind)).value, "<=",
+            math.log(1.4))
+        for kind in KINDS
+    ]  # fmt: skip
+    clean = row(switched, PAIRS_TASK, METRIC, "gates").value
+    useless = GROUPS["useless3"]
     return [
-        Bar(
-            f"{GROUPS[group]}: gates / {name}, upper end",
-            upper(rows, name, GROUPS[group]),
-            "<=",
-            limit,
-        )
-        for group, name, limit in asked
-        if group != "test3" or name not in NO_TRIPLES
-    ]
+        *bars,
+        Bar("a useless adapter: gates + switch", row(switched, useless, USELESS).value, "<=",
+            math.log(1.08)),
+        Bar("a switch where none is useless: over gates", clean, "<=", math.log(1.01)),
+        Bar("switch, needed - useless", row(switched, useless, OPENING).value, ">=", 0.2),
+    ]  # fmt: skip
 
 
 def headline_of(rows: Sequence[Row], best: str) -> str:

@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 
 from apps.diffusion.studies.base_study import Method
+from apps.diffusion.studies.fused_views import BOTH, RETENTION, retained_of
 from apps.diffusion.studies.fusion_study import (
     FEWER,
     GROUPS,
+    LAYERWISE,
+    METRIC,
+    OPENING,
     TUNED,
     USELESS,
     VARIANTS,
@@ -24,6 +28,7 @@ from apps.diffusion.studies.fusion_study import (
 )
 from diffusion.experiments.combined_losses import TIMES
 from diffusion.experiments.trained_gates import combinations, is_gated
+from harness.evidence import Row
 from harness.experiment.tuning import Choice
 
 
@@ -64,16 +69,36 @@ def test_ratios_are_logarithms_over_the_base(rows):
 
 def test_bars_are_upper_ends_of_gates_over_rivals(rows):
     bars = {bar.name: bar for bar in bars_of(rows, "ties tuned")}
-    summed = bars["48 unseen pairs: gates / sum, upper end"]
-    assert math.log(0.8) < summed.value < math.log(0.8) + 0.02
-    assert summed.met
-    assert bars["48 unseen pairs: gates / ties tuned, upper end"].bar == 0.01
-    assert bars["48 trained pairs: gates / ties tuned, upper end"].bar == -0.002
-    for group, limit in (("test2", 0.01), ("test3", 0.01), ("trained2", -0.002)):
-        assert bars[f"{GROUPS[group]}: gates / layer_strengths, upper end"].bar == limit
-    missing = bars["48 unseen pairs: gates / switch, upper end"]
-    assert math.isnan(missing.value)
-    assert not missing.met
+    tied = bars["48 unseen pairs: gates / ties tuned, upper end"]
+    assert math.log(0.8 / 0.9) < tied.value < math.log(0.8 / 0.9) + 0.02
+    assert tied.met
+    assert tied.bar == 0
+    strengths = bars["48 unseen triples: gates / layer_strengths, upper end"]
+    assert strengths.bar == math.log(0.98)
+    assert math.isnan(strengths.value)
+    assert not strengths.met
+
+
+def test_bars_of_images_and_of_a_switch_have_the_sign_of_their_names():
+    def row(method, task, metric, value, low=0.0, high=0.0, versus=""):
+        return Row(method, task, metric, value, low, high, versus=versus)
+
+    images, useless = f"images of {GROUPS['test2']}", GROUPS["useless3"]
+    rows = [
+        row("sum", images, BOTH, 0.72),
+        row("sum", images, BOTH, -0.05, -0.08, -0.02, "gates"),
+        row("gates", RETENTION, retained_of("style"), 0.4),
+        row("gates + switch", useless, USELESS, 0.05),
+        row("gates + switch", GROUPS["test2"], METRIC, 0.02, versus="gates"),
+        row("gates + switch", useless, OPENING, 0.3),
+    ]
+    found = {bar.name: (bar.value, bar.met) for bar in bars_of(rows, "ties tuned")}
+    assert found["images: sum, both right"] == (0.72, True)
+    assert found["images: gates - sum, both right, lower end"] == (0.02, True)
+    assert found["style kept by gates"] == (0.4, False)
+    assert found["a useless adapter: gates + switch"] == (0.05, True)
+    assert found["a switch where none is useless: over gates"] == (0.02, False)
+    assert found["switch, needed - useless"] == (0.3, True)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +127,12 @@ def choice(score):
 
 
 def test_the_best_rival_is_chosen_by_trials_and_may_be_a_trained_one():
-    chosen = {"sum": choice(-0.2), "ties": choice(0.3), "gates": choice(-0.9), "x_lora": choice(-2)}
+    chosen = {
+        "sum": choice(-0.2),
+        "ties": choice(0.3),
+        "gates": choice(-0.9),
+        LAYERWISE: choice(-2),
+    }
     assert best_rival(chosen) == "sum tuned"  # x_lora is for pairs, on which it was tuned alone
     assert best_rival(chosen | {"layer_strengths": choice(-0.1)}) == "sum tuned"
     assert best_rival(chosen | {"layer_strengths": choice(-0.3)}) == "layer_strengths"
@@ -146,5 +176,5 @@ def test_a_useless_adapter_costs_what_it_adds_to_the_loss_of_each_pair():
 def test_every_variant_is_tuned_like_what_it_is():
     for name, own in VARIANTS.items():
         like = next(tuned for tuned in TUNED if name.startswith(tuned))
-        assert is_gated(own) == (like != "x_lora")
+        assert is_gated(own) == (like != LAYERWISE)
         assert ("variant" in own) == (like == "gates")

@@ -96,9 +96,8 @@ def few(monkeypatch):
     for module in (tasks, losses, fusion, views):
         monkeypatch.setattr(module, "combinations", lambda group: every(group)[:2])
     for name, own in list(fusion.VARIANTS.items()):
-        if name in ("gates", "gates + switch", "gates (fewer adapters)", "x_lora",
-                    "x_lora layerwise",
-                    "layer_strengths", "layer_strengths + role"):  # fmt: skip
+        if name in ("gates", "gates + switch", "gates (fewer adapters)",
+                    "x_lora layerwise", "layer_strengths", "layer_strengths + role"):  # fmt: skip
             monkeypatch.setitem(fusion.VARIANTS, name, own | {"steps": 1, "batch_size": 2})
         else:
             monkeypatch.delitem(fusion.VARIANTS, name)
@@ -136,6 +135,10 @@ def test_fusion(world, asked, few):
     useless = {r["method"] for r in found["rows"] if r["metric"] == fusion.USELESS}
     assert {"gates", "gates + switch", "sum"} <= useless
     assert "x_lora layerwise" not in useless
+    opened = [r["method"] for r in found["rows"] if r["metric"] == fusion.OPENING]
+    assert opened == ["gates + switch"]
+    images = [p.name for p in (asked("fusion").run.folder / "images").iterdir()]
+    assert sum(name.startswith("gates-of") for name in images) == 4  # two seeds, pairs and triples
     fresh = {r["method"] for r in found["rows"] if r["task"] == fusion.GROUPS["new2"]}
     assert {"gates", "sum", "sum tuned", "none"} - fresh == {"none"}
     assert "gates + switch" not in fresh
