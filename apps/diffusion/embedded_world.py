@@ -42,8 +42,8 @@ EMBEDDED = "embedded"
 ADAPTER: dict[str, Any] = {
     "rank": 4,
     "parts": ["attention", "mlp", "modulation"],
-    "steps": 150,
-    "batch_size": 32,
+    "steps": 400,
+    "batch_size": 16,
     "learning_rate": 1e-2,
     "warmup_steps": 5,
 }  # how adapters of seed 0 are trained
@@ -55,7 +55,7 @@ ORDER: dict[str, Any] = {
     "quantile": 0.01,
 }  # how the order of roles is fitted to adapters
 
-RANKS, STEPS, KEPT = (1, 8), (100, 200), (0.5, 1.0)
+RANKS, STEPS, KEPT = (1, 8), (200, 400), (0.5, 1.0)
 """What adapters of seed 1 draw: rank, steps, and the fraction of layers that they change."""
 
 

@@ -25,7 +25,7 @@ from diffusion.data.scenes import drawn
 from diffusion.experiments.trained_gates import refuse_gates_of_another
 from diffusion.experiments.work import refuse_below
 from diffusion.fusion import GatedFusion
-from diffusion.fusion.baking import GateMap, MeanGates, bake
+from diffusion.fusion.baking import GateMap, MeanGates, bake, depends_on_roles
 from diffusion.fusion.pipeline import AutoLoraPipeline, Generated
 from diffusion.lora_file import LoraBundle
 from diffusion.models.flow_matching import GUIDANCE
@@ -313,6 +313,8 @@ def generate(
     with counting("indexing") as progress:
         opening = studio(sources, world, progress, mode)
     with opening as found:
+        if told and found.gates is not None and not depends_on_roles(found.gates):
+            found.notices.append(f"--roles changes nothing: {found.gates} does not depend on them")
         asked = partial(
             found.make, words, mode=mode, k=k or K, adapters=None if named is None else list(named),
             strengths=named or None, roles=told, **sampling.options(found),

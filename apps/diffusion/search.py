@@ -63,7 +63,8 @@ def index(
             report = library.scan(count)
         place = library.index
     console = Console()
-    _show(console, report, len(report.refused) if every_file else SHOWN_FILES)
+    most = len(report.refused) if every_file else SHOWN_FILES
+    _show(console, report, most, encoding=found is not None)
     if found is None and not no_encode:
         console.print(NO_ENCODER)
     console.print(escape(str(place)), soft_wrap=True)
@@ -87,7 +88,7 @@ def read_encoder(folder: str, text_fingerprint: str | None = None) -> "TrainedEn
     return load_encoder(Path(folder), text_fingerprint=text_fingerprint)
 
 
-def _show(console: Console, report: ScanReport, most: int) -> None:
+def _show(console: Console, report: ScanReport, most: int, *, encoding: bool) -> None:
     table = Table(show_header=False)
     table.add_column("", no_wrap=True)
     table.add_column("", justify="right")
@@ -97,7 +98,7 @@ def _show(console: Console, report: ScanReport, most: int) -> None:
         "  changed": report.changed,
         "  unchanged": report.unchanged,
         "encoded now": report.encoded,
-        "found by metadata alone": len(report.unencoded),
+        "found by metadata alone": len(report.unencoded) if encoding else report.kept,
         "copies of another file": len(report.duplicates),
         "removed": report.removed,
         "refused": len(report.refused),
@@ -204,7 +205,7 @@ def _show_matches(console: Console, matches: Results[Match]) -> None:
 def left_out(matches: Results[Match]) -> list[str]:
     """Return a line on each adapter whose cosine was too low."""
     least, *scores = (
-        f"{score:.2f}".replace("0.", ".", 1)
+        f"{score:.3f}".replace("0.", ".", 1)
         for score in (matches.least, *matches.left_out.values())
     )
     pairs = zip(matches.left_out, scores, strict=True)

@@ -125,7 +125,7 @@ class Database:
             elif not (folder / FILE).is_file():
                 raise LibraryError(
                     f"there is no index in {self.label}: run `gates diffusion index FOLDER` first,"
-                    " or name its index"
+                    " or name the folder by --folder, or its index by --index"
                 )
             self.writable = create or os.access(folder, os.W_OK)
             path, log = folder / FILE, folder / f"{FILE}-wal"

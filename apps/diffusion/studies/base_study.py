@@ -368,7 +368,9 @@ def rivals(
     by_words = BM25([" ".join(own) for own in texts])
     embedded = world.text.embed([text for own in texts for text in own])
     owners = torch.tensor([place for place, own in enumerate(texts) for _ in own])
-    means = torch.stack([embedded[owners == place].mean(0) for place in range(len(first))])
+    own = [embedded[owners == place] for place in range(len(first))]
+    means = torch.stack([one.mean(0) for one in own])
+    nearest = torch.stack([(searched.text @ one.T).amax(1) for one in own], 1)
     modules = modules_of(shape_of(world.base))
     old, new = collate(known, modules), collate(searched.bundles, modules)
     delta = delta_cosine(old, new).float()
@@ -381,7 +383,7 @@ def rivals(
         "phrase lookup": [
             np.array([[name in own for name in searched.names] for own in words]) * 1.0
         ],
-        "nearest caption": [by_captions(searched.text, embedded, owners, torch.eye(len(first)))],
+        "nearest caption": [nearest],
         MEAN: [searched.text @ means.T],
         WORD: [searched.text @ world.text.embed(list(first)).T],
         "nearest caption, then ΔW of seed 0": [by_captions(searched.text, embedded, owners, delta)],

@@ -134,7 +134,7 @@ def test_what_scores_below_the_least_is_printed_as_left_out(call, samples, title
     assert "left out: xlabs " in told
     assert not [line for line in told.splitlines() if "│" in line and "xlabs" in line]
     told = call("search", "a red fox", *options, "--least", "0.99")
-    assert re.search(r"^left out: bfl_plain \.\d\d, below \.99$", told, re.MULTILINE)
+    assert re.search(r"^left out: bfl_plain \.\d{3}, below \.990$", told, re.MULTILINE)
     assert "no adapter is found" in call("search", "red submarine", *options, "--least", "0.9")
     assert row(call("search", "red fox", *options, "--least=-1"), "xlabs")[0] == "2"
     assert "expected a cosine" in refusal("search", "fox", *options, "--least", "2")
@@ -188,6 +188,7 @@ def test_refused_files_are_listed(call, samples):
     assert "broken 20" not in told
     assert "and 5 more: --every_file lists them" in told
     assert "no --encoder is given" in told
+    assert row(told, "found by metadata")[1] == row(told, "adapters ")[1]
     assert "broken 24" in call("index", "samples", "--every_file")
 
 
