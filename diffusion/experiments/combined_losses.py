@@ -40,7 +40,7 @@ from diffusion.rivals.registry import make_rival
 from diffusion.rivals.weighing import LoraHub
 from harness.files.piece import Piece, read_record
 
-TIMES, MOST = 8, 6  # times of a loss, and drawings of a combination
+TIMES, MOST = 8, 4  # times of a loss, and drawings of a combination
 
 RUN = 20  # steps of the sampling run that times belong to
 

@@ -48,8 +48,8 @@ from harness.files import content_digest
 TRIALS = 12
 GATES: dict[str, Any] = {
     "variant": "full",
-    "steps": 500,
-    "batch_size": 16,
+    "steps": 400,
+    "batch_size": 8,
     "caption_dropout": 0.1,
     "factors": True,
 }  # how gates are trained, apart from the learning rates
@@ -97,7 +97,7 @@ SWAPPED = "layer_strengths + role, swapped"
 TUNED = ("gates", LAYERWISE, BLIND)
 """Whose learning rates are tuned; variants take those of the one that they are like."""
 
-TRIED_STEPS = 150
+TRIED_STEPS = 100
 RATES = {"learning_rate": (2e-3, 6e-2)}
 GATE_RATES = RATES | {"weight_rate": (1e-3, 1e-1)}
 
