@@ -94,10 +94,9 @@ def combinations(group: str) -> list[Combination]:
     ``train`` are the pairs and triples that gates are trained on, none of which holds a test pair;
     ``tried`` are some of them, which settings are chosen on; ``train2`` and ``tried2`` are their
     pairs, for methods for two adapters. ``test2`` are the test pairs, ``test3`` the same with a
-    second style, ``trained2`` as many of the training pairs. ``train_useless`` and ``useless3`` are
-    those of ``train`` and its pairs, and the test pairs, with an adapter that has nothing to do
-    with them. ``train_fewer`` leaves the concepts of :data:`diffusion.data.concepts.LEFT_OUT` out,
-    and ``new2`` are the pairs of these.
+    second style. ``train_useless`` and ``useless3`` are those of ``train`` and its pairs, and the
+    test pairs, with an adapter that has nothing to do with them. ``train_fewer`` leaves the
+    concepts of :data:`diffusion.data.concepts.LEFT_OUT` out, and ``new2`` are the pairs of these.
     """
     tested, pairs = set(held_out_pairs()), training_pairs()
     triples = [
@@ -118,7 +117,6 @@ def combinations(group: str) -> list[Combination]:
         "useless3": with_useless(held_out_pairs()),
         "train_fewer": [o for o in (*pairs, *triples) if not set(o.adapters) & set(LEFT_OUT)],
         "new2": sorted(one for one in every if set(one.adapters) <= set(LEFT_OUT)),
-        "trained2": pairs[:: len(pairs) // len(tested)][: len(tested)],
     }[group]
 
 

@@ -134,7 +134,6 @@ At half as many times, a period of steps is only seen where it happens to be see
 GROUPS = {
     "test2": "48 unseen pairs",
     "test3": "48 unseen triples",
-    "trained2": "48 trained pairs",
     "useless3": "48 unseen pairs and a useless adapter",
     "new2": "24 pairs of adapters that no gate has seen",
 }
@@ -313,7 +312,7 @@ def openings(fused: Fused, methods: Sequence[Method]) -> list[Row]:
 
 
 def fusion_study(asked: Asked, world: World) -> None:
-    """Compare gates with all rivals on unseen pairs, unseen triples and trained pairs."""
+    """Compare gates with all rivals on unseen pairs, and triples, with useless and new adapters."""
     fused = Fused(asked.run, world, asked.seeds)
     chosen = fused.chosen()
     methods = fused.methods()
