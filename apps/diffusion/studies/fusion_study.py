@@ -174,7 +174,7 @@ class Fused:
             {name: GATE_RATES if name == "gates" else RATES for name in TUNED},
             partial(trial_gates, **self.places),
             trials=TRIALS,
-            ticks=TRIED_STEPS,
+            ticks=TRIED_STEPS + len(combinations("tried")),
             own={name: VARIANTS[name] | {"steps": TRIED_STEPS} for name in TUNED},
             start=self.start,
         )
