@@ -108,18 +108,19 @@ def losses_of_seeing(compared: Comparison) -> dict[str, list[np.ndarray]]:
     }
 
 
-DRAWN = 16  # images of a combination
+DRAWN, FEWER_DRAWN = 16, 6  # images of a pair and of a triple
 COSTED = 32  # images of the batch that is timed
 
 
 def pictured(fused: Comparison, methods: Sequence[Method], group: str, task: str) -> list[Row]:
     """Return pixel errors of images, and how often style, shape and both are right."""
-    found = stored(fused, methods, "images", fused_images, group, most=DRAWN, **SAMPLER)
+    most = DRAWN if group == PAIRS else FEWER_DRAWN
+    found = stored(fused, methods, "images", fused_images, group, most=most, **SAMPLER)
     judge = judge_of(fused.world.judge())
     some = next(iter(found.values()))[0]
     group_of = combinations(group)
     draws = crossed([group_of[place] for place in some["combination"].tolist()])
-    shown = [scene for one in group_of for scene in prompts(one.scenes("test"), DRAWN)]
+    shown = [scene for one in group_of for scene in prompts(one.scenes("test"), most)]
     true = some["true"] / 255
     every = {
         name: [
