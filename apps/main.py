@@ -9,8 +9,8 @@ from errno import EDQUOT, ENOSPC
 from typing import Any, NamedTuple
 
 PACKAGES = (
-    "apps", "benchmarks", "core_gates", "diffusion", "endoscopy", "harness", "recsys", "studies",
-    "video_multitask", "weather",
+    "apps", "benchmarks", "core_gates", "diffusion", "endoscopy", "harness", "language", "recsys",
+    "studies", "video_multitask", "weather",
 )  # fmt: skip
 
 

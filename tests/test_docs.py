@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = [f"core_gates.{room}" for room in ("adapters", "attention", "features", "gates")]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FOLDERS = (
-    "apps|benchmarks|core_gates|diffusion|docs|endoscopy|harness|recsys|studies|tests|"
+    "apps|benchmarks|core_gates|diffusion|docs|endoscopy|harness|language|recsys|studies|tests|"
     "video_multitask|weather"
 )
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -143,7 +143,7 @@ def test_links_and_files_exist(page):
 
 def test_the_readme_links_each_system_to_its_page():
     table = re.findall(r"^\| (.+?) \| (.+?) \|", (ROOT / "README.md").read_text(), re.MULTILINE)[1:]
-    assert len(table) == 22
+    assert len(table) == 23
     for system, files in table:
         assert "](docs/" in system, system
         paths = re.findall(r"`(.+?)`", files)

@@ -14,8 +14,8 @@ from harness.files.piece import Piece, read_record
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = (
-    "apps", "benchmarks", "core_gates", "diffusion", "endoscopy", "harness", "recsys", "studies",
-    "video_multitask", "weather",
+    "apps", "benchmarks", "core_gates", "diffusion", "endoscopy", "harness", "language", "recsys",
+    "studies", "video_multitask", "weather",
 )  # fmt: skip
 MODULES, LINES, FUNCTION_LINES, COSTLY = 16, 500, 60, 60
 LARGE = {"core_gates/gates"}  # one gate per file: the list of gates is what `ls` shows

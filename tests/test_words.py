@@ -8,8 +8,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = (
-    "apps", "benchmarks", "core_gates", "diffusion", "endoscopy", "harness", "recsys", "studies",
-    "video_multitask", "weather",
+    "apps", "benchmarks", "core_gates", "diffusion", "endoscopy", "harness", "language", "recsys",
+    "studies", "video_multitask", "weather",
 )  # fmt: skip
 FOLDERS = (*PACKAGES, "docs", "tests", ".ci")
 SUFFIXES = {".md", ".py", ".pyi", ".yaml", ".cpp", ".css"}

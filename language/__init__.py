@@ -1,0 +1,1 @@
+"""Language: experts and gates of language models, exchanged with transformers."""

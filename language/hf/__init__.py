@@ -1,0 +1,1 @@
+"""What runs inside the models of Hugging Face transformers."""
