@@ -106,13 +106,14 @@ def _checked_activation(experts: Any) -> str:
         nn.ReLU: "relu",
         activations.LinearActivation: "identity",
     }
-    kind = experts.act_fn if experts.act_fn in known else type(experts.act_fn)
+    act = experts.act_fn
+    kind = act if act in known else type(act)
     found = {name: getattr(experts, name, wanted) for name, wanted in LAYOUT.items()}
     wrong = [f"{name}={value}" for name, value in found.items() if value != LAYOUT[name]]
     if type(experts)._apply_gate is not _default_apply_gate:
         wrong.append("an _apply_gate that is not the default one")
     if kind not in known:
-        wrong.append(f"act_fn={kind.__name__}")
+        wrong.append(f"act_fn={getattr(act, '__name__', kind.__name__)}")
     if wrong:
         raise GatesError(
             f"{type(experts).__name__} has {', '.join(wrong)}, but {NAME!r} computes"

@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from torch import nn
+from torch.nn import functional as F
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
@@ -16,18 +17,22 @@ from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 from core_gates.errors import GatesError, MissingExtraError
 from language.hf.experts import OLDEST, register_experts, run_experts
 
-E, K, D, F, VOCABULARY = 4, 2, 32, 24, 64
+E, K, D, HIDDEN, VOCABULARY = 4, 2, 32, 24, 64
 CHOICES = {"num_experts": E, "num_experts_per_tok": K}
 LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4}
 MODELS = {
     "Mixtral": {"num_local_experts": E, "num_experts_per_tok": K},
-    "Qwen2Moe": {**CHOICES, "moe_intermediate_size": F, "shared_expert_intermediate_size": F},
-    "Qwen3Moe": {**CHOICES, "moe_intermediate_size": F, "head_dim": 8},
+    "Qwen2Moe": {
+        **CHOICES,
+        "moe_intermediate_size": HIDDEN,
+        "shared_expert_intermediate_size": HIDDEN,
+    },
+    "Qwen3Moe": {**CHOICES, "moe_intermediate_size": HIDDEN, "head_dim": 8},
     "Olmoe": CHOICES,
     "DeepseekV3": {
         **LATENT,
         **{"n_routed_experts": E, "num_experts_per_tok": K, "n_group": 2, "topk_group": 1},
-        **{"moe_intermediate_size": F, "first_k_dense_replace": 1, "num_key_value_heads": 4},
+        **{"moe_intermediate_size": HIDDEN, "first_k_dense_replace": 1, "num_key_value_heads": 4},
         "v_head_dim": 8,
     },
 }
@@ -41,7 +46,7 @@ def _registered():
 
 
 def config_of(name, **settings):
-    sizes = {"vocab_size": VOCABULARY, "hidden_size": D, "intermediate_size": F}
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": D, "intermediate_size": HIDDEN}
     sizes |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
     ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     kind = getattr(transformers, f"{name}Config")
@@ -66,6 +71,13 @@ def experts_of(kind=MixtralExperts, **settings):
     for parameter in experts.parameters():
         nn.init.normal_(parameter, std=0.3)
     return experts
+
+
+def change(experts, name, value):
+    """Give experts an attribute, also a function instead of a module."""
+    if hasattr(experts, name):
+        delattr(experts, name)
+    setattr(experts, name, value)
 
 
 def call(experts, how="gates", dtype=torch.float32):
@@ -139,6 +151,12 @@ def test_activations_and_choices_of_no_expert(act):
     assert_close(call(experts, dtype=torch.float64), eager, rtol=1e-12, atol=1e-12)
 
 
+def test_an_activation_may_be_a_function():
+    expected, experts = call(experts_of()), experts_of()
+    change(experts, "act_fn", F.silu)
+    assert torch.equal(call(experts), expected)
+
+
 def test_compiled_in_one_graph():
     experts = experts_of()
     expected = call(experts, "eager")
@@ -168,13 +186,13 @@ def test_autocast_keeps_the_dtype_of_the_tokens():
 )
 def test_what_computes_something_else_is_refused(name, value, shown):
     experts = experts_of()
-    setattr(experts, name, value)
+    change(experts, name, value)
     with pytest.raises(GatesError, match=rf"^MixtralExperts has {shown}, but 'gates' .*$"):
         call(experts)
 
 
 def test_another_gate_is_refused():
-    with pytest.raises(GatesError, match="^DeepseekV4Experts has an _apply_gate that is not"):
+    with pytest.raises(GatesError, match=r"^DeepseekV4Experts has an _apply_gate that is not .*$"):
         call(experts_of(DeepseekV4Experts))
 
 
