@@ -46,8 +46,9 @@ CORE_ATTENTION = Suite(
     (
         "tests/core_gates/ops/test_block_sparse_attention.py",
         "tests/core_gates/ops/test_block_max_attention.py",
+        "tests/core_gates/attention/test_kv_cache.py",
     ),
-    parts("benchmarks.core.ops:attention_comparisons"),
+    parts("benchmarks.core.ops:attention_comparisons", "benchmarks.core.ops:decoding_comparisons"),
 )
 CORE_MOE = Suite(
     "core_moe",
@@ -73,6 +74,7 @@ CORE = Suite(
         "benchmarks.core.moe:comparisons",
         "benchmarks.core.ops:gated_lora_comparisons",
         "benchmarks.core.ops:attention_comparisons",
+        "benchmarks.core.ops:decoding_comparisons",
         "benchmarks.core.ops:on_cpu",
     ),
 )

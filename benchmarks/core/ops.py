@@ -162,6 +162,39 @@ def block_max() -> Comparison:
     )
 
 
+GROUPED = "SDPA over grouped rows"
+DECODING_BAR = 1.5
+
+
+def decoding_comparisons() -> Iterator[Comparison]:
+    """A step of a layer with 8 query and 2 key heads, its cache full of `LENGTH` tokens."""
+
+    def build(load: Load) -> Mapping[str, Call]:
+        room = load("core_gates.attention")
+        torch.manual_seed(0)
+        layer = room.GatedAttention(256, 8, 2, head_dim=HEAD_DIM, position="none")
+        cache = room.KeyValueCache()
+        cache.keys, cache.values = torch.randn(2, 1, 2, LENGTH, HEAD_DIM).unbind()
+        token, rows = torch.randn(1, 1, 256), torch.randn(1, 2, 4, HEAD_DIM)
+
+        def attend() -> Tensor:
+            return F.scaled_dot_product_attention(rows, cache.keys, cache.values)
+
+        def step() -> Tensor:
+            with torch.no_grad():
+                return cast(Tensor, layer(token, cache=cache))
+
+        return {GROUPED: attend, "step": step}
+
+    yield Comparison(
+        name=f"gated attention, a step after {LENGTH} tokens",
+        op="gated_attention",
+        build=build,
+        baseline=GROUPED,
+        bars={"step": DECODING_BAR},
+    )
+
+
 def random_mask(num_blocks: int, share: float) -> Tensor:
     """Return a causal block mask (1, 1, N, N) that keeps a fraction of the causal area."""
     generator = torch.Generator().manual_seed(0)

@@ -1,6 +1,6 @@
 """Parts of gated attention: gates of heads, fused queries, rotary positions, key-value caches."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from core_gates.activations import GATE_ACTIVATIONS, GateActivation
 from core_gates.errors import check_at_least, check_option
 from core_gates.numerics import accumulation_dtype
+from core_gates.ops._select import is_transformed
 from core_gates.ops.gate_multiply.op import gate_multiply
 
 INIT_STD = 0.02
@@ -52,11 +53,39 @@ def rotate(
     return turned.flatten(-2).to(x.dtype)
 
 
+class _Memory:
+    """Memory for keys or values, with room for half as many tokens again.
+
+    Attributes:
+        whole: All of it (B, K, more than S, D).
+        written: Its first S tokens, the only tensor that may be continued here: what is a copy, cut
+            short or reordered is another tensor.
+    """
+
+    def __init__(self, tokens: Tensor, length: int) -> None:
+        batch, heads, before, dim = tokens.shape
+        self.whole = tokens.new_empty(batch, heads, length + length // 2, dim)
+        self.whole[:, :, :before] = tokens
+        self.written = tokens
+
+    def has_room(self, tokens: Tensor, length: int) -> bool:
+        fits = self.written is tokens and length <= self.whole.shape[2]
+        return fits and (torch.is_inference_mode_enabled() or not self.whole.is_inference())
+
+    def write(self, new: Tensor) -> Tensor:
+        start, length = self.written.shape[2], self.written.shape[2] + new.shape[2]
+        self.whole[:, :, start:length] = new
+        self.written = self.whole[:, :, :length]
+        return self.written
+
+
 @dataclass
 class KeyValueCache:
     """Keys and values of the tokens that one attention layer has seen; it grows with every call.
 
-    Start with an empty one for every layer and every batch of sequences.
+    Start with an empty one for every layer and every batch of sequences. Without gradients, new
+    tokens are written next to the old ones, which are copied only when their memory is full; it
+    then gets room for half as many again.
 
     Attributes:
         keys: Keys (B, K, S, D), gated and rotated; None before the first token.
@@ -67,6 +96,7 @@ class KeyValueCache:
     keys: Tensor | None = None
     values: Tensor | None = None
     padding_mask: Tensor | None = None
+    _memory: dict[str, _Memory] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         """Return the number of tokens S, padding included."""
@@ -93,8 +123,8 @@ class KeyValueCache:
                     f"the cache holds (batch, heads, features) {before}, got tokens of {now};"
                     " start with an empty cache for every layer and batch"
                 )
-            keys = torch.cat([self.keys, keys], 2)
-            values = torch.cat([self.values, values], 2)
+            keys = self._append("keys", self.keys, keys)
+            values = self._append("values", self.values, values)
         if padding_mask is not None or self.padding_mask is not None:
             batch, length = keys.shape[0], keys.shape[2]
             parts = (
@@ -112,6 +142,15 @@ class KeyValueCache:
             )
         self.keys, self.values, self.padding_mask = keys, values, padding_mask
         return keys, values, padding_mask
+
+    def _append(self, name: str, before: Tensor, new: Tensor) -> Tensor:
+        differentiable = torch.is_grad_enabled() or is_transformed()
+        if differentiable or torch.compiler.is_compiling() or before.dtype != new.dtype:
+            return torch.cat([before, new], 2)
+        length = before.shape[2] + new.shape[2]
+        if name not in self._memory or not self._memory[name].has_room(before, length):
+            self._memory = {**self._memory, name: _Memory(before, length)}  # not that of a copy
+        return self._memory[name].write(new)
 
 
 def split_fused_q_proj(

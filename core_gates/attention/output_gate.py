@@ -158,11 +158,7 @@ class GatedAttention(nn.Module):
         if cache is not None:
             k, v, ignored = cache.extend(k, v, padding_mask=padding_mask)
         mask = self._visible(x.shape[1], num_before, ignored, x.device)
-        group = self.num_heads // self.num_kv_heads
-        if group > 1:
-            k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-        square = self.causal and mask is None and x.shape[1] > 1  # one token sees all before it
-        heads = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=square)
+        heads = self._attend(q, k, v, mask)
         y = self._gated("G1", x, heads.transpose(1, 2)).flatten(-2)
         result: Tensor = self._gated("G5", x, self.o_proj(y).unsqueeze(-2)).squeeze(-2)
         return zero_padding(result, padding_mask)
@@ -200,6 +196,21 @@ class GatedAttention(nn.Module):
             places = positions.unsqueeze(-1)  # the same for all heads
             q, k = (rotate(t, places, self.rope_theta) for t in (q, k))
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the results (B, num_heads, T, head_dim) of the heads."""
+        group, length = self.num_heads // self.num_kv_heads, q.shape[2]
+        if group > 1 and length < k.shape[2] and length <= self.head_dim:
+            # The queries of one key head become its rows: copies of all keys would cost more.
+            rows = q.unflatten(1, (-1, group)).flatten(2, 3)
+            if mask is not None and length > 1:
+                mask = torch.cat([mask] * group, -2)
+            heads = F.scaled_dot_product_attention(rows, k, v, attn_mask=mask)
+            return heads.unflatten(2, (group, length)).flatten(1, 2)
+        if group > 1:
+            k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+        square = self.causal and mask is None and length > 1  # one token sees all before it
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=square)
 
     def _visible(
         self, length: int, num_before: int, ignored: Tensor | None, device: torch.device

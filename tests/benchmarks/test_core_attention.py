@@ -35,3 +35,12 @@ def test_every_variant_runs_and_has_a_bar(monkeypatch):
                 or name.startswith("100 %")
                 or "dense_above" in name
             )
+
+
+def test_a_step_of_decoding_is_compared_with_attention_to_as_many_keys(monkeypatch):
+    monkeypatch.setattr(suite, "LENGTH", 64)
+    (comparison,) = suite.decoding_comparisons()
+    calls = comparison.build(load_head)
+    assert calls.keys() == {comparison.baseline, *comparison.bars}
+    assert calls["step"]().shape == (1, 1, 256)
+    assert calls[comparison.baseline]().shape == (1, 2, 4, suite.HEAD_DIM)

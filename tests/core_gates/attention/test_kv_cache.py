@@ -1,5 +1,8 @@
+import copy
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.testing import assert_close
 
 from core_gates.attention import GatedAttention, KeyValueCache
@@ -92,3 +95,69 @@ def test_a_cache_of_something_else_is_refused():
     assert len(cache) == 2
     with pytest.raises(ValueError, match="a cache needs causal attention"):
         attention(causal=False)(torch.zeros(2, 2, DIM), cache=KeyValueCache())
+
+
+@pytest.mark.parametrize(("length", "padded"), [(1, False), (3, False), (3, True)])
+def test_query_heads_share_the_keys_of_the_cache(monkeypatch, length, padded):
+    """The queries of one key head become its rows; keys stay where the cache has them."""
+    module, cache, seen = attention(), KeyValueCache(), []
+    x = torch.randn(2, 6 + length, DIM, generator=torch.Generator().manual_seed(1))
+    mask = torch.zeros(2, 6 + length, dtype=torch.bool)
+    mask[0, :2] = padded
+    attend = F.scaled_dot_product_attention
+
+    def spy(q, k, v, **options):
+        seen.append((q.shape[1:3], k.data_ptr(), v.data_ptr()))
+        return attend(q, k, v, **options)
+
+    with torch.no_grad():
+        expected = module(x, padding_mask=mask)[:, 6:]
+        module(x[:, :6], padding_mask=mask[:, :6] if padded else None, cache=cache)
+        monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+        assert_close(module(x[:, 6:], cache=cache), expected, **EXACT[torch.float32])
+    assert seen == [((2, 2 * length), cache.keys.data_ptr(), cache.values.data_ptr())]
+
+
+def extend(cache, tokens):
+    """Add tokens (T,) to a cache of one head of one feature; return what it holds."""
+    added = torch.tensor(tokens, dtype=torch.float32).view(1, 1, -1, 1)
+    keys, values, _ = cache.extend(added, -added)
+    assert torch.equal(values, -keys)
+    return keys.flatten().tolist()
+
+
+def test_earlier_tokens_are_copied_only_where_memory_is_full():
+    cache, places = KeyValueCache(), set()
+    with torch.no_grad():
+        for token in range(100):
+            assert extend(cache, [token]) == list(range(token + 1))
+            places.add(cache.keys.data_ptr())
+    assert len(places) < 15
+
+
+@torch.no_grad()
+def test_continuations_of_one_cache_do_not_disturb_each_other():
+    cache = KeyValueCache()
+    for token in range(8):
+        extend(cache, [token])
+    branch, cut, swapped = copy.copy(cache), copy.copy(cache), copy.copy(cache)
+    cut.keys, cut.values = cut.keys[:, :, :3], cut.values[:, :, :3]
+    swapped.keys, swapped.values = swapped.keys + 10, swapped.values - 10
+    assert extend(cache, [8]) == list(range(9))
+    assert extend(branch, [-1]) == [*range(8), -1]
+    assert extend(cut, [-2]) == [0, 1, 2, -2]
+    assert extend(swapped, [18]) == list(range(10, 19))
+    assert extend(cache, [9]) == list(range(10))
+    assert extend(branch, [-3]) == [*range(8), -1, -3]
+
+
+def test_what_was_generated_without_gradients_may_be_continued_with_them():
+    cache = KeyValueCache()
+    with torch.inference_mode():
+        assert extend(cache, [0, 1]) == [0, 1]
+        assert extend(cache, [2]) == [0, 1, 2]
+    with torch.no_grad():
+        assert extend(cache, [3]) == [0, 1, 2, 3]
+    weight = torch.ones(1, 1, 1, 1, requires_grad=True)
+    keys, _, _ = cache.extend(4 * weight, weight)
+    assert torch.autograd.grad(keys.square().sum(), weight)[0].item() == 32
