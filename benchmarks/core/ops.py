@@ -167,22 +167,23 @@ DECODING_BAR = 1.5
 
 
 def decoding_comparisons() -> Iterator[Comparison]:
-    """A step of a layer with 8 query and 2 key heads, its cache full of `LENGTH` tokens."""
+    """A step of a small layer, 8 query and 2 key heads of 128 features, after `LENGTH` tokens."""
 
     def build(load: Load) -> Mapping[str, Call]:
         room = load("core_gates.attention")
         torch.manual_seed(0)
-        layer = room.GatedAttention(256, 8, 2, head_dim=HEAD_DIM, position="none")
+        layer = room.GatedAttention(256, 8, 2, head_dim=128, position="none")
         cache = room.KeyValueCache()
-        cache.keys, cache.values = torch.randn(2, 1, 2, LENGTH, HEAD_DIM).unbind()
-        token, rows = torch.randn(1, 1, 256), torch.randn(1, 2, 4, HEAD_DIM)
+        cache.keys, cache.values = torch.randn(2, 1, 2, LENGTH, 128).unbind()
+        token, rows = torch.randn(1, 1, 256), torch.randn(1, 2, 4, 128)
+        rotary = room.rotary_table(torch.tensor([LENGTH]), 128)
 
         def attend() -> Tensor:
             return F.scaled_dot_product_attention(rows, cache.keys, cache.values)
 
         def step() -> Tensor:
             with torch.no_grad():
-                return cast(Tensor, layer(token, cache=cache))
+                return cast(Tensor, layer(token, cache=cache, rotary=rotary))
 
         return {GROUPED: attend, "step": step}
 

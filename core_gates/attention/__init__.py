@@ -10,6 +10,7 @@ from core_gates.attention.head_gate import (
     HeadGate,
     KeyValueCache,
     fuse_q_proj,
+    rotary_table,
     rotate,
     split_fused_q_proj,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "fuse_q_proj",
     "gate_distillation_loss",
     "prefill_target",
+    "rotary_table",
     "rotate",
     "sma",
     "split_fused_q_proj",

@@ -17,6 +17,37 @@ INIT_STD = 0.02
 NORM_EPS = 1e-6
 
 
+RotaryTable = tuple[Tensor, Tensor]
+"""Cosines and sines (..., D / 2) of the angles of a rotary embedding."""
+
+
+def rotary_table(
+    positions: Tensor, head_dim: int, theta: float = 10000.0, *, dtype: torch.dtype = torch.float32
+) -> RotaryTable:
+    """Return what turns pair i of D features by ``position * theta ** (-2 i / D)``.
+
+    All layers of a model with the same heads and base use the same table: compute it once a pass.
+
+    Args:
+        positions: Positions (...).
+        head_dim: Features D of a head.
+        theta: Base of the wavelengths.
+        dtype: That of what is rotated; the table has float32 at least.
+
+    Returns:
+        Cosines and sines (..., D / 2).
+
+    Raises:
+        ValueError: D is odd.
+    """
+    if head_dim % 2:
+        raise ValueError(f"rotary embedding needs an even number of features, got {head_dim}")
+    acc = torch.promote_types(torch.float32, dtype)
+    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=acc) / head_dim
+    angles = positions.to(acc).unsqueeze(-1) * theta**-exponents
+    return angles.cos(), angles.sin()
+
+
 def rotate(
     x: Tensor, positions: Tensor, theta: float = 10000.0, *, interleaved: bool = False
 ) -> Tensor:
@@ -39,18 +70,19 @@ def rotate(
     Raises:
         ValueError: D is odd.
     """
-    dim = x.shape[-1]
-    if dim % 2:
-        raise ValueError(f"rotary embedding needs an even number of features, got {dim}")
-    acc = accumulation_dtype(x)
-    exponents = torch.arange(0, dim, 2, device=x.device, dtype=acc) / dim
-    angles = positions.to(acc).unsqueeze(-1) * theta**-exponents
-    cos, sin = angles.cos(), angles.sin()
-    axis = -1 if interleaved else -2  # of the two in a pair, once the features are cut into pairs
-    pairs = x.to(acc).reshape(*x.shape[:-1], *((dim // 2, 2) if interleaved else (2, dim // 2)))
-    first, second = pairs.unbind(axis)
-    turned = torch.stack([first * cos - second * sin, second * cos + first * sin], axis)
-    return turned.flatten(-2).to(x.dtype)
+    table = rotary_table(positions, x.shape[-1], theta, dtype=x.dtype)
+    return rotate_by(x, table, interleaved=interleaved)
+
+
+def rotate_by(x: Tensor, table: RotaryTable, *, interleaved: bool = False) -> Tensor:
+    """Rotate ``x`` (..., D) by a table whose parts broadcast to (..., D / 2); see `rotate`."""
+    cos, sin = table
+    exact = x.to(accumulation_dtype(x))
+    pairs = exact.reshape(*x.shape[:-1], -1, 2).unbind(-1) if interleaved else exact.chunk(2, -1)
+    first, second = pairs
+    turned = [first * cos - second * sin, second * cos + first * sin]
+    joined = torch.stack(turned, -1).flatten(-2) if interleaved else torch.cat(turned, -1)
+    return joined.to(x.dtype)
 
 
 class _Memory:

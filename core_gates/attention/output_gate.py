@@ -14,11 +14,13 @@ from core_gates.attention.head_gate import (
     Granularity,
     HeadGate,
     KeyValueCache,
+    RotaryTable,
     Sharing,
-    rotate,
+    rotary_table,
+    rotate_by,
 )
 from core_gates.errors import check_option
-from core_gates.numerics import zero_padding
+from core_gates.numerics import accumulation_dtype, zero_padding
 
 Position = Literal["none", "G1", "G2", "G3", "G4", "G5"]
 
@@ -43,6 +45,7 @@ class GatedAttention(nn.Module):
         input_dependent: See `HeadGate`.
         gate_bias_init: ``bias_init`` of `HeadGate`; with ``qkv_bias`` 0 if None.
         qk_norm: Whether queries and keys go through an RMSNorm over the features of a head.
+        norm_eps: Added to the mean square in these norms.
         qkv_bias: Whether all projections have a bias, that of the gate and of the result included,
             as in published models with this option.
         causal: Whether no token sees a later one.
@@ -72,6 +75,7 @@ class GatedAttention(nn.Module):
         input_dependent: bool = True,
         gate_bias_init: float | None = None,
         qk_norm: bool = False,
+        norm_eps: float = NORM_EPS,
         qkv_bias: bool = False,
         causal: bool = True,
         rope_theta: float | None = 10000.0,
@@ -98,8 +102,8 @@ class GatedAttention(nn.Module):
         self.k_proj = nn.Linear(dim, kv_inner, bias=qkv_bias, **options)
         self.v_proj = nn.Linear(dim, kv_inner, bias=qkv_bias, **options)
         self.o_proj = nn.Linear(inner, dim, bias=qkv_bias, **options)
-        self.q_norm = nn.RMSNorm(self.head_dim, eps=NORM_EPS, **options) if qk_norm else None
-        self.k_norm = nn.RMSNorm(self.head_dim, eps=NORM_EPS, **options) if qk_norm else None
+        self.q_norm = nn.RMSNorm(self.head_dim, eps=norm_eps, **options) if qk_norm else None
+        self.k_norm = nn.RMSNorm(self.head_dim, eps=norm_eps, **options) if qk_norm else None
         self.gate = None
         if position != "none":
             self.gate = HeadGate(
@@ -135,6 +139,7 @@ class GatedAttention(nn.Module):
         positions: Tensor | None = None,
         padding_mask: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        rotary: RotaryTable | None = None,
     ) -> Tensor:
         """Attend among the tokens of ``x`` and, with a cache, to those before.
 
@@ -144,16 +149,24 @@ class GatedAttention(nn.Module):
                 and of ``x`` are counted from 0, padding included.
             padding_mask: True (B, T) at tokens to ignore; their result is 0.
             cache: What the layer has seen before; the tokens of ``x`` are added to it.
+            rotary: ``rotary_table(positions, head_dim, rope_theta, dtype=x.dtype)``, computed once
+                for all layers, in place of ``positions``.
 
         Raises:
-            ValueError: The mask or the cache does not fit, or the layer is not causal and got a
-                cache.
+            ValueError: The mask, the cache or the table does not fit, or the layer is not causal
+                and got a cache.
         """
         if cache is not None and not self.causal:
             raise ValueError("a cache needs causal attention: earlier results would change")
         x = zero_padding(x, padding_mask)
         num_before = 0 if cache is None else len(cache)
-        q, k, v = self._project(x, positions, num_before)
+        if rotary is None and self.rope_theta is not None:
+            if positions is None:
+                positions = torch.arange(num_before, num_before + x.shape[1], device=x.device)
+            rotary = rotary_table(positions, self.head_dim, self.rope_theta, dtype=x.dtype)
+        elif rotary is not None:
+            self._check_rotary(rotary[0], x, positions)
+        q, k, v = self._project(x, rotary)
         ignored = padding_mask
         if cache is not None:
             k, v, ignored = cache.extend(k, v, padding_mask=padding_mask)
@@ -170,6 +183,7 @@ class GatedAttention(nn.Module):
         positions: Tensor | None = None,  # noqa: ARG002
         padding_mask: Tensor | None = None,
         cache: KeyValueCache | None = None,  # noqa: ARG002
+        rotary: RotaryTable | None = None,  # noqa: ARG002
     ) -> Tensor:
         """Return the gates (B, T, heads or 1, features or 1), none for position ``none``.
 
@@ -180,9 +194,7 @@ class GatedAttention(nn.Module):
         values = self.gate.gate_values(x)
         return values if padding_mask is None else values[~padding_mask]
 
-    def _project(
-        self, x: Tensor, positions: Tensor | None, num_before: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, x: Tensor, rotary: RotaryTable | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return q (B, num_heads, T, head_dim), k and v (B, num_kv_heads, T, head_dim)."""
         shape = (-1, self.head_dim)
         q = self._gated("G4", x, self.q_proj(x).unflatten(-1, shape))
@@ -190,23 +202,34 @@ class GatedAttention(nn.Module):
         v = self._gated("G2", x, self.v_proj(x).unflatten(-1, shape))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        if self.rope_theta is not None:
-            if positions is None:
-                positions = torch.arange(num_before, num_before + x.shape[1], device=x.device)
-            places = positions.unsqueeze(-1)  # the same for all heads
-            q, k = (rotate(t, places, self.rope_theta) for t in (q, k))
+        if rotary is not None:
+            cos, sin = (t.unsqueeze(-2) for t in rotary)  # the same for all heads
+            q, k = (rotate_by(t, (cos, sin)) for t in (q, k))
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+    def _check_rotary(self, cos: Tensor, x: Tensor, positions: Tensor | None) -> None:
+        if positions is not None or self.rope_theta is None:
+            raise ValueError(
+                "rotary takes the place of positions, in a layer with a rope_theta: give rotary"
+                f" alone, got positions too or rope_theta={self.rope_theta}"
+            )
+        shape, dtype = (x.shape[1], self.head_dim // 2), accumulation_dtype(x)
+        if cos.shape[-2:] != shape or cos.dtype != dtype:
+            raise ValueError(
+                f"rotary {tuple(cos.shape)} in {cos.dtype} must end with {shape} and be in {dtype}:"
+                f" call rotary_table(positions, {self.head_dim}, rope_theta, dtype=x.dtype)"
+            )
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Return the results (B, num_heads, T, head_dim) of the heads."""
         group, length = self.num_heads // self.num_kv_heads, q.shape[2]
         if group > 1 and length < k.shape[2] and length <= self.head_dim:
             # The queries of one key head become its rows: copies of all keys would cost more.
-            rows = q.unflatten(1, (-1, group)).flatten(2, 3)
+            rows = q.reshape(q.shape[0], k.shape[1], -1, self.head_dim)
             if mask is not None and length > 1:
                 mask = torch.cat([mask] * group, -2)
             heads = F.scaled_dot_product_attention(rows, k, v, attn_mask=mask)
-            return heads.unflatten(2, (group, length)).flatten(1, 2)
+            return heads.reshape(q.shape)
         if group > 1:
             k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
         square = self.causal and mask is None and length > 1  # one token sees all before it

@@ -43,4 +43,4 @@ def test_a_step_of_decoding_is_compared_with_attention_to_as_many_keys(monkeypat
     calls = comparison.build(load_head)
     assert calls.keys() == {comparison.baseline, *comparison.bars}
     assert calls["step"]().shape == (1, 1, 256)
-    assert calls[comparison.baseline]().shape == (1, 2, 4, suite.HEAD_DIM)
+    assert calls[comparison.baseline]().shape == (1, 2, 4, 128)
