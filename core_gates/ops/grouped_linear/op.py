@@ -1,10 +1,12 @@
 """The public function ``grouped_linear`` and its registration as a PyTorch operator."""
 
+import math
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 from torch.library import custom_op
+from torch.utils.flop_counter import register_flop_formula
 
 from core_gates.activations import check_activation
 from core_gates.ops import _select
@@ -52,14 +54,14 @@ def grouped_linear(
         raise ValueError(f"gated weights need an even number of features, got {weight.shape[1]}")
     x, weight, bias = _autocast(x, weight, bias)
     arguments = (x, weight, counts, bias, gather, scatter, activation, gated)
-    if x.dtype == torch.float64 or _select.is_transformed():
+    if (x.dtype == torch.float64 and not x.is_meta) or _select.is_transformed():
         return reference.forward(*arguments)
     keep = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (x, weight, bias)
     )
     num_rows = x.shape[0] if gather is None else gather.shape[0]
     backend = _backend(x, weight, num_rows, keep)
-    if keep or torch.compiler.is_compiling():
+    if keep or torch.compiler.is_compiling() or x.is_meta:
         return cast(Tensor, _forward(*arguments, keep, backend)[0])
     return _run(*arguments, keep, backend)[0]  # a registered operator costs more than its work
 
@@ -220,3 +222,18 @@ def _differentiate(ctx: Any, grad: Tensor, _: Any) -> Any:
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
+
+
+# Sizes alone count, on the meta device too: rows that belong to no group count as if they did.
+
+
+@register_flop_formula(torch.ops.core_gates.grouped_linear)
+def _(x: Size, weight: Size, *arguments: Any, out_shape: Any) -> int:  # noqa: ARG001
+    gather = arguments[2]
+    return 2 * (x if gather is None else gather)[0] * math.prod(weight[1:])
+
+
+@register_flop_formula(torch.ops.core_gates.grouped_linear_backward)
+def _(grad: Size, _x: Size, weight: Size, *arguments: Any, out_shape: Any) -> int:  # noqa: ARG001
+    needs_x, needs_weight = arguments[6:8]
+    return 2 * grad[0] * math.prod(weight[1:]) * (needs_x + needs_weight)
