@@ -299,7 +299,7 @@ def generate(
             name if null, or those that weights show.
         output: Folder of the images; that of the run if null.
     """
-    from apps.diffusion.embedded_world import World
+    from apps.diffusion.embedded_world import World, root_of
 
     words = " ".join(prompt or [])
     named, told = _named(adapters), roles_in(roles)
@@ -307,14 +307,12 @@ def generate(
     folder = Path(output) if output is not None else place.run_folder.path / "images"
     require_free(folder / "image.png", overwrite=True)
     console = Console()
-    world = partial(World, place.run_folder.path.parents[1])
     if sources.base is not None:
         console.print(escape(f"reading the base {sources.base}"), soft_wrap=True)
     with counting("indexing") as progress:
-        opening = studio(sources, world, progress, mode)
+        opening = studio(sources, partial(World, root_of(place)), progress, mode)
     with opening as found:
-        if told and found.gates is not None and not depends_on_roles(found.gates):
-            found.notices.append(f"--roles changes nothing: {found.gates} does not depend on them")
+        _note_idle(told, found)
         asked = partial(
             found.make, words, mode=mode, k=k or K, adapters=None if named is None else list(named),
             strengths=named or None, roles=told, **sampling.options(found),
@@ -330,6 +328,12 @@ def generate(
                 paths.append(save_sheet(images, records, folder))
         finally:  # also where someone interrupts: what was made is kept
             _show(console, found, records, paths)
+
+
+def _note_idle(roles: Mapping[str, str], studio: Studio) -> None:
+    """Let a user know of roles that gates do not depend on."""
+    if roles and studio.gates is not None and not depends_on_roles(studio.gates):
+        studio.notices.append(f"--roles changes nothing: {studio.gates} does not depend on them")
 
 
 def _made(asked: Callable[..., Generated], sampling: Sampling) -> Iterator[Generated]:
