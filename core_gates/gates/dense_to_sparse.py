@@ -25,8 +25,8 @@ class DenseToSparseGate(StagedGate):
     - Phase ``hard``: the expert with the largest h + ζ alone is used, with that same weight.
 
     Evaluation goes by the phase too. Phase and temperature follow ``stages``, one step per
-    :meth:`update`; at the end of the phase ``shared`` it is for the training to call
-    :func:`~core_gates.moe.layer.spawn_experts`. The loss ``balance`` is
+    :meth:`update`; at the end of the phase ``shared`` the training spawns the experts, by
+    :func:`~core_gates.moe.spawn.advance_gates` or itself. The loss ``balance`` is
     ``E Σ_e mean_t(weight) mean_t(is used)``: E if all experts are used equally, 1 if one per
     token is; its gradient goes through the weights only.
 

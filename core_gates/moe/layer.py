@@ -1,13 +1,11 @@
-"""Layers of experts, and experts that are spawned from one."""
+"""Layers of experts."""
 
-from typing import Literal, cast, get_args
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from core_gates.collectives import gathered, sharded_like
-from core_gates.errors import GatesError, check_at_least, check_fraction, check_option
+from core_gates.errors import GatesError, check_option
 from core_gates.moe.checkpoint_layouts import rename_on_load
 from core_gates.moe.dispatch import DISPATCHES, Dispatch, Experts, dispatch
 from core_gates.routing.base import Gate
@@ -111,140 +109,3 @@ class MoELayer(nn.Module):
     def extra_repr(self) -> str:
         """Show the dispatch in ``print(layer)``."""
         return f"dispatch={self.dispatch}"
-
-
-OptimizerState = Literal["copy", "reset"]
-
-
-@torch.no_grad()
-def spawn_experts(
-    experts: nn.Module,
-    *,
-    source: int = 0,
-    mask_prob: float = 0.1,
-    rescale: bool = False,
-    noise_std: float = 0.0,
-    reinit_fraction: float = 0.0,
-    keep_source: bool = False,
-    optimizer: Optimizer | None = None,
-    optimizer_state: OptimizerState = "copy",
-    generator: torch.Generator | None = None,
-) -> None:
-    """Replace all experts by differently perturbed copies of one, in place (Nie et al., 2021).
-
-    Each weight of each copy is masked to zero with probability ``mask_prob``, independently; the
-    variants redraw a fraction of the weights or add noise. Biases are copied as they are.
-
-    Under FSDP every rank must call this; all get the copies of rank 0.
-
-    Args:
-        experts: Module whose every parameter stacks the experts along its first dimension: weights
-            (E, …, …) and biases (E, …).
-        source: The expert that is copied.
-        mask_prob: Probability that a weight becomes zero (recommended: 0.1).
-        rescale: Whether the weights left are divided by ``1 - mask_prob``.
-        noise_std: Standard deviation of Gaussian noise on the weights, as a fraction of the
-            standard deviation of the source's weights.
-        reinit_fraction: Probability that a weight is drawn again, from a normal distribution with
-            the standard deviation of the source's weights.
-        keep_source: Whether the source itself stays as it was.
-        optimizer: Optimizer of the experts, if it has run already.
-        optimizer_state: ``copy`` gives every expert the moments of the source, ``reset`` forgets
-            the state of all parameters of the experts.
-        generator: Source of the random numbers; the global one if None. Ranks that hold copies of
-            the same experts must give it the same seed.
-
-    Raises:
-        ValueError: A number is out of range, the parameters do not stack one number of experts, or
-            the optimizer holds a state that cannot be copied.
-    """
-    experts.state_dict()  # makes FSDP shard again what a forward pass has left gathered
-    parameters = dict(experts.named_parameters())
-    num_experts = _num_experts(parameters)
-    if not 0 <= source < num_experts:
-        raise ValueError(f"source must lie between 0 and {num_experts - 1}, got {source}")
-    _check(mask_prob, noise_std, reinit_fraction, optimizer_state)
-    if optimizer is not None:  # first, because it may refuse
-        _spawn_state(optimizer, parameters, source, optimizer_state)
-    for parameter in parameters.values():
-        copies = gathered(parameter)
-        original = copies[source].clone()
-        copies.copy_(original.expand_as(copies))
-        if copies.ndim > 2:
-            copies.mul_(_mask(copies, mask_prob, rescale, generator))
-            _redraw(copies, original, reinit_fraction, noise_std, generator)
-        if keep_source:
-            copies[source] = original
-        if copies is not parameter:
-            parameter.copy_(sharded_like(copies, parameter))
-
-
-def _mask(like: Tensor, prob: float, rescale: bool, generator: torch.Generator | None) -> Tensor:
-    kept = _uniform(like, generator) >= prob
-    return kept / (1 - prob) if rescale else kept
-
-
-def _redraw(
-    copies: Tensor,
-    original: Tensor,
-    fraction: float,
-    noise_std: float,
-    generator: torch.Generator | None,
-) -> None:
-    spread = original.std(correction=0)
-    if fraction > 0:
-        drawn = _uniform(copies, generator) < fraction
-        copies.copy_(torch.where(drawn, spread * _normal(copies, generator), copies))
-    if noise_std > 0:
-        copies.add_(noise_std * spread * _normal(copies, generator))
-
-
-def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.rand(like.shape, generator=generator, device=like.device)
-
-
-def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
-
-
-def _spawn_state(
-    optimizer: Optimizer, parameters: dict[str, nn.Parameter], source: int, choice: OptimizerState
-) -> None:
-    if choice == "reset":
-        for parameter in parameters.values():
-            optimizer.state.pop(parameter, None)
-        return
-    moments = [
-        (f"{key!r} of {name}", value, parameter.shape)
-        for name, parameter in parameters.items()
-        for key, value in optimizer.state.get(parameter, {}).items()
-        if isinstance(value, Tensor) and value.numel() > 1
-    ]
-    for name, value, shape in moments:
-        if value.shape != shape:
-            raise ValueError(
-                f"the optimizer state {name} has shape {tuple(value.shape)}, not that of the"
-                f" parameter {tuple(shape)}, and cannot be copied: choose optimizer_state='reset'"
-            )
-    for _, value, _ in moments:
-        original = gathered(value)[source].clone()
-        value.copy_(sharded_like(original.expand(value.shape), value))
-
-
-def _num_experts(parameters: dict[str, nn.Parameter]) -> int:
-    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-    sizes = {shape[:1] for shape in shapes.values()}
-    if len(sizes) != 1 or sizes == {()}:
-        raise ValueError(
-            "every parameter must stack the experts along its first dimension, got"
-            f" {shapes or 'a module without parameters'}"
-        )
-    return next(iter(sizes))[0]
-
-
-def _check(mask_prob: float, noise_std: float, reinit_fraction: float, state: str) -> None:
-    check_fraction(mask_prob=mask_prob)
-    if not 0 <= reinit_fraction <= 1:
-        raise ValueError(f"reinit_fraction must lie between 0 and 1, got {reinit_fraction}")
-    check_at_least(0, noise_std=noise_std)
-    check_option("optimizer_state", state, get_args(OptimizerState))

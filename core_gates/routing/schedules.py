@@ -195,6 +195,10 @@ class StagedSchedule:
         """Return 0, 1 or 2 for the stage after ``step`` optimizer steps."""
         return bisect_right(self.boundaries, step)
 
+    def spawns_at(self, step: int) -> bool:
+        """Return whether the experts are spawned after ``step`` optimizer steps."""
+        return 0 < self.shared_steps == step
+
     def temperature_at(self, step: int) -> float:
         """Return the temperature after ``step`` optimizer steps."""
         return self._schedule()(step)

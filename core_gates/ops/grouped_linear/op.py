@@ -236,4 +236,4 @@ def _(x: Size, weight: Size, *arguments: Any, out_shape: Any) -> int:  # noqa: A
 @register_flop_formula(torch.ops.core_gates.grouped_linear_backward)
 def _(grad: Size, _x: Size, weight: Size, *arguments: Any, out_shape: Any) -> int:  # noqa: ARG001
     needs_x, needs_weight = arguments[6:8]
-    return 2 * grad[0] * math.prod(weight[1:]) * int(needs_x + needs_weight)
+    return int(2 * grad[0] * math.prod(weight[1:]) * (needs_x + needs_weight))

@@ -321,5 +321,5 @@ def _(x: Size, first: Size, down: Size, *arguments: Any, out_shape: Any) -> int:
 def _(grad: Size, _x: Size, first: Size, down: Size, *arguments: Any, out_shape: Any) -> int:  # noqa: ARG001
     needs_x, needs_first, needs_down, needs_first_bias, _ = arguments[5]
     inner = needs_x or needs_first or needs_first_bias  # the gradient between the two maps
-    by_first = math.prod(first[1:]) * int(needs_x + needs_first)
-    return 2 * grad[0] * (by_first + math.prod(down[1:]) * int(inner + needs_down))
+    by_first = math.prod(first[1:]) * (needs_x + needs_first)
+    return int(2 * grad[0] * (by_first + math.prod(down[1:]) * (inner + needs_down)))

@@ -6,8 +6,10 @@ from torch import nn
 from torch.testing import assert_close
 
 from core_gates.gates.dense_to_sparse import DenseToSparseGate
+from core_gates.moe.expert_parallel import ExpertParallel
 from core_gates.moe.experts import StackedExperts
-from core_gates.moe.layer import MoELayer, spawn_experts
+from core_gates.moe.layer import MoELayer
+from core_gates.moe.spawn import advance_gates, spawn_experts
 from core_gates.routing.schedules import StagedSchedule
 
 DIM, HIDDEN, EXPERTS = 16, 32, 8
@@ -173,3 +175,84 @@ def test_modules_that_stack_no_experts_are_refused():
             module.bias = nn.Parameter(torch.ones(2))
         with pytest.raises(ValueError, match="stack the experts along its first dimension"):
             spawn_experts(module)
+
+
+SHARED_STEPS = 3
+
+
+def build(seed=0):
+    """Two layers that start dense, and their optimizer."""
+    torch.manual_seed(seed)
+    layers = [
+        MoELayer(
+            DenseToSparseGate(DIM, EXPERTS, stages=StagedSchedule(SHARED_STEPS, 10)),
+            StackedExperts(EXPERTS, DIM, HIDDEN, bias=True),
+            return_routing=False,
+        )
+        for _ in range(2)
+    ]
+    model = nn.Sequential(*layers)
+    return model, torch.optim.AdamW(model.parameters(), lr=1e-3)
+
+
+def train(model, optimizer, steps, *, rank=0):
+    """Take steps of two micro-batches each, the same ones and noise whenever they are taken."""
+    for step in steps:
+        torch.manual_seed(step)
+        for _ in range(2):
+            x = torch.randn(32, DIM)
+            (model(x) - x.roll(1, -1)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        torch.manual_seed(1000 + rank)  # other numbers on every rank
+        advance_gates(model, optimizer, mask_prob=0.25, seed=7)
+
+
+def test_experts_are_spawned_once_when_their_gate_leaves_the_first_phase():
+    model, optimizer = build()
+    train(model, optimizer, range(SHARED_STEPS - 1))
+    before = [layer.experts.down_proj.clone() for layer in model]
+    assert model[0].gate.phase == "shared"
+    assert all((w[1:] != w[:1]).all() for w in before)
+    train(model, optimizer, [SHARED_STEPS - 1])
+    assert model[0].gate.phase == "annealing"
+    masks = []
+    for layer in model:
+        weight = layer.experts.down_proj
+        source = weight.abs().amax(0)
+        mask = weight != 0
+        assert torch.equal(weight.abs(), source * mask)
+        assert 0.7 < mask.float().mean() < 0.8
+        moments = optimizer.state[weight]["exp_avg"]
+        assert torch.equal(moments, moments[:1].expand_as(moments))
+        assert moments[0].any()
+        masks.extend(mask)
+    assert len({tuple(mask.flatten().tolist()) for mask in masks}) == 2 * EXPERTS
+    train(model, optimizer, [SHARED_STEPS])
+    assert all((layer.experts.down_proj != 0).float().mean() > 0.99 for layer in model)
+
+
+@pytest.mark.parametrize("stop", [SHARED_STEPS - 1, SHARED_STEPS])
+def test_a_resumed_run_on_any_rank_spawns_the_same_experts(stop):
+    model, optimizer = build()
+    train(model, optimizer, range(SHARED_STEPS + 2))
+    first, its_optimizer = build()
+    train(first, its_optimizer, range(stop), rank=1)
+    resumed, new_optimizer = build(seed=1)
+    resumed.load_state_dict(first.state_dict())
+    new_optimizer.load_state_dict(deepcopy(its_optimizer.state_dict()))
+    train(resumed, new_optimizer, range(stop, SHARED_STEPS + 2), rank=2)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_what_cannot_be_spawned_is_refused_before_any_gate_is_advanced():
+    model, optimizer = build()
+    with pytest.raises(ValueError, match="mask_prob"):
+        advance_gates(model, optimizer, mask_prob=1.5)
+    model[1].experts = ExpertParallel(model[1].experts)
+    model[1].experts.num_ranks = 2
+    with pytest.raises(ValueError, match="experts spread over 2 ranks cannot be spawned"):
+        advance_gates(model, optimizer)
+    assert [int(layer.gate.step) for layer in model] == [0, 0]
+    assert StagedSchedule(0).spawns_at(0) is False
