@@ -29,6 +29,18 @@ def two_ranks(ranks):
     return runpy.run_path(str(HERE / "fixtures" / "two_ranks.py"))["comparer"](ranks)
 
 
+@pytest.fixture(scope="session")
+def refuses():
+    """``refuses(error, (line, call), ...)``: each call raises an error that matches."""
+
+    def check(error, *cases):
+        for line, call in cases:
+            with pytest.raises(error, match=line):
+                call()
+
+    return check
+
+
 @pytest.fixture
 def faulty_inputs(tmp_path):
     """Hold every call of a table of faults to exit code 2, one line and an unchanged folder."""
