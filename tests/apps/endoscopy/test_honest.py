@@ -146,13 +146,16 @@ def test_a_training_on_test_objects_is_never_compared(make):
         score_honest(*make())
 
 
-def test_a_table_that_nobody_can_compare_is_refused(make):
-    with pytest.raises(GatesError, match="must contain 'plain'"):
-        score_honest(*make(variants=("dual",), trials={}))
-    with pytest.raises(GatesError, match="as many trials, found"):
-        score_honest(*make(trials={"plain": RATES}))
-    with pytest.raises(GatesError, match="variant twofold is unknown"):
-        score_honest(*make(variants=("plain", "twofold"), trials={}))
+def test_a_table_that_nobody_can_compare_is_refused(make, refuses):
+    refuses(
+        GatesError,
+        ("must contain 'plain'", lambda: score_honest(*make(variants=("dual",), trials={}))),
+        ("as many trials, found", lambda: score_honest(*make(trials={"plain": RATES}))),
+        (
+            "variant twofold is unknown",
+            lambda: score_honest(*make(variants=("plain", "twofold"), trials={})),
+        ),
+    )
 
 
 def test_baselines_stand_at_every_size(make):

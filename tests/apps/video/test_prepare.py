@@ -142,14 +142,23 @@ def test_an_output_never_replaces_what_it_is_made_from(release, prepare, tmp_pat
 
 
 @pytest.mark.fault("video H9")
-def test_wrong_columns_and_an_output_that_is_a_file_are_refused(prepare, tmp_path):
+def test_wrong_columns_and_an_output_that_is_a_file_are_refused(prepare, tmp_path, refuses):
     log, file = tmp_path / "log.parquet", tmp_path / "file"
     table().write_parquet(log)
     file.touch()
-    with pytest.raises(GatesError, match=r"--table is wrong: .*click"):
-        prepare(log, table=Columns(("click",), time="click"))
-    with pytest.raises(GatesError, match="is a file and no folder: choose another --output"):
-        prepare(log, table=Columns(("click",)), output=str(file), overwrite_output=True)
+    refuses(
+        GatesError,
+        (
+            r"--table is wrong: .*click",
+            lambda: prepare(log, table=Columns(("click",), time="click")),
+        ),
+        (
+            "is a file and no folder: choose another --output",
+            lambda: prepare(
+                log, table=Columns(("click",)), output=str(file), overwrite_output=True
+            ),
+        ),
+    )
     assert file.is_file()
 
 

@@ -101,16 +101,17 @@ def test_csv_gives_what_parquet_gives(shop, world):
     assert c["city"].null_count() > 0
 
 
-def test_a_model_without_finite_probabilities_is_refused(shop, world):
+def test_a_model_without_finite_probabilities_is_refused(shop, world, refuses):
     loaded = load_model(shop.write_model(world.tmp / "bad"))
     with torch.no_grad():
         for weight in loaded.ranker.net.parameters():
             weight.mul_(1e30)
     save_model(world.tmp / "bad", loaded.ranker, loaded.transform)
-    with pytest.raises(GatesError, match="gives a probability that is not finite"):
-        world.run(model=str(world.tmp / "bad"))
-    with pytest.raises(GatesError, match="the fused score can exceed"):
-        world.run(fused={"buy": 1e5}, offsets={"buy": 9.0})
+    refuses(
+        GatesError,
+        ("gives a probability that is not finite", lambda: world.run(model=str(world.tmp / "bad"))),
+        ("the fused score can exceed", lambda: world.run(fused={"buy": 1e5}, offsets={"buy": 9.0})),
+    )
     assert not list(world.tmp.glob("out/**/*.parquet"))
 
 
@@ -307,17 +308,18 @@ def test_the_line_of_a_wrong_value_is_that_of_the_file(shop, world, monkeypatch)
         world.run(world.tmp / "x.csv")
 
 
-def test_wrong_options_are_refused(world):
-    with pytest.raises(GatesError, match="no task 'like'; it has view, buy, return"):
-        world.run(tasks=("like",))
-    with pytest.raises(GatesError, match="has no column 'nope': correct --key_columns"):
-        world.run(key_columns=("nope",))
-    with pytest.raises(GatesError, match="--threads must be at least 1"):
-        world.run(threads=0)
-    with pytest.raises(GatesError, match=r"no model at .*nowhere: check the path"):
-        world.run(model=str(world.tmp / "nowhere"))
-    with pytest.raises(GatesError, match="run `gates video fit` first"):
-        world.run(model=None)
+def test_wrong_options_are_refused(world, refuses):
+    refuses(
+        GatesError,
+        ("no task 'like'; it has view, buy, return", lambda: world.run(tasks=("like",))),
+        ("has no column 'nope': correct --key_columns", lambda: world.run(key_columns=("nope",))),
+        ("--threads must be at least 1", lambda: world.run(threads=0)),
+        (
+            r"no model at .*nowhere: check the path",
+            lambda: world.run(model=str(world.tmp / "nowhere")),
+        ),
+        ("run `gates video fit` first", lambda: world.run(model=None)),
+    )
     (world.tmp / "mine").mkdir()
     (world.tmp / "mine" / "notes.txt").touch()
     with pytest.raises(GatesError, match="exists and is no folder of predictions"):

@@ -155,10 +155,14 @@ def test_perfect_predictions_score_zero(settings):
     assert value["once", "test"] > 100
 
 
-def test_wrong_columns_and_too_few_days_are_refused(settings):
-    with pytest.raises(GatesError, match="have no column 'week' of the day"):
-        days_of(settings | FEED, "week")
-    with pytest.raises(GatesError, match="there is 1 test day"):
-        days_of(settings | FEED | {f"{SOURCE}test_days": 1}, "date")
+def test_wrong_columns_and_too_few_days_are_refused(settings, refuses):
+    refuses(
+        GatesError,
+        ("have no column 'week' of the day", lambda: days_of(settings | FEED, "week")),
+        (
+            "there is 1 test day",
+            lambda: days_of(settings | FEED | {f"{SOURCE}test_days": 1}, "date"),
+        ),
+    )
     with pytest.raises(ValueError, match="daily_epochs must be at least 1"):
         ProgressiveStudy(daily_epochs=0)
