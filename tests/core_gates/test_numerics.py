@@ -87,11 +87,17 @@ def test_finite_ignored_positions_keep_their_score():
     assert linear_fp32(x, torch.ones(1, 2), padding_mask=torch.tensor([True])).item() == 3.0
 
 
-def test_feature_count_and_mask_are_checked():
+def test_feature_count_and_mask_are_checked(refuses):
     x, weight = torch.zeros(4, 3), torch.zeros(5, 3)
-    with pytest.raises(ValueError, match=r"x \(4, 3\) must end in the 6 features"):
-        linear_fp32(x, torch.zeros(5, 6))
-    with pytest.raises(ValueError, match=r"True = ignore, got torch\.int64; convert .* == 0"):
-        linear_fp32(x, weight, padding_mask=torch.ones(4, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"padding_mask \(1,\) must have the shape \(4,\)"):
-        linear_fp32(x, weight, padding_mask=torch.ones(1, dtype=torch.bool))
+    refuses(
+        ValueError,
+        (r"x \(4, 3\) must end in the 6 features", lambda: linear_fp32(x, torch.zeros(5, 6))),
+        (
+            r"True = ignore, got torch\.int64; convert .* == 0",
+            lambda: linear_fp32(x, weight, padding_mask=torch.ones(4, dtype=torch.int64)),
+        ),
+        (
+            r"padding_mask \(1,\) must have the shape \(4,\)",
+            lambda: linear_fp32(x, weight, padding_mask=torch.ones(1, dtype=torch.bool)),
+        ),
+    )

@@ -295,11 +295,18 @@ def test_gates_of_ones_own_are_left_alone():
     assert isinstance(fold_gates(Own()).gate, FeatureSelectionGate)
 
 
-def test_a_model_without_such_blocks_is_refused():
-    with pytest.raises(ValueError, match=r"of Linear matches .* expected a ViT, Swin, ConvNeXt"):
-        inject_gates(nn.Linear(2, 2))
-    with pytest.raises(ValueError, match=r"matches \['head'\]; it offers 0.attn.proj, 0.mlp.fc2"):
-        inject_gates(two_blocks(), where=["head"])
+def test_a_model_without_such_blocks_is_refused(refuses):
+    refuses(
+        ValueError,
+        (
+            r"of Linear matches .* expected a ViT, Swin, ConvNeXt",
+            lambda: inject_gates(nn.Linear(2, 2)),
+        ),
+        (
+            r"matches \['head'\]; it offers 0.attn.proj, 0.mlp.fc2",
+            lambda: inject_gates(two_blocks(), where=["head"]),
+        ),
+    )
 
 
 def test_a_second_injection_is_refused_and_changes_nothing():

@@ -432,11 +432,20 @@ def test_gate_learns_which_adapter_serves_which_token():
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_misfits_are_refused():
+def test_misfits_are_refused(refuses):
     linear = nn.Linear(IN, OUT)
-    with pytest.raises(ValueError, match=r"do not fit a layer of 6 inputs and 8 outputs"):
-        GatedLoraLinear(linear, [LowRank(torch.zeros(2, IN + 1), torch.zeros(OUT, 2))])
-    with pytest.raises(ValueError, match=r"expected \(r, 6\) and \(8, r\)"):
-        GatedLoraLinear(linear, [LowRank(torch.zeros(2, IN), torch.zeros(OUT, 3))])
-    with pytest.raises(ValueError, match="gate has 6 features, but the layer has 8 outputs"):
-        GatedLoraLinear(linear, gate=LoraGate(IN))
+    refuses(
+        ValueError,
+        (
+            r"do not fit a layer of 6 inputs and 8 outputs",
+            lambda: GatedLoraLinear(linear, [LowRank(torch.zeros(2, IN + 1), torch.zeros(OUT, 2))]),
+        ),
+        (
+            r"expected \(r, 6\) and \(8, r\)",
+            lambda: GatedLoraLinear(linear, [LowRank(torch.zeros(2, IN), torch.zeros(OUT, 3))]),
+        ),
+        (
+            "gate has 6 features, but the layer has 8 outputs",
+            lambda: GatedLoraLinear(linear, gate=LoraGate(IN)),
+        ),
+    )

@@ -135,12 +135,16 @@ def test_time_features_are_sinusoids():
     assert_close(features[1], torch.cat([angles.cos(), angles.sin()]))
 
 
-def test_the_time_must_be_given():
+def test_the_time_must_be_given(refuses):
     gate = LoraGate(8, time="film")
-    with pytest.raises(ValueError, match="needs the diffusion time: pass time="):
-        gate(torch.zeros(2, 8), torch.zeros(2, 1, 8))
-    with pytest.raises(ValueError, match="needs the diffusion time: pass time="):
-        gate.coefficients()
+    refuses(
+        ValueError,
+        (
+            "needs the diffusion time: pass time=",
+            lambda: gate(torch.zeros(2, 8), torch.zeros(2, 1, 8)),
+        ),
+        ("needs the diffusion time: pass time=", lambda: gate.coefficients()),
+    )
 
 
 def test_coefficients_of_several_times_are_those_of_each():

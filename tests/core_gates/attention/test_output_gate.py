@@ -76,7 +76,7 @@ def test_golden_vectors_with_gradients(mode):
 
 
 @pytest.mark.parametrize("mode", ["elementwise", "headwise"])
-def test_fused_projections_come_back_exactly(mode):
+def test_fused_projections_come_back_exactly(mode, refuses):
     golden, meta = load(f"gated_attn_{mode}")
     fused = golden["weight.q_proj.weight"]
     sizes = meta["num_heads"], meta["num_kv_heads"], meta["head_dim"]
@@ -89,10 +89,14 @@ def test_fused_projections_come_back_exactly(mode):
     per_group = len(fused) // 2
     assert torch.equal(queries[:32], rows[:32])
     assert torch.equal(gates[: len(gates) // 2], rows[32:per_group])
-    with pytest.raises(ValueError, match="are not a fused projection of 4 heads of 7 features"):
-        split_fused_q_proj(fused, 4, 2, 7)
-    with pytest.raises(ValueError, match="do not fall into 3 groups"):
-        fuse_q_proj(queries, gates, 3)
+    refuses(
+        ValueError,
+        (
+            "are not a fused projection of 4 heads of 7 features",
+            lambda: split_fused_q_proj(fused, 4, 2, 7),
+        ),
+        ("do not fall into 3 groups", lambda: fuse_q_proj(queries, gates, 3)),
+    )
 
 
 @pytest.mark.fault("core A15")

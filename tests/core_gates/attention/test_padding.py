@@ -186,9 +186,16 @@ def test_every_module_that_takes_a_mask_keeps_the_contract():
 
 
 @pytest.mark.parametrize("name", [*SEQUENCES, *PAIRS])
-def test_masks_of_another_kind_are_refused(name):
+def test_masks_of_another_kind_are_refused(name, refuses):
     module, tensors = lively((SEQUENCES | PAIRS)[name]), inputs(name)
-    with pytest.raises(ValueError, match="padding_mask must be bool with True = ignore"):
-        module(*tensors, padding_mask=MASK.long())
-    with pytest.raises(ValueError, match=r"padding_mask \(4, 10\) must have the shape"):
-        module(*tensors, padding_mask=MASK[:, 1:])
+    refuses(
+        ValueError,
+        (
+            "padding_mask must be bool with True = ignore",
+            lambda: module(*tensors, padding_mask=MASK.long()),
+        ),
+        (
+            r"padding_mask \(4, 10\) must have the shape",
+            lambda: module(*tensors, padding_mask=MASK[:, 1:]),
+        ),
+    )

@@ -78,13 +78,21 @@ def test_impossible_kernels_are_refused(arguments, message):
         SameConv(2, 2, **arguments)
 
 
-def test_misfits_are_refused():
-    with pytest.raises(ValueError, match="reaches around a circle of 2 columns"):
-        SameConv(1, 1, (1, 1, 7), circular=True)(torch.zeros(1, 1, 1, 4, 2))
-    with pytest.raises(ValueError, match=r"expected \(B, 2\)"):
-        SameConv(2, 2, 3)(torch.zeros(1, 3, 2, 4, 4))
-    with pytest.raises(ValueError, match="must have one shape"):
-        GatedConv(2, 2, 3)(*[torch.zeros(1, 2, 2, 4, 4)] * 2, torch.zeros(1, 2, 2, 4, 5))
+def test_misfits_are_refused(refuses):
+    refuses(
+        ValueError,
+        (
+            "reaches around a circle of 2 columns",
+            lambda: SameConv(1, 1, (1, 1, 7), circular=True)(torch.zeros(1, 1, 1, 4, 2)),
+        ),
+        (r"expected \(B, 2\)", lambda: SameConv(2, 2, 3)(torch.zeros(1, 3, 2, 4, 4))),
+        (
+            "must have one shape",
+            lambda: GatedConv(2, 2, 3)(
+                *[torch.zeros(1, 2, 2, 4, 4)] * 2, torch.zeros(1, 2, 2, 4, 5)
+            ),
+        ),
+    )
 
 
 @pytest.mark.parametrize("ndim", [2, 3])

@@ -89,11 +89,12 @@ def test_reset_from_the_meta_device():
         ((3, 0), "rank must be at least 1, got 0"),
     ],
 )
-def test_sizes_are_checked(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        LowRankFeatureGate(*arguments)
-    with pytest.raises(ValueError, match="must end in the 3 features"):
-        LowRankFeatureGate(3, 1)(torch.zeros(2, 4))
+def test_sizes_are_checked(arguments, message, refuses):
+    refuses(
+        ValueError,
+        (message, lambda: LowRankFeatureGate(*arguments)),
+        ("must end in the 3 features", lambda: LowRankFeatureGate(3, 1)(torch.zeros(2, 4))),
+    )
 
 
 @pytest.mark.parametrize("num_experts", [1, 3])

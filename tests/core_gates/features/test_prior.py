@@ -53,8 +53,9 @@ def test_it_may_read_something_else():
         (((6, 5), (5, 3)), r"prior \(5, 3\) must be \(6, 3\)"),
     ],
 )
-def test_shapes_are_checked(shapes, message):
-    with pytest.raises(ValueError, match=message):
-        PriorGate(5, 3)(*map(torch.zeros, shapes))
-    with pytest.raises(ValueError, match="prior_dim must be at least 1"):
-        PriorGate(5, 0)
+def test_shapes_are_checked(shapes, message, refuses):
+    refuses(
+        ValueError,
+        (message, lambda: PriorGate(5, 3)(*map(torch.zeros, shapes))),
+        ("prior_dim must be at least 1", lambda: PriorGate(5, 0)),
+    )

@@ -46,8 +46,9 @@ def test_gradients(gate):
     assert gradcheck(gate, (drawn(3, 5).requires_grad_(), 2 * drawn(3, 5).requires_grad_()))
 
 
-def test_shapes_are_checked(gate):
-    with pytest.raises(ValueError, match=r"p \(3, 5\) and q \(3, 4\) must be of one shape"):
-        gate(drawn(3, 5), drawn(3, 4))
-    with pytest.raises(ValueError, match="hidden_dim must be at least 1"):
-        TransferGate(5, 0)
+def test_shapes_are_checked(gate, refuses):
+    refuses(
+        ValueError,
+        (r"p \(3, 5\) and q \(3, 4\) must be of one shape", lambda: gate(drawn(3, 5), drawn(3, 4))),
+        ("hidden_dim must be at least 1", lambda: TransferGate(5, 0)),
+    )

@@ -171,21 +171,20 @@ def test_a_layer_that_does_not_learn_fails(gate):
 
 
 @pytest.mark.parametrize("dispatch", DISPATCHES)
-def test_what_cannot_be_routed_is_refused(dispatch):
+def test_what_cannot_be_routed_is_refused(dispatch, refuses):
     x, _, _ = planted()
     soft = MoELayer(
         PermutedGate(SoftMoEGate(DIM, EXPERTS), search=SEARCH),
         linear_experts(),
         dispatch=dispatch,
     )
-    with pytest.raises(ValueError, match="gate that returns them cannot be permuted"):
-        soft(x)
-    with pytest.raises(ValueError, match=r"must be \(..., T, D\): slots mix tokens"):
-        build("soft moe", dispatch)(x[0])
-    with pytest.raises(ValueError, match="pass ids, one integer per token"):
-        build("hash", dispatch)(x)
-    with pytest.raises(ValueError, match="does not fit a routing of"):
-        build("top-k", dispatch)(x, gate_input=x[1:])
+    refuses(
+        ValueError,
+        ("gate that returns them cannot be permuted", lambda: soft(x)),
+        (r"must be \(..., T, D\): slots mix tokens", lambda: build("soft moe", dispatch)(x[0])),
+        ("pass ids, one integer per token", lambda: build("hash", dispatch)(x)),
+        ("does not fit a routing of", lambda: build("top-k", dispatch)(x, gate_input=x[1:])),
+    )
 
 
 def test_a_causal_model_refuses_the_gates_that_couple_positions():

@@ -104,10 +104,13 @@ def test_capacity_excludes_padding_by_default(padding_in_capacity):
     assert chosen.sum(1).tolist() == [[3] * 3, [2 if padding_in_capacity else 1] * 3]
 
 
-def test_arguments_are_checked():
-    with pytest.raises(ValueError, match="capacity_factor must be positive, got 0"):
-        ExpertChoiceGate(3, 4, capacity_factor=0)
-    with pytest.raises(ValueError, match="capacity_rule is 'round'"):
-        ExpertChoiceGate(3, 4, capacity_rule="round")
-    with pytest.raises(ValueError, match="group_dim must be a dimension"):
-        identity_gate(3, group_dim=-1)(scores(5, 3))
+def test_arguments_are_checked(refuses):
+    refuses(
+        ValueError,
+        (
+            "capacity_factor must be positive, got 0",
+            lambda: ExpertChoiceGate(3, 4, capacity_factor=0),
+        ),
+        ("capacity_rule is 'round'", lambda: ExpertChoiceGate(3, 4, capacity_rule="round")),
+        ("group_dim must be a dimension", lambda: identity_gate(3, group_dim=-1)(scores(5, 3))),
+    )

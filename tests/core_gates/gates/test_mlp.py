@@ -77,8 +77,12 @@ def test_gates_with_hidden_layers_mix_experts():
     assert_close(mixture(drawn(9, DIM), experts), weights @ experts)
 
 
-def test_arguments_are_checked():
-    with pytest.raises(ValueError, match=r"hidden_dims\[1\] must be at least 1, got 0"):
-        MlpGate(DIM, EXPERTS, hidden_dims=(4, 0))
-    with pytest.raises(ValueError, match="norm is 'layer'"):
-        MlpGate(DIM, EXPERTS, norm="layer")
+def test_arguments_are_checked(refuses):
+    refuses(
+        ValueError,
+        (
+            r"hidden_dims\[1\] must be at least 1, got 0",
+            lambda: MlpGate(DIM, EXPERTS, hidden_dims=(4, 0)),
+        ),
+        ("norm is 'layer'", lambda: MlpGate(DIM, EXPERTS, norm="layer")),
+    )

@@ -173,21 +173,26 @@ def test_padding_is_ignored_by_every_layer():
         assert routing.weights.isfinite().all()
 
 
-def test_layers_out_of_order_are_refused():
+def test_layers_out_of_order_are_refused(refuses):
     pre_gate = PreGate(random_gates(4))
     _, ahead = pre_gate(0, positions(4), {})
-    with pytest.raises(ValueError, match=r"layer 2 is decided at layer 1, but ahead holds .*\[1\]"):
-        pre_gate(2, positions(4), ahead)
-    with pytest.raises(ValueError, match="layer must lie between 0 and 3, got 4"):
-        pre_gate(4, positions(4), ahead)
+    refuses(
+        ValueError,
+        (
+            r"layer 2 is decided at layer 1, but ahead holds .*\[1\]",
+            lambda: pre_gate(2, positions(4), ahead),
+        ),
+        ("layer must lie between 0 and 3, got 4", lambda: pre_gate(4, positions(4), ahead)),
+    )
     assert sorted(ahead) == [1]
 
 
-def test_settings_are_checked():
-    with pytest.raises(ValueError, match="level must be at least 1, got 0"):
-        PreGate(random_gates(2), level=0)
-    with pytest.raises(ValueError, match="at least one MoE layer"):
-        PreGate([])
+def test_settings_are_checked(refuses):
+    refuses(
+        ValueError,
+        ("level must be at least 1, got 0", lambda: PreGate(random_gates(2), level=0)),
+        ("at least one MoE layer", lambda: PreGate([])),
+    )
 
 
 @pytest.mark.parametrize("name", ["fate_small", "fate_wide"])

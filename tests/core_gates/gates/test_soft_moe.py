@@ -82,10 +82,13 @@ def test_equal_experts_receive_and_return_the_mean():
     assert_close(y, experts.single(x.mean(0), 0).expand(4, 5))
 
 
-def test_arguments_are_checked():
-    with pytest.raises(ValueError, match="num_slots must be at least 1, got 0"):
-        SoftMoEGate(3, 4, num_slots=0)
-    with pytest.raises(ValueError, match=r"x \(5,\) must be \(..., T, D\): slots mix tokens"):
-        make()(positions(5))
-    with pytest.raises(ValueError, match="padding_mask"):
-        make()(positions(4, 5), padding_mask=torch.zeros(3, dtype=torch.bool))
+def test_arguments_are_checked(refuses):
+    refuses(
+        ValueError,
+        ("num_slots must be at least 1, got 0", lambda: SoftMoEGate(3, 4, num_slots=0)),
+        (r"x \(5,\) must be \(..., T, D\): slots mix tokens", lambda: make()(positions(5))),
+        (
+            "padding_mask",
+            lambda: make()(positions(4, 5), padding_mask=torch.zeros(3, dtype=torch.bool)),
+        ),
+    )

@@ -211,21 +211,23 @@ def test_no_unit_is_silent_and_experts_have_one_scale():
     assert plain.std((1, 2)).max() > 100 * plain.std((1, 2)).min()
 
 
-def test_faults_are_named():
-    with pytest.raises(ValueError, match=r"must be at least 1, got \(3, 0, 6\)"):
-        NormedExperts(3, 0, [6])
-    with pytest.raises(ValueError, match="must be at least 1"):
-        NormedExperts(3, 4, [])
-    with pytest.raises(ValueError, match=r"must be \(N, 4\) or \(N, 3, 4\)"):
-        experts_of()(rows(7, 2, DIM))
-    with pytest.raises(ValueError, match="runs must be one number for each of 2 groups"):
-        NormedExperts([1, 2], DIM, [3], runs=[1])
-    with pytest.raises(ValueError, match="norm is 'layer'; choose one of batch, none"):
-        NormedExperts(2, DIM, [3], norm="layer")
-    with pytest.raises(ValueError, match=r"x \(7, 4\) must be \(N, 5, 4\)"):
-        grouped()(rows(7, DIM))
-    with pytest.raises(ValueError, match="more than 1 row in training, got a batch of 1"):
-        experts_of()(rows(1, DIM))
+def test_faults_are_named(refuses):
+    refuses(
+        ValueError,
+        (r"must be at least 1, got \(3, 0, 6\)", lambda: NormedExperts(3, 0, [6])),
+        ("must be at least 1", lambda: NormedExperts(3, 4, [])),
+        (r"must be \(N, 4\) or \(N, 3, 4\)", lambda: experts_of()(rows(7, 2, DIM))),
+        (
+            "runs must be one number for each of 2 groups",
+            lambda: NormedExperts([1, 2], DIM, [3], runs=[1]),
+        ),
+        (
+            "norm is 'layer'; choose one of batch, none",
+            lambda: NormedExperts(2, DIM, [3], norm="layer"),
+        ),
+        (r"x \(7, 4\) must be \(N, 5, 4\)", lambda: grouped()(rows(7, DIM))),
+        ("more than 1 row in training, got a batch of 1", lambda: experts_of()(rows(1, DIM))),
+    )
 
 
 def test_meta_and_copies():

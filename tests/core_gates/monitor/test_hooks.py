@@ -264,13 +264,19 @@ def test_experts_of_a_layer_are_measured_where_they_are_used(dispatch, number, d
     assert_close(found[[len(r) > 0 for r in results]], torch.stack(of_experts))
 
 
-def test_experts_that_do_not_fit_are_refused(model):
-    with pytest.raises(ValueError, match="'experts' has 5 experts, not 4"):
-        GateMonitor(mixture("sorted"), experts={"experts": 4})
-    with pytest.raises(ValueError, match="experts names 'nothing', which is not a module"):
-        GateMonitor(model, experts={"nothing": 2})
-    with pytest.raises(ValueError, match="experts names 'top', which is a gate"):
-        GateMonitor(model, experts={"top": 2})
+def test_experts_that_do_not_fit_are_refused(model, refuses):
+    refuses(
+        ValueError,
+        (
+            "'experts' has 5 experts, not 4",
+            lambda: GateMonitor(mixture("sorted"), experts={"experts": 4}),
+        ),
+        (
+            "experts names 'nothing', which is not a module",
+            lambda: GateMonitor(model, experts={"nothing": 2}),
+        ),
+        ("experts names 'top', which is a gate", lambda: GateMonitor(model, experts={"top": 2})),
+    )
     GateMonitor(model, experts={"plain": 3})
     with pytest.raises(ValueError, match=r"outputs \(5, 4\) must be \(\.\.\., 3, features\)"):
         model["plain"](torch.randn(5, 4))

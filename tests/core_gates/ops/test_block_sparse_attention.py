@@ -217,20 +217,26 @@ def test_one_graph():
         assert_close(block_sparse_attention(q, k, v, mask, 8), compiled(q, k, v, mask, 8))
 
 
-def test_wrong_arguments_are_named():
+def test_wrong_arguments_are_named(refuses):
     q, k, v, mask = case(16, 16, 8, True)
-    with pytest.raises(ValueError, match=r"block_mask \(2, 4, 2, 2\) must be \(2, 4, 4, 4\)"):
-        block_sparse_attention(q, k, v, mask, 4)
-    with pytest.raises(ValueError, match=r"must be bool with True = keep, got torch\.float32"):
-        block_sparse_attention(q, k, v, mask.float(), 8)
-    with pytest.raises(ValueError, match="where K divides H"):
-        block_sparse_attention(q[:, :3], k, v, mask[:, :3], 8)
-    with pytest.raises(ValueError, match="one dtype"):
-        block_sparse_attention(q.float(), k, v, mask, 8)
-    with pytest.raises(ValueError, match="block_size must be at least 1, got 0"):
-        block_sparse_attention(q, k, v, mask, 0)
-    with pytest.raises(ValueError, match="no more queries than keys, got 16 and 15"):
-        block_sparse_attention(q, k[:, :, 1:], v[:, :, 1:], mask, 8)
+    refuses(
+        ValueError,
+        (
+            r"block_mask \(2, 4, 2, 2\) must be \(2, 4, 4, 4\)",
+            lambda: block_sparse_attention(q, k, v, mask, 4),
+        ),
+        (
+            r"must be bool with True = keep, got torch\.float32",
+            lambda: block_sparse_attention(q, k, v, mask.float(), 8),
+        ),
+        ("where K divides H", lambda: block_sparse_attention(q[:, :3], k, v, mask[:, :3], 8)),
+        ("one dtype", lambda: block_sparse_attention(q.float(), k, v, mask, 8)),
+        ("block_size must be at least 1, got 0", lambda: block_sparse_attention(q, k, v, mask, 0)),
+        (
+            "no more queries than keys, got 16 and 15",
+            lambda: block_sparse_attention(q, k[:, :, 1:], v[:, :, 1:], mask, 8),
+        ),
+    )
 
 
 @pytest.fixture

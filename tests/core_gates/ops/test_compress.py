@@ -121,11 +121,18 @@ def test_other_batches_are_refused(shape):
             function(torch.zeros(shape), active)
 
 
-def test_wrong_masks_are_refused():
-    with pytest.raises(ValueError, match=r"got torch\.int64 \(2, 5\)"):
-        ActiveTokens.of(torch.ones(2, 5, dtype=torch.int64))
-    with pytest.raises(ValueError, match="must not be negative, got -1"):
-        ActiveTokens.of(torch.ones(2, 5, dtype=torch.bool), -1)
+def test_wrong_masks_are_refused(refuses):
+    refuses(
+        ValueError,
+        (
+            r"got torch\.int64 \(2, 5\)",
+            lambda: ActiveTokens.of(torch.ones(2, 5, dtype=torch.int64)),
+        ),
+        (
+            "must not be negative, got -1",
+            lambda: ActiveTokens.of(torch.ones(2, 5, dtype=torch.bool), -1),
+        ),
+    )
 
 
 def test_gradients(inputs):

@@ -137,12 +137,21 @@ def test_masks_are_checked(mask, message):
         multi_gate_mix(torch.zeros(5, 3, 4), torch.zeros(5, 2, 3), mask)
 
 
-def test_self_gates_need_both_arguments():
+def test_self_gates_need_both_arguments(refuses):
     mask = torch.ones(2, 3, dtype=torch.bool)
-    with pytest.raises(ValueError, match="one of them is missing"):
-        multi_gate_mix(torch.zeros(5, 3, 4), torch.zeros(5, 2, 3), mask, self_mask=mask)
-    with pytest.raises(ValueError, match="the mask is for 3 experts, found 6"):
-        multi_gate_mix(torch.zeros(5, 6, 4), torch.zeros(5, 2, 3), mask)
+    refuses(
+        ValueError,
+        (
+            "one of them is missing",
+            lambda: multi_gate_mix(
+                torch.zeros(5, 3, 4), torch.zeros(5, 2, 3), mask, self_mask=mask
+            ),
+        ),
+        (
+            "the mask is for 3 experts, found 6",
+            lambda: multi_gate_mix(torch.zeros(5, 6, 4), torch.zeros(5, 2, 3), mask),
+        ),
+    )
 
 
 @pytest.mark.parametrize("function", [reference.forward, OP])

@@ -1,4 +1,3 @@
-import pytest
 import torch
 
 from core_gates import GatesError, RoutingOutput, TopKGate
@@ -29,9 +28,13 @@ def test_counts_of_parts_add_up_to_those_of_the_whole():
     assert parts.sum() == 22
 
 
-def test_reading_counts_names_the_gate():
+def test_reading_counts_names_the_gate(refuses):
     assert read_counts(torch.tensor([3, 4, 0])) == [3, 4]
-    with pytest.raises(GatesError, match=r"gate 'layers\.0' routed 1 token with weights"):
-        read_counts(torch.tensor([3, 4, 1]), "layers.0")
-    with pytest.raises(GatesError, match="routed 2 tokens"):
-        read_counts(torch.tensor([3, 4, 2]))
+    refuses(
+        GatesError,
+        (
+            r"gate 'layers\.0' routed 1 token with weights",
+            lambda: read_counts(torch.tensor([3, 4, 1]), "layers.0"),
+        ),
+        ("routed 2 tokens", lambda: read_counts(torch.tensor([3, 4, 2]))),
+    )

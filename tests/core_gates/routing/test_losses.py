@@ -250,11 +250,12 @@ def test_a_missing_field_is_named_with_its_gate(loss, field):
         loss(RoutingOutput(torch.ones(2, 2)), gate="layers.3.gate")
 
 
-def test_wrong_scopes_and_masks_are_refused(loss):
-    with pytest.raises(ValueError, match="choose one of batch, sequence, global"):
-        balance_loss(example(2), scope="world")
-    with pytest.raises(ValueError, match="shape"):
-        loss(example(3, 8), padding_mask=torch.zeros(8, dtype=torch.bool))
+def test_wrong_scopes_and_masks_are_refused(loss, refuses):
+    refuses(
+        ValueError,
+        ("choose one of batch, sequence, global", lambda: balance_loss(example(2), scope="world")),
+        ("shape", lambda: loss(example(3, 8), padding_mask=torch.zeros(8, dtype=torch.bool))),
+    )
 
 
 def global_balance(logits, mask, sizes):

@@ -172,13 +172,17 @@ def test_arguments_are_checked(options, message):
         GradientRouting(**arguments | options)
 
 
-def test_optimizers_must_not_share_parameters_and_batches_not_be_empty():
+def test_optimizers_must_not_share_parameters_and_batches_not_be_empty(refuses):
     model, routing = build()
     everything = torch.optim.Adam(model.parameters())
-    with pytest.raises(ValueError, match="2 parameters are in both optimizers"):
-        GradientRouting(everything, routing.gate_optimizer)
-    with pytest.raises(ValueError, match="at least one micro-batch"):
-        routing.step(model, [])
+    refuses(
+        ValueError,
+        (
+            "2 parameters are in both optimizers",
+            lambda: GradientRouting(everything, routing.gate_optimizer),
+        ),
+        ("at least one micro-batch", lambda: routing.step(model, [])),
+    )
 
 
 def test_mode_off_needs_no_gates():

@@ -75,14 +75,17 @@ def test_reductions_of_a_group_agree_where_they_should(tokens, filled):
     assert_close(gates["Qproj"](q, k), expected)
 
 
-def test_wrong_tokens_are_named(tokens):
+def test_wrong_tokens_are_named(tokens, refuses):
     gate = DecodeAttnGate(4, 2, 6, block_size=4)
-    with pytest.raises(ValueError, match=r"must be \(B, T, 4, D\) and \(B, T, 2, D\)"):
-        gate(tokens(3, 2), tokens(3, 2))
-    with pytest.raises(ValueError, match="as many tokens, got 2 and 3"):
-        gate(tokens(2, 4), tokens(3, 2))
-    with pytest.raises(ValueError, match="decode takes one query after its key, got 1 of 0"):
-        gate.decode(tokens(1, 4), gate.compress(tokens(0, 2)))
+    refuses(
+        ValueError,
+        (r"must be \(B, T, 4, D\) and \(B, T, 2, D\)", lambda: gate(tokens(3, 2), tokens(3, 2))),
+        ("as many tokens, got 2 and 3", lambda: gate(tokens(2, 4), tokens(3, 2))),
+        (
+            "decode takes one query after its key, got 1 of 0",
+            lambda: gate.decode(tokens(1, 4), gate.compress(tokens(0, 2))),
+        ),
+    )
 
 
 @pytest.mark.fault("core A13")

@@ -137,9 +137,16 @@ def test_gates_learn_from_padded_batches(per_row, tokens):
     assert gate_distillation_loss(logits, target).isinf()  # the gate hides what the target shows
 
 
-def test_padding_that_does_not_fit_is_refused():
+def test_padding_that_does_not_fit_is_refused(refuses):
     logits, target, *_ = padded_problem(6)
-    with pytest.raises(ValueError, match="row for each of 22 tokens or 2 blocks of 16"):
-        gate_distillation_loss(logits, target, padding_mask=MASK, block_size=16)
-    with pytest.raises(ValueError, match=r"padding_mask \(2, 22\) must have the shape"):
-        gate_distillation_loss(logits, target, padding_mask=MASK[1:], block_size=4)
+    refuses(
+        ValueError,
+        (
+            "row for each of 22 tokens or 2 blocks of 16",
+            lambda: gate_distillation_loss(logits, target, padding_mask=MASK, block_size=16),
+        ),
+        (
+            r"padding_mask \(2, 22\) must have the shape",
+            lambda: gate_distillation_loss(logits, target, padding_mask=MASK[1:], block_size=4),
+        ),
+    )

@@ -148,11 +148,12 @@ def test_few_tokens(shape):
     assert MultiHeadEMA(3, 2, bidirectional=True)(torch.zeros(shape)).shape == shape
 
 
-def test_errors():
-    with pytest.raises(ValueError, match="truncation must be at least 1, got 0"):
-        MultiHeadEMA(3, 2, truncation=0)
-    with pytest.raises(ValueError, match=r"must be \(batch, tokens, 3\), got \(2, 3\)"):
-        MultiHeadEMA(3)(torch.zeros(2, 3))
+def test_errors(refuses):
+    refuses(
+        ValueError,
+        ("truncation must be at least 1, got 0", lambda: MultiHeadEMA(3, 2, truncation=0)),
+        (r"must be \(batch, tokens, 3\), got \(2, 3\)", lambda: MultiHeadEMA(3)(torch.zeros(2, 3))),
+    )
     for options in ({"bidirectional": True}, {"truncation": 4}):
         with pytest.raises(ValueError, match="has no recurrent form"):
             MultiHeadEMA(3, **options).state(torch.zeros(1, 2, 3))

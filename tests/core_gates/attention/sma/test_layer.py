@@ -253,14 +253,12 @@ def test_what_empty_slots_hold_is_ignored(weighting):
     assert all(p.grad.isfinite().all() for p in (spoiled, *unit.parameters()))
 
 
-def test_options_are_checked():
-    with pytest.raises(ValueError, match=r"dropout must lie in \[0, 1\), got 1"):
-        SeqBoatLayer(8, 4, 6, dropout=1)
-    with pytest.raises(ValueError, match="position is 'none'; choose one of"):
-        SeqBoatLayer(8, 4, 6, position="none")
-    with pytest.raises(ValueError, match="key_dim must be at least 1, got 0"):
-        GatedAttentionUnit(8, 0, 6, window=3)
-    with pytest.raises(ValueError, match="key_dim must be even, got 3"):
-        GatedAttentionUnit(8, 3, 6, window=3)
-    with pytest.raises(ValueError, match="window must be at least 1, got 0"):
-        GatedAttentionUnit(8, 4, 6, window=0)
+def test_options_are_checked(refuses):
+    refuses(
+        ValueError,
+        (r"dropout must lie in \[0, 1\), got 1", lambda: SeqBoatLayer(8, 4, 6, dropout=1)),
+        ("position is 'none'; choose one of", lambda: SeqBoatLayer(8, 4, 6, position="none")),
+        ("key_dim must be at least 1, got 0", lambda: GatedAttentionUnit(8, 0, 6, window=3)),
+        ("key_dim must be even, got 3", lambda: GatedAttentionUnit(8, 3, 6, window=3)),
+        ("window must be at least 1, got 0", lambda: GatedAttentionUnit(8, 4, 6, window=0)),
+    )

@@ -60,9 +60,20 @@ def test_no_slot_and_no_sequence():
         assert local_attention(empty, empty, empty, filled=filled, **options).shape == shape
 
 
-def test_options_are_checked():
+def test_options_are_checked(refuses):
     x, filled = torch.zeros(1, 2, 2), torch.ones(1, 2, dtype=torch.bool)
-    with pytest.raises(ValueError, match="window must be at least 1, got 0"):
-        local_attention(x, x, x, window=0, causal=True, weighting="softmax", filled=filled)
-    with pytest.raises(ValueError, match="weighting is 'relu'; choose one of"):
-        local_attention(x, x, x, window=1, causal=True, weighting="relu", filled=filled)
+    refuses(
+        ValueError,
+        (
+            "window must be at least 1, got 0",
+            lambda: local_attention(
+                x, x, x, window=0, causal=True, weighting="softmax", filled=filled
+            ),
+        ),
+        (
+            "weighting is 'relu'; choose one of",
+            lambda: local_attention(
+                x, x, x, window=1, causal=True, weighting="relu", filled=filled
+            ),
+        ),
+    )
