@@ -64,11 +64,12 @@ def test_a_damaged_table_is_one_line(tmp_path, line, words):
         captioned_images(tmp_path / "in")
 
 
-def test_folders_without_images_or_captions_are_refused(tmp_path):
-    with pytest.raises(GatesError, match="no folder"):
-        captioned_images(tmp_path / "none")
-    with pytest.raises(GatesError, match="no image"):
-        captioned_images(tmp_path)
+def test_folders_without_images_or_captions_are_refused(tmp_path, refuses):
+    refuses(
+        GatesError,
+        ("no folder", lambda: captioned_images(tmp_path / "none")),
+        ("no image", lambda: captioned_images(tmp_path)),
+    )
     image(tmp_path / "a.png")
     with pytest.raises(GatesError, match=r"has no caption: write one to a\.txt"):
         captioned_images(tmp_path)

@@ -44,11 +44,17 @@ def test_a_sheet_has_every_image_in_its_place():
     figure.canvas.draw()  # a dollar in a caption is no formula
 
 
-def test_rows_of_a_sheet_have_the_same_groups():
-    with pytest.raises(ValueError, match="same groups"):
-        sheet_figure({"a": {"real": plain(1, 2)}, "b": {"real": plain(1, 3)}}, title="x")
-    with pytest.raises(ValueError, match="same groups"):
-        sheet_figure({}, title="x")
+def test_rows_of_a_sheet_have_the_same_groups(refuses):
+    refuses(
+        ValueError,
+        (
+            "same groups",
+            lambda: sheet_figure(
+                {"a": {"real": plain(1, 2)}, "b": {"real": plain(1, 3)}}, title="x"
+            ),
+        ),
+        ("same groups", lambda: sheet_figure({}, title="x")),
+    )
 
 
 def test_gate_maps_show_means_by_layer_and_step():

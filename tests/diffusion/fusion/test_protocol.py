@@ -64,13 +64,16 @@ def test_global_lora_never_forms_a_change():
 
 
 @pytest.mark.fault("diffusion D9")
-def test_refusals(adapters, bundle):
-    with pytest.raises(GatesError, match="there are no adapters to approximate"):
-        global_lora({}, 2)
-    with pytest.raises(GatesError, match="rank is 0"):
-        global_lora(adapters, 0)
-    with pytest.raises(GatesError, match="found 'a' for flux, 'z' for sd3"):
-        weighted_sum({"a": bundle(1), "z": bundle(1, family="sd3")})
+def test_refusals(adapters, bundle, refuses):
+    refuses(
+        GatesError,
+        ("there are no adapters to approximate", lambda: global_lora({}, 2)),
+        ("rank is 0", lambda: global_lora(adapters, 0)),
+        (
+            "found 'a' for flux, 'z' for sd3",
+            lambda: weighted_sum({"a": bundle(1), "z": bundle(1, family="sd3")}),
+        ),
+    )
     dora = bundle(1)
     dora.modules["proj_out"] = dora.modules["proj_out"]._replace(magnitude=torch.ones(4, 1))
     with pytest.raises(GatesError, match=r"adapter 'd' is a DoRA at proj_out.*: leave it out$"):

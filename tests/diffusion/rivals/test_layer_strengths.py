@@ -100,17 +100,20 @@ def test_factors_are_learned(flux, inputs, adapters, dense):
     assert all(parameter.grad is not None for parameter in rival.parameters())
 
 
-def test_refusals(flux, bundle):
+def test_refusals(flux, bundle, refuses):
     rival = strengths(flux, {"a": bundle(1, where="attn")})
     with pytest.raises(GatesError, match=r"which had none when this was made: make it with"):
         rival.set_adapters({"a": bundle(1)})
     assert list(rival.adapters["a"].modules) == list(bundle(1, where="attn").modules)
-    with pytest.raises(GatesError, match="the role of a is 'shape'; choose one of any, subject"):
-        rival.tell(roles={"a": "shape"})
-    with pytest.raises(GatesError, match="no adapter is named 'z'; there are a"):
-        rival.tell(roles={"z": "style"})
-    with pytest.raises(GatesError, match="must be finite"):
-        rival.tell(scores={"a": float("nan")})
+    refuses(
+        GatesError,
+        (
+            "the role of a is 'shape'; choose one of any, subject",
+            lambda: rival.tell(roles={"a": "shape"}),
+        ),
+        ("no adapter is named 'z'; there are a", lambda: rival.tell(roles={"z": "style"})),
+        ("must be finite", lambda: rival.tell(scores={"a": float("nan")})),
+    )
 
 
 ROLES = {"a": "subject", "b": "style", "c": "any"}

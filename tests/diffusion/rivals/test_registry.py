@@ -113,9 +113,13 @@ def test_static_rivals_are_one_adapter(flux, inputs, made, dense, name):
     assert_close(dense({"one": rival.bundle}), found)
 
 
-def test_unknown_rivals_are_refused(flux, adapters):
-    with pytest.raises(GatesError, match="rival is 'summ'; choose one of sum, mean"):
-        make_rival("summ", flux, adapters)
-    with pytest.raises(GatesError, match="weight is nan, expected a finite number"):
-        make_rival("ties", flux, adapters, weight=float("nan"))
+def test_unknown_rivals_are_refused(flux, adapters, refuses):
+    refuses(
+        GatesError,
+        ("rival is 'summ'; choose one of sum, mean", lambda: make_rival("summ", flux, adapters)),
+        (
+            "weight is nan, expected a finite number",
+            lambda: make_rival("ties", flux, adapters, weight=float("nan")),
+        ),
+    )
     assert all(name in RIVALS for name in EQUAL_RANKS)
