@@ -149,8 +149,12 @@ def test_augmentation_moves_image_and_mask_together():
     assert (inside > (moved.mean(1) * (1 - labels)).sum((1, 2)) / 132 + 0.1).all()
 
 
-def test_wrong_shapes_are_refused():
-    with pytest.raises(ValueError, match=r"must be \(N,3,S,S\)"):
-        train_segmenter(torch.zeros(2, 3, 8, 8), torch.zeros(3, 8, 8))
-    with pytest.raises(ValueError, match="multiples of 8"):
-        Segmenter(50)
+def test_wrong_shapes_are_refused(refuses):
+    refuses(
+        ValueError,
+        (
+            r"must be \(N,3,S,S\)",
+            lambda: train_segmenter(torch.zeros(2, 3, 8, 8), torch.zeros(3, 8, 8)),
+        ),
+        ("multiples of 8", lambda: Segmenter(50)),
+    )

@@ -79,11 +79,12 @@ def test_what_is_no_image_is_refused(content, tmp_path):
             read(path)
 
 
-def test_absent_files_and_folders_are_named(tmp_path):
-    with pytest.raises(GatesError, match="No such file"):
-        probe(tmp_path / "a.jpg")
-    with pytest.raises(GatesError, match="cannot be read"):
-        read_rgb(tmp_path)
+def test_absent_files_and_folders_are_named(tmp_path, refuses):
+    refuses(
+        GatesError,
+        ("No such file", lambda: probe(tmp_path / "a.jpg")),
+        ("cannot be read", lambda: read_rgb(tmp_path)),
+    )
 
 
 def test_a_decompression_bomb_is_refused_by_its_header(tmp_path):

@@ -211,17 +211,24 @@ def test_scarce_classes_are_noted_and_impossible_folds_refused(make_table):
         make_folds(few, 4)
 
 
-def test_leaks_are_refused(make_table):
+def test_leaks_are_refused(make_table, refuses):
     table = make_table({"a": 3, "b": 4, "c": 8, "d": 9}, frames=2, patients={"a": "p", "b": "p"})
     parts = {
         name: np.array(rows)
         for name, rows in {"train": [0, 1], "validation": [4, 5], "test": [6, 7]}.items()
     }
     check_leakage(table, Split(**parts))
-    with pytest.raises(GatesError, match="object a is in the train and the test part"):
-        check_leakage(table, Split(**parts | {"test": np.array([1, 6])}))
-    with pytest.raises(GatesError, match="patient p is in the train and the calibration part"):
-        check_leakage(table, Split(**parts, calibration=np.array([2])))
+    refuses(
+        GatesError,
+        (
+            "object a is in the train and the test part",
+            lambda: check_leakage(table, Split(**parts | {"test": np.array([1, 6])})),
+        ),
+        (
+            "patient p is in the train and the calibration part",
+            lambda: check_leakage(table, Split(**parts, calibration=np.array([2]))),
+        ),
+    )
     check_leakage(table, Split(**parts, calibration=np.array([2])), level="object")
     with pytest.raises(GatesError, match="the validation part of the split is empty"):
         check_leakage(table, Split(**parts | {"validation": np.array([], int)}))
@@ -309,17 +316,20 @@ def table(make_table):
 
 
 @pytest.mark.fault("faults 2")
-def test_a_slip_in_the_level_does_not_switch_off_the_protection_of_patients(table, tmp_path):
+def test_a_slip_in_the_level_does_not_switch_off_the_protection_of_patients(
+    table, tmp_path, refuses
+):
     with pytest.raises(ValueError, match=r"level is 'patients'; choose one of object, patient"):
         make_folds(table, 3, level="patients")
     folds = tmp_path / "folds.csv"
     folds.write_text(
         "unique_id,kfold_id\n" + "".join(f"{n},{i % 3}\n" for i, n in enumerate(SIZES))
     )
-    with pytest.raises(ValueError, match="level is 'patients'"):
-        read_folds(folds, "patients")
-    with pytest.raises(ValueError, match="level is 'Patient'"):
-        Folds("mine", 3, {}, "Patient")
+    refuses(
+        ValueError,
+        ("level is 'patients'", lambda: read_folds(folds, "patients")),
+        ("level is 'Patient'", lambda: Folds("mine", 3, {}, "Patient")),
+    )
     split = split_by_counts(table, 15, 6, 6)
     with pytest.raises(ValueError, match="level is 'patients'"):
         check_leakage(table, split, "patients")

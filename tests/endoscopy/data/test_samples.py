@@ -183,11 +183,12 @@ def test_every_rank_has_equally_many_evaluation_batches(rows):
     assert max(len(batch) for mine in batches for _, batch in mine) <= 4
 
 
-def test_wrong_numbers_are_refused(colon):
-    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
-        BatchOrder(ObjectBalancedSampler([1]), 0)
-    with pytest.raises(ValueError, match="size must be at least 1, got 0"):
-        FrameReader(colon, 0)
+def test_wrong_numbers_are_refused(colon, refuses):
+    refuses(
+        ValueError,
+        ("batch_size must be at least 1, got 0", lambda: BatchOrder(ObjectBalancedSampler([1]), 0)),
+        ("size must be at least 1, got 0", lambda: FrameReader(colon, 0)),
+    )
 
 
 def test_a_reader_scales_boxes_and_leaves_the_table_alone(make_table):

@@ -121,16 +121,24 @@ def test_objects_on_the_cut_offs_are_told():
     assert "5/10 mm, of predictions at 5/10 mm" in cut_off_note(objects, CONTINUOUS)
 
 
-def test_faulty_features(disks):
-    with pytest.raises(ValueError, match="1 rows have features that are not finite"):
-        fit_log_linear(np.array([[1.0], [-np.inf]]), np.ones(2), np.arange(2))
-    with pytest.raises(ValueError, match="one length"):
-        fit_log_linear(np.ones((2, 1)), np.ones(3), np.arange(3))
+def test_faulty_features(disks, refuses):
+    refuses(
+        ValueError,
+        (
+            "1 rows have features that are not finite",
+            lambda: fit_log_linear(np.array([[1.0], [-np.inf]]), np.ones(2), np.arange(2)),
+        ),
+        ("one length", lambda: fit_log_linear(np.ones((2, 1)), np.ones(3), np.arange(3))),
+    )
     table = disks(3).table
-    with pytest.raises(GatesError, match="lacks width"):
-        box_features(table.drop(columns="width"))
-    with pytest.raises(GatesError, match="12 of 12 boxes are empty"):
-        box_features(table.assign(bbox_xmax=table["bbox_xmin"]))
+    refuses(
+        GatesError,
+        ("lacks width", lambda: box_features(table.drop(columns="width"))),
+        (
+            "12 of 12 boxes are empty",
+            lambda: box_features(table.assign(bbox_xmax=table["bbox_xmin"])),
+        ),
+    )
 
 
 def radiance(images):

@@ -76,16 +76,21 @@ def test_lower_bounds_and_abstention(noisy_objects):
     assert table.loc["all", "undecided"] == 0.25  # 10 mm crosses the cut-off
 
 
-def test_too_few_or_seen_objects_are_refused_in_one_line(noisy_objects, refused):
+def test_too_few_or_seen_objects_are_refused_in_one_line(noisy_objects, refused, refuses):
     objects = noisy_objects(200, 0.1)
     refused(r"found 199 calibration objects .* at least 200", calibrate, objects.iloc[:199],
             training_ids=[])  # fmt: skip
-    with pytest.raises(GatesError, match="found 150"):
-        calibrate(objects.assign(censored=np.arange(200) < 50), training_ids=[])
-    with pytest.raises(
-        GatesError, match="1 of 200 calibration objects were trained on, such as o7"
-    ):
-        calibrate(objects, training_ids={"o7", "x"})
+    refuses(
+        GatesError,
+        (
+            "found 150",
+            lambda: calibrate(objects.assign(censored=np.arange(200) < 50), training_ids=[]),
+        ),
+        (
+            "1 of 200 calibration objects were trained on, such as o7",
+            lambda: calibrate(objects, training_ids={"o7", "x"}),
+        ),
+    )
 
 
 def noisy_frames(noisy_objects, objects, count, seed):

@@ -72,12 +72,13 @@ def test_the_order_of_rows_does_not_matter():
         np.testing.assert_allclose(table[column], again[column], atol=1e-9)
 
 
-def test_unequal_designs_are_refused():
+def test_unequal_designs_are_refused(refuses):
     predictions = trainings({"plain": 1.0, "other": 1.0}, sizes=(50,))
-    with pytest.raises(GatesError, match="lack seed"):
-        honest_table(predictions.drop(columns="seed"))
-    with pytest.raises(GatesError, match="no 'LayerScale'"):
-        honest_table(predictions, reference="LayerScale")
+    refuses(
+        GatesError,
+        ("lack seed", lambda: honest_table(predictions.drop(columns="seed"))),
+        ("no 'LayerScale'", lambda: honest_table(predictions, reference="LayerScale")),
+    )
     short = predictions[(predictions["variant"] == "plain") | (predictions["seed"] < 2)]
     with pytest.raises(GatesError, match=r"other has seeds \[0, 1\] and plain \[0, 1, 2\]"):
         honest_table(short)

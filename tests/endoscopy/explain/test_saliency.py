@@ -65,11 +65,15 @@ def test_grad_cam_shows_bright_places_of_the_channel_that_counts():
     assert heat.sum() == 1
 
 
-def test_grad_cam_refuses_what_has_no_stages():
-    with pytest.raises(GatesError, match="use attention roll-out"):
-        grad_cam(tiny_vit().eval(), {"rgb_mask": images()})
-    with pytest.raises(GatesError, match="no stream 'depth'"):
-        grad_cam(tiny_resnet().eval(), {"rgb_mask": images()}, stream="depth")
+def test_grad_cam_refuses_what_has_no_stages(refuses):
+    refuses(
+        GatesError,
+        ("use attention roll-out", lambda: grad_cam(tiny_vit().eval(), {"rgb_mask": images()})),
+        (
+            "no stream 'depth'",
+            lambda: grad_cam(tiny_resnet().eval(), {"rgb_mask": images()}, stream="depth"),
+        ),
+    )
 
 
 def test_attention_weights_are_those_of_timm():

@@ -103,12 +103,19 @@ def test_boxes_move_with_what_is_trimmed(tmp_path, pictures, write):
     assert (part.left, part.top) == (7, 3)
 
 
-def test_boxes_that_cannot_be_matched_in_order_are_refused(tmp_path, pictures, sources):
+def test_boxes_that_cannot_be_matched_in_order_are_refused(tmp_path, pictures, sources, refuses):
     (tmp_path / "boxes.csv").write_text(csv_text(pictures[:2], ["a", "b"], BOXES[:2]))
-    with pytest.raises(GatesError, match="names 2 frames, none of them of video, which has 3"):
-        located(sources[1], CsvLocations(tmp_path / "boxes.csv"))
-    with pytest.raises(GatesError, match=r"none of its 2 frames is in folder \(for one, .* 'a'\)"):
-        located(sources[0], CsvLocations(tmp_path / "boxes.csv"))
+    refuses(
+        GatesError,
+        (
+            "names 2 frames, none of them of video, which has 3",
+            lambda: located(sources[1], CsvLocations(tmp_path / "boxes.csv")),
+        ),
+        (
+            r"none of its 2 frames is in folder \(for one, .* 'a'\)",
+            lambda: located(sources[0], CsvLocations(tmp_path / "boxes.csv")),
+        ),
+    )
 
 
 def test_several_lesions_on_a_frame_keep_their_names(tmp_path, pictures, write):

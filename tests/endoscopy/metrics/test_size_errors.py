@@ -92,11 +92,15 @@ def test_sizes_on_the_cut_offs():
 
 
 @pytest.mark.fault("faults 8")
-def test_a_score_that_is_no_number_has_no_rank():
-    with pytest.raises(GatesError, match="1 of 3 scores are NaN; leave out rows without one"):
-        auroc(np.array([0.2, np.nan, 0.4]), np.array([False, False, True]))
-    with pytest.raises(GatesError, match="1 of 2 scores are NaN"):
-        size_auroc([3.0, 8.0], [4.0, np.nan], 5)
+def test_a_score_that_is_no_number_has_no_rank(refuses):
+    refuses(
+        GatesError,
+        (
+            "1 of 3 scores are NaN; leave out rows without one",
+            lambda: auroc(np.array([0.2, np.nan, 0.4]), np.array([False, False, True])),
+        ),
+        ("1 of 2 scores are NaN", lambda: size_auroc([3.0, 8.0], [4.0, np.nan], 5)),
+    )
 
 
 @pytest.mark.fault("faults 8")

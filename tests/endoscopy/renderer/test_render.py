@@ -123,11 +123,12 @@ def test_shapes_and_sizes_are_reported(rendered):
     assert_close(rendered.number, torch.arange(8))
 
 
-def test_ticks_and_faults():
+def test_ticks_and_faults(refuses):
     seen = []
     render_objects(RendererConfig(side=16, frames=1), [4, 9], tick=seen.append)
     assert seen == [1, 2]
-    with pytest.raises(ValueError, match="at least one object"):
-        render_objects(CONFIG, [])
-    with pytest.raises(ValueError, match="index must not be negative, got -1"):
-        render_objects(CONFIG, [-1])
+    refuses(
+        ValueError,
+        ("at least one object", lambda: render_objects(CONFIG, [])),
+        ("index must not be negative, got -1", lambda: render_objects(CONFIG, [-1])),
+    )
