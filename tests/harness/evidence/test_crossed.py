@@ -65,8 +65,9 @@ def test_coverage_of_pairs_that_have_clusters_in_common():
     assert covered["pairs"] <= 165  # as if pairs were independent: too narrow
 
 
-def test_kinds_belong_to_the_same_samples():
-    with pytest.raises(ValueError, match="one id each a sample"):
-        Resamples.crossed(FIRST, SECOND[:-1])
-    with pytest.raises(ValueError, match="one id each a sample"):
-        Resamples.crossed()
+def test_kinds_belong_to_the_same_samples(refuses):
+    refuses(
+        ValueError,
+        ("one id each a sample", lambda: Resamples.crossed(FIRST, SECOND[:-1])),
+        ("one id each a sample", lambda: Resamples.crossed()),
+    )

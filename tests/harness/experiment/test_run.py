@@ -357,13 +357,22 @@ def test_an_optimum_at_the_edge_of_what_was_searched_is_kept_and_said(run, work,
     assert run.tune(listed, work.bowl, trials=3)["inside"].edges == ["x"]
 
 
-def test_every_method_gets_as_many_trials(run, work):
-    with pytest.raises(GatesError, match="lists 1 settings, but every method gets 2 trials"):
-        run.tune({"inside": [{"x": 1.0}]}, work.bowl, trials=2)
-    with pytest.raises(GatesError, match="two positive numbers, the lower one first"):
-        run.tune({"inside": {"x": (2.0, 1.0)}}, work.bowl, trials=2)
-    with pytest.raises(GatesError, match="none of 3 trials has a score"):
-        run.tune({"nan": {"x": (1.0, 2.0)}}, work.bowl, trials=4)
+def test_every_method_gets_as_many_trials(run, work, refuses):
+    refuses(
+        GatesError,
+        (
+            "lists 1 settings, but every method gets 2 trials",
+            lambda: run.tune({"inside": [{"x": 1.0}]}, work.bowl, trials=2),
+        ),
+        (
+            "two positive numbers, the lower one first",
+            lambda: run.tune({"inside": {"x": (2.0, 1.0)}}, work.bowl, trials=2),
+        ),
+        (
+            "none of 3 trials has a score",
+            lambda: run.tune({"nan": {"x": (1.0, 2.0)}}, work.bowl, trials=4),
+        ),
+    )
 
 
 def test_every_method_keeps_its_own_settings_in_its_trials(run, work):
@@ -386,14 +395,21 @@ def test_a_choice_may_be_for_a_task(run, work):
     assert (run.folder / "choices" / "inside-task-0.1_error-s100" / "record.json").is_file()
 
 
-def test_scores_of_a_short_look_never_replace_full_ones(run):
+def test_scores_of_a_short_look_never_replace_full_ones(run, refuses):
     rows = [Row("a", "t", "m", 1.0)]
     data = [Data("set", "test", 64 * "0", 3, "objects")]
     run.finish(rows, [Bar("b", 3.0, "<=", 2.0)], seeds=[0], data=data, headline="A wins.")
-    with pytest.raises(GatesError, match="holds a full evaluation, which a quick run would"):
-        Run(run.folder, app="toy", quick=True)
-    with pytest.raises(GatesError, match="which one of a, b alone would replace"):
-        Run(run.folder, app="toy", only=("a", "b"), seeds=[0])
+    refuses(
+        GatesError,
+        (
+            "holds a full evaluation, which a quick run would",
+            lambda: Run(run.folder, app="toy", quick=True),
+        ),
+        (
+            "which one of a, b alone would replace",
+            lambda: Run(run.folder, app="toy", only=("a", "b"), seeds=[0]),
+        ),
+    )
     some = Run(run.folder, app="toy", only=("a",))  # tuning writes no scores
     with pytest.raises(GatesError, match="which one of a alone would replace"):
         some.finish(rows, seeds=[0])
@@ -472,7 +488,7 @@ def test_tables_are_kept(tmp_path):
 
 
 @pytest.mark.fault("video H6")
-def test_a_result_is_bound_to_its_record(tmp_path):
+def test_a_result_is_bound_to_its_record(tmp_path, refuses):
     store = Store("weights", Arrays(), tmp_path / "run")
     one, other = Piece("one", settings={"a": 1}), Piece("other", settings={"a": 2})
     for number, piece in enumerate((one, other)):
@@ -481,10 +497,11 @@ def test_a_result_is_bound_to_its_record(tmp_path):
     before = file.read_bytes()
     assert store.record(one).files == {"result.safetensors": sha256(file)}
     file.write_bytes((tmp_path / "run/weights/other/result.safetensors").read_bytes())
-    with pytest.raises(GatesError, match=r"one/result\.safetensors was changed after record"):
-        store.load(one)
-    with pytest.raises(GatesError, match="was changed after"):
-        ship_results(tmp_path / "run", package=tmp_path / "package")
+    refuses(
+        GatesError,
+        (r"one/result\.safetensors was changed after record", lambda: store.load(one)),
+        ("was changed after", lambda: ship_results(tmp_path / "run", package=tmp_path / "package")),
+    )
     file.write_bytes(before)
     assert store.load(one)["w"].sum() == 0
 

@@ -285,14 +285,14 @@ def test_unsafe_entries_are_refused(changes, words):
         parse_manifest([GOOD | changes], "m.json")
 
 
-def test_what_is_no_manifest_is_refused(tmp_path):
+def test_what_is_no_manifest_is_refused(tmp_path, refuses):
     (tmp_path / "m.json").write_text("{")
-    with pytest.raises(GatesError, match=r"m\.json cannot be read as JSON"):
-        read_manifest(tmp_path / "m.json")
-    with pytest.raises(GatesError, match="holds no list of files"):
-        parse_manifest({"files": []}, "m.json")
-    with pytest.raises(GatesError, match=r"lists a\.tar\.gz twice"):
-        parse_manifest([GOOD, GOOD], "m.json")
+    refuses(
+        GatesError,
+        (r"m\.json cannot be read as JSON", lambda: read_manifest(tmp_path / "m.json")),
+        ("holds no list of files", lambda: parse_manifest({"files": []}, "m.json")),
+        (r"lists a\.tar\.gz twice", lambda: parse_manifest([GOOD, GOOD], "m.json")),
+    )
 
 
 def packed(files, kind):
