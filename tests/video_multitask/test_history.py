@@ -137,13 +137,17 @@ def test_means_know_no_other_user():
     assert second[9] == pytest.approx(np.nanmean(seen))
 
 
-def test_parts_out_of_order_are_refused():
+def test_parts_out_of_order_are_refused(refuses):
     log = frame([(0, 1, 5, True, 3), (0, 2, 9, False, 3)])
     history = UserHistory(2)
     history.add(log)
-    with pytest.raises(GatesError, match=r"a row at time_ms 9 comes after one at 9; parts must"):
-        history.add(log[1:])
-    with pytest.raises(GatesError, match="the log lacks is_like, which its history is made of"):
-        add_history(log, 2, ("is_like",))
+    refuses(
+        GatesError,
+        (r"a row at time_ms 9 comes after one at 9; parts must", lambda: history.add(log[1:])),
+        (
+            "the log lacks is_like, which its history is made of",
+            lambda: add_history(log, 2, ("is_like",)),
+        ),
+    )
     with pytest.raises(ValueError, match="length must not be negative"):
         UserHistory(-1)

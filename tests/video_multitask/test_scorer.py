@@ -106,15 +106,22 @@ def test_columns_of_the_moment_may_differ_between_candidates(scorer, request_and
     assert (here - later).abs().max() > 1e-3
 
 
-def test_wrong_requests_are_refused(scorer, request_and_candidates):
+def test_wrong_requests_are_refused(scorer, request_and_candidates, refuses):
     request, candidates = request_and_candidates
     with pytest.raises(GatesError, match="a request needs one row of its user, got 2"):
         scorer.visitor(pl.concat([request, request]))
     visitor = scorer.visitor(request)
-    with pytest.raises(GatesError, match="the candidates lack duration_ms; they have video_id"):
-        scorer.probabilities(visitor, candidates.drop("duration_ms"))
-    with pytest.raises(GatesError, match="the candidates have columns like, which are results"):
-        scorer.rank(visitor, candidates.with_columns(like=pl.lit(1)))
+    refuses(
+        GatesError,
+        (
+            "the candidates lack duration_ms; they have video_id",
+            lambda: scorer.probabilities(visitor, candidates.drop("duration_ms")),
+        ),
+        (
+            "the candidates have columns like, which are results",
+            lambda: scorer.rank(visitor, candidates.with_columns(like=pl.lit(1))),
+        ),
+    )
     plain = Scorer(scorer.ranker, scorer.transform)
     with pytest.raises(GatesError, match="are ordered by a fused score; give one to the scorer"):
         plain.rank(visitor, candidates)

@@ -144,8 +144,15 @@ def test_a_split_loses_no_row_of_its_logs(feed):
     assert ((both == "test") & (feed.log["is_rand"] == 1)).sum() == (both == "test").sum() > 0
 
 
-def test_a_split_without_rows_is_refused(feed):
-    with pytest.raises(GatesError, match="the split standard has no rows for test; the log must"):
-        split_log([feed.log.filter(pl.col("date") < 20220422)], "standard")
-    with pytest.raises(GatesError, match="split is 'temporal'; choose one of standard, unbiased"):
-        split_log([feed.log], "temporal")
+def test_a_split_without_rows_is_refused(feed, refuses):
+    refuses(
+        GatesError,
+        (
+            "the split standard has no rows for test; the log must",
+            lambda: split_log([feed.log.filter(pl.col("date") < 20220422)], "standard"),
+        ),
+        (
+            "split is 'temporal'; choose one of standard, unbiased",
+            lambda: split_log([feed.log], "temporal"),
+        ),
+    )

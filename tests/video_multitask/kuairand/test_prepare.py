@@ -53,11 +53,15 @@ def test_the_same_rows_give_the_same_bytes(feed, release, shards, tmp_path):
     assert whole.files == parts.files == open_shards(tmp_path / "parts", verify=True).files
 
 
-def test_rows_out_of_order_are_refused(feed, tmp_path):
-    with pytest.raises(GatesError, match="rows are not in time order"):
-        write_shards([feed.log[500:600], feed.log[:100]], tmp_path / "x")
-    with pytest.raises(GatesError, match="there are no rows to write"):
-        write_shards([], tmp_path / "x")
+def test_rows_out_of_order_are_refused(feed, tmp_path, refuses):
+    refuses(
+        GatesError,
+        (
+            "rows are not in time order",
+            lambda: write_shards([feed.log[500:600], feed.log[:100]], tmp_path / "x"),
+        ),
+        ("there are no rows to write", lambda: write_shards([], tmp_path / "x")),
+    )
     assert not (tmp_path / "x").exists()
 
 

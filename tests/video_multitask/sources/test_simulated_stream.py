@@ -62,16 +62,21 @@ def test_missing_shards_are_written_before_the_training(tmp_path, folder):
     assert (tmp_path / "new" / "manifest.json").stat().st_mtime_ns == before
 
 
-def test_another_log_is_refused(tmp_path, folder):
+def test_another_log_is_refused(tmp_path, folder, refuses):
     other = data_module(SimulatedStream(str(folder), **SIZES | {"seed": 4}))
-    with pytest.raises(GatesError, match=r'holds another log.*"seed": 3'):
-        other.prepare_data()
-    with pytest.raises(GatesError, match="holds another log"):
-        _ = other.transform
+    refuses(
+        GatesError,
+        (r'holds another log.*"seed": 3', lambda: other.prepare_data()),
+        ("holds another log", lambda: other.transform),
+    )
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(GatesError, match="exists and holds no shards"):
-        SimulatedStream(**SIZES).write(tmp_path)
-    with pytest.raises(GatesError, match=r"no folder of shards: name one by --data\.source"):
-        _ = data_module(SimulatedStream(**SIZES)).transform
+    refuses(
+        GatesError,
+        ("exists and holds no shards", lambda: SimulatedStream(**SIZES).write(tmp_path)),
+        (
+            r"no folder of shards: name one by --data\.source",
+            lambda: data_module(SimulatedStream(**SIZES)).transform,
+        ),
+    )
     with pytest.raises(ValueError, match="leave none of 5 to train on"):
         SimulatedStream(**SIZES, validation_days=4)

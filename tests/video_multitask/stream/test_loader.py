@@ -94,13 +94,17 @@ def test_rows_are_permuted_differently_in_each_window_epoch_stream_and_seed():
     assert plan_of([800], 2, "time", window=0).permutation(0, 0, w[0]).tolist() == list(range(80))
 
 
-def test_too_few_rows_are_refused():
+def test_too_few_rows_are_refused(refuses):
     with pytest.raises(GatesError, match="16 rows in 2 row groups give no batch of 4 to each of 3"):
         StreamPlan(groups_of([16]), 3, 4)
-    with pytest.raises(ValueError, match="order is 'random'; choose one of time, shuffled"):
-        StreamPlan(groups_of([16]), 1, 4, order="random")
-    with pytest.raises(ValueError, match="batch_size must be at least 1"):
-        StreamPlan(groups_of([16]), 1, 0)
+    refuses(
+        ValueError,
+        (
+            "order is 'random'; choose one of time, shuffled",
+            lambda: StreamPlan(groups_of([16]), 1, 4, order="random"),
+        ),
+        ("batch_size must be at least 1", lambda: StreamPlan(groups_of([16]), 1, 0)),
+    )
 
 
 SCHEMA = FeatureSchema(
