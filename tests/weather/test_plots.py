@@ -170,11 +170,18 @@ def test_score_card_without_an_error_to_compare_with():
     assert [text.get_text() for text in figure.axes[0].texts] == ["0.00", "5.00"]
 
 
-def test_score_card_refuses_nonsense():
-    with pytest.raises(ValueError, match=r"shape \(1, 2\), expected \(2, 2\)"):
-        scorecard_figure(["a", "b"], ["x", "y"], np.ones((1, 2)), reference="a")
-    with pytest.raises(ValueError, match="reference 'c' is none of a, b"):
-        scorecard_figure(["a", "b"], ["x"], np.ones((2, 1)), reference="c")
+def test_score_card_refuses_nonsense(refuses):
+    refuses(
+        ValueError,
+        (
+            r"shape \(1, 2\), expected \(2, 2\)",
+            lambda: scorecard_figure(["a", "b"], ["x", "y"], np.ones((1, 2)), reference="a"),
+        ),
+        (
+            "reference 'c' is none of a, b",
+            lambda: scorecard_figure(["a", "b"], ["x"], np.ones((2, 1)), reference="c"),
+        ),
+    )
 
 
 def test_projection_keeps_area():

@@ -80,11 +80,15 @@ def test_lists_make_the_same_hashable_spec():
     assert hash(spec) == hash(SHALLOW_WATER)
 
 
-def test_wrong_channel_counts_name_both():
-    with pytest.raises(ValueError, match="expected 3 channels"):
-        SHALLOW_WATER.split(torch.zeros(2, 4, 2, 2))
-    with pytest.raises(ValueError, match=r"expected \(\.\.\., 3, H, W\)"):
-        Normalizer(torch.zeros(3), torch.ones(3)).normalize(torch.zeros(3, 4))
+def test_wrong_channel_counts_name_both(refuses):
+    refuses(
+        ValueError,
+        ("expected 3 channels", lambda: SHALLOW_WATER.split(torch.zeros(2, 4, 2, 2))),
+        (
+            r"expected \(\.\.\., 3, H, W\)",
+            lambda: Normalizer(torch.zeros(3), torch.ones(3)).normalize(torch.zeros(3, 4)),
+        ),
+    )
     with pytest.raises(KeyError, match="no temperature at the surface"):
         SHALLOW_WATER.index("temperature")
 
@@ -128,11 +132,12 @@ def test_bad_statistics_are_refused(mean, std, message):
         Normalizer(torch.tensor(mean), torch.tensor(std))
 
 
-def test_fit_refuses_nothing_and_nan():
-    with pytest.raises(ValueError, match="there is no state"):
-        Normalizer.fit([])
-    with pytest.raises(ValueError, match="not finite"):
-        Normalizer.fit(torch.full((1, 1, 2, 2), float("nan")))
+def test_fit_refuses_nothing_and_nan(refuses):
+    refuses(
+        ValueError,
+        ("there is no state", lambda: Normalizer.fit([])),
+        ("not finite", lambda: Normalizer.fit(torch.full((1, 1, 2, 2), float("nan")))),
+    )
 
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "weather"

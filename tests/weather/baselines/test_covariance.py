@@ -264,11 +264,15 @@ def test_a_single_observation_moves_the_analysis_by_the_textbook_increment():
     assert analysis[0, 0, 0, 4, 5] > 0  # the correlated channel follows
 
 
-def test_wrong_arguments_are_refused():
-    with pytest.raises(ValueError, match=r"expected standard deviations \(2, 9, 16\)"):
-        HomogeneousCovariance(deviation()[:, :-1], CORRELATION, GRID, length_km=1.0)
-    with pytest.raises(ValueError, match="length_km must be positive, got 0"):
-        covariance(0.0)
+def test_wrong_arguments_are_refused(refuses):
+    refuses(
+        ValueError,
+        (
+            r"expected standard deviations \(2, 9, 16\)",
+            lambda: HomogeneousCovariance(deviation()[:, :-1], CORRELATION, GRID, length_km=1.0),
+        ),
+        ("length_km must be positive, got 0", lambda: covariance(0.0)),
+    )
     for wrong in (torch.tensor([[1.0, 0.6], [0.2, 1.0]]), 2 * CORRELATION, CORRELATION[:1]):
         with pytest.raises(ValueError, match="symmetric with ones on its diagonal"):
             HomogeneousCovariance(deviation(), wrong, GRID, length_km=1.0)

@@ -187,14 +187,27 @@ def test_bad_arguments(grid, options, message):
         LETKF(grid, **{"members": 5, **options})
 
 
-def test_bad_inputs(problem, grid):
+def test_bad_inputs(problem, grid, refuses):
     background, observations = problem(members=5)
-    with pytest.raises(ValueError, match="3 values, expected 1 or 2"):
-        LETKF(grid, 5, localization_km=[1e3, 2e3, 3e3]).analyse(background, observations)
-    with pytest.raises(ValueError, match="coupling"):
-        LETKF(grid, 5, coupling=torch.eye(3)).analyse(background, observations)
-    with pytest.raises(ValueError, match="not positive"):
-        LETKF(grid, 5).analyse(background, observations._replace(errors=observations.errors * 0))
+    refuses(
+        ValueError,
+        (
+            "3 values, expected 1 or 2",
+            lambda: LETKF(grid, 5, localization_km=[1e3, 2e3, 3e3]).analyse(
+                background, observations
+            ),
+        ),
+        (
+            "coupling",
+            lambda: LETKF(grid, 5, coupling=torch.eye(3)).analyse(background, observations),
+        ),
+        (
+            "not positive",
+            lambda: LETKF(grid, 5).analyse(
+                background, observations._replace(errors=observations.errors * 0)
+            ),
+        ),
+    )
 
 
 @pytest.mark.fault("faults 7")

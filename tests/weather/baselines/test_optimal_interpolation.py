@@ -203,15 +203,16 @@ def test_dependent_background_errors_without_observation_errors_are_refused(prob
         method.analyse(background, exact)
 
 
-def test_bad_arguments(problem):
+def test_bad_arguments(problem, refuses):
     background, observations = problem()
     with pytest.raises(ValueError, match="scale"):
         OptimalInterpolation(covariance(), scale=0.0)
     method = OptimalInterpolation(covariance())
-    with pytest.raises(ValueError, match="C\\*H\\*W = 144"):
-        method.analyse(background[..., :5], observations)
-    with pytest.raises(ValueError, match="observations"):
-        method.analyse(background[:1], observations)
+    refuses(
+        ValueError,
+        ("C\\*H\\*W = 144", lambda: method.analyse(background[..., :5], observations)),
+        ("observations", lambda: method.analyse(background[:1], observations)),
+    )
 
 
 @pytest.mark.fault("faults 7")

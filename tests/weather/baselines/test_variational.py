@@ -164,11 +164,20 @@ def test_a_dense_root_is_a_root():
         DenseControl(root)
 
 
-def test_wrong_arguments_are_refused():
-    with pytest.raises(ValueError, match=r"expected spectra \(11, 3, 3\)"):
-        SpectralCovariance(LARGE, SHALLOW_WATER, torch.zeros(11, 2, 2))
-    with pytest.raises(ValueError, match="u_component_of_wind and v_component_of_wind belong"):
-        SpectralCovariance(LARGE, ChannelSpec(("u_component_of_wind",)), torch.zeros(11, 1, 1))
+def test_wrong_arguments_are_refused(refuses):
+    refuses(
+        ValueError,
+        (
+            r"expected spectra \(11, 3, 3\)",
+            lambda: SpectralCovariance(LARGE, SHALLOW_WATER, torch.zeros(11, 2, 2)),
+        ),
+        (
+            "u_component_of_wind and v_component_of_wind belong",
+            lambda: SpectralCovariance(
+                LARGE, ChannelSpec(("u_component_of_wind",)), torch.zeros(11, 1, 1)
+            ),
+        ),
+    )
     factors = torch.ones(11)
     with pytest.raises(ValueError, match="linear balance needs the channels height and one wind"):
         SpectralCovariance(LARGE, SCALAR, torch.zeros(11, 1, 1), balance=factors)

@@ -51,13 +51,18 @@ def test_variables_and_levels_can_be_chosen(path):
     assert store_channels(path, ["2m_temperature"], [850]) == ChannelSpec(("2m_temperature",))
 
 
-def test_what_is_missing_is_named(path, tmp_path):
-    with pytest.raises(
-        GatesError, match=r"store.nc: level 700 is missing, found 500, 850|850, 500"
-    ):
-        store_channels(path, levels=[850, 700])
-    with pytest.raises(GatesError, match=r"variable salinity is missing, found .*wind_chill"):
-        store_channels(path, ["salinity"])
+def test_what_is_missing_is_named(path, tmp_path, refuses):
+    refuses(
+        GatesError,
+        (
+            r"store.nc: level 700 is missing, found 500, 850|850, 500",
+            lambda: store_channels(path, levels=[850, 700]),
+        ),
+        (
+            r"variable salinity is missing, found .*wind_chill",
+            lambda: store_channels(path, ["salinity"]),
+        ),
+    )
     with xr.open_dataset(path, engine="h5netcdf") as dataset:
         dataset[["wind_chill"]].to_netcdf(tmp_path / "odd.nc", engine="h5netcdf")
     with pytest.raises(GatesError, match=r"holds no variable of 10m_u.*found wind_chill; name"):
@@ -464,8 +469,15 @@ def test_other_schemas_are_refused(spoil, words, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_states_of_another_shape_are_refused():
-    with pytest.raises(ValueError, match=r"shape \(3, 5, 6, 8\), expected \(time, prediction"):
-        to_dataset(states(3), FEW, SMALL, times=TIMES, leads=LEADS)
-    with pytest.raises(ValueError, match=r"expected \(time, \*\(5, 4, 8\)\)"):
-        to_dataset(states(3), FEW, regular_grid(4, 8, poles=False), times=TIMES)
+def test_states_of_another_shape_are_refused(refuses):
+    refuses(
+        ValueError,
+        (
+            r"shape \(3, 5, 6, 8\), expected \(time, prediction",
+            lambda: to_dataset(states(3), FEW, SMALL, times=TIMES, leads=LEADS),
+        ),
+        (
+            r"expected \(time, \*\(5, 4, 8\)\)",
+            lambda: to_dataset(states(3), FEW, regular_grid(4, 8, poles=False), times=TIMES),
+        ),
+    )

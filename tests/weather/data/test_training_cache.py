@@ -434,12 +434,16 @@ def test_the_store_has_the_layout_of_weatherbench(series, tmp_path):
         torch.testing.assert_close(read_climatology(path, THREE, np.datetime64(time)), picked)
 
 
-def test_what_cannot_be_computed_or_read_is_refused(series, tmp_path):
+def test_what_cannot_be_computed_or_read_is_refused(series, tmp_path, refuses):
     states, times = series
-    with pytest.raises(ValueError, match="window_days is 60, expected an odd"):
-        next(daily_climatology(states, times, window_days=60))
-    with pytest.raises(ValueError, match="there is no frame"):
-        next(daily_climatology(states, times, []))
+    refuses(
+        ValueError,
+        (
+            "window_days is 60, expected an odd",
+            lambda: next(daily_climatology(states, times, window_days=60)),
+        ),
+        ("there is no frame", lambda: next(daily_climatology(states, times, []))),
+    )
     with pytest.raises(GatesError, match=r"no climatology of 2020-01-01T00:00.*delete it"):
         read_climatology(tmp_path / "none.zarr", THREE, np.datetime64("2020-01-01"))
     path = write_climatology(

@@ -303,14 +303,23 @@ def test_one_missing_cell_reaches_no_other_place():
     assert math.isnan(at(grid, state, grid.latitude[3] - 1, grid.longitude[5] + 1))
 
 
-def test_wrong_arguments_are_refused():
+def test_wrong_arguments_are_refused(refuses):
     grid, one = GRIDS["gaussian"], places((0, 0, 0, math.nan, 0))
-    with pytest.raises(ValueError, match=r"frame_hours must ascend, found \[0.0, -3.0\]"):
-        ObservationOperator(grid, CHANNELS, one, (0.0, -3.0))
-    with pytest.raises(ValueError, match=r"expected frames .* \(1, 8, 16, 32\)"):
-        ObservationOperator(grid, CHANNELS, one)(torch.zeros(8, 16, 32))
-    with pytest.raises(ValueError, match="no frame is at the time of the analysis"):
-        _ = BackgroundFrames(torch.zeros(1, 8, 16, 32), (-3.0,)).current
+    refuses(
+        ValueError,
+        (
+            r"frame_hours must ascend, found \[0.0, -3.0\]",
+            lambda: ObservationOperator(grid, CHANNELS, one, (0.0, -3.0)),
+        ),
+        (
+            r"expected frames .* \(1, 8, 16, 32\)",
+            lambda: ObservationOperator(grid, CHANNELS, one)(torch.zeros(8, 16, 32)),
+        ),
+        (
+            "no frame is at the time of the analysis",
+            lambda: BackgroundFrames(torch.zeros(1, 8, 16, 32), (-3.0,)).current,
+        ),
+    )
 
 
 GRID = regular_grid(60, 120, poles=False)

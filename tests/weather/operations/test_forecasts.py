@@ -257,18 +257,20 @@ def test_a_trained_forecast_takes_both_frames(file):
         (lambda x: x * torch.nan, "returned values that are not finite after 6 h"),
     ],
 )
-def test_states_that_it_cannot_take(file, change, words):
-    with pytest.raises(GatesError, match=words):
-        found(file)(change(torch.randn(SHAPE)), 6.0)
-    with pytest.raises(GatesError, match="multiple of the step of 6 h, got 5"):
-        found(file)(torch.randn(SHAPE), 5.0)
+def test_states_that_it_cannot_take(file, change, words, refuses):
+    refuses(
+        GatesError,
+        (words, lambda: found(file)(change(torch.randn(SHAPE)), 6.0)),
+        ("multiple of the step of 6 h, got 5", lambda: found(file)(torch.randn(SHAPE), 5.0)),
+    )
 
 
-def test_files_that_are_none(tmp_path):
-    with pytest.raises(GatesError, match="not readable as a forecast model"):
-        found(tmp_path / "absent.safetensors")
-    with pytest.raises(GatesError, match=r"absent\.onnx does not exist"):
-        found(tmp_path / "absent.onnx")
+def test_files_that_are_none(tmp_path, refuses):
+    refuses(
+        GatesError,
+        ("not readable as a forecast model", lambda: found(tmp_path / "absent.safetensors")),
+        (r"absent\.onnx does not exist", lambda: found(tmp_path / "absent.onnx")),
+    )
 
 
 MODELS = """

@@ -44,7 +44,7 @@ def test_reports_that_count_nowhere_are_explained():
     assert LeftOut.of(good, channels, np.array([noon])).line() == ""
 
 
-def test_a_table_of_no_use_is_refused(tmp_path):
+def test_a_table_of_no_use_is_refused(tmp_path, refuses):
     channels, noon = ChannelSpec((), ("temperature",), (850,)), np.datetime64("2020-01-01T12", "ns")
     row = {"time": noon, "variable": "temperature", "value": 280.0, "level_hpa": 850.0}
     frame = pd.DataFrame([row]).assign(latitude=0.0, longitude=0.0, error=1.0)
@@ -54,14 +54,20 @@ def test_a_table_of_no_use_is_refused(tmp_path):
     found = LeftOut.of(table, channels, np.array([noon]))
     found.require_used("good.csv", np.array([noon]), "advice")
     late = np.array([noon + np.timedelta64(9, "h")])
-    with pytest.raises(
+    refuses(
         GatesError,
-        match=r"good.csv: no report belongs .* 2020-01-01T21:00 to .*"
-        "1 of 1 reports are left out: 1 not within 3 h .*: nothing is written, wait",
-    ):
-        LeftOut.of(table, channels, late).require_used("good.csv", late, "wait")
-    with pytest.raises(GatesError, match="every report of temperature is out of range or flagged"):
-        read_reports(tmp_path / "wrong.csv")
+        (
+            (
+                r"good.csv: no report belongs .* 2020-01-01T21:00 to .*"
+                "1 of 1 reports are left out: 1 not within 3 h .*: nothing is written, wait"
+            ),
+            lambda: LeftOut.of(table, channels, late).require_used("good.csv", late, "wait"),
+        ),
+        (
+            "every report of temperature is out of range or flagged",
+            lambda: read_reports(tmp_path / "wrong.csv"),
+        ),
+    )
     pd.concat([frame, frame.assign(value=1e5)]).to_csv(tmp_path / "both.csv", index=False)
     said = []
     assert len(read_reports(tmp_path / "both.csv", said.append)) == 2

@@ -241,11 +241,11 @@ def test_score_is_the_mean_of_rmse_over_standard_deviation():
     assert_close(normalized_rmse(error, torch.tensor([3.0, 2.0])), torch.tensor([0.75, 0.75]))
 
 
-def test_misuse_is_refused():
+def test_misuse_is_refused(refuses):
     x = torch.zeros(1, 4, 2, 2)
-    with pytest.raises(ValueError, match="must both be"):
-        unify_loss(x, x[:, :3])
-    with pytest.raises(ValueError, match="'mae' or 'mse'"):
-        unify_loss(x, x, kind="huber")
-    with pytest.raises(ValueError, match="standard deviation"):
-        normalized_rmse(x, torch.ones(3))
+    refuses(
+        ValueError,
+        ("must both be", lambda: unify_loss(x, x[:, :3])),
+        ("'mae' or 'mse'", lambda: unify_loss(x, x, kind="huber")),
+        ("standard deviation", lambda: normalized_rmse(x, torch.ones(3))),
+    )

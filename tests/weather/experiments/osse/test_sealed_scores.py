@@ -197,17 +197,18 @@ def test_lost_timelines_count_as_climatology():
     assert settled(found, torch.tensor([7.0])).tolist() == [[3.0], [7.0]]
 
 
-def test_without_any_network_bars_are_not_measured(folder):
+def test_without_any_network_bars_are_not_measured(folder, refuses):
     made = experiment(folder)
     made.networks = str(folder / "nowhere")
     scores = scored(made, tasks=())
     scores.errors["0.1/perfect", "free_run"] = torch.ones(1, 5, 3)
     bars = [bar for bar in scores.bars() if bar.name.startswith("adas_oi")]
     assert {(bar.met, math.isnan(bar.value)) for bar in bars} == {(None, True)}
-    with pytest.raises(GatesError, match="not trained: run `gates weather fit"):
-        made.network("ungated", 0)
-    with pytest.raises(GatesError, match="trains corrections of interpolation: add --form adas_oi"):
-        made.check()
+    refuses(
+        GatesError,
+        ("not trained: run `gates weather fit", lambda: made.network("ungated", 0)),
+        ("trains corrections of interpolation: add --form adas_oi", lambda: made.check()),
+    )
 
 
 def test_single_reports_and_silence(folder, monkeypatch):

@@ -309,16 +309,17 @@ def test_a_recording_of_another_world_is_refused(twin, tmp_path):
         source.setup()
 
 
-def test_a_recording_without_use_is_refused(twin, tmp_path):
+def test_a_recording_without_use_is_refused(twin, tmp_path, refuses):
     source = twin.source()
     source.setup()
     lost = torch.zeros_like(source.recording.kept)
     source.path = tmp_path / "lost.safetensors"
     save_recording(source.path, Recording(*source.recording[:5], lost), source.origin)
-    with pytest.raises(GatesError, match="no background that did not lose the truth"):
-        source.setup()
-    with pytest.raises(GatesError, match="30 cycles to come"):
-        twin.source(block=30).setup()
+    refuses(
+        GatesError,
+        ("no background that did not lose the truth", lambda: source.setup()),
+        ("30 cycles to come", lambda: twin.source(block=30).setup()),
+    )
 
 
 @pytest.mark.parametrize(

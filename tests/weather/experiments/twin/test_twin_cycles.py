@@ -155,17 +155,24 @@ def test_chosen_timelines_are_those_of_all(cycles, interpolation):
     assert cycles.score(SPARSE, "oi", interpolation) == pytest.approx(math.exp(wanted))
 
 
-def test_methods_side_by_side_share_a_cycle(cycles, interpolation):
+def test_methods_side_by_side_share_a_cycle(cycles, interpolation, refuses):
     both = SideBySide([interpolation, FreeRun()])
     mixed = cycles.run(SPARSE, "oi", both, rows=[0, 1, 0, 1], verify=True)["analysis"]
     whole = cycles.run(SPARSE, "oi", interpolation)["analysis"]
     free = cycles.run(SPARSE, "free_run", FreeRun())["analysis"]
     assert_close(mixed[:, :2], whole, rtol=1e-4, atol=1e-4)
     assert_close(mixed[:, 2:], free)
-    with pytest.raises(ValueError, match="1 timelines cannot be split evenly among 2 methods"):
-        cycles.run(SPARSE, "oi", both, rows=[1])
-    with pytest.raises(ValueError, match=r"one ensemble size, found \[1, 2\]"):
-        SideBySide([interpolation, FreeRun(members=2)])
+    refuses(
+        ValueError,
+        (
+            "1 timelines cannot be split evenly among 2 methods",
+            lambda: cycles.run(SPARSE, "oi", both, rows=[1]),
+        ),
+        (
+            r"one ensemble size, found \[1, 2\]",
+            lambda: SideBySide([interpolation, FreeRun(members=2)]),
+        ),
+    )
 
 
 def test_the_free_run_in_the_perfect_model_is_nature_late_by_a_day(cycles, twin):

@@ -350,7 +350,7 @@ class Seen(nn.Module):
         return torch.arange(12.0)[None, :, None, None].expand_as(background)
 
 
-def test_a_guided_network_sees_the_increment_next_to_every_variable():
+def test_a_guided_network_sees_the_increment_next_to_every_variable(refuses):
     network, sd = Seen(), torch.full((6,), 2.0)
     units = Normalizer(torch.zeros(6), torch.ones(6))
     analysis = AdasAnalysis(network, units, sd, guided=True)
@@ -367,10 +367,11 @@ def test_a_guided_network_sees_the_increment_next_to_every_variable():
     assert float(gate[0]) == pytest.approx(0.8)
     increments = torch.tensor([0.0, 1.0, 4.0, 5.0, 6.0, 7.0])[:, None, None]
     assert_close(found, background + 2 * increments)
-    with pytest.raises(ValueError, match="needs the analysis of interpolation"):
-        analysis(background, observations)
-    with pytest.raises(ValueError, match="returns an increment"):
-        AdasAnalysis(Stub("analysis"), units, sd, guided=True)
+    refuses(
+        ValueError,
+        ("needs the analysis of interpolation", lambda: analysis(background, observations)),
+        ("returns an increment", lambda: AdasAnalysis(Stub("analysis"), units, sd, guided=True)),
+    )
 
 
 def test_a_guided_network_is_kept_as_one(small_adas, tmp_path):

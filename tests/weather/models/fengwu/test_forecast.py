@@ -92,13 +92,22 @@ def test_gradients_reach_the_states(small_forecast, states):
     assert_close((gradient * direction).sum(), difference / (2 * step), rtol=1e-6, atol=1e-9)
 
 
-def test_statistics_of_other_channels(small_fengwu):
-    with pytest.raises(ValueError, match=r"normalizer must hold \(5,\) values, found \(3,\)"):
-        FengWuForecast(small_fengwu(), Normalizer(MEAN[:3], STD[:3]), INCREMENT)
-    with pytest.raises(ValueError, match=r"increment_sd must hold \(5,\)"):
-        FengWuForecast(small_fengwu(), Normalizer(MEAN, STD), INCREMENT[:2])
-    with pytest.raises(ValueError, match="step_hours must be positive"):
-        FengWuForecast(small_fengwu(), Normalizer(MEAN, STD), INCREMENT, step_hours=0)
+def test_statistics_of_other_channels(small_fengwu, refuses):
+    refuses(
+        ValueError,
+        (
+            r"normalizer must hold \(5,\) values, found \(3,\)",
+            lambda: FengWuForecast(small_fengwu(), Normalizer(MEAN[:3], STD[:3]), INCREMENT),
+        ),
+        (
+            r"increment_sd must hold \(5,\)",
+            lambda: FengWuForecast(small_fengwu(), Normalizer(MEAN, STD), INCREMENT[:2]),
+        ),
+        (
+            "step_hours must be positive",
+            lambda: FengWuForecast(small_fengwu(), Normalizer(MEAN, STD), INCREMENT, step_hours=0),
+        ),
+    )
 
 
 @torch.no_grad()
@@ -289,11 +298,15 @@ def test_results_that_cannot_be(published, states, monkeypatch):
             published(states[1], 6.0)
 
 
-def test_states_of_another_shape(published, states):
-    with pytest.raises(GatesError, match=r"takes states \(N, 5, 8, 16\), found \(2, 4, 8, 16\)"):
-        published(states[1][:, :4], 6.0)
-    with pytest.raises(GatesError, match=r"found \(2, 5, 8, 12\): regrid"):
-        published(states[1][..., :12], 6.0)
+def test_states_of_another_shape(published, states, refuses):
+    refuses(
+        GatesError,
+        (
+            r"takes states \(N, 5, 8, 16\), found \(2, 4, 8, 16\)",
+            lambda: published(states[1][:, :4], 6.0),
+        ),
+        (r"found \(2, 5, 8, 12\): regrid", lambda: published(states[1][..., :12], 6.0)),
+    )
 
 
 def test_files_of_another_layout(file):

@@ -283,11 +283,18 @@ def test_real_soundings_have_their_levels_and_are_hydrostatic(site, real):
     assert DRY_AIR * np.trapezoid(layer.to_numpy(), logarithm) == pytest.approx(reported, rel=0.01)
 
 
-def test_names_and_lines_that_are_not_those_of_a_sounding(read_text):
-    with pytest.raises(GatesError, match=r"its name holds no date and station.*rename it"):
-        read_text(text_level(), name="sounding.txt")
-    with pytest.raises(GatesError, match="2009133800 in its name is no date"):
-        read_text(text_level(), name="2009133800_001_KSGF_raob.txt")
+def test_names_and_lines_that_are_not_those_of_a_sounding(read_text, refuses):
+    refuses(
+        GatesError,
+        (
+            r"its name holds no date and station.*rename it",
+            lambda: read_text(text_level(), name="sounding.txt"),
+        ),
+        (
+            "2009133800 in its name is no date",
+            lambda: read_text(text_level(), name="2009133800_001_KSGF_raob.txt"),
+        ),
+    )
     found = read_text(text_level(), text_level()[:40])
     assert (found.reports, found.rejected["partially written lines"]) == (1, 1)
     assert not is_sonde_line(text_level().replace("850.0", "nan"))
