@@ -67,7 +67,6 @@ def test_half_precision_operands_are_raised():
     x, weight = torch.full((1, 300), 0.1).bfloat16(), torch.ones(2, 300).bfloat16()
     bias = torch.tensor([1.0, 2.0]).bfloat16()
     logits = linear_fp32(x, weight, bias)
-    assert logits.dtype == torch.float32
     assert_close(logits, x.float().sum() + bias.float().unsqueeze(0))
     assert linear_fp32(x.double(), weight).dtype == torch.float64
 

