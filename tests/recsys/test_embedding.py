@@ -298,14 +298,19 @@ def test_rows_of_no_table_are_refused(column, row):
         bank.lookup(name, torch.tensor([[2, row]]))
 
 
-def test_mistakes_are_named():
+def test_mistakes_are_named(refuses):
     bank = toy_bank()
-    with pytest.raises(ValueError, match=r"rows \(3, 7\) must be \(B, 8\)"):
-        bank(torch.zeros(3, 7, dtype=torch.int64))
-    with pytest.raises(ValueError, match="sizes lacks the rows of the tables tab"):
-        EmbeddingBank(TOY["schema"](), {name: n for name, n in SIZES.items() if name != "tab"})
-    with pytest.raises(ValueError, match="must be at least 2, got 1"):
-        EmbeddingBank(TOY["schema"](), SIZES | {"tab": 1})
+    refuses(
+        ValueError,
+        (r"rows \(3, 7\) must be \(B, 8\)", lambda: bank(torch.zeros(3, 7, dtype=torch.int64))),
+        (
+            "sizes lacks the rows of the tables tab",
+            lambda: EmbeddingBank(
+                TOY["schema"](), {name: n for name, n in SIZES.items() if name != "tab"}
+            ),
+        ),
+        ("must be at least 2, got 1", lambda: EmbeddingBank(TOY["schema"](), SIZES | {"tab": 1})),
+    )
     shared = (Sparse("a", table="t"), Sparse("b", table="t", dim=3))
     with pytest.raises(ValueError, match="'a' and 'b' share the table 't' but not its dim"):
         EmbeddingBank(FeatureSchema(tasks=TASKS, sparse=shared), {"t": 5})

@@ -239,7 +239,7 @@ def test_each_copy_has_its_own_embeddings():
     assert len(ranker.tables()) == 9
 
 
-def test_the_prior_is_that_of_the_named_features():
+def test_the_prior_is_that_of_the_named_features(refuses):
     ranker, rows = TOY["toy_ranker"](**RANKERS["prior"]), TOY["rows"](8)
     v, seen = ranker.inputs(*rows), []
     ranker.net.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[1]))
@@ -248,10 +248,14 @@ def test_the_prior_is_that_of_the_named_features():
         [v[:, ranker.input_layers[0].slices[n]] for n in ("user", "city", "activity")], 1
     )
     assert torch.equal(seen[0], expected)
-    with pytest.raises(ValueError, match="takes a prior of 5 inputs, but the features user have 6"):
-        TOY["toy_ranker"](prior=("user",), prior_dim=5)
-    with pytest.raises(ValueError, match="users are no inputs"):
-        TOY["toy_ranker"](prior=("users",), prior_dim=6)
+    refuses(
+        ValueError,
+        (
+            "takes a prior of 5 inputs, but the features user have 6",
+            lambda: TOY["toy_ranker"](prior=("user",), prior_dim=5),
+        ),
+        ("users are no inputs", lambda: TOY["toy_ranker"](prior=("users",), prior_dim=6)),
+    )
 
 
 @pytest.mark.parametrize("feature", ["user", "video"])
@@ -356,23 +360,36 @@ def test_a_ranker_is_counted_without_memory():
     assert ranker.count_params()["tables"] > 4 * 10**9
 
 
-def test_what_does_not_fit_is_refused():
+def test_what_does_not_fit_is_refused(refuses):
     schema, sizes = TOY["schema"](), TOY["SIZES"]
-    with pytest.raises(ValueError, match="dense_width is 3; the schema has 4"):
-        InputLayer(schema, sizes, 3)
-    with pytest.raises(ValueError, match="encoders names seen, no history"):
-        InputLayer(schema, sizes, 4, encoders={"seen": {}})
+    refuses(
+        ValueError,
+        ("dense_width is 3; the schema has 4", lambda: InputLayer(schema, sizes, 3)),
+        (
+            "encoders names seen, no history",
+            lambda: InputLayer(schema, sizes, 4, encoders={"seen": {}}),
+        ),
+    )
     wrong = dataclasses.replace(schema, products=(Product(("user",), ("video",)),))
-    with pytest.raises(ValueError, match="different widths: user 6, video 4; give"):
-        InputLayer(wrong, sizes, 4)
-    with pytest.raises(ValueError, match="made of movie, no sparse feature"):
-        dataclasses.replace(schema, products=(Product(("user",), ("movie",)),))
-    with pytest.raises(ValueError, match="features on both sides"):
-        Product((), ("video",))
+    refuses(
+        ValueError,
+        ("different widths: user 6, video 4; give", lambda: InputLayer(wrong, sizes, 4)),
+        (
+            "made of movie, no sparse feature",
+            lambda: dataclasses.replace(schema, products=(Product(("user",), ("movie",)),)),
+        ),
+        ("features on both sides", lambda: Product((), ("video",))),
+    )
     ranker, rows = TOY["toy_ranker"](), TOY["rows"](3)
-    with pytest.raises(ValueError, match=r"dense \(3, 3\) must be \(B, 4\)"):
-        ranker(rows.sparse, rows.dense[:, :3], rows.sequences)
-    with pytest.raises(ValueError, match="got 1 sequences, expected 2"):
-        ranker(rows.sparse, rows.dense, rows.sequences[:1])
-    with pytest.raises(ValueError, match="expected the one row of a user, got 3"):
-        ranker.user_inputs(rows)
+    refuses(
+        ValueError,
+        (
+            r"dense \(3, 3\) must be \(B, 4\)",
+            lambda: ranker(rows.sparse, rows.dense[:, :3], rows.sequences),
+        ),
+        (
+            "got 1 sequences, expected 2",
+            lambda: ranker(rows.sparse, rows.dense, rows.sequences[:1]),
+        ),
+        ("expected the one row of a user, got 3", lambda: ranker.user_inputs(rows)),
+    )

@@ -365,15 +365,23 @@ def test_a_prior_gets_its_width(trainer):
     assert module.ranker.net.prior_dim == 4
 
 
-def test_mistakes_are_one_line(trainer):
-    with pytest.raises(GatesError, match=r"built from the transform of a DataModule"):
-        trainer(max_epochs=1).fit(made(), torch.utils.data.DataLoader([rows(8, 0)]))
-    with pytest.raises(GatesError, match=r"no network 'mmoe' .did you mean 'MMoE'"):
-        made("mmoe").build(Transform())
-    with pytest.raises(GatesError, match=r"balancing is 'gradnrm' .did you mean 'gradnorm'"):
-        made(balancing="gradnrm").build(Transform())
-    with pytest.raises(GatesError, match="a training batch has a single row"):
-        fit(trainer, made(), Data(1, 1), max_epochs=1)
+def test_mistakes_are_one_line(trainer, refuses):
+    refuses(
+        GatesError,
+        (
+            r"built from the transform of a DataModule",
+            lambda: trainer(max_epochs=1).fit(made(), torch.utils.data.DataLoader([rows(8, 0)])),
+        ),
+        (r"no network 'mmoe' .did you mean 'MMoE'", lambda: made("mmoe").build(Transform())),
+        (
+            r"balancing is 'gradnrm' .did you mean 'gradnorm'",
+            lambda: made(balancing="gradnrm").build(Transform()),
+        ),
+        (
+            "a training batch has a single row",
+            lambda: fit(trainer, made(), Data(1, 1), max_epochs=1),
+        ),
+    )
 
 
 def parameters(seed=0):
@@ -431,14 +439,19 @@ def test_schedulers_find_all_groups():
     assert [g["lr"] for o in joined.optimizers for g in o.param_groups] == [0.05, 0.25]
 
 
-def test_mistakes():
+def test_mistakes(refuses):
     ps = parameters()
-    with pytest.raises(ValueError, match="parameter in common"):
-        JoinedOptimizer([*both(ps), torch.optim.SGD(ps[:1])])
-    with pytest.raises(ValueError, match="empty"):
-        JoinedOptimizer([])
+    refuses(
+        ValueError,
+        ("parameter in common", lambda: JoinedOptimizer([*both(ps), torch.optim.SGD(ps[:1])])),
+        ("empty", lambda: JoinedOptimizer([])),
+    )
     joined = JoinedOptimizer(both(ps))
-    with pytest.raises(ValueError, match="state is that of 0 joined optimizers, not 2"):
-        joined.load_state_dict(torch.optim.SGD(ps).state_dict())
-    with pytest.raises(ValueError, match="add the group to one"):
-        joined.add_param_group({"params": parameters()})
+    refuses(
+        ValueError,
+        (
+            "state is that of 0 joined optimizers, not 2",
+            lambda: joined.load_state_dict(torch.optim.SGD(ps).state_dict()),
+        ),
+        ("add the group to one", lambda: joined.add_param_group({"params": parameters()})),
+    )

@@ -301,12 +301,13 @@ def test_the_error_of_chance_is_that_of_random_scores():
     assert np.isnan(chance_error(0, 10))
 
 
-def test_repeated_rows():
+def test_repeated_rows(refuses):
     train = pl.DataFrame({"u": [1, 1, 2, None], "v": [1, 2, 1, 1], "t": [5, 5, 5, 5]})
     test = pl.DataFrame({"u": [1, 2, 2], "v": [1, 1, 1], "t": [5, 5, 6]})
     assert repeated_rows(train, test, ["u", "v", "t"]) == 2
     assert repeated_rows(train, test, ["u", "v"]) == 3
-    with pytest.raises(GatesError, match="lacks the column 'w'"):
-        repeated_rows(train, test, ["u", "w"])
-    with pytest.raises(GatesError, match="no columns are named"):
-        repeated_rows(train, test, [])
+    refuses(
+        GatesError,
+        ("lacks the column 'w'", lambda: repeated_rows(train, test, ["u", "w"])),
+        ("no columns are named", lambda: repeated_rows(train, test, [])),
+    )

@@ -339,11 +339,12 @@ def test_tables():
         found.layer("x")
 
 
-def test_faults():
-    with pytest.raises(GatesError, match="Linear holds no MultiTaskNet"):
-        diagnose(nn.Linear(2, 2), [rows()])
-    with pytest.raises(GatesError, match="there is no row to diagnose a model on"):
-        diagnose(toy(), [])
+def test_faults(refuses):
+    refuses(
+        GatesError,
+        ("Linear holds no MultiTaskNet", lambda: diagnose(nn.Linear(2, 2), [rows()])),
+        ("there is no row to diagnose a model on", lambda: diagnose(toy(), [])),
+    )
 
 
 def world(n=3000):

@@ -195,7 +195,7 @@ def test_faults():
 
 
 @pytest.mark.fault("video V31")
-def test_a_task_that_counts_in_rows_without_weight_alone_is_left_out():
+def test_a_task_that_counts_in_rows_without_weight_alone_is_left_out(refuses):
     """Its mean is 0 / 0, and was so the sum of all."""
     labels, probs, owner, mask, weights = rows()
     mask[:, 1] = weights < 0.2
@@ -208,10 +208,17 @@ def test_a_task_that_counts_in_rows_without_weight_alone_is_left_out():
     )
     assert set(found(draws)) == {"log_loss", "a", "c"}
     assert found(draws)["log_loss"] == alone(draws)["log_loss"]
-    with pytest.raises(GatesError, match="no task has a row that counts"):
-        summed_log_loss(labels, probs, owner, mask=mask, weights=0 * weights)
-    with pytest.raises(GatesError, match=r"weights have shape \(599,\), expected \(600,\)"):
-        summed_log_loss(labels, probs, owner, mask=mask, weights=weights[:-1])
+    refuses(
+        GatesError,
+        (
+            "no task has a row that counts",
+            lambda: summed_log_loss(labels, probs, owner, mask=mask, weights=0 * weights),
+        ),
+        (
+            r"weights have shape \(599,\), expected \(600,\)",
+            lambda: summed_log_loss(labels, probs, owner, mask=mask, weights=weights[:-1]),
+        ),
+    )
 
 
 def test_standard_slices():
@@ -261,11 +268,18 @@ def test_counts():
     assert counts_of(["b", "x"], []).tolist() == [0, 0]
 
 
-def test_faults_of_slices():
-    with pytest.raises(GatesError, match="2 users and 1 items"):
-        standard_slices([1, 2], [1], train_users=[], train_items=[])
-    with pytest.raises(GatesError, match=r"random has shape \(1,\)"):
-        standard_slices([1, 2], [1, 2], train_users=[], train_items=[], random=[1])
+def test_faults_of_slices(refuses):
+    refuses(
+        GatesError,
+        (
+            "2 users and 1 items",
+            lambda: standard_slices([1, 2], [1], train_users=[], train_items=[]),
+        ),
+        (
+            r"random has shape \(1,\)",
+            lambda: standard_slices([1, 2], [1, 2], train_users=[], train_items=[], random=[1]),
+        ),
+    )
     with pytest.raises(ValueError, match="1 names for 2 parts"):
         quantile_slices("x", [1, 2], parts=2, names=["low"])
     assert quantile_slices("x", [1.0], among=np.array([False])) == {}
@@ -344,13 +358,17 @@ def test_a_policy_that_never_takes_a_logged_action_has_no_estimate():
         (([1], [0.5, 0.5], [0.5]), r"target \(2,\) and logged \(1,\)"),
     ],
 )
-def test_faults_of_policies(arguments, line):
+def test_faults_of_policies(arguments, line, refuses):
     with pytest.raises(GatesError, match=line):
         off_policy(*arguments)
-    with pytest.raises(ValueError, match="clip must be positive"):
-        off_policy([1], [0.5], [0.5], clip=0)
-    with pytest.raises(ValueError, match="interval is 'exact'; choose one of normal, bootstrap"):
-        off_policy([1], [0.5], [0.5], interval="exact")
+    refuses(
+        ValueError,
+        ("clip must be positive", lambda: off_policy([1], [0.5], [0.5], clip=0)),
+        (
+            "interval is 'exact'; choose one of normal, bootstrap",
+            lambda: off_policy([1], [0.5], [0.5], interval="exact"),
+        ),
+    )
 
 
 ROWS = st.lists(
@@ -413,11 +431,12 @@ def test_mean_absolute_error():
     assert mean_absolute_error([], []).reason == "no row"
 
 
-def test_faults_of_play_time():
-    with pytest.raises(GatesError, match=r"predicted \(2,\) and observed \(1,\)"):
-        xauc([1, 2], [1])
-    with pytest.raises(GatesError, match="must not be NaN"):
-        mean_absolute_error([np.nan], [1])
+def test_faults_of_play_time(refuses):
+    refuses(
+        GatesError,
+        (r"predicted \(2,\) and observed \(1,\)", lambda: xauc([1, 2], [1])),
+        ("must not be NaN", lambda: mean_absolute_error([np.nan], [1])),
+    )
     assert xauc([1, 2], [3, 3]).reason == "no two rows differ"
     assert gxauc([1, 2], [3, 3], [0, 0]).reason == "no user has two rows that differ"
     assert xauc([], []).reason == "no row"

@@ -444,11 +444,12 @@ def test_options_are_checked(options, message):
         HoME(4, tasks_of("a", "b"), **options)
 
 
-def test_names_of_groups_are_distinct():
-    with pytest.raises(ValueError, match="'like' name two groups"):
-        HoME(4, [Task("like", category="like")])
-    with pytest.raises(ValueError, match="'shared' name two groups"):
-        HoME(4, [Task("shared")])
+def test_names_of_groups_are_distinct(refuses):
+    refuses(
+        ValueError,
+        ("'like' name two groups", lambda: HoME(4, [Task("like", category="like")])),
+        ("'shared' name two groups", lambda: HoME(4, [Task("shared")])),
+    )
 
 
 def test_a_single_row_cannot_be_normalized_in_training():

@@ -397,11 +397,15 @@ def test_widths_of_their_own_default():
     assert set(sized("SharedBottom", {}, 20, TASKS, 9_000)) == {"dim", "hidden_dims"}
 
 
-def test_a_size_that_no_width_has():
-    with pytest.raises(GatesError, match=r"cannot have 500 weights: at dim=1 it has .*tower_dims"):
-        sized("PLE", {}, 20, TASKS, 500)
-    with pytest.raises(GatesError, match="no network"):
-        sized("Ple2", {}, 20, TASKS, 500)
+def test_a_size_that_no_width_has(refuses):
+    refuses(
+        GatesError,
+        (
+            r"cannot have 500 weights: at dim=1 it has .*tower_dims",
+            lambda: sized("PLE", {}, 20, TASKS, 500),
+        ),
+        ("no network", lambda: sized("Ple2", {}, 20, TASKS, 500)),
+    )
 
 
 @pytest.mark.fault("video R9")
