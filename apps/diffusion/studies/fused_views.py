@@ -108,7 +108,7 @@ def losses_of_seeing(compared: Comparison) -> dict[str, list[np.ndarray]]:
     }
 
 
-DRAWN, FEWER_DRAWN = 16, 6  # images of a pair and of a triple
+DRAWN, FEWER_DRAWN = 16, 4  # images of a pair and of a triple
 COSTED = 32  # images of the batch that is timed
 
 

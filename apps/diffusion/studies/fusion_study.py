@@ -139,7 +139,7 @@ GROUPS = {
 }
 PAIRS_TASK = GROUPS[PAIRS]
 METRIC, USELESS, OPENING = "log_loss_ratio", "log_loss_over_pair", "needed_over_useless"
-SHOWN = ("none", "alone1", "sum", "mean", "k_lora", "gates", BLIND, f"{BLIND} + role")
+SHOWN = ("none", "sum", "mean", "gates", BLIND)
 """Methods whose images, retention and cost are shown, with the best rivals."""
 
 NO_TRIPLES = ("alone0", "alone1", "x_lora")  # methods for two adapters
