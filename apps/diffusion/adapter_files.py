@@ -163,6 +163,8 @@ def roles_in(text: str | None) -> dict[str, str]:
         if not name or role not in ROLES:
             raise GatesError(f"--roles is {text!r}, expected adapters with one of {list(ROLES)},"
                              " such as a:subject,b:style")  # fmt: skip
+        if name in found:
+            raise GatesError(f"--roles names {name!r} twice: give each adapter one role")
         found[name] = role
     return found
 
@@ -209,7 +211,7 @@ def roles_of(
             return seen
     if ask:
         raise GatesError(
-            f"neither tags nor weights decide which of {', '.join(known)} is the subject: give"
+            f"nothing decides which of {', '.join(known)} is the subject: give"
             f" --roles, such as {':subject,'.join([*known][:2])}:style"
         )
     return known

@@ -264,7 +264,7 @@ def merge(
         prompts: Prompts on which baked observes the gates, divided by semicolons.
         steps: Denoising steps of each prompt of baked.
         roles: What adapters are for, for baked and strengths, such as a:subject,b:style; by
-            default the tags of their files decide, or their weights, where these are known.
+            default the tags of their files decide.
         lenient: Leave out what cannot be used, merged or written, and list it.
         overwrite_output: Replace the output if it exists.
     """

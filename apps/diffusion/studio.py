@@ -381,6 +381,8 @@ def _filled(
     sources: Sources, world: Callable[[], World], mode: str
 ) -> tuple[Sources, Callable[[], RoleOrder | None]]:
     """Return the sources with what ships where nothing is given, and what returns the order."""
+    if sources.components is not None and Path(sources.base or "").suffix.lower() != ".gguf":
+        raise GatesError("--components is for a GGUF file: leave it out, or name one as --base")
     if sources.base is not None:
         if sources.library is None:
             raise GatesError(

@@ -130,6 +130,14 @@ def test_faulty_images(strengths, faulty_inputs, gates, small_world):
                 call(*MODE, "--roles", "fox:hero"),
                 "--roles is 'fox:hero', expected",
             ),
+            "two roles": (
+                call(*MODE, "--roles", "fox:style,fox:subject"),
+                "--roles names 'fox' twice: give each adapter one role",
+            ),
+            "parts of no file": (
+                call(*MODE, *ROLES, "--components", "loras"),
+                "--components is for a GGUF file: leave it out",
+            ),
         },
         folder=small_world,
     )
