@@ -78,7 +78,8 @@ def rotate_by(x: Tensor, table: RotaryTable, *, interleaved: bool = False) -> Te
     """Rotate ``x`` (..., D) by a table whose parts broadcast to (..., D / 2); see `rotate`."""
     cos, sin = table
     exact = x.to(accumulation_dtype(x))
-    pairs = exact.reshape(*x.shape[:-1], -1, 2).unbind(-1) if interleaved else exact.chunk(2, -1)
+    halves = (*x.shape[:-1], x.shape[-1] // 2, 2)
+    pairs = exact.reshape(halves).unbind(-1) if interleaved else exact.chunk(2, -1)
     first, second = pairs
     turned = [first * cos - second * sin, second * cos + first * sin]
     joined = torch.stack(turned, -1).flatten(-2) if interleaved else torch.cat(turned, -1)

@@ -330,10 +330,10 @@ class GatesTraining:
         precision: Numbers that are computed with.
     """
 
-    steps: int = 500
-    batch_size: int = 16
-    learning_rate: float = 2e-2
-    weight_rate: float | None = None
+    steps: int = 400
+    batch_size: int = 8
+    learning_rate: float = 2.5e-2
+    weight_rate: float | None = 2.7e-2
     schedule: Literal["linear", "cosine"] = "linear"
     weight_decay: float = 0.0
     caption_dropout: float = 0.1
