@@ -1,12 +1,10 @@
 """The public function ``grouped_linear`` and its registration as a PyTorch operator."""
 
-import math
 from typing import Any, cast
 
 import torch
-from torch import Size, Tensor
+from torch import Tensor
 from torch.library import custom_op
-from torch.utils.flop_counter import register_flop_formula
 
 from core_gates.activations import check_activation
 from core_gates.ops import _select
@@ -222,18 +220,3 @@ def _differentiate(ctx: Any, grad: Tensor, _: Any) -> Any:
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
-
-
-# Sizes alone count, on the meta device too: rows that belong to no group count as if they did.
-
-
-@register_flop_formula(torch.ops.core_gates.grouped_linear)
-def _(x: Size, weight: Size, *arguments: Any, out_shape: Any) -> int:  # noqa: ARG001
-    gather = arguments[2]
-    return 2 * (x if gather is None else gather)[0] * math.prod(weight[1:])
-
-
-@register_flop_formula(torch.ops.core_gates.grouped_linear_backward)
-def _(grad: Size, _x: Size, weight: Size, *arguments: Any, out_shape: Any) -> int:  # noqa: ARG001
-    needs_x, needs_weight = arguments[6:8]
-    return int(2 * grad[0] * math.prod(weight[1:]) * (needs_x + needs_weight))

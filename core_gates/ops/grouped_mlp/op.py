@@ -5,14 +5,12 @@ backwards. Here the values before the activation are all that is kept, for train
 activation is computed once more in the backward pass, and buffers are as long as the longest group.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from torch import Size, Tensor
+from torch import Tensor
 from torch.library import custom_op
-from torch.utils.flop_counter import register_flop_formula
 
 from core_gates.activations import activate, activation_gradient, check_activation
 from core_gates.ops._select import is_transformed
@@ -308,18 +306,3 @@ def _differentiate(ctx: Any, grad: Tensor, _: Any) -> Any:
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
-
-
-@register_flop_formula(torch.ops.core_gates.grouped_mlp)
-def _(x: Size, first: Size, down: Size, *arguments: Any, out_shape: Any) -> int:  # noqa: ARG001
-    gather = arguments[3]
-    rows = (x if gather is None else gather)[0]
-    return 2 * rows * (math.prod(first[1:]) + math.prod(down[1:]))
-
-
-@register_flop_formula(torch.ops.core_gates.grouped_mlp_backward)
-def _(grad: Size, _x: Size, first: Size, down: Size, *arguments: Any, out_shape: Any) -> int:  # noqa: ARG001
-    needs_x, needs_first, needs_down, needs_first_bias, _ = arguments[5]
-    inner = needs_x or needs_first or needs_first_bias  # the gradient between the two maps
-    by_first = math.prod(first[1:]) * (needs_x + needs_first)
-    return int(2 * grad[0] * (by_first + math.prod(down[1:]) * (inner + needs_down)))

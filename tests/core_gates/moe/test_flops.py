@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import core_gates.ops.flops  # noqa: F401
 from core_gates import MoELayer, StackedExperts, TopKGate
 
 DIM, HIDDEN, EXPERTS, TOKENS, K = 16, 24, 4, 64, 2

@@ -51,12 +51,12 @@ def test_sections_are_of_verbs_and_name_their_options(path):
 def test_what_ships_is_trained_by_default_and_by_its_configuration():
     section = yaml.safe_load(next(p for p in CONFIGS if p.stem == "embedded").read_text())
     shipped = json.loads(SHIPPED_GATES.read_text())["settings"]
-    rate = {"learning_rate": shipped["learning_rate"]}
-    assert section["train-gates"] == GATES | rate
+    rates = {name: shipped[name] for name in ("learning_rate", "weight_rate")}
+    assert section["train-gates"] == GATES | rates
     assert {**Gates().settings(), **GatesTraining().settings()} == {
         **dict.fromkeys({**Gates().settings(), **GatesTraining().settings()}),
         **GATES,
-        "learning_rate": 2e-2,
+        **rates,
     }
     assert section["train-retriever"]["steps"] == ENCODER["steps"]
 
