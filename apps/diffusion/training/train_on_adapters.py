@@ -333,7 +333,7 @@ class GatesTraining:
     steps: int = 400
     batch_size: int = 8
     learning_rate: float = 2.5e-2
-    weight_rate: float | None = 2.7e-2
+    weight_rate: float | None = None
     schedule: Literal["linear", "cosine"] = "linear"
     weight_decay: float = 0.0
     caption_dropout: float = 0.1

@@ -51,7 +51,7 @@ def test_sections_are_of_verbs_and_name_their_options(path):
 def test_what_ships_is_trained_by_default_and_by_its_configuration():
     section = yaml.safe_load(next(p for p in CONFIGS if p.stem == "embedded").read_text())
     shipped = json.loads(SHIPPED_GATES.read_text())["settings"]
-    rates = {name: shipped[name] for name in ("learning_rate", "weight_rate")}
+    rates = {"learning_rate": shipped["learning_rate"]}
     assert section["train-gates"] == GATES | rates
     assert {**Gates().settings(), **GatesTraining().settings()} == {
         **dict.fromkeys({**Gates().settings(), **GatesTraining().settings()}),
@@ -105,7 +105,7 @@ def test_the_zoo_is_trained_on_as_the_studies_do(zoo, capsys):
     own = {"start": zoo.zoo_digest, "concepts": trained, "steps": 2}
     assert settings["train-retriever"] == ENCODER | own
     shipped = json.loads(SHIPPED_GATES.read_text())["settings"]
-    rates = {name: shipped[name] for name in ("learning_rate", "weight_rate")}
+    rates = {"learning_rate": shipped["learning_rate"]}
     assert settings["train-gates"] == GATES | rates | {"start": zoo.zoo_digest, "steps": 2}
     assert shipped == settings["train-gates"] | {"start": shipped["start"], "steps": 400}
 
