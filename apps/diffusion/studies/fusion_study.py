@@ -387,8 +387,9 @@ def upper(rows: Sequence[Row], method: str, task: str) -> float:
 def bars_of(rows: Sequence[Row], tuned: str) -> list[Bar]:
     """Return what must hold.
 
-    Rivals with equal information are told no roles and see no drawing of a test combination:
-    the best tuned one, X-LoRA, which serves pairs alone, and strengths by layer.
+    Rivals see no drawing of a test combination. Strengths by layer and X-LoRA, which serves pairs
+    alone, are told no roles, as gates are not; tuned strengths of a rival know which adapter is
+    the subject.
 
     Args:
         rows: All that was found.
