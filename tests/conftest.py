@@ -35,8 +35,11 @@ def refuses():
 
     def check(error, *cases):
         for line, call in cases:
-            with pytest.raises(error, match=line):
-                call()
+            try:
+                with pytest.raises(error, match=line):
+                    call()
+            except pytest.fail.Exception as failure:
+                pytest.fail(f"{line!r}: {failure}")
 
     return check
 
