@@ -1,15 +1,16 @@
 """Adas trained on two processes against one, through both stages of training."""
 
-import logging
-import warnings
-from pathlib import Path
-
-import lightning as L
 import pytest
 import torch
 from torch import nn
-from torch.distributed import get_rank, is_initialized
 
+from tests.distributed.lightning_fits import (
+    StopAfter,
+    fit,
+    largest_difference,
+    rows_of_rank,
+    validation_scores,
+)
 from weather.grid import gaussian_grid
 from weather.models.adas.network import Adas
 from weather.observations.gridded import GriddedObservations
@@ -18,12 +19,6 @@ from weather.training.adas_module import AdasModule
 from weather.training.stream import AssimilationBatch, AssimilationDataModule, generator
 
 STEPS, TIMELINES, BLOCK = 8, 4, 4
-UNIMPORTANT = (
-    ".*does not have many workers",
-    ".*IterableDataset. has .__len__. defined",
-    ".*LeafSpec",
-    ".*ended before the epoch ended",
-)
 
 
 class Drift(nn.Module):
@@ -61,18 +56,6 @@ class Source:
         )
 
 
-class StopAfter(L.Callback):
-    """Saves after a step and stops there; notes every background that the module used."""
-
-    def __init__(self, step, path):
-        self.step, self.path = step, path
-
-    def on_train_batch_end(self, trainer, *_):
-        if self.step == trainer.global_step:
-            trainer.save_checkpoint(self.path)
-            trainer.should_stop = True
-
-
 def build_module():
     torch.manual_seed(0)
     network = Adas(
@@ -94,45 +77,19 @@ def build_module():
 
 def train(stop, folder, resume="", limit_val_batches=0):
     """Train on all processes that there are; return weights, carried states and their rows."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.simplefilter("error")
-    for message in UNIMPORTANT:
-        warnings.filterwarnings("ignore", message=message)
-    ranks = {"strategy": "ddp", "devices": 2} if is_initialized() else {"devices": 1}
     module = build_module()
     data = AssimilationDataModule(Source(), STEPS, TIMELINES, 3, 2)
-    path = Path(folder) / "stopped.ckpt"
-    trainer = L.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        precision="64-true",
-        use_distributed_sampler=False,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=limit_val_batches,
-        num_sanity_val_steps=0,
-        default_root_dir=folder,
-        callbacks=[StopAfter(stop, path)],
-        **ranks,
-    )
-    trainer.fit(module, data, ckpt_path=resume or None, weights_only=True)
-    rank = get_rank() if is_initialized() else 0
-    scores = {key: float(value) for key, value in trainer.callback_metrics.items() if "val" in key}
+    options = {"precision": "64-true", "limit_val_batches": limit_val_batches}
+    stopping = StopAfter(stop, folder)
+    trainer = fit(module, data, folder, resume=resume, callbacks=[stopping], **options)
     return {
         "weights": dict(module.analysis.state_dict()),
         "carried": module.carried["train"],
-        "rows": list(range(rank, TIMELINES, 2 if is_initialized() else 1)),
+        "rows": rows_of_rank(TIMELINES),
         "steps": trainer.global_step,
         "dtype": str(next(module.parameters()).dtype),
-        "val": scores,
+        "val": validation_scores(trainer),
     }
-
-
-def largest_difference(left, right):
-    assert left.keys() == right.keys()
-    return max(float((left[name] - right[name]).abs().max()) for name in left)
 
 
 def train_all(folder):
@@ -150,15 +107,14 @@ def results(ranks, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     for name in ("one5", "one6", "one8", "pair5", "pair6", "pair8", "resumed"):
         (folder / name).mkdir()
-    with warnings.catch_warnings():
-        one = {
-            "five": train(5, folder / "one5"),
-            "six": train(6, folder / "one6"),
-            "whole": train(0, folder / "one8", "", 1.0),
-        }
-        pair = ranks(train_all, str(folder))
-        checkpoint = str(folder / "pair6" / "stopped.ckpt")
-        one["resumed"] = train(0, folder / "resumed", checkpoint)
+    one = {
+        "five": train(5, folder / "one5"),
+        "six": train(6, folder / "one6"),
+        "whole": train(0, folder / "one8", "", 1.0),
+    }
+    pair = ranks(train_all, str(folder))
+    checkpoint = str(folder / "pair6" / "stopped.ckpt")
+    one["resumed"] = train(0, folder / "resumed", checkpoint)
     saved = {
         name: torch.load(folder / name / "stopped.ckpt", weights_only=True)
         for name in ("one5", "pair5")

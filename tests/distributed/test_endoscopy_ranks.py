@@ -1,19 +1,16 @@
 """Sizing networks trained by gradient routing on two processes against one."""
 
-import logging
-import warnings
-
 import lightning as L
 import pytest
 import torch
-from torch.distributed import get_rank, is_initialized
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.distributed import is_initialized
+from torch.utils.data import DataLoader
 
 from core_gates.training.batch_norm import SyncBatchNorm
 from endoscopy.models import tiny_resnet
 from endoscopy.training.sizing_module import SizingModule
+from tests.distributed.lightning_fits import fit, rows_of_rank, validation_scores
 
-UNIMPORTANT = (".*does not have many workers", ".*LeafSpec")
 STEPS, BATCH = 5, 8
 FEW = (
     ("dual", "adam", "64-true", 1),
@@ -51,20 +48,14 @@ class Frames(L.LightningDataModule):
         ]
 
     def train_dataloader(self):
-        size = 2 if is_initialized() else 1
-        rank = get_rank() if is_initialized() else 0
-        sampler = DistributedSampler(self.frames, size, rank, shuffle=False)
-        return DataLoader(self.frames, batch_size=BATCH // size, sampler=sampler)
+        own = rows_of_rank(len(self.frames))
+        return DataLoader(self.frames, batch_size=len(own) // STEPS, sampler=own)
 
     val_dataloader = train_dataloader
 
 
 def train(mode, optimizer, precision, accumulate, folder):
     """Return the state of the network after five steps, and the scores of validation."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.simplefilter("error")
-    for message in UNIMPORTANT:
-        warnings.filterwarnings("ignore", message=message)
     torch.manual_seed(0)
     options = {"widths": [4, 4, 8, 8, 8]}
     model = tiny_resnet(("rgb", "depth"), hidden_dim=8, geometry=True, trunk_options=options)
@@ -87,26 +78,11 @@ def train(mode, optimizer, precision, accumulate, folder):
                 frame["size_mm"].float(),
                 frame["geometry"].float(),
             )
-    ranks = {"strategy": "ddp", "devices": 2} if is_initialized() else {"devices": 1}
-    trainer = L.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        precision=precision,
-        use_distributed_sampler=False,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        default_root_dir=folder,
-        **ranks,
-    )
-    trainer.fit(module, data)
+    trainer = fit(module, data, folder, precision=precision)
     assert trainer.global_step == STEPS
     assert bool(sum(isinstance(m, SyncBatchNorm) for m in module.modules())) == is_initialized()
     assert str(next(module.parameters()).dtype) == f"torch.float{precision[:2]}"
-    scores = {k: float(v) for k, v in trainer.callback_metrics.items() if "val/" in k}
-    return {"state": dict(module.model.state_dict()), "scores": scores}
+    return {"state": dict(module.model.state_dict()), "scores": validation_scores(trainer)}
 
 
 def train_all(runs, folder):
@@ -117,9 +93,8 @@ def train_all(runs, folder):
 def results(ranks, tmp_path_factory, request):
     """What one process and two ranks make of runs."""
     folder = str(tmp_path_factory.mktemp("ranks"))
-    with warnings.catch_warnings():
-        one = train_all(request.param, folder)
-        return request.param, one, ranks(train_all, request.param, folder, timeout=300.0)
+    one = train_all(request.param, folder)
+    return request.param, one, ranks(train_all, request.param, folder, timeout=300.0)
 
 
 RUNS = [

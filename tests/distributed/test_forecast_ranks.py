@@ -1,14 +1,10 @@
 """FengWu trained on two processes against one, from the data and from the replay buffer."""
 
-import logging
-import warnings
-from pathlib import Path
-
-import lightning as L
 import pytest
 import torch
-from torch.distributed import get_rank, is_initialized
 
+from tests.distributed import lightning_fits
+from tests.distributed.lightning_fits import largest_difference, rows_of_rank
 from weather.grid import gaussian_grid
 from weather.models.fengwu.network import fengwu_preset
 from weather.state import SHALLOW_WATER, Normalizer
@@ -17,12 +13,6 @@ from weather.training.stream import ForecastBatch, ForecastDataModule, generator
 
 STEPS, ROWS, TIMES = 8, 4, 30
 TOLERANCE = 1e-6  # states in the buffer are float32
-UNIMPORTANT = (
-    ".*does not have many workers",
-    ".*IterableDataset. has .__len__. defined",
-    ".*LeafSpec",
-    ".*ended before the epoch ended",
-)
 
 
 class Source:
@@ -52,14 +42,11 @@ class Source:
         return ForecastBatch(*numbers, *frames)
 
 
-class StopAfter(L.Callback):
-    """Saves after a step and stops there; counts the rows that came from the buffer."""
-
-    def __init__(self, step, path):
-        self.step, self.path, self.leads = step, path, []
+class StopAfter(lightning_fits.StopAfter):
+    """Counts the rows that came from the buffer, too."""
 
     def setup(self, trainer, module, stage):
-        original = module.start
+        self.leads, original = [], module.start
 
         def start(batch):
             found = original(batch)
@@ -67,11 +54,6 @@ class StopAfter(L.Callback):
             return found
 
         module.start = start
-
-    def on_train_batch_end(self, trainer, *_):
-        if self.step == trainer.global_step:
-            trainer.save_checkpoint(self.path)
-            trainer.should_stop = True
 
 
 def build_module():
@@ -83,33 +65,14 @@ def build_module():
 
 def train(stop, folder, resume=""):
     """Train on all processes that there are; return weights, buffer and its rows."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.simplefilter("error")
-    for message in UNIMPORTANT:
-        warnings.filterwarnings("ignore", message=message)
-    ranks = {"strategy": "ddp", "devices": 2} if is_initialized() else {"devices": 1}
-    module, stopping = build_module(), StopAfter(stop, Path(folder) / "stopped.ckpt")
-    trainer = L.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        precision="64-true",
-        use_distributed_sampler=False,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        default_root_dir=folder,
-        callbacks=[stopping],
-        **ranks,
-    )
+    module, stopping = build_module(), StopAfter(stop, folder)
     data = ForecastDataModule(Source(), STEPS, ROWS, 1, 2)
-    trainer.fit(module, data, ckpt_path=resume or None, weights_only=True)
-    rank = get_rank() if is_initialized() else 0
+    options = {"precision": "64-true", "limit_val_batches": 0, "num_sanity_val_steps": None}
+    lightning_fits.fit(module, data, folder, resume=resume, callbacks=[stopping], **options)
     return {
         "weights": dict(module.forecast.state_dict()),
         "buffer": module.buffer.state_dict(),
-        "rows": list(range(rank, ROWS, 2 if is_initialized() else 1)),
+        "rows": rows_of_rank(ROWS),
         "leads": stopping.leads,
     }
 
@@ -127,20 +90,14 @@ def results(ranks, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     for name in ("one5", "one8", "pair5", "pair8", "resumed"):
         (folder / name).mkdir()
-    with warnings.catch_warnings():
-        one = {"five": train(5, folder / "one5"), "whole": train(0, folder / "one8")}
-        pair = ranks(train_all, str(folder))
-        one["resumed"] = train(0, folder / "resumed", str(folder / "pair5" / "stopped.ckpt"))
+    one = {"five": train(5, folder / "one5"), "whole": train(0, folder / "one8")}
+    pair = ranks(train_all, str(folder))
+    one["resumed"] = train(0, folder / "resumed", str(folder / "pair5" / "stopped.ckpt"))
     saved = {
         name: torch.load(folder / name / "stopped.ckpt", weights_only=True)
         for name in ("one5", "pair5")
     }
     return one, pair, saved
-
-
-def largest_difference(left, right, rows=slice(None)):
-    assert left.keys() == right.keys()
-    return max(float((left[n][rows] - right[n][rows]).double().abs().max()) for n in left)
 
 
 def weights_differ(left, right):

@@ -1,8 +1,5 @@
 """A whole `fit` of HoME on two processes against one: loaders, masks, norms, tables, metrics."""
 
-import logging
-import warnings
-
 import numpy as np
 import polars as pl
 import pytest
@@ -16,8 +13,8 @@ from recsys.embedding.row_wise_adagrad import RowWiseAdagrad
 from recsys.metrics import auc, gauc
 from recsys.ranker_module import JoinedOptimizer, MultiTaskModule
 from recsys.schema import Dense, FeatureSchema, Sparse, Task
+from tests.distributed.lightning_fits import fit, validation_scores
 
-UNIMPORTANT = (".*does not have many workers", ".*LeafSpec", ".*`training_step`.*")
 STEPS, BATCH = 3, 48
 OPTIONS = {"dim": 6, "hidden_dims": [8], "rank": [2, 2], "tower_dims": [4]}
 SCHEMA = FeatureSchema(
@@ -71,20 +68,7 @@ def train(how, precision, folder):
     kind = Plain if precision == "32-true" else MultiTaskModule
     options = {"learning_rate": 0.01, "embedding_learning_rate": 0.05, "embedding_l2": 1e-3}
     module = kind("HoME", OPTIONS, tables=how, **options)
-    ranks = {"strategy": "ddp", "devices": 2} if is_initialized() else {"devices": 1}
-    trainer = ExactTrainer(
-        max_epochs=1,
-        accelerator="cpu",
-        precision=precision,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        default_root_dir=folder,
-        **ranks,
-    )
-    trainer.fit(module, data)
+    trainer = fit(module, data, folder, trainer=ExactTrainer, precision=precision)
     assert trainer.global_step == STEPS
     ignored = module._ddp_params_and_buffers_to_ignore
     assert len(ignored) == (2 if is_initialized() else 0)  # tables of two widths
@@ -103,11 +87,7 @@ def train(how, precision, folder):
     return {
         "state": {name: t.clone() for name, t in module.ranker.state_dict().items()},
         "sums": [state["sum"] for state in optimizer.values()],
-        "scores": {
-            n: float(v)
-            for n, v in trainer.callback_metrics.items()
-            if n.startswith("val/loss" if single else "val/")
-        },
+        "scores": validation_scores(trainer, "val/loss" if single else "val/"),
         "auc": [auc(*pair).value for pair in pairs],
         "gauc": [list(gauc(*pair, users)[:4]) for pair in pairs],
     }
@@ -119,9 +99,6 @@ def doubled(batches, precision):
 
 
 def train_all(parallel, folder):
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    for message in UNIMPORTANT:
-        warnings.filterwarnings("ignore", message=message)
     return {f"{how} {precision}": train(how, precision, folder) for how, precision in WAYS}
 
 

@@ -1,14 +1,11 @@
 """Networks with feature-selection gates against vectors of the published implementation."""
 
-from math import prod
-
-import numpy as np
 import pytest
-import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
 from core_gates.surgery import inject_gates
+from tests.fixtures.recipe_weights import recipe_weights
 
 
 def load(model, tensors, prefix, gate_names):
@@ -68,27 +65,6 @@ def test_vit(vectors, models, gate_names):
         assert_close(grad, expected, rtol=1e-9, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def fill(tensors, gate_names):
-    """The weights of the ResNet files, which hold a recipe instead."""
-    weights = {}
-    shapes = zip(tensors["param_names"], tensors["param_shapes"], strict=True)
-    for k, (name, shape) in enumerate(shapes):
-        shape = [int(n) for n in shape.strip("(),").split(",")]
-        i = np.arange(prod(shape), dtype=np.float64)
-        # The sine of NumPy: that of PyTorch differs in the last bit, and batch statistics over maps
-        # of one pixel magnify a bit by 1e9.
-        u = np.sin(float(tensors["fill_a"]) * i + float(tensors["fill_b"]) * (k + 1))
-        u = torch.from_numpy(u.reshape(shape))
-        if name.startswith("fsag"):
-            u = 0.8 * u
-        elif len(shape) > 1:
-            u = u * (2 / prod(shape[1:])) ** 0.5
-        else:
-            u = 1 + 0.1 * u if name.endswith("weight") else 0.05 * u
-        weights[gate_names(name)] = u
-    return weights
-
-
 @pytest.mark.parametrize(
     ("name", "streams", "tolerance"),
     [
@@ -104,7 +80,7 @@ def test_resnet(name, streams, tolerance, vectors, models, gate_names):
     tensors = vectors(f"endoscopy/{name}")
     training = "train" in name
     model = models["multi_stream"](streams, 16).double().train(training)
-    missing, unused = model.load_state_dict(fill(tensors, gate_names), strict=False)
+    missing, unused = model.load_state_dict(recipe_weights(tensors, gate_names), strict=False)
     assert all(n.endswith(("kept", "running_mean", "running_var", "tracked")) for n in missing)
     assert all(n.endswith("gate.logits") for n in unused)  # of streams that are not there
     y = model({stream: tensors[f"in.{stream}"] for stream in streams})

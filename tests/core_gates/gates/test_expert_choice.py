@@ -3,16 +3,7 @@ import torch
 from torch.testing import assert_close
 
 from core_gates.gates.expert_choice import ExpertChoiceGate
-
-
-def identity_gate(num_experts, **options):
-    gate = ExpertChoiceGate(num_experts, num_experts, dtype=torch.float64, **options)
-    gate.weight.data.copy_(torch.eye(num_experts))
-    return gate
-
-
-def scores(*shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+from tests.core_gates.gates.drawn import identity_gate, scores
 
 
 @pytest.mark.parametrize("name", ["standard_T24_E6_k2", "standard_T32_E8_k3"])
@@ -20,7 +11,9 @@ def test_golden_choices_and_weights(golden, name):
     g = golden(name)
     num_tokens, num_experts = g["logits"].shape
     capacity = int(g["expert_choice_capacity"])
-    gate = identity_gate(num_experts, capacity_factor=capacity * num_experts / num_tokens)
+    gate = identity_gate(
+        ExpertChoiceGate, num_experts, capacity_factor=capacity * num_experts / num_tokens
+    )
     weights = gate(g["logits"]).weights
     assert_close(weights, g["expert_choice_gate"], rtol=0, atol=1e-10)
     taken = [set(column.nonzero().flatten().tolist()) for column in weights.T]
@@ -28,7 +21,7 @@ def test_golden_choices_and_weights(golden, name):
 
 
 def test_gradient_is_that_of_the_softmax_where_an_expert_took_the_position():
-    gate, x = identity_gate(4, capacity_factor=1.0), scores(8, 4).requires_grad_()
+    gate, x = identity_gate(ExpertChoiceGate, 4, capacity_factor=1.0), scores(8, 4).requires_grad_()
     routing = gate(x)
     cotangent = scores(8, 4)
     chosen = routing.weights.detach() != 0
@@ -42,7 +35,10 @@ def test_gradient_is_that_of_the_softmax_where_an_expert_took_the_position():
     ("num_tokens", "factor", "load"), [(10, 2.0, 5), (10, 1.1, 3), (3, 0.1, 1), (3, 9.0, 3)]
 )
 def test_every_expert_takes_its_capacity(num_tokens, factor, load):
-    for gate in (identity_gate(4, capacity_factor=factor).train(mode) for mode in (True, False)):
+    for gate in (
+        identity_gate(ExpertChoiceGate, 4, capacity_factor=factor).train(mode)
+        for mode in (True, False)
+    ):
         routing = gate(scores(num_tokens, 4))
         assert routing.chosen().sum(0).tolist() == [load] * 4
         assert routing.kept is None
@@ -53,7 +49,7 @@ def test_every_expert_takes_its_capacity(num_tokens, factor, load):
 )
 def test_capacity_rules(rule, load):
     factor = 1.0 if rule == "per_token" else 2.0
-    gate = identity_gate(4, capacity_factor=factor, capacity_rule=rule)
+    gate = identity_gate(ExpertChoiceGate, 4, capacity_factor=factor, capacity_rule=rule)
     x = scores(11, 4)[: 10 if rule == "per_token" else 11]
     assert gate(x).chosen().sum(0).tolist() == [load] * 4
     padded = torch.cat([x, x[:3]])
@@ -62,42 +58,54 @@ def test_capacity_rules(rule, load):
 
 
 def test_equal_scores_go_to_the_first_position():
-    routing = identity_gate(4, capacity_factor=1.0)(torch.zeros(8, 4, dtype=torch.float64))
+    routing = identity_gate(ExpertChoiceGate, 4, capacity_factor=1.0)(
+        torch.zeros(8, 4, dtype=torch.float64)
+    )
     assert routing.chosen()[:2].all()
     assert not routing.chosen()[2:].any()
 
 
 def test_groups_choose_for_themselves():
-    gate, x = identity_gate(3, group_dim=1, capacity_factor=1.0), scores(2, 6, 5, 3)
+    gate, x = (
+        identity_gate(ExpertChoiceGate, 3, group_dim=1, capacity_factor=1.0),
+        scores(2, 6, 5, 3),
+    )
     weights = gate(x).weights
     for b in range(2):
         for h in range(5):
-            alone = identity_gate(3, capacity_factor=1.0)(x[b, :, h]).weights
+            alone = identity_gate(ExpertChoiceGate, 3, capacity_factor=1.0)(x[b, :, h]).weights
             assert_close(weights[b, :, h], alone, rtol=0, atol=0)
 
 
 def test_later_positions_change_what_earlier_ones_get():
-    gate, x = identity_gate(3, capacity_factor=1.0), scores(20, 3)
+    gate, x = identity_gate(ExpertChoiceGate, 3, capacity_factor=1.0), scores(20, 3)
     assert not torch.equal(gate(x).chosen()[:10], gate(x[:10]).chosen())
 
 
 @pytest.mark.fault("core F9")
 def test_training_and_evaluation_have_capacities_of_their_own():
     options = {"eval_capacity_factor": 1.1, "eval_capacity_rule": "floor"}
-    gate, x = identity_gate(2, capacity_factor=0.5, **options), torch.eye(2).repeat(5, 1).double()
+    gate, x = (
+        identity_gate(ExpertChoiceGate, 2, capacity_factor=0.5, **options),
+        torch.eye(2).repeat(5, 1).double(),
+    )
     assert gate.train()(x).chosen().sum(0).tolist() == [3, 3]
     assert gate.eval()(x).chosen().sum(0).tolist() == [5, 5]
-    alike = identity_gate(2, capacity_factor=0.5).eval()
+    alike = identity_gate(ExpertChoiceGate, 2, capacity_factor=0.5).eval()
     assert alike(x).chosen().sum(0).tolist() == [3, 3]
     with pytest.raises(ValueError, match="capacity_factor must be positive"):
-        identity_gate(2, eval_capacity_factor=0.0)
+        identity_gate(ExpertChoiceGate, 2, eval_capacity_factor=0.0)
 
 
 @pytest.mark.parametrize("padding_in_capacity", [False, True])
 def test_capacity_excludes_padding_by_default(padding_in_capacity):
     x, mask = scores(2, 6, 3), torch.tensor([[False] * 6, [False, False] + [True] * 4])
     gate = identity_gate(
-        3, capacity_factor=1.5, group_dim=-2, padding_in_capacity=padding_in_capacity
+        ExpertChoiceGate,
+        3,
+        capacity_factor=1.5,
+        group_dim=-2,
+        padding_in_capacity=padding_in_capacity,
     )
     chosen = gate(x.masked_fill(mask.unsqueeze(-1), 9), padding_mask=mask).chosen()
     # Three of six, and half of two; if padding counts, both of the two.
@@ -112,5 +120,8 @@ def test_arguments_are_checked(refuses):
             lambda: ExpertChoiceGate(3, 4, capacity_factor=0),
         ),
         ("capacity_rule is 'round'", lambda: ExpertChoiceGate(3, 4, capacity_rule="round")),
-        ("group_dim must be a dimension", lambda: identity_gate(3, group_dim=-1)(scores(5, 3))),
+        (
+            "group_dim must be a dimension",
+            lambda: identity_gate(ExpertChoiceGate, 3, group_dim=-1)(scores(5, 3)),
+        ),
     )

@@ -4,20 +4,16 @@ from torch.autograd import gradcheck
 from torch.testing import assert_close
 
 from core_gates.gates.gshard import GShardGate
+from tests.core_gates.gates.drawn import identity_gate
 
 GOLDEN = ["top2_capacity_T24_E6_all_bpr_normbefore", "top2_capacity_T24_E6_all_mask"]
-
-
-def identity_gate(num_experts, **options):
-    gate = GShardGate(num_experts, num_experts, dtype=torch.float64, **options)
-    gate.weight.data.copy_(torch.eye(num_experts))
-    return gate
 
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden_weights_capacity_loss_and_gradients(golden, name):
     g = golden(name)
     gate = identity_gate(
+        GShardGate,
         6,
         second_policy="all",
         capacity_rule="per_expert",
@@ -39,7 +35,7 @@ def test_golden_weights_capacity_loss_and_gradients(golden, name):
 
 
 def test_random_second_is_kept_with_twice_its_weight():
-    gate = identity_gate(3, capacity_factor=None, eval_capacity_factor=None)
+    gate = identity_gate(GShardGate, 3, capacity_factor=None, eval_capacity_factor=None)
     x = torch.tensor([[0.8, 0.15, 0.05]], dtype=torch.float64).log().expand(20_000, -1)
     share = 0.15 / 0.95
     noise = 2 * share + torch.tensor([-1e-9, 1e-9], dtype=torch.float64)
@@ -52,7 +48,7 @@ def test_random_second_is_kept_with_twice_its_weight():
 
 
 def test_sampled_second_follows_the_probabilities_of_the_others():
-    gate = identity_gate(3, second_policy="sampling", capacity_factor=None)
+    gate = identity_gate(GShardGate, 3, second_policy="sampling", capacity_factor=None)
     x = torch.tensor([[0.7, 0.1, 0.2]], dtype=torch.float64).log().expand(20_000, -1)
     torch.manual_seed(0)
     routing = gate(x)
@@ -63,13 +59,13 @@ def test_sampled_second_follows_the_probabilities_of_the_others():
 
 
 def test_a_second_choice_that_was_not_drawn_takes_no_place():
-    gate = identity_gate(2, capacity_factor=1.5)  # two tokens: capacity 2
+    gate = identity_gate(GShardGate, 2, capacity_factor=1.5)  # two tokens: capacity 2
     x = torch.tensor([[1.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
     assert gate(x, noise=torch.tensor([0.999, 0.0])).kept.tolist() == [[True, False], [True, True]]
 
 
 def test_first_choices_come_before_second_ones():
-    gate = identity_gate(2, second_policy="all", capacity_factor=1.0)
+    gate = identity_gate(GShardGate, 2, second_policy="all", capacity_factor=1.0)
     routing = gate(torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64))
     assert routing.kept.tolist() == [[True, False], [True, False]]
     assert_close(routing.weights, torch.eye(2, dtype=torch.float64)[[0, 0]])
@@ -78,7 +74,9 @@ def test_first_choices_come_before_second_ones():
 def test_priority_decides_who_is_dropped():
     x = torch.tensor([[1.0, 0.0], [3.0, 0.0], [2.0, 0.0], [0.0, 9.0]], dtype=torch.float64)
     options = {"second_policy": "all", "capacity_factor": 1.0}
-    in_order, by_score = (identity_gate(2, prioritized=p, **options) for p in (False, True))
+    in_order, by_score = (
+        identity_gate(GShardGate, 2, prioritized=p, **options) for p in (False, True)
+    )
     assert in_order(x).kept[:3, 0].tolist() == [True, True, False]
     assert by_score(x).kept[:3, 0].tolist() == [False, True, True]
 
@@ -86,7 +84,9 @@ def test_priority_decides_who_is_dropped():
 @pytest.mark.fault("core F9")
 def test_training_and_evaluation_have_rules_of_their_own():
     options = {"second_policy": "all", "capacity_factor": 1.0, "eval_capacity_factor": 1.0}
-    gate = identity_gate(2, capacity_rule="floor", eval_capacity_rule="per_token", **options)
+    gate = identity_gate(
+        GShardGate, 2, capacity_rule="floor", eval_capacity_rule="per_token", **options
+    )
     x = torch.tensor([[1.0, 0.0]]).double().expand(9, -1)
     assert gate.train()(x).kept.sum(0).tolist() == [4, 4]
     assert gate.eval()(x).kept.sum(0).tolist() == [9, 9]
@@ -100,7 +100,7 @@ def test_padding_counts_in_the_capacity_and_in_the_mean_apart():
     found = {}
     for name in ("neither", "padding_in_capacity", "padding_in_mean"):
         extra = {} if name == "neither" else {name: True}
-        routing = identity_gate(2, **options, **extra)(x, padding_mask=mask)
+        routing = identity_gate(GShardGate, 2, **options, **extra)(x, padding_mask=mask)
         found[name] = (int(routing.kept[:, 0].sum()), routing.aux["balance"].item())
     assert found["neither"][0] == found["padding_in_mean"][0] == 2
     assert found["padding_in_capacity"][0] == 4
@@ -110,7 +110,7 @@ def test_padding_counts_in_the_capacity_and_in_the_mean_apart():
 
 
 def test_loss_is_one_if_balanced_and_excludes_padding_by_default():
-    gate = identity_gate(2, second_policy="all")
+    gate = identity_gate(GShardGate, 2, second_policy="all")
     x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [5.0, 0.0]], dtype=torch.float64)
     mask = torch.tensor([False, False, True])
     assert gate(x, padding_mask=mask).aux["balance"].item() == pytest.approx(1)
@@ -123,7 +123,7 @@ def test_gradients(policy):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(5, 4, generator=generator, dtype=torch.float64, requires_grad=True)
     noise = torch.rand((5,) if policy == "random" else (5, 4), generator=generator)
-    gate = identity_gate(4, second_policy=policy)
+    gate = identity_gate(GShardGate, 4, second_policy=policy)
 
     def outputs(x, weight):
         routing = torch.func.functional_call(gate, {"weight": weight}, (x,), {"noise": noise})

@@ -5,21 +5,16 @@ from torch.testing import assert_close
 
 from core_gates import l0_loss
 from core_gates.gates.hard_concrete import HardConcreteGate
+from tests.core_gates.gates.drawn import identity_gate
 
 GOLDEN = ["standard_T24_E6_k2", "standard_T32_E8_k3"]
-
-
-def identity_gate(num_experts, **options):
-    gate = HardConcreteGate(num_experts, num_experts, dtype=torch.float64, **options)
-    gate.weight.data.copy_(torch.eye(num_experts))
-    return gate
 
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden_weights_and_l0(golden, name):
     g = golden(name)
     options = {key: float(g[f"hc_{key}"]) for key in ("beta", "gamma", "zeta")}
-    gate = identity_gate(g["logits"].shape[1], **options)
+    gate = identity_gate(HardConcreteGate, g["logits"].shape[1], **options)
     routing = gate(g["logits"], noise=g["hc_uniform"])
     assert_close(routing.weights, g["hc_train"], rtol=0, atol=1e-10)
     assert_close(routing.probs, g["hc_l0"], rtol=0, atol=1e-10)
@@ -28,7 +23,7 @@ def test_golden_weights_and_l0(golden, name):
 
 
 def test_open_share_of_samples_is_the_probability():
-    gate = identity_gate(4)
+    gate = identity_gate(HardConcreteGate, 4)
     x = torch.tensor([[-2.0, -0.5, 0.5, 2.0]], dtype=torch.float64)
     torch.manual_seed(0)
     open_ = (gate(x.expand(40_000, -1)).weights > 0).double().mean(0)
@@ -36,7 +31,9 @@ def test_open_share_of_samples_is_the_probability():
 
 
 def test_weights_close_and_open_exactly():
-    weights = identity_gate(2)(torch.tensor([[-30.0, 30.0]], dtype=torch.float64)).weights
+    weights = identity_gate(HardConcreteGate, 2)(
+        torch.tensor([[-30.0, 30.0]], dtype=torch.float64)
+    ).weights
     assert weights.tolist() == [[0.0, 1.0]]
 
 
@@ -52,7 +49,7 @@ def test_gradients():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(5, 3, generator=generator, dtype=torch.float64)
     noise = torch.rand(5, 3, generator=generator, dtype=torch.float64)
-    gate = identity_gate(3, bias=True)
+    gate = identity_gate(HardConcreteGate, 3, bias=True)
 
     def outputs(x, weight, bias):
         parameters = {"weight": weight, "bias": bias}
@@ -65,9 +62,9 @@ def test_gradients():
 def test_l0_excludes_padding_unless_told():
     x = torch.tensor([[1.0, 2.0], [9.0, 9.0]], dtype=torch.float64)
     mask = torch.tensor([False, True])
-    alone, together = (identity_gate(2)(part).aux["l0"] for part in (x[:1], x))
-    assert_close(identity_gate(2)(x, padding_mask=mask).aux["l0"], alone)
-    counted = identity_gate(2, padding_in_loss=True)(x, padding_mask=mask)
+    alone, together = (identity_gate(HardConcreteGate, 2)(part).aux["l0"] for part in (x[:1], x))
+    assert_close(identity_gate(HardConcreteGate, 2)(x, padding_mask=mask).aux["l0"], alone)
+    counted = identity_gate(HardConcreteGate, 2, padding_in_loss=True)(x, padding_mask=mask)
     assert_close(counted.aux["l0"], together)
     assert_close(l0_loss(counted), together)
     assert together > alone

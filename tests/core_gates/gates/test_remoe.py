@@ -5,21 +5,18 @@ from torch.testing import assert_close
 
 from core_gates import update_gates
 from core_gates.gates.remoe import ReMoEGate
+from tests.core_gates.gates.drawn import identity_gate
 
 GOLDEN = ["standard_T24_E6_k2", "standard_T32_E8_k3"]
-
-
-def identity_gate(num_experts, **options):
-    gate = ReMoEGate(num_experts, num_experts, bias=True, dtype=torch.float64, **options)
-    gate.weight.data.copy_(torch.eye(num_experts))
-    return gate
 
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden_weights_losses_and_next_penalty(golden, name):
     g = golden(name)
     for load_balanced, expected in ((False, "remoe_l1"), (True, "remoe_l1_lb")):
-        gate = identity_gate(g["logits"].shape[1], k=int(g["k"]), load_balanced=load_balanced)
+        gate = identity_gate(
+            ReMoEGate, g["logits"].shape[1], bias=True, k=int(g["k"]), load_balanced=load_balanced
+        )
         gate.bias.data.fill_(-0.8)
         routing = gate(g["logits"])
         update_gates(gate)
@@ -31,7 +28,7 @@ def test_golden_weights_losses_and_next_penalty(golden, name):
 
 
 def test_loss_presses_busy_experts_without_a_gradient_of_the_share():
-    gate = identity_gate(2, k=1, initial_penalty=1.0)
+    gate = identity_gate(ReMoEGate, 2, bias=True, k=1, initial_penalty=1.0)
     x = torch.tensor([[1.0, 2.0], [3.0, -1.0]], dtype=torch.float64, requires_grad=True)
     gate(x).aux["l1"].backward()
     # fractions 1 and 1/2, times E / k = 2, over 2 tokens
@@ -48,12 +45,12 @@ def penalties(gate, x, steps=1):
 
 def test_penalty_rises_falls_and_rests():
     for row, factor in {(1.0, 1.0): 1.2, (-1.0, -1.0): 1 / 1.2, (1.0, -1.0): 1.0}.items():
-        gate = identity_gate(2, k=1, initial_penalty=0.5)
+        gate = identity_gate(ReMoEGate, 2, bias=True, k=1, initial_penalty=0.5)
         assert penalties(gate, [torch.tensor([row, row])]) == pytest.approx(0.5 * factor)
 
 
 def test_penalty_sees_all_micro_batches_but_no_padding_nothing_empty_and_no_nan():
-    gate = identity_gate(2, k=1, initial_penalty=1.0)
+    gate = identity_gate(ReMoEGate, 2, bias=True, k=1, initial_penalty=1.0)
     busy, quiet = torch.ones(3, 2), -torch.ones(2, 2)
     assert penalties(gate, [quiet, busy]) == pytest.approx(1.2)
     gate.reset_parameters()
@@ -67,7 +64,7 @@ def test_penalty_sees_all_micro_batches_but_no_padding_nothing_empty_and_no_nan(
 
 
 def test_penalty_stays_where_it_can_turn_back():
-    gate = identity_gate(2, k=1)
+    gate = identity_gate(ReMoEGate, 2, bias=True, k=1)
     assert penalties(gate, [-torch.ones(1, 2)], steps=300) == pytest.approx(1e-16)
     assert penalties(gate, [torch.ones(1, 2)]) > 1e-16
 
@@ -91,7 +88,7 @@ def test_training_holds_the_active_experts_at_k():
 
 
 def test_scores_are_a_distribution_at_real_positions():
-    gate = identity_gate(3)
+    gate = identity_gate(ReMoEGate, 3, bias=True)
     x = torch.tensor([[3.0, 1.0, -1.0], [-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]])
     probs = gate(x, padding_mask=torch.tensor([False, False, True])).probs
     expected = torch.tensor([[0.75, 0.25, 0.0], [1 / 3] * 3, [0.0] * 3], dtype=torch.float64)
@@ -99,7 +96,7 @@ def test_scores_are_a_distribution_at_real_positions():
 
 
 def penalty_of_rank(x, sizes):
-    gate = identity_gate(3, k=1, initial_penalty=1.0)
+    gate = identity_gate(ReMoEGate, 3, bias=True, k=1, initial_penalty=1.0)
     return penalties(gate, [x.split(sizes)[dist.get_rank()] if dist.is_initialized() else x])
 
 

@@ -8,14 +8,9 @@ from torch.testing import assert_close
 from core_gates import balance_loss, update_gates
 from core_gates.gates.sigmoid import SigmoidGate
 from core_gates.routing.capacity import count_routed
+from tests.core_gates.gates.drawn import identity_gate
 
 GOLDEN = ["standard_T24_E6_k2", "standard_T32_E8_k3"]
-
-
-def identity_gate(num_experts, **options):
-    gate = SigmoidGate(num_experts, num_experts, dtype=torch.float64, **options)
-    gate.weight.data.copy_(torch.eye(num_experts))
-    return gate
 
 
 def load_cv(counts):
@@ -27,7 +22,7 @@ def load_cv(counts):
 def test_golden_choice_weights_balance_and_next_bias(golden, name):
     g = golden(name)
     gate = identity_gate(
-        g["logits"].shape[1], k=int(g["k"]), balance_rate=float(g["bias_update_speed"])
+        SigmoidGate, g["logits"].shape[1], k=int(g["k"]), balance_rate=float(g["bias_update_speed"])
     )
     gate.balance_bias.copy_(g["bias"])
     routing = gate(g["logits"])
@@ -53,7 +48,7 @@ def test_dense_form():
 @pytest.mark.fault("core F8")
 @pytest.mark.parametrize("balanced", [False, True])
 def test_logits_choose_where_scores_saturate(balanced):
-    gate = identity_gate(4, k=1).float()
+    gate = identity_gate(SigmoidGate, 4, k=1).float()
     x = torch.tensor([[20.0, 30.0, 25.0, 1.0], [-200.0, -300.0, -150.0, -190.0]])
     if balanced:
         gate.balance_bias += 0.25
@@ -66,12 +61,12 @@ def test_logits_choose_where_scores_saturate(balanced):
 
 @pytest.mark.fault("core F8")
 def test_logits_choose_groups_where_scores_saturate():
-    gate = identity_gate(6, k=1, num_groups=3, num_kept_groups=1).float()
+    gate = identity_gate(SigmoidGate, 6, k=1, num_groups=3, num_kept_groups=1).float()
     assert gate(torch.tensor([[20.0, 30.0, 21.0, 40.0, 22.0, 22.0]])).indices.tolist() == [[3]]
 
 
 def test_bias_chooses_and_never_weighs():
-    gate = identity_gate(4, k=2, renormalize=False)
+    gate = identity_gate(SigmoidGate, 4, k=2, renormalize=False)
     x = torch.tensor([[2.0, 1.0, 0.0, -1.0]], dtype=torch.float64)
     gate.balance_bias.copy_(torch.tensor([-9.0, 0.0, 0.0, 9.0]))
     routing = gate(x)
@@ -95,7 +90,7 @@ def test_groups_are_ranked_by_their_two_best_and_ties_go_to_the_lowest(seed, kep
     generator = torch.Generator().manual_seed(seed)
     x = torch.randint(-3, 4, (4, 3 * size), generator=generator).double()  # with ties
     k = min(2, kept * size)
-    gate = identity_gate(3 * size, k=k, num_groups=3, num_kept_groups=kept)
+    gate = identity_gate(SigmoidGate, 3 * size, k=k, num_groups=3, num_kept_groups=kept)
     gate.balance_bias.copy_(torch.randint(2, (3 * size,), generator=generator))
     for row, indices in zip(x, gate(x).indices.tolist(), strict=True):
         biased = (row.sigmoid() + gate.balance_bias).tolist()
@@ -107,7 +102,7 @@ def test_groups_are_ranked_by_their_two_best_and_ties_go_to_the_lowest(seed, kep
 
 
 def test_one_step_over_all_micro_batches_counts_no_padding():
-    gate = identity_gate(3, k=1, balance_rate=0.5)
+    gate = identity_gate(SigmoidGate, 3, k=1, balance_rate=0.5)
     x = torch.eye(3, dtype=torch.float64)
     gate(x[[0, 0, 1]])
     gate(x[[1, 2, 2]], padding_mask=torch.tensor([False, False, True]))
@@ -117,7 +112,7 @@ def test_one_step_over_all_micro_batches_counts_no_padding():
 
 
 def test_centered_step_has_mean_zero():
-    gate = identity_gate(3, k=1, balance_rate=0.3, centered=True)
+    gate = identity_gate(SigmoidGate, 3, k=1, balance_rate=0.3, centered=True)
     gate(torch.eye(3, dtype=torch.float64)[[0, 0, 1, 2]])
     update_gates(gate)
     assert_close(gate.balance_bias, torch.tensor([-0.4, 0.2, 0.2], dtype=torch.float64))
@@ -132,7 +127,7 @@ def test_nothing_routed_or_no_rate_moves_nothing():
 
 
 def test_positions_that_are_not_finite_move_nothing():
-    gate = identity_gate(3, k=1, balance_rate=1.0)
+    gate = identity_gate(SigmoidGate, 3, k=1, balance_rate=1.0)
     x = torch.eye(3, dtype=torch.float64)[[1, 2]]
     x[0, 0] = torch.nan
     gate(x)

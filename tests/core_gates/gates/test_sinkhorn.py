@@ -3,16 +3,7 @@ import torch
 from torch.testing import assert_close
 
 from core_gates.gates.sinkhorn import SinkhornGate, sinkhorn_prices
-
-
-def identity_gate(num_experts, **options):
-    gate = SinkhornGate(num_experts, num_experts, dtype=torch.float64, **options)
-    gate.weight.data.copy_(torch.eye(num_experts))
-    return gate
-
-
-def scores(*shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+from tests.core_gates.gates.drawn import identity_gate, scores
 
 
 def skewed(num_tokens, num_experts):
@@ -49,7 +40,7 @@ def test_large_scores_and_empty_groups_stay_finite():
 
 
 def test_training_spreads_the_load_and_evaluation_takes_the_best():
-    gate, x = identity_gate(8), skewed(400, 8)
+    gate, x = identity_gate(SinkhornGate, 8), skewed(400, 8)
     load = torch.bincount(gate(x).indices.flatten(), minlength=8).double()
     best = torch.bincount(x.argmax(-1), minlength=8).double()
     assert best.std() / best.mean() > 0.8
@@ -59,7 +50,7 @@ def test_training_spreads_the_load_and_evaluation_takes_the_best():
 
 @pytest.mark.parametrize("score", ["softmax", "sigmoid"])
 def test_weights_are_scores_of_the_raw_logits(score):
-    gate, x = identity_gate(4, k=2, score=score), skewed(30, 4)
+    gate, x = identity_gate(SinkhornGate, 4, k=2, score=score), skewed(30, 4)
     routing = gate(x)
     expected = x.softmax(-1) if score == "softmax" else x.sigmoid()
     assert_close(routing.weights, expected.gather(-1, routing.indices))
@@ -71,11 +62,11 @@ def test_groups_and_padding_do_not_compete():
     x = skewed(12, 3).view(2, 6, 3)
     mask = torch.zeros(2, 6, dtype=torch.bool)
     mask[1, 2:] = True
-    indices = identity_gate(3, group_dim=-2)(x, padding_mask=mask).indices
-    assert torch.equal(indices[0], identity_gate(3)(x[0]).indices)
-    assert torch.equal(indices[1, :2], identity_gate(3)(x[1, :2]).indices)
-    together = identity_gate(3)(x, padding_mask=mask).indices
-    assert torch.equal(together[~mask], identity_gate(3)(x[~mask]).indices)
+    indices = identity_gate(SinkhornGate, 3, group_dim=-2)(x, padding_mask=mask).indices
+    assert torch.equal(indices[0], identity_gate(SinkhornGate, 3)(x[0]).indices)
+    assert torch.equal(indices[1, :2], identity_gate(SinkhornGate, 3)(x[1, :2]).indices)
+    together = identity_gate(SinkhornGate, 3)(x, padding_mask=mask).indices
+    assert torch.equal(together[~mask], identity_gate(SinkhornGate, 3)(x[~mask]).indices)
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,9 @@ from torch.testing import assert_close
 
 from core_gates import balance_loss
 from core_gates.gates.switch import SwitchGate
+from tests.core_gates.gates.drawn import identity_gate
 
 STANDARD = ["standard_T24_E6_k2", "standard_T32_E8_k3"]
-
-
-def identity_gate(num_experts, **options):
-    gate = SwitchGate(num_experts, num_experts, jitter=0, dtype=torch.float64, **options)
-    gate.weight.data.copy_(torch.eye(num_experts))
-    return gate
 
 
 def assert_slots(routing, slots):
@@ -23,7 +18,9 @@ def assert_slots(routing, slots):
 @pytest.mark.fault("core F9")
 def test_training_and_evaluation_have_rules_of_their_own():
     gate = identity_gate(
+        SwitchGate,
         2,
+        jitter=0,
         capacity_factor=1.0,
         eval_capacity_factor=0.5,
         capacity_rule="per_expert",
@@ -34,13 +31,15 @@ def test_training_and_evaluation_have_rules_of_their_own():
     assert gate.eval()(x).kept.sum() == 5  # ⌈0.5 · 10⌉
     gate.eval_capacity_rule = "floor"
     assert gate.eval()(x).kept.sum() == 2
-    assert identity_gate(2, capacity_rule="floor").eval_capacity_rule == "floor"
+    assert (
+        identity_gate(SwitchGate, 2, jitter=0, capacity_rule="floor").eval_capacity_rule == "floor"
+    )
 
 
 @pytest.mark.parametrize("name", STANDARD)
 def test_golden_weights_and_balance_loss(golden, name):
     g = golden(name)
-    routing = identity_gate(g["logits"].shape[1])(g["logits"])
+    routing = identity_gate(SwitchGate, g["logits"].shape[1], jitter=0)(g["logits"])
     assert_close(routing.to_dense().weights, g["switch_gate"], rtol=0, atol=1e-10)
     assert_close(balance_loss(routing), g["switch_lb_loss"], rtol=0, atol=1e-10)
 
@@ -49,7 +48,9 @@ def test_golden_weights_and_balance_loss(golden, name):
 def test_golden_capacity_and_gradients(golden, name):
     g = golden(name)
     gate = identity_gate(
+        SwitchGate,
         6,
+        jitter=0,
         capacity_factor=1.0,
         eval_capacity_factor=0.25,
         capacity_rule="per_token" if "eval_mode" in g else "per_expert",
@@ -67,23 +68,28 @@ def test_golden_capacity_and_gradients(golden, name):
 
 
 def test_capacity_depends_on_the_mode():
-    gate, x = identity_gate(4), torch.eye(4, dtype=torch.float64)[:1].expand(16, 4)
+    gate, x = (
+        identity_gate(SwitchGate, 4, jitter=0),
+        torch.eye(4, dtype=torch.float64)[:1].expand(16, 4),
+    )
     assert gate(x).kept.sum() == 5
     assert gate.eval()(x).kept.sum() == 8
-    unlimited = identity_gate(4, capacity_factor=None, eval_capacity_factor=None)
+    unlimited = identity_gate(
+        SwitchGate, 4, jitter=0, capacity_factor=None, eval_capacity_factor=None
+    )
     assert unlimited(x).kept is None
     assert gate.couples_tokens
     assert not unlimited.couples_tokens
 
 
 def test_groups_do_not_compete():
-    gate = identity_gate(2, group_dim=-2)
+    gate = identity_gate(SwitchGate, 2, jitter=0, group_dim=-2)
     x = torch.eye(2, dtype=torch.float64)[torch.zeros(3, 4, dtype=torch.int64)]
     assert gate(x).kept[..., 0].tolist() == [[True, True, True, False]] * 3
 
 
 def test_later_positions_do_not_change_earlier_ones_but_for_the_capacity():
-    gate = identity_gate(3)
+    gate = identity_gate(SwitchGate, 3, jitter=0)
     x = torch.randn(40, 3, dtype=torch.float64)
     kept = gate(x).kept[:20]
     assert (gate(x[:20]).kept <= kept).all()  # a longer input has more room

@@ -2,9 +2,7 @@
 
 from collections import Counter
 from functools import partial
-from math import prod
 
-import numpy as np
 import pytest
 import torch
 from timm.models.vision_transformer import Block
@@ -28,6 +26,7 @@ from endoscopy.models import (
     weight_parameters,
 )
 from endoscopy.models.trunks import gate_trunk
+from tests.fixtures.recipe_weights import recipe_weights
 
 PUBLISHED = {
     fsg_vit_tiny_patch16_384: (5_597_569, 24 * 192),
@@ -342,25 +341,6 @@ def test_the_vision_transformer(vectors, own_name):
     check_gradients(model, tensors, own_name, EXACT)
 
 
-def fill(tensors, rename):
-    """The weights of the ResNet files, which hold a recipe instead."""
-    weights = {}
-    shapes = zip(tensors["param_names"], tensors["param_shapes"], strict=True)
-    for k, (name, shape) in enumerate(shapes):
-        shape = [int(n) for n in shape.strip("(),").split(",")]
-        i = np.arange(prod(shape), dtype=np.float64)
-        u = np.sin(float(tensors["fill_a"]) * i + float(tensors["fill_b"]) * (k + 1))
-        u = torch.from_numpy(u.reshape(shape))
-        if name.startswith("fsag"):
-            u = 0.8 * u
-        elif len(shape) > 1:
-            u = u * (2 / prod(shape[1:])) ** 0.5
-        else:
-            u = 1 + 0.1 * u if name.endswith("weight") else 0.05 * u
-        weights[rename(name)] = u
-    return weights
-
-
 @pytest.mark.parametrize(
     ("name", "streams", "tolerance"),
     [
@@ -375,7 +355,7 @@ def fill(tensors, rename):
 def test_the_multi_stream_resnet(name, streams, tolerance, vectors, own_name):
     tensors = vectors(name)
     model = fsg_resnet18(streams, hidden_dim=16).double().train("train" in name)
-    missing, unused = model.load_state_dict(fill(tensors, own_name), strict=False)
+    missing, unused = model.load_state_dict(recipe_weights(tensors, own_name), strict=False)
     assert all(n.endswith(("kept", "running_mean", "running_var", "tracked")) for n in missing)
     assert all(n.endswith("gate.logits") for n in unused)  # of streams that are not there
     y = model({stream: tensors[f"in.{stream}"] for stream in streams})
