@@ -1,0 +1,161 @@
+"""Counts of bytes: a language model without training, which every trained one must beat."""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from core_gates.errors import GatesError, check_at_least
+from language.corpus import Document
+
+ORDER = 5
+LARGEST_ORDER = 7  # eight bytes are one integer
+
+
+class _Table(NamedTuple):
+    """What was counted for one order.
+
+    Attributes:
+        grams: (U,) contexts with the byte after them, as integers in ascending order.
+        counts: (U,) how often each was seen.
+        contexts: (V,) contexts, in ascending order.
+        totals: (V,) how often each was seen with a byte after it.
+        kinds: (V,) number of different bytes after it.
+    """
+
+    grams: np.ndarray
+    counts: np.ndarray
+    contexts: np.ndarray
+    totals: np.ndarray
+    kinds: np.ndarray
+
+    @classmethod
+    def of(cls, grams: np.ndarray) -> "_Table":
+        """Count integers (N,), which are sorted in place."""
+        grams.sort()
+        first = _starts(grams)
+        counts = np.diff(first, append=len(grams))
+        grams = grams[first]
+        contexts = grams >> np.uint64(8)
+        first = _starts(contexts)
+        kinds = np.diff(first, append=len(contexts))
+        return cls(grams, counts, contexts[first], np.add.reduceat(counts, first), kinds)
+
+    def update(self, probabilities: np.ndarray, grams: np.ndarray) -> np.ndarray:
+        """Return the probabilities (T,) of the bytes of ``grams`` (T,), from those one order below.
+
+        Values are looked up in ascending order, which keeps the memory that is read in the cache.
+        """
+        order = grams.argsort()
+        ordered = grams[order]
+        counts = _look_up(self.grams, ordered, self.counts)
+        ordered >>= np.uint64(8)
+        totals = _look_up(self.contexts, ordered, self.totals)
+        kinds = _look_up(self.contexts, ordered, self.kinds)
+        lower = probabilities[order]
+        updated = np.empty_like(lower)
+        with np.errstate(invalid="ignore"):  # a context that was not seen
+            updated[order] = np.where(
+                totals > 0, (counts + kinds * lower) / (totals + kinds), lower
+            )
+        return updated
+
+
+def _starts(values: np.ndarray) -> np.ndarray:
+    """Return where each value of (N,) sorted ones occurs first."""
+    return np.concatenate([[0], np.flatnonzero(values[1:] != values[:-1]) + 1])
+
+
+def _look_up(known: np.ndarray, wanted: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return the values of wanted integers, 0 for those that are not known."""
+    place = np.minimum(known.searchsorted(wanted), len(known) - 1)
+    return np.where(known[place] == wanted, values[place], 0)
+
+
+def _grams(
+    data: np.ndarray, position: np.ndarray, order: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield, for orders from 0, which bytes have that many before them, and both as integers.
+
+    Args:
+        data: (N,) bytes.
+        position: (N,) number of each byte in its document.
+        order: The last one.
+    """
+    grams = data.astype(np.uint64)
+    yield np.ones(len(data), dtype=bool), grams
+    for length in range(1, order + 1):
+        grams = grams.copy()
+        grams[length:] |= data[: -length or None].astype(np.uint64) << np.uint64(8 * length)
+        yield position >= length, grams
+
+
+class ByteCounts:
+    """The bytes of documents, counted after their contexts.
+
+    The probability of a byte c after the k bytes h is ::
+
+        p_k(c | h) = (n(h c) + t(h) p_{k-1}(c | h')) / (n(h) + t(h))
+
+    with the counts n in the documents, the number t(h) of different bytes after h, and h' without
+    the first byte of h (Witten and Bell, 1991, method C, interpolated as in Chen and Goodman, 1998,
+    equation 14). Below order 0 all bytes are equally likely. Where h was never seen, p_k is
+    p_{k-1}. Contexts do not reach beyond the beginning of a document: its first bytes have shorter
+    ones.
+
+    Made by :meth:`fit`.
+
+    Attributes:
+        order: Bytes in the longest context.
+    """
+
+    def __init__(self, tables: list[_Table]) -> None:
+        self._tables = tables
+        self.order = len(tables) - 1
+
+    @classmethod
+    def fit(cls, documents: Iterable[Document], order: int = ORDER) -> "ByteCounts":
+        """Count the bytes of documents.
+
+        Args:
+            documents: Text to learn from.
+            order: Bytes in the longest context, 0 to 7.
+
+        Raises:
+            GatesError: No document is longer than the contexts.
+            ValueError: The order is out of range.
+        """
+        check_at_least(0, order=order)
+        if order > LARGEST_ORDER:
+            raise ValueError(f"order must be at most {LARGEST_ORDER}, got {order}")
+        texts = [document.text.encode() for document in documents]
+        lengths = np.array([len(text) for text in texts], dtype=np.int64)
+        longest = lengths.max(initial=0)
+        if longest <= order:
+            raise GatesError(
+                f"the longest of {len(texts)} documents has {longest} bytes, expected more than the"
+                f" {order} of a context; choose a corpus with more text"
+            )
+        data = np.frombuffer(b"".join(texts), dtype=np.uint8)
+        starts = np.repeat(lengths.cumsum() - lengths, lengths)
+        position = np.minimum(np.arange(len(data)) - starts, order).astype(np.uint8)
+        return cls([_Table.of(grams[found]) for found, grams in _grams(data, position, order)])
+
+    def bits(self, text: str | bytes) -> np.ndarray:
+        """Return the bits of every byte of a text, given all bytes before it.
+
+        Args:
+            text: A document, or T bytes.
+
+        Returns:
+            Minus the binary logarithm of its probability, (order + 1, T): row k for contexts of up
+            to k bytes.
+        """
+        encoded = text if isinstance(text, bytes) else text.encode()
+        data = np.frombuffer(encoded, dtype=np.uint8)
+        probabilities, rows = np.full(len(data), 1 / 256), []
+        contexts = _grams(data, np.arange(len(data)), self.order)
+        for table, (found, grams) in zip(self._tables, contexts, strict=True):
+            probabilities[found] = table.update(probabilities[found], grams[found])
+            rows.append(-np.log2(probabilities))
+        return np.stack(rows)
