@@ -1,0 +1,216 @@
+"""Bits per byte of held-out documents, of a decoder and of rivals that need no training."""
+
+import lzma
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from core_gates.errors import GatesError, check_at_least
+from core_gates.numerics import accumulation_dtype
+from language.corpus import Document
+from language.counts import ByteCounts
+from language.model import Decoder
+from language.tokenizer import Tokenizer
+
+SMALLEST_DICTIONARY = 4096  # bytes, of LZMA2
+UNSCORED = -100
+
+
+class _Window(NamedTuple):
+    """Tokens (T + 1,) of a window, of which T are read and T are predicted, and its document."""
+
+    document: int
+    tokens: np.ndarray
+
+
+def scored_part(
+    tokenizer: Tokenizer, documents: Sequence[Document], context: int
+) -> tuple[list[Document], np.ndarray]:
+    """Return which documents are scored, and the first byte of each that is; all after it are, too.
+
+    Those of no more than half a context are left out.
+
+    Args:
+        tokenizer: That of the decoder.
+        documents: Held-out documents.
+        context: Tokens of a window.
+
+    Returns:
+        N documents, and numbers of bytes (N,).
+
+    Raises:
+        GatesError: No document is left.
+    """
+    half, found, starts = context // 2, list[Document](), list[int]()
+    for document in documents:
+        sizes = tokenizer.byte_counts(document.text)
+        if len(sizes) > half:
+            found.append(document)
+            starts.append(sizes[:half].sum())
+    if not found:
+        raise GatesError(
+            f"none of {len(documents)} documents has more than {half} tokens, half of the context,"
+            " so that nothing is scored; use longer documents or a smaller context"
+        )
+    return found, np.array(starts)
+
+
+def bits_per_byte(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    documents: Sequence[Document],
+    *,
+    context: int | None = None,
+    batch_size: int = 16,
+) -> np.ndarray:
+    """Return how many bits a decoder needs for the scored bytes of documents.
+
+    Windows overlap by half of the context, and the second half of each is scored: every token but
+    those of the first half window is scored once, knowing half a context at least. A document
+    begins after the end token, as in training. The bits per byte of all documents, with an interval
+    over documents, are::
+
+        documents, starts = scored_part(tokenizer, documents, model.context)
+        found = bits_per_byte(model, tokenizer, documents)
+        draws = Resamples.clusters([document.name for document in documents])
+        draws.intervals(moments(found, ratio, name="bits_per_byte"))
+
+    The model is in evaluation mode afterwards.
+
+    Args:
+        model: The decoder.
+        tokenizer: The one that it was trained with.
+        documents: Held-out documents, each longer than half a context.
+        context: Tokens of a window; those of the model by default.
+        batch_size: Windows computed at once.
+
+    Returns:
+        Bits and bytes (N, 2) of each document.
+
+    Raises:
+        GatesError: The tokenizer has tokens that the model lacks, a document is too short, or bits
+            are not finite.
+        ValueError: The context or the batch is below 1.
+    """
+    context = model.context if context is None else context
+    check_at_least(1, context=context, batch_size=batch_size)
+    if tokenizer.vocab_size > model.vocab_size:
+        raise GatesError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model {model.vocab_size};"
+            " use the tokenizer that it was trained with"
+        )
+    half = context // 2
+    sizes = [_scored_bytes(tokenizer, document, half) for document in documents]
+    model.eval()
+    bits = np.zeros(len(documents))
+    every = _windows(tokenizer, documents, context)
+    while windows := [*islice(every, batch_size)]:
+        found = _nats(model, [window.tokens for window in windows], half) / np.log(2)
+        np.add.at(bits, [window.document for window in windows], found)
+    for document, value in zip(documents, bits, strict=True):
+        if not np.isfinite(value):
+            raise GatesError(
+                f"the model needs {value} bits for {document.name}, expected a finite number: its"
+                " weights are not those of a successful training run; use another checkpoint"
+            )
+    return np.stack([bits, sizes], 1)
+
+
+def _scored_bytes(tokenizer: Tokenizer, document: Document, half: int) -> int:
+    """Return the bytes of a document after the first half window.
+
+    Raises:
+        GatesError: There is none.
+    """
+    counts = tokenizer.byte_counts(document.text)
+    if len(counts) <= half:
+        raise GatesError(
+            f"{document.name} has {len(counts)} tokens, expected more than {half}, half of the"
+            " context, so that something is scored; leave it out, or use a smaller context"
+        )
+    return int(counts[half:].sum())
+
+
+def _windows(
+    tokenizer: Tokenizer, documents: Iterable[Document], context: int
+) -> Iterator[_Window]:
+    half = context // 2
+    for number, document in enumerate(documents):
+        tokens = np.concatenate([[tokenizer.end], tokenizer.encode(document.text)])
+        for start in range(0, len(tokens) - 1 - half, context - half):
+            yield _Window(number, tokens[start : start + context + 1])
+
+
+def _nats(model: Decoder, windows: Sequence[np.ndarray], half: int) -> np.ndarray:
+    """Return the cross-entropy of each window, summed over its tokens after the first half."""
+    device = next(model.parameters()).device
+    lengths = np.array([len(window) - 1 for window in windows])
+    tokens = np.zeros((len(windows), lengths.max() + 1), np.int64)
+    for row, window in zip(tokens, windows, strict=True):
+        row[: len(window)] = window
+    padding = np.arange(lengths.max()) >= lengths[:, None]
+    targets = np.where(padding, UNSCORED, tokens[:, 1:])[:, half:]
+    mask = torch.from_numpy(padding).to(device) if padding.any() else None
+    with torch.inference_mode():
+        logits = model(torch.from_numpy(tokens[:, :-1]).to(device), padding_mask=mask)[:, half:]
+        nats = F.cross_entropy(
+            logits.transpose(1, 2).to(accumulation_dtype(logits)),
+            torch.from_numpy(targets).to(device),
+            ignore_index=UNSCORED,
+            reduction="none",
+        )
+        return nats.cpu().double().sum(1).numpy()
+
+
+def count_bits(
+    counts: ByteCounts, documents: Iterable[Document], starts: Iterable[int]
+) -> np.ndarray:
+    """Return how many bits counts need for the same bytes, knowing all of a document before them.
+
+    Args:
+        counts: Counts of the training documents.
+        documents: Held-out documents.
+        starts: First scored byte of each, from :func:`scored_part`.
+
+    Returns:
+        Bits and bytes (order + 1, N, 2), for contexts of up to 0, 1, ... bytes.
+    """
+    found = []
+    for document, start in zip(documents, starts, strict=True):
+        bits = counts.bits(document.text)[:, start:]
+        found.append(np.stack([bits.sum(1), np.full(len(bits), bits.shape[1])], 1))
+    return np.stack(found, 1)
+
+
+def xz_bits(documents: Iterable[Document]) -> np.ndarray:
+    """Return how many bits xz needs for each document, all of it, compressed for itself.
+
+    That is the raw stream of LZMA2, preset 9 with ``extreme``, without the header and checksums of
+    a file: a larger rival would be an easier one.
+
+    Args:
+        documents: Held-out documents.
+
+    Returns:
+        Bits and bytes (N, 2).
+    """
+    found = []
+    for document in documents:
+        data = document.text.encode()
+        coder = {
+            "id": lzma.FILTER_LZMA2,
+            "preset": 9 | lzma.PRESET_EXTREME,
+            "dict_size": max(len(data), SMALLEST_DICTIONARY),  # more is only slower
+        }
+        packed = lzma.compress(data, lzma.FORMAT_RAW, filters=[coder])
+        found.append((8 * len(packed), len(data)))
+    return np.array(found, dtype=float)
+
+
+def ratio(means: np.ndarray) -> np.ndarray:
+    """Return the ratio (...,) of two means (..., 2): bits per byte, as a transform of moments."""
+    return means[..., 0] / means[..., 1]

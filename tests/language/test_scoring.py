@@ -1,0 +1,199 @@
+"""Bits per byte: each scored byte once, closed forms, rivals on the same bytes, intervals."""
+
+import lzma
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from core_gates.errors import GatesError
+from harness.evidence import Resamples, moments
+from language.counts import ByteCounts
+from language.model import Decoder
+from language.scoring import bits_per_byte, count_bits, ratio, scored_part, xz_bits
+from language.tokenizer import ByteTokenizer
+
+TEXTS = ["nine byte", "one byte more than some", "naïve – naïf " * 9, "x" * 40]
+CONTEXT = 16
+
+
+class Words:
+    """Pairs of bytes, the last one possibly alone: tokens of several lengths."""
+
+    vocab_size, end = 300, 299
+
+    def encode(self, text):
+        return np.array([sum(pair) % 299 for pair in self.pairs(text)], int)
+
+    def byte_counts(self, text):
+        return np.array([len(pair) for pair in self.pairs(text)], int)
+
+    def pairs(self, text):
+        data = text.encode()
+        return [data[i : i + 2] for i in range(0, len(data), 2)]
+
+
+class Uniform(nn.Module):
+    """Gives all tokens the same probability and remembers what it read."""
+
+    def __init__(self, vocab_size=257, context=CONTEXT):
+        super().__init__()
+        self.vocab_size, self.context, self.seen = vocab_size, context, []
+        self.weight = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def forward(self, tokens, *, padding_mask=None):
+        self.seen.append((tokens.clone(), padding_mask))
+        return self.weight.expand(*tokens.shape, self.vocab_size)
+
+
+def documents(*texts):
+    return [SimpleNamespace(name=f"d{n}", text=text) for n, text in enumerate(texts)]
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    torch.manual_seed(0)
+    model = Decoder(257, 16, 2, 2, hidden_dim=32, context=CONTEXT, dtype=torch.float64)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.4)
+    return model
+
+
+@pytest.mark.parametrize(("tokenizer", "width"), [(ByteTokenizer(), 1), (Words(), 2)])
+@pytest.mark.parametrize("context", [1, 2, 7, 8, 16, 500])
+def test_a_uniform_model_needs_the_logarithm_of_its_tokens(tokenizer, width, context):
+    model = Uniform(tokenizer.vocab_size)
+    lengths = np.array([260, 251, 252])
+    texts = ["a" * 260 * width, "b" * 251 * width, "é" * 126 * width]
+    bits, sizes = bits_per_byte(model, tokenizer, documents(*texts), context=context).T
+    scored = lengths - context // 2
+    np.testing.assert_allclose(bits, scored * np.log2(tokenizer.vocab_size), rtol=1e-14)
+    assert sizes.tolist() == (scored * width).tolist()
+
+
+@pytest.mark.parametrize("context", [2, 7, 16])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_each_token_after_half_a_window_is_scored_once(context, batch_size):
+    tokenizer, half = ByteTokenizer(), context // 2
+    text = "".join(map(chr, range(100)))
+
+    class Recalls(Uniform):
+        """Is certain of the true next byte, and so of a byte only where its window is right."""
+
+        def forward(self, tokens, *, padding_mask=None):
+            super().forward(tokens, padding_mask=padding_mask)
+            following = (tokens + 1).where(tokens < tokenizer.end, 0)
+            return 99 * nn.functional.one_hot(following, 257).double()
+
+    model = Recalls(context=context)
+    found = bits_per_byte(model, tokenizer, documents(text, text[:31]), batch_size=batch_size)
+    assert found[:, 0].max() < 1e-9
+    assert found[:, 1].tolist() == [100 - half, 31 - half]
+    read = []
+    for tokens, mask in model.seen:
+        assert len(tokens) <= batch_size
+        for number, row in enumerate(tokens.tolist()):
+            length = len(row) if mask is None else int((~mask[number]).sum())
+            assert length <= context
+            read.append(row[half:length])
+    expected = [*range(half - 1, 99), *range(half - 1, 30)]
+    assert [token for row in read for token in row if token != tokenizer.end] == [
+        token for token in expected if token >= 0
+    ]
+
+
+def test_bits_are_those_of_the_windows_one_by_one(decoder):
+    tokenizer, half = ByteTokenizer(), CONTEXT // 2
+    decoder.train()
+    found = bits_per_byte(decoder, tokenizer, documents(*TEXTS), batch_size=4)
+    assert not decoder.training
+    for text, (bits, size) in zip(TEXTS, found, strict=True):
+        tokens = torch.tensor([tokenizer.end, *text.encode()])
+        expected = 0.0
+        for place in range(half + 1, len(tokens)):  # predicted one by one
+            start = (place - 1 - half) // half * half
+            logits = decoder(tokens[None, start:place])[0, -1]
+            expected -= logits.log_softmax(-1)[tokens[place]].item() / np.log(2)
+        assert bits == pytest.approx(expected, abs=1e-9)
+        assert size == len(text.encode()) - half
+
+
+def test_bytes_of_tokens_are_counted_from_the_first_scored_one():
+    texts = ["", "sixteen and more", "sixteen and more!", "naïve – naïf – naïve"]
+    found, starts = scored_part(Words(), documents(*texts), CONTEXT)
+    assert [one.text for one in found] == texts[2:]
+    assert starts.tolist() == [16, 16]
+    sizes = bits_per_byte(Uniform(Words.vocab_size), Words(), found)[:, 1]
+    assert (starts + sizes).tolist() == [len(text.encode()) for text in texts[2:]]
+
+
+def test_counts_are_scored_on_the_same_bytes_with_all_text_before():
+    counts = ByteCounts.fit(documents("naïve and naïf"), 2)
+    found, starts = scored_part(ByteTokenizer(), documents(*TEXTS), CONTEXT)
+    values = count_bits(counts, found, starts)
+    assert values.shape == (3, len(TEXTS), 2)
+    for number, text in enumerate(TEXTS):
+        every = counts.bits(text)
+        np.testing.assert_allclose(values[:, number, 0], every[:, 8:].sum(1))
+        assert set(values[:, number, 1]) == {len(text.encode()) - 8}
+
+
+def test_xz_compresses_each_document_for_itself():
+    texts = ["", "abc" * 2000, "naïve"]
+    bits, sizes = xz_bits(documents(*texts)).T
+    assert sizes.tolist() == [0, 6000, 6]
+    assert bits[1] < 0.1 * 8 * 6000
+    for text, size in zip(texts, bits / 8, strict=True):
+        xz = len(lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME))
+        assert 0 < xz - size < 64  # header, checksums and index of the container
+
+
+def test_the_interval_is_that_of_a_ratio_over_documents():
+    values = np.array([[10.0, 10], [60, 20], [10, 10]])
+    draws = Resamples.clusters("abc")
+    found = draws.intervals(moments(values, ratio, name="bits_per_byte"))["bits_per_byte"]
+    assert found.value == 2.0
+    assert 1 <= found.low < 2 < found.high <= 3
+    twice = moments(values * [2, 1], ratio, name="bits_per_byte")
+    difference = draws.differences(twice, moments(values, ratio, name="bits_per_byte"))
+    assert difference["bits_per_byte"].value == 2.0
+    assert difference["bits_per_byte"].low == pytest.approx(found.low)
+
+
+def test_what_cannot_be_scored_is_refused(refuses):
+    broken, model, tokenizer = Uniform(), Uniform(), ByteTokenizer()
+    broken.weight.data.fill_(torch.nan)
+    refuses(
+        GatesError,
+        (
+            "d1 has 8 tokens, expected more than 8, half of the context",
+            lambda: bits_per_byte(model, tokenizer, documents(TEXTS[0], "exactly8")),
+        ),
+        (
+            "none of 2 documents has more than 8 tokens, half of the context",
+            lambda: scored_part(tokenizer, documents("short", "exactly8"), CONTEXT),
+        ),
+        ("none of 0 documents", lambda: scored_part(tokenizer, [], CONTEXT)),
+        (
+            "the tokenizer has 257 tokens, the model 256; use the tokenizer that it was",
+            lambda: bits_per_byte(Uniform(256), tokenizer, documents(*TEXTS)),
+        ),
+        (
+            "the model needs nan bits for d0, expected a finite number",
+            lambda: bits_per_byte(broken, tokenizer, documents(*TEXTS)),
+        ),
+    )
+    refuses(
+        ValueError,
+        (
+            "context must be at least 1, got 0",
+            lambda: bits_per_byte(model, tokenizer, documents(*TEXTS), context=0),
+        ),
+        (
+            "batch_size must be at least 1",
+            lambda: bits_per_byte(model, tokenizer, documents(*TEXTS), batch_size=0),
+        ),
+    )
