@@ -1,21 +1,20 @@
 """A decoder trained on two processes, its blocks whole or sharded, against one process."""
 
-import warnings
 from functools import partial
 
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
-from torch.distributed import is_initialized
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed import all_reduce, is_initialized
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
 from core_gates.gates import TopKGate
 from core_gates.moe import StackedExperts
-from harness.runs.terminal import quiet_lightning
 from language.model import Decoder
 from language.module import LanguageModule
+from tests.distributed.lightning_fits import fit, validation_scores
 
 STEPS = 10
 KINDS = {
@@ -25,6 +24,7 @@ KINDS = {
         "experts": partial(StackedExperts, hidden_dim=8),
     },
 }
+CLIPPED = {"gradient_clip_val": 1.0}
 LOSSES = {"dense": {}, "top-k": {"balance": 0.1, "z": 0.01}}
 
 
@@ -48,49 +48,42 @@ def module_of(kind, checkpointing=False):
     return LanguageModule(model, 1e-2, warmup_steps=3, losses=LOSSES[kind])
 
 
-def trainer_of(strategy, steps):
-    options = {"devices": 1}
-    if is_initialized() and strategy == "ddp":
-        options = {"devices": 2, "strategy": DDPStrategy(process_group_backend="gloo")}
-    elif is_initialized():
-        whole = {"save_distributed_checkpoint": False, "process_group_backend": "gloo"}
-        sharding = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, **whole)
-        options = {"devices": 2, "strategy": sharding}
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    return L.Trainer(
-        accelerator="cpu", max_steps=steps, gradient_clip_val=1.0, use_distributed_sampler=False,
-        enable_model_summary=False, callbacks=[Watch()], **quiet, **options,
-    )  # fmt: skip
+class Tokens(L.LightningDataModule):
+    """Ten batches, of which a rank gets its part; also for validation."""
+
+    def __init__(self, share=lambda batch: batch):
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        whole = [torch.randint(29, (8, 13), generator=generator) for _ in range(STEPS)]
+        self.batches = [share(batch) for batch in whole]
+
+    def train_dataloader(self):
+        return DataLoader(self.batches, batch_size=None)
+
+    val_dataloader = train_dataloader
 
 
-def batches(parallel):
-    generator = torch.Generator().manual_seed(1)
-    whole = [torch.randint(29, (8, 13), generator=generator) for _ in range(STEPS)]
-    return DataLoader([parallel.share(batch) for batch in whole], batch_size=None)
-
-
-def fit(parallel, strategy, kind, checkpoint):
+def train(parallel, strategy, kind, folder):
     """Train for ten steps; return the state, and the losses, of which ranks have the mean."""
-    module, trainer = module_of(kind, checkpointing=True), trainer_of(strategy, STEPS)
-    trainer.fit(module, batches(parallel))
-    sharded = strategy == "fsdp2" and is_initialized()
-    block = module.model.blocks[1].self_attn.q_proj.weight
-    assert hasattr(block, "full_tensor") == sharded
-    trainer.save_checkpoint(checkpoint)
-    losses = torch.stack(trainer.callbacks[0].losses)
+    module, watch, options = module_of(kind, checkpointing=True), Watch(), {}
+    if is_initialized() and strategy == "fsdp2":
+        options["strategy"] = ModelParallelStrategy(2, 1, save_distributed_checkpoint=False)
+    trainer = fit(module, Tokens(parallel.share), folder, callbacks=[watch], **CLIPPED, **options)
+    weight = module.model.blocks[1].self_attn.q_proj.weight
+    assert hasattr(weight, "full_tensor") == ("strategy" in options)
+    trainer.save_checkpoint(f"{folder}/{strategy} {kind} {1 + is_initialized()}.ckpt")
+    losses = torch.stack(watch.losses)
     if is_initialized():
-        torch.distributed.all_reduce(losses)
+        all_reduce(losses)
         losses = losses / 2
-    return {"losses": losses, "state": dict(module.model.state_dict())}
+    bits = validation_scores(trainer, "validation/bits_per_token")
+    return {"losses": losses, "state": dict(module.model.state_dict()), "bits": bits}
 
 
-def train(parallel, folder):
-    quiet_lightning()
-    warnings.simplefilter("ignore")  # Lightning's advice on loaders
+def train_all(parallel, folder):
+    """All ways, in one start of the processes, which takes longer than their work."""
     return {
-        f"{strategy} {kind}": fit(
-            parallel, strategy, kind, f"{folder}/{strategy} {kind} {1 + is_initialized()}.ckpt"
-        )
+        f"{strategy} {kind}": train(parallel, strategy, kind, folder)
         for strategy in ("ddp", "fsdp2")
         for kind in KINDS
     }
@@ -98,23 +91,23 @@ def train(parallel, folder):
 
 def opened(kind, checkpoint):
     """Open a checkpoint in this process; return weights, moments and the next learning rates."""
-    module, trainer = module_of(kind), trainer_of(None, STEPS)
-    trainer.fit(module, DataLoader([0]), ckpt_path=checkpoint)  # all steps are done
+    module = module_of(kind)
+    trainer = fit(module, Tokens(), checkpoint.parent, resume=checkpoint, **CLIPPED)
     assert trainer.global_step == STEPS
     state = trainer.optimizers[0].state
     moments = {n: state[p]["exp_avg"] for n, p in module.model.named_parameters()}
     return {**module.model.state_dict()}, moments, module.lr_schedulers().get_last_lr()
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.costly("three processes import Lightning and train four models")
 def test_two_ranks_equal_one_process_and_their_checkpoints_open(two_ranks, tmp_path):
-    found = two_ranks(train, str(tmp_path), tolerance=1e-10)
+    found = two_ranks(train_all, str(tmp_path), tolerance=1e-10)
     for name, result in found.items():
         kind = name.split()[1]
         start = module_of(kind).model.state_dict()
         assert all((result["state"][n] - start[n]).abs().max() > 0.01 for n in start)
         assert result["losses"][-1] < result["losses"][0]
+        assert 0 < result["bits"]["validation/bits_per_token"] < 9
         weights, moments, rates = opened(kind, tmp_path / f"{name} 2.ckpt")
         assert_close(weights, result["state"], rtol=1e-10, atol=1e-10)
         _, expected, expected_rates = opened(kind, tmp_path / f"{name} 1.ckpt")
