@@ -142,7 +142,8 @@ class LanguageModule(L.LightningModule):
                 "the learning rate falls until the last step, but the trainer has none: give it"
                 " max_steps or max_epochs"
             )
-        optimizer = torch.optim.AdamW(self._groups(), self.learning_rate, self.betas, fused=True)
+        fused = "mixed" not in str(self.trainer.precision)  # there Lightning refuses to clip
+        optimizer = torch.optim.AdamW(self._groups(), self.learning_rate, self.betas, fused=fused)
 
         def factor(step: int) -> float:
             if step < self.warmup_steps:

@@ -205,6 +205,13 @@ def test_gates_advance_and_experts_are_spawned_once_a_step():
     assert first.shape == second.shape
 
 
+def test_gradients_are_clipped_in_mixed_precision():
+    module = LanguageModule(ours("Llama"), 1e-2, warmup_steps=0)
+    watch = fit(module, precision="bf16-mixed", gradient_clip_val=1.0)
+    assert watch.losses[-1] < watch.losses[0] - 0.2
+    assert next(module.parameters()).dtype == torch.float32
+
+
 def test_validation_is_in_bits_per_token():
     module = LanguageModule(ours("Llama"), 1e-3)
     torch.nn.init.zeros_(module.model.lm_head.weight)
