@@ -22,7 +22,7 @@ HELD_OUT = 10
 """Percent of the documents that are for validation, and as many for the test."""
 
 LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "pydoc_data"}
-"""Folders that are no part of the corpus of Python's standard library."""
+"""Folders left out of the corpus of Python's standard library."""
 SITE = {"sitecustomize.py", "usercustomize.py"}  # of a machine, not of Python
 GENERATED = re.compile(
     r"\bauto-?generated|\b(is|was)( automatically)? generated|generated (from '|and used)",

@@ -35,6 +35,9 @@ class WindowLoader:
         rank: This rank.
         world: Ranks.
 
+    Attributes:
+        position: Batch that comes next in the pass that runs, or ran last.
+
     Raises:
         GatesError: There are fewer windows than ranks, or ranks would have unequal batches.
     """
@@ -62,6 +65,7 @@ class WindowLoader:
                 f"{world} processes: give more text, or lower the context"
             )
         self.batch_size = min(batch_size, self.windows - self.windows % world)
+        self.position = self._start = 0
 
     def __len__(self) -> int:
         """Return the number of batches of a pass."""
@@ -69,20 +73,17 @@ class WindowLoader:
 
     def __iter__(self) -> Iterator[Tensor]:
         """Yield the windows of this rank: (batch_size / world, context + 1) int64."""
-        starts = self.starts()
-        for number in range(len(self)):
-            yield self._batch(starts, number)
+        starts, within = self.starts(), np.arange(self.context + 1)
+        self.position, self._start = self._start, 0
+        for number in range(self.position, len(self)):
+            self.position = number + 1
+            first, last = number * self.batch_size, (number + 1) * self.batch_size
+            places = starts[first + self.rank : last : self.world, None] + within
+            yield torch.from_numpy(self.tokens[places % len(self.tokens)].astype(np.int64))
 
     def starts(self) -> NDArray[np.int64]:
         """Return the first token of each window, in order."""
         return np.arange(self.windows) * self.context
-
-    def _batch(self, starts: NDArray[np.int64], number: int) -> Tensor:
-        """Return the windows of this rank in a batch; after the last token comes the first."""
-        first, last = number * self.batch_size, (number + 1) * self.batch_size
-        own = starts[first + self.rank : last : self.world]
-        places = (own[:, None] + np.arange(self.context + 1)) % len(self.tokens)
-        return torch.from_numpy(self.tokens[places].astype(np.int64))
 
 
 class TrainingLoader(WindowLoader):
@@ -95,9 +96,6 @@ class TrainingLoader(WindowLoader):
         seed: Of order and offset.
         rank: This rank.
         world: Ranks.
-
-    Attributes:
-        position: Batch that comes next in the pass that runs, or ran last.
 
     Raises:
         GatesError: There are fewer windows than ranks, or ranks would have unequal batches.
@@ -114,8 +112,7 @@ class TrainingLoader(WindowLoader):
         world: int = 1,
     ) -> None:
         super().__init__(tokens, context, batch_size, rank=rank, world=world)
-        self.seed = seed
-        self.epoch = self.position = self._start = 0
+        self.seed, self.epoch = seed, 0
 
     @property
     def sampler(self) -> TrainingLoader:
@@ -125,14 +122,6 @@ class TrainingLoader(WindowLoader):
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next pass."""
         self.epoch = epoch
-
-    def __iter__(self) -> Iterator[Tensor]:
-        """Yield the windows of this rank: (batch_size / world, context + 1) int64."""
-        starts = self.starts()
-        self.position, self._start = self._start, 0
-        for number in range(self.position, len(self)):
-            self.position = number + 1
-            yield self._batch(starts, number)
 
     def starts(self) -> NDArray[np.int64]:
         """Return the first token of each window, in the order of the epoch."""
@@ -164,7 +153,7 @@ class LanguageDataModule(L.LightningDataModule):
         seed: Of the order.
 
     Raises:
-        ValueError: A size is below 1, or no corpus is named.
+        ValueError: A size is below 1, the seed is negative, or no corpus is named.
     """
 
     def __init__(
@@ -178,6 +167,7 @@ class LanguageDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         check_at_least(1, context=context, batch_size=batch_size)
+        check_at_least(0, seed=seed)
         if not corpus:
             raise ValueError("corpus names nothing; name files, folders, or python")
         self.corpus, self.tokenizer = tuple(corpus), tokenizer

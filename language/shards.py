@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from core_gates.errors import GatesError
 from harness.files.atomic import locked, replacing, write_bytes
@@ -183,7 +182,8 @@ def write_shards(
             work on it.
     """
     folder = Path(folder)
-    if folder.exists() and not (folder / INDEX).is_file() and _holds_something(folder):
+    taken = folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
+    if taken and not (folder / INDEX).is_file():
         raise GatesError(f"{folder} exists and holds no shards: choose another folder")
     kind = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
     lock = folder.with_name(f".{folder.name}.lock")
@@ -206,33 +206,21 @@ def write_shards(
     return ShardSet.open(folder)
 
 
-def _holds_something(place: Path) -> bool:
-    return not place.is_dir() or any(place.iterdir())
-
-
 def _write(
     corpus: Corpus, tokenizer: Tokenizer, path: Path, kind: str, tick: Callable[[], None]
 ) -> Part:
     """Write the memory map of the documents of one split."""
     documents: list[tuple[str, int, int]] = []
     objects: list[str] = []
-    position, size, digest = 0, 0, sha256()
+    position, size = 1, 0
     with path.open("wb") as file:
-
-        def put(tokens: NDArray[np.int64]) -> None:
-            content = tokens.astype(KINDS[kind]).tobytes()
-            file.write(content)
-            digest.update(content)
-
-        end = np.array([tokenizer.end])
-        put(end)
+        file.write(np.array([tokenizer.end], KINDS[kind]).tobytes())
         for name, text in corpus.documents:
-            tokens = tokenizer.encode(text)
-            put(np.append(tokens, end))
-            documents.append((name, position + 1, position + 1 + len(tokens)))
-            position += len(tokens) + 1
-            content = text.encode()
+            tokens, content = tokenizer.encode(text), text.encode()
+            file.write(np.append(tokens, tokenizer.end).astype(KINDS[kind]).tobytes())
+            documents.append((name, position, position + len(tokens)))
             objects.append(sha256(content).hexdigest()[:12])
+            position += len(tokens) + 1
             size += len(content)
             tick()
-    return Part(position + 1, digest.hexdigest(), size, corpus.digest, documents, objects)
+    return Part(position, file_digest(path), size, corpus.digest, documents, objects)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ END = "<|endoftext|>"
 ENDS = (END, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[SEP]")
 """Tokens that end a document, the first one known is taken where no configuration names one."""
 
+MOST = 2**24  # ids, far above those of any model
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 """A token of a vocabulary of characters that stands for one byte."""
 
@@ -103,10 +104,8 @@ class ByteTokenizer:
     vocab_size = 257
     end = 256
 
-    @property
-    def digest(self) -> str:
-        """Hexadecimal SHA-256 of the ``tokenizer.json``."""
-        return sha256(_bytes_json()).hexdigest()
+    def __init__(self) -> None:
+        self.digest = sha256(_bytes_json()).hexdigest()
 
     def encode(self, text: str) -> NDArray[np.int64]:
         """Return the bytes (T,) of a text."""
@@ -146,11 +145,17 @@ class FileTokenizer:
             import tokenizers
         except ImportError as error:
             raise MissingExtraError("language", "tokenizers") from error
-        path = Path(path)
+        self._path = path = Path(path)
         try:
             self._content = path.read_bytes()
             self._tokenizer = tokenizers.Tokenizer.from_str(self._content.decode())
-        except Exception as error:  # what the package raises has no narrower type
+            ids: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+            self.vocab_size = max(ids.values(), default=-1) + 1
+            if self.vocab_size > MOST:
+                raise ValueError(f"token {self.vocab_size - 1}, expected ids below {MOST}")
+        except BaseException as error:  # where the package panics, as well
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
             raise GatesError(
                 f"{path} cannot be read as a tokenizer ({' '.join(str(error).split())}): name a "
                 f"{FILE} of the package tokenizers"
@@ -159,8 +164,6 @@ class FileTokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
-        ids: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
-        self.vocab_size = max(ids.values(), default=-1) + 1
         end, self._config = _end_and_config(path, ids)
         self.end = ids[end]
         self._pieces = self._bytes_of_tokens(ids)
@@ -182,14 +185,25 @@ class FileTokenizer:
         return pieces
 
     def encode(self, text: str) -> NDArray[np.int64]:
-        """Return the tokens (T,) of a text."""
+        """Return the tokens (T,) of a text.
+
+        Raises:
+            GatesError: The vocabulary has no token for a part of it, nor for unknown parts.
+        """
+        return np.array(self._encoding(text).ids, np.int64)
+
+    def _encoding(self, text: str) -> Any:
         utf8(text)
-        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=False)
+        except Exception as error:  # what the package raises has no narrower type
+            raise GatesError(
+                f"{self._path} cannot encode a text ({error}): name another tokenizer"
+            ) from error
 
     def byte_counts(self, text: str) -> NDArray[np.int64]:
         """Return the bytes (T,) of each token, see :meth:`Tokenizer.byte_counts`."""
-        size = len(utf8(text))
-        found = self._tokenizer.encode(text, add_special_tokens=False)
+        size, found = len(utf8(text)), self._encoding(text)
         if self._pieces is not None:
             counts = np.array([len(self._pieces[token]) for token in found.ids], np.int64)
             if counts.sum() == size:  # not where it adds or drops a space

@@ -248,6 +248,7 @@ def test_what_cannot_be_trained_on_is_refused(folder, tmp_path, refuses):
         ValueError,
         ("context must be at least 1, got 0", lambda: LanguageDataModule(context=0)),
         ("batch_size must be at least 1, got 0", lambda: LanguageDataModule(batch_size=0)),
+        ("seed must not be negative, got -1", lambda: LanguageDataModule(seed=-1)),
         ("corpus names nothing", lambda: LanguageDataModule(corpus=())),
     )
 

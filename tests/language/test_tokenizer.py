@@ -169,6 +169,9 @@ def test_what_is_no_tokenizer_is_refused(tmp_path, refuses):
         "deep": b"[" * 100_000,
         "binary": b"\xff\xfe\x00",
         "empty": b"",
+        "large": whole.replace(b'"id": 256', b'"id": 4000000000').replace(
+            b": 255", b": 4000000000"
+        ),
         "hostile": whole.replace(b'"BPE"', b'"PBE"'),
     }
     for name, content in faults.items():
@@ -176,6 +179,8 @@ def test_what_is_no_tokenizer_is_refused(tmp_path, refuses):
         line = rf"^[^\n]*{name}.json cannot be read as a tokenizer \([^\n]+: name a tokenizer.json"
         refuses(GatesError, (line, lambda name=name: load_tokenizer(tmp_path / f"{name}.json")))
     bare = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    few = Tokenizer(models.WordLevel({"</s>": 0, "a": 1}, unk_token="?"))
+    known = load_tokenizer(saved(few, tmp_path / "few"))
     ended = saved(lossy(), tmp_path / "damaged")
     (ended / "tokenizer_config.json").write_text('{"eos_token"')
     refuses(
@@ -183,12 +188,23 @@ def test_what_is_no_tokenizer_is_refused(tmp_path, refuses):
         ("nothing is not found: name 'bytes', a tokenizer", lambda: load_tokenizer("nothing")),
         ("has no token that ends", lambda: load_tokenizer(saved(bare, tmp_path / "bare"))),
         ("damaged/tokenizer_config.json cannot be read as JSON", lambda: load_tokenizer(ended)),
+        ("few/tokenizer.json cannot encode a text .*: name another", lambda: known.encode("b")),
         ("half a character: give valid", lambda: ByteTokenizer().encode("a\ud800")),
         ("half a character: give valid", lambda: load_tokenizer(tmp_path).byte_counts("\udc80")),
     )
     folder = tmp_path / "without"
     folder.mkdir()
     refuses(GatesError, ("without is not found", lambda: load_tokenizer(folder)))
+
+
+def test_a_tokenizer_at_which_the_package_panics_is_refused(tmp_path, capfd):
+    ByteTokenizer().save(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(GatesError, match="cannot be read as a tokenizer"):
+        load_tokenizer(tmp_path)
+    assert "panicked" in capfd.readouterr().err
 
 
 def test_unknown_tokens_are_refused(byte_level, refuses):
