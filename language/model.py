@@ -30,27 +30,18 @@ class DecoderBlock(nn.Module):
         mlp: Dense network, or experts.
         dim: Features of a token.
         norm_eps: Added to the mean square in both norms.
-        device: Device of the norms.
-        dtype: Floating dtype of the norms.
 
     Shape:
         ``x`` (B, T, dim) to the same.
     """
 
     def __init__(
-        self,
-        attention: GatedAttention,
-        mlp: nn.Module,
-        dim: int,
-        norm_eps: float,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        self, attention: GatedAttention, mlp: nn.Module, dim: int, norm_eps: float
     ) -> None:
         super().__init__()
         self.self_attn, self.mlp = attention, mlp
-        self.input_layernorm = nn.RMSNorm(dim, norm_eps, device=device, dtype=dtype)
-        self.post_attention_layernorm = nn.RMSNorm(dim, norm_eps, device=device, dtype=dtype)
+        self.input_layernorm = nn.RMSNorm(dim, norm_eps)
+        self.post_attention_layernorm = nn.RMSNorm(dim, norm_eps)
 
     def forward(
         self,
@@ -138,52 +129,31 @@ class Decoder(nn.Module):
         check_positive(rope_theta=rope_theta, norm_eps=norm_eps)
         if (gate is None) != (experts is None):
             missing = "experts" if experts is None else "gate"
-            raise ValueError(
-                f"a layer of experts needs both gate and experts: {missing} is missing"
-            )
+            raise ValueError(f"experts need both gate and experts: {missing} is missing")
         if gate is not None and moe_every > num_layers:
             raise ValueError(f"moe_every={moe_every} leaves none of {num_layers} blocks experts")
         self.vocab_size, self.dim, self.hidden_dim = vocab_size, dim, hidden_dim
         self.context, self.norm_eps, self.rope_theta = context, norm_eps, rope_theta
         self.tie_embeddings, self.moe_every = tie_embeddings, moe_every
         self.checkpointing = checkpointing
-
-        def network(number: int) -> nn.Module:
-            if gate is None or experts is None or number % moe_every:
-                return GatedMlp(dim, hidden_dim, device=device, dtype=dtype)
-            router = gate(dim)
-            layer = MoELayer(router, experts(router.num_experts, dim), return_routing=False)
-            return layer if dtype is None else layer.to(dtype)
-
-        def attention() -> GatedAttention:
-            return GatedAttention(
-                dim,
-                num_heads,
-                num_kv_heads,
-                head_dim=head_dim,
-                position="none",
-                qk_norm=qk_norm,
-                norm_eps=norm_eps,
-                rope_theta=rope_theta,
-                device=device,
-                dtype=dtype,
-            )
-
+        heads = {"head_dim": head_dim, "qk_norm": qk_norm, "norm_eps": norm_eps}
+        layers = nn.ModuleList()
         with torch.device(torch.get_default_device() if device is None else device):
-            blocks = [
-                DecoderBlock(attention(), network(n), dim, norm_eps, device=device, dtype=dtype)
-                for n in range(1, num_layers + 1)
-            ]
-        if (size := blocks[0].self_attn.head_dim) % 2:
-            raise ValueError(f"rotary embedding needs an even number of features, got {size}")
-        self.model = nn.ModuleDict(
-            {
-                "embed_tokens": nn.Embedding(vocab_size, dim, device=device, dtype=dtype),
-                "layers": nn.ModuleList(blocks),
-                "norm": nn.RMSNorm(dim, norm_eps, device=device, dtype=dtype),
-            }
-        )
-        self.lm_head = nn.Linear(dim, vocab_size, bias=False, device=device, dtype=dtype)
+            for number in range(1, num_layers + 1):
+                attention = GatedAttention(
+                    *(dim, num_heads, num_kv_heads),
+                    position="none",
+                    rope_theta=rope_theta,
+                    **heads,  # type: ignore[arg-type]
+                )
+                network = _network(dim, hidden_dim, None if number % moe_every else gate, experts)
+                layers.append(DecoderBlock(attention, network, dim, norm_eps))
+            parts = {"embed_tokens": nn.Embedding(vocab_size, dim), "layers": layers}
+            self.model = nn.ModuleDict({**parts, "norm": nn.RMSNorm(dim, norm_eps)})
+            self.lm_head = nn.Linear(dim, vocab_size, bias=False)
+        if attention.head_dim % 2:
+            raise ValueError(f"rotary embedding needs an even head_dim, got {attention.head_dim}")
+        self.to(dtype)
         for module in (self.model["embed_tokens"], self.lm_head):
             nn.init.normal_(cast(Tensor, module.weight), std=INIT_STD)
         self.tie_weights()
@@ -248,6 +218,16 @@ class Decoder(nn.Module):
         if last:
             x = _last(x, padding_mask)
         return cast(Tensor, self.lm_head(self.model["norm"](x)))
+
+
+def _network(
+    dim: int, hidden_dim: int, gate: GateFactory | None, experts: ExpertsFactory | None
+) -> nn.Module:
+    """Return the experts of a block, or its dense network where it has no gate."""
+    if gate is None or experts is None:
+        return GatedMlp(dim, hidden_dim)
+    router = gate(dim)
+    return MoELayer(router, experts(router.num_experts, dim), return_routing=False)
 
 
 def _positions(tokens: Tensor, padding_mask: Tensor | None, cache: KeyValueCache | None) -> Tensor:

@@ -170,7 +170,7 @@ def test_what_does_not_fit_is_refused(refuses):
         (r"^num_layers must be at least 1, got 0$", lambda: Decoder(9, 8, 0, 2, **SMALL)),
         (r"^context must be at least 1", lambda: Decoder(9, 8, 1, 2, hidden_dim=4, context=0)),
         (r"num_kv_heads=3 must divide num_heads=2", lambda: Decoder(9, 8, 1, 2, 3, **SMALL)),
-        (r"even number of features, got 3$", lambda: Decoder(9, 6, 1, 2, **SMALL)),
+        (r"even head_dim, got 3$", lambda: Decoder(9, 6, 1, 2, **SMALL)),
         (r"gate and experts: experts is missing", lambda: Decoder(9, 8, 1, 2, gate=top, **SMALL)),
         (r"gate is missing", lambda: Decoder(9, 8, 1, 2, experts=EXPERTS, **SMALL)),
         (
