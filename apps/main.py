@@ -112,6 +112,21 @@ APPS: Mapping[str, App] = {
         stop="apps.diffusion.tour:tour",
         extras=("diffusion", "demo"),
     ),
+    "language": App(
+        "apps.language.commands",
+        "train a small decoder that transformers opens, and score it next to counts and xz",
+        {
+            "prepare": "read a corpus and write its tokens as memory maps",
+            "fit": "train the decoder, resumable at any step",
+            "evaluate": "score counts of bytes, xz and the decoder in bits per byte",
+            "report": "write the report of a run as one HTML page",
+            "generate": "continue prompts, streamed to the terminal",
+            "convert": "read and write folders of Llama, Qwen3, Mixtral and Qwen3-MoE",
+            "plan": "estimate weights, arithmetic, memory and exchange on many GPUs",
+        },
+        stop="apps.language.tour:tour",
+        extras=("language",),
+    ),
     "tour": App(
         "apps.tour",
         "show every application in minutes, on real, rendered and simulated data, with one page",

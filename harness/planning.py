@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from core_gates.errors import check_at_least, check_positive
+from harness.runs.terminal import Line, Sections
 
 
 class Work(NamedTuple):
@@ -387,3 +388,97 @@ def rate_of(
     price = device.price * ranks * 1e9 / rows / 3600
     bound = "arithmetic" if compute >= exchange else "communication"
     return Rate(compute, exchange, rows, price, bound)
+
+
+def training_sections(
+    name: str,
+    network: nn.Module,
+    cost: StepCost,
+    device: Device,
+    *,
+    gpus: int,
+    batch_size: int,
+    sharded: bool,
+    unit: str = "sample",
+    units: int = 1,
+    parts: Iterable[nn.Module] | None = None,
+) -> Sections:
+    """Return the figures of a network that is trained on many GPUs, by section.
+
+    Args:
+        name: Of the network, before the title of every section.
+        network: On the meta device.
+        cost: Of a step of ``batch_size`` rows.
+        device: Each of the GPUs.
+        gpus: Number of GPUs.
+        batch_size: Rows of a GPU in a step.
+        sharded: Weights, gradients and moments are spread over the GPUs (FSDP2), not on each (DDP).
+        unit: What arithmetic and rate are given for.
+        units: How many of them a row has.
+        parts: What FSDP2 gathers one after another; by default the children of the network, and the
+            entries of lists among them.
+    """
+    weights, _ = count_weights(network)
+    sent = exchange_of_rank(weights, [], ranks=gpus, batch_size=batch_size).dense
+    sent *= 1.5 if sharded else 1  # two gathers and a scatter, for one reduction
+    rate = rate_of(cost.training / batch_size, sent, device, ranks=gpus, batch_size=batch_size)
+    of_batch = batch_size * units
+    return {
+        f"{name}: network": [Line("parameters", weights, note=f"{weights:,}")],
+        f"{name}: arithmetic of a {unit}": [
+            Line("forward", cost.forward / of_batch, "FLOP", "a multiply-add is two"),
+            Line("training", cost.training / of_batch, "FLOP", "with what is computed again"),
+        ],
+        f"{name}: memory of each of {gpus} GPUs": _memory_lines(
+            network, cost, device, gpus, list(parts or _children(network)) if sharded else []
+        ),
+        f"{name}: memory of a forward pass": [
+            Line("weights", WEIGHT * weights, "bytes", "fp32"),
+            Line("activations", cost.inference, "bytes"),
+            Line("total", WEIGHT * weights + cost.inference, "bytes"),
+        ],
+        f"{name}: rate, if the device is as assumed": [
+            Line("arithmetic of a step", rate.compute_s, "s"),
+            Line("exchange of a step", rate.exchange_s, "s", f"{sent / 1e9:.3g} GB from each GPU"),
+            Line(
+                f"{unit}s a second", rate.rows * units, note=f"of all GPUs, bound by {rate.bound}"
+            ),
+            Line("peak", device.flops, "FLOP/s", f"reached to {device.utilization:.0%}"),
+        ],
+    }
+
+
+def _children(network: nn.Module) -> list[nn.Module]:
+    found: list[nn.Module] = []
+    for child in network.children():
+        found += list(child.children()) if isinstance(child, nn.ModuleList) else [child]
+    return found
+
+
+def _memory_lines(
+    network: nn.Module, cost: StepCost, device: Device, gpus: int, gathered: list[nn.Module]
+) -> list[Line]:
+    """Return the memory of a GPU in training; of a network without parts every GPU has all."""
+    weights, _ = count_weights(network)
+    gradients, note = WEIGHT * weights, "buckets of DDP, which stay"
+    shards = 1
+    if gpus == 1:
+        size = next(network.parameters()).element_size()
+        gradients = (cost.with_gradients - cost.activations) * WEIGHT // size
+        note = "those at the fullest moment"
+    elif gathered:
+        gradients, note, shards = WEIGHT * weights // gpus, f"1/{gpus}", gpus
+    lines = [
+        Line("weights", WEIGHT * weights / shards, "bytes", "fp32"),
+        Line("their gradients", gradients, "bytes", note),
+        Line("their Adam moments", ADAM * weights / shards, "bytes"),
+        Line("activations", cost.activations, "bytes", "at the fullest moment"),
+    ]
+    if shards > 1:
+        largest = max(count_weights(part)[0] for part in gathered)
+        at_once = Line("gathered weights", 2 * WEIGHT * largest, "bytes", "the largest unit, twice")
+        lines.insert(3, at_once)
+    total = sum(line.value for line in lines)
+    part = total / device.memory
+    fit = f"{part:.0%} of the memory" + ("" if part <= 1 else ": does not fit")
+    return [*lines, Line("total", total, "bytes", fit)]

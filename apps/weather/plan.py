@@ -8,17 +8,8 @@ from torch import Tensor, nn
 
 from core_gates.errors import GatesError, check_option
 from harness.command.verbs import Place
-from harness.planning import (
-    ADAM,
-    WEIGHT,
-    Device,
-    StepCost,
-    cost_of_step,
-    count_weights,
-    exchange_of_rank,
-    rate_of,
-)
-from harness.runs.terminal import Line, Sections, print_plan, write_plan
+from harness.planning import Device, StepCost, cost_of_step, training_sections
+from harness.runs.terminal import print_plan, write_plan
 from weather.models.adas.network import Adas
 from weather.models.adas.presets import PRESETS as ADAS_SIZES
 from weather.models.adas.presets import adas_preset
@@ -69,7 +60,9 @@ def plan(
         check_option("--networks", network, NETWORKS, GatesError)
         check_option(f"--size of {network}", size, SIZES[network], GatesError)
         found = network_cost(network, size, batch_size=batch_size, precision=precision)
-        sections |= _sections(network, *found, device, gpus, batch_size, sharded)
+        sections |= training_sections(
+            network, *found, device, gpus=gpus, batch_size=batch_size, sharded=sharded
+        )
     print(f"planned: {size}, {batch_size} samples a GPU, {precision}")
     print_plan(sections)
     print(write_plan(place.run_folder.path / "plan.json", sections))
@@ -109,71 +102,3 @@ def step_of(network: Adas | FengWu, states: Tensor) -> Callable[[], Tensor]:
         return gaussian_loss(change.mean, change.log_variance, states)
 
     return loss
-
-
-def _sections(
-    name: str,
-    network: nn.Module,
-    cost: StepCost,
-    device: Device,
-    gpus: int,
-    batch_size: int,
-    sharded: bool,
-) -> Sections:
-    weights, _ = count_weights(network)
-    sent = exchange_of_rank(weights, [], ranks=gpus, batch_size=batch_size).dense
-    sent *= 1.5 if sharded else 1  # two gathers and a scatter, for one reduction
-    rate = rate_of(cost.training / batch_size, sent, device, ranks=gpus, batch_size=batch_size)
-    return {
-        f"{name}: network": [Line("parameters", weights, note=f"{weights:,}")],
-        f"{name}: arithmetic of a sample": [
-            Line("forward", cost.forward / batch_size, "FLOP", "a multiply-add is two"),
-            Line("training", cost.training / batch_size, "FLOP", "with what is computed again"),
-        ],
-        f"{name}: memory of each of {gpus} GPUs": _memory(
-            network, cost, device, gpus, sharded=sharded
-        ),
-        f"{name}: memory of a forward pass": [
-            Line("weights", WEIGHT * weights, "bytes", "fp32"),
-            Line("activations", cost.inference, "bytes"),
-            Line("total", WEIGHT * weights + cost.inference, "bytes"),
-        ],
-        f"{name}: rate, if the device is as assumed": [
-            Line("arithmetic of a step", rate.compute_s, "s"),
-            Line("exchange of a step", rate.exchange_s, "s", f"{sent / 1e9:.3g} GB from each GPU"),
-            Line("samples a second", rate.rows, note=f"of all GPUs, bound by {rate.bound}"),
-            Line("peak", device.flops, "FLOP/s", f"reached to {device.utilization:.0%}"),
-        ],
-    }
-
-
-def _memory(
-    network: nn.Module, cost: StepCost, device: Device, gpus: int, *, sharded: bool
-) -> list[Line]:
-    """Return the memory of a GPU in training."""
-    weights, _ = count_weights(network)
-    gradients, note = WEIGHT * weights, "buckets of DDP, which stay"
-    parts = 1
-    if gpus == 1:
-        size = next(network.parameters()).element_size()
-        gradients = (cost.with_gradients - cost.activations) * WEIGHT // size
-        note = "those at the fullest moment"
-    elif sharded:
-        gradients, note, parts = WEIGHT * weights // gpus, f"1/{gpus}", gpus
-    lines = [
-        Line("weights", WEIGHT * weights / parts, "bytes", "fp32"),
-        Line("their gradients", gradients, "bytes", note),
-        Line("their Adam moments", ADAM * weights / parts, "bytes"),
-        Line("activations", cost.activations, "bytes", "at the fullest moment"),
-    ]
-    if parts > 1:
-        units: list[nn.Module] = []  # which FSDP2 gathers one after another
-        for child in network.children():
-            units += list(child.children()) if isinstance(child, nn.ModuleList) else [child]
-        unit = max(count_weights(child)[0] for child in units)
-        gathered = Line("gathered weights", 2 * WEIGHT * unit, "bytes", "the largest unit, twice")
-        lines.insert(3, gathered)
-    total = sum(line.value for line in lines)
-    part = total / device.memory
-    fit = f"{part:.0%} of the memory" + ("" if part <= 1 else ": does not fit")
-    return [*lines, Line("total", total, "bytes", fit)]

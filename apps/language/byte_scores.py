@@ -1,0 +1,253 @@
+"""Bits per byte of held-out documents, of counts, xz and decoders: scored and compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from jsonargparse import ArgumentParser
+from torch import Tensor
+
+from core_gates.errors import GatesError
+from harness.command.configfile import packaged_configs
+from harness.evidence import Bar, Resamples, Row, compare, moments
+from harness.experiment import Arrays, Job, Piece, Run, Store
+from harness.report.page import Page
+from language.corpus import Document
+from language.counts import ORDER, ByteCounts
+from language.data import LanguageDataModule
+from language.hf.folder import read_model, write_model
+from language.model import Decoder
+from language.module import LanguageModule
+from language.scoring import bits_per_byte, count_bits, ratio, scored_part, xz_bits
+from language.tokenizer import Tokenizer
+
+DECODER, COUNTS, XZ = "decoder", "counts", "xz"
+ORDERS = tuple(f"order {order}" for order in range(ORDER + 1))
+REFERENCE = ORDERS[-1]
+WEIGHTS, BASELINES, SCORES = "weights", "baselines", "scores"
+TASK, METRIC = "test", "bits_per_byte"
+SHOWN = 5  # documents at either end of the table of the report
+PLACES = ("corpus", "tokenizer", "cache_folder")
+"""Options of the data that decide by content alone, which the digest of the data covers."""
+
+NOTE = (
+    "Counts and the decoder are scored on the same bytes: of every document that is longer, those "
+    "after the first half context. xz compresses all of a document, each by itself."
+)
+
+Places = Mapping[str, Any]
+"""Values of these options, by name."""
+
+
+class ModelFolder:
+    """A decoder as a folder that transformers opens; its tensors alone if it is of no family."""
+
+    def save(self, folder: Path, result: tuple[Decoder, Tokenizer]) -> None:
+        """Write the model and its tokenizer."""
+        try:
+            write_model(folder, *result)
+        except GatesError as error:
+            print(f"only tensors are kept: {error}")
+            Arrays().save(folder, result[0].state_dict())
+
+    def load(self, folder: Path) -> Mapping[str, Tensor]:
+        """Return the state of the decoder.
+
+        Raises:
+            GatesError: The folder is damaged.
+        """
+        if (folder / Arrays.FILE).is_file():
+            return Arrays().load(folder)
+        return read_model(folder)[0].state_dict()
+
+
+def module_of(settings: Mapping[str, Any]) -> LanguageModule:
+    """Return the module that settings describe, with weights drawn now.
+
+    Args:
+        settings: With names that begin by ``model.``.
+    """
+    nested: dict[str, Any] = {}
+    for name, value in settings.items():
+        *parents, last = name.split(".")
+        place = nested
+        for parent in parents if parents[:1] == ["model"] else ():
+            place = place.setdefault(parent, {})
+        place[last] = value
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(LanguageModule, "model")
+    found = parser.instantiate_classes(parser.parse_object({"model": nested["model"]}))
+    module: LanguageModule = found.model
+    return module
+
+
+def data_of(settings: Mapping[str, Any], places: Places) -> LanguageDataModule:
+    """Return the data that settings describe, read.
+
+    Args:
+        settings: With names that begin by ``data.``, and the seed of the order.
+        places: Where the corpus and the tokenizer are.
+    """
+    own = {n.removeprefix("data."): v for n, v in settings.items() if n.startswith("data.")}
+    own.pop("digest", None)
+    data = LanguageDataModule(**own, **places, seed=settings.get("seed") or 0)
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def train_decoder(piece: Piece, job: Job, places: Places) -> tuple[Decoder, Tokenizer]:
+    """Train one decoder as ``fit`` does."""
+    L.seed_everything(piece.seed, verbose=False)
+    data, module = data_of(piece.settings, places), module_of(piece.settings)
+    own = {
+        n.removeprefix("trainer."): v for n, v in piece.settings.items() if n.startswith("trainer.")
+    }
+    own |= {name: piece.get(f"checkpoint.{name}") for name in ("monitor", "mode")}
+    job.note(objects=data.training_objects())
+    job.fit(module, data, ticks="steps", **own)
+    return module.model, data.shards.tokenizer
+
+
+def scored(data: LanguageDataModule) -> tuple[list[Document], np.ndarray]:
+    """Return the documents that all methods are scored on, and the first scored byte of each."""
+    return scored_part(data.shards.tokenizer, data.held_out(TASK), data.context)
+
+
+def score_rival(piece: Piece, job: Job, places: Places) -> dict[str, Tensor]:
+    """Return bits and bytes (N, 2) of every scored document, of counts by order or of xz."""
+    del job
+    data = data_of(piece.settings, places)
+    documents, starts = scored(data)
+    if piece.method == XZ:
+        return {XZ: torch.from_numpy(xz_bits(documents))}
+    bits = count_bits(ByteCounts.fit(data.held_out("train")), documents, starts)
+    return dict(zip(ORDERS, torch.from_numpy(bits), strict=True))
+
+
+def score_decoder(piece: Piece, job: Job, places: Places, weights: Store[Any]) -> dict[str, Tensor]:
+    """Return bits and bytes (N, 2) of every scored document, of a trained decoder."""
+    del job
+    data = data_of(piece.settings, places)
+    model = module_of(piece.settings).model
+    model.load_state_dict(weights.load(piece, tested=data.shards.part(TASK).objects))
+    tokenizer = data.shards.tokenizer
+    found = bits_per_byte(model, tokenizer, scored(data)[0], context=data.context)
+    return {DECODER: torch.from_numpy(found)}
+
+
+class Study:
+    """Counts, xz and the decoder of a configuration, scored on its held-out documents.
+
+    Args:
+        run: Keeps what is trained and scored; its settings get the digest of the data.
+        data: The corpus, read.
+        seeds: Of the decoder.
+    """
+
+    def __init__(self, run: Run, data: LanguageDataModule, seeds: Sequence[int]) -> None:
+        run.settings["data.digest"] = [one.sha256 for one in data.digest()] or None
+        self.run, self.data, self.seeds = run, data, seeds
+        self.places = {name: getattr(data, name) for name in PLACES}
+        self.weights = run.store(WEIGHTS, ModelFolder())
+        kept = {name: run.settings.get(name) for name in ("data.digest", "data.context")}
+        self.rivals = [Piece(method, settings=kept) for method in (COUNTS, XZ)]
+        self.decoders = [
+            Piece(DECODER, seed, settings={**run.settings, "seed": seed}) for seed in seeds
+        ]
+
+    def finish(self, most_bits: float | None, *, train: bool) -> Path:
+        """Make what is missing, compare, and write ``scores.json``.
+
+        Args:
+            most_bits: The most bits per byte of the decoder; None for no bar.
+            train: Whether missing decoders are trained.
+        """
+        run, documents = self.run, scored(self.data)[0]
+        for piece in self.rivals:
+            run.obtain(run.store(BASELINES, Arrays()), [piece], self._work(score_rival))
+        steps = max(1, run.settings.get("trainer.max_steps") or 0)
+        trained = run.obtain(
+            self.weights, self.decoders, self._work(train_decoder), ticks=steps, unit="steps",
+            leave_out=not train,
+        )  # fmt: skip
+        scoring = self._work(score_decoder, weights=self.weights)
+        run.obtain(run.store(SCORES, Arrays()), trained, scoring)
+        scores = {
+            method: [moments(one, ratio, name=METRIC) for one in found]
+            for method, found in self.found().items()
+        }
+        draws = Resamples.clusters([document.name for document in documents])
+        rows = compare(scores, draws, task=TASK, reference=REFERENCE)
+        missing = [piece for piece in self.decoders if piece not in trained]
+        notes = [f"not trained: run `{self.command(piece)}`" for piece in missing]
+        rows += [Row(DECODER, TASK, METRIC, math.nan, note=note) for note in notes]
+        own = next((r.value for r in rows if r.method == DECODER and not r.versus), math.nan)
+        bars = []
+        if most_bits is not None:
+            why = "not measured: the decoder is not trained" if missing else ""
+            bars = [Bar(f"bits per byte of the {DECODER}", own, "<=", most_bits, note=why)]
+        return run.finish(
+            rows, bars, seeds=self.seeds, data=self.data.digest(), headline=headline(rows),
+            notes=[NOTE],
+        )  # fmt: skip
+
+    def found(self) -> dict[str, list[np.ndarray]]:
+        """Return bits and bytes (N, 2) of what has been scored, by method, an array per seed."""
+        found: dict[str, list[np.ndarray]] = {}
+        for kind, pieces in ((BASELINES, self.rivals), (SCORES, self.decoders)):
+            store = self.run.store(kind, Arrays())
+            for piece in pieces:
+                if store.find(piece) is not None:
+                    for method, bits in store.load(piece).items():
+                        found.setdefault(method, []).append(bits.numpy())
+        known = (*ORDERS, XZ, DECODER)  # files of tensors are sorted by name
+        return {method: found[method] for method in known if method in found}
+
+    def command(self, piece: Piece) -> str:
+        """Return the command that trains a decoder as ``evaluate`` looks for it."""
+        run = self.run
+        config = run.config if run.config in packaged_configs("language") else run.config_path
+        words = ["gates language fit"] + [f"--config {config}"] * (run.config_path is not None)
+        words += [f"--name {run.folder.name}"] * (run.folder.name != run.config)
+        words += [f"--seed_everything {piece.seed}"] * (piece.seed != run.settings.get("seed"))
+        return " ".join(words)
+
+    def add_documents(self, page: Page) -> None:
+        """Add the documents of which the decoder knows more, and less, than counts of order 5."""
+        found = self.found()
+        if not {DECODER, REFERENCE} <= found.keys():
+            return
+        (own, counts), names = (found[m][0] for m in (DECODER, REFERENCE)), scored(self.data)[0]
+        rows = [
+            [document.name, int(size), bits / size, rival / size, (bits - rival) / size]
+            for document, (bits, size), (rival, _) in zip(names, own, counts, strict=True)
+        ]
+        rows.sort(key=lambda row: row[-1])
+        shown = rows if len(rows) <= 2 * SHOWN else [*rows[:SHOWN], *rows[-SHOWN:]]
+        page.section("Documents").table(
+            ["document", "bytes", f"bits per byte, {DECODER}", REFERENCE, "difference"],
+            shown,
+            f"Where the {DECODER} gains most and least over {REFERENCE}, of {len(rows)} documents",
+        )
+
+    def _work(self, work: Any, **further: Any) -> Any:
+        return partial(work, places=self.places, **further)
+
+
+def headline(rows: Collection[Row]) -> str:
+    """Return what the decoder reaches, and which orders it does not beat, and whether xz."""
+    values = {row.method: row.value for row in rows if not row.versus}
+    own = values.pop(DECODER, math.nan)
+    if math.isnan(own):
+        return f"The {DECODER} is not trained."
+    unbeaten = [method for method, value in values.items() if value <= own]
+    said = f"does not beat {' and '.join(unbeaten)}" if unbeaten else "beats every order and xz"
+    return f"The {DECODER} needs {own:.2f} bits per byte and {said}."

@@ -1,0 +1,55 @@
+"""``gates language``: a small decoder, from a folder of text to a model that transformers opens."""
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from harness.command.verbs import FunctionVerb, run_verb
+from harness.files import require_apart, require_free
+
+DEFAULT_CONFIG = "base"  # of verbs that need no data
+TRAINERS = "apps.language.training_verbs"  # of the other verbs: it imports Lightning
+FUNCTIONS = {
+    "generate": FunctionVerb("apps.language.generate:generate"),
+    "convert": FunctionVerb("apps.language.commands:convert", ("folder",)),
+    "plan": FunctionVerb("apps.language.model_sizes:plan"),
+}
+"""Verbs that need neither data nor a Trainer."""
+
+Numbers = Literal["float32", "bfloat16", "float16"]
+
+
+def convert(
+    folder: str, output: str, dtype: Numbers | None = None, overwrite_output: bool = False
+) -> None:
+    """Write the model in FOLDER, of Llama, Qwen3, Mixtral or Qwen3-MoE, as a folder of ours.
+
+    What the folder holds is read as transformers writes it, in one file or several, and written in
+    one file that transformers opens too. A model that computes something else is refused.
+
+    Args:
+        folder: Filled in by the command line.
+        output: Folder that is written.
+        dtype: Type of the weights; that in which they are stored if null.
+        overwrite_output: Replace the output if it exists.
+    """
+    import torch
+
+    from language.hf.folder import read_model, write_model
+
+    path = Path(output)
+    require_free(path, overwrite=overwrite_output)
+    require_apart(path, [Path(folder)])
+    model, tokenizer = read_model(Path(folder))
+    write_model(path, model, tokenizer, dtype=None if dtype is None else getattr(torch, dtype))
+    print(f"{sum(weight.numel() for weight in model.parameters()):,} weights")
+    print(path)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run one verb."""
+    if arguments[0] in FUNCTIONS:
+        run_verb("language", FUNCTIONS, arguments, config=DEFAULT_CONFIG)
+        return
+    importlib.import_module(TRAINERS).run_training_verb(arguments)

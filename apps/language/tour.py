@@ -1,0 +1,123 @@
+"""The language stop of the tour: a decoder and counts of bytes complete a function."""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from apps.language.byte_scores import DECODER, REFERENCE
+from apps.language.generate import models_in, shipped
+from harness.evidence import Resamples, compare, moments
+from harness.report.page import Page, StopSkippedError, TourRow, TourStop
+from language.corpus import Document, read_corpus
+from language.counts import ByteCounts
+from language.generation import generate
+from language.hf.folder import read_model
+from language.scoring import bits_per_byte, count_bits, ratio, scored_part
+from language.tokenizer import ByteTokenizer
+
+CONFIG = "base"
+COUNTED = 3_000_000  # letters of training files that are counted
+FILES, LETTERS = 6, 2000  # held-out files, and the letters at their beginning that are scored
+ADDED = 160  # bytes of a completion
+FUNCTION = re.compile(r"^def [^\n]+\n( +[^\n]+\n){4,}", re.MULTILINE)
+LINES = 2  # of a function, which are the prompt
+ASCII = 128
+
+
+def tour(
+    folder: Path,
+    say: Callable[[str], None],
+    *,
+    weights: Path | None = None,
+    corpus: Sequence[str] = ("python",),
+) -> TourStop:
+    """Complete a function of a held-out file, by the decoder that ships and by counts of bytes.
+
+    Args:
+        folder: For files; none are needed.
+        say: Reports the progress.
+        weights: Folder of a decoder of bytes; what ships if None.
+        corpus: Files and folders of text.
+
+    Raises:
+        StopSkippedError: No weights ship.
+    """
+    del folder
+    found = [weights] if weights else models_in(shipped(CONFIG))
+    if not found:
+        raise StopSkippedError(
+            f"language: no weights ship: `gates language fit --config {CONFIG}` trains a decoder"
+        )
+    model, _ = read_model(found[0])
+    documents = read_corpus(corpus)
+    say(f"counting bytes of {len(documents.part('train'))} files")
+    counts = ByteCounts.fit(_first(documents.part("train"), COUNTED))
+    held = documents.part("test")
+    function = next(one for text in held for one in FUNCTION.finditer(text.text))[0]
+    prompt = "".join(function.splitlines(keepends=True)[:LINES])
+    say("completing a function")
+    tokenizer = ByteTokenizer()
+    chunks = generate(
+        model, [[tokenizer.end, *tokenizer.encode(prompt)]], decode=tokenizer.decode,
+        max_tokens=ADDED, temperature=0.0, end=tokenizer.end,
+    )  # fmt: skip
+    texts = {"the file": function, DECODER: prompt + "".join(chunk.text for chunk in chunks)}
+    texts[REFERENCE] = prompt + most_likely(counts, prompt, ADDED)
+    say(f"scoring the beginnings of {min(FILES, len(held))} files")
+    beginnings = [Document(one.name, one.text[:LETTERS]) for one in held[:FILES]]
+    scored, starts = scored_part(tokenizer, beginnings, model.context)
+    bits = {
+        DECODER: bits_per_byte(model, tokenizer, scored),
+        REFERENCE: count_bits(counts, scored, starts)[-1],
+    }
+
+    def draw(page: Page) -> None:
+        page.text(
+            "A function of a file that neither has seen, completed from its first lines by the "
+            "most likely next byte, again and again. Counts are of up to five bytes before, of "
+            f"{COUNTED / 1e6:.0f} MB of the training files."
+        )
+        lines = [text.splitlines() for text in texts.values()]
+        rows = [[_line(one, number) for one in lines] for number in range(max(map(len, lines)))]
+        page.table(list(texts), rows)
+
+    return TourStop("Language: a small decoder", [_row(bits)], draw)
+
+
+def most_likely(counts: ByteCounts, prompt: str, length: int) -> str:
+    """Return what counts add to a prompt, the most likely letter of ASCII at every step."""
+    text = prompt
+    for _ in range(length):
+        known = text[-counts.order :] if counts.order else ""
+        every = "".join(known + chr(letter) for letter in range(ASCII))
+        text += chr(int(counts.bits(every)[-1, len(known) :: len(known) + 1].argmin()))
+    return text[len(prompt) :]
+
+
+def _first(documents: Sequence[Document], letters: int) -> list[Document]:
+    """Return the first documents that together have as many letters."""
+    ends = np.cumsum([len(one.text) for one in documents])
+    return list(documents[: int(ends.searchsorted(letters)) + 1])
+
+
+def _line(lines: Sequence[str], number: int) -> str:
+    """Return a line of a text with its indentation, which a page would drop."""
+    line = lines[number] if number < len(lines) else ""
+    return "\N{NO-BREAK SPACE}" * (len(line) - len(line.lstrip())) + line.lstrip()
+
+
+def _row(bits: dict[str, np.ndarray]) -> TourRow:
+    scores = {method: moments(own, ratio) for method, own in bits.items()}
+    draws = Resamples.clusters(range(len(bits[DECODER])))
+    own, rival, gap = compare(scores, draws, task="", reference=REFERENCE)
+    better, worse = gap.high < 0, gap.low > 0
+    return TourRow(
+        "decoder, shipped",
+        f"bits per byte, beginnings of {own.n} unseen files",
+        f"{own.value:.2f} [{own.low:.2f}, {own.high:.2f}]",
+        f"counts of {REFERENCE} {rival.value:.2f}",
+        "better than counts" if better else "worse than counts" if worse else "not distinguishable",
+        better,
+    )

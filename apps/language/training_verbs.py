@@ -1,0 +1,139 @@
+"""The verbs of ``gates language`` that read a corpus: prepare, fit, evaluate, report."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+from apps.language.byte_scores import DECODER, PLACES, WEIGHTS, ModelFolder, Study, module_of
+from apps.main import APPS
+from core_gates.errors import GatesError
+from harness.command import GatesRunCLI, GatesRunTrainer
+from harness.experiment import Piece, Run, read_scores
+from harness.report.page import Page
+from harness.runs.callbacks import load_weights
+from harness.runs.terminal import working
+from language.corpus import SPLITS, read_corpus
+from language.data import LanguageDataModule
+from language.module import LanguageModule
+
+
+class LanguageTrainer(GatesRunTrainer):
+    """The verbs of ``gates language``; ``fit`` is Lightning's own."""
+
+    def prepare(self, model: LanguageModule, datamodule: LanguageDataModule) -> None:
+        """Read the corpus, turn it into tokens, and write a memory map for each of its parts.
+
+        Args:
+            model: Filled in by the command line.
+            datamodule: Filled in by the command line.
+        """
+        del model
+        if datamodule.cache_folder is None:
+            raise GatesError(
+                "data.cache_folder is null, where memory maps would be kept: give "
+                "--data.cache_folder FOLDER"
+            )
+        with working("preparing the corpus"):
+            corpus = read_corpus(datamodule.corpus)
+            datamodule.prepare_data()
+            shards = datamodule.shards
+        print(f"{'':10}{'documents':>12}{'bytes':>14}{'tokens':>14}")
+        for split in SPLITS:
+            part = shards.part(split)
+            print(f"{split:10}{len(part.documents):12,}{part.bytes:14,}{part.tokens:14,}")
+        skipped = {"duplicates": corpus.duplicates, **corpus.skipped}
+        print(f"left out: {', '.join(f'{number:,} {kind}' for kind, number in skipped.items())}")
+        print(f"sha256 {shards.digest}")
+        print(shards.folder)
+
+    def evaluate(
+        self,
+        model: LanguageModule,
+        datamodule: LanguageDataModule,
+        seeds: tuple[int, ...] = (0,),
+        most_bits: float | None = None,
+        train: bool = False,
+    ) -> None:
+        """Score counts of bytes, xz and the decoder in bits per byte of held-out documents.
+
+        Args:
+            model: Filled in by the command line.
+            datamodule: Filled in by the command line.
+            seeds: Seeds of the decoder.
+            most_bits: The most bits per byte that the decoder may need; no bar if null.
+            train: Train the decoder where it is missing, as ``fit`` does, instead of naming the
+                command.
+        """
+        del model
+        datamodule.prepare_data()
+        datamodule.setup("test")
+        Study(self.run(seeds=seeds), datamodule, seeds).finish(most_bits, train=train)
+
+    def add_to_report(
+        self, page: Page, model: LanguageModule, datamodule: LanguageDataModule
+    ) -> None:
+        """Add the documents of which the decoder knows more, and less, than counts.
+
+        Args:
+            page: The report.
+            model: Filled in by the command line.
+            datamodule: Filled in by the command line.
+        """
+        del model
+        run = self.run()
+        datamodule.prepare_data()
+        datamodule.setup("test")
+        seeds = read_scores(run.scores, "language").seeds
+        Study(run, datamodule, seeds).add_documents(page)
+
+    def report_options(self) -> dict[str, Any]:
+        """Return what intervals are drawn from."""
+        return {"units": "documents"}
+
+
+class LanguageCLI(GatesRunCLI):
+    """The command line of ``gates language``."""
+
+    app = "language"
+    verbs = ("prepare", "fit", "evaluate", "report")
+    other_verbs = tuple(sorted(APPS["language"].verbs.keys() - set(verbs)))
+    package = "language"
+    neutral = (
+        *(f"data.{name}" for name in PLACES),
+        "model.model.init_args.checkpointing",
+    )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Let the order of the data follow the seed."""
+        super().add_arguments_to_parser(parser)
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+
+    def training(self, run: Run) -> Piece:
+        """Return the piece that ``fit`` makes, as ``evaluate`` names it."""
+        return run.piece(DECODER, run.settings["seed"])
+
+    def keep(self, run: Run, piece: Piece, objects: Sequence[str]) -> Path | None:
+        """Keep the network as a folder that transformers opens, if it is of a family of theirs.
+
+        Args:
+            run: The run.
+            piece: What was trained.
+            objects: Short hashes of what it was trained on.
+        """
+        path = self.run_folder.best_checkpoint or self.run_folder.last_checkpoint
+        if path is None:
+            return None
+        module = module_of(piece.settings)
+        module.load_state_dict(load_weights(path)["state_dict"])
+        trained = module.model, self.datamodule.shards.tokenizer
+        return run.store(WEIGHTS, ModelFolder()).keep(piece, trained, objects=objects)
+
+
+def run_training_verb(arguments: Sequence[str]) -> None:
+    """Run one of these verbs, or refuse another."""
+    defaults: dict[str, Any] = {"enable_model_summary": False}
+    LanguageCLI(
+        LanguageModule, LanguageDataModule, LanguageTrainer, arguments, trainer_defaults=defaults
+    )
