@@ -54,4 +54,4 @@ docs: .venv/.ready-docs
 	$(BIN)/zensical build
 
 bench: .venv/.ready-bench
-	for suite in core adapters weather endoscopy recsys diffusion; do $(BIN)/python -m benchmarks.run --suite $$suite || exit; done
+	for suite in core adapters weather endoscopy recsys diffusion language; do $(BIN)/python -m benchmarks.run --suite $$suite || exit; done

@@ -100,6 +100,15 @@ ENDOSCOPY = Suite(
     ),
     parts("benchmarks.endoscopy:comparisons"),
 )
+LANGUAGE = Suite(
+    "language",
+    (
+        "tests/language/test_model.py",
+        "tests/language/test_generation.py",
+        "tests/benchmarks/test_language.py",
+    ),
+    parts("benchmarks.language:comparisons"),
+)
 RECSYS = Suite(
     "recsys",
     (
@@ -143,7 +152,7 @@ SUITES = {
     suite.name: suite
     for suite in (
         *(ADAPTERS, CORE, CORE_ATTENTION, CORE_MOE, CORE_OPS),
-        *(DIFFUSION, ENDOSCOPY, RECSYS, WEATHER),
+        *(DIFFUSION, ENDOSCOPY, LANGUAGE, RECSYS, WEATHER),
     )
 }
 

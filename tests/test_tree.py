@@ -244,7 +244,7 @@ def test_the_harness_knows_no_domain():
     assert [name_of(f) for f in sources("harness") if words.search(f.read_text())] == []
 
 
-@pytest.mark.parametrize("app", ["weather", "endoscopy", "video", "diffusion"])
+@pytest.mark.parametrize("app", ["weather", "endoscopy", "video", "diffusion", "language"])
 def test_applications_leave_engines_to_the_harness(app):
     engines = re.compile(r"L\.Trainer\(|ProcessPool|(from|import) safetensors|importlib\.resources")
     found = [name_of(f) for f in sources(f"apps/{app}") if engines.search(f.read_text())]

@@ -17,6 +17,7 @@ from harness.runs.terminal import working
 from language.corpus import SPLITS, read_corpus
 from language.data import LanguageDataModule
 from language.module import LanguageModule
+from language.tokenizer import load_tokenizer
 
 
 class LanguageTrainer(GatesRunTrainer):
@@ -109,6 +110,21 @@ class LanguageCLI(GatesRunCLI):
         """Let the order of the data follow the seed."""
         super().add_arguments_to_parser(parser)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+
+    def after_instantiate_classes(self) -> None:
+        """Refuse a model without an embedding for every token.
+
+        Raises:
+            GatesError: The tokenizer has more tokens than the model.
+        """
+        found = load_tokenizer(self.datamodule.tokenizer).vocab_size
+        known = self.model.model.vocab_size
+        if found > known:
+            raise GatesError(
+                f"vocab_size is {known}, but the tokenizer has {found} tokens: set "
+                f"model.model.init_args.vocab_size to {found} or more"
+            )
+        super().after_instantiate_classes()
 
     def training(self, run: Run) -> Piece:
         """Return the piece that ``fit`` makes, as ``evaluate`` names it."""

@@ -1,0 +1,148 @@
+"""``generate``, ``convert`` and ``plan``: what they print and write."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import core_gates.ops.flops  # noqa: F401
+from apps.language import model_sizes
+from apps.language.model_sizes import Size, decoder_cost, plan, used_weights
+from core_gates.errors import GatesError
+from language.generation import generate
+from language.hf.folder import read_model
+from language.tokenizer import ByteTokenizer
+
+END = ByteTokenizer.end
+
+
+def texts_of(folder, prompts, **options):
+    """What the library adds to prompts."""
+    model, tokenizer = read_model(folder)
+    tokens = [[END, *tokenizer.encode(prompt).tolist()] for prompt in prompts]
+    found = [""] * len(prompts)
+    for chunk in generate(model, tokens, decode=tokenizer.decode, end=END, **options):
+        found[chunk.prompt] += chunk.text
+    return found
+
+
+def test_a_prompt_is_continued_to_the_same_text(trained, weights):
+    options = {"max_tokens": 6, "temperature": 0.8, "top_k": 40, "top_p": 0.9, "seed": 5}
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    (added,) = texts_of(weights, ["def a"], **options)
+    assert added
+    assert trained.succeed("generate", "--prompt", "def a", *words) == f"def a{added}\n"
+    named = trained.succeed("generate", "--prompt", "def a", "--weights", weights, *words,
+                            config=None)  # fmt: skip
+    assert named == f"def a{added}\n"
+
+
+def test_a_continuation_ends_before_its_stop(trained, weights):
+    greedy = {"max_tokens": 8, "temperature": 0.0}
+    (whole,) = texts_of(weights, ["def "], **greedy)
+    words = ["--max_tokens", 8, "--temperature", 0, "--stop", whole[2:4]]
+    found = trained.succeed("generate", "--prompt", "def ", *words)
+    assert found == f"def {whole[: whole.index(whole[2:4])]}\n"
+
+
+def test_every_line_of_a_file_is_continued(trained, weights, tmp_path):
+    prompts = ["de", "    return a", "x"]
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts) + "\n")
+    words = ["--prompts", tmp_path / "prompts.txt", "--max_tokens", 3, "--seed", 1]
+    out = trained.succeed("generate", *words)
+    added = texts_of(weights, prompts, max_tokens=3, seed=1)
+    lines = [f"[{n}] {p}{a}\n" for n, (p, a) in enumerate(zip(prompts, added, strict=True), 1)]
+    assert all(line in out for line in lines)
+    assert len(out) == sum(map(len, lines))
+
+
+def test_a_converted_folder_computes_the_same(trained, weights, tmp_path):
+    out = trained.succeed("convert", weights, "--output", tmp_path / "copy", config=None)
+    assert out.splitlines()[-1] == str(tmp_path / "copy")
+    tokens = torch.arange(12).view(1, -1)
+    model, _ = read_model(weights)
+    copy, _ = read_model(tmp_path / "copy")
+    with torch.no_grad():
+        assert torch.equal(copy(tokens), model(tokens))
+    words = ["--output", tmp_path / "copy", "--dtype", "bfloat16", "--overwrite_output"]
+    trained.succeed("convert", weights, *words, config=None)
+    half, _ = read_model(tmp_path / "copy")
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+    assert json.loads((tmp_path / "copy/config.json").read_text())["dtype"] == "bfloat16"
+
+
+@pytest.fixture
+def planned(tmp_path, monkeypatch):
+    """``plan`` of a size that a real step has, too."""
+    monkeypatch.setitem(model_sizes.SIZES, "gpt_moe_tiny", Size(4, 32, 48, 2))
+    monkeypatch.setattr(model_sizes, "CONTEXT", 20)
+    monkeypatch.setattr(model_sizes, "VOCABULARY", 50)
+    place = SimpleNamespace(run_folder=SimpleNamespace(path=tmp_path))
+
+    def run(size="gpt_moe_tiny", **options):
+        plan(place, size=size, **options)
+        content = json.loads((tmp_path / "plan.json").read_text())
+        return {
+            section.removeprefix(f"{size}: "): {name: one["value"] for name, one in lines.items()}
+            for section, lines in content.items()
+        }
+
+    return run
+
+
+def test_a_plan_counts_what_a_real_step_does(planned):
+    found = planned(experts=4, batch_size=2, gpus=1)
+    model, _ = decoder_cost("gpt_moe_tiny", 4)
+    model = model.to_empty(device="cpu")
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.1)
+    tokens = torch.randint(50, (2, 21))
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        loss = F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+        forward = counter.get_total_flops()
+        loss.backward()
+    per_token = found["arithmetic of a token"]
+    assert per_token["forward"] * 40 == pytest.approx(forward, rel=1e-3)
+    assert per_token["training"] * 40 == pytest.approx(counter.get_total_flops(), rel=1e-3)
+
+
+def test_weights_have_their_closed_form(planned):
+    found = planned(experts=4)["network"]
+    dim, wide, layers, experts = 32, 32, 4, 4
+    attention, mlp, norms = 4 * dim**2, 3 * dim * wide, 2 * dim
+    dense = layers * (attention + norms) + layers // 2 * mlp + 50 * dim + dim
+    moe = layers // 2 * (experts * mlp + experts * dim)
+    assert found["parameters"] == dense + moe
+    assert found["used by a token"] == dense + layers // 2 * (mlp + experts * dim)
+    spread = planned(experts=4, gpus=4, sharded=True)["memory of each of 4 GPUs"]
+    assert spread["weights"] == dense + moe
+    assert spread["gathered weights"] == 8 * max(50 * dim, attention + norms + 4 * mlp + 4 * dim)
+
+
+def test_the_published_sizes():
+    model, _ = decoder_cost("gpt_moe_small", 16)
+    assert len(model.blocks) == 12
+    dense = 12 * (4 * 768**2 + 2 * 768 * 3072)  # of GPT-2 small, without embeddings
+    inside = used_weights(model) - 50257 * 768
+    assert inside == pytest.approx(dense, rel=0.01)
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(
+        dense + 6 * 15 * 2 * 768 * 3072 + 50257 * 768, rel=0.01
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"size": "gpt_moe_huge"}, "--size is 'gpt_moe_huge'; choose one of gpt_moe_small, gpt_"),
+        ({"gpus": 0}, "--gpus is 0, expected 1 or more"),
+        ({"batch_size": 0}, "--batch_size is 0"),
+        ({"experts": 0}, "--experts is 0"),
+    ],
+)
+def test_impossible_plans(planned, options, words):
+    with pytest.raises(GatesError, match=words):
+        planned(**options)

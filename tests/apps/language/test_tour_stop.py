@@ -1,0 +1,47 @@
+"""The language stop of the tour, with a small decoder, and where no weights ship."""
+
+import pytest
+
+from apps.language import tour as module
+from apps.language.tour import most_likely, tour
+from apps.main import App, main
+from harness.report.page import Page, StopSkippedError
+from language.corpus import Document
+from language.counts import ByteCounts
+
+
+def test_the_stop_completes_a_function(trained, weights, tmp_path, monkeypatch):
+    lines = "".join(f"    x = a + {n}\n" for n in range(9))
+    for number in range(40):
+        (tmp_path / f"f{number}.py").write_text(f"def f{number}(a):\n{lines}    return x\n\n\n")
+    monkeypatch.setattr(module, "LINES", 1)  # the decoder reads 16 tokens
+    monkeypatch.setattr(module, "ADDED", 30)
+    said = []
+    stop = tour(tmp_path, said.append, weights=weights, corpus=[str(tmp_path)])
+    (row,) = stop.rows
+    assert row.baseline.startswith("counts of order 5 0.")
+    assert float(row.value.split()[0]) > float(row.baseline.split()[-1])
+    assert (row.verdict, row.good) == ("worse than counts", False)
+    page = Page("Tour").section(stop.title)
+    stop.draw(page)
+    html = page.html()
+    lines = html.count("\N{NO-BREAK SPACE}" * 4 + "x = a + ")
+    assert lines > 9  # those of the file, and what counts add
+    assert any("counting" in text for text in said)
+
+
+def test_counts_add_what_followed():
+    counts = ByteCounts.fit([Document("a", "the cat sat. " * 20)])
+    assert most_likely(counts, "the c", 7) == "at sat."
+    assert most_likely(ByteCounts.fit([Document("a", "aab")], 0), "b", 3) == "aaa"
+
+
+def test_missing_weights_are_a_reason(tmp_path, capsys):
+    with pytest.raises(StopSkippedError, match=r"no weights ship: `gates language fit"):
+        tour(tmp_path, print)
+    table = {
+        "tour": App("apps.tour", "x"),
+        "language": App("", "x", stop="apps.language.tour:tour"),
+    }
+    assert main(["tour", "--root", str(tmp_path)], table) == 1
+    assert "skipped: language: no weights ship" in " ".join(capsys.readouterr().out.split())

@@ -1,0 +1,167 @@
+"""The verbs that read a corpus: what they leave, and what they say."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from apps.language.byte_scores import headline, module_of
+from apps.main import APPS
+from harness.evidence import Row
+from harness.files.piece import read_record
+from language.corpus import read_corpus
+from language.counts import ByteCounts
+from language.hf.folder import read_model
+from language.scoring import bits_per_byte
+from language.tokenizer import ByteTokenizer
+
+CONFIGS = sorted((Path(__file__).parents[3] / "apps/language/configs").glob("*.yaml"))
+
+
+def scores_of(trained, name="small"):
+    return json.loads((trained.folder / f"runs/language/{name}/scores.json").read_text())
+
+
+def test_prepare_accounts_for_the_corpus(trained):
+    out = trained.succeed("prepare")
+    corpus = read_corpus([trained.folder / "corpus"])
+    for split in ("train", "validation", "test"):
+        documents = corpus.part(split)
+        size = sum(len(one.text.encode()) for one in documents)
+        assert re.search(rf"^{split} +{len(documents)} +{size:,} ", out, re.MULTILINE)
+    assert "left out: 1 duplicates, 0 links, 0 binary, 0 empty" in out
+    folder = trained.folder / out.splitlines()[-1]
+    assert (folder / "index.json").is_file()
+    assert f"sha256 {'' or out.split('sha256 ')[1].split()[0]}" in out
+
+
+def test_fit_leaves_a_model_folder_of_the_trained_weights(trained, weights):
+    run = weights.parents[1]
+    state = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    model, tokenizer = read_model(weights)
+    assert isinstance(tokenizer, ByteTokenizer)
+    for name, value in model.state_dict().items():
+        assert torch.equal(state[f"model.{name}"], value)
+    record = read_record(weights)
+    assert record.identity["method"] == "decoder"
+    corpus = read_corpus([trained.folder / "corpus"])
+    assert len(record.objects) == len(corpus.part("train"))
+    module = module_of(record.settings)
+    assert module.learning_rate == 5e-3
+    assert {n: p.shape for n, p in module.model.named_parameters()} == {
+        n: p.shape for n, p in model.named_parameters()
+    }
+
+
+def test_the_decoder_is_scored_next_to_counts_and_xz(trained, weights):
+    scores = scores_of(trained)
+    values = {r["method"]: r for r in scores["rows"] if r["versus"] is None}
+    assert list(values) == [*(f"order {n}" for n in range(6)), "xz", "decoder"]
+    corpus = read_corpus([trained.folder / "corpus"])
+    held = corpus.part("test")
+    model, tokenizer = read_model(weights)
+    bits = bits_per_byte(model, tokenizer, held, context=16)
+    assert values["decoder"]["value"] == pytest.approx(bits[:, 0].sum() / bits[:, 1].sum())
+    assert values["decoder"]["n"] == len(held) > 1
+    assert values["decoder"]["low"] < values["decoder"]["value"] < values["decoder"]["high"]
+    own = [ByteCounts.fit(corpus.part("train")).bits(one.text)[2, 8:] for one in held]
+    assert values["order 2"]["value"] == pytest.approx(np.concatenate(own).mean())
+    paired = {r["method"]: r for r in scores["rows"] if r["versus"] == "order 5"}
+    assert paired.keys() == values.keys() - {"order 5"}
+    gap = values["decoder"]["value"] - values["order 5"]["value"]
+    assert paired["decoder"]["value"] == pytest.approx(gap)
+    (bar,) = scores["bars"]
+    assert (bar["bar"], bar["value"]) == (2.5, values["decoder"]["value"])
+    assert bar["met"] is (bar["value"] <= 2.5)
+    unbeaten = [m for m, r in values.items() if r["value"] <= values["decoder"]["value"]]
+    assert scores["headline"].endswith(f"does not beat {' and '.join(unbeaten[:-1])}.")
+    assert [one["role"] for one in scores["data"]] == ["train", "validation", "test", "tokenizer"]
+    assert all(name in trained.evaluated for name in ("order 5", "xz", "decoder"))
+
+
+def test_without_weights_the_row_is_the_command(trained):
+    scores = scores_of(trained, "untrained")
+    (row,) = (r for r in scores["rows"] if r["method"] == "decoder")
+    command = "gates language fit --config small.yaml --name untrained"
+    assert row["note"] == f"not trained: run `{command}`"
+    assert row["value"] is None
+    assert [bar["met"] for bar in scores["bars"]] == [None]
+    assert {r["method"] for r in scores["rows"]} >= {"order 0", "order 5", "xz"}
+    assert scores["headline"] == "The decoder is not trained."
+    assert command in trained.untrained
+
+
+def test_evaluate_trains_to_the_bits_of_fit(trained, weights):
+    trained.succeed("evaluate", "--name", "other", "--train")
+    other = weights.parents[2] / "other/weights/decoder-s0"
+    assert read_record(other).fingerprint == read_record(weights).fingerprint
+    first, second = (load_file(place / "model.safetensors") for place in (weights, other))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert scores_of(trained, "other")["rows"] == scores_of(trained)["rows"]
+
+
+def test_experts_that_transformers_lacks_are_kept_as_tensors(trained, tmp_path):
+    gate = "{class_path: core_gates.CosineGate, init_args: {num_experts: 4}}"
+    experts = "{class_path: core_gates.StackedExperts, init_args: {hidden_dim: 8}}"
+    options = [f"--model.model.init_args.gate={gate}", f"--model.model.init_args.experts={experts}"]
+    out = trained.succeed("fit", "--name", "cosine", *options)
+    assert "only tensors are kept: transformers has no model with CosineGate" in out
+    found = trained.folder / "runs/language/cosine/weights/decoder-s0"
+    assert (found / "result.safetensors").is_file()
+    trained.succeed("evaluate", "--name", "cosine", *options)
+    assert "not trained" not in (found.parents[1] / "scores.md").read_text()
+
+
+def test_the_report_names_the_documents(trained):
+    out = trained.succeed("report")
+    page = (trained.folder / out.splitlines()[-1]).read_text()
+    assert "Where the decoder gains most and least over order 5" in page
+    corpus = read_corpus([trained.folder / "corpus"])
+    assert any(one.name in page for one in corpus.part("test"))
+
+
+@pytest.mark.costly("four processes that train")
+def test_a_killed_training_ends_with_the_same_bits(
+    kill_and_resume, language_folder, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(language_folder)
+    options = ["--checkpoint.every_n_steps", "1", "--data.cache_folder", str(tmp_path / "cache")]
+    folder = kill_and_resume(
+        ["language", "fit", "--config", "small", *options], app="language", rows=[3, 8]
+    )
+    model = "weights/decoder-s0/model.safetensors"
+    whole = tmp_path / "whole/language/run"
+    assert (folder / model).read_bytes() == (whole / model).read_bytes()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_packaged_configuration_trains(path, trained, tmp_path):
+    options = ["--data.corpus", "[corpus]", "--data.cache_folder", tmp_path, "--data.batch_size", 2]
+    limits = ["--trainer.max_steps", 1, "--trainer.limit_val_batches", 0]
+    small = ["--data.context", 16, "--root", tmp_path]
+    trained.succeed("fit", *options, *limits, *small, config=path.stem)
+    found = tmp_path / f"language/{path.stem}/weights/decoder-s0/config.json"
+    family = {"moe": "qwen3_moe"}.get(path.stem, "qwen3")
+    assert json.loads(found.read_text())["model_type"] == family
+
+
+def test_headlines():
+    def rows(**values):
+        return [Row(m.replace("_", " "), "test", "b", v) for m, v in values.items()]
+
+    found = headline(rows(order_0=4.0, order_1=2.0, xz=1.9, decoder=2.0))
+    assert found == "The decoder needs 2.00 bits per byte and does not beat order 1 and xz."
+    assert headline(rows(order_0=4.0, xz=3.0, decoder=2.0)).endswith("beats every order and xz.")
+    assert headline(rows(order_0=4.0, decoder=math.nan)) == "The decoder is not trained."
+
+
+def test_the_table_of_the_front_door_names_its_configurations():
+    assert {path.stem for path in CONFIGS} == {"tiny", "base", "moe"}
+    assert set(APPS["language"].extras) == {"language"}
+    assert yaml.safe_load(CONFIGS[0].read_text())["evaluate"] == {"most_bits": 2.0}
