@@ -1,8 +1,8 @@
 """``gates language generate``: continue prompts, streamed to the terminal."""
 
-from importlib.resources import files
 from pathlib import Path
 
+import language
 from core_gates.errors import GatesError
 from harness.command.verbs import Place
 from language.generation import generate as continued
@@ -90,7 +90,7 @@ def prompts_of(prompt: str | None, path: str | None) -> list[str]:
 
 def shipped(config: str) -> Path:
     """Return where what ships of a configuration is, if anything does."""
-    return Path(str(files("language"))) / "weights" / config
+    return Path(language.__file__).parent / "weights" / config
 
 
 def models_in(home: Path) -> list[Path]:

@@ -7,10 +7,11 @@ import pytest
 COMMON = ["--trainer.log_every_n_steps", "1", "--trainer.enable_model_summary", "false"]
 CHECKPOINT = ["--checkpoint.every_n_steps", "5", "--checkpoint.monitor", "val/loss"]
 TOY = str(Path(__file__).parents[1] / "toy.py")
+KILLED = pytest.mark.costly("four processes, two of which are killed")
 MADE = ("*/*/record.json", "*/*/result.*", "scores.json", "scores.md")
 
 
-@pytest.mark.costly("a training that is killed twice")
+@KILLED
 def test_killed_runs_end_like_unbroken_ones(kill_and_resume):
     epochs = ["--trainer.max_epochs", "10"]
     folder = kill_and_resume([TOY, "fit", *COMMON, *CHECKPOINT, *epochs], app="toy")
@@ -25,7 +26,7 @@ def test_two_ranks_resume_too(kill_and_resume):
     kill_and_resume(command, app="toy", seed=3, kills=1)
 
 
-@pytest.mark.costly("four evaluations, two of which are killed")
+@KILLED
 def test_killed_evaluations_end_like_unbroken_ones(kill_and_resume):
     """Killed inside a training and between pieces; of the pieces only the broken one is redone."""
     folder = kill_and_resume([TOY, "evaluate", "--epochs", "2"], app="toy", compare=MADE)
