@@ -138,7 +138,7 @@ def pair(name: str, dim: int, load: Load) -> dict[str, tuple[nn.Module, Callable
         mixture["gate"] = partial(TopKGate, num_experts=EXPERTS, k=K)
         mixture["experts"] = partial(StackedExperts, hidden_dim=WIDER * dim)
     torch.manual_seed(0)
-    ours = load("language.model").Decoder(
+    ours = load("language.decoder").Decoder(
         VOCABULARY, dim, LAYERS, HEADS, KV_HEADS, hidden_dim=WIDER * dim, context=CONTEXT,
         qk_norm=family.qk_norm, **mixture,
     )  # fmt: skip

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from core_gates.errors import GatesError
 from core_gates.numerics import accumulation_dtype, stable_sort, widest_float
-from language.model import Decoder
+from language.decoder import Decoder
 
 Reason = Literal["end", "stop", "length", "context"]
 Decode = Callable[[Sequence[int]], bytes]

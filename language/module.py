@@ -18,7 +18,7 @@ from core_gates.numerics import accumulation_dtype
 from core_gates.routing.collect import collect_routing
 from core_gates.routing.losses import balance_loss, z_loss
 from core_gates.routing.output import RoutingOutput
-from language.model import Decoder
+from language.decoder import Decoder
 
 LAST_RATE = 0.1
 """The learning rate after the last step, as a fraction of the largest one."""

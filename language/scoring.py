@@ -13,7 +13,7 @@ from core_gates.errors import GatesError, check_at_least
 from core_gates.numerics import accumulation_dtype
 from language.corpus import Document
 from language.counts import ByteCounts
-from language.model import Decoder
+from language.decoder import Decoder
 from language.tokenizer import Tokenizer
 
 SMALLEST_DICTIONARY = 4096  # bytes, of LZMA2

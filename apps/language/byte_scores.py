@@ -22,8 +22,8 @@ from harness.report.page import Page
 from language.corpus import Document
 from language.counts import ORDER, ByteCounts
 from language.data import LanguageDataModule
-from language.hf.folder import read_model, write_model
-from language.model import Decoder
+from language.decoder import Decoder
+from language.hf.model_folder import read_model, write_model
 from language.module import LanguageModule
 from language.scoring import bits_per_byte, count_bits, ratio, scored_part, xz_bits
 from language.tokenizer import Tokenizer

@@ -36,7 +36,7 @@ def convert(
     """
     import torch
 
-    from language.hf.folder import read_model, write_model
+    from language.hf.model_folder import read_model, write_model
 
     path = Path(output)
     require_free(path, overwrite=overwrite_output)

@@ -5,9 +5,9 @@ from pathlib import Path
 import language
 from core_gates.errors import GatesError
 from harness.command.verbs import Place
+from language.decoder import Decoder
 from language.generation import generate as continued
-from language.hf.folder import CONFIG, read_model
-from language.model import Decoder
+from language.hf.model_folder import CONFIG, read_model
 from language.tokenizer import Tokenizer
 
 SHIPPED = "shipped"

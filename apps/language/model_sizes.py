@@ -13,7 +13,7 @@ from core_gates.errors import GatesError, check_option
 from harness.command.verbs import Place
 from harness.planning import Device, StepCost, cost_of_step, count_weights, training_sections
 from harness.runs.terminal import Line, print_plan, write_plan
-from language.model import Decoder
+from language.decoder import Decoder
 
 Precision = Literal["bf16", "fp32"]
 

@@ -13,7 +13,7 @@ from harness.report.page import Page, StopSkippedError, TourRow, TourStop
 from language.corpus import Document, read_corpus
 from language.counts import ByteCounts
 from language.generation import generate
-from language.hf.folder import read_model
+from language.hf.model_folder import read_model
 from language.scoring import bits_per_byte, count_bits, ratio, scored_part
 from language.tokenizer import ByteTokenizer
 

@@ -1,4 +1,4 @@
-"""Trainings by Lightning on all processes that there are, whose results are compared."""
+"""Training runs by Lightning on all processes that there are, whose results are compared."""
 
 import warnings
 from pathlib import Path

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from core_gates.gates import TopKGate
 from core_gates.moe import StackedExperts
-from language.model import Decoder
+from language.decoder import Decoder
 from language.module import LanguageModule
 from tests.distributed.lightning_fits import fit, validation_scores
 

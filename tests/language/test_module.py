@@ -242,7 +242,7 @@ def test_numbers_out_of_range_are_refused(refuses):
 def test_the_gate_and_the_experts_come_from_a_configuration():
     from jsonargparse import ArgumentParser
 
-    from language.model import Decoder
+    from language.decoder import Decoder
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Decoder, "model")

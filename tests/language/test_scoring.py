@@ -11,7 +11,7 @@ from torch import nn
 from core_gates.errors import GatesError
 from harness.evidence import Resamples, moments
 from language.counts import ByteCounts
-from language.model import Decoder
+from language.decoder import Decoder
 from language.scoring import bits_per_byte, count_bits, ratio, scored_part, xz_bits
 from language.tokenizer import ByteTokenizer
 

@@ -62,7 +62,7 @@ def write_config(path, **model):
     content = {
         "seed_everything": 0,
         "model": {
-            "model": {"class_path": "language.model.Decoder", "init_args": {**MODEL, **model}},
+            "model": {"class_path": "language.decoder.Decoder", "init_args": {**MODEL, **model}},
             "learning_rate": 5e-3,
             "warmup_steps": 2,
         },

@@ -14,7 +14,7 @@ from apps.language import model_sizes
 from apps.language.model_sizes import Size, decoder_cost, plan, used_weights
 from core_gates.errors import GatesError
 from language.generation import generate
-from language.hf.folder import read_model
+from language.hf.model_folder import read_model
 from language.tokenizer import ByteTokenizer
 
 END = ByteTokenizer.end

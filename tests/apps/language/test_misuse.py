@@ -43,7 +43,7 @@ TRAINING = {
     ),
     "gate without experts": (
         (*FIT, gate("TopKGate", num_experts=4)[0]),
-        "needs both gate and experts",
+        "need both gate and experts",
     ),
     "empty corpus": ((*FIT, "--data.corpus", "[void]"), "holds no text", {"void/a.py": ""}),
     "binary corpus": ((*FIT, "--data.corpus", "[a.bin]"), "is binary", {"a.bin": b"\0\1"}),

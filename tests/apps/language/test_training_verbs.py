@@ -17,7 +17,7 @@ from harness.evidence import Row
 from harness.files.piece import read_record
 from language.corpus import read_corpus
 from language.counts import ByteCounts
-from language.hf.folder import read_model
+from language.hf.model_folder import read_model
 from language.scoring import bits_per_byte
 from language.tokenizer import ByteTokenizer
 

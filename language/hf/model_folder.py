@@ -18,7 +18,7 @@ from core_gates.moe.checkpoint_layouts import Layout
 from core_gates.moe.experts import StackedExperts
 from core_gates.moe.layer import MoELayer
 from harness.files import replacing, write_json
-from language.model import Decoder
+from language.decoder import Decoder
 from language.tokenizer import Tokenizer, load_tokenizer
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"

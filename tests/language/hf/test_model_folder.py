@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 from core_gates.errors import GatesError
 from core_gates.gates import SigmoidGate, TopKGate
 from core_gates.moe import StackedExperts
-from language.hf.folder import read_model, write_model
-from language.model import Decoder
+from language.decoder import Decoder
+from language.hf.model_folder import read_model, write_model
 from language.tokenizer import ByteTokenizer
 
 MADE = runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "published_decoders.py"))

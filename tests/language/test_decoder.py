@@ -9,7 +9,7 @@ import torch
 
 from core_gates.gates import ExpertChoiceGate, HashGate, TopKGate
 from core_gates.moe import GatedMlp, MoELayer, StackedExperts
-from language.model import Decoder
+from language.decoder import Decoder
 
 MADE = runpy.run_path(str(Path(__file__).parents[1] / "fixtures" / "published_decoders.py"))
 ours, theirs, tokens, relative_gap = (
