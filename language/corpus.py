@@ -6,7 +6,7 @@ import json
 import os
 import re
 import sysconfig
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -134,38 +134,31 @@ def source_files(source: str | Path) -> list[tuple[str, Path]]:
     Raises:
         GatesError: It does not exist.
     """
-    path = Path(sysconfig.get_path("stdlib")) if source == PYTHON else Path(source)
-    if path.is_dir():
-        return [
-            (place.relative_to(path).as_posix(), place)
-            for place in _walk(path)
-            if source != PYTHON or _is_of_library(place.relative_to(path))
+    if source == PYTHON:
+        path = Path(sysconfig.get_path("stdlib"))
+        files = [
+            one for one in _walk(path, LEFT_OUT) if one.suffix == ".py" and one.name not in SITE
         ]
+        return [(one.relative_to(path).as_posix(), one) for one in files]
+    path = Path(source)
+    if path.is_dir():
+        return [(one.relative_to(path).as_posix(), one) for one in _walk(path)]
     if not path.exists():
         raise GatesError(f"the corpus {path} does not exist: name files, folders or {PYTHON!r}")
     return [(path.name, path.resolve())]
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Yield all files and links below a folder that are not hidden, in order of their names."""
+def _walk(folder: Path, left_out: Collection[str] = ()) -> Iterator[Path]:
+    """Yield all files and links that are not hidden nor in folders left out, in order of names."""
 
     def refuse(error: OSError) -> None:
         raise _unreadable(Path(error.filename), error) from error
 
     for place, folders, files in os.walk(folder, onerror=refuse):
         here = Path(place)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(n for n in folders if not n.startswith(".") and n not in left_out)
         linked = [name for name in folders if (here / name).is_symlink()]
         yield from (here / name for name in sorted(files + linked) if not name.startswith("."))
-
-
-def _is_of_library(path: Path) -> bool:
-    """Return whether a file of the standard library is part of the corpus, as its path decides."""
-    return (
-        path.suffix == ".py"
-        and not LEFT_OUT.intersection(path.parts[:-1])
-        and path.name not in SITE
-    )
 
 
 def _unreadable(path: Path, error: OSError) -> GatesError:

@@ -100,6 +100,7 @@ def test_a_loader_continues_where_its_state_was_taken():
         rest = list(again)
         assert_close([*seen, *rest, *batches(again, 1)], whole)
     seen, state = stopped(1, 2)
+    again = TrainingLoader(TOKENS, 10, 2)
     again.load_state_dict(state)
     assert_close([*whole[:5], *seen, *again], whole)  # the epoch is part of the state
 
