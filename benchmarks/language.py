@@ -145,7 +145,8 @@ def pair(name: str, dim: int, load: Load) -> dict[str, tuple[nn.Module, Callable
     models: dict[str, tuple[nn.Module, Callable[[Any], Tensor]]] = {OURS: (ours, lambda y: y)}
     if is_installed():
         transformers: Any = importlib.import_module("transformers")
-        sizes = {"vocab_size": VOCABULARY, "hidden_size": dim, "intermediate_size": WIDER * dim}
+        sizes: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": dim}
+        sizes |= {"intermediate_size": WIDER * dim}
         sizes |= {"num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
         sizes |= {"num_key_value_heads": KV_HEADS, "head_dim": dim // HEADS}
         sizes |= {"max_position_embeddings": PROMPT + CONTEXT, "rms_norm_eps": 1e-6}

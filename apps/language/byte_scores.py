@@ -19,7 +19,7 @@ from harness.command.configfile import packaged_configs
 from harness.evidence import Bar, Resamples, Row, compare, moments
 from harness.experiment import Arrays, Job, Piece, Run, Store
 from harness.report.page import Page
-from language.corpus import Document
+from language.corpus import Document, Split
 from language.counts import ORDER, ByteCounts
 from language.data import LanguageDataModule
 from language.decoder import Decoder
@@ -32,7 +32,8 @@ DECODER, COUNTS, XZ = "decoder", "counts", "xz"
 ORDERS = tuple(f"order {order}" for order in range(ORDER + 1))
 REFERENCE = ORDERS[-1]
 WEIGHTS, BASELINES, SCORES = "weights", "baselines", "scores"
-TASK, METRIC = "test", "bits_per_byte"
+TASK: Split = "test"
+METRIC = "bits_per_byte"
 SHOWN = 5  # documents at either end of the table of the report
 PLACES = ("corpus", "tokenizer", "cache_folder")
 """Options of the data that decide by content alone, which the digest of the data covers."""
@@ -49,16 +50,16 @@ Places = Mapping[str, Any]
 class ModelFolder:
     """A decoder as a folder that transformers opens; its tensors alone if it is of no family."""
 
-    def save(self, folder: Path, result: tuple[Decoder, Tokenizer]) -> None:
-        """Write the model and its tokenizer."""
+    def save(self, folder: Path, result: Any) -> None:
+        """Write a decoder and its tokenizer."""
         try:
             write_model(folder, *result)
         except GatesError as error:
             print(f"only tensors are kept: {error}")
             Arrays().save(folder, result[0].state_dict())
 
-    def load(self, folder: Path) -> Mapping[str, Tensor]:
-        """Return the state of the decoder.
+    def load(self, folder: Path) -> Any:
+        """Return the state of the decoder, tensors by name.
 
         Raises:
             GatesError: The folder is damaged.
