@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import shutil
 import sys
@@ -11,12 +12,14 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from core_gates.errors import GatesError
 from harness.experiment.store import Arrays, cast, in_8_bits
-from harness.files import replacing
-from harness.files.piece import RECORD, digests, read_record, refuse_changed
+from harness.files import replacing, write_json
+from harness.files.piece import RECORD, Record, digests, read_record, refuse_changed
 
+MODEL = "model.safetensors"  # of a folder that other libraries open
 NEVER = ("trials",)  # the choice holds them
 ROUNDED = "rounded"
 """Fact of a record: the types to which its tensors were rounded."""
@@ -101,13 +104,7 @@ def ship(
         with replacing(target) as temporary:
             refuse_changed(folder, record)
             shutil.copytree(folder, temporary)
-            if (dtype is not None or int8) and (temporary / Arrays.FILE).is_file():
-                arrays = Arrays()
-                result = cast(arrays.load(temporary), dtype)
-                arrays.save(temporary, in_8_bits(result) if int8 else result)
-                types = ("int8",) * int8 + (str(dtype).removeprefix("torch."),) * bool(dtype)
-                facts = {**record.facts, ROUNDED: ", ".join(types)}
-                record = record._replace(facts=facts)
+            record = _rounded(temporary, record, dtype, int8=int8)
             record = record._replace(command=portable(record.command))
             record._replace(files=digests(temporary)).write(temporary)
         shipped.append(target)
@@ -117,6 +114,25 @@ def ship(
             "`tune`"
         )
     return shipped
+
+
+def _rounded(folder: Path, record: Record, dtype: torch.dtype | None, *, int8: bool) -> Record:
+    """Round the tensors of a result, or of the model of other libraries that it is."""
+    arrays, kind = Arrays(), str(dtype).removeprefix("torch.")
+    if (folder / Arrays.FILE).is_file() and (dtype is not None or int8):
+        result = cast(arrays.load(folder), dtype)
+        arrays.save(folder, in_8_bits(result) if int8 else result)
+        types = ("int8",) * int8 + (kind,) * bool(dtype)
+    elif (folder / MODEL).is_file() and dtype is not None:
+        state = {name: value.clone() for name, value in load_file(folder / MODEL).items()}
+        save_file(cast(state, dtype), folder / MODEL, metadata={"format": "pt"})
+        path, types = folder / "config.json", (kind,)
+        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if "dtype" in config:
+            write_json(path, {**config, "dtype": kind})
+    else:
+        return record
+    return record._replace(facts={**record.facts, ROUNDED: ", ".join(types)})
 
 
 def portable(command: str) -> str:
