@@ -11,6 +11,7 @@ from language.hf.model_folder import CONFIG, read_model
 from language.tokenizer import Tokenizer
 
 SHIPPED = "shipped"
+SHIPPED_CONFIG = "long"  # whose decoder ships
 WEIGHTS = "weights/decoder-s*"  # of a run folder, or of a configuration of the package
 
 
@@ -88,9 +89,9 @@ def prompts_of(prompt: str | None, path: str | None) -> list[str]:
     return lines
 
 
-def shipped(config: str) -> Path:
-    """Return where what ships of a configuration is, if anything does."""
-    return Path(language.__file__).parent / "weights" / config
+def shipped() -> Path:
+    """Return where the decoder that ships is, if there is one."""
+    return Path(language.__file__).parent / "weights" / SHIPPED_CONFIG
 
 
 def models_in(home: Path) -> list[Path]:
@@ -108,10 +109,10 @@ def model_of(place: Place, weights: str | None) -> tuple[Decoder, Tokenizer]:
     Raises:
         GatesError: There is none, or it has no tokenizer.
     """
-    homes = {None: place.run_folder.path, SHIPPED: shipped(place.config)}
+    homes = {None: place.run_folder.path, SHIPPED: shipped()}
     found = models_in(homes[weights]) if weights in homes else [Path(str(weights))]
     if not found:
-        what = f"no weights of {place.config} ship" if weights else f"{homes[None]} has no model"
+        what = "no weights ship" if weights else f"{homes[None]} has no model"
         raise GatesError(
             f"{what}: run `gates language fit --config {place.config}` first, or name a folder by "
             "--weights"

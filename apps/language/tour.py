@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from apps.language.byte_scores import DECODER, REFERENCE
-from apps.language.generate import models_in, shipped
+from apps.language.generate import SHIPPED_CONFIG, models_in, shipped
 from harness.evidence import Resamples, compare, moments
 from harness.report.page import Page, StopSkippedError, TourRow, TourStop
 from language.corpus import Document, read_corpus
@@ -17,7 +17,6 @@ from language.hf.model_folder import read_model
 from language.scoring import bits_per_byte, count_bits, ratio, scored_part
 from language.tokenizer import ByteTokenizer
 
-CONFIG = "base"
 COUNTED = 3_000_000  # letters of training files that are counted
 FILES, LETTERS = 6, 2000  # held-out files, and the letters at their beginning that are scored
 ADDED = 160  # bytes of a completion
@@ -45,10 +44,10 @@ def tour(
         StopSkippedError: No weights ship.
     """
     del folder
-    found = [weights] if weights else models_in(shipped(CONFIG))
+    found = [weights] if weights else models_in(shipped())
     if not found:
         raise StopSkippedError(
-            f"language: no weights ship: `gates language fit --config {CONFIG}` trains a decoder"
+            f"language: no weights ship: `gates language fit --config {SHIPPED_CONFIG}` trains some"
         )
     model, _ = read_model(found[0])
     documents = read_corpus(corpus)

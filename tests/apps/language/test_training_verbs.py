@@ -11,9 +11,12 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from apps.language.byte_scores import headline, module_of
+from apps.language import generate
+from apps.language.byte_scores import ModelFolder, headline, module_of
 from apps.main import APPS
 from harness.evidence import Row
+from harness.experiment import Piece, Store
+from harness.experiment.ship import ship
 from harness.files.piece import read_record
 from language.corpus import read_corpus
 from language.counts import ByteCounts
@@ -106,6 +109,22 @@ def test_evaluate_trains_to_the_bits_of_fit(trained, weights):
     assert scores_of(trained, "other")["rows"] == scores_of(trained)["rows"]
 
 
+def test_what_ships_is_half_as_large_and_scored(trained, weights, tmp_path, monkeypatch):
+    (shipped,) = ship(weights.parents[1], kinds=["weights"], package=tmp_path, dtype=torch.bfloat16)
+    assert json.loads((shipped / "config.json").read_text())["dtype"] == "bfloat16"
+    state, exact = (load_file(place / "model.safetensors") for place in (shipped, weights))
+    assert all(torch.equal(state[name], exact[name].bfloat16()) for name in exact)
+    record = read_record(shipped)
+    store = Store("weights", ModelFolder(), tmp_path / "none", tmp_path / "weights/small")
+    piece = Piece("decoder", 0, settings=record.settings)
+    loaded = module_of(piece.settings).model
+    loaded.load_state_dict(store.load(piece))
+    assert torch.equal(loaded.lm_head.weight, exact["model.embed_tokens.weight"].bfloat16().float())
+    monkeypatch.setattr(generate, "shipped", lambda: tmp_path / "weights/small")
+    words = ["--weights", "shipped", "--prompt", "def", "--max_tokens", 3]
+    assert trained.succeed("generate", *words).startswith("def")
+
+
 def test_experts_that_transformers_lacks_are_kept_as_tensors(trained, tmp_path):
     gate = "{class_path: core_gates.CosineGate, init_args: {num_experts: 4}}"
     experts = "{class_path: core_gates.StackedExperts, init_args: {hidden_dim: 8}}"
@@ -162,6 +181,6 @@ def test_headlines():
 
 
 def test_the_table_of_the_front_door_names_its_configurations():
-    assert {path.stem for path in CONFIGS} == {"tiny", "base", "moe"}
+    assert {path.stem for path in CONFIGS} == {"tiny", "base", "long", "moe"}
     assert set(APPS["language"].extras) == {"language"}
     assert yaml.safe_load(CONFIGS[0].read_text())["evaluate"] == {"most_bits": 2.0}
