@@ -254,12 +254,13 @@ def _read_config(path: Path) -> tuple[dict[str, Any], Family]:
     """
     given = {name: value for name, value in _read_json(path).items() if value is not None}
     kind = given.get("model_type")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise GatesError(
             f"{path} is that of a model of type {kind!r}, expected {', '.join(FAMILIES)}"
         )
     rope = given.get("rope_parameters") or given.get("rope_scaling") or {}
-    theta = {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
+    own = isinstance(rope, dict) and "rope_theta" in rope
+    theta = {"rope_theta": rope["rope_theta"]} if own else {}
     config = {**DEFAULTS, **FAMILIES[kind].defaults, **given, **theta}
     for name, refused in _REFUSED.items():
         if refused(config):
@@ -276,6 +277,10 @@ def _scaled(name: str, config: Config) -> bool:
     return any(rope.get(key, "default") != "default" for key in ("rope_type", "type"))
 
 
+def _is_full(kinds: Any) -> bool:
+    return isinstance(kinds, list) and all(kind == "full_attention" for kind in kinds)
+
+
 _REFUSED: dict[str, Callable[[Config], bool]] = {
     "rope_scaling": partial(_scaled, "rope_scaling"),
     "rope_parameters": partial(_scaled, "rope_parameters"),
@@ -284,7 +289,7 @@ _REFUSED: dict[str, Callable[[Config], bool]] = {
     "sliding_window": lambda config: (
         config["model_type"] == "mixtral" and "sliding_window" in config
     ),
-    "layer_types": lambda config: set(config.get("layer_types", ())) - {"full_attention"} != set(),
+    "layer_types": lambda config: not _is_full(config.get("layer_types", [])),
     "attention_bias": lambda config: bool(config.get("attention_bias")),
     "mlp_bias": lambda config: bool(config.get("mlp_bias")),
     "hidden_act": lambda config: config["hidden_act"] not in ("silu", "swish"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from core_gates.errors import GatesError
 from core_gates.gates import SigmoidGate, TopKGate
@@ -92,6 +92,9 @@ def test_transformers_opens_what_is_written(family, settings, own, tmp_path):
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     assert published.config.eos_token_id == ByteTokenizer().end
+    text = "for ß in ('€', 'a'):\n\tpass  # 1"
+    theirs_of_text = AutoTokenizer.from_pretrained(tmp_path / "new")(text).input_ids
+    assert theirs_of_text == ByteTokenizer().encode(text).tolist()
     assert relative_gap(logits(published.eval()), logits(model)) < 1e-5
     again, tokenizer = read_model(tmp_path / "new")
     assert tokenizer.digest == ByteTokenizer().digest
@@ -127,6 +130,8 @@ def test_weights_may_be_written_in_bfloat16(tmp_path):
         ("Mixtral", {"sliding_window": 16}, "sliding_window=16"),
         ("Qwen3Moe", {"use_sliding_window": True}, "use_sliding_window=True"),
         ("Llama", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types="),
+        ("Llama", {"rope_parameters": 3}, "rope_parameters=3"),
+        ("Llama", {"layer_types": 3}, "layer_types=3"),
         ("Llama", {"attention_bias": True}, "attention_bias=True"),
         ("Llama", {"mlp_bias": True}, "mlp_bias=True"),
         ("Llama", {"hidden_act": "gelu"}, "hidden_act='gelu'"),
@@ -161,6 +166,7 @@ def changed(source, place, **settings):
             "is that of a model of type 'gpt2', expected llama, qwen3",
         ),
         ("Llama", {"model_type": None}, "of type None"),
+        ("Llama", {"model_type": ["llama"]}, r"of type \['llama'\]"),
         ("Llama", {"hidden_size": None}, "config.json lacks hidden_size"),
         ("Qwen3Moe", {"num_experts": None}, "config.json lacks num_local_experts"),
         ("Qwen3Moe", {"num_experts_per_tok": 5}, "k must lie between 1 and num_experts=4, got 5"),
@@ -214,6 +220,10 @@ def test_damaged_and_absent_files_are_refused(written, tmp_path, refuses):
 
         return change
 
+    def integers(path):
+        state = load_file(path)
+        save_file(state | {"model.norm.weight": state["model.norm.weight"].long()}, path)
+
     content = (written["Llama"] / "model.safetensors").read_bytes()
     refuses(
         GatesError,
@@ -222,6 +232,7 @@ def test_damaged_and_absent_files_are_refused(written, tmp_path, refuses):
         (r"is damaged: ", broken("model.safetensors", lambda p: p.write_bytes(content[:20]))),
         (r"is damaged: ", broken("model.safetensors", lambda p: p.write_bytes(b""))),
         (r"is damaged: ", broken("model.safetensors", lambda p: p.write_bytes(b"\xff" * 99))),
+        (r'parameter named "model\.norm\.weight"', broken("model.safetensors", integers)),
         (r"model\.safetensors does not exist", broken("model.safetensors", Path.unlink)),
         (r"config\.json does not exist: name the folder of a model$",
          broken("config.json", Path.unlink)),
