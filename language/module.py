@@ -44,7 +44,7 @@ class LanguageModule(L.LightningModule):
     Under ``ModelParallelStrategy`` of Lightning every block is sharded (FSDP2).
 
     Args:
-        model: The decoder.
+        model: The decoder that is trained.
         learning_rate: The largest learning rate of AdamW.
         weight_decay: Decoupled weight decay of the matrices.
         betas: Decay of the two moments of AdamW.
