@@ -1,0 +1,1 @@
+"""Output gates on the attention of transformers models, and files of them."""
