@@ -30,6 +30,7 @@ class OutputGate(HeadGate):
 
     def __init__(self, attention: Attention, **options: Any) -> None:
         super().__init__(attention.dim, attention.num_heads, attention.head_dim, **options)
+        self.options = {n: value for n, value in options.items() if n not in ("device", "dtype")}
         self.name, self.projection = attention.name, attention.projection
         self.heads = (attention.num_heads, attention.head_dim)
         self._input: Tensor | None = None
@@ -162,17 +163,26 @@ def attach_output_gate(
     return gates
 
 
+def attached_gates(model: nn.Module) -> dict[str, OutputGate]:
+    """Return the output gates of a model by the names of their attention modules, if it has any.
+
+    Raises:
+        GatesError: The model does not fit.
+    """
+    return {
+        attention.name: gate
+        for attention in locate_attention(model)
+        if isinstance(gate := attention.module._modules.get(CHILD), OutputGate)
+    }
+
+
 def output_gates(model: nn.Module) -> dict[str, OutputGate]:
     """Return the output gates of a model by the names of their attention modules.
 
     Raises:
         GatesError: The model has none, or does not fit.
     """
-    found = {
-        attention.name: gate
-        for attention in locate_attention(model)
-        if isinstance(gate := attention.module._modules.get(CHILD), OutputGate)
-    }
+    found = attached_gates(model)
     if not found:
         raise GatesError(
             f"{type(model).__name__} has no output gates: call attach_output_gate(model) before"

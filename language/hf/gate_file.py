@@ -1,0 +1,143 @@
+"""Files of gates alone, which know the base model that they belong to."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from core_gates.errors import GatesError
+from harness.files.atomic import replacing
+from language.hf.locate import base_of, locate_attention
+
+HASHED = 256
+"""Values of a weight that enter the fingerprint of a base model."""
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Return what distinguishes a base model from others, 16 hexadecimal digits.
+
+    It is the SHA-256 of the type of the model, of the names, widths and heads of its attention,
+    and of the first 256 values of a few weights, rounded to bfloat16: the token embedding, and the
+    projection of queries and the output projection of the first, middle and last attention. Hence
+    it is the same in float32 and bfloat16, with and without its head, a PEFT adapter or gates;
+    fine-tuning, quantizing and merging an adapter into these weights make another base.
+
+    Args:
+        model: See :func:`language.hf.locate.locate_attention`.
+
+    Raises:
+        GatesError: It is not a model that gates can be attached to.
+    """
+    base, attentions = base_of(model), locate_attention(model)
+    shapes = [[a.name, a.dim, a.num_heads, a.num_kv_heads, a.head_dim] for a in attentions]
+    digest = hashlib.sha256(json.dumps([base.config.model_type, shapes]).encode())
+    layers = [base.get_input_embeddings()]
+    for attention in (attentions[0], attentions[len(attentions) // 2], attentions[-1]):
+        module = attention.module
+        layers += [getattr(module, attention.queries), getattr(module, attention.projection)]
+    for layer in layers:
+        weight = getattr(layer, "base_layer", layer).weight  # below an adapter of PEFT
+        digest.update(_bytes(weight.detach().flatten()[:HASHED].bfloat16()))
+    return digest.hexdigest()[:16]
+
+
+def write_gates(
+    path: str | Path,
+    model: nn.Module,
+    *,
+    kind: str,
+    options: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+) -> Path:
+    """Write gates of a model, whole or not at all.
+
+    Args:
+        path: A ``.safetensors`` file, which is replaced.
+        model: The model that they are attached to.
+        kind: What the gates are, such as ``output``.
+        options: Plain values for JSON that they are built from.
+        tensors: Their parameters by name.
+
+    Returns:
+        The path.
+
+    Raises:
+        GatesError: It cannot be written.
+    """
+    path = Path(path)
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    facts = {
+        "kind": kind,
+        "base": fingerprint(model),
+        "options": json.dumps(dict(options), sort_keys=True),
+        "sha256": _digest(plain),
+    }
+    with replacing(path) as temporary:
+        save_file(plain, temporary, metadata=facts)
+    return path
+
+
+def read_gates(
+    path: str | Path, model: nn.Module, *, kind: str
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read gates that :func:`write_gates` has written.
+
+    Args:
+        path: The file.
+        model: The model that they are meant for.
+        kind: What the gates are.
+
+    Returns:
+        Their options, and their parameters by name.
+
+    Raises:
+        GatesError: The file is missing or damaged, or holds gates of another kind or base.
+    """
+    path = Path(path)
+    facts, tensors = read_tensors(path)
+    if not {"kind", "base", "options", "sha256"} <= facts.keys():
+        raise GatesError(f"{path} is not a file of gates: give one that save_gates has written")
+    if facts["kind"] != kind:
+        raise GatesError(f"{path} holds gates of kind {facts['kind']!r}, expected {kind!r}")
+    if facts["sha256"] != _digest(tensors):
+        raise GatesError(f"{path} is damaged, its values are not those written: get it again")
+    if facts["base"] != (base := fingerprint(model)):
+        raise GatesError(
+            f"{path} holds gates of the base model {facts['base']}, this one is {base}: give the"
+            " base that they were trained on"
+        )
+    return json.loads(facts["options"]), tensors
+
+
+def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Return the metadata and the tensors of a safetensors file.
+
+    Raises:
+        GatesError: It is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise GatesError(f"{path} does not exist: check the path") from error
+    except (OSError, SafetensorError) as error:
+        raise GatesError(f"{path} is damaged or not safetensors ({error}): get it again") from error
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return the hexadecimal SHA-256 of names, shapes and values."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name}{tuple(tensors[name].shape)}{tensors[name].dtype}".encode())
+        digest.update(_bytes(tensors[name]))
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes()
