@@ -24,6 +24,7 @@ from language.hf.model_folder import read_model
 from language.scoring import bits_per_byte
 from language.tokenizer import ByteTokenizer
 
+KILLED = pytest.mark.costly("four processes, two of which are killed")
 CONFIGS = sorted((Path(__file__).parents[3] / "apps/language/configs").glob("*.yaml"))
 
 
@@ -145,7 +146,20 @@ def test_the_report_names_the_documents(trained):
     assert any(one.name in page for one in corpus.part("test"))
 
 
-@pytest.mark.costly("four processes that train")
+@KILLED
+def test_a_killed_evaluation_ends_with_the_same_figures(
+    kill_and_resume, language_folder, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(language_folder)
+    options = ["--train", "--data.cache_folder", str(tmp_path / "cache")]
+    kill_and_resume(
+        ["language", "evaluate", "--config", "small", *options],
+        app="language",
+        compare=["*/*/result.*", "*/*/model.safetensors", "*/*/record.json", "scores.json"],
+    )
+
+
+@KILLED
 def test_a_killed_training_ends_with_the_same_bits(
     kill_and_resume, language_folder, tmp_path, monkeypatch
 ):
