@@ -1,5 +1,6 @@
 """Parts of gated attention: gates of heads, fused queries, rotary positions, key-value caches."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -22,7 +23,12 @@ RotaryTable = tuple[Tensor, Tensor]
 
 
 def rotary_table(
-    positions: Tensor, head_dim: int, theta: float = 10000.0, *, dtype: torch.dtype = torch.float32
+    positions: Tensor,
+    head_dim: int,
+    theta: float = 10000.0,
+    *,
+    frequencies: Tensor | Sequence[float] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> RotaryTable:
     """Return what turns pair i of D features by ``position * theta ** (-2 i / D)``.
 
@@ -32,24 +38,43 @@ def rotary_table(
         positions: Positions (...).
         head_dim: Features D of a head.
         theta: Base of the wavelengths.
+        frequencies: Angles per position (D / 2) in place of those of ``theta``, see `rotate`.
         dtype: That of what is rotated; the table has float32 at least.
 
     Returns:
         Cosines and sines (..., D / 2).
 
     Raises:
-        ValueError: D is odd.
+        ValueError: D is odd, or the frequencies do not fit.
     """
     if head_dim % 2:
         raise ValueError(f"rotary embedding needs an even number of features, got {head_dim}")
     acc = torch.promote_types(torch.float32, dtype)
-    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=acc) / head_dim
-    angles = positions.to(acc).unsqueeze(-1) * theta**-exponents
+    if frequencies is None:
+        exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=acc) / head_dim
+        frequencies = theta**-exponents
+    frequencies = torch.as_tensor(frequencies, dtype=acc, device=positions.device)
+    check_frequencies(frequencies.shape, head_dim)
+    angles = positions.to(acc).unsqueeze(-1) * frequencies
     return angles.cos(), angles.sin()
 
 
+def check_frequencies(shape: Sequence[int], head_dim: int) -> None:
+    """Refuse frequencies that are not one per pair of features."""
+    if tuple(shape) != (head_dim // 2,):
+        raise ValueError(
+            f"frequencies {tuple(shape)} must be ({head_dim // 2},), one per pair of {head_dim}"
+            " features"
+        )
+
+
 def rotate(
-    x: Tensor, positions: Tensor, theta: float = 10000.0, *, interleaved: bool = False
+    x: Tensor,
+    positions: Tensor,
+    theta: float = 10000.0,
+    *,
+    frequencies: Tensor | Sequence[float] | None = None,
+    interleaved: bool = False,
 ) -> Tensor:
     """Rotate pair i of the features of ``x`` by ``position * theta ** (-2 i / D)``.
 
@@ -61,6 +86,9 @@ def rotate(
         positions: Positions, broadcastable to (...): (T,) for heads before tokens
             (B, H, T, D), (T, 1) for tokens before heads (B, T, H, D).
         theta: Base of the wavelengths.
+        frequencies: Angles per position (D / 2) in place of those of ``theta``, such as
+            ``inv_freq`` of a model of transformers, which holds linear, Llama 3 or YaRN scaling.
+            The factor by which YaRN multiplies what is rotated is not applied.
         interleaved: Whether pair i is features 2 i and 2 i + 1, as in RoFormer and GPT-J, rather
             than i and i + D / 2 (rotate-half), as in Llama and Qwen.
 
@@ -68,9 +96,9 @@ def rotate(
         Rotated values of the shape and dtype of ``x``, computed in float32 at least.
 
     Raises:
-        ValueError: D is odd.
+        ValueError: D is odd, or the frequencies do not fit.
     """
-    table = rotary_table(positions, x.shape[-1], theta, dtype=x.dtype)
+    table = rotary_table(positions, x.shape[-1], theta, frequencies=frequencies, dtype=x.dtype)
     return rotate_by(x, table, interleaved=interleaved)
 
 

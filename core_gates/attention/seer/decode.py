@@ -1,6 +1,7 @@
 """The gate of SeerAttention while decoding, and which blocks a row of logits selects."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 from core_gates.attention.head_gate import INIT_STD, NORM_EPS, rotate
 from core_gates.attention.seer.gate import (
     as_float32,
+    as_numbers,
     check_heads,
     check_tokens,
     pad_to_blocks,
@@ -201,6 +203,9 @@ class DecodeAttnGate(nn.Module):
         k_pooling: ``K`` with some of ``max``, ``min``, ``avg`` in this order.
         qk_norm: Whether queries and keys of the gate go through an RMSNorm.
         rope_theta: Base of the rotary embedding, that of the model.
+        frequencies: Angles per position (gate_dim / 2) in place of those of ``rope_theta``: the
+            ``inv_freq`` of a model of transformers with scaled positions. Kept as numbers, so that
+            no cast of the gate rounds them.
         device: Device of the parameters.
         dtype: Floating dtype of the parameters.
 
@@ -208,7 +213,8 @@ class DecodeAttnGate(nn.Module):
         ``q`` (B, T, H, D) and ``k`` (B, T, K, D), before any rotation, to logits (B, K, T, N).
 
     Raises:
-        ValueError: Heads do not divide, an option is unknown, or ``gate_dim`` does not fit.
+        ValueError: Heads do not divide, an option is unknown, or ``gate_dim`` or the frequencies do
+            not fit.
     """
 
     def __init__(
@@ -223,6 +229,7 @@ class DecodeAttnGate(nn.Module):
         k_pooling: str = "Kmaxminavg",
         qk_norm: bool = True,
         rope_theta: float = 10000.0,
+        frequencies: Tensor | Sequence[float] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -234,6 +241,7 @@ class DecodeAttnGate(nn.Module):
         self.k_kinds = parse_pooling(k_pooling.removeprefix("K"))
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
         self.block_size, self.gate_dim, self.rope_theta = block_size, gate_dim, rope_theta
+        self.frequencies = as_numbers(frequencies, gate_dim)
         self.reduction = reduction
         group = num_heads // num_kv_heads
         options: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -324,7 +332,7 @@ class DecodeAttnGate(nn.Module):
         with torch.autocast(k.device.type, enabled=False):
             blocks = _normed(self.k_norm, project_heads(blocks, self.weight_k))
             starts = torch.arange(num_before, num_before + blocks.shape[1], device=k.device)
-            blocks = rotate(blocks, starts.unsqueeze(-1) * self.block_size, self.rope_theta)
+            blocks = self._rotate(blocks, starts.unsqueeze(-1) * self.block_size)
         empty = pad_to_blocks(now, self.block_size).all(-1)
         if past is not None:
             blocks, empty = torch.cat([past.blocks, blocks], 1), torch.cat([past.empty, empty], 1)
@@ -373,9 +381,12 @@ class DecodeAttnGate(nn.Module):
                 weight = as_float32(self.weight_q)
                 queries = torch.einsum("btkgd,kgdc->btkc", queries, weight).unsqueeze(3)
             queries = _normed(self.q_norm, queries)
-            queries = rotate(queries, positions[:, None, None], self.rope_theta)
+            queries = self._rotate(queries, positions[:, None, None])
             logits = torch.einsum("btkgc,bnkc->bktgn", queries, keys.blocks).mean(3)
             return cast(Tensor, logits * self.gate_dim**-0.5)
+
+    def _rotate(self, x: Tensor, positions: Tensor) -> Tensor:
+        return rotate(x, positions, self.rope_theta, frequencies=self.frequencies)
 
     def extra_repr(self) -> str:
         """Show the sizes, the reduction and the pooling."""

@@ -1,14 +1,14 @@
 """The gate of SeerAttention: pooled queries and keys before RoPE to logits of blocks."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core_gates.attention.head_gate import INIT_STD, rotate
+from core_gates.attention.head_gate import INIT_STD, check_frequencies, rotate
 from core_gates.errors import check_at_least, check_fraction, check_option
 from core_gates.numerics import accumulation_dtype, check_padding_mask, widest_float
 
@@ -101,6 +101,9 @@ class AttnGate(nn.Module):
         pooling: ``Q`` and ``K``, each with some of ``max``, ``min``, ``avg`` in this order.
         force_double: Whether the queries are projected in any case.
         rope_theta: Base of the rotary embedding, that of the model.
+        frequencies: Angles per position (gate_dim / 2) in place of those of ``rope_theta``: the
+            ``inv_freq`` of a model of transformers with scaled positions. Kept as numbers, so that
+            no cast of the gate rounds them.
         device: Device of the parameters.
         dtype: Floating dtype of the parameters.
 
@@ -108,7 +111,7 @@ class AttnGate(nn.Module):
         ``q`` (B, Tq, H, D) and ``k`` (B, Tk, K, D), before any rotation, to logits (B, H, Nq, Nk).
 
     Raises:
-        ValueError: Heads do not divide, or the pooling is unknown.
+        ValueError: Heads do not divide, the pooling is unknown, or the frequencies do not fit.
     """
 
     def __init__(
@@ -122,6 +125,7 @@ class AttnGate(nn.Module):
         pooling: str = "Qavg_Kmaxminavg",
         force_double: bool = False,
         rope_theta: float = 10000.0,
+        frequencies: Tensor | Sequence[float] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -133,6 +137,7 @@ class AttnGate(nn.Module):
         self.q_kinds, self.k_kinds = parse_pooling(found[1]), parse_pooling(found[2])
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
         self.block_size, self.gate_dim, self.rope_theta = block_size, gate_dim, rope_theta
+        self.frequencies = as_numbers(frequencies, gate_dim)
         double = force_double or len(self.q_kinds) > 1 or gate_dim != head_dim
         options: dict[str, Any] = {"device": device, "dtype": dtype}
         q_shape = (num_heads, head_dim * len(self.q_kinds), gate_dim)
@@ -182,8 +187,8 @@ class AttnGate(nn.Module):
                 queries = project_heads(queries, self.weight_q)
             keys = project_heads(keys, self.weight_k)
             starts = torch.arange(num_blocks, device=q.device).unsqueeze(-1) * self.block_size
-            queries = rotate(queries, starts[offset // self.block_size :], self.rope_theta)
-            keys = rotate(keys, starts, self.rope_theta)
+            queries = self._rotate(queries, starts[offset // self.block_size :])
+            keys = self._rotate(keys, starts)
             if self.weight_q is not None:
                 keys = keys.repeat_interleave(group, 2)
             logits: Tensor = torch.einsum("bihd,bjhd->bhij", queries, keys) * self.gate_dim**-0.5
@@ -196,6 +201,9 @@ class AttnGate(nn.Module):
         Those of the future and of padding are left out: they are not choices of the gate.
         """
         return shown_probs(self(q, k, padding_mask=padding_mask))
+
+    def _rotate(self, x: Tensor, positions: Tensor) -> Tensor:
+        return rotate(x, positions, self.rope_theta, frequencies=self.frequencies)
 
     def _hidden(self, logits: Tensor, padding_mask: Tensor | None) -> Tensor:
         num_rows, num_blocks = logits.shape[-2:]
@@ -233,6 +241,17 @@ def check_heads(num_heads: int, num_kv_heads: int, block_size: int) -> None:
     if num_kv_heads < 1 or num_heads % num_kv_heads:
         raise ValueError(f"num_kv_heads={num_kv_heads} must divide num_heads={num_heads}")
     check_at_least(1, block_size=block_size)
+
+
+def as_numbers(
+    frequencies: Tensor | Sequence[float] | None, gate_dim: int
+) -> tuple[float, ...] | None:
+    """Return the frequencies of a gate as exact numbers, refusing any but ``gate_dim / 2``."""
+    if frequencies is None:
+        return None
+    frequencies = torch.as_tensor(frequencies, dtype=torch.float64, device="cpu")
+    check_frequencies(frequencies.shape, gate_dim)
+    return tuple(frequencies.tolist())
 
 
 def check_tokens(q: Tensor, k: Tensor, num_heads: int, num_kv_heads: int) -> None:
