@@ -23,6 +23,7 @@ from core_gates.attention.seer.decode import (
 )
 from core_gates.attention.seer.gate import (
     AttnGate,
+    PooledBlocks,
     decode_target,
     gate_distillation_loss,
     prefill_target,
@@ -49,6 +50,7 @@ __all__ = [
     "HeadGate",
     "KeyValueCache",
     "MultiHeadEMA",
+    "PooledBlocks",
     "ScaleNorm",
     "SeqBoatLayer",
     "SeqBoatState",

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -83,6 +83,20 @@ def _pool_tokens(
     return torch.cat([pooled[kind]() for kind in kinds], -1)
 
 
+class PooledBlocks(NamedTuple):
+    """What an `AttnGate` scores; it depends on no weight of the gate.
+
+    Attributes:
+        queries: Pooled queries (B, Nq, H, head_dim * kinds of pooling), before rotation.
+        keys: Pooled keys (B, Nk, K, head_dim * kinds of pooling), before rotation.
+        empty: True (B, Nk) at blocks of nothing but padding; None without a padding mask.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    empty: Tensor | None = None
+
+
 class AttnGate(nn.Module):
     """Predict the map of attention between blocks while a prompt is read (arXiv 2410.13276).
 
@@ -154,8 +168,15 @@ class AttnGate(nn.Module):
     def forward(self, q: Tensor, k: Tensor, *, padding_mask: Tensor | None = None) -> Tensor:
         """Return the logits of every block of keys for every block of queries.
 
-        Padding is not pooled. Blocks in the future, and rows and columns of nothing but padding,
-        have the lowest finite value.
+        It is the `score` of what `pool` returns; see there for arguments and errors.
+        """
+        return self.score(self.pool(q, k, padding_mask=padding_mask))
+
+    def pool(self, q: Tensor, k: Tensor, *, padding_mask: Tensor | None = None) -> PooledBlocks:
+        """Return the pooled blocks in the dtype of the tokens; padding is not pooled.
+
+        They are 1 / block_size of the tokens times the kinds of pooling: a frozen model may run
+        once over what its gates then learn from many times.
 
         Args:
             q: Queries (B, Tq, H, D) before rotation; the last Tq of the Tk positions, from the
@@ -173,26 +194,53 @@ class AttnGate(nn.Module):
                 f"{q.shape[1]} queries must be the last of {k.shape[1]} positions and begin at a"
                 f" multiple of block_size={self.block_size}"
             )
-        q_mask = None
+        q_mask = empty = None
         if padding_mask is not None:
             check_padding_mask(padding_mask, k.shape[:2])
             q_mask = padding_mask[:, offset:]
-        queries = as_float32(pool_blocks(q, self.block_size, self.q_kinds, padding_mask=q_mask))
-        keys = as_float32(pool_blocks(k, self.block_size, self.k_kinds, padding_mask=padding_mask))
+            empty = pad_to_blocks(padding_mask, self.block_size).all(-1)
+        queries = pool_blocks(q, self.block_size, self.q_kinds, padding_mask=q_mask)
+        keys = pool_blocks(k, self.block_size, self.k_kinds, padding_mask=padding_mask)
+        return PooledBlocks(queries, keys, empty)
+
+    def score(self, pooled: PooledBlocks) -> Tensor:
+        """Return the logits (B, H, Nq, Nk) of pooled blocks.
+
+        Blocks in the future, and rows and columns of nothing but padding, have the lowest finite
+        value.
+
+        Args:
+            pooled: What `pool` returned, of this gate or one of the same heads and pooling.
+
+        Raises:
+            ValueError: The blocks are those of other heads or another pooling.
+        """
+        queries, keys = as_float32(pooled.queries), as_float32(pooled.keys)
+        shapes = [
+            (self.num_heads, self.head_dim * len(self.q_kinds)),
+            (self.num_kv_heads, self.head_dim * len(self.k_kinds)),
+        ]
+        if [queries.shape[2:], keys.shape[2:]] != shapes or queries.shape[1] > keys.shape[1]:
+            raise ValueError(
+                f"pooled queries {tuple(queries.shape)} and keys {tuple(keys.shape)} must be"
+                f" (B, Nq, {shapes[0][0]}, {shapes[0][1]}) and (B, Nk, {shapes[1][0]},"
+                f" {shapes[1][1]}) with no more queries than keys: pool with a gate of the same"
+                " heads and pooling"
+            )
         group, num_blocks = self.num_heads // self.num_kv_heads, keys.shape[1]
-        with torch.autocast(q.device.type, enabled=False):
+        with torch.autocast(queries.device.type, enabled=False):
             if self.weight_q is None:
                 keys = keys.repeat_interleave(group, 2)
             else:
                 queries = project_heads(queries, self.weight_q)
             keys = project_heads(keys, self.weight_k)
-            starts = torch.arange(num_blocks, device=q.device).unsqueeze(-1) * self.block_size
-            queries = self._rotate(queries, starts[offset // self.block_size :])
+            starts = torch.arange(num_blocks, device=queries.device).unsqueeze(-1) * self.block_size
+            queries = self._rotate(queries, starts[num_blocks - queries.shape[1] :])
             keys = self._rotate(keys, starts)
             if self.weight_q is not None:
                 keys = keys.repeat_interleave(group, 2)
             logits: Tensor = torch.einsum("bihd,bjhd->bhij", queries, keys) * self.gate_dim**-0.5
-        hidden = self._hidden(logits, padding_mask)
+        hidden = self._hidden(logits, pooled.empty)
         return logits.masked_fill(hidden, torch.finfo(logits.dtype).min)
 
     def gate_values(self, q: Tensor, k: Tensor, *, padding_mask: Tensor | None = None) -> Tensor:
@@ -205,13 +253,13 @@ class AttnGate(nn.Module):
     def _rotate(self, x: Tensor, positions: Tensor) -> Tensor:
         return rotate(x, positions, self.rope_theta, frequencies=self.frequencies)
 
-    def _hidden(self, logits: Tensor, padding_mask: Tensor | None) -> Tensor:
+    def _hidden(self, logits: Tensor, empty: Tensor | None) -> Tensor:
         num_rows, num_blocks = logits.shape[-2:]
         future = torch.ones(num_rows, num_blocks, dtype=torch.bool, device=logits.device)
         future = future.triu(num_blocks - num_rows + 1)
-        if padding_mask is None:
+        if empty is None:
             return future
-        empty = pad_to_blocks(padding_mask, self.block_size).all(-1)[:, None]
+        empty = empty[:, None]
         rows = empty[..., num_blocks - num_rows :, None]
         return cast(Tensor, future | rows | empty[..., None, :])
 

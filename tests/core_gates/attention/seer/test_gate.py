@@ -120,6 +120,50 @@ def test_padding_is_hidden_by_block_and_pooled_by_none(filled, tokens):
     assert out.isfinite().all()
 
 
+@pytest.mark.parametrize("pooling", ["Qavg_Kmaxminavg", "Qmaxavg_Kmin"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("queries", [14, 6])
+def test_pooled_blocks_are_all_that_is_scored(pooling, dtype, queries, filled, tokens):
+    options = {"block_size": 4, "gate_dim": 6, "pooling": pooling}
+    gate = filled(AttnGate(4, 2, 6, **options))
+    q, k = tokens(queries, 4, dtype=dtype), tokens(14, 2, dtype=dtype)
+    padding = torch.zeros(2, 14, dtype=torch.bool)
+    padding[0, :5] = padding[1, 12:] = True
+    for mask in (None, padding):
+        pooled = AttnGate(4, 2, 6, **options).pool(q, k, padding_mask=mask)  # other weights
+        assert pooled.queries.shape[:2] == (2, 4 if queries == 14 else 2)
+        assert pooled.keys.shape[:2] == (2, 4)
+        assert pooled.queries.dtype == pooled.keys.dtype == dtype
+        assert (pooled.empty is None) == (mask is None)
+        logits = gate.score(pooled)
+        assert torch.equal(logits, gate(q, k, padding_mask=mask))
+        found, expected = (
+            torch.autograd.grad(values[values > LOWEST].sum(), [*gate.parameters()])
+            for values in (logits, gate(q, k, padding_mask=mask))
+        )
+        assert all(map(torch.equal, found, expected))
+    assert pooled.empty.tolist() == [[True, False, False, False], [False, False, False, True]]
+
+
+def test_pooled_blocks_of_another_gate_are_refused(tokens, refuses):
+    gate = AttnGate(4, 2, 6, block_size=4)
+    q, k = tokens(8, 4), tokens(8, 2)
+    others = AttnGate(4, 2, 6, block_size=4, pooling="Qavg_Kavg"), AttnGate(4, 4, 6, block_size=4)
+    pooled = gate.pool(q, k)
+    refuses(
+        ValueError,
+        (
+            r"keys \(2, 2, 2, 6\) must be \(B, Nq, 4, 6\) and \(B, Nk, 2, 18\)",
+            lambda: gate.score(others[0].pool(q, k)),
+        ),
+        (r"keys \(2, 2, 4, 18\) must be", lambda: gate.score(others[1].pool(q, q))),
+        (
+            "no more queries than keys",
+            lambda: gate.score(pooled._replace(keys=pooled.keys[:, 1:])),
+        ),
+    )
+
+
 @pytest.mark.fault("core A18")
 def test_the_future_is_no_choice_of_the_gate(filled, tokens):
     padding = torch.zeros(2, 16, dtype=torch.bool)
