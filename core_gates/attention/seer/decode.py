@@ -39,11 +39,12 @@ class BlockSelector(nn.Module):
         p: Keep the best blocks until their probabilities sum to this.
         block_size: Tokens of a block, for ``token_budget``.
         dense_rows: Last rows of a square map that keep everything. A map with fewer rows than
-            columns, as in decoding, has none.
+            columns, as in decoding, has none, nor has one whose rows are tokens.
 
     Shape:
-        Logits (..., Nq, Nk) to bool (..., Nq, Nk). Row i is the block ``Nk - Nq + i``; later blocks
-        are never kept, nor are logits of the lowest finite value, by which gates hide padding.
+        Logits (..., Nq, Nk) to bool (..., Nq, Nk). Row i is the block ``Nk - Nq + i``, or a token
+        of the block that ``row_blocks`` names; later blocks are never kept, nor are logits of the
+        lowest finite value, by which gates hide padding.
 
     Raises:
         ValueError: Not exactly one rule is given, or a value is out of range.
@@ -87,15 +88,24 @@ class BlockSelector(nn.Module):
             )
         self.block_size, self.dense_rows = block_size, dense_rows
 
-    def forward(self, logits: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, row_blocks: Tensor | None = None) -> Tensor:
         """Return the mask of kept blocks, True = keep.
 
+        Args:
+            logits: Logits (..., Nq, Nk) of a gate.
+            row_blocks: Block of every row, integers that broadcast to (..., Nq), where rows are
+                tokens as `DecodeAttnGate.forward` returns them: ``arange(T) // block_size``.
+
         Raises:
-            ValueError: There are more rows than columns.
+            ValueError: There are more rows than columns and no ``row_blocks``, or these are not
+                integers, do not fit, or name a block that does not exist; the last is not checked
+                while compiling.
             GatesError: A logit that is not in the future is NaN or infinite; not checked while
                 compiling.
         """
-        past = _past(logits)
+        num_rows, num_blocks = logits.shape[-2:]
+        square = row_blocks is None and num_rows == num_blocks
+        past, own = _past_and_own(logits, row_blocks)
         if not torch.compiler.is_compiling():
             _refuse_non_finite(logits, past)
         scores = logits.detach().to(accumulation_dtype(logits))
@@ -103,11 +113,10 @@ class BlockSelector(nn.Module):
         available = past & (scores > lowest)
         scores = scores.masked_fill(~available, torch.finfo(scores.dtype).min)
         kept = self._choose(scores) & available
-        num_rows, num_blocks = logits.shape[-2:]
-        if num_rows == num_blocks and self.dense_rows:
+        if square and self.dense_rows:
             first = max(0, num_rows - self.dense_rows)
             kept[..., first:, :] = available[..., first:, :]
-        return kept | past & ~past.tril(num_blocks - num_rows - 1)
+        return kept | own
 
     def _choose(self, scores: Tensor) -> Tensor:
         if self.rule == "threshold":
@@ -132,16 +141,17 @@ class BlockSelector(nn.Module):
         return f"{self.rule}={self.value}, dense_rows={self.dense_rows}"
 
 
-def block_density(block_mask: Tensor) -> Tensor:
+def block_density(block_mask: Tensor, row_blocks: Tensor | None = None) -> Tensor:
     """Return the kept fraction of the blocks that causality allows, a float32 scalar.
 
     Args:
         block_mask: Bool (..., Nq, Nk), aligned as in `BlockSelector`.
+        row_blocks: Block of every row where rows are tokens, as in `BlockSelector`.
 
     Raises:
-        ValueError: There are more rows than columns.
+        ValueError: There are more rows than columns and no ``row_blocks``, or these do not fit.
     """
-    past = _past(block_mask).expand(block_mask.shape)
+    past = _past_and_own(block_mask, row_blocks)[0].expand(block_mask.shape)
     return (block_mask & past).sum() / past.sum()
 
 
@@ -154,13 +164,39 @@ def _refuse_non_finite(logits: Tensor, past: Tensor) -> None:
         )
 
 
-def _past(blocks: Tensor) -> Tensor:
-    """Return the pairs of blocks that are not in the future, bool (Nq, Nk)."""
-    num_rows, num_blocks = blocks.shape[-2:]
-    if num_rows > num_blocks:
-        raise ValueError(f"a map of {num_rows} rows needs as many columns, got {num_blocks}")
-    everything = torch.ones(num_rows, num_blocks, dtype=torch.bool, device=blocks.device)
-    return everything.tril(num_blocks - num_rows)
+def _past_and_own(blocks: Tensor, row_blocks: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the blocks that are not in the future of a row, and its own, bool (..., Nq, Nk)."""
+    *lead, num_rows, num_blocks = blocks.shape
+    if row_blocks is None:
+        if num_rows > num_blocks:
+            raise ValueError(
+                f"a map of {num_rows} rows needs as many columns, got {num_blocks}; if its rows are"
+                " tokens, give row_blocks"
+            )
+        row_blocks = torch.arange(num_blocks - num_rows, num_blocks, device=blocks.device)
+    else:
+        _check_row_blocks(row_blocks, (*lead, num_rows), num_blocks)
+    rows = row_blocks.to(blocks.device).unsqueeze(-1)
+    block = torch.arange(num_blocks, device=blocks.device)
+    return block <= rows, block == rows
+
+
+def _check_row_blocks(row_blocks: Tensor, rows: tuple[int, ...], num_blocks: int) -> None:
+    fits = row_blocks.ndim <= len(rows) and all(
+        size in (1, of)
+        for size, of in zip(reversed(row_blocks.shape), reversed(rows), strict=False)
+    )
+    if not fits or row_blocks.dtype == torch.bool or row_blocks.is_floating_point():
+        raise ValueError(
+            f"row_blocks {tuple(row_blocks.shape)} in {row_blocks.dtype} must be integers that"
+            f" broadcast to the rows {rows}"
+        )
+    if not torch.compiler.is_compiling() and row_blocks.numel():
+        first, last = (int(edge) for edge in row_blocks.aminmax())
+        if first < 0 or last >= num_blocks:
+            raise ValueError(
+                f"row_blocks must lie between 0 and {num_blocks - 1}, got {first} to {last}"
+            )
 
 
 QueryReduction = Literal["Qproj", "Qavgproj", "Qavg", "Qorig"]
