@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core_gates.numerics import accumulation_dtype
-from core_gates.ops.block_sparse_attention.reference import BlockLayout
+from core_gates.ops.block_sparse_attention.reference import BlockLayout, without_padding
 
 CPU_SCORES, GPU_SCORES = 2**17, 2**24  # scores at once: half of a 1 MiB cache on a CPU
 
@@ -41,16 +41,17 @@ def forward(
     block_size: int,
     causal: bool,
     scale: float,
+    padding_mask: Tensor | None = None,
 ) -> Tensor:
     """Return the output (B, H, Lq, D); see `reference.forward`."""
     layout = BlockLayout(block_size, q.shape[2], k.shape[2], causal)
-    queries, keys, values = _cut(q, k, v, layout, scale)
+    queries, keys, values = _cut(q, k, v, layout, scale, padding_mask)
     out = torch.zeros_like(queries)
-    space = _Workspace(queries)
+    space = _Workspace(queries, _padding(padding_mask, layout, k.shape[1]))
     edge = layout.edge_bias(queries.dtype, q.device)
     for group in groups(block_mask, layout, k.shape[1], space.limit):
         key, value = space.gather(keys, values, group)
-        weights = space.weights(queries[group.rows], key, edge if group.edge else None)
+        weights = space.weights(queries[group.rows], key, group, edge)
         out.index_copy_(0, group.rows, torch.bmm(weights, value))
     return _join(out, q, layout.lead)
 
@@ -65,19 +66,20 @@ def backward(
     block_size: int,
     causal: bool,
     scale: float,
+    padding_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of q, k and v."""
     layout = BlockLayout(block_size, q.shape[2], k.shape[2], causal)
-    queries, keys, values = _cut(q, k, v, layout, scale)
+    queries, keys, values = _cut(q, k, v, layout, scale, padding_mask)
     outer = _blocks(grad.to(queries.dtype), layout.size, layout.lead)
     inner = (outer * _blocks(out.to(queries.dtype), layout.size, layout.lead)).sum(-1, keepdim=True)
     grad_q, grad_k, grad_v = (torch.zeros_like(t) for t in (queries, keys, values))
-    space = _Workspace(queries)
+    space = _Workspace(queries, _padding(padding_mask, layout, k.shape[1]))
     edge = layout.edge_bias(queries.dtype, q.device)
     for group in groups(block_mask, layout, k.shape[1], space.limit):
         key, value = space.gather(keys, values, group)
         query, grad_rows = queries[group.rows], outer[group.rows]
-        weights = space.weights(query, key, edge if group.edge else None)
+        weights = space.weights(query, key, group, edge)
         _add(grad_v, group.blocks, torch.bmm(weights.mT, grad_rows))
         slope = torch.bmm(grad_rows, value.mT).sub_(inner[group.rows]).mul_(weights)
         grad_q.index_copy_(0, group.rows, torch.bmm(slope, key))
@@ -133,7 +135,8 @@ def _has_edge(kept: Tensor, layout: BlockLayout) -> Tensor:
 class _Workspace:
     """Memory for the gathered keys and values and the scores of a group, used again and again."""
 
-    def __init__(self, queries: Tensor) -> None:
+    def __init__(self, queries: Tensor, padding: Tensor | None) -> None:
+        self.padding = padding
         self.limit = CPU_SCORES if queries.device.type == "cpu" else GPU_SCORES
         self.parts = [queries.new_empty(0) for _ in range(3)]
 
@@ -146,13 +149,19 @@ class _Workspace:
             found.append(flat.view(len(group.rows), -1, blocks.shape[-1]))
         return found[0], found[1]
 
-    def weights(self, query: Tensor, key: Tensor, edge: Tensor | None) -> Tensor:
+    def weights(self, query: Tensor, key: Tensor, group: QueryGroup, edge: Tensor) -> Tensor:
         """Return the softmax of the scores, (m, size, c * size)."""
         scores = self._part(2, (*query.shape[:2], key.shape[1]))
         torch.bmm(query, key.mT, out=scores)
-        if edge is not None:
+        if group.edge:
             scores[..., -len(edge) :] += edge
-        return torch.softmax(scores, -1, out=scores)
+        if self.padding is None:
+            return torch.softmax(scores, -1, out=scores)
+        ignored = self.padding[group.blocks].view(len(query), 1, -1)
+        scores.masked_fill_(
+            ignored, torch.finfo(scores.dtype).min
+        )  # finite: it may be all there is
+        return torch.softmax(scores, -1, out=scores).masked_fill_(ignored, 0)
 
     def _part(self, number: int, shape: tuple[int, ...]) -> Tensor:
         numel = torch.Size(shape).numel()
@@ -162,11 +171,27 @@ class _Workspace:
 
 
 def _cut(
-    q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: BlockLayout,
+    scale: float,
+    padding_mask: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     acc = accumulation_dtype(q)
+    if padding_mask is not None:
+        k, v = (without_padding(t, padding_mask) for t in (k, v))
     queries = _blocks(q.to(acc) * scale, layout.size, layout.lead)
     return queries, _blocks(k.to(acc), layout.size, 0), _blocks(v.to(acc), layout.size, 0)
+
+
+def _padding(padding_mask: Tensor | None, layout: BlockLayout, num_kv_heads: int) -> Tensor | None:
+    """Return where the blocks of keys (B * K * Nk, size) hold padding."""
+    if padding_mask is None:
+        return None
+    tail = layout.num_key_blocks * layout.size - layout.num_keys
+    blocks = F.pad(padding_mask, (0, tail)).unflatten(1, (layout.num_key_blocks, layout.size))
+    return blocks.repeat_interleave(num_kv_heads, 0).flatten(0, 1)
 
 
 def _blocks(x: Tensor, size: int, lead: int) -> Tensor:

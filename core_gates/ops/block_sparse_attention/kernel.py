@@ -35,6 +35,15 @@ def _store(x, value, position, inside, dim, DIM: tl.constexpr):
 
 
 @triton.jit
+def _token(padding, key, inside, head, heads, num_keys):
+    """Return which of the keys ``inside`` are not padding, all if there is no mask."""
+    if padding is not None:
+        ignored = tl.load(padding + head // heads * num_keys + key, inside, other=1)
+        inside = inside & (ignored == 0)
+    return inside
+
+
+@triton.jit
 def _visible(query, query_inside, key, key_inside, offset, CAUSAL: tl.constexpr):
     """Return which keys (columns) the queries (rows) see."""
     seen = query_inside[:, None] & key_inside[None, :]
@@ -45,8 +54,8 @@ def _visible(query, query_inside, key, key_inside, offset, CAUSAL: tl.constexpr)
 
 @triton.jit
 def _forward_kernel(
-    q, k, v, lists, counts, out, lse,
-    num_queries, num_keys, dim, rows, columns, group, offset, lead, scale,
+    q, k, v, lists, counts, padding, out, lse,
+    num_queries, num_keys, dim, rows, columns, heads, group, offset, lead, scale,
     CAUSAL: tl.constexpr, UPCAST: tl.constexpr,
     SIZE: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
@@ -66,6 +75,7 @@ def _forward_kernel(
         block = tl.load(lists + (head * rows + row) * columns + n).to(tl.int64)
         key = block * SIZE + r
         key_inside = (r < SIZE) & (key < num_keys)
+        key_inside = _token(padding, key, key_inside, head, heads, num_keys)
         right = _load(k, key, key_inside, dim, UPCAST, DIM)
         score = tl.dot(left, tl.trans(right), input_precision="ieee") * scale
         seen = _visible(query, inside, key, key_inside, offset, CAUSAL)
@@ -99,8 +109,8 @@ def _slopes(
 
 @triton.jit
 def _query_gradient_kernel(
-    grad, q, k, v, lse, inner, lists, counts, grad_q,
-    num_queries, num_keys, dim, rows, columns, group, offset, lead, scale,
+    grad, q, k, v, lse, inner, lists, counts, padding, grad_q,
+    num_queries, num_keys, dim, rows, columns, heads, group, offset, lead, scale,
     CAUSAL: tl.constexpr, UPCAST: tl.constexpr,
     SIZE: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
@@ -120,6 +130,7 @@ def _query_gradient_kernel(
         block = tl.load(lists + (head * rows + row) * columns + n).to(tl.int64)
         key = block * SIZE + r
         key_inside = (r < SIZE) & (key < num_keys)
+        key_inside = _token(padding, key, key_inside, head, heads, num_keys)
         right = _load(k, key, key_inside, dim, UPCAST, DIM)
         value = _load(v, key, key_inside, dim, UPCAST, DIM)
         seen = _visible(query, inside, key, key_inside, offset, CAUSAL)
@@ -131,8 +142,8 @@ def _query_gradient_kernel(
 
 @triton.jit
 def _key_gradient_kernel(
-    grad, q, k, v, lse, inner, lists, counts, grad_k, grad_v,
-    num_queries, num_keys, dim, rows, columns, group, offset, lead, scale,
+    grad, q, k, v, lse, inner, lists, counts, padding, grad_k, grad_v,
+    num_queries, num_keys, dim, rows, columns, heads, group, offset, lead, scale,
     CAUSAL: tl.constexpr, UPCAST: tl.constexpr,
     SIZE: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
@@ -143,7 +154,8 @@ def _key_gradient_kernel(
     row, kv_head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     r = tl.arange(0, BLOCK)
     key = row * SIZE + r
-    key_inside = (r < SIZE) & (key < num_keys)
+    exists = (r < SIZE) & (key < num_keys)
+    key_inside = _token(padding, key, exists, kv_head, heads, num_keys)
     right = _load(k + kv_head * num_keys * dim, key, key_inside, dim, UPCAST, DIM)
     value = _load(v + kv_head * num_keys * dim, key, key_inside, dim, UPCAST, DIM)
     total_k = tl.zeros((BLOCK, DIM), tl.float32)
@@ -165,8 +177,8 @@ def _key_gradient_kernel(
             total_v += tl.dot(tl.trans(weight).to(outer.dtype), outer, input_precision="ieee")
             total_k += tl.dot(tl.trans(slope).to(left.dtype), left, input_precision="ieee")
     total_k *= scale * 0.6931471805599453
-    _store(grad_k + kv_head * num_keys * dim, total_k, key, key_inside, dim, DIM)
-    _store(grad_v + kv_head * num_keys * dim, total_v, key, key_inside, dim, DIM)
+    _store(grad_k + kv_head * num_keys * dim, total_k, key, exists, dim, DIM)
+    _store(grad_v + kv_head * num_keys * dim, total_v, key, exists, dim, DIM)
 
 
 def forward(
@@ -177,6 +189,7 @@ def forward(
     block_size: int,
     causal: bool,
     scale: float,
+    padding_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the output (B, H, Lq, D) and its log-sum-exp (B, H, Lq) in float32."""
     layout = BlockLayout(block_size, q.shape[2], k.shape[2], causal)
@@ -184,8 +197,8 @@ def forward(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     q, k, v = (t.contiguous() for t in (q, k, v))
-    lists = _lists(kept)
-    _launch(_forward_kernel, (q, k, v, *lists, out, lse), kept, q, k, layout, scale)
+    tensors = (q, k, v, *_lists(kept), _bytes(padding_mask), out, lse)
+    _launch(_forward_kernel, tensors, kept, q, k, layout, scale)
     return out, lse
 
 
@@ -200,6 +213,7 @@ def backward(
     block_size: int,
     causal: bool,
     scale: float,
+    padding_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of q, k and v."""
     layout = BlockLayout(block_size, q.shape[2], k.shape[2], causal)
@@ -210,9 +224,10 @@ def backward(
         torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v)
     )
     saved = (grad, q, k, v, lse, inner)
-    _launch(_query_gradient_kernel, (*saved, *_lists(kept), grad_q), kept, q, k, layout, scale)
+    tensors = (*saved, *_lists(kept), _bytes(padding_mask), grad_q)
+    _launch(_query_gradient_kernel, tensors, kept, q, k, layout, scale)
     kept = kept.mT
-    tensors = (*saved, *_lists(kept), grad_k, grad_v)
+    tensors = (*saved, *_lists(kept), _bytes(padding_mask), grad_k, grad_v)
     _launch(_key_gradient_kernel, tensors, kept, q, k, layout, scale)
     return grad_q, grad_k, grad_v
 
@@ -223,17 +238,21 @@ def _lists(kept: Tensor) -> tuple[Tensor, Tensor]:
     return order.to(torch.int32).contiguous(), kept.sum(-1, dtype=torch.int32).contiguous()
 
 
+def _bytes(padding_mask: Tensor | None) -> Tensor | None:
+    return None if padding_mask is None else padding_mask.to(torch.uint8).contiguous()
+
+
 def _launch(kernel, tensors, kept, q, k, layout, scale):
     """Run one program for each row of ``kept`` and each head of the tensor that has those rows."""
     group = q.shape[1] // k.shape[1]
-    heads = q.shape[0] * (k if kernel is _key_gradient_kernel else q).shape[1]
+    heads = (k if kernel is _key_gradient_kernel else q).shape[1]
     rows, columns = kept.shape[-2:]
-    if not rows or not heads:
+    if not rows or not heads or not len(q):
         return
     block = max(SMALLEST, triton.next_power_of_2(layout.size))
     with torch.cuda.device_of(q):
-        kernel[(rows, heads)](
-            *tensors, layout.num_queries, layout.num_keys, q.shape[-1], rows, columns, group,
+        kernel[(rows, len(q) * heads)](
+            *tensors, layout.num_queries, layout.num_keys, q.shape[-1], rows, columns, heads, group,
             layout.offset, layout.lead, scale * LOG2E,
             CAUSAL=layout.causal, UPCAST=_INTERPRETED and q.dtype != torch.float32,
             SIZE=layout.size, BLOCK=block,

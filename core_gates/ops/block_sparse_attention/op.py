@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from core_gates.errors import check_at_least
+from core_gates.numerics import check_padding_mask
 from core_gates.ops._select import in_forward_mode, use_kernel
 from core_gates.ops.block_sparse_attention import gather, reference
 from core_gates.ops.block_sparse_attention.reference import BlockLayout
@@ -23,6 +24,7 @@ def block_sparse_attention(
     causal: bool = True,
     scale: float | None = None,
     dense_above: float = 1.0,
+    padding_mask: Tensor | None = None,
 ) -> Tensor:
     """Attend to the kept blocks of keys only (SeerAttention, arXiv 2410.13276).
 
@@ -31,12 +33,12 @@ def block_sparse_attention(
     visible key gets 0. Without a kernel the kept blocks are gathered, also in mode ``compile``;
     half precision is then computed in float32.
 
-    All keys of a kept block are attended to, padding included: put padding after the tokens, where
-    causality hides it, or before them in whole blocks, which the mask leaves out. What it holds
-    must be finite.
+    All keys of a kept block are attended to but those at padding. Without a ``padding_mask`` put
+    padding after the tokens, where causality hides it, and let it hold something finite.
 
     Gathering pays below roughly two thirds of the blocks. A caller to whom the mask names what
-    must be attended at least sets ``dense_above``: beyond that fraction plain attention is faster.
+    must be attended at least sets ``dense_above``: beyond that fraction plain attention is faster,
+    unless there is a ``padding_mask``, with which exactly the kept blocks are attended.
     There are no second derivatives.
 
     Args:
@@ -50,6 +52,8 @@ def block_sparse_attention(
         scale: Factor of the scores, ``D ** -0.5`` if None.
         dense_above: Fraction of the reachable blocks; if the mask keeps more, all are attended. It
             reads the mask on the host.
+        padding_mask: True (B, Lk) at keys to ignore, whatever they hold. Under causality the
+            queries are the last of the same tokens, and the output of those at padding is 0.
 
     Returns:
         Output (B, H, Lq, D) in the dtype of ``q``.
@@ -61,12 +65,21 @@ def block_sparse_attention(
     layout = BlockLayout(block_size, q.shape[2], k.shape[2], causal)
     block_mask = _expand(block_mask, q, k, layout)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if not torch.compiler.is_compiling() and _is_dense(block_mask, layout, dense_above):
+    if padding_mask is not None:
+        check_padding_mask(padding_mask, (k.shape[0], k.shape[2]))
+        if causal:
+            q = reference.without_padding(q, padding_mask[:, layout.offset :])
+    elif not torch.compiler.is_compiling() and _is_dense(block_mask, layout, dense_above):
         return _dense(q, k, v, layout, scale)
+    arguments = (q, k, v, block_mask, block_size, causal, scale)
     if in_forward_mode():
-        return reference.forward(q, k, v, block_mask, block_size, causal, scale)[0]
-    backend = "triton" if use_kernel(q, k, v) else "gather"
-    return cast(Tensor, _forward(q, k, v, block_mask, block_size, causal, scale, backend)[0])
+        out = reference.forward(*arguments, padding_mask)[0]
+    else:
+        backend = "triton" if use_kernel(q, k, v) else "gather"
+        out = cast(Tensor, _forward(*arguments, backend, padding_mask)[0])
+    if padding_mask is None or not causal:
+        return out
+    return reference.without_padding(out, padding_mask[:, layout.offset :])
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -139,9 +152,10 @@ def _run(
     causal: bool,
     scale: float,
     backend: str,
+    padding_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the output, and the log-sum-exp where the backward pass of the backend needs it."""
-    arguments = (q, k, v, block_mask, block_size, causal, scale)
+    arguments = (q, k, v, block_mask, block_size, causal, scale, padding_mask)
     if backend == "triton":
         from core_gates.ops.block_sparse_attention import kernel  # the only place for Triton
 
@@ -161,9 +175,10 @@ def _run_backward(
     causal: bool,
     scale: float,
     backend: str,
+    padding_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of q, k and v."""
-    settings = (block_size, causal, scale)
+    settings = (block_size, causal, scale, padding_mask)
     if backend == "triton":
         from core_gates.ops.block_sparse_attention import kernel
 
@@ -185,6 +200,7 @@ def _(
     _causal: bool,
     _scale: float,
     backend: str,
+    _padding_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     shape = q.shape[:3] if backend == "triton" else (0,)
     return q.new_empty(q.shape), q.new_empty(shape, dtype=torch.float32)
@@ -203,18 +219,21 @@ def _(
     _causal: bool,
     _scale: float,
     _backend: str,
+    _padding_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, block_mask, *ctx.settings = inputs
-    ctx.save_for_backward(q, k, v, block_mask, *output)
+    *tensors, ctx.size, ctx.causal, ctx.scale, ctx.backend, padding_mask = inputs
+    ctx.save_for_backward(*tensors, *output, padding_mask)
     ctx.mark_non_differentiable(output[1])
 
 
 def _differentiate(ctx: Any, grad: Tensor, _: Any) -> Any:
-    return *_backward(grad, *ctx.saved_tensors, *ctx.settings), None, None, None, None, None
+    *saved, padding_mask = ctx.saved_tensors
+    settings = (ctx.size, ctx.causal, ctx.scale, ctx.backend)
+    return *_backward(grad, *saved, *settings, padding_mask), *(None,) * 6
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)

@@ -82,6 +82,11 @@ class BlockLayout(NamedTuple):
         return bias
 
 
+def without_padding(x: Tensor, padding_mask: Tensor) -> Tensor:
+    """Return (B, heads, L, D) with zeros where ``padding_mask`` (B, L) is True."""
+    return x.masked_fill(padding_mask[:, None, :, None], 0)
+
+
 def forward(
     q: Tensor,
     k: Tensor,
@@ -90,11 +95,15 @@ def forward(
     block_size: int,
     causal: bool,
     scale: float,
+    padding_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the output (B, H, Lq, D) in the dtype of ``q`` and log-sum-exp (B, H, Lq).
 
-    A query without a visible key has output 0 and log-sum-exp -inf.
+    A query without a visible key has output 0 and log-sum-exp -inf. Keys at padding, True in
+    ``padding_mask`` (B, Lk), are visible to none.
     """
+    if padding_mask is not None:
+        k, v = (without_padding(t, padding_mask) for t in (k, v))
     layout = BlockLayout(block_size, q.shape[2], k.shape[2], causal)
     acc = accumulation_dtype(q)
     group = q.shape[1] // k.shape[1]
@@ -103,6 +112,8 @@ def forward(
     columns = torch.arange(layout.num_keys, device=q.device)
     kept = block_mask[..., rows // block_size, :][..., columns // block_size]
     hidden = ~(kept & layout.visible(q.device))
+    if padding_mask is not None:
+        hidden = hidden | padding_mask[:, None, None, :]
     scores = (q.to(acc) @ key.mT * scale).masked_fill(hidden, -torch.inf)
     empty = hidden.all(-1, keepdim=True)
     weights = scores.masked_fill(empty, 0).softmax(-1).masked_fill(empty, 0)

@@ -14,8 +14,8 @@ from core_gates.ops.block_sparse_attention import kernel as block_sparse
 FLOAT32 = {"lse", "inner", "maxima"}
 INT32 = {"lists", "counts"}
 INTEGERS = {
-    "num_queries", "num_keys", "dim", "rows", "columns", "group", "offset", "lead", "length",
-    "num_blocks",
+    "num_queries", "num_keys", "dim", "rows", "columns", "heads", "group", "offset", "lead",
+    "length", "num_blocks",
 }  # fmt: skip
 CONSTANTS = {"CAUSAL": True, "UPCAST": False, "PER_ROW": False, "SIZE": 16, "BLOCK": 16, "DIM": 32}
 
@@ -27,6 +27,8 @@ def kind(name, dtype):
         return "i32"
     if name == "scale":
         return "fp32"
+    if name == "padding":
+        return "*u8"
     return "*i32" if name in INT32 else "*fp32" if name in FLOAT32 else f"*{dtype}"
 
 

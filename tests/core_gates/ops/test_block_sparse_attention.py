@@ -1,4 +1,5 @@
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -59,8 +60,26 @@ def case(
     return (*(t.to(dtype).requires_grad_() for t in (q, k, v)), mask)
 
 
-def by_hand(q, k, v, mask, size, causal):
-    """Attend query by query, key by key."""
+def padding_of(num_keys, batch=2):
+    """Padding before the tokens of one sequence, and after and between those of another."""
+    padding = torch.zeros(batch, num_keys, dtype=torch.bool)
+    padding[0, : num_keys // 3] = padding[-1, num_keys // 4] = padding[-1, -(num_keys // 5) :] = (
+        True
+    )
+    return padding
+
+
+def filled_padding(tensors, padding, causal, content=torch.nan):
+    """Return q, k and v that hold ``content`` at padding."""
+    q, k, v = tensors
+    hidden = padding[:, None, :, None]
+    first = k.shape[2] - q.shape[2]
+    q = q.masked_fill(hidden[:, :, first:], content) if causal else q
+    return q, k.masked_fill(hidden, content), v.masked_fill(hidden, content)
+
+
+def by_hand(q, k, v, mask, size, causal, padding=None):
+    """Attend query by query, key by key; queries at padding are zero under causality."""
     out = torch.zeros_like(q)
     offset = k.shape[2] - q.shape[2] if causal else 0
     first_block = offset // size
@@ -70,8 +89,10 @@ def by_hand(q, k, v, mask, size, causal):
             j
             for j in range(k.shape[2])
             if mask[batch, head, row, j // size] and not (causal and j > offset + i)
+            if padding is None or not padding[batch, j]
         ]
-        if seen:
+        ignored = causal and padding is not None and padding[batch, offset + i]
+        if seen and not ignored:
             scores = k[batch, head // 2, seen] @ q[batch, head, i] * SCALE
             out[batch, head, i] = scores.softmax(0) @ v[batch, head // 2, seen]
     return out
@@ -104,9 +125,48 @@ def test_gradients_are_those_of_the_definition(shape, share):
     assert_close(torch.autograd.grad(public, (q, k, v), grad), expected)
 
 
-def test_gradcheck():
+@pytest.mark.parametrize("padded", [False, True])
+def test_gradcheck(padded):
     q, k, v, mask = case(5, 7, 4, True, dim=2, sizes=(1, 2))
-    assert gradcheck(lambda q, k, v: block_sparse_attention(q, k, v, mask, 4), (q, k, v))
+    padding = torch.tensor([[True, False, False, True, False, False, False]]) if padded else None
+    attend = partial(block_sparse_attention, block_mask=mask, block_size=4, padding_mask=padding)
+    assert gradcheck(attend, (q, k, v))
+
+
+@pytest.mark.parametrize("shape", CASES, ids=str)
+@pytest.mark.parametrize("content", [torch.nan, -torch.inf])
+def test_padding_gets_no_weight_whatever_it_holds(shape, content):
+    *qkv, mask = case(*shape, share=0.8)
+    size, causal = shape[2:]
+    padding = padding_of(shape[1])
+    leaves = filled_padding([t.detach() for t in qkv], padding, causal, content)
+    leaves = [t.requires_grad_() for t in leaves]
+    options = {"causal": causal, "scale": SCALE, "padding_mask": padding}
+    out = block_sparse_attention(*leaves, mask, size, **options)
+    assert_close(out, by_hand(*(t.detach() for t in qkv), mask, size, causal, padding))
+    shown = ~padding[:, None, -shape[0] :, None] if causal else torch.tensor(True)
+    definition = reference.forward(*qkv, mask, size, causal, SCALE, padding)[0] * shown
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).double()
+    found = torch.autograd.grad(out, leaves, grad)
+    assert_close(found, torch.autograd.grad(definition, qkv, grad))
+
+
+@pytest.mark.parametrize("dense_above", [0.5, 1.0])
+def test_a_padded_sequence_is_the_sequence_alone(dense_above):
+    """All kept: padding in front shifts the blocks, which then changes nothing."""
+    q, k, v, mask = (t.detach() for t in case(40, 40, 8, True))
+    full, padding = torch.ones_like(mask), torch.zeros(2, 40, dtype=torch.bool)
+    padding[0, :11] = padding[1, 37:] = True
+    out = block_sparse_attention(q, k, v, full, 8, padding_mask=padding, dense_above=dense_above)
+    for row, tokens in enumerate((slice(11, 40), slice(0, 37))):
+        alone = [t[row : row + 1, :, tokens] for t in (q, k, v)]
+        expected = scaled_dot_product_attention(
+            *(alone[0], *(t.repeat_interleave(2, 1) for t in alone[1:])), is_causal=True
+        )
+        assert_close(out[row : row + 1, :, tokens], expected)
+    before = block_sparse_attention(q, k, v, full, 8)
+    assert (before - out)[0, :, 11:].abs().max() > 0.1  # what padding did to tokens
+    assert not out[0, :, :11].any()
 
 
 @pytest.mark.parametrize("limit", [1, 300, 2**17])
@@ -203,9 +263,11 @@ def test_a_constant_gradient_of_stride_zero():
 
 
 @pytest.mark.parametrize("shape", [*CASES[1:3], (0, 9, 4, False)], ids=str)
-def test_registration(shape):
+@pytest.mark.parametrize("padded", [False, True])
+def test_registration(shape, padded):
     q, k, v, mask = case(*shape, sizes=(1, 2))
-    opcheck(OP, (q, k, v, mask, *shape[2:], SCALE, "gather"))
+    padding = (padding_of(shape[1], 1),) if padded else ()
+    opcheck(OP, (q, k, v, mask, *shape[2:], SCALE, "gather", *padding))
 
 
 def test_one_graph():
@@ -234,6 +296,14 @@ def test_wrong_arguments_are_named(refuses):
         (
             "no more queries than keys, got 16 and 15",
             lambda: block_sparse_attention(q, k[:, :, 1:], v[:, :, 1:], mask, 8),
+        ),
+        (
+            r"padding_mask \(2, 15\) must have the shape \(2, 16\)",
+            lambda: block_sparse_attention(q, k, v, mask, 8, padding_mask=padding_of(15)),
+        ),
+        (
+            "must be bool with True = ignore",
+            lambda: block_sparse_attention(q, k, v, mask, 8, padding_mask=padding_of(16).long()),
         ),
     )
 
@@ -272,6 +342,24 @@ def test_kernel_matches_definition(shape, dtype, kernel, kernel_device, poisoned
         tolerance = {"rtol": 1e-4, "atol": 1e-5}
     assert_close(found, tuple(t.to(dtype) for t in wanted), **tolerance)
     assert_close((q, k, v), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shape", [CASES[2], CASES[4], CASES[6]], ids=str)
+def test_kernel_ignores_padding(shape, kernel, kernel_device, poisoned_empty):
+    size, causal = shape[2:]
+    *qkv, mask = (
+        t.detach().to(kernel_device) for t in case(*shape, dtype=torch.float32, sizes=(2, 2))
+    )
+    padding = padding_of(shape[1]).to(kernel_device)
+    exact = [t.clone().requires_grad_() for t in qkv]
+    expected, expected_lse = reference.forward(*exact, mask, size, causal, SCALE, padding)
+    q, k, v = qkv[0], *filled_padding(qkv, padding, causal)[1:]
+    out, lse = kernel.forward(q, k, v, mask, size, causal, SCALE, padding)
+    assert_close(out, expected)
+    assert_close(lse, expected_lse, rtol=1e-5, atol=1e-5)
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(kernel_device)
+    found = kernel.backward(grad, q, k, v, mask, out, lse, size, causal, SCALE, padding)
+    assert_close(found, torch.autograd.grad(expected, exact, grad), rtol=1e-4, atol=1e-5)
 
 
 def test_kernel_takes_any_layout(kernel, kernel_device, poisoned_empty):

@@ -47,6 +47,12 @@ def of_queries(q):
     return block_sparse_attention(q, drawn(1, 1, 8, 4), drawn(1, 1, 8, 4), mask, 2)
 
 
+def of_padded_keys(k):
+    mask, padding = torch.ones(1, 1, 4, 4, dtype=torch.bool), torch.arange(8)[None] == 2
+    q, v = drawn(1, 1, 8, 4), drawn(1, 1, 8, 4)
+    return block_sparse_attention(q, k, v, mask, 2, padding_mask=padding)
+
+
 def of_values(v):
     return block_max_attention(drawn(1, 2, 7, 4), drawn(1, 1, 7, 4), v, 2).out
 
@@ -57,6 +63,7 @@ CASES = [
     (of_mlp, (20, 5)),
     (of_down, (3, 5, 4)),
     (of_queries, (1, 1, 8, 4)),
+    (of_padded_keys, (1, 1, 8, 4)),
     (of_values, (1, 1, 7, 4)),
 ]
 
