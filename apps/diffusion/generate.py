@@ -289,7 +289,7 @@ def generate(
         place: Filled in by the command line.
         sources: Base, library and gates.
         sampling: Seeds, steps and guidance.
-        prompt: Filled in by the command line.
+        prompt: What the images are to show, in words.
         k: Number of adapters that are found by the prompt; 3 if null.
         adapters: Names of adapters of the library instead of a search, with strengths, such as
             a:0.8,b; none for the base alone.

@@ -279,7 +279,7 @@ def inspect(
     One file is shown with its blocks; of several, each gets a row.
 
     Args:
-        paths: Filled in by the command line.
+        paths: Files of adapters, folders of PEFT, or folders that are searched for both.
         base: What the files are for: flux, sd3 or a folder of diffusers, whose layers they must
             fit; by default each file decides.
         layers: List every layer, with its size, rank, scale and the norm of its change.
@@ -289,7 +289,7 @@ def inspect(
     """
     files = find_files(paths)
     if json is not None:
-        require_free(Path(json), overwrite=overwrite_output)
+        require_free(Path(json), overwrite=overwrite_output, option="--json")
         require_apart(Path(json), files, "--json")
     model = base_of(base)
     found: dict[Path, Found] = {}

@@ -49,8 +49,8 @@ def convert(
     a folder for peft. Nothing is left out silently: what cannot be read or written is an error.
 
     Args:
-        file: Filled in by the command line.
-        output: Filled in by the command line.
+        file: Adapter that is read, a .safetensors file or a folder of PEFT.
+        output: File that is written; a folder for peft.
         to: Format of the output.
         rank: Components per layer that are kept at most; the best approximation is written.
         energy: Fraction of the squared norm of each change that is kept at least, in (0, 1].
@@ -63,7 +63,7 @@ def convert(
     source, target = Path(file), Path(output)
     if not source.exists():
         raise GatesError(f"{source} does not exist: name a .safetensors file or a folder of PEFT")
-    require_place(target, to, overwrite=overwrite_output)
+    require_place(target, to, overwrite=overwrite_output, option="OUTPUT")
     require_apart(target, [source], "OUTPUT")
     bundle = load_lora(source, base_of(base), strict=not lenient)
     console = plain_console()
@@ -245,7 +245,7 @@ def merge(
     stem of a file is the name of its adapter, NAME=PATH gives it another.
 
     Args:
-        files: Filled in by the command line.
+        files: Adapters that are merged, each as PATH or NAME=PATH.
         output: File of the merged adapter, a folder for peft.
         method: Way to merge. sum, mean, weighted and cat add changes exactly, and ranks add up;
             svd is their best approximation; the others are those of PEFT, on A and B, or on whole

@@ -46,7 +46,7 @@ def index(
     The command may be killed and called again, also while another one runs on the same folder.
 
     Args:
-        folder: Filled in by the command line.
+        folder: Folder of the adapters; those in folders below it count, too.
         encoder: Folder of the encoder of adapters, as the training of the retriever leaves it, or a
             file as AutoLoRA and DiffSynth-Studio publish it.
         no_encode: Keep metadata only, without loading an encoder.
@@ -149,7 +149,7 @@ def search(
     Without an encoder, or for families of models that it does not serve, metadata is searched.
 
     Args:
-        prompt: Filled in by the command line.
+        prompt: What is looked for, in words; none with --like.
         folder: Folder that was indexed.
         k: Number of adapters.
         mode: What is compared with the prompt: weights, metadata or, with hybrid, both.

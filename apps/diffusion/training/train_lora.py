@@ -147,7 +147,7 @@ def train_adapter(
 
     Args:
         place: Filled in by the command line.
-        images: Filled in by the command line.
+        images: Folder of images with captions.
         card: What the file says of the adapter.
         training: How it is trained.
         base: Folder of a FLUX or SD3 pipeline of diffusers, or of an embedded base; the one of the

@@ -155,11 +155,15 @@ FAULTS = {
     "misspelled option": (convert(GOOD, "--lenientt"), "did you mean --lenient?"),
     "misspelled verb": (("diffusion", "inspekt", GOOD), "did you mean inspect?"),
     # Outputs.
-    "output exists": (convert(GOOD), "out.safetensors exists: .*--overwrite_output", MINE),
+    "output exists": (
+        convert(GOOD),
+        "out.safetensors exists: choose another OUTPUT or add --overwrite_output",
+        MINE,
+    ),
     "output is the input": (convert(GOOD, "--overwrite_output", output=GOOD), "is the output"),
     "output in a read-only folder": (
         convert(GOOD, output="/proc/out.safetensors"),
-        "cannot be written",
+        "/proc/out.safetensors cannot be written: choose another OUTPUT",
     ),
     "merged into a place that cannot be": (
         ("diffusion", "merge", GOOD, OTHER, "--output", "x" * 300 + ".safetensors"),
@@ -177,7 +181,7 @@ FAULTS = {
         convert(GOOD, "--to", "peft", "--overwrite_output", output="samples"),
         "samples is a folder with .* in it, which is not replaced",
     ),
-    "JSON exists": (inspect(GOOD, "--json", "a.json"), "a.json exists", {"a.json": "{}"}),
+    "JSON exists": (inspect(GOOD, "--json", "a.json"), "choose another --json", {"a.json": "{}"}),
     "JSON is the input": (
         inspect(GOOD, "--json", GOOD, "--overwrite_output"),
         "choose another --json",

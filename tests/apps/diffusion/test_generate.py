@@ -320,10 +320,13 @@ def test_gates_that_lack_their_common_adapter_say_so(made, small_world):
     assert "one more adapter" not in made("out", "snow", *GATED)[1]
 
 
-def test_an_output_that_may_not_be_written(small_world, faulty_inputs, monkeypatch):
-    monkeypatch.setattr("harness.files.atomic.os.access", lambda *_: False)
-    words = "out/image.png cannot be written: choose another --output"
-    faulty_inputs({"a folder": (call("--output", "out"), words)}, folder=small_world)
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_made(
+    small_world, faulty_inputs, monkeypatch
+):
+    monkeypatch.setattr(Studio, "make", lambda *_, **__: pytest.fail("an image is made"))
+    words = "cannot be written.*: choose another --output"
+    places = ("/proc/images", "gates.safetensors", "gates.safetensors/a")
+    faulty_inputs({p: (call("--output", p), words) for p in places}, folder=small_world)
 
 
 def test_what_ships_is_named_where_it_is_missing(small_world, faulty_inputs, monkeypatch):
