@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
@@ -29,7 +29,7 @@ from core_gates.errors import GatesError
 from diffusion.lora_file import LoraBundle, load_lora
 from diffusion.lora_file.container import clean
 from diffusion.lora_file.inspection import describe, sums_of_squares
-from harness.files import require_apart
+from harness.files import Data, require_apart
 
 
 def convert(
@@ -139,6 +139,7 @@ class Settings(NamedTuple):
             and self.method == "weighted",
             f"--density has no meaning for {self.method}: leave it out": self.density is not None
             and self.method in DENSE,
+            f"--rank is {self.rank}, expected 1 or more": self.rank is not None and self.rank < 1,
             f"--density is {self.density}, expected a fraction in (0, 1]": self.density is not None
             and not 0 < self.density <= 1,
             "--weights gives every adapter the strength 0: nothing is left": weights is not None
@@ -162,6 +163,22 @@ class Settings(NamedTuple):
         equal = dict.fromkeys(names, 1 / len(names) if self.method == "mean" else 1.0)
         return equal if self.weights is None else dict(self.weights)
 
+    def record(self, **more: Any) -> dict[str, Any]:
+        """Return all options that the method has used, and more, without those that are None."""
+        runs = self.base if self.method == "baked" else None
+        used: dict[str, Any] = {
+            "method": self.method,
+            "density": self.density,
+            "seed": self.seed if runs or self.method.startswith("dare") else None,
+            "gates": self.gates and Data.of(self.gates.name, "gates", self.gates).state(),
+            "roles": dict(self.roles) or None,
+            "base": runs and Data.of(runs.name, "base", runs).state(),
+            "prompts": list(self.prompts) or None,
+            "steps": self.steps if runs else None,
+            **more,
+        }
+        return {name: value for name, value in used.items() if value is not None}
+
 
 def merged(adapters: Mapping[str, LoraBundle], settings: Settings) -> LoraBundle:
     """Make one adapter of several; ranks add up where the method is exact.
@@ -171,7 +188,7 @@ def merged(adapters: Mapping[str, LoraBundle], settings: Settings) -> LoraBundle
 
     Args:
         adapters: Name -> adapter.
-        settings: The method and its options.
+        settings: The method and its options, with the roles of all adapters where it has gates.
 
     Raises:
         GatesError: The adapters do not fit each other or the method.
@@ -182,23 +199,20 @@ def merged(adapters: Mapping[str, LoraBundle], settings: Settings) -> LoraBundle
     strengths = settings.strengths(adapters)
     if settings.gates:
         from apps.diffusion.generate import baked
-        from diffusion.fusion.baking import depends_on_roles, strengthened
+        from diffusion.fusion.baking import strengthened
 
-        gates, runs = settings.gates, settings.method == "baked"
-        ask = depends_on_roles(gates)
-        roles = roles_of(adapters, settings.roles, lambda: None, ask=ask)
-        if settings.base and runs:
+        if settings.base and settings.method == "baked":
             return baked(
                 adapters,
                 settings.base,
-                gates,
+                settings.gates,
                 settings.prompts,
                 steps=settings.steps,
                 seed=settings.seed,
                 strengths=strengths,
-                roles=roles,
+                roles=settings.roles,
             )
-        return strengthened(adapters, gates, strengths=strengths, roles=roles)
+        return strengthened(adapters, settings.gates, strengths=strengths, roles=settings.roles)
     if settings.method not in EXACT:
         return merge(
             adapters,
@@ -333,6 +347,14 @@ def _merge(
                 " leave them out"
             )
         console.print(escape(f"left out: {what}: {method} cannot merge them"))
+    if settings.gates:
+        from diffusion.fusion.baking import depends_on_roles
+
+        settings = settings._replace(
+            roles=roles_of(
+                adapters, settings.roles, lambda: None, ask=depends_on_roles(settings.gates)
+            )
+        )
     whole = storable(console, merged(adapters, settings), form.to, lenient=form.lenient)
     if method == "svd" and rank is None and form.energy is None:
         rank = max(r for bundle in adapters.values() for r in bundle.ranks().values())
@@ -341,7 +363,7 @@ def _merge(
     console.print(_norms(adapters, strengths, small))
     storages = {bundle.storage for bundle in adapters.values()}
     storage = storages.pop() if len(storages) == 1 else whole.storage
-    told = _metadata(adapters, strengths, settings.method)
+    told = _metadata(adapters, settings.record(strengths=strengths, rank=rank, energy=form.energy))
     result = dataclasses.replace(small, metadata=told, storage=storage)
     write(console, result, form.path, form.to, form.dtype)
 
@@ -360,9 +382,7 @@ def _norms(
     return table
 
 
-def _metadata(
-    adapters: Mapping[str, LoraBundle], strengths: Mapping[str, float], method: str
-) -> dict[str, str]:
+def _metadata(adapters: Mapping[str, LoraBundle], record: Mapping[str, Any]) -> dict[str, str]:
     """Return what the header of the result tells: where it comes from, and all licenses."""
     told = {name: describe(bundle.metadata) for name, bundle in adapters.items()}
     titles = {name: one.title or name for name, one in told.items()}
@@ -373,6 +393,6 @@ def _metadata(
         "modelspec.merged_from": ", ".join(titles.values()),
         "modelspec.trigger_phrase": ", ".join(triggers),
         "modelspec.license": "; ".join(licenses),
-        "gates.merge": json.dumps({"method": method, "strengths": dict(strengths)}),
+        "gates.merge": json.dumps(record),
     }
     return {key: text for key, text in found.items() if text}
