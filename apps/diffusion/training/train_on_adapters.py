@@ -133,7 +133,7 @@ def fit_retriever(
     """
     if machine.strategy == "fsdp2" and machine.processes > 1:
         raise GatesError("--strategy fsdp2 shards a frozen model, and the retriever has none: ddp")
-    run = run_of(place, overwrite=overwrite)
+    run = run_of(place, overwrite=overwrite, seed=seed)
     if csv is not None:
         own = own_piece(run, place, training, machine, Path(csv), base, text_encoder, seed)
         for path in obtained(run, TABLE_ENCODERS, EncoderForm(), *own):
@@ -311,6 +311,10 @@ class Gates:
         return found
 
 
+OF_GATES = {"--variant", "--time", "--initialization", "--factors", "--weight_rate"}
+# options that strengths by layer do not have
+
+
 @dataclass(frozen=True)
 class GatesTraining:
     """How gates are trained.
@@ -401,9 +405,12 @@ def fit_gates(
             f" processes: give a multiple of {machine.processes}"
         )
     refuse_below(1, size=size)
+    idle = sorted({word.partition("=")[0] for word in place.command.split()} & OF_GATES)
+    if gates.what == "strengths" and idle:
+        raise GatesError(f"{', '.join(idle)} have no meaning for --what strengths: leave them out")
     if csv is None and (base is not None or size is not None):
         raise GatesError("--base and --size need --csv: the zoo is of the embedded base")
-    run = run_of(place, overwrite=overwrite)
+    run = run_of(place, overwrite=overwrite, seed=seed)
     world = World(root_of(place)) if csv is None else None
     given, told = gates.files(world), roles_in(gates.roles)
     settings = {**training.settings(), **gates.settings()}
