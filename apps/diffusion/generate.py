@@ -310,7 +310,9 @@ def generate(
     if sources.base is not None:
         console.print(escape(f"reading the base {sources.base}"), soft_wrap=True)
     with counting("indexing") as progress:
-        opening = studio(sources, partial(World, root_of(place)), progress, mode)
+        opening = studio(
+            sources, partial(World, root_of(place)), progress, mode, check=sampling.options
+        )
     with opening as found:
         _note_idle(told, found)
         asked = partial(
