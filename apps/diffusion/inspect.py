@@ -16,7 +16,7 @@ from apps.diffusion.adapter_files import PEFT, SUFFIX, base_of, find_files, rang
 from core_gates.errors import GatesError
 from diffusion.lora_file.container import clean
 from diffusion.lora_file.family import FAMILIES
-from diffusion.lora_file.inspection import Contents, examine
+from diffusion.lora_file.inspection import LARGEST, Contents, examine
 from diffusion.lora_file.mapping_report import Dialect
 from diffusion.lora_file.reading import Base
 from diffusion.lora_file.writing import text_encoders
@@ -62,8 +62,10 @@ def answer(path: Path, contents: Contents) -> Answer:
             "nothing", "none of its tensors has the name of a layer of FLUX.1 or SD3"
         ): not layers,
         Answer(
-            "broken", "it holds NaN or infinity: images turn black; get the file again"
-        ): not all(math.isfinite(layer.norm) for layer in layers.values()),
+            "broken",
+            "it holds NaN, infinity or changes beyond float32: images turn black; get the file"
+            " again",
+        ): not all(layer.norm <= LARGEST for layer in layers.values()),
         Answer(
             "zero", "the change of every layer is zero: there is nothing to apply"
         ): contents.norm == 0,
@@ -218,7 +220,7 @@ def _layers(contents: Contents) -> Table:
 
 def _bar(norm: float, norms: Mapping[str, float]) -> str:
     most = max(norms.values())
-    return "█" * round(BAR * norm / most) if most > 0 and norm == norm and most == most else ""
+    return "█" * round(BAR * norm / most) if norm == norm and 0 < most < math.inf else ""
 
 
 def show_summary(

@@ -65,6 +65,8 @@ def index(
     console = Console()
     most = len(report.refused) if every_file else SHOWN_FILES
     _show(console, report, most, encoding=found is not None)
+    if not report.kept:
+        console.print(escape(f"no adapter is found in {folder}"), soft_wrap=True)
     if found is None and not no_encode:
         console.print(NO_ENCODER)
     console.print(escape(str(place)), soft_wrap=True)
@@ -172,6 +174,7 @@ def search(
     refuse_unless_text(words)
     if family is not None:
         check_option("--family", family, RECOGNIZED, GatesError)
+    only = {"family": family, "license": license, "tag": tag}
     found: WeightEncoder | None = None
     text: TextEncoder | None = None
     if encoder is not None and mode != "metadata" and like is None:
@@ -182,11 +185,11 @@ def search(
     with LoraLibrary(folder, found, text, index=index, lenient=lenient, least=least) as library:
         if like is not None:
             with counting("comparing") as count:
-                neighbors = library.like(like, k, count)
+                neighbors = library.like(like, k, count, **only)
             _show_neighbors(Console(), neighbors)
             return
-        look = partial(library.search, family=family, license=license, tag=tag)
-        _show_matches(Console(), look(words, k, mode, weights=weights, metadata=metadata))
+        look = partial(library.search, weights=weights, metadata=metadata)
+        _show_matches(Console(), look(words, k, mode, **only))
 
 
 def _show_matches(console: Console, matches: Results[Match]) -> None:

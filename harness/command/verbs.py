@@ -125,7 +125,10 @@ def run_verb(
         skip.add(name)
         optional = parameters[name].default is not inspect.Parameter.empty
         many: dict[str, Any] = {"nargs": "*" if optional else "+"} if name == positional else {}
-        parser.add_argument(name, type=str, help=_told(function, name), **many)
+        told = re.search(
+            rf"^    {name}: (.+(?:\n {{5,}}.+)*)", inspect.cleandoc(function.__doc__ or ""), re.M
+        )
+        parser.add_argument(name, type=str, help=told[1] if told else "", **many)
     if placed:
         parser.add_argument("--name", type=str | None, help=NAME_OF_PATH if name_of else NAME)
         parser.add_argument("--root", type=str, default="runs", help="Folder of all runs.")
@@ -204,16 +207,6 @@ def _with_two_dashes(parser: GatesParser, word: str) -> str:
 def _taken(kind: type[Any], options: dict[str, Any]) -> Any:
     """Return a dataclass of its fields, which are taken out of the options."""
     return kind(**{field.name: options.pop(field.name) for field in dataclasses.fields(kind)})
-
-
-def _told(function: Callable[..., None], name: str) -> str:
-    """Return what a docstring tells of an argument."""
-    found = re.search(
-        rf"^    {name}: (.+(?:\n {{5,}}.+)*)",
-        inspect.cleandoc(function.__doc__ or ""),
-        re.MULTILINE,
-    )
-    return found[1] if found else ""
 
 
 def _summary(function: Callable[..., None]) -> str:

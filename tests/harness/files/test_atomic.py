@@ -86,7 +86,7 @@ def test_a_place_that_may_not_be_looked_at_is_refused(tmp_path):
 
 @pytest.mark.fault("diffusion D10")
 def test_a_folder_that_may_not_be_written_is_refused_at_once(tmp_path):
-    with pytest.raises(GatesError, match="^/proc/below/out cannot be written: choose another OUT$"):
+    with pytest.raises(GatesError, match=r"^/proc/below/out cannot be .*: choose another OUT$"):
         require_free(Path("/proc/below/out"), overwrite=True, option="OUT")
     require_free(tmp_path / "below" / "out", overwrite=True)
     assert not list(tmp_path.iterdir())
