@@ -349,7 +349,13 @@ def _merge(
         console.print(escape(f"left out: {what}: {method} cannot merge them"))
     if settings.gates:
         from diffusion.fusion.baking import depends_on_roles
+        from diffusion.fusion.gates_file import SWITCH, load_trained
 
+        if any(SWITCH in name for name in load_trained(settings.gates)):
+            console.print(
+                escape(f"left out: the switch of {settings.gates}: a file cannot see prompts"),
+                soft_wrap=True,
+            )
         settings = settings._replace(
             roles=roles_of(
                 adapters, settings.roles, lambda: None, ask=depends_on_roles(settings.gates)

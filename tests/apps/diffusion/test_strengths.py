@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from apps.diffusion.adapter_files import roles_of
 from apps.diffusion.studio import USED, shipped
@@ -94,6 +95,11 @@ def test_what_is_merged_is_the_bundle_of_the_strengths(strengths, gates):
     assert record["roles"] == {"fox": "subject", "snow": "style"}
     assert record["strengths"] == {"fox": 0.5, "snow": 1.0}
     assert record.keys() == {"method", "gates", "roles", "strengths"}
+    assert "left out" not in printed
+    tensors = load_file(MODE[-1]) | {"model_dict.adapter_switch.switch": torch.zeros(3)}
+    save_file(tensors, "switched.safetensors")
+    words = ("--gates", "switched.safetensors", *ROLES, "--output", "p.safetensors")
+    assert "left out: the switch of switched.safetensors: a file" in gates(*MERGED, *words)
     strengths.set_strengths({"fox": 0.5})
     strengths.tell(roles={"fox": "subject", "snow": "style"})
     found, expected = load_lora("o.safetensors"), bake(strengths)
