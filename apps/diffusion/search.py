@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -174,7 +174,7 @@ def search(
     refuse_unless_text(words)
     if family is not None:
         check_option("--family", family, RECOGNIZED, GatesError)
-    only = {"family": family, "license": license, "tag": tag}
+    only: dict[str, Any] = {"family": family, "license": license, "tag": tag}
     found: WeightEncoder | None = None
     text: TextEncoder | None = None
     if encoder is not None and mode != "metadata" and like is None:
