@@ -310,9 +310,7 @@ def generate(
     if sources.base is not None:
         console.print(escape(f"reading the base {sources.base}"), soft_wrap=True)
     with counting("indexing") as progress:
-        opening = studio(
-            sources, partial(World, root_of(place)), progress, mode, check=sampling.options
-        )
+        opening = studio(sources, partial(World, root_of(place)), progress, mode, sampling.options)
     with opening as found:
         _note_idle(told, found)
         asked = partial(

@@ -155,8 +155,7 @@ def search(
         folder: Folder that was indexed.
         k: Number of adapters.
         mode: What is compared with the prompt: weights, metadata or, with hybrid, both.
-        like: Adapter of the folder or any other file, with whose change of the weights all others
-            are compared, in place of a prompt.
+        like: Adapter of the folder or any file that others are compared with, instead of a prompt.
         encoder: Folder or file of the encoder that the folder was indexed with.
         text_encoder: Text encoder that the encoder was trained with.
         weights: Weight of the cosine of prompt and weights in a hybrid search.

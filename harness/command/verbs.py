@@ -104,8 +104,7 @@ def run_verb(
         verbs: Those of it that are functions.
         arguments: Verb and options.
         config: Configuration that is meant where none is named.
-        name_of: Returns the name of the run, by its options, where neither a name nor a
-            configuration is given; None for that of the configuration.
+        name_of: Returns the name of the run by its options, or None, where nothing names it.
 
     Raises:
         GatesError: A value is wrong.
@@ -125,9 +124,7 @@ def run_verb(
         skip.add(name)
         optional = parameters[name].default is not inspect.Parameter.empty
         many: dict[str, Any] = {"nargs": "*" if optional else "+"} if name == positional else {}
-        told = re.search(
-            rf"^    {name}: (.+(?:\n {{5,}}.+)*)", inspect.cleandoc(function.__doc__ or ""), re.M
-        )
+        told = re.search(rf"(?m)^    {name}: (.+(?:\n {{5,}}.+)*)", inspect.getdoc(function) or "")
         parser.add_argument(name, type=str, help=told[1] if told else "", **many)
     if placed:
         parser.add_argument("--name", type=str | None, help=NAME_OF_PATH if name_of else NAME)

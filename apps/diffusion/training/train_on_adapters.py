@@ -391,10 +391,8 @@ def fit_gates(
         gates: What the gates are.
         training: How they are trained.
         machine: Where they are trained.
-        csv: Table with the columns model_file, image_file, text, text_short and text_medium; its
-            files lie in its folder.
-        base: Folder of a FLUX or SD3 pipeline of diffusers, or of an embedded base; the one of the
-            package if null.
+        csv: Table with model_file, image_file, text, text_short and text_medium, next to its files.
+        base: Folder of a FLUX or SD3 pipeline, or of an embedded base; that of the package if null.
         size: Side of images in pixels; 1024 for pipelines if null.
         seed: Seed of all that is drawn.
         overwrite: Replace gates in the run folder that were trained with other settings.
