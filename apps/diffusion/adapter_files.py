@@ -223,14 +223,20 @@ DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 FUSED = ("kohya", "bfl", "comfyui")  # formats in which layers are fused that are apart in diffusers
 
 
-def require_place(output: Path, to: Format, *, overwrite: bool) -> None:
+def require_place(output: Path, to: Format, *, overwrite: bool, option: str = "--output") -> None:
     """Refuse a place for an adapter that cannot be written, before anything is read.
+
+    Args:
+        output: The place.
+        to: Format of the adapter.
+        overwrite: Whether an adapter may be replaced.
+        option: Option that names the place.
 
     Raises:
         GatesError: It is taken and ``overwrite`` is not asked for, or is a folder with other files
             than those of an adapter, which are never replaced.
     """
-    require_free(output, overwrite=overwrite)
+    require_free(output, overwrite=overwrite, option=option)
     if to != "peft" and output.suffix != ".safetensors":
         raise GatesError(f"{output} must end with .safetensors, as {to} is a single file")
     if not output.is_dir():
@@ -239,7 +245,7 @@ def require_place(output: Path, to: Format, *, overwrite: bool) -> None:
     if to != "peft" or others:
         what = f"with {others[0]} in it" if others else f"and {to} is a file"
         raise GatesError(
-            f"{output} is a folder {what}, which is not replaced: choose another place"
+            f"{output} is a folder {what}, which is not replaced: choose another {option}"
         )
 
 

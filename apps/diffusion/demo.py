@@ -250,7 +250,9 @@ def demo(
 
         world = partial(World, place.run_folder.path.parents[1])
         with counting("indexing") as progress:
-            opening = studio(sources, world, progress)
+            opening = studio(
+                sources, world, progress, check=lambda one: one.options(steps, None, size)
+            )
         with opening as found:
             serve(
                 lambda: build_page(found, steps=steps, size=size),

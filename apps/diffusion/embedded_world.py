@@ -279,8 +279,14 @@ def root_of(place: Place) -> Path:
     return place.run_folder.path.parents[1]
 
 
-def run_of(place: Place, *, overwrite: bool = False) -> Run:
-    """Return the run of a verb."""
+def run_of(place: Place, *, overwrite: bool = False, seed: int = 0) -> Run:
+    """Return the run of a verb, with the seed of what it trains.
+
+    Raises:
+        GatesError: The seed is out of range.
+    """
+    if not 0 <= seed < 2**32:
+        raise GatesError(f"--seed is {seed}, expected a number from 0 to {2**32 - 1}")
     return Run(
         place.run_folder.path,
         app="diffusion",

@@ -289,7 +289,7 @@ def generate(
         place: Filled in by the command line.
         sources: Base, library and gates.
         sampling: Seeds, steps and guidance.
-        prompt: Filled in by the command line.
+        prompt: What the images are to show, in words.
         k: Number of adapters that are found by the prompt; 3 if null.
         adapters: Names of adapters of the library instead of a search, with strengths, such as
             a:0.8,b; none for the base alone.
@@ -310,7 +310,7 @@ def generate(
     if sources.base is not None:
         console.print(escape(f"reading the base {sources.base}"), soft_wrap=True)
     with counting("indexing") as progress:
-        opening = studio(sources, partial(World, root_of(place)), progress, mode)
+        opening = studio(sources, partial(World, root_of(place)), progress, mode, sampling.options)
     with opening as found:
         _note_idle(told, found)
         asked = partial(

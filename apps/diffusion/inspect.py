@@ -16,7 +16,7 @@ from apps.diffusion.adapter_files import PEFT, SUFFIX, base_of, find_files, rang
 from core_gates.errors import GatesError
 from diffusion.lora_file.container import clean
 from diffusion.lora_file.family import FAMILIES
-from diffusion.lora_file.inspection import Contents, examine
+from diffusion.lora_file.inspection import LARGEST, Contents, examine
 from diffusion.lora_file.mapping_report import Dialect
 from diffusion.lora_file.reading import Base
 from diffusion.lora_file.writing import text_encoders
@@ -62,8 +62,10 @@ def answer(path: Path, contents: Contents) -> Answer:
             "nothing", "none of its tensors has the name of a layer of FLUX.1 or SD3"
         ): not layers,
         Answer(
-            "broken", "it holds NaN or infinity: images turn black; get the file again"
-        ): not all(math.isfinite(layer.norm) for layer in layers.values()),
+            "broken",
+            "it holds NaN, infinity or changes beyond float32: images turn black; get the file"
+            " again",
+        ): not all(layer.norm <= LARGEST for layer in layers.values()),
         Answer(
             "zero", "the change of every layer is zero: there is nothing to apply"
         ): contents.norm == 0,
@@ -218,7 +220,7 @@ def _layers(contents: Contents) -> Table:
 
 def _bar(norm: float, norms: Mapping[str, float]) -> str:
     most = max(norms.values())
-    return "█" * round(BAR * norm / most) if most > 0 and norm == norm and most == most else ""
+    return "█" * round(BAR * norm / most) if norm == norm and 0 < most < math.inf else ""
 
 
 def show_summary(
@@ -279,7 +281,7 @@ def inspect(
     One file is shown with its blocks; of several, each gets a row.
 
     Args:
-        paths: Filled in by the command line.
+        paths: Files of adapters, folders of PEFT, or folders that are searched for both.
         base: What the files are for: flux, sd3 or a folder of diffusers, whose layers they must
             fit; by default each file decides.
         layers: List every layer, with its size, rank, scale and the norm of its change.
@@ -289,7 +291,7 @@ def inspect(
     """
     files = find_files(paths)
     if json is not None:
-        require_free(Path(json), overwrite=overwrite_output)
+        require_free(Path(json), overwrite=overwrite_output, option="--json")
         require_apart(Path(json), files, "--json")
     model = base_of(base)
     found: dict[Path, Found] = {}

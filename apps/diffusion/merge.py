@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
@@ -29,7 +29,7 @@ from core_gates.errors import GatesError
 from diffusion.lora_file import LoraBundle, load_lora
 from diffusion.lora_file.container import clean
 from diffusion.lora_file.inspection import describe, sums_of_squares
-from harness.files import require_apart
+from harness.files import Data, require_apart
 
 
 def convert(
@@ -49,8 +49,8 @@ def convert(
     a folder for peft. Nothing is left out silently: what cannot be read or written is an error.
 
     Args:
-        file: Filled in by the command line.
-        output: Filled in by the command line.
+        file: Adapter that is read, a .safetensors file or a folder of PEFT.
+        output: File that is written; a folder for peft.
         to: Format of the output.
         rank: Components per layer that are kept at most; the best approximation is written.
         energy: Fraction of the squared norm of each change that is kept at least, in (0, 1].
@@ -63,7 +63,7 @@ def convert(
     source, target = Path(file), Path(output)
     if not source.exists():
         raise GatesError(f"{source} does not exist: name a .safetensors file or a folder of PEFT")
-    require_place(target, to, overwrite=overwrite_output)
+    require_place(target, to, overwrite=overwrite_output, option="OUTPUT")
     require_apart(target, [source], "OUTPUT")
     bundle = load_lora(source, base_of(base), strict=not lenient)
     console = plain_console()
@@ -139,6 +139,7 @@ class Settings(NamedTuple):
             and self.method == "weighted",
             f"--density has no meaning for {self.method}: leave it out": self.density is not None
             and self.method in DENSE,
+            f"--rank is {self.rank}, expected 1 or more": self.rank is not None and self.rank < 1,
             f"--density is {self.density}, expected a fraction in (0, 1]": self.density is not None
             and not 0 < self.density <= 1,
             "--weights gives every adapter the strength 0: nothing is left": weights is not None
@@ -162,6 +163,22 @@ class Settings(NamedTuple):
         equal = dict.fromkeys(names, 1 / len(names) if self.method == "mean" else 1.0)
         return equal if self.weights is None else dict(self.weights)
 
+    def record(self, **more: Any) -> dict[str, Any]:
+        """Return all options that the method has used, and more, without those that are None."""
+        runs = self.base if self.method == "baked" else None
+        used: dict[str, Any] = {
+            "method": self.method,
+            "density": self.density,
+            "seed": self.seed if runs or self.method.startswith("dare") else None,
+            "gates": self.gates and Data.of(self.gates.name, "gates", self.gates).state(),
+            "roles": dict(self.roles) or None,
+            "base": runs and Data.of(runs.name, "base", runs).state(),
+            "prompts": list(self.prompts) or None,
+            "steps": self.steps if runs else None,
+            **more,
+        }
+        return {name: value for name, value in used.items() if value is not None}
+
 
 def merged(adapters: Mapping[str, LoraBundle], settings: Settings) -> LoraBundle:
     """Make one adapter of several; ranks add up where the method is exact.
@@ -171,7 +188,7 @@ def merged(adapters: Mapping[str, LoraBundle], settings: Settings) -> LoraBundle
 
     Args:
         adapters: Name -> adapter.
-        settings: The method and its options.
+        settings: The method and its options, with the roles of all adapters where it has gates.
 
     Raises:
         GatesError: The adapters do not fit each other or the method.
@@ -182,23 +199,20 @@ def merged(adapters: Mapping[str, LoraBundle], settings: Settings) -> LoraBundle
     strengths = settings.strengths(adapters)
     if settings.gates:
         from apps.diffusion.generate import baked
-        from diffusion.fusion.baking import depends_on_roles, strengthened
+        from diffusion.fusion.baking import strengthened
 
-        gates, runs = settings.gates, settings.method == "baked"
-        ask = depends_on_roles(gates)
-        roles = roles_of(adapters, settings.roles, lambda: None, ask=ask)
-        if settings.base and runs:
+        if settings.base and settings.method == "baked":
             return baked(
                 adapters,
                 settings.base,
-                gates,
+                settings.gates,
                 settings.prompts,
                 steps=settings.steps,
                 seed=settings.seed,
                 strengths=strengths,
-                roles=roles,
+                roles=settings.roles,
             )
-        return strengthened(adapters, gates, strengths=strengths, roles=roles)
+        return strengthened(adapters, settings.gates, strengths=strengths, roles=settings.roles)
     if settings.method not in EXACT:
         return merge(
             adapters,
@@ -245,7 +259,7 @@ def merge(
     stem of a file is the name of its adapter, NAME=PATH gives it another.
 
     Args:
-        files: Filled in by the command line.
+        files: Adapters that are merged, each as PATH or NAME=PATH.
         output: File of the merged adapter, a folder for peft.
         method: Way to merge. sum, mean, weighted and cat add changes exactly, and ranks add up;
             svd is their best approximation; the others are those of PEFT, on A and B, or on whole
@@ -333,6 +347,20 @@ def _merge(
                 " leave them out"
             )
         console.print(escape(f"left out: {what}: {method} cannot merge them"))
+    if settings.gates:
+        from diffusion.fusion.baking import depends_on_roles
+        from diffusion.fusion.gates_file import SWITCH, load_trained
+
+        if any(SWITCH in name for name in load_trained(settings.gates)):
+            console.print(
+                escape(f"left out: the switch of {settings.gates}: a file cannot see prompts"),
+                soft_wrap=True,
+            )
+        settings = settings._replace(
+            roles=roles_of(
+                adapters, settings.roles, lambda: None, ask=depends_on_roles(settings.gates)
+            )
+        )
     whole = storable(console, merged(adapters, settings), form.to, lenient=form.lenient)
     if method == "svd" and rank is None and form.energy is None:
         rank = max(r for bundle in adapters.values() for r in bundle.ranks().values())
@@ -341,7 +369,7 @@ def _merge(
     console.print(_norms(adapters, strengths, small))
     storages = {bundle.storage for bundle in adapters.values()}
     storage = storages.pop() if len(storages) == 1 else whole.storage
-    told = _metadata(adapters, strengths, settings.method)
+    told = _metadata(adapters, settings.record(strengths=strengths, rank=rank, energy=form.energy))
     result = dataclasses.replace(small, metadata=told, storage=storage)
     write(console, result, form.path, form.to, form.dtype)
 
@@ -360,9 +388,7 @@ def _norms(
     return table
 
 
-def _metadata(
-    adapters: Mapping[str, LoraBundle], strengths: Mapping[str, float], method: str
-) -> dict[str, str]:
+def _metadata(adapters: Mapping[str, LoraBundle], record: Mapping[str, Any]) -> dict[str, str]:
     """Return what the header of the result tells: where it comes from, and all licenses."""
     told = {name: describe(bundle.metadata) for name, bundle in adapters.items()}
     titles = {name: one.title or name for name, one in told.items()}
@@ -373,6 +399,6 @@ def _metadata(
         "modelspec.merged_from": ", ".join(titles.values()),
         "modelspec.trigger_phrase": ", ".join(triggers),
         "modelspec.license": "; ".join(licenses),
-        "gates.merge": json.dumps({"method": method, "strengths": dict(strengths)}),
+        "gates.merge": json.dumps(record),
     }
     return {key: text for key, text in found.items() if text}

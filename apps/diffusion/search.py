@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -46,7 +46,7 @@ def index(
     The command may be killed and called again, also while another one runs on the same folder.
 
     Args:
-        folder: Filled in by the command line.
+        folder: Folder of the adapters; those in folders below it count, too.
         encoder: Folder of the encoder of adapters, as the training of the retriever leaves it, or a
             file as AutoLoRA and DiffSynth-Studio publish it.
         no_encode: Keep metadata only, without loading an encoder.
@@ -65,6 +65,8 @@ def index(
     console = Console()
     most = len(report.refused) if every_file else SHOWN_FILES
     _show(console, report, most, encoding=found is not None)
+    if not report.kept:
+        console.print(escape(f"no adapter is found in {folder}"), soft_wrap=True)
     if found is None and not no_encode:
         console.print(NO_ENCODER)
     console.print(escape(str(place)), soft_wrap=True)
@@ -149,12 +151,11 @@ def search(
     Without an encoder, or for families of models that it does not serve, metadata is searched.
 
     Args:
-        prompt: Filled in by the command line.
+        prompt: What is looked for, in words; none with --like.
         folder: Folder that was indexed.
         k: Number of adapters.
         mode: What is compared with the prompt: weights, metadata or, with hybrid, both.
-        like: Adapter of the folder or any other file, with whose change of the weights all others
-            are compared, in place of a prompt.
+        like: Adapter of the folder or any file that others are compared with, instead of a prompt.
         encoder: Folder or file of the encoder that the folder was indexed with.
         text_encoder: Text encoder that the encoder was trained with.
         weights: Weight of the cosine of prompt and weights in a hybrid search.
@@ -172,6 +173,7 @@ def search(
     refuse_unless_text(words)
     if family is not None:
         check_option("--family", family, RECOGNIZED, GatesError)
+    only: dict[str, Any] = {"family": family, "license": license, "tag": tag}
     found: WeightEncoder | None = None
     text: TextEncoder | None = None
     if encoder is not None and mode != "metadata" and like is None:
@@ -182,11 +184,11 @@ def search(
     with LoraLibrary(folder, found, text, index=index, lenient=lenient, least=least) as library:
         if like is not None:
             with counting("comparing") as count:
-                neighbors = library.like(like, k, count)
+                neighbors = library.like(like, k, count, **only)
             _show_neighbors(Console(), neighbors)
             return
-        look = partial(library.search, family=family, license=license, tag=tag)
-        _show_matches(Console(), look(words, k, mode, weights=weights, metadata=metadata))
+        look = partial(library.search, weights=weights, metadata=metadata)
+        _show_matches(Console(), look(words, k, mode, **only))
 
 
 def _show_matches(console: Console, matches: Results[Match]) -> None:

@@ -325,7 +325,11 @@ class Studio:
 
 
 def studio(
-    sources: Sources, world: Callable[[], World], progress: Progress, mode: str = GATED
+    sources: Sources,
+    world: Callable[[], World],
+    progress: Progress,
+    mode: str = GATED,
+    check: Callable[["Studio"], object] = lambda _: None,
 ) -> closing[Studio]:
     """Return what makes images, after the library was brought up to date; its end closes the index.
 
@@ -334,11 +338,12 @@ def studio(
         world: Returns the embedded world, called only where what ships is needed.
         progress: Of the scan of the library.
         mode: How adapters will be combined, which decides the file of gates that ships.
+        check: Refuses, before the library is read, what the base cannot do.
 
     Raises:
         GatesError: Something is missing, damaged, or of another base.
     """
-    given, order = _filled(sources, world, mode)
+    given, order, notices = _filled(sources, world, mode)
     assert given.base is not None
     assert given.library is not None
     place = Path(given.base)
@@ -348,9 +353,10 @@ def studio(
         dtype=getattr(torch, given.dtype),
         offload=given.offload,
     )
-    if base is not None and given.dtype != "float32":
+    if base is not None and (given.dtype, given.offload) != ("float32", "none"):
         raise GatesError(
-            f"--dtype is {given.dtype}, the embedded base computes in float32: leave it out"
+            f"found --dtype {given.dtype} and --offload {given.offload}, but the embedded base"
+            " computes in float32 and is never moved: leave both out"
         )
     text = None if base is None else base.encoder()
     encoder = None if given.encoder is None else _encoder(given.encoder, base, text)
@@ -367,20 +373,22 @@ def studio(
     if given.components is not None:
         hashes["components"] = content_digest(Path(given.components)).sha256[:DIGITS]
     library = LoraLibrary(given.library, encoder, text, index=given.index, least=given.least)
-    _scan(library, progress)
     finder = Finder(library)
     auto = AutoLoraPipeline(pipe, finder, gates, text)
     record = None if gates is None else read_record(gates.parent)
     rank = None if record is None else record.settings.get("global_rank")
-    notices = [LACKING.format(rank)] * bool(rank) if gates is not None else [NO_GATES]
+    notices += [LACKING.format(rank)] * bool(rank) if gates is not None else [NO_GATES]
     dtype = given.dtype if base is None else None
-    return closing(Studio(auto, finder, base, gates, hashes, place.stem, dtype, order, notices))
+    made = Studio(auto, finder, base, gates, hashes, place.stem, dtype, order, notices)
+    check(made)
+    _scan(library, progress)
+    return closing(made)
 
 
 def _filled(
     sources: Sources, world: Callable[[], World], mode: str
-) -> tuple[Sources, Callable[[], RoleOrder | None]]:
-    """Return the sources with what ships where nothing is given, and what returns the order."""
+) -> tuple[Sources, Callable[[], RoleOrder | None], list[str]]:
+    """Return the sources with what ships where nothing is given, the order, and notices."""
     if sources.components is not None and Path(sources.base or "").suffix.lower() != ".gguf":
         raise GatesError("--components is for a GGUF file: leave it out, or name one as --base")
     if sources.base is not None:
@@ -389,7 +397,7 @@ def _filled(
                 "the shipped adapters are for the embedded base alone: give --library FOLDER for "
                 f"{sources.base}"
             )
-        return sources, _no_order
+        return sources, _no_order, []
     found = shipped(root := world())
     if found.base is None:
         raise GatesError(
@@ -397,22 +405,26 @@ def _filled(
         )
     places = (found.encoder, found.strengths if mode == STRENGTHS else found.gates)
     encoder, gates = (None if p is None else str(p) for p in places)
+    notices = [f"the gates are {gates}, trained in this run folder, not those that ship"] * (
+        bool(gates and not sources.gates and mode in USED)
+        and Path(str(gates)).is_relative_to(root.run.folder)
+    )
     sources = replace(
         sources,
         base=str(found.base),
         encoder=sources.encoder or encoder,
         gates=sources.gates or gates,
     )
-    if sources.library is not None:
-        return sources, partial(root.order, fit=True)
-    if not found.adapters:
-        raise GatesError(
-            "the shipped adapters are missing: train them by `gates diffusion evaluate --config "
-            "base`, or give --library FOLDER"
-        )
-    folder = next(iter(found.adapters.values())).parent
-    index = sources.index or str(root.run.folder / LIBRARY)
-    return replace(sources, library=str(folder), index=index), partial(root.order, fit=True)
+    if sources.library is None:
+        if not found.adapters:
+            raise GatesError(
+                "the shipped adapters are missing: train them by `gates diffusion evaluate --config"
+                " base`, or give --library FOLDER"
+            )
+        folder = next(iter(found.adapters.values())).parent
+        index = sources.index or str(root.run.folder / LIBRARY)
+        sources = replace(sources, library=str(folder), index=index)
+    return sources, partial(root.order, fit=True), notices
 
 
 def _encoder(folder: str, base: EmbeddedBase | None, text: TextEncoder | None) -> TrainedEncoder:

@@ -279,7 +279,7 @@ def predict(
 
     Args:
         place: Filled in by the command line.
-        sources: Filled in by the command line.
+        sources: Folders, zip archives, images, videos or DICOM files with polyps.
         boxes: Boxes of polyps: CSV file (frame, xmin, xmax, ymin, ymax) or Pascal VOC folder.
         masks: Folder of PNG masks, or of Pascal VOC files, with the outlines of the polyps.
         weights: Folder of weights; by default those of the run, else the shipped ones.

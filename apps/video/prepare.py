@@ -78,7 +78,7 @@ def prepare(
 
     Args:
         place: Filled in by the command line.
-        sources: Filled in by the command line.
+        sources: Folder of a release of KuaiRand, or files of a log or of a table.
         output: Folder that is written; the folder ``prepared`` of the run if null.
         download: Release that is downloaded to SOURCES first, 0.2, 4.3 or 46 GB unpacked; an
             interrupted download continues, and its checksum is verified.

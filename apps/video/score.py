@@ -238,7 +238,7 @@ def score(
 
     Args:
         place: Filled in by the command line.
-        sources: Filled in by the command line.
+        sources: Files of rows, Parquet or CSV, or folders of them.
         model: Folder of the model; by default that of the run.
         output: Folder of the predictions; that of the run by default.
         key_columns: Columns that are copied; by default user, item and time of the model's

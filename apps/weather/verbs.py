@@ -59,7 +59,7 @@ def ingest(
     reason and stops nothing; where no value is left, nothing is written.
 
     Args:
-        sources: Filled in by the command line.
+        sources: Files of observations, or folders of them.
         start: First time that is kept, such as 2017-01-02T09:00, UTC; all if null.
         end: Time from which on nothing is kept; all if null.
         output: Table that is written, as Parquet or CSV by its suffix.
@@ -137,9 +137,9 @@ def regrid(
     call that is killed is continued by the same call. Attributes, levels and times are kept.
 
     Args:
-        source: Filled in by the command line.
-        target_grid: Filled in by the command line.
-        output: Filled in by the command line.
+        source: Store that is read, Zarr or NetCDF.
+        target_grid: Grid of the output: a name, or a store that has it.
+        output: Store that is written.
         method: ``conservative`` averages over the overlaps of cells and keeps the mean over the
             area, ``bilinear`` interpolates; that of the name of the grid if null, else
             conservative.
@@ -150,7 +150,7 @@ def regrid(
     from weather.operations.regridding import find_grid, regrid_store
 
     path = Path(output)
-    require_free(path, overwrite=overwrite_output)
+    require_free(path, overwrite=overwrite_output, option="OUTPUT")
     if "://" not in source:
         require_apart(path, [Path(source)], "OUTPUT")
     grid, stated = find_grid(target_grid)
@@ -194,7 +194,7 @@ def forecast(
 
     Args:
         place: Filled in by the command line.
-        analyses: Filled in by the command line.
+        analyses: Store of the states that forecasts start from.
         forecast: ``model`` for the first forecast model of the configuration; ``shallow_water`` or
             ``held_suarez``; a run folder or a file of ``train-forecast``; an ONNX file in the
             layout of FengWu; or any callable ``(states, hours) -> states`` as

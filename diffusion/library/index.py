@@ -110,7 +110,7 @@ class LoraLibrary(AbstractContextManager["LoraLibrary"]):
     ) -> None:
         if least is not None and (encoder is None or not -1 <= least <= 1):
             raise LibraryError(
-                f"the least score is {least}, expected a cosine from -1 to 1 where an encoder is "
+                f"--least is {least}, expected a cosine from -1 to 1 where an encoder is "
                 "given: leave it out"
             )
         self.root, self.least = place_of(root), least
@@ -276,7 +276,14 @@ class LoraLibrary(AbstractContextManager["LoraLibrary"]):
         return self._opened().search(prompt, k, mode, Mix(weights, metadata), filters)
 
     def like(
-        self, file: str | Path, k: int = 3, progress: Progress | None = None
+        self,
+        file: str | Path,
+        k: int = 3,
+        progress: Progress | None = None,
+        *,
+        family: str | None = None,
+        license: str | None = None,
+        tag: str | None = None,
     ) -> Results[Neighbor]:
         """Return the adapters whose ΔW has the largest cosine with that of a file.
 
@@ -284,13 +291,16 @@ class LoraLibrary(AbstractContextManager["LoraLibrary"]):
             file: Name of an adapter of the library, its path below the root, or any other file.
             k: Adapters wanted.
             progress: Called with the adapters that are decided, and all of them.
+            family: Only those of this family.
+            license: Only those of this license.
+            tag: Only those with this tag.
 
         Raises:
             LibraryError: k is not positive, the file changes nothing, or nothing is indexed.
             LoraFileError: The file cannot be read.
         """
         if k < 1:
-            raise LibraryError(f"k is {k}, expected 1 or more")
+            raise LibraryError(f"--k is {k}, expected 1 or more")
         catalog = self._catalog()
         own: Adapter | None = None
         try:
@@ -300,15 +310,16 @@ class LoraLibrary(AbstractContextManager["LoraLibrary"]):
                 raise
         place = place_of(file) if own is None else self.path(own.name)
         subject = Subject(load_lora(place, strict=False, limits=self.limits))
-        pairs = catalog.candidates(subject.family)
-        found = [pair for pair in pairs if own is None or pair[0].id != own.id]
+        filters = Filters(family, license, tag)
+        passing = {one.id for one in catalog.adapters(*filters.sql())} - {own and own.id}
+        found = [pair for pair in catalog.candidates(subject.family) if pair[0].id in passing]
         neighbors, others, unread = nearest(
             subject, found, k, self._read, lambda n: (progress or _nothing)(n, len(found))
         )
         notices = [
             f"{others} of {len(found)} adapters are for models of another size" if others else "",
             f"{unread} have changed or gone since the last scan" if unread else "",
-            "" if found else f"no other adapter is for {subject.family}",
+            "" if found else f"no other adapter is for {subject.family}, {filters}".rstrip(", "),
         ]
         return Results(neighbors, "similarity", "; ".join(filter(None, notices)))
 

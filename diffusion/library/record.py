@@ -90,13 +90,13 @@ def _phrases(texts: Iterable[str], most: int) -> str:
     return json.dumps(list(kept.values())[:most], ensure_ascii=False)
 
 
-READER = 1  # raised when equal files would give other records; all files are then read again
+READER = 2  # raised when equal files would give other records; all files are then read again
 
 READ_IN_FULL = ("flux", "sd3")  # families whose factors are read; of others only metadata is
 
 NONFINITE, ZERO, EMPTY = "nonfinite", "zero", "no transformer"
 REASONS = {
-    NONFINITE: "it holds NaN or infinity",
+    NONFINITE: "it holds NaN, infinity or a change beyond float32",
     ZERO: "the change of every layer is zero",
     EMPTY: "it changes no layer of the transformer",
 }  # flags of adapters that are never found by their weights, and what they mean
@@ -139,7 +139,8 @@ def _contents(file: SafetensorsFile) -> dict[str, Any]:
     norms = dict(sorted(bundle.norms().items()))
     ranks = list(bundle.ranks().values()) or [0]
     kinds = {
-        NONFINITE: values.nonfinite or not all(map(math.isfinite, norms.values())),
+        NONFINITE: values.nonfinite
+        or not all(norm <= inspection.LARGEST for norm in norms.values()),
         ZERO: norms and not any(norms.values()),
         EMPTY: not norms,
         UNMAPPED: report.unused,
@@ -153,7 +154,7 @@ def _contents(file: SafetensorsFile) -> dict[str, Any]:
         "family": bundle.family,
         "dialect": clean(str(report.dialects[0]), _LINE) if report.dialects else "",
         "ranks": json.dumps([min(ranks), sum(ranks) / len(ranks), max(ranks)]),
-        "norm": math.sqrt(math.fsum(norm**2 for norm in norms.values())),
+        "norm": math.hypot(*norms.values()),
         "layers": json.dumps(list(norms)),
         "norms": np.array(list(norms.values()), "<f8").tobytes(),
         "flags": json.dumps(flags),

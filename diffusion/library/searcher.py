@@ -52,7 +52,7 @@ class Subject:
 
     def __init__(self, bundle: LoraBundle) -> None:
         self.family, self.sizes, self.norms = bundle.family, bundle.sizes(), bundle.norms()
-        self.norm = math.sqrt(math.fsum(norm**2 for norm in self.norms.values()))
+        self.norm = math.hypot(*self.norms.values())
         if not 0 < self.norm < math.inf:
             raise LibraryError(
                 f"the change of the adapter has the norm {self.norm}: there is nothing like it"
@@ -292,7 +292,7 @@ class Searcher:
         if not (prompt := clean(prompt).strip()):
             raise LibraryError("the prompt is empty: describe what the adapter should do")
         if k < 1:
-            raise LibraryError(f"k is {k}, expected 1 or more")
+            raise LibraryError(f"--k is {k}, expected 1 or more")
         if not all(map(math.isfinite, mix)):
             raise LibraryError(
                 f"the weights of the score are {mix.weights} and {mix.metadata}, expected finite "

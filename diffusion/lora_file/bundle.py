@@ -430,6 +430,6 @@ def _check(rank: int | None, energy: float | None) -> None:
     if rank is None and energy is None:
         raise LoraFileError("nothing says how far to shrink: give a rank or an energy")
     if rank is not None and rank < 1:
-        raise LoraFileError(f"rank is {rank}, expected 1 or more")
+        raise LoraFileError(f"--rank is {rank}, expected 1 or more")
     if energy is not None and not 0 < energy <= 1:
-        raise LoraFileError(f"energy is {energy}, expected a fraction in (0, 1]")
+        raise LoraFileError(f"--energy is {energy}, expected a fraction in (0, 1]")

@@ -17,6 +17,7 @@ from diffusion.lora_file.reading import Base, load_lora, recognize_file
 from diffusion.lora_file.scales import locate
 
 OUTSIDE = "outside of the blocks"
+LARGEST = 3.4028234663852886e38  # of float32, which the ‖ΔW‖ of a layer must not exceed
 
 
 def block_of(name: str) -> str:
@@ -42,7 +43,7 @@ def sums_of_squares(values: Mapping[str, float]) -> dict[str, float]:
         values: Norm of each layer, by diffusers name.
     """
     return {
-        block: math.sqrt(sum(values[name] ** 2 for name in names))
+        block: math.hypot(*(values[name] for name in names))
         for block, names in blocks_of(values).items()
     }
 
@@ -250,7 +251,7 @@ class Contents(NamedTuple):
     @property
     def norm(self) -> float:
         """‖ΔW‖ of all layers of the transformer together."""
-        return math.sqrt(sum(layer.norm**2 for layer in self.layers.values()))
+        return math.hypot(*(layer.norm for layer in self.layers.values()))
 
     def norms(self) -> dict[str, float]:
         """Return ‖ΔW‖ of each block."""

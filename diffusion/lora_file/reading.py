@@ -102,7 +102,10 @@ def load_lora(
     bundle = _read(keys, evidence, Context(file, FAMILIES[family], settings, sizes))
     report = bundle.report
     if strict and report is not None and (summary := report.summary()):
-        raise MappingError(f"{file.label}: {summary}; strict=False or --lenient skips it", report)
+        raise MappingError(
+            f"{file.label}: {summary}, which `gates diffusion convert --lenient` passes over",
+            report,
+        )
     return dataclasses.replace(bundle, name=name_of(place))
 
 

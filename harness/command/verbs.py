@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatch
@@ -103,8 +104,7 @@ def run_verb(
         verbs: Those of it that are functions.
         arguments: Verb and options.
         config: Configuration that is meant where none is named.
-        name_of: Returns the name of the run, by its options, where neither a name nor a
-            configuration is given; None for that of the configuration.
+        name_of: Returns the name of the run by its options, or None, where nothing names it.
 
     Raises:
         GatesError: A value is wrong.
@@ -124,7 +124,8 @@ def run_verb(
         skip.add(name)
         optional = parameters[name].default is not inspect.Parameter.empty
         many: dict[str, Any] = {"nargs": "*" if optional else "+"} if name == positional else {}
-        parser.add_argument(name, type=str, help="See above.", **many)
+        told = re.search(rf"(?m)^    {name}: (.+(?:\n {{5,}}.+)*)", inspect.getdoc(function) or "")
+        parser.add_argument(name, type=str, help=told[1] if told else "", **many)
     if placed:
         parser.add_argument("--name", type=str | None, help=NAME_OF_PATH if name_of else NAME)
         parser.add_argument("--root", type=str, default="runs", help="Folder of all runs.")

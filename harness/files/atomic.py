@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from core_gates.errors import GatesError
@@ -23,8 +24,13 @@ UNWRITABLE = (
 """Reasons why a place cannot be written; a full disk is none of them."""
 
 
-def require_free(path: Path, *, overwrite: bool) -> None:
+def require_free(path: Path, *, overwrite: bool, option: str = "--output") -> None:
     """Refuse a place for an output that cannot be written, before anything expensive is done.
+
+    Args:
+        path: The place; what lies above it is tried with a file that has no name.
+        overwrite: Whether it may be taken.
+        option: Option that names it.
 
     Raises:
         GatesError: It is taken and ``overwrite`` is not asked for, lies below a file, or may not be
@@ -34,13 +40,17 @@ def require_free(path: Path, *, overwrite: bool) -> None:
         taken = path.exists()
         parent = next(one for one in path.parents if one.exists())
     if taken and not overwrite:
-        raise GatesError(f"{path} exists: choose another --output or add --overwrite_output")
+        raise GatesError(f"{path} exists: choose another {option} or add --overwrite_output")
     if not parent.is_dir():
         raise GatesError(
-            f"{path} cannot be written, {parent} is a file and no folder: choose another --output"
+            f"{path} cannot be written, {parent} is a file and no folder: choose another {option}"
         )
-    if not os.access(parent, os.W_OK):
-        raise GatesError(f"{path} cannot be written: choose another --output")
+    try:
+        TemporaryFile(dir=parent).close()
+    except (
+        OSError
+    ) as error:  # permissions do not tell: root passes them all, and /proc takes no file
+        raise GatesError(f"{path} cannot be written: choose another {option}") from error
 
 
 def require_apart(output: Path, inputs: Iterable[Path], option: str = "--output") -> None:

@@ -42,9 +42,12 @@ def test_the_help_is_plain_text_within_100_columns(name, verb, capsys):
 @pytest.mark.parametrize(("name", "verb"), VERBS)
 def test_options_are_described_by_sentences(name, verb, capsys):
     lines = text_of(capsys, name, verb, "--help").split("\n\n", 1)[1]
-    options = re.findall(r"^  (--\w.*?)(?=^  -|^\S|\Z)", lines, flags=re.M | re.S)
+    options = re.findall(
+        r"^  ((?:--\w|[A-Z_]+ ).*?)(?=^  (?:-|[A-Z_]+ )|^\S|\Z)", lines, flags=re.M | re.S
+    )
     assert len(options) >= 4
     assert "default: ..." not in lines
+    assert "Filled in" not in lines
     assert [" ".join(option.split()) for option in options if not sentence(option)] == []
 
 

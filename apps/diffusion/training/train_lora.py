@@ -54,7 +54,10 @@ def train_embedded(
     check_option("--shape", shape, SHAPES, GatesError)
     refuse_below(1, steps=steps, batch_size=batch_size)
     refuse_unless_positive(learning_rate=learning_rate)
-    run, folder = run_of(place, overwrite=overwrite), None if images is None else Path(images)
+    run, folder = (
+        run_of(place, overwrite=overwrite, seed=seed),
+        None if images is None else Path(images),
+    )
     found = [] if folder is None else captioned_images(folder)
     piece = base_piece(
         run,
@@ -147,7 +150,7 @@ def train_adapter(
 
     Args:
         place: Filled in by the command line.
-        images: Filled in by the command line.
+        images: Folder of images with captions.
         card: What the file says of the adapter.
         training: How it is trained.
         base: Folder of a FLUX or SD3 pipeline of diffusers, or of an embedded base; the one of the
@@ -162,7 +165,7 @@ def train_adapter(
     folder = Path(images[0])
     found, start = captioned_images(folder), base_at(base, place)
     title = card.title or folder.resolve().name
-    run = run_of(place, overwrite=overwrite)
+    run = run_of(place, overwrite=overwrite, seed=seed)
     piece = run.piece(
         slug(title),
         seed,

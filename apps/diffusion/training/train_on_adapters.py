@@ -133,7 +133,7 @@ def fit_retriever(
     """
     if machine.strategy == "fsdp2" and machine.processes > 1:
         raise GatesError("--strategy fsdp2 shards a frozen model, and the retriever has none: ddp")
-    run = run_of(place, overwrite=overwrite)
+    run = run_of(place, overwrite=overwrite, seed=seed)
     if csv is not None:
         own = own_piece(run, place, training, machine, Path(csv), base, text_encoder, seed)
         for path in obtained(run, TABLE_ENCODERS, EncoderForm(), *own):
@@ -311,6 +311,10 @@ class Gates:
         return found
 
 
+OF_GATES = {"--variant", "--time", "--initialization", "--factors", "--weight_rate"}
+# options that strengths by layer do not have
+
+
 @dataclass(frozen=True)
 class GatesTraining:
     """How gates are trained.
@@ -387,10 +391,8 @@ def fit_gates(
         gates: What the gates are.
         training: How they are trained.
         machine: Where they are trained.
-        csv: Table with the columns model_file, image_file, text, text_short and text_medium; its
-            files lie in its folder.
-        base: Folder of a FLUX or SD3 pipeline of diffusers, or of an embedded base; the one of the
-            package if null.
+        csv: Table with model_file, image_file, text, text_short and text_medium, next to its files.
+        base: Folder of a FLUX or SD3 pipeline, or of an embedded base; that of the package if null.
         size: Side of images in pixels; 1024 for pipelines if null.
         seed: Seed of all that is drawn.
         overwrite: Replace gates in the run folder that were trained with other settings.
@@ -401,9 +403,12 @@ def fit_gates(
             f" processes: give a multiple of {machine.processes}"
         )
     refuse_below(1, size=size)
+    idle = sorted({word.partition("=")[0] for word in place.command.split()} & OF_GATES)
+    if gates.what == "strengths" and idle:
+        raise GatesError(f"{', '.join(idle)} have no meaning for --what strengths: leave them out")
     if csv is None and (base is not None or size is not None):
         raise GatesError("--base and --size need --csv: the zoo is of the embedded base")
-    run = run_of(place, overwrite=overwrite)
+    run = run_of(place, overwrite=overwrite, seed=seed)
     world = World(root_of(place)) if csv is None else None
     given, told = gates.files(world), roles_in(gates.roles)
     settings = {**training.settings(), **gates.settings()}

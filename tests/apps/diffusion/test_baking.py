@@ -1,7 +1,10 @@
 """``gates diffusion merge --method baked`` with an embedded base of random weights."""
 
+import json
+
 import pytest
 import torch
+from safetensors import safe_open
 
 from diffusion.fusion import GatedFusion
 from diffusion.fusion.baking import MeanGates, bake
@@ -48,6 +51,14 @@ def test_the_mean_gates_of_the_prompts_are_baked(world, gates, tmp_path):
         "--prompts", "; ".join(PROMPTS), "--weights", "a:0.5", "--seed", 3,
     )  # fmt: skip
     assert printed.splitlines()[-1] == "out.safetensors"
+    with safe_open("out.safetensors", "pt") as file:
+        record = json.loads(file.metadata()["gates.merge"])
+    assert record | {"gates": record["gates"]["name"], "base": record["base"]["name"]} == {
+        "method": "baked", "strengths": {"a": 0.5, "b": 1.0}, "gates": "gates.safetensors",
+        "roles": {"a": "any", "b": "any"}, "base": "base", "prompts": list(PROMPTS), "steps": 2,
+        "seed": 3,
+    }  # fmt: skip
+    assert len(record["base"]["sha256"]) == 64
     base, _, fusion = world
     fusion.set_strengths({"a": 0.5})
     encoder = text_encoder("ngrams")

@@ -99,7 +99,11 @@ FAULTS = {
     "key twice": (inspect(BAD), "occurs twice", {BAD: header(b'{"a": 1, "a": 2}')}),
     "NaN": (convert(BAD), "NaN or infinity in transformer_blocks.0.attn.to_q", NAN),
     "zero": (convert(BAD), "the change of every layer is zero", ZERO),
-    "unknown tensor": (convert(BAD), "strange: its name ends with no known factor", STRANGE),
+    "unknown tensor": (
+        convert(BAD),
+        r"strange: its name ends with no known factor, which `.*convert --lenient` passes over$",
+        STRANGE,
+    ),
     "text encoder alone": (convert(BAD), "no layer of the transformer is changed", OF_TEXT),
     "text encoder alone, lenient": (
         convert(BAD, "--lenient"),
@@ -144,9 +148,9 @@ FAULTS = {
         "to: expected 'diffusers', 'peft'.*found 'difusers'",
     ),
     "unknown numbers": (convert(GOOD, "--dtype", "int8"), "dtype: expected .*found 'int8'"),
-    "rank 0": (convert(GOOD, "--rank", "0"), "rank is 0, expected 1 or more"),
+    "rank 0": (convert(GOOD, "--rank", "0"), "error: --rank is 0, expected 1 or more"),
     "rank in words": (convert(GOOD, "--rank", "low"), "rank: expected int or null, found 'low'"),
-    "energy 2": (convert(GOOD, "--energy", "2"), "energy is 2.0, expected a fraction in (0, 1]"),
+    "energy 2": (convert(GOOD, "--energy", "2"), "error: --energy is 2.0, expected a fraction"),
     "energy NaN": (
         convert(GOOD, "--energy", "nan"),
         "energy: expected float or null",
@@ -155,11 +159,15 @@ FAULTS = {
     "misspelled option": (convert(GOOD, "--lenientt"), "did you mean --lenient?"),
     "misspelled verb": (("diffusion", "inspekt", GOOD), "did you mean inspect?"),
     # Outputs.
-    "output exists": (convert(GOOD), "out.safetensors exists: .*--overwrite_output", MINE),
+    "output exists": (
+        convert(GOOD),
+        "out.safetensors exists: choose another OUTPUT or add --overwrite_output",
+        MINE,
+    ),
     "output is the input": (convert(GOOD, "--overwrite_output", output=GOOD), "is the output"),
     "output in a read-only folder": (
         convert(GOOD, output="/proc/out.safetensors"),
-        "cannot be written",
+        "/proc/out.safetensors cannot be written: choose another OUTPUT",
     ),
     "merged into a place that cannot be": (
         ("diffusion", "merge", GOOD, OTHER, "--output", "x" * 300 + ".safetensors"),
@@ -177,7 +185,7 @@ FAULTS = {
         convert(GOOD, "--to", "peft", "--overwrite_output", output="samples"),
         "samples is a folder with .* in it, which is not replaced",
     ),
-    "JSON exists": (inspect(GOOD, "--json", "a.json"), "a.json exists", {"a.json": "{}"}),
+    "JSON exists": (inspect(GOOD, "--json", "a.json"), "choose another --json", {"a.json": "{}"}),
     "JSON is the input": (
         inspect(GOOD, "--json", GOOD, "--overwrite_output"),
         "choose another --json",
@@ -235,7 +243,7 @@ FAULTS = {
         "ties_svd cannot merge 1 layers of text_encoder in 'bad'",
         {BAD: stored(**pair(Q), **pair(f"text_encoder.{TEXT}"))},
     ),
-    "rank above the limit": (merge("--rank", "-1"), "rank is -1, expected 1 or more"),
+    "rank above the limit": (merge("--rank", "-1"), "error: --rank is -1, expected 1 or more"),
     "merged output exists": (merge(), "out.safetensors exists", MINE),
     "merged output is an input": (merge("--overwrite_output", output=GOOD), "is the output"),
 }

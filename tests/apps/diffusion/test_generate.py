@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ from apps.diffusion.generate import Sampling, name_of, record_of
 from apps.diffusion.studio import Studio
 from apps.main import main
 from core_gates.errors import GatesError
+from diffusion.data.concepts import concepts
 from diffusion.data.pictures import parameters_of
 from diffusion.fusion.pipeline import Generated
 from diffusion.library import Results
@@ -273,7 +275,16 @@ def test_faulty_calls(small_world, gates, faulty_inputs, write):
             "a negative prompt that does nothing": (
                 call("--guidance", "1", "--negative_prompt", "rain"), "give --guidance above 1",
             ),
-            "a size of the embedded base": (call("--size", "64"), "images of 32 pixels"),
+            "a size of the embedded base": (
+                call("--size", "64", "--library", "none"), "images of 32 pixels",
+            ),
+            "guidance before the library": (
+                call("--guidance", "0.5", "--library", "none"), "takes for 1",
+            ),
+            "an embedded base that is moved": (
+                call("--offload", "group"), "computes in float32 and is never moved: leave both",
+            ),
+            "a least cosine": (call("--least", "0.1"), "--least is 0.1, expected a cosine"),
             "a dtype of the embedded base": (call("--dtype", "bfloat16"), "computes in float32"),
             "a prompt of bytes": (call(prompt="caf\udcff"), "not in UTF-8 at letter 4"),
             "no base": (call("--base", "nowhere"), "nowhere holds no pipeline"),
@@ -320,10 +331,27 @@ def test_gates_that_lack_their_common_adapter_say_so(made, small_world):
     assert "one more adapter" not in made("out", "snow", *GATED)[1]
 
 
-def test_an_output_that_may_not_be_written(small_world, faulty_inputs, monkeypatch):
-    monkeypatch.setattr("harness.files.atomic.os.access", lambda *_: False)
-    words = "out/image.png cannot be written: choose another --output"
-    faulty_inputs({"a folder": (call("--output", "out"), words)}, folder=small_world)
+def test_gates_that_were_trained_here_are_named(gates, samples, zoo_root, write, monkeypatch):
+    monkeypatch.setattr("apps.diffusion.embedded_world.World", write.world_of)
+    words = ("generate", "snow", "--root", zoo_root, "--index", "index", "--output", "out",
+             "--steps", "1", "--adapters", concepts()[0].name)  # fmt: skip
+    own = zoo_root / "diffusion" / "embedded" / "gates" / "gates-s0" / "gates.safetensors"
+    line = f"note: the gates are {own}, trained in this run folder, not those that ship"
+    assert line in gates(*words)
+    assert line not in gates(*words, "--mode", "sum")
+    shutil.copy(own, "shipped.safetensors")
+    assert "the gates are" not in gates(*words, "--gates", "shipped.safetensors")
+    monkeypatch.setattr("apps.diffusion.studio._gates", lambda *_: Path("shipped.safetensors"))
+    assert "the gates are" not in gates(*words)
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_made(
+    small_world, faulty_inputs, monkeypatch
+):
+    monkeypatch.setattr(Studio, "make", lambda *_, **__: pytest.fail("an image is made"))
+    words = "cannot be written.*: choose another --output"
+    places = ("/proc/images", "gates.safetensors", "gates.safetensors/a")
+    faulty_inputs({p: (call("--output", p), words) for p in places}, folder=small_world)
 
 
 def test_what_ships_is_named_where_it_is_missing(small_world, faulty_inputs, monkeypatch):

@@ -137,7 +137,7 @@ def test_what_scores_below_the_least_is_printed_as_left_out(call, samples, title
     assert re.search(r"^left out: bfl_plain \.\d{3}, below \.990$", told, re.MULTILINE)
     assert "no adapter is found" in call("search", "red submarine", *options, "--least", "0.9")
     assert row(call("search", "red fox", *options, "--least=-1"), "xlabs")[0] == "2"
-    assert "expected a cosine" in refusal("search", "fox", *options, "--least", "2")
+    assert "--least is 2.0, expected a cosine" in refusal("search", "fox", *options, "--least", "2")
     without = ("--folder", "samples", "--least", "0.1")
     assert "where an encoder is given" in refusal("search", "fox", *without)
 
@@ -178,6 +178,22 @@ def test_likeness(call, samples):
     assert "near-duplicate" not in told
 
 
+def test_likeness_of_those_that_pass_filters(call, samples, titled):
+    call("index", "samples", "--no_encode")
+    words = ("search", "--folder", "samples", "--like", "bfl_plain")
+    assert row(call(*words, "--license", "cc0-1.0"), "xlabs")[1] == "xlabs"
+    for option in (("--license", "MIT"), ("--tag", "none"), ("--family", "sd3")):
+        told = call(*words, *option)
+        assert "no adapter is found" in told
+        assert f"no other adapter is for flux, {option[0][2:]} '{option[1]}'" in told
+
+
+def test_an_empty_folder_is_named(call, samples):
+    (samples / "empty").mkdir()
+    assert "no adapter is found in samples/empty" in call("index", "samples/empty")
+    assert "no adapter is found" not in call("index", "samples")
+
+
 def test_refused_files_are_listed(call, samples):
     for number in range(25):
         (samples / f"broken {number:02}.safetensors").write_bytes(b"[red]no")
@@ -216,8 +232,8 @@ def test_faulty_calls(words, expected, refusal):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("--k", "0"), "k is 0"),
-        (("--like", "bfl_plain", "--k", "-1"), "k is -1"),
+        (("--k", "0"), "--k is 0"),
+        (("--like", "bfl_plain", "--k", "-1"), "--k is -1"),
         (("--family", "typo"), "--family is 'typo'"),
         (("--like", "bfl_plai"), "did you mean bfl_plain"),
     ],

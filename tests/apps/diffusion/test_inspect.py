@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from diffusion.library import LoraLibrary
 from diffusion.lora_file import load_lora, verdicts
 
 SAMPLES = {
@@ -24,6 +25,7 @@ SAMPLES = {
     "xlabs": "whole",
 }
 Q = "transformer.transformer_blocks.0.attn.to_q"
+HADAMARD = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
 
 
 @pytest.fixture
@@ -155,6 +157,12 @@ def test_triggers_are_named_where_the_file_is_applied(inspect, samples):
     [
         (plain(**{f"{Q}.lora_B.weight": torch.zeros(16, 2)}), "zero", "every layer is zero"),
         (plain(**{f"{Q}.lora_B.weight": torch.full((16, 2), math.nan)}), "broken", "NaN"),
+        (plain(**{f"{Q}.lora_B.weight": torch.full((16, 2), 3e38)}), "broken", "beyond float32"),
+        (
+            {f"{Q}.{end}": torch.full((16, 16), 1e38) for end in HADAMARD},
+            "broken",
+            "beyond float32",
+        ),
         (
             {
                 f"text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_{end}.weight": t
@@ -169,15 +177,26 @@ def test_triggers_are_named_where_the_file_is_applied(inspect, samples):
             "adapter for wan",
         ),
     ],
-    ids=["zero", "NaN", "text encoder", "other family"],
+    ids=[
+        "zero",
+        "NaN",
+        "beyond float32",
+        "beyond its square",
+        "text encoder",
+        "other family",
+    ],
 )
-def test_why_it_does_nothing(tensors, effect, words, inspect, samples):
+def test_why_it_does_nothing(tensors, effect, words, inspect, gates, samples):
     save_file(tensors, "a.safetensors")
     (entry,), printed = inspect("a.safetensors")
     assert entry["answer"]["effect"] == effect
     assert words in entry["answer"]["text"]
     assert words in " ".join(printed.split())
     assert entry["answer"]["fix"] == ""
+    if effect == "broken":
+        gates("index", ".", "--no_encode")
+        with LoraLibrary(".") as library:
+            assert library.find("a").flags == ("nonfinite",)
 
 
 def test_what_is_odd_is_listed(inspect, samples):

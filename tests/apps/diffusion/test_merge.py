@@ -99,6 +99,8 @@ def test_what_dare_drops_follows_the_seed(merge):
             output=f"{output}.safetensors",
         )
     a, b, c = (load_lora(f"{name}.safetensors").digest() for name in "abc")
+    with safe_open("c.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["gates.merge"])["seed"] == 1
     assert a == b != c
 
 

@@ -1,13 +1,17 @@
 """Strengths by layer of a file, in images and in one adapter; roles that are told or seen."""
 
+import hashlib
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from apps.diffusion.adapter_files import roles_of
 from apps.diffusion.studio import USED, shipped
@@ -84,6 +88,18 @@ def test_images_and_the_merged_adapter_follow_the_roles(strengths, image, gates,
 def test_what_is_merged_is_the_bundle_of_the_strengths(strengths, gates):
     printed = gates(*MERGED, *MODE[2:], *ROLES, "--weights", "fox:0.5", "--output", "o.safetensors")
     assert "fox × 0.5" in printed
+    with safe_open("o.safetensors", "pt") as file:
+        record = json.loads(file.metadata()["gates.merge"])
+    digest = hashlib.sha256(Path("strengths.safetensors").read_bytes()).hexdigest()
+    assert (record["gates"]["name"], record["gates"]["sha256"]) == (MODE[-1], digest)
+    assert record["roles"] == {"fox": "subject", "snow": "style"}
+    assert record["strengths"] == {"fox": 0.5, "snow": 1.0}
+    assert record.keys() == {"method", "gates", "roles", "strengths"}
+    assert "left out" not in printed
+    tensors = load_file(MODE[-1]) | {"model_dict.adapter_switch.switch": torch.zeros(3)}
+    save_file(tensors, "switched.safetensors")
+    words = ("--gates", "switched.safetensors", *ROLES, "--output", "p.safetensors")
+    assert "left out: the switch of switched.safetensors: a file" in gates(*MERGED, *words)
     strengths.set_strengths({"fox": 0.5})
     strengths.tell(roles={"fox": "subject", "snow": "style"})
     found, expected = load_lora("o.safetensors"), bake(strengths)

@@ -39,7 +39,8 @@ def say(words: list[str] | None = None) -> None:
     \"\"\"Say WORDS.
 
     Args:
-        words: Filled in by the command line.
+        words: What is said, in as many
+            words as are wanted.
     \"\"\"
     print(words or [])
 
@@ -92,6 +93,8 @@ def test_words_may_be_left_out(run):
     text = run("say", "--help").out
     assert text.startswith("usage: gates toy say [WORDS ...] [--config FILE]")
     assert "required" not in text
+    (line,) = [line for line in text.splitlines() if line.startswith("  WORDS")]
+    assert line.split(maxsplit=1)[1] == "What is said, in as many words as are wanted."
 
 
 def test_a_path_that_is_missing_is_named(run):

@@ -85,10 +85,11 @@ def test_a_place_that_may_not_be_looked_at_is_refused(tmp_path):
 
 
 @pytest.mark.fault("diffusion D10")
-def test_a_folder_that_may_not_be_written_is_refused_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("harness.files.atomic.os.access", lambda place, _: place != tmp_path)
-    with pytest.raises(GatesError, match="below/out cannot be written: choose another --output"):
-        require_free(tmp_path / "below" / "out", overwrite=True)
+def test_a_folder_that_may_not_be_written_is_refused_at_once(tmp_path):
+    with pytest.raises(GatesError, match=r"^/proc/below/out cannot be .*: choose another OUT$"):
+        require_free(Path("/proc/below/out"), overwrite=True, option="OUT")
+    require_free(tmp_path / "below" / "out", overwrite=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_contents_are_told_apart_by_names_and_bytes(tmp_path):

@@ -51,7 +51,12 @@ def alone(path):
     path.write_text(COLUMNS + ROWS.splitlines()[0] + "\n")
 
 
+SEED = "--seed is -1, expected a number from 0 to 4294967295"
 FAULTS = {
+    "gate options of strengths": (
+        gates("--what", "strengths", "--factors", "true", "--variant=no_base"),
+        "--factors, --variant have no meaning for --what strengths: leave them out",
+    ),
     # train-base
     "base of no steps": (base("--steps", "0"), "--steps is 0, expected 1 or more"),
     "unknown shape": (base("--shape", "huge"), "--shape is 'huge'; choose one of tiny, unit"),
@@ -71,6 +76,13 @@ FAULTS = {
     "role of another adapter": (
         gates("--told", "1", "--roles", "z:style"),
         "no adapter is named 'z'",
+    ),
+    "seed below 0, of gates": (gates("--seed", "-1"), SEED),
+    "seed below 0, of a base": (base("--seed", "-1"), SEED),
+    "seed below 0, of an adapter": (lora("--seed", "-1"), SEED),
+    "seed that is too large": (
+        retriever("--seed", "4294967296"),
+        "--seed is 4294967296, expected a number from 0 to 4294967295",
     ),
     "no strengths to begin at": (gates("--begin", "none"), "--begin is none, which does not exist"),
     "switch without scores": (gates("--switch", "true"), "--switch needs scores of adapters"),
