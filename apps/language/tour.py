@@ -17,9 +17,8 @@ from language.hf.model_folder import read_model
 from language.scoring import bits_per_byte, count_bits, ratio, scored_part
 from language.tokenizer import ByteTokenizer
 
-COUNTED = 3_000_000  # letters of training files that are counted
-FILES, LETTERS = 6, 2000  # held-out files, and the letters at their beginning that are scored
-ADDED = 160  # bytes of a completion
+FILES, LETTERS = 8, 2000  # held-out files, and the letters at their beginning that are scored
+ADDED, TEMPERATURE = 200, 0.5  # bytes of a completion, and how they are drawn
 FUNCTION = re.compile(r"^def [^\n]+\n( +[^\n]+\n){4,}", re.MULTILINE)
 LINES = 2  # of a function, which are the prompt
 ASCII = 128
@@ -52,7 +51,7 @@ def tour(
     model, _ = read_model(found[0])
     documents = read_corpus(corpus)
     say(f"counting bytes of {len(documents.part('train'))} files")
-    counts = ByteCounts.fit(_first(documents.part("train"), COUNTED))
+    counts = ByteCounts.fit(documents.part("train"))
     held = documents.part("test")
     function = next(one for text in held for one in FUNCTION.finditer(text.text))[0]
     prompt = "".join(function.splitlines(keepends=True)[:LINES])
@@ -60,10 +59,10 @@ def tour(
     tokenizer = ByteTokenizer()
     chunks = generate(
         model, [[tokenizer.end, *tokenizer.encode(prompt)]], decode=tokenizer.decode,
-        max_tokens=ADDED, temperature=0.0, end=tokenizer.end,
+        max_tokens=ADDED, temperature=TEMPERATURE, end=tokenizer.end,
     )  # fmt: skip
     texts = {"the file": function, DECODER: prompt + "".join(chunk.text for chunk in chunks)}
-    texts[REFERENCE] = prompt + most_likely(counts, prompt, ADDED)
+    texts[REFERENCE] = prompt + drawn(counts, prompt, ADDED)
     say(f"scoring the beginnings of {min(FILES, len(held))} files")
     beginnings = [Document(one.name, one.text[:LETTERS]) for one in held[:FILES]]
     scored, starts = scored_part(tokenizer, beginnings, model.context)
@@ -74,9 +73,9 @@ def tour(
 
     def draw(page: Page) -> None:
         page.text(
-            "A function of a file that neither has seen, completed from its first lines by the "
-            "most likely next byte, again and again. Counts are of up to five bytes before, of "
-            f"{COUNTED / 1e6:.0f} MB of the training files."
+            "A function of a file that neither has seen, completed from its first lines byte by "
+            f"byte, drawn at temperature {TEMPERATURE}. Counts are of the bytes after up to five "
+            "others, of the same training files."
         )
         lines = [text.splitlines() for text in texts.values()]
         rows = [[_line(one, number) for one in lines] for number in range(max(map(len, lines)))]
@@ -85,20 +84,16 @@ def tour(
     return TourStop("Language: a small decoder", [_row(bits)], draw)
 
 
-def most_likely(counts: ByteCounts, prompt: str, length: int) -> str:
-    """Return what counts add to a prompt, the most likely letter of ASCII at every step."""
-    text = prompt
+def drawn(counts: ByteCounts, prompt: str, length: int) -> str:
+    """Return what counts add to a prompt, letters of ASCII drawn one after the other."""
+    text, generator = prompt, np.random.default_rng(0)
     for _ in range(length):
         known = text[-counts.order :] if counts.order else ""
         every = "".join(known + chr(letter) for letter in range(ASCII))
-        text += chr(int(counts.bits(every)[-1, len(known) :: len(known) + 1].argmin()))
+        bits = counts.bits(every)[-1, len(known) :: len(known) + 1] / TEMPERATURE
+        weights = np.exp2(bits.min() - bits)
+        text += chr(int(generator.choice(ASCII, p=weights / weights.sum())))
     return text[len(prompt) :]
-
-
-def _first(documents: Sequence[Document], letters: int) -> list[Document]:
-    """Return the first documents that together have as many letters."""
-    ends = np.cumsum([len(one.text) for one in documents])
-    return list(documents[: int(ends.searchsorted(letters)) + 1])
 
 
 def _line(lines: Sequence[str], number: int) -> str:

@@ -3,7 +3,7 @@
 import pytest
 
 from apps.language import tour as module
-from apps.language.tour import most_likely, tour
+from apps.language.tour import drawn, tour
 from apps.main import App, main
 from harness.report.page import Page, StopSkippedError
 from language.corpus import Document
@@ -30,10 +30,14 @@ def test_the_stop_completes_a_function(trained, weights, tmp_path, monkeypatch):
     assert any("counting" in text for text in said)
 
 
-def test_counts_add_what_followed():
-    counts = ByteCounts.fit([Document("a", "the cat sat. " * 20)])
-    assert most_likely(counts, "the c", 7) == "at sat."
-    assert most_likely(ByteCounts.fit([Document("a", "aab")], 0), "b", 3) == "aaa"
+def test_counts_add_what_followed(monkeypatch):
+    counts = ByteCounts.fit([Document("a", "the cat sat. " * 200)])
+    assert drawn(counts, "the c", 7) == "at sat."
+    coin = ByteCounts.fit([Document("a", "ab" * 1000 + "a" * 2000)], 0)
+    monkeypatch.setattr(module, "TEMPERATURE", 1.0)
+    assert drawn(coin, "b", 400).count("b") == pytest.approx(100, abs=30)
+    monkeypatch.setattr(module, "TEMPERATURE", 0.5)
+    assert drawn(coin, "b", 400).count("b") == pytest.approx(40, abs=20)  # 1/16 to 9/16
 
 
 def test_missing_weights_are_a_reason(tmp_path, capsys):
