@@ -10,7 +10,7 @@ FAMILIES = {
     "Qwen2": GROUPED,
     "Qwen3": {**GROUPED, "head_dim": 6},
     "Mistral": GROUPED,
-    "Gemma2": {**GROUPED, "head_dim": 6},
+    "Gemma2": {**GROUPED, "head_dim": 6, "tie_word_embeddings": False},
     "Phi3": GROUPED,
     "GPTNeoX": {},
     "GPT2": dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0),

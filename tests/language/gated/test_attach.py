@@ -19,6 +19,8 @@ FAMILIES = (
     *("Llama", "Qwen2", "Qwen3", "Mistral", "Gemma2", "Phi3", "GPTNeoX", "GPT2", "OPT", "Falcon"),
     *("Olmo", "Bloom"),
 )  # as in conftest.py
+PEFT = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+ENABLE = "activation_checkpointing_enable"  # the name from transformers 5.24 on
 HALF = {"bias_init": 0.0}
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -57,7 +59,8 @@ def test_generation_with_cache_and_left_padding(name, tiny, tokens):
     model = tiny(name)
     settings = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
     before = model.generate(tokens[:, :6], **settings)
-    attach_output_gate(model, **HALF)
+    for gate in attach_output_gate(model, **HALF).values():
+        nn.init.normal_(gate.weight)
     cached = model.generate(tokens[:, :6], **settings)
     assert cached.tolist() != before.tolist()
     assert cached.tolist() == model.generate(tokens[:, :6], use_cache=False, **settings).tolist()
@@ -76,7 +79,7 @@ def test_gates_alone_have_gradients_with_checkpointing_as_well(name, tiny, token
     found = []
     for checkpointing in (False, True):
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            getattr(model, ENABLE, model.gradient_checkpointing_enable)()
         model.train().zero_grad()
         model(tokens, labels=tokens).loss.backward()
         found.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
@@ -94,9 +97,9 @@ def test_eager_sdpa_and_compiled_attention_agree(name, tiny, tokens):
     for attention in locate_attention(model):
         attention.module.compile(backend="eager", fullgraph=True)
     assert_close(logits(model, tokens), expected, **CLOSE)
-    implementation = model.config._attn_implementation
-    assert implementation == ("eager" if name == "Bloom" else "sdpa")
-    if implementation != "eager":
+    has_eager_alone = name in ("Bloom", "Gemma2")  # Gemma2 caps its scores
+    assert (model.config._attn_implementation == "eager") == has_eager_alone
+    if not has_eager_alone:
         torch._dynamo.reset()
         model.set_attn_implementation("eager")
         assert_close(logits(model, tokens), expected, **CLOSE)
@@ -111,6 +114,7 @@ def test_a_whole_model_is_one_graph(tiny, tokens):
     assert len(detach_output_gate(compiled)) == 1
 
 
+@PEFT
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_lora_on_the_output_projection_is_gated(moment, tiny, tokens):
     model, gated = tiny("Llama"), tiny("Llama")
@@ -151,7 +155,7 @@ def test_a_pipeline_generates_with_gates(tiny):
             attach_output_gate(model, **HALF)
     prompt = torch.tensor([[5, 6, 7]])
     out = model.generate(prompt, max_new_tokens=5, do_sample=False, pad_token_id=0)
-    assert texts[1] == tokenizer.decode(out[0, 3:])
+    assert texts[1] == tokenizer.decode(out[0, 3:], skip_special_tokens=True)
     assert texts[1] != texts[0]
 
 
@@ -170,6 +174,7 @@ def test_options_reach_the_gates_and_the_monitor_sees_them(tiny, tokens):
     assert any("layers.1.self_attn.output_gate" in name for name in monitor.compute())
 
 
+@PEFT
 def test_what_does_not_fit_is_refused(tiny, tokens, refuses):
     gated = tiny("Llama")
     attach_output_gate(gated)

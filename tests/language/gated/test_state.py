@@ -51,6 +51,7 @@ def test_gates_return_to_their_base(trained, tiny, tokens):
     assert body.layers[1].self_attn.output_gate.weight.dtype == torch.float64
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_the_fingerprint_is_that_of_the_base(trained, tiny):
     model, _ = trained
     base = fingerprint(model)

@@ -20,8 +20,9 @@ LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_h
 def meta(name, **settings):
     """Return a model without values, for its modules alone."""
     kind = getattr(transformers, f"{name}Config")
+    config = kind(**(SIZES | {"pad_token_id": None, "eos_token_id": None} | settings))
     with torch.device("meta"):
-        return transformers.AutoModel.from_config(kind(**(SIZES | settings)))
+        return transformers.AutoModel.from_config(config)
 
 
 @pytest.mark.parametrize(
