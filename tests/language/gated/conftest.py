@@ -15,7 +15,7 @@ FAMILIES = {
     "GPTNeoX": {},
     "GPT2": dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0),
     "OPT": {"ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.0},
-    "Falcon": {},
+    "Falcon": {"tie_word_embeddings": False},
     "Olmo": GROUPED,
     "Bloom": {},
 }
