@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -166,8 +167,15 @@ GROUPED = "SDPA over grouped rows"
 DECODING_BAR = 1.5
 
 
+LONG, STEP_BARS = 32_768, {0.1: 0.5, 1.0: 1.2}
+"""Time of a step over that of plain attention in which query heads share keys, by kept fraction."""
+
+
 def decoding_comparisons() -> Iterator[Comparison]:
-    """A step of a small layer, 8 query and 2 key heads of 128 features, after `LENGTH` tokens."""
+    """A step of a small layer, 8 query and 2 key heads of 128 features, after `LENGTH` tokens.
+
+    Then a step of attention to kept blocks after `LONG` tokens.
+    """
 
     def build(load: Load) -> Mapping[str, Call]:
         room = load("core_gates.attention")
@@ -193,6 +201,33 @@ def decoding_comparisons() -> Iterator[Comparison]:
         build=build,
         baseline=GROUPED,
         bars={"step": DECODING_BAR},
+    )
+    yield sparse_step()
+
+
+def sparse_step(block_size: int = 64) -> Comparison:
+    """Return the attention of one token to the kept blocks of a cache, the last one among them."""
+
+    def build(load: Load) -> Mapping[str, Call]:
+        attend = load("core_gates.ops.block_sparse_attention.op").block_sparse_attention
+        generator = torch.Generator().manual_seed(0)
+        q = torch.randn(1, 8, 1, HEAD_DIM, generator=generator)
+        k, v = torch.randn(2, 1, 2, LONG, HEAD_DIM, generator=generator).unbind()
+        rows = q.view(1, 2, 4, HEAD_DIM)
+        calls: dict[str, Call] = {GROUPED: lambda: F.scaled_dot_product_attention(rows, k, v)}
+        order = torch.rand(1, 2, 1, LONG // block_size, generator=generator)
+        order[..., -1] = -1
+        for share in STEP_BARS:
+            mask = order.argsort(-1).argsort(-1) < round(share * LONG / block_size)
+            calls[_variant(share, 1.0)] = partial(attend, q, k, v, mask, block_size)
+        return calls
+
+    return Comparison(
+        name=f"block_sparse_attention, a step after {LONG} tokens",
+        op="block_sparse_attention",
+        build=build,
+        baseline=GROUPED,
+        bars={_variant(share, 1.0): bar for share, bar in STEP_BARS.items()},
     )
 
 

@@ -39,8 +39,16 @@ def test_every_variant_runs_and_has_a_bar(monkeypatch):
 
 def test_a_step_of_decoding_is_compared_with_attention_to_as_many_keys(monkeypatch):
     monkeypatch.setattr(suite, "LENGTH", 64)
-    (comparison,) = suite.decoding_comparisons()
+    monkeypatch.setattr(suite, "LONG", 1280)
+    comparison, sparse = suite.decoding_comparisons()
     calls = comparison.build(load_head)
     assert calls.keys() == {comparison.baseline, *comparison.bars}
     assert calls["step"]().shape == (1, 1, 256)
     assert calls[comparison.baseline]().shape == (1, 2, 4, 128)
+    calls = sparse.build(load_head)
+    assert calls.keys() == {sparse.baseline, *sparse.bars}
+    kept = [calls[name].args[3].sum(-1).flatten().tolist() for name in sparse.bars]
+    assert kept == [[2, 2], [20, 20]]
+    plain = calls.pop(sparse.baseline)().view(1, 8, 1, suite.HEAD_DIM)
+    same = [torch.allclose(call(), plain, atol=1e-5) for call in calls.values()]
+    assert same == [False, True]

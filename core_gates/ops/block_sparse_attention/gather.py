@@ -190,7 +190,7 @@ def _padding(padding_mask: Tensor | None, layout: BlockLayout, num_kv_heads: int
     if padding_mask is None:
         return None
     tail = layout.num_key_blocks * layout.size - layout.num_keys
-    blocks = F.pad(padding_mask, (0, tail)).unflatten(1, (layout.num_key_blocks, layout.size))
+    blocks = F.pad(padding_mask, (0, tail)).view(-1, layout.num_key_blocks, layout.size)
     return blocks.repeat_interleave(num_kv_heads, 0).flatten(0, 1)
 
 

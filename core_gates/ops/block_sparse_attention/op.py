@@ -10,7 +10,7 @@ from torch.library import custom_op
 from core_gates.errors import check_at_least
 from core_gates.numerics import check_padding_mask
 from core_gates.ops._select import in_forward_mode, use_kernel
-from core_gates.ops.block_sparse_attention import gather, reference
+from core_gates.ops.block_sparse_attention import gather, reference, rows
 from core_gates.ops.block_sparse_attention.reference import BlockLayout
 
 
@@ -31,7 +31,8 @@ def block_sparse_attention(
     Blocks are cut at multiples of ``block_size``. Under causality the queries are the last Lq of
     the Lk tokens; blocks in the future are ignored whatever the mask holds. A query without a
     visible key gets 0. Without a kernel the kept blocks are gathered, also in mode ``compile``;
-    half precision is then computed in float32.
+    half precision is then computed in float32. No more queries than a block has, as in decoding,
+    read the kept keys where they lie: a long cache is neither copied nor repeated for the heads.
 
     All keys of a kept block are attended to but those at padding. Without a ``padding_mask`` put
     padding after the tokens, where causality hides it, and let it hold something finite.
@@ -75,7 +76,8 @@ def block_sparse_attention(
     if in_forward_mode():
         out = reference.forward(*arguments, padding_mask)[0]
     else:
-        backend = "triton" if use_kernel(q, k, v) else "gather"
+        sparse = "rows" if layout.is_short else "gather"
+        backend = "triton" if use_kernel(q, k, v) else sparse
         out = cast(Tensor, _forward(*arguments, backend, padding_mask)[0])
     if padding_mask is None or not causal:
         return out
@@ -135,11 +137,16 @@ def _is_dense(block_mask: Tensor, layout: BlockLayout, dense_above: float) -> bo
 
 def _dense(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, scale: float) -> Tensor:
     group = q.shape[1] // k.shape[1]
+    mask = layout.visible(q.device) if layout.causal and layout.num_queries > 1 else None
+    if layout.is_short:  # the queries of a key head are its rows: its keys are not repeated
+        queries = q.reshape(*k.shape[:2], -1, q.shape[3])
+        mask = None if mask is None else mask.repeat(group, 1)
+        out = F.scaled_dot_product_attention(queries, k, v, attn_mask=mask, scale=scale)
+        return out.reshape(q.shape)
     if group > 1:
         k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
     if layout.offset == 0:
         return F.scaled_dot_product_attention(q, k, v, is_causal=layout.causal, scale=scale)
-    mask = layout.visible(q.device)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
 
@@ -160,7 +167,8 @@ def _run(
         from core_gates.ops.block_sparse_attention import kernel  # the only place for Triton
 
         return kernel.forward(*arguments)
-    return gather.forward(*arguments), q.new_empty(0, dtype=torch.float32)
+    attend = rows.forward if backend == "rows" else gather.forward
+    return attend(*arguments), q.new_empty(0, dtype=torch.float32)
 
 
 def _run_backward(

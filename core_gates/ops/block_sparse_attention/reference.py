@@ -51,6 +51,11 @@ class BlockLayout(NamedTuple):
         """Number of blocks that hold a key."""
         return -(-self.num_keys // self.size)
 
+    @property
+    def is_short(self) -> bool:
+        """Whether the queries fit into one block, as in decoding."""
+        return self.num_queries <= self.size
+
     def reachable(self, device: torch.device) -> Tensor:
         """Return the pairs of blocks with a visible pair of positions, bool (Nq, Nk)."""
         shape = (self.num_query_blocks, self.num_key_blocks)

@@ -9,9 +9,11 @@ from torch.autograd import gradcheck
 from torch.library import opcheck
 from torch.nn.functional import scaled_dot_product_attention
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from core_gates.ops import kernels
-from core_gates.ops.block_sparse_attention import gather, reference
+from core_gates.ops.block_sparse_attention import gather, reference, rows
 from core_gates.ops.block_sparse_attention.op import block_sparse_attention
 from core_gates.ops.block_sparse_attention.reference import BlockLayout
 
@@ -183,6 +185,70 @@ def test_the_size_of_a_group_changes_nothing(limit, monkeypatch):
     assert_close(gather.forward(q, k, v, mask, 8, True, SCALE), expected)
 
 
+SHORT = [
+    (1, 37, 8, True),
+    (7, 37, 8, True),  # in two blocks
+    (8, 8, 8, True),
+    (3, 29, 8, False),
+    (5, 20, 20, True),
+]
+
+
+@pytest.mark.parametrize("shape", SHORT, ids=str)
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("picked", [1, 35, rows.PICKED])
+def test_few_queries_pick_the_kept_keys(shape, padded, picked, monkeypatch):
+    monkeypatch.setattr(rows, "PICKED", picked)
+    q, k, v, mask = (t.detach() for t in case(*shape))
+    mask[1, :2] = False  # a key head without any key
+    padding = padding_of(shape[1]) if padded else None
+    settings = (mask, *shape[2:], SCALE, padding)
+    expected = reference.forward(q, k, v, *settings)[0]
+    assert (expected[1, :2] == 0).all()
+    if padded:
+        q, k, v = (q, *filled_padding((q, k, v), padding, shape[3])[1:])
+    room = [torch.full((2, 2, 50, 7), torch.nan).double() for _ in range(2)]
+    for whole, part in zip(room, (k, v), strict=True):
+        whole[:, :, 3 : 3 + shape[1], :5] = part  # views into a larger memory
+    k, v = (whole[:, :, 3 : 3 + shape[1], :5] for whole in room)
+    assert_close(rows.forward(q, k, v, *settings), expected)
+    half = rows.forward(*(t.bfloat16() for t in (q, k, v)), *settings)
+    assert_close(half.double(), expected, rtol=0.02, atol=0.05)
+
+
+class Largest(TorchDispatchMode):
+    """Keep the largest number of bytes of what operators return, but for given tensors."""
+
+    def __init__(self, *given):
+        super().__init__()
+        self.given, self.bytes = {t.untyped_storage().data_ptr() for t in given}, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for found in tree_leaves(result):
+            if isinstance(found, torch.Tensor):
+                memory = found.untyped_storage()
+                if memory.data_ptr() not in self.given:
+                    self.bytes = max(self.bytes, memory.nbytes())
+        return result
+
+
+@pytest.mark.parametrize(("num_queries", "share"), [(1, 0.1), (1, 1.0), (3, 0.1), (3, 1.0)])
+def test_few_queries_neither_copy_nor_repeat_the_cache(num_queries, share, monkeypatch):
+    monkeypatch.setattr(rows, "PICKED", 2**12)
+    shape = (num_queries, 2047, 16, True)
+    q, k, v, mask = case(*shape, share=share, dtype=torch.float32, dim=64, sizes=(1, 8))
+    q, k, v = (t.detach() for t in (q, k, v))
+    expected = reference.forward(q, k, v, mask, 16, True, SCALE)[0]
+    with Largest(q, k, v) as public:
+        assert_close(block_sparse_attention(q, k, v, mask, 16, scale=SCALE), expected)
+    with Largest(q, k, v) as inside:
+        assert_close(rows.forward(q, k, v, mask, 16, True, SCALE), expected)
+    cache = k.nbytes // k.shape[1]  # of one key head
+    assert 0 < public.bytes < cache / 4
+    assert 0 < inside.bytes < cache / 4
+
+
 @settings(max_examples=40)
 @given(
     num_queries=st.integers(0, 12),
@@ -262,12 +328,13 @@ def test_a_constant_gradient_of_stride_zero():
     assert_close(found, torch.autograd.grad(definition.sum(), (q, k, v)))
 
 
-@pytest.mark.parametrize("shape", [*CASES[1:3], (0, 9, 4, False)], ids=str)
+@pytest.mark.parametrize("shape", [*CASES[1:4], (0, 9, 4, False)], ids=str)
 @pytest.mark.parametrize("padded", [False, True])
 def test_registration(shape, padded):
     q, k, v, mask = case(*shape, sizes=(1, 2))
     padding = (padding_of(shape[1], 1),) if padded else ()
-    opcheck(OP, (q, k, v, mask, *shape[2:], SCALE, "gather", *padding))
+    backend = "rows" if shape[0] <= shape[2] else "gather"
+    opcheck(OP, (q, k, v, mask, *shape[2:], SCALE, backend, *padding))
 
 
 def test_one_graph():
