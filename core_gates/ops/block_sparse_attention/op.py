@@ -75,10 +75,10 @@ def block_sparse_attention(
     return out if hidden is None else reference.without_padding(out, hidden)
 
 
-def _computed(inputs: tuple[Any, ...], padding_mask: Tensor | None, *, short: bool) -> Tensor:
+def _computed(inputs: Any, padding_mask: Tensor | None, *, short: bool) -> Tensor:
     """Return the output of the definition in forward mode, else of what computes it fastest."""
     if in_forward_mode():
-        return reference.forward(*inputs, padding_mask)[0]
+        return cast(Tensor, reference.forward(*inputs, padding_mask)[0])
     sparse = "rows" if short else "gather"
     backend = "triton" if use_kernel(*inputs[:3]) else sparse
     return cast(Tensor, _forward(*inputs, backend, padding_mask)[0])
