@@ -34,10 +34,13 @@ def block_sparse_attention(
     half precision is then computed in float32. No more queries than a block has, as in decoding,
     read the kept keys where they lie: a long cache is neither copied nor repeated for the heads.
 
-    Without a ``padding_mask`` put padding after the tokens, where causality hides it, and let it
-    hold something finite. Gathering pays below roughly two thirds of the blocks: where the mask
-    names the least that is attended, ``dense_above`` lets plain attention take over beyond it.
-    There are no second derivatives.
+    All keys of a kept block are attended to but those at padding. Without a ``padding_mask`` put
+    padding after the tokens, where causality hides it, and let it hold something finite.
+
+    Gathering pays below roughly two thirds of the blocks. A caller to whom the mask names what
+    must be attended at least sets ``dense_above``: beyond that fraction plain attention is faster,
+    but not with a ``padding_mask``, which leaves the choice as it is. There are no second
+    derivatives.
 
     Args:
         q: Queries (B, H, Lq, D).
@@ -48,8 +51,8 @@ def block_sparse_attention(
         block_size: Tokens of a block.
         causal: Whether a query sees no key that comes after it.
         scale: Factor of the scores, ``D ** -0.5`` if None.
-        dense_above: Fraction of the reachable blocks; if the mask keeps more, all are attended,
-            unless there is a ``padding_mask``. It reads the mask on the host.
+        dense_above: Fraction of the reachable blocks; if the mask keeps more, all are attended. It
+            reads the mask on the host.
         padding_mask: True (B, Lk) at keys to ignore, whatever they hold. Under causality the
             queries are the last of the same tokens, and the output of those at padding is 0.
 
@@ -65,23 +68,32 @@ def block_sparse_attention(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if padding_mask is not None:
         check_padding_mask(padding_mask, (k.shape[0], k.shape[2]))
-        if causal:
-            q = reference.without_padding(q, padding_mask[:, layout.offset :])
     elif not torch.compiler.is_compiling() and _is_dense(block_mask, layout, dense_above):
         return _dense(q, k, v, layout, scale)
-    inputs = (q, k, v, block_mask, block_size, causal, scale)
-    out = _computed(inputs, padding_mask, short=layout.is_short)
-    hidden = None if padding_mask is None or not causal else padding_mask[:, layout.offset :]
-    return out if hidden is None else reference.without_padding(out, hidden)
+    return _sparse(q, k, v, block_mask, layout, scale, padding_mask)
 
 
-def _computed(inputs: Any, padding_mask: Tensor | None, *, short: bool) -> Tensor:
-    """Return the output of the definition in forward mode, else of what computes it fastest."""
+def _sparse(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    block_mask: Tensor,
+    layout: BlockLayout,
+    scale: float,
+    padding_mask: Tensor | None,
+) -> Tensor:
+    ignored = None
+    if padding_mask is not None and layout.causal:
+        ignored = padding_mask[:, layout.offset :]
+        q = reference.without_padding(q, ignored)
+    arguments = (q, k, v, block_mask, layout.size, layout.causal, scale)
     if in_forward_mode():
-        return cast(Tensor, reference.forward(*inputs, padding_mask)[0])
-    sparse = "rows" if short else "gather"
-    backend = "triton" if use_kernel(*inputs[:3]) else sparse
-    return cast(Tensor, _forward(*inputs, backend, padding_mask)[0])
+        out = reference.forward(*arguments, padding_mask)[0]
+    else:
+        sparse = "rows" if layout.is_short else "gather"
+        backend = "triton" if use_kernel(q, k, v) else sparse
+        out = cast(Tensor, _forward(*arguments, backend, padding_mask)[0])
+    return out if ignored is None else reference.without_padding(out, ignored)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor) -> None:

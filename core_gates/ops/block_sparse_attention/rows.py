@@ -34,19 +34,19 @@ def forward(
         batch, num_kv_heads, group * layout.num_queries, dim
     )
     kept = block_mask.reshape(batch, num_kv_heads, group, *block_mask.shape[2:])
+    chosen = kept.flatten(2, 3).any(2)
+    inside = torch.arange(block_size, device=q.device)
     query = torch.arange(layout.num_queries, device=q.device)
     blocks, last = (layout.lead + query) // block_size, layout.offset + query.unsqueeze(-1)
     out = torch.empty_like(queries)
-    for sequence, head in product(range(batch), range(num_kv_heads)):
-        chosen = kept[sequence, head].flatten(0, 1).any(0)
-        chosen = chosen.repeat_interleave(block_size)[:length]
+    for one in product(range(batch), range(num_kv_heads)):
+        row = (chosen[one].nonzero() * block_size + inside).flatten()
+        row = row[: int((row < length).sum())]
         if padding_mask is not None:
-            chosen = chosen & ~padding_mask[sequence]
-        row = chosen.nonzero().squeeze(1)
-        seen = kept[sequence, head][:, blocks][..., row // block_size]
-        if causal:
+            row = row[~padding_mask[one[0]][row]]
+        seen = kept[one][:, blocks][..., row // block_size]
+        if causal and layout.num_queries > 1:
             seen = seen & (row <= last)
-        one = (sequence, head)
         out[one] = _attend(queries[one], k[one], v[one], row, ~seen.flatten(0, 1))
     return out.view(q.shape).to(q.dtype)
 
