@@ -240,6 +240,7 @@ def test_few_queries_neither_copy_nor_repeat_the_cache(num_queries, share, monke
     q, k, v, mask = case(*shape, share=share, dtype=torch.float32, dim=64, sizes=(1, 8))
     q, k, v = (t.detach() for t in (q, k, v))
     expected = reference.forward(q, k, v, mask, 16, True, SCALE)[0]
+    monkeypatch.setattr(gather, "forward", None)  # an operator hides what is allocated inside
     with Largest(q, k, v) as public:
         assert_close(block_sparse_attention(q, k, v, mask, 16, scale=SCALE), expected)
     with Largest(q, k, v) as inside:
