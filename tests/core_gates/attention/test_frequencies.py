@@ -88,8 +88,7 @@ def test_gates_rotate_as_the_model(turned):
 
 @pytest.mark.parametrize("gate_class", [AttnGate, DecodeAttnGate])
 def test_frequencies_take_the_place_of_a_base(gate_class):
-    exponents = torch.arange(0, D, 2) / D
-    frequencies = 500.0**-exponents
+    frequencies = 500.0 ** -(torch.arange(0, D, 2) / D)
     q, k = draw(1, 40, 4, D), draw(1, 40, 2, D, seed=1)
     torch.manual_seed(0)
     gate = gate_class(4, 2, D, block_size=4, gate_dim=D, rope_theta=500.0)
@@ -99,8 +98,7 @@ def test_frequencies_take_the_place_of_a_base(gate_class):
     assert torch.equal(given.bfloat16().float()(q, k), gate.bfloat16().float()(q, k))
     listed = gate_class(4, 2, D, gate_dim=D, frequencies=frequencies.tolist(), device="meta")
     assert listed.frequencies == given.frequencies
-    compiled = torch.compile(given, backend="eager", fullgraph=True)
-    assert torch.equal(compiled(q, k), given(q, k))
+    assert torch.equal(torch.compile(given, backend="eager", fullgraph=True)(q, k), given(q, k))
 
 
 def test_other_numbers_of_frequencies_are_refused(refuses):

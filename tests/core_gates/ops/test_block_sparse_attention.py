@@ -93,8 +93,7 @@ def by_hand(q, k, v, mask, size, causal, padding=None):
             if mask[batch, head, row, j // size] and not (causal and j > offset + i)
             if padding is None or not padding[batch, j]
         ]
-        ignored = causal and padding is not None and padding[batch, offset + i]
-        if seen and not ignored:
+        if seen and not (causal and padding is not None and padding[batch, offset + i]):
             scores = k[batch, head // 2, seen] @ q[batch, head, i] * SCALE
             out[batch, head, i] = scores.softmax(0) @ v[batch, head // 2, seen]
     return out
@@ -141,11 +140,11 @@ def test_padding_gets_no_weight_whatever_it_holds(shape, content):
     *qkv, mask = case(*shape, share=0.8)
     size, causal = shape[2:]
     padding = padding_of(shape[1])
-    leaves = filled_padding([t.detach() for t in qkv], padding, causal, content)
-    leaves = [t.requires_grad_() for t in leaves]
+    plain = [t.detach() for t in qkv]
+    leaves = [t.requires_grad_() for t in filled_padding(plain, padding, causal, content)]
     options = {"causal": causal, "scale": SCALE, "padding_mask": padding}
     out = block_sparse_attention(*leaves, mask, size, **options)
-    assert_close(out, by_hand(*(t.detach() for t in qkv), mask, size, causal, padding))
+    assert_close(out, by_hand(*plain, mask, size, causal, padding))
     shown = ~padding[:, None, -shape[0] :, None] if causal else torch.tensor(True)
     definition = reference.forward(*qkv, mask, size, causal, SCALE, padding)[0] * shown
     grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).double()
@@ -166,8 +165,9 @@ def test_a_padded_sequence_is_the_sequence_alone(dense_above):
             *(alone[0], *(t.repeat_interleave(2, 1) for t in alone[1:])), is_causal=True
         )
         assert_close(out[row : row + 1, :, tokens], expected)
-    before = block_sparse_attention(q, k, v, full, 8)
-    assert (before - out)[0, :, 11:].abs().max() > 0.1  # what padding did to tokens
+    assert (block_sparse_attention(q, k, v, full, 8) - out)[
+        0, :, 11:
+    ].abs().max() > 0.1  # what padding did to tokens
     assert not out[0, :, :11].any()
 
 
@@ -207,13 +207,11 @@ def test_few_queries_pick_the_kept_keys(shape, padded, picked, monkeypatch):
     assert (expected[1, :2] == 0).all()
     if padded:
         q, k, v = (q, *filled_padding((q, k, v), padding, shape[3])[1:])
-    room = [torch.full((2, 2, 50, 7), torch.nan).double() for _ in range(2)]
-    for whole, part in zip(room, (k, v), strict=True):
-        whole[:, :, 3 : 3 + shape[1], :5] = part  # views into a larger memory
-    k, v = (whole[:, :, 3 : 3 + shape[1], :5] for whole in room)
+    room = (torch.nn.functional.pad(t, (0, 2, 3, 10), value=torch.nan) for t in (k, v))
+    k, v = (whole[:, :, 3 : 3 + shape[1], :5] for whole in room)  # views into a larger memory
     assert_close(rows.forward(q, k, v, *settings), expected)
-    half = rows.forward(*(t.bfloat16() for t in (q, k, v)), *settings)
-    assert_close(half.double(), expected, rtol=0.02, atol=0.05)
+    half = (t.bfloat16() for t in (q, k, v))
+    assert_close(rows.forward(*half, *settings).double(), expected, rtol=0.02, atol=0.05)
 
 
 class Largest(TorchDispatchMode):
@@ -225,11 +223,9 @@ class Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        for found in tree_leaves(result):
-            if isinstance(found, torch.Tensor):
-                memory = found.untyped_storage()
-                if memory.data_ptr() not in self.given:
-                    self.bytes = max(self.bytes, memory.nbytes())
+        found = [t.untyped_storage() for t in tree_leaves(result) if isinstance(t, torch.Tensor)]
+        sizes = (m.nbytes() for m in found if m.data_ptr() not in self.given)
+        self.bytes = max(self.bytes, *sizes, 0)
         return result
 
 
@@ -246,8 +242,7 @@ def test_few_queries_neither_copy_nor_repeat_the_cache(num_queries, share, monke
     with Largest(q, k, v) as inside:
         assert_close(rows.forward(q, k, v, mask, 16, True, SCALE), expected)
     cache = k.nbytes // k.shape[1]  # of one key head
-    assert 0 < public.bytes < cache / 4
-    assert 0 < inside.bytes < cache / 4
+    assert 0 < min(public.bytes, inside.bytes) <= max(public.bytes, inside.bytes) < cache / 4
 
 
 @settings(max_examples=40)
@@ -334,8 +329,8 @@ def test_a_constant_gradient_of_stride_zero():
 def test_registration(shape, padded):
     q, k, v, mask = case(*shape, sizes=(1, 2))
     padding = (padding_of(shape[1], 1),) if padded else ()
-    backend = "rows" if shape[0] <= shape[2] else "gather"
-    opcheck(OP, (q, k, v, mask, *shape[2:], SCALE, backend, *padding))
+    for backend in ("rows", "gather") if shape[0] <= shape[2] else ("gather",):
+        opcheck(OP, (q, k, v, mask, *shape[2:], SCALE, backend, *padding))
 
 
 def test_one_graph():

@@ -149,7 +149,6 @@ def test_pooled_blocks_of_another_gate_are_refused(tokens, refuses):
     gate = AttnGate(4, 2, 6, block_size=4)
     q, k = tokens(8, 4), tokens(8, 2)
     others = AttnGate(4, 2, 6, block_size=4, pooling="Qavg_Kavg"), AttnGate(4, 4, 6, block_size=4)
-    pooled = gate.pool(q, k)
     refuses(
         ValueError,
         (
@@ -159,7 +158,7 @@ def test_pooled_blocks_of_another_gate_are_refused(tokens, refuses):
         (r"keys \(2, 2, 4, 18\) must be", lambda: gate.score(others[1].pool(q, q))),
         (
             "no more queries than keys",
-            lambda: gate.score(pooled._replace(keys=pooled.keys[:, 1:])),
+            lambda: gate.score(gate.pool(q, k)._replace(keys=gate.pool(q, k).keys[:, 1:])),
         ),
     )
 
