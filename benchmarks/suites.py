@@ -103,7 +103,7 @@ ENDOSCOPY = Suite(
 LANGUAGE = Suite(
     "language",
     (
-        "tests/language/test_model.py",
+        "tests/language/test_decoder.py",
         "tests/language/test_generation.py",
         "tests/benchmarks/test_language.py",
     ),
