@@ -15,9 +15,11 @@ from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from core_gates.errors import GatesError
+from core_gates.moe.layer import MoELayer
 from harness.command.configfile import packaged_configs
 from harness.evidence import Bar, Resamples, Row, compare, moments
 from harness.experiment import Arrays, Job, Piece, Run, Store
+from harness.files import write_text
 from harness.report.page import Page
 from language.corpus import Document, Split
 from language.counts import ORDER, ByteCounts
@@ -43,6 +45,23 @@ NOTE = (
     "after the first half context. xz compresses all of a document, each by itself."
 )
 
+CARD = """---
+library_name: transformers
+pipeline_tag: text-generation
+---
+# A small decoder, trained by Gatesuite
+
+{weights:,} weights in {blocks} blocks of {dim} features, {kinds}; {context} tokens of context,
+{tokens} in the vocabulary. `AutoModelForCausalLM.from_pretrained` opens this folder, as does
+
+    gates language generate --weights FOLDER --prompt TEXT
+
+`record.json` next to it holds the command that trains it again, all settings, and the hash of each
+training document. It continues text that is like these documents. It follows no instructions, what
+it writes may be wrong or stand in a training document word for word, and it has been checked for
+nothing but bits per byte.
+"""
+
 Places = Mapping[str, Any]
 """Values of these options, by name."""
 
@@ -54,6 +73,7 @@ class ModelFolder:
         """Write a decoder and its tokenizer."""
         try:
             write_model(folder, *result)
+            write_text(folder / "README.md", card(*result))
         except GatesError as error:
             print(f"only tensors are kept: {error}")
             Arrays().save(folder, result[0].state_dict())
@@ -67,6 +87,19 @@ class ModelFolder:
         if (folder / Arrays.FILE).is_file():
             return Arrays().load(folder)
         return read_model(folder)[0].state_dict()
+
+
+def card(model: Decoder, tokenizer: Tokenizer) -> str:
+    """Return the model card of a decoder, in Markdown."""
+    mixtures = sum(isinstance(block.mlp, MoELayer) for block in model.blocks)
+    return CARD.format(
+        weights=sum(weight.numel() for weight in model.parameters()),
+        blocks=len(model.blocks),
+        dim=model.dim,
+        kinds=f"{mixtures} with experts" if mixtures else "all dense",
+        context=model.context,
+        tokens=f"{tokenizer.vocab_size:,} tokens",
+    )
 
 
 def module_of(settings: Mapping[str, Any]) -> LanguageModule:

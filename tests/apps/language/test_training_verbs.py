@@ -113,6 +113,8 @@ def test_evaluate_trains_to_the_bits_of_fit(trained, weights):
 def test_what_ships_is_half_as_large_and_scored(trained, weights, tmp_path, monkeypatch):
     (shipped,) = ship(weights.parents[1], kinds=["weights"], package=tmp_path, dtype=torch.bfloat16)
     assert json.loads((shipped / "config.json").read_text())["dtype"] == "bfloat16"
+    card = (shipped / "README.md").read_text()
+    assert f"{sum(w.numel() for w in read_model(shipped)[0].parameters()):,} weights in" in card
     state, exact = (load_file(place / "model.safetensors") for place in (shipped, weights))
     assert all(torch.equal(state[name], exact[name].bfloat16()) for name in exact)
     record = read_record(shipped)
