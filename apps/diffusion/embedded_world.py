@@ -51,8 +51,9 @@ ADAPTER: dict[str, Any] = {
 JUDGE: dict[str, Any] = {"steps": 3000, "batch_size": 96}  # how the judge of images is trained
 
 ORDER: dict[str, Any] = {
-    "ridge": 3.0,
+    "ridge": 0.3,
     "quantile": 0.01,
+    "copies": 12,
 }  # how the order of roles is fitted to adapters
 
 RANKS, STEPS, KEPT = (1, 8), (200, 400), (0.5, 1.0)

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 
-from diffusion.lora_file import LoraBundle
+from diffusion.lora_file import Factors, LoraBundle
 
 DECISION = "decision"  # name of the intercept and the margin, next to names of layers
 
@@ -89,46 +90,47 @@ def described(bundle: LoraBundle, layers: Sequence[str]) -> Tensor:
         NaN for layers that the adapter lacks, leaves as they are or fills with numbers that are not
         finite; in the second column also for those of rank 1.
     """
-    found = torch.full((len(layers), 2), torch.nan, dtype=torch.float64)
-    for row, name in zip(found, layers, strict=True):
-        if name in bundle.modules:
-            down, up, scale, _ = bundle.modules[name]
-            left, right = (torch.linalg.qr(one.double(), "r").R for one in (up, down.T))
-            values = torch.linalg.svdvals((scale * left @ right.T).nan_to_num(0.0, 0.0, 0.0))
-            first, second = pad(values, (0, 2), value=torch.nan)[:2]
-            row[:] = torch.stack([values.norm().log(), second / first])
-    return found.where(found.isfinite(), torch.nan)
+    return _features(_spectra(bundle, layers))
 
 
 def fit_order(
     subjects: Sequence[LoraBundle],
     styles: Sequence[LoraBundle],
     *,
-    ridge: float = 3.0,
+    ridge: float = 0.3,
     quantile: float = 0.01,
+    copies: int = 12,
 ) -> dict[str, Tensor]:
     """Return the ridge regression to 1 for subjects and −1 for styles, in closed form.
 
+    It is fitted to every adapter as it is, and to copies of it that are like adapters of other
+    trainings: cut to 1 to all of its ranks, with a random fraction of its layers, half of them to
+    all. The copies are drawn with a fixed seed, so that equal adapters give equal results.
+
     The margin is half of a quantile of the differences of leave-one-out scores, over all pairs of a
-    subject and a style, and not below the largest difference of a pair in the wrong order.
+    subject and a style, and not below the largest difference of a pair in the wrong order. An
+    adapter is left out together with its copies, and scored as it is.
 
     Args:
         subjects: Two or more adapters.
         styles: Two or more adapters.
-        ridge: Penalty, for features of variance 1 whose products are averaged.
+        ridge: Penalty, for features of variance 1 whose products are averaged, of the mean over an
+            adapter and its copies.
         quantile: Fraction of the pairs, left out of the fit, whose difference may be smaller.
+        copies: Of each adapter; 0 or more.
 
     Returns:
         Layer -> means and weights of its features (2, 2); ``decision`` -> intercept and margin.
     """
     bundles, first = [*subjects, *styles], len(subjects)
     layers = sorted({name for one in bundles for name in one.modules})
-    found = torch.stack([described(one, layers) for one in bundles])
+    draw = torch.Generator().manual_seed(0)
+    found = torch.stack([_with_copies(_spectra(one, layers), copies, draw) for one in bundles])
     wanted = torch.where(torch.arange(len(bundles)) < first, 1.0, -1.0).double()
     others = ~torch.eye(len(bundles), dtype=torch.bool)
     left = torch.stack([
         _scores(one, *_ridge(found[rest], wanted[rest], ridge))
-        for one, rest in zip(found, others, strict=True)
+        for one, rest in zip(found[:, 0], others, strict=True)
     ])  # fmt: skip
     gaps = left[:first, None] - left[first:]
     mean, weights, intercept = _ridge(found, wanted, ridge)
@@ -137,8 +139,46 @@ def fit_order(
     return {**dict(zip(layers, found, strict=True)), DECISION: torch.stack([intercept, margin])}
 
 
+def _spectra(bundle: LoraBundle, layers: Sequence[str]) -> Tensor:
+    """Return the singular values of ΔW (L, R), the largest first; NaN beyond the rank of a layer.
+
+    R is the largest rank; layers that the adapter lacks are NaN.
+    """
+    found = [_singular_values(bundle.modules.get(name)) for name in layers]
+    return pad_sequence(found, batch_first=True, padding_value=torch.nan)
+
+
+def _singular_values(factors: Factors | None) -> Tensor:
+    """Return those of ΔW, the largest first; one NaN where there is no ΔW."""
+    if factors is None:
+        return torch.full((1,), torch.nan, dtype=torch.float64)
+    left, right = (torch.linalg.qr(one.double(), "r").R for one in (factors.up, factors.down.T))
+    return torch.linalg.svdvals((factors.scale * left @ right.T).nan_to_num(0.0, 0.0, 0.0))
+
+
+def _features(values: Tensor) -> Tensor:
+    """Return what :func:`described` does (L, 2) of singular values (L, R)."""
+    first, second = pad(values, (0, 1), value=torch.nan).T[:2]
+    found = torch.stack([values.square().nansum(1).sqrt().log(), second / first], 1)
+    return found.where(found.isfinite(), torch.nan)
+
+
+def _with_copies(values: Tensor, copies: int, draw: torch.Generator) -> Tensor:
+    """Return features of an adapter (1 + copies, L, 2), as it is and of copies that show less."""
+    found = [_features(values)]
+    for _ in range(copies):
+        rank = int(torch.randint(1, values.shape[1] + 1, (), generator=draw))
+        shown = (0.5 + 0.5 * torch.rand((), generator=draw)) > torch.rand(
+            len(values), 1, generator=draw
+        )
+        found.append(_features(values[:, :rank].where(shown, torch.nan)))
+    return torch.stack(found)
+
+
 def _ridge(found: Tensor, wanted: Tensor, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return means and weights of features (N, L, 2), and the intercept."""
+    """Return means and weights (L, 2) of features (N, C, L, 2) of N adapters, and the intercept."""
+    ridge, wanted = ridge * found.shape[1], wanted.repeat_interleave(found.shape[1])
+    found = found.flatten(0, 1)
     mean = _centered(found, torch.zeros(())).nanmean(0).nan_to_num()
     centered = _centered(found, mean)
     spread = centered.square().nanmean(0).sqrt().nan_to_num().clamp_min(1e-9) * mean.numel() ** 0.5

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from apps.diffusion.adapter_files import roles_of
+from apps.diffusion.embedded_world import ORDER
 from apps.diffusion.studio import USED, shipped
 from core_gates.errors import GatesError
 from diffusion.experiments.trained_gates import GatesForm
@@ -242,7 +243,7 @@ def test_what_ships_is_used_with_the_order_of_its_weights(zoo_root, write, gates
     names = ",".join(list(files)[::39])
     call = ("generate", "a house", "--root", world.run.folder.parents[1], "--steps", "1",
             "--adapters", names, "--mode", "strengths", "--output", tmp_path / "out")  # fmt: skip
-    piece = world.run.piece("order", 0, start=world.zoo_digest, ridge=3.0, quantile=0.01)
+    piece = world.run.piece("order", 0, start=world.zoo_digest, **ORDER)
     learned = train_order(piece, SimpleNamespace(note=lambda **_: None), files)
     learned["decision"][1] = -1e9  # weights that are drawn at random show nothing
     given = [load_lora(files[name]) for name in names.split(",")]

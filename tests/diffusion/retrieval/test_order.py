@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from diffusion.lora_file import Factors, LoraBundle
-from diffusion.retrieval.order import RoleOrder, described, fit_order
+from diffusion.retrieval.order import RoleOrder, _features, _with_copies, described, fit_order
 
 LAYERS = [f"transformer_blocks.{block}.attn.to_q" for block in range(12)]
 SIZE = 16
@@ -23,10 +23,19 @@ def adapter(kind, seed, rank=4, contrast=1.0, scale=1.0):
     return LoraBundle("flux", modules)
 
 
-def zoo(seed, count=8, **options):
+def spectral(kind, seed, rank=4, contrast=0.5):
+    """The same, and all but one component are weak in a subject, which one of rank 1 hides."""
+    one = adapter(kind, seed, rank, contrast)
+    falls = torch.tensor([1.0] + [0.3 if kind == "subject" else 0.8] * (rank - 1))
+    return LoraBundle(
+        "flux", {name: own._replace(up=own.up * falls) for name, own in one.modules.items()}
+    )
+
+
+def zoo(seed, count=8, make=adapter, **options):
     """Subjects and styles."""
     return [
-        [adapter(kind, 1000 * seed + 100 * start + number, **options) for number in range(count)]
+        [make(kind, 1000 * seed + 100 * start + number, **options) for number in range(count)]
         for start, kind in enumerate(("subject", "style"))
     ]
 
@@ -118,11 +127,62 @@ def test_the_margin_is_above_every_mistake_on_adapters_left_out():
     found = []
     for one in [*subjects, *styles]:
         rest = [[b for b in own if b is not one] for own in (subjects, styles)]
-        found.append(float(RoleOrder(fit_order(*rest)).scores([one])[0]))
+        found.append(float(RoleOrder(fit_order(*rest, copies=0)).scores([one])[0]))
     gaps = np.subtract.outer(found[:6], found[6:])
     assert gaps.min() < 0
     wanted = max(np.quantile(gaps, 0.01) / 2, -gaps.min())
-    assert RoleOrder(fit_order(subjects, styles)).margin == pytest.approx(wanted, rel=1e-6)
+    margin = RoleOrder(fit_order(subjects, styles, copies=0)).margin
+    assert margin == pytest.approx(wanted, rel=1e-6)
+
+
+def test_an_adapter_is_left_out_together_with_its_copies():
+    """Otherwise adapters that do not differ would seem to: the fit would know each by heart."""
+    for seed in (1, 11):
+        same = zoo(seed, contrast=0.0)
+        margins = [RoleOrder(fit_order(*same, copies=copies)).margin for copies in (0, 12)]
+        assert margins[0] > 1
+        assert margins[1] > 0.7 * margins[0]
+
+
+def test_copies_of_lower_rank_let_adapters_of_rank_1_be_ordered():
+    """Ratios of singular values tell everything in the zoo, and are missing at rank 1."""
+    for seed in (1, 11):
+        without, with_copies = (
+            RoleOrder(fit_order(*zoo(seed, make=spectral), copies=copies)) for copies in (0, 12)
+        )
+        for other in (2, 3):
+            whole, thin = (zoo(other, make=spectral, rank=rank) for rank in (4, 1))
+            assert without.verdicts(*whole)["right"] == with_copies.verdicts(*whole)["right"] == 1
+            right = [order.verdicts(*thin)["right"] for order in (without, with_copies)]
+            assert right[1] > right[0] + 0.1
+            assert with_copies.verdicts(*thin)["wrong"] == 0
+
+
+def test_copies_keep_half_of_the_layers_or_more_and_the_first_singular_values():
+    values = torch.rand(400, 5, dtype=torch.float64).sort(1, descending=True).values
+    own, *copies = _with_copies(values, 60, torch.Generator().manual_seed(1))
+    assert torch.equal(own, _features(values))
+    cut = [_features(values[:, :rank]) for rank in range(1, 6)]
+    fractions, ranks = [], set()
+    for copy in copies:
+        kept = copy[:, 0].isfinite()
+        fractions.append(float(kept.double().mean()))
+        (rank,) = (
+            number
+            for number, one in enumerate(cut, 1)
+            if torch.equal(copy[kept].nan_to_num(), one[kept].nan_to_num())
+        )
+        ranks.add(rank)
+        assert copy[~kept].isnan().all()
+    assert ranks == {1, 2, 3, 4, 5}
+    assert 0.4 < min(fractions) < 0.6 < 0.9 < max(fractions)
+
+
+def test_copies_are_the_same_each_time(order):
+    torch.manual_seed(5)
+    again = RoleOrder(fit_order(*zoo(1)))
+    assert torch.equal(again.weights, order.weights)
+    assert again.margin == order.margin
 
 
 def test_tensors_are_all_of_it(order, tmp_path):
