@@ -104,8 +104,8 @@ def fit_order(
     """Return the ridge regression to 1 for subjects and −1 for styles, in closed form.
 
     It is fitted to every adapter as it is, and to copies of it that are like adapters of other
-    trainings: cut to 1 to all of its ranks, with a random fraction of its layers, half of them to
-    all. The copies are drawn with a fixed seed, so that equal adapters give equal results.
+    training runs: cut to 1 to all of its ranks, with a random fraction of its layers, half of them
+    to all. The copies are drawn with a fixed seed, so that equal adapters give equal results.
 
     The margin is half of a quantile of the differences of leave-one-out scores, over all pairs of a
     subject and a style, and not below the largest difference of a pair in the wrong order. An
