@@ -1,6 +1,7 @@
 """``generate``, ``convert`` and ``plan``: what they print and write."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,10 +12,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import core_gates.ops.flops  # noqa: F401
 from apps.language import model_sizes
+from apps.language.generate import models_in, shipped
 from apps.language.model_sizes import Size, decoder_cost, plan, used_weights
 from core_gates.errors import GatesError
+from language.corpus import Document
 from language.generation import generate
 from language.hf.model_folder import read_model
+from language.scoring import bits_per_byte
 from language.tokenizer import ByteTokenizer
 
 END = ByteTokenizer.end
@@ -146,3 +150,11 @@ def test_the_published_sizes():
 def test_impossible_plans(planned, options, words):
     with pytest.raises(GatesError, match=words):
         planned(**options)
+
+
+def test_the_decoder_that_ships_reads_python():
+    model, tokenizer = read_model(models_in(shipped())[0])
+    text = Path(__file__).read_text()[:3000]
+    documents = [Document("as it is", text), Document("in capitals", text.upper())]
+    bits, sizes = bits_per_byte(model.float(), tokenizer, documents).T
+    assert bits[0] / sizes[0] < 2.4 < 2.9 < bits[1] / sizes[1]

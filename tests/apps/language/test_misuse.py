@@ -120,7 +120,6 @@ OTHERS = {
         "none.txt",
     ),
     "no model yet": (generate("--name", "none"), "has no model: run `gates language fit"),
-    "nothing ships": (generate("--weights", "shipped"), "no weights ship: run"),
     # Folders of models.
     "no folder": (
         ("language", "convert", "none", "--output", "out"),
