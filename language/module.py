@@ -115,6 +115,12 @@ class LanguageModule(L.LightningModule):
         self.log(name, bits, batch_size=size, prog_bar=True, sync_dist=True)
 
     def _cross_entropy(self, batch: Tensor) -> Tensor:
+        length, context = batch.shape[1] - 1, self.model.context
+        if length > context:
+            raise GatesError(
+                f"data.context is {length}, but the model's is {context}: lower data.context, or "
+                f"set model.model.init_args.context to {length}"
+            )
         logits = self.model(batch[:, :-1])
         logits = logits.to(accumulation_dtype(logits))
         return F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())

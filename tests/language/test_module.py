@@ -224,6 +224,15 @@ def test_validation_is_in_bits_per_token():
     assert found == {"validation/bits_per_token": pytest.approx(math.log2(MADE["VOCABULARY"]))}
 
 
+def test_windows_longer_than_the_context_are_refused():
+    module = LanguageModule(ours("Llama", context=12))
+    fit(module, 1)
+    module.model.context = 11
+    line = r"^data.context is 12, but the model's is 11: lower [^\n]*init_args.context to 12$"
+    with pytest.raises(GatesError, match=line):
+        fit(module, 1)
+
+
 def test_numbers_out_of_range_are_refused(refuses):
     model = ours("Llama")
     refuses(
