@@ -243,7 +243,8 @@ class LanguageDataModule(L.LightningDataModule):
         if corpus.digest != self.shards.corpus_digest:
             raise GatesError(
                 f"the corpus {' '.join(self.corpus)} is not the one that was packed into "
-                f"{self.shards.folder}: start again with the files as they are"
+                f"{self.shards.folder}: remove that folder, and start again with the files as they "
+                "are"
             )
         return corpus.part(split)
 
@@ -288,6 +289,7 @@ class LanguageDataModule(L.LightningDataModule):
 
 
 def _state(source: str) -> list[Any]:
-    """Return what tells whether the files of a source have changed, without reading them."""
+    """Return what tells whether a source or its files have changed, without reading them."""
+    place = source if source == PYTHON else str(Path(source).resolve())
     files = ((name, place.lstat()) for name, place in source_files(source))
-    return [source == PYTHON, [[name, of.st_size, of.st_mtime_ns] for name, of in files]]
+    return [source == PYTHON, place, [[name, of.st_size, of.st_mtime_ns] for name, of in files]]

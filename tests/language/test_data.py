@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from itertools import chain
 from pathlib import Path
 
@@ -186,7 +187,8 @@ def test_data_are_described_by_their_content(folder):
     changed = LanguageDataModule((str(folder),)).digest()
     same = [one == other for one, other in zip(found, changed, strict=True)]
     assert same == [True, True, False, True]
-    with pytest.raises(GatesError, match="is not the one that was packed"):
+    line = f"is not the one that was packed into {module.shards.folder}: remove that folder"
+    with pytest.raises(GatesError, match=line):
         module.held_out("test")
 
 
@@ -215,6 +217,22 @@ def test_a_corpus_is_packed_once_for_each_state_of_its_files(folder, tmp_path, m
     os.utime(folder / "0.txt")
     assert prepare().digest == second.digest  # only its time has changed
     assert first.folder.parent == second.folder.parent == tmp_path / "cache"
+
+
+def test_folders_that_look_alike_do_not_share_shards(folder, tmp_path):
+    other = shutil.copytree(folder, tmp_path / "other")
+    for path in folder.iterdir():
+        (other / path.name).write_text(path.read_text().replace("file", "line"))
+        for one in (path, other / path.name):
+            os.utime(one, (1, 1))
+
+    def digest(place):
+        module = LanguageDataModule((str(place),), cache_folder=str(tmp_path / "cache"))
+        return module.shards.corpus_digest
+
+    assert digest(folder) != digest(other)
+    assert digest(folder) == digest(f"{folder}/../texts") == read_corpus([folder]).digest
+    assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
 def test_a_temporary_folder_goes_with_its_module(folder):
