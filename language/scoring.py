@@ -14,7 +14,7 @@ from core_gates.numerics import accumulation_dtype
 from language.corpus import Document
 from language.counts import ByteCounts
 from language.decoder import Decoder
-from language.tokenizer import Tokenizer
+from language.tokenizer import Tokenizer, faithful_tokens
 
 SMALLEST_DICTIONARY = 4096  # bytes, of LZMA2
 UNSCORED = -100
@@ -43,12 +43,13 @@ def scored_part(
         N documents, and numbers of bytes (N,).
 
     Raises:
-        GatesError: No document is left.
+        GatesError: No document is left, or the tokenizer loses text of one.
     """
     half, found, starts = context // 2, list[Document](), list[int]()
     for document in documents:
         sizes = tokenizer.byte_counts(document.text)
         if len(sizes) > half:
+            faithful_tokens(tokenizer, document.name, document.text)
             found.append(document)
             starts.append(sizes[:half].sum())
     if not found:

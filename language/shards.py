@@ -16,7 +16,7 @@ from harness.files.atomic import locked, replacing, write_bytes
 from harness.files.digest import LISTED_ABOVE
 from harness.files.digest import sha256 as file_digest
 from language.corpus import SPLITS, Corpus, Split
-from language.tokenizer import FILE, Tokenizer, load_tokenizer
+from language.tokenizer import FILE, Tokenizer, faithful_tokens, load_tokenizer
 
 INDEX = "index.json"
 VERSION = 1
@@ -178,8 +178,8 @@ def write_shards(
         tick: Called after every document.
 
     Raises:
-        GatesError: The folder holds something else or cannot be written, or another process is at
-            work on it.
+        GatesError: The folder holds something else or cannot be written, another process is at
+            work on it, or the tokenizer loses text of a document.
     """
     folder = Path(folder)
     taken = folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
@@ -216,7 +216,7 @@ def _write(
     with path.open("wb") as file:
         file.write(np.array([tokenizer.end], KINDS[kind]).tobytes())
         for name, text in corpus.documents:
-            tokens, content = tokenizer.encode(text), text.encode()
+            tokens, content = faithful_tokens(tokenizer, name, text), text.encode()
             file.write(np.append(tokens, tokenizer.end).astype(KINDS[kind]).tobytes())
             documents.append((name, position, position + len(tokens)))
             objects.append(sha256(content).hexdigest()[:12])

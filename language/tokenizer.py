@@ -33,7 +33,8 @@ class Tokenizer(Protocol):
     Attributes:
         vocab_size: Number of ids; every token is below it.
         end: Token between documents, which every prompt starts with; no text contains it.
-        digest: Hexadecimal SHA-256 of the ``tokenizer.json``.
+        digest: Hexadecimal SHA-256 of the ``tokenizer.json``, and of the end where that is not the
+            one taken without a configuration.
     """
 
     vocab_size: int
@@ -83,6 +84,33 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
     return FileTokenizer(path)
 
 
+def faithful_tokens(tokenizer: Tokenizer, name: str, text: str) -> NDArray[np.int64]:
+    """Return the tokens (T,) of a document, from which its text can be told.
+
+    A space at its beginning, which some tokenizers add or drop, may differ.
+
+    Args:
+        tokenizer: Makes the tokens.
+        name: Of the document, for the message.
+        text: What it holds.
+
+    Raises:
+        GatesError: Other texts have the same tokens, so that bits per byte would be too few.
+    """
+    tokens, content = tokenizer.encode(text), utf8(text)
+    found = tokenizer.decode(tokens)  # type: ignore[arg-type]
+    if found.removeprefix(b" ") != content.removeprefix(b" "):
+        pairs = enumerate(zip(found, content, strict=False))
+        place = next((n for n, (a, b) in pairs if a != b), min(len(found), len(content)))
+        here = slice(place, place + 20)
+        raise GatesError(
+            f"the tokenizer loses text: {name} comes back with {found[here]!r} at byte {place}, "
+            f"expected {content[here]!r}; leave the file out, or name a tokenizer that keeps every "
+            f"byte, such as {BYTES!r}"
+        )
+    return tokens
+
+
 def utf8(text: str) -> bytes:
     """Return a text in UTF-8.
 
@@ -117,8 +145,8 @@ class ByteTokenizer:
 
     def decode(self, tokens: Sequence[int]) -> bytes:
         """Return the tokens as bytes, ends left out."""
-        known = _known(tokens, self.vocab_size)
-        return bytes(token for token in known if token != self.end)
+        known = np.array(_known(tokens, self.vocab_size), np.int64)
+        return known[known != self.end].astype(np.uint8).tobytes()
 
     def save(self, folder: Path) -> None:
         """Write a ``tokenizer.json`` that gives the same tokens."""
@@ -160,12 +188,13 @@ class FileTokenizer:
                 f"{path} cannot be read as a tokenizer ({' '.join(str(error).split())}): name a "
                 f"{FILE} of the package tokenizers"
             ) from error
-        self.digest = sha256(self._content).hexdigest()
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
         end, self._config = _end_and_config(path, ids)
         self.end = ids[end]
+        named = b"" if end == _first_end(ids) else b"\0" + end.encode()  # no JSON holds a zero byte
+        self.digest = sha256(self._content + named).hexdigest()
         self._pieces = self._bytes_of_tokens(ids)
         self._fallback = {
             n: int(found[1], 16) for t, n in ids.items() if (found := BYTE.fullmatch(t))
@@ -248,13 +277,18 @@ def _end_and_config(path: Path, ids: dict[str, int]) -> tuple[str, bytes]:
                 f"{place} cannot be read as JSON: {error}; fix or remove it"
             ) from error
     named = named.get("content") if isinstance(named, dict) else named
-    for end in (named, *ENDS):
-        if isinstance(end, str) and end in ids:
-            return end, config or _config_json(end)
-    raise GatesError(
-        f"{path} has no token that ends a document: name one of its tokens as eos_token in a "
-        f"{CONFIG} next to it"
-    )
+    end = named if isinstance(named, str) and named in ids else _first_end(ids)
+    if end is None:
+        raise GatesError(
+            f"{path} has no token that ends a document: name one of its tokens as eos_token in a "
+            f"{CONFIG} next to it"
+        )
+    return end, config or _config_json(end)
+
+
+def _first_end(ids: dict[str, int]) -> str | None:
+    """Return the end that a vocabulary has where no configuration names one."""
+    return next((end for end in ENDS if end in ids), None)
 
 
 def _known(tokens: Sequence[int], vocab_size: int) -> list[int]:
@@ -263,7 +297,7 @@ def _known(tokens: Sequence[int], vocab_size: int) -> list[int]:
     Raises:
         ValueError: One is not in the vocabulary.
     """
-    plain = [int(token) for token in tokens]
+    plain: list[int] = np.asarray(tokens, np.int64).tolist()
     if plain and not 0 <= min(plain) <= max(plain) < vocab_size:
         raise ValueError(f"tokens must be in 0..{vocab_size - 1}, got {min(plain)}..{max(plain)}")
     return plain

@@ -1,6 +1,7 @@
 """Bits per byte: each scored byte once, closed forms, rivals on the same bytes, intervals."""
 
 import lzma
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,8 +25,15 @@ class Words:
 
     vocab_size, end = 300, 299
 
+    def __init__(self):
+        self.known = []
+
     def encode(self, text):
-        return np.array([sum(pair) % 299 for pair in self.pairs(text)], int)
+        self.known += [pair for pair in dict.fromkeys(self.pairs(text)) if pair not in self.known]
+        return np.array([self.known.index(pair) for pair in self.pairs(text)], int)
+
+    def decode(self, tokens):
+        return b"".join(self.known[token] for token in tokens)
 
     def byte_counts(self, text):
         return np.array([len(pair) for pair in self.pairs(text)], int)
@@ -128,6 +136,22 @@ def test_bytes_of_tokens_are_counted_from_the_first_scored_one():
     assert starts.tolist() == [16, 16]
     sizes = bits_per_byte(Uniform(Words.vocab_size), Words(), found)[:, 1]
     assert (starts + sizes).tolist() == [len(text.encode()) for text in texts[2:]]
+
+
+@pytest.mark.parametrize("change", [str.lower, str.rstrip, lambda text: text.replace("i", "")])
+def test_a_tokenizer_that_loses_text_is_refused(change, refuses):
+    class Changing(ByteTokenizer):
+        def encode(self, text):
+            return super().encode(change(text))
+
+    kept, lost = "no such letter at all", "Naive, one letter more "
+    score = partial(scored_part, Changing(), context=CONTEXT)
+    assert len(score(documents(kept))[0]) == 1
+    refuses(
+        GatesError,
+        ("loses text: d1 comes back with .* name a tok", lambda: score(documents(kept, lost))),
+    )
+    assert len(score(documents(kept, lost[:5]))[0]) == 1  # not scored
 
 
 def test_counts_are_scored_on_the_same_bytes_with_all_text_before():

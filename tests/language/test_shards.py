@@ -5,13 +5,14 @@ import shutil
 
 import numpy as np
 import pytest
+import tokenizers
 from numpy.testing import assert_array_equal
 
 from core_gates.errors import GatesError
 from harness.files.atomic import locked
 from language.corpus import SPLITS, Corpus, Document
 from language.shards import ShardSet, write_shards
-from language.tokenizer import ByteTokenizer
+from language.tokenizer import ByteTokenizer, load_tokenizer
 
 TEXTS = {f"{number}.txt": f"text {number} é" * (number % 4) or "z" for number in range(60)}
 CORPUS = Corpus([Document(*one) for one in TEXTS.items()])
@@ -146,6 +147,38 @@ def test_damaged_tokens_and_tokenizers_are_refused(whole, tmp_path, refuses):
         ("nothing holds no shards .*: prepare", lambda: ShardSet.open(tmp_path / "nothing")),
         ("tokenizer.json is not that of index.json", lambda: ShardSet.open(other).tokenizer),
         ("cannot be read as a tokenizer", lambda: ShardSet.open(half).tokenizer),
+    )
+
+
+def test_a_tokenizer_that_loses_text_packs_nothing(tmp_path, refuses):
+    class Unknown(ByteTokenizer):
+        def encode(self, text):
+            return 0 * super().encode(text)
+
+    class Leading(ByteTokenizer):
+        def encode(self, text):
+            return super().encode(f" {text}")
+
+    folder = tmp_path / "shards"
+    line = (
+        r"loses text: \d+.txt comes back with b'(.x00)+' at byte 0, expected b'(z|text.*)'; leave"
+    )
+    refuses(GatesError, (line, lambda: write_shards(CORPUS, Unknown(), folder)))
+    assert not folder.exists()
+    assert write_shards(CORPUS, Leading(), folder)  # a space in front is no loss
+
+
+def test_another_end_is_another_tokenizer(tmp_path, refuses):
+    content = tokenizers.Tokenizer(tokenizers.models.WordLevel({"</s>": 0, "<eos>": 1, "z": 2}))
+    content.save(str(tmp_path / "tokenizer.json"))
+    shards = write_shards(
+        Corpus([Document("a", "z")]), load_tokenizer(tmp_path), tmp_path / "shards"
+    )
+    assert ShardSet.open(shards.folder).tokenizer.end == 0
+    (shards.folder / "tokenizer_config.json").write_text('{"eos_token": "<eos>"}')
+    refuses(
+        GatesError,
+        ("is not that of index.json", lambda: ShardSet.open(shards.folder).tokenizer),
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from hashlib import sha256
 from itertools import pairwise
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.testing import assert_array_equal
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from core_gates.errors import GatesError, MissingExtraError
-from language.tokenizer import ByteTokenizer, FileTokenizer, load_tokenizer
+from language.tokenizer import ByteTokenizer, FileTokenizer, faithful_tokens, load_tokenizer
 
 TEXT = "def f(x):\n\treturn 'é漢🙂'  # <|endoftext|> x\r\n"
 WORDS = ["the cat sat on the mat, naïve 漢字 🙂", "def f(cat): return cat.the(mat)\n"] * 4
@@ -120,6 +121,17 @@ def test_what_changes_a_text_still_counts_its_bytes(tmp_path):
     assert_array_equal(tokenizer.encode(text), [3, 4, 0, 3])  # neither cut nor filled up
     assert_array_equal(tokenizer.byte_counts(text), [6, 4, 3, 3])
     assert tokenizer.end == 1
+    for text, place in (("the CAT", 4), ("cat the é", 8), ("  the cat", 0)):
+        with pytest.raises(
+            GatesError, match=f"loses text: x.md comes .* at byte {place}, expected"
+        ):
+            faithful_tokens(tokenizer, "x.md", text)
+
+
+def test_tokenizers_of_bytes_and_characters_lose_nothing(fallback, byte_level):
+    for tokenizer in (fallback, byte_level, ByteTokenizer()):
+        for text in (TEXT, " at", "at ", "", "\n é漢"):
+            assert_array_equal(faithful_tokens(tokenizer, "a", text), tokenizer.encode(text))
 
 
 def test_files_of_bytes_open_in_tokenizers_and_transformers(tmp_path):
@@ -156,7 +168,12 @@ def test_the_file_of_bytes_gives_the_tokens_of_bytes(tmp_path):
 
 @pytest.mark.parametrize("name", ["[PAD]", {"content": "[PAD]", "lstrip": False}])
 def test_the_configuration_names_the_end(tmp_path, name):
-    assert load_tokenizer(saved(lossy(), tmp_path, eos_token=name)).end == 2
+    found = load_tokenizer(saved(lossy(), tmp_path / "named", eos_token=name))
+    assert found.end == 2
+    own, same = saved(lossy(), tmp_path / "own"), saved(lossy(), tmp_path / "s", eos_token="[SEP]")
+    plain = sha256((own / "tokenizer.json").read_bytes()).hexdigest()
+    assert load_tokenizer(own).digest == load_tokenizer(same).digest == plain
+    assert found.digest != plain  # the end belongs to what was trained on
 
 
 def test_what_is_no_tokenizer_is_refused(tmp_path, refuses):
