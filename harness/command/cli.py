@@ -264,6 +264,8 @@ class GatesRunCLI(LightningCLI):
             if start := options.get("ckpt_path"):
                 self.run_folder.refuse_deleting(Path(start))
             resumed(self.run_folder, self.training(self._run()))
+            if options["resume"] and (last := self.run_folder.last_checkpoint):
+                load_weights(last, "start again with --overwrite, or from an older copy of it")
 
     def _refuse_no_length(self) -> None:
         trainer = self.config[self.subcommand]["trainer"]

@@ -195,8 +195,12 @@ class RunCheckpoint(Checkpoint, StepCallback):
         return steps_passed or (self.every_seconds is not None and seconds >= self.every_seconds)
 
 
-def load_weights(path: Path) -> dict[str, Any]:
+def load_weights(path: Path, advice: str = "give another") -> dict[str, Any]:
     """Read a checkpoint without executing anything that it holds.
+
+    Args:
+        path: Its file.
+        advice: What to do where it is damaged.
 
     Raises:
         GatesError: There is none, or it is not one.
@@ -207,7 +211,7 @@ def load_weights(path: Path) -> dict[str, Any]:
         return dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:
         kind = type(error).__name__
-        raise GatesError(f"{path} is damaged or not a checkpoint ({kind}): give another") from error
+        raise GatesError(f"{path} is damaged or not a checkpoint ({kind}): {advice}") from error
 
 
 def seen(checkpoint: Mapping[str, Any]) -> set[str]:

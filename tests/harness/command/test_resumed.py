@@ -105,6 +105,19 @@ def test_a_training_without_a_record_is_not_resumed(run, tmp_path, capsys):
     assert "it is not known what" in capsys.readouterr().err
 
 
+@pytest.mark.fault("language 4")
+@pytest.mark.usefixtures("trained")
+@pytest.mark.parametrize("part", [0.0, 0.5, None])
+def test_a_damaged_checkpoint_is_not_resumed(untouched, tmp_path, part):
+    path = tmp_path / "runs/toy/a/checkpoints/last.ckpt"
+    content = path.read_bytes()
+    path.write_bytes(b"garbage" if part is None else content[: int(part * len(content))])
+    error = untouched("--resume", "--trainer.max_epochs", "1").err
+    assert "last.ckpt is damaged or not a checkpoint" in error
+    assert "start again with --overwrite" in error
+    assert error.count("\n") == 1
+
+
 def test_a_training_that_was_killed_while_it_claimed_its_folder_starts(run, tmp_path):
     folder = tmp_path / "runs/toy/a"
     (folder / "checkpoints").mkdir(parents=True)
