@@ -170,13 +170,15 @@ def next_probabilities(
     logits = logits.to(accumulation_dtype(logits))
     if temperature == 0:
         return F.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits)
+    limits = torch.finfo(logits.dtype)  # neither 0 nor infinite in this dtype
+    temperature = min(max(temperature, limits.tiny), limits.max)
     logits = (logits - logits.amax(-1, keepdim=True)) / temperature
     if top_k is None and top_p is None:
         return logits.softmax(-1)
     ordered, order = stable_sort(logits, descending=True)
     probabilities = ordered[..., :top_k].softmax(-1)
     if top_p is not None and top_p < 1:
-        before = F.pad(probabilities.cumsum(-1)[..., :-1], (1, 0))
+        before = F.pad(probabilities.cumsum(-1)[..., :-1], (1, 0), value=-1)  # the first is kept
         probabilities = probabilities.where(before < top_p, 0)
         probabilities = probabilities / probabilities.sum(-1, keepdim=True)
     return torch.zeros_like(logits).scatter(-1, order[..., :top_k], probabilities)

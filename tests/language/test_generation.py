@@ -290,6 +290,12 @@ def test_closed_forms_of_the_probabilities():
     assert kept(temperature=0.5) == pytest.approx([n * n / 30 for n in (1, 4, 2, 3)])
     assert kept(temperature=0) == [0, 1, 0, 0]
     assert kept(temperature=5e-324) == [0, 1, 0, 0]
+    single = torch.tensor([1.0, 3.0, 3.0 - 1e-6, -math.inf])
+    for extreme in ({"temperature": 1e-50}, {"top_p": 1e-50}, {"temperature": 1e-50, "top_p": 0.5}):
+        options = {"temperature": 1.0, "top_k": None, "top_p": None} | extreme
+        assert next_probabilities(single, **options).tolist() == [0, 1, 0, 0]
+    hot = next_probabilities(single, temperature=1e50, top_k=None, top_p=None)
+    assert hot.tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0])
     far = torch.tensor([0.0, -50.0], dtype=torch.float64)
     assert next_probabilities(far, temperature=1.0, top_k=None, top_p=1.0)[1] > 0  # below rounding
     ties = next_probabilities(torch.zeros(3000), temperature=1.0, top_k=2, top_p=None)
