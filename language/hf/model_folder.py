@@ -64,6 +64,9 @@ DEFAULTS = {
 }
 
 
+DTYPES = {torch.float32, torch.bfloat16, torch.float16, torch.float64}
+
+
 def write_model(
     folder: Path,
     model: Decoder,
@@ -84,7 +87,7 @@ def write_model(
 
     Raises:
         GatesError: The model is of none of these families, the tokenizer has more tokens than the
-            model, or the folder cannot be written.
+            model, ``dtype`` cannot hold a weight, or the folder cannot be written.
     """
     config = _config_of(model)
     if tokenizer is not None:
@@ -96,6 +99,8 @@ def write_model(
         config |= {"bos_token_id": tokenizer.end, "eos_token_id": tokenizer.end}
     state = _state_of(model, FAMILIES[config["model_type"]])
     state = {name: value.to("cpu", dtype).contiguous() for name, value in state.items()}
+    if dtype is not None:
+        _refuse_infinite(state, dtype)
     config["dtype"] = str(state["model.norm.weight"].dtype).removeprefix("torch.")
     with replacing(Path(folder)) as temporary:
         temporary.mkdir(parents=True)
@@ -103,6 +108,16 @@ def write_model(
         save_file(state, temporary / WEIGHTS, metadata={"format": "pt"})
         if tokenizer is not None:
             tokenizer.save(temporary)
+
+
+def _refuse_infinite(state: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """Refuse weights that a dtype cannot hold."""
+    lost = [name for name, value in state.items() if not value.isfinite().all()]
+    if lost:
+        raise GatesError(
+            f"{lost[0]} is not finite in {dtype}, nor are {len(lost) - 1} more: choose bfloat16 or"
+            " float32"
+        )
 
 
 def _config_of(model: Decoder) -> dict[str, Any]:
@@ -217,6 +232,13 @@ def read_model(folder: Path) -> tuple[Decoder, Tokenizer | None]:
         for name, value in _read_weights(folder).items()
         if not name.endswith("rotary_emb.inv_freq")  # of old versions, computed here
     }
+    kinds = {value.dtype: name for name, value in state.items()}
+    if len(kinds) > 1 or not kinds.keys() <= DTYPES:
+        found = ", ".join(f"{name} in {kind}" for kind, name in kinds.items())
+        raise GatesError(
+            f"{folder} has {found}: expected all weights in one of float32, bfloat16, float16 and"
+            " float64, get them so"
+        )
     if model.tie_embeddings:
         state["lm_head.weight"] = state.get("model.embed_tokens.weight", torch.empty(0))
     try:
@@ -239,7 +261,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise GatesError(f"{path} does not exist: name the folder of a model") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise GatesError(f"{path} cannot be read: {error}") from error
     if not isinstance(found, dict):
         raise GatesError(f"{path} holds no JSON object, get it again")
@@ -259,7 +281,7 @@ def _read_config(path: Path) -> tuple[dict[str, Any], Family]:
             f"{path} is that of a model of type {kind!r}, expected {', '.join(FAMILIES)}"
         )
     rope = given.get("rope_parameters") or given.get("rope_scaling") or {}
-    own = isinstance(rope, dict) and "rope_theta" in rope
+    own = isinstance(rope, dict) and rope.get("rope_theta") is not None
     theta = {"rope_theta": rope["rope_theta"]} if own else {}
     config = {**DEFAULTS, **FAMILIES[kind].defaults, **given, **theta}
     for name, refused in _REFUSED.items():
@@ -337,8 +359,8 @@ def _empty(path: Path, config: Config, family: Family) -> Decoder:
         )
     except KeyError as error:
         raise GatesError(f"{path} lacks {error.args[0]}, get it again") from error
-    except (ValueError, TypeError) as error:
-        raise GatesError(f"{path}: {error}") from error
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise GatesError(f"{path}: {str(error).splitlines()[0]}") from error
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
@@ -352,8 +374,9 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     shards = _read_json(folder / INDEX).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise GatesError(f"{folder / INDEX} has no weight_map, get it again")
-    files = sorted({str(name) for name in shards.values()})
-    absent = [name for name in files if Path(name).name != name or not (folder / name).is_file()]
+    files = sorted({str(name).encode(errors="replace").decode() for name in shards.values()})
+    there = {path.name for path in folder.iterdir() if path.is_file()}
+    absent = [name for name in files if name not in there]
     if absent:
         raise GatesError(
             f"{folder} lacks {len(absent)} of {len(files)} shards, the first is {absent[0]}: get"

@@ -177,6 +177,8 @@ def changed(source, place, **settings):
         ("Llama", {"num_hidden_layers": 4}, "lacks model.layers.3.* and 8 more: its weights are"),
         ("Llama", {"model_type": "qwen3"}, r"lacks model.layers.0.self_attn.q_norm.weight and 5"),
         ("Llama", {"vocab_size": 261}, "size mismatch for model.embed_tokens.weight"),
+        ("Llama", {"hidden_size": 2**62}, "config.json: "),
+        ("Llama", {"hidden_size": 2**70}, "config.json: "),
     ],
 )
 def test_settings_that_are_not_those_of_the_weights(family, change, shown, written, tmp_path):
@@ -194,6 +196,9 @@ def test_settings_may_be_absent_or_of_old_versions(written, tmp_path):
     state = load_file(folder / "model.safetensors")
     state["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
     save_file(state, folder / "model.safetensors")
+    assert torch.equal(logits(read_model(folder)[0]), expected)
+    empty = {"rope_parameters": {"rope_theta": None}}
+    folder = changed(written["Llama"], tmp_path / "empty", **empty)
     assert torch.equal(logits(read_model(folder)[0]), expected)
     other = {"rope_theta": 1.0, "rope_parameters": {"rope_type": "default", "rope_theta": 5e3}}
     folder = changed(written["Llama"], tmp_path / "other", **other)
@@ -232,7 +237,7 @@ def test_damaged_and_absent_files_are_refused(written, tmp_path, refuses):
         (r"is damaged: ", broken("model.safetensors", lambda p: p.write_bytes(content[:20]))),
         (r"is damaged: ", broken("model.safetensors", lambda p: p.write_bytes(b""))),
         (r"is damaged: ", broken("model.safetensors", lambda p: p.write_bytes(b"\xff" * 99))),
-        (r'parameter named "model\.norm\.weight"', broken("model.safetensors", integers)),
+        (r"model\.norm\.weight in torch\.int64", broken("model.safetensors", integers)),
         (r"model\.safetensors does not exist", broken("model.safetensors", Path.unlink)),
         (r"config\.json does not exist: name the folder of a model$",
          broken("config.json", Path.unlink)),
@@ -241,8 +246,39 @@ def test_damaged_and_absent_files_are_refused(written, tmp_path, refuses):
         (r"lacks 2 of 3 shards, the first is a\.safetensors: get them again$",
          broken("x", shards("a.safetensors", "model.safetensors", "b.safetensors"))),
         (r"lacks 1 of 1 shards", broken("x", shards("../Llama/model.safetensors"))),
+        (r"lacks 3 of 3 shards, the first is \?:", broken("x", shards("\ud800", "b\0", "a" * 999))),
+        (r"config\.json cannot be read: ",
+         broken("config.json", lambda p: p.write_text('{"a": ' * 100_000))),
         (r"has no weight_map", broken("x", shards())),
     )  # fmt: skip
+
+
+def test_weights_of_several_dtypes_or_of_eight_bits_are_refused(written, tmp_path):
+    folder = shutil.copytree(written["Llama"], tmp_path / "mixed")
+    state = load_file(folder / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    for kind, change in (
+        ("bfloat16", {name: state[name].bfloat16()}),
+        ("float8_e4m3fn", {name: state[name].to(torch.float8_e4m3fn)}),
+        ("float8_e4m3fn", {n: value.to(torch.float8_e4m3fn) for n, value in state.items()}),
+    ):
+        save_file(state | change, folder / "model.safetensors")
+        with pytest.raises(GatesError, match=rf"mixed has .* in torch\.{kind}: expected all"):
+            read_model(folder)
+    save_file({n: value.half() for n, value in state.items()}, folder / "model.safetensors")
+    assert read_model(folder)[0].lm_head.weight.dtype == torch.float16
+
+
+def test_weights_beyond_a_dtype_are_not_written_in_it(tmp_path, refuses):
+    model = filled("Llama")
+    with torch.no_grad():
+        model.model["norm"].weight[3] = 70_000
+    write = partial(write_model, tmp_path / "new", model, None)
+    line = "^model.norm.weight is not finite in torch.float16, nor are 0 more: choose bfloat16"
+    refuses(GatesError, (line, lambda: write(dtype=torch.float16)))
+    assert not [*tmp_path.iterdir()]
+    write(dtype=torch.bfloat16)
+    assert read_model(tmp_path / "new")[0].model["norm"].weight[3] == 70_144
 
 
 def test_what_no_family_has_is_not_written(tmp_path, refuses):
