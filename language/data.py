@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +152,10 @@ class LanguageDataModule(L.LightningDataModule):
             tokenizer. All ranks must see it. None: every process packs into a temporary folder.
         seed: Of the order.
 
+    Attributes:
+        skipped: Number of files that were passed over when the corpus was packed, see
+            :class:`language.corpus.Corpus`; empty where it was packed before.
+
     Raises:
         ValueError: A size is below 1, the seed is negative, or no corpus is named.
     """
@@ -174,6 +178,7 @@ class LanguageDataModule(L.LightningDataModule):
         self.context, self.batch_size, self.seed = context, batch_size, seed
         self.cache_folder = cache_folder
         self.prepare_data_per_node = False
+        self.skipped: Mapping[str, int] = {}
         self._shards: ShardSet | None = None
 
     def prepare_data(self) -> None:
@@ -213,7 +218,9 @@ class LanguageDataModule(L.LightningDataModule):
         state = [VERSION, tokenizer.digest, [_state(source) for source in self.corpus]]
         folder = Path(cache_folder) / short_digest(state)
         if not (folder / INDEX).is_file():
-            write_shards(read_corpus(self.corpus), tokenizer, folder)
+            corpus = read_corpus(self.corpus)
+            self.skipped = corpus.skipped
+            write_shards(corpus, tokenizer, folder)
         return folder
 
     def _refuse_short(self, shards: ShardSet) -> None:

@@ -219,6 +219,17 @@ def test_a_corpus_is_packed_once_for_each_state_of_its_files(folder, tmp_path, m
     assert first.folder.parent == second.folder.parent == tmp_path / "cache"
 
 
+def test_what_is_passed_over_in_packing_is_counted(folder, tmp_path):
+    for number in range(3):
+        (folder / f"latin{number}.txt").write_bytes(b"caf\xe9")
+    modules = [LanguageDataModule((str(folder),), cache_folder=str(tmp_path / "c")) for _ in "ab"]
+    for module in modules:
+        assert module.skipped == {}
+        module.prepare_data()
+    assert modules[0].skipped == {"links": 0, "binary": 3, "empty": 0}
+    assert modules[1].skipped == {}  # it was packed before
+
+
 def test_folders_that_look_alike_do_not_share_shards(folder, tmp_path):
     other = shutil.copytree(folder, tmp_path / "other")
     for path in folder.iterdir():
