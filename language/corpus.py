@@ -48,7 +48,8 @@ class Corpus:
     """Documents in memory, in the order of their sources and, within a folder, of their names.
 
     The SHA-256 of a name alone decides the split of a document: 80 % are for training, 10 % for
-    validation and 10 % for the test. A document that is added or removed moves no other.
+    validation and 10 % for the test. A file that is added or removed moves no other; lines and rows
+    are named by their number, so that one that is inserted moves those after it.
 
     Args:
         documents: The documents, names unique.
@@ -89,16 +90,17 @@ def read_corpus(sources: Sequence[str | Path]) -> Corpus:
     """Read documents; those with the same bytes are kept once.
 
     Args:
-        sources: Files of text, ``.jsonl`` files with an object per line and ``.parquet`` tables,
-            both with a field ``text``, and folders of all these, in which hidden files, links and
-            binary files are passed over. ``python`` is the standard library of the running
-            interpreter, without tests, generated files and what is installed.
+        sources: Files of text, ``.jsonl`` or ``.ndjson`` files with an object per line and
+            ``.parquet`` tables, both with a field ``text``, and folders of all these, in which
+            hidden files, links and binary files are passed over. ``python`` is the standard library
+            of the running interpreter, without tests, generated files and what is installed.
 
     Where a later source has another document of the same name, the name of its folder precedes it.
 
     Raises:
-        GatesError: A source does not exist, cannot be read, is binary or damaged, a line or a row
-            has no text, two documents have the same name even so, or there is no text at all.
+        GatesError: A source does not exist, cannot be read, is binary, damaged or a ``.json`` (in
+            folders they are text like any other), a line or a row has no text, two documents have
+            the same name even so, or there is no text at all.
     """
     skipped = {"links": 0, "binary": 0, "empty": 0}
     documents: dict[str, str] = {}
@@ -175,7 +177,12 @@ def _documents(source: str | Path, skipped: dict[str, int]) -> Iterator[tuple[st
             skipped["links"] += 1
         elif not path.is_file():
             continue  # a pipe or a device has no end
-        elif (kind := Path(name).suffix) in READERS:
+        elif (kind := Path(name).suffix.lower()) == ".json" and named:
+            raise GatesError(
+                f"{path} is JSON as a whole: give a .jsonl file with an object per line, each with "
+                f"a field {FIELD!r}, or rename it to train on its text as it is"
+            )
+        elif kind in READERS:
             for number, text in READERS[kind](path):
                 yield f"{name}:{number}", text
         elif (content := _text(path)) is None and named:
@@ -261,4 +268,4 @@ def _parquet(path: Path) -> Iterator[tuple[int, str]]:
         raise GatesError(f"{path} cannot be read as Parquet ({reason}): check the file") from error
 
 
-READERS = {".jsonl": _json_lines, ".parquet": _parquet}
+READERS = {".jsonl": _json_lines, ".ndjson": _json_lines, ".parquet": _parquet}

@@ -45,6 +45,18 @@ def test_lines_and_rows_are_documents(tmp_path):
     assert corpus.duplicates == 1
 
 
+def test_the_end_of_a_name_decides_how_a_file_is_read(tmp_path, refuses):
+    line = json.dumps({"text": "a\n"})
+    folder = write(tmp_path / "in", **{"a.JSONL": line, "b.ndjson": line.replace("a", "b")})
+    pq.write_table(pa.table({"text": ["c"]}), folder / "c.Parquet")
+    write(folder, **{"package.json": line})
+    names = {"a.JSONL:1": "a\n", "b.ndjson:1": "b\n", "c.Parquet:1": "c", "package.json": line}
+    assert dict(read_corpus([folder]).documents) == names
+    for name in ("d.json", "d.JSON"):
+        path = write(tmp_path, **{name: f"[{line}]"}) / name
+        refuses(GatesError, (f"{name} is JSON as a whole: give", lambda p=path: read_corpus([p])))
+
+
 def test_a_name_alone_decides_the_split():
     names = [f"folder/{number}.py" for number in range(4000)]
     found = Counter(map(Corpus.split, names))
