@@ -17,9 +17,10 @@ from torch import Tensor
 
 from core_gates.errors import GatesError, check_at_least
 from harness.files import Data, short_digest
+from harness.files.atomic import locked
 from language.corpus import PYTHON, SPLITS, Document, Split, read_corpus, source_files
 from language.shards import INDEX, VERSION, ShardSet, write_shards
-from language.tokenizer import load_tokenizer
+from language.tokenizer import Tokenizer, load_tokenizer
 
 
 class WindowLoader:
@@ -182,10 +183,10 @@ class LanguageDataModule(L.LightningDataModule):
         self._shards: ShardSet | None = None
 
     def prepare_data(self) -> None:
-        """Pack the corpus, unless it is packed already; one process does so for all.
+        """Pack the corpus, unless it is packed already; one process does so for all, others wait.
 
         Raises:
-            GatesError: Corpus or tokenizer cannot be read, or another process packs it.
+            GatesError: Corpus or tokenizer cannot be read.
         """
         if self.cache_folder is not None:
             self._packed(self.cache_folder)
@@ -218,10 +219,17 @@ class LanguageDataModule(L.LightningDataModule):
         state = [VERSION, tokenizer.digest, [_state(source) for source in self.corpus]]
         folder = Path(cache_folder) / short_digest(state)
         if not (folder / INDEX).is_file():
+            lock = folder.with_name(f".{folder.name}.packing.lock")
+            with locked(lock, folder, "name another cache_folder", wait=True):
+                self._pack(tokenizer, folder)
+        return folder
+
+    def _pack(self, tokenizer: Tokenizer, folder: Path) -> None:
+        """Pack the corpus, unless another process has done so in the meantime."""
+        if not (folder / INDEX).is_file():
             corpus = read_corpus(self.corpus)
             self.skipped = corpus.skipped
             write_shards(corpus, tokenizer, folder)
-        return folder
 
     def _refuse_short(self, shards: ShardSet) -> None:
         """Refuse a split without a document or without a window."""

@@ -188,7 +188,7 @@ def finite(value: Any) -> Any:
 
 
 @contextmanager
-def locked(path: Path, place: Path, remedy: str) -> Iterator[None]:
+def locked(path: Path, place: Path, remedy: str, *, wait: bool = False) -> Iterator[None]:
     """Hold a lock, whose file goes when the block ends.
 
     A process that is killed lets it go at once, even if processes that it forked live on.
@@ -198,13 +198,15 @@ def locked(path: Path, place: Path, remedy: str) -> Iterator[None]:
             the block has filled them.
         place: What is worked on, for the message.
         remedy: What to do instead of waiting.
+        wait: Wait until no other process holds it.
 
     Raises:
-        GatesError: Another process holds it, or its file cannot be written.
+        GatesError: Another process holds it and ``wait`` is not asked for, or its file cannot be
+            written.
     """
     from filelock import FileLock, Timeout  # only what locks waits for it
 
-    lock = FileLock(path, blocking=False)
+    lock = FileLock(path, blocking=wait)
     try:
         with writing(place):
             made = [folder for folder in path.parents if not folder.exists()]

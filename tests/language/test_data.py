@@ -3,8 +3,11 @@
 import json
 import os
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
+from threading import Event
 
 import lightning as L
 import numpy as np
@@ -217,6 +220,30 @@ def test_a_corpus_is_packed_once_for_each_state_of_its_files(folder, tmp_path, m
     os.utime(folder / "0.txt")
     assert prepare().digest == second.digest  # only its time has changed
     assert first.folder.parent == second.folder.parent == tmp_path / "cache"
+
+
+def test_who_comes_while_a_corpus_is_packed_waits_for_its_shards(folder, tmp_path, monkeypatch):
+    cache, begun, packed = tmp_path / "cache", Event(), []
+
+    def slow(*arguments, write=data_file.write_shards):
+        begun.set()
+        time.sleep(0.3)  # time for the other one to come
+        packed.append(write(*arguments))
+        return packed[-1]
+
+    def prepare():
+        module = LanguageDataModule((str(folder),), cache_folder=str(cache))
+        module.prepare_data()
+        return module.shards.folder
+
+    monkeypatch.setattr(data_file, "write_shards", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(prepare)
+        assert begun.wait(20)
+        second = pool.submit(prepare)
+        assert first.result() == second.result() == packed[0].folder
+    assert len(packed) == 1
+    assert [*cache.iterdir()] == [packed[0].folder]
 
 
 def test_what_is_passed_over_in_packing_is_counted(folder, tmp_path):

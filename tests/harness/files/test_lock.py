@@ -46,6 +46,24 @@ def test_a_lock_is_held_by_one_process_and_leaves_no_file(tmp_path):
     assert not lock.exists()
 
 
+def test_who_waits_has_the_lock_afterwards(tmp_path):
+    lock = tmp_path / ".out.lock"
+    ready, written = os.pipe()
+
+    def work():
+        with locked(lock, tmp_path / "out", ""):
+            os.write(written, b"1")
+            time.sleep(0.3)
+            (tmp_path / "out").touch()
+
+    holder = forked(work)
+    os.read(ready, 1)
+    with locked(lock, tmp_path / "out", "", wait=True):
+        assert (tmp_path / "out").exists()
+    assert os.waitstatus_to_exitcode(os.waitpid(holder, 0)[1]) == 0
+    assert not lock.exists()
+
+
 def test_a_killed_process_lets_go_though_one_that_it_forked_lives_on(tmp_path):
     lock = tmp_path / ".out.lock"
     ready, written = os.pipe()
