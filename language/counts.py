@@ -72,10 +72,12 @@ def _look_up(known: np.ndarray, wanted: np.ndarray, values: np.ndarray) -> np.nd
     return np.where(known[place] == wanted, values[place], 0)
 
 
-def _grams(
+def grams_of(
     data: np.ndarray, position: np.ndarray, order: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield, for orders from 0, which bytes have that many before them, and both as integers.
+
+    Contexts are ``grams >> 8``.
 
     Args:
         data: (N,) bytes.
@@ -139,7 +141,7 @@ class ByteCounts:
         data = np.frombuffer(b"".join(texts), dtype=np.uint8)
         starts = np.repeat(lengths.cumsum() - lengths, lengths)
         position = np.minimum(np.arange(len(data)) - starts, order).astype(np.uint8)
-        return cls([_Table.of(grams[found]) for found, grams in _grams(data, position, order)])
+        return cls([_Table.of(grams[found]) for found, grams in grams_of(data, position, order)])
 
     def bits(self, text: str | bytes) -> np.ndarray:
         """Return the bits of every byte of a text, given all bytes before it.
@@ -153,9 +155,18 @@ class ByteCounts:
         """
         encoded = text if isinstance(text, bytes) else text.encode()
         data = np.frombuffer(encoded, dtype=np.uint8)
-        probabilities, rows = np.full(len(data), 1 / 256), []
-        contexts = _grams(data, np.arange(len(data)), self.order)
+        return -np.log2(self.probabilities(data, np.arange(len(data))))
+
+    def probabilities(self, data: np.ndarray, position: np.ndarray) -> np.ndarray:
+        """Return the probabilities (order + 1, T) of bytes, given those before them.
+
+        Args:
+            data: (T,) uint8, of one or several texts, one after the other.
+            position: (T,) number of each byte in its text.
+        """
+        rows, lower = [], np.full(len(data), 1 / 256)
+        contexts = grams_of(data, position, self.order)
         for table, (found, grams) in zip(self._tables, contexts, strict=True):
-            probabilities[found] = table.update(probabilities[found], grams[found])
-            rows.append(-np.log2(probabilities))
+            lower[found] = table.update(lower[found], grams[found])
+            rows.append(lower.copy())
         return np.stack(rows)

@@ -187,28 +187,33 @@ def count_bits(
     return np.stack(found, 1)
 
 
-def xz_bits(documents: Iterable[Document]) -> np.ndarray:
-    """Return how many bits xz needs for each document, all of it, compressed for itself.
+def xz_bits(documents: Iterable[Document], starts: Iterable[int]) -> np.ndarray:
+    """Return how many bits xz needs for the same bytes, knowing all of a document before them.
 
-    That is the raw stream of LZMA2, preset 9 with ``extreme``, without the header and checksums of
+    That is the compressed length of a document less that of its bytes before the first scored one,
+    both as the raw stream of LZMA2, preset 9 with ``extreme``, without the header and checksums of
     a file: a larger rival would be an easier one.
 
     Args:
         documents: Held-out documents.
+        starts: First scored byte of each, from :func:`scored_part`.
 
     Returns:
         Bits and bytes (N, 2).
     """
     found = []
-    for document in documents:
+    for document, start in zip(documents, starts, strict=True):
         data = document.text.encode()
         coder = {
             "id": lzma.FILTER_LZMA2,
             "preset": 9 | lzma.PRESET_EXTREME,
             "dict_size": max(len(data), SMALLEST_DICTIONARY),  # more is only slower
         }
-        packed = lzma.compress(data, lzma.FORMAT_RAW, filters=[coder])
-        found.append((8 * len(packed), len(data)))
+        sizes = [
+            len(lzma.compress(part, lzma.FORMAT_RAW, filters=[coder]))
+            for part in (data, data[:start])
+        ]
+        found.append((8 * (sizes[0] - sizes[1]), len(data) - start))
     return np.array(found, dtype=float)
 
 

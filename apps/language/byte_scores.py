@@ -21,6 +21,7 @@ from harness.evidence import Bar, Resamples, Row, compare, moments
 from harness.experiment import Arrays, Job, Piece, Run, Store
 from harness.files import write_text
 from harness.report.page import Page
+from language.adaptive_counts import AdaptiveCounts
 from language.corpus import Document, Split
 from language.counts import ORDER, ByteCounts
 from language.data import LanguageDataModule
@@ -30,9 +31,11 @@ from language.module import LanguageModule
 from language.scoring import bits_per_byte, count_bits, ratio, scored_part, xz_bits
 from language.tokenizer import Tokenizer
 
-DECODER, COUNTS, XZ = "decoder", "counts", "xz"
+DECODER, COUNTS, ADAPTIVE, XZ = "decoder", "counts", "adaptive_counts", "xz"
 ORDERS = tuple(f"order {order}" for order in range(ORDER + 1))
 REFERENCE = ORDERS[-1]
+SAME_WINDOW, WHOLE_FILE = "adaptive counts, same window", "adaptive counts, whole file"
+TOLD_MORE = (WHOLE_FILE, XZ)
 WEIGHTS, BASELINES, SCORES = "weights", "baselines", "scores"
 TASK: Split = "test"
 METRIC = "bits_per_byte"
@@ -41,9 +44,16 @@ PLACES = ("corpus", "tokenizer", "cache_folder")
 """Options of the data that decide by content alone, which the digest of the data covers."""
 
 NOTE = (
-    "Counts and the decoder are scored on the same bytes: of every document that is longer, those "
-    "after the first half context. xz compresses all of a document, each by itself."
+    "All are scored on the same bytes: of every document that is longer, those after the first "
+    "half context. Counts of order 5 know the 5 bytes before; adaptive counts, same window, those "
+    "before in the window, as the decoder does; adaptive counts, whole file, and xz all of the "
+    "document before. xz is the compressed length of a document less that of its unscored part."
 )
+WEIGHED = (
+    "{count} documents of unequal sizes n count as {effective:.1f} of equal size, "
+    "(sum n)^2 / sum n^2."
+)
+MEANS = "Each document weighed the same, the means are {}."
 
 CARD = """---
 library_name: transformers
@@ -156,14 +166,23 @@ def scored(data: LanguageDataModule) -> tuple[list[Document], np.ndarray]:
 
 
 def score_rival(piece: Piece, job: Job, places: Places) -> dict[str, Tensor]:
-    """Return bits and bytes (N, 2) of every scored document, of counts by order or of xz."""
+    """Return bits and bytes (N, 2) of every scored document, of rivals by name."""
     del job
     data = data_of(piece.settings, places)
     documents, starts = scored(data)
     if piece.method == XZ:
-        return {XZ: torch.from_numpy(xz_bits(documents))}
-    bits = count_bits(ByteCounts.fit(data.held_out("train")), documents, starts)
-    return dict(zip(ORDERS, torch.from_numpy(bits), strict=True))
+        return {XZ: torch.from_numpy(xz_bits(documents, starts))}
+    counts = ByteCounts.fit(data.held_out("train"))
+    if piece.method == COUNTS:
+        bits = count_bits(counts, documents, starts)
+        return dict(zip(ORDERS, torch.from_numpy(bits), strict=True))
+    found, others = {}, data.held_out("validation")
+    for name in (SAME_WINDOW, WHOLE_FILE):
+        rival = AdaptiveCounts(
+            counts, data.shards.tokenizer, data.context, whole=name == WHOLE_FILE
+        )
+        found[name] = torch.from_numpy(rival.fit(others).bits(documents))
+    return found
 
 
 def score_decoder(piece: Piece, job: Job, places: Places, weights: Store[Any]) -> dict[str, Tensor]:
@@ -192,7 +211,8 @@ class Study:
         self.places = {name: getattr(data, name) for name in PLACES}
         self.weights = run.store(WEIGHTS, ModelFolder())
         kept = {name: run.settings.get(name) for name in ("data.digest", "data.context")}
-        self.rivals = [Piece(method, settings=kept) for method in (COUNTS, XZ)]
+        self.rivals = [Piece(method, settings=kept) for method in (COUNTS, ADAPTIVE)]
+        self.rivals.append(Piece(XZ, settings={**kept, "bytes": "scored"}))
         self.decoders = [
             Piece(DECODER, seed, settings={**run.settings, "seed": seed}) for seed in seeds
         ]
@@ -214,9 +234,10 @@ class Study:
         )  # fmt: skip
         scoring = self._work(score_decoder, weights=self.weights)
         run.obtain(run.store(SCORES, Arrays()), trained, scoring)
+        bits = self.found()
         scores = {
             method: [moments(one, ratio, name=METRIC) for one in found]
-            for method, found in self.found().items()
+            for method, found in bits.items()
         }
         draws = Resamples.clusters([document.name for document in documents])
         rows = compare(scores, draws, task=TASK, reference=REFERENCE)
@@ -230,7 +251,7 @@ class Study:
             bars = [Bar(f"bits per byte of the {DECODER}", own, "<=", most_bits, note=why)]
         return run.finish(
             rows, bars, seeds=self.seeds, data=self.data.digest(), headline=headline(rows),
-            notes=[NOTE],
+            notes=[NOTE, *weighed(bits)],
         )  # fmt: skip
 
     def found(self) -> dict[str, list[np.ndarray]]:
@@ -242,7 +263,13 @@ class Study:
                 if store.find(piece) is not None:
                     for method, bits in store.load(piece).items():
                         found.setdefault(method, []).append(bits.numpy())
-        known = (*ORDERS, XZ, DECODER)  # files of tensors are sorted by name
+        known = (
+            *ORDERS,
+            SAME_WINDOW,
+            WHOLE_FILE,
+            XZ,
+            DECODER,
+        )  # files of tensors are sorted by name
         return {method: found[method] for method in known if method in found}
 
     def command(self, piece: Piece) -> str:
@@ -276,12 +303,30 @@ class Study:
         return partial(work, places=self.places, **further)
 
 
+def weighed(found: Mapping[str, Sequence[np.ndarray]]) -> list[str]:
+    """Return how many documents of equal size those scored count as, and means over documents.
+
+    Args:
+        found: Bits and bytes (N, 2), by method, an array per seed.
+    """
+    sizes = found[REFERENCE][0][:, 1]
+    effective = sizes.sum() ** 2 / (sizes**2).sum()
+    means = {m: np.mean([one[:, 0] / one[:, 1] for one in bits]) for m, bits in found.items()}
+    shown = [m for m in (REFERENCE, SAME_WINDOW, WHOLE_FILE, XZ, DECODER) if m in means]
+    listed = "; ".join(f"{method} {means[method]:.3f}" for method in shown)
+    return [WEIGHED.format(count=len(sizes), effective=effective), MEANS.format(listed)]
+
+
 def headline(rows: Collection[Row]) -> str:
-    """Return what the decoder reaches, and which orders it does not beat, and whether xz."""
+    """Return what the decoder reaches, and which rivals it does not beat, told more or not."""
     values = {row.method: row.value for row in rows if not row.versus}
     own = values.pop(DECODER, math.nan)
     if math.isnan(own):
         return f"The {DECODER} is not trained."
-    unbeaten = [method for method, value in values.items() if value <= own]
-    said = f"does not beat {' and '.join(unbeaten)}" if unbeaten else "beats every order and xz"
+    unbeaten = [
+        f"{method} (told more)" if method in TOLD_MORE else method
+        for method, value in values.items()
+        if value <= own
+    ]
+    said = f"does not beat {' and '.join(unbeaten)}" if unbeaten else "beats all counts and xz"
     return f"The {DECODER} needs {own:.2f} bits per byte and {said}."

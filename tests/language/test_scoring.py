@@ -165,14 +165,17 @@ def test_counts_are_scored_on_the_same_bytes_with_all_text_before():
         assert set(values[:, number, 1]) == {len(text.encode()) - 8}
 
 
-def test_xz_compresses_each_document_for_itself():
-    texts = ["", "abc" * 2000, "naïve"]
-    bits, sizes = xz_bits(documents(*texts)).T
-    assert sizes.tolist() == [0, 6000, 6]
-    assert bits[1] < 0.1 * 8 * 6000
-    for text, size in zip(texts, bits / 8, strict=True):
+def test_xz_needs_what_the_scored_bytes_add_to_those_before():
+    texts = ["abc" * 2000, "naïve", "abc" * 100 + "Zebras quickly jump, vexing 9 dwarfs"]
+    starts = [0, 0, 300]
+    bits, sizes = xz_bits(documents(*texts), starts).T
+    assert sizes.tolist() == [6000, 6, 36]
+    assert bits[0] < 0.1 * 8 * 6000
+    for text, size in zip(texts[:2], bits / 8, strict=False):
         xz = len(lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME))
         assert 0 < xz - size < 64  # header, checksums and index of the container
+    whole, before = xz_bits(documents(texts[2], texts[2][:300]), [0, 0])[:, 0]
+    assert bits[2] == whole - before < whole
 
 
 def test_the_interval_is_that_of_a_ratio_over_documents():

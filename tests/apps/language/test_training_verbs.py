@@ -12,16 +12,17 @@ import yaml
 from safetensors.torch import load_file
 
 from apps.language import generate
-from apps.language.byte_scores import ModelFolder, headline, module_of
+from apps.language.byte_scores import SAME_WINDOW, WHOLE_FILE, ModelFolder, headline, module_of
 from apps.main import APPS
 from harness.evidence import Row
 from harness.experiment import Piece, Store
 from harness.experiment.ship import ship
 from harness.files.piece import read_record
+from language.adaptive_counts import AdaptiveCounts
 from language.corpus import read_corpus
 from language.counts import ByteCounts
 from language.hf.model_folder import read_model
-from language.scoring import bits_per_byte
+from language.scoring import bits_per_byte, xz_bits
 from language.tokenizer import ByteTokenizer
 
 KILLED = pytest.mark.costly("four processes, two of which are killed")
@@ -66,7 +67,8 @@ def test_fit_leaves_a_model_folder_of_the_trained_weights(trained, weights):
 def test_the_decoder_is_scored_next_to_counts_and_xz(trained, weights):
     scores = scores_of(trained)
     values = {r["method"]: r for r in scores["rows"] if r["versus"] is None}
-    assert list(values) == [*(f"order {n}" for n in range(6)), "xz", "decoder"]
+    adaptive = ["adaptive counts, same window", "adaptive counts, whole file"]
+    assert list(values) == [*(f"order {n}" for n in range(6)), *adaptive, "xz", "decoder"]
     corpus = read_corpus([trained.folder / "corpus"])
     held = corpus.part("test")
     model, tokenizer = read_model(weights)
@@ -76,6 +78,19 @@ def test_the_decoder_is_scored_next_to_counts_and_xz(trained, weights):
     assert values["decoder"]["low"] < values["decoder"]["value"] < values["decoder"]["high"]
     own = [ByteCounts.fit(corpus.part("train")).bits(one.text)[2, 8:] for one in held]
     assert values["order 2"]["value"] == pytest.approx(np.concatenate(own).mean())
+    for name in adaptive:
+        rival = AdaptiveCounts(
+            ByteCounts.fit(corpus.part("train")), tokenizer, 16, whole="whole" in name
+        )
+        own = rival.fit(corpus.part("validation")).bits(held)
+        assert values[name]["value"] == pytest.approx(own[:, 0].sum() / own[:, 1].sum())
+    packed = xz_bits(held, [8] * len(held))
+    assert values["xz"]["value"] == pytest.approx(packed[:, 0].sum() / packed[:, 1].sum())
+    sizes = bits[:, 1]
+    _, weighed, means = scores["notes"]
+    effective = sizes.sum() ** 2 / (sizes**2).sum()
+    assert weighed.startswith(f"{len(held)} documents of unequal sizes n count as {effective:.1f}")
+    assert means.endswith(f"decoder {(bits[:, 0] / sizes).mean():.3f}.")
     paired = {r["method"]: r for r in scores["rows"] if r["versus"] == "order 5"}
     assert paired.keys() == values.keys() - {"order 5"}
     gap = values["decoder"]["value"] - values["order 5"]["value"]
@@ -84,7 +99,9 @@ def test_the_decoder_is_scored_next_to_counts_and_xz(trained, weights):
     assert (bar["bar"], bar["value"]) == (2.5, values["decoder"]["value"])
     assert bar["met"] is (bar["value"] <= 2.5)
     unbeaten = [m for m, r in values.items() if r["value"] <= values["decoder"]["value"]]
-    assert scores["headline"].endswith(f"does not beat {' and '.join(unbeaten[:-1])}.")
+    for name in unbeaten[:-1]:
+        told = " (told more)" if name in {adaptive[1], "xz"} else ""
+        assert f"{name}{told}" in scores["headline"].split(" does not beat ")[1]
     assert [one["role"] for one in scores["data"]] == ["train", "validation", "test", "tokenizer"]
     assert all(name in trained.evaluated for name in ("order 5", "xz", "decoder"))
 
@@ -190,9 +207,16 @@ def test_headlines():
     def rows(**values):
         return [Row(m.replace("_", " "), "test", "b", v) for m, v in values.items()]
 
-    found = headline(rows(order_0=4.0, order_1=2.0, xz=1.9, decoder=2.0))
-    assert found == "The decoder needs 2.00 bits per byte and does not beat order 1 and xz."
-    assert headline(rows(order_0=4.0, xz=3.0, decoder=2.0)).endswith("beats every order and xz.")
+    own = {"order 0": 4.0, "order 1": 2.0, SAME_WINDOW: 2.1, WHOLE_FILE: 1.8, "xz": 1.9}
+    assert headline(rows(**own, decoder=2.0)) == (
+        "The decoder needs 2.00 bits per byte and does not beat order 1 and adaptive counts, "
+        "whole file (told more) and xz (told more)."
+    )
+    assert headline(rows(**own, decoder=1.5)).endswith(
+        "1.50 bits per byte and beats all counts and xz."
+    )
+    same = headline(rows(**own | {SAME_WINDOW: 1.0}, decoder=1.2))
+    assert same.endswith("does not beat adaptive counts, same window.")
     assert headline(rows(order_0=4.0, decoder=math.nan)) == "The decoder is not trained."
 
 

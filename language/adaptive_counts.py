@@ -1,0 +1,146 @@
+"""Counts that learn from the text they predict: the strongest simple rival of a small decoder."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from language.corpus import Document
+from language.counts import ByteCounts, grams_of
+from language.scoring import scored_part
+from language.tokenizer import Tokenizer
+
+ROUNDS = 30  # of expectation and maximization
+FITTED = 2**18  # scored bytes of the validation documents, at most, that the weights are fitted to
+
+
+class _Passages(NamedTuple):
+    """Passages of a document, one after the other: T bytes.
+
+    Attributes:
+        data: (T,) uint8.
+        position: (T,) number of each byte in its passage.
+        scored: (T,) bool.
+    """
+
+    data: np.ndarray
+    position: np.ndarray
+    scored: np.ndarray
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, text: str, context: int, *, whole: bool) -> "_Passages":
+        """Return the windows of a decoder, or the whole text as one."""
+        edges = np.concatenate([[0], tokenizer.byte_counts(text).cumsum()])
+        half, last = context // 2, len(edges) - 1
+        starts = np.arange(0, 1 if whole else last - half, context - half)
+        stops = [last] if whole else np.minimum(starts + context, last)
+        begin, first, stop = edges[np.maximum(starts - 1, 0)], edges[starts + half], edges[stops]
+        sizes = stop - begin
+        position = np.arange(sizes.sum()) - np.repeat(sizes.cumsum() - sizes, sizes)
+        place = position + np.repeat(begin, sizes)
+        data = np.frombuffer(text.encode(), dtype=np.uint8)[place]
+        return cls(data, position, place >= np.repeat(first, sizes))
+
+
+class AdaptiveCounts:
+    """A mixture of counts of training documents and of what was read of the same text.
+
+    The probability of a byte c after the bytes h is the sum of w_j p_j(c | h) over 2 (order + 1)
+    models with weights w that sum to 1. The first half are those of :class:`ByteCounts`, orders
+    from 0. In the others, n and t count in the text itself, before c::
+
+        p_k(c | h) = (n(h c) + t(h) p_{k-1}(c | h')) / (n(h) + t(h))
+
+    and below order 0 is the longest order of the training documents. The text is either that of the
+    window that a decoder reads, so that both know the same, or all of the document before c.
+
+    The weights are those that need the fewest bits for the scored bytes of other documents, by
+    expectation and maximization (Jelinek and Mercer, 1980).
+
+    Args:
+        counts: Of the training documents.
+        tokenizer: That of the decoder.
+        context: Tokens of its window.
+        whole: Whether all of a document before a byte is read, not only its window.
+
+    Attributes:
+        weights: (2 (order + 1),) equal before :meth:`fit`.
+    """
+
+    def __init__(
+        self, counts: ByteCounts, tokenizer: Tokenizer, context: int, *, whole: bool
+    ) -> None:
+        self.counts, self.tokenizer, self.context, self.whole = counts, tokenizer, context, whole
+        models = 2 * (counts.order + 1)
+        self.weights = np.full(models, 1 / models)
+
+    def fit(self, documents: Sequence[Document]) -> "AdaptiveCounts":
+        """Fit the weights to documents that neither train nor test.
+
+        Of more than 262,144 scored bytes, every second, third, ... is used.
+
+        Args:
+            documents: Those of the validation split.
+
+        Returns:
+            Itself.
+
+        Raises:
+            GatesError: No document is longer than half a context.
+        """
+        found, starts = scored_part(self.tokenizer, documents, self.context)
+        total = sum(len(one.text.encode()) for one in found) - starts.sum()
+        step = -(-total // FITTED)
+        models = np.concatenate([self.models(one)[:, ::step] for one in found], 1)
+        for _ in range(ROUNDS):
+            shares = self.weights[:, None] * models
+            self.weights = (shares / shares.sum(0)).mean(1)
+        return self
+
+    def bits(self, documents: Sequence[Document]) -> np.ndarray:
+        """Return the bits and bytes (N, 2) of what is scored of N documents.
+
+        Args:
+            documents: Held-out documents, each longer than half a context.
+        """
+        found = [-np.log2(self.weights @ self.models(document)) for document in documents]
+        return np.array([(bits.sum(), len(bits)) for bits in found])
+
+    def models(self, document: Document) -> np.ndarray:
+        """Return the probabilities (2 (order + 1), T) of the scored bytes of a document."""
+        text = _Passages.of(self.tokenizer, document.text, self.context, whole=self.whole)
+        return self.probabilities(text.data, text.position)[:, text.scored]
+
+    def probabilities(self, data: np.ndarray, position: np.ndarray) -> np.ndarray:
+        """Return the probabilities (2 (order + 1), T) of bytes, given those before them.
+
+        Args:
+            data: (T,) uint8, of one or several texts, one after the other.
+            position: (T,) number of each byte in its text.
+        """
+        rows = [*self.counts.probabilities(data, position)]
+        text, lower = (position == 0).cumsum(), rows[-1].copy()
+        for found, grams in grams_of(data, position, self.counts.order):
+            lower[found] = _own(lower[found], grams[found], text[found])
+            rows.append(lower.copy())
+        return np.stack(rows)
+
+
+def _own(lower: np.ndarray, grams: np.ndarray, text: np.ndarray) -> np.ndarray:
+    """Return the probabilities (T,) of bytes by counts before them, from those one order below."""
+    (seen,) = _before(grams, text, np.ones((1, len(grams)), dtype=np.int64))
+    either = np.stack([np.ones_like(seen), seen == 0])
+    total, kinds = _before(grams >> np.uint64(8), text, either)
+    return np.where(total > 0, (seen + kinds * lower) / np.maximum(total + kinds, 1), lower)
+
+
+def _before(keys: np.ndarray, text: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return the sums of values (J, T) over earlier places of the same text and key."""
+    order = keys.argsort(kind="stable")
+    keys, text, values = keys[order], text[order], values[:, order]
+    changes = (keys[1:] != keys[:-1]) | (text[1:] != text[:-1])
+    first = np.flatnonzero(np.concatenate([[True], changes])[: len(keys)])
+    sums = values.cumsum(1) - values
+    found = np.empty_like(sums)
+    found[:, order] = sums - np.repeat(sums[:, first], np.diff(first, append=len(keys)), axis=1)
+    return found
