@@ -2,7 +2,7 @@
 
 import codecs
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -46,7 +46,7 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int = 0,
-    end: int | None,
+    end: int | Collection[int] | None,
     stop: Sequence[str] = (),
 ) -> Iterator[Chunk]:
     """Continue prompts of any lengths, all at once, and yield text as soon as it is known.
@@ -65,7 +65,7 @@ def generate(
         top_p: Only the fewest most probable tokens that have this probability together may be
             drawn, of those that ``top_k`` leaves; all if None.
         seed: Of the random numbers.
-        end: Token that ends a text; none if None.
+        end: Token, or tokens, that end a text; none if None.
         stop: Strings that end a text, before the first one that is complete.
 
     Returns:
@@ -90,8 +90,9 @@ def generate(
         if not fits:
             raise GatesError(f"{name} is {found}, expected {wanted}")
     choose = partial(next_probabilities, temperature=temperature, top_k=top_k, top_p=top_p)
+    ends = () if end is None else (end,) if isinstance(end, int) else end
     texts = [
-        _Continuation(number, prompt, model.context, max_tokens, decode, end, stops, seed)
+        _Continuation(number, prompt, model.context, max_tokens, decode, ends, stops, seed)
         for number, prompt in enumerate(known)
     ]
     return _steps(model, known, texts, choose)
@@ -208,7 +209,7 @@ class _Continuation:
         context: Tokens that the model reads.
         max_tokens: Tokens to generate.
         decode: Turns tokens into bytes.
-        end: Token that ends the text.
+        ends: Tokens that end the text.
         stops: Strings that end it.
         seed: Of the random numbers.
 
@@ -223,11 +224,11 @@ class _Continuation:
         context: int,
         max_tokens: int,
         decode: Decode,
-        end: int | None,
+        ends: Collection[int],
         stops: Sequence[str],
         seed: int,
     ) -> None:
-        self._number, self._decode, self._end = number, decode, end
+        self._number, self._decode, self._ends = number, decode, ends
         self._left = max_tokens, context - len(prompt) + 1
         self._new, self._count = list[int](), 0
         self._window, self._before = [*prompt], decode(prompt)
@@ -245,7 +246,7 @@ class _Continuation:
         self._count += 1
         length, context = self._left
         text = ""
-        if token == self._end:
+        if token in self._ends:
             self.reason = "end"
         else:
             text = self._text.add(self._bytes(token))

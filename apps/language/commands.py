@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from harness.command.verbs import FunctionVerb, run_verb
+from harness.command.verbs import FunctionVerb, refuse_strangers, run_verb
 from harness.files import require_apart, require_free
 
 DEFAULT_CONFIG = "base"  # of verbs that need no data
@@ -32,19 +32,21 @@ def convert(
         folder: Filled in by the command line.
         output: Folder that is written.
         dtype: Type of the weights; that in which they are stored if null.
-        overwrite_output: Replace the output if it exists.
+        overwrite_output: Replace the output if it exists and holds a model alone.
     """
     import torch
 
-    from language.hf.model_folder import read_model, write_model
+    from language.hf.model_folder import MADE, read_model, write_model
 
-    path = Path(output)
+    source, path = Path(folder), Path(output).resolve()
     require_free(path, overwrite=overwrite_output)
-    require_apart(path, [Path(folder)])
-    model, tokenizer = read_model(Path(folder))
-    write_model(path, model, tokenizer, dtype=None if dtype is None else getattr(torch, dtype))
+    require_apart(path, [source])
+    refuse_strangers(path, MADE)
+    model, tokenizer = read_model(source)
+    numbers = None if dtype is None else getattr(torch, dtype)
+    write_model(path, model, tokenizer, dtype=numbers, source=source)
     print(f"{sum(weight.numel() for weight in model.parameters()):,} weights")
-    print(path)
+    print(output)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -5,10 +5,9 @@ from pathlib import Path
 import language
 from core_gates.errors import GatesError
 from harness.command.verbs import Place
-from language.decoder import Decoder
+from harness.files.piece import read_record, refuse_changed
 from language.generation import generate as continued
-from language.hf.model_folder import CONFIG, read_model
-from language.tokenizer import Tokenizer
+from language.hf.model_folder import CONFIG, read_marks, read_model
 
 SHIPPED = "shipped"
 SHIPPED_CONFIG = "long"  # whose decoder ships
@@ -43,17 +42,22 @@ def generate(
         seed: Seed of all random choices.
     """
     texts = prompts_of(prompt, prompts)
-    model, tokenizer = model_of(place, weights)
+    folder = folder_of(place, weights)
+    model, tokenizer = read_model(folder)
+    if tokenizer is None:
+        raise GatesError(f"{folder} has no tokenizer.json: put that of the model into the folder")
+    begin, ends = read_marks(folder)
+    first = tokenizer.end if begin is None else begin
     chunks = continued(
         model,
-        [[tokenizer.end, *tokenizer.encode(text).tolist()] for text in texts],
+        [[first, *tokenizer.encode(text).tolist()] for text in texts],
         decode=tokenizer.decode,
         max_tokens=max_tokens,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
         seed=seed,
-        end=tokenizer.end,
+        end=ends or tokenizer.end,
         stop=() if stop is None else (stop,),
     )
     if prompt is not None:
@@ -99,15 +103,15 @@ def models_in(home: Path) -> list[Path]:
     return sorted(path.parent for path in home.glob(f"{WEIGHTS}/{CONFIG}"))
 
 
-def model_of(place: Place, weights: str | None) -> tuple[Decoder, Tokenizer]:
-    """Return a model and its tokenizer.
+def folder_of(place: Place, weights: str | None) -> Path:
+    """Return the folder of a model; that of a run or of the package is as it was recorded.
 
     Args:
         place: Of the run whose model is meant where none is named.
         weights: Folder, or ``shipped``.
 
     Raises:
-        GatesError: There is none, or it has no tokenizer.
+        GatesError: There is none, or a file was changed after its record was written.
     """
     homes = {None: place.run_folder.path, SHIPPED: shipped()}
     found = models_in(homes[weights]) if weights in homes else [Path(str(weights))]
@@ -117,7 +121,6 @@ def model_of(place: Place, weights: str | None) -> tuple[Decoder, Tokenizer]:
             f"{what}: run `gates language fit --config {place.config}` first, or name a folder by "
             "--weights"
         )
-    model, tokenizer = read_model(found[0])
-    if tokenizer is None:
-        raise GatesError(f"{found[0]} has no tokenizer.json: put that of the model into the folder")
-    return model, tokenizer
+    if weights in homes and (record := read_record(found[0])) is not None:
+        refuse_changed(found[0], record)
+    return found[0]

@@ -38,7 +38,7 @@ def require_free(path: Path, *, overwrite: bool, option: str = "--output") -> No
     """
     with writing(path):
         taken = path.exists()
-        parent = next(one for one in path.parents if one.exists())
+        parent = next((one for one in path.parents if one.exists()), path)
     if taken and not overwrite:
         raise GatesError(f"{path} exists: choose another {option} or add --overwrite_output")
     if not parent.is_dir():

@@ -1,6 +1,7 @@
 """Folders of models as transformers writes them: Llama, Qwen3, Mixtral and Qwen3-MoE."""
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,11 @@ from language.decoder import Decoder
 from language.tokenizer import Tokenizer, load_tokenizer
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
-INDEX = f"{WEIGHTS}.index.json"
+INDEX, GENERATION = f"{WEIGHTS}.index.json", "generation_config.json"
+MADE = (CONFIG, WEIGHTS, TOKENIZER, GENERATION, "tokenizer_config.json")
+"""Files of a folder that is written, the first one always."""
+
+BEGIN, ENDS = "bos_token_id", "eos_token_id"
 Config = Mapping[str, Any]
 
 
@@ -73,6 +78,7 @@ def write_model(
     tokenizer: Tokenizer | None,
     *,
     dtype: torch.dtype | None = None,
+    source: Path | None = None,
 ) -> None:
     """Write a decoder and its tokenizer as transformers does; the folder is the old or the new one.
 
@@ -84,6 +90,8 @@ def write_model(
         model: The decoder.
         tokenizer: Its tokenizer, if it has one.
         dtype: Floating dtype of the file; that of the model if None.
+        source: Folder that the model was read from, whose first and last tokens are kept, and its
+            ``generation_config.json``; the end of the tokenizer is both if None.
 
     Raises:
         GatesError: The model is of none of these families, the tokenizer has more tokens than the
@@ -96,7 +104,10 @@ def write_model(
                 f"the tokenizer has {tokenizer.vocab_size} tokens, but the model"
                 f" {model.vocab_size}: write the tokenizer that it was trained with"
             )
-        config |= {"bos_token_id": tokenizer.end, "eos_token_id": tokenizer.end}
+        config |= {BEGIN: tokenizer.end, ENDS: tokenizer.end}
+    if source is not None:
+        given = _read_json(source / CONFIG)
+        config |= {name: given[name] for name in (BEGIN, ENDS) if name in given}
     state = _state_of(model, FAMILIES[config["model_type"]])
     state = {name: value.to("cpu", dtype).contiguous() for name, value in state.items()}
     if dtype is not None:
@@ -108,6 +119,8 @@ def write_model(
         save_file(state, temporary / WEIGHTS, metadata={"format": "pt"})
         if tokenizer is not None:
             tokenizer.save(temporary)
+        if source is not None and (source / GENERATION).is_file():
+            shutil.copyfile(source / GENERATION, temporary / GENERATION)
 
 
 def _refuse_infinite(state: Mapping[str, Tensor], dtype: torch.dtype) -> None:
@@ -254,6 +267,30 @@ def read_model(folder: Path) -> tuple[Decoder, Tokenizer | None]:
     model.tie_weights()
     tokenizer = load_tokenizer(folder) if (folder / TOKENIZER).exists() else None
     return model.eval(), tokenizer
+
+
+def read_marks(folder: Path) -> tuple[int | None, tuple[int, ...]]:
+    """Read with which token texts begin and with which they end, by ``generation_config.json`` too.
+
+    Args:
+        folder: Of a model, see :func:`read_model`.
+
+    Returns:
+        The first token and the last ones; None and none where the folder names none.
+
+    Raises:
+        GatesError: A file cannot be read, or what it names is no token.
+    """
+    found = _read_json(folder / CONFIG)
+    if (folder / GENERATION).is_file():
+        named = _read_json(folder / GENERATION)
+        found |= {name: named[name] for name in (BEGIN, ENDS) if named.get(name) is not None}
+    begin, ends = found.get(BEGIN), found.get(ENDS)
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    for token in (*ends, 0 if begin is None else begin):
+        if type(token) is not int or token < 0:
+            raise GatesError(f"{folder} names the token {token!r}, expected an integer from 0")
+    return begin, tuple(ends)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -80,6 +80,99 @@ def test_a_converted_folder_computes_the_same(trained, weights, tmp_path):
 
 
 @pytest.fixture
+def published(tmp_path):
+    """A Llama of transformers, whose first token is none of its two last ones, and its folder."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path / "published"
+    ByteTokenizer().save(folder)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    added = content["added_tokens"][0]
+    content["added_tokens"] = [
+        {**added, "id": 256 + n, "content": text} for n, text in enumerate(("<s>", "</s>"))
+    ]
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=258, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=16, bos_token_id=256, eos_token_id=257,
+        initializer_range=0.5,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    free = greedy(model, "a = ", eos_token_id=-1)
+    last = next(token for n, token in enumerate(free) if n > 1 and token not in free[:n])
+    model.generation_config.eos_token_id = [257, last]
+    model.save_pretrained(folder)
+    return model, folder
+
+
+def greedy(model, prompt, **options):
+    """The tokens that transformers adds to a prompt after the first token."""
+    start = torch.tensor([[256, *prompt.encode()]])
+    options = {"do_sample": False, "max_new_tokens": 10, "pad_token_id": 0, **options}
+    found = model.generate(start, attention_mask=torch.ones_like(start), **options)
+    return found[0, start.shape[1] :].tolist()
+
+
+@pytest.mark.fault("language 3")
+def test_a_published_model_begins_and_ends_where_it_does_in_transformers(
+    trained, published, tmp_path
+):
+    model, folder = published
+    *added, last = greedy(model, "a = ")
+    assert last in model.generation_config.eos_token_id
+    assert len(added) < 9
+    expected = "a = " + bytes(added).decode(errors="replace") + "\n"
+    words = ("--prompt", "a = ", "--temperature", 0, "--max_tokens", 10, "--weights")
+    assert trained.succeed("generate", *words, folder, config=None) == expected
+    trained.succeed("convert", folder, "--output", tmp_path / "copy", config=None)
+    assert trained.succeed("generate", *words, tmp_path / "copy", config=None) == expected
+    own, copy = (json.loads((f / "config.json").read_text()) for f in (folder, tmp_path / "copy"))
+    assert [copy[f"{name}_token_id"] for name in ("bos", "eos")] == [256, 257]
+    assert [own[f"{name}_token_id"] for name in ("bos", "eos")] == [256, 257]
+    name = "generation_config.json"
+    assert (tmp_path / "copy" / name).read_bytes() == (folder / name).read_bytes()
+
+
+@pytest.mark.fault("language 3")
+@pytest.mark.parametrize("token", ["2", -1, [2, True]])
+def test_a_folder_with_a_last_token_that_is_none_is_refused(trained, published, token):
+    (published[1] / "generation_config.json").write_text(json.dumps({"eos_token_id": token}))
+    result = trained("language", "generate", "--prompt", "a", "--weights", published[1])
+    assert result.code == 2
+    assert "names the token" in result.err
+
+
+@pytest.mark.fault("language 2")
+def test_only_a_model_is_replaced(trained, weights, tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/a.txt").write_text("mine")
+    words = ("--overwrite_output", "--output")
+    result = trained("language", "convert", weights, *words, tmp_path / "notes")
+    assert result.code == 2
+    assert "holds 'a.txt', which is no older output" in result.err
+    assert (tmp_path / "notes/a.txt").read_text() == "mine"
+    for output in (".", "/"):
+        refused = trained("language", "convert", weights, "--output", output)
+        assert refused.code == 2
+        assert " exists: choose another --output" in refused.err
+
+
+@pytest.mark.fault("language 13")
+def test_a_model_of_a_run_that_was_changed_is_not_used(trained, weights):
+    path = weights / "config.json"
+    content = path.read_text()
+    path.write_text(content.replace("10000.0", "100.0"))
+    try:
+        result = trained("language", "generate", "--config", "small", "--prompt", "a")
+    finally:
+        path.write_text(content)
+    assert result.code == 2
+    assert "config.json was changed after record.json was written" in result.err
+
+
+@pytest.fixture
 def planned(tmp_path, monkeypatch):
     """``plan`` of a size that a real step has, too."""
     monkeypatch.setitem(model_sizes.SIZES, "gpt_moe_tiny", Size(4, 32, 48, 2))
