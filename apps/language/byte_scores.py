@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -242,16 +243,24 @@ class Study:
         draws = Resamples.clusters([document.name for document in documents])
         rows = compare(scores, draws, task=TASK, reference=REFERENCE)
         missing = [piece for piece in self.decoders if piece not in trained]
-        notes = [f"not trained: run `{self.command(piece)}`" for piece in missing]
-        rows += [Row(DECODER, TASK, METRIC, math.nan, note=note) for note in notes]
+        notes = [NOTE, *weighed(bits)]
+        if missing:
+            lacking = f"not trained: run `{self.command(missing[0])}`"
+            seeds = [", ".join(str(one.seed) for one in some) for some in (missing, trained)]
+            if trained:
+                notes.append(f"seed {seeds[0]} is {lacking}; scores are of seed {seeds[1]} alone")
+            else:
+                rows.append(Row(DECODER, TASK, METRIC, math.nan, note=lacking))
         own = next((r.value for r in rows if r.method == DECODER and not r.versus), math.nan)
         bars = []
         if most_bits is not None:
-            why = "not measured: the decoder is not trained" if missing else ""
-            bars = [Bar(f"bits per byte of the {DECODER}", own, "<=", most_bits, note=why)]
+            what = f"seed {seeds[0]}" if missing and trained else f"the {DECODER}"
+            why = f"not measured: {what} is not trained" if missing else ""
+            value = math.nan if missing else own
+            bars = [Bar(f"bits per byte of the {DECODER}", value, "<=", most_bits, note=why)]
         return run.finish(
             rows, bars, seeds=self.seeds, data=self.data.digest(), headline=headline(rows),
-            notes=[NOTE, *weighed(bits)],
+            notes=notes,
         )  # fmt: skip
 
     def found(self) -> dict[str, list[np.ndarray]]:
@@ -276,8 +285,12 @@ class Study:
         """Return the command that trains a decoder as ``evaluate`` looks for it."""
         run = self.run
         config = run.config if run.config in packaged_configs("language") else run.config_path
-        words = ["gates language fit"] + [f"--config {config}"] * (run.config_path is not None)
+        alone = len(self.seeds) == 1  # a run folder holds one training run of fit
+        words = [f"gates language {'fit' if alone else 'evaluate'}"]
+        words += [f"--config {config}"] * (run.config_path is not None)
         words += [f"--name {run.folder.name}"] * (run.folder.name != run.config)
+        if not alone:
+            return " ".join([*words, f"--train --seeds {','.join(map(str, self.seeds))}"])
         words += [f"--seed_everything {piece.seed}"] * (piece.seed != run.settings.get("seed"))
         return " ".join(words)
 
@@ -288,7 +301,7 @@ class Study:
             return
         (own, counts), names = (found[m][0] for m in (DECODER, REFERENCE)), scored(self.data)[0]
         rows = [
-            [document.name, int(size), bits / size, rival / size, (bits - rival) / size]
+            [shown_name(document), int(size), bits / size, rival / size, (bits - rival) / size]
             for document, (bits, size), (rival, _) in zip(names, own, counts, strict=True)
         ]
         rows.sort(key=lambda row: row[-1])
@@ -315,6 +328,11 @@ def weighed(found: Mapping[str, Sequence[np.ndarray]]) -> list[str]:
     shown = [m for m in (REFERENCE, SAME_WINDOW, WHOLE_FILE, XZ, DECODER) if m in means]
     listed = "; ".join(f"{method} {means[method]:.3f}" for method in shown)
     return [WEIGHED.format(count=len(sizes), effective=effective), MEANS.format(listed)]
+
+
+def shown_name(document: Document) -> str:
+    """Return the name of a document, bytes of a path that are no UTF-8 as escapes."""
+    return os.fsencode(document.name).decode(errors="backslashreplace")
 
 
 def headline(rows: Collection[Row]) -> str:

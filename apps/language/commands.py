@@ -11,7 +11,7 @@ from harness.files import require_apart, require_free
 DEFAULT_CONFIG = "base"  # of verbs that need no data
 TRAINERS = "apps.language.training_verbs"  # of the other verbs: it imports Lightning
 FUNCTIONS = {
-    "generate": FunctionVerb("apps.language.generate:generate"),
+    "generate": FunctionVerb("apps.language.generate:generate", literal=("prompt", "stop")),
     "convert": FunctionVerb("apps.language.commands:convert", ("folder",)),
     "plan": FunctionVerb("apps.language.model_sizes:plan"),
 }

@@ -62,9 +62,11 @@ def generate(
     )
     if prompt is not None:
         print(prompt, end="", flush=True)
-        for chunk in chunks:
-            print(chunk.text, end="", flush=True)
-        print()
+        try:
+            for chunk in chunks:
+                print(chunk.text, end="", flush=True)
+        finally:  # an error has its own line
+            print()
         return
     whole = [""] * len(texts)
     for chunk in chunks:  # a text is printed when it is complete
@@ -84,7 +86,7 @@ def prompts_of(prompt: str | None, path: str | None) -> list[str]:
     if path is None:
         return [str(prompt)]
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
         raise GatesError(f"{path} is not text in UTF-8: give one prompt per line") from error
     if not lines or not all(lines):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from apps.language.byte_scores import DECODER, PLACES, WEIGHTS, ModelFolder, Study, module_of
@@ -68,6 +69,8 @@ class LanguageTrainer(GatesRunTrainer):
                 command.
         """
         del model
+        if not seeds or min(seeds) < 0:
+            raise GatesError(f"--seeds is {list(seeds)}, expected one or more from 0")
         datamodule.prepare_data()
         datamodule.setup("test")
         Study(self.run(seeds=seeds), datamodule, seeds).finish(most_bits, train=train)
@@ -92,6 +95,17 @@ class LanguageTrainer(GatesRunTrainer):
     def report_options(self) -> dict[str, Any]:
         """Return what intervals are drawn from."""
         return {"units": "documents"}
+
+
+class SkippedFiles(Callback):
+    """Print how many files of a corpus are no text, where ``fit`` has packed it."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Print a line once the data are ready."""
+        del pl_module, stage
+        number = getattr(trainer, "datamodule").skipped.get("binary", 0)  # noqa: B009
+        if number and trainer.is_global_zero:
+            print(f"left out, as they are not text in UTF-8: {number:,} files")
 
 
 class LanguageCLI(GatesRunCLI):
@@ -125,6 +139,12 @@ class LanguageCLI(GatesRunCLI):
                 f"model.model.init_args.vocab_size to {found} or more"
             )
         super().after_instantiate_classes()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Let the Trainer print what of the corpus is left out."""
+        trainer = super().instantiate_trainer(**kwargs)
+        trainer.callbacks.append(SkippedFiles())  # type: ignore[attr-defined]
+        return trainer
 
     def training(self, run: Run) -> Piece:
         """Return the piece that ``fit`` makes, as ``evaluate`` names it."""

@@ -324,7 +324,7 @@ def let_lists_be_plain(parser: Any, words: Sequence[str]) -> list[str]:
         if not name.endswith("+")
     }
     found = list(words)
-    for name, value in _values(found, lists):
+    for name, value in values(found, lists):
         if not value.strip():
             raise GatesError(f"{name} names nothing: give one value or several, or leave it out")
     for index, word in enumerate(found):
@@ -336,7 +336,7 @@ def let_lists_be_plain(parser: Any, words: Sequence[str]) -> list[str]:
     return found
 
 
-def _values(words: Sequence[str], names: Collection[str]) -> Iterator[tuple[str, str]]:
+def values(words: Sequence[str], names: Collection[str]) -> Iterator[tuple[str, str]]:
     """Yield the options of these names with their values."""
     for index, word in enumerate(words):
         name, equals, value = word.partition("=")

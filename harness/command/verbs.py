@@ -23,6 +23,7 @@ from harness.command.parser import (
     describe,
     let_lists_be_plain,
     let_switches_stand_alone,
+    values,
 )
 from harness.runs.folder import RunFolder
 from harness.runs.terminal import quiet_lightning
@@ -77,11 +78,13 @@ class FunctionVerb(NamedTuple):
         positional: Argument that stands without an option, a list of one path or several, or of
             none if it has a default; or names of several such arguments, each of one path.
         flat: Arguments that are documented dataclasses, whose fields are options.
+        literal: Options whose value on the command line is text, even ``null`` or ``# a``.
     """
 
     target: str
     positional: str | tuple[str, ...] = ()
     flat: tuple[str, ...] = ()
+    literal: tuple[str, ...] = ()
 
     def load(self) -> Callable[..., None]:
         """Return the function."""
@@ -140,6 +143,7 @@ def run_verb(
             options |= {name: _taken(kind, options) for name, kind in grouped.items()}
         except ValueError as error:  # of the constructor of a dataclass
             raise GatesError(f"an option is wrong: {error}") from error
+    options |= {n[2:]: v for n, v in values(words, [f"--{one}" for one in verbs[verb].literal])}
     options.pop("config")
     if placed:
         run, root = options.pop("name"), options.pop("root")

@@ -349,6 +349,8 @@ _REFUSED: dict[str, Callable[[Config], bool]] = {
         config["model_type"] == "mixtral" and "sliding_window" in config
     ),
     "layer_types": lambda config: not _is_full(config.get("layer_types", [])),
+    "tie_word_embeddings": lambda config: type(config["tie_word_embeddings"]) is not bool,
+    "norm_topk_prob": lambda config: type(config["norm_topk_prob"]) is not bool,
     "attention_bias": lambda config: bool(config.get("attention_bias")),
     "mlp_bias": lambda config: bool(config.get("mlp_bias")),
     "hidden_act": lambda config: config["hidden_act"] not in ("silu", "swish"),

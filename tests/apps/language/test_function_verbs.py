@@ -1,16 +1,20 @@
 """``generate``, ``convert`` and ``plan``: what they print and write."""
 
 import json
+import math
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import core_gates.ops.flops  # noqa: F401
+from apps.language import generate as app
 from apps.language import model_sizes
 from apps.language.generate import models_in, shipped
 from apps.language.model_sizes import Size, decoder_cost, plan, used_weights
@@ -142,6 +146,47 @@ def test_a_folder_with_a_last_token_that_is_none_is_refused(trained, published, 
     result = trained("language", "generate", "--prompt", "a", "--weights", published[1])
     assert result.code == 2
     assert "names the token" in result.err
+
+
+@pytest.mark.fault("language 9")
+@pytest.mark.parametrize("text", ["# a", "~", "null"])
+def test_prompts_and_stops_are_literal(trained, text):
+    (trained.folder / "prompt.txt").write_text(text)
+    words = ("--max_tokens", 2)
+    out = trained.succeed("generate", "--prompt", text, *words)
+    assert trained.succeed("generate", "--prompts", "prompt.txt", *words) == f"[1] {out}"
+    assert trained.succeed("generate", f"--prompt={text}", *words) == out
+
+
+@pytest.mark.fault("language 9")
+def test_a_stop_is_literal(published, trained):
+    words = ("--prompt", "a = ", "--weights", published[1])
+    with pytest.MonkeyPatch.context() as patch:
+        seen = []
+        patch.setattr(app, "continued", lambda *_, stop, **__: seen.append(stop) or [])
+        trained.succeed("generate", *words, "--stop", "# x", config=None)
+        trained.succeed("generate", *words, "--stop", "null", config=None)
+        trained.succeed("generate", *words, config=None)
+    assert seen == [("# x",), ("null",), ()]
+
+
+@pytest.mark.fault("language 19")
+def test_prompts_are_split_at_line_feeds_alone(trained):
+    (trained.folder / "lines.txt").write_bytes("\ufeffa\u2028b\x0cc\nd\n".encode())
+    out = trained.succeed("generate", "--prompts", "lines.txt", "--max_tokens", 1)
+    assert "[1] a\u2028b\x0cc" in out
+    assert "[2] d" in out
+
+
+@pytest.mark.fault("language 19")
+def test_an_error_has_its_own_line(trained, weights, tmp_path):
+    shutil.copytree(weights, tmp_path / "broken")
+    path = tmp_path / "broken/model.safetensors"
+    state = {name: value.fill_(math.nan) for name, value in load_file(path).items()}
+    save_file(state, path)
+    words = ("generate", "--prompt", "a", "--weights", tmp_path / "broken")
+    result = trained("language", *words)
+    assert (result.code, result.out) == (2, "a\n")
 
 
 @pytest.mark.fault("language 2")

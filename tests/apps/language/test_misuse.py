@@ -103,6 +103,11 @@ OTHERS = {
     "no tokens": (generate("--max_tokens", "0"), "expected at least 1"),
     "prompt over the context": (generate(prompt="def " * 9), "has 37 tokens, expected 1 to 16"),
     "empty stop": (generate("--stop", ""), "stop string"),
+    "no seeds": (("language", "evaluate", "--config", "small", "--seeds", "[]"), "--seeds is [], "),
+    "negative seed": (
+        ("language", "evaluate", "--config", "small", "--seeds", "[-1]"),
+        "--seeds is [-1], expected one or more from 0",
+    ),
     "no prompt": (("language", "generate", "--config", "small"), "give either --prompt"),
     "two prompts": (generate("--prompts", "p.txt"), "give either --prompt", {"p.txt": "a\n"}),
     "empty line": (

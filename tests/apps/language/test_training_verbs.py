@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from harness.experiment import Piece, Store
 from harness.experiment.ship import ship
 from harness.files.piece import read_record
 from language.adaptive_counts import AdaptiveCounts
-from language.corpus import read_corpus
+from language.corpus import Corpus, read_corpus
 from language.counts import ByteCounts
 from language.hf.model_folder import read_model
 from language.scoring import bits_per_byte, xz_bits
@@ -163,6 +165,48 @@ def test_the_report_names_the_documents(trained):
     assert "Where the decoder gains most and least over order 5" in page
     corpus = read_corpus([trained.folder / "corpus"])
     assert any(one.name in page for one in corpus.part("test"))
+
+
+@pytest.mark.fault("language 7")
+def test_a_seed_that_is_missing_is_named_with_a_command_that_trains_it(trained):
+    root = ["--root", "seeds"]
+    trained.succeed("fit", *root)
+    trained.succeed("evaluate", *root, "--seeds", "[0,1]", "--most_bits", 8)
+    scores = json.loads((trained.folder / "seeds/language/small/scores.json").read_text())
+    (row,) = (r for r in scores["rows"] if r["method"] == "decoder" and r["versus"] is None)
+    assert row["value"] > 0
+    assert scores["headline"].startswith("The decoder needs ")
+    assert scores["bars"][0]["value"] is None
+    assert scores["bars"][0]["note"] == "not measured: seed 1 is not trained"
+    note = scores["notes"][-1]
+    assert note.startswith(
+        "seed 1 is not trained: run `gates language evaluate --config small.yaml"
+    )
+    assert note.endswith("; scores are of seed 0 alone")
+    words = note.split("`")[1].split()
+    assert trained(*words[1:], *root).code == 0
+    again = json.loads((trained.folder / "seeds/language/small/scores.json").read_text())
+    assert len(again["notes"]) == len(scores["notes"]) - 1
+
+
+@pytest.mark.fault("language 10")
+@pytest.mark.fault("language 15")
+def test_files_and_names_that_are_not_text_in_utf8(trained, tmp_path):
+    corpus = tmp_path / "corpus"
+    shutil.copytree(trained.folder / "corpus", corpus)
+    names = (os.fsdecode(b"\xff%d.py" % number) for number in range(99))
+    name = next(one for one in names if Corpus.split(one) == "test")
+    (corpus / name).write_text("def add(a, b):\n    return a + b\n" * 9)
+    for number in range(3):
+        (corpus / f"latin{number}.txt").write_bytes("Grüße".encode("latin-1"))
+    options = ["--root", tmp_path, "--data.corpus", f"[{corpus}]", "--data.cache_folder"]
+    options.append(tmp_path / "cache")
+    said = "left out, as they are not text in UTF-8: 3 files\n"
+    assert said in trained.succeed("fit", *options)
+    trained.succeed("evaluate", *options)
+    page = Path(trained.folder / trained.succeed("report", *options).splitlines()[-1])
+    assert os.fsencode(name).decode(errors="backslashreplace") in page.read_text()
+    assert said not in trained.succeed("fit", *options, "--overwrite")
 
 
 @KILLED

@@ -132,6 +132,8 @@ def test_weights_may_be_written_in_bfloat16(tmp_path):
         ("Llama", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types="),
         ("Llama", {"rope_parameters": 3}, "rope_parameters=3"),
         ("Llama", {"layer_types": 3}, "layer_types=3"),
+        ("Llama", {"tie_word_embeddings": "false"}, "tie_word_embeddings='false'"),
+        ("Qwen3Moe", {"norm_topk_prob": "false"}, "norm_topk_prob='false'"),
         ("Llama", {"attention_bias": True}, "attention_bias=True"),
         ("Llama", {"mlp_bias": True}, "mlp_bias=True"),
         ("Llama", {"hidden_act": "gelu"}, "hidden_act='gelu'"),
