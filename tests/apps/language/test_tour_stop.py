@@ -40,7 +40,8 @@ def test_counts_add_what_followed(monkeypatch):
     assert drawn(coin, "b", 400).count("b") == pytest.approx(40, abs=20)  # 1/16 to 9/16
 
 
-def test_missing_weights_are_a_reason(tmp_path, capsys):
+def test_missing_weights_are_a_reason(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(module, "shipped", lambda: tmp_path)
     with pytest.raises(StopSkippedError, match=r"no weights ship: `gates language fit"):
         tour(tmp_path, print)
     table = {
