@@ -127,7 +127,7 @@ def module_of(settings: Mapping[str, Any]) -> LanguageModule:
             place = place.setdefault(parent, {})
         place[last] = value
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(LanguageModule, "model")
+    parser.add_class_arguments(LanguageModule, "model", fail_untyped=False)  # as the command line
     found = parser.instantiate_classes(parser.parse_object({"model": nested["model"]}))
     module: LanguageModule = found.model
     return module

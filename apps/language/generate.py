@@ -118,6 +118,11 @@ def folder_of(place: Place, weights: str | None) -> Path:
     homes = {None: place.run_folder.path, SHIPPED: shipped()}
     found = models_in(homes[weights]) if weights in homes else [Path(str(weights))]
     if not found:
+        for kept in homes[weights].glob(f"{WEIGHTS}/*.safetensors"):
+            raise GatesError(
+                f"{kept.parent} is of no family of transformers and holds its tensors alone:"
+                " generate needs a network without experts, or one whose gate is a TopKGate"
+            )
         what = "no weights ship" if weights else f"{homes[None]} has no model"
         raise GatesError(
             f"{what}: run `gates language fit --config {place.config}` first, or name a folder by "

@@ -187,11 +187,15 @@ def _config_of(model: Decoder) -> dict[str, Any]:
 def _refuse_unknown(layer: MoELayer) -> None:
     """Refuse a layer that no family has."""
     gate, experts = cast(Any, layer.gate), layer.experts
-    if type(gate) is not TopKGate or gate.bias is not None:
-        bias = " with a bias" if isinstance(gate, TopKGate) else ""
+    if type(gate) is not TopKGate:
         raise GatesError(
-            f"transformers has no model with {type(gate).__name__}{bias} here: only one with a"
-            " TopKGate without bias can be written, keep the checkpoint of this one"
+            f"{type(gate).__name__} is a gate that no family of transformers has: only a TopKGate"
+            " itself, no subclass of it, can be written, keep the checkpoint of this one"
+        )
+    if gate.bias is not None:
+        raise GatesError(
+            "the TopKGate has a bias, which a Mixtral or Qwen3-MoE lacks: build it without one, or"
+            " keep the checkpoint of this one"
         )
     form = {"activation": "silu", "gated": True, "down_proj_bias": None}
     found = {name: getattr(experts, name, None) for name in form}

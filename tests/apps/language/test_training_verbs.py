@@ -152,11 +152,39 @@ def test_experts_that_transformers_lacks_are_kept_as_tensors(trained, tmp_path):
     experts = "{class_path: core_gates.StackedExperts, init_args: {hidden_dim: 8}}"
     options = [f"--model.model.init_args.gate={gate}", f"--model.model.init_args.experts={experts}"]
     out = trained.succeed("fit", "--name", "cosine", *options)
-    assert "only tensors are kept: transformers has no model with CosineGate" in out
+    assert "only tensors are kept: CosineGate is a gate that no family of transformers has" in out
     found = trained.folder / "runs/language/cosine/weights/decoder-s0"
     assert (found / "result.safetensors").is_file()
     trained.succeed("evaluate", "--name", "cosine", *options)
     assert "not trained" not in (found.parents[1] / "scores.md").read_text()
+
+
+OWN_GATE = """
+from core_gates import TopKGate
+
+
+class OwnGate(TopKGate):
+    def __init__(self, dim, num_experts=4, k=1):
+        super().__init__(dim, num_experts=num_experts, k=k)
+"""
+
+
+def test_a_gate_of_your_own_without_types_is_trained_and_scored(trained, tmp_path, monkeypatch):
+    (tmp_path / "own_gate.py").write_text(OWN_GATE)
+    monkeypatch.syspath_prepend(tmp_path)
+    experts = "{class_path: core_gates.StackedExperts, init_args: {hidden_dim: 8}}"
+    gate = "{class_path: own_gate.OwnGate, init_args: {num_experts: 3}}"
+    options = [f"--model.model.init_args.gate={gate}", f"--model.model.init_args.experts={experts}"]
+    trained.succeed("fit", "--name", "own", *options, "--trainer.max_steps", 1)
+    found = trained.folder / "runs/language/own/weights/decoder-s0/result.safetensors"
+    assert load_file(found)["model.layers.0.mlp.gate.weight"].shape == (3, 16)
+    trained.succeed("evaluate", "--name", "own", *options, "--trainer.max_steps", 1)
+    assert "not trained" not in (trained.folder / "runs/language/own/scores.md").read_text()
+    result = trained(
+        "language", "generate", "--config", "small", "--name", "own", "--prompt", "def"
+    )
+    assert result.code == 2
+    assert "own/weights/decoder-s0 is of no family of transformers" in result.err
 
 
 def test_the_report_names_the_documents(trained):

@@ -283,6 +283,10 @@ def test_weights_beyond_a_dtype_are_not_written_in_it(tmp_path, refuses):
     assert read_model(tmp_path / "new")[0].model["norm"].weight[3] == 70_144
 
 
+class OwnGate(TopKGate):
+    """A gate without a bias that is no TopKGate itself."""
+
+
 def test_what_no_family_has_is_not_written(tmp_path, refuses):
     def call(family, **settings):
         return lambda: write_model(tmp_path / "new", ours(family, **settings), ByteTokenizer())
@@ -293,9 +297,13 @@ def test_what_no_family_has_is_not_written(tmp_path, refuses):
     small = Decoder(200, 32, 1, 4, hidden_dim=8, context=8)
     refuses(
         GatesError,
-        ("no model with SigmoidGate here: ", call("Qwen3", gate=partial(SigmoidGate, num_experts=4),
-                                             experts=partial(StackedExperts, hidden_dim=8))),
-        ("no model with TopKGate with a bias here: ", call("Qwen3Moe", gate=biased)),
+        ("^SigmoidGate is a gate that no family of transformers has: ", call(
+            "Qwen3", gate=partial(SigmoidGate, num_experts=4),
+            experts=partial(StackedExperts, hidden_dim=8))),
+        ("^the TopKGate has a bias, which a Mixtral or Qwen3-MoE lacks: ",
+         call("Qwen3Moe", gate=biased)),
+        ("^OwnGate is a gate that no family of transformers has: ", call(
+            "Qwen3Moe", gate=partial(OwnGate, num_experts=4, k=2))),
         ("these StackedExperts here", call("Qwen3Moe", experts=partial(
             StackedExperts, hidden_dim=8, activation="relu"))),
         ("these StackedExperts here", call("Qwen3Moe", experts=partial(
