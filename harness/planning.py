@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import weakref
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from core_gates.errors import check_at_least, check_positive
 from harness.runs.terminal import Line, Sections
+from harness.step_cost import StepCost
 
 
 class Work(NamedTuple):
@@ -75,121 +72,6 @@ def _run(forward: Callable[[int], Tensor], rows: int, known: set[int]) -> Work:
 
 
 def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
-
-
-class StepCost(NamedTuple):
-    """What a step costs, weights and optimizer aside.
-
-    Attributes:
-        forward: Floating-point operations of the forward pass, a multiplication and an addition
-            counted as two; those of matmuls, convolutions and attention only.
-        training: Of forward and backward pass, with what is computed again in it.
-        activations: Largest number of bytes in use at once, without gradients of weights.
-        with_gradients: The same with the gradients of weights that exist at that time.
-        inference: Largest number of bytes in use at once in a forward pass without gradients.
-    """
-
-    forward: int
-    training: int
-    activations: int
-    with_gradients: int
-    inference: int
-
-
-class MemoryTrace(TorchDispatchMode):
-    """Follow the memory of all tensors that operators return, until they are freed.
-
-    What an operator allocates for itself alone is not seen.
-
-    Args:
-        known: Tensors whose memory does not count, such as weights and inputs.
-    """
-
-    def __init__(self, known: Iterable[Tensor]) -> None:
-        super().__init__()
-        self._known = {_address(tensor) for tensor in known}
-        self._serial = itertools.count()
-        self._live: dict[int, int] = {}  # address of a storage -> its number
-        self._changes: list[tuple[int, int]] = []  # number of a storage, bytes
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Collection[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Run an operator and note what it returns."""
-        result = func(*args, **(kwargs or {}))
-        tree_map_only(Tensor, self._note, result)
-        return result
-
-    def number(self, tensor: Tensor) -> int | None:
-        """Return the number of the memory of a tensor, None if it does not count."""
-        return self._live.get(_address(tensor))
-
-    def peak(self, without: Collection[int] = ()) -> int:
-        """Return the largest number of bytes in use at once.
-
-        Args:
-            without: Numbers of memory that does not count.
-        """
-        now = most = 0
-        for number, size in self._changes:
-            if number not in without:
-                now += size
-                most = max(most, now)
-        return most
-
-    def _note(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        address = _address(tensor)
-        if address not in self._known and address not in self._live:
-            number, size = next(self._serial), storage.nbytes()
-            self._live[address] = number
-            self._changes.append((number, size))
-            weakref.finalize(storage, self._free, address, number, size)
-        return tensor
-
-    def _free(self, address: int, number: int, size: int) -> None:
-        self._live.pop(address, None)
-        self._changes.append((number, -size))
-
-
-def cost_of_step(
-    loss: Callable[[], Tensor], parameters: Iterable[Tensor], inputs: Iterable[Tensor] = ()
-) -> StepCost:
-    """Count a forward and a backward pass, each tensor while it is in use.
-
-    Args:
-        loss: Runs the forward pass and returns a scalar.
-        parameters: Weights; their gradients are set to None before and after.
-        inputs: What the forward pass is given.
-    """
-    weights = list(parameters)
-    known = [*weights, *inputs]
-    for weight in weights:
-        weight.grad = None
-    with torch.no_grad(), MemoryTrace(known) as alone:
-        loss()
-    with (
-        torch.enable_grad(),
-        FlopCounterMode(display=False) as counter,
-        MemoryTrace(known) as trace,
-    ):
-        value = loss()
-        forward = counter.get_total_flops()
-        value.backward()
-        del value
-    gradients = {trace.number(w.grad) for w in weights if w.grad is not None} - {None}
-    activations, most = trace.peak(gradients), trace.peak()  # type: ignore[arg-type]
-    for weight in weights:
-        weight.grad = None
-    return StepCost(forward, counter.get_total_flops(), activations, most, alone.peak())
-
-
-def _address(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
@@ -423,6 +305,11 @@ def training_sections(
     sent *= 1.5 if sharded else 1  # two gathers and a scatter, for one reduction
     rate = rate_of(cost.training / batch_size, sent, device, ranks=gpus, batch_size=batch_size)
     of_batch = batch_size * units
+    inference = [
+        Line("weights", WEIGHT * weights, "bytes", "fp32"),
+        *_copies(network),
+        Line("activations", cost.inference, "bytes"),
+    ]
     return {
         f"{name}: network": [Line("parameters", weights, note=f"{weights:,}")],
         f"{name}: arithmetic of a {unit}": [
@@ -433,9 +320,8 @@ def training_sections(
             network, cost, device, gpus, list(parts or _children(network)) if sharded else []
         ),
         f"{name}: memory of a forward pass": [
-            Line("weights", WEIGHT * weights, "bytes", "fp32"),
-            Line("activations", cost.inference, "bytes"),
-            Line("total", WEIGHT * weights + cost.inference, "bytes"),
+            *inference,
+            Line("total", sum(line.value for line in inference), "bytes"),
         ],
         f"{name}: rate, if the device is as assumed": [
             Line("arithmetic of a step", rate.compute_s, "s"),
@@ -444,6 +330,11 @@ def training_sections(
                 f"{unit}s a second", rate.rows * units, note=f"of all GPUs, bound by {rate.bound}"
             ),
             Line("peak", device.flops, "FLOP/s", f"reached to {device.utilization:.0%}"),
+            Line(
+                f"price of 10^9 {unit}s",
+                rate.price / units,
+                note="in the currency of --device.price",
+            ),
         ],
     }
 
@@ -453,6 +344,13 @@ def _children(network: nn.Module) -> list[nn.Module]:
     for child in network.children():
         found += list(child.children()) if isinstance(child, nn.ModuleList) else [child]
     return found
+
+
+def _copies(network: nn.Module) -> list[Line]:
+    """Return the copies of the weights that autocast makes and keeps until the end of a step."""
+    weights, size = count_weights(network)[0], next(network.parameters()).element_size()
+    note = "made by autocast, kept to the end of the pass"
+    return [Line("bf16 copies of weights", size * weights, "bytes", note)] if size < WEIGHT else []
 
 
 def _memory_lines(
@@ -472,11 +370,13 @@ def _memory_lines(
         Line("weights", WEIGHT * weights / shards, "bytes", "fp32"),
         Line("their gradients", gradients, "bytes", note),
         Line("their Adam moments", ADAM * weights / shards, "bytes"),
+        *_copies(network),
         Line("activations", cost.activations, "bytes", "at the fullest moment"),
     ]
     if shards > 1:
         largest = max(count_weights(part)[0] for part in gathered)
-        at_once = Line("gathered weights", 2 * WEIGHT * largest, "bytes", "the largest unit, twice")
+        note = "fp32, whole: the block in use and the next one, each as large as the largest"
+        at_once = Line("gathered weights", 2 * WEIGHT * largest, "bytes", note)
         lines.insert(3, at_once)
     total = sum(line.value for line in lines)
     part = total / device.memory

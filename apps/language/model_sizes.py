@@ -11,8 +11,9 @@ import core_gates.ops.flops  # noqa: F401  # experts count, on the meta device t
 from core_gates import MoELayer, StackedExperts, TopKGate
 from core_gates.errors import GatesError, check_option
 from harness.command.verbs import Place
-from harness.planning import Device, StepCost, cost_of_step, count_weights, training_sections
+from harness.planning import Device, count_weights, training_sections
 from harness.runs.terminal import Line, print_plan, write_plan
+from harness.step_cost import StepCost, cost_of_step
 from language.decoder import Decoder
 
 Precision = Literal["bf16", "fp32"]
@@ -86,7 +87,7 @@ def plan(
     sections = {**sections, first: [*sections[first], used]}
     print(f"planned: {size}, {batch_size} sequences a GPU, {precision}")
     print_plan(sections)
-    print(write_plan(place.run_folder.path / "plan.json", sections))
+    print(write_plan(place.run_folder.path / f"plan-{size}.json", sections))
 
 
 def decoder_cost(

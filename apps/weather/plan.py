@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from core_gates.errors import GatesError, check_option
 from harness.command.verbs import Place
-from harness.planning import Device, StepCost, cost_of_step, training_sections
+from harness.planning import Device, training_sections
 from harness.runs.terminal import print_plan, write_plan
+from harness.step_cost import StepCost, cost_of_step
 from weather.models.adas.network import Adas
 from weather.models.adas.presets import PRESETS as ADAS_SIZES
 from weather.models.adas.presets import adas_preset

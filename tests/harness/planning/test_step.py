@@ -1,9 +1,10 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from harness.planning import MemoryTrace, cost_of_step
+from harness.step_cost import MemoryTrace, cost_of_step
 
 B, D = 64, 128  # 32 KiB of a float32 (B, D)
 SIZE = 4 * B * D
@@ -84,3 +85,24 @@ def test_gradients_of_weights_are_left_as_none():
     found = cost_of_step(lambda: module(x), module.parameters(), [x])
     assert all(weight.grad is None for weight in module.parameters())
     assert found == cost(depth=2, device="cpu")
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_keeps_no_probabilities(causal):
+    """What a fused kernel keeps: its output, and per query the logarithm of the sum (fp32)."""
+    shape = batch, heads, length, dim = 2, 4, 256, 16
+    rows = [torch.zeros(shape, device="meta", dtype=torch.bfloat16) for _ in range(3)]
+    for row in rows:
+        row.requires_grad_()
+    found = cost_of_step(
+        lambda: F.scaled_dot_product_attention(*rows, is_causal=causal).sum(), rows
+    )
+    output, sums = 2 * batch * heads * length * dim, 4 * batch * heads * length
+    seeds = 64  # of the random numbers of dropout, and scalars
+    assert output + sums <= found.inference <= output + sums + seeds
+    assert output + sums <= found.activations <= 2 * output + sums + seeds
+    matmul = 2 * batch * heads * length**2 * dim
+    assert (found.forward, found.training) == (2 * matmul, 7 * matmul)  # the scores once again
+    mask = torch.zeros(length, length, device="meta", dtype=torch.bfloat16)
+    masked = cost_of_step(lambda: F.scaled_dot_product_attention(*rows, mask).sum(), rows, [mask])
+    assert masked.training == 6 * matmul  # of matmuls, as PyTorch has it
