@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -11,6 +12,7 @@ from apps.language.byte_scores import DECODER, PLACES, WEIGHTS, ModelFolder, Stu
 from apps.main import APPS
 from core_gates.errors import GatesError
 from harness.command import GatesRunCLI, GatesRunTrainer
+from harness.command.parser import constructing
 from harness.experiment import Piece, Run, read_scores
 from harness.report.page import Page
 from harness.runs.callbacks import load_weights
@@ -126,10 +128,10 @@ class LanguageCLI(GatesRunCLI):
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
     def after_instantiate_classes(self) -> None:
-        """Refuse a model without an embedding for every token.
+        """Refuse a model without an embedding for every token, or that cannot be built again.
 
         Raises:
-            GatesError: The tokenizer has more tokens than the model.
+            GatesError: The tokenizer has more tokens than the model, or a constructor fails.
         """
         found = load_tokenizer(self.datamodule.tokenizer).vocab_size
         known = self.model.model.vocab_size
@@ -138,6 +140,9 @@ class LanguageCLI(GatesRunCLI):
                 f"vocab_size is {known}, but the tokenizer has {found} tokens: set "
                 f"model.model.init_args.vocab_size to {found} or more"
             )
+        if self.subcommand in self.trains:
+            with constructing(), torch.random.fork_rng(devices=[]):
+                module_of(self.settings())  # as `keep` does when the model is trained
         super().after_instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

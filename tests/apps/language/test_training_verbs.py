@@ -187,6 +187,33 @@ def test_a_gate_of_your_own_without_types_is_trained_and_scored(trained, tmp_pat
     assert "own/weights/decoder-s0 is of no family of transformers" in result.err
 
 
+ONCE = """
+
+class Once(OwnGate):
+    built = 0
+
+    def __init__(self, dim, num_experts=4):
+        super().__init__(dim, num_experts)
+        Once.built += 1
+        if Once.built > 2:  # one for each layer
+            raise ValueError("built once only")
+"""
+
+
+def test_a_model_that_cannot_be_built_again_is_refused_before_training(
+    trained, tmp_path, monkeypatch
+):
+    (tmp_path / "single_gate.py").write_text(OWN_GATE + ONCE)
+    monkeypatch.syspath_prepend(tmp_path)
+    experts = "{class_path: core_gates.StackedExperts, init_args: {hidden_dim: 8}}"
+    options = ["--model.model.init_args.gate", "single_gate.Once"]
+    options += [f"--model.model.init_args.experts={experts}", "--root", tmp_path / "runs"]
+    result = trained("language", "fit", "--config", "small", *options)
+    assert result.code == 2
+    assert "built once only" in result.err
+    assert not [*tmp_path.glob("runs/**/last.ckpt")]
+
+
 def test_the_report_names_the_documents(trained):
     out = trained.succeed("report")
     page = (trained.folder / out.splitlines()[-1]).read_text()
