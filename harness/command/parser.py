@@ -392,6 +392,12 @@ def one_line(message: str, options: Iterable[str], config: Path | None = None) -
     if found := re.search(unknown, text):
         place = f" in {config}" if config else ""
         return f"unknown key {found.group(1)!r}{place}{_hint(found.group(1), options)}"
+    absent = r"(No module named .*?|module '\S+' has no attribute .*?|cannot import .*?"
+    absent += r"|[^.:]*\(\S+\.py, line \d+\))"
+    if found := re.search(rf"{absent}\. Got value: Namespace\(class_path='([^']+)'", text):
+        own = found.group(1).startswith("No module named")
+        hint = "; PYTHONPATH=FOLDER adds a folder that is searched" if own else ""
+        return f"{where}{found.group(2)} cannot be imported: {found.group(1)}{hint}"
     if found := re.search(r"Subtypes: \[(.*?)\] Errors:.*Given value: (.*)$", text):
         return f"{where}expected {_types(found.group(1))}, found {found.group(2)!r}"
     if found := re.search(r"Expected a (.*)\. Got value: (.*)$", text):

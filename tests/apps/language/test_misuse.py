@@ -20,7 +20,19 @@ def gate(name, **options):
             f"{EXPERTS}={OURS}")  # fmt: skip
 
 
+def absent_gate(path):
+    return (f"{GATE}={{class_path: {path}, init_args: {{num_experts: 4}}}}", f"{EXPERTS}={OURS}")
+
+
 TRAINING = {
+    "no such module": (
+        (*FIT, *absent_gate("no_such_module.OwnGate")),
+        "no_such_module.OwnGate cannot be imported: No module named 'no_such_module'; PYTHONPATH=",
+    ),
+    "no such gate": (
+        (*FIT, *absent_gate("core_gates.TopKGat")),
+        "core_gates.TopKGat cannot be imported: module 'core_gates' has no attribute 'TopKGat'",
+    ),
     "NaN loss": (
         (
             *FIT,
