@@ -371,6 +371,10 @@ def option_names(parser: Any) -> list[str]:
     return names
 
 
+NESTED = r"NestedArg\(key='([^']*)', val='?([^']*?)'?\)"
+"""How jsonargparse shows the value of an option of a class."""
+
+
 def one_line(message: str, options: Iterable[str], config: Path | None = None) -> str:
     """Return in one line what jsonargparse reports in many.
 
@@ -379,7 +383,7 @@ def one_line(message: str, options: Iterable[str], config: Path | None = None) -
         options: Names that are accepted, for a hint when one is misspelled.
         config: The configuration file, named when the fault must lie in it.
     """
-    text = " ".join(message.split())
+    text = re.sub(NESTED, r"\1=\2", " ".join(message.split()))
     keys = re.findall(r'Parser key "([^"]+)"', text)
     where = f"{'.'.join(keys[:1] if 'Subtypes:' in text else keys)}: " if keys else ""
     if found := re.search(r"given class_path '([^']+)': Option '([^']+)' is not accepted", text):

@@ -115,8 +115,7 @@ def run_verb(
     quiet_lightning()
     verb, *words = arguments
     function, positional = verbs[verb].load(), verbs[verb].positional
-    parameters = inspect.signature(function).parameters
-    placed = "place" in parameters
+    placed = "place" in (parameters := inspect.signature(function).parameters)
     parser = GatesParser(prog=f"gates {app} {verb}", app=app, verb=verb)
     parser.description = _summary(function)
     parser.add_argument(

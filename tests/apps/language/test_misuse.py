@@ -57,6 +57,10 @@ TRAINING = {
         (*FIT, gate("TopKGate", num_experts=4)[0]),
         "need both gate and experts",
     ),
+    "no such gate": (
+        (*FIT, f"{GATE}.class_path=core_gates.TopKGat"),
+        "found 'class_path=core_gates.TopKGat'",
+    ),
     "empty corpus": ((*FIT, "--data.corpus", "[void]"), "holds no text", {"void/a.py": ""}),
     "binary corpus": ((*FIT, "--data.corpus", "[a.bin]"), "is binary", {"a.bin": b"\0\1"}),
     "line without text": (
