@@ -305,11 +305,6 @@ def training_sections(
     sent *= 1.5 if sharded else 1  # two gathers and a scatter, for one reduction
     rate = rate_of(cost.training / batch_size, sent, device, ranks=gpus, batch_size=batch_size)
     of_batch = batch_size * units
-    inference = [
-        Line("weights", WEIGHT * weights, "bytes", "fp32"),
-        *_copies(network),
-        Line("activations", cost.inference, "bytes"),
-    ]
     return {
         f"{name}: network": [Line("parameters", weights, note=f"{weights:,}")],
         f"{name}: arithmetic of a {unit}": [
@@ -319,10 +314,7 @@ def training_sections(
         f"{name}: memory of each of {gpus} GPUs": _memory_lines(
             network, cost, device, gpus, list(parts or _children(network)) if sharded else []
         ),
-        f"{name}: memory of a forward pass": [
-            *inference,
-            Line("total", sum(line.value for line in inference), "bytes"),
-        ],
+        f"{name}: memory of a forward pass": _inference_lines(network, cost),
         f"{name}: rate, if the device is as assumed": [
             Line("arithmetic of a step", rate.compute_s, "s"),
             Line("exchange of a step", rate.exchange_s, "s", f"{sent / 1e9:.3g} GB from each GPU"),
@@ -351,6 +343,16 @@ def _copies(network: nn.Module) -> list[Line]:
     weights, size = count_weights(network)[0], next(network.parameters()).element_size()
     note = "made by autocast, kept to the end of the pass"
     return [Line("bf16 copies of weights", size * weights, "bytes", note)] if size < WEIGHT else []
+
+
+def _inference_lines(network: nn.Module, cost: StepCost) -> list[Line]:
+    """Return the memory of a GPU in a forward pass without gradients."""
+    lines = [
+        Line("weights", WEIGHT * count_weights(network)[0], "bytes", "fp32"),
+        *_copies(network),
+        Line("activations", cost.inference, "bytes"),
+    ]
+    return [*lines, Line("total", sum(line.value for line in lines), "bytes")]
 
 
 def _memory_lines(

@@ -284,7 +284,7 @@ def test_weights_beyond_a_dtype_are_not_written_in_it(tmp_path, refuses):
 
 
 class OwnGate(TopKGate):
-    """A gate without a bias, and not a TopKGate itself."""
+    """A gate without a bias, of a class that only inherits from TopKGate."""
 
 
 def test_what_no_family_has_is_not_written(tmp_path, refuses):
