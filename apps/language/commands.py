@@ -29,7 +29,7 @@ def convert(
     one file that transformers opens too. A model that computes something else is refused.
 
     Args:
-        folder: Filled in by the command line.
+        folder: Folder of the model.
         output: Folder that is written.
         dtype: Type of the weights; that in which they are stored if null.
         overwrite_output: Replace the output if it exists and holds a model alone.

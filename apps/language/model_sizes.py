@@ -12,7 +12,7 @@ from core_gates import MoELayer, StackedExperts, TopKGate
 from core_gates.errors import GatesError, check_option
 from harness.command.verbs import Place
 from harness.planning import Device, count_weights, training_sections
-from harness.runs.terminal import Line, print_plan, write_plan
+from harness.runs.terminal import Line, print_plan, working, write_plan
 from harness.step_cost import StepCost, cost_of_step
 from language.decoder import Decoder
 
@@ -77,7 +77,9 @@ def plan(
     for name, value in (("gpus", gpus), ("batch_size", batch_size), ("experts", experts)):
         if value < 1:
             raise GatesError(f"--{name} is {value}, expected 1 or more")
-    model, cost = decoder_cost(size, experts, batch_size=batch_size, precision=precision)
+    print(f"planned: {size}, {batch_size} sequences a GPU, {precision}")
+    with working("counting a training step"):
+        model, cost = decoder_cost(size, experts, batch_size=batch_size, precision=precision)
     sections = training_sections(
         size, model, cost, device, gpus=gpus, batch_size=batch_size, sharded=sharded,
         unit="token", units=CONTEXT, parts=[model.model["embed_tokens"], *model.blocks],
@@ -85,7 +87,6 @@ def plan(
     used = Line("used by a token", used_weights(model), note=f"{K} of {experts} experts")
     first = next(iter(sections))
     sections = {**sections, first: [*sections[first], used]}
-    print(f"planned: {size}, {batch_size} sequences a GPU, {precision}")
     print_plan(sections)
     print(write_plan(place.run_folder.path / f"plan-{size}.json", sections))
 

@@ -197,6 +197,9 @@ def _default(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, list | tuple):
         return ",".join(map(_default, value)) or "[]"
+    short = f"{value:g}".replace("e+", "e") if isinstance(value, float) else ""
+    if "e" in short and float(short) == value:  # 1e15 has 18 characters as text
+        return short
     text = str(value)
     return textwrap.shorten(text, 40, placeholder=" ...") if " " in text else text
 

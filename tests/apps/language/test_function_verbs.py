@@ -18,6 +18,7 @@ from apps.language import generate as app
 from apps.language import model_sizes
 from apps.language.generate import models_in, shipped
 from apps.language.model_sizes import Size, decoder_cost, plan, used_weights
+from apps.main import main
 from core_gates.errors import GatesError
 from harness.planning import Device
 from language.corpus import Document
@@ -216,6 +217,16 @@ def test_a_model_of_a_run_that_was_changed_is_not_used(trained, weights):
         path.write_text(content)
     assert result.code == 2
     assert "config.json was changed after record.json was written" in result.err
+
+
+@pytest.mark.parametrize("verb", ["convert", "plan"])
+def test_help_describes_every_argument(verb, capsys):
+    with pytest.raises(SystemExit):
+        main(["language", verb, "--help"])
+    text = capsys.readouterr().out
+    assert "--config" in text
+    assert "Filled in" not in text
+    assert "00000000" not in text
 
 
 @pytest.fixture

@@ -70,9 +70,11 @@ def test_the_help_of_a_class_is_plain_too(toy, capsys, monkeypatch):
 
         Args:
             size: Its ``size``.
+            rate: Its rate.
+            scale: Its scale.
         """
 
-        def __init__(self, size: int = 3) -> None:
+        def __init__(self, size: int = 3, rate: float = 1e15, scale: float = 1.0) -> None:
             self.size = size
 
     class Parts(toy.ToyModule):
@@ -101,3 +103,5 @@ def test_the_help_of_a_class_is_plain_too(toy, capsys, monkeypatch):
     text = capsys.readouterr().out
     assert "A part, see toy.ToyModule:\n" in text
     assert "  --model.part.size INT             Its size. (default: 3)\n" in text
+    assert "(default: 1e15)\n" in text
+    assert "(default: 1.0)\n" in text
