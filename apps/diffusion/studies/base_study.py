@@ -102,14 +102,16 @@ CAPTIONS, EACH, JUDGED = 256, 16, 4000  # images of the base, of each adapter, t
 SAMPLER: dict[str, Any] = {"steps": 20, "guidance": GUIDANCE}
 
 
-def world_data() -> Data:
-    """Return what tells the scenes of tests from others."""
-    digest = sha256(repr((WORLD, scenes("test"), held_out_pairs())).encode()).hexdigest()
-    return Data("scenes", "test", digest, len(scenes("test")), "scenes of the base")
+def world_data(part: Part = "test") -> Data:
+    """Return what tells the scenes of a part from others."""
+    found = scenes(part)
+    digest = sha256(repr((WORLD, found, held_out_pairs())).encode()).hexdigest()
+    return Data("scenes", part, digest, len(found), "scenes of the base")
 
 
 FRESH: Part = "gate"
-"""Scenes that neither base nor adapters are trained on, nor their settings were chosen by."""
+"""Scenes that neither base nor adapters are trained on; sums of 16 pairs in their colors chose the
+length of adapters."""
 
 
 def shown_scenes(name: str) -> list[Scene]:
@@ -166,7 +168,7 @@ def base_study(asked: Asked, world: World) -> None:
         rows,
         bars,
         seeds=[0],
-        data=[world_data()],
+        data=[world_data(FRESH)],
         headline=(
             f"Of {CAPTIONS} unseen captions the embedded base draws shape and style right in "
             f"{bars[2].value:.0%}, and its 40 adapters alone their concept in {bars[3].value:.0%}."
