@@ -61,10 +61,6 @@ TRAINING = {
         (*FIT, f"{GATE}.num_experts=four"),
         "found 'num_experts=four'",
     ),
-    "no such gate": (
-        (*FIT, f"{GATE}.class_path=core_gates.TopKGat"),
-        "core_gates.TopKGat cannot be imported: module 'core_gates' has no attribute 'TopKGat'",
-    ),
     "empty corpus": ((*FIT, "--data.corpus", "[void]"), "holds no text", {"void/a.py": ""}),
     "binary corpus": ((*FIT, "--data.corpus", "[a.bin]"), "is binary", {"a.bin": b"\0\1"}),
     "line without text": (
