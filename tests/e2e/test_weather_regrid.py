@@ -49,7 +49,7 @@ FAULTS = {
         ("era5.zarr", NAME, "o.zarr", "--method", "bilinear"),
         "--method bilinear contradicts the grid 32x16_equiangular_conservative, leave one",
     ),
-    "taken": (("era5.zarr", NAME, "file"), "file exists: choose another --output or add --over"),
+    "taken": (("era5.zarr", NAME, "file"), "file exists: choose another OUTPUT or add --over"),
     "below a file": (("era5.zarr", NAME, "file/o.zarr"), "file is a file and no folder"),
     "itself": (
         ("era5.zarr", NAME, "era5.zarr", "--overwrite_output"),

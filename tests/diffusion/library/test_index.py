@@ -178,7 +178,7 @@ def test_files_that_are_found_by_metadata_alone_have_a_reason(library, root, put
     assert set(reasons) == {f"{n}.safetensors" for n in ("sd3", "sdxl", "nan", "zero", "extra")}
     assert reasons["sd3.safetensors"] == "it is for sd3, the encoder serves flux"
     assert reasons["sdxl.safetensors"] == "it is for sdxl, the encoder serves flux"
-    assert reasons["nan.safetensors"].startswith("it holds NaN or infinity")
+    assert reasons["nan.safetensors"].startswith("it holds NaN, infinity or a change")
     assert reasons["zero.safetensors"].startswith("the change of every layer is zero")
     assert "1 of 10 tensors cannot be used" in reasons["extra.safetensors"]
     assert [m.name for m in library.search("anything", 9)] == ["good"]
