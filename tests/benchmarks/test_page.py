@@ -8,7 +8,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 VERDICTS = {"True": "met", "False": "**missed**", "": "not measured"}
 
 
-@pytest.mark.parametrize("suite", ["weather", "core", "endoscopy", "recsys", "diffusion"])
+@pytest.mark.parametrize(
+    "suite", ["weather", "core", "endoscopy", "recsys", "diffusion", "language"]
+)
 def test_the_page_shows_the_recorded_figures(suite):
     section = PAGE.read_text().partition(f"## Suite `{suite}`")[2].partition("\n## ")[0]
     path = PAGE.parent / re.search(r"\((\S+\.csv)\)", section)[1]  # the first is that of the table
