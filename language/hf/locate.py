@@ -82,7 +82,7 @@ def locate_attention(model: nn.Module) -> list[Attention]:
             or with heads that are unknown.
     """
     base = base_of(model)
-    _refuse_encoders(base)
+    refuse_encoders(base.config, type(base).__name__)
     found = [
         (name, module, _first(QUERIES, module))
         for name, module in base.named_modules()
@@ -109,11 +109,18 @@ def features_into(linear: nn.Module) -> int | None:
     return getattr(linear, "in_features", getattr(linear, "nx", None))
 
 
-def _refuse_encoders(base: Any) -> None:
-    """Raise GatesError for a model that is an encoder, or has one."""
+def refuse_encoders(config: Any, name: str) -> None:
+    """Refuse the configuration of a model that is an encoder, or has one.
+
+    Args:
+        config: Of transformers.
+        name: Of the model, for the message.
+
+    Raises:
+        GatesError: It is.
+    """
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-    config = base.config
     if getattr(config, "is_encoder_decoder", False):
         kind = "an encoder and a decoder"
     elif config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(
@@ -123,8 +130,8 @@ def _refuse_encoders(base: Any) -> None:
     else:
         return
     raise GatesError(
-        f"{type(base).__name__} ({config.model_type}) is {kind}, expected a decoder alone: give a"
-        " causal language model"
+        f"{name} ({config.model_type}) is {kind}, expected a decoder alone: give a causal language"
+        " model"
     )
 
 
