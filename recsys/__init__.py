@@ -1,1 +1,8 @@
-"""Multi-task ranking: schema, embeddings, models from SingleTask to HoME, metrics, diagnosis."""
+"""Multi-task ranking: schema, embeddings, models from SingleTask to HoME, metrics, diagnosis.
+
+Names are imported when they are first used, as ``from recsys import HoME``.
+"""
+
+from core_gates.lazy import exports
+
+__getattr__, __dir__, __all__ = exports(__name__, __file__)

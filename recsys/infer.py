@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from recsys.columns.canonical import (
     split_events,
 )
 from recsys.columns.column_auc import STRONG, SUSPICIOUS, column_aucs
-from recsys.schema import Dense, FeatureSchema, History, Side, Sparse, Task
+from recsys.schema import Dense, FeatureSchema, History, Labels, Side, Sparse, tasks_of
 from recsys.transform.targets import read_targets
 
 MOST_ROWS = 200_000  # that are looked at
@@ -69,18 +69,6 @@ class InferredSchema(NamedTuple):
 
     schema: FeatureSchema
     notes: tuple[Note, ...]
-
-
-Labels = Sequence[str] | Mapping[str, str] | Sequence[Task]
-
-
-def tasks_of(labels: Labels) -> tuple[Task, ...]:
-    """Return tasks as given; of names of columns; or of a mapping of names to categories."""
-    if isinstance(labels, str):
-        labels = [labels]
-    if isinstance(labels, Mapping):
-        return tuple(Task(name, category=category) for name, category in labels.items())
-    return tuple(task if isinstance(task, Task) else Task(task) for task in labels)
 
 
 def infer_schema(

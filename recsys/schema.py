@@ -200,6 +200,18 @@ class Task:
         return self.label or self.name
 
 
+Labels = Sequence[str] | Mapping[str, str] | Sequence[Task]
+
+
+def tasks_of(labels: Labels) -> tuple[Task, ...]:
+    """Return tasks as given; of names of columns; or of a mapping of names to categories."""
+    if isinstance(labels, str):
+        labels = [labels]
+    if isinstance(labels, Mapping):
+        return tuple(Task(name, category=category) for name, category in labels.items())
+    return tuple(task if isinstance(task, Task) else Task(task) for task in labels)
+
+
 @dataclass(frozen=True)
 class FeatureSchema:
     """The features, tasks and keys of a table.

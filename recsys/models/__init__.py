@@ -85,13 +85,12 @@ def network(name: str) -> type[MultiTaskNet]:
 
 
 def options_of(name: str) -> list[str]:
-    """Return the names of the options of a network.
+    """Return the names of the options of a network, those that ``**options`` passes on included.
 
     Raises:
         GatesError: There is no network of that name.
     """
-    parameters = inspect.signature(network(name).__init__).parameters
-    return [option for option in parameters if option not in _FIXED]
+    return list(_options(name))
 
 
 def check_options(name: str, options: Iterable[str]) -> None:
@@ -209,6 +208,20 @@ def sized(
 
 
 def _widths(name: str) -> dict[str, Any]:
-    options_of(name)
-    parameters = inspect.signature(network(name).__init__).parameters
-    return {key: parameters[key].default for key in ("dim", "hidden_dims") if key in parameters}
+    known = _options(name)
+    return {key: known[key].default for key in ("dim", "hidden_dims") if key in known}
+
+
+def _options(name: str) -> dict[str, inspect.Parameter]:
+    """Return the options of a network; a class that takes ``**options`` has those of its base."""
+    found: dict[str, inspect.Parameter] = {}
+    for kind in network(name).__mro__:
+        if "__init__" not in vars(kind):
+            continue
+        parameters = inspect.signature(kind.__init__).parameters  # type: ignore[misc]
+        passed = [n for n, one in parameters.items() if one.kind is one.VAR_KEYWORD]
+        known = (*_FIXED, *passed, *found)
+        found |= {n: one for n, one in parameters.items() if n not in known}
+        if not passed:
+            break
+    return found

@@ -13,7 +13,7 @@ from core_gates.errors import check_at_least
 from core_gates.gates.mixture import MaskedMixture
 from core_gates.moe.normed_experts import NormedExperts
 from recsys.models.net import ExpertLayer, LeveledNet, Towers, expert_layer, whole
-from recsys.schema import Task
+from recsys.schema import Labels
 
 
 class AdaTTLayer(nn.Module):
@@ -81,7 +81,7 @@ class AdaTT(LeveledNet):
 
     Args:
         input_dim: Inputs D of a row.
-        tasks: What is predicted.
+        tasks: What is predicted: tasks, their names, or names with categories.
         levels: Levels of fusion.
         num_task_experts: Native experts of each task, in each level.
         num_shared_experts: Experts of a further unit that no task owns; 0 for none (AdaTT-sp).
@@ -103,7 +103,7 @@ class AdaTT(LeveledNet):
     def __init__(
         self,
         input_dim: int,
-        tasks: Sequence[Task],
+        tasks: Labels,
         *,
         levels: int = 2,
         num_task_experts: int = 1,

@@ -10,7 +10,7 @@ from core_gates.errors import check_at_least
 from core_gates.features.prior import TransferGate
 from core_gates.moe.normed_experts import NormedExperts
 from recsys.models.net import MultiTaskNet, Towers, rows_where, whole
-from recsys.schema import Task
+from recsys.schema import Labels
 
 
 class ESMM(MultiTaskNet):
@@ -21,7 +21,7 @@ class ESMM(MultiTaskNet):
 
     Args:
         input_dim: Inputs D of a row.
-        tasks: What is predicted.
+        tasks: What is predicted: tasks, their names, or names with categories.
         conditions: Task -> the task without which it cannot happen, such as
             ``{"buy": "click"}``; other tasks have no condition.
         dim: Features of a task's network, the input of its tower; with ``hidden_dims`` None there
@@ -42,7 +42,7 @@ class ESMM(MultiTaskNet):
     def __init__(
         self,
         input_dim: int,
-        tasks: Sequence[Task],
+        tasks: Labels,
         *,
         conditions: Mapping[str, str],
         dim: int = 64,
@@ -144,7 +144,7 @@ class AITM(MultiTaskNet):
 
     Args:
         input_dim: Inputs D of a row.
-        tasks: What is predicted.
+        tasks: What is predicted: tasks, their names, or names with categories.
         chain: Names of the tasks of the chain, the first step first; all tasks if None. Other tasks
             have a separate network.
         calibration: Weight α of the penalty.
@@ -166,7 +166,7 @@ class AITM(MultiTaskNet):
     def __init__(
         self,
         input_dim: int,
-        tasks: Sequence[Task],
+        tasks: Labels,
         *,
         chain: Sequence[str] | None = None,
         calibration: float = 0.6,

@@ -23,7 +23,7 @@ from recsys.models.home_groups import (
     task_masks,
 )
 from recsys.models.net import ExpertLayer, MultiTaskNet, Towers, gates_where, rows_where, whole
-from recsys.schema import Task
+from recsys.schema import Labels
 
 SharedInput = Literal["per_category", "shared_only"]
 
@@ -40,7 +40,8 @@ class HoME(MultiTaskNet):
 
     Args:
         input_dim: Inputs D of a row.
-        tasks: What is predicted; those of a category share experts.
+        tasks: What is predicted: tasks, their names, or names with categories; tasks of a
+            category share experts.
         dim: Features F of an expert's output.
         hidden_dims: Features of an expert's layers before.
         meta_experts: Experts of each category and of the shared group in the first layer, or a
@@ -68,7 +69,7 @@ class HoME(MultiTaskNet):
     def __init__(
         self,
         input_dim: int,
-        tasks: Sequence[Task],
+        tasks: Labels,
         *,
         dim: int = 32,
         hidden_dims: Sequence[int] = (64,),

@@ -18,7 +18,7 @@ from recsys.models.net import (
     routed_mixture,
     whole,
 )
-from recsys.schema import Task
+from recsys.schema import Labels
 
 
 class SingleTask(MultiTaskNet):
@@ -26,7 +26,7 @@ class SingleTask(MultiTaskNet):
 
     Args:
         input_dim: Inputs D of a row.
-        tasks: What is predicted.
+        tasks: What is predicted: tasks, their names, or names with categories.
         own_embeddings: Whether every task has its own embeddings, too, as T models trained
             separately have them; the input is then (B, T, D).
         dim: Features of a task's network, the input of its tower.
@@ -46,7 +46,7 @@ class SingleTask(MultiTaskNet):
     def __init__(
         self,
         input_dim: int,
-        tasks: Sequence[Task],
+        tasks: Labels,
         *,
         own_embeddings: bool = False,
         dim: int = 64,
@@ -101,7 +101,7 @@ class SharedBottom(MultiTaskNet):
 
     Args:
         input_dim: Inputs D of a row.
-        tasks: What is predicted.
+        tasks: What is predicted: tasks, their names, or names with categories.
         dim: Features of the shared network, the input of the towers.
         hidden_dims: Features of the layers before.
         norm: ``batch``: normalize every layer before its activation; None for none.
@@ -119,7 +119,7 @@ class SharedBottom(MultiTaskNet):
     def __init__(
         self,
         input_dim: int,
-        tasks: Sequence[Task],
+        tasks: Labels,
         *,
         dim: int = 64,
         hidden_dims: Sequence[int] = (128,),
@@ -174,7 +174,7 @@ class MMoE(MultiTaskNet):
 
     Args:
         input_dim: Inputs D of a row.
-        tasks: What is predicted.
+        tasks: What is predicted: tasks, their names, or names with categories.
         num_experts: Number of experts.
         dim: Features of an expert's output.
         hidden_dims: Features of an expert's layers before.
@@ -204,7 +204,7 @@ class MMoE(MultiTaskNet):
     def __init__(
         self,
         input_dim: int,
-        tasks: Sequence[Task],
+        tasks: Labels,
         *,
         num_experts: int = 8,
         dim: int = 64,

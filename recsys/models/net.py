@@ -14,7 +14,7 @@ from core_gates.gates.mixture import MaskedMixture, MultiGate
 from core_gates.moe.normed_experts import NormedExperts
 from core_gates.routing.base import Gate
 from core_gates.training.batch_norm import SyncBatchNorm
-from recsys.schema import Task
+from recsys.schema import Labels, tasks_of
 
 
 class GateNetworks(MaskedMixture):
@@ -325,7 +325,7 @@ class MultiTaskNet(nn.Module, ABC):
 
     Args:
         input_dim: Inputs D of a row: all embeddings and dense features, concatenated.
-        tasks: What is predicted.
+        tasks: What is predicted: tasks, their names, or names with categories.
 
     Attributes:
         copies: Sets of embeddings that the network wants; with more than one (STEM) its input is
@@ -347,10 +347,10 @@ class MultiTaskNet(nn.Module, ABC):
     num_ids: int | None = None
     shared_rows: slice = slice(None)
 
-    def __init__(self, input_dim: int, tasks: Sequence[Task]) -> None:
+    def __init__(self, input_dim: int, tasks: Labels) -> None:
         super().__init__()
         check_at_least(1, input_dim=input_dim, tasks=len(tasks))
-        self.input_dim, self.tasks = input_dim, tuple(tasks)
+        self.input_dim, self.tasks = input_dim, tasks_of(tasks)
 
     @abstractmethod
     def forward(self, v: Tensor, prior: Tensor | None = None, ids: Tensor | None = None) -> Tensor:

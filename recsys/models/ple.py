@@ -21,7 +21,7 @@ from recsys.models.net import (
     rows_from,
     whole,
 )
-from recsys.schema import Task
+from recsys.schema import Labels
 
 
 class ExtractionLayer(nn.Module):
@@ -101,7 +101,7 @@ class PLE(LeveledNet):
 
     Args:
         input_dim: Inputs D of a row.
-        tasks: What is predicted.
+        tasks: What is predicted: tasks, their names, or names with categories.
         levels: Levels of extraction; one is CGC.
         num_task_experts: Experts of each task, in each level.
         num_shared_experts: Experts that all tasks share, in each level.
@@ -125,7 +125,7 @@ class PLE(LeveledNet):
     def __init__(
         self,
         input_dim: int,
-        tasks: Sequence[Task],
+        tasks: Labels,
         *,
         levels: int = 2,
         num_task_experts: int = 1,
@@ -209,7 +209,7 @@ class CGC(PLE):
     def __init__(
         self,
         input_dim: int,
-        tasks: Sequence[Task],
+        tasks: Labels,
         *,
         num_task_experts: int = 1,
         num_shared_experts: int = 1,

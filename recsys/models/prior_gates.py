@@ -12,7 +12,7 @@ from core_gates.features.prior import PriorGate
 from core_gates.gates.mixture import MaskedMixture
 from core_gates.moe.normed_experts import NormedExperts
 from recsys.models.net import ExpertLayer, MultiTaskNet, Towers, expert_layer, rows_from, whole
-from recsys.schema import Task
+from recsys.schema import Labels
 
 
 class GuardedMixture(MaskedMixture):
@@ -65,7 +65,7 @@ class STEM(MultiTaskNet):
 
     Args:
         input_dim: Inputs D of a row, for each set of embeddings.
-        tasks: What is predicted.
+        tasks: What is predicted: tasks, their names, or names with categories.
         num_task_experts: Experts of each task.
         num_shared_experts: Experts of the shared embeddings.
         dim: Features of an expert's output.
@@ -88,7 +88,7 @@ class STEM(MultiTaskNet):
     def __init__(
         self,
         input_dim: int,
-        tasks: Sequence[Task],
+        tasks: Labels,
         *,
         num_task_experts: int = 1,
         num_shared_experts: int = 1,
@@ -156,7 +156,7 @@ class PEPNet(MultiTaskNet):
 
     Args:
         input_dim: Inputs D of a row.
-        tasks: What is predicted.
+        tasks: What is predicted: tasks, their names, or names with categories.
         prior_dim: Features P of the prior, such as the embedding of the user.
         gate_dim: Features of the hidden layer of a gate.
         dim: Features of a task's network, the input of its tower.
@@ -175,7 +175,7 @@ class PEPNet(MultiTaskNet):
     def __init__(
         self,
         input_dim: int,
-        tasks: Sequence[Task],
+        tasks: Labels,
         *,
         prior_dim: int = 0,
         gate_dim: int = 32,

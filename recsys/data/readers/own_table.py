@@ -14,8 +14,8 @@ from core_gates.errors import GatesError, check_at_least, check_option
 from recsys.columns.canonical import RowError
 from recsys.data.readers.files import files_of, located_in, read_table
 from recsys.data.tables import RankingTables, Split, split_by_hash, split_by_time
-from recsys.infer import infer_schema, tasks_of
-from recsys.schema import FeatureSchema
+from recsys.infer import infer_schema
+from recsys.schema import FeatureSchema, tasks_of
 
 SplitKind = Literal["time", "user", "row"]
 

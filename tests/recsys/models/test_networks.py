@@ -421,3 +421,28 @@ def test_a_width_without_effect(monkeypatch, target, words):
     monkeypatch.setattr(models, "num_weights", counted)
     with pytest.raises(GatesError, match=f"ESMM cannot have .* weights: .*{words}"):
         sized("ESMM", options, 32, TASKS, target)
+
+
+def test_tasks_by_name_and_options_that_are_passed_on():
+    from recsys import HoME, MMoE, Task
+
+    net = HoME(8, {"click": "look", "buy": "act"}, dim=4, hidden_dims=(), rank=1)
+    assert net.tasks == (Task("click", category="look"), Task("buy", category="act"))
+    assert MMoE(8, ["click", "buy"], dim=2).tasks == (Task("click"), Task("buy"))
+    name = f"{__name__}.Scaled"
+    assert options_of(name) == ["scale", *options_of("MMoE")]
+    built = build(name, {"scale": 2.0, "dim": 3, "num_experts": 2}, 8, TASKS)
+    v = torch.ones(2, 8)
+    assert_close(built(v), 2 * super(Scaled, built).forward(v))
+    assert sized(name, {"num_experts": 2}, 8, TASKS, 3000)["dim"] > 3
+    with pytest.raises(GatesError, match="has no option 'dimm'"):
+        build(name, {"dimm": 3}, 8, TASKS)
+
+
+class Scaled(models.MODELS["MMoE"]):
+    def __init__(self, input_dim, tasks, *, scale=1.0, **options):
+        super().__init__(input_dim, tasks, **options)
+        self.scale = scale
+
+    def forward(self, v, prior=None, ids=None):
+        return self.scale * super().forward(v, prior, ids)
