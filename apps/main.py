@@ -121,6 +121,7 @@ APPS: Mapping[str, App] = {
             "evaluate": "score counts of bytes, xz and the decoder in bits per byte",
             "report": "write the report of a run as one HTML page",
             "generate": "continue prompts, streamed to the terminal",
+            "diagnose": "measure by layer how a trained model attends, and its gates",
             "convert": "read and write folders of Llama, Qwen3, Mixtral and Qwen3-MoE",
             "plan": "estimate weights, arithmetic, memory and exchange on many GPUs",
         },

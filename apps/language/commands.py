@@ -1,9 +1,9 @@
 """``gates language``: a small decoder, from a folder of text to a model that transformers opens."""
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from harness.command.verbs import FunctionVerb, refuse_strangers, run_verb
 from harness.files import require_apart, require_free
@@ -13,9 +13,13 @@ TRAINERS = "apps.language.training_verbs"  # of the other verbs: it imports Ligh
 FUNCTIONS = {
     "generate": FunctionVerb("apps.language.generate:generate", literal=("prompt", "stop")),
     "convert": FunctionVerb("apps.language.commands:convert", ("folder",)),
+    "diagnose": FunctionVerb("apps.language.diagnose:diagnose"),
     "plan": FunctionVerb("apps.language.model_sizes:plan"),
 }
 """Verbs that need neither data nor a Trainer."""
+
+ON_MODELS = ("diagnose",)
+"""Those of a trained model, after which the run is named."""
 
 Numbers = Literal["float32", "bfloat16", "float16"]
 
@@ -49,9 +53,15 @@ def convert(
     print(output)
 
 
+def run_name(options: Mapping[str, Any]) -> str:
+    """Return the name of a run by its trained model."""
+    return Path(str(options["model"])).name
+
+
 def main(arguments: Sequence[str]) -> None:
     """Run one verb."""
     if arguments[0] in FUNCTIONS:
-        run_verb("language", FUNCTIONS, arguments, config=DEFAULT_CONFIG)
+        name_of = run_name if arguments[0] in ON_MODELS else None
+        run_verb("language", FUNCTIONS, arguments, config=DEFAULT_CONFIG, name_of=name_of)
         return
     importlib.import_module(TRAINERS).run_training_verb(arguments)
