@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from core_gates.errors import GatesError
-from harness.experiment.store import Arrays, cast, in_8_bits
+from harness.experiment.store import Arrays, cast
 from harness.files import replacing, write_json
 from harness.files.piece import RECORD, Record, digests, read_record, refuse_changed
+from harness.files.rounding import in_8_bits
 
 MODEL = "model.safetensors"  # of a folder that other libraries open
 NEVER = ("trials",)  # the choice holds them

@@ -16,6 +16,7 @@ from torch import Tensor
 from core_gates.errors import GatesError
 from harness.files import replacing, write_json
 from harness.files.piece import LENGTHENED, Piece, Record, digests, gap, read_record, refuse_changed
+from harness.files.rounding import from_8_bits
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,15 +63,8 @@ class Figures:
         return {name: math.nan if value is None else value for name, value in found.items()}
 
 
-NORMALIZATION = ("norm", "running_")
-"""Parts of names of what belongs to a normalization."""
-
-SCALES = " scales"
-"""Suffix of the scales of a matrix that is stored in 8 bits."""
-
-
 class Arrays:
-    """Tensors by name, as safetensors; what :func:`in_8_bits` has rounded is restored."""
+    """Tensors by name, as safetensors; what is stored in 8 bits is restored."""
 
     FILE = "result.safetensors"
 
@@ -92,13 +86,7 @@ class Arrays:
             found = load_file(path)
         except (OSError, SafetensorError) as error:
             raise damaged(path, error) from error
-        return {
-            name: value.float() * found[f"{name}{SCALES}"].float().unsqueeze(-1)
-            if f"{name}{SCALES}" in found
-            else value
-            for name, value in found.items()
-            if not name.endswith(SCALES)
-        }
+        return from_8_bits(found)
 
 
 class Table:
@@ -133,26 +121,6 @@ def cast(result: Any, dtype: torch.dtype | None) -> Any:
         name: value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
         for name, value in result.items()
     }
-
-
-def in_8_bits(result: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return arrays with rows of 8-bit integers and a scale per row in place of matrices.
-
-    A value is off by at most 1/254 of the largest of its row. Vectors and integers stay as they
-    are, and so do the parameters and statistics of normalizations, where a small variance must not
-    become 0; :class:`Arrays` stores all and restores float32.
-    """
-    made: dict[str, Tensor] = {}
-    for name, value in result.items():
-        exact = any(word in name for word in NORMALIZATION)
-        if value.ndim < 2 or exact or not value.is_floating_point():
-            made[name] = value
-            continue
-        scales = value.float().abs().amax(-1).clamp(min=1e-12) / 127
-        scales = scales.bfloat16()
-        rows = (value.float() / scales.float().unsqueeze(-1)).round().clamp(-127, 127)
-        made |= {name: rows.to(torch.int8), f"{name}{SCALES}": scales}
-    return made
 
 
 def damaged(path: Path, error: Exception) -> GatesError:

@@ -317,21 +317,45 @@ class DecodeAttnGate(nn.Module):
         check_tokens(q, k, self.num_heads, self.num_kv_heads)
         if q.shape[1] != k.shape[1]:
             raise ValueError(f"q and k must have as many tokens, got {q.shape[1]} and {k.shape[1]}")
-        length = k.shape[1]
-        positions = torch.arange(length, device=k.device)
-        keys = self.compress(k, padding_mask=padding_mask)
-        num_blocks = -(-length // self.block_size)
-        logits = self._logits(_without(q, padding_mask), positions, keys)
-        logits = F.pad(logits, (0, num_blocks - logits.shape[-1]))
-        block = torch.arange(num_blocks, device=k.device)
-        complete = (block + 1) * self.block_size <= positions[:, None] + 1
-        future = block * self.block_size > positions[:, None]
-        logits = logits.masked_fill(~complete, 0)
-        hidden = future if padding_mask is None else future | padding_mask[:, None, :, None]
-        if padding_mask is not None:  # an unfinished block is not empty for the token in it
-            empty = F.pad(keys.empty, (0, num_blocks - keys.empty.shape[1]))
-            hidden = hidden | empty[:, None, None, :] & complete
+        positions = torch.arange(k.shape[1], device=k.device)
+        pooled = pool_blocks(k, self.block_size, self.k_kinds, padding_mask=padding_mask)
+        logits = self.score(_without(q, padding_mask), positions, pooled)
+        if padding_mask is None:
+            return logits
+        empty = pad_to_blocks(padding_mask, self.block_size).all(-1)[:, None, None, :]
+        hidden = padding_mask[:, None, :, None] | empty & self._complete(positions, pooled.shape[1])
         return logits.masked_fill(hidden, torch.finfo(logits.dtype).min)
+
+    def score(self, q: Tensor, positions: Tensor, pooled: Tensor) -> Tensor:
+        """Return the logits (B, K, T, N) of some tokens for pooled blocks, as `forward` does.
+
+        The pooled keys of a frozen model depend on no weight of the gate, which may learn from them
+        many times.
+
+        Args:
+            q: Queries (B, T, H, D) before rotation.
+            positions: Their positions (T,).
+            pooled: What ``pool_blocks(k, gate.block_size, gate.k_kinds)`` returned for keys before
+                rotation (B, N, K, D * kinds of pooling).
+        """
+        logits = self._logits(q, positions, self._project(pooled))
+        complete = self._complete(positions, pooled.shape[1])
+        starts = torch.arange(pooled.shape[1], device=q.device) * self.block_size
+        logits = logits.masked_fill(~complete, 0)
+        return logits.masked_fill(starts > positions[:, None], torch.finfo(logits.dtype).min)
+
+    def _complete(self, positions: Tensor, num_blocks: int) -> Tensor:
+        """Return which blocks have ended when tokens at these positions are there, (T, N)."""
+        ends = torch.arange(1, num_blocks + 1, device=positions.device) * self.block_size
+        return ends <= positions[:, None] + 1
+
+    def _project(self, pooled: Tensor, first: int = 0) -> Tensor:
+        """Return pooled keys from block ``first`` on as one rotated vector each (B, n, K, G)."""
+        pooled = as_float32(pooled)
+        with torch.autocast(pooled.device.type, enabled=False):
+            blocks = _normed(self.k_norm, project_heads(pooled, self.weight_k))
+            starts = torch.arange(first, first + blocks.shape[1], device=pooled.device)
+            return self._rotate(blocks, starts.unsqueeze(-1) * self.block_size)
 
     def compress(
         self,
@@ -364,11 +388,7 @@ class DecodeAttnGate(nn.Module):
         blocks = pool_blocks(
             rest[:, :whole], self.block_size, self.k_kinds, padding_mask=now if masked else None
         )
-        blocks = as_float32(blocks)
-        with torch.autocast(k.device.type, enabled=False):
-            blocks = _normed(self.k_norm, project_heads(blocks, self.weight_k))
-            starts = torch.arange(num_before, num_before + blocks.shape[1], device=k.device)
-            blocks = self._rotate(blocks, starts.unsqueeze(-1) * self.block_size)
+        blocks = self._project(blocks, num_before)
         empty = pad_to_blocks(now, self.block_size).all(-1)
         if past is not None:
             blocks, empty = torch.cat([past.blocks, blocks], 1), torch.cat([past.empty, empty], 1)
@@ -391,7 +411,7 @@ class DecodeAttnGate(nn.Module):
         if length == 0 or q.shape[1] != 1:
             raise ValueError(f"decode takes one query after its key, got {q.shape[1]} of {length}")
         position = torch.tensor([length - 1], device=q.device)
-        logits = self._logits(_without(q, padding_mask), position, keys)
+        logits = self._logits(_without(q, padding_mask), position, keys.blocks)
         lowest = torch.finfo(logits.dtype).min
         logits = logits.masked_fill(keys.empty[:, None, None, :], lowest)
         logits = F.pad(logits, (0, 1)) if keys.rest.shape[1] else logits
@@ -406,8 +426,8 @@ class DecodeAttnGate(nn.Module):
         """
         return shown_probs(self(q, k, padding_mask=padding_mask))
 
-    def _logits(self, q: Tensor, positions: Tensor, keys: CompressedKeys) -> Tensor:
-        """Return the logits of complete blocks (B, K, T, n)."""
+    def _logits(self, q: Tensor, positions: Tensor, blocks: Tensor) -> Tensor:
+        """Return the logits of projected blocks (B, K, T, n)."""
         groups = (self.num_kv_heads, self.num_heads // self.num_kv_heads)
         queries = as_float32(q.reshape(*q.shape[:2], *groups, q.shape[-1]))
         if self.reduction in ("Qavg", "Qavgproj"):
@@ -418,7 +438,7 @@ class DecodeAttnGate(nn.Module):
                 queries = torch.einsum("btkgd,kgdc->btkc", queries, weight).unsqueeze(3)
             queries = _normed(self.q_norm, queries)
             queries = self._rotate(queries, positions[:, None, None])
-            logits = torch.einsum("btkgc,bnkc->bktgn", queries, keys.blocks).mean(3)
+            logits = torch.einsum("btkgc,bnkc->bktgn", queries, blocks).mean(3)
             return cast(Tensor, logits * self.gate_dim**-0.5)
 
     def _rotate(self, x: Tensor, positions: Tensor) -> Tensor:

@@ -17,9 +17,10 @@ from harness.experiment import Arrays, Figures, Job, Piece, Run, SettingsDiffer,
 from harness.experiment.ship import main as ship
 from harness.experiment.ship import portable
 from harness.experiment.ship import ship as ship_results
-from harness.experiment.store import cast, in_8_bits
+from harness.experiment.store import cast
 from harness.files import Data, sha256
 from harness.files.piece import read_record
+from harness.files.rounding import in_8_bits
 
 HERE = Path(__file__).parent
 

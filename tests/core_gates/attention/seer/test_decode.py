@@ -3,6 +3,7 @@ import torch
 from torch.testing import assert_close
 
 from core_gates.attention.seer.decode import BlockSelector, DecodeAttnGate
+from core_gates.attention.seer.gate import pool_blocks
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 
@@ -55,6 +56,14 @@ def test_decoding_token_by_token_equals_reading_at_once(reduction, qk_norm, toke
     at_once = gate.compress(k)
     assert_close(tuple(keys), tuple(at_once))
     assert at_once.rest.shape[1] == 3
+
+
+def test_some_rows_of_pooled_keys_score_as_all_tokens_do(tokens, filled):
+    gate = filled(DecodeAttnGate(4, 2, 6, block_size=4, gate_dim=6, dtype=torch.float64))
+    q, k = tokens(15, 4), tokens(15, 2)
+    rows = torch.tensor([2, 7, 8, 14])
+    pooled = pool_blocks(k, 4, gate.k_kinds)
+    assert_close(gate.score(q[:, rows], rows, pooled), gate(q, k)[:, :, rows])
 
 
 def test_reductions_of_a_group_agree_where_they_should(tokens, filled):

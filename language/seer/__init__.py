@@ -1,0 +1,1 @@
+"""Gates that choose the blocks which attention of transformers models reads (SeerAttention)."""

@@ -1,0 +1,305 @@
+"""Attach block gates to the attention of a model of transformers, and take them off again."""
+
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from core_gates.attention.head_gate import RotaryTable, rotate_by
+from core_gates.attention.seer.decode import BlockSelector, DecodeAttnGate, block_density
+from core_gates.attention.seer.gate import AttnGate
+from core_gates.errors import GatesError, check_at_least, check_option
+from core_gates.ops import block_sparse_attention
+from language.hf.locate import Attention, base_of, locate_attention
+from language.seer.attention import (
+    CHILD,
+    NAME,
+    Seen,
+    attend_to_all,
+    register_block_attention,
+)
+from language.seer.cache import BlockCache
+
+Kind = Literal["prefill", "decode"]
+Attend = Callable[["BlockGate", Seen], Tensor]
+"""What may take the place of attention, such as to record or to measure: returns (B, H, T, D)."""
+
+
+class BlockGate(nn.Module):
+    """The gate of an attention module of transformers, and the attention that it leads to.
+
+    Args:
+        attention: Where it belongs.
+        gate: What scores blocks.
+        first: Whether the module is the first one that is called.
+        former: Name of the attention that the model had before.
+
+    Attributes:
+        selector: Turns scores into blocks; None: attention reads everything.
+        attend: Takes the place of all this; None for nothing.
+        density: Kept fraction of the blocks of every call since it was emptied.
+    """
+
+    def __init__(
+        self, attention: Attention, gate: AttnGate | DecodeAttnGate, *, first: bool, former: str
+    ) -> None:
+        super().__init__()
+        self.gate, self.name = gate, attention.name
+        self.first, self.former = first, former
+        self.layer: int = attention.module.layer_idx  # type: ignore[assignment]
+        self.kind: Kind = "decode" if isinstance(gate, DecodeAttnGate) else "prefill"
+        self.selector: BlockSelector | None = None
+        self.attend: Attend | None = None
+        self.density: list[Tensor] = []
+        self._hooks: list[Any] = []
+        self._table: RotaryTable | None = None
+        self._cache: Any = None
+
+    def hook(self, module: nn.Module) -> None:
+        """Become the gate of an attention module."""
+        module.add_module(CHILD, self)
+        self._hooks = [module.register_forward_pre_hook(self._read, with_kwargs=True)]
+
+    def unhook(self, module: nn.Module) -> None:
+        """Undo :meth:`hook`."""
+        for handle in self._hooks:
+            handle.remove()
+        delattr(module, CHILD)
+
+    def _read(self, _module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Keep what a call says of positions and of the past.
+
+        Raises:
+            GatesError: The cache is another one than the gate needs.
+        """
+        cache = kwargs.get("cache", kwargs.get("past_key_values"))  # its newer and its older name
+        angles = kwargs.get("position_embeddings")
+        if cache is not None and not isinstance(cache, BlockCache):
+            self._refuse(cache)
+        cos, sin = angles if angles is not None else args[1]
+        half = cos.shape[-1] // 2
+        self._table = cos[..., :half], sin[..., :half]
+        self._cache = cache if isinstance(cache, BlockCache) else None
+        if self._cache is not None and self.first:
+            hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+            self._cache.turn(self._table, len(hidden))
+
+    def _refuse(self, cache: Any) -> None:
+        """Refuse a cache of another type, unless its keys are the tokens and that is enough.
+
+        Raises:
+            GatesError: It is refused.
+        """
+        decodes = self.kind == "decode" and self.selector is not None
+        if (decodes and cache.get_seq_length(self.layer)) or getattr(
+            cache, "is_compileable", False
+        ):
+            raise GatesError(
+                f"{self.name} got a {type(cache).__name__}, in which block gates do not find what"
+                " they need: give cache=block_cache(model), a new one for every batch"
+            )
+
+    def table(self, length: int) -> RotaryTable:
+        """Return the cosines and sines (B, T, D / 2) of the queries, once.
+
+        Raises:
+            GatesError: They are not those of this call.
+        """
+        table, self._table = self._table, None
+        if table is None or table[0].shape[1] != length:
+            raise GatesError(f"{self.name} was called without its positions: call the whole model")
+        return table
+
+    def forward(self, seen: Seen) -> Tensor:
+        """Return the output of attention (B, H, T, D)."""
+        cache, self._cache = self._cache, None
+        if self.attend is not None:
+            return self.attend(self, seen)
+        mask = None if self.selector is None else self._choose(seen, self.selector, cache)
+        if mask is None:
+            return attend_to_all(seen)
+        self.density.append(block_density(mask))
+        return block_sparse_attention(
+            seen.q, seen.k, seen.v, mask, self.gate.block_size,
+            scale=seen.scale, padding_mask=seen.padding,
+        )  # fmt: skip
+
+    def _choose(
+        self, seen: Seen, selector: BlockSelector, cache: BlockCache | None
+    ) -> Tensor | None:
+        """Return the kept blocks of a prompt, or of a token that is decoded; None for all."""
+        if isinstance(self.gate, AttnGate):
+            if not seen.is_prompt:
+                return None
+            return selector(self.gate(*seen.raw(), padding_mask=seen.padding))
+        if cache is None or seen.q.shape[2] > 1:
+            return None
+        keys = cache.layers[self.layer].keys_for(self.gate, seen, cache.table)
+        return selector(self.gate.decode(seen.raw()[0], keys))
+
+
+def attach_block_gates(
+    model: nn.Module, kind: Kind = "prefill", *, block_size: int = 64
+) -> dict[str, BlockGate]:
+    """Put a gate that chooses blocks of keys into each attention of a model.
+
+    ``prefill`` chooses while a prompt is read and reads everything afterwards (SeerAttention, arXiv
+    2410.13276), ``decode`` chooses for every token that is generated (SeerAttention-R, 2506.08889),
+    with the cache of :func:`block_cache`. Attention reads everything until :func:`choose_blocks`
+    sets a rule. The gates score queries and keys before their rotation, which are had by rotating
+    back what arrives; they have the width of the heads, and are float32. Nothing is frozen.
+
+    Args:
+        model: A decoder of transformers whose attention is causal, without window or soft cap, and
+            rotates the halves of all features, such as Llama, Qwen2, Qwen3 or OLMo.
+        kind: What the gates choose for.
+        block_size: Tokens of a block.
+
+    Returns:
+        The gates by the names of their attention modules, such as ``layers.0.self_attn``.
+
+    Raises:
+        GatesError: The model does not fit, or has such gates already.
+        ValueError: ``block_size`` is below 1.
+    """
+    check_option("kind", kind, get_args(Kind), GatesError)
+    check_at_least(1, block_size=block_size)
+    base, attentions = base_of(model), locate_attention(model)
+    for attention in attentions:
+        if CHILD in attention.module._modules:
+            raise GatesError(
+                f"{attention.name} has block gates already: call detach_block_gates(model) before"
+            )
+        refuse_unfit(base, attention)
+    register_block_attention()
+    build = AttnGate if kind == "prefill" else DecodeAttnGate
+    frequencies = base.rotary_emb.inv_freq
+    gates: dict[str, BlockGate] = {}
+    for attention in attentions:
+        heads = attention.num_heads, attention.num_kv_heads, attention.head_dim
+        gate = build(
+            *heads, block_size=block_size, gate_dim=attention.head_dim, frequencies=frequencies,
+            device=frequencies.device,
+        )  # fmt: skip
+        own = BlockGate(attention, gate, first=not gates, former=base.config._attn_implementation)
+        own.hook(attention.module)
+        gates[attention.name] = own.train(attention.module.training)
+    base.set_attn_implementation(NAME)
+    return gates
+
+
+def refuse_unfit(base: Any, attention: Attention) -> None:
+    """Refuse attention that block gates cannot stand for.
+
+    Raises:
+        GatesError: It is not reached through transformers' interface, has a window, a soft cap or
+            sinks, or rotates otherwise than the halves of all features.
+    """
+    module, why = attention.module, ""
+    if not getattr(base, "_supports_attention_backend", False):
+        why = "attends by itself and not through transformers.AttentionInterface"
+    elif "position_embeddings" not in inspect.signature(module.forward).parameters:
+        why = "has no rotary positions that the model computes for all layers"
+    else:
+        config = base.config.get_text_config()
+        for name in ("sliding_window", "attn_logit_softcapping", "sinks"):
+            if getattr(module, name, getattr(config, name, None)) is not None:
+                why = f"has {name}"
+        why = why or _rotation(base, attention)
+    if why:
+        raise GatesError(
+            f"{attention.name} ({type(module).__name__}) {why}: block gates need plain causal"
+            " attention that rotates the halves of all features, as in Llama, Qwen2, Qwen3 or OLMo"
+        )
+
+
+def _rotation(base: Any, attention: Attention) -> str:
+    """Return what is wrong with the rotation of a model; empty if nothing is."""
+    rotary = getattr(base, "rotary_emb", None)
+    theirs = getattr(sys.modules[type(attention.module).__module__], "apply_rotary_pos_emb", None)
+    frequencies = getattr(rotary, "inv_freq", None)
+    if theirs is None or frequencies is None or rotary is None:
+        return "has no rotation that is known"
+    dim = attention.head_dim
+    if 2 * len(frequencies) != dim:
+        return f"rotates {2 * len(frequencies)} of {dim} features"
+    x = torch.linspace(-1, 1, 3 * dim, device=frequencies.device).view(1, 1, 3, dim)
+    cos, sin = rotary(x, torch.arange(1, 4, device=x.device)[None])
+    table = tuple(part[..., : dim // 2].unsqueeze(1) for part in (cos, sin))
+    try:
+        assert_close(theirs(x, x, cos, sin)[0], rotate_by(x, table), rtol=1e-5, atol=1e-5)
+    except (AssertionError, RuntimeError):
+        return "rotates its features in another way"
+    return ""
+
+
+def block_gates(model: nn.Module) -> dict[str, BlockGate]:
+    """Return the block gates of a model by the names of their attention modules.
+
+    Raises:
+        GatesError: The model has none, or does not fit.
+    """
+    found = {
+        attention.name: gate
+        for attention in locate_attention(model)
+        if isinstance(gate := attention.module._modules.get(CHILD), BlockGate)
+    }
+    if not found:
+        raise GatesError(
+            f"{type(model).__name__} has no block gates: call attach_block_gates(model) before"
+        )
+    return found
+
+
+def detach_block_gates(model: nn.Module) -> dict[str, BlockGate]:
+    """Take the block gates off a model, which then computes what it did before them.
+
+    Returns:
+        The gates by the names of their attention modules.
+
+    Raises:
+        GatesError: The model has none.
+    """
+    gates = block_gates(model)
+    for attention in locate_attention(model):
+        gates[attention.name].unhook(attention.module)
+    base_of(model).set_attn_implementation(next(iter(gates.values())).former)
+    return gates
+
+
+def choose_blocks(model: nn.Module, selector: BlockSelector | None) -> None:
+    """Let attention read the blocks that a rule selects by the scores of the gates.
+
+    Args:
+        model: With block gates.
+        selector: The rule; None: everything is read.
+
+    Raises:
+        GatesError: The model has no gates, or they have blocks of another size.
+    """
+    gates = block_gates(model)
+    size = next(iter(gates.values())).gate.block_size
+    if selector is not None and selector.rule == "token_budget" and selector.block_size != size:
+        raise GatesError(
+            f"the token budget is in blocks of {selector.block_size}, the gates have {size}: give"
+            f" BlockSelector(token_budget=..., block_size={size})"
+        )
+    for gate in gates.values():
+        gate.selector, gate.density = selector, []
+
+
+def block_cache(model: nn.Module) -> BlockCache:
+    """Return an empty cache for a model with gates for decoding.
+
+    Every batch needs a new one: ``model.generate(..., cache=block_cache(model))``.
+
+    Raises:
+        GatesError: The model has no block gates.
+    """
+    gates = block_gates(model)
+    size = next(iter(gates.values())).gate.block_size
+    return BlockCache(max(gate.layer for gate in gates.values()) + 1, size)

@@ -1,0 +1,153 @@
+"""Attention as transformers calls it, when the gate of the module chooses its blocks of keys."""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from core_gates.attention.head_gate import RotaryTable, rotate_by
+from core_gates.errors import GatesError
+
+NAME = "gates_blocks"
+"""What this attention, and the mask that goes with it, are called in transformers."""
+
+CHILD = "block_gate"
+"""Name of the gate in the attention module, and so in the state of the model."""
+
+FOREIGN = ("softcap", "sliding_window", "s_aux", "position_bias")
+"""Arguments of attention that computes something else."""
+
+
+class Seen(NamedTuple):
+    """What one call of attention has before it.
+
+    Attributes:
+        q: Rotated queries (B, H, T, D), the last T of S tokens.
+        k: Rotated keys (B, K, S, D).
+        v: Values (B, K, S, D).
+        scale: Factor of the scores.
+        padding: True (B, S) at padding; None where there is none.
+        table: Cosines and sines (B, T, D / 2) by which the queries were rotated.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    scale: float
+    padding: Tensor | None
+    table: RotaryTable
+
+    @property
+    def is_prompt(self) -> bool:
+        """Whether the queries are all tokens, and more than one."""
+        return self.q.shape[2] == self.k.shape[2] > 1
+
+    def raw(self) -> tuple[Tensor, Tensor]:
+        """Return queries (B, T, H, D) and the keys of the same tokens (B, T, K, D), not rotated."""
+        keys = self.k[:, :, -self.q.shape[2] :]
+        return unrotated(self.q, self.table), unrotated(keys, self.table)
+
+
+def unrotated(x: Tensor, table: RotaryTable) -> Tensor:
+    """Undo the rotation of queries or keys, a factor of the table such as that of YaRN included.
+
+    Args:
+        x: Rotated (B, H, T, D).
+        table: Cosines and sines (B, T, D / 2).
+
+    Returns:
+        What was rotated, tokens before heads (B, T, H, D), in the dtype of ``x``.
+    """
+    cos, sin = (
+        part.unsqueeze(-2).to(torch.promote_types(x.dtype, torch.float32)) for part in table
+    )
+    square = cos.square() + sin.square()
+    return rotate_by(x.transpose(1, 2), (cos / square, -sin / square))
+
+
+def attend_to_all(seen: Seen) -> Tensor:
+    """Return plain causal attention (B, H, T, D), whose queries are the last tokens."""
+    num_queries, num_keys = seen.q.shape[2], seen.k.shape[2]
+    options: dict[str, Any] = {"scale": seen.scale, "enable_gqa": seen.k.shape[1] < seen.q.shape[1]}
+    if seen.padding is None and num_queries in (1, num_keys):
+        causal = num_queries > 1
+        return F.scaled_dot_product_attention(seen.q, seen.k, seen.v, is_causal=causal, **options)
+    key = torch.arange(num_keys, device=seen.q.device)
+    itself = key[num_keys - num_queries :, None]
+    visible = key <= itself
+    if seen.padding is not None:  # which sees itself, so that no query is without a key
+        visible = (visible & ~seen.padding[:, None, None]) | (key == itself)
+    return F.scaled_dot_product_attention(seen.q, seen.k, seen.v, attn_mask=visible, **options)
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Let the gate of a module attend; see `transformers.AttentionInterface`.
+
+    Raises:
+        GatesError: There is no gate, or what is asked for is not causal attention of this kind.
+    """
+    gate: Any = module._modules.get(CHILD)
+    if gate is None:
+        raise GatesError(
+            f"this {type(module).__name__} has no block gate, but attends by {NAME!r}: call"
+            " attach_block_gates(model), or model.set_attn_implementation('sdpa')"
+        )
+    asked = [name for name in FOREIGN if others.get(name) is not None]
+    if asked or dropout or (attention_mask is not None and attention_mask.ndim != 2):
+        what = asked or (["dropout"] if dropout else ["a mask of pairs"])
+        raise GatesError(
+            f"{gate.name} attends with {', '.join(what)}, which blocks of keys cannot: give a mask"
+            " (B, T) of padding, and a model with plain causal attention"
+        )
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    padding = None if attention_mask is None else ~attention_mask
+    out = gate(Seen(query, key, value, scale, padding, gate.table(query.shape[2])))
+    return out.transpose(1, 2), None
+
+
+def _padding(
+    *,
+    q_length: int,
+    kv_length: int,
+    attention_mask: Tensor | None = None,
+    allow_is_causal_skip: bool = True,
+    **_others: Any,
+) -> Tensor | None:
+    """Return the padding (B, S), True at tokens, in place of a mask of every pair; None for none.
+
+    Raises:
+        GatesError: Padding is on the right, or there is a mask of another kind.
+    """
+    if not allow_is_causal_skip:
+        raise GatesError(
+            "sequences are packed, or the model adds another mask, which blocks of keys cannot:"
+            " give one sequence a row"
+        )
+    if attention_mask is None or bool(attention_mask.all()):
+        return None
+    if attention_mask.shape[1] != kv_length or not bool(attention_mask[:, -q_length:][:, -1].all()):
+        raise GatesError(
+            f"attention_mask {tuple(attention_mask.shape)} has padding on the right, or not"
+            f" {kv_length} tokens: pad on the left, tokenizer.padding_side = 'left'"
+        )
+    return attention_mask
+
+
+def register_block_attention() -> None:
+    """Make the attention known to transformers, and the mask of the same name.
+
+    Without the latter, attention would get no mask at all and read padding.
+    """
+    AttentionInterface.register(NAME, _attention)
+    AttentionMaskInterface.register(NAME, _padding)

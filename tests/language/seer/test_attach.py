@@ -1,0 +1,161 @@
+"""Block gates on models of transformers, compared with the models without them."""
+
+import copy
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from core_gates.attention.seer.decode import BlockSelector
+from core_gates.errors import GatesError
+from language.seer.attach import (
+    attach_block_gates,
+    block_gates,
+    choose_blocks,
+    detach_block_gates,
+)
+from language.seer.attention import attend_to_all
+
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}
+YARN["original_max_position_embeddings"] = 32
+FAMILIES = {
+    "Llama": {},
+    "Qwen2": {},
+    "Qwen3": {"head_dim": 8},
+    "Mistral": {"sliding_window": None},
+    "Olmo": {},
+    "Phi3": {"partial_rotary_factor": 1.0},
+    "Yarn": {"rope_parameters": YARN},
+}
+CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+EVERYTHING = BlockSelector(nz_ratio=1.0)
+ALL_BLOCKS = {"token_budget": 128, "block_size": 4}
+
+
+def made(tiny, family, **settings):
+    name = "Llama" if family == "Yarn" else family
+    return tiny(name, **FAMILIES[family], **settings)
+
+
+def logits(model, tokens, **options):
+    with torch.no_grad():
+        return model(tokens, **options).logits
+
+
+def enlarged(gates):
+    """Give gates weights that distinguish blocks."""
+    generator = torch.Generator().manual_seed(3)
+    for gate in gates.values():
+        for weight in gate.gate.parameters():
+            weight.data.copy_(torch.randn(weight.shape, generator=generator))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_everything_kept_is_the_model_and_detached_it_is_again(family, tiny, tokens):
+    model = made(tiny, family)
+    bare, names = logits(model, tokens), list(model.state_dict())
+    gates = attach_block_gates(model, block_size=4)
+    assert_close(logits(model, tokens), bare, **CLOSE)
+    choose_blocks(model, EVERYTHING)
+    assert_close(logits(model, tokens), bare, **CLOSE)
+    assert [float(one) for gate in gates.values() for one in gate.density] == [1.0, 1.0]
+    enlarged(gates)
+    choose_blocks(model, BlockSelector(k=1, dense_rows=0))
+    sparse = logits(model, tokens)
+    assert (sparse - bare).abs().max() > 0.05
+    assert torch.equal(logits(copy.deepcopy(model), tokens), sparse)
+    assert all(0 < float(gate.density[0]) < 0.6 for gate in gates.values())
+    assert detach_block_gates(model) == gates
+    assert torch.equal(logits(model, tokens), bare)
+    assert list(model.state_dict()) == names
+    assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Yarn"])
+def test_what_arrives_is_rotated_back_to_the_projections(family, tiny, tokens):
+    """Of the attention that the gates see: within 2e-6 of queries and keys before rotation."""
+    model, found, projected = made(tiny, family), [], []
+    gates = attach_block_gates(model, block_size=4)
+
+    def attend(gate, seen):
+        found.append(seen.raw())
+        return attend_to_all(seen)
+
+    for layer, gate in zip(model.model.layers, gates.values(), strict=True):
+        gate.attend = attend
+        for name in ("q_proj", "k_proj"):
+            getattr(layer.self_attn, name).register_forward_hook(
+                lambda _module, _inputs, y: projected.append(y)
+            )
+    logits(model, tokens)
+    for number, (q, k) in enumerate(found):
+        for x, y in ((q, projected[2 * number]), (k, projected[2 * number + 1])):
+            assert (x.flatten(2) - y).norm() <= 2e-6 * y.norm()
+
+
+def test_padding_is_never_attended(tiny, tokens):
+    """What padding holds changes nothing; whole blocks of it are left out."""
+    model = tiny()
+    enlarged(attach_block_gates(model, block_size=4))
+    mask = torch.ones_like(tokens)
+    mask[1, :9] = 0
+    for selector in (None, BlockSelector(k=2, dense_rows=0)):
+        choose_blocks(model, selector)
+        other = tokens.where(mask.bool(), (tokens + 7) % 64)
+        first, second = (logits(model, x, attention_mask=mask) for x in (tokens, other))
+        assert torch.equal(first[0], second[0])
+        assert torch.equal(first[1, 9:], second[1, 9:])
+        assert first.isfinite().all()
+    choose_blocks(model, None)
+    alone = logits(model, tokens[1:, 9:])
+    assert_close(logits(model, tokens, attention_mask=mask)[1:, 9:], alone, **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "words"),
+    [
+        ("GPT2", {}, "no rotary positions"),
+        ("Bloom", {}, "attends by itself"),
+        ("GPTJ", {"rotary_dim": 4}, "no rotation that is known"),
+        ("GPTNeoX", {"rotary_pct": 0.5}, "rotates 4 of 8 features"),
+        ("Cohere", {}, "rotates its features in another way"),
+        ("Gemma2", {"head_dim": 8}, "attn_logit_softcapping"),
+        ("Mistral", {"sliding_window": 8}, "sliding_window"),
+    ],
+)
+def test_models_that_do_not_fit_are_refused_by_name(name, settings, words, tiny):
+    model = tiny(name, **settings)
+    implementation = model.config._attn_implementation
+    with pytest.raises(GatesError, match=words) as caught:
+        attach_block_gates(model)
+    assert "\n" not in str(caught.value)
+    assert model.config._attn_implementation == implementation
+
+
+def test_wrong_calls_are_one_line(tiny, tokens):
+    model = tiny()
+    with pytest.raises(GatesError, match="no block gates"):
+        block_gates(model)
+    with pytest.raises(ValueError, match="block_size"):
+        attach_block_gates(model, block_size=0)
+    with pytest.raises(GatesError, match="kind"):
+        attach_block_gates(model, "both")
+    attach_block_gates(model, "decode", block_size=4)
+    with pytest.raises(GatesError, match="already"):
+        attach_block_gates(model)
+    with pytest.raises(GatesError, match="in blocks of 64"):
+        choose_blocks(model, BlockSelector(token_budget=64))
+    choose_blocks(model, BlockSelector(**ALL_BLOCKS))
+    right = torch.ones_like(tokens)
+    right[0, -3:] = 0
+    for words, options in (
+        ("padding on the right", {"attention_mask": right}),
+        ("a mask of pairs", {"attention_mask": torch.ones(2, 1, 26, 26, dtype=torch.bool)}),
+        ("packed", {"position_ids": (torch.arange(26) % 13).repeat(2, 1)}),
+    ):
+        with pytest.raises(GatesError, match=words) as caught:
+            model(tokens, **({"use_cache": False} | options))
+        assert "\n" not in str(caught.value)
+    for foreign in ({}, {"cache_implementation": "static"}):
+        with pytest.raises(GatesError, match=r"got a (Dynamic|Static)Cache"):
+            model.generate(tokens, max_new_tokens=2, **foreign)
