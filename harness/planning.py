@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from core_gates.errors import check_at_least, check_positive
+from core_gates.errors import GatesError, check_at_least, check_positive
 from harness.runs.terminal import Line, Sections
 from harness.step_cost import StepCost
+
+MOST = 10**6  # GPUs, samples of a step, or experts
 
 
 class Work(NamedTuple):
@@ -30,6 +32,17 @@ class Work(NamedTuple):
     forward: float
     training: float
     saved: float
+
+
+def check_counts(**found: int) -> None:
+    """Refuse options of a plan that count nothing, or more than there is.
+
+    Raises:
+        GatesError: One is below 1 or above a million.
+    """
+    for name, value in found.items():
+        if not 1 <= value <= MOST:
+            raise GatesError(f"--{name} is {value}, expected 1 to {MOST:,}")
 
 
 def count_weights(module: nn.Module, tables: Iterable[Tensor] = ()) -> tuple[int, int]:

@@ -249,11 +249,8 @@ class EndoscopyCLI(GatesRunCLI):
         if trainer.timm_weights is not None:
             load_timm_weights(self.model.model, trainer.timm_weights)
 
-    def keep(self, run: Run, piece: Piece, objects: Sequence[str]) -> Path | None:
+    def keep(self, run: Run, piece: Piece, objects: Sequence[str], path: Path) -> Path:
         """Store the network with all that predictions need, where the other verbs find it."""
-        path = self.run_folder.best_checkpoint or self.run_folder.last_checkpoint
-        if path is None:
-            return None
         data, sizers = self.datamodule, self._trainer.sizers(self.model, self.datamodule)
         run.settings = decisive(run.settings, sizers)
         module = sizers.untrained(Training())  # as it is on one rank

@@ -11,7 +11,7 @@ import core_gates.ops.flops  # noqa: F401  # experts count, on the meta device t
 from core_gates import MoELayer, StackedExperts, TopKGate
 from core_gates.errors import GatesError, check_option
 from harness.command.verbs import Place
-from harness.planning import Device, count_weights, training_sections
+from harness.planning import Device, check_counts, count_weights, training_sections
 from harness.runs.terminal import Line, print_plan, working, write_plan
 from harness.step_cost import StepCost, cost_of_step
 from language.decoder import Decoder
@@ -74,9 +74,7 @@ def plan(
         device: What is assumed of a GPU.
     """
     check_option("--size", size, SIZES, GatesError)
-    for name, value in (("gpus", gpus), ("batch_size", batch_size), ("experts", experts)):
-        if value < 1:
-            raise GatesError(f"--{name} is {value}, expected 1 or more")
+    check_counts(gpus=gpus, batch_size=batch_size, experts=experts)
     print(f"planned: {size}, {batch_size} sequences a GPU, {precision}")
     with working("counting a training step"):
         model, cost = decoder_cost(size, experts, batch_size=batch_size, precision=precision)

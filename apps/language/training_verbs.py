@@ -155,17 +155,15 @@ class LanguageCLI(GatesRunCLI):
         """Return the piece that ``fit`` makes, as ``evaluate`` names it."""
         return run.piece(DECODER, run.settings["seed"])
 
-    def keep(self, run: Run, piece: Piece, objects: Sequence[str]) -> Path | None:
+    def keep(self, run: Run, piece: Piece, objects: Sequence[str], path: Path) -> Path:
         """Keep the network as a folder that transformers opens, if it is of a family of theirs.
 
         Args:
             run: The run.
             piece: What was trained.
             objects: Short hashes of what it was trained on.
+            path: Its checkpoint.
         """
-        path = self.run_folder.best_checkpoint or self.run_folder.last_checkpoint
-        if path is None:
-            return None
         module = module_of(piece.settings)
         module.load_state_dict(load_weights(path)["state_dict"])
         trained = module.model, self.datamodule.shards.tokenizer

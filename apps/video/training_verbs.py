@@ -18,7 +18,6 @@ from harness.experiment import Arrays, Piece, Run, flatten, print_choices
 from harness.files import content_digest
 from harness.report.page import Page
 from harness.runs.callbacks import load_weights
-from harness.runs.folder import RunFolder
 from recsys.data.datamodule import TableDataModule, data_module
 from recsys.data.table_files import SUFFIXES
 from recsys.experiments import (
@@ -239,9 +238,9 @@ class VideoCLI(GatesRunCLI):
         """Return the piece that ``fit`` makes."""
         return run.piece("fit", run.settings["seed"])
 
-    def keep(self, run: Run, piece: Piece, objects: Sequence[str]) -> Path | None:
+    def keep(self, run: Run, piece: Piece, objects: Sequence[str], path: Path) -> Path:
         """Keep the weights, and write the model folder that the other verbs read."""
-        return keep_model(self.run_folder, run, piece, objects, self.datamodule)
+        return keep_model(path, run, piece, objects, self.datamodule)
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
@@ -261,12 +260,12 @@ def run_training_verb(arguments: Sequence[str]) -> None:
 
 
 def keep_model(
-    folder: RunFolder, run: Run, piece: Piece, objects: Sequence[str], data: TableDataModule
-) -> Path | None:
-    """Keep the best weights of a training run; return its model folder, None without a checkpoint.
+    path: Path, run: Run, piece: Piece, objects: Sequence[str], data: TableDataModule
+) -> Path:
+    """Keep the weights of a training run, and return its model folder.
 
     Args:
-        folder: Of the run.
+        path: Checkpoint.
         run: Its results.
         piece: What was trained.
         objects: Short hashes of what it was trained on.
@@ -275,9 +274,6 @@ def keep_model(
     Raises:
         GatesError: The training has diverged.
     """
-    path = folder.best_checkpoint or folder.last_checkpoint
-    if path is None:
-        return None
     module = module_of(piece.settings)
     module.build(data.transform)
     module.load_state_dict(load_weights(path)["state_dict"])

@@ -252,11 +252,8 @@ class WeatherCLI(GatesRunCLI):
             return correction_piece(run, self._form)
         return fit_piece(run) or super().training(run)
 
-    def keep(self, run: Run, piece: Piece, objects: Sequence[str]) -> Path | None:
+    def keep(self, run: Run, piece: Piece, objects: Sequence[str], path: Path) -> Path:
         """Keep the best or last weights where ``evaluate`` and ``assimilate`` find them."""
-        path = self.run_folder.best_checkpoint or self.run_folder.last_checkpoint
-        if path is None:
-            return None
         load_trained(path, self.model.analysis)
         facts = self._against_start() if self._form else {}
         store = run.store(WEIGHTS, AnalysisForm())
@@ -299,11 +296,8 @@ class ForecastCLI(GatesRunCLI):
         """Return the piece of the forecast model."""
         return run.piece("fengwu", run.settings.get("seed"))
 
-    def keep(self, run: Run, piece: Piece, objects: Sequence[str]) -> Path | None:
+    def keep(self, run: Run, piece: Piece, objects: Sequence[str], path: Path) -> Path:
         """Keep the best or last weights as a file that ``--forecast`` takes."""
-        path = self.run_folder.best_checkpoint or self.run_folder.last_checkpoint
-        if path is None:
-            return None
         self.model.load_state_dict(load_weights(path)["state_dict"])
         self.model.forecast.channels = self.datamodule.source.channels
         store = run.store(FORECASTS, ForecastForm())

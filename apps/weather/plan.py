@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from core_gates.errors import GatesError, check_option
 from harness.command.verbs import Place
-from harness.planning import Device, training_sections
+from harness.planning import Device, check_counts, training_sections
 from harness.runs.terminal import print_plan, write_plan
 from harness.step_cost import StepCost, cost_of_step
 from weather.models.adas.network import Adas
@@ -53,9 +53,7 @@ def plan(
             them on each (DDP).
         device: What is assumed of a GPU.
     """
-    for name, value in (("gpus", gpus), ("batch_size", batch_size)):
-        if value < 1:
-            raise GatesError(f"--{name} is {value}, expected 1 or more")
+    check_counts(gpus=gpus, batch_size=batch_size)
     sections: dict[str, Any] = {}
     for network in networks:
         check_option("--networks", network, NETWORKS, GatesError)

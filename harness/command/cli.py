@@ -31,7 +31,14 @@ from harness.command.parser import (
 from harness.command.trainer import FolderClaim, GatesRunTrainer, resumed
 from harness.experiment import Arrays, Piece, Run
 from harness.files.piece import read_record
-from harness.runs.callbacks import RunCheckpoint, load_weights, progress_bar, seen
+from harness.runs.callbacks import (
+    RunCheckpoint,
+    load_weights,
+    progress_bar,
+    refuse_foreign,
+    seen,
+    starting_from,
+)
 from harness.runs.folder import RunFolder
 from harness.runs.loops import ResumableCSVLogger
 from harness.runs.terminal import held_warnings, quiet_lightning
@@ -42,8 +49,8 @@ LIGHTNING_VERBS = {
     "test": "Compute the test scores of a network.",
     "predict": "Compute the predictions of a network.",
 }
+NAMED = ("best", "last", "hpc")  # checkpoints that Lightning finds itself
 START = "Checkpoint of a training run to start from."
-LIGHTNING_KEYS = {"pytorch-lightning_version", "state_dict"}
 OWN_OPTIONS = ("config", "resume", "overwrite", "shipped", "ckpt_path")
 
 
@@ -223,13 +230,11 @@ class GatesRunCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Refuse a ``--ckpt_path`` that is missing or no checkpoint, then let Lightning read it."""
         path = self.config[self.config.subcommand].get("ckpt_path")
-        if path and path not in ("best", "last", "hpc"):
-            found = load_weights(Path(path))
-            if self.config.subcommand in LIGHTNING_VERBS and LIGHTNING_KEYS - found.keys():
-                raise GatesError(
-                    f"{path} is not a checkpoint of a training run: give checkpoints/last.ckpt or "
-                    "best.ckpt of a run"
-                )
+        if path and path not in NAMED:
+            if self.config.subcommand in LIGHTNING_VERBS:
+                refuse_foreign(Path(path), "give checkpoints/last.ckpt or best.ckpt of a run")
+            else:
+                load_weights(Path(path))
         super()._parse_ckpt_path()
 
     def before_instantiate_classes(self) -> None:
@@ -265,7 +270,7 @@ class GatesRunCLI(LightningCLI):
                 self.run_folder.refuse_deleting(Path(start))
             resumed(self.run_folder, self.training(self._run()))
             if options["resume"] and (last := self.run_folder.last_checkpoint):
-                load_weights(last, "start again with --overwrite, or from an older copy of it")
+                refuse_foreign(last, "start again with --overwrite, or from an older copy of it")
 
     def _refuse_no_length(self) -> None:
         trainer = self.config[self.subcommand]["trainer"]
@@ -335,17 +340,15 @@ class GatesRunCLI(LightningCLI):
         """Return the piece that a training run makes, as ``evaluate`` would name it."""
         return run.piece(self.verb, run.settings.get("seed"))
 
-    def keep(self, run: Run, piece: Piece, objects: Sequence[str]) -> Path | None:
+    def keep(self, run: Run, piece: Piece, objects: Sequence[str], path: Path) -> Path:
         """Keep what was trained where other verbs find it, and return where.
 
         Args:
             run: The run.
             piece: What was trained.
             objects: Short hashes of what it was trained on.
+            path: Its checkpoint, the best or else the last one.
         """
-        path = self.run_folder.best_checkpoint or self.run_folder.last_checkpoint
-        if path is None:
-            return None
         weights = load_weights(path)["state_dict"]
         return run.store("weights", Arrays()).keep(piece, weights, objects=objects)
 
@@ -361,9 +364,10 @@ class GatesRunCLI(LightningCLI):
             print("a trial run: nothing was kept, and the run folder is as before")
         elif self.claim.piece is not None:
             self._refuse_no_step()
-            path = self.keep(self._run(), self.claim.piece, self.claim.objects)
+            path = self.run_folder.best_checkpoint or self.run_folder.last_checkpoint
+            kept = path and self.keep(self._run(), self.claim.piece, self.claim.objects, path)
             self.run_folder.forget_replaced()
-            print(path or f"no network was kept: {self.run_folder.checkpoints} is empty")
+            print(kept or f"no network was kept: {self.run_folder.checkpoints} is empty")
 
     def _refuse_no_step(self) -> None:
         if self.trainer.global_step == 0:
@@ -427,17 +431,12 @@ class GatesRunCLI(LightningCLI):
         Raises:
             GatesError: The checkpoint that is started from is of another network.
         """
-        try:
+        given = self.config[subcommand].get("ckpt_path")
+        last = self.run_folder.last_checkpoint if self.run_folder.resume else None
+        start = given if given and given not in NAMED else last
+        advice = "give the settings of the model that it is of, or another checkpoint"
+        with starting_from(start, advice):
             super()._run_subcommand(subcommand)
-        except RuntimeError as error:
-            start = self.config[subcommand].get("ckpt_path")
-            if not start or "Error(s) in loading state_dict" not in str(error):
-                raise
-            first = str(error).splitlines()[1:2]
-            raise GatesError(
-                f"{start} is a checkpoint of another network: {' '.join(first).strip()}; give "
-                "the settings of the model that it is of, or another checkpoint"
-            ) from error
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast, get_type_hints
 
 import yaml
+from rich.console import Console
 
 from core_gates.errors import GatesError
 from harness.command.configfile import ConfigFile, find_config, read_config
@@ -89,7 +90,8 @@ class FunctionVerb(NamedTuple):
     def load(self) -> Callable[..., None]:
         """Return the function."""
         module, _, name = self.target.partition(":")
-        return cast(Callable[..., None], getattr(importlib.import_module(module), name))
+        with Console(stderr=True).status(f"starting {name}"):  # importing torch takes seconds
+            return cast(Callable[..., None], getattr(importlib.import_module(module), name))
 
 
 def run_verb(

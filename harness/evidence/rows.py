@@ -4,7 +4,7 @@ import math
 import re
 from typing import Literal, NamedTuple
 
-SMALLER = {"loss", "error", "rmse", "mae", "mse", "mape", "crps", "brier", "ne"}
+SMALLER = {"loss", "error", "bits", "rmse", "mae", "mse", "mape", "crps", "brier", "ne"}
 LARGER = {"auc", "gauc", "accuracy", "precision", "recall", "sensitivity", "specificity",
           "ndcg", "dice", "iou", "f1"}  # fmt: skip
 NEITHER = {"ratio", "bias", "rate", "probability"}  # best at some value, or no matter of quality

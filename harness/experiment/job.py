@@ -20,7 +20,7 @@ from harness.experiment.store import Form, Store
 from harness.files import remove, replacing
 from harness.files.atomic import locked
 from harness.files.piece import Piece, Record, gap, read_record
-from harness.runs.callbacks import RunCheckpoint, load_weights
+from harness.runs.callbacks import RunCheckpoint, load_weights, starting_from
 from harness.runs.loops import ExactTrainer, capture_random_state, restore_random_state
 from harness.runs.processes import Tick
 from harness.runs.terminal import quiet_lightning
@@ -125,17 +125,15 @@ class Job:
             The module in evaluation mode.
 
         Raises:
-            GatesError: There is no such class, or it refuses an argument.
+            GatesError: A class does not exist or refuses an argument, or a checkpoint is damaged.
         """
         quiet_lightning()
         folder = (self.first or self.folder) / f"fit{self._fits}"
         self._fits += 1
         if self.first is None:
             folder.mkdir(parents=True, exist_ok=True)
-        keeper = RunCheckpoint(
-            every_n_steps=None, every_seconds=SAVED_EVERY, monitor=monitor, mode=mode,
-            folder=str(folder),
-        )  # fmt: skip
+        every: dict[str, Any] = {"every_n_steps": None, "every_seconds": SAVED_EVERY}
+        keeper = RunCheckpoint(monitor=monitor, mode=mode, folder=str(folder), **every)
         callbacks = [_Ticks(self.tick, ticks), _SameDraws(), *_stopping(monitor, mode, patience)]
         fixed: dict[str, Any] = {**QUIET, "default_root_dir": folder}
         last, best, done = folder / "last.ckpt", folder / "best.ckpt", folder / DONE
@@ -145,12 +143,16 @@ class Job:
             keeper.every_n_steps, keeper.every_seconds = SAVED_STEPS, None
         start = DONE if done.is_file() else str(last) if last.is_file() else None
         start = _agreed(fitter, module, start)
+        again = f"delete {folder} to start again"
         if start != DONE:
-            fitter.fit(module, data, ckpt_path=start, weights_only=True)
+            with starting_from(start, again):
+                fitter.fit(module, data, ckpt_path=start, weights_only=True)
         if self.first is not None:
             return module.eval()
         done.touch()
-        module.load_state_dict(load_weights(best if best.is_file() else last)["state_dict"])
+        found = best if best.is_file() else last
+        with starting_from(found, again):
+            module.load_state_dict(load_weights(found)["state_dict"])
         return module.eval()
 
 

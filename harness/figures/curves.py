@@ -204,7 +204,7 @@ def _draw_metric(
     if known.size and known.min() > 0 and known.max() > 20 * known.min():
         logarithmic(axes)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    dress(axes, title=stem, x="optimizer steps")
+    dress(axes, title=stem.replace("_", " "), x="optimizer steps")
     axes.margins(x=0)
     name_lines(axes, {name: float(np.median(ends)) for name, ends in last.items()}, of_line)
 

@@ -3,7 +3,8 @@
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,6 +81,7 @@ class PlainProgress(ProgressBar):
         print(f"{place}  {shown}".rstrip(), flush=True)
 
 
+LIGHTNING_KEYS = {"pytorch-lightning_version", "state_dict"}
 OBJECTS = "objects"
 """Key of a callback's state: short hashes of what a checkpoint was trained on."""
 
@@ -212,6 +214,42 @@ def load_weights(path: Path, advice: str = "give another") -> dict[str, Any]:
     except Exception as error:
         kind = type(error).__name__
         raise GatesError(f"{path} is damaged or not a checkpoint ({kind}): {advice}") from error
+
+
+def refuse_foreign(path: Path, advice: str) -> None:
+    """Refuse a file that is not a checkpoint of a training run.
+
+    Args:
+        path: The file.
+        advice: What to do instead.
+
+    Raises:
+        GatesError: It is damaged, or something else.
+    """
+    if LIGHTNING_KEYS - load_weights(path, advice).keys():
+        raise GatesError(f"{path} is not a checkpoint of a training run: {advice}")
+
+
+@contextmanager
+def starting_from(path: str | Path | None, advice: str) -> Iterator[None]:
+    """Refuse a checkpoint that is damaged, or of another network than the block loads it into.
+
+    Args:
+        path: The checkpoint; None for none.
+        advice: What to do instead.
+
+    Raises:
+        GatesError: It is.
+    """
+    if path is not None:
+        refuse_foreign(Path(path), advice)
+    try:
+        yield
+    except RuntimeError as error:
+        if not path or "Error(s) in loading state_dict" not in str(error):
+            raise
+        first = " ".join(str(error).splitlines()[1:2]).strip()
+        raise GatesError(f"{path} is a checkpoint of another network: {first}; {advice}") from error
 
 
 def seen(checkpoint: Mapping[str, Any]) -> set[str]:

@@ -104,7 +104,7 @@ def test_parts_of_the_memory(planned):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"gpus": 0}, "--gpus is 0, expected 1 or more"),
+        ({"gpus": 0}, "--gpus is 0, expected 1 to 1,000,000"),
         ({"batch_size": 0}, "--batch_size is 0"),
         ({"size": "huge"}, "--size of adas is 'huge'; choose one of official, fnp, small"),
         ({"networks": ("pangu",)}, "--networks is 'pangu'; choose one of adas, fengwu"),

@@ -118,6 +118,22 @@ def test_a_damaged_checkpoint_is_not_resumed(untouched, tmp_path, part):
     assert error.count("\n") == 1
 
 
+@pytest.mark.fault("language 4")
+@pytest.mark.usefixtures("trained")
+def test_a_checkpoint_of_something_else_is_not_resumed(run, tmp_path, capsys):
+    path = tmp_path / "runs/toy/a/checkpoints/last.ckpt"
+    whole = torch.load(path, weights_only=True)
+    for content, said in (
+        (whole["state_dict"], "is not a checkpoint of a training run: start again"),
+        ({**whole, "state_dict": {"a": torch.ones(1)}}, "is a checkpoint of another network"),
+    ):
+        torch.save(content, path)
+        assert run("fit", "--resume", "--trainer.max_epochs", "2") == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
+
+
 def test_a_training_that_was_killed_while_it_claimed_its_folder_starts(run, tmp_path):
     folder = tmp_path / "runs/toy/a"
     (folder / "checkpoints").mkdir(parents=True)

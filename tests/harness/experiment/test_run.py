@@ -249,6 +249,30 @@ def test_parts_of_a_result_survive_a_kill(tmp_path):
 
 
 @pytest.mark.fault("video H5")
+@pytest.mark.fault("language 4")
+@pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt"])
+def test_a_damaged_checkpoint_of_a_killed_training_is_one_line(tmp_path, work, name):
+    piece = Piece("ridge", 3, settings={"epochs": 1, "monitor": "val/loss"})
+    work.train(piece, Job(tmp_path))
+    path = tmp_path / "fit0" / name
+    whole = torch.load(path, weights_only=True)
+    if name == "last.ckpt":
+        (tmp_path / "fit0/done").unlink()
+    of_another = {**whole, "state_dict": {"a": torch.ones(1)}}
+    for content, said in (
+        (whole["state_dict"], "is not a checkpoint of a training run"),
+        (of_another, "is a checkpoint of another network: Missing key"),
+        (None, "is damaged or not a checkpoint"),
+    ):
+        torch.save(content, path)
+        if content is None:
+            path.write_bytes(path.read_bytes()[:-9])
+        with pytest.raises(GatesError, match=f"{name} {said}") as found:
+            work.train(piece, Job(tmp_path))
+        assert str(found.value).endswith(f"delete {tmp_path / 'fit0'} to start again")
+        assert "\n" not in str(found.value)
+
+
 def test_callbacks_of_settings_take_part_in_a_training(tmp_path, work):
     path = "lightning.pytorch.callbacks.GradientAccumulationScheduler"
     given = [{"class_path": path, "init_args": {"scheduling": {0: 2}}}]
