@@ -6,11 +6,12 @@ from typing import NamedTuple
 import numpy as np
 
 from language.corpus import Document
-from language.counts import ByteCounts, grams_of
+from language.counts import ByteCounts, grams_of, interpolated
 from language.scoring import scored_part
 from language.tokenizer import Tokenizer
 
 ROUNDS = 30  # of expectation and maximization
+ADDED = 64  # times that what was read of the text itself counts; the best of 1, 4, 16 and 64
 FITTED = 2**18  # scored bytes of the validation documents, at most, that the weights are fitted to
 
 
@@ -46,13 +47,14 @@ class AdaptiveCounts:
     """A mixture of counts of training documents and of what was read of the same text.
 
     The probability of a byte c after the bytes h is the sum of w_j p_j(c | h) over 2 (order + 1)
-    models with weights w that sum to 1. The first half are those of :class:`ByteCounts`, orders
-    from 0. In the others, n and t count in the text itself, before c::
+    models with weights w that sum to 1, all of the form ::
 
         p_k(c | h) = (n(h c) + t(h) p_{k-1}(c | h')) / (n(h) + t(h))
 
-    and below order 0 is the longest order of the training documents. The text is either that of the
-    window that a decoder reads, so that both know the same, or all of the document before c.
+    with n and t of :class:`ByteCounts`. In the first half, orders from 0, they are sums of those of
+    the training documents and 64 times those of the text itself, before c; in the others, of the
+    text alone, with the longest order of the first half below order 0. The text is either that of
+    the window that a decoder reads, so that both know the same, or all of the document before c.
 
     The weights are those that need the fewest bits for the scored bytes of other documents, by
     expectation and maximization (Jelinek and Mercer, 1980).
@@ -118,20 +120,24 @@ class AdaptiveCounts:
             data: (T,) uint8, of one or several texts, one after the other.
             position: (T,) number of each byte in its text.
         """
-        rows = [*self.counts.probabilities(data, position)]
-        text, lower = (position == 0).cumsum(), rows[-1].copy()
-        for found, grams in grams_of(data, position, self.counts.order):
-            lower[found] = _own(lower[found], grams[found], text[found])
+        text, contexts = (position == 0).cumsum(), grams_of(data, position, self.counts.order)
+        rows, own, lower = [], [], np.full(len(data), 1 / 256)
+        for table, (found, grams) in zip(self.counts.tables, contexts, strict=True):
+            own.append((found, _own(grams[found], text[found])))
+            both = table.look_up(grams[found]) + ADDED * own[-1][1]
+            lower[found] = interpolated(both, lower[found])
+            rows.append(lower.copy())
+        for found, seen in own:
+            lower[found] = interpolated(seen, lower[found])
             rows.append(lower.copy())
         return np.stack(rows)
 
 
-def _own(lower: np.ndarray, grams: np.ndarray, text: np.ndarray) -> np.ndarray:
-    """Return the probabilities (T,) of bytes by counts before them, from those one order below."""
+def _own(grams: np.ndarray, text: np.ndarray) -> np.ndarray:
+    """Return counts, totals and kinds (3, T) of integers in what precedes each in its text."""
     (seen,) = _before(grams, text, np.ones((1, len(grams)), dtype=np.int64))
     either = np.stack([np.ones_like(seen), seen == 0])
-    total, kinds = _before(grams >> np.uint64(8), text, either)
-    return np.where(total > 0, (seen + kinds * lower) / np.maximum(total + kinds, 1), lower)
+    return np.stack([seen, *_before(grams >> np.uint64(8), text, either)])
 
 
 def _before(keys: np.ndarray, text: np.ndarray, values: np.ndarray) -> np.ndarray:

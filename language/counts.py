@@ -41,24 +41,31 @@ class _Table(NamedTuple):
         kinds = np.diff(first, append=len(contexts))
         return cls(grams, counts, contexts[first], np.add.reduceat(counts, first), kinds)
 
-    def update(self, probabilities: np.ndarray, grams: np.ndarray) -> np.ndarray:
-        """Return the probabilities (T,) of the bytes of ``grams`` (T,), from those one order below.
+    def look_up(self, grams: np.ndarray) -> np.ndarray:
+        """Return counts, totals and kinds (3, T) of integers (T,), 0 where they are not known.
 
         Values are looked up in ascending order, which keeps the memory that is read in the cache.
         """
         order = grams.argsort()
-        ordered = grams[order]
-        counts = _look_up(self.grams, ordered, self.counts)
-        ordered >>= np.uint64(8)
-        totals = _look_up(self.contexts, ordered, self.totals)
-        kinds = _look_up(self.contexts, ordered, self.kinds)
-        lower = probabilities[order]
-        updated = np.empty_like(lower)
-        with np.errstate(invalid="ignore"):  # a context that was not seen
-            updated[order] = np.where(
-                totals > 0, (counts + kinds * lower) / (totals + kinds), lower
-            )
-        return updated
+        ordered, found = grams[order], np.empty((3, len(grams)), dtype=np.int64)
+        contexts = ordered >> np.uint64(8)
+        found[0, order] = _look_up(self.grams, ordered, self.counts)
+        found[1, order] = _look_up(self.contexts, contexts, self.totals)
+        found[2, order] = _look_up(self.contexts, contexts, self.kinds)
+        return found
+
+
+def interpolated(found: np.ndarray, lower: np.ndarray) -> np.ndarray:
+    """Return the probabilities (T,) of bytes, from those one order below.
+
+    Args:
+        found: How often each was counted after its context, how often the context, and the number
+            of different bytes after it (3, T).
+        lower: (T,)
+    """
+    counts, totals, kinds = found
+    known = np.maximum(totals + kinds, 1)  # 0 where the context was not seen
+    return np.where(totals > 0, (counts + kinds * lower) / known, lower)
 
 
 def _starts(values: np.ndarray) -> np.ndarray:
@@ -109,10 +116,11 @@ class ByteCounts:
 
     Attributes:
         order: Bytes in the longest context.
+        tables: What was counted, by order from 0.
     """
 
     def __init__(self, tables: list[_Table]) -> None:
-        self._tables = tables
+        self.tables = tables
         self.order = len(tables) - 1
 
     @classmethod
@@ -166,7 +174,7 @@ class ByteCounts:
         """
         rows, lower = [], np.full(len(data), 1 / 256)
         contexts = grams_of(data, position, self.order)
-        for table, (found, grams) in zip(self._tables, contexts, strict=True):
-            lower[found] = table.update(lower[found], grams[found])
+        for table, (found, grams) in zip(self.tables, contexts, strict=True):
+            lower[found] = interpolated(table.look_up(grams[found]), lower[found])
             rows.append(lower.copy())
         return np.stack(rows)

@@ -78,7 +78,7 @@ def bits_per_byte(
         documents, starts = scored_part(tokenizer, documents, model.context)
         found = bits_per_byte(model, tokenizer, documents)
         draws = Resamples.clusters([document.name for document in documents])
-        draws.intervals(moments(found, ratio, name="bits_per_byte"))
+        draws.intervals(moments(found, ratio, name="bits per byte"))
 
     The model is in evaluation mode afterwards.
 

@@ -21,10 +21,11 @@ from harness.command.configfile import packaged_configs
 from harness.evidence import Bar, Resamples, Row, compare, moments
 from harness.experiment import Arrays, Job, Piece, Run, Store
 from harness.files import write_text
+from harness.files.piece import Setting
 from harness.report.page import Page
-from language.adaptive_counts import AdaptiveCounts
+from language.adaptive_counts import ADDED, AdaptiveCounts
 from language.corpus import Document, Split
-from language.counts import ORDER, ByteCounts
+from language.counts import LARGEST_ORDER, ORDER, ByteCounts
 from language.data import LanguageDataModule
 from language.decoder import Decoder
 from language.hf.model_folder import read_model, write_model
@@ -39,7 +40,7 @@ SAME_WINDOW, WHOLE_FILE = "adaptive counts, same window", "adaptive counts, whol
 TOLD_MORE = (WHOLE_FILE, XZ)
 WEIGHTS, BASELINES, SCORES = "weights", "baselines", "scores"
 TASK: Split = "test"
-METRIC = "bits_per_byte"
+METRIC = "bits per byte"
 SHOWN = 5  # documents at either end of the table of the report
 PLACES = ("corpus", "tokenizer", "cache_folder")
 """Options of the data that decide by content alone, which the digest of the data covers."""
@@ -173,7 +174,8 @@ def score_rival(piece: Piece, job: Job, places: Places) -> dict[str, Tensor]:
     documents, starts = scored(data)
     if piece.method == XZ:
         return {XZ: torch.from_numpy(xz_bits(documents, starts))}
-    counts = ByteCounts.fit(data.held_out("train"))
+    order = LARGEST_ORDER if piece.method == ADAPTIVE else ORDER
+    counts = ByteCounts.fit(data.held_out("train"), order)
     if piece.method == COUNTS:
         bits = count_bits(counts, documents, starts)
         return dict(zip(ORDERS, torch.from_numpy(bits), strict=True))
@@ -212,8 +214,12 @@ class Study:
         self.places = {name: getattr(data, name) for name in PLACES}
         self.weights = run.store(WEIGHTS, ModelFolder())
         kept = {name: run.settings.get(name) for name in ("data.digest", "data.context")}
-        self.rivals = [Piece(method, settings=kept) for method in (COUNTS, ADAPTIVE)]
-        self.rivals.append(Piece(XZ, settings={**kept, "bytes": "scored"}))
+        of_method: dict[str, Setting] = {
+            COUNTS: {},
+            ADAPTIVE: {"order": LARGEST_ORDER, "added": ADDED},
+            XZ: {"bytes": "scored"},
+        }
+        self.rivals = [Piece(m, settings={**kept, **own}) for m, own in of_method.items()]
         self.decoders = [
             Piece(DECODER, seed, settings={**run.settings, "seed": seed}) for seed in seeds
         ]
@@ -241,7 +247,8 @@ class Study:
             for method, found in bits.items()
         }
         draws = Resamples.clusters([document.name for document in documents])
-        rows = compare(scores, draws, task=TASK, reference=REFERENCE)
+        versus = DECODER if DECODER in scores else REFERENCE
+        rows = compare(scores, draws, task=TASK, reference=versus)
         missing = [piece for piece in self.decoders if piece not in trained]
         notes = [NOTE, *weighed(bits)]
         if missing:
@@ -336,15 +343,20 @@ def shown_name(document: Document) -> str:
 
 
 def headline(rows: Collection[Row]) -> str:
-    """Return what the decoder reaches, and which rivals it does not beat, told more or not."""
-    values = {row.method: row.value for row in rows if not row.versus}
-    own = values.pop(DECODER, math.nan)
+    """Return what the decoder reaches, and which rivals it does not beat, told more or not.
+
+    One is beaten where the whole interval of its difference from the decoder lies above 0.
+
+    Args:
+        rows: Of all methods, and the differences from the decoder.
+    """
+    own = next((r.value for r in rows if r.method == DECODER and not r.versus), math.nan)
     if math.isnan(own):
         return f"The {DECODER} is not trained."
     unbeaten = [
-        f"{method} (told more)" if method in TOLD_MORE else method
-        for method, value in values.items()
-        if value <= own
+        f"{row.method} (told more)" if row.method in TOLD_MORE else row.method
+        for row in rows
+        if row.versus == DECODER and not row.low > 0
     ]
     said = f"does not beat {' and '.join(unbeaten)}" if unbeaten else "beats all counts and xz"
     return f"The {DECODER} needs {own:.2f} bits per byte and {said}."

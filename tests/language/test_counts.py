@@ -68,30 +68,6 @@ def test_order_0_is_a_closed_form():
     np.testing.assert_allclose(2.0 ** -bits[0], (np.array([2, 1, 0]) + 2 / 256) / 5, atol=1e-15)
 
 
-@pytest.mark.parametrize("context", ["", "a", "ro", "a ros", "qqqqq", "a rosq", "naï"])
-def test_probabilities_of_all_bytes_sum_to_1(context):
-    counts = ByteCounts.fit(documents(*TEXTS), 5)
-    last = [counts.bits(context.encode() + bytes([byte]))[:, -1] for byte in range(256)]
-    np.testing.assert_allclose((2.0 ** -np.stack(last)).sum(0), 1, rtol=0, atol=1e-12)
-
-
-def test_text_that_was_seen_needs_fewer_bits_with_more_context():
-    text = "for name in names:\n    print(name)\n" * 20
-    totals = ByteCounts.fit(documents(text), 5).bits(text).sum(1)
-    assert (np.diff(totals) < 0).all()
-    assert totals[5] < 0.1 * totals[0]
-
-
-def test_documents_do_not_continue_each_other():
-    together = ByteCounts.fit(documents("ab", "cd", "abcdef"), 2)
-    assert together.bits("bc")[1, 1] == pytest.approx(
-        naive_bits(["ab", "cd", "abcdef"], "bc", 1)[1]
-    )
-    assert np.array_equal(
-        together.bits("abcd"), ByteCounts.fit(documents("abcdef", "cd", "ab"), 2).bits("abcd")
-    )
-
-
 def test_what_cannot_be_counted_is_refused(refuses):
     refuses(
         GatesError,
