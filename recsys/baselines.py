@@ -176,8 +176,9 @@ class Factorization:
     """Predict σ(b_t + Σ_columns bias_t(value) + Σ_k W_tk (Σ_user u_k)(Σ_item v_k)).
 
     The textbook model of users and items (Rendle, 2010), with factors that all tasks share. Dense
-    columns enter as a bias of each quantile bin and as themselves. It is trained by Adam until the
-    validation loss, summed over tasks, no longer falls; its best state is kept.
+    columns enter as a bias of each quantile bin and as themselves. Without columns of users, or of
+    items, it is a linear model. It is trained by Adam until the validation loss, summed over tasks,
+    no longer falls; its best state is kept.
 
     Args:
         sizes: Rows of the tables of the F sparse columns.
@@ -193,7 +194,7 @@ class Factorization:
         seed: Of factors and of the order of rows.
 
     Raises:
-        ValueError: No column describes users, or none items; a number is too small.
+        ValueError: A number is too small.
     """
 
     def __init__(
@@ -211,8 +212,6 @@ class Factorization:
         patience: int = 2,
         seed: int = 0,
     ) -> None:
-        if not user or not item:
-            raise ValueError("the schema needs a sparse column of users and one of items")
         check_at_least(1, dim=dim, epochs=epochs, batch_size=batch_size, bins=bins)
         check_at_least(0, penalty=penalty, patience=patience, seed=seed)
         check_positive(learning_rate=learning_rate)
@@ -271,7 +270,7 @@ class Factorization:
 class _Net(nn.Module):
     def __init__(self, given: Factorization, start: Tensor, dense: int) -> None:
         super().__init__()
-        tasks, count = len(start), sum(given.sizes)
+        tasks, count = len(start), max(sum(given.sizes), 1)
         self.user, self.item = list(given.user), list(given.item)
         self.bins = given.bins
         self.bias = nn.EmbeddingBag(count, tasks, mode="sum")

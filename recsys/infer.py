@@ -20,7 +20,16 @@ from recsys.columns.canonical import (
     split_events,
 )
 from recsys.columns.column_auc import STRONG, SUSPICIOUS, column_aucs
-from recsys.schema import Dense, FeatureSchema, History, Labels, Side, Sparse, tasks_of
+from recsys.schema import (
+    Dense,
+    FeatureSchema,
+    History,
+    Labels,
+    Product,
+    Side,
+    Sparse,
+    tasks_of,
+)
 from recsys.transform.targets import read_targets
 
 MOST_ROWS = 200_000  # that are looked at
@@ -31,6 +40,7 @@ LARGEST = 1e150  # number whose square is in the range of floats
 SPREAD = 10.0  # standard deviations from the mean, from which a tail is heavy
 REPEATED = 5  # rows per whole number, from which it may be an identifier
 SPARSEST = 2.0  # rows of the log for each training row, up to which its row numbers are known
+LISTS = ("of", "left", "right")  # fields of crosses and products
 ROWS_PER_KEY = 1.5  # of a user, from which it can be seen what is a property of the user
 
 _ID = re.compile(
@@ -47,7 +57,7 @@ class Note(NamedTuple):
 
     Attributes:
         column: The column.
-        decision: ``sparse``, ``dense``, ``history``, ``left out`` or ``key``.
+        decision: ``sparse``, ``dense``, ``history``, ``product``, ``left out`` or ``key``.
         reason: Why.
     """
 
@@ -64,7 +74,7 @@ class InferredSchema(NamedTuple):
 
     Attributes:
         schema: Ready to be used, or to be edited.
-        notes: One for each column, in the order of the table.
+        notes: One for each column, in the order of the table, then for each product.
     """
 
     schema: FeatureSchema
@@ -86,8 +96,9 @@ def infer_schema(
 
     Text, few-valued numbers and whole numbers that are named like an identifier become sparse
     features, other numbers dense ones, lists the history of the sparse feature whose values they
-    hold. Left out are constant columns, dates, numbers of rows, text that is different in nearly
-    every row, and columns that are or predict a label: by AUC above 0.99 alone.
+    hold. Where user and item are named, the product of what describes users and what describes
+    items is an input, too. Left out are constant columns, dates, numbers of rows, text that is
+    different in nearly every row, and columns that are or predict a label: by AUC above 0.99 alone.
 
     Args:
         table: Training rows; a part of many.
@@ -121,10 +132,23 @@ def infer_schema(
             sparse=tuple(f for f in features if isinstance(f, Sparse)),
             dense=tuple(f for f in features if isinstance(f, Dense)),
             sequences=tuple(f for f in features if isinstance(f, History)),
+            products=_products(bare, features),
         )
     except ValueError as error:
         raise GatesError(str(error)) from error
-    return InferredSchema(schema, tuple(draft.notes[n] for n in table.columns if n in draft.notes))
+    notes = [draft.notes[n] for n in table.columns if n in draft.notes]
+    why = "how well a user and an item fit, as in a factorization machine"
+    notes += [Note(product.name, "product", why) for product in schema.products]
+    return InferredSchema(schema, tuple(notes))
+
+
+def _products(
+    schema: FeatureSchema, features: Sequence[Sparse | Dense | History]
+) -> tuple[Product, ...]:
+    """Return the product of the sparse features of users and of items, where both are named."""
+    sparse = [f for f in features if isinstance(f, Sparse)]
+    user, item = (tuple(f.name for f in sparse if f.side == side) for side in ("user", "item"))
+    return (Product(user, item),) if schema.user and schema.item and user and item else ()
 
 
 def _check_named(table: pl.DataFrame, named: Sequence[str]) -> None:
@@ -389,7 +413,7 @@ def _changed(entry: Any) -> dict[str, Any]:
         for field in dataclasses.fields(entry)
     )
     return {
-        name: list(value) if name == "of" and isinstance(value, tuple) else value
+        name: list(value) if name in LISTS and isinstance(value, tuple) else value
         for name, value, default in values
         if value != default
     }

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from math import inf
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -15,6 +16,7 @@ from harness.evidence import Bar, Row
 from harness.experiment import ROUNDED, Arrays, Choice, Job, Piece, Run
 from harness.runs.terminal import stepping, working
 from recsys.data.datamodule import TableDataModule
+from recsys.data.doubts import of_hierarchy, of_loss
 from recsys.data.tables import table_digest
 from recsys.diagnosis.expert_report import ExpertReport
 from recsys.experiments import (
@@ -44,6 +46,7 @@ from recsys.experiments import (
 from recsys.ranker_module import MultiTaskModule
 
 WEIGHTS, BASELINES = "weights", "baselines"
+BASE = "base_rates"
 SHOWN = (SUMMED,)
 RANDOM = "is_rand"  # column of rows whose video was drawn at random
 UNTUNED = "@untuned"
@@ -300,6 +303,7 @@ class Comparison(Splits):
         with working("scoring slices"):
             sliced = self.slices(found, RANDOM) if slices else []
         faults = self.faults(chosen) if experts else []
+        doubts = self._doubts(made)
         data, reference = self.data(self.folds[0]), self.contest.reference
         own = found.get(reference, [])
         checked = claim_bars(
@@ -318,9 +322,11 @@ class Comparison(Splits):
                 *further.shown,
             ),
             unprinted=(SLICES,),
-            notes=[*data.notes, *further.notes, *self._notes],
+            notes=[*data.notes, *further.notes, *self._notes, *doubts],
             **facts,
         )
+        for line in doubts:
+            print(line)
 
     def _baselines(self, chosen: Mapping[str, Choice]) -> dict[str, list[Probabilities]]:
         store, found = self.run.store(BASELINES, Arrays()), {}
@@ -340,6 +346,17 @@ class Comparison(Splits):
             parts = [store.load(piece)["probabilities"].double().numpy() for piece in made]
             found[name] = [np.concatenate(parts)]
         return found
+
+    def _doubts(self, rows: Sequence[Row]) -> list[str]:
+        """Return which networks do not beat base rates, and whether HoME has no hierarchy."""
+        summed = [row for row in rows if row.metric == SUMMED and not row.versus]
+        losses = {row.method: row.value for row in summed}
+        kinds = {name: entry["kind"] for name, entry in self.contest.baselines.items()}
+        base = min((losses[n] for n, k in kinds.items() if k == BASE and n in losses), default=inf)
+        entries = {n: e for n, e in self.contest.entries.items() if n in losses}
+        nets = [str(e.get("net", self.settings.get("model.net"))) for e in entries.values()]
+        beaten = [line for name in entries for line in of_loss(name, losses[name], base)]
+        return [*beaten, *of_hierarchy(nets, self.data(self.folds[0]).schema)]
 
     def _epochs(self) -> int:
         """Return the epochs of a training, for its progress; 1 where only steps end it."""

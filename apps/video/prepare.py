@@ -32,7 +32,8 @@ class Columns:
     """What you know of the columns of your table.
 
     Attributes:
-        labels: Columns with 0 and 1 that are predicted.
+        labels: Columns with 0 and 1 that are predicted, as click,buy, or each with its category,
+            as {click: look, buy: act}, for which HoME has experts.
         user: Column of the user.
         item: Column of what is ranked.
         time: Column that orders the rows.
@@ -42,7 +43,7 @@ class Columns:
         dim: Features of an embedding.
     """
 
-    labels: tuple[str, ...] = ()
+    labels: tuple[str, ...] | dict[str, str] = ()
     user: str = ""
     item: str = ""
     time: str = ""

@@ -23,6 +23,7 @@ from recsys.table_scorer import Model, chosen_tasks, read_model, refuse_infinite
 from video_multitask.scorer import Fusion, fusion_of
 
 RECORD, ORIGIN = "record.json", b"gates"
+MANY = 0.2  # of the rows, from which values unseen in training are a warning
 
 
 class Shards:
@@ -138,11 +139,16 @@ class ShardWriter:
         model: The model.
         tasks: Places of the tasks that are written.
         fusion: Of the fused score; None for none.
+
+    Attributes:
+        rows: Rows that were scored.
+        unknown: (F,) rows among them in which a sparse column has a value unseen in training.
     """
 
     def __init__(self, model: Model, tasks: Sequence[int], fusion: Fusion | None) -> None:
         self.version, self.scorer = model
         self.tasks, self.fusion = tuple(tasks), fusion
+        self.rows, self.unknown = 0, np.zeros(len(self.scorer.sparse_names), np.int64)
 
     def write(
         self, part: Part, path: Path, keys: Sequence[str], footer: Mapping[bytes, bytes]
@@ -184,6 +190,8 @@ class ShardWriter:
     def _predictions(self, part: Part, block: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
         scored = self.scorer.score(block)
         refuse_infinite({"p": scored.probabilities}, self.version)
+        self.rows += len(block)
+        self.unknown += scored.unknown.sum(0)
         copied = block.select(keys)
         copied = copied.with_columns(_integers(c) for c in copied if self._is_integer(c.name))
         names = self.scorer.task_names
@@ -193,6 +201,24 @@ class ShardWriter:
             refuse_infinite({"score": fused}, self.version)
             columns.append(pl.Series("score", fused))
         return copied.with_columns(columns)
+
+    def doubts(self) -> Iterator[str]:
+        """Yield how many rows have a value unseen in training, for each column with one."""
+        for name, count in zip(self.scorer.sparse_names, self.unknown.tolist(), strict=True):
+            if not count:
+                continue
+            share = count / self.rows
+            line = f"{name}: {count:,} of {self.rows:,} rows ({share:.1%}) hold values that "
+            line += "training has not seen"
+            if share >= MANY:
+                line = f"WARNING: {line}: are they written as in training, {self._example(name)}?"
+            yield line
+
+    def _example(self, name: str) -> str:
+        """Return a value that training has seen."""
+        transform = self.scorer.transform
+        values = getattr(transform.tables.get(transform.sparse_tables[name]), "values", None)
+        return "which has none" if values is None or values.is_empty() else f"as {values[0]!r}"
 
     def _is_integer(self, name: str) -> bool:
         """Return whether a column held integers in training, whatever a file makes of them."""
@@ -274,8 +300,7 @@ def score(
     missing = shards.claim(parts, overwrite=overwrite_output)
     if kept := len(parts) - len(missing):
         print(f"{kept} of {len(parts)} files are complete already")
-    writer = ShardWriter(found, chosen, fusion)
-    _score_all(missing, shards, writer, copied)
+    _score_all(missing, shards, ShardWriter(found, chosen, fusion), copied)
     print(root)
 
 
@@ -296,6 +321,8 @@ def _score_all(
                 for rows in writer.write(part, path, copied[part], shards.footer(part)):
                     done += rows
                     count(done, total)
+    for line in writer.doubts():
+        print(line)
 
 
 def _check_columns(

@@ -61,7 +61,8 @@ def serve(
         fused: Exponents of tasks; adds the fused score, the product of (offset + p) ^ exponent.
         offsets: Numbers by task that the fused score adds to its probability.
         unknown: Whether requests with values that training has not seen, such as new ids, are
-            refused, or scored with the row of unknown values and counted in the answer.
+            refused, lose the candidates that have one, or are scored with the row of unknown
+            values; the answer counts them.
         limits: What protects the service, and how it forms batches.
         int8: Keep embedding tables as 8-bit integers in memory.
         threads: Threads of the network.

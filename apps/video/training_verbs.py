@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities import rank_zero_only
 
 from apps.main import APPS
 from apps.video.commands import MODEL
@@ -14,11 +17,14 @@ from apps.video.comparison import Comparison, Study
 from apps.video.controls import OPEN_BANDIT, control_rows_and_bars
 from core_gates.errors import GatesError
 from harness.command import GatesRunCLI, GatesRunTrainer
+from harness.command.configfile import CHECKPOINT
 from harness.experiment import Arrays, Piece, Run, flatten, print_choices
 from harness.files import content_digest
 from harness.report.page import Page
 from harness.runs.callbacks import load_weights
+from recsys.baselines import BaseRates
 from recsys.data.datamodule import TableDataModule, data_module
+from recsys.data.doubts import of_hierarchy, of_loss
 from recsys.data.table_files import SUFFIXES
 from recsys.experiments import (
     Claims,
@@ -27,6 +33,8 @@ from recsys.experiments import (
     check_finite,
     folds_of,
     module_of,
+    probabilities,
+    summed_log_loss_of,
     with_whole_mappings,
 )
 from recsys.model_folder import save_model
@@ -234,13 +242,58 @@ class VideoCLI(GatesRunCLI):
     def _data_options(self) -> dict[str, Any]:
         return flatten(yaml.safe_load(self._portable_config())["data"], "data.")
 
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Let a training run end by the patience of the contest, and begin with base rates."""
+        trainer = super().instantiate_trainer(**kwargs)
+        if self.subcommand in self.trains and (patience := self._patience()):
+            monitor, mode = (self.config[self.subcommand]["checkpoint"][n] for n in CHECKPOINT)
+            own = [
+                BaseRateLine(),
+                EarlyStopping(monitor, mode=mode, patience=patience, strict=False),
+            ]
+            trainer.callbacks[:0] = own  # type: ignore[attr-defined]
+        return trainer
+
+    def _patience(self) -> int | None:
+        """Return the validations without a better score that end ``fit``; None without a score."""
+        options = self.config[self.subcommand]
+        return options["contest"]["patience"] if options["checkpoint"]["monitor"] else None
+
     def training(self, run: Run) -> Piece:
         """Return the piece that ``fit`` makes."""
-        return run.piece("fit", run.settings["seed"])
+        return run.piece("fit", run.settings["seed"], patience=self._patience())
 
     def keep(self, run: Run, piece: Piece, objects: Sequence[str], path: Path) -> Path:
         """Keep the weights, and write the model folder that the other verbs read."""
         return keep_model(path, run, piece, objects, self.datamodule)
+
+
+class BaseRateLine(Callback):
+    """Print what is doubtful about the rows, and the loss that a network has to beat, at first."""
+
+    @rank_zero_only
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print it."""
+        assert isinstance(pl_module, MultiTaskModule)
+        data: TableDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        for line in [*getattr(data, "doubts", ()), *of_hierarchy([pl_module.net], data.schema)]:
+            print(line)
+        print(f"validation loss of base rates: {base_loss_of(data, pl_module.intercepts):.4f}")
+
+
+def base_loss_of(data: TableDataModule, intercepts: str | None) -> float:
+    """Return the validation loss of base rates, summed over tasks: those of the training rows.
+
+    They are those of the validation rows of a stream, and where networks get intercepts from these.
+
+    Args:
+        data: Rows.
+        intercepts: Where networks get their intercepts from, if they do.
+    """
+    rows = data.batch("validation")
+    own = intercepts is not None or not isinstance(data, TableDataModule)
+    rates = BaseRates().fit(rows if own else data.batch("train"), rows)
+    return summed_log_loss_of(rows, rates.predict(rows))
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
@@ -280,6 +333,11 @@ def keep_model(
     rows = data.batch("validation")
     ranker = module.served(rows)
     check_finite(ranker, rows)
+    loss = summed_log_loss_of(rows, probabilities(ranker, rows))
+    base = base_loss_of(data, module.intercepts)
+    print(f"validation loss of {module.net}: {loss:.4f}, of base rates: {base:.4f}")
+    for line in of_loss(module.net, loss, base):
+        print(f"WARNING: {line}")
     run.store("weights", Arrays()).keep(piece, ranker.state_dict(), objects=objects)
     count = ranker.count_params()
     dense = count["net"] + count["encoders"]

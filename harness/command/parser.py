@@ -170,9 +170,9 @@ def is_sequence(hint: Any) -> bool:
 
 
 def is_plain_sequence(hint: Any) -> bool:
-    """Return whether a type is a sequence of numbers, words or choices, possibly none."""
+    """Return whether a type is a sequence of numbers, words or choices, or none, or a mapping."""
     if get_origin(hint) in (Union, UnionType):
-        parts = [part for part in get_args(hint) if part is not NoneType]
+        parts = [p for p in get_args(hint) if p is not NoneType and get_origin(p) is not dict]
         return len(parts) == 1 and is_plain_sequence(parts[0])
     items = [item for item in get_args(hint) if item is not Ellipsis]
     return is_sequence(hint) and all(i in SHORT or get_origin(i) is Literal for i in items)

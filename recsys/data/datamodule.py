@@ -15,6 +15,7 @@ from torch import Tensor
 from core_gates.errors import GatesError, check_at_least, check_option
 from harness.files import Data
 from recsys.columns.hashing import bucket, hash_integers
+from recsys.data.doubts import of_rows
 from recsys.data.tables import (
     PARTS,
     Part,
@@ -296,7 +297,12 @@ class TableDataModule(L.LightningDataModule):
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader should know about the data."""
-        return (*self.tables.notes, *self._seen)
+        return (*self.tables.notes, *self.doubts)
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What makes results on these rows doubtful."""
+        return (*of_rows(self.tables), *self._seen)
 
     def table(self, part: Part) -> pl.DataFrame:
         """Return the raw rows of a part, in the order of :meth:`rows`."""

@@ -12,6 +12,7 @@ import polars as pl
 from core_gates.errors import GatesError
 from recsys.columns.canonical import numbers_of
 from recsys.columns.column_auc import STRONG, SUSPICIOUS, column_aucs, implied_labels
+from recsys.data.doubts import HIERARCHICAL, of_hierarchy, of_rows
 from recsys.data.tables import PARTS, RankingTables
 from recsys.schema import FeatureSchema
 from recsys.transform.targets import read_targets
@@ -169,7 +170,9 @@ def report(tables: RankingTables, keys: Sequence[str] = ()) -> str:
     lines = [f"# {tables.name}", "", f"Rows: {sizes}; {tables.notes[0]}.", "", "## Labels", ""]
     for task in schema.tasks:
         rate = np.nanmean(numbers_of(train[task.column]))
-        lines.append(f"- {task.name}: mean {rate:.4g}")
+        lines.append(f"- {task.name}: mean {rate:.4g}, category {task.category}")
+    doubts = [*of_rows(tables), *of_hierarchy((HIERARCHICAL,), schema)]
+    lines += ["", *(f"- {doubt}" for doubt in doubts)] if doubts else []
     lines += ["", "## Columns", "", *(f"- {note}" for note in tables.notes[1:]), "", "## Leaks", ""]
     leaks = [*find_leaks(train, schema, STRONG), *find_giveaways(train, schema)]
     lines += [f"- {leak}" for leak in leaks] or [

@@ -1,7 +1,5 @@
 """A simulated feed from files to scores: simulate, prepare, fit, score, as the page shows."""
 
-import json
-
 import numpy as np
 import polars as pl
 import pytest
@@ -58,35 +56,3 @@ def test_a_network_is_trained_on_a_prepared_feed(gates_in, tmp_path):
     found = pl.read_parquet(tmp_path / "runs/video/feed/predictions/*.parquet")
     assert len(found) == 4000
     assert found.select(pl.exclude(KEYS).is_between(0, 1).all()).row(0) == (True,) * 10
-
-
-@pytest.mark.costly("a contest on own rows")
-def test_the_contest_runs_on_own_rows(gates_in, tmp_path):
-    """The drafted configuration on top of the packaged one, as the page has it."""
-    draw, number = np.random.default_rng(0), 900
-    price = draw.gamma(2.0, 9.0, number)
-    log = pl.DataFrame(
-        {
-            "reader": draw.integers(0, 40, number),
-            "book": draw.integers(0, 80, number),
-            "price": price,
-            "day": np.sort(draw.integers(1, 30, number)),
-            "click": (draw.random(number) < 1 / (1 + np.exp(price / 9 - 2))).astype(int),
-            "buy": draw.integers(0, 2, number),
-        }
-    )
-    log.write_parquet(tmp_path / "log.parquet")
-    gates = gates_in(tmp_path)
-    words = "--table.labels click,buy --table.user reader --table.item book --table.time day"
-    words = f"log.parquet {words} --output mine".split()
-    said = gates.succeed("video", "prepare", *words).out
-    both = "--config table --config mine/table.yaml --name mine"
-    assert f"gates video fit {both}\n" in said
-    assert f"gates video evaluate {both}\n" in said
-    short = ("--trainer.max_epochs", 1, "--data.batch_size", 128)
-    gates.succeed("video", "fit", *both.split(), *short)
-    gates.succeed("video", "score", "log.parquet", "--name", "mine")
-    words = ("--contest.trials", 1, "--seeds", "0", "--only", "home,mmoe,base_rates")
-    gates.succeed("video", "evaluate", *both.split(), *short, *words)
-    scores = json.loads((tmp_path / "runs/video/mine/scores.json").read_text())
-    assert {row["method"] for row in scores["rows"]} == {"home", "mmoe", "base_rates"}

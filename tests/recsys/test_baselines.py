@@ -91,7 +91,14 @@ def test_what_a_baseline_does_not_see_it_does_not_know(world):
 
 
 @pytest.mark.parametrize(
-    "baseline", [OneColumn(0), Biases((0,), (3,)), Trees(), Factorization((3,), (0,), (0,))]
+    "baseline",
+    [
+        OneColumn(0),
+        Biases((0,), (3,)),
+        Trees(),
+        Factorization((3,), (0,), (0,)),
+        Factorization((3,), (), ()),
+    ],
 )
 def test_a_task_with_a_single_class_is_predicted_by_its_rate(baseline, rows_of):
     g = torch.Generator().manual_seed(1)

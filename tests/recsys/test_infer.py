@@ -11,7 +11,7 @@ from core_gates.errors import GatesError
 from recsys.columns.canonical import RowError
 from recsys.infer import infer_schema
 from recsys.model_folder import load_model
-from recsys.schema import Task
+from recsys.schema import Product, Task
 from recsys.table_scorer import TableScorer
 from recsys.transform import FeatureTransform
 
@@ -115,8 +115,11 @@ def test_what_is_left_out_and_why(name, drafted):
 
 
 def test_every_column_has_its_note(drafted, table):
-    noted = [note.column for note in drafted.notes]
-    assert noted == [name for name in table.columns if name not in ("bought", "liked")]
+    *noted, product = drafted.notes
+    columns = [name for name in table.columns if name not in ("bought", "liked")]
+    assert [note.column for note in noted] == columns
+    assert drafted.schema.products == (Product(("reader", "city"), ("book", "author_id")),)
+    assert str(product).startswith("(reader + city) * (book + author_id): product, how well")
     mood = next(str(note) for note in drafted.notes if note.column == "mood")
     assert "AUC 0.9" in mood
     assert "alone for 'bought': is it known before?" in mood

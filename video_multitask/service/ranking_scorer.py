@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from core_gates.errors import GatesError
 from recsys.columns.canonical import (
@@ -47,7 +48,7 @@ DTYPES: Mapping[Kind, Any] = {
     "texts": pl.List(pl.String),
 }
 HASHED = 10_000  # values of a column without vocabulary
-Unknown = Literal["refuse", "score"]
+Unknown = Literal["refuse", "drop", "score"]
 WORDS = {"flag": "integer"}  # what has 0 and 1 only may have more on another day
 WARM = (1, 16, 128)  # candidates of the requests that warm a model up
 
@@ -61,6 +62,8 @@ class Request(NamedTuple):
         rows: N.
         tasks: Places of the tasks whose probabilities are wanted.
         best_first: Whether candidates are sorted by their score.
+        of_user: Names of the fields that are given for the user; other ones of ``fixed`` are of the
+            context.
     """
 
     fixed: Mapping[str, Any]
@@ -68,6 +71,13 @@ class Request(NamedTuple):
     rows: int
     tasks: Sequence[int]
     best_first: bool
+    of_user: Collection[str] = ()
+
+    def place(self, name: str, row: int) -> str:
+        """Return where a field of a candidate is given."""
+        if name in self.columns:
+            return f"candidates[{row}].{name}"
+        return f"{'user' if name in self.of_user else 'context'}.{name}"
 
     def __len__(self) -> int:
         """Return the number of candidates."""
@@ -107,11 +117,10 @@ class RequestReader:
                 f"candidates has {len(rows):,} rows, at most {max_rows:,} are taken: send several "
                 "requests"
             )
-        fixed: dict[str, Any] = {}
-        for part in ("user", "context"):
-            found = self._columns([given.get(part, {})], part)
-            _refuse_twice(fixed, found, part)
-            fixed |= {name: values[0] for name, values in found.items()}
+        user = self._columns([given.get("user", {})], "user")
+        context = self._columns([given.get("context", {})], "context")
+        _refuse_twice(user, context, "context")
+        fixed = {name: values[0] for name, values in (user | context).items()}
         columns = self._columns(rows, "candidates")
         _refuse_twice(fixed, columns, "candidates[0]")
         if missing := [name for name in self.kinds if name not in fixed and name not in columns]:
@@ -119,7 +128,8 @@ class RequestReader:
                 f"candidates[0] lacks {missing[0]!r}, and so do user and context; null stands for "
                 "a missing value"
             )
-        return Request(fixed, columns, len(rows), self._tasks(given), _truth(given))
+        tasks, best_first = self._tasks(given), _truth(given)
+        return Request(fixed, columns, len(rows), tasks, best_first, tuple(user))
 
     def _columns(self, rows: Sequence[Any], part: str) -> dict[str, list[Any]]:
         if self.ignored and all(isinstance(row, dict) for row in rows):
@@ -267,8 +277,9 @@ class RankingScorer:
     Args:
         model: Loaded.
         fusion: Of the fused score; None for none.
-        unknown: What becomes of values that training has not seen: the request is refused, or they
-            are scored as *unknown* and counted in the answer.
+        unknown: What becomes of values that training has not seen: ``refuse`` the request, ``drop``
+            the candidates that have one, or ``score`` them as *unknown*; the answer
+            counts them.
     """
 
     def __init__(
@@ -320,6 +331,7 @@ class RankingScorer:
             RefusedError: A value was not seen in training, and such requests are refused; or the
                 best are wanted first, but there is no score.
         """
+        counts, known = self._unknown(request, found["unknown"])
         order = np.arange(len(request))
         if request.best_first:
             if "score" not in found:
@@ -328,6 +340,7 @@ class RankingScorer:
                     "--fused"
                 )
             order = np.argsort(-found["score"], kind="stable")
+        order = order[known[order]]
         names = self.tables.task_names
         answer: dict[str, Any] = {
             "model": self.version,
@@ -337,24 +350,35 @@ class RankingScorer:
         }
         if "score" in found:
             answer["scores"] = found["score"][order].tolist()
-        return answer | {"unknown": self._unknown(found)}
+        return answer | {"unknown": counts}
 
     def _differ(self, request: Request) -> bool:
         """Return whether the candidates have separate values of a field of the user."""
         return not self._of_user.isdisjoint(request.columns)
 
-    def _unknown(self, found: Arrays) -> dict[str, int]:
-        """Return in how many candidates each field has a value that training has not seen."""
-        counts = dict(zip(self.tables.sparse_names, found["unknown"].sum(0).tolist(), strict=True))
-        counts = {name: int(count) for name, count in counts.items() if count}
-        if counts and self.unknown == "refuse":
-            name = next(iter(counts))
-            row = int(found["unknown"][:, self.tables.sparse_names.index(name)].argmax())
-            raise RefusedError(
-                f"candidates[{row}].{name} has a value that training has not seen: correct it, or "
-                "serve with --unknown score"
-            )
-        return counts
+    def _unknown(
+        self, request: Request, unknown: NDArray[np.bool_]
+    ) -> tuple[dict[str, int], NDArray[np.bool_]]:
+        """Return in how many candidates each field has a value unseen in training, and who stays.
+
+        Args:
+            request: N candidates.
+            unknown: (N, F), see :class:`recsys.table_scorer.Scored`.
+        """
+        counts, stays = dict[str, int](), np.ones(len(request), np.bool_)
+        for name, column in zip(self.tables.sparse_names, unknown.T, strict=True):
+            if not column.any():
+                continue
+            counts[name] = int(column.sum())
+            dropped = self.unknown == "drop" and name in request.columns
+            if dropped:
+                stays &= ~column
+            elif self.unknown != "score":
+                raise RefusedError(
+                    f"{request.place(name, int(column.argmax()))} has a value that training has "
+                    "not seen: correct it, or serve with --unknown score"
+                )
+        return counts, stays
 
 
 def loader(

@@ -11,8 +11,16 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from core_gates.errors import GatesError
+from recsys.data.doubts import of_hierarchy, of_loss, of_rows
 from recsys.data.leaks import chance_error, find_leaks, permute_labels, repeated_rows
-from recsys.data.tables import rolling_windows, split_at, split_by_hash, split_by_time, table_digest
+from recsys.data.tables import (
+    RankingTables,
+    rolling_windows,
+    split_at,
+    split_by_hash,
+    split_by_time,
+    table_digest,
+)
 from recsys.schema import Dense, FeatureSchema, Sparse, Task
 
 TIMES = st.lists(st.integers(-50, 50), min_size=1, max_size=60)
@@ -311,3 +319,22 @@ def test_repeated_rows(refuses):
         ("lacks the column 'w'", lambda: repeated_rows(train, test, ["u", "w"])),
         ("no columns are named", lambda: repeated_rows(train, test, [])),
     )
+
+
+def test_what_is_doubtful_about_rows_is_told():
+    rows = pl.DataFrame({"u": [7, None, -1, 8], "x": [1, 2, 3, 4], "a": [0, 0, 0, 0]})
+    rows = rows.with_columns(b=pl.Series([0, 1, 1, 1]), m=pl.Series([0, 1, 1, 1]))
+    tasks = (Task("a"), Task("b"), Task("c", label="b", mask="m"))
+    schema = FeatureSchema(tasks, sparse=(Sparse("x"),), user="u")
+    few, constant, masked, users = of_rows(RankingTables("t", schema, rows, rows, rows))
+    assert few.startswith("4 training rows are few: what fewer than 1,000")
+    assert constant.startswith("the label 'a' is 0 in all training rows: nothing can be learned")
+    assert masked.startswith("the label 'b' is 1 in all training rows")
+    assert users.startswith("50% of the training rows have no 'u'")
+    many = pl.concat([rows[[0, 3]].with_columns(a=pl.Series([0, 1]))] * 500)
+    better = FeatureSchema(tasks[:2], sparse=(Sparse("x"),), user="u")
+    assert of_rows(RankingTables("t", better, many, rows, rows)) == ()
+    (line,) = of_hierarchy(["MMoE", "HoME"], schema)
+    assert "as labels {a: CATEGORY, b: CATEGORY} do" in line
+    assert of_hierarchy(["MMoE"], schema) == of_loss("home", 1.0, 1.1) == ()
+    assert "home does not beat base rates, 1.2000 against 1.1000" in of_loss("home", 1.2, 1.1)[0]

@@ -82,13 +82,13 @@ FAULTS = {
     "field too many": (user(years=3), 422, "user.years is no field of the model"),
     "field of some candidates": (candidate(hour=3), 422, "candidates[1] lacks 'hour'"),
     # Unknown ids and values.
-    "unknown user": (user(reader=10**9), 422, "candidates[0].reader has a value that training"),
+    "unknown user": (user(reader=10**9), 422, "user.reader has a value that training"),
     "unknown item": (
         lambda good: body(good, candidates=[*good["candidates"], good["candidates"][0]
                                             | {"book": 10**9}]),
         422, "candidates[3].book has a value that training has not seen: correct it",
     ),
-    "unknown category": (user(city="Rom"), 422, "candidates[0].city has a value that training"),
+    "unknown category": (user(city="Rom"), 422, "user.city has a value that training"),
     # Too much.
     "a million candidates": (
         lambda good: body(good, candidates=[{}]).replace(b"{}", b"{}," * (MANY - 1) + b"{}"),

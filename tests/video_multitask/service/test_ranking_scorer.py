@@ -231,9 +231,15 @@ def test_values_that_training_has_not_seen_are_counted_or_refused(shop, scorer, 
     (answer,) = ask(scorer, content)
     assert answer["unknown"] == {"reader": 6, "book": 1}
     strict = RankingScorer(read_model(model_folder))
-    with pytest.raises(GatesError, match=r"candidates\[0\]\.reader has a value that training has"):
-        ask(strict, content)
+    dropping = RankingScorer(read_model(model_folder), unknown="drop")
+    for one in (strict, dropping):
+        with pytest.raises(GatesError, match=r"user\.reader has a value that training has not"):
+            ask(one, content)
     content["user"]["reader"] = table["reader"][0]
+    (kept,) = ask(dropping, content)
+    assert (kept["candidates"], kept["unknown"]) == ([0, 1, 2, 3, 5], {"book": 1})
+    everyone = ask(scorer, content)[0]["probabilities"]
+    assert kept["probabilities"] == [everyone[place] for place in kept["candidates"]]
     with pytest.raises(GatesError, match=r"candidates\[4\]\.book has a value"):
         ask(strict, content)
     content["candidates"].pop(4)

@@ -1,0 +1,68 @@
+"""What makes results on some rows doubtful: too few of them, labels that say nothing, base rates.
+
+Each line tells what was found and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from recsys.data.tables import RankingTables
+from recsys.schema import FeatureSchema
+from recsys.transform.targets import read_targets
+
+FEWEST = 1_000  # training rows, below which a result is mostly chance
+MISSING_USERS = 0.01  # of the training rows, from which they are told
+HIERARCHICAL = "HoME"
+
+
+def of_rows(tables: RankingTables) -> tuple[str, ...]:
+    """Return what is doubtful about training rows: their number, labels, users."""
+    schema, train = tables.schema, tables.train
+    targets, found = read_targets(train, schema), []
+    if len(train) < FEWEST:
+        found.append(
+            f"{len(train):,} training rows are few: what fewer than {FEWEST:,} teach is mostly "
+            "chance"
+        )
+    for task, labels, mask in zip(schema.tasks, targets.labels.T, targets.mask.T, strict=True):
+        if len(known := np.unique(labels[mask])) == 1:
+            found.append(
+                f"the label {task.column!r} is {known[0]:g} in all training rows: nothing can be "
+                "learned of it, leave it out"
+            )
+    if (missing := float(np.mean(targets.user < 0))) >= MISSING_USERS:
+        found.append(
+            f"{missing:.0%} of the training rows have no {schema.user!r}: each counts as another "
+            "user, and none is recognized later"
+        )
+    return tuple(found)
+
+
+def of_hierarchy(nets: Iterable[str], schema: FeatureSchema) -> tuple[str, ...]:
+    """Return that the hierarchy of HoME is empty, where one of the networks is one."""
+    if HIERARCHICAL not in nets or len(schema.categories) > 1:
+        return ()
+    names = ", ".join(f"{name}: CATEGORY" for name in schema.task_names[:2])
+    return (
+        f"all tasks are in one category, so that the hierarchy of {HIERARCHICAL} is empty: give "
+        f"them categories, as labels {{{names}}} do",
+    )
+
+
+def of_loss(method: str, loss: float, base: float) -> tuple[str, ...]:
+    """Return that a network does not beat base rates, if so.
+
+    Args:
+        method: Name of the network.
+        loss: Its log-loss, summed over tasks.
+        base: That of base rates, on the same rows.
+    """
+    if loss < base:
+        return ()
+    return (
+        f"{method} does not beat base rates, {loss:.4f} against {base:.4f}: it is not worth "
+        "serving; see the notes on the rows, give it more of them, or larger penalties",
+    )
