@@ -218,6 +218,7 @@ class Run:
         unit: str = "",
         prepare: Callable[[], object] | None = None,
         own: Mapping[str, Setting] | None = None,
+        plain: Mapping[str, Setting] | None = None,
         **settings: Any,
     ) -> dict[str, Choice]:
         """Give every method its trials and return the setting of each.
@@ -235,6 +236,7 @@ class Run:
             unit: What ticks count, see :meth:`obtain`.
             prepare: See :meth:`obtain`.
             own: Settings of the trials of a method, by its name, such as its network.
+            plain: What is tried first of a method, by its name, such as what is published.
             settings: Of every trial.
 
         Raises:
@@ -249,17 +251,21 @@ class Run:
             tuning.check_space(name, space, trials)
         choices = self.store(CHOICES, Figures())
         of_method = {name: {**settings, **(own or {}).get(name, {})} for name in spaces}
+        begun = {name: {"plain": first} for name, first in (plain or {}).items()}
         named = {
-            name: self._trial(name, None, space=space, trials=trials, seed=seed, **of_method[name])
+            name: self._trial(
+                name, None, space=space, trials=trials, seed=seed,
+                **of_method[name], **begun.get(name, {}),
+            )
             for name, space in spaces.items()
-        }
+        }  # fmt: skip
         unknown = {p.name: name for name, p in named.items() if choices.find(p) is None}
         if unknown and self.quick:
             print(f"never tuned: {', '.join(unknown.values())}; the middle of what is searched")
         elif unknown:
             self._search({n: spaces[n] for n in unknown.values()}, named, work, trials=trials,
                          seed=seed, choose=choose, ticks=ticks, unit=unit, prepare=prepare,
-                         of_method=of_method)  # fmt: skip
+                         of_method=of_method, plain=plain or {})  # fmt: skip
         found = {}
         for name, piece in named.items():
             middle = Choice(tuning.middle(spaces[name]), [], [])
@@ -378,10 +384,14 @@ class Run:
         unit: str,
         prepare: Callable[[], object] | None,
         of_method: Mapping[str, Setting],
+        plain: Mapping[str, Setting],
     ) -> None:
         """Run the trials of these methods and keep their choices."""
         store = self.store(TRIALS, Figures())
-        tried = {n: tuning.first_trials(space, trials, seed) for n, space in spaces.items()}
+        tried = {
+            name: tuning.first_trials(space, trials, seed, plain.get(name))
+            for name, space in spaces.items()
+        }
         figures: dict[str, list[dict[str, float]]] = {}
         for _ in range(2):
             pieces = {

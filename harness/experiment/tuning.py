@@ -77,12 +77,18 @@ def check_space(name: str, space: Space, trials: int) -> None:
         )
 
 
-def first_trials(space: Space, trials: int, seed: int) -> list[Setting]:
-    """Return the settings that are tried first: all of a list, five eighths of those of a box."""
+def first_trials(
+    space: Space, trials: int, seed: int, plain: Setting | None = None
+) -> list[Setting]:
+    """Return the settings that are tried first: all of a list, five eighths of those of a box.
+
+    A plain setting takes the place of the last one of a box, and is tried before the others.
+    """
     if not isinstance(space, Mapping):
         return [dict(one) for one in space]
-    count = math.ceil(EXPLORED * trials)
-    return [_setting(space, point) for point in _sobol(len(space), count, seed)]
+    first = [] if plain is None else [dict(plain)]
+    count = math.ceil(EXPLORED * trials) - len(first)
+    return first + [_setting(space, point) for point in _sobol(len(space), count, seed)]
 
 
 def more_trials(space: Space, trials: int, seed: int, best: Setting) -> list[Setting]:

@@ -400,6 +400,15 @@ def test_every_method_gets_as_many_trials(run, work, refuses):
     )
 
 
+def test_what_is_plain_is_tried_first_and_searched_around(run, work):
+    plain = {"inside": {"x": 3.0}}
+    found = run.tune({"inside": {"x": (1.0, 9.0)}}, work.bowl, trials=8, plain=plain)["inside"]
+    other = run.tune({"inside@a": {"x": (1.0, 9.0)}}, work.bowl, trials=8)["inside@a"]
+    assert found.trials[0]["x"] == 3.0
+    assert [one["x"] for one in found.trials[1:5]] == [one["x"] for one in other.trials[:4]]
+    assert len(found.trials) == len(other.trials) == 8
+
+
 def test_every_method_keeps_its_own_settings_in_its_trials(run, work):
     spaces = {"inside": {"x": (1.0, 9.0)}, "outside": {"x": (1.0, 9.0)}}
     own = {"inside": {"net": "A"}, "outside": {"net": "B"}}
