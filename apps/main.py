@@ -122,6 +122,7 @@ APPS: Mapping[str, App] = {
             "report": "write the report of a run as one HTML page",
             "generate": "continue prompts, streamed to the terminal",
             "diagnose": "measure by layer how a trained model attends, and its gates",
+            "distill": "distill gates that choose blocks of keys from a frozen model",
             "convert": "read and write folders of Llama, Qwen3, Mixtral and Qwen3-MoE",
             "plan": "estimate weights, arithmetic, memory and exchange on many GPUs",
         },

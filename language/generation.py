@@ -132,15 +132,16 @@ def _steps(
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
     padding = torch.arange(width, device=device) < width - lengths.unsqueeze(1)
     mask = padding if padding.any() else None
-    caches = model.eval().caches()
+    caches, read = model.eval().caches(), 0
     while any(text.reason is None for text in texts):
         with torch.inference_mode():  # not around the yield, where other code runs
             logits = model(tokens, padding_mask=mask, caches=caches, last=True)[:, -1]
+            read += tokens.shape[1]
             largest = logits.amax(-1)
             if not largest.isfinite().all():
                 row = int(largest.isfinite().int().argmin())
                 raise GatesError(
-                    f"the largest logit after {len(caches[0])} tokens is {largest[row]} for prompt"
+                    f"the largest logit after {read} tokens is {largest[row]} for prompt"
                     f" {row + 1} of {len(prompts)}, expected a finite one: the weights are not"
                     " those of a successful training run; use another checkpoint"
                 )

