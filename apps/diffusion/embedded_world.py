@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 
 EMBEDDED = "embedded"
+LIBRARY = "library"
+"""Folder of the index of the shipped adapters, in the run folder."""
+
 ADAPTER: dict[str, Any] = {
     "rank": 4,
     "parts": ["attention", "mlp", "modulation"],

@@ -22,7 +22,9 @@ from diffusion.library import (
     TextEncoder,
     WeightEncoder,
 )
+from diffusion.library.index import INDEX
 from diffusion.lora_file.recognition import RECOGNIZED
+from harness.command.verbs import Place
 from harness.runs.terminal import counting
 
 if TYPE_CHECKING:
@@ -130,10 +132,11 @@ FIGURES = ("score", "weights", "metadata", "cosine", "layers")
 
 
 def search(
+    place: Place,
     prompt: list[str] | None = None,
-    folder: str = ".",
+    folder: str | None = None,
     k: int = 3,
-    mode: Literal["weights", "metadata", "hybrid"] = "weights",
+    mode: Literal["names", "weights", "metadata", "hybrid"] = "names",
     like: str | None = None,
     encoder: str | None = None,
     text_encoder: str = "minilm",
@@ -151,16 +154,21 @@ def search(
     Without an encoder, or for families of models that it does not serve, metadata is searched.
 
     Args:
+        place: Filled in by the command line.
         prompt: What is looked for, in words; none with --like.
-        folder: Folder that was indexed.
+        folder: Folder that was indexed; if null, this one where it is indexed, or else that of the
+            adapters that ship, with their encoder.
         k: Number of adapters.
-        mode: What is compared with the prompt: weights, metadata or, with hybrid, both.
+        mode: What is compared with the prompt: weights, metadata or, with hybrid, both; names
+            puts adapters first whose name, title or trigger the prompt holds, and then compares
+            weights.
         like: Adapter of the folder or any file that others are compared with, instead of a prompt.
         encoder: Folder or file of the encoder that the folder was indexed with.
         text_encoder: Text encoder that the encoder was trained with.
         weights: Weight of the cosine of prompt and weights in a hybrid search.
         metadata: Weight of the fraction of the words that metadata hold in a hybrid search.
-        least: Smallest cosine of prompt and weights; what unrelated prompts do not reach if null.
+        least: Smallest cosine of prompt and weights of adapters that are not named; what unrelated
+            prompts do not reach if null.
         family: Only adapters for this family of models, such as flux.
         license: Only adapters with this license.
         tag: Only adapters with this tag.
@@ -176,12 +184,21 @@ def search(
     only: dict[str, Any] = {"family": family, "license": license, "tag": tag}
     found: WeightEncoder | None = None
     text: TextEncoder | None = None
+    ships = folder is None and index is None and not Path(INDEX).is_dir()
+    if ships:
+        folder, own, index = _shipped(place)
+        encoder = encoder or own
     if encoder is not None and mode != "metadata" and like is None:
         from diffusion.models.text_encoders import text_encoder as encoder_of_texts
 
         text = encoder_of_texts(text_encoder)
         found = read_encoder(encoder, text.fingerprint)
-    with LoraLibrary(folder, found, text, index=index, lenient=lenient, least=least) as library:
+    with LoraLibrary(
+        folder or ".", found, text, index=index, lenient=lenient, least=least
+    ) as library:
+        if ships:
+            with counting("indexing") as count:
+                library.scan(count)
         if like is not None:
             with counting("comparing") as count:
                 neighbors = library.like(like, k, count, **only)
@@ -191,6 +208,24 @@ def search(
         _show_matches(Console(), look(words, k, mode, **only))
 
 
+def _shipped(place: Place) -> tuple[str, str | None, str]:
+    """Return the folder of the adapters that ship, that of their encoder, and that of their index.
+
+    Raises:
+        GatesError: The adapters are missing.
+    """
+    from apps.diffusion.embedded_world import LIBRARY, World, root_of
+    from apps.diffusion.studies.base_study import encoder_of
+
+    world = World(root_of(place))
+    files = world.zoo_files(0)
+    if not files:
+        raise GatesError("this folder is not indexed, and no adapters ship: give --folder")
+    encoder = encoder_of(world)
+    folder, index = next(iter(files.values())).parent, world.run.folder / LIBRARY
+    return str(folder), None if encoder is None else str(encoder), str(index)
+
+
 def _show_matches(console: Console, matches: Results[Match]) -> None:
     rows = []
     for match in matches:
@@ -198,8 +233,11 @@ def _show_matches(console: Console, matches: Results[Match]) -> None:
         figures = {n: "" if part is None else f"{part:.3f}" for n, part in parts.items()}
         if len(set(figures.values()) - {""}) == 1:  # the score is one of its parts
             figures = {"score": figures["score"]}
-        rows.append(_row(match.adapter, figures, [f"copy: {path}" for path in match.duplicates]))
-    _print(console, f"by {matches.mode}", rows, matches.notice)
+        notes = [f"named: {match.named}"] * bool(match.named)
+        notes += [f"copy: {path}" for path in match.duplicates]
+        rows.append(_row(match.adapter, figures, notes))
+    by = "names, then weights" if matches.mode == "names" else matches.mode
+    _print(console, f"by {by}", rows, matches.notice)
     for line in left_out(matches):
         console.print(line, soft_wrap=True, highlight=False)
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 
 from apps.diffusion.adapter_files import roles_of
-from apps.diffusion.embedded_world import World
+from apps.diffusion.embedded_world import LIBRARY, World
 from apps.diffusion.search import read_encoder
 from apps.diffusion.studies.base_study import encoder_of
 from core_gates.errors import GatesError, check_option
@@ -47,8 +47,8 @@ class Sources:
             null.
         encoder: Folder of the encoder of adapters; the shipped one for the embedded base if null.
         index: Folder of the index; .gates-index in the library if null.
-        least: Smallest cosine of prompt and weights of adapters that are found; if null, what
-            prompts that ask for no image do not reach.
+        least: Smallest cosine of prompt and weights of adapters that are found and not named; if
+            null, what prompts that ask for no image do not reach.
         components: Folder of a pipeline with all other parts, for a GGUF file.
         dtype: Type of the parameters of other bases than the embedded one.
         offload: What is moved to a device at a time, where its memory is small.
@@ -123,7 +123,7 @@ def reason(match: Match | None, shared: Sequence[str]) -> str:
     """
     if match is None:
         return "it was named"
-    parts = []
+    parts = [f"named: {match.named}"] if match.named else []
     if match.weights is not None:
         parts.append(f"cosine of its weights and the prompt {match.weights:.2f}")
     if match.metadata is not None:
@@ -209,9 +209,6 @@ def _gates(world: World, folder: str) -> Path | None:
 
 
 Progress = Callable[[int, int | None], None]
-LIBRARY = "library"
-"""Folder of the index of the shipped adapters, in the run folder."""
-
 NO_GATES = "no gates are given: adapters are combined by the plain sum"
 LACKING = (
     "the gates were trained with one more adapter, what all have in common in rank {}: it takes no"

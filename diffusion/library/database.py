@@ -334,7 +334,9 @@ class Catalog:
         ]
         return list(zip(map(Adapter.of, rows), norms, strict=True))
 
-    def holding(self, words: Sequence[str], filters: Filters, flagged: bool) -> dict[int, float]:
+    def holding(
+        self, words: Sequence[str], filters: Filters, flagged: bool, columns: str = ""
+    ) -> dict[int, float]:
         """Return the fraction of words that the metadata of adapters hold, by id.
 
         Those that hold none are left out; the largest fraction comes first, then the largest BM25.
@@ -343,6 +345,7 @@ class Catalog:
             words: Without quotes.
             filters: That adapters pass.
             flagged: Whether adapters count that no search by weights may return.
+            columns: In which words are looked for, such as ``{title name} :``; all if empty.
         """
         condition, values = filters.sql()
         query = (
@@ -352,7 +355,7 @@ class Catalog:
         )
         held: dict[int, list[float]] = {}
         for word in words:
-            values |= {"flagged": flagged, "query": f'"{word}"'}
+            values |= {"flagged": flagged, "query": f'{columns} "{word}"'}
             for identity, score in self.database.all(query, values):
                 held.setdefault(identity, []).append(score)
         order = sorted(held, key=lambda one: (-len(held[one]), -math.fsum(held[one]), one))

@@ -242,7 +242,7 @@ class LoraLibrary(AbstractContextManager["LoraLibrary"]):
         self,
         prompt: str,
         k: int = 3,
-        mode: str = "weights",
+        mode: str = "names",
         *,
         family: str | None = None,
         license: str | None = None,
@@ -255,8 +255,10 @@ class LoraLibrary(AbstractContextManager["LoraLibrary"]):
         Args:
             prompt: Text; nothing in it is an operator.
             k: Adapters wanted; files with the same content count once.
-            mode: ``weights``: cosine of prompt and weights; ``metadata``: fraction of the words of
-                the prompt that the metadata hold, equal ones by BM25; ``hybrid``: both.
+            mode: ``names``: adapters whose name, title or trigger the prompt holds, then others,
+                all by the cosine of prompt and weights; ``weights``: by this cosine alone;
+                ``metadata``: fraction of the words of the prompt that the metadata hold, equal ones
+                by BM25; ``hybrid``: both.
             family: Only those of this family.
             license: Only those of this license.
             tag: Only those with this tag.
@@ -266,8 +268,8 @@ class LoraLibrary(AbstractContextManager["LoraLibrary"]):
 
         Returns:
             Results with a notice where weights could not be searched, or not those of all adapters.
-            What scores less than ``least`` by its weights, and is not found by its metadata either,
-            is left out.
+            What scores less than ``least`` by its weights, and is neither named nor found by its
+            metadata, is left out.
 
         Raises:
             LibraryError: An argument is wrong, or nothing is indexed.

@@ -287,6 +287,8 @@ class Match(NamedTuple):
         metadata: Fraction of the words of the prompt that its metadata hold, common words aside;
             None if its metadata were not searched.
         duplicates: Paths of other files with the same content.
+        named: Its name, title or trigger that the prompt holds; empty if it holds none, or names
+            were not looked for.
     """
 
     adapter: Adapter
@@ -294,6 +296,7 @@ class Match(NamedTuple):
     weights: float | None
     metadata: float | None
     duplicates: tuple[str, ...] = ()
+    named: str = ""
 
     @property
     def name(self) -> str:
@@ -328,7 +331,8 @@ class Results(Sequence[T]):
 
     Attributes:
         found: Adapters, each with its scores.
-        mode: What was searched: ``weights``, ``metadata``, ``hybrid`` or ``similarity``.
+        mode: What was searched: ``names``, ``weights``, ``metadata``, ``hybrid`` or
+            ``similarity``.
         notice: What a reader of the result has to know, such as why weights were not searched;
             empty if there is nothing.
         left_out: Name -> cosine of adapters that would be among them, were it not below ``least``.

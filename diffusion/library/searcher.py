@@ -210,10 +210,10 @@ class Served(NamedTuple):
     lacking: str = ""
 
 
-MODES = ("weights", "metadata", "hybrid")
+MODES = ("names", "weights", "metadata", "hybrid")
 NO_ENCODER = "no encoder is given"
 
-_WORD = re.compile(r"\w+")
+_WORD, _PART = re.compile(r"\w+"), re.compile(r"[^\W_]+")
 
 COMMON = frozenset(_WORD.findall("""
     a about after all an and any are as at be been but by can did do does for from had has have he
@@ -222,6 +222,16 @@ COMMON = frozenset(_WORD.findall("""
     those to under up was we were what when where which who will with without you your
 """))  # fmt: skip
 """Words that any prompt may hold, and that no adapter is found by."""
+
+
+def told_words(text: str) -> str:
+    """Return the words of a text that tell something, in lower case without a plural s.
+
+    They are parted by single spaces, with one more at either end.
+    """
+    parts = [part for part in _PART.findall(text.casefold()) if part not in COMMON]
+    return f" {' '.join(part.removesuffix('s') for part in parts)} "
+
 
 UNRELATED = (
     "The invoice is due at the end of the month.", "How do I reset my password?",
@@ -240,6 +250,18 @@ UNRELATED = (
 """Prompts that ask for no image: what they reach by weights is no reason to take an adapter."""
 
 _UNREACHED = 0.99  # quantile of the cosines of unrelated prompts that a cosine has to reach
+
+
+def least_cosine(vectors: Vectors, unrelated: Vectors) -> float:
+    """Return the smallest cosine of a prompt with which an adapter is found.
+
+    Args:
+        vectors: Of adapters (n, dim).
+        unrelated: Of :data:`UNRELATED` (prompts, dim).
+    """
+    return float(np.quantile(vectors @ unrelated.T, _UNREACHED))
+
+
 _SAMPLE = 4096  # adapters whose cosines with unrelated prompts are looked at
 
 _WORDS = 128
@@ -252,6 +274,9 @@ class Mix(NamedTuple):
     weights: float = 1.0
     metadata: float = 0.0
 
+
+_NAMED = Mix(1.0, 3.0)  # whoever is named comes before all others, whose cosines differ by 2
+_CALLED = "{title triggers name} :"  # columns of what adapters are called
 
 Ranked = tuple[int, float, float | None, float | None]
 """Id, score, cosine and fraction of the words of an adapter before it is looked up."""
@@ -324,7 +349,7 @@ class Searcher:
         if served is not self._reached[0] and (queries := self._queries(UNRELATED)) is not None:
             rows = served.rows[served.rows >= 0]
             vectors = served.view[rows[:: 1 + len(rows) // _SAMPLE]]
-            self._reached = served, float(np.quantile(vectors @ queries.T, _UNREACHED))
+            self._reached = served, least_cosine(vectors, queries)
         return self._reached[1]
 
     def _served(self, encoder: WeightEncoder, filters: Filters) -> Served:
@@ -365,14 +390,28 @@ class Searcher:
             return Results((), mode, f"no adapter has {filters}")
         if served.rows.max() < 0:
             return self._by_metadata(prompt, k, filters, served.lacking)
-        words, mix = (self._words(prompt, filters), mix) if mode == "hybrid" else ({}, Mix())
+        words, named = self._words(prompt, filters) if mode == "hybrid" else {}, {}
+        if mode == "names":
+            named = self._named(prompt, filters)
+            words = dict.fromkeys(named, 1.0)
+        mix = {"hybrid": mix, "names": _NAMED}.get(mode, Mix())
         matches = self._matches(self._ranked(query[0], k, served, words, mix), k)
+        if mode == "names":
+            matches = tuple(
+                one._replace(
+                    score=1.0 if one.weights is None else one.weights,
+                    metadata=None,
+                    named=named.get(one.adapter.id, ""),
+                )
+                for one in matches
+            )
         floor = self._floor(self.encoder)
         low = {
             match.name: match.weights
             for match in matches
             if match.weights is not None
             and match.weights < floor
+            and not match.named
             and not (mix.metadata and match.metadata)
         }
         found = tuple(match for match in matches if match.name not in low)
@@ -436,6 +475,19 @@ class Searcher:
         """
         asked = [word for word in _WORD.findall(prompt.casefold()) if word not in COMMON]
         return self.catalog.holding(list(dict.fromkeys(asked))[:_WORDS], filters, flagged)
+
+    def _named(self, prompt: str, filters: Filters) -> dict[int, str]:
+        """Return what a prompt calls adapters by, by id: their whole name, title or trigger."""
+        asked = told_words(prompt)
+        near = self.catalog.holding(asked.split()[:_WORDS], filters, False, _CALLED)
+        found = {}
+        for one in self.catalog.among("id", list(near)):
+            for called in (one.title, *one.triggers, one.name):
+                words = told_words(called)
+                if words.strip() and words in asked:
+                    found[one.id] = called
+                    break
+        return found
 
     def _matches(self, ranked: list[Ranked], k: int) -> tuple[Match, ...]:
         """Look the first k contents up; files with the same content count once."""

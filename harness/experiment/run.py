@@ -242,21 +242,15 @@ class Run:
         Raises:
             GatesError: A space cannot be searched with that many trials, or no trial has a score.
         """
-        spaces = {
-            name: space
-            for name, space in spaces.items()
-            if not self.only or name.partition("@")[0] in self.only
-        }
+        only = self.only
+        spaces = {n: s for n, s in spaces.items() if not only or n.partition("@")[0] in only}
         for name, space in spaces.items():
             tuning.check_space(name, space, trials)
         choices = self.store(CHOICES, Figures())
         of_method = {name: {**settings, **(own or {}).get(name, {})} for name in spaces}
-        begun = {name: {"plain": first} for name, first in (plain or {}).items()}
         named = {
-            name: self._trial(
-                name, None, space=space, trials=trials, seed=seed,
-                **of_method[name], **begun.get(name, {}),
-            )
+            name: self._trial(name, None, space=space, trials=trials, seed=seed,
+                              plain=(plain or {}).get(name), **of_method[name])
             for name, space in spaces.items()
         }  # fmt: skip
         unknown = {p.name: name for name, p in named.items() if choices.find(p) is None}

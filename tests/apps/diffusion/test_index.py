@@ -106,7 +106,7 @@ def test_a_folder_is_indexed_and_searched(call, samples, titled):
     options = ("--folder", "samples", "--text_encoder", "ngrams")
     told = call("search", "red", "foxes", *options, "--encoder", "e", "--k", "1")
     assert titled[-1] == ("e", text_encoder("ngrams").fingerprint)
-    assert "by weights" in told
+    assert "by names, then weights" in told
     assert row(told, "bfl_plain")[:2] == ["1", "bfl_plain"]
     assert float(row(told, "bfl_plain")[2]) > 0.5
     assert "red fox" in told
@@ -133,7 +133,8 @@ def test_what_scores_below_the_least_is_printed_as_left_out(call, samples, title
     assert row(told, "bfl_plain")[:2] == ["1", "bfl_plain"]
     assert "left out: xlabs " in told
     assert not [line for line in told.splitlines() if "│" in line and "xlabs" in line]
-    told = call("search", "a red fox", *options, "--least", "0.99")
+    assert "named: red fox" in call("search", "a red fox", *options, "--least", "0.99")
+    told = call("search", "a red fox", *options, "--least", "0.99", "--mode", "weights")
     assert re.search(r"^left out: bfl_plain \.\d{3}, below \.990$", told, re.MULTILINE)
     assert "no adapter is found" in call("search", "red submarine", *options, "--least", "0.9")
     assert row(call("search", "red fox", *options, "--least=-1"), "xlabs")[0] == "2"
@@ -270,7 +271,7 @@ def test_an_encoder_of_the_retriever(call, samples, refusal):
     options = ("--folder", "samples", "--encoder", "encoder")
     words = ("--text_encoder", "ngrams", "--least=-1")
     told = call("search", "a fox", *options, *words, "--k", "9")
-    assert "by weights" in told
+    assert "by names, then weights" in told
     assert "bfl_plain" in told
     save_encoder("other", LoraWeightEncoder(EncoderConfig(shape)), text_fingerprint="other")
     words = ("--folder", "samples", "--encoder", "other", "--text_encoder", "ngrams")

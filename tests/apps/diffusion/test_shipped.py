@@ -5,7 +5,9 @@ import shutil
 
 import pytest
 
+from apps.diffusion.embedded_world import World
 from apps.diffusion.studio import USED, shipped
+from apps.main import main
 from diffusion.data.concepts import concepts
 
 
@@ -56,6 +58,7 @@ def test_a_prompt_alone_is_enough(root, write, gates, monkeypatch):
     )
     assert "adapters, gated" in printed
     assert "cosine of its weights and the prompt" in printed
+    assert printed.count("named: ") == 2
     (path,) = (root / "diffusion" / "embedded" / "images").glob("*.json")
     record = json.loads(path.read_text())
     assert record["mode"] == "gated"
@@ -64,3 +67,16 @@ def test_a_prompt_alone_is_enough(root, write, gates, monkeypatch):
     assert record["model"] == "base-s0"
     gates("generate", "an inverted red fish on white", "--root", root, "--steps", 1, "--least=-1")
     assert json.loads(path.read_text()) == record
+
+
+def test_all_that_ships_is_found_by_its_name_alone(root, write, gates, monkeypatch, tmp_path):
+    monkeypatch.setattr("apps.diffusion.embedded_world.World", write.world_of)
+    monkeypatch.chdir(tmp_path)
+    options = ("--root", root, "--text_encoder", "ngrams", "--least=1")
+    for prompt, found in (("a cup on red, rayed", {"cup", "rayed"}), ("the and of it", set())):
+        told = gates("search", prompt, *options)
+        rows = [line for line in told.splitlines() if "named: " in line]
+        assert {row.rsplit("named: ")[1].split()[0] for row in rows} == found
+        assert ("no adapter is found" in told) == (not found)
+    monkeypatch.setattr(World, "zoo_files", lambda *_: {})
+    assert main(["diffusion", "search", "a cup", "--root", str(root)]) == 2

@@ -76,14 +76,68 @@ def cosines(library, prompt):
 def test_weights(filled):
     for prompt in ("a red fox", "x", "fox OR heart"):
         expected = cosines(filled, prompt)
-        found = filled.search(prompt, 5)
+        found = filled.search(prompt, 5, "weights")
         assert (found.mode, found.notice) == ("weights", "")
         assert [m.name for m in found] == sorted(expected, key=expected.get, reverse=True)
         for match in found:
             assert match.score == match.weights == pytest.approx(expected[match.name], abs=1e-6)
             assert match.metadata is None
-        assert [m.name for m in filled.search(prompt, 2)] == [m.name for m in found[:2]]
+        assert [m.name for m in filled.search(prompt, 2, "weights")] == [m.name for m in found[:2]]
         assert len(filled.search(prompt, 100)) == 5
+
+
+@pytest.fixture
+def called(library, root, put):
+    """Adapters of these titles and triggers, of which those with a dash have a file name alone."""
+    for name, title, trigger in (
+        ("fox-v2", "Red_Fox", ""),
+        ("a", "The Style of an Image", "demo style"),
+        ("cup", "", ""),
+        ("b", "heart", "big heart, sks"),
+    ):
+        told = {"modelspec.title": title, "modelspec.trigger_phrase": trigger}
+        put(root / f"{name}.safetensors", len(name) + ord(name[0]), told)
+    library.scan()
+    library.least = 0.999
+    library.close()
+    return library
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("two red foxes", {}),
+        ("a RED fox, in snow", {"fox-v2": "Red_Fox"}),
+        ("red and blue, a fox", {}),
+        ("the fox v2", {"fox-v2": "fox-v2"}),
+        ("three cups", {"cup": "cup"}),
+        ("a cupboard", {}),
+        ("a cup in demo style", {"cup": "cup", "a": "demo style"}),
+        ("sks", {"b": "sks"}),
+        ("the style of an image", {}),
+        ("The invoice is due at the end of the month.", {}),
+        ('cup" OR title:heart', {"cup": "cup", "b": "heart"}),
+    ],
+)
+def test_what_a_prompt_names_is_found_whatever_its_cosine(called, prompt, expected):
+    found = called.search(prompt, 9)
+    assert found.mode == "names"
+    assert {m.name: m.named for m in found} == expected
+    assert {*expected, *found.left_out} == {"fox-v2", "a", "cup", "b"}
+    scores = cosines(called, prompt)
+    for match in found:
+        assert match.score == match.weights == pytest.approx(scores[match.name], abs=1e-6)
+        assert match.metadata is None
+    assert len(called.search(prompt, 9, "weights")) == 0
+
+
+def test_what_is_named_comes_before_what_is_closer(called):
+    called.least = -1
+    called.close()
+    order = sorted(found := cosines(called, "a cup"), key=found.get, reverse=True)
+    order.remove("cup")
+    assert [m.name for m in called.search("a cup", 9)] == ["cup", *order]
+    assert [m.name for m in called.search("a cup", 1)] == ["cup"]
 
 
 def test_metadata(filled):
@@ -118,7 +172,7 @@ def test_adapters_below_the_least_score_are_left_out(filled, root, encoders):
     order = sorted(expected, key=expected.get, reverse=True)
     least = (expected[order[1]] + expected[order[2]]) / 2
     with LoraLibrary(root, encoders.Probes(), encoders.Words(), least=least) as library:
-        found = library.search("a red fox", 4)
+        found = library.search("a red fox", 4, "weights")
         assert [m.name for m in found] == order[:2]
         assert found.left_out == pytest.approx({n: expected[n] for n in order[2:4]}, abs=1e-6)
         assert found.least == least
@@ -133,7 +187,7 @@ def test_the_least_score_is_what_unrelated_prompts_do_not_reach(filled, root, pu
     with LoraLibrary(root, encoders.Probes(), encoders.Words()) as library:
         for _ in range(2):
             scores = np.array([list(cosines(filled, text).values()) for text in UNRELATED])
-            found = library.search("a red fox", 9)
+            found = library.search("a red fox", 9, "weights")
             assert found.least == pytest.approx(np.quantile(scores, 0.99), abs=1e-6)
             expected = cosines(filled, "a red fox")
             assert {m.name for m in found} == {n for n in expected if expected[n] >= found.least}
@@ -172,7 +226,9 @@ def test_hybrid_reaches_other_families_by_their_metadata(filled, root, put_sdxl)
         == "1 of 6 adapters have no embedding of this encoder, which serves flux (1 sdxl)"
     )
     assert "x" not in {m.name for m in filled.search("red heart", 9, "hybrid")}
-    assert "x" not in {m.name for m in filled.search("red heart", 9)}
+    assert "x" not in {m.name for m in filled.search("red heart", 9, "weights")}
+    named = filled.search("red heart", 9)  # by names, too, without a cosine
+    assert {m.name: (m.weights, m.score) for m in named if m.weights is None} == {"x": (None, 1)}
 
 
 @pytest.mark.parametrize("mode", ["weights", "metadata", "hybrid"])
@@ -237,7 +293,7 @@ def test_equal_scores_go_to_the_lowest_id(library, root, put):
         ({"prompt": " \n"}, "prompt is empty"),
         ({"k": 0}, "k is 0"),
         ({"k": -3}, "k is -3"),
-        ({"mode": "magic"}, "mode is 'magic'; choose one of weights, metadata, hybrid"),
+        ({"mode": "magic"}, "mode is 'magic'; choose one of names, weights, metadata, hybrid"),
         ({"mode": "hybrid", "weights": math.nan}, "expected finite"),
         ({"mode": "hybrid", "metadata": math.inf}, "expected finite"),
     ],
