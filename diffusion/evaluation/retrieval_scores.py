@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffusion.lora_file.family import Placed
 from diffusion.retrieval.encoder import AdapterBatch
 
 
@@ -42,35 +41,6 @@ def _inner(adapters: AdapterBatch, others: AdapterBatch) -> Tensor:
         up = torch.einsum("nor,mos->nmrs", b, d)
         total += (up * torch.einsum("nri,msi->nmrs", a, c)).sum((2, 3))
     return total
-
-
-def sketches(
-    adapters: AdapterBatch, modules: tuple[Placed, ...], *, probes: int = 1, seed: int = 0
-) -> Tensor:
-    """Return what adapters answer to random probes, an encoder that nothing was trained for.
-
-    The cosine of two sketches estimates that of their ΔW.
-
-    Args:
-        adapters: n adapters.
-        modules: Fused layers that are probed.
-        probes: Probes per layer.
-        seed: Of the probes.
-
-    Returns:
-        (n, L · Σ out_features), of unit length.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    answers = []
-    for module in modules:
-        probe = torch.randn(probes, module.in_features, generator=generator)
-        for part, size in zip(module.parts, module.sizes, strict=True):
-            if part in adapters.down:
-                inner = adapters.down[part] @ probe.to(adapters.down[part]).mT
-                answers.append((adapters.up[part] @ inner).flatten(1))
-            else:
-                answers.append(probe.new_zeros(len(adapters.present), size * probes))
-    return F.normalize(torch.cat([answer.double() for answer in answers], 1), dim=1)
 
 
 _WORD = re.compile(r"\w+")
@@ -218,30 +188,27 @@ class ConceptCosines(NamedTuple):
 def concept_cosines(
     vectors: Tensor,
     concepts: Sequence[str],
-    others: Tensor | None = None,
-    other_concepts: Sequence[str] = (),
+    others: Tensor,
+    other_concepts: Sequence[str],
 ) -> ConceptCosines:
     """Return how close adapters of one concept lie, and those of different concepts.
 
     Args:
         vectors: (n, e) of adapters.
         concepts: Concept of each.
-        others: (m, e) of the adapters that they are compared with; each other if None.
+        others: (m, e) of the adapters that they are compared with.
         other_concepts: Concepts of those.
     """
     first = F.normalize(vectors.double(), dim=1)
-    second = first if others is None else F.normalize(others.double(), dim=1)
+    second = F.normalize(others.double(), dim=1)
     names = np.array(list(concepts), dtype=object)
-    other_names = names if others is None else np.array(list(other_concepts), dtype=object)
+    other_names = np.array(list(other_concepts), dtype=object)
     cosines = (first @ second.mT).numpy()
-    counted = np.ones_like(cosines, bool)
-    if others is None:
-        np.fill_diagonal(counted, False)
     same = names[:, None] == other_names[None]
     kept = [name for name in dict.fromkeys(concepts) if name in set(other_names)]
     intra, inter = [], []
     for name in kept:
-        rows = (names == name)[:, None] & counted
+        rows = (names == name)[:, None]
         intra.append(_mean(cosines[rows & same]))
         inter.append(_mean(cosines[rows & ~same]))
     return ConceptCosines(kept, np.array(intra), np.array(inter))

@@ -26,7 +26,6 @@ from diffusion.evaluation.retrieval_scores import (
     concept_cosines,
     delta_cosine,
     search_values,
-    sketches,
 )
 from diffusion.experiments.made_images import (
     BATCH,
@@ -364,7 +363,6 @@ def rivals(
     """Return scores (Q, N) of what needs no trained encoder; of some, metadata or a known zoo."""
     told = [load_lora(first[name]).metadata for name in searched.names]
     with_metadata = BM25([" ".join(one.get(key, "") for key in TELLING) for one in told])
-    without = BM25([""] * len(searched.names))
     known = [load_lora(file) for file in first.values()]
     texts = [captions_of(name, "adapter", ENCODER["captions"]) for name in first]
     by_words = BM25([" ".join(own) for own in texts])
@@ -377,11 +375,9 @@ def rivals(
     old, new = collate(known, modules), collate(searched.bundles, modules)
     delta = delta_cosine(old, new).float()
     words = [set(caption.replace(",", "").split()) for caption in searched.captions]
-    sketch = (sketches(old, modules) @ sketches(new, modules).T).float()
     return {
         "BM25 of the metadata of seed 0": [_bm25(with_metadata, searched)],
         "BM25 of the captions of seed 0": [_bm25(by_words, searched)],
-        "BM25 without metadata": [_bm25(without, searched)],
         "phrase lookup": [
             np.array([[name in own for name in searched.names] for own in words]) * 1.0
         ],
@@ -389,9 +385,6 @@ def rivals(
         MEAN: [searched.text @ means.T],
         WORD: [searched.text @ world.text.embed(list(first)).T],
         "nearest caption, then ΔW of seed 0": [by_captions(searched.text, embedded, owners, delta)],
-        "nearest caption, then untrained sketch": [
-            by_captions(searched.text, embedded, owners, sketch)
-        ],
     }
 
 
