@@ -157,6 +157,7 @@ def name_of(record: dict[str, Any]) -> str:
 
 STEPS = 20
 TRUE = "true drawing"
+SHOWN_MODES = (GATED, SUM, "mean")  # of images of pairs
 
 
 class PairImages(NamedTuple):
@@ -164,7 +165,7 @@ class PairImages(NamedTuple):
 
     Attributes:
         captions: Of drawings that no adapter and no gate has seen.
-        images: ``true drawing``, ``gated`` and ``sum`` -> (P, H, W, 3) uint8.
+        images: ``true drawing``, ``gated``, ``sum`` and ``mean`` -> (P, H, W, 3) uint8.
         gates: Mean gates of the first.
     """
 
@@ -196,21 +197,21 @@ def pair_images(
     studio: Studio,
     combinations: Sequence[Combination],
 ) -> PairImages:
-    """Make images of combinations with gates and with the plain sum, from the same noise.
+    """Make images of combinations with gates, the plain sum and the mean, from the same noise.
 
     Args:
         studio: Of the embedded base.
         combinations: Subjects and styles.
     """
     captions: list[str] = []
-    images: dict[str, list[np.ndarray]] = {TRUE: [], GATED: [], SUM: []}
+    images: dict[str, list[np.ndarray]] = {TRUE: [], **{mode: [] for mode in SHOWN_MODES}}
     gates = None
     options = studio.options(STEPS, None, None)
     for one in combinations:
         scene = one.scenes("test")[-1]
         captions.append(scene.caption())
         images[TRUE].append(in_bytes(drawn([scene])[0]))
-        for mode in (GATED, SUM):
+        for mode in SHOWN_MODES:
             made = studio.make(captions[-1], mode=mode, adapters=list(one.adapters), **options)
             images[mode].append(np.asarray(made.images[0].convert("RGB")))
             gates = made.gates if gates is None else gates

@@ -218,11 +218,14 @@ def _differences(page: Page, run: Run, group: str) -> bool:
     return True
 
 
+CALLED = {"k_lora": "K-LoRA", "k_lora tuned": "K-LoRA tuned", BLIND: "strengths by layer"}
+
+
 def _images(page: Page, made: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Add what each way makes of some unseen pairs, next to what is true."""
     pairs, some = combinations(PAIRS), next(iter(made.values()))
     places = some["combination"].tolist()
-    images = {TRUE: some["true"]} | {name: own["made"] for name, own in made.items()}
+    images = {TRUE: some["true"]} | {CALLED.get(n, n): own["made"] for n, own in made.items()}
     rows = {}
     for pair in range(0, len(pairs), len(pairs) // FUSION_SHOWN):
         caption, first = prompts(pairs[pair].scenes("test"), DRAWN)[0].caption(), places.index(pair)

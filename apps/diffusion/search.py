@@ -1,6 +1,6 @@
 """``gates diffusion index`` and ``search``: folders of adapters, so that prompts find them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -156,19 +156,16 @@ def search(
     Args:
         place: Filled in by the command line.
         prompt: What is looked for, in words; none with --like.
-        folder: Folder that was indexed; if null, this one where it is indexed, or else that of the
-            adapters that ship, with their encoder.
+        folder: Folder that was indexed; if null, this one, or else the adapters that ship.
         k: Number of adapters.
-        mode: What is compared with the prompt: weights, metadata or, with hybrid, both; names
-            puts adapters first whose name, title or trigger the prompt holds, and then compares
-            weights.
+        mode: What is compared with the prompt: weights, metadata, or hybrid, both; names is weights
+            after adapters whose name, title or trigger the prompt holds.
         like: Adapter of the folder or any file that others are compared with, instead of a prompt.
         encoder: Folder or file of the encoder that the folder was indexed with.
         text_encoder: Text encoder that the encoder was trained with.
         weights: Weight of the cosine of prompt and weights in a hybrid search.
         metadata: Weight of the fraction of the words that metadata hold in a hybrid search.
-        least: Smallest cosine of prompt and weights of adapters that are not named; what unrelated
-            prompts do not reach if null.
+        least: Smallest cosine of adapters that are not named; if null, above unrelated prompts.
         family: Only adapters for this family of models, such as flux.
         license: Only adapters with this license.
         tag: Only adapters with this tag.
@@ -182,30 +179,42 @@ def search(
     if family is not None:
         check_option("--family", family, RECOGNIZED, GatesError)
     only: dict[str, Any] = {"family": family, "license": license, "tag": tag}
-    found: WeightEncoder | None = None
-    text: TextEncoder | None = None
-    ships = folder is None and index is None and not Path(INDEX).is_dir()
+    by_weights = mode != "metadata" and like is None
+    options = {"index": index, "lenient": lenient, "least": least}
+    with _opened(place, folder, encoder, text_encoder if by_weights else "", options) as library:
+        if like is None:
+            look = partial(library.search, weights=weights, metadata=metadata)
+            _show_matches(Console(), look(words, k, mode, **only))
+            return
+        with counting("comparing") as count:
+            neighbors = library.like(like, k, count, **only)
+        _show_neighbors(Console(), neighbors)
+
+
+def _opened(
+    place: Place,
+    folder: str | None,
+    encoder: str | None,
+    text_encoder: str,
+    options: Mapping[str, Any],
+) -> LoraLibrary:
+    """Return the library that options name; weights are searched where a text encoder is named."""
+    ships = folder is None and options["index"] is None and not Path(INDEX).is_dir()
     if ships:
         folder, own, index = _shipped(place)
-        encoder = encoder or own
-    if encoder is not None and mode != "metadata" and like is None:
+        encoder, options = encoder or own, {**options, "index": index}
+    found: WeightEncoder | None = None
+    text: TextEncoder | None = None
+    if encoder is not None and text_encoder:
         from diffusion.models.text_encoders import text_encoder as encoder_of_texts
 
         text = encoder_of_texts(text_encoder)
         found = read_encoder(encoder, text.fingerprint)
-    with LoraLibrary(
-        folder or ".", found, text, index=index, lenient=lenient, least=least
-    ) as library:
-        if ships:
-            with counting("indexing") as count:
-                library.scan(count)
-        if like is not None:
-            with counting("comparing") as count:
-                neighbors = library.like(like, k, count, **only)
-            _show_neighbors(Console(), neighbors)
-            return
-        look = partial(library.search, weights=weights, metadata=metadata)
-        _show_matches(Console(), look(words, k, mode, **only))
+    library = LoraLibrary(folder or ".", found, text, **options)
+    if ships:
+        with counting("indexing") as count:
+            library.scan(count)
+    return library
 
 
 def _shipped(place: Place) -> tuple[str, str | None, str]:

@@ -23,7 +23,7 @@ from diffusion.fusion.gates_file import load_gates
 from diffusion.fusion.pipeline import AutoLoraPipeline, Generated
 from diffusion.fusion.protocol import family_of, sites_of
 from diffusion.library import LoraLibrary, Match, Results
-from diffusion.library.searcher import COMMON
+from diffusion.library.prompts import COMMON
 from diffusion.lora_file import LoraBundle
 from diffusion.models.embedded_base import EmbeddedBase
 from diffusion.models.pipelines import load_pipeline

@@ -65,7 +65,7 @@ def tour(folder: Path, say: Callable[[str], None], *, world: World | None = None
         say(f"making images of {len(chosen)} prompts, with gates and with the plain sum")
         made = pair_images(found, chosen)
         say("searching")
-        matches = [found.finder.search(caption, K) for caption in made.captions]
+        matches = [found.finder.library.search(one, K, "weights") for one in made.captions]
         zoo = len(found.finder.library.adapters())
     searched = Found(
         [[match.name for match in own] for own in matches],
@@ -121,8 +121,8 @@ def _draw(page: Page, found: Found, made: PairImages) -> None:
     rows = made.rows()
     page.figure(
         sheet_figure(rows, title="Unseen pairs", note="the same noise for gates and the sum"),
-        "The true drawing, the image with gates, and that of the plain sum of the two wanted "
-        "adapters.",
+        "The true drawing, and images with gates, with the plain sum and with the mean of the two "
+        "wanted adapters.",
         name="pairs",
         table=(("caption", "column"), [[c, name] for c, row in rows.items() for name in row]),
     )

@@ -335,28 +335,25 @@ class Catalog:
         return list(zip(map(Adapter.of, rows), norms, strict=True))
 
     def holding(
-        self, words: Sequence[str], filters: Filters, flagged: bool, columns: str = ""
+        self, words: Sequence[str], filters: Filters, flagged: bool, of: str = ""
     ) -> dict[int, float]:
-        """Return the fraction of words that the metadata of adapters hold, by id.
-
-        Those that hold none are left out; the largest fraction comes first, then the largest BM25.
+        """Return the fraction of words that metadata of adapters hold, by id, the largest first.
 
         Args:
             words: Without quotes.
             filters: That adapters pass.
             flagged: Whether adapters count that no search by weights may return.
-            columns: In which words are looked for, such as ``{title name} :``; all if empty.
+            of: Columns that are searched, such as ``{title name} :``; all if empty.
         """
         condition, values = filters.sql()
         query = (
             f"SELECT a.id, -bm25(words, {', '.join(map(str, WORD_WEIGHTS))}) FROM words "
             "JOIN adapter a ON a.id = words.rowid "
-            f"WHERE words MATCH :query AND (a.searchable OR :flagged) AND {condition}"
+            f"WHERE words MATCH :query AND (a.searchable OR {flagged:d}) AND {condition}"
         )
         held: dict[int, list[float]] = {}
         for word in words:
-            values |= {"flagged": flagged, "query": f'{columns} "{word}"'}
-            for identity, score in self.database.all(query, values):
+            for identity, score in self.database.all(query, values | {"query": f'{of} "{word}"'}):
                 held.setdefault(identity, []).append(score)
         order = sorted(held, key=lambda one: (-len(held[one]), -math.fsum(held[one]), one))
         return {identity: len(held[identity]) / len(words) for identity in order}

@@ -133,7 +133,7 @@ def test_the_encoder_finds_by_weights(made, small_world):
     encoder = LoraWeightEncoder(EncoderConfig(shape, text_dim=384))
     save_encoder("encoder", encoder, text_fingerprint=text_encoder("ngrams").fingerprint)
     options = (*GATED, "--encoder", "encoder")
-    records, printed = made("low", "snow", *options, "--least", "1")
+    records, printed = made("low", "winter", *options, "--least", "1")
     (record,) = records.values()
     assert (record["adapters"], record["mode"], len(record["left_out"])) == ([], "none", 3)
     assert "no adapters: the base alone" in printed
@@ -145,6 +145,10 @@ def test_the_encoder_finds_by_weights(made, small_world):
     assert all(one["score"] == one["weights"] for one in record["adapters"])
     assert record["hashes"]["encoder"]
     assert "cosine of its weights and the prompt" in printed
+    records, printed = made("named", "deep snow", *options, "--least", "1")
+    (record,) = records.values()
+    assert [one["name"] for one in record["adapters"]] == ["snow"]
+    assert "named: deep snow" in printed
 
 
 def test_adapters_of_other_models_are_left_out(made, small_world, write):

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from core_gates.errors import GatesError
 from diffusion.library import LibraryError, LoraLibrary
-from diffusion.library.searcher import UNRELATED, best, dots, exact_dots
+from diffusion.library.prompts import UNRELATED
+from diffusion.library.searcher import best, dots, exact_dots
 
 
 def ranked(matrix, query, k):
