@@ -49,6 +49,9 @@ TRIED_TIMES, TRIED_MOST = 4, 3  # the same where settings are chosen
 FIRST, OTHERS = "first_strength", "other_strength"
 """Settings of any rival: what the subject, and what styles, are multiplied by."""
 
+NOT_OF_RIVALS = (FIRST, OTHERS, "leave", "encoder")
+"""Settings that a rival does not take: strengths, and what leaves adapters out."""
+
 Settings = Mapping[str, Any]
 
 
@@ -87,7 +90,7 @@ def fusion_of(
         fusion = GatedFusion(model, given, **options)
         fusion.tell(roles=roles_of(settings, adapters))
         return fusion
-    options = {name: value for name, value in settings.items() if name not in (FIRST, OTHERS)}
+    options = {name: value for name, value in settings.items() if name not in NOT_OF_RIVALS}
     made = make_rival(method, model, adapters, **options)
     if FIRST in settings:
         strengths = dict.fromkeys(adapters, float(settings[OTHERS]))
@@ -119,7 +122,8 @@ def fused(
 ) -> Iterator[tuple[Combination, Fusion | None]]:
     """Yield each combination of the group of a piece with its adapters, under its method.
 
-    A switch is told the mean cosines of adapters with the captions of the drawings.
+    A switch is told the mean cosines of adapters with the captions of the drawings; by these, a
+    method with ``leave`` does without some.
 
     Args:
         piece: Its method with ``settings`` and ``group``.
@@ -131,7 +135,9 @@ def fused(
     group, folder = combinations(piece["group"]), trained.get(piece.name)
     library = {name: load_lora(file) for name, file in files.items()}
     settings, observed = piece["settings"], None
-    suits = Suits(encoder, library) if encoder is not None and settings.get("switch") else None
+    leave = settings.get("leave")
+    scored = leave or settings.get("switch")
+    suits = Suits(encoder, library) if encoder is not None and scored else None
     for one in group:
         adapters = {name: library[name] for name in one.adapters}
         if piece["rival"] == "baked":  # over plain drawings, under captions of the combination
@@ -142,7 +148,12 @@ def fused(
         if suits is not None and fusion is not None:
             text = bench.text.encode(captions(spread(one.scenes(piece["part"]), piece["most"])))
             scores = suits.scores(one.adapters, text).mean(0).tolist()
-            fusion.tell(scores=dict(zip(one.adapters, scores, strict=True)))
+            cosines = dict(zip(one.adapters, scores, strict=True))
+            if leave is None:
+                fusion.tell(scores=cosines)
+            else:
+                left = suits.left_out(cosines, leave, bench.text)
+                fusion.set_strengths(dict.fromkeys(left, 0.0))
         yield one, fusion
 
 

@@ -11,8 +11,9 @@ from torch.nn.functional import normalize
 
 from diffusion.fusion.fusion_tasks import FusionTask
 from diffusion.fusion.protocol import role_of
+from diffusion.library.prompts import UNRELATED, least_cosine
 from diffusion.lora_file import LoraBundle
-from diffusion.models.text_encoders import TextStates
+from diffusion.models.text_encoders import TextEncoder, TextStates
 from diffusion.retrieval.encoder_folder import load_encoder
 
 OTHER_ROLES = {"subject": "style", "style": "subject"}
@@ -46,6 +47,21 @@ class Suits:
         """Return the cosines (N, K) of adapters with captions."""
         vectors = torch.stack([self.vectors[name] for name in names])
         return normalize(text.pooled.float(), dim=-1) @ vectors.mT
+
+    def left_out(self, scores: Mapping[str, float], leave: str, text: TextEncoder) -> list[str]:
+        """Return the adapters that a sum does without.
+
+        Args:
+            scores: Name -> cosine.
+            leave: ``lowest``: that of the lowest cosine; ``least``: those that a search by weights
+                would leave out.
+            text: Encodes prompts.
+        """
+        if leave == "lowest":
+            return [min(scores, key=scores.__getitem__)]
+        vectors = torch.stack([*self.vectors.values()]).numpy()
+        floor = least_cosine(vectors, text.embed(UNRELATED).numpy())
+        return [name for name, score in scores.items() if score < floor]
 
     def scored(self, tasks: Sequence[FusionTask]) -> list[FusionTask]:
         """Return tasks with the scores of their adapters."""

@@ -31,17 +31,15 @@ from harness.runs.cost import interleaved_seconds, peak_bytes
 
 
 def crossed(combinations: Sequence[Combination]) -> Resamples:
-    """Return resamples of combinations, by their subjects and by their first styles.
+    """Return resamples of combinations, by their subjects, by each style and by useless adapters.
 
     Combinations of one subject have its adapter and its drawings in common, those of one style its
-    adapter: both are drawn.
+    adapter: all are drawn.
 
     Args:
-        combinations: Of each sample.
+        combinations: Of each sample, all of them with equally many adapters.
     """
-    return Resamples.crossed(
-        [one.subject for one in combinations], [one.styles[0] for one in combinations]
-    )
+    return Resamples.crossed(*zip(*(one.adapters for one in combinations), strict=True))
 
 
 def score(

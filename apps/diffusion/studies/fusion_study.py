@@ -111,8 +111,16 @@ PLAIN: dict[str, dict[str, Any]] = {
     "dare_linear": {"weight": 1.0, "density": 0.5},
     "switch": {"tau": 5},
     "composite": {},
-    "k_lora": {},
+    "k_lora": {"alpha": 1.5, "beta": 1.275},
 }  # the base, each adapter of a pair alone, and rivals as published
+
+LOWEST = "sum without the lowest cosine"
+LEAVING = {LOWEST: "lowest", "sum without those below --least": "least"}
+"""Sums that the encoder tells what to do without: the rivals of a switch, which it tells the same.
+
+The first knows that one of three is useless; the second is what `generate --mode sum` would do with
+adapters that the prompt does not name.
+"""
 
 STRENGTHS = {FIRST: (0.4, 1.6), OTHERS: (0.4, 1.6)}
 WEIGHT, DENSITY = {"weight": (0.3, 1.6)}, {"density": (0.1, 0.9)}
@@ -124,6 +132,12 @@ SPACES: dict[str, dict[str, tuple[float, float]]] = {
     "composite": STRENGTHS,
     "k_lora": STRENGTHS | {"alpha": (0.5, 3.0), "beta": (0.1, 1.5)},
 }  # what is tuned of rivals; `sum` with tuned strengths is their plainest
+
+FIRST_TRIALS = {
+    name: {axis: {FIRST: 1.0, OTHERS: 1.0, **PLAIN[name]}[axis] for axis in box}
+    for name, box in SPACES.items()
+}
+"""What is tried first of each: what is published, at full strength."""
 
 SCHEDULED = ("switch", "k_lora")
 """Rivals that follow the steps of a run: they are tuned at all times that they are tested at.
@@ -189,6 +203,7 @@ class Fused:
                 name: {"tuned": list(box), "times": TIMES if name in SCHEDULED else None}
                 for name, box in SPACES.items()
             },
+            plain=FIRST_TRIALS,
             start=self.start,
         )
         return rates | rivals
@@ -197,6 +212,11 @@ class Fused:
         """Return all methods, after what is missing was tuned and trained."""
         chosen = self.chosen()
         found = [Method(name, name, own) for name, own in PLAIN.items()]
+        found += [
+            Method(name, "sum", self.known({"leave": leave}))
+            for name, leave in LEAVING.items()
+            if self.encoder is not None
+        ]
         found += [
             Method(f"{name} tuned", name, dict(chosen[name].setting))
             for name in SPACES
@@ -227,11 +247,12 @@ class Fused:
                 found.append(Method("baked", "baked", {}, folders))
             if name == f"{BLIND} + role":
                 found.append(Method(SWAPPED, rival, settings | {"swapped": True}, folders))
-        return found
+        only = self.run.only
+        return [one for one in found if not only or one.name in only]
 
     def known(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Return settings with the encoder, where a switch takes scores from it."""
-        if not settings.get("switch"):
+        """Return settings with the encoder, where a method takes scores from it."""
+        if not settings.keys() & {"switch", "leave"}:
             return dict(settings)
         if self.encoder is None:
             raise GatesError("there is no encoder of adapters: run `evaluate retrieval` first")
@@ -275,8 +296,10 @@ class Fused:
 def suiting(methods: Sequence[Method], group: str) -> list[Method]:
     """Return the methods that are compared on a group, under the names of its rows."""
     fresh = [method for method in methods if method.name.endswith(FEWER)]
+    if group != "useless3":
+        methods = [method for method in methods if method.name != LOWEST]
     if group == "new2":
-        plain = [method for method in methods if not method.trained]
+        plain = [m for m in methods if not (m.trained or m.name in LEAVING)]
         return plain + [one._replace(name=one.name.removesuffix(FEWER)) for one in fresh]
     triples = group in ("test3", "useless3")
     return [m for m in methods if m not in fresh and not (triples and m.rival in NO_TRIPLES)]
@@ -285,7 +308,11 @@ def suiting(methods: Sequence[Method], group: str) -> list[Method]:
 def costs_of_useless(
     alone: Mapping[str, list[np.ndarray]], joined: Mapping[str, list[np.ndarray]]
 ) -> list[Row]:
-    """Return logarithms of losses of pairs with a useless adapter over those of the pairs alone."""
+    """Return logarithms of losses of pairs with a useless adapter over those of the pairs alone.
+
+    The sum without the lowest cosine is compared with the sum, which it is for pairs.
+    """
+    alone = dict(alone) | ({LOWEST: alone["sum"]} if "sum" in alone else {})
     scores = {
         name: [
             moments(np.log(more) - np.log(one), name=USELESS)
@@ -323,15 +350,15 @@ def fusion_study(asked: Asked, world: World) -> None:
         rows += compared(every[group], group, task)
     rows += costs_of_useless(every[PAIRS], every["useless3"])
     rows += openings(fused, methods)
-    best, tuned = best_rival(chosen), best_rival(chosen, SPACES)
-    if not asked.run.quick:
+    best, tuned = ("", "") if asked.run.only else (best_rival(chosen), best_rival(chosen, SPACES))
+    if not (asked.run.quick or asked.run.only):
         rows += views(fused, methods, {best, tuned})
     asked.run.finish(
         rows,
         bars_of(rows, tuned),
         seeds=asked.seeds,
         data=[world_data()],
-        headline=headline_of(rows, best),
+        headline=headline_of(rows, best) if best else "",
     )
 
 
@@ -350,14 +377,18 @@ def views(fused: Fused, methods: Sequence[Method], best: set[str]) -> list[Row]:
 
 
 def compared(found: Mapping[str, list[np.ndarray]], group: str, task: str) -> list[Row]:
-    """Return mean logarithms of losses over that of the base, and differences from the gates."""
+    """Return mean logarithms of losses over that of the base, and differences from the gates.
+
+    Where these take no part, differences are from the sum.
+    """
     none = np.log(found["none"][0])
     scores = {
         name: [moments(np.log(one) - none, name=METRIC) for one in own]
         for name, own in found.items()
         if name != "none"
     }
-    return compare(scores, crossed(combinations(group)), task=task, reference="gates")
+    reference = "gates" if "gates" in scores else "sum"
+    return compare(scores, crossed(combinations(group)), task=task, reference=reference)
 
 
 def best_score(choice: Choice) -> float:

@@ -1,5 +1,7 @@
 """Losses of fused adapters at fixed times."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +10,8 @@ from torch.testing import assert_close
 from core_gates.errors import GatesError
 from diffusion.evaluation import fusion_scores as measured
 from diffusion.evaluation.fusion_scores import fixed_draws, fixed_losses
+from diffusion.experiments.combined_losses import FIRST, OTHERS, fusion_of
+from diffusion.experiments.told import Suits
 from diffusion.fusion import GatedFusion
 from diffusion.lora_file import Factors, LoraBundle
 from diffusion.models.embedded_base import transformer_of
@@ -88,3 +92,23 @@ def test_times_are_the_midpoints_of_a_run_and_later_for_a_shift():
     assert_close(plain, [0.875, 0.625, 0.375, 0.125])
     late = [float(at.t[0]) for at in fixed_draws(latents, 4, 0, shift=3.0)]
     assert_close(late, [3 * t / (1 + 2 * t) for t in plain])
+
+
+def test_a_sum_does_without_the_lowest_or_without_those_below_the_least():
+    suits = Suits.__new__(Suits)
+    suits.vectors = dict(zip("abc", torch.eye(3), strict=True))
+    text = SimpleNamespace(embed=lambda texts: torch.full((len(texts), 3), 0.3))
+    scores = {"b": 0.29, "a": 0.31, "c": 0.1}
+    assert suits.left_out(scores, "lowest", text) == ["c"]
+    assert suits.left_out(scores, "least", text) == ["b", "c"]
+
+
+def test_settings_of_strengths_and_of_what_is_left_out_are_not_those_of_a_rival(model, task):
+    bench = SimpleNamespace(base=SimpleNamespace(transformer=model))
+    adapters = {"a": adapter(model, 1), "b": adapter(model, 2)}
+    settings = {FIRST: 1.0, OTHERS: 0.5, "leave": "lowest", "encoder": "digest"}
+    fusion = fusion_of(bench, "sum", settings, adapters, None)
+    assert fusion.strengths == {"a": 1.0, "b": 0.5}
+    fusion.set_strengths({"b": 0.0})
+    alone = make_rival("sum", model, {"a": adapters["a"]})
+    assert_close(*(fixed_losses(model, one, *task, steps=1) for one in (fusion, alone)))

@@ -59,3 +59,13 @@ def test_pairs_with_a_subject_or_a_style_in_common_are_drawn_together():
     found = draws.intervals(moments(values))["value"]
     # Two pairs of a style say the same: 24 independent values, not 48.
     assert found.high - found.low > 3.5 * values.std() / np.sqrt(24)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_triples_are_drawn_by_every_adapter_that_they_share(place):
+    triples = combinations("test3")
+    names = sorted({one.adapters[place] for one in triples})
+    effects = np.random.default_rng(0).normal(size=len(names))
+    values = np.array([effects[names.index(one.adapters[place])] for one in triples])
+    found = crossed(triples).intervals(moments(values))["value"]
+    assert found.high - found.low > 3.5 * values.std() / np.sqrt(len(names))

@@ -10,10 +10,13 @@ from apps.diffusion.studies.base_study import Method
 from apps.diffusion.studies.fused_views import BOTH, RETENTION, retained_of
 from apps.diffusion.studies.fusion_study import (
     FEWER,
+    FIRST_TRIALS,
     GROUPS,
     LAYERWISE,
+    LOWEST,
     METRIC,
     OPENING,
+    SPACES,
     TUNED,
     USELESS,
     VARIANTS,
@@ -26,7 +29,7 @@ from apps.diffusion.studies.fusion_study import (
     headline_of,
     suiting,
 )
-from diffusion.experiments.combined_losses import TIMES
+from diffusion.experiments.combined_losses import FIRST, OTHERS, TIMES
 from diffusion.experiments.trained_gates import combinations, is_gated
 from harness.evidence import Row
 from harness.experiment.tuning import Choice
@@ -139,10 +142,11 @@ def test_the_best_rival_is_chosen_by_trials_and_may_be_a_trained_one():
 
 
 def test_schedules_are_tuned_at_the_times_of_the_test():
-    asked = []
+    asked, begun = [], []
 
-    def tune(spaces, work, *, own, **options):
+    def tune(spaces, work, *, own, plain=None, **options):
         asked.append(own)
+        begun.append(plain)
         return {name: Choice({}, [], []) for name in spaces}
 
     world = SimpleNamespace(zoo=lambda seed: {}, zoo_digest="", base_folder="")
@@ -150,6 +154,15 @@ def test_schedules_are_tuned_at_the_times_of_the_test():
     times = {name: settings.get("times") for name, settings in asked[1].items()}
     assert {name for name, found in times.items() if found is not None} == {"switch", "k_lora"}
     assert times["switch"] == times["k_lora"] == TIMES
+    assert begun == [None, FIRST_TRIALS]
+
+
+def test_rivals_are_tried_as_published_first_within_what_is_searched():
+    assert FIRST_TRIALS["sum"] == {FIRST: 1.0, OTHERS: 1.0}
+    assert FIRST_TRIALS["switch"] == {FIRST: 1.0, OTHERS: 1.0, "tau": 5}
+    for name, box in SPACES.items():
+        assert FIRST_TRIALS[name].keys() == box.keys()
+        assert all(low < FIRST_TRIALS[name][axis] < high for axis, (low, high) in box.items())
 
 
 def test_methods_that_have_seen_the_adapters_are_not_compared_on_new_ones():
@@ -158,17 +171,21 @@ def test_methods_that_have_seen_the_adapters_are_not_compared_on_new_ones():
         Method("sum", "sum", {}), Method("alone1", "alone1", {}),
         Method("x_lora", "x_lora", {}, seen),
         Method("gates", "gates", {}, seen), Method(f"gates{FEWER}", "gates", {}, fresh),
+        Method(LOWEST, "sum", {"leave": "lowest"}),
     ]  # fmt: skip
     found = {group: {m.name: m.trained for m in suiting(methods, group)} for group in GROUPS}
     assert found["new2"] == {"sum": {}, "alone1": {}, "gates": fresh}
     assert found["test2"] == {"sum": {}, "alone1": {}, "x_lora": seen, "gates": seen}
-    assert found["useless3"] == found["test3"] == {"sum": {}, "gates": seen}
+    assert found["test3"] == {"sum": {}, "gates": seen}
+    assert found["useless3"] == {"sum": {}, "gates": seen, LOWEST: {}}
 
 
 def test_a_useless_adapter_costs_what_it_adds_to_the_loss_of_each_pair():
     alone = {"none": [losses(3.0)], "gates": [losses(0.8), losses(0.801)], "sum": [losses(1.0)]}
     joined = {"gates": [1.08 * one for one in alone["gates"]], "none": [losses(3.0)]}
-    (row,) = costs_of_useless(alone, joined)
+    joined[LOWEST] = [1.02 * alone["sum"][0]]
+    row, lowest = costs_of_useless(alone, joined)
+    assert (lowest.method, lowest.value) == (LOWEST, pytest.approx(math.log(1.02)))
     assert (row.method, row.task, row.metric) == ("gates", GROUPS["useless3"], USELESS)
     assert row.value == pytest.approx(math.log(1.08))
 
