@@ -79,8 +79,8 @@ class ShardSet:
         """Open a folder and check it; memory maps above 1 GB by their sizes alone.
 
         Raises:
-            GatesError: There are no shards, the index is damaged, or a memory map is not the one
-                that the index describes.
+            GatesError: There are no shards, the index is damaged, or a memory map or the tokenizer
+                is not the one that the index describes.
         """
         path = Path(folder) / INDEX
         try:
@@ -93,6 +93,7 @@ class ShardSet:
             raise GatesError(f"{path} is damaged ({error}): {AGAIN}") from error
         for split in SPLITS:
             opened._check(split)
+        assert opened.tokenizer
         return opened
 
     def _check(self, split: Split) -> None:

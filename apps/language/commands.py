@@ -50,13 +50,14 @@ def convert(
     """
     import torch
 
-    from language.hf.model_folder import MADE, read_model, write_model
+    from language.hf.model_folder import MADE, read_marks, read_model, write_model
 
     source, path = Path(folder), Path(output).resolve()
     require_free(path, overwrite=overwrite_output)
     require_apart(path, [source])
     refuse_strangers(path, MADE)
     model, tokenizer = read_model(source)
+    read_marks(source)  # a damaged generation_config.json is not copied
     numbers = None if dtype is None else getattr(torch, dtype)
     write_model(path, model, tokenizer, dtype=numbers, source=source)
     print(f"{sum(weight.numel() for weight in model.parameters()):,} weights")

@@ -51,6 +51,7 @@ LIGHTNING_VERBS = {
 }
 NAMED = ("best", "last", "hpc")  # checkpoints that Lightning finds itself
 START = "Checkpoint of a training run to start from."
+LARGEST_SEED = 2**32 - 1  # of numpy
 OWN_OPTIONS = ("config", "resume", "overwrite", "shipped", "ckpt_path")
 
 
@@ -202,8 +203,11 @@ class GatesRunCLI(LightningCLI):
             describe(self._parser(verb), {**COMMON_OPTIONS, **start, **self._unused(verb)})
         self.config = parser.parse_args(let_lists_be_plain(self._parser(self._wanted[0]), words))
         seed = self.config[self.config.subcommand].get("seed_everything")
-        if isinstance(seed, bool):
-            raise GatesError(f"--seed_everything {str(seed).lower()} is no seed: give a number")
+        if isinstance(seed, bool) or (seed is not None and not 0 <= seed <= LARGEST_SEED):
+            raise GatesError(
+                f"--seed_everything {str(seed).lower()} is no seed: give a number from 0 to "
+                f"{LARGEST_SEED:,}"
+            )
 
     def _unused(self, verb: str) -> dict[str, str]:
         """Hide options of training runs in the help of other verbs, where they change nothing."""

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Literal
 
 import torch
@@ -248,7 +249,7 @@ def starting_from(path: str | Path | None, advice: str) -> Iterator[None]:
     except RuntimeError as error:
         if not path or "Error(s) in loading state_dict" not in str(error):
             raise
-        first = " ".join(str(error).splitlines()[1:2]).strip()
+        first = shorten(" ".join(str(error).splitlines()[1:2]), 200, placeholder=" ...")
         raise GatesError(f"{path} is a checkpoint of another network: {first}; {advice}") from error
 
 

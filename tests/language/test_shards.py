@@ -145,8 +145,8 @@ def test_damaged_tokens_and_tokenizers_are_refused(whole, tmp_path, refuses):
         ("train.bin is damaged, its SHA-256", lambda: ShardSet.open(flip)),
         ("test.bin has 0 bytes, expected", lambda: ShardSet.open(gone)),
         ("nothing holds no shards .*: prepare", lambda: ShardSet.open(tmp_path / "nothing")),
-        ("tokenizer.json is not that of index.json", lambda: ShardSet.open(other).tokenizer),
-        ("cannot be read as a tokenizer", lambda: ShardSet.open(half).tokenizer),
+        ("tokenizer.json is not that of index.json", lambda: ShardSet.open(other)),
+        ("cannot be read as a tokenizer", lambda: ShardSet.open(half)),
     )
 
 
@@ -178,7 +178,7 @@ def test_another_end_is_another_tokenizer(tmp_path, refuses):
     (shards.folder / "tokenizer_config.json").write_text('{"eos_token": "<eos>"}')
     refuses(
         GatesError,
-        ("is not that of index.json", lambda: ShardSet.open(shards.folder).tokenizer),
+        ("is not that of index.json", lambda: ShardSet.open(shards.folder)),
     )
 
 

@@ -78,6 +78,11 @@ TRAINING = {
         "cannot be read as a tokenizer",
         {"tokenizer.json": "{"},
     ),
+    "damaged shard": (
+        (*FIT[:-1], "bad"),
+        "train.bin has 0 bytes, expected",
+        {"bad": lambda path: with_empty_shards(path)},
+    ),
     "vocabulary below that of the tokenizer": (
         (*FIT, "--model.model.init_args.vocab_size", "256"),
         "vocab_size is 256, but the tokenizer has 257 tokens",
@@ -110,6 +115,14 @@ TRAINING = {
         "give --data.cache_folder FOLDER",
     ),
 }
+
+
+def with_empty_shards(path):
+    """Copy the memory maps of the corpus, and empty those of the training part."""
+    shutil.copytree(path.with_name("cache"), path)
+    for place in path.glob("*/train.bin"):
+        place.write_bytes(b"")
+
 
 OTHERS = {
     "temperature -1": (generate("--temperature", "-1"), "temperature is -1.0, expected"),
@@ -163,11 +176,12 @@ OTHERS = {
 }
 
 
-def damaged(path, model):
-    """Copy a model, and cut its weights."""
+def damaged(path, model, *, whole=False):
+    """Copy a model, and cut its weights; with ``whole`` weights, its other settings are none."""
     shutil.copytree(model, path)
     weights = path / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
+    weights.write_bytes(weights.read_bytes()[: None if whole else -100])
+    (path / "generation_config.json").write_text("[]")
 
 
 def test_faulty_trainings_are_one_line(trained, faulty_inputs):
@@ -180,6 +194,11 @@ def test_faulty_calls_are_one_line(trained, weights, faulty_inputs):
             generate("--weights", "cut"),
             "model.safetensors is damaged",
             {"cut": lambda path: damaged(path, weights)},
+        ),
+        "damaged tokens of the end": (
+            ("language", "convert", "ends", "--output", "out"),
+            "generation_config.json holds no JSON object",
+            {"ends": lambda path: damaged(path, weights, whole=True)},
         ),
         "output that exists": (
             ("language", "convert", str(weights), "--output", "there"),

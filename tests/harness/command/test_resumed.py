@@ -251,7 +251,7 @@ def test_a_trial_run_leaves_the_run_folder_as_it_is(untouched):
 
 
 @pytest.mark.fault("video H9")
-@pytest.mark.parametrize("value", ["true", "false"])
+@pytest.mark.parametrize("value", ["true", "false", "-1"])
 def test_a_seed_is_a_number(untouched, value):
     error = untouched("--trainer.max_epochs", "1", "--seed_everything", value).err
     assert f"--seed_everything {value} is no seed" in error
