@@ -1,10 +1,6 @@
-import contextlib
-import io
-import os
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -12,7 +8,7 @@ import torch
 import yaml
 from matplotlib.figure import Figure
 
-from apps.main import main
+from tests.fixtures.gates_in_folder import GatesInFolder, Result
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parents[1] / "apps" / "video" / "configs"
@@ -31,31 +27,8 @@ def coarse_figures():
         yield
 
 
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-class Gates:
-    """``gates`` in a folder, in this process: importing lightning again would cost six seconds."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __call__(self, *words: object) -> Result:
-        out, err = io.StringIO(), io.StringIO()
-        before = Path.cwd()
-        os.chdir(self.folder)
-        try:
-            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                try:
-                    code = main([str(word) for word in words])
-                except SystemExit as stop:
-                    code = int(stop.code or 0)
-        finally:
-            os.chdir(before)
-        return Result(code, out.getvalue(), err.getvalue())
+class Gates(GatesInFolder):
+    """Commands of an application, which must succeed."""
 
     def weather(self, verb: str, *words: object, config: str = "unit") -> Result:
         """Run a verb that must succeed."""
@@ -68,11 +41,6 @@ class Gates:
     def video(self, verb: str, *words: object, config: str = "small") -> Result:
         """Run a verb that must succeed, by default on a feed smaller than that of `unit`."""
         return self.succeed("video", verb, "--config", config, *words)
-
-    def succeed(self, *words: object) -> Result:
-        result = self(*words)
-        assert result.code == 0, result.err
-        return result
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from core_gates.errors import GatesError
-from core_gates.gates import DenseToSparseGate, NoisyTopKGate, TopKGate
+from core_gates.gates import DenseToSparseGate, NoisyTopKGate
 from core_gates.moe import StackedExperts
 from core_gates.routing.collect import collect_routing
 from core_gates.routing.losses import balance_loss, z_loss
@@ -246,34 +246,3 @@ def test_numbers_out_of_range_are_refused(refuses):
     endless = {"max_steps": -1, "max_epochs": -1}
     with pytest.raises(GatesError, match=r"the trainer has none: give it max_steps or max_epochs$"):
         fit(LanguageModule(model), 1, **endless)
-
-
-def test_the_gate_and_the_experts_come_from_a_configuration():
-    from jsonargparse import ArgumentParser
-
-    from language.decoder import Decoder
-
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Decoder, "model")
-    found = parser.parse_object(
-        {
-            "model": {
-                **{"vocab_size": 9, "dim": 8, "num_layers": 2, "num_heads": 2},
-                **{"hidden_dim": 4, "context": 8},
-                "gate": {
-                    "class_path": "core_gates.gates.TopKGate",
-                    "init_args": {"num_experts": 5, "k": 2},
-                },
-                "experts": {
-                    "class_path": "core_gates.moe.StackedExperts",
-                    "init_args": {"hidden_dim": 6},
-                },
-            }
-        }
-    )
-    model = parser.instantiate(found).model
-    gate, experts = model.blocks[0].mlp.gate, model.blocks[0].mlp.experts
-    assert isinstance(gate, TopKGate)
-    assert (gate.num_experts, gate.k, gate.dim) == (5, 2, 8)
-    assert tuple(experts.gate_up_proj.shape) == (5, 12, 8)
-    assert model.blocks[1].mlp.gate is not gate

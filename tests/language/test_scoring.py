@@ -1,4 +1,4 @@
-"""Bits per byte: each scored byte once, closed forms, rivals on the same bytes, intervals."""
+"""Bits per byte: each scored byte once, closed forms, xz on the same bytes."""
 
 import lzma
 from functools import partial
@@ -10,10 +10,8 @@ import torch
 from torch import nn
 
 from core_gates.errors import GatesError
-from harness.evidence import Resamples, moments
-from language.counts import ByteCounts
 from language.decoder import Decoder
-from language.scoring import bits_per_byte, count_bits, ratio, scored_part, xz_bits
+from language.scoring import bits_per_byte, scored_part, xz_bits
 from language.tokenizer import ByteTokenizer
 
 TEXTS = ["nine byte", "one byte more than some", "naïve – naïf " * 9, "x" * 40]
@@ -77,52 +75,30 @@ def test_a_uniform_model_needs_the_logarithm_of_its_tokens(tokenizer, width, con
     lengths = np.array([260, 251, 252])
     texts = ["a" * 260 * width, "b" * 251 * width, "é" * 126 * width]
     bits, sizes = bits_per_byte(model, tokenizer, documents(*texts), context=context).T
-    scored = lengths - context // 2
+    half = context // 2
+    scored = lengths - half
+    windows = [min(context, n - s) for n in lengths for s in range(0, n - half, context - half)]
+    read = [one.numel() if mask is None else int((~mask).sum()) for one, mask in model.seen]
     np.testing.assert_allclose(bits, scored * np.log2(tokenizer.vocab_size), rtol=1e-14)
     assert sizes.tolist() == (scored * width).tolist()
+    assert sum(read) == sum(windows)
 
 
-@pytest.mark.parametrize("context", [2, 7, 16])
-@pytest.mark.parametrize("batch_size", [1, 3])
-def test_each_token_after_half_a_window_is_scored_once(context, batch_size):
-    tokenizer, half = ByteTokenizer(), context // 2
-    text = "".join(map(chr, range(100)))
-
-    class Recalls(Uniform):
-        """Is certain of the true next byte, and so of a byte only where its window is right."""
-
-        def forward(self, tokens, *, padding_mask=None):
-            super().forward(tokens, padding_mask=padding_mask)
-            following = (tokens + 1).where(tokens < tokenizer.end, 0)
-            return 99 * nn.functional.one_hot(following, 257).double()
-
-    model = Recalls(context=context)
-    found = bits_per_byte(model, tokenizer, documents(text, text[:31]), batch_size=batch_size)
-    assert found[:, 0].max() < 1e-9
-    assert found[:, 1].tolist() == [100 - half, 31 - half]
-    read = []
-    for tokens, mask in model.seen:
-        assert len(tokens) <= batch_size
-        for number, row in enumerate(tokens.tolist()):
-            length = len(row) if mask is None else int((~mask[number]).sum())
-            assert length <= context
-            read.append(row[half:length])
-    expected = [*range(half - 1, 99), *range(half - 1, 30)]
-    assert [token for row in read for token in row if token != tokenizer.end] == [
-        token for token in expected if token >= 0
-    ]
-
-
-def test_bits_are_those_of_the_windows_one_by_one(decoder):
-    tokenizer, half = ByteTokenizer(), CONTEXT // 2
+@pytest.mark.parametrize(("context", "batch_size"), [(2, 1), (7, 3), (16, 4)])
+def test_bits_are_those_of_the_windows_one_by_one(decoder, context, batch_size):
+    tokenizer, half, sizes = ByteTokenizer(), context // 2, []
     decoder.train()
-    found = bits_per_byte(decoder, tokenizer, documents(*TEXTS), batch_size=4)
+    hook = decoder.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape))
+    options = {"context": context, "batch_size": batch_size}
+    found = bits_per_byte(decoder, tokenizer, documents(*TEXTS), **options)
+    hook.remove()
     assert not decoder.training
+    assert np.max(sizes, 0).tolist() == [batch_size, context]
     for text, (bits, size) in zip(TEXTS, found, strict=True):
         tokens = torch.tensor([tokenizer.end, *text.encode()])
         expected = 0.0
         for place in range(half + 1, len(tokens)):  # predicted one by one
-            start = (place - 1 - half) // half * half
+            start = (place - 1 - half) // (context - half) * (context - half)
             logits = decoder(tokens[None, start:place])[0, -1]
             expected -= logits.log_softmax(-1)[tokens[place]].item() / np.log(2)
         assert bits == pytest.approx(expected, abs=1e-9)
@@ -154,17 +130,6 @@ def test_a_tokenizer_that_loses_text_is_refused(change, refuses):
     assert len(score(documents(kept, lost[:5]))[0]) == 1  # not scored
 
 
-def test_counts_are_scored_on_the_same_bytes_with_all_text_before():
-    counts = ByteCounts.fit(documents("naïve and naïf"), 2)
-    found, starts = scored_part(ByteTokenizer(), documents(*TEXTS), CONTEXT)
-    values = count_bits(counts, found, starts)
-    assert values.shape == (3, len(TEXTS), 2)
-    for number, text in enumerate(TEXTS):
-        every = counts.bits(text)
-        np.testing.assert_allclose(values[:, number, 0], every[:, 8:].sum(1))
-        assert set(values[:, number, 1]) == {len(text.encode()) - 8}
-
-
 def test_xz_needs_what_the_scored_bytes_add_to_those_before():
     texts = ["abc" * 2000, "naïve", "abc" * 100 + "Zebras quickly jump, vexing 9 dwarfs"]
     starts = [0, 0, 300]
@@ -176,18 +141,6 @@ def test_xz_needs_what_the_scored_bytes_add_to_those_before():
         assert 0 < xz - size < 64  # header, checksums and index of the container
     whole, before = xz_bits(documents(texts[2], texts[2][:300]), [0, 0])[:, 0]
     assert bits[2] == whole - before < whole
-
-
-def test_the_interval_is_that_of_a_ratio_over_documents():
-    values = np.array([[10.0, 10], [60, 20], [10, 10]])
-    draws = Resamples.clusters("abc")
-    found = draws.intervals(moments(values, ratio, name="bits_per_byte"))["bits_per_byte"]
-    assert found.value == 2.0
-    assert 1 <= found.low < 2 < found.high <= 3
-    twice = moments(values * [2, 1], ratio, name="bits_per_byte")
-    difference = draws.differences(twice, moments(values, ratio, name="bits_per_byte"))
-    assert difference["bits_per_byte"].value == 2.0
-    assert difference["bits_per_byte"].low == pytest.approx(found.low)
 
 
 def test_what_cannot_be_scored_is_refused(refuses):

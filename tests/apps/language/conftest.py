@@ -1,14 +1,9 @@
 """A corpus of small files, a decoder that was trained on it, and commands in its folder."""
 
-import contextlib
-import io
-from pathlib import Path
-from typing import NamedTuple
-
 import pytest
 import yaml
 
-from apps.main import main
+from tests.fixtures.gates_in_folder import GatesInFolder
 
 FILES = 40
 MODEL = {
@@ -17,34 +12,13 @@ MODEL = {
 }  # fmt: skip
 
 
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-class Gates:
-    """``gates language`` in a folder, with the configuration that it holds."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __call__(self, *words: object) -> Result:
-        out, err = io.StringIO(), io.StringIO()
-        streams = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
-        with contextlib.chdir(self.folder), streams[0], streams[1]:
-            try:
-                code = main([*map(str, words)])
-            except SystemExit as stop:
-                code = int(stop.code or 0)
-        return Result(code, out.getvalue(), err.getvalue())
+class Gates(GatesInFolder):
+    """``gates language`` with the configuration that the folder holds."""
 
     def succeed(self, verb: str, *words: object, config: str | None = "small") -> str:
         """Run a verb that must succeed, and return what it printed."""
         named = ["--config", config] if config else []
-        result = self("language", verb, *named, *words)
-        assert result.code == 0, result.err
-        return result.out
+        return super().succeed("language", verb, *named, *words).out
 
 
 def write_corpus(folder):

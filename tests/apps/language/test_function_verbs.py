@@ -297,22 +297,6 @@ def test_the_price_is_that_of_the_devices_while_they_compute(planned):
     assert found["price of 10^9 tokens"] == pytest.approx(3.0 * 4 * hours)
 
 
-def test_plans_are_kept_by_size(planned, monkeypatch, tmp_path):
-    monkeypatch.setitem(model_sizes.SIZES, "gpt_moe_other", Size(2, 32, 48, 2))
-    for size in ("gpt_moe_tiny", "gpt_moe_other"):
-        planned(size=size, experts=4)
-    files = sorted(path.name for path in tmp_path.iterdir())
-    assert files == ["plan-gpt_moe_other.json", "plan-gpt_moe_tiny.json"]
-
-
-def test_attention_keeps_no_probabilities(planned, monkeypatch):
-    """Twice the sequences need twice the memory, a longer one at most as much per token."""
-    _, cost = decoder_cost("gpt_moe_tiny", 4, batch_size=64)
-    monkeypatch.setattr(model_sizes, "CONTEXT", 640)
-    _, longer = decoder_cost("gpt_moe_tiny", 4, batch_size=2)
-    assert longer.activations == pytest.approx(cost.activations, rel=0.02)
-
-
 def test_the_published_sizes():
     model, _ = decoder_cost("gpt_moe_small", 16)
     assert len(model.blocks) == 12
