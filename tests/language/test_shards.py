@@ -68,14 +68,6 @@ def test_the_digest_is_that_of_corpus_and_tokenizer(whole, tmp_path):
     assert_array_equal(again.tokens("test"), whole.tokens("test"))
 
 
-def test_a_split_may_have_no_document(tmp_path):
-    shards = write_shards(
-        Corpus([Document("os.py", "import abc")]), ByteTokenizer(), tmp_path / "s"
-    )
-    assert shards.documents("test") == []
-    assert shards.tokens("test").tolist() == [256]
-
-
 def change(content, *path, value):
     index = json.loads(content)
     place = index

@@ -128,12 +128,6 @@ def test_what_changes_a_text_still_counts_its_bytes(tmp_path):
             faithful_tokens(tokenizer, "x.md", text)
 
 
-def test_tokenizers_of_bytes_and_characters_lose_nothing(fallback, byte_level):
-    for tokenizer in (fallback, byte_level, ByteTokenizer()):
-        for text in (TEXT, " at", "at ", "", "\n é漢"):
-            assert_array_equal(faithful_tokens(tokenizer, "a", text), tokenizer.encode(text))
-
-
 def test_files_of_bytes_open_in_tokenizers_and_transformers(tmp_path):
     ByteTokenizer().save(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')

@@ -134,18 +134,6 @@ def test_what_is_trained_and_saved_opens_with_eager(name, tmp_path):
     assert len(ours[:, 4:].unique()) > 4
 
 
-def test_no_configuration_holds_the_name(tmp_path):
-    model_of("Mixtral", "eager").save_pretrained(tmp_path)
-    saved = (tmp_path / "config.json").read_bytes()
-    model = AutoModelForCausalLM.from_pretrained(tmp_path, experts_implementation="gates")
-    assert model.config._experts_implementation == "gates"
-    model.save_pretrained(tmp_path)
-    assert (tmp_path / "config.json").read_bytes() == saved
-    nested = transformers.Qwen3VLMoeConfig(experts_implementation="gates")
-    assert nested.text_config._experts_implementation == "gates"
-    assert "gates" not in nested.to_json_string(use_diff=False)
-
-
 @pytest.mark.parametrize(
     "act",
     ["silu", "swish", "gelu", "gelu_python", "gelu_pytorch_tanh", "gelu_new", "relu", "linear"],

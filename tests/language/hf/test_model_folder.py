@@ -78,7 +78,9 @@ def test_folders_of_transformers_are_read(family, settings, own, shard, tmp_path
     assert model.tie_embeddings == settings.get("tie_word_embeddings", False)
     expected = logits(published)
     assert expected.std() > 0.5
-    assert relative_gap(logits(model), expected) < 1e-5
+    assert relative_gap(logits(model), expected) < 5e-7
+    if family != "Mixtral":  # which has other names of its experts
+        model.load_state_dict(published.state_dict())
 
 
 @pytest.mark.parametrize(("family", "settings", "own"), CASES)
