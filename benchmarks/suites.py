@@ -106,8 +106,9 @@ LANGUAGE = Suite(
         "tests/language/test_decoder.py",
         "tests/language/test_generation.py",
         "tests/benchmarks/test_language.py",
+        "tests/benchmarks/test_block_gates.py",
     ),
-    parts("benchmarks.language:comparisons"),
+    parts("benchmarks.language:comparisons", "benchmarks.block_gates:comparisons"),
 )
 RECSYS = Suite(
     "recsys",

@@ -1,11 +1,13 @@
 """The language stop of the tour: a decoder and counts of bytes complete a function."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from apps.language.block_tour import GATES, BlockPart, block_part
 from apps.language.byte_scores import DECODER, REFERENCE
 from apps.language.generate import SHIPPED_CONFIG, models_in, shipped
 from harness.evidence import Resamples, compare, moments
@@ -32,6 +34,8 @@ def tour(
     corpus: Sequence[str] = ("python",),
 ) -> TourStop:
     """Complete a function of a held-out file, by the decoder that ships and by counts of bytes.
+
+    Then show which blocks of keys gates choose for the decoder.
 
     Args:
         folder: For files; none are needed.
@@ -71,17 +75,27 @@ def tour(
         REFERENCE: count_bits(counts, scored, starts)[-1],
     }
 
-    def draw(page: Page) -> None:
-        page.text(
-            "A function of a file that neither has seen, completed from its first lines byte by "
-            f"byte, drawn at temperature {TEMPERATURE}. Counts are of the bytes after up to five "
-            "others, of the same training files."
-        )
-        lines = [text.splitlines() for text in texts.values()]
-        rows = [[_line(one, number) for one in lines] for number in range(max(map(len, lines)))]
-        page.table(list(texts), rows)
+    say("choosing blocks of keys")
+    gates = shipped().parent / GATES  # of the decoder that ships
+    blocks = None if weights else block_part(found[0], gates, tokenizer, beginnings)
 
-    return TourStop("Language: a small decoder", [_row(bits)], draw)
+    rows = [_row(bits), blocks.row] if blocks else [_row(bits)]
+    draw = partial(_draw, texts=texts, blocks=blocks)
+    return TourStop("Language: a small decoder", rows, draw)
+
+
+def _draw(page: Page, texts: Mapping[str, str], blocks: BlockPart | None) -> None:
+    """Add completions and maps to the page."""
+    page.text(
+        "A function of a file that neither has seen, completed from its first lines byte by "
+        f"byte, drawn at temperature {TEMPERATURE}. Counts are of the bytes after up to five "
+        "others, of the same training files."
+    )
+    lines = [text.splitlines() for text in texts.values()]
+    rows = [[_line(one, number) for one in lines] for number in range(max(map(len, lines)))]
+    page.table(list(texts), rows)
+    if blocks:
+        blocks.draw(page)
 
 
 def drawn(counts: ByteCounts, prompt: str, length: int) -> str:

@@ -119,7 +119,7 @@ class BlockGate(nn.Module):
         cache, self._cache = self._cache, None
         if self.attend is not None:
             return self.attend(self, seen)
-        mask = None if self.selector is None else self._choose(seen, self.selector, cache)
+        mask = None if self.selector is None else self.choose(seen, self.selector, cache)
         if mask is None:
             return attend_to_all(seen)
         self.density.append(block_density(mask))
@@ -128,7 +128,7 @@ class BlockGate(nn.Module):
             scale=seen.scale, padding_mask=seen.padding,
         )  # fmt: skip
 
-    def _choose(
+    def choose(
         self, seen: Seen, selector: BlockSelector, cache: BlockCache | None
     ) -> Tensor | None:
         """Return the kept blocks of a prompt, or of a token that is decoded; None for all."""

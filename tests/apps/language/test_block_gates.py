@@ -10,9 +10,14 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from apps.language import distill
+from apps.language.block_tour import GATES, block_part
+from apps.language.generate import models_in, shipped
+from harness.report.page import Page
+from language.corpus import Document
 from language.gated.attach import attach_output_gate
 from language.gated.state import save_gates
 from language.seer.distillation import BlockGateModule
+from language.tokenizer import ByteTokenizer
 
 SIZES = ("--block_size", 4, "--context", 16, "--sequences", 6, "--batch_size", 2, "--steps", 30)
 CORPUS = ("--corpus", "corpus", "--learning_rate", 0.01)
@@ -195,3 +200,18 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_recorded(
     assert result.code == 2
     assert "has 0 MB free, the records of 6 sequences need" in result.err
     assert not (trained.folder / "runs/language/full/records").exists()
+
+
+def test_the_tour_shows_the_map_of_the_gates_that_ship():
+    weights = models_in(shipped())[0]
+    texts = [Document(str(n), f"def f{n}(a):\n    return a + {n}\n\n\n" * 12) for n in range(2)]
+    part = block_part(weights, shipped().parent / GATES, ByteTokenizer(), texts)
+    value, baseline = part.row.value, part.row.baseline
+    assert 0.5 < float(value.split()[0]) < 1
+    assert baseline.startswith("oracle 0.")
+    page = Page("Tour").section("Language")
+    part.draw(page)
+    maps = [axes.images[0].get_array() for axes in part.figure.axes]
+    assert [m.shape for m in maps] == [(16, 16), (16, 16)]
+    assert all(abs(row.sum() - 1) < 1e-4 for m in maps for row in m)
+    assert "block of keys" in part.figure.axes[0].get_xlabel()
