@@ -122,7 +122,8 @@ class MaskedMixture(nn.Module):
 
     where a self gate is a softmax, or a sigmoid if it sees exactly one expert. AdaTT (Li et al.,
     2023) has free weights on the residual path instead, which do not depend on the input: they
-    start uniform in ±1/√n for n own experts, and a single own expert has the weight one.
+    start uniform in ±1/√n for n own experts; without shared experts a single own expert has the
+    weight one.
 
     All gates of an input are computed in one matmul; only visible experts have weights: row i of
     ``weight`` belongs to the i-th True of the mask, row by row.
@@ -132,7 +133,8 @@ class MaskedMixture(nn.Module):
         mask: True where a gate sees an expert (S, E).
         self_mask: The same for the self gates, or None for a mixture without them; a row without
             True has no self gate.
-        self_weights: ``gate`` for self gates, ``free`` for the weights of AdaTT.
+        self_weights: ``gate`` for self gates, ``free`` for the weights of AdaTT, a single one of
+            which is one, ``trained`` for those of AdaTT with shared experts, all trained.
         reads: For every gate the input that it reads; None if all read the same.
         bias: Whether the logits have a bias.
         device: Device of parameters and tables.
@@ -158,7 +160,7 @@ class MaskedMixture(nn.Module):
         mask: Tensor,
         *,
         self_mask: Tensor | None = None,
-        self_weights: Literal["gate", "free"] = "gate",
+        self_weights: Literal["gate", "free", "trained"] = "gate",
         reads: Sequence[int] | None = None,
         bias: bool = True,
         device: torch.device | str | None = None,
@@ -166,13 +168,13 @@ class MaskedMixture(nn.Module):
     ) -> None:
         super().__init__()
         check_at_least(1, dim=dim)
-        check_option("self_weights", self_weights, ("gate", "free"))
+        check_option("self_weights", self_weights, ("gate", "free", "trained"))
         _check_masks(mask, self_mask)
         if reads is not None and (len(reads) != len(mask) or min(reads) < 0):
             raise ValueError(f"reads must name an input for each of {len(mask)} gates, got {reads}")
         self.dim, self.reads = dim, None if reads is None else tuple(reads)
-        free = self_mask if self_weights == "free" else None
-        gated = None if self_weights == "free" else self_mask
+        free, gated = (None, self_mask) if self_weights == "gate" else (self_mask, None)
+        self._fewest = 1 if self_weights == "trained" else 2  # own experts whose weights are free
         # What reset_parameters fills the buffers from.
         self._tables = torch.stack([mask] if gated is None else [mask, gated]).cpu()
         self._free = None if free is None else free.cpu()
@@ -187,7 +189,7 @@ class MaskedMixture(nn.Module):
         self.self_weight = None
         if self._free is not None:
             several = self._free.sum(-1)
-            number = int(several[several > 1].sum())
+            number = int(several[several >= self._fewest].sum())
             self.self_weight = nn.Parameter(torch.empty(number, **where))
         tables_ = torch.empty(self._tables.shape, device=device, dtype=torch.bool)
         self.register_buffer("tables", tables_, persistent=False)
@@ -202,7 +204,7 @@ class MaskedMixture(nn.Module):
             nn.init.zeros_(self.bias)
         if self._free is not None and self.self_weight is not None:
             counts = self._free.sum(-1, keepdim=True).expand_as(self._free)[self._free]
-            bound = counts[counts > 1].to(self.self_weight) ** -0.5
+            bound = counts[counts >= self._fewest].to(self.self_weight) ** -0.5
             with torch.no_grad():
                 self.self_weight.uniform_(-1, 1).mul_(bound)
         self.tables.copy_(self._tables)
@@ -276,7 +278,7 @@ class MaskedMixture(nn.Module):
         if self.self_weight is None or self._free is None:
             return None
         own = self._free.to(self.weight.device)
-        several = own & (own.sum(-1, keepdim=True) > 1)
+        several = own & (own.sum(-1, keepdim=True) >= self._fewest)
         ones = (own & ~several).to(self.self_weight.dtype)
         return ones.masked_scatter(several, self.self_weight)
 

@@ -20,13 +20,15 @@ class AdaTTLayer(nn.Module):
     """A level of AdaTT: units of native experts, whose gates see the experts of all units.
 
     ``h_u = Σ_e softmax(G_u x_u)_e E_e + Σ_j s_uj E_uj`` with free weights s of a unit's native
-    experts; the only native expert of a unit has weight 1 (Li et al., 2023).
+    experts. The only native expert of a unit has weight 1, unless there are shared experts
+    (Li et al., 2023, AdaTT-sp and AdaTT).
 
     Args:
         counts: Native experts of each unit: the tasks, then the shared one if there is one.
         dim: Features D of the inputs.
         expert_dims: Features of the experts' layers, the last of which are those of the output F.
         num_gates: Units that have a gate; the shared one has none in the last level.
+        shared: Whether the last unit is the shared one.
         first: Whether all units read one input (B, D); else (B, U, D).
         norm: Of the experts, ``batch`` or None.
         activation: Of the experts.
@@ -47,6 +49,7 @@ class AdaTTLayer(nn.Module):
         expert_dims: Sequence[int],
         *,
         num_gates: int,
+        shared: bool,
         first: bool,
         norm: str | None = None,
         activation: str = "relu",
@@ -65,7 +68,7 @@ class AdaTTLayer(nn.Module):
             dim,
             torch.ones_like(native),
             self_mask=native,
-            self_weights="free",
+            self_weights="trained" if shared else "free",
             reads=None if first else range(num_gates),
             **where,
         )
@@ -130,6 +133,7 @@ class AdaTT(LeveledNet):
                 dim if level else input_dim,
                 [*hidden_dims, dim],
                 num_gates=number if level == levels - 1 else len(counts),
+                shared=bool(num_shared_experts),
                 first=level == 0,
                 norm=norm,
                 activation=activation,

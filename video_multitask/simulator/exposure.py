@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -143,7 +144,11 @@ class Catalog:
 
 
 def draw_exposure(
-    catalog: Catalog, taste: NDArray[np.floating], rng: np.random.Generator, *, uniform: bool
+    catalog: Catalog,
+    tastes: Sequence[NDArray[np.floating]],
+    rng: np.random.Generator,
+    *,
+    uniform: bool,
 ) -> Exposure:
     """Choose a video for each row.
 
@@ -153,20 +158,23 @@ def draw_exposure(
 
     Args:
         catalog: Videos of the day.
-        taste: Taste of the user of each row (n, 8).
+        tastes: Tastes of the user of each row, (n, 8) each; the one that fits better counts.
         rng: Random generator of the block.
         uniform: Choose a slot uniformly; all else, the candidates included, stays the same.
     """
-    rows = len(taste)
+    rows = len(tastes[0])
     at_random = rng.random(rows) < RANDOM_FRACTION
     anything = catalog.available[rng.integers(0, len(catalog.available), rows)]
     candidates = catalog.candidates(rows, rng)
     logits = rng.standard_normal((rows, CANDIDATES), dtype=np.float32)
     logits *= POLICY_NOISE
-    wanted = np.column_stack([taste, np.ones(rows)]).astype(np.float32)
+    wanted = [np.column_stack([one, np.ones(rows)]).astype(np.float32) for one in tastes]
     for start in range(0, rows, _AT_ONCE):
         some = slice(start, start + _AT_ONCE)
-        logits[some] += np.einsum("nck,nk->nc", catalog.factors[candidates[some]], wanted[some])
+        factors = catalog.factors[candidates[some]]
+        logits[some] += np.maximum.reduce(
+            [np.einsum("nck,nk->nc", factors, one[some]) for one in wanted]
+        )
     logits *= POLICY_SHARPNESS
     np.exp(logits, out=logits)
     pick = rng.random(rows)

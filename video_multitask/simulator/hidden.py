@@ -80,6 +80,8 @@ class WorldSettings:
         groups: Let interactions depend on other factors, fields and effects than watching does: a
             network profits from giving its groups different features.
         heavy_counts: Add four raw heavy-tailed counts to each row.
+        interests: Tastes of a user, of which the one with the larger affinity counts: what a user
+            likes is then no bilinear form, the model of a factorization machine.
 
     Raises:
         ValueError: A number is too small, or there are more than 31 days.
@@ -91,12 +93,13 @@ class WorldSettings:
     seed: int = 0
     groups: bool = False
     heavy_counts: bool = False
+    interests: int = 1
 
     def __post_init__(self) -> None:
         """Refuse worlds that are too small, or last too long."""
         check_at_least(2, users=self.users)
         check_at_least(CANDIDATES, videos=self.videos)
-        check_at_least(1, days=self.days)
+        check_at_least(1, days=self.days, interests=self.interests)
         check_at_least(0, seed=self.seed)
         if self.days > MOST_DAYS:
             raise ValueError(
@@ -106,13 +109,20 @@ class WorldSettings:
 
 @dataclass(frozen=True)
 class Users:
-    """U users: activity (U,), taste (U, 8), taste in style (U, 8), bias (U,), propensity (U, 9)."""
+    """U users: activity (U,), tastes and taste in style (U, 8), bias (U,), propensity (U, 9).
+
+    Tables of users tell of the first taste.
+    """
 
     activity: Floats
-    taste: Floats
+    tastes: tuple[Floats, ...]
     style_taste: Floats
     bias: Floats
     propensity: Floats
+
+    def tastes_of(self, user: NDArray[np.integer]) -> list[Floats]:
+        """Return the tastes of users (n,), (n, 8) each."""
+        return [taste[user] for taste in self.tastes]
 
 
 @dataclass(frozen=True)
@@ -183,7 +193,7 @@ def draw_hidden(settings: WorldSettings) -> Hidden:
     steps = DRIFT * rng.standard_normal((settings.days, TOPICS, FACTORS))
     steps[0] = 0.0
     tasks = len(INTERACTIONS)
-    users, videos = _users(settings.users, rng), _videos(settings, rng)
+    users, videos = _users(settings, rng), _videos(settings, rng)
     return Hidden(
         users=users,
         videos=videos,
@@ -202,12 +212,16 @@ def _heavy(of: Floats, means: tuple[float, float], rng: np.random.Generator) -> 
     return np.round(counts).astype(np.int64)
 
 
-def _users(count: int, rng: np.random.Generator) -> Users:
-    tasks = len(INTERACTIONS)
+def _users(settings: WorldSettings, rng: np.random.Generator) -> Users:
+    tasks, count = len(INTERACTIONS), settings.users
+    further = np.random.default_rng([settings.seed, 7])  # the rest is as with a single taste
     shared = rng.standard_normal((count, 1))
     return Users(
         activity=rng.gamma(0.8, 1.0, count) + 0.05,
-        taste=rng.standard_normal((count, FACTORS)) / np.sqrt(FACTORS),
+        tastes=tuple(
+            (further if number else rng).standard_normal((count, FACTORS)) / np.sqrt(FACTORS)
+            for number in range(settings.interests)
+        ),
         style_taste=rng.standard_normal((count, FACTORS)) / np.sqrt(FACTORS),
         bias=0.35 * rng.standard_normal(count),
         propensity=0.5 * shared + 0.5 * rng.standard_normal((count, tasks)),

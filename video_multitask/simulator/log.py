@@ -70,7 +70,7 @@ def user_table(hidden: Hidden, rng: np.random.Generator) -> pl.DataFrame:
         "register_days": days,
         "register_days_range": _ranges(days, _DAYS),
     }
-    codes = _codes(users.taste, TASTE_CODES, rng) | _codes(users.style_taste, STYLE_CODES, rng)
+    codes = _codes(users.tastes[0], TASTE_CODES, rng) | _codes(users.style_taste, STYLE_CODES, rng)
     codes |= {k: rng.integers(0, n, count).astype(float) for k, n in OTHER_CODES.items()}
     for number in range(18):
         code = codes[number]
@@ -165,6 +165,7 @@ def simulate(
     policy: Policy = "logged",
     groups: bool = False,
     heavy_counts: bool = False,
+    interests: int = 1,
 ) -> Simulated:
     """Simulate a feed; the same arguments give the same bytes.
 
@@ -180,12 +181,13 @@ def simulate(
         policy: What chooses the videos: ``logged`` or ``uniform``, over the same candidates.
         groups: Let interactions depend on other factors and fields than watching does.
         heavy_counts: Add four raw heavy-tailed counts, for the stress setting.
+        interests: Tastes of a user, of which the one with the larger affinity counts.
 
     Raises:
         GatesError: The policy is unknown.
         ValueError: A number is too small.
     """
-    world = World(WorldSettings(users, videos, days, seed, groups, heavy_counts))
+    world = World(WorldSettings(users, videos, days, seed, groups, heavy_counts, interests))
     chunks = list(world.stream(rows, draw=draw, policy=policy))
     return Simulated(
         log=pl.concat([chunk.log for chunk in chunks], rechunk=True),

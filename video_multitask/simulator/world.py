@@ -123,10 +123,12 @@ class World:
 
         w = 0.9 a(u, v) − 0.25 log(duration / 20 s) − 0.03 position + hour + noise,
 
-    with the affinity a = ⟨taste, factors⟩ + quality + bias, of mean 0 and variance 1 over what is
-    shown. It is played for duration · exp(0.9 w − 0.7), from which the watch labels follow by the
-    rules of :mod:`video_multitask.feed`; interaction t happens with probability
-    σ(b_t + c_t w + taste A_t factors + author + propensity), where b_t gives the wanted base rate.
+    with the affinity a = max ⟨taste, factors⟩ + quality + bias over the tastes of the user, one by
+    default, of mean 0 and variance 1 over what is shown. It is played for
+    duration · exp(0.9 w − 0.7), from which the watch labels follow by the rules of
+    :mod:`video_multitask.feed`; interaction t happens with probability
+    σ(b_t + c_t w + taste A_t factors + author + propensity), of the taste that counts, where b_t
+    gives the wanted base rate.
 
     Factors of a video are those of its topic, which walks randomly by day, of its author and its
     own. Activity of users is gamma distributed, popularity of videos follows Zipf and Mandelbrot,
@@ -180,8 +182,9 @@ class World:
             for number, start in enumerate(range(0, len(visits.user), BLOCK)):
                 part = visits.take(slice(start, start + BLOCK))
                 rng = self._rng(_LOG, draw, day, number)
-                taste = self.hidden.users.taste[part.user]
-                shown = draw_exposure(self._catalog(day), taste, rng, uniform=policy == "uniform")
+                tastes = self.hidden.users.tastes_of(part.user)
+                uniform = policy == "uniform"
+                shown = draw_exposure(self._catalog(day), tastes, rng, uniform=uniform)
                 expected = self._expected(part, shown.video, day)
                 outcomes = draw_outcomes(expected, rng)
                 log = log_columns(part, shown, expected.duration_ms, outcomes, day, rng)
@@ -194,7 +197,7 @@ class World:
 
     def _expected(self, visits: Visits, video: Ints, day: int) -> Expected:
         users, videos, groups = self.hidden.users, self.hidden.videos, self.settings.groups
-        taste = users.taste[visits.user]
+        taste = self._taste(visits.user, video, day)
         factors = self._catalog(day).factors[video, :-1].astype(np.float64)
         affinity = (self._raw_affinity(visits.user, video, day) - self._center) / self._scale
         duration = videos.duration_ms[video]
@@ -212,19 +215,25 @@ class World:
     def _raw_affinity(self, user: Ints, video: Ints, day: int) -> NDArray[np.float64]:
         users, known = self.hidden.users, self._catalog(day).factors[video]
         return (
-            np.einsum("nk,nk->n", users.taste[user], known[:, :-1])
+            np.einsum("nk,nk->n", self._taste(user, video, day), known[:, :-1])
             + known[:, -1]
             + users.bias[user]
         )
+
+    def _taste(self, user: Ints, video: Ints, day: int) -> NDArray[np.float64]:
+        """Return the taste of each user (n, 8) that fits the video best."""
+        tastes, factors = self.hidden.users.tastes_of(user), self._catalog(day).factors[video, :-1]
+        fits = [np.einsum("nk,nk->n", taste, factors) for taste in tastes]
+        return np.choose(np.argmax(fits, 0)[:, None], tastes)
 
     def _calibrate(self) -> None:
         """Standardize the affinity and set the intercepts, over a pilot log of all days."""
         shown = []
         for day in range(self.settings.days):
             visits = self._visits(_PILOT_ROWS, day, _PILOT)
-            taste = self.hidden.users.taste[visits.user]
+            tastes = self.hidden.users.tastes_of(visits.user)
             rng = self._rng(_PILOT, 0, day, 0)
-            video = draw_exposure(self._catalog(day), taste, rng, uniform=False).video
+            video = draw_exposure(self._catalog(day), tastes, rng, uniform=False).video
             shown.append((visits, video, self._raw_affinity(visits.user, video, day)))
         raw = np.concatenate([affinity for _, _, affinity in shown])
         self._center, self._scale = float(raw.mean()), float(raw.std())

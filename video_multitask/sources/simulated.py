@@ -59,12 +59,13 @@ class SimulatedFeed:
         dim: Features of an embedding.
         products: Whether the product of the embeddings of users and videos is an input, too; None
             is no.
+        interests: Tastes of a user, of which the one with the larger affinity counts; None is one.
 
     Raises:
         ValueError: A number is too small, there are more than 31 days, or none is left to train on.
     """
 
-    OF_WORLD: ClassVar = ("users", "videos", "days", "seed", "groups")
+    OF_WORLD: ClassVar = ("users", "videos", "days", "seed", "groups", "interests")
     """Arguments that make another world, whose users are others under the same numbers."""
 
     def __init__(
@@ -82,6 +83,7 @@ class SimulatedFeed:
         leak: str = "",
         dim: int = 8,
         products: bool | None = None,
+        interests: int | None = None,
     ) -> None:
         check_at_least(1, rows=rows, validation_days=validation_days, test_days=test_days, dim=dim)
         check_option("heavy_counts", heavy_counts, ("none", "raw", "normalized"))
@@ -92,7 +94,9 @@ class SimulatedFeed:
                 f"{validation_days} validation days and {test_days} test days leave none of "
                 f"{days} to train on: give more days"
             )
-        WorldSettings(users, videos, days, seed)  # refuses what no world can have
+        self.settings = WorldSettings(
+            users, videos, days, seed, groups, heavy_counts != "none", interests or 1
+        )
         self.rows, self.users, self.videos, self.days = rows, users, videos, days
         self.validation_days, self.test_days, self.seed = validation_days, test_days, seed
         self.groups, self.heavy_counts = groups, heavy_counts
@@ -123,15 +127,13 @@ class SimulatedFeed:
             self.days,
             self.seed,
             groups=self.groups,
-            heavy_counts=self.heavy_counts != "none",
+            heavy_counts=self.settings.heavy_counts,
+            interests=self.settings.interests,
         )
 
     def world(self) -> World:
         """Return the world of the log, from which others can be drawn."""
-        counts = self.heavy_counts != "none"
-        return World(
-            WorldSettings(self.users, self.videos, self.days, self.seed, self.groups, counts)
-        )
+        return World(self.settings)
 
     def schema(self) -> FeatureSchema:
         """Return eight sparse columns, three numbers and what the options add."""

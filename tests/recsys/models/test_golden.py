@@ -223,7 +223,8 @@ def test_adatt(name, vectors):
         last = level == len(dims) - 1
         gates = tasks if last else len(counts)
         inner = dims[level - 1][-1] if level else config["input_dim"]
-        layers.append(AdaTTLayer(counts, inner, expert_dims, num_gates=gates, first=False))
+        options = {"num_gates": gates, "shared": bool(shared), "first": False}
+        layers.append(AdaTTLayer(counts, inner, expert_dims, **options))
         names = named(f"experts.{level}.{{}}", sum(counts))
         mlp = [(f"mlp_net.{2 * j}", None) for j in range(len(expert_dims))]
         m.experts(f"{level}.experts", names, mlp)

@@ -423,6 +423,30 @@ def test_a_width_without_effect(monkeypatch, target, words):
         sized("ESMM", options, 32, TASKS, target)
 
 
+@pytest.mark.parametrize("shared", [0, 2])
+def test_a_single_native_expert_of_adatt_by_its_formula(shared):
+    """Its weight is trained where there are shared experts (AdaTT), and 1 where not (AdaTT-sp)."""
+    net = made("AdaTT", levels=1, num_shared_experts=shared, hidden_dims=()).eval()
+    v, _ = inputs(net)
+    (layer,), mixture = net.layers, net.layers[0].mixture
+    experts = layer.experts
+    count = 3 + shared
+    assert mixture.self_weight.shape == (3 if shared else 0,)
+    weights = experts.weights[0].detach().reshape(count, *experts.weights[0].shape[-2:])
+    biases = experts.biases[0].detach().reshape(count, 1, -1)
+    outputs = torch.relu(v.detach() @ weights.mT + biases if weights.shape[-1] == 8
+                         else v.detach() @ weights + biases)  # fmt: skip
+    for task in range(3):
+        rows = slice(task * count, (task + 1) * count)
+        gates = (v.detach() @ mixture.weight[rows].T + mixture.bias[rows]).softmax(-1)
+        own = mixture.self_weight[task] if shared else 1.0
+        expected = torch.einsum("be,ebf->bf", gates, outputs) + own * outputs[task]
+        assert_close(layer(v)[:, task], expected, rtol=0, atol=1e-12)
+    if shared:
+        net(v)[:, 1].sum().backward()
+        assert (mixture.self_weight.grad != 0).tolist() == [False, True, False]
+
+
 def test_tasks_by_name_and_options_that_are_passed_on():
     from recsys import HoME, MMoE, Task
 

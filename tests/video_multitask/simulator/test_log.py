@@ -191,6 +191,24 @@ def test_the_value_of_the_uniform_policy_is_found_by_inverse_propensity(feed):
     assert y.mean() - value > 10 * error
 
 
+def test_of_two_tastes_the_larger_affinity_counts():
+    two = simulate(60_000, 900, 700, seed=8, interests=2)
+    one = simulate(1_000, 900, 700, seed=8)
+    tastes = two.world.hidden.users.tastes
+    assert len(tastes) == 2
+    np.testing.assert_array_equal(tastes[0], one.world.hidden.users.tastes[0])
+    assert_frame_equal(two.users, one.users)
+    assert abs(np.corrcoef(tastes[0].ravel(), tastes[1].ravel())[0, 1]) < 0.05
+    user, video = np.arange(700), np.arange(700)
+    known = two.world.hidden.factors(3)
+    fits = np.stack([(taste[user] * known[video]).sum(1) for taste in tastes])
+    affinity = fits.max(0) + two.world.hidden.videos.bias + two.world.hidden.users.bias[user]
+    np.testing.assert_allclose(two.world._raw_affinity(user, video, 3), affinity, atol=1e-5)
+    y, p = labels(two.log), two.truth.astype(np.float64)
+    assert statistics(y, p).max() < chi2.ppf(1 - 1e-4, 10)
+    np.testing.assert_allclose(p[:, :5].mean(0), WATCH_RATES, atol=0.05)
+
+
 def test_groups_depend_on_different_things():
     """Watching ignores styles and tabs, interactions ignore hour, position and duration."""
     feed = simulate(rows=2_000, users=50, videos=100, seed=1, groups=True)
