@@ -29,6 +29,8 @@ class Batch(NamedTuple):
         weight: Sample weights (B,), float32.
         user: Number of the user of each row (B,), int64, for grouped metrics; below 0 where there
             is none, in each row another.
+        numbers: Logarithms (B, R) of regressions, over those of their scales, NaN where they do not
+            count; None where nothing is known of any.
     """
 
     sparse: Tensor
@@ -38,6 +40,7 @@ class Batch(NamedTuple):
     mask: Tensor
     weight: Tensor
     user: Tensor
+    numbers: Tensor | None = None
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -72,9 +75,8 @@ class Batch(NamedTuple):
         return Batch(**(known | columns))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        sparse, dense, labels, mask, weight, user = map(change, self.plain())
-        sequences = tuple(map(change, self.sequences))
-        return Batch(sparse, dense, sequences, labels, mask, weight, user)
+        sparse, dense, *targets = map(change, self.plain())
+        return Batch(sparse, dense, tuple(map(change, self.sequences)), *targets)
 
 
 class Encoded(Protocol):

@@ -123,6 +123,8 @@ def load_model(folder: Path, *, int8: bool = False) -> LoadedModel:
                 encoders=config["encoders"],
                 calibrated=config.get("calibrated", False),
             )
+        if ranker.heads is not None:
+            ranker.heads.take_scalers(loaded.scalers)
         _unpack(ranker, load_file(folder / WEIGHTS))
         _check_finite(ranker)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, GatesError) as error:
@@ -182,7 +184,7 @@ def _check_net(ranker: Ranker) -> None:
     width = ranker.input_layers[0].out_dim
     with torch.random.fork_rng(devices=[]):
         name, options = ranker.spec
-        built: nn.Module = models.build(name, dict(options), width, ranker.schema.tasks)
+        built: nn.Module = models.build(name, dict(options), width, ranker.schema.heads)
     found, wanted = ranker.net.state_dict(), built.state_dict()
     differing = sorted(
         name
@@ -273,7 +275,8 @@ def _unpack(ranker: Ranker, packed: dict[str, Tensor]) -> None:
 
 def _modules(ranker: Ranker) -> list[tuple[str, nn.Module]]:
     encoders = [(f"encoders.{i}.", layer.encoders) for i, layer in enumerate(ranker.input_layers)]
-    return [("net.", ranker.net), *encoders]
+    heads = [] if ranker.heads is None else [("heads.", ranker.heads)]
+    return [("net.", ranker.net), *encoders, *heads]
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

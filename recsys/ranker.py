@@ -18,6 +18,7 @@ from recsys.embedding.bank import EmbeddingBank, spread_names
 from recsys.embedding.row_wise_adagrad import RowWiseAdagrad
 from recsys.inputs import Encoded, InputLayer, UserPart, dense_inputs
 from recsys.models.net import MultiTaskNet, whole
+from recsys.regression import LogNormalHeads
 from recsys.schema import FeatureSchema, Task
 
 NetFactory = Callable[[int, Sequence[Task]], MultiTaskNet]
@@ -56,12 +57,14 @@ class Ranker(nn.Module):
         layers: One :class:`~recsys.inputs.InputLayer` for each set of embeddings.
         net: The network.
         intercepts: Added to the logits (T,), 0 until it is calibrated; None for none.
+        heads: From outputs of the network to logits, where the schema has regressions; else None.
 
     Raises:
         ValueError: Sizes, widths or names do not fit the schema or the network.
     """
 
     intercepts: Tensor | None
+    heads: LogNormalHeads | None
 
     def __init__(
         self,
@@ -82,7 +85,9 @@ class Ranker(nn.Module):
         self.prior, self.encoders = tuple(prior), {n: dict(o) for n, o in (encoders or {}).items()}
         options: dict[str, Any] = {"encoders": self.encoders, "device": device, "dtype": dtype}
         first = InputLayer(schema, sizes, dense_width, **options)
-        self.net = net(first.out_dim, schema.tasks)
+        self.net = net(first.out_dim, schema.heads)
+        dense_names = [name for name, _ in dense_inputs(schema)]
+        self.heads = LogNormalHeads(schema, dense_names, device) if schema.regressions else None
         others = range(self.net.copies - 1)
         self.layers = nn.ModuleList(
             [first, *(InputLayer(schema, sizes, dense_width, **options) for _ in others)]
@@ -161,23 +166,31 @@ class Ranker(nn.Module):
 
     def forward(self, sparse: Tensor, dense: Tensor, sequences: Sequence[Tensor] = ()) -> Tensor:
         """Return the logits (B, T); see :meth:`inputs`."""
-        return self.logits(self.inputs(sparse, dense, sequences), self.ids(sparse))
+        return self.logits(self.inputs(sparse, dense, sequences), dense, self.ids(sparse))
 
     def ids(self, sparse: Tensor) -> Tensor | None:
         """Return what the network routes by (B,), of the rows of the tables (B, F); None if not."""
         name = self.net.id_feature
         return sparse[:, self.banks[0].column(name)] if name else None
 
-    def logits(self, v: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Return the logits (B, T) of inputs (B, D) or (B, copies, D), and :meth:`ids` if any."""
+    def logits(self, v: Tensor, dense: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Return the logits (B, T) of :meth:`outputs` and dense inputs (B, N)."""
+        return self.logits_of(self.outputs(v, ids), dense)
+
+    def logits_of(self, outputs: Tensor, dense: Tensor) -> Tensor:
+        """Return the logits (B, T) of the outputs of the network (B, H) and dense inputs (B, N)."""
+        logits = outputs if self.heads is None else cast(Tensor, self.heads(outputs, dense))
+        return logits if self.intercepts is None else logits + self.intercepts.to(logits)
+
+    def outputs(self, v: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Return what the network gives (B, H) for inputs (B, D) or (B, copies, D), and ids."""
         further: list[Tensor | None] = []
         if self.prior:
             first = v if v.ndim == 2 else v[:, 0]
             further = [first.index_select(1, self.prior_columns)]
         if ids is not None:
             further = [*(further or [None]), ids]
-        logits = cast(Tensor, self.net(v, *further))
-        return logits if self.intercepts is None else logits + self.intercepts.to(logits)
+        return cast(Tensor, self.net(v, *further))
 
     def user_inputs(self, user: Encoded) -> tuple[UserPart, ...]:
         """Return what is computed once for all candidates of a user.
@@ -207,7 +220,7 @@ class Ranker(nn.Module):
         rows, name = candidates.sparse, self.net.id_feature
         if name and self.banks[0].field(name).side == "user":
             rows = cast(tuple[UserPart, ...], user)[0].sparse.expand(len(rows), -1)
-        return self.logits(self._joined(inputs), self.ids(rows))
+        return self.logits(self._joined(inputs), candidates.dense, self.ids(rows))
 
     def tables(self) -> list[nn.Parameter]:
         """Return the embedding tables, for ``RowWiseAdagrad``."""

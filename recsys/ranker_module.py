@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, Literal, Protocol, cast
 
 import lightning as L
@@ -136,6 +137,10 @@ class Transform(Protocol):
     def dense_width(self) -> int:
         """Dense inputs."""
 
+    @property
+    def scalers(self) -> Mapping[str, Any]:
+        """How dense columns are scaled, by name."""
+
 
 class MultiTaskModule(L.LightningModule):
     """A ranker that is trained on all tasks at once.
@@ -259,7 +264,10 @@ class MultiTaskModule(L.LightningModule):
             encoders=self.encoders,
             calibrated=self.intercepts is not None,
         )
-        self.loss, self.balancer = MultiTaskLoss(tasks), balance
+        own = [replace(task, weight=0.0) if task.threshold else task for task in tasks]
+        self.loss, self.balancer = MultiTaskLoss(own), balance
+        if self.ranker.heads is not None:
+            self.ranker.heads.take_scalers(transform.scalers)
         if self.ema is not None:
             self.average = WeightAverage(self._dense(), self.ema)
         return self.ranker
@@ -280,14 +288,17 @@ class MultiTaskModule(L.LightningModule):
                 "a training batch has a single row, which batch normalization cannot take; choose "
                 "a batch_size that leaves no such rest, or drop the last batch"
             )
-        net, logits = self.ranker.net, self(batch)
+        net, ranker = self.ranker.net, self.ranker
+        v = ranker.inputs(batch.sparse, batch.dense, batch.sequences)
+        outputs = ranker.outputs(v, ranker.ids(batch.sparse))
+        logits = ranker.logits_of(outputs, batch.dense)
         losses, counted = self.loss.counted(logits, batch.labels, batch.mask, batch.weight)
         last = [(parameter, net.shared_rows) for parameter in net.shared_parameters()]
         weighted = losses * self.loss.weights.to(losses)
         counted = counted & (self.loss.weights > 0)
         shared = self.ranker.all_shared() if self.balancer.needs_shared else ()
         total: Tensor = self.balancer(weighted, last, shared, counted)
-        further = net.losses(logits)
+        further = {**net.losses(outputs), **self._regression_losses(outputs, batch)}
         for loss in further.values():
             total = total + loss
         self.log("train/loss", total.detach(), batch_size=len(batch), prog_bar=True)
@@ -298,6 +309,15 @@ class MultiTaskModule(L.LightningModule):
             for name, loss in further.items():
                 self.log(f"train/{name}", loss.detach())
         return total
+
+    def _regression_losses(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Return the loss of each number by name; none without regressions."""
+        heads = self.ranker.heads
+        if heads is None or batch.numbers is None:
+            return {}
+        found = heads.losses(outputs, batch.numbers, batch.weight)
+        weighted = zip(heads.regressions, found, strict=True)
+        return {f"loss_{one.name}": one.weight * loss for one, loss in weighted}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then advance what changes once a step: routing gates and averages."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -173,15 +174,47 @@ class Product:
 
 
 @dataclass(frozen=True)
+class Threshold:
+    """What makes a label of a number: whether it reaches min(factor · scale, most).
+
+    Attributes:
+        of: Name of the regression.
+        factor: In units of its scale; None for none.
+        most: In units of the number; None for none.
+        below: Whether the label is 1 where the number stays below.
+    """
+
+    of: str
+    factor: float | None = None
+    most: float | None = None
+    below: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a threshold that nothing reaches."""
+        if not 0 < min(self.ends) < math.inf:
+            raise ValueError(f"a threshold of {self.of!r} needs a positive factor or most")
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Factor and most, infinite for none."""
+        return (self.factor or math.inf, self.most or math.inf)
+
+
+@dataclass(frozen=True)
 class Task:
-    """A binary behaviour to be predicted.
+    """A behaviour to be predicted: whether it happens, or how much there is of it.
 
     Attributes:
         name: Name of the task.
-        label: Column with 0 and 1; that named like the task if empty.
+        label: Column with 0 and 1, or of numbers; that named like the task if empty.
         category: Group of similar behaviours, such as ``watch``.
         mask: Column; the task counts only in rows where it is true. All rows if empty.
         weight: Of its loss.
+        kind: ``binary``, or ``regression``: the logarithm of a positive number, below 1 as 1, is
+            predicted, such as that of a play time.
+        scale: Dense feature by which the number is divided, such as the duration; none if empty.
+        threshold: Of a binary task whose label is whether a number reaches a threshold: the label
+            has no column, and the task no output of the network.
     """
 
     name: str
@@ -189,15 +222,23 @@ class Task:
     category: str = "all"
     mask: str = ""
     weight: float = 1.0
+    kind: Literal["binary", "regression"] = "binary"
+    scale: str = ""
+    threshold: Threshold | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a negative weight."""
+        """Refuse a negative weight, an unknown kind, and what the kind does not have."""
         check_at_least(0, weight=self.weight)
+        check_option("kind", self.kind, ("binary", "regression"))
+        if isinstance(self.threshold, Mapping):
+            object.__setattr__(self, "threshold", Threshold(**self.threshold))
+        if (self.kind == "binary" and self.scale) or (self.kind != "binary" and self.threshold):
+            raise ValueError(f"task {self.name!r}: a regression has a scale, a binary task none")
 
     @property
     def column(self) -> str:
-        """Column of its label."""
-        return self.label or self.name
+        """Column of its label; empty if that is a threshold."""
+        return "" if self.threshold else self.label or self.name
 
 
 Labels = Sequence[str] | Mapping[str, str] | Sequence[Task]
@@ -217,7 +258,8 @@ class FeatureSchema:
     """The features, tasks and keys of a table.
 
     Attributes:
-        tasks: What is predicted, in the order of the outputs.
+        tasks: What is predicted, in the order of the outputs; regressions among them are kept in
+            ``regressions``.
         sparse: Categorical columns.
         dense: Numeric columns.
         sequences: List columns.
@@ -228,6 +270,7 @@ class FeatureSchema:
         item: Column of what is ranked; unknown if empty.
         weight: Column of sample weights; 1 if empty.
         time: Column that orders the rows; as they come if empty.
+        regressions: Numbers that are predicted, of which tasks may be thresholds.
 
     Raises:
         ValueError: Names repeat, a feature is called like the indicator of a dense one, a column is
@@ -245,9 +288,11 @@ class FeatureSchema:
     item: str = ""
     weight: str = ""
     time: str = ""
+    regressions: tuple[Task, ...] = ()
 
     def __post_init__(self) -> None:
         """Check that names are distinct and that no label is a feature."""
+        self._part_regressions()
         for name in ("tasks", "sparse", "dense", "sequences", "crossed", "products"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         check_at_least(1, dim=self.dim)
@@ -263,14 +308,14 @@ class FeatureSchema:
                 f"the feature {indicator_of(clash[0])!r} is called like the indicator that "
                 f"{clash[0]!r} is missing: rename the column or leave it out"
             )
-        labels = {c for t in self.tasks for c in (t.column, t.mask) if c}
+        labels = set(self.labels)
         if both := sorted(labels & set(features)):
             raise ValueError(
                 f"columns {', '.join(both)} are both label and feature: a label among the features "
                 "gives a perfect score that means nothing; drop them from the features"
             )
         for kind in ("user", "item", "weight", "time"):
-            if (name := getattr(self, kind)) in {task.column for task in self.tasks}:
+            if (name := getattr(self, kind)) and name in {one.column for one in self.heads}:
                 raise ValueError(f"the {kind} {name!r} is a label: name another column")
         known = {feature.name for feature in self.sparse}
         for kind, owner, names in [
@@ -283,6 +328,30 @@ class FeatureSchema:
                     f"the {kind} {owner!r} is made of {', '.join(strangers)}, no sparse feature of "
                     "the schema"
                 )
+
+    def _part_regressions(self) -> None:
+        """Part regressions from tasks, and check that thresholds and scales are of something."""
+        given = (*self.tasks, *self.regressions)
+        for name, kind in (("tasks", "binary"), ("regressions", "regression")):
+            object.__setattr__(self, name, tuple(one for one in given if one.kind == kind))
+        known = [one.name for one in self.regressions]
+        scales = {f.name for f in self.dense if f.scaling != "buckets" and f.side != "user"}
+        for one in given:
+            if one.threshold and one.threshold.of not in known:
+                raise ValueError(
+                    f"task {one.name!r} is a threshold of {one.threshold.of!r}, no regression of "
+                    f"the schema; known are {', '.join(known) or 'none'}"
+                )
+            if one.scale and one.scale not in scales:
+                raise ValueError(
+                    f"the scale {one.scale!r} of {one.name!r} is no dense feature of items or "
+                    "context that is scaled"
+                )
+
+    @property
+    def heads(self) -> tuple[Task, ...]:
+        """What a network has an output for: regressions, then tasks without a threshold."""
+        return (*self.regressions, *(task for task in self.tasks if task.threshold is None))
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -304,7 +373,8 @@ class FeatureSchema:
     @property
     def labels(self) -> tuple[str, ...]:
         """Columns that are read as labels or masks."""
-        return tuple(dict.fromkeys(c for t in self.tasks for c in (t.column, t.mask) if c))
+        targets = (*self.tasks, *self.regressions)
+        return tuple(dict.fromkeys(c for t in targets for c in (t.column, t.mask) if c))
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -352,6 +422,7 @@ class FeatureSchema:
             "sequences": History,
             "crossed": Crossed,
             "products": Product,
+            "regressions": Task,
         }
         made = dict(values)
         try:

@@ -168,7 +168,7 @@ class TableScorer:
                 made.append(layer.with_user(part, some))
         joined = [torch.cat(made) for made in inputs]
         v = joined[0] if len(joined) == 1 else torch.stack(joined, 1)
-        return self.ranker.logits(v, self.ranker.ids(rows.sparse))
+        return self.ranker.logits(v, rows.dense, self.ranker.ids(rows.sparse))
 
 
 def _rows(features: Features, span: Span) -> Rows:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from core_gates.errors import GatesError, check_option
-from recsys.schema import Dense, Encoder, FeatureSchema, History, Sparse, Task
+from recsys.schema import Dense, Encoder, FeatureSchema, History, Sparse, Task, Threshold
 from video_multitask.history import PREFIX
 
 WATCH, INTERACTION, NEGATIVE = "watch", "inter", "neg"
@@ -46,17 +47,28 @@ POST_EXPOSURE = frozenset(
 )
 """Columns that exist only after the video was shown: labels and what they are made of."""
 
-VALID_PLAY_MS = 7_000
-LONG_VIEW_MS = 18_000
-SKIP_MS = 3_000
-PLAYS_OF_REPLAY = 2
-WATCH_RULES = ("effective_view", "long_view", "complete", "replay", "skip")
+PLAY_TIME = "play_time"
+RULES = {
+    "effective_view": Threshold(PLAY_TIME, factor=1.0, most=7_001.0),
+    "long_view": Threshold(PLAY_TIME, factor=1.0, most=18_000.0),
+    "complete": Threshold(PLAY_TIME, factor=1.0),
+    "replay": Threshold(PLAY_TIME, factor=2.0),
+    "skip": Threshold(PLAY_TIME, most=3_000.0, below=True),
+}
+"""Which play times make each watch label, in units of the duration and in milliseconds.
+
+``effective_view`` (``is_click`` in the one-column feed): played to the end if the video lasts 7 s
+at most, else more than 7 s. ``long_view``: to the end if it lasts 18 s at most, else 18 s.
+``complete``: to the end. ``replay``: twice as long. ``skip``: less than 3 s.
+"""
+
+WATCH_RULES = tuple(RULES)
 _NEEDED = ("play_time_ms", "duration_ms")
 
 
 def category(behaviour: str) -> str:
     """Return the kind of a behaviour."""
-    if behaviour in ("effective_view", "long_view", "complete", "replay", "skip"):
+    if behaviour in RULES:
         return WATCH
     return NEGATIVE if behaviour == "hate" else INTERACTION
 
@@ -65,6 +77,16 @@ def simulated_tasks() -> tuple[Task, ...]:
     """Return the 14 tasks of the simulator; ``hate`` is an interaction."""
     kinds = {behaviour: category(behaviour) for behaviour in LABELS} | {"hate": INTERACTION}
     return tuple(Task(name, label=LABELS[name], category=kinds[name]) for name in LABELS)
+
+
+def with_play_time(tasks: Iterable[Task]) -> tuple[Task, ...]:
+    """Return tasks whose watch labels are thresholds of one play time, which is predicted."""
+    whole = Task(PLAY_TIME, "play_time_ms", category=WATCH, kind="regression", scale="duration_ms")
+    derived = (
+        replace(task, label="", threshold=RULES[task.name]) if task.name in RULES else task
+        for task in tasks
+    )
+    return (whole, *derived)
 
 
 def kuairand_tasks() -> tuple[Task, ...]:
@@ -86,26 +108,20 @@ def kuairand_tasks() -> tuple[Task, ...]:
 def smallest_play_ms(rule: str, duration_ms: NDArray[np.integer]) -> NDArray[np.int64]:
     """Return the play time from which on a rule is met; for ``skip``, from which on it is not.
 
-    ``effective_view`` (``is_click`` in the one-column feed): played to the end if the video lasts
-    7 s at most, else more than 7 s. ``long_view``: to the end if it lasts 18 s at most, else 18 s.
-    ``complete``: to the end. ``replay``: twice as long. ``skip``: less than 3 s.
-
     Args:
-        rule: One of :data:`WATCH_RULES`.
+        rule: One of :data:`RULES`.
         duration_ms: Durations in milliseconds, any shape.
 
     Returns:
         Milliseconds, of the same shape.
     """
     check_option("rule", rule, WATCH_RULES)
-    duration = np.asarray(duration_ms, dtype=np.int64)
-    if rule == "effective_view":
-        return np.where(duration <= VALID_PLAY_MS, duration, VALID_PLAY_MS + 1)
-    if rule == "long_view":
-        return np.minimum(duration, LONG_VIEW_MS)
-    if rule == "skip":
-        return np.full_like(duration, SKIP_MS)
-    return duration * (PLAYS_OF_REPLAY if rule == "replay" else 1)
+    factor, most = RULES[rule].ends
+    duration = np.asarray(duration_ms, dtype=np.float64)
+    least = np.full_like(duration, most)
+    if factor < np.inf:
+        least = np.minimum(factor * duration, least)
+    return least.astype(np.int64)
 
 
 def follows(

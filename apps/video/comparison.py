@@ -39,6 +39,7 @@ from recsys.experiments import (
     module_of,
     probabilities,
     ranker_of,
+    regression_rows,
     report_of,
     require_tables,
     summed_log_loss_of,
@@ -175,6 +176,7 @@ class Comparison(Splits):
         self.run, self.seeds = run, tuple(dict.fromkeys(seeds))
         self.exact_auc, self.averaged = exact_auc, averaged
         self._notes: dict[str, None] = {}
+        self._measured: list[Row] = []
         names = [*contest.entries, *contest.baselines]
         if strangers := [name for name in run.only if name not in names]:
             raise GatesError(f"--only names {strangers[0]!r}; known are {', '.join(names)}")
@@ -252,6 +254,7 @@ class Comparison(Splits):
                 ] = None
             ranker = ranker_of(piece.settings, weights, data)
             one = probabilities(ranker, data.batch("test"))
+            self._measured += regression_rows(piece.method, ranker, data.batch("test"))
             found.setdefault(piece.method, {}).setdefault(piece.seed, []).append(one)
         pooled = {m: [np.concatenate(p) for p in s.values()] for m, s in found.items()}
         if self.averaged and len(self.seeds) > 1:
@@ -264,6 +267,8 @@ class Comparison(Splits):
         reports: dict[str, list[ExpertReport]] = {}
         for piece in stepping("measuring experts", self.networks(chosen)[0]):
             data = self.data_of(piece.settings)
+            if data.schema.regressions:  # labels that are thresholds have no gate
+                continue
             ranker = ranker_of(piece.settings, store.load(piece), data)
             reports.setdefault(piece.method, []).append(report_of(ranker, data.batch("test")))
         return fault_rows(reports)
@@ -310,7 +315,7 @@ class Comparison(Splits):
             claims, made, reference, test=self.test(), tasks=self.tasks(), found=own
         )
         self.run.finish(
-            [*made, *sliced, *faults, *further.rows],
+            [*made, *_averaged(self._measured), *sliced, *faults, *further.rows],
             [*checked, *fault_bars(faults, claims.collapsed, claims.healthy), *further.bars],
             seeds=self.seeds,
             data=data.digest(),
@@ -364,6 +369,14 @@ class Comparison(Splits):
 
     def _work(self, function: Callable[..., Any]) -> Callable[[Piece, Job], Any]:
         return partial(function, places=self.places)
+
+
+def _averaged(rows: Sequence[Row]) -> list[Row]:
+    """Return the means of figures over seeds and folds."""
+    found: dict[tuple[str, str, str], list[float]] = {}
+    for row in rows:
+        found.setdefault((row.method, row.task, row.metric), []).append(row.value)
+    return [Row(*key, float(np.mean(values)), n=len(values)) for key, values in found.items()]
 
 
 def _setting(chosen: Mapping[str, Choice], name: str) -> Mapping[str, Any]:

@@ -45,6 +45,7 @@ from .predictions import mean_auc as mean_auc
 from .predictions import named as named
 from .predictions import oracle_of as oracle_of
 from .predictions import probabilities as probabilities
+from .predictions import regression_rows as regression_rows
 from .predictions import scores_of as scores_of
 from .predictions import summary_rows as summary_rows
 from .predictions import summed_log_loss_of as summed_log_loss_of

@@ -20,7 +20,15 @@ from harness.evidence import Resamples, Row, Scores, SingleUnit, compare
 from recsys.columns.canonical import canonical, keys_of, kind_of
 from recsys.data.tables import RankingTables
 from recsys.inputs import Batch
-from recsys.metrics import auc, gains_over_single, per_user_sums, standard_slices
+from recsys.metrics import (
+    auc,
+    gains_over_single,
+    gxauc,
+    mean_absolute_error,
+    per_user_sums,
+    standard_slices,
+    xauc,
+)
 from recsys.metrics.probabilities import losses
 from recsys.metrics.resampled import Slices, ratio, summed_log_loss, task_scores, user_resamples
 from recsys.ranker import Ranker
@@ -56,6 +64,30 @@ def probabilities(ranker: Ranker, rows: Batch) -> Probabilities:
         logits = ranker(some.sparse, some.dense, some.sequences)
         parts.append(logits.double().sigmoid().numpy())
     return np.concatenate(parts)
+
+
+@torch.no_grad()
+def regression_rows(method: str, ranker: Ranker, rows: Batch) -> list[Row]:
+    """Return how well a network orders and predicts each number, such as the play time.
+
+    XAUC and its mean within users, weighted by rows, and the mean absolute error of the median, in
+    the unit of the number; rows where a number does not count are left out. Nothing for a network
+    without regressions.
+    """
+    if ranker.heads is None or rows.numbers is None:
+        return []
+    ranker.eval()
+    v = ranker.inputs(rows.sparse, rows.dense, rows.sequences)
+    guess = ranker.heads.numbers(ranker.outputs(v, ranker.ids(rows.sparse)), rows.dense).numpy()
+    truth, made = ranker.heads.numbers(rows.numbers, rows.dense).numpy(), list[Row]()
+    for place, one in enumerate(ranker.heads.regressions):
+        known = ~np.isnan(truth[:, place])
+        columns = guess[known, place], truth[known, place]
+        within = gxauc(*columns, rows.user.numpy()[known])
+        error = mean_absolute_error(*columns, rows.weight.numpy()[known])
+        figures = {"xauc": xauc(*columns).value, "gxauc": within.weighted, "mae": error.value}
+        made += [Row(method, one.name, name, value) for name, value in figures.items()]
+    return made
 
 
 def check_finite(ranker: Ranker, rows: Batch) -> None:

@@ -35,6 +35,7 @@ _HOMES = {
     "STEM": "prior_gates",
     "PEPNet": "prior_gates",
     "HoME": "home",
+    "Linear": "mmoe",
 }
 TOLERANCE = 0.05  # of the size of networks that are compared
 _FIXED = ("self", "input_dim", "tasks", "device", "dtype")

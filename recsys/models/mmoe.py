@@ -1,7 +1,7 @@
 """Shared networks and experts: one bottom, and experts mixed by one gate or by one per task."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +94,37 @@ class SingleTask(MultiTaskNet):
     def shared_copies(self) -> Sequence[int]:
         """The only set of embeddings; none with own embeddings."""
         return range(self.copies == 1)
+
+
+class Linear(MultiTaskNet):
+    """``logit_t = w_t v + b_t``: with a product among the inputs a factorization machine.
+
+    Args:
+        input_dim: Inputs D of a row.
+        tasks: What is predicted: tasks, their names, or names with categories.
+        device: Device of the parameters.
+        dtype: Floating dtype of the parameters.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        tasks: Labels,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(input_dim, tasks)
+        self.linear = nn.Linear(input_dim, len(self.tasks), device=device, dtype=dtype)
+
+    def forward(
+        self,
+        v: Tensor,
+        prior: Tensor | None = None,  # noqa: ARG002
+        ids: Tensor | None = None,  # noqa: ARG002
+    ) -> Tensor:
+        """Return the logits (B, T) of rows (B, D)."""
+        return cast(Tensor, self.linear(v))
 
 
 class SharedBottom(MultiTaskNet):

@@ -9,7 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from recsys.columns.canonical import RowError, keys_of_ids, numbers_of
-from recsys.schema import FeatureSchema
+from recsys.schema import FeatureSchema, Task, Threshold
 
 
 class Targets(NamedTuple):
@@ -20,12 +20,15 @@ class Targets(NamedTuple):
         mask: True (N, T) where the task counts.
         weight: Sample weights (N,), float32.
         user: Number of the user (N,), int64; below 0 where there is none, in each row another.
+        numbers: Logarithms (N, R) of regressions, over those of their scales; NaN where they do not
+            count.
     """
 
     labels: NDArray[np.float32]
     mask: NDArray[np.bool_]
     weight: NDArray[np.float32]
     user: NDArray[np.int64]
+    numbers: NDArray[np.float32]
 
 
 def read_targets(
@@ -46,15 +49,47 @@ def read_targets(
     shape = len(table), len(schema.tasks)
     found, mask = np.zeros(shape, np.float32), np.zeros(shape, np.bool_)
     weight = np.ones(len(table), np.float32)
+    measured = {one.name: _measured(table, one) for one in schema.regressions if labels}
     for number, task in enumerate(schema.tasks if labels else ()):
         counted = _truth(table[task.mask], np.zeros(len(table), np.bool_)) if task.mask else None
         optional = np.zeros(len(table), np.bool_) if counted is None else ~counted
+        if task.threshold is not None:
+            found[:, number], known = _reached(task.threshold, *measured[task.threshold.of])
+            mask[:, number] = known & ~optional
+            continue
         found[:, number] = _truth(table[task.column], optional, required=True)
-        mask[:, number] = True if counted is None else counted
+        mask[:, number] = ~optional
     if labels and schema.weight:
         weight[:] = _weights(table[schema.weight])
     users = users_of(table, schema.user, first_row, checked=labels)
-    return Targets(found, mask, weight, users)
+    numbers = np.full((len(table), len(schema.regressions)), np.nan, np.float32)
+    for number, (value, scale) in enumerate(measured.values()):
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found_log = np.log(np.maximum(value, 1.0) / scale)
+        numbers[:, number] = np.where(np.isfinite(found_log), found_log, np.nan)
+    return Targets(found, mask, weight, users, numbers)
+
+
+def _measured(table: pl.DataFrame, task: Task) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the numbers of a regression (N,), NaN where it does not count, and their scales."""
+    values = numbers_of(table[task.column])
+    if (wrong := values < 0).any():
+        row = int(wrong.argmax())
+        raise RowError(task.column, row, f"it is {values[row]:g}, a number must be 0 or more")
+    if task.mask:
+        values = np.where(_truth(table[task.mask], np.zeros(len(table), np.bool_)), values, np.nan)
+    return values, numbers_of(table[task.scale]) if task.scale else np.ones(len(table))
+
+
+def _reached(
+    threshold: Threshold, values: NDArray[np.float64], scale: NDArray[np.float64]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return whether numbers reach a threshold (N,), and where both are known."""
+    factor, most = threshold.ends
+    with np.errstate(invalid="ignore"):
+        least = np.minimum(factor * scale, most)
+    known = ~np.isnan(values) & (scale > 0)
+    return ((values >= least) != threshold.below) & known, known
 
 
 def users_of(

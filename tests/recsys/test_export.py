@@ -173,7 +173,7 @@ NEEDED = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("name", sorted({*MODELS} - {"Linear"}))
 def test_every_network_gives_the_same(name, tmp_path):
     """With batch normalization where there is any, folded and with statistics that matter."""
     options = {"dim": 4, "hidden_dims": [6], "tower_dims": [3]}

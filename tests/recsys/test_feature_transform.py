@@ -136,6 +136,7 @@ def test_batch(transform, table):
     assert max(user[3], user[5]) < 0 <= min(user[0], user[1])
     assert [t.dtype for t in batch.plain()] == [
         torch.int64, torch.float32, torch.float32, torch.bool, torch.float32, torch.int64,
+        torch.float32,
     ]  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from core_gates.errors import GatesError, check_at_least, check_option
 from recsys.data.tables import RankingTables, split_at
 from recsys.schema import Dense, FeatureSchema, Product, Scaling, Sparse
 from recsys.transform import FeatureTransform
-from video_multitask.feed import LABELS, simulated_tasks
+from video_multitask.feed import LABELS, simulated_tasks, with_play_time
 from video_multitask.simulator.hidden import DAY_MS, START_MS, WorldSettings
 from video_multitask.simulator.log import Simulated, simulate, user_table, video_table
 from video_multitask.simulator.world import World
@@ -60,6 +60,8 @@ class SimulatedFeed:
         products: Whether the product of the embeddings of users and videos is an input, too; None
             is no.
         interests: Tastes of a user, of which the one with the larger affinity counts; None is one.
+        play_time: Whether the play time over the duration is predicted, of which watch labels are
+            thresholds, instead of each label; None is no.
 
     Raises:
         ValueError: A number is too small, there are more than 31 days, or none is left to train on.
@@ -84,6 +86,7 @@ class SimulatedFeed:
         dim: int = 8,
         products: bool | None = None,
         interests: int | None = None,
+        play_time: bool | None = None,
     ) -> None:
         check_at_least(1, rows=rows, validation_days=validation_days, test_days=test_days, dim=dim)
         check_option("heavy_counts", heavy_counts, ("none", "raw", "normalized"))
@@ -101,6 +104,7 @@ class SimulatedFeed:
         self.validation_days, self.test_days, self.seed = validation_days, test_days, seed
         self.groups, self.heavy_counts = groups, heavy_counts
         self.permuted, self.leak, self.dim, self.products = permuted, leak, dim, products
+        self.play_time = play_time
 
     def read(self) -> RankingTables:
         """Simulate, join the side tables and split."""
@@ -141,7 +145,7 @@ class SimulatedFeed:
         counts = HEAVY_COUNTS if self.heavy_counts != "none" else ()
         leaked = (Dense("leak", scaling="standardize"),) if self.leak else ()
         return FeatureSchema(
-            tasks=simulated_tasks(),
+            tasks=with_play_time(simulated_tasks()) if self.play_time else simulated_tasks(),
             sparse=(
                 Sparse("user_id", side="user"),
                 Sparse("onehot_feat7", side="user"),
@@ -176,7 +180,7 @@ class SimulatedFeed:
         truth = pl.DataFrame(found.truth, schema=[f"{TRUTH}{task}" for task in LABELS])
         log, rng = found.log, np.random.default_rng([self.seed, 6])
         if self.permuted:
-            columns = list(LABELS.values())
+            columns = [*LABELS.values(), "play_time_ms"]
             log = log.with_columns(log.select(columns)[rng.permutation(len(log))])
         if self.leak:
             label = log[LABELS[self.leak]].to_numpy()

@@ -430,7 +430,7 @@ SMALL = {"dim": 5, "hidden_dims": [6], "tower_dims": [4]}
 NEEDED = {"ESMM": {"conditions": {"buy": "view"}}, "PEPNet": {"prior_dim": 3, "gate_dim": 4}}
 HOME = {"rank": 2}
 FORMS = [
-    *((name, NEEDED.get(name, {})) for name in sorted(set(MODELS) - {"HoME"})),
+    *((name, NEEDED.get(name, {})) for name in sorted(set(MODELS) - {"HoME", "Linear"})),
     ("HoME", HOME),
     ("HoME", {**HOME, "layer2_shared_input": "shared_only"}),
     ("HoME", {**HOME, "task_experts": 2, "self_gate": False}),

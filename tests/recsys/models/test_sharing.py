@@ -142,7 +142,7 @@ HOME = [
     {"feature_gate": False},
 ]
 CASES = [
-    *((name, {}) for name in sorted(set(MODELS) - {"ESMM", "PEPNet"})),
+    *((name, {}) for name in sorted(set(MODELS) - {"ESMM", "PEPNet", "Linear"})),
     ("PEPNet", {"prior_dim": 4}),
     *(("ESMM", {"conditions": c}) for c in ({"b": "a"}, CHAIN, {"a": "b", "c": "b"})),
     ("ESMM", {"conditions": CHAIN, "hidden_dims": None}),
