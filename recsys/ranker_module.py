@@ -158,7 +158,6 @@ class MultiTaskModule(L.LightningModule):
         weight_decay: Decoupled decay of the weights of the network; biases, normalizations and
             tables have none.
         balancing: How tasks are balanced, one of ``recsys.balancing.BALANCERS``.
-        balancing_options: Options of the balancing, by name.
         ema: Decay of a moving average of the weights, tables aside, with which the network is
             evaluated; None for none.
         tables: Tables on several ranks: ``replicated``, whole on each, or ``sharded``, a part on
@@ -193,7 +192,6 @@ class MultiTaskModule(L.LightningModule):
         embedding_l2: float = 0.0,
         weight_decay: float = 0.0,
         balancing: str = "fixed",
-        balancing_options: dict[str, Any] | None = None,
         ema: float | None = None,
         tables: Spread | None = None,
         intercepts: Literal["validation"] | None = None,
@@ -205,13 +203,13 @@ class MultiTaskModule(L.LightningModule):
         if ema is not None:
             check_fraction(ema=ema)
         check_options(net, options or {})
-        check_balancing(balancing, balancing_options or {})
+        check_balancing(balancing)
         self.save_hyperparameters()
         self.net, self.options = net, dict(options or {})
         self.prior, self.encoders = tuple(prior), dict(encoders or {})
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.embedding_learning_rate, self.embedding_l2 = embedding_learning_rate, embedding_l2
-        self.balancing, self.balancing_options = balancing, dict(balancing_options or {})
+        self.balancing = balancing
         self.ema, self.tables, self.intercepts = ema, tables, intercepts
         self.optimizer_start: dict[str, Any] | None = None
         self.average: WeightAverage | None = None
@@ -253,7 +251,7 @@ class MultiTaskModule(L.LightningModule):
 
     def _build(self, transform: Transform) -> Ranker:
         tasks = transform.schema.tasks
-        balance = balancer(self.balancing, self.balancing_options, len(tasks))
+        balance = balancer(self.balancing, len(tasks))
         self.ranker = Ranker.build(
             transform.schema,
             transform.sizes,
@@ -293,11 +291,10 @@ class MultiTaskModule(L.LightningModule):
         outputs = ranker.outputs(v, ranker.ids(batch.sparse))
         logits = ranker.logits_of(outputs, batch.dense)
         losses, counted = self.loss.counted(logits, batch.labels, batch.mask, batch.weight)
-        last = [(parameter, net.shared_rows) for parameter in net.shared_parameters()]
         weighted = losses * self.loss.weights.to(losses)
         counted = counted & (self.loss.weights > 0)
         shared = self.ranker.all_shared() if self.balancer.needs_shared else ()
-        total: Tensor = self.balancer(weighted, last, shared, counted)
+        total: Tensor = self.balancer(weighted, shared, counted)
         further = {**net.losses(outputs), **self._regression_losses(outputs, batch)}
         for loss in further.values():
             total = total + loss
@@ -325,10 +322,6 @@ class MultiTaskModule(L.LightningModule):
         update_gates(self.ranker.net)
         if self.average is not None:
             self.average.update(self._dense())
-
-    def on_train_epoch_end(self) -> None:
-        """Let the balancer react to the end of an epoch."""
-        self.balancer.end_epoch()
 
     def configure_optimizers(self) -> JoinedOptimizer:
         """Return Adam for the network, and row-wise Adagrad for the tables."""

@@ -375,7 +375,7 @@ class MultiTaskNet(nn.Module, ABC):
         return {}
 
     def shared_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters of the last layer that all tasks share, for GradNorm.
+        """Return the parameters of the last layer that all tasks share.
 
         Of each, only the rows ``shared_rows`` are shared. Empty where tasks share nothing.
         """

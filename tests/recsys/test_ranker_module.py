@@ -157,8 +157,6 @@ def test_balancing_knows_which_tasks_count(trainer):
 KINDS = {
     "fixed": {},
     "uncertainty": {"balancing": "uncertainty"},
-    "gradnorm": {"balancing": "gradnorm"},
-    "dwa": {"balancing": "dwa", "balancing_options": {"period": 2}},
     "pcgrad": {"balancing": "pcgrad", "net": "PLE"},
     "average": {"ema": 0.9, "embedding_l2": 1e-3, "weight_decay": 1e-2},
     "gates": {"more": {"gate": "DSelectKGate", "norm": "batch"}},
@@ -374,8 +372,8 @@ def test_mistakes_are_one_line(trainer, refuses):
         ),
         (r"no network 'mmoe' .did you mean 'MMoE'", lambda: made("mmoe").build(Transform())),
         (
-            r"balancing is 'gradnrm' .did you mean 'gradnorm'",
-            lambda: made(balancing="gradnrm").build(Transform()),
+            r"balancing is 'pcgrd' .did you mean 'pcgrad'",
+            lambda: made(balancing="pcgrd").build(Transform()),
         ),
         (
             "a training batch has a single row",

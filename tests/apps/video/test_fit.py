@@ -36,13 +36,6 @@ def test_an_option_that_is_null(fitted):
     assert found.settings["settings"]["model.options"]["norm"] is None
 
 
-@pytest.mark.fault("video V23")
-def test_options_of_the_balancing(fitted):
-    words = ("--model.options", f"{{{HOME}}}", "--model.balancing", "gradnorm")
-    found = fitted(*words, "--model.balancing_options", "{alpha: 1.25}")
-    assert found.settings["settings"]["model.balancing_options.alpha"] == 1.25
-
-
 @pytest.mark.fault("video V22")
 def test_labels_with_a_dot_and_a_category(fitted):
     words = ("--model.options", f"{{{HOME}}}", "--data.source.init_args.labels")

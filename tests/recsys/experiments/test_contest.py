@@ -65,8 +65,7 @@ def test_all_mappings_of_a_configuration_reach_the_module():
     arguments = {
         "net": "HoME",
         "options": {"norm": None},
-        "balancing": "gradnorm",
-        "balancing_options": {"alpha": 1.25},
+        "balancing": "uncertainty",
         "encoders": {"last": {"hidden_dim": 3}},
     }
     settings = with_whole_mappings(flatten(arguments, "model."), "model.", arguments)
