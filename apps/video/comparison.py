@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import inf
+from time import process_time
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -24,6 +25,7 @@ from recsys.experiments import (
     CLAIMED,
     SLICES,
     SUMMED,
+    TRIAL_SEEDS,
     Claims,
     Contest,
     Fold,
@@ -36,6 +38,7 @@ from recsys.experiments import (
     data_of,
     fault_bars,
     fault_rows,
+    margin_bars,
     module_of,
     probabilities,
     ranker_of,
@@ -51,7 +54,7 @@ BASE = "base_rates"
 SHOWN = (SUMMED,)
 RANDOM = "is_rand"  # column of rows whose video was drawn at random
 UNTUNED = "@untuned"
-EPOCHS = "epochs"
+EPOCHS, CPU = "epochs", "CPU seconds of training"
 MONITOR = "val/loss"
 TRAINER = "trainer."
 UNVALIDATED = "Early stopping conditioned on metric"  # Lightning's error
@@ -59,7 +62,12 @@ UNVALIDATED = "Early stopping conditioned on metric"  # Lightning's error
 
 def train(piece: Piece, job: Job, places: Places) -> dict[str, Tensor]:
     """Train one network until its validation loss no longer falls; return its best weights."""
+    begin = process_time()
     module, data = _trained(piece, job, places)
+    facts: dict[str, Any] = {CPU: round(process_time() - begin, 1)}
+    if (trainer := getattr(module, "_trainer", None)) is not None:  # else it was trained before
+        facts[EPOCHS] = trainer.current_epoch
+    job.note(**facts)
     rows = data.batch("validation")
     ranker = module.served(rows)
     check_finite(ranker, rows)
@@ -67,18 +75,28 @@ def train(piece: Piece, job: Job, places: Places) -> dict[str, Tensor]:
 
 
 def trial(piece: Piece, job: Job, places: Places) -> dict[str, float]:
-    """Return the validation loss of a setting, summed over tasks; NaN if it diverges."""
-    module, data = _trained(piece, job, places)
-    rows = data.batch("validation")
-    found = probabilities(module.served(rows), rows)
-    return {"score": summed_log_loss_of(rows, found) if np.isfinite(found).all() else np.nan}
+    """Return the validation loss of a setting, summed over tasks; NaN if it diverges.
+
+    It is the mean over as many training runs as the contest has ``trial_seeds``.
+    """
+    losses = []
+    for number in range(piece.get(TRIAL_SEEDS) or 1):
+        module, data = _trained(piece, job, places, (piece.seed or 0) + number)
+        rows = data.batch("validation")
+        found = probabilities(module.served(rows), rows)
+        losses.append(summed_log_loss_of(rows, found) if np.isfinite(found).all() else np.nan)
+    return {"score": float(np.mean(losses))}
 
 
 def fit_baseline(piece: Piece, job: Job, places: Places) -> dict[str, Tensor]:
     """Fit a baseline and return its probabilities of the test rows."""
     data = data_of({**piece.settings, **places})
     job.note(objects=data.training_objects())
-    return {"probabilities": torch.from_numpy(_fitted(piece, data, "test")).float()}
+    begin = process_time()
+    found = _fitted(piece, data, "test")
+    facts: dict[str, Any] = {CPU: round(process_time() - begin, 1)}
+    job.note(**facts)
+    return {"probabilities": torch.from_numpy(found).float()}
 
 
 def try_baseline(piece: Piece, job: Job, places: Places) -> dict[str, float]:
@@ -101,9 +119,12 @@ def _fitted(piece: Piece, data: TableDataModule, part: Any) -> Probabilities:
     return predictor.predict(data.batch(part))
 
 
-def _trained(piece: Piece, job: Job, places: Places) -> tuple[MultiTaskModule, TableDataModule]:
-    L.seed_everything(piece.seed, verbose=False)
-    data = data_of({**piece.settings, **places}, piece.seed or 0)
+def _trained(
+    piece: Piece, job: Job, places: Places, seed: int | None = None
+) -> tuple[MultiTaskModule, TableDataModule]:
+    seed = piece.seed if seed is None else seed
+    L.seed_everything(seed, verbose=False)
+    data = data_of({**piece.settings, **places}, seed or 0)
     module = module_of(piece.settings)
     job.note(objects=data.training_objects())
     options = trainer_options(piece)
@@ -193,7 +214,7 @@ class Comparison(Splits):
             self._work(trial),
             trials=self.contest.trials,
             own=self.own(self.folds[0]),
-            ticks=self._epochs(),
+            ticks=self._epochs() * self.contest.trial_seeds,
             unit=EPOCHS,
         )
         boxes = {name: self.baseline(name)[1] for name in self.contest.baselines}
@@ -245,6 +266,7 @@ class Comparison(Splits):
             data = self.data_of(piece.settings)
             tested = [table_digest(data.table("test"))[:12]]
             weights, record = store.load(piece, tested=tested), store.record(piece)
+            self._note_training(piece, record.facts)
             if rounded := record.facts.get(ROUNDED):
                 self._notes[f"networks are scored as they ship, rounded to {rounded}"] = None
             if set(record.objects) != set(data.training_objects()):
@@ -260,6 +282,14 @@ class Comparison(Splits):
         if self.averaged and len(self.seeds) > 1:
             pooled |= {f"{m}{AVERAGED}": [np.mean(p, 0)] for m, p in pooled.items()}
         return pooled | self._baselines(chosen) | ({} if self.run.only else self.oracle())
+
+    def _note_training(self, piece: Piece, facts: Mapping[str, Any]) -> None:
+        """Keep what a training took, and note where the cap of epochs has ended it."""
+        if CPU in facts:
+            method = piece.method.removesuffix(UNTUNED)
+            self._measured.append(Row(method, "test", CPU, facts[CPU]))
+        if EPOCHS in facts and facts[EPOCHS] == piece.get("trainer.max_epochs"):
+            self._notes[f"{piece.name} was ended by the cap of epochs"] = None
 
     def faults(self, chosen: Mapping[str, Choice]) -> list[Row]:
         """Return what the experts of every network show, on the first fold."""
@@ -308,19 +338,16 @@ class Comparison(Splits):
         with working("scoring slices"):
             sliced = self.slices(found, RANDOM) if slices else []
         faults = self.faults(chosen) if experts else []
-        doubts = self._doubts(made)
-        data, reference = self.data(self.folds[0]), self.contest.reference
-        own = found.get(reference, [])
-        checked = claim_bars(
-            claims, made, reference, test=self.test(), tasks=self.tasks(), found=own
-        )
+        doubts = [*self._doubts(made), *self._untrained(found)]
+        data = self.data(self.folds[0])
         self.run.finish(
             [*made, *_averaged(self._measured), *sliced, *faults, *further.rows],
-            [*checked, *fault_bars(faults, claims.collapsed, claims.healthy), *further.bars],
+            [*self._bars(claims, made, found, faults), *further.bars],
             seeds=self.seeds,
             data=data.digest(),
             metrics=(
                 *SHOWN,
+                CPU,
                 *(f"{m} {c}" for m in ("auc", "gauc") for c in data.schema.categories),
                 *dict.fromkeys(row.metric for row in sliced),
                 *(CLAIMED if claims.collapsed or claims.healthy else ()),
@@ -332,6 +359,22 @@ class Comparison(Splits):
         )
         for line in doubts:
             print(line)
+
+    def _bars(
+        self,
+        claims: Claims,
+        rows: Sequence[Row],
+        found: Mapping[str, list[Probabilities]],
+        faults: Sequence[Row],
+    ) -> list[Bar]:
+        """Return the bars of the claims."""
+        test, reference = self.test(), self.contest.reference
+        own = found.get(reference, [])
+        return [
+            *claim_bars(claims, rows, reference, test=test, tasks=self.tasks(), found=own),
+            *margin_bars(claims.margins, found, self.contest.entries, test),
+            *fault_bars(faults, claims.collapsed, claims.healthy),
+        ]
 
     def _baselines(self, chosen: Mapping[str, Choice]) -> dict[str, list[Probabilities]]:
         store, found = self.run.store(BASELINES, Arrays()), {}
@@ -348,6 +391,8 @@ class Comparison(Splits):
                 for f in self.folds
             ]
             made = self.run.obtain(store, pieces, self._work(fit_baseline), scoring=True)
+            for piece in made:
+                self._note_training(piece, store.record(piece).facts)
             parts = [store.load(piece)["probabilities"].double().numpy() for piece in made]
             found[name] = [np.concatenate(parts)]
         return found
@@ -362,6 +407,16 @@ class Comparison(Splits):
         nets = [str(e.get("net", self.settings.get("model.net"))) for e in entries.values()]
         beaten = [line for name in entries for line in of_loss(name, losses[name], base)]
         return [*beaten, *of_hierarchy(nets, self.data(self.folds[0]).schema)]
+
+    def _untrained(self, found: Mapping[str, Any]) -> list[str]:
+        """Return that a quick run has left out networks, and what trains them."""
+        lacking = [name for name in self.contest.entries if name not in found]
+        if not self.run.quick or not lacking:
+            return []
+        return [
+            f"{len(lacking)} of {len(self.contest.entries)} networks are not trained and have no "
+            "row: the same command with `--quick false` trains them"
+        ]
 
     def _epochs(self) -> int:
         """Return the epochs of a training, for its progress; 1 where only steps end it."""

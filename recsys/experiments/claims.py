@@ -13,13 +13,22 @@ import polars as pl
 from numpy.typing import ArrayLike
 
 from core_gates.errors import GatesError
-from harness.evidence import Bar, Interval, Row
+from harness.evidence import Bar, Interval, Row, compare
 from recsys.data.leaks import chance_error
 from recsys.diagnosis.diagnose import diagnose
 from recsys.diagnosis.expert_report import ExpertReport
-from recsys.experiments.predictions import AUC, AVERAGED, ORACLE, SUMMED, Probabilities
+from recsys.experiments.predictions import (
+    AUC,
+    AVERAGED,
+    ORACLE,
+    SUMMED,
+    Probabilities,
+    scores_of,
+    summed_log_loss_of,
+)
 from recsys.inputs import Batch
 from recsys.metrics import auc, off_policy
+from recsys.metrics.resampled import user_resamples
 from recsys.ranker import Ranker
 
 MANY = 2000
@@ -40,6 +49,7 @@ FIGURES = (
     "gate_weight_max", "occupancy_max", "gradient_share_max", "degraded", "dead",
     "own_weight_min", "own_weight_correlation",
 )  # fmt: skip
+BEST = "best"
 COLLAPSED = {"zero_rate_max": 0.75, "scale_ratio": 20.0}
 HEALTHY = {"scale_ratio": 3.0, "near_zero_rate_max": 0.15, "task_gate_weight_max": 0.8}
 IN_WORDS = {
@@ -66,6 +76,8 @@ class Claims:
         bounded: Whether no method has a lower summed log-loss than the oracle.
         collapsed: Methods that show expert collapse in every seed.
         healthy: Methods that show none in any.
+        margins: ``METHOD - OTHER`` -> largest difference of their summed log-losses, and if that is
+            not positive an interval below 0; ``best`` is the network with the lowest one.
     """
 
     beats: tuple[str, ...] = ()
@@ -74,6 +86,7 @@ class Claims:
     bounded: bool = False
     collapsed: tuple[str, ...] = ()
     healthy: tuple[str, ...] = ()
+    margins: dict[str, float] = field(default_factory=dict)
 
     def check(self, known: Collection[str]) -> None:
         """Refuse claims about methods that do not exist.
@@ -85,6 +98,7 @@ class Claims:
             GatesError: A claim names another one.
         """
         named = [*self.beats, *self.no_worse, *self.collapsed, *self.healthy]
+        named += [name for pair in self.margins for name in _pair(pair) if name != BEST]
         if strangers := [n for n in named if n.removesuffix(AVERAGED) not in known]:
             raise GatesError(
                 f"claims name {strangers[0]!r}, not a method; known are {', '.join(known)}"
@@ -132,6 +146,47 @@ def claim_bars(
         name = "lowest summed log-loss of a method − that of the oracle"
         bars.append(Bar(name, float(best - truth), ">=", 0.0))
     return bars
+
+
+def margin_bars(
+    margins: Mapping[str, float],
+    found: Mapping[str, Sequence[Probabilities]],
+    networks: Collection[str],
+    test: Batch,
+) -> list[Bar]:
+    """Return the bars of :attr:`Claims.margins`; what was not measured is NaN, and missed.
+
+    Args:
+        margins: See there.
+        found: Method -> predictions (N, T) of the test rows, one for each seed.
+        networks: Methods among which the best is sought.
+        test: Rows that were scored.
+    """
+    draws = user_resamples(test.user.numpy())
+    losses = {
+        method: float(np.mean([summed_log_loss_of(test, one) for one in found[method]]))
+        for method in networks
+        if found.get(method)
+    }
+    bars = []
+    for pair, margin in margins.items():
+        one, other = _pair(pair)
+        if one == BEST:
+            one = min(losses, key=losses.__getitem__, default=BEST)
+        name, gap = f"summed log-loss of {pair.replace(BEST, one)}", None
+        if found.get(one) and found.get(other):
+            scores = {m: [scores_of(test, f, ())[""] for f in found[m]] for m in (one, other)}
+            rows = compare(scores, draws, task="test", reference=other)
+            gap = next(row for row in rows if row.versus == other)
+        bars.append(Bar(name, gap.value if gap else math.nan, "<=", margin))
+        if margin <= 0:
+            bars.append(Bar(f"{name}, upper end", gap.high if gap else math.nan, "<=", 0.0))
+    return bars
+
+
+def _pair(text: str) -> tuple[str, str]:
+    one, _, other = text.partition(" - ")
+    return one, other
 
 
 def _calibration(

@@ -47,7 +47,7 @@ Places = Mapping[str, str]
 """Where files are on this machine, by dotted name: no part of what decides a result."""
 
 ARGUMENTS = "data.source.init_args."
-SINGLE = "SingleTask"
+SINGLE, TRIAL_SEEDS = "SingleTask", "trial_seeds"
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class Contest:
             axes.
         trials: Trials of every method.
         patience: Validations without improvement after which a training ends.
+        trial_seeds: Training runs of a trial of a network, whose validation losses are averaged.
         baselines: Name in the tables -> ``kind`` and its options.
 
     Raises:
@@ -76,11 +77,12 @@ class Contest:
     space: dict[str, list[float]] = field(default_factory=dict)
     trials: int = 5
     patience: int = 2
+    trial_seeds: int = 1
     baselines: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check all entries."""
-        check_at_least(1, trials=self.trials, patience=self.patience)
+        check_at_least(1, trials=self.trials, patience=self.patience, trial_seeds=self.trial_seeds)
         for name, ends in self.space.items():
             _check_name("space has", name)
             _check_ends(name, ends)
@@ -153,6 +155,8 @@ class Contest:
         replaced = (f"{MODEL}options", *(f"{name}." for name in own))
         gone = dict.fromkeys(n for n in common if n.startswith(replaced))
         made = {**gone, **own, "patience": self.patience}
+        if self.trial_seeds > 1:
+            made[TRIAL_SEEDS] = self.trial_seeds
         net, options = self._net(method, common), self._options(method, common)
         if method != self.reference and entry.get("sized", True):
             target = self._target(common, reference or schema)

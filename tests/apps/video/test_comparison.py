@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from apps.video.comparison import Comparison
+from apps.video.comparison import train as comparison_train
 from core_gates.errors import GatesError
 from harness.experiment import Arrays, Figures, Run
 from harness.experiment.scores import read_scores
@@ -463,3 +464,53 @@ def test_scores_can_be_read_by_machines(done):
     assert content["seeds"] == [0, 1]
     assert {one["role"] for one in content["data"]} == {"train", "validation", "test"}
     assert "simulated: 30 users, 50 videos" in content["notes"][0]
+
+
+def test_margins_cost_and_caps_of_play_time_and_its_rivals(tmp_path):
+    """The network with the head, the same without it, and a linear model of play time."""
+    play = {f"{SOURCE}play_time": True}
+    methods = {
+        "home": {"net": "HoME"},
+        "home_play_time": {"net": "HoME", "sized": False, "settings": play},
+        "linear_play_time": {"net": "Linear", "sized": False, "settings": play},
+    }
+    margins = {"best - duration": 9.0, "home_play_time - home": 0.0, "linear_play_time - gone": 1.0}
+    given = plain(methods=methods)
+    with pytest.raises(GatesError, match="claims name 'gone', not a method"):
+        comparison(tmp_path / "x", contest=given, seeds=(0,)).finish(Claims(margins=margins))
+    del margins["linear_play_time - gone"]
+    comparison(tmp_path / "x", contest=given, seeds=(0, 1)).finish(Claims(margins=margins))
+    found = read_scores(tmp_path / "x" / "scores.json", "video")
+    losses = summed(tmp_path / "x")
+    best = min(methods, key=losses.__getitem__)
+    first, second, third = found.bars
+    assert first.name == f"summed log-loss of {best} - duration"
+    assert first.value == pytest.approx(losses[best] - losses["duration"])
+    assert second.value == pytest.approx(losses["home_play_time"] - losses["home"])
+    assert (third.name, third.bar) == (f"{second.name}, upper end", 0.0)
+    assert third.value > second.value
+    rows = {(r.method, r.metric): r.value for r in found.rows if r.task in ("test", "play_time")}
+    for method in ("home_play_time", "linear_play_time"):
+        assert 0.4 < rows[method, "xauc"] < 1
+        assert rows[method, "mae"] > 0
+    assert ("home", "xauc") not in rows
+    assert all(rows[method, "CPU seconds of training"] >= 0 for method in (*methods, "duration"))
+    assert "home-s0 was ended by the cap of epochs" in found.notes
+
+
+def test_a_trial_of_two_seeds_is_the_mean_of_both(tmp_path):
+    given = {**CONTEST, "methods": {"home": {"net": "HoME"}}}
+    twice = comparison(tmp_path / "two", contest={**given, "trial_seeds": 2}, seeds=(0,))
+    chosen = twice.chosen()["home"]
+    (own,), losses = twice.own(WHOLE[0]).values(), []
+    trial = dict(chosen.trials[0])
+    score = trial.pop("score")
+    for seed in (100, 101):
+        piece = twice.run.piece("home", seed, **own, **trial)
+        weights = twice.run.store("w", Arrays())
+        twice.run.obtain(weights, [piece], twice._work(comparison_train))
+        data = twice.data(WHOLE[0])
+        ranker = ranker_of(piece.settings, weights.load(piece), data)
+        rows = data.batch("validation")
+        losses.append(summed_log_loss_of(rows, probabilities(ranker, rows)))
+    assert score == pytest.approx(np.mean(losses), abs=1e-9)
