@@ -13,10 +13,11 @@ import lightning as L
 import numpy as np
 import torch
 from jsonargparse import ArgumentParser
-from torch import Tensor
+from torch import Tensor, nn
 
 from core_gates.errors import GatesError
 from core_gates.moe.layer import MoELayer
+from core_gates.monitor.hooks import GateMonitor
 from harness.command.configfile import packaged_configs
 from harness.evidence import Bar, Resamples, Row, compare, moments
 from harness.experiment import Arrays, Job, Piece, Run, Store
@@ -188,14 +189,26 @@ def score_rival(piece: Piece, job: Job, places: Places) -> dict[str, Tensor]:
     return found
 
 
-def score_decoder(piece: Piece, job: Job, places: Places, weights: Store[Any]) -> dict[str, Tensor]:
-    """Return bits and bytes (N, 2) of every scored document, of a trained decoder."""
+def score_decoder(
+    piece: Piece, job: Job, places: Places, weights: Store[Any], folder: Path
+) -> dict[str, Tensor]:
+    """Return bits and bytes (N, 2) of every scored document, of a trained decoder.
+
+    What its gates of experts do meanwhile is kept in the folder of the run.
+    """
+    from harness.report.sections import save_gates  # matplotlib takes a second
+
     del job
     data = data_of(piece.settings, places)
     model = module_of(piece.settings).model
     model.load_state_dict(weights.load(piece, tested=data.shards.part(TASK).objects))
     tokenizer = data.shards.tokenizer
-    found = bits_per_byte(model, tokenizer, scored(data)[0], context=data.context)
+    layers = {f"block {n}": block.mlp for n, block in enumerate(model.blocks, 1)}
+    mixtures = {name: mlp for name, mlp in layers.items() if isinstance(mlp, MoELayer)}
+    with GateMonitor(nn.ModuleDict(mixtures)) as monitor:
+        found = bits_per_byte(model, tokenizer, scored(data)[0], context=data.context)
+    if mixtures:
+        save_gates(monitor, folder)
     return {DECODER: torch.from_numpy(found)}
 
 
@@ -239,7 +252,7 @@ class Study:
             self.weights, self.decoders, self._work(train_decoder), ticks=steps, unit="steps",
             leave_out=not train,
         )  # fmt: skip
-        scoring = self._work(score_decoder, weights=self.weights)
+        scoring = self._work(score_decoder, weights=self.weights, folder=run.folder)
         run.obtain(run.store(SCORES, Arrays()), trained, scoring)
         bits = self.found()
         scores = {

@@ -171,6 +171,9 @@ def test_a_gate_of_your_own_without_types_is_trained_and_scored(trained, tmp_pat
     assert load_file(found)["model.layers.0.mlp.gate.weight"].shape == (3, 16)
     trained.succeed("evaluate", "--name", "own", *options, "--trainer.max_steps", 1)
     assert "not trained" not in (trained.folder / "runs/language/own/scores.md").read_text()
+    gates = json.loads((trained.folder / "runs/language/own/gates.json").read_text())["figures"]
+    assert gates.keys() == {"block 1.gate", "block 2.gate"}
+    assert 0 <= gates["block 2.gate"]["load_cv"] < 3**0.5
     result = trained(
         "language", "generate", "--config", "small", "--name", "own", "--prompt", "def"
     )
