@@ -1,14 +1,20 @@
 """The decoder: a transformer that transformers opens as a Llama, Qwen3, Mixtral or Qwen3-MoE."""
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from core_gates.attention.head_gate import INIT_STD, KeyValueCache, RotaryTable, rotary_table
-from core_gates.attention.output_gate import GatedAttention
+from core_gates.attention.head_gate import (
+    INIT_STD,
+    Granularity,
+    KeyValueCache,
+    RotaryTable,
+    rotary_table,
+)
+from core_gates.attention.output_gate import GatedAttention, Position
 from core_gates.errors import check_at_least, check_positive
 from core_gates.moe.dense_mlp import GatedMlp
 from core_gates.moe.layer import MoELayer
@@ -84,6 +90,9 @@ class Decoder(nn.Module):
         gate: Returns the gate of a layer, called with ``dim``; all networks are dense if None.
         experts: Returns the experts of a layer, called with their number, that of the gate, and
             ``dim``; given if and only if ``gate`` is.
+        attention_gate: Place of a gate in attention, see `GatedAttention`; none if None, as in the
+            families of transformers.
+        granularity: One gate of attention per feature, the default, or per head.
         moe_every: Every block whose number, counted from 1, is divisible by this has experts.
         allow_leak: Whether gates are accepted that route a token by later ones.
         checkpointing: Whether the activations of a block are computed again in the backward pass,
@@ -96,7 +105,8 @@ class Decoder(nn.Module):
 
     Raises:
         ValueError: A size is below 1, heads do not divide or have an odd size, there is a gate
-            without experts or the opposite, a gate couples tokens, or no block has experts.
+            without experts or the opposite, a gate couples tokens, attention has no such place for
+            one, or no block has experts.
     """
 
     def __init__(
@@ -114,6 +124,8 @@ class Decoder(nn.Module):
         norm_eps: float = 1e-6,
         rope_theta: float = 10000.0,
         tie_embeddings: bool = False,
+        attention_gate: Position | None = None,
+        granularity: Granularity | None = None,
         gate: GateFactory | None = None,
         experts: ExpertsFactory | None = None,
         moe_every: int = 1,
@@ -136,15 +148,14 @@ class Decoder(nn.Module):
         self.context, self.norm_eps, self.rope_theta = context, norm_eps, rope_theta
         self.tie_embeddings, self.moe_every = tie_embeddings, moe_every
         self.checkpointing = checkpointing
-        heads = {"head_dim": head_dim, "qk_norm": qk_norm, "norm_eps": norm_eps}
+        heads: dict[str, Any] = {"head_dim": head_dim, "qk_norm": qk_norm, "norm_eps": norm_eps}
+        heads |= {"position": attention_gate or "none"}
+        heads |= {} if granularity is None else {"granularity": granularity}
         layers = nn.ModuleList()
         with torch.device(torch.get_default_device() if device is None else device):
             for number in range(1, num_layers + 1):
                 attention = GatedAttention(
-                    *(dim, num_heads, num_kv_heads),
-                    position="none",
-                    rope_theta=rope_theta,
-                    **heads,  # type: ignore[arg-type]
+                    dim, num_heads, num_kv_heads, rope_theta=rope_theta, **heads
                 )
                 network = _network(dim, hidden_dim, None if number % moe_every else gate, experts)
                 layers.append(DecoderBlock(attention, network, dim, norm_eps))

@@ -4,8 +4,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from apps.language.block_tour import GATES, BlockPart, block_part
 from apps.language.byte_scores import DECODER, REFERENCE
@@ -14,6 +16,8 @@ from harness.evidence import Resamples, compare, moments
 from harness.report.page import Page, StopSkippedError, TourRow, TourStop
 from language.corpus import Document, read_corpus
 from language.counts import ByteCounts
+from language.decoder import Decoder
+from language.gated.diagnostics import decoder_diagnostics
 from language.generation import generate
 from language.hf.model_folder import read_model
 from language.scoring import bits_per_byte, count_bits, ratio, scored_part
@@ -75,17 +79,24 @@ def tour(
         REFERENCE: count_bits(counts, scored, starts)[-1],
     }
 
+    say("looking at the first token")
+    attended = attended_first(model, scored)
     say("choosing blocks of keys")
     gates = shipped().parent / GATES  # of the decoder that ships
     blocks = None if weights else block_part(found[0], gates, tokenizer, beginnings)
 
     rows = [_row(bits), blocks.row] if blocks else [_row(bits)]
-    draw = partial(_draw, texts=texts, blocks=blocks)
+    draw = partial(_draw, texts=texts, attended=attended, blocks=blocks)
     return TourStop("Language: a small decoder", rows, draw)
 
 
-def _draw(page: Page, texts: Mapping[str, str], blocks: BlockPart | None) -> None:
-    """Add completions and maps to the page."""
+def _draw(
+    page: Page,
+    texts: Mapping[str, str],
+    attended: Sequence[Sequence[Any]],
+    blocks: BlockPart | None,
+) -> None:
+    """Show completions, by what they are from, and the table of :func:`attended_first`."""
     page.text(
         "A function of a file that neither has seen, completed from its first lines byte by "
         f"byte, drawn at temperature {TEMPERATURE}. Counts are of the bytes after up to five "
@@ -94,8 +105,29 @@ def _draw(page: Page, texts: Mapping[str, str], blocks: BlockPart | None) -> Non
     lines = [text.splitlines() for text in texts.values()]
     rows = [[_line(one, number) for one in lines] for number in range(max(map(len, lines)))]
     page.table(list(texts), rows)
+    page.text(
+        "Large models attend to the first token of a text more than to any other. Its weight by "
+        "layer, mean over heads and tokens:"
+    )
+    page.table(["attention to the first token", "weight"], attended)
     if blocks:
         blocks.draw(page)
+
+
+def attended_first(model: Decoder, documents: Sequence[Document]) -> list[list[Any]]:
+    """Return the weight of the first token in each layer, and that of tokens that all weigh alike.
+
+    Args:
+        model: A decoder of bytes.
+        documents: Whose beginnings are read.
+    """
+    tokenizer = ByteTokenizer()
+    rows = [[tokenizer.end, *tokenizer.encode(one.text).tolist()] for one in documents]
+    length = min(model.context, *map(len, rows))
+    found = decoder_diagnostics(model, torch.tensor([row[:length] for row in rows]))
+    layers = found["first_token_attention"].mean(0).tolist()
+    alike = float((1 / torch.arange(2, length + 1)).mean())
+    return [*([f"layer {i}", own] for i, own in enumerate(layers)), ["all tokens alike", alike]]
 
 
 def drawn(counts: ByteCounts, prompt: str, length: int) -> str:

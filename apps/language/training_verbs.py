@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from apps.language.byte_scores import DECODER, PLACES, WEIGHTS, ModelFolder, Study, module_of
+from apps.language.gate_study import GateStudy
 from apps.main import APPS
 from core_gates.errors import GatesError
 from harness.command import GatesRunCLI, GatesRunTrainer
@@ -59,8 +60,11 @@ class LanguageTrainer(GatesRunTrainer):
         seeds: tuple[int, ...] = (0,),
         most_bits: float | None = None,
         train: bool = False,
+        gates: tuple[str, ...] = (),
     ) -> None:
         """Score counts of bytes, xz and the decoder in bits per byte of held-out documents.
+
+        With ``gates``, decoders are compared that differ in the gate of their attention alone.
 
         Args:
             model: Filled in by the command line.
@@ -69,13 +73,19 @@ class LanguageTrainer(GatesRunTrainer):
             most_bits: The most bits per byte that the decoder may need; no bar if null.
             train: Train the decoder where it is missing, as ``fit`` does, instead of naming the
                 command.
+            gates: Gates of attention that are compared with the first, which is ``none`` or a place
+                from G1 to G5, and ``elementwise`` or ``headwise``; none if empty.
         """
         del model
         if not seeds or min(seeds) < 0:
             raise GatesError(f"--seeds is {list(seeds)}, expected one or more from 0")
         datamodule.prepare_data()
         datamodule.setup("test")
-        Study(self.run(seeds=seeds), datamodule, seeds).finish(most_bits, train=train)
+        run = self.run(seeds=seeds)
+        if gates:
+            GateStudy(run, datamodule, seeds, gates).finish(train=train)
+        else:
+            Study(run, datamodule, seeds).finish(most_bits, train=train)
 
     def add_to_report(
         self, page: Page, model: LanguageModule, datamodule: LanguageDataModule

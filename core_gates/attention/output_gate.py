@@ -166,7 +166,7 @@ class GatedAttention(nn.Module):
             rotary = rotary_table(positions, self.head_dim, self.rope_theta, dtype=x.dtype)
         elif rotary is not None:
             self._check_rotary(rotary[0], x, positions)
-        q, k, v = self._project(x, rotary)
+        q, k, v = self.project(x, rotary)
         ignored = padding_mask
         if cache is not None:
             k, v, ignored = cache.extend(k, v, padding_mask=padding_mask)
@@ -194,8 +194,16 @@ class GatedAttention(nn.Module):
         values = self.gate.gate_values(x)
         return values if padding_mask is None else values[~padding_mask]
 
-    def _project(self, x: Tensor, rotary: RotaryTable | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return q (B, num_heads, T, head_dim), k and v (B, num_kv_heads, T, head_dim)."""
+    def project(self, x: Tensor, rotary: RotaryTable | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what heads attend with, rotated and gated where the gate sits before.
+
+        Args:
+            x: Tokens (B, T, dim).
+            rotary: Table of the positions; no rotation if None.
+
+        Returns:
+            q (B, num_heads, T, head_dim), k and v (B, num_kv_heads, T, head_dim).
+        """
         shape = (-1, self.head_dim)
         q = self._gated("G4", x, self.q_proj(x).unflatten(-1, shape))
         k = self._gated("G3", x, self.k_proj(x).unflatten(-1, shape))

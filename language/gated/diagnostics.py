@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from core_gates.errors import GatesError
 from core_gates.monitor import GateMonitor
 from core_gates.numerics import accumulation_dtype
+from language.decoder import Decoder
 from language.gated.attach import CHILD
 from language.hf.locate import Attention, base_of, locate_attention
 
@@ -105,6 +106,44 @@ class Diagnosis(NamedTuple):
 
     figures: dict[str, np.ndarray]
     histograms: np.ndarray | None
+
+
+def decoder_diagnostics(model: Decoder, tokens: Tensor) -> dict[str, Tensor]:
+    """Measure our own decoder, whose attention may be gated anywhere, on sequences without padding.
+
+    Args:
+        model: The decoder, in evaluation mode afterwards.
+        tokens: Tokens (B, T), two at least.
+
+    Returns:
+        What :class:`Diagnosis` describes, of each sequence and layer (B, layers):
+        ``first_token_attention``, ``largest_activation``, with gates ``gate_mean``.
+    """
+    first: list[Tensor] = []
+    largest: list[Tensor] = []
+    gates: list[Tensor] = []
+
+    def attended(module: Any, args: tuple[Tensor], options: dict[str, Any]) -> None:
+        rows = attention_rows(*module.project(args[0], options["rotary"]))
+        first.append(rows.first[..., 1:].double().mean((1, 2)))
+        if module.gate is not None:
+            gates.append(module.gate_values(args[0]).double().mean((1, 2, 3)))
+
+    def returned(_module: nn.Module, _inputs: Any, states: Tensor) -> None:
+        largest.append(states.double().abs().amax((1, 2)))
+
+    hooks = []
+    for block in model.eval().blocks:
+        hooks.append(block.self_attn.register_forward_pre_hook(attended, with_kwargs=True))
+        hooks.append(block.register_forward_hook(returned))
+    try:
+        with torch.inference_mode():
+            model(tokens)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    found = {"first_token_attention": first, "largest_activation": largest, "gate_mean": gates}
+    return {name: torch.stack(values, 1) for name, values in found.items() if values}
 
 
 def attention_diagnostics(model: Any, tokens: Tensor) -> Diagnosis:

@@ -140,6 +140,11 @@ def _config_of(model: Decoder) -> dict[str, Any]:
         GatesError: No family computes what it does.
     """
     attention = model.blocks[0].self_attn
+    if attention.gate is not None:
+        raise GatesError(
+            f"no family of transformers has gates at {attention.position} of attention: keep the"
+            " checkpoint of this one"
+        )
     normed = attention.q_norm is not None
     layers = [block.mlp for block in model.blocks if isinstance(block.mlp, MoELayer)]
     for layer in layers:

@@ -10,6 +10,7 @@ import torch
 from core_gates.gates import ExpertChoiceGate, HashGate, TopKGate
 from core_gates.moe import StackedExperts
 from language.decoder import Decoder
+from language.gated.attach import attach_output_gate
 
 MADE = runpy.run_path(str(Path(__file__).parents[1] / "fixtures" / "published_decoders.py"))
 ours, theirs, tokens, relative_gap = (
@@ -28,6 +29,17 @@ def filled(family, **settings):
         for parameter in model.parameters():
             parameter.normal_(std=0.3).add_(parameter.ndim == 1)
     return model
+
+
+def test_a_gate_at_the_heads_is_that_which_is_attached_to_transformers():
+    published, model = theirs("Qwen3"), ours("Qwen3", attention_gate="G1", granularity="headwise")
+    bare = model.state_dict().keys() - published.state_dict().keys()
+    assert bare == {f"model.layers.{layer}.self_attn.gate.weight" for layer in range(3)}
+    attach_output_gate(published, granularity="headwise", bias_init=None)
+    state = published.state_dict()
+    model.load_state_dict({name.replace("output_gate", "gate"): v for name, v in state.items()})
+    with torch.inference_mode():
+        assert relative_gap(model(tokens()), published(tokens()).logits) < 5e-7
 
 
 @pytest.mark.parametrize("side", ["left", "right", "both"])

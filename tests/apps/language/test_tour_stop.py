@@ -28,6 +28,8 @@ def test_the_stop_completes_a_function(trained, weights, tmp_path, monkeypatch):
     lines = html.count("\N{NO-BREAK SPACE}" * 4 + "x = a + ")
     assert lines > 9  # those of the file, and what counts add
     assert any("counting" in text for text in said)
+    assert "attention to the first token" in html
+    assert html.count("<td>layer ") == 2
 
 
 def test_counts_add_what_followed(monkeypatch):

@@ -299,6 +299,8 @@ def test_what_no_family_has_is_not_written(tmp_path, refuses):
     small = Decoder(200, 32, 1, 4, hidden_dim=8, context=8)
     refuses(
         GatesError,
+        ("^no family of transformers has gates at G2 of attention",
+         call("Llama", attention_gate="G2")),
         ("^SigmoidGate is a gate that no family of transformers has: ", call(
             "Qwen3", gate=partial(SigmoidGate, num_experts=4),
             experts=partial(StackedExperts, hidden_dim=8))),

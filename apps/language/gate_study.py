@@ -1,0 +1,193 @@
+"""Decoders that differ in the gate of their attention alone: trained from scratch and compared."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from apps.language.byte_scores import (
+    METRIC,
+    PLACES,
+    SCORES,
+    TASK,
+    WEIGHTS,
+    Places,
+    data_of,
+    module_of,
+    train_decoder,
+)
+from core_gates.attention.head_gate import Granularity
+from core_gates.attention.output_gate import Position
+from core_gates.errors import GatesError
+from harness.evidence import Resamples, Row, compare, moments
+from harness.experiment import Arrays, Job, Piece, Run, Store
+from language.corpus import Document
+from language.data import LanguageDataModule
+from language.gated.diagnostics import decoder_diagnostics
+from language.scoring import bits_per_byte, ratio, scored_part
+
+OPTIONS = "model.model.init_args"
+NONE = "none"
+PLACED = tuple(place for place in get_args(Position) if place != NONE)
+LETTERS = 2000  # of a held-out document that are scored
+BATCH = 16
+LARGEST = "largest_activation"
+FIGURES = ("first_token_attention", LARGEST, "gate_mean")
+NOTE = (
+    "Where a gate is added, the networks after attention are narrower, so that all decoders have "
+    "about the same number of weights. Seeds, order of the data, steps and learning rates are the "
+    "same. Of every held-out document the first {letters} letters are scored, and attention is "
+    "measured on the first {context} tokens."
+)
+
+
+def gate_options(name: str) -> dict[str, Any]:
+    """Return the options of a decoder by the name of its gate, such as ``G1 headwise``.
+
+    Raises:
+        GatesError: There is no such gate.
+    """
+    position, _, granularity = name.partition(" ")
+    if position == NONE and not granularity:
+        return {"attention_gate": None, "granularity": None}
+    if position not in PLACED or granularity not in get_args(Granularity):
+        raise GatesError(
+            f"--gates names {name!r}, expected {NONE}, or one of {', '.join(PLACED)} and"
+            f" {' or '.join(get_args(Granularity))}, such as 'G1 headwise'"
+        )
+    return {"attention_gate": position, "granularity": granularity}
+
+
+def weights_of(settings: Any) -> tuple[int, int]:
+    """Return the number of weights of a decoder, and of those in gates."""
+    with torch.device("meta"):
+        model = module_of(settings).model
+    gates = [block.self_attn.gate for block in model.blocks]
+    inside = sum(p.numel() for gate in gates if gate is not None for p in gate.parameters())
+    return sum(p.numel() for p in model.parameters()), inside
+
+
+def beginnings(data: LanguageDataModule) -> list[Document]:
+    """Return the beginnings of the held-out documents that are scored, a context long at least."""
+    shown = [Document(one.name, one.text[:LETTERS]) for one in data.held_out(TASK)]
+    documents, _ = scored_part(data.shards.tokenizer, shown, 2 * data.context)
+    return documents
+
+
+def train_gated(piece: Piece, job: Job, places: Places) -> dict[str, Tensor]:
+    """Train one decoder, of no family of transformers, and return its state."""
+    return train_decoder(piece, job, places)[0].state_dict()
+
+
+def score_gated(piece: Piece, job: Job, places: Places, weights: Store[Any]) -> dict[str, Tensor]:
+    """Return bits and bytes (N, 2) of every scored document, and figures of attention (N,)."""
+    del job
+    data = data_of(piece.settings, places)
+    model, tokenizer = module_of(piece.settings).model, data.shards.tokenizer
+    model.load_state_dict(weights.load(piece, tested=data.shards.part(TASK).objects))
+    documents = beginnings(data)
+    bits = bits_per_byte(model, tokenizer, documents, context=data.context)
+    rows = [[tokenizer.end, *tokenizer.encode(one.text).tolist()] for one in documents]
+    tokens = torch.tensor([row[: data.context] for row in rows])
+    found = [decoder_diagnostics(model, some) for some in tokens.split(BATCH)]
+    layers = {name: torch.cat([one[name] for one in found]) for name in found[0]}
+    means = {n: v.amax(1) if n == LARGEST else v.mean(1) for n, v in layers.items()}
+    return {METRIC: torch.from_numpy(bits), **means}
+
+
+class GateStudy:
+    """Decoders of a configuration with one gate each, scored on its held-out documents.
+
+    Args:
+        run: Keeps what is trained and scored; its settings get the digest of the data.
+        data: The corpus, read.
+        seeds: Of every decoder.
+        gates: Names of gates, the first of which is compared with.
+
+    Raises:
+        GatesError: There is no such gate.
+    """
+
+    def __init__(
+        self, run: Run, data: LanguageDataModule, seeds: Sequence[int], gates: Sequence[str]
+    ) -> None:
+        run.settings["data.digest"] = [one.sha256 for one in data.digest()] or None
+        self.run, self.data, self.seeds, self.gates = run, data, seeds, gates
+        self.places = {name: getattr(data, name) for name in PLACES}
+        self.settings = {name: self._settings(name) for name in gates}
+
+    def _settings(self, name: str) -> dict[str, Any]:
+        """Return the settings of decoders with a gate, as large as those of the configuration."""
+        settings = dict(self.run.settings)
+        settings |= {f"{OPTIONS}.{n}": value for n, value in gate_options(name).items()}
+        hidden, dim = (settings[f"{OPTIONS}.{n}"] for n in ("hidden_dim", "dim"))
+        _, inside = weights_of(settings)
+        layers = settings[f"{OPTIONS}.num_layers"]
+        settings[f"{OPTIONS}.hidden_dim"] = hidden - round(inside / layers / (3 * dim))
+        return settings
+
+    def pieces(self, name: str) -> list[Piece]:
+        """Return the decoders with a gate, one a seed."""
+        settings = self.settings[name]
+        return [Piece(name, seed, settings={**settings, "seed": seed}) for seed in self.seeds]
+
+    def finish(self, *, train: bool) -> Path:
+        """Make what is missing, compare, and write ``scores.json``.
+
+        Args:
+            train: Whether missing decoders are trained.
+        """
+        run, gates = self.run, self.gates
+        weights, scores = run.store(WEIGHTS, Arrays()), run.store(SCORES, Arrays())
+        wanted = [piece for name in gates for piece in self.pieces(name)]
+        trained = run.obtain(
+            weights, wanted, partial(train_gated, places=self.places),
+            ticks=max(1, run.settings.get("trainer.max_steps") or 0), unit="steps",
+            leave_out=not train,
+        )  # fmt: skip
+        run.obtain(scores, trained, partial(score_gated, places=self.places, weights=weights))
+        found = {n: [scores.load(p) for p in self.pieces(n) if p in trained] for n in gates}
+        rows = self._rows(found)
+        said = [sentence(row) for row in rows if row.versus and row.metric == METRIC]
+        notes = [NOTE.format(letters=LETTERS, context=self.data.context), self._sizes()]
+        return run.finish(
+            rows, seeds=self.seeds, data=self.data.digest(), headline=" ".join(said), notes=notes
+        )
+
+    def _rows(self, found: Mapping[str, Sequence[Mapping[str, Tensor]]]) -> list[Row]:
+        """Return every figure, and by how much it differs from that of the first gate."""
+        draws = Resamples.clusters([document.name for document in beginnings(self.data)])
+        rows = []
+        for metric in (METRIC, *FIGURES) if found[self.gates[0]] else ():
+            transform = ratio if metric == METRIC else None
+            scores = {
+                name: [moments(one[metric].numpy(), transform, name=metric) for one in every]
+                for name, every in found.items()
+                if every and metric in every[0]
+            }
+            reference = self.gates[0] if self.gates[0] in scores else None
+            rows += compare(scores, draws, task=TASK, reference=reference)
+        lacking = [name for name, every in found.items() if not every or not rows]
+        note = "not compared: training is asked for by --train"
+        return rows + [Row(name, TASK, METRIC, np.nan, note=note) for name in lacking]
+
+    def _sizes(self) -> str:
+        """Return how many weights each decoder has, and how many of them in gates."""
+        sizes = {name: weights_of(self.settings[name]) for name in self.gates}
+        listed = [
+            f"{name} {every:,}, {inside:,} in gates" for name, (every, inside) in sizes.items()
+        ]
+        return f"Weights: {'; '.join(listed)}."
+
+
+def sentence(row: Row) -> str:
+    """Return a difference in words."""
+    unclear = "" if row.significant else ", not distinguishable"
+    return (
+        f"{row.method} needs {row.value:+.3f} [{row.low:+.3f}, {row.high:+.3f}] bits per byte next"
+        f" to {row.versus}{unclear}."
+    )

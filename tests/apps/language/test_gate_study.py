@@ -1,0 +1,63 @@
+"""``evaluate --gates``: decoders that differ in the gate of their attention alone."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from apps.language.gate_study import gate_options
+from core_gates.errors import GatesError
+from language.gated.diagnostics import attention_diagnostics, decoder_diagnostics
+from language.hf.model_folder import read_model
+from language.hf.pretrained import open_pretrained
+
+SHORT = ("--gates", "[none, G1 headwise, G2 elementwise]", "--seeds", "[0, 1]", "--name", "places",
+         "--trainer.max_steps", 3, "--trainer.val_check_interval", 3)  # fmt: skip
+
+
+def rows_of(folder):
+    content = json.loads((folder / "runs/language/places/scores.json").read_text())
+    return content, {(r["method"], r["metric"], r["versus"]): r for r in content["rows"]}
+
+
+def test_places_are_compared_with_the_first(trained):
+    said = trained.succeed("evaluate", *SHORT)
+    assert "none: not compared: training is asked for by --train" in said
+    assert "bits per byte next to none" in trained.succeed("evaluate", *SHORT, "--train")
+    content, rows = rows_of(trained.folder)
+    assert content["seeds"] == [0, 1]
+    for metric in ("bits_per_byte", "first_token_attention", "largest_activation"):
+        gap = rows["G1 headwise", metric, "none"]["value"]
+        own = (rows[name, metric, None]["value"] for name in ("G1 headwise", "none"))
+        assert gap == pytest.approx(next(own) - next(own), abs=1e-9)
+    assert rows["G1 headwise", "gate_mean", None]["value"] == pytest.approx(0.5, abs=0.05)
+    assert ("none", "gate_mean", None) not in rows
+    assert 0 < rows["none", "first_token_attention", None]["value"] < 1
+
+
+def test_decoders_have_about_as_many_weights(trained):
+    content, _ = rows_of(trained.folder)
+    (note,) = (note for note in content["notes"] if note.startswith("Weights:"))
+    counts = [int(n.replace(",", "")) for n in re.findall(r" ([\d,]+), [\d,]+ in gates", note)]
+    assert len(counts) == 3
+    assert max(counts) - min(counts) <= 2 * 3 * 16  # one hidden feature of each of two layers
+
+
+def test_gates_by_name(refuses):
+    assert gate_options("none") == {"attention_gate": None, "granularity": None}
+    assert gate_options("G2 headwise") == {"attention_gate": "G2", "granularity": "headwise"}
+    wrong = ("G6 headwise", "G1", "G1 wide", "none headwise")
+    refuses(
+        GatesError, *(("--gates names", lambda name=name: gate_options(name)) for name in wrong)
+    )
+
+
+def test_our_decoder_is_measured_as_it_is_in_transformers(weights):
+    opened, (own, _) = open_pretrained(weights, "cache"), read_model(weights)
+    tokens = torch.randint(0, 256, (2, 16), generator=torch.Generator().manual_seed(0))
+    ours = decoder_diagnostics(own, tokens)
+    for row, sequence in enumerate(tokens):
+        theirs = attention_diagnostics(opened.model, sequence).figures
+        for name in ours:
+            assert ours[name][row].numpy() == pytest.approx(theirs[name], rel=1e-5)
