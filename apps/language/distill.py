@@ -209,7 +209,10 @@ def make_record(
 def train_gates(
     piece: Piece, job: Job, place: str, records: Store[Any], pieces: Sequence[Piece]
 ) -> nn.Module:
-    """Train the gates of a model from records, and return the model with them."""
+    """Train the gates of a model from records, and return the model with them.
+
+    The record of the piece gets the divergence of a row by layer, before and after.
+    """
     model = model_with_gates(place, piece["kind"], piece["block_size"])
     gates = block_gates(model)
     L.seed_everything(piece.seed, verbose=False)
@@ -223,9 +226,19 @@ def train_gates(
 
     module = BlockGateModule({n: gate.gate for n, gate in gates.items()}, piece["learning_rate"])
     data = RecordData(load, len(pieces), piece["batch_size"], seed=piece["seed"])
-    job.note(objects=[one["tokens"] for one in pieces])
+    job.note(objects=[one["tokens"] for one in pieces], row_kl_before=row_kl(module, data))
     job.fit(module, data, ticks="steps", max_steps=piece["steps"], max_epochs=-1)
+    job.note(row_kl=row_kl(module, data))
     return model
+
+
+def row_kl(module: BlockGateModule, data: RecordData) -> dict[str, float]:
+    """Return the divergence of a row in nats, averaged over all records, by layer."""
+    with torch.no_grad():
+        found = [module.rows({n: x.unsqueeze(0) for n, x in data.load(i).items()})
+                 for i in range(data.count)]  # fmt: skip
+    means = torch.stack(found).mean(0).tolist()
+    return {name: round(mean, 4) for name, mean in zip(module.layers, means, strict=True)}
 
 
 def distill(

@@ -75,11 +75,16 @@ class BlockGateModule(L.LightningModule):
             losses.append(gate_distillation_loss(logits, record["target"], skip=skip))
         return torch.stack(losses)
 
+    def rows(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the divergence of each layer (layers,) in nats per row."""
+        found: Tensor = self(batch)
+        return found * batch[f"{self.layers[0]}.target"].shape[-1]
+
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002
         """Return the scaled sum of the divergences."""
-        found = self(batch)
-        loss: Tensor = SCALE * found.sum()
-        rows = found.detach() * batch[f"{self.layers[0]}.target"].shape[-1]
+        rows = self.rows(batch)
+        loss: Tensor = SCALE * rows.sum() / batch[f"{self.layers[0]}.target"].shape[-1]
+        rows = rows.detach()
         self.log("train/loss", loss.detach())
         self.log("train/row_kl", rows.mean(), prog_bar=True)
         self.log_dict({f"train/row_kl/{n}": row for n, row in zip(self.layers, rows, strict=True)})

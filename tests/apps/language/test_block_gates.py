@@ -55,6 +55,9 @@ def test_gates_are_distilled_once_and_kept_alone(distilled, trained, weights):
     assert path.stat().st_size < 10_000
     facts = json.loads((path.parent / "record.json").read_text())
     assert len(facts["objects"]) == 6
+    before, after = facts["facts"]["row_kl_before"], facts["facts"]["row_kl"]
+    assert list(after) == ["layers.0.self_attn", "layers.1.self_attn"]
+    assert all(after[name] < before[name] for name in after)
     assert "--weights" in (path.parent / "README.md").read_text()
     before = path.stat().st_mtime_ns
     words = ("--model", weights, "--kind", "prefill", "--name", "prefill", *SIZES, *CORPUS)
