@@ -45,8 +45,8 @@ class Ranker(nn.Module):
         sizes: Rows by name of the table, as a fitted transform gives them.
         dense_width: Dense inputs N, as a fitted transform gives them.
         net: Makes the network, given the number of inputs and the tasks. A network that wants
-            several sets of embeddings (STEM) gets them, each with its own encoders.
-        prior: Features whose inputs the network gets as its prior (PEPNet).
+            several sets of embeddings gets them, each with its own encoders.
+        prior: Features whose inputs the network gets as its prior.
         encoders: Further arguments of the encoders, by name of the history.
         calibrated: Whether it has intercepts, see :func:`recsys.validation.calibrate`.
         spec: How ``net`` is built again from a file; see :meth:`build`.

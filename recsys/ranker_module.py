@@ -150,7 +150,7 @@ class MultiTaskModule(L.LightningModule):
     Args:
         net: Name of the network in ``recsys.models.MODELS``, or ``package.module.Name``.
         options: Options of the network, by name.
-        prior: Features that a PEPNet gets as its prior.
+        prior: Features that a network with ``prior_dim`` gets as its prior.
         encoders: Options of the encoders of histories, by name of the history.
         learning_rate: Learning rate of Adam, for all but the tables.
         embedding_learning_rate: Learning rate of row-wise Adagrad, for the tables.
@@ -452,7 +452,7 @@ class MultiTaskModule(L.LightningModule):
         if "prior_dim" not in options_of(self.net):
             raise GatesError(
                 f"{self.net} takes no prior, but prior names {', '.join(self.prior)}: leave it "
-                "out, or choose a network that does, such as PEPNet"
+                "out, or choose a network that does"
             )
         sizes = transform.schema, transform.sizes, transform.dense_width
         layer = InputLayer(*sizes, encoders=self.encoders, device="meta")

@@ -64,10 +64,8 @@ def train(piece: Piece, job: Job, places: Places) -> dict[str, Tensor]:
     """Train one network until its validation loss no longer falls; return its best weights."""
     begin = process_time()
     module, data = _trained(piece, job, places)
-    facts: dict[str, Any] = {CPU: round(process_time() - begin, 1)}
-    if (trainer := getattr(module, "_trainer", None)) is not None:  # else it was trained before
-        facts[EPOCHS] = trainer.current_epoch
-    job.note(**facts)
+    trainer = getattr(module, "_trainer", None)  # None if it was trained before
+    job.note(**_cost(begin), **({EPOCHS: trainer.current_epoch} if trainer else {}))
     rows = data.batch("validation")
     ranker = module.served(rows)
     check_finite(ranker, rows)
@@ -94,8 +92,7 @@ def fit_baseline(piece: Piece, job: Job, places: Places) -> dict[str, Tensor]:
     job.note(objects=data.training_objects())
     begin = process_time()
     found = _fitted(piece, data, "test")
-    facts: dict[str, Any] = {CPU: round(process_time() - begin, 1)}
-    job.note(**facts)
+    job.note(**_cost(begin))
     return {"probabilities": torch.from_numpy(found).float()}
 
 
@@ -105,6 +102,10 @@ def try_baseline(piece: Piece, job: Job, places: Places) -> dict[str, float]:
     data = data_of({**piece.settings, **places})
     found = _fitted(piece, data, "validation")
     return {"score": summed_log_loss_of(data.batch("validation"), found)}
+
+
+def _cost(begin: float) -> dict[str, Any]:
+    return {CPU: round(process_time() - begin, 1)}
 
 
 def trainer_options(piece: Piece) -> dict[str, Any]:

@@ -208,8 +208,10 @@ class ShardWriter:
             if not count:
                 continue
             share = count / self.rows
-            line = f"{name}: {count:,} of {self.rows:,} rows ({share:.1%}) hold values that "
-            line += "training has not seen"
+            line = (
+                f"{name}: {count:,} of {self.rows:,} rows ({share:.1%}) hold values that training "
+                "has not seen"
+            )
             if share >= MANY:
                 line = f"WARNING: {line}: are they written as in training, {self._example(name)}?"
             yield line

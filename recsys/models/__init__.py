@@ -30,10 +30,6 @@ _HOMES = {
     "CGC": "ple",
     "PLE": "ple",
     "AdaTT": "adatt",
-    "ESMM": "funnels",
-    "AITM": "funnels",
-    "STEM": "prior_gates",
-    "PEPNet": "prior_gates",
     "HoME": "home",
     "Linear": "mmoe",
 }

@@ -133,18 +133,6 @@ class HoME(MultiTaskNet):
         logits = self.towers(self.task_layer(self._task_inputs(self.meta_layer(v))))
         return logits[:, self._order]
 
-    def shared_parameters(self) -> list[nn.Parameter]:
-        """Return weights and biases of the last layer of the second layer's experts.
-
-        Of these, the experts ``shared_rows`` are shared.
-        """
-        return [self.task_layer.experts.weights[-1], self.task_layer.experts.biases[-1]]
-
-    @property
-    def shared_rows(self) -> slice:  # type: ignore[override]
-        """Rows of :meth:`shared_parameters` that all tasks share: the shared experts."""
-        return slice(self.task_layer.owner.index("shared"), None)
-
     def all_shared(self) -> list[tuple[nn.Parameter, slice]]:
         """Return every parameter that two or more tasks share.
 

@@ -191,10 +191,6 @@ class SharedBottom(MultiTaskNet):
         """Return the logits (B, T) of rows (B, D)."""
         return self.towers(self.bottom(v)[:, 0])
 
-    def shared_parameters(self) -> list[nn.Parameter]:
-        """Return weight and bias of the last layer of the shared network."""
-        return [self.bottom.weights[-1], self.bottom.biases[-1]]
-
     def all_shared(self) -> list[tuple[nn.Parameter, slice]]:
         """Return all parameters of the shared network."""
         return whole(self.bottom)
@@ -299,10 +295,6 @@ class MMoE(MultiTaskNet):
         """Return the losses of the routing gates, summed over gates, times their weight."""
         losses, self._gate_losses = self._gate_losses, {}
         return {name: self.gate_loss * loss for name, loss in losses.items()}
-
-    def shared_parameters(self) -> list[nn.Parameter]:
-        """Return weights and biases of the last layer of the experts."""
-        return [self.experts.weights[-1], self.experts.biases[-1]]
 
     def all_shared(self) -> list[tuple[nn.Parameter, slice]]:
         """Return all parameters of the experts, and of the gate if there is one for all tasks."""

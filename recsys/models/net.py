@@ -328,14 +328,13 @@ class MultiTaskNet(nn.Module, ABC):
         tasks: What is predicted: tasks, their names, or names with categories.
 
     Attributes:
-        copies: Sets of embeddings that the network wants; with more than one (STEM) its input is
+        copies: Sets of embeddings that the network wants; with more than one its input is
             (B, copies, D).
         prior_dim: Features of a prior, such as the embedding of the user, that the network takes
-            as the second argument of ``forward`` (PEPNet); 0 for none.
+            as the second argument of ``forward``; 0 for none.
         id_feature: Sparse feature whose rows the network takes as the third argument of
             ``forward``, for gates that route by identity; empty for none.
         num_ids: Rows of that feature's table that the gates can route; None for any number.
-        shared_rows: Rows of the first dimension of :meth:`shared_parameters` that all tasks share.
 
     Raises:
         ValueError: A size is below 1, or there is no task.
@@ -345,7 +344,6 @@ class MultiTaskNet(nn.Module, ABC):
     prior_dim: int = 0
     id_feature: str = ""
     num_ids: int | None = None
-    shared_rows: slice = slice(None)
 
     def __init__(self, input_dim: int, tasks: Labels) -> None:
         super().__init__()
@@ -374,20 +372,12 @@ class MultiTaskNet(nn.Module, ABC):
         """
         return {}
 
-    def shared_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters of the last layer that all tasks share.
-
-        Of each, only the rows ``shared_rows`` are shared. Empty where tasks share nothing.
-        """
-        return []
-
     def all_shared(self) -> list[tuple[nn.Parameter, slice]]:
         """Return every parameter that two or more tasks share with its shared rows, for PCGrad.
 
-        A parameter with several stretches of shared rows occurs once for each. By default those of
-        the last shared layer.
+        A parameter with several stretches of shared rows occurs once for each. None by default.
         """
-        return [(parameter, self.shared_rows) for parameter in self.shared_parameters()]
+        return []
 
     def expert_layers(self) -> list[ExpertLayer]:
         """Return the layers of experts, the first first; none for networks without experts."""
@@ -422,11 +412,6 @@ class LeveledNet(MultiTaskNet):
         for layer in self.layers:
             x = layer(x)
         return self.towers(x)
-
-    def shared_parameters(self) -> list[nn.Parameter]:
-        """Return weights and biases of the last layer of the last level's experts."""
-        experts = cast(NormedExperts, self.layers[-1].experts)
-        return [experts.weights[-1], experts.biases[-1]]
 
 
 def _fold(module: nn.Module) -> None:

@@ -163,7 +163,7 @@ class PLE(LeveledNet):
             )
             for level in range(levels)
         )
-        self.shared_rows = slice(number * num_task_experts, None)
+        self.first_shared = number * num_task_experts
         self.towers = Towers(
             number, dim, tower_dims, norm=tower_norm, activation=tower_activation, **where
         )
@@ -175,7 +175,7 @@ class PLE(LeveledNet):
         over them, and all of the levels below.
         """
         *below, last = self._levels()
-        found = rows_from(last.experts, self.shared_rows.start)
+        found = rows_from(last.experts, self.first_shared)
         if below:
             *lowest, before = below
             shared = [False] * len(self.tasks) + [True]

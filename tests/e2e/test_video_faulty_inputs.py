@@ -280,8 +280,8 @@ FAULTS = {
         "learning_rate must be positive, got -1.0",
     ),
     "prior of no feature": (
-        fit("--model.net", "PEPNet", "--model.prior", "[nope]", path="good.csv"),
-        "model: nope are no inputs; known are",
+        fit("--model.prior", "[nope]", path="good.csv"),
+        "HoME takes no prior, but prior names nope: leave it out",
     ),
     "word as a number": (
         fit("--data.batch_size", "many", path="good.csv"),

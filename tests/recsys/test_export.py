@@ -166,22 +166,15 @@ def test_a_compiler_that_fails_is_one_line_and_replaces_no_file(tmp_path, monkey
     assert sorted(tmp_path.iterdir()) == sorted(paths.values())
 
 
-NEEDED = {
-    "ESMM": {"conditions": {"share": "click"}},
-    "PEPNet": {"prior_dim": 2, "gate_dim": 4},
-}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted({*MODELS} - {"Linear"}))
 def test_every_network_gives_the_same(name, tmp_path):
     """With batch normalization where there is any, folded and with statistics that matter."""
     options = {"dim": 4, "hidden_dims": [6], "tower_dims": [3]}
     norms = {"norm": "batch", "tower_norm": "batch"}
-    options |= {o: v for o, v in norms.items() if o in options_of(name)} | NEEDED.get(name, {})
-    prior = ["tab"] if name == "PEPNet" else []
+    options |= {o: v for o, v in norms.items() if o in options_of(name)}
     sizes = (TOY["SIZES"], 4)
-    ranker = Ranker.build(TOY["schema"]("target_attention"), *sizes, name, options, prior=prior)
+    ranker = Ranker.build(TOY["schema"]("target_attention"), *sizes, name, options)
     with torch.no_grad():
         for parameter in ranker.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)

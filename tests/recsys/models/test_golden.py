@@ -143,23 +143,12 @@ def ple(config):
     return "PLE", {**options, "gate_norm": "batch"}, towers(m, named("towers.{}", tasks))
 
 
-def aitm(config):
-    m, tasks = (
-        Map().experts("bottoms", named("bottoms.{}", config["n_task"]), TWO),
-        config["n_task"],
-    )
-    for step in range(tasks - 1):
-        m.experts(f"handed_on.{step}", [f"info_gates.{step}"], ONE)
-        m.parts[f"transfers.{step}.weight"] = [f"aits.{step}.{x}_layer.weight" for x in "qkv"]
-    return "AITM", {}, towers(m, named("towers.{}", tasks))
-
-
 def sharedbottom(config):
     m = Map().experts("bottom", ["bottom_mlp"], TWO)
     return "SharedBottom", {}, towers(m, named("towers.{}", config["n_task"]))
 
 
-NETWORKS = {"mmoe": mmoe, "ple1": ple, "ple2": ple, "aitm": aitm, "sharedbottom": sharedbottom}
+NETWORKS = {"mmoe": mmoe, "ple1": ple, "ple2": ple, "sharedbottom": sharedbottom}
 
 
 def inputs(arrays):
@@ -189,24 +178,6 @@ def test_rechub(name, mode, vectors):
     probabilities = net(v).sigmoid()
     assert_close(probabilities, arrays[f"{mode}/out"], rtol=0, atol=1e-10)
     (arrays["loss_weight"] * probabilities).sum().backward()
-    m.check(net, arrays, mode)
-    check_tables(tables, arrays, mode)
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_rechub_esmm(mode, vectors):
-    """Their columns are those of conversion given a click, click, and both."""
-    config, arrays = vectors("rechub_esmm_a")
-    tables, v = inputs(arrays)
-    options = {**rechub_options(config), "hidden_dims": None, "conditions": {"buy": "click"}}
-    net = build("ESMM", options, v.shape[1], [Task("click"), Task("buy")]).double()
-    m = towers(Map(), ["tower_ctr", "tower_cvr"])
-    m.fill(net, arrays).train(mode == "train")
-    conditionals = net.conditionals(v)
-    given, both = conditionals[:, 1].sigmoid(), net.joint(conditionals).sigmoid()
-    found = torch.stack([given, both[:, 0], both[:, 1]], 1)
-    assert_close(found, arrays[f"{mode}/out"], rtol=0, atol=1e-10)
-    (arrays["loss_weight"] * found).sum().backward()
     m.check(net, arrays, mode)
     check_tables(tables, arrays, mode)
 

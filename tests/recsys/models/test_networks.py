@@ -6,29 +6,25 @@ from copy import deepcopy
 import polars as pl
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from core_gates.errors import GatesError
 from recsys import models
 from recsys.model_folder import load_model, save_model
 from recsys.models import MODELS, build, num_weights, options_of, sized
-from recsys.models.funnels import product_logit
 from recsys.ranker import Ranker
 from recsys.schema import FeatureSchema, Sparse, Task
 from recsys.transform import FeatureTransform
 
 TASKS = [Task("click"), Task("like"), Task("buy")]
 SMALL = {"dim": 5, "hidden_dims": [6], "tower_dims": [4]}
-NEEDED = {"ESMM": {"conditions": {"buy": "click"}}, "PEPNet": {"prior_dim": 3, "gate_dim": 4}}
 OTHERS = sorted(set(MODELS) - {"HoME", "Linear"})
-WITH_EXPERTS = ["OMoE", "MMoE", "CGC", "PLE", "AdaTT", "STEM"]
+WITH_EXPERTS = ["OMoE", "MMoE", "CGC", "PLE", "AdaTT"]
 
 
 def made(name, seed=0, **options):
     torch.manual_seed(seed)
-    net = build(name, {**SMALL, **NEEDED.get(name, {}), **options}, 8, TASKS).double()
+    net = build(name, {**SMALL, **options}, 8, TASKS).double()
     for parameter in net.parameters():  # gates near uniform and zero biases hide mistakes
         torch.nn.init.normal_(parameter, std=0.7)
     return net
@@ -61,7 +57,7 @@ def test_every_parameter_moves_the_logits(name):
     assert len(fixed) == (2 if name == "AdaTT" else 0)
 
 
-@pytest.mark.parametrize("name", sorted({*OTHERS} - {"STEM", "PEPNet"}))  # those stop gradients
+@pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize("norm", ["batch", None])
 def test_gradients_are_those_of_the_outputs(name, norm):
     net = made(name, norm=norm, activation="silu", tower_norm=norm)
@@ -85,7 +81,7 @@ def test_half_precision_gives_nearly_the_same(name):
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_options_survive_json_and_the_meta_device(name):
-    options = json.loads(json.dumps({**SMALL, **NEEDED.get(name, {})}))
+    options = json.loads(json.dumps(SMALL))
     assert options.keys() <= set(options_of(name))
     net = build(name, options, 8, TASKS, device="meta")
     here = build(name, options, 8, TASKS)
@@ -111,13 +107,6 @@ def test_options_survive_json_and_the_meta_device(name):
         ("MMoE", {"gate": "TopKGate", "gate_options": {"kk": 2}}, "gate_options of TopKGate"),
         ("MMoE", {"gate": "HashGate", "gate_options": {"num_ids": 5}}, "gate_feature"),
         ("MMoE", {"gate": "SinkhornGate"}, "must not depend on them"),
-        ("ESMM", {}, "ESMM: .*conditions"),
-        ("ESMM", {"conditions": {}}, "needs conditions="),
-        ("ESMM", {"conditions": {"buy": "clik"}}, "conditions name clik, no task"),
-        ("ESMM", {"conditions": {"buy": "like", "like": "buy"}}, "in a circle among like, buy"),
-        ("AITM", {"chain": ["click"]}, "two or more distinct tasks of click, like, buy"),
-        ("AITM", {"calibration": -1}, "calibration must not be negative"),
-        ("PEPNet", {}, "PEPNet: the gates need a prior, .*got 0"),
     ],
 )
 def test_mistakes_are_one_line(name, options, message):
@@ -151,19 +140,6 @@ def test_the_last_level_of_ple_masks_as_well():
     net.zero_grad()
     logits[:, 0].sum().backward()  # through the shared gate of the first level
     assert all(w.abs().sum() > 0 for w in net.layers[0].experts.weights[0].grad)
-
-
-def test_the_gradient_of_stem_stays_with_its_task():
-    net = made("STEM", num_task_experts=2)
-    v, _ = inputs(net)
-    logits = net(v)
-    check_own_experts(net, logits, net.experts)
-    for task in range(3):
-        (grad,) = torch.autograd.grad(logits[:, task].sum(), v, retain_graph=True)
-        assert [bool(g.abs().sum()) for g in grad.unbind(1)] == [s in (task, 3) for s in range(4)]
-    changed = v.detach().clone()
-    changed[:, 1] += 1
-    assert (net(changed) - logits)[:, 0].abs().min() > 1e-6  # yet every task sees all experts
 
 
 @pytest.mark.parametrize("name", WITH_EXPERTS)
@@ -218,70 +194,15 @@ def test_shared_parameters_are_reached_by_every_task(name):
     net = made(name, activation="silu")
     v, prior = inputs(net)
     logits = net(v, prior)
-    last = [(p, net.shared_rows) for p in net.shared_parameters()]
     for task in range(3):
         net.zero_grad()
         logits[:, task].square().sum().backward(retain_graph=True)
-        for parameter, rows in last + net.all_shared():
+        for parameter, rows in net.all_shared():
             grad = parameter.grad[rows]
             if parameter.ndim > 1:
                 assert all(g.abs().sum() > 1e-9 for g in grad)
             assert grad.numel() > 0
-    assert {id(p) for p, _ in last} <= {id(p) for p, _ in net.all_shared()}
-
-
-@given(st.floats(-200, 200), st.floats(-200, 200))
-def test_the_logit_of_a_product_of_probabilities(a, b):
-    a, b = torch.tensor([a, b], dtype=torch.float64).unbind()
-    logit = product_logit(a, b)
-    log_p = torch.nn.functional.logsigmoid(a) + torch.nn.functional.logsigmoid(b)
-    assert_close(torch.nn.functional.logsigmoid(logit), log_p, rtol=1e-9, atol=1e-12)
-    assert logit <= torch.minimum(a, b) + 1e-9
-
-
-def test_probabilities_of_esmm_fall_along_chains():
-    net = made("ESMM", conditions={"buy": "like", "like": "click"}).eval()
-    v, _ = inputs(net)
-    p, given_ = net(v).sigmoid(), net.conditionals(v).sigmoid()
-    assert_close(p, given_.cumprod(1), rtol=1e-12, atol=0)
-
-
-def test_the_calibrator_of_aitm():
-    """α Σ_t mean max(p_t - p_(t-1), 0), along the chain alone."""
-    net = made("AITM", chain=["click", "buy"], calibration=0.5)
-    p = torch.tensor([[0.2, 0.9, 0.3], [0.7, 0.1, 0.4]], dtype=torch.float64)
-    loss = net.losses(p.logit())
-    assert_close(loss["calibration"], torch.tensor(0.5 * 0.1 / 2, dtype=torch.float64))
-    assert build("AITM", SMALL, 8, TASKS).calibration == 0.6
-
-
-def test_aitm_hands_on_along_the_chain_alone():
-    net = made("AITM", chain=["buy", "click"]).eval()
-    v, _ = inputs(net)
-    moved = []
-    for task in range(3):
-        net.zero_grad()
-        net(v)[:, task].sum().backward()
-        moved.append([bool(g.abs().sum()) for g in net.bottoms.weights[0].grad])
-    assert moved == [[True, False, True], [False, True, False], [False, False, True]]
-
-
-def test_pepnet_scales_by_the_prior_without_teaching_the_inputs():
-    net = made("PEPNet").eval()
-    v, prior = inputs(net)
-    assert (net(v, prior + 1) - net(v, prior)).abs().min() > 1e-6
-    with pytest.raises(ValueError, match="must have 3 features, found 0"):
-        net(v)
-    for gate in (net.input_gate, *net.gates):
-        factors = gate.factors(torch.ones(6, gate.dim).double(), prior, seen=v)
-        assert not torch.autograd.grad(factors.sum(), v, allow_unused=True)[0]
-        assert ((factors > 0) & (factors < 2)).all()
-        torch.nn.init.zeros_(gate.weight)
-        torch.nn.init.zeros_(gate.bias)
-    plain = v  # with factors of 1 it is a plain network per task
-    for layer in net.layers:
-        plain = layer(plain)
-    assert_close(net(v, prior), net.towers(plain))
+    assert net.all_shared()
 
 
 def test_a_network_per_task_with_its_own_embeddings():
@@ -366,12 +287,9 @@ def test_a_network_of_ones_own_is_found_by_its_place(tmp_path, monkeypatch):
             options_of(name)
 
 
-NEEDED_TO_SIZE = {"ESMM": {"conditions": {"buy": "click"}}, "PEPNet": {"prior_dim": 3}}
-
-
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_network_of_a_size(name):
-    options = {"dim": 12, "hidden_dims": [36], "tower_dims": [7], **NEEDED_TO_SIZE.get(name, {})}
+    options = {"dim": 12, "hidden_dims": [36], "tower_dims": [7]}
     found = sized(name, options, 20, TASKS, 60_000)
     weights = sum(p.numel() for p in build(name, found, 20, TASKS).parameters())
     assert num_weights(name, found, 20, TASKS) == weights
@@ -411,7 +329,7 @@ def test_a_size_that_no_width_has(refuses):
 @pytest.mark.fault("video R9")
 @pytest.mark.parametrize(("target", "words"), [(1, "at dim="), (100_000, "whatever its dim")])
 def test_a_width_without_effect(monkeypatch, target, words):
-    options, tried = {**NEEDED_TO_SIZE["ESMM"], "hidden_dims": None}, []
+    options, tried = {"dim": 4, "hidden_dims": []}, []
 
     def counted(*given):
         tried.append(given)
@@ -419,8 +337,8 @@ def test_a_width_without_effect(monkeypatch, target, words):
         return num_weights(*given)
 
     monkeypatch.setattr(models, "num_weights", counted)
-    with pytest.raises(GatesError, match=f"ESMM cannot have .* weights: .*{words}"):
-        sized("ESMM", options, 32, TASKS, target)
+    with pytest.raises(GatesError, match=f"Widthless cannot have .* weights: .*{words}"):
+        sized(f"{__name__}.Widthless", options, 32, TASKS, target)
 
 
 @pytest.mark.parametrize("shared", [0, 2])
@@ -461,6 +379,11 @@ def test_tasks_by_name_and_options_that_are_passed_on():
     assert sized(name, {"num_experts": 2}, 8, TASKS, 3000)["dim"] > 3
     with pytest.raises(GatesError, match="has no option 'dimm'"):
         build(name, {"dimm": 3}, 8, TASKS)
+
+
+class Widthless(models.MODELS["Linear"]):
+    def __init__(self, input_dim, tasks, *, dim=4, hidden_dims=(), device=None):
+        super().__init__(input_dim, tasks, device=device)
 
 
 class Scaled(models.MODELS["MMoE"]):
