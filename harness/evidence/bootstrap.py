@@ -35,7 +35,7 @@ def draw_crossed(
     """Return how often each sample is drawn, (count, N), if clusters of several kinds are drawn.
 
     Each kind of clusters is drawn for itself; a sample is drawn as often as the product of its
-    clusters (the pigeonhole bootstrap of Owen, 2007).
+    clusters (the pigeonhole bootstrap of Owen, 2007). A resample without any is drawn again.
 
     Args:
         indices: For each kind, (N,) number of the cluster of each sample.
@@ -46,6 +46,8 @@ def draw_crossed(
     drawn = np.ones((count, len(indices[0])))
     for index, own in zip(indices, units, strict=True):
         drawn *= draw_clusters(index, own, generator, count)
+    if (empty := ~drawn.any(1)).any():
+        drawn[empty] = draw_crossed(indices, units, generator, int(empty.sum()))
     return drawn
 
 

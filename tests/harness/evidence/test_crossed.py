@@ -71,3 +71,9 @@ def test_kinds_belong_to_the_same_samples(refuses):
         ("one id each a sample", lambda: Resamples.crossed(FIRST, SECOND[:-1])),
         ("one id each a sample", lambda: Resamples.crossed()),
     )
+
+
+def test_a_resample_without_a_sample_is_drawn_again():
+    pairs = ("a", "b", "c"), (1, 2, 3), ("x", "y", "z")  # three kinds: most products are empty
+    found = interval(Resamples.crossed(*pairs, resamples=200), np.array([1.0, 2.0, 4.0]))
+    assert 1 <= found.low < found.high <= 4
