@@ -275,6 +275,8 @@ class GatesRunCLI(LightningCLI):
             resumed(self.run_folder, self.training(self._run()))
             if options["resume"] and (last := self.run_folder.last_checkpoint):
                 refuse_foreign(last, "start again with --overwrite, or from an older copy of it")
+            elif options["resume"]:
+                print(f"{self.run_folder.training} has no checkpoint: training starts at step 0")
 
     def _refuse_no_length(self) -> None:
         trainer = self.config[self.subcommand]["trainer"]

@@ -176,7 +176,7 @@ def test_of_two_trainings_begun_together_one_is_refused(alone, waiting, tmp_path
 
 @forking
 @pytest.mark.parametrize("steps", [0, 1])  # before and after the first checkpoint
-def test_a_training_that_is_killed_is_resumed_at_once(alone, waiting, tmp_path, steps):
+def test_a_training_that_is_killed_is_resumed_at_once(alone, waiting, tmp_path, capsys, steps):
     """The process that loads its data lives on for some seconds."""
     waiting(steps)
     child = begin("a", "--data.num_workers", "1", "--checkpoint.every_n_steps", "1")
@@ -185,6 +185,7 @@ def test_a_training_that_is_killed_is_resumed_at_once(alone, waiting, tmp_path, 
     assert awaited(child) == -signal.SIGKILL
     Path("go").touch()
     assert main(["toy", "fit", *QUICK, "--name", "same", "--resume"], TABLE) == 0
+    assert ("has no checkpoint: training starts" in capsys.readouterr().out) == (steps == 0)
     assert_one_model(alone, tmp_path / "runs/toy/same")
 
 
