@@ -365,7 +365,7 @@ def _search_variants(load: Load) -> Mapping[str, Call]:
         return near[np.argsort(-scores[near])]
 
     def whole() -> object:
-        return library.search("a prompt", K)
+        return library.search("a prompt", K, "weights")
 
     def end() -> None:
         library.close()

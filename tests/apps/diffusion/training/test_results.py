@@ -105,7 +105,7 @@ def test_an_encoder_indexes_and_finds(gates, command):
         "diffusion", "search", "a red apple", "--encoder", folder, "--text_encoder", "ngrams",
         "--least", "-1",
     )  # fmt: skip
-    assert "by weights" in shown
+    assert "by names, then weights" in shown
 
 
 @pytest.mark.parametrize(
