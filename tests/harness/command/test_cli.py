@@ -78,7 +78,7 @@ def gates(toy, tmp_path, monkeypatch, capsys):
         ("fit --ckpt_path none.ckpt", "no checkpoint at none.ckpt: run fit first"),
         (
             "fit --ckpt_path broken.yaml",
-            "broken.yaml is damaged or not a checkpoint (UnpicklingError): give checkpoints/last.ckpt",
+            "broken.yaml is damaged or not a checkpoint (UnpicklingError): give checkpoints",
         ),
         ("score --repeats many", "repeats: expected int, found 'many'"),
         ("score --repeats 0", "--repeats must be at least 1, found 0"),
