@@ -250,7 +250,7 @@ def test_every_contest_can_be_held(path, tmp_path):
         schema = data_of({**settings, **contest.own_data(method)}).schema
         made = contest.settings(method, common, schema, first)
         sizes[method] = num_weights(
-            made["model.net"], made["model.options"], input_width(schema), schema.tasks
+            made["model.net"], made["model.options"], input_width(schema), schema.heads
         )
         if entry.get("sized", True):
             assert abs(sizes[method] / sizes[contest.reference] - 1) <= 0.05
