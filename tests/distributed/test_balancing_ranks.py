@@ -58,4 +58,3 @@ def test_two_ranks_equal_one_process(two_ranks):
     found = two_ranks(train_all, tolerance=1e-6)
     for result in found.values():
         assert (result["weights"] - 1).abs().max() > 1e-3
-    assert found["dwa"]["state"]["counts"].tolist() == [1, 1, 1]
