@@ -17,6 +17,7 @@ from harness.command.verbs import Place
 from harness.experiment import Arrays, Job, Piece, Run, Store
 from harness.files import short_digest, write_text
 from harness.files.rounding import in_8_bits
+from harness.runs.loops import ResumableCSVLogger
 from language.corpus import Document, read_corpus
 from language.hf.gate_file import fingerprint
 from language.hf.pretrained import Pretrained, open_pretrained
@@ -27,6 +28,7 @@ from language.seer.recording import record_bytes, record_sequence
 
 RECORDS, GATES = "records", "gates"
 FILE = "gates.safetensors"
+LOGGED = 10  # steps between two rows of metrics.csv
 CARD = """---
 library_name: gatesuite
 ---
@@ -211,7 +213,8 @@ def train_gates(
 ) -> nn.Module:
     """Train the gates of a model from records, and return the model with them.
 
-    The record of the piece gets the divergence of a row by layer, before and after.
+    The record of the piece gets the divergence of a row by layer, before and after; in between it
+    is in ``KIND-training/metrics.csv`` of the run.
     """
     model = model_with_gates(place, piece["kind"], piece["block_size"])
     gates = block_gates(model)
@@ -227,7 +230,11 @@ def train_gates(
     module = BlockGateModule({n: gate.gate for n, gate in gates.items()}, piece["learning_rate"])
     data = RecordData(load, len(pieces), piece["batch_size"], seed=piece["seed"])
     job.note(objects=[one["tokens"] for one in pieces], row_kl_before=row_kl(module, data))
-    job.fit(module, data, ticks="steps", max_steps=piece["steps"], max_epochs=-1)
+    log = ResumableCSVLogger(records.folder.parent / f"{piece.method}-training")
+    job.fit(
+        module, data, ticks="steps", max_steps=piece["steps"], max_epochs=-1, logger=log,
+        log_every_n_steps=LOGGED,
+    )  # fmt: skip
     job.note(row_kl=row_kl(module, data))
     return model
 

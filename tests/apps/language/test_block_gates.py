@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from apps.language import distill
 from apps.language.block_tour import GATES, block_part
 from apps.language.generate import models_in, shipped
+from harness.figures.curves import read_metrics
 from harness.report.page import Page
 from language.corpus import Document
 from language.gated.attach import attach_output_gate
@@ -58,6 +59,9 @@ def test_gates_are_distilled_once_and_kept_alone(distilled, trained, weights):
     before, after = facts["facts"]["row_kl_before"], facts["facts"]["row_kl"]
     assert list(after) == ["layers.0.self_attn", "layers.1.self_attn"]
     assert all(after[name] < before[name] for name in after)
+    logged = read_metrics(path.parents[2] / "prefill-training/metrics.csv")
+    assert logged.keys() == {"train/loss", "train/row_kl", *(f"train/row_kl/{n}" for n in after)}
+    assert logged["train/loss"].steps.tolist() == [9, 19, 29]
     assert "--weights" in (path.parent / "README.md").read_text()
     before = path.stat().st_mtime_ns
     words = ("--model", weights, "--kind", "prefill", "--name", "prefill", *SIZES, *CORPUS)
@@ -93,6 +97,10 @@ def test_what_is_cut_off_anywhere_ends_with_the_same_bits(
     found, expected = load_file(path), load_file(distilled["decode"][0])
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[key], value) for key, value in expected.items())
+    logs = [
+        one.parents[2] / "decode-training/metrics.csv" for one in (path, distilled["decode"][0])
+    ]
+    assert logs[0].read_bytes() == logs[1].read_bytes()
 
 
 def test_where_all_is_read_the_text_is_that_of_the_decoder(distilled, trained):
