@@ -12,6 +12,7 @@ from apps.diffusion.embedded_world import World, root_of, run_of
 from apps.diffusion.generate import TRUE, in_bytes, pair_images
 from apps.diffusion.studies.base_study import (
     METHODS,
+    TRAINED,
     UNSEEN,
     image_pieces,
     searched_of,
@@ -22,7 +23,6 @@ from apps.diffusion.studies.fused_views import DRAWN
 from apps.diffusion.studies.fusion_study import BLIND, GROUPS, SPACES, best_rival
 from apps.diffusion.studio import Sources, shipped, studio
 from core_gates.errors import GatesError, check_option
-from diffusion.data.concepts import concepts
 from diffusion.data.scenes import drawn
 from diffusion.evaluation.figures import (
     gate_map_figure,
@@ -248,11 +248,9 @@ def add_retrieval(page: Page, world: World) -> None:
         world: In which nothing is trained.
     """
     page.section("Captions and adapters")
-    names = [one.name for one in concepts()]
-    trained = [name for name in names if name not in UNSEEN]
     second = world.zoo(1)
-    found = world.encoders({"encoder": METHODS["encoder"]}, [0], concepts=trained).get("encoder")
-    if not found or len(second) < len(names):
+    found = world.encoders({"encoder": METHODS["encoder"]}, [0], concepts=TRAINED).get("encoder")
+    if not found or not second:
         page.text("The encoder or adapters of seed 1 are missing: run `evaluate` first.")
         return
     with working("encoding adapters"):

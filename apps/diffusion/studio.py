@@ -48,7 +48,7 @@ class Sources:
         encoder: Folder of the encoder of adapters; the shipped one for the embedded base if null.
         index: Folder of the index; .gates-index in the library if null.
         least: Smallest cosine of prompt and weights of adapters that are found and not named; if
-            null, what prompts that ask for no image do not reach.
+            null, what prompts of images that no adapter draws hardly ever reach.
         components: Folder of a pipeline with all other parts, for a GGUF file.
         dtype: Type of the parameters of other bases than the embedded one.
         offload: What is moved to a device at a time, where its memory is small.

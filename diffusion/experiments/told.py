@@ -53,8 +53,8 @@ class Suits:
 
         Args:
             scores: Name -> cosine.
-            leave: ``lowest``: that of the lowest cosine; ``least``: those that a search by weights
-                would leave out.
+            leave: ``lowest``: that of the lowest cosine; ``unreached``: those that a search by
+                weights would leave out.
             text: Encodes prompts.
         """
         if leave == "lowest":

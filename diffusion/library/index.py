@@ -88,9 +88,9 @@ class LoraLibrary(AbstractContextManager["LoraLibrary"]):
         index: Folder of the index; ``.gates-index`` in the library if None.
         limits: What a file may cost.
         lenient: Find files that the strict reader refuses by their weights, too.
-        least: Smallest cosine of prompt and weights of what a search finds; by default the .99
-            quantile of the cosines of prompts that ask for no image, among the adapters of the
-            index.
+        least: Smallest cosine of prompt and weights of what a search finds; by default the
+            one that the best adapter of the index does not reach for nine in ten prompts of images
+            that adapters hardly ever draw.
 
     Raises:
         LibraryError: A path starts with the home of a user who does not exist, or ``least`` is not

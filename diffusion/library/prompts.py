@@ -1,4 +1,4 @@
-"""What prompts tell: words that adapters are found by, and prompts that ask for no image."""
+"""What prompts tell: words that adapters are found by, and images that no adapter draws."""
 
 import re
 
@@ -26,22 +26,18 @@ def told_words(text: str) -> str:
 
 
 UNRELATED = (
-    "The invoice is due at the end of the month.", "How do I reset my password?",
-    "She forgot to call after the meeting.", "The committee approved the new budget.",
-    "The theorem follows by induction.", "Please reply before Friday.",
-    "Interest rates rose again last year.", "I cannot remember his name.",
-    "The court dismissed the appeal.", "Sort the list in ascending order.",
-    "They moved to another city for work.", "The election was held in spring.",
-    "Your order has been shipped.", "The experiment was repeated three times.",
-    "We should talk about the contract.", "Translate this sentence into French.",
-    "The company hired ten engineers.", "It is too late to apologize.",
-    "Nothing in the report surprised him.", "The deadline was moved twice.",
-    "Which version did you install?", "Most of the answers were wrong.",
-    "He denies that he knew about it.", "The lecture begins at nine.",
+    "a photo of a fax machine on a desk", "a dentist with a drill", "a portrait of an accountant",
+    "a bowl of lentils, top view", "an elevator in an office", "a forklift in a warehouse",
+    "a stapler in watercolor", "a pair of nail clippers", "a nurse at work, low poly",
+    "a parking garage at noon", "a tennis court from above", "a vacuum cleaner in pop art style",
+    "a lawn mower in a shed", "a plumber under a sink", "an orange calculator on white",
+    "a hippopotamus asleep", "a plate of noodles, studio light", "a sewing machine in art deco",
+    "a shopping cart at an airport", "a moose in oil paint", "a jury in a courtroom",
+    "a green toothbrush on blue", "a knee in a bandage", "a referee with a whistle",
 )  # fmt: skip
-"""Prompts that ask for no image: what they reach by weights is no reason to take an adapter."""
+"""Images that adapters hardly ever draw: what they reach by weights is no reason to take one."""
 
-_UNREACHED = 0.99  # quantile of the cosines of unrelated prompts that a cosine has to reach
+_UNREACHED = 0.9  # of such prompts find nothing
 
 
 def least_cosine(vectors: NDArray[np.float32], unrelated: NDArray[np.float32]) -> float:
@@ -49,6 +45,7 @@ def least_cosine(vectors: NDArray[np.float32], unrelated: NDArray[np.float32]) -
 
     Args:
         vectors: Of adapters (n, dim).
-        unrelated: Of :data:`UNRELATED` (prompts, dim).
+        unrelated: Of :data:`UNRELATED` (prompts, dim): for nine in ten of these, even the best
+            cosine is smaller.
     """
-    return float(np.quantile(vectors @ unrelated.T, _UNREACHED))
+    return float(np.quantile((vectors @ unrelated.T).max(0), _UNREACHED))

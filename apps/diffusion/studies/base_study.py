@@ -21,10 +21,8 @@ from diffusion.evaluation.fusion_scores import Judge
 from diffusion.evaluation.parity import ADVICE, COMPARISONS, TOLERANCE
 from diffusion.evaluation.retrieval_scores import (
     BM25,
-    by_captions,
     chance,
-    concept_cosines,
-    delta_cosine,
+    closeness,
     search_values,
 )
 from diffusion.experiments.made_images import (
@@ -35,10 +33,11 @@ from diffusion.experiments.made_images import (
     prompts,
 )
 from diffusion.experiments.trained_gates import captions
-from diffusion.experiments.zoo import FOLDER, EncoderForm, captions_of, in_roles, shape_of
+from diffusion.experiments.word_reading import common_words, given, read_vectors
+from diffusion.experiments.zoo import FOLDER, EncoderForm, captions_of, in_roles
 from diffusion.lora_file import LoraBundle, load_lora
 from diffusion.models.flow_matching import GUIDANCE
-from diffusion.retrieval import TrainedEncoder, collate, modules_of
+from diffusion.retrieval import TrainedEncoder
 from harness.evidence import Bar, Resamples, Row, compare, moments
 from harness.experiment import Arrays, Piece, Run
 from harness.files import Data
@@ -235,6 +234,8 @@ def parity_study(asked: Asked, _: World) -> None:
 UNSEEN = ("cup", "umbrella", "duotone", "rayed")
 """Concepts that no encoder is trained on."""
 
+TRAINED = [one.name for one in concepts() if one.name not in UNSEEN]
+
 ENCODER: dict[str, Any] = {
     "encoder": {"dim": 64, "depth": 2, "heads": 4, "head_dim": 16, "hidden_dim": 256},
     "steps": 600,
@@ -259,6 +260,7 @@ METHODS = {
 TELLING = ("modelspec.title", "modelspec.tags", "modelspec.trigger_phrase", "ss_tag_frequency")
 KNOWN, NEW = "known concepts", "new concepts"
 MEAN, WORD = "nearest mean caption", "nearest word"
+READ, SHIPPED, WORDS = "answers to words", "adapters that ship, none of them known", 3000
 ORDERED, PAIRS_OF_SECOND = "order from the weights", "pairs of another training"
 
 
@@ -289,33 +291,39 @@ class Searched(NamedTuple):
 
 def encoder_of(world: World) -> Path | None:
     """Return the folder of the encoder of the adapters of a world; None if it is missing."""
-    trained = [one.name for one in concepts() if one.name not in UNSEEN]
-    piece = world.encoder_piece("encoder", 0, concepts=trained, **ENCODER)
+    piece = world.encoder_piece("encoder", 0, concepts=TRAINED, **ENCODER)
     folder = world.run.store("encoders", EncoderForm()).find(piece)
     return None if folder is None else folder / FOLDER
 
 
 def retrieval_study(asked: Asked, world: World) -> None:
     """Score the search of independently trained adapters by captions that none has seen."""
-    trained = [one.name for one in concepts() if one.name not in UNSEEN]
-    encoders = world.encoders(METHODS, asked.seeds, concepts=trained)
     first, second = world.zoo(0), world.zoo(1)
+    rows = rows_without_training(world, searched_of(world, first))
+    if not second:  # in a quick run
+        asked.run.finish(rows, seeds=asked.seeds, data=[world_data()])
+        return
+    encoders = world.encoders(METHODS, asked.seeds, concepts=TRAINED)
     searched = searched_of(world, second)
     found: dict[str, list[Any]] = {
         name: [searched.text @ vectors(one, searched.bundles).T for one in own]
         for name, own in encoders.items()
     }
     found |= rivals(world, searched, first)
-    rows: list[Row] = []
     for task, queries in searched.tasks().items():
         rows += _rows(found, searched, queries, task)
     order = world.order(fit=True)
     assert order is not None
     ranked = order.verdicts(*in_roles(second))
     rows += [Row(ORDERED, PAIRS_OF_SECOND, name, value) for name, value in ranked.items()]
-    more, gap = cosines(encoders, searched, first, trained)
+    more, gap = cosines(
+        encoders,
+        [load_lora(first[name]) for name in TRAINED],
+        [searched.bundles[searched.names.index(name)] for name in TRAINED],
+    )
     own = {(r.method, r.task, r.metric): r for r in rows if not r.versus}
     found3, by_chance = (own[name, NEW, "recall@3"] for name in ("encoder", "chance"))
+    read3 = own[READ, SHIPPED, "recall@3"]
     bars = [
         Bar(
             "known concepts: recall@1 over that of nearest mean captions or words",
@@ -326,12 +334,14 @@ def retrieval_study(asked: Asked, world: World) -> None:
         ),
         Bar("new concepts: recall@3 over chance", found3.value / by_chance.value, ">=", 5),
         Bar("new concepts: recall@3, lower end", found3.low, ">=", by_chance.value),
+        Bar(f"{READ}: recall@3 over chance", read3.value / by_chance.value, ">=", 5),
+        Bar(f"{READ}: recall@3, lower end", read3.low, ">=", by_chance.value),
         Bar("intra − inter cosine", gap, ">=", 0.49),
         Bar(f"{ORDERED}: right, {PAIRS_OF_SECOND}", ranked["right"], ">=", 0.97),
         Bar(f"{ORDERED}: wrong, {PAIRS_OF_SECOND}", ranked["wrong"], "<=", 0.0),
     ]
     asked.run.finish(
-        [*rows, *more, *sizes(encoders, first)],
+        [*rows, *more],
         bars,
         seeds=asked.seeds,
         data=[world_data()],
@@ -342,6 +352,23 @@ def retrieval_study(asked: Asked, world: World) -> None:
             f"{found3.value:.0%} are among the first three, by chance {by_chance.value:.0%}."
         ),
     )
+
+
+def read_scores(world: World, searched: Searched) -> Tensor:
+    """Return scores (Q, N) of adapters by the words that they answer to; nothing is trained."""
+    words = [f"a {word}" for word in common_words(WORDS)]
+    embedded = world.text.embed(words)
+    found = read_vectors(searched.bundles, given(world.base, words), embedded)
+    return (searched.text - embedded.mean(0)) @ found.T
+
+
+def rows_without_training(world: World, searched: Searched) -> list[Row]:
+    """Return how well adapters are found by what nothing was trained for."""
+    found = {
+        READ: [read_scores(world, searched)],
+        WORD: [searched.text @ world.text.embed(searched.names).T],
+    }
+    return _rows(found, searched, np.arange(len(searched.owners)), SHIPPED, READ)
 
 
 def searched_of(world: World, files: dict[str, Any]) -> Searched:
@@ -362,38 +389,34 @@ def rivals(
 ) -> dict[str, list[Tensor | np.ndarray]]:
     """Return scores (Q, N) of what needs no trained encoder; of some, metadata or a known zoo."""
     told = [load_lora(first[name]).metadata for name in searched.names]
-    with_metadata = BM25([" ".join(one.get(key, "") for key in TELLING) for one in told])
-    known = [load_lora(file) for file in first.values()]
-    texts = [captions_of(name, "adapter", ENCODER["captions"]) for name in first]
-    by_words = BM25([" ".join(own) for own in texts])
-    embedded = world.text.embed([text for own in texts for text in own])
-    owners = torch.tensor([place for place, own in enumerate(texts) for _ in own])
-    own = [embedded[owners == place] for place in range(len(first))]
+    index = BM25([" ".join(one.get(key, "") for key in TELLING) for one in told])
+    own = [world.text.embed(captions_of(name, "adapter", ENCODER["captions"])) for name in first]
     means = torch.stack([one.mean(0) for one in own])
     nearest = torch.stack([(searched.text @ one.T).amax(1) for one in own], 1)
-    modules = modules_of(shape_of(world.base))
-    old, new = collate(known, modules), collate(searched.bundles, modules)
-    delta = delta_cosine(old, new).float()
-    words = [set(caption.replace(",", "").split()) for caption in searched.captions]
     return {
-        "BM25 of the metadata of seed 0": [_bm25(with_metadata, searched)],
-        "BM25 of the captions of seed 0": [_bm25(by_words, searched)],
+        "BM25 of the metadata of seed 0": [np.stack([*map(index.scores, searched.captions)])],
         "phrase lookup": [
-            np.array([[name in own for name in searched.names] for own in words]) * 1.0
+            1.0
+            * np.array(
+                [
+                    [name in caption.replace(",", "").split() for name in searched.names]
+                    for caption in searched.captions
+                ]
+            ),
         ],
         "nearest caption": [nearest],
         MEAN: [searched.text @ means.T],
         WORD: [searched.text @ world.text.embed(list(first)).T],
-        "nearest caption, then ΔW of seed 0": [by_captions(searched.text, embedded, owners, delta)],
+        READ: [read_scores(world, searched)],
     }
 
 
-def _bm25(index: BM25, searched: Searched) -> np.ndarray:
-    return np.stack([index.scores(caption) for caption in searched.captions])
-
-
 def _rows(
-    found: dict[str, list[Any]], searched: Searched, queries: np.ndarray, task: str
+    found: dict[str, list[Any]],
+    searched: Searched,
+    queries: np.ndarray,
+    task: str,
+    reference: str = "encoder",
 ) -> list[Row]:
     right = searched.relevant()[queries]
     values = {
@@ -403,47 +426,26 @@ def _rows(
     values["chance"] = [chance(right)]
     draws = Resamples.clusters([searched.owners[query] for query in queries])
     rows: list[Row] = []
-    for metric in ("recall@1", "recall@3", "mrr", "ndcg"):
+    for metric in ("recall@1", "recall@3", "mrr"):
         scores = {
             name: [moments(one[metric], name=metric) for one in own] for name, own in values.items()
         }
-        rows += compare(scores, draws, task=task, reference="encoder")
+        rows += compare(scores, draws, task=task, reference=reference)
     return rows
 
 
 def cosines(
     encoders: dict[str, list[TrainedEncoder]],
-    searched: Searched,
-    first: dict[str, Any],
-    trained: Sequence[str],
+    first: Sequence[LoraBundle],
+    second: Sequence[LoraBundle],
 ) -> tuple[list[Row], float]:
     """Return how close the two adapters of a concept lie, and by how much closer than others."""
     rows, gaps = [], {}
-    known = [load_lora(first[name]) for name in trained]
-    kept = [place for place, name in enumerate(searched.names) if name in set(trained)]
+    draws = Resamples.clusters(list(range(len(first))))
     for method, own in encoders.items():
-        found = [
-            concept_cosines(
-                vectors(one, known),
-                list(trained),
-                vectors(one, [searched.bundles[place] for place in kept]),
-                [searched.names[place] for place in kept],
-            )
-            for one in own
-        ]
-        draws = Resamples.clusters(found[0].concepts)
+        found = [closeness(vectors(one, first), vectors(one, second)) for one in own]
         for name in ("intra", "inter", "gap"):
-            scores = [moments(getattr(one, name), name=f"{name} cosine") for one in found]
+            scores = [moments(one[name], name=f"{name} cosine") for one in found]
             rows += compare({method: scores}, draws, task="cosines across training runs")
-        gaps[method] = float(np.mean([one.gap.mean() for one in found]))
+        gaps[method] = float(np.mean([one["gap"].mean() for one in found]))
     return rows, gaps["encoder"]
-
-
-def sizes(encoders: dict[str, list[TrainedEncoder]], first: dict[str, Any]) -> list[Row]:
-    """Return what each way to search by weights has to keep, in MB."""
-    rows = [
-        Row(name, "size", "kept_MB", sum(p.numel() for p in own[0].encoder.parameters()) * 2 / 1e6)
-        for name, own in encoders.items()
-    ]
-    zoo = sum(file.stat().st_size for file in first.values()) / 1e6
-    return [*rows, Row("nearest caption, then ΔW of seed 0", "size", "kept_MB", zoo)]

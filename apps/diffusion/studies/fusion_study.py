@@ -115,7 +115,7 @@ PLAIN: dict[str, dict[str, Any]] = {
 }  # the base, each adapter of a pair alone, and rivals as published
 
 LOWEST = "sum without the lowest cosine"
-LEAVING = {LOWEST: "lowest", "sum without those below --least": "least"}
+LEAVING = {LOWEST: "lowest", "sum without those below --least": "unreached"}
 """Sums that the encoder tells what to do without: the rivals of a switch, which it tells the same.
 
 The first knows that one of three is useless; the second is what `generate --mode sum` would do with

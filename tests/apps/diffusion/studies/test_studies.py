@@ -74,16 +74,18 @@ def test_the_base_is_scored_on_colors_of_no_training_and_no_choice(name):
 def test_retrieval(world, asked, write, tmp_path, monkeypatch):
     for name, own in base.METHODS.items():
         monkeypatch.setitem(base.METHODS, name, own | {"steps": 2, "captions": 4})
+    monkeypatch.setattr(base, "WORDS", 40)
     shutil.rmtree(world.run.folder / "encoders")
     base.retrieval_study(asked("retrieval"), world)
     found = scores_of(asked("retrieval"))
-    assert len(found["bars"]) == 6
+    assert len(found["bars"]) == 8
     rows = {(r["method"], r["task"], r["metric"]): r for r in found["rows"] if not r["versus"]}
     fitted = write.world_of(tmp_path / "runs").order()
     for name, value in fitted.verdicts(*in_roles(world.zoo_files(1))).items():
         assert rows[base.ORDERED, base.PAIRS_OF_SECOND, name]["value"] == value
     assert rows["chance", base.KNOWN, "recall@1"]["value"] == pytest.approx(1 / 40)
     assert rows["phrase lookup", base.KNOWN, "recall@1"]["value"] < 0.1
+    assert rows[base.READ, base.SHIPPED, "recall@3"]["n"] == 40
     sizes = {task: rows["encoder", task, "recall@1"]["n"] for task in
              (base.KNOWN, "known subjects", "known styles", base.NEW)}  # fmt: skip
     assert list(sizes.values()) == [36, 14, 22, 4]
