@@ -1,15 +1,26 @@
 """Files of block gates: what they restore, and what is refused."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+import language
 from core_gates.attention.seer.decode import BlockSelector
 from core_gates.errors import GatesError
-from harness.files.rounding import in_8_bits
+from harness.files.rounding import from_8_bits, in_8_bits
 from language.gated.attach import attach_output_gate, detach_output_gate
 from language.gated.state import load_gates, save_gates
+from language.hf.gate_file import read_tensors
 from language.seer.attach import attach_block_gates, block_gates, choose_blocks, detach_block_gates
 from language.seer.block_files import load_block_gates, save_block_gates
+
+SMOLLM2 = {
+    **{"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9},
+    **{"num_key_value_heads": 3, "intermediate_size": 8},
+}
+"""Attention of SmolLM2-135M, with small multilayer perceptrons."""
+SHIPPED = sorted(Path(language.__file__).parent.glob("weights/seer_smollm2/gates/*/*.safetensors"))
 
 
 def sparse(model, tokens):
@@ -75,3 +86,26 @@ def test_other_gates_are_refused_before_the_model_changes(saved, tiny, tokens, t
     path.write_bytes(content[:-100])
     with pytest.raises(GatesError, match="damaged"):
         load_block_gates(tiny(), path)
+
+
+@pytest.mark.skipif(not SHIPPED, reason="gates of SmolLM2 are not in this installation")
+def test_gates_of_smollm2_that_ship_fit_its_attention_and_refuse_other_weights(tiny, monkeypatch):
+    model = tiny(**SMOLLM2)
+    for path in SHIPPED:
+        with pytest.raises(GatesError, match="of the base model"):
+            load_block_gates(model, path)
+        facts, stored = read_tensors(path)
+        with monkeypatch.context() as patched:
+            patched.setattr("language.hf.gate_file.fingerprint", lambda _, base=facts["base"]: base)
+            gates = load_block_gates(model, path)
+        weights = from_8_bits(stored)
+        assert len(gates) == SMOLLM2["num_hidden_layers"]
+        for name, gate in gates.items():
+            for key, value in gate.gate.state_dict().items():
+                assert torch.equal(value, weights.pop(f"{name}.{key}"))
+        assert not weights
+        choose_blocks(model, BlockSelector(k=1, dense_rows=0))
+        with torch.no_grad():
+            assert model(torch.arange(1, 49).unsqueeze(0)).logits.isfinite().all()
+        detach_block_gates(model)
+    assert sum(path.stat().st_size for path in SHIPPED) <= 6e6
