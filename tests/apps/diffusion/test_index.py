@@ -129,7 +129,7 @@ def test_a_folder_is_indexed_and_searched(call, samples, titled):
 def test_what_scores_below_the_least_is_printed_as_left_out(call, samples, titled, refusal):
     call("index", "samples", "--encoder", "e")
     options = ("--folder", "samples", "--text_encoder", "ngrams", "--encoder", "e")
-    told = call("search", "red fox", *options)
+    told = call("search", "a red fox", *options)
     assert row(told, "bfl_plain")[:2] == ["1", "bfl_plain"]
     assert "left out: xlabs " in told
     assert not [line for line in told.splitlines() if "│" in line and "xlabs" in line]
