@@ -19,10 +19,10 @@ from harness.files import short_digest, write_text
 from harness.files.rounding import in_8_bits
 from harness.runs.loops import ResumableCSVLogger
 from language.corpus import Document, read_corpus
-from language.hf.gate_file import fingerprint
+from language.hf.gate_file import fingerprint, read_gates, weights_digest
 from language.hf.pretrained import Pretrained, open_pretrained
 from language.seer.attach import Kind, attach_block_gates, block_gates, detach_block_gates
-from language.seer.block_files import load_block_gates, save_block_gates
+from language.seer.block_files import KIND, load_block_gates, save_block_gates
 from language.seer.distillation import BlockGateModule, RecordData
 from language.seer.recording import record_bytes, record_sequence
 
@@ -154,13 +154,14 @@ class Distillation:
         """Return the file of the gates, which are trained first if there are none.
 
         Raises:
-            SettingsDiffer: The run has others, or records of other sequences.
-            GatesError: The disk is too small.
+            SettingsDiffer: The run has others, or records of other sequences or weights.
+            GatesError: The disk is too small, or the gates are those of other weights.
         """
         if self.gates.missing([self.piece]):
             records = self.run.store(RECORDS, Arrays())
+            settings = {**self.base, "weights": weights_digest(self.found.model)}
             pieces = [
-                Piece(self.kind, None, {"n": number}, {**self.base, "tokens": digest_of(tokens)})
+                Piece(self.kind, None, {"n": number}, {**settings, "tokens": digest_of(tokens)})
                 for number, tokens in enumerate(self.tokens.values())
             ]
             self._require_room(records, len(records.missing(pieces)))
@@ -169,6 +170,7 @@ class Distillation:
             train = partial(train_gates, place=self.place, records=records, pieces=pieces)
             self.run.obtain(self.gates, [self.piece], train, ticks=self.recipe.steps, unit="steps")
         path: Path = self.gates.load(self.piece)
+        read_gates(path, self.found.model, kind=KIND)
         return path
 
     def _require_room(self, records: Store[Any], missing: int) -> None:

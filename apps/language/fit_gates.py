@@ -12,7 +12,7 @@ from harness.command.verbs import Place
 from harness.experiment import Run
 from language.data import LanguageDataModule
 from language.gated.gate_training import FILE, GatesForm, Trained, train_gates
-from language.hf.gate_file import fingerprint
+from language.hf.gate_file import fingerprint, weights_digest
 
 KIND, METHOD = "gates", "output_gate"
 
@@ -112,8 +112,8 @@ def fit_gates(
     run.overwrite = overwrite
     settings = {name: value for name, value in asdict(training).items() if name != "corpus"}
     piece = run.piece(
-        METHOD, seed, base=fingerprint(found.model), **asdict(gates), **settings,
-        digest=[one.sha256 for one in data.digest()],
+        METHOD, seed, base=fingerprint(found.model), weights=weights_digest(found.model),
+        **asdict(gates), **settings, digest=[one.sha256 for one in data.digest()],
     )  # fmt: skip
     store = run.store(KIND, GatesForm())
     spread: dict[str, Any] = {"devices": processes, "strategy": "ddp"} if processes > 1 else {}

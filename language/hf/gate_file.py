@@ -18,6 +18,9 @@ from language.hf.locate import base_of, locate_attention
 HASHED = 256
 """Values of a weight that enter the fingerprint of a base model."""
 
+GATES = {"output_gate", "block_gate"}
+"""Names of our gates in an attention module."""
+
 
 def fingerprint(model: nn.Module) -> str:
     """Return what distinguishes a base model from others, 16 hexadecimal digits.
@@ -26,7 +29,8 @@ def fingerprint(model: nn.Module) -> str:
     and of the first 256 values of a few weights, rounded to bfloat16: the token embedding, and the
     projection of queries and the output projection of the first, middle and last attention. Hence
     it is the same in float32 and bfloat16, with and without its head, a PEFT adapter or gates;
-    fine-tuning, quantizing and merging an adapter into these weights make another base.
+    fine-tuning, quantizing and merging an adapter into these weights make another base. Of changes
+    elsewhere, :func:`weights_digest` knows.
 
     Args:
         model: See :func:`language.hf.locate.locate_attention`.
@@ -44,6 +48,30 @@ def fingerprint(model: nn.Module) -> str:
     for layer in layers:
         weight = getattr(layer, "base_layer", layer).weight  # below an adapter of PEFT
         digest.update(_bytes(weight.detach().flatten()[:HASHED].bfloat16()))
+    return digest.hexdigest()[:16]
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Return what distinguishes the weights of a base model from others, 16 hexadecimal digits.
+
+    It is the SHA-256 of up to 511 values at even distances of every weight but the token embedding,
+    which may be resized. As for :func:`fingerprint`, dtype, adapters and gates do not matter.
+
+    Args:
+        model: A model of transformers.
+    """
+    base = base_of(model)
+    embedding = base.get_input_embeddings()
+    others = [f"{n}." for n, m in base.named_modules() if m is embedding]
+    adapted = tuple(f"{n}." for n, m in base.named_modules() if hasattr(m, "base_layer"))
+    digest = hashlib.sha256()
+    for name, weight in base.named_parameters():
+        adapter = name.startswith(adapted) and ".base_layer." not in name
+        if adapter or name.startswith(tuple(others)) or GATES & set(name.split(".")):
+            continue
+        digest.update(name.replace(".base_layer.", ".").encode())
+        every = max(1, weight.numel() // HASHED)
+        digest.update(_bytes(weight.detach().flatten()[::every].bfloat16()))
     return digest.hexdigest()[:16]
 
 
@@ -75,6 +103,7 @@ def write_gates(
     facts = {
         "kind": kind,
         "base": fingerprint(model),
+        "weights": weights_digest(model),
         "options": json.dumps(dict(options), sort_keys=True),
         "sha256": _digest(plain),
     }
@@ -111,6 +140,12 @@ def read_gates(
         raise GatesError(
             f"{path} holds gates of the base model {facts['base']}, this one is {base}: give the"
             " base that they were trained on"
+        )
+    own = weights_digest(model)
+    if (known := facts.get("weights", own)) != own:  # older files do not know
+        raise GatesError(
+            f"{path} holds gates of the base model {base} with other weights ({known}, these are"
+            f" {own}), such as before a fine-tuning: give the base that they were trained on"
         )
     return json.loads(facts["options"]), tensors
 

@@ -157,10 +157,14 @@ def test_faulty_calls_are_one_line(distilled, trained, weights, faulty_inputs):
     model = AutoModelForCausalLM.from_pretrained(weights)
     attach_output_gate(model)
     output = str(save_gates(model, trained.folder / "output.safetensors"))
-    other = str(shutil.copytree(weights, trained.folder / "other"))
+    other = str(shutil.copytree(weights, trained.folder / "other-base"))
     model = AutoModelForCausalLM.from_pretrained(weights)
     model.model.embed_tokens.weight.data.mul_(2)
     model.save_pretrained(other)
+    tuned = str(shutil.copytree(weights, trained.folder / "tuned"))
+    model = AutoModelForCausalLM.from_pretrained(weights)
+    model.model.layers[0].mlp.up_proj.weight.data.mul_(2)
+    model.save_pretrained(tuned)
 
     def faulty(*words, name="faulty", model=weights):
         place = ("--model", str(model), "--name", name)
@@ -182,6 +186,10 @@ def test_faulty_calls_are_one_line(distilled, trained, weights, faulty_inputs):
             faulty("--kind", "prefill", "--sequences", 5, name="prefill"),
             "prefill-s0 was made with other settings .*sequences",
         ),
+        "resume with other weights": (
+            faulty("--kind", "prefill", name="prefill", model=tuned), "with other weights"),
+        "gates of other weights": (
+            gated("k=1", prefill, "--weights", tuned), "with other weights"),
         "gates of another base": (
             gated("k=1", prefill, "--weights", other), "holds gates of the base model"),
         "gates of another kind": (gated("k=1", output), "kind 'output', expected 'block'"),

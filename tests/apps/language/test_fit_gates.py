@@ -1,6 +1,7 @@
 """``gates language fit-gates``: what is trained and kept, kills, and refusals."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -61,6 +62,12 @@ def test_gates_of_other_sequences_are_not_replaced(trained, weights):
     assert found.code == 2
     assert "output_gate-s0 was made with other settings (digest" in found.err
     assert found.err.count("\n") == 1
+    model = AutoModelForCausalLM.from_pretrained(weights)
+    model.model.layers[0].mlp.up_proj.weight.data.mul_(2)
+    model.save_pretrained(shutil.copytree(weights, trained.folder / "tuned-base"))
+    found = trained(*call[:3], "tuned-base", *call[4:], *SHORT)
+    assert found.code == 2
+    assert "output_gate-s0 was made with other settings (weights" in found.err
     assert (result(trained.folder, "kept") / "record.json").read_text() == before
 
 

@@ -5,13 +5,14 @@ import json
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from core_gates.errors import GatesError
 from language.gated.attach import attach_output_gate, attached_gates, detach_output_gate
 from language.gated.state import load_gates, save_gates
-from language.hf.gate_file import fingerprint, write_gates
+from language.hf.gate_file import fingerprint, weights_digest, write_gates
 
 
 def logits(model, tokens):
@@ -68,6 +69,29 @@ def test_the_fingerprint_is_that_of_the_base(trained, tiny):
     others = [changed, tiny("Llama", seed=1), tiny("Llama", num_hidden_layers=3), tiny("Mistral")]
     found = {fingerprint(other) for other in others}
     assert len(found - {base}) == len(others)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+@pytest.mark.parametrize("name", ["self_attn.v_proj", "mlp.up_proj", "input_layernorm"])
+def test_a_base_that_differs_in_any_weight_is_refused(name, trained, tiny, tmp_path):
+    """The fingerprint, which files of long ago know alone, sees none of these."""
+    model, path = trained
+    other = tiny("Llama")
+    other.model.layers[1].get_submodule(name).weight.data.mul_(1.1)
+    assert fingerprint(other) == fingerprint(model)
+    with pytest.raises(GatesError, match=r"with other weights .*, such as before"):
+        load_gates(other, path)
+    assert not attached_gates(other)
+    resized = tiny("Llama").to(torch.bfloat16)
+    resized.resize_token_embeddings(80)
+    config = LoraConfig(target_modules=["q_proj", "v_proj", "up_proj"])
+    for same in (resized, get_peft_model(tiny("Llama"), config)):
+        load_gates(same, path)
+        assert weights_digest(same) == weights_digest(tiny("Llama"))
+    with safe_open(path, "pt") as file:
+        old = {key: value for key, value in file.metadata().items() if key != "weights"}
+    save_file(load_file(path), tmp_path / "old.safetensors", metadata=old)
+    load_gates(other, tmp_path / "old.safetensors")
 
 
 def test_gates_that_do_not_fit_are_refused(trained, tiny, tokens, tmp_path, refuses):
