@@ -209,6 +209,10 @@ def refuse_unfit(base: Any, attention: Attention) -> None:
         for name in ("sliding_window", "attn_logit_softcapping", "sinks"):
             if getattr(module, name, getattr(config, name, None)) is not None:
                 why = f"has {name}"
+        if not getattr(module, "use_rope", True):
+            why = "does not rotate, while other layers do"
+        if "query_layernorm" in module._modules:
+            why = "norms queries and keys after their rotation"
         why = why or _rotation(base, attention)
     if why:
         raise GatesError(

@@ -121,6 +121,8 @@ def test_padding_is_never_attended(tiny, tokens):
         ("Cohere", {}, "rotates its features in another way"),
         ("Gemma2", {"head_dim": 8}, "attn_logit_softcapping"),
         ("Mistral", {"sliding_window": 8}, "sliding_window"),
+        ("SmolLM3", {"no_rope_layers": [1, 0]}, "1.self_attn .* does not rotate, while other"),
+        ("HunYuanDenseV1", {"head_dim": 8}, "norms queries and keys after their rotation"),
     ],
 )
 def test_models_that_do_not_fit_are_refused_by_name(name, settings, words, tiny):
