@@ -141,6 +141,11 @@ def evaluate(
     for kind in kinds:
         made = Distillation(run, found, model, corpus, kind, recipe)
         held = made.sequences(read_corpus(corpus).part("test"), measured.held_out)
+        if len(held) < measured.held_out:
+            raise GatesError(
+                f"{len(held)} test documents have {recipe.context} tokens, --held_out is"
+                f" {measured.held_out}: lower it, or give longer ones by --corpus"
+            )
         figures = _figures(made, held, measured)
         own = rows_of_kind(kind, [*held], figures, measured)
         rows, met = rows + own, met + bars_of_kind(kind, own, bars)

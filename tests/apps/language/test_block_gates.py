@@ -206,6 +206,9 @@ def test_faulty_calls_are_one_line(distilled, trained, weights, faulty_inputs):
             ("language", "evaluate", "--config", "study", "--above", "[all]"), "--above names all"),
         "no held-out": (
             ("language", "evaluate", "--config", "study", "--held_out", "0"), "--held_out is 0"),
+        "too few held out": (
+            ("language", "evaluate", "--config", "study", "--held_out", "999"),
+            "test documents have 16 tokens, --held_out is 999"),
     }  # fmt: skip
     faulty_inputs(faults, run=trained, folder=trained.folder)
 
