@@ -20,7 +20,7 @@ from harness.experiment.store import Form, Store
 from harness.files import remove, replacing
 from harness.files.atomic import locked
 from harness.files.piece import Piece, Record, gap, read_record
-from harness.runs.callbacks import RunCheckpoint, load_weights, starting_from
+from harness.runs.callbacks import RunCheckpoint, continuing, load_weights
 from harness.runs.loops import ExactTrainer, capture_random_state, restore_random_state
 from harness.runs.processes import Tick
 from harness.runs.terminal import quiet_lightning
@@ -145,13 +145,13 @@ class Job:
         start = _agreed(fitter, module, start)
         again = f"delete {folder} to start again"
         if start != DONE:
-            with starting_from(start, again):
+            with continuing(start, again):
                 fitter.fit(module, data, ckpt_path=start, weights_only=True)
         if self.first is not None:
             return module.eval()
         done.touch()
         found = best if best.is_file() else last
-        with starting_from(found, again):
+        with continuing(found, again):
             module.load_state_dict(load_weights(found)["state_dict"])
         return module.eval()
 

@@ -233,7 +233,7 @@ def refuse_foreign(path: Path, advice: str) -> None:
 
 @contextmanager
 def starting_from(path: str | Path | None, advice: str) -> Iterator[None]:
-    """Refuse a checkpoint that is damaged, or of another network than the block loads it into.
+    """Refuse a checkpoint of another network than the block loads it into.
 
     Args:
         path: The checkpoint; None for none.
@@ -242,8 +242,6 @@ def starting_from(path: str | Path | None, advice: str) -> Iterator[None]:
     Raises:
         GatesError: It is.
     """
-    if path is not None:
-        refuse_foreign(Path(path), advice)
     try:
         yield
     except RuntimeError as error:
@@ -251,6 +249,19 @@ def starting_from(path: str | Path | None, advice: str) -> Iterator[None]:
             raise
         first = shorten(" ".join(str(error).splitlines()[1:2]), 200, placeholder=" ...")
         raise GatesError(f"{path} is a checkpoint of another network: {first}; {advice}") from error
+
+
+@contextmanager
+def continuing(path: str | Path | None, advice: str) -> Iterator[None]:
+    """Refuse files of other kinds, and those that :func:`starting_from` refuses.
+
+    Raises:
+        GatesError: It is damaged, something else, or of another network.
+    """
+    if path is not None:
+        refuse_foreign(Path(path), advice)
+    with starting_from(path, advice):
+        yield
 
 
 def seen(checkpoint: Mapping[str, Any]) -> set[str]:

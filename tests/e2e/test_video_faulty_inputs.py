@@ -281,7 +281,7 @@ FAULTS = {
     ),
     "prior of no feature": (
         fit("--model.prior", "[nope]", path="good.csv"),
-        "HoME takes no prior, but prior names nope: leave it out",
+        "MMoE takes no prior, but prior names nope: leave it out",
     ),
     "word as a number": (
         fit("--data.batch_size", "many", path="good.csv"),

@@ -21,7 +21,7 @@ from core_gates.attention.seer.gate import (
     shown_probs,
 )
 from core_gates.errors import GatesError, check_option
-from core_gates.numerics import accumulation_dtype, zero_padding
+from core_gates.numerics import accumulation_dtype, check_padding_mask, zero_padding
 
 
 class BlockSelector(nn.Module):
@@ -317,6 +317,8 @@ class DecodeAttnGate(nn.Module):
         check_tokens(q, k, self.num_heads, self.num_kv_heads)
         if q.shape[1] != k.shape[1]:
             raise ValueError(f"q and k must have as many tokens, got {q.shape[1]} and {k.shape[1]}")
+        if padding_mask is not None:
+            check_padding_mask(padding_mask, k.shape[:2])
         positions = torch.arange(k.shape[1], device=k.device)
         pooled = pool_blocks(k, self.block_size, self.k_kinds, padding_mask=padding_mask)
         logits = self.score(_without(q, padding_mask), positions, pooled)

@@ -27,7 +27,7 @@ def test_places_are_compared_with_the_first(trained):
     assert "bits per byte next to none" in trained.succeed("evaluate", *SHORT, "--train")
     content, rows = rows_of(trained.folder)
     assert content["seeds"] == [0, 1]
-    for metric in ("bits_per_byte", "first_token_attention", "largest_activation"):
+    for metric in ("bits per byte", "first_token_attention", "largest_activation"):
         gap = rows["G1 headwise", metric, "none"]["value"]
         own = (rows[name, metric, None]["value"] for name in ("G1 headwise", "none"))
         assert gap == pytest.approx(next(own) - next(own), abs=1e-9)

@@ -318,6 +318,6 @@ def test_headlines():
 
 
 def test_the_table_of_the_front_door_names_its_configurations():
-    assert {path.stem for path in CONFIGS} == {"tiny", "base", "long", "moe"}
+    assert {path.stem for path in CONFIGS} == {"tiny", "base", "long", "moe", "gated"}
     assert set(APPS["language"].extras) == {"language"}
     assert yaml.safe_load(CONFIGS[0].read_text())["evaluate"] == {"most_bits": 2.0}
