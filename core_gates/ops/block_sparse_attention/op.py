@@ -149,7 +149,9 @@ def _is_dense(block_mask: Tensor, layout: BlockLayout, dense_above: float) -> bo
 
 def _dense(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, scale: float) -> Tensor:
     group = q.shape[1] // k.shape[1]
-    mask = layout.visible(q.device) if layout.causal and layout.num_queries > 1 else None
+    whole = layout.offset == 0 and not layout.is_short  # a flag says what (T, T) values would
+    masked = layout.causal and layout.num_queries > 1 and not whole
+    mask = layout.visible(q.device) if masked else None
     if layout.is_short:  # the queries of a key head are its rows: its keys are not repeated
         queries = q.reshape(*k.shape[:2], -1, q.shape[3])
         mask = None if mask is None else mask.repeat(group, 1)

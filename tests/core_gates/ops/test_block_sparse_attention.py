@@ -450,3 +450,11 @@ def test_triton_mode_on_cuda():
             out = block_sparse_attention(q, k, v, mask.cuda(), 64)
         results[mode] = out, *torch.autograd.grad(out.square().sum(), (q, k, v))
     assert_close(results["triton"], results["reference"], rtol=1e-4, atol=1e-4)
+
+
+def test_all_blocks_kept_make_no_map_of_all_tokens(monkeypatch):
+    monkeypatch.setattr(BlockLayout, "visible", None)  # which would be called
+    q, k, v = torch.randn(3, 1, 2, 256, 8, generator=torch.Generator().manual_seed(0)).unbind()
+    mask = torch.ones(1, 2, 16, 16, dtype=torch.bool)
+    out = block_sparse_attention(q, k, v, mask, 16, dense_above=0.5)
+    assert_close(out, scaled_dot_product_attention(q, k, v, is_causal=True))
