@@ -55,10 +55,10 @@ def test_gates_of_other_sequences_are_not_replaced(trained, weights):
     call = ("language", "fit-gates", "--model", weights, "--name", "kept")
     assert trained(*call, *SHORT).code == 0
     before = (result(trained.folder, "kept") / "record.json").read_text()
-    (trained.folder / "other").mkdir()
+    (trained.folder / "other-texts").mkdir()
     for number in range(60):
-        (trained.folder / f"other/{number}.txt").write_text(f"{number} words and words " * 9)
-    found = trained(*call, *SHORT[2:], "--corpus", "other")
+        (trained.folder / f"other-texts/{number}.txt").write_text(f"{number} words and words " * 9)
+    found = trained(*call, *SHORT[2:], "--corpus", "other-texts")
     assert found.code == 2
     assert "output_gate-s0 was made with other settings (digest" in found.err
     assert found.err.count("\n") == 1
