@@ -198,18 +198,20 @@ def score_decoder(
     """
     from harness.report.sections import save_gates  # matplotlib takes a second
 
-    del job
     data = data_of(piece.settings, places)
     model = module_of(piece.settings).model
     model.load_state_dict(weights.load(piece, tested=data.shards.part(TASK).objects))
     tokenizer = data.shards.tokenizer
     layers = {f"block {n}": block.mlp for n, block in enumerate(model.blocks, 1)}
     mixtures = {name: mlp for name, mlp in layers.items() if isinstance(mlp, MoELayer)}
+    found = []
     with GateMonitor(nn.ModuleDict(mixtures)) as monitor:
-        found = bits_per_byte(model, tokenizer, scored(data)[0], context=data.context)
+        for document in scored(data)[0]:
+            found.append(bits_per_byte(model, tokenizer, [document], context=data.context))
+            job.tick()
     if mixtures:
         save_gates(monitor, folder)
-    return {DECODER: torch.from_numpy(found)}
+    return {DECODER: torch.from_numpy(np.concatenate(found))}
 
 
 class Study:
@@ -253,7 +255,7 @@ class Study:
             leave_out=not train,
         )  # fmt: skip
         scoring = self._work(score_decoder, weights=self.weights, folder=run.folder)
-        run.obtain(run.store(SCORES, Arrays()), trained, scoring)
+        run.obtain(run.store(SCORES, Arrays()), trained, scoring, ticks=len(documents))
         bits = self.found()
         scores = {
             method: [moments(one, ratio, name=METRIC) for one in found]
