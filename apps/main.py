@@ -130,6 +130,14 @@ APPS: Mapping[str, App] = {
         stop="apps.language.tour:tour",
         extras=("language",),
     ),
+    "study": App(
+        "apps.study.commands",
+        "test what papers claim of training with gates, in minutes, each claim with a verdict",
+        {
+            "gaussian-rates": "measure how fast gate and experts of a Gaussian mixture are found",
+            "report": "write the report of a run as one HTML page",
+        },
+    ),
     "tour": App(
         "apps.tour",
         "show every application in minutes, on real, rendered and simulated data, with one page",

@@ -1,21 +1,8 @@
-"""Studies that can prove or refute what gates are said to do."""
+"""Studies that can prove or refute what gates are said to do.
 
-from studies.generalization import Budget, generalization_study, generalization_table
-from studies.planted_features import (
-    PlantedTask,
-    planted_data,
-    planted_features_headline,
-    planted_features_study,
-    planted_features_table,
-)
+Names are imported when they are first used: a study waits for none of the libraries of another.
+"""
 
-__all__ = [
-    "Budget",
-    "PlantedTask",
-    "generalization_study",
-    "generalization_table",
-    "planted_data",
-    "planted_features_headline",
-    "planted_features_study",
-    "planted_features_table",
-]
+from core_gates.lazy import exports
+
+__getattr__, __dir__, __all__ = exports(__name__, __file__)

@@ -63,6 +63,7 @@ class Run:
         only: Methods that take part; all when empty.
         seeds: Seeds that scores will be based on, where scores are what the run is for.
         command: Command line, for records.
+        verb: Verb of the application that writes the scores, for messages.
 
     Raises:
         GatesError: Scores of a full evaluation exist, which a quick run, or one with fewer methods
@@ -84,8 +85,10 @@ class Run:
         only: Collection[str] = (),
         seeds: Collection[int] | None = None,
         command: str = "",
+        verb: str = "evaluate",
     ) -> None:
         self.folder, self.app, self.config_path = folder, app, config_path
+        self.verb = verb
         self.config = config_path.stem if config_path else "default"
         self.settings = dict(settings or {})
         self.package, self.shipped, self.overwrite = package, shipped, overwrite
@@ -423,7 +426,7 @@ class Run:
 
     def _old_scores(self) -> Scores:
         try:
-            return read_scores(self.scores, self.app)
+            return read_scores(self.scores, self.app, self.verb)
         except GatesError:  # missing, or damaged and about to be replaced
             return Scores()
 

@@ -81,17 +81,18 @@ def write_scores(path: Path, scores: Scores, *, app: str, config_path: Path | No
     return write_json(path, content)
 
 
-def read_scores(path: Path, app: str) -> Scores:
+def read_scores(path: Path, app: str, verb: str = "evaluate") -> Scores:
     """Read a ``scores.json``.
 
     Args:
         path: The file.
-        app: Application, whose ``evaluate`` writes the file again.
+        app: Application that writes the file again.
+        verb: By which verb.
 
     Raises:
         GatesError: The file is missing or damaged.
     """
-    again = f"run `gates {app} evaluate`"
+    again = f"run `gates {app} {verb}`"
     if not path.is_file():
         raise GatesError(f"{path} does not exist: {again} first")
     try:

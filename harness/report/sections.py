@@ -276,7 +276,7 @@ MOST_PANELS = 3  # metrics that share a figure
 MOST_VALUES = 4  # of a setting
 SHORT = 12  # digits of a hash
 RESULTS = ("results", "method", "number", "seconds", "origin", "revision")
-GATES = "What every gate did, measured by `evaluate`."
+GATES = "What every gate did when it was last scored."
 
 
 def run_page(
@@ -305,7 +305,7 @@ def run_page(
     Raises:
         GatesError: There are no scores yet, or a file of the run folder is damaged.
     """
-    scores = read_scores(run.scores, run.app)
+    scores = read_scores(run.scores, run.app, run.verb)
     title = f"{run.app.capitalize()}: {run.folder.name}"
     page = Page(title, scores.headline or verdict(scores.bars))
     if scores.quick:

@@ -1,0 +1,27 @@
+"""``gates study``: studies of training with gates, one command each."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.command.parser import values
+from harness.command.verbs import FunctionVerb, run_verb
+
+FUNCTIONS = {
+    "gaussian-rates": FunctionVerb("apps.study.gaussian_rates:gaussian_rates", flat=("flags",)),
+    "report": FunctionVerb("apps.study.report:report", ("run",)),
+}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run one verb; its run is named after the study and, if there is one, the configuration."""
+    verb, *words = arguments
+    configs = [value for _, value in values(words, ("--config", "-c"))]
+    if configs and not any(values(words, ("--name",))):
+        words += ["--name", f"{verb}-{Path(configs[-1]).stem}"]
+    run_verb("study", FUNCTIONS, [verb, *words], config=verb, name_of=_name)
+
+
+def _name(options: Mapping[str, Any]) -> str | None:
+    """Return the name of the run of which a report is written."""
+    return options.get("run")

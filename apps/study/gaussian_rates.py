@@ -1,0 +1,228 @@
+"""``gates study gaussian-rates``: is the temperature of a softmax gate sample efficient?"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from apps.study.study_run import Flags, open_study
+from core_gates.errors import GatesError
+from harness.command.verbs import Place
+from harness.evidence import Bar, Resamples, Row
+from harness.experiment import Arrays, Job, Piece, Run
+from harness.experiment.scores import read_scores
+from harness.report.page import Page
+from studies.gaussian.gaussian_mixture import Array
+from studies.gaussian.rates import CASES, ERRORS, errors_of, slopes
+from studies.gaussian.ridge import FACTORS, LETTERS, rates_figure, ridge_figure, ridge_map
+
+FITS, MAPS = "fits", "maps"
+MEDIANS = "median errors"
+MAPPED = ("identity", "tanh")
+CONVERGED = 1e-6  # of the gradient
+RATE, FLAT, GAIN = (-0.75, -0.3), (-0.15, 0.15), (-1.15, -0.85)
+BANDS = {
+    "tanh": {"beta1": RATE, "tau": RATE, "a": RATE, "b": RATE, "nu": RATE, "gain": GAIN},
+    "identity": {"beta1": FLAT, "tau": FLAT, "beta1_over_tau": RATE, "gain": GAIN},
+}
+"""Where slopes must lie, from the wide starts."""
+
+MINUTES = 0.0025  # of one core, for a case, a start and a repeat with 1,000 points in all
+QUICK = 4
+NOTE = (
+    "Slopes of the logarithm of the median error against the logarithm of the number of sample "
+    "points; −0.5 is the parametric rate, 0 none. Starts lie around the truth with the standard "
+    "deviation that the task names, the same for all sizes; intervals are from repeats."
+)
+
+
+def gaussian_rates(
+    place: Place,
+    flags: Flags,
+    sizes: tuple[int, ...] = (1_000, 4_000, 16_000, 64_000),
+    repeats: int = 40,
+    starts: tuple[float, ...] = (0.3, 0.05),
+) -> None:
+    """Fit mixtures of known truth, and measure how fast each parameter is found.
+
+    Args:
+        place: Filled in by the command line.
+        flags: Filled in by the command line.
+        sizes: Numbers of sample points, two at least for a slope.
+        repeats: Samples and starts of each size, two at least.
+        starts: Standard deviations of the starts around the truth; bars are for the first.
+    """
+    if len(set(sizes)) < 2 or min(sizes) < 100:
+        raise GatesError(f"--sizes is {list(sizes)}, expected two or more from 100, for a slope")
+    if repeats < 2 or not starts or min(starts) <= 0:
+        raise GatesError(
+            f"--repeats is {repeats} and --starts {list(starts)}, expected two repeats at least, "
+            "for an interval, and positive numbers"
+        )
+    if flags.quick:
+        sizes, repeats = sizes[:2], min(repeats, QUICK)
+    minutes = MINUTES * len(CASES) * len(starts) * repeats * sum(sizes) / 1000
+    run = open_study(
+        place, "gaussian-rates", flags, methods=CASES, seeds=range(repeats),
+        settings={"sizes": list(sizes)}, minutes=minutes,
+    )  # fmt: skip
+    rows: list[Row] = []
+    for spread in starts:
+        rows += _rows(run, fits_of(run, spread, repeats), spread)
+    lost = ridge_maps(run)
+    rows += _ridge_rows(lost)
+    medians = {row.task for row in rows if row.task.startswith(MEDIANS)}
+    run.finish(
+        rows, _bars(rows, starts[0]), seeds=range(repeats), headline=_headline(rows, starts[0]),
+        notes=[NOTE], unprinted=medians,
+    )  # fmt: skip
+
+
+def find(piece: Piece, job: Job) -> dict[str, Tensor]:
+    """Fit the samples of one repeat."""
+    del job
+    seed = piece.seed or 0
+    found = errors_of(CASES[piece.method], piece["sizes"], piece["spread"], seed)
+    return {name: torch.from_numpy(values) for name, values in found.items()}
+
+
+def map_ridge(piece: Piece, job: Job) -> dict[str, Tensor]:
+    """Compute the likelihood around the truth."""
+    del job
+    return {"lost": torch.from_numpy(ridge_map(CASES[piece.method]))}
+
+
+def fits_of(run: Run, spread: float, repeats: int) -> dict[str, dict[str, Array]]:
+    """Return method -> errors (N, S, P) and slopes (N, S), after what is missing was fitted."""
+    store = run.store(FITS, Arrays())
+    pieces = [
+        run.piece(name, repeat, {"start": spread}, spread=spread, restarts=case.restarts)
+        for name, case in CASES.items()
+        for repeat in range(repeats)
+    ]
+    found: dict[str, list[dict[str, Tensor]]] = {}
+    for piece in run.obtain(store, pieces, find, scoring=True):
+        found.setdefault(piece.method, []).append(store.load(piece))
+    return {
+        method: {name: np.stack([one[name].numpy() for one in own]) for name in own[0]}
+        for method, own in found.items()
+    }
+
+
+def ridge_maps(run: Run) -> dict[str, Array]:
+    """Return method -> what is lost of the likelihood around the truth."""
+    store = run.store(MAPS, Arrays())
+    pieces = [Piece(name) for name in MAPPED]
+    wanted = run.obtain(store, pieces, map_ridge, scoring=True)
+    return {piece.method: store.load(piece)["lost"].numpy() for piece in wanted}
+
+
+def _rows(run: Run, found: Mapping[str, Mapping[str, Array]], spread: float) -> list[Row]:
+    rows = []
+    for method, own in found.items():
+        draws = Resamples.clusters(range(len(own["errors"])))
+        known = [
+            place for place in range(len(ERRORS)) if np.isfinite(own["errors"][..., place]).all()
+        ]
+        names = [ERRORS[place] for place in known]
+        score = slopes(own["errors"][..., known], run.settings["sizes"], names)
+        task = f"slopes, starts {spread}"
+        for name, interval in draws.intervals(score).items():
+            rows.append(Row(method, task, name, *interval))
+        converged = float((own["slope"] < CONVERGED).mean())
+        rows.append(Row(method, task, "converged", converged, n=own["slope"].size))
+        for size, medians in zip(run.settings["sizes"], np.median(own["errors"], 0), strict=True):
+            task_of_size = f"{MEDIANS}, starts {spread}, {size} points"
+            rows += [Row(method, task_of_size, ERRORS[i], float(medians[i])) for i in known]
+    return rows
+
+
+def _ridge_rows(lost: Mapping[str, Array]) -> list[Row]:
+    """Return what is lost along (λβ1, λβ0, λτ): the most, and where λ is a half."""
+    rows = []
+    for method, own in lost.items():
+        line = np.diagonal(own)
+        rows.append(Row(method, "ridge", "largest change", float(np.abs(line).max())))
+        rows.append(Row(method, "ridge", "lost at half", float(-line[0])))
+    return rows
+
+
+def _headline(rows: Sequence[Row], spread: float) -> str:
+    """Return the slopes of the temperature in a sentence."""
+    task = f"slopes, starts {spread}"
+    found = {row.method: row for row in rows if row.task == task and row.metric == "tau"}
+    said = [
+        f"{name} {found[name].value:.2f} [{found[name].low:.2f}, {found[name].high:.2f}]"
+        for name in MAPPED
+        if name in found
+    ]
+    return f"Slope of the error of the temperature: {', '.join(said)}." if said else ""
+
+
+def _bars(rows: Sequence[Row], spread: float) -> list[Bar]:
+    task = f"slopes, starts {spread}"
+    found = {(row.method, row.metric): row for row in rows if row.task == task}
+    ridge = {(row.method, row.metric): row for row in rows if row.task == "ridge"}
+    bars = []
+    for method, bands in BANDS.items():
+        for name, (low, high) in bands.items():
+            if (row := found.get((method, name))) is not None:
+                label = f"{method}: slope of {name}"
+                bars += [Bar(label, row.value, ">=", low), Bar(label, row.value, "<=", high)]
+    for (method, name), row in found.items():
+        if name == "converged" and method in BANDS:
+            bars.append(Bar(f"{method}: fits with a gradient below 1e-6", row.value, ">=", 0.95))
+    if len(ridge) > 2:
+        flat, drop = ridge["identity", "largest change"], ridge["tanh", "lost at half"]
+        bars.append(Bar("identity: change along the ridge", flat.value, "<=", 1e-10))
+        bars.append(Bar("tanh: likelihood lost at half", drop.value, ">=", 1e-2))
+    return bars
+
+
+def draw(page: Page, run: Run) -> None:
+    """Add the ridge and the errors by size to the report.
+
+    Args:
+        page: The report.
+        run: Of the study.
+    """
+    store = run.store(MAPS, Arrays())
+    maps = {p.method: store.load(p)["lost"].numpy() for p in map(Piece, MAPPED) if store.find(p)}
+    if maps:
+        page.section("The ridge").figure(
+            ridge_figure(maps),
+            "How much less likely a sample of 4,000 points is where slope and temperature are "
+            "multiplied. With the identity all of the diagonal is as likely as the truth.",
+            name="ridge",
+            table=(
+                ("activation", "slope", "temperature", "lost"),
+                [[name, s, t, float(lost[i, j])] for name, lost in maps.items()
+                 for i, s in enumerate(FACTORS) for j, t in enumerate(FACTORS)],
+            ),
+        )  # fmt: skip
+    found = _medians(read_scores(run.scores, run.app, run.verb).rows)
+    for start, medians in found.items():
+        sizes = np.array(sorted({size for own in medians.values() for size in own}))
+        shown = {
+            name: {error: np.array([own[size][error] for size in sizes]) for error in LETTERS}
+            for name, own in medians.items()
+            if LETTERS.keys() <= own[sizes[0]].keys()
+        }
+        page.section(f"Errors by size, {start}")
+        if shown:
+            page.figure(
+                rates_figure(shown, sizes), "Medians over repeats; both axes are logarithmic.",
+                name="rates",
+            )  # fmt: skip
+
+
+def _medians(rows: Sequence[Row]) -> dict[str, dict[str, dict[int, dict[str, float]]]]:
+    """Return start -> method -> size -> error -> median."""
+    found: dict[str, dict[str, dict[int, dict[str, float]]]] = {}
+    for row in rows:
+        if row.task.startswith(MEDIANS):
+            _, start, points = row.task.split(", ")
+            own = found.setdefault(start, {}).setdefault(row.method, {})
+            own.setdefault(int(points.split()[0]), {})[row.metric] = row.value
+    return found

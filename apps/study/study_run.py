@@ -1,0 +1,99 @@
+"""The run of a study: its options, its folder, and how long it takes."""
+
+import json
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from core_gates.errors import GatesError, check_option
+from harness.command.verbs import Place
+from harness.experiment.run import Run
+from harness.files import write_json
+
+FILE = "study.json"
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What takes part, and what becomes of earlier results.
+
+    Args:
+        only: Methods that take part; all when empty. Bars need all.
+        quick: A quick run: nothing is trained, samples are small, and there are no bars.
+        overwrite: Replace what was made with other settings.
+    """
+
+    only: tuple[str, ...] = ()
+    quick: bool = False
+    overwrite: bool = False
+
+
+def open_study(
+    place: Place,
+    study: str,
+    flags: Flags,
+    *,
+    methods: Collection[str],
+    seeds: Sequence[int],
+    settings: dict[str, Any],
+    minutes: float,
+) -> Run:
+    """Return the run of a study, after its options were checked and its time was told.
+
+    Args:
+        place: Where it is kept.
+        study: Its name, which is that of the verb.
+        flags: Options that all studies have.
+        methods: All that could take part.
+        seeds: Of what is trained.
+        settings: All that decides its results.
+        minutes: Minutes of one idle core that all of it takes.
+
+    Raises:
+        GatesError: A method does not exist, there is no seed, or the folder is that of another
+            study.
+    """
+    for method in flags.only:
+        check_option("--only", method, methods, GatesError)
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise GatesError(f"--seeds is {list(seeds)}, expected one number or several different ones")
+    folder = place.run_folder.path
+    if (found := study_of(folder)) not in (None, study):
+        raise GatesError(f"{folder} is a run of the study {found}: give --name NEW")
+    run = Run(
+        folder, app="study", verb=study, config_path=place.config_path, settings=settings,
+        overwrite=flags.overwrite, quick=flags.quick, only=flags.only, seeds=seeds,
+        command=place.command,
+    )  # fmt: skip
+    write_json(folder / FILE, {"study": study})
+    if not flags.quick:
+        cores = torch.get_num_threads()
+        wall = math.ceil(minutes / cores * _part(flags.only, methods))
+        print(f"at most about {wall} minutes on {cores} idle cores, where nothing is there yet")
+    return run
+
+
+def study_of(folder: Path) -> str | None:
+    """Return the study that a folder is a run of; None for a folder without one.
+
+    Raises:
+        GatesError: The file that tells is damaged.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["study"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise GatesError(
+            f"{path} is damaged ({error!r}): delete it and run the study again"
+        ) from error
+
+
+def _part(only: Collection[str], methods: Collection[str]) -> float:
+    """Return the fraction of the methods that take part."""
+    return len(set(only)) / len(methods) if only else 1.0

@@ -1,0 +1,1 @@
+"""A small decoder whose experts are spawned from one: EvoMoE and its rivals."""
