@@ -128,7 +128,7 @@ APPS: Mapping[str, App] = {
             "plan": "estimate weights, arithmetic, memory and exchange on many GPUs",
         },
         stop="apps.language.tour:tour",
-        extras=("language",),
+        extras=("language", "pretrained"),
     ),
     "study": App(
         "apps.study.commands",

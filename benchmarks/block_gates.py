@@ -35,6 +35,7 @@ def prompt(block_size: int) -> Comparison:
     found: dict[str, float] = {}
 
     def build(load: Load) -> Mapping[str, Call]:
+        """Return the calls that are compared."""
         if not is_installed():
             q, k, v = _inputs(LENGTH, LENGTH)
             return {PLAIN: partial(_plain, q, k, v)}
@@ -66,6 +67,7 @@ def step(block_size: int = 64) -> Comparison:
     found: dict[str, float] = {}
 
     def build(load: Load) -> Mapping[str, Call]:
+        """Return the calls that are compared."""
         if not is_installed():
             q, k, v = _inputs(1, LONG)
             return {PLAIN: partial(_plain, q, k, v)}

@@ -30,6 +30,37 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 """Losses of the routings of any gate that returns what they need, see `core_gates.routing`."""
 
 
+def scheduled(
+    optimizer: torch.optim.Optimizer, trainer: L.Trainer, warmup_steps: int, last_rate: float
+) -> OptimizerLRSchedulerConfig:
+    """Let the learning rate rise linearly, then fall along a cosine until the last step.
+
+    Args:
+        optimizer: Whose learning rate is the largest one.
+        trainer: Knows the number of steps.
+        warmup_steps: Over which the learning rate rises.
+        last_rate: The learning rate after the last step, as a fraction of the largest one.
+
+    Raises:
+        GatesError: The trainer has no last step.
+    """
+    total = trainer.estimated_stepping_batches
+    if not math.isfinite(total):
+        raise GatesError(
+            "the learning rate falls until the last step, but the trainer has none: give it"
+            " max_steps or max_epochs"
+        )
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        done = min(1.0, (step - warmup_steps) / max(1, total - warmup_steps))
+        return last_rate + (1 - last_rate) * 0.5 * (1 + math.cos(math.pi * done))
+
+    schedule = {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}
+    return {"optimizer": optimizer, "lr_scheduler": schedule}  # type: ignore[typeddict-item]
+
+
 class LanguageModule(L.LightningModule):
     """A decoder that learns to predict the next token.
 
@@ -142,23 +173,9 @@ class LanguageModule(L.LightningModule):
         Raises:
             GatesError: The trainer has no last step.
         """
-        total = self.trainer.estimated_stepping_batches
-        if not math.isfinite(total):
-            raise GatesError(
-                "the learning rate falls until the last step, but the trainer has none: give it"
-                " max_steps or max_epochs"
-            )
         fused = "mixed" not in str(self.trainer.precision)  # there Lightning refuses to clip
         optimizer = torch.optim.AdamW(self._groups(), self.learning_rate, self.betas, fused=fused)
-
-        def factor(step: int) -> float:
-            if step < self.warmup_steps:
-                return (step + 1) / self.warmup_steps
-            done = min(1.0, (step - self.warmup_steps) / max(1, total - self.warmup_steps))
-            return LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * done))
-
-        schedule = {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": schedule}  # type: ignore[typeddict-item]
+        return scheduled(optimizer, self.trainer, self.warmup_steps, LAST_RATE)
 
     def _groups(self) -> list[dict[str, Any]]:
         """Return the parameters that decay and those that do not, each in the order of the model.

@@ -103,21 +103,12 @@ def evaluate(
     check_option("study", study, STUDIES, GatesError)
     from apps.diffusion.embedded_world import World
     from apps.diffusion.studies.base_study import Asked
-    from harness.experiment import Run
 
     root = place.run_folder.path.parents[1]
-    run = Run(
-        place.run_folder.path,
-        app="diffusion",
-        config_path=place.config_path,
-        package="diffusion",
-        shipped=shipped,
-        overwrite=overwrite,
-        quick=quick,
-        only=only,
+    run = place.run(
+        package="diffusion", shipped=shipped, overwrite=overwrite, quick=quick, only=only,
         seeds=seeds,
-        command=place.command,
-    )
+    )  # fmt: skip
     world = World(root, shipped=shipped, overwrite=overwrite, quick=quick, command=place.command)
     module, _, name = STUDIES[study].partition(":")
     asked = Asked(run, seeds, Path(vectors) if vectors else None)

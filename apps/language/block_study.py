@@ -1,7 +1,7 @@
-"""Which blocks of keys hold the attention: distilled gates next to rivals that learn nothing."""
+"""Which blocks of keys hold the attention: distilled gates next to rivals that know less."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,35 +17,44 @@ from core_gates.attention.seer.decode import DecodeAttnGate, block_density
 from core_gates.attention.seer.gate import AttnGate, gate_distillation_loss
 from core_gates.errors import GatesError
 from harness.command.verbs import Place
-from harness.evidence import Bar, Resamples, Row, compare, moments
-from harness.experiment import Arrays, Job, Piece, Run, Store
+from harness.evidence import Bar, Resamples, Row, Scores, compare, moments
+from harness.experiment import Arrays, Job, Piece, Store
 from harness.files import Data
 from language.corpus import read_corpus
 from language.scoring import ratio
-from language.seer.attach import BlockGate, Kind
-from language.seer.attention import Seen
+from language.seer.attach import Attend, BlockGate, Kind, block_gates
+from language.seer.attention import Seen, attend_to_all
 from language.seer.block_files import load_block_gates
 from language.seer.distillation import SKIPPED
-from language.seer.recording import logits_of, read, record, rows_of
+from language.seer.recording import attending, logits_of, read, record, rows_of
 from language.seer.rivals import (
+    BY_SUM,
     GATE,
     ORACLE,
-    SCORES,
+    STATIC,
+    Score,
     attend_to,
+    attention_map,
     attention_mass,
     chosen,
+    scores_by,
     scores_of,
+    static_scores,
 )
 
-FIGURES = "figures"
-MASS, OF_ORACLE, KL, LOSS = "attention_mass", "mass_of_oracle", "row_kl", "loss_increase_nats"
+FIGURES, MAPS, DENSE, START = "figures", "maps", "dense", "start"
+MASS, KL, LOSS = "attention_mass", "row_kl", "loss_increase_nats"
+OF_ORACLE, OF_MOST = "mass_of_oracle", "mass_of_oracle_by_sum"
 UNTRAINED = "untrained gate"
-VERSION = 1
+VERSION = 2
 NOTE = (
     "Attention mass is the fraction of the attention of the base that lies in the chosen blocks, "
     "averaged over queries, heads and layers; every method chooses equally many, its own block "
-    "among them. The oracle chooses by the largest attention in a block, which is known only after "
-    "attention. Intervals are over documents."
+    "among them. Two oracles are known only after attention: that by the largest attention in a "
+    "block, from which gates learn, and that by the sum, which no method exceeds. The static map "
+    "is the mean attention between blocks on the sequences that gates learn from, by layer and "
+    "head: it knows where blocks lie and not what is in them. Intervals are over documents and "
+    "seeds of the gates."
 )
 
 
@@ -103,6 +112,7 @@ def evaluate(
     bars: Bars,
     kinds: tuple[Kind, ...] = ("prefill",),
     corpus: tuple[str, ...] = ("python",),
+    seeds: tuple[int, ...] = (0,),
     quick: bool = False,
     shipped: bool = True,
     overwrite: bool = False,
@@ -118,28 +128,26 @@ def evaluate(
         kinds: Kinds of gates, ``prefill`` and ``decode``.
         corpus: Files, folders, or ``python``, of whose training and test documents the beginnings
             are read.
+        seeds: Of the gates, which are trained once with each.
         quick: A quick run: nothing is trained, and there are no bars.
         shipped: Use gates that ship with the package where their settings agree.
         overwrite: Replace what was made with other settings.
     """
     recipe.check()
     measured.check()
-    if not kinds or (unknown := set(bars.above) - set(scores_of("decode"))):
+    rivals = [STATIC, *scores_of("decode")]
+    if not kinds or (unknown := set(bars.above) - set(rivals)):
         what = f"--above names {', '.join(unknown)}" if kinds else "--kinds is empty"
-        raise GatesError(
-            f"{what}, expected prefill or decode, and {', '.join(scores_of('decode'))}"
-        )
-    run = Run(
-        place.run_folder.path, app="language", config_path=place.config_path, package="language",
-        shipped=shipped, overwrite=overwrite, quick=quick, seeds=(recipe.seed,),
-        command=place.command,
-    )  # fmt: skip
+        raise GatesError(f"{what}, expected prefill or decode, and {', '.join(rivals)}")
+    run = place.run(
+        package="language", shipped=shipped, overwrite=overwrite, quick=quick, seeds=seeds
+    )
     found = opened(place, model)
     rows: list[Row] = []
     met: list[Bar] = []
     said, data = [], [Data.of(found.folder.name, "model", found.folder)]
     for kind in kinds:
-        made = Distillation(run, found, model, corpus, kind, recipe)
+        made = Distillation(run, found, model, corpus, kind, recipe, seeds)
         held = made.sequences(read_corpus(corpus).part("test"), measured.held_out)
         if len(held) < measured.held_out:
             raise GatesError(
@@ -150,7 +158,7 @@ def evaluate(
         own = rows_of_kind(kind, [*held], figures, measured)
         rows, met = rows + own, met + bars_of_kind(kind, own, bars)
         said.append(headline(kind, own))
-    run.finish(rows, met, seeds=(recipe.seed,), data=data, headline=" ".join(said), notes=[NOTE])
+    run.finish(rows, met, seeds=seeds, data=data, headline=" ".join(said), notes=[NOTE])
 
 
 def _figures(
@@ -158,41 +166,75 @@ def _figures(
 ) -> list[dict[str, Tensor]]:
     """Return the figures of every held-out sequence, which are measured where they are missing."""
     run, store = made.run, made.run.store(FIGURES, Arrays())
-    if run.quick and made.gates.missing([made.piece]):
+    if run.quick and made.gates.missing(made.pieces):
         raise GatesError("no gates are distilled yet and a quick run trains nothing: drop --quick")
     made.obtain()
-    settings = {"gates": made.piece.fingerprint, "fraction": measured.fraction, "version": VERSION}
+    known, texts = [digest_of(one) for one in made.tokens.values()], [*made.tokens.values()]
+    mapped = Piece(made.kind, None, settings={**made.base, "sequences": known})
+    maps = run.store(MAPS, Arrays())
+    look = partial(make_map, place=made.place, tokens=texts)
+    run.obtain(maps, [mapped], look, ticks=len(texts), unit="sequences", scoring=True)
+    settings = {"gates": [piece.fingerprint for piece in made.pieces], "version": VERSION}
+    settings |= {"fraction": measured.fraction, "map": mapped.fingerprint}
     settings["loss_fraction"] = measured.loss_fraction if made.kind == "prefill" else 0.0
     pieces = [
         Piece(made.kind, None, {"n": n}, {**made.base, **settings, "tokens": digest_of(one)})
         for n, one in enumerate(held.values())
     ]
     work = partial(
-        measure, place=made.place, tokens=[*held.values()], gates=made.gates, trained=made.piece
-    )
+        measure, place=made.place, tokens=[*held.values()], gates=made.gates, trained=made.pieces,
+        maps=maps.load(mapped, tested=[digest_of(one) for one in held.values()]),
+    )  # fmt: skip
     run.obtain(store, pieces, work, scoring=True)
     return [store.load(piece) for piece in pieces]
 
 
-def measure(
-    piece: Piece, job: Job, place: str, tokens: Sequence[Sequence[int]], gates: Store[Any],
-    trained: Piece,
-) -> dict[str, Tensor]:  # fmt: skip
-    """Return the figures of one held-out sequence, by layer; loss by method."""
-    del job
-    model: Any = model_with_gates(place, piece["kind"], piece["block_size"])
-    path = gates.load(trained, tested=[digest_of(one) for one in tokens])
-    untrained = fresh_gates(load_block_gates(model, path), trained["seed"])
-    sequence = torch.tensor(tokens[int(piece.keys["n"])])
-    found: dict[str, list[float]] = {}
+def make_map(
+    piece: Piece, job: Job, place: str, tokens: Sequence[Sequence[int]]
+) -> dict[str, Tensor]:
+    """Return the mean attention between blocks over sequences, by layer."""
+    model = model_with_gates(place, piece["kind"], piece["block_size"])
+    found: dict[str, Tensor] = {}
 
     def attend(gate: BlockGate, seen: Seen) -> Tensor:
-        out, own = record(gate, seen)
-        for name, one in ((KL, gate.gate), (f"{KL}.start", untrained[gate.name])):
-            found.setdefault(name, []).append(row_kl(one, own))
+        found[gate.name] = found.get(gate.name, 0) + attention_map(gate, seen) / len(tokens)
+        return attend_to_all(seen)
+
+    job.note(objects=piece["sequences"])
+    for one in tokens:
+        read(model, torch.tensor(one), attend)
+        job.tick()
+    return found
+
+
+def measure(
+    piece: Piece, job: Job, place: str, tokens: Sequence[Sequence[int]], gates: Store[Any],
+    trained: Sequence[Piece], maps: Mapping[str, Tensor],
+) -> dict[str, Tensor]:  # fmt: skip
+    """Return the figures of one held-out sequence by layer, and losses.
+
+    Attention mass has the name of a method, a number added to that of gates; the divergence of
+    gates ``row_kl`` and a number before it, and losses that of ``loss_increase_nats``.
+    """
+    del job
+    model: Any = model_with_gates(place, piece["kind"], piece["block_size"])
+    tested = [digest_of(one) for one in tokens]
+    own = [copies(load_block_gates(model, gates.load(one, tested=tested))) for one in trained]
+    fresh = [copies(block_gates(model), one["seed"]) for one in trained]
+    methods: dict[str, Score] = {
+        **{f"{GATE}{n}": partial(scores_by, gates=one) for n, one in enumerate(own)},
+        STATIC: partial(static_scores, maps=maps), **scores_of(piece["kind"]),
+    }  # fmt: skip
+    sequence, found = torch.tensor(tokens[int(piece.keys["n"])]), dict[str, list[float]]()
+
+    def attend(gate: BlockGate, seen: Seen) -> Tensor:
+        out, known = record(gate, seen)
+        for name, every in ((GATE, own), (START, fresh)):
+            for n, one in enumerate(every):
+                found.setdefault(f"{KL}.{name}{n}", []).append(row_kl(one[gate.name], known))
         mass = attention_mass(gate, seen)
         torch.manual_seed(1000 * int(piece.keys["n"]) + gate.layer)  # of the random rival
-        for name, score in scores_of(gate.kind).items():
+        for name, score in methods.items():
             mask = chosen(gate, score(gate, seen), piece["fraction"], len(sequence))
             found.setdefault(name, []).append(kept_mass(mass, mask))
         rows = None
@@ -201,31 +243,26 @@ def measure(
         found.setdefault("density", []).append(float(block_density(mask, rows)))
         return out
 
-    states = read(model, sequence, attend)
-    figures = {name: torch.tensor(values) for name, values in found.items()}
+    found[f"{LOSS}.{DENSE}"] = [nats(model, sequence, attend)]
     if fraction := piece["loss_fraction"]:
-        dense = nats(model, states, sequence)
-        losses = [
-            nats(model, read(model, sequence, partial(_sparse, score=score, fraction=fraction)),
-                 sequence)
-            for score in SCORES.values()
-        ]  # fmt: skip
-        figures["loss"] = torch.tensor([dense, *losses])
-    return figures
+        for name, score in methods.items():
+            less = partial(_sparse, score=score, fraction=fraction)
+            found[f"{LOSS}.{name}"] = [nats(model, sequence, less)]
+    return {name: torch.tensor(values) for name, values in found.items()}
 
 
-def _sparse(gate: BlockGate, seen: Seen, score: Any, fraction: float) -> Tensor:
+def _sparse(gate: BlockGate, seen: Seen, score: Score, fraction: float) -> Tensor:
     return attend_to(gate, seen, score(gate, seen), fraction)
 
 
-def fresh_gates(gates: Mapping[str, BlockGate], seed: int) -> dict[str, Any]:
-    """Return copies of gates with the weights that their training began with."""
-    made = {}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for name, gate in gates.items():
-            made[name] = copy.deepcopy(gate.gate)
-            made[name].reset_parameters()
+def copies(gates: Mapping[str, BlockGate], seed: int | None = None) -> dict[str, Any]:
+    """Return copies of gates; with a seed, with the weights that their training began with."""
+    made = {name: copy.deepcopy(gate.gate) for name, gate in gates.items()}
+    if seed is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for gate in made.values():
+                gate.reset_parameters()
     return made
 
 
@@ -247,10 +284,13 @@ def kept_mass(mass: Tensor, mask: Tensor) -> float:
     return float((mass * mask).sum() / mass.shape[1])
 
 
-def nats(model: Any, states: Tensor, sequence: Tensor) -> float:
-    """Return the cross-entropy of a sequence (T,) in nats per token from its last states."""
-    with torch.inference_mode():
-        logits = model.get_output_embeddings()(states[:-1]).float()
+def nats(model: Any, sequence: Tensor, attend: Attend) -> float:
+    """Return the cross-entropy of a sequence (T,) in nats per token of a model that attends so.
+
+    The logits are those of the model itself, which may scale them.
+    """
+    with torch.inference_mode(), attending(model, attend):
+        logits = model(sequence.unsqueeze(0), use_cache=False).logits[0, :-1].float()
         return float(F.cross_entropy(logits, sequence[1:]))
 
 
@@ -265,24 +305,34 @@ def rows_of_kind(
         figures: Of each, see :func:`measure`.
         measured: What was measured.
     """
-    draws = Resamples.clusters(names)
+    draws, task = Resamples.clusters(names), f"{kind}, {measured.fraction:.0%} of the blocks"
     means = {n: np.array([float(one[n].mean()) for one in figures]) for n in figures[0]}
-    methods, task = [*scores_of(kind)], f"{kind}, {measured.fraction:.0%} of the blocks"
-    mass = {method: moments(means[method], name=MASS) for method in methods}
-    rows = compare(mass, draws, task=task, reference=GATE)
-    pairs = {m: np.stack([means[m], means[ORACLE]], 1) for m in methods if m != ORACLE}
-    of_oracle = {m: moments(pair, ratio, name=OF_ORACLE) for m, pair in pairs.items()}
-    rows += compare(of_oracle, draws, task=task)
+    seeds = sum(name.startswith(f"{KL}.{GATE}") for name in means)
+
+    def every(make: Callable[[str], Scores]) -> dict[str, list[Scores]]:
+        gates = [make(f"{GATE}{n}") for n in range(seeds)]
+        return {GATE: gates, **{name: [make(name)] for name in (STATIC, *scores_of(kind))}}
+
+    rows = compare(every(lambda m: moments(means[m], name=MASS)), draws, task=task, reference=GATE)
+    for oracle, metric in ((ORACLE, OF_ORACLE), (BY_SUM, OF_MOST)):
+        of = partial(_of, means, oracle, metric)
+        rows += compare(every(of), draws, task=task)
     rows.append(Row("all methods", task, "density", float(means["density"].mean())))
-    divergence = {GATE: means[KL], UNTRAINED: means[f"{KL}.start"]}
-    divergences = {name: moments(values, name=KL) for name, values in divergence.items()}
+    divergences = {
+        name: [moments(means[f"{KL}.{one}{n}"], name=KL) for n in range(seeds)]
+        for name, one in ((GATE, GATE), (UNTRAINED, START))
+    }
     rows += compare(divergences, draws, task=f"{kind}, distillation")
-    if "loss" in figures[0]:
-        losses = np.stack([one["loss"].numpy() for one in figures])
-        more = {m: moments(losses[:, i] - losses[:, 0], name=LOSS) for i, m in enumerate(SCORES, 1)}
+    if f"{LOSS}.{GATE}0" in means:
+        more = {n: own - means[f"{LOSS}.{DENSE}"] for n, own in means.items()}
         named = f"{kind}, loss with {measured.loss_fraction:.0%} of the blocks"
-        rows += compare(more, draws, task=named, reference=GATE)
+        rows += compare(every(lambda m: moments(more[f"{LOSS}.{m}"], name=LOSS)), draws,
+                        task=named, reference=GATE)  # fmt: skip
     return rows
+
+
+def _of(means: Mapping[str, np.ndarray], oracle: str, metric: str, method: str) -> Scores:
+    return moments(np.stack([means[method], means[oracle]], 1), ratio, name=metric)
 
 
 def bars_of_kind(kind: Kind, rows: Sequence[Row], wanted: Bars) -> list[Bar]:
@@ -306,11 +356,15 @@ def bars_of_kind(kind: Kind, rows: Sequence[Row], wanted: Bars) -> list[Bar]:
 
 
 def headline(kind: Kind, rows: Sequence[Row]) -> str:
-    """Return what gates reach, in a sentence."""
+    """Return what gates reach, and what they gain by reading content, in two sentences."""
     own = next(r for r in rows if (r.method, r.metric) == (GATE, OF_ORACLE))
-    rivals = [r for r in rows if r.metric == OF_ORACLE and r.method != GATE]
+    rivals = [r for r in rows if r.metric == OF_ORACLE and r.method not in (GATE, ORACLE, BY_SUM)]
     best = max(rivals, key=lambda row: row.value)
+    gap = next(r for r in rows if (r.method, r.metric, r.versus) == (STATIC, MASS, GATE))
+    verdict = "Content adds" if gap.high < 0 else "They are not above a map without content:"
     return (
         f"Gates for {kind} hold {own.value:.1%} of the attention that the oracle holds"
         f" [{own.low:.1%}, {own.high:.1%}]; the best rival, {best.method}, {best.value:.1%}."
+        f" {verdict} {-gap.value:+.2%} [{-gap.high:+.2%}, {-gap.low:+.2%}] of all attention, next"
+        " to the static map."
     )

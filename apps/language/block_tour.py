@@ -20,7 +20,16 @@ from language.seer.attach import BlockGate
 from language.seer.attention import Seen
 from language.seer.block_files import load_block_gates
 from language.seer.recording import logits_of, read, record
-from language.seer.rivals import GATE, ORACLE, RANDOM, SCORES, attention_mass, chosen
+from language.seer.rivals import (
+    GATE,
+    MEAN_POOL,
+    ORACLE,
+    RANDOM,
+    SCORES,
+    attention_mass,
+    chosen,
+    gate_scores,
+)
 
 GATES = "seer/gates/prefill-s0"  # of the weights that ship
 FRACTION, CONTEXT = 0.2, 256
@@ -61,7 +70,8 @@ def block_part(
     """
     model = open_pretrained(weights, gates).model
     load_block_gates(model, gates / FILE)
-    kept: dict[str, list[list[float]]] = {name: [] for name in (GATE, ORACLE, RANDOM)}
+    scores = {GATE: gate_scores, **{name: SCORES[name] for name in (ORACLE, RANDOM, MEAN_POOL)}}
+    kept: dict[str, list[list[float]]] = {name: [] for name in scores}
     maps: dict[str, tuple[Tensor, Tensor]] = {}
 
     def attend(gate: BlockGate, seen: Seen) -> Tensor:
@@ -69,7 +79,7 @@ def block_part(
         mass, length = attention_mass(gate, seen), seen.q.shape[2]
         for name, found in kept.items():
             torch.manual_seed(gate.layer)  # of the random choice
-            mask = chosen(gate, SCORES[name](gate, seen), FRACTION, length)
+            mask = chosen(gate, scores[name](gate, seen), FRACTION, length)
             found[-1].append(kept_mass(mass, mask))
         maps[gate.name] = logits_of(gate.gate, own).softmax(-1)[0], own["target"][0]
         return out
@@ -105,13 +115,13 @@ def _row(kept: dict[str, np.ndarray]) -> TourRow:
     scores = {name: moments(values, name="mass") for name, values in kept.items()}
     draws = Resamples.clusters(range(len(kept[GATE])))
     found = compare(scores, draws, task="", reference=GATE)
-    own, oracle, chance = found[:3]
+    own, oracle, chance, mean = found[:4]
     better = next(row.high < 0 for row in found if row.versus and row.method == RANDOM)
     return TourRow(
         "block gates, shipped",
         f"attention in {FRACTION:.0%} of the blocks, {own.n} unseen files",
         f"{own.value:.2f} [{own.low:.2f}, {own.high:.2f}]",
-        f"oracle {oracle.value:.2f}, random {chance.value:.2f}",
+        f"oracle {oracle.value:.2f}, mean keys {mean.value:.2f}, random {chance.value:.2f}",
         "better than random" if better else "not distinguishable from random",
         better,
     )

@@ -12,7 +12,7 @@ from apps.language.generate import SHIPPED, models_in, shipped
 from core_gates.errors import GatesError
 from harness.command.verbs import Place
 from harness.evidence import Resamples, Row, Scores, compare
-from harness.experiment import Run, read_scores
+from harness.experiment import read_scores
 from harness.figures.curves import draw_seeds
 from harness.figures.style import BLUE, SHARES, dress, head, new_figure
 from harness.figures.style import place as placed
@@ -72,7 +72,7 @@ def diagnose(
     """
     if tokens < 2 or documents < 1:
         raise GatesError(f"--tokens is {tokens} and --documents {documents}, expected 2 and 1 on")
-    run = Run.of(place.run_folder, config_path=place.config_path, command=place.command)
+    run = place.run()
     found = opened(place, model)
     found.require_context(tokens)
     if gates is not None:

@@ -59,7 +59,6 @@ class Recipe:
         steps: Steps of the training.
         batch_size: Sequences of a step.
         learning_rate: The largest learning rate of AdamW.
-        seed: Seed of the weights and of the order of the sequences.
     """
 
     block_size: int = 64
@@ -68,7 +67,6 @@ class Recipe:
     steps: int = 300
     batch_size: int = 4
     learning_rate: float = 1e-3
-    seed: int = 0
 
     def check(self) -> None:
         """Refuse values out of range.
@@ -77,13 +75,12 @@ class Recipe:
             GatesError: One is.
         """
         for one in fields(self):
-            least = 0 if one.name == "seed" else 1
             value = getattr(self, one.name)
             if one.name == "learning_rate":
                 if not 0 < value < float("inf"):
                     raise GatesError(f"--learning_rate is {value}, expected a positive number")
-            elif value < least:
-                raise GatesError(f"--{one.name} is {value}, expected at least {least}")
+            elif value < 1:
+                raise GatesError(f"--{one.name} is {value}, expected at least 1")
         if self.context < 2 * self.block_size:
             raise GatesError(
                 f"--context {self.context} has less than two blocks of {self.block_size}: raise it"
@@ -109,7 +106,7 @@ class GateFile:
 
 
 class Distillation:
-    """The gates of one kind for a model, and what they are made of.
+    """The gates of one kind for a model, one set a seed, and what they are made of.
 
     Args:
         run: Keeps records and gates.
@@ -118,12 +115,15 @@ class Distillation:
         corpus: What its sequences are of.
         kind: Of the gates.
         recipe: How they are distilled.
+        seeds: Of the weights and of the order of the sequences.
     """
 
     def __init__(
         self, run: Run, found: Pretrained, model: str, corpus: Sequence[str], kind: Kind,
-        recipe: Recipe,
+        recipe: Recipe, seeds: Sequence[int],
     ) -> None:  # fmt: skip
+        if not seeds or min(seeds) < 0:
+            raise GatesError(f"seeds are {', '.join(map(str, seeds))}, expected some from 0 on")
         self.run, self.found, self.kind, self.recipe = run, found, kind, recipe
         found.require_context(recipe.context)
         texts = read_corpus(corpus).part("train")
@@ -138,7 +138,7 @@ class Distillation:
         self.base = {"base": fingerprint(found.model), "context": recipe.context, **own}
         digests = [digest_of(one) for one in self.tokens.values()]
         made = {**asdict(recipe), **self.base, "sequences": short_digest(digests)}
-        self.piece = Piece(kind, recipe.seed, settings=made)
+        self.pieces = [Piece(kind, seed, settings={**made, "seed": seed}) for seed in seeds]
         form = GateFile(
             kind=kind, model=model, block_size=recipe.block_size, sequences=recipe.sequences,
             context=recipe.context, corpus=" ".join(corpus), rule=RULES[kind],
@@ -150,14 +150,14 @@ class Distillation:
         names, found = beginnings(self.found, texts, self.recipe.context, most)
         return dict(zip(names, found, strict=True))
 
-    def obtain(self) -> Path:
-        """Return the file of the gates, which are trained first if there are none.
+    def obtain(self) -> list[Path]:
+        """Return the files of the gates, one a seed; what is missing is trained first.
 
         Raises:
             SettingsDiffer: The run has others, or records of other sequences or weights.
             GatesError: The disk is too small, or the gates are those of other weights.
         """
-        if self.gates.missing([self.piece]):
+        if self.gates.missing(self.pieces):
             records = self.run.store(RECORDS, Arrays())
             settings = {**self.base, "weights": weights_digest(self.found.model)}
             pieces = [
@@ -168,10 +168,11 @@ class Distillation:
             work = partial(make_record, place=self.place, tokens=[*self.tokens.values()])
             self.run.obtain(records, pieces, work)
             train = partial(train_gates, place=self.place, records=records, pieces=pieces)
-            self.run.obtain(self.gates, [self.piece], train, ticks=self.recipe.steps, unit="steps")
-        path: Path = self.gates.load(self.piece)
-        read_gates(path, self.found.model, kind=KIND)
-        return path
+            self.run.obtain(self.gates, self.pieces, train, ticks=self.recipe.steps, unit="steps")
+        paths: list[Path] = [self.gates.load(piece) for piece in self.pieces]
+        for path in paths:
+            read_gates(path, self.found.model, kind=KIND)
+        return paths
 
     def _require_room(self, records: Store[Any], missing: int) -> None:
         """Print how large the missing records are, and refuse a disk that does not hold them."""
@@ -216,7 +217,7 @@ def train_gates(
     """Train the gates of a model from records, and return the model with them.
 
     The record of the piece gets the divergence of a row by layer, before and after; in between it
-    is in ``KIND-training/metrics.csv`` of the run.
+    is in ``training-KIND-sSEED/metrics.csv`` of the run.
     """
     model = model_with_gates(place, piece["kind"], piece["block_size"])
     gates = block_gates(model)
@@ -232,7 +233,7 @@ def train_gates(
     module = BlockGateModule({n: gate.gate for n, gate in gates.items()}, piece["learning_rate"])
     data = RecordData(load, len(pieces), piece["batch_size"], seed=piece["seed"])
     job.note(objects=[one["tokens"] for one in pieces], row_kl_before=row_kl(module, data))
-    log = ResumableCSVLogger(records.folder.parent / f"{piece.method}-training")
+    log = ResumableCSVLogger(records.folder.parent / f"training-{piece.name}")
     job.fit(
         module, data, ticks="steps", max_steps=piece["steps"], max_epochs=-1, logger=log,
         log_every_n_steps=LOGGED,
@@ -256,6 +257,7 @@ def distill(
     recipe: Recipe,
     kind: Kind = "prefill",
     corpus: tuple[str, ...] = ("python",),
+    seed: int = 0,
     overwrite: bool = False,
 ) -> None:
     """Distill gates that choose blocks of keys from a frozen model; a killed command continues.
@@ -270,15 +272,13 @@ def distill(
         recipe: Filled in by the command line.
         kind: What gates choose for: ``prefill``, blocks of prompts, or ``decode``, of every token.
         corpus: Files, folders, or ``python``, of whose training documents the beginnings are read.
+        seed: Seed of the weights and of the order of the sequences.
         overwrite: Replace gates and records of the run that were made with other settings.
     """
     recipe.check()
-    run = Run(
-        place.run_folder.path, app="language", config_path=place.config_path,
-        overwrite=overwrite, command=place.command,
-    )  # fmt: skip
+    run = place.run(overwrite=overwrite)
     found = opened(place, model)
-    path = Distillation(run, found, model, corpus, kind, recipe).obtain()
+    (path,) = Distillation(run, found, model, corpus, kind, recipe, [seed]).obtain()
     load_block_gates(found.model, path)  # they are those of this base, whole
     print(f"{path.stat().st_size / 1e6:.1f} MB")
     print(path)

@@ -157,8 +157,8 @@ def print_density(model: Any, rate: float) -> None:
     """Print what fraction of the blocks attention has read in each layer, and tokens per second."""
     from language.seer.attach import block_gates
 
-    read = [gate.density for gate in block_gates(model.model).values() if gate.density]
-    means = [float(sum(layer) / len(layer)) for layer in read]
+    read = [gate.density for gate in block_gates(model.model).values()]
+    means = [mean for mean in read if mean is not None]
     if means:
         listed = " ".join(f"{mean:.2f}" for mean in means)
         print(f"blocks read, by layer: {listed}; mean {sum(means) / len(means):.3f}")

@@ -315,6 +315,7 @@ def seen_losses(
     library = {name: load_lora(file) for name, file in files.items()}
 
     def make(place: int) -> dict[str, Tensor]:
+        """Fit the rival to one pair, and return its losses."""
         one = group[place]
         adapters = {name: library[name] for name in one.adapters}
         fusion, found = fitted_hub(bench, adapters, seen[place], one.name, piece["settings"])

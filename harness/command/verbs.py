@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, NamedTuple, cast, get_type_hints
+from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_type_hints
 
 import yaml
 from rich.console import Console
@@ -28,6 +28,9 @@ from harness.command.parser import (
 )
 from harness.runs.folder import RunFolder
 from harness.runs.terminal import quiet_lightning
+
+if TYPE_CHECKING:
+    from harness.experiment import Run
 
 NAME = "Name of the run; that of the configuration if null."
 NAME_OF_PATH = "Name of the run; that of the configuration, else of the --model, if null."
@@ -47,6 +50,14 @@ class Place(NamedTuple):
     config: str
     config_path: Path | None = None
     command: str = ""
+
+    def run(self, **options: Any) -> Run:
+        """Return the run of the verb, see :class:`harness.experiment.Run` for options."""
+        from harness.experiment import Run
+
+        folder, path = self.run_folder, self.config_path
+        known: dict[str, Any] = {"overwrite": folder.overwrite, **options}
+        return Run(folder.path, app=folder.app, config_path=path, command=self.command, **known)
 
 
 class OwnSection(ConfigFile):

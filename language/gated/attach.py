@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from core_gates.activations import GateActivation
 from core_gates.attention.head_gate import Form, Granularity, HeadGate, Sharing
 from core_gates.errors import GatesError
-from language.hf.locate import Attention, locate_attention
+from language.hf.locate import Attention, locate_attention, require_attached
 
 CHILD = "output_gate"
 """Name of the gate in the attention module, and so in the state of the model."""
@@ -163,31 +163,13 @@ def attach_output_gate(
     return gates
 
 
-def attached_gates(model: nn.Module) -> dict[str, OutputGate]:
-    """Return the output gates of a model by the names of their attention modules, if it has any.
-
-    Raises:
-        GatesError: The model does not fit.
-    """
-    return {
-        attention.name: gate
-        for attention in locate_attention(model)
-        if isinstance(gate := attention.module._modules.get(CHILD), OutputGate)
-    }
-
-
 def output_gates(model: nn.Module) -> dict[str, OutputGate]:
     """Return the output gates of a model by the names of their attention modules.
 
     Raises:
         GatesError: The model has none, or does not fit.
     """
-    found = attached_gates(model)
-    if not found:
-        raise GatesError(
-            f"{type(model).__name__} has no output gates: call attach_output_gate(model) before"
-        )
-    return found
+    return require_attached(model, CHILD, OutputGate, "attach_output_gate")
 
 
 def detach_output_gate(model: nn.Module) -> dict[str, OutputGate]:

@@ -194,6 +194,7 @@ def _by_rows(model: Any, found: dict[str, list[float]]) -> Iterator[None]:
         scaling: float | None = None, sliding_window: int | None = None,
         softcap: float | None = None, **_: Any,
     ) -> tuple[Tensor, None]:  # fmt: skip
+        """Attend by rows, and keep the figures of the layer."""
         rows = attention_rows(q, k, v, scale=scaling, window=sliding_window, softcap=softcap)
         figures = {
             "first_token_attention": rows.first[..., 1:],

@@ -1,19 +1,21 @@
 """Output gates of a model as one small file."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from core_gates.errors import GatesError
 from language.gated.attach import (
+    CHILD,
     OutputGate,
     attach_output_gate,
-    attached_gates,
     detach_output_gate,
     output_gates,
 )
-from language.hf.gate_file import read_gates, write_gates
+from language.hf.gate_file import copy_into, read_gates, write_gates
+from language.hf.locate import attached
 
 KIND = "output"
 
@@ -33,13 +35,8 @@ def save_gates(model: nn.Module, path: str | Path) -> Path:
         GatesError: The model has no output gates, or the file cannot be written.
     """
     gates = output_gates(model)
-    tensors = {
-        f"{name}.{key}": tensor
-        for name, gate in gates.items()
-        for key, tensor in gate.state_dict().items()
-    }
     options = next(iter(gates.values())).options
-    return write_gates(path, model, kind=KIND, options=options, tensors=tensors)
+    return write_gates(path, model, kind=KIND, options=options, tensors=_state_of(gates))
 
 
 def load_gates(
@@ -60,21 +57,18 @@ def load_gates(
             the model is then as before.
     """
     options, tensors = read_gates(path, model, kind=KIND)
-    gates = attached_gates(model)
-    attaches = not gates
-    if attaches:
-        gates = attach_output_gate(model, dtype=dtype, **options)
-    own = {f"{n}.{key}": t for n, gate in gates.items() for key, t in gate.state_dict().items()}
-    found, expected = ({n: tuple(t.shape) for n, t in d.items()} for d in (tensors, own))
+    before = attached(model, CHILD, OutputGate)
+    gates = before or attach_output_gate(model, dtype=dtype, **options)
     given = {key: value for gate in gates.values() for key, value in gate.options.items()}
-    if found != expected or options != given | {"bias_init": options.get("bias_init")}:
-        if attaches:
+    given["bias_init"] = options.get("bias_init")
+    try:
+        copy_into(_state_of(gates), tensors, options=options, given=given, path=path)
+    except GatesError:
+        if not before:
             detach_output_gate(model)
-        raise GatesError(
-            f"{path} holds gates with {options}, which do not fit those of the model with {given}:"
-            " call detach_output_gate(model) before"
-        )
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
+        raise
     return gates
+
+
+def _state_of(gates: Mapping[str, OutputGate]) -> dict[str, Tensor]:
+    return {f"{n}.{key}": t for n, gate in gates.items() for key, t in gate.state_dict().items()}

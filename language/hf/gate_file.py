@@ -18,6 +18,10 @@ from language.hf.locate import base_of, locate_attention
 HASHED = 256
 """Values of a weight that enter the fingerprint of a base model."""
 
+FACTS = ("kind", "base", "weights", "options")
+HASH = "sha256"
+"""Metadata of a file: what is known of gates, and a hash of that and their values."""
+
 GATES = {"output_gate", "block_gate"}
 """Names of our gates in an attention module."""
 
@@ -105,10 +109,9 @@ def write_gates(
         "base": fingerprint(model),
         "weights": weights_digest(model),
         "options": json.dumps(dict(options), sort_keys=True),
-        "sha256": _digest(plain),
     }
     with replacing(path) as temporary:
-        save_file(plain, temporary, metadata=facts)
+        save_file(plain, temporary, metadata={**facts, HASH: _digest(plain, facts)})
     return path
 
 
@@ -130,24 +133,57 @@ def read_gates(
     """
     path = Path(path)
     facts, tensors = read_tensors(path)
-    if not {"kind", "base", "options", "sha256"} <= facts.keys():
+    if not {*FACTS, HASH} <= facts.keys():
         raise GatesError(f"{path} is not a file of gates: give one that save_gates has written")
     if facts["kind"] != kind:
         raise GatesError(f"{path} holds gates of kind {facts['kind']!r}, expected {kind!r}")
-    if facts["sha256"] != _digest(tensors):
-        raise GatesError(f"{path} is damaged, its values are not those written: get it again")
+    if facts[HASH] != _digest(tensors, facts):
+        raise GatesError(
+            f"{path} is damaged, its values or options are not those written: get it again"
+        )
     if facts["base"] != (base := fingerprint(model)):
         raise GatesError(
             f"{path} holds gates of the base model {facts['base']}, this one is {base}: give the"
             " base that they were trained on"
         )
-    own = weights_digest(model)
-    if (known := facts.get("weights", own)) != own:  # older files do not know
+    if facts["weights"] != (own := weights_digest(model)):
         raise GatesError(
-            f"{path} holds gates of the base model {base} with other weights ({known}, these are"
-            f" {own}), such as before a fine-tuning: give the base that they were trained on"
+            f"{path} holds gates of the base model {base} with other weights ({facts['weights']},"
+            f" these are {own}), such as before a fine-tuning: give the base that they were trained"
+            " on"
         )
     return json.loads(facts["options"]), tensors
+
+
+def copy_into(
+    own: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    *,
+    options: Mapping[str, Any],
+    given: Mapping[str, Any],
+    path: str | Path,
+) -> None:
+    """Copy what was read into the parameters of gates, all of it or nothing.
+
+    Args:
+        own: The parameters by name.
+        tensors: What :func:`read_gates` returned, in float32 where it was rounded.
+        options: What it returned as options.
+        given: Options of the gates.
+        path: Where it was read from.
+
+    Raises:
+        GatesError: Options, names or shapes differ.
+    """
+    found, expected = ({n: tuple(t.shape) for n, t in d.items()} for d in (tensors, own))
+    if dict(options) != dict(given) or found != expected:
+        raise GatesError(
+            f"{path} holds gates with {options}, which do not fit those of the model with {given}:"
+            " detach the gates of the model before"
+        )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
 
 
 def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -165,9 +201,9 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise GatesError(f"{path} is damaged or not safetensors ({error}): get it again") from error
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """Return the hexadecimal SHA-256 of names, shapes and values."""
-    digest = hashlib.sha256()
+def _digest(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> str:
+    """Return the hexadecimal SHA-256 of names, shapes, values, and what is known of them."""
+    digest = hashlib.sha256(json.dumps([facts[name] for name in FACTS]).encode())
     for name in sorted(tensors):
         digest.update(f"{name}{tuple(tensors[name].shape)}{tensors[name].dtype}".encode())
         digest.update(_bytes(tensors[name]))

@@ -1,7 +1,7 @@
 """Where the attention of a model of transformers is: inputs, output projections, heads."""
 
 import re
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
 
@@ -17,6 +17,7 @@ HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
 SIZES = ("v_head_dim", "head_dim", "head_size")
 KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "kv_heads")
 CROSS = re.compile("cross|encoder_attn")
+G = TypeVar("G", bound=nn.Module)
 
 
 class Attention(NamedTuple):
@@ -102,6 +103,38 @@ def locate_attention(model: nn.Module) -> list[Attention]:
                 " a decoder alone: give the language model inside, such as model.language_model"
             )
     return [_described(name, module, queries, base.config) for name, module, queries in found]
+
+
+def attached(model: nn.Module, child: str, kind: type[G]) -> dict[str, G]:
+    """Return the gates of a model by the names of their attention modules, if it has any.
+
+    Args:
+        model: See :func:`locate_attention`.
+        child: Name of a gate in its attention module.
+        kind: Its type.
+
+    Raises:
+        GatesError: The model does not fit.
+    """
+    return {
+        attention.name: gate
+        for attention in locate_attention(model)
+        if isinstance(gate := attention.module._modules.get(child), kind)
+    }
+
+
+def require_attached(model: nn.Module, child: str, kind: type[G], attach: str) -> dict[str, G]:
+    """Return what :func:`attached` does, and refuse a model without gates.
+
+    Raises:
+        GatesError: There are none; the message names the function ``attach``. Or the model does not
+            fit.
+    """
+    found = attached(model, child, kind)
+    if not found:
+        name = child.replace("_", " ")
+        raise GatesError(f"{type(model).__name__} has no {name}s: call {attach}(model) before")
+    return found
 
 
 def features_into(linear: nn.Module) -> int | None:

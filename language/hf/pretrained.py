@@ -14,6 +14,7 @@ from torch import nn
 from core_gates.errors import GatesError, MissingExtraError
 from harness.files import replacing, sha256, short_digest
 from harness.files.atomic import locked
+from language.hf.gate_file import GATES
 from language.hf.locate import refuse_encoders
 from language.tokenizer import Tokenizer, load_tokenizer
 
@@ -83,6 +84,12 @@ def open_pretrained(
         raise GatesError(
             f"{folder} lacks {len(lacking)} of the weights of a {type(model).__name__} or has them"
             f" in another shape, the first is {lacking[0]}: get it again"
+        )
+    gates = [name for name in found["unexpected_keys"] if GATES & set(name.split("."))]
+    if gates:
+        raise GatesError(
+            f"{folder} was saved with gates attached ({gates[0]}), which transformers would leave"
+            " out: detach them before, and keep them in a file of their own"
         )
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     return Pretrained(model.eval(), load_tokenizer(folder), folder, context)

@@ -14,7 +14,7 @@ from core_gates.attention.seer.decode import BlockSelector, DecodeAttnGate, bloc
 from core_gates.attention.seer.gate import AttnGate
 from core_gates.errors import GatesError, check_at_least, check_option
 from core_gates.ops import block_sparse_attention
-from language.hf.locate import Attention, base_of, locate_attention
+from language.hf.locate import Attention, base_of, locate_attention, require_attached
 from language.seer.attention import (
     CHILD,
     NAME,
@@ -41,7 +41,8 @@ class BlockGate(nn.Module):
     Attributes:
         selector: Turns scores into blocks; None: attention reads everything.
         attend: Takes the place of all this; None for nothing.
-        density: Kept fraction of the blocks of every call since it was emptied.
+        density: Mean fraction of the blocks that were kept since a rule was set, over calls that
+            chose; None before the first one.
     """
 
     def __init__(
@@ -54,10 +55,20 @@ class BlockGate(nn.Module):
         self.kind: Kind = "decode" if isinstance(gate, DecodeAttnGate) else "prefill"
         self.selector: BlockSelector | None = None
         self.attend: Attend | None = None
-        self.density: list[Tensor] = []
+        self._kept: tuple[Tensor | float, int] = (0.0, 0)
         self._hooks: list[Any] = []
         self._table: RotaryTable | None = None
         self._cache: Any = None
+
+    @property
+    def density(self) -> float | None:
+        """The mean fraction, see the attributes of the class."""
+        total, calls = self._kept
+        return float(total) / calls if calls else None
+
+    def choose_by(self, selector: BlockSelector | None) -> None:
+        """Set the rule, and forget what was kept before."""
+        self.selector, self._kept = selector, (0.0, 0)
 
     def hook(self, module: nn.Module) -> None:
         """Become the gate of an attention module."""
@@ -122,7 +133,8 @@ class BlockGate(nn.Module):
         mask = None if self.selector is None else self.choose(seen, self.selector, cache)
         if mask is None:
             return attend_to_all(seen)
-        self.density.append(block_density(mask))
+        total, calls = self._kept
+        self._kept = (total + block_density(mask), calls + 1)
         return block_sparse_attention(
             seen.q, seen.k, seen.v, mask, self.gate.block_size,
             scale=seen.scale, padding_mask=seen.padding,
@@ -196,8 +208,9 @@ def refuse_unfit(base: Any, attention: Attention) -> None:
     """Refuse attention that block gates cannot stand for.
 
     Raises:
-        GatesError: It is not reached through transformers' interface, has a window, a soft cap or
-            sinks, or rotates otherwise than the halves of all features.
+        GatesError: It is not reached through transformers' interface, has a window, a soft cap,
+            sinks or other parameters of the module itself, such as those of differential attention,
+            or rotates otherwise than the halves of all features.
     """
     module, why = attention.module, ""
     if not getattr(base, "_supports_attention_backend", False):
@@ -206,7 +219,7 @@ def refuse_unfit(base: Any, attention: Attention) -> None:
         why = "has no rotary positions that the model computes for all layers"
     else:
         config = base.config.get_text_config()
-        for name in ("sliding_window", "attn_logit_softcapping", "sinks"):
+        for name in ("sliding_window", "attn_logit_softcapping", "sinks", *module._parameters):
             if getattr(module, name, getattr(config, name, None)) is not None:
                 why = f"has {name}"
         if not getattr(module, "use_rope", True):
@@ -247,16 +260,7 @@ def block_gates(model: nn.Module) -> dict[str, BlockGate]:
     Raises:
         GatesError: The model has none, or does not fit.
     """
-    found = {
-        attention.name: gate
-        for attention in locate_attention(model)
-        if isinstance(gate := attention.module._modules.get(CHILD), BlockGate)
-    }
-    if not found:
-        raise GatesError(
-            f"{type(model).__name__} has no block gates: call attach_block_gates(model) before"
-        )
-    return found
+    return require_attached(model, CHILD, BlockGate, "attach_block_gates")
 
 
 def detach_block_gates(model: nn.Module) -> dict[str, BlockGate]:
@@ -293,7 +297,7 @@ def choose_blocks(model: nn.Module, selector: BlockSelector | None) -> None:
             f" BlockSelector(token_budget=..., block_size={size})"
         )
     for gate in gates.values():
-        gate.selector, gate.density = selector, []
+        gate.choose_by(selector)
 
 
 def block_cache(model: nn.Module) -> BlockCache:

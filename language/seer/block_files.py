@@ -2,15 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from core_gates.errors import GatesError
 from harness.files.rounding import from_8_bits
-from language.hf.gate_file import read_gates, write_gates
-from language.hf.locate import locate_attention
-from language.seer.attach import BlockGate, attach_block_gates, block_gates
+from language.hf.gate_file import copy_into, read_gates, write_gates
+from language.hf.locate import attached
+from language.seer.attach import BlockGate, attach_block_gates, block_gates, detach_block_gates
 from language.seer.attention import CHILD
 
 KIND = "block"
@@ -24,6 +24,12 @@ def state_of(gates: Mapping[str, BlockGate]) -> dict[str, Tensor]:
         for name, gate in gates.items()
         for key, tensor in gate.gate.state_dict().items()
     }
+
+
+def options_of(gates: Mapping[str, BlockGate]) -> dict[str, Any]:
+    """Return the options that gates were attached with."""
+    first = next(iter(gates.values()))
+    return {"kind": first.kind, "block_size": first.gate.block_size}
 
 
 def save_block_gates(model: nn.Module, path: str | Path, *, rounded: Round | None = None) -> Path:
@@ -42,10 +48,8 @@ def save_block_gates(model: nn.Module, path: str | Path, *, rounded: Round | Non
         GatesError: The model has no block gates, or the file cannot be written.
     """
     gates = block_gates(model)
-    first, tensors = next(iter(gates.values())), state_of(gates)
-    options = {"kind": first.kind, "block_size": first.gate.block_size}
-    tensors = tensors if rounded is None else rounded(tensors)
-    return write_gates(path, model, kind=KIND, options=options, tensors=tensors)
+    tensors = state_of(gates) if rounded is None else rounded(state_of(gates))
+    return write_gates(path, model, kind=KIND, options=options_of(gates), tensors=tensors)
 
 
 def load_block_gates(model: nn.Module, path: str | Path) -> dict[str, BlockGate]:
@@ -64,17 +68,13 @@ def load_block_gates(model: nn.Module, path: str | Path) -> dict[str, BlockGate]
             model is then as before.
     """
     options, stored = read_gates(path, model, kind=KIND)
-    attached = any(CHILD in one.module._modules for one in locate_attention(model))
-    gates = block_gates(model) if attached else attach_block_gates(model, **options)
-    first, tensors, own = next(iter(gates.values())), from_8_bits(stored), state_of(gates)
-    given = {"kind": first.kind, "block_size": first.gate.block_size}
-    found, expected = ({n: tuple(t.shape) for n, t in d.items()} for d in (tensors, own))
-    if options != given or found != expected:
-        raise GatesError(
-            f"{path} holds gates with {options}, which do not fit those of the model with {given}:"
-            " call detach_block_gates(model) before"
-        )
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
+    before = attached(model, CHILD, BlockGate)
+    gates = before or attach_block_gates(model, **options)
+    given, tensors = options_of(gates), from_8_bits(stored)
+    try:
+        copy_into(state_of(gates), tensors, options=options, given=given, path=path)
+    except GatesError:
+        if not before:
+            detach_block_gates(model)
+        raise
     return gates

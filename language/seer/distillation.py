@@ -1,6 +1,5 @@
 """Training of block gates from records of the frozen model, which is not needed meanwhile."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -9,12 +8,12 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from core_gates.attention.seer.decode import DecodeAttnGate
 from core_gates.attention.seer.gate import AttnGate, gate_distillation_loss
 from core_gates.errors import check_at_least, check_positive
 from language.data import TrainingLoader
+from language.module import scheduled
 from language.seer.recording import logits_of
 
 SCALE = 10.0
@@ -92,17 +91,8 @@ class BlockGateModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return AdamW and the schedule of its learning rate."""
-        total = self.trainer.estimated_stepping_batches
         optimizer = torch.optim.AdamW(self.parameters(), self.learning_rate, weight_decay=0.0)
-
-        def factor(step: int) -> float:
-            if step < self.warmup_steps:
-                return (step + 1) / self.warmup_steps
-            done = min(1.0, (step - self.warmup_steps) / max(1, total - self.warmup_steps))
-            return LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * done))
-
-        schedule = {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": schedule}  # type: ignore[typeddict-item]
+        return scheduled(optimizer, self.trainer, self.warmup_steps, LAST_RATE)
 
 
 class RecordLoader(TrainingLoader):

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,10 +78,10 @@ def attending(model: nn.Module, attend: Attend) -> Iterator[None]:
             gate.attend = None
 
 
-def read(model: nn.Module, tokens: Tensor, attend: Attend) -> Any:
-    """Run the model without its head over a sequence (T,), and return its last states (T, dim)."""
+def read(model: nn.Module, tokens: Tensor, attend: Attend) -> None:
+    """Run the model without its head over a sequence (T,)."""
     with torch.inference_mode(), attending(model, attend):
-        return base_of(model)(tokens.unsqueeze(0), use_cache=False).last_hidden_state[0]
+        base_of(model)(tokens.unsqueeze(0), use_cache=False)
 
 
 def record_sequence(model: nn.Module, tokens: Tensor) -> dict[str, Tensor]:

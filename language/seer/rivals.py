@@ -1,6 +1,8 @@
 """What chooses blocks without learning, and what knows the answer: rivals of block gates."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +15,9 @@ from language.seer.attach import BlockGate
 from language.seer.attention import Seen
 from language.seer.recording import inputs_of, logits_of, record, rows_of
 
-GATE, ORACLE, RANDOM, SINK_WINDOW = "gate", "oracle", "random", "sink-window"
-MEAN_POOL, QUEST = "mean-pool", "quest"
+GATE, ORACLE, BY_SUM = "gate", "oracle", "oracle-by-sum"
+RANDOM, SINK_WINDOW, STATIC = "random", "sink-window", "static-map"
+MEAN_POOL, SINK_MEAN_POOL, QUEST, SINK_QUEST = "mean-pool", "sink-mean-pool", "quest", "sink-quest"
 
 Score = Callable[[BlockGate, Seen], Tensor]
 """Returns scores of blocks (B, H, N, N) of a prompt, or (B, K, R, N) of rows of decoding."""
@@ -25,9 +28,47 @@ def gate_scores(gate: BlockGate, seen: Seen) -> Tensor:
     return logits_of(gate.gate, inputs_of(gate, seen))
 
 
+def scores_by(gate: BlockGate, seen: Seen, gates: Mapping[str, Any]) -> Tensor:
+    """Score by other gates of the same kind, given by the names of their layers."""
+    return logits_of(gates[gate.name], inputs_of(gate, seen))
+
+
 def oracle_scores(gate: BlockGate, seen: Seen) -> Tensor:
     """Score by the largest attention in a block, which no method knows before it attends."""
     return record(gate, seen)[1]["target"]
+
+
+def sum_scores(gate: BlockGate, seen: Seen) -> Tensor:
+    """Score by the attention in a block: no method holds more of it with as many blocks."""
+    return _by_decision(gate, attention_mass(gate, seen))
+
+
+def attention_map(gate: BlockGate, seen: Seen) -> Tensor:
+    """Return the attention between blocks of one sequence, (H, N, N), of decoding (K, N, N).
+
+    Its mean over sequences is all that can be known without reading their content.
+    """
+    decisions = sum_scores(gate, seen)[0]
+    if not isinstance(gate.gate, DecodeAttnGate):
+        return decisions
+    blocks, length = decisions.shape[-1], seen.q.shape[2]
+    rows = rows_of(length).to(decisions.device) // gate.gate.block_size
+    return decisions.new_zeros(len(decisions), blocks, blocks).index_add_(1, rows, decisions)
+
+
+def static_scores(gate: BlockGate, seen: Seen, maps: Mapping[str, Tensor]) -> Tensor:
+    """Score by a mean of :func:`attention_map`, by layer: where blocks lie is all it knows."""
+    found = maps[gate.name].to(seen.q.device)
+    if isinstance(gate.gate, DecodeAttnGate):
+        found = found[:, rows_of(seen.q.shape[2]).to(found.device) // gate.gate.block_size]
+    return found.expand(len(seen.q), -1, -1, -1)
+
+
+def _by_decision(gate: BlockGate, mass: Tensor) -> Tensor:
+    """Average attention of all heads (B, H, R, N) over those that share a decision."""
+    if not isinstance(gate.gate, DecodeAttnGate):
+        return mass
+    return mass.unflatten(1, (gate.gate.num_kv_heads, -1)).mean(2)
 
 
 def random_scores(gate: BlockGate, seen: Seen) -> Tensor:
@@ -56,6 +97,13 @@ def mean_scores(gate: BlockGate, seen: Seen) -> Tensor:
         keys = keys.repeat_interleave(q.shape[2] // k.shape[2], 2)
         return torch.einsum("bihd,bjhd->bhij", queries, keys)
     return torch.einsum("bikd,bjkd->bkij", _groups(gate, q).mean(3), keys)
+
+
+def with_first(score: Score, gate: BlockGate, seen: Seen) -> Tensor:
+    """Score as another method does, but the first block highest."""
+    scores = score(gate, seen).clone()
+    scores[..., 0] = scores.amax() + 1
+    return scores
 
 
 def quest_scores(gate: BlockGate, seen: Seen) -> Tensor:
@@ -89,18 +137,24 @@ def _nothing(gate: BlockGate, seen: Seen) -> Tensor:
 
 
 SCORES: dict[str, Score] = {
-    GATE: gate_scores,
     ORACLE: oracle_scores,
+    BY_SUM: sum_scores,
     RANDOM: random_scores,
     SINK_WINDOW: recent_scores,
     MEAN_POOL: mean_scores,
+    SINK_MEAN_POOL: partial(with_first, mean_scores),
 }
-"""Methods for prompts and decoding; QUEST is for decoding alone."""
+"""What learns nothing, for prompts and decoding."""
+
+DECODE_SCORES: dict[str, Score] = {
+    QUEST: quest_scores,
+    SINK_QUEST: partial(with_first, quest_scores),
+}
 
 
 def scores_of(kind: str) -> dict[str, Score]:
-    """Return the methods of a kind of gates."""
-    return SCORES | ({QUEST: quest_scores} if kind == "decode" else {})
+    """Return what learns nothing and chooses for a kind of gates."""
+    return SCORES | (DECODE_SCORES if kind == "decode" else {})
 
 
 def chosen(gate: BlockGate, scores: Tensor, fraction: float, length: int) -> Tensor:

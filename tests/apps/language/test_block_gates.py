@@ -7,9 +7,10 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GraniteConfig
 
 from apps.language import distill
+from apps.language.block_study import nats
 from apps.language.block_tour import GATES, block_part
 from apps.language.generate import models_in, shipped
 from harness.figures.curves import read_metrics
@@ -17,6 +18,8 @@ from harness.report.page import Page
 from language.corpus import Document
 from language.gated.attach import attach_output_gate
 from language.gated.state import save_gates
+from language.seer.attach import attach_block_gates
+from language.seer.attention import attend_to_all
 from language.seer.distillation import BlockGateModule
 from language.tokenizer import ByteTokenizer
 
@@ -26,10 +29,18 @@ STEP = "training_step"
 PROMPTS = "def f(a):\nif a\n"
 STUDY = {
     "kinds": ["prefill", "decode"], "block_size": 4, "context": 16, "sequences": 6, "steps": 30,
-    "batch_size": 2, "learning_rate": 0.01, "held_out": 3, "fraction": 0.5, "loss_fraction": 0.5,
+    "batch_size": 2, "learning_rate": 0.01, "held_out": 3, "fraction": 0.6, "loss_fraction": 0.5,
     "least_of_oracle": 0.5, "most_kl": 0.999, "most_loss": 9.0, "corpus": ["corpus"],
-    "above": ["random", "mean-pool", "quest"],
+    "above": ["random", "mean-pool", "static-map", "quest"], "seeds": [0, 1],
 }  # fmt: skip
+
+
+@pytest.fixture
+def study(trained, weights):
+    """Write the configuration ``study``, and return its name."""
+    content = {"evaluate": {**STUDY, "model": str(weights)}}
+    (trained.folder / "study.yaml").write_text(yaml.safe_dump(content))
+    return "study"
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +70,7 @@ def test_gates_are_distilled_once_and_kept_alone(distilled, trained, weights):
     before, after = facts["facts"]["row_kl_before"], facts["facts"]["row_kl"]
     assert list(after) == ["layers.0.self_attn", "layers.1.self_attn"]
     assert all(after[name] < before[name] for name in after)
-    logged = read_metrics(path.parents[2] / "prefill-training/metrics.csv")
+    logged = read_metrics(path.parents[2] / "training-prefill-s0/metrics.csv")
     assert logged.keys() == {"train/loss", "train/row_kl", *(f"train/row_kl/{n}" for n in after)}
     assert logged["train/loss"].steps.tolist() == [9, 19, 29]
     assert "--weights" in (path.parent / "README.md").read_text()
@@ -98,7 +109,7 @@ def test_what_is_cut_off_anywhere_ends_with_the_same_bits(
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[key], value) for key, value in expected.items())
     logs = [
-        one.parents[2] / "decode-training/metrics.csv" for one in (path, distilled["decode"][0])
+        one.parents[2] / "training-decode-s0/metrics.csv" for one in (path, distilled["decode"][0])
     ]
     assert logs[0].read_bytes() == logs[1].read_bytes()
 
@@ -126,33 +137,47 @@ def test_several_prompts_are_continued_as_alone_where_all_is_read(distilled, tra
             assert f"[{number}] {first}" in both
 
 
-def test_gates_are_compared_with_rivals(trained, weights):
-    config = trained.folder / "study.yaml"
-    config.write_text(yaml.safe_dump({"evaluate": {**STUDY, "model": str(weights)}}))
-    said = trained.succeed("evaluate", config="study")
+def test_gates_are_compared_with_rivals(trained, study):
+    said = trained.succeed("evaluate", config=study)
     assert "Gates for prefill hold" in said
     content = json.loads((trained.folder / "runs/language/study/scores.json").read_text())
     rows = {(r["task"], r["method"], r["metric"], r["versus"]): r for r in content["rows"]}
-    rivals = {"gate", "oracle", "random", "sink-window", "mean-pool"}
-    for kind, methods in (("prefill", rivals), ("decode", rivals | {"quest"})):
-        task = f"{kind}, 50% of the blocks"
+    assert content["seeds"] == [0, 1]
+    rivals = {"gate", "oracle", "oracle-by-sum", "static-map", "random", "sink-window", "mean-pool"}
+    rivals |= {"sink-mean-pool"}
+    for kind, methods in (("prefill", rivals), ("decode", rivals | {"quest", "sink-quest"})):
+        task = f"{kind}, 60% of the blocks"
         mass = {m: rows[task, m, "attention_mass", None]["value"] for m in methods}
         assert all(0 < value < 1 for value in mass.values())
-        assert mass["oracle"] >= mass["random"]
+        assert max(mass.values()) == mass["oracle-by-sum"]
+        assert mass["static-map"] > mass["random"]
         of = rows[task, "gate", "mass_of_oracle", None]["value"]
         assert of == pytest.approx(mass["gate"] / mass["oracle"], rel=1e-3)
-        assert (task, "random", "attention_mass", "gate") in rows
-    assert 0 < rows["prefill, 50% of the blocks", "all methods", "density", None]["value"] < 1
+        for method in methods - {"gate"}:
+            assert (task, method, "attention_mass", "gate") in rows
+    assert 0 < rows["prefill, 60% of the blocks", "all methods", "density", None]["value"] < 1
     losses = [r for r in content["rows"] if r["metric"] == "loss_increase_nats" and not r["versus"]]
-    assert len(losses) == 5
+    assert len(losses) == len(rivals)
     named = {bar["name"]: bar["met"] for bar in content["bars"]}
     assert named["prefill: mass over that of the oracle"]
     assert named["decode: row KL over its start"]
-    assert len(named) == 2 + 2 + 2 + 3 + 1
-    assert "missing" not in trained.succeed("evaluate", config="study")
+    assert len(named) == 2 + 2 + 3 + 4 + 1
+    assert "missing" not in trained.succeed("evaluate", config=study)
 
 
-def test_faulty_calls_are_one_line(distilled, trained, weights, faulty_inputs):
+def test_losses_are_those_of_a_model_that_scales_its_logits():
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "logits_scaling": 0.1}
+    model = AutoModelForCausalLM.from_config(GraniteConfig(**sizes, **heads)).eval()
+    tokens = torch.arange(1, 13)
+    with torch.no_grad():
+        expected = float(model(tokens[None], labels=tokens[None]).loss)
+    attach_block_gates(model, block_size=4)
+    assert nats(model, tokens, lambda _, seen: attend_to_all(seen)) == pytest.approx(expected)
+
+
+def test_faulty_calls_are_one_line(distilled, trained, weights, study, faulty_inputs):
     prefill, decode = (str(path) for path, _ in distilled.values())
     model = AutoModelForCausalLM.from_pretrained(weights)
     attach_output_gate(model)
@@ -200,14 +225,15 @@ def test_faulty_calls_are_one_line(distilled, trained, weights, faulty_inputs):
         "gates without a rule": (gated("k=1")[:-2], "belong together"),
         "prompt over the context": (
             (*gated("k=1")[:5], "def " * 9, *gated("k=1")[6:]), "expected 1 to 16"),
+        "a seed below 0": (faulty("--seed", -1), "seeds are -1, expected some from 0 on"),
         "no kinds": (
-            ("language", "evaluate", "--config", "study", "--kinds", "[]"), "--kinds is empty"),
+            ("language", "evaluate", "--config", study, "--kinds", "[]"), "--kinds is empty"),
         "no such rival": (
-            ("language", "evaluate", "--config", "study", "--above", "[all]"), "--above names all"),
+            ("language", "evaluate", "--config", study, "--above", "[all]"), "--above names all"),
         "no held-out": (
-            ("language", "evaluate", "--config", "study", "--held_out", "0"), "--held_out is 0"),
+            ("language", "evaluate", "--config", study, "--held_out", "0"), "--held_out is 0"),
         "too few held out": (
-            ("language", "evaluate", "--config", "study", "--held_out", "999"),
+            ("language", "evaluate", "--config", study, "--held_out", "999"),
             "test documents have 16 tokens, --held_out is 999"),
     }  # fmt: skip
     faulty_inputs(faults, run=trained, folder=trained.folder)

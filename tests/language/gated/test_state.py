@@ -10,9 +10,16 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from core_gates.errors import GatesError
-from language.gated.attach import attach_output_gate, attached_gates, detach_output_gate
+from language.gated.attach import (
+    CHILD,
+    OutputGate,
+    attach_output_gate,
+    detach_output_gate,
+    output_gates,
+)
 from language.gated.state import load_gates, save_gates
 from language.hf.gate_file import fingerprint, weights_digest, write_gates
+from language.hf.locate import attached
 
 
 def logits(model, tokens):
@@ -73,25 +80,32 @@ def test_the_fingerprint_is_that_of_the_base(trained, tiny):
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 @pytest.mark.parametrize("name", ["self_attn.v_proj", "mlp.up_proj", "input_layernorm"])
-def test_a_base_that_differs_in_any_weight_is_refused(name, trained, tiny, tmp_path):
-    """The fingerprint, which files of long ago know alone, sees none of these."""
+def test_a_base_that_differs_in_any_weight_is_refused(name, trained, tiny):
+    """The fingerprint alone sees none of these."""
     model, path = trained
     other = tiny("Llama")
     other.model.layers[1].get_submodule(name).weight.data.mul_(1.1)
     assert fingerprint(other) == fingerprint(model)
     with pytest.raises(GatesError, match=r"with other weights .*, such as before"):
         load_gates(other, path)
-    assert not attached_gates(other)
+    assert not attached(other, CHILD, OutputGate)
     resized = tiny("Llama").to(torch.bfloat16)
     resized.resize_token_embeddings(80)
     config = LoraConfig(target_modules=["q_proj", "v_proj", "up_proj"])
     for same in (resized, get_peft_model(tiny("Llama"), config)):
         load_gates(same, path)
         assert weights_digest(same) == weights_digest(tiny("Llama"))
+
+
+def test_a_file_whose_options_were_changed_is_refused(trained, tiny, tmp_path):
+    _, path = trained
     with safe_open(path, "pt") as file:
-        old = {key: value for key, value in file.metadata().items() if key != "weights"}
-    save_file(load_file(path), tmp_path / "old.safetensors", metadata=old)
-    load_gates(other, tmp_path / "old.safetensors")
+        facts = file.metadata()
+    other = tmp_path / "other.safetensors"
+    for name, value in (("options", facts["options"].replace("sigmoid", "tanh")), ("base", "0")):
+        save_file(load_file(path), other, metadata=facts | {name: value})
+        with pytest.raises(GatesError, match="its values or options are not those written"):
+            load_gates(tiny("Llama"), other)
 
 
 def test_gates_that_do_not_fit_are_refused(trained, tiny, tokens, tmp_path, refuses):
@@ -104,7 +118,7 @@ def test_gates_that_do_not_fit_are_refused(trained, tiny, tokens, tmp_path, refu
     bad["flip"].write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     tensors = load_file(path)
     save_file(tensors, bad["plain"])
-    options = next(iter(attached_gates(model).values())).options
+    options = next(iter(output_gates(model).values())).options
     write_gates(bad["kind"], model, kind="block", options=options, tensors=tensors)
     del tensors["layers.0.self_attn.bias"]
     write_gates(bad["part"], model, kind="output", options=options, tensors=tensors)
@@ -127,6 +141,6 @@ def test_gates_that_do_not_fit_are_refused(trained, tiny, tokens, tmp_path, refu
         ("has no output gates", lambda: save_gates(bare, tmp_path / "new.safetensors")),
     )
     assert torch.equal(logits(bare, tokens), logits(tiny("Llama"), tokens))
-    assert not attached_gates(bare)
-    assert not attached_gates(other)
+    assert not attached(bare, CHILD, OutputGate)
+    assert not attached(other, CHILD, OutputGate)
     assert len(detach_output_gate(elementwise)) == 2

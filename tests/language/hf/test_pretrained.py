@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from core_gates.errors import GatesError
+from language.gated.attach import attach_output_gate
 from language.hf import pretrained
 from language.hf.pretrained import open_pretrained, pretrained_folder
 from language.tokenizer import ByteTokenizer
@@ -165,6 +166,9 @@ def test_what_is_no_whole_causal_model_is_refused(folder, file, tmp_path, monkey
         folder, tmp_path / "cut",
         lambda state: state.update({"model.norm.weight": torch.ones(16)}),
     )  # fmt: skip
+    gated = LlamaForCausalLM.from_pretrained(folder)
+    attach_output_gate(gated)
+    gated.save_pretrained(tmp_path / "gated")
     damaged = shutil.copytree(folder, tmp_path / "damaged")
     content = (folder / "model.safetensors").read_bytes()
     (damaged / "model.safetensors").write_bytes(content[:-100])
@@ -187,6 +191,7 @@ def test_what_is_no_whole_causal_model_is_refused(folder, file, tmp_path, monkey
         ("code cannot be opened", opened("code")),
         ("lacks 1 of the weights of a LlamaForCausalLM .*model.norm.weight", opened(lacking.name)),
         ("cut lacks 1 of .*model.norm.weight", opened(cut.name)),
+        ("gated was saved with gates attached .model.layers.0.self_attn.output", opened("gated")),
         ("damaged cannot be opened", opened(damaged.name)),
         ("damaged.gguf cannot be read, it may be truncated", opened("damaged.gguf")),
         ("head.gguf cannot be read, it may be truncated", opened("head.gguf")),

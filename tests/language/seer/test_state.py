@@ -11,7 +11,7 @@ from core_gates.errors import GatesError
 from harness.files.rounding import from_8_bits, in_8_bits
 from language.gated.attach import attach_output_gate, detach_output_gate
 from language.gated.state import load_gates, save_gates
-from language.hf.gate_file import read_tensors
+from language.hf.gate_file import read_gates, read_tensors, write_gates
 from language.seer.attach import attach_block_gates, block_gates, choose_blocks, detach_block_gates
 from language.seer.block_files import load_block_gates, save_block_gates
 
@@ -75,6 +75,17 @@ def test_other_gates_are_refused_before_the_model_changes(saved, tiny, tokens, t
         load_block_gates(another, path)
     with pytest.raises(GatesError, match="no block gates"):
         block_gates(another)
+    bare = tiny()
+    implementation = bare.config._attn_implementation
+    options, stored = read_gates(path, bare, kind="block")
+    wrong = {name: tensor[..., 1:] for name, tensor in stored.items()}
+    odd = write_gates(
+        tmp_path / "odd.safetensors", bare, kind="block", options=options, tensors=wrong
+    )
+    with pytest.raises(GatesError, match="do not fit"):
+        load_block_gates(bare, odd)
+    assert bare.config._attn_implementation == implementation
+    assert list(bare.state_dict()) == list(another.state_dict())
     attach_output_gate(another)
     output = save_gates(another, tmp_path / "output.safetensors")
     detach_output_gate(another)
@@ -96,7 +107,8 @@ def test_gates_of_smollm2_that_ship_fit_its_attention_and_refuse_other_weights(t
             load_block_gates(model, path)
         facts, stored = read_tensors(path)
         with monkeypatch.context() as patched:
-            patched.setattr("language.hf.gate_file.fingerprint", lambda _, base=facts["base"]: base)
+            for fact, name in {"base": "fingerprint", "weights": "weights_digest"}.items():
+                patched.setattr(f"language.hf.gate_file.{name}", lambda _, v=facts[fact]: v)
             gates = load_block_gates(model, path)
         weights = from_8_bits(stored)
         assert len(gates) == SMOLLM2["num_hidden_layers"]
