@@ -5,7 +5,7 @@ import re
 import numpy as np
 from numpy.typing import NDArray
 
-WORD, _PART = re.compile(r"\w+"), re.compile(r"[^\W_]+")
+WORD, _PART, _PLURAL = re.compile(r"\w+"), re.compile(r"[^\W_]+"), re.compile("(?<!s)s$")
 
 COMMON = frozenset(WORD.findall("""
     a about after all an and any are as at be been but by can did do does for from had has have he
@@ -22,7 +22,7 @@ def told_words(text: str) -> str:
     They are parted by single spaces, with one more at either end.
     """
     parts = [part for part in _PART.findall(text.casefold()) if part not in COMMON]
-    return f" {' '.join(part.removesuffix('s') for part in parts)} "
+    return f" {' '.join(_PLURAL.sub('', part) for part in parts)} "
 
 
 UNRELATED = (
@@ -37,7 +37,7 @@ UNRELATED = (
 )  # fmt: skip
 """Images that adapters hardly ever draw: what they reach by weights is no reason to take one."""
 
-_UNREACHED = 0.9  # of such prompts find nothing
+UNREACHED = 0.9  # of such prompts find nothing
 
 
 def least_cosine(vectors: NDArray[np.float32], unrelated: NDArray[np.float32]) -> float:
@@ -48,4 +48,4 @@ def least_cosine(vectors: NDArray[np.float32], unrelated: NDArray[np.float32]) -
         unrelated: Of :data:`UNRELATED` (prompts, dim): for nine in ten of these, even the best
             cosine is smaller.
     """
-    return float(np.quantile((vectors @ unrelated.T).max(0), _UNREACHED))
+    return float(np.quantile((vectors @ unrelated.T).max(0), UNREACHED))

@@ -94,7 +94,7 @@ def called(library, root, put):
         ("fox-v2", "Red_Fox", ""),
         ("a", "The Style of an Image", "demo style"),
         ("cup", "", ""),
-        ("b", "heart", "big heart, sks"),
+        ("b", "heart", "big heart, sks, chess"),
     ):
         told = {"modelspec.title": title, "modelspec.trigger_phrase": trigger}
         put(root / f"{name}.safetensors", len(name) + ord(name[0]), told)
@@ -115,6 +115,7 @@ def called(library, root, put):
         ("a cupboard", {}),
         ("a cup in demo style", {"cup": "cup", "a": "demo style"}),
         ("sks", {"b": "sks"}),
+        ("a game of chess", {"b": "chess"}),
         ("the style of an image", {}),
         ("The invoice is due at the end of the month.", {}),
         ('cup" OR title:heart', {"cup": "cup", "b": "heart"}),
