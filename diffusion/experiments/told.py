@@ -53,7 +53,7 @@ class Suits:
 
         Args:
             scores: Name -> cosine.
-            leave: ``lowest``: that of the lowest cosine; ``unreached``: those that a search by
+            leave: ``lowest``: that of the lowest cosine; anything else: those that a search by
                 weights would leave out.
             text: Encodes prompts.
         """

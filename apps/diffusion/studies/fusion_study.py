@@ -41,9 +41,10 @@ from diffusion.experiments.trained_gates import (
     options_in,
     train_gates,
 )
+from diffusion.library.prompts import UNREACHED, UNRELATED
 from harness.evidence import Bar, Row, compare, moments
 from harness.experiment import Arrays, Choice, Piece, Run
-from harness.files import content_digest
+from harness.files import content_digest, short_digest
 
 TRIALS = 12
 GATES: dict[str, Any] = {
@@ -115,11 +116,14 @@ PLAIN: dict[str, dict[str, Any]] = {
 }  # the base, each adapter of a pair alone, and rivals as published
 
 LOWEST = "sum without the lowest cosine"
-LEAVING = {LOWEST: "lowest", "sum without those below --least": "unreached"}
+LEAVING = {
+    LOWEST: "lowest",
+    "sum without those below --least": f"unreached by {short_digest([UNRELATED, UNREACHED], 8)}",
+}
 """Sums that the encoder tells what to do without: the rivals of a switch, which it tells the same.
 
 The first knows that one of three is useless; the second is what `generate --mode sum` would do with
-adapters that the prompt does not name.
+adapters that the prompt does not name, whose limit rests on the prompts of the digest.
 """
 
 STRENGTHS = {FIRST: (0.4, 1.6), OTHERS: (0.4, 1.6)}
