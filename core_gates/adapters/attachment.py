@@ -189,9 +189,10 @@ AdaptedLinear = GatedLoraLinear | SparseLoraLinear | SiblingLinear
 
 def attach_adapters(
     model: nn.Module,
-    adapt: Callable[[nn.Linear], AdaptedLinear] = SparseLoraLinear,
+    adapt: Callable[[Any], AdaptedLinear] = SparseLoraLinear,
     *,
     where: Sequence[str] = ("*",),
+    kinds: tuple[type[nn.Module], ...] = (nn.Linear,),
     transparent: bool = False,
 ) -> dict[str, AdaptedLinear]:
     """Replace linear layers of a model by layers with adapters, in place.
@@ -208,6 +209,7 @@ def attach_adapters(
         model: Any module that holds linear layers.
         adapt: Called with each layer; :class:`SparseLoraLinear` or :class:`GatedLoraLinear`.
         where: Patterns of the names of the layers.
+        kinds: Classes of the layers, such as also ``Conv1D`` of transformers.
         transparent: Whether the model is saved and loaded as without adapters, under the names of
             the plain layers, such as by ``save_pretrained``; adapters and gates then go by
             themselves. For :class:`GatedLoraLinear`.
@@ -224,7 +226,7 @@ def attach_adapters(
         name: module
         for name, module in modules.items()
         if name
-        and isinstance(module, nn.Linear)
+        and isinstance(module, kinds)
         and not isinstance(module, NonDynamicallyQuantizableLinear)
         and not any(name.startswith(prefix) for prefix in taken)
     }

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -216,16 +216,21 @@ class SparseLowRank(nn.Module):
         return self.export().delta_weight()
 
     @torch.no_grad()
-    def merge_into(self, linear: nn.Linear) -> None:
+    def merge_into(self, linear: nn.Module) -> None:
         """Add the adapter to the weight of a layer in place; dead components change no bit of it.
+
+        Args:
+            linear: See :func:`sizes_of`.
 
         Raises:
             ValueError: The layer has other sizes.
         """
-        exported = self.export()
-        exported.check(linear.in_features, linear.out_features)
+        exported, weight = self.export(), cast(Tensor, linear.weight)
+        sizes = sizes_of(linear)
+        exported.check(*sizes)
         if exported.rank:
-            linear.weight += exported.delta_weight().to(linear.weight.dtype)
+            delta = exported.delta_weight().to(weight.dtype)
+            weight += delta.mT if _is_transposed(linear) else delta
 
     @torch.no_grad()
     def prune_(self, threshold: float = 0.0) -> int:
@@ -270,6 +275,22 @@ class SparseLowRank(nn.Module):
         return super()._apply(moved, recurse)  # type: ignore[no-any-return,no-untyped-call]
 
 
+def sizes_of(linear: nn.Module) -> tuple[int, int]:
+    """Return the inputs and outputs of a linear layer.
+
+    Args:
+        linear: ``nn.Linear``, or ``Conv1D`` of transformers, whose weight is (inputs, outputs).
+    """
+    if _is_transposed(linear):
+        inputs, outputs = cast(Tensor, linear.weight).shape
+        return inputs, outputs
+    return cast(int, linear.in_features), cast(int, linear.out_features)
+
+
+def _is_transposed(linear: nn.Module) -> bool:
+    return hasattr(linear, "nf") and not hasattr(linear, "out_features")
+
+
 class SparseLoraLinear(nn.Module):
     """Add a :class:`SparseLowRank` adapter to the output of a linear layer (Ding et al., 2023).
 
@@ -278,7 +299,7 @@ class SparseLoraLinear(nn.Module):
     layer.
 
     Args:
-        base: The layer.
+        base: The layer; one of another class needs ``weight`` and what :func:`sizes_of` reads.
         rank: Largest rank R.
         alpha: Numerator α of the scale α/R.
         dropout: Probability of dropping an input feature, of the adapter only.
@@ -292,7 +313,7 @@ class SparseLoraLinear(nn.Module):
 
     def __init__(
         self,
-        base: nn.Linear,
+        base: nn.Module,
         rank: int = 8,
         *,
         alpha: float = 16.0,
@@ -302,16 +323,16 @@ class SparseLoraLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        floating = base.weight.dtype if base.weight.is_floating_point() else None
+        weight = cast(Tensor, base.weight)
+        floating = weight.dtype if weight.is_floating_point() else None
         self.base = base
         self.adapter = SparseLowRank(
-            base.in_features,
-            base.out_features,
+            *sizes_of(base),
             rank,
             alpha=alpha,
             dropout=dropout,
             initialization=initialization,
-            device=device or base.weight.device,
+            device=device or weight.device,
             dtype=dtype or floating,
         )
 
@@ -321,9 +342,8 @@ class SparseLoraLinear(nn.Module):
         added: Tensor = self.adapter(x)
         return base + added
 
-    def merge(self) -> nn.Linear:
+    def merge(self) -> nn.Module:
         """Add the adapter to the weight of the layer in place, close it, and return the layer."""
-        base: nn.Linear = self.base
-        self.adapter.merge_into(base)
+        self.adapter.merge_into(self.base)
         nn.init.zeros_(self.adapter.lora_gate.weight)
-        return base
+        return self.base

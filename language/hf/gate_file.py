@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +68,25 @@ def weights_digest(model: nn.Module) -> str:
     embedding = base.get_input_embeddings()
     others = [f"{n}." for n, m in base.named_modules() if m is embedding]
     adapted = tuple(f"{n}." for n, m in base.named_modules() if hasattr(m, "base_layer"))
-    digest = hashlib.sha256()
+    found = []
     for name, weight in base.named_parameters():
         adapter = name.startswith(adapted) and ".base_layer." not in name
         if adapter or name.startswith(tuple(others)) or GATES & set(name.split(".")):
             continue
-        digest.update(name.replace(".base_layer.", ".").encode())
+        found.append((name.replace(".base_layer.", "."), weight))
+    return sampled_digest(found)
+
+
+def sampled_digest(weights: Iterable[tuple[str, Tensor]], kind: str = "") -> str:
+    """Return the hash of a few values of named weights, 16 hexadecimal digits.
+
+    Args:
+        weights: Name and values of each; up to 511 at even distances, in bfloat16, are read.
+        kind: What else is hashed, such as a type of models.
+    """
+    digest = hashlib.sha256(kind.encode())
+    for name, weight in weights:
+        digest.update(name.encode())
         every = max(1, weight.numel() // HASHED)
         digest.update(_bytes(weight.detach().flatten()[::every].bfloat16()))
     return digest.hexdigest()[:16]
@@ -102,17 +115,32 @@ def write_gates(
     Raises:
         GatesError: It cannot be written.
     """
-    path = Path(path)
+    facts = {"base": fingerprint(model), "weights": weights_digest(model)}
+    return write_known(path, {"kind": kind, **facts}, options, tensors)
+
+
+def write_known(
+    path: str | Path,
+    facts: Mapping[str, str],
+    options: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+) -> Path:
+    """Write tensors of a ``kind`` for a ``base``, which the facts name, whole or not at all.
+
+    Args:
+        path: A ``.safetensors`` file, which is replaced.
+        facts: What the file knows of itself.
+        options: Plain values for JSON.
+        tensors: By name.
+
+    Raises:
+        GatesError: It cannot be written.
+    """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    facts = {
-        "kind": kind,
-        "base": fingerprint(model),
-        "weights": weights_digest(model),
-        "options": json.dumps(dict(options), sort_keys=True),
-    }
-    with replacing(path) as temporary:
-        save_file(plain, temporary, metadata={**facts, HASH: _digest(plain, facts)})
-    return path
+    known = {**facts, "options": json.dumps(dict(options), sort_keys=True)}
+    with replacing(Path(path)) as temporary:
+        save_file(plain, temporary, metadata={**known, HASH: _digest(plain, known)})
+    return Path(path)
 
 
 def read_gates(
@@ -132,23 +160,15 @@ def read_gates(
         GatesError: The file is missing or damaged, or holds gates of another kind or base.
     """
     path = Path(path)
-    facts, tensors = read_tensors(path)
-    if not {*FACTS, HASH} <= facts.keys():
-        raise GatesError(f"{path} is not a file of gates: give one that save_gates has written")
-    if facts["kind"] != kind:
-        raise GatesError(f"{path} holds gates of kind {facts['kind']!r}, expected {kind!r}")
-    if facts[HASH] != _digest(tensors, facts):
-        raise GatesError(
-            f"{path} is damaged, its values or options are not those written: get it again"
-        )
+    facts, tensors = read_known(path, kind=kind)
     if facts["base"] != (base := fingerprint(model)):
         raise GatesError(
             f"{path} holds gates of the base model {facts['base']}, this one is {base}: give the"
             " base that they were trained on"
         )
-    if facts["weights"] != (own := weights_digest(model)):
+    if facts.get("weights") != (own := weights_digest(model)):
         raise GatesError(
-            f"{path} holds gates of the base model {base} with other weights ({facts['weights']},"
+            f"{path} holds gates of the base model {base} with other weights ({facts.get('weights')},"
             f" these are {own}), such as before a fine-tuning: give the base that they were trained"
             " on"
         )
@@ -186,6 +206,24 @@ def copy_into(
             tensor.copy_(tensors[name])
 
 
+def read_known(path: Path, *, kind: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Read the facts and tensors that :func:`write_known` has written.
+
+    Raises:
+        GatesError: The file is missing or damaged, or is of another kind.
+    """
+    facts, tensors = read_tensors(path)
+    if not {"kind", "base", "options", HASH} <= facts.keys():
+        raise GatesError(f"{path} is not a file of gates: give one that save_gates has written")
+    if facts["kind"] != kind:
+        raise GatesError(f"{path} holds gates of kind {facts['kind']!r}, expected {kind!r}")
+    if facts[HASH] != _digest(tensors, facts):
+        raise GatesError(
+            f"{path} is damaged, its values or options are not those written: get it again"
+        )
+    return facts, tensors
+
+
 def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Return the metadata and the tensors of a safetensors file.
 
@@ -203,7 +241,7 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 def _digest(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> str:
     """Return the hexadecimal SHA-256 of names, shapes, values, and what is known of them."""
-    digest = hashlib.sha256(json.dumps([facts[name] for name in FACTS]).encode())
+    digest = hashlib.sha256(json.dumps([facts.get(name) for name in FACTS]).encode())
     for name in sorted(tensors):
         digest.update(f"{name}{tuple(tensors[name].shape)}{tensors[name].dtype}".encode())
         digest.update(_bytes(tensors[name]))

@@ -1,0 +1,327 @@
+"""SoRA on the linear layers of a model of transformers: attached, kept in a file, made a LoRA."""
+
+import json
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from core_gates.adapters.attachment import attach_adapters
+from core_gates.adapters.sparse_low_rank import GateInitialization, SparseLoraLinear
+from core_gates.errors import GatesError
+from harness.files import replacing, write_json
+from language.hf.gate_file import read_known, sampled_digest, write_known
+from language.hf.locate import base_of
+
+KIND = "sora"
+BLOCKS = ("*.[0-9]*.*",)
+"""Pattern of the names of layers inside the numbered blocks of a model."""
+
+CONFIG, WEIGHTS, LABELS = "adapter_config.json", "adapter_model.safetensors", "labels.json"
+PREFIX = "base_model.model."
+"""What PEFT writes before the names of a model."""
+
+TASKS = {"ForSequenceClassification": "SEQ_CLS", "ForCausalLM": "CAUSAL_LM", "LMHead": "CAUSAL_LM"}
+"""Parts of the names of classes, and the task that PEFT calls them by."""
+
+
+def attach_sora(
+    model: nn.Module,
+    *,
+    rank: int = 8,
+    alpha: float = 16.0,
+    where: Sequence[str] = BLOCKS,
+    initialization: GateInitialization = "normal",
+) -> dict[str, SparseLoraLinear]:
+    """Freeze a model of transformers and put a SoRA next to its linear layers, in place.
+
+    Trained are the adapters and the heads, see :func:`heads_of`; all else is frozen. Train with
+    :class:`core_gates.training.ThresholdSchedule`, which makes gates exactly zero.
+
+    Args:
+        model: An encoder or a decoder of transformers, with or without a head.
+        rank: Largest rank R of a layer.
+        alpha: Numerator α of the scale α/R.
+        where: Patterns of the names of layers, ``nn.Linear`` or ``Conv1D`` of GPT-2; by default
+            all of the numbered blocks. Heads are not among them, as they are trained whole.
+        initialization: ``normal`` as published, ``ones`` for a start as a plain LoRA.
+
+    Returns:
+        Name of each layer -> its replacement, with the ``adapter``.
+
+    Raises:
+        MissingExtraError: transformers is not installed.
+        GatesError: The model is not one of transformers or has adapters already, the rank is below
+            1, no layer matches, or a layer shares its weight with the token embedding.
+    """
+    _refuse_adapted(model)
+    if rank < 1:
+        raise GatesError(f"rank is {rank}, expected 1 or more")
+    heads = tuple(f"{head}." for head in heads_of(model))
+    layers = {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, _kinds()) and not f"{name}.".startswith(heads)
+    }
+    chosen = [name for name in layers if any(fnmatchcase(name, one) for one in where)]
+    if not chosen:
+        raise GatesError(
+            f"no linear layer of {type(model).__name__} matches {list(where)}: it has"
+            f" {', '.join(list(layers)[:8]) or 'none'}"
+        )
+    _attach(model, chosen, rank=rank, alpha=alpha, initialization=initialization)
+    return sora_layers(model)
+
+
+def sora_layers(model: nn.Module) -> dict[str, SparseLoraLinear]:
+    """Return the layers of a model that have a SoRA, by name.
+
+    Raises:
+        GatesError: There are none.
+    """
+    found = {n: m for n, m in model.named_modules() if isinstance(m, SparseLoraLinear)}
+    if not found:
+        raise GatesError(
+            f"{type(model).__name__} has no SoRA: call attach_sora(model) or load_sora before"
+        )
+    return found
+
+
+def heads_of(model: nn.Module) -> list[str]:
+    """Return the names of the modules that are new to a task, and are therefore trained whole.
+
+    They are what a model has besides its base, and the pooler of the base. A model that predicts
+    tokens, or the base alone, has none.
+
+    Raises:
+        GatesError: It is not a model of transformers.
+    """
+    base: Any = base_of(model)
+    if base is model or model.get_output_embeddings() is not None:  # type: ignore[operator]
+        return []
+    found = {name: child for name, child in model.named_children() if child is not base}
+    if isinstance(pooler := getattr(base, "pooler", None), nn.Module):
+        found[f"{model.base_model_prefix}.pooler"] = pooler
+    return [name for name, child in found.items() if any(True for _ in child.parameters())]
+
+
+def base_digest(model: nn.Module) -> str:
+    """Return what distinguishes the base of adapters from others, 16 hexadecimal digits.
+
+    It is the SHA-256 of the type of the model and of a few values of every weight, rounded to
+    bfloat16. Heads, adapters and the token embedding, which may be resized, do not matter.
+
+    Raises:
+        GatesError: It is not a model of transformers.
+    """
+    base = base_of(model)
+    embedding = base.get_input_embeddings()
+    left_out = [f"{name}." for name, module in base.named_modules() if module is embedding]
+    left_out += [f"{head.partition('.')[2]}." for head in heads_of(model) if "." in head]
+    layers = [n for n, m in base.named_modules() if isinstance(m, SparseLoraLinear)]
+    left_out += [f"{name}.adapter." for name in layers]
+    weights = [
+        (name.replace(".base.", "."), weight)
+        for name, weight in base.named_parameters()
+        if not name.startswith(tuple(left_out))
+    ]
+    return sampled_digest(weights, base.config.model_type)
+
+
+def save_sora(model: nn.Module, path: str | Path) -> Path:
+    """Write the adapters of a model, with their gates, and its heads.
+
+    Args:
+        model: With adapters, see :func:`attach_sora`, or with heads alone.
+        path: A ``.safetensors`` file. Its metadata hold a fingerprint of the base, see
+            :func:`base_digest`.
+
+    Returns:
+        The path.
+
+    Raises:
+        GatesError: There is nothing to write, or the file cannot be written.
+    """
+    heads = heads_of(model)
+    layers = [name for name, m in model.named_modules() if isinstance(m, SparseLoraLinear)]
+    if not heads:
+        layers = list(sora_layers(model))
+    kept = (*(f"{name}.adapter." for name in layers), *(f"{head}." for head in heads))
+    tensors = {name: t for name, t in model.state_dict().items() if name.startswith(kept)}
+    facts = {"kind": KIND, "base": base_digest(model)}
+    return write_known(path, facts, {"layers": layers}, tensors)
+
+
+def load_sora(model: nn.Module, path: str | Path) -> dict[str, SparseLoraLinear]:
+    """Read adapters and heads into a model, which is frozen but for these.
+
+    Args:
+        model: The base that they were trained on, with heads of the same sizes; with adapters on
+            the same layers, of any rank, or without.
+        path: What :func:`save_sora` has written.
+
+    Returns:
+        Name of each layer -> its replacement; empty where heads were trained alone.
+
+    Raises:
+        GatesError: The file is missing or damaged, or holds adapters of another base, other layers
+            or other heads; the model is then as before.
+    """
+    facts, tensors = read_known(Path(path), kind=KIND)
+    if facts["base"] != (own := base_digest(model)):
+        raise GatesError(
+            f"{path} holds adapters of the base model {facts['base']}, this one is {own}: give the"
+            " base that they were trained on"
+        )
+    layers: list[str] = json.loads(facts["options"])["layers"]
+    present = [name for name, m in model.named_modules() if isinstance(m, SparseLoraLinear)]
+    _check_fit(model, Path(path), layers, present, tensors)
+    if layers and not present:
+        _attach(model, layers, rank=1)
+    model.load_state_dict(tensors, strict=False)
+    _freeze(model)
+    return {name: model.get_submodule(name) for name in layers}  # type: ignore[misc]
+
+
+def export_lora(model: nn.Module, folder: str | Path, *, labels: Sequence[str] = ()) -> Path:
+    """Write the adapters of a model as a plain LoRA that PEFT opens, gates folded into B.
+
+    Every layer has the rank that its gates left and the scale 1; layers without any are left out.
+    Heads go along as ``modules_to_save``.
+
+    Args:
+        model: See :func:`attach_sora`.
+        folder: Folder that is written, or replaced.
+        labels: Names of the outputs of the head, kept in ``labels.json``; no such file if empty.
+
+    Returns:
+        The folder.
+
+    Raises:
+        GatesError: There are no adapters, all gates are zero, or the folder cannot be written.
+    """
+    layers = sora_layers(model)
+    exported = {name: layer.adapter.export() for name, layer in layers.items()}
+    ranks = {name: lora.rank for name, lora in exported.items() if lora.rank}
+    if not ranks:
+        raise GatesError(
+            f"all gates of {len(layers)} layers are zero, so there is no LoRA to export: train with"
+            " a smaller threshold"
+        )
+    tensors: dict[str, Tensor] = {}
+    for name in ranks:
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = exported[name].down
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = exported[name].up
+    heads = heads_of(model)
+    for name, tensor in model.state_dict().items():
+        if name.startswith(tuple(f"{head}." for head in heads)):
+            tensors[f"{PREFIX}{name}"] = tensor
+    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    with replacing(folder := Path(folder)) as temporary:
+        temporary.mkdir(parents=True)
+        write_json(temporary / CONFIG, _config_of(model, ranks, heads))
+        save_file(plain, temporary / WEIGHTS, metadata={"format": "pt"})
+        if labels:
+            write_json(temporary / LABELS, {"labels": list(labels)})
+    return folder
+
+
+def _config_of(model: nn.Module, ranks: Mapping[str, int], heads: Sequence[str]) -> dict[str, Any]:
+    """Return the configuration of PEFT; its general rank must be that of some layer."""
+    layers = sora_layers(model)
+    rank = max(ranks.values())
+    kind = type(model).__name__
+    return {
+        "peft_type": "LORA",
+        "task_type": next((task for part, task in TASKS.items() if part in kind), None),
+        "base_model_name_or_path": getattr(base_of(model).config, "_name_or_path", "") or None,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": rank,
+        "rank_pattern": dict(ranks),
+        "alpha_pattern": dict(ranks),
+        "target_modules": list(ranks),
+        "modules_to_save": list(heads) or None,
+        "fan_in_fan_out": not any(isinstance(layers[name].base, nn.Linear) for name in ranks),
+        "lora_dropout": 0.0,
+        "bias": "none",
+    }
+
+
+def _attach(model: nn.Module, names: Sequence[str], **options: Any) -> None:
+    """Attach adapters to layers by name and freeze the rest.
+
+    Raises:
+        GatesError: A layer shares its weight with the token embedding.
+    """
+    embedding = base_of(model).get_input_embeddings()
+    for name in names:
+        if embedding is not None and model.get_submodule(name).weight is embedding.weight:
+            raise GatesError(
+                f"{name} shares its weight with the token embedding, which an adapter would part"
+                " from it: leave it out of where"
+            )
+    adapt = partial(SparseLoraLinear, **options)
+    attach_adapters(model, adapt, where=names, kinds=_kinds())
+    _freeze(model)
+
+
+def _freeze(model: nn.Module) -> None:
+    """Freeze all but adapters and heads."""
+    model.requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, SparseLoraLinear):
+            module.adapter.requires_grad_(True)
+    for head in heads_of(model):
+        model.get_submodule(head).requires_grad_(True)
+
+
+def _check_fit(
+    model: nn.Module,
+    path: Path,
+    layers: Sequence[str],
+    present: Sequence[str],
+    tensors: Mapping[str, Tensor],
+) -> None:
+    """Refuse adapters of other layers than those of the model, and heads of other sizes.
+
+    Raises:
+        GatesError: They do not fit.
+    """
+    if present and set(present) != set(layers):
+        raise GatesError(
+            f"{path} holds adapters of {len(layers)} layers, the model has others on"
+            f" {len(present)}: call detach_adapters(model) before"
+        )
+    prefixes = tuple(f"{head}." for head in heads_of(model))
+    own = {n: tuple(t.shape) for n, t in model.state_dict().items() if n.startswith(prefixes)}
+    adapted = tuple(f"{name}.adapter." for name in layers)
+    found = {n: tuple(t.shape) for n, t in tensors.items() if not n.startswith(adapted)}
+    if own != found:
+        odd = next(n for n in [*own, *found] if own.get(n) != found.get(n))
+        raise GatesError(
+            f"{path} holds {odd} of shape {found.get(odd)}, the model has {own.get(odd)}: open it"
+            " with the head and the number of labels that it was trained with"
+        )
+
+
+def _refuse_adapted(model: nn.Module) -> None:
+    """Refuse a model that has adapters, of ours or of PEFT."""
+    if hasattr(model, "peft_config"):
+        raise GatesError(
+            f"{type(model).__name__} has adapters of PEFT: call merge_and_unload() before"
+        )
+    if any(isinstance(module, SparseLoraLinear) for module in model.modules()):
+        raise GatesError(
+            f"{type(model).__name__} has a SoRA already: call detach_adapters(model) before"
+        )
+
+
+def _kinds() -> tuple[type[nn.Module], ...]:
+    from transformers.pytorch_utils import Conv1D
+
+    return nn.Linear, Conv1D
