@@ -166,9 +166,9 @@ def read_gates(
             f"{path} holds gates of the base model {facts['base']}, this one is {base}: give the"
             " base that they were trained on"
         )
-    if facts.get("weights") != (own := weights_digest(model)):
+    if (known := facts.get("weights")) != (own := weights_digest(model)):
         raise GatesError(
-            f"{path} holds gates of the base model {base} with other weights ({facts.get('weights')},"
+            f"{path} holds gates of the base model {base} with other weights ({known},"
             f" these are {own}), such as before a fine-tuning: give the base that they were trained"
             " on"
         )
