@@ -1,15 +1,18 @@
 """``gates language fit-gates``: train the output gates of a model that was trained before."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
+
+import numpy as np
 
 from apps.language.diagnose import opened
 from core_gates.activations import GateActivation
 from core_gates.attention.head_gate import Form, Granularity, Sharing
 from core_gates.errors import GatesError
 from harness.command.verbs import Place
-from harness.experiment import Run
+from harness.evidence import Resamples, moments
 from language.data import LanguageDataModule
 from language.gated.gate_training import FILE, GatesForm, Trained, train_gates
 from language.hf.gate_file import fingerprint, weights_digest
@@ -84,7 +87,7 @@ def fit_gates(
     """Attach output gates to a trained model, train them, and keep the gates.
 
     A killed training continues. Where more than gates is trained, the model without them is kept
-    next to their file.
+    next to their file, and the same training without gates comes first, to compare with.
 
     Args:
         place: Filled in by the command line.
@@ -106,10 +109,7 @@ def fit_gates(
     )  # fmt: skip
     data.prepare_data()
     data.setup("fit")
-    run = Run.of(
-        place.run_folder, config_path=place.config_path, command=place.command, package="language"
-    )
-    run.overwrite = overwrite
+    run = place.run(package="language", overwrite=overwrite)
     settings = {name: value for name, value in asdict(training).items() if name != "corpus"}
     piece = run.piece(
         METHOD, seed, base=fingerprint(found.model), weights=weights_digest(found.model),
@@ -118,10 +118,23 @@ def fit_gates(
     store = run.store(KIND, GatesForm())
     spread: dict[str, Any] = {"devices": processes, "strategy": "ddp"} if processes > 1 else {}
     work = partial(train_gates, model=found.model, data=data, context=found.context, **spread)
-    for made in run.obtain(store, [piece], work, ticks=training.steps, unit="steps"):
-        facts, path = store.record(made).facts, store.find(made)
-        print(
-            f"bits per held-out token: {facts['bits_before']:.4f} before, {facts['bits_after']:.4f}"
-            " with gates"
-        )
-        print(f"{path}/{FILE}")
+    steps = training.steps * (1 if training.train == "gates" else 2)
+    for made in run.obtain(store, [piece], work, ticks=steps, unit="steps"):
+        for line in told(store.record(made).facts):
+            print(line)
+        print(f"{store.find(made)}/{FILE}")
+
+
+def told(facts: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what gates change in bits per held-out token, with intervals over windows."""
+    after = np.array(facts["bits_after"])
+    draws = Resamples.clusters(range(len(after)))
+    names = {"bits_before": "before", "bits_without": "after the same training without gates"}
+    for name, words in names.items():
+        if name in facts:
+            gap = draws.intervals(moments(after - np.array(facts[name])))["value"]
+            yield (
+                f"bits per held-out token: {after.mean():.4f} with gates,"
+                f" {np.mean(facts[name]):.4f} {words}: {gap.value:+.4f}"
+                f" [{gap.low:+.4f}, {gap.high:+.4f}] over {len(after)} windows"
+            )

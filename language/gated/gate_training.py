@@ -1,13 +1,15 @@
 """Training of the output gates of a model of transformers, alone or with parts of the model."""
 
+import copy
 import io
+import math
 from collections.abc import Callable
 from contextlib import redirect_stderr
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
 import lightning as L
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,10 +17,10 @@ from torch.nn import functional as F
 from core_gates.errors import GatesError
 from harness.files.piece import Piece
 from language.data import LanguageDataModule, WindowLoader
-from language.gated.attach import attach_output_gate, detach_output_gate, output_gates
+from language.gated.attach import CHILD, OutputGate, attach_output_gate, detach_output_gate
 from language.gated.state import save_gates
 from language.hf.gate_file import read_tensors
-from language.hf.locate import locate_attention
+from language.hf.locate import attached, locate_attention
 from language.module import LanguageModule
 from language.tokenizer import Tokenizer
 
@@ -27,14 +29,14 @@ FILE, FOLDER = "gates.safetensors", "model"
 GATE_OPTIONS = ("granularity", "sharing", "form", "activation", "bias_init")
 """Settings that are options of :func:`language.gated.attach.attach_output_gate`."""
 
-MEASURED = 8  # held-out batches that are measured before and after
+MEASURED = 32  # held-out windows that are measured before and after
 
 
 class GatedModel(nn.Module):
     """A model of transformers of which parts are trained; its state is that of these parts.
 
     Args:
-        model: With output gates.
+        model: With output gates, or without where more than gates is trained.
         train: ``gates`` alone, ``projections``, which the gates and the output projections after
             them are, or ``all``.
         context: The most tokens that it reads; None where nothing limits them.
@@ -47,7 +49,8 @@ class GatedModel(nn.Module):
         super().__init__()
         self.context = float("inf") if context is None else context
         self._whole = (model,)  # in a tuple, else all of it would become the state
-        parts: dict[str, nn.Module] = {f"{n}.gate": gate for n, gate in output_gates(model).items()}
+        gates = attached(model, CHILD, OutputGate)
+        parts: dict[str, nn.Module] = {f"{n}.gate": gate for n, gate in gates.items()}
         if train == "projections":
             for attention in locate_attention(model):
                 module = getattr(attention.module, attention.projection)
@@ -114,6 +117,8 @@ def train_gates(
     """Attach output gates to a model and train them.
 
     Bits per token of held-out windows, before gates are attached and after training, are noted.
+    Where more than gates is trained, the same training of the same parts without gates comes first,
+    and is noted as well: what both gain is not due to gates.
 
     Args:
         piece: With the settings of the gates, ``train``, ``steps``, ``learning_rate`` and
@@ -130,41 +135,48 @@ def train_gates(
     Raises:
         GatesError: The model does not fit, or has gates already.
     """
-    held_out = data.val_dataloader()
+    alone, held_out = piece["train"] == "gates", data.val_dataloader()
+
+    def trained(model: Any) -> list[float]:
+        L.seed_everything(piece.seed, verbose=False)
+        module = LanguageModule(
+            GatedModel(model, piece["train"], context),  # type: ignore[arg-type]
+            piece["learning_rate"],
+            warmup_steps=piece["warmup_steps"],
+        )
+        job.fit(
+            module, data, ticks="steps", max_steps=piece["steps"], max_epochs=-1,
+            gradient_clip_val=1.0, limit_val_batches=0, **trainer,
+        )  # fmt: skip
+        return bits_per_token(model, held_out)
+
     before = bits_per_token(model, held_out)
+    control = {} if alone else {"bits_without": trained(copy.deepcopy(model))}
     L.seed_everything(piece.seed, verbose=False)
     options = {name: piece.get(name) for name in GATE_OPTIONS}
     attach_output_gate(model, **options, dtype=torch.float32)
-    module = LanguageModule(
-        GatedModel(model, piece["train"], context),  # type: ignore[arg-type]
-        piece["learning_rate"],
-        warmup_steps=piece["warmup_steps"],
-    )
-    job.fit(
-        module, data, ticks="steps", max_steps=piece["steps"], max_epochs=-1,
-        gradient_clip_val=1.0, limit_val_batches=0, **trainer,
-    )  # fmt: skip
-    after = bits_per_token(model, held_out)
-    job.note(objects=data.training_objects(), bits_before=before, bits_after=after)
-    return model, None if piece["train"] == "gates" else data.shards.tokenizer
+    found = {"bits_before": before, "bits_after": trained(model), **control}
+    job.note(objects=data.training_objects(), **found)
+    return model, None if alone else data.shards.tokenizer
 
 
-def bits_per_token(model: Any, batches: WindowLoader) -> float:
-    """Return the mean bits per token of the first batches of held-out windows.
+def bits_per_token(model: Any, held_out: WindowLoader) -> list[float]:
+    """Return the mean bits per token of held-out windows at even distances, 32 at most.
 
     Raises:
         GatesError: They are not finite.
     """
-    place, found = next(model.parameters()).device, []
-    with torch.inference_mode():
-        for batch in islice(batches, MEASURED):
-            tokens = batch.to(place)
-            logits = model(tokens[:, :-1], use_cache=False).logits.float()
-            found.append(F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()))
-    bits = float(torch.stack(found).mean() / torch.tensor(2.0).log())
-    if not torch.tensor(bits).isfinite():
+    place, found, size = next(model.parameters()).device, [], held_out.context
+    starts = held_out.starts()
+    for number in np.linspace(0, len(starts) - 1, min(MEASURED, len(starts))).round().astype(int):
+        window = held_out.tokens[starts[number] : starts[number] + size + 1].astype(np.int64)
+        tokens = torch.from_numpy(window).to(place)
+        with torch.inference_mode():
+            logits = model(tokens[None, :-1], use_cache=False).logits[0].float()
+        found.append(float(F.cross_entropy(logits, tokens[1:])) / math.log(2))
+    if not np.isfinite(found).all():
         raise GatesError(
-            f"the model needs {bits} bits per held-out token, expected a finite number: lower"
-            " --learning_rate, or give another model"
+            f"the model needs {np.mean(found)} bits per held-out token, expected a finite number:"
+            " lower --learning_rate, or give another model"
         )
-    return bits
+    return found

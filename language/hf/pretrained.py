@@ -85,11 +85,11 @@ def open_pretrained(
             f"{folder} lacks {len(lacking)} of the weights of a {type(model).__name__} or has them"
             f" in another shape, the first is {lacking[0]}: get it again"
         )
-    gates = [name for name in found["unexpected_keys"] if GATES & set(name.split("."))]
+    gates = sorted(name for name in found["unexpected_keys"] if GATES & set(name.split(".")))
     if gates:
         raise GatesError(
             f"{folder} was saved with gates attached ({gates[0]}), which transformers would leave"
-            " out: detach them before, and keep them in a file of their own"
+            " out: detach them before, and keep them in a separate file"
         )
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     return Pretrained(model.eval(), load_tokenizer(folder), folder, context)

@@ -41,7 +41,12 @@ def test_what_is_trained_is_kept(train, trained, weights):
     gates = load_gates(base, folder / "gates.safetensors")
     assert all(gate.bias.std() > 0 for gate in gates.values())
     facts = json.loads((folder / "record.json").read_text())["facts"]
-    assert facts["bits_after"] < facts["bits_before"]
+    assert sum(facts["bits_after"]) < sum(facts["bits_before"])
+    lines = said.count("bits per held-out token: ")
+    assert lines == 1 + ("bits_without" in facts) == (1 if train == "gates" else 2)
+    if train != "gates":
+        assert sum(facts["bits_without"]) < sum(facts["bits_before"])
+        assert facts["bits_without"] != facts["bits_after"]
 
 
 def test_killed_and_resumed(weights, language_folder, kill_and_resume):

@@ -1,5 +1,7 @@
 """Records of a frozen model, and gates that learn from them, on one process and on two."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -17,7 +19,17 @@ from language.seer.recording import (
     record_sequence,
     rows_of,
 )
-from language.seer.rivals import GATE, ORACLE, attention_mass, chosen, scores_of
+from language.seer.rivals import (
+    BY_SUM,
+    GATE,
+    STATIC,
+    attention_map,
+    attention_mass,
+    chosen,
+    scores_by,
+    scores_of,
+    static_scores,
+)
 
 BLOCK, LENGTH = 4, 26
 KINDS = ("prefill", "decode")
@@ -41,7 +53,7 @@ def test_a_record_is_what_the_gate_sees_and_where_the_model_attends(kind, tiny, 
         seen_by[gate.name] = seen
         return attend_to_all(seen)
 
-    bare = read(model, tokens[0], attend)
+    read(model, tokens[0], attend)
     for name, gate in block_gates(model).items():
         seen = seen_by[name]
         own = {
@@ -69,16 +81,30 @@ def test_a_record_is_what_the_gate_sees_and_where_the_model_attends(kind, tiny, 
         mass = attention_mass(gate, seen)
         assert_close(mass.sum((2, 3)), torch.ones(1, 4))
         for fraction in (0.2, 1.0):
-            kinds = scores_of(kind)
+            maps = {name: attention_map(gate, seen)}
+            kinds = {**scores_of(kind), STATIC: partial(static_scores, maps=maps)}
+            kinds[GATE] = partial(scores_by, gates={name: gate.gate})
             with torch.inference_mode():
                 masks = {n: chosen(gate, score(gate, seen), fraction, LENGTH)
                          for n, score in kinds.items()}  # fmt: skip
             assert len({int(mask.sum()) for mask in masks.values()}) == 1
-            assert len(masks) == (5 if kind == "prefill" else 6)
-        assert ORACLE in masks
-        assert GATE in masks
-    with attending(model, attend):
-        assert_close(read(model, tokens[0], attend), bare)
+            assert len(masks) == (8 if kind == "prefill" else 10)
+            shares = {n: mask.repeat_interleave(4 // mask.shape[1], 1) * mass
+                      for n, mask in masks.items()}  # fmt: skip
+            most = max(float(share.sum()) for share in shares.values())
+            assert float(shares[BY_SUM].sum()) == pytest.approx(most, rel=1e-6)
+            for sunk in [one for one in masks if one.startswith("sink") and fraction < 1]:
+                assert masks[sunk][..., 0].all() or int(masks[sunk][0, 0, -1].sum()) == 1
+        if kind == "prefill":  # a map of the sequence itself is what its oracle knows
+            assert torch.equal(masks[STATIC], masks[BY_SUM])
+
+
+def test_what_takes_the_place_of_attention_computes_the_states(tiny, tokens):
+    model = with_gates(tiny, "prefill")
+    with torch.no_grad():
+        bare = model(tokens).logits
+        with attending(model, lambda _, seen: attend_to_all(seen)):
+            assert_close(model(tokens).logits, bare)
 
 
 def batch_of(model, tokens):
