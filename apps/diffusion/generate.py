@@ -406,10 +406,12 @@ def _show(
         console.print(table)
     else:
         console.print("no adapters: the base alone")
-    skipped = [f"left out: {name}: {why}" for name, why in record["skipped"].items()]
-    notices = [*studio.notices, studio.unread(record["prompt"]), found.notice]
-    notes = [f"note: {notice}" for notice in notices if notice]
-    for line in [*left_out(found), *skipped, *notes]:
+    notes = (*studio.notices, studio.unread(record["prompt"]), found.notice)
+    for line in [
+        *left_out(found),
+        *(f"left out: {name}: {why}" for name, why in record["skipped"].items()),
+        *(f"note: {note}" for note in notes if note),
+    ]:
         console.print(escape(line), soft_wrap=True)
     for path in paths:
         console.print(escape(str(path)), soft_wrap=True, highlight=False)

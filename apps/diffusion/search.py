@@ -230,9 +230,8 @@ def _shipped(place: Place) -> tuple[str, str | None, str]:
     files = world.zoo_files(0)
     if not files:
         raise GatesError("this folder is not indexed, and no adapters ship: give --folder")
-    encoder = encoder_of(world)
-    folder, index = next(iter(files.values())).parent, world.run.folder / LIBRARY
-    return str(folder), None if encoder is None else str(encoder), str(index)
+    encoder, folder = encoder_of(world), next(iter(files.values())).parent
+    return str(folder), None if encoder is None else str(encoder), str(world.run.folder / LIBRARY)
 
 
 def _show_matches(console: Console, matches: Results[Match]) -> None:

@@ -269,6 +269,11 @@ class Searcher:
             raise LibraryError("the prompt is empty: describe what the adapter should do")
         if k < 1:
             raise LibraryError(f"--k is {k}, expected 1 or more")
+        if mode != "hybrid" and mix != Mix():
+            raise LibraryError(
+                f"--weights and --metadata change nothing in --mode {mode}: leave them out, or "
+                "search by --mode hybrid"
+            )
         if not all(map(math.isfinite, mix)):
             raise LibraryError(
                 f"the weights of the score are {mix.weights} and {mix.metadata}, expected finite "
@@ -341,10 +346,8 @@ class Searcher:
             return Results((), mode, f"no adapter has {filters}")
         if served.rows.max() < 0:
             return self._by_metadata(prompt, k, filters, served.lacking)
-        words, named = self._words(prompt, filters) if mode == "hybrid" else {}, {}
-        if mode == "names":
-            named = self._named(prompt, filters)
-            words = dict.fromkeys(named, 1.0)
+        named = self._named(prompt, filters) if mode == "names" else {}
+        words = self._words(prompt, filters) if mode == "hybrid" else dict.fromkeys(named, 1.0)
         mix = {"hybrid": mix, "names": _NAMED}.get(mode, Mix())
         matches = self._matches(self._ranked(query[0], k, served, words, mix), k)
         if mode == "names":
@@ -366,7 +369,10 @@ class Searcher:
             and not (mix.metadata and match.metadata)
         }
         found = tuple(match for match in matches if match.name not in low)
-        return Results(found, mode, served.lacking, low, floor)
+        more = sorted({*named.values()} - {match.named for match in matches})
+        unused = f"the prompt names {', '.join(more)}, too: --k {k + len(more)} considers all"
+        notices = "; ".join(filter(None, (served.lacking, unused * bool(more))))
+        return Results(found, mode, notices, low, floor)
 
     def _by_metadata(self, prompt: str, k: int, filters: Filters, reason: str) -> Results[Match]:
         """Search metadata alone, for a reason if it was not asked for."""

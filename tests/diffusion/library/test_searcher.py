@@ -140,6 +140,16 @@ def test_what_is_named_comes_before_what_is_closer(called):
     order.remove("cup")
     assert [m.name for m in called.search("a cup", 9)] == ["cup", *order]
     assert [m.name for m in called.search("a cup", 1)] == ["cup"]
+    assert called.search("a cup", 1).notice == ""
+
+
+def test_what_is_named_beyond_the_number_that_is_asked_for_is_told(called):
+    first = called.search("a cup, sks, demo style", 1)
+    named = {"cup": "cup", "b": "sks", "a": "demo style"}
+    others = sorted(called for name, called in named.items() if name != first[0].name)
+    assert first.notice == f"the prompt names {', '.join(others)}, too: --k 3 considers all"
+    assert {m.named for m in called.search("a cup, sks, demo style", 3)} == {*named.values()}
+    assert called.search("a cup, sks, demo style", 3).notice == ""
 
 
 def test_metadata(filled):
@@ -238,8 +248,10 @@ def test_filters(mode, filled, root, put_sdxl):
     put_sdxl(root / "x.safetensors", {"modelspec.title": "fox", "modelspec.license": "mit"})
     filled.scan()
 
+    mix = {"metadata": 1} if mode == "hybrid" else {}
+
     def names(**options):
-        return {m.name for m in filled.search("fox heart sky", 9, mode, metadata=1, **options)}
+        return {m.name for m in filled.search("fox heart sky", 9, mode, **mix, **options)}
 
     everything = names()
     assert names(family="FLUX") == everything - {"x"}
@@ -298,6 +310,8 @@ def test_equal_scores_go_to_the_lowest_id(library, root, put):
         ({"mode": "magic"}, "mode is 'magic'; choose one of names, weights, metadata, hybrid"),
         ({"mode": "hybrid", "weights": math.nan}, "expected finite"),
         ({"mode": "hybrid", "metadata": math.inf}, "expected finite"),
+        ({"metadata": 2.0}, "change nothing in --mode names"),
+        ({"mode": "weights", "weights": 2.0}, "change nothing in --mode weights"),
     ],
 )
 def test_wrong_arguments(arguments, words, filled, one_line):
