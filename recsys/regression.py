@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -14,8 +15,14 @@ from torch import Tensor, nn
 
 from recsys.schema import FeatureSchema, Threshold
 
-CLOSEST = 1e-6
-"""Distance of a probability from 0 and 1 at which its logit is taken."""
+FURTHEST = 4.7534
+"""Standard deviations up to which probabilities differ: Φ is 1e-6 away from 0 and 1."""
+
+ERFC = (
+    0.17087277, -0.82215223, 1.48851587, -1.13520398, 0.27886807,
+    -0.18628806, 0.09678418, 0.37409196, 1.00002368, -1.26551223,
+)  # fmt: skip
+"""Coefficients of log erfc(x) + x² − log t in t = 1 / (1 + x / 2), the highest power first."""
 
 
 class LogNormalHeads(nn.Module):
@@ -91,17 +98,29 @@ class LogNormalHeads(nn.Module):
         scale = self._scale(dense, number)
         least = log_threshold(threshold, scale).to(outputs)
         z = (outputs[:, number] - least) / self.spread[number].exp()
-        reached = 0.5 * (1 + torch.erf(z / math.sqrt(2)))
-        return torch.logit(1 - reached if threshold.below else reached, eps=CLOSEST)
+        return log_odds(-z if threshold.below else z)
 
     def _scale(self, dense: Tensor, number: int) -> Tensor:
         """Return the scale (B,) of a number, from its scaled column."""
         place = self.places[number]
         if place is None:
-            return torch.ones(len(dense), device=dense.device)
+            return torch.ones(dense.shape[0], device=dense.device)
         center, factor, logarithmic = self.scalers[number]
         value = dense[:, place] / factor + center
         return torch.where(logarithmic > 0, value.expm1(), value).clamp(min=1e-6)
+
+
+def log_odds(z: Tensor) -> Tensor:
+    """Return log Φ(z) − log Φ(−z) for z up to ±4.75, as exact there as near 0, unlike a logit of Φ.
+
+    From Chebyshev's fit of erfc, whose relative error is at most 1.2e-7 (Press et al., *Numerical
+    Recipes*, second edition, section 6.2); it consists of what other runtimes know, too.
+    """
+    x = z.abs().clamp(max=FURTHEST) / math.sqrt(2)
+    t = 1 / (1 + x / 2)
+    found = reduce(lambda sum_, coefficient: sum_ * t + coefficient, ERFC, torch.zeros_like(t))
+    least = t.log() - x.square() + found + math.log(0.5)
+    return z.sign() * (torch.log1p(-least.exp()) - least)
 
 
 def log_threshold(threshold: Threshold, scale: Tensor) -> Tensor:

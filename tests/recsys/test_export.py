@@ -22,7 +22,7 @@ from recsys.export import (
 from recsys.models import MODELS, options_of
 from recsys.models.home import HoME
 from recsys.ranker import Ranker
-from recsys.schema import Crossed, Dense, FeatureSchema, History, Sparse, Task
+from recsys.schema import Crossed, Dense, FeatureSchema, History, Sparse, Task, Threshold
 
 from .conftest import TOY
 
@@ -70,9 +70,12 @@ AOTI = pytest.param("aoti", marks=[only_with(HAS_COMPILER), pytest.mark.slow])
 
 @pytest.fixture(scope="module")
 def small():
-    """Most parts of a ranker once: attention, a cross, buckets, normalization, gates."""
+    """Most parts of a ranker once: attention, a cross, buckets, normalization, gates, numbers."""
+    numbers = Task("n", kind="regression", scale="x"), Task("m", kind="regression")
+    reached = Threshold("n", factor=1.0, most=3.0), Threshold("m", most=2.0, below=True)
+    labels = Task("c", threshold=reached[0]), Task("d", threshold=reached[1])
     schema = FeatureSchema(
-        tasks=(Task("a"), Task("b")),
+        tasks=(Task("a"), Task("b"), *numbers, *labels),
         sparse=(Sparse("user"), Sparse("item")),
         dense=(Dense("x"), Dense("age", scaling="buckets", buckets=4)),
         sequences=(History("last", of="item", max_length=4, encoder="target_attention"),),

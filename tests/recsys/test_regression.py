@@ -11,6 +11,7 @@ from recsys.data.datamodule import TableDataModule
 from recsys.experiments.predictions import regression_rows
 from recsys.model_folder import load_model, save_model
 from recsys.ranker_module import MultiTaskModule
+from recsys.regression import log_odds
 from recsys.schema import Dense, FeatureSchema, Sparse, Task, Threshold
 from recsys.table_scorer import TableScorer
 from recsys.transform import FeatureTransform
@@ -47,6 +48,16 @@ def test_a_schema_parts_regressions_from_tasks():
     assert [one.name for one in found.heads] == ["seconds", "like"]
     assert found.labels == ("like", "seconds", "seen")
     assert FeatureSchema.from_dict(found.to_dict()) == found
+
+
+def test_log_odds_are_those_of_the_normal_distribution_up_to_one_in_a_million():
+    z = np.linspace(-4.75, 4.75, 501)
+    expected = norm.logcdf(z) - norm.logcdf(-z)
+    for dtype, rtol in ((torch.float64, 3e-7), (torch.float32, 2e-6)):
+        found = log_odds(torch.from_numpy(z).to(dtype)).double().numpy()
+        np.testing.assert_allclose(found, expected, rtol=rtol, atol=rtol)
+    far = log_odds(torch.tensor([-100.0, 100.0])).sigmoid()
+    np.testing.assert_allclose(far, [1e-6, 1 - 1e-6], rtol=1e-3)
 
 
 @pytest.mark.parametrize(
