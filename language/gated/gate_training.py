@@ -118,7 +118,8 @@ def train_gates(
 
     Bits per token of held-out windows, before gates are attached and after training, are noted.
     Where more than gates is trained, the same training of the same parts without gates comes first,
-    and is noted as well: what both gain is not due to gates.
+    and is noted as well: what both gain is not due to gates. Several processes do not do that, as
+    they can train only once.
 
     Args:
         piece: With the settings of the gates, ``train``, ``steps``, ``learning_rate`` and
@@ -151,7 +152,7 @@ def train_gates(
         return bits_per_token(model, held_out)
 
     before = bits_per_token(model, held_out)
-    control = {} if alone else {"bits_without": trained(copy.deepcopy(model))}
+    control = {} if alone or trainer else {"bits_without": trained(copy.deepcopy(model))}
     L.seed_everything(piece.seed, verbose=False)
     options = {name: piece.get(name) for name in GATE_OPTIONS}
     attach_output_gate(model, **options, dtype=torch.float32)
