@@ -135,8 +135,13 @@ APPS: Mapping[str, App] = {
         "test what papers claim of training with gates, in minutes, each claim with a verdict",
         {
             "gaussian-rates": "measure how fast gate and experts of a Gaussian mixture are found",
+            "gates": "compare every routing gate of the core on pairs of digits",
+            "comet": "tune COMET, its permutations and rivals alike, and compare them",
+            "dense-to-sparse": "compare how gates cool and harden, and activation gates",
             "report": "write the report of a run as one HTML page",
         },
+        stop="apps.study.tour:tour",
+        extras=("recsys", "language"),
     ),
     "tour": App(
         "apps.tour",

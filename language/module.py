@@ -16,7 +16,7 @@ from core_gates.errors import GatesError, check_at_least, check_fraction, check_
 from core_gates.moe.spawn import advance_gates
 from core_gates.numerics import accumulation_dtype
 from core_gates.routing.collect import collect_routing
-from core_gates.routing.losses import balance_loss, z_loss
+from core_gates.routing.losses import balance_loss, entropy_loss, z_loss
 from core_gates.routing.output import RoutingOutput
 from language.decoder import Decoder
 
@@ -25,6 +25,7 @@ LAST_RATE = 0.1
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "balance": partial(balance_loss, scope="global"),  # the mean over ranks is that of one process
+    "entropy": entropy_loss,
     "z": z_loss,
 }
 """Losses of the routings of any gate that returns what they need, see `core_gates.routing`."""
@@ -81,8 +82,8 @@ class LanguageModule(L.LightningModule):
         betas: Decay of the two moments of AdamW.
         warmup_steps: Steps over which the learning rate rises; none if 0.
         losses: Weights of further losses by name, each the mean over the gates that have it:
-            ``balance`` over the tokens of all ranks, ``z``, and what gates compute themselves
-            (``RoutingOutput.aux``), which comes first where names are the same.
+            ``balance`` over the tokens of all ranks, ``entropy``, ``z``, and what gates compute
+            themselves (``RoutingOutput.aux``), which comes first where names are the same.
 
     Raises:
         ValueError: A rate, a weight or a number of steps is out of range.
@@ -125,7 +126,7 @@ class LanguageModule(L.LightningModule):
         if self.losses:
             with collect_routing(self.model) as routings:
                 loss = self._cross_entropy(batch)
-            further = _losses_of_gates(routings, self.losses)
+            further = losses_of_gates(routings, self.losses)
         else:
             loss, further = self._cross_entropy(batch), {}
         self.log("train/loss", loss.detach(), prog_bar=True)
@@ -196,10 +197,14 @@ class LanguageModule(L.LightningModule):
         ]
 
 
-def _losses_of_gates(
+def losses_of_gates(
     routings: Mapping[str, Sequence[RoutingOutput]], names: Mapping[str, float]
 ) -> dict[str, Tensor]:
     """Return each loss as the mean over the gates that have it.
+
+    Args:
+        routings: Gate -> its routings, of :func:`core_gates.routing.collect.collect_routing`.
+        names: Losses to their weights; see :class:`LanguageModule`.
 
     Raises:
         GatesError: No gate has a loss of a name, or returns what it is computed from.

@@ -9,6 +9,11 @@ from harness.command.verbs import FunctionVerb, run_verb
 
 FUNCTIONS = {
     "gaussian-rates": FunctionVerb("apps.study.gaussian_rates:gaussian_rates", flat=("flags",)),
+    "gates": FunctionVerb("apps.study.gate_comparison:compare_gates", flat=("flags", "training")),
+    "comet": FunctionVerb("apps.study.comet:comet", flat=("flags", "training")),
+    "dense-to-sparse": FunctionVerb(
+        "apps.study.dense_to_sparse:dense_to_sparse", flat=("flags", "training")
+    ),
     "report": FunctionVerb("apps.study.report:report", ("run",)),
 }
 

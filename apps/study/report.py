@@ -10,7 +10,12 @@ from harness.experiment.run import Run
 from harness.report.page import Page
 from harness.report.sections import run_page
 
-DRAWN = {"gaussian-rates": "apps.study.gaussian_rates:draw"}
+DRAWN = {
+    "gaussian-rates": "apps.study.gaussian_rates:draw",
+    "gates": "apps.study.gate_comparison:draw",
+    "comet": "apps.study.comet:draw",
+    "dense-to-sparse": "apps.study.dense_to_sparse:draw",
+}
 """Study -> what draws its own figures."""
 
 UNITS = {"gaussian-rates": "repeats"}
@@ -31,7 +36,7 @@ def report(run: str, root: str = "runs") -> None:
     if study is None:
         raise GatesError(f"{folder} holds no study: run one first, or give its --root")
     found = Run(folder, app="study", verb=study)
-    page = run_page(found, _drawer(found, study), units=UNITS.get(study, "seeds"))
+    page = run_page(found, _drawer(found, study), units=UNITS.get(study, "glyphs"))
     print(page.write(folder / "report.html"))
 
 

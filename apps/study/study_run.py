@@ -17,6 +17,16 @@ from harness.files import write_json
 FILE = "study.json"
 
 
+class StudyRun(Run):
+    """A run that leaves the name of its study, which is the verb, with its scores."""
+
+    def finish(self, *args: Any, **options: Any) -> Path:
+        """Write the scores, see :meth:`harness.experiment.run.Run.finish`."""
+        path = super().finish(*args, **options)
+        write_json(self.folder / FILE, {"study": self.verb})
+        return path
+
+
 @dataclass(frozen=True)
 class Flags:
     """What takes part, and what becomes of earlier results.
@@ -41,7 +51,7 @@ def open_study(
     seeds: Sequence[int],
     settings: dict[str, Any],
     minutes: float,
-) -> Run:
+) -> StudyRun:
     """Return the run of a study, after its options were checked and its time was told.
 
     Args:
@@ -64,12 +74,11 @@ def open_study(
     folder = place.run_folder.path
     if (found := study_of(folder)) not in (None, study):
         raise GatesError(f"{folder} is a run of the study {found}: give --name NEW")
-    run = Run(
+    run = StudyRun(
         folder, app="study", verb=study, config_path=place.config_path, settings=settings,
         overwrite=flags.overwrite, quick=flags.quick, only=flags.only, seeds=seeds,
         command=place.command,
     )  # fmt: skip
-    write_json(folder / FILE, {"study": study})
     if not flags.quick:
         cores = torch.get_num_threads()
         wall = math.ceil(minutes / cores * _part(flags.only, methods))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize
@@ -51,7 +51,7 @@ def fit(start: Mixture, x: Array, y: Array, activation: str) -> Fit:
         mixture = _unpacked(vector, start)
         found = likelihood(mixture, x, y, activation)
         by_beta1, by_beta0, *rest = gradient(mixture, x, found, activation)
-        parts = (by_beta1[:-1], by_beta0[:-1], *rest)
+        parts: list[Any] = [by_beta1[:-1], by_beta0[:-1], *rest]
         return -found.value, -np.concatenate([np.ravel(part) for part in parts])
 
     begin = np.clip(_packed(start), low, high)
@@ -80,7 +80,7 @@ def improved_experts(mixture: Mixture, x: Array, y: Array, activation: str) -> M
 
 def _packed(mixture: Mixture) -> Array:
     """Return what is free as one vector: τ and ν as logarithms, no gate of the reference."""
-    parts = (
+    parts: tuple[Any, ...] = (
         mixture.beta1[:-1], mixture.beta0[:-1], np.log(mixture.tau), mixture.a, mixture.b,
         np.log(mixture.nu),
     )  # fmt: skip

@@ -170,8 +170,8 @@ def test_unknown_losses_and_those_without_what_they_need_are_refused(refuses):
     noisy = {"gate": partial(NoisyTopKGate, num_experts=4, k=2)}
     refuses(
         GatesError,
-        (r"^losses weighs 'balanse', but .* have balance, z$", run("Qwen3Moe", "balanse")),
-        (r"have balance, importance, load, z$", run("Qwen3Moe", "l0", **noisy)),
+        (r"^losses weighs 'balanse', but .* have balance, entropy, z$", run("Qwen3Moe", "balanse")),
+        (r"have balance, entropy, importance, load, z$", run("Qwen3Moe", "l0", **noisy)),
         (r"^losses weighs 'z', but .* none, since there are no gates$", run("Llama", "z")),
     )
 

@@ -1,0 +1,283 @@
+"""``gates study comet``: COMET, its permutations, and what they save of the tuning."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from apps.study.digit_training import (
+    ACCURACY,
+    SECONDS_A_STEP,
+    Comparison,
+    Method,
+    Training,
+    trained,
+    trial,
+)
+from apps.study.study_run import Flags, open_study
+from core_gates.errors import GatesError
+from core_gates.gates import PermutedGate
+from harness.command.verbs import Place
+from harness.evidence import Bar, Resamples, Row, Scores
+from harness.experiment import Choice, Figures, Job, Piece, Run
+from harness.experiment.scores import read_scores
+from harness.experiment.tuning import lowest
+from harness.figures.style import colors_of, dress, head, new_figure, place
+from harness.report.page import Page
+from studies.digits.multi_digits import NUM_IDS
+
+TASK, DONE, BEST, SEARCH = (
+    "test pairs", "what gates do", "expected best of n trials", "middle of the search",
+)  # fmt: skip
+SPARE = 0.05  # active experts beyond k
+NEAR_SOFTMAX, ABOVE_HASH = -0.015, 0.02
+STARTS = (1e-3, 1e-2, 1e-1)
+SEARCH_STEPS = 0.1
+GAMMAS, ENTROPIES = (0.01, 0.1, 1.0), (1e-3, 1e-2, 5e-2, 1e-1)
+RATES, SEARCHES = (5e-4, 5e-3), (0.02, 0.2)
+NOTE = (
+    "Every method gets as many random settings. Of a sparse method the best on validation pairs is "
+    "taken among those with at most k + 0.05 active experts, and trained again with the test "
+    "seeds. + is the permutation search. Intervals are over test glyphs and seeds; those of the "
+    "expected best are over trials."
+)
+NAMES = tuple(f"{n}{s}" for n in ("comet", "topk", "dselect", "hash") for s in ("", "+"))
+
+
+def methods_of(k: int) -> dict[str, Method]:
+    """Return every method by name; a plus is a permutation search around the gates.
+
+    Args:
+        k: Experts that a pair may use, but for the hash, which has one.
+    """
+    sparse = {
+        "comet": Method("CometGate", {"k": k}, {}, k=k),
+        "topk": Method("TopKGate", {"k": k}, {"balance": 0.01}, k=k),
+        "dselect": Method("DSelectKGate", {"k": k}, {"lost_mass": 1.0}, k=k),
+        "hash": Method("HashGate", {"num_ids": NUM_IDS}, {}, k=1),
+    }
+    found = {name: sparse[name.rstrip("+")] for name in NAMES}
+    for name, method in found.items():
+        if name.endswith("+"):
+            options = {**method.options, "gate": method.gate, "search": {"steps": SEARCH_STEPS}}
+            losses = {**method.losses, "permutation_entropy": 1e-4}
+            found[name] = method._replace(gate="PermutedGate", options=options, losses=losses)
+    return {**found, "softmax": Method("SoftmaxGate", {}, {})}
+
+
+def comet(
+    place: Place,
+    flags: Flags,
+    training: Training,
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
+    trials: int = 12,
+    k: int = 2,
+) -> None:
+    """Tune COMET and its rivals alike, with and without permutations, and compare them.
+
+    Args:
+        place: Filled in by the command line.
+        flags: Filled in by the command line.
+        training: Filled in by the command line.
+        seeds: Test seeds of every method.
+        trials: Random settings of every method.
+        k: Trees, selectors or experts of a pair.
+    """
+    if trials < 1:
+        raise GatesError(f"--trials must be at least 1, found {trials}")
+    settings, methods = training.settings(), methods_of(k)
+    if not 1 <= k <= training.experts:
+        raise GatesError(f"--k is {k}, expected 1 to the {training.experts} of --experts")
+    trainings = len(methods) * (trials + len(seeds)) + 1
+    run = open_study(
+        place, "comet", flags, methods=methods, seeds=seeds, settings=settings,
+        minutes=trainings * training.steps * SECONDS_A_STEP / 60,
+    )  # fmt: skip
+    spaces = {name: drawn_settings(name, trials) for name in methods}
+    own = {name: method.settings for name, method in methods.items()}
+    chosen = run.tune(spaces, trial, trials=trials, choose=best_sparse, own=own)
+    compared = Comparison(run, methods, seeds)
+    pieces = compared.obtain({name: choice.setting for name, choice in chosen.items()})
+    rows = compared.rows(TASK, "softmax") + compared.gate_rows(pieces, DONE)
+    rows += trial_rows(chosen) + search_rows(run, methods["topk+"], seeds)
+    run.finish(
+        rows, _bars(rows, methods), seeds=seeds, data=compared.data(),
+        headline=_headline(rows, trials), notes=[NOTE],
+    )  # fmt: skip
+
+
+def drawn_settings(name: str, trials: int) -> list[dict[str, Any]]:
+    """Return random settings of a method, independent of each other."""
+    generator = np.random.default_rng([[*NAMES, "softmax"].index(name), 17])
+
+    def between(low: float, high: float) -> float:
+        return float(np.exp(generator.uniform(np.log(low), np.log(high))))
+
+    found = []
+    for _ in range(trials):
+        setting: dict[str, Any] = {"learning_rate": between(*RATES)}
+        if name.startswith(("comet", "dselect")):
+            setting["gamma"] = float(generator.choice(GAMMAS))
+            setting["entropy"] = float(generator.choice(ENTROPIES))
+        if name.endswith("+"):
+            setting["search_steps"] = between(*SEARCHES)
+            setting["search_start"] = float(generator.choice(STARTS))
+        found.append(setting)
+    return found
+
+
+def best_sparse(figures: Sequence[Mapping[str, float]]) -> int:
+    """Return the place of the lowest score among trials that are sparse enough, else the sparsest.
+
+    Raises:
+        GatesError: No trial has a score.
+    """
+    sparse = [i for i, one in enumerate(figures) if one["excess"] <= SPARE]
+    if not sparse:
+        lowest(figures)  # refuses trials without a score
+        known = [i for i, one in enumerate(figures) if not np.isnan(one["score"])]
+        return min(known, key=lambda i: figures[i]["excess"])
+    return sparse[lowest([figures[i] for i in sparse])]
+
+
+def expected_best(scores: Sequence[float], most: int) -> Scores:
+    """Return the expected lowest of n = 1 … ``most`` draws among scores that weigh differently.
+
+    Args:
+        scores: Of trials (N,).
+        most: Largest n.
+    """
+    order = np.argsort(scores)
+    values = np.asarray(scores, dtype=float)[order]
+
+    def found(weights: np.ndarray) -> dict[str, np.ndarray]:
+        parts = weights[:, order] / weights.sum(1, keepdims=True)
+        above = np.clip(parts[:, ::-1].cumsum(1)[:, ::-1], 0, 1)  # this one or a worse one
+        worse = np.concatenate([above[:, 1:], np.zeros((len(above), 1))], 1)
+        return {f"{n} trials": (above**n - worse**n) @ values for n in range(1, most + 1)}
+
+    return found
+
+
+def trial_rows(chosen: Mapping[str, Choice]) -> list[Row]:
+    """Return the expected best error by the number of trials, and how many the search saves."""
+    rows, curves = [], {}
+    for name, choice in chosen.items():
+        scores = [float(one["score"]) for one in choice.trials]
+        if not scores:
+            continue
+        curve = expected_best(scores, len(scores))
+        draws = Resamples.clusters(range(len(scores)))
+        rows += [Row(name, BEST, n, *found) for n, found in draws.intervals(curve).items()]
+        curves[name] = [float(v[0]) for v in curve(np.ones((1, len(scores)))).values()]
+    for name, curve in curves.items():
+        if name.endswith("+") and (plain := curves.get(name[:-1])):
+            reached = [n for n, value in enumerate(curve, 1) if value <= plain[-1]]
+            needed = float(reached[0]) if reached else np.nan
+            rows.append(Row(name, f"{BEST}, saved", "trials for the best of all without search",
+                            needed, note="" if reached else NEVER))  # fmt: skip
+    return rows
+
+
+NEVER = "no number of these trials is expected to reach the best of all trials without search"
+
+
+def search_rows(run: Run, method: Method, seeds: Sequence[int]) -> list[Row]:
+    """Return how hard and how doubly stochastic the relaxation is at the middle of the search."""
+    if run.only and "topk+" not in run.only:
+        return []
+    store = run.store("searches", Figures())
+    stop = max(1, round(SEARCH_STEPS * run.settings["steps"] / 2))
+    pieces = [
+        run.piece("topk+", seed, {"start": start},
+                  **{**method.settings, "search_start": start, "stop": stop})
+        for start in STARTS
+        for seed in seeds[:3]
+    ]  # fmt: skip
+    found: dict[float, list[dict[str, float]]] = {}
+    for piece in run.obtain(store, pieces, search_state):
+        found.setdefault(piece["search_start"], []).append(store.load(piece))
+    return [
+        Row(f"topk+ from {start:g}", SEARCH, metric, float(np.mean([one[metric] for one in own])),
+            n=len(own))
+        for start, own in found.items()
+        for metric in own[0]
+    ]  # fmt: skip
+
+
+def search_state(piece: Piece, job: Job) -> dict[str, float]:
+    """Train as far as the middle of the search, and report the permutation of the first gate."""
+    gate = trained(piece, job).gates[0]
+    assert isinstance(gate, PermutedGate)
+    torch.manual_seed(0)
+    found = gate.report()
+    error = max(found["row_error"], found["column_error"])
+    return {"hardness": found["hardness"], "doubly stochastic error": error}
+
+
+def _bars(rows: Sequence[Row], methods: Mapping[str, Method]) -> list[Bar]:
+    found = {(row.method, row.metric): row.value for row in rows if not row.versus}
+    bars = [
+        Bar(f"{name}: active experts", found[name, "active experts"], "<=", method.k + SPARE)
+        for name, method in methods.items()
+        if method.k is not None and (name, "active experts") in found
+    ]
+    if {("comet+", ACCURACY), ("softmax", ACCURACY), ("hash", ACCURACY)} <= found.keys():
+        own = found["comet+", ACCURACY]
+        near, above = own - found["softmax", ACCURACY], own - found["hash", ACCURACY]
+        bars.append(Bar("COMET+ less softmax, accuracy", near, ">=", NEAR_SOFTMAX))
+        bars.append(Bar("COMET+ less hash, accuracy", above, ">=", ABOVE_HASH))
+    return bars
+
+
+def _headline(rows: Sequence[Row], trials: int) -> str:
+    saved = [row for row in rows if row.task == f"{BEST}, saved"]
+    said = ", ".join(
+        f"{row.method} {row.value:.0f}" if np.isfinite(row.value) else f"{row.method} never"
+        for row in saved
+    )
+    if not said:
+        return ""
+    return f"Trials after which a search is as good as {trials} without it: {said}."
+
+
+def draw(page: Page, run: Run) -> None:
+    """Add the expected best error by the number of trials to the report.
+
+    Args:
+        page: The report.
+        run: Of the study.
+    """
+    rows = [r for r in read_scores(run.scores, run.app, run.verb).rows if r.task == BEST]
+    curves: dict[str, list[float]] = {}
+    for row in rows:
+        curves.setdefault(row.method, []).append(row.value)
+    if curves:
+        page.section("What trials buy").figure(
+            trials_curve_figure(curves),
+            "Expected lowest error on the validation pairs of n random settings of a method; "
+            "dotted: with the permutation search.",
+            name="trials-needed",
+            table=(Row._fields, [list(row) for row in rows]),
+        )
+
+
+def trials_curve_figure(curves: Mapping[str, Sequence[float]]) -> Figure:
+    """Draw the expected best error against the number of trials.
+
+    Args:
+        curves: Method -> (n,).
+    """
+    figure = new_figure(7.4, 4.2)
+    axes = place(figure, 0.8, 0.6, 4.6, 2.8)
+    colors = colors_of(dict.fromkeys(name.rstrip("+") for name in curves))
+    for name, curve in curves.items():
+        style = ":" if name.endswith("+") else "-"
+        axes.plot(range(1, len(curve) + 1), curve, style, color=colors[name.rstrip("+")], lw=1.8,
+                  label=name)  # fmt: skip
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1.0))
+    dress(axes, x="random settings tried", y="expected lowest error")
+    head(figure, "What trials buy")
+    return figure

@@ -1,0 +1,147 @@
+"""``gates study gates``: every routing gate of the core on the same pairs of digits."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from apps.study.digit_training import (
+    ACCURACY,
+    SECONDS,
+    SECONDS_A_STEP,
+    TASK_ACCURACY,
+    UNROUTED,
+    Comparison,
+    Method,
+    Training,
+)
+from apps.study.study_run import Flags, open_study
+from harness.command.verbs import Place
+from harness.evidence import Bar, Row
+from harness.experiment import Run
+from harness.experiment.scores import read_scores
+from harness.figures.style import colors_of, dress, head, new_figure, place
+from harness.report.page import Page
+from studies.digits.gate_recipes import RECIPES
+
+TASK, DONE = "test pairs", "what gates do"
+REFERENCE = "SoftmaxGate"
+LEAST = 0.8
+MANY = 1.0  # percent
+METHODS = {name: Method(name, one.options, one.losses) for name, one in RECIPES.items()}
+SLOW = {"BaseLayerGate": 8.0}  # over the time of most gates
+NOTE = (
+    "Every gate has the loss that it was published with and the same learning rate; nothing is "
+    "tuned. Active experts, load CV and FLOPs are means over both gates, seeds and test pairs; "
+    "FLOPs count an expert once that both gates use. Intervals are over test glyphs and seeds."
+)
+
+
+def compare_gates(
+    place: Place, flags: Flags, training: Training, seeds: tuple[int, ...] = (0, 1, 2)
+) -> None:
+    """Train every gate of the core on pairs of digits and compare what they reach and cost.
+
+    Args:
+        place: Filled in by the command line.
+        flags: Filled in by the command line.
+        training: Filled in by the command line.
+        seeds: Of every gate.
+    """
+    settings = training.settings()
+    trainings = len(seeds) * (len(METHODS) + sum(SLOW.values()))
+    run = open_study(
+        place, "gates", flags, methods=METHODS, seeds=seeds, settings=settings,
+        minutes=trainings * training.steps * SECONDS_A_STEP / 60,
+    )  # fmt: skip
+    compared = Comparison(run, METHODS, seeds)
+    pieces = compared.obtain()
+    rows = compared.rows(TASK, REFERENCE) + compared.gate_rows(pieces, DONE)
+    run.finish(
+        rows, _bars(rows), seeds=seeds, data=compared.data(), headline=_headline(rows),
+        notes=[NOTE, *_unrouted(rows)],
+    )  # fmt: skip
+
+
+def _bars(rows: Sequence[Row]) -> list[Bar]:
+    """Return the bar of each gate that finds an expert for nearly every pair, and their number."""
+    found = {(row.method, row.metric): row.value for row in rows if not row.versus}
+    names = [name for name in METHODS if (name, ACCURACY) in found]
+    bars = [Bar("gates compared", len(names), ">=", len(METHODS))]
+    for name in names:
+        if found[name, UNROUTED] <= MANY:
+            least = min(found[name, task] for task in TASK_ACCURACY)
+            bars.append(Bar(f"{name}: accuracy of the worse task", least, ">=", LEAST))
+    return bars
+
+
+def _unrouted(rows: Sequence[Row]) -> list[str]:
+    """Return a sentence on the gates that leave pairs without an expert, if there are any."""
+    many = [row for row in rows if row.metric == UNROUTED and row.value > MANY]
+    named = ", ".join(f"{row.method} {row.value:.0f} %" for row in many)
+    return [f"Pairs that the worse of two gates sends to no expert: {named}."] if many else []
+
+
+def _headline(rows: Sequence[Row]) -> str:
+    own = [row for row in rows if row.metric == ACCURACY and not row.versus]
+    if not own:
+        return ""
+    best = max(own, key=lambda row: row.value)
+    worst = min(own, key=lambda row: row.value)
+    worse = [r.method for r in rows if r.metric == ACCURACY and r.versus and r.significant
+             and r.high < 0]  # fmt: skip
+    return (
+        f"{len(own)} gates: {best.method} names {best.value:.1%} of the digits, {worst.method} "
+        f"{worst.value:.1%}; {len(worse)} are worse than {REFERENCE}."
+    )
+
+
+def draw(page: Page, run: Run) -> None:
+    """Add accuracy over cost to the report.
+
+    Args:
+        page: The report.
+        run: Of the study.
+    """
+    rows = read_scores(run.scores, run.app, run.verb).rows
+    values = {(row.method, row.metric): row for row in rows if not row.versus}
+    names = [name for name in METHODS if (name, ACCURACY) in values]
+    page.section("Accuracy and cost").figure(
+        cost_figure([values[name, ACCURACY] for name in names],
+                    np.array([values[name, "active experts"].value for name in names])),
+        "Mean accuracy of both tasks, with its interval, and the experts that a gate uses for a "
+        "pair, evaluated.",
+        name="accuracy",
+        table=(
+            ("gate", "accuracy", "low", "high", "active", "kFLOPs", "CPU seconds"),
+            [[name, *values[name, ACCURACY][3:6], values[name, "active experts"].value,
+              values[name, "kFLOPs"].value, values[name, SECONDS].value] for name in names],
+        ),
+    )  # fmt: skip
+
+
+def cost_figure(accuracies: Sequence[Row], active: np.ndarray) -> Figure:
+    """Draw accuracies with their intervals, and active experts, a line for each gate.
+
+    Args:
+        accuracies: Of every gate.
+        active: Experts that it uses (N,).
+    """
+    order = np.argsort([row.value for row in accuracies])
+    rows, lines = [accuracies[i] for i in order], np.arange(len(order))
+    figure = new_figure(8.2, 1.6 + 0.22 * len(rows))
+    left, right = (place(figure, x, 0.55, 2.9, 0.22 * len(rows)) for x in (1.75, 5.0))
+    values = np.array([row.value for row in rows])
+    ends = np.array([[row.value - row.low, row.high - row.value] for row in rows]).T
+    color = colors_of(["accuracy", "active"])
+    left.errorbar(values, lines, xerr=np.nan_to_num(ends), fmt="o", ms=4, lw=1.2,
+                  color=color["accuracy"])  # fmt: skip
+    right.barh(lines, active[order], height=0.6, color=color["active"], label="active")
+    left.set_yticks(lines, [row.method for row in rows])
+    right.set_yticks(lines, [""] * len(rows))
+    dress(left, x="mean accuracy")
+    dress(right, x="active experts of 8")
+    for axes in (left, right):
+        axes.set_ylim(-0.7, len(rows) - 0.3)
+    head(figure, "Every gate on pairs of digits", "what is read is the last weights of each")
+    return figure

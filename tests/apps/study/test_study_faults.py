@@ -1,0 +1,55 @@
+"""Faulty calls of studies, and studies that are killed and resumed."""
+
+import pytest
+
+SMALL = ["--steps", "30", "--batch", "16", "--scored", "32", "--glyphs", "40,20,20"]
+RATES = ["study", "gaussian-rates"]
+COMET = ["study", "comet"]
+SPARSE = ["study", "dense-to-sparse"]
+GATES = ["study", "gates"]
+OTHER = {"runs/study/x/study.json": '{"study": "comet"}'}
+
+
+def damaged(name):
+    content = '{"fingerprint": 3'
+    return {f"runs/study/x/{name}": content}
+
+
+TABLE = {
+    "unknown method": ([*GATES, "--only", "TopGate"], "TopKGate"),
+    "one expert": ([*GATES, "--experts", "1"], "--experts is 1, expected two or more"),
+    "no seed": ([*COMET, "--seeds", "[]"], "--seeds is"),
+    "a seed twice": ([*GATES, "--seeds", "1,1"], "several different ones"),
+    "a part without glyphs": ([*COMET, "--glyphs", "1100,0,397"], "a part without glyphs"),
+    "too many glyphs": ([*GATES, "--glyphs", "1100,300,398"], "1,797 in all at most"),
+    "no steps": ([*GATES, "--steps", "0"], "expected positive numbers"),
+    "no trials": ([*COMET, "--trials", "0"], "--trials must be at least 1"),
+    "negative temperature": ([*SPARSE, "--temperatures", "0.3,-1"], "expected positive numbers"),
+    "horizon 0": ([*SPARSE, "--hardening", "0"], "two steps at least"),
+    "threshold": ([*SPARSE, "--threshold", "0.125"], "expected less than 1 over 8 experts"),
+    "k above E": ([*COMET, "--k", "9"], "--k is 9, expected 1 to the 8 of --experts"),
+    "one size": ([*RATES, "--sizes", "1000"], "for a slope"),
+    "one repeat": ([*RATES, "--repeats", "1"], "two repeats at least"),
+    "another study": ([*RATES, "--name", "x"], "is a run of the study comet", OTHER),
+    "no study": (["study", "report", "nothing"], "holds no study"),
+    "damaged study": (["study", "report", "x"], "is damaged", damaged("study.json")),
+    "not run": (["study", "report", "x"], "run `gates study comet` first", OTHER),
+    "damaged piece": (
+        [*GATES, "--name", "x", "--only", "TopKGate"],
+        "TopKGate-s0 was made with other settings (its settings are not known)",
+        damaged("networks/TopKGate-s0/record.json"),
+    ),
+    "quick and empty": ([*GATES, "--quick"], "nothing was trained yet"),
+}
+
+
+def test_faulty_inputs(faulty_inputs):
+    faulty_inputs(TABLE)
+
+
+@pytest.mark.costly("kills a study twice and resumes it")
+def test_a_killed_study_ends_with_the_same_bits(kill_and_resume):
+    words = ["--temperatures", "0.3", "--hardening", "0.5", "--seeds", "0,1", "--only",
+             "gumbel-0.3-at-0.5,tanh-learned"]  # fmt: skip
+    command = [*SPARSE, *SMALL, *words]
+    kill_and_resume(command, app="study", compare=["networks/*/*", "scores.json", "gates.json"])

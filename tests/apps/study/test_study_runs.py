@@ -1,0 +1,117 @@
+"""Whole studies with a few steps, their reports, and the folder that knows its study."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from apps.main import main
+from apps.study.comet import best_sparse, drawn_settings, expected_best, methods_of
+from apps.study.study_run import study_of
+
+SMALL = ["--steps", "4", "--batch", "32", "--scored", "64", "--glyphs", "90,30,30"]
+
+
+@pytest.fixture
+def study(tmp_path, capsys):
+    """Run a study and its report; return scores and the folder."""
+
+    def run(name, *words, report=True):
+        root = ["--root", str(tmp_path)]
+        assert main(["study", name, *words, *root]) == 0, capsys.readouterr().err
+        folder = tmp_path / "study" / name
+        if report:
+            assert main(["study", "report", name, *root]) == 0, capsys.readouterr().err
+        return json.loads((folder / "scores.json").read_text()), folder
+
+    return run
+
+
+def values(scores, task, metric):
+    rows = scores["rows"]
+    return {r["method"]: r["value"] for r in rows
+            if r["task"] == task and r["metric"] == metric and not r["versus"]}  # fmt: skip
+
+
+def test_rates_of_two_small_samples(study, capsys):
+    words = ["--sizes", "100,200", "--repeats", "3", "--starts", "0.3"]
+    scores, folder = study("gaussian-rates", *words)
+    slopes = values(scores, "slopes, starts 0.3", "tau")
+    assert slopes.keys() == {"identity", "tanh", "sigmoid", "gelu"}
+    bars = {bar["name"]: bar["met"] for bar in scores["bars"]}
+    assert bars["identity: change along the ridge"]
+    assert bars["tanh: likelihood lost at half"]
+    assert {"ridge.png", "ridge.csv", "rates.png"} <= {p.name for p in folder.glob("figures/*")}
+    assert len(list(folder.glob("fits/*"))) == 15
+    capsys.readouterr()
+    study("gaussian-rates", *words, report=False)  # nothing is missing
+    assert "making" not in capsys.readouterr().out
+
+
+@pytest.mark.costly("trains every gate of the core, a few steps each")
+def test_every_gate_is_compared(study):
+    scores, folder = study("gates", *SMALL, "--seeds", "0,1")
+    assert len(values(scores, "test pairs", "mean accuracy")) == 22
+    assert scores["bars"][0]["met"]
+    active = values(scores, "what gates do", "active experts")
+    assert active["TopKGate"] == 2
+    assert active["SoftmaxGate"] == 8
+    assert {"accuracy.png", "accuracy.csv"} <= {p.name for p in folder.glob("figures/*")}
+    assert (folder / "gates.json").is_file()
+    assert [one["size"] for one in scores["data"]] == [90, 30, 30]
+
+
+def test_comet_is_tuned_like_its_rivals(study):
+    scores, folder = study("comet", *SMALL, "--trials", "2", "--seeds", "0,1")
+    assert values(scores, "test pairs", "mean accuracy").keys() == methods_of(2).keys()
+    best = values(scores, "expected best of n trials", "2 trials")
+    assert best.keys() == methods_of(2).keys()
+    assert all(
+        best[name] <= value
+        for name, value in values(scores, "expected best of n trials", "1 trials").items()
+    )
+    assert len(values(scores, "middle of the search", "hardness")) == 3
+    assert "trials-needed.png" in {p.name for p in folder.glob("figures/*")}
+
+
+def test_gates_harden_to_one_expert(study):
+    words = ["--temperatures", "0.3", "--hardening", "0.5", "--seeds", "0,1"]
+    scores, folder = study("dense-to-sparse", *SMALL, *words)
+    active = values(scores, "what gates do", "active experts")
+    assert active["gumbel-0.3-at-0.5"] == active["softmax-0.3-at-0.5"] == 1
+    assert (
+        values(scores, "what gates do before hardening", "active experts")["gumbel-0.3-at-0.5"] > 1
+    )
+    assert scores["bars"] == [
+        {"name": "hardened gates: largest distance of active experts from 1", "value": 0.0,
+         "sense": "<=", "bar": 0.0, "unit": "", "met": True}
+    ]  # fmt: skip
+    assert "hardening.png" in {p.name for p in folder.glob("figures/*")}
+
+
+def test_the_expected_best_is_the_closed_form():
+    scores = [0.3, 0.1, 0.2, 0.4]
+    found = expected_best(scores, 2)(np.array([[1.0, 1, 1, 1], [0, 2, 0, 0]]))
+    pairs = [min(a, b) for a in scores for b in scores]
+    assert found["1 trials"] == pytest.approx([np.mean(scores), 0.1])
+    assert found["2 trials"] == pytest.approx([np.mean(pairs), 0.1])
+
+
+def test_the_choice_is_the_best_of_the_sparse_ones():
+    trials = [{"score": 0.1, "excess": 1.0}, {"score": 0.3, "excess": 0.05},
+              {"score": 0.2, "excess": 0.0}, {"score": math.nan, "excess": 0.0}]  # fmt: skip
+    assert best_sparse(trials) == 2
+    assert best_sparse([{"score": 0.1, "excess": 2.0}, {"score": 0.5, "excess": 0.5}]) == 1
+
+
+def test_settings_are_drawn_independently_of_each_other():
+    few, more = drawn_settings("comet+", 3), drawn_settings("comet+", 12)
+    assert more[:3] == few
+    assert len({one["learning_rate"] for one in more}) == 12
+    assert few[0].keys() == {"learning_rate", "gamma", "entropy", "search_steps", "search_start"}
+    assert drawn_settings("softmax", 1)[0].keys() == {"learning_rate"}
+
+
+def test_a_folder_without_a_study_has_none(tmp_path):
+    assert study_of(tmp_path) is None
