@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from math import inf
 from time import process_time
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from core_gates.errors import GatesError
 from harness.evidence import Bar, Row
-from harness.experiment import ROUNDED, Arrays, Choice, Job, Piece, Run
+from harness.experiment import ROUNDED, Arrays, Choice, Job, Piece, Run, Setting
 from harness.runs.terminal import stepping, working
 from recsys.data.datamodule import TableDataModule
 from recsys.data.doubts import of_hierarchy, of_loss
@@ -38,6 +37,7 @@ from recsys.experiments import (
     data_of,
     fault_bars,
     fault_rows,
+    gap_of,
     margin_bars,
     module_of,
     probabilities,
@@ -210,20 +210,24 @@ class Comparison(Splits):
             GatesError: A network or a baseline has a setting that does not exist.
         """
         self.check()
+        own, boxes = self.own_of_all(), self.contest.boxes()
         found = self.run.tune(
-            self.contest.boxes(),
+            boxes,
             self._work(trial),
             trials=self.contest.trials,
-            own=self.own(self.folds[0]),
+            own=own,
+            plain=self._configured(boxes, own),
             ticks=self._epochs() * self.contest.trial_seeds,
             unit=EPOCHS,
         )
-        boxes = {name: self.baseline(name)[1] for name in self.contest.baselines}
+        every = {name: self.baseline(name)[1] for name in self.contest.baselines}
+        boxes = {name: box for name, box in every.items() if box}
         found |= self.run.tune(
-            {name: box for name, box in boxes.items() if box},
+            boxes,
             self._work(try_baseline),
             trials=self.contest.trials,
-            own=self.own_of_all(),
+            own=own,
+            plain=self._configured(boxes, own),
         )
         return found
 
@@ -232,8 +236,21 @@ class Comparison(Splits):
         found: dict[str, Choice] = {}
         for name, own in self.own(self.folds[0]).items():
             settings = {**own, "space": self.contest.boxes().get(name)}
-            found |= self.run.chosen([name], **settings, trials=self.contest.trials)
+            found |= self.run.chosen(
+                [name], budget=["plain"], **settings, trials=self.contest.trials
+            )
         return found
+
+    def _configured(self, boxes: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Setting]:
+        """Return the values of the configuration on the axes of boxes, if they are tried first."""
+        if not self.contest.configured_first:
+            return {}
+        given = {name: {**self.run.settings, **own[name]} for name in boxes}
+        return {
+            name: {axis: given[name][axis] for axis in box}
+            for name, box in boxes.items()
+            if box.keys() <= given[name].keys()
+        }
 
     def pieces(self, chosen: Mapping[str, Choice]) -> list[list[Piece]]:
         """Return the networks of each fold, trained or not."""
@@ -339,7 +356,7 @@ class Comparison(Splits):
         with working("scoring slices"):
             sliced = self.slices(found, RANDOM) if slices else []
         faults = self.faults(chosen) if experts else []
-        doubts = [*self._doubts(made), *self._untrained(found)]
+        doubts = self._doubts(made, found)
         data = self.data(self.folds[0])
         self.run.finish(
             [*made, *_averaged(self._measured), *sliced, *faults, *further.rows],
@@ -348,7 +365,7 @@ class Comparison(Splits):
             data=data.digest(),
             metrics=(
                 *SHOWN,
-                CPU,
+                *dict.fromkeys(row.metric for row in self._measured),
                 *(f"{m} {c}" for m in ("auc", "gauc") for c in data.schema.categories),
                 *dict.fromkeys(row.metric for row in sliced),
                 *(CLAIMED if claims.collapsed or claims.healthy else ()),
@@ -398,26 +415,22 @@ class Comparison(Splits):
             found[name] = [np.concatenate(parts)]
         return found
 
-    def _doubts(self, rows: Sequence[Row]) -> list[str]:
+    def _doubts(
+        self, rows: Sequence[Row], found: Mapping[str, Sequence[Probabilities]]
+    ) -> list[str]:
         """Return which networks do not beat base rates, and whether HoME has no hierarchy."""
-        summed = [row for row in rows if row.metric == SUMMED and not row.versus]
+        test, summed = self.test(), [r for r in rows if r.metric == SUMMED and not r.versus]
         losses = {row.method: row.value for row in summed}
-        kinds = {name: entry["kind"] for name, entry in self.contest.baselines.items()}
-        base = min((losses[n] for n, k in kinds.items() if k == BASE and n in losses), default=inf)
+        bases = [n for n, e in self.contest.baselines.items() if e["kind"] == BASE and n in losses]
         entries = {n: e for n, e in self.contest.entries.items() if n in losses}
         nets = [str(e.get("net", self.settings.get("model.net"))) for e in entries.values()]
-        beaten = [line for name in entries for line in of_loss(name, losses[name], base)]
-        return [*beaten, *of_hierarchy(nets, self.data(self.folds[0]).schema)]
-
-    def _untrained(self, found: Mapping[str, Any]) -> list[str]:
-        """Return that a quick run has left out networks, and what trains them."""
-        lacking = [name for name in self.contest.entries if name not in found]
-        if not self.run.quick or not lacking:
-            return []
-        return [
-            f"{len(lacking)} of {len(self.contest.entries)} networks are not trained and have no "
-            "row: the same command with `--quick false` trains them"
+        beaten = [
+            line
+            for name in entries
+            for base in bases[:1]
+            for line in of_loss(name, losses[name], gap_of(found[name], found[base], test))
         ]
+        return [*beaten, *of_hierarchy(nets, self.data(self.folds[0]).schema)]
 
     def _epochs(self) -> int:
         """Return the epochs of a training, for its progress; 1 where only steps end it."""

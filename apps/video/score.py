@@ -19,11 +19,14 @@ from harness.files import content_digest, remove, replacing, require_apart, writ
 from harness.runs.terminal import counting
 from recsys.columns.canonical import UNREADABLE, RowError, canonical, numbers_of
 from recsys.data.readers.files import Part, find_parts, located
+from recsys.model_folder import read_settings
 from recsys.table_scorer import Model, chosen_tasks, read_model, refuse_infinite
 from video_multitask.scorer import Fusion, fusion_of
 
 RECORD, ORIGIN = "record.json", b"gates"
-MANY = 0.2  # of the rows, from which values unseen in training are a warning
+MANY, FAR, LEAST = 0.2, 5.0, 0.05
+"""Rates of rows with unseen values that are a warning: many, or far above that of validation rows,
+how many times, and above a least rate."""
 
 
 class Shards:
@@ -139,14 +142,21 @@ class ShardWriter:
         model: The model.
         tasks: Places of the tasks that are written.
         fusion: Of the fused score; None for none.
+        known: Of the rows that validated the model, those with unseen values, by sparse column.
 
     Attributes:
         rows: Rows that were scored.
         unknown: (F,) rows among them in which a sparse column has a value unseen in training.
     """
 
-    def __init__(self, model: Model, tasks: Sequence[int], fusion: Fusion | None) -> None:
-        self.version, self.scorer = model
+    def __init__(
+        self,
+        model: Model,
+        tasks: Sequence[int],
+        fusion: Fusion | None,
+        known: Mapping[str, float],
+    ) -> None:
+        self.known, self.version, self.scorer = known, *model
         self.tasks, self.fusion = tuple(tasks), fusion
         self.rows, self.unknown = 0, np.zeros(len(self.scorer.sparse_names), np.int64)
 
@@ -207,12 +217,13 @@ class ShardWriter:
         for name, count in zip(self.scorer.sparse_names, self.unknown.tolist(), strict=True):
             if not count:
                 continue
-            share = count / self.rows
+            share, before = count / self.rows, self.known.get(name)
             line = (
                 f"{name}: {count:,} of {self.rows:,} rows ({share:.1%}) hold values that training "
                 "has not seen"
+                + ("" if before is None else f", {before:.1%} of those that validated it")
             )
-            if share >= MANY:
+            if share >= MANY or (before is not None and share >= max(LEAST, FAR * before)):
                 line = f"WARNING: {line}: are they written as in training, {self._example(name)}?"
             yield line
 
@@ -285,7 +296,8 @@ def score(
     _refuse_twice("--key_columns", key_columns)
     torch.set_num_threads(threads)
     parts = find_parts(sources)
-    found = read_model(place_of(place, model), int8=int8)
+    folder = place_of(place, model)
+    found, known = read_model(folder, int8=int8), read_settings(folder).get("unknown", {})
     chosen = chosen_tasks(found.scorer.task_names, tasks)
     fusion = fusion_of(found.scorer.task_names, fused, offsets)
     root = Path(output) if output else place.run_folder.path / "predictions"
@@ -302,7 +314,7 @@ def score(
     missing = shards.claim(parts, overwrite=overwrite_output)
     if kept := len(parts) - len(missing):
         print(f"{kept} of {len(parts)} files are complete already")
-    _score_all(missing, shards, ShardWriter(found, chosen, fusion), copied)
+    _score_all(missing, shards, ShardWriter(found, chosen, fusion, known), copied)
     print(root)
 
 

@@ -30,8 +30,10 @@ from recsys.experiments import (
     Claims,
     Contest,
     Fold,
+    Probabilities,
     check_finite,
     folds_of,
+    gap_of,
     module_of,
     probabilities,
     summed_log_loss_of,
@@ -39,6 +41,8 @@ from recsys.experiments import (
 )
 from recsys.model_folder import save_model
 from recsys.ranker_module import MultiTaskModule
+from recsys.vocabulary import UNKNOWN
+from video_multitask.stream.parquet_stream import ParquetStream
 
 SOURCE = "data.source.init_args."
 PLACES = tuple(f"{SOURCE}{name}" for name in ("path", "folder", "test_path", "users_path"))
@@ -278,11 +282,13 @@ class BaseRateLine(Callback):
         data: TableDataModule = trainer.datamodule  # type: ignore[attr-defined]
         for line in [*getattr(data, "doubts", ()), *of_hierarchy([pl_module.net], data.schema)]:
             print(line)
-        print(f"validation loss of base rates: {base_loss_of(data, pl_module.intercepts):.4f}")
+        base = base_rates_of(data, pl_module.intercepts)
+        loss = summed_log_loss_of(data.batch("validation"), base)
+        print(f"validation loss of base rates: {loss:.4f}")
 
 
-def base_loss_of(data: TableDataModule, intercepts: str | None) -> float:
-    """Return the validation loss of base rates, summed over tasks: those of the training rows.
+def base_rates_of(data: TableDataModule | ParquetStream, intercepts: str | None) -> Probabilities:
+    """Return base rates as predictions (N, T) of validation rows: those of the training rows.
 
     They are those of the validation rows of a stream, and where networks get intercepts from these.
 
@@ -292,8 +298,7 @@ def base_loss_of(data: TableDataModule, intercepts: str | None) -> float:
     """
     rows = data.batch("validation")
     own = intercepts is not None or not isinstance(data, TableDataModule)
-    rates = BaseRates().fit(rows if own else data.batch("train"), rows)
-    return summed_log_loss_of(rows, rates.predict(rows))
+    return BaseRates().fit(rows if own else data.batch("train"), rows).predict(rows)
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
@@ -333,14 +338,19 @@ def keep_model(
     rows = data.batch("validation")
     ranker = module.served(rows)
     check_finite(ranker, rows)
-    loss = summed_log_loss_of(rows, probabilities(ranker, rows))
-    base = base_loss_of(data, module.intercepts)
-    print(f"validation loss of {module.net}: {loss:.4f}, of base rates: {base:.4f}")
-    for line in of_loss(module.net, loss, base):
+    own, base = probabilities(ranker, rows), base_rates_of(data, module.intercepts)
+    loss, least = (summed_log_loss_of(rows, found) for found in (own, base))
+    print(f"validation loss of {module.net}: {loss:.4f}, of base rates: {least:.4f}")
+    for line in of_loss(module.net, loss, gap_of([own], [base], rows)):
         print(f"WARNING: {line}")
     run.store("weights", Arrays()).keep(piece, ranker.state_dict(), objects=objects)
     count = ranker.count_params()
     dense = count["net"] + count["encoders"]
     print(f"weights: {dense:,} of the network, {count['tables']:,} of embedding tables")
-    settings = {"settings": piece.settings, "training_objects": list(objects)}
+    unknown = (rows.sparse == UNKNOWN).double().mean(0).tolist()
+    settings = {
+        "settings": piece.settings,
+        "training_objects": list(objects),
+        "unknown": dict(zip(data.transform.sparse_tables, unknown, strict=True)),
+    }
     return save_model(run.folder / MODEL, ranker, data.transform, settings)

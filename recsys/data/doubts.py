@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from harness.evidence import Row
 from recsys.data.tables import RankingTables
 from recsys.schema import FeatureSchema
 from recsys.transform.targets import read_targets
@@ -52,17 +53,18 @@ def of_hierarchy(nets: Iterable[str], schema: FeatureSchema) -> tuple[str, ...]:
     )
 
 
-def of_loss(method: str, loss: float, base: float) -> tuple[str, ...]:
-    """Return that a network does not beat base rates, if so.
+def of_loss(method: str, loss: float, gap: Row) -> tuple[str, ...]:
+    """Return that a network does not beat base rates, unless the interval of the gap is below 0.
 
     Args:
         method: Name of the network.
         loss: Its log-loss, summed over tasks.
-        base: That of base rates, on the same rows.
+        gap: Its difference from that of base rates, on the same rows.
     """
-    if loss < base:
+    if not (gap.high >= 0 or gap.value >= 0):  # of one user there is no interval, NaN
         return ()
     return (
-        f"{method} does not beat base rates, {loss:.4f} against {base:.4f}: it is not worth "
-        "serving; see the notes on the rows, give it more of them, or larger penalties",
+        f"{method} does not beat base rates, {loss:.4f} against {loss - gap.value:.4f}, difference "
+        f"[{gap.low:.4f}, {gap.high:.4f}]: it is not worth serving; see the notes on the rows, "
+        "give it more of them, or larger penalties",
     )

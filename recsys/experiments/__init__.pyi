@@ -17,6 +17,7 @@ from .claims import cross_estimates as cross_estimates
 from .claims import cross_rows as cross_rows
 from .claims import fault_bars as fault_bars
 from .claims import fault_rows as fault_rows
+from .claims import gap_of as gap_of
 from .claims import margin_bars as margin_bars
 from .claims import report_of as report_of
 from .contest import TRIAL_SEEDS as TRIAL_SEEDS

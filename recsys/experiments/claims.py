@@ -98,7 +98,7 @@ class Claims:
             GatesError: A claim names another one.
         """
         named = [*self.beats, *self.no_worse, *self.collapsed, *self.healthy]
-        named += [name for pair in self.margins for name in _pair(pair) if name != BEST]
+        named += [name for pair in self.margins for name in pair.split(" - ", 1) if name != BEST]
         if strangers := [n for n in named if n.removesuffix(AVERAGED) not in known]:
             raise GatesError(
                 f"claims name {strangers[0]!r}, not a method; known are {', '.join(known)}"
@@ -162,7 +162,6 @@ def margin_bars(
         networks: Methods among which the best is sought.
         test: Rows that were scored.
     """
-    draws = user_resamples(test.user.numpy())
     losses = {
         method: float(np.mean([summed_log_loss_of(test, one) for one in found[method]]))
         for method in networks
@@ -170,23 +169,30 @@ def margin_bars(
     }
     bars = []
     for pair, margin in margins.items():
-        one, other = _pair(pair)
+        one, _, other = pair.partition(" - ")
         if one == BEST:
             one = min(losses, key=losses.__getitem__, default=BEST)
         name, gap = f"summed log-loss of {pair.replace(BEST, one)}", None
         if found.get(one) and found.get(other):
-            scores = {m: [scores_of(test, f, ())[""] for f in found[m]] for m in (one, other)}
-            rows = compare(scores, draws, task="test", reference=other)
-            gap = next(row for row in rows if row.versus == other)
+            gap = gap_of(found[one], found[other], test)
         bars.append(Bar(name, gap.value if gap else math.nan, "<=", margin))
         if margin <= 0:
             bars.append(Bar(f"{name}, upper end", gap.high if gap else math.nan, "<=", 0.0))
     return bars
 
 
-def _pair(text: str) -> tuple[str, str]:
-    one, _, other = text.partition(" - ")
-    return one, other
+def gap_of(found: Sequence[Probabilities], other: Sequence[Probabilities], test: Batch) -> Row:
+    """Return what predictions (N, T) of each seed lose to others in summed log-loss.
+
+    Args:
+        found: Of one method.
+        other: Of the method that is subtracted.
+        test: Rows that were scored, whose users are resampled.
+    """
+    both = {"one": found, "other": other}
+    scores = {m: [scores_of(test, f, ())[""] for f in each] for m, each in both.items()}
+    rows = compare(scores, user_resamples(test.user.numpy()), task="test", reference="other")
+    return next(row for row in rows if row.versus)
 
 
 def _calibration(

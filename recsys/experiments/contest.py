@@ -61,8 +61,10 @@ class Contest:
             any, the network of the configuration alone takes part, named as the reference.
         reference: Method that all others are compared with, and whose size they have.
         space: What is tuned for every method, by dotted name: the ends of a box with logarithmic
-            axes.
+            axes. What a method sets by itself is not tuned for it.
         trials: Trials of every method.
+        configured_first: Whether the first trial has the values of the configuration, and that of a
+            baseline those given next to its box.
         patience: Validations without improvement after which a training ends.
         trial_seeds: Training runs of a trial of a network, whose validation losses are averaged.
         baselines: Name in the tables -> ``kind`` and its options.
@@ -76,6 +78,7 @@ class Contest:
     reference: str = "home"
     space: dict[str, list[float]] = field(default_factory=dict)
     trials: int = 5
+    configured_first: bool = False
     patience: int = 2
     trial_seeds: int = 1
     baselines: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -126,8 +129,12 @@ class Contest:
 
     def boxes(self) -> dict[str, dict[str, tuple[float, float]]]:
         """Return the box of every method that is tuned by itself."""
-        box = {name: (low, high) for name, (low, high) in self.space.items()}
-        return dict.fromkeys(self.entries, box) if box else {}
+        boxes = {
+            method: {n: (low, high) for n, (low, high) in self.space.items() if n not in own}
+            for method in self.entries
+            for own in [self.entries[method].get("settings", {})]
+        }
+        return {method: box for method, box in boxes.items() if box}
 
     def settings(
         self,

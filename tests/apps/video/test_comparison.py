@@ -48,6 +48,7 @@ CONTEST = {
     "methods": {"home": {"net": "HoME"}, "mmoe": {"net": "MMoE", "options": MMOE}},
     "space": {"model.learning_rate": [1e-3, 1e-1]},
     "trials": 2,
+    "configured_first": True,
     "baselines": {"duration": {"kind": "one_column", "column": "duration_ms"}},
 }
 WHOLE = (Fold(),)
@@ -164,8 +165,10 @@ def test_a_network_that_was_kept_predicts_what_was_scored(done):
         assert summed(done)[method] == pytest.approx(mean, rel=1e-9)
         trials = found.run.store("choices", Figures()).load(
             found.run.piece(method, 100, **found.own(Fold())[method],
-                            space=found.contest.boxes()[method], trials=2)
+                            space=found.contest.boxes()[method], trials=2,
+                            plain={"model.learning_rate": 0.01})
         )["trials"]  # fmt: skip
+        assert trials[0]["model.learning_rate"] == 0.01
         best = min(trials, key=lambda trial: trial["score"])
         assert {piece["model.learning_rate"] for piece in own} == {best["model.learning_rate"]}
         assert len({trial["score"] for trial in trials}) == 2
@@ -449,6 +452,7 @@ def test_claims_about_no_method_are_refused_before_anything_is_made(tmp_path):
 def test_a_rate_that_diverges_is_not_chosen(tmp_path):
     space = {"model.learning_rate": [1e-2, 1e30]}
     contest = {**CONTEST, "space": space, "methods": {"home": {"net": "HoME"}}, "baselines": {}}
+    contest["configured_first"] = False
     choice = comparison(tmp_path / "d", contest=contest, seeds=(0,)).chosen()["home"]
     assert None in [trial["score"] for trial in choice.trials]  # NaN in JSON
     assert choice.setting["model.learning_rate"] == min(

@@ -16,7 +16,7 @@ from polars.testing import assert_frame_equal
 
 import recsys.data.readers.files
 from apps.main import main
-from apps.video.score import score
+from apps.video.score import ShardWriter, score
 from core_gates.errors import GatesError
 from recsys.model_folder import load_model, save_model
 from recsys.table_scorer import read_model
@@ -120,6 +120,29 @@ def test_a_folded_network_is_not_saved(shop, world, model_folder):
     with pytest.raises(GatesError, match=r"save the ranker as it was trained, not folded\(\)"):
         save_model(world.tmp / "folded", loaded.ranker.folded(), loaded.transform)
     assert not (world.tmp / "folded").exists()
+
+
+@pytest.mark.parametrize(
+    ("rate", "before", "warns"),
+    [
+        (0.3, 0.3, True),
+        (0.1, 0.1, False),
+        (0.1, 0.01, True),
+        (0.03, 0.0, False),
+        (0.1, None, False),
+    ],
+)
+def test_unseen_values_are_a_warning_where_they_are_many_or_far_above_validation(
+    world, rate, before, warns
+):
+    (name, *_) = names = world.model.scorer.sparse_names
+    writer = ShardWriter(world.model, [0], None, {} if before is None else {name: before})
+    writer.rows, writer.unknown = 1000, np.array([1000 * rate] + [0] * (len(names) - 1), int)
+    (line,) = writer.doubts()
+    assert line.startswith("WARNING: ") == warns
+    told = f"{name}: {1000 * rate:.0f} of 1,000 rows ({rate:.1%}) hold values that training has not"
+    assert told in line
+    assert (before is None) == ("validated" not in line)
 
 
 def test_names_that_collide_are_refused(shop, world):

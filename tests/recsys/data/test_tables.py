@@ -1,6 +1,7 @@
 """Tables: their splits, digests and leaks."""
 
 import datetime
+import math
 from itertools import chain, pairwise
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from core_gates.errors import GatesError
+from harness.evidence import Row
 from recsys.data.doubts import of_hierarchy, of_loss, of_rows
 from recsys.data.leaks import chance_error, find_leaks, permute_labels, repeated_rows
 from recsys.data.tables import (
@@ -336,5 +338,8 @@ def test_what_is_doubtful_about_rows_is_told():
     assert of_rows(RankingTables("t", better, many, rows, rows)) == ()
     (line,) = of_hierarchy(["MMoE", "HoME"], schema)
     assert "as labels {a: CATEGORY, b: CATEGORY} do" in line
-    assert of_hierarchy(["MMoE"], schema) == of_loss("home", 1.0, 1.1) == ()
-    assert "home does not beat base rates, 1.2000 against 1.1000" in of_loss("home", 1.2, 1.1)[0]
+    gap = Row("home", "test", "summed log_loss", -0.1, -0.15, -0.05)
+    assert of_hierarchy(["MMoE"], schema) == of_loss("home", 1.0, gap) == ()
+    line = "home does not beat base rates, 1.2000 against 1.3000, difference [-0.1500, 0.0100]: "
+    assert of_loss("home", 1.2, gap._replace(high=0.01))[0].startswith(line)
+    assert of_loss("home", 1.2, gap._replace(low=math.nan, high=math.nan)) == ()  # of one user

@@ -306,6 +306,11 @@ def test_all_are_tuned_in_one_box():
     )
     assert made.boxes() == {m: {"model.learning_rate": (1e-3, 1e-1)} for m in ("home", "rival")}
     assert contest().boxes() == {}
+    entries = {"home": {}, "set": {"settings": {"model.learning_rate": 0.1}}}
+    box = {"model.learning_rate": [1e-3, 1e-1]}
+    assert list(Contest(methods=entries, space=box).boxes()) == ["home"]
+    both = Contest(methods=entries, space={**box, "model.embedding_l2": [1e-4, 1e-2]}).boxes()
+    assert both["set"] == {"model.embedding_l2": (1e-4, 1e-2)}
     assert Contest().boxes() == {}
 
 
