@@ -282,9 +282,8 @@ class BaseRateLine(Callback):
         data: TableDataModule = trainer.datamodule  # type: ignore[attr-defined]
         for line in [*getattr(data, "doubts", ()), *of_hierarchy([pl_module.net], data.schema)]:
             print(line)
-        base = base_rates_of(data, pl_module.intercepts)
-        loss = summed_log_loss_of(data.batch("validation"), base)
-        print(f"validation loss of base rates: {loss:.4f}")
+        rates, rows = base_rates_of(data, pl_module.intercepts), data.batch("validation")
+        print(f"validation loss of base rates: {summed_log_loss_of(rows, rates):.4f}")
 
 
 def base_rates_of(data: TableDataModule | ParquetStream, intercepts: str | None) -> Probabilities:

@@ -1,17 +1,19 @@
 """The streaming study with real processes: written, trained, killed, resumed."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from apps.main import main
 
+CONFIG = Path(__file__).parents[2] / "benchmarks/recsys/stream.yaml"
 SOURCE = "--data.source.init_args."
 
 
 @pytest.mark.slow
 def test_a_stream_is_written_trained_killed_and_resumed(tmp_path):
-    words = ["video", "evaluate", "--config", "stream", "--root", str(tmp_path)]
+    words = ["video", "evaluate", "--config", str(CONFIG), "--root", str(tmp_path)]
     sizes = {"rows": 30_000, "users": 300, "videos": 500, "days": 5, "row_group": 512,
              "window": 2048}  # fmt: skip
     words += [f"{SOURCE}{name}={value}" for name, value in sizes.items()]

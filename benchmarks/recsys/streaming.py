@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import polars as pl
 import torch
 import yaml
 
 from apps.video.comparison import Study
+from apps.video.training_verbs import base_rates_of
 from core_gates.errors import GatesError, check_at_least
 from harness.evidence import Bar, Row
 from harness.experiment import Figures, Job, Piece, Run
@@ -26,7 +26,7 @@ from harness.files import remove, write_json, write_text
 from harness.runs.callbacks import load_weights
 from harness.runs.folder import RunFolder
 from harness.system import MemoryMeter, dependent, resident
-from recsys.experiments import Contest, data_of, nested, source_of
+from recsys.experiments import Contest, data_of, nested, source_of, summed_log_loss_of
 from video_multitask.sources.simulated import SimulatedStream
 from video_multitask.stream.parquet_stream import ParquetStream
 from video_multitask.stream.shards import MANIFEST
@@ -39,7 +39,7 @@ GROUPS = ("model", "data", "trainer", "checkpoint")
 FEED, KIND = "feed", "figures"
 FOLDER = "data.source.init_args.folder"
 SHOWN = (
-    "rows_per_minute", "size_mb", "peak_mb", "rows_trained", "rows_per_second", "val_loss", "kills",
+    "rows_per_minute", "size_mb", "peak_mb", "rows_trained", "val_loss", "kills",
     "losses_compared", "losses_that_differ", "tensors_that_differ",
 )  # fmt: skip
 FIXED = {"trainer.accelerator": "cpu", "trainer.num_sanity_val_steps": 0}
@@ -293,23 +293,20 @@ def write_feed(piece: Piece, job: Job, feed: str) -> dict[str, float]:
     del job
     remove(Path(feed))
     with MemoryMeter() as meter:
-        begin, worked = time.monotonic(), time.process_time()
+        begin = time.monotonic()
         stream = stream_of(piece.settings, feed)
         stream.prepare_data()
-        seconds, worked = time.monotonic() - begin, time.process_time() - worked
-        begin, shards = time.monotonic(), stream.shards
+        seconds, shards = time.monotonic() - begin, stream.shards
         stream.keep_transform()
-        learned = time.monotonic() - begin
-        base = base_rate_loss(stream)
+        rows = stream.batch("validation")
+        base = summed_log_loss_of(rows, base_rates_of(stream, None))
     return {
         "rows": shards.rows,
         "training_rows": stream.parts["train"].rows,
         "seconds": seconds,
         "rows_per_minute": shards.rows / seconds * 60,
-        "rows_per_cpu_minute": shards.rows / worked * 60,
         "size_mb": sum(file.size for file in shards.files) / BYTES,
         "peak_mb": meter.peak / BYTES,
-        "seconds_of_vocabularies": learned,
         "base_rate_loss": base,
     }
 
@@ -317,7 +314,6 @@ def write_feed(piece: Piece, job: Job, feed: str) -> dict[str, float]:
 def one_pass(piece: Piece, job: Job, feed: str, threads: int) -> dict[str, float]:
     """Train one pass over all training rows; measure rows per second and memory."""
     child = ChildFit(piece.settings, {FOLDER: feed, **FIXED}, job.folder, "pass", threads)
-    before = child.logged()
     ended = child.run()
     rows = child.rows()
     last = next((row for row in reversed(rows) if row.get("val/loss")), {})
@@ -329,8 +325,6 @@ def one_pass(piece: Piece, job: Job, feed: str, threads: int) -> dict[str, float
         "seconds": ended.seconds,
         "peak_mb": ended.peak / BYTES,
     }
-    if not before:  # of a pass that was not interrupted
-        figures["rows_per_second"] = steps * stream.batch_size / ended.seconds
     return figures | {
         name.replace("/", "_"): float(value)
         for name, value in last.items()
@@ -392,23 +386,6 @@ def ready(settings: Mapping[str, Any], feed: str) -> ParquetStream:
     stream.prepare_data()
     stream.keep_transform()
     return stream
-
-
-def base_rate_loss(stream: ParquetStream) -> float:
-    """Return the summed log-loss of validation rows, predicted by the rates of training rows.
-
-    A rate is (positives + 1/2) / (rows + 1), so that a label that never occurred has a finite loss.
-    """
-    labels = [pl.col(task.column).cast(pl.Float64) for task in stream.schema.tasks]
-    names = stream.schema.labels
-    sums = np.zeros(len(labels))
-    for table in stream.parts["train"].parts(names):
-        sums += table.select(pl.sum_horizontal(one).sum() for one in labels).row(0)
-    rates = (sums + 0.5) / (stream.parts["train"].rows + 1)
-    tables = stream.parts["validation"].parts(names)
-    means = pl.concat(list(tables)).select(labels).mean().row(0)
-    found = np.asarray(means)
-    return float(-(found * np.log(rates) + (1 - found) * np.log1p(-rates)).sum())
 
 
 def _differences(whole: ChildFit, broken: ChildFit) -> dict[str, float]:

@@ -4,17 +4,15 @@ import shutil
 import time
 from pathlib import Path
 
-import polars as pl
 import pytest
 
 from apps.video.commands import main
-from apps.video.studies import streaming
-from apps.video.studies.streaming import ChildFit, Ended, StreamStudy, base_rate_loss, ready
+from benchmarks.recsys import streaming
+from benchmarks.recsys.streaming import ChildFit, Ended, StreamStudy
 from core_gates.errors import GatesError
 from harness.experiment import Run
 from harness.runs.loops import ResumableCSVLogger
 from recsys.experiments.contest import Contest
-from recsys.metrics import log_loss
 from video_multitask.stream.loader import StreamLoader
 
 SOURCE = "data.source.init_args."
@@ -24,6 +22,17 @@ FEED = {
     f"{SOURCE}row_group": 128, f"{SOURCE}window": 256, "data.batch_size": 64, "data.order": "given",
     "trainer.max_epochs": 1,
 }  # fmt: skip
+MODEL = {
+    "model.net": "HoME", "model.options.dim": 4, "model.options.hidden_dims": [8],
+    "model.options.rank": [2, 2], "model.options.tower_dims": [4],
+    "model.learning_rate": 0.01, "model.embedding_learning_rate": 0.1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def settings():
+    """Settings of a tiny network; rows of a source are added."""
+    return {"seed": 0, **MODEL}
 
 
 class Killed(BaseException):
@@ -104,19 +113,6 @@ def test_a_resume_at_another_batch_is_seen(study, monkeypatch):
     found = figures(study(kills=1))
     assert found["kills", "losses_that_differ"] > 0
     assert found["kills", "tensors_that_differ"] > 10
-
-
-def test_base_rates_are_those_of_training_rows(settings, tmp_path):
-    stream = ready(settings | FEED, str(tmp_path / "feed"))
-    names = [task.column for task in stream.schema.tasks]
-    train, validation = (
-        pl.concat(stream.parts[part].parts(names)).select(names).to_numpy().astype(float)
-        for part in ("train", "validation")
-    )
-    rates = (train.sum(0) + 0.5) / (len(train) + 1)
-    losses = [log_loss([r] * 500, validation[:, k]).value for k, r in enumerate(rates)]
-    assert len(validation) == 500
-    assert base_rate_loss(stream) == pytest.approx(sum(losses), rel=1e-6)
 
 
 def test_other_sources_and_small_numbers_are_refused(settings, tmp_path):
