@@ -273,9 +273,9 @@ def add_retrieval(page: Page, world: World) -> None:
 
 
 UNITS = {
-    "base": "captions or styles",
+    "base": "colors of shapes, or adapters",
     "retrieval": "concepts",
-    "fusion": "combinations and seeds",
+    "fusion": "adapters and seeds",
 }  # study -> what intervals are drawn from
 
 

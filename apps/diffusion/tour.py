@@ -90,7 +90,7 @@ def rows_of(found: Found, made: PairImages) -> list[TourRow]:
             f"right adapters among the {K} found of {found.zoo}",
             f"{found.hits} of {wanted}",
             f"chance {chance:.1f}",
-            "by weights alone, no metadata",
+            "by weights, which the encoder was trained on; by their names, all are found",
             found.hits > 2 * chance,
         ),
         TourRow(
@@ -108,7 +108,9 @@ def _draw(page: Page, found: Found, made: PairImages) -> None:
     page.text(
         f"Every prompt describes a subject in a style, which two of {found.zoo} adapters were "
         "trained on, each alone. They are found by their weights: titles and other metadata are "
-        "not read. Gates were trained on other pairs; drawings and captions are unseen."
+        "not read. The encoder was trained on most of these adapters; what they are called is a "
+        "word of each prompt, so that a search by names, which comes first in `search`, finds all. "
+        "Gates were trained on other pairs; drawings and captions are unseen."
     )
     page.table(
         ["prompt", "found", "wanted"],
