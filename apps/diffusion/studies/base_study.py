@@ -41,6 +41,7 @@ from diffusion.retrieval import TrainedEncoder
 from harness.evidence import Bar, Resamples, Row, compare, moments
 from harness.experiment import Arrays, Piece, Run
 from harness.files import Data
+from harness.runs.terminal import working
 
 
 class Asked(NamedTuple):
@@ -299,7 +300,8 @@ def encoder_of(world: World) -> Path | None:
 def retrieval_study(asked: Asked, world: World) -> None:
     """Score the search of independently trained adapters by captions that none has seen."""
     first, second = world.zoo(0), world.zoo(1)
-    rows = rows_without_training(world, searched_of(world, first))
+    with working("reading what adapters answer to"):
+        rows = rows_without_training(world, searched_of(world, first))
     if not second:  # in a quick run
         asked.run.finish(rows, seeds=asked.seeds, data=[world_data()])
         return
@@ -315,15 +317,16 @@ def retrieval_study(asked: Asked, world: World) -> None:
     order = world.order(fit=True)
     assert order is not None
     ranked = order.verdicts(*in_roles(second))
-    rows += [Row(ORDERED, PAIRS_OF_SECOND, name, value) for name, value in ranked.items()]
     more, gap = cosines(
         encoders,
         [load_lora(first[name]) for name in TRAINED],
         [searched.bundles[searched.names.index(name)] for name in TRAINED],
     )
     own = {(r.method, r.task, r.metric): r for r in rows if not r.versus}
-    found3, by_chance = (own[name, NEW, "recall@3"] for name in ("encoder", "chance"))
-    read3 = own[READ, SHIPPED, "recall@3"]
+    found3, by_chance, read3 = (
+        own[name, task, "recall@3"]
+        for name, task in (("encoder", NEW), ("chance", NEW), (READ, SHIPPED))
+    )
     bars = [
         Bar(
             "known concepts: recall@1 over that of nearest mean captions or words",
@@ -341,7 +344,7 @@ def retrieval_study(asked: Asked, world: World) -> None:
         Bar(f"{ORDERED}: wrong, {PAIRS_OF_SECOND}", ranked["wrong"], "<=", 0.0),
     ]
     asked.run.finish(
-        [*rows, *more],
+        [*rows, *(Row(ORDERED, PAIRS_OF_SECOND, *one) for one in ranked.items()), *more],
         bars,
         seeds=asked.seeds,
         data=[world_data()],
