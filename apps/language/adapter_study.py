@@ -1,0 +1,168 @@
+"""Whether gates choose ranks: SoRA next to plain LoRAs, a cut one, and the draw of the gates."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from apps.language.adapt import Adaptation, AdapterRecipe, texts_of
+from core_gates.errors import GatesError
+from harness.command.verbs import Place
+from harness.evidence import Bar, Resamples, Row, Scores, compare
+from harness.experiment import Piece, Run
+from harness.files import Data
+from language.adapt.label_scores import ACCURACY, PEARSON, label_scores
+from language.hf.classifier import classifier_folder
+
+SORA, DRAW, MAGNITUDE = "sora", "draw", "magnitude"
+METHODS = ("head", "lora", SORA, MAGNITUDE, DRAW)
+KEPT, AMONG, PARAMETERS = "kept fraction", "also kept by the draw", "parameters"
+NOTE = (
+    "Every method has the same steps, batches, seeds and head. Magnitude cuts the plain LoRA to "
+    "the size of SoRA by the norms of its factors; draw trains the components alone whose gates "
+    "started largest, as many as SoRA keeps. Intervals are over held-out rows and seeds; "
+    "differences are paired."
+)
+
+
+@dataclass(frozen=True)
+class AdapterBars:
+    """What SoRA must reach.
+
+    Attributes:
+        most_below: Most accuracy that it may lose to the largest LoRA; no bar if null.
+        most_kept: Largest fraction of parameters that it may keep; no bar if null.
+        barred: Tasks with these bars; all if empty.
+    """
+
+    most_below: float | None = None
+    most_kept: float | None = None
+    barred: tuple[str, ...] = ()
+
+
+def evaluate(
+    place: Place,
+    recipe: AdapterRecipe,
+    bars: AdapterBars,
+    data: str,
+    tasks: tuple[str, ...],
+    model: str = "minilm",
+    ranks: tuple[int, ...] = (8, 4, 2),
+    seeds: tuple[int, ...] = (0, 1, 2),
+    quick: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Train adapters where they are missing, and compare SoRA with rivals of equal size.
+
+    Args:
+        place: Filled in by the command line.
+        recipe: Filled in by the command line.
+        bars: Filled in by the command line.
+        data: Folder with a folder for each task, see ``adapt``.
+        tasks: Names of these folders.
+        model: See ``adapt``.
+        ranks: Ranks of plain LoRAs.
+        seeds: Seeds of every method.
+        quick: A quick run: nothing is trained, and there are no bars.
+        overwrite: Replace what was made with other settings.
+    """
+    if not tasks or not seeds or min(seeds) < 0 or any(rank < 1 for rank in ranks):
+        raise GatesError(
+            f"--tasks is {list(tasks)}, --seeds {list(seeds)} and --ranks {list(ranks)}, expected"
+            " tasks, seeds from 0 and ranks from 1"
+        )
+    folder = classifier_folder(model)
+    run = Run(
+        place.run_folder.path, app="language", config_path=place.config_path, package="language",
+        overwrite=overwrite, quick=quick, seeds=seeds, command=place.command,
+    )  # fmt: skip
+    rows: list[Row] = []
+    met: list[Bar] = []
+    said, used = [], [Data.of(folder.name, "model", folder)]
+    for task in tasks:
+        texts = texts_of(str(Path(data) / task))
+        made = Adaptation(run, folder, texts, recipe, task)
+        pieces = made.obtain(METHODS, seeds, ranks)
+        if not any(piece.method == SORA for piece in pieces):
+            continue  # of a quick run
+        own = rows_of_task(made, pieces, task)
+        rows, said = rows + own, [*said, headline(own, task, largest(recipe, ranks))]
+        if not bars.barred or task in bars.barred:
+            met += bars_of_task(own, task, bars, largest(recipe, ranks))
+        used.append(Data(task, "training and test", texts.digest, len(texts.train), "rows"))
+    run.finish(rows, met, seeds=seeds, data=used, headline=" ".join(said), notes=[NOTE])
+
+
+def largest(recipe: AdapterRecipe, ranks: Sequence[int]) -> str:
+    """Return the name of the largest plain LoRA."""
+    return f"lora r{max((recipe.rank, *ranks))}"
+
+
+def rows_of_task(made: Adaptation, pieces: Sequence[Piece], task: str) -> list[Row]:
+    """Return the rows of one task: sizes, scores, and differences from SoRA.
+
+    Args:
+        made: Has the texts.
+        pieces: Adapters of all methods and seeds.
+        task: Name of the rows.
+    """
+    texts = made.texts
+    targets, classes = texts.targets(texts.held_out), len(texts.classes)
+    scores: dict[str, list[list[Scores]]] = {}
+    facts: dict[str, list[dict[str, float]]] = {}
+    for piece, outputs in zip(pieces, made.outputs(pieces), strict=True):
+        name = f"lora r{piece['rank']}" if piece.method == "lora" else piece.method
+        scores.setdefault(name, []).append(label_scores(outputs, targets, classes))
+        facts.setdefault(name, []).append(dict(made.store.record(piece).facts))
+    draws = Resamples.clusters(range(len(texts.held_out)))
+    rows = []
+    for place in range(len(scores[SORA][0])):
+        one = {name: [seed[place] for seed in own] for name, own in scores.items()}
+        rows += compare(one, draws, task=task, reference=SORA)
+    whole = facts[f"lora r{made.recipe.rank}"][0]["size"]
+    for name, own in facts.items():
+        size = fmean(one.get("size", 0) for one in own)
+        rows += [Row(name, task, PARAMETERS, size), Row(name, task, KEPT, size / whole)]
+    return [*rows, Row(SORA, task, AMONG, fmean(one["drawn"] for one in facts[SORA]))]
+
+
+def _value(rows: Sequence[Row], method: str, metric: str) -> float:
+    return next(r.value for r in rows if (r.method, r.metric, r.versus) == (method, metric, ""))
+
+
+def bars_of_task(rows: Sequence[Row], task: str, bars: AdapterBars, plain: str) -> list[Bar]:
+    """Return the bars of one task, from its rows."""
+    metric = main_metric(rows)
+    lost = _value(rows, plain, metric) - _value(rows, SORA, metric)
+    found = []
+    if bars.most_below is not None:
+        found.append(Bar(f"{task}: {metric} of {plain} less SoRA", lost, "<=", bars.most_below))
+    if bars.most_kept is not None:
+        kept = _value(rows, SORA, KEPT)
+        found.append(Bar(f"{task}: {KEPT} of parameters", kept, "<=", bars.most_kept))
+    return found
+
+
+def main_metric(rows: Sequence[Row]) -> str:
+    """Return the metric that a task is told by."""
+    return next(row.metric for row in rows if row.metric in (ACCURACY, PEARSON))
+
+
+def headline(rows: Sequence[Row], task: str, plain: str) -> str:
+    """Return what SoRA reaches, and whether its gates select or their draw does."""
+    metric = main_metric(rows)
+    gaps = {row.method: row for row in rows if row.versus == SORA and row.metric == metric}
+    sizes = {
+        r.method: r.value for r in rows if r.metric == PARAMETERS and r.method.startswith("lora")
+    }
+    equal = min(sizes, key=lambda name: abs(sizes[name] - _value(rows, SORA, PARAMETERS)))
+    rivals = [gaps[name] for name in dict.fromkeys((DRAW, MAGNITUDE, equal)) if name in gaps]
+    beaten = [row.method for row in rivals if row.high < 0 and row.p < 0.05]
+    verdict = f"it is above {', '.join(beaten)}" if beaten else "it is above none of them"
+    selects = "the gate selects" if DRAW in beaten else "that the gate selects is not shown"
+    return (
+        f"{task}: SoRA keeps {_value(rows, SORA, KEPT):.0%} and has {metric}"
+        f" {_value(rows, SORA, metric):.3f}, {plain} {_value(rows, plain, metric):.3f}; of rivals"
+        f" of its size ({', '.join(row.method for row in rivals)}) {verdict};"
+        f" {_value(rows, SORA, AMONG):.0%} of its components are those of the draw, so {selects}."
+    )

@@ -1,0 +1,1 @@
+"""Adapters of models of transformers, trained on labeled texts."""

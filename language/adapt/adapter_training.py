@@ -1,0 +1,264 @@
+"""Training of adapters and heads of a model on labeled texts, and rivals of equal size."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import LambdaLR
+
+from core_gates.adapters.sparse_low_rank import SparseLoraLinear, rank_gates
+from core_gates.errors import GatesError
+from core_gates.training import ThresholdSchedule, growing, threshold_for
+from harness.files import write_json
+from harness.files.piece import Piece
+from language.adapt.components import (
+    cut,
+    drawn_strengths,
+    learned_strengths,
+    masks_of,
+    overlap,
+    size_of,
+    strongest,
+)
+from language.adapt.labeled_texts import LabeledTexts, Row
+from language.gated.gate_training import Fit
+from language.hf.classifier import encode_texts, open_classifier
+from language.hf.lora import attach_sora, heads_of, load_sora, save_sora
+from language.seer.distillation import RecordData
+
+Method = Literal["head", "lora", "sora", "magnitude", "draw"]
+FILE, TASK = "adapter.safetensors", "task.json"
+CLIP = 1.0  # of the norm of gradients
+LABEL = "labels"
+
+
+class AdapterModule(L.LightningModule):
+    """Adapters and heads of a classifier, trained by AdamW; its state is that of these parts.
+
+    The rest of the model is frozen and in evaluation mode, without dropout. Matrices decay; gates
+    have their own learning rate. Logged is ``train/loss``.
+
+    Args:
+        model: A classifier of transformers, what is trained requires gradients.
+        learning_rate: The largest learning rate of factors and heads.
+        gate_rate: The largest learning rate of gates.
+        weight_decay: Decoupled weight decay of matrices.
+        thresholds: ξ of each stage, each of which begins with the learning rate again.
+        stage_steps: Steps of a stage.
+        counts: Whether labels are numbers of classes.
+    """
+
+    def __init__(
+        self, model: Any, *, learning_rate: float, gate_rate: float, weight_decay: float,
+        thresholds: Sequence[float], stage_steps: int, counts: bool,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self._whole = (model,)  # in a tuple, else all of it would become the state
+        parts = {n: m.adapter for n, m in model.named_modules() if isinstance(m, SparseLoraLinear)}
+        parts |= {head: model.get_submodule(head) for head in heads_of(model)}
+        self.parts = nn.ModuleDict({n.replace(".", "-"): part for n, part in parts.items()}).train()
+        self.rates = {"lr": learning_rate, "gates": gate_rate, "decay": weight_decay}
+        self.thresholds, self.stage_steps, self.counts = list(thresholds), stage_steps, counts
+        self._schedule: ThresholdSchedule | None = None
+        self._restored: dict[str, int] | None = None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move the rest of the model with the parts that are trained."""
+        self._whole[0]._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002
+        """Return the cross-entropy of a batch, or the mean squared error of its numbers.
+
+        Raises:
+            GatesError: It is not finite.
+        """
+        logits = logits_of(self._whole[0], batch)
+        target = batch[LABEL]
+        loss = (
+            F.cross_entropy(logits, target.long())
+            if self.counts
+            else F.mse_loss(logits[:, 0], target)
+        )
+        if not loss.isfinite():
+            raise GatesError(
+                f"the loss of step {self.global_step + 1} is {loss.item()}: lower --learning_rate"
+            )
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Return AdamW, whose steps shrink gates, and the schedule of its learning rates."""
+        gates = [gate for gate in rank_gates(self.parts) if gate.requires_grad]
+        others = [p for p in self.parameters() if p.requires_grad and not _among(p, gates)]
+        groups = [
+            {"params": [p for p in others if p.ndim > 1], "weight_decay": self.rates["decay"]},
+            {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
+            {"params": gates, "weight_decay": 0.0, "lr": self.rates["gates"]},
+        ]
+        optimizer = torch.optim.AdamW([one for one in groups if one["params"]], self.rates["lr"])
+        self._schedule = ThresholdSchedule(optimizer, gates, self.thresholds, self.stage_steps)
+        if self._restored is not None:
+            self._schedule.load_state_dict(self._restored)
+        schedule = {"scheduler": LambdaLR(optimizer, self._schedule.rate), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}  # type: ignore[typeddict-item]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the state of the thresholds."""
+        assert self._schedule is not None
+        checkpoint["thresholds"] = self._schedule.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the state of the thresholds until there is an optimizer."""
+        self._restored = checkpoint["thresholds"]
+
+
+def _among(p: Tensor, others: Sequence[Tensor]) -> bool:
+    return any(p is other for other in others)
+
+
+def logits_of(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    """Return the outputs (B, C) of a padded batch, whose padding is cut to the longest row."""
+    width = int(batch["attention_mask"].sum(1).max())
+    inputs = {name: value[:, :width] for name, value in batch.items() if name != LABEL}
+    logits: Tensor = model(**inputs).logits
+    return logits.float()
+
+
+def encoded(
+    folder: Path, texts: LabeledTexts, rows: Sequence[Row], context: int
+) -> dict[str, Tensor]:
+    """Return the tokens of rows (N, T) and their ``labels`` (N,).
+
+    Raises:
+        GatesError: The model has no tokenizer or reads fewer tokens.
+    """
+    found = encode_texts(folder, [row.texts for row in rows], context)
+    return {**found, LABEL: torch.tensor(texts.targets(rows))}
+
+
+def outputs_of(model: Any, inputs: Mapping[str, Tensor], batch_size: int = 64) -> Tensor:
+    """Return the outputs (N, C) of rows of any number, in their order."""
+    place = next(model.parameters()).device
+    order = inputs["attention_mask"].sum(1).argsort(stable=True)
+    found = []
+    with torch.inference_mode():
+        for places in order.split(batch_size):
+            batch = {name: value[places].to(place) for name, value in inputs.items()}
+            found.append(logits_of(model, batch).cpu())
+    return torch.cat(found)[order.argsort()].clone()
+
+
+def train_adapter(
+    piece: Piece, job: Fit, folder: Path, texts: LabeledTexts, sources: Mapping[str, Path],
+    **trainer: Any,
+) -> Any:  # fmt: skip
+    """Train or cut adapters of a model, and return it with them.
+
+    Args:
+        piece: Its method, seed and settings: ``rank``, ``alpha``, ``context``, ``steps``,
+            ``batch_size``, ``learning_rate``, ``gate_rate``, ``weight_decay``, for ``sora``
+            ``thresholds``; for ``magnitude`` and ``draw`` the ``size`` that remains.
+        job: Trains.
+        folder: Of the model.
+        texts: What it is trained on.
+        sources: Files of adapters by the fingerprints that pieces call ``start``.
+        trainer: Where it is trained, arguments of the Trainer.
+
+    Raises:
+        GatesError: The model, texts or settings do not fit.
+    """
+    L.seed_everything(piece.seed, verbose=False)
+    model = open_classifier(folder, texts.outputs, piece.seed or 0)
+    method = piece.method.partition("-")[0]
+    if method == "magnitude":
+        load_sora(model, sources[piece["start"]])
+        cut(model, strongest(model, learned_strengths(model), piece["size"]))
+    else:
+        drawn = _attach(model, method, piece)
+        module = AdapterModule(
+            model, learning_rate=piece["learning_rate"], gate_rate=piece.get("gate_rate", 1.0),
+            weight_decay=piece["weight_decay"], thresholds=piece.get("thresholds", [0.0]),
+            stage_steps=piece["steps"] // len(piece.get("thresholds", [0.0])),
+            counts=bool(texts.classes),
+        )  # fmt: skip
+        rows = encoded(folder, texts, texts.train, piece["context"])
+        data = RecordData(
+            lambda number: {name: value[number] for name, value in rows.items()},
+            len(texts.train), piece["batch_size"], seed=piece.seed or 0,
+        )  # fmt: skip
+        job.fit(
+            module, data, ticks="steps", max_steps=piece["steps"], max_epochs=-1,
+            gradient_clip_val=CLIP, limit_val_batches=0, **trainer,
+        )  # fmt: skip
+        if method == "sora":
+            kept = masks_of(model)
+            job.note(drawn=overlap(kept, strongest(model, drawn, size_of(model))))
+    if method != "head":
+        masks = masks_of(model)
+        gates = sum(len(mask) for mask in masks.values())
+        job.note(kept=sum(int(m.sum()) for m in masks.values()), gates=gates, size=size_of(model))
+    return model
+
+
+def _attach(model: Any, method: str, piece: Piece) -> dict[str, Tensor]:
+    """Attach what a method trains, and return the magnitudes that gates start with, if any."""
+    if method == "head":
+        model.requires_grad_(False)
+        for head in heads_of(model):
+            model.get_submodule(head).requires_grad_(True)
+        return {}
+    gated = method != "lora"
+    layers = attach_sora(
+        model,
+        rank=piece["rank"],
+        alpha=piece["alpha"],
+        initialization="normal" if gated else "ones",
+    )
+    drawn = drawn_strengths(model)
+    if not gated:
+        for layer in layers.values():
+            layer.adapter.lora_gate.requires_grad_(False)
+    if method == "draw":
+        cut(model, strongest(model, drawn, piece["size"]))
+    return drawn
+
+
+def thresholds_of(threshold: float | None, kept: float, steps: int, stages: int) -> list[float]:
+    """Return ξ of each stage, growing linearly from zero; a single stage has the largest.
+
+    Args:
+        threshold: ξ of the last stage; that which keeps ``kept`` without learning if None.
+        kept: Fraction of gates.
+        steps: Steps of all stages.
+        stages: Number of stages.
+    """
+    relative = growing(0.0, 1.0, stages)
+    if threshold is None:
+        threshold = threshold_for(kept, steps) * stages / sum(relative)
+    return [threshold * one for one in relative]
+
+
+class AdapterForm:
+    """``adapter.safetensors``, the adapters and heads, and ``task.json``, what they are for.
+
+    Args:
+        facts: Of ``task.json``: ``classes`` and ``context``.
+    """
+
+    def __init__(self, **facts: Any) -> None:
+        self.facts = facts
+
+    def save(self, folder: Path, result: Any) -> None:
+        """Write the adapters of a model."""
+        save_sora(result, folder / FILE)
+        write_json(folder / TASK, self.facts)
+
+    def load(self, folder: Path) -> Path:
+        """Return the folder."""
+        return folder

@@ -1,0 +1,293 @@
+"""Labeled texts of a folder: TSV with or without names of columns, JSON lines, folders of GLUE."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from core_gates.errors import GatesError
+from harness.files import short_digest
+
+Part = Literal["train", "validation", "test"]
+PARTS: Mapping[str, Part] = {
+    "train": "train",
+    **dict.fromkeys(("dev", "val", "valid", "validation"), "validation"),
+    **dict.fromkeys(("dev_matched", "validation_matched"), "validation"),
+    "test": "test",
+}  # type: ignore[assignment]
+"""Parts of the names of files, between dots, and what their rows are for."""
+
+TABLES, LINES, LABEL_FIRST = (".tsv",), (".jsonl", ".ndjson"), (".txt", *(f".{n}" for n in PARTS))
+"""Ends of the names of files: tables, JSON lines, and lines of a label and a text."""
+
+TEXTS = (
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("#1 string", "#2 string"),
+    ("text1", "text2"),
+    ("sentence",),
+    ("text",),
+)
+"""Names of columns of texts, in small letters; the first that a file has are taken."""
+
+LABELS = ("label", "gold_label", "is_duplicate", "score", "similarity", "quality")
+BY_POSITION = {2: (0, 1), 3: (0, 1, 2), 4: (3, 1)}
+"""Columns of texts and label of a table without names, by their number; four are those of CoLA."""
+
+
+class Row(NamedTuple):
+    """Texts with a label.
+
+    Attributes:
+        texts: One text or two.
+        label: A class or a number as it is written; None where there is none.
+        place: File and line.
+    """
+
+    texts: tuple[str, ...]
+    label: str | None
+    place: str
+
+
+class LabeledTexts(NamedTuple):
+    """What an adapter is trained and scored on.
+
+    Attributes:
+        name: Of the folder.
+        train: Rows with labels.
+        held_out: Rows with labels: those for the test, or else for validation.
+        classes: Classes in the order of their numbers; empty where labels are numbers.
+    """
+
+    name: str
+    train: Sequence[Row]
+    held_out: Sequence[Row]
+    classes: tuple[str, ...]
+
+    @property
+    def digest(self) -> str:
+        """Short hash of all rows in their order."""
+        return short_digest([[[*row.texts, row.label] for row in part] for part in self[1:3]])
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that a model returns for a row."""
+        return len(self.classes) or 1
+
+    def targets(self, rows: Sequence[Row]) -> list[float]:
+        """Return the number of the class of each row, or the number itself."""
+        if not self.classes:
+            return [float(row.label or "nan") for row in rows]
+        known = {label: number for number, label in enumerate(self.classes)}
+        return [float(known[row.label or ""]) for row in rows]
+
+    def remarks(self) -> list[str]:
+        """Return what is odd about the rows, a line each."""
+        known = {row.texts for row in self.train}
+        empty = sum("" in row.texts for row in (*self.train, *self.held_out))
+        seen = sum(row.texts in known for row in self.held_out)
+        odd = {"rows have an empty text": empty, "held-out rows occur in training": seen}
+        return [f"{number:,} {what}" for what, number in odd.items() if number]
+
+
+def read_folder(folder: str | Path, columns: Sequence[str] = ()) -> LabeledTexts:
+    """Read the rows of a folder.
+
+    It holds a file for training and one for validation or the test, such as ``train.tsv`` and
+    ``dev.tsv``, ``train.jsonl`` and ``val.jsonl``, or ``x.train`` and ``x.test``. Those for the
+    test are held out if they have labels, else those for validation.
+
+    Args:
+        folder: The folder.
+        columns: Names of one or two columns of texts and of that of labels; those of GLUE and
+            SuperGLUE are known.
+
+    Raises:
+        GatesError: A file is missing, twice there or unreadable, has no such columns, a line with
+            another number of them or one that is not JSON; or see :func:`labeled`.
+    """
+    folder, found = Path(folder), {}
+    if not folder.is_dir():
+        raise GatesError(f"{folder} is not a folder: give one with train.tsv and dev.tsv")
+    for path in sorted(folder.iterdir()):
+        ends = path.name.lower().split(".")
+        part = next((PARTS[word] for word in ends if word in PARTS), None)
+        if part is None or f".{ends[-1]}" not in (*TABLES, *LINES, *LABEL_FIRST):
+            continue
+        if part in found:
+            raise GatesError(f"{found[part]} and {path} are both for {part}: remove one of them")
+        found[part] = path
+    if "train" not in found or len(found) < 2:
+        raise GatesError(
+            f"{folder} holds {', '.join(p.name for p in found.values()) or 'no data'}: give files"
+            " for training and validation or test, such as train.tsv and dev.tsv or .jsonl"
+        )
+    parts = {part: read_rows(path, columns) for part, path in found.items()}
+    held_out = next(
+        (parts[p] for p in ("test", "validation") if p in parts and _has_labels(parts[p])), []
+    )
+    return labeled(folder.resolve().name, parts["train"], held_out)
+
+
+def labeled(name: str, train: Sequence[Row], held_out: Sequence[Row]) -> LabeledTexts:
+    """Return checked rows; labels that are numbers, one of them not whole, are predicted as such.
+
+    Raises:
+        GatesError: There is no row or no label, rows have one and two texts, training rows have a
+            single class, or a held-out label is unknown.
+    """
+    for what, rows in (("training", train), ("held-out", held_out)):
+        if not rows:
+            raise GatesError(f"{name} has no {what} rows with labels: give some")
+        lacking = next((row for row in rows if row.label is None), None)
+        if lacking is not None:
+            raise GatesError(f"{lacking.place} has no label: give one to every row")
+    for row in (*train, *held_out):
+        if len(row.texts) != len(train[0].texts):
+            raise GatesError(
+                f"{row.place} has {len(row.texts)} texts, {train[0].place} {len(train[0].texts)}:"
+                " give every row the same number"
+            )
+    classes = sorted({str(row.label) for row in train})
+    numbers = [_number(label) for label in classes]
+    if all(math.isfinite(one) for one in numbers) and any(one % 1 for one in numbers):
+        classes = []
+    if len(classes) == 1:
+        raise GatesError(f"all training rows of {name} have the label {classes[0]!r}: give two")
+    for row in held_out:
+        wrong = row.label not in classes if classes else not math.isfinite(_number(row.label))
+        if wrong:
+            known = ", ".join(classes[:20]) or "a number"
+            raise GatesError(f"{row.place} has the label {row.label!r}, expected {known}")
+    return LabeledTexts(name, train, held_out, tuple(classes))
+
+
+def read_rows(path: Path, columns: Sequence[str] = ()) -> list[Row]:
+    """Read the rows of a file.
+
+    Raises:
+        GatesError: See :func:`read_folder`.
+    """
+    lines = _lines(path)
+    wanted = [name.lower() for name in columns]
+    if len(wanted) == 1 or len(wanted) > 3:
+        raise GatesError(
+            f"--columns names {', '.join(columns)}, expected one or two of texts and that of labels"
+        )
+    reader = _tables if path.suffix in TABLES else _json_lines if path.suffix in LINES else _labels
+    return list(reader(path, lines, wanted))
+
+
+def texts_of_file(path: Path, columns: Sequence[str] = ()) -> list[tuple[str, ...]]:
+    """Return the texts of a file: those of a table or of JSON lines, else of every line.
+
+    Raises:
+        GatesError: There is none, or see :func:`read_rows`.
+    """
+    if path.suffix in (*TABLES, *LINES):
+        found = [row.texts for row in read_rows(path, columns)]
+    else:
+        found = [(line.strip(),) for _, line in _lines(path)]
+    if not found:
+        raise GatesError(f"{path} holds no text: give some lines")
+    if len({len(texts) for texts in found}) > 1:
+        raise GatesError(f"{path} has rows of one text and of two: give one kind")
+    return found
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    """Return number and text of the lines of a file that are not blank.
+
+    Raises:
+        GatesError: It cannot be read.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig", errors="replace")
+    except OSError as error:
+        raise GatesError(f"{path} cannot be read: {error.strerror or error}") from error
+    return [(n, line.rstrip("\r")) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+
+
+def _tables(path: Path, lines: Sequence[tuple[int, str]], wanted: Sequence[str]) -> Iterator[Row]:
+    """Yield the rows of a table, whose first line may name its columns."""
+    if not lines:
+        return
+    header = [cell.strip().lower() for cell in lines[0][1].split("\t")]
+    width = len(header)
+    named = _columns(header, wanted)
+    if named is not None:
+        places = [header.index(name) if name in header else -1 for name in named]
+        lines = lines[1:]
+    elif wanted or width not in BY_POSITION:
+        what = f"no columns {', '.join(wanted)}" if wanted else "no names of columns that are known"
+        raise GatesError(f"{path} has {what}, but {', '.join(header)}: name them by --columns")
+    else:
+        places = list(BY_POSITION[width])
+    for number, line in lines:
+        cells = line.split("\t")
+        if len(cells) != width:
+            raise GatesError(f"{path}, line {number} has {len(cells)} columns, expected {width}")
+        *texts, label = [cells[place].strip() if place >= 0 else None for place in places]
+        yield Row(tuple(map(str, texts)), label, f"{path}, line {number}")
+
+
+def _json_lines(
+    path: Path, lines: Sequence[tuple[int, str]], wanted: Sequence[str]
+) -> Iterator[Row]:
+    """Yield the rows of a file with an object per line."""
+    for number, line in lines:
+        place = f"{path}, line {number}"
+        try:
+            found = json.loads(line)
+        except ValueError as error:
+            raise GatesError(f"{place} is not JSON ({error}): repair or remove it") from error
+        fields = {str(k).lower(): v for k, v in found.items()} if isinstance(found, dict) else {}
+        named = _columns(list(fields), wanted)
+        if named is None:
+            known = ", ".join(fields) or "no object"
+            what = f"no fields {', '.join(wanted)}" if wanted else "no fields that are known"
+            raise GatesError(f"{place} has {what}, but {known}: name them by --columns")
+        *texts, label = [fields.get(name) for name in named]
+        if not all(isinstance(text, str) for text in texts):
+            raise GatesError(f"{place}: {' and '.join(named[:-1])} must be text")
+        yield Row(tuple(text.strip() for text in texts), _plain(label), place)
+
+
+def _labels(path: Path, lines: Sequence[tuple[int, str]], wanted: Sequence[str]) -> Iterator[Row]:
+    """Yield the rows of a file with a label, a space and a text per line."""
+    if wanted:
+        raise GatesError(f"{path} has lines of a label and a text, no columns: drop --columns")
+    for number, line in lines:
+        label, space, text = line.strip().partition(" ")
+        if not space:
+            raise GatesError(f"{path}, line {number} has no text after the label {label!r}")
+        yield Row((text.strip(),), label, f"{path}, line {number}")
+
+
+def _columns(names: Sequence[str], wanted: Sequence[str]) -> list[str] | None:
+    """Return the names of texts and label, the last of which may be missing from a file."""
+    if wanted:
+        return list(wanted) if set(wanted[:-1]) <= set(names) else None
+    texts = next((known for known in TEXTS if set(known) <= set(names)), None)
+    if texts is None:
+        return None
+    return [*texts, next((label for label in LABELS if label in names), "label")]
+
+
+def _has_labels(rows: Sequence[Row]) -> bool:
+    return Counter(row.label is None for row in rows)[False] > 0
+
+
+def _plain(label: Any) -> str | None:
+    return None if label is None else str(label)
+
+
+def _number(label: str | None) -> float:
+    try:
+        return float(label or "nan")
+    except ValueError:
+        return math.nan

@@ -1,0 +1,173 @@
+"""``gates language adapt``, ``predict``, ``export``, and the study of SoRA, on a tiny BERT."""
+
+import json
+import runpy
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from harness.experiment import read_scores
+from language.adapt.adapter_training import outputs_of
+from language.hf.classifier import encode_texts, open_classifier
+from tests.fixtures.gates_in_folder import GatesInFolder
+
+TINY = Path(__file__).parents[2] / "fixtures" / "tiny_bert.py"
+SHORT = ("--model", "bert", "--rank", "3", "--steps", "12", "--batch_size", "8", "--context", "16",
+         "--learning_rate", "0.02", "--gate_rate", "0.2")  # fmt: skip
+CALL = ("language", "adapt", "--data", "texts", *SHORT)
+SORA = "runs/language/bert/adapters/sora-r3-s0"
+STUDY = {
+    "tasks": ["texts"], "data": ".", "model": "bert", "ranks": [2], "seeds": [0], "rank": 3,
+    "steps": 12, "batch_size": 8, "context": 16, "learning_rate": 0.02, "gate_rate": 0.2,
+    "most_below": 0.5, "most_kept": 1.0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Commands in a folder with a model, texts, pairs, and a SoRA that was trained on texts."""
+    folder, tiny = tmp_path_factory.mktemp("adapt"), runpy.run_path(str(TINY))
+    tiny["write_bert"](folder / "bert")
+    tiny["write_texts"](folder / "texts")
+    tiny["write_pairs"](folder / "pairs")
+    (folder / "study.yaml").write_text(yaml.safe_dump({"evaluate": STUDY}))
+    gates = GatesInFolder(folder)
+    gates.said = gates.succeed(*CALL).out
+    return gates
+
+
+def test_an_adapter_is_trained_kept_and_applied(place):
+    assert "20 held-out rows occur in training" in place.said
+    assert place.said.splitlines()[-1] == SORA
+    facts = json.loads((place.folder / SORA / "record.json").read_text())["facts"]
+    assert f"{facts['kept']} of 36 components, {facts['size']:,} parameters" in place.said
+    assert f"{facts['drawn']:.0%} of them are among as many whose gates" in place.said
+    assert "accuracy 1.0000" in place.said or "accuracy 0." in place.said
+    assert place.succeed(*CALL).out.count("making") == 0  # nothing is trained again
+    (place.folder / "new.txt").write_text("a fine film\n\nthe grim story\n")
+    words = ("language", "predict", "--adapter", SORA, "--model", "bert", "--input")
+    lines = place.succeed(*words, "new.txt").out.splitlines()
+    assert [line.split("\t")[2] for line in lines] == ["a fine film", "the grim story"]
+    assert {line.split("\t")[0] for line in lines} <= {"good", "bad"}
+    table = place.succeed(*words, "texts/dev.tsv").out.splitlines()
+    assert len(table) == 20
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_peft_opens_what_is_exported(place):
+    words = ("language", "export", "--adapter", SORA, "--model", "bert", "--output", "lora")
+    assert place.succeed(*words).out.splitlines()[-1] == "lora"
+    folder = place.folder / "lora"
+    assert json.loads((folder / "labels.json").read_text()) == {"labels": ["bad", "good"]}
+    base = open_classifier(place.folder / "bert", 2, seed=5)
+    inputs = encode_texts(place.folder / "bert", [("a fine film",), ("the grim story",)], 16)
+    opened = PeftModel.from_pretrained(base, folder).eval()
+    chances = outputs_of(opened, inputs).softmax(1).max(1).values
+    (place.folder / "two.txt").write_text("a fine film\nthe grim story\n")
+    said = place.succeed("language", "predict", "--adapter", SORA, "--model", "bert", "--input",
+                         "two.txt").out  # fmt: skip
+    found = [float(line.split("\t")[1]) for line in said.splitlines()]
+    torch.testing.assert_close(torch.tensor(found), chances, atol=1e-4, rtol=0)
+    again = place(*words)
+    assert (again.code, "lora exists: choose another --output" in again.err) == (2, True)
+
+
+def test_two_texts_and_a_number(place):
+    said = place.succeed("language", "adapt", "--data", "pairs", "--name", "pairs", "--method",
+                         "head", *SHORT).out  # fmt: skip
+    assert "pearson correlation" in said
+    folder = place.folder / "runs/language/pairs/adapters/head-s0"
+    assert set(load_file(folder / "adapter.safetensors")) == {
+        "bert.pooler.dense.weight", "bert.pooler.dense.bias", "classifier.weight", "classifier.bias"
+    }  # fmt: skip
+    said = place.succeed("language", "predict", "--adapter", folder, "--model", "bert", "--input",
+                         "pairs/val.jsonl").out  # fmt: skip
+    assert all(len(line.split("\t")) == 4 for line in said.splitlines())
+
+
+def test_killed_and_resumed(place, tmp_path, kill_and_resume):
+    words = [*CALL]
+    words[words.index("texts")] = str(place.folder / "texts")
+    words[words.index("bert")] = str(place.folder / "bert")
+    words[words.index("12")] = "24"
+    words += ["--stages", "3"]
+    kill_and_resume(words, app="language", compare=["adapters/*/adapter.safetensors"], kills=2)
+
+
+def test_the_study_compares_equal_sizes(place):
+    said = place.succeed("language", "evaluate", "--config", "study").out
+    scores = read_scores(place.folder / "runs/language/study/scores.json", "language")
+    found = {(r.method, r.metric): r.value for r in scores.rows if not r.versus}
+    names = {"head", "lora r2", "lora r3", "sora", "magnitude", "draw"}
+    assert {r.method for r in scores.rows if r.metric == "accuracy" and not r.versus} == names
+    size = found["sora", "parameters"]
+    for name in ("magnitude", "draw"):
+        assert size - 40 < found[name, "parameters"] <= size
+    assert found["lora r2", "kept fraction"] == pytest.approx(2 / 3)
+    assert 0 <= found["sora", "also kept by the draw"] <= 1
+    versus = {r.method for r in scores.rows if r.versus == "sora" and r.metric == "accuracy"}
+    assert versus == names - {"sora"}
+    assert [bar.name for bar in scores.bars] == [
+        "texts: accuracy of lora r3 less SoRA", "texts: kept fraction of parameters"
+    ]  # fmt: skip
+    assert "texts: SoRA keeps" in scores.headline
+    assert "so that the gate selects is not shown" in scores.headline or (
+        "so the gate selects" in scores.headline
+    )
+    assert "also kept by the draw" in said
+    record = place.folder / "runs/language/study/adapters/draw-task-texts-r3-s0/record.json"
+    before = record.stat().st_mtime_ns
+    place.succeed("language", "evaluate", "--config", "study")
+    assert record.stat().st_mtime_ns == before
+
+
+def test_misuse_is_one_line(place, faulty_inputs):
+    shutil.copytree(place.folder / "texts", place.folder / "odd")
+    broken = {"odd/train.tsv": "a\t1\nb\n", "odd/dev.tsv": "a\t1\n"}
+    (place.folder / "odd/train.tsv").unlink()
+    (place.folder / "odd/dev.tsv").unlink()
+
+    def other(path):
+        runpy.run_path(str(TINY))["write_bert"](path, seed=1)
+
+    def begun(path):
+        shutil.copytree(place.folder / SORA, path)
+
+    left = "runs/language/new/adapters/.sora-r3-s0.partial"
+    apply = ("language", "predict", "--input", "texts/dev.tsv", "--adapter")
+    at = ("--name", "new")
+    faulty_inputs(
+        {
+            "columns": (("language", "adapt", "--data", "odd", *SHORT, *at),
+                        "line 2 has 1 columns, expected 2", broken),
+            "rank 0": ((*CALL, *at, "--rank", "0"), "--rank is 0, expected 1 or more"),
+            "threshold": ((*CALL, *at, "--threshold=-0.1"), "--threshold is -0.1, expected 0"),
+            "kept": ((*CALL, *at, "--kept", "1"), "--kept is 1.0, expected a fraction between"),
+            "stages": ((*CALL, *at, "--stages", "5"), "--steps 12 is not a multiple of --stages 5"),
+            "rate": ((*CALL, *at, "--gate_rate", "0"), "--gate_rate is 0.0, expected more than"),
+            "method": ((*CALL, *at, "--method", "full"), "method: expected"),
+            "ranks": ((*CALL, *at, "--method", "draw", "--processes", "2"), "is made from others"),
+            "seed": ((*CALL, *at, "--seed=-1"), "--seed -1, expected 1 and 0 on"),
+            "no model": ((*CALL, *at, "--model", "none"), "none holds no config.json"),
+            "no data": ((*CALL, *at, "--data", "none"), "none is not a folder"),
+            "other data": (("language", "adapt", "--data", "pairs", *SHORT),
+                           "sora-r3-s0 was made with other settings (data"),
+            "resumed with other data": (
+                ("language", "adapt", "--data", "pairs", *SHORT, *at),
+                "was begun with other settings (data", {left: begun}),
+            "other base": ((*apply, SORA, "--model", "cousin"),
+                           "holds adapters of the base model", {"cousin": other}),
+            "no adapter": ((*apply, "texts", "--model", "bert"), "task.json is missing or damaged"),
+            "no tasks": (("language", "evaluate", "--config", "study", "--tasks", "[]", *at),
+                         "--tasks is [], --seeds [0]"),
+            "nothing trained": (
+                ("language", "evaluate", "--config", "study", "--quick", *at),
+                "nothing was trained yet"),
+        },
+        folder=place.folder,
+    )  # fmt: skip

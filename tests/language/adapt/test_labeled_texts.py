@@ -1,0 +1,132 @@
+"""Readers of labeled texts: layouts of files, what is held out, and what is refused."""
+
+import json
+
+import pytest
+
+from core_gates.errors import GatesError
+from language.adapt.docstring_sentences import sentences_of
+from language.adapt.labeled_texts import Row, labeled, read_folder, read_rows, texts_of_file
+from language.corpus import Corpus, Document
+
+TWO = "a b\t1\nc d\t0\n"
+
+
+def write(folder, **files):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name.replace("__", ".")).write_bytes(
+            content if isinstance(content, bytes) else content.encode()
+        )
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("content", "texts"),
+    [
+        ("sentence\tlabel\nso it is\t1\nno\t0\n", [("so it is",), ("no",)]),
+        ("so it is\t1\nno\t0", [("so it is",), ("no",)]),
+        ("src\t1\t\tso it is\nsrc\t0\t*\tno\n", [("so it is",), ("no",)]),  # CoLA
+        ("index\tquestion\tsentence\tlabel\r\n0\tq\ts\t1\r\n1\tr\tt\t0\r\n",
+         [("q", "s"), ("r", "t")]),
+        ("Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t5\t6\tq\ts\n0\t7\t8\tr\tt\n",
+         [("q", "s"), ("r", "t")]),  # MRPC
+        ("q\ts\t1\nr\tt\t0\n", [("q", "s"), ("r", "t")]),
+    ],
+)  # fmt: skip
+def test_tables(content, texts, tmp_path):
+    path = write(tmp_path, x__tsv=b"\xef\xbb\xbf" + content.encode()) / "x.tsv"
+    rows = read_rows(path)
+    assert [row.texts for row in rows] == texts
+    assert [row.label for row in rows] == ["1", "0"]
+    assert texts_of_file(path) == texts
+
+
+def test_other_layouts(tmp_path):
+    folder = write(
+        tmp_path / "sst",
+        a__train="1 fine film .\n0 dull\xe8\n".encode("latin-1"),
+        a__dev="0 dull\n",
+        a__test="1 so\n",
+        README__md="train",
+    )
+    found = read_folder(folder)
+    assert [row.texts[0] for row in found.train] == ["fine film .", "dull\N{REPLACEMENT CHARACTER}"]
+    assert [row.texts[0] for row in found.held_out] == ["so"]  # the test has labels
+    pairs = [{"premise": "a", "hypothesis": "b", "label": label} for label in ("yes", "no")]
+    lines = "\n".join(map(json.dumps, pairs))
+    hidden = json.dumps({"premise": "c", "hypothesis": "d"})
+    found = read_folder(write(tmp_path / "rte", train__jsonl=lines, val__jsonl=lines,
+                              test__jsonl=hidden))  # fmt: skip
+    assert (found.classes, len(found.held_out)) == (("no", "yes"), 2)
+    assert found.targets(found.held_out) == [1.0, 0.0]
+    assert found.remarks() == ["2 held-out rows occur in training"]
+    table = "who\twhat\tsize\nx\ta\t1.5\ny\tb\t2\n"
+    found = read_folder(write(tmp_path / "n", train__tsv=table, dev_matched__tsv=table,
+                              dev_mismatched__tsv="?"), ["what", "SIZE"])  # fmt: skip
+    assert (found.classes, found.outputs, found.targets(found.train)) == ((), 1, [1.5, 2.0])
+    other = found._replace(train=found.train[::-1])
+    assert found.digest != other.digest
+    assert texts_of_file(write(tmp_path, t__txt="one text\n\nanother\n") / "t.txt") == [
+        ("one text",),
+        ("another",),
+    ]
+
+
+def test_what_is_wrong_is_one_line(tmp_path, refuses):
+    def reads(columns=(), **files):
+        number = len(list(tmp_path.iterdir()))
+        folder = write(tmp_path / str(number), **files)
+        return lambda: read_folder(folder, columns)
+
+    both = {"train__tsv": TWO, "dev__tsv": TWO}
+    names = "index\ttitle\tbody\tsize\trank\n"
+    refuses(
+        GatesError,
+        ("line 2 has 1 columns, expected 2", reads(train__tsv="a\t1\nb\n", dev__tsv=TWO)),
+        ("line 1 has the label '7', expected 0, 1$", reads(**both | {"dev__tsv": "a\t7\n"})),
+        ("all training rows of .* have the label '1'", reads(train__tsv="a\t1\n", dev__tsv=TWO)),
+        ("holds no data", reads(other__tsv=TWO)),
+        ("holds train.tsv: give files", reads(train__tsv=TWO)),
+        ("are both for train: remove one", reads(train__jsonl="{}", **both)),
+        ("no columns body, size, but a b, 1", reads(["body", "size"], **both)),
+        ("--columns names body, expected", reads(["body"], **both)),
+        ("no names of columns that are known, but index, title", reads(train__tsv=names + "1",
+                                                                       dev__tsv=TWO)),
+        ("line 1 is not JSON", reads(train__jsonl="{", dev__tsv=TWO)),
+        ("no fields that are known, but size", reads(train__jsonl='{"size": 1}', dev__tsv=TWO)),
+        ("text must be text", reads(train__jsonl='{"text": 1, "label": 1}', dev__tsv=TWO)),
+        ("has no text after the label 'x'", reads(train__txt="x\n", dev__tsv=TWO)),
+        ("drop --columns", reads(["a", "b"], train__txt="x y\n", dev__txt="x y\n")),
+        ("has no held-out rows", reads(**both | {"dev__tsv": "sentence\nlone\n"})),
+        ("has no training rows", reads(**both | {"train__tsv": ""})),
+        ("line 1 has no label", reads(train__jsonl='{"text": "a"}', dev__tsv=TWO)),
+        ("has 1 texts, .* 2: give", reads(train__tsv="a\tb\t1\nc\td\t0\n", dev__tsv=TWO)),
+        ("label 'x', expected a number", reads(train__tsv="a\t.5\nb\t1\n", dev__tsv="a\tx\n")),
+        ("is not a folder", lambda: read_folder(tmp_path / "none")),
+        ("cannot be read: No such file", lambda: texts_of_file(tmp_path / "none.txt")),
+        ("holds no text", lambda: texts_of_file(write(tmp_path, e__txt="\n") / "e.txt")),
+    )  # fmt: skip
+    whole = labeled("x", [Row(("a",), "1", ""), Row(("",), "0", "")], [Row(("b",), "1", "")])
+    assert whole.remarks() == ["1 rows have an empty text"]
+
+
+def test_docstrings_are_labeled_with_their_package():
+    names = [f"{package}/{n}.py" for package in ("json", "email", "rare") for n in range(40)]
+    tested = {name for name in names if Corpus.split(name) == "test"}
+    documents = [
+        Document(name, f'"""The file {name} of\n  its package. More.\n\nRest."""\ndef f():\n'
+                 '    """Short."""\nclass C:\n    "All packages have this one."\n')
+        for name in names
+        if not name.startswith("rare") or name not in tested
+    ]  # fmt: skip
+    documents += [Document("json/bad.py", "def ("), Document("json/escape.py", '"""a \\d b c."""')]
+    documents += [Document("top.py", '"""A file that lies in no package."""')]
+    found = sentences_of(documents)
+    assert found.classes == ("email", "json")  # of the other one nothing is held out
+    assert {row.place for row in found.held_out} == {n for n in tested if n[:4] != "rare"}
+    texts = {row.texts[0] for row in found.train}
+    assert "The file json/1.py of its package." in texts or "json/1.py" in tested
+    assert "All packages have this one." not in texts
+    with pytest.raises(GatesError, match="0 packages have docstrings"):
+        sentences_of(documents[-1:])
