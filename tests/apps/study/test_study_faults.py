@@ -1,8 +1,6 @@
 """Faulty calls of studies, and studies that are killed and resumed."""
 
-import pytest
-
-SMALL = ["--steps", "30", "--batch", "16", "--scored", "32", "--glyphs", "40,20,20"]
+SMALL = ["--steps", "20", "--batch", "16", "--scored", "32", "--glyphs", "40,20,20"]
 RATES = ["study", "gaussian-rates"]
 COMET = ["study", "comet"]
 SPARSE = ["study", "dense-to-sparse"]
@@ -47,7 +45,6 @@ def test_faulty_inputs(faulty_inputs):
     faulty_inputs(TABLE)
 
 
-@pytest.mark.costly("kills a study twice and resumes it")
 def test_a_killed_study_ends_with_the_same_bits(kill_and_resume):
     words = ["--temperatures", "0.3", "--hardening", "0.5", "--seeds", "0,1", "--only",
              "gumbel-0.3-at-0.5,tanh-learned"]  # fmt: skip
