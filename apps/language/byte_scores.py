@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -43,6 +44,7 @@ WEIGHTS, BASELINES, SCORES = "weights", "baselines", "scores"
 TASK: Split = "test"
 METRIC = "bits per byte"
 SHOWN = 5  # documents at either end of the table of the report
+KEPT = ("--root", "--data.", "--model.", "--trainer.")  # options that a training takes over
 PLACES = ("corpus", "tokenizer", "cache_folder")
 """Options of the data that decide by content alone, which the digest of the data covers."""
 
@@ -311,6 +313,10 @@ class Study:
         words = [f"gates language {'fit' if alone else 'evaluate'}"]
         words += [f"--config {config}"] * (run.config_path is not None)
         words += [f"--name {run.folder.name}"] * (run.folder.name != run.config)
+        given = iter(shlex.split(run.command))
+        for word in given:
+            if word.startswith(KEPT):
+                words.append(shlex.join([word] if "=" in word else [word, next(given, "")]))
         if not alone:
             return " ".join([*words, f"--train --seeds {','.join(map(str, self.seeds))}"])
         words += [f"--seed_everything {piece.seed}"] * (piece.seed != run.settings.get("seed"))

@@ -233,7 +233,7 @@ def test_a_seed_that_is_missing_is_named_with_a_command_that_trains_it(trained):
     )
     assert note.endswith("; scores are of seed 0 alone")
     words = note.split("`")[1].split()
-    assert trained(*words[1:], *root).code == 0
+    assert trained(*words[1:]).code == 0
     again = json.loads((trained.folder / "seeds/language/small/scores.json").read_text())
     assert len(again["notes"]) == len(scores["notes"]) - 1
 
