@@ -24,7 +24,7 @@ def python_sentences() -> LabeledTexts:
 def sentences_of(documents: Sequence[Document]) -> LabeledTexts:
     """Return the first sentence of every docstring, labeled with the folder of its file.
 
-    Files that :class:`language.corpus.Corpus` has for the test are held out. Only the packages with
+    Files that :class:`language.corpus.Corpus` has not for training are held out. Only the packages with
     the most sentences are taken, and a sentence that two of them have is left out.
 
     Args:
@@ -38,7 +38,7 @@ def sentences_of(documents: Sequence[Document]) -> LabeledTexts:
         package, slash, _ = one.name.partition("/")
         if slash and one.name.endswith(".py"):
             found = [Row((text,), package, one.name) for text in _sentences(one.text)]
-            tested = Corpus.split(one.name) == "test"
+            tested = Corpus.split(one.name) != "train"
             rows.setdefault(package, []).extend((tested, row) for row in found)
     both = {n: own for n, own in rows.items() if len({tested for tested, _ in own}) == 2}
     chosen = sorted(both, key=lambda name: (-len(both[name]), name))[:CLASSES]

@@ -110,7 +110,8 @@ def read_folder(folder: str | Path, columns: Sequence[str] = ()) -> LabeledTexts
         GatesError: A file is missing, twice there or unreadable, has no such columns, a line with
             another number of them or one that is not JSON; or see :func:`labeled`.
     """
-    folder, found = Path(folder), {}
+    folder = Path(folder)
+    found: dict[Part, Path] = {}
     if not folder.is_dir():
         raise GatesError(f"{folder} is not a folder: give one with train.tsv and dev.tsv")
     for path in sorted(folder.iterdir()):
@@ -254,7 +255,7 @@ def _json_lines(
         *texts, label = [fields.get(name) for name in named]
         if not all(isinstance(text, str) for text in texts):
             raise GatesError(f"{place}: {' and '.join(named[:-1])} must be text")
-        yield Row(tuple(text.strip() for text in texts), _plain(label), place)
+        yield Row(tuple(str(text).strip() for text in texts), _plain(label), place)
 
 
 def _labels(path: Path, lines: Sequence[tuple[int, str]], wanted: Sequence[str]) -> Iterator[Row]:
