@@ -24,8 +24,8 @@ def python_sentences() -> LabeledTexts:
 def sentences_of(documents: Sequence[Document]) -> LabeledTexts:
     """Return the first sentence of every docstring, labeled with the folder of its file.
 
-    Files that :class:`language.corpus.Corpus` has not for training are held out. Only the packages with
-    the most sentences are taken, and a sentence that two of them have is left out.
+    Files that :class:`language.corpus.Corpus` has for validation or the test are held out. Only the
+    packages with the most sentences are taken, and a sentence that two of them have is left out.
 
     Args:
         documents: Files of Python, by their paths.
