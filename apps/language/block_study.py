@@ -192,18 +192,28 @@ def _figures(
 def make_map(
     piece: Piece, job: Job, place: str, tokens: Sequence[Sequence[int]]
 ) -> dict[str, Tensor]:
-    """Return the mean attention between blocks over sequences, by layer."""
+    """Return the mean attention between blocks over sequences, by layer.
+
+    A kill costs what was read of one sequence.
+    """
     model = model_with_gates(place, piece["kind"], piece["block_size"])
-    found: dict[str, Tensor] = {}
+    job.note(objects=piece["sequences"])
+    maps = []
+    for number, one in enumerate(tokens):
+        maps.append(job.part(str(number), Arrays(), partial(maps_of, model, torch.tensor(one))))
+        job.tick()
+    return {name: torch.stack([one[name] for one in maps]).mean(0) for name in maps[0]}
+
+
+def maps_of(model: Any, sequence: Tensor) -> dict[str, Tensor]:
+    """Return the attention between blocks of a sequence (T,), by layer."""
+    found = {}
 
     def attend(gate: BlockGate, seen: Seen) -> Tensor:
-        found[gate.name] = found.get(gate.name, 0) + attention_map(gate, seen) / len(tokens)
+        found[gate.name] = attention_map(gate, seen)
         return attend_to_all(seen)
 
-    job.note(objects=piece["sequences"])
-    for one in tokens:
-        read(model, torch.tensor(one), attend)
-        job.tick()
+    read(model, sequence, attend)
     return found
 
 

@@ -10,10 +10,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GraniteConfig
 
 from apps.language import distill
-from apps.language.block_study import nats
+from apps.language.block_study import make_map, maps_of, nats
 from apps.language.block_tour import GATES, block_part
+from apps.language.distill import model_with_gates
 from apps.language.generate import models_in, shipped
+from harness.experiment import Job
 from harness.figures.curves import read_metrics
+from harness.files.piece import Piece
 from harness.report.page import Page
 from language.corpus import Document
 from language.gated.attach import attach_output_gate
@@ -163,6 +166,30 @@ def test_gates_are_compared_with_rivals(trained, study):
     assert named["decode: row KL over its start"]
     assert len(named) == 2 + 2 + 3 + 4 + 1
     assert "missing" not in trained.succeed("evaluate", config=study)
+
+
+def test_a_map_that_was_cut_off_is_continued(weights, tmp_path, monkeypatch):
+    piece = Piece("prefill", settings={"kind": "prefill", "block_size": 4, "sequences": ["a", "b"]})
+    tokens, seen = [list(range(16)), list(range(40, 56))], []
+    one, other = (
+        maps_of(model_with_gates(str(weights), "prefill", 4), torch.tensor(t)) for t in tokens
+    )
+    (tmp_path / "both").mkdir()
+
+    def cut(*arguments):
+        seen.append(arguments)
+        if len(seen) == 2:
+            raise RuntimeError("cut off")
+        return maps_of(*arguments)
+
+    monkeypatch.setattr("apps.language.block_study.maps_of", cut)
+    with pytest.raises(RuntimeError, match="cut off"):
+        make_map(piece, Job(tmp_path / "both"), str(weights), tokens)
+    both = make_map(piece, Job(tmp_path / "both"), str(weights), tokens)
+    assert len(seen) == 3
+    for name, found in both.items():
+        assert found.sum((1, 2)) == pytest.approx(1)
+        assert torch.allclose(found, (one[name] + other[name]) / 2)
 
 
 def test_losses_are_those_of_a_model_that_scales_its_logits():
