@@ -163,7 +163,8 @@ def expected_best(scores: Sequence[float], most: int) -> Scores:
 
 def trial_rows(chosen: Mapping[str, Choice]) -> list[Row]:
     """Return the expected best error by the number of trials, and how many the search saves."""
-    rows, curves = [], {}
+    rows: list[Row] = []
+    curves: dict[str, list[float]] = {}
     for name, choice in chosen.items():
         scores = [float(one["score"]) for one in choice.trials]
         if not scores:
@@ -172,9 +173,9 @@ def trial_rows(chosen: Mapping[str, Choice]) -> list[Row]:
         draws = Resamples.clusters(range(len(scores)))
         rows += [Row(name, BEST, n, *found) for n, found in draws.intervals(curve).items()]
         curves[name] = [float(v[0]) for v in curve(np.ones((1, len(scores)))).values()]
-    for name, curve in curves.items():
+    for name, means in curves.items():
         if name.endswith("+") and (plain := curves.get(name[:-1])):
-            reached = [n for n, value in enumerate(curve, 1) if value <= plain[-1]]
+            reached = [n for n, value in enumerate(means, 1) if value <= plain[-1]]
             needed = float(reached[0]) if reached else np.nan
             rows.append(Row(name, f"{BEST}, saved", "trials for the best of all without search",
                             needed, note="" if reached else NEVER))  # fmt: skip

@@ -1,6 +1,7 @@
 """``gates study dense-to-sparse``: when and how the gate of EvoMoE hardens; activation gates."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -100,7 +101,10 @@ def hardening_methods(
 def activation_methods() -> dict[str, Method]:
     """Return activation gates, whose temperature follows a schedule or is learned."""
     cooling = {"start": 2.0, "end": 0.3, "num_steps": 0.4, "shape": "exponential"}
-    taus = {"scheduled": {"tau": cooling}, "learned": {"tau": 1.0, "learn_tau": True}}
+    taus: dict[str, dict[str, Any]] = {
+        "scheduled": {"tau": cooling},
+        "learned": {"tau": 1.0, "learn_tau": True},
+    }
     return {
         f"{activation}-{how}": Method("ActivationGate", {"activation": activation, **tau}, {})
         for activation in ACTIVATIONS

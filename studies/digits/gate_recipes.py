@@ -64,7 +64,7 @@ RECIPES: Mapping[str, Recipe] = {
 
 def gate_classes() -> dict[str, type[Gate]]:
     """Return every class of gates that the core exports and that can be built."""
-    found = {name: getattr(core_gates.gates, name) for name in core_gates.gates.__all__}
+    found = {name: getattr(core_gates.gates, name) for name in dir(core_gates.gates)}
     return {
         name: kind
         for name, kind in found.items()
