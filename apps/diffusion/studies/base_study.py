@@ -262,6 +262,10 @@ TELLING = ("modelspec.title", "modelspec.tags", "modelspec.trigger_phrase", "ss_
 KNOWN, NEW = "known concepts", "new concepts"
 MEAN, WORD = "nearest mean caption", "nearest word"
 READ, SHIPPED, WORDS = "answers to words", "adapters that ship, none of them known", 3000
+TOLD = (
+    "Captions, words, phrases and metadata are told more: what an adapter was trained with. "
+    "Encoders and answers to words know its weights alone."
+)
 ORDERED, PAIRS_OF_SECOND = "order from the weights", "pairs of another training"
 
 
@@ -303,7 +307,7 @@ def retrieval_study(asked: Asked, world: World) -> None:
     with working("reading what adapters answer to"):
         rows = rows_without_training(world, searched_of(world, first))
     if not second:  # in a quick run
-        asked.run.finish(rows, seeds=asked.seeds, data=[world_data()])
+        asked.run.finish(rows, seeds=asked.seeds, data=[world_data()], notes=[TOLD])
         return
     encoders = world.encoders(METHODS, asked.seeds, concepts=TRAINED)
     searched = searched_of(world, second)
@@ -354,6 +358,7 @@ def retrieval_study(asked: Asked, world: World) -> None:
             f"{MEAN} for {own[MEAN, KNOWN, 'recall@1'].value:.0%}; of new concepts "
             f"{found3.value:.0%} are among the first three, by chance {by_chance.value:.0%}."
         ),
+        notes=[TOLD],
     )
 
 
