@@ -226,8 +226,7 @@ class Run:
     ) -> dict[str, Choice]:
         """Give every method its trials and return the setting of each.
 
-        A name such as ``oi@0.1/error`` is a choice for a task: the trials have the method before
-        the sign and the key ``task``.
+        A name such as ``oi@0.1/error`` is a choice of ``oi`` for a task, the key of its trials.
 
         Args:
             spaces: What is searched, by method.
@@ -239,7 +238,7 @@ class Run:
             unit: What ticks count, see :meth:`obtain`.
             prepare: See :meth:`obtain`.
             own: Settings of the trials of a method, by its name, such as its network.
-            plain: What is tried first of a method, by its name, such as what is published.
+            plain: What is tried first of a method, by its name, and taken untuned in a quick run.
             settings: Of every trial.
 
         Raises:
@@ -258,15 +257,16 @@ class Run:
         }  # fmt: skip
         unknown = {p.name: name for name, p in named.items() if choices.find(p) is None}
         if unknown and self.quick:
-            print(f"never tuned: {', '.join(unknown.values())}; the middle of what is searched")
+            taken = "what is plain, or else " * bool(plain) + "the middle of what is searched"
+            print(f"never tuned: {', '.join(unknown.values())}; {taken}")
         elif unknown:
             self._search({n: spaces[n] for n in unknown.values()}, named, work, trials=trials,
                          seed=seed, choose=choose, ticks=ticks, unit=unit, prepare=prepare,
                          of_method=of_method, plain=plain or {})  # fmt: skip
         found = {}
         for name, piece in named.items():
-            middle = Choice(tuning.middle(spaces[name]), [], [])
-            found[name] = middle if choices.find(piece) is None else Choice(**choices.load(piece))
+            untuned = Choice((plain or {}).get(name) or tuning.middle(spaces[name]), [], [])
+            found[name] = untuned if choices.find(piece) is None else Choice(**choices.load(piece))
             _print_edges(name, found[name])
         return found
 

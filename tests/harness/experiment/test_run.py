@@ -407,6 +407,10 @@ def test_what_is_plain_is_tried_first_and_searched_around(run, work):
     assert found.trials[0]["x"] == 3.0
     assert [one["x"] for one in found.trials[1:5]] == [one["x"] for one in other.trials[:4]]
     assert len(found.trials) == len(other.trials) == 8
+    run.quick, space = True, {"outside": {"x": (1.0, 9.0)}}
+    assert run.tune(space, work.bowl, trials=8)["outside"].setting == {"x": pytest.approx(3.0)}
+    plain = {"outside": {"x": 4.0}}
+    assert run.tune(space, work.bowl, trials=8, plain=plain)["outside"].setting == {"x": 4.0}
 
 
 def test_every_method_keeps_its_own_settings_in_its_trials(run, work):
