@@ -402,15 +402,16 @@ def _filled(
         )
     places = (found.encoder, found.strengths if mode == STRENGTHS else found.gates)
     encoder, gates = (None if p is None else str(p) for p in places)
+    here = gates is not None and Path(gates).is_relative_to(root.run.folder)
+    default = sources.library is None or mode != GATED  # the sum is better for unseen adapters
     notices = [f"the gates are {gates}, trained in this run folder, not those that ship"] * (
-        bool(gates and not sources.gates and mode in USED)
-        and Path(str(gates)).is_relative_to(root.run.folder)
+        here and not sources.gates and mode in USED
     )
     sources = replace(
         sources,
         base=str(found.base),
         encoder=sources.encoder or encoder,
-        gates=sources.gates or gates,
+        gates=sources.gates or (gates if here or default else None),
     )
     if sources.library is None:
         if not found.adapters:
@@ -418,9 +419,11 @@ def _filled(
                 "the shipped adapters are missing: train them by `gates diffusion evaluate --config"
                 " base`, or give --library FOLDER"
             )
-        folder = next(iter(found.adapters.values())).parent
-        index = sources.index or str(root.run.folder / LIBRARY)
-        sources = replace(sources, library=str(folder), index=index)
+        sources = replace(
+            sources,
+            library=str(next(iter(found.adapters.values())).parent),
+            index=sources.index or str(root.run.folder / LIBRARY),
+        )
     return sources, partial(root.order, fit=True), notices
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from apps.diffusion.embedded_world import World
 from apps.diffusion.studies.base_study import TRAINED, encoder_of
-from apps.diffusion.studio import USED, shipped
+from apps.diffusion.studio import NO_GATES, USED, shipped
 from apps.main import main
 from diffusion.data.concepts import concepts
 from diffusion.data.paraphrases import PARAPHRASES
@@ -113,6 +113,17 @@ def library(monkeypatch, tmp_path):
 
 def test_a_fox_is_not_found_among_those_that_ship(library, gates, tmp_path):
     assert "no adapter is found" in gates("search", OTHERS[0], "--root", tmp_path)
+
+
+def test_adapters_of_another_library_are_summed(library, gates, tmp_path):
+    files, own = library.zoo_files(0), tmp_path / "own"
+    own.mkdir()
+    for name in ("mushroom", "scanned"):
+        shutil.copy(files[name], own / f"{name}.safetensors")
+    words = ("generate", "a mushroom", "--adapters", "mushroom,scanned", "--root", tmp_path,
+             "--steps", 1)  # fmt: skip
+    assert NO_GATES in gates(*words, "--library", own)
+    assert NO_GATES not in gates(*words)
 
 
 def test_limit_of_those_that_ship(library):
