@@ -140,8 +140,8 @@ def cost_figure(accuracies: Sequence[Row], active: np.ndarray) -> Figure:
     left.set_yticks(lines, [row.method for row in rows])
     right.set_yticks(lines, [""] * len(rows))
     dress(left, x="mean accuracy")
-    dress(right, x="active experts of 8")
+    dress(right, x="active experts")
     for axes in (left, right):
         axes.set_ylim(-0.7, len(rows) - 0.3)
-    head(figure, "Every gate on pairs of digits", "what is read is the last weights of each")
+    head(figure, "Every gate on pairs of digits", "the last weights of every training are tested")
     return figure
