@@ -189,9 +189,9 @@ class Adaptation:
                     " another run, or --overwrite to begin again"
                 )
         sources = {
-            lora.fingerprint: found / FILE
+            lora.fingerprint: path / FILE
             for lora in (self.piece("lora", p.seed or 0) for p in pieces if p.method == "magnitude")
-            if (found := self.store.find(lora)) is not None
+            if (path := self.store.find(lora)) is not None
         }
         work = partial(
             train_adapter, folder=self.folder, texts=self.texts, sources=sources, **trainer

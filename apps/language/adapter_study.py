@@ -78,7 +78,8 @@ def evaluate(
     )  # fmt: skip
     rows: list[Row] = []
     met: list[Bar] = []
-    said, used = [], [Data.of(folder.name, "model", folder)]
+    said: list[str] = []
+    used = [Data.of(folder.name, "model", folder)]
     for task in tasks:
         texts = texts_of(str(Path(data) / task))
         made = Adaptation(run, folder, texts, recipe, task)
