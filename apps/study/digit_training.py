@@ -228,9 +228,9 @@ def measured(network: TwoDigitNetwork, test: Pairs, batch: int = 512) -> dict[st
     """Return what the gates of a network do with pairs, and what that costs.
 
     Returns:
-        ``active experts`` of a gate; ``load CV``; ``entropy`` of a pair in nats, NaN without
-        probabilities; ``pairs without an expert``, in percent, of the worse gate; ``kFLOPs`` per
-        pair, of gates, the experts that either of them uses, and heads.
+        ``active experts`` of a gate; ``load CV``, NaN if a gate is closed; ``entropy`` of a pair in
+        nats, NaN without probabilities; ``pairs without an expert``, in percent, of the worse gate;
+        ``kFLOPs`` per pair, of gates, the experts that either of them uses, and heads.
     """
     monitor, used, mixed = GateMonitor(network.gates), [], 0.0
     with torch.no_grad():
@@ -254,7 +254,7 @@ def measured(network: TwoDigitNetwork, test: Pairs, batch: int = 512) -> dict[st
     flops = 2 * (experts_used + mixed + of_gates + TASKS * HIDDEN * CLASSES)
     return {
         "active experts": float(np.mean([one["active"] for one in figures])),
-        "load CV": float(np.mean([one["load_cv"] for one in figures])),
+        "load CV": float(np.mean([one.get("load_cv", np.nan) for one in figures])),
         "entropy": float(np.mean([one.get("entropy", np.nan) for one in figures])),
         UNROUTED: 100 * max(one["unrouted"] for one in figures),
         "kFLOPs": flops / 1000,

@@ -5,10 +5,14 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from apps.main import main
 from apps.study.comet import best_sparse, drawn_settings, expected_best, methods_of
+from apps.study.digit_training import measured
 from apps.study.study_run import study_of
+from studies.digits.multi_digits import glyphs, pairs
+from studies.digits.two_digit_network import TwoDigitNetwork
 
 SMALL = ["--steps", "4", "--batch", "32", "--scored", "64", "--glyphs", "90,30,30"]
 
@@ -117,3 +121,13 @@ def test_settings_are_drawn_independently_of_each_other():
 
 def test_a_folder_without_a_study_has_none(tmp_path):
     assert study_of(tmp_path) is None
+
+
+def test_a_gate_that_is_closed_is_measured():
+    network = TwoDigitNetwork("ReMoEGate", {}, {}).eval()
+    for gate in network.gates:
+        torch.nn.init.constant_(gate.weight, -1.0)
+    found = measured(network, pairs(glyphs("test", (90, 30, 30)), 64, (0,)))
+    assert found["pairs without an expert"] == 100
+    assert found["active experts"] == 0
+    assert math.isnan(found["load CV"])
