@@ -189,10 +189,13 @@ def day_of_one_user(table: pl.DataFrame, schema: FeatureSchema) -> tuple[np.ndar
 
 def _experts(page: Page, comparison: Comparison, pieces: Sequence[Piece], own: Piece) -> None:
     reports = {}
-    for piece in stepping("measuring experts", pieces):
+    for piece in stepping(  # labels that are thresholds have no gate
+        "measuring experts",
+        [p for p in pieces if not comparison.data_of(p.settings).schema.regressions],
+    ):
         data, ranker = _ranker(comparison, piece)
         reports[piece.method] = report_of(ranker, data.batch("test"))
-    if not any(report.layers for report in reports.values()):
+    if own.method not in reports or not any(report.layers for report in reports.values()):
         return
     page.section("Experts")
     page.figure(

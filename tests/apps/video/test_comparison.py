@@ -3,6 +3,7 @@
 import json
 import shutil
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -11,6 +12,7 @@ import torch
 
 from apps.video.comparison import Comparison
 from apps.video.comparison import train as comparison_train
+from apps.video.report import _experts
 from core_gates.errors import GatesError
 from harness.experiment import Arrays, Figures, Run
 from harness.experiment.scores import read_scores
@@ -483,7 +485,14 @@ def test_margins_cost_and_caps_of_play_time_and_its_rivals(tmp_path):
     with pytest.raises(GatesError, match="claims name 'gone', not a method"):
         comparison(tmp_path / "x", contest=given, seeds=(0,)).finish(Claims(margins=margins))
     del margins["linear_play_time - gone"]
-    comparison(tmp_path / "x", contest=given, seeds=(0, 1)).finish(Claims(margins=margins))
+    made = comparison(tmp_path / "x", contest=given, seeds=(0, 1))
+    made.finish(Claims(margins=margins))
+    pieces, drawn = made.pieces({})[0], []
+    page = SimpleNamespace(section=drawn.append, text=drawn.append, figure=lambda *_, **__: None)
+    _experts(page, made, pieces, pieces[0])  # of the networks that have gates for their tasks
+    assert drawn[0] == "Experts"
+    _experts(page, made, pieces, next(p for p in pieces if p.method == "home_play_time"))
+    assert drawn.count("Experts") == 1
     found = read_scores(tmp_path / "x" / "scores.json", "video")
     losses = summed(tmp_path / "x")
     best = min(methods, key=losses.__getitem__)
