@@ -141,6 +141,7 @@ APPS: Mapping[str, App] = {
             "gates": "compare every routing gate of the core on pairs of digits",
             "comet": "tune COMET, its permutations and rivals alike, and compare them",
             "dense-to-sparse": "compare how gates cool and harden, and activation gates",
+            "evomoe": "train EvoMoE, its ablations and rivals on bytes with equal FLOPs",
             "report": "write the report of a run as one HTML page",
         },
         stop="apps.study.tour:tour",

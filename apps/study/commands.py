@@ -14,6 +14,7 @@ FUNCTIONS = {
     "dense-to-sparse": FunctionVerb(
         "apps.study.dense_to_sparse:dense_to_sparse", flat=("flags", "training")
     ),
+    "evomoe": FunctionVerb("apps.study.evomoe:evomoe", flat=("flags", "sizes")),
     "report": FunctionVerb("apps.study.report:report", ("run",)),
 }
 

@@ -15,10 +15,11 @@ DRAWN = {
     "gates": "apps.study.gate_comparison:draw",
     "comet": "apps.study.comet:draw",
     "dense-to-sparse": "apps.study.dense_to_sparse:draw",
+    "evomoe": "apps.study.evomoe_figures:draw",
 }
 """Study -> what draws its own figures."""
 
-UNITS = {"gaussian-rates": "repeats"}
+UNITS = {"gaussian-rates": "repeats", "evomoe": "documents"}
 """Study -> what its intervals are drawn from."""
 
 

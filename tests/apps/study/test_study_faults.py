@@ -5,6 +5,7 @@ RATES = ["study", "gaussian-rates"]
 COMET = ["study", "comet"]
 SPARSE = ["study", "dense-to-sparse"]
 GATES = ["study", "gates"]
+EVOMOE = ["study", "evomoe"]
 OTHER = {"runs/study/x/study.json": '{"study": "comet"}'}
 
 
@@ -28,6 +29,13 @@ TABLE = {
     "k above E": ([*COMET, "--k", "9"], "--k is 9, expected 1 to the 8 of --experts"),
     "one size": ([*RATES, "--sizes", "1000"], "for a slope"),
     "one repeat": ([*RATES, "--repeats", "1"], "two repeats at least"),
+    "a horizon of no updates": ([*EVOMOE, "--updates", "0"], "--updates is 0, expected 64"),
+    "one expert of EvoMoE": ([*EVOMOE, "--experts", "1"], "--experts is 1, expected two or more"),
+    "cold EvoMoE": ([*EVOMOE, "--temperatures", "2,-1"], "expected two positive numbers"),
+    "closed EvoMoE": ([*EVOMOE, "--threshold", "0.125"], "expected less than 1 over 8 experts"),
+    "no decoder": ([*EVOMOE, "--heads", "7"], "the decoder cannot be built: dim=64"),
+    "no rate": ([*EVOMOE, "--rates", "[]"], "expected positive learning rates"),
+    "no method of EvoMoE": ([*EVOMOE, "--only", "evo"], "evomoe"),
     "another study": ([*RATES, "--name", "x"], "is a run of the study comet", OTHER),
     "no study": (["study", "report", "nothing"], "holds no study"),
     "damaged study": (["study", "report", "x"], "is damaged", damaged("study.json")),

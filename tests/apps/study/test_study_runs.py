@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +11,12 @@ import torch
 from apps.main import main
 from apps.study.comet import best_sparse, drawn_settings, expected_best, methods_of
 from apps.study.digit_training import measured
+from apps.study.evomoe import bars, reached
 from apps.study.study_run import study_of
+from harness.evidence import Row
 from studies.digits.multi_digits import glyphs, pairs
 from studies.digits.two_digit_network import TwoDigitNetwork
+from studies.evomoe.methods import METHODS
 
 SMALL = ["--steps", "4", "--batch", "32", "--scored", "64", "--glyphs", "90,30,30"]
 
@@ -94,6 +98,70 @@ def test_gates_harden_to_one_expert(study):
          "sense": "<=", "bar": 0.0, "unit": "", "met": True}
     ]  # fmt: skip
     assert "hardening.png" in {p.name for p in folder.glob("figures/*")}
+
+
+def test_evomoe_is_compared_at_equal_flops(study, tmp_path):
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for number, path in enumerate(sorted(Path("core_gates").rglob("*.py"))[:60]):
+        (corpus / f"{number}.py").write_text(path.read_text()[:1500])
+    sizes = [
+        "--updates=64",
+        "--batch=2",
+        "--context=32",
+        "--dim=16",
+        "--heads=2",
+        "--layers=2",
+        "--hidden=24",
+    ]
+    words = [
+        "--corpus",
+        f"[{corpus}]",
+        "--rates",
+        "0.01,0.02",
+        "--seeds",
+        "0",
+        "--only",
+        "evomoe,switch",
+    ]
+    scores, folder = study("evomoe", *sizes, *words)
+    bits = values(scores, "test text", "bits per byte")
+    assert bits.keys() == {"evomoe", "switch"}
+    assert max(bits.values()) < 6
+    flops = values(scores, "training", "FLOPs over the budget")
+    assert all(value == pytest.approx(1, abs=0.01) for value in flops.values())
+    assert values(scores, "training", "active experts")["evomoe"] == 1
+    assert max(values(scores, "training", "logits changed").values()) <= 1e-6
+    for mode in ("train", "eval"):
+        changed = values(scores, "spawning", mode)
+        assert len(changed) == 12
+        assert changed["gumbel, temperature 2, 8 experts"] < 1e-6
+    assert {"curves.png", "curves.csv", "kinds.png"} <= {p.name for p in folder.glob("figures/*")}
+    assert len(list(folder.glob("trials/*"))) == 4
+    assert (folder / "gates.json").is_file()
+
+
+def test_the_claim_is_read_from_the_curves():
+    switch = np.array([[10.0, 1, 3.0, 1], [20, 2, 2.5, 1]])
+    evomoe = np.array([[10.0, 1, 2.8, 1], [15, 2, 2.5, 1], [20, 3, 2.4, 1]])
+    assert reached(evomoe, switch, 0) == 0.75
+    assert reached(evomoe, switch, 1) == 1
+    assert math.isnan(reached(switch, evomoe, 0))
+
+
+def test_bars_of_evomoe_take_the_worst_method():
+    spawn = "gumbel, temperature 2, 8 experts"
+    rows = [Row("order 1", "test text", "bits per byte", 3.5), Row(spawn, "spawning", "train", 0.0),
+            Row(spawn, "spawning", "eval", 2e-6)]  # fmt: skip
+    for name in METHODS:
+        rows += [
+            Row(name, "test text", "bits per byte", 3.0),
+            Row(name, "training", "logits changed", 0),
+        ]
+        rows.append(Row(name, "training", "FLOPs over the budget", 1.02 if name == "hash" else 1.0))
+        rows.append(Row(name, "training", "active experts", 2.0 if name == "top2" else 1.0))
+    assert [bar.met for bar in bars(rows)] == [False, True, True, False, True]
+    assert bars(rows[:1]) == []
 
 
 def test_the_expected_best_is_the_closed_form():

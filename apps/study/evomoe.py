@@ -1,0 +1,306 @@
+"""``gates study evomoe``: spawned experts that anneal and harden, and rivals of equal FLOPs."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import product
+from typing import Any, NamedTuple, get_args
+
+import numpy as np
+import torch
+from torch import nn
+
+from apps.study.evomoe_figures import FILE
+from apps.study.evomoe_pieces import (
+    BITS,
+    LEAK,
+    Routed,
+    Texts,
+    beginnings,
+    count,
+    decoder_from,
+    layers_of,
+    routed,
+    score,
+    train,
+    trial,
+    windows,
+)
+from apps.study.study_run import Flags, StudyRun, open_study
+from core_gates import GateMonitor
+from core_gates.errors import GatesError
+from core_gates.gates.dense_to_sparse import Combine
+from harness.command.verbs import Place
+from harness.evidence import Bar, Resamples, Row, compare, moments
+from harness.experiment import Arrays, Piece
+from harness.files import write_json
+from harness.report.sections import save_gates
+from language.decoder import Decoder
+from language.scoring import ratio
+from studies.evomoe.budget_training import COLUMNS
+from studies.evomoe.methods import METHODS, Plan, Sizes, plan_of
+from studies.evomoe.spawning import spawning_changes
+
+TEXT, TRAINING, CLAIM, SPAWNING = (
+    "test text", "training", "up to the last held-out loss of Switch", "spawning",
+)  # fmt: skip
+METRIC, COUNTS = "bits per byte", "order 1"
+REFERENCE, OWN = "switch", "evomoe"
+FLOPS_OF_BUDGET, ACTIVE, LEAKS = "FLOPs over the budget", "active experts", "logits changed"
+UPDATES, SECONDS = "updates", "CPU seconds of training"
+FRACTION = {UPDATES: "fraction of its updates", "FLOPs": "fraction of its FLOPs"}
+FLOPS_A_SECOND = 2.5e10  # of one core, with the default sizes
+SCORING_SECONDS = 10.0  # of one core, of a decoder, for the standard library
+COMBINES: tuple[Combine, ...] = get_args(Combine)
+TEMPERATURES, NUMBERS = (2.0, 1.0, 0.5), (8, 16)
+NOTE = (
+    "Every method is trained for the same FLOPs of matmuls, counted over the choices that its "
+    "gates really kept, with the best of {rates} learning rates on another seed. Of every test "
+    "document the first 2,000 letters are scored. {counts} are counts of pairs of bytes in the "
+    "training documents. Intervals are over test documents and seeds; spawning is that of the "
+    "trained experts of {own}, unmasked."
+)
+NEVER = "not reached by every seed"
+
+
+def evomoe(
+    place: Place,
+    flags: Flags,
+    sizes: Sizes,
+    seeds: tuple[int, ...] = (0, 1, 2),
+    rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2),
+    corpus: tuple[str, ...] = ("python",),
+) -> None:
+    """Train EvoMoE, its ablations and its rivals on bytes with equal FLOPs, and compare them.
+
+    Args:
+        place: Filled in by the command line.
+        flags: Filled in by the command line.
+        sizes: Filled in by the command line.
+        seeds: Of every method.
+        rates: Learning rates that every method tries; one alone is taken as it is.
+        corpus: Files, folders, or ``python``, the standard library.
+    """
+    settings, plan = sizes.settings(), plan_of(sizes)
+    if not rates or not min(rates) > 0:
+        raise GatesError(f"--rates is {list(rates)}, expected positive learning rates")
+    tried = len(rates) if len(rates) > 1 else 0
+    scored = len(METHODS) * len(seeds)
+    trainings = scored + len(METHODS) * tried
+    run = open_study(
+        place, "evomoe", flags, methods=METHODS, seeds=seeds, settings=settings,
+        minutes=(trainings * plan.budget / FLOPS_A_SECOND + scored * SCORING_SECONDS) / 60,
+    )  # fmt: skip
+    texts = Texts(corpus, str(run.folder / "cache"))
+    study = _Study(run, texts, plan, seeds)
+    study.obtain(study.chosen(rates))
+    rows = study.text_rows() + study.training_rows() + study.claim_rows() + study.spawning_rows()
+    run.finish(
+        rows, bars(rows), seeds=seeds, data=study.data.digest(), headline=_headline(rows),
+        notes=[NOTE.format(rates=len(rates), counts=COUNTS, own=OWN)],
+    )  # fmt: skip
+
+
+class _Trained(NamedTuple):
+    """A trained decoder, its curve (20, 4), and what its gates do."""
+
+    piece: Piece
+    model: Decoder
+    curve: np.ndarray
+    routed: Routed | None
+
+
+class _Study:
+    """Decoders of all methods, trained and scored on the same text."""
+
+    def __init__(self, run: StudyRun, texts: Texts, plan: Plan, seeds: Sequence[int]) -> None:
+        self.run, self.texts, self.plan, self.seeds = run, texts, plan, seeds
+        self.data = texts.read(run.settings)
+        run.settings["data.digest"] = [one.sha256 for one in self.data.digest()]
+        self.networks, self.scores = run.store("networks", Arrays()), run.store("scores", Arrays())
+        self.found: dict[str, list[_Trained]] = {}
+        self.tokens = windows(self.data, "test", self.data.context + 1)
+
+    def updates(self, piece: Piece) -> int:
+        """Return about how many updates a training has."""
+        return self.plan.updates(METHODS[piece.method])
+
+    def chosen(self, rates: Sequence[float]) -> dict[str, Mapping[str, Any]]:
+        """Return the settings of every method, tuned if there are several rates."""
+        settings = [{"learning_rate": rate} for rate in rates]
+        if len(rates) == 1:
+            return dict.fromkeys(METHODS, settings[0])
+        spaces = dict.fromkeys(METHODS, settings)
+        found = self.run.tune(
+            spaces, partial(trial, texts=self.texts), trials=len(rates), ticks=self.updates,
+            unit=UPDATES,
+        )  # fmt: skip
+        return {name: choice.setting for name, choice in found.items()}
+
+    def obtain(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
+        """Train and score what is missing, and load every decoder."""
+        pieces = [
+            self.run.piece(name, seed, **own) for name, own in settings.items()
+            for seed in self.seeds
+        ]  # fmt: skip
+        pieces = self.run.obtain(
+            self.networks, pieces, partial(train, texts=self.texts), ticks=self.updates,
+            unit=UPDATES,
+        )  # fmt: skip
+        work = partial(score, texts=self.texts, networks=self.networks)
+        for piece in self.run.obtain(self.scores, pieces, work):
+            state = self.networks.load(piece)
+            model, curve = decoder_from(piece, state), state["curve"].numpy()
+            seen = routed(model, self.tokens[:, :-1]) if layers_of(model) else None
+            self.found.setdefault(piece.method, []).append(_Trained(piece, model, curve, seen))
+        if self.found:
+            self._keep()
+
+    def _keep(self) -> None:
+        """Keep curves and routings for the report."""
+        first = {n: own[0] for n, own in self.found.items() if own[0].routed}
+        curves = {n: [one.curve.tolist() for one in own] for n, own in self.found.items()}
+        kinds = {n: one.routed.kinds.tolist() for n, one in first.items() if one.routed}
+        write_json(self.run.folder / FILE, {"curves": curves, "kinds": kinds})
+        layers = {name: layers_of(one.model)[0] for name, one in first.items()}
+        with GateMonitor(nn.ModuleDict(layers)) as monitor, torch.no_grad():
+            for one in first.values():
+                one.model(self.tokens[:, :-1])
+        if first:
+            save_gates(monitor, self.run.folder)
+
+    def text_rows(self) -> list[Row]:
+        """Return bits per byte of the test text, and differences from Switch."""
+        bits = {
+            name: [self.scores.load(one.piece)[BITS] for one in own]
+            for name, own in self.found.items()
+        }
+        counts = self.run.piece(COUNTS)
+        work = partial(count, texts=self.texts)
+        if self.run.obtain(self.scores, [counts], work):
+            bits = {COUNTS: [self.scores.load(counts)[BITS]], **bits}
+        draws = Resamples.clusters([one.name for one in beginnings(self.data)[0]])
+        scores = {
+            name: [moments(one.numpy(), ratio, name=METRIC) for one in own]
+            for name, own in bits.items()
+        }
+        return compare(
+            scores, draws, task=TEXT, reference=REFERENCE if REFERENCE in scores else None
+        )
+
+    def training_rows(self) -> list[Row]:
+        """Return what every training cost, how it ended, and what its gates do."""
+        rows = []
+        for name, own in self.found.items():
+            ends = [dict(zip(COLUMNS, one.curve[-1], strict=True)) for one in own]
+            seen = [one.routed for one in own if one.routed]
+            facts = [self.networks.record(one.piece).facts for one in own]
+            values = {
+                "learning rate": [one.piece["learning_rate"] for one in own],
+                FLOPS_OF_BUDGET: [end["FLOPs"] / self.plan.budget for end in ends],
+                UPDATES: [end[UPDATES] for end in ends],
+                SECONDS: [fact["cpu"]["seconds"] for fact in facts],
+                "held-out bits": [end["held-out bits"] for end in ends],
+                ACTIVE: [one.active for one in seen],
+                "load CV": [one.load_cv for one in seen],
+                LEAKS: [float(self.scores.load(one.piece)[LEAK]) for one in own],
+            }
+            rows += [
+                Row(name, TRAINING, metric, _furthest(metric, found), n=len(found))
+                for metric, found in values.items()
+                if found
+            ]
+        return rows
+
+    def claim_rows(self) -> list[Row]:
+        """Return after which fractions of the training of Switch methods reach its last loss."""
+        rows: list[Row] = []
+        for name, own in self.found.items():
+            if name == REFERENCE or REFERENCE not in self.found:
+                continue
+            parts = [
+                [reached(one.curve, other.curve, COLUMNS.index(c)) for c in ("FLOPs", UPDATES)]
+                for one, other in zip(own, self.found[REFERENCE], strict=True)
+            ]
+            for metric, value in zip(("FLOPs", UPDATES), np.mean(parts, 0), strict=True):
+                note = "" if np.isfinite(value) else NEVER
+                rows.append(Row(name, CLAIM, FRACTION[metric], value, n=len(own), note=note))
+        return rows
+
+    def spawning_rows(self) -> list[Row]:
+        """Return what spawning changes of the loss, of each kind of gate and temperature."""
+        rows = []
+        if OWN in self.found:
+            torch.manual_seed(0)
+            for number, combine, temperature in product(NUMBERS, COMBINES, TEMPERATURES):
+                found = spawning_changes(
+                    self.found[OWN][0].model, self.tokens, combine=combine,
+                    temperature=temperature, num_experts=number,
+                )  # fmt: skip
+                name = spawned(combine, temperature, number)
+                rows += [Row(name, SPAWNING, mode, value) for mode, value in found.items()]
+        return rows
+
+
+def spawned(combine: str, temperature: float, number: int) -> str:
+    """Return the name of a way of spawning."""
+    return f"{combine}, temperature {temperature:g}, {number} experts"
+
+
+def _furthest(metric: str, found: Sequence[float]) -> float:
+    """Return the mean over seeds, or the worst of them where all must hold."""
+    if metric == LEAKS:
+        return max(found)
+    if metric == FLOPS_OF_BUDGET:
+        return max(found, key=lambda value: abs(value - 1))
+    return float(np.mean(found))
+
+
+def reached(curve: np.ndarray, other: np.ndarray, column: int) -> float:
+    """Return where a curve first has the last loss of another, over where that ended.
+
+    Args:
+        curve: See :class:`studies.evomoe.budget_training.BudgetModule`.
+        other: Of the other method.
+        column: Number of what is divided.
+    """
+    bits = COLUMNS.index("held-out bits")
+    good = np.flatnonzero(curve[:, bits] <= other[-1, bits])
+    return float(curve[good[0], column] / other[-1, column]) if len(good) else np.nan
+
+
+def bars(rows: Sequence[Row]) -> list[Bar]:
+    """Return the bars of a whole study; none where a method is left out."""
+    found = {(r.method, r.task, r.metric): r.value for r in rows if not r.versus}
+
+    def of(task: str, metric: str, names: Sequence[str] = tuple(METHODS)) -> list[float]:
+        return [found[n, task, metric] for n in names if (n, task, metric) in found]
+
+    kept = spawned("gumbel", 2.0, 8)
+    evolved = [name for name, method in METHODS.items() if method.gate == "DenseToSparseGate"]
+    flops, active = of(TRAINING, FLOPS_OF_BUDGET), of(TRAINING, ACTIVE, evolved)
+    counts, changed = of(TEXT, METRIC, [COUNTS]), [*of(SPAWNING, "train", [kept]),
+                                                    *of(SPAWNING, "eval", [kept])]  # fmt: skip
+    if not (flops and active and counts and changed):
+        return []
+    return [
+        Bar("largest distance of FLOPs from the budget", max(abs(one - 1) for one in flops), "<=",
+            0.01),
+        Bar("EvoMoE: distance of active experts from 1", max(abs(one - 1) for one in active), "<=",
+            0.0),
+        Bar("logits changed by 32 appended tokens", max(of(TRAINING, LEAKS)), "<=", 1e-6),
+        Bar("loss changed by spawning", max(changed), "<=", 1e-6, "nats"),
+        Bar("worst method", max(of(TEXT, METRIC)), "<=", counts[0], METRIC),
+    ]  # fmt: skip
+
+
+def _headline(rows: Sequence[Row]) -> str:
+    own = [row for row in rows if row.method == OWN]
+    gap = next((r for r in own if (r.metric, r.versus) == (METRIC, REFERENCE)), None)
+    claimed = next((row.value for row in own if row.metric == FRACTION[UPDATES]), None)
+    if gap is None or claimed is None:
+        return ""
+    when = f"after {claimed:.0%} of its updates" if np.isfinite(claimed) else "not with every seed"
+    return (
+        f"With equal FLOPs EvoMoE needs {gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}] bits "
+        f"per byte next to Switch, and reaches the last held-out loss of Switch {when}."
+    )
