@@ -1,0 +1,1 @@
+"""Mixture models of transformers whose experts stay on disk until a token needs them."""
