@@ -38,7 +38,7 @@ class Forest:
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(
                 f"tasks, categories and {SHARED!r} are groups of experts and need different names,"
-                f" but {', '.join(map(repr, repeated))} name two groups"
+                f" but {', '.join(map(repr, repeated))} name two groups: rename the categories"
             )
         return cls(categories, tuple(members))
 
