@@ -1,5 +1,6 @@
 """Attach output gates to the attention of a model of transformers, and take them off again."""
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -160,6 +161,7 @@ def attach_output_gate(
         )
         gate.hook(attention.module)
         gates[attention.name] = gate.train(attention.module.training)
+    _compile_again()
     return gates
 
 
@@ -185,7 +187,14 @@ def detach_output_gate(model: nn.Module) -> dict[str, OutputGate]:
     for attention in locate_attention(model):
         if attention.name in gates:
             gates[attention.name].unhook(attention.module)
+    _compile_again()
     return gates
+
+
+def _compile_again() -> None:
+    """Forget graphs of ``torch.compile``, which do not see that hooks were added or removed."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
 
 
 def _floating(model: nn.Module) -> torch.dtype:

@@ -58,8 +58,9 @@ def fingerprint(model: nn.Module) -> str:
 def weights_digest(model: nn.Module) -> str:
     """Return what distinguishes the weights of a base model from others, 16 hexadecimal digits.
 
-    It is the SHA-256 of up to 511 values at even distances of every weight but the token embedding,
-    which may be resized. As for :func:`fingerprint`, dtype, adapters and gates do not matter.
+    It is the SHA-256 of up to 511 values at even distances of every weight but the token embedding
+    and the head, which may be resized. As for :func:`fingerprint`, dtype, adapters and gates do not
+    matter.
 
     Args:
         model: A model of transformers.

@@ -105,10 +105,11 @@ def test_eager_sdpa_and_compiled_attention_agree(name, tiny, tokens):
         assert_close(logits(model, tokens), expected, **CLOSE)
 
 
-def test_a_whole_model_is_one_graph(tiny, tokens):
+def test_a_whole_model_is_one_graph_also_one_that_was_compiled_without_gates(tiny, tokens):
     model = tiny("Qwen3", num_hidden_layers=1)
-    attach_output_gate(model, **HALF)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
+    logits(compiled, tokens, use_cache=False)
+    attach_output_gate(model, **HALF)
     found = logits(compiled, tokens, use_cache=False)
     assert_close(found, logits(model, tokens), **CLOSE)
     assert len(detach_output_gate(compiled)) == 1
