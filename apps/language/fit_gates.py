@@ -121,6 +121,7 @@ def fit_gates(
     more = training.train != "gates"
     steps = training.steps * (1 + (more and not spread))
     for made in run.obtain(store, [piece], work, ticks=steps, unit="steps"):
+        store.load(made)  # which refuses gates that were changed since
         facts = store.record(made).facts
         for line in told(facts):
             print(line)

@@ -74,6 +74,11 @@ def test_gates_of_other_sequences_are_not_replaced(trained, weights):
     assert found.code == 2
     assert "output_gate-s0 was made with other settings (weights" in found.err
     assert (result(trained.folder, "kept") / "record.json").read_text() == before
+    with (result(trained.folder, "kept") / "gates.safetensors").open("ab") as file:
+        file.write(b"\0")
+    found = trained(*call, *SHORT)
+    assert (found.code, found.out) == (2, "")
+    assert "gates.safetensors" in found.err
 
 
 def test_misuse_is_one_line(trained, weights, faulty_inputs):
