@@ -88,9 +88,7 @@ def diagnose(
     data = [Data.of(found.folder.name, "model", found.folder)]
     path = run.finish(rows, seeds=(), data=data, headline=headline(rows))
     page = Page(title, headline(rows)).section("By layer")
-    page.figure(
-        figure_of(diagnoses, title), f"Medians over {len(names)} documents, and their range"
-    )
+    page.figure(figure_of(diagnoses, title), shown_of(len(names)).capitalize())
     print(page.scores(read_scores(path, "language"), units="documents").write(run.folder / PAGE))
 
 
@@ -149,10 +147,11 @@ def _means(values: Mapping[str, np.ndarray]) -> Scores:
 def headline(rows: Sequence[Row]) -> str:
     """Return what the figures of all layers are, in a sentence."""
     known = {row.metric: row for row in rows if row.method == ALL_LAYERS}
-    first, largest = known[FIRST], known[LARGEST]
+    first, largest = known[FIRST], known[LARGEST].value
+    interval = f" [{first.low:.1%}, {first.high:.1%}]" if first.n > 1 else " of one document"
     said = (
-        f"{first.value:.1%} of the attention goes to the first token [{first.low:.1%},"
-        f" {first.high:.1%}]; the largest activation is {largest.value:,.0f}"
+        f"{first.value:.1%} of the attention goes to the first token{interval}; the largest"
+        f" activation is {largest:{',.0f' if largest >= 10 else '.2g'}}"
     )
     mean = known.get("gate_mean")
     return f"{said}; gates are {mean.value:.2f} in the mean." if mean else f"{said}."
@@ -175,7 +174,7 @@ def figure_of(diagnoses: Sequence[Diagnosis], title: str) -> Figure:
             if shown[number] == LARGEST:
                 axes.set_yscale("log")
             else:
-                axes.set_ylim(bottom=0)
+                axes.set_ylim(0, 1.05 * values.max() or 1)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             dress(axes, title=PANELS[shown[number]], x="layer")
         else:
@@ -185,5 +184,11 @@ def figure_of(diagnoses: Sequence[Diagnosis], title: str) -> Figure:
                         extent=(-0.5, shares.shape[1] - 0.5, 0, 1))  # fmt: skip
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             dress(axes, title="values of gates", x="layer", grid=False)
-    head(figure, title, f"medians over {len(diagnoses)} documents, and their range")
+    head(figure, title, shown_of(len(diagnoses)))
     return figure
+
+
+def shown_of(documents: int) -> str:
+    """Return what is drawn of so many documents."""
+    many = f"medians over {documents} documents, and their range"
+    return many if documents > 1 else "figures of one document"

@@ -34,7 +34,7 @@ def scores(folder, name):
 def test_figures_by_layer(trained, weights):
     model = weights.relative_to(trained.folder)
     said = trained.succeed("diagnose", "--model", model, *SHORT[2:], config=None)
-    assert "of the attention goes to the first token" in said
+    assert "of the attention goes to the first token [" in said
     found = scores(trained.folder, "decoder-s0")
     assert {method for method, _ in found} == {"all layers", "layer 0", "layer 1"}
     assert {metric for _, metric in found} == {
@@ -57,6 +57,8 @@ def test_gates_of_a_file(trained, weights, gates_file):
     found = scores(trained.folder, "gated")
     assert found["layer 1", "gate_mean"][0] == pytest.approx(0.95, abs=0.01)
     assert found["all layers", "gate_below_0.1"][0] == 0
+    said = trained.succeed("diagnose", *words, "--documents", 1, config=None)
+    assert "goes to the first token of one document; the largest activation is" in said
 
 
 def test_misuse_is_one_line(trained, weights, gates_file, faulty_inputs):
