@@ -145,10 +145,17 @@ def selector_of(sparse: str, block_size: int) -> BlockSelector:
     """
     rules = {"token_budget": int, "k": int, "nz_ratio": float, "threshold": float, "p": float}
     name, _, value = sparse.partition("=")
+    if name not in rules:
+        raise GatesError(f"--sparse is {sparse!r}, expected one of {', '.join(rules)}")
     try:
-        return BlockSelector(**{name: rules[name](value)}, block_size=block_size)  # type: ignore[arg-type]
-    except KeyError as error:
-        raise GatesError(f"--sparse is {sparse!r}, expected one of {', '.join(rules)}") from error
+        number = rules[name](value)
+    except ValueError as error:
+        expected = "whole number" if rules[name] is int else "number"
+        raise GatesError(
+            f"--sparse {sparse}: expected a {expected} after =; give one RULE=VALUE"
+        ) from error
+    try:
+        return BlockSelector(**{name: number}, block_size=block_size)  # type: ignore[arg-type]
     except ValueError as error:
         raise GatesError(f"--sparse {sparse}: {error}; give one RULE=VALUE") from error
 

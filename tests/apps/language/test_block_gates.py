@@ -246,7 +246,7 @@ def test_faulty_calls_are_one_line(distilled, trained, weights, study, faulty_in
             gated("k=1", prefill, "--weights", other), "holds gates of the base model"),
         "gates of another kind": (gated("k=1", output), "kind 'output', expected 'block'"),
         "no rule": (gated("blocks=2"), "expected one of token_budget, k"),
-        "two rules": (gated("k=1,p=0.5"), "--sparse k=1,p=0.5: .*give one RULE=VALUE"),
+        "two rules": (gated("k=1,p=0.5"), "k=1,p=0.5: expected a whole number .*give one RULE"),
         "budget below a block": (gated("token_budget=3"), "at least one block of 4, got 3"),
         "top-p 2": (gated("p=2", decode), "p must lie in .0, 1., got 2.0"),
         "gates without a rule": (gated("k=1")[:-2], "belong together"),
