@@ -111,6 +111,7 @@ def _attention(
             " (B, T) of padding, and a model with plain causal attention"
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    query, key = (x.to(value.dtype) for x in (query, key))  # float32 after rotation under autocast
     padding = None if attention_mask is None else ~attention_mask
     out = gate(Seen(query, key, value, scale, padding, gate.table(query.shape[2])))
     return out.transpose(1, 2), None
@@ -118,7 +119,6 @@ def _attention(
 
 def _padding(
     *,
-    q_length: int,
     kv_length: int,
     attention_mask: Tensor | None = None,
     allow_is_causal_skip: bool = True,
@@ -136,10 +136,16 @@ def _padding(
         )
     if attention_mask is None or bool(attention_mask.all()):
         return None
-    if attention_mask.shape[1] != kv_length or not bool(attention_mask[:, -q_length:][:, -1].all()):
+    if attention_mask.shape[1] != kv_length:
         raise GatesError(
-            f"attention_mask {tuple(attention_mask.shape)} has padding on the right, or not"
-            f" {kv_length} tokens: pad on the left, tokenizer.padding_side = 'left'"
+            f"attention_mask has {attention_mask.shape[1]} tokens, cache and input {kv_length}:"
+            " give a mask of both, and every batch a new cache that has no room for tokens to come,"
+            " such as block_cache(model)"
+        )
+    if not bool(attention_mask[:, -1].all()):
+        raise GatesError(
+            f"attention_mask {tuple(attention_mask.shape)} has padding on the right, or a row of"
+            " nothing else: pad on the left, tokenizer.padding_side = 'left'"
         )
     return attention_mask
 

@@ -75,6 +75,16 @@ def test_everything_kept_is_the_model_and_detached_it_is_again(family, tiny, tok
     assert not any(m._forward_pre_hooks for m in model.modules())
 
 
+def test_autocast_reads_everything_as_the_model_does(tiny, tokens):
+    model = tiny()
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = logits(model, tokens).float()
+        attach_block_gates(model, block_size=4)
+        choose_blocks(model, EVERYTHING)
+        found = logits(model, tokens).float()
+    assert (found - expected).norm() <= 0.05 * expected.norm()
+
+
 @pytest.mark.parametrize("family", ["Llama", "Qwen2", "Yarn"])
 def test_what_arrives_is_rotated_back_to_the_projections(family, tiny, tokens):
     """Of the attention that the gates see: within 2e-6 of queries and keys before rotation."""
