@@ -1,0 +1,238 @@
+"""Experts in the shards of a checkpoint, read one at a time and never mapped."""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from core_gates.errors import GatesError
+
+ALIGNMENT = 64
+"""Bytes that a slab and each tensor in it start at a multiple of."""
+
+DTYPES = {
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
+    **{"I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool},
+}
+PARTS = {
+    "gate_up_proj": (("gate_proj", "w1"), ("up_proj", "w3")),
+    "down_proj": (("down_proj", "w2"),),
+}
+"""Tensors of one expert in per-expert shards that make one tensor of fused ones, in order."""
+
+SHARDS, INDEX = "*.safetensors", "model.safetensors.index.json"
+NAMED = 3
+"""Missing tensors that an error names."""
+
+
+class Span(NamedTuple):
+    """A tensor in a shard: its bytes begin at ``offset`` of the file."""
+
+    path: Path
+    offset: int
+    dtype: torch.dtype | None
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the tensor in the file."""
+        return math.prod(self.shape) * (self.dtype.itemsize if self.dtype else 0)
+
+
+class SlabTensor(NamedTuple):
+    """A tensor of one expert in its slab: its bytes begin at ``place``."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    place: int
+
+    def of(self, slab: Tensor) -> Tensor:
+        """The tensor in a slab (bytes), as a view."""
+        size = math.prod(self.shape) * self.dtype.itemsize
+        return slab[self.place : self.place + size].view(self.dtype).view(self.shape)
+
+
+class ExpertStore:
+    """The experts of a folder of safetensors, fused by layer or one by one.
+
+    All that can be wrong with the folder is found here, before anything is read.
+
+    Args:
+        folder: Checkpoint as transformers writes it, experts fused or one by one.
+        layers: Modules with the fused parameters of experts, on any device, by name.
+
+    Attributes:
+        slab_bytes: Size of the slab of an expert.
+        tensors: For each layer, the tensors in a slab by the name of the parameter.
+        others: Spans of all tensors that are not of experts, by name.
+
+    Raises:
+        GatesError: A shard is missing, truncated or no safetensors; an expert is missing or of
+            another shape or dtype.
+    """
+
+    def __init__(self, folder: Path, layers: Mapping[str, nn.Module]) -> None:
+        self.folder = folder
+        self.others = {_renamed(key): span for key, span in _spans(folder)}
+        self.names = list(layers)
+        self.tensors: list[dict[str, SlabTensor]] = []
+        self._spans: list[list[list[tuple[int, Span]]]] = []  # layer, expert: place and span
+        self.slab_bytes = 0
+        missing: list[str] = []
+        for name, module in layers.items():
+            tensors: dict[str, SlabTensor] = {}
+            spans: list[list[tuple[int, Span]]] = []
+            place = 0
+            for parameter, fused in module.named_parameters(recurse=False):
+                tensors[parameter] = SlabTensor(fused.dtype, tuple(fused.shape[1:]), place)
+                spans = spans or [[] for _ in range(len(fused))]
+                self._find(name, parameter, fused, place, spans, missing)
+                place += -(-fused[0].numel() * fused.dtype.itemsize // ALIGNMENT) * ALIGNMENT
+            self.tensors.append(tensors)
+            self._spans.append(spans)
+            self.slab_bytes = max(self.slab_bytes, place)
+        if missing:
+            more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+            raise GatesError(
+                f"{folder} lacks {', '.join(missing[:NAMED])}{more}: copy the whole checkpoint"
+            )
+        self._files: dict[Path, int] = {}
+
+    @property
+    def num_experts(self) -> int:
+        """Experts of a layer, of the largest one."""
+        return max(len(spans) for spans in self._spans)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the slabs of all experts together."""
+        return self.slab_bytes * sum(len(spans) for spans in self._spans)
+
+    def read_into(self, layer: int, expert: int, slab: memoryview) -> None:
+        """Read an expert into its slab.
+
+        Raises:
+            GatesError: The file ends too early.
+            OSError: The file cannot be read.
+        """
+        for place, span in self._spans[layer][expert]:
+            self._read(span, slab[place : place + span.nbytes])
+
+    def read_other(self, name: str) -> Tensor:
+        """Return a tensor that is not of experts, on the CPU."""
+        span = self.others[name]
+        if span.dtype is None:
+            raise GatesError(f"{span.path} has {name} in a dtype that is not known: convert it")
+        tensor = torch.empty(span.shape, dtype=span.dtype)
+        self._read(span, tensor.reshape(-1).view(torch.uint8).numpy().data)
+        return tensor
+
+    def close(self) -> None:
+        """Close the files; a read opens them again."""
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    def _read(self, span: Span, buffer: memoryview) -> None:
+        if span.path not in self._files:
+            self._files[span.path] = os.open(span.path, os.O_RDONLY)
+        done = 0
+        while done < len(buffer):
+            count = os.preadv(self._files[span.path], [buffer[done:]], span.offset + done)
+            if not count:
+                raise GatesError(f"{span.path} ends too early")
+            done += count
+
+    def _find(
+        self,
+        name: str,
+        parameter: str,
+        fused: Tensor,
+        place: int,
+        spans: list[list[tuple[int, Span]]],
+        missing: list[str],
+    ) -> None:
+        """Add the spans of a parameter to those of each expert, or their names to ``missing``."""
+        shape, key = tuple(fused.shape), f"{name}.{parameter}"
+        if found := self.others.pop(key, None):
+            _check(key, found, fused.dtype, shape)
+            size = found.nbytes // len(spans)
+            for expert, into in enumerate(spans):
+                one = found._replace(offset=found.offset + expert * size, shape=shape[1:])
+                into.append((place, one))
+            return
+        for expert, into in enumerate(spans):
+            start, rows = place, 0
+            for names in PARTS.get(parameter, ()):
+                keys = [f"{name}.{expert}.{part}.weight" for part in names]
+                key = next((key for key in keys if key in self.others), "")
+                if not key:
+                    missing.append(keys[0])
+                    continue
+                part = self.others.pop(key)
+                rows += part.shape[0] if part.shape else 0
+                _check(key, part, fused.dtype, (*part.shape[:1], *shape[2:]))
+                into.append((start, part))
+                start += part.nbytes
+            if parameter not in PARTS:
+                missing.append(key)
+                return
+            if rows != shape[1] and not missing:
+                raise GatesError(f"{self.folder} has {rows} rows for {key}, not {shape[1]}")
+
+
+def _check(key: str, span: Span, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    if span.dtype != dtype or span.shape != shape:
+        raise GatesError(
+            f"{span.path} has {key} as {span.dtype} {span.shape}, the model needs {dtype} {shape}:"
+            " save the checkpoint in the dtype of its config.json"
+        )
+
+
+def _renamed(key: str) -> str:
+    """The name that transformers gives to a tensor of older files, such as Mixtral's."""
+    return key.replace(".block_sparse_moe.", ".mlp.")
+
+
+def _spans(folder: Path) -> Iterator[tuple[str, Span]]:
+    index = folder / INDEX
+    if index.is_file():
+        files = sorted(
+            {folder / name for name in json.loads(index.read_text())["weight_map"].values()}
+        )
+    else:
+        files = sorted(folder.glob(SHARDS))
+    if not files:
+        raise GatesError(f"{folder} has no {SHARDS}: give the folder of a checkpoint")
+    for path in files:
+        if not path.is_file():
+            raise GatesError(f"{path} is missing, but {INDEX} names it: copy it again")
+        yield from _header(path)
+
+
+def _header(path: Path) -> Iterator[tuple[str, Span]]:
+    """Yield the tensors of a shard.
+
+    Raises:
+        GatesError: It is not a safetensors file, or shorter than its header says.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            header: dict[str, Any] = json.loads(file.read(length) if length < size else b"")
+        except ValueError:
+            raise GatesError(
+                f"{path} is no safetensors file, or truncated: copy it again"
+            ) from None
+    header.pop("__metadata__", None)
+    end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    if size < end:
+        raise GatesError(f"{path} is truncated, {size} bytes of {end}: copy it again")
+    for key, entry in header.items():
+        dtype, shape = DTYPES.get(entry["dtype"]), tuple(entry["shape"])
+        yield key, Span(path, 8 + length + entry["data_offsets"][0], dtype, shape)

@@ -1,0 +1,91 @@
+"""Checkpoints opened without their experts."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core_gates.errors import GatesError, MissingExtraError
+from language.offload.expert_store import ExpertStore
+from language.offload.runtime import attach_offload
+
+
+def load_offloaded(
+    folder: Path | str, *, budget: float, device: torch.device | str = "cpu", **options: Any
+) -> Any:
+    """Open a mixture model whose experts stay in its folder.
+
+    Parameters of experts are never allocated; all other tensors are read. The model is in
+    evaluation mode, and no parameter asks for a gradient.
+
+    Args:
+        folder: Checkpoint as transformers writes it, in safetensors.
+        budget: Bytes for experts; a float up to 1.0 is a fraction of the bytes of all experts.
+        device: Where the model runs.
+        options: Those of :func:`language.offload.runtime.attach_offload`.
+
+    Returns:
+        The model, a class of transformers; ``generate`` works unchanged.
+
+    Raises:
+        GatesError: What ``attach_offload`` refuses; the folder holds no such model, is quantized,
+            or lacks tensors.
+    """
+    folder = Path(folder)
+    try:
+        from accelerate import init_empty_weights
+    except ImportError as error:
+        raise MissingExtraError("pretrained", "accelerate") from error
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    try:
+        config: Any = AutoConfig.from_pretrained(folder)
+        with init_empty_weights(include_buffers=False):
+            model: Any = AutoModelForCausalLM.from_config(
+                config, dtype=config.dtype or torch.float32
+            )
+    except (OSError, ValueError) as error:
+        line = str(error).partition("\n")[0]
+        raise GatesError(f"{folder} holds no model that continues text: {line}") from None
+    if getattr(config, "quantization_config", None) is not None:
+        raise GatesError(f"{folder} is quantized: give the checkpoint in bfloat16 or float32")
+    model.requires_grad_(requires_grad=False).eval()
+    offload = attach_offload(model, folder, budget=budget, device=device, **options)
+    try:
+        _read_others(model, offload.store, torch.device(device))
+    except GatesError:
+        offload.close()
+        raise
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model
+
+
+def _read_others(model: Any, store: ExpertStore, device: torch.device) -> None:
+    """Read the parameters and buffers that are not of experts; old files may have further ones.
+
+    Raises:
+        GatesError: One is missing, or has another shape.
+    """
+    places = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    plan: dict[str, torch.dtype] = model._get_dtype_plan(model.dtype)
+    tensors: dict[str, Tensor] = {}
+    for name in store.others.keys() & places.keys():
+        if store.others[name].shape != places[name].shape:
+            raise GatesError(
+                f"{store.folder} has {name} as {store.others[name].shape}, but its config.json"
+                f" needs {tuple(places[name].shape)}: copy the whole checkpoint"
+            )
+        kept = (dtype for part, dtype in plan.items() if re.search(part.replace("*", ".*"), name))
+        dtype = next(kept, places[name].dtype)
+        tensors[name] = store.read_other(name).to(device, dtype)
+    model.load_state_dict(tensors, strict=False, assign=True)
+    model.requires_grad_(requires_grad=False).tie_weights()
+    for buffers in (module._buffers for module in model.modules()):
+        buffers.update(
+            {name: one if one is None else one.to(device) for name, one in buffers.items()}
+        )
+    if absent := [name for name, one in model.named_parameters() if one.is_meta]:
+        raise GatesError(f"{store.folder} lacks {absent[0]}: copy the whole checkpoint")

@@ -1,0 +1,122 @@
+"""One thread that reads experts into slabs, the most urgent first."""
+
+import itertools
+import weakref
+from functools import partial
+from queue import PriorityQueue
+from threading import Event, Lock, Thread
+from typing import Protocol
+
+from core_gates.errors import GatesError
+from language.offload.pool import SlabPool
+
+STOP, DEMAND, AHEAD = -1, 0, 1
+"""Priorities: end of the thread, what is waited for, what is needed soon."""
+
+
+class Store(Protocol):
+    """What experts are read from."""
+
+    def read_into(self, layer: int, expert: int, slab: memoryview) -> None:
+        """Read an expert into its slab."""
+
+
+class Transfer:
+    """One expert on its way into a slot.
+
+    Attributes:
+        name: Of the expert, for errors.
+        done: Set when the slab is filled, or when that failed.
+        error: Why it failed.
+    """
+
+    def __init__(self, layer: int, expert: int, slot: int, name: str) -> None:
+        self.layer, self.expert, self.slot, self.name = layer, expert, slot, name
+        self.done = Event()
+        self.error: BaseException | None = None
+        self._taken = Lock()
+
+    def take(self) -> bool:
+        """Claim the transfer, to read or to cancel it; True for the first caller alone."""
+        return self._taken.acquire(blocking=False)
+
+
+Queue = PriorityQueue[tuple[int, int, Transfer | None]]
+
+
+class Transfers:
+    """The thread, and the queue before it. It ends with :meth:`close`, or with this object.
+
+    Args:
+        store: Where experts are read from.
+        pool: Where they are put.
+        patience: Seconds after which a read that is waited for counts as stalled.
+    """
+
+    def __init__(self, store: Store, pool: SlabPool, patience: float) -> None:
+        self.patience = patience
+        self._queue: Queue = PriorityQueue()
+        self._order = itertools.count()
+        self._reading: list[Transfer] = []  # what the thread is at
+        serve = partial(_serve, self._queue, self._reading, store, pool)
+        self.thread = Thread(target=serve, name="experts", daemon=True)
+        self.thread.start()
+        self._stop = weakref.finalize(self, self._queue.put, (STOP, 0, None))
+
+    def request(self, layer: int, expert: int, slot: int, name: str) -> Transfer:
+        """Queue an expert that is needed soon."""
+        transfer = Transfer(layer, expert, slot, name)
+        self._queue.put((AHEAD, next(self._order), transfer))
+        return transfer
+
+    def wait(self, transfer: Transfer) -> None:
+        """Wait until the slab is filled.
+
+        Raises:
+            GatesError: The expert cannot be read, or what :meth:`settle` raises.
+        """
+        self.settle(transfer)
+        if transfer.error is not None:
+            error = transfer.error
+            raise GatesError(f"{transfer.name} cannot be read: {error}") from error
+
+    def settle(self, transfer: Transfer) -> None:
+        """Wait until the transfer has ended; it overtakes those that are not waited for.
+
+        Raises:
+            GatesError: It has not ended in ``patience`` seconds; the error names the expert that
+                the thread is at.
+        """
+        if transfer.done.is_set():
+            return
+        if not self.thread.is_alive():
+            raise GatesError(f"{transfer.name} is in a closed store: load the model again")
+        self._queue.put((DEMAND, next(self._order), transfer))
+        if not transfer.done.wait(self.patience):
+            stalled = next(iter(self._reading.copy()), transfer)
+            raise GatesError(
+                f"{stalled.name} has not arrived in {self.patience:g} seconds: check the disk, or"
+                " give more patience"
+            )
+
+    def close(self) -> None:
+        """End the thread, after the read that it is at."""
+        self._stop()
+        self.thread.join(self.patience)
+
+
+def _serve(queue: Queue, reading: list[Transfer], store: Store, pool: SlabPool) -> None:
+    while True:
+        transfer = queue.get()[2]
+        if transfer is None:
+            return
+        if not transfer.take():
+            continue  # cancelled, or read already when it was queued a second time
+        reading.append(transfer)
+        try:
+            read = partial(store.read_into, transfer.layer, transfer.expert)
+            pool.fill(transfer.slot, read)
+        except BaseException as error:
+            transfer.error = error
+        reading.clear()
+        transfer.done.set()

@@ -1,0 +1,335 @@
+"""Offloaded models against the same models in memory, bit for bit, through faults and cancels."""
+
+import contextlib
+import copy
+import functools
+import gc
+import json
+import shutil
+import threading
+
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core_gates.errors import GatesError
+from language.offload.allocation import ALLOCATIONS
+from language.offload.caches import POLICIES
+from language.offload.loading import load_offloaded
+from language.offload.runtime import attach_offload
+
+E, K, LAYERS = 6, 2, 3
+MODELS = ("Mixtral", "Qwen2Moe", "Qwen3Moe", "Olmoe", "DeepseekV2", "DeepseekV3", "GptOss")
+IDS = torch.randint(64, (2, 7), generator=torch.Generator().manual_seed(1))
+
+
+def logits_of(model, ids=IDS):
+    with torch.no_grad():
+        return model(ids).logits
+
+
+def tokens_of(model):
+    return model.generate(IDS, max_new_tokens=5, do_sample=False)
+
+
+@pytest.fixture
+def load(checkpoint):
+    """``load(**options)``: the tiny Qwen3-MoE with k slots a layer, closed after the test."""
+    loaded = []
+
+    def call(folder=None, **options):
+        folder = folder or checkpoint()
+        model = load_offloaded(folder, **({"budget": K / E} | options))
+        loaded.append(model.offload)
+        return model
+
+    yield call
+    for offload in loaded:
+        offload.close()
+        assert not offload.transfers.thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def expected(checkpoint, resident):
+    return logits_of(resident(checkpoint()))
+
+
+def check_pool(offload):
+    """Each slot has one owner, each cache knows its slots, each slab holds its expert."""
+    taken = [transfer.slot for layer in offload.layers for transfer in layer.loads.values()]
+    assert len(taken) == len(set(taken))
+    for layer in offload.layers:
+        assert layer.cache.resident == layer.loads.keys()
+        for expert, transfer in layer.loads.items():
+            assert transfer.slot in layer.slots
+            assert (transfer.layer, transfer.expert) == (layer.index, expert)
+            assert transfer.done.wait(5)
+            assert transfer.error is None
+            read = memoryview(bytearray(offload.store.slab_bytes))
+            offload.store.read_into(layer.index, expert, read)
+            for tensor in offload.store.tensors[layer.index].values():
+                slab = tensor.of(offload.pool.slabs[transfer.slot])
+                assert slab.data_ptr() % 64 == 0
+                assert torch.equal(slab, tensor.of(torch.frombuffer(read, dtype=torch.uint8)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", MODELS)
+def test_models_equal_those_in_memory(name, dtype, checkpoint, resident, load):
+    folder = checkpoint(name, dtype, fused=(dtype == torch.bfloat16) != (name == "Mixtral"))
+    whole, model = resident(folder), load(folder)
+    assert model.dtype == dtype
+    assert torch.equal(logits_of(model), logits_of(whole))
+    assert torch.equal(tokens_of(model), tokens_of(whole))
+    check_pool(model.offload)
+
+
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+@pytest.mark.parametrize("policy", sorted(set(POLICIES) - {"belady"}))
+def test_no_policy_changes_what_is_computed(policy, allocation, load, expected):
+    profile = [[0, 0, 1]] * LAYERS if policy == "static" else None
+    model = load(budget=0.5, policy=policy, allocation=allocation, profile=profile)
+    assert torch.equal(logits_of(model), expected)
+    assert torch.equal(logits_of(model), expected)
+    check_pool(model.offload)
+
+
+def test_all_experts_are_read_once_where_there_is_room(load, expected, checkpoint):
+    model = load(checkpoint(fused=True), budget=1.0)
+    for _ in range(3):
+        assert torch.equal(logits_of(model), expected)
+    counts, store = model.offload.counts, model.offload.store
+    assert counts.loads <= LAYERS * E
+    assert counts.bytes == counts.loads * store.slab_bytes
+    assert counts.hits == 2 * counts.loads
+    assert store.nbytes == LAYERS * E * 3 * 32 * 24 * 4
+
+
+def test_a_model_in_memory_gives_up_its_experts(checkpoint, resident, expected):
+    model = resident(checkpoint())
+    before = sum(one.numel() for one in model.parameters())
+    offload = attach_offload(model, checkpoint(fused=True), budget=K * LAYERS * 9216)
+    assert before - sum(one.numel() for one in model.parameters()) == offload.store.nbytes // 4
+    assert len(offload.pool.slabs) == K * LAYERS
+    assert torch.equal(logits_of(model), expected)
+    offload.close()
+
+
+def test_a_failing_store_is_one_error_and_the_next_call_is_right(load, expected, monkeypatch):
+    model = load()
+    store, thread = model.offload.store, model.offload.transfers.thread
+    read = store.read_into
+
+    def fail(layer, expert, slab):
+        if (layer, expert) == (1, 3):
+            raise OSError("no such device")
+        read(layer, expert, slab)
+
+    monkeypatch.setattr(store, "read_into", fail)
+    line = r"^expert 3 of model\.layers\.1\.mlp\.experts cannot be read: no such device$"
+    for _ in range(2):
+        with pytest.raises(GatesError, match=line):
+            logits_of(model)
+    monkeypatch.setattr(store, "read_into", read)
+    assert torch.equal(logits_of(model), expected)
+    check_pool(model.offload)
+    assert thread.is_alive()
+
+
+def test_a_stalled_store_is_one_error_and_the_next_call_is_right(load, expected, monkeypatch):
+    model = load(patience=0.05)
+    store, stall = model.offload.store, threading.Event()
+    read = store.read_into
+
+    def wait(layer, expert, slab):
+        if (layer, expert) == (1, 3):
+            stall.wait()
+        read(layer, expert, slab)
+
+    monkeypatch.setattr(store, "read_into", wait)
+    line = r"^expert 3 of model\.layers\.1\.mlp\.experts has not arrived in 0\.05 seconds"
+    for _ in range(2):
+        with pytest.raises(GatesError, match=line):
+            logits_of(model)
+    stall.set()
+    model.offload.transfers.patience = 5
+    assert torch.equal(logits_of(model), expected)
+    check_pool(model.offload)
+
+
+class Cancelled(BaseException):
+    """Raised where a user would interrupt."""
+
+
+STEPS = st.tuples(st.sampled_from(["run", "cancel", "fail", "slow"]), st.integers(0, 12))
+
+
+@settings(max_examples=8)
+@given(
+    steps=st.lists(STEPS, min_size=1, max_size=5),
+    policy=st.sampled_from(["lru", "slru", "arc", "lfru"]),
+    slots=st.integers(K, E),
+)
+def test_cancelled_and_failed_calls_leave_the_pool_whole(
+    checkpoint, expected, steps, policy, slots
+):
+    model = load_offloaded(checkpoint(), budget=slots / E, policy=policy)
+    offload = model.offload
+    read = offload.store.read_into
+    state = {}
+
+    def faulty(layer, expert, slab):
+        state["left"] -= 1
+        if state["kind"] == "fail" and state["left"] == 0:
+            raise OSError("unplugged")
+        if state["kind"] in ("slow", "cancel"):
+            threading.Event().wait(0.001)
+        read(layer, expert, slab)
+
+    def interrupt(*_):
+        state["calls"] -= 1
+        if state["kind"] == "cancel" and state["calls"] < 0:
+            raise Cancelled
+
+    offload.store.read_into = faulty
+    model.model.layers[1].mlp.experts.act_fn.register_forward_pre_hook(interrupt)
+    for kind, count in [*steps, ("run", 0)]:
+        state |= {"kind": kind, "left": count, "calls": count % 4}
+        raised = {"cancel": Cancelled, "fail": GatesError}.get(kind, ())
+        with contextlib.suppress(raised):
+            assert torch.equal(logits_of(model), expected)
+        state["kind"] = "run"
+        check_pool(offload)
+    offload.close()
+    assert not offload.transfers.thread.is_alive()
+
+
+def test_the_thread_ends_with_the_model(checkpoint):
+    model = load_offloaded(checkpoint(), budget=1.0)
+    thread = model.offload.transfers.thread
+    del model
+    gc.collect()
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+@pytest.fixture
+def damaged(checkpoint, tmp_path):
+    """``damaged(change)``: a copy of a checkpoint after ``change(folder)``."""
+
+    def make(change, fused=False):
+        folder = tmp_path / change.__name__
+        shutil.copytree(checkpoint(fused=fused), folder)
+        change(folder)
+        return folder
+
+    return make
+
+
+def shard_with(folder, part):
+    names = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    return folder / next(shard for key, shard in names.items() if part in key)
+
+
+def cut(folder):
+    path = shard_with(folder, "experts.5.down_proj")
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+def empty(folder):
+    shard_with(folder, "experts.5.down_proj").write_bytes(b"")
+
+
+def without_shard(folder):
+    shard_with(folder, "experts.5.down_proj").unlink()
+
+
+def without_expert(folder):
+    rename(folder, b"layers.1.mlp.experts.4.up_proj", b"layers.1.mlp.experts.9.up_proj")
+
+
+def without_norm(folder):
+    rename(folder, b"model.norm.weight", b"model.mmrn.weight")
+
+
+def rename(folder, old, new):
+    for path in folder.glob("*.safetensors"):
+        path.write_bytes(path.read_bytes().replace(old, new))
+
+
+def other_dtype(folder):
+    set_config(folder, dtype="float16")
+
+
+def wider(folder):
+    set_config(folder, vocab_size=65)
+
+
+def quantized(folder):
+    set_config(folder, quantization_config={"quant_method": "fp8"})
+
+
+def bare(folder):
+    for path in folder.glob("*.safetensors*"):
+        path.unlink()
+
+
+def set_config(folder, **values):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_bad_folders_are_one_line(damaged, refuses, load):
+    expert = r"lacks model\.layers\.1\.mlp\.experts\.4\.up_proj\.weight: copy"
+    lines = {
+        cut: r"\.safetensors is truncated, \d+ bytes of \d+",
+        empty: "is no safetensors file, or truncated",
+        without_shard: "is missing, but model.safetensors.index.json names it",
+        without_expert: expert,
+        without_norm: r"lacks model\.norm\.weight",
+        other_dtype: "as torch.float32 .*the model needs torch.float16",
+        wider: r"\(64, 32\), but its config\.json needs \(65, 32\)",
+        quantized: "is quantized: give the checkpoint in bfloat16 or float32",
+        bare: r"has no \*\.safetensors",
+    }
+    for change, line in lines.items():
+        refuses(GatesError, (line, functools.partial(load, damaged(change))))
+
+
+def test_bad_inputs_are_one_line(checkpoint, load, refuses, tmp_path):
+    folder = checkpoint()
+    dense = transformers.LlamaConfig(
+        **{"vocab_size": 64, "hidden_size": 32, "intermediate_size": 24},
+        **{"num_hidden_layers": 1, "num_attention_heads": 4},
+    )
+    switch = transformers.SwitchTransformersConfig(
+        **{"vocab_size": 64, "d_model": 16, "d_kv": 4, "d_ff": 16, "num_heads": 2},
+        **{"num_layers": 2, "num_decoder_layers": 2, "num_experts": 2},
+    )
+    plain = transformers.LlamaForCausalLM(dense)
+    sparse = transformers.SwitchTransformersForConditionalGeneration(switch)
+    plain.save_pretrained(tmp_path / "llama")
+    sparse.save_pretrained(tmp_path / "switch")
+    model, closed = load(), load_offloaded(folder, budget=1.0)
+    closed.offload.close()
+    embedded = model.get_input_embeddings()(IDS).requires_grad_()
+    none = "has no experts that transformers runs by name"
+    refuses(
+        GatesError,
+        (r"holds 5 experts of 9,216 bytes.* at least 55,296 bytes$", lambda: load(budget=55_295)),
+        (r"at least 55,296 bytes$", lambda: load(budget=0.0)),
+        (f"^LlamaForCausalLM {none}", lambda: attach_offload(plain, folder, budget=1.0)),
+        (none, lambda: attach_offload(sparse, folder, budget=1.0)),
+        (none, lambda: load(tmp_path / "llama")),
+        ("holds no model that continues text", lambda: load(tmp_path / "switch")),
+        ("holds no model that continues text", lambda: load(tmp_path / "nothing")),
+        ("are offloaded already", lambda: attach_offload(model, folder, budget=1.0)),
+        ("profile has 1 layers, the model 3", lambda: load(policy="static", profile=[[0]])),
+        ("policy 'static' needs a trace", lambda: load(policy="static")),
+        ("is in a closed store: load the model again", lambda: logits_of(closed)),
+        ("have no gradients", lambda: model(inputs_embeds=embedded)),
+        ("cannot be copied", lambda: copy.deepcopy(model)),
+        ("copy this folder instead", lambda: model.state_dict()),
+    )
