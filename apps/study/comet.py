@@ -81,7 +81,7 @@ def comet(
         place: Filled in by the command line.
         flags: Filled in by the command line.
         training: Filled in by the command line.
-        seeds: Test seeds of every method.
+        seeds: Test seeds of every method, separated by commas.
         trials: Random settings of every method.
         k: Trees, selectors or experts of a pair.
     """

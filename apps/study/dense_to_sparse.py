@@ -51,7 +51,7 @@ def dense_to_sparse(
         place: Filled in by the command line.
         flags: Filled in by the command line.
         training: Filled in by the command line.
-        seeds: Of every method.
+        seeds: Seeds of every method, separated by commas.
         temperatures: Last temperatures, after 2.
         hardening: Fractions of the training after which gates harden.
         threshold: Weight that an expert must exceed, below 1 over the number of experts.

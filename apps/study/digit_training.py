@@ -37,7 +37,7 @@ class Training:
     Args:
         steps: Optimizer steps of a training.
         batch: Pairs of a step.
-        learning_rate: Of Adam, where it is not tuned.
+        learning_rate: Rate of Adam, where it is not tuned.
         experts: Number of experts, two at least.
         glyphs: Glyphs to train with, to choose by and to test with.
         scored: Pairs of glyphs held out that are drawn to choose by, and as many to test with.
@@ -142,7 +142,7 @@ class Comparison:
     Args:
         run: Keeps what is trained.
         methods: By name.
-        seeds: Of every method.
+        seeds: Seeds of every method, separated by commas.
     """
 
     def __init__(self, run: Run, methods: Mapping[str, Method], seeds: Sequence[int]) -> None:

@@ -76,7 +76,7 @@ def evomoe(
         place: Filled in by the command line.
         flags: Filled in by the command line.
         sizes: Filled in by the command line.
-        seeds: Of every method.
+        seeds: Seeds of every method, separated by commas.
         rates: Learning rates that every method tries; one alone is taken as it is.
         corpus: Files, folders, or ``python``, the standard library.
     """

@@ -46,7 +46,7 @@ def compare_gates(
         place: Filled in by the command line.
         flags: Filled in by the command line.
         training: Filled in by the command line.
-        seeds: Of every gate.
+        seeds: Seeds of every gate, separated by commas.
     """
     settings = training.settings()
     trainings = len(seeds) * (len(METHODS) + sum(SLOW.values()))
