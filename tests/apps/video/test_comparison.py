@@ -285,7 +285,7 @@ def test_a_quick_run_trains_nothing(tmp_path, capsys):
     assert not (tmp_path / "quick" / "weights").exists()
     assert set(summed(tmp_path / "quick")) == {"duration", ORACLE}
     out = capsys.readouterr().out
-    assert "never tuned: home, mmoe; the middle" in out
+    assert "never tuned: home, mmoe; what is plain, or else the middle" in out
     assert "leaving out 4 missing networks: " in out
     found = read_scores(tmp_path / "quick" / "scores.json", "video")
     assert found.quick
