@@ -69,7 +69,7 @@ class Sizes:
         context: Tokens of a sequence.
         dim: Features of a token.
         layers: Blocks, of which every second one has experts.
-        heads: Of attention.
+        heads: Heads of attention in every layer.
         hidden: Hidden features of an expert, and of a dense network.
         experts: Number of experts, two at least.
         temperatures: First and last temperature of EvoMoE.
