@@ -238,6 +238,7 @@ def measure(
     sequence, found = torch.tensor(tokens[int(piece.keys["n"])]), dict[str, list[float]]()
 
     def attend(gate: BlockGate, seen: Seen) -> Tensor:
+        """Return the output of a layer, dense, after measuring what every method keeps there."""
         out, known = record(gate, seen)
         for name, every in ((GATE, own), (START, fresh)):
             for n, one in enumerate(every):
