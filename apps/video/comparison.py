@@ -245,11 +245,9 @@ class Comparison(Splits):
         """Return the values of the configuration on the axes of boxes, if they are tried first."""
         if not self.contest.configured_first:
             return {}
-        given = {name: {**self.run.settings, **own[name]} for name in boxes}
         return {
-            name: {axis: given[name][axis] for axis in box}
+            name: {axis: own[name].get(axis, self.run.settings.get(axis)) for axis in box}
             for name, box in boxes.items()
-            if box.keys() <= given[name].keys()
         }
 
     def pieces(self, chosen: Mapping[str, Choice]) -> list[list[Piece]]:

@@ -100,6 +100,11 @@ class Contest:
                 )
             for option, ends in box.items():
                 _check_ends(f"{option} of the baseline {name!r}", ends)
+                if self.configured_first and option not in entry:
+                    raise ValueError(
+                        f"the baseline {name!r} has a box of {option} and no value to try first: "
+                        f"give it {option}: NUMBER, or leave configured_first out"
+                    )
         if self.methods and self.reference not in self.methods:
             raise ValueError(
                 f"reference is {self.reference!r}; choose one of {', '.join(self.methods)}"

@@ -370,13 +370,13 @@ class RankingScorer:
             if not column.any():
                 continue
             counts[name] = int(column.sum())
-            dropped = self.unknown == "drop" and name in request.columns
-            if dropped:
+            if self.unknown == "drop" and name in request.columns:
                 stays &= ~column
             elif self.unknown != "score":
                 raise RefusedError(
-                    f"{request.place(name, int(column.argmax()))} has a value that training has "
-                    "not seen: correct it, or serve with --unknown score"
+                    f"{request.place(name, int(column.argmax()))} has a value that training has not"
+                    f" seen: correct it, or serve with --unknown "
+                    f"{'drop or ' if name in request.columns else ''}score"
                 )
         return counts, stays
 

@@ -10,7 +10,7 @@ from core_gates.errors import GatesError, check_at_least
 from recsys.columns.canonical import RowError
 from recsys.data.readers.files import read_table
 from recsys.data.tables import RankingTables, split_by_hash
-from recsys.schema import FeatureSchema, Sparse, Task
+from recsys.schema import FeatureSchema, Product, Sparse, Task
 
 COLUMNS = ("user_id", "movie_id", "rating", "has_watched")
 LIKED = 4
@@ -22,7 +22,7 @@ class MovieLens:
     """Pairs of user and movie, of which half were watched and half drawn as negatives.
 
     Tasks: ``watched``; ``liked``, a rating of 4 or 5, which counts only where the movie was
-    watched. Features: user and movie.
+    watched. Features: user, movie and the product of their embeddings.
 
     The rows are those of the COMET benchmark (Hazimeh et al., 2023) whose features were published:
     its validation part trains, but for a fraction by hash that validates; its test part tests. The
@@ -72,6 +72,7 @@ class MovieLens:
                 Task("liked", category="rating", mask="watched"),
             ),
             sparse=(Sparse("user_id", side="user"), Sparse("movie_id", side="item")),
+            products=(Product(("user_id",), ("movie_id",)),),
             dim=self.dim,
             user="user_id",
             item="movie_id",

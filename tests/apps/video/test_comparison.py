@@ -220,7 +220,12 @@ def test_a_setting_of_all_networks_leaves_baselines(done, tmp_path):
 @pytest.mark.fault("video V20")
 def test_baselines_get_the_intercepts_that_networks_get(done, tmp_path):
     """From validation rows, in trials as in the fit, and only where networks have them."""
-    few = {"kind": "trees", "max_iter": 5, "space": {"learning_rate": [0.02, 0.3]}}
+    few = {
+        "kind": "trees",
+        "max_iter": 5,
+        "learning_rate": 0.1,
+        "space": {"learning_rate": [0.02, 0.3]},
+    }
     contest = plain(methods={"home": {"net": "HoME"}}, baselines={"trees": few})
     found = comparison(
         tmp_path / "with", contest=contest, settings={"model.intercepts": "validation"}, seeds=(0,)
@@ -294,7 +299,8 @@ def test_a_quick_run_trains_nothing(tmp_path, capsys):
 
 @pytest.mark.fault("video V1")
 def test_a_whole_evaluation_follows_a_quick_one_that_tuned_nothing(tmp_path):
-    factorization = {"kind": "factorization", "space": {"learning_rate": [0.02, 0.5]}}
+    factorization = {"kind": "factorization", "learning_rate": 0.1}
+    factorization["space"] = {"learning_rate": [0.02, 0.5]}
     given = plain(methods={"home": {"net": "HoME"}}, baselines={"fm": factorization}, trials=3)
     comparison(tmp_path, contest=given, quick=True).finish(Claims())
     quick = summed(tmp_path)["fm"]

@@ -128,6 +128,13 @@ def test_baselines_of_a_contest(refused, given):
         (("--seeds", "[0, 4294967296]"), "--seeds names 4294967296: expected 0 to 4,294,967,295"),
         (("--trainer.max_epochs", "0"), "trainer.max_epochs is 0, which trains nothing"),
         (
+            (
+                *("--contest.configured_first", "true", "--contest.baselines"),
+                f"{{b: {{{FACTORS}, space: {{penalty: [0.1, 1.0]}}}}}}",
+            ),
+            "the baseline 'b' has a box of penalty and no value to try first: give it penalty",
+        ),
+        (
             ("--contest.space", "{trainer.max_epochs: [1, 3]}"),
             "contest.space names trainer.max_epo",
         ),
