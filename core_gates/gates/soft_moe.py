@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from core_gates.errors import check_at_least
+from core_gates.errors import check_at_least, check_positive
 from core_gates.numerics import accumulation_dtype, check_padding_mask, linear_fp32
 from core_gates.routing.base import Gate
 from core_gates.routing.output import RoutingOutput
@@ -28,6 +28,8 @@ class SoftMoEGate(Gate):
         dim: Features of a token.
         num_experts: Number of experts.
         num_slots: Slots S of an expert.
+        initial_scale: First scale, which bounds the logits. With 1 every slot begins near the mean
+            of all tokens; a training of few steps, which move the scale little, wants more.
         device: Device of the parameters.
         dtype: Floating dtype of the parameters.
 
@@ -36,7 +38,7 @@ class SoftMoEGate(Gate):
         of the slots of an expert taken together.
 
     Raises:
-        ValueError: ``num_slots`` is below 1.
+        ValueError: ``num_slots`` is below 1, or the scale not positive.
     """
 
     couples_tokens = True
@@ -48,12 +50,14 @@ class SoftMoEGate(Gate):
         num_experts: int,
         *,
         num_slots: int = 1,
+        initial_scale: float = 1.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(dim, num_experts)
         check_at_least(1, num_slots=num_slots)
-        self.num_slots = num_slots
+        check_positive(initial_scale=initial_scale)
+        self.num_slots, self.initial_scale = num_slots, initial_scale
         self.weight = nn.Parameter(
             torch.empty(num_experts * num_slots, dim, device=device, dtype=dtype)
         )
@@ -61,9 +65,9 @@ class SoftMoEGate(Gate):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the slots with expected length 1; the scale starts at 1."""
+        """Draw the slots with expected length 1, and return to the first scale."""
         nn.init.normal_(self.weight, std=self.dim**-0.5)
-        nn.init.ones_(self.scale)
+        nn.init.constant_(self.scale, self.initial_scale)
 
     def forward(
         self,

@@ -82,9 +82,22 @@ def test_equal_experts_receive_and_return_the_mean():
     assert_close(y, experts.single(x.mean(0), 0).expand(4, 5))
 
 
+def test_the_scale_bounds_the_logits():
+    torch.manual_seed(0)
+    x = positions(64, 100).abs().float()  # much alike, as pixels are
+    largest = [SoftMoEGate(100, 3, initial_scale=s)(x).dispatch.max() * 64 for s in (1.0, 10.0)]
+    assert largest[0] < 1.5  # a slot is close to the mean of all tokens
+    assert largest[1] > 3
+    with torch.device("meta"):
+        gate = SoftMoEGate(100, 3, initial_scale=10.0)
+    gate.to_empty(device="cpu").reset_parameters()
+    assert gate.scale.item() == 10
+
+
 def test_arguments_are_checked(refuses):
     refuses(
         ValueError,
+        ("initial_scale", lambda: SoftMoEGate(3, 4, initial_scale=0.0)),
         ("num_slots must be at least 1, got 0", lambda: SoftMoEGate(3, 4, num_slots=0)),
         (r"x \(5,\) must be \(..., T, D\): slots mix tokens", lambda: make()(positions(5))),
         (
