@@ -19,7 +19,9 @@ class ReMoEGate(LinearRouter):
     add it with weight 1. It is λ mean_t Σ_e f_e w_te with f_e = 1, or f_e = E / (k T) times the
     number of tokens active at e (without gradient), so that busy experts are pressed more. Each
     :meth:`update` multiplies λ by ``rate`` if more than a fraction k / E of the weights of all
-    micro-batches and ranks is active, and divides it if less is.
+    micro-batches and ranks is active, and divides it if less is. λ grows faster than gates close:
+    if it overshoots until no logit of any token is positive, no gradient opens them again, however
+    small λ becomes. A lower ``rate``, from a higher first λ, prevents that in a short training.
 
     Args:
         dim: Features of a token.

@@ -69,6 +69,17 @@ def test_penalty_stays_where_it_can_turn_back():
     assert penalties(gate, [torch.ones(1, 2)]) > 1e-16
 
 
+def test_a_closed_gate_has_no_gradient_that_opens_it():
+    gate = ReMoEGate(8, 4)
+    torch.nn.init.constant_(gate.weight, -1e-3)
+    for value, opened in ((-1e-3, False), (1e-3, True)):  # one expert, of tokens above zero
+        gate.weight.data[0] = value
+        gate.zero_grad()
+        (gate(torch.rand(16, 8)).weights - 1).square().sum().backward()
+        assert bool(gate.weight.grad[0].any()) == opened
+        assert not gate.weight.grad[1:].any()
+
+
 def test_training_holds_the_active_experts_at_k():
     torch.manual_seed(0)
     gate = ReMoEGate(8, 8, k=2, initial_penalty=1e-3, rate=1.05, bias=True)
