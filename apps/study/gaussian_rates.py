@@ -14,7 +14,7 @@ from harness.experiment import Arrays, Job, Piece, Run
 from harness.experiment.scores import read_scores
 from harness.report.page import Page
 from studies.gaussian.gaussian_mixture import Array
-from studies.gaussian.rates import CASES, ERRORS, errors_of, slopes
+from studies.gaussian.rates import CASES, ERRORS, Case, errors_of, slopes
 from studies.gaussian.ridge import FACTORS, LETTERS, rates_figure, ridge_figure, ridge_map
 
 FITS, MAPS = "fits", "maps"
@@ -28,12 +28,14 @@ BANDS = {
 }
 """Where slopes must lie, from the wide starts."""
 
-MINUTES = 0.0001  # of one core, for 1,000 points, an expert and a start
+MINUTES = 0.0002  # of one core, for 1,000 points, an expert and a start
 QUICK = 4
+FEW = 12  # repeats of cases with several starts, of which one takes minutes
 NOTE = (
     "Slopes of the logarithm of the median error against the logarithm of the number of sample "
     "points; −0.5 is the parametric rate, 0 none. Starts lie around the truth with the standard "
-    "deviation that the task names, the same for all sizes; intervals are from repeats."
+    "deviation that the task names, the same for all sizes; intervals are from repeats, of which "
+    f"cases with several starts have {FEW} at most."
 )
 
 
@@ -50,7 +52,8 @@ def gaussian_rates(
         place: Filled in by the command line.
         flags: Filled in by the command line.
         sizes: Numbers of sample points, two at least for a slope.
-        repeats: Samples and starts of each size, two at least.
+        repeats: Samples and starts of each size, two at least; cases with several starts have 12 at
+            most.
         starts: Standard deviations of the starts around the truth; bars are for the first.
     """
     if len(set(sizes)) < 2 or min(sizes) < 100:
@@ -63,10 +66,11 @@ def gaussian_rates(
     if flags.quick:
         sizes, repeats = sizes[:2], min(repeats, QUICK)
     work = sum(
-        case.restarts * case.num_fitted * (len(starts) if case.restarts == 1 else 1)
+        case.restarts * case.num_fitted * repeats_of(case, repeats)
+        * (len(starts) if case.restarts == 1 else 1)
         for case in CASES.values()
-    )
-    minutes = MINUTES * work * repeats * sum(sizes) / 1000
+    )  # fmt: skip
+    minutes = MINUTES * work * sum(sizes) / 1000
     run = open_study(
         place, "gaussian-rates", flags, methods=CASES, seeds=range(repeats),
         settings={"sizes": list(sizes)}, minutes=minutes,
@@ -82,6 +86,11 @@ def gaussian_rates(
         rows, _bars(rows, starts[0]), seeds=range(repeats), headline=_headline(rows, starts[0]),
         notes=[NOTE], unprinted=medians,
     )  # fmt: skip
+
+
+def repeats_of(case: Case, repeats: int) -> int:
+    """Return how many repeats a case has."""
+    return repeats if case.restarts == 1 else min(repeats, FEW)
 
 
 def find(piece: Piece, job: Job) -> dict[str, Tensor]:
@@ -106,7 +115,7 @@ def fits_of(
     Args:
         run: Keeps the fits.
         spread: Standard deviation of the starts around the truth.
-        repeats: N.
+        repeats: N, see :func:`repeats_of`.
         restarts: Whether cases with several starts take part, which cost the most.
     """
     store = run.store(FITS, Arrays())
@@ -114,7 +123,7 @@ def fits_of(
         run.piece(name, repeat, {"start": spread}, spread=spread, restarts=case.restarts)
         for name, case in CASES.items()
         if restarts or case.restarts == 1
-        for repeat in range(repeats)
+        for repeat in range(repeats_of(case, repeats))
     ]
     found: dict[str, list[dict[str, Tensor]]] = {}
     for piece in run.obtain(store, pieces, find, scoring=True):
