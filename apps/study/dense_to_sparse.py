@@ -13,6 +13,7 @@ from apps.study.digit_training import (
     Method,
     Training,
 )
+from apps.study.gate_comparison import METHODS
 from apps.study.study_run import Flags, open_study
 from core_gates.errors import GatesError
 from harness.command.verbs import Place
@@ -28,7 +29,6 @@ TASK, DONE, BEFORE, BEFORE_DONE = (
 )  # fmt: skip
 REFERENCE = "gumbel-0.3-at-0.4"
 ACTIVATIONS = ("identity", "tanh", "sigmoid", "gelu")
-BALANCED = {"balance": 0.01}
 NOTE = (
     "A name such as gumbel-0.3-at-0.4 is a way of weighing, the last temperature, and the fraction "
     "of the training after which the gate hardens. Before hardening is the same training, stopped "
@@ -89,7 +89,7 @@ def hardening_methods(
         f"{combine}-{end:g}-at-{part:g}": Method(
             "DenseToSparseGate",
             {"combine": combine, "threshold": threshold, "stages": {"annealing": part, "end": end}},
-            BALANCED,
+            METHODS["DenseToSparseGate"].losses,
             k=1,
         )
         for combine in ("gumbel", "softmax")

@@ -49,10 +49,12 @@ RECIPES: Mapping[str, Recipe] = {
         {"permutation_entropy": 1e-4, **BALANCED},
         "arXiv 2306.02824",
     ),
-    "ReMoEGate": Recipe({}, {"l1": 1.0}, "arXiv 2412.14711"),
+    "ReMoEGate": Recipe({"rate": 1.02, "initial_penalty": 1e-3}, {"l1": 1.0}, "arXiv 2412.14711"),
     "SigmoidGate": Recipe({"k": 2, "balance_rate": 1e-3}, {}, "arXiv 2408.15664, no loss"),
     "SinkhornGate": Recipe({}, {}, "arXiv 2202.01169, no loss"),
-    "SoftMoEGate": Recipe({"num_slots": 64}, {}, "arXiv 2308.00951, no loss"),
+    "SoftMoEGate": Recipe(
+        {"num_slots": 64, "initial_scale": 10.0}, {}, "arXiv 2308.00951, no loss"
+    ),
     "SoftmaxGate": Recipe({}, {}, "Jacobs et al. 1991, no loss"),
     "SwitchGate": Recipe({}, BALANCED, "arXiv 2101.03961"),
     "ThresholdGate": Recipe({}, BALANCED, "that of top-k"),
