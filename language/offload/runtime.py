@@ -1,7 +1,9 @@
 """Mixture models of transformers that read experts when tokens need them."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import RLock
 from typing import Any, NoReturn
@@ -13,11 +15,14 @@ from core_gates.errors import GatesError, check_positive
 from language.offload.allocation import allocate
 from language.offload.caches import ExpertCache, make_cache
 from language.offload.expert_store import ExpertStore, SlabTensor
+from language.offload.guesses import Seen, cross_layer, fetched, make_predictor
 from language.offload.pool import SlabPool, make_pool
-from language.offload.transfers import Transfer, Transfers
+from language.offload.staging import Guesses, note_padding
+from language.offload.transfers import GUESS, Transfer, Transfers
 
 NAME = "offloaded"
-Trace = Sequence[int]
+Observer = Callable[[int, Seen], None]
+"""Is told the layer and what its tokens need."""
 
 
 @dataclass
@@ -25,14 +30,22 @@ class Counts:
     """What an offloaded model did.
 
     Attributes:
-        hits: Uses of experts that were there, or on their way.
-        loads: Experts that were requested from the store.
-        bytes: Size of their slabs.
+        hits: Uses of experts that were there.
+        guessed: Uses of experts that were guessed, and read or on their way.
+        late: Those of them that had to be waited for.
+        loads: Experts that were requested from the store because tokens needed them.
+        guesses: Experts that were requested because they were guessed.
+        bytes: What was read for both.
+        stall: Seconds that tokens waited.
     """
 
     hits: int = 0
+    guessed: int = 0
+    late: int = 0
     loads: int = 0
+    guesses: int = 0
     bytes: int = 0
+    stall: float = 0.0
 
 
 class Offload:
@@ -43,20 +56,58 @@ class Offload:
         pool: Their slabs.
         transfers: The thread that reads them.
         layers: Layers with experts, in order.
+        guesses: What is fetched before it is known to be needed.
         counts: Hits, loads and bytes since the beginning.
+        observers: Are told what the tokens of each layer need.
     """
 
     def __init__(
-        self, store: ExpertStore, pool: SlabPool, caches: list[ExpertCache], patience: float
+        self,
+        store: ExpertStore,
+        pool: SlabPool,
+        caches: list[ExpertCache],
+        guesses: Guesses,
+        *,
+        k: int,
+        patience: float,
     ) -> None:
-        self.store, self.pool, self.counts = store, pool, Counts()
-        self.transfers = Transfers(store, pool, patience)
+        self.store, self.pool, self.counts, self.k = store, pool, Counts(), k
+        self.transfers, self.guesses = Transfers(store, pool, patience), guesses
         self.lock = RLock()
         self.layers: list[OffloadedLayer] = []
-        first = 0
+        self.observers: list[Observer] = []
+        first = len(guesses.free)
         for cache in caches:
             self.layers.append(OffloadedLayer(self, len(self.layers), cache, first))
             first += cache.capacity
+
+    def guess(self, layer: int, needed: Sequence[int], seen: Seen) -> None:
+        """Fetch what the next layer may need, after what this one needs.
+
+        Args:
+            layer: The layer whose experts are known.
+            needed: Its experts that may still be among the guesses.
+            seen: Its tokens.
+        """
+        guesses = self.guesses
+        guesses.keep(layer, needed)
+        if guesses.predict is None or layer + 1 == len(self.layers):
+            return
+        after = self.layers[layer + 1]
+        experts, width = self.store.num_experts, guesses.width
+        ranked = guesses.predict(layer, seen)
+        padding = guesses.padding
+        if padding is not None and len(padding) != len(ranked):
+            padding = None  # of another call: a part of the model was called by itself
+        order = fetched(ranked, self.k, width, experts, padding)
+        for expert in order:
+            if expert in after.loads or not guesses.free:
+                continue
+            slot, name = guesses.free.pop(), after.name_of(expert)
+            one = self.transfers.request(after.index, expert, slot, name, GUESS)
+            guesses.staged[after.index, expert] = one
+            self.counts.guesses += 1
+            self.counts.bytes += self.store.slab_bytes
 
     def close(self) -> None:
         """End the thread and close the files; the model can no longer be called."""
@@ -81,16 +132,22 @@ class OffloadedLayer:
 
     def __init__(self, offload: Offload, index: int, cache: ExpertCache, first: int) -> None:
         self.offload, self.index, self.cache = offload, index, cache
-        self.slots = range(first, first + cache.capacity)
+        self.slots = list(range(first, first + cache.capacity))
         self.loads: dict[int, Transfer] = {}
         self._needed: list[int] = []
         self._admitted = 0
         self._now: Transfer | None = None
 
-    def begin(self, needed: list[int]) -> None:
-        """Prepare for experts that are needed one after the other, ascending."""
+    def name_of(self, expert: int) -> str:
+        """Return what errors call an expert."""
+        return f"expert {expert} of {self.offload.store.names[self.index]}"
+
+    def begin(self, needed: list[int], seen: Seen) -> None:
+        """Request experts that are needed one after the other, ascending, and guess the next."""
         self._settle(wait=True)
         self._needed, self._admitted, self._now = needed, 0, None
+        self._request(0)
+        self.offload.guess(self.index, needed[self._admitted :], seen)
 
     def slab(self, expert: int) -> Tensor:
         """Return the slab of the expert that is needed now, and request those after it.
@@ -101,16 +158,27 @@ class OffloadedLayer:
         now = self._now
         if now is None or now.expert != expert:
             self._leave()
-            start = self._needed.index(expert)
-            window = self._needed[start : start + len(self.slots)]
-            while self._admitted < start + len(window):
-                self._admit(self._needed[self._admitted], window)
-                self._admitted += 1
+            self._request(self._needed.index(expert))
             now = self.loads[expert]
-            self.offload.transfers.wait(now)
+            self._wait(now)
             self.offload.pool.enter(now.slot)
             self._now = now
         return self.offload.pool.slabs[now.slot]
+
+    def _request(self, start: int) -> None:
+        """Request what there are slots for, from one of the needed experts on."""
+        window = self._needed[start : start + len(self.slots)]
+        while self._admitted < start + len(window):
+            self._admit(self._needed[self._admitted], window)
+            self._admitted += 1
+
+    def _wait(self, load: Transfer) -> None:
+        if load.done.is_set() and load.error is None:
+            return
+        counts, begun = self.offload.counts, time.perf_counter()
+        counts.late += load.guessed
+        self.offload.transfers.wait(load)
+        counts.stall += time.perf_counter() - begun
 
     def end(self) -> None:
         """Give up what is still on its way, after an error or an interrupt."""
@@ -132,7 +200,13 @@ class OffloadedLayer:
             del self.loads[use.evicted]
         taken = {load.slot for load in self.loads.values()}
         slot = next(slot for slot in self.slots if slot not in taken)
-        name = f"expert {expert} of {self.offload.store.names[self.index]}"
+        if right := self.offload.guesses.take(self.index, expert):
+            self.slots[self.slots.index(slot)] = right.slot
+            self.offload.guesses.free.append(slot)
+            self.loads[expert] = right
+            counts.guessed += 1
+            return
+        name = self.name_of(expert)
         self.loads[expert] = self.offload.transfers.request(self.index, expert, slot, name)
         counts.loads += 1
         counts.bytes += self.offload.store.slab_bytes
@@ -176,8 +250,8 @@ def run_offloaded(
         top_k_weights: Weights of these experts (T, K).
 
     Raises:
-        GatesError: An expert cannot be read or does not arrive; a gradient is asked for; the
-            experts are not offloaded.
+        GatesError: An expert cannot be read or does not arrive; weights are not finite; a gradient
+            is asked for; the experts are not offloaded.
     """
     experts: Any = self
     layer: OffloadedLayer | None = getattr(experts, "offloaded", None)
@@ -190,10 +264,16 @@ def run_offloaded(
             f"tokens are on {hidden_states.device}, slabs of experts on"
             f" {layer.offload.pool.slabs.device}: load the model on the device that it runs on"
         )
-    needed = top_k_index.unique().tolist()
+    if not top_k_weights.isfinite().all():
+        name = layer.offload.store.names[layer.index]
+        raise GatesError(f"weights of {name} are not finite: the checkpoint or the input is wrong")
+    needed = [one for one in top_k_index.unique().tolist() if one < experts.num_experts]
+    seen = Seen(top_k_index, hidden_states)
     with layer.offload.lock:
+        for observe in layer.offload.observers:
+            observe(layer.index, seen)
         try:
-            layer.begin([expert for expert in needed if expert < experts.num_experts])
+            layer.begin(needed, seen)
             eager: Any = type(experts).forward
             out: Tensor = eager.__wrapped__(experts, hidden_states, top_k_index, top_k_weights)
         finally:
@@ -208,7 +288,9 @@ def attach_offload(
     budget: float,
     policy: str = "lru",
     allocation: str = "uniform",
-    profile: Sequence[Trace] | None = None,
+    predictor: str = "none",
+    width: int | None = None,
+    profile: Sequence[Tensor] | None = None,
     patience: float = 60.0,
     device: torch.device | str | None = None,
 ) -> Offload:
@@ -223,7 +305,12 @@ def attach_offload(
         budget: Bytes for experts; a float up to 1.0 is a fraction of the bytes of all experts.
         policy: Which expert leaves, one of ``language.offload.caches.POLICIES``.
         allocation: ``uniform`` or ``shallow``, how layers divide the budget.
-        profile: For each layer its experts in order of use, for the policy ``static``.
+        predictor: What is fetched before it is needed, one of
+            ``language.offload.guesses.PREDICTORS``.
+        width: Experts that are guessed for one token, for which as many slots of the budget are set
+            aside; those of one token if None, all experts with ``all``.
+        profile: For each layer the experts (N, K) of tokens in order of use, for the policy
+            ``static`` and the predictors ``path`` and ``frequency``.
         patience: Seconds after which a read that is waited for counts as stalled.
         device: Where the slabs are; where the parameters of the model are if not given.
 
@@ -232,7 +319,7 @@ def attach_offload(
 
     Raises:
         GatesError: The model has no such experts; the folder lacks experts, or a shard is
-            truncated; the budget is below the experts of one token for each layer.
+            truncated; the budget is below the experts of one token for each layer, and the guesses.
     """
     check_positive(patience=patience)
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
@@ -240,15 +327,26 @@ def attach_offload(
     modules = _fused_experts(model)
     store = ExpertStore(Path(folder), modules)
     owner: Any = model
-    least = int(owner.config.get_text_config().num_experts_per_tok)
+    k, experts = int(owner.config.get_text_config().num_experts_per_tok), store.num_experts
+    wide = experts if predictor == "all" else k
+    wide = 0 if predictor == "none" else wide if width is None else width
+    if predictor != "none" and not k <= wide <= experts:
+        raise GatesError(f"width is {wide}, expected {k} to {experts} guesses for a token")
     available = store.nbytes * budget if isinstance(budget, float) and budget <= 1 else budget
-    shares = _slots(store, int(available // store.slab_bytes), least, allocation)
-    traces = profile or [()] * len(shares)
-    if len(traces) != len(shares):
-        raise GatesError(f"the profile has {len(traces)} layers, the model {len(shares)}")
+    shares = _slots(store, int(available // store.slab_bytes), k, wide, allocation)
+    if profile is not None and len(profile) != len(shares):
+        raise GatesError(f"the profile has {len(profile)} layers, the model {len(shares)}")
+    traces = [one.flatten().tolist() for one in profile or [torch.empty(0)] * len(shares)]
     caches = [make_cache(policy, *one) for one in zip(shares, traces, strict=True)]
-    pool = make_pool(sum(shares), store.slab_bytes, torch.device(device or owner.device))
-    offload = Offload(store, pool, caches, patience)
+    ahead = None
+    if predictor == "cross-layer":
+        dim = owner.config.get_text_config().hidden_size
+        ahead = cross_layer(model, store.names, dim, wide)
+    predict = make_predictor(predictor, experts, profile=profile, ahead=ahead)
+    pool = make_pool(sum(shares) + wide, store.slab_bytes, torch.device(device or owner.device))
+    guesses = Guesses(predict, wide, range(wide))
+    offload = Offload(store, pool, caches, guesses, k=k, patience=patience)
+    owner.register_forward_pre_hook(partial(note_padding, guesses), with_kwargs=True)
     for layer, module in zip(offload.layers, modules.values(), strict=True):
         _hand_over(module, layer, store.tensors[layer.index])
     ALL_EXPERTS_FUNCTIONS[NAME] = run_offloaded
@@ -257,15 +355,17 @@ def attach_offload(
     return offload
 
 
-def _slots(store: ExpertStore, budget: int, least: int, allocation: str) -> list[int]:
+def _slots(store: ExpertStore, budget: int, least: int, width: int, allocation: str) -> list[int]:
     layers = len(store.names)
-    if budget < least * layers:
+    if budget < least * layers + width:
+        ahead = f" and guesses {width} more" if width else ""
         raise GatesError(
             f"the budget holds {budget} experts of {store.slab_bytes:,} bytes, but {layers} layers"
-            f" need {least} each: give at least {least * layers * store.slab_bytes:,} bytes"
+            f" need {least} each{ahead}: give at least"
+            f" {(least * layers + width) * store.slab_bytes:,} bytes"
         )
     experts = store.num_experts
-    return allocate(allocation, budget, layers=layers, experts=experts, least=least)
+    return allocate(allocation, budget - width, layers=layers, experts=experts, least=least)
 
 
 def _fused_experts(model: nn.Module) -> dict[str, nn.Module]:

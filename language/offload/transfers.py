@@ -10,8 +10,8 @@ from typing import Protocol
 from core_gates.errors import GatesError
 from language.offload.pool import SlabPool
 
-STOP, DEMAND, AHEAD = -1, 0, 1
-"""Priorities: end of the thread, what is waited for, what is needed soon."""
+STOP, DEMAND, AHEAD, GUESS = -1, 0, 1, 2
+"""Priorities: end of the thread, what is waited for, what is needed soon, what may be needed."""
 
 
 class Store(Protocol):
@@ -26,12 +26,16 @@ class Transfer:
 
     Attributes:
         name: Of the expert, for errors.
+        guessed: Whether it was queued because it may be needed.
         done: Set when the slab is filled, or when that failed.
         error: Why it failed.
     """
 
-    def __init__(self, layer: int, expert: int, slot: int, name: str) -> None:
+    def __init__(
+        self, layer: int, expert: int, slot: int, name: str, *, guessed: bool = False
+    ) -> None:
         self.layer, self.expert, self.slot, self.name = layer, expert, slot, name
+        self.guessed = guessed
         self.done = Event()
         self.error: BaseException | None = None
         self._taken = Lock()
@@ -63,10 +67,12 @@ class Transfers:
         self.thread.start()
         self._stop = weakref.finalize(self, self._queue.put, (STOP, 0, None))
 
-    def request(self, layer: int, expert: int, slot: int, name: str) -> Transfer:
-        """Queue an expert that is needed soon."""
-        transfer = Transfer(layer, expert, slot, name)
-        self._queue.put((AHEAD, next(self._order), transfer))
+    def request(
+        self, layer: int, expert: int, slot: int, name: str, priority: int = AHEAD
+    ) -> Transfer:
+        """Queue an expert that is needed soon, or may be."""
+        transfer = Transfer(layer, expert, slot, name, guessed=priority == GUESS)
+        self._queue.put((priority, next(self._order), transfer))
         return transfer
 
     def wait(self, transfer: Transfer) -> None:

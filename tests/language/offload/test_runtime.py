@@ -58,6 +58,9 @@ def expected(checkpoint, resident):
 
 def check_pool(offload):
     """Each slot has one owner, each cache knows its slots, each slab holds its expert."""
+    owned = [slot for layer in offload.layers for slot in layer.slots] + offload.guesses.free
+    owned += [transfer.slot for transfer in offload.guesses.staged.values()]
+    assert sorted(owned) == list(range(len(offload.pool.slabs)))
     taken = [transfer.slot for layer in offload.layers for transfer in layer.loads.values()]
     assert len(taken) == len(set(taken))
     for layer in offload.layers:
@@ -89,7 +92,7 @@ def test_models_equal_those_in_memory(name, dtype, checkpoint, resident, load):
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
 @pytest.mark.parametrize("policy", sorted(set(POLICIES) - {"belady"}))
 def test_no_policy_changes_what_is_computed(policy, allocation, load, expected):
-    profile = [[0, 0, 1]] * LAYERS if policy == "static" else None
+    profile = [torch.tensor([[0, 0, 1]])] * LAYERS if policy == "static" else None
     model = load(budget=0.5, policy=policy, allocation=allocation, profile=profile)
     assert torch.equal(logits_of(model), expected)
     assert torch.equal(logits_of(model), expected)
@@ -170,12 +173,15 @@ STEPS = st.tuples(st.sampled_from(["run", "cancel", "fail", "slow"]), st.integer
 @given(
     steps=st.lists(STEPS, min_size=1, max_size=5),
     policy=st.sampled_from(["lru", "slru", "arc", "lfru"]),
-    slots=st.integers(K, E),
+    slots=st.integers(K, E - 1),
+    predictor=st.sampled_from(["none", "all", "cross-layer"]),
 )
 def test_cancelled_and_failed_calls_leave_the_pool_whole(
-    checkpoint, expected, steps, policy, slots
+    checkpoint, expected, steps, policy, slots, predictor
 ):
-    model = load_offloaded(checkpoint(), budget=slots / E, policy=policy)
+    guesses = {} if predictor == "none" else {"predictor": predictor, "width": K}
+    budget = (slots * LAYERS + guesses.get("width", 0)) * 9216
+    model = load_offloaded(checkpoint(), budget=budget, policy=policy, **guesses)
     offload = model.offload
     read = offload.store.read_into
     state = {}
@@ -326,7 +332,7 @@ def test_bad_inputs_are_one_line(checkpoint, load, refuses, tmp_path):
         ("holds no model that continues text", lambda: load(tmp_path / "switch")),
         ("holds no model that continues text", lambda: load(tmp_path / "nothing")),
         ("are offloaded already", lambda: attach_offload(model, folder, budget=1.0)),
-        ("profile has 1 layers, the model 3", lambda: load(policy="static", profile=[[0]])),
+        ("profile has 1 layers, the model 3", lambda: load(policy="static", profile=[IDS])),
         ("policy 'static' needs a trace", lambda: load(policy="static")),
         ("is in a closed store: load the model again", lambda: logits_of(closed)),
         ("have no gradients", lambda: model(inputs_embeds=embedded)),

@@ -1,0 +1,53 @@
+"""Slots of guesses: experts that are fetched before it is known that they are needed."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from language.offload.guesses import Predictor
+from language.offload.transfers import Transfer
+
+
+class Guesses:
+    """Experts of the next layer that are fetched because they are guessed, in slots of their own.
+
+    They enter the cache of their layer when they are used, and give way to the next guesses
+    otherwise, so that a guess never displaces what is used.
+
+    Args:
+        predict: Guesses; None for no guesses.
+        width: Experts that are guessed for one token, at most as many as there are slots.
+        slots: Slots of the pool that hold them.
+
+    Attributes:
+        free: Slots that hold nothing that is needed.
+        staged: Transfers of guesses by layer and expert.
+        padding: True (T,) at tokens of the batch that are padding, None where there is none.
+    """
+
+    def __init__(self, predict: Predictor | None, width: int, slots: Sequence[int]) -> None:
+        self.predict, self.width, self.free = predict, width, list(slots)
+        self.staged: dict[tuple[int, int], Transfer] = {}
+        self.padding: Tensor | None = None
+
+    def take(self, layer: int, expert: int) -> Transfer | None:
+        """Return the transfer of a guess that turned out right, or None."""
+        return self.staged.pop((layer, expert), None)
+
+    def keep(self, layer: int, experts: Sequence[int]) -> None:
+        """Give up all guesses but those of the experts of a layer."""
+        for layer_expert in self.staged.keys() - {(layer, expert) for expert in experts}:
+            transfer = self.staged.pop(layer_expert)
+            transfer.take()  # it is not read unless that has begun
+            self.free.append(transfer.slot)
+
+
+def note_padding(guesses: Guesses, _: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    """Note which tokens of the call of a model are padding."""
+    mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
+    inputs = [kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args[:1]]
+    length = next((one.shape[1] for one in inputs if one is not None), 0)
+    guesses.padding = None
+    if isinstance(mask, Tensor) and mask.ndim == 2 and length and not mask[:, -length:].all():
+        guesses.padding = mask[:, -length:].flatten() == 0

@@ -1,0 +1,197 @@
+"""Guesses: they change what is fetched and when, never what is computed."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from core_gates.errors import GatesError
+from core_gates.gates.predictive import CrossLayerPredictor
+from core_gates.gates.top_k import TopKGate
+from language.offload.allocation import ALLOCATIONS, allocate
+from language.offload.caches import make_cache, replay
+from language.offload.guesses import Seen, fetched, make_predictor, rarest
+from language.offload.loading import load_offloaded
+
+E, K, LAYERS, SLAB = 6, 2, 3, 9216
+GOLDEN = Path(__file__).parents[2] / "golden" / "moe_inference_sora"
+IDS = torch.randint(64, (2, 7), generator=torch.Generator().manual_seed(1))
+PROFILE = [torch.tensor([[0, 1], [1, 2], [4, 1]])] * LAYERS
+MODELS = ("Mixtral", "Qwen2Moe", "Qwen3Moe", "Olmoe", "DeepseekV2", "DeepseekV3", "GptOss")
+
+
+def logits_of(model, ids=IDS, **options):
+    with torch.no_grad():
+        return model(ids, **options).logits
+
+
+def tokens_of(model):
+    return model.generate(IDS[:1], max_new_tokens=6, do_sample=False)
+
+
+@pytest.fixture
+def load(checkpoint):
+    """``load(slots, width, **options)``: a tiny model with slots for each layer and for guesses."""
+    loaded = []
+
+    def call(slots=K, width=K, name="Qwen3Moe", **options):
+        budget = (slots * LAYERS + width) * SLAB
+        if name.startswith("Deepseek") or name == "GptOss":
+            budget = 0.9
+        model = load_offloaded(checkpoint(name), budget=budget, width=width, **options)
+        loaded.append(model.offload)
+        return model
+
+    yield call
+    for offload in loaded:
+        offload.close()
+
+
+@pytest.mark.parametrize("predictor", ["all", "cross-layer", "path", "frequency"])
+def test_no_predictor_changes_what_is_computed(predictor, load, resident, checkpoint):
+    whole, model = resident(checkpoint()), load(predictor=predictor, profile=PROFILE)
+    for _ in range(2):
+        assert torch.equal(logits_of(model), logits_of(whole))
+        assert torch.equal(tokens_of(model), tokens_of(whole))
+    counts = model.offload.counts
+    assert counts.guesses >= counts.guessed > 0
+    assert counts.bytes == (counts.loads + counts.guesses) * SLAB
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_routers_of_all_classes_guess_what_they_choose(name, load, resident, checkpoint):
+    model, seen = load(name=name, predictor="cross-layer"), []
+    offload = model.offload
+    offload.observers.append(lambda layer, one: seen.append(one))
+    assert torch.equal(logits_of(model), logits_of(resident(checkpoint(name))))
+    assert len(seen) == len(offload.layers)
+    assert offload.counts.guesses > 0
+    for layer, one in enumerate(seen[1:]):  # on the input of its own layer, it guesses its choice
+        guess = offload.guesses.predict(layer, one)
+        assert torch.equal(guess.sort().values, one.routed.sort().values)
+
+
+def test_guesses_are_not_counted_by_the_model(load, resident, checkpoint):
+    model, whole = load(predictor="cross-layer"), resident(checkpoint())
+    with torch.no_grad():
+        own, stock = (m(IDS, output_router_logits=True) for m in (model, whole))
+    assert len(own.router_logits) == len(stock.router_logits) == LAYERS
+    assert torch.equal(own.aux_loss, stock.aux_loss)
+
+
+@pytest.mark.parametrize("predictor", ["all", "cross-layer", "frequency"])
+def test_guesses_never_displace_what_is_used(predictor, load):
+    plain, guessing = (
+        load(slots=4, width=0),
+        load(slots=4, width=3, predictor=predictor, profile=PROFILE),
+    )
+    for model in (plain, guessing):
+        for _ in range(2):
+            tokens_of(model)
+    without, counts = plain.offload.counts, guessing.offload.counts
+    assert counts.hits == without.hits
+    assert counts.loads + counts.guessed == without.loads
+    assert 0 < counts.guessed <= counts.guesses
+
+
+def test_padding_fetches_nothing(load):
+    model, mask = load(predictor="cross-layer"), torch.ones_like(IDS)
+    mask[0, :4] = 0
+    logits_of(model, attention_mask=mask)
+    assert torch.equal(model.offload.guesses.padding, mask.flatten() == 0)
+    logits_of(model)
+    assert model.offload.guesses.padding is None
+    ranked = torch.tensor([[5, 4], [0, 1], [3, 1]])
+    hidden = torch.tensor([True, False, False])
+    assert fetched(ranked, K, K, E, hidden) == [1, 0, 3]
+    assert fetched(ranked, K, K, E) == [1, 0, 3, 4, 5]
+    assert fetched(ranked, K, K, E, torch.ones(3, dtype=torch.bool)) == []
+
+
+def test_one_token_fetches_spare_guesses_and_a_prompt_none():
+    ranked = torch.tensor([[5, 4, 2, 0]])
+    assert fetched(ranked, K, 3, E) == [5, 4, 2]
+    assert fetched(ranked.repeat(2, 1), K, 3, E) == [4, 5]
+
+
+def test_a_guess_that_cannot_be_read_is_no_error_until_it_is_needed(load, monkeypatch):
+    model = load(predictor="all", width=E)
+    expected, used = logits_of(model), []
+    model.offload.observers.append(
+        lambda layer, seen: used.append((layer, seen.routed.unique().tolist()))
+    )
+    logits_of(model, IDS[:1, :2])
+    unused = next((layer, e) for layer, es in used[1:] for e in range(E) if e not in es)
+    read = model.offload.store.read_into
+
+    def fail(layer, expert, slab):
+        if (layer, expert) == unused:
+            raise OSError("unplugged")
+        read(layer, expert, slab)
+
+    monkeypatch.setattr(model.offload.store, "read_into", fail)
+    logits_of(model, IDS[:1, :2])
+    layer, expert = unused
+    everything = torch.arange(64).unsqueeze(0)
+    with pytest.raises(GatesError, match=rf"expert {expert} of model\.layers\.{layer}.*unplugged"):
+        logits_of(model, everything)
+    monkeypatch.undo()
+    assert torch.equal(logits_of(model), expected)
+
+
+@pytest.mark.parametrize("how", ALLOCATIONS)
+@pytest.mark.parametrize("policy", ["LRU", "LFU", "LIFO", "ARC"])
+@pytest.mark.parametrize("name", ["fate_small", "fate_wide"])
+def test_golden_hits_with_guesses(name, policy, how):
+    with np.load(GOLDEN / f"{name}.npz") as golden:
+        layers, experts, k, width = (int(golden[n]) for n in ("L", "E", "top_k", "prefetch_width"))
+        actual = torch.from_numpy(golden["actual_topk"])
+        slots = allocate(how, int(golden["budget"]), layers=layers, experts=experts, least=k)
+        for layer in range(layers):
+            cache = make_cache(policy.lower(), slots[layer])
+            there = replay(cache, actual[layer].flatten().tolist())
+            if layer:
+                gate = TopKGate(golden["gate_input"].shape[-1], experts, k=k, dtype=torch.float64)
+                gate.weight.data = torch.from_numpy(golden["router_weight"][layer])
+                x = torch.from_numpy(golden["gate_input"][layer - 1])
+                ranked = CrossLayerPredictor(gate, width=width)(x).indices
+                guesses = [fetched(one.unsqueeze(0), k, width, experts) for one in ranked]
+                pairs = zip(actual[layer].flatten().tolist(), there, strict=True)
+                there = [hit or e in guesses[n // k] for n, (e, hit) in enumerate(pairs)]
+            expected = golden[f"hit_or_prefetched_{policy}_{how}"][:, layer]
+            assert there == expected.flatten().tolist()
+
+
+@pytest.mark.parametrize("name", ["fate_small", "fate_wide"])
+def test_golden_experts_in_2_bits(name):
+    with np.load(GOLDEN / f"{name}.npz") as golden:
+        for order, mask in zip(golden["prefill_order"], golden["prefill_int2_mask"], strict=True):
+            assert rarest(order[order >= 0].tolist()) == set(mask.nonzero()[0].tolist())
+
+
+def test_tables_count_what_a_profile_used():
+    path = make_predictor("path", E, profile=PROFILE)
+    frequency = make_predictor("frequency", E, profile=PROFILE)
+    seen = Seen(torch.tensor([[4, 0], [2, 2]]))
+    assert frequency(0, seen)[:, :2].tolist() == [[1, 0], [1, 0]]
+    assert path(0, seen)[:, :2].tolist() == [[1, 0], [1, 2]]  # 4 with 4, 1; 0 with 0, 1
+    assert_close(path(0, seen).sort().values, torch.arange(E).expand(2, -1))
+
+
+def test_bad_inputs_are_one_line(load, refuses):
+    model = load()
+    model.model.layers[1].mlp.gate.weight.data.fill_(torch.nan)
+    refuses(
+        GatesError,
+        ("predictor is 'luck'; choose one of none, all", lambda: load(predictor="luck")),
+        ("'path' needs a profile", lambda: load(predictor="path")),
+        ("'oracle' knows the future", lambda: load(predictor="oracle")),
+        ("width is 1, expected 2 to 6", lambda: load(predictor="all", width=1)),
+        (
+            r"need 2 each and guesses 6 more: give at least 110,592",
+            lambda: load(slots=1, width=6, predictor="all"),
+        ),
+        (r"weights of model\.layers\.1\.mlp\.experts are not finite", lambda: logits_of(model)),
+    )
