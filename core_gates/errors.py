@@ -1,6 +1,8 @@
 """Errors that a user can fix: one line with what was found, what was expected, what to do."""
 
 from collections.abc import Iterable
+from math import isfinite
+from numbers import Integral, Real
 
 
 class GatesError(Exception):
@@ -47,6 +49,29 @@ def check_at_least(least: float, **found: float | None) -> None:
         if value is not None and not value >= least:
             wanted = f"be at least {least}" if least else "not be negative"
             raise ValueError(f"{name} must {wanted}, got {value}")
+
+
+def check_whole(least: int, **found: object) -> None:
+    """Refuse what is not a whole number of at least ``least``; True and False are none.
+
+    Raises:
+        ValueError: One of ``found`` is too small, or is something else.
+    """
+    for name, value in found.items():
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise ValueError(f"{name} must be a whole number, got {value!r}")
+        check_at_least(least, **{name: int(value)})
+
+
+def check_finite(**found: object) -> None:
+    """Refuse what is not a finite number; None stands for an option that is not used.
+
+    Raises:
+        ValueError: One of ``found`` is NaN, infinite, or no number.
+    """
+    for name, value in found.items():
+        if value is not None and not (isinstance(value, Real) and isfinite(value)):
+            raise ValueError(f"{name} must be a finite number, got {value!r}")
 
 
 def check_positive(**found: float | None) -> None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core_gates.activations import GATE_ACTIVATIONS, GateActivation
-from core_gates.errors import check_at_least, check_option
+from core_gates.errors import check_at_least, check_finite, check_option
 from core_gates.numerics import accumulation_dtype
 from core_gates.ops._select import is_transformed
 from core_gates.ops.gate_multiply.op import gate_multiply
@@ -299,7 +299,7 @@ class HeadGate(nn.Module):
         ``x`` (..., dim) and ``y`` (..., num_heads, head_dim) to the shape of ``y``.
 
     Raises:
-        ValueError: A size is below 1 or an option is unknown.
+        ValueError: A size is below 1, an option is unknown, or the bias is not finite.
     """
 
     def __init__(
@@ -323,6 +323,7 @@ class HeadGate(nn.Module):
         check_option("sharing", sharing, get_args(Sharing))
         check_option("form", form, get_args(Form))
         check_option("activation", activation, get_args(GateActivation))
+        check_finite(bias_init=bias_init)
         self.form, self.activation, self.bias_init = form, activation, bias_init
         self.gate_shape = (
             1 if sharing == "head_shared" else num_heads,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from core_gates.activations import GateActivation
 from core_gates.attention.head_gate import Form, Granularity, HeadGate, Sharing
 from core_gates.errors import GatesError
-from language.hf.locate import Attention, locate_attention, require_attached
+from language.hf.locate import Attention, locate_attention, refuse_absent, require_attached
 
 CHILD = "output_gate"
 """Name of the gate in the attention module, and so in the state of the model."""
@@ -134,7 +134,8 @@ def attach_output_gate(
         The gates by the names of their attention modules, such as ``layers.0.self_attn``.
 
     Raises:
-        GatesError: The model does not fit, or has such gates already.
+        GatesError: The model does not fit, has such gates already, or weights that are offloaded.
+        ValueError: An option is unknown, or ``bias_init`` is not finite.
     """
     attentions = locate_attention(model)
     for attention in attentions:
@@ -146,19 +147,14 @@ def attach_output_gate(
                 else f"{attention.name} ({type(attention.module).__name__}) has an {CHILD} as"
                 f" published, a {type(child).__name__}: choose another model"
             )
+        refuse_absent(attention.name, attention.module)
     gates = {}
     for attention in attentions:
         place = next(attention.module.parameters())
         gate = OutputGate(
-            attention,
-            granularity=granularity,
-            sharing=sharing,
-            form=form,
-            activation=activation,
-            bias_init=bias_init,
-            device=place.device,
-            dtype=dtype or _floating(model),
-        )
+            attention, granularity=granularity, sharing=sharing, form=form, activation=activation,
+            bias_init=bias_init, device=place.device, dtype=dtype or _floating(model),
+        )  # fmt: skip
         gate.hook(attention.module)
         gates[attention.name] = gate.train(attention.module.training)
     _compile_again()

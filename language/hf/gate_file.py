@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from core_gates.errors import GatesError
 from harness.files.atomic import replacing
-from language.hf.locate import base_of, locate_attention
+from language.hf.locate import base_of, locate_attention, refuse_absent
 
 HASHED = 256
 """Values of a weight that enter the fingerprint of a base model."""
@@ -40,9 +40,11 @@ def fingerprint(model: nn.Module) -> str:
         model: See :func:`language.hf.locate.locate_attention`.
 
     Raises:
-        GatesError: It is not a model that gates can be attached to.
+        GatesError: It is not a model that gates can be attached to, or has weights that are
+            offloaded.
     """
     base, attentions = base_of(model), locate_attention(model)
+    refuse_absent(type(base).__name__, base)
     shapes = [[a.name, a.dim, a.num_heads, a.num_kv_heads, a.head_dim] for a in attentions]
     digest = hashlib.sha256(json.dumps([base.config.model_type, shapes]).encode())
     layers = [base.get_input_embeddings()]
@@ -229,8 +231,10 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Return the metadata and the tensors of a safetensors file.
 
     Raises:
-        GatesError: It is missing or damaged.
+        GatesError: It is missing, a folder, or damaged.
     """
+    if path.is_dir():
+        raise GatesError(f"{path} is a folder, expected a file: name the .safetensors file in it")
     try:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

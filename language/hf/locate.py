@@ -137,6 +137,25 @@ def require_attached(model: nn.Module, child: str, kind: type[G], attach: str) -
     return found
 
 
+def refuse_absent(name: str, module: nn.Module) -> None:
+    """Refuse a module whose weights are not in memory.
+
+    Args:
+        name: Of the module, for the message.
+        module: The module.
+
+    Raises:
+        GatesError: Weights are on the meta device.
+    """
+    absent = [key for key, weight in module.named_parameters() if weight.is_meta]
+    if absent:
+        raise GatesError(
+            f"{name} has {len(absent)} weights on the meta device ({absent[0]}), as accelerate"
+            " offloads them, expected all in memory: open the model without device_map, or with one"
+            " that offloads nothing"
+        )
+
+
 def features_into(linear: nn.Module) -> int | None:
     """Return the number of features that a linear layer takes, ``Conv1D`` of GPT-2 included."""
     return getattr(linear, "in_features", getattr(linear, "nx", None))

@@ -12,9 +12,15 @@ from torch.testing import assert_close
 from core_gates.attention.head_gate import RotaryTable, rotate_by
 from core_gates.attention.seer.decode import BlockSelector, DecodeAttnGate, block_density
 from core_gates.attention.seer.gate import AttnGate
-from core_gates.errors import GatesError, check_at_least, check_option
+from core_gates.errors import GatesError, check_option, check_whole
 from core_gates.ops import block_sparse_attention
-from language.hf.locate import Attention, base_of, locate_attention, require_attached
+from language.hf.locate import (
+    Attention,
+    base_of,
+    locate_attention,
+    refuse_absent,
+    require_attached,
+)
 from language.seer.attention import (
     CHILD,
     NAME,
@@ -55,7 +61,7 @@ class BlockGate(nn.Module):
         self.kind: Kind = "decode" if isinstance(gate, DecodeAttnGate) else "prefill"
         self.selector: BlockSelector | None = None
         self.attend: Attend | None = None
-        self._kept: tuple[Tensor | float, int] = (0.0, 0)
+        self._kept: Tensor | None = None  # their sum and number, which graphs do not guard
         self._hooks: list[Any] = []
         self._table: RotaryTable | None = None
         self._cache: Any = None
@@ -63,12 +69,11 @@ class BlockGate(nn.Module):
     @property
     def density(self) -> float | None:
         """The mean fraction, see the attributes of the class."""
-        total, calls = self._kept
-        return float(total) / calls if calls else None
+        return None if self._kept is None else float(self._kept[0] / self._kept[1])
 
     def choose_by(self, selector: BlockSelector | None) -> None:
         """Set the rule, and forget what was kept before."""
-        self.selector, self._kept = selector, (0.0, 0)
+        self.selector, self._kept = selector, None
 
     def hook(self, module: nn.Module) -> None:
         """Become the gate of an attention module."""
@@ -81,12 +86,20 @@ class BlockGate(nn.Module):
             handle.remove()
         delattr(module, CHILD)
 
-    def _read(self, _module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def _read(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Keep what a call says of positions and of the past.
 
         Raises:
-            GatesError: The cache is another one than the gate needs.
+            GatesError: The model attends in another way, which would leave the gate out, or the
+                cache is another one than the gate needs.
         """
+        config: Any = module.config
+        if config._attn_implementation != NAME:
+            raise GatesError(
+                f"{self.name} attends by {config._attn_implementation!r}, which leaves its block"
+                f" gate out: call model.set_attn_implementation({NAME!r}), or"
+                " detach_block_gates(model) before another attention is set"
+            )
         cache = kwargs.get("cache", kwargs.get("past_key_values"))  # its newer and its older name
         angles = kwargs.get("position_embeddings")
         if cache is not None and not isinstance(cache, BlockCache):
@@ -133,8 +146,9 @@ class BlockGate(nn.Module):
         mask = None if self.selector is None else self.choose(seen, self.selector, cache)
         if mask is None:
             return attend_to_all(seen)
-        total, calls = self._kept
-        self._kept = (total + block_density(mask), calls + 1)
+        density = block_density(mask)
+        kept = torch.stack([density, torch.ones_like(density)])
+        self._kept = kept if self._kept is None else self._kept + kept
         return block_sparse_attention(
             seen.q, seen.k, seen.v, mask, self.gate.block_size,
             scale=seen.scale, padding_mask=seen.padding,
@@ -175,17 +189,18 @@ def attach_block_gates(
         The gates by the names of their attention modules, such as ``layers.0.self_attn``.
 
     Raises:
-        GatesError: The model does not fit, or has such gates already.
-        ValueError: ``block_size`` is below 1.
+        GatesError: The model does not fit, has such gates already, or weights that are offloaded.
+        ValueError: ``block_size`` is not a whole number from 1 on.
     """
     check_option("kind", kind, get_args(Kind), GatesError)
-    check_at_least(1, block_size=block_size)
+    check_whole(1, block_size=block_size)
     base, attentions = base_of(model), locate_attention(model)
     for attention in attentions:
         if CHILD in attention.module._modules:
             raise GatesError(
                 f"{attention.name} has block gates already: call detach_block_gates(model) before"
             )
+        refuse_absent(attention.name, attention.module)
         refuse_unfit(base, attention)
     register_block_attention()
     build = AttnGate if kind == "prefill" else DecodeAttnGate

@@ -129,6 +129,11 @@ def _padding(
     Raises:
         GatesError: Padding is on the right, or there is a mask of another kind.
     """
+    if not allow_is_causal_skip and torch.compiler.is_compiling():
+        raise GatesError(
+            "a model that is compiled is not told whether sequences are packed: give"
+            " attention_mask, such as torch.ones_like(tokens), or a cache"
+        )
     if not allow_is_causal_skip:
         raise GatesError(
             "sequences are packed, or the model adds another mask, which blocks of keys cannot:"

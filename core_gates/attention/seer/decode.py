@@ -20,7 +20,7 @@ from core_gates.attention.seer.gate import (
     project_heads,
     shown_probs,
 )
-from core_gates.errors import GatesError, check_option
+from core_gates.errors import GatesError, check_option, check_whole
 from core_gates.numerics import accumulation_dtype, check_padding_mask, zero_padding
 
 
@@ -75,16 +75,13 @@ class BlockSelector(nn.Module):
         ((self.rule, self.value),) = given.items()
         if self.rule in ("threshold", "nz_ratio", "p") and not 0 <= self.value <= 1:
             raise ValueError(f"{self.rule} must lie in [0, 1], got {self.value}")
+        check_whole(1, block_size=block_size)
+        check_whole(0, dense_rows=dense_rows)
+        if self.rule in ("k", "token_budget"):
+            check_whole(1, **{self.rule: self.value})
         if self.rule == "token_budget" and self.value < block_size:
             raise ValueError(
                 f"token_budget must be at least one block of {block_size}, got {self.value}"
-            )
-        if self.rule == "k" and self.value < 1:
-            raise ValueError(f"k must be at least 1, got {self.value}")
-        if block_size < 1 or dense_rows < 0:
-            raise ValueError(
-                f"block_size must be at least 1 and dense_rows at least 0, got {block_size} and"
-                f" {dense_rows}"
             )
         self.block_size, self.dense_rows = block_size, dense_rows
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core_gates.attention.head_gate import INIT_STD, check_frequencies, rotate
-from core_gates.errors import check_at_least, check_fraction, check_option
+from core_gates.errors import check_fraction, check_option, check_whole
 from core_gates.numerics import accumulation_dtype, check_padding_mask, widest_float
 
 KINDS = ("max", "min", "avg")
@@ -288,7 +288,7 @@ def check_heads(num_heads: int, num_kv_heads: int, block_size: int) -> None:
     """Refuse heads that do not fall into groups, and empty blocks."""
     if num_kv_heads < 1 or num_heads % num_kv_heads:
         raise ValueError(f"num_kv_heads={num_kv_heads} must divide num_heads={num_heads}")
-    check_at_least(1, block_size=block_size)
+    check_whole(1, block_size=block_size)
 
 
 def as_numbers(

@@ -200,3 +200,7 @@ def test_what_does_not_fit_is_refused(tiny, tokens, refuses):
         ("was replaced by ModulesToSaveWrapper, which", lambda: logits(copied, tokens)),
     )
     assert all(gate._input is None for gate in detach_output_gate(sliced).values())
+    bare = tiny("Llama")
+    for wrong in (float("nan"), float("inf"), "a"):
+        with pytest.raises(ValueError, match=r"^bias_init must be a finite number, got "):
+            attach_output_gate(bare, bias_init=wrong)

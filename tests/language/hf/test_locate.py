@@ -8,7 +8,10 @@ import transformers
 from torch import nn
 
 from core_gates.errors import GatesError, MissingExtraError
+from language.gated.attach import attach_output_gate
+from language.hf.gate_file import fingerprint
 from language.hf.locate import locate_attention
+from language.seer.attach import attach_block_gates
 
 SIZES = {
     **{"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2},
@@ -83,6 +86,10 @@ def test_other_models_are_refused(refuses, monkeypatch):
          lambda: locate_attention(
              without(meta("Llama"), o_proj=nn.Linear(30, 32), q_proj=nn.Identity(), num_heads=3))),
         ("MambaModel has no attention", lambda: locate_attention(meta("Mamba", **mamba))),
+        (r"^layers.0.self_attn has 4 weights on the meta device \(q_proj.weight\), as acc.*: open",
+         lambda: attach_output_gate(meta("Llama"))),
+        ("^layers.0.self_attn has 4 weights on", lambda: attach_block_gates(meta("Llama"))),
+        ("^LlamaModel has 20 weights on the meta device", lambda: fingerprint(meta("Llama"))),
         ("^Linear is not a model of transformers: open", lambda: locate_attention(nn.Linear(2, 2))),
     )  # fmt: skip
     monkeypatch.setitem(sys.modules, "transformers", None)

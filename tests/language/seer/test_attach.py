@@ -150,12 +150,43 @@ def test_models_that_do_not_fit_are_refused_by_name(name, settings, words, tiny)
     assert model.config._attn_implementation == implementation
 
 
-def test_wrong_calls_are_one_line(tiny, tokens):
+def test_another_attention_does_not_leave_the_gates_out_without_a_word(tiny, tokens):
+    model = tiny()
+    enlarged(attach_block_gates(model, block_size=4))
+    choose_blocks(model, BlockSelector(k=1, dense_rows=0))
+    sparse = logits(model, tokens)
+    for other in ("sdpa", "eager"):
+        model.set_attn_implementation(other)
+        words = f"attends by '{other}', which leaves its block gate out: call model.set_attn"
+        with pytest.raises(GatesError, match=words):
+            logits(model, tokens)
+    model.set_attn_implementation("gates_blocks")
+    assert torch.equal(logits(model, tokens), sparse)
+    model.set_attn_implementation("eager")
+    detach_block_gates(model)
+    assert logits(model, tokens).isfinite().all()
+
+
+def test_a_compiled_model_is_not_compiled_again_for_every_call(tiny, tokens):
+    model = tiny(num_hidden_layers=1)
+    enlarged(attach_block_gates(model, block_size=4))
+    choose_blocks(model, BlockSelector(k=1, dense_rows=0))
+    expected = logits(model, tokens)
+    model.model.layers[0].self_attn.compile(backend="eager")
+    for _ in range(2):
+        assert_close(logits(model, tokens), expected, **CLOSE)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for _ in range(2):
+            assert_close(logits(model, tokens), expected, **CLOSE)
+
+
+def test_wrong_calls_are_one_line(tiny, tokens, monkeypatch):
     model = tiny()
     with pytest.raises(GatesError, match="no block gates"):
         block_gates(model)
-    with pytest.raises(ValueError, match="block_size"):
-        attach_block_gates(model, block_size=0)
+    for size in (0, 2.5, True, "4", float("nan")):
+        with pytest.raises(ValueError, match="block_size must be"):
+            attach_block_gates(model, block_size=size)
     with pytest.raises(GatesError, match="kind"):
         attach_block_gates(model, "both")
     attach_block_gates(model, "decode", block_size=4)
@@ -174,6 +205,10 @@ def test_wrong_calls_are_one_line(tiny, tokens):
         with pytest.raises(GatesError, match=words) as caught:
             model(tokens, **({"use_cache": False} | options))
         assert "\n" not in str(caught.value)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    with pytest.raises(GatesError, match="not told whether sequences are packed: give attention"):
+        model(tokens, position_ids=(torch.arange(26) % 13).repeat(2, 1), use_cache=False)
+    monkeypatch.undo()
     for foreign in ({}, {"cache_implementation": "static"}):
         with pytest.raises(GatesError, match=r"got a (Dynamic|Static)Cache"):
             model.generate(tokens, max_new_tokens=2, **foreign)

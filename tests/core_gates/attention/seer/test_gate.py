@@ -213,6 +213,8 @@ def test_gates_compute_in_float32(gate_class, tokens, filled):
         (AttnGate, {"pooling": "Qavg_Kavgmax"}, "max, min, avg in this order, got 'avgmax'"),
         (AttnGate, {"num_kv_heads": 3}, "num_kv_heads=3 must divide num_heads=4"),
         (AttnGate, {"block_size": 0}, "block_size must be at least 1, got 0"),
+        (AttnGate, {"block_size": 2.5}, "block_size must be a whole number, got 2.5"),
+        (DecodeAttnGate, {"block_size": True}, "block_size must be a whole number, got True"),
         (
             DecodeAttnGate,
             {"reduction": "Qmax"},

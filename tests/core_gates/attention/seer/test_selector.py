@@ -192,7 +192,8 @@ def test_masks_carry_no_gradient_and_half_precision_works():
         ({"threshold": 1.5}, r"threshold must lie in \[0, 1\], got 1.5"),
         ({"token_budget": 63}, "token_budget must be at least one block of 64, got 63"),
         ({"k": 0}, "k must be at least 1, got 0"),
-        ({"k": 1, "dense_rows": -1}, "dense_rows at least 0"),
+        ({"k": 1.5}, "k must be a whole number, got 1.5"),
+        ({"k": 1, "dense_rows": -1}, "dense_rows must not be negative, got -1"),
     ],
 )
 def test_wrong_options_are_named(options, message):
