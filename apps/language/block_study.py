@@ -148,11 +148,13 @@ def evaluate(
     said, data = [], [Data.of(found.folder.name, "model", found.folder)]
     for kind in kinds:
         made = Distillation(run, found, model, corpus, kind, recipe, seeds)
-        held = made.sequences(read_corpus(corpus).part("test"), measured.held_out)
+        texts = read_corpus(corpus).part("test")
+        held = made.sequences(texts, measured.held_out)
         if len(held) < measured.held_out:
             raise GatesError(
-                f"{len(held)} test documents have {recipe.context} tokens, --held_out is"
-                f" {measured.held_out}: lower it, or give longer ones by --corpus"
+                f"{len(held)} of {len(texts)} test documents have {recipe.context} tokens,"
+                f" --held_out is {measured.held_out}: lower it, or give more and longer ones by"
+                " --corpus"
             )
         figures = _figures(made, held, measured)
         own = rows_of_kind(kind, [*held], figures, measured)

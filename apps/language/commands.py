@@ -74,8 +74,15 @@ def convert(
 
 
 def run_name(options: Mapping[str, Any]) -> str:
-    """Return the name of a run by its trained model."""
-    return Path(str(options["model"])).name
+    """Return the name of a run by its trained model, and by the file of its gates if there is one.
+
+    With gates, it has other figures than without: folder and name of their file follow.
+    """
+    model, gates = Path(str(options["model"])).name, options.get("gates")
+    if not isinstance(gates, str):
+        return model
+    path = Path(gates).resolve()
+    return f"{model}-{path.parent.name}-{path.stem}"
 
 
 def _section(arguments: Sequence[str]) -> Mapping[str, Any]:

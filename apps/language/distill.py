@@ -130,8 +130,9 @@ class Distillation:
         self.tokens = self.sequences(texts, recipe.sequences)
         if len(self.tokens) < recipe.sequences:
             raise GatesError(
-                f"{len(self.tokens)} training documents have {recipe.context} tokens, --sequences"
-                f" is {recipe.sequences}: lower it, or give longer ones by --corpus"
+                f"{len(self.tokens)} of {len(texts)} training documents have {recipe.context}"
+                f" tokens, --sequences is {recipe.sequences}: lower it, or give more and longer"
+                " ones by --corpus"
             )
         self.place = str(found.folder.resolve())
         own = {"kind": kind, "block_size": recipe.block_size}

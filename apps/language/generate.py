@@ -166,9 +166,14 @@ def print_density(model: Any, rate: float) -> None:
 
     read = [gate.density for gate in block_gates(model.model).values()]
     means = [mean for mean in read if mean is not None]
+    listed = " ".join(f"{mean:.2f}" for mean in means)
     if means:
-        listed = " ".join(f"{mean:.2f}" for mean in means)
         print(f"blocks read, by layer: {listed}; mean {sum(means) / len(means):.3f}")
+    else:
+        print(
+            "blocks read: all; gates for prefill choose for prompts of two tokens or more, gates"
+            " for decoding from the second added token on"
+        )
     print(f"{rate:.1f} tokens/s")
 
 

@@ -127,6 +127,8 @@ def test_where_all_is_read_the_text_is_that_of_the_decoder(distilled, trained):
         assert len(means) == 1, kind
     few = generate(trained, "--gates", distilled["decode"][0], "--sparse", "k=1").splitlines()
     assert "mean 1.000" not in few[-2]
+    none = generate(trained, "--gates", distilled["prefill"][0], "--sparse", "k=1", prompt="")
+    assert none.splitlines()[-2].startswith("blocks read: all; gates for prefill choose")
 
 
 def test_several_prompts_are_continued_as_alone_where_all_is_read(distilled, trained):
@@ -232,7 +234,7 @@ def test_faulty_calls_are_one_line(distilled, trained, weights, study, faulty_in
         "rate 0": (faulty("--learning_rate", 0), "expected a positive number"),
         "kind": (faulty("--kind", "both"), "kind: expected"),
         "context": (faulty("--context", 99), "reads at most 16 tokens, 99 are asked for"),
-        "sequences": (faulty("--sequences", 99), "training documents have 16 tokens"),
+        "sequences": (faulty("--sequences", 99), "of [0-9]+ training documents have 16 tokens"),
         "no model": (faulty(model="none"), "none holds no config.json"),
         "resume with other sequences": (
             faulty("--kind", "prefill", "--sequences", 5, name="prefill"),
@@ -244,6 +246,7 @@ def test_faulty_calls_are_one_line(distilled, trained, weights, study, faulty_in
             gated("k=1", prefill, "--weights", tuned), "with other weights"),
         "gates of another base": (
             gated("k=1", prefill, "--weights", other), "holds gates of the base model"),
+        "a folder of gates": (gated("k=1", "corpus"), "corpus is a folder, expected a file: name"),
         "gates of another kind": (gated("k=1", output), "kind 'output', expected 'block'"),
         "no rule": (gated("blocks=2"), "expected one of token_budget, k"),
         "two rules": (gated("k=1,p=0.5"), "k=1,p=0.5: expected a whole number .*give one RULE"),

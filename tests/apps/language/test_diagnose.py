@@ -57,6 +57,12 @@ def test_gates_of_a_file(trained, weights, gates_file):
     found = scores(trained.folder, "gated")
     assert found["layer 1", "gate_mean"][0] == pytest.approx(0.95, abs=0.01)
     assert found["all layers", "gate_below_0.1"][0] == 0
+    before = scores(trained.folder, "decoder-s0")
+    words = [*words[:4], *words[6:]]
+    trained.succeed("diagnose", *words, config=None)
+    own = f"decoder-s0-{trained.folder.name}-own"
+    assert scores(trained.folder, own) == found
+    assert scores(trained.folder, "decoder-s0") == before
     said = trained.succeed("diagnose", *words, "--documents", 1, config=None)
     assert "goes to the first token of one document; the largest activation is" in said
 
@@ -84,6 +90,12 @@ def test_misuse_is_one_line(trained, weights, gates_file, faulty_inputs):
                  "--corpus", "tiny"),
                 "documents has 16 tokens: lower --tokens",
                 {f"tiny/{n}.txt": str(n) for n in range(60)},
+            ),
+            "nothing held out": (
+                ("language", "diagnose", "--name", "new", "--model", model, "--tokens", "16",
+                 "--corpus", "pair"),
+                "of 2 documents of the corpus none is held out, expected one in ten",
+                {f"pair/{n}.txt": str(n) for n in range(2)},
             ),
             "one token": ((*call, model, "--tokens", "1"), "--tokens is 1 and --documents 8"),
             "no documents": ((*call, model, "--documents", "0"), "expected 2 and 1 on"),
