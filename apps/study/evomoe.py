@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from apps.study.evomoe_figures import FILE
+from apps.study.evomoe_figures import COLUMNS, FILE, SECONDS
 from apps.study.evomoe_pieces import (
     BITS,
     LEAK,
@@ -36,7 +36,6 @@ from harness.files import write_json
 from harness.report.sections import save_gates
 from language.decoder import Decoder
 from language.scoring import ratio
-from studies.evomoe.budget_training import COLUMNS
 from studies.evomoe.methods import METHODS, Plan, Sizes, plan_of
 from studies.evomoe.spawning import spawning_changes
 
@@ -46,8 +45,8 @@ TEXT, TRAINING, CLAIM, SPAWNING = (
 METRIC, COUNTS = "bits per byte", "order 1"
 REFERENCE, OWN = "switch", "evomoe"
 FLOPS_OF_BUDGET, ACTIVE, LEAKS = "FLOPs over the budget", "active experts", "logits changed"
-UPDATES, SECONDS = "updates", "CPU seconds of training"
-FRACTION = {UPDATES: "fraction of its updates", "FLOPs": "fraction of its FLOPs"}
+UPDATES = "updates"
+FRACTION = {name: f"fraction of its {name}" for name in ("FLOPs", UPDATES, SECONDS)}
 FLOPS_A_SECOND = 2.5e10  # of one core, with the default sizes
 SCORING_SECONDS = 10.0  # of one core, of a decoder, for the standard library
 COMBINES: tuple[Combine, ...] = get_args(Combine)
@@ -59,7 +58,6 @@ NOTE = (
     "training documents. Intervals are over test documents and seeds; spawning is that of the "
     "trained experts of {own}, unmasked."
 )
-NEVER = "not reached by every seed"
 
 
 def evomoe(
@@ -101,7 +99,7 @@ def evomoe(
 
 
 class _Trained(NamedTuple):
-    """A trained decoder, its curve (20, 4), and what its gates do."""
+    """A trained decoder, its curve (20, 5), and what its gates do."""
 
     piece: Piece
     model: Decoder
@@ -149,7 +147,8 @@ class _Study:
         work = partial(score, texts=self.texts, networks=self.networks)
         for piece in self.run.obtain(self.scores, pieces, work):
             state = self.networks.load(piece)
-            model, curve = decoder_from(piece, state), state["curve"].numpy()
+            seconds = self.networks.record(piece).facts["cpu"]["seconds"]
+            model, curve = decoder_from(piece, state), np.c_[state["curve"].numpy(), seconds]
             seen = routed(model, self.tokens[:, :-1]) if layers_of(model) else None
             self.found.setdefault(piece.method, []).append(_Trained(piece, model, curve, seen))
         if self.found:
@@ -193,12 +192,11 @@ class _Study:
         for name, own in self.found.items():
             ends = [dict(zip(COLUMNS, one.curve[-1], strict=True)) for one in own]
             seen = [one.routed for one in own if one.routed]
-            facts = [self.networks.record(one.piece).facts for one in own]
             values = {
                 "learning rate": [one.piece["learning_rate"] for one in own],
                 FLOPS_OF_BUDGET: [end["FLOPs"] / self.plan.budget for end in ends],
                 UPDATES: [end[UPDATES] for end in ends],
-                SECONDS: [fact["cpu"]["seconds"] for fact in facts],
+                SECONDS: [end[SECONDS] for end in ends],
                 "held-out bits": [end["held-out bits"] for end in ends],
                 ACTIVE: [one.active for one in seen],
                 "load CV": [one.load_cv for one in seen],
@@ -218,12 +216,12 @@ class _Study:
             if name == REFERENCE or REFERENCE not in self.found:
                 continue
             parts = [
-                [reached(one.curve, other.curve, COLUMNS.index(c)) for c in ("FLOPs", UPDATES)]
+                [reached(one.curve, other.curve, COLUMNS.index(c)) for c in FRACTION]
                 for one, other in zip(own, self.found[REFERENCE], strict=True)
             ]
-            for metric, value in zip(("FLOPs", UPDATES), np.mean(parts, 0), strict=True):
-                note = "" if np.isfinite(value) else NEVER
-                rows.append(Row(name, CLAIM, FRACTION[metric], value, n=len(own), note=note))
+            for metric, value in zip(FRACTION.values(), np.mean(parts, 0), strict=True):
+                note = "" if np.isfinite(value) else "not reached by every seed"
+                rows.append(Row(name, CLAIM, metric, value, n=len(own), note=note))
         return rows
 
     def spawning_rows(self) -> list[Row]:
@@ -259,7 +257,7 @@ def reached(curve: np.ndarray, other: np.ndarray, column: int) -> float:
     """Return where a curve first has the last loss of another, over where that ended.
 
     Args:
-        curve: See :class:`studies.evomoe.budget_training.BudgetModule`.
+        curve: Points, columns :data:`COLUMNS`.
         other: Of the other method.
         column: Number of what is divided.
     """

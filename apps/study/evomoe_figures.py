@@ -1,4 +1,4 @@
-"""Figures of ``gates study evomoe``: curves over FLOPs and updates, and what experts read."""
+"""Figures of ``gates study evomoe``: curves while training, and what experts read."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,14 +12,16 @@ from harness.experiment import Run
 from harness.figures.curves import draw_seeds, name_lines
 from harness.figures.style import SHARES, colors_of, dress, head, new_figure, place
 from harness.report.page import Page
-from studies.evomoe.budget_training import COLUMNS
+from studies.evomoe import budget_training
 
 FILE = "curves.json"
+SECONDS = "CPU seconds of training"
+COLUMNS = (*budget_training.COLUMNS, SECONDS)  # of a curve
 PANELS = {
     "EvoMoE and its rivals": ("evomoe", "dense", "switch", "base", "hash", "top2", "stable"),
     "EvoMoE without one of its parts": ("evomoe", "no-spawn", "no-mask", "no-anneal"),
 }
-AXES = {"FLOPs": "GFLOPs of training", "updates": "updates"}
+AXES = {"FLOPs": "GFLOPs of training", "updates": "updates", SECONDS: "CPU seconds"}
 PER_ROW = 3
 
 
@@ -58,27 +60,27 @@ def draw(page: Page, run: Run) -> None:
 
 
 def curve_figure(curves: Mapping[str, np.ndarray]) -> Figure:
-    """Draw held-out bits over FLOPs and over updates.
+    """Draw held-out bits over FLOPs, over updates and over seconds.
 
     Args:
-        curves: Method -> (seeds, points, 4).
+        curves: Method -> (seeds, points, 5).
     """
     groups = {title: [n for n in names if n in curves] for title, names in PANELS.items()}
     groups = {title: names for title, names in groups.items() if names}
-    figure = new_figure(9.6, 0.5 + 3.1 * len(groups))
+    figure = new_figure(11.2, 0.5 + 3.1 * len(groups))
     bits = COLUMNS.index("held-out bits")
     for row, (title, names) in enumerate(groups.items()):
         colors = colors_of(names)
         for k, (column, label) in enumerate(AXES.items()):
             bottom = 3.1 * (len(groups) - 1 - row) + 0.55
-            axes, ends = place(figure, 0.65 + 4.8 * k, bottom, 2.95, 2.1), {}
+            axes, ends = place(figure, 0.65 + 3.15 * k, bottom, 2.7, 2.1), {}
             for name in names:
                 x = curves[name][..., COLUMNS.index(column)].mean(0)
                 x = x / 1e9 if column == "FLOPs" else x
                 ends[name] = draw_seeds(axes, x, curves[name][..., bits], colors[name])
             dress(axes, title=title if k == 0 else "", x=label, y="" if k else "bits")
             axes.margins(x=0)
-            name_lines(axes, ends, colors)
+        name_lines(axes, ends, colors)
     head(figure, "Held-out bits while training")
     return figure
 

@@ -1,6 +1,5 @@
 """What ``gates study evomoe`` trains, tries and scores: decoders of bytes with equal FLOPs."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, NamedTuple
@@ -14,12 +13,13 @@ from core_gates import GateMonitor
 from core_gates.moe.layer import MoELayer
 from core_gates.routing.collect import collect_routing
 from harness.experiment import Job, Piece, Store
+from harness.runs.callbacks import load_weights
 from language.corpus import Document, Split
 from language.counts import ByteCounts
 from language.data import LanguageDataModule
 from language.decoder import Decoder
 from language.scoring import bits_per_byte, count_bits, scored_part
-from studies.evomoe.budget_training import COLUMNS, BudgetModule
+from studies.evomoe.budget_training import COLUMNS, SECONDS, BudgetModule
 from studies.evomoe.methods import METHODS, VOCAB, Sizes, decoder_of, plan_of
 from studies.evomoe.spawning import APPENDED, leak
 
@@ -66,17 +66,19 @@ def windows(data: LanguageDataModule, split: Split, length: int, count: int = WI
 
 def trained(piece: Piece, job: Job, texts: Texts) -> BudgetModule:
     """Train one decoder until its budget is spent."""
-    begin, sizes = time.process_time(), sizes_of(piece.settings)
+    sizes = sizes_of(piece.settings)
     data = texts.read(piece.settings, piece.seed or 0)
     tokens = np.asarray(data.shards.tokens("train"))
     L.seed_everything(piece.seed, verbose=False)
     model = decoder_of(piece.method, sizes, np.bincount(tokens, minlength=VOCAB).tolist())
     held_out = windows(data, "validation", sizes.context + 1)
     module = BudgetModule(
-        model, METHODS[piece.method], piece["learning_rate"], plan_of(sizes).budget, held_out
-    )
+        model, METHODS[piece.method], piece["learning_rate"], plan_of(sizes).budget, held_out,
+        piece.seed or 0,
+    )  # fmt: skip
     job.fit(module, data, ticks="steps", max_epochs=-1, limit_val_batches=0, gradient_clip_val=CLIP)
-    seconds = round(time.process_time() - begin, 2)
+    assert job.last is not None
+    seconds = load_weights(job.last)[SECONDS][1:]  # also of a training killed after its last step
     job.note(objects=data.training_objects(), cpu={"seconds": seconds})
     return module
 

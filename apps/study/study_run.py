@@ -80,8 +80,8 @@ def open_study(
         command=place.command,
     )  # fmt: skip
     if not flags.quick:
-        cores = torch.get_num_threads()
-        wall = math.ceil(minutes / cores * _part(flags.only, methods))
+        cores, part = torch.get_num_threads(), len(set(flags.only)) / len(methods) or 1.0
+        wall = math.ceil(minutes / cores * part)
         print(f"at most about {wall} minutes on {cores} idle cores, where nothing is there yet")
     return run
 
@@ -101,8 +101,3 @@ def study_of(folder: Path) -> str | None:
         raise GatesError(
             f"{path} is damaged ({error!r}): delete it and run the study again"
         ) from error
-
-
-def _part(only: Collection[str], methods: Collection[str]) -> float:
-    """Return the fraction of the methods that take part."""
-    return len(set(only)) / len(methods) if only else 1.0

@@ -36,7 +36,7 @@ def step_flops(model: Decoder, sequences: int, length: int, kept: float) -> int:
         if isinstance(block.mlp, MoELayer):
             weights += [*block.mlp.gate.parameters()]
             experts = block.mlp.experts
-            size = sum(weight[0].numel() for weight in experts.parameters())
+            size = sum(weight.numel() // len(weight) for weight in experts.parameters())
             total += (FORWARD + BACKWARD) * size * kept / num_mixtures(model)
     for weight in weights:
         total += (FORWARD + (BACKWARD if weight.requires_grad else 2)) * tokens * weight.numel()

@@ -1,6 +1,7 @@
 """Training that ends where its FLOPs are spent, and notes its curve on the way."""
 
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -22,12 +23,14 @@ from studies.evomoe.methods import Method
 POINTS = 20  # of a curve
 WARM_UP = 0.05  # of the budget
 COLUMNS = ("FLOPs", "updates", "held-out bits", "active experts")
+SECONDS = "seconds"
 
 
 class BudgetModule(LanguageModule):
     """A decoder that is trained until a budget of FLOPs is spent, as closely as updates allow.
 
-    The learning rate rises and falls with the part of the budget that is spent.
+    The learning rate rises and falls with the part of the budget that is spent. All ranks count the
+    FLOPs of all, so that they end at the same update.
 
     Args:
         model: The decoder.
@@ -35,25 +38,35 @@ class BudgetModule(LanguageModule):
         learning_rate: The largest.
         budget: FLOPs, see :func:`studies.evomoe.budget.step_flops`.
         held_out: Windows (N, context + 1) that the loss is measured on.
+        seed: Of the masks of spawned experts.
 
     Attributes:
         spent: FLOPs so far ().
         curve: A row (20, 4) each time that another twentieth is spent: :data:`COLUMNS`; NaN where
             it is not yet.
+        seconds: CPU seconds of the updates until each row of the curve, kept in checkpoints aside
+            from the state, which depends on no clock.
     """
 
     spent: Tensor
     curve: Tensor
 
     def __init__(
-        self, model: Decoder, method: Method, learning_rate: float, budget: int, held_out: Tensor
+        self,
+        model: Decoder,
+        method: Method,
+        learning_rate: float,
+        budget: int,
+        held_out: Tensor,
+        seed: int = 0,
     ) -> None:
         super().__init__(model, learning_rate, warmup_steps=0, losses=dict(method.losses))
-        self.method, self.budget, self.held_out = method, budget, held_out
+        self.method, self.budget, self.held_out, self.seed = method, budget, held_out, seed
         self.register_buffer("spent", torch.zeros((), dtype=torch.int64))
         curve = torch.full((POINTS, len(COLUMNS)), math.nan, dtype=torch.float64)
         self.register_buffer("curve", curve)
-        self._kept, self._shape = 0, (0, 0)
+        self.seconds = POINTS * [math.nan]
+        self._kept, self._shape, self._elapsed, self._begin = 0, (0, 0), 0.0, 0.0
 
     @property
     def ended(self) -> bool:
@@ -62,8 +75,17 @@ class BudgetModule(LanguageModule):
 
     def on_train_start(self) -> None:
         """Train no further where a killed training had spent all."""
+        self._begin = time.process_time() - self._elapsed
         if self.ended:
             self.trainer.should_stop = True
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the seconds."""
+        checkpoint[SECONDS] = [time.process_time() - self._begin, *self.seconds]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take them up again."""
+        self._elapsed, *self.seconds = checkpoint[SECONDS]
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Return the loss, see :class:`language.module.LanguageModule`, and count kept choices."""
@@ -74,8 +96,9 @@ class BudgetModule(LanguageModule):
                     block.mlp.gate.requires_grad_(False)
         with collect_routing(self.model) as routings:
             loss = super().training_step(batch, batch_idx)
-        self._kept = sum(kept_choices(one) for found in routings.values() for one in found)
-        self._shape = len(batch), batch.shape[1] - 1
+        kept = sum(kept_choices(one) for found in routings.values() for one in found)
+        self._kept = int(self.trainer.strategy.reduce(torch.tensor(kept), reduce_op="sum"))
+        self._shape = self.trainer.world_size * len(batch), batch.shape[1] - 1
         return loss
 
     def optimizer_step(
@@ -88,17 +111,20 @@ class BudgetModule(LanguageModule):
         """Step, advance the gates, spawn experts where they ask for it, and pay."""
         L.LightningModule.optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure)
         optimizer = getattr(optimizer, "optimizer", optimizer)
-        advance_gates(self.model, optimizer, mask_prob=self.method.mask_prob)
+        advance_gates(self.model, optimizer, mask_prob=self.method.mask_prob, seed=self.seed)
         before, cost = int(self.spent), step_flops(self.model, *self._shape, self._kept)
         self.spent += cost
         ends = self.budget - int(self.spent) < cost / 2
         first, last = (POINTS * one // self.budget for one in (before, int(self.spent)))
         last = POINTS if ends else min(last, POINTS - 1)
         if last > first:
+            elapsed = time.process_time() - self._begin
+            self.seconds[first:last] = (last - first) * [round(elapsed, 2)]
             tokens = math.prod(self._shape) * max(1, num_mixtures(self.model))
             updates = self.trainer.global_step + 1  # it is counted afterwards
             row = [int(self.spent), updates, held_out_bits(self.model, self.held_out)]
             self.curve[first:last] = self.curve.new_tensor([*row, self._kept / tokens])
+            self._begin = time.process_time() - elapsed
         if ends:
             self.trainer.should_stop = True
 
