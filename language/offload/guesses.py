@@ -14,8 +14,6 @@ from core_gates.routing.output import RoutingOutput
 
 PREDICTORS = ("none", "all", "cross-layer", "path", "frequency", "oracle")
 FROM_PROFILE = ("path", "frequency")
-RARE = 0.25
-"""Fraction of the guessed experts of a prompt that travel in 2 bits (Fate), the least popular."""
 
 
 class Seen(NamedTuple):
@@ -162,8 +160,3 @@ def fetched(
     order, counts = fetch_order(routing, num_experts)
     chosen: list[int] = order[counts > 0].tolist()
     return chosen
-
-
-def rarest(order: Sequence[int]) -> set[int]:
-    """Return the experts of a prompt that travel in 2 bits, the last quarter of their order."""
-    return set(order[len(order) - int(RARE * len(order)) :])

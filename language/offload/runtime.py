@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import RLock
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from core_gates.errors import GatesError, check_positive
 from language.offload.allocation import allocate
 from language.offload.caches import ExpertCache, make_cache
 from language.offload.expert_store import ExpertStore, SlabTensor
-from language.offload.guesses import Seen, cross_layer, fetched, make_predictor
+from language.offload.guesses import Predictor, Seen, cross_layer, fetched, make_predictor
 from language.offload.pool import SlabPool, make_pool
 from language.offload.staging import Guesses, note_padding
 from language.offload.transfers import GUESS, Transfer, Transfers
@@ -299,16 +299,14 @@ def attach_offload(
     The model computes what it computed with ``experts_implementation="eager"``, bit for bit.
 
     Args:
-        model: Model of transformers that runs experts by name, on the device that it stays on.
-            The parameters of experts may be on the meta device.
+        model: Model of transformers that runs experts by name; they may be on the meta device.
         folder: Checkpoint of the model in safetensors, experts fused or one by one.
         budget: Bytes for experts; a float up to 1.0 is a fraction of the bytes of all experts.
         policy: Which expert leaves, one of ``language.offload.caches.POLICIES``.
         allocation: ``uniform`` or ``shallow``, how layers divide the budget.
-        predictor: What is fetched before it is needed, one of
-            ``language.offload.guesses.PREDICTORS``.
-        width: Experts that are guessed for one token, for which as many slots of the budget are set
-            aside; those of one token if None, all experts with ``all``.
+        predictor: What is fetched ahead, one of ``language.offload.guesses.PREDICTORS``.
+        width: Experts that are guessed for a token, each in a slot of the budget; if None, as many
+            as a token uses, or all with ``all``.
         profile: For each layer the experts (N, K) of tokens in order of use, for the policy
             ``static`` and the predictors ``path`` and ``frequency``.
         patience: Seconds after which a read that is waited for counts as stalled.
@@ -318,33 +316,22 @@ def attach_offload(
         The experts of the model, also as ``model.offload``.
 
     Raises:
-        GatesError: The model has no such experts; the folder lacks experts, or a shard is
-            truncated; the budget is below the experts of one token for each layer, and the guesses.
+        GatesError: The model has no such experts; the folder lacks some, or a shard is truncated;
+            the budget is too small; an option is wrong.
     """
     check_positive(patience=patience)
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-    modules = _fused_experts(model)
+    modules, owner = _fused_experts(model), cast(Any, model)
     store = ExpertStore(Path(folder), modules)
-    owner: Any = model
-    k, experts = int(owner.config.get_text_config().num_experts_per_tok), store.num_experts
-    wide = experts if predictor == "all" else k
-    wide = 0 if predictor == "none" else wide if width is None else width
-    if predictor != "none" and not k <= wide <= experts:
-        raise GatesError(f"width is {wide}, expected {k} to {experts} guesses for a token")
+    k = int(owner.config.get_text_config().num_experts_per_tok)
+    wide = {"none": 0, "all": store.num_experts}
+    width = wide.get(predictor, k) if width is None or predictor == "none" else width
     available = store.nbytes * budget if isinstance(budget, float) and budget <= 1 else budget
-    shares = _slots(store, int(available // store.slab_bytes), k, wide, allocation)
-    if profile is not None and len(profile) != len(shares):
-        raise GatesError(f"the profile has {len(profile)} layers, the model {len(shares)}")
-    traces = [one.flatten().tolist() for one in profile or [torch.empty(0)] * len(shares)]
-    caches = [make_cache(policy, *one) for one in zip(shares, traces, strict=True)]
-    ahead = None
-    if predictor == "cross-layer":
-        dim = owner.config.get_text_config().hidden_size
-        ahead = cross_layer(model, store.names, dim, wide)
-    predict = make_predictor(predictor, experts, profile=profile, ahead=ahead)
-    pool = make_pool(sum(shares) + wide, store.slab_bytes, torch.device(device or owner.device))
-    guesses = Guesses(predict, wide, range(wide))
+    shares = _slots(store, int(available // store.slab_bytes), k, width, allocation)
+    caches = _caches(policy, shares, profile)
+    guesses = Guesses(_predictor(predictor, model, store, k, width, profile), width, range(width))
+    pool = make_pool(sum(shares) + width, store.slab_bytes, torch.device(device or owner.device))
     offload = Offload(store, pool, caches, guesses, k=k, patience=patience)
     owner.register_forward_pre_hook(partial(note_padding, guesses), with_kwargs=True)
     for layer, module in zip(offload.layers, modules.values(), strict=True):
@@ -353,6 +340,34 @@ def attach_offload(
     owner.set_experts_implementation(NAME)
     owner.offload = offload
     return offload
+
+
+def _caches(
+    policy: str, shares: Sequence[int], profile: Sequence[Tensor] | None
+) -> list[ExpertCache]:
+    if profile is not None and len(profile) != len(shares):
+        raise GatesError(f"the profile has {len(profile)} layers, the model {len(shares)}")
+    traces = [one.flatten().tolist() for one in profile or [torch.empty(0)] * len(shares)]
+    return [make_cache(policy, *one) for one in zip(shares, traces, strict=True)]
+
+
+def _predictor(
+    name: str,
+    model: Any,
+    store: ExpertStore,
+    k: int,
+    width: int,
+    profile: Sequence[Tensor] | None,
+) -> Predictor | None:
+    if name != "none" and not k <= width <= store.num_experts:
+        raise GatesError(
+            f"width is {width}, expected {k} to {store.num_experts} guesses for a token"
+        )
+    ahead = None
+    if name == "cross-layer":
+        dim = model.config.get_text_config().hidden_size
+        ahead = cross_layer(model, store.names, dim, width)
+    return make_predictor(name, store.num_experts, profile=profile, ahead=ahead)
 
 
 def _slots(store: ExpertStore, budget: int, least: int, width: int, allocation: str) -> list[int]:

@@ -10,7 +10,7 @@ from language.offload.transfers import Transfer
 
 
 class Guesses:
-    """Experts of the next layer that are fetched because they are guessed, in slots of their own.
+    """Experts of the next layer that are fetched because they are guessed, in separate slots.
 
     They enter the cache of their layer when they are used, and give way to the next guesses
     otherwise, so that a guess never displaces what is used.
