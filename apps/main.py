@@ -124,6 +124,7 @@ APPS: Mapping[str, App] = {
             "diagnose": "measure by layer how a trained model attends, and its gates",
             "distill": "distill gates that choose blocks of keys from a frozen model",
             "fit-gates": "train output gates on the attention of a trained model",
+            "pregate": "fine-tune a mixture model whose gates read the input of an earlier layer",
             "adapt": "train an adapter of a trained model on labeled texts: SoRA and its rivals",
             "predict": "label texts with an adapter",
             "export": "write an adapter as a plain LoRA that PEFT opens",

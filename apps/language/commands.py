@@ -22,6 +22,7 @@ FUNCTIONS = {
     "distill": FunctionVerb("apps.language.distill:distill", flat=("recipe",)),
     "fit-gates": FunctionVerb("apps.language.fit_gates:fit_gates", flat=("gates", "training")),
     "plan": FunctionVerb("apps.language.model_sizes:plan"),
+    "pregate": FunctionVerb("apps.language.pregate:pregate_models", flat=("recipe",)),
 }
 """Verbs that need neither data nor a Trainer."""
 
@@ -37,7 +38,7 @@ ADAPTER_STUDY = {
 }
 """The verb for configurations whose section ``evaluate`` names ``ranks`` of adapters."""
 
-ON_MODELS = ("adapt", "diagnose", "distill", "fit-gates")
+ON_MODELS = ("adapt", "diagnose", "distill", "fit-gates", "pregate")
 """Those of a trained model, after which the run is named."""
 
 Numbers = Literal["float32", "bfloat16", "float16"]

