@@ -40,7 +40,7 @@ def prompt(block_size: int) -> Comparison:
             q, k, v = _inputs(LENGTH, LENGTH)
             return {PLAIN: partial(_plain, q, k, v)}
         gate, seen, _ = _gated(load, "prefill", block_size, LENGTH, LENGTH)
-        selector = _nearest(load, gate.gate(*seen.raw()), found)
+        selector = _selected(load, gate.gate(*seen.raw()), found)
         attend = load("core_gates.ops.block_sparse_attention.op").block_sparse_attention
 
         def sparse() -> Tensor:
@@ -73,7 +73,7 @@ def step(block_size: int = 64) -> Comparison:
             return {PLAIN: partial(_plain, q, k, v)}
         gate, seen, cache = _gated(load, "decode", block_size, 1, LONG)
         keys = cache.layers[0].keys_for(gate.gate, seen, cache.table)
-        selector = _nearest(load, gate.gate.decode(seen.raw()[0], keys), found)
+        selector = _selected(load, gate.gate.decode(seen.raw()[0], keys), found)
         attend = load("core_gates.ops.block_sparse_attention.op").block_sparse_attention
 
         def sparse() -> Tensor:
@@ -82,7 +82,12 @@ def step(block_size: int = 64) -> Comparison:
                 out: Tensor = attend(seen.q, seen.k, seen.v, mask, block_size)
                 return out
 
-        return {PLAIN: partial(_plain, seen.q, seen.k, seen.v), BLOCKS: sparse}
+        def alone() -> Tensor:
+            with torch.no_grad():
+                mask: Tensor = gate.choose(seen, selector, cache)
+                return mask
+
+        return {PLAIN: partial(_plain, seen.q, seen.k, seen.v), BLOCKS: sparse, GATE: alone}
 
     return _compared(
         f"block gates, a token after {LONG}, block {block_size}", build, {BLOCKS: STEP_BAR}, found
@@ -100,6 +105,7 @@ def _compared(
         baseline=PLAIN,
         bars=bars,
         absent={} if is_installed() else dict.fromkeys(bars, ABSENT),
+        also={GATE: BLOCKS} if is_installed() else {},
         memory=1e9,
         figures={"realized density": density} if is_installed() else {},
     )
@@ -145,11 +151,18 @@ def _gated(
     return gate, seen, cache
 
 
-def _nearest(load: Load, logits: Tensor, found: dict[str, float]) -> Any:
-    """Return the number of blocks whose density, own blocks included, is nearest to a tenth."""
+def _selected(load: Load, logits: Tensor, found: dict[str, float]) -> Any:
+    """Return the rule by which at least a tenth of the blocks is kept, own blocks included.
+
+    Its rows keep the best blocks up to a sum of probabilities, which comes nearer to a tenth than a
+    number of blocks does.
+    """
     room = load("core_gates.attention.seer.decode")
-    masks = {k: room.BlockSelector(k=k, dense_rows=0) for k in range(1, logits.shape[-1] // 5)}
-    densities = {k: float(room.block_density(one(logits))) for k, one in masks.items()}
-    best = min(densities, key=lambda k: abs(densities[k] - DENSITY))
-    found["density"] = densities[best]
-    return masks[best]
+    low, high = 0.0, 1.0
+    for _ in range(20):
+        rule = room.BlockSelector(p=(low + high) / 2, dense_rows=0)
+        density = float(room.block_density(rule(logits)))
+        low, high = (low, rule.value) if density >= DENSITY else (rule.value, high)
+    rule = room.BlockSelector(p=high, dense_rows=0)
+    found["density"] = float(room.block_density(rule(logits)))
+    return rule
