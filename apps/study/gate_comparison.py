@@ -46,8 +46,8 @@ SLOW = {"BaseLayerGate": 15.0}  # over the time of most gates
 NOTE = (
     "Every gate has the loss that it was published with and the same learning rate; nothing is "
     "tuned, but λ of ReMoEGate grows by 2 % a step from 0.001 and the scale of SoftMoEGate begins "
-    "at 10, because the published 20 % from 1e-8 and 1 are for longer runs: these are further rows, "
-    "as is SwitchGate without a capacity. Active experts, load CV and FLOPs are means over "
+    "at 10, because the published 20 % from 1e-8 and 1 are for longer runs: these are further "
+    "rows, as is SwitchGate without a capacity. Active experts, load CV and FLOPs are means over "
     "both gates, seeds and test pairs; FLOPs count an expert once that both gates use. Intervals "
     "are over test glyphs and seeds."
 )
