@@ -69,6 +69,7 @@ class ExpertStore:
     Attributes:
         slab_bytes: Size of the slab of an expert.
         tensors: For each layer, the tensors in a slab by the name of the parameter.
+        hybrid: Whether the rare experts of a prompt travel in fewer bits.
         others: Spans of all tensors that are not of experts, by name.
 
     Raises:
@@ -77,7 +78,7 @@ class ExpertStore:
     """
 
     def __init__(self, folder: Path, layers: Mapping[str, nn.Module]) -> None:
-        self.folder = folder
+        self.folder, self.hybrid = folder, False
         self.others = {_renamed(key): span for key, span in _spans(folder)}
         self.names = list(layers)
         self.tensors: list[dict[str, SlabTensor]] = []
@@ -112,6 +113,10 @@ class ExpertStore:
     def nbytes(self) -> int:
         """Size of the slabs of all experts together."""
         return self.slab_bytes * sum(len(spans) for spans in self._spans)
+
+    def transfer_bytes(self, expert: int) -> int:  # noqa: ARG002
+        """Return what is read for an expert."""
+        return self.slab_bytes
 
     def read_into(self, layer: int, expert: int, slab: memoryview) -> None:
         """Read an expert into its slab.

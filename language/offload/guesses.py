@@ -15,6 +15,9 @@ from core_gates.routing.output import RoutingOutput
 PREDICTORS = ("none", "all", "cross-layer", "path", "frequency", "oracle")
 FROM_PROFILE = ("path", "frequency")
 
+RARE = 0.25
+"""Fraction of the guessed experts of a prompt that travel in 2 bits (Fate), the least popular."""
+
 
 class Seen(NamedTuple):
     """What is known of T tokens when their experts in one layer are.
@@ -160,3 +163,8 @@ def fetched(
     order, counts = fetch_order(routing, num_experts)
     chosen: list[int] = order[counts > 0].tolist()
     return chosen
+
+
+def rarest(order: Sequence[int]) -> set[int]:
+    """Return the experts of a prompt that travel in 2 bits, the last quarter of their order."""
+    return set(order[len(order) - int(RARE * len(order)) :])

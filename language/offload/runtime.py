@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from core_gates.errors import GatesError, check_positive
-from language.offload.allocation import allocate
 from language.offload.caches import ExpertCache, make_cache
 from language.offload.expert_store import ExpertStore, SlabTensor
-from language.offload.guesses import Predictor, Seen, cross_layer, fetched, make_predictor
+from language.offload.guesses import Predictor, Seen, cross_layer, fetched, make_predictor, rarest
 from language.offload.pool import SlabPool, make_pool
+from language.offload.quantization import BITS, QuantizedStore
+from language.offload.setup import ON_DEMAND, Setup
 from language.offload.staging import Guesses, note_padding
 from language.offload.transfers import GUESS, Transfer, Transfers
 
@@ -100,14 +101,15 @@ class Offload:
         if padding is not None and len(padding) != len(ranked):
             padding = None  # of another call: a part of the model was called by itself
         order = fetched(ranked, self.k, width, experts, padding)
-        for expert in order:
-            if expert in after.loads or not guesses.free:
+        after.rare = rarest(order) if self.store.hybrid and guesses.prompt else set()
+        for key in map(after.key_of, order):
+            if key in after.loads or not guesses.free:
                 continue
-            slot, name = guesses.free.pop(), after.name_of(expert)
-            one = self.transfers.request(after.index, expert, slot, name, GUESS)
-            guesses.staged[after.index, expert] = one
+            slot, name = guesses.free.pop(), after.name_of(key)
+            one = self.transfers.request(after.index, key, slot, name, GUESS)
+            guesses.staged[after.index, key] = one
             self.counts.guesses += 1
-            self.counts.bytes += self.store.slab_bytes
+            self.counts.bytes += self.store.transfer_bytes(key)
 
     def close(self) -> None:
         """End the thread and close the files; the model can no longer be called."""
@@ -128,26 +130,34 @@ class OffloadedLayer:
         slots: Slots of the pool that belong to the layer.
         cache: Which experts are there, and which leaves.
         loads: The transfer that filled, or fills, the slot of each expert of the cache.
+        rare: Experts that travel in fewer bits now. Cache and transfers number them from the number
+            of experts on, so that one in fewer bits never stands for one in more.
     """
 
     def __init__(self, offload: Offload, index: int, cache: ExpertCache, first: int) -> None:
         self.offload, self.index, self.cache = offload, index, cache
         self.slots = list(range(first, first + cache.capacity))
         self.loads: dict[int, Transfer] = {}
+        self.rare: set[int] = set()
         self._needed: list[int] = []
         self._admitted = 0
         self._now: Transfer | None = None
 
     def name_of(self, expert: int) -> str:
         """Return what errors call an expert."""
-        return f"expert {expert} of {self.offload.store.names[self.index]}"
+        store = self.offload.store
+        return f"expert {expert % store.num_experts} of {store.names[self.index]}"
 
-    def begin(self, needed: list[int], seen: Seen) -> None:
+    def key_of(self, expert: int) -> int:
+        """Return the number of an expert in cache and transfers."""
+        return expert + self.offload.store.num_experts * (expert in self.rare)
+
+    def begin(self, needed: Sequence[int], seen: Seen) -> None:
         """Request experts that are needed one after the other, ascending, and guess the next."""
         self._settle(wait=True)
-        self._needed, self._admitted, self._now = needed, 0, None
+        self._needed, self._admitted, self._now = [*map(self.key_of, needed)], 0, None
         self._request(0)
-        self.offload.guess(self.index, needed[self._admitted :], seen)
+        self.offload.guess(self.index, self._needed[self._admitted :], seen)
 
     def slab(self, expert: int) -> Tensor:
         """Return the slab of the expert that is needed now, and request those after it.
@@ -155,11 +165,11 @@ class OffloadedLayer:
         Raises:
             GatesError: It cannot be read, or does not arrive.
         """
-        now = self._now
-        if now is None or now.expert != expert:
+        now, key = self._now, self.key_of(expert)
+        if now is None or now.expert != key:
             self._leave()
-            self._request(self._needed.index(expert))
-            now = self.loads[expert]
+            self._request(self._needed.index(key))
+            now = self.loads[key]
             self._wait(now)
             self.offload.pool.enter(now.slot)
             self._now = now
@@ -209,7 +219,7 @@ class OffloadedLayer:
         name = self.name_of(expert)
         self.loads[expert] = self.offload.transfers.request(self.index, expert, slot, name)
         counts.loads += 1
-        counts.bytes += self.offload.store.slab_bytes
+        counts.bytes += self.offload.store.transfer_bytes(expert)
 
     def _settle(self, wait: bool) -> None:
         """Forget what failed and what has not begun; wait for the one that is being read."""
@@ -286,29 +296,25 @@ def attach_offload(
     folder: Path | str,
     *,
     budget: float,
-    policy: str = "lru",
-    allocation: str = "uniform",
-    predictor: str = "none",
-    width: int | None = None,
+    setup: Setup = ON_DEMAND,
     profile: Sequence[Tensor] | None = None,
+    cache: Path | str | None = None,
     patience: float = 60.0,
     device: torch.device | str | None = None,
 ) -> Offload:
     """Let a mixture model read its experts from a checkpoint, and delete their parameters.
 
-    The model computes what it computed with ``experts_implementation="eager"``, bit for bit.
+    The model computes what it computed with ``experts_implementation="eager"``, bit for bit, unless
+    experts travel in few bits.
 
     Args:
         model: Model of transformers that runs experts by name; they may be on the meta device.
         folder: Checkpoint of the model in safetensors, experts fused or one by one.
         budget: Bytes for experts; a float up to 1.0 is a fraction of the bytes of all experts.
-        policy: Which expert leaves, one of ``language.offload.caches.POLICIES``.
-        allocation: ``uniform`` or ``shallow``, how layers divide the budget.
-        predictor: What is fetched ahead, one of ``language.offload.guesses.PREDICTORS``.
-        width: Experts that are guessed for a token, each in a slot of the budget; if None, as many
-            as a token uses, or all with ``all``.
+        setup: How the budget is used.
         profile: For each layer the experts (N, K) of tokens in order of use, for the policy
             ``static`` and the predictors ``path`` and ``frequency``.
+        cache: Folder where experts in few bits are written once; that of the checkpoint if None.
         patience: Seconds after which a read that is waited for counts as stalled.
         device: Where the slabs are; where the parameters of the model are if not given.
 
@@ -324,13 +330,15 @@ def attach_offload(
 
     modules, owner = _fused_experts(model), cast(Any, model)
     store = ExpertStore(Path(folder), modules)
+    if bits := BITS.get(setup.transfer):
+        store = QuantizedStore(Path(folder), modules, bits, Path(cache or folder))
     k = int(owner.config.get_text_config().num_experts_per_tok)
-    wide = {"none": 0, "all": store.num_experts}
-    width = wide.get(predictor, k) if width is None or predictor == "none" else width
+    sizes = {"layers": len(modules), "experts": store.num_experts, "k": k}
     available = store.nbytes * budget if isinstance(budget, float) and budget <= 1 else budget
-    shares = _slots(store, int(available // store.slab_bytes), k, width, allocation)
-    caches = _caches(policy, shares, profile)
-    guesses = Guesses(_predictor(predictor, model, store, k, width, profile), width, range(width))
+    shares = setup.slots(int(available // store.slab_bytes), each=store.slab_bytes, **sizes)
+    width = setup.guesses(k, store.num_experts)
+    caches = _caches(setup.policy, shares, profile)
+    guesses = Guesses(_predictor(setup, model, store, width, profile), width, range(width))
     pool = make_pool(sum(shares) + width, store.slab_bytes, torch.device(device or owner.device))
     offload = Offload(store, pool, caches, guesses, k=k, patience=patience)
     owner.register_forward_pre_hook(partial(note_padding, guesses), with_kwargs=True)
@@ -352,35 +360,13 @@ def _caches(
 
 
 def _predictor(
-    name: str,
-    model: Any,
-    store: ExpertStore,
-    k: int,
-    width: int,
-    profile: Sequence[Tensor] | None,
+    setup: Setup, model: Any, store: ExpertStore, width: int, profile: Sequence[Tensor] | None
 ) -> Predictor | None:
-    if name != "none" and not k <= width <= store.num_experts:
-        raise GatesError(
-            f"width is {width}, expected {k} to {store.num_experts} guesses for a token"
-        )
     ahead = None
-    if name == "cross-layer":
+    if setup.predictor == "cross-layer":
         dim = model.config.get_text_config().hidden_size
         ahead = cross_layer(model, store.names, dim, width)
-    return make_predictor(name, store.num_experts, profile=profile, ahead=ahead)
-
-
-def _slots(store: ExpertStore, budget: int, least: int, width: int, allocation: str) -> list[int]:
-    layers = len(store.names)
-    if budget < least * layers + width:
-        ahead = f" and guesses {width} more" if width else ""
-        raise GatesError(
-            f"the budget holds {budget} experts of {store.slab_bytes:,} bytes, but {layers} layers"
-            f" need {least} each{ahead}: give at least"
-            f" {(least * layers + width) * store.slab_bytes:,} bytes"
-        )
-    experts = store.num_experts
-    return allocate(allocation, budget - width, layers=layers, experts=experts, least=least)
+    return make_predictor(setup.predictor, store.num_experts, profile=profile, ahead=ahead)
 
 
 def _fused_experts(model: nn.Module) -> dict[str, nn.Module]:

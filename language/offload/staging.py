@@ -24,12 +24,14 @@ class Guesses:
         free: Slots that hold nothing that is needed.
         staged: Transfers of guesses by layer and expert.
         padding: True (T,) at tokens of the batch that are padding, None where there is none.
+        prompt: Whether sequences have several tokens in this call.
     """
 
     def __init__(self, predict: Predictor | None, width: int, slots: Sequence[int]) -> None:
         self.predict, self.width, self.free = predict, width, list(slots)
         self.staged: dict[tuple[int, int], Transfer] = {}
         self.padding: Tensor | None = None
+        self.prompt = False
 
     def take(self, layer: int, expert: int) -> Transfer | None:
         """Return the transfer of a guess that turned out right, or None."""
@@ -48,6 +50,6 @@ def note_padding(guesses: Guesses, _: nn.Module, args: Any, kwargs: dict[str, An
     mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
     inputs = [kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args[:1]]
     length = next((one.shape[1] for one in inputs if one is not None), 0)
-    guesses.padding = None
+    guesses.padding, guesses.prompt = None, length > 1
     if isinstance(mask, Tensor) and mask.ndim == 2 and length and not mask[:, -length:].all():
         guesses.padding = mask[:, -length:].flatten() == 0

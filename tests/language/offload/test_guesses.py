@@ -12,8 +12,9 @@ from core_gates.gates.predictive import CrossLayerPredictor
 from core_gates.gates.top_k import TopKGate
 from language.offload.allocation import ALLOCATIONS, allocate
 from language.offload.caches import make_cache, replay
-from language.offload.guesses import Seen, fetched, make_predictor
+from language.offload.guesses import Seen, fetched, make_predictor, rarest
 from language.offload.loading import load_offloaded
+from language.offload.setup import Setup
 
 E, K, LAYERS, SLAB = 6, 2, 3, 9216
 GOLDEN = Path(__file__).parents[2] / "golden" / "moe_inference_sora"
@@ -40,7 +41,9 @@ def load(checkpoint):
         budget = (slots * LAYERS + width) * SLAB
         if name.startswith("Deepseek") or name == "GptOss":
             budget = 0.9
-        model = load_offloaded(checkpoint(name), budget=budget, width=width, **options)
+        further = {key: options.pop(key) for key in {"profile", "cache"} & options.keys()}
+        setup = Setup(width=width, **options)
+        model = load_offloaded(checkpoint(name), budget=budget, setup=setup, **further)
         loaded.append(model.offload)
         return model
 
@@ -162,6 +165,13 @@ def test_golden_hits_with_guesses(name, policy, how):
                 there = [hit or e in guesses[n // k] for n, (e, hit) in enumerate(pairs)]
             expected = golden[f"hit_or_prefetched_{policy}_{how}"][:, layer]
             assert there == expected.flatten().tolist()
+
+
+@pytest.mark.parametrize("name", ["fate_small", "fate_wide"])
+def test_golden_experts_in_2_bits(name):
+    with np.load(GOLDEN / f"{name}.npz") as golden:
+        for order, mask in zip(golden["prefill_order"], golden["prefill_int2_mask"], strict=True):
+            assert rarest(order[order >= 0].tolist()) == set(mask.nonzero()[0].tolist())
 
 
 def test_tables_count_what_a_profile_used():

@@ -19,8 +19,10 @@ from language.offload.allocation import ALLOCATIONS
 from language.offload.caches import POLICIES
 from language.offload.loading import load_offloaded
 from language.offload.runtime import attach_offload
+from language.offload.setup import Setup
 
 E, K, LAYERS = 6, 2, 3
+FIELDS = Setup.__dataclass_fields__.keys()
 MODELS = ("Mixtral", "Qwen2Moe", "Qwen3Moe", "Olmoe", "DeepseekV2", "DeepseekV3", "GptOss")
 IDS = torch.randint(64, (2, 7), generator=torch.Generator().manual_seed(1))
 
@@ -41,7 +43,8 @@ def load(checkpoint):
 
     def call(folder=None, **options):
         folder = folder or checkpoint()
-        model = load_offloaded(folder, **({"budget": K / E} | options))
+        setup = Setup(**{name: options.pop(name) for name in FIELDS & options.keys()})
+        model = load_offloaded(folder, setup=setup, **({"budget": K / E} | options))
         loaded.append(model.offload)
         return model
 
@@ -181,7 +184,7 @@ def test_cancelled_and_failed_calls_leave_the_pool_whole(
 ):
     guesses = {} if predictor == "none" else {"predictor": predictor, "width": K}
     budget = (slots * LAYERS + guesses.get("width", 0)) * 9216
-    model = load_offloaded(checkpoint(), budget=budget, policy=policy, **guesses)
+    model = load_offloaded(checkpoint(), budget=budget, setup=Setup(policy=policy, **guesses))
     offload = model.offload
     read = offload.store.read_into
     state = {}

@@ -1,0 +1,140 @@
+"""Experts that travel in 4 or 2 bits and are numbers of the model again when they arrive."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from core_gates.errors import GatesError
+from harness.files import replacing, short_digest
+from harness.files.atomic import locked
+from language.offload.expert_store import ExpertStore, Span
+
+GROUP = 64
+"""Neighboring weights with one scale and one zero."""
+
+BITS = {"int4": (4,), "int2": (2,), "hybrid": (4, 2)}
+"""Numbers that experts travel in; the second is that of rare experts of a prompt."""
+
+VERSION = 1  # of the file
+
+
+class Packed(NamedTuple):
+    """Weights in few bits: ``(code - zero) scale``.
+
+    Attributes:
+        codes: (..., N bits / 8) uint8, the first of neighbors in the lowest bits.
+        scale: One for each group (..., N / group).
+        zero: One for each group (..., N / group), whole numbers.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor
+
+
+def quantize(x: Tensor, bits: int, group: int = GROUP) -> Packed:
+    """Return weights (..., N) in 4 or 2 bits, between the least and the largest of each group.
+
+    Args:
+        x: Weights, N a multiple of ``group``.
+        bits: Of a weight.
+        group: Weights that share a scale.
+    """
+    groups, most = x.unflatten(-1, (-1, group)), 2**bits - 1
+    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+    scale = (high - low) / most
+    scale = scale.where(scale > 0, 1)
+    zero = (-low / scale).round().clamp(0, most)
+    codes = ((groups / scale).round() + zero).clamp(0, most).to(torch.uint8).flatten(-2)
+    parts = codes.unflatten(-1, (-1, 8 // bits)) << torch.arange(0, 8, bits, dtype=torch.uint8)
+    return Packed(parts.sum(-1, dtype=torch.uint8), scale.squeeze(-1), zero.squeeze(-1))
+
+
+def dequantize(packed: Packed, bits: int) -> Tensor:
+    """Return the weights (..., N) in the dtype of the scale."""
+    shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
+    codes = (packed.codes.unsqueeze(-1) >> shifts & 2**bits - 1).flatten(-2)
+    groups = codes.unflatten(-1, (packed.scale.shape[-1], -1)).to(packed.scale.dtype)
+    return ((groups - packed.zero.unsqueeze(-1)) * packed.scale.unsqueeze(-1)).flatten(-2)
+
+
+class QuantizedStore(ExpertStore):
+    """Experts read in few bits from a file that is written once for a checkpoint.
+
+    An expert whose number is ``num_experts`` larger is the same one in the second number of bits.
+
+    Args:
+        folder: See :class:`ExpertStore`.
+        layers: See :class:`ExpertStore`.
+        bits: Of the experts.
+        cache: Folder of the file.
+
+    Raises:
+        GatesError: What :class:`ExpertStore` raises; experts have tensors of several dtypes.
+    """
+
+    def __init__(
+        self, folder: Path, layers: Mapping[str, nn.Module], bits: Sequence[int], cache: Path
+    ) -> None:
+        super().__init__(folder, layers)
+        self.hybrid = len(bits) > 1
+        dtypes = {one.dtype for tensors in self.tensors for one in tensors.values()}
+        if len(dtypes) > 1:
+            raise GatesError(f"experts of {folder} have several dtypes: read them as they are")
+        (self._dtype,) = dtypes
+        self._groups = -(-self.slab_bytes // self._dtype.itemsize // GROUP)
+        self._bits, self._record = bits, torch.empty(self._size(max(bits)), dtype=torch.uint8)
+        self._packed = [self._written(one, cache) for one in bits]
+
+    def transfer_bytes(self, expert: int) -> int:
+        """Return what is read for an expert."""
+        return self._size(self._bits[expert // self.num_experts])
+
+    def read_into(self, layer: int, expert: int, slab: memoryview) -> None:
+        """Read an expert and turn it into numbers of the model in its slab.
+
+        Raises:
+            GatesError: The file ends too early.
+            OSError: The file cannot be read.
+        """
+        which, expert = divmod(expert, self.num_experts)
+        bits, size, groups = self._bits[which], self._size(self._bits[which]), self._groups
+        place = (layer * self.num_experts + expert) * size
+        record = self._record[:size]
+        span = Span(self._packed[which], place, torch.uint8, (size,))
+        self._read(span, record.numpy().data)
+        scale = record[: 4 * groups].view(torch.float32)
+        packed = Packed(record[5 * groups :], scale, record[4 * groups : 5 * groups])
+        into = torch.frombuffer(slab, dtype=self._dtype)
+        into.copy_(dequantize(packed, bits)[: len(into)])
+
+    def _size(self, bits: int) -> int:
+        """Bytes of an expert: a scale and a zero for each group, then codes."""
+        return self._groups * (5 + GROUP * bits // 8)
+
+    def _written(self, bits: int, cache: Path) -> Path:
+        """Return the file of all experts in so many bits, written now if it is not there."""
+        shards = {span.path for experts in self._spans for one in experts for _, span in one}
+        known = [(one.name, one.stat().st_size, one.stat().st_mtime_ns) for one in sorted(shards)]
+        digest = short_digest([VERSION, GROUP, self.names, self.slab_bytes, known], 12)
+        path = cache / f"experts-{digest}.int{bits}"
+        cache.mkdir(parents=True, exist_ok=True)
+        lock = path.with_name(f".{path.name}.lock")
+        with locked(lock, path, "wait until it is written", wait=True):
+            if path.is_file():
+                return path
+            with replacing(path) as temporary, temporary.open("wb") as file:
+                for layer, experts in enumerate(self._spans):
+                    for expert in range(self.num_experts):
+                        file.write(self._packed_expert(layer, expert % len(experts), bits))
+        return path
+
+    def _packed_expert(self, layer: int, expert: int, bits: int) -> bytes:
+        slab = torch.zeros(self._groups * GROUP, dtype=self._dtype)
+        super().read_into(layer, expert, slab.view(torch.uint8).numpy().data)
+        packed = quantize(slab.float(), bits)
+        parts = (packed.scale, packed.zero.to(torch.uint8), packed.codes)
+        return b"".join(part.numpy().tobytes() for part in parts)

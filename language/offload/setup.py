@@ -1,0 +1,84 @@
+"""How a budget for experts is used: what stays, what is guessed, in how many bits it travels."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from core_gates.errors import GatesError, check_option
+from language.offload.allocation import allocate
+from language.offload.guesses import PREDICTORS
+
+TRANSFERS = ("stored", "int4", "int2", "hybrid")
+Policy = Literal["lru", "slru", "lfu", "lfru", "lifo", "arc", "static", "belady"]
+Allocation = Literal["uniform", "shallow"]
+Predicting = Literal["none", "all", "cross-layer", "path", "frequency", "oracle"]
+Transferred = Literal["stored", "int4", "int2", "hybrid"]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a budget for experts is used.
+
+    Args:
+        policy: Which expert leaves its slot for another one.
+        allocation: How layers divide the slots: evenly, or the first layers first.
+        predictor: What is fetched before it is needed.
+        width: Experts that are guessed for one token, each in a slot of the budget; if null, as
+            many as a token uses, or all with ``all``.
+        transfer: Numbers that experts travel in; ``hybrid`` is INT4, and INT2 for the quarter of
+            the guessed experts of a prompt that is least popular.
+    """
+
+    policy: Policy = "lru"
+    allocation: Allocation = "uniform"
+    predictor: Predicting = "none"
+    width: int | None = None
+    transfer: Transferred = "stored"
+
+    def guesses(self, k: int, experts: int) -> int:
+        """Return the slots that guesses take.
+
+        Args:
+            k: Experts that a token uses.
+            experts: Experts of a layer.
+
+        Raises:
+            GatesError: An option is unknown, or the width is out of range.
+        """
+        check_option("predictor", self.predictor, PREDICTORS, GatesError)
+        check_option("transfer", self.transfer, TRANSFERS, GatesError)
+        if self.predictor == "none":
+            if self.transfer == "hybrid":
+                raise GatesError("hybrid transfers need a predictor, which tells what is popular")
+            return 0
+        wide = experts if self.predictor == "all" else k
+        width = wide if self.width is None else self.width
+        if not k <= width <= experts:
+            raise GatesError(f"width is {width}, expected {k} to {experts} guesses for a token")
+        return width
+
+    def slots(self, budget: int, *, layers: int, experts: int, k: int, each: int) -> list[int]:
+        """Return the slots of each layer; as many as are guessed remain.
+
+        Args:
+            budget: Experts that there is memory for.
+            layers: Layers with experts.
+            experts: Experts of a layer.
+            k: Experts that a token uses.
+            each: Bytes of an expert, for the error.
+
+        Raises:
+            GatesError: The budget is below the experts of one token for each layer and the guesses.
+        """
+        width = self.guesses(k, experts)
+        if budget < k * layers + width:
+            ahead = f" and guesses {width} more" if width else ""
+            raise GatesError(
+                f"the budget holds {budget} experts of {each:,} bytes, but {layers} layers need"
+                f" {k} each{ahead}: give at least {(k * layers + width) * each:,} bytes"
+            )
+        sizes = {"layers": layers, "experts": experts, "least": k}
+        return allocate(self.allocation, budget - width, **sizes)
+
+
+ON_DEMAND = Setup()
+"""Nothing is guessed, and the least recently used leaves."""

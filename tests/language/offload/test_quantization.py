@@ -1,0 +1,131 @@
+"""Experts in few bits: golden codes, the file, and models that read it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from core_gates.errors import GatesError
+from language.offload.loading import load_offloaded
+from language.offload.quantization import Packed, dequantize, quantize
+from language.offload.setup import Setup
+
+E, K, LAYERS = 6, 2, 3
+GOLDEN = Path(__file__).parents[2] / "golden" / "moe_inference_sora"
+IDS = torch.randint(64, (1, 40), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("bits", [4, 2])
+@pytest.mark.parametrize("name", ["fate_small", "fate_wide"])
+def test_golden_codes(name, bits):
+    with np.load(GOLDEN / f"{name}.npz") as arrays:
+        golden = {
+            key[3:]: torch.from_numpy(arrays[key]) for key in arrays if key[:3] == f"q{bits}_"
+        }
+    packed = quantize(golden["in"], bits, group=16)
+    assert torch.equal(packed.codes, golden["packed"])
+    assert torch.equal(packed.scale, golden["scale"])
+    assert torch.equal(packed.zero, golden["zero"])
+    assert_close(dequantize(packed, bits), golden["deq"], rtol=0, atol=1e-15)
+    codes = dequantize(packed._replace(zero=packed.zero * 0, scale=packed.scale * 0 + 1), bits)
+    assert torch.equal(codes.to(torch.uint8), golden["codes"])
+
+
+@settings(max_examples=40)
+@given(seed=st.integers(0, 999), bits=st.sampled_from([4, 2]), far=st.sampled_from([0.0, 0.3]))
+def test_weights_around_zero_are_half_a_step_away_at_most(seed, bits, far):
+    x = torch.randn(3, 128, generator=torch.Generator().manual_seed(seed)) + far
+    packed = quantize(x, bits)
+    error = (dequantize(packed, bits) - x).abs().unflatten(-1, (2, 64)).amax(-1)
+    assert (error <= packed.scale * 1.001).all()
+    assert packed.codes.shape == (3, 128 * bits // 8)
+
+
+def test_equal_weights_and_zeros_survive():
+    assert not dequantize(quantize(torch.zeros(64), 4), 4).any()
+    assert isinstance(quantize(torch.ones(64), 2), Packed)
+
+
+@pytest.fixture
+def load(checkpoint, tmp_path):
+    """``load(transfer, slots, **options)``: a tiny model whose experts travel so."""
+    loaded = []
+
+    def call(transfer, slots=4, **options):
+        budget = (slots * LAYERS + K) * 9216
+        setup = Setup(transfer=transfer, **({"predictor": "cross-layer"} | options))
+        model = load_offloaded(checkpoint(), budget=budget, setup=setup, cache=tmp_path)
+        loaded.append(model.offload)
+        return model
+
+    yield call
+    for offload in loaded:
+        offload.close()
+
+
+def logits_of(model, ids=IDS):
+    with torch.no_grad():
+        return model(ids).logits
+
+
+def quantized(model, bits):
+    """Put experts that were in so many bits into a whole model."""
+    for layer in model.model.layers:
+        experts = layer.mlp.experts
+        slabs = torch.cat([experts.gate_up_proj.flatten(1), experts.down_proj.flatten(1)], 1)
+        rounded = dequantize(quantize(slabs, bits), bits)
+        first, second = rounded.split(
+            [experts.gate_up_proj[0].numel(), experts.down_proj[0].numel()], 1
+        )
+        experts.gate_up_proj.data = first.reshape_as(experts.gate_up_proj).clone()
+        experts.down_proj.data = second.reshape_as(experts.down_proj).clone()
+    return model
+
+
+@pytest.mark.parametrize(("transfer", "bits"), [("int4", 4), ("int2", 2)])
+def test_a_model_equals_one_with_rounded_experts_in_memory(
+    transfer, bits, load, resident, checkpoint
+):
+    model = load(transfer)
+    whole = quantized(resident(checkpoint()), bits)
+    for _ in range(2):
+        assert torch.equal(logits_of(model), logits_of(whole))
+    counts, record = model.offload.counts, 36 * (5 + 8 * bits)
+    assert counts.bytes == (counts.loads + counts.guesses) * record
+    assert 9216 / record > {4: 6.5, 2: 10}[bits]
+
+
+def test_hybrid_results_do_not_depend_on_what_was_there(load):
+    fresh, warm = load("hybrid"), load("hybrid", slots=6)
+    expected = [logits_of(fresh), logits_of(fresh, IDS[:, :1])]
+    four, two = logits_of(load("int4")), logits_of(load("int2"))
+    assert not torch.equal(expected[0], four)
+    assert not torch.equal(expected[0], two)
+    assert torch.equal(expected[1], logits_of(load("int4"), IDS[:, :1]))  # one token: all in 4 bits
+    for _ in range(3):
+        assert torch.equal(logits_of(warm, IDS[:, :1]), expected[1])
+        assert torch.equal(logits_of(warm), expected[0])
+    keys = {key for layer in warm.offload.layers for key in layer.loads}
+    assert any(key >= E for key in keys)
+
+
+def test_the_file_is_written_once(load, tmp_path):
+    load("int4")
+    (path,) = tmp_path.glob("experts-*.int4")
+    written = path.stat().st_mtime_ns
+    assert path.stat().st_size == LAYERS * E * 36 * 37
+    load("int4")
+    assert path.stat().st_mtime_ns == written
+    assert not list(tmp_path.glob(".*partial*"))
+
+
+def test_bad_inputs_are_one_line(load, refuses):
+    refuses(
+        GatesError,
+        ("transfer is 'int8'; choose one of stored, int4", lambda: load("int8")),
+        ("hybrid transfers need a predictor", lambda: load("hybrid", predictor="none")),
+    )
