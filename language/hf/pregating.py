@@ -133,8 +133,7 @@ def pregate(model: nn.Module, level: int = 1) -> None:
     """
     owner: Any = model
     base: Any = getattr(owner, getattr(owner, "base_model_prefix", "model"), owner)
-    inside = base["layers"] if isinstance(base, nn.ModuleDict) else getattr(base, "layers", ())
-    blocks: list[Any] = [*inside]
+    blocks: Any = base["layers"] if isinstance(base, nn.ModuleDict) else getattr(base, "layers", ())
     routers = [_router_of(block) for block in blocks]
     name, count = type(model).__name__, len([one for one in routers if one is not None])
     if not count:
