@@ -11,6 +11,7 @@ from core_gates.errors import GatesError, check_option
 from core_gates.gates.predictive import CrossLayerPredictor, fetch_order
 from core_gates.routing.base import Gate
 from core_gates.routing.output import RoutingOutput
+from language.hf.pregating import level_of
 
 PREDICTORS = ("none", "all", "cross-layer", "path", "frequency", "oracle")
 FROM_PROFILE = ("path", "frequency")
@@ -66,6 +67,8 @@ class RouterGate(Gate):
 def cross_layer(model: nn.Module, names: Sequence[str], dim: int, width: int) -> Predictor:
     """Return the guesses of the router of the next layer on the input of this one (Fate).
 
+    The router of a pre-gated model is given what it will read, so that its guesses are right.
+
     Args:
         model: A mixture model of transformers.
         names: Of the experts of its layers, next to which the routers are.
@@ -83,9 +86,13 @@ def cross_layer(model: nn.Module, names: Sequence[str], dim: int, width: int) ->
             raise GatesError(f"no router is next to {name}: guess by 'frequency', or not at all")
         ahead.append(CrossLayerPredictor(RouterGate(router, dim), width=width))
 
+    level = level_of(model) or 1
+    read: list[Tensor] = []  # by the last routers
+
     def predict(layer: int, seen: Seen) -> Tensor:
         assert seen.hidden is not None
-        return cast(Tensor, ahead[layer](seen.hidden).indices)
+        read[:] = [*read[1 - level :], seen.hidden] if layer and level > 1 else [seen.hidden]
+        return cast(Tensor, ahead[layer](read[0 if layer + 1 >= level else -1]).indices)
 
     return predict
 

@@ -254,3 +254,26 @@ def test_pre_gated_models_run_with_experts_on_disk(level, opened, tmp_path):
     offloaded = load_offloaded(tmp_path / "model", budget=0.5)
     assert torch.equal(logits_of(offloaded), logits_of(model))
     offloaded.offload.close()
+
+
+@pytest.mark.parametrize(("name", "level"), [("Qwen3Moe", 1), ("DeepseekV3", 1), ("Mixtral", 2)])
+def test_no_expert_is_fetched_that_is_not_used(name, level, opened, tmp_path, monkeypatch):
+    model = opened(name)
+    pregate(model, level)
+    save_pregated(model, tmp_path / "model")
+    loaded = load_offloaded(tmp_path / "model", budget=0.5, predictor="cross-layer")
+    offload, cache, demanded = loaded.offload, None, []
+    request = offload.transfers.request
+
+    def note(layer, expert, slot, name, *guess):
+        demanded.extend([] if guess else [layer])
+        return request(layer, expert, slot, name, *guess)
+
+    monkeypatch.setattr(offload.transfers, "request", note)
+    for ids in IDS[:1].split(1, 1):
+        with torch.no_grad():
+            cache = loaded(ids, cache=cache, use_cache=True).cache
+        assert level > 1 or offload.counts.guesses == offload.counts.guessed
+    offload.close()
+    assert set(demanded) == set(range(level))  # layers that are not routed early
+    assert offload.counts.guessed > 9
