@@ -74,6 +74,8 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
     if name == BYTES:
         return ByteTokenizer()
     path = Path(name)
+    if path.is_dir() and not (path / FILE).is_file():
+        raise GatesError(f"{path} has no {FILE}: put that of the model into the folder")
     path = path / FILE if path.is_dir() else path
     if not path.is_file():
         raise GatesError(

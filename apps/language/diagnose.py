@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from apps.language.generate import SHIPPED, models_in, shipped
 from core_gates.errors import GatesError
@@ -178,6 +178,8 @@ def figure_of(diagnoses: Sequence[Diagnosis], title: str) -> Figure:
             draw_seeds(axes, np.arange(values.shape[1]), values, BLUE)
             if shown[number] == LARGEST:
                 axes.set_yscale("log")
+                axes.yaxis.set_major_formatter(LogFormatter())
+                axes.yaxis.set_minor_formatter(LogFormatter())
             else:
                 axes.set_ylim(0, 1.05 * values.max() or 1)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -205,7 +205,7 @@ def test_what_is_no_tokenizer_is_refused(tmp_path, refuses):
     )
     folder = tmp_path / "without"
     folder.mkdir()
-    refuses(GatesError, ("without is not found", lambda: load_tokenizer(folder)))
+    refuses(GatesError, ("without has no tokenizer.json: put", lambda: load_tokenizer(folder)))
 
 
 def test_a_tokenizer_at_which_the_package_panics_is_refused(tmp_path, capfd):
