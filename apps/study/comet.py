@@ -271,7 +271,7 @@ def trials_curve_figure(curves: Mapping[str, Sequence[float]]) -> Figure:
     Args:
         curves: Method -> (n,).
     """
-    figure = new_figure(7.4, 4.2)
+    figure = new_figure(7.4, 3.9)
     axes = place(figure, 0.8, 0.6, 4.6, 2.8)
     colors = colors_of(dict.fromkeys(name.rstrip("+") for name in curves))
     for name, curve in curves.items():

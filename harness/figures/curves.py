@@ -15,6 +15,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from harness.figures.style import (
     INCHES_PER_LETTER,
     INK,
+    PALETTE,
     TEXT_SIZE,
     colors_of,
     dress,
@@ -228,6 +229,7 @@ def _end(values: np.ndarray) -> float:
 
 
 TRIAL_WIDTH, TRIAL_HEIGHT, TRIAL_GAP = 2.7, 2.1, 0.95  # inches of a panel, and between them
+MARKERS = "osD^"
 WIDE = 5.0  # ratio of the largest to the smallest value above which an axis is logarithmic
 
 
@@ -299,12 +301,13 @@ def _draw(
     score: str,
 ) -> None:
     every: list[tuple[float, float]] = []
-    for method, tried in methods.items():
+    for number, (method, tried) in enumerate(methods.items()):
+        marker = MARKERS[number // len(PALETTE) % len(MARKERS)]  # where colors repeat
         known = [t for t in tried.trials if _number(t.get(name)) and _number(t.get("score"))]
         points = [(float(t[name]), float(t["score"])) for t in known]
         every += points
         axes.scatter([x for x, _ in points], [y for _, y in points], s=22, color=colors[method],
-                     alpha=0.8, linewidths=0, label=method)  # fmt: skip
+                     marker=marker, alpha=0.8, linewidths=0, label=method)  # fmt: skip
         best = [p for p, t in zip(points, known, strict=True) if _is_chosen(t, tried.chosen)]
         axes.scatter([x for x, _ in best], [y for _, y in best], s=70, facecolors="none",
                      edgecolors=INK, linewidths=1.2)  # fmt: skip
