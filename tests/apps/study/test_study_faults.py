@@ -1,5 +1,9 @@
 """Faulty calls of studies, and studies that are killed and resumed."""
 
+from pathlib import Path
+
+import pytest
+
 SMALL = ["--steps", "20", "--batch", "16", "--scored", "32", "--glyphs", "40,20,20"]
 RATES = ["study", "gaussian-rates"]
 COMET = ["study", "comet"]
@@ -58,3 +62,16 @@ def test_a_killed_study_ends_with_the_same_bits(kill_and_resume):
              "gumbel-0.3-at-0.5"]  # fmt: skip
     command = [*SPARSE, *SMALL, *words]
     kill_and_resume(command, app="study", compare=["networks/*/*", "scores.json", "gates.json"])
+
+
+@pytest.mark.slow  # the command starts four times, and packs, trains and scores
+def test_a_killed_study_of_evomoe_ends_with_the_same_bits(kill_and_resume, tmp_path):
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for number, source in enumerate(3 * sorted(Path("core_gates/gates").glob("*.py"))):
+        (corpus / f"{number}.py").write_text(source.read_text()[:300])
+    words = ["--updates", "64", "--batch", "1", "--context", "8", "--dim", "8", "--heads", "1",
+             "--layers", "2", "--hidden", "8", "--rates", "0.01", "--seeds", "0,1", "--only",
+             "evomoe", f"--corpus=[{corpus}]"]  # fmt: skip
+    compare = ["networks/*/*", "scores/*/*", "gates.json"]
+    kill_and_resume([*EVOMOE, *words], app="study", compare=compare)
