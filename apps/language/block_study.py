@@ -369,15 +369,20 @@ def bars_of_kind(kind: Kind, rows: Sequence[Row], wanted: Bars) -> list[Bar]:
 
 
 def headline(kind: Kind, rows: Sequence[Row]) -> str:
-    """Return what gates reach, and what they gain by reading content, in two sentences."""
+    """Return what gates reach, next to a map without content and to the best rival."""
     own = next(r for r in rows if (r.method, r.metric) == (GATE, OF_ORACLE))
-    rivals = [r for r in rows if r.metric == OF_ORACLE and r.method not in (GATE, ORACLE, BY_SUM)]
-    best = max(rivals, key=lambda row: row.value)
-    gap = next(r for r in rows if (r.method, r.metric, r.versus) == (STATIC, MASS, GATE))
-    verdict = "Content adds" if gap.high < 0 else "They are not above a map without content:"
+    gaps = {r.method: r for r in rows if (r.metric, r.versus) == (MASS, GATE)}
+    best = max(gaps.keys() - {ORACLE, BY_SUM}, key=lambda method: gaps[method].value)
+    verdict = "Content adds"
+    if gaps[STATIC].high >= 0:
+        verdict = "They are not above a map without content:"
     return (
         f"Gates for {kind} hold {own.value:.1%} of the attention that the oracle holds"
-        f" [{own.low:.1%}, {own.high:.1%}]; the best rival, {best.method}, {best.value:.1%}."
-        f" {verdict} {-gap.value:+.2%} [{-gap.high:+.2%}, {-gap.low:+.2%}] of all attention, next"
-        " to the static map."
+        f" [{own.low:.1%}, {own.high:.1%}]. {verdict} {_more(gaps[STATIC])} of all attention, next"
+        f" to the static map; from the best rival, {best}, gates differ by {_more(gaps[best])}."
     )
+
+
+def _more(gap: Row) -> str:
+    """Return what gates hold more than a method."""
+    return f"{-gap.value:+.2%} [{-gap.high:+.2%}, {-gap.low:+.2%}]"
