@@ -148,7 +148,7 @@ class BlockGate(nn.Module):
             return attend_to_all(seen)
         density = block_density(mask)
         kept = torch.stack([density, torch.ones_like(density)])
-        self._kept = kept if self._kept is None else self._kept + kept
+        self._kept = kept if self._kept is None else self._kept.to(kept) + kept
         return block_sparse_attention(
             seen.q, seen.k, seen.v, mask, self.gate.block_size,
             scale=seen.scale, padding_mask=seen.padding,
