@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import lightning as L
 import numpy as np
@@ -17,13 +17,12 @@ from harness.evidence import Resamples, Row, compare, moments
 from harness.experiment import Arrays, Job, Piece, Run
 from harness.files import Data
 from harness.report.sections import save_gates
-from studies.digits.multi_digits import MultiDigits, Pairs, glyphs, pairs
+from studies.digits.multi_digits import MultiDigits, Pairs, Part, glyphs, pairs
 from studies.digits.two_digit_network import CLASSES, DIM, HIDDEN, TASKS, TwoDigitNetwork, right
 
 NETWORKS = "networks"
-ACCURACY = "mean accuracy"
+ACCURACY, SECONDS = "mean accuracy", "CPU seconds of training"
 TASK_ACCURACY = ("accuracy, upper left", "accuracy, lower right")
-SECONDS = "CPU seconds of training"
 UNROUTED = "pairs without an expert"  # percent
 VALIDATION, TEST = 1, 2  # seeds of their pairs
 TUNED_OPTIONS, TUNED_LOSSES = ("gamma",), ("entropy",)
@@ -178,11 +177,11 @@ class Comparison:
 
     def rows(self, task: str, reference: str | None = None) -> list[Row]:
         """Return accuracies with intervals over glyphs, and differences from a method."""
-        scores = {}
-        for name, own in self.networks.items():
-            hits = [right(network, self.test, self.run.settings["batch"]) for network in own]
-            columns = [one.double().numpy() for one in hits]
-            scores[name] = [_accuracies(one) for one in columns]
+        batch = self.run.settings["batch"]
+        scores = {
+            name: [_accuracies(right(one, self.test, batch).double().numpy()) for one in own]
+            for name, own in self.networks.items()
+        }
         draws = Resamples.crossed(*self.test.glyphs.numpy().T)
         known = reference if reference in scores else None
         return compare(scores, draws, task=task, reference=known)
@@ -216,12 +215,15 @@ class Comparison:
 
     def data(self) -> list[Data]:
         """Describe the glyphs."""
-        found = []
-        for part in ("train", "validation", "test"):
-            own = glyphs(part, tuple(self.run.settings["glyphs"]))
-            digest = sha256(own.images.tobytes() + own.labels.tobytes()).hexdigest()
-            found.append(Data("digits of scikit-learn", part, digest, len(own.labels), "glyphs"))
-        return found
+        parts = {part: glyphs(part, tuple(self.run.settings["glyphs"])) for part in get_args(Part)}
+        return [
+            Data(
+                "digits of scikit-learn", part,
+                sha256(own.images.tobytes() + own.labels.tobytes()).hexdigest(),
+                len(own.labels), "glyphs",
+            )
+            for part, own in parts.items()
+        ]  # fmt: skip
 
 
 def measured(network: TwoDigitNetwork, test: Pairs, batch: int = 512) -> dict[str, float]:

@@ -42,10 +42,9 @@ from studies.evomoe.spawning import spawning_changes
 TEXT, TRAINING, CLAIM, SPAWNING = (
     "test text", "training", "up to the last held-out loss of Switch", "spawning",
 )  # fmt: skip
-METRIC, COUNTS = "bits per byte", "order 1"
+METRIC, COUNTS, UPDATES = "bits per byte", "order 1", "updates"
 REFERENCE, OWN = "switch", "evomoe"
 FLOPS_OF_BUDGET, ACTIVE, LEAKS = "FLOPs over the budget", "active experts", "logits changed"
-UPDATES = "updates"
 FRACTION = {name: f"fraction of its {name}" for name in ("FLOPs", UPDATES, SECONDS)}
 FLOPS_A_SECOND = 2.5e10  # of one core, with the default sizes
 SCORING_SECONDS = 10.0  # of one core, of a decoder, for the standard library

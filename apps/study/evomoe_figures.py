@@ -14,8 +14,7 @@ from harness.figures.style import SHARES, colors_of, dress, head, new_figure, pl
 from harness.report.page import Page
 from studies.evomoe import budget_training
 
-FILE = "curves.json"
-SECONDS = "CPU seconds of training"
+FILE, SECONDS = "curves.json", "CPU seconds of training"
 COLUMNS = (*budget_training.COLUMNS, SECONDS)  # of a curve
 PANELS = {
     "EvoMoE and its rivals": ("evomoe", "dense", "switch", "base", "hash", "top2", "stable"),

@@ -25,8 +25,7 @@ from harness.report.page import Page
 from studies.digits.gate_recipes import RECIPES
 from studies.digits.two_digit_network import TASKS
 
-TASK, DONE = "test pairs", "what gates do"
-REFERENCE = "SoftmaxGate"
+TASK, DONE, REFERENCE = "test pairs", "what gates do", "SoftmaxGate"
 LEAST, MANY = 0.8, 1.0  # accuracy; pairs without an expert, percent
 METHODS = {
     name: Method(name, one.options, {n: TASKS * w for n, w in one.losses.items()})

@@ -29,8 +29,7 @@ BANDS = {
 """Where slopes must lie, from the wide starts."""
 
 MINUTES = 0.0002  # of one core, for 1,000 points, an expert and a start
-QUICK = 4
-FEW = 12  # repeats of cases with several starts, of which one takes minutes
+QUICK, FEW = 4, 12  # repeats: of --quick, and of cases with several starts, minutes each
 NOTE = (
     "Slopes of the logarithm of the median error against the logarithm of the number of sample "
     "points; −0.5 is the parametric rate, 0 none. Starts lie around the truth with the standard "

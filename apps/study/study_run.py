@@ -64,13 +64,15 @@ def open_study(
         minutes: Minutes of one idle core that all of it takes.
 
     Raises:
-        GatesError: A method does not exist, there is no seed, or the folder is that of another
-            study.
+        GatesError: A method does not exist, there is no seed or a negative one, or the folder is
+            that of another study.
     """
     for method in flags.only:
         check_option("--only", method, methods, GatesError)
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise GatesError(f"--seeds is {list(seeds)}, expected one number or several different ones")
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise GatesError(
+            f"--seeds is {list(seeds)}, expected a number from 0, or several different ones"
+        )
     folder = place.run_folder.path
     if (found := study_of(folder)) not in (None, study):
         raise GatesError(f"{folder} is a run of the study {found}: give --name NEW")

@@ -1,20 +1,26 @@
-"""The stop of studies on the tour: which gates have a ridge of equally likely temperatures."""
+"""The stop of studies on the tour: ridges of equally likely temperatures, and spawned experts."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
+import torch
 
+from core_gates.gates.dense_to_sparse import Combine
 from harness.report.page import Page, TourRow, TourStop
+from studies.evomoe.methods import VOCAB, Sizes, decoder_of
+from studies.evomoe.spawning import spawning_changes
 from studies.gaussian.rates import CASES
 from studies.gaussian.ridge import ridge_figure, ridge_map
 
-POINTS = 1000
-FLAT, LOST = 1e-10, 1e-2
+POINTS, FLAT, LOST, CHANGED = 1000, 1e-10, 1e-2, 1e-6
+COMBINES: tuple[Combine, ...] = get_args(Combine)
+SMALL = Sizes(context=32, dim=32, layers=2, hidden=64)
 
 
 def tour(folder: Path, say: Callable[[str], None]) -> TourStop:
-    """Map the likelihood of a Gaussian mixture of experts around the truth.
+    """Map the likelihood of a Gaussian mixture around the truth, and spawn experts from one.
 
     Args:
         folder: For files; none are needed.
@@ -35,6 +41,24 @@ def tour(folder: Path, say: Callable[[str], None]) -> TourStop:
         good,
     )
 
+    say("spawning experts")
+    torch.manual_seed(0)
+    model, tokens = decoder_of("evomoe", SMALL), torch.randint(VOCAB, (16, SMALL.context + 1))
+    for weight in model.parameters():
+        weight.data *= 3  # experts that matter
+    hot, cold = (
+        max(spawning_changes(model, tokens, combine=how, temperature=t, num_experts=8).values())
+        for how, t in zip(COMBINES, SMALL.temperatures, strict=True)
+    )
+    spawned = TourRow(
+        "experts spawned from one",
+        "nats by which that changes the loss",
+        f"Gumbel weights, temperature 2: {hot:.0e}",
+        f"softmax weights, 0.3: {cold:.0e}",
+        "the function is preserved" if hot < CHANGED else "the function is not preserved",
+        hot < CHANGED,
+    )
+
     def draw(page: Page) -> None:
         page.text(
             "A softmax gate with a linear score divides its slope by its temperature: mixtures on "
@@ -43,4 +67,4 @@ def tour(folder: Path, say: Callable[[str], None]) -> TourStop:
         )
         page.figure(ridge_figure(maps), f"{POINTS:,} points drawn from the truth.", name="ridge")
 
-    return TourStop("Studies: training with gates", [row], draw)
+    return TourStop("Studies: training with gates", [row, spawned], draw)

@@ -22,6 +22,7 @@ TABLE = {
     "unknown method": ([*GATES, "--only", "TopGate"], "TopKGate"),
     "one expert": ([*GATES, "--experts", "1"], "--experts is 1, expected two or more"),
     "no seed": ([*COMET, "--seeds", "[]"], "--seeds is"),
+    "a negative seed": ([*EVOMOE, "--seeds", "0,-1"], "expected a number from 0"),
     "a seed twice": ([*GATES, "--seeds", "1,1"], "several different ones"),
     "a part without glyphs": ([*COMET, "--glyphs", "1100,0,397"], "a part without glyphs"),
     "too many glyphs": ([*GATES, "--glyphs", "1100,300,398"], "1,797 in all at most"),
