@@ -113,7 +113,9 @@ class Adaptation:
         given = {n: v for n, v in asdict(recipe).items() if n in SHARED}
         base = content_digest(folder).sha256[:16]
         self.settings = {**given, "base": base, "data": texts.digest}
-        form = AdapterForm(classes=list(texts.classes), context=recipe.context)
+        form = AdapterForm(
+            classes=list(texts.classes), context=recipe.context, texts=len(texts.train[0].texts)
+        )
         self.store = run.store(ADAPTERS, form)
 
     def piece(self, method: str, seed: int, rank: int | None = None) -> Piece:
@@ -276,6 +278,11 @@ def adapt(
         raise GatesError(f"--processes is {processes} and --seed {seed}, expected 1 and 0 on")
     if processes > 1 and method not in ALONE:
         raise GatesError(f"--method {method} is made from others: drop --processes {processes}")
+    if recipe.batch_size % processes:
+        raise GatesError(
+            f"--batch_size {recipe.batch_size} is not a multiple of --processes {processes}:"
+            " change one"
+        )
     folder, texts = classifier_folder(model), texts_of(data, columns)
     run = Run.of(
         place.run_folder, config_path=place.config_path, command=place.command, package="language"

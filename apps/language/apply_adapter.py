@@ -22,12 +22,14 @@ class Adapted(NamedTuple):
         folder: Of the model, with its tokenizer.
         classes: What its outputs mean; empty for a number.
         context: Tokens of a row at most.
+        texts: Texts of a row.
     """
 
     model: Any
     folder: Path
     classes: list[str]
     context: int
+    texts: int
 
 
 def adapted(adapter: str, model: str) -> Adapted:
@@ -39,7 +41,8 @@ def adapted(adapter: str, model: str) -> Adapted:
     place = Path(adapter) / TASK
     try:
         task = json.loads(place.read_text(encoding="utf-8"))
-        classes, context = [str(one) for one in task["classes"]], int(task["context"])
+        classes = [str(one) for one in task["classes"]]
+        context, texts = int(task["context"]), int(task["texts"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise GatesError(
             f"{place} is missing or damaged ({type(error).__name__}): give a folder that adapt has"
@@ -48,7 +51,7 @@ def adapted(adapter: str, model: str) -> Adapted:
     folder = classifier_folder(model)
     found = open_classifier(folder, len(classes) or 1)
     load_sora(found, Path(adapter) / FILE)
-    return Adapted(found, folder, classes, context)
+    return Adapted(found, folder, classes, context, texts)
 
 
 def predict(
@@ -65,6 +68,11 @@ def predict(
     """
     texts = texts_of_file(Path(input), columns)
     found = adapted(adapter, model)
+    if len(texts[0]) != found.texts:
+        raise GatesError(
+            f"{input} has rows of {len(texts[0])} texts, the adapter was trained on rows of"
+            f" {found.texts}: give such rows"
+        )
     outputs = outputs_of(found.model, encode_texts(found.folder, texts, found.context))
     for own, text in zip(outputs, texts, strict=True):
         if found.classes:

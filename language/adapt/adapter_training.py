@@ -248,7 +248,7 @@ class AdapterForm:
     """``adapter.safetensors``, the adapters and heads, and ``task.json``, what they are for.
 
     Args:
-        facts: Of ``task.json``: ``classes`` and ``context``.
+        facts: Of ``task.json``: ``classes``, ``context``, and ``texts``, their number in a row.
     """
 
     def __init__(self, **facts: Any) -> None:

@@ -146,7 +146,9 @@ def labeled(name: str, train: Sequence[Row], held_out: Sequence[Row]) -> Labeled
             raise GatesError(f"{name} has no {what} rows with labels: give some")
         lacking = next((row for row in rows if row.label is None), None)
         if lacking is not None:
-            raise GatesError(f"{lacking.place} has no label: give one to every row")
+            raise GatesError(
+                f"{lacking.place} has no label: give one to every row, or name its column"
+            )
     for row in (*train, *held_out):
         if len(row.texts) != len(train[0].texts):
             raise GatesError(
@@ -254,7 +256,7 @@ def _json_lines(
             raise GatesError(f"{place} has {what}, but {known}: name them by --columns")
         *texts, label = [fields.get(name) for name in named]
         if not all(isinstance(text, str) for text in texts):
-            raise GatesError(f"{place}: {' and '.join(named[:-1])} must be text")
+            raise GatesError(f"{place} has no text in {' and '.join(named[:-1])}: write strings")
         yield Row(tuple(str(text).strip() for text in texts), _plain(label), place)
 
 
