@@ -95,7 +95,7 @@ def test_what_is_wrong_is_one_line(tmp_path, refuses):
                                                                        dev__tsv=TWO)),
         ("line 1 is not JSON", reads(train__jsonl="{", dev__tsv=TWO)),
         ("no fields that are known, but size", reads(train__jsonl='{"size": 1}', dev__tsv=TWO)),
-        ("line 1 has no text in text: write", reads(train__jsonl='{"text": 1, "label": 1}', dev__tsv=TWO)),
+        ("line 1 has no text in text", reads(train__jsonl='{"text": 1, "label": 1}', dev__tsv=TWO)),
         ("has no text after the label 'x'", reads(train__txt="x\n", dev__tsv=TWO)),
         ("drop --columns", reads(["a", "b"], train__txt="x y\n", dev__txt="x y\n")),
         ("has no held-out rows", reads(**both | {"dev__tsv": "sentence\nlone\n"})),
