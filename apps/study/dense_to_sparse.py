@@ -118,8 +118,7 @@ def _rows(
     """Return the rows of the ends of all training runs, and of those one step before hardening."""
     ends = Comparison(run, methods, seeds)
     pieces = ends.obtain()
-    known = REFERENCE if REFERENCE in ends.networks else None
-    rows = ends.rows(TASK, known) + ends.gate_rows(pieces, DONE)
+    rows = ends.rows(TASK, REFERENCE) + ends.gate_rows(pieces, DONE)
     steps = run.settings["steps"]
     stopped = {
         name: method._replace(stop=round(method.options["stages"]["annealing"] * steps) - 1)

@@ -58,9 +58,11 @@ def test_rates_of_two_small_samples(study, capsys):
 
 
 def test_gates_are_compared(study):
-    some = "TopKGate,SoftmaxGate,SoftMoEGate"  # test_digits.py has a recipe for every gate
+    some = "TopKGate,SoftmaxGate,SoftMoEGate,SinkhornGate"  # others: test_digits.py
     scores, folder = study("gates", *SMALL, "--seeds", "0,1", "--only", some)
-    assert len(values(scores, "test pairs", "mean accuracy")) == 3
+    assert len(values(scores, "test pairs", "mean accuracy")) == 4
+    balanced = values(scores, "test pairs, balanced in evaluation", "mean accuracy")
+    assert balanced.keys() == {"SinkhornGate"}
     active = values(scores, "what gates do", "active experts")
     assert active["TopKGate"] == 2
     assert active["SoftmaxGate"] == 8
