@@ -151,7 +151,7 @@ def cost_figure(accuracies: Sequence[Row], active: np.ndarray) -> Figure:
     """
     order = np.argsort([row.value for row in accuracies])
     rows, lines = [accuracies[i] for i in order], np.arange(len(order))
-    figure = new_figure(8.2, 1.6 + 0.22 * len(rows))
+    figure = new_figure(8.2, 1.25 + 0.22 * len(rows))
     left, right = (place(figure, x, 0.55, 2.9, 0.22 * len(rows)) for x in (1.75, 5.0))
     values = np.array([row.value for row in rows])
     ends = np.array([[row.value - row.low, row.high - row.value] for row in rows]).T
