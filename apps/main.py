@@ -128,6 +128,7 @@ APPS: Mapping[str, App] = {
             "adapt": "train an adapter of a trained model on labeled texts: SoRA and its rivals",
             "predict": "label texts with an adapter",
             "export": "write an adapter as a plain LoRA that PEFT opens",
+            "offload": "run a mixture model whose experts stay on disk: Fate and its rivals",
             "convert": "read and write folders of Llama, Qwen3, Mixtral and Qwen3-MoE",
             "plan": "estimate weights, arithmetic, memory and exchange on many GPUs",
         },

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from core_gates.errors import GatesError
 from harness.command.configfile import find_config, read_config
 from harness.command.parser import values
 from harness.command.verbs import FunctionVerb, refuse_strangers, run_verb
@@ -26,6 +27,27 @@ FUNCTIONS = {
 }
 """Verbs that need neither data nor a Trainer."""
 
+OFFLOAD = {
+    "offload profile": FunctionVerb("apps.language.offload.replaying:profile", ("model", "output")),
+    "offload replay": FunctionVerb("apps.language.offload.replaying:replay", ("trace",)),
+    "offload generate": FunctionVerb(
+        "apps.language.offload.running:generate", ("model",), flat=("setup",), literal=("prompt",)
+    ),
+    "offload bench": FunctionVerb(
+        "apps.language.offload.running:bench", ("model",), flat=("setup",)
+    ),
+}
+"""Verbs of mixture models whose experts stay on disk."""
+
+OFFLOAD_HELP = """usage: gates language offload {profile,replay,generate,bench} ...
+
+  profile    record which experts the tokens of documents use, and which are guessed
+  replay     simulate what recorded documents take within a budget, by every method
+  generate   continue a prompt within a budget for experts
+  bench      measure generation within a budget next to the whole model
+
+gates language offload VERB --help lists the options of a verb."""
+
 BLOCK_STUDY = {
     "evaluate": FunctionVerb(
         "apps.language.block_study:evaluate", flat=("recipe", "measured", "bars")
@@ -37,6 +59,11 @@ ADAPTER_STUDY = {
     "evaluate": FunctionVerb("apps.language.adapter_study:evaluate", flat=("recipe", "bars")),
 }
 """The verb for configurations whose section ``evaluate`` names ``ranks`` of adapters."""
+
+OFFLOAD_STUDY = {
+    "evaluate": FunctionVerb("apps.language.offload.budget_study:evaluate", flat=("measured",)),
+}
+"""The verb for configurations whose section ``evaluate`` names ``budgets`` for experts."""
 
 ON_MODELS = ("adapt", "diagnose", "distill", "fit-gates", "pregate")
 """Those of a trained model, after which the run is named."""
@@ -95,10 +122,30 @@ def _section(arguments: Sequence[str]) -> Mapping[str, Any]:
     return section if isinstance(section, dict) else {}
 
 
+def _offload(arguments: Sequence[str]) -> None:
+    """Run a verb of ``offload``.
+
+    Raises:
+        GatesError: There is no such verb.
+    """
+    verb = " ".join(arguments[:2])
+    if arguments[1:2] in ([], ["--help"], ["-h"]):
+        print(OFFLOAD_HELP)
+    elif verb not in OFFLOAD:
+        known = ", ".join(name.partition(" ")[2] for name in OFFLOAD)
+        raise GatesError(f"offload has no verb {arguments[1]!r}: choose one of {known}")
+    else:
+        run_verb("language", OFFLOAD, [verb, *arguments[2:]], config=DEFAULT_CONFIG)
+
+
 def main(arguments: Sequence[str]) -> None:
     """Run one verb."""
+    if arguments[0] == "offload":
+        _offload(arguments)
+        return
     section = _section(arguments) if arguments[0] == "evaluate" else {}
-    for key, study in (("kinds", BLOCK_STUDY), ("ranks", ADAPTER_STUDY)):
+    studies = (("kinds", BLOCK_STUDY), ("ranks", ADAPTER_STUDY), ("budgets", OFFLOAD_STUDY))
+    for key, study in studies:
         if key in section:
             run_verb("language", study, arguments, config=DEFAULT_CONFIG)
             return

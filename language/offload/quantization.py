@@ -21,6 +21,11 @@ BITS = {"int4": (4,), "int2": (2,), "hybrid": (4, 2)}
 VERSION = 1  # of the file
 
 
+def packed_bytes(weights: int, bits: int) -> int:
+    """Return the bytes of so many weights: a scale and a zero for each group, then codes."""
+    return -(-weights // GROUP) * (5 + GROUP * bits // 8)
+
+
 class Packed(NamedTuple):
     """Weights in few bits: ``(code - zero) scale``.
 
@@ -85,7 +90,7 @@ class QuantizedStore(ExpertStore):
         if len(dtypes) > 1:
             raise GatesError(f"experts of {folder} have several dtypes: read them as they are")
         (self._dtype,) = dtypes
-        self._groups = -(-self.slab_bytes // self._dtype.itemsize // GROUP)
+        self._weights = self.slab_bytes // self._dtype.itemsize  # alignment included
         self._bits, self._record = bits, torch.empty(self._size(max(bits)), dtype=torch.uint8)
         self._packed = [self._written(one, cache) for one in bits]
 
@@ -101,7 +106,11 @@ class QuantizedStore(ExpertStore):
             OSError: The file cannot be read.
         """
         which, expert = divmod(expert, self.num_experts)
-        bits, size, groups = self._bits[which], self._size(self._bits[which]), self._groups
+        bits, size, groups = (
+            self._bits[which],
+            self._size(self._bits[which]),
+            -(-self._weights // GROUP),
+        )
         place = (layer * self.num_experts + expert) * size
         record = self._record[:size]
         span = Span(self._packed[which], place, torch.uint8, (size,))
@@ -112,8 +121,7 @@ class QuantizedStore(ExpertStore):
         into.copy_(dequantize(packed, bits)[: len(into)])
 
     def _size(self, bits: int) -> int:
-        """Bytes of an expert: a scale and a zero for each group, then codes."""
-        return self._groups * (5 + GROUP * bits // 8)
+        return packed_bytes(self._weights, bits)
 
     def _written(self, bits: int, cache: Path) -> Path:
         """Return the file of all experts in so many bits, written now if it is not there."""
@@ -133,7 +141,7 @@ class QuantizedStore(ExpertStore):
         return path
 
     def _packed_expert(self, layer: int, expert: int, bits: int) -> bytes:
-        slab = torch.zeros(self._groups * GROUP, dtype=self._dtype)
+        slab = torch.zeros(-(-self._weights // GROUP) * GROUP, dtype=self._dtype)
         super().read_into(layer, expert, slab.view(torch.uint8).numpy().data)
         packed = quantize(slab.float(), bits)
         parts = (packed.scale, packed.zero.to(torch.uint8), packed.codes)

@@ -17,7 +17,7 @@ from language.offload.expert_store import ExpertStore, SlabTensor
 from language.offload.guesses import Predictor, Seen, cross_layer, fetched, make_predictor, rarest
 from language.offload.pool import SlabPool, make_pool
 from language.offload.quantization import BITS, QuantizedStore
-from language.offload.setup import ON_DEMAND, Setup
+from language.offload.setup import ON_DEMAND, Setup, Sizes
 from language.offload.staging import Guesses, note_padding
 from language.offload.transfers import GUESS, Transfer, Transfers
 
@@ -58,6 +58,7 @@ class Offload:
         transfers: The thread that reads them.
         layers: Layers with experts, in order.
         guesses: What is fetched before it is known to be needed.
+        sizes: How many experts there are, and how large.
         counts: Hits, loads and bytes since the beginning.
         observers: Are told what the tokens of each layer need.
     """
@@ -68,11 +69,10 @@ class Offload:
         pool: SlabPool,
         caches: list[ExpertCache],
         guesses: Guesses,
-        *,
-        k: int,
+        sizes: Sizes,
         patience: float,
     ) -> None:
-        self.store, self.pool, self.counts, self.k = store, pool, Counts(), k
+        self.store, self.pool, self.counts, self.sizes = store, pool, Counts(), sizes
         self.transfers, self.guesses = Transfers(store, pool, patience), guesses
         self.lock = RLock()
         self.layers: list[OffloadedLayer] = []
@@ -100,7 +100,7 @@ class Offload:
         padding = guesses.padding
         if padding is not None and len(padding) != len(ranked):
             padding = None  # of another call: a part of the model was called by itself
-        order = fetched(ranked, self.k, width, experts, padding)
+        order = fetched(ranked, self.sizes.k, width, experts, padding)
         after.rare = rarest(order) if self.store.hybrid and guesses.prompt else set()
         for key in map(after.key_of, order):
             if key in after.loads or not guesses.free:
@@ -333,14 +333,15 @@ def attach_offload(
     if bits := BITS.get(setup.transfer):
         store = QuantizedStore(Path(folder), modules, bits, Path(cache or folder))
     k = int(owner.config.get_text_config().num_experts_per_tok)
-    sizes = {"layers": len(modules), "experts": store.num_experts, "k": k}
+    weights = store.slab_bytes // owner.dtype.itemsize
+    sizes = Sizes(len(modules), store.num_experts, k, store.slab_bytes, weights)
     available = store.nbytes * budget if isinstance(budget, float) and budget <= 1 else budget
-    shares = setup.slots(int(available // store.slab_bytes), each=store.slab_bytes, **sizes)
+    shares = setup.slots(int(available // store.slab_bytes), sizes)
     width = setup.guesses(k, store.num_experts)
     caches = _caches(setup.policy, shares, profile)
     guesses = Guesses(_predictor(setup, model, store, width, profile), width, range(width))
     pool = make_pool(sum(shares) + width, store.slab_bytes, torch.device(device or owner.device))
-    offload = Offload(store, pool, caches, guesses, k=k, patience=patience)
+    offload = Offload(store, pool, caches, guesses, sizes, patience)
     owner.register_forward_pre_hook(partial(note_padding, guesses), with_kwargs=True)
     for layer, module in zip(offload.layers, modules.values(), strict=True):
         _hand_over(module, layer, store.tensors[layer.index])

@@ -1,7 +1,7 @@
 """How a budget for experts is used: what stays, what is guessed, in how many bits it travels."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from core_gates.errors import GatesError, check_option
 from language.offload.allocation import allocate
@@ -12,6 +12,24 @@ Policy = Literal["lru", "slru", "lfu", "lfru", "lifo", "arc", "static", "belady"
 Allocation = Literal["uniform", "shallow"]
 Predicting = Literal["none", "all", "cross-layer", "path", "frequency", "oracle"]
 Transferred = Literal["stored", "int4", "int2", "hybrid"]
+
+
+class Sizes(NamedTuple):
+    """How many experts there are, and how large.
+
+    Attributes:
+        layers: Layers with experts, L.
+        experts: Experts of a layer.
+        k: Experts that a token uses.
+        bytes: Size of an expert.
+        weights: Its weights.
+    """
+
+    layers: int
+    experts: int
+    k: int
+    bytes: int
+    weights: int
 
 
 @dataclass(frozen=True)
@@ -56,19 +74,17 @@ class Setup:
             raise GatesError(f"width is {width}, expected {k} to {experts} guesses for a token")
         return width
 
-    def slots(self, budget: int, *, layers: int, experts: int, k: int, each: int) -> list[int]:
+    def slots(self, budget: int, sizes: Sizes) -> list[int]:
         """Return the slots of each layer; as many as are guessed remain.
 
         Args:
             budget: Experts that there is memory for.
-            layers: Layers with experts.
-            experts: Experts of a layer.
-            k: Experts that a token uses.
-            each: Bytes of an expert, for the error.
+            sizes: Of the model.
 
         Raises:
             GatesError: The budget is below the experts of one token for each layer and the guesses.
         """
+        layers, experts, k, each, _ = sizes
         width = self.guesses(k, experts)
         if budget < k * layers + width:
             ahead = f" and guesses {width} more" if width else ""
@@ -76,8 +92,8 @@ class Setup:
                 f"the budget holds {budget} experts of {each:,} bytes, but {layers} layers need"
                 f" {k} each{ahead}: give at least {(k * layers + width) * each:,} bytes"
             )
-        sizes = {"layers": layers, "experts": experts, "least": k}
-        return allocate(self.allocation, budget - width, **sizes)
+        how = self.allocation
+        return allocate(how, budget - width, layers=layers, experts=experts, least=k)
 
 
 ON_DEMAND = Setup()

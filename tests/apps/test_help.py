@@ -6,9 +6,11 @@ import sys
 
 import pytest
 
+from apps.language.commands import OFFLOAD
 from apps.main import APPS, main
 
-VERBS = [(name, verb) for name, app in APPS.items() for verb in app.verbs]
+VERBS = [(name, verb) for name, app in APPS.items() for verb in app.verbs if verb != "offload"]
+VERBS += [("language", verb) for verb in OFFLOAD]
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +35,7 @@ def test_the_help_of_fit_is_short(name, capsys):
 @pytest.mark.fault("endoscopy D16")
 @pytest.mark.parametrize(("name", "verb"), VERBS)
 def test_the_help_is_plain_text_within_100_columns(name, verb, capsys):
-    text = text_of(capsys, name, verb, "--help")
+    text = text_of(capsys, name, *verb.split(), "--help")
     assert max(map(len, text.splitlines())) <= 100
     assert re.search(r"`|:(class|func|data|mod|meth):|torch\\.nn|==SUPPRESS==", text) is None
 
@@ -41,7 +43,7 @@ def test_the_help_is_plain_text_within_100_columns(name, verb, capsys):
 @pytest.mark.fault("endoscopy D16")
 @pytest.mark.parametrize(("name", "verb"), VERBS)
 def test_options_are_described_by_sentences(name, verb, capsys):
-    lines = text_of(capsys, name, verb, "--help").split("\n\n", 1)[1]
+    lines = text_of(capsys, name, *verb.split(), "--help").split("\n\n", 1)[1]
     options = re.findall(
         r"^  ((?:--\w|[A-Z_]+ ).*?)(?=^  (?:-|[A-Z_]+ )|^\S|\Z)", lines, flags=re.M | re.S
     )

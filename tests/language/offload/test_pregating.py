@@ -22,6 +22,7 @@ from language.hf.model_folder import read_model, write_model
 from language.hf.pregating import level_of, pregate, save_pregated
 from language.hf.pretrained import open_model
 from language.offload.loading import load_offloaded
+from language.offload.setup import Setup
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "moe_inference_sora"
 MODELS = ("Mixtral", "Qwen2Moe", "Qwen3Moe", "Olmoe", "DeepseekV2", "DeepseekV3", "GptOss")
@@ -265,7 +266,8 @@ def test_no_expert_is_fetched_that_is_not_used(name, level, opened, tmp_path, mo
     model = opened(name)
     pregate(model, level)
     save_pregated(model, tmp_path / "model")
-    loaded = load_offloaded(tmp_path / "model", budget=0.5, predictor="cross-layer")
+    setup = Setup(predictor="cross-layer")
+    loaded = load_offloaded(tmp_path / "model", budget=0.5, setup=setup)
     offload, cache, demanded = loaded.offload, None, []
     request = offload.transfers.request
 

@@ -1,0 +1,1 @@
+"""``gates language offload``: mixture models whose experts stay on disk."""

@@ -1,0 +1,137 @@
+"""Traces of mixture models whose experts stay on disk, and the time that they would take."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from apps.language.diagnose import beginnings
+from apps.language.offload.running import MAPPED, offloaded, told
+from core_gates.errors import GatesError
+from harness.command.verbs import Place, refuse_existing
+from harness.runs.terminal import ticking, working
+from language.corpus import read_corpus
+from language.offload.setup import ON_DEMAND, Setup, Transferred
+from language.offload.simulation import Cost, Replayed, Simulation, Times, choose, rivals
+from language.offload.traces import Step, Trace, read_trace, record, write_trace
+
+AUTO = "auto"
+
+
+def profile(
+    place: Place,
+    model: str,
+    output: str,
+    corpus: tuple[str, ...] = ("python",),
+    documents: int = 8,
+    tokens: int = 256,
+    prompt: int = 32,
+    budget: float = 0.5,
+    overwrite_output: bool = False,
+) -> None:
+    """Record in OUTPUT which experts of MODEL the tokens of documents use, and which are guessed.
+
+    Args:
+        place: Filled in by the command line.
+        model: Folder of a mixture model, or experts, the mixture of bytes that ships.
+        output: File of JSON lines that is written.
+        corpus: Files, folders, or python, of whose held-out documents the beginnings are read.
+        documents: The most documents that are read.
+        tokens: Tokens of a document that are read.
+        prompt: Tokens of them that are read at once; the others count as decoded one by one.
+        budget: Bytes for experts, or a fraction of the bytes of all experts up to 1.0.
+        overwrite_output: Replace the output if it exists.
+    """
+    path = Path(output)
+    refuse_existing(path, overwrite=overwrite_output)
+    if documents < 1 or not 1 <= prompt < tokens:
+        raise GatesError(
+            f"--documents is {documents}, --tokens {tokens} and --prompt {prompt}: expected a"
+            " document or more, and a prompt of one token or more that is not all of it"
+        )
+    found = offloaded(model, place.run_folder.path.parent / "cache", budget=budget)
+    found.require_context(tokens)
+    _, texts = beginnings(found, read_corpus(corpus).part("validation"), tokens, documents)
+    steps: list[Step] = []
+    with ticking("reading", len(texts), unit="documents") as tick:
+        for number, text in enumerate(texts):
+            steps += record(found.model, number, torch.tensor(text), prompt)[0]
+            tick()
+    write_trace(path, Trace(found.model.offload.sizes, steps))
+    found.model.offload.close()
+    print(f"{len(steps):,} steps of {len(texts)} documents")
+    print(path)
+
+
+def replay(
+    trace: str,
+    profile: str | None = None,
+    budget: float = 0.25,
+    compute: float = 1e-3,
+    link: float = 1e9,
+    transfer: Transferred = "stored",
+) -> None:
+    """Simulate what the documents of TRACE take within a budget, by every method.
+
+    Args:
+        trace: File of ``offload profile``.
+        profile: Another one, of which methods learn; the first half of the documents if null.
+        budget: Fraction of all experts that there is memory for.
+        compute: Seconds that a token takes in a layer.
+        link: Bytes per second that experts are read with.
+        transfer: Numbers that experts travel in; hybrid is of methods that guess.
+    """
+    if not (0 < budget <= 1 and compute > 0 and link > 0):
+        raise GatesError(
+            f"--budget is {budget}, --compute {compute} and --link {link}: expected a fraction and"
+            " two rates above 0"
+        )
+    found = read_trace(Path(trace))
+    learned = found if profile is None else read_trace(Path(profile))
+    if learned.sizes != found.sizes:
+        raise GatesError(f"{profile} is of {learned.sizes}, {trace} of {found.sizes}")
+    documents, half = found.documents(), 0
+    if profile is None:
+        half = len(documents) // 2
+        learned = Trace(found.sizes, [step for one in documents[:half] for step in one])
+        if not half:
+            raise GatesError(f"{trace} has one document: give another file by --profile")
+    used = learned.profile()
+    held = [Replayed(one, found.sizes, used) for one in documents[half:]]
+    known = [Replayed(one, found.sizes, used) for one in learned.documents()]
+    size = int(budget * found.sizes.layers * found.sizes.experts)
+    with working("simulating"):
+        times, setup = compared(known, held, size, Cost(compute, link), transfer)
+    table = Table(*("method", "seconds", "stalled", "MB read", "there", "guessed", "late"))
+    for name, ones in times.items():
+        uses = sum(one.uses for one in ones)
+        shares = [sum(getattr(o, n) for o in ones) / uses for n in ("hits", "guessed", "late")]
+        seconds = [sum(getattr(o, n) for o in ones) for n in ("wall", "stall")]
+        volume = sum(one.bytes for one in ones) / 1e6
+        table.add_row(
+            name, *(f"{s:.3f}" for s in seconds), f"{volume:,.1f}", *(f"{s:.1%}" for s in shares)
+        )
+    Console().print(table)
+    print(f"simulated, {len(held)} documents, {size} experts in memory; auto: {told(setup)}")
+
+
+def compared(
+    known: Sequence[Replayed], held: Sequence[Replayed], budget: int, cost: Cost,
+    transfer: Transferred = "stored",
+) -> tuple[dict[str, list[Times]], Setup]:  # fmt: skip
+    """Return what held-out documents take by every method, and what ``auto`` is.
+
+    Args:
+        known: Documents that ``auto`` is chosen on.
+        held: Documents that are simulated.
+        budget: Experts that there is memory for.
+        cost: Of computing and reading.
+        transfer: Numbers that experts travel in.
+    """
+    sizes, setup = held[0].sizes, choose(known, budget, cost, transfer)
+    setups = {**rivals(sizes, budget, transfer), AUTO: setup}
+    times = {n: [Simulation(o, s, budget, cost).run() for o in held] for n, s in setups.items()}
+    mapped = [Simulation(one, ON_DEMAND, budget, cost, mapped=True).run() for one in held]
+    return {**times, MAPPED: mapped}, setup

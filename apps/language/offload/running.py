@@ -1,0 +1,162 @@
+"""Text of mixture models whose experts stay on disk, and what it takes."""
+
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import DynamicCache
+
+import language
+from apps.language.generate import models_in, print_texts
+from core_gates.errors import GatesError
+from harness.command.verbs import Place
+from harness.runs.terminal import ticking, working
+from language.generation import generate as continued
+from language.hf.model_folder import read_marks
+from language.hf.pretrained import Pretrained, pretrained_folder, require_transformers
+from language.offload.loading import load_offloaded
+from language.offload.setup import Setup
+from language.offload.traces import read_trace
+from language.seer.streaming import StreamedModel
+from language.tokenizer import load_tokenizer
+
+EXPERTS = "experts"  # the configuration whose decoder ships
+MAPPED = "mapped"
+
+
+class WithoutGates(StreamedModel):
+    """A model of transformers as a decoder of ours, with all of its attention."""
+
+    def caches(self) -> list[Any]:
+        """Return the empty cache of a batch, which all layers share."""
+        self._seen = None
+        return [DynamicCache(config=self.model.config)]
+
+
+def offloaded(model: str, cache: Path, **options: Any) -> Pretrained:
+    """Open a mixture model whose experts stay in its folder.
+
+    Args:
+        model: Folder as transformers writes it, or ``experts``, the mixture of bytes that ships.
+        cache: Folder of experts in few bits.
+        options: Those of ``load_offloaded``.
+    """
+    home = Path(language.__file__).parent / "weights" / EXPERTS
+    name = [*models_in(home), Path(model)][0] if model == EXPERTS else model
+    folder = pretrained_folder(name, cache)
+    with working(f"opening {model}"):
+        found = load_offloaded(folder, cache=cache, **options)
+    context = getattr(found.config.get_text_config(), "max_position_embeddings", None)
+    return Pretrained(found, load_tokenizer(folder), folder, context)
+
+
+def told(setup: Setup) -> str:
+    """Return a setup in words."""
+    width = f", width {setup.width}" if setup.width else ""
+    return f"{setup.policy}, {setup.allocation}, guesses {setup.predictor}{width}"
+
+
+def generate(
+    place: Place,
+    model: str,
+    setup: Setup,
+    prompt: str,
+    max_tokens: int = 100,
+    temperature: float = 1.0,
+    seed: int = 0,
+    budget: float = 0.25,
+    profile: str | None = None,
+) -> None:
+    """Continue a prompt by MODEL within a budget for experts, and print what was read.
+
+    Args:
+        place: Filled in by the command line.
+        model: Folder of a mixture model, or experts, the mixture of bytes that ships.
+        setup: Filled in by the command line.
+        prompt: Text that is continued.
+        max_tokens: The most tokens that are added.
+        temperature: Scale of the randomness; 0 always takes the most likely token.
+        seed: Seed of all random choices.
+        budget: Bytes for experts, or a fraction of the bytes of all experts up to 1.0.
+        profile: File of ``offload profile`` for the policy static, and the predictors path and
+            frequency; none if null.
+    """
+    if not prompt:
+        raise GatesError("--prompt is empty: give a text that is continued")
+    used = None if profile is None else read_trace(Path(profile)).profile()
+    cache = place.run_folder.path.parent / "cache"
+    found = offloaded(model, cache, budget=budget, setup=setup, profile=used)
+    begin, ends = read_marks(found.folder)
+    first = found.tokenizer.end if begin is None else begin
+    streamed: Any = WithoutGates(found)
+    begun = time.monotonic()
+    chunks = continued(
+        streamed, [[first, *found.tokenizer.encode(prompt).tolist()]],
+        decode=found.tokenizer.decode, max_tokens=max_tokens, temperature=temperature, seed=seed,
+        end=ends or found.tokenizer.end,
+    )  # fmt: skip
+    tokens = print_texts(chunks, [prompt], alone=True)
+    seconds, counts = time.monotonic() - begun, found.model.offload.counts
+    found.model.offload.close()
+    uses = counts.hits + counts.guessed + counts.loads
+    print(
+        f"{tokens / seconds:.1f} tokens/s, {counts.stall / seconds:.0%} of the time stalled;"
+        f" {counts.bytes / 1e6:,.1f} MB read; of {uses:,} uses {counts.hits / uses:.1%} were there,"
+        f" {counts.guessed / uses:.1%} guessed, {counts.late / uses:.1%} of them late"
+    )
+
+
+def bench(
+    place: Place,
+    model: str,
+    setup: Setup,
+    budget: float = 0.25,
+    tokens: int = 32,
+    repeats: int = 5,
+) -> None:
+    """Measure seconds per token of MODEL in memory, on demand and with a setup, alternately.
+
+    The system keeps in its page cache what was read before: drop it to measure a disk.
+
+    Args:
+        place: Filled in by the command line.
+        model: Folder of a mixture model, or experts, the mixture of bytes that ships.
+        setup: Filled in by the command line.
+        budget: Bytes for experts, or a fraction of the bytes of all experts up to 1.0.
+        tokens: Tokens that are generated.
+        repeats: Runs of each.
+    """
+    if tokens < 1 or repeats < 1:
+        raise GatesError(f"--tokens is {tokens} and --repeats {repeats}: expected 1 or more")
+    cache = place.run_folder.path.parent / "cache"
+    opened = {
+        "on-demand": offloaded(model, cache, budget=budget),
+        told(setup): offloaded(model, cache, budget=budget, setup=setup),
+    }
+    folder = opened["on-demand"].folder
+    whole = require_transformers().AutoModelForCausalLM.from_pretrained(
+        folder, dtype="auto", experts_implementation="eager"
+    )
+    models = {MAPPED: whole.eval()} | {name: one.model for name, one in opened.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    ids = torch.tensor([[*opened["on-demand"].tokenizer.encode("import ").tolist()]])
+    with ticking("generating", repeats * len(models), unit="runs") as tick:
+        for _ in range(repeats):
+            for name, one in models.items():
+                begun = time.perf_counter()
+                one.generate(ids, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
+                seconds[name].append((time.perf_counter() - begun) / tokens)
+                tick()
+    table = Table(*("method", "ms per token", "quartiles", "MB read"))
+    for name, found in seconds.items():
+        low, middle, high = statistics.quantiles(found * 2, n=4)
+        offload = getattr(models[name], "offload", None)
+        volume = "" if offload is None else f"{offload.counts.bytes / 1e6 / repeats:,.1f}"
+        table.add_row(name, f"{1e3 * middle:.2f}", f"{1e3 * low:.2f}–{1e3 * high:.2f}", volume)
+    Console().print(table)
+    for one in opened.values():
+        one.model.offload.close()

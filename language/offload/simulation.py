@@ -1,0 +1,303 @@
+"""What a trace would take with a budget, a rate of computing and a link: simulated seconds."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple, cast, get_args
+
+import torch
+from torch import Tensor
+
+from language.offload.allocation import ALLOCATIONS
+from language.offload.caches import ExpertCache, Lru, make_cache
+from language.offload.guesses import Seen, fetched, make_predictor, rarest
+from language.offload.quantization import BITS, packed_bytes
+from language.offload.setup import Predicting, Setup, Sizes, Transferred
+from language.offload.traces import Step
+
+Key = tuple[int, int]  # layer and expert
+
+CHOSEN = ("lru", "slru", "lfu", "lfru", "arc", "static")
+"""Policies that :func:`choose` tries; ``lifo`` is an ablation, ``belady`` needs the future."""
+
+WIDTHS = (1, 2, 3)
+"""Guesses that it tries, in experts of a token."""
+
+LEAST_GAIN = 0.01
+"""What a setup must gain on a profile over on-demand, so that it does not lose elsewhere."""
+
+
+class Cost(NamedTuple):
+    """What computing and reading cost.
+
+    Attributes:
+        compute: Seconds of a token in a layer, attention included.
+        link: Bytes per second.
+    """
+
+    compute: float
+    link: float
+
+
+@dataclass
+class Times:
+    """What a trace took.
+
+    Attributes:
+        wall: Seconds.
+        stall: Seconds of them in which tokens waited for experts.
+        bytes: What was read.
+        uses: Uses of experts, of one layer and step each.
+        hits: Uses of experts that were there.
+        guessed: Uses of experts that were guessed.
+        late: Those of them that were waited for.
+    """
+
+    wall: float = 0.0
+    stall: float = 0.0
+    bytes: int = 0
+    uses: int = 0
+    hits: int = 0
+    guessed: int = 0
+    late: int = 0
+
+
+class Link:
+    """One channel: what is waited for first, then guesses, in order; nothing is broken off.
+
+    Args:
+        rate: Bytes per second.
+    """
+
+    def __init__(self, rate: float) -> None:
+        self.rate, self.free, self.bytes = rate, 0.0, 0
+        self.waiting: dict[Key, tuple[float, int]] = {}  # since when, and size
+        self.arrived: dict[Key, float] = {}
+
+    def guess(self, key: Key, now: float, size: int) -> None:
+        """Queue a guess."""
+        self.waiting[key] = now, size
+
+    def advance(self, now: float) -> None:
+        """Send the guesses that begin before ``now``."""
+        while self.waiting:
+            key = next(iter(self.waiting))
+            since, size = self.waiting[key]
+            if max(self.free, since) >= now:
+                return
+            del self.waiting[key]
+            self.arrived[key] = self._send(max(self.free, since), size)
+
+    def demand(self, key: Key, now: float, size: int) -> float:
+        """Return when an expert is there that is needed now."""
+        self.advance(now)
+        self.waiting.pop(key, None)
+        found = self.arrived.pop(key, None)
+        return self._send(max(self.free, now), size) if found is None else found
+
+    def drop(self, key: Key) -> None:
+        """Forget a guess that was wrong."""
+        self.waiting.pop(key, None)
+        self.arrived.pop(key, None)
+
+    def _send(self, start: float, size: int) -> float:
+        self.free = start + size / self.rate
+        self.bytes += size
+        return self.free
+
+
+class Replayed:
+    """The steps of a document as a simulation needs them.
+
+    Args:
+        steps: Of a document.
+        sizes: Of the trace.
+        profile: Experts (N, K) of other tokens for each layer, that tables are made of.
+
+    Attributes:
+        tokens: Of each step.
+        needed: For each step and layer its experts, ascending, each with its fraction of the uses.
+    """
+
+    def __init__(self, steps: Sequence[Step], sizes: Sizes, profile: Sequence[Tensor] = ()) -> None:
+        self.sizes, self.profile = sizes, profile
+        self.routed = torch.cat([step.routed for step in steps], 1)
+        self.ranked = torch.cat([step.ranked for step in steps], 1)
+        self.tokens = [step.routed.shape[1] for step in steps]
+        self.needed: list[list[list[tuple[int, float]]]] = []
+        for step in steps:
+            layers = [layer.unique(return_counts=True) for layer in step.routed]
+            total = step.routed[0].numel()
+            self.needed.append(
+                [
+                    [(e, n / total) for e, n in zip(experts.tolist(), counts.tolist(), strict=True)]
+                    for experts, counts in layers
+                ]
+            )
+        self.orders = cache(self._orders)
+
+    def _orders(self, predictor: str) -> list[list[list[int]]]:
+        """Return for each layer but the first, and step, guesses in the order of fetching."""
+        sizes = self.sizes
+        oracle = predictor == "oracle"
+        predict = make_predictor(
+            predictor, sizes.experts, profile=self.profile,
+            ahead=lambda _, seen: cast(Tensor, seen.following if oracle else seen.ranked),
+        )  # fmt: skip
+        if predict is None:
+            return []
+        found = []
+        for layer in range(sizes.layers - 1):
+            seen = Seen(self.routed[layer], None, self.ranked[layer], self.routed[layer + 1])
+            steps = predict(layer, seen).split(self.tokens)
+            found.append([fetched(one, sizes.k, one.shape[1], sizes.experts) for one in steps])
+        return found
+
+
+class Simulation:
+    """A document from empty caches, in the order of the runtime.
+
+    Experts of a layer compute one after the other, ascending, each for its fraction of the uses;
+    one that is not there is waited for. Guesses for the next layer are queued once the experts of
+    this one are known.
+
+    Args:
+        replayed: The document.
+        setup: How the budget is used.
+        budget: Experts that there is memory for.
+        cost: Of computing and reading.
+        mapped: The checkpoint is mapped instead: the system reads an expert when it is touched and
+            keeps what was used last, of all layers together; ``setup`` is not used.
+
+    Raises:
+        GatesError: The budget is too small, or the setup needs a profile.
+    """
+
+    def __init__(
+        self, replayed: Replayed, setup: Setup, budget: int, cost: Cost, *, mapped: bool = False
+    ) -> None:
+        sizes = self.sizes = replayed.sizes
+        self.replayed, self.cost, self.times = replayed, cost, Times()
+        self.link, self.now, self.width = Link(cost.link), 0.0, 0
+        self.caches: list[ExpertCache] = [Lru(budget)] * sizes.layers
+        self.spans, self.step, self.mapped = [1] * sizes.layers, sizes.experts, mapped
+        self.orders: list[list[list[int]]] = []
+        bits = () if mapped else BITS.get(setup.transfer, ())
+        self.volumes = [packed_bytes(sizes.weights, one) for one in bits] or [sizes.bytes]
+        if not mapped:
+            self.width = setup.guesses(sizes.k, sizes.experts)
+            self.spans = setup.slots(budget, sizes)
+            used = [one.flatten().tolist() for one in replayed.profile] or [[]] * sizes.layers
+            caches = zip(self.spans, used, strict=True)
+            self.caches = [make_cache(setup.policy, *one) for one in caches]
+            self.orders = replayed.orders(setup.predictor)
+        self.staged: set[Key] = set()
+        self.rare: set[int] = set()
+
+    def run(self) -> Times:
+        """Return what it takes."""
+        for step in range(len(self.replayed.tokens)):
+            self.rare = set()
+            for layer in range(self.sizes.layers):
+                self._layer(step, layer)
+        self.times.wall, self.times.bytes = self.now, self.link.bytes
+        return self.times
+
+    def _layer(self, step: int, layer: int) -> None:
+        experts, uses = self.sizes.experts, self.replayed.needed[step][layer]
+        own = layer * experts if self.mapped else 0  # one cache has the experts of all layers
+        keys = [own + e + experts * (e in self.rare) for e, _ in uses]
+        spent = self.cost.compute * self.replayed.tokens[step]
+        ready: dict[int, tuple[float, bool]] = {}
+        admitted = 0
+        self.link.advance(self.now)
+        for place, (key, (_, fraction)) in enumerate(zip(keys, uses, strict=True)):
+            window = keys[place : place + self.spans[layer]]
+            for new in keys[admitted : place + len(window)]:
+                self._admit(layer, new, window, ready)
+            admitted = place + len(window)
+            if place == 0:
+                self._guess(step, layer, keys[admitted:])
+            if key in ready:
+                arrival, guessed = ready[key]
+                self.times.late += guessed and arrival > self.now
+                self.times.stall += max(0.0, arrival - self.now)
+                self.now = max(self.now, arrival)
+            self.now += spent * fraction
+        self.times.uses += len(uses)
+
+    def _admit(
+        self, layer: int, key: int, window: list[int], ready: dict[int, tuple[float, bool]]
+    ) -> None:
+        if self.caches[layer].use(key, window).hit:
+            self.times.hits += 1
+            return
+        guessed = (layer, key) in self.staged
+        self.staged.discard((layer, key))
+        self.times.guessed += guessed
+        size = self.volumes[key >= self.sizes.experts and not self.mapped]
+        ready[key] = self.link.demand((layer, key), self.now, size), guessed
+
+    def _guess(self, step: int, layer: int, unmet: list[int]) -> None:
+        for wrong in self.staged - {(layer, key) for key in unmet}:
+            self.link.drop(wrong)
+            self.staged.remove(wrong)
+        self.rare = set()
+        if not self.orders or layer + 1 == self.sizes.layers:
+            return
+        order, prompt = self.orders[layer][step], self.replayed.tokens[step] > 1
+        order = order if prompt else order[: self.width]
+        if len(self.volumes) > 1 and prompt:
+            self.rare = rarest(order)
+        there = self.caches[layer + 1].resident
+        for expert in order:
+            rare = expert in self.rare
+            key = layer + 1, expert + self.sizes.experts * rare
+            if key[1] not in there and len(self.staged) < self.width:
+                self.staged.add(key)
+                self.link.guess(key, self.now, self.volumes[rare])
+
+
+def rivals(sizes: Sizes, budget: int, transfer: Transferred = "stored") -> dict[str, Setup]:
+    """Return setups that ``auto`` is compared with, by name, those that fit a budget.
+
+    Args:
+        sizes: Of the model.
+        budget: Experts that there is memory for.
+        transfer: Numbers that experts travel in.
+    """
+    known = {"on-demand": Setup(transfer=transfer)}
+    known["static"] = Setup(policy="static", transfer=transfer)
+    for predictor in get_args(Predicting)[1:]:
+        known[predictor] = Setup(predictor=predictor, transfer=transfer)
+    least = sizes.k * sizes.layers
+    return {n: s for n, s in known.items() if least + s.guesses(sizes.k, sizes.experts) <= budget}
+
+
+def choose(
+    documents: Sequence[Replayed], budget: int, cost: Cost, transfer: Transferred = "stored"
+) -> Setup:
+    """Return the setup that takes least on documents of a profile: ``auto``.
+
+    Guesses are those of the router, as wide as there are slots for. One that is less than a
+    hundredth faster than on-demand is not chosen.
+
+    Args:
+        documents: Of the profile.
+        budget: Experts that there is memory for.
+        cost: Of computing and reading.
+        transfer: Numbers that experts travel in, which are not chosen.
+    """
+    sizes = documents[0].sizes
+    wide = [width for n in WIDTHS if (width := n * sizes.k) <= sizes.experts]
+    widths = [0, *(one for one in wide if sizes.k * sizes.layers + one <= budget)]
+    walls: dict[Setup, float] = {}
+    for policy, allocation, width in itertools.product(CHOSEN, ALLOCATIONS, widths):
+        predictor: Predicting = "cross-layer" if width else "none"
+        setup = Setup(policy, allocation, predictor, width or None, transfer)  # type: ignore[arg-type]
+        runs = (Simulation(one, setup, budget, cost).run() for one in documents)
+        walls[setup] = sum(times.wall for times in runs)
+    best = min(walls, key=walls.__getitem__)
+    plain = Setup(transfer=transfer)
+    return best if walls[best] < (1 - LEAST_GAIN) * walls[plain] else plain

@@ -1,0 +1,194 @@
+"""Simulated time: closed forms, the order of the runtime, the choice of `auto`, files of traces."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core_gates.errors import GatesError
+from language.offload.caches import POLICIES
+from language.offload.loading import load_offloaded
+from language.offload.setup import ON_DEMAND, Setup, Sizes
+from language.offload.simulation import Cost, Replayed, Simulation, choose
+from language.offload.traces import Step, Trace, read_trace, steps_of, write_trace
+
+SIZES = Sizes(layers=3, experts=6, k=2, bytes=100, weights=50)
+FAST, SLOW = Cost(1.0, 1e12), Cost(1.0, 50.0)
+PREDICTORS = ("all", "cross-layer", "path", "frequency", "oracle")
+
+
+def document(tokens=30, seed=0, prompt=4, right=0.7):
+    """Random routings of which ``right`` are guessed."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (SIZES.layers, tokens, SIZES.experts)
+    popular = torch.linspace(2, 0, SIZES.experts)
+    scores = torch.randn(shape, generator=generator) + popular
+    guesses = scores[1:] + (1 - right) * 3 * torch.randn(shape, generator=generator)[1:]
+    routed, ranked = (one.argsort(-1, descending=True) for one in (scores, guesses))
+    return steps_of(seed, routed[..., : SIZES.k], ranked[..., :4], prompt)
+
+
+def replayed(seed=0, **options):
+    profile = Trace(SIZES, [step for n in (100, 101) for step in document(seed=n)]).profile()
+    return Replayed(document(seed=seed, **options), SIZES, profile)
+
+
+def run(one, setup=ON_DEMAND, budget=9, cost=SLOW, **options):
+    return Simulation(one, setup, budget, cost, **options).run()
+
+
+def test_on_demand_takes_what_the_formula_says():
+    one = replayed(prompt=1)
+    times = run(one)
+    loads = times.uses - times.hits
+    assert times.bytes == loads * SIZES.bytes
+    assert times.wall == pytest.approx(30 * 3 * 1.0 + times.stall)
+    # the first of two experts computes while the second is read
+    assert loads * 1.5 <= times.stall <= loads * 2.0
+    assert run(one, cost=FAST).wall == pytest.approx(90)
+    everything = run(one, budget=18)
+    assert everything.bytes <= 18 * SIZES.bytes
+
+
+@settings(max_examples=25)
+@given(
+    seed=st.integers(0, 99),
+    policy=st.sampled_from(sorted(set(POLICIES) - {"belady"})),
+    predictor=st.sampled_from(PREDICTORS),
+    link=st.floats(5, 1e4),
+    prompt=st.integers(1, 9),
+)
+def test_guesses_change_time_and_nothing_that_is_kept(seed, policy, predictor, link, prompt):
+    one, cost = replayed(seed, prompt=prompt), Cost(1.0, link)
+    plain = run(one, Setup(policy=policy), 8, cost)
+    times = run(one, Setup(policy=policy, predictor=predictor, width=3), 11, cost)
+    assert times.hits == plain.hits
+    assert times.uses == plain.uses
+    assert 0 <= times.late <= times.guessed <= times.uses - times.hits
+    assert times.wall == pytest.approx(90 + times.stall)
+    assert times.bytes >= (times.uses - times.hits) * SIZES.bytes
+    ideal = max(90, times.bytes / link if predictor == "oracle" and prompt == 1 else 0)
+    assert times.wall >= ideal * (1 - 1e-9) - SIZES.bytes / link
+
+
+def test_an_oracle_is_not_slower_than_a_router_and_this_than_none():
+    one, cost = replayed(prompt=1, right=0.95), Cost(1.0, 200.0)
+    walls = [
+        run(one, Setup(predictor=predictor, width=width), 10, cost).wall
+        for predictor, width in (("oracle", 2), ("cross-layer", 2), ("frequency", 2))
+    ]
+    assert walls == sorted(walls)
+    assert walls[1] < run(one, budget=8, cost=cost).wall
+
+
+def test_a_mapped_file_shares_its_memory_and_never_reads_ahead():
+    one = replayed(prompt=1)
+    times = run(one, budget=18, mapped=True)
+    assert times.bytes <= 18 * SIZES.bytes
+    tight = run(one, budget=6, mapped=True)
+    assert tight.stall == pytest.approx(2 * (tight.uses - tight.hits))
+
+
+@pytest.mark.parametrize("predictor", PREDICTORS[:4])
+def test_the_runtime_counts_what_is_simulated(predictor, checkpoint):
+    ids = torch.randint(64, (1, 7), generator=torch.Generator().manual_seed(1))
+    profile = [torch.tensor([[0, 1], [1, 2], [4, 1]])] * 3
+    setup = Setup(policy="lfu", predictor=predictor, width=3)
+    model = load_offloaded(checkpoint(), budget=12 * 9216, setup=setup, profile=profile)
+    offload, seen, ranked = model.offload, [], []
+    predict = offload.guesses.predict
+    offload.guesses.predict = lambda layer, one: ranked.append(predict(layer, one)) or ranked[-1]
+    offload.observers.append(lambda layer, one: seen.append(one.routed))
+    model.generate(ids, max_new_tokens=9, do_sample=False)
+    offload.close()
+    steps = [
+        Step(0, torch.stack(seen[n : n + 3]), torch.stack(ranked[n // 3 * 2 : n // 3 * 2 + 2]))
+        for n in range(0, len(seen), 3)
+    ]
+    sizes = offload.sizes
+    assert sizes == Sizes(3, 6, 2, 9216, 2304)
+    times = run(Replayed(steps, sizes, profile), setup, 12, FAST)
+    counts = offload.counts
+    assert (times.hits, times.guessed) == (counts.hits, counts.guessed)
+    assert times.uses == counts.hits + counts.guessed + counts.loads
+    assert times.bytes == counts.bytes
+
+
+def test_few_bits_take_less_and_rare_experts_fewer():
+    one = replayed(prompt=16)
+    volumes = [
+        run(one, Setup(predictor="cross-layer", transfer=transfer), 10).bytes
+        for transfer in ("stored", "int4", "hybrid", "int2")
+    ]
+    assert volumes == sorted(volumes, reverse=True)
+    assert volumes[0] / volumes[1] == pytest.approx(100 / 37, rel=0.3)
+
+
+@pytest.mark.parametrize("link", [20.0, 100.0, 400.0, 1e6])
+def test_auto_is_not_slower_than_on_demand_on_other_documents(link):
+    cost = Cost(1.0, link)
+    for budget in (6, 9, 14):
+        setup = choose([replayed(seed) for seed in range(4)], budget, cost)
+        walls = [
+            [run(replayed(n), s, budget, cost).wall for n in (7, 8, 9)] for s in (setup, ON_DEMAND)
+        ]
+        assert sum(walls[0]) <= sum(walls[1])
+    assert choose([replayed()], 18, Cost(1.0, 1e12)) == ON_DEMAND
+
+
+def test_traces_survive_a_file(tmp_path):
+    trace = Trace(SIZES, [*document(seed=1), *document(seed=2)])
+    path = tmp_path / "trace.jsonl"
+    write_trace(path, trace)
+    found = read_trace(path)
+    assert found.sizes == SIZES
+    assert [len(one) for one in found.documents()] == [27, 27]
+    for step, other in zip(found.steps, trace.steps, strict=True):
+        assert step.document == other.document
+        assert torch.equal(step.routed, other.routed)
+        assert torch.equal(step.ranked, other.ranked)
+    assert found.profile()[0].shape == (60, 2)
+
+
+def test_bad_traces_name_their_line(tmp_path, refuses):
+    path = tmp_path / "trace.jsonl"
+    write_trace(path, Trace(SIZES, document(tokens=6)))
+    lines = path.read_text().splitlines()
+
+    def with_line(number, **values):
+        def read():
+            changed = [*lines]
+            changed[number - 1] = json.dumps(json.loads(lines[number - 1]) | values)
+            path.write_text("\n".join(changed))
+            read_trace(path)
+
+        return read
+
+    def with_text(text):
+        def read():
+            path.write_text(text)
+            read_trace(path)
+
+        return read
+
+    experts = json.loads(lines[2])["experts"]
+    wrong = [[[0, 9]], *experts[1:]]
+    refuses(
+        GatesError,
+        (r"line 3: there is no expert 9 of 6; write it again", with_line(3, experts=wrong)),
+        (r"line 3: step 1 after step 1: steps must grow", with_line(3, step=1)),
+        (r"line 4: document 0 again, after another one", with_line(3, document=5)),
+        (r"line 3: experts are no whole numbers of 3 layers", with_line(3, experts=experts[1:])),
+        (
+            r"line 3: lacks 'guesses'",
+            with_text("\n".join([*lines[:2], '{"document": 0, "step": 2, "experts": []}'])),
+        ),
+        (r"line 1: sizes below 1", with_line(1, layers=0)),
+        (r"line 1: .*unexpected keyword", with_line(1, depth=3)),
+        (r"line 2: ", with_text(lines[0] + "\nnothing")),
+        ("has no steps", with_text(lines[0])),
+        ("cannot be read", lambda: read_trace(tmp_path)),
+        ("give at least 600 bytes", lambda: run(replayed(), budget=5)),
+    )
