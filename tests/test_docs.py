@@ -105,7 +105,8 @@ def test_options_exist(page):
         options = [word.partition("=")[0] for word in words if word.startswith("--")]
         if words[0] not in APPS or not options:
             continue
-        verb = words[1:2] if APPS[words[0]].verbs else []
+        deep = 2 if words[1:2] == ["offload"] else 1  # verbs of a verb
+        verb = words[1 : 1 + deep] if APPS[words[0]].verbs else []
         if verb in (["VERB"], options[:1]):
             continue
         known = re.findall(r"--[\w.]+", help_of(words[0], *verb))
