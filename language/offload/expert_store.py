@@ -206,9 +206,11 @@ def _renamed(key: str) -> str:
 def _spans(folder: Path) -> Iterator[tuple[str, Span]]:
     index = folder / INDEX
     if index.is_file():
-        files = sorted(
-            {folder / name for name in json.loads(index.read_text())["weight_map"].values()}
-        )
+        try:
+            names = set(json.loads(index.read_text())["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise GatesError(f"{index} names no shards: copy it again") from None
+        files = sorted(folder / name for name in names)
     else:
         files = sorted(folder.glob(SHARDS))
     if not files:
@@ -230,14 +232,17 @@ def _header(path: Path) -> Iterator[tuple[str, Span]]:
         length = int.from_bytes(file.read(8), "little")
         try:
             header: dict[str, Any] = json.loads(file.read(length) if length < size else b"")
-        except ValueError:
+            header.pop("__metadata__", None)
+            found = [
+                (key, DTYPES.get(one["dtype"]), tuple(one["shape"]), *one["data_offsets"])
+                for key, one in header.items()
+            ]
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise GatesError(
                 f"{path} is no safetensors file, or truncated: copy it again"
             ) from None
-    header.pop("__metadata__", None)
-    end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    end = 8 + length + max((last for *_, last in found), default=0)
     if size < end:
         raise GatesError(f"{path} is truncated, {size} bytes of {end}: copy it again")
-    for key, entry in header.items():
-        dtype, shape = DTYPES.get(entry["dtype"]), tuple(entry["shape"])
-        yield key, Span(path, 8 + length + entry["data_offsets"][0], dtype, shape)
+    for key, dtype, shape, first, _ in found:
+        yield key, Span(path, 8 + length + first, dtype, shape)

@@ -9,8 +9,12 @@ from torch import Tensor
 
 from core_gates.errors import GatesError, MissingExtraError
 from language.hf.pregating import restore_pregates
+from language.hf.pretrained import in_one_line, require_transformers
 from language.offload.expert_store import ExpertStore
 from language.offload.runtime import attach_offload
+
+GENERATION = "generation_config.json"
+LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 
 def load_offloaded(
@@ -39,17 +43,16 @@ def load_offloaded(
         from accelerate import init_empty_weights
     except ImportError as error:
         raise MissingExtraError("pretrained", "accelerate") from error
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
-
-    try:
-        config: Any = AutoConfig.from_pretrained(folder)
+    auto = require_transformers()
+    remedy = "give the folder of a mixture model as transformers writes it"
+    with in_one_line(f"{folder} holds no model that continues text", remedy):
+        config = auto.AutoConfig.from_pretrained(folder, **LOCAL)
         with init_empty_weights(include_buffers=False):
-            model: Any = AutoModelForCausalLM.from_config(
+            model = auto.AutoModelForCausalLM.from_config(
                 config, dtype=config.dtype or torch.float32
             )
-    except (OSError, ValueError) as error:
-        line = str(error).partition("\n")[0]
-        raise GatesError(f"{folder} holds no model that continues text: {line}") from None
+        if (folder / GENERATION).is_file():
+            model.generation_config = auto.GenerationConfig.from_pretrained(folder, **LOCAL)
     if getattr(config, "quantization_config", None) is not None:
         raise GatesError(f"{folder} is quantized: give the checkpoint in bfloat16 or float32")
     model.requires_grad_(requires_grad=False).eval()
@@ -60,8 +63,6 @@ def load_offloaded(
     except GatesError:
         offload.close()
         raise
-    if (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
     return model
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from core_gates.errors import GatesError
 from language.offload.expert_store import ALIGNMENT
 
 Read = Callable[[memoryview], None]
@@ -73,7 +74,13 @@ class CudaPool(SlabPool):
 
 
 def make_pool(slots: int, slab_bytes: int, device: torch.device) -> SlabPool:
-    """Return a pool in the memory of ``device``."""
+    """Return a pool in the memory of ``device``.
+
+    Raises:
+        GatesError: It is a GPU, and PyTorch finds none.
+    """
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise GatesError(f"PyTorch finds no GPU here: give device='cpu' instead of {device}")
     if device.type == "cuda":
         return CudaPool(slots, slab_bytes, device)
     return SlabPool(slots, slab_bytes)

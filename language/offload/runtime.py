@@ -1,5 +1,6 @@
 """Mixture models of transformers that read experts when tokens need them."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -335,8 +336,7 @@ def attach_offload(
     k = int(owner.config.get_text_config().num_experts_per_tok)
     weights = store.slab_bytes // owner.dtype.itemsize
     sizes = Sizes(len(modules), store.num_experts, k, store.slab_bytes, weights)
-    available = store.nbytes * budget if isinstance(budget, float) and budget <= 1 else budget
-    shares = setup.slots(int(available // store.slab_bytes), sizes)
+    shares = setup.slots(_slabs(store, budget), sizes)
     width = setup.guesses(k, store.num_experts)
     caches = _caches(setup.policy, shares, profile)
     guesses = Guesses(_predictor(setup, model, store, width, profile), width, range(width))
@@ -349,6 +349,16 @@ def attach_offload(
     owner.set_experts_implementation(NAME)
     owner.offload = offload
     return offload
+
+
+def _slabs(store: ExpertStore, budget: float) -> int:
+    """Return how many slabs a budget holds."""
+    if not 0 <= budget < math.inf:
+        raise GatesError(
+            f"the budget is {budget}, expected bytes, or a fraction of all experts up to 1.0"
+        )
+    available = store.nbytes * budget if isinstance(budget, float) and budget <= 1 else budget
+    return int(available // store.slab_bytes)
 
 
 def _caches(

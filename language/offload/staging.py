@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from core_gates.errors import GatesError
 from language.offload.guesses import Predictor
 from language.offload.transfers import Transfer
 
@@ -46,9 +47,15 @@ class Guesses:
 
 
 def note_padding(guesses: Guesses, _: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-    """Note which tokens of the call of a model are padding."""
+    """Note which tokens of the call of a model are padding.
+
+    Raises:
+        GatesError: There is no token.
+    """
     mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
     inputs = [kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args[:1]]
+    if any(one is not None and not one.numel() for one in inputs):
+        raise GatesError("there are no tokens to compute: give a prompt of one or more")
     length = next((one.shape[1] for one in inputs if one is not None), 0)
     guesses.padding, guesses.prompt = None, length > 1
     if isinstance(mask, Tensor) and mask.ndim == 2 and length and not mask[:, -length:].all():

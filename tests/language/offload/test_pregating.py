@@ -28,6 +28,7 @@ GOLDEN = Path(__file__).parents[2] / "golden" / "moe_inference_sora"
 MODELS = ("Mixtral", "Qwen2Moe", "Qwen3Moe", "Olmoe", "DeepseekV2", "DeepseekV3", "GptOss")
 IDS = torch.randint(64, (2, 9), generator=torch.Generator().manual_seed(1))
 EXACT = {"rtol": 0, "atol": 1e-9}
+AHEAD = Setup(predictor="cross-layer")
 CLOSE = {"rtol": 0, "atol": 1e-5}
 
 
@@ -266,8 +267,7 @@ def test_no_expert_is_fetched_that_is_not_used(name, level, opened, tmp_path, mo
     model = opened(name)
     pregate(model, level)
     save_pregated(model, tmp_path / "model")
-    setup = Setup(predictor="cross-layer")
-    loaded = load_offloaded(tmp_path / "model", budget=0.5, setup=setup)
+    loaded = load_offloaded(tmp_path / "model", budget=0.5, setup=AHEAD)
     offload, cache, demanded = loaded.offload, None, []
     request = offload.transfers.request
 

@@ -6,6 +6,7 @@ import functools
 import gc
 import json
 import shutil
+import sys
 import threading
 
 import pytest
@@ -285,6 +286,20 @@ def bare(folder):
         path.unlink()
 
 
+def other_json(folder):
+    (folder / "model.safetensors.index.json").write_text("[]")
+
+
+def odd_header(folder):
+    shard_with(folder, "experts.5.down_proj").write_bytes(
+        (8).to_bytes(8, "little") + b'{"a": 1}' * 2
+    )
+
+
+def odd_generation(folder):
+    (folder / "generation_config.json").write_text("{")
+
+
 def set_config(folder, **values):
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
@@ -301,6 +316,9 @@ def test_bad_folders_are_one_line(damaged, refuses, load):
         other_dtype: "as torch.float32 .*the model needs torch.float16",
         wider: r"\(64, 32\), but its config\.json needs \(65, 32\)",
         quantized: "is quantized: give the checkpoint in bfloat16 or float32",
+        other_json: "index.json names no shards: copy it again",
+        odd_header: "is no safetensors file, or truncated",
+        odd_generation: "holds no model that continues text",
         bare: r"has no \*\.safetensors",
     }
     for change, line in lines.items():
@@ -329,6 +347,9 @@ def test_bad_inputs_are_one_line(checkpoint, load, refuses, tmp_path):
         GatesError,
         (r"holds 5 experts of 9,216 bytes.* at least 55,296 bytes$", lambda: load(budget=55_295)),
         (r"at least 55,296 bytes$", lambda: load(budget=0.0)),
+        ("the budget is -1, expected bytes, or a fraction", lambda: load(budget=-1)),
+        ("the budget is nan", lambda: load(budget=float("nan"))),
+        ("there are no tokens to compute", lambda: model.generate(IDS[:, :0], max_new_tokens=2)),
         (f"^LlamaForCausalLM {none}", lambda: attach_offload(plain, folder, budget=1.0)),
         (none, lambda: attach_offload(sparse, folder, budget=1.0)),
         (none, lambda: load(tmp_path / "llama")),
@@ -342,3 +363,10 @@ def test_bad_inputs_are_one_line(checkpoint, load, refuses, tmp_path):
         ("cannot be copied", lambda: copy.deepcopy(model)),
         ("copy this folder instead", lambda: model.state_dict()),
     )
+
+
+def test_what_is_not_there_is_one_line(load, refuses, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    refuses(GatesError, ("PyTorch finds no GPU here", lambda: load(device="cuda")))
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    refuses(GatesError, (r"needs accelerate: pip install '\.\[pretrained\]'$", load))
