@@ -43,7 +43,7 @@ class Setup:
         width: Experts that are guessed for one token, each in a slot of the budget; if null, as
             many as a token uses, or all with ``all``.
         transfer: Numbers that experts travel in; ``hybrid`` is INT4, and INT2 for the quarter of
-            the guessed experts of a prompt that is least popular.
+            the guessed experts of a prompt that is least popular, if any are guessed.
     """
 
     policy: Policy = "lru"
@@ -65,8 +65,6 @@ class Setup:
         check_option("predictor", self.predictor, PREDICTORS, GatesError)
         check_option("transfer", self.transfer, TRANSFERS, GatesError)
         if self.predictor == "none":
-            if self.transfer == "hybrid":
-                raise GatesError("hybrid transfers need a predictor, which tells what is popular")
             return 0
         wide = experts if self.predictor == "all" else k
         width = wide if self.width is None else self.width

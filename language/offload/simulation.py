@@ -181,7 +181,7 @@ class Simulation:
         self.replayed, self.cost, self.times = replayed, cost, Times()
         self.link, self.now, self.width = Link(cost.link), 0.0, 0
         self.caches: list[ExpertCache] = [Lru(budget)] * sizes.layers
-        self.spans, self.step, self.mapped = [1] * sizes.layers, sizes.experts, mapped
+        self.spans, self.mapped = [1] * sizes.layers, mapped
         self.orders: list[list[list[int]]] = []
         bits = () if mapped else BITS.get(setup.transfer, ())
         self.volumes = [packed_bytes(sizes.weights, one) for one in bits] or [sizes.bytes]

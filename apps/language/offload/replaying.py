@@ -81,7 +81,7 @@ def replay(
         budget: Fraction of all experts that there is memory for.
         compute: Seconds that a token takes in a layer.
         link: Bytes per second that experts are read with.
-        transfer: Numbers that experts travel in; hybrid is of methods that guess.
+        transfer: Numbers that experts travel in.
     """
     if not (0 < budget <= 1 and compute > 0 and link > 0):
         raise GatesError(

@@ -111,6 +111,7 @@ def test_hybrid_results_do_not_depend_on_what_was_there(load):
         assert torch.equal(logits_of(warm), expected[0])
     keys = {key for layer in warm.offload.layers for key in layer.loads}
     assert any(key >= E for key in keys)
+    assert torch.equal(logits_of(load("hybrid", predictor="none")), four)  # nothing is guessed
 
 
 def test_the_file_is_written_once(load, tmp_path):
@@ -127,5 +128,4 @@ def test_bad_inputs_are_one_line(load, refuses):
     refuses(
         GatesError,
         ("transfer is 'int8'; choose one of stored, int4", lambda: load("int8")),
-        ("hybrid transfers need a predictor", lambda: load("hybrid", predictor="none")),
     )
