@@ -46,8 +46,8 @@ METRIC, COUNTS, UPDATES = "bits per byte", "order 1", "updates"
 REFERENCE, OWN = "switch", "evomoe"
 FLOPS_OF_BUDGET, ACTIVE, LEAKS = "FLOPs over the budget", "active experts", "logits changed"
 FRACTION = {name: f"fraction of its {name}" for name in ("FLOPs", UPDATES, SECONDS)}
-FLOPS_A_SECOND = 2.5e10  # of one core, with the default sizes
-SCORING_SECONDS = 10.0  # of one core, of a decoder, for the standard library
+FLOPS_A_SECOND = 3.5e10  # of one core, with the default sizes
+SCORING_SECONDS = 5.0  # of one core, of a decoder, for the standard library
 COMBINES: tuple[Combine, ...] = get_args(Combine)
 TEMPERATURES, NUMBERS = (2.0, 1.0, 0.5), (8, 16)
 NOTE = (
@@ -64,7 +64,7 @@ def evomoe(
     flags: Flags,
     sizes: Sizes,
     seeds: tuple[int, ...] = (0, 1, 2),
-    rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2),
+    rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3),
     corpus: tuple[str, ...] = ("python",),
 ) -> None:
     """Train EvoMoE, its ablations and its rivals on bytes with equal FLOPs, and compare them.

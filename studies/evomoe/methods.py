@@ -76,7 +76,7 @@ class Sizes:
         threshold: Weight above which its experts are used, below 1 over their number.
     """
 
-    updates: int = 240
+    updates: int = 480
     batch: int = 8
     context: int = 128
     dim: int = 64
