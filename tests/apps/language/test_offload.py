@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 
+from apps.language.generate import models_in, shipped
 from core_gates.gates.top_k import TopKGate
 from core_gates.moe.experts import StackedExperts
 from language.decoder import Decoder
@@ -63,6 +64,14 @@ def test_text_is_the_same_whatever_is_guessed(gates):
         del told
         texts.add(text)
     assert len(texts) == 1
+
+
+def test_the_mixture_that_ships_continues_text(gates):
+    words = ("--prompt", "import ", "--max_tokens", 4, "--budget", 0.25, "--predictor")
+    said = gates.succeed("offload", "generate", "experts", *words, "cross-layer", config=None)
+    assert said.startswith(("import ", "opening"))
+    (folder,) = models_in(shipped().parent / "experts")
+    assert (folder / "model.safetensors").stat().st_size <= 6e6
 
 
 def test_a_benchmark_names_what_it_measures(gates):
