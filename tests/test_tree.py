@@ -274,7 +274,7 @@ def test_what_records_and_configurations_name_is_there():
 
 
 def exists(place, name):
-    """Whether a module or a package has a name."""
+    """Whether a module or a package has a name, in its stub if it has one."""
     path = ROOT / place.replace(".", "/")
-    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    return file.is_file() and re.search(rf"\b{name}\b", file.read_text()) is not None
+    files = path.glob("__init__.py*") if path.is_dir() else [path.with_suffix(".py")]
+    return any(re.search(rf"\b{name}\b", f.read_text()) for f in files if f.is_file())
