@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from core_gates.errors import GatesError
+from core_gates.training.thresholds import MOST_OF_RATE
 from harness.command.verbs import Place
 from harness.evidence import Resamples
 from harness.experiment import Arrays, Job, Piece, Run
@@ -284,6 +285,8 @@ def adapt(
             " change one"
         )
     folder, texts = classifier_folder(model), texts_of(data, columns)
+    if method == "sora":
+        told_of_rate(recipe)
     run = Run.of(
         place.run_folder, config_path=place.config_path, command=place.command, package="language"
     )
@@ -292,6 +295,17 @@ def adapt(
     spread: dict[str, Any] = {"devices": processes, "strategy": "ddp"} if processes > 1 else {}
     for piece in made.obtain([method], [seed], **spread):
         print_adapter(made, piece)
+
+
+def told_of_rate(recipe: AdapterRecipe) -> None:
+    """Print where gates that learn could not stay above the threshold."""
+    found = max(thresholds_of(recipe.threshold, recipe.kept, recipe.steps, recipe.stages))
+    if found >= MOST_OF_RATE * recipe.gate_rate:
+        print(
+            f"the threshold {found:.2g} is {found / recipe.gate_rate:.2g} of --gate_rate"
+            f" {recipe.gate_rate:g}, so that most gates only shrink: raise it above"
+            f" {found / MOST_OF_RATE:.2g}, or --steps"
+        )
 
 
 def print_adapter(made: Adaptation, piece: Piece) -> None:

@@ -1,5 +1,6 @@
 """Training of adapters and heads of a model on labeled texts, and rivals of equal size."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -102,7 +103,9 @@ class AdapterModule(L.LightningModule):
             {"params": gates, "weight_decay": 0.0, "lr": self.rates["gates"]},
         ]
         optimizer = torch.optim.AdamW([one for one in groups if one["params"]], self.rates["lr"])
-        self._schedule = ThresholdSchedule(optimizer, gates, self.thresholds, self.stage_steps)
+        with warnings.catch_warnings():  # of rates, which the command tells by its options
+            warnings.simplefilter("ignore", UserWarning)
+            self._schedule = ThresholdSchedule(optimizer, gates, self.thresholds, self.stage_steps)
         if self._restored is not None:
             self._schedule.load_state_dict(self._restored)
         schedule = {"scheduler": LambdaLR(optimizer, self._schedule.rate), "interval": "step"}
