@@ -12,7 +12,7 @@ from language.offload.loading import load_offloaded
 from language.offload.setup import Setup
 
 K, LAYERS, SLAB, PATIENCE = 2, 3, 9216, 0.5
-IDS = torch.randint(64, (1, 4), generator=torch.Generator().manual_seed(1))
+PROMPTS = torch.randint(64, (2, 1, 4), generator=torch.Generator().manual_seed(1))
 FAULTS = st.tuples(st.sampled_from(["fail", "stall", "cancel"]), st.integers(1, 40))
 
 
@@ -25,6 +25,7 @@ class Faults:
 
     def __init__(self, model):
         self.kind, self.left, self.at, self.stall = "", 0, "", threading.Event()
+        self.slow, self.pause = threading.Event(), 0.001
         self.offload, self.read = model.offload, model.offload.store.read_into
         self.offload.store.read_into = self.read_into
         for block in model.model.layers:
@@ -45,6 +46,7 @@ class Faults:
             if self.kind == "fail":
                 raise OSError("unplugged")
             self.stall.wait(30)
+        self.slow.wait(self.pause)
         self.read(layer, expert, slab)
 
     def activate(self, *_):
@@ -57,8 +59,8 @@ class Faults:
         return f"{self.at} {ends[self.kind]}"
 
 
-def tokens_of(model):
-    return model.generate(IDS, max_new_tokens=4, do_sample=False)
+def tokens_of(model, ids=PROMPTS[0]):
+    return model.generate(ids, max_new_tokens=4, do_sample=False)
 
 
 def check_whole(offload):
@@ -85,7 +87,8 @@ def workers():
     predictor=st.sampled_from(["none", "cross-layer"]),
 )
 def test_generation_goes_through_faults(checkpoint, resident, faults, policy, slots, predictor):
-    expected, before = tokens_of(resident(checkpoint())), workers()
+    whole, before = resident(checkpoint()), workers()
+    expected, other = (tokens_of(whole, ids) for ids in PROMPTS)
     budget = (slots * LAYERS + K * (predictor != "none")) * SLAB
     setup = Setup(policy=policy, predictor=predictor)
     model = load_offloaded(checkpoint(), budget=budget, setup=setup)
@@ -107,6 +110,7 @@ def test_generation_goes_through_faults(checkpoint, resident, faults, policy, sl
         check_whole(offload)
         assert workers() == before + 1
         offload.transfers.patience = 60
+        assert torch.equal(tokens_of(model, PROMPTS[1]), other)  # needs other experts
         assert torch.equal(tokens_of(model), expected)
         check_whole(offload)
     offload.close()
