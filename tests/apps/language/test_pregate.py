@@ -59,7 +59,7 @@ def test_killed_and_resumed(language_folder, kill_and_resume):
     words[words.index("corpus")] = str(language_folder / "corpus")
     words[words.index("6")] = "12"
     kill_and_resume(
-        words, app="language", compare=["*/*/model.safetensors", "scores.json"], kills=1
+        words, app="language", compare=["*/*/model.safetensors", "scores.json"], kills=2
     )
 
 
