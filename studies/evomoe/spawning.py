@@ -22,7 +22,8 @@ def spawning_changes(
 ) -> dict[str, float]:
     """Return by how much the loss changes where the first experts of a decoder are copied.
 
-    Copies are not masked, and gates are zero. Computed in float64.
+    Copies are not masked, and gates are zero. Computed in float64. Until they are spawned all
+    other experts return 0, so that the loss would change if nothing were copied.
 
     Args:
         model: A decoder with experts.
@@ -38,9 +39,12 @@ def spawning_changes(
     model = deepcopy(model).double()
     for block in model.blocks:
         if isinstance(block.mlp, MoELayer):
-            first = {name: w[:1] for name, w in block.mlp.experts.named_parameters()}
-            experts = StackedExperts(num_experts, model.dim, first["down_proj"].shape[-1])
-            experts.load_state_dict({n: w.expand(num_experts, -1, -1) for n, w in first.items()})
+            alone = {
+                name: F.pad(weight[:1], [0, 0, 0, 0, 0, num_experts - 1])
+                for name, weight in block.mlp.experts.named_parameters()
+            }
+            experts = StackedExperts(num_experts, model.dim, alone["down_proj"].shape[-1])
+            experts.load_state_dict(alone)
             gate = DenseToSparseGate(model.dim, num_experts, stages=stages, combine=combine)
             block.mlp = MoELayer(gate, experts, return_routing=False).double()
 

@@ -81,6 +81,16 @@ def test_spawning_changes_no_loss(combine):
     assert colder["eval"] < 1e-6
 
 
+def test_the_loss_changes_where_nothing_is_spawned(monkeypatch):
+    monkeypatch.setattr("core_gates.moe.spawn.spawn_experts", lambda experts, **options: None)
+    model = built("evomoe")
+    for weight in model.parameters():
+        weight.data *= 3
+    options = {"combine": "gumbel", "temperature": 2.0, "num_experts": 8}
+    found = spawning_changes(model, tokens_of(2, 33), **options)
+    assert min(found.values()) > 1e-3
+
+
 class Windows(L.LightningDataModule):
     def train_dataloader(self):
         return TrainingLoader(tokens_of(1, 6000, 1)[0].numpy(), 32, 2)
@@ -103,6 +113,25 @@ def train(name, folder, *callbacks):
     options = {"max_epochs": -1, "limit_val_batches": 0, "callbacks": list(callbacks)}
     Job(folder).fit(module, Windows(), **options)
     return module
+
+
+@pytest.mark.parametrize(("name", "zeros"), [("evomoe", 0.1), ("no-mask", 0.0)])
+def test_experts_are_masked_copies_of_the_first(name, zeros, tmp_path):
+    found = []
+
+    class Look(L.Callback):
+        def on_train_batch_start(self, trainer, module, *args):
+            layer = module.model.blocks[1].mlp
+            if trainer.global_step == layer.gate.boundaries[0]:
+                found.append(layer.experts.down_proj.detach().clone())
+                raise RuntimeError("seen")
+
+    with pytest.raises(RuntimeError, match="seen"):
+        train(name, tmp_path, Look())
+    first, second = found[0][:2]
+    assert float((found[0] == 0).double().mean()) == pytest.approx(zeros, abs=0.02)
+    both = (first != 0) & (second != 0)
+    assert torch.equal(first[both], second[both])
 
 
 def test_killed_at_the_spawn_and_at_hardening_it_ends_with_the_same_bits(tmp_path, monkeypatch):
