@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -144,7 +143,7 @@ def labeled(name: str, train: Sequence[Row], held_out: Sequence[Row]) -> Labeled
     for what, rows in (("training", train), ("held-out", held_out)):
         if not rows:
             raise GatesError(f"{name} has no {what} rows with labels: give some")
-        lacking = next((row for row in rows if row.label is None), None)
+        lacking = next((row for row in rows if not row.label), None)
         if lacking is not None:
             raise GatesError(
                 f"{lacking.place} has no label: give one to every row, or name its column"
@@ -156,9 +155,15 @@ def labeled(name: str, train: Sequence[Row], held_out: Sequence[Row]) -> Labeled
                 " give every row the same number"
             )
     classes = sorted({str(row.label) for row in train})
-    numbers = [_number(label) for label in classes]
-    if all(math.isfinite(one) for one in numbers) and any(one % 1 for one in numbers):
+    numbers = [one for label in classes if math.isfinite(one := _number(label))]
+    unclear = {label.lower() for label in classes if not math.isfinite(_number(label))}
+    if fractional := any(one % 1 for one in numbers):
         classes = []
+    if numbers and unclear and (fractional or unclear == {"nan"}):
+        odd = next(row for row in train if str(row.label).lower() in unclear)
+        raise GatesError(
+            f"{odd.place} has the label {odd.label!r}, others are numbers: give one to every row"
+        )
     if len(classes) == 1:
         raise GatesError(f"all training rows of {name} have the label {classes[0]!r}: give two")
     for row in held_out:
@@ -230,12 +235,27 @@ def _tables(path: Path, lines: Sequence[tuple[int, str]], wanted: Sequence[str])
         raise GatesError(f"{path} has {what}, but {', '.join(header)}: name them by --columns")
     else:
         places = list(BY_POSITION[width])
+        _refuse_names(path, lines, places[-1])
     for number, line in lines:
         cells = line.split("\t")
         if len(cells) != width:
             raise GatesError(f"{path}, line {number} has {len(cells)} columns, expected {width}")
         *texts, label = [cells[place].strip() if place >= 0 else None for place in places]
-        yield Row(tuple(map(str, texts)), label, f"{path}, line {number}")
+        yield Row(tuple(map(str, texts)), label or None, f"{path}, line {number}")
+
+
+def _refuse_names(path: Path, lines: Sequence[tuple[int, str]], place: int) -> None:
+    """Refuse a table whose first line has a label that no other one has, though these are few.
+
+    Raises:
+        GatesError: It looks like names of columns that are not known.
+    """
+    first, *others = (line.split("\t")[place:][:1] for _, line in lines)
+    if first not in others and 0 < 2 * len({*map(tuple, others)}) <= len(others):
+        raise GatesError(
+            f"{path}, line {lines[0][0]} has a label that no other line has, {first[0].strip()!r}:"
+            " name its columns by --columns, or put a line of names before it"
+        )
 
 
 def _json_lines(
@@ -282,11 +302,11 @@ def _columns(names: Sequence[str], wanted: Sequence[str]) -> list[str] | None:
 
 
 def _has_labels(rows: Sequence[Row]) -> bool:
-    return Counter(row.label is None for row in rows)[False] > 0
+    return any(row.label for row in rows)
 
 
 def _plain(label: Any) -> str | None:
-    return None if label is None else str(label)
+    return None if label is None else str(label).strip()
 
 
 def _number(label: str | None) -> float:

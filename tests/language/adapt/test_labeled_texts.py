@@ -61,6 +61,8 @@ def test_other_layouts(tmp_path):
     assert (found.classes, len(found.held_out)) == (("no", "yes"), 2)
     assert found.targets(found.held_out) == [1.0, 0.0]
     assert found.remarks() == ["2 held-out rows occur in training"]
+    hidden = write(tmp_path / "hidden", train__tsv=TWO, dev__tsv="a\t1\n", test__tsv="b\t\n")
+    assert [row.texts for row in read_folder(hidden).held_out] == [("a",)]  # the test has no labels
     table = "who\twhat\tsize\nx\ta\t1.5\ny\tb\t2\n"
     found = read_folder(write(tmp_path / "n", train__tsv=table, dev_matched__tsv=table,
                               dev_mismatched__tsv="?"), ["what", "SIZE"])  # fmt: skip
@@ -102,6 +104,11 @@ def test_what_is_wrong_is_one_line(tmp_path, refuses):
         ("has no training rows", reads(**both | {"train__tsv": ""})),
         ("line 1 has no label", reads(train__jsonl='{"text": "a"}', dev__tsv=TWO)),
         ("has 1 texts, .* 2: give", reads(train__tsv="a\tb\t1\nc\td\t0\n", dev__tsv=TWO)),
+        ("label 'x', others are numbers", reads(train__tsv="a\t.5\nb\tx\n", dev__tsv="a\t1\n")),
+        ("label 'nan', others are numbers", reads(train__tsv="a\t1\nb\tnan\n", dev__tsv=TWO)),
+        ("line 2 has no label", reads(train__tsv="a\t1\nb\t\n", dev__tsv=TWO)),
+        ("line 1 has a label that no other line has, 'mood'",
+         reads(train__tsv="review\tmood\n" + 2 * TWO, dev__tsv=TWO)),
         ("label 'x', expected a number", reads(train__tsv="a\t.5\nb\t1\n", dev__tsv="a\tx\n")),
         ("is not a folder", lambda: read_folder(tmp_path / "none")),
         ("cannot be read: No such file", lambda: texts_of_file(tmp_path / "none.txt")),
