@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, mode
+
+import torch
 
 from apps.language.adapt import Adaptation, AdapterRecipe, texts_of
 from core_gates.errors import GatesError
@@ -12,15 +14,18 @@ from harness.evidence import Bar, Resamples, Row, Scores, compare
 from harness.experiment import Piece, Run
 from harness.files import Data
 from language.adapt.label_scores import ACCURACY, PEARSON, label_scores
+from language.adapt.labeled_texts import LabeledTexts
 from language.hf.classifier import classifier_folder
 
 SORA, DRAW, MAGNITUDE = "sora", "draw", "magnitude"
+CONSTANT = "always the same"
 METHODS = ("head", "lora", SORA, MAGNITUDE, DRAW)
 KEPT, AMONG, PARAMETERS = "kept fraction", "also kept by the draw", "parameters"
 NOTE = (
     "Every method has the same steps, batches, seeds and head. Magnitude cuts the plain LoRA to "
     "the size of SoRA by the norms of its factors; draw trains the components alone whose gates "
-    "started largest, as many as SoRA keeps. Intervals are over held-out rows and seeds; "
+    "started largest, as many as SoRA keeps; always the same is the most frequent training label, "
+    "or the mean number. Intervals are over held-out rows and seeds; "
     "differences are paired."
 )
 
@@ -109,7 +114,7 @@ def rows_of_task(made: Adaptation, pieces: Sequence[Piece], task: str) -> list[R
     """
     texts = made.texts
     targets, classes = texts.targets(texts.held_out), len(texts.classes)
-    scores: dict[str, list[list[Scores]]] = {}
+    scores: dict[str, list[list[Scores]]] = {CONSTANT: [constant_scores(texts)]}
     facts: dict[str, list[dict[str, float]]] = {}
     for piece, outputs in zip(pieces, made.outputs(pieces), strict=True):
         name = f"lora r{piece['rank']}" if piece.method == "lora" else piece.method
@@ -125,6 +130,15 @@ def rows_of_task(made: Adaptation, pieces: Sequence[Piece], task: str) -> list[R
         size = fmean(one.get("size", 0) for one in own)
         rows += [Row(name, task, PARAMETERS, size), Row(name, task, KEPT, size / whole)]
     return [*rows, Row(SORA, task, AMONG, fmean(one["drawn"] for one in facts[SORA]))]
+
+
+def constant_scores(texts: LabeledTexts) -> list[Scores]:
+    """Return what the most frequent training label scores, or the mean where labels are numbers."""
+    known, held_out = texts.targets(texts.train), texts.targets(texts.held_out)
+    outputs = torch.full((len(held_out), texts.outputs), fmean(known))
+    if texts.classes:
+        outputs = torch.arange(texts.outputs).eq(mode(known)).float().expand(len(held_out), -1)
+    return label_scores(outputs, held_out, len(texts.classes))
 
 
 def _value(rows: Sequence[Row], method: str, metric: str) -> float:
@@ -157,13 +171,16 @@ def headline(rows: Sequence[Row], task: str, plain: str) -> str:
         r.method: r.value for r in rows if r.metric == PARAMETERS and r.method.startswith("lora")
     }
     equal = min(sizes, key=lambda name: abs(sizes[name] - _value(rows, SORA, PARAMETERS)))
+    ratio = sizes[equal] / max(1.0, _value(rows, SORA, PARAMETERS))
     rivals = [gaps[name] for name in dict.fromkeys((DRAW, MAGNITUDE, equal)) if name in gaps]
     beaten = [row.method for row in rivals if row.high < 0 and row.p < 0.05]
     verdict = f"it is above {', '.join(beaten)}" if beaten else "it is above none of them"
     selects = "the gate selects" if DRAW in beaten else "that the gate selects is not shown"
     return (
         f"{task}: SoRA keeps {_value(rows, SORA, KEPT):.0%} and has {metric}"
-        f" {_value(rows, SORA, metric):.3f}, {plain} {_value(rows, plain, metric):.3f}; of rivals"
-        f" of its size ({', '.join(row.method for row in rivals)}) {verdict};"
+        f" {_value(rows, SORA, metric):.3f}, {plain} {_value(rows, plain, metric):.3f},"
+        f" {CONSTANT} {_value(rows, CONSTANT, metric):.3f}; of rivals of its size"
+        f" ({', '.join(row.method for row in rivals)} with {ratio:.0%} of its parameters)"
+        f" {verdict};"
         f" {_value(rows, SORA, AMONG):.0%} of its components are those of the draw, so {selects}."
     )

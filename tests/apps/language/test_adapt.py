@@ -111,7 +111,7 @@ def test_the_study_compares_equal_sizes(place):
     said = place.succeed("language", "evaluate", "--config", "study").out
     scores = read_scores(place.folder / "runs/language/study/scores.json", "language")
     found = {(r.method, r.metric): r.value for r in scores.rows if not r.versus}
-    names = {"head", "lora r2", "lora r3", "sora", "magnitude", "draw"}
+    names = {"always the same", "head", "lora r2", "lora r3", "sora", "magnitude", "draw"}
     assert {r.method for r in scores.rows if r.metric == "accuracy" and not r.versus} == names
     size = found["sora", "parameters"]
     for name in ("magnitude", "draw"):
@@ -127,6 +127,8 @@ def test_the_study_compares_equal_sizes(place):
     assert "so that the gate selects is not shown" in scores.headline or (
         "so the gate selects" in scores.headline
     )
+    assert found["always the same", "accuracy"] == 0.5
+    assert "always the same 0.500; of rivals" in scores.headline
     assert "also kept by the draw" in said
     record = place.folder / "runs/language/study/adapters/draw-task-texts-r3-s0/record.json"
     before = record.stat().st_mtime_ns
