@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from core_gates.errors import GatesError
 from harness.files import replacing, short_digest
 from harness.files.atomic import locked
-from language.offload.expert_store import ExpertStore, Span
+from language.offload.expert_store import ALIGNMENT, ExpertStore, Span
 
 GROUP = 64
 """Neighboring weights with one scale and one zero."""
@@ -127,7 +127,8 @@ class QuantizedStore(ExpertStore):
         """Return the file of all experts in so many bits, written now if it is not there."""
         shards = {span.path for experts in self._spans for one in experts for _, span in one}
         known = [(one.name, one.stat().st_size, one.stat().st_mtime_ns) for one in sorted(shards)]
-        digest = short_digest([VERSION, GROUP, self.names, self.slab_bytes, known], 12)
+        some = [self._begin(one[-1][1]) for experts in self._spans for one in experts]
+        digest = short_digest([VERSION, GROUP, self.names, self.slab_bytes, known, some], 12)
         path = cache / f"experts-{digest}.int{bits}"
         cache.mkdir(parents=True, exist_ok=True)
         lock = path.with_name(f".{path.name}.lock")
@@ -139,6 +140,12 @@ class QuantizedStore(ExpertStore):
                     for expert in range(self.num_experts):
                         file.write(self._packed_expert(layer, expert % len(experts), bits))
         return path
+
+    def _begin(self, span: Span) -> str:
+        """Return the first bytes of a tensor, which tell checkpoints with equal files apart."""
+        buffer = bytearray(min(ALIGNMENT, span.nbytes))
+        self._read(span, memoryview(buffer))
+        return buffer.hex()
 
     def _packed_expert(self, layer: int, expert: int, bits: int) -> bytes:
         slab = torch.zeros(-(-self._weights // GROUP) * GROUP, dtype=self._dtype)

@@ -1,5 +1,7 @@
 """Experts in few bits: golden codes, the file, and models that read it."""
 
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from core_gates.errors import GatesError
@@ -122,6 +125,21 @@ def test_the_file_is_written_once(load, tmp_path):
     load("int4")
     assert path.stat().st_mtime_ns == written
     assert not list(tmp_path.glob(".*partial*"))
+
+
+def test_checkpoints_whose_files_look_alike_have_their_own(checkpoint, tmp_path):
+    folders = [tmp_path / name for name in ("one", "other")]
+    for folder in folders:
+        shutil.copytree(checkpoint(), folder)
+    for path in folders[1].glob("*.safetensors"):
+        content = load_file(path)
+        save_file({name: -one for name, one in content.items()}, path, metadata={"format": "pt"})
+    for path in sorted(tmp_path.rglob("*.safetensors")):
+        os.utime(path, (0, 0))
+    setup = Setup(transfer="int4")
+    for folder in folders:
+        load_offloaded(folder, budget=1.0, setup=setup, cache=tmp_path).offload.close()
+    assert len(list(tmp_path.glob("experts-*.int4"))) == 2
 
 
 def test_bad_inputs_are_one_line(load, refuses):
