@@ -37,7 +37,8 @@ class Counts:
         late: Those of them that had to be waited for.
         loads: Experts that were requested from the store because tokens needed them.
         guesses: Experts that were requested because they were guessed.
-        bytes: What was read for both.
+        bytes: What was requested of both.
+        unread: Bytes of these that were never read, as guesses were given up in time.
         stall: Seconds that tokens waited.
     """
 
@@ -47,6 +48,7 @@ class Counts:
     loads: int = 0
     guesses: int = 0
     bytes: int = 0
+    unread: int = 0
     stall: float = 0.0
 
 
@@ -92,7 +94,8 @@ class Offload:
             seen: Its tokens.
         """
         guesses = self.guesses
-        guesses.keep(layer, needed)
+        unread = guesses.keep(layer, needed)
+        self.counts.unread += sum(map(self.store.transfer_bytes, unread))
         if guesses.predict is None or layer + 1 == len(self.layers):
             return
         after = self.layers[layer + 1]

@@ -38,12 +38,15 @@ class Guesses:
         """Return the transfer of a guess that turned out right, or None."""
         return self.staged.pop((layer, expert), None)
 
-    def keep(self, layer: int, experts: Sequence[int]) -> None:
-        """Give up all guesses but those of the experts of a layer."""
+    def keep(self, layer: int, experts: Sequence[int]) -> list[int]:
+        """Give up all guesses but those of the experts of a layer; return those never read."""
+        unread = []
         for layer_expert in self.staged.keys() - {(layer, expert) for expert in experts}:
             transfer = self.staged.pop(layer_expert)
-            transfer.take()  # it is not read unless that has begun
+            if transfer.take():  # its reading had not begun
+                unread.append(transfer.expert)
             self.free.append(transfer.slot)
+        return unread
 
 
 def note_padding(guesses: Guesses, _: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:

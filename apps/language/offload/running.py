@@ -102,11 +102,12 @@ def generate(
     tokens = print_texts(chunks, [prompt], alone=True)
     seconds, counts = time.monotonic() - begun, found.model.offload.counts
     found.model.offload.close()
-    uses = counts.hits + counts.guessed + counts.loads
+    uses, right = counts.hits + counts.guessed + counts.loads, max(1, counts.guessed)
+    volume = (counts.bytes - counts.unread) / 1e6
     print(
         f"{tokens / seconds:.1f} tokens/s, {counts.stall / seconds:.0%} of the time stalled;"
-        f" {counts.bytes / 1e6:,.1f} MB read; of {uses:,} uses {counts.hits / uses:.1%} were there,"
-        f" {counts.guessed / uses:.1%} guessed, {counts.late / uses:.1%} of them late"
+        f" {volume:,.1f} MB read; of {uses:,} uses {counts.hits / uses:.1%} were there,"
+        f" {counts.guessed / uses:.1%} guessed, {counts.late / right:.1%} of them late"
     )
 
 
@@ -154,9 +155,9 @@ def bench(
     table = Table(*("method", "ms per token", "quartiles", "MB read"))
     for name, found in seconds.items():
         low, middle, high = statistics.quantiles(found * 2, n=4)
-        offload = getattr(models[name], "offload", None)
-        volume = "" if offload is None else f"{offload.counts.bytes / 1e6 / repeats:,.1f}"
-        table.add_row(name, f"{1e3 * middle:.2f}", f"{1e3 * low:.2f}–{1e3 * high:.2f}", volume)
+        counts = opened[name].model.offload.counts if name in opened else None
+        read = "" if counts is None else f"{(counts.bytes - counts.unread) / 1e6 / repeats:,.1f}"
+        table.add_row(name, f"{1e3 * middle:.2f}", f"{1e3 * low:.2f}–{1e3 * high:.2f}", read)
     Console().print(table)
     for one in opened.values():
         one.model.offload.close()

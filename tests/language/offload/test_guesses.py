@@ -1,5 +1,6 @@
 """Guesses: they change what is fetched and when, never what is computed."""
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,7 @@ def test_no_predictor_changes_what_is_computed(predictor, load, resident, checkp
     counts = model.offload.counts
     assert counts.guesses >= counts.guessed > 0
     assert counts.bytes == (counts.loads + counts.guesses) * SLAB
+    assert 0 <= counts.unread <= (counts.guesses - counts.guessed) * SLAB
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -117,6 +119,23 @@ def test_one_token_fetches_spare_guesses_and_a_prompt_none():
     ranked = torch.tensor([[5, 4, 2, 0]])
     assert fetched(ranked, K, 3, E) == [5, 4, 2]
     assert fetched(ranked.repeat(2, 1), K, 3, E) == [4, 5]
+
+
+def test_guesses_that_are_given_up_are_not_read(load, monkeypatch):
+    model = load(predictor="all", width=E)
+    offload, read, seen = model.offload, model.offload.store.read_into, []
+
+    def slow(layer, expert, slab):
+        seen.append((layer, expert))
+        threading.Event().wait(0.005)
+        read(layer, expert, slab)
+
+    monkeypatch.setattr(offload.store, "read_into", slow)
+    logits_of(model, IDS[:1, :1])
+    counts = offload.counts
+    offload.close()
+    assert counts.unread > 0
+    assert counts.bytes - counts.unread == len(seen) * SLAB
 
 
 def test_a_guess_that_cannot_be_read_is_no_error_until_it_is_needed(load, monkeypatch):
