@@ -90,5 +90,11 @@ def _read_others(model: Any, store: ExpertStore, device: torch.device) -> None:
         buffers.update(
             {name: one if one is None else one.to(device) for name, one in buffers.items()}
         )
-    if absent := [name for name, one in model.named_parameters() if one.is_meta]:
+    kept_buffers = {
+        f"{name}.{buffer}"
+        for name, module in model.named_modules()
+        for buffer in module._buffers.keys() - module._non_persistent_buffers_set
+    }
+    absent = [name for name, one in model.named_parameters() if one.is_meta]
+    if absent := absent + sorted(kept_buffers - tensors.keys()):
         raise GatesError(f"{store.folder} lacks {absent[0]}: copy the whole checkpoint")

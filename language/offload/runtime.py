@@ -326,14 +326,16 @@ def attach_offload(
         The experts of the model, also as ``model.offload``.
 
     Raises:
-        GatesError: The model has no such experts; the folder lacks some, or a shard is truncated;
-            the budget is too small; an option is wrong.
+        GatesError: The model has no such experts; the folder lacks some, has others than a model
+            in memory, or a shard is truncated; the budget is too small; an option is wrong.
     """
     check_positive(patience=patience)
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
     modules, owner = _fused_experts(model), cast(Any, model)
     store = ExpertStore(Path(folder), modules)
+    for index, module in enumerate(modules.values()):
+        _require_equal(store, index, module)
     if bits := BITS.get(setup.transfer):
         store = QuantizedStore(Path(folder), modules, bits, Path(cache or folder))
     k = int(owner.config.get_text_config().num_experts_per_tok)
@@ -404,6 +406,25 @@ def _fused_experts(model: nn.Module) -> dict[str, nn.Module]:
             " model such as Mixtral, Qwen3-MoE, OLMoE, DeepSeek-V3 or GPT-OSS"
         )
     return found
+
+
+def _require_equal(store: ExpertStore, layer: int, module: nn.Module) -> None:
+    """Refuse experts in memory that are not those of the folder, as the first of a layer tells.
+
+    Raises:
+        GatesError: Their weights differ.
+    """
+    own = {n: one for n, one in module.named_parameters(recurse=False) if not one.is_meta}
+    slab = torch.empty(store.slab_bytes if own else 0, dtype=torch.uint8)
+    if own:
+        store.read_into(layer, 0, slab.numpy().data)
+        store.close()
+    for name, one in own.items():
+        if not torch.equal(store.tensors[layer][name].of(slab), one.detach()[0].cpu()):
+            raise GatesError(
+                f"{store.folder} has other weights than the model for expert 0 of"
+                f" {store.names[layer]}: save the model there before, or load_offloaded it"
+            )
 
 
 def _hand_over(module: nn.Module, layer: OffloadedLayer, tensors: dict[str, SlabTensor]) -> None:

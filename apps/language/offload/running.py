@@ -17,6 +17,7 @@ from harness.command.verbs import Place
 from harness.runs.terminal import ticking, working
 from language.generation import generate as continued
 from language.hf.model_folder import read_marks
+from language.hf.pregating import restore_pregates
 from language.hf.pretrained import Pretrained, pretrained_folder, require_transformers
 from language.offload.loading import load_offloaded
 from language.offload.setup import Setup
@@ -142,6 +143,7 @@ def bench(
     whole = require_transformers().AutoModelForCausalLM.from_pretrained(
         folder, dtype="auto", experts_implementation="eager"
     )
+    restore_pregates(whole)
     models = {MAPPED: whole.eval()} | {name: one.model for name, one in opened.items()}
     seconds: dict[str, list[float]] = {name: [] for name in models}
     ids = torch.tensor([[*opened["on-demand"].tokenizer.encode("import ").tolist()]])

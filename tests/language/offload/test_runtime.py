@@ -229,9 +229,9 @@ def test_the_thread_ends_with_the_model(checkpoint):
 def damaged(checkpoint, tmp_path):
     """``damaged(change)``: a copy of a checkpoint after ``change(folder)``."""
 
-    def make(change, fused=False):
+    def make(change, **options):
         folder = tmp_path / change.__name__
-        shutil.copytree(checkpoint(fused=fused), folder)
+        shutil.copytree(checkpoint(**options), folder)
         change(folder)
         return folder
 
@@ -267,6 +267,10 @@ def without_norm(folder):
 def rename(folder, old, new):
     for path in folder.glob("*.safetensors"):
         path.write_bytes(path.read_bytes().replace(old, new))
+
+
+def without_bias(folder):
+    rename(folder, b"e_score_correction_bias", b"e_score_correction_bios")
 
 
 def other_dtype(folder):
@@ -323,6 +327,9 @@ def test_bad_folders_are_one_line(damaged, refuses, load):
     }
     for change, line in lines.items():
         refuses(GatesError, (line, functools.partial(load, damaged(change))))
+    folder = damaged(without_bias, name="DeepseekV3")
+    lacks = r"lacks model\.layers\.1\.mlp\.gate\.e_score_correction_bias"
+    refuses(GatesError, (lacks, functools.partial(load, folder)))
 
 
 def test_bad_inputs_are_one_line(checkpoint, load, refuses, tmp_path):
@@ -342,6 +349,10 @@ def test_bad_inputs_are_one_line(checkpoint, load, refuses, tmp_path):
     model, closed = load(), load_offloaded(folder, budget=1.0)
     closed.offload.close()
     embedded = model.get_input_embeddings()(IDS).requires_grad_()
+    changed = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    changed.model.layers[1].mlp.experts.down_proj.data = (
+        changed.model.layers[1].mlp.experts.down_proj + 1e-3
+    )
     none = "has no experts that transformers runs by name"
     refuses(
         GatesError,
@@ -355,6 +366,10 @@ def test_bad_inputs_are_one_line(checkpoint, load, refuses, tmp_path):
         (none, lambda: load(tmp_path / "llama")),
         ("holds no model that continues text", lambda: load(tmp_path / "switch")),
         ("holds no model that continues text", lambda: load(tmp_path / "nothing")),
+        (
+            "has other weights than the model for expert 0 of model.layers.1.mlp.experts: save the",
+            lambda: attach_offload(changed, folder, budget=1.0),
+        ),
         ("are offloaded already", lambda: attach_offload(model, folder, budget=1.0)),
         ("profile has 1 layers, the model 3", lambda: load(policy="static", profile=[IDS])),
         ("policy 'static' needs a trace", lambda: load(policy="static")),
