@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from apps.main import main
-from apps.study.comet import best_sparse, drawn_settings, expected_best, methods_of
-from apps.study.digit_training import measured
+from apps.study.comet import best_sparse, drawn_settings, expected_best, methods_of, trial_rows
+from apps.study.digit_training import measured, network_of
 from apps.study.evomoe import bars, reached
 from apps.study.study_run import study_of
 from harness.evidence import Row
+from harness.experiment import Choice, Piece
 from studies.digits.multi_digits import glyphs, pairs
 from studies.digits.two_digit_network import TwoDigitNetwork
 from studies.evomoe.methods import METHODS
@@ -87,6 +88,10 @@ def test_comet_is_tuned_like_its_rivals(study):
     assert "trials-needed.png" in {p.name for p in folder.glob("figures/*")}
 
 
+    for name in methods_of(2):
+        choice = json.loads((folder / f"choices/{name}-s100/result.json").read_text())["setting"]
+        used = json.loads((folder / f"networks/{name}-s1/record.json").read_text())["settings"]
+        assert {**used, **choice} == used
 def test_gates_harden_to_one_expert(study):
     words = ["--temperatures", "0.3", "--hardening", "0.5", "--seeds", "0,1"]
     scores, folder = study("dense-to-sparse", *SMALL, *words)
@@ -186,6 +191,28 @@ def test_settings_are_drawn_independently_of_each_other():
 
 
 def test_a_folder_without_a_study_has_none(tmp_path):
+def test_a_trial_that_is_not_chosen_counts_as_the_worst():
+    trials = [{"score": 0.1, "excess": 1.0}, {"score": 0.3, "excess": 0.0},
+              {"score": 0.2, "excess": 0.05}]  # fmt: skip
+    rows = trial_rows({"comet": Choice({}, trials, []), "topk": Choice({}, [], [])})
+    found = {row.metric: row.value for row in rows}
+    expected = expected_best([0.3, 0.3, 0.2], 3)(np.ones((1, 3)))
+    assert found == pytest.approx({name: value[0] for name, value in expected.items()})
+
+
+def test_settings_of_a_search_reach_the_network():
+    tuned = {"learning_rate": 0.02, "gamma": 0.5, "entropy": 0.3, "search_steps": 0.2,
+             "search_start": 0.05}  # fmt: skip
+    methods = methods_of(2)
+    assert all((one.gate == "PermutedGate") == (n[-1] == "+") for n, one in methods.items())
+    settings = {**methods["comet+"].settings, "steps": 100, "experts": 8}
+    network = network_of(Piece("comet+", 0, None, {**settings, **tuned}))
+    assert network.learning_rate == 0.02
+    assert network.losses == {"permutation_entropy": 1e-4, "entropy": 0.3}
+    for gate in network.gates:
+        assert (gate.search.num_steps, gate.search.start, gate.gate.gamma) == (20, 0.05, 0.5)
+
+
     assert study_of(tmp_path) is None
 
 
