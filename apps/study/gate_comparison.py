@@ -38,9 +38,12 @@ VARIANTS = {
     "SwitchGate-unlimited": METHODS["SwitchGate"]._replace(
         options={"capacity_factor": None, "eval_capacity_factor": None}
     ),
+    "one-expert": METHODS["DenseToSparseGate"]._replace(
+        options={"stages": {"shared_steps": 10**9, "annealing": 0.4}}
+    ),
 }
-"""Further rows without a bar: two recipes as published, for much longer training runs, and a gate
-that drops nothing."""
+"""Further rows without a bar: two recipes as published, for much longer training runs, a gate that
+drops nothing, and one that never leaves its first phase, in which all pairs share an expert."""
 EVERY = {**METHODS, **VARIANTS}
 BALANCED, EVALUATED = "test pairs, balanced in evaluation", ("BaseLayerGate", "SinkhornGate")
 SLOW = {"BaseLayerGate": 15.0}  # over the time of most gates
@@ -48,7 +51,8 @@ NOTE = (
     "Every gate has the loss that it was published with and the same learning rate; nothing is "
     "tuned, but λ of ReMoEGate grows by 2 % a step from 0.001 and the scale of SoftMoEGate begins "
     "at 10, because the published 20 % from 1e-8 and 1 are for longer runs: these are further "
-    "rows, as is SwitchGate without a capacity. Gates that balance training batches choose freely "
+    "rows, as are SwitchGate without a capacity and a gate that sends every pair to the same "
+    "expert, so that nothing is chosen. Gates that balance training batches choose freely "
     "in evaluation, as published; what they reach if they balance 512 test pairs, too, has another "
     "table. Active experts, load CV and FLOPs are means over "
     "both gates, seeds and test pairs; FLOPs count an expert once that both gates use. Intervals "

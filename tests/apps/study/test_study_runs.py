@@ -59,16 +59,19 @@ def test_rates_of_two_small_samples(study, capsys):
 
 
 def test_gates_are_compared(study):
-    some = "TopKGate,SoftmaxGate,SoftMoEGate,SinkhornGate"  # others: test_digits.py
+    some = "TopKGate,SoftmaxGate,SoftMoEGate,SinkhornGate,one-expert"  # others: test_digits.py
     scores, folder = study("gates", *SMALL, "--seeds", "0,1", "--only", some)
-    assert len(values(scores, "test pairs", "mean accuracy")) == 4
+    assert len(values(scores, "test pairs", "mean accuracy")) == 5
     balanced = values(scores, "test pairs, balanced in evaluation", "mean accuracy")
     assert balanced.keys() == {"SinkhornGate"}
     active = values(scores, "what gates do", "active experts")
     assert active["TopKGate"] == 2
     assert active["SoftmaxGate"] == 8
+    assert active["one-expert"] == 1
+    assert values(scores, "what gates do", "load CV")["one-expert"] == pytest.approx(7**0.5)
     costs = values(scores, "what gates do", "kFLOPs")
     heads, gates = 2 * 64 * 10, 2 * 100 * 8
+    assert costs["one-expert"] == pytest.approx(2 * (6400 + heads + gates) / 1000)
     assert costs["SoftmaxGate"] == pytest.approx(2 * (8 * 6400 + heads + gates) / 1000)
     assert {"accuracy.png", "accuracy.csv"} <= {p.name for p in folder.glob("figures/*")}
     assert (folder / "gates.json").is_file()
