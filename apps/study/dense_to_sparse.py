@@ -16,6 +16,7 @@ from apps.study.digit_training import (
 from apps.study.gate_comparison import METHODS
 from apps.study.study_run import Flags, open_study
 from core_gates.errors import GatesError
+from core_gates.routing.collect import update_gates
 from harness.command.verbs import Place
 from harness.evidence import Bar, Row
 from harness.experiment import Run
@@ -24,15 +25,18 @@ from harness.figures.style import colors_of, dress, head, new_figure, place
 from harness.files import Data
 from harness.report.page import Page
 
-TASK, DONE, BEFORE, BEFORE_DONE = (
+TASK, DONE, BEFORE, BEFORE_DONE, HARDENED = (
     "test pairs", "what gates do", "before hardening", "what gates do before hardening",
+    "the same weights, hardened",
 )  # fmt: skip
+LABELS = {BEFORE: "one step before hardening", HARDENED: HARDENED, TASK: "at the end"}
 REFERENCE = "gumbel-0.3-at-0.4"
 ACTIVATIONS = ("identity", "tanh", "sigmoid", "gelu")
 NOTE = (
     "A name such as gumbel-0.3-at-0.4 is a way of weighing, the last temperature, and the fraction "
     "of the training after which the gate hardens. Before hardening is the same training, stopped "
-    "one step earlier. Intervals are over test glyphs and seeds."
+    "one step earlier; what hardening costs is the difference between these weights with and "
+    "without it. Intervals are over test glyphs and seeds."
 )
 
 
@@ -57,7 +61,7 @@ def dense_to_sparse(
         threshold: Weight that an expert must exceed, below 1 over the number of experts.
     """
     settings = training.settings()
-    if not temperatures or min(temperatures) <= 0:
+    if not temperatures or not all(one > 0 for one in temperatures):
         raise GatesError(f"--temperatures is {list(temperatures)}, expected positive numbers")
     if not hardening or not all(2 <= part * training.steps < training.steps for part in hardening):
         raise GatesError(
@@ -115,7 +119,10 @@ def activation_methods() -> dict[str, Method]:
 def _rows(
     run: Run, methods: dict[str, Method], hard: dict[str, Method], seeds: Sequence[int]
 ) -> tuple[list[Row], list[Data]]:
-    """Return the rows of the ends of all training runs, and of those one step before hardening."""
+    """Return the rows of the ends of all training runs, and of those one step before hardening.
+
+    The latter are scored as they are, and with the same weights hardened.
+    """
     ends = Comparison(run, methods, seeds)
     pieces = ends.obtain()
     rows = ends.rows(TASK, REFERENCE) + ends.gate_rows(pieces, DONE)
@@ -128,6 +135,9 @@ def _rows(
     pieces = early.obtain(keys={"stage": "dense"})
     if early.networks:
         rows += early.rows(BEFORE) + early.gate_rows(pieces, BEFORE_DONE, kept=False)
+        for network in (one for own in early.networks.values() for one in own):
+            update_gates(network)
+        rows += early.rows(HARDENED)
     return rows, ends.data()
 
 
@@ -144,16 +154,16 @@ def _bars(rows: Sequence[Row], hard: dict[str, Method]) -> list[Bar]:
 def _headline(rows: Sequence[Row]) -> str:
     found = {(r.method, r.task): r.value for r in rows if r.metric == ACCURACY and not r.versus}
     falls = {
-        method: found[method, TASK] - value
+        method: value - found[method, BEFORE]
         for (method, task), value in found.items()
-        if task == BEFORE and (method, TASK) in found
+        if task == HARDENED
     }
     if not falls:
         return ""
     least, most = min(falls, key=falls.__getitem__), max(falls, key=falls.__getitem__)
     return (
-        f"From the last dense step to the end accuracy changes by {100 * falls[least]:+.1f} points "
-        f"({least}) to {100 * falls[most]:+.1f} ({most})."
+        f"Hardening alone changes accuracy by {100 * falls[least]:+.1f} points ({least}) to "
+        f"{100 * falls[most]:+.1f} ({most})."
     )
 
 
@@ -165,7 +175,7 @@ def draw(page: Page, run: Run) -> None:
         run: Of the study.
     """
     rows = read_scores(run.scores, run.app, run.verb).rows
-    own = [r for r in rows if r.metric == ACCURACY and not r.versus and r.task in (TASK, BEFORE)]
+    own = [r for r in rows if r.metric == ACCURACY and not r.versus and r.task in LABELS]
     page.section("Before and after hardening").figure(
         hardening_figure(own),
         "Mean accuracy of both tasks with its interval. Activation gates do not harden.",
@@ -178,22 +188,21 @@ def hardening_figure(rows: Sequence[Row]) -> Figure:
     """Draw accuracies of every method before and after hardening.
 
     Args:
-        rows: Of both tasks.
+        rows: Of the tasks of :data:`LABELS`.
     """
     names = list(dict.fromkeys(row.method for row in rows))[::-1]
     figure = new_figure(7.0, 1.8 + 0.24 * len(names))
     axes = place(figure, 1.9, 0.6, 4.4, 0.24 * len(names))
-    colors = colors_of((TASK, BEFORE))
-    for task, shift in ((BEFORE, 0.15), (TASK, -0.15)):
+    colors = colors_of(LABELS)
+    for (task, label), shift in zip(LABELS.items(), (0.22, 0.0, -0.22), strict=True):
         own = [row for row in rows if row.task == task]
         lines = [names.index(row.method) + shift for row in own]
         ends = [[row.value - row.low for row in own], [row.high - row.value for row in own]]
-        label = "one step before hardening" if task == BEFORE else "at the end"
         axes.errorbar([row.value for row in own], lines, xerr=np.nan_to_num(np.array(ends)),
                       fmt="o", ms=4, lw=1.2, color=colors[task], label=label)  # fmt: skip
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(-0.7, len(names) - 0.3)
-    axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0),
+    axes.legend(frameon=False, fontsize=8, ncols=3, loc="lower right", bbox_to_anchor=(1.0, 1.0),
                 borderaxespad=0.2)  # fmt: skip
     dress(axes, x="mean accuracy")
     head(figure, "Before and after hardening")

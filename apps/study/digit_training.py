@@ -129,8 +129,8 @@ def train(piece: Piece, job: Job) -> dict[str, Tensor]:
 def trial(piece: Piece, job: Job) -> dict[str, float]:
     """Return the error on the validation pairs, active experts, and those beyond ``k``."""
     network = trained(piece, job)
-    hits = right(network, scored_pairs(piece.settings, VALIDATION), piece["batch"])
-    active = measured(network, scored_pairs(piece.settings, VALIDATION))["active experts"]
+    found, batch = scored_pairs(piece.settings, VALIDATION), piece["batch"]
+    hits, active = right(network, found, batch), measured(network, found, batch)["active experts"]
     excess = max(0.0, active - piece["k"]) if piece.get("k") is not None else 0.0
     return {"score": 1 - float(hits.double().mean()), "active": active, "excess": excess}
 
@@ -146,7 +146,7 @@ class Comparison:
 
     def __init__(self, run: Run, methods: Mapping[str, Method], seeds: Sequence[int]) -> None:
         self.run, self.methods, self.seeds = run, methods, seeds
-        self.test = scored_pairs(run.settings, TEST)
+        self.test, self.batch = scored_pairs(run.settings, TEST), run.settings["batch"]
         self.store = run.store(NETWORKS, Arrays())
         self.networks: dict[str, list[TwoDigitNetwork]] = {}
 
@@ -177,14 +177,14 @@ class Comparison:
 
     def rows(self, task: str, reference: str | None = None) -> list[Row]:
         """Return accuracies with intervals over glyphs, and differences from a method."""
-        batch = self.run.settings["batch"]
         scores = {
-            name: [_accuracies(right(one, self.test, batch).double().numpy()) for one in own]
+            name: [_accuracies(right(one, self.test, self.batch).double().numpy()) for one in own]
             for name, own in self.networks.items()
         }
         draws = Resamples.crossed(*self.test.glyphs.numpy().T)
-        known = reference if reference in scores else None
-        return compare(scores, draws, task=task, reference=known)
+        return compare(
+            scores, draws, task=task, reference=reference if reference in scores else None
+        )
 
     def gate_rows(self, pieces: Sequence[Piece], task: str, *, kept: bool = True) -> list[Row]:
         """Return what gates do with the test pairs, means over seeds.
@@ -198,7 +198,7 @@ class Comparison:
         first = {n.replace(".", "_"): own[0].gates[0] for n, own in self.networks.items()}
         shown = GateMonitor(nn.ModuleDict(first))
         for name, networks in self.networks.items():
-            figures = [measured(network, self.test) for network in networks]
+            figures = [measured(network, self.test, self.batch) for network in networks]
             costs = [
                 self.store.record(piece).facts["cpu"]["seconds"]
                 for piece in pieces
@@ -215,14 +215,14 @@ class Comparison:
 
     def data(self) -> list[Data]:
         """Describe the glyphs."""
-        parts = {part: glyphs(part, tuple(self.run.settings["glyphs"])) for part in get_args(Part)}
         return [
             Data(
                 "digits of scikit-learn", part,
                 sha256(own.images.tobytes() + own.labels.tobytes()).hexdigest(),
                 len(own.labels), "glyphs",
             )
-            for part, own in parts.items()
+            for part in get_args(Part)
+            for own in [glyphs(part, tuple(self.run.settings["glyphs"]))]
         ]  # fmt: skip
 
 
@@ -234,8 +234,8 @@ def measured(network: TwoDigitNetwork, test: Pairs, batch: int = 512) -> dict[st
         nats, NaN without probabilities; ``pairs without an expert``, in percent, of the worse gate;
         ``kFLOPs`` per pair, of gates, the experts that either of them uses, and heads.
     """
-    monitor, used, mixed = GateMonitor(network.gates), [], 0.0
-    with torch.no_grad():
+    used, mixed = [], 0.0
+    with GateMonitor(network.gates) as monitor, torch.no_grad():
         for x, ids in zip(test.x.split(batch), test.ids.split(batch), strict=True):
             routings = [gate(x, ids=ids) for gate in network.gates]
             dense = [one.to_dense(network.weight.shape[0]).weights != 0 for one in routings]
@@ -246,20 +246,18 @@ def measured(network: TwoDigitNetwork, test: Pairs, batch: int = 512) -> dict[st
                 mixed = TASKS * slots * float(DIM + HIDDEN)
             used.append(experts)
     figures = list(monitor.compute().values())
-    monitor.close()
     of_gates = sum(
         parameter.numel()
         for name, parameter in network.gates.named_parameters()
         if parameter.ndim > 1 and "permutation" not in name
     )
     experts_used = float(torch.cat(used).mean()) * DIM * HIDDEN
-    flops = 2 * (experts_used + mixed + of_gates + TASKS * HIDDEN * CLASSES)
     return {
         "active experts": float(np.mean([one["active"] for one in figures])),
         "load CV": float(np.mean([one.get("load_cv", np.nan) for one in figures])),
         "entropy": float(np.mean([one.get("entropy", np.nan) for one in figures])),
         UNROUTED: 100 * max(one["unrouted"] for one in figures),
-        "kFLOPs": flops / 1000,
+        "kFLOPs": 2e-3 * (experts_used + mixed + of_gates + TASKS * HIDDEN * CLASSES),
     }
 
 

@@ -103,6 +103,12 @@ def test_gates_harden_to_one_expert(study):
     assert (
         values(scores, "what gates do before hardening", "active experts")["gumbel-0.3-at-0.5"] > 1
     )
+    before, hardened = (
+        values(scores, task, "mean accuracy")
+        for task in ("before hardening", "the same weights, hardened")
+    )
+    assert hardened.keys() == before.keys() == {"gumbel-0.3-at-0.5", "softmax-0.3-at-0.5"}
+    assert hardened != before
     assert scores["bars"] == [
         {"name": "hardened gates: largest distance of active experts from 1", "value": 0.0,
          "sense": "<=", "bar": 0.0, "unit": "", "met": True}
