@@ -54,6 +54,7 @@ def test_the_scores_are_differences_from_the_conventional_model(pregated, traine
     assert "making" not in again
 
 
+@pytest.mark.slow  # four interpreters that import transformers
 def test_killed_and_resumed(language_folder, kill_and_resume):
     words = ["language", "pregate", *SHORT, "--levels", "[1]"]
     words[words.index("corpus")] = str(language_folder / "corpus")
