@@ -15,6 +15,9 @@ from language.offload.expert_store import ALIGNMENT, ExpertStore, Span
 GROUP = 64
 """Neighboring weights with one scale and one zero."""
 
+PART = 4096
+"""Groups that become numbers at a time, so that they stay in the cache of a core."""
+
 BITS = {"int4": (4,), "int2": (2,), "hybrid": (4, 2)}
 """Numbers that experts travel in; the second is that of rare experts of a prompt."""
 
@@ -115,10 +118,11 @@ class QuantizedStore(ExpertStore):
         record = self._record[:size]
         span = Span(self._packed[which], place, torch.uint8, (size,))
         self._read(span, record.numpy().data)
-        scale = record[: 4 * groups].view(torch.float32)
-        packed = Packed(record[5 * groups :], scale, record[4 * groups : 5 * groups])
-        into = torch.frombuffer(slab, dtype=self._dtype)
-        into.copy_(dequantize(packed, bits)[: len(into)])
+        scale, zero = record[: 4 * groups].view(torch.float32), record[4 * groups : 5 * groups]
+        codes, into = record[5 * groups :], torch.frombuffer(slab, dtype=self._dtype)
+        some = (codes.split(PART * GROUP * bits // 8), scale.split(PART), zero.split(PART))
+        for part, *own in zip(into.split(PART * GROUP), *some, strict=True):
+            part.copy_(dequantize(Packed(*own), bits)[: len(part)])
 
     def _size(self, bits: int) -> int:
         return packed_bytes(self._weights, bits)

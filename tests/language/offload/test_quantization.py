@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from core_gates.errors import GatesError
+from language.offload import quantization
 from language.offload.loading import load_offloaded
 from language.offload.quantization import Packed, dequantize, quantize
 from language.offload.setup import Setup
@@ -91,8 +92,9 @@ def quantized(model, bits):
 
 @pytest.mark.parametrize(("transfer", "bits"), [("int4", 4), ("int2", 2)])
 def test_a_model_equals_one_with_rounded_experts_in_memory(
-    transfer, bits, load, resident, checkpoint
+    transfer, bits, load, resident, checkpoint, monkeypatch
 ):
+    monkeypatch.setattr(quantization, "PART", 8)  # of 36 groups
     model = load(transfer)
     whole = quantized(resident(checkpoint()), bits)
     for _ in range(2):
