@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
@@ -11,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from apps.language.diagnose import beginnings
-from apps.language.offload.replaying import AUTO, compared
+from apps.language.offload.replaying import AUTO, compared, require_documents
 from apps.language.offload.running import offloaded, told
+from core_gates.errors import GatesError
 from core_gates.gates.predictive import prediction_recall
 from core_gates.routing.output import RoutingOutput
 from harness.command.verbs import Place
@@ -23,7 +25,7 @@ from language.corpus import read_corpus
 from language.offload.guesses import Seen, make_predictor
 from language.offload.setup import TRANSFERS, Setup, Sizes, Transferred
 from language.offload.simulation import Cost, Replayed, Simulation, Times
-from language.offload.traces import record, steps_of
+from language.offload.traces import RECORDED, record, steps_of
 
 CROSS, TABLES = "cross-layer", ("path", "frequency")
 RECALL, WALL, LOSS, PLAIN = "recall", "time over computing", "loss_increase_nats", "on-demand"
@@ -33,6 +35,7 @@ NOTE = (
     "Time is simulated from the routing of held-out documents: every document begins with empty "
     "caches, its prompt is read at once and the rest token by token; one is the time of computing "
     "alone. Reading an expert takes as many computations of a token in a layer as the task says. "
+    "Turning few bits into numbers of the model takes no time here. "
     "All methods have the same memory, slots for guesses included. auto is chosen, and tables are "
     "made, on other documents. Intervals are over documents; one model, one seed."
 )
@@ -59,6 +62,37 @@ class Measured:
     budgets: tuple[float, ...] = (0.25, 0.5, 0.75)
     reads: tuple[float, ...] = (0.25, 1.0, 4.0, 16.0)
     widths: tuple[int, ...] = (2, 3, 4, 6)
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            GatesError: One makes no sense.
+        """
+        if min(self.known, self.held_out) < 1 or not 1 <= self.prompt < self.tokens:
+            raise GatesError(
+                f"--known is {self.known}, --held_out {self.held_out}, --tokens {self.tokens} and"
+                f" --prompt {self.prompt}: expected documents, and a prompt that is not all of it"
+            )
+        rates = self.budgets and self.reads and min(*self.budgets, *self.reads) > 0
+        if not rates or max(self.budgets) > 1:
+            raise GatesError(
+                f"--budgets is {list(self.budgets)} and --reads {list(self.reads)}: expected"
+                " fractions up to 1 and times above 0"
+            )
+
+    def check_widths(self, sizes: Sizes) -> None:
+        """Refuse widths that no guesses are recorded for.
+
+        Raises:
+            GatesError: There are less than two, or they do not rise from 1 to what is recorded.
+        """
+        most = min(RECORDED * sizes.k, sizes.experts)
+        rising = all(one < other for one, other in pairwise(self.widths))
+        if len(self.widths) < 2 or not rising or not 1 <= self.widths[0] < self.widths[-1] <= most:
+            raise GatesError(
+                f"--widths is {list(self.widths)}, expected two or more that rise, from 1 to {most}"
+            )
 
 
 def evaluate(
@@ -91,10 +125,12 @@ def evaluate(
     found = offloaded(model, cache, budget=1.0)
     sizes: Sizes = found.model.offload.sizes
     found.require_context(measured.tokens)
+    measured.check_widths(sizes)
     texts = read_corpus(corpus)
     parts = (("validation", measured.known), ("test", measured.held_out))
     read = [beginnings(found, texts.part(p), measured.tokens, n) for p, n in parts]  # type: ignore[arg-type]
     found.model.offload.close()
+    require_documents(read[0][0] and read[1][0], measured.tokens)
     tokens, names = [*read[0][1], *read[1][1]], read[1][0]
     data = [Data.of(found.folder.name, "model", found.folder)]
     base = {"model": data[0].sha256, "tokens": short_digest(tokens), "version": VERSION}

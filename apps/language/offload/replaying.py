@@ -54,6 +54,7 @@ def profile(
     found = offloaded(model, place.run_folder.path.parent / "cache", budget=budget)
     found.require_context(tokens)
     _, texts = beginnings(found, read_corpus(corpus).part("validation"), tokens, documents)
+    require_documents(texts, tokens)
     steps: list[Step] = []
     with ticking("reading", len(texts), unit="documents") as tick:
         for number, text in enumerate(texts):
@@ -63,6 +64,19 @@ def profile(
     found.model.offload.close()
     print(f"{len(steps):,} steps of {len(texts)} documents")
     print(path)
+
+
+def require_documents(found: Sequence[object], tokens: int) -> None:
+    """Refuse a corpus of which no held-out document is long enough.
+
+    Raises:
+        GatesError: None was found.
+    """
+    if not found:
+        raise GatesError(
+            f"no held-out document of the corpus has {tokens} tokens: lower --tokens, or give"
+            " others by --corpus"
+        )
 
 
 def replay(
@@ -101,6 +115,12 @@ def replay(
     used = learned.profile()
     held = [Replayed(one, found.sizes, used) for one in documents[half:]]
     known = [Replayed(one, found.sizes, used) for one in learned.documents()]
+    shared = [one for one in held if profile and any(_same(one, other) for other in known)]
+    if shared:
+        raise GatesError(
+            f"{profile} has {len(shared)} of {len(held)} documents of {trace}, so that methods"
+            " would know them: give others, or drop --profile"
+        )
     size = int(budget * found.sizes.layers * found.sizes.experts)
     with working("simulating"):
         times, setup = compared(known, held, size, Cost(compute, link), transfer)
@@ -115,6 +135,12 @@ def replay(
         )
     Console().print(table)
     print(f"simulated, {len(held)} documents, {size} experts in memory; auto: {told(setup)}")
+
+
+def _same(one: Replayed, other: Replayed) -> bool:
+    """Whether two documents begin with the same experts, as far as the shorter one reaches."""
+    tokens = min(one.routed.shape[1], other.routed.shape[1])
+    return torch.equal(one.routed[:, :tokens], other.routed[:, :tokens])
 
 
 def compared(

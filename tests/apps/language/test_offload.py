@@ -45,9 +45,12 @@ def test_a_profile_is_replayed_by_every_method(gates):
     known = "on-demand static cross-layer path frequency oracle auto mapped"
     assert shown == known.split()
     assert "simulated, 2 documents, 10 experts in memory; auto: " in said
-    assert "all" in gates.succeed(
-        "offload", "replay", "trace.jsonl", "--budget", 0.7, "--profile", "trace.jsonl", config=None
-    )
+    first, *steps = (gates.folder / "trace.jsonl").read_text().splitlines()
+    for name, documents in (("known", (0,)), ("held", (1, 2))):
+        own = [line for line in steps if json.loads(line)["document"] in documents]
+        (gates.folder / f"{name}.jsonl").write_text("\n".join([first, *own]))
+    replay = ("offload", "replay", "held.jsonl", "--budget", 0.7, "--profile")
+    assert "all" in gates.succeed(*replay, "known.jsonl", config=None)
 
 
 def test_text_is_the_same_whatever_is_guessed(gates):
@@ -101,6 +104,14 @@ def test_a_study_measures_guesses_time_and_loss(gates):
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("result.*")}
     gates.succeed("evaluate", config="study")
     assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("result.*")}
+    for words, line in (
+        (("--widths", "[2]"), "--widths is [2], expected two or more that rise, from 1 to 6"),
+        (("--widths", "[2, 8]"), "--widths is [2, 8], expected two"),
+        (("--prompt", 24), "and --prompt 24: expected"),
+        (("--budgets", "[2]"), "--budgets is [2.0] and --reads [0.5, 2.0]: expected"),
+    ):
+        wrong = gates("language", "evaluate", "--config", "study", *words)
+        assert (wrong.code, line in wrong.err) == (2, True), wrong.err
     quick = gates.succeed("evaluate", "--quick", "--name", "quick", config="study")
     assert "bars" not in quick
 
@@ -113,11 +124,13 @@ def test_bad_inputs_are_one_line(gates):
     (gates.folder / "wrong.jsonl").write_text("\n".join([trace[0], json.dumps(wrong)]))
     (gates.folder / "one.jsonl").write_text("\n".join(trace[:4]))
     replay = ("replay", "trace.jsonl", "--budget")
+    short = ("profile", "mixture", "new.jsonl", "--corpus", "study.yaml", "--prompt", 9)
     for words, line in (
         (("hum",), "offload has no verb 'hum': choose one of profile, replay, generate, bench"),
         (("replay", "back.jsonl"), "line 4: step 2 after step 2"),
         (("replay", "wrong.jsonl"), "line 2: there is no expert 6 of 6"),
         (("replay", "one.jsonl"), "has one document: give another file by --profile"),
+        ((*replay, 0.5, "--profile", "trace.jsonl"), "trace.jsonl has 3 of 3 documents of trace"),
         (("replay", "none.jsonl"), "none.jsonl cannot be read"),
         ((*replay, 2), "--budget is 2.0"),
         ((*replay, 0.2), "3 layers need 2 each: give at least"),
@@ -128,6 +141,7 @@ def test_bad_inputs_are_one_line(gates):
         (("bench", "mixture", "--repeats", 0), "--repeats 0: expected 1 or more"),
         (("profile", "mixture", "trace.jsonl"), "trace.jsonl exists"),
         (("profile", "mixture", "new.jsonl", "--prompt", 0), "--prompt 0"),
+        ((*short, "--tokens", 30), "no held-out document of the corpus has 30 tokens"),
         (("profile", "mixture", "new.jsonl", "--tokens", 64), "reads at most 32 tokens"),
     ):
         found = gates("language", "offload", *words)
