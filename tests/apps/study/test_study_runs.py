@@ -191,15 +191,6 @@ def test_the_choice_is_the_best_of_the_sparse_ones():
     assert best_sparse([{"score": 0.1, "excess": 2.0}, {"score": 0.5, "excess": 0.5}]) == 1
 
 
-def test_settings_are_drawn_independently_of_each_other():
-    few, more = drawn_settings("comet+", 3), drawn_settings("comet+", 12)
-    assert more[:3] == few
-    assert len({one["learning_rate"] for one in more}) == 12
-    assert few[0].keys() == {"learning_rate", "gamma", "entropy", "search_steps", "search_start"}
-    assert drawn_settings("softmax", 1)[0].keys() == {"learning_rate"}
-
-
-def test_a_folder_without_a_study_has_none(tmp_path):
 def test_a_trial_that_is_not_chosen_counts_as_the_worst():
     trials = [{"score": 0.1, "excess": 1.0}, {"score": 0.3, "excess": 0.0},
               {"score": 0.2, "excess": 0.05}]  # fmt: skip
@@ -222,6 +213,15 @@ def test_settings_of_a_search_reach_the_network():
         assert (gate.search.num_steps, gate.search.start, gate.gate.gamma) == (20, 0.05, 0.5)
 
 
+def test_settings_are_drawn_independently_of_each_other():
+    few, more = drawn_settings("comet+", 3), drawn_settings("comet+", 12)
+    assert more[:3] == few
+    assert len({one["learning_rate"] for one in more}) == 12
+    assert few[0].keys() == {"learning_rate", "gamma", "entropy", "search_steps", "search_start"}
+    assert drawn_settings("softmax", 1)[0].keys() == {"learning_rate"}
+
+
+def test_a_folder_without_a_study_has_none(tmp_path):
     assert study_of(tmp_path) is None
 
 
