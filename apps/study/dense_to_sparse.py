@@ -61,7 +61,7 @@ def dense_to_sparse(
         threshold: Weight that an expert must exceed, below 1 over the number of experts.
     """
     settings = training.settings()
-    if not temperatures or not all(one > 0 for one in temperatures):
+    if not temperatures or min(temperatures) <= 0:
         raise GatesError(f"--temperatures is {list(temperatures)}, expected positive numbers")
     if not hardening or not all(2 <= part * training.steps < training.steps for part in hardening):
         raise GatesError(

@@ -87,6 +87,7 @@ def evomoe(
         place, "evomoe", flags, methods=METHODS, seeds=seeds, settings=settings,
         minutes=(trainings * plan.budget / FLOPS_A_SECOND + scored * SCORING_SECONDS) / 60,
     )  # fmt: skip
+    run.only += (COUNTS,) * bool(run.only)  # the simplest rival always takes part
     texts = Texts(corpus, str(run.folder / "cache"))
     study = _Study(run, texts, plan, seeds)
     study.obtain(study.chosen(rates))

@@ -68,7 +68,7 @@ class Sizes:
         batch: Sequences of an update.
         context: Tokens of a sequence.
         dim: Features of a token.
-        layers: Blocks, of which every second one has experts.
+        layers: Blocks, two at least, of which every second one has experts.
         heads: Heads of attention in every layer.
         hidden: Hidden features of an expert, and of a dense network.
         experts: Number of experts, two at least.
@@ -98,8 +98,11 @@ class Sizes:
                 f"--updates is {self.updates}, expected {LEAST_UPDATES} at least: fewer do not end "
                 "within 1 % of the same FLOPs"
             )
-        if self.experts < 2:
-            raise GatesError(f"--experts is {self.experts}, expected two or more to choose from")
+        if self.experts < 2 or self.layers < MOE_EVERY:
+            raise GatesError(
+                f"--experts is {self.experts}, expected two or more to choose from, and --layers "
+                f"{self.layers}, expected {MOE_EVERY} or more, of which every second one has them"
+            )
         if len(self.temperatures) != 2 or not min(self.temperatures) > 0:
             raise GatesError(
                 f"--temperatures is {list(self.temperatures)}, expected two positive numbers"

@@ -36,6 +36,7 @@ TABLE = {
     "one repeat": ([*RATES, "--repeats", "1"], "two repeats at least"),
     "a horizon of no updates": ([*EVOMOE, "--updates", "0"], "--updates is 0, expected 64"),
     "one expert of EvoMoE": ([*EVOMOE, "--experts", "1"], "--experts is 1, expected two or more"),
+    "no layer of experts": ([*EVOMOE, "--layers", "1"], "--layers 1, expected 2 or more"),
     "cold EvoMoE": ([*EVOMOE, "--temperatures", "2,-1"], "expected two positive numbers"),
     "closed EvoMoE": ([*EVOMOE, "--threshold", "0.125"], "expected less than 1 over 8 experts"),
     "no decoder": ([*EVOMOE, "--heads", "7"], "the decoder cannot be built: dim=64"),
