@@ -15,6 +15,7 @@ from apps.diffusion.studies.fused_views import (
     KINDS,
     PAIRS,
     RETENTION,
+    SEEING,
     cost_rows,
     crossed,
     losses_of_seeing,
@@ -23,7 +24,7 @@ from apps.diffusion.studies.fused_views import (
     retention_rows,
     score,
 )
-from core_gates.errors import GatesError
+from core_gates.errors import GatesError, check_option
 from diffusion.experiments.combined_losses import (
     FIRST,
     MOST,
@@ -342,8 +343,19 @@ def openings(fused: Fused, methods: Sequence[Method]) -> list[Row]:
     return compare(scores, crossed(combinations("useless3")), task=GROUPS["useless3"])
 
 
+KNOWN = (*PLAIN, *LEAVING, *SPACES, *(f"{name} tuned" for name in SPACES), *VARIANTS, "baked",
+         SWAPPED, *SEEING)  # fmt: skip
+
+
 def fusion_study(asked: Asked, world: World) -> None:
     """Compare gates with all rivals on unseen pairs, and triples, with useless and new adapters."""
+    for name in asked.run.only:
+        check_option("--only", name, KNOWN, GatesError)
+    if asked.run.only and not {"none", "gates"} <= {*asked.run.only}:
+        raise GatesError(
+            f"--only is {', '.join(asked.run.only)}, without none or gates: name both, since "
+            "losses are compared with those of the base and of gates"
+        )
     fused = Fused(asked.run, world, asked.seeds)
     chosen = fused.chosen()
     methods = fused.methods()
@@ -368,31 +380,23 @@ def fusion_study(asked: Asked, world: World) -> None:
 
 def views(fused: Fused, methods: Sequence[Method], best: set[str]) -> list[Row]:
     """Return what images, retention and cost of some methods show."""
-    shown = {*SHOWN, *best}
-    chosen = [method for method in methods if method.name in shown]
-    drawn = [method for method in chosen if method.name != "none"]
-    triples = [method for method in drawn if method.rival not in NO_TRIPLES]
+    drawn = [one for one in methods if one.name in {*SHOWN, *best} - {"none"}]
     return [
         *pictured(fused, drawn, "test2", GROUPS["test2"]),
-        *pictured(fused, triples, "test3", GROUPS["test3"]),
+        *pictured(fused, [m for m in drawn if m.rival not in NO_TRIPLES], "test3", GROUPS["test3"]),
         *retention_rows(fused, drawn),
-        *cost_rows(fused, chosen),
+        *cost_rows(fused, [m for m in methods if m.name in {*SHOWN, *best}]),
     ]
 
 
 def compared(found: Mapping[str, list[np.ndarray]], group: str, task: str) -> list[Row]:
-    """Return mean logarithms of losses over that of the base, and differences from the gates.
-
-    Where these take no part, differences are from the sum.
-    """
-    none = np.log(found["none"][0])
+    """Return mean logarithms of losses over that of the base, and differences from the gates."""
     scores = {
-        name: [moments(np.log(one) - none, name=METRIC) for one in own]
+        name: [moments(np.log(one / found["none"][0]), name=METRIC) for one in own]
         for name, own in found.items()
         if name != "none"
     }
-    reference = "gates" if "gates" in scores else "sum"
-    return compare(scores, crossed(combinations(group)), task=task, reference=reference)
+    return compare(scores, crossed(combinations(group)), task=task, reference="gates")
 
 
 def best_score(choice: Choice) -> float:

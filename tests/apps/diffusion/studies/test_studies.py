@@ -1,6 +1,7 @@
 """Whole studies on a world of random weights, a few combinations and steps of each."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -13,6 +14,7 @@ import diffusion.experiments.combined_losses as losses
 import diffusion.experiments.made_images as judge
 import diffusion.experiments.trained_gates as tasks
 from apps.diffusion.studies.base_study import Asked
+from core_gates.errors import GatesError
 from diffusion.data.scenes import colors_of
 from diffusion.data.shapes import SHAPES
 from diffusion.experiments.zoo import in_roles
@@ -162,3 +164,17 @@ def test_fusion(world, asked, few):
     losses_of = [r for r in json.loads(before)["rows"] if r["metric"] == fusion.METRIC]
     again = [r for r in scores_of(asked("fusion"))["rows"] if r["metric"] == fusion.METRIC]
     assert losses_of == again
+
+
+@pytest.mark.parametrize(
+    ("only", "words"),
+    [
+        (("none", "gates", "sum tunde"), "--only is 'sum tunde'; choose one of"),
+        (("sum",), "--only is sum, without none or gates: name both"),
+    ],
+)
+def test_methods_of_fusion_that_cannot_be_compared_are_refused(only, words, tmp_path):
+    run = Run(tmp_path / "fusion", app="diffusion", only=only)
+    with pytest.raises(GatesError, match=re.escape(words)):
+        fusion.fusion_study(Asked(run, (0,)), None)
+    assert not (tmp_path / "fusion").exists()
