@@ -64,7 +64,7 @@ def evomoe(
     flags: Flags,
     sizes: Sizes,
     seeds: tuple[int, ...] = (0, 1, 2),
-    rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3),
+    rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
     corpus: tuple[str, ...] = ("python",),
 ) -> None:
     """Train EvoMoE, its ablations and its rivals on bytes with equal FLOPs, and compare them.
