@@ -156,9 +156,10 @@ class Product:
     right: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        """Refuse an empty side."""
-        object.__setattr__(self, "left", tuple(self.left))
-        object.__setattr__(self, "right", tuple(self.right))
+        """Take one name as a side of one feature, and refuse an empty side."""
+        for side in ("left", "right"):
+            names = getattr(self, side)
+            object.__setattr__(self, side, (names,) if isinstance(names, str) else tuple(names))
         if not self.left or not self.right:
             raise ValueError(f"a product needs features on both sides, got {self.name!r}")
 

@@ -64,7 +64,7 @@ def of_loss(method: str, loss: float, gap: Row) -> tuple[str, ...]:
     if not (gap.high >= 0 or gap.value >= 0):  # of one user there is no interval, NaN
         return ()
     return (
-        f"{method} does not beat base rates, {loss:.4f} against {loss - gap.value:.4f}, difference "
-        f"[{gap.low:.4f}, {gap.high:.4f}]: it is not worth serving; see the notes on the rows, "
-        "give it more of them, or larger penalties",
+        f"{method} is not shown to beat base rates, {loss:.4f} against "
+        f"{loss - gap.value:.4f}, difference [{gap.low:.4f}, {gap.high:.4f}]: it is not worth "
+        "serving; see the notes on the rows, give it more of them, or larger penalties",
     )

@@ -376,7 +376,7 @@ def test_what_does_not_fit_is_refused(refuses):
         ("different widths: user 6, video 4; give", lambda: InputLayer(wrong, sizes, 4)),
         (
             "made of movie, no sparse feature",
-            lambda: dataclasses.replace(schema, products=(Product(("user",), ("movie",)),)),
+            lambda: dataclasses.replace(schema, products=(Product("user", "movie"),)),
         ),
         ("features on both sides", lambda: Product((), ("video",))),
     )
