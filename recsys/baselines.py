@@ -186,7 +186,8 @@ class Factorization:
         item: Places of those that describe items.
         dim: Factors K.
         learning_rate: Of Adam.
-        penalty: Weight of the squared factors of the values of a row; ten times that for biases.
+        penalty: Weight of the squared factors of the values of a row.
+        bias_penalty: That of its squared biases, in units of ``penalty``.
         epochs: Passes at most.
         batch_size: Rows B of a step.
         bins: Quantile bins of a dense column.
@@ -206,6 +207,7 @@ class Factorization:
         dim: int = 8,
         learning_rate: float = 0.01,
         penalty: float = 1e-4,
+        bias_penalty: float = 10.0,
         epochs: int = 12,
         batch_size: int = 2048,
         bins: int = 64,
@@ -213,10 +215,11 @@ class Factorization:
         seed: int = 0,
     ) -> None:
         check_at_least(1, dim=dim, epochs=epochs, batch_size=batch_size, bins=bins)
-        check_at_least(0, penalty=penalty, patience=patience, seed=seed)
+        check_at_least(0, penalty=penalty, bias_penalty=bias_penalty, patience=patience, seed=seed)
         check_positive(learning_rate=learning_rate)
         self.sizes, self.user, self.item = tuple(sizes), tuple(user), tuple(item)
-        self.dim, self.learning_rate, self.penalty = dim, learning_rate, penalty
+        self.dim, self.learning_rate = dim, learning_rate
+        self.penalty, self.bias_penalty = penalty, bias_penalty
         self.epochs, self.batch_size, self.bins = epochs, batch_size, bins
         self.patience, self.seed = patience, seed
 
@@ -272,7 +275,7 @@ class _Net(nn.Module):
         super().__init__()
         tasks, count = len(start), max(sum(given.sizes), 1)
         self.user, self.item = list(given.user), list(given.item)
-        self.bins = given.bins
+        self.bins, self.bias_penalty = given.bins, given.bias_penalty
         self.bias = nn.EmbeddingBag(count, tasks, mode="sum")
         self.binned = nn.EmbeddingBag(max(dense * given.bins, 1), tasks, mode="sum")
         self.factors = nn.Embedding(count, given.dim)
@@ -289,7 +292,7 @@ class _Net(nn.Module):
         self.start: Tensor
 
     def forward(self, rows: Batch, bins: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (B, T) and the squares of factors and biases of a row, their mean."""
+        """Return logits (B, T) and the penalty of factors and biases of a row, its mean."""
         places = rows.sparse + self.starts
         factors = self.factors(places)
         product = factors[:, self.user].sum(1) * factors[:, self.item].sum(1)
@@ -298,7 +301,8 @@ class _Net(nn.Module):
             columns = torch.arange(bins.shape[1]) * self.bins
             logits = logits + self.binned(bins + columns)
         biases = nn.functional.embedding(places, self.bias.weight)
-        return logits, (factors.square().sum() + 10 * biases.square().sum()) / len(places)
+        size = factors.square().sum() + self.bias_penalty * biases.square().sum()
+        return logits, size / len(places)
 
 
 def _edges(dense: Tensor, bins: int) -> list[Tensor]:
