@@ -181,7 +181,7 @@ class Comparison:
             name: [_accuracies(right(one, self.test, self.batch).double().numpy()) for one in own]
             for name, own in self.networks.items()
         }
-        draws = Resamples.crossed(*self.test.glyphs.numpy().T)
+        draws = Resamples.crossed(self.test.glyphs.numpy())
         return compare(
             scores, draws, task=task, reference=reference if reference in scores else None
         )

@@ -16,7 +16,8 @@ def draw_clusters(
     """Return how often each sample (N,) is drawn, (count, N), if whole clusters are drawn.
 
     Args:
-        index: (N,) number of the cluster of each sample.
+        index: (N,) number of the cluster of each sample; where it has more dimensions, the result
+            has them, too.
         units: Number of clusters; as many are drawn.
         generator: Of random numbers.
         count: Number of resamples.
@@ -38,14 +39,14 @@ def draw_crossed(
     clusters (the pigeonhole bootstrap of Owen, 2007). A resample without any is drawn again.
 
     Args:
-        indices: For each kind, (N,) number of the cluster of each sample.
+        indices: For each kind, (N, M) numbers of the clusters of each sample.
         units: For each kind, number of its clusters.
         generator: Of random numbers.
         count: Number of resamples.
     """
     drawn = np.ones((count, len(indices[0])))
     for index, own in zip(indices, units, strict=True):
-        drawn *= draw_clusters(index, own, generator, count)
+        drawn *= draw_clusters(index, own, generator, count).prod(-1)
     if (empty := ~drawn.any(1)).any():
         drawn[empty] = draw_crossed(indices, units, generator, int(empty.sum()))
     return drawn
@@ -98,6 +99,15 @@ def numbered(ids: Iterable[object]) -> tuple[np.ndarray, int]:
         else:
             index[position] = numbers[label]
     return index, units
+
+
+def _numbered_rows(ids: Iterable[object]) -> tuple[np.ndarray, int]:
+    """Return the numbers of the clusters of each sample (N, M), and how many clusters there are."""
+    if isinstance(ids, np.ndarray) and ids.ndim == 2:
+        index, units = numbered(ids.ravel())
+        return index.reshape(ids.shape), units
+    index, units = numbered(ids)
+    return index[:, None], units
 
 
 def _is_missing(label: object) -> bool:
@@ -276,10 +286,14 @@ class Resamples:
 
         Samples are pairs, such as of a subject and a style, and those that have either in common
         are not independent. Intervals are somewhat too wide, never too narrow, where samples with
-        something in common are independent after all (Owen, 2007).
+        something in common are independent after all (Owen, 2007). Where both clusters of a pair
+        are of the same kind, such as two glyphs of one set, that is one kind: drawn as two, a
+        cluster that is easy in both places would count as two different ones, and intervals would
+        be too narrow.
 
         Args:
-            ids: For each kind, (N,) cluster of each sample, see :meth:`clusters`.
+            ids: For each kind, (N,) cluster of each sample, see :meth:`clusters`, or an array
+                (N, M) with all M of them.
             resamples: Number of resamples.
             level: Coverage of intervals.
             seed: Of the resampling.
@@ -287,7 +301,7 @@ class Resamples:
         Raises:
             ValueError: There is no kind or no sample, or kinds differ in the number of samples.
         """
-        found = [numbered(one) for one in ids]
+        found = [_numbered_rows(one) for one in ids]
         sizes = {len(index) for index, _ in found}
         if len(sizes) != 1:
             raise ValueError(

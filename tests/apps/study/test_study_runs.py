@@ -62,6 +62,8 @@ def test_gates_are_compared(study):
     some = "TopKGate,SoftmaxGate,SoftMoEGate,SinkhornGate,one-expert"  # others: test_digits.py
     scores, folder = study("gates", *SMALL, "--seeds", "0,1", "--only", some)
     assert len(values(scores, "test pairs", "mean accuracy")) == 5
+    drawn = pairs(glyphs("test", (90, 30, 30)), 64, (0, 2)).glyphs.unique()
+    assert {r["n"] for r in scores["rows"] if r["task"] == "test pairs"} == {len(drawn)}
     balanced = values(scores, "test pairs, balanced in evaluation", "mean accuracy")
     assert balanced.keys() == {"SinkhornGate"}
     active = values(scores, "what gates do", "active experts")

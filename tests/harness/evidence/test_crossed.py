@@ -65,6 +65,33 @@ def test_coverage_of_pairs_that_have_clusters_in_common():
     assert covered["pairs"] <= 165  # as if pairs were independent: too narrow
 
 
+def test_a_cluster_that_is_drawn_is_drawn_in_both_places():
+    """A whole table of a[i] + a[j] has twice the mean of a, and so twice its interval."""
+    a = np.random.default_rng(3).normal(size=30)
+    pairs = np.stack(np.divmod(np.arange(900), 30), 1)
+    values = a[pairs].sum(1)
+    found, two = (interval(Resamples.crossed(*ids), values) for ids in ((pairs,), pairs.T))
+    single = interval(Resamples.clusters(range(30)), a)
+    assert (found.low, found.high) == pytest.approx((2 * single.low, 2 * single.high))
+    assert found.units == 30
+    narrow = (two.high - two.low) / (found.high - found.low)
+    assert narrow == pytest.approx(0.5**0.5, rel=0.06)  # as two kinds: too narrow
+
+
+def test_coverage_of_pairs_of_one_set():
+    random = np.random.default_rng(4)
+    pairs = random.integers(20, size=(200, 2))
+    one, two = Resamples.crossed(pairs, resamples=400), Resamples.crossed(*pairs.T, resamples=400)
+    covered = {"one": 0, "two": 0}
+    for _ in range(200):
+        values = random.normal(size=20)[pairs].sum(1)
+        for name, draws in (("one", one), ("two", two)):
+            found = interval(draws, values)
+            covered[name] += found.low <= 0 <= found.high
+    assert covered["one"] >= 180
+    assert covered["two"] <= 172
+
+
 def test_kinds_belong_to_the_same_samples(refuses):
     refuses(
         ValueError,
