@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,19 @@ import torch
 
 from core_gates.errors import GatesError, check_option
 from harness.command.verbs import Place
-from harness.experiment.run import Run
+from harness.experiment import Piece, Run
 from harness.files import write_json
 
 FILE = "study.json"
 
 
 class StudyRun(Run):
-    """A run that leaves the name of its study, which is the verb, with its scores."""
+    """A run whose folder tells the name of its study, which is the verb, from its first result."""
 
-    def finish(self, *args: Any, **options: Any) -> Path:
-        """Write the scores, see :meth:`harness.experiment.run.Run.finish`."""
-        path = super().finish(*args, **options)
-        write_json(self.folder / FILE, {"study": self.verb})
-        return path
+    def obtain(self, *args: Any, **options: Any) -> list[Piece]:
+        """Compute what is missing, see :meth:`harness.experiment.run.Run.obtain`."""
+        options["prepare"] = partial(write_json, self.folder / FILE, {"study": self.verb})
+        return super().obtain(*args, **options)
 
 
 @dataclass(frozen=True)
