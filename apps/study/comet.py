@@ -16,20 +16,20 @@ from apps.study.digit_training import (
     trained,
     trial,
 )
-from apps.study.study_run import Flags, open_study
+from apps.study.study_run import Flags, StudyRun, open_study
 from core_gates.errors import GatesError
 from core_gates.gates import PermutedGate
 from harness.command.verbs import Place
 from harness.evidence import Bar, Resamples, Row, Scores
 from harness.experiment import Choice, Figures, Job, Piece, Run
-from harness.experiment.scores import read_scores
 from harness.experiment.tuning import lowest
 from harness.figures.style import colors_of, dress, head, new_figure, place
 from harness.report.page import Page
 from studies.digits.multi_digits import NUM_IDS
 
-TASK, DONE, BEST, SEARCH = (
+TASK, DONE, BEST, SEARCH, EVEN, ADDED = (
     "test pairs", "what gates do", "expected best of n trials", "middle of the search",
+    "search at equal learning rates", "error added",
 )  # fmt: skip
 SPARE, NEAR_SOFTMAX, ABOVE_HASH = 0.05, -0.015, 0.02  # active experts beyond k; accuracies
 STARTS, SEARCH_STEPS = (1e-3, 1e-2, 1e-1), 0.1
@@ -177,17 +177,42 @@ def trial_rows(chosen: Mapping[str, Choice]) -> list[Row]:
         curves[name] = [float(v[0]) for v in curve(np.ones((1, len(scores)))).values()]
     for name, means in curves.items():
         if name.endswith("+") and (plain := curves.get(name[:-1])):
-            reached = [n for n, value in enumerate(means, 1) if value <= plain[-1]]
-            needed = float(reached[0]) if reached else np.nan
+            reached = [float(n) for n, value in enumerate(means, 1) if value <= plain[-1]]
             rows.append(Row(name, f"{BEST}, saved", "trials for the best of all without search",
-                            needed, note="" if reached else "by no number of trials"))  # fmt: skip
+                            reached[0] if reached else np.nan,
+                            note="" if reached else "by no number of trials"))  # fmt: skip
+            effect = effect_of_search(tried[name[:-1]], tried[name])
+            draws = Resamples.clusters(range(len(plain) + len(means)))
+            rows.append(Row(name, EVEN, ADDED, *draws.intervals(effect)[ADDED]))
     return rows
+
+
+def effect_of_search(
+    plain: Sequence[Mapping[str, float]], searched: Sequence[Mapping[str, float]]
+) -> Scores:
+    """Return what a search adds to the validation error of a trial at an equal learning rate.
+
+    It is the step between two parabolas in the logarithm of the learning rate, which are fitted to
+    the errors of all trials and are otherwise the same.
+
+    Args:
+        plain: Trials without the search.
+        searched: Trials with it.
+    """
+    both = [(np.log(one["learning_rate"] / RATES[0]), one["score"]) for one in [*plain, *searched]]
+    rates, errors = np.array(both).T
+    steps = np.arange(len(both)) >= len(plain)
+    columns = np.stack([rates**0, rates, rates**2, steps], 1)
+
+    def found(weights: np.ndarray) -> dict[str, np.ndarray]:
+        weighed = weights[:, None] * columns.T
+        return {ADDED: (np.linalg.pinv(weighed @ columns) @ weighed @ errors)[:, -1]}
+
+    return found
 
 
 def search_rows(run: Run, method: Method, seeds: Sequence[int]) -> list[Row]:
     """Return how hard and how doubly stochastic the relaxation is at the middle of the search."""
-    if run.only and "topk+" not in run.only:
-        return []
     store = run.store("searches", Figures())
     stop = max(1, round(SEARCH_STEPS * run.settings["steps"] / 2))
     pieces = [
@@ -213,8 +238,10 @@ def search_state(piece: Piece, job: Job) -> dict[str, float]:
     assert isinstance(gate, PermutedGate)
     torch.manual_seed(0)
     found = gate.report()
-    error = max(found["row_error"], found["column_error"])
-    return {"hardness": found["hardness"], "doubly stochastic error": error}
+    return {
+        "hardness": found["hardness"],
+        "doubly stochastic error": max(found["row_error"], found["column_error"]),
+    }
 
 
 def _bars(rows: Sequence[Row], methods: Mapping[str, Method]) -> list[Bar]:
@@ -238,19 +265,18 @@ def _headline(rows: Sequence[Row], trials: int) -> str:
         f"{row.method} {row.value:.0f}" if np.isfinite(row.value) else f"{row.method} never"
         for row in saved
     )
-    if not said:
-        return ""
-    return f"Trials after which a search is as good as {trials} without it: {said}."
+    opening = f"Trials after which a search is as good as {trials} without it"
+    return f"{opening}: {said}." if said else ""
 
 
-def draw(page: Page, run: Run) -> None:
+def draw(page: Page, run: StudyRun) -> None:
     """Add the expected best error by the number of trials to the report.
 
     Args:
         page: The report.
         run: Of the study.
     """
-    rows = [r for r in read_scores(run.scores, run.app, run.verb).rows if r.task == BEST]
+    rows = [r for r in run.rows if r.task == BEST]
     curves: dict[str, list[float]] = {}
     for row in rows:
         curves.setdefault(row.method, []).append(row.value)

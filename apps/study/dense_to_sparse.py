@@ -14,13 +14,12 @@ from apps.study.digit_training import (
     Training,
 )
 from apps.study.gate_comparison import METHODS
-from apps.study.study_run import Flags, open_study
+from apps.study.study_run import Flags, StudyRun, open_study
 from core_gates.errors import GatesError
 from core_gates.routing.collect import update_gates
 from harness.command.verbs import Place
 from harness.evidence import Bar, Row
 from harness.experiment import Run
-from harness.experiment.scores import read_scores
 from harness.figures.style import colors_of, dress, head, new_figure, place
 from harness.files import Data
 from harness.report.page import Page
@@ -167,14 +166,14 @@ def _headline(rows: Sequence[Row]) -> str:
     )
 
 
-def draw(page: Page, run: Run) -> None:
+def draw(page: Page, run: StudyRun) -> None:
     """Add accuracies before and after hardening to the report.
 
     Args:
         page: The report.
         run: Of the study.
     """
-    rows = read_scores(run.scores, run.app, run.verb).rows
+    rows = run.rows
     own = [r for r in rows if r.metric == ACCURACY and not r.versus and r.task in LABELS]
     page.section("Before and after hardening").figure(
         hardening_figure(own),

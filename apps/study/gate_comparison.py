@@ -16,11 +16,9 @@ from apps.study.digit_training import (
     Method,
     Training,
 )
-from apps.study.study_run import Flags, open_study
+from apps.study.study_run import Flags, StudyRun, open_study
 from harness.command.verbs import Place
 from harness.evidence import Bar, Row
-from harness.experiment import Run
-from harness.experiment.scores import read_scores
 from harness.figures.style import colors_of, dress, head, new_figure, place
 from harness.report.page import Page
 from studies.digits.gate_recipes import RECIPES
@@ -122,14 +120,14 @@ def _headline(rows: Sequence[Row]) -> str:
     )
 
 
-def draw(page: Page, run: Run) -> None:
+def draw(page: Page, run: StudyRun) -> None:
     """Add accuracy over cost to the report.
 
     Args:
         page: The report.
         run: Of the study.
     """
-    rows = read_scores(run.scores, run.app, run.verb).rows
+    rows = run.rows
     values = {(r.method, r.metric): r for r in rows if not r.versus and r.task != BALANCED}
     names = [name for name in EVERY if (name, ACCURACY) in values]
     page.section("Accuracy and cost").figure(

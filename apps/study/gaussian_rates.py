@@ -6,12 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apps.study.study_run import Flags, open_study
+from apps.study.study_run import Flags, StudyRun, open_study
 from core_gates.errors import GatesError
 from harness.command.verbs import Place
 from harness.evidence import Bar, Resamples, Row
 from harness.experiment import Arrays, Job, Piece, Run
-from harness.experiment.scores import read_scores
 from harness.report.page import Page
 from studies.gaussian.gaussian_mixture import Array
 from studies.gaussian.rates import CASES, ERRORS, Case, errors_of, slopes
@@ -203,7 +202,7 @@ def _bars(rows: Sequence[Row], spread: float) -> list[Bar]:
     return bars
 
 
-def draw(page: Page, run: Run) -> None:
+def draw(page: Page, run: StudyRun) -> None:
     """Add the ridge and the errors by size to the report.
 
     Args:
@@ -224,7 +223,7 @@ def draw(page: Page, run: Run) -> None:
                  for i, s in enumerate(FACTORS) for j, t in enumerate(FACTORS)],
             ),
         )  # fmt: skip
-    found = _medians(read_scores(run.scores, run.app, run.verb).rows)
+    found = _medians(run.rows)
     for start, medians in found.items():
         sizes = np.array(sorted({size for own in medians.values() for size in own}))
         shown = {

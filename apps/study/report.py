@@ -1,23 +1,21 @@
 """``gates study report``: the page of a run, with the figures of its study."""
 
 import importlib
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from apps.study.study_run import study_of
+from apps.study.study_run import StudyRun, study_of
 from core_gates.errors import GatesError
-from harness.experiment.run import Run
-from harness.report.page import Page
 from harness.report.sections import run_page
 
 DRAWN = {
-    "gaussian-rates": "apps.study.gaussian_rates:draw",
-    "gates": "apps.study.gate_comparison:draw",
-    "comet": "apps.study.comet:draw",
-    "dense-to-sparse": "apps.study.dense_to_sparse:draw",
-    "evomoe": "apps.study.evomoe_figures:draw",
+    "gaussian-rates": "apps.study.gaussian_rates",
+    "gates": "apps.study.gate_comparison",
+    "comet": "apps.study.comet",
+    "dense-to-sparse": "apps.study.dense_to_sparse",
+    "evomoe": "apps.study.evomoe_figures",
 }
-"""Study -> what draws its own figures."""
+"""Study -> module whose ``draw`` adds its own figures."""
 
 UNITS = {"gaussian-rates": "repeats", "evomoe": "documents"}
 """Study -> what its intervals are drawn from."""
@@ -34,17 +32,9 @@ def report(run: str, root: str = "runs") -> None:
     """
     folder = Path(root) / "study" / run
     study = study_of(folder)
-    if study is None:
-        raise GatesError(f"{folder} holds no study: run one first, or give its --root")
-    found = Run(folder, app="study", verb=study)
-    page = run_page(found, _drawer(found, study), units=UNITS.get(study, "glyphs"))
-    print(page.write(folder / "report.html"))
-
-
-def _drawer(run: Run, study: str) -> Callable[[Page], None] | None:
-    """Return what adds the figures of a study to the page."""
     if study not in DRAWN:
-        return None
-    module, _, name = DRAWN[study].partition(":")
-    draw = getattr(importlib.import_module(module), name)
-    return lambda page: draw(page, run)
+        raise GatesError(f"{folder} holds no study: run one first, or give its --root")
+    found = StudyRun(folder, app="study", verb=study)
+    draw = partial(importlib.import_module(DRAWN[study]).draw, run=found)
+    page = run_page(found, draw, units=UNITS.get(study, "glyphs"))
+    print(page.write(folder / "report.html"))

@@ -12,7 +12,9 @@ import torch
 
 from core_gates.errors import GatesError, check_option
 from harness.command.verbs import Place
+from harness.evidence import Row
 from harness.experiment import Piece, Run
+from harness.experiment.scores import read_scores
 from harness.files import write_json
 
 FILE = "study.json"
@@ -20,6 +22,15 @@ FILE = "study.json"
 
 class StudyRun(Run):
     """A run whose folder tells the name of its study, which is the verb, from its first result."""
+
+    @property
+    def rows(self) -> list[Row]:
+        """Rows of its scores.
+
+        Raises:
+            GatesError: There are none yet.
+        """
+        return read_scores(self.scores, self.app, self.verb).rows
 
     def obtain(self, *args: Any, **options: Any) -> list[Piece]:
         """Compute what is missing, see :meth:`harness.experiment.run.Run.obtain`."""

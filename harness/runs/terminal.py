@@ -222,7 +222,7 @@ def _place(done: int, total: int | None, unit: str, took: float) -> str:
     """Return what is done of what, since when, and about how long the rest takes."""
     counted = f"  {done} of {total}" if total else f"  {done}" if done else ""
     counted += f" {unit}" if counted and unit else ""
-    left = took * (total - done) / done if total and done else 0.0
+    left = took * max(0, total - done) / done if total and done else 0.0
     return f"{counted}  {took:.0f} s" + (f", about {_rounded(left)} left" if left else "")
 
 

@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from apps.main import main
-from apps.study.comet import best_sparse, drawn_settings, expected_best, methods_of, trial_rows
+from apps.study.comet import (
+    best_sparse,
+    drawn_settings,
+    effect_of_search,
+    expected_best,
+    methods_of,
+    trial_rows,
+)
 from apps.study.digit_training import measured, network_of
 from apps.study.evomoe import bars, reached
 from apps.study.study_run import study_of
@@ -103,6 +110,7 @@ def test_comet_is_tuned_like_its_rivals(study):
         choice = json.loads((folder / f"choices/{name}-s100/result.json").read_text())["setting"]
         used = json.loads((folder / f"networks/{name}-s1/record.json").read_text())["settings"]
         assert {**used, **choice} == used
+    assert len(values(scores, "search at equal learning rates", "error added")) == 4
     assert "trials-needed.png" in {p.name for p in folder.glob("figures/*")}
 
 
@@ -209,6 +217,16 @@ def test_a_trial_that_is_not_chosen_counts_as_the_worst():
     found = {row.metric: row.value for row in rows}
     expected = expected_best([0.3, 0.3, 0.2], 3)(np.ones((1, 3)))
     assert found == pytest.approx({name: value[0] for name, value in expected.items()})
+
+
+def test_what_a_search_adds_does_not_depend_on_the_rates_that_were_drawn():
+    def trials(rates, step):
+        return [{"learning_rate": r, "score": 0.2 + 0.1 * np.log(r / 2e-3) ** 2 + step}
+                for r in rates]  # fmt: skip
+
+    effect = effect_of_search(trials([5e-4, 1e-3, 2e-3], 0), trials([2e-3, 3e-3, 5e-3], -0.03))
+    weights = np.array([[1.0, 1, 1, 1, 1, 1], [2, 1, 1, 0, 1, 1]])
+    assert effect(weights)["error added"] == pytest.approx([-0.03, -0.03])
 
 
 def test_settings_of_a_search_reach_the_network():
