@@ -190,7 +190,7 @@ def hardening_figure(rows: Sequence[Row]) -> Figure:
         rows: Of the tasks of :data:`LABELS`.
     """
     names = list(dict.fromkeys(row.method for row in rows))[::-1]
-    figure = new_figure(7.0, 1.8 + 0.24 * len(names))
+    figure = new_figure(7.0, 1.5 + 0.24 * len(names))
     axes = place(figure, 1.9, 0.6, 4.4, 0.24 * len(names))
     colors = colors_of(LABELS)
     for (task, label), shift in zip(LABELS.items(), (0.22, 0.0, -0.22), strict=True):

@@ -65,7 +65,9 @@ def curve_figure(curves: Mapping[str, np.ndarray]) -> Figure:
         curves: Method -> (seeds, points, 5).
     """
     groups = {title: [n for n in names if n in curves] for title, names in PANELS.items()}
-    groups = {title: names for title, names in groups.items() if names}
+    groups = {title: names for title, names in groups.items() if names and names != ["evomoe"]} or {
+        "EvoMoE": list(curves)
+    }
     figure = new_figure(11.2, 0.5 + 3.1 * len(groups))
     bits = COLUMNS.index("held-out bits")
     for row, (title, names) in enumerate(groups.items()):

@@ -25,7 +25,7 @@ from studies.digits.gate_recipes import RECIPES
 from studies.digits.two_digit_network import TASKS
 
 TASK, DONE, REFERENCE = "test pairs", "what gates do", "SoftmaxGate"
-LEAST, MANY = 0.8, 1.0  # accuracy; pairs without an expert, percent
+LEAST, MANY, TICKS = 0.8, 1.0, (5, 10, 20, 50, 100)  # accuracy; unrouted pairs, errors, percent
 METHODS = {
     name: Method(name, one.options, {n: TASKS * w for n, w in one.losses.items()})
     for name, one in RECIPES.items()
@@ -133,8 +133,8 @@ def draw(page: Page, run: StudyRun) -> None:
     page.section("Accuracy and cost").figure(
         cost_figure([values[name, ACCURACY] for name in names],
                     np.array([values[name, "active experts"].value for name in names])),
-        "Mean accuracy of both tasks, with its interval, and the experts that a gate uses for a "
-        "pair, evaluated.",
+        "Mean error of both tasks on a logarithmic axis, with its interval, and the experts that a "
+        "gate uses for a pair, evaluated.",
         name="accuracy",
         table=(
             ("gate", "accuracy", "low", "high", "active", "kFLOPs", "CPU seconds"),
@@ -145,7 +145,7 @@ def draw(page: Page, run: StudyRun) -> None:
 
 
 def cost_figure(accuracies: Sequence[Row], active: np.ndarray) -> Figure:
-    """Draw accuracies with their intervals, and active experts, a line for each gate.
+    """Draw errors with their intervals, and active experts, a line for each gate.
 
     Args:
         accuracies: Of every gate.
@@ -155,15 +155,16 @@ def cost_figure(accuracies: Sequence[Row], active: np.ndarray) -> Figure:
     rows, lines = [accuracies[i] for i in order], np.arange(len(order))
     figure = new_figure(8.2, 1.25 + 0.22 * len(rows))
     left, right = (place(figure, x, 0.55, 2.9, 0.22 * len(rows)) for x in (1.75, 5.0))
-    values = np.array([row.value for row in rows])
-    ends = np.array([[row.value - row.low, row.high - row.value] for row in rows]).T
-    color = colors_of(["accuracy", "active"])
-    left.errorbar(values, lines, xerr=np.nan_to_num(ends), fmt="o", ms=4, lw=1.2,
-                  color=color["accuracy"])  # fmt: skip
+    best, errors, worst = 100 - 100 * np.array([[r.high, r.value, r.low] for r in rows]).T
+    color = colors_of(["error", "active"])
+    left.errorbar(errors, lines, xerr=np.nan_to_num([errors - best, worst - errors]), fmt="o",
+                  ms=4, lw=1.2, color=color["error"])  # fmt: skip
+    left.set(xscale="log", xticks=TICKS, xticklabels=TICKS)
+    left.minorticks_off()
     right.barh(lines, active[order], height=0.6, color=color["active"], label="active")
     left.set_yticks(lines, [row.method for row in rows])
     right.set_yticks(lines, [""] * len(rows))
-    dress(left, x="mean accuracy")
+    dress(left, x="digits with a wrong name, %")
     dress(right, x="active experts")
     for axes in (left, right):
         axes.set_ylim(-0.7, len(rows) - 0.3)

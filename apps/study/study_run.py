@@ -24,7 +24,7 @@ class StudyRun(Run):
     """A run whose folder tells the name of its study, which is the verb, from its first result."""
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> Sequence[Row]:
         """Rows of its scores.
 
         Raises:
