@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from core_gates.adapters.attachment import attach_adapters
-from core_gates.adapters.sparse_low_rank import GateInitialization, SparseLoraLinear
+from core_gates.adapters.sparse_low_rank import GateInitialization, SparseLoraLinear, sizes_of
 from core_gates.errors import GatesError
 from harness.files import replacing, write_json
 from language.hf.gate_file import read_known, sampled_digest, write_known
@@ -287,7 +287,7 @@ def _check_fit(
     present: Sequence[str],
     tensors: Mapping[str, Tensor],
 ) -> None:
-    """Refuse adapters of other layers than those of the model, and heads of other sizes.
+    """Refuse adapters of other layers than those of the model, and other sizes.
 
     Raises:
         GatesError: They do not fit.
@@ -299,12 +299,23 @@ def _check_fit(
         )
     prefixes = tuple(f"{head}." for head in heads_of(model))
     own = {n: tuple(t.shape) for n, t in model.state_dict().items() if n.startswith(prefixes)}
-    adapted = tuple(f"{name}.adapter." for name in layers)
-    found = {n: tuple(t.shape) for n, t in tensors.items() if not n.startswith(adapted)}
+    modules = dict(model.named_modules())
+    for name in layers:
+        layer = modules.get(name)
+        linear = layer.base if isinstance(layer, SparseLoraLinear) else layer
+        if not isinstance(linear, _kinds()):
+            raise GatesError(f"{path} holds adapters of {name}, no such layer is in the model")
+        inputs, outputs = sizes_of(linear)
+        down = tensors.get(f"{name}.adapter.lora_A")
+        rank = 0 if down is None or not down.ndim else len(down)
+        shapes = {"lora_A": (rank, inputs), "lora_B": (outputs, rank), "scaling": (2,)}
+        own |= {f"{name}.adapter.{n}": one for n, one in shapes.items()}
+        own[f"{name}.adapter.lora_gate.weight"] = (rank,)
+    found = {n: tuple(t.shape) for n, t in tensors.items()}
     if own != found:
         odd = next(n for n in [*own, *found] if own.get(n) != found.get(n))
         raise GatesError(
-            f"{path} holds {odd} of shape {found.get(odd)}, the model has {own.get(odd)}: open it"
+            f"{path} holds {odd} of shape {found.get(odd)}, the model needs {own.get(odd)}: open it"
             " with the head and the number of labels that it was trained with"
         )
 

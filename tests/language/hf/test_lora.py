@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from core_gates.adapters import detach_adapters, rank_gates
 from core_gates.errors import GatesError
+from language.hf.gate_file import write_known
 from language.hf.lora import (
     attach_sora,
     base_digest,
@@ -194,6 +195,15 @@ def test_what_does_not_fit_is_refused(tmp_path, refuses, tokens):
     for layer in attach_sora(dead).values():
         nn.init.zeros_(layer.adapter.lora_gate.weight)
     bare = tiny("BERT")
+    tensors, name = load_file(path), "bert.encoder.layer.0.attention.self.query"
+    odd = {
+        "layers": [["none"], {}],
+        "lora_B": [list(sora_layers(model)), {f"{name}.adapter.lora_B": torch.zeros(32, 3)}],
+        "lora_A": [list(sora_layers(model)), {f"{name}.adapter.lora_A": torch.zeros(4, 31)}],
+    }
+    for what, (layers, changed) in odd.items():
+        facts = {"kind": "sora", "base": base_digest(bare)}
+        write_known(tmp_path / what, facts, {"layers": layers}, tensors | changed)
     refuses(
         GatesError,
         ("holds adapters of the base model", lambda: load_sora(tiny("BERT", seed=1), path)),
@@ -202,6 +212,11 @@ def test_what_does_not_fit_is_refused(tmp_path, refuses, tokens):
         ("cut.safetensors is damaged", lambda: load_sora(bare, tmp_path / "cut.safetensors")),
         ("flip.safetensors is damaged", lambda: load_sora(bare, tmp_path / "flip.safetensors")),
         ("plain.*is not a file of gates", lambda: load_sora(bare, tmp_path / "plain.safetensors")),
+        ("holds adapters of none, no such layer", lambda: load_sora(bare, tmp_path / "layers")),
+        (r"query.adapter.lora_B of shape \(32, 3\), the model needs \(32, 4\)",
+         lambda: load_sora(bare, tmp_path / "lora_B")),
+        (r"lora_A of shape \(4, 31\), the model needs \(4, 32\)",
+         lambda: load_sora(bare, tmp_path / "lora_A")),
         ("rank is 0, expected 1", lambda: attach_sora(bare, rank=0)),
         ("matches .'none'.*bert.encoder.layer.0", lambda: attach_sora(bare, where=["none"])),
         ("has a SoRA already", lambda: attach_sora(model)),
@@ -214,7 +229,7 @@ def test_what_does_not_fit_is_refused(tmp_path, refuses, tokens):
             "has adapters of PEFT",
             lambda: attach_sora(get_peft_model(tiny("Llama"), LoraConfig(r=2))),
         ),
-    )
+    )  # fmt: skip
     assert not (tmp_path / "lora").exists()
     assert torch.equal(logits(bare, tokens), logits(tiny("BERT"), tokens))
 
