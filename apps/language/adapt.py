@@ -51,8 +51,9 @@ class AdapterRecipe:
         scale: Factor of what an adapter adds, at any rank.
         threshold: What is taken off gates after every step; by ``kept`` if null.
         kept: Fraction of the gates that a threshold would keep without any learning.
-        stages: Stages in which the threshold grows linearly, from zero if there are several.
-        steps: Steps of all stages, each of which begins with the largest learning rate again.
+        stages: Stages in which the threshold grows linearly, from zero if there are several. Each
+            begins with the largest learning rate again, for every method.
+        steps: Steps of all stages.
         batch_size: Rows of a step over all processes.
         learning_rate: Largest learning rate of factors and heads.
         gate_rate: Largest learning rate of gates.
@@ -104,16 +105,20 @@ class Adaptation:
         texts: What they are trained and scored on.
         recipe: How.
         task: Name that tells the texts from others of the run, if it has others.
+        processes: How many train together, which changes what they round.
     """
 
     def __init__(
-        self, run: Run, folder: Path, texts: LabeledTexts, recipe: AdapterRecipe, task: str = ""
-    ) -> None:
+        self, run: Run, folder: Path, texts: LabeledTexts, recipe: AdapterRecipe, task: str = "",
+        processes: int = 1,
+    ) -> None:  # fmt: skip
         self.run, self.folder, self.texts, self.recipe = run, folder, texts, recipe
         self.keys = {"task-": task} if task else {}
         given = {n: v for n, v in asdict(recipe).items() if n in SHARED}
         base = content_digest(folder).sha256[:16]
         self.settings = {**given, "base": base, "data": texts.digest}
+        if processes > 1:
+            self.settings["processes"] = processes
         form = AdapterForm(
             classes=list(texts.classes), context=recipe.context, texts=len(texts.train[0].texts)
         )
@@ -215,7 +220,7 @@ class Adaptation:
         return [store.load(piece)[OUTPUTS] for piece in wanted]
 
 
-SHARED = ("steps", "batch_size", "learning_rate", "weight_decay", "context")
+SHARED = ("steps", "stages", "batch_size", "learning_rate", "weight_decay", "context")
 """Settings of all methods."""
 
 
@@ -291,7 +296,7 @@ def adapt(
         place.run_folder, config_path=place.config_path, command=place.command, package="language"
     )
     run.overwrite = overwrite
-    made = Adaptation(run, folder, texts, recipe)
+    made = Adaptation(run, folder, texts, recipe, processes=processes)
     spread: dict[str, Any] = {"devices": processes, "strategy": "ddp"} if processes > 1 else {}
     for piece in made.obtain([method], [seed], **spread):
         print_adapter(made, piece)

@@ -36,6 +36,7 @@ Method = Literal["head", "lora", "sora", "magnitude", "draw"]
 FILE, TASK = "adapter.safetensors", "task.json"
 CLIP = 1.0  # of the norm of gradients
 LABEL = "labels"
+ALIKE = 8  # rows of like length
 
 
 class AdapterModule(L.LightningModule):
@@ -126,11 +127,18 @@ def _among(p: Tensor, others: Sequence[Tensor]) -> bool:
 
 
 def logits_of(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
-    """Return the outputs (B, C) of a padded batch, whose padding is cut to the longest row."""
-    width = int(batch["attention_mask"].sum(1).max())
-    inputs = {name: value[:, :width] for name, value in batch.items() if name != LABEL}
-    logits: Tensor = model(**inputs).logits
-    return logits.float()
+    """Return the outputs (B, C) of a padded batch, whose padding is cut to the longest row.
+
+    On a CPU rows of like length are computed together, with less padding.
+    """
+    lengths = batch["attention_mask"].sum(1)
+    order = lengths.argsort(stable=True)
+    found = []
+    for places in order.split(ALIKE if lengths.is_cpu else len(order)):
+        width = int(lengths[places].max())
+        inputs = {n: value[places, :width] for n, value in batch.items() if n != LABEL}
+        found.append(model(**inputs).logits.float())
+    return torch.cat(found)[order.argsort()]
 
 
 def encoded(
@@ -165,8 +173,8 @@ def train_adapter(
 
     Args:
         piece: Its method, seed and settings: ``rank``, ``alpha``, ``context``, ``steps``,
-            ``batch_size``, ``learning_rate``, ``gate_rate``, ``weight_decay``, for ``sora``
-            ``thresholds``; for ``magnitude`` and ``draw`` the ``size`` that remains.
+            ``stages``, ``batch_size``, ``learning_rate``, ``gate_rate``, ``weight_decay``, for
+            ``sora`` ``thresholds``; for ``magnitude`` and ``draw`` the ``size`` that remains.
         job: Trains.
         folder: Of the model.
         texts: What it is trained on.
@@ -186,8 +194,9 @@ def train_adapter(
         drawn = _attach(model, method, piece)
         module = AdapterModule(
             model, learning_rate=piece["learning_rate"], gate_rate=piece.get("gate_rate", 1.0),
-            weight_decay=piece["weight_decay"], thresholds=piece.get("thresholds", [0.0]),
-            stage_steps=piece["steps"] // len(piece.get("thresholds", [0.0])),
+            weight_decay=piece["weight_decay"],
+            thresholds=piece.get("thresholds", [0.0] * piece["stages"]),
+            stage_steps=piece["steps"] // piece["stages"],
             counts=bool(texts.classes),
         )  # fmt: skip
         rows = encoded(folder, texts, texts.train, piece["context"])

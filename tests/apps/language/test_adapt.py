@@ -172,6 +172,9 @@ def test_misuse_is_one_line(place, faulty_inputs):
             "resumed with other data": (
                 ("language", "adapt", "--data", "pairs", *SHORT, *at),
                 "was begun with other settings (data", {left: begun}),
+            "resumed by other processes": (
+                (*CALL, *at, "--processes", "2"),
+                "was begun with other settings (processes", {left: begun}),
             "other base": ((*apply, SORA, "--model", "cousin"),
                            "holds adapters of the base model", {"cousin": other}),
             "pairs": (("language", "predict", "--input", "pairs/val.jsonl", "--adapter", SORA,

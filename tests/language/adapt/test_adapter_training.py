@@ -16,12 +16,14 @@ from transformers import AutoModelForSequenceClassification, GPT2Config
 from core_gates.adapters import rank_gates
 from core_gates.errors import GatesError
 from harness.evidence import Resamples
+from harness.files.piece import Piece
 from language.adapt.adapter_training import (
     AdapterModule,
     encoded,
     logits_of,
     outputs_of,
     thresholds_of,
+    train_adapter,
 )
 from language.adapt.components import (
     cut,
@@ -140,6 +142,33 @@ def test_the_strongest_components_fit_into_a_size(place):
     cut(model, masks)
     assert whole // 2 - 40 < size_of(model) <= whole // 2
     assert_close(drawn_strengths(model)[name], drawn[name][masks[name]])
+
+
+class Noted:
+    """A job that trains nothing and keeps what would be trained."""
+
+    def note(self, **facts):
+        del facts
+
+    def fit(self, module, data, **options):
+        self.module, self.options = module, options
+
+
+def test_every_method_has_the_same_schedule(place):
+    given = {"steps": 12, "stages": 3, "batch_size": 8, "context": 16, "learning_rate": 0.01}
+    given |= {"weight_decay": 0.1, "rank": 3, "alpha": 6.0, "gate_rate": 0.2, "size": 400}
+    rates = {}
+    for method in ("head", "lora", "sora", "draw"):
+        own = {"thresholds": [0.0, 0.1, 0.2]} if method == "sora" else {}
+        job = Noted()
+        piece = Piece(method, 0, {}, {**given, **own})
+        train_adapter(piece, job, place / "bert", read_folder(place / "texts"), {})
+        scheduler = job.module.configure_optimizers()["lr_scheduler"]["scheduler"]
+        factor = scheduler.lr_lambdas[0]
+        rates[method] = [factor(step) for step in range(13)]
+        assert job.options["max_steps"] == 12
+    assert rates["sora"] == [1.0, 0.75, 0.5, 0.25] * 3 + [0.0]
+    assert all(one == rates["sora"] for one in rates.values())
 
 
 def test_thresholds_keep_what_they_would_in_one_stage():
