@@ -133,7 +133,7 @@ class Uncertainty(Balancer):
         return (-self.log_variance.detach()).exp()
 
 
-class PCGrad(Balancer):
+class PCGrad(Fixed):
     """``Σ_t L_t`` whose gradient at shared parameters is projected (Yu et al., 2020).
 
     The gradient of each task loses its component along that of every other task that it conflicts
@@ -146,11 +146,6 @@ class PCGrad(Balancer):
     """
 
     needs_shared = True
-
-    def __init__(self, num_tasks: int) -> None:
-        super().__init__(num_tasks)
-        self.register_buffer("ones", torch.ones(num_tasks), persistent=False)
-        self.ones: Tensor
 
     def forward(
         self,
@@ -179,11 +174,6 @@ class PCGrad(Balancer):
         ]
         bend = torch.stack(bends).sum()
         return losses.sum() + (bend - bend.detach())  # its value is 0, its gradient the change
-
-    @property
-    def weights(self) -> Tensor:
-        """Ones (T,)."""
-        return self.ones
 
 
 def project(gradients: Tensor, orders: Sequence[Sequence[int]] | None = None) -> Tensor:

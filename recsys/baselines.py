@@ -154,11 +154,7 @@ class Biases:
 
     def predict(self, rows: Batch) -> NDArray[np.float64]:
         """Return probabilities (N, T)."""
-        inputs, found = self._one_hot(rows), np.tile(self.rates, (len(rows), 1))
-        for task, model in enumerate(self.models):
-            if model is not None:
-                found[:, task] = model.predict_proba(inputs)[:, 1]
-        return found
+        return _predicted(self.models, self._one_hot(rows), self.rates)
 
     def _one_hot(self, rows: Batch) -> sparse.csr_matrix:
         starts = np.concatenate([[0], np.cumsum(self.sizes)])
@@ -167,6 +163,17 @@ class Biases:
         bounds = np.arange(count + 1) * width
         ones = np.ones(count * width)
         return sparse.csr_matrix((ones, places.ravel(), bounds), shape=(count, starts[-1]))
+
+
+def _predicted(
+    models: Sequence[Any], inputs: Any, rates: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return probabilities (N, T): of the model of each task, or its rate where it has none."""
+    found = np.tile(rates, (inputs.shape[0], 1))
+    for task, model in enumerate(models):
+        if model is not None:
+            found[:, task] = model.predict_proba(inputs)[:, 1]
+    return found
 
 
 ROWS = 8192
@@ -395,11 +402,7 @@ class Trees:
 
     def predict(self, rows: Batch) -> NDArray[np.float64]:
         """Return probabilities (N, T)."""
-        inputs, found = self._inputs(rows), np.tile(self.rates, (len(rows), 1))
-        for task, model in enumerate(self.models):
-            if model is not None:
-                found[:, task] = model.predict_proba(inputs)[:, 1]
-        return found
+        return _predicted(self.models, self._inputs(rows), self.rates)
 
     def _width(self, rows: Batch) -> int:
         return rows.sparse.shape[1] if self.sparse is None else len(self.sparse)

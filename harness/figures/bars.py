@@ -88,10 +88,7 @@ def limits_figure(limits: Sequence[Limit], *, title: str = "Bars") -> Figure:
     axes.set_ylim(len(limits) - 0.4, -0.6)
     axes.set_yticks(range(len(limits)), [one.name for one in limits])
     axes.set_xticks([-1, -0.5, 0, 0.5, 1], ["−100 %", "−50 %", "limit", "+50 %", "+100 %"])
-    dress(axes, x="missed by | met by, fraction of the limit; a number where that is 0")
-    axes.grid(False, axis="y")
-    axes.spines["left"].set_visible(False)
-    axes.tick_params(axis="y", length=0)
+    dress(axes, x="missed by | met by, fraction of the limit; a number where that is 0", rows=True)
     head(figure, title, note)
     return figure
 

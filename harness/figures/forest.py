@@ -256,10 +256,7 @@ def _draw(axes: Axes, panel: Panel, *, first: bool) -> None:
         axes.set_xlim(*panel.limits)
     axes.locator_params(axis="x", nbins=5)
     axes.set_yticks(list(rows), [one.label if first else "" for one in panel.estimates])
-    dress(axes, x=panel.name)
-    axes.grid(False, axis="y")
-    axes.spines["left"].set_visible(False)
-    axes.tick_params(axis="y", length=0)
+    dress(axes, x=panel.name, rows=True)
     for label, one in zip(axes.get_yticklabels(), panel.estimates, strict=True):
         label.set_fontweight("bold" if one.heading else "normal")
     for row, one in zip(rows, panel.estimates, strict=True):

@@ -53,8 +53,19 @@ def width_of_head(title: str, note: str = "") -> float:
     return 0.4 + INCHES_PER_LETTER * max(1.12 * len(title), 0.9 * len(note))
 
 
-def dress(axes: Axes, *, title: str = "", x: str = "", y: str = "", grid: bool = True) -> None:
-    """Label axes and draw their frame and grid in the style of all figures."""
+def dress(
+    axes: Axes,
+    *,
+    title: str = "",
+    x: str = "",
+    y: str = "",
+    grid: bool = True,
+    rows: bool = False,
+) -> None:
+    """Label axes and draw their frame and grid in the style of all figures.
+
+    Where ``rows`` are named at the left, that side has names alone: no line, ticks or grid.
+    """
     if title:
         axes.set_title(title, loc="left", fontsize=TITLE_SIZE, fontweight="bold", color=INK, pad=9)
     axes.set_xlabel(x, fontsize=TEXT_SIZE, color=INK)
@@ -67,6 +78,10 @@ def dress(axes: Axes, *, title: str = "", x: str = "", y: str = "", grid: bool =
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         axes.spines[side].set_color(MUTED)
+    if rows:
+        axes.grid(False, axis="y")
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
 
 
 def colors_of(names: Iterable[str], *, muted: Collection[str] = ()) -> dict[str, str]:

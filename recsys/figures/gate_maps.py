@@ -240,13 +240,10 @@ def activations_figure(report: ExpertReport, *, title: str = "Activations of exp
         rate.barh(y, layer.near_zero_rate, height=0.62, color=GRID, label="nearly 0")
         rate.barh(y, layer.zero_rate, height=0.62, color=colors, label="exactly 0")
     rate.set_xlim(0, 1)
-    dress(rate, x="activations exactly 0 (color), nearly 0 (gray)")
+    dress(rate, x="activations exactly 0 (color), nearly 0 (gray)", rows=True)
     for axes in (scale, rate):
         axes.set_ylim(len(labels) - 0.4, -0.6)
         axes.set_yticks(range(len(labels)), [text if axes is scale else "" for text, _ in labels])
-        axes.grid(False, axis="y")
-        axes.tick_params(axis="y", length=0)
-        axes.spines["left"].set_visible(False)
     for tick, (_, heading) in zip(scale.get_yticklabels(), labels, strict=True):
         tick.set_fontweight("bold" if heading else "normal")
     head(figure, title, note)
@@ -291,9 +288,6 @@ def scales_figure(
                       fontsize=TEXT_SIZE, color=INK, annotation_clip=False)  # fmt: skip
     axes.set_ylim(len(strips) - 0.4, -0.6)
     axes.set_yticks(range(len(strips)), names)
-    axes.grid(False, axis="y")
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
     head(figure, title, note)
     return figure
 
@@ -311,7 +305,7 @@ def _std_axis(axes: Axes, layers: Sequence[LayerReport]) -> float:
     if low > 0:
         logarithmic(axes, axes.xaxis)
     axes.axvline(1, color=MUTED, linewidth=0.8, linestyle="--", zorder=0)
-    dress(axes, x="standard deviation of an expert's output")
+    dress(axes, x="standard deviation of an expert's output", rows=True)
     return float(axes.get_xlim()[0])
 
 

@@ -13,7 +13,6 @@ from harness.figures.forest import decimals_of
 from harness.figures.style import (
     BLUE,
     GREEN,
-    GRID,
     INCHES_PER_LETTER,
     INK,
     MUTED,
@@ -231,10 +230,6 @@ def _draw_list(
     axes.set_ylim(len(guess) - 0.4, -0.6)
     axes.set_yticks(y, labels)
     axes.locator_params(axis="x", nbins=3)
-    dress(axes)
+    dress(axes, rows=True)
     axes.set_title(task, loc="left", fontsize=TEXT_SIZE, color=INK, pad=5)
-    axes.grid(False, axis="y")
-    axes.grid(True, axis="x", color=GRID, linewidth=0.7)
-    axes.tick_params(axis="y", length=0)
     axes.tick_params(axis="x", labelsize=TEXT_SIZE - 1)
-    axes.spines["left"].set_visible(False)
