@@ -12,6 +12,7 @@ import torch
 from apps.language.block_tour import GATES, BlockPart, block_part
 from apps.language.byte_scores import DECODER, REFERENCE
 from apps.language.generate import SHIPPED_CONFIG, models_in, shipped
+from apps.language.offload.expert_tour import ExpertPart, expert_part
 from harness.evidence import Resamples, compare, moments
 from harness.report.page import Page, StopSkippedError, TourRow, TourStop
 from language.corpus import Document, read_corpus
@@ -39,10 +40,10 @@ def tour(
 ) -> TourStop:
     """Complete a function of a held-out file, by the decoder that ships and by counts of bytes.
 
-    Then show which blocks of keys gates choose for the decoder.
+    Then show which blocks of keys gates choose for the decoder, and which experts a mixture needs.
 
     Args:
-        folder: For files; none are needed.
+        folder: For files.
         say: Reports the progress.
         weights: Folder of a decoder of bytes; what ships if None.
         corpus: Files and folders of text.
@@ -50,7 +51,6 @@ def tour(
     Raises:
         StopSkippedError: No weights ship.
     """
-    del folder
     found = [weights] if weights else models_in(shipped())
     if not found:
         raise StopSkippedError(
@@ -81,20 +81,22 @@ def tour(
 
     say("looking at the first token")
     attended = attended_first(model, scored)
-    say("choosing blocks of keys")
-    gates = shipped().parent / GATES  # of the decoder that ships
-    blocks = None if weights else block_part(found[0], gates, tokenizer, beginnings)
-
-    rows = [_row(bits), blocks.row] if blocks else [_row(bits)]
-    draw = partial(_draw, texts=texts, attended=attended, blocks=blocks)
-    return TourStop("Language: a small decoder", rows, draw)
+    parts: list[BlockPart | ExpertPart] = []
+    if weights is None:
+        say("choosing blocks of keys")
+        gates = shipped().parent / GATES  # of the decoder that ships
+        parts.append(block_part(found[0], gates, tokenizer, beginnings))
+        say("reading experts from disk")
+        parts.append(expert_part(held, folder))
+    draw = partial(_draw, texts=texts, attended=attended, parts=parts)
+    return TourStop("Language: a small decoder", [_row(bits), *(one.row for one in parts)], draw)
 
 
 def _draw(
     page: Page,
     texts: Mapping[str, str],
     attended: Sequence[Sequence[Any]],
-    blocks: BlockPart | None,
+    parts: Sequence[BlockPart | ExpertPart],
 ) -> None:
     """Show completions, by what they are from, and the table of :func:`attended_first`."""
     page.text(
@@ -110,8 +112,8 @@ def _draw(
         "layer, mean over heads and tokens:"
     )
     page.table(["attention to the first token", "weight"], attended)
-    if blocks:
-        blocks.draw(page)
+    for part in parts:
+        part.draw(page)
 
 
 def attended_first(model: Decoder, documents: Sequence[Document]) -> list[list[Any]]:

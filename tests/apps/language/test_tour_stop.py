@@ -3,10 +3,12 @@
 import pytest
 
 from apps.language import tour as module
+from apps.language.offload import expert_tour
 from apps.language.tour import drawn, tour
 from apps.main import App, main
+from harness.figures.style import drawn_numbers
 from harness.report.page import Page, StopSkippedError
-from language.corpus import Document
+from language.corpus import Document, read_corpus
 from language.counts import ByteCounts
 
 
@@ -40,6 +42,22 @@ def test_counts_add_what_followed(monkeypatch):
     assert drawn(coin, "b", 400).count("b") == pytest.approx(100, abs=30)
     monkeypatch.setattr(module, "TEMPERATURE", 0.5)
     assert drawn(coin, "b", 400).count("b") == pytest.approx(40, abs=20)  # 1/16 to 9/16
+
+
+def test_experts_of_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(expert_tour, "FILES", 2)
+    monkeypatch.setattr(expert_tour, "TOKENS", 64)
+    part = expert_tour.expert_part(read_corpus(["python"]).part("test")[:20], tmp_path)
+    assert 4 * part.memory[0] == part.memory[1]
+    assert part.row.good in (True, False)
+    cells = [row[-1] for row in drawn_numbers(part.figure) if row[1] == "cell"]
+    used = [one for one in cells if one == one]
+    length = len(cells) // 96
+    assert len(used) == 6 * 2 * length  # two experts of each layer for a byte
+    assert {0.0, 1.0, 2.0} == {*used}
+    page = Page("Tour").section("experts")
+    part.draw(page)
+    assert "1.18 MB of its experts are in memory, 4.72 MB on disk" in page.html()
 
 
 def test_missing_weights_are_a_reason(tmp_path, capsys, monkeypatch):
