@@ -20,7 +20,7 @@ from language.offload.pool import SlabPool, make_pool
 from language.offload.quantization import BITS, QuantizedStore
 from language.offload.setup import ON_DEMAND, Setup, Sizes
 from language.offload.staging import Guesses, note_padding
-from language.offload.transfers import GUESS, Transfer, Transfers
+from language.offload.transfers import Transfer, Transfers
 
 NAME = "offloaded"
 Observer = Callable[[int, Seen], None]
@@ -109,11 +109,17 @@ class Offload:
         for key in map(after.key_of, order):
             if key in after.loads or not guesses.free:
                 continue
-            slot, name = guesses.free.pop(), after.name_of(key)
-            one = self.transfers.request(after.index, key, slot, name, GUESS)
+            one = Transfer(after.index, key, guesses.free[-1], after.name_of(key), guessed=True)
             guesses.staged[after.index, key] = one
+            guesses.free.pop()
+            self.transfers.request(one)
             self.counts.guesses += 1
             self.counts.bytes += self.store.transfer_bytes(key)
+
+    def recover(self) -> None:
+        """Give up all guesses after an error or an interrupt, wherever that was."""
+        owned = {slot for layer in self.layers for slot in layer.slots}
+        self.guesses.recover(one for one in range(len(self.pool.slabs)) if one not in owned)
 
     def close(self) -> None:
         """End the thread and close the files; the model can no longer be called."""
@@ -214,14 +220,14 @@ class OffloadedLayer:
             del self.loads[use.evicted]
         taken = {load.slot for load in self.loads.values()}
         slot = next(slot for slot in self.slots if slot not in taken)
-        if right := self.offload.guesses.take(self.index, expert):
+        if right := self.offload.guesses.staged.get((self.index, expert)):
             self.slots[self.slots.index(slot)] = right.slot
-            self.offload.guesses.free.append(slot)
             self.loads[expert] = right
+            self.offload.guesses.exchange(self.index, expert, slot)
             counts.guessed += 1
             return
-        name = self.name_of(expert)
-        self.loads[expert] = self.offload.transfers.request(self.index, expert, slot, name)
+        self.loads[expert] = Transfer(self.index, expert, slot, self.name_of(expert))
+        self.offload.transfers.request(self.loads[expert])
         counts.loads += 1
         counts.bytes += self.offload.store.transfer_bytes(expert)
 
@@ -290,8 +296,11 @@ def run_offloaded(
             layer.begin(needed, seen)
             eager: Any = type(experts).forward
             out: Tensor = eager.__wrapped__(experts, hidden_states, top_k_index, top_k_weights)
-        finally:
             layer.end()
+        except BaseException:
+            layer.end()
+            layer.offload.recover()
+            raise
     return out
 
 

@@ -1,6 +1,6 @@
 """Slots of guesses: experts that are fetched before it is known that they are needed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -34,18 +34,30 @@ class Guesses:
         self.padding: Tensor | None = None
         self.prompt = False
 
-    def take(self, layer: int, expert: int) -> Transfer | None:
-        """Return the transfer of a guess that turned out right, or None."""
-        return self.staged.pop((layer, expert), None)
+    def exchange(self, layer: int, expert: int, slot: int) -> None:
+        """Take a slot for that of a guess that turned out right."""
+        del self.staged[layer, expert]
+        self.free.append(slot)
+
+    def recover(self, slots: Iterable[int]) -> None:
+        """Give up all guesses after an error or an interrupt.
+
+        Args:
+            slots: Those of the pool that belong to no layer.
+        """
+        for transfer in self.staged.values():
+            transfer.take()
+        self.staged.clear()
+        self.free[:] = slots
 
     def keep(self, layer: int, experts: Sequence[int]) -> list[int]:
         """Give up all guesses but those of the experts of a layer; return those never read."""
         unread = []
         for layer_expert in self.staged.keys() - {(layer, expert) for expert in experts}:
-            transfer = self.staged.pop(layer_expert)
+            transfer = self.staged[layer_expert]
             if transfer.take():  # its reading had not begun
                 unread.append(transfer.expert)
-            self.free.append(transfer.slot)
+            self.exchange(*layer_expert, transfer.slot)
         return unread
 
 

@@ -67,13 +67,10 @@ class Transfers:
         self.thread.start()
         self._stop = weakref.finalize(self, self._queue.put, (STOP, 0, None))
 
-    def request(
-        self, layer: int, expert: int, slot: int, name: str, priority: int = AHEAD
-    ) -> Transfer:
-        """Queue an expert that is needed soon, or may be."""
-        transfer = Transfer(layer, expert, slot, name, guessed=priority == GUESS)
+    def request(self, transfer: Transfer) -> None:
+        """Queue an expert that is needed soon, or may be; who waits for it knows it already."""
+        priority = GUESS if transfer.guessed else AHEAD
         self._queue.put((priority, next(self._order), transfer))
-        return transfer
 
     def wait(self, transfer: Transfer) -> None:
         """Wait until the slab is filled.

@@ -271,9 +271,9 @@ def test_no_expert_is_fetched_that_is_not_used(name, level, opened, tmp_path, mo
     offload, cache, demanded = loaded.offload, None, []
     request = offload.transfers.request
 
-    def note(layer, expert, slot, name, *guess):
-        demanded.extend([] if guess else [layer])
-        return request(layer, expert, slot, name, *guess)
+    def note(transfer):
+        demanded.extend([] if transfer.guessed else [transfer.layer])
+        request(transfer)
 
     monkeypatch.setattr(offload.transfers, "request", note)
     for ids in IDS[:1].split(1, 1):

@@ -1,5 +1,6 @@
 """Generation through random faults: each is one error with its expert, and nothing is lost."""
 
+import sys
 import threading
 
 import pytest
@@ -115,6 +116,39 @@ def test_generation_goes_through_faults(checkpoint, resident, faults, policy, sl
         check_whole(offload)
     offload.close()
     assert workers() == before
+
+
+def test_an_interrupt_at_any_line_loses_no_slot(checkpoint, resident):
+    setup, ids = Setup(predictor="cross-layer"), PROMPTS[0][:, :1]
+    expected = resident(checkpoint())(ids).logits
+    model = load_offloaded(checkpoint(), budget=(K * LAYERS + K) * SLAB, setup=setup)
+    offload, at = model.offload, {"left": 0}
+
+    def trace(frame, event, _):
+        if not frame.f_code.co_filename.endswith(("offload/runtime.py", "offload/staging.py")):
+            return None
+        if frame.f_code.co_name in ("end", "_leave", "_settle", "recover"):
+            return None  # an interrupt of what follows an interrupt
+        at["left"] -= event == "line"
+        if event == "line" and at["left"] == 0:
+            raise Cancelled
+        return trace
+
+    for number in range(1, 2000, 8):
+        at["left"] = number
+        sys.settrace(trace)
+        try:
+            model(ids)
+        except Cancelled:
+            pass
+        finally:
+            sys.settrace(None)
+        check_whole(offload)
+        if at["left"] > 0:
+            break
+    assert number > 100
+    assert torch.equal(model(ids).logits, expected)
+    offload.close()
 
 
 @pytest.mark.parametrize("kind", ["fail", "stall"])
