@@ -1,5 +1,6 @@
 """Runs and trials of the honest table are used only for the settings they were made with."""
 
+import shutil
 from functools import partial
 
 import numpy as np
@@ -58,25 +59,42 @@ def fake_run(piece, job, *, sizers):
     return found.assign(predicted_mm=found["gt"] * np.exp(0.1 * draws.normal(size=len(found))))
 
 
-@pytest.fixture
-def make(rendered, tmp_path, monkeypatch):
-    """``make(steps, trials)``: run, networks and budget of two variants, sizes and seeds."""
-    monkeypatch.setattr(size_scoring, "trial", fake_trial)
-    monkeypatch.setattr(size_scoring, "predicted", fake_run)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+def maker(rendered, folder, patch):
+    """Run, networks and budget of two variants, sizes and seeds, without a training."""
+    patch.setattr(size_scoring, "trial", fake_trial)
+    patch.setattr(size_scoring, "predicted", fake_run)
+    patch.setattr(torch, "get_num_threads", lambda: 1)
 
     def build(steps=3, trials=TRIALS, variants=("plain", "dual"), quick=False, overwrite=False,
-              package=None, name="run", **data):  # fmt: skip
+              name="run", **data):  # fmt: skip
         torch.manual_seed(0)
         widths = {"widths": [4, 4, 8], "depths": [1, 1]}
         module = SizingModule(tiny_resnet(("rgb_mask",), trunk_options=widths))
         counts = {"train_objects": 8, "validation_objects": 2, "test_objects": 12}
         options = {"synthetic": str(rendered), "streams": ["rgb_mask"], "size": 32} | counts
         sizers = Sizers(module, PolypSizingDataModule(**options | {"split": "counts"} | data))
-        run = Run(tmp_path / name, app="endoscopy", overwrite=overwrite, quick=quick)
+        run = Run(folder / name, app="endoscopy", overwrite=overwrite, quick=quick)
         return run, sizers, Budget(variants, (0, 1), (4, 6), steps, trials, 4)
 
     return build
+
+
+@pytest.fixture
+def make(rendered, tmp_path, monkeypatch):
+    return maker(rendered, tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def scored(rendered, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scored")
+    with pytest.MonkeyPatch.context() as patch:
+        return score_honest(*maker(rendered, folder, patch)()).parent
+
+
+@pytest.fixture
+def finished(scored, tmp_path):
+    """The folder of a finished comparison, that of ``make()``."""
+    return shutil.copytree(scored, tmp_path / "run")
 
 
 def test_what_is_finished_is_found(make, capsys):
@@ -103,9 +121,9 @@ OTHER = {
 
 
 @pytest.mark.parametrize("case", OTHER)
+@pytest.mark.usefixtures("finished")
 def test_results_of_other_settings_are_refused_or_replaced(make, case, capsys):
     change, told = OTHER[case]
-    score_honest(*make())
     with pytest.raises(SettingsDiffer, match="was made with other settings") as refusal:
         score_honest(*make(**change))
     assert told in str(refusal.value)
@@ -116,14 +134,12 @@ def test_results_of_other_settings_are_refused_or_replaced(make, case, capsys):
     assert "missing" not in capsys.readouterr().out
 
 
-def test_variants_that_are_not_complete_are_left_out_of_a_short_look(make, capsys):
-    run, sizers, budget = make(name="a")
-    score_honest(run, sizers, budget)
-    (run.folder / "scores.json").unlink()
+def test_variants_that_are_not_complete_are_left_out_of_a_short_look(make, finished):
+    (finished / "scores.json").unlink()
     for seed in (0, 1):
-        folder = run.folder / RUNS / f"dual-n6-s{seed}"
+        folder = finished / RUNS / f"dual-n6-s{seed}"
         folder.rename(folder.with_name(f"gone{seed}"))
-    scores = read_scores(score_honest(*make(name="a", quick=True)), "endoscopy")
+    scores = read_scores(score_honest(*make(quick=True)), "endoscopy")
     assert {row.method for row in scores.rows} == {"plain", "constant", "area", REGRESSION}
     assert scores.quick
     with pytest.raises(GatesError, match="there is no training run to compare"):
@@ -131,11 +147,10 @@ def test_variants_that_are_not_complete_are_left_out_of_a_short_look(make, capsy
 
 
 @pytest.mark.fault("endoscopy A1")
-def test_a_training_on_test_objects_is_never_compared(make):
+def test_a_training_on_test_objects_is_never_compared(make, finished):
     """It is found without the rendered data, since what ships is predictions only."""
-    run, sizers, budget = make()
-    score_honest(run, sizers, budget)
-    folder = run.folder / RUNS / "dual-n6-s1"
+    _, sizers, _ = make()
+    folder = finished / RUNS / "dual-n6-s1"
     record, (test, *_) = read_record(folder), sizers.datamodule.object_keys("test")
     assert test not in record.objects
     assert test in size_scoring.tested_objects(
@@ -158,9 +173,9 @@ def test_a_table_that_nobody_can_compare_is_refused(make, refuses):
     )
 
 
-def test_baselines_stand_at_every_size(make):
+def test_baselines_stand_at_every_size(make, finished):
     run, sizers, budget = make()
-    scores = read_scores(score_honest(run, sizers, budget), "endoscopy")
+    scores = read_scores(finished / "scores.json", "endoscopy")
     rows = {(row.method, row.task, row.metric): row.value for row in scores.rows if not row.versus}
     area, regression = (
         [rows[name, f"{size} objects", "mape"] for size in (4, 6)] for name in ("area", REGRESSION)
