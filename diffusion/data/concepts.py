@@ -108,9 +108,9 @@ def with_second_style(pairs: list[Combination], shift: int = 0) -> list[Combinat
 
 def with_useless(pairs: list[Combination]) -> list[Combination]:
     """Return each pair with an adapter that has nothing to do with it, one after the other."""
-    found = []
+    found, names = [], [one.name for one in concepts()]
     for place, pair in enumerate(pairs):
-        others = [one.name for one in concepts() if one.name not in pair.adapters]
+        others = [name for name in names if name not in pair.adapters]
         found.append(pair._replace(useless=(others[7 * place % len(others)],)))
     return found
 

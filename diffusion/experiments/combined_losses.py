@@ -133,10 +133,11 @@ def fused(
         encoder: Folder of the encoder that a switch takes scores from.
     """
     group, folder = combinations(piece["group"]), trained.get(piece.name)
-    library = {name: load_lora(file) for name, file in files.items()}
     settings, observed = piece["settings"], None
     leave = settings.get("leave")
     scored = leave or settings.get("switch")
+    used = dict.fromkeys(name for one in group for name in one.adapters)
+    library = {name: load_lora(files[name]) for name in (files if scored else used)}
     suits = Suits(encoder, library) if encoder is not None and scored else None
     for one in group:
         adapters = {name: library[name] for name in one.adapters}
@@ -312,12 +313,11 @@ def seen_losses(
     group, most = combinations(piece["group"]), piece["settings"]["drawings"]
     tests = bench.tasks(group, piece["part"], piece["most"])
     seen = bench.tasks(group, "gate", most)
-    library = {name: load_lora(file) for name, file in files.items()}
 
     def make(place: int) -> dict[str, Tensor]:
         """Fit the rival to one pair, and return its losses."""
         one = group[place]
-        adapters = {name: library[name] for name in one.adapters}
+        adapters = {name: load_lora(files[name]) for name in one.adapters}
         fusion, found = fitted_hub(bench, adapters, seen[place], one.name, piece["settings"])
         losses = torch.full((piece["most"],), torch.nan)
         losses[: len(tests[place].latents)] = fixed_losses(
