@@ -1,3 +1,5 @@
+"""Every Triton kernel compiles to CUDA code, without a GPU."""
+
 import json
 import os
 import re
@@ -7,46 +9,135 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).with_name("compile_kernels.py")
-
-
+SCRIPT = Path(__file__).with_name("compile_all.py")
 OPS = ("gate_multiply", "silu_gate", "smooth_step")
+ELEMENTWISE = ("compile_kernels.py", *OPS)
+ATTENTION, LORA = "compile_attention_kernels.py", "compile_gated_lora.py"
+MOE, RANKING = "compile_moe_kernels.py", "compile_ranking_kernels.py"
+DAILY = (ELEMENTWISE, *((script, "bf16") for script in (ATTENTION, LORA, MOE, RANKING)))
+SHARED_MEMORY = 163 * 1024  # bytes a block may use on compute capability 8.0
+
+
+def daily_and(*others):
+    """Words of a script: ``bf16``, and those of once a day."""
+    return [("bf16",), *(pytest.param(words, marks=pytest.mark.slow) for words in others)]
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory):
+def compiled(tmp_path_factory):
+    """``compiled(script, *words)``: what it reports; a single process runs all of every day."""
     pytest.importorskip("triton")
     environment = {
         "TRITON_INTERPRET": "0",
         "TRITON_DEFAULT_FP_FUSION": "1",
         "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")),
     }
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), *OPS],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    found = {}
+
+    def report(*call):
+        if call not in found:
+            calls = DAILY if call in DAILY else (call,)
+            done = subprocess.run(
+                [sys.executable, str(SCRIPT), json.dumps(calls)],
+                env=os.environ | environment,
+                capture_output=True,
+                text=True,
+            )
+            assert done.returncode == 0, done.stderr
+            found.update(zip(calls, json.loads(done.stdout), strict=True))
+        return found[call]
+
+    return report
 
 
-@pytest.fixture(params=OPS)
-def compiled(request, report):
-    return report[request.param]
+@pytest.fixture(scope="module", params=OPS)
+def elementwise(request, compiled):
+    return compiled(*ELEMENTWISE)[request.param]
 
 
-def test_forward_and_backward_compile_for_cuda_in_every_dtype(compiled):
-    assert sorted(compiled) == sorted(
+def test_forward_and_backward_compile_in_every_dtype(elementwise):
+    assert sorted(elementwise) == sorted(
         f"_{direction}_kernel {dtype}"
         for direction in ("forward", "backward")
         for dtype in ("fp32", "fp16", "bf16")
     )
-    assert all(entry["cubin"] for entry in compiled.values())
+    assert all(entry["cubin"] for entry in elementwise.values())
 
 
-def test_offsets_are_computed_in_64_bits(compiled):
-    for name, entry in compiled.items():
+def test_offsets_are_computed_in_64_bits(elementwise):
+    for name, entry in elementwise.items():
         products = re.findall(r"arith\.muli .* : (\S+)", entry["ttir"])
         assert products == ["i64"], name
         assert re.search(r"tt\.addptr .*tensor<1024xi64>", entry["ttir"]), name
+
+
+@pytest.fixture(scope="module", params=daily_and(("fp32",)), ids=str)
+def attention(request, compiled):
+    return compiled(ATTENTION, *request.param)
+
+
+def test_kernels_of_block_attention_compile(attention):
+    (dtype,) = {name.rpartition(" ")[2] for name in attention}
+    kernels = [
+        "block_sparse_attention _forward_kernel",
+        "block_sparse_attention _query_gradient_kernel",
+        "block_sparse_attention _key_gradient_kernel",
+        "block_max_attention _forward_kernel",
+    ]
+    assert sorted(attention) == sorted(f"{k} {dtype}" for k in kernels)
+    assert all(entry["cubin"] for entry in attention.values())
+
+
+def test_offsets_of_tokens_are_computed_in_64_bits(attention):
+    for name, entry in attention.items():
+        products = re.findall(r"arith\.muli .* : tensor<16x1x(\w+)>", entry["ttir"])
+        assert products, name
+        assert set(products) == {"i64"}, name
+
+
+@pytest.fixture(
+    scope="module", params=daily_and(("one adapter, one token",), ("largest rank",)), ids=str
+)
+def gated_lora(request, compiled):
+    found = compiled(LORA, *request.param)
+    names = ("base_statistics", "forward", "row_sums", "grad_base", "shared_grads")
+    assert sorted(found) == sorted(f"_{name}_kernel, {request.param[0]}" for name in names)
+    return found
+
+
+def test_kernels_of_gated_lora_compile(gated_lora):
+    assert all(entry["cubin"] for entry in gated_lora.values())
+
+
+def test_tiles_fit_into_the_shared_memory_of_a_multiprocessor(gated_lora):
+    shared = {name: entry["shared"] for name, entry in gated_lora.items()}
+    assert max(shared.values()) <= SHARED_MEMORY, shared
+
+
+def test_rows_are_addressed_in_64_bits(gated_lora):
+    for name, entry in gated_lora.items():
+        offsets = re.findall(r"tt\.addptr .*, tensor<32x1x(i\d+)>", entry["ttir"])
+        assert offsets, name
+        assert set(offsets) == {"i64"}, name
+
+
+@pytest.fixture(scope="module", params=daily_and(("fp32", "fp16")), ids=str)
+def dtypes(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def sizes(dtypes, compiled):
+    return {script: compiled(script, *dtypes) for script in (MOE, RANKING)}
+
+
+@pytest.mark.parametrize(
+    ("script", "names"),
+    [
+        (MOE, ("linear", "weight_gradient", "router", "router_backward")),
+        (RANKING, ("moments", "apply", "sums", "gradient", "forward", "rows", "up")),
+    ],
+)
+def test_kernels_of_experts_and_of_ranking_compile(script, names, dtypes, sizes):
+    assert set(sizes[script]) == {f"{name} {dtype}" for name in names for dtype in dtypes}
+    assert all(sizes[script].values())
