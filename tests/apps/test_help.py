@@ -1,5 +1,8 @@
 """The help of every verb: short, plain, whole sentences."""
 
+import contextlib
+import functools
+import io
 import re
 import subprocess
 import sys
@@ -19,31 +22,33 @@ def _terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
 
 
-def text_of(capsys, *words):
-    with pytest.raises(SystemExit) as leave:
+@functools.cache
+def text_of(*words):
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as leave:
         main([*words])
     assert leave.value.code == 0
-    return capsys.readouterr().out
+    return out.getvalue()
 
 
 @pytest.mark.fault("endoscopy D16")
 @pytest.mark.parametrize("name", ["weather", "endoscopy", "video"])
-def test_the_help_of_fit_is_short(name, capsys):
-    assert len(text_of(capsys, name, "fit", "--help").splitlines()) <= 150
+def test_the_help_of_fit_is_short(name):
+    assert len(text_of(name, "fit", "--help").splitlines()) <= 150
 
 
 @pytest.mark.fault("endoscopy D16")
 @pytest.mark.parametrize(("name", "verb"), VERBS)
-def test_the_help_is_plain_text_within_100_columns(name, verb, capsys):
-    text = text_of(capsys, name, *verb.split(), "--help")
+def test_the_help_is_plain_text_within_100_columns(name, verb):
+    text = text_of(name, *verb.split(), "--help")
     assert max(map(len, text.splitlines())) <= 100
     assert re.search(r"`|:(class|func|data|mod|meth):|torch\\.nn|==SUPPRESS==", text) is None
 
 
 @pytest.mark.fault("endoscopy D16")
 @pytest.mark.parametrize(("name", "verb"), VERBS)
-def test_options_are_described_by_sentences(name, verb, capsys):
-    lines = text_of(capsys, name, *verb.split(), "--help").split("\n\n", 1)[1]
+def test_options_are_described_by_sentences(name, verb):
+    lines = text_of(name, *verb.split(), "--help").split("\n\n", 1)[1]
     options = re.findall(
         r"^  ((?:--\w|[A-Z_]+ ).*?)(?=^  (?:-|[A-Z_]+ )|^\S|\Z)", lines, flags=re.M | re.S
     )
