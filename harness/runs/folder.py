@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 from contextlib import AbstractContextManager
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -58,10 +59,12 @@ def processor_name() -> str:
     return f"{_processor()} ({os.cpu_count()} cores)"
 
 
+@cache
 def git_revision() -> str | None:
-    """Revision of the source tree, with ``-dirty`` for uncommitted changes.
+    """Revision of the source tree, with ``-dirty`` for uncommitted changes, at the first call.
 
-    None outside git, and for an installed package that only lies inside another repository.
+    Later changes are none of what this process runs. None outside git, and for an installed package
+    that only lies inside another repository.
     """
     if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
         return None
