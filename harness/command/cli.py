@@ -300,6 +300,14 @@ class GatesRunCLI(LightningCLI):
                 f"{error.args[-1]!r}; give it as a number, a word or null"
             ) from error
 
+    def _dump_config(self) -> None:
+        """Note what classes are built with, as Lightning does, but without a second validation."""
+        if not hasattr(self, "config_dump"):
+            text = self.parser.dump(
+                self.config, skip_link_targets=False, skip_none=False, skip_validation=True
+            )
+            self.config_dump = yaml.safe_load(text)[self.config.subcommand]
+
     def instantiate_classes(self) -> None:
         """Build model, data and trainer; whatever a constructor raises becomes one line.
 
