@@ -1,8 +1,7 @@
 """``gates study``: studies of training with gates, one command each."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from harness.command.parser import values
 from harness.command.verbs import FunctionVerb, run_verb
@@ -25,9 +24,4 @@ def main(arguments: Sequence[str]) -> None:
     configs = [value for _, value in values(words, ("--config", "-c"))]
     if configs and not any(values(words, ("--name",))):
         words += ["--name", f"{verb}-{Path(configs[-1]).stem}"]
-    run_verb("study", FUNCTIONS, [verb, *words], config=verb, name_of=_name)
-
-
-def _name(options: Mapping[str, Any]) -> str | None:
-    """Return the name of the run of which a report is written."""
-    return options.get("run")
+    run_verb("study", FUNCTIONS, [verb, *words], config=verb)

@@ -60,7 +60,7 @@ def dense_to_sparse(
         threshold: Weight that an expert must exceed, below 1 over the number of experts.
     """
     settings = training.settings()
-    if not temperatures or min(temperatures) <= 0:
+    if not temperatures or not all(0 < one < np.inf for one in temperatures):
         raise GatesError(f"--temperatures is {list(temperatures)}, expected positive numbers")
     if not hardening or not all(2 <= part * training.steps < training.steps for part in hardening):
         raise GatesError(

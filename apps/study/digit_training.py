@@ -55,7 +55,7 @@ class Training:
         Raises:
             GatesError: A number is out of range, or a part has no glyphs.
         """
-        if min(self.steps, self.batch, self.scored) < 1 or not self.learning_rate > 0:
+        if min(self.steps, self.batch, self.scored) < 1 or not 0 < self.learning_rate < np.inf:
             raise GatesError(
                 f"--steps is {self.steps}, --batch {self.batch}, --scored {self.scored} and "
                 f"--learning_rate {self.learning_rate}, expected positive numbers"

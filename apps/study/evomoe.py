@@ -78,8 +78,11 @@ def evomoe(
         corpus: Files, folders, or ``python``, the standard library.
     """
     settings, plan = sizes.settings(), plan_of(sizes)
-    if not rates or not min(rates) > 0:
-        raise GatesError(f"--rates is {list(rates)}, expected positive learning rates")
+    if not corpus or not rates or not all(0 < rate < np.inf for rate in rates):
+        raise GatesError(
+            f"--corpus is {list(corpus)} and --rates {list(rates)}, expected files or folders and "
+            "positive learning rates"
+        )
     tried = len(rates) if len(rates) > 1 else 0
     scored = len(METHODS) * len(seeds)
     trainings = scored + len(METHODS) * tried

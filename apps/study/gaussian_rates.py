@@ -56,7 +56,7 @@ def gaussian_rates(
     """
     if len(set(sizes)) < 2 or min(sizes) < 100:
         raise GatesError(f"--sizes is {list(sizes)}, expected two or more from 100, for a slope")
-    if repeats < 2 or not starts or min(starts) <= 0:
+    if repeats < 2 or not starts or not all(0 < one < np.inf for one in starts):
         raise GatesError(
             f"--repeats is {repeats} and --starts {list(starts)}, expected two repeats at least, "
             "for an interval, and positive numbers"
@@ -74,7 +74,7 @@ def gaussian_rates(
         settings={"sizes": list(sizes)}, minutes=minutes,
     )  # fmt: skip
     rows: list[Row] = []
-    for spread in starts:
+    for spread in dict.fromkeys(starts):
         found = fits_of(run, spread, repeats, restarts=spread == starts[0])
         rows += _rows(run, found, spread)
     lost = ridge_maps(run)
@@ -231,9 +231,8 @@ def draw(page: Page, run: StudyRun) -> None:
             for name, own in medians.items()
             if LETTERS.keys() <= own[sizes[0]].keys()
         }
-        page.section(f"Errors by size, {start}")
         if shown:
-            page.figure(
+            page.section(f"Errors by size, {start}").figure(
                 rates_figure(shown, sizes), "Medians over repeats; both axes are logarithmic.",
                 name="rates",
             )  # fmt: skip

@@ -44,7 +44,8 @@ class Flags:
 
     Args:
         only: Methods that take part; all when empty. Bars need all.
-        quick: A quick run: nothing is trained, samples are small, and there are no bars.
+        quick: Score what was trained before and train nothing, without bars; only gaussian-rates
+            fits a few small samples.
         overwrite: Replace what was made with other settings.
     """
 

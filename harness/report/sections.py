@@ -70,7 +70,7 @@ def read_gates(path: Path) -> dict[str, Any]:
             raise ValueError("no figures of gates")
         return dict(kept)
     except (ValueError, KeyError, TypeError) as error:
-        raise GatesError(f"{path} is damaged ({error}): run `evaluate` again") from error
+        raise GatesError(f"{path} is damaged ({error}): write the scores again") from error
 
 
 def gate_section(page: Page, folder: Path, explanation: str) -> None:

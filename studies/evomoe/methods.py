@@ -93,17 +93,17 @@ class Sizes:
         Raises:
             GatesError: A number is out of range.
         """
-        if self.updates < LEAST_UPDATES:
+        if self.updates < LEAST_UPDATES or self.batch < 1:
             raise GatesError(
-                f"--updates is {self.updates}, expected {LEAST_UPDATES} at least: fewer do not end "
-                "within 1 % of the same FLOPs"
+                f"--updates is {self.updates}, expected {LEAST_UPDATES} at least, as fewer do not "
+                f"end within 1 % of the same FLOPs, and --batch {self.batch}, expected 1 at least"
             )
         if self.experts < 2 or self.layers < MOE_EVERY:
             raise GatesError(
                 f"--experts is {self.experts}, expected two or more to choose from, and --layers "
                 f"{self.layers}, expected {MOE_EVERY} or more, of which every second one has them"
             )
-        if len(self.temperatures) != 2 or not min(self.temperatures) > 0:
+        if len(self.temperatures) != 2 or not all(0 < t < float("inf") for t in self.temperatures):
             raise GatesError(
                 f"--temperatures is {list(self.temperatures)}, expected two positive numbers"
             )

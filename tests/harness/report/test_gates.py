@@ -88,5 +88,5 @@ def test_damaged_figures_are_named(tmp_path, model):
     content = save_gates(GateMonitor(model), tmp_path).read_bytes()
     for damaged in (content[: len(content) // 2], b"\xff", b"[]", b"null", b'{"figures": 3}'):
         (tmp_path / FILE).write_bytes(damaged)
-        with pytest.raises(GatesError, match=r"gates\.json is damaged .*: run `evaluate` again"):
+        with pytest.raises(GatesError, match=r"gates\.json is damaged .*: write the scores again"):
             section(tmp_path)
