@@ -13,8 +13,8 @@ from core_gates.routing.base import Gate
 from core_gates.routing.output import RoutingOutput
 from language.hf.pregating import level_of
 
-PREDICTORS = ("none", "all", "cross-layer", "path", "frequency", "oracle")
-FROM_PROFILE = ("path", "frequency")
+PREDICTORS = ("none", "all", "cross-layer", "path", "frequency", "oracle", "path-first")
+FROM_PROFILE = ("path", "frequency", "path-first")
 
 RARE = 0.25
 """Fraction of the guessed experts of a prompt that travel in 2 bits (Fate), the least popular."""
@@ -104,13 +104,32 @@ def frequency(profile: Sequence[Tensor], num_experts: int) -> Predictor:
     return lambda layer, seen: ranking[layer + 1].expand(len(seen.routed), -1)
 
 
+def _set_of(routed: Tensor, num_experts: int) -> Tensor:
+    """Return a number (N,) that tells sets of experts (N, K) apart."""
+    places = num_experts ** torch.arange(routed.shape[1])
+    return (routed.cpu().long().sort(1).values * places).sum(1)
+
+
 def path(profile: Sequence[Tensor], num_experts: int) -> Predictor:
-    """Return the experts that a profile used most after those of this layer."""
+    """Return the experts that a profile used most after those of this layer.
+
+    What followed all of them together counts first, then what followed each of them.
+    """
     masks = [torch.zeros(len(one), num_experts).scatter_(1, one.long(), 1.0) for one in profile]
     follow = [now.T @ after for now, after in pairwise(masks)]
+    sets = [_set_of(one, num_experts).unique(return_inverse=True) for one in profile[:-1]]
+    after_set = [
+        torch.zeros(len(known), num_experts).index_add_(0, place, after)
+        for (known, place), after in zip(sets, masks[1:], strict=True)
+    ]
 
     def predict(layer: int, seen: Seen) -> Tensor:
-        scores = follow[layer][seen.routed.cpu().long()].sum(1)
+        routed, known = seen.routed.cpu().long(), sets[layer][0]
+        wanted = _set_of(routed, num_experts)
+        place = torch.searchsorted(known, wanted).clamp_(max=len(known) - 1)
+        there = (known[place] == wanted).unsqueeze(1)
+        scores = follow[layer][routed].sum(1) / (1 + 2 * follow[layer].sum())
+        scores += there * after_set[layer][place]
         return scores.argsort(dim=1, descending=True, stable=True)
 
     return predict
@@ -128,17 +147,27 @@ def make_predictor(
     Args:
         name: One of :data:`PREDICTORS`.
         num_experts: Experts of a layer.
-        profile: For each layer its experts (N, K), token by token, for ``path`` and ``frequency``.
-        ahead: What ``cross-layer``, or in a trace ``oracle``, is here.
+        profile: For each layer its experts (N, K), token by token, see :data:`FROM_PROFILE`.
+        ahead: What ``cross-layer``, or in a trace ``oracle``, is here. ``path-first`` is that but
+            for the first pair of layers, where it is ``path``.
 
     Raises:
         GatesError: The name is unknown, or what it needs is not given.
     """
     check_option("predictor", name, PREDICTORS, GatesError)
-    if name in FROM_PROFILE:
-        if not profile:
-            raise GatesError(f"predictor {name!r} needs a profile: give a trace, or 'cross-layer'")
+    if name in FROM_PROFILE and not profile:
+        raise GatesError(f"predictor {name!r} needs a profile: give a trace, or 'cross-layer'")
+    if profile and name in ("path", "frequency"):
         return (path if name == "path" else frequency)(profile, num_experts)
+    if name == "path-first":
+        assert ahead is not None
+        first, later = path(profile or (), num_experts), ahead
+
+        def predict(layer: int, seen: Seen) -> Tensor:
+            guess = later(layer, seen)  # which may have to see every layer
+            return guess if layer else first(layer, seen)
+
+        return predict
     if name == "all":
         return lambda _, seen: torch.arange(num_experts).expand(len(seen.routed), -1)
     if name == "oracle" and ahead is None:

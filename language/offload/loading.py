@@ -11,6 +11,7 @@ from core_gates.errors import GatesError, MissingExtraError
 from language.hf.pregating import restore_pregates
 from language.hf.pretrained import in_one_line, require_transformers
 from language.offload.expert_store import ExpertStore
+from language.offload.pool import device_of
 from language.offload.runtime import attach_offload
 
 GENERATION = "generation_config.json"
@@ -57,9 +58,10 @@ def load_offloaded(
         raise GatesError(f"{folder} is quantized: give the checkpoint in bfloat16 or float32")
     model.requires_grad_(requires_grad=False).eval()
     restore_pregates(model)
+    device = device_of(device)
     offload = attach_offload(model, folder, budget=budget, device=device, **options)
     try:
-        _read_others(model, offload.store, torch.device(device))
+        _read_others(model, offload.store, device)
     except GatesError:
         offload.close()
         raise

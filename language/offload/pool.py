@@ -9,6 +9,8 @@ from core_gates.errors import GatesError
 from language.offload.expert_store import ALIGNMENT
 
 Read = Callable[[memoryview], None]
+PINNED = 2
+"""Slabs of main memory that experts pass through on their way to a GPU."""
 
 
 class SlabPool:
@@ -45,7 +47,7 @@ class CudaPool(SlabPool):
 
     def __init__(self, slots: int, slab_bytes: int, device: torch.device) -> None:
         self.slabs = torch.empty(slots, slab_bytes, dtype=torch.uint8, device=device)
-        self._pinned = torch.empty(2, slab_bytes, dtype=torch.uint8, pin_memory=True)
+        self._pinned = torch.empty(PINNED, slab_bytes, dtype=torch.uint8, pin_memory=True)
         self._copied = [torch.cuda.Event() for _ in self._pinned]
         self._stream = torch.cuda.Stream(device)
         self._arrived = [torch.cuda.Event() for _ in range(slots)]
@@ -73,14 +75,25 @@ class CudaPool(SlabPool):
         self._left[slot].record(torch.cuda.current_stream(self.slabs.device))
 
 
-def make_pool(slots: int, slab_bytes: int, device: torch.device) -> SlabPool:
-    """Return a pool in the memory of ``device``.
+def device_of(name: torch.device | str) -> torch.device:
+    """Return a device.
 
     Raises:
-        GatesError: It is a GPU, and PyTorch finds none.
+        GatesError: There is none of that name or no GPU, or experts do not run there.
     """
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise GatesError(f"PyTorch finds no GPU here: give device='cpu' instead of {device}")
+    try:
+        found = torch.device(name)
+    except RuntimeError:
+        found = None
+    if found is None or found.type not in ("cpu", "cuda", "meta"):
+        raise GatesError(f"device is {str(name)!r}, expected 'cpu' or 'cuda'")
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise GatesError(f"PyTorch finds no GPU here: give device='cpu' instead of {found}")
+    return found
+
+
+def make_pool(slots: int, slab_bytes: int, device: torch.device) -> SlabPool:
+    """Return a pool in the memory of ``device``."""
     if device.type == "cuda":
         return CudaPool(slots, slab_bytes, device)
     return SlabPool(slots, slab_bytes)

@@ -16,7 +16,7 @@ from core_gates.errors import GatesError, check_positive
 from language.offload.caches import ExpertCache, make_cache
 from language.offload.expert_store import ExpertStore, SlabTensor
 from language.offload.guesses import Predictor, Seen, cross_layer, fetched, make_predictor, rarest
-from language.offload.pool import SlabPool, make_pool
+from language.offload.pool import PINNED, SlabPool, device_of, make_pool
 from language.offload.quantization import BITS, QuantizedStore
 from language.offload.setup import ON_DEMAND, Setup, Sizes
 from language.offload.staging import Guesses, note_padding
@@ -284,6 +284,13 @@ def run_offloaded(
             f"tokens are on {hidden_states.device}, slabs of experts on"
             f" {layer.offload.pool.slabs.device}: load the model on the device that it runs on"
         )
+    stored = next(iter(layer.offload.store.tensors[layer.index].values())).dtype
+    automatic = torch.is_autocast_enabled(hidden_states.device.type)
+    if hidden_states.dtype != stored and not automatic:
+        raise GatesError(
+            f"tokens are {hidden_states.dtype}, experts {stored} as in"
+            f" {layer.offload.store.folder}: leave the model in the dtype of its checkpoint"
+        )
     if not top_k_weights.isfinite().all():
         name = layer.offload.store.names[layer.index]
         raise GatesError(f"weights of {name} are not finite: the checkpoint or the input is wrong")
@@ -323,10 +330,11 @@ def attach_offload(
     Args:
         model: Model of transformers that runs experts by name; they may be on the meta device.
         folder: Checkpoint of the model in safetensors, experts fused or one by one.
-        budget: Bytes for experts; a float up to 1.0 is a fraction of the bytes of all experts.
+        budget: Bytes for experts; a float up to 1.0 is a fraction of the bytes of all experts. On a
+            GPU it includes two pinned slabs of main memory.
         setup: How the budget is used.
         profile: For each layer the experts (N, K) of tokens in order of use, for the policy
-            ``static`` and the predictors ``path`` and ``frequency``.
+            ``static`` and the predictors ``path``, ``frequency`` and ``path-first``.
         cache: Folder where experts in few bits are written once; that of the checkpoint if None.
         patience: Seconds after which a read that is waited for counts as stalled.
         device: Where the slabs are; where the parameters of the model are if not given.
@@ -342,6 +350,7 @@ def attach_offload(
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
     modules, owner = _fused_experts(model), cast(Any, model)
+    place = device_of(device or owner.device)
     store = ExpertStore(Path(folder), modules)
     for index, module in enumerate(modules.values()):
         _require_equal(store, index, module)
@@ -350,11 +359,11 @@ def attach_offload(
     k = int(owner.config.get_text_config().num_experts_per_tok)
     weights = store.slab_bytes // owner.dtype.itemsize
     sizes = Sizes(len(modules), store.num_experts, k, store.slab_bytes, weights)
-    shares = setup.slots(_slabs(store, budget), sizes)
+    shares = setup.slots(_slabs(store, budget) - PINNED * (place.type == "cuda"), sizes)
     width = setup.guesses(k, store.num_experts)
     caches = _caches(setup.policy, shares, profile)
     guesses = Guesses(_predictor(setup, model, store, width, profile), width, range(width))
-    pool = make_pool(sum(shares) + width, store.slab_bytes, torch.device(device or owner.device))
+    pool = make_pool(sum(shares) + width, store.slab_bytes, place)
     offload = Offload(store, pool, caches, guesses, sizes, patience)
     owner.register_forward_pre_hook(partial(note_padding, guesses), with_kwargs=True)
     for layer, module in zip(offload.layers, modules.values(), strict=True):
@@ -388,7 +397,7 @@ def _predictor(
     setup: Setup, model: Any, store: ExpertStore, width: int, profile: Sequence[Tensor] | None
 ) -> Predictor | None:
     ahead = None
-    if setup.predictor == "cross-layer":
+    if setup.predictor in ("cross-layer", "path-first"):
         dim = model.config.get_text_config().hidden_size
         ahead = cross_layer(model, store.names, dim, width)
     return make_predictor(setup.predictor, store.num_experts, profile=profile, ahead=ahead)

@@ -10,7 +10,7 @@ from language.offload.guesses import PREDICTORS
 TRANSFERS = ("stored", "int4", "int2", "hybrid")
 Policy = Literal["lru", "slru", "lfu", "lfru", "lifo", "arc", "static", "belady"]
 Allocation = Literal["uniform", "shallow"]
-Predicting = Literal["none", "all", "cross-layer", "path", "frequency", "oracle"]
+Predicting = Literal["none", "all", "cross-layer", "path", "frequency", "oracle", "path-first"]
 Transferred = Literal["stored", "int4", "int2", "hybrid"]
 
 

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from typing import NamedTuple, cast, get_args
 
 import torch
@@ -14,7 +15,7 @@ from language.offload.caches import ExpertCache, Lru, make_cache
 from language.offload.guesses import Seen, fetched, make_predictor, rarest
 from language.offload.quantization import BITS, packed_bytes
 from language.offload.setup import Predicting, Setup, Sizes, Transferred
-from language.offload.traces import Step
+from language.offload.traces import Step, Trace
 
 Key = tuple[int, int]  # layer and expert
 
@@ -34,10 +35,13 @@ class Cost(NamedTuple):
     Attributes:
         compute: Seconds of a token in a layer, attention included.
         link: Bytes per second.
+        unpack: Seconds in which the thread that reads turns an expert in few bits into numbers of
+            the model.
     """
 
     compute: float
     link: float
+    unpack: float = 0.0
 
 
 @dataclass
@@ -68,10 +72,11 @@ class Link:
 
     Args:
         rate: Bytes per second.
+        unpack: Seconds that each transfer takes besides.
     """
 
-    def __init__(self, rate: float) -> None:
-        self.rate, self.free, self.bytes = rate, 0.0, 0
+    def __init__(self, rate: float, unpack: float = 0.0) -> None:
+        self.rate, self.unpack, self.free, self.bytes = rate, unpack, 0.0, 0
         self.waiting: dict[Key, tuple[float, int]] = {}  # since when, and size
         self.arrived: dict[Key, float] = {}
 
@@ -102,7 +107,7 @@ class Link:
         self.arrived.pop(key, None)
 
     def _send(self, start: float, size: int) -> float:
-        self.free = start + size / self.rate
+        self.free = start + size / self.rate + self.unpack
         self.bytes += size
         return self.free
 
@@ -179,12 +184,13 @@ class Simulation:
     ) -> None:
         sizes = self.sizes = replayed.sizes
         self.replayed, self.cost, self.times = replayed, cost, Times()
-        self.link, self.now, self.width = Link(cost.link), 0.0, 0
+        self.now, self.width = 0.0, 0
         self.caches: list[ExpertCache] = [Lru(budget)] * sizes.layers
         self.spans, self.mapped = [1] * sizes.layers, mapped
         self.orders: list[list[list[int]]] = []
         bits = () if mapped else BITS.get(setup.transfer, ())
         self.volumes = [packed_bytes(sizes.weights, one) for one in bits] or [sizes.bytes]
+        self.link = Link(cost.link, cost.unpack if bits else 0.0)
         if not mapped:
             self.width = setup.guesses(sizes.k, sizes.experts)
             self.spans = setup.slots(budget, sizes)
@@ -259,6 +265,20 @@ class Simulation:
                 self.link.guess(key, self.now, self.volumes[rare])
 
 
+def left_out(documents: Sequence[Sequence[Step]], sizes: Sizes) -> list[Replayed]:
+    """Return documents, each with tables of the others, or of itself where it is the only one.
+
+    Args:
+        documents: Steps of each.
+        sizes: Of their trace.
+    """
+    found = []
+    for one in documents:
+        others = [other for other in documents if other is not one] or [one]
+        found.append(Replayed(one, sizes, Trace(sizes, [*chain(*others)]).profile()))
+    return found
+
+
 def rivals(sizes: Sizes, budget: int, transfer: Transferred = "stored") -> dict[str, Setup]:
     """Return setups that ``auto`` is compared with, by name, those that fit a budget.
 
@@ -269,7 +289,7 @@ def rivals(sizes: Sizes, budget: int, transfer: Transferred = "stored") -> dict[
     """
     known = {"on-demand": Setup(transfer=transfer)}
     known["static"] = Setup(policy="static", transfer=transfer)
-    for predictor in get_args(Predicting)[1:]:
+    for predictor in get_args(Predicting)[1:-1]:
         known[predictor] = Setup(predictor=predictor, transfer=transfer)
     least = sizes.k * sizes.layers
     return {n: s for n, s in known.items() if least + s.guesses(sizes.k, sizes.experts) <= budget}
@@ -280,22 +300,27 @@ def choose(
 ) -> Setup:
     """Return the setup that takes least on documents of a profile: ``auto``.
 
-    Guesses are those of the router, as wide as there are slots for. One that is less than a
-    hundredth faster than on-demand is not chosen.
+    Guesses are those of the router, as wide as there are slots for, with a profile also those of
+    paths for the first pair of layers. A setup that is less than a hundredth faster than on-demand
+    is not chosen.
 
     Args:
-        documents: Of the profile.
+        documents: Of the profile; tables are of other documents, see :func:`left_out`.
         budget: Experts that there is memory for.
         cost: Of computing and reading.
         transfer: Numbers that experts travel in, which are not chosen.
     """
     sizes = documents[0].sizes
     wide = [width for n in WIDTHS if (width := n * sizes.k) <= sizes.experts]
-    widths = [0, *(one for one in wide if sizes.k * sizes.layers + one <= budget)]
+    widths = [one for one in wide if sizes.k * sizes.layers + one <= budget]
     walls: dict[Setup, float] = {}
-    for policy, allocation, width in itertools.product(CHOSEN, ALLOCATIONS, widths):
-        predictor: Predicting = "cross-layer" if width else "none"
-        setup = Setup(policy, allocation, predictor, width or None, transfer)  # type: ignore[arg-type]
+    guesses: list[tuple[Predicting, int | None]] = [("none", None)]
+    for width in widths:
+        guesses += [("cross-layer", width), ("path-first", width)]
+    if not documents[0].profile:
+        guesses = [one for one in guesses if one[0] != "path-first"]
+    for policy, allocation, guess in itertools.product(CHOSEN, ALLOCATIONS, guesses):
+        setup = Setup(policy, allocation, *guess, transfer)  # type: ignore[arg-type]
         runs = (Simulation(one, setup, budget, cost).run() for one in documents)
         walls[setup] = sum(times.wall for times in runs)
     best = min(walls, key=walls.__getitem__)

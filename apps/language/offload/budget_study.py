@@ -24,7 +24,7 @@ from harness.files import Data, short_digest
 from language.corpus import read_corpus
 from language.offload.guesses import Seen, make_predictor
 from language.offload.setup import TRANSFERS, Setup, Sizes, Transferred
-from language.offload.simulation import Cost, Replayed, Simulation, Times
+from language.offload.simulation import Cost, Replayed, Simulation, Times, left_out
 from language.offload.traces import RECORDED, record, steps_of
 
 CROSS, TABLES = "cross-layer", ("path", "frequency")
@@ -35,7 +35,7 @@ NOTE = (
     "Time is simulated from the routing of held-out documents: every document begins with empty "
     "caches, its prompt is read at once and the rest token by token; one is the time of computing "
     "alone. Reading an expert takes as many computations of a token in a layer as the task says. "
-    "Turning few bits into numbers of the model takes no time here. "
+    "Turning few bits into numbers of the model takes the time that --unpack says. "
     "All methods have the same memory, slots for guesses included. auto is chosen, and tables are "
     "made, on other documents. Intervals are over documents; one model, one seed."
 )
@@ -53,6 +53,8 @@ class Measured:
         budgets: Fractions of the experts that there is memory for.
         reads: Times that an expert takes to be read, in computations of a token in a layer.
         widths: Guesses for a token of which recall is measured, the first for the comparison.
+        unpack: Time in which an expert in INT4 becomes numbers of the model again, in computations
+            of a token in a layer.
     """
 
     known: int = 4
@@ -62,6 +64,7 @@ class Measured:
     budgets: tuple[float, ...] = (0.25, 0.5, 0.75)
     reads: tuple[float, ...] = (0.25, 1.0, 4.0, 16.0)
     widths: tuple[int, ...] = (2, 3, 4, 6)
+    unpack: float = 0.1
 
     def __post_init__(self) -> None:
         """Check the numbers.
@@ -75,10 +78,10 @@ class Measured:
                 f" --prompt {self.prompt}: expected documents, and a prompt that is not all of it"
             )
         rates = self.budgets and self.reads and min(*self.budgets, *self.reads) > 0
-        if not rates or max(self.budgets) > 1:
+        if not rates or max(self.budgets) > 1 or not 0 <= self.unpack < float("inf"):
             raise GatesError(
-                f"--budgets is {list(self.budgets)} and --reads {list(self.reads)}: expected"
-                " fractions up to 1 and times above 0"
+                f"--budgets is {list(self.budgets)}, --reads {list(self.reads)} and --unpack"
+                f" {self.unpack}: expected fractions up to 1, times above 0 and one from 0"
             )
 
     def check_widths(self, sizes: Sizes) -> None:
@@ -142,8 +145,9 @@ def evaluate(
     traces = {piece.method: store.load(piece) for piece in traced}
     known, held = documents_of(traces["stored"], sizes, len(read[0][1]), measured.prompt)
     times = run.store("times", Arrays())
+    of = {**base, "known": len(known), "unpack": measured.unpack}
     pieces = [
-        Piece("times", None, {"budget": budget, "read": read}, {**base, "known": len(known)})
+        Piece("times", None, {"budget": budget, "read": read}, of)
         for budget in measured.budgets for read in measured.reads
     ]  # fmt: skip
     run.obtain(times, pieces, partial(times_of, known=known, held=held), scoring=True)
@@ -178,8 +182,8 @@ def documents_of(
     profile = list(trace["routed"][:known].transpose(0, 1).flatten(1, 2))
     both = zip(trace["routed"], trace["ranked"], strict=True)
     steps = [steps_of(n, *one, prompt) for n, one in enumerate(both)]
-    replayed = [Replayed(one, sizes, profile) for one in steps]
-    return replayed[:known], replayed[known:]
+    held = [Replayed(one, sizes, profile) for one in steps[known:]]
+    return left_out(steps[:known], sizes), held
 
 
 def times_of(
@@ -188,7 +192,7 @@ def times_of(
     """Return the figures of all methods (N,) by method and name."""
     sizes = held[0].sizes
     budget = int(piece.keys["budget"] * sizes.layers * sizes.experts)  # type: ignore[operator]
-    cost = Cost(1.0, sizes.bytes / float(piece.keys["read"]))
+    cost = Cost(1.0, sizes.bytes / float(piece.keys["read"]), piece["unpack"])
     found, setup = compared(known, held, budget, cost)
     few = replace(setup, transfer="int4")
     found[AUTO4] = [Simulation(one, few, budget, cost).run() for one in held]

@@ -13,8 +13,17 @@ from core_gates.errors import GatesError
 from harness.command.verbs import Place, refuse_existing
 from harness.runs.terminal import ticking, working
 from language.corpus import read_corpus
+from language.offload.quantization import seconds_to_unpack
 from language.offload.setup import ON_DEMAND, Setup, Transferred
-from language.offload.simulation import Cost, Replayed, Simulation, Times, choose, rivals
+from language.offload.simulation import (
+    Cost,
+    Replayed,
+    Simulation,
+    Times,
+    choose,
+    left_out,
+    rivals,
+)
 from language.offload.traces import Step, Trace, read_trace, record, write_trace
 
 AUTO = "auto"
@@ -62,7 +71,8 @@ def profile(
             tick()
     write_trace(path, Trace(found.model.offload.sizes, steps))
     found.model.offload.close()
-    print(f"{len(steps):,} steps of {len(texts)} documents")
+    each = seconds_to_unpack(found.model.offload.sizes.weights, found.model.dtype)
+    print(f"{len(steps):,} steps of {len(texts)} documents; --unpack {each:.2g} is what INT4 takes")
     print(path)
 
 
@@ -86,6 +96,7 @@ def replay(
     compute: float = 1e-3,
     link: float = 1e9,
     transfer: Transferred = "stored",
+    unpack: float = 0.0,
 ) -> None:
     """Simulate what the documents of TRACE take within a budget, by every method.
 
@@ -96,12 +107,16 @@ def replay(
         compute: Seconds that a token takes in a layer.
         link: Bytes per second that experts are read with.
         transfer: Numbers that experts travel in.
+        unpack: Seconds in which an expert in few bits becomes numbers of the model again; the
+            command ``offload profile`` measures them.
     """
-    if not (0 < budget <= 1 and compute > 0 and link > 0):
+    if not (0 < budget <= 1 and compute > 0 and link > 0 and unpack >= 0):
         raise GatesError(
-            f"--budget is {budget}, --compute {compute} and --link {link}: expected a fraction and"
-            " two rates above 0"
+            f"--budget is {budget}, --compute {compute}, --link {link} and --unpack {unpack}:"
+            " expected a fraction, two rates above 0 and seconds"
         )
+    if unpack and transfer == "stored":
+        raise GatesError(f"--unpack {unpack} is for few bits: give a --transfer, or drop it")
     found = read_trace(Path(trace))
     learned = found if profile is None else read_trace(Path(profile))
     if learned.sizes != found.sizes:
@@ -114,7 +129,7 @@ def replay(
             raise GatesError(f"{trace} has one document: give another file by --profile")
     used = learned.profile()
     held = [Replayed(one, found.sizes, used) for one in documents[half:]]
-    known = [Replayed(one, found.sizes, used) for one in learned.documents()]
+    known = left_out(learned.documents(), found.sizes)
     shared = [one for one in held if profile and any(_same(one, other) for other in known)]
     if shared:
         raise GatesError(
@@ -123,7 +138,7 @@ def replay(
         )
     size = int(budget * found.sizes.layers * found.sizes.experts)
     with working("simulating"):
-        times, setup = compared(known, held, size, Cost(compute, link), transfer)
+        times, setup = compared(known, held, size, Cost(compute, link, unpack), transfer)
     table = Table(*("method", "seconds", "stalled", "MB read", "there", "guessed", "late"))
     for name, ones in times.items():
         uses = sum(one.uses for one in ones)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 from transformers import DynamicCache
 
 import language
@@ -19,6 +20,7 @@ from language.generation import generate as continued
 from language.hf.model_folder import read_marks
 from language.hf.pregating import restore_pregates
 from language.hf.pretrained import Pretrained, pretrained_folder, require_transformers
+from language.offload.guesses import FROM_PROFILE
 from language.offload.loading import load_offloaded
 from language.offload.setup import Setup
 from language.offload.traces import read_trace
@@ -61,6 +63,25 @@ def told(setup: Setup) -> str:
     return f"{setup.policy}, {setup.allocation}, guesses {setup.predictor}{width}"
 
 
+def learned(profile: str | None, setup: Setup) -> list[Tensor] | None:
+    """Return the experts of a trace that a setup learns from.
+
+    Raises:
+        GatesError: ``--profile`` or ``--width`` is given, and the setup does not use it; or see
+            :func:`language.offload.traces.read_trace`.
+    """
+    if setup.width is not None and setup.predictor == "none":
+        raise GatesError(f"--width {setup.width} is for guesses: give a --predictor, or drop it")
+    if profile is None:
+        return None
+    if setup.policy != "static" and setup.predictor not in FROM_PROFILE:
+        raise GatesError(
+            f"--profile is not used by --policy {setup.policy} --predictor {setup.predictor}: drop"
+            f" it, or choose --policy static or --predictor {' or '.join(FROM_PROFILE)}"
+        )
+    return read_trace(Path(profile)).profile()
+
+
 def generate(
     place: Place,
     model: str,
@@ -83,12 +104,12 @@ def generate(
         temperature: Scale of the randomness; 0 always takes the most likely token.
         seed: Seed of all random choices.
         budget: Bytes for experts, or a fraction of the bytes of all experts up to 1.0.
-        profile: File of ``offload profile`` for the policy static, and the predictors path and
-            frequency; none if null.
+        profile: File of ``offload profile`` for the policy static, and the predictors that learn
+            from it; none if null.
     """
     if not prompt:
         raise GatesError("--prompt is empty: give a text that is continued")
-    used = None if profile is None else read_trace(Path(profile)).profile()
+    used = learned(profile, setup)
     cache = place.run_folder.path.parent / "cache"
     found = offloaded(model, cache, budget=budget, setup=setup, profile=used)
     begin, ends = read_marks(found.folder)
@@ -119,6 +140,7 @@ def bench(
     budget: float = 0.25,
     tokens: int = 32,
     repeats: int = 5,
+    profile: str | None = None,
 ) -> None:
     """Measure seconds per token of MODEL in memory, on demand and with a setup, alternately.
 
@@ -131,13 +153,16 @@ def bench(
         budget: Bytes for experts, or a fraction of the bytes of all experts up to 1.0.
         tokens: Tokens that are generated.
         repeats: Runs of each.
+        profile: File of ``offload profile`` for the policy static, and the predictors that learn
+            from it; none if null.
     """
     if tokens < 1 or repeats < 1:
         raise GatesError(f"--tokens is {tokens} and --repeats {repeats}: expected 1 or more")
+    used = learned(profile, setup)
     cache = place.run_folder.path.parent / "cache"
     opened = {
         "on-demand": offloaded(model, cache, budget=budget),
-        told(setup): offloaded(model, cache, budget=budget, setup=setup),
+        told(setup): offloaded(model, cache, budget=budget, setup=setup, profile=used),
     }
     folder = opened["on-demand"].folder
     whole = require_transformers().AutoModelForCausalLM.from_pretrained(

@@ -42,6 +42,7 @@ def test_a_profile_is_replayed_by_every_method(gates):
     words = ("--budget", 0.6, "--compute", 0.001, "--link", 1e6)
     said = gates.succeed("offload", "replay", "trace.jsonl", *words, config=None)
     shown = [line.split("│")[1].strip() for line in said.splitlines() if line.startswith("│")]
+    assert "--unpack" in gates.said
     known = "on-demand static cross-layer path frequency oracle auto mapped"
     assert shown == known.split()
     assert "simulated, 2 documents, 10 experts in memory; auto: " in said
@@ -78,9 +79,10 @@ def test_the_mixture_that_ships_continues_text(gates):
 
 
 def test_a_benchmark_names_what_it_measures(gates):
-    words = ("--tokens", 2, "--repeats", 2, "--budget", 0.6, "--predictor", "cross-layer")
+    words = ("--tokens", 2, "--repeats", 2, "--budget", 0.6, "--policy", "static", "--predictor",
+             "path-first", "--profile", "trace.jsonl")  # fmt: skip
     said = gates.succeed("offload", "bench", "mixture", *words, config=None)
-    for name in ("mapped", "on-demand", "guesses"):
+    for name in ("mapped", "on-demand", "static", "path-first"):
         assert name in said
 
 
@@ -108,7 +110,7 @@ def test_a_study_measures_guesses_time_and_loss(gates):
         (("--widths", "[2]"), "--widths is [2], expected two or more that rise, from 1 to 6"),
         (("--widths", "[2, 8]"), "--widths is [2, 8], expected two"),
         (("--prompt", 24), "and --prompt 24: expected"),
-        (("--budgets", "[2]"), "--budgets is [2.0] and --reads [0.5, 2.0]: expected"),
+        (("--budgets", "[2]"), "--budgets is [2.0], --reads [0.5, 2.0] and --unpack 0.1: expected"),
     ):
         wrong = gates("language", "evaluate", "--config", "study", *words)
         assert (wrong.code, line in wrong.err) == (2, True), wrong.err
@@ -124,6 +126,7 @@ def test_bad_inputs_are_one_line(gates):
     (gates.folder / "wrong.jsonl").write_text("\n".join([trace[0], json.dumps(wrong)]))
     (gates.folder / "one.jsonl").write_text("\n".join(trace[:4]))
     replay = ("replay", "trace.jsonl", "--budget")
+    made = ("generate", "mixture", "--prompt", "a")
     short = ("profile", "mixture", "new.jsonl", "--corpus", "study.yaml", "--prompt", 9)
     for words, line in (
         (("hum",), "offload has no verb 'hum': choose one of profile, replay, generate, bench"),
@@ -132,6 +135,9 @@ def test_bad_inputs_are_one_line(gates):
         (("replay", "one.jsonl"), "has one document: give another file by --profile"),
         ((*replay, 0.5, "--profile", "trace.jsonl"), "trace.jsonl has 3 of 3 documents of trace"),
         (("replay", "none.jsonl"), "none.jsonl cannot be read"),
+        ((*replay, 0.5, "--unpack", 1), "--unpack 1.0 is for few bits: give a --transfer"),
+        ((*made, "--width", 3), "--width 3 is for guesses: give a --predictor, or drop it"),
+        ((*made, "--profile", "trace.jsonl"), "--profile is not used by --policy lru --predictor"),
         ((*replay, 2), "--budget is 2.0"),
         ((*replay, 0.2), "3 layers need 2 each: give at least"),
         (("generate", "mixture", "--prompt", ""), "--prompt is empty"),

@@ -53,7 +53,7 @@ def load(checkpoint):
         offload.close()
 
 
-@pytest.mark.parametrize("predictor", ["all", "cross-layer", "path", "frequency"])
+@pytest.mark.parametrize("predictor", ["all", "cross-layer", "path", "frequency", "path-first"])
 def test_no_predictor_changes_what_is_computed(predictor, load, resident, checkpoint):
     whole, model = resident(checkpoint()), load(predictor=predictor, profile=PROFILE)
     for _ in range(2):
@@ -200,6 +200,14 @@ def test_tables_count_what_a_profile_used():
     assert frequency(0, seen)[:, :2].tolist() == [[1, 0], [1, 0]]
     assert path(0, seen)[:, :2].tolist() == [[1, 0], [1, 2]]  # 4 with 4, 1; 0 with 0, 1
     assert_close(path(0, seen).sort().values, torch.arange(E).expand(2, -1))
+    both = [torch.tensor([[0, 1], [0, 2], [1, 2], [0, 3]]), torch.tensor([[5], [4], [4], [4]])]
+    path = make_predictor("path", E, profile=both)
+    ahead = torch.tensor([[3, 2]])
+    first = make_predictor("path-first", E, profile=both, ahead=lambda *_: ahead)
+    for routed, best in (([1, 0], 5), ([0, 4], 4)):  # 0 and 1 together; 0 alone
+        one = Seen(torch.tensor([routed]))
+        assert int(path(0, one)[0, 0]) == int(first(0, one)[0, 0]) == best
+        assert torch.equal(first(1, one), ahead)
 
 
 def test_bad_inputs_are_one_line(load, refuses):

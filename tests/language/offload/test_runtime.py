@@ -376,6 +376,9 @@ def test_bad_inputs_are_one_line(checkpoint, load, refuses, tmp_path):
         ("is in a closed store: load the model again", lambda: logits_of(closed)),
         ("have no gradients", lambda: model(inputs_embeds=embedded)),
         ("cannot be copied", lambda: copy.deepcopy(model)),
+        ("device is 'foo', expected 'cpu' or 'cuda'", lambda: load(device="foo")),
+        ("device is 'mps', expected", lambda: load(device="mps")),
+        ("tokens are torch.float16, experts torch.float32", lambda: logits_of(load().half())),
         ("copy this folder instead", lambda: model.state_dict()),
     )
 

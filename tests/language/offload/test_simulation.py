@@ -11,7 +11,7 @@ from core_gates.errors import GatesError
 from language.offload.caches import POLICIES
 from language.offload.loading import load_offloaded
 from language.offload.setup import ON_DEMAND, Setup, Sizes
-from language.offload.simulation import Cost, Replayed, Simulation, choose
+from language.offload.simulation import Cost, Replayed, Simulation, choose, left_out
 from language.offload.traces import Step, Trace, read_trace, steps_of, write_trace
 
 SIZES = Sizes(layers=3, experts=6, k=2, bytes=100, weights=50)
@@ -123,6 +123,10 @@ def test_few_bits_take_less_and_rare_experts_fewer():
         for transfer in ("stored", "int4", "hybrid", "int2")
     ]
     assert volumes == sorted(volumes, reverse=True)
+    few, plain = Setup(transfer="int4"), Setup()
+    for setup, more in ((few, True), (plain, False)):
+        walls = [Simulation(one, setup, 10, Cost(1.0, 100.0, own)).run().wall for own in (0.0, 5.0)]
+        assert (walls[1] > walls[0]) is more
     assert volumes[0] / volumes[1] == pytest.approx(100 / 37, rel=0.3)
 
 
@@ -192,3 +196,13 @@ def test_bad_traces_name_their_line(tmp_path, refuses):
         ("cannot be read", lambda: read_trace(tmp_path)),
         ("give at least 600 bytes", lambda: run(replayed(), budget=5)),
     )
+
+
+def test_documents_are_known_by_the_others():
+    sizes = Sizes(2, 4, 1, 64, 16)
+    steps = [
+        [Step(n, torch.full((2, 3, 1), n), torch.zeros(1, 3, 4, dtype=torch.long))] for n in (1, 2)
+    ]
+    found = left_out(steps, sizes)
+    assert [int(one.profile[0].unique()) for one in found] == [2, 1]
+    assert int(left_out(steps[:1], sizes)[0].profile[0].unique()) == 1
