@@ -125,8 +125,7 @@ def randn(shape: Sequence[int], seed: int) -> Tensor:
 
 def token_layout(shape: Sequence[int], seed: int) -> Tensor:
     """Return the same array with features last in memory, as attention leaves its tokens."""
-    x = randn(shape, seed)
-    return x.movedim(1, -1).contiguous().movedim(-1, 1)
+    return randn(shape, seed).movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 def _backward(function: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor) -> Call:

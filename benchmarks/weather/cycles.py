@@ -238,8 +238,7 @@ class _TwinWorld:
 
         def cycle(method: Any, background: Tensor) -> Call:
             def call() -> Tensor:
-                analysis = method.analyse(background, self.observations)
-                return self._forecast(analysis)
+                return self._forecast(method.analyse(background, self.observations))
 
             return call
 

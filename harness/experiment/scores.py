@@ -479,8 +479,7 @@ def write_markdown(
 
 def _markdown_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     rule = "|---" * len(header) + "|"
-    lines = [_line(header), rule, *map(_line, rows)]
-    return ["", f"## {title}", "", *lines]
+    return ["", f"## {title}", "", _line(header), rule, *map(_line, rows)]
 
 
 def _line(cells: Sequence[str]) -> str:

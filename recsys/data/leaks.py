@@ -134,8 +134,7 @@ def permute_labels(
         seed: Of the order.
     """
     order = np.random.default_rng(seed).permutation(len(table))
-    names = [*schema.labels, *also]
-    return table.with_columns(table.select(names)[order])
+    return table.with_columns(table.select(*schema.labels, *also)[order])
 
 
 def repeated_rows(one: pl.DataFrame, other: pl.DataFrame, keys: Sequence[str]) -> int:
