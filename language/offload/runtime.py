@@ -330,12 +330,11 @@ def attach_offload(
     Args:
         model: Model of transformers that runs experts by name; they may be on the meta device.
         folder: Checkpoint of the model in safetensors, experts fused or one by one.
-        budget: Bytes for experts; a float up to 1.0 is a fraction of the bytes of all experts. On a
-            GPU it includes two pinned slabs of main memory.
+        budget: Bytes for experts, pinned slabs included; a float up to 1.0 is a fraction of all.
         setup: How the budget is used.
         profile: For each layer the experts (N, K) of tokens in order of use, for the policy
             ``static`` and the predictors ``path``, ``frequency`` and ``path-first``.
-        cache: Folder where experts in few bits are written once; that of the checkpoint if None.
+        cache: Folder of experts in few bits, written once; that of the checkpoint if None.
         patience: Seconds after which a read that is waited for counts as stalled.
         device: Where the slabs are; where the parameters of the model are if not given.
 
@@ -356,9 +355,8 @@ def attach_offload(
         _require_equal(store, index, module)
     if bits := BITS.get(setup.transfer):
         store = QuantizedStore(Path(folder), modules, bits, Path(cache or folder))
-    k = int(owner.config.get_text_config().num_experts_per_tok)
-    weights = store.slab_bytes // owner.dtype.itemsize
-    sizes = Sizes(len(modules), store.num_experts, k, store.slab_bytes, weights)
+    k, each = int(owner.config.get_text_config().num_experts_per_tok), store.slab_bytes
+    sizes = Sizes(len(modules), store.num_experts, k, each, each // owner.dtype.itemsize)
     shares = setup.slots(_slabs(store, budget) - PINNED * (place.type == "cuda"), sizes)
     width = setup.guesses(k, store.num_experts)
     caches = _caches(setup.policy, shares, profile)

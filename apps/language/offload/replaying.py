@@ -1,6 +1,6 @@
 """Traces of mixture models whose experts stay on disk, and the time that they would take."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -139,6 +139,12 @@ def replay(
     size = int(budget * found.sizes.layers * found.sizes.experts)
     with working("simulating"):
         times, setup = compared(known, held, size, Cost(compute, link, unpack), transfer)
+    print_times(times)
+    print(f"simulated, {len(held)} documents, {size} experts in memory; auto: {told(setup)}")
+
+
+def print_times(times: Mapping[str, Sequence[Times]]) -> None:
+    """Print a line for each method, of all documents together."""
     table = Table(*("method", "seconds", "stalled", "MB read", "there", "guessed", "late"))
     for name, ones in times.items():
         uses = sum(one.uses for one in ones)
@@ -149,7 +155,6 @@ def replay(
             name, *(f"{s:.3f}" for s in seconds), f"{volume:,.1f}", *(f"{s:.1%}" for s in shares)
         )
     Console().print(table)
-    print(f"simulated, {len(held)} documents, {size} experts in memory; auto: {told(setup)}")
 
 
 def _same(one: Replayed, other: Replayed) -> bool:
