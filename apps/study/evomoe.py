@@ -12,6 +12,7 @@ from torch import nn
 from apps.study.evomoe_figures import COLUMNS, FILE, SECONDS
 from apps.study.evomoe_pieces import (
     BITS,
+    COUNTS,
     LEAK,
     Routed,
     Texts,
@@ -42,7 +43,7 @@ from studies.evomoe.spawning import spawning_changes
 TEXT, TRAINING, CLAIM, SPAWNING = (
     "test text", "training", "up to the last held-out loss of Switch", "spawning",
 )  # fmt: skip
-METRIC, COUNTS, UPDATES = "bits per byte", "order 1", "updates"
+METRIC, UPDATES = "bits per byte", "updates"
 REFERENCE, OWN = "switch", "evomoe"
 FLOPS_OF_BUDGET, ACTIVE, LEAKS = "FLOPs over the budget", "active experts", "logits changed"
 FRACTION = {name: f"fraction of its {name}" for name in ("FLOPs", UPDATES, SECONDS)}
@@ -53,9 +54,9 @@ TEMPERATURES, NUMBERS = (2.0, 1.0, 0.5), (8, 16)
 NOTE = (
     "Every method is trained for the same FLOPs of matmuls, counted over the choices that its "
     "gates really kept, with the best of {rates} learning rates on another seed. Of every test "
-    "document the first 2,000 letters are scored. {counts} are counts of pairs of bytes in the "
-    "training documents. Intervals are over test documents and seeds; spawning is that of the "
-    "trained experts of {own}, unmasked."
+    "document the first 2,000 letters are scored. {counts} are counts of bytes after one and after "
+    "up to five others in all training documents, of which decoders read a part. Intervals are "
+    "over test documents and seeds; spawning is that of the trained experts of {own}, unmasked."
 )
 
 
@@ -90,14 +91,14 @@ def evomoe(
         place, "evomoe", flags, methods=METHODS, seeds=seeds, settings=settings,
         minutes=(trainings * plan.budget / FLOPS_A_SECOND + scored * SCORING_SECONDS) / 60,
     )  # fmt: skip
-    run.only += (COUNTS,) * bool(run.only)  # the simplest rival always takes part
+    run.only += tuple(COUNTS) * bool(run.only)  # the simplest rivals always take part
     texts = Texts(corpus, str(run.folder / "cache"))
     study = _Study(run, texts, plan, seeds)
     study.obtain(study.chosen(rates))
     rows = study.text_rows() + study.training_rows() + study.claim_rows() + study.spawning_rows()
     run.finish(
         rows, bars(rows), seeds=seeds, data=study.data.digest(), headline=_headline(rows),
-        notes=[NOTE.format(rates=len(rates), counts=COUNTS, own=OWN)],
+        notes=[NOTE.format(rates=len(rates), counts=" and ".join(COUNTS), own=OWN)],
     )  # fmt: skip
 
 
@@ -176,10 +177,9 @@ class _Study:
             name: [self.scores.load(one.piece)[BITS] for one in own]
             for name, own in self.found.items()
         }
-        counts = self.run.piece(COUNTS)
-        work = partial(count, texts=self.texts)
-        if self.run.obtain(self.scores, [counts], work):
-            bits = {COUNTS: [self.scores.load(counts)[BITS]], **bits}
+        counts = [self.run.piece(name) for name in COUNTS]
+        found = self.run.obtain(self.scores, counts, partial(count, texts=self.texts))
+        bits = {**{one.method: [self.scores.load(one)[BITS]] for one in found}, **bits}
         draws = Resamples.clusters([one.name for one in beginnings(self.data)[0]])
         scores = {
             name: [moments(one.numpy(), ratio, name=METRIC) for one in own]
@@ -279,7 +279,7 @@ def bars(rows: Sequence[Row]) -> list[Bar]:
     kept = spawned("gumbel", 2.0, 8)
     evolved = [name for name, method in METHODS.items() if method.gate == "DenseToSparseGate"]
     flops, active = of(TRAINING, FLOPS_OF_BUDGET), of(TRAINING, ACTIVE, evolved)
-    counts, changed = of(TEXT, METRIC, [COUNTS]), [*of(SPAWNING, "train", [kept]),
+    counts, changed = of(TEXT, METRIC, [*COUNTS][:1]), [*of(SPAWNING, "train", [kept]),
                                                     *of(SPAWNING, "eval", [kept])]  # fmt: skip
     if not (flops and active and counts and changed):
         return []

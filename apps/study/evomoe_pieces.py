@@ -24,6 +24,7 @@ from studies.evomoe.methods import METHODS, VOCAB, Sizes, decoder_of, plan_of
 from studies.evomoe.spawning import APPENDED, leak
 
 BITS, LEAK = "bits", "leak"
+COUNTS = {"order 1": 1, "order 5": 5}
 LETTERS = 2000  # of a test document that are scored
 WINDOWS = 32  # that losses on the way, routings and leaks are measured on
 CLIP = 1.0
@@ -121,11 +122,11 @@ def score(
 
 
 def count(piece: Piece, job: Job, texts: Texts) -> dict[str, Tensor]:
-    """Return the same bits and bytes (N, 2) of counts of pairs of bytes."""
+    """Return the same bits and bytes (N, 2) of counts of bytes after one or more."""
     del job
     data = texts.read(piece.settings)
-    counts = ByteCounts.fit(data.held_out("train"), order=1)
-    return {BITS: torch.from_numpy(count_bits(counts, *beginnings(data))[1])}
+    counts = ByteCounts.fit(data.held_out("train"), order=COUNTS[piece.method])
+    return {BITS: torch.from_numpy(count_bits(counts, *beginnings(data))[counts.order])}
 
 
 class Routed(NamedTuple):
