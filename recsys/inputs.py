@@ -296,16 +296,11 @@ class InputLayer(nn.Module):
         """Append the columns of the products."""
         self._products: list[list[list[slice]]] = []
         for product in products:
-            widths = {self.bank.field(name).dim for name in product.of}
-            if len(widths) > 1:
-                found = ", ".join(f"{n} {self.bank.field(n).dim}" for n in product.of)
-                raise ValueError(
-                    f"the product {product.name!r} is of embeddings of different widths: {found}; "
-                    "give them the same dim"
-                )
             sides = [[self.slices[name] for name in side] for side in (product.left, product.right)]
             self._products.append(sides)
-            self.slices[product.name] = slice(self.out_dim, self.out_dim + widths.pop())
+            self.slices[product.name] = slice(
+                self.out_dim, self.out_dim + self.bank.field(product.left[0]).dim
+            )
             self.out_dim = self.slices[product.name].stop
 
     def _multiplied(self, v: Tensor) -> Tensor:

@@ -318,6 +318,7 @@ class FeatureSchema:
         for kind in ("user", "item", "weight", "time"):
             if (name := getattr(self, kind)) and name in {one.column for one in self.heads}:
                 raise ValueError(f"the {kind} {name!r} is a label: name another column")
+        _refuse_repeated("columns of user, item, weight and time", self.keys)
         known = {feature.name for feature in self.sparse}
         for kind, owner, names in [
             *(("sequence", s.name, (s.of,)) for s in self.sequences),
@@ -328,6 +329,15 @@ class FeatureSchema:
                 raise ValueError(
                     f"the {kind} {owner!r} is made of {', '.join(strangers)}, no sparse feature of "
                     "the schema"
+                )
+        dims = {feature.name: feature.dim or self.dim for feature in self.sparse}
+        for product in self.products:
+            _refuse_repeated(f"features of the product {product.name!r}", product.of)
+            if len({dims[name] for name in product.of}) > 1:
+                raise ValueError(
+                    f"the product {product.name!r} is of embeddings of different widths: "
+                    f"{', '.join(f'{name} {dims[name]}' for name in product.of)}; give them the "
+                    "same dim"
                 )
 
     def _part_regressions(self) -> None:

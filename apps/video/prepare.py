@@ -103,6 +103,13 @@ def prepare(
     if table.labels:
         _draft(source, table, folder)
         return
+    if named := [
+        name for name, value in dataclasses.asdict(table).items() if value and name != "dim"
+    ]:
+        raise GatesError(
+            f"--table.{named[0]} is of a table without labels: name them by --table.labels, as "
+            "click,buy"
+        )
     if download is not None:
         source = download_release(download, source, tell=print)
     data = _opened(source, drop_invalid=drop_invalid)

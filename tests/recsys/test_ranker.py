@@ -370,14 +370,15 @@ def test_what_does_not_fit_is_refused(refuses):
             lambda: InputLayer(schema, sizes, 4, encoders={"seen": {}}),
         ),
     )
-    wrong = dataclasses.replace(schema, products=(Product(("user",), ("video",)),))
+
+    def multiplied(left, right):
+        return dataclasses.replace(schema, products=(Product(left, right),))
+
     refuses(
         ValueError,
-        ("different widths: user 6, video 4; give", lambda: InputLayer(wrong, sizes, 4)),
-        (
-            "made of movie, no sparse feature",
-            lambda: dataclasses.replace(schema, products=(Product("user", "movie"),)),
-        ),
+        ("different widths: user 6, video 4; give", lambda: multiplied("user", "video")),
+        ("are named twice: user", lambda: multiplied("user", ("video", "user"))),
+        ("made of movie, no sparse feature", lambda: multiplied("user", "movie")),
         ("features on both sides", lambda: Product((), ("video",))),
     )
     ranker, rows = TOY["toy_ranker"](), TOY["rows"](3)

@@ -73,6 +73,18 @@ def test_the_width_of_a_drafted_schema(refused, tmp_path):
     assert f"--table is wrong: {NARROW}" in refused("prepare", "t.csv", *words)
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("--table.labels", "y", "--table.user", "a", "--table.item", "a"), "are named twice: a"),
+        (("--table.user", "a"), "--table.user is of a table without labels: name them by"),
+    ],
+)
+def test_columns_of_a_table_that_are_named_wrongly(words, line, refused, tmp_path):
+    pl.DataFrame({"a": range(50), "y": [0, 1] * 25}).write_csv(tmp_path / "t.csv")
+    assert line in refused("prepare", "t.csv", *words, "--output", "out")
+
+
 @pytest.mark.fault("video V17")
 @pytest.mark.parametrize(
     "words",
