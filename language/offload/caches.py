@@ -3,10 +3,14 @@
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import cached_property, partial
 from typing import NamedTuple
 
 from core_gates.errors import GatesError, check_option
+
+
+Rank = Callable[["RankedCache", int], tuple[float, ...]]
 
 
 class Use(NamedTuple):
@@ -33,7 +37,7 @@ class ExpertCache(ABC):
         resident: Experts that are there.
     """
 
-    def __init__(self, capacity: int, trace: Sequence[int] = ()) -> None:
+    def __init__(self, capacity: int, trace: Sequence[int]) -> None:
         self.capacity, self.trace = capacity, trace
         self.resident: set[int] = set()
 
@@ -46,111 +50,79 @@ class ExpertCache(ABC):
         """
         hit = expert in self.resident
         evicted = self._admit(expert, keep)
-        self.resident = (self.resident - {evicted}) | {expert}
+        if evicted is not None:
+            self.drop(evicted)
+        self.resident.add(expert)
         return Use(hit, evicted)
 
     def drop(self, expert: int) -> None:
-        """Forget an expert that is there: it could not be read."""
-        self._forget(expert)
+        """Forget an expert that is there: another one takes its slot, or it could not be read."""
         self.resident.remove(expert)
 
     @abstractmethod
     def _admit(self, expert: int, keep: Collection[int]) -> int | None: ...
 
-    @abstractmethod
-    def _forget(self, expert: int) -> None: ...
-
 
 class RankedCache(ExpertCache):
-    """Evicts the expert of the lowest rank. Uses of experts that left still count."""
+    """Evicts the expert of the lowest rank. Uses of experts that left still count.
 
-    def __init__(self, capacity: int, trace: Sequence[int] = ()) -> None:
+    Args:
+        capacity: See :class:`ExpertCache`.
+        trace: See :class:`ExpertCache`.
+        rank: Returns the rank of an expert that is there, by the attributes of this class.
+
+    Attributes:
+        clock: Uses up to now.
+        entered: Of each expert, the use at which it last came; those that left are in it, too.
+        last: The last use of each.
+        count: Uses of each.
+    """
+
+    def __init__(self, capacity: int, trace: Sequence[int], rank: Rank) -> None:
         super().__init__(capacity, trace)
-        self.clock = 0
+        self.clock, self.rank = 0, rank
         self.entered: dict[int, int] = {}
         self.last: dict[int, int] = {}
         self.count: Counter[int] = Counter()
 
-    @abstractmethod
-    def _rank(self, expert: int) -> tuple[float, ...]: ...
+    @cached_property
+    def profile(self) -> Counter[int]:
+        """Uses of each in the trace."""
+        return Counter(self.trace)
 
     def _admit(self, expert: int, keep: Collection[int]) -> int | None:
         evicted = None
-        if expert not in self.resident and len(self.resident) == self.capacity:
-            evicted = min(self.resident.difference(keep), key=self._rank)
-            self._forget(evicted)
+        if expert not in self.resident:
+            if len(self.resident) == self.capacity:
+                evicted = min(self.resident.difference(keep), key=partial(self.rank, self))
+            self.entered[expert] = self.clock
         self.clock += 1
-        self.entered.setdefault(expert, self.clock)
         self.last[expert] = self.clock
         self.count[expert] += 1
         return evicted
-
-    def _forget(self, expert: int) -> None:
-        del self.entered[expert]
-
-
-class Lru(RankedCache):
-    """Least recently used."""
-
-    def _rank(self, expert: int) -> tuple[float, ...]:
-        return (self.last[expert],)
-
-
-class Lfu(RankedCache):
-    """Least frequently used; of equals, the least recently used."""
-
-    def _rank(self, expert: int) -> tuple[float, ...]:
-        return self.count[expert], self.last[expert]
-
-
-class Lfru(RankedCache):
-    """Lowest number of uses per access since the last use: frequency and recency together."""
-
-    def _rank(self, expert: int) -> tuple[float, ...]:
-        last = self.last[expert]
-        return self.count[expert] / (self.clock + 1 - last), last
-
-
-class Lifo(RankedCache):
-    """The newest leaves, as in an ablation of Pre-gated MoE (arXiv 2308.12066)."""
-
-    def _rank(self, expert: int) -> tuple[float, ...]:
-        return (-self.entered[expert],)
-
-
-class Static(RankedCache):
-    """The least used in a profile leaves: the hottest stay, one slot serves all others."""
-
-    def __init__(self, capacity: int, trace: Sequence[int] = ()) -> None:
-        super().__init__(capacity, trace)
-        self.profile = Counter(trace)
-
-    def _rank(self, expert: int) -> tuple[float, ...]:
-        return self.profile[expert], self.last[expert]
 
 
 class Belady(RankedCache):
     """The one that is used again last leaves: no policy hits more often. Needs the future."""
 
-    def __init__(self, capacity: int, trace: Sequence[int] = ()) -> None:
-        super().__init__(capacity, trace)
-        self.future = list(trace)
+    def __init__(self, capacity: int, trace: Sequence[int]) -> None:
+        super().__init__(capacity, trace, lambda _, expert: (-self._next_use(expert),))
         self.times: defaultdict[int, list[int]] = defaultdict(list)
         for time, expert in enumerate(trace):
             self.times[expert].append(time)
 
     def _admit(self, expert: int, keep: Collection[int]) -> int | None:
-        if self.future[self.clock : self.clock + 1] != [expert]:
+        if self.clock not in self.times[expert]:
             raise GatesError(
                 f"use {self.clock} is of expert {expert}, which the trace of belady does not have"
                 " there: replay the trace itself"
             )
         return super()._admit(expert, keep)
 
-    def _rank(self, expert: int) -> tuple[float, ...]:
+    def _next_use(self, expert: int) -> float:
         times = self.times[expert]
         place = bisect_right(times, self.clock)
-        return (-times[place] if place < len(times) else float("-inf"),)
+        return times[place] if place < len(times) else float("inf")
 
 
 class Slru(RankedCache):
@@ -160,9 +132,14 @@ class Slru(RankedCache):
     as their newest.
     """
 
-    def __init__(self, capacity: int, trace: Sequence[int] = ()) -> None:
-        super().__init__(capacity, trace)
+    def __init__(self, capacity: int, trace: Sequence[int]) -> None:
         self.protected: OrderedDict[int, None] = OrderedDict()
+        super().__init__(capacity, trace, lambda c, e: (e in self.protected, c.last[e]))
+
+    def drop(self, expert: int) -> None:
+        """See :meth:`ExpertCache.drop`."""
+        super().drop(expert)
+        self.protected.pop(expert, None)
 
     def _admit(self, expert: int, keep: Collection[int]) -> int | None:
         evicted = super()._admit(expert, keep)
@@ -174,13 +151,6 @@ class Slru(RankedCache):
                 self.last[returned] = self.clock
         return evicted
 
-    def _forget(self, expert: int) -> None:
-        super()._forget(expert)
-        self.protected.pop(expert, None)
-
-    def _rank(self, expert: int) -> tuple[float, ...]:
-        return expert in self.protected, self.last[expert]
-
 
 class Arc(ExpertCache):
     """Adaptive replacement: a list of what was used once, a list of what was used again.
@@ -189,11 +159,16 @@ class Arc(ExpertCache):
     (Megiddo and Modha, FAST 2003). All lists have the least recently used first.
     """
 
-    def __init__(self, capacity: int, trace: Sequence[int] = ()) -> None:
+    def __init__(self, capacity: int, trace: Sequence[int]) -> None:
         super().__init__(capacity, trace)
         self.once, self.again = _ordered(), _ordered()
         self.left_once, self.left_again = _ordered(), _ordered()
         self.target = 0.0
+
+    def drop(self, expert: int) -> None:
+        """See :meth:`ExpertCache.drop`."""
+        super().drop(expert)
+        self._forget(expert)
 
     def _admit(self, expert: int, keep: Collection[int]) -> int | None:
         if expert in self.resident:
@@ -242,9 +217,22 @@ def _ordered() -> OrderedDict[int, None]:
     return OrderedDict()
 
 
-POLICIES: dict[str, type[ExpertCache]] = {
-    **{"lru": Lru, "slru": Slru, "lfu": Lfu, "lfru": Lfru, "lifo": Lifo, "arc": Arc},
-    **{"static": Static, "belady": Belady},
+POLICIES: dict[str, Callable[[int, Sequence[int]], ExpertCache]] = {
+    # The least recently used leaves.
+    "lru": partial(RankedCache, rank=lambda c, e: (c.last[e],)),
+    "slru": Slru,
+    # The least frequently used; of equals, the least recently used.
+    "lfu": partial(RankedCache, rank=lambda c, e: (c.count[e], c.last[e])),
+    # The lowest number of uses per access since the last use: frequency and recency together.
+    "lfru": partial(
+        RankedCache, rank=lambda c, e: (c.count[e] / (c.clock + 1 - c.last[e]), c.last[e])
+    ),
+    # The newest leaves, as in an ablation of Pre-gated MoE (arXiv 2308.12066).
+    "lifo": partial(RankedCache, rank=lambda c, e: (-c.entered[e],)),
+    "arc": Arc,
+    # The least used in a profile leaves: the hottest stay, one slot serves all others.
+    "static": partial(RankedCache, rank=lambda c, e: (c.profile[e], c.last[e])),
+    "belady": Belady,
 }
 FROM_TRACE = ("static", "belady")
 
@@ -259,8 +247,3 @@ def make_cache(policy: str, capacity: int, trace: Sequence[int] = ()) -> ExpertC
     if policy in FROM_TRACE and not len(trace):
         raise GatesError(f"policy {policy!r} needs a trace of the layer: give one, or choose 'lfu'")
     return POLICIES[policy](capacity, trace)
-
-
-def replay(cache: ExpertCache, trace: Iterable[int]) -> list[bool]:
-    """Return for each use of a trace whether the expert was there."""
-    return [cache.use(expert).hit for expert in trace]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from language.offload.allocation import ALLOCATIONS
-from language.offload.caches import ExpertCache, Lru, make_cache
+from language.offload.caches import ExpertCache, make_cache
 from language.offload.guesses import Seen, fetched, make_predictor, rarest
 from language.offload.quantization import BITS, packed_bytes
 from language.offload.setup import Predicting, Setup, Sizes, Transferred
@@ -185,7 +185,7 @@ class Simulation:
         sizes = self.sizes = replayed.sizes
         self.replayed, self.cost, self.times = replayed, cost, Times()
         self.now, self.width = 0.0, 0
-        self.caches: list[ExpertCache] = [Lru(budget)] * sizes.layers
+        self.caches: list[ExpertCache] = [make_cache("lru", budget)] * sizes.layers
         self.spans, self.mapped = [1] * sizes.layers, mapped
         self.orders: list[list[list[int]]] = []
         bits = () if mapped else BITS.get(setup.transfer, ())

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from core_gates.errors import GatesError
 from language.offload.allocation import ALLOCATIONS, allocate
-from language.offload.caches import POLICIES, make_cache, replay
+from language.offload.caches import POLICIES, make_cache
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "moe_inference_sora"
 TRACES = st.lists(st.integers(0, 7), min_size=1, max_size=60)
@@ -19,6 +19,10 @@ TRACES = st.lists(st.integers(0, 7), min_size=1, max_size=60)
 def golden(request):
     with np.load(GOLDEN / f"{request.param}.npz") as arrays:
         yield arrays
+
+
+def replay(cache, trace):
+    return [cache.use(expert).hit for expert in trace]
 
 
 def slots_of(golden, how):

@@ -12,7 +12,7 @@ from core_gates.errors import GatesError
 from core_gates.gates.predictive import CrossLayerPredictor
 from core_gates.gates.top_k import TopKGate
 from language.offload.allocation import ALLOCATIONS, allocate
-from language.offload.caches import make_cache, replay
+from language.offload.caches import make_cache
 from language.offload.guesses import Seen, fetched, make_predictor, rarest
 from language.offload.loading import load_offloaded
 from language.offload.setup import Setup
@@ -173,7 +173,7 @@ def test_golden_hits_with_guesses(name, policy, how):
         slots = allocate(how, int(golden["budget"]), layers=layers, experts=experts, least=k)
         for layer in range(layers):
             cache = make_cache(policy.lower(), slots[layer])
-            there = replay(cache, actual[layer].flatten().tolist())
+            there = [cache.use(one).hit for one in actual[layer].flatten().tolist()]
             if layer:
                 gate = TopKGate(golden["gate_input"].shape[-1], experts, k=k, dtype=torch.float64)
                 gate.weight.data = torch.from_numpy(golden["router_weight"][layer])
