@@ -27,10 +27,10 @@ from language.adapt.adapter_training import (
     thresholds_of,
     train_adapter,
 )
-from language.adapt.docstring_sentences import python_sentences
+from language.adapt.docstring_sentences import sentences_of
 from language.adapt.label_scores import label_scores
 from language.adapt.labeled_texts import LabeledTexts, read_folder
-from language.corpus import PYTHON
+from language.corpus import PYTHON, read_corpus
 from language.hf.classifier import classifier_folder, open_classifier
 from language.hf.lora import load_sora
 
@@ -244,7 +244,8 @@ def outputs_of_adapter(adapter: Path, folder: Path, texts: LabeledTexts, context
 def texts_of(data: str, columns: Sequence[str] = ()) -> LabeledTexts:
     """Return the labeled texts of a folder, or those of Python's standard library."""
     with working(f"reading {data}"):
-        texts = python_sentences() if data == PYTHON else read_folder(data, columns)
+        own = data == PYTHON
+        texts = sentences_of(read_corpus([data]).documents) if own else read_folder(data, columns)
     for remark in texts.remarks():
         print(f"{texts.name}: {remark}")
     return texts
@@ -292,10 +293,7 @@ def adapt(
     folder, texts = classifier_folder(model), texts_of(data, columns)
     if method == "sora":
         told_of_rate(recipe)
-    run = Run.of(
-        place.run_folder, config_path=place.config_path, command=place.command, package="language"
-    )
-    run.overwrite = overwrite
+    run = place.run(package="language", overwrite=overwrite)
     made = Adaptation(run, folder, texts, recipe, processes=processes)
     spread: dict[str, Any] = {"devices": processes, "strategy": "ddp"} if processes > 1 else {}
     for piece in made.obtain([method], [seed], **spread):

@@ -11,7 +11,7 @@ from apps.language.adapt import Adaptation, AdapterRecipe, texts_of
 from core_gates.errors import GatesError
 from harness.command.verbs import Place
 from harness.evidence import Bar, Resamples, Row, Scores, compare
-from harness.experiment import Piece, Run
+from harness.experiment import Piece
 from harness.files import Data
 from language.adapt.label_scores import ACCURACY, PEARSON, label_scores
 from language.adapt.labeled_texts import LabeledTexts
@@ -78,10 +78,8 @@ def evaluate(
             " tasks, seeds from 0 and ranks from 1"
         )
     folder = classifier_folder(model)
-    run = Run(
-        place.run_folder.path, app="language", config_path=place.config_path, package="language",
-        overwrite=overwrite, quick=quick, seeds=seeds, command=place.command,
-    )  # fmt: skip
+    run = place.run(package="language", overwrite=overwrite, quick=quick, seeds=seeds)
+    plain = f"lora r{max((recipe.rank, *ranks))}"  # the largest
     rows: list[Row] = []
     met: list[Bar] = []
     said: list[str] = []
@@ -93,16 +91,11 @@ def evaluate(
         if not any(piece.method == SORA for piece in pieces):
             continue  # of a quick run
         own = rows_of_task(made, pieces, task)
-        rows, said = rows + own, [*said, headline(own, task, largest(recipe, ranks))]
+        rows, said = rows + own, [*said, headline(own, task, plain)]
         if not bars.barred or task in bars.barred:
-            met += bars_of_task(own, task, bars, largest(recipe, ranks))
+            met += bars_of_task(own, task, bars, plain)
         used.append(Data(task, "training and test", texts.digest, len(texts.train), "rows"))
     run.finish(rows, met, seeds=seeds, data=used, headline=" ".join(said), notes=[NOTE])
-
-
-def largest(recipe: AdapterRecipe, ranks: Sequence[int]) -> str:
-    """Return the name of the largest plain LoRA."""
-    return f"lora r{max((recipe.rank, *ranks))}"
 
 
 def rows_of_task(made: Adaptation, pieces: Sequence[Piece], task: str) -> list[Row]:

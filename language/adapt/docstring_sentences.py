@@ -8,17 +8,12 @@ from collections.abc import Iterator, Sequence
 
 from core_gates.errors import GatesError
 from language.adapt.labeled_texts import LabeledTexts, Row, labeled
-from language.corpus import PYTHON, Corpus, Document, read_corpus
+from language.corpus import PYTHON, Corpus, Document
 
 CLASSES = 6
 WORDS = 4  # of a sentence at least
 END = re.compile(r"(?<=[.!?])\s")
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-
-
-def python_sentences() -> LabeledTexts:
-    """Return the first sentences of docstrings of the packages that have the most."""
-    return sentences_of(read_corpus([PYTHON]).documents)
 
 
 def sentences_of(documents: Sequence[Document]) -> LabeledTexts:

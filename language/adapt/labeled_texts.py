@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from core_gates.errors import GatesError
 from harness.files import short_digest
@@ -128,7 +128,12 @@ def read_folder(folder: str | Path, columns: Sequence[str] = ()) -> LabeledTexts
         )
     parts = {part: read_rows(path, columns) for part, path in found.items()}
     held_out = next(
-        (parts[p] for p in ("test", "validation") if p in parts and _has_labels(parts[p])), []
+        (
+            parts[p]
+            for p in ("test", "validation")
+            if p in parts and any(one.label for one in parts[p])
+        ),
+        [],
     )
     return labeled(folder.resolve().name, parts["train"], held_out)
 
@@ -277,7 +282,8 @@ def _json_lines(
         *texts, label = [fields.get(name) for name in named]
         if not all(isinstance(text, str) for text in texts):
             raise GatesError(f"{place} has no text in {' and '.join(named[:-1])}: write strings")
-        yield Row(tuple(str(text).strip() for text in texts), _plain(label), place)
+        told = None if label is None else str(label).strip()
+        yield Row(tuple(str(text).strip() for text in texts), told, place)
 
 
 def _labels(path: Path, lines: Sequence[tuple[int, str]], wanted: Sequence[str]) -> Iterator[Row]:
@@ -299,14 +305,6 @@ def _columns(names: Sequence[str], wanted: Sequence[str]) -> list[str] | None:
     if texts is None:
         return None
     return [*texts, next((label for label in LABELS if label in names), "label")]
-
-
-def _has_labels(rows: Sequence[Row]) -> bool:
-    return any(row.label for row in rows)
-
-
-def _plain(label: Any) -> str | None:
-    return None if label is None else str(label).strip()
 
 
 def _number(label: str | None) -> float:

@@ -12,27 +12,19 @@ def allocate(how: str, budget: int, *, layers: int, experts: int, least: int) ->
         how: ``uniform`` divides the budget evenly, what remains goes to the first layers;
             ``shallow`` gives ``least`` to each layer and fills the first layers with the rest,
             since the experts of early layers are predicted worst (Fate, arXiv 2502.12224).
-        budget: Slots of all layers together; more than there are experts are not used.
+        budget: Slots of all layers together, ``least`` for each or more; more than there are
+            experts are not used.
         layers: Layers with experts.
         experts: Experts of each layer.
         least: Slots that each layer needs, the experts of one token.
 
     Raises:
-        GatesError: The budget is below ``least`` slots for each layer, or ``how`` is unknown.
+        GatesError: ``how`` is unknown.
     """
     check_option("allocation", how, ALLOCATIONS, GatesError)
-    if budget < least * layers:
-        raise GatesError(
-            f"{budget} slots are too few for {layers} layers of {least} experts a token:"
-            f" give at least {least * layers}"
-        )
     budget = min(budget, layers * experts)
     if how == "uniform":
         each, rest = divmod(budget, layers)
         return [each + (layer < rest) for layer in range(layers)]
-    slots, rest = [], budget - least * layers
-    for _ in range(layers):
-        more = min(rest, experts - least)
-        slots.append(least + more)
-        rest -= more
-    return slots
+    rest, room = budget - least * layers, experts - least
+    return [least + min(max(0, rest - layer * room), room) for layer in range(layers)]

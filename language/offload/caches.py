@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from core_gates.errors import GatesError, check_option
 
-
 Rank = Callable[["RankedCache", int], tuple[float, ...]]
 
 

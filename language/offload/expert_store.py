@@ -79,7 +79,8 @@ class ExpertStore:
 
     def __init__(self, folder: Path, layers: Mapping[str, nn.Module]) -> None:
         self.folder, self.hybrid = folder, False
-        self.others = {_renamed(key): span for key, span in _spans(folder)}
+        named = _spans(folder)  # older files, such as Mixtral's, have other names of modules
+        self.others = {key.replace(".block_sparse_moe.", ".mlp."): span for key, span in named}
         self.names = list(layers)
         self.tensors: list[dict[str, SlabTensor]] = []
         self._spans: list[list[list[tuple[int, Span]]]] = []  # layer, expert: place and span
@@ -196,11 +197,6 @@ def _check(key: str, span: Span, dtype: torch.dtype, shape: tuple[int, ...]) -> 
             f"{span.path} has {key} as {span.dtype} {span.shape}, the model needs {dtype} {shape}:"
             " save the checkpoint in the dtype of its config.json"
         )
-
-
-def _renamed(key: str) -> str:
-    """The name that transformers gives to a tensor of older files, such as Mixtral's."""
-    return key.replace(".block_sparse_moe.", ".mlp.")
 
 
 def _spans(folder: Path) -> Iterator[tuple[str, Span]]:

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from core_gates.errors import GatesError
 from language.offload.expert_store import ALIGNMENT
@@ -25,7 +24,9 @@ class SlabPool:
     """
 
     def __init__(self, slots: int, slab_bytes: int) -> None:
-        self.slabs = _aligned(slots, slab_bytes)
+        raw = torch.empty(slots * slab_bytes + ALIGNMENT, dtype=torch.uint8)
+        start = -raw.data_ptr() % ALIGNMENT
+        self.slabs = raw[start : start + slots * slab_bytes].view(slots, slab_bytes)
         self._buffers = [slab.numpy().data for slab in self.slabs]
 
     def fill(self, slot: int, read: Read) -> None:
@@ -97,9 +98,3 @@ def make_pool(slots: int, slab_bytes: int, device: torch.device) -> SlabPool:
     if device.type == "cuda":
         return CudaPool(slots, slab_bytes, device)
     return SlabPool(slots, slab_bytes)
-
-
-def _aligned(slots: int, slab_bytes: int) -> Tensor:
-    raw = torch.empty(slots * slab_bytes + ALIGNMENT, dtype=torch.uint8)
-    start = -raw.data_ptr() % ALIGNMENT
-    return raw[start : start + slots * slab_bytes].view(slots, slab_bytes)

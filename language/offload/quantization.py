@@ -1,9 +1,7 @@
 """Experts that travel in 4 or 2 bits and are numbers of the model again when they arrive."""
 
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import NamedTuple
 
 import torch
@@ -79,23 +77,6 @@ def unpack(packed: Packed, bits: int, into: Tensor) -> None:
         part.copy_(dequantize(Packed(*own), bits)[: len(part)])
 
 
-def seconds_to_unpack(weights: int, dtype: torch.dtype, bits: int = 4) -> float:
-    """Return the median of eleven measured times that :func:`unpack` takes for an expert.
-
-    Args:
-        weights: Of the expert.
-        dtype: Of the model.
-        bits: Of a weight.
-    """
-    packed = quantize(torch.randn(-(-weights // GROUP) * GROUP), bits)
-    into, seconds = torch.empty(weights, dtype=dtype), []
-    for _ in range(11):
-        begun = time.thread_time()
-        unpack(packed, bits, into)
-        seconds.append(time.thread_time() - begun)
-    return median(seconds)
-
-
 class QuantizedStore(ExpertStore):
     """Experts read in few bits from a file that is written once for a checkpoint.
 
@@ -136,11 +117,8 @@ class QuantizedStore(ExpertStore):
             OSError: The file cannot be read.
         """
         which, expert = divmod(expert, self.num_experts)
-        bits, size, groups = (
-            self._bits[which],
-            self._size(self._bits[which]),
-            -(-self._weights // GROUP),
-        )
+        bits, groups = self._bits[which], -(-self._weights // GROUP)
+        size = self._size(bits)
         place = (layer * self.num_experts + expert) * size
         record = self._record[:size]
         span = Span(self._packed[which], place, torch.uint8, (size,))

@@ -18,7 +18,7 @@ from language.offload.expert_store import ExpertStore, SlabTensor
 from language.offload.guesses import Predictor, Seen, cross_layer, fetched, make_predictor, rarest
 from language.offload.pool import PINNED, SlabPool, device_of, make_pool
 from language.offload.quantization import BITS, QuantizedStore
-from language.offload.setup import ON_DEMAND, Setup, Sizes
+from language.offload.setup import ON_DEMAND, Setup, Sizes, Used
 from language.offload.staging import Guesses, note_padding
 from language.offload.transfers import Transfer, Transfers
 
@@ -28,28 +28,18 @@ Observer = Callable[[int, Seen], None]
 
 
 @dataclass
-class Counts:
-    """What an offloaded model did.
+class Counts(Used):
+    """What an offloaded model did; ``bytes`` are those of all requests.
 
     Attributes:
-        hits: Uses of experts that were there.
-        guessed: Uses of experts that were guessed, and read or on their way.
-        late: Those of them that had to be waited for.
         loads: Experts that were requested from the store because tokens needed them.
         guesses: Experts that were requested because they were guessed.
-        bytes: What was requested of both.
         unread: Bytes of these that were never read, as guesses were given up in time.
-        stall: Seconds that tokens waited.
     """
 
-    hits: int = 0
-    guessed: int = 0
-    late: int = 0
     loads: int = 0
     guesses: int = 0
-    bytes: int = 0
     unread: int = 0
-    stall: float = 0.0
 
 
 class Offload:
@@ -180,7 +170,8 @@ class OffloadedLayer:
             self._leave()
             self._request(self._needed.index(key))
             now = self.loads[key]
-            self._wait(now)
+            if not now.filled:
+                self._wait(now)
             self.offload.pool.enter(now.slot)
             self._now = now
         return self.offload.pool.slabs[now.slot]
@@ -193,8 +184,6 @@ class OffloadedLayer:
             self._admitted += 1
 
     def _wait(self, load: Transfer) -> None:
-        if load.done.is_set() and load.error is None:
-            return
         counts, begun = self.offload.counts, time.perf_counter()
         counts.late += load.guessed
         self.offload.transfers.wait(load)
@@ -238,8 +227,7 @@ class OffloadedLayer:
                 if not wait:
                     continue
                 self.offload.transfers.settle(load)
-            filled = load.done.is_set() and load.error is None
-            if not filled or expert not in self.cache.resident:
+            if not load.filled or expert not in self.cache.resident:
                 del self.loads[expert]
         for expert in self.cache.resident - self.loads.keys():
             self.cache.drop(expert)
@@ -285,8 +273,7 @@ def run_offloaded(
             f" {layer.offload.pool.slabs.device}: load the model on the device that it runs on"
         )
     stored = next(iter(layer.offload.store.tensors[layer.index].values())).dtype
-    automatic = torch.is_autocast_enabled(hidden_states.device.type)
-    if hidden_states.dtype != stored and not automatic:
+    if hidden_states.dtype != stored and not torch.is_autocast_enabled(hidden_states.device.type):
         raise GatesError(
             f"tokens are {hidden_states.dtype}, experts {stored} as in"
             f" {layer.offload.store.folder}: leave the model in the dtype of its checkpoint"

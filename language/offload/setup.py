@@ -5,7 +5,6 @@ from typing import Literal, NamedTuple
 
 from core_gates.errors import GatesError, check_option
 from language.offload.allocation import allocate
-from language.offload.guesses import PREDICTORS
 
 TRANSFERS = ("stored", "int4", "int2", "hybrid")
 Policy = Literal["lru", "slru", "lfu", "lfru", "lifo", "arc", "static", "belady"]
@@ -30,6 +29,25 @@ class Sizes(NamedTuple):
     k: int
     bytes: int
     weights: int
+
+
+@dataclass
+class Used:
+    """How experts were used.
+
+    Attributes:
+        hits: Uses of experts that were there.
+        guessed: Uses of experts that were guessed, and read or on their way.
+        late: Those of them that had to be waited for.
+        bytes: What was requested, or read.
+        stall: Seconds that tokens waited.
+    """
+
+    hits: int = 0
+    guessed: int = 0
+    late: int = 0
+    bytes: int = 0
+    stall: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -60,9 +78,8 @@ class Setup:
             experts: Experts of a layer.
 
         Raises:
-            GatesError: An option is unknown, or the width is out of range.
+            GatesError: The numbers are unknown, or the width is out of range.
         """
-        check_option("predictor", self.predictor, PREDICTORS, GatesError)
         check_option("transfer", self.transfer, TRANSFERS, GatesError)
         if self.predictor == "none":
             return 0

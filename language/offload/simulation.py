@@ -14,7 +14,7 @@ from language.offload.allocation import ALLOCATIONS
 from language.offload.caches import ExpertCache, make_cache
 from language.offload.guesses import Seen, fetched, make_predictor, rarest
 from language.offload.quantization import BITS, packed_bytes
-from language.offload.setup import Predicting, Setup, Sizes, Transferred
+from language.offload.setup import Predicting, Setup, Sizes, Transferred, Used
 from language.offload.traces import Step, Trace
 
 Key = tuple[int, int]  # layer and expert
@@ -45,26 +45,16 @@ class Cost(NamedTuple):
 
 
 @dataclass
-class Times:
+class Times(Used):
     """What a trace took.
 
     Attributes:
         wall: Seconds.
-        stall: Seconds of them in which tokens waited for experts.
-        bytes: What was read.
         uses: Uses of experts, of one layer and step each.
-        hits: Uses of experts that were there.
-        guessed: Uses of experts that were guessed.
-        late: Those of them that were waited for.
     """
 
     wall: float = 0.0
-    stall: float = 0.0
-    bytes: int = 0
     uses: int = 0
-    hits: int = 0
-    guessed: int = 0
-    late: int = 0
 
 
 class Link:
@@ -73,16 +63,16 @@ class Link:
     Args:
         rate: Bytes per second.
         unpack: Seconds that each transfer takes besides.
+
+    Attributes:
+        waiting: Guesses that are queued: since when, and their size.
+        arrived: When guesses were sent.
     """
 
     def __init__(self, rate: float, unpack: float = 0.0) -> None:
         self.rate, self.unpack, self.free, self.bytes = rate, unpack, 0.0, 0
-        self.waiting: dict[Key, tuple[float, int]] = {}  # since when, and size
+        self.waiting: dict[Key, tuple[float, int]] = {}
         self.arrived: dict[Key, float] = {}
-
-    def guess(self, key: Key, now: float, size: int) -> None:
-        """Queue a guess."""
-        self.waiting[key] = now, size
 
     def advance(self, now: float) -> None:
         """Send the guesses that begin before ``now``."""
@@ -262,7 +252,7 @@ class Simulation:
             key = layer + 1, expert + self.sizes.experts * rare
             if key[1] not in there and len(self.staged) < self.width:
                 self.staged.add(key)
-                self.link.guess(key, self.now, self.volumes[rare])
+                self.link.waiting[key] = self.now, self.volumes[rare]
 
 
 def left_out(documents: Sequence[Sequence[Step]], sizes: Sizes) -> list[Replayed]:
@@ -287,10 +277,12 @@ def rivals(sizes: Sizes, budget: int, transfer: Transferred = "stored") -> dict[
         budget: Experts that there is memory for.
         transfer: Numbers that experts travel in.
     """
-    known = {"on-demand": Setup(transfer=transfer)}
-    known["static"] = Setup(policy="static", transfer=transfer)
-    for predictor in get_args(Predicting)[1:-1]:
-        known[predictor] = Setup(predictor=predictor, transfer=transfer)
+    guessing = get_args(Predicting)[1:-1]
+    known = {
+        "on-demand": Setup(transfer=transfer),
+        "static": Setup(policy="static", transfer=transfer),
+        **{one: Setup(predictor=one, transfer=transfer) for one in guessing},
+    }
     least = sizes.k * sizes.layers
     return {n: s for n, s in known.items() if least + s.guesses(sizes.k, sizes.experts) <= budget}
 
@@ -311,18 +303,14 @@ def choose(
         transfer: Numbers that experts travel in, which are not chosen.
     """
     sizes = documents[0].sizes
-    wide = [width for n in WIDTHS if (width := n * sizes.k) <= sizes.experts]
-    widths = [one for one in wide if sizes.k * sizes.layers + one <= budget]
+    most = min(sizes.experts, budget - sizes.k * sizes.layers)
+    widths = [n * sizes.k for n in WIDTHS if n * sizes.k <= most]
+    names = ("cross-layer", "path-first") if documents[0].profile else ("cross-layer",)
+    guesses = [("none", None), *((name, width) for width in widths for name in names)]
     walls: dict[Setup, float] = {}
-    guesses: list[tuple[Predicting, int | None]] = [("none", None)]
-    for width in widths:
-        guesses += [("cross-layer", width), ("path-first", width)]
-    if not documents[0].profile:
-        guesses = [one for one in guesses if one[0] != "path-first"]
     for policy, allocation, guess in itertools.product(CHOSEN, ALLOCATIONS, guesses):
         setup = Setup(policy, allocation, *guess, transfer)  # type: ignore[arg-type]
-        runs = (Simulation(one, setup, budget, cost).run() for one in documents)
-        walls[setup] = sum(times.wall for times in runs)
+        walls[setup] = sum(Simulation(one, setup, budget, cost).run().wall for one in documents)
     best = min(walls, key=walls.__getitem__)
     plain = Setup(transfer=transfer)
     return best if walls[best] < (1 - LEAST_GAIN) * walls[plain] else plain

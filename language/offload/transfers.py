@@ -5,20 +5,13 @@ import weakref
 from functools import partial
 from queue import PriorityQueue
 from threading import Event, Lock, Thread
-from typing import Protocol
 
 from core_gates.errors import GatesError
+from language.offload.expert_store import ExpertStore
 from language.offload.pool import SlabPool
 
 STOP, DEMAND, AHEAD, GUESS = -1, 0, 1, 2
 """Priorities: end of the thread, what is waited for, what is needed soon, what may be needed."""
-
-
-class Store(Protocol):
-    """What experts are read from."""
-
-    def read_into(self, layer: int, expert: int, slab: memoryview) -> None:
-        """Read an expert into its slab."""
 
 
 class Transfer:
@@ -40,6 +33,11 @@ class Transfer:
         self.error: BaseException | None = None
         self._taken = Lock()
 
+    @property
+    def filled(self) -> bool:
+        """Whether the expert is in its slab."""
+        return self.done.is_set() and self.error is None
+
     def take(self) -> bool:
         """Claim the transfer, to read or to cancel it; True for the first caller alone."""
         return self._taken.acquire(blocking=False)
@@ -57,7 +55,7 @@ class Transfers:
         patience: Seconds after which a read that is waited for counts as stalled.
     """
 
-    def __init__(self, store: Store, pool: SlabPool, patience: float) -> None:
+    def __init__(self, store: ExpertStore, pool: SlabPool, patience: float) -> None:
         self.patience = patience
         self._queue: Queue = PriorityQueue()
         self._order = itertools.count()
@@ -108,7 +106,7 @@ class Transfers:
         self.thread.join(self.patience)
 
 
-def _serve(queue: Queue, reading: list[Transfer], store: Store, pool: SlabPool) -> None:
+def _serve(queue: Queue, reading: list[Transfer], store: ExpertStore, pool: SlabPool) -> None:
     while True:
         transfer = queue.get()[2]
         if transfer is None:

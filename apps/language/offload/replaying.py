@@ -11,9 +11,10 @@ from apps.language.diagnose import beginnings
 from apps.language.offload.running import MAPPED, offloaded, told
 from core_gates.errors import GatesError
 from harness.command.verbs import Place, refuse_existing
+from harness.runs.cost import interleaved_seconds
 from harness.runs.terminal import ticking, working
 from language.corpus import read_corpus
-from language.offload.quantization import seconds_to_unpack
+from language.offload.quantization import GROUP, quantize, unpack
 from language.offload.setup import ON_DEMAND, Setup, Transferred
 from language.offload.simulation import (
     Cost,
@@ -74,6 +75,18 @@ def profile(
     each = seconds_to_unpack(found.model.offload.sizes.weights, found.model.dtype)
     print(f"{len(steps):,} steps of {len(texts)} documents; --unpack {each:.2g} is what INT4 takes")
     print(path)
+
+
+def seconds_to_unpack(weights: int, dtype: torch.dtype) -> float:
+    """Return the median of eleven measured times in which an expert in INT4 becomes numbers.
+
+    Args:
+        weights: Of the expert.
+        dtype: Of the model.
+    """
+    packed = quantize(torch.randn(-(-weights // GROUP) * GROUP), 4)
+    into = torch.empty(weights, dtype=dtype)
+    return interleaved_seconds({"int4": lambda: unpack(packed, 4, into)}, rounds=11)["int4"]
 
 
 def require_documents(found: Sequence[object], tokens: int) -> None:

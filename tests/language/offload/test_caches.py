@@ -119,5 +119,4 @@ def test_bad_inputs_are_one_line(refuses):
         ("policy 'static' needs a trace", lambda: make_cache("static", 2)),
         ("use 1 is of expert 5", lambda: replay(make_cache("belady", 2, [4, 6]), [4, 5])),
         ("allocation is 'deep'", lambda: allocate("deep", 9, layers=2, experts=4, least=2)),
-        ("give at least 4", lambda: allocate("shallow", 3, layers=2, experts=4, least=2)),
     )
