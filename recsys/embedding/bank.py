@@ -323,8 +323,7 @@ class EmbeddingBank(nn.Module):
             self._runs[part] = _runs(self.fields, chosen, lookups)
 
     def _std(self, name: str) -> float:
-        halves = name not in self.sizes
-        return self.std**0.5 if halves else self.std
+        return self.std if name in self.sizes else self.std**0.5
 
     def extra_repr(self) -> str:
         """Show the sizes in ``print(bank)``."""

@@ -383,8 +383,7 @@ class TaskMixture(GroupMixture):
         if number == weights.shape[-1]:
             return weights
         index = torch.tensor(self.expert_of_output, device=weights.device)
-        zeros = weights.new_zeros(*weights.shape[:-1], number)
-        return zeros.index_add(-1, index, weights)
+        return weights.new_zeros(*weights.shape[:-1], number).index_add(-1, index, weights)
 
 
 def _numbered(owner: Sequence[str]) -> tuple[str, ...]:
