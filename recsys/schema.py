@@ -259,7 +259,8 @@ class FeatureSchema:
     """The features, tasks and keys of a table.
 
     Attributes:
-        tasks: What is predicted, in the order of the outputs; regressions among them are kept in
+        tasks: What is predicted, in the order of the outputs; names, and a mapping of names to
+            categories, are tasks, too. Regressions among them are kept in
             ``regressions``.
         sparse: Categorical columns.
         dense: Numeric columns.
@@ -342,7 +343,7 @@ class FeatureSchema:
 
     def _part_regressions(self) -> None:
         """Part regressions from tasks, and check that thresholds and scales are of something."""
-        given = (*self.tasks, *self.regressions)
+        given = (*tasks_of(self.tasks), *self.regressions)
         for name, kind in (("tasks", "binary"), ("regressions", "regression")):
             object.__setattr__(self, name, tuple(one for one in given if one.kind == kind))
         known = [one.name for one in self.regressions]

@@ -22,6 +22,13 @@ from recsys.vocabulary import HashedValues, Vocabulary
 TASKS = (Task("y"),)
 
 
+def test_names_and_categories_are_tasks():
+    told = {"click": "look", "buy": "act"}
+    tasks = (Task("click", category="look"), Task("buy", category="act"))
+    assert FeatureSchema(tasks=told).tasks == tasks == FeatureSchema(tasks=tasks).tasks
+    assert FeatureSchema(tasks=("y",)).tasks == TASKS
+
+
 @pytest.mark.fault("video R12")
 @pytest.mark.parametrize("kind", [Sparse, Dense])
 def test_a_feature_called_like_the_indicator_of_another_is_refused(kind):
