@@ -388,7 +388,12 @@ class Comparison(Splits):
         own = found.get(reference, [])
         return [
             *claim_bars(claims, rows, reference, test=test, tasks=self.tasks(), found=own),
-            *margin_bars(claims.margins, found, self.contest.entries, test),
+            *margin_bars(
+                claims.margins,
+                found,
+                [m for m, entry in self.contest.entries.items() if entry.get("net") != "Linear"],
+                test,
+            ),
             *fault_bars(faults, claims.collapsed, claims.healthy),
         ]
 

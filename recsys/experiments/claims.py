@@ -77,7 +77,8 @@ class Claims:
         collapsed: Methods that show expert collapse in every seed.
         healthy: Methods that show none in any.
         margins: ``METHOD - OTHER`` -> largest difference of their summed log-losses, and if that is
-            not positive an interval below 0; ``best`` is the network with the lowest one.
+            not positive an interval below 0; ``best`` is the network with the lowest one, linear
+            models apart.
     """
 
     beats: tuple[str, ...] = ()
