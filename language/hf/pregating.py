@@ -134,7 +134,7 @@ def pregate(model: nn.Module, level: int = 1) -> None:
     owner: Any = model
     base: Any = getattr(owner, getattr(owner, "base_model_prefix", "model"), owner)
     blocks: Any = base["layers"] if isinstance(base, nn.ModuleDict) else getattr(base, "layers", ())
-    routers = [_router_of(block) for block in blocks]
+    routers = [router_of(block) for block in blocks]
     name, count = type(model).__name__, len([one for one in routers if one is not None])
     if not count:
         raise GatesError(
@@ -157,8 +157,8 @@ def pregate(model: nn.Module, level: int = 1) -> None:
     setattr(getattr(owner, "config", owner), MARK, level)
 
 
-def _router_of(block: nn.Module) -> nn.Module | None:
-    """Return the gate of the experts of a block; None for a dense block."""
+def router_of(block: nn.Module) -> nn.Module | None:
+    """Return the gate of the experts of a block of a model; None for a dense block."""
     for module in block.modules():
         if "experts" in module._modules:
             return next((found for n in ROUTERS if (found := module._modules.get(n))), None)

@@ -11,7 +11,7 @@ from core_gates.errors import GatesError, check_option
 from core_gates.gates.predictive import CrossLayerPredictor, fetch_order
 from core_gates.routing.base import Gate
 from core_gates.routing.output import RoutingOutput
-from language.hf.pregating import level_of
+from language.hf.pregating import level_of, router_of
 
 PREDICTORS = ("none", "all", "cross-layer", "path", "frequency", "oracle", "path-first")
 FROM_PROFILE = ("path", "frequency", "path-first")
@@ -80,8 +80,7 @@ def cross_layer(model: nn.Module, names: Sequence[str], dim: int, width: int) ->
     """
     ahead = []
     for name in names[1:]:
-        block = model.get_submodule(name.rpartition(".")[0])
-        router = getattr(block, "gate", getattr(block, "router", None))
+        router = router_of(model.get_submodule(name.rpartition(".")[0]))
         if not hasattr(router, "num_experts"):
             raise GatesError(f"no router is next to {name}: guess by 'frequency', or not at all")
         ahead.append(CrossLayerPredictor(RouterGate(router, dim), width=width))
@@ -192,13 +191,11 @@ def fetched(
         padding: True (T,) at tokens that are padding.
     """
     if len(ranked) == 1 and padding is None:
-        one: list[int] = ranked[0, :width].tolist()
-        return one
+        return cast(list[int], ranked[0, :width].tolist())
     first = ranked[:, :k]
     routing = RoutingOutput(torch.ones(first.shape, device=first.device), first).ignore(padding)
     order, counts = fetch_order(routing, num_experts)
-    chosen: list[int] = order[counts > 0].tolist()
-    return chosen
+    return cast(list[int], order[counts > 0].tolist())
 
 
 def rarest(order: Sequence[int]) -> set[int]:

@@ -119,13 +119,11 @@ class QuantizedStore(ExpertStore):
         which, expert = divmod(expert, self.num_experts)
         bits, groups = self._bits[which], -(-self._weights // GROUP)
         size = self._size(bits)
-        place = (layer * self.num_experts + expert) * size
-        record = self._record[:size]
-        span = Span(self._packed[which], place, torch.uint8, (size,))
-        self._read(span, record.numpy().data)
+        place, record = (layer * self.num_experts + expert) * size, self._record[:size]
+        self._read(Span(self._packed[which], place, None, ()), record.numpy().data)
         scale, zero = record[: 4 * groups].view(torch.float32), record[4 * groups : 5 * groups]
-        into = torch.frombuffer(slab, dtype=self._dtype)
-        unpack(Packed(record[5 * groups :], scale, zero), bits, into)
+        packed = Packed(record[5 * groups :], scale, zero)
+        unpack(packed, bits, torch.frombuffer(slab, dtype=self._dtype))
 
     def _size(self, bits: int) -> int:
         return packed_bytes(self._weights, bits)
@@ -138,14 +136,13 @@ class QuantizedStore(ExpertStore):
         digest = short_digest([VERSION, GROUP, self.names, self.slab_bytes, known, some], 12)
         path = cache / f"experts-{digest}.int{bits}"
         cache.mkdir(parents=True, exist_ok=True)
-        lock = path.with_name(f".{path.name}.lock")
-        with locked(lock, path, "wait until it is written", wait=True):
-            if path.is_file():
-                return path
-            with replacing(path) as temporary, temporary.open("wb") as file:
-                for layer, experts in enumerate(self._spans):
-                    for expert in range(self.num_experts):
-                        file.write(self._packed_expert(layer, expert % len(experts), bits))
+        remedy = "wait until it is written"
+        with locked(path.with_name(f".{path.name}.lock"), path, remedy, wait=True):
+            if not path.is_file():  # another process may have written it
+                with replacing(path) as temporary, temporary.open("wb") as file:
+                    for layer, experts in enumerate(self._spans):
+                        for expert in range(self.num_experts):
+                            file.write(self._packed_expert(layer, expert % len(experts), bits))
         return path
 
     def _begin(self, span: Span) -> str:

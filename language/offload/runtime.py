@@ -84,17 +84,15 @@ class Offload:
             seen: Its tokens.
         """
         guesses = self.guesses
-        unread = guesses.keep(layer, needed)
-        self.counts.unread += sum(map(self.store.transfer_bytes, unread))
+        self.counts.unread += sum(map(self.store.transfer_bytes, guesses.keep(layer, needed)))
         if guesses.predict is None or layer + 1 == len(self.layers):
             return
         after = self.layers[layer + 1]
-        experts, width = self.store.num_experts, guesses.width
         ranked = guesses.predict(layer, seen)
         padding = guesses.padding
         if padding is not None and len(padding) != len(ranked):
             padding = None  # of another call: a part of the model was called by itself
-        order = fetched(ranked, self.sizes.k, width, experts, padding)
+        order = fetched(ranked, self.sizes.k, guesses.width, self.sizes.experts, padding)
         after.rare = rarest(order) if self.store.hybrid and guesses.prompt else set()
         for key in map(after.key_of, order):
             if key in after.loads or not guesses.free:
@@ -171,7 +169,10 @@ class OffloadedLayer:
             self._request(self._needed.index(key))
             now = self.loads[key]
             if not now.filled:
-                self._wait(now)
+                counts, begun = self.offload.counts, time.perf_counter()
+                counts.late += now.guessed
+                self.offload.transfers.wait(now)
+                counts.stall += time.perf_counter() - begun
             self.offload.pool.enter(now.slot)
             self._now = now
         return self.offload.pool.slabs[now.slot]
@@ -182,12 +183,6 @@ class OffloadedLayer:
         while self._admitted < start + len(window):
             self._admit(self._needed[self._admitted], window)
             self._admitted += 1
-
-    def _wait(self, load: Transfer) -> None:
-        counts, begun = self.offload.counts, time.perf_counter()
-        counts.late += load.guessed
-        self.offload.transfers.wait(load)
-        counts.stall += time.perf_counter() - begun
 
     def end(self) -> None:
         """Give up what is still on its way, after an error or an interrupt."""
@@ -279,17 +274,19 @@ def run_offloaded(
             f" {layer.offload.store.folder}: leave the model in the dtype of its checkpoint"
         )
     if not top_k_weights.isfinite().all():
-        name = layer.offload.store.names[layer.index]
-        raise GatesError(f"weights of {name} are not finite: the checkpoint or the input is wrong")
-    needed = [one for one in top_k_index.unique().tolist() if one < experts.num_experts]
+        raise GatesError(
+            f"weights of {layer.offload.store.names[layer.index]} are not finite: the checkpoint or"
+            " the input is wrong"
+        )
     seen = Seen(top_k_index, hidden_states)
     with layer.offload.lock:
         for observe in layer.offload.observers:
             observe(layer.index, seen)
         try:
-            layer.begin(needed, seen)
-            eager: Any = type(experts).forward
-            out: Tensor = eager.__wrapped__(experts, hidden_states, top_k_index, top_k_weights)
+            used = top_k_index.unique().tolist()
+            layer.begin([one for one in used if one < experts.num_experts], seen)
+            eager = type(experts).forward.__wrapped__
+            out: Tensor = eager(experts, hidden_states, top_k_index, top_k_weights)
             layer.end()
         except BaseException:
             layer.end()
@@ -440,5 +437,7 @@ def _hand_over(module: nn.Module, layer: OffloadedLayer, tensors: dict[str, Slab
 
 
 def _refuse_state(module: Any, *_: object) -> NoReturn:
-    folder = module.offloaded.offload.store.folder
-    raise GatesError(f"the experts of the model stay in {folder}: copy this folder instead")
+    raise GatesError(
+        f"the experts of the model stay in {module.offloaded.offload.store.folder}: copy this"
+        " folder instead"
+    )

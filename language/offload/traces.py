@@ -100,8 +100,14 @@ def write_trace(path: Path, trace: Trace) -> None:
     place = dict.fromkeys((step.document for step in trace.steps), 0)
     for step in trace.steps:
         number = place[step.document] = place[step.document] + 1
-        told = {"experts": step.routed.tolist(), "guesses": step.ranked.tolist()}
-        lines.append({"document": step.document, "step": number, **told})
+        lines.append(
+            {
+                "document": step.document,
+                "step": number,
+                "experts": step.routed.tolist(),
+                "guesses": step.ranked.tolist(),
+            }
+        )
     write_text(path, "".join(f"{json.dumps(line)}\n" for line in lines))
 
 

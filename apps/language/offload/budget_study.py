@@ -180,8 +180,9 @@ def documents_of(
 ) -> tuple[list[Replayed], list[Replayed]]:
     """Return the documents that methods learn from, and those held out."""
     profile = list(trace["routed"][:known].transpose(0, 1).flatten(1, 2))
-    both = zip(trace["routed"], trace["ranked"], strict=True)
-    steps = [steps_of(n, *one, prompt) for n, one in enumerate(both)]
+    steps = [
+        steps_of(0, *one, prompt) for one in zip(trace["routed"], trace["ranked"], strict=True)
+    ]
     held = [Replayed(one, sizes, profile) for one in steps[known:]]
     return left_out(steps[:known], sizes), held
 
