@@ -37,6 +37,7 @@ from language.seer.rivals import (
     attention_map,
     attention_mass,
     chosen,
+    kept_mass,
     scores_by,
     scores_of,
     static_scores,
@@ -284,17 +285,6 @@ def row_kl(gate: AttnGate | DecodeAttnGate, own: Mapping[str, Tensor]) -> float:
     skip = SKIPPED if isinstance(gate, AttnGate) else 0.0
     logits = logits_of(gate, own)
     return float(gate_distillation_loss(logits, own["target"], skip=skip, reduction="row"))
-
-
-def kept_mass(mass: Tensor, mask: Tensor) -> float:
-    """Return the attention in kept blocks, averaged over heads.
-
-    Args:
-        mass: Attention (1, H, R, N), which sums to 1 over a head.
-        mask: Kept blocks (1, H or K, R, N).
-    """
-    mask = mask.repeat_interleave(mass.shape[1] // mask.shape[1], 1)
-    return float((mass * mask).sum() / mass.shape[1])
 
 
 def nats(model: Any, sequence: Tensor, attend: Attend) -> float:

@@ -9,8 +9,6 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from apps.language.block_study import kept_mass
-from apps.language.distill import FILE
 from harness.evidence import Resamples, compare, moments
 from harness.figures.style import SHARES, dress, head, new_figure, place
 from harness.report.page import Page, TourRow
@@ -18,7 +16,7 @@ from language.corpus import Document
 from language.hf.pretrained import open_pretrained
 from language.seer.attach import BlockGate
 from language.seer.attention import Seen
-from language.seer.block_files import load_block_gates
+from language.seer.block_files import FILE, load_block_gates
 from language.seer.recording import logits_of, read, record
 from language.seer.rivals import (
     GATE,
@@ -29,6 +27,7 @@ from language.seer.rivals import (
     attention_mass,
     chosen,
     gate_scores,
+    kept_mass,
 )
 
 GATES = "seer/gates/prefill-s0"  # of the weights that ship

@@ -22,12 +22,12 @@ from language.corpus import Document, read_corpus
 from language.hf.gate_file import fingerprint, read_gates, weights_digest
 from language.hf.pretrained import Pretrained, open_pretrained
 from language.seer.attach import Kind, attach_block_gates, block_gates, detach_block_gates
-from language.seer.block_files import KIND, load_block_gates, save_block_gates
+from language.seer.block_files import FILE, KIND, load_block_gates, save_block_gates
 from language.seer.distillation import BlockGateModule, RecordData
 from language.seer.recording import record_bytes, record_sequence
 
 RECORDS, GATES = "records", "gates"
-FILE = "gates.safetensors"
+
 LOGGED = 10  # steps between two rows of metrics.csv
 CARD = """---
 library_name: gatesuite

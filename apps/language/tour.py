@@ -10,13 +10,12 @@ import numpy as np
 import torch
 
 from apps.language.block_tour import GATES, BlockPart, block_part
-from apps.language.byte_scores import DECODER, REFERENCE
 from apps.language.generate import SHIPPED_CONFIG, models_in, shipped
 from apps.language.offload.expert_tour import ExpertPart, expert_part
 from harness.evidence import Resamples, compare, moments
 from harness.report.page import Page, StopSkippedError, TourRow, TourStop
 from language.corpus import Document, read_corpus
-from language.counts import ByteCounts
+from language.counts import ORDER, ByteCounts
 from language.decoder import Decoder
 from language.gated.diagnostics import decoder_diagnostics
 from language.generation import generate
@@ -29,6 +28,7 @@ ADDED, TEMPERATURE = 200, 0.5  # bytes of a completion, and how they are drawn
 FUNCTION = re.compile(r"^def [^\n]+\n( +[^\n]+\n){4,}", re.MULTILINE)
 LINES = 2  # of a function, which are the prompt
 ASCII = 128
+DECODER, REFERENCE = "decoder", f"order {ORDER}"  # as the scores of bytes call them
 
 
 def tour(

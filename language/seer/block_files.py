@@ -13,7 +13,7 @@ from language.hf.locate import attached
 from language.seer.attach import BlockGate, attach_block_gates, block_gates, detach_block_gates
 from language.seer.attention import CHILD
 
-KIND = "block"
+FILE, KIND = "gates.safetensors", "block"
 Round = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
 

@@ -213,3 +213,14 @@ def attend_to(gate: BlockGate, seen: Seen, scores: Tensor, fraction: float) -> T
     size, length = gate.gate.block_size, seen.q.shape[2]
     mask = chosen(gate, scores, fraction, length)
     return block_sparse_attention(seen.q, seen.k, seen.v, mask, size, scale=seen.scale)
+
+
+def kept_mass(mass: Tensor, mask: Tensor) -> float:
+    """Return the attention in kept blocks, averaged over heads.
+
+    Args:
+        mass: Attention (1, H, R, N), which sums to 1 over a head.
+        mask: Kept blocks (1, H or K, R, N).
+    """
+    mask = mask.repeat_interleave(mass.shape[1] // mask.shape[1], 1)
+    return float((mass * mask).sum() / mass.shape[1])
