@@ -204,9 +204,9 @@ def _spans(folder: Path) -> Iterator[tuple[str, Span]]:
     if index.is_file():
         try:
             names = set(json.loads(index.read_text())["weight_map"].values())
+            files = sorted(folder / name for name in names)
         except (ValueError, KeyError, TypeError, AttributeError):
             raise GatesError(f"{index} names no shards: copy it again") from None
-        files = sorted(folder / name for name in names)
     else:
         files = sorted(folder.glob(SHARDS))
     if not files:
@@ -221,7 +221,8 @@ def _header(path: Path) -> Iterator[tuple[str, Span]]:
     """Yield the tensors of a shard.
 
     Raises:
-        GatesError: It is not a safetensors file, or shorter than its header says.
+        GatesError: It is not a safetensors file, or shorter than its header says; or tensors are
+            not one after the other, each as long as its shape says.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -230,15 +231,24 @@ def _header(path: Path) -> Iterator[tuple[str, Span]]:
             header: dict[str, Any] = json.loads(file.read(length) if length < size else b"")
             header.pop("__metadata__", None)
             found = [
-                (key, DTYPES.get(one["dtype"]), tuple(one["shape"]), *one["data_offsets"])
+                (key, DTYPES.get(one["dtype"]), tuple(one["shape"]), first, last)
                 for key, one in header.items()
+                for first, last in [one["data_offsets"]]
             ]
+            end = 8 + length + max((last for *_, last in found), default=0)
         except (ValueError, KeyError, TypeError, AttributeError):
             raise GatesError(
                 f"{path} is no safetensors file, or truncated: copy it again"
             ) from None
-    end = 8 + length + max((last for *_, last in found), default=0)
     if size < end:
         raise GatesError(f"{path} is truncated, {size} bytes of {end}: copy it again")
-    for key, dtype, shape, first, _ in found:
-        yield key, Span(path, 8 + length + first, dtype, shape)
+    place = 0
+    for key, dtype, shape, first, last in sorted(found, key=lambda one: one[3:]):
+        span = Span(path, 8 + length + first, dtype, shape)
+        if first != place or (dtype and last - first != span.nbytes):
+            raise GatesError(
+                f"{path} has {key} of shape {shape} at bytes {first} to {last}, expected it at"
+                f" {place}, as many as it needs: copy it again"
+            )
+        place = last
+        yield key, span

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from core_gates.errors import GatesError, MissingExtraError
 from language.hf.pregating import restore_pregates
-from language.hf.pretrained import in_one_line, require_transformers
+from language.hf.pretrained import CONFIG, in_one_line, require_transformers
 from language.offload.expert_store import ExpertStore
 from language.offload.pool import device_of
 from language.offload.runtime import attach_offload
@@ -46,6 +46,8 @@ def load_offloaded(
         raise MissingExtraError("pretrained", "accelerate") from error
     auto = require_transformers()
     remedy = "give the folder of a mixture model as transformers writes it"
+    if not (folder / CONFIG).is_file():  # else transformers tells of its site
+        raise GatesError(f"{folder} holds no {CONFIG}: {remedy}")
     with in_one_line(f"{folder} holds no model that continues text", remedy):
         config = auto.AutoConfig.from_pretrained(folder, **LOCAL)
         with init_empty_weights(include_buffers=False):
