@@ -161,9 +161,14 @@ class OffloadedLayer:
         """Return the slab of the expert that is needed now, and request those after it.
 
         Raises:
-            GatesError: It cannot be read, or does not arrive.
+            GatesError: It cannot be read, does not arrive, or is asked for by another function.
         """
         now, key = self._now, self.key_of(expert)
+        if key not in self._needed:
+            raise GatesError(
+                f"only the function {NAME!r} reads experts that stay in a folder: call"
+                f" model.set_experts_implementation({NAME!r})"
+            )
         if now is None or now.expert != key:
             self._leave()
             self._request(self._needed.index(key))
@@ -187,6 +192,7 @@ class OffloadedLayer:
     def end(self) -> None:
         """Give up what is still on its way, after an error or an interrupt."""
         self._leave()
+        self._needed = []
         self._settle(wait=False)
 
     def _leave(self) -> None:

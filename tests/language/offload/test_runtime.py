@@ -300,6 +300,22 @@ def odd_header(folder):
     )
 
 
+def moved(folder):
+    """An expert begins where another one is: stock safetensors refuses it, too."""
+    shard = shard_with(folder, "experts.5.down_proj")
+    content = shard.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    one = next(v for k, v in header.items() if "experts.5.down_proj" in k)
+    one["data_offsets"] = [place - 64 for place in one["data_offsets"]]
+    changed = json.dumps(header).encode()
+    shard.write_bytes(len(changed).to_bytes(8, "little") + changed + content[8 + length :])
+
+
+def odd_index(folder):
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": 3}}')
+
+
 def odd_generation(folder):
     (folder / "generation_config.json").write_text("{")
 
@@ -322,6 +338,8 @@ def test_bad_folders_are_one_line(damaged, refuses, load):
         quantized: "is quantized: give the checkpoint in bfloat16 or float32",
         other_json: "index.json names no shards: copy it again",
         odd_header: "is no safetensors file, or truncated",
+        odd_index: "index.json names no shards: copy it again",
+        moved: r"experts\.5\.down_proj.* of shape \(.*\) at bytes \d+ to \d+, expected it at",
         odd_generation: "holds no model that continues text",
         bare: r"has no \*\.safetensors",
     }
@@ -346,8 +364,10 @@ def test_bad_inputs_are_one_line(checkpoint, load, refuses, tmp_path):
     sparse = transformers.SwitchTransformersForConditionalGeneration(switch)
     plain.save_pretrained(tmp_path / "llama")
     sparse.save_pretrained(tmp_path / "switch")
-    model, closed = load(), load_offloaded(folder, budget=1.0)
+    model, closed, eager = load(), load_offloaded(folder, budget=1.0), load()
     closed.offload.close()
+    eager(IDS)
+    eager.set_experts_implementation("eager")
     embedded = model.get_input_embeddings()(IDS).requires_grad_()
     changed = transformers.AutoModelForCausalLM.from_pretrained(folder)
     changed.model.layers[1].mlp.experts.down_proj.data = (
@@ -361,11 +381,12 @@ def test_bad_inputs_are_one_line(checkpoint, load, refuses, tmp_path):
         ("the budget is -1, expected bytes, or a fraction", lambda: load(budget=-1)),
         ("the budget is nan", lambda: load(budget=float("nan"))),
         ("there are no tokens to compute", lambda: model.generate(IDS[:, :0], max_new_tokens=2)),
+        ("only the function 'offloaded' reads experts that stay in a", lambda: eager(IDS)),
         (f"^LlamaForCausalLM {none}", lambda: attach_offload(plain, folder, budget=1.0)),
         (none, lambda: attach_offload(sparse, folder, budget=1.0)),
         (none, lambda: load(tmp_path / "llama")),
         ("holds no model that continues text", lambda: load(tmp_path / "switch")),
-        ("holds no model that continues text", lambda: load(tmp_path / "nothing")),
+        ("nothing holds no config.json: give the folder", lambda: load(tmp_path / "nothing")),
         (
             "has other weights than the model for expert 0 of model.layers.1.mlp.experts: save the",
             lambda: attach_offload(changed, folder, budget=1.0),
