@@ -141,7 +141,7 @@ def pregate(model: nn.Module, level: int = 1) -> None:
             f"{name} has no layers whose gate chooses experts, one after the other: give a mixture"
             " model such as Mixtral, Qwen3-MoE, OLMoE, DeepSeek-V3 or GPT-OSS"
         )
-    if not 1 <= level < count:
+    if type(level) is not int or not 1 <= level < count:
         raise GatesError(
             f"level is {level}, but {name} has {count} layers of experts: give 1 to {count - 1}"
         )

@@ -237,7 +237,8 @@ def test_bad_inputs_are_one_line(opened, refuses):
     refuses(
         GatesError,
         ("level is 3, but Qwen3MoeForCausalLM has 3 layers of experts", lambda: pregate(model, 3)),
-        ("level is 0.* give 1 to 2$", lambda: pregate(model, 0)),
+        ("level is 0, .* give 1 to 2$", lambda: pregate(model, 0)),
+        ("level is 1.0, .* give 1 to 2$", lambda: pregate(model, 1.0)),
         ("LlamaForCausalLM has no layers whose gate", lambda: pregate(dense)),
         ("Linear has no layers whose gate", lambda: pregate(torch.nn.Linear(2, 2))),
     )
