@@ -126,8 +126,8 @@ def read_trace(path: Path) -> Trace:
     number = 1
     try:
         sizes = Sizes(**json.loads(lines[0])) if lines else Sizes(0, 0, 0, 0, 0)
-        if min(sizes) < 1:
-            raise ValueError("sizes below 1")
+        if any(type(size) is not int or size < 1 for size in sizes):
+            raise ValueError("sizes are no whole numbers from 1")
         for line in lines[1:]:
             number += 1
             entry = json.loads(line)
@@ -138,6 +138,9 @@ def read_trace(path: Path) -> Trace:
                 raise ValueError(f"step {step} after step {last[document]}: steps must grow")
             last[document] = step
             steps.append(_step(document, entry, sizes))
+            wide, first = steps[-1].ranked.shape[2], steps[0].ranked.shape[2]
+            if wide != first:
+                raise ValueError(f"{wide} guesses for a token, {first} in line 2")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise GatesError(
