@@ -135,9 +135,8 @@ class QuantizedStore(ExpertStore):
         some = [self._begin(one[-1][1]) for experts in self._spans for one in experts]
         digest = short_digest([VERSION, GROUP, self.names, self.slab_bytes, known, some], 12)
         path = cache / f"experts-{digest}.int{bits}"
-        cache.mkdir(parents=True, exist_ok=True)
-        remedy = "wait until it is written"
-        with locked(path.with_name(f".{path.name}.lock"), path, remedy, wait=True):
+        lock = path.with_name(f".{path.name}.lock")
+        with locked(lock, path, "wait until it is written", wait=True):
             if not path.is_file():  # another process may have written it
                 with replacing(path) as temporary, temporary.open("wb") as file:
                     for layer, experts in enumerate(self._spans):

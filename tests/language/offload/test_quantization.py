@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -144,8 +145,11 @@ def test_checkpoints_whose_files_look_alike_have_their_own(checkpoint, tmp_path)
     assert len(list(tmp_path.glob("experts-*.int4"))) == 2
 
 
-def test_bad_inputs_are_one_line(load, refuses):
+def test_bad_inputs_are_one_line(load, checkpoint, refuses, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    packed = partial(load_offloaded, checkpoint(), budget=1.0, setup=Setup(transfer="int4"))
     refuses(
         GatesError,
+        (r"\.int4 cannot be written: Not a directory", lambda: packed(cache=tmp_path / "file")),
         ("transfer is 'int8'; choose one of stored, int4", lambda: load("int8")),
     )
