@@ -67,6 +67,7 @@ def attach_sora(
         for name, layer in model.named_modules()
         if isinstance(layer, _kinds()) and not f"{name}.".startswith(heads)
     }
+    where = [where] if isinstance(where, str) else where  # its letters are no patterns
     chosen = [name for name in layers if any(fnmatchcase(name, one) for one in where)]
     if not chosen:
         raise GatesError(
@@ -146,6 +147,7 @@ def save_sora(model: nn.Module, path: str | Path) -> Path:
     Raises:
         GatesError: There is nothing to write, or the file cannot be written.
     """
+    model = getattr(model, "_orig_mod", model)  # torch.compile
     heads = heads_of(model)
     layers = [name for name, m in model.named_modules() if isinstance(m, SparseLoraLinear)]
     if not heads:
@@ -202,8 +204,10 @@ def export_lora(model: nn.Module, folder: str | Path, *, labels: Sequence[str] =
         The folder.
 
     Raises:
-        GatesError: There are no adapters, all gates are zero, or the folder cannot be written.
+        GatesError: There are no adapters, all gates are zero, one is not finite, or the folder
+            cannot be written.
     """
+    model = getattr(model, "_orig_mod", model)  # torch.compile
     layers = sora_layers(model)
     exported = {name: layer.adapter.export() for name, layer in layers.items()}
     ranks = {name: lora.rank for name, lora in exported.items() if lora.rank}
@@ -214,6 +218,8 @@ def export_lora(model: nn.Module, folder: str | Path, *, labels: Sequence[str] =
         )
     tensors: dict[str, Tensor] = {}
     for name in ranks:
+        if not all(one.isfinite().all() for one in (exported[name].down, exported[name].up)):
+            raise GatesError(f"the adapter of {name} is not finite: train with a smaller rate")
         tensors[f"{PREFIX}{name}.lora_A.weight"] = exported[name].down
         tensors[f"{PREFIX}{name}.lora_B.weight"] = exported[name].up
     heads = heads_of(model)

@@ -22,6 +22,7 @@ from core_gates.adapters import detach_adapters, rank_gates
 from core_gates.errors import GatesError
 from language.hf.gate_file import write_known
 from language.hf.lora import (
+    CONFIG,
     attach_sora,
     base_digest,
     export_lora,
@@ -170,6 +171,14 @@ def test_a_file_restores_adapters_gates_and_heads(name, tokens, tmp_path):
     assert layers[list(layers)[DEAD]].adapter.lora_A.shape[0] == 0
 
 
+def test_a_compiled_model_is_written_as_what_it_is(tokens, tmp_path):
+    model = trained(tiny("BERT"))
+    compiled = torch.compile(model, backend="eager")
+    load_sora(other := tiny("BERT"), save_sora(compiled, tmp_path / "sora.safetensors"))
+    assert torch.equal(logits(other, tokens), logits(model, tokens))
+    assert "_orig_mod" not in (export_lora(compiled, tmp_path / "lora") / CONFIG).read_text()
+
+
 def test_the_digest_is_that_of_the_base(tokens):
     base = base_digest(tiny("BERT"))
     assert base_digest(trained(tiny("BERT"))) == base
@@ -190,7 +199,9 @@ def test_what_does_not_fit_is_refused(tmp_path, refuses, tokens):
     (tmp_path / "flip.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     save_file(load_file(path), tmp_path / "plain.safetensors")
     some = tiny("BERT")
-    attach_sora(some, where=["*.query"])
+    assert len(attach_sora(some, where="*.query")) == 2
+    odd_gate = trained(tiny("GPT-2"))
+    rank_gates(odd_gate)[0].data[0] = torch.nan
     dead = tiny("GPT-2")
     for layer in attach_sora(dead).values():
         nn.init.zeros_(layer.adapter.lora_gate.weight)
@@ -224,6 +235,7 @@ def test_what_does_not_fit_is_refused(tmp_path, refuses, tokens):
         ("not a model of transformers", lambda: attach_sora(nn.Linear(2, 2))),
         ("has no SoRA", lambda: export_lora(bare, tmp_path / "lora")),
         ("has no SoRA", lambda: save_sora(tiny("Llama"), tmp_path / "new.safetensors")),
+        ("h.0.attn.c_attn is not finite", lambda: export_lora(odd_gate, tmp_path / "lora")),
         ("all gates of 8 layers are zero", lambda: export_lora(dead, tmp_path / "lora")),
         (
             "has adapters of PEFT",
