@@ -175,6 +175,6 @@ def headline(rows: Sequence[Row], task: str, plain: str) -> str:
         f" {_value(rows, SORA, metric):.3f}, {plain} {_value(rows, plain, metric):.3f},"
         f" {CONSTANT} {_value(rows, CONSTANT, metric):.3f}; of rivals of its size"
         f" ({', '.join(row.method for row in rivals)} with {ratio:.0%} of its parameters)"
-        f" {verdict};"
-        f" {_value(rows, SORA, AMONG):.0%} of its components are those of the draw, so {selects}."
+        f" {verdict}, so {selects};"
+        f" {_value(rows, SORA, AMONG):.0%} of its components are those of the draw."
     )
