@@ -29,7 +29,7 @@ from language.adapt.components import (
 from language.adapt.labeled_texts import LabeledTexts, Row
 from language.gated.gate_training import Fit
 from language.hf.classifier import encode_texts, open_classifier
-from language.hf.lora import attach_sora, heads_of, load_sora, save_sora
+from language.hf.lora import attach_sora, freeze_base, heads_of, load_sora, save_sora
 from language.seer.distillation import RecordData
 
 Method = Literal["head", "lora", "sora", "magnitude", "draw"]
@@ -212,9 +212,7 @@ def train_adapter(
 def _attach(model: Any, method: str, piece: Piece) -> dict[str, Tensor]:
     """Attach what a method trains, and return the magnitudes that gates start with, if any."""
     if method == "head":
-        model.requires_grad_(False)
-        for head in heads_of(model):
-            model.get_submodule(head).requires_grad_(True)
+        freeze_base(model)
         return {}
     gated = method != "lora"
     layers = attach_sora(

@@ -185,7 +185,7 @@ def load_sora(model: nn.Module, path: str | Path) -> dict[str, SparseLoraLinear]
     if layers and not present:
         _attach(model, layers, rank=1)
     model.load_state_dict(tensors, strict=False)
-    _freeze(model)
+    freeze_base(model)
     return {name: model.get_submodule(name) for name in layers}  # type: ignore[misc]
 
 
@@ -273,11 +273,11 @@ def _attach(model: nn.Module, names: Sequence[str], **options: Any) -> None:
             )
     adapt = partial(SparseLoraLinear, **options)
     attach_adapters(model, adapt, where=names, kinds=_kinds())
-    _freeze(model)
+    freeze_base(model)
 
 
-def _freeze(model: nn.Module) -> None:
-    """Freeze all but adapters and heads."""
+def freeze_base(model: nn.Module) -> None:
+    """Freeze all of a model but its adapters and heads."""
     model.requires_grad_(False)
     for module in model.modules():
         if isinstance(module, SparseLoraLinear):
