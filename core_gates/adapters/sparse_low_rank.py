@@ -342,6 +342,11 @@ class SparseLoraLinear(nn.Module):
         added: Tensor = self.adapter(x)
         return base + added
 
+    @property
+    def weight(self) -> Tensor:
+        """That of the base, which models ask for its type."""
+        return cast(Tensor, self.base.weight)
+
     def merge(self) -> nn.Module:
         """Add the adapter to the weight of the layer in place, close it, and return the layer."""
         self.adapter.merge_into(self.base)

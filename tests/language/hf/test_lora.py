@@ -15,6 +15,8 @@ from transformers import (
     BertModel,
     GPT2Config,
     LlamaConfig,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 from transformers.pytorch_utils import Conv1D
 
@@ -253,3 +255,15 @@ def test_a_body_alone_and_an_untied_head():
     assert len(attach_sora(body, where=["*"])) == 13  # its pooler included
     untied = tiny("Llama", tie_word_embeddings=False)
     assert "lm_head" in attach_sora(untied, where=["*"])
+
+
+def test_a_model_that_asks_its_layers_for_their_type():
+    sizes = {"vocab_size": 32, "d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    model, tokens = T5ForConditionalGeneration(T5Config(**sizes)).eval(), torch.arange(4)[None]
+    before = model(input_ids=tokens, decoder_input_ids=tokens).logits
+    layers = attach_sora(model, rank=2)
+    after = model(input_ids=tokens, decoder_input_ids=tokens).logits
+    torch.testing.assert_close(after, before, rtol=0, atol=1e-5)
+    for layer in layers.values():
+        torch.nn.init.ones_(layer.adapter.lora_B)
+    assert not torch.allclose(model(input_ids=tokens, decoder_input_ids=tokens).logits, before)
