@@ -233,7 +233,9 @@ def draw(page: Page, run: StudyRun) -> None:
         }
         if shown:
             page.section(f"Errors by size, {start}").figure(
-                rates_figure(shown, sizes), "Medians over repeats; both axes are logarithmic.",
+                rates_figure(shown, sizes, start),
+                "Medians over repeats; both axes are logarithmic. What falls like the dotted line "
+                "is estimated at the parametric rate.",
                 name="rates",
             )  # fmt: skip
 

@@ -55,21 +55,32 @@ def ridge_figure(maps: Mapping[str, Array]) -> Figure:
     return figure
 
 
-def rates_figure(medians: Mapping[str, Mapping[str, Array]], sizes: Array) -> Figure:
+def rates_figure(medians: Mapping[str, Mapping[str, Array]], sizes: Array, start: str) -> Figure:
     """Draw median errors against the size of the sample, a panel for each activation.
+
+    A dotted line falls with the root of the size.
 
     Args:
         medians: Activation -> error -> (S,).
         sizes: (S,).
+        start: Where fits begin, for the title.
     """
+    all_errors = [own[error] for own in medians.values() for error in LETTERS]
+    limits = 0.7 * np.min(all_errors), 1.4 * np.max(all_errors)
     figure = new_figure(0.7 + len(medians) * (SIDE + GAP), SIDE + 1.8)
     for column, (name, errors) in enumerate(medians.items()):
         axes = place(figure, 0.7 + column * (SIDE + GAP), 0.6, SIDE, SIDE)
         colors = colors_of(LETTERS)
         for error, letter in LETTERS.items():
             axes.loglog(sizes, errors[error], color=colors[error], label=letter, marker="o", ms=3)
+        axes.loglog(
+            sizes, limits[1] / 2 * (sizes / sizes[0]) ** -0.5, ":", color="gray", label="$n^{-1/2}$"
+        )
+        axes.set_ylim(*limits)
         dress(axes, title=name, x="sample points", y="" if column else "median error")
-    axes.legend(*axes.get_legend_handles_labels(), frameon=False, ncols=len(LETTERS), fontsize=8,
-                loc="lower right", bbox_to_anchor=(1.0, 1.13), borderaxespad=0)  # fmt: skip
-    head(figure, "Errors of the most likely mixture")
+    axes.legend(
+        *axes.get_legend_handles_labels(), frameon=False, ncols=len(LETTERS) + 1, fontsize=8,
+        loc="lower right", bbox_to_anchor=(1.0, 1.13), borderaxespad=0,
+    )  # fmt: skip
+    head(figure, f"Errors of the most likely mixture, {start}")
     return figure
