@@ -100,16 +100,9 @@ def prepare(
     require_apart(folder, [source])
     if folder.is_file():
         raise GatesError(f"{folder} is a file and no folder: choose another --output")
-    if table.labels:
+    if table != NO_TABLE:
         _draft(source, table, folder)
         return
-    if named := [
-        name for name, value in dataclasses.asdict(table).items() if value and name != "dim"
-    ]:
-        raise GatesError(
-            f"--table.{named[0]} is of a table without labels: name them by --table.labels, as "
-            "click,buy"
-        )
     if download is not None:
         source = download_release(download, source, tell=print)
     data = _opened(source, drop_invalid=drop_invalid)
@@ -148,6 +141,12 @@ def _print_counts(data: KuaiRand, *, strict: bool) -> None:
 
 def _draft(source: Path, columns: Columns, folder: Path) -> None:
     """Write a configuration with the drafted schema of a table, and the report of its columns."""
+    if not columns.labels:
+        named = [n for n, value in dataclasses.asdict(columns).items() if value and n != "dim"]
+        raise GatesError(
+            f"--table.{(*named, 'dim')[0]} is of a table without labels: name them by "
+            "--table.labels, as click,buy"
+        )
     require_apart(folder, files_of(source))
     refuse_strangers(folder, (CONFIG, REPORT))
     try:

@@ -385,8 +385,7 @@ def _summed(metric: str, sums: np.ndarray, mass: np.ndarray) -> Scores:
     """Return the sum over tasks of the mean loss, from sums of losses and weights (U, T)."""
     known = mass.sum(0) > 0
     scores = partial(_scores, metric, sums[:, known], mass[:, known])
-    alone = int(mass.any(1).sum()) == 1
-    return SingleUnit(scores, [metric] if alone else [])
+    return SingleUnit(scores, [metric] if int(mass.any(1).sum()) == 1 else [])
 
 
 def _scores(
