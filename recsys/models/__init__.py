@@ -134,7 +134,7 @@ def _similar(name: str, known: Mapping[str, Any] | Sequence[str]) -> str:
     lower = {k.lower(): k for k in known}
     close = [lower[name.lower()]] if name.lower() in lower else close
     hint = f" (did you mean {close[0]!r}?)" if close else ""
-    return f"{hint}; choose from {', '.join(known)}"
+    return f"{hint}; choose from {', '.join(known) or 'none: options {}'}"
 
 
 def num_weights(

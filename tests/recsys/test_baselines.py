@@ -126,6 +126,21 @@ def test_factors_find_what_biases_cannot(rows_of):
     assert roc_auc_score(labels, again) == found  # its seed decides, not the process
 
 
+@pytest.mark.parametrize("ratio", [0.0, 2.5, 10.0])
+def test_biases_have_a_penalty_of_their_own(world, ratio):
+    """It is the mean over rows of squared factors and, times the ratio, of squared biases."""
+    train, test = halves(world[0])
+    options = {} if ratio == 10 else {"bias_penalty": ratio}
+    net = Factorization(*FIELDS, epochs=1, **options).fit(train, test).net
+    places = train.sparse + net.starts
+    factors, biases = net.factors(places), net.bias.weight[places]
+    expected = (factors.square().sum() + ratio * biases.square().sum()) / len(places)
+    torch.testing.assert_close(
+        net(train, torch.zeros(len(places), 0, dtype=torch.int64))[1], expected
+    )
+    assert biases.square().sum() > 0
+
+
 def test_more_trees_than_the_validation_rows_want_are_not_grown(world):
     rows, _ = world
     train, test = halves(rows)

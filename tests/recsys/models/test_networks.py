@@ -97,6 +97,7 @@ def test_options_survive_json_and_the_meta_device(name):
         ("mmoe", {}, "no network 'mmoe' .did you mean 'MMoE'..; choose from SingleTask, "),
         ("MMoE", {"num_expert": 3}, "MMoE has no option 'num_expert' .did you mean 'num_experts'"),
         ("CGC", {"levels": 2}, "CGC has no option 'levels'"),
+        ("Linear", {"dim": 2}, r"Linear has no option 'dim'; choose from none: options \{\}"),
         ("MMoE", {"device": "cpu"}, "no option 'device'"),
         ("PLE", {"dim": 0}, "PLE: .*at least 1"),
         ("PLE", {"norm": "layer"}, "PLE: norm is 'layer'; choose one of batch, none"),
