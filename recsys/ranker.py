@@ -222,6 +222,30 @@ class Ranker(nn.Module):
             rows = cast(tuple[UserPart, ...], user)[0].sparse.expand(len(rows), -1)
         return self.logits(self._joined(inputs), candidates.dense, self.ids(rows))
 
+    def start_from(self, other: Ranker) -> None:
+        """Take over tables, encoders, heads and linear model of a ranker with the net ``Linear``.
+
+        Every set of embeddings starts as the other's. What is deep in ``WideAndDeep`` starts at
+        zero, so that the logits are those of the other ranker; intercepts are left as they are.
+
+        Args:
+            other: Trained on rows of the same transform.
+
+        Raises:
+            GatesError: A network is neither ``Linear`` nor ``WideAndDeep``, or shapes differ.
+        """
+        pairs = [(layer, other.layers[0]) for layer in self.layers]
+        pairs += [(getattr(self.net, "linear", None), getattr(other.net, "linear", None))]
+        pairs += [] if self.heads is None else [(self.heads, other.heads)]
+        try:
+            for mine, theirs in pairs:
+                mine.load_state_dict(theirs.state_dict())
+        except (AttributeError, RuntimeError) as error:
+            raise GatesError(
+                "the ranker cannot start from that one: the networks must be Linear or WideAndDeep "
+                f"and Linear, with the same schema and tables ({' '.join(str(error).split())})"
+            ) from error
+
     def tables(self) -> list[nn.Parameter]:
         """Return the embedding tables, for ``RowWiseAdagrad``."""
         return [table for bank in self.banks for table in bank.tables()]

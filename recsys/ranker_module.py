@@ -270,6 +270,21 @@ class MultiTaskModule(L.LightningModule):
             self.average = WeightAverage(self._dense(), self.ema)
         return self.ranker
 
+    def start_from(self, ranker: Ranker, transform: Transform) -> Ranker:
+        """Build the ranker so that it starts as a trained ``Linear``, and return it.
+
+        Args:
+            ranker: Trained, with averaged weights; see :meth:`recsys.ranker.Ranker.start_from`.
+            transform: Of the data that both are trained on.
+
+        Raises:
+            GatesError: See there and :meth:`build`.
+        """
+        self.build(transform).start_from(ranker)
+        if self.ema is not None:
+            self.average = WeightAverage(self._dense(), self.ema)
+        return self.ranker
+
     def forward(self, batch: Batch) -> Tensor:
         """Return the logits (B, T) of a batch."""
         logits: Tensor = self.ranker(batch.sparse, batch.dense, batch.sequences)

@@ -23,6 +23,7 @@ from recsys.experiments import (
     AVERAGED,
     CLAIMED,
     SLICES,
+    START,
     SUMMED,
     TRIAL_SEEDS,
     Claims,
@@ -47,6 +48,7 @@ from recsys.experiments import (
     require_tables,
     summed_log_loss_of,
 )
+from recsys.ranker import Ranker
 from recsys.ranker_module import MultiTaskModule
 
 WEIGHTS, BASELINES = "weights", "baselines"
@@ -124,10 +126,27 @@ def _trained(
     piece: Piece, job: Job, places: Places, seed: int | None = None
 ) -> tuple[MultiTaskModule, TableDataModule]:
     seed = piece.seed if seed is None else seed
-    L.seed_everything(seed, verbose=False)
     data = data_of({**piece.settings, **places}, seed or 0)
-    module = module_of(piece.settings)
     job.note(objects=data.training_objects())
+    first = None
+    if (start := piece.get(START)) is not None:
+        linear = _fitted_module(piece, job, data, {**piece.settings, **start}, seed)
+        first = linear.served(intercepts=False)
+    return _fitted_module(piece, job, data, piece.settings, seed, first), data
+
+
+def _fitted_module(
+    piece: Piece,
+    job: Job,
+    data: TableDataModule,
+    settings: Mapping[str, Any],
+    seed: int | None,
+    first: Ranker | None = None,
+) -> MultiTaskModule:
+    L.seed_everything(seed, verbose=False)
+    module = module_of(settings)
+    if first is not None:
+        module.start_from(first, data.transform)
     options = trainer_options(piece)
     try:
         job.fit(module, data, monitor=MONITOR, patience=piece.get("patience"), **options)
@@ -138,7 +157,7 @@ def _trained(
             "the training ends before its first validation, which chooses the weights: raise "
             "trainer.max_steps, or lower trainer.val_check_interval"
         ) from error
-    return module, data
+    return module
 
 
 class Study(ABC):

@@ -41,13 +41,14 @@ from recsys.models import num_weights, sized
 from recsys.ranker import input_width
 from recsys.schema import FeatureSchema
 
-ENTRIES = ("net", "options", "settings", "sized")
+ENTRIES = ("net", "options", "settings", "sized", "start")
 GROUPS = (MODEL, "data.", "trainer.")
 Places = Mapping[str, str]
 """Where files are on this machine, by dotted name: no part of what decides a result."""
 
 ARGUMENTS = "data.source.init_args."
-SINGLE, TRIAL_SEEDS = "SingleTask", "trial_seeds"
+SINGLE, TRIAL_SEEDS, START = "SingleTask", "trial_seeds", "start"
+STARTED = ("Linear", "WideAndDeep")
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,10 @@ class Contest:
     Attributes:
         methods: Name of a network in the tables -> its ``net`` and ``options`` (see
             :func:`recsys.models.build`), further ``settings`` that differ from those of the
-            configuration by their dotted names, and ``sized: false`` to keep its width. Without
-            any, the network of the configuration alone takes part, named as the reference.
+            configuration by their dotted names, and ``sized: false`` to keep its width. With
+            ``start``, settings by dotted name, a ``Linear`` with these is trained first, from which
+            ``Linear`` or ``WideAndDeep`` starts. Without any, the network of the configuration
+            alone takes part, named as the reference.
         reference: Method that all others are compared with, and whose size they have.
         space: What is tuned for every method, by dotted name: the ends of a box with logarithmic
             axes. What a method sets by itself is not tuned for it.
@@ -114,12 +117,14 @@ class Contest:
                 raise ValueError(
                     f"method {name!r} has {', '.join(strangers)}; known are {', '.join(ENTRIES)}"
                 )
-            for part in ("options", "settings"):
+            for part in ("options", "settings", "start"):
                 if not isinstance(entry.get(part, {}), Mapping):
                     raise ValueError(
                         f"{part} of method {name!r} are {entry[part]!r}, expected names with values"
                     )
-            for setting in entry.get("settings", {}):
+            if START in entry:
+                check_option(f"net of {name!r}, which has a start", entry.get("net", ""), STARTED)
+            for setting in (*entry.get("settings", {}), *entry.get("start", {})):
                 _check_name(f"method {name!r} sets", setting)
 
     def own_data(self, method: str) -> dict[str, Any]:
@@ -167,6 +172,8 @@ class Contest:
         replaced = (f"{MODEL}options", *(f"{name}." for name in own))
         gone = dict.fromkeys(n for n in common if n.startswith(replaced))
         made = {**gone, **own, "patience": self.patience}
+        if START in entry:
+            made[START] = {"model.net": "Linear", "model.options": {}, **entry[START]}
         if self.trial_seeds > 1:
             made[TRIAL_SEEDS] = self.trial_seeds
         net, options = self._net(method, common), self._options(method, common)
@@ -314,7 +321,9 @@ class Splits:
         for name, own in self.own(first).items():
             ends = {axis: low for axis, (low, _) in boxes.get(name, {}).items()}
             given = {**self.settings, **own, **ends}
-            _named(name, module_of, {n: v for n, v in given.items() if v is not None})
+            for start in ({}, own.get(START, {})):
+                some = {n: v for n, v in {**given, **start}.items() if v is not None}
+                _named(name, module_of, some)
         for name in self.contest.baselines:
             options, box = self.baseline(name)
             for axis in box:

@@ -32,6 +32,7 @@ _HOMES = {
     "AdaTT": "adatt",
     "HoME": "home",
     "Linear": "mmoe",
+    "WideAndDeep": "wide_and_deep",
 }
 TOLERANCE = 0.05  # of the size of networks that are compared
 _FIXED = ("self", "input_dim", "tasks", "device", "dtype")
