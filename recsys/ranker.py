@@ -234,7 +234,7 @@ class Ranker(nn.Module):
         Raises:
             GatesError: A network is neither ``Linear`` nor ``WideAndDeep``, or shapes differ.
         """
-        pairs = [(layer, other.layers[0]) for layer in self.layers]
+        pairs: list[Any] = [(layer, other.layers[0]) for layer in self.layers]
         pairs += [(getattr(self.net, "linear", None), getattr(other.net, "linear", None))]
         pairs += [] if self.heads is None else [(self.heads, other.heads)]
         try:

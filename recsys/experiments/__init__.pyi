@@ -20,6 +20,7 @@ from .claims import fault_rows as fault_rows
 from .claims import gap_of as gap_of
 from .claims import margin_bars as margin_bars
 from .claims import report_of as report_of
+from .contest import START as START
 from .contest import TRIAL_SEEDS as TRIAL_SEEDS
 from .contest import Contest as Contest
 from .contest import Fold as Fold
@@ -29,7 +30,6 @@ from .contest import folds_of as folds_of
 from .from_settings import baseline as baseline
 from .from_settings import baseline_of as baseline_of
 from .from_settings import data_of as data_of
-from .contest import START as START
 from .from_settings import module_of as module_of
 from .from_settings import nested as nested
 from .from_settings import ranker_of as ranker_of

@@ -321,7 +321,7 @@ class Splits:
         for name, own in self.own(first).items():
             ends = {axis: low for axis, (low, _) in boxes.get(name, {}).items()}
             given = {**self.settings, **own, **ends}
-            for start in ({}, own.get(START, {})):
+            for start in (dict[str, Any](), own.get(START, {})):
                 some = {n: v for n, v in {**given, **start}.items() if v is not None}
                 _named(name, module_of, some)
         for name in self.contest.baselines:

@@ -176,6 +176,7 @@ def test_every_network_gives_the_same(name, tmp_path):
     options = {"dim": 4, "hidden_dims": [6], "tower_dims": [3]}
     norms = {"norm": "batch", "tower_norm": "batch"}
     options |= {o: v for o, v in norms.items() if o in options_of(name)}
+    options = {"deep": "MMoE", "deep_options": options} if name == "WideAndDeep" else options
     sizes = (TOY["SIZES"], 4)
     ranker = Ranker.build(TOY["schema"]("target_attention"), *sizes, name, options)
     with torch.no_grad():

@@ -533,3 +533,48 @@ def test_a_trial_of_two_seeds_is_the_mean_of_both(tmp_path):
         rows = data.batch("validation")
         losses.append(summed_log_loss_of(rows, probabilities(ranker, rows)))
     assert score == pytest.approx(np.mean(losses), abs=1e-9)
+
+
+def test_networks_that_start_from_a_trained_linear(tmp_path):
+    """With a second training that moves nothing they predict what the linear model did."""
+    play = {f"{SOURCE}play_time": True, f"{SOURCE}products": True}
+    still = {"model.learning_rate": 1e-12, "model.embedding_learning_rate": 1e-12}
+    start = {"model.learning_rate": 0.01, "model.embedding_learning_rate": 0.1}
+    deep = {"deep": "MMoE", "deep_options": MMOE}
+    methods = {
+        "home": {"net": "HoME"},
+        "linear": {"net": "Linear", "sized": False, "settings": {**play, **start}},
+        "again": {"net": "Linear", "sized": False, "settings": {**play, **still}, "start": start},
+        "on_linear": {
+            "net": "WideAndDeep", "options": deep, "sized": False,
+            "settings": {**play, **still}, "start": start,
+        },
+        "moved": {
+            "net": "WideAndDeep", "options": deep, "sized": False,
+            "settings": {**play, **start}, "start": start,
+        },
+    }  # fmt: skip
+    made = comparison(tmp_path / "x", contest=plain(methods=methods), seeds=(0,))
+    found = made.predictions({})
+    for method in ("again", "on_linear"):
+        np.testing.assert_allclose(found[method][0], found["linear"][0], rtol=0, atol=2e-3)
+    assert np.abs(found["moved"][0] - found["linear"][0]).max() > 0.01
+    facts = {p.method: p.settings.get("start") for p in made.pieces({})[0]}
+    assert facts["again"] == {"model.net": "Linear", "model.options": {}, **start}
+    assert facts["home"] is None
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"net": "MMoE", "start": {}}, "net of 'other', which has a start"),
+        ({"net": "Linear", "start": {"rate": 1}}, "method 'other' sets 'rate'"),
+        ({"net": "Linear", "start": [1]}, "start of method 'other' are"),
+        ({"net": "Linear", "sized": False, "start": {"model.rate": 1}}, "other: model"),
+    ],
+)
+def test_wrong_starts_are_refused_before_anything_is_made(entry, message, tmp_path):
+    methods = {"home": {"net": "HoME"}, "other": entry}
+    with pytest.raises((GatesError, ValueError), match=message):
+        comparison(tmp_path / "x", contest=plain(methods=methods)).finish(CLAIMS)
+    assert not (tmp_path / "x" / "weights").exists()

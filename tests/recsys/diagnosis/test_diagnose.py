@@ -429,7 +429,7 @@ TASKS = [Task("view", category="watch"), Task("end", category="watch"), Task("li
 SMALL = {"dim": 5, "hidden_dims": [6], "tower_dims": [4]}
 HOME = {"rank": 2}
 FORMS = [
-    *((name, {}) for name in sorted(set(MODELS) - {"HoME", "Linear"})),
+    *((name, {}) for name in sorted(set(MODELS) - {"HoME", "Linear", "WideAndDeep"})),
     ("HoME", HOME),
     ("HoME", {**HOME, "layer2_shared_input": "shared_only"}),
     ("HoME", {**HOME, "task_experts": 2, "self_gate": False}),

@@ -18,7 +18,7 @@ from recsys.transform import FeatureTransform
 
 TASKS = [Task("click"), Task("like"), Task("buy")]
 SMALL = {"dim": 5, "hidden_dims": [6], "tower_dims": [4]}
-OTHERS = sorted(set(MODELS) - {"HoME", "Linear"})
+OTHERS = sorted(set(MODELS) - {"HoME", "Linear", "WideAndDeep"})
 WITH_EXPERTS = ["OMoE", "MMoE", "CGC", "PLE", "AdaTT"]
 
 
