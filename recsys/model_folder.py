@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import json
 import math
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from core_gates.collectives import rank_in
 from core_gates.errors import GatesError, check_option
-from harness.files import finite, replacing, sha256, short_digest, write_json
+from harness.files import content_digest, finite, replacing, sha256, short_digest, write_json
 from recsys.embedding.bank import restored, rounded
 from recsys.ranker import Ranker
 from recsys.schema import FeatureSchema
@@ -277,6 +278,30 @@ def _modules(ranker: Ranker) -> list[tuple[str, nn.Module]]:
     encoders = [(f"encoders.{i}.", layer.encoders) for i, layer in enumerate(ranker.input_layers)]
     heads = [] if ranker.heads is None else [("heads.", ranker.heads)]
     return [("net.", ranker.net), *encoders, *heads]
+
+
+def ranker_to_start_from(folder: Path, transform: Any) -> Ranker:
+    """Return the ranker of a model folder whose transform encodes rows as another one does.
+
+    Args:
+        folder: Model folder.
+        transform: A :class:`~recsys.transform.FeatureTransform`, of the training to come.
+
+    Raises:
+        GatesError: See :func:`load_model`; or rows are encoded otherwise.
+    """
+    loaded = load_model(folder)
+    if _digest(loaded.transform) != _digest(transform):
+        raise GatesError(
+            f"{folder} encodes rows otherwise than this training will, by other vocabularies or "
+            "scales: train it on the same training rows, with the same features"
+        )
+    return loaded.ranker
+
+
+def _digest(transform: Any) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        return content_digest(transform.save(Path(folder) / TRANSFORM)).sha256
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
 import lightning as L
@@ -17,6 +18,7 @@ from recsys.balancing import Balancer, balancer, check_balancing
 from recsys.embedding.bank import Spread, spread, spread_names
 from recsys.embedding.row_wise_adagrad import RowWiseAdagrad
 from recsys.inputs import Batch, InputLayer
+from recsys.model_folder import ranker_to_start_from
 from recsys.models import check_options, options_of
 from recsys.ranker import Ranker
 from recsys.schema import FeatureSchema
@@ -165,6 +167,8 @@ class MultiTaskModule(L.LightningModule):
         intercepts: Where tasks get their intercepts from after training: from the ``validation``
             rows, so that the mean prediction of every task is its rate there, see
             :mod:`recsys.validation`. None keeps those of training.
+        start: Model folder of a trained ``Linear`` that ``Linear`` or ``WideAndDeep`` starts from,
+            see :meth:`recsys.ranker.Ranker.start_from`; None for none.
 
     Attributes:
         ranker: The network with its tables, once it is built.
@@ -195,6 +199,7 @@ class MultiTaskModule(L.LightningModule):
         ema: float | None = None,
         tables: Spread | None = None,
         intercepts: Literal["validation"] | None = None,
+        start: str | None = None,
     ) -> None:
         super().__init__()
         rates = {"learning_rate": learning_rate, "embedding_learning_rate": embedding_learning_rate}
@@ -210,7 +215,7 @@ class MultiTaskModule(L.LightningModule):
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.embedding_learning_rate, self.embedding_l2 = embedding_learning_rate, embedding_l2
         self.balancing = balancing
-        self.ema, self.tables, self.intercepts = ema, tables, intercepts
+        self.ema, self.tables, self.intercepts, self.start = ema, tables, intercepts, start
         self.optimizer_start: dict[str, Any] | None = None
         self.average: WeightAverage | None = None
         self.scored: ScoredRows | None = None
@@ -238,18 +243,23 @@ class MultiTaskModule(L.LightningModule):
             )
         self.build(cast(Any, data).transform)
 
-    def build(self, transform: Transform) -> Ranker:
+    def build(self, transform: Transform, start: Ranker | None = None) -> Ranker:
         """Build the ranker for fitted data and return it.
 
+        Args:
+            transform: Of the data.
+            start: Trained on rows of the same transform, instead of the model folder ``start``.
+
         Raises:
-            GatesError: The network, the balancing or an option does not exist.
+            GatesError: The network, the balancing or an option does not exist, or the ranker
+                cannot start from that one.
         """
         try:
-            return self._build(transform)
+            return self._build(transform, start)
         except ValueError as error:
             raise GatesError(f"model: {error}") from error
 
-    def _build(self, transform: Transform) -> Ranker:
+    def _build(self, transform: Transform, start: Ranker | None) -> Ranker:
         tasks = transform.schema.tasks
         balance = balancer(self.balancing, len(tasks))
         self.ranker = Ranker.build(
@@ -266,21 +276,10 @@ class MultiTaskModule(L.LightningModule):
         self.loss, self.balancer = MultiTaskLoss(own), balance
         if self.ranker.heads is not None:
             self.ranker.heads.take_scalers(transform.scalers)
-        if self.ema is not None:
-            self.average = WeightAverage(self._dense(), self.ema)
-        return self.ranker
-
-    def start_from(self, ranker: Ranker, transform: Transform) -> Ranker:
-        """Build the ranker so that it starts as a trained ``Linear``, and return it.
-
-        Args:
-            ranker: Trained, with averaged weights; see :meth:`recsys.ranker.Ranker.start_from`.
-            transform: Of the data that both are trained on.
-
-        Raises:
-            GatesError: See there and :meth:`build`.
-        """
-        self.build(transform).start_from(ranker)
+        if start is None and self.start is not None:
+            start = ranker_to_start_from(Path(self.start), transform)
+        if start is not None:
+            self.ranker.start_from(start)
         if self.ema is not None:
             self.average = WeightAverage(self._dense(), self.ema)
         return self.ranker

@@ -146,7 +146,7 @@ def _fitted_module(
     L.seed_everything(seed, verbose=False)
     module = module_of(settings)
     if first is not None:
-        module.start_from(first, data.transform)
+        module.build(data.transform, first)
     options = trainer_options(piece)
     try:
         job.fit(module, data, monitor=MONITOR, patience=piece.get("patience"), **options)

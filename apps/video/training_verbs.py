@@ -45,7 +45,8 @@ from recsys.vocabulary import UNKNOWN
 from video_multitask.stream.parquet_stream import ParquetStream
 
 SOURCE = "data.source.init_args."
-PLACES = tuple(f"{SOURCE}{name}" for name in ("path", "folder", "test_path", "users_path"))
+START = "model.start"
+PLACES = (*(f"{SOURCE}{name}" for name in ("path", "folder", "test_path", "users_path")), START)
 WINDOW = f"{SOURCE}window"
 LARGEST_SEED = 2**32 - 1
 KUAIRAND = ".kuairand"  # in the names of classes that read the folders of a release
@@ -212,6 +213,8 @@ class VideoCLI(GatesRunCLI):
         assert isinstance(self.trainer, VideoTrainer)
         self.trainer.contest = self.config_init[self.subcommand]["contest"]
         self.trainer.places = self._places()
+        if self.subcommand not in self.trains and START in self.trainer.places:
+            raise GatesError(f"--{START} is for fit: give methods of the contest a start instead")
         super().after_instantiate_classes()
 
     def settings(self) -> dict[str, Any]:
@@ -240,7 +243,7 @@ class VideoCLI(GatesRunCLI):
         return with_whole_mappings(settings, SOURCE, arguments or {}) | hashes
 
     def _places(self) -> dict[str, str]:
-        options = self._data_options()
+        options = self._data_options() | {START: self.config[self.subcommand]["model"]["start"]}
         return {name: str(options[name]) for name in PLACES if options.get(name)}
 
     def _data_options(self) -> dict[str, Any]:

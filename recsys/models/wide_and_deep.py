@@ -19,8 +19,8 @@ class WideAndDeep(Linear):
 
     The last layer of the deep network starts at zero, so that all of it starts as :class:`Linear`:
     with a product among the inputs as a factorization machine, a trained one after
-    :meth:`recsys.ranker_module.MultiTaskModule.start_from`. With several sets of embeddings the
-    linear model reads the first.
+    :meth:`recsys.ranker.Ranker.start_from`. With several sets of embeddings the linear model reads
+    the first.
 
     Args:
         input_dim: Inputs D of a row.

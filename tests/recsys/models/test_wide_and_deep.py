@@ -84,7 +84,7 @@ def test_a_linear_starts_from_a_linear_with_its_average_and_is_saved(tmp_path):
         other.net.linear.weight.add_(1.0)
     for net, options in (("Linear", {}), ("WideAndDeep", DEEP["mmoe"])):
         module = MultiTaskModule(net, dict(options), ema=0.9)
-        made = module.start_from(other, transform).eval()
+        made = module.build(transform, other).eval()
         served = module.served()
         batch = (torch.tensor([[2], [3]]), torch.zeros(2, 0))
         assert_close(served(*batch), other(*batch))
