@@ -2,6 +2,8 @@
 
 import polars as pl
 import pytest
+import torch
+from torch.testing import assert_close
 
 from apps.main import main
 from recsys.model_folder import load_model
@@ -17,13 +19,13 @@ def fitted(tmp_path, monkeypatch):
     rows |= {"y": [n % 5 % 2 for n in range(240)]}
     pl.DataFrame(rows).with_columns(pl.col("who") % 40).write_csv("t.csv")
 
-    def run(*words):
+    def run(*words, name="run", fails=False):
         source = ["--data.source.init_args.path", "t.csv", "--data.source.init_args.split", "row"]
         words = [*source, "--data.source.init_args.labels", "[y]", *words]
         short = ["--trainer.max_epochs", "1", "--data.batch_size", "64"]
-        code = main(["video", "fit", "--config", "table", "--name", "run", *words, *short])
-        assert code in (0, None)
-        return load_model(tmp_path / "runs" / "video" / "run" / "model")
+        code = main(["video", "fit", "--config", "table", "--name", name, *words, *short])
+        assert code == 2 if fails else code in (0, None)
+        return None if fails else load_model(tmp_path / "runs" / "video" / name / "model")
 
     return run
 
@@ -45,3 +47,35 @@ def test_labels_with_a_dot_and_a_category(fitted):
     ]  # fmt: skip
     labels = found.settings["settings"]["data.source.init_args.labels"]
     assert labels == {"a.b": "watch", "y": "like"}
+
+
+def test_a_network_that_starts_from_a_trained_linear(fitted, tmp_path, capsys):
+    """With rates of nearly zero it predicts what the linear model does; its rows are the same."""
+    linear = ("--model.net", "Linear", "--model.options", "{}")
+    first = fitted(*linear, "--model.embedding_learning_rate", "0.3", name="first")
+    wide = f"{{deep: MMoE, deep_options: {{{HOME.replace('rank: [1, 1], ', '')}}}}}"
+    still = ("--model.learning_rate", "1e-12", "--model.embedding_learning_rate", "1e-12")
+    start = ("--model.start", "runs/video/first/model")
+    words = ("--model.net", "WideAndDeep", "--model.options", wide, *still)
+    found = fitted(*words, *start)
+    rows = torch.randint(2, 9, (20, len(found.transform.sparse_tables)))
+    batch = (rows.clamp(max=min(found.transform.sizes.values()) - 1), torch.randn(20, 0))
+    if found.transform.dense_width:
+        batch = (batch[0], torch.randn(20, found.transform.dense_width))
+    assert_close(found.ranker(*batch), first.ranker(*batch), rtol=0, atol=1e-4)
+    assert not torch.allclose(found.ranker(*batch), fitted(*words, name="cold").ranker(*batch))
+    settings = found.settings["settings"]
+    assert len(settings["content.start"]) == 16
+    assert "model.start" not in settings
+    capsys.readouterr()
+    for wrong, message in (
+        (("--model.start", "runs/nothing"), "is no model folder, it has no config.json"),
+        ((*start, "--data.source.init_args.validation", "0.4"), "encodes rows"),
+        ((*start, *linear[:2], "--model.options", "{}", "--model.net", "MMoE"), "cannot start"),
+    ):
+        fitted(*words, *wrong, name="wrong", fails=True)
+        told = capsys.readouterr().err.strip().splitlines()[-1]
+        assert message in told
+    code = main(["video", "evaluate", "--config", "tiny", *start])
+    assert code == 2
+    assert "--model.start is for fit" in capsys.readouterr().err
