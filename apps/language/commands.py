@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,8 +66,8 @@ OFFLOAD_STUDY = {
 }
 """The verb for configurations whose section ``evaluate`` names ``budgets`` for experts."""
 
-ON_MODELS = ("adapt", "diagnose", "distill", "fit-gates", "pregate")
-"""Those of a trained model, after which the run is named."""
+ON_MODELS = {"adapt": "", "diagnose": "", "distill": "", "fit-gates": "", "pregate": "-pregated"}
+"""Those of a trained model, after which the run is named, and how that name ends."""
 
 Numbers = Literal["float32", "bfloat16", "float16"]
 
@@ -101,14 +102,14 @@ def convert(
     print(output)
 
 
-def run_name(options: Mapping[str, Any]) -> str:
+def run_name(options: Mapping[str, Any], end: str = "") -> str:
     """Return the name of a run by its trained model, and by the file of its gates if there is one.
 
     With gates, it has other figures than without: folder and name of their file follow.
     """
     model, gates = Path(str(options["model"])).name, options.get("gates")
     if not isinstance(gates, str):
-        return model
+        return model + end
     path = Path(gates).resolve()
     return f"{model}-{path.parent.name}-{path.stem}"
 
@@ -150,7 +151,8 @@ def main(arguments: Sequence[str]) -> None:
             run_verb("language", study, arguments, config=DEFAULT_CONFIG)
             return
     if arguments[0] in FUNCTIONS:
-        name_of = run_name if arguments[0] in ON_MODELS else None
+        end = ON_MODELS.get(arguments[0])
+        name_of = None if end is None else partial(run_name, end=end)
         run_verb("language", FUNCTIONS, arguments, config=DEFAULT_CONFIG, name_of=name_of)
         return
     importlib.import_module(TRAINERS).run_training_verb(arguments)

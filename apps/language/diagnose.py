@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, MaxNLocator
 
-from apps.language.generate import SHIPPED, models_in, shipped
+from apps.language.generate import EXPERTS, SHIPPED, SHIPPED_CONFIG, models_in, shipped
 from core_gates.errors import GatesError
 from harness.command.verbs import Place
 from harness.evidence import Resamples, Row, Scores, compare
@@ -44,9 +44,11 @@ def opened(place: Place, model: str) -> Pretrained:
 
     Args:
         place: Of the run.
-        model: See :func:`language.hf.pretrained.pretrained_folder`; also ``shipped``.
+        model: See :func:`language.hf.pretrained.pretrained_folder`; also ``shipped``, and
+            ``experts``, the mixture of bytes that ships.
     """
-    name: str | Path = models_in(shipped())[0] if model == SHIPPED else model
+    configs = {SHIPPED: SHIPPED_CONFIG, EXPERTS: EXPERTS}
+    name: str | Path = models_in(shipped(configs[model]))[0] if model in configs else model
     with working(f"opening {model}"):
         return open_pretrained(name, place.run_folder.path.parent / "cache")
 

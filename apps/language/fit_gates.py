@@ -10,7 +10,7 @@ import numpy as np
 from apps.language.diagnose import opened
 from core_gates.activations import GateActivation
 from core_gates.attention.head_gate import Form, Granularity, Sharing
-from core_gates.errors import GatesError
+from core_gates.errors import GatesError, check_at_least, check_finite, check_positive
 from harness.command.verbs import Place
 from harness.evidence import Resamples, moments
 from language.data import LanguageDataModule
@@ -40,11 +40,10 @@ class GateOptions:
 
 
 @dataclass(frozen=True)
-class Training:
-    """How they are trained.
+class FineTuning:
+    """How a trained model is trained further.
 
     Attributes:
-        train: What is trained: the gates alone, also the output projections after them, or all.
         corpus: Files, folders, or ``python``.
         context: Tokens of a window.
         batch_size: Windows of a step over all processes.
@@ -53,7 +52,6 @@ class Training:
         learning_rate: Largest learning rate of AdamW.
     """
 
-    train: Trained = "gates"
     corpus: tuple[str, ...] = ("python",)
     context: int = 512
     batch_size: int = 4
@@ -65,14 +63,23 @@ class Training:
         """Check the numbers.
 
         Raises:
-            GatesError: One makes no sense.
+            ValueError: One makes no sense.
         """
-        least = {"context": 1, "batch_size": 1, "steps": 1, "warmup_steps": 0}
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise GatesError(f"--{name} is {getattr(self, name)}, expected {bound} or more")
-        if not 0 < self.learning_rate < float("inf"):
-            raise GatesError(f"--learning_rate is {self.learning_rate}, expected more than 0")
+        check_at_least(1, context=self.context, batch_size=self.batch_size, steps=self.steps)
+        check_at_least(0, warmup_steps=self.warmup_steps)
+        check_positive(learning_rate=self.learning_rate)
+        check_finite(learning_rate=self.learning_rate)
+
+
+@dataclass(frozen=True)
+class Training(FineTuning):
+    """How gates are trained.
+
+    Attributes:
+        train: What is trained: the gates alone, also the output projections after them, or all.
+    """
+
+    train: Trained = "gates"
 
 
 def fit_gates(

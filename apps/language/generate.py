@@ -16,7 +16,7 @@ from language.hf.model_folder import CONFIG, read_marks, read_model
 from language.tokenizer import Tokenizer
 
 SHIPPED = "shipped"
-SHIPPED_CONFIG = "long"  # whose decoder ships
+SHIPPED_CONFIG, EXPERTS = "long", "experts"  # whose decoders ship
 WEIGHTS = "weights/decoder-s*"  # of a run folder, or of a configuration of the package
 
 
@@ -197,9 +197,9 @@ def prompts_of(prompt: str | None, path: str | None) -> list[str]:
     return lines
 
 
-def shipped() -> Path:
-    """Return where the decoder that ships is, if there is one."""
-    return Path(language.__file__).parent / "weights" / SHIPPED_CONFIG
+def shipped(config: str = SHIPPED_CONFIG) -> Path:
+    """Return where the decoder of a configuration that ships is, if there is one."""
+    return Path(language.__file__).parent / "weights" / config
 
 
 def models_in(home: Path) -> list[Path]:

@@ -11,7 +11,7 @@ from language.hf.pregating import level_of
 from language.hf.pretrained import open_model
 
 SHORT = ("--corpus", "corpus", "--context", "16", "--batch_size", "4", "--steps", "6",
-         "--base_steps", "2", "--seeds", "[0]", "--learning_rate", "0.01")  # fmt: skip
+         "--seeds", "[0]", "--learning_rate", "0.01")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +73,14 @@ def test_misuse_is_one_line(trained, weights, faulty_inputs):
                 "Qwen3ForCausalLM has no layers whose gate chooses experts",
             ),
             "no such folder": ((*call, "--model", "nowhere"), "nowhere holds no config.json"),
-            "level 0": ((*call, "--levels", "[1,0]"), r"--levels is \[1, 0\], expected some from"),
+            "level 0": ((*call, "--levels", "[1,0]"), "level is 0, but .* has 6 layers of experts"),
+            "no levels": ((*call, "--levels", "[]"), r"--levels is \[\] and --seeds is"),
             "no seeds": ((*call, "--seeds", "[]"), r"--seeds is \[\], expected one or more"),
-            "no steps": ((*call, "--steps", "0"), "--steps is 0, expected 1 or more"),
-            "a rate of 0": ((*call, "--learning_rate", "0"), "--learning_rate is 0"),
+            "no steps": ((*call, "--steps", "0"), "steps must be at least 1, got 0"),
+            "a rate of 0": (
+                (*call, "--learning_rate", "0"),
+                "learning_rate must be positive, got 0",
+            ),
         },
         folder=trained.folder,
     )
