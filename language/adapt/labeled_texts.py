@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from core_gates.errors import GatesError
 from harness.files import short_digest
@@ -34,8 +34,18 @@ TEXTS = (
 """Names of columns of texts, in small letters; the first that a file has are taken."""
 
 LABELS = ("label", "gold_label", "is_duplicate", "score", "similarity", "quality")
-BY_POSITION = {2: (0, 1), 3: (0, 1, 2), 4: (3, 1)}
-"""Columns of texts and label of a table without names, by their number; four are those of CoLA."""
+BY_POSITION = {
+    2: ("text", "label"),
+    3: ("text1", "text2", "label"),
+    4: ("source", "label", "mark", "text"),  # CoLA
+}
+"""Names of the columns of a table that has none, by their number."""
+
+HIDDEN = {None, "-1", "-1.0"}
+"""What stands for labels that are not given."""
+
+Fields = tuple[str, list[str], list[Any]]
+"""File and line of a row, the names of its columns in small letters, and its values."""
 
 
 class Row(NamedTuple):
@@ -60,12 +70,14 @@ class LabeledTexts(NamedTuple):
         train: Rows with labels.
         held_out: Rows with labels: those for the test, or else for validation.
         classes: Classes in the order of their numbers; empty where labels are numbers.
+        unlabeled: Name of the file for the test if it has no labels, else empty.
     """
 
     name: str
     train: Sequence[Row]
     held_out: Sequence[Row]
     classes: tuple[str, ...]
+    unlabeled: str = ""
 
     @property
     def digest(self) -> str:
@@ -90,7 +102,8 @@ class LabeledTexts(NamedTuple):
         empty = sum("" in row.texts for row in (*self.train, *self.held_out))
         seen = sum(row.texts in known for row in self.held_out)
         odd = {"rows have an empty text": empty, "held-out rows occur in training": seen}
-        return [f"{number:,} {what}" for what, number in odd.items() if number]
+        told = [f"{self.unlabeled} has no labels: others are held out"] if self.unlabeled else []
+        return told + [f"{number:,} {what}" for what, number in odd.items() if number]
 
 
 def read_folder(folder: str | Path, columns: Sequence[str] = ()) -> LabeledTexts:
@@ -127,15 +140,11 @@ def read_folder(folder: str | Path, columns: Sequence[str] = ()) -> LabeledTexts
             " for training and validation or test, such as train.tsv and dev.tsv or .jsonl"
         )
     parts = {part: read_rows(path, columns) for part, path in found.items()}
-    held_out = next(
-        (
-            parts[p]
-            for p in ("test", "validation")
-            if p in parts and any(one.label for one in parts[p])
-        ),
-        [],
-    )
-    return labeled(folder.resolve().name, parts["train"], held_out)
+    hidden = HIDDEN - {row.label for row in parts["train"]}
+    given = {p: rows for p, rows in parts.items() if {row.label for row in rows} - hidden}
+    held_out = given.get("test", given.get("validation", []))
+    texts = labeled(folder.resolve().name, parts["train"], held_out)
+    return texts._replace(unlabeled="" if "test" in given else found.get("test", Path()).name)
 
 
 def labeled(name: str, train: Sequence[Row], held_out: Sequence[Row]) -> LabeledTexts:
@@ -192,7 +201,7 @@ def read_rows(path: Path, columns: Sequence[str] = ()) -> list[Row]:
             f"--columns names {', '.join(columns)}, expected one or two of texts and that of labels"
         )
     reader = _tables if path.suffix in TABLES else _json_lines if path.suffix in LINES else _labels
-    return list(reader(path, lines, wanted))
+    return [_row(*fields, wanted) for fields in reader(path, lines, wanted)]
 
 
 def texts_of_file(path: Path, columns: Sequence[str] = ()) -> list[tuple[str, ...]]:
@@ -225,28 +234,18 @@ def _lines(path: Path) -> list[tuple[int, str]]:
     return [(n, line.rstrip("\r")) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
 
 
-def _tables(path: Path, lines: Sequence[tuple[int, str]], wanted: Sequence[str]) -> Iterator[Row]:
-    """Yield the rows of a table, whose first line may name its columns."""
-    if not lines:
-        return
-    header = [cell.strip().lower() for cell in lines[0][1].split("\t")]
-    width = len(header)
-    named = _columns(header, wanted)
-    if named is not None:
-        places = [header.index(name) if name in header else -1 for name in named]
+def _tables(
+    path: Path, lines: Sequence[tuple[int, str]], wanted: Sequence[str]
+) -> Iterator[Fields]:
+    """Yield the fields of the rows of a table, whose first line may name its columns."""
+    header = [cell.strip().lower() for cell in lines[0][1].split("\t")] if lines else []
+    if wanted or len(header) not in BY_POSITION or _columns(header, wanted):
         lines = lines[1:]
-    elif wanted or width not in BY_POSITION:
-        what = f"no columns {', '.join(wanted)}" if wanted else "no names of columns that are known"
-        raise GatesError(f"{path} has {what}, but {', '.join(header)}: name them by --columns")
     else:
-        places = list(BY_POSITION[width])
-        _refuse_names(path, lines, places[-1])
+        header = list(BY_POSITION[len(header)])
+        _refuse_names(path, lines, header.index("label"))
     for number, line in lines:
-        cells = line.split("\t")
-        if len(cells) != width:
-            raise GatesError(f"{path}, line {number} has {len(cells)} columns, expected {width}")
-        *texts, label = [cells[place].strip() if place >= 0 else None for place in places]
-        yield Row(tuple(map(str, texts)), label or None, f"{path}, line {number}")
+        yield f"{path}, line {number}", header, line.split("\t")
 
 
 def _refuse_names(path: Path, lines: Sequence[tuple[int, str]], place: int) -> None:
@@ -263,38 +262,46 @@ def _refuse_names(path: Path, lines: Sequence[tuple[int, str]], place: int) -> N
         )
 
 
-def _json_lines(
-    path: Path, lines: Sequence[tuple[int, str]], wanted: Sequence[str]
-) -> Iterator[Row]:
-    """Yield the rows of a file with an object per line."""
+def _json_lines(path: Path, lines: Sequence[tuple[int, str]], _: Sequence[str]) -> Iterator[Fields]:
+    """Yield the fields of the rows of a file with an object per line."""
     for number, line in lines:
         place = f"{path}, line {number}"
         try:
             found = json.loads(line)
         except ValueError as error:
             raise GatesError(f"{place} is not JSON ({error}): repair or remove it") from error
-        fields = {str(k).lower(): v for k, v in found.items()} if isinstance(found, dict) else {}
-        named = _columns(list(fields), wanted)
-        if named is None:
-            known = ", ".join(fields) or "no object"
-            what = f"no fields {', '.join(wanted)}" if wanted else "no fields that are known"
-            raise GatesError(f"{place} has {what}, but {known}: name them by --columns")
-        *texts, label = [fields.get(name) for name in named]
-        if not all(isinstance(text, str) for text in texts):
-            raise GatesError(f"{place} has no text in {' and '.join(named[:-1])}: write strings")
-        told = None if label is None else str(label).strip()
-        yield Row(tuple(str(text).strip() for text in texts), told, place)
+        fields = found if isinstance(found, dict) else {}
+        yield place, [str(name).lower() for name in fields], list(fields.values())
 
 
-def _labels(path: Path, lines: Sequence[tuple[int, str]], wanted: Sequence[str]) -> Iterator[Row]:
-    """Yield the rows of a file with a label, a space and a text per line."""
-    if wanted:
-        raise GatesError(f"{path} has lines of a label and a text, no columns: drop --columns")
+def _labels(path: Path, lines: Sequence[tuple[int, str]], _: Sequence[str]) -> Iterator[Fields]:
+    """Yield the fields of the rows of a file with a label, a space and a text per line."""
     for number, line in lines:
         label, space, text = line.strip().partition(" ")
         if not space:
             raise GatesError(f"{path}, line {number} has no text after the label {label!r}")
-        yield Row((text.strip(),), label, f"{path}, line {number}")
+        yield f"{path}, line {number}", ["label", "text"], [label, text]
+
+
+def _row(place: str, names: list[str], values: list[Any], wanted: Sequence[str]) -> Row:
+    """Return the row of some fields.
+
+    Raises:
+        GatesError: They have other names or another number, or a text is none.
+    """
+    named = _columns(names, wanted)
+    if named is None:
+        what = f"no columns {', '.join(wanted)}" if wanted else "no names of columns that are known"
+        known = ", ".join(names) or "none"
+        raise GatesError(f"{place} has {what}, but {known}: name them by --columns")
+    if len(values) != len(names):
+        raise GatesError(f"{place} has {len(values)} columns, expected {len(names)}")
+    fields = dict(zip(names, values, strict=True))
+    *texts, label = [fields.get(name) for name in named]
+    if not all(isinstance(text, str) for text in texts):
+        raise GatesError(f"{place} has no text in {' and '.join(named[:-1])}: write strings")
+    told = "" if label is None else str(label).strip()
+    return Row(tuple(str(text).strip() for text in texts), told or None, place)
 
 
 def _columns(names: Sequence[str], wanted: Sequence[str]) -> list[str] | None:

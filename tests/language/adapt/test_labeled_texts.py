@@ -60,9 +60,18 @@ def test_other_layouts(tmp_path):
                               test__jsonl=hidden))  # fmt: skip
     assert (found.classes, len(found.held_out)) == (("no", "yes"), 2)
     assert found.targets(found.held_out) == [1.0, 0.0]
-    assert found.remarks() == ["2 held-out rows occur in training"]
+    assert found.remarks() == [
+        "test.jsonl has no labels: others are held out", "2 held-out rows occur in training"
+    ]  # fmt: skip
     hidden = write(tmp_path / "hidden", train__tsv=TWO, dev__tsv="a\t1\n", test__tsv="b\t\n")
-    assert [row.texts for row in read_folder(hidden).held_out] == [("a",)]  # the test has no labels
+    assert [row.texts for row in read_folder(hidden).held_out] == [("a",)]
+    for label in ("-1", "-1.0"):  # as GLUE has them
+        write(hidden, test__tsv=f"b\t{label}\nc\t{label}\n")
+        found = read_folder(hidden)
+        assert [row.texts for row in found.held_out] == [("a",)]
+        assert found.remarks() == ["test.tsv has no labels: others are held out"]
+    write(hidden, train__tsv="a\t1\nb\t-1\n", test__tsv="b\t-1\n")
+    assert read_folder(hidden).held_out[0].label == "-1"  # which is a class
     table = "who\twhat\tsize\nx\ta\t1.5\ny\tb\t2\n"
     found = read_folder(write(tmp_path / "n", train__tsv=table, dev_matched__tsv=table,
                               dev_mismatched__tsv="?"), ["what", "SIZE"])  # fmt: skip
@@ -96,10 +105,11 @@ def test_what_is_wrong_is_one_line(tmp_path, refuses):
         ("no names of columns that are known, but index, title", reads(train__tsv=names + "1",
                                                                        dev__tsv=TWO)),
         ("line 1 is not JSON", reads(train__jsonl="{", dev__tsv=TWO)),
-        ("no fields that are known, but size", reads(train__jsonl='{"size": 1}', dev__tsv=TWO)),
+        ("names of columns that are known, but size",
+         reads(train__jsonl='{"size": 1}', dev__tsv=TWO)),
         ("line 1 has no text in text", reads(train__jsonl='{"text": 1, "label": 1}', dev__tsv=TWO)),
         ("has no text after the label 'x'", reads(train__txt="x\n", dev__tsv=TWO)),
-        ("drop --columns", reads(["a", "b"], train__txt="x y\n", dev__txt="x y\n")),
+        ("columns a, b, but label, text", reads(["a", "b"], train__txt="x y\n", dev__txt="x y\n")),
         ("has no held-out rows", reads(**both | {"dev__tsv": "sentence\nlone\n"})),
         ("has no training rows", reads(**both | {"train__tsv": ""})),
         ("line 1 has no label", reads(train__jsonl='{"text": "a"}', dev__tsv=TWO)),
