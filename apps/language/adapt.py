@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from core_gates.errors import GatesError
-from core_gates.training.thresholds import MOST_OF_RATE
+from core_gates.errors import GatesError, check_at_least, check_finite, check_positive
+from core_gates.training.thresholds import MOST_OF_RATE, threshold_for
 from harness.command.verbs import Place
 from harness.evidence import Resamples
 from harness.experiment import Arrays, Job, Piece, Run
@@ -19,10 +19,8 @@ from harness.files.piece import gap, read_record
 from harness.runs.terminal import working
 from language.adapt.adapter_training import (
     FILE,
-    LABEL,
     AdapterForm,
     Method,
-    encoded,
     outputs_of,
     thresholds_of,
     train_adapter,
@@ -31,7 +29,7 @@ from language.adapt.docstring_sentences import sentences_of
 from language.adapt.label_scores import label_scores
 from language.adapt.labeled_texts import LabeledTexts, read_folder
 from language.corpus import PYTHON, read_corpus
-from language.hf.classifier import classifier_folder, open_classifier
+from language.hf.classifier import classifier_folder, encode_texts, open_classifier
 from language.hf.lora import load_sora
 
 ADAPTERS, OUTPUTS = "adapters", "outputs"
@@ -77,23 +75,24 @@ class AdapterRecipe:
         """Check the numbers.
 
         Raises:
-            GatesError: One makes no sense.
+            ValueError: One makes no sense.
+            GatesError: Stages have unequal steps.
         """
-        for name in ("rank", "stages", "steps", "batch_size", "context"):
-            if getattr(self, name) < 1:
-                raise GatesError(f"--{name} is {getattr(self, name)}, expected 1 or more")
-        for name in ("scale", "learning_rate", "gate_rate"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise GatesError(f"--{name} is {getattr(self, name)}, expected more than 0")
-        for name in ("threshold", "weight_decay"):
-            if getattr(self, name) is not None and not 0 <= getattr(self, name) < float("inf"):
-                raise GatesError(f"--{name} is {getattr(self, name)}, expected 0 or more")
-        if not 0 < self.kept < 1:
-            raise GatesError(f"--kept is {self.kept}, expected a fraction between 0 and 1")
+        check_finite(**asdict(self))
+        check_at_least(1, rank=self.rank, stages=self.stages, context=self.context)
+        check_at_least(1, batch_size=self.batch_size)
+        check_positive(scale=self.scale, learning_rate=self.learning_rate, gate_rate=self.gate_rate)
+        check_at_least(0, threshold=self.threshold, weight_decay=self.weight_decay)
+        threshold_for(self.kept, self.steps)  # which refuses other fractions and no steps
         if self.steps % self.stages:
             raise GatesError(
                 f"--steps {self.steps} is not a multiple of --stages {self.stages}: change one"
             )
+
+    @property
+    def thresholds(self) -> list[float]:
+        """The threshold of each stage."""
+        return thresholds_of(self.threshold, self.kept, self.steps, self.stages)
 
 
 class Adaptation:
@@ -119,10 +118,7 @@ class Adaptation:
         self.settings = {**given, "base": base, "data": texts.digest}
         if processes > 1:
             self.settings["processes"] = processes
-        form = AdapterForm(
-            classes=list(texts.classes), context=recipe.context, texts=len(texts.train[0].texts)
-        )
-        self.store = run.store(ADAPTERS, form)
+        self.store = run.store(ADAPTERS, AdapterForm())
 
     def piece(self, method: str, seed: int, rank: int | None = None) -> Piece:
         """Return the piece of a method; ``magnitude`` and ``draw`` need what comes before them.
@@ -141,9 +137,7 @@ class Adaptation:
         if method in ("sora", "draw"):
             own["gate_rate"] = recipe.gate_rate
         if method == "sora":
-            own["thresholds"] = thresholds_of(
-                recipe.threshold, recipe.kept, recipe.steps, recipe.stages
-            )
+            own["thresholds"] = recipe.thresholds
         if method not in ALONE:
             sora = self.piece("sora", seed)
             start = sora if method == "draw" else self.piece("lora", seed)
@@ -213,7 +207,7 @@ class Adaptation:
             self.run.piece(p.method, p.seed, p.keys, start=p.fingerprint, data=self.texts.digest)
             for p in pieces
         ]
-        places = {w.fingerprint: self.store.load(p) for w, p in zip(wanted, pieces, strict=True)}
+        places = {piece.fingerprint: self.store.load(piece) for piece in pieces}
         work = partial(held_out_outputs, folder=self.folder, texts=self.texts, places=places,
                        context=self.recipe.context)  # fmt: skip
         self.run.obtain(store, wanted, work, scoring=True)
@@ -229,16 +223,14 @@ def held_out_outputs(
 ) -> dict[str, Tensor]:
     """Return what :func:`outputs_of_adapter` does, as the work on a piece."""
     del job
-    return {OUTPUTS: outputs_of_adapter(places[piece.fingerprint], folder, texts, context)}
+    return {OUTPUTS: outputs_of_adapter(places[piece["start"]], folder, texts, context)}
 
 
 def outputs_of_adapter(adapter: Path, folder: Path, texts: LabeledTexts, context: int) -> Tensor:
     """Return the outputs (N, C) of a model with an adapter for the held-out rows."""
     model = open_classifier(folder, texts.outputs)
     load_sora(model, adapter / FILE)
-    inputs = encoded(folder, texts, texts.held_out, context)
-    inputs.pop(LABEL)
-    return outputs_of(model, inputs)
+    return outputs_of(model, encode_texts(folder, [row.texts for row in texts.held_out], context))
 
 
 def texts_of(data: str, columns: Sequence[str] = ()) -> LabeledTexts:
@@ -302,8 +294,7 @@ def adapt(
 
 def told_of_rate(recipe: AdapterRecipe) -> None:
     """Print where gates that learn could not stay above the threshold."""
-    found = max(thresholds_of(recipe.threshold, recipe.kept, recipe.steps, recipe.stages))
-    if found >= MOST_OF_RATE * recipe.gate_rate:
+    if (found := max(recipe.thresholds)) >= MOST_OF_RATE * recipe.gate_rate:
         print(
             f"the threshold {found:.2g} is {found / recipe.gate_rate:.2g} of --gate_rate"
             f" {recipe.gate_rate:g}, so that most gates only shrink: raise it above"

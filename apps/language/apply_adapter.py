@@ -1,57 +1,34 @@
 """``gates language predict`` and ``export``: label texts with an adapter, and give it to PEFT."""
 
-import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from core_gates.errors import GatesError
 from harness.command.verbs import refuse_existing, refuse_strangers
-from language.adapt.adapter_training import FILE, TASK, outputs_of
+from harness.files.piece import RECORD, Record, read_record
+from language.adapt.adapter_training import FILE, outputs_of
 from language.adapt.labeled_texts import texts_of_file
 from language.hf.classifier import classifier_folder, encode_texts, open_classifier
 from language.hf.lora import CONFIG, LABELS, WEIGHTS, export_lora, load_sora
 
 
-class Adapted(NamedTuple):
-    """A model with an adapter.
-
-    Attributes:
-        model: The model.
-        folder: Of the model, with its tokenizer.
-        classes: What its outputs mean; empty for a number.
-        context: Tokens of a row at most.
-        texts: Texts of a row.
-    """
-
-    model: Any
-    folder: Path
-    classes: list[str]
-    context: int
-    texts: int
-
-
-def adapted(adapter: str, model: str) -> Adapted:
-    """Return a model with an adapter that ``adapt`` has written.
+def adapted(adapter: str, model: str) -> tuple[Any, Record]:
+    """Return a model with an adapter that ``adapt`` has written, and the record of the adapter.
 
     Raises:
         GatesError: The adapter is missing or damaged, or is one of another model.
     """
-    place = Path(adapter) / TASK
-    try:
-        task = json.loads(place.read_text(encoding="utf-8"))
-        classes = [str(one) for one in task["classes"]]
-        context, texts = int(task["context"]), int(task["texts"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    record = read_record(Path(adapter))
+    if record is None or not {"classes", "texts"} <= record.facts.keys():
         raise GatesError(
-            f"{place} is missing or damaged ({type(error).__name__}): give a folder that adapt has"
-            " written, such as runs/language/minilm/adapters/sora-r8-s0"
-        ) from error
-    folder = classifier_folder(model)
-    found = open_classifier(folder, len(classes) or 1)
+            f"{adapter} has no {RECORD} of an adapter: give a folder that adapt has written, such"
+            " as runs/language/minilm/adapters/sora-r8-s0"
+        )
+    found = open_classifier(classifier_folder(model), len(record.facts["classes"]) or 1)
     load_sora(found, Path(adapter) / FILE)
-    return Adapted(found, folder, classes, context, texts)
+    return found, record
 
 
 def predict(
@@ -67,18 +44,20 @@ def predict(
         columns: Names of one or two columns of texts, and that of labels; known ones if empty.
     """
     texts = texts_of_file(Path(input), columns)
-    found = adapted(adapter, model)
-    if len(texts[0]) != found.texts:
+    found, record = adapted(adapter, model)
+    classes, number = record.facts["classes"], record.facts["texts"]
+    if len(texts[0]) != number:
         raise GatesError(
             f"{input} has rows of {len(texts[0])} texts, the adapter was trained on rows of"
-            f" {found.texts}: give such rows"
+            f" {number}: give such rows"
         )
-    outputs = outputs_of(found.model, encode_texts(found.folder, texts, found.context))
+    context = int(record.settings["context"])
+    outputs = outputs_of(found, encode_texts(classifier_folder(model), texts, context))
     for own, text in zip(outputs, texts, strict=True):
-        if found.classes:
+        if classes:
             chances = torch.softmax(own, 0)
             place = int(chances.argmax())
-            label = f"{found.classes[place]}\t{float(chances[place]):.4f}"
+            label = f"{classes[place]}\t{float(chances[place]):.4f}"
         else:
             label = f"{float(own[0]):.4f}\t"
         print(label, *text, sep="\t")
@@ -98,6 +77,6 @@ def export(
     path = Path(output).resolve()
     refuse_existing(path, overwrite=overwrite_output)
     refuse_strangers(path, (CONFIG, WEIGHTS, LABELS))
-    found = adapted(adapter, model)
-    export_lora(found.model, path, labels=found.classes)
+    found, record = adapted(adapter, model)
+    export_lora(found, path, labels=record.facts["classes"])
     print(output)

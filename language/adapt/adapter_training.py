@@ -15,7 +15,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from core_gates.adapters.sparse_low_rank import SparseLoraLinear, rank_gates
 from core_gates.errors import GatesError
 from core_gates.training import ThresholdSchedule, growing, threshold_for
-from harness.files import write_json
 from harness.files.piece import Piece
 from language.adapt.components import (
     cut,
@@ -33,7 +32,7 @@ from language.hf.lora import attach_sora, freeze_base, heads_of, load_sora, save
 from language.seer.distillation import RecordData
 
 Method = Literal["head", "lora", "sora", "magnitude", "draw"]
-FILE, TASK = "adapter.safetensors", "task.json"
+FILE = "adapter.safetensors"
 CLIP = 1.0  # of the norm of gradients
 LABEL = "labels"
 ALIKE = 8  # rows of like length
@@ -162,6 +161,9 @@ def train_adapter(
 ) -> Any:  # fmt: skip
     """Train or cut adapters of a model, and return it with them.
 
+    Noted are ``classes``, empty for a number, and ``texts``, their number in a row; what is kept of
+    adapters, and how much of that is what was drawn largest.
+
     Args:
         piece: Its method, seed and settings: ``rank``, ``alpha``, ``context``, ``steps``,
             ``stages``, ``batch_size``, ``learning_rate``, ``gate_rate``, ``weight_decay``, for
@@ -206,6 +208,7 @@ def train_adapter(
         masks = masks_of(model)
         gates = sum(len(mask) for mask in masks.values())
         job.note(kept=sum(int(m.sum()) for m in masks.values()), gates=gates, size=size_of(model))
+    job.note(classes=list(texts.classes), texts=len(texts.train[0].texts))
     return model
 
 
@@ -246,19 +249,11 @@ def thresholds_of(threshold: float | None, kept: float, steps: int, stages: int)
 
 
 class AdapterForm:
-    """``adapter.safetensors``, the adapters and heads, and ``task.json``, what they are for.
-
-    Args:
-        facts: Of ``task.json``: ``classes``, ``context``, and ``texts``, their number in a row.
-    """
-
-    def __init__(self, **facts: Any) -> None:
-        self.facts = facts
+    """``adapter.safetensors``, the adapters and heads."""
 
     def save(self, folder: Path, result: Any) -> None:
         """Write the adapters of a model."""
         save_sora(result, folder / FILE)
-        write_json(folder / TASK, self.facts)
 
     def load(self, folder: Path) -> Path:
         """Return the folder."""
