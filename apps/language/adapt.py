@@ -305,7 +305,7 @@ def told_of_rate(recipe: AdapterRecipe) -> None:
 def print_adapter(made: Adaptation, piece: Piece) -> None:
     """Print what is left of an adapter, its scores, and where it is."""
     facts = made.store.record(piece).facts
-    if "kept" in facts:
+    if facts["gates"]:
         print(f"{facts['kept']:,} of {facts['gates']:,} components, {facts['size']:,} parameters")
     if "drawn" in facts:
         print(f"{facts['drawn']:.0%} of them are among as many whose gates started largest")

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
-from core_gates.adapters.sparse_low_rank import SparseLoraLinear, rank_gates
+from core_gates.adapters.sparse_low_rank import rank_gates
 from core_gates.errors import GatesError
 from core_gates.training import ThresholdSchedule, growing, threshold_for
 from harness.files.piece import Piece
 from language.adapt.components import (
+    adapters_of,
     cut,
     drawn_strengths,
     learned_strengths,
@@ -60,7 +61,7 @@ class AdapterModule(L.LightningModule):
     ) -> None:  # fmt: skip
         super().__init__()
         self._whole = (model,)  # in a tuple, else all of it would become the state
-        parts = {n: m.adapter for n, m in model.named_modules() if isinstance(m, SparseLoraLinear)}
+        parts: dict[str, nn.Module] = {**adapters_of(model)}
         parts |= {head: model.get_submodule(head) for head in heads_of(model)}
         self.parts = nn.ModuleDict({n.replace(".", "-"): part for n, part in parts.items()}).train()
         self.rates = {"lr": learning_rate, "gates": gate_rate, "decay": weight_decay}
@@ -204,11 +205,11 @@ def train_adapter(
         if method == "sora":
             kept = masks_of(model)
             job.note(drawn=overlap(kept, strongest(model, drawn, size_of(model))))
-    if method != "head":
-        masks = masks_of(model)
-        gates = sum(len(mask) for mask in masks.values())
-        job.note(kept=sum(int(m.sum()) for m in masks.values()), gates=gates, size=size_of(model))
-    job.note(classes=list(texts.classes), texts=len(texts.train[0].texts))
+    masks = masks_of(model).values()
+    job.note(
+        kept=sum(int(mask.sum()) for mask in masks), gates=sum(map(len, masks)),
+        size=size_of(model), classes=list(texts.classes), texts=len(texts.train[0].texts),
+    )  # fmt: skip
     return model
 
 

@@ -10,29 +10,17 @@ from language.hf.lora import sora_layers
 
 
 def adapters_of(model: nn.Module) -> dict[str, SparseLowRank]:
-    """Return the adapters of a model by the names of their layers.
-
-    Raises:
-        GatesError: It has none.
-    """
+    """Return the adapters of a model by the names of their layers."""
     return {name: layer.adapter for name, layer in sora_layers(model).items()}
 
 
 def masks_of(model: nn.Module) -> dict[str, Tensor]:
-    """Return for each layer which of its components remain (R,), bool.
-
-    Raises:
-        GatesError: The model has no adapters.
-    """
+    """Return for each layer which of its components remain (R,), bool."""
     return {name: one.lora_gate.kept.cpu() for name, one in adapters_of(model).items()}
 
 
 def size_of(model: nn.Module) -> int:
-    """Return the number of parameters of the components that remain, the gates folded.
-
-    Raises:
-        GatesError: The model has no adapters.
-    """
+    """Return the number of parameters of the components that remain, the gates folded."""
     return sum(
         one.rank * (one.in_features + one.out_features) for one in adapters_of(model).values()
     )

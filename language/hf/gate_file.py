@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from core_gates.adapters.sparse_low_rank import SparseLoraLinear
 from core_gates.errors import GatesError
 from harness.files.atomic import replacing
 from language.hf.locate import base_of, locate_attention, refuse_absent
@@ -24,6 +26,9 @@ HASH = "sha256"
 
 GATES = {"output_gate", "block_gate"}
 """Names of our gates in an attention module."""
+
+ADAPTED = re.compile(r"\.base(_layer)?\.")
+"""Between the names of a layer with an adapter, of ours or of PEFT, and of its weight."""
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -57,7 +62,7 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def weights_digest(model: nn.Module) -> str:
+def weights_digest(model: nn.Module, left_out: Sequence[str] = ()) -> str:
     """Return what distinguishes the weights of a base model from others, 16 hexadecimal digits.
 
     It is the SHA-256 of up to 511 values at even distances of every weight but the token embedding
@@ -65,31 +70,23 @@ def weights_digest(model: nn.Module) -> str:
     matter.
 
     Args:
-        model: A model of transformers.
+        model: A model of transformers, with adapters of ours or of PEFT or without.
+        left_out: Names of modules of its base that do not matter either.
     """
     base = base_of(model)
     embedding = base.get_input_embeddings()
-    others = [f"{n}." for n, m in base.named_modules() if m is embedding]
-    adapted = tuple(f"{n}." for n, m in base.named_modules() if hasattr(m, "base_layer"))
-    found = []
+    others = [*left_out, *(n for n, m in base.named_modules() if m is embedding)]
+    adapted = tuple(
+        f"{name}."
+        for name, module in base.named_modules()
+        if hasattr(module, "base_layer") or isinstance(module, SparseLoraLinear)
+    )
+    digest = hashlib.sha256()
     for name, weight in base.named_parameters():
-        adapter = name.startswith(adapted) and ".base_layer." not in name
-        if adapter or name.startswith(tuple(others)) or GATES & set(name.split(".")):
+        adapter = name.startswith(adapted) and not ADAPTED.search(name)
+        if adapter or name.startswith(tuple(f"{n}." for n in others)) or GATES & {*name.split(".")}:
             continue
-        found.append((name.replace(".base_layer.", "."), weight))
-    return sampled_digest(found)
-
-
-def sampled_digest(weights: Iterable[tuple[str, Tensor]], kind: str = "") -> str:
-    """Return the hash of a few values of named weights, 16 hexadecimal digits.
-
-    Args:
-        weights: Name and values of each; up to 511 at even distances, in bfloat16, are read.
-        kind: What else is hashed, such as a type of models.
-    """
-    digest = hashlib.sha256(kind.encode())
-    for name, weight in weights:
-        digest.update(name.encode())
+        digest.update(ADAPTED.sub(".", name).encode())
         every = max(1, weight.numel() // HASHED)
         digest.update(_bytes(weight.detach().flatten()[::every].bfloat16()))
     return digest.hexdigest()[:16]

@@ -1,7 +1,7 @@
 """SoRA on the linear layers of a model of transformers: attached, kept in a file, made a LoRA."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -11,10 +11,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from core_gates.adapters.attachment import attach_adapters
-from core_gates.adapters.sparse_low_rank import GateInitialization, SparseLoraLinear, sizes_of
+from core_gates.adapters.sparse_low_rank import (
+    GateInitialization,
+    SparseLoraLinear,
+    SparseLowRank,
+    sizes_of,
+)
 from core_gates.errors import GatesError
 from harness.files import replacing, write_json
-from language.hf.gate_file import read_known, sampled_digest, write_known
+from language.hf.gate_file import read_known, weights_digest, write_known
 from language.hf.locate import base_of
 
 KIND = "sora"
@@ -79,17 +84,8 @@ def attach_sora(
 
 
 def sora_layers(model: nn.Module) -> dict[str, SparseLoraLinear]:
-    """Return the layers of a model that have a SoRA, by name.
-
-    Raises:
-        GatesError: There are none.
-    """
-    found = {n: m for n, m in model.named_modules() if isinstance(m, SparseLoraLinear)}
-    if not found:
-        raise GatesError(
-            f"{type(model).__name__} has no SoRA: call attach_sora(model) or load_sora before"
-        )
-    return found
+    """Return the layers of a model that have a SoRA, by name."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, SparseLoraLinear)}
 
 
 def heads_of(model: nn.Module) -> list[str]:
@@ -113,24 +109,14 @@ def heads_of(model: nn.Module) -> list[str]:
 def base_digest(model: nn.Module) -> str:
     """Return what distinguishes the base of adapters from others, 16 hexadecimal digits.
 
-    It is the SHA-256 of the type of the model and of a few values of every weight, rounded to
-    bfloat16. Heads, adapters and the token embedding, which may be resized, do not matter.
+    It is :func:`language.hf.gate_file.weights_digest` without heads, so that they, adapters and the
+    token embedding, which may be resized, do not matter.
 
     Raises:
         GatesError: It is not a model of transformers.
     """
-    base = base_of(model)
-    embedding = base.get_input_embeddings()
-    left_out = [f"{name}." for name, module in base.named_modules() if module is embedding]
-    left_out += [f"{head.partition('.')[2]}." for head in heads_of(model) if "." in head]
-    layers = [n for n, m in base.named_modules() if isinstance(m, SparseLoraLinear)]
-    left_out += [f"{name}.adapter." for name in layers]
-    weights = [
-        (name.replace(".base.", "."), weight)
-        for name, weight in base.named_parameters()
-        if not name.startswith(tuple(left_out))
-    ]
-    return sampled_digest(weights, base.config.model_type)
+    poolers = [head.partition(".")[2] for head in heads_of(model) if "." in head]
+    return weights_digest(model, poolers)
 
 
 def save_sora(model: nn.Module, path: str | Path) -> Path:
@@ -148,10 +134,8 @@ def save_sora(model: nn.Module, path: str | Path) -> Path:
         GatesError: There is nothing to write, or the file cannot be written.
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile
-    heads = heads_of(model)
-    layers = [name for name, m in model.named_modules() if isinstance(m, SparseLoraLinear)]
-    if not heads:
-        layers = list(sora_layers(model))
+    heads, layers = heads_of(model), list(sora_layers(model))
+    _refuse_bare(model, [*heads, *layers])
     kept = (*(f"{name}.adapter." for name in layers), *(f"{head}." for head in heads))
     tensors = {name: t for name, t in model.state_dict().items() if name.startswith(kept)}
     facts = {"kind": KIND, "base": base_digest(model)}
@@ -180,7 +164,7 @@ def load_sora(model: nn.Module, path: str | Path) -> dict[str, SparseLoraLinear]
             " base that they were trained on"
         )
     layers: list[str] = json.loads(facts["options"])["layers"]
-    present = [name for name, m in model.named_modules() if isinstance(m, SparseLoraLinear)]
+    present = list(sora_layers(model))
     _check_fit(model, Path(path), layers, present, tensors)
     if layers and not present:
         _attach(model, layers, rank=1)
@@ -209,6 +193,7 @@ def export_lora(model: nn.Module, folder: str | Path, *, labels: Sequence[str] =
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile
     layers = sora_layers(model)
+    _refuse_bare(model, layers)
     exported = {name: layer.adapter.export() for name, layer in layers.items()}
     ranks = {name: lora.rank for name, lora in exported.items() if lora.rank}
     if not ranks:
@@ -279,9 +264,8 @@ def _attach(model: nn.Module, names: Sequence[str], **options: Any) -> None:
 def freeze_base(model: nn.Module) -> None:
     """Freeze all of a model but its adapters and heads."""
     model.requires_grad_(False)
-    for module in model.modules():
-        if isinstance(module, SparseLoraLinear):
-            module.adapter.requires_grad_(True)
+    for layer in sora_layers(model).values():
+        layer.adapter.requires_grad_(True)
     for head in heads_of(model):
         model.get_submodule(head).requires_grad_(True)
 
@@ -314,9 +298,8 @@ def _check_fit(
         inputs, outputs = sizes_of(linear)
         down = tensors.get(f"{name}.adapter.lora_A")
         rank = 0 if down is None or not down.ndim else len(down)
-        shapes = {"lora_A": (rank, inputs), "lora_B": (outputs, rank), "scaling": (2,)}
-        own |= {f"{name}.adapter.{n}": one for n, one in shapes.items()}
-        own[f"{name}.adapter.lora_gate.weight"] = (rank,)
+        adapter = SparseLowRank(inputs, outputs, rank, device="meta").state_dict()
+        own |= {f"{name}.adapter.{n}": tuple(t.shape) for n, t in adapter.items()}
     found = {n: tuple(t.shape) for n, t in tensors.items()}
     if own != found:
         odd = next(n for n in [*own, *found] if own.get(n) != found.get(n))
@@ -332,9 +315,17 @@ def _refuse_adapted(model: nn.Module) -> None:
         raise GatesError(
             f"{type(model).__name__} has adapters of PEFT: call merge_and_unload() before"
         )
-    if any(isinstance(module, SparseLoraLinear) for module in model.modules()):
+    if sora_layers(model):
         raise GatesError(
             f"{type(model).__name__} has a SoRA already: call detach_adapters(model) before"
+        )
+
+
+def _refuse_bare(model: nn.Module, found: Collection[str]) -> None:
+    """Refuse a model of which nothing was found that can be written."""
+    if not found:
+        raise GatesError(
+            f"{type(model).__name__} has no SoRA: call attach_sora(model) or load_sora before"
         )
 
 

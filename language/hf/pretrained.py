@@ -2,7 +2,7 @@
 
 import io
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
@@ -95,18 +95,8 @@ def open_model(folder: Path | str, *, dtype: torch.dtype = torch.float32) -> Any
             folder, local_files_only=True, trust_remote_code=False
         )
         refuse_encoders(config, folder.name)
-        model, found = auto.AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=dtype, local_files_only=True, use_safetensors=True,
-            trust_remote_code=False, ignore_mismatched_sizes=True, output_loading_info=True,
-        )  # fmt: skip
-    mismatched = [name for name, *_ in found["mismatched_keys"]]
-    lacking = sorted([*found["missing_keys"], *mismatched])
-    if lacking:
-        raise GatesError(
-            f"{folder} lacks {len(lacking)} of the weights of a {type(model).__name__} or has them"
-            f" in another shape, the first is {lacking[0]}: get it again"
-        )
-    gates = sorted(name for name in found["unexpected_keys"] if GATES & set(name.split(".")))
+        model, others = open_whole(auto.AutoModelForCausalLM, folder, config=config, dtype=dtype)
+    gates = sorted(name for name in others if GATES & set(name.split(".")))
     if gates:
         raise GatesError(
             f"{folder} was saved with gates attached ({gates[0]}), which transformers would leave"
@@ -114,6 +104,38 @@ def open_model(folder: Path | str, *, dtype: torch.dtype = torch.float32) -> Any
         )
     restore_pregates(model)
     return model.eval()
+
+
+def open_whole(
+    kind: Any, folder: Path, heads_of: Callable[[Any], Iterable[str]] = lambda _: (), **options: Any
+) -> tuple[Any, set[str]]:
+    """Open a model, its weights from safetensors and without any code of its folder.
+
+    Args:
+        kind: Class of transformers.
+        folder: Of the model.
+        heads_of: Returns the names of the modules of a model that the folder may lack.
+        options: Of ``from_pretrained``.
+
+    Returns:
+        The model, and names of weights of the folder that it does not have.
+
+    Raises:
+        GatesError: It lacks weights.
+    """
+    model, found = kind.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, trust_remote_code=False,
+        ignore_mismatched_sizes=True, output_loading_info=True, **options,
+    )  # fmt: skip
+    heads = tuple(f"{head}." for head in heads_of(model))
+    mismatched = [name for name, *_ in found["mismatched_keys"]]
+    lacking = sorted(n for n in (*found["missing_keys"], *mismatched) if not n.startswith(heads))
+    if lacking:
+        raise GatesError(
+            f"{folder} lacks {len(lacking)} of the weights of a {type(model).__name__} or has them"
+            f" in another shape, the first is {lacking[0]}: get it again"
+        )
+    return model, found["unexpected_keys"]
 
 
 def pretrained_folder(name: str | Path, cache: str | Path) -> Path:
