@@ -93,7 +93,16 @@ def _pregated(kind: type[nn.Module]) -> type[nn.Module]:
         finally:
             self.earlier_inputs.inputs = None
 
-    return type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
+    def reduce(self: Any) -> tuple[Any, ...]:
+        return _empty_block, (kind,), self.__dict__
+
+    own = {"forward": forward, "__reduce__": reduce, "__module__": kind.__module__}
+    return type(kind.__name__, (kind,), own)
+
+
+def _empty_block(kind: Any) -> nn.Module:
+    """Return a pre-gated block that is filled by a copy or what ``torch.load`` reads."""
+    return object.__new__(_pregated(kind))
 
 
 def _refuse_reentrant(block: Any) -> None:

@@ -161,14 +161,9 @@ class OffloadedLayer:
         """Return the slab of the expert that is needed now, and request those after it.
 
         Raises:
-            GatesError: It cannot be read, does not arrive, or is asked for by another function.
+            GatesError: It cannot be read, or does not arrive.
         """
         now, key = self._now, self.key_of(expert)
-        if key not in self._needed:
-            raise GatesError(
-                f"only the function {NAME!r} reads experts that stay in a folder: call"
-                f" model.set_experts_implementation({NAME!r})"
-            )
         if now is None or now.expert != key:
             self._leave()
             self._request(self._needed.index(key))
@@ -353,7 +348,7 @@ def attach_offload(
     guesses = Guesses(_predictor(setup, model, store, width, profile), width, range(width))
     pool = make_pool(sum(shares) + width, store.slab_bytes, place)
     offload = Offload(store, pool, caches, guesses, sizes, patience)
-    owner.register_forward_pre_hook(partial(note_padding, guesses), with_kwargs=True)
+    owner.register_forward_pre_hook(partial(note_padding, offload), with_kwargs=True)
     for layer, module in zip(offload.layers, modules.values(), strict=True):
         _hand_over(module, layer, store.tensors[layer.index])
     ALL_EXPERTS_FUNCTIONS[NAME] = run_offloaded
@@ -440,6 +435,15 @@ def _hand_over(module: nn.Module, layer: OffloadedLayer, tensors: dict[str, Slab
         setattr(experts, name, ExpertTable(layer, tensor))
     experts.offloaded = layer
     experts.register_state_dict_pre_hook(_refuse_state)
+    experts.register_forward_pre_hook(_refuse_function)
+
+
+def _refuse_function(module: Any, _: object) -> None:
+    if (found := module.config._experts_implementation) != NAME:
+        raise GatesError(
+            f"only the function {NAME!r} reads experts that stay in a folder, not {found!r}: call"
+            f" model.set_experts_implementation({NAME!r})"
+        )
 
 
 def _refuse_state(module: Any, *_: object) -> NoReturn:

@@ -61,8 +61,8 @@ class Guesses:
         return unread
 
 
-def note_padding(guesses: Guesses, _: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-    """Note which tokens of the call of a model are padding.
+def note_padding(offload: Any, _: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    """Note in the ``guesses`` of offloaded experts which tokens of the call of a model are padding.
 
     Raises:
         GatesError: There is no token.
@@ -72,6 +72,7 @@ def note_padding(guesses: Guesses, _: nn.Module, args: Any, kwargs: dict[str, An
     if any(one is not None and not one.numel() for one in inputs):
         raise GatesError("there are no tokens to compute: give a prompt of one or more")
     length = next((one.shape[1] for one in inputs if one is not None), 0)
+    guesses: Guesses = offload.guesses
     guesses.padding, guesses.prompt = None, length > 1
     if isinstance(mask, Tensor) and mask.ndim == 2 and length and not mask[:, -length:].all():
         guesses.padding = mask[:, -length:].flatten() == 0

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 from functools import partial
 from pathlib import Path
 
@@ -124,7 +125,8 @@ def test_tokens_one_by_one_equal_all_at_once_and_copies_equal_models(name, opene
         cache = out.cache
         found.append(out.logits)
     assert_close(torch.cat(found, 1), whole, **CLOSE)
-    assert torch.equal(logits_of(copy.deepcopy(model)), whole)
+    for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(logits_of(again), whole)
 
 
 @pytest.mark.parametrize("level", [1, 2])

@@ -368,6 +368,9 @@ def test_bad_inputs_are_one_line(checkpoint, load, refuses, tmp_path):
     closed.offload.close()
     eager(IDS)
     eager.set_experts_implementation("eager")
+    grouped, batched = load(), load(budget=1.0, predictor="cross-layer")
+    grouped.set_experts_implementation("grouped_mm")
+    batched.set_experts_implementation("batched_mm")
     embedded = model.get_input_embeddings()(IDS).requires_grad_()
     changed = transformers.AutoModelForCausalLM.from_pretrained(folder)
     changed.model.layers[1].mlp.experts.down_proj.data = (
@@ -382,6 +385,8 @@ def test_bad_inputs_are_one_line(checkpoint, load, refuses, tmp_path):
         ("the budget is nan", lambda: load(budget=float("nan"))),
         ("there are no tokens to compute", lambda: model.generate(IDS[:, :0], max_new_tokens=2)),
         ("only the function 'offloaded' reads experts that stay in a", lambda: eager(IDS)),
+        ("in a folder, not 'grouped_mm': call model.set_experts_", lambda: logits_of(grouped)),
+        ("in a folder, not 'batched_mm': call model.set_experts_", lambda: logits_of(batched)),
         (f"^LlamaForCausalLM {none}", lambda: attach_offload(plain, folder, budget=1.0)),
         (none, lambda: attach_offload(sparse, folder, budget=1.0)),
         (none, lambda: load(tmp_path / "llama")),
@@ -397,6 +402,7 @@ def test_bad_inputs_are_one_line(checkpoint, load, refuses, tmp_path):
         ("is in a closed store: load the model again", lambda: logits_of(closed)),
         ("have no gradients", lambda: model(inputs_embeds=embedded)),
         ("cannot be copied", lambda: copy.deepcopy(model)),
+        ("cannot be copied", lambda: torch.save(batched, tmp_path / "model.pt")),
         ("device is 'foo', expected 'cpu' or 'cuda'", lambda: load(device="foo")),
         ("device is 'mps', expected", lambda: load(device="mps")),
         ("tokens are torch.float16, experts torch.float32", lambda: logits_of(load().half())),
