@@ -24,10 +24,10 @@ KEPT, AMONG, PARAMETERS = "kept fraction", "also kept by the draw", "parameters"
 NOTE = (
     "Every method has the same steps, batches, seeds, head and learning rates; none is tuned. The "
     "gates of SoRA and draw have a rate, those of LoRAs are one. Magnitude cuts the plain LoRA to "
-    "the size of SoRA by the norms of its factors; draw trains the components alone whose gates "
-    "started largest, as many as SoRA keeps; always the same is the most frequent training label, "
-    "or the mean number. Intervals are over held-out rows and seeds; "
-    "differences are paired."
+    "the size of SoRA by the norms of its factors, and is not trained again; draw trains the "
+    "components alone whose gates started largest, as many as SoRA keeps; always the same is the "
+    "most frequent training label, or the mean number. No LoRA has exactly the size of SoRA; the "
+    "nearest counts. Intervals are over held-out rows and seeds; differences are paired."
 )
 
 
