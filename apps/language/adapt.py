@@ -115,9 +115,8 @@ class Adaptation:
         self.keys = {"task-": task} if task else {}
         given = {n: v for n, v in asdict(recipe).items() if n in SHARED}
         base = content_digest(folder).sha256[:16]
-        self.settings = {**given, "base": base, "data": texts.digest}
-        if processes > 1:
-            self.settings["processes"] = processes
+        spread = processes if processes > 1 else None
+        self.settings = {**given, "base": base, "data": texts.digest, "processes": spread}
         self.store = run.store(ADAPTERS, AdapterForm())
 
     def piece(self, method: str, seed: int, rank: int | None = None) -> Piece:

@@ -143,13 +143,11 @@ def bars_of_task(rows: Sequence[Row], task: str, bars: AdapterBars, plain: str) 
     """Return the bars of one task, from its rows."""
     metric = main_metric(rows)
     lost = _value(rows, plain, metric) - _value(rows, SORA, metric)
-    found = []
-    if bars.most_below is not None:
-        found.append(Bar(f"{task}: {metric} of {plain} less SoRA", lost, "<=", bars.most_below))
-    if bars.most_kept is not None:
-        kept = _value(rows, SORA, KEPT)
-        found.append(Bar(f"{task}: {KEPT} of parameters", kept, "<=", bars.most_kept))
-    return found
+    found = (
+        (f"{task}: {metric} of {plain} less SoRA", lost, bars.most_below),
+        (f"{task}: {KEPT} of parameters", _value(rows, SORA, KEPT), bars.most_kept),
+    )
+    return [Bar(name, value, "<=", most) for name, value, most in found if most is not None]
 
 
 def main_metric(rows: Sequence[Row]) -> str:

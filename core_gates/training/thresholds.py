@@ -101,8 +101,7 @@ class ThresholdSchedule:
         self.proximal.threshold = self.thresholds[self.stage]
 
     def _count(self, _optimizer: Optimizer, _args: Any, _options: Any) -> None:
-        self.num_steps += 1
-        self.proximal.threshold = self.thresholds[self.stage]
+        self.load_state_dict({"num_steps": self.num_steps + 1})
 
 
 def growing(start: float, end: float, stages: int, growth: Growth = "linear") -> list[float]:

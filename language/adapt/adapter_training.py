@@ -180,12 +180,11 @@ def train_adapter(
     """
     L.seed_everything(piece.seed, verbose=False)
     model = open_classifier(folder, texts.outputs, piece.seed or 0)
-    method = piece.method.partition("-")[0]
-    if method == "magnitude":
+    if piece.method == "magnitude":
         load_sora(model, sources[piece["start"]])
         cut(model, strongest(model, learned_strengths(model), piece["size"]))
     else:
-        drawn = _attach(model, method, piece)
+        drawn = _attach(model, piece)
         module = AdapterModule(
             model, learning_rate=piece["learning_rate"], gate_rate=piece.get("gate_rate", 1.0),
             weight_decay=piece["weight_decay"],
@@ -202,7 +201,7 @@ def train_adapter(
             module, data, ticks="steps", max_steps=piece["steps"], max_epochs=-1,
             gradient_clip_val=CLIP, limit_val_batches=0, **trainer,
         )  # fmt: skip
-        if method == "sora":
+        if piece.method == "sora":
             kept = masks_of(model)
             job.note(drawn=overlap(kept, strongest(model, drawn, size_of(model))))
     masks = masks_of(model).values()
@@ -213,12 +212,12 @@ def train_adapter(
     return model
 
 
-def _attach(model: Any, method: str, piece: Piece) -> dict[str, Tensor]:
+def _attach(model: Any, piece: Piece) -> dict[str, Tensor]:
     """Attach what a method trains, and return the magnitudes that gates start with, if any."""
-    if method == "head":
+    if piece.method == "head":
         freeze_base(model)
         return {}
-    gated = method != "lora"
+    gated = piece.method != "lora"
     layers = attach_sora(
         model,
         rank=piece["rank"],
@@ -229,7 +228,7 @@ def _attach(model: Any, method: str, piece: Piece) -> dict[str, Tensor]:
     if not gated:
         for layer in layers.values():
             layer.adapter.lora_gate.requires_grad_(False)
-    if method == "draw":
+    if piece.method == "draw":
         cut(model, strongest(model, drawn, piece["size"]))
     return drawn
 

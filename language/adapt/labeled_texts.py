@@ -157,12 +157,9 @@ def labeled(name: str, train: Sequence[Row], held_out: Sequence[Row]) -> Labeled
     for what, rows in (("training", train), ("held-out", held_out)):
         if not rows:
             raise GatesError(f"{name} has no {what} rows with labels: give some")
-        lacking = next((row for row in rows if not row.label), None)
-        if lacking is not None:
-            raise GatesError(
-                f"{lacking.place} has no label: give one to every row, or name its column"
-            )
     for row in (*train, *held_out):
+        if not row.label:
+            raise GatesError(f"{row.place} has no label: give one to every row, or name its column")
         if len(row.texts) != len(train[0].texts):
             raise GatesError(
                 f"{row.place} has {len(row.texts)} texts, {train[0].place} {len(train[0].texts)}:"

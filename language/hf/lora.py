@@ -208,9 +208,8 @@ def export_lora(model: nn.Module, folder: str | Path, *, labels: Sequence[str] =
         tensors[f"{PREFIX}{name}.lora_A.weight"] = exported[name].down
         tensors[f"{PREFIX}{name}.lora_B.weight"] = exported[name].up
     heads = heads_of(model)
-    for name, tensor in model.state_dict().items():
-        if name.startswith(tuple(f"{head}." for head in heads)):
-            tensors[f"{PREFIX}{name}"] = tensor
+    kept = tuple(f"{head}." for head in heads)
+    tensors |= {f"{PREFIX}{n}": t for n, t in model.state_dict().items() if n.startswith(kept)}
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     with replacing(folder := Path(folder)) as temporary:
         temporary.mkdir(parents=True)

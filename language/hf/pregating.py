@@ -152,7 +152,7 @@ def pregate(model: nn.Module, level: int = 1) -> None:
         )
     if type(level) is not int or not 1 <= level < count:
         raise GatesError(
-            f"level is {level}, but {name} has {count} layers of experts: give 1 to {count - 1}"
+            f"level is {level!r}, but {name} has {count} layers of experts: give 1 to {count - 1}"
         )
     if any(hasattr(block, "earlier_inputs") for block in blocks):
         raise GatesError(f"{name} is pre-gated already: open the model again")
@@ -176,8 +176,7 @@ def router_of(block: nn.Module) -> nn.Module | None:
 
 def level_of(model: nn.Module) -> int | None:
     """Return the level that a model is marked with; None for a conventional one."""
-    owner: Any = model
-    level: int | None = getattr(getattr(owner, "config", owner), MARK, None)
+    level: int | None = getattr(getattr(model, "config", model), MARK, None)
     return level
 
 
@@ -187,12 +186,8 @@ def restore_pregates(model: nn.Module) -> None:
     Raises:
         GatesError: The mark is no level of this model.
     """
-    level = level_of(model)
-    if level is None:
-        return
-    if type(level) is not int:
-        raise GatesError(f"config.json has {MARK}={level!r}, expected a number: get it again")
-    pregate(model, level)
+    if (level := level_of(model)) is not None:
+        pregate(model, level)
 
 
 def save_pregated(model: Any, folder: Path | str) -> None:
