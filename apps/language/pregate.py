@@ -45,7 +45,7 @@ class PregateRecipe(FineTuning):
 
     context: int = 128
     batch_size: int = 8
-    steps: int = 120
+    steps: int = 480
     warmup_steps: int = 0
     levels: tuple[int, ...] = (1, 2)
 

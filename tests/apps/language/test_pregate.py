@@ -56,7 +56,7 @@ def test_the_scores_are_differences_from_the_conventional_model(pregated, traine
 
 @pytest.mark.slow  # four interpreters that import transformers
 def test_killed_and_resumed(language_folder, kill_and_resume):
-    words = ["language", "pregate", *SHORT, "--levels", "[1]"]
+    words = ["language", "pregate", *SHORT]
     words[words.index("corpus")] = str(language_folder / "corpus")
     words[words.index("6")] = "12"
     kill_and_resume(
