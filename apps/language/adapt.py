@@ -127,16 +127,14 @@ class Adaptation:
             seed: Of heads, factors, gates and the order of rows.
             rank: Of a plain LoRA; that of the recipe if None.
         """
-        own: dict[str, Any] = {}
-        recipe, keys = self.recipe, dict(self.keys)
-        if method != "head":
-            rank = rank or recipe.rank
-            keys["r"] = str(rank)
-            own |= {"rank": rank, "alpha": recipe.scale * rank}
-        if method in ("sora", "draw"):
-            own["gate_rate"] = recipe.gate_rate
-        if method == "sora":
-            own["thresholds"] = recipe.thresholds
+        recipe, rank = self.recipe, None if method == "head" else rank or self.recipe.rank
+        keys = {**self.keys, "r": str(rank)} if rank else self.keys
+        own: dict[str, Any] = {
+            "rank": rank,
+            "alpha": recipe.scale * rank if rank else None,
+            "gate_rate": recipe.gate_rate if method in ("sora", "draw") else None,
+            "thresholds": recipe.thresholds if method == "sora" else None,
+        }
         if method not in ALONE:
             sora = self.piece("sora", seed)
             start = sora if method == "draw" else self.piece("lora", seed)
