@@ -1,8 +1,11 @@
 """How many experts of each layer stay in memory."""
 
+from typing import Literal, get_args
+
 from core_gates.errors import GatesError, check_option
 
-ALLOCATIONS = ("uniform", "shallow")
+Allocation = Literal["uniform", "shallow"]
+ALLOCATIONS: tuple[Allocation, ...] = get_args(Allocation)
 
 
 def allocate(how: str, budget: int, *, layers: int, experts: int, least: int) -> list[int]:

@@ -8,6 +8,7 @@ from functools import cached_property, partial
 from typing import NamedTuple
 
 from core_gates.errors import GatesError, check_option
+from language.offload.guesses import Profile
 
 Rank = Callable[["RankedCache", int], tuple[float, ...]]
 
@@ -246,3 +247,20 @@ def make_cache(policy: str, capacity: int, trace: Sequence[int] = ()) -> ExpertC
     if policy in FROM_TRACE and not len(trace):
         raise GatesError(f"policy {policy!r} needs a trace of the layer: give one, or choose 'lfu'")
     return POLICIES[policy](capacity, trace)
+
+
+def make_caches(policy: str, slots: Sequence[int], profile: Profile | None) -> list[ExpertCache]:
+    """Return an empty cache for each layer.
+
+    Args:
+        policy: Which expert leaves.
+        slots: Capacity of each.
+        profile: What ``static`` counts.
+
+    Raises:
+        GatesError: See :func:`make_cache`.
+    """
+    used: list[list[int]] = [[]] * len(slots)
+    if profile is not None and policy in FROM_TRACE:
+        used = profile.routed.flatten(1).tolist()
+    return [make_cache(policy, *one) for one in zip(slots, used, strict=True)]

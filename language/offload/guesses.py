@@ -1,8 +1,7 @@
 """Which experts the next layer will need: what is fetched follows guesses, what is computed not."""
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +11,9 @@ from core_gates.gates.predictive import CrossLayerPredictor, fetch_order
 from core_gates.routing.base import Gate
 from core_gates.routing.output import RoutingOutput
 from language.hf.pregating import level_of, router_of
+from language.offload.setup import Predicting
 
-PREDICTORS = ("none", "all", "cross-layer", "path", "frequency", "oracle", "path-first")
-FROM_PROFILE = ("path", "frequency", "path-first")
+FROM_PROFILE = ("path", "frequency", "bigram", "bigram-first")
 
 RARE = 0.25
 """Fraction of the guessed experts of a prompt that travel in 2 bits (Fate), the least popular."""
@@ -25,15 +24,25 @@ class Seen(NamedTuple):
 
     Attributes:
         routed: These experts (T, K).
+        tokens: Each token and the one before it (T, 2), see :func:`bigrams`.
         hidden: What the router of the layer has read (T, D); None in a trace.
-        ranked: Recorded guesses for the next layer (T, W), the best first; None in a model.
-        following: Experts of the next layer (T, K); None in a model.
     """
 
     routed: Tensor
+    tokens: Tensor
     hidden: Tensor | None = None
-    ranked: Tensor | None = None
-    following: Tensor | None = None
+
+
+class Profile(NamedTuple):
+    """What N tokens used, of which tables are made.
+
+    Attributes:
+        routed: Their experts (L, N, K), in order of use.
+        tokens: Each token and the one before it (N, 2), see :func:`bigrams`.
+    """
+
+    routed: Tensor
+    tokens: Tensor
 
 
 Predictor = Callable[[int, Seen], Tensor]
@@ -96,82 +105,110 @@ def cross_layer(model: nn.Module, names: Sequence[str], dim: int, width: int) ->
     return predict
 
 
-def frequency(profile: Sequence[Tensor], num_experts: int) -> Predictor:
-    """Return the experts that a profile used most in the next layer, whatever the token."""
-    counts = [torch.bincount(used.flatten(), minlength=num_experts) for used in profile]
-    ranking = [one.argsort(descending=True, stable=True) for one in counts]
-    return lambda layer, seen: ranking[layer + 1].expand(len(seen.routed), -1)
+def bigrams(tokens: Tensor, before: Tensor | None = None) -> Tensor:
+    """Return each token and the one before it (..., T, 2).
 
-
-def _set_of(routed: Tensor, num_experts: int) -> Tensor:
-    """Return a number (N,) that tells sets of experts (N, K) apart."""
-    places = num_experts ** torch.arange(routed.shape[1])
-    return (routed.cpu().long().sort(1).values * places).sum(1)
-
-
-def path(profile: Sequence[Tensor], num_experts: int) -> Predictor:
-    """Return the experts that a profile used most after those of this layer.
-
-    What followed all of them together counts first, then what followed each of them.
+    Args:
+        tokens: Token numbers (..., T).
+        before: The one before the first (..., 1); -1 if None, which stands for none.
     """
-    masks = [torch.zeros(len(one), num_experts).scatter_(1, one.long(), 1.0) for one in profile]
-    follow = [now.T @ after for now, after in pairwise(masks)]
-    sets = [_set_of(one, num_experts).unique(return_inverse=True) for one in profile[:-1]]
-    after_set = [
-        torch.zeros(len(known), num_experts).index_add_(0, place, after)
-        for (known, place), after in zip(sets, masks[1:], strict=True)
-    ]
+    before = torch.full_like(tokens[..., :1], -1) if before is None else before
+    return torch.stack([tokens, torch.cat([before, tokens[..., :-1]], -1)], -1)
+
+
+def _contexts(name: str, routed: Tensor, tokens: Tensor, num_experts: int) -> list[Tensor]:
+    """Return numbers (T, M) of what a table is asked for, what is rarer last."""
+    every, routed, tokens = torch.zeros(len(routed), 1).long(), routed.cpu().long(), tokens.cpu()
+    if name == "path":  # each expert of the layer, and all of them together
+        places = num_experts ** torch.arange(routed.shape[1])
+        return [every, routed, (routed.sort(1).values * places).sum(1, keepdim=True)]
+    if name == "bigram":
+        return [every, tokens[:, :1], tokens[:, :1] * 2**32 + tokens[:, 1:]]
+    return [every]
+
+
+def _counts(contexts: Tensor, used: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return a table of how often experts were used after contexts: from (T, M) to (T, E).
+
+    Args:
+        contexts: Numbers (N, M).
+        used: One at experts that were used (N, E).
+    """
+    known, place = contexts.unique(return_inverse=True)
+    each = used.repeat_interleave(contexts.shape[1], 0)
+    counts = torch.zeros(len(known), used.shape[1]).index_add_(0, place.flatten(), each)
+
+    def of(wanted: Tensor) -> Tensor:
+        place = torch.searchsorted(known, wanted.contiguous()).clamp_(max=len(known) - 1)
+        return (counts[place] * (known[place] == wanted).unsqueeze(-1)).sum(1)
+
+    return of
+
+
+def table(name: str, profile: Profile, num_experts: int) -> Predictor:
+    """Return the experts that a profile used most in the next layer after the same context.
+
+    Fractions of uses are smoothed by those of the next more frequent context, which count as one
+    use (a Dirichlet prior, MacKay and Peto 1995).
+
+    Args:
+        name: ``frequency`` knows no context; that of ``path`` is the experts of this layer
+            together, then each; that of ``bigram`` the last two tokens, then one.
+        profile: What is counted.
+        num_experts: Experts of a layer.
+    """
+    layers = []
+    for now, after in zip(profile.routed[:-1], profile.routed[1:], strict=True):
+        used = torch.zeros(len(after), num_experts).scatter_(1, after.long(), 1.0)
+        contexts = _contexts(name, now, profile.tokens, num_experts)
+        layers.append([_counts(one, used) for one in contexts])
 
     def predict(layer: int, seen: Seen) -> Tensor:
-        routed, known = seen.routed.cpu().long(), sets[layer][0]
-        wanted = _set_of(routed, num_experts)
-        place = torch.searchsorted(known, wanted).clamp_(max=len(known) - 1)
-        there = (known[place] == wanted).unsqueeze(1)
-        scores = follow[layer][routed].sum(1) / (1 + 2 * follow[layer].sum())
-        scores += there * after_set[layer][place]
+        scores = torch.zeros(())
+        contexts = _contexts(name, seen.routed, seen.tokens, num_experts)
+        for counts, one in zip(layers[layer], contexts, strict=True):
+            found = counts(one)
+            scores = (found + scores) / (found.sum(1, keepdim=True) + 1)
         return scores.argsort(dim=1, descending=True, stable=True)
 
     return predict
 
 
 def make_predictor(
-    name: str,
-    num_experts: int,
-    *,
-    profile: Sequence[Tensor] | None = None,
-    ahead: Predictor | None = None,
+    name: str, num_experts: int, *, profile: Profile | None = None, ahead: Predictor | None = None
 ) -> Predictor | None:
     """Return a predictor; None for ``none``.
 
     Args:
-        name: One of :data:`PREDICTORS`.
+        name: One of :data:`language.offload.setup.Predicting`.
         num_experts: Experts of a layer.
-        profile: For each layer its experts (N, K), token by token, see :data:`FROM_PROFILE`.
-        ahead: What ``cross-layer``, or in a trace ``oracle``, is here. ``path-first`` is that but
-            for the first pair of layers, where it is ``path``.
+        profile: What tables are made of, see :data:`FROM_PROFILE`.
+        ahead: What ``cross-layer``, or in a trace ``oracle``, is here. ``bigram-first`` is that but
+            for the first pair of layers, where it is ``bigram``.
 
     Raises:
         GatesError: The name is unknown, or what it needs is not given.
     """
-    check_option("predictor", name, PREDICTORS, GatesError)
-    if name in FROM_PROFILE and not profile:
-        raise GatesError(f"predictor {name!r} needs a profile: give a trace, or 'cross-layer'")
-    if profile and name in ("path", "frequency"):
-        return (path if name == "path" else frequency)(profile, num_experts)
-    if name == "path-first":
-        assert ahead is not None
-        first, later = path(profile or (), num_experts), ahead
-
-        def predict(layer: int, seen: Seen) -> Tensor:
-            guess = later(layer, seen)  # which may have to see every layer
-            return guess if layer else first(layer, seen)
-
-        return predict
+    check_option("predictor", name, get_args(Predicting), GatesError)
+    if name == "none":
+        return None
     if name == "all":
         return lambda _, seen: torch.arange(num_experts).expand(len(seen.routed), -1)
     if name == "oracle" and ahead is None:
         raise GatesError("predictor 'oracle' knows the future: replay a trace")
-    return None if name == "none" else ahead
+    if name not in FROM_PROFILE:
+        return ahead
+    if profile is None:
+        raise GatesError(f"predictor {name!r} needs a profile: give a trace, or 'cross-layer'")
+    first, later = table(name.removesuffix("-first"), profile, num_experts), ahead
+    if name != "bigram-first" or later is None:
+        return first
+
+    def predict(layer: int, seen: Seen) -> Tensor:
+        guess = later(layer, seen)  # which may have to see every layer
+        return guess if layer else first(layer, seen)
+
+    return predict
 
 
 def fetched(

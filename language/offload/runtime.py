@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from core_gates.errors import GatesError, check_positive
-from language.offload.caches import ExpertCache, make_cache
+from language.offload.caches import ExpertCache, make_caches
 from language.offload.expert_store import ExpertStore, SlabTensor
-from language.offload.guesses import Predictor, Seen, cross_layer, fetched, make_predictor, rarest
+from language.offload.guesses import Profile, Seen, cross_layer, fetched, make_predictor, rarest
 from language.offload.pool import PINNED, SlabPool, device_of, make_pool
 from language.offload.quantization import BITS, QuantizedStore
 from language.offload.setup import ON_DEMAND, Setup, Sizes, Used
-from language.offload.staging import Guesses, note_padding
+from language.offload.staging import Guesses, note_tokens
 from language.offload.transfers import Transfer, Transfers
 
 NAME = "offloaded"
@@ -279,7 +279,7 @@ def run_offloaded(
             f"weights of {layer.offload.store.names[layer.index]} are not finite: the checkpoint or"
             " the input is wrong"
         )
-    seen = Seen(top_k_index, hidden_states)
+    seen = Seen(top_k_index, layer.offload.guesses.tokens_of(len(top_k_index)), hidden_states)
     with layer.offload.lock:
         for observe in layer.offload.observers:
             observe(layer.index, seen)
@@ -302,7 +302,7 @@ def attach_offload(
     *,
     budget: float,
     setup: Setup = ON_DEMAND,
-    profile: Sequence[Tensor] | None = None,
+    profile: Profile | None = None,
     cache: Path | str | None = None,
     patience: float = 60.0,
     device: torch.device | str | None = None,
@@ -317,8 +317,8 @@ def attach_offload(
         folder: Checkpoint of the model in safetensors, experts fused or one by one.
         budget: Bytes for experts, pinned slabs included; a float up to 1.0 is a fraction of all.
         setup: How the budget is used.
-        profile: For each layer the experts (N, K) of tokens in order of use, for the policy
-            ``static`` and the predictors ``path``, ``frequency`` and ``path-first``.
+        profile: What other tokens used, for the policy ``static`` and the predictors ``path``,
+            ``frequency``, ``bigram`` and ``bigram-first``.
         cache: Folder of experts in few bits, written once; that of the checkpoint if None.
         patience: Seconds after which a read that is waited for counts as stalled.
         device: Where the slabs are; where the parameters of the model are if not given.
@@ -343,12 +343,13 @@ def attach_offload(
     k, each = int(owner.config.get_text_config().num_experts_per_tok), store.slab_bytes
     sizes = Sizes(len(modules), store.num_experts, k, each, each // owner.dtype.itemsize)
     shares = setup.slots(_slabs(store, budget) - PINNED * (place.type == "cuda"), sizes)
-    width = setup.guesses(k, store.num_experts)
-    caches = _caches(setup.policy, shares, profile)
-    guesses = Guesses(_predictor(setup, model, store, width, profile), width, range(width))
-    pool = make_pool(sum(shares) + width, store.slab_bytes, place)
+    if profile is not None:
+        _require_profile(profile, sizes)
+    caches = make_caches(setup.policy, shares, profile)
+    guesses = _guesses(setup, model, store, profile, setup.guesses(k, store.num_experts))
+    pool = make_pool(sum(shares) + guesses.width, store.slab_bytes, place)
     offload = Offload(store, pool, caches, guesses, sizes, patience)
-    owner.register_forward_pre_hook(partial(note_padding, offload), with_kwargs=True)
+    owner.register_forward_pre_hook(partial(note_tokens, offload), with_kwargs=True)
     for layer, module in zip(offload.layers, modules.values(), strict=True):
         _hand_over(module, layer, store.tensors[layer.index])
     ALL_EXPERTS_FUNCTIONS[NAME] = run_offloaded
@@ -367,23 +368,24 @@ def _slabs(store: ExpertStore, budget: float) -> int:
     return int(available // store.slab_bytes)
 
 
-def _caches(
-    policy: str, shares: Sequence[int], profile: Sequence[Tensor] | None
-) -> list[ExpertCache]:
-    if profile is not None and len(profile) != len(shares):
-        raise GatesError(f"the profile has {len(profile)} layers, the model {len(shares)}")
-    traces = [one.flatten().tolist() for one in profile or [torch.empty(0)] * len(shares)]
-    return [make_cache(policy, *one) for one in zip(shares, traces, strict=True)]
+def _require_profile(profile: Profile, sizes: Sizes) -> None:
+    layers, most = len(profile.routed), int(profile.routed.max())
+    if layers != sizes.layers or most >= sizes.experts:
+        raise GatesError(
+            f"the profile has {layers} layers and expert {most}, the model {sizes.layers} of"
+            f" {sizes.experts} experts: give one of this model"
+        )
 
 
-def _predictor(
-    setup: Setup, model: Any, store: ExpertStore, width: int, profile: Sequence[Tensor] | None
-) -> Predictor | None:
+def _guesses(
+    setup: Setup, model: Any, store: ExpertStore, profile: Profile | None, width: int
+) -> Guesses:
     ahead = None
-    if setup.predictor in ("cross-layer", "path-first"):
+    if setup.predictor in ("cross-layer", "bigram-first"):
         dim = model.config.get_text_config().hidden_size
         ahead = cross_layer(model, store.names, dim, width)
-    return make_predictor(setup.predictor, store.num_experts, profile=profile, ahead=ahead)
+    predict = make_predictor(setup.predictor, store.num_experts, profile=profile, ahead=ahead)
+    return Guesses(predict, width, range(width))
 
 
 def _fused_experts(model: nn.Module) -> dict[str, nn.Module]:

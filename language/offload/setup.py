@@ -1,16 +1,17 @@
 """How a budget for experts is used: what stays, what is guessed, in how many bits it travels."""
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from core_gates.errors import GatesError, check_option
-from language.offload.allocation import allocate
+from language.offload.allocation import Allocation, allocate
 
-TRANSFERS = ("stored", "int4", "int2", "hybrid")
 Policy = Literal["lru", "slru", "lfu", "lfru", "lifo", "arc", "static", "belady"]
-Allocation = Literal["uniform", "shallow"]
-Predicting = Literal["none", "all", "cross-layer", "path", "frequency", "oracle", "path-first"]
+Predicting = Literal[
+    "none", "all", "cross-layer", "path", "frequency", "bigram", "oracle", "bigram-first"
+]
 Transferred = Literal["stored", "int4", "int2", "hybrid"]
+TRANSFERS: tuple[Transferred, ...] = get_args(Transferred)
 
 
 class Sizes(NamedTuple):

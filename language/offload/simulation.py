@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
-from typing import NamedTuple, cast, get_args
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from language.offload.allocation import ALLOCATIONS
-from language.offload.caches import ExpertCache, make_cache
-from language.offload.guesses import Seen, fetched, make_predictor, rarest
+from language.offload.caches import ExpertCache, make_cache, make_caches
+from language.offload.guesses import Profile, Seen, fetched, make_predictor, rarest
 from language.offload.quantization import BITS, packed_bytes
 from language.offload.setup import Predicting, Setup, Sizes, Transferred, Used
 from language.offload.traces import Step, Trace
@@ -22,8 +22,8 @@ Key = tuple[int, int]  # layer and expert
 CHOSEN = ("lru", "slru", "lfu", "lfru", "arc", "static")
 """Policies that :func:`choose` tries; ``lifo`` is an ablation, ``belady`` needs the future."""
 
-WIDTHS = (1, 2, 3)
-"""Guesses that it tries, in experts of a token."""
+TRIED, WIDTHS = ("cross-layer", "bigram", "bigram-first"), (1, 2, 3)
+"""Predictors that it tries, and numbers of guesses, in experts of a token."""
 
 LEAST_GAIN = 0.01
 """What a setup must gain on a profile over on-demand, so that it does not lose elsewhere."""
@@ -108,17 +108,18 @@ class Replayed:
     Args:
         steps: Of a document.
         sizes: Of the trace.
-        profile: Experts (N, K) of other tokens for each layer, that tables are made of.
+        profile: Of other tokens, that tables are made of.
 
     Attributes:
-        tokens: Of each step.
+        tokens: Number of those of each step.
         needed: For each step and layer its experts, ascending, each with its fraction of the uses.
     """
 
-    def __init__(self, steps: Sequence[Step], sizes: Sizes, profile: Sequence[Tensor] = ()) -> None:
+    def __init__(self, steps: Sequence[Step], sizes: Sizes, profile: Profile | None = None) -> None:
         self.sizes, self.profile = sizes, profile
         self.routed = torch.cat([step.routed for step in steps], 1)
         self.ranked = torch.cat([step.ranked for step in steps], 1)
+        self.last = torch.cat([step.tokens for step in steps])
         self.tokens = [step.routed.shape[1] for step in steps]
         self.needed: list[list[list[tuple[int, float]]]] = []
         for step in steps:
@@ -130,24 +131,27 @@ class Replayed:
                     for experts, counts in layers
                 ]
             )
-        self.orders = cache(self._orders)
+        self.guesses, self.orders = cache(self._guesses), cache(self._orders)
 
-    def _orders(self, predictor: str) -> list[list[list[int]]]:
-        """Return for each layer but the first, and step, guesses in the order of fetching."""
-        sizes = self.sizes
-        oracle = predictor == "oracle"
+    def _guesses(self, predictor: str) -> list[Tensor]:
+        """Return the guesses of all tokens (T, W) for each layer but the first."""
+        following = self.routed[1:] if predictor == "oracle" else self.ranked
         predict = make_predictor(
-            predictor, sizes.experts, profile=self.profile,
-            ahead=lambda _, seen: cast(Tensor, seen.following if oracle else seen.ranked),
+            predictor, self.sizes.experts, profile=self.profile,
+            ahead=lambda layer, _: following[layer],
         )  # fmt: skip
         if predict is None:
             return []
-        found = []
-        for layer in range(sizes.layers - 1):
-            seen = Seen(self.routed[layer], None, self.ranked[layer], self.routed[layer + 1])
-            steps = predict(layer, seen).split(self.tokens)
-            found.append([fetched(one, sizes.k, one.shape[1], sizes.experts) for one in steps])
-        return found
+        seen = [Seen(one, self.last) for one in self.routed[:-1]]
+        return [predict(layer, one) for layer, one in enumerate(seen)]
+
+    def _orders(self, predictor: str) -> list[list[list[int]]]:
+        """Return for each layer but the first, and step, guesses in the order of fetching."""
+        k, experts = self.sizes.k, self.sizes.experts
+        return [
+            [fetched(one, k, one.shape[1], experts) for one in ranked.split(self.tokens)]
+            for ranked in self.guesses(predictor)
+        ]
 
 
 class Simulation:
@@ -184,9 +188,7 @@ class Simulation:
         if not mapped:
             self.width = setup.guesses(sizes.k, sizes.experts)
             self.spans = setup.slots(budget, sizes)
-            used = [one.flatten().tolist() for one in replayed.profile] or [[]] * sizes.layers
-            caches = zip(self.spans, used, strict=True)
-            self.caches = [make_cache(setup.policy, *one) for one in caches]
+            self.caches = make_caches(setup.policy, self.spans, replayed.profile)
             self.orders = replayed.orders(setup.predictor)
         self.staged: set[Key] = set()
         self.rare: set[int] = set()
@@ -292,9 +294,9 @@ def choose(
 ) -> Setup:
     """Return the setup that takes least on documents of a profile: ``auto``.
 
-    Guesses are those of the router, as wide as there are slots for, with a profile also those of
-    paths for the first pair of layers. A setup that is less than a hundredth faster than on-demand
-    is not chosen.
+    Guesses are those of the router, those of the last two tokens, and these for the first pair of
+    layers alone, each as wide as there are slots for. A setup that is less than a hundredth faster
+    than on-demand is not chosen.
 
     Args:
         documents: Of the profile; tables are of other documents, see :func:`left_out`.
@@ -305,8 +307,7 @@ def choose(
     sizes = documents[0].sizes
     most = min(sizes.experts, budget - sizes.k * sizes.layers)
     widths = [n * sizes.k for n in WIDTHS if n * sizes.k <= most]
-    names = ("cross-layer", "path-first") if documents[0].profile else ("cross-layer",)
-    guesses = [("none", None), *((name, width) for width in widths for name in names)]
+    guesses = [("none", None), *itertools.product(TRIED, widths)]
     walls: dict[Setup, float] = {}
     for policy, allocation, guess in itertools.product(CHOSEN, ALLOCATIONS, guesses):
         setup = Setup(policy, allocation, *guess, transfer)  # type: ignore[arg-type]

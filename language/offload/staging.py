@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from core_gates.errors import GatesError
-from language.offload.guesses import Predictor
+from language.offload.guesses import Predictor, bigrams
 from language.offload.transfers import Transfer
 
 
@@ -25,6 +26,8 @@ class Guesses:
         free: Slots that hold nothing that is needed.
         staged: Transfers of guesses by layer and expert.
         padding: True (T,) at tokens of the batch that are padding, None where there is none.
+        tokens: The last two of each token of the batch (T, 2), see :func:`bigrams`.
+        last: Last tokens of the sequences (B, 1).
         prompt: Whether sequences have several tokens in this call.
     """
 
@@ -32,7 +35,12 @@ class Guesses:
         self.predict, self.width, self.free = predict, width, list(slots)
         self.staged: dict[tuple[int, int], Transfer] = {}
         self.padding: Tensor | None = None
+        self.tokens = self.last = torch.empty(0, 0, dtype=torch.long)
         self.prompt = False
+
+    def tokens_of(self, count: int) -> Tensor:
+        """Return the last two of so many tokens (T, 2), -1 where they are not known."""
+        return self.tokens if len(self.tokens) == count else torch.full((count, 2), -1)
 
     def exchange(self, layer: int, expert: int, slot: int) -> None:
         """Take a slot for that of a guess that turned out right."""
@@ -61,8 +69,8 @@ class Guesses:
         return unread
 
 
-def note_padding(offload: Any, _: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-    """Note in the ``guesses`` of offloaded experts which tokens of the call of a model are padding.
+def note_tokens(offload: Any, _: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    """Note the tokens of the call of a model, and which are padding, for offloaded experts.
 
     Raises:
         GatesError: There is no token.
@@ -76,3 +84,6 @@ def note_padding(offload: Any, _: nn.Module, args: Any, kwargs: dict[str, Any]) 
     guesses.padding, guesses.prompt = None, length > 1
     if isinstance(mask, Tensor) and mask.ndim == 2 and length and not mask[:, -length:].all():
         guesses.padding = mask[:, -length:].flatten() == 0
+    ids = next((one for one in inputs if one is not None and one.ndim == 2), guesses.last[:0])
+    before = guesses.last if length == 1 and len(guesses.last) == len(ids) else None
+    guesses.tokens, guesses.last = bigrams(ids, before).flatten(0, 1), ids[:, -1:]

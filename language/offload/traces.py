@@ -10,7 +10,7 @@ from torch import Tensor
 
 from core_gates.errors import GatesError
 from harness.files import write_text
-from language.offload.guesses import Seen, cross_layer
+from language.offload.guesses import Profile, Seen, bigrams, cross_layer
 from language.offload.setup import Sizes
 
 RECORDED = 4
@@ -25,11 +25,13 @@ class Step(NamedTuple):
         routed: Experts (L, T, K).
         ranked: Guesses of ``cross-layer`` for all layers but the first (L - 1, T, W), the best
             first.
+        tokens: Each token and the one before it (T, 2), see :func:`bigrams`.
     """
 
     document: int
     routed: Tensor
     ranked: Tensor
+    tokens: Tensor
 
 
 class Trace(NamedTuple):
@@ -43,23 +45,28 @@ class Trace(NamedTuple):
         numbers = dict.fromkeys(step.document for step in self.steps)
         return [[step for step in self.steps if step.document == one] for one in numbers]
 
-    def profile(self) -> list[Tensor]:
-        """Return for each layer the experts (N, K) of tokens in order of use."""
-        return list(torch.cat([step.routed for step in self.steps], 1))
+    def profile(self) -> Profile:
+        """Return what all tokens used."""
+        tokens = torch.cat([step.tokens for step in self.steps])
+        return Profile(torch.cat([step.routed for step in self.steps], 1), tokens)
 
 
-def steps_of(document: int, routed: Tensor, ranked: Tensor, prompt: int) -> list[Step]:
+def steps_of(
+    document: int, routed: Tensor, ranked: Tensor, tokens: Tensor, prompt: int
+) -> list[Step]:
     """Return the steps of a text: its prompt at once, then token by token.
 
     Args:
         document: Its number.
         routed: Experts (L, T, K) of its tokens.
         ranked: Guesses (L - 1, T, W).
+        tokens: The last two (T, 2).
         prompt: Tokens of the prompt.
     """
     ends = [0, *range(prompt, routed.shape[1] + 1)]
     return [
-        Step(document, routed[:, start:end], ranked[:, start:end]) for start, end in pairwise(ends)
+        Step(document, routed[:, start:end], ranked[:, start:end], tokens[start:end])
+        for start, end in pairwise(ends)
     ]
 
 
@@ -91,7 +98,8 @@ def record(model: Any, document: int, tokens: Tensor, prompt: int) -> tuple[list
         logits = model(tokens.unsqueeze(0), use_cache=False).logits[0]
     finally:
         offload.observers.remove(observe)
-    return steps_of(document, torch.stack(routed), torch.stack(ranked), prompt), logits
+    used = torch.stack(routed), torch.stack(ranked), bigrams(tokens)
+    return steps_of(document, *used, prompt), logits
 
 
 def write_trace(path: Path, trace: Trace) -> None:
@@ -106,6 +114,7 @@ def write_trace(path: Path, trace: Trace) -> None:
                 "step": number,
                 "experts": step.routed.tolist(),
                 "guesses": step.ranked.tolist(),
+                "tokens": step.tokens.tolist(),
             }
         )
     write_text(path, "".join(f"{json.dumps(line)}\n" for line in lines))
@@ -131,11 +140,13 @@ def read_trace(path: Path) -> Trace:
         for line in lines[1:]:
             number += 1
             entry = json.loads(line)
-            document, step = int(entry["document"]), int(entry["step"])
+            document, step = entry["document"], entry["step"]
+            if type(document) is not int or type(step) is not int:
+                raise ValueError(f"document {document!r} and step {step!r} are no whole numbers")
             if steps and document != steps[-1].document and document in last:
                 raise ValueError(f"document {document} again, after another one")
             if step <= last.get(document, 0):
-                raise ValueError(f"step {step} after step {last[document]}: steps must grow")
+                raise ValueError(f"step {step} after step {last.get(document, 0)}: steps must grow")
             last[document] = step
             steps.append(_step(document, entry, sizes))
             wide, first = steps[-1].ranked.shape[2], steps[0].ranked.shape[2]
@@ -152,16 +163,20 @@ def read_trace(path: Path) -> Trace:
 
 
 def _step(document: int, entry: dict[str, Any], sizes: Sizes) -> Step:
-    routed, ranked = torch.tensor(entry["experts"]), torch.tensor(entry["guesses"])
+    routed, ranked, tokens = (torch.tensor(entry[n]) for n in ("experts", "guesses", "tokens"))
     for name, found, layers in (
         ("experts", routed, sizes.layers),
         ("guesses", ranked, sizes.layers - 1),
     ):
-        if found.ndim != 3 or found.is_floating_point() or len(found) != layers:
+        if found.ndim != 3 or found.dtype != torch.int64 or len(found) != layers:
             raise ValueError(f"{name} are no whole numbers of {layers} layers by tokens")
-        if found.numel() and not 0 <= int(found.min()) <= int(found.max()) < sizes.experts:
-            wrong = int(found.max()) if int(found.min()) >= 0 else int(found.min())
-            raise ValueError(f"there is no expert {wrong} of {sizes.experts}")
+        wrong = found[(found < 0) | (found >= sizes.experts)]
+        if len(wrong):
+            raise ValueError(f"there is no expert {int(wrong[0])} of {sizes.experts}")
+        if not found.sort(-1).values.diff().all():
+            raise ValueError(f"{name} of a token name one twice")
     if routed.shape[2] != sizes.k or routed.shape[1] != ranked.shape[1]:
         raise ValueError(f"{tuple(routed.shape)} experts and {tuple(ranked.shape)} guesses")
-    return Step(document, routed, ranked)
+    if tokens.dtype != torch.int64 or tokens.shape != (routed.shape[1], 2):
+        raise ValueError(f"tokens are no {routed.shape[1]} pairs of whole numbers")
+    return Step(document, routed, ranked, tokens)

@@ -171,9 +171,9 @@ def print_times(times: Mapping[str, Sequence[Times]]) -> None:
 
 
 def _same(one: Replayed, other: Replayed) -> bool:
-    """Whether two documents begin with the same experts, as far as the shorter one reaches."""
-    tokens = min(one.routed.shape[1], other.routed.shape[1])
-    return torch.equal(one.routed[:, :tokens], other.routed[:, :tokens])
+    """Whether two documents begin with the same tokens, as far as the shorter one reaches."""
+    tokens = min(len(one.last), len(other.last))
+    return torch.equal(one.last[:tokens], other.last[:tokens])
 
 
 def compared(

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 from transformers import DynamicCache
 
 import language
@@ -20,7 +19,7 @@ from language.generation import generate as continued
 from language.hf.model_folder import read_marks
 from language.hf.pregating import restore_pregates
 from language.hf.pretrained import Pretrained, pretrained_folder, require_transformers
-from language.offload.guesses import FROM_PROFILE
+from language.offload.guesses import FROM_PROFILE, Profile
 from language.offload.loading import load_offloaded
 from language.offload.setup import Setup
 from language.offload.traces import read_trace
@@ -63,8 +62,8 @@ def told(setup: Setup) -> str:
     return f"{setup.policy}, {setup.allocation}, guesses {setup.predictor}{width}"
 
 
-def learned(profile: str | None, setup: Setup) -> list[Tensor] | None:
-    """Return the experts of a trace that a setup learns from.
+def learned(profile: str | None, setup: Setup) -> Profile | None:
+    """Return what a setup learns from, of a trace.
 
     Raises:
         GatesError: ``--profile`` or ``--width`` is given, and the setup does not use it; or see

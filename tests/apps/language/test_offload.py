@@ -16,7 +16,7 @@ from language.tokenizer import ByteTokenizer
 from tests.apps.language.conftest import MODEL, Gates
 
 SHORT = ("--corpus", "corpus", "--documents", 3, "--tokens", 24, "--prompt", 8)
-QUICK = {"known": 2, "held_out": 3, "tokens": 24, "prompt": 8, "widths": [2, 3], "reads": [0.5, 2]}
+QUICK = {"profiled": 2, "known": 2, "held_out": 3, "tokens": 24, "prompt": 8, "reads": [0.5, 2]}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_a_profile_is_replayed_by_every_method(gates):
     said = gates.succeed("offload", "replay", "trace.jsonl", *words, config=None)
     shown = [line.split("│")[1].strip() for line in said.splitlines() if line.startswith("│")]
     assert "--unpack" in gates.said
-    known = "on-demand static cross-layer path frequency oracle auto mapped"
+    known = "on-demand static cross-layer path frequency bigram oracle auto mapped"
     assert shown == known.split()
     assert "simulated, 2 documents, 10 experts in memory; auto: " in said
     first, *steps = (gates.folder / "trace.jsonl").read_text().splitlines()
@@ -60,7 +60,7 @@ def test_text_is_the_same_whatever_is_guessed(gates):
     for setup in (
         ("--budget", 1.0),
         ("--budget", 0.6, "--predictor", "cross-layer", "--width", 3),
-        ("--budget", 0.6, "--predictor", "path", "--profile", "trace.jsonl"),
+        ("--budget", 0.6, "--predictor", "bigram", "--profile", "trace.jsonl"),
     ):
         said = gates.succeed("offload", "generate", *words, *setup, config=None)
         text, _, told = said.rpartition("\n" + said.splitlines()[-1])
@@ -80,21 +80,26 @@ def test_the_mixture_that_ships_continues_text(gates):
 
 def test_a_benchmark_names_what_it_measures(gates):
     words = ("--tokens", 2, "--repeats", 2, "--budget", 0.6, "--policy", "static", "--predictor",
-             "path-first", "--profile", "trace.jsonl")  # fmt: skip
+             "bigram-first", "--profile", "trace.jsonl")  # fmt: skip
     said = gates.succeed("offload", "bench", "mixture", *words, config=None)
-    for name in ("mapped", "on-demand", "static", "path-first"):
+    for name in ("mapped", "on-demand", "static", "bigram-first"):
         assert name in said
 
 
 def test_a_study_measures_guesses_time_and_loss(gates):
     said = gates.succeed("evaluate", config="study")
-    assert "one layer early; auto is faster than on-demand in" in " ".join(said.split())
+    told = " ".join(said.split())
+    assert "of its experts one layer early, a table of the last two tokens" in told
+    assert "guesses better; auto is faster than on-demand in" in told
     folder = gates.folder / "runs/language/study"
     content = json.loads((folder / "scores.json").read_text())
     rows = {(r["task"], r["method"], r["metric"]): r for r in content["rows"] if not r["versus"]}
-    recalls = [rows["guesses, all layers", f"cross-layer, width {w}", "recall"] for w in (2, 3)]
-    assert 0 < recalls[0]["value"] <= recalls[1]["value"] <= 1
-    assert recalls[0]["n"] == 3
+    for name in ("cross-layer", "bigram", "path", "frequency"):
+        recalls = [rows[f"guesses, width {w}, all layers", name, "recall"] for w in (2, 3, 4, 6)]
+        values = [one["value"] for one in recalls]
+        assert values == sorted(values)
+        assert 0 < values[0] < values[3] == 1
+        assert recalls[0]["n"] == 3
     for budget in ("50%", "80%"):
         for read in ("0.5", "2"):
             task = f"{budget} of the experts, a read is {read} computations"
@@ -107,8 +112,7 @@ def test_a_study_measures_guesses_time_and_loss(gates):
     gates.succeed("evaluate", config="study")
     assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("result.*")}
     for words, line in (
-        (("--widths", "[2]"), "--widths is [2], expected two or more that rise, from 1 to 6"),
-        (("--widths", "[2, 8]"), "--widths is [2, 8], expected two"),
+        (("--profiled", 0), "--profiled is 0, --known 2, --held_out 3, --tokens 24"),
         (("--prompt", 24), "and --prompt 24: expected"),
         (("--budgets", "[2]"), "--budgets is [2.0], --reads [0.5, 2.0] and --unpack 0.1: expected"),
     ):

@@ -13,14 +13,15 @@ from core_gates.gates.predictive import CrossLayerPredictor
 from core_gates.gates.top_k import TopKGate
 from language.offload.allocation import ALLOCATIONS, allocate
 from language.offload.caches import make_cache
-from language.offload.guesses import Seen, fetched, make_predictor, rarest
+from language.offload.guesses import Profile, Seen, bigrams, fetched, make_predictor, rarest
 from language.offload.loading import load_offloaded
 from language.offload.setup import Setup
 
 E, K, LAYERS, SLAB = 6, 2, 3, 9216
 GOLDEN = Path(__file__).parents[2] / "golden" / "moe_inference_sora"
 IDS = torch.randint(64, (2, 7), generator=torch.Generator().manual_seed(1))
-PROFILE = [torch.tensor([[0, 1], [1, 2], [4, 1]])] * LAYERS
+TOKENS = torch.tensor([7, 8, 9])
+PROFILE = Profile(torch.tensor([[0, 1], [1, 2], [4, 1]]).expand(LAYERS, -1, -1), bigrams(TOKENS))
 MODELS = ("Mixtral", "Qwen2Moe", "Qwen3Moe", "Olmoe", "DeepseekV2", "DeepseekV3", "GptOss")
 
 
@@ -53,7 +54,9 @@ def load(checkpoint):
         offload.close()
 
 
-@pytest.mark.parametrize("predictor", ["all", "cross-layer", "path", "frequency", "path-first"])
+@pytest.mark.parametrize(
+    "predictor", ["all", "cross-layer", "path", "frequency", "bigram", "bigram-first"]
+)
 def test_no_predictor_changes_what_is_computed(predictor, load, resident, checkpoint):
     whole, model = resident(checkpoint()), load(predictor=predictor, profile=PROFILE)
     for _ in range(2):
@@ -196,18 +199,53 @@ def test_golden_experts_in_2_bits(name):
 def test_tables_count_what_a_profile_used():
     path = make_predictor("path", E, profile=PROFILE)
     frequency = make_predictor("frequency", E, profile=PROFILE)
-    seen = Seen(torch.tensor([[4, 0], [2, 2]]))
+    seen = Seen(torch.tensor([[4, 0], [2, 2]]), torch.full((2, 2), -1))
     assert frequency(0, seen)[:, :2].tolist() == [[1, 0], [1, 0]]
     assert path(0, seen)[:, :2].tolist() == [[1, 0], [1, 2]]  # 4 with 4, 1; 0 with 0, 1
     assert_close(path(0, seen).sort().values, torch.arange(E).expand(2, -1))
-    both = [torch.tensor([[0, 1], [0, 2], [1, 2], [0, 3]]), torch.tensor([[5], [4], [4], [4]])]
+    now, after = [[0, 1], [0, 2], [1, 2], [0, 3]], [[5, 5], [4, 4], [4, 4], [4, 4]]
+    both = Profile(torch.tensor([now, after]), torch.full((4, 2), -1))
     path = make_predictor("path", E, profile=both)
-    ahead = torch.tensor([[3, 2]])
-    first = make_predictor("path-first", E, profile=both, ahead=lambda *_: ahead)
     for routed, best in (([1, 0], 5), ([0, 4], 4)):  # 0 and 1 together; 0 alone
-        one = Seen(torch.tensor([routed]))
-        assert int(path(0, one)[0, 0]) == int(first(0, one)[0, 0]) == best
-        assert torch.equal(first(1, one), ahead)
+        assert int(path(0, Seen(torch.tensor([routed]), torch.full((1, 2), -1)))[0, 0]) == best
+
+
+def test_a_table_of_the_last_two_tokens_backs_off():
+    tokens = bigrams(torch.tensor([1, 2, 1, 2, 3, 2, 4, 4, 4, 4]))
+    assert tokens[:3].tolist() == [[1, -1], [2, 1], [1, 2]]
+    used = torch.tensor([0, 1, 0, 1, 0, 2, 3, 3, 3, 3]).unsqueeze(1)
+    profile = Profile(torch.stack([used, used]), tokens)
+    ahead = torch.tensor([[4, 5]])
+    predict, first = (
+        make_predictor(name, E, profile=profile, ahead=lambda *_: ahead)
+        for name in ("bigram", "bigram-first")
+    )
+    for pair, best in (
+        *(([2, 1], [1, 2, 3, 0]), ([2, 3], [2, 1, 3, 0])),  # the pair, then the token
+        *(([2, 9], [1, 2, 3, 0]), ([1, 4], [0, 3, 1, 2])),  # the token, then frequency
+        ([9, 1], [3, 0, 1, 2]),  # frequency
+    ):
+        seen = Seen(torch.tensor([[0]]), torch.tensor([pair]))
+        assert predict(0, seen)[0, :4].tolist() == first(0, seen)[0, :4].tolist() == best
+        assert torch.equal(first(1, seen), ahead)
+
+
+def test_the_last_two_tokens_are_known_from_call_to_call(load):
+    model, seen = load(predictor="bigram", profile=PROFILE), []
+    guesses = model.offload.guesses
+    model.offload.observers.append(lambda _, one: seen.append(one.tokens.tolist()))
+    for part, expected in (
+        (IDS, bigrams(IDS).flatten(0, 1)),
+        (IDS[:, :1], torch.stack([IDS[:, 0], IDS[:, -1]], 1)),
+        (IDS[:1, :1], torch.tensor([[IDS[0, 0], -1]])),  # another batch
+    ):
+        logits_of(model, part)
+        assert seen[-LAYERS:] == [expected.tolist()] * LAYERS
+    embedded = model.get_input_embeddings()(IDS)
+    with torch.no_grad():
+        model(inputs_embeds=embedded)
+    assert seen[-1] == [[-1, -1]] * IDS.numel()
+    assert guesses.tokens_of(3).tolist() == [[-1, -1]] * 3
 
 
 def test_bad_inputs_are_one_line(load, refuses):

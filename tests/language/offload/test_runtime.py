@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from core_gates.errors import GatesError
 from language.offload.allocation import ALLOCATIONS
 from language.offload.caches import POLICIES
+from language.offload.guesses import Profile, bigrams
 from language.offload.loading import load_offloaded
 from language.offload.runtime import attach_offload
 from language.offload.setup import Setup
@@ -25,6 +26,7 @@ from language.offload.setup import Setup
 E, K, LAYERS = 6, 2, 3
 FIELDS = Setup.__dataclass_fields__.keys()
 MODELS = ("Mixtral", "Qwen2Moe", "Qwen3Moe", "Olmoe", "DeepseekV2", "DeepseekV3", "GptOss")
+PROFILE = Profile(torch.tensor([[0, 1], [0, 2]]).expand(LAYERS, -1, -1), bigrams(torch.arange(2)))
 IDS = torch.randint(64, (2, 7), generator=torch.Generator().manual_seed(1))
 
 
@@ -96,7 +98,7 @@ def test_models_equal_those_in_memory(name, dtype, checkpoint, resident, load):
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
 @pytest.mark.parametrize("policy", sorted(set(POLICIES) - {"belady"}))
 def test_no_policy_changes_what_is_computed(policy, allocation, load, expected):
-    profile = [torch.tensor([[0, 0, 1]])] * LAYERS if policy == "static" else None
+    profile = PROFILE if policy == "static" else None
     model = load(budget=0.5, policy=policy, allocation=allocation, profile=profile)
     assert torch.equal(logits_of(model), expected)
     assert torch.equal(logits_of(model), expected)
@@ -376,6 +378,7 @@ def test_bad_inputs_are_one_line(checkpoint, load, refuses, tmp_path):
     changed.model.layers[1].mlp.experts.down_proj.data = (
         changed.model.layers[1].mlp.experts.down_proj + 1e-3
     )
+    short, wide = (PROFILE._replace(routed=one) for one in (PROFILE.routed[:1], PROFILE.routed * 3))
     none = "has no experts that transformers runs by name"
     refuses(
         GatesError,
@@ -397,7 +400,8 @@ def test_bad_inputs_are_one_line(checkpoint, load, refuses, tmp_path):
             lambda: attach_offload(changed, folder, budget=1.0),
         ),
         ("are offloaded already", lambda: attach_offload(model, folder, budget=1.0)),
-        ("profile has 1 layers, the model 3", lambda: load(policy="static", profile=[IDS])),
+        ("profile has 1 layers and expert 2, the model 3 of 6", lambda: load(profile=short)),
+        ("profile has 3 layers and expert 6, the model 3 of 6", lambda: load(profile=wide)),
         ("policy 'static' needs a trace", lambda: load(policy="static")),
         ("is in a closed store: load the model again", lambda: logits_of(closed)),
         ("have no gradients", lambda: model(inputs_embeds=embedded)),

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from core_gates.errors import GatesError
 from language.offload.caches import POLICIES
+from language.offload.guesses import Profile, bigrams
 from language.offload.loading import load_offloaded
 from language.offload.setup import ON_DEMAND, Setup, Sizes
 from language.offload.simulation import Cost, Replayed, Simulation, choose, left_out
@@ -16,7 +17,7 @@ from language.offload.traces import Step, Trace, read_trace, steps_of, write_tra
 
 SIZES = Sizes(layers=3, experts=6, k=2, bytes=100, weights=50)
 FAST, SLOW = Cost(1.0, 1e12), Cost(1.0, 50.0)
-PREDICTORS = ("all", "cross-layer", "path", "frequency", "oracle")
+PREDICTORS = ("all", "cross-layer", "path", "frequency", "bigram", "oracle")
 
 
 def document(tokens=30, seed=0, prompt=4, right=0.7):
@@ -27,7 +28,8 @@ def document(tokens=30, seed=0, prompt=4, right=0.7):
     scores = torch.randn(shape, generator=generator) + popular
     guesses = scores[1:] + (1 - right) * 3 * torch.randn(shape, generator=generator)[1:]
     routed, ranked = (one.argsort(-1, descending=True) for one in (scores, guesses))
-    return steps_of(seed, routed[..., : SIZES.k], ranked[..., :4], prompt)
+    words = bigrams(torch.randint(9, (tokens,), generator=generator))
+    return steps_of(seed, routed[..., : SIZES.k], ranked[..., :4], words, prompt)
 
 
 def replayed(seed=0, **options):
@@ -91,20 +93,26 @@ def test_a_mapped_file_shares_its_memory_and_never_reads_ahead():
     assert tight.stall == pytest.approx(2 * (tight.uses - tight.hits))
 
 
-@pytest.mark.parametrize("predictor", PREDICTORS[:4])
+@pytest.mark.parametrize("predictor", PREDICTORS[:5])
 def test_the_runtime_counts_what_is_simulated(predictor, checkpoint):
     ids = torch.randint(64, (1, 7), generator=torch.Generator().manual_seed(1))
-    profile = [torch.tensor([[0, 1], [1, 2], [4, 1]])] * 3
+    used = torch.randint(6, (3, 7, 2), generator=torch.Generator().manual_seed(2))
+    profile = Profile(used, bigrams(ids[0]))
     setup = Setup(policy="lfu", predictor=predictor, width=3)
     model = load_offloaded(checkpoint(), budget=12 * 9216, setup=setup, profile=profile)
     offload, seen, ranked = model.offload, [], []
     predict = offload.guesses.predict
     offload.guesses.predict = lambda layer, one: ranked.append(predict(layer, one)) or ranked[-1]
-    offload.observers.append(lambda layer, one: seen.append(one.routed))
+    offload.observers.append(lambda layer, one: seen.append(one))
     model.generate(ids, max_new_tokens=9, do_sample=False)
     offload.close()
     steps = [
-        Step(0, torch.stack(seen[n : n + 3]), torch.stack(ranked[n // 3 * 2 : n // 3 * 2 + 2]))
+        Step(
+            0,
+            torch.stack([one.routed for one in seen[n : n + 3]]),
+            torch.stack(ranked[n // 3 * 2 : n // 3 * 2 + 2]),
+            seen[n].tokens,
+        )
         for n in range(0, len(seen), 3)
     ]
     sizes = offload.sizes
@@ -153,7 +161,8 @@ def test_traces_survive_a_file(tmp_path):
         assert step.document == other.document
         assert torch.equal(step.routed, other.routed)
         assert torch.equal(step.ranked, other.ranked)
-    assert found.profile()[0].shape == (60, 2)
+        assert torch.equal(step.tokens, other.tokens)
+    assert [tuple(one.shape) for one in found.profile()] == [(3, 60, 2), (60, 2)]
 
 
 def test_bad_traces_name_their_line(tmp_path, refuses):
@@ -178,11 +187,16 @@ def test_bad_traces_name_their_line(tmp_path, refuses):
         return read
 
     experts = json.loads(lines[2])["experts"]
-    wrong = [[[0, 9]], *experts[1:]]
+    wrong, twice = [[[0, 9]], *experts[1:]], [[[2, 2]], *experts[1:]]
     refuses(
         GatesError,
         (r"line 3: there is no expert 9 of 6; write it again", with_line(3, experts=wrong)),
         (r"line 3: step 1 after step 1: steps must grow", with_line(3, step=1)),
+        (r"line 2: step 0 after step 0: steps must grow", with_line(2, step=0)),
+        (r"line 3: document 0 and step 2.9 are no whole numbers", with_line(3, step=2.9)),
+        (r"line 3: document None and step 2 are no whole", with_line(3, document=None)),
+        (r"line 3: experts of a token name one twice", with_line(3, experts=twice)),
+        (r"line 3: tokens are no 1 pairs of whole numbers", with_line(3, tokens=[1])),
         (r"line 4: document 0 again, after another one", with_line(3, document=5)),
         (r"line 3: experts are no whole numbers of 3 layers", with_line(3, experts=experts[1:])),
         (
@@ -203,8 +217,9 @@ def test_bad_traces_name_their_line(tmp_path, refuses):
 def test_documents_are_known_by_the_others():
     sizes = Sizes(2, 4, 1, 64, 16)
     steps = [
-        [Step(n, torch.full((2, 3, 1), n), torch.zeros(1, 3, 4, dtype=torch.long))] for n in (1, 2)
+        [Step(n, torch.full((2, 3, 1), n), torch.zeros(1, 3, 4).long(), torch.zeros(3, 2).long())]
+        for n in (1, 2)
     ]
     found = left_out(steps, sizes)
-    assert [int(one.profile[0].unique()) for one in found] == [2, 1]
-    assert int(left_out(steps[:1], sizes)[0].profile[0].unique()) == 1
+    assert [int(one.profile.routed.unique()) for one in found] == [2, 1]
+    assert int(left_out(steps[:1], sizes)[0].profile.routed.unique()) == 1
