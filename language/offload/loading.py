@@ -74,11 +74,18 @@ def _read_others(model: Any, store: ExpertStore, device: torch.device) -> None:
     """Read the parameters and buffers that are not of experts; old files may have further ones.
 
     Raises:
-        GatesError: One is missing, or has another shape.
+        GatesError: One is missing, or has another shape; or there are more experts.
     """
     places = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     plan: dict[str, torch.dtype] = model._get_dtype_plan(model.dtype)
     tensors: dict[str, Tensor] = {}
+    ignored = "|".join(model._keys_to_ignore_on_load_unexpected or ["^$"])
+    for name in sorted(store.others.keys() - places.keys()):
+        if ".experts." in name and not re.search(ignored, name):
+            raise GatesError(
+                f"{store.folder} has {name}, which its config.json has no place for: copy both from"
+                " the same checkpoint"
+            )
     for name in store.others.keys() & places.keys():
         if store.others[name].shape != places[name].shape:
             raise GatesError(

@@ -360,9 +360,10 @@ def attach_offload(
 
 def _slabs(store: ExpertStore, budget: float) -> int:
     """Return how many slabs a budget holds."""
-    if not 0 <= budget < math.inf:
+    known = isinstance(budget, int | float) and not isinstance(budget, bool)
+    if not known or not 0 <= budget < math.inf:
         raise GatesError(
-            f"the budget is {budget}, expected bytes, or a fraction of all experts up to 1.0"
+            f"the budget is {budget!r}, expected bytes, or a fraction of all experts up to 1.0"
         )
     available = store.nbytes * budget if isinstance(budget, float) and budget <= 1 else budget
     return int(available // store.slab_bytes)

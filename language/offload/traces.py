@@ -33,6 +33,18 @@ class Step(NamedTuple):
     ranked: Tensor
     tokens: Tensor
 
+    def split(self, prompt: int) -> list["Step"]:
+        """Return the steps of a text: its prompt at once, then token by token.
+
+        Args:
+            prompt: Tokens of the prompt.
+        """
+        ends = [0, *range(prompt, len(self.tokens) + 1)]
+        return [
+            Step(self.document, self.routed[:, a:b], self.ranked[:, a:b], self.tokens[a:b])
+            for a, b in pairwise(ends)
+        ]
+
 
 class Trace(NamedTuple):
     """Steps of one model, those of a document next to each other and in order."""
@@ -51,28 +63,9 @@ class Trace(NamedTuple):
         return Profile(torch.cat([step.routed for step in self.steps], 1), tokens)
 
 
-def steps_of(
-    document: int, routed: Tensor, ranked: Tensor, tokens: Tensor, prompt: int
-) -> list[Step]:
-    """Return the steps of a text: its prompt at once, then token by token.
-
-    Args:
-        document: Its number.
-        routed: Experts (L, T, K) of its tokens.
-        ranked: Guesses (L - 1, T, W).
-        tokens: The last two (T, 2).
-        prompt: Tokens of the prompt.
-    """
-    ends = [0, *range(prompt, routed.shape[1] + 1)]
-    return [
-        Step(document, routed[:, start:end], ranked[:, start:end], tokens[start:end])
-        for start, end in pairwise(ends)
-    ]
-
-
 @torch.no_grad()
-def record(model: Any, document: int, tokens: Tensor, prompt: int) -> tuple[list[Step], Tensor]:
-    """Return the steps of a text and the logits (T, V) of an offloaded model.
+def record(model: Any, document: int, tokens: Tensor) -> tuple[Step, Tensor]:
+    """Return a text as one step and the logits (T, V) of an offloaded model.
 
     The text is read at once, which routes its tokens as decoding does.
 
@@ -80,9 +73,13 @@ def record(model: Any, document: int, tokens: Tensor, prompt: int) -> tuple[list
         model: A model after ``load_offloaded``.
         document: Number of the text.
         tokens: Its tokens (T,).
-        prompt: Those that count as read at once.
+
+    Raises:
+        GatesError: There is no next layer to guess.
     """
     offload, dim = model.offload, model.config.get_text_config().hidden_size
+    if offload.sizes.layers < 2:
+        raise GatesError("there is nothing to guess in one layer of experts: give another model")
     width = min(RECORDED * offload.sizes.k, offload.sizes.experts)
     guess = cross_layer(model, offload.store.names, dim, width)
     routed: list[Tensor] = []
@@ -98,8 +95,7 @@ def record(model: Any, document: int, tokens: Tensor, prompt: int) -> tuple[list
         logits = model(tokens.unsqueeze(0), use_cache=False).logits[0]
     finally:
         offload.observers.remove(observe)
-    used = torch.stack(routed), torch.stack(ranked), bigrams(tokens)
-    return steps_of(document, *used, prompt), logits
+    return Step(document, torch.stack(routed), torch.stack(ranked), bigrams(tokens)), logits
 
 
 def write_trace(path: Path, trace: Trace) -> None:

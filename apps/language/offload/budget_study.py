@@ -25,11 +25,12 @@ from language.hf.pretrained import Pretrained
 from language.offload.guesses import Profile
 from language.offload.setup import TRANSFERS, Setup, Sizes, Transferred
 from language.offload.simulation import Cost, Replayed, Simulation, Times
-from language.offload.traces import record, steps_of
+from language.offload.traces import Step, record
 
 CROSS, BIGRAM, TABLES = "cross-layer", "bigram", ("path", "frequency")
 RECALL, WALL, LOSS, PLAIN = "recall", "time over computing", "loss_increase_nats", "on-demand"
 AUTO4 = "auto, INT4"
+ARRAYS = Step._fields[1:]
 PARTS: tuple[Split, ...] = ("train", "validation", "test")
 WIDTHS = (1, 1.5, 2, 3)  # guesses of which recall is measured, in experts of a token
 VERSION = 2
@@ -126,7 +127,7 @@ def evaluate(
     base = {"model": data[0].sha256, "tokens": short_digest(tokens), "version": VERSION}
     base["prompt"] = measured.prompt
     store = run.store("traces", Arrays())
-    work = partial(trace_of, model=model, cache=cache, tokens=tokens, prompt=measured.prompt)
+    work = partial(trace_of, model=model, cache=cache, tokens=tokens)
     traced = [Piece(transfer, settings=base) for transfer in TRANSFERS]
     run.obtain(store, traced, work, ticks=len(tokens), unit="documents", scoring=True)
     traces = {piece.method: store.load(piece) for piece in traced}
@@ -160,37 +161,31 @@ def documents_read(
 
 
 def trace_of(
-    piece: Piece, job: Job, model: str, cache: Any, tokens: Sequence[Sequence[int]], prompt: int
+    piece: Piece, job: Job, model: str, cache: Any, tokens: Sequence[Sequence[int]]
 ) -> dict[str, Tensor]:
-    """Return experts (N, L, T, K) and guesses of documents, and nats per token (N,)."""
+    """Return the fields of steps of documents (N, ...), and nats per token (N,)."""
     setup = Setup(predictor="cross-layer", transfer=cast(Transferred, piece.method))
     found = offloaded(model, cache, budget=2**62, setup=setup)
-    routed, ranked, last, nats = [], [], [], []
+    traced = []
     for text in map(torch.tensor, tokens):
-        steps, logits = record(found.model, 0, text, prompt)
-        routed.append(torch.cat([step.routed for step in steps], 1))
-        ranked.append(torch.cat([step.ranked for step in steps], 1))
-        last.append(torch.cat([step.tokens for step in steps]))
-        nats.append(F.cross_entropy(logits[:-1].float(), text[1:]))
+        step, logits = record(found.model, 0, text)
+        nats = F.cross_entropy(logits[:-1].float(), text[1:])
+        traced.append({**dict(zip(ARRAYS, step[1:], strict=True)), "nats": nats})
         job.tick()
     found.model.offload.close()
-    traced = {"routed": routed, "ranked": ranked, "tokens": last, "nats": nats}
-    return {name: torch.stack(values) for name, values in traced.items()}
+    return {name: torch.stack([one[name] for one in traced]) for name in traced[0]}
 
 
 def documents_of(
     trace: Mapping[str, Tensor], sizes: Sizes, splits: Sequence[int], prompt: int
 ) -> tuple[list[Replayed], list[Replayed]]:
     """Return the documents that ``auto`` is chosen on and those held out, with the same tables."""
-    names = ("routed", "ranked", "tokens")
-    some, known, held = zip(*(trace[name].split(splits) for name in names), strict=True)
+    some, known, held = zip(*(trace[name].split(splits) for name in ARRAYS), strict=True)
     profile = Profile(some[0].transpose(0, 1).flatten(1, 2), some[2].flatten(0, 1))
 
     def replayed(*arrays: Tensor) -> list[Replayed]:
-        return [
-            Replayed(steps_of(0, routed, ranked, tokens, prompt), sizes, profile)
-            for routed, ranked, tokens in zip(*arrays, strict=True)
-        ]
+        steps = [Step(0, *one) for one in zip(*arrays, strict=True)]
+        return [Replayed(one.split(prompt), sizes, profile) for one in steps]
 
     return replayed(*known), replayed(*held)
 

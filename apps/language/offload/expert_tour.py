@@ -81,7 +81,8 @@ def expert_part(documents: Sequence[Document], cache: Path) -> ExpertPart:
     walls: dict[str, list[float]] = {"guesses": [], "on demand": []}
     budget, cost = len(offload.pool.slabs), Cost(1.0, offload.sizes.bytes / READ)
     for text in texts:
-        one = Replayed(record(found.model, 0, torch.tensor(text), PROMPT)[0], offload.sizes)
+        step, _ = record(found.model, 0, torch.tensor(text))
+        one = Replayed(step.split(PROMPT), offload.sizes)
         for own, setup in zip(walls.values(), (GUESSING, ON_DEMAND), strict=True):
             times = Simulation(one, setup, budget, cost).run()
             own.append(times.wall / (times.wall - times.stall))

@@ -68,7 +68,7 @@ def profile(
     steps: list[Step] = []
     with ticking("reading", len(texts), unit="documents") as tick:
         for number, text in enumerate(texts):
-            steps += record(found.model, number, torch.tensor(text), prompt)[0]
+            steps += record(found.model, number, torch.tensor(text))[0].split(prompt)
             tick()
     write_trace(path, Trace(found.model.offload.sizes, steps))
     found.model.offload.close()

@@ -283,6 +283,10 @@ def wider(folder):
     set_config(folder, vocab_size=65)
 
 
+def fewer(folder):
+    set_config(folder, num_hidden_layers=LAYERS - 1)
+
+
 def quantized(folder):
     set_config(folder, quantization_config={"quant_method": "fp8"})
 
@@ -330,18 +334,19 @@ def set_config(folder, **values):
 def test_bad_folders_are_one_line(damaged, refuses, load):
     expert = r"lacks model\.layers\.1\.mlp\.experts\.4\.up_proj\.weight: copy"
     lines = {
-        cut: r"\.safetensors is truncated, \d+ bytes of \d+",
+        cut: r"\.safetensors is no safetensors file, or truncated \(.*\): copy it again",
         empty: "is no safetensors file, or truncated",
         without_shard: "is missing, but model.safetensors.index.json names it",
         without_expert: expert,
         without_norm: r"lacks model\.norm\.weight",
         other_dtype: "as torch.float32 .*the model needs torch.float16",
+        fewer: r"has model\.layers\.2\.mlp\.experts\.\d\..*_proj\.weight, which its config.json",
         wider: r"\(64, 32\), but its config\.json needs \(65, 32\)",
         quantized: "is quantized: give the checkpoint in bfloat16 or float32",
         other_json: "index.json names no shards: copy it again",
         odd_header: "is no safetensors file, or truncated",
         odd_index: "index.json names no shards: copy it again",
-        moved: r"experts\.5\.down_proj.* of shape \(.*\) at bytes \d+ to \d+, expected it at",
+        moved: r"invalid offset for tensor `model\.layers\.\d\.mlp\.experts\.5\.down_proj",
         odd_generation: "holds no model that continues text",
         bare: r"has no \*\.safetensors",
     }
@@ -386,6 +391,9 @@ def test_bad_inputs_are_one_line(checkpoint, load, refuses, tmp_path):
         (r"at least 55,296 bytes$", lambda: load(budget=0.0)),
         ("the budget is -1, expected bytes, or a fraction", lambda: load(budget=-1)),
         ("the budget is nan", lambda: load(budget=float("nan"))),
+        ("the budget is '0.25', expected bytes, or a", lambda: load(budget="0.25")),
+        ("the budget is None, expected bytes, or a", lambda: load(budget=None)),
+        ("the budget is True, expected bytes, or a", lambda: load(budget=True)),
         ("there are no tokens to compute", lambda: model.generate(IDS[:, :0], max_new_tokens=2)),
         ("only the function 'offloaded' reads experts that stay in a", lambda: eager(IDS)),
         ("in a folder, not 'grouped_mm': call model.set_experts_", lambda: logits_of(grouped)),

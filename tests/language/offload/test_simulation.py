@@ -13,7 +13,7 @@ from language.offload.guesses import Profile, bigrams
 from language.offload.loading import load_offloaded
 from language.offload.setup import ON_DEMAND, Setup, Sizes
 from language.offload.simulation import Cost, Replayed, Simulation, choose, left_out
-from language.offload.traces import Step, Trace, read_trace, steps_of, write_trace
+from language.offload.traces import Step, Trace, read_trace, write_trace
 
 SIZES = Sizes(layers=3, experts=6, k=2, bytes=100, weights=50)
 FAST, SLOW = Cost(1.0, 1e12), Cost(1.0, 50.0)
@@ -29,7 +29,7 @@ def document(tokens=30, seed=0, prompt=4, right=0.7):
     guesses = scores[1:] + (1 - right) * 3 * torch.randn(shape, generator=generator)[1:]
     routed, ranked = (one.argsort(-1, descending=True) for one in (scores, guesses))
     words = bigrams(torch.randint(9, (tokens,), generator=generator))
-    return steps_of(seed, routed[..., : SIZES.k], ranked[..., :4], words, prompt)
+    return Step(seed, routed[..., : SIZES.k], ranked[..., :4], words).split(prompt)
 
 
 def replayed(seed=0, **options):
