@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Collection, Sequence
-from functools import cached_property, partial
+from functools import partial
 from typing import NamedTuple
 
 from core_gates.errors import GatesError, check_option
@@ -76,6 +76,7 @@ class RankedCache(ExpertCache):
         entered: Of each expert, the use at which it last came; those that left are in it, too.
         last: The last use of each.
         count: Uses of each.
+        profile: Uses of each in the trace.
     """
 
     def __init__(self, capacity: int, trace: Sequence[int], rank: Rank) -> None:
@@ -84,11 +85,7 @@ class RankedCache(ExpertCache):
         self.entered: dict[int, int] = {}
         self.last: dict[int, int] = {}
         self.count: Counter[int] = Counter()
-
-    @cached_property
-    def profile(self) -> Counter[int]:
-        """Uses of each in the trace."""
-        return Counter(self.trace)
+        self.profile = Counter(trace)
 
     def _admit(self, expert: int, keep: Collection[int]) -> int | None:
         evicted = None
@@ -161,8 +158,8 @@ class Arc(ExpertCache):
 
     def __init__(self, capacity: int, trace: Sequence[int]) -> None:
         super().__init__(capacity, trace)
-        self.once, self.again = _ordered(), _ordered()
-        self.left_once, self.left_again = _ordered(), _ordered()
+        lists = [OrderedDict[int, None]() for _ in range(4)]
+        self.once, self.again, self.left_once, self.left_again = lists
         self.target = 0.0
 
     def drop(self, expert: int) -> None:
@@ -211,10 +208,6 @@ class Arc(ExpertCache):
                         left[expert] = None
                     return expert
         raise AssertionError("more experts are kept than there is room for")
-
-
-def _ordered() -> OrderedDict[int, None]:
-    return OrderedDict()
 
 
 POLICIES: dict[str, Callable[[int, Sequence[int]], ExpertCache]] = {

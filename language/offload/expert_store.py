@@ -27,8 +27,6 @@ PARTS = {
 """Tensors of one expert in per-expert shards that make one tensor of fused ones, in order."""
 
 SHARDS, INDEX = "*.safetensors", "model.safetensors.index.json"
-NAMED = 3
-"""Missing tensors that an error names."""
 
 
 class Span(NamedTuple):
@@ -86,7 +84,6 @@ class ExpertStore:
         self.tensors: list[dict[str, SlabTensor]] = []
         self._spans: list[list[list[tuple[int, Span]]]] = []  # layer, expert: place and span
         self.slab_bytes = 0
-        missing: list[str] = []
         for name, module in layers.items():
             tensors: dict[str, SlabTensor] = {}
             spans: list[list[tuple[int, Span]]] = []
@@ -94,16 +91,11 @@ class ExpertStore:
             for parameter, fused in module.named_parameters(recurse=False):
                 tensors[parameter] = SlabTensor(fused.dtype, tuple(fused.shape[1:]), place)
                 spans = spans or [[] for _ in range(len(fused))]
-                self._find(name, parameter, fused, place, spans, missing)
+                self._find(name, parameter, fused, place, spans)
                 place += -(-fused[0].numel() * fused.dtype.itemsize // ALIGNMENT) * ALIGNMENT
             self.tensors.append(tensors)
             self._spans.append(spans)
             self.slab_bytes = max(self.slab_bytes, place)
-        if missing:
-            more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
-            raise GatesError(
-                f"{folder} lacks {', '.join(missing[:NAMED])}{more}: copy the whole checkpoint"
-            )
         self._files: dict[Path, int] = {}
 
     @property
@@ -154,6 +146,13 @@ class ExpertStore:
                 raise GatesError(f"{span.path} ends too early")
             done += count
 
+    def _take(self, *names: str) -> tuple[str, Span]:
+        """Return the first of these tensors that is there, which is then none of the others."""
+        for name in names:
+            if name in self.others:
+                return name, self.others.pop(name)
+        raise GatesError(f"{self.folder} lacks {names[0]}: copy the whole checkpoint")
+
     def _find(
         self,
         name: str,
@@ -161,30 +160,21 @@ class ExpertStore:
         fused: Tensor,
         place: int,
         spans: list[list[tuple[int, Span]]],
-        missing: list[str],
     ) -> None:
-        """Add the spans of a parameter to those of each expert, or their names to ``missing``."""
-        shape, key = tuple(fused.shape), f"{name}.{parameter}"
-        if found := self.others.pop(key, None):
+        """Add the spans of a parameter to those of each expert."""
+        shape, parts = tuple(fused.shape), PARTS.get(parameter, ())
+        if not parts or f"{name}.{parameter}" in self.others:
+            key, found = self._take(f"{name}.{parameter}")
             _check(key, found, fused.dtype, shape)
             size = found.nbytes // len(spans)
             for expert, into in enumerate(spans):
                 one = found._replace(offset=found.offset + expert * size, shape=shape[1:])
                 into.append((place, one))
             return
-        if parameter not in PARTS:
-            missing.append(key)
-            return
-        parts = PARTS[parameter]
         for expert, into in enumerate(spans):
             start = place
             for names in parts:
-                keys = [f"{name}.{expert}.{part}.weight" for part in names]
-                key = next((key for key in keys if key in self.others), "")
-                if not key:
-                    missing.append(keys[0])
-                    continue
-                one = self.others.pop(key)
+                key, one = self._take(*(f"{name}.{expert}.{part}.weight" for part in names))
                 _check(key, one, fused.dtype, (shape[1] // len(parts), *shape[2:]))
                 into.append((start, one))
                 start += one.nbytes

@@ -91,10 +91,3 @@ def device_of(name: torch.device | str) -> torch.device:
     if found.type == "cuda" and not torch.cuda.is_available():
         raise GatesError(f"PyTorch finds no GPU here: give device='cpu' instead of {found}")
     return found
-
-
-def make_pool(slots: int, slab_bytes: int, device: torch.device) -> SlabPool:
-    """Return a pool in the memory of ``device``."""
-    if device.type == "cuda":
-        return CudaPool(slots, slab_bytes, device)
-    return SlabPool(slots, slab_bytes)

@@ -102,12 +102,15 @@ class QuantizedStore(ExpertStore):
             raise GatesError(f"experts of {folder} have several dtypes: read them as they are")
         (self._dtype,) = dtypes
         self._weights = self.slab_bytes // self._dtype.itemsize  # alignment included
-        self._bits, self._record = bits, torch.empty(self._size(max(bits)), dtype=torch.uint8)
+        self._bits, self._record = (
+            bits,
+            torch.empty(packed_bytes(self._weights, max(bits)), dtype=torch.uint8),
+        )
         self._packed = [self._written(one, cache) for one in bits]
 
     def transfer_bytes(self, expert: int) -> int:
         """Return what is read for an expert."""
-        return self._size(self._bits[expert // self.num_experts])
+        return packed_bytes(self._weights, self._bits[expert // self.num_experts])
 
     def read_into(self, layer: int, expert: int, slab: memoryview) -> None:
         """Read an expert and turn it into numbers of the model in its slab.
@@ -118,15 +121,12 @@ class QuantizedStore(ExpertStore):
         """
         which, expert = divmod(expert, self.num_experts)
         bits, groups = self._bits[which], -(-self._weights // GROUP)
-        size = self._size(bits)
+        size = packed_bytes(self._weights, bits)
         place, record = (layer * self.num_experts + expert) * size, self._record[:size]
         self._read(Span(self._packed[which], place, None, ()), record.numpy().data)
         scale, zero = record[: 4 * groups].view(torch.float32), record[4 * groups : 5 * groups]
         packed = Packed(record[5 * groups :], scale, zero)
         unpack(packed, bits, torch.frombuffer(slab, dtype=self._dtype))
-
-    def _size(self, bits: int) -> int:
-        return packed_bytes(self._weights, bits)
 
     def _written(self, bits: int, cache: Path) -> Path:
         """Return the file of all experts in so many bits, written now if it is not there."""

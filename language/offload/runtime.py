@@ -16,7 +16,7 @@ from core_gates.errors import GatesError, check_positive
 from language.offload.caches import ExpertCache, make_caches
 from language.offload.expert_store import ExpertStore, SlabTensor
 from language.offload.guesses import Profile, Seen, cross_layer, fetched, make_predictor, rarest
-from language.offload.pool import PINNED, SlabPool, device_of, make_pool
+from language.offload.pool import PINNED, CudaPool, SlabPool, device_of
 from language.offload.quantization import BITS, QuantizedStore
 from language.offload.setup import ON_DEMAND, Setup, Sizes, Used
 from language.offload.staging import Guesses, note_tokens
@@ -335,6 +335,7 @@ def attach_offload(
 
     modules, owner = _fused_experts(model), cast(Any, model)
     place = device_of(device or owner.device)
+    cuda = place.type == "cuda"
     store = ExpertStore(Path(folder), modules)
     for index, module in enumerate(modules.values()):
         _require_equal(store, index, module)
@@ -342,12 +343,11 @@ def attach_offload(
         store = QuantizedStore(Path(folder), modules, bits, Path(cache or folder))
     k, each = int(owner.config.get_text_config().num_experts_per_tok), store.slab_bytes
     sizes = Sizes(len(modules), store.num_experts, k, each, each // owner.dtype.itemsize)
-    shares = setup.slots(_slabs(store, budget) - PINNED * (place.type == "cuda"), sizes)
-    if profile is not None:
-        _require_profile(profile, sizes)
+    shares = setup.slots(_slabs(store, budget) - PINNED * cuda, sizes)
+    guesses = _guesses(setup, model, store, profile, sizes)
     caches = make_caches(setup.policy, shares, profile)
-    guesses = _guesses(setup, model, store, profile, setup.guesses(k, store.num_experts))
-    pool = make_pool(sum(shares) + guesses.width, store.slab_bytes, place)
+    slots = sum(shares) + guesses.width
+    pool = CudaPool(slots, each, place) if cuda else SlabPool(slots, each)
     offload = Offload(store, pool, caches, guesses, sizes, patience)
     owner.register_forward_pre_hook(partial(note_tokens, offload), with_kwargs=True)
     for layer, module in zip(offload.layers, modules.values(), strict=True):
@@ -369,23 +369,22 @@ def _slabs(store: ExpertStore, budget: float) -> int:
     return int(available // store.slab_bytes)
 
 
-def _require_profile(profile: Profile, sizes: Sizes) -> None:
-    layers, most = len(profile.routed), int(profile.routed.max())
+def _guesses(
+    setup: Setup, model: Any, store: ExpertStore, profile: Profile | None, sizes: Sizes
+) -> Guesses:
+    layers, most = (
+        (len(profile.routed), int(profile.routed.max())) if profile else (sizes.layers, 0)
+    )
     if layers != sizes.layers or most >= sizes.experts:
         raise GatesError(
             f"the profile has {layers} layers and expert {most}, the model {sizes.layers} of"
             f" {sizes.experts} experts: give one of this model"
         )
-
-
-def _guesses(
-    setup: Setup, model: Any, store: ExpertStore, profile: Profile | None, width: int
-) -> Guesses:
-    ahead = None
+    width, ahead = setup.guesses(sizes.k, sizes.experts), None
     if setup.predictor in ("cross-layer", "bigram-first"):
         dim = model.config.get_text_config().hidden_size
         ahead = cross_layer(model, store.names, dim, width)
-    predict = make_predictor(setup.predictor, store.num_experts, profile=profile, ahead=ahead)
+    predict = make_predictor(setup.predictor, sizes.experts, profile=profile, ahead=ahead)
     return Guesses(predict, width, range(width))
 
 

@@ -31,6 +31,7 @@ CROSS, BIGRAM, TABLES = "cross-layer", "bigram", ("path", "frequency")
 RECALL, WALL, LOSS, PLAIN = "recall", "time over computing", "loss_increase_nats", "on-demand"
 AUTO4 = "auto, INT4"
 ARRAYS = Step._fields[1:]
+ALL, LATER = "over all layers", "after the first pair"
 PARTS: tuple[Split, ...] = ("train", "validation", "test")
 WIDTHS = (1, 1.5, 2, 3)  # guesses of which recall is measured, in experts of a token
 VERSION = 2
@@ -152,6 +153,9 @@ def documents_read(
 ) -> list[tuple[list[str], list[list[int]]]]:
     """Return names and first tokens of the documents of each part."""
     found.require_context(measured.tokens)
+    layers = found.model.offload.sizes.layers
+    if layers < 3:
+        raise GatesError(f"the model has {layers} layers of experts, expected 3 or more to compare")
     texts, read = read_corpus(corpus), []
     numbers = (measured.profiled, measured.known, measured.held_out)
     for part, most in zip(PARTS, numbers, strict=True):
@@ -222,7 +226,8 @@ def rows_of_recall(held: Sequence[Replayed], names: Sequence[str]) -> list[Row]:
     sizes, draws = held[0].sizes, Resamples.clusters(names)
     layers = [*range(sizes.layers - 1)]
     widths = [int(n * sizes.k) for n in WIDTHS if n * sizes.k <= sizes.experts]
-    tasks = [(width, "all layers", layers) for width in widths]
+    tasks = [(width, ALL, layers) for width in widths]
+    tasks.append((widths[0], LATER, layers[1:]))
     tasks += [(widths[0], f"layer {n + 1} to {n + 2}", [n]) for n in layers]
     rows = []
     for width, pairs, some in tasks:
@@ -262,7 +267,7 @@ def bars_of(rows: Sequence[Row], least_recall: float, most_loss: float) -> list[
     """Return the bars, from all rows."""
     of = {(r.task, r.method, r.metric): r.value for r in rows if not r.versus}
     own = {task: value for (task, m, metric), value in of.items() if (m, metric) == (CROSS, RECALL)}
-    whole = [value for task, value in own.items() if task.endswith("all layers")]
+    whole = [value for task, value in own.items() if task.endswith(ALL)]
     later = [task for task in own if " to " in task][1:]
     leads = [own[task] - of[task, name, RECALL] for task in later for name in TABLES]
     slower = [v / of[task, PLAIN, WALL] for (task, m, n), v in of.items() if (m, n) == (AUTO, WALL)]
@@ -278,17 +283,21 @@ def bars_of(rows: Sequence[Row], least_recall: float, most_loss: float) -> list[
 
 def headline(rows: Sequence[Row]) -> str:
     """Return how well experts are guessed, by what, and where that pays."""
-    of = {(r.method, r.versus): r for r in reversed(rows) if r.metric == RECALL}  # the first task
-    router, table = (
-        f"{one.value:.1%} [{one.low:.1%}, {one.high:.1%}]"
-        for one in (of[CROSS, ""], of[BIGRAM, ""])
-    )
-    lead = of[BIGRAM, CROSS]
-    best = "the table" if lead.low > 0 else "the router" if lead.high < 0 else "neither"
+    found = []
+    for pairs in (ALL, LATER):
+        some = [r for r in rows if r.metric == RECALL and r.task.endswith(pairs)]
+        of = {(r.method, r.versus): r for r in reversed(some)}  # the smallest width
+        router, table = (
+            f"{one.value:.1%} [{one.low:.1%}, {one.high:.1%}]"
+            for one in (of[CROSS, ""], of[BIGRAM, ""])
+        )
+        lead = of[BIGRAM, CROSS]
+        best = "the table" if lead.low > 0 else "the router" if lead.high < 0 else "neither"
+        found.append(f"{router} and {table} {pairs}, {best} is better")
     gaps = [r for r in rows if r.versus == AUTO and r.metric == WALL and r.method == PLAIN]
     faster = [r for r in gaps if r.low > 0 and r.p < 0.05]
     return (
-        f"The router of the next layer finds {router} of its experts one layer early, a table of"
-        f" the last two tokens {table}: {best} guesses better; auto is faster than on-demand in"
-        f" {len(faster)} of {len(gaps)} budgets and links."
+        "Of the experts of the next layer, its router finds one layer early, and a table of the"
+        f" last two tokens: {'; '.join(found)}. Auto is faster than on-demand in {len(faster)} of"
+        f" {len(gaps)} budgets and links."
     )

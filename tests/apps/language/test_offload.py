@@ -89,13 +89,17 @@ def test_a_benchmark_names_what_it_measures(gates):
 def test_a_study_measures_guesses_time_and_loss(gates):
     said = gates.succeed("evaluate", config="study")
     told = " ".join(said.split())
-    assert "of its experts one layer early, a table of the last two tokens" in told
-    assert "guesses better; auto is faster than on-demand in" in told
+    assert "its router finds one layer early, and a table of the last two tokens: " in told
+    for pairs in ("over all layers, the ", "after the first pair, "):
+        assert pairs in told
+    assert "is better. Auto is faster than on-demand in" in told
     folder = gates.folder / "runs/language/study"
     content = json.loads((folder / "scores.json").read_text())
     rows = {(r["task"], r["method"], r["metric"]): r for r in content["rows"] if not r["versus"]}
     for name in ("cross-layer", "bigram", "path", "frequency"):
-        recalls = [rows[f"guesses, width {w}, all layers", name, "recall"] for w in (2, 3, 4, 6)]
+        recalls = [
+            rows[f"guesses, width {w}, over all layers", name, "recall"] for w in (2, 3, 4, 6)
+        ]
         values = [one["value"] for one in recalls]
         assert values == sorted(values)
         assert 0 < values[0] < values[3] == 1
