@@ -117,8 +117,9 @@ def bigrams(tokens: Tensor, before: Tensor | None = None) -> Tensor:
 
 
 def _contexts(name: str, routed: Tensor, tokens: Tensor, num_experts: int) -> list[Tensor]:
-    """Return numbers (T, M) of what a table is asked for, what is rarer last."""
-    every, routed, tokens = torch.zeros(len(routed), 1).long(), routed.cpu().long(), tokens.cpu()
+    """Return numbers (T, M) that a table is asked for, from the most frequent to the rarest."""
+    routed, tokens = routed.cpu().long(), tokens.cpu().long()
+    every = torch.zeros_like(routed[:, :1])
     if name == "path":  # each expert of the layer, and all of them together
         places = num_experts ** torch.arange(routed.shape[1])
         return [every, routed, (routed.sort(1).values * places).sum(1, keepdim=True)]
@@ -135,8 +136,9 @@ def _counts(contexts: Tensor, used: Tensor) -> Callable[[Tensor], Tensor]:
         used: One at experts that were used (N, E).
     """
     known, place = contexts.unique(return_inverse=True)
-    each = used.repeat_interleave(contexts.shape[1], 0)
-    counts = torch.zeros(len(known), used.shape[1]).index_add_(0, place.flatten(), each)
+    counts = torch.zeros(len(known), used.shape[1])
+    for column in place.T:
+        counts.index_add_(0, column, used)
 
     def of(wanted: Tensor) -> Tensor:
         place = torch.searchsorted(known, wanted.contiguous()).clamp_(max=len(known) - 1)

@@ -88,7 +88,7 @@ class Offload:
         if guesses.predict is None or layer + 1 == len(self.layers):
             return
         after = self.layers[layer + 1]
-        ranked = guesses.predict(layer, seen)
+        ranked = guesses.predict(layer, seen).cpu()
         padding = guesses.padding
         if padding is not None and len(padding) != len(ranked):
             padding = None  # of another call: a part of the model was called by itself

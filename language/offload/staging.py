@@ -83,7 +83,7 @@ def note_tokens(offload: Any, _: nn.Module, args: Any, kwargs: dict[str, Any]) -
     guesses: Guesses = offload.guesses
     guesses.padding, guesses.prompt = None, length > 1
     if isinstance(mask, Tensor) and mask.ndim == 2 and length and not mask[:, -length:].all():
-        guesses.padding = mask[:, -length:].flatten() == 0
+        guesses.padding = mask[:, -length:].flatten().cpu() == 0
     ids = next((one for one in inputs if one is not None and one.ndim == 2), guesses.last[:0])
     before = guesses.last if length == 1 and len(guesses.last) == len(ids) else None
     guesses.tokens, guesses.last = bigrams(ids, before).flatten(0, 1), ids[:, -1:]

@@ -29,7 +29,7 @@ from language.offload.traces import Step, record
 
 CROSS, BIGRAM, TABLES = "cross-layer", "bigram", ("path", "frequency")
 RECALL, WALL, LOSS, PLAIN = "recall", "time over computing", "loss_increase_nats", "on-demand"
-AUTO4 = "auto, INT4"
+AUTO4, USED = "auto, INT4", ("bytes", "hits", "guessed", "late")
 ARRAYS = Step._fields[1:]
 ALL, LATER = "over all layers", "after the first pair"
 PARTS: tuple[Split, ...] = ("train", "validation", "test")
@@ -254,12 +254,11 @@ def rows_of_times(piece: Piece, times: Mapping[str, Tensor], names: Sequence[str
     methods = list(dict.fromkeys(name.partition("/")[0] for name in times))
     of = {m: {f.name: times[f"{m}/{f.name}"].numpy() for f in fields(Times)} for m in methods}
     walls = {m: [moments(v["wall"] / (v["wall"] - v["stall"]), name=WALL)] for m, v in of.items()}
-    rows = compare(walls, Resamples.clusters(names), task=task, reference=AUTO)
-    for method, values in of.items():
-        uses, shown = values["uses"].sum(), task + ", uses of experts"
-        rows.append(Row(method, shown, "KB read per use", values["bytes"].sum() / uses / 1e3))
-        for name in ("hits", "guessed", "late"):
-            rows.append(Row(method, shown, name, float(values[name].sum() / uses)))
+    draws = Resamples.clusters(names)
+    rows = compare(walls, draws, task=task, reference=AUTO)
+    for name in USED:
+        own = {method: moments(v[name] / v["uses"], name=name) for method, v in of.items()}
+        rows += compare(own, draws, task=f"{task}, for each use of an expert")
     return rows
 
 
