@@ -1,8 +1,7 @@
 """Which expert of a layer leaves when another needs its slot: LRU to ARC, and Belady's bound."""
 
 from abc import ABC, abstractmethod
-from bisect import bisect_right
-from collections import Counter, OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -103,23 +102,20 @@ class Belady(RankedCache):
     """The one that is used again last leaves: no policy hits more often. Needs the future."""
 
     def __init__(self, capacity: int, trace: Sequence[int]) -> None:
-        super().__init__(capacity, trace, lambda _, expert: (-self._next_use(expert),))
-        self.times: defaultdict[int, list[int]] = defaultdict(list)
+        never = float("inf")
+        super().__init__(capacity, trace, lambda _, e: (-next(iter(self.times[e]), never),))
+        self.times: defaultdict[int, deque[int]] = defaultdict(deque)  # uses that are to come
         for time, expert in enumerate(trace):
             self.times[expert].append(time)
 
     def _admit(self, expert: int, keep: Collection[int]) -> int | None:
-        if self.clock not in self.times[expert]:
+        if next(iter(self.times[expert]), None) != self.clock:
             raise GatesError(
                 f"use {self.clock} is of expert {expert}, which the trace of belady does not have"
                 " there: replay the trace itself"
             )
+        self.times[expert].popleft()
         return super()._admit(expert, keep)
-
-    def _next_use(self, expert: int) -> float:
-        times = self.times[expert]
-        place = bisect_right(times, self.clock)
-        return times[place] if place < len(times) else float("inf")
 
 
 class Slru(RankedCache):
