@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from core_gates.errors import GatesError
+from core_gates.errors import GatesError, check_whole
 from harness.files import write_text
 from language.offload.guesses import Profile, Seen, bigrams, cross_layer
 from language.offload.setup import Sizes
@@ -131,14 +131,12 @@ def read_trace(path: Path) -> Trace:
     number = 1
     try:
         sizes = Sizes(**json.loads(lines[0])) if lines else Sizes(0, 0, 0, 0, 0)
-        if any(type(size) is not int or size < 1 for size in sizes):
-            raise ValueError("sizes are no whole numbers from 1")
+        check_whole(1, **sizes._asdict())
         for line in lines[1:]:
             number += 1
             entry = json.loads(line)
             document, step = entry["document"], entry["step"]
-            if type(document) is not int or type(step) is not int:
-                raise ValueError(f"document {document!r} and step {step!r} are no whole numbers")
+            check_whole(0, document=document, step=step)
             if steps and document != steps[-1].document and document in last:
                 raise ValueError(f"document {document} again, after another one")
             if step <= last.get(document, 0):
