@@ -10,7 +10,6 @@ from typing import NamedTuple, TextIO
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from core_gates.errors import GatesError
 from recsys.columns.canonical import split_events, stripped, truth_of, without_words
@@ -151,9 +150,6 @@ def blank_line(path: Path, line: int) -> GatesError:
     return GatesError(f"{path}, line {line}: it is blank, but not the last: delete it")
 
 
-CHUNK = 2**24  # bytes
-
-
 def read_csv(path: Path, *, missing: Sequence[str] = (), lists: Iterable[str] = ()) -> pl.DataFrame:
     r"""Read a CSV file in UTF-8, with or without a byte order mark, lines ending in LF or CRLF.
 
@@ -238,87 +234,32 @@ def line_of(path: Path, row: int) -> int:
 
 
 def _check_lines(path: Path, separator: str, width: int) -> int:
-    """Return the number of rows, the header and blank lines at the end left out."""
-    counter = _LineCounter(path, width)
-    if not _count_bytes(path, separator, counter):
-        counter = _LineCounter(path, width)
-        _count_fields(path, separator, counter)
-    return counter.rows - 1
+    """Return the number of rows, the header and blank lines at the end left out.
 
-
-class _LineCounter:
-    """Counts lines with the right number of fields and refuses all others."""
-
-    def __init__(self, path: Path, width: int) -> None:
-        self.path, self.width = path, width
-        self.rows = self._blank = 0
-
-    def refuse(self, line: int, fields: int) -> None:
-        if fields:
-            raise GatesError(
-                f"{self.path}, line {line}: it has {fields} fields, the header has {self.width}: "
-                "correct the line, or quote fields that contain the separator"
-            )
-        raise blank_line(self.path, line)
-
-    def add(self, line: int, fields: int) -> None:
-        """Count one line, blank if it has no fields."""
-        if not fields:
-            self._blank = self._blank or line
-            return
-        if self._blank or fields != self.width:
-            self.refuse(self._blank or line, 0 if self._blank else fields)
-        self.rows += 1
-
-    def add_all(self, first: int, fields: NDArray[np.int64]) -> None:
-        """Count lines (N,), the first of which has the number ``first``."""
-        other = np.flatnonzero(fields != self.width)
-        if not self._blank and not len(other):
-            self.rows += len(fields)
-            return
-        for line, found in enumerate(fields.tolist(), first):
-            self.add(line, found)
-
-
-def _count_bytes(path: Path, separator: str, counter: _LineCounter) -> bool:
-    """Count the lines of a file without quotes; return False where it has one."""
-    left, line = b"", 1
-    with path.open("rb") as file:
-        while content := file.read(CHUNK):
-            if b'"' in content:
-                return False
-            content = left + content
-            end = content.rfind(b"\n") + 1
-            left = content[end:]
-            line += _add_lines(content[:end], separator, line, counter)
-    if left:
-        _add_lines(left + b"\n", separator, line, counter)
-    return True
-
-
-def _add_lines(content: bytes, separator: str, first: int, counter: _LineCounter) -> int:
-    letters = np.frombuffer(content, np.uint8)
-    ends = np.flatnonzero(letters == ord("\n"))
-    found = np.flatnonzero(letters == ord(separator))
-    fields = np.diff(np.searchsorted(found, ends), prepend=0) + 1
-    lengths = np.diff(ends, prepend=-1) - 1
-    returns = (letters[np.maximum(ends - 1, 0)] == ord("\r")) & (lengths == 1)
-    fields[(lengths == 0) | returns] = 0
-    counter.add_all(first, fields)
-    return len(ends)
-
-
-def _count_fields(path: Path, separator: str, counter: _LineCounter) -> None:
-    """Count the lines of a file with quotes, between which are separators and line ends."""
+    Raises:
+        GatesError: A line has another number of fields, or is blank before others.
+    """
+    rows = blank = 0
     with opened(path) as file:
         reader = csv.reader(file, delimiter=separator, strict=True)
         try:
             for fields in reader:
-                counter.add(reader.line_num, len(fields))
+                if not fields:
+                    blank = blank or reader.line_num
+                elif blank:
+                    raise blank_line(path, blank)
+                elif len(fields) != width:
+                    raise GatesError(
+                        f"{path}, line {reader.line_num}: it has {len(fields)} fields, the header "
+                        f"has {width}: correct the line, or quote fields that contain the separator"
+                    )
+                else:
+                    rows += 1
         except csv.Error as error:
             raise GatesError(
                 f"{path}, line {reader.line_num}: {error}: close or double its quotes"
             ) from error
+    return rows - 1
 
 
 def _malformed(path: Path, separator: str, error: Exception) -> GatesError:

@@ -10,7 +10,6 @@ from polars.testing import assert_frame_equal
 
 import recsys.data.readers.files
 from core_gates.errors import GatesError
-from recsys.data import table_files
 from recsys.data.readers.files import Part, find_parts, read_table
 from recsys.data.table_files import WatchedFile, line_of, read_csv
 from recsys.schema import Dense, FeatureSchema, Sparse, Task
@@ -111,30 +110,18 @@ def test_lines_of_rows(tmp_path):
 
 
 @given(st.lists(st.sampled_from(["1,x", "2,y", "3", "", "4,y,z"]), max_size=12), st.booleans())
-def test_small_chunks_judge_like_one(tmp_path_factory, lines, crlf):
-    """However the file is cut into chunks, the same lines are refused."""
+def test_tables_of_complete_lines_are_read_and_no_others(tmp_path_factory, lines, crlf):
     path = tmp_path_factory.mktemp("csv") / "t.csv"
     end = "\r\n" if crlf else "\n"
     path.write_bytes("".join(line + end for line in ["a,b", *lines]).encode())
-
-    def judged():
-        try:
-            return read_csv(path).to_dict(as_series=False)
-        except GatesError as error:
-            return str(error)
-
-    whole, size = judged(), table_files.CHUNK
-    try:
-        table_files.CHUNK = 5
-        assert judged() == whole
-    finally:
-        table_files.CHUNK = size
     while lines and not lines[-1]:
         lines.pop()
-    good = all(line.count(",") == 1 for line in lines)
-    assert isinstance(whole, dict) == good
-    if good:
-        assert len(whole["a"]) == len(lines)
+    wrong = [line for line, text in enumerate(lines, 2) if text.count(",") != 1]
+    if wrong:
+        with pytest.raises(GatesError, match=f"line {wrong[0]}: it "):
+            read_csv(path)
+    else:
+        assert len(read_csv(path)["a"]) == len(lines)
 
 
 TABLE = pl.DataFrame({"a": range(10), "b": [[1, 2], [], None, [3]] * 2 + [[4], [5]]})
