@@ -199,17 +199,10 @@ def find_parts(sources: Sequence[str | Path]) -> list[Part]:
 
 
 def _parts_of(source: Path) -> list[Part]:
+    files = files_of(source)
     if source.is_file():
-        if source.suffix not in SUFFIXES:
-            known = ", ".join(SUFFIXES)
-            raise GatesError(f"{source} is no table, expected {known}: convert or rename it")
         return [Part(source, source.stem)]
-    if not source.is_dir():
-        raise GatesError(f"{source} does not exist: name a Parquet or CSV file, or a folder")
-    found = files_below(source)
-    if not found:
-        raise GatesError(f"{source} has no {', '.join(SUFFIXES)} file: name another folder")
-    return [Part(path, path.relative_to(source).with_suffix("").as_posix()) for path in found]
+    return [Part(path, path.relative_to(source).with_suffix("").as_posix()) for path in files]
 
 
 def read_table(
@@ -266,14 +259,14 @@ def files_of(path: Path) -> list[Path]:
     """
     known = ", ".join(SUFFIXES)
     if not path.exists():
-        raise GatesError(f"{path} does not exist: name a file or a folder of {known}")
+        raise GatesError(f"{path} does not exist: name a Parquet or CSV file, or a folder of them")
     if path.is_dir():
         found = files_below(path)
         if not found:
             raise GatesError(f"{path} holds no {known}: name a folder of tables")
         return found
     if path.suffix not in SUFFIXES:
-        raise GatesError(f"{path} is no table that can be read: expected {known}")
+        raise GatesError(f"{path} is no table that can be read, expected {known}: convert it")
     return [path]
 
 

@@ -283,8 +283,8 @@ def test_sources_that_hold_nothing_are_refused(tmp_path):
     (tmp_path / "b.txt").touch()
     for source, words in (
         (tmp_path / "c.csv", "does not exist"),
-        (tmp_path / "b.txt", "is no table, expected .parquet, .pq, .csv, .tsv"),
-        (tmp_path, "has no .parquet, .pq, .csv, .tsv file"),
+        (tmp_path / "b.txt", "is no table that can be read, expected .parquet, .pq, .csv, .tsv"),
+        (tmp_path, "holds no .parquet, .pq, .csv, .tsv"),
     ):
         with pytest.raises(GatesError, match=words):
             find_parts([source])
