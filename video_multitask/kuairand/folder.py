@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -78,7 +79,7 @@ def read_table(
     if path.stat().st_size == 0:
         raise GatesError(f"{path} is empty; a header and rows were expected, get it again")
     is_csv = path.suffix != ".parquet"
-    header = _csv_header(path) if is_csv else _parquet_header(path)
+    header = _header(path)
     _check_header(path, header, columns, optional)
     wanted = [name for name in columns if name in header]
     wanted += [name for name in keep if name in header and name not in columns]
@@ -101,11 +102,6 @@ def _check_header(path: Path, header: list[str], columns: Columns, optional: Seq
             f"{path}, line 1: columns {', '.join(missing[:5])} are missing; found "
             f"{', '.join(header[:8])}{' …' if len(header) > 8 else ''}"
         )
-
-
-def _csv_header(path: Path) -> list[str]:
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        return [name.strip() for name in next(csv.reader([file.readline()]), [])]
 
 
 def _csv_parts(
@@ -151,15 +147,6 @@ def _csv_fault(path: Path, header: list[str], message: str) -> str:
             "header; the file may be cut off, get it again"
         )
     return f"{path} cannot be read as CSV: {message.splitlines()[0]}; get it again"
-
-
-def _parquet_header(path: Path) -> list[str]:
-    try:
-        return list(pq.read_schema(path).names)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise GatesError(
-            f"{path} is not a complete Parquet file ({str(error).splitlines()[0]}); get it again"
-        ) from error
 
 
 def _parquet_parts(path: Path, wanted: list[str]) -> Iterator[pl.DataFrame]:
@@ -333,7 +320,7 @@ class KuaiRand:
         Raises:
             GatesError: The file has a fault, or a user occurs twice.
         """
-        return self._side("user_features", read_users)
+        return self._side("user_features", USERS, "user_id")
 
     def videos(self) -> pl.DataFrame | None:
         """Return the table of basic video features, None for a single log.
@@ -341,7 +328,7 @@ class KuaiRand:
         Raises:
             GatesError: The file has a fault, or a video occurs twice.
         """
-        return self._side("video_features_basic", read_videos)
+        return self._side("video_features_basic", VIDEOS, "video_id")
 
     def overviews(self, *, strict: bool = False) -> Iterator[tuple[str, Overview]]:
         """Yield the name and the :meth:`overview` of each log that exists."""
@@ -393,36 +380,14 @@ class KuaiRand:
                 ) from error
         return rows
 
-    def _side(self, table: str, read: Callable[..., pl.DataFrame]) -> pl.DataFrame | None:
-        paths = self._files.get(table, [])
-        return read(*paths, drop_invalid=self._drop_invalid) if paths else None
-
-
-def read_users(*paths: Path, drop_invalid: bool = False) -> pl.DataFrame:
-    """Read a user table from its files, CSV or Parquet.
-
-    Raises:
-        GatesError: A file has a fault, or a user occurs twice.
-    """
-    return _side_table(paths, USERS, "user_id", drop_invalid)
-
-
-def read_videos(*paths: Path, drop_invalid: bool = False) -> pl.DataFrame:
-    """Read a table of basic video features from its files, CSV or Parquet.
-
-    Raises:
-        GatesError: A file has a fault, or a video occurs twice.
-    """
-    return _side_table(paths, VIDEOS, "video_id", drop_invalid)
-
-
-def _side_table(
-    paths: Sequence[Path], columns: Columns, key: str, drop_invalid: bool
-) -> pl.DataFrame:
-    parts = [p for path in paths for p in read_table(path, columns, drop_invalid=drop_invalid)]
-    table = pl.concat(parts)
-    check_keys(table, key, str(paths[0]))
-    return table
+    def _side(self, name: str, columns: Columns, key: str) -> pl.DataFrame | None:
+        paths = self._files.get(name)
+        if not paths:
+            return None
+        read = partial(read_table, columns=columns, drop_invalid=self._drop_invalid)
+        table = pl.concat([part for path in paths for part in read(path)])
+        check_keys(table, key, str(paths[0]))
+        return table
 
 
 class _Distinct:
@@ -446,12 +411,16 @@ class _Distinct:
 def _header(path: Path) -> list[str]:
     if path.suffix == ".parquet":
         try:
-            return list(pl.read_parquet_schema(path))
-        except (pl.exceptions.PolarsError, OSError) as error:
+            return list(pq.read_schema(path).names)
+        except (pa.ArrowInvalid, OSError) as error:
             said = str(error).splitlines()[0]
-            raise GatesError(f"{path} cannot be read: {said}; repair or remove it") from error
+            raise GatesError(
+                f"{path} cannot be read: it is not a complete Parquet file ({said}); repair or "
+                "remove it"
+            ) from error
+    with path.open("rb") as file:
+        first = file.readline()
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            return [name.strip() for name in next(csv.reader([file.readline()]), [])]
+        return [name.strip() for name in next(csv.reader([first.decode("utf-8-sig")]), [])]
     except UnicodeDecodeError as error:
         raise not_utf8(path) from error

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import polars as pl
 import pyarrow.parquet as pq
 
 from core_gates.errors import GatesError, check_option
 from harness.files import remove, sha256
+from recsys.data.tables import Split
 from video_multitask.feed import add_context, add_labels, add_sides
 from video_multitask.history import UserHistory
 from video_multitask.kuairand.folder import ALL, KuaiRand
@@ -38,14 +38,6 @@ _RULES: Mapping[str, Periods] = {
         Period(20220502, 20220508, random=True),
     ),
 }
-
-
-class Split(NamedTuple):
-    """Rows for training, validation and test."""
-
-    train: pl.DataFrame
-    validation: pl.DataFrame
-    test: pl.DataFrame
 
 
 def periods_of(split: str) -> Periods:

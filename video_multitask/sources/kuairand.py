@@ -10,7 +10,7 @@ import lightning as L
 import polars as pl
 
 from core_gates.errors import GatesError, check_at_least, check_option
-from recsys.data.tables import RankingTables
+from recsys.data.tables import RankingTables, Split
 from recsys.schema import ENCODERS, Encoder, FeatureSchema, Task
 from recsys.transform import FeatureTransform
 from video_multitask.feed import (
@@ -23,7 +23,7 @@ from video_multitask.feed import (
 )
 from video_multitask.history import UserHistory
 from video_multitask.kuairand.folder import ALL, KuaiRand
-from video_multitask.kuairand.prepare import SPLITS, Split, periods_of, split_log
+from video_multitask.kuairand.prepare import SPLITS, periods_of, split_log
 from video_multitask.kuairand.releases import Count, Part, check_counts
 from video_multitask.leaks import check_features
 from video_multitask.stream.loader import WINDOW, columns_of

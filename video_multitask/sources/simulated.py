@@ -16,7 +16,7 @@ from core_gates.errors import GatesError, check_at_least, check_option
 from recsys.data.tables import RankingTables, split_at
 from recsys.schema import Dense, FeatureSchema, Product, Scaling, Sparse
 from recsys.transform import FeatureTransform
-from video_multitask.feed import LABELS, simulated_tasks, with_play_time
+from video_multitask.feed import LABELS, add_sides, simulated_tasks, with_play_time
 from video_multitask.simulator.hidden import DAY_MS, START_MS, WorldSettings
 from video_multitask.simulator.log import Simulated, simulate, user_table, video_table
 from video_multitask.simulator.world import World
@@ -295,10 +295,7 @@ class SimulatedStream:
         users, videos = (t.select(n for n in t.columns if n in wanted) for t in sides)
         for chunk in world.stream(self.rows):
             rows = chunk.log.select(n for n in chunk.log.columns if n in wanted)
-            for side, key in ((users, "user_id"), (videos, "video_id")):
-                typed = side.cast({key: rows.schema[key]})
-                rows = rows.join(typed, on=key, how="left", maintain_order="left")
-            yield rows
+            yield add_sides(rows, users, videos)
 
     def _opened(self) -> Shards:
         if not self.folder:

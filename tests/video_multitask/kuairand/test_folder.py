@@ -8,9 +8,17 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from core_gates.errors import GatesError
-from video_multitask.kuairand.folder import KuaiRand, read_users, read_videos
+from video_multitask.kuairand.folder import KuaiRand, read_table
 from video_multitask.kuairand.prepare import SPLITS, part_of, split_log
-from video_multitask.kuairand.releases import LOG, RELEASES, Count, check_counts, parse_name
+from video_multitask.kuairand.releases import (
+    LOG,
+    RELEASES,
+    USERS,
+    VIDEOS,
+    Count,
+    check_counts,
+    parse_name,
+)
 
 SHARED = Path(os.environ.get("GATES_SHARED", "shared")) / "data" / "recsys"
 LOG_HEADER = (
@@ -114,9 +122,11 @@ def test_real_files_are_read():
     overview = KuaiRand(SHARED / "kuairand27k_explicit_log.parquet").overview()
     assert overview.counts == (664, 9_359, 41_828)
     assert (overview.repeated, overview.without_duration) == (124, 7_738)
-    users = read_users(SHARED / "kuairand_user_features.parquet")
+    users = pl.concat(read_table(SHARED / "kuairand_user_features.parquet", USERS))
     assert users["is_live_streamer"].null_count() == 21_127
-    videos = read_videos(SHARED / "kuairand_video_features_basic_pure.parquet")
+    videos = pl.concat(read_table(SHARED / "kuairand_video_features_basic_pure.parquet", VIDEOS))
+    assert users["user_id"].is_unique().all()
+    assert videos["video_id"].is_unique().all()
     assert (len(videos), videos["tag"].null_count()) == (7_583, 96)
 
 
