@@ -296,7 +296,6 @@ class ExpertReportCallback(Callback):
         rows: Of the first training batch, measured if ``batches`` are not given.
         batches: What to measure instead.
         gradients: Whether to compute the gradients of tasks: one backward pass per task.
-        losses: Loss of every task, for the gradients.
         forward: From a batch to logits; by default the module itself.
 
     Attributes:
@@ -313,15 +312,14 @@ class ExpertReportCallback(Callback):
         rows: int = 1024,
         batches: Sequence[Labeled] | None = None,
         gradients: bool = False,
-        losses: TaskLosses = cross_entropies,
         forward: Forward | None = None,
     ) -> None:
         super().__init__()
         check_at_least(1, every=every, rows=rows)
         self.every, self.rows, self.gradients = every, rows, gradients
         self.report: ExpertReport | None = None
-        self._batches = None if batches is None else list(batches)
-        self._losses, self._forward = losses, forward
+        self._batches: list[Any] | None = None if batches is None else list(batches)
+        self._forward = forward
         self._reported = 0
 
     def on_train_batch_end(
@@ -341,24 +339,11 @@ class ExpertReportCallback(Callback):
         self._reported = step
         self.report = diagnose(
             pl_module,
-            [_on(pl_module.device, one) for one in self._batches],
-            self._losses,
-            forward=self._forward or _module_forward(pl_module),
+            [one.to(pl_module.device) for one in self._batches],
+            forward=self._forward or pl_module,
             gradients=self.gradients,
             rank_rows=min(self.rows, 512),
         )
         figures = {f"experts/{name}": value for name, value in self.report.summary().items()}
         for logger in trainer.loggers if figures and trainer.is_global_zero else []:
             logger.log_metrics(figures, step=step)
-
-
-def _module_forward(module: LightningModule) -> Callable[[Any], torch.Tensor]:
-    def forward(batch: Any) -> torch.Tensor:
-        logits: torch.Tensor = module(batch)
-        return logits
-
-    return forward
-
-
-def _on(device: torch.device, batch: Any) -> Any:
-    return batch.to(device)
