@@ -117,8 +117,7 @@ def load_exported(path: Path, form: str = "") -> Score:
     if not path.is_file():
         raise GatesError(f"{path} does not exist: name a file that was exported")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of PyTorch about itself
+        with warnings.catch_warnings(action="ignore"):  # of PyTorch about itself
             return _LOADERS[form](path)
     except (GatesError, MemoryError):
         raise
@@ -247,17 +246,13 @@ def export_forms(
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Leave out what PyTorch and ONNX say about themselves."""
-    loggers = [logging.getLogger(name) for name in ("torch.export", "torch.onnx", "onnxscript")]
-    levels = [logger.level for logger in loggers]
+    before = logging.root.manager.disable
+    logging.disable()
     try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(before)
 
 
 def _check_tools(form: Form) -> None:
