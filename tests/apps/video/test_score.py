@@ -265,7 +265,9 @@ def other_table(world, shop, change):
 
 FAULTS = {
     "nothing": (lambda w, s: [w.tmp / "none"], "does not exist: name a Parquet or CSV file"),
-    "another file": (lambda w, s: [Path(__file__)], "is no table that can be read, expected .parquet"),
+    "another file": (
+        lambda w, s: [Path(__file__)], "is no table that can be read, expected .parquet, .pq",
+    ),
     "no files": (lambda w, s: [w.tmp / "run"], "does not exist"),
     "one name twice": (
         lambda w, s: [w.source, w.source / "more" / "b.parquet", w.source / "more" / "b.parquet"],
