@@ -62,6 +62,8 @@ class SimulatedFeed:
         interests: Tastes of a user, of which the one with the larger affinity counts; None is one.
         play_time: Whether the play time over the duration is predicted, of which watch labels are
             thresholds, instead of each label; None is no.
+        buckets: Quantiles as which the position and the number of followed users are embedded,
+            so that linear models take curves of them; None is scaled logarithms.
 
     Raises:
         ValueError: A number is too small, there are more than 31 days, or none is left to train on.
@@ -87,6 +89,7 @@ class SimulatedFeed:
         products: bool | None = None,
         interests: int | None = None,
         play_time: bool | None = None,
+        buckets: int | None = None,
     ) -> None:
         check_at_least(1, rows=rows, validation_days=validation_days, test_days=test_days, dim=dim)
         check_option("heavy_counts", heavy_counts, ("none", "raw", "normalized"))
@@ -104,7 +107,7 @@ class SimulatedFeed:
         self.validation_days, self.test_days, self.seed = validation_days, test_days, seed
         self.groups, self.heavy_counts = groups, heavy_counts
         self.permuted, self.leak, self.dim, self.products = permuted, leak, dim, products
-        self.play_time = play_time
+        self.play_time, self.buckets = play_time, buckets
 
     def read(self) -> RankingTables:
         """Simulate, join the side tables and split."""
@@ -143,6 +146,9 @@ class SimulatedFeed:
         """Return eight sparse columns, three numbers and what the options add."""
         scaling: Scaling = "none" if self.heavy_counts == "raw" else "log_standardize"
         counts = HEAVY_COUNTS if self.heavy_counts != "none" else ()
+        quantiles: dict[str, Any] = {}
+        if self.buckets is not None:
+            quantiles = {"scaling": "buckets", "buckets": self.buckets}
         leaked = (Dense("leak", scaling="standardize"),) if self.leak else ()
         return FeatureSchema(
             tasks=with_play_time(simulated_tasks()) if self.play_time else simulated_tasks(),
@@ -158,8 +164,8 @@ class SimulatedFeed:
             ),
             dense=(
                 Dense("duration_ms", side="item"),
-                Dense("position"),
-                Dense("follow_user_num", side="user"),
+                Dense("position", **quantiles),
+                Dense("follow_user_num", side="user", **quantiles),
                 *(
                     Dense(n, scaling=scaling, side="user" if "user" in n else "item")
                     for n in counts
