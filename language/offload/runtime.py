@@ -219,7 +219,7 @@ class OffloadedLayer:
     def _settle(self, wait: bool) -> None:
         """Forget what failed and what has not begun; wait for the one that is being read."""
         for expert, load in list(self.loads.items()):
-            if not load.done.is_set() and not load.take():
+            if not load.done() and not load.cancel():
                 if not wait:
                     continue
                 self.offload.transfers.settle(load)

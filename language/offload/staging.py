@@ -54,7 +54,7 @@ class Guesses:
             slots: Those of the pool that belong to no layer.
         """
         for transfer in self.staged.values():
-            transfer.take()
+            transfer.cancel()
         self.staged.clear()
         self.free[:] = slots
 
@@ -63,7 +63,7 @@ class Guesses:
         unread = []
         for layer_expert in self.staged.keys() - {(layer, expert) for expert in experts}:
             transfer = self.staged[layer_expert]
-            if transfer.take():  # its reading had not begun
+            if transfer.cancel():  # its reading had not begun
                 unread.append(transfer.expert)
             self.exchange(*layer_expert, transfer.slot)
         return unread

@@ -2,9 +2,10 @@
 
 import itertools
 import weakref
+from concurrent import futures
 from functools import partial
 from queue import PriorityQueue
-from threading import Event, Lock, Thread
+from threading import Thread
 
 from core_gates.errors import GatesError
 from language.offload.expert_store import ExpertStore
@@ -14,33 +15,25 @@ STOP, DEMAND, AHEAD, GUESS = -1, 0, 1, 2
 """Priorities: end of the thread, what is waited for, what is needed soon, what may be needed."""
 
 
-class Transfer:
-    """One expert on its way into a slot.
+class Transfer(futures.Future[None]):
+    """One expert on its way into a slot; done when the slab is filled, or when that failed.
 
     Attributes:
         name: Of the expert, for errors.
         guessed: Whether it was queued because it may be needed.
-        done: Set when the slab is filled, or when that failed.
-        error: Why it failed.
     """
 
     def __init__(
         self, layer: int, expert: int, slot: int, name: str, *, guessed: bool = False
     ) -> None:
+        super().__init__()
         self.layer, self.expert, self.slot, self.name = layer, expert, slot, name
         self.guessed = guessed
-        self.done = Event()
-        self.error: BaseException | None = None
-        self._taken = Lock()
 
     @property
     def filled(self) -> bool:
         """Whether the expert is in its slab."""
-        return self.done.is_set() and self.error is None
-
-    def take(self) -> bool:
-        """Claim the transfer, to read or to cancel it; True for the first caller alone."""
-        return self._taken.acquire(blocking=False)
+        return self.done() and not self.cancelled() and self.exception() is None
 
 
 Queue = PriorityQueue[tuple[int, int, Transfer | None]]
@@ -77,8 +70,7 @@ class Transfers:
             GatesError: The expert cannot be read, or what :meth:`settle` raises.
         """
         self.settle(transfer)
-        if transfer.error is not None:
-            error = transfer.error
+        if error := transfer.exception():
             raise GatesError(f"{transfer.name} cannot be read: {error}") from error
 
     def settle(self, transfer: Transfer) -> None:
@@ -88,12 +80,12 @@ class Transfers:
             GatesError: It has not ended in ``patience`` seconds; the error names the expert that
                 the thread is at.
         """
-        if transfer.done.is_set():
+        if transfer.done():
             return
         if not self.thread.is_alive():
             raise GatesError(f"{transfer.name} is in a closed store: load the model again")
         self._queue.put((DEMAND, next(self._order), transfer))
-        if not transfer.done.wait(self.patience):
+        if not futures.wait([transfer], self.patience).done:
             stalled = next(iter(self._reading.copy()), transfer)
             raise GatesError(
                 f"{stalled.name} has not arrived in {self.patience:g} seconds: check the disk, or"
@@ -107,17 +99,12 @@ class Transfers:
 
 
 def _serve(queue: Queue, reading: list[Transfer], store: ExpertStore, pool: SlabPool) -> None:
-    while True:
-        transfer = queue.get()[2]
-        if transfer is None:
-            return
-        if not transfer.take():
+    while (transfer := queue.get()[2]) is not None:
+        if transfer.done() or not transfer.set_running_or_notify_cancel():
             continue  # cancelled, or read already when it was queued a second time
-        reading.append(transfer)
+        reading[:] = [transfer]
         try:
-            read = partial(store.read_into, transfer.layer, transfer.expert)
-            pool.fill(transfer.slot, read)
+            pool.fill(transfer.slot, partial(store.read_into, transfer.layer, transfer.expert))
+            transfer.set_result(None)
         except BaseException as error:
-            transfer.error = error
-        reading.clear()
-        transfer.done.set()
+            transfer.set_exception(error)
