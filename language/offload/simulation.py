@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import chain
 from typing import NamedTuple, get_args
 
 import torch
@@ -264,11 +263,11 @@ def left_out(documents: Sequence[Sequence[Step]], sizes: Sizes) -> list[Replayed
         documents: Steps of each.
         sizes: Of their trace.
     """
-    found = []
-    for one in documents:
-        others = [other for other in documents if other is not one] or [one]
-        found.append(Replayed(one, sizes, Trace(sizes, [*chain(*others)]).profile()))
-    return found
+    others = [[other for other in documents if other is not one] or [one] for one in documents]
+    return [
+        Replayed(one, sizes, Trace(sizes, some).profile())
+        for one, some in zip(documents, others, strict=True)
+    ]
 
 
 def rivals(sizes: Sizes, budget: int, transfer: Transferred = "stored") -> dict[str, Setup]:

@@ -1,7 +1,8 @@
 """Traces: which experts tokens used, layer by layer, and which were guessed. JSON lines."""
 
 import json
-from itertools import pairwise
+from collections.abc import Sequence
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,9 @@ from harness.files import write_text
 from language.offload.guesses import Profile, Seen, bigrams, cross_layer
 from language.offload.setup import Sizes
 
+FIELDS = ("experts", "guesses", "tokens")
+"""Names of the fields of a step in the file, in their order."""
+
 RECORDED = 4
 """Guesses that are recorded, in experts of a token."""
 
@@ -21,14 +25,12 @@ class Step(NamedTuple):
     """One call of the model with T tokens.
 
     Attributes:
-        document: Number of the text; caches are empty before the first step of each.
         routed: Experts (L, T, K).
         ranked: Guesses of ``cross-layer`` for all layers but the first (L - 1, T, W), the best
             first.
         tokens: Each token and the one before it (T, 2), see :func:`bigrams`.
     """
 
-    document: int
     routed: Tensor
     ranked: Tensor
     tokens: Tensor
@@ -41,38 +43,32 @@ class Step(NamedTuple):
         """
         ends = [0, *range(prompt, len(self.tokens) + 1)]
         return [
-            Step(self.document, self.routed[:, a:b], self.ranked[:, a:b], self.tokens[a:b])
+            Step(self.routed[:, a:b], self.ranked[:, a:b], self.tokens[a:b])
             for a, b in pairwise(ends)
         ]
 
 
 class Trace(NamedTuple):
-    """Steps of one model, those of a document next to each other and in order."""
+    """Steps of one model in order, for each document; caches are empty before each of these."""
 
     sizes: Sizes
-    steps: list[Step]
-
-    def documents(self) -> list[list[Step]]:
-        """Return the steps of each document."""
-        numbers = dict.fromkeys(step.document for step in self.steps)
-        return [[step for step in self.steps if step.document == one] for one in numbers]
+    documents: Sequence[Sequence[Step]]
 
     def profile(self) -> Profile:
         """Return what all tokens used."""
-        tokens = torch.cat([step.tokens for step in self.steps])
-        return Profile(torch.cat([step.routed for step in self.steps], 1), tokens)
+        routed, _, tokens = zip(*chain(*self.documents), strict=True)
+        return Profile(torch.cat(routed, 1), torch.cat(tokens))
 
 
 @torch.no_grad()
-def record(model: Any, document: int, tokens: Tensor) -> tuple[Step, Tensor]:
+def record(model: Any, tokens: Tensor) -> tuple[Step, Tensor]:
     """Return a text as one step and the logits (T, V) of an offloaded model.
 
     The text is read at once, which routes its tokens as decoding does.
 
     Args:
         model: A model after ``load_offloaded``.
-        document: Number of the text.
-        tokens: Its tokens (T,).
+        tokens: Of the text (T,).
 
     Raises:
         GatesError: There is no next layer to guess.
@@ -95,24 +91,16 @@ def record(model: Any, document: int, tokens: Tensor) -> tuple[Step, Tensor]:
         logits = model(tokens.unsqueeze(0), use_cache=False).logits[0]
     finally:
         offload.observers.remove(observe)
-    return Step(document, torch.stack(routed), torch.stack(ranked), bigrams(tokens)), logits
+    return Step(torch.stack(routed), torch.stack(ranked), bigrams(tokens)), logits
 
 
 def write_trace(path: Path, trace: Trace) -> None:
     """Write a trace: a line of sizes, then a line for each step."""
     lines: list[dict[str, Any]] = [trace.sizes._asdict()]
-    place = dict.fromkeys((step.document for step in trace.steps), 0)
-    for step in trace.steps:
-        number = place[step.document] = place[step.document] + 1
-        lines.append(
-            {
-                "document": step.document,
-                "step": number,
-                "experts": step.routed.tolist(),
-                "guesses": step.ranked.tolist(),
-                "tokens": step.tokens.tolist(),
-            }
-        )
+    for document, steps in enumerate(trace.documents):
+        for number, step in enumerate(steps, 1):
+            arrays = dict(zip(FIELDS, (one.tolist() for one in step), strict=True))
+            lines.append({"document": document, "step": number, **arrays})
     write_text(path, "".join(f"{json.dumps(line)}\n" for line in lines))
 
 
@@ -126,38 +114,34 @@ def read_trace(path: Path) -> Trace:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise GatesError(f"{path} cannot be read: give a trace of `offload profile`") from error
-    steps: list[Step] = []
-    last: dict[int, int] = {}
-    number = 1
+    documents: dict[int, list[Step]] = {}
+    last, number, wide = (0, 0), 1, 0
     try:
         sizes = Sizes(**json.loads(lines[0])) if lines else Sizes(0, 0, 0, 0, 0)
         check_whole(1, **sizes._asdict())
         for line in lines[1:]:
             number += 1
             entry = json.loads(line)
-            document, step = entry["document"], entry["step"]
-            check_whole(0, document=document, step=step)
-            if steps and document != steps[-1].document and document in last:
-                raise ValueError(f"document {document} again, after another one")
-            if step <= last.get(document, 0):
-                raise ValueError(f"step {step} after step {last.get(document, 0)}: steps must grow")
-            last[document] = step
-            steps.append(_step(document, entry, sizes))
-            wide, first = steps[-1].ranked.shape[2], steps[0].ranked.shape[2]
-            if wide != first:
-                raise ValueError(f"{wide} guesses for a token, {first} in line 2")
+            here = entry["document"], entry["step"]
+            check_whole(0, document=here[0], step=here[1])
+            if here <= last:
+                what = "document {}, step {} after document {}, step {}: steps must grow"
+                raise ValueError(what.format(*here, *last))
+            last, step = here, _step(entry, sizes, wide)
+            documents.setdefault(here[0], []).append(step)
+            wide = step.ranked.shape[2]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise GatesError(
             f"{path}, line {number}: {what}; write it again by `offload profile`"
         ) from error
-    if not steps:
+    if not documents:
         raise GatesError(f"{path} has no steps: write it again by `offload profile`")
-    return Trace(sizes, steps)
+    return Trace(sizes, [*documents.values()])
 
 
-def _step(document: int, entry: dict[str, Any], sizes: Sizes) -> Step:
-    routed, ranked, tokens = (torch.tensor(entry[n]) for n in ("experts", "guesses", "tokens"))
+def _step(entry: dict[str, Any], sizes: Sizes, wide: int) -> Step:
+    routed, ranked, tokens = (torch.tensor(entry[name]) for name in FIELDS)
     for name, found, layers in (
         ("experts", routed, sizes.layers),
         ("guesses", ranked, sizes.layers - 1),
@@ -171,6 +155,8 @@ def _step(document: int, entry: dict[str, Any], sizes: Sizes) -> Step:
             raise ValueError(f"{name} of a token name one twice")
     if routed.shape[2] != sizes.k or routed.shape[1] != ranked.shape[1]:
         raise ValueError(f"{tuple(routed.shape)} experts and {tuple(ranked.shape)} guesses")
+    if wide and ranked.shape[2] != wide:
+        raise ValueError(f"{ranked.shape[2]} guesses for a token, {wide} in the line before")
     if tokens.dtype != torch.int64 or tokens.shape != (routed.shape[1], 2):
         raise ValueError(f"tokens are no {routed.shape[1]} pairs of whole numbers")
-    return Step(document, routed, ranked, tokens)
+    return Step(routed, ranked, tokens)

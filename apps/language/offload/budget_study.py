@@ -30,7 +30,7 @@ from language.offload.traces import Step, record
 CROSS, BIGRAM, TABLES = "cross-layer", "bigram", ("path", "frequency")
 RECALL, WALL, LOSS, PLAIN = "recall", "time over computing", "loss_increase_nats", "on-demand"
 AUTO4, USED = "auto, INT4", ("bytes", "hits", "guessed", "late")
-ARRAYS = Step._fields[1:]
+ARRAYS = Step._fields
 ALL, LATER = "over all layers", "after the first pair"
 PARTS: tuple[Split, ...] = ("train", "validation", "test")
 WIDTHS = (1, 1.5, 2, 3)  # guesses of which recall is measured, in experts of a token
@@ -172,9 +172,9 @@ def trace_of(
     found = offloaded(model, cache, budget=2**62, setup=setup)
     traced = []
     for text in map(torch.tensor, tokens):
-        step, logits = record(found.model, 0, text)
+        step, logits = record(found.model, text)
         nats = F.cross_entropy(logits[:-1].float(), text[1:])
-        traced.append({**dict(zip(ARRAYS, step[1:], strict=True)), "nats": nats})
+        traced.append({**dict(zip(ARRAYS, step, strict=True)), "nats": nats})
         job.tick()
     found.model.offload.close()
     return {name: torch.stack([one[name] for one in traced]) for name in traced[0]}
@@ -188,8 +188,8 @@ def documents_of(
     profile = Profile(some[0].transpose(0, 1).flatten(1, 2), some[2].flatten(0, 1))
 
     def replayed(*arrays: Tensor) -> list[Replayed]:
-        steps = [Step(0, *one) for one in zip(*arrays, strict=True)]
-        return [Replayed(one.split(prompt), sizes, profile) for one in steps]
+        steps = zip(*arrays, strict=True)
+        return [Replayed(Step(*one).split(prompt), sizes, profile) for one in steps]
 
     return replayed(*known), replayed(*held)
 

@@ -81,7 +81,7 @@ def expert_part(documents: Sequence[Document], cache: Path) -> ExpertPart:
     walls: dict[str, list[float]] = {"guesses": [], "on demand": []}
     budget, cost = len(offload.pool.slabs), Cost(1.0, offload.sizes.bytes / READ)
     for text in texts:
-        step, _ = record(found.model, 0, torch.tensor(text))
+        step, _ = record(found.model, torch.tensor(text))
         one = Replayed(step.split(PROMPT), offload.sizes)
         for own, setup in zip(walls.values(), (GUESSING, ON_DEMAND), strict=True):
             times = Simulation(one, setup, budget, cost).run()

@@ -65,15 +65,16 @@ def profile(
     found.require_context(tokens)
     _, texts = beginnings(found, read_corpus(corpus).part("validation"), tokens, documents)
     require_documents(texts, tokens)
-    steps: list[Step] = []
+    traced: list[list[Step]] = []
     with ticking("reading", len(texts), unit="documents") as tick:
-        for number, text in enumerate(texts):
-            steps += record(found.model, number, torch.tensor(text))[0].split(prompt)
+        for text in texts:
+            traced.append(record(found.model, torch.tensor(text))[0].split(prompt))
             tick()
-    write_trace(path, Trace(found.model.offload.sizes, steps))
+    write_trace(path, Trace(found.model.offload.sizes, traced))
     found.model.offload.close()
     each = seconds_to_unpack(found.model.offload.sizes.weights, found.model.dtype)
-    print(f"{len(steps):,} steps of {len(texts)} documents; --unpack {each:.2g} is what INT4 takes")
+    count = f"{sum(map(len, traced)):,} steps of {len(texts)} documents"
+    print(f"{count}; --unpack {each:.2g} is what INT4 takes")
     print(path)
 
 
@@ -134,15 +135,15 @@ def replay(
     learned = found if profile is None else read_trace(Path(profile))
     if learned.sizes != found.sizes:
         raise GatesError(f"{profile} is of {learned.sizes}, {trace} of {found.sizes}")
-    documents, half = found.documents(), 0
+    documents, half = found.documents, 0
     if profile is None:
         half = len(documents) // 2
-        learned = Trace(found.sizes, [step for one in documents[:half] for step in one])
+        learned = Trace(found.sizes, documents[:half])
         if not half:
             raise GatesError(f"{trace} has one document: give another file by --profile")
     used = learned.profile()
     held = [Replayed(one, found.sizes, used) for one in documents[half:]]
-    known = left_out(learned.documents(), found.sizes)
+    known = left_out(learned.documents, found.sizes)
     shared = [one for one in held if profile and any(_same(one, other) for other in known)]
     if shared:
         raise GatesError(

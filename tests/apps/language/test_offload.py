@@ -138,7 +138,7 @@ def test_bad_inputs_are_one_line(gates):
     short = ("profile", "mixture", "new.jsonl", "--corpus", "study.yaml", "--prompt", 9)
     for words, line in (
         (("hum",), "offload has no verb 'hum': choose one of profile, replay, generate, bench"),
-        (("replay", "back.jsonl"), "line 4: step 2 after step 2"),
+        (("replay", "back.jsonl"), "line 4: document 0, step 2 after document 0, step 2"),
         (("replay", "wrong.jsonl"), "line 2: there is no expert 6 of 6"),
         (("replay", "one.jsonl"), "has one document: give another file by --profile"),
         ((*replay, 0.5, "--profile", "trace.jsonl"), "trace.jsonl has 3 of 3 documents of trace"),

@@ -1,6 +1,7 @@
 """Simulated time: closed forms, the order of the runtime, the choice of `auto`, files of traces."""
 
 import json
+from itertools import chain
 
 import pytest
 import torch
@@ -29,11 +30,11 @@ def document(tokens=30, seed=0, prompt=4, right=0.7):
     guesses = scores[1:] + (1 - right) * 3 * torch.randn(shape, generator=generator)[1:]
     routed, ranked = (one.argsort(-1, descending=True) for one in (scores, guesses))
     words = bigrams(torch.randint(9, (tokens,), generator=generator))
-    return Step(seed, routed[..., : SIZES.k], ranked[..., :4], words).split(prompt)
+    return Step(routed[..., : SIZES.k], ranked[..., :4], words).split(prompt)
 
 
 def replayed(seed=0, **options):
-    profile = Trace(SIZES, [step for n in (100, 101) for step in document(seed=n)]).profile()
+    profile = Trace(SIZES, [document(seed=n) for n in (100, 101)]).profile()
     return Replayed(document(seed=seed, **options), SIZES, profile)
 
 
@@ -108,7 +109,6 @@ def test_the_runtime_counts_what_is_simulated(predictor, checkpoint):
     offload.close()
     steps = [
         Step(
-            0,
             torch.stack([one.routed for one in seen[n : n + 3]]),
             torch.stack(ranked[n // 3 * 2 : n // 3 * 2 + 2]),
             seen[n].tokens,
@@ -151,14 +151,13 @@ def test_auto_is_not_slower_than_on_demand_on_other_documents(link):
 
 
 def test_traces_survive_a_file(tmp_path):
-    trace = Trace(SIZES, [*document(seed=1), *document(seed=2)])
+    trace = Trace(SIZES, [document(seed=1), document(seed=2)])
     path = tmp_path / "trace.jsonl"
     write_trace(path, trace)
     found = read_trace(path)
     assert found.sizes == SIZES
-    assert [len(one) for one in found.documents()] == [27, 27]
-    for step, other in zip(found.steps, trace.steps, strict=True):
-        assert step.document == other.document
+    assert [len(one) for one in found.documents] == [27, 27]
+    for step, other in zip(chain(*found.documents), chain(*trace.documents), strict=True):
         assert torch.equal(step.routed, other.routed)
         assert torch.equal(step.ranked, other.ranked)
         assert torch.equal(step.tokens, other.tokens)
@@ -167,7 +166,7 @@ def test_traces_survive_a_file(tmp_path):
 
 def test_bad_traces_name_their_line(tmp_path, refuses):
     path = tmp_path / "trace.jsonl"
-    write_trace(path, Trace(SIZES, document(tokens=6)))
+    write_trace(path, Trace(SIZES, [document(tokens=6)]))
     lines = path.read_text().splitlines()
 
     def with_line(number, **values):
@@ -191,13 +190,22 @@ def test_bad_traces_name_their_line(tmp_path, refuses):
     refuses(
         GatesError,
         (r"line 3: there is no expert 9 of 6; write it again", with_line(3, experts=wrong)),
-        (r"line 3: step 1 after step 1: steps must grow", with_line(3, step=1)),
-        (r"line 2: step 0 after step 0: steps must grow", with_line(2, step=0)),
+        (
+            r"line 3: document 0, step 1 after document 0, step 1: steps must grow; write",
+            with_line(3, step=1),
+        ),
+        (
+            r"line 2: document 0, step 0 after document 0, step 0: steps must grow",
+            with_line(2, step=0),
+        ),
         (r"line 3: step must be a whole number, got 2.9; write", with_line(3, step=2.9)),
         (r"line 3: document must be a whole number, got None", with_line(3, document=None)),
         (r"line 3: experts of a token name one twice", with_line(3, experts=twice)),
         (r"line 3: tokens are no 1 pairs of whole numbers", with_line(3, tokens=[1])),
-        (r"line 4: document 0 again, after another one", with_line(3, document=5)),
+        (
+            r"line 4: document 0, step 3 after document 5, step 2: steps must grow",
+            with_line(3, document=5),
+        ),
         (r"line 3: experts are no whole numbers of 3 layers", with_line(3, experts=experts[1:])),
         (
             r"line 3: lacks 'guesses'",
@@ -205,7 +213,10 @@ def test_bad_traces_name_their_line(tmp_path, refuses):
         ),
         (r"line 1: layers must be at least 1, got 0; write", with_line(1, layers=0)),
         (r"line 1: bytes must be a whole number, got inf", with_line(1, bytes=float("inf"))),
-        (r"line 3: 1 guesses for a token, \d in line 2", with_line(3, guesses=[[[0]], [[1]]])),
+        (
+            r"line 3: 1 guesses for a token, \d in the line before",
+            with_line(3, guesses=[[[0]], [[1]]]),
+        ),
         (r"line 1: .*unexpected keyword", with_line(1, depth=3)),
         (r"line 2: ", with_text(lines[0] + "\nnothing")),
         ("has no steps", with_text(lines[0])),
@@ -217,7 +228,7 @@ def test_bad_traces_name_their_line(tmp_path, refuses):
 def test_documents_are_known_by_the_others():
     sizes = Sizes(2, 4, 1, 64, 16)
     steps = [
-        [Step(n, torch.full((2, 3, 1), n), torch.zeros(1, 3, 4).long(), torch.zeros(3, 2).long())]
+        [Step(torch.full((2, 3, 1), n), torch.zeros(1, 3, 4).long(), torch.zeros(3, 2).long())]
         for n in (1, 2)
     ]
     found = left_out(steps, sizes)
