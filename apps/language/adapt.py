@@ -9,21 +9,21 @@ from typing import Any
 from torch import Tensor
 
 from core_gates.errors import GatesError, check_at_least, check_finite, check_positive
-from core_gates.training.thresholds import MOST_OF_RATE, threshold_for
+from core_gates.training.thresholds import threshold_for
 from harness.command.verbs import Place
 from harness.evidence import Resamples
-from harness.experiment import Arrays, Job, Piece, Run
+from harness.experiment import Arrays, Job, Piece, Run, Written
 from harness.experiment.job import partial_of
 from harness.files import content_digest
 from harness.files.piece import gap, read_record
 from harness.runs.terminal import working
 from language.adapt.adapter_training import (
     FILE,
-    AdapterForm,
     Method,
     outputs_of,
     thresholds_of,
     train_adapter,
+    write_adapter,
 )
 from language.adapt.docstring_sentences import sentences_of
 from language.adapt.label_scores import label_scores
@@ -117,7 +117,7 @@ class Adaptation:
         base = content_digest(folder).sha256[:16]
         spread = processes if processes > 1 else None
         self.settings = {**given, "base": base, "data": texts.digest, "processes": spread}
-        self.store = run.store(ADAPTERS, AdapterForm())
+        self.store = run.store(ADAPTERS, Written(write_adapter))
 
     def piece(self, method: str, seed: int, rank: int | None = None) -> Piece:
         """Return the piece of a method; ``magnitude`` and ``draw`` need what comes before them.
@@ -280,23 +280,11 @@ def adapt(
             " change one"
         )
     folder, texts = classifier_folder(model), texts_of(data, columns)
-    if method == "sora":
-        told_of_rate(recipe)
     run = place.run(package="language", overwrite=overwrite)
     made = Adaptation(run, folder, texts, recipe, processes=processes)
     spread: dict[str, Any] = {"devices": processes, "strategy": "ddp"} if processes > 1 else {}
     for piece in made.obtain([method], [seed], **spread):
         print_adapter(made, piece)
-
-
-def told_of_rate(recipe: AdapterRecipe) -> None:
-    """Print where gates that learn could not stay above the threshold."""
-    if (found := max(recipe.thresholds)) >= MOST_OF_RATE * recipe.gate_rate:
-        print(
-            f"the threshold {found:.2g} is {found / recipe.gate_rate:.2g} of --gate_rate"
-            f" {recipe.gate_rate:g}, so that most gates only shrink: raise it above"
-            f" {found / MOST_OF_RATE:.2g}, or --steps"
-        )
 
 
 def print_adapter(made: Adaptation, piece: Piece) -> None:

@@ -13,7 +13,7 @@ from harness.command.verbs import Place
 from harness.evidence import Bar, Resamples, Row, Scores, compare
 from harness.experiment import Piece
 from harness.files import Data
-from language.adapt.label_scores import ACCURACY, PEARSON, label_scores
+from language.adapt.label_scores import label_scores
 from language.adapt.labeled_texts import LabeledTexts
 from language.hf.classifier import classifier_folder
 
@@ -141,7 +141,7 @@ def _value(rows: Sequence[Row], method: str, metric: str) -> float:
 
 def bars_of_task(rows: Sequence[Row], task: str, bars: AdapterBars, plain: str) -> list[Bar]:
     """Return the bars of one task, from its rows."""
-    metric = main_metric(rows)
+    metric = rows[0].metric  # that a task is told by
     lost = _value(rows, plain, metric) - _value(rows, SORA, metric)
     found = (
         (f"{task}: {metric} of {plain} less SoRA", lost, bars.most_below),
@@ -150,14 +150,9 @@ def bars_of_task(rows: Sequence[Row], task: str, bars: AdapterBars, plain: str) 
     return [Bar(name, value, "<=", most) for name, value, most in found if most is not None]
 
 
-def main_metric(rows: Sequence[Row]) -> str:
-    """Return the metric that a task is told by."""
-    return next(row.metric for row in rows if row.metric in (ACCURACY, PEARSON))
-
-
 def headline(rows: Sequence[Row], task: str, plain: str) -> str:
     """Return what SoRA reaches, and whether its gates select or their draw does."""
-    metric = main_metric(rows)
+    metric = rows[0].metric  # that a task is told by
     gaps = {row.method: row for row in rows if row.versus == SORA and row.metric == metric}
     sizes = {
         r.method: r.value for r in rows if r.metric == PARAMETERS and r.method.startswith("lora")

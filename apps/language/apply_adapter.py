@@ -46,9 +46,9 @@ def predict(
     texts = texts_of_file(Path(input), columns)
     found, record = adapted(adapter, model)
     classes, number = record.facts["classes"], record.facts["texts"]
-    if len(texts[0]) != number:
+    if odd := {len(row) for row in texts} - {number}:
         raise GatesError(
-            f"{input} has rows of {len(texts[0])} texts, the adapter was trained on rows of"
+            f"{input} has rows of {odd.pop()} texts, the adapter was trained on rows of"
             f" {number}: give such rows"
         )
     context = int(record.settings["context"])

@@ -17,7 +17,7 @@ from apps.language.generate import EXPERTS
 from core_gates.errors import GatesError
 from harness.command.verbs import Place
 from harness.evidence import Bar, Resamples, Row, compare, moments
-from harness.experiment import Job, Piece, Store
+from harness.experiment import Job, Piece, Written
 from language.data import LanguageDataModule
 from language.gated.gate_training import GatedModel, bits_per_token
 from language.hf.gate_file import weights_digest
@@ -50,22 +50,13 @@ class PregateRecipe(FineTuning):
     levels: tuple[int, ...] = (1, 2)
 
 
-class ModelForm:
-    """A model of transformers, pre-gated or not, with its tokenizer."""
-
-    def save(self, folder: Path, result: tuple[Any, Tokenizer]) -> None:
-        """Write the model."""
-        model, tokenizer = result
-        if level_of(model) is None:
-            with redirect_stderr(io.StringIO()):  # a progress bar
-                model.save_pretrained(folder)
-        else:
-            save_pregated(model, folder)
-        tokenizer.save(folder)
-
-    def load(self, folder: Path) -> Path:
-        """Return the folder."""
-        return folder
+def write_tuned(folder: Path, result: tuple[Any, Tokenizer]) -> None:
+    """Write a model of transformers, pre-gated or not, with its tokenizer."""
+    model, tokenizer = result
+    write = save_pregated if level_of(model) else type(model).save_pretrained
+    with redirect_stderr(io.StringIO()):  # a progress bar
+        write(model, folder)
+    tokenizer.save(folder)
 
 
 def fine_tune(
@@ -133,7 +124,7 @@ def pregate_models(
         for seed in seeds
         for level in (0, *recipe.levels)
     ]
-    store: Store[Any] = run.store(MODELS, ModelForm())
+    store = run.store(MODELS, Written(write_tuned))
     work = partial(fine_tune, model=found.folder, data=data)
     run.obtain(store, pieces, work, ticks=recipe.steps, unit="steps")
     rows = rows_of({piece: store.record(piece).facts for piece in pieces})

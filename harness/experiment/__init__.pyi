@@ -21,6 +21,7 @@ from .store import Form as Form
 from .store import SettingsDiffer as SettingsDiffer
 from .store import Store as Store
 from .store import Table as Table
+from .store import Written as Written
 from .tuning import Choice as Choice
 from .tuning import Space as Space
 from .tuning import lowest as lowest

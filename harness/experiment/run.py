@@ -30,7 +30,7 @@ from harness.files import Data
 from harness.files.piece import Piece, Setting, read_record
 from harness.runs.folder import RunFolder, git_revision
 from harness.runs.processes import Pool
-from harness.runs.terminal import ticking
+from harness.runs.terminal import release_warnings, ticking
 
 R = TypeVar("R")
 TRIALS, CHOICES = "trials", "choices"
@@ -467,7 +467,8 @@ def _words(kind: str) -> tuple[str, str]:
 def _print_missing(
     store: Store[Any], missing: Sequence[Piece], wanted: int, *, left_out: bool
 ) -> None:
-    """Print what is missing in 100 characters, and why results that exist do not qualify."""
+    """Print warnings, what is missing in 100 characters, and why what exists does not qualify."""
+    release_warnings()
     verb, noun = _words(store.kind)
     if len(missing) == 1 and noun.endswith("s"):
         noun = noun[:-1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -36,6 +36,25 @@ class Form(Protocol[R]):
 
     def load(self, folder: Path) -> R:
         """Read what :meth:`save` wrote."""
+
+
+class Written:
+    """What a function writes, loaded as the folder that holds it.
+
+    Args:
+        write: Writes a result into a folder.
+    """
+
+    def __init__(self, write: Callable[[Path, Any], object]) -> None:
+        self.write = write
+
+    def save(self, folder: Path, result: Any) -> None:
+        """Write a result."""
+        self.write(folder, result)
+
+    def load(self, folder: Path) -> Path:
+        """Return the folder."""
+        return folder
 
 
 class Figures:

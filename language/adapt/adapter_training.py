@@ -1,6 +1,5 @@
 """Training of adapters and heads of a model on labeled texts, and rivals of equal size."""
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -66,8 +65,6 @@ class AdapterModule(L.LightningModule):
         self.parts = nn.ModuleDict({n.replace(".", "-"): part for n, part in parts.items()}).train()
         self.rates = {"lr": learning_rate, "gates": gate_rate, "decay": weight_decay}
         self.thresholds, self.stage_steps, self.counts = list(thresholds), stage_steps, counts
-        self._schedule: ThresholdSchedule | None = None
-        self._restored: dict[str, int] | None = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move the rest of the model with the parts that are trained."""
@@ -105,22 +102,13 @@ class AdapterModule(L.LightningModule):
             {"params": gates, "weight_decay": 0.0, "lr": self.rates["gates"]},
         ]
         optimizer = torch.optim.AdamW([one for one in groups if one["params"]], self.rates["lr"])
-        with warnings.catch_warnings():  # of rates, which the command tells by its options
-            warnings.simplefilter("ignore", UserWarning)
-            self._schedule = ThresholdSchedule(optimizer, gates, self.thresholds, self.stage_steps)
-        if self._restored is not None:
-            self._schedule.load_state_dict(self._restored)
+        self._schedule = ThresholdSchedule(optimizer, gates, self.thresholds, self.stage_steps)
         schedule = {"scheduler": LambdaLR(optimizer, self._schedule.rate), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": schedule}  # type: ignore[typeddict-item]
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the state of the thresholds."""
-        assert self._schedule is not None
-        checkpoint["thresholds"] = self._schedule.state_dict()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the state of the thresholds until there is an optimizer."""
-        self._restored = checkpoint["thresholds"]
+    def on_train_start(self) -> None:
+        """Continue the thresholds at the step of the checkpoint."""
+        self._schedule.load_state_dict({"num_steps": self.global_step})
 
 
 def logits_of(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
@@ -248,13 +236,6 @@ def thresholds_of(threshold: float | None, kept: float, steps: int, stages: int)
     return [threshold * one for one in relative]
 
 
-class AdapterForm:
-    """``adapter.safetensors``, the adapters and heads."""
-
-    def save(self, folder: Path, result: Any) -> None:
-        """Write the adapters of a model."""
-        save_sora(result, folder / FILE)
-
-    def load(self, folder: Path) -> Path:
-        """Return the folder."""
-        return folder
+def write_adapter(folder: Path, model: Any) -> None:
+    """Write the adapters and heads of a model."""
+    save_sora(model, folder / FILE)

@@ -166,20 +166,12 @@ def labeled(name: str, train: Sequence[Row], held_out: Sequence[Row]) -> Labeled
                 " give every row the same number"
             )
     classes = sorted({str(row.label) for row in train})
-    numbers = [one for label in classes if math.isfinite(one := _number(label))]
-    unclear = {label.lower() for label in classes if not math.isfinite(_number(label))}
-    if fractional := any(one % 1 for one in numbers):
+    if any(_number(label) % 1 > 0 for label in classes):
         classes = []
-    if numbers and unclear and (fractional or unclear == {"nan"}):
-        odd = next(row for row in train if str(row.label).lower() in unclear)
-        raise GatesError(
-            f"{odd.place} has the label {odd.label!r}, others are numbers: give one to every row"
-        )
     if len(classes) == 1:
         raise GatesError(f"all training rows of {name} have the label {classes[0]!r}: give two")
-    for row in held_out:
-        wrong = row.label not in classes if classes else not math.isfinite(_number(row.label))
-        if wrong:
+    for row in (*train, *held_out):
+        if row.label not in classes if classes else not math.isfinite(_number(row.label)):
             known = ", ".join(classes[:20]) or "a number"
             raise GatesError(f"{row.place} has the label {row.label!r}, expected {known}")
     return LabeledTexts(name, train, held_out, tuple(classes))
@@ -213,8 +205,6 @@ def texts_of_file(path: Path, columns: Sequence[str] = ()) -> list[tuple[str, ..
         found = [(line.strip(),) for _, line in _lines(path)]
     if not found:
         raise GatesError(f"{path} holds no text: give some lines")
-    if len({len(texts) for texts in found}) > 1:
-        raise GatesError(f"{path} has rows of one text and of two: give one kind")
     return found
 
 
@@ -274,10 +264,7 @@ def _json_lines(path: Path, lines: Sequence[tuple[int, str]], _: Sequence[str]) 
 def _labels(path: Path, lines: Sequence[tuple[int, str]], _: Sequence[str]) -> Iterator[Fields]:
     """Yield the fields of the rows of a file with a label, a space and a text per line."""
     for number, line in lines:
-        label, space, text = line.strip().partition(" ")
-        if not space:
-            raise GatesError(f"{path}, line {number} has no text after the label {label!r}")
-        yield f"{path}, line {number}", ["label", "text"], [label, text]
+        yield f"{path}, line {number}", ["label", "text"], line.strip().split(" ", 1)
 
 
 def _row(place: str, names: list[str], values: list[Any], wanted: Sequence[str]) -> Row:
@@ -298,7 +285,8 @@ def _row(place: str, names: list[str], values: list[Any], wanted: Sequence[str])
     if not all(isinstance(text, str) for text in texts):
         raise GatesError(f"{place} has no text in {' and '.join(named[:-1])}: write strings")
     told = "" if label is None else str(label).strip()
-    return Row(tuple(str(text).strip() for text in texts), told or None, place)
+    given = told.lower() not in ("", "nan")
+    return Row(tuple(str(text).strip() for text in texts), told if given else None, place)
 
 
 def _columns(names: Sequence[str], wanted: Sequence[str]) -> list[str] | None:

@@ -11,7 +11,6 @@ import yaml
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from apps.language.adapt import AdapterRecipe, told_of_rate
 from harness.experiment import read_scores
 from language.adapt.adapter_training import outputs_of
 from language.hf.classifier import encode_texts, open_classifier
@@ -89,13 +88,6 @@ def test_two_texts_and_a_number(place):
     said = place.succeed("language", "predict", "--adapter", folder, "--model", "bert", "--input",
                          "pairs/val.jsonl").out  # fmt: skip
     assert all(len(line.split("\t")) == 4 for line in said.splitlines())
-
-
-def test_gates_that_learn_too_slowly_are_told_by_the_options(capsys):
-    told_of_rate(AdapterRecipe(steps=8))
-    assert "the threshold 0.066 is 3.3 of --gate_rate 0.02, so that" in capsys.readouterr().out
-    told_of_rate(AdapterRecipe())
-    assert not capsys.readouterr().out
 
 
 def test_killed_and_resumed(place, tmp_path, kill_and_resume):

@@ -109,6 +109,14 @@ def test_the_state_is_what_is_trained(place):
     assert {p.dtype for p in model.parameters()} == {torch.float64}
 
 
+def test_gates_that_learn_too_slowly_are_told(place):
+    module = AdapterModule(
+        prepared(place), **RATES, thresholds=[0.0, 0.1], stage_steps=9, counts=True
+    )
+    with pytest.warns(UserWarning, match="0.5 of the learning rate .* give gates .* above 0.25"):
+        module.configure_optimizers()
+
+
 def test_padding_and_the_order_of_rows_do_not_matter(place):
     model, folder = prepared(place), place / "bert"
     texts = read_folder(place / "texts")
@@ -156,7 +164,7 @@ class Noted:
 
 def test_every_method_has_the_same_schedule(place):
     given = {"steps": 12, "stages": 3, "batch_size": 8, "context": 16, "learning_rate": 0.01}
-    given |= {"weight_decay": 0.1, "rank": 3, "alpha": 6.0, "gate_rate": 0.2, "size": 400}
+    given |= {"weight_decay": 0.1, "rank": 3, "alpha": 6.0, "gate_rate": 0.6, "size": 400}
     rates = {}
     for method in ("head", "lora", "sora", "draw"):
         own = {"thresholds": [0.0, 0.1, 0.2]} if method == "sora" else {}
