@@ -13,7 +13,14 @@ ROUNDS = 5
 def interleaved_seconds(
     functions: Mapping[str, Callable[[], object]], rounds: int = ROUNDS
 ) -> dict[str, float]:
-    """Return the median seconds of each function, interleaved, after one call each.
+    """Return the median seconds of each function, see :func:`interleaved_times`."""
+    return {name: median(found) for name, found in interleaved_times(functions, rounds).items()}
+
+
+def interleaved_times(
+    functions: Mapping[str, Callable[[], object]], rounds: int = ROUNDS
+) -> dict[str, list[float]]:
+    """Return the seconds of all calls of each function, interleaved, after one call each.
 
     Args:
         functions: Name -> function.
@@ -27,7 +34,7 @@ def interleaved_seconds(
             begin = time.perf_counter()
             function()
             times[name].append(time.perf_counter() - begin)
-    return {name: median(found) for name, found in times.items()}
+    return times
 
 
 def peak_bytes(function: Callable[[], object]) -> int:

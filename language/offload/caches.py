@@ -154,8 +154,9 @@ class Arc(ExpertCache):
 
     def __init__(self, capacity: int, trace: Sequence[int]) -> None:
         super().__init__(capacity, trace)
-        lists = [OrderedDict[int, None]() for _ in range(4)]
-        self.once, self.again, self.left_once, self.left_again = lists
+        self.once, self.again, self.left_once, self.left_again = (
+            OrderedDict[int, None]() for _ in range(4)
+        )
         self.target = 0.0
 
     def drop(self, expert: int) -> None:

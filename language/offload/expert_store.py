@@ -201,8 +201,6 @@ def _spans(folder: Path) -> Iterator[tuple[str, Span]]:
     if not files:
         raise GatesError(f"{folder} has no {SHARDS}: give the folder of a checkpoint")
     for path in files:
-        if not path.is_file():
-            raise GatesError(f"{path} is missing, but {INDEX} names it: copy it again")
         yield from _header(path)
 
 
@@ -210,14 +208,14 @@ def _header(path: Path) -> Iterator[tuple[str, Span]]:
     """Yield the tensors of a shard.
 
     Raises:
-        GatesError: It is not a safetensors file, or not as long as its header says.
+        GatesError: It is missing, not a safetensors file, or not as long as its header says.
     """
     try:
         with safe_open(path, "pt"):  # checks the header; nothing is read
             pass
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise GatesError(
-            f"{path} is no safetensors file, or truncated ({error}): copy it again"
+            f"{path} is missing, truncated or no safetensors file ({error}): copy it again"
         ) from None
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")

@@ -89,9 +89,7 @@ class Offload:
             return
         after = self.layers[layer + 1]
         ranked = guesses.predict(layer, seen).cpu()
-        padding = guesses.padding
-        if padding is not None and len(padding) != len(ranked):
-            padding = None  # of another call: a part of the model was called by itself
+        padding = guesses.padding if len(guesses.padding) == len(ranked) else None
         order = fetched(ranked, self.sizes.k, guesses.width, self.sizes.experts, padding)
         after.rare = rarest(order) if self.store.hybrid and guesses.prompt else set()
         for key in map(after.key_of, order):

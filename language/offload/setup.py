@@ -108,8 +108,7 @@ class Setup:
                 f"the budget holds {budget} experts of {each:,} bytes, but {layers} layers need"
                 f" {k} each{ahead}: give at least {(k * layers + width) * each:,} bytes"
             )
-        how = self.allocation
-        return allocate(how, budget - width, layers=layers, experts=experts, least=k)
+        return allocate(self.allocation, budget - width, layers=layers, experts=experts, least=k)
 
 
 ON_DEMAND = Setup()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from language.offload.allocation import ALLOCATIONS
-from language.offload.caches import ExpertCache, make_cache, make_caches
+from language.offload.caches import make_cache, make_caches
 from language.offload.guesses import Profile, Seen, fetched, make_predictor, rarest
 from language.offload.quantization import BITS, packed_bytes
 from language.offload.setup import Predicting, Setup, Sizes, Transferred, Used
@@ -86,14 +86,17 @@ class Link:
     def demand(self, key: Key, now: float, size: int) -> float:
         """Return when an expert is there that is needed now."""
         self.advance(now)
-        self.waiting.pop(key, None)
-        found = self.arrived.pop(key, None)
+        found = self.take(key)
         return self._send(max(self.free, now), size) if found is None else found
 
-    def drop(self, key: Key) -> None:
-        """Forget a guess that was wrong."""
+    def guesses(self) -> set[Key]:
+        """Return the guesses that are queued or were sent."""
+        return {*self.waiting, *self.arrived}
+
+    def take(self, key: Key) -> float | None:
+        """Forget a guess, and return when it was sent."""
         self.waiting.pop(key, None)
-        self.arrived.pop(key, None)
+        return self.arrived.pop(key, None)
 
     def _send(self, start: float, size: int) -> float:
         self.free = start + size / self.rate + self.unpack
@@ -120,16 +123,7 @@ class Replayed:
         self.ranked = torch.cat([step.ranked for step in steps], 1)
         self.last = torch.cat([step.tokens for step in steps])
         self.tokens = [step.routed.shape[1] for step in steps]
-        self.needed: list[list[list[tuple[int, float]]]] = []
-        for step in steps:
-            layers = [layer.unique(return_counts=True) for layer in step.routed]
-            total = step.routed[0].numel()
-            self.needed.append(
-                [
-                    [(e, n / total) for e, n in zip(experts.tolist(), counts.tolist(), strict=True)]
-                    for experts, counts in layers
-                ]
-            )
+        self.needed = [[_uses(layer) for layer in step.routed] for step in steps]
         self.guesses, self.orders = cache(self._guesses), cache(self._orders)
 
     def _guesses(self, predictor: str) -> list[Tensor]:
@@ -141,8 +135,7 @@ class Replayed:
         )  # fmt: skip
         if predict is None:
             return []
-        seen = [Seen(one, self.last) for one in self.routed[:-1]]
-        return [predict(layer, one) for layer, one in enumerate(seen)]
+        return [predict(n, Seen(one, self.last)) for n, one in enumerate(self.routed[:-1])]
 
     def _orders(self, predictor: str) -> list[list[list[int]]]:
         """Return for each layer but the first, and step, guesses in the order of fetching."""
@@ -151,6 +144,11 @@ class Replayed:
             [fetched(one, k, one.shape[1], experts) for one in ranked.split(self.tokens)]
             for ranked in self.guesses(predictor)
         ]
+
+
+def _uses(routed: Tensor) -> list[tuple[int, float]]:
+    experts, counts = routed.unique(return_counts=True)
+    return [*zip(experts.tolist(), (counts.double() / routed.numel()).tolist(), strict=True)]
 
 
 class Simulation:
@@ -166,7 +164,7 @@ class Simulation:
         budget: Experts that there is memory for.
         cost: Of computing and reading.
         mapped: The checkpoint is mapped instead: the system reads an expert when it is touched and
-            keeps what was used last, of all layers together; ``setup`` is not used.
+            keeps what was used last, of all layers together; ``setup`` is on-demand.
 
     Raises:
         GatesError: The budget is too small, or the setup needs a profile.
@@ -177,25 +175,23 @@ class Simulation:
     ) -> None:
         sizes = self.sizes = replayed.sizes
         self.replayed, self.cost, self.times = replayed, cost, Times()
-        self.now, self.width = 0.0, 0
-        self.caches: list[ExpertCache] = [make_cache("lru", budget)] * sizes.layers
-        self.spans, self.mapped = [1] * sizes.layers, mapped
-        self.orders: list[list[list[int]]] = []
-        bits = () if mapped else BITS.get(setup.transfer, ())
+        self.now, self.mapped = 0.0, mapped
+        bits = BITS.get(setup.transfer, ())
         self.volumes = [packed_bytes(sizes.weights, one) for one in bits] or [sizes.bytes]
         self.link = Link(cost.link, cost.unpack if bits else 0.0)
-        if not mapped:
-            self.width = setup.guesses(sizes.k, sizes.experts)
+        self.width = setup.guesses(sizes.k, sizes.experts)
+        self.orders = replayed.orders(setup.predictor)
+        if mapped:
+            self.spans = [1] * sizes.layers
+            self.caches = [make_cache("lru", budget)] * sizes.layers
+        else:
             self.spans = setup.slots(budget, sizes)
             self.caches = make_caches(setup.policy, self.spans, replayed.profile)
-            self.orders = replayed.orders(setup.predictor)
-        self.staged: set[Key] = set()
         self.rare: set[int] = set()
 
     def run(self) -> Times:
         """Return what it takes."""
         for step in range(len(self.replayed.tokens)):
-            self.rare = set()
             for layer in range(self.sizes.layers):
                 self._layer(step, layer)
         self.times.wall, self.times.bytes = self.now, self.link.bytes
@@ -230,16 +226,14 @@ class Simulation:
         if self.caches[layer].use(key, window).hit:
             self.times.hits += 1
             return
-        guessed = (layer, key) in self.staged
-        self.staged.discard((layer, key))
+        guessed = (layer, key) in self.link.guesses()
         self.times.guessed += guessed
         size = self.volumes[key >= self.sizes.experts and not self.mapped]
         ready[key] = self.link.demand((layer, key), self.now, size), guessed
 
     def _guess(self, step: int, layer: int, unmet: list[int]) -> None:
-        for wrong in self.staged - {(layer, key) for key in unmet}:
-            self.link.drop(wrong)
-            self.staged.remove(wrong)
+        for wrong in self.link.guesses() - {(layer, key) for key in unmet}:
+            self.link.take(wrong)
         self.rare = set()
         if not self.orders or layer + 1 == self.sizes.layers:
             return
@@ -248,12 +242,10 @@ class Simulation:
         if len(self.volumes) > 1 and prompt:
             self.rare = rarest(order)
         there = self.caches[layer + 1].resident
-        for expert in order:
-            rare = expert in self.rare
-            key = layer + 1, expert + self.sizes.experts * rare
-            if key[1] not in there and len(self.staged) < self.width:
-                self.staged.add(key)
-                self.link.waiting[key] = self.now, self.volumes[rare]
+        free, experts = self.width - len(self.link.guesses()), self.sizes.experts
+        keys = [expert + experts * (expert in self.rare) for expert in order]
+        for key in [key for key in keys if key not in there][:free]:
+            self.link.waiting[layer + 1, key] = self.now, self.volumes[key >= experts]
 
 
 def left_out(documents: Sequence[Sequence[Step]], sizes: Sizes) -> list[Replayed]:

@@ -25,7 +25,7 @@ class Guesses:
     Attributes:
         free: Slots that hold nothing that is needed.
         staged: Transfers of guesses by layer and expert.
-        padding: True (T,) at tokens of the batch that are padding, None where there is none.
+        padding: True (T,) at tokens of the batch that are padding, (0,) where there is none.
         tokens: The last two of each token of the batch (T, 2), see :func:`bigrams`.
         last: Last tokens of the sequences (B, 1).
         prompt: Whether sequences have several tokens in this call.
@@ -34,7 +34,7 @@ class Guesses:
     def __init__(self, predict: Predictor | None, width: int, slots: Sequence[int]) -> None:
         self.predict, self.width, self.free = predict, width, list(slots)
         self.staged: dict[tuple[int, int], Transfer] = {}
-        self.padding: Tensor | None = None
+        self.padding = torch.empty(0, dtype=torch.bool)
         self.tokens = self.last = torch.empty(0, 0, dtype=torch.long)
         self.prompt = False
 
@@ -81,7 +81,7 @@ def note_tokens(offload: Any, _: nn.Module, args: Any, kwargs: dict[str, Any]) -
         raise GatesError("there are no tokens to compute: give a prompt of one or more")
     length = next((one.shape[1] for one in inputs if one is not None), 0)
     guesses: Guesses = offload.guesses
-    guesses.padding, guesses.prompt = None, length > 1
+    guesses.padding, guesses.prompt = torch.empty(0, dtype=torch.bool), length > 1
     if isinstance(mask, Tensor) and mask.ndim == 2 and length and not mask[:, -length:].all():
         guesses.padding = mask[:, -length:].flatten().cpu() == 0
     ids = next((one for one in inputs if one is not None and one.ndim == 2), guesses.last[:0])

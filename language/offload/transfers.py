@@ -60,8 +60,7 @@ class Transfers:
 
     def request(self, transfer: Transfer) -> None:
         """Queue an expert that is needed soon, or may be; who waits for it knows it already."""
-        priority = GUESS if transfer.guessed else AHEAD
-        self._queue.put((priority, next(self._order), transfer))
+        self._queue.put((GUESS if transfer.guessed else AHEAD, next(self._order), transfer))
 
     def wait(self, transfer: Transfer) -> None:
         """Wait until the slab is filled.

@@ -17,7 +17,7 @@ from core_gates.errors import GatesError
 from core_gates.gates.predictive import prediction_recall
 from core_gates.routing.output import RoutingOutput
 from harness.command.verbs import Place
-from harness.evidence import Bar, Resamples, Row, Scores, compare, moments
+from harness.evidence import Bar, Resamples, Row, compare, moments
 from harness.experiment import Arrays, Job, Piece
 from harness.files import Data, short_digest
 from language.corpus import Split, read_corpus
@@ -213,10 +213,9 @@ def times_of(
 
 def recall_of(document: Replayed, predictor: str, width: int) -> list[float]:
     """Return which fraction of the experts of each layer but the first is guessed."""
-    pairs = zip(document.guesses(predictor), document.routed[1:], strict=True)
     routings = [
         [RoutingOutput(torch.ones(one.shape), one) for one in (ranked[:, :width], used)]
-        for ranked, used in pairs
+        for ranked, used in zip(document.guesses(predictor), document.routed[1:], strict=True)
     ]
     return [float(prediction_recall(*one).mean()) for one in routings]
 
@@ -231,10 +230,11 @@ def rows_of_recall(held: Sequence[Replayed], names: Sequence[str]) -> list[Row]:
     tasks += [(widths[0], f"layer {n + 1} to {n + 2}", [n]) for n in layers]
     rows = []
     for width, pairs, some in tasks:
-        scores: dict[str, Sequence[Scores]] = {}
-        for name in (CROSS, BIGRAM, *TABLES):
-            recalls = np.array([recall_of(one, name, width) for one in held])
-            scores[name] = [moments(recalls[:, some].mean(1), name=RECALL)]
+        recalls = {
+            name: np.array([recall_of(one, name, width) for one in held])[:, some]
+            for name in (CROSS, BIGRAM, *TABLES)
+        }
+        scores = {name: [moments(own.mean(1), name=RECALL)] for name, own in recalls.items()}
         rows += compare(scores, draws, task=f"guesses, width {width}, {pairs}", reference=CROSS)
     return rows
 

@@ -13,7 +13,8 @@ from matplotlib.patches import Patch
 from transformers import DynamicCache
 
 from apps.language.diagnose import beginnings
-from apps.language.offload.running import EXPERTS, offloaded
+from apps.language.generate import EXPERTS
+from apps.language.offload.running import offloaded
 from harness.evidence import Resamples, compare, moments
 from harness.figures.style import (
     BLUE,

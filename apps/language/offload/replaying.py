@@ -28,6 +28,7 @@ from language.offload.simulation import (
 from language.offload.traces import Step, Trace, read_trace, record, write_trace
 
 AUTO = "auto"
+PRINTED = ("wall", "stall", "bytes", "uses", "hits", "guessed", "late")
 
 
 def profile(
@@ -73,8 +74,10 @@ def profile(
     write_trace(path, Trace(found.model.offload.sizes, traced))
     found.model.offload.close()
     each = seconds_to_unpack(found.model.offload.sizes.weights, found.model.dtype)
-    count = f"{sum(map(len, traced)):,} steps of {len(texts)} documents"
-    print(f"{count}; --unpack {each:.2g} is what INT4 takes")
+    print(
+        f"{sum(map(len, traced)):,} steps of {len(texts)} documents;"
+        f" --unpack {each:.2g} is what INT4 takes"
+    )
     print(path)
 
 
@@ -132,15 +135,12 @@ def replay(
     if unpack and transfer == "stored":
         raise GatesError(f"--unpack {unpack} is for few bits: give a --transfer, or drop it")
     found = read_trace(Path(trace))
-    learned = found if profile is None else read_trace(Path(profile))
+    documents, half = found.documents, 0 if profile else len(found.documents) // 2
+    learned = read_trace(Path(profile)) if profile else Trace(found.sizes, documents[:half])
     if learned.sizes != found.sizes:
         raise GatesError(f"{profile} is of {learned.sizes}, {trace} of {found.sizes}")
-    documents, half = found.documents, 0
-    if profile is None:
-        half = len(documents) // 2
-        learned = Trace(found.sizes, documents[:half])
-        if not half:
-            raise GatesError(f"{trace} has one document: give another file by --profile")
+    if not learned.documents:
+        raise GatesError(f"{trace} has one document: give another file by --profile")
     used = learned.profile()
     held = [Replayed(one, found.sizes, used) for one in documents[half:]]
     known = left_out(learned.documents, found.sizes)
@@ -161,20 +161,15 @@ def print_times(times: Mapping[str, Sequence[Times]]) -> None:
     """Print a line for each method, of all documents together."""
     table = Table(*("method", "seconds", "stalled", "MB read", "there", "guessed", "late"))
     for name, ones in times.items():
-        uses = sum(one.uses for one in ones)
-        shares = [sum(getattr(o, n) for o in ones) / uses for n in ("hits", "guessed", "late")]
-        seconds = [sum(getattr(o, n) for o in ones) for n in ("wall", "stall")]
-        volume = sum(one.bytes for one in ones) / 1e6
-        table.add_row(
-            name, *(f"{s:.3f}" for s in seconds), f"{volume:,.1f}", *(f"{s:.1%}" for s in shares)
-        )
+        wall, stall, volume, uses, *used = (sum(getattr(o, n) for o in ones) for n in PRINTED)
+        shares = (f"{one / uses:.1%}" for one in used)
+        table.add_row(name, f"{wall:.3f}", f"{stall:.3f}", f"{volume / 1e6:,.1f}", *shares)
     Console().print(table)
 
 
 def _same(one: Replayed, other: Replayed) -> bool:
     """Whether two documents begin with the same tokens, as far as the shorter one reaches."""
-    tokens = min(len(one.last), len(other.last))
-    return torch.equal(one.last[:tokens], other.last[:tokens])
+    return all(map(torch.equal, one.last, other.last))
 
 
 def compared(

@@ -1,8 +1,9 @@
 """Text of mixture models whose experts stay on disk, and what it takes."""
 
-import statistics
 import time
+from functools import partial
 from pathlib import Path
+from statistics import quantiles
 from typing import Any
 
 import torch
@@ -10,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from transformers import DynamicCache
 
-import language
-from apps.language.generate import models_in, print_texts
+from apps.language.generate import EXPERTS, models_in, print_texts, shipped
 from core_gates.errors import GatesError
 from harness.command.verbs import Place
-from harness.runs.terminal import ticking, working
+from harness.runs.cost import interleaved_times
+from harness.runs.terminal import working
 from language.generation import generate as continued
 from language.hf.model_folder import read_marks
 from language.hf.pregating import restore_pregates
@@ -26,7 +27,6 @@ from language.offload.traces import read_trace
 from language.seer.streaming import StreamedModel
 from language.tokenizer import load_tokenizer
 
-EXPERTS = "experts"  # the configuration whose decoder ships
 MAPPED = "mapped"
 
 
@@ -47,8 +47,7 @@ def offloaded(model: str, cache: Path, **options: Any) -> Pretrained:
         cache: Folder of experts in few bits.
         options: Those of ``load_offloaded``.
     """
-    home = Path(language.__file__).parent / "weights" / EXPERTS
-    name = [*models_in(home), Path(model)][0] if model == EXPERTS else model
+    name = models_in(shipped(EXPERTS))[0] if model == EXPERTS else model
     folder = pretrained_folder(name, cache)
     with working(f"opening {model}"):
         found = load_offloaded(folder, cache=cache, **options)
@@ -124,10 +123,10 @@ def generate(
     seconds, counts = time.monotonic() - begun, found.model.offload.counts
     found.model.offload.close()
     uses, right = counts.hits + counts.guessed + counts.loads, max(1, counts.guessed)
-    volume = (counts.bytes - counts.unread) / 1e6
     print(
         f"{tokens / seconds:.1f} tokens/s, {counts.stall / seconds:.0%} of the time stalled;"
-        f" {volume:,.1f} MB read; of {uses:,} uses {counts.hits / uses:.1%} were there,"
+        f" {(counts.bytes - counts.unread) / 1e6:,.1f} MB read; of {uses:,} uses"
+        f" {counts.hits / uses:.1%} were there,"
         f" {counts.guessed / uses:.1%} guessed, {counts.late / right:.1%} of them late"
     )
 
@@ -169,21 +168,18 @@ def bench(
     )
     restore_pregates(whole)
     models = {MAPPED: whole.eval()} | {name: one.model for name, one in opened.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in models}
     ids = torch.tensor([[*opened["on-demand"].tokenizer.encode("import ").tolist()]])
-    with ticking("generating", repeats * len(models), unit="runs") as tick:
-        for _ in range(repeats):
-            for name, one in models.items():
-                begun = time.perf_counter()
-                one.generate(ids, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
-                seconds[name].append((time.perf_counter() - begun) / tokens)
-                tick()
+    given = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False}
+    runs = {name: partial(one.generate, ids, **given) for name, one in models.items()}
+    with working("generating"):
+        seconds = interleaved_times(runs, repeats)
     table = Table(*("method", "ms per token", "quartiles", "MB read"))
     for name, found in seconds.items():
-        low, middle, high = statistics.quantiles(found * 2, n=4)
+        low, middle, high = (f"{1e3 * s / tokens:.2f}" for s in quantiles(found * 2, n=4))
         counts = opened[name].model.offload.counts if name in opened else None
-        read = "" if counts is None else f"{(counts.bytes - counts.unread) / 1e6 / repeats:,.1f}"
-        table.add_row(name, f"{1e3 * middle:.2f}", f"{1e3 * low:.2f}–{1e3 * high:.2f}", read)
+        calls = 1e6 * (repeats + 1)
+        read = f"{(counts.bytes - counts.unread) / calls:,.1f}" if counts else ""
+        table.add_row(name, middle, f"{low}–{high}", read)
     Console().print(table)
     for one in opened.values():
         one.model.offload.close()

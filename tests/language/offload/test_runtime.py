@@ -333,9 +333,9 @@ def set_config(folder, **values):
 def test_bad_folders_are_one_line(damaged, refuses, load):
     expert = r"lacks model\.layers\.1\.mlp\.experts\.4\.up_proj\.weight: copy"
     lines = {
-        cut: r"\.safetensors is no safetensors file, or truncated \(.*\): copy it again",
-        empty: "is no safetensors file, or truncated",
-        without_shard: "is missing, but model.safetensors.index.json names it",
+        cut: r"\.safetensors is missing, truncated or no safetensors file \(.*\): copy it again",
+        empty: "is missing, truncated or no safetensors file",
+        without_shard: r"-00001-of-00005\.safetensors is missing, truncated or no safetensors file",
         without_expert: expert,
         without_norm: r"lacks model\.norm\.weight",
         other_dtype: "as torch.float32 .*the model needs torch.float16",
@@ -343,7 +343,7 @@ def test_bad_folders_are_one_line(damaged, refuses, load):
         wider: r"\(64, 32\), but its config\.json needs \(65, 32\)",
         quantized: "is quantized: give the checkpoint in bfloat16 or float32",
         other_json: "index.json names no shards: copy it again",
-        odd_header: "is no safetensors file, or truncated",
+        odd_header: "is missing, truncated or no safetensors file",
         odd_index: "index.json names no shards: copy it again",
         moved: r"invalid offset for tensor `model\.layers\.\d\.mlp\.experts\.5\.down_proj",
         odd_generation: "holds no model that continues text",
