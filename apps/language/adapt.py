@@ -233,8 +233,11 @@ def outputs_of_adapter(adapter: Path, folder: Path, texts: LabeledTexts, context
 def texts_of(data: str, columns: Sequence[str] = ()) -> LabeledTexts:
     """Return the labeled texts of a folder, or those of Python's standard library."""
     with working(f"reading {data}"):
-        own = data == PYTHON
-        texts = sentences_of(read_corpus([data]).documents) if own else read_folder(data, columns)
+        texts = (
+            sentences_of(read_corpus([data]).documents)
+            if data == PYTHON
+            else read_folder(data, columns)
+        )
     for remark in texts.remarks():
         print(f"{texts.name}: {remark}")
     return texts

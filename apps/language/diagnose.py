@@ -88,11 +88,7 @@ def diagnose(
             f"of {len(texts.documents)} documents of the corpus none is held out, expected one in"
             " ten, which their names decide: give more by --corpus"
         )
-    if not names:
-        raise GatesError(
-            f"none of {len(held)} held-out documents has {tokens} tokens: lower --tokens, or give"
-            " longer ones by --corpus"
-        )
+    require_documents(names, tokens)
     diagnoses = []
     with ticking("reading", len(sequences), unit="documents") as tick:
         for sequence in sequences:
@@ -128,6 +124,19 @@ def beginnings(
         if len(known) == most:
             break
     return [*known], [*known.values()]
+
+
+def require_documents(found: Sequence[object], tokens: int) -> None:
+    """Refuse a corpus of which no held-out document is long enough.
+
+    Raises:
+        GatesError: None was found.
+    """
+    if not found:
+        raise GatesError(
+            f"no held-out document of the corpus has {tokens} tokens: lower --tokens, or give"
+            " others by --corpus"
+        )
 
 
 def rows_of(diagnoses: Sequence[Diagnosis], names: Sequence[str], task: str) -> list[Row]:

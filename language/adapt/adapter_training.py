@@ -60,8 +60,8 @@ class AdapterModule(L.LightningModule):
     ) -> None:  # fmt: skip
         super().__init__()
         self._whole = (model,)  # in a tuple, else all of it would become the state
-        parts: dict[str, nn.Module] = {**adapters_of(model)}
-        parts |= {head: model.get_submodule(head) for head in heads_of(model)}
+        heads = {head: model.get_submodule(head) for head in heads_of(model)}
+        parts: dict[str, nn.Module] = {**adapters_of(model), **heads}
         self.parts = nn.ModuleDict({n.replace(".", "-"): part for n, part in parts.items()}).train()
         self.rates = {"lr": learning_rate, "gates": gate_rate, "decay": weight_decay}
         self.thresholds, self.stage_steps, self.counts = list(thresholds), stage_steps, counts

@@ -192,8 +192,8 @@ def _spans(folder: Path) -> Iterator[tuple[str, Span]]:
     index = folder / INDEX
     if index.is_file():
         try:
-            names = set(json.loads(index.read_text())["weight_map"].values())
-            files = sorted(folder / name for name in names)
+            shards = json.loads(index.read_text())["weight_map"].values()
+            files = sorted({folder / name for name in shards})
         except (ValueError, KeyError, TypeError, AttributeError):
             raise GatesError(f"{index} names no shards: copy it again") from None
     else:

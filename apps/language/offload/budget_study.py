@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from apps.language.diagnose import beginnings
-from apps.language.offload.replaying import AUTO, compared, require_documents
+from apps.language.diagnose import beginnings, require_documents
+from apps.language.offload.replaying import AUTO, compared
 from apps.language.offload.running import offloaded, told
 from core_gates.errors import GatesError
 from core_gates.gates.predictive import prediction_recall

@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from apps.language.diagnose import beginnings
+from apps.language.diagnose import beginnings, require_documents
 from apps.language.offload.running import MAPPED, offloaded, told
 from core_gates.errors import GatesError
 from harness.command.verbs import Place, refuse_existing
@@ -91,19 +91,6 @@ def seconds_to_unpack(weights: int, dtype: torch.dtype) -> float:
     packed = quantize(torch.randn(-(-weights // GROUP) * GROUP), 4)
     into = torch.empty(weights, dtype=dtype)
     return interleaved_seconds({"int4": lambda: unpack(packed, 4, into)}, rounds=11)["int4"]
-
-
-def require_documents(found: Sequence[object], tokens: int) -> None:
-    """Refuse a corpus of which no held-out document is long enough.
-
-    Raises:
-        GatesError: None was found.
-    """
-    if not found:
-        raise GatesError(
-            f"no held-out document of the corpus has {tokens} tokens: lower --tokens, or give"
-            " others by --corpus"
-        )
 
 
 def replay(

@@ -88,7 +88,7 @@ def test_misuse_is_one_line(trained, weights, gates_file, faulty_inputs):
             "short documents": (
                 ("language", "diagnose", "--name", "new", "--model", model, "--tokens", "16",
                  "--corpus", "tiny"),
-                "documents has 16 tokens: lower --tokens",
+                "no held-out document of the corpus has 16 tokens: lower --tokens",
                 {f"tiny/{n}.txt": str(n) for n in range(60)},
             ),
             "nothing held out": (
