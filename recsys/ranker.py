@@ -17,6 +17,7 @@ from core_gates.errors import GatesError
 from recsys.embedding.bank import EmbeddingBank, spread_names
 from recsys.embedding.row_wise_adagrad import RowWiseAdagrad
 from recsys.inputs import Encoded, InputLayer, UserPart, dense_inputs
+from recsys.models.mmoe import Linear
 from recsys.models.net import MultiTaskNet, whole
 from recsys.regression import LogNormalHeads
 from recsys.schema import FeatureSchema, Task
@@ -232,18 +233,22 @@ class Ranker(nn.Module):
             other: Trained on rows of the same transform.
 
         Raises:
-            GatesError: A network is neither ``Linear`` nor ``WideAndDeep``, or shapes differ.
+            GatesError: The network is neither ``Linear`` nor ``WideAndDeep``, the other's is not
+                ``Linear``, or shapes differ.
         """
+        if not isinstance(self.net, Linear) or type(other.net) is not Linear:
+            names = f"{type(self.net).__name__} cannot start from {type(other.net).__name__}"
+            raise GatesError(f"{names}: Linear and WideAndDeep start from Linear")
         pairs: list[Any] = [(layer, other.layers[0]) for layer in self.layers]
-        pairs += [(getattr(self.net, "linear", None), getattr(other.net, "linear", None))]
+        pairs += [(self.net.linear, other.net.linear)]
         pairs += [] if self.heads is None else [(self.heads, other.heads)]
         try:
             for mine, theirs in pairs:
                 mine.load_state_dict(theirs.state_dict())
         except (AttributeError, RuntimeError) as error:
             raise GatesError(
-                "the ranker cannot start from that one: the networks must be Linear or WideAndDeep "
-                f"and Linear, with the same schema and tables ({' '.join(str(error).split())})"
+                "the ranker cannot start from one with another schema or other tables: "
+                f"{' '.join(str(error).split())}"
             ) from error
 
     def tables(self) -> list[nn.Parameter]:

@@ -145,8 +145,7 @@ def _fitted_module(
 ) -> MultiTaskModule:
     L.seed_everything(seed, verbose=False)
     module = module_of(settings)
-    if first is not None:
-        module.build(data.transform, first)
+    module.build(data.transform, first)  # here, since what is trained already is not built by fit
     options = trainer_options(piece)
     try:
         job.fit(module, data, monitor=MONITOR, patience=piece.get("patience"), **options)

@@ -150,7 +150,7 @@ def _around(place: float) -> tuple[float, float]:
 
 
 def _sobol(dimensions: int, count: int, seed: int) -> list[list[float]]:
-    if dimensions == 0:
+    if dimensions == 0 or count == 0:
         return [[] for _ in range(count)]
     engine = torch.quasirandom.SobolEngine(dimensions, scramble=True, seed=seed)
     return cast(list[list[float]], engine.draw(count, dtype=torch.float64).tolist())

@@ -31,8 +31,8 @@ def of_rows(tables: RankingTables) -> tuple[str, ...]:
     for task, labels, mask in zip(schema.tasks, targets.labels.T, targets.mask.T, strict=True):
         if len(known := np.unique(labels[mask])) == 1:
             found.append(
-                f"the label {task.column!r} is {known[0]:g} in all training rows: nothing can be "
-                "learned of it, leave it out"
+                f"the label {task.column or task.name!r} is {known[0]:g} in all training rows: "
+                "nothing can be learned of it, leave it out"
             )
     if (missing := float(np.mean(targets.user < 0))) >= MISSING_USERS:
         found.append(

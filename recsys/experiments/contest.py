@@ -49,6 +49,10 @@ Places = Mapping[str, str]
 ARGUMENTS = "data.source.init_args."
 SINGLE, TRIAL_SEEDS, START = "SingleTask", "trial_seeds", "start"
 STARTED = ("Linear", "WideAndDeep")
+OF_START = tuple(
+    f"{MODEL}{name}"
+    for name in ("learning_rate", "embedding_learning_rate", "embedding_l2", "weight_decay", "ema")
+)
 
 
 @dataclass(frozen=True)
@@ -59,9 +63,9 @@ class Contest:
         methods: Name of a network in the tables -> its ``net`` and ``options`` (see
             :func:`recsys.models.build`), further ``settings`` that differ from those of the
             configuration by their dotted names, and ``sized: false`` to keep its width. With
-            ``start``, settings by dotted name, a ``Linear`` with these is trained first, from which
-            ``Linear`` or ``WideAndDeep`` starts. Without any, the network of the configuration
-            alone takes part, named as the reference.
+            ``start``, rates and penalties by dotted name, a ``Linear`` with these is trained first,
+            from which ``Linear`` or ``WideAndDeep`` starts. Without any, the network of the
+            configuration alone takes part, named as the reference.
         reference: Method that all others are compared with, and whose size they have.
         space: What is tuned for every method, by dotted name: the ends of a box with logarithmic
             axes. What a method sets by itself is not tuned for it.
@@ -124,8 +128,12 @@ class Contest:
                     )
             if START in entry:
                 check_option(f"net of {name!r}, which has a start", entry.get("net", ""), STARTED)
-            for setting in (*entry.get("settings", {}), *entry.get("start", {})):
+            for setting in entry.get("settings", {}):
                 _check_name(f"method {name!r} sets", setting)
+            if wrong := sorted(set(entry.get(START, {})) - set(OF_START)):
+                raise ValueError(
+                    f"start of method {name!r} sets {wrong[0]}; known are {', '.join(OF_START)}"
+                )
 
     def own_data(self, method: str) -> dict[str, Any]:
         """Return the settings of the data that a method has for itself, by dotted name."""
@@ -199,7 +207,7 @@ class Contest:
 
 
 def _check_name(who: str, name: str) -> None:
-    if not name.startswith(GROUPS):
+    if not name.startswith(GROUPS) or name == "model.start":
         raise ValueError(f"{who} {name!r}, expected a name that begins with {' or '.join(GROUPS)}")
 
 

@@ -31,8 +31,9 @@ class WideAndDeep(Linear):
         dtype: Floating dtype of the linear model.
 
     Raises:
-        GatesError: There is no such network, it has no such option, or it has no
-            :class:`~recsys.models.net.Towers`.
+        GatesError: There is no such network, it has no such option, it has no
+            :class:`~recsys.models.net.Towers`, or is linear, too.
+        TypeError: ``deep`` is no text, or ``deep_options`` are no mapping.
     """
 
     def __init__(
@@ -48,10 +49,14 @@ class WideAndDeep(Linear):
         from recsys.models import build
 
         super().__init__(input_dim, tasks, device=device, dtype=dtype)
+        if not isinstance(deep, str) or not isinstance(deep_options or {}, Mapping):
+            raise TypeError(
+                f"deep is {deep!r} with {deep_options!r}, expected a name and a mapping"
+            )
         self.deep = build(deep, deep_options or {}, input_dim, self.tasks, device=device)
         last = [module for module in self.deep.modules() if isinstance(module, Towers)]
-        if not last:
-            raise GatesError(f"{deep} has no Towers, whose last layer could start at zero")
+        if not last or isinstance(self.deep, Linear):
+            raise GatesError(f"{deep} cannot be deep: it has no Towers that start at zero alone")
         for towers in last:
             nn.init.zeros_(towers.weight)
             nn.init.zeros_(towers.bias)

@@ -12,9 +12,10 @@ import torch
 
 from apps.video.comparison import Comparison
 from apps.video.comparison import train as comparison_train
+from apps.video.comparison import trial as comparison_trial
 from apps.video.report import _experts
 from core_gates.errors import GatesError
-from harness.experiment import Arrays, Figures, Run
+from harness.experiment import Arrays, Figures, Job, Run
 from harness.experiment.scores import read_scores
 from harness.experiment.store import SettingsDiffer
 from harness.report.sections import found_choices
@@ -564,13 +565,51 @@ def test_networks_that_start_from_a_trained_linear(tmp_path):
     assert facts["home"] is None
 
 
+def test_a_training_that_is_stopped_in_its_second_part_ends_with_the_same_bits(tmp_path):
+    """The first part is there by then; also with trials of two seeds."""
+    start = {"model.learning_rate": 0.01, "model.embedding_learning_rate": 0.1}
+    deep = {"deep": "MMoE", "deep_options": MMOE}
+    entry = {"net": "WideAndDeep", "options": deep, "sized": False, "start": start}
+    methods = {"home": {"net": "HoME"}, "wide": entry}
+    made = comparison(tmp_path, contest=plain(methods=methods), seeds=(0,))
+    piece = made.pieces({})[0][1]
+    whole = comparison_train(piece, Job(tmp_path / "whole"), {})
+    for work in (comparison_train, comparison_trial):
+        ticks = iter(range(9))
+
+        def stop(ticks=ticks):
+            if next(ticks) == 1:
+                raise OSError("stopped")
+
+        folder = tmp_path / work.__name__
+        twice = piece if work is comparison_train else made.run.piece(
+            "wide", 0, **{**made.own(WHOLE[0])["wide"], "trial_seeds": 2}
+        )  # fmt: skip
+        with pytest.raises(OSError, match="stopped"):
+            work(twice, Job(folder, stop), {})
+        assert (folder / "fit0" / "done").is_file()
+        assert not (folder / "fit1" / "done").exists()
+        again = work(twice, Job(folder), {})
+        if work is comparison_train:
+            assert whole.keys() == again.keys()
+            assert all(torch.equal(whole[name], again[name]) for name in whole)
+        else:
+            assert again == work(twice, Job(tmp_path / "trial"), {})
+
+
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
         ({"net": "MMoE", "start": {}}, "net of 'other', which has a start"),
-        ({"net": "Linear", "start": {"rate": 1}}, "method 'other' sets 'rate'"),
+        ({"net": "Linear", "start": {"rate": 1}}, "start of method 'other' sets rate"),
+        ({"net": "Linear", "start": {"data.batch_size": 9}}, "known are model.learning_rate"),
+        ({"net": "Linear", "settings": {"model.start": "x"}}, "method 'other' sets 'model.start'"),
         ({"net": "Linear", "start": [1]}, "start of method 'other' are"),
-        ({"net": "Linear", "sized": False, "start": {"model.rate": 1}}, "other: model"),
+        (
+            {"net": "Linear", "start": {"model.net": "HoME"}},
+            "start of method 'other' sets model.net",
+        ),
+        ({"net": "Linear", "sized": False, "start": {"model.ema": 2}}, "other: model"),
     ],
 )
 def test_wrong_starts_are_refused_before_anything_is_made(entry, message, tmp_path):

@@ -71,7 +71,10 @@ def test_a_network_that_starts_from_a_trained_linear(fitted, tmp_path, capsys):
     for wrong, message in (
         (("--model.start", "runs/nothing"), "is no model folder, it has no config.json"),
         ((*start, "--data.source.init_args.validation", "0.4"), "encodes rows"),
-        ((*start, *linear[:2], "--model.options", "{}", "--model.net", "MMoE"), "cannot start"),
+        (
+            (*start, *linear[:2], "--model.options", "{}", "--model.net", "MMoE"),
+            "MMoE cannot start from",
+        ),
     ):
         fitted(*words, *wrong, name="wrong", fails=True)
         told = capsys.readouterr().err.strip().splitlines()[-1]

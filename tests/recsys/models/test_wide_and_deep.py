@@ -1,14 +1,11 @@
 """A linear model with a network on top, which starts as the linear model."""
 
-from types import SimpleNamespace
-
 import polars as pl
 import pytest
 import torch
 from torch.testing import assert_close
 
 from core_gates.errors import GatesError
-from recsys import models
 from recsys.model_folder import load_model, save_model
 from recsys.models import build
 from recsys.ranker import Ranker
@@ -105,7 +102,10 @@ def test_what_the_deep_network_says_of_itself():
     [
         ({"deep": "Hom"}, "there is no network 'Hom'"),
         ({"deep": "MMoE", "deep_options": {"dims": 3}}, "MMoE has no option 'dims'"),
-        ({"deep": "Linear"}, "Linear has no Towers, whose last layer could start at zero"),
+        ({"deep": "Linear"}, "Linear cannot be deep"),
+        ({"deep": "WideAndDeep", "deep_options": {"deep": "MMoE"}}, "WideAndDeep cannot be deep"),
+        ({"deep": 3}, "deep is 3 with None, expected a name"),
+        ({"deep": "MMoE", "deep_options": [1]}, "expected a name and a mapping"),
     ],
 )
 def test_mistakes_are_one_line(options, message):
@@ -115,12 +115,11 @@ def test_mistakes_are_one_line(options, message):
 
 
 def test_what_cannot_start_is_refused():
-    other = ranker("Linear")
-    for made in (ranker("MMoE", **SMALL), SimpleNamespace(layers=[], net=None, heads=None)):
-        with pytest.raises(GatesError, match="must be Linear or WideAndDeep and Linear") as found:
-            Ranker.start_from(made, other)
+    other, wide = ranker("Linear"), ranker("WideAndDeep", **DEEP["mmoe"])
+    pairs = [(ranker("MMoE", **SMALL), other, "MMoE cannot start from Linear")]
+    pairs += [(wide, ranker("WideAndDeep", **DEEP["mmoe"]), "start from WideAndDeep: Linear and")]
+    large = Ranker.build(SCHEMA, {**SIZES, "item": 12}, 0, "WideAndDeep", DEEP["mmoe"])
+    for made, first, message in [*pairs, (large, other, "another schema or other tables")]:
+        with pytest.raises(GatesError, match=message) as found:
+            made.start_from(first)
         assert "\n" not in str(found.value)
-    wide = Ranker.build(SCHEMA, {**SIZES, "item": 12}, 0, "WideAndDeep", DEEP["mmoe"])
-    with pytest.raises(GatesError, match="with the same schema and tables"):
-        wide.start_from(other)
-    assert "WideAndDeep" in models.MODELS
