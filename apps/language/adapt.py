@@ -216,10 +216,14 @@ SHARED = ("steps", "stages", "batch_size", "learning_rate", "weight_decay", "con
 
 
 def held_out_outputs(
-    piece: Piece, job: Job, folder: Path, texts: LabeledTexts, places: dict[str, Path], context: int
+    piece: Piece,
+    job: Job,  # noqa: ARG001
+    folder: Path,
+    texts: LabeledTexts,
+    places: dict[str, Path],
+    context: int,
 ) -> dict[str, Tensor]:
     """Return what :func:`outputs_of_adapter` does, as the work on a piece."""
-    del job
     return {OUTPUTS: outputs_of_adapter(places[piece["start"]], folder, texts, context)}
 
 

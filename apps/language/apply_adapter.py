@@ -6,12 +6,12 @@ from typing import Any
 import torch
 
 from core_gates.errors import GatesError
-from harness.command.verbs import refuse_existing, refuse_strangers
+from harness.command.verbs import refuse_existing
 from harness.files.piece import RECORD, Record, read_record
 from language.adapt.adapter_training import FILE, outputs_of
 from language.adapt.labeled_texts import texts_of_file
 from language.hf.classifier import classifier_folder, encode_texts, open_classifier
-from language.hf.lora import CONFIG, LABELS, WEIGHTS, export_lora, load_sora
+from language.hf.lora import export_lora, load_sora
 
 
 def adapted(adapter: str, model: str) -> tuple[Any, Record]:
@@ -55,9 +55,8 @@ def predict(
     outputs = outputs_of(found, encode_texts(classifier_folder(model), texts, context))
     for own, text in zip(outputs, texts, strict=True):
         if classes:
-            chances = torch.softmax(own, 0)
-            place = int(chances.argmax())
-            label = f"{classes[place]}\t{float(chances[place]):.4f}"
+            chance, place = torch.softmax(own, 0).max(0)
+            label = f"{classes[int(place)]}\t{float(chance):.4f}"
         else:
             label = f"{float(own[0]):.4f}\t"
         print(label, *text, sep="\t")
@@ -76,7 +75,6 @@ def export(
     """
     path = Path(output).resolve()
     refuse_existing(path, overwrite=overwrite_output)
-    refuse_strangers(path, (CONFIG, WEIGHTS, LABELS))
     found, record = adapted(adapter, model)
     export_lora(found, path, labels=record.facts["classes"])
     print(output)

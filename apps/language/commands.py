@@ -9,8 +9,8 @@ from typing import Any, Literal
 from core_gates.errors import GatesError
 from harness.command.configfile import find_config, read_config
 from harness.command.parser import values
-from harness.command.verbs import FunctionVerb, refuse_strangers, run_verb
-from harness.files import require_apart, require_free
+from harness.command.verbs import FunctionVerb, run_verb
+from harness.files import refuse_strangers, require_apart, require_free
 
 DEFAULT_CONFIG = "base"  # of verbs that need no data
 TRAINERS = "apps.language.training_verbs"  # of the other verbs: it imports Lightning

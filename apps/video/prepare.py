@@ -7,8 +7,8 @@ from typing import Literal
 import yaml
 
 from core_gates.errors import GatesError
-from harness.command.verbs import Place, refuse_existing, refuse_strangers
-from harness.files import replacing, require_apart, write_text
+from harness.command.verbs import Place, refuse_existing
+from harness.files import refuse_strangers, replacing, require_apart, write_text
 from harness.runs.terminal import working
 from recsys.data.leaks import report
 from recsys.data.readers.files import files_of

@@ -8,7 +8,6 @@ import inspect
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_type_hints
 
@@ -175,28 +174,6 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
     """
     if path.exists() and not overwrite:
         raise GatesError(f"{path} exists: choose another --output or add --overwrite_output")
-
-
-def refuse_strangers(folder: Path, made: Sequence[str]) -> None:
-    """Refuse to replace a folder that holds anything but an older output.
-
-    Args:
-        folder: What is replaced; hidden files do not count, and nothing does if it is no folder.
-        made: Names, or patterns of names, of what the command writes; the first is always written.
-
-    Raises:
-        GatesError: It holds something else, or the first name is not there.
-    """
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    names = [name for name in names if not name.startswith(".")]
-    strangers = [name for name in names if not any(fnmatch(name, one) for one in made)]
-    if names and made[0] not in names:
-        strangers = strangers or names
-    if strangers:
-        raise GatesError(
-            f"{folder} holds {strangers[0]!r}, which is no older output of this command and would "
-            "be deleted: choose another --output"
-        )
 
 
 def _add_options(

@@ -3,6 +3,7 @@
 from harness.files.atomic import (
     Partial,
     finite,
+    refuse_strangers,
     remove,
     replacing,
     require_apart,
@@ -20,6 +21,7 @@ __all__ = [
     "Partial",
     "content_digest",
     "finite",
+    "refuse_strangers",
     "remove",
     "replacing",
     "require_apart",

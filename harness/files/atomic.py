@@ -9,8 +9,9 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -24,21 +25,26 @@ UNWRITABLE = (
 """Reasons why a place cannot be written; a full disk is none of them."""
 
 
-def require_free(path: Path, *, overwrite: bool, option: str = "--output") -> None:
+def require_free(
+    path: Path, *, overwrite: bool, option: str = "--output", file: bool = False
+) -> None:
     """Refuse a place for an output that cannot be written, before anything expensive is done.
 
     Args:
         path: The place; what lies above it is tried with a file that has no name.
         overwrite: Whether it may be taken.
         option: Option that names it.
+        file: Whether the output is a file, which takes the place of no folder.
 
     Raises:
-        GatesError: It is taken and ``overwrite`` is not asked for, lies below a file, or may not be
-            written.
+        GatesError: It is taken and ``overwrite`` is not asked for, is a folder and the output a
+            file, lies below a file, or may not be written.
     """
     with writing(path):
         taken = path.exists()
         parent = next((one for one in path.parents if one.exists()), path)
+    if file:
+        _refuse_folder(path)
     if taken and not overwrite:
         raise GatesError(f"{path} exists: choose another {option} or add --overwrite_output")
     if not parent.is_dir():
@@ -51,6 +57,28 @@ def require_free(path: Path, *, overwrite: bool, option: str = "--output") -> No
         OSError
     ) as error:  # permissions do not tell: root passes them all, and /proc takes no file
         raise GatesError(f"{path} cannot be written: choose another {option}") from error
+
+
+def refuse_strangers(folder: Path, made: Sequence[str]) -> None:
+    """Refuse to replace a folder that holds anything but an older output.
+
+    Args:
+        folder: What is replaced; hidden files do not count, and nothing does if it is no folder.
+        made: Names, or patterns of names, of what is written; the first is always written.
+
+    Raises:
+        GatesError: It holds something else, or the first name is not there.
+    """
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    names = [name for name in names if not name.startswith(".")]
+    strangers = [name for name in names if not any(fnmatch(name, one) for one in made)]
+    if names and made[0] not in names:
+        strangers = strangers or names
+    if strangers:
+        raise GatesError(
+            f"{folder} holds {strangers[0]!r}, which is no older output and would be deleted: "
+            "choose another folder, or --output"
+        )
 
 
 def require_apart(output: Path, inputs: Iterable[Path], option: str = "--output") -> None:
@@ -82,7 +110,8 @@ def replacing(path: Path) -> Iterator[Path]:
         path: Target; the path that is yielded lies in the same folder and has the same suffix.
 
     Raises:
-        GatesError: It cannot be written, or another process replaces the same folder.
+        GatesError: It cannot be written, is a folder that a file would replace, or another process
+            replaces the same folder.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,6 +125,8 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         with writing(path, temporary):
             yield temporary
+        if not temporary.is_dir():
+            _refuse_folder(path)
         with writing(path), _alone(path):
             if path.is_dir():
                 path.rename(previous)
@@ -103,6 +134,16 @@ def replacing(path: Path) -> Iterator[Path]:
         remove(previous)
     finally:
         remove(temporary)
+
+
+def _refuse_folder(path: Path) -> None:
+    """Refuse to put a file where a folder is.
+
+    Raises:
+        GatesError: There is one.
+    """
+    if path.is_dir():
+        raise GatesError(f"{path} is a folder, a file is written: give the name of a file")
 
 
 @contextmanager

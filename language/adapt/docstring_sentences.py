@@ -53,8 +53,7 @@ def sentences_of(documents: Sequence[Document]) -> LabeledTexts:
 
 def _sentences(source: str) -> Iterator[str]:
     """Yield the first sentence of each docstring of a file that is not too short."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of escapes in strings
+    with warnings.catch_warnings(action="ignore"):  # of escapes in strings
         try:
             tree = ast.parse(source)
         except SyntaxError:

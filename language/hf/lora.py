@@ -18,7 +18,7 @@ from core_gates.adapters.sparse_low_rank import (
     sizes_of,
 )
 from core_gates.errors import GatesError
-from harness.files import replacing, write_json
+from harness.files import refuse_strangers, replacing, write_json
 from language.hf.gate_file import read_known, weights_digest, write_known
 from language.hf.locate import base_of
 
@@ -181,7 +181,7 @@ def export_lora(model: nn.Module, folder: str | Path, *, labels: Sequence[str] =
 
     Args:
         model: See :func:`attach_sora`.
-        folder: Folder that is written, or replaced.
+        folder: Folder that is written, or replaced if it holds a LoRA alone.
         labels: Names of the outputs of the head, kept in ``labels.json``; no such file if empty.
 
     Returns:
@@ -189,7 +189,7 @@ def export_lora(model: nn.Module, folder: str | Path, *, labels: Sequence[str] =
 
     Raises:
         GatesError: There are no adapters, all gates are zero, one is not finite, or the folder
-            cannot be written.
+            holds something else or cannot be written.
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile
     layers = sora_layers(model)
@@ -211,7 +211,8 @@ def export_lora(model: nn.Module, folder: str | Path, *, labels: Sequence[str] =
     kept = tuple(f"{head}." for head in heads)
     tensors |= {f"{PREFIX}{n}": t for n, t in model.state_dict().items() if n.startswith(kept)}
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    with replacing(folder := Path(folder)) as temporary:
+    refuse_strangers(folder := Path(folder), (CONFIG, WEIGHTS, LABELS))
+    with replacing(folder) as temporary:
         temporary.mkdir(parents=True)
         write_json(temporary / CONFIG, _config_of(model, ranks, heads))
         save_file(plain, temporary / WEIGHTS, metadata={"format": "pt"})

@@ -1,7 +1,5 @@
 """Pre-gated models: the gate of a layer of experts reads the input of an earlier one."""
 
-import io
-from contextlib import redirect_stderr
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -9,10 +7,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from core_gates.errors import GatesError
-from harness.files import replacing, write_text
+from harness.files import refuse_strangers, replacing, write_text
 
 MARK = "pregate_level"
 """Setting of a configuration, and attribute of a decoder of ours, that tells the level."""
+
+MADE = ("README.md", "config.json", "generation_config.json", "model*.safetensors*")
+"""Files of a folder that is written, the first one always."""
 
 CARRIED = "_earlier_gate_inputs"
 ROUTERS = ("gate", "router")
@@ -197,15 +198,15 @@ def save_pregated(model: Any, folder: Path | str) -> None:
 
     Args:
         model: After :func:`pregate`.
-        folder: Folder that is written, or replaced.
+        folder: Folder that is written, or replaced if it holds such a model alone.
 
     Raises:
-        GatesError: The model is not pre-gated.
+        GatesError: The model is not pre-gated, or the folder holds something else.
     """
     level = level_of(model)
     if level is None:
         raise GatesError(f"{type(model).__name__} is not pre-gated: call pregate(model) before")
+    refuse_strangers(Path(folder), MADE)
     with replacing(Path(folder)) as temporary:
-        with redirect_stderr(io.StringIO()):  # a progress bar
-            model.save_pretrained(temporary)
-        write_text(temporary / "README.md", CARD.format(level=level, mark=MARK))
+        model.save_pretrained(temporary)
+        write_text(temporary / MADE[0], CARD.format(level=level, mark=MARK))

@@ -10,7 +10,8 @@ from rich.table import Table
 from apps.language.diagnose import beginnings, require_documents
 from apps.language.offload.running import MAPPED, offloaded, told
 from core_gates.errors import GatesError
-from harness.command.verbs import Place, refuse_existing
+from harness.command.verbs import Place
+from harness.files import require_free
 from harness.runs.cost import interleaved_seconds
 from harness.runs.terminal import ticking, working
 from language.corpus import read_corpus
@@ -56,7 +57,7 @@ def profile(
         overwrite_output: Replace the output if it exists.
     """
     path = Path(output)
-    refuse_existing(path, overwrite=overwrite_output)
+    require_free(path, overwrite=overwrite_output, option="OUTPUT", file=True)
     if documents < 1 or not 1 <= prompt < tokens:
         raise GatesError(
             f"--documents is {documents}, --tokens {tokens} and --prompt {prompt}: expected a"

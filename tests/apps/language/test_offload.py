@@ -154,6 +154,7 @@ def test_bad_inputs_are_one_line(gates):
         (("generate", "mixture", "--prompt", "a", "--policy", "best"), "policy"),
         (("bench", "mixture", "--repeats", 0), "--repeats 0: expected 1 or more"),
         (("profile", "mixture", "trace.jsonl"), "trace.jsonl exists"),
+        (("profile", "mixture", "mixture", "--overwrite_output"), "mixture is a folder"),
         (("profile", "mixture", "new.jsonl", "--prompt", 0), "--prompt 0"),
         ((*short, "--tokens", 30), "no held-out document of the corpus has 30 tokens"),
         (("profile", "mixture", "new.jsonl", "--tokens", 64), "reads at most 32 tokens"),

@@ -38,6 +38,16 @@ def test_a_folder_is_replaced_whole(tmp_path):
     assert [one.name for one in tmp_path.iterdir()] == ["weights"]
 
 
+def test_a_file_takes_the_place_of_no_folder(tmp_path):
+    (path := tmp_path / "weights").mkdir()
+    (path / "kept.bin").touch()
+    with pytest.raises(GatesError, match="weights is a folder, a file is written"):
+        write_json(path, {})
+    with pytest.raises(GatesError, match="weights is a folder, a file is written"):
+        require_free(path, overwrite=True, file=True)
+    assert (path / "kept.bin").is_file()
+
+
 def test_a_folder_that_a_kill_left_aside_comes_back(tmp_path):
     path = tmp_path / "weights"
     (tmp_path / ".weights.previous").mkdir()

@@ -207,6 +207,8 @@ def test_what_does_not_fit_is_refused(tmp_path, refuses, tokens):
     dead = tiny("GPT-2")
     for layer in attach_sora(dead).values():
         nn.init.zeros_(layer.adapter.lora_gate.weight)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("kept")
     bare = tiny("BERT")
     tensors, name = load_file(path), "bert.encoder.layer.0.attention.self.query"
     odd = {
@@ -236,6 +238,7 @@ def test_what_does_not_fit_is_refused(tmp_path, refuses, tokens):
         ("lm_head shares its weight", lambda: attach_sora(tiny("GPT-2"), where=["*"])),
         ("not a model of transformers", lambda: attach_sora(nn.Linear(2, 2))),
         ("has no SoRA", lambda: export_lora(bare, tmp_path / "lora")),
+        ("mine holds 'notes.txt'", lambda: export_lora(model, tmp_path / "mine")),
         ("has no SoRA", lambda: save_sora(tiny("Llama"), tmp_path / "new.safetensors")),
         ("h.0.attn.c_attn is not finite", lambda: export_lora(odd_gate, tmp_path / "lora")),
         ("all gates of 8 layers are zero", lambda: export_lora(dead, tmp_path / "lora")),
@@ -245,6 +248,7 @@ def test_what_does_not_fit_is_refused(tmp_path, refuses, tokens):
         ),
     )  # fmt: skip
     assert not (tmp_path / "lora").exists()
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "kept"
     assert torch.equal(logits(bare, tokens), logits(tiny("BERT"), tokens))
 
 

@@ -218,7 +218,13 @@ def test_a_folder_says_what_it_is(opened, tmp_path, refuses):
     conventional = logits_of(model)
     pregate(model, 2)
     model.config.pad_token_id = 0
-    save_pregated(model, folder := tmp_path / "pregated")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    line = "mine holds 'config.json', which is no older output"
+    refuses(GatesError, (line, lambda: save_pregated(model, tmp_path / "mine")))
+    assert (tmp_path / "mine" / "config.json").read_text() == "{}"
+    for _ in range(2):  # an older output is replaced
+        save_pregated(model, folder := tmp_path / "pregated")
     assert json.loads((folder / "config.json").read_text())["pregate_level"] == 2
     assert "as a conventional model" in (folder / "README.md").read_text()
     stock = AutoModelForCausalLM.from_pretrained(folder, experts_implementation="eager")
