@@ -9,7 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core_gates.adapters.low_rank import LowRank
-from core_gates.errors import check_at_least, check_fraction, check_option
+from core_gates.errors import (
+    check_at_least,
+    check_finite,
+    check_fraction,
+    check_option,
+    check_positive,
+    check_whole,
+)
 from core_gates.numerics import accumulation_dtype, unrounded
 
 GateInitialization = Literal["normal", "ones"]
@@ -137,7 +144,8 @@ class SparseLowRank(nn.Module):
         ``x`` (..., D) to (..., D'); ``lora_A`` (R, D), ``lora_B`` (D', R), gate (R,).
 
     Raises:
-        ValueError: A size is below 1, ``rank`` is negative, or ``dropout`` is not a probability.
+        ValueError: A size is below 1, ``rank`` is negative or not whole, ``alpha`` is not a
+            positive number, or ``dropout`` is not a probability.
     """
 
     scaling: Tensor
@@ -156,6 +164,9 @@ class SparseLowRank(nn.Module):
     ) -> None:
         super().__init__()
         check_at_least(1, in_features=in_features, out_features=out_features)
+        check_whole(0, rank=rank)
+        check_finite(alpha=alpha)
+        check_positive(alpha=alpha)
         check_fraction(dropout=dropout)
         self.in_features = in_features
         self.out_features = out_features

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -41,7 +42,7 @@ BY_POSITION = {
 }
 """Names of the columns of a table that has none, by their number."""
 
-HIDDEN = {None, "-1", "-1.0"}
+HIDDEN = {None, "-1"}
 """What stands for labels that are not given."""
 
 Fields = tuple[str, list[str], list[Any]]
@@ -53,7 +54,8 @@ class Row(NamedTuple):
 
     Attributes:
         texts: One text or two.
-        label: A class or a number as it is written; None where there is none.
+        label: A class or a number as it is written, whole ones without a fraction; None where there
+            is none.
         place: File and line.
     """
 
@@ -284,7 +286,7 @@ def _row(place: str, names: list[str], values: list[Any], wanted: Sequence[str])
     *texts, label = [fields.get(name) for name in named]
     if not all(isinstance(text, str) for text in texts):
         raise GatesError(f"{place} has no text in {' and '.join(named[:-1])}: write strings")
-    told = "" if label is None else str(label).strip()
+    told = "" if label is None else re.sub(r"^(-?\d+)\.0+$", r"\1", str(label).strip())
     given = told.lower() not in ("", "nan")
     return Row(tuple(str(text).strip() for text in texts), told if given else None, place)
 

@@ -17,7 +17,7 @@ from core_gates.adapters.sparse_low_rank import (
     SparseLowRank,
     sizes_of,
 )
-from core_gates.errors import GatesError
+from core_gates.errors import GatesError, check_whole
 from harness.files import refuse_strangers, replacing, write_json
 from language.hf.gate_file import read_known, weights_digest, write_known
 from language.hf.locate import base_of
@@ -60,12 +60,12 @@ def attach_sora(
 
     Raises:
         MissingExtraError: transformers is not installed.
-        GatesError: The model is not one of transformers or has adapters already, the rank is below
-            1, no layer matches, or a layer shares its weight with the token embedding.
+        ValueError: The rank is no whole number from 1 on, or alpha not a positive number.
+        GatesError: The model is not one of transformers or has adapters already, no layer matches,
+            or a layer shares its weight with the token embedding.
     """
     _refuse_adapted(model)
-    if rank < 1:
-        raise GatesError(f"rank is {rank}, expected 1 or more")
+    check_whole(1, rank=rank)
     heads = tuple(f"{head}." for head in heads_of(model))
     layers = {
         name: layer

@@ -130,7 +130,7 @@ def read_trace(path: Path) -> Trace:
             last, step = here, _step(entry, sizes, wide)
             documents.setdefault(here[0], []).append(step)
             wide = step.ranked.shape[2]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise GatesError(
             f"{path}, line {number}: {what}; write it again by `offload profile`"

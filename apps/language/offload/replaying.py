@@ -1,5 +1,6 @@
 """Traces of mixture models whose experts stay on disk, and the time that they would take."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -115,10 +116,12 @@ def replay(
         unpack: Seconds in which an expert in few bits becomes numbers of the model again; the
             command ``offload profile`` measures them.
     """
-    if not (0 < budget <= 1 and compute > 0 and link > 0 and unpack >= 0):
+    if not 0 < budget <= 1 or not (
+        0 < compute < math.inf and 0 < link < math.inf and 0 <= unpack < math.inf
+    ):
         raise GatesError(
             f"--budget is {budget}, --compute {compute}, --link {link} and --unpack {unpack}:"
-            " expected a fraction, two rates above 0 and seconds"
+            " expected a fraction, two finite rates above 0 and seconds"
         )
     if unpack and transfer == "stored":
         raise GatesError(f"--unpack {unpack} is for few bits: give a --transfer, or drop it")

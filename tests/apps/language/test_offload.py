@@ -147,6 +147,7 @@ def test_bad_inputs_are_one_line(gates):
         ((*made, "--width", 3), "--width 3 is for guesses: give a --predictor, or drop it"),
         ((*made, "--profile", "trace.jsonl"), "--profile is not used by --policy lru --predictor"),
         ((*replay, 2), "--budget is 2.0"),
+        ((*replay, 0.5, "--compute", "1e400"), "--compute inf"),
         ((*replay, 0.2), "3 layers need 2 each: give at least"),
         (("generate", "mixture", "--prompt", ""), "--prompt is empty"),
         (("generate", "mixture", "--prompt", "a", "--budget", 0.1), "need 2 each: give at least"),

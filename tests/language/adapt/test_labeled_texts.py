@@ -53,6 +53,9 @@ def test_other_layouts(tmp_path):
     found = read_folder(folder)
     assert [row.texts[0] for row in found.train] == ["fine film .", "dull\N{REPLACEMENT CHARACTER}"]
     assert [row.texts[0] for row in found.held_out] == ["so"]  # the test has labels
+    mixed = '{"text": "a", "label": 1}\n{"text": "b", "label": 0.0}\n'
+    found = read_folder(write(tmp_path / "mixed", train__jsonl=mixed, dev__tsv="c\t1.0\nd\t0"))
+    assert (found.classes, [row.label for row in found.held_out]) == (("0", "1"), ["1", "0"])
     pairs = [{"premise": "a", "hypothesis": "b", "label": label} for label in ("yes", "no")]
     lines = "\n".join(map(json.dumps, pairs))
     hidden = json.dumps({"premise": "c", "hypothesis": "d"})

@@ -1,6 +1,8 @@
 """SoRA on models of transformers: which layers, files, and a plain LoRA that stock PEFT opens."""
 
 import json
+import math
+from functools import partial
 
 import pytest
 import torch
@@ -232,7 +234,6 @@ def test_what_does_not_fit_is_refused(tmp_path, refuses, tokens):
          lambda: load_sora(bare, tmp_path / "lora_B")),
         (r"lora_A of shape \(4, 31\), the model needs \(4, 32\)",
          lambda: load_sora(bare, tmp_path / "lora_A")),
-        ("rank is 0, expected 1", lambda: attach_sora(bare, rank=0)),
         ("matches .'none'.*bert.encoder.layer.0", lambda: attach_sora(bare, where=["none"])),
         ("has a SoRA already", lambda: attach_sora(model)),
         ("lm_head shares its weight", lambda: attach_sora(tiny("GPT-2"), where=["*"])),
@@ -246,6 +247,15 @@ def test_what_does_not_fit_is_refused(tmp_path, refuses, tokens):
             "has adapters of PEFT",
             lambda: attach_sora(get_peft_model(tiny("Llama"), LoraConfig(r=2))),
         ),
+    )  # fmt: skip
+    refuses(
+        ValueError,
+        ("rank must be at least 1, got 0", lambda: attach_sora(bare, rank=0)),
+        *((f"rank must be a whole number, got {odd!r}", partial(attach_sora, bare, rank=odd))
+          for odd in (2.5, True, "8")),
+        *((f"alpha must be a finite number, got {odd!r}", partial(attach_sora, bare, alpha=odd))
+          for odd in (math.nan, math.inf, "8")),
+        ("alpha must be positive, got 0.0", lambda: attach_sora(bare, alpha=0.0)),
     )  # fmt: skip
     assert not (tmp_path / "lora").exists()
     assert (tmp_path / "mine" / "notes.txt").read_text() == "kept"

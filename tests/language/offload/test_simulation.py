@@ -206,6 +206,8 @@ def test_bad_traces_name_their_line(tmp_path, refuses):
             r"line 4: document 0, step 3 after document 5, step 2: steps must grow",
             with_line(3, document=5),
         ),
+        (r"line 3: Could not infer dtype of NoneType; write it again", with_line(3, experts=None)),
+        (r"line 3: Overflow", with_line(3, tokens=[[2**70, 0]])),
         (r"line 3: experts are no whole numbers of 3 layers", with_line(3, experts=experts[1:])),
         (
             r"line 3: lacks 'guesses'",
