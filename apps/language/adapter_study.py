@@ -21,13 +21,15 @@ SORA, DRAW, MAGNITUDE = "sora", "draw", "magnitude"
 CONSTANT = "always the same"
 METHODS = ("head", "lora", SORA, MAGNITUDE, DRAW)
 KEPT, AMONG, PARAMETERS = "kept fraction", "also kept by the draw", "parameters"
+FAR = 0.25  # what a LoRA of its size may have more or less of its parameters
 NOTE = (
     "Every method has the same steps, batches, seeds, head and learning rates; none is tuned. The "
     "gates of SoRA and draw have a rate, those of LoRAs are one. Magnitude cuts the plain LoRA to "
     "the size of SoRA by the norms of its factors, and is not trained again; draw trains the "
     "components alone whose gates started largest, as many as SoRA keeps; always the same is the "
     "most frequent training label, or the mean number. No LoRA has exactly the size of SoRA; the "
-    "nearest counts. Intervals are over held-out rows and seeds; differences are paired."
+    "nearest counts if it is within a quarter. Intervals are over held-out rows and seeds; "
+    "differences are paired."
 )
 
 
@@ -72,10 +74,15 @@ def evaluate(
         quick: A quick run: nothing is trained, and there are no bars.
         overwrite: Replace what was made with other settings.
     """
-    if not tasks or not seeds or min(seeds) < 0 or any(rank < 1 for rank in ranks):
+    if (
+        not len(tasks) == len({*tasks}) > 0
+        or not len(seeds) == len({*seeds}) > 0
+        or min(seeds) < 0
+        or any(rank < 1 for rank in ranks)
+    ):
         raise GatesError(
             f"--tasks is {list(tasks)}, --seeds {list(seeds)} and --ranks {list(ranks)}, expected"
-            " tasks, seeds from 0 and ranks from 1"
+            " tasks, seeds from 0, each once, and ranks from 1"
         )
     folder = classifier_folder(model)
     run = place.run(package="language", overwrite=overwrite, quick=quick, seeds=seeds)
@@ -159,7 +166,8 @@ def headline(rows: Sequence[Row], task: str, plain: str) -> str:
     }
     equal = min(sizes, key=lambda name: abs(sizes[name] - _value(rows, SORA, PARAMETERS)))
     ratio = sizes[equal] / max(1.0, _value(rows, SORA, PARAMETERS))
-    rivals = [gaps[name] for name in dict.fromkeys((DRAW, MAGNITUDE, equal)) if name in gaps]
+    near = {equal: f" with {ratio:.0%} of its parameters"} if abs(ratio - 1) <= FAR else {}
+    rivals = [gaps[name] for name in (DRAW, MAGNITUDE, *near) if name in gaps]
     beaten = [row.method for row in rivals if row.high < 0 and row.p < 0.05]
     verdict = f"it is above {', '.join(beaten)}" if beaten else "it is above none of them"
     selects = "the gate selects" if DRAW in beaten else "that the gate selects is not shown"
@@ -167,7 +175,7 @@ def headline(rows: Sequence[Row], task: str, plain: str) -> str:
         f"{task}: SoRA keeps {_value(rows, SORA, KEPT):.0%} and has {metric}"
         f" {_value(rows, SORA, metric):.3f}, {plain} {_value(rows, plain, metric):.3f},"
         f" {CONSTANT} {_value(rows, CONSTANT, metric):.3f}; of rivals of its size"
-        f" ({', '.join(row.method for row in rivals)} with {ratio:.0%} of its parameters)"
+        f" ({', '.join(row.method + near.get(row.method, '') for row in rivals)})"
         f" {verdict}, so {selects};"
         f" {_value(rows, SORA, AMONG):.0%} of its components are those of the draw."
     )

@@ -11,6 +11,7 @@ import yaml
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from apps.language.adapter_study import headline
 from harness.experiment import read_scores
 from language.adapt.adapter_training import outputs_of
 from language.hf.classifier import encode_texts, open_classifier
@@ -121,6 +122,11 @@ def test_the_study_compares_equal_sizes(place):
     )
     assert found["always the same", "accuracy"] == 0.5
     assert "always the same 0.500; of rivals" in scores.headline
+    for ratio, told in ((0.74, ""), (0.75, ", lora r2 with 75% of its parameters"), (1.26, "")):
+        sizes = {"lora r2": ratio * size, "lora r3": 9 * size}
+        rows = [r._replace(value=sizes.get(r.method, r.value)) if r.metric == "parameters" else r
+                for r in scores.rows]  # fmt: skip
+        assert f"size (draw, magnitude{told}) it is" in headline(rows, "texts", "lora r3")
     assert "also kept by the draw" in said
     record = place.folder / "runs/language/study/adapters/draw-task-texts-r3-s0/record.json"
     before = record.stat().st_mtime_ns
@@ -174,6 +180,8 @@ def test_misuse_is_one_line(place, faulty_inputs):
             "no adapter": ((*apply, "texts", "--model", "bert"), "texts has no record.json of an"),
             "no tasks": (("language", "evaluate", "--config", "study", "--tasks", "[]", *at),
                          "--tasks is [], --seeds [0]"),
+            "a task twice": (("language", "evaluate", "--config", "study", "--tasks",
+                              "[texts,texts]", *at), "--tasks is ['texts', 'texts'], --seeds [0]"),
             "nothing trained": (
                 ("language", "evaluate", "--config", "study", "--quick", *at),
                 "nothing was trained yet"),
