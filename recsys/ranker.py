@@ -237,11 +237,15 @@ class Ranker(nn.Module):
                 ``Linear``, or shapes differ.
         """
         if not isinstance(self.net, Linear) or type(other.net) is not Linear:
-            names = f"{type(self.net).__name__} cannot start from {type(other.net).__name__}"
-            raise GatesError(f"{names}: Linear and WideAndDeep start from Linear")
-        pairs: list[Any] = [(layer, other.layers[0]) for layer in self.layers]
-        pairs += [(self.net.linear, other.net.linear)]
-        pairs += [] if self.heads is None else [(self.heads, other.heads)]
+            raise GatesError(
+                f"{type(self.net).__name__} cannot start from {type(other.net).__name__}: Linear "
+                "and WideAndDeep start from Linear"
+            )
+        pairs: list[Any] = [
+            *((layer, other.layers[0]) for layer in self.layers),
+            (self.net.linear, other.net.linear),
+            *([] if self.heads is None else [(self.heads, other.heads)]),
+        ]
         try:
             for mine, theirs in pairs:
                 mine.load_state_dict(theirs.state_dict())

@@ -146,9 +146,8 @@ class SimulatedFeed:
         """Return eight sparse columns, three numbers and what the options add."""
         scaling: Scaling = "none" if self.heavy_counts == "raw" else "log_standardize"
         counts = HEAVY_COUNTS if self.heavy_counts != "none" else ()
-        quantiles: dict[str, Any] = {}
-        if self.buckets is not None:
-            quantiles = {"scaling": "buckets", "buckets": self.buckets}
+        embedded = self.buckets is not None
+        quantiles: Any = {"scaling": "buckets", "buckets": self.buckets} if embedded else {}
         leaked = (Dense("leak", scaling="standardize"),) if self.leak else ()
         return FeatureSchema(
             tasks=with_play_time(simulated_tasks()) if self.play_time else simulated_tasks(),
