@@ -2,7 +2,7 @@
 
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -177,8 +177,7 @@ def router_of(block: nn.Module) -> nn.Module | None:
 
 def level_of(model: nn.Module) -> int | None:
     """Return the level that a model is marked with; None for a conventional one."""
-    level: int | None = getattr(getattr(model, "config", model), MARK, None)
-    return level
+    return cast(int | None, getattr(getattr(model, "config", model), MARK, None))
 
 
 def restore_pregates(model: nn.Module) -> None:

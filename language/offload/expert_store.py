@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from core_gates.errors import GatesError
+from harness.files import short_digest
 
 ALIGNMENT = 64
 """Bytes that a slab and each tensor in it start at a multiple of."""
@@ -107,6 +108,15 @@ class ExpertStore:
     def nbytes(self) -> int:
         """Size of the slabs of all experts together."""
         return self.slab_bytes * sum(len(spans) for spans in self._spans)
+
+    @property
+    def digest(self) -> str:
+        """What tells the experts from others of equal sizes: a hash of the first bytes of each."""
+        spans = [one[-1][1] for experts in self._spans for one in experts]
+        some = bytearray(ALIGNMENT * len(spans))
+        for number, span in enumerate(spans):
+            self._read(span, memoryview(some)[number * ALIGNMENT :][: min(ALIGNMENT, span.nbytes)])
+        return short_digest([self.names, self.slab_bytes, some.hex()], 12)
 
     def transfer_bytes(self, expert: int) -> int:  # noqa: ARG002
         """Return what is read for an expert."""

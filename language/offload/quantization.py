@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from core_gates.errors import GatesError
-from harness.files import replacing, short_digest
+from harness.files import replacing, sha256, short_digest, write_text
 from harness.files.atomic import locked
-from language.offload.expert_store import ALIGNMENT, ExpertStore, Span
+from language.offload.expert_store import ExpertStore, Span
 
 GROUP = 64
 """Neighboring weights with one scale and one zero."""
@@ -89,7 +89,8 @@ class QuantizedStore(ExpertStore):
         cache: Folder of the file.
 
     Raises:
-        GatesError: What :class:`ExpertStore` raises; experts have tensors of several dtypes.
+        GatesError: What :class:`ExpertStore` raises; the file is damaged.
+        ValueError: Experts have tensors of several dtypes, as no known model does.
     """
 
     def __init__(
@@ -97,10 +98,7 @@ class QuantizedStore(ExpertStore):
     ) -> None:
         super().__init__(folder, layers)
         self.hybrid = len(bits) > 1
-        dtypes = {one.dtype for tensors in self.tensors for one in tensors.values()}
-        if len(dtypes) > 1:
-            raise GatesError(f"experts of {folder} have several dtypes: read them as they are")
-        (self._dtype,) = dtypes
+        (self._dtype,) = {one.dtype for tensors in self.tensors for one in tensors.values()}
         self._weights = self.slab_bytes // self._dtype.itemsize  # alignment included
         self._bits, self._record = (
             bits,
@@ -129,26 +127,26 @@ class QuantizedStore(ExpertStore):
         unpack(packed, bits, torch.frombuffer(slab, dtype=self._dtype))
 
     def _written(self, bits: int, cache: Path) -> Path:
-        """Return the file of all experts in so many bits, written now if it is not there."""
+        """Return the file of all experts in so many bits, written now if it is not there.
+
+        Raises:
+            GatesError: It is not as it was written.
+        """
         shards = {span.path for experts in self._spans for one in experts for _, span in one}
         known = [(one.name, one.stat().st_size, one.stat().st_mtime_ns) for one in sorted(shards)]
-        some = [self._begin(one[-1][1]) for experts in self._spans for one in experts]
-        digest = short_digest([VERSION, GROUP, self.names, self.slab_bytes, known, some], 12)
+        digest = short_digest([VERSION, GROUP, self.digest, known], 12)
         path = cache / f"experts-{digest}.int{bits}"
-        lock = path.with_name(f".{path.name}.lock")
+        lock, hashed = (path.with_name(n.format(path.name)) for n in (".{}.lock", "{}.sha256"))
         with locked(lock, path, "wait until it is written", wait=True):
-            if not path.is_file():  # another process may have written it
+            if not (path.is_file() and hashed.is_file()):  # another process may have written it
                 with replacing(path) as temporary, temporary.open("wb") as file:
                     for layer, experts in enumerate(self._spans):
                         for expert in range(self.num_experts):
                             file.write(self._packed_expert(layer, expert % len(experts), bits))
+                write_text(hashed, sha256(path))
+        if hashed.read_bytes() != sha256(path).encode():
+            raise GatesError(f"{path} is not as it was written: delete it, and it is made again")
         return path
-
-    def _begin(self, span: Span) -> str:
-        """Return the first bytes of a tensor, which tell checkpoints with equal files apart."""
-        buffer = bytearray(min(ALIGNMENT, span.nbytes))
-        self._read(span, memoryview(buffer))
-        return buffer.hex()
 
     def _packed_expert(self, layer: int, expert: int, bits: int) -> bytes:
         slab = torch.zeros(-(-self._weights // GROUP) * GROUP, dtype=self._dtype)

@@ -162,9 +162,8 @@ def bench(
         "on-demand": offloaded(model, cache, budget=budget),
         told(setup): offloaded(model, cache, budget=budget, setup=setup, profile=used),
     }
-    folder = opened["on-demand"].folder
     whole = require_transformers().AutoModelForCausalLM.from_pretrained(
-        folder, dtype="auto", experts_implementation="eager"
+        opened["on-demand"].folder, dtype="auto", experts_implementation="eager"
     )
     restore_pregates(whole)
     models = {MAPPED: whole.eval()} | {name: one.model for name, one in opened.items()}
@@ -177,8 +176,7 @@ def bench(
     for name, found in seconds.items():
         low, middle, high = (f"{1e3 * s / tokens:.2f}" for s in quantiles(found * 2, n=4))
         counts = opened[name].model.offload.counts if name in opened else None
-        calls = 1e6 * (repeats + 1)
-        read = f"{(counts.bytes - counts.unread) / calls:,.1f}" if counts else ""
+        read = f"{(counts.bytes - counts.unread) / 1e6 / (repeats + 1):,.1f}" if counts else ""
         table.add_row(name, middle, f"{low}–{high}", read)
     Console().print(table)
     for one in opened.values():

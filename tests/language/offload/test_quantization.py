@@ -130,6 +130,19 @@ def test_the_file_is_written_once(load, tmp_path):
     assert not list(tmp_path.glob(".*partial*"))
 
 
+def test_a_file_that_is_not_as_written_is_refused_when_it_is_opened(load, tmp_path, refuses):
+    load("int4")
+    (path,) = tmp_path.glob("experts-*.int4")
+    content = path.read_bytes()
+    flipped = content[:200] + bytes([content[200] ^ 255]) + content[201:]
+    for damaged in (content[:-100], flipped):
+        path.write_bytes(damaged)
+        refuses(GatesError, (f"^{path} is not as it was .* delete it", lambda: load("int4")))
+    path.unlink()
+    load("int4")
+    assert path.read_bytes() == content
+
+
 def test_checkpoints_whose_files_look_alike_have_their_own(checkpoint, tmp_path):
     folders = [tmp_path / name for name in ("one", "other")]
     for folder in folders:
