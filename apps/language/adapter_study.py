@@ -128,7 +128,7 @@ def rows_of_task(made: Adaptation, pieces: Sequence[Piece], task: str) -> list[R
         rows += compare(one, draws, task=task, reference=SORA)
     whole = facts[f"lora r{made.recipe.rank}"][0]["size"]
     for name, own in facts.items():
-        size = fmean(one["size"] for one in own)
+        size = fmean(one.get("size", 0) for one in own)  # heads of older runs noted none
         rows += [Row(name, task, PARAMETERS, size), Row(name, task, KEPT, size / whole)]
     return [*rows, Row(SORA, task, AMONG, fmean(one["drawn"] for one in facts[SORA]))]
 
