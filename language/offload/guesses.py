@@ -1,6 +1,7 @@
 """Which experts the next layer will need: what is fetched follows guesses, what is computed not."""
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple, cast, get_args
 
 import torch
@@ -13,7 +14,10 @@ from core_gates.routing.output import RoutingOutput
 from language.hf.pregating import level_of, router_of
 from language.offload.setup import Predicting
 
-FROM_PROFILE = ("path", "frequency", "bigram", "bigram-first")
+FROM_PROFILE = ("path", "frequency", "ngram", "ngram-first")
+
+ORDER = 4
+"""The most tokens of a context of the table ``ngram``."""
 
 RARE = 0.25
 """Fraction of the guessed experts of a prompt that travel in 2 bits (Fate), the least popular."""
@@ -24,7 +28,7 @@ class Seen(NamedTuple):
 
     Attributes:
         routed: These experts (T, K).
-        tokens: Each token and the one before it (T, 2), see :func:`bigrams`.
+        tokens: Each token and those before it (T, ORDER), see :func:`last_tokens`.
         hidden: What the router of the layer has read (T, D); None in a trace.
     """
 
@@ -38,7 +42,7 @@ class Profile(NamedTuple):
 
     Attributes:
         routed: Their experts (L, N, K), in order of use.
-        tokens: Each token and the one before it (N, 2), see :func:`bigrams`.
+        tokens: Each token and those before it (N, ORDER), see :func:`last_tokens`.
     """
 
     routed: Tensor
@@ -105,48 +109,47 @@ def cross_layer(model: nn.Module, names: Sequence[str], dim: int, width: int) ->
     return predict
 
 
-def bigrams(tokens: Tensor, before: Tensor | None = None) -> Tensor:
-    """Return each token and the one before it (..., T, 2).
+def last_tokens(tokens: Tensor, before: Tensor | None = None) -> Tensor:
+    """Return each token and those before it (..., T, ORDER), the last first.
 
     Args:
         tokens: Token numbers (..., T).
-        before: The one before the first (..., 1); -1 if None, which stands for none.
+        before: Those before the first (..., ORDER - 1); -1 if None, which stands for none.
     """
-    before = torch.full_like(tokens[..., :1], -1) if before is None else before
-    return torch.stack([tokens, torch.cat([before, tokens[..., :-1]], -1)], -1)
+    before = tokens.new_full((*tokens.shape[:-1], ORDER - 1), -1) if before is None else before
+    return torch.cat([before, tokens], -1).unfold(-1, ORDER, 1).flip(-1)
 
 
-def _contexts(name: str, routed: Tensor, tokens: Tensor, num_experts: int) -> list[Tensor]:
-    """Return numbers (T, M) that a table is asked for, from the most frequent to the rarest."""
-    routed, tokens = routed.cpu().long(), tokens.cpu().long()
-    every = torch.zeros_like(routed[:, :1])
+def _contexts(name: str, routed: Tensor, tokens: Tensor) -> list[Tensor]:
+    """Return contexts (T, M, C) of C numbers, M at a time, from the most frequent to the rarest."""
     if name == "path":  # each expert of the layer, and all of them together
-        places = num_experts ** torch.arange(routed.shape[1])
-        return [every, routed, (routed.sort(1).values * places).sum(1, keepdim=True)]
-    if name == "bigram":
-        return [every, tokens[:, :1], tokens[:, :1] * 2**32 + tokens[:, 1:]]
-    return [every]
+        every, each = routed.sort(1).values.unsqueeze(1), routed.unsqueeze(2)
+        return [torch.zeros_like(every[..., :1]), each, every]
+    known = nn.functional.pad(tokens, (1, 0)).unsqueeze(1)  # the empty context is a zero
+    return [known[..., : n + 1] for n in range(ORDER + 1 if name == "ngram" else 1)]
 
 
 def _counts(contexts: Tensor, used: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return a table of how often experts were used after contexts: from (T, M) to (T, E).
+    """Return a table of how often experts were used after contexts: from (T, M, C) to (T, E).
 
     Args:
-        contexts: Numbers (N, M).
+        contexts: Of the uses (N, M, C).
         used: One at experts that were used (N, E).
     """
-    known, place = contexts.unique(return_inverse=True)
-    counts = torch.zeros(len(known), used.shape[1])
-    for column in place.T:
-        counts.index_add_(0, column, used)
+    rows, place = contexts.flatten(0, 1).unique(dim=0, return_inverse=True)
+    known = {(*row,): number for number, row in enumerate(rows.tolist())}
+    counts = torch.zeros(len(known) + 1, used.shape[1])  # the last row is of unknown contexts
+    counts.index_add_(0, place, used.repeat_interleave(contexts.shape[1], 0))
 
     def of(wanted: Tensor) -> Tensor:
-        place = torch.searchsorted(known, wanted.contiguous()).clamp_(max=len(known) - 1)
-        return (counts[place] * (known[place] == wanted).unsqueeze(-1)).sum(1)
+        return counts[
+            torch.tensor([[known.get((*one,), -1) for one in row] for row in wanted.tolist()])
+        ].sum(1)
 
     return of
 
 
+@lru_cache(maxsize=2)  # documents share the profile that their tables are made of
 def table(name: str, profile: Profile, num_experts: int) -> Predictor:
     """Return the experts that a profile used most in the next layer after the same context.
 
@@ -155,20 +158,20 @@ def table(name: str, profile: Profile, num_experts: int) -> Predictor:
 
     Args:
         name: ``frequency`` knows no context; that of ``path`` is the experts of this layer
-            together, then each; that of ``bigram`` the last two tokens, then one.
+            together, then each; that of ``ngram`` the last four tokens, then three, two and one.
         profile: What is counted.
         num_experts: Experts of a layer.
     """
     layers = []
     for now, after in zip(profile.routed[:-1], profile.routed[1:], strict=True):
         used = torch.zeros(len(after), num_experts).scatter_(1, after.long(), 1.0)
-        contexts = _contexts(name, now, profile.tokens, num_experts)
-        layers.append([_counts(one, used) for one in contexts])
+        layers.append([_counts(one, used) for one in _contexts(name, now, profile.tokens)])
 
     def predict(layer: int, seen: Seen) -> Tensor:
         scores = torch.zeros(())
-        contexts = _contexts(name, seen.routed, seen.tokens, num_experts)
-        for counts, one in zip(layers[layer], contexts, strict=True):
+        for counts, one in zip(
+            layers[layer], _contexts(name, seen.routed, seen.tokens), strict=True
+        ):
             found = counts(one)
             scores = (found + scores) / (found.sum(1, keepdim=True) + 1)
         return scores.argsort(dim=1, descending=True, stable=True)
@@ -185,8 +188,8 @@ def make_predictor(
         name: One of :data:`language.offload.setup.Predicting`.
         num_experts: Experts of a layer.
         profile: What tables are made of, see :data:`FROM_PROFILE`.
-        ahead: What ``cross-layer``, or in a trace ``oracle``, is here. ``bigram-first`` is that but
-            for the first pair of layers, where it is ``bigram``.
+        ahead: What ``cross-layer``, or in a trace ``oracle``, is here. ``ngram-first`` is that but
+            for the first pair of layers, where it is ``ngram``.
 
     Raises:
         GatesError: The name is unknown, or what it needs is not given.
@@ -203,7 +206,7 @@ def make_predictor(
     if profile is None:
         raise GatesError(f"predictor {name!r} needs a profile: give a trace, or 'cross-layer'")
     first, later = table(name.removesuffix("-first"), profile, num_experts), ahead
-    if name != "bigram-first" or later is None:
+    if name != "ngram-first" or later is None:
         return first
 
     def predict(layer: int, seen: Seen) -> Tensor:

@@ -316,7 +316,7 @@ def attach_offload(
         budget: Bytes for experts, pinned slabs included; a float up to 1.0 is a fraction of all.
         setup: How the budget is used.
         profile: What other tokens used, for the policy ``static`` and the predictors ``path``,
-            ``frequency``, ``bigram`` and ``bigram-first``.
+            ``frequency``, ``ngram`` and ``ngram-first``.
         cache: Folder of experts in few bits, written once; that of the checkpoint if None.
         patience: Seconds after which a read that is waited for counts as stalled.
         device: Where the slabs are; where the parameters of the model are if not given.
@@ -379,7 +379,7 @@ def _guesses(
             f" {sizes.experts} experts: give one of this model"
         )
     width, ahead = setup.guesses(sizes.k, sizes.experts), None
-    if setup.predictor in ("cross-layer", "bigram-first"):
+    if setup.predictor in ("cross-layer", "ngram-first"):
         dim = model.config.get_text_config().hidden_size
         ahead = cross_layer(model, store.names, dim, width)
     predict = make_predictor(setup.predictor, sizes.experts, profile=profile, ahead=ahead)

@@ -8,7 +8,7 @@ from language.offload.allocation import Allocation, allocate
 
 Policy = Literal["lru", "slru", "lfu", "lfru", "lifo", "arc", "static", "belady"]
 Predicting = Literal[
-    "none", "all", "cross-layer", "path", "frequency", "bigram", "oracle", "bigram-first"
+    "none", "all", "cross-layer", "path", "frequency", "ngram", "oracle", "ngram-first"
 ]
 Transferred = Literal["stored", "int4", "int2", "hybrid"]
 TRANSFERS: tuple[Transferred, ...] = get_args(Transferred)

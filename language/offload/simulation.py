@@ -21,7 +21,7 @@ Key = tuple[int, int]  # layer and expert
 CHOSEN = ("lru", "slru", "lfu", "lfru", "arc", "static")
 """Policies that :func:`choose` tries; ``lifo`` is an ablation, ``belady`` needs the future."""
 
-TRIED, WIDTHS = ("cross-layer", "bigram", "bigram-first"), (1, 2, 3)
+TRIED, WIDTHS = ("cross-layer", "ngram", "ngram-first"), (1, 2, 3)
 """Predictors that it tries, and numbers of guesses, in experts of a token."""
 
 LEAST_GAIN = 0.01
@@ -285,7 +285,7 @@ def choose(
 ) -> Setup:
     """Return the setup that takes least on documents of a profile: ``auto``.
 
-    Guesses are those of the router, those of the last two tokens, and these for the first pair of
+    Guesses are those of the router, those of the last tokens, and these for the first pair of
     layers alone, each as wide as there are slots for. A setup that is less than a hundredth faster
     than on-demand is not chosen.
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from core_gates.errors import GatesError
-from language.offload.guesses import Predictor, bigrams
+from language.offload.guesses import ORDER, Predictor, last_tokens
 from language.offload.transfers import Transfer
 
 
@@ -26,8 +26,8 @@ class Guesses:
         free: Slots that hold nothing that is needed.
         staged: Transfers of guesses by layer and expert.
         padding: True (T,) at tokens of the batch that are padding, (0,) where there is none.
-        tokens: The last two of each token of the batch (T, 2), see :func:`bigrams`.
-        last: Last tokens of the sequences (B, 1).
+        tokens: Each token of the batch and those before it (T, ORDER), see :func:`last_tokens`.
+        last: Last tokens of the sequences (B, ORDER - 1).
         prompt: Whether sequences have several tokens in this call.
     """
 
@@ -35,12 +35,12 @@ class Guesses:
         self.predict, self.width, self.free = predict, width, list(slots)
         self.staged: dict[tuple[int, int], Transfer] = {}
         self.padding = torch.empty(0, dtype=torch.bool)
-        self.tokens = self.last = torch.empty(0, 0, dtype=torch.long)
+        self.tokens = self.last = torch.empty(0, ORDER - 1, dtype=torch.long)
         self.prompt = False
 
     def tokens_of(self, count: int) -> Tensor:
-        """Return the last two of so many tokens (T, 2), -1 where they are not known."""
-        return self.tokens if len(self.tokens) == count else torch.full((count, 2), -1)
+        """Return so many tokens and those before them (T, ORDER), -1 where they are not known."""
+        return self.tokens if len(self.tokens) == count else torch.full((count, ORDER), -1)
 
     def exchange(self, layer: int, expert: int, slot: int) -> None:
         """Take a slot for that of a guess that turned out right."""
@@ -86,4 +86,5 @@ def note_tokens(offload: Any, _: nn.Module, args: Any, kwargs: dict[str, Any]) -
         guesses.padding = mask[:, -length:].flatten().cpu() == 0
     ids = next((one for one in inputs if one is not None and one.ndim == 2), guesses.last[:0])
     before = guesses.last if length == 1 and len(guesses.last) == len(ids) else None
-    guesses.tokens, guesses.last = bigrams(ids, before).flatten(0, 1), ids[:, -1:]
+    rows = last_tokens(ids, before)
+    guesses.tokens, guesses.last = rows.flatten(0, 1), rows[:, -1, :-1].flip(-1)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from core_gates.errors import GatesError, check_whole
 from harness.files import write_text
-from language.offload.guesses import Profile, Seen, bigrams, cross_layer
+from language.offload.guesses import ORDER, Profile, Seen, cross_layer, last_tokens
 from language.offload.setup import Sizes
 
 FIELDS = ("experts", "guesses", "tokens")
@@ -28,7 +28,7 @@ class Step(NamedTuple):
         routed: Experts (L, T, K).
         ranked: Guesses of ``cross-layer`` for all layers but the first (L - 1, T, W), the best
             first.
-        tokens: Each token and the one before it (T, 2), see :func:`bigrams`.
+        tokens: Each token and those before it (T, ORDER), see :func:`last_tokens`.
     """
 
     routed: Tensor
@@ -91,7 +91,7 @@ def record(model: Any, tokens: Tensor) -> tuple[Step, Tensor]:
         logits = model(tokens.unsqueeze(0), use_cache=False).logits[0]
     finally:
         offload.observers.remove(observe)
-    return Step(torch.stack(routed), torch.stack(ranked), bigrams(tokens)), logits
+    return Step(torch.stack(routed), torch.stack(ranked), last_tokens(tokens)), logits
 
 
 def write_trace(path: Path, trace: Trace) -> None:
@@ -157,6 +157,6 @@ def _step(entry: dict[str, Any], sizes: Sizes, wide: int) -> Step:
         raise ValueError(f"{tuple(routed.shape)} experts and {tuple(ranked.shape)} guesses")
     if wide and ranked.shape[2] != wide:
         raise ValueError(f"{ranked.shape[2]} guesses for a token, {wide} in the line before")
-    if tokens.dtype != torch.int64 or tokens.shape != (routed.shape[1], 2):
-        raise ValueError(f"tokens are no {routed.shape[1]} pairs of whole numbers")
+    if tokens.dtype != torch.int64 or tokens.shape != (routed.shape[1], ORDER):
+        raise ValueError(f"tokens are no {routed.shape[1]} rows of {ORDER} whole numbers")
     return Step(routed, ranked, tokens)

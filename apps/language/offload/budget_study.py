@@ -24,25 +24,25 @@ from language.corpus import Split, read_corpus
 from language.hf.pretrained import Pretrained
 from language.offload.guesses import Profile
 from language.offload.setup import TRANSFERS, Setup, Sizes, Transferred
-from language.offload.simulation import Cost, Replayed, Simulation, Times
+from language.offload.simulation import Cost, Replayed, Times
 from language.offload.traces import Step, record
 
-CROSS, BIGRAM, TABLES = "cross-layer", "bigram", ("path", "frequency")
+CROSS, NGRAM, TABLES = "cross-layer", "ngram", ("path", "frequency")
 RECALL, WALL, LOSS, PLAIN = "recall", "time over computing", "loss_increase_nats", "on-demand"
-AUTO4, USED = "auto, INT4", ("bytes", "hits", "guessed", "late")
+FEW, USED = (PLAIN, "static", AUTO), ("bytes", "hits", "guessed", "late")
 ARRAYS = Step._fields
 ALL, LATER = "over all layers", "after the first pair"
 PARTS: tuple[Split, ...] = ("train", "validation", "test")
 WIDTHS = (1, 1.5, 2, 3)  # guesses of which recall is measured, in experts of a token
-VERSION = 2
+VERSION = 3
 NOTE = (
     "Time is simulated from the routing of held-out documents: every document begins with empty "
     "caches, its prompt is read at once and the rest token by token; one is the time of computing "
     "alone. Reading an expert takes as many computations of a token in a layer as the task says. "
     "Turning few bits into numbers of the model takes the time that --unpack says. "
     "All methods have the same memory, slots for guesses included. Tables are made of the same "
-    "documents of the training text, and auto is chosen on validation documents. Intervals are "
-    "over documents; one model, one seed."
+    "documents of the training text, and auto is chosen on validation documents, apart for INT4. "
+    "Intervals are over documents; one model, one seed."
 )
 
 
@@ -202,9 +202,9 @@ def times_of(
     budget = int(piece.keys["budget"] * sizes.layers * sizes.experts)  # type: ignore[operator]
     cost = Cost(1.0, sizes.bytes / float(piece.keys["read"]), piece["unpack"])
     found, setup = compared(known, held, budget, cost)
-    few = replace(setup, transfer="int4")
-    found[AUTO4] = [Simulation(one, few, budget, cost).run() for one in held]
-    job.note(auto=told(setup))
+    others, few = compared(known, held, budget, cost, "int4")
+    found |= {f"{name}, INT4": others[name] for name in FEW}
+    job.note(auto=told(setup), auto_int4=told(few))
     return {
         f"{method}/{field.name}": torch.tensor([float(getattr(o, field.name)) for o in ones])
         for method, ones in found.items() for field in fields(Times)
@@ -232,7 +232,7 @@ def rows_of_recall(held: Sequence[Replayed], names: Sequence[str]) -> list[Row]:
     for width, pairs, some in tasks:
         recalls = {
             name: np.array([recall_of(one, name, width) for one in held])[:, some]
-            for name in (CROSS, BIGRAM, *TABLES)
+            for name in (CROSS, NGRAM, *TABLES)
         }
         scores = {name: [moments(own.mean(1), name=RECALL)] for name, own in recalls.items()}
         rows += compare(scores, draws, task=f"guesses, width {width}, {pairs}", reference=CROSS)
@@ -281,22 +281,25 @@ def bars_of(rows: Sequence[Row], least_recall: float, most_loss: float) -> list[
 
 
 def headline(rows: Sequence[Row]) -> str:
-    """Return how well experts are guessed, by what, and where that pays."""
+    """Return how well experts are guessed, by what, where that pays, and how much it reads."""
     found = []
     for pairs in (ALL, LATER):
         some = [r for r in rows if r.metric == RECALL and r.task.endswith(pairs)]
         of = {(r.method, r.versus): r for r in reversed(some)}  # the smallest width
         router, table = (
             f"{one.value:.1%} [{one.low:.1%}, {one.high:.1%}]"
-            for one in (of[CROSS, ""], of[BIGRAM, ""])
+            for one in (of[CROSS, ""], of[NGRAM, ""])
         )
-        lead = of[BIGRAM, CROSS]
+        lead = of[NGRAM, CROSS]
         best = "the table" if lead.low > 0 else "the router" if lead.high < 0 else "neither"
         found.append(f"{router} and {table} {pairs}, {best} is better")
     gaps = [r for r in rows if r.versus == AUTO and r.metric == WALL and r.method == PLAIN]
     faster = [r for r in gaps if r.low > 0 and r.p < 0.05]
+    read = {(r.task, r.method): r.value for r in rows if r.metric == "bytes"}
+    more = [read[task, AUTO] / value for (task, name), value in read.items() if name == PLAIN]
     return (
         "Of the experts of the next layer, its router finds one layer early, and a table of the"
-        f" last two tokens: {'; '.join(found)}. Auto is faster than on-demand in {len(faster)} of"
-        f" {len(gaps)} budgets and links."
+        f" last four tokens: {'; '.join(found)}. Auto is faster than on-demand in {len(faster)} of"
+        f" {len(gaps)} budgets and links, and reads {min(more):.2g} to {max(more):.2g} times its"
+        " bytes."
     )

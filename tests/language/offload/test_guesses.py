@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from core_gates.errors import GatesError
@@ -13,7 +15,15 @@ from core_gates.gates.predictive import CrossLayerPredictor
 from core_gates.gates.top_k import TopKGate
 from language.offload.allocation import ALLOCATIONS, allocate
 from language.offload.caches import make_cache
-from language.offload.guesses import Profile, Seen, bigrams, fetched, make_predictor, rarest
+from language.offload.guesses import (
+    ORDER,
+    Profile,
+    Seen,
+    fetched,
+    last_tokens,
+    make_predictor,
+    rarest,
+)
 from language.offload.loading import load_offloaded
 from language.offload.setup import Setup
 
@@ -21,7 +31,9 @@ E, K, LAYERS, SLAB = 6, 2, 3, 9216
 GOLDEN = Path(__file__).parents[2] / "golden" / "moe_inference_sora"
 IDS = torch.randint(64, (2, 7), generator=torch.Generator().manual_seed(1))
 TOKENS = torch.tensor([7, 8, 9])
-PROFILE = Profile(torch.tensor([[0, 1], [1, 2], [4, 1]]).expand(LAYERS, -1, -1), bigrams(TOKENS))
+PROFILE = Profile(
+    torch.tensor([[0, 1], [1, 2], [4, 1]]).expand(LAYERS, -1, -1), last_tokens(TOKENS)
+)
 MODELS = ("Mixtral", "Qwen2Moe", "Qwen3Moe", "Olmoe", "DeepseekV2", "DeepseekV3", "GptOss")
 
 
@@ -55,7 +67,7 @@ def load(checkpoint):
 
 
 @pytest.mark.parametrize(
-    "predictor", ["all", "cross-layer", "path", "frequency", "bigram", "bigram-first"]
+    "predictor", ["all", "cross-layer", "path", "frequency", "ngram", "ngram-first"]
 )
 def test_no_predictor_changes_what_is_computed(predictor, load, resident, checkpoint):
     whole, model = resident(checkpoint()), load(predictor=predictor, profile=PROFILE)
@@ -199,53 +211,72 @@ def test_golden_experts_in_2_bits(name):
 def test_tables_count_what_a_profile_used():
     path = make_predictor("path", E, profile=PROFILE)
     frequency = make_predictor("frequency", E, profile=PROFILE)
-    seen = Seen(torch.tensor([[4, 0], [2, 2]]), torch.full((2, 2), -1))
+    seen = Seen(torch.tensor([[4, 0], [2, 2]]), torch.full((2, ORDER), -1))
     assert frequency(0, seen)[:, :2].tolist() == [[1, 0], [1, 0]]
     assert path(0, seen)[:, :2].tolist() == [[1, 0], [1, 2]]  # 4 with 4, 1; 0 with 0, 1
     assert_close(path(0, seen).sort().values, torch.arange(E).expand(2, -1))
     now, after = [[0, 1], [0, 2], [1, 2], [0, 3]], [[5, 5], [4, 4], [4, 4], [4, 4]]
-    both = Profile(torch.tensor([now, after]), torch.full((4, 2), -1))
+    both = Profile(torch.tensor([now, after]), torch.full((4, ORDER), -1))
     path = make_predictor("path", E, profile=both)
     for routed, best in (([1, 0], 5), ([0, 4], 4)):  # 0 and 1 together; 0 alone
-        assert int(path(0, Seen(torch.tensor([routed]), torch.full((1, 2), -1)))[0, 0]) == best
+        assert int(path(0, Seen(torch.tensor([routed]), torch.full((1, ORDER), -1)))[0, 0]) == best
 
 
-def test_a_table_of_the_last_two_tokens_backs_off():
-    tokens = bigrams(torch.tensor([1, 2, 1, 2, 3, 2, 4, 4, 4, 4]))
-    assert tokens[:3].tolist() == [[1, -1], [2, 1], [1, 2]]
+def test_a_table_of_the_last_tokens_backs_off():
+    tokens = last_tokens(torch.tensor([1, 2, 1, 2, 3, 2, 4, 4, 4, 4]))
+    assert tokens[:3].tolist() == [[1, -1, -1, -1], [2, 1, -1, -1], [1, 2, 1, -1]]
     used = torch.tensor([0, 1, 0, 1, 0, 2, 3, 3, 3, 3]).unsqueeze(1)
     profile = Profile(torch.stack([used, used]), tokens)
     ahead = torch.tensor([[4, 5]])
     predict, first = (
         make_predictor(name, E, profile=profile, ahead=lambda *_: ahead)
-        for name in ("bigram", "bigram-first")
+        for name in ("ngram", "ngram-first")
     )
     for pair, best in (
         *(([2, 1], [1, 2, 3, 0]), ([2, 3], [2, 1, 3, 0])),  # the pair, then the token
         *(([2, 9], [1, 2, 3, 0]), ([1, 4], [0, 3, 1, 2])),  # the token, then frequency
         ([9, 1], [3, 0, 1, 2]),  # frequency
     ):
-        seen = Seen(torch.tensor([[0]]), torch.tensor([pair]))
+        seen = Seen(torch.tensor([[0]]), torch.tensor([[*pair, 7, 7]]))
         assert predict(0, seen)[0, :4].tolist() == first(0, seen)[0, :4].tolist() == best
         assert torch.equal(first(1, seen), ahead)
 
 
-def test_the_last_two_tokens_are_known_from_call_to_call(load):
-    model, seen = load(predictor="bigram", profile=PROFILE), []
+@settings(max_examples=30)
+@given(
+    seed=st.integers(0, 999), vocabulary=st.sampled_from([2, 4]), far=st.sampled_from([1, 2**61])
+)
+def test_a_table_counts_all_contexts(seed, vocabulary, far):
+    generator = torch.Generator().manual_seed(seed)
+    rows = last_tokens(far * torch.randint(vocabulary, (60,), generator=generator))
+    used = torch.randint(E, (60,), generator=generator)
+    known, wanted = Profile(used[:40].view(1, -1, 1).expand(2, -1, -1), rows[:40]), rows[40:]
+    found = make_predictor("ngram", E, profile=known)(0, Seen(used[40:, None], wanted))
+    for row, guess in zip(wanted, found, strict=True):
+        scores = torch.zeros(E)
+        for length in range(ORDER + 1):
+            same = (rows[:40, :length] == row[:length]).all(1)
+            scores = (used[:40][same].bincount(minlength=E) + scores) / (same.sum() + 1)
+        assert torch.equal(guess, scores.argsort(descending=True, stable=True))
+
+
+def test_the_last_tokens_are_known_from_call_to_call(load):
+    model, seen = load(predictor="ngram", profile=PROFILE), []
     guesses = model.offload.guesses
     model.offload.observers.append(lambda _, one: seen.append(one.tokens.tolist()))
     for part, expected in (
-        (IDS, bigrams(IDS).flatten(0, 1)),
-        (IDS[:, :1], torch.stack([IDS[:, 0], IDS[:, -1]], 1)),
-        (IDS[:1, :1], torch.tensor([[IDS[0, 0], -1]])),  # another batch
+        (IDS, last_tokens(IDS).flatten(0, 1)),
+        (IDS[:, :1], torch.cat([IDS[:, :1], IDS[:, 4:].flip(1)], 1)),
+        (IDS[:, 1:2], torch.cat([IDS[:, :2].flip(1), IDS[:, 5:].flip(1)], 1)),
+        (IDS[:1, :1], torch.tensor([[IDS[0, 0], -1, -1, -1]])),  # another batch
     ):
         logits_of(model, part)
         assert seen[-LAYERS:] == [expected.tolist()] * LAYERS
     embedded = model.get_input_embeddings()(IDS)
     with torch.no_grad():
         model(inputs_embeds=embedded)
-    assert seen[-1] == [[-1, -1]] * IDS.numel()
-    assert guesses.tokens_of(3).tolist() == [[-1, -1]] * 3
+    assert seen[-1] == [[-1] * ORDER] * IDS.numel()
+    assert guesses.tokens_of(3).tolist() == [[-1] * ORDER] * 3
 
 
 def test_bad_inputs_are_one_line(load, refuses):

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from core_gates.errors import GatesError
 from language.offload.allocation import ALLOCATIONS
 from language.offload.caches import POLICIES
-from language.offload.guesses import Profile, bigrams
+from language.offload.guesses import Profile, last_tokens
 from language.offload.loading import load_offloaded
 from language.offload.runtime import attach_offload
 from language.offload.setup import Setup
@@ -26,7 +26,9 @@ from language.offload.setup import Setup
 E, K, LAYERS = 6, 2, 3
 FIELDS = Setup.__dataclass_fields__.keys()
 MODELS = ("Mixtral", "Qwen2Moe", "Qwen3Moe", "Olmoe", "DeepseekV2", "DeepseekV3", "GptOss")
-PROFILE = Profile(torch.tensor([[0, 1], [0, 2]]).expand(LAYERS, -1, -1), bigrams(torch.arange(2)))
+PROFILE = Profile(
+    torch.tensor([[0, 1], [0, 2]]).expand(LAYERS, -1, -1), last_tokens(torch.arange(2))
+)
 IDS = torch.randint(64, (2, 7), generator=torch.Generator().manual_seed(1))
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from core_gates.errors import GatesError
 from language.offload.caches import POLICIES
-from language.offload.guesses import Profile, bigrams
+from language.offload.guesses import Profile, last_tokens
 from language.offload.loading import load_offloaded
 from language.offload.setup import ON_DEMAND, Setup, Sizes
 from language.offload.simulation import Cost, Replayed, Simulation, choose, left_out
@@ -18,7 +18,7 @@ from language.offload.traces import Step, Trace, read_trace, write_trace
 
 SIZES = Sizes(layers=3, experts=6, k=2, bytes=100, weights=50)
 FAST, SLOW = Cost(1.0, 1e12), Cost(1.0, 50.0)
-PREDICTORS = ("all", "cross-layer", "path", "frequency", "bigram", "oracle")
+PREDICTORS = ("all", "cross-layer", "path", "frequency", "ngram", "oracle")
 
 
 def document(tokens=30, seed=0, prompt=4, right=0.7):
@@ -29,7 +29,7 @@ def document(tokens=30, seed=0, prompt=4, right=0.7):
     scores = torch.randn(shape, generator=generator) + popular
     guesses = scores[1:] + (1 - right) * 3 * torch.randn(shape, generator=generator)[1:]
     routed, ranked = (one.argsort(-1, descending=True) for one in (scores, guesses))
-    words = bigrams(torch.randint(9, (tokens,), generator=generator))
+    words = last_tokens(torch.randint(9, (tokens,), generator=generator))
     return Step(routed[..., : SIZES.k], ranked[..., :4], words).split(prompt)
 
 
@@ -98,7 +98,7 @@ def test_a_mapped_file_shares_its_memory_and_never_reads_ahead():
 def test_the_runtime_counts_what_is_simulated(predictor, checkpoint):
     ids = torch.randint(64, (1, 7), generator=torch.Generator().manual_seed(1))
     used = torch.randint(6, (3, 7, 2), generator=torch.Generator().manual_seed(2))
-    profile = Profile(used, bigrams(ids[0]))
+    profile = Profile(used, last_tokens(ids[0]))
     setup = Setup(policy="lfu", predictor=predictor, width=3)
     model = load_offloaded(checkpoint(), budget=12 * 9216, setup=setup, profile=profile)
     offload, seen, ranked = model.offload, [], []
@@ -161,7 +161,7 @@ def test_traces_survive_a_file(tmp_path):
         assert torch.equal(step.routed, other.routed)
         assert torch.equal(step.ranked, other.ranked)
         assert torch.equal(step.tokens, other.tokens)
-    assert [tuple(one.shape) for one in found.profile()] == [(3, 60, 2), (60, 2)]
+    assert [tuple(one.shape) for one in found.profile()] == [(3, 60, 2), (60, 4)]
 
 
 def test_bad_traces_name_their_line(tmp_path, refuses):
@@ -201,7 +201,7 @@ def test_bad_traces_name_their_line(tmp_path, refuses):
         (r"line 3: step must be a whole number, got 2.9; write", with_line(3, step=2.9)),
         (r"line 3: document must be a whole number, got None", with_line(3, document=None)),
         (r"line 3: experts of a token name one twice", with_line(3, experts=twice)),
-        (r"line 3: tokens are no 1 pairs of whole numbers", with_line(3, tokens=[1])),
+        (r"line 3: tokens are no 1 rows of 4 whole numbers", with_line(3, tokens=[1])),
         (
             r"line 4: document 0, step 3 after document 5, step 2: steps must grow",
             with_line(3, document=5),
@@ -230,7 +230,7 @@ def test_bad_traces_name_their_line(tmp_path, refuses):
 def test_documents_are_known_by_the_others():
     sizes = Sizes(2, 4, 1, 64, 16)
     steps = [
-        [Step(torch.full((2, 3, 1), n), torch.zeros(1, 3, 4).long(), torch.zeros(3, 2).long())]
+        [Step(torch.full((2, 3, 1), n), torch.zeros(1, 3, 4).long(), torch.zeros(3, 4).long())]
         for n in (1, 2)
     ]
     found = left_out(steps, sizes)
