@@ -43,10 +43,12 @@ class Profile(NamedTuple):
     Attributes:
         routed: Their experts (L, N, K), in order of use.
         tokens: Each token and those before it (N, ORDER), see :func:`last_tokens`.
+        digest: That of the experts, see :class:`language.offload.setup.Sizes`.
     """
 
     routed: Tensor
     tokens: Tensor
+    digest: str = ""
 
 
 Predictor = Callable[[int, Seen], Tensor]

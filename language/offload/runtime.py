@@ -333,19 +333,19 @@ def attach_offload(
 
     modules, owner = _fused_experts(model), cast(Any, model)
     place = device_of(device or owner.device)
-    cuda = place.type == "cuda"
     store = ExpertStore(Path(folder), modules)
     for index, module in enumerate(modules.values()):
         _require_equal(store, index, module)
     if bits := BITS.get(setup.transfer):
         store = QuantizedStore(Path(folder), modules, bits, Path(cache or folder))
     k, each = int(owner.config.get_text_config().num_experts_per_tok), store.slab_bytes
-    sizes = Sizes(len(modules), store.num_experts, k, each, each // owner.dtype.itemsize)
-    shares = setup.slots(_slabs(store, budget) - PINNED * cuda, sizes)
+    weights = each // owner.dtype.itemsize
+    sizes = Sizes(len(modules), store.num_experts, k, each, weights, store.digest)
+    shares = setup.slots(_slabs(store, budget) - PINNED * (place.type == "cuda"), sizes)
     guesses = _guesses(setup, model, store, profile, sizes)
     caches = make_caches(setup.policy, shares, profile)
     slots = sum(shares) + guesses.width
-    pool = CudaPool(slots, each, place) if cuda else SlabPool(slots, each)
+    pool = CudaPool(slots, each, place) if place.type == "cuda" else SlabPool(slots, each)
     offload = Offload(store, pool, caches, guesses, sizes, patience)
     owner.register_forward_pre_hook(partial(note_tokens, offload), with_kwargs=True)
     for layer, module in zip(offload.layers, modules.values(), strict=True):
@@ -370,13 +370,16 @@ def _slabs(store: ExpertStore, budget: float) -> int:
 def _guesses(
     setup: Setup, model: Any, store: ExpertStore, profile: Profile | None, sizes: Sizes
 ) -> Guesses:
-    layers, most = (
-        (len(profile.routed), int(profile.routed.max())) if profile else (sizes.layers, 0)
+    layers, most, digest = (
+        (len(profile.routed), int(profile.routed.max()), profile.digest)
+        if profile
+        else (sizes.layers, 0, "")
     )
-    if layers != sizes.layers or most >= sizes.experts:
+    if layers != sizes.layers or most >= sizes.experts or digest not in ("", sizes.digest):
         raise GatesError(
             f"the profile has {layers} layers and expert {most}, the model {sizes.layers} of"
-            f" {sizes.experts} experts: give one of this model"
+            f" {sizes.experts} experts; weights are {digest or 'not known'} and {sizes.digest}:"
+            " give one of this model"
         )
     width, ahead = setup.guesses(sizes.k, sizes.experts), None
     if setup.predictor in ("cross-layer", "ngram-first"):

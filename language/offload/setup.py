@@ -23,6 +23,7 @@ class Sizes(NamedTuple):
         k: Experts that a token uses.
         bytes: Size of an expert.
         weights: Its weights.
+        digest: What tells experts of other models apart; empty if it is not known.
     """
 
     layers: int
@@ -30,6 +31,7 @@ class Sizes(NamedTuple):
     k: int
     bytes: int
     weights: int
+    digest: str = ""
 
 
 @dataclass
@@ -100,7 +102,7 @@ class Setup:
         Raises:
             GatesError: The budget is below the experts of one token for each layer and the guesses.
         """
-        layers, experts, k, each, _ = sizes
+        layers, experts, k, each, *_ = sizes
         width = self.guesses(k, experts)
         if budget < k * layers + width:
             ahead = f" and guesses {width} more" if width else ""

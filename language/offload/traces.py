@@ -57,7 +57,7 @@ class Trace(NamedTuple):
     def profile(self) -> Profile:
         """Return what all tokens used."""
         routed, _, tokens = zip(*chain(*self.documents), strict=True)
-        return Profile(torch.cat(routed, 1), torch.cat(tokens))
+        return Profile(torch.cat(routed, 1), torch.cat(tokens), self.sizes.digest)
 
 
 @torch.no_grad()
@@ -118,7 +118,7 @@ def read_trace(path: Path) -> Trace:
     last, number, wide = (0, 0), 1, 0
     try:
         sizes = Sizes(**json.loads(lines[0])) if lines else Sizes(0, 0, 0, 0, 0)
-        check_whole(1, **sizes._asdict())
+        check_whole(1, **{name: n for name, n in sizes._asdict().items() if name != "digest"})
         for line in lines[1:]:
             number += 1
             entry = json.loads(line)

@@ -111,11 +111,12 @@ def generate(
     cache = place.run_folder.path.parent / "cache"
     found = offloaded(model, cache, budget=budget, setup=setup, profile=used)
     begin, ends = read_marks(found.folder)
-    first = found.tokenizer.end if begin is None else begin
     streamed: Any = WithoutGates(found)
     begun = time.monotonic()
     chunks = continued(
-        streamed, [[first, *found.tokenizer.encode(prompt).tolist()]],
+        streamed,
+        [[found.tokenizer.end if begin is None else begin,
+          *found.tokenizer.encode(prompt).tolist()]],
         decode=found.tokenizer.decode, max_tokens=max_tokens, temperature=temperature, seed=seed,
         end=ends or found.tokenizer.end,
     )  # fmt: skip
@@ -168,8 +169,12 @@ def bench(
     restore_pregates(whole)
     models = {MAPPED: whole.eval()} | {name: one.model for name, one in opened.items()}
     ids = torch.tensor([[*opened["on-demand"].tokenizer.encode("import ").tolist()]])
-    given = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False}
-    runs = {name: partial(one.generate, ids, **given) for name, one in models.items()}
+    runs = {
+        name: partial(
+            one.generate, ids, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False
+        )
+        for name, one in models.items()
+    }
     with working("generating"):
         seconds = interleaved_times(runs, repeats)
     table = Table(*("method", "ms per token", "quartiles", "MB read"))

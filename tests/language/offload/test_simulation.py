@@ -1,6 +1,7 @@
 """Simulated time: closed forms, the order of the runtime, the choice of `auto`, files of traces."""
 
 import json
+from functools import partial
 from itertools import chain
 
 import pytest
@@ -14,7 +15,7 @@ from language.offload.guesses import Profile, last_tokens
 from language.offload.loading import load_offloaded
 from language.offload.setup import ON_DEMAND, Setup, Sizes
 from language.offload.simulation import Cost, Replayed, Simulation, choose, left_out
-from language.offload.traces import Step, Trace, read_trace, write_trace
+from language.offload.traces import Step, Trace, read_trace, record, write_trace
 
 SIZES = Sizes(layers=3, experts=6, k=2, bytes=100, weights=50)
 FAST, SLOW = Cost(1.0, 1e12), Cost(1.0, 50.0)
@@ -116,7 +117,7 @@ def test_the_runtime_counts_what_is_simulated(predictor, checkpoint):
         for n in range(0, len(seen), 3)
     ]
     sizes = offload.sizes
-    assert sizes == Sizes(3, 6, 2, 9216, 2304)
+    assert sizes == Sizes(3, 6, 2, 9216, 2304, offload.store.digest)
     times = run(Replayed(steps, sizes, profile), setup, 12, FAST)
     counts = offload.counts
     assert (times.hits, times.guessed) == (counts.hits, counts.guessed)
@@ -151,17 +152,30 @@ def test_auto_is_not_slower_than_on_demand_on_other_documents(link):
 
 
 def test_traces_survive_a_file(tmp_path):
-    trace = Trace(SIZES, [document(seed=1), document(seed=2)])
+    sizes = SIZES._replace(digest="0a1b")
+    trace = Trace(sizes, [document(seed=1), document(seed=2)])
     path = tmp_path / "trace.jsonl"
     write_trace(path, trace)
     found = read_trace(path)
-    assert found.sizes == SIZES
+    assert found.sizes == sizes
     assert [len(one) for one in found.documents] == [27, 27]
     for step, other in zip(chain(*found.documents), chain(*trace.documents), strict=True):
         assert torch.equal(step.routed, other.routed)
         assert torch.equal(step.ranked, other.ranked)
         assert torch.equal(step.tokens, other.tokens)
-    assert [tuple(one.shape) for one in found.profile()] == [(3, 60, 2), (60, 4)]
+    routed, tokens, digest = found.profile()
+    assert (routed.shape, tokens.shape, digest) == ((3, 60, 2), (60, 4), "0a1b")
+
+
+def test_a_profile_is_of_the_weights_that_it_was_recorded_with(checkpoint, refuses):
+    folder, text = checkpoint(), torch.arange(8)
+    model = load_offloaded(folder, budget=1.0)
+    profile = Trace(model.offload.sizes, [[record(model, text)[0]]]).profile()
+    model.offload.close()
+    load = partial(load_offloaded, budget=1.0, setup=Setup(policy="static"), profile=profile)
+    load(checkpoint(fused=True)).offload.close()  # the same weights in other files
+    line = "3 layers and expert 5, the model 3 of 6 experts; weights are .* give one of this model"
+    refuses(GatesError, (line, lambda: load(checkpoint("Olmoe"))))
 
 
 def test_bad_traces_name_their_line(tmp_path, refuses):
