@@ -26,7 +26,7 @@ from language.adapt.adapter_training import (
     write_adapter,
 )
 from language.adapt.docstring_sentences import sentences_of
-from language.adapt.label_scores import label_scores
+from language.adapt.label_scores import CONSTANT, constant_scores, label_scores
 from language.adapt.labeled_texts import LabeledTexts, read_folder
 from language.corpus import PYTHON, read_corpus
 from language.hf.classifier import classifier_folder, encode_texts, open_classifier
@@ -260,6 +260,7 @@ def adapt(
 ) -> None:
     """Train an adapter of a model on labeled texts; a killed command continues.
 
+    What is trained is kept every minute, with several processes every 100 steps.
     A line per score of the held-out rows is printed, and where the adapter is.
 
     Args:
@@ -305,10 +306,13 @@ def print_adapter(made: Adaptation, piece: Piece) -> None:
     with working("scoring"):
         outputs = outputs_of_adapter(path, made.folder, texts, made.recipe.context)
     draws = Resamples.clusters(range(len(texts.held_out)))
-    for scores in label_scores(outputs, texts.targets(texts.held_out), len(texts.classes)):
-        for name, found in draws.intervals(scores).items():
-            print(
-                f"{name} {found.value:.4f} [{found.low:.4f}, {found.high:.4f}] of {found.units:,}"
-                " held-out rows"
-            )
+    own = label_scores(outputs, texts.targets(texts.held_out), len(texts.classes))
+    for pair in zip(own, constant_scores(texts), strict=True):
+        (name, found), (_, plain) = (next(iter(draws.intervals(s).items())) for s in pair)
+        print(
+            f"{name} {found.value:.4f}"
+            + f" [{found.low:.4f}, {found.high:.4f}]" * (found.units > 1)
+            + f" of {found.units:,} held-out rows, {CONSTANT}"
+            f" {plain.value:.4f}"
+        )
     print(path)

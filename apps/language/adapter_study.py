@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, mode
-
-import torch
+from statistics import fmean
 
 from apps.language.adapt import Adaptation, AdapterRecipe, texts_of
 from core_gates.errors import GatesError
@@ -13,12 +11,10 @@ from harness.command.verbs import Place
 from harness.evidence import Bar, Resamples, Row, Scores, compare
 from harness.experiment import Piece
 from harness.files import Data
-from language.adapt.label_scores import label_scores
-from language.adapt.labeled_texts import LabeledTexts
+from language.adapt.label_scores import CONSTANT, constant_scores, label_scores
 from language.hf.classifier import classifier_folder
 
 SORA, DRAW, MAGNITUDE = "sora", "draw", "magnitude"
-CONSTANT = "always the same"
 METHODS = ("head", "lora", SORA, MAGNITUDE, DRAW)
 KEPT, AMONG, PARAMETERS = "kept fraction", "also kept by the draw", "parameters"
 FAR = 0.25  # what a LoRA of its size may have more or less of its parameters
@@ -131,15 +127,6 @@ def rows_of_task(made: Adaptation, pieces: Sequence[Piece], task: str) -> list[R
         size = fmean(one.get("size", 0) for one in own)  # heads of older runs noted none
         rows += [Row(name, task, PARAMETERS, size), Row(name, task, KEPT, size / whole)]
     return [*rows, Row(SORA, task, AMONG, fmean(one["drawn"] for one in facts[SORA]))]
-
-
-def constant_scores(texts: LabeledTexts) -> list[Scores]:
-    """Return what the most frequent training label scores, or the mean where labels are numbers."""
-    known, held_out = texts.targets(texts.train), texts.targets(texts.held_out)
-    outputs = torch.full((len(held_out), texts.outputs), fmean(known))
-    if texts.classes:
-        outputs = torch.arange(texts.outputs).eq(mode(known)).float().expand(len(held_out), -1)
-    return label_scores(outputs, held_out, len(texts.classes))
 
 
 def _value(rows: Sequence[Row], method: str, metric: str) -> float:

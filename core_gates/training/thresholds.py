@@ -154,8 +154,8 @@ def _warn_of_rate(optimizer: Optimizer, gates: Sequence[Tensor], threshold: floa
     ]
     if rates and threshold >= MOST_OF_RATE * min(rates):
         warnings.warn(
-            f"the threshold {threshold:g} is {threshold / min(rates):.2g} of the learning rate of"
-            f" the gates, {min(rates):g}: most of them only shrink; give gates a learning"
+            f"the threshold {threshold:g} is {threshold / min(rates):.2g} times the learning"
+            f" rate of the gates, {min(rates):g}: most of them only shrink; give gates a learning"
             f" rate above {threshold / MOST_OF_RATE:g}",
             stacklevel=3,
         )

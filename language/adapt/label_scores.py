@@ -1,12 +1,16 @@
 """Scores of predicted classes and numbers, as means of samples that can be drawn again."""
 
 from collections.abc import Sequence
+from statistics import fmean, mode
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from harness.evidence.bootstrap import Scores, moments
+from language.adapt.labeled_texts import LabeledTexts
 
+CONSTANT = "always the same"
 ACCURACY, MATTHEWS, PEARSON = "accuracy", "matthews correlation", "pearson correlation"
 
 
@@ -25,10 +29,17 @@ def label_scores(outputs: Tensor, targets: Sequence[float], classes: int) -> lis
     if not classes:
         return [_correlation(outputs[:, 0].numpy(), wanted, PEARSON)]
     found = outputs.argmax(1).numpy()
-    scores = [moments(found == wanted, name=ACCURACY)]
-    if classes == 2:
-        scores.append(_correlation(found, wanted, MATTHEWS))
-    return scores
+    scores = [moments(found == wanted, name=ACCURACY), _correlation(found, wanted, MATTHEWS)]
+    return scores if classes == 2 else scores[:1]
+
+
+def constant_scores(texts: LabeledTexts) -> list[Scores]:
+    """Return what the most frequent training label scores, or the mean where labels are numbers."""
+    known, held_out = texts.targets(texts.train), texts.targets(texts.held_out)
+    outputs = torch.full((len(held_out), texts.outputs), fmean(known))
+    if texts.classes:
+        outputs = torch.arange(texts.outputs).eq(mode(known)).float().expand(len(held_out), -1)
+    return label_scores(outputs, held_out, len(texts.classes))
 
 
 def _correlation(first: np.ndarray, second: np.ndarray, name: str) -> Scores:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, NamedTuple
 
 import torch
@@ -254,6 +255,8 @@ def in_one_line(what: str, remedy: str) -> Iterator[None]:
         raise MissingExtraError("pretrained", package) from error
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise GatesError(f"{what} ({reason[:200].rstrip('. ')}): {remedy}") from error
+        raise GatesError(
+            f"{what} ({shorten(reason, 200, placeholder=' …').rstrip('. ')}): {remedy}"
+        ) from error
     finally:
         log.set_verbosity(level)

@@ -352,7 +352,7 @@ def attach_offload(
         _hand_over(module, layer, store.tensors[layer.index])
     ALL_EXPERTS_FUNCTIONS[NAME] = run_offloaded
     owner.set_experts_implementation(NAME)
-    owner.offload = offload
+    owner.offload, owner.save_pretrained = offload, partial(_refuse_state, module)
     return offload
 
 
@@ -449,7 +449,7 @@ def _refuse_function(module: Any, _: object) -> None:
         )
 
 
-def _refuse_state(module: Any, *_: object) -> NoReturn:
+def _refuse_state(module: Any, *_: object, **__: object) -> NoReturn:
     raise GatesError(
         f"the experts of the model stay in {module.offloaded.offload.store.folder}: copy this"
         " folder instead"

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple, get_args
 from core_gates.errors import GatesError, check_option
 from language.offload.allocation import Allocation, allocate
 
-Policy = Literal["lru", "slru", "lfu", "lfru", "lifo", "arc", "static", "belady"]
+Policy = Literal["lru", "slru", "lfu", "lfru", "lifo", "arc", "static"]
 Predicting = Literal[
     "none", "all", "cross-layer", "path", "frequency", "ngram", "oracle", "ngram-first"
 ]

@@ -155,7 +155,7 @@ def test_bad_inputs_are_one_line(gates):
         (("generate", "mixture", "--prompt", ""), "--prompt is empty"),
         (("generate", "mixture", "--prompt", "a", "--budget", 0.1), "need 2 each: give at least"),
         (("generate", "corpus", "--prompt", "a"), "corpus holds no config.json"),
-        (("generate", "mixture", "--prompt", "a", "--policy", "best"), "policy"),
+        (("generate", "mixture", "--prompt", "a", "--policy", "belady"), "policy: expected 'lru'"),
         (("bench", "mixture", "--repeats", 0), "--repeats 0: expected 1 or more"),
         (("profile", "mixture", "trace.jsonl"), "trace.jsonl exists"),
         (("profile", "mixture", "mixture", "--overwrite_output"), "mixture is a folder"),

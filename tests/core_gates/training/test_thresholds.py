@@ -40,7 +40,7 @@ def test_golden_trajectory_of_a_list(rule, name, sora):
     gate = nn.Parameter(torch.from_numpy(sora["opt3_p0"]).clone())
     optimizer = torch.optim.AdamW([gate], float(sora["opt3_lrs"][0]), weight_decay=0.0)
     thresholds = sora["opt3_lambdas"][::2].tolist()
-    with pytest.warns(UserWarning, match="the threshold 0.06 is 3 of the learning rate"):
+    with pytest.warns(UserWarning, match="the threshold 0.06 is 3 times the learning rate"):
         schedule = ThresholdSchedule(optimizer, [gate], thresholds, 2, rule=rule)
     values = []
     for step, grad in enumerate(torch.from_numpy(sora["opt3_grads"]), 1):

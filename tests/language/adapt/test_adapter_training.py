@@ -11,7 +11,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
-from transformers import AutoModelForSequenceClassification, GPT2Config
+from transformers import (
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    SwitchTransformersConfig,
+)
 
 from core_gates.adapters import rank_gates
 from core_gates.errors import GatesError
@@ -113,7 +117,7 @@ def test_gates_that_learn_too_slowly_are_told(place):
     module = AdapterModule(
         prepared(place), **RATES, thresholds=[0.0, 0.1], stage_steps=9, counts=True
     )
-    with pytest.warns(UserWarning, match="0.5 of the learning rate .* give gates .* above 0.25"):
+    with pytest.warns(UserWarning, match="0.5 times the learning rate .* give gates .* above 0.25"):
         module.configure_optimizers()
 
 
@@ -210,6 +214,7 @@ def test_models_that_do_not_fit_are_refused(place, tmp_path, refuses, monkeypatc
     del state["transformer.h.0.mlp.c_fc.weight"]
     whole.save_pretrained(tmp_path / "lacks", state_dict=state)
     (tmp_path / "empty").mkdir()
+    SwitchTransformersConfig().save_pretrained(switch := tmp_path / "switch")
     shutil.copytree(place / "bert", tmp_path / "foreign")
     config = json.loads((tmp_path / "foreign/config.json").read_text()) | {"vocab_size": 9}
     (tmp_path / "foreign/config.json").write_text(json.dumps(config))
@@ -222,6 +227,7 @@ def test_models_that_do_not_fit_are_refused(place, tmp_path, refuses, monkeypatc
         ("holds no config.json", lambda: classifier_folder(tmp_path / "empty")),
         ("lacks 1 of the weights of a GPT2ForSequenceClassification .*the first is .*c_fc",
          lambda: open_classifier(tmp_path / "lacks", 2)),
+        (r"for this kind of AutoModel: …\): give an encoder", lambda: open_classifier(switch, 2)),
         ("reads at most 32 tokens, --context is 64",
          lambda: encode_texts(place / "bert", [("a",)], 64)),
         ("has token 19, the model 9 tokens",

@@ -164,5 +164,7 @@ def test_bad_inputs_are_one_line(load, checkpoint, refuses, tmp_path):
     refuses(
         GatesError,
         (r"\.int4 cannot be written: Not a directory", lambda: packed(cache=tmp_path / "file")),
+        ("stay in .*: copy this folder", lambda: load("int4").save_pretrained(tmp_path / "new")),
         ("transfer is 'int8'; choose one of stored, int4", lambda: load("int8")),
     )
+    assert not (tmp_path / "new").exists()
