@@ -63,3 +63,5 @@ from .surgery import fold_gates as fold_gates
 from .surgery import inject_gates as inject_gates
 from .training import GradientRouting as GradientRouting
 from .training import ProximalStep as ProximalStep
+
+__version__: str

@@ -3,6 +3,7 @@
 import ast
 import importlib
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ def exports(
     """Return ``__getattr__``, ``__dir__`` and ``__all__`` of a package that has a stub.
 
     The stub ``__init__.pyi`` next to ``file`` is the only list of names: type checkers read it, and
-    here each ``from .room import name as name`` tells where a name lives.
+    here each ``from .room import name as name`` tells where a name lives. ``__version__`` is
+    that of the installed distribution.
 
     Args:
         package: ``__name__`` of the package.
@@ -26,6 +28,8 @@ def exports(
     }
 
     def get(name: str) -> Any:
+        if name == "__version__":
+            return version("gatesuite")
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(importlib.import_module(homes[name], package), name)

@@ -1,1 +1,8 @@
-"""Polyp sizing from colonoscopy frames with feature-selection gates and gradient routing."""
+"""Polyp sizing from colonoscopy frames with feature-selection gates and gradient routing.
+
+Names are imported when they are first used, as ``from endoscopy import MultiStreamSizer``.
+"""
+
+from core_gates.lazy import exports
+
+__getattr__, __dir__, __all__ = exports(__name__, __file__)

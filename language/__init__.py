@@ -1,1 +1,8 @@
-"""Language: experts and gates of language models, exchanged with transformers."""
+"""Language: experts and gates of language models, exchanged with transformers.
+
+Names are imported when they are first used, as ``from language import Decoder``.
+"""
+
+from core_gates.lazy import exports
+
+__getattr__, __dir__, __all__ = exports(__name__, __file__)

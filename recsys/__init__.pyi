@@ -10,3 +10,5 @@ from .ranker_module import MultiTaskModule as MultiTaskModule
 from .schema import FeatureSchema as FeatureSchema
 from .schema import Task as Task
 from .table_scorer import TableScorer as TableScorer
+
+__version__: str

@@ -8,3 +8,5 @@ from .planted_features import planted_data as planted_data
 from .planted_features import planted_features_headline as planted_features_headline
 from .planted_features import planted_features_study as planted_features_study
 from .planted_features import planted_features_table as planted_features_table
+
+__version__: str

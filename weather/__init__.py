@@ -1,1 +1,8 @@
-"""Weather: gated data assimilation cycling with a forecast model (FengWu-Adas)."""
+"""Weather: gated data assimilation cycling with a forecast model (FengWu-Adas).
+
+Names are imported when they are first used, as ``from weather import LETKF``.
+"""
+
+from core_gates.lazy import exports
+
+__getattr__, __dir__, __all__ = exports(__name__, __file__)
