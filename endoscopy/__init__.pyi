@@ -1,10 +1,10 @@
 """What a script needs first, each with its file."""
 
+from .models import MultiStreamSizer as MultiStreamSizer
 from .models import fold as fold
 from .models import fsg_resnet18 as fsg_resnet18
 from .models import fsg_vit as fsg_vit
 from .models import gates_of as gates_of
-from .models import MultiStreamSizer as MultiStreamSizer
 from .training.sizing_module import SizingModule as SizingModule
 
 __version__: str
