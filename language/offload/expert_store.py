@@ -51,10 +51,14 @@ class SlabTensor(NamedTuple):
     shape: tuple[int, ...]
     place: int
 
+    @property
+    def bytes(self) -> slice:
+        """Its bytes in the slab."""
+        return slice(self.place, self.place + math.prod(self.shape) * self.dtype.itemsize)
+
     def of(self, slab: Tensor) -> Tensor:
         """The tensor in a slab (bytes), as a view."""
-        size = math.prod(self.shape) * self.dtype.itemsize
-        return slab[self.place : self.place + size].view(self.dtype).view(self.shape)
+        return slab[self.bytes].view(self.dtype).view(self.shape)
 
 
 class ExpertStore:

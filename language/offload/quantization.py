@@ -21,12 +21,15 @@ PART = 4096
 BITS = {"int4": (4,), "int2": (2,), "hybrid": (4, 2)}
 """Numbers that experts travel in; the second is that of rare experts of a prompt."""
 
-VERSION = 1  # of the file
+FINEST = 1024
+"""Steps between zero and the weights of a group of one sign, at most."""
+
+VERSION = 2  # of the file
 
 
 def packed_bytes(weights: int, bits: int) -> int:
     """Return the bytes of so many weights: a scale and a zero for each group, then codes."""
-    return -(-weights // GROUP) * (5 + GROUP * bits // 8)
+    return -(-weights // GROUP) * (6 + GROUP * bits // 8)
 
 
 class Packed(NamedTuple):
@@ -35,7 +38,7 @@ class Packed(NamedTuple):
     Attributes:
         codes: (..., N bits / 8) uint8, the first of neighbors in the lowest bits.
         scale: One for each group (..., N / group).
-        zero: One for each group (..., N / group), whole numbers.
+        zero: One for each group (..., N / group): a code, or any float16 in groups of one sign.
     """
 
     codes: Tensor
@@ -46,6 +49,9 @@ class Packed(NamedTuple):
 def quantize(x: Tensor, bits: int, group: int = GROUP) -> Packed:
     """Return weights (..., N) in 4 or 2 bits, between the least and the largest of each group.
 
+    In groups of one sign zero lies beyond the codes, where published formulas clip it and lose the
+    group; it keeps its place as a float there, so that equal weights are exact.
+
     Args:
         x: Weights, N a multiple of ``group``.
         bits: Of a weight.
@@ -53,10 +59,11 @@ def quantize(x: Tensor, bits: int, group: int = GROUP) -> Packed:
     """
     groups, most = x.unflatten(-1, (-1, group)), 2**bits - 1
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
-    scale = (high - low) / most
+    one_sign = low.sign() * high.sign() > 0
+    scale = ((high - low) / most).maximum(one_sign * low.abs() / FINEST)
     scale = scale.where(scale > 0, 1)
-    zero = (-low / scale).round().clamp(0, most)
-    codes = ((groups / scale).round() + zero).clamp(0, most).to(torch.uint8).flatten(-2)
+    zero = (-low / scale).half().to(x.dtype).where(one_sign, (-low / scale).round())
+    codes = (groups / scale + zero).round().clamp(0, most).to(torch.uint8).flatten(-2)
     parts = codes.unflatten(-1, (-1, 8 // bits)) << torch.arange(0, 8, bits, dtype=torch.uint8)
     return Packed(parts.sum(-1, dtype=torch.uint8), scale.squeeze(-1), zero.squeeze(-1))
 
@@ -78,7 +85,7 @@ def unpack(packed: Packed, bits: int, into: Tensor) -> None:
 
 
 class QuantizedStore(ExpertStore):
-    """Experts read in few bits from a file that is written once for a checkpoint.
+    """Experts read in few bits from a file that is written once for a checkpoint, biases as stored.
 
     An expert whose number is ``num_experts`` larger is the same one in the second number of bits.
 
@@ -100,15 +107,18 @@ class QuantizedStore(ExpertStore):
         self.hybrid = len(bits) > 1
         (self._dtype,) = {one.dtype for tensors in self.tensors for one in tensors.values()}
         self._weights = self.slab_bytes // self._dtype.itemsize  # alignment included
-        self._bits, self._record = (
-            bits,
-            torch.empty(packed_bytes(self._weights, max(bits)), dtype=torch.uint8),
-        )
+        self._biases = [
+            [one.bytes for name, one in tensors.items() if name.endswith("bias")]
+            for tensors in self.tensors
+        ]
+        self._kept = max(sum(one.stop - one.start for one in biases) for biases in self._biases)
+        self._sizes = [packed_bytes(self._weights, one) + self._kept for one in bits]
+        self._bits, self._record = bits, torch.empty(max(self._sizes), dtype=torch.uint8)
         self._packed = [self._written(one, cache) for one in bits]
 
     def transfer_bytes(self, expert: int) -> int:
         """Return what is read for an expert."""
-        return packed_bytes(self._weights, self._bits[expert // self.num_experts])
+        return self._sizes[expert // self.num_experts]
 
     def read_into(self, layer: int, expert: int, slab: memoryview) -> None:
         """Read an expert and turn it into numbers of the model in its slab.
@@ -118,13 +128,18 @@ class QuantizedStore(ExpertStore):
             OSError: The file cannot be read.
         """
         which, expert = divmod(expert, self.num_experts)
-        bits, groups = self._bits[which], -(-self._weights // GROUP)
-        size = packed_bytes(self._weights, bits)
+        bits, size, groups = self._bits[which], self._sizes[which], -(-self._weights // GROUP)
         place, record = (layer * self.num_experts + expert) * size, self._record[:size]
         self._read(Span(self._packed[which], place, None, ()), record.numpy().data)
-        scale, zero = record[: 4 * groups].view(torch.float32), record[4 * groups : 5 * groups]
-        packed = Packed(record[5 * groups :], scale, zero)
+        scale, zero, codes = record[: size - self._kept].split(
+            [4 * groups, 2 * groups, groups * GROUP * bits // 8]
+        )
+        packed = Packed(codes, scale.view(torch.float32), zero.view(torch.float16).float())
         unpack(packed, bits, torch.frombuffer(slab, dtype=self._dtype))
+        begin = size - self._kept
+        for one in self._biases[layer]:
+            end = begin + one.stop - one.start
+            slab[one], begin = record[begin:end].numpy().data, end
 
     def _written(self, bits: int, cache: Path) -> Path:
         """Return the file of all experts in so many bits, written now if it is not there.
@@ -151,6 +166,8 @@ class QuantizedStore(ExpertStore):
     def _packed_expert(self, layer: int, expert: int, bits: int) -> bytes:
         slab = torch.zeros(-(-self._weights // GROUP) * GROUP, dtype=self._dtype)
         super().read_into(layer, expert, slab.view(torch.uint8).numpy().data)
-        packed = quantize(slab.float(), bits)
-        parts = (packed.scale, packed.zero.to(torch.uint8), packed.codes)
-        return b"".join(part.numpy().tobytes() for part in parts)
+        packed, stored = quantize(slab.float(), bits), slab.view(torch.uint8)
+        size = self._sizes[self._bits.index(bits)]
+        biases = [stored[place] for place in self._biases[layer]]
+        parts = (packed.scale, packed.zero.half(), packed.codes, *biases)
+        return b"".join(part.numpy().tobytes() for part in parts).ljust(size)

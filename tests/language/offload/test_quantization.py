@@ -16,7 +16,7 @@ from torch.testing import assert_close
 from core_gates.errors import GatesError
 from language.offload import quantization
 from language.offload.loading import load_offloaded
-from language.offload.quantization import Packed, dequantize, quantize
+from language.offload.quantization import dequantize, quantize
 from language.offload.setup import Setup
 
 E, K, LAYERS = 6, 2, 3
@@ -50,9 +50,53 @@ def test_weights_around_zero_are_half_a_step_away_at_most(seed, bits, far):
     assert packed.codes.shape == (3, 128 * bits // 8)
 
 
-def test_equal_weights_and_zeros_survive():
-    assert not dequantize(quantize(torch.zeros(64), 4), 4).any()
-    assert isinstance(quantize(torch.ones(64), 2), Packed)
+@pytest.mark.fault("46 O3")
+@pytest.mark.parametrize("bits", [4, 2])
+def test_groups_of_one_sign_survive(bits):
+    generator = torch.Generator().manual_seed(0)
+    biases = 0.3 + 0.05 * torch.randn(8, 640, generator=generator)
+    span = torch.linspace(0.5, 0.6, 64)
+    for x, most in (
+        (biases, {4: 0.04, 2: 0.08}[bits]),
+        (span, 0.5 / (2**bits - 1) / 5),
+        (1e-20 * span, 0.04),
+    ):
+        for signed in (x, -x):
+            found = dequantize(quantize(signed, bits), bits)
+            assert (found - signed).norm() <= most * signed.norm()
+    for constant in (0.0, 0.3, -0.3, 7.0, -1e-4):
+        x = torch.full((64,), constant)
+        assert torch.equal(dequantize(quantize(x, bits), bits), x)
+    step = quantize(span, bits).scale
+    assert (dequantize(quantize(span, bits), bits) - span).abs().max() <= 0.51 * step
+
+
+@pytest.mark.fault("46 O3")
+@pytest.mark.parametrize("transfer", ["int4", "int2"])
+def test_biases_of_experts_stay_as_they_are(transfer, checkpoint, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint("GptOss"), folder)
+    for path in folder.glob("*.safetensors"):
+        content = load_file(path)
+        for name in content:
+            if "experts" in name and name.endswith("bias"):
+                content[name] = 0.3 + 0.05 * torch.randn_like(content[name])
+        save_file(content, path, metadata={"format": "pt"})
+    stored, packed = (
+        load_offloaded(folder, budget=1.0, setup=Setup(transfer=one), cache=tmp_path).offload
+        for one in ("stored", transfer)
+    )
+    slabs = [torch.zeros(one.store.slab_bytes, dtype=torch.uint8) for one in (stored, packed)]
+    for layer in range(LAYERS):
+        for expert in (0, packed.store.num_experts - 1):
+            for one, slab in zip((stored, packed), slabs, strict=True):
+                one.store.read_into(layer, expert, slab.numpy().data)
+            for name, tensor in packed.store.tensors[layer].items():
+                own, found = map(tensor.of, slabs)
+                assert torch.equal(own, found) == name.endswith("bias")
+                assert (own - found).norm() <= {"int4": 0.2, "int2": 0.7}[transfer] * own.norm()
+    for one in (stored, packed):
+        one.close()
 
 
 @pytest.fixture
@@ -100,7 +144,7 @@ def test_a_model_equals_one_with_rounded_experts_in_memory(
     whole = quantized(resident(checkpoint()), bits)
     for _ in range(2):
         assert torch.equal(logits_of(model), logits_of(whole))
-    counts, record = model.offload.counts, 36 * (5 + 8 * bits)
+    counts, record = model.offload.counts, 36 * (6 + 8 * bits)
     assert counts.bytes == (counts.loads + counts.guesses) * record
     assert 9216 / record > {4: 6.5, 2: 10}[bits]
 
@@ -124,7 +168,7 @@ def test_the_file_is_written_once(load, tmp_path):
     load("int4")
     (path,) = tmp_path.glob("experts-*.int4")
     written = path.stat().st_mtime_ns
-    assert path.stat().st_size == LAYERS * E * 36 * 37
+    assert path.stat().st_size == LAYERS * E * 36 * 38
     load("int4")
     assert path.stat().st_mtime_ns == written
     assert not list(tmp_path.glob(".*partial*"))
