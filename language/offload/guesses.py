@@ -225,7 +225,8 @@ def fetched(
 
     For one token they are its ``width`` most likely ones. For several it is the union of their k
     most likely ones, popular experts first, since computing these covers the transfer of the
-    others (Fate). Padding fetches nothing.
+    others (Fate); or all experts, where all are ranked, and alike for every token, as by ``all``
+    and ``frequency``. Padding fetches nothing.
 
     Args:
         ranked: Experts of each token (T, W), the most likely first.
@@ -239,7 +240,8 @@ def fetched(
     first = ranked[:, :k]
     routing = RoutingOutput(torch.ones(first.shape, device=first.device), first).ignore(padding)
     order, counts = fetch_order(routing, num_experts)
-    return cast(list[int], order[counts > 0].tolist())
+    alike = ranked.shape[1] == num_experts and bool((ranked == ranked[0]).all() and counts.any())
+    return cast(list[int], (ranked[0] if alike else order[counts > 0]).tolist())
 
 
 def rarest(order: Sequence[int]) -> set[int]:

@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import NamedTuple, get_args
 
 import torch
@@ -124,26 +123,33 @@ class Replayed:
         self.last = torch.cat([step.tokens for step in steps])
         self.tokens = [step.routed.shape[1] for step in steps]
         self.needed = [[_uses(layer) for layer in step.routed] for step in steps]
-        self.guesses, self.orders = cache(self._guesses), cache(self._orders)
+        self._known: dict[str, tuple[list[Tensor], list[list[list[int]]]]] = {}
 
-    def _guesses(self, predictor: str) -> list[Tensor]:
+    def guesses(self, predictor: str) -> list[Tensor]:
         """Return the guesses of all tokens (T, W) for each layer but the first."""
-        following = self.routed[1:] if predictor == "oracle" else self.ranked
-        predict = make_predictor(
-            predictor, self.sizes.experts, profile=self.profile,
-            ahead=lambda layer, _: following[layer],
-        )  # fmt: skip
-        if predict is None:
-            return []
-        return [predict(n, Seen(one, self.last)) for n, one in enumerate(self.routed[:-1])]
+        return self._guessed(predictor)[0]
 
-    def _orders(self, predictor: str) -> list[list[list[int]]]:
+    def orders(self, predictor: str) -> list[list[list[int]]]:
         """Return for each layer but the first, and step, guesses in the order of fetching."""
+        return self._guessed(predictor)[1]
+
+    def _guessed(self, predictor: str) -> tuple[list[Tensor], list[list[list[int]]]]:
+        """Return guesses and orders, found once: not by a cached method, which no process sends."""
+        if predictor in self._known:
+            return self._known[predictor]
+        following = self.routed[1:] if predictor == "oracle" else self.ranked
         k, experts = self.sizes.k, self.sizes.experts
-        return [
-            [fetched(one, k, one.shape[1], experts) for one in ranked.split(self.tokens)]
-            for ranked in self.guesses(predictor)
+        predict = make_predictor(
+            predictor, experts, profile=self.profile, ahead=lambda layer, _: following[layer]
+        )
+        ranked = [] if predict is None else [
+            predict(n, Seen(one, self.last)) for n, one in enumerate(self.routed[:-1])
+        ]  # fmt: skip
+        orders = [
+            [fetched(one, k, one.shape[1], experts) for one in layer.split(self.tokens)]
+            for layer in ranked
         ]
+        return self._known.setdefault(predictor, (ranked, orders))
 
 
 def _uses(routed: Tensor) -> list[tuple[int, float]]:

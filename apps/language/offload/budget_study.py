@@ -34,7 +34,7 @@ ARRAYS = Step._fields
 ALL, LATER = "over all layers", "after the first pair"
 PARTS: tuple[Split, ...] = ("train", "validation", "test")
 WIDTHS = (1, 1.5, 2, 3)  # guesses of which recall is measured, in experts of a token
-VERSION = 3
+VERSION = 4
 NOTE = (
     "Time is simulated from the routing of held-out documents: every document begins with empty "
     "caches, its prompt is read at once and the rest token by token; one is the time of computing "

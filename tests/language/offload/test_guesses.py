@@ -136,6 +136,20 @@ def test_one_token_fetches_spare_guesses_and_a_prompt_none():
     assert fetched(ranked.repeat(2, 1), K, 3, E) == [4, 5]
 
 
+@pytest.mark.fault("46 O1")
+@pytest.mark.parametrize("predictor", ["all", "frequency"])
+def test_a_prompt_fetches_every_absent_expert_where_tokens_are_not_distinguished(predictor, load):
+    expected = torch.arange(16)
+    assert fetched(expected.expand(32, -1), 2, 16, 16) == expected.tolist()
+    assert fetched(expected.expand(2, -1), 2, 16, 16, torch.tensor([True, False])) == [*range(16)]
+    assert fetched(expected.expand(2, -1), 2, 16, 16, torch.ones(2, dtype=torch.bool)) == []
+    model, staged = load(E, E, predictor=predictor, profile=PROFILE), []
+    offload = model.offload
+    offload.observers.append(lambda layer, _: staged.append(sorted(offload.guesses.staged)))
+    logits_of(model)
+    assert staged[1:] == [[(layer, expert) for expert in range(E)] for layer in (1, 2)]
+
+
 def test_guesses_that_are_given_up_are_not_read(load, monkeypatch):
     model = load(predictor="all", width=E)
     offload, read, seen = model.offload, model.offload.store.read_into, []

@@ -1,9 +1,12 @@
 """Simulated time: closed forms, the order of the runtime, the choice of `auto`, files of traces."""
 
 import json
+import pickle
 from functools import partial
-from itertools import chain
+from itertools import chain, pairwise
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,6 +22,7 @@ from language.offload.traces import Step, Trace, read_trace, record, write_trace
 
 SIZES = Sizes(layers=3, experts=6, k=2, bytes=100, weights=50)
 FAST, SLOW = Cost(1.0, 1e12), Cost(1.0, 50.0)
+GOLDEN = Path(__file__).parents[2] / "golden" / "moe_inference_sora"
 PREDICTORS = ("all", "cross-layer", "path", "frequency", "ngram", "oracle")
 
 
@@ -75,6 +79,45 @@ def test_guesses_change_time_and_nothing_that_is_kept(seed, policy, predictor, l
     assert times.bytes >= (times.uses - times.hits) * SIZES.bytes
     ideal = max(90, times.bytes / link if predictor == "oracle" and prompt == 1 else 0)
     assert times.wall >= ideal * (1 - 1e-9) - SIZES.bytes / link
+
+
+@pytest.mark.fault("46 O0")
+def test_a_document_is_sent_to_another_process():
+    one = replayed()
+    setup = Setup(predictor="ngram")
+    assert run(pickle.loads(pickle.dumps(one)), setup, 11) == run(one, setup, 11)
+    assert run(pickle.loads(pickle.dumps(one)), setup, 11) == run(one, setup, 11)  # after its use
+
+
+@pytest.mark.fault("46 O1")
+@pytest.mark.parametrize("name", ["pregated_top1", "pregated_top2"])
+def test_golden_transfers_and_experts_in_memory(name):
+    """Before the golden stack is a layer of which k experts are used: it announces the first."""
+    with np.load(GOLDEN / f"{name}.npz") as golden:
+        layers, experts, k, tokens = (int(golden[n]) for n in ("L", "E", "top_k", "T"))
+        sizes = Sizes(layers + 1, experts, k, 1, 1)
+        before = torch.arange(k).expand(1, tokens, k)
+        words = last_tokens(torch.arange(tokens))
+
+        def of(mode):
+            routed = torch.from_numpy(golden[f"{mode}_topk_index"])
+            return Replayed([Step(torch.cat([before, routed]), routed, words)], sizes)
+
+        for mode, predictor, wanted in (
+            ("conventional", "none", "ondemand"),
+            ("conventional", "all", "prefetch_all"),
+            ("pregated", "cross-layer", "pregated"),
+        ):
+            one, setup = (
+                of(mode),
+                Setup(predictor=predictor, width=None if predictor == "none" else experts),
+            )
+            times = run(one, setup, layers * experts * 3, FAST)
+            assert times.bytes - k == golden[f"transfers_{wanted}"]
+            guesses = [len(step) for (step,) in one.orders(predictor)]
+            apart = [max(map(len, one.needed[0][1:]))]
+            in_memory = [sum(pair) for pair in pairwise(guesses)] or apart
+            assert max(in_memory) == golden[f"peak_resident_{wanted}"]
 
 
 def test_an_oracle_is_not_slower_than_a_router_and_this_than_none():
