@@ -73,6 +73,17 @@ class Setup:
     width: int | None = None
     transfer: Transferred = "stored"
 
+    def __post_init__(self) -> None:
+        """Check that a width is of something.
+
+        Raises:
+            GatesError: There is a width, and nothing is guessed.
+        """
+        if self.predictor == "none" and self.width is not None:
+            raise GatesError(
+                f"width {self.width} is for guesses: give a predictor, or leave it out"
+            )
+
     def guesses(self, k: int, experts: int) -> int:
         """Return the slots that guesses take.
 

@@ -65,11 +65,9 @@ def learned(profile: str | None, setup: Setup) -> Profile | None:
     """Return what a setup learns from, of a trace.
 
     Raises:
-        GatesError: ``--profile`` or ``--width`` is given, and the setup does not use it; or see
+        GatesError: ``--profile`` is given, and the setup does not use it; or see
             :func:`language.offload.traces.read_trace`.
     """
-    if setup.width is not None and setup.predictor == "none":
-        raise GatesError(f"--width {setup.width} is for guesses: give a --predictor, or drop it")
     if profile is None:
         return None
     if setup.policy != "static" and setup.predictor not in FROM_PROFILE:

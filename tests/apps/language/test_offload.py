@@ -147,7 +147,7 @@ def test_bad_inputs_are_one_line(gates):
         ((*replay, 0.5, "--profile", "trace.jsonl"), "trace.jsonl has 3 of 3 documents of trace"),
         (("replay", "none.jsonl"), "none.jsonl cannot be read"),
         ((*replay, 0.5, "--unpack", 1), "--unpack 1.0 is for few bits: give a --transfer"),
-        ((*made, "--width", 3), "--width 3 is for guesses: give a --predictor, or drop it"),
+        ((*made, "--width", 3), "width 3 is for guesses: give a predictor, or leave it out"),
         ((*made, "--profile", "trace.jsonl"), "--profile is not used by --policy lru --predictor"),
         ((*replay, 2), "--budget is 2.0"),
         ((*replay, 0.5, "--compute", "1e400"), "--compute inf"),

@@ -56,7 +56,7 @@ def load(checkpoint):
         if name.startswith("Deepseek") or name == "GptOss":
             budget = 0.9
         further = {key: options.pop(key) for key in {"profile", "cache"} & options.keys()}
-        setup = Setup(width=width, **options)
+        setup = Setup(width=width if "predictor" in options else None, **options)
         model = load_offloaded(checkpoint(name), budget=budget, setup=setup, **further)
         loaded.append(model.offload)
         return model
@@ -291,6 +291,17 @@ def test_the_last_tokens_are_known_from_call_to_call(load):
         model(inputs_embeds=embedded)
     assert seen[-1] == [[-1] * ORDER] * IDS.numel()
     assert guesses.tokens_of(3).tolist() == [[-1] * ORDER] * 3
+
+
+@pytest.mark.fault("46 O5")
+def test_a_width_of_nothing_is_refused(refuses):
+    line = "^width 3 is for guesses: give a predictor, or leave it out$"
+    refuses(
+        GatesError,
+        (line, lambda: Setup(width=3)),
+        (line, lambda: Setup(policy="static", transfer="int4", predictor="none", width=3)),
+    )
+    assert Setup(predictor="all", width=3).guesses(2, 6) == 3
 
 
 def test_bad_inputs_are_one_line(load, refuses):
