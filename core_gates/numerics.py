@@ -197,3 +197,11 @@ def content_version(buffer: Tensor) -> tuple[int, int] | None:
 def autocast_off(x: Tensor) -> AbstractContextManager[object]:
     """Switch autocast off on the device of ``x``; autocast has no meta device."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """Return the dtype that autocast makes of a linear layer of ``x``; None where it leaves it."""
+    device = x.device.type
+    if x.dtype == torch.float64 or x.is_meta or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)

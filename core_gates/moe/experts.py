@@ -12,6 +12,7 @@ from core_gates.activations import activate, check_activation
 from core_gates.errors import GatesError, check_at_least
 from core_gates.moe.checkpoint_layouts import merge_experts
 from core_gates.moe.dense_mlp import check_copy, read_mlps
+from core_gates.numerics import autocast_dtype
 from core_gates.ops._native import add_products, product, products
 from core_gates.ops._select import derivatives, use_cpp, use_slices
 from core_gates.ops.grouped_linear.segments import WEIGHT_FIRST
@@ -447,6 +448,7 @@ class StackedExperts(nn.Module):
             rows = [self._step(pair, e) for pair, experts in pairs for e in experts]
             return torch.stack(rows).view(*indices.shape, -1)
         first, first_bias, down, down_bias = self._weights()
+        x = x.to(autocast_dtype(x) or x.dtype)
 
         def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             product = (weight[indices].float() * x.float().unsqueeze(-2)).sum(-1).to(x.dtype)
@@ -468,7 +470,11 @@ class StackedExperts(nn.Module):
         # By name, not from ``_parameters``, where a parametrized weight does not lie.
         first: Tensor = getattr(self, self._first)
         first_bias: Tensor | None = getattr(self, f"{self._first}_bias")
-        return first, first_bias, self.down_proj, cast(Tensor | None, self.down_proj_bias)
+        down_bias = cast(Tensor | None, self.down_proj_bias)
+        if dtype := autocast_dtype(first):  # a bias in float32 would widen what it is added to
+            first_bias = None if first_bias is None else first_bias.to(dtype)
+            down_bias = None if down_bias is None else down_bias.to(dtype)
+        return first, first_bias, self.down_proj, down_bias
 
     def extra_repr(self) -> str:
         """Show the sizes in ``print(experts)``."""

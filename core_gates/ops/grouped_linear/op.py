@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from core_gates.activations import check_activation
+from core_gates.numerics import autocast_dtype
 from core_gates.ops import _select
 from core_gates.ops.grouped_linear import blocks, grouped_mm, reference, segments
 
@@ -50,7 +51,9 @@ def grouped_linear(
     check_activation(activation)
     if gated and weight.shape[1] % 2:
         raise ValueError(f"gated weights need an even number of features, got {weight.shape[1]}")
-    x, weight, bias = _autocast(x, weight, bias)
+    if dtype := autocast_dtype(x):
+        x, weight = x.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
     arguments = (x, weight, counts, bias, gather, scatter, activation, gated)
     if (x.dtype == torch.float64 and not x.is_meta) or _select.is_transformed():
         return reference.forward(*arguments)
@@ -86,16 +89,6 @@ def _check(
 def _check_shape(name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> None:
     if tensor is not None and tensor.shape != shape:
         raise ValueError(f"{name} {tuple(tensor.shape)} must have the shape {tuple(shape)}")
-
-
-def _autocast(
-    x: Tensor, weight: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    device = x.device.type
-    if x.dtype == torch.float64 or x.is_meta or not torch.is_autocast_enabled(device):
-        return x, weight, bias
-    dtype = torch.get_autocast_dtype(device)
-    return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
 def _backend(x: Tensor, weight: Tensor, num_rows: int, keep: bool) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from core_gates.activations import activate, activation_gradient, check_activation
+from core_gates.numerics import autocast_dtype
 from core_gates.ops._select import is_transformed
 from core_gates.ops.grouped_linear.segments import FEW_ROWS
 from core_gates.ops.grouped_mlp import reference
@@ -173,8 +174,7 @@ def grouped_mlp(
             x, first, down, counts, first_bias, down_bias, gather, activation, gated
         )
     _check(x, first, down, counts, first_bias, down_bias, gather, gated)
-    if torch.is_autocast_enabled("cpu"):
-        dtype = torch.get_autocast_dtype("cpu")
+    if dtype := autocast_dtype(x):
         x, first, down = x.to(dtype), first.to(dtype), down.to(dtype)
         first_bias = None if first_bias is None else first_bias.to(dtype)
         down_bias = None if down_bias is None else down_bias.to(dtype)

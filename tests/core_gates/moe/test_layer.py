@@ -246,6 +246,40 @@ def test_autocast_routes_in_float32_and_computes_in_bfloat16(dispatch):
     assert {g.dtype for g in gradients(layer, y).values()} == {torch.float32}
 
 
+@pytest.mark.fault("46 C1")
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("dispatch", [*DISPATCHES, "slots"])
+def test_autocast_gives_the_dtypes_of_a_linear_layer(dispatch, gated, bias, weight_first):
+    """Results are in the dtype of autocast, gradients in that of what they belong to."""
+    ways = {"gate": "slots"} if dispatch == "slots" else {"dispatch": dispatch}
+    layer, x = build(**ways), positions(20).requires_grad_()
+    layer.experts = StackedExperts(EXPERTS, DIM, HIDDEN, gated=gated, bias=bias)
+    exact, _ = layer(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, _ = layer(x)
+        with torch.no_grad():
+            found = {n: layer(x[:n])[0] for n in (20, 1)}  # one token is a step of generation
+        found["narrow"], _ = layer(x.bfloat16())
+    found["trained"] = y
+    assert {n: z.dtype for n, z in found.items()} == dict.fromkeys(found, torch.bfloat16)
+    assert_close(y.float(), exact, rtol=3e-2, atol=3e-2)
+    y.sum().backward()
+    assert {t.grad.dtype for t in (x, *layer.parameters())} == {torch.float32}
+
+
+@pytest.mark.fault("46 C1")
+@pytest.mark.parametrize("bias", [False, True])
+def test_autocast_gives_the_dtype_of_a_linear_layer_in_a_compiled_step(bias):
+    experts, x = StackedExperts(EXPERTS, DIM, HIDDEN, bias=bias), positions(2)
+    chosen = torch.compile(experts.chosen, backend="eager", fullgraph=True)
+    indices = torch.tensor([[0, 3], [4, 1]])
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        found, expected = chosen(x, indices), experts.chosen(x, indices)
+    assert found.dtype == expected.dtype == torch.bfloat16
+    assert_close(found, expected, rtol=3e-2, atol=3e-2)
+
+
 @pytest.mark.parametrize("dispatch", DISPATCHES)
 def test_bfloat16_layer(dispatch):
     layer, x = build(dispatch=dispatch).bfloat16(), positions(20).bfloat16()
