@@ -140,6 +140,18 @@ def is_plain(layer: nn.Module) -> bool:
 
 
 @torch.no_grad()
+def place_of(layer: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Return the device of a layer, quantized or not, and the dtype of what it computes.
+
+    Args:
+        layer: Any module. A dtype of eight bits is one of storage and does not count.
+    """
+    tensors = [*layer.parameters(), *layer.buffers()]
+    wide = (t.dtype for t in tensors if t.is_floating_point() and t.dtype.itemsize > 1)
+    device = tensors[0].device if tensors else torch.device("cpu")
+    return device, next(wide, torch.get_default_dtype())
+
+
 def weight_of(layer: nn.Module) -> Tensor:
     """Return the weight (out_features, in_features) of a linear layer of any kind.
 
@@ -164,9 +176,7 @@ def weight_of(layer: nn.Module) -> Tensor:
         stored = cast(Tensor, weight).detach()
         if stored.is_floating_point():
             return stored
-    device = tensors[0].device if tensors else torch.device("cpu")
-    wide = (t.dtype for t in tensors if t.is_floating_point() and t.dtype.itemsize > 1)
-    dtype, size = next(wide, torch.get_default_dtype()), int(layer.in_features)  # type: ignore[arg-type]
+    (device, dtype), size = place_of(layer), int(layer.in_features)  # type: ignore[arg-type]
     units = torch.eye(size, device=device, dtype=dtype)
     generator = torch.Generator("cpu").manual_seed(0)
     x = 8 * torch.randn(2, size, generator=generator, device="cpu").to(units)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core_gates.adapters.low_rank import LowRank
+from core_gates.adapters.low_rank import LowRank, place_of
 from core_gates.errors import (
     check_at_least,
     check_finite,
@@ -234,9 +234,15 @@ class SparseLowRank(nn.Module):
             linear: See :func:`sizes_of`.
 
         Raises:
-            ValueError: The layer has other sizes.
+            ValueError: The layer has other sizes, or its weight is quantized.
         """
         exported, weight = self.export(), cast(Tensor, linear.weight)
+        stored = weight.dtype if isinstance(weight, Tensor) else torch.qint8
+        if not stored.is_floating_point or stored.itemsize == 1:
+            raise ValueError(
+                f"{type(linear).__name__} stores its weight in {stored}, to which an adapter cannot"
+                " be added exactly: keep the adapter, or merge before the layer is quantized"
+            )
         sizes = sizes_of(linear)
         exported.check(*sizes)
         if exported.rank:
@@ -310,13 +316,13 @@ class SparseLoraLinear(nn.Module):
     layer.
 
     Args:
-        base: The layer; one of another class needs ``weight`` and what :func:`sizes_of` reads.
+        base: The layer, quantized or not; one of another class needs what :func:`sizes_of` reads.
         rank: Largest rank R.
         alpha: Numerator α of the scale α/R.
         dropout: Probability of dropping an input feature, of the adapter only.
         initialization: That of the gate; see :class:`SoftThreshold`.
         device: Device of the adapter, by default that of the layer.
-        dtype: Floating dtype of the adapter, by default that of the layer if it is floating.
+        dtype: Floating dtype of the adapter, by default that in which the layer computes.
 
     Shape:
         ``x`` (..., D) to (..., D').
@@ -334,8 +340,7 @@ class SparseLoraLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        weight = cast(Tensor, base.weight)
-        floating = weight.dtype if weight.is_floating_point() else None
+        found, computed = place_of(base)
         self.base = base
         self.adapter = SparseLowRank(
             *sizes_of(base),
@@ -343,15 +348,15 @@ class SparseLoraLinear(nn.Module):
             alpha=alpha,
             dropout=dropout,
             initialization=initialization,
-            device=device or weight.device,
-            dtype=dtype or floating,
+            device=device or found,
+            dtype=dtype or computed,
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the output of the layer plus that of the adapter."""
         base: Tensor = self.base(x)
-        added: Tensor = self.adapter(x)
-        return base + added
+        added: Tensor = self.adapter(x.to(self.adapter.lora_A.dtype))
+        return base + added.to(base.dtype)
 
     @property
     def weight(self) -> Tensor:

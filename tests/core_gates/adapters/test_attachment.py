@@ -132,6 +132,55 @@ def test_adapters_follow_the_layer_in_device_and_dtype():
     assert not attach_adapters(model)["0"].training
 
 
+class Stored(nn.Linear):
+    """A layer that keeps its weight in eight bits and computes in the dtype of its input."""
+
+    def forward(self, x):
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return nn.functional.linear(x, self.weight.to(x.dtype), bias)
+
+
+def quantized(how, bias):
+    """A layer of 6 inputs and 8 outputs, and the dtype of its inputs."""
+    torch.manual_seed(0)
+    if how == "int8, dynamic":  # its weight and bias are methods
+        linear = nn.Sequential(nn.Linear(6, 8, bias=bias))
+        return torch.ao.quantization.quantize_dynamic(linear, {nn.Linear})[0], torch.float32
+    half = torch.bfloat16
+    base = Stored(6, 8, bias=bias, dtype=half)
+    base.weight = nn.Parameter((8 * base.weight.detach()).to(getattr(torch, how)), False)
+    return base, half
+
+
+@pytest.mark.fault("46 C2")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*quantized tensor creation")
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("how", ["int8, dynamic", "int8", "float8_e4m3fn", "float8_e5m2"])
+def test_quantized_layers_get_adapters_that_learn(how, bias):
+    base, dtype = quantized(how, bias)
+    model, x = nn.Sequential(base), torch.randn(5, 6, dtype=dtype)
+    before, state = model(x), repr(base.state_dict())
+    options = {"kinds": (type(base),)}
+    gated = attach_adapters(nn.Sequential(base), partial(GatedLoraLinear), **options)["0"]
+    layer = attach_adapters(model, SORA, **options)["0"]
+    assert torch.equal(model(x), before)
+    assert torch.equal(gated(x), before)
+    known = dtype if bias and how != "int8, dynamic" else torch.float32  # by the bias, if any
+    assert {layer.adapter.lora_A.dtype, layer.adapter.lora_B.dtype} == {known}
+    assert layer.adapter.lora_gate.weight.dtype == torch.float32
+    optimizer = torch.optim.SGD(layer.adapter.parameters(), lr=1.0)
+    model(x).float().square().mean().backward()
+    optimizer.step()
+    assert layer.adapter.lora_B.any()
+    added = layer.adapter(x.to(known)).to(dtype)
+    assert_close(model(x), before + added)
+    assert model(x).dtype == before.dtype
+    with pytest.raises(ValueError, match=r"stores its weight in torch.* merge before the layer"):
+        layer.merge()
+    assert detach_adapters(model)[0] is base
+    assert repr(base.state_dict()) == state
+
+
 def test_names_without_a_layer_are_refused(refuses):
     model, _ = block()
     refuses(
