@@ -31,6 +31,10 @@ def balance_loss(
     whose experts open independently does not lower the loss by closing them. Tokens where ``probs``
     are all zero do not count.
 
+    It is 1/K of ``load_balancing_loss_func`` of transformers, where f sums to K: a coefficient
+    ``router_aux_loss_coef`` is K times as large here. Transformers joins the tokens of all layers,
+    for which the mean of this loss over the layers is the nearest.
+
     Args:
         routing: Output of a gate, with ``probs`` (..., E).
         scope: Over what f and P are taken: ``batch``, all tokens of this call; ``sequence``,
