@@ -1,9 +1,12 @@
 """Labeled texts of a folder: TSV with or without names of columns, JSON lines, folders of GLUE."""
 
+import csv
 import json
 import math
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -15,7 +18,7 @@ PARTS: Mapping[str, Part] = {
     "train": "train",
     **dict.fromkeys(("dev", "val", "valid", "validation"), "validation"),
     **dict.fromkeys(("dev_matched", "validation_matched"), "validation"),
-    "test": "test",
+    **dict.fromkeys(("test", "test_matched"), "test"),
 }  # type: ignore[assignment]
 """Parts of the names of files, between dots, and what their rows are for."""
 
@@ -41,6 +44,9 @@ BY_POSITION = {
     4: ("source", "label", "mark", "text"),  # CoLA
 }
 """Names of the columns of a table that has none, by their number."""
+
+QUOTED = re.compile(r'(?:^|(?<=\t))"(?:[^"]|"")*"(?=\t|\r?\n|$)')
+"""A field of a table in quotes, those of its text doubled."""
 
 HIDDEN = {None, "-1"}
 """What stands for labels that are not given."""
@@ -73,6 +79,7 @@ class LabeledTexts(NamedTuple):
         held_out: Rows with labels: those for the test, or else for validation.
         classes: Classes in the order of their numbers; empty where labels are numbers.
         unlabeled: Name of the file for the test if it has no labels, else empty.
+        unused: Names of other files of the folder, from which nothing is taken.
     """
 
     name: str
@@ -80,6 +87,7 @@ class LabeledTexts(NamedTuple):
     held_out: Sequence[Row]
     classes: tuple[str, ...]
     unlabeled: str = ""
+    unused: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -105,6 +113,9 @@ class LabeledTexts(NamedTuple):
         seen = sum(row.texts in known for row in self.held_out)
         odd = {"rows have an empty text": empty, "held-out rows occur in training": seen}
         told = [f"{self.unlabeled} has no labels: others are held out"] if self.unlabeled else []
+        if self.unused:
+            more = f" and {len(self.unused) - 20} more" if len(self.unused) > 20 else ""
+            told.append(f"not used: {', '.join(self.unused[:20])}{more}")
         return told + [f"{number:,} {what}" for what, number in odd.items() if number]
 
 
@@ -146,7 +157,11 @@ def read_folder(folder: str | Path, columns: Sequence[str] = ()) -> LabeledTexts
     given = {p: rows for p, rows in parts.items() if {row.label for row in rows} - hidden}
     held_out = given.get("test", given.get("validation", []))
     texts = labeled(folder.resolve().name, parts["train"], held_out)
-    return texts._replace(unlabeled="" if "test" in given else found.get("test", Path()).name)
+    unlabeled = "" if "test" in given else found.get("test", Path()).name
+    used = {found["train"].name, found["test" if "test" in given else "validation"].name, unlabeled}
+    names = [path.name for path in sorted(folder.iterdir()) if path.is_file()]
+    unused = (name for name in names if name not in used and not name.startswith("."))
+    return texts._replace(unlabeled=unlabeled, unused=tuple(unused))
 
 
 def labeled(name: str, train: Sequence[Row], held_out: Sequence[Row]) -> LabeledTexts:
@@ -185,14 +200,13 @@ def read_rows(path: Path, columns: Sequence[str] = ()) -> list[Row]:
     Raises:
         GatesError: See :func:`read_folder`.
     """
-    lines = _lines(path)
     wanted = [name.lower() for name in columns]
     if len(wanted) == 1 or len(wanted) > 3:
         raise GatesError(
             f"--columns names {', '.join(columns)}, expected one or two of texts and that of labels"
         )
     reader = _tables if path.suffix in TABLES else _json_lines if path.suffix in LINES else _labels
-    return [_row(*fields, wanted) for fields in reader(path, lines, wanted)]
+    return [_row(*fields, wanted) for fields in reader(path, wanted)]
 
 
 def texts_of_file(path: Path, columns: Sequence[str] = ()) -> list[tuple[str, ...]]:
@@ -210,50 +224,93 @@ def texts_of_file(path: Path, columns: Sequence[str] = ()) -> list[tuple[str, ..
     return found
 
 
-def _lines(path: Path) -> list[tuple[int, str]]:
-    """Return number and text of the lines of a file that are not blank.
+def _text(path: Path) -> str:
+    """Return the text of a file.
 
     Raises:
         GatesError: It cannot be read.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig", errors="replace")
+        return path.read_bytes().decode("utf-8-sig", errors="replace")
     except OSError as error:
         raise GatesError(f"{path} cannot be read: {error.strerror or error}") from error
-    return [(n, line.rstrip("\r")) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
 
 
-def _tables(
-    path: Path, lines: Sequence[tuple[int, str]], wanted: Sequence[str]
-) -> Iterator[Fields]:
+def _lines(path: Path) -> list[tuple[int, str]]:
+    """Return number and text of the lines of a file that are not blank."""
+    lines = enumerate(_text(path).split("\n"), 1)
+    return [(number, line.rstrip("\r")) for number, line in lines if line.strip()]
+
+
+def _cells(path: Path) -> list[tuple[int, list[str]]]:
+    """Return first line and cells of the rows of a table, quoted as ``csv`` writes them or not.
+
+    Where a quote opens a field and does not end it, as in GLUE, all quotes are part of the text. A
+    file with quotes of both kinds warns.
+
+    Raises:
+        GatesError: It cannot be read.
+    """
+    raw = [f"{line}\n" for line in _text(path).split("\n")]
+    plain = [(n, line.rstrip("\r\n").split("\t")) for n, line in enumerate(raw, 1) if line.strip()]
+    if not any('"' in line for line in raw):
+        return plain
+    rows: list[tuple[int, list[str]]] = []
+    reader, stop = csv.reader(raw, delimiter="\t", strict=True), 0
+    try:
+        for cells in reader:
+            first, stop = stop + 1, reader.line_num
+            rows += [(first, cells)] if "".join(cells).strip() else []
+    except csv.Error:
+        rows = plain
+    if len(rows) != len(plain) and len({len(cells) for _, cells in plain}) == 1:
+        rows = plain  # a quote opens a text, and would take the lines to the next one with it
+    kinds: dict[str, int] = {}
+    for (first, _), (after, _) in pairwise([*rows, (len(raw) + 1, [])]):
+        rest, number = QUOTED.subn("", "".join(raw[first - 1 : after - 1]))
+        for kind, found in (("fields", number), ("text", '"' in rest)):
+            if found:
+                kinds.setdefault(kind, first)
+    if len(kinds) == 2:
+        how = "all quotes are read as text" if rows is plain else "it is read as csv reads it"
+        warnings.warn(
+            f"{path} has fields in quotes (line {kinds['fields']}) and quotes in the text of others"
+            f" (line {kinds['text']}): {how}; put all fields with a quote in quotes, or none",
+            stacklevel=2,
+        )
+    return rows
+
+
+def _tables(path: Path, wanted: Sequence[str]) -> Iterator[Fields]:
     """Yield the fields of the rows of a table, whose first line may name its columns."""
-    header = [cell.strip().lower() for cell in lines[0][1].split("\t")] if lines else []
+    rows = _cells(path)
+    header = [cell.strip().lower() for cell in rows[0][1]] if rows else []
     if wanted or len(header) not in BY_POSITION or _columns(header, wanted):
-        lines = lines[1:]
+        rows = rows[1:]
     else:
         header = list(BY_POSITION[len(header)])
-        _refuse_names(path, lines, header.index("label"))
-    for number, line in lines:
-        yield f"{path}, line {number}", header, line.split("\t")
+        _refuse_names(path, rows, header.index("label"))
+    for number, cells in rows:
+        yield f"{path}, line {number}", header, cells
 
 
-def _refuse_names(path: Path, lines: Sequence[tuple[int, str]], place: int) -> None:
+def _refuse_names(path: Path, rows: Sequence[tuple[int, list[str]]], place: int) -> None:
     """Refuse a table whose first line has a label that no other one has, though these are few.
 
     Raises:
         GatesError: It looks like names of columns that are not known.
     """
-    first, *others = (line.split("\t")[place:][:1] for _, line in lines)
+    first, *others = (cells[place:][:1] for _, cells in rows)
     if first not in others and 0 < 2 * len({*map(tuple, others)}) <= len(others):
         raise GatesError(
-            f"{path}, line {lines[0][0]} has a label that no other line has, {first[0].strip()!r}:"
+            f"{path}, line {rows[0][0]} has a label that no other line has, {first[0].strip()!r}:"
             " name its columns by --columns, or put a line of names before it"
         )
 
 
-def _json_lines(path: Path, lines: Sequence[tuple[int, str]], _: Sequence[str]) -> Iterator[Fields]:
+def _json_lines(path: Path, _: Sequence[str]) -> Iterator[Fields]:
     """Yield the fields of the rows of a file with an object per line."""
-    for number, line in lines:
+    for number, line in _lines(path):
         place = f"{path}, line {number}"
         try:
             found = json.loads(line)
@@ -263,9 +320,9 @@ def _json_lines(path: Path, lines: Sequence[tuple[int, str]], _: Sequence[str]) 
         yield place, [str(name).lower() for name in fields], list(fields.values())
 
 
-def _labels(path: Path, lines: Sequence[tuple[int, str]], _: Sequence[str]) -> Iterator[Fields]:
+def _labels(path: Path, _: Sequence[str]) -> Iterator[Fields]:
     """Yield the fields of the rows of a file with a label, a space and a text per line."""
-    for number, line in lines:
+    for number, line in _lines(path):
         yield f"{path}, line {number}", ["label", "text"], line.strip().split(" ", 1)
 
 

@@ -1,5 +1,6 @@
 """Readers of labeled texts: layouts of files, what is held out, and what is refused."""
 
+import csv
 import json
 
 import pytest
@@ -40,6 +41,72 @@ def test_tables(content, texts, tmp_path):
     assert [row.texts for row in rows] == texts
     assert [row.label for row in rows] == ["1", "0"]
     assert texts_of_file(path) == texts
+
+
+HEAD = "sentence\tlabel\n"
+AWKWARD = [
+    'he said "no"', "a\ttab", "two\nlines", "a\n\nblank one", '"', '""', "plain", "é, b", "x\r\ny"
+]  # fmt: skip
+
+
+@pytest.mark.fault("46 S1")
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+def test_quoted_tables_are_read_as_csv_reads_them(quoting, ends, tmp_path):
+    path = tmp_path / "x.tsv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, delimiter="\t", quoting=quoting, lineterminator=ends)
+        writer.writerow(["sentence", "label"])
+        writer.writerows([text, n % 2] for n, text in enumerate(AWKWARD))
+    rows = read_rows(path)
+    assert [row.texts[0] for row in rows] == AWKWARD
+    assert [row.label for row in rows] == [str(n % 2) for n in range(len(AWKWARD))]
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.reader(file, delimiter="\t")
+        ends_of = [reader.line_num for _ in reader]
+    assert [row.place for row in rows] == [f"{path}, line {n + 1}" for n in ends_of[:-1]]
+
+
+@pytest.mark.fault("46 S1")
+@pytest.mark.parametrize(
+    ("content", "texts", "told"),
+    [
+        ('say "no"\t1\nso\t0\n', ['say "no"', "so"], ""),
+        ('"Come in.\t1\nHe left."\t0\n', ['"Come in.', 'He left."'], ""),  # of one speech
+        ('"no" is short\t1\nso\t0\n', ['"no" is short', "so"], ""),
+        ('"no" is short\t1\n"So."\t0\n', ['"no" is short', '"So."'],
+         r"in quotes \(line 3\) and quotes .* others \(line 2\): all quotes are read as text"),
+        ('"a ""b"" c"\t1\nsay "no"\t0\n', ['a "b" c', 'say "no"'],
+         r"in quotes \(line 2\) and quotes .* others \(line 3\): it is read as csv reads it"),
+    ],
+)  # fmt: skip
+def test_quotes_of_the_text_stay_and_both_kinds_are_told(content, texts, told, tmp_path, recwarn):
+    path = write(tmp_path, x__tsv=HEAD + content) / "x.tsv"
+    if told:
+        with pytest.warns(UserWarning, match=told):
+            rows = read_rows(path)
+    else:
+        rows = read_rows(path)
+    assert [row.texts[0] for row in rows] == texts
+    assert [row.label for row in rows] == ["1", "0"]
+    assert not recwarn
+
+
+@pytest.mark.fault("46 S2")
+def test_files_that_are_not_used_are_named(tmp_path):
+    parts = dict.fromkeys(["train__tsv", "dev_matched__tsv", "dev_mismatched__tsv"], TWO)
+    hidden = dict.fromkeys(["test_matched__tsv", "test_mismatched__tsv"], "c\t-1\n")
+    (tmp_path / "mnli/original").mkdir(parents=True)
+    found = read_folder(write(tmp_path / "mnli", **parts, **hidden, __DS_Store="", README="x"))
+    assert found.remarks()[:2] == [
+        "test_matched.tsv has no labels: others are held out",
+        "not used: README, dev_mismatched.tsv, test_mismatched.tsv",
+    ]
+    found = read_folder(write(tmp_path / "sst", a__train="1 b\n0 c\n", a__dev="0 d", a__test="1 e"))
+    assert found.remarks() == ["not used: a.dev"]
+    many = {f"{n}__md": "" for n in range(23)}
+    found = read_folder(write(tmp_path / "many", train__tsv=TWO, dev__tsv="e\t1\n", **many))
+    assert found.remarks()[0].endswith(", 5.md, 6.md and 3 more")
 
 
 def test_other_layouts(tmp_path):
