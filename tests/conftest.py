@@ -1,6 +1,7 @@
 import gc
 import os
 import runpy
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -42,6 +43,26 @@ def refuses():
                 pytest.fail(f"{line!r}: {failure}")
 
     return check
+
+
+@pytest.fixture(scope="session")
+def count_calls():
+    """``count_calls(function)``: its result, and how many functions it calls, however long."""
+
+    def count(function):
+        calls = 0
+
+        def seen(frame, event, argument):
+            nonlocal calls
+            calls += event in ("call", "c_call")
+
+        sys.setprofile(seen)
+        try:
+            return function(), calls
+        finally:
+            sys.setprofile(None)
+
+    return count
 
 
 @pytest.fixture

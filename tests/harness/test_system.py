@@ -112,12 +112,12 @@ HOLD = "import sys; a = bytearray({size} * 10**6); print('ready', flush=True); s
 
 @pytest.fixture
 def holder():
-    """A process with 60 MB that has started another with 90 MB."""
-    inner = HOLD.format(size=90)
+    """A process with 300 MB that has started another with 200 MB."""
+    inner = HOLD.format(size=200)
     code = (
         "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', sys.argv[1]], "
         "stdin=subprocess.PIPE, stdout=subprocess.PIPE); p.stdout.readline(); "
-    ) + HOLD.format(size=60)
+    ) + HOLD.format(size=300)
     process = subprocess.Popen(
         [sys.executable, "-c", code, inner], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -129,8 +129,8 @@ def holder():
 def test_a_process_counts_with_its_descendants(holder):
     (child,) = descendants(holder.pid)
     own, both = resident(child), resident(holder.pid)
-    assert 90 * MB < own < 120 * MB
-    assert 150 * MB < both < 200 * MB
+    assert 0.9 < own / (200 * MB) < 1.3  # an interpreter takes 10 to 20 MB
+    assert 0.9 < both / (500 * MB) < 1.2
     assert holder.pid in descendants(subprocess.os.getpid())
 
 
@@ -144,10 +144,10 @@ def test_the_meter_keeps_the_peak():
     return_freed_memory()
     with MemoryMeter(every=0.01) as meter:
         before = meter.sample()
-        held = mmap.mmap(-1, 80 * MB)  # its pages return at once, whatever the allocator keeps
+        held = mmap.mmap(-1, 400 * MB)  # its pages return at once, whatever the allocator keeps
         held[:: mmap.PAGESIZE] = b"1" * -(-len(held) // mmap.PAGESIZE)
         time.sleep(0.1)
         held.close()
         after = meter.sample()
-    assert meter.peak > before + 70 * MB
-    assert after < before + 40 * MB
+    assert meter.peak > before + 200 * MB  # half of it: other pages come and go meanwhile
+    assert after < meter.peak - 200 * MB

@@ -1,7 +1,6 @@
 """Metrics of probabilities: AUC, log loss, calibration, gains."""
 
 import math
-import time
 
 import numpy as np
 import pytest
@@ -137,13 +136,12 @@ def test_scores_of_users_are_never_compared():
     assert gauc(shifted, labels, users) == gauc(scores, labels, users)
 
 
-def test_a_million_rows_take_less_than_two_seconds():
+def test_a_million_rows_are_no_loop_over_users(count_calls):
     rng = np.random.default_rng(3)
     scores, labels = rng.normal(size=10**6), rng.integers(0, 2, 10**6)
     users = rng.integers(0, 50_000, 10**6)
-    start = time.process_time()
-    found = gauc(scores, labels, users)
-    assert time.process_time() - start < 2
+    found, calls = count_calls(lambda: gauc(scores, labels, users))
+    assert calls < 1000
     assert found.weighted == pytest.approx(0.5, abs=0.01)
 
 

