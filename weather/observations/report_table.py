@@ -115,6 +115,14 @@ def _time(text: str | None, option: str) -> np.datetime64 | None:
     return np.datetime64(stamp.tz_localize(None).isoformat(), "ns")
 
 
+SEARCHED = 2**16  # bytes at the beginning of a file, which tell its format and begin its content
+
+
+def is_blank(content: bytes) -> bool:
+    """Return whether there is nothing but space, of whatever width and encoding."""
+    return not all(content.decode(code, "replace").strip() for code in ("latin-1", "utf-8-sig"))
+
+
 COLUMNS: Mapping[str, Any] = {
     "time": "datetime64[ns]",
     "latitude": "float64",
@@ -218,6 +226,10 @@ class ObservationTable:
             raise GatesError(f"{source} does not exist; check the path")
         kind = table_format(source)
         try:
+            if source.is_file():
+                with source.open("rb") as file:
+                    if is_blank(file.read(SEARCHED)):
+                        raise ValueError("empty file")
             frame = pd.read_csv(source) if kind == "csv" else pd.read_parquet(source)
         except ImportError as error:
             raise MissingExtraError("weather", "pyarrow") from error

@@ -9,6 +9,7 @@ import pytest
 from core_gates.errors import GatesError
 from weather.observations import ingest as module
 from weather.observations.ingest import ReportArchive, files_in, ingest
+from weather.observations.readers.formats import read_file
 from weather.observations.report_table import COLUMNS, ObservationTable, Period
 
 
@@ -168,6 +169,26 @@ def test_other_content_is_named(content, words, folder):
     _, files = accounts(folder(good__csv=good(), x__dat=content))
     assert words in files["x.dat"].why
     assert files["good.csv"].kept == 3
+
+
+@pytest.mark.fault("46 H5")
+@pytest.mark.parametrize("suffix", [".csv", ".txt", ".parquet", ".nc", ".zip"])
+@pytest.mark.parametrize(
+    "space",
+    [b"\xc2\xa0", b"\xa0", b" \xc2\xa0\r\n", b"\xef\xbb\xbf", "\u2003\n".encode()],
+    ids=["utf-8", "latin-1", "line", "byte order mark", "wide"],
+)
+def test_a_file_of_spaces_of_any_kind_is_an_empty_file_to_every_reader(space, suffix, tmp_path):
+    path = tmp_path / f"x{suffix}"
+    path.write_bytes(space)
+    with pytest.raises(GatesError, match=r"^empty file$"):
+        read_file(path, Period())
+    if suffix in module.SUFFIXES:
+        for read in (ObservationTable.read, ReportArchive):
+            with pytest.raises(
+                GatesError, match=r"x\.\w+ cannot be read as a table \(empty file\)"
+            ):
+                read(path)
 
 
 def test_a_reader_that_fails_unforeseen_costs_its_file_alone(folder, monkeypatch):

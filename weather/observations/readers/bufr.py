@@ -20,7 +20,6 @@ from weather.observations.conversions import flight_level_pressure
 from weather.observations.decoded import Decoded, Found
 
 START, END = b"BUFR", b"7777"
-SEARCHED = 2**16  # bytes in which the first message begins
 KINDS: Mapping[int, str] = {0: "synop", 1: "ship", 2: "radiosonde", 4: "aircraft"}
 """Data categories (BUFR table A) that are read: single levels and vertical soundings."""
 

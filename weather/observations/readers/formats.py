@@ -10,7 +10,7 @@ import pandas as pd
 
 from core_gates.errors import GatesError
 from weather.observations.decoded import Found
-from weather.observations.readers.bufr import SEARCHED, START, read_bufr
+from weather.observations.readers.bufr import START, read_bufr
 from weather.observations.readers.metar import (
     is_metar,
     is_metar_line,
@@ -24,7 +24,14 @@ from weather.observations.readers.soundings import (
     read_igra,
     read_sonde_text,
 )
-from weather.observations.report_table import COLUMNS, DEFAULTS, Period, observation_error
+from weather.observations.report_table import (
+    COLUMNS,
+    DEFAULTS,
+    SEARCHED,
+    Period,
+    is_blank,
+    observation_error,
+)
 from weather.variables import VARIABLES
 
 REQUIRED = tuple(name for name in COLUMNS if name not in DEFAULTS and name != "error")
@@ -114,7 +121,7 @@ def read_file(path: Path, period: Period) -> Content:
         GatesError: It is empty, damaged or unknown; without its name, which the caller adds.
     """
     start = _start(path)
-    if not start.strip():
+    if is_blank(start):
         raise GatesError("empty file")
     if start.startswith(b"PAR1"):
         return _parquet(path)
