@@ -24,6 +24,7 @@ WINDOW_HOURS = 3.0
 FRAMES_APART_HOURS = 12.0  # farther apart, backgrounds say nothing about the time between them
 SUSPICIOUS_SHARE = 0.05  # rejected of observed cells; of Gaussian errors none in a million is
 SUSPICIOUS_COUNT, HOPELESS_COUNT = 3, 10
+GUESSED_SHARE, GUESSED_COUNT = 0.3, 20  # rejected, and observed: fewer say nothing of a cause
 
 
 ObservedBy = Literal["nearest_cell", "interpolation", "interpolation_in_time"]
@@ -180,17 +181,20 @@ class Reports:
                 )
 
     def warning(self) -> str:
-        """Return one line if suspiciously many were rejected, with likely causes; else nothing."""
+        """Return one line if suspiciously many were rejected; else nothing.
+
+        It names likely causes where enough were observed and enough of them rejected.
+        """
         rejected, observed = sum(self.rejected), sum(self.observed)
         if rejected < SUSPICIOUS_COUNT or rejected <= SUSPICIOUS_SHARE * observed:
             return ""
+        line = f"warning: {rejected} of {observed} observed cells are rejected by the gross check"
+        if observed < GUESSED_COUNT or rejected < GUESSED_SHARE * observed:
+            return line
         causes = "other units than SI, latitudes of the wrong sign, or another time than stated"
         if self.flipped < rejected / 2:
             causes = f"latitudes of the wrong sign, with which only {self.flipped} would be"
-        return (
-            f"warning: {rejected} of {observed} observed cells are rejected by the gross check; "
-            f"likely causes: {causes}"
-        )
+        return f"{line}; likely causes: {causes}"
 
     def analyze(
         self,

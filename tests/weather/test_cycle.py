@@ -304,6 +304,24 @@ def test_other_causes_of_many_rejections_are_named():
         assert cause in made.warning()
 
 
+@pytest.mark.fault("46 W3")
+@pytest.mark.parametrize(
+    ("count", "bad", "guessed"), [(18, 4, False), (18, 18, False), (60, 12, False), (60, 24, True)]
+)
+def test_few_rejections_are_counted_and_no_cause_is_guessed(count, bad, guessed):
+    """Four rejected cells with right latitudes say nothing of latitudes."""
+    frame = table(field(), count).frame
+    frame.loc[: bad - 1, "value"] -= 60
+    made = reports(frame)
+    made.at(NOON, field())
+    rejected, observed = made.rejected[0], made.observed[0]
+    assert (observed >= 20 and rejected >= 0.3 * observed) == guessed
+    said = f"warning: {rejected} of {observed} observed cells are rejected by the gross check"
+    assert rejected > 3
+    assert made.warning().startswith(said)
+    assert (made.warning() == said) is not guessed
+
+
 @pytest.mark.parametrize("count", [5, 200])
 def test_a_channel_that_loses_every_observation_is_refused(count):
     """A background or reports in another unit; a handful may all be wrong by chance."""
