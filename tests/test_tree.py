@@ -33,7 +33,6 @@ KEPT = {
     "tiny_vit": "a benchmark takes it by its plain name",
     "DenseControl": TABLE,
     "gradient_error": TABLE,
-    "recovery_time": TABLE,
 }
 """Definitions that only tests use, with the reason why they stay."""
 

@@ -58,33 +58,6 @@ def rmse(forecast: Tensor, truth: Tensor, weights: Tensor) -> Tensor:
     return mse(forecast, truth, weights).sqrt()
 
 
-def recovery_time(
-    errors: Tensor, outage: tuple[int, int], *, hours: float = 6.0, tolerance: float = 1.1
-) -> Tensor:
-    """Return how long after an outage the errors are back at their level before it.
-
-    Args:
-        errors: (T, ...) analysis errors of every cycle.
-        outage: First cycle without observations, and first cycle with observations again.
-        hours: Length of a cycle.
-        tolerance: Accepted error, in units of the mean over as many cycles before the outage as it
-            lasted.
-
-    Returns:
-        (...,) hours from the first cycle with observations to the first accepted error, 0 if that
-        is at once, infinite if it does not come.
-
-    Raises:
-        ValueError: The outage does not lie inside the series.
-    """
-    start, stop = outage
-    if not 0 < start < stop < len(errors):
-        raise ValueError(f"an outage {outage} does not lie inside {len(errors)} cycles")
-    level = errors[max(0, 2 * start - stop) : start].mean(0)
-    accepted = errors[stop:] <= tolerance * level
-    return torch.where(accepted.any(0), accepted.int().argmax(0) * hours, torch.inf)
-
-
 class DepartureSums(NamedTuple):
     """Sums over observations, (C,) float64 each, that add over cycles and processes.
 

@@ -1,6 +1,5 @@
 """States, their units, and scores of them."""
 
-import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from weather.grid import Grid, regular_grid
-from weather.metrics import DepartureSums, mse, recovery_time, rmse, spatial_mean
+from weather.metrics import DepartureSums, mse, rmse, spatial_mean
 from weather.observations.gridded import GriddedObservations
 from weather.state import ERA5_SAMPLE, FENGWU, SHALLOW_WATER, ChannelSpec, Normalizer
 
@@ -225,16 +224,6 @@ def test_what_lies_outside_does_not_matter():
 def test_shapes_that_do_not_fit():
     with pytest.raises(ValueError, match="weights"):
         spatial_mean(torch.zeros(4, 8), torch.ones(5))
-
-
-def test_recovery_counts_from_the_first_observations():
-    before, outage = [4.0, 2.0, 2.0], [5.0, 8.0]
-    after = torch.tensor([[7.0, 2.0, 9.0], [2.3, 2.0, 9.0], [2.1, 2.0, 9.0], [2.1, 2.0, 9.0]])
-    errors = torch.cat([torch.tensor(before + outage)[:, None].expand(-1, 3), after])
-    assert recovery_time(errors, (3, 5), hours=6.0).tolist() == [12.0, 0.0, math.inf]
-    assert recovery_time(errors, (3, 5), hours=6.0, tolerance=1.2)[0] == 6.0
-    with pytest.raises(ValueError, match="outage"):
-        recovery_time(errors, (3, 9))
 
 
 def test_hand_calculated():
