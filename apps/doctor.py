@@ -173,7 +173,8 @@ def _advise(console: Console, found: list[Finding], needed: Collection[str]) -> 
     lacking: dict[str, list[str]] = {}
     for item in found:
         if not item.fine:
-            lacking.setdefault(item.extra, []).append(item.package)
+            found_here = f" ({item.found}, wanted {item.wanted})" if item.found else ""
+            lacking.setdefault(item.extra, []).append(f"{item.package}{found_here}")
     for extra, packages in lacking.items():
         command = "pip install -e ." if extra == "base" else f"pip install -e '.[{extra}]'"
         console.print(f"{extra}: {', '.join(packages)} missing or too old: {escape(command)}")

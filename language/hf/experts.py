@@ -3,24 +3,22 @@
 from typing import Any
 
 import torch
-from packaging.version import Version
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core_gates.errors import GatesError, MissingExtraError
+from core_gates.errors import GatesError
 from core_gates.moe.dispatch import FlatChoices, combine, plan
 from core_gates.ops.grouped_mlp.op import grouped_mlp
+from language.hf.locate import require_transformers
 
 NAME = "gates"
-OLDEST = "5.7"
-"""The first version of transformers whose models accept names that others have registered."""
 
 LAYOUT = {
     "is_transposed": False,
     "is_concatenated": True,
     "has_bias": False,
     "has_gate": True,
-    "has_post_expert_norm": False,  # 5.7 has no such attribute, and no such experts
+    "has_post_expert_norm": False,  # not all experts have this attribute
 }
 """Attributes of experts, each with the only value that :func:`run_experts` computes."""
 
@@ -34,17 +32,9 @@ def register_experts() -> None:
     saved opens where this package is not installed. A second call changes nothing.
 
     Raises:
-        GatesError: transformers is not installed, or older than 5.7.
+        GatesError: transformers is not installed, or too old.
     """
-    try:
-        import transformers
-    except ImportError as error:
-        raise MissingExtraError("language", "transformers") from error
-    if Version(transformers.__version__) < Version(OLDEST):
-        raise GatesError(
-            f"transformers {transformers.__version__} is too old to run experts of another package,"
-            f" {OLDEST} is the first that does: pip install -U transformers"
-        )
+    require_transformers()
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
     ALL_EXPERTS_FUNCTIONS[NAME] = run_experts

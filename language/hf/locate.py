@@ -3,6 +3,7 @@
 import re
 from typing import Any, NamedTuple, TypeVar
 
+from packaging.version import Version
 from torch import nn
 
 from core_gates.errors import GatesError, MissingExtraError
@@ -18,6 +19,10 @@ SIZES = ("v_head_dim", "head_dim", "head_size")
 KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "kv_heads")
 CROSS = re.compile("cross|encoder_attn")
 G = TypeVar("G", bound=nn.Module)
+
+OLDEST = "5.24"
+"""The first version of transformers whose models call their cache ``cache``; older ones ignore a
+cache of that name and forget the past."""
 
 
 class Attention(NamedTuple):
@@ -44,17 +49,33 @@ class Attention(NamedTuple):
     head_dim: int
 
 
+def require_transformers() -> Any:
+    """Return transformers.
+
+    Raises:
+        MissingExtraError: It is not installed.
+        GatesError: It is older than `OLDEST`.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingExtraError("language", "transformers") from error
+    if Version(transformers.__version__) < Version(OLDEST):
+        raise GatesError(
+            f"transformers {transformers.__version__} is too old, expected {OLDEST} or newer, whose"
+            f" models know a cache by the name that we give: pip install 'transformers>={OLDEST}'"
+        )
+    return transformers
+
+
 def base_of(model: nn.Module) -> Any:
     """Return the model of transformers itself, without PEFT around it and without its head.
 
     Raises:
         MissingExtraError: transformers is not installed.
-        GatesError: ``model`` is not a model of transformers.
+        GatesError: It is too old, or ``model`` is not a model of transformers.
     """
-    try:
-        from transformers import PreTrainedModel
-    except ImportError as error:
-        raise MissingExtraError("language", "transformers") from error
+    PreTrainedModel = require_transformers().PreTrainedModel
     inner: Any = model
     while not isinstance(inner, PreTrainedModel) and hasattr(inner, "get_base_model"):
         inner = inner.get_base_model()  # PEFT

@@ -16,7 +16,7 @@ from core_gates.errors import GatesError, MissingExtraError
 from harness.files import replacing, sha256, short_digest
 from harness.files.atomic import locked
 from language.hf.gate_file import GATES
-from language.hf.locate import refuse_encoders
+from language.hf.locate import refuse_encoders, require_transformers
 from language.hf.pregating import restore_pregates
 from language.tokenizer import Tokenizer, load_tokenizer
 
@@ -216,19 +216,6 @@ def _convert(path: Path, folder: Path) -> None:
     with replacing(folder) as temporary, redirect_stderr(io.StringIO()):
         model.save_pretrained(temporary)  # type: ignore[operator]
         tokenizer.save_pretrained(temporary)
-
-
-def require_transformers() -> Any:
-    """Return transformers.
-
-    Raises:
-        MissingExtraError: It is not installed.
-    """
-    try:
-        import transformers
-    except ImportError as error:
-        raise MissingExtraError("language", "transformers") from error
-    return transformers
 
 
 @contextmanager

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from core_gates.errors import GatesError, MissingExtraError
+from language.hf.locate import require_transformers
 from language.hf.pregating import restore_pregates
-from language.hf.pretrained import CONFIG, in_one_line, require_transformers
+from language.hf.pretrained import CONFIG, in_one_line
 from language.offload.expert_store import ExpertStore
 from language.offload.pool import device_of
 from language.offload.runtime import attach_offload

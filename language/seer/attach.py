@@ -100,7 +100,7 @@ class BlockGate(nn.Module):
                 f" gate out: call model.set_attn_implementation({NAME!r}), or"
                 " detach_block_gates(model) before another attention is set"
             )
-        cache = kwargs.get("cache", kwargs.get("past_key_values"))  # its newer and its older name
+        cache = kwargs.get("cache")
         angles = kwargs.get("position_embeddings")
         if cache is not None and not isinstance(cache, BlockCache):
             self._refuse(cache)

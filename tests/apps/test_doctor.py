@@ -5,6 +5,7 @@ import pytest
 import apps.doctor
 from apps.doctor import DISTRIBUTION, Finding, findings, machine
 from apps.main import APPS, App, main
+from language.hf.locate import OLDEST
 
 
 @pytest.mark.parametrize(
@@ -50,6 +51,18 @@ def test_what_is_missing_comes_with_its_command(monkeypatch, capsys, extra, comm
     assert main(["doctor"]) == code
     out = " ".join(capsys.readouterr().out.split())
     assert f"{extra}: zarr missing or too old: {command}" in out
+
+
+@pytest.mark.fault("46 A1")
+def test_an_installed_release_below_the_floor_is_named(monkeypatch, capsys):
+    """Of transformers, whose older models ignore the cache that block gates give them."""
+    floor = next(one.wanted for one in findings() if one[:2] == ("language", "transformers"))
+    found = [Finding("language", "transformers", f">={OLDEST}", "5.23.0")]
+    assert Finding("language", "transformers", floor, OLDEST).fine
+    monkeypatch.setattr(apps.doctor, "findings", lambda: found)
+    assert main(["doctor"]) == 1
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"language: transformers (5.23.0, wanted >={OLDEST}) missing or too old: pip" in out
 
 
 def test_a_whole_installation_is_fine(monkeypatch, capsys):

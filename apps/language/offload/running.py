@@ -17,9 +17,10 @@ from harness.command.verbs import Place
 from harness.runs.cost import interleaved_times
 from harness.runs.terminal import working
 from language.generation import generate as continued
+from language.hf.locate import require_transformers
 from language.hf.model_folder import read_marks
 from language.hf.pregating import restore_pregates
-from language.hf.pretrained import Pretrained, pretrained_folder, require_transformers
+from language.hf.pretrained import Pretrained, pretrained_folder
 from language.offload.guesses import FROM_PROFILE, Profile
 from language.offload.loading import load_offloaded
 from language.offload.setup import Setup

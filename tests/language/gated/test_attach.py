@@ -20,7 +20,6 @@ FAMILIES = (
     *("Olmo", "Bloom"),
 )  # as in conftest.py
 PEFT = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
-ENABLE = "activation_checkpointing_enable"  # the name from transformers 5.24 on
 HALF = {"bias_init": 0.0}
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -79,7 +78,7 @@ def test_gates_alone_have_gradients_with_checkpointing_as_well(name, tiny, token
     found = []
     for checkpointing in (False, True):
         if checkpointing:
-            getattr(model, ENABLE, model.gradient_checkpointing_enable)()
+            model.activation_checkpointing_enable()
         model.train().zero_grad()
         model(tokens, labels=tokens).loss.backward()
         found.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})

@@ -1,5 +1,6 @@
 """Attention modules of several families, and models that have none that fits."""
 
+import inspect
 import sys
 
 import pytest
@@ -10,7 +11,8 @@ from torch import nn
 from core_gates.errors import GatesError, MissingExtraError
 from language.gated.attach import attach_output_gate
 from language.hf.gate_file import fingerprint
-from language.hf.locate import locate_attention
+from language.hf.locate import OLDEST, locate_attention
+from language.hf.pretrained import open_model
 from language.seer.attach import attach_block_gates
 
 SIZES = {
@@ -94,3 +96,18 @@ def test_other_models_are_refused(refuses, monkeypatch):
     )  # fmt: skip
     monkeypatch.setitem(sys.modules, "transformers", None)
     refuses(MissingExtraError, ("needs transformers", lambda: locate_attention(nn.Linear(2, 2))))
+
+
+@pytest.mark.fault("46 A1")
+def test_a_release_whose_models_ignore_our_cache_is_refused_by_name(tmp_path, monkeypatch, refuses):
+    """Below it, a model that is given ``cache=`` forgets all tokens but those of the call."""
+    model = meta("Llama")
+    monkeypatch.setattr(transformers, "__version__", "5.23.0")
+    line = rf"^transformers 5\.23\.0 is too old, expected {OLDEST} or newer.*: pip install [^\n]*$"
+    refuses(
+        GatesError,
+        (line, lambda: attach_block_gates(model)),
+        (line, lambda: attach_output_gate(model)),
+        (line, lambda: open_model(tmp_path)),
+    )
+    assert "cache" in inspect.signature(transformers.LlamaModel.forward).parameters
