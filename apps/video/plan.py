@@ -219,6 +219,8 @@ def plan(
         device: What is assumed of a GPU.
         overlap: Assume that exchange and arithmetic take place at the same time.
     """
+    if model is not None and shape != SHAPE:
+        raise GatesError("--model and --shape are both given: leave one of them out")
     if model is None and shape == SHAPE and (place.run_folder.path / MODEL).is_dir():
         model = str(place_of(place, None))
     print(f"planned: {model or f'{shape.network} with made-up columns'}")

@@ -101,6 +101,15 @@ def prepare(
     if folder.is_file():
         raise GatesError(f"{folder} is a file and no folder: choose another --output")
     if table != NO_TABLE:
+        other: dict[str, object] = {
+            "download": download, "history": history, "means": means, "strict": strict,
+            "split": split != "standard", "drop_invalid": drop_invalid,
+        }  # fmt: skip
+        if unread := [name for name, value in other.items() if value]:
+            raise GatesError(
+                f"--{unread[0]} is for logs in KuaiRand's format, and not for a --table: leave "
+                "it out"
+            )
         _draft(source, table, folder)
         return
     if download is not None:

@@ -124,6 +124,12 @@ def test_wrong_options_are_one_line(planned, wrong, words):
     of_shape = {name: value for name, value in wrong.items() if hasattr(SHAPE, name)}
     others = {name: value for name, value in wrong.items() if name not in of_shape}
     with pytest.raises(GatesError) as caught:
-        planned(shape=replace(SHAPE, **of_shape), **others)
+        planned(**others, **({} if "model" in wrong else {"shape": replace(SHAPE, **of_shape)}))
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.fault("46 R3")
+def test_a_shape_next_to_a_model_is_refused(planned, model_folder):
+    with pytest.raises(GatesError, match="--model and --shape are both given"):
+        planned(shape=SHAPE, model=str(model_folder))

@@ -162,6 +162,26 @@ def test_wrong_columns_and_an_output_that_is_a_file_are_refused(prepare, tmp_pat
     assert file.is_file()
 
 
+@pytest.mark.fault("46 R3")
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("download", "pure"),
+        ("history", 20),
+        ("means", ("click",)),
+        ("strict", True),
+        ("split", "none"),
+        ("drop_invalid", True),
+    ],
+)
+def test_options_of_a_release_are_refused_with_a_table(prepare, tmp_path, name, value):
+    log = tmp_path / "log.parquet"
+    table().write_parquet(log)
+    with pytest.raises(GatesError, match=f"--{name} is for logs in KuaiRand's format"):
+        prepare(log, table=Columns(("click",)), **{name: value})
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.fault("video V32")
 @pytest.mark.parametrize("kept", ["thesis.tex", "rows.parquet", "data"])
 def test_a_folder_with_other_files_is_not_replaced(release, prepare, tmp_path, kept):
