@@ -98,7 +98,7 @@ def infer_schema(
     features, other numbers dense ones, lists the history of the sparse feature whose values they
     hold. Where user and item are named, the product of what describes users and what describes
     items is an input, too. Left out are constant columns, dates, numbers of rows, text that is
-    different in nearly every row, and columns that are or predict a label: by AUC above 0.99 alone.
+    different in nearly every row, and columns that are or predict a label: by AUC above 0.95 alone.
 
     Args:
         table: Training rows; a part of many.
@@ -216,26 +216,36 @@ class _Draft:
     def _flat(self, column: pl.Series) -> Sparse | Dense | None:
         """Return the feature of a column without lists; None if it is left out."""
         name, reason = column.name, self._useless(column)
-        reason = reason or self._equals_label(column)
-        task, area = ("", 0.5) if reason else self._strongest(column)
-        if area > SUSPICIOUS:
-            reason = f"it predicts the label {task!r} alone, with AUC {area:.3f}"
-        if reason:
+        if reason := reason or self._equals_label(column):
             self._leave_out(name, reason)
             return None
-        distinct, side = column.n_unique(), self._side(name)
-        asked = f"; AUC {area:.2f} alone for {task!r}: is it known before?" if area > STRONG else ""
+        feature, why = self._drafted(column)
+        task, area = self._strongest(column)
+        if area > SUSPICIOUS:
+            part = "sparse" if isinstance(feature, Sparse) else "dense"
+            self._leave_out(
+                name,
+                f"it predicts the label {task!r} alone, with AUC {area:.3f}; if it is known "
+                f"before, put it back: add {_changed(feature)} to `{part}` of the schema",
+            )
+            return None
+        if area > STRONG:
+            why += f"; AUC {area:.2f} alone for {task!r}: is it known before?"
+        self.notes[name] = Note(name, "sparse" if isinstance(feature, Sparse) else "dense", why)
+        return feature
+
+    def _drafted(self, column: pl.Series) -> tuple[Sparse | Dense, str]:
+        """Return the feature that a column may be, and why."""
+        name, distinct, side = column.name, column.n_unique(), self._side(column.name)
         if why := self._as_category(column, distinct):
             min_count = 2 if distinct > MANY else 1
             rare = ", rare ones unknown" if min_count > 1 else ""
-            self.notes[name] = Note(name, "sparse", f"{why}{rare}, side {side}{asked}")
-            return Sparse(name, side=side, min_count=min_count)
+            return Sparse(name, side=side, min_count=min_count), f"{why}{rare}, side {side}"
         heavy = _heavy_tailed(column)
-        tail = ", heavy-tailed" if heavy else ""
+        why = f"{distinct} numbers{', heavy-tailed' if heavy else ''}, side {side}"
         if not heavy and column.dtype.is_integer() and distinct * REPEATED <= len(column):
-            asked += "; each occurs often: an identifier should be named as item, or be sparse"
-        self.notes[name] = Note(name, "dense", f"{distinct} numbers{tail}, side {side}{asked}")
-        return Dense(name, "log_standardize" if heavy else "standardize", side=side)
+            why += "; each occurs often: an identifier should be named as item, or be sparse"
+        return Dense(name, "log_standardize" if heavy else "standardize", side=side), why
 
     def _as_category(self, column: pl.Series, distinct: int) -> str:
         """Return why a column is a category; empty if it is a number."""

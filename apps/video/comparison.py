@@ -16,7 +16,7 @@ from harness.evidence import Bar, Row
 from harness.experiment import ROUNDED, Arrays, Choice, Job, Piece, Run, Setting
 from harness.runs.terminal import stepping, working
 from recsys.data.datamodule import TableDataModule
-from recsys.data.doubts import of_hierarchy, of_loss
+from recsys.data.doubts import of_hierarchy, of_loss, of_rates
 from recsys.data.tables import table_digest
 from recsys.diagnosis.expert_report import ExpertReport
 from recsys.experiments import (
@@ -373,6 +373,13 @@ class Comparison(Splits):
             sliced = self.slices(found, RANDOM) if slices else []
         faults = self.faults(chosen) if experts else []
         doubts = self._doubts(made, found)
+        rates = [
+            line
+            for name in self.contest.entries
+            if name in found
+            for line in of_rates(name, self.tasks(), self.test(), np.mean(found[name], 0))
+        ]
+        doubts += [line for line in rates if line.startswith("WARNING")]
         data = self.data(self.folds[0])
         self.run.finish(
             [*made, *_averaged(self._measured), *sliced, *faults, *further.rows],
@@ -391,7 +398,7 @@ class Comparison(Splits):
             notes=[*data.notes, *further.notes, *self._notes, *doubts],
             **facts,
         )
-        for line in doubts:
+        for line in [*dict.fromkeys([*rates, *doubts])]:
             print(line)
 
     def _bars(

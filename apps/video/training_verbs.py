@@ -24,8 +24,9 @@ from harness.report.page import Page
 from harness.runs.callbacks import load_weights
 from recsys.baselines import BaseRates
 from recsys.data.datamodule import TableDataModule, data_module
-from recsys.data.doubts import of_hierarchy, of_loss
+from recsys.data.doubts import of_hierarchy, of_loss, of_rates
 from recsys.data.table_files import SUFFIXES
+from recsys.data.tables import Part
 from recsys.experiments import (
     Claims,
     Contest,
@@ -285,8 +286,15 @@ class BaseRateLine(Callback):
         data: TableDataModule = trainer.datamodule  # type: ignore[attr-defined]
         for line in [*getattr(data, "doubts", ()), *of_hierarchy([pl_module.net], data.schema)]:
             print(line)
+        data.batch(held_out(data))  # so that a fault of theirs is found before the training
         rates, rows = base_rates_of(data, pl_module.intercepts), data.batch("validation")
         print(f"validation loss of base rates: {summed_log_loss_of(rows, rates):.4f}")
+
+
+def held_out(data: TableDataModule | ParquetStream) -> Part:
+    """Return the part by which calibration is judged: that for tests, if it is in memory."""
+    tested = isinstance(data, TableDataModule) and len(data.table("test"))
+    return "test" if tested else "validation"
 
 
 def base_rates_of(data: TableDataModule | ParquetStream, intercepts: str | None) -> Probabilities:
@@ -345,6 +353,9 @@ def keep_model(
     print(f"validation loss of {module.net}: {loss:.4f}, of base rates: {least:.4f}")
     for line in of_loss(module.net, loss, gap_of([own], [base], rows)):
         print(f"WARNING: {line}")
+    held = data.batch(held_out(data))
+    for line in of_rates(module.net, data.schema.task_names, held, probabilities(ranker, held)):
+        print(line)
     run.store("weights", Arrays()).keep(piece, ranker.state_dict(), objects=objects)
     count = ranker.count_params()
     dense = count["net"] + count["encoders"]

@@ -87,7 +87,7 @@ def _strongest(
 
 
 STRONG = 0.9  # AUC of a column alone that is worth a question
-SUSPICIOUS = 0.99
+SUSPICIOUS = 0.95
 """AUC from which a column is taken for a label, or for what is known only after it."""
 
 Counts = tuple[NDArray[np.int64], NDArray[np.int64]]

@@ -16,6 +16,7 @@ from core_gates.errors import GatesError, check_at_least, check_option
 from harness.files import Data
 from recsys.columns.hashing import bucket, hash_integers
 from recsys.data.doubts import of_rows
+from recsys.data.leaks import find_leaks
 from recsys.data.tables import (
     PARTS,
     Part,
@@ -31,6 +32,7 @@ from recsys.transform import FeatureTransform
 
 CHUNK = 2**20  # rows that are encoded before they are packed
 LARGEST = 2**31
+MOST_ROWS = 200_000  # that are searched for leaks
 
 
 class PackedRows:
@@ -302,7 +304,9 @@ class TableDataModule(L.LightningDataModule):
     @property
     def doubts(self) -> tuple[str, ...]:
         """What makes results on these rows doubtful."""
-        return (*of_rows(self.tables), *self._seen)
+        some = self.tables.train[:: -(-len(self.tables.train) // MOST_ROWS) or 1]
+        leaks = map(str, find_leaks(some, self.tables.schema))
+        return (*of_rows(self.tables), *self._seen, *leaks)
 
     def table(self, part: Part) -> pl.DataFrame:
         """Return the raw rows of a part, in the order of :meth:`rows`."""

@@ -5,18 +5,22 @@ Each line tells what was found and what to do.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from harness.evidence import Row
 from recsys.data.tables import RankingTables
+from recsys.inputs import Batch
 from recsys.schema import FeatureSchema
 from recsys.transform.targets import read_targets
 
 FEWEST = 1_000  # training rows, below which a result is mostly chance
 MISSING_USERS = 0.01  # of the training rows, from which they are told
 HIERARCHICAL = "HoME"
+RIGHT = 0.8, 1.25  # predicted over observed
+POSITIVES = 100  # held out, from which predicted over observed is judged
 
 
 def of_rows(tables: RankingTables) -> tuple[str, ...]:
@@ -68,3 +72,29 @@ def of_loss(method: str, loss: float, gap: Row) -> tuple[str, ...]:
         f"{loss - gap.value:.4f}, difference [{gap.low:.4f}, {gap.high:.4f}]: it is not worth "
         "serving; see the notes on the rows, give it more of them, or larger penalties",
     )
+
+
+def of_rates(
+    method: str, tasks: Iterable[str], rows: Batch, found: NDArray[np.float64]
+) -> Iterator[str]:
+    """Yield predicted over observed of all tasks in one line, then one for each that is far off.
+
+    Args:
+        method: Name of the network.
+        tasks: T names.
+        rows: Held out (N,).
+        found: Probabilities (N, T).
+    """
+    labels, mask = rows.labels.double().numpy(), rows.mask.numpy()
+    weight, positives = mask * rows.weight.double().numpy()[:, None], (mask * labels).sum(0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = (weight * found).sum(0) / (weight * labels).sum(0)
+    known = [(t, r, n) for t, r, n in zip(tasks, ratios, positives, strict=True) if n > 0]
+    yield f"{method}, predicted over observed: " + ", ".join(f"{t} {r:.2f}" for t, r, _ in known)
+    for task, ratio, count in known:
+        if count >= POSITIVES and not RIGHT[0] <= ratio <= RIGHT[1]:
+            yield (
+                f"WARNING: {method} predicts {task} {ratio:.2f} times as often as it occurs, "
+                f"{count:,.0f} times in the rows held out: give the model `intercepts: "
+                "validation`, or train on more recent rows"
+            )
