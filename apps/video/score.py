@@ -18,9 +18,11 @@ from harness.command.verbs import Place
 from harness.files import content_digest, remove, replacing, require_apart, write_json
 from harness.runs.terminal import counting
 from recsys.columns.canonical import UNREADABLE, RowError, canonical, numbers_of
+from recsys.columns.hashing import QuantileSketch
 from recsys.data.readers.files import Part, find_parts, located
 from recsys.model_folder import read_settings
 from recsys.table_scorer import Model, chosen_tasks, read_model, refuse_infinite
+from recsys.transform.fitting import has_shifted, places_of
 from video_multitask.scorer import Fusion, fusion_of
 
 RECORD, ORIGIN = "record.json", b"gates"
@@ -147,6 +149,8 @@ class ShardWriter:
     Attributes:
         rows: Rows that were scored.
         unknown: (F,) rows among them in which a sparse column has a value unseen in training.
+        counts: Numbers of each dense column by where they lie, see
+            :func:`recsys.transform.fitting.places_of`.
     """
 
     def __init__(
@@ -159,6 +163,9 @@ class ShardWriter:
         self.known, self.version, self.scorer = known, *model
         self.tasks, self.fusion = tuple(tasks), fusion
         self.rows, self.unknown = 0, np.zeros(len(self.scorer.sparse_names), np.int64)
+        self.ranges = self.scorer.transform.fitted.ranges
+        self.counts = {name: np.zeros(5, np.int64) for name in self.ranges}
+        self._numbers = {name: QuantileSketch() for name in self.ranges}
 
     def write(
         self, part: Part, path: Path, keys: Sequence[str], footer: Mapping[bytes, bytes]
@@ -202,6 +209,10 @@ class ShardWriter:
         refuse_infinite({"p": scored.probabilities}, self.version)
         self.rows += len(block)
         self.unknown += scored.unknown.sum(0)
+        for name, known in self.ranges.items():
+            numbers = self.scorer.transform.numbers(block, name)
+            self.counts[name] += places_of(numbers, known)
+            self._numbers[name].add(numbers[~np.isnan(numbers)])
         copied = block.select(keys)
         copied = copied.with_columns(_integers(c) for c in copied if self._is_integer(c.name))
         names = self.scorer.task_names
@@ -213,7 +224,24 @@ class ShardWriter:
         return copied.with_columns(columns)
 
     def doubts(self) -> Iterator[str]:
-        """Yield how many rows have a value unseen in training, for each column with one."""
+        """Yield how many rows have values that training had not, for each column with one."""
+        for name, (low, _, median, _, high) in self.ranges.items():
+            rows, below, above, *_ = self.counts[name].tolist()
+            ends = (
+                (below, "below the training minimum", low),
+                (above, "above the training maximum", high),
+            )
+            said = [f"{n / rows:.1%} of the rows {where} {end:,.6g}" for n, where, end in ends if n]
+            if shifted := has_shifted(self.counts[name]):
+                found = float(self._numbers[name].quantiles(0.5))
+                times, both = (
+                    f"{found / (median or 1):,.4g} times",
+                    f"{found:,.6g}, not {median:,.6g}",
+                )
+                said.append(f"median {times if found * median > 0 else both}")
+            if said:
+                warns = shifted or below + above >= LEAST * rows
+                yield f"{'WARNING: ' * warns}{name}: {', '.join(said)}"
         for name, count in zip(self.scorer.sparse_names, self.unknown.tolist(), strict=True):
             if not count:
                 continue

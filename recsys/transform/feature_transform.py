@@ -209,6 +209,10 @@ class FeatureTransform:
         """Number of dense inputs."""
         return len(self.dense_names)
 
+    def numbers(self, table: pl.DataFrame, name: str) -> NDArray[np.float64]:
+        """Return the numbers (N,) of a dense column, NaN where missing."""
+        return numbers_of(self._column(table, name))
+
     def fit(self, table: pl.DataFrame) -> FeatureTransform:
         """Learn from the training rows; what was learned before is forgotten.
 
@@ -221,7 +225,7 @@ class FeatureTransform:
         """Learn from training rows that do not fit into memory, see :meth:`fit`."""
         fitting = _collected(self.schema, tables, self.missing)
         self.tables, self.scalers = fitting.tables(), fitting.scalers()
-        self.fitted = fitting.fitted
+        self.fitted = fitting.fitted._replace(ranges=fitting.ranges())
         return self
 
     def grow(self, table: pl.DataFrame) -> FeatureTransform:
@@ -299,7 +303,7 @@ class FeatureTransform:
         number, width = 0, self.dense_width // 2
         bucketed = len(self.schema.sparse) + len(self.schema.crossed)
         for feature in self.schema.dense:
-            numbers = numbers_of(self._column(table, feature.name))
+            numbers = self.numbers(table, feature.name)
             scaler = self.scalers[feature.name]
             if isinstance(scaler, Buckets):
                 sparse[:, bucketed] = scaler.rows(numbers)

@@ -34,6 +34,8 @@ Floats = NDArray[np.float64]
 
 LARGEST = 1e18  # of a scaled number: its square is still a finite float32
 SMALLEST = 1e-300  # standard deviation whose inverse is finite
+SHIFT = 3.0  # quartile ranges of the training rows, beyond which a median has shifted
+FEWEST = 20  # numbers that have a median
 
 
 class Scaler(NamedTuple):
@@ -84,6 +86,27 @@ class Buckets(NamedTuple):
         found = FIRST + np.searchsorted(self.edges, numbers, side="right")
         found[np.isnan(numbers)] = MISSING
         return found
+
+
+def places_of(numbers: Floats, known: Sequence[float]) -> NDArray[np.int64]:
+    """Return how many numbers (N,) are known, below, above, far below and far above those known.
+
+    Far is more than three quartile ranges from the median.
+
+    Args:
+        numbers: NaN where missing.
+        known: Smallest, quartiles and largest of the training rows.
+    """
+    low, first, median, third, high = known
+    far = SHIFT * (third - first)
+    places = ~np.isnan(numbers), numbers < low, numbers > high
+    places += numbers < median - far, numbers > median + far
+    return np.array([np.count_nonzero(one) for one in places])
+
+
+def has_shifted(counts: NDArray[np.int64]) -> bool:
+    """Return whether most of the counted numbers, and so their median, are far; not of a few."""
+    return bool(counts[0] >= FEWEST and 2 * counts[3:].max() > counts[0])
 
 
 def signed_log(numbers: Floats) -> Floats:
@@ -139,15 +162,24 @@ class DenseStatistics:
         feature: The column.
         moments: Of its numbers, or of their logarithms.
         sketch: Of its numbers, for buckets.
+        spread: Of its numbers, for quartiles.
+        low: Smallest number.
+        high: Largest number.
     """
 
     feature: Dense
     moments: Moments = field(default_factory=Moments)
     sketch: QuantileSketch = field(default_factory=QuantileSketch)
+    spread: QuantileSketch = field(default_factory=lambda: QuantileSketch(2**12))
+    low: float = math.inf
+    high: float = -math.inf
 
     def add(self, numbers: Floats) -> None:
         """Add numbers (N,), NaN where missing."""
         known = numbers[~np.isnan(numbers)]
+        self.low = min(self.low, float(known.min(initial=math.inf)))
+        self.high = max(self.high, float(known.max(initial=-math.inf)))
+        self.spread.add(known)
         if self.feature.scaling == "buckets":
             self.sketch.add(known)
         elif self.feature.scaling != "none":
@@ -195,11 +227,14 @@ class Fitted(NamedTuple):
         first: Earliest value of the schema's time column, as ISO 8601 where it has dates; None
             without one.
         last: Latest value of it.
+        ranges: Smallest, quartiles and largest of each dense column with numbers; those of the
+            first rows if more were learned from later.
     """
 
     rows: int = 0
     first: Time | None = None
     last: Time | None = None
+    ranges: Mapping[str, Sequence[float]] = {}
 
     def joined(self, other: Fitted) -> Fitted:
         """Return both together.
@@ -215,7 +250,7 @@ class Fitted(NamedTuple):
                 f"the time column holds {other.first!r} after {self.first!r}: write all tables "
                 "with one type of time"
             ) from error
-        return Fitted(self.rows + other.rows, first, last)
+        return self._replace(rows=self.rows + other.rows, first=first, last=last)
 
     @classmethod
     def of(cls, table: pl.DataFrame, time: str) -> Fitted:
@@ -308,6 +343,14 @@ class Fitting:
     def scalers(self) -> dict[str, Scaler | Buckets]:
         """Return how every dense column is scaled."""
         return {name: statistics.finish() for name, statistics in self._dense.items()}
+
+    def ranges(self) -> dict[str, list[float]]:
+        """Return ends and quartiles of every dense column that has numbers."""
+        return {
+            name: [one.low, *one.spread.quantiles([0.25, 0.5, 0.75]).tolist(), one.high]
+            for name, one in self._dense.items()
+            if one.low <= one.high
+        }
 
     def grown(self, old: Mapping[str, Table]) -> dict[str, Table]:
         """Return tables with the values of these rows appended, old rows as they are."""

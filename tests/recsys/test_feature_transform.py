@@ -118,7 +118,7 @@ def test_all_rows_lie_within_the_sizes(transform, table):
 
 
 def test_what_was_fitted_is_remembered(transform):
-    assert tuple(transform.fitted) == (6, 1, 6)
+    assert transform.fitted[:3] == (6, 1, 6)
 
 
 def test_batch(transform, table):
@@ -328,7 +328,7 @@ def test_growth_keeps_every_row_and_scale(transform, table):
     same(grown.encode(table), transform.encode(table))
     assert grown.encode(day).sparse[:, :2].tolist() == [[4, 4]] * 6
     assert transform.encode(day).sparse[:, :2].tolist() == [[0, 0]] * 6
-    assert (grown.sizes["book"], tuple(grown.fitted)) == (transform.sizes["book"] + 1, (12, 1, 9))
+    assert (grown.sizes["book"], grown.fitted[:3]) == (transform.sizes["book"] + 1, (12, 1, 9))
 
 
 HISTORIES = {
@@ -435,10 +435,10 @@ def test_dates_of_the_training_rows_are_kept(tmp_path):
     schema = FeatureSchema(tasks=(Task("y"),), sparse=(Sparse("c"),), time="at")
     days = [datetime.date(2022, 4, 9), datetime.date(2022, 4, 8)]
     made = FeatureTransform(schema).fit(pl.DataFrame({"c": [1, 2], "at": days}))
-    assert tuple(made.fitted) == (2, "2022-04-08", "2022-04-09")
+    assert made.fitted[:3] == (2, "2022-04-08", "2022-04-09")
     loaded = FeatureTransform.load(made.save(tmp_path / "t"))
     later = pl.DataFrame({"c": [3], "at": [datetime.date(2022, 4, 10)]})
-    assert tuple(loaded.grow(later).fitted) == (3, "2022-04-08", "2022-04-10")
+    assert loaded.grow(later).fitted[:3] == (3, "2022-04-08", "2022-04-10")
     with pytest.raises(GatesError, match="the time column holds 5 after '2022-04-08'"):
         loaded.grow(pl.DataFrame({"c": [3], "at": [5]}))
 

@@ -34,6 +34,7 @@ from recsys.columns.canonical import (
 from recsys.schema import Dense, FeatureSchema, History, Sparse
 from recsys.table_scorer import Model, chosen_tasks, read_model, refuse_infinite
 from recsys.transform import FeatureTransform
+from recsys.transform.fitting import has_shifted, places_of
 from recsys.vocabulary import HashedValues, Vocabulary
 from video_multitask.scorer import Fusion, Powers, fusion_of
 from video_multitask.service.contract import Arrays, Kind, RefusedError, columns_of, mapping_of
@@ -289,6 +290,7 @@ class RankingScorer:
         self.fusion, self.unknown = fusion, unknown
         self.reader = RequestReader(self.tables.transform, self.tables.task_names)
         self._of_user = set(fields_of_user(self.tables.schema))
+        self._ranges = self.tables.transform.fitted.ranges
 
     @property
     def interface(self) -> dict[str, str]:
@@ -350,7 +352,21 @@ class RankingScorer:
         }
         if "score" in found:
             answer["scores"] = found["score"][order].tolist()
-        return answer | {"unknown": counts}
+        return answer | {"unknown": counts, "numbers": self._numbers(request)}
+
+    def _numbers(self, request: Request) -> dict[str, dict[str, int]]:
+        """Return how many numbers of each field lie outside those of training, where some do.
+
+        ``shifted`` is 1 where their median is far from that of training.
+        """
+        found = {}
+        for name, known in self._ranges.items():
+            values = request.columns.get(name, [request.fixed.get(name)])
+            counts = places_of(np.array(values, np.float64), known)
+            one = {"outside": int(counts[1] + counts[2]), "shifted": int(has_shifted(counts))}
+            if any(one.values()):
+                found[name] = one
+        return found
 
     def _differ(self, request: Request) -> bool:
         """Return whether the candidates have separate values of a field of the user."""

@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import FrameType
@@ -183,6 +183,10 @@ class Metrics:
             "gates_swaps", "New model folders, by what became of them", ["outcome"],
             registry=self.registry,
         )  # fmt: skip
+        self._numbers = Counter(
+            "gates_numbers", "Numbers outside those of training, and shifted medians of requests",
+            ["field", "what"], registry=self.registry,
+        )  # fmt: skip
         for outcome in ("swapped", "refused"):
             self._swaps.labels(outcome)
 
@@ -196,6 +200,12 @@ class Metrics:
         """Count a batch."""
         self._batch_requests.observe(requests)
         self._batch_rows.observe(rows)
+
+    def numbers(self, found: Mapping[str, Mapping[str, int]]) -> None:
+        """Count numbers ``outside`` those of training and ``shifted`` medians, field by field."""
+        for field, counts in found.items():
+            for what, count in counts.items():
+                self._numbers.labels(field, what).inc(count)
 
     def model(self, version: str) -> None:
         """Note which model is in service."""
@@ -271,7 +281,9 @@ class Service:
         for name, array in found.items():
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise ValueError(f"{name} is not finite in the results of {scorer.version}")
-        return scorer.answer(wanted, found), scorer.version
+        answer = scorer.answer(wanted, found)
+        self.metrics.numbers(answer.get("numbers", {}) if isinstance(answer, dict) else {})
+        return answer, scorer.version
 
     def close(self) -> None:
         """Finish what waits, then stop."""

@@ -145,6 +145,26 @@ def test_unseen_values_are_a_warning_where_they_are_many_or_far_above_validation
     assert (before is None) == ("validated" not in line)
 
 
+@pytest.mark.fault("46 R4")
+def test_a_column_in_another_unit_is_told(shop, world, capsys):
+    """Age in another unit; then a few rows below those of training; then as in training."""
+    low, _, middle, _, high = world.model.scorer.transform.fitted.ranges["age"]
+    table = shop.rows(200, 4).with_columns(age=pl.lit(middle * 1000.0))
+    table.write_parquet(world.tmp / "days.parquet")
+    world.run(world.tmp / "days.parquet")
+    said = capsys.readouterr().out
+    assert f"WARNING: age: 100.0% of the rows above the training maximum {high:g}, median " in said
+    assert ", median 1,000 times\n" in said
+    some = pl.when(pl.int_range(pl.len()) < 4).then(pl.lit(low - 1)).otherwise(middle)
+    table.with_columns(age=some).write_parquet(world.tmp / "few.parquet")
+    world.run(world.tmp / "few.parquet", output=str(world.tmp / "few"))
+    said = capsys.readouterr().out
+    assert f"\nage: 2.0% of the rows below the training minimum {low:g}\n" in f"\n{said}"
+    table.with_columns(age=middle).write_parquet(world.tmp / "same.parquet")
+    world.run(world.tmp / "same.parquet", output=str(world.tmp / "same"))
+    assert "age:" not in capsys.readouterr().out
+
+
 def test_names_that_collide_are_refused(shop, world):
     taken = shop.rows(5).with_columns(p_buy=pl.lit(3), score=pl.lit(1))
     taken.write_parquet(world.tmp / "t.parquet")

@@ -246,6 +246,28 @@ def test_values_that_training_has_not_seen_are_counted_or_refused(shop, scorer, 
     assert "scores" not in ask(strict, content)[0]
 
 
+@pytest.mark.fault("46 R4")
+def test_numbers_outside_those_of_training_are_counted_and_not_refused(shop, scorer):
+    content = shop.request(shop.rows(30))
+    content["user"]["age"] = -5
+    for candidate in content["candidates"]:
+        candidate["price"] = 9.0
+    content["candidates"][3]["price"], content["candidates"][4]["price"] = 97_300, None
+    (answer,) = ask(scorer, content)
+    assert len(answer["probabilities"]) == 30
+    assert answer["numbers"] == {
+        "age": {"outside": 1, "shifted": 0}, "price": {"outside": 1, "shifted": 0},
+    }  # fmt: skip
+    for candidate in content["candidates"]:
+        candidate["price"] = 9000.0
+    (answer,) = ask(scorer, content)
+    assert answer["numbers"]["price"] == {"outside": 30, "shifted": 1}
+    content["user"]["age"] = None
+    for candidate in content["candidates"]:
+        candidate["price"] = 9.0
+    assert ask(scorer, content)[0]["numbers"] == {}
+
+
 def test_without_a_score_nothing_is_best(shop, model_folder):
     plain = RankingScorer(read_model(model_folder))
     with pytest.raises(GatesError, match="has no fused score: leave it out, or serve with --fused"):

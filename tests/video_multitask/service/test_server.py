@@ -11,12 +11,14 @@ from types import SimpleNamespace
 from urllib.parse import unquote
 
 import httpx
+import polars as pl
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from core_gates.errors import GatesError
 from video_multitask.service.contract import Limits, RefusedError
 from video_multitask.service.load_test import Running
+from video_multitask.service.ranking_scorer import loader
 from video_multitask.service.server import Service, bind, build_app, parse
 
 
@@ -404,6 +406,27 @@ def test_metrics_count_requests_batches_rows_and_the_model(client_of):
     assert (found["gates_batch_rows_count",], found["gates_queue_requests",]) == (1, 0)
     assert found["gates_model_info", "times 2.0"] == 1
     assert found["process_resident_memory_bytes",] > 1e6
+
+
+@pytest.mark.fault("46 R4")
+def test_metrics_count_numbers_outside_those_of_training(shop, model_folder):
+    service = Service(model_folder, loader(unknown="score"))
+    rows = shop.rows(30).with_columns(price=pl.lit(9e6))
+    content = json.dumps(shop.request(rows)).encode()
+
+    async def talk():
+        transport = httpx.ASGITransport(app=build_app(service))
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as http:
+            answers = [await http.post("/score", content=content) for _ in range(2)]
+            return answers, samples((await http.get("/metrics")).text)
+
+    try:
+        answers, found = asyncio.run(talk())
+    finally:
+        service.close()
+    assert [one.json()["numbers"]["price"]["outside"] for one in answers] == [30, 30]
+    assert found["gates_numbers_total", "price", "outside"] == 60
+    assert found["gates_numbers_total", "price", "shifted"] == 2
 
 
 async def refused(http):
