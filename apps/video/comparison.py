@@ -373,13 +373,6 @@ class Comparison(Splits):
             sliced = self.slices(found, RANDOM) if slices else []
         faults = self.faults(chosen) if experts else []
         doubts = self._doubts(made, found)
-        rates = [
-            line
-            for name in self.contest.entries
-            if name in found
-            for line in of_rates(name, self.tasks(), self.test(), np.mean(found[name], 0))
-        ]
-        doubts += [line for line in rates if line.startswith("WARNING")]
         data = self.data(self.folds[0])
         self.run.finish(
             [*made, *_averaged(self._measured), *sliced, *faults, *further.rows],
@@ -398,7 +391,7 @@ class Comparison(Splits):
             notes=[*data.notes, *further.notes, *self._notes, *doubts],
             **facts,
         )
-        for line in [*dict.fromkeys([*rates, *doubts])]:
+        for line in doubts:
             print(line)
 
     def _bars(
@@ -446,7 +439,7 @@ class Comparison(Splits):
     def _doubts(
         self, rows: Sequence[Row], found: Mapping[str, Sequence[Probabilities]]
     ) -> list[str]:
-        """Return which networks do not beat base rates, and whether HoME has no hierarchy."""
+        """Return rates, which networks do not beat base rates, whether HoME has no hierarchy."""
         test, summed = self.test(), [r for r in rows if r.metric == SUMMED and not r.versus]
         losses = {row.method: row.value for row in summed}
         bases = [n for n, e in self.contest.baselines.items() if e["kind"] == BASE and n in losses]
@@ -458,7 +451,11 @@ class Comparison(Splits):
             for base in bases[:1]
             for line in of_loss(name, losses[name], gap_of(found[name], found[base], test))
         ]
-        return [*beaten, *of_hierarchy(nets, self.data(self.folds[0]).schema)]
+        means = {name: np.mean(found[name], 0) for name in entries}
+        rates = [
+            line for n, mean in means.items() for line in of_rates(n, self.tasks(), test, mean)
+        ]
+        return [*rates, *beaten, *of_hierarchy(nets, self.data(self.folds[0]).schema)]
 
     def _epochs(self) -> int:
         """Return the epochs of a training, for its progress; 1 where only steps end it."""

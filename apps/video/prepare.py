@@ -1,6 +1,7 @@
 """``gates video prepare`` and ``simulate``: shards of a log, a table's schema, simulated logs."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -73,9 +74,8 @@ def prepare(
 
     Rows are sorted by time, labelled and joined with the tables of users and videos; further
     columns of the log are kept. What training days teach, vocabularies and scales, is kept with
-    them. With --table.labels, SOURCES is any
-    table, Parquet or CSV: its schema is drafted and written as a configuration that trains,
-    with a report of why each column became what it is, and which ones may leak.
+    them. With --table.labels, SOURCES is any table, Parquet or CSV: its schema is drafted and
+    written as a configuration that trains, with a report of what each column is and may leak.
 
     Args:
         place: Filled in by the command line.
@@ -94,22 +94,15 @@ def prepare(
     """
     if len(sources) > 1:
         raise GatesError(f"prepare takes one folder or table at a time, found {len(sources)}")
-    source = Path(sources[0])
+    source, named = Path(sources[0]), {"download": download, "history": history, "means": means}
     folder = Path(output) if output else place.run_folder.path / "prepared"
     refuse_existing(folder, overwrite=overwrite_output)
     require_apart(folder, [source])
     if folder.is_file():
         raise GatesError(f"{folder} is a file and no folder: choose another --output")
     if table != NO_TABLE:
-        other: dict[str, object] = {
-            "download": download, "history": history, "means": means, "strict": strict,
-            "split": split != "standard", "drop_invalid": drop_invalid,
-        }  # fmt: skip
-        if unread := [name for name, value in other.items() if value]:
-            raise GatesError(
-                f"--{unread[0]} is for logs in KuaiRand's format, and not for a --table: leave "
-                "it out"
-            )
+        named |= {"strict": strict, "split": split != "standard", "drop_invalid": drop_invalid}
+        _refuse_unread(named)
         _draft(source, table, folder)
         return
     if download is not None:
@@ -124,6 +117,13 @@ def prepare(
     if split != "none":
         _learn(folder, split, history, means)
     print(folder)
+
+
+def _refuse_unread(options: Mapping[str, object]) -> None:
+    if unread := [name for name, value in options.items() if value]:
+        raise GatesError(
+            f"--{unread[0]} is for logs in KuaiRand's format, and not for a --table: leave it out"
+        )
 
 
 def _opened(source: Path, *, drop_invalid: bool) -> KuaiRand:

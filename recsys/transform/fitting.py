@@ -99,9 +99,9 @@ def places_of(numbers: Floats, known: Sequence[float]) -> NDArray[np.int64]:
     """
     low, first, median, third, high = known
     far = SHIFT * (third - first)
-    places = ~np.isnan(numbers), numbers < low, numbers > high
-    places += numbers < median - far, numbers > median + far
-    return np.array([np.count_nonzero(one) for one in places])
+    ends = numbers < low, numbers > high
+    further = numbers < median - far, numbers > median + far
+    return np.array([np.count_nonzero(one) for one in (~np.isnan(numbers), *ends, *further)])
 
 
 def has_shifted(counts: NDArray[np.int64]) -> bool:
