@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from core_gates.attention.head_gate import RotaryTable, rotate_by
-from core_gates.attention.seer.decode import BlockSelector, DecodeAttnGate, block_density
+from core_gates.attention.seer.decode import BlockSelector, DecodeAttnGate
 from core_gates.attention.seer.gate import AttnGate
 from core_gates.errors import GatesError, check_option, check_whole
 from core_gates.ops import block_sparse_attention
@@ -27,6 +27,7 @@ from language.seer.attention import (
     Seen,
     attend_to_all,
     register_block_attention,
+    unrotated,
 )
 from language.seer.cache import BlockCache
 
@@ -47,8 +48,10 @@ class BlockGate(nn.Module):
     Attributes:
         selector: Turns scores into blocks; None: attention reads everything.
         attend: Takes the place of all this; None for nothing.
-        density: Mean fraction of the blocks that were kept since a rule was set, over calls that
-            chose; None before the first one.
+        context: Tokens of the sequences that the gate was distilled from; None: not known.
+        density: Fraction of the blocks that were read since a rule was set, of those that
+            causality allows: by ``prefill`` gates in all calls of several tokens, by ``decode``
+            gates in all calls after the prompt; None before the first one.
     """
 
     def __init__(
@@ -61,14 +64,15 @@ class BlockGate(nn.Module):
         self.kind: Kind = "decode" if isinstance(gate, DecodeAttnGate) else "prefill"
         self.selector: BlockSelector | None = None
         self.attend: Attend | None = None
-        self._kept: Tensor | None = None  # their sum and number, which graphs do not guard
+        self.context: int | None = None
+        self._kept: Tensor | None = None  # blocks read and allowed, which graphs do not guard
         self._hooks: list[Any] = []
         self._table: RotaryTable | None = None
         self._cache: Any = None
 
     @property
     def density(self) -> float | None:
-        """The mean fraction, see the attributes of the class."""
+        """The fraction, see the attributes of the class."""
         return None if self._kept is None else float(self._kept[0] / self._kept[1])
 
     def choose_by(self, selector: BlockSelector | None) -> None:
@@ -102,29 +106,34 @@ class BlockGate(nn.Module):
             )
         cache = kwargs.get("cache")
         angles = kwargs.get("position_embeddings")
-        if cache is not None and not isinstance(cache, BlockCache):
-            self._refuse(cache)
+        hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        if not isinstance(cache, BlockCache):
+            self._refuse(cache, hidden.shape[1])
         cos, sin = angles if angles is not None else args[1]
         half = cos.shape[-1] // 2
         self._table = cos[..., :half], sin[..., :half]
         self._cache = cache if isinstance(cache, BlockCache) else None
         if self._cache is not None and self.first:
-            hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
             self._cache.turn(self._table, len(hidden))
 
-    def _refuse(self, cache: Any) -> None:
-        """Refuse a cache of another type, unless its keys are the tokens and that is enough.
+    def _refuse(self, cache: Any, length: int) -> None:
+        """Refuse a cache of another type, or none, unless its keys are all that is needed.
 
         Raises:
             GatesError: It is refused.
         """
-        decodes = self.kind == "decode" and self.selector is not None
-        if (decodes and cache.get_seq_length(self.layer)) or getattr(
-            cache, "is_compileable", False
-        ):
+        decodes = self.kind == "decode"
+        if cache is None:
+            needs, found = decodes, "no cache"
+        else:
+            past = cache.get_seq_length(self.layer)
+            needs = past > 0 and (decodes or length > self.gate.block_size)
+            found = f"a {type(cache).__name__}"
+        if (needs and self.selector is not None) or getattr(cache, "is_compileable", False):
             raise GatesError(
-                f"{self.name} got a {type(cache).__name__}, in which block gates do not find what"
-                " they need: give cache=block_cache(model), a new one for every batch"
+                f"{self.name} got {found}, in which block gates do not find what they need: give"
+                " cache=block_cache(model), a new one for every batch, or"
+                " choose_blocks(model, None) to read everything"
             )
 
     def table(self, length: int) -> RotaryTable:
@@ -143,26 +152,53 @@ class BlockGate(nn.Module):
         cache, self._cache = self._cache, None
         if self.attend is not None:
             return self.attend(self, seen)
-        mask = None if self.selector is None else self.choose(seen, self.selector, cache)
+        if self.selector is None:
+            return attend_to_all(seen)
+        mask = self.choose(seen, self.selector, cache)
+        self._count(seen, mask)
         if mask is None:
             return attend_to_all(seen)
-        density = block_density(mask)
-        kept = torch.stack([density, torch.ones_like(density)])
-        self._kept = kept if self._kept is None else self._kept.to(kept) + kept
         return block_sparse_attention(
             seen.q, seen.k, seen.v, mask, self.gate.block_size,
             scale=seen.scale, padding_mask=seen.padding,
         )  # fmt: skip
 
+    def _count(self, seen: Seen, mask: Tensor | None) -> None:
+        """Add the blocks that a call reads, and those that it might have read."""
+        size, length = self.gate.block_size, seen.k.shape[2]
+        first, place = length - seen.q.shape[2], seen.k.device
+        if self.kind == "prefill":
+            counts, heads = length - first > 1, self.gate.num_heads
+            rows = torch.arange(first // size, (length - 1) // size + 1, device=place)
+        else:
+            counts, heads = first > 0 or mask is not None, self.gate.num_kv_heads
+            rows = torch.arange(first, length, device=place) // size
+        if counts:
+            allowed = (rows + 1).sum() * (heads * len(seen.q))
+            kept = torch.stack([allowed if mask is None else mask.sum(), allowed])
+            self._kept = kept if self._kept is None else self._kept.to(kept) + kept
+
     def choose(
         self, seen: Seen, selector: BlockSelector, cache: BlockCache | None
     ) -> Tensor | None:
-        """Return the kept blocks of a prompt, or of a token that is decoded; None for all."""
+        """Return the kept blocks of a prompt, or of a token that is decoded; None for all.
+
+        A prompt may come in chunks, of which one of a block or less reads everything, as the tokens
+        do that assisted decoding checks; the last rows of each read everything, as of a prompt.
+        """
+        number, length = seen.q.shape[2], seen.k.shape[2]
         if isinstance(self.gate, AttnGate):
-            if not seen.is_prompt:
+            if number == 1 or (number < length and number <= self.gate.block_size):
                 return None
-            return selector(self.gate(*seen.raw(), padding_mask=seen.padding))
-        if cache is None or seen.q.shape[2] > 1:
+            q, k = seen.raw()
+            if number < length and cache is not None:
+                k = unrotated(seen.k, cache.table)
+            logits = self.gate(q, k, padding_mask=seen.padding)
+            mask: Tensor = selector(logits)
+            if number < length and (last := selector.dense_rows):
+                mask[..., -last:, :] |= logits[..., -last:, :] > torch.finfo(logits.dtype).min
+            return mask
+        if cache is None or number > 1:
             return None
         keys = cache.layers[self.layer].keys_for(self.gate, seen, cache.table)
         return selector(self.gate.decode(seen.raw()[0], keys))

@@ -39,11 +39,6 @@ class Seen(NamedTuple):
     padding: Tensor | None
     table: RotaryTable
 
-    @property
-    def is_prompt(self) -> bool:
-        """Whether the queries are all tokens, and more than one."""
-        return self.q.shape[2] == self.k.shape[2] > 1
-
     def raw(self) -> tuple[Tensor, Tensor]:
         """Return queries (B, T, H, D) and the keys of the same tokens (B, T, K, D), not rotated."""
         keys = self.k[:, :, -self.q.shape[2] :]

@@ -179,8 +179,8 @@ class AttnGate(nn.Module):
         once over what its gates then learn from many times.
 
         Args:
-            q: Queries (B, Tq, H, D) before rotation; the last Tq of the Tk positions, from the
-                start of a block.
+            q: Queries (B, Tq, H, D) before rotation; the last Tq of the Tk positions. Of a first
+                block that begins in the middle, the queries that exist are pooled.
             k: Keys (B, Tk, K, D) before rotation.
             padding_mask: True (B, Tk) at tokens to ignore, whatever they hold.
 
@@ -189,16 +189,20 @@ class AttnGate(nn.Module):
         """
         check_tokens(q, k, self.num_heads, self.num_kv_heads)
         offset = k.shape[1] - q.shape[1]
-        if offset < 0 or offset % self.block_size:
+        if offset < 0:
             raise ValueError(
-                f"{q.shape[1]} queries must be the last of {k.shape[1]} positions and begin at a"
-                f" multiple of block_size={self.block_size}"
+                f"{q.shape[1]} queries must be the last of the positions of the keys, got"
+                f" {k.shape[1]} keys"
             )
         q_mask = empty = None
         if padding_mask is not None:
             check_padding_mask(padding_mask, k.shape[:2])
             q_mask = padding_mask[:, offset:]
             empty = pad_to_blocks(padding_mask, self.block_size).all(-1)
+        if lead := offset % self.block_size:
+            none = torch.zeros(q.shape[:2], dtype=torch.bool, device=q.device)
+            q_mask = F.pad(none if q_mask is None else q_mask, (lead, 0), value=True)
+            q = F.pad(q, (0, 0, 0, 0, lead, 0))
         queries = pool_blocks(q, self.block_size, self.q_kinds, padding_mask=q_mask)
         keys = pool_blocks(k, self.block_size, self.k_kinds, padding_mask=padding_mask)
         return PooledBlocks(queries, keys, empty)

@@ -10,6 +10,7 @@ from core_gates.attention.seer.decode import BlockSelector
 from core_gates.errors import GatesError
 from language.seer.attach import (
     attach_block_gates,
+    block_cache,
     block_gates,
     choose_blocks,
     detach_block_gates,
@@ -125,6 +126,80 @@ def test_padding_is_never_attended(tiny, tokens):
     assert_close(logits(model, tokens, attention_mask=mask)[1:, 9:], alone, **CLOSE)
 
 
+def in_chunks(model, tokens, sizes, mask=None):
+    """Return the logits of a prompt that is read in chunks after one cache."""
+    cache, found, begin = block_cache(model), [], 0
+    for size in sizes:
+        seen = None if mask is None else mask[:, : begin + size]
+        part = tokens[:, begin : begin + size]
+        found.append(logits(model, part, cache=cache, attention_mask=seen))
+        begin += size
+    return torch.cat(found, 1)
+
+
+@pytest.mark.fault("46 A4")
+def test_a_prompt_in_chunks_is_sparse_in_each_and_its_density_is_that_of_the_whole(tiny, tokens):
+    model, tokens = tiny(), tokens[:, :24]
+    bare = logits(model, tokens)
+    gates = attach_block_gates(model, block_size=4).values()
+    enlarged({str(number): gate for number, gate in enumerate(gates)})
+    rule = BlockSelector(k=1, dense_rows=0)
+    choose_blocks(model, rule)
+    whole = logits(model, tokens)
+    density = [gate.density for gate in gates]
+    for sizes in ((8, 8, 8), (16, 8), (8, 16)):
+        choose_blocks(model, rule)
+        assert_close(in_chunks(model, tokens, sizes), whole, **CLOSE)
+        assert [gate.density for gate in gates] == density
+    assert (whole - bare).abs().max() > 0.05
+    options = {"max_new_tokens": 4, "do_sample": False}
+    expected = model.generate(tokens, **options)
+    cache = block_cache(model)
+    choose_blocks(model, rule)
+    found = model.generate(tokens, prefill_chunk_size=8, cache=cache, **options)
+    assert found.tolist() == expected.tolist()
+    assert [gate.density for gate in gates] == density
+
+
+@pytest.mark.fault("46 A4")
+def test_chunks_that_begin_inside_a_block_read_what_is_kept_and_the_last_rows(tiny, tokens):
+    model = tiny()
+    mask = torch.ones_like(tokens)
+    mask[1, :9] = 0
+    bare = logits(model, tokens, attention_mask=mask)
+    gates = attach_block_gates(model, block_size=4)
+    enlarged(gates)
+    choose_blocks(model, EVERYTHING)
+    for sizes in ((10, 16), (13, 6, 7)):
+        found = in_chunks(model, tokens, sizes, mask)
+        assert_close(found[mask.bool()], bare[mask.bool()], **CLOSE)
+    assert_close(in_chunks(model, tokens[:1], (5, 7, 14)), bare[:1], **CLOSE)
+    choose_blocks(model, BlockSelector(k=1, dense_rows=9))
+    found = in_chunks(model, tokens[:1], (5, 7, 14))
+    assert_close(found, bare[:1], **CLOSE)
+    assert [gate.density for gate in gates.values()] == [1.0, 1.0]
+    choose_blocks(model, BlockSelector(k=1, dense_rows=1))
+    in_chunks(model, tokens[:1], (8, 16))  # rows of 1, 2 and 3, 4, 5, 6 blocks
+    for gate in gates.values():
+        assert (1 + 2 + 1 + 1 + 1 + 6) / 21 <= gate.density <= (1 + 2 + 2 + 2 + 2 + 6) / 21
+
+
+@pytest.mark.fault("46 A4")
+def test_a_long_chunk_after_another_cache_is_refused_and_a_short_one_counts_as_read(tiny, tokens):
+    model = tiny()
+    gates = attach_block_gates(model, block_size=4)
+    enlarged(gates)
+    choose_blocks(model, BlockSelector(threshold=1.0, dense_rows=0))  # the own block alone
+    with torch.no_grad():
+        cache = model(tokens[:, :12]).cache
+        with pytest.raises(GatesError, match=r"got a DynamicCache.* cache=block_cache\(model\)"):
+            model(tokens[:, 12:], cache=cache)
+        model(tokens[:, 12:15], cache=cache)
+        model(tokens[:, 15:16], cache=cache)  # a token that is decoded is no prompt
+    for gate in gates.values():
+        assert gate.density == pytest.approx((3 + 4) / (1 + 2 + 3 + 4))
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "words"),
     [
@@ -194,7 +269,6 @@ def test_wrong_calls_are_one_line(tiny, tokens, monkeypatch):
         attach_block_gates(model)
     with pytest.raises(GatesError, match="in blocks of 64"):
         choose_blocks(model, BlockSelector(token_budget=64))
-    choose_blocks(model, BlockSelector(**ALL_BLOCKS))
     right = torch.ones_like(tokens)
     right[0, -3:] = 0
     for words, options in (
@@ -209,6 +283,7 @@ def test_wrong_calls_are_one_line(tiny, tokens, monkeypatch):
     with pytest.raises(GatesError, match="not told whether sequences are packed: give attention"):
         model(tokens, position_ids=(torch.arange(26) % 13).repeat(2, 1), use_cache=False)
     monkeypatch.undo()
+    choose_blocks(model, BlockSelector(**ALL_BLOCKS))
     for foreign in ({}, {"cache_implementation": "static"}):
         with pytest.raises(GatesError, match=r"got a (Dynamic|Static)Cache"):
             model.generate(tokens, max_new_tokens=2, **foreign)

@@ -5,7 +5,8 @@ import torch
 from torch.testing import assert_close
 
 from core_gates.attention.seer.decode import BlockSelector
-from language.seer.attach import attach_block_gates, block_cache, choose_blocks
+from core_gates.errors import GatesError
+from language.seer.attach import attach_block_gates, block_cache, block_gates, choose_blocks
 from language.seer.attention import unrotated
 
 BLOCK = 4
@@ -136,3 +137,41 @@ def test_buffers_are_written_in_place_and_the_angles_undo_the_rotation(decoding,
         model(tokens[:, :15])
     raw = unrotated(layer.keys, cache.table)
     assert (raw.flatten(2) - projected[0]).norm() <= 2e-6 * projected[0].norm()
+
+
+@pytest.mark.fault("46 A4")
+def test_the_density_counts_what_assisted_decoding_reads(decoding, tokens):
+    """Several tokens that are checked at once read everything; one alone reads its own block."""
+    model, calls = decoding(), []
+    own = BlockSelector(threshold=1.0)
+    model.model.register_forward_pre_hook(
+        lambda _module, _args, given: calls.append(
+            (given["cache"].get_seq_length(), given["input_ids"].shape[1])
+        ),
+        with_kwargs=True,
+    )
+    prompts = tokens[:1, :5].repeat(1, 3)
+    greedy = continued(model, prompts, own)
+    blocks = [position // BLOCK + 1 for position in range(15, 15 + 13)]
+    for gate in block_gates(model).values():
+        assert gate.density == pytest.approx(13 / sum(blocks))
+    calls.clear()
+    assisted = continued(model, prompts, own, prompt_lookup_num_tokens=3)
+    assert assisted.shape == greedy.shape
+    read = allowed = 0
+    for begin, number in calls[1:]:
+        rows = [position // BLOCK + 1 for position in range(begin, begin + number)]
+        read, allowed = read + (1 if number == 1 else sum(rows)), allowed + sum(rows)
+    assert any(number > 1 for _, number in calls[1:])
+    for gate in block_gates(model).values():
+        assert gate.density == pytest.approx(read / allowed)
+
+
+@pytest.mark.fault("46 A4")
+def test_decoding_without_a_cache_is_refused_in_one_line(decoding, tokens):
+    model = decoding()
+    choose_blocks(model, FEW)
+    with pytest.raises(GatesError, match=r"^\S+ got no cache, .*block_cache\(model\)[^\n]*$"):
+        model.generate(tokens, max_new_tokens=2, use_cache=False)
+    choose_blocks(model, None)
+    assert model(tokens, use_cache=False).logits.isfinite().all()

@@ -94,8 +94,23 @@ def test_later_tokens_do_not_change_earlier_rows(tokens, filled):
         .eq(torch.finfo(torch.float64).min)
         .all()
     )
-    with pytest.raises(ValueError, match="5 queries must be the last of 14 positions"):
-        gate(q[:, 9:], k)
+    with pytest.raises(ValueError, match=r"14 queries must be the last of .* got 9 keys"):
+        gate(q, k[:, :9])
+
+
+@pytest.mark.fault("46 A4")
+def test_queries_may_begin_inside_a_block_of_which_those_that_exist_are_pooled(tokens, filled):
+    gate = filled(AttnGate(4, 2, 6, block_size=4, gate_dim=6, dtype=torch.float64))
+    q, k = tokens(14, 4), tokens(14, 2)
+    same = q.clone()
+    same[:, 8] = q[:, 9:12].mean(1)
+    found = gate(q[:, 9:], k)
+    assert found.shape[-2:] == (2, 4)
+    assert_close(found, gate(same[:, 8:], k))
+    padding = torch.zeros(2, 14, dtype=torch.bool)
+    padding[1, :10] = True
+    masked = [gate(x, k, padding_mask=padding) for x in (q[:, 9:], q)]
+    assert_close(masked[0][1], masked[1][1, :, 2:])
 
 
 @pytest.mark.fault("core A13")
