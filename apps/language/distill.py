@@ -225,6 +225,7 @@ def train_gates(
     L.seed_everything(piece.seed, verbose=False)
     for gate in gates.values():
         gate.gate.reset_parameters()
+        gate.context = piece["context"]
         gate.requires_grad_(True).train()
 
     def load(number: int) -> Mapping[str, Tensor]:

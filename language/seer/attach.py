@@ -2,6 +2,7 @@
 
 import inspect
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
@@ -65,6 +66,7 @@ class BlockGate(nn.Module):
         self.selector: BlockSelector | None = None
         self.attend: Attend | None = None
         self.context: int | None = None
+        self._warned = False
         self._kept: Tensor | None = None  # blocks read and allowed, which graphs do not guard
         self._hooks: list[Any] = []
         self._table: RotaryTable | None = None
@@ -154,6 +156,7 @@ class BlockGate(nn.Module):
             return self.attend(self, seen)
         if self.selector is None:
             return attend_to_all(seen)
+        self._warn(seen.k.shape[2])
         mask = self.choose(seen, self.selector, cache)
         self._count(seen, mask)
         if mask is None:
@@ -162,6 +165,17 @@ class BlockGate(nn.Module):
             seen.q, seen.k, seen.v, mask, self.gate.block_size,
             scale=seen.scale, padding_mask=seen.padding,
         )  # fmt: skip
+
+    def _warn(self, length: int) -> None:
+        """Warn once, in the first layer, of a sequence longer than those that were learned from."""
+        if self.first and self.context is not None and length > self.context and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"block gates were distilled from sequences of {self.context:,} tokens, this one is"
+                " longer: they may choose worse than the first block and the last ones; distill"
+                " with a longer --context",
+                stacklevel=2,
+            )
 
     def _count(self, seen: Seen, mask: Tensor | None) -> None:
         """Add the blocks that a call reads, and those that it might have read."""

@@ -27,9 +27,9 @@ def state_of(gates: Mapping[str, BlockGate]) -> dict[str, Tensor]:
 
 
 def options_of(gates: Mapping[str, BlockGate]) -> dict[str, Any]:
-    """Return the options that gates were attached with."""
+    """Return what gates were attached and distilled with."""
     first = next(iter(gates.values()))
-    return {"kind": first.kind, "block_size": first.gate.block_size}
+    return {"kind": first.kind, "block_size": first.gate.block_size, "context": first.context}
 
 
 def save_block_gates(model: nn.Module, path: str | Path, *, rounded: Round | None = None) -> Path:
@@ -37,8 +37,9 @@ def save_block_gates(model: nn.Module, path: str | Path, *, rounded: Round | Non
 
     Args:
         model: With gates, see :func:`language.seer.attach.attach_block_gates`.
-        path: A ``.safetensors`` file. Its metadata hold kind and block of the gates, and the
-            fingerprint of the base, see :func:`language.hf.gate_file.fingerprint`.
+        path: A ``.safetensors`` file. Its metadata hold kind and block of the gates, the tokens of
+            the sequences that they learned from (``context``), and the fingerprint of the base, see
+            :func:`language.hf.gate_file.fingerprint`.
         rounded: Rounds the parameters, such as ``harness.files.rounding.in_8_bits``.
 
     Returns:
@@ -68,13 +69,17 @@ def load_block_gates(model: nn.Module, path: str | Path) -> dict[str, BlockGate]
             model is then as before.
     """
     options, stored = read_gates(path, model, kind=KIND)
+    context = options.pop("context", None)  # which older files do not have
     before = attached(model, CHILD, BlockGate)
     gates = before or attach_block_gates(model, **options)
     given, tensors = options_of(gates), from_8_bits(stored)
+    del given["context"]
     try:
         copy_into(state_of(gates), tensors, options=options, given=given, path=path)
     except GatesError:
         if not before:
             detach_block_gates(model)
         raise
+    for gate in gates.values():
+        gate.context = context
     return gates

@@ -21,6 +21,7 @@ from harness.report.page import Page
 from language.corpus import Document
 from language.gated.attach import attach_output_gate
 from language.gated.state import save_gates
+from language.hf.gate_file import read_tensors
 from language.seer.attach import attach_block_gates
 from language.seer.attention import attend_to_all
 from language.seer.distillation import BlockGateModule
@@ -77,6 +78,7 @@ def test_gates_are_distilled_once_and_kept_alone(distilled, trained, weights):
     assert logged.keys() == {"train/loss", "train/row_kl", *(f"train/row_kl/{n}" for n in after)}
     assert logged["train/loss"].steps.tolist() == [9, 19, 29]
     assert "--weights" in (path.parent / "README.md").read_text()
+    assert json.loads(read_tensors(path)[0]["options"])["context"] == 16
     before = path.stat().st_mtime_ns
     words = ("--model", weights, "--kind", "prefill", "--name", "prefill", *SIZES, *CORPUS)
     again = trained.succeed("distill", *words, config=None)

@@ -1,5 +1,8 @@
 """Files of block gates: what they restore, and what is refused."""
 
+import json
+import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -54,6 +57,44 @@ def test_gates_return_to_their_base_alone_and_in_8_bits(saved, tiny, tokens, tmp
         bound = weight.abs().amax(-1, keepdim=True) / 127
         assert (weight - rounded).abs().max() > 0
         assert ((weight - rounded).abs() <= bound).all()
+
+
+@pytest.mark.fault("46 A3")
+def test_beyond_the_context_that_gates_learned_from_there_is_one_warning(
+    saved, tiny, tokens, tmp_path
+):
+    model, path = saved
+    longer = torch.cat([tokens, tokens], 1)
+    for gate in block_gates(model).values():
+        gate.context = 26
+    known = save_block_gates(model, tmp_path / "known.safetensors")
+    assert read_gates(known, model, kind="block")[0]["context"] == 26
+    other = tiny()
+    gates = load_block_gates(other, known)
+    assert [gate.context for gate in gates.values()] == [26, 26]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        sparse(other, tokens)
+        choose_blocks(other, None)
+        other(longer)
+        assert not said
+        for _ in range(2):
+            sparse(other, longer)
+    (one,) = (str(warning.message) for warning in said)
+    assert re.search(r"distilled from sequences of 26 tokens, this one is longer", one)
+    assert "\n" not in one
+    load_block_gates(other, path)  # a file that does not know it
+    assert [gate.context for gate in gates.values()] == [None, None]
+
+
+@pytest.mark.fault("46 A3")
+@pytest.mark.parametrize("name", ["seer", "seer_smollm2"])
+def test_gates_that_ship_know_the_context_of_their_record(name):
+    homes = Path(language.__file__).parent.glob(f"weights/{name}/gates/*")
+    for home in homes:
+        settings = json.loads((home / "record.json").read_text())["settings"]
+        facts, _ = read_tensors(home / "gates.safetensors")
+        assert json.loads(facts["options"])["context"] == settings["context"]
 
 
 def test_other_gates_are_refused_before_the_model_changes(saved, tiny, tokens, tmp_path):
