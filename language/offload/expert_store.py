@@ -102,6 +102,7 @@ class ExpertStore:
             self._spans.append(spans)
             self.slab_bytes = max(self.slab_bytes, place)
         self._files: dict[Path, int] = {}
+        self._stamps: dict[Path, tuple[int, int]] = {}
 
     @property
     def num_experts(self) -> int:
@@ -130,7 +131,7 @@ class ExpertStore:
         """Read an expert into its slab.
 
         Raises:
-            GatesError: The file ends too early.
+            GatesError: The file ends too early, or was changed since it was read first.
             OSError: The file cannot be read.
         """
         for place, span in self._spans[layer][expert]:
@@ -153,12 +154,15 @@ class ExpertStore:
     def _read(self, span: Span, buffer: memoryview) -> None:
         if span.path not in self._files:
             self._files[span.path] = os.open(span.path, os.O_RDONLY)
-        done = 0
+            self._stamps.setdefault(span.path, _stamp(self._files[span.path]))
+        file, done = self._files[span.path], 0
         while done < len(buffer):
-            count = os.preadv(self._files[span.path], [buffer[done:]], span.offset + done)
+            count = os.preadv(file, [buffer[done:]], span.offset + done)
             if not count:
                 raise GatesError(f"{span.path} ends too early")
             done += count
+        if _stamp(file) != self._stamps[span.path]:
+            raise GatesError(f"{span.path} was changed while it was open: load the model again")
 
     def _take(self, *names: str) -> tuple[str, Span]:
         """Return the first of these tensors that is there, which is then none of the others."""
@@ -192,6 +196,11 @@ class ExpertStore:
                 _check(key, one, fused.dtype, (shape[1] // len(parts), *shape[2:]))
                 into.append((start, one))
                 start += one.nbytes
+
+
+def _stamp(file: int) -> tuple[int, int]:
+    found = os.fstat(file)
+    return found.st_size, found.st_mtime_ns
 
 
 def _check(key: str, span: Span, dtype: torch.dtype, shape: tuple[int, ...]) -> None:

@@ -334,8 +334,11 @@ def attach_offload(
     modules, owner = _fused_experts(model), cast(Any, model)
     place = device_of(device or owner.device)
     store = ExpertStore(Path(folder), modules)
-    for index, module in enumerate(modules.values()):
-        _require_equal(store, index, module)
+    try:
+        for index, module in enumerate(modules.values()):
+            _require_equal(store, index, module)
+    finally:
+        store.close()
     if bits := BITS.get(setup.transfer):
         store = QuantizedStore(Path(folder), modules, bits, Path(cache or folder))
     k, each = int(owner.config.get_text_config().num_experts_per_tok), store.slab_bytes
@@ -413,22 +416,21 @@ def _fused_experts(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _require_equal(store: ExpertStore, layer: int, module: nn.Module) -> None:
-    """Refuse experts in memory that are not those of the folder, as the first of a layer tells.
+    """Refuse experts in memory that are not those of the folder, read one at a time.
 
     Raises:
-        GatesError: Their weights differ.
+        GatesError: Weights of one differ; or what reading raises.
     """
     own = {n: one for n, one in module.named_parameters(recurse=False) if not one.is_meta}
     slab = torch.empty(store.slab_bytes if own else 0, dtype=torch.uint8)
-    if own:
-        store.read_into(layer, 0, slab.numpy().data)
-        store.close()
-    for name, one in own.items():
-        if not torch.equal(store.tensors[layer][name].of(slab), one.detach()[0].cpu()):
-            raise GatesError(
-                f"{store.folder} has other weights than the model for expert 0 of"
-                f" {store.names[layer]}: save the model there before, or load_offloaded it"
-            )
+    for expert in range(max(map(len, own.values()), default=0)):
+        store.read_into(layer, expert, slab.numpy().data)
+        for name, one in own.items():
+            if not torch.equal(store.tensors[layer][name].of(slab), one.detach()[expert].cpu()):
+                raise GatesError(
+                    f"{store.folder} has other weights than the model for expert {expert} of"
+                    f" {store.names[layer]}: save the model there before, or load_offloaded it"
+                )
 
 
 def _hand_over(module: nn.Module, layer: OffloadedLayer, tensors: dict[str, SlabTensor]) -> None:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from core_gates.errors import GatesError
 from language.offload.allocation import ALLOCATIONS
 from language.offload.caches import POLICIES
+from language.offload.expert_store import ExpertStore
 from language.offload.guesses import Profile, last_tokens
 from language.offload.loading import load_offloaded
 from language.offload.runtime import attach_offload
@@ -428,3 +429,32 @@ def test_what_is_not_there_is_one_line(load, refuses, monkeypatch):
     refuses(GatesError, ("PyTorch finds no GPU here", lambda: load(device="cuda")))
     monkeypatch.setitem(sys.modules, "accelerate", None)
     refuses(GatesError, (r"needs accelerate: pip install '\.\[pretrained\]'$", load))
+
+
+@pytest.mark.fault("46 O2")
+def test_a_model_of_which_one_expert_was_fine_tuned_is_refused(checkpoint, refuses, monkeypatch):
+    for name, parameter in (("Qwen3Moe", "gate_up_proj"), ("GptOss", "down_proj_bias")):
+        model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint(name), dtype="auto")
+        experts = model.model.layers[-1].mlp.experts
+        getattr(experts, parameter).data[-1].flatten()[-1] += 1e-3
+        attach = functools.partial(attach_offload, model, checkpoint(name), budget=1.0)
+        line = f"for expert {E - 1} of model.layers.{LAYERS - 1}.mlp.experts: save the model"
+        refuses(GatesError, (f"has other weights than the model {line}", attach))
+        getattr(experts, parameter).data[-1].flatten()[-1] -= 1e-3
+    monkeypatch.setattr(ExpertStore, "read_into", None)
+    load_offloaded(checkpoint(), budget=1.0).offload.close()  # on the meta device: not compared
+
+
+@pytest.mark.fault("46 shard")
+def test_a_shard_that_is_rewritten_while_it_is_open_is_named(checkpoint, load, refuses, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint(), folder)
+    model, span = load(folder), None
+    logits_of(model)
+    for layer in model.offload.store._spans:
+        for expert in layer:
+            for _, span in expert:
+                span.path.write_bytes(span.path.read_bytes())  # as long as it was
+    line = r"^expert \d of .*\.safetensors was changed while it was open: load the model again$"
+    refuses(GatesError, (line, lambda: logits_of(model)), (line, lambda: logits_of(model)))
+    assert torch.equal(logits_of(load(folder)), logits_of(load(checkpoint())))
