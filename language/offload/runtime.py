@@ -353,7 +353,7 @@ def attach_offload(
     owner.register_forward_pre_hook(partial(note_tokens, offload), with_kwargs=True)
     for layer, module in zip(offload.layers, modules.values(), strict=True):
         _hand_over(module, layer, store.tensors[layer.index])
-    ALL_EXPERTS_FUNCTIONS[NAME] = run_offloaded
+    ALL_EXPERTS_FUNCTIONS[NAME] = torch.compiler.disable(run_offloaded)
     owner.set_experts_implementation(NAME)
     owner.offload, owner.save_pretrained = offload, partial(_refuse_state, module)
     return offload

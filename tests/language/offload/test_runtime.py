@@ -14,6 +14,7 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.testing import assert_close
 
 from core_gates.errors import GatesError
 from language.offload.allocation import ALLOCATIONS
@@ -458,3 +459,24 @@ def test_a_shard_that_is_rewritten_while_it_is_open_is_named(checkpoint, load, r
     line = r"^expert \d of .*\.safetensors was changed while it was open: load the model again$"
     refuses(GatesError, (line, lambda: logits_of(model)), (line, lambda: logits_of(model)))
     assert torch.equal(logits_of(load(folder)), logits_of(load(checkpoint())))
+
+
+@pytest.mark.slow
+@pytest.mark.fault("46 O4")
+@pytest.mark.filterwarnings("ignore:.*script_method.* is deprecated:DeprecationWarning")  # inductor
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+def test_a_compiled_model_computes_what_it_computed(backend, load, expected):
+    model, seen = load(budget=0.7, predictor="ngram", profile=PROFILE), []
+    model.offload.observers.append(lambda _, one: seen.append(one.tokens))
+    mask = torch.ones_like(IDS)
+    mask[0, :3] = 0
+    compiled = torch.compile(model, backend=backend)
+    with torch.no_grad():
+        found = compiled(IDS).logits
+        if backend == "eager":
+            assert torch.equal(found, expected)
+        assert_close(found, expected)  # inductor rounds attention and norms otherwise
+        assert torch.equal(seen[-1], last_tokens(IDS).flatten(0, 1))
+        compiled(IDS, attention_mask=mask)
+    assert model.offload.guesses.padding.tolist() == (mask.flatten() == 0).tolist()
+    assert model.offload.counts.guessed > 0
