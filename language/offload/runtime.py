@@ -334,11 +334,8 @@ def attach_offload(
     modules, owner = _fused_experts(model), cast(Any, model)
     place = device_of(device or owner.device)
     store = ExpertStore(Path(folder), modules)
-    try:
-        for index, module in enumerate(modules.values()):
-            _require_equal(store, index, module)
-    finally:
-        store.close()
+    for index, module in enumerate(modules.values()):
+        _require_equal(store, index, module)
     if bits := BITS.get(setup.transfer):
         store = QuantizedStore(Path(folder), modules, bits, Path(cache or folder))
     k, each = int(owner.config.get_text_config().num_experts_per_tok), store.slab_bytes
@@ -424,7 +421,10 @@ def _require_equal(store: ExpertStore, layer: int, module: nn.Module) -> None:
     own = {n: one for n, one in module.named_parameters(recurse=False) if not one.is_meta}
     slab = torch.empty(store.slab_bytes if own else 0, dtype=torch.uint8)
     for expert in range(max(map(len, own.values()), default=0)):
-        store.read_into(layer, expert, slab.numpy().data)
+        try:
+            store.read_into(layer, expert, slab.numpy().data)
+        finally:
+            store.close()
         for name, one in own.items():
             if not torch.equal(store.tensors[layer][name].of(slab), one.detach()[expert].cpu()):
                 raise GatesError(
