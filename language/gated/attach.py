@@ -1,6 +1,7 @@
 """Attach output gates to the attention of a model of transformers, and take them off again."""
 
 import sys
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +28,9 @@ class OutputGate(HeadGate):
     Args:
         attention: Where it belongs.
         **options: See `HeadGate`.
+
+    Attributes:
+        is_kept: Whether it is written with the adapters of PEFT, which know nothing of it.
     """
 
     def __init__(self, attention: Attention, **options: Any) -> None:
@@ -34,6 +38,7 @@ class OutputGate(HeadGate):
         self.options = {n: value for n, value in options.items() if n not in ("device", "dtype")}
         self.name, self.projection = attention.name, attention.projection
         self.heads = (attention.num_heads, attention.head_dim)
+        self.is_kept = False
         self._input: Tensor | None = None
         self._gated: tuple[nn.Module, ...] = ()  # in a tuple, else it would become a child
         self._on_projection: list[Any] = []
@@ -85,6 +90,21 @@ class OutputGate(HeadGate):
         heads, *others = args
         gated = self(x.to(self._dtype()), heads.unflatten(-1, self.heads))
         return (gated.flatten(-2), *others)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Warn once where a PeftModel is saved, which leaves out gates, although they are trained.
+
+        Gates in the state of a PeftModel are named after its base; no other model has such names.
+        """
+        is_first = not any(f".{CHILD}." in name for name in destination)
+        lost = not self.is_kept and any(p.requires_grad for p in self.parameters())
+        if prefix.startswith("base_model.model.") and is_first and lost:
+            warnings.warn(
+                "PEFT saves adapters without the output gates that were trained: give Trainer"
+                " callbacks=[GateCallback()], or call save_gates(model, path)",
+                stacklevel=2,
+            )
+        super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype
