@@ -14,7 +14,7 @@ def exports(
     """Return ``__getattr__``, ``__dir__`` and ``__all__`` of a package that has a stub.
 
     The stub ``__init__.pyi`` next to ``file`` is the only list of names: type checkers read it, and
-    here each ``from .room import name as name`` tells where a name lives. ``__version__`` is
+    here each ``from .room import that as name`` tells where a name lives. ``__version__`` is
     that of the installed distribution.
 
     Args:
@@ -24,7 +24,9 @@ def exports(
     stub = ast.parse(Path(file).with_suffix(".pyi").read_text(encoding="utf-8"))
     imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
     homes = {
-        alias.name: "." * node.level + str(node.module) for node in imports for alias in node.names
+        alias.asname: ("." * node.level + str(node.module), alias.name)
+        for node in imports
+        for alias in node.names
     }
 
     def get(name: str) -> Any:
@@ -32,6 +34,7 @@ def exports(
             return version("gatesuite")
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(homes[name], package), name)
+        module, attribute = homes[name]
+        return getattr(importlib.import_module(module, package), attribute)
 
     return get, lambda: sorted(homes), sorted(homes)

@@ -2,8 +2,6 @@
 
 from .models import MultiStreamSizer as MultiStreamSizer
 from .models import fold as fold
-from .models import fsg_resnet18 as fsg_resnet18
-from .models import fsg_vit as fsg_vit
 from .models import gates_of as gates_of
 from .training.sizing_module import SizingModule as SizingModule
 

@@ -1,6 +1,5 @@
 """What a script needs first, each with its file."""
 
-from .decoder import Decoder as Decoder
 from .gated.attach import attach_output_gate as attach_output_gate
 from .gated.state import load_gates as load_gates
 from .gated.state import save_gates as save_gates
