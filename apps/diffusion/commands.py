@@ -38,7 +38,10 @@ STUDIES = {
     "parity": "apps.diffusion.studies.base_study:parity_study",
     "retrieval": "apps.diffusion.studies.base_study:retrieval_study",
     "fusion": "apps.diffusion.studies.fusion_study:fusion_study",
+    "images": "apps.diffusion.studies.fusion_study:images_study",
 }  # study -> what shows it
+EXTENDED = ("fusion", "embedded")
+"""Configurations whose results serve all studies: losses and tuned rivals, and gates that ship."""
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 
@@ -92,7 +95,8 @@ def evaluate(
 
     Args:
         place: Filled in by the command line.
-        study: What is shown: ``base``, ``parity``, ``retrieval`` or ``fusion``.
+        study: What is shown: ``base``, ``parity``, ``retrieval``, ``fusion`` or
+            ``images``.
         seeds: Seeds of what is trained for the study.
         vectors: Folder of the golden vectors, for ``parity``.
         only: Methods that take part; all when empty. Bars need all.
@@ -107,7 +111,7 @@ def evaluate(
     root = place.run_folder.path.parents[1]
     run = place.run(
         package="diffusion", shipped=shipped, overwrite=overwrite, quick=quick, only=only,
-        seeds=seeds,
+        seeds=seeds, extended=EXTENDED,
     )  # fmt: skip
     world = World(root, shipped=shipped, overwrite=overwrite, quick=quick, command=place.command)
     module, _, name = STUDIES[study].partition(":")

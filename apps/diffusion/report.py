@@ -1,14 +1,15 @@
 """``gates diffusion report``: the page of a run, with images, gates and scores of its study."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from apps.diffusion.commands import STUDIES
-from apps.diffusion.embedded_world import World, root_of, run_of
+from apps.diffusion.commands import EXTENDED, STUDIES
+from apps.diffusion.embedded_world import World, root_of
 from apps.diffusion.generate import TRUE, in_bytes, pair_images
 from apps.diffusion.studies.base_study import (
     METHODS,
@@ -20,7 +21,7 @@ from apps.diffusion.studies.base_study import (
     vectors,
 )
 from apps.diffusion.studies.fused_views import DRAWN
-from apps.diffusion.studies.fusion_study import BLIND, GROUPS, SPACES, best_rival
+from apps.diffusion.studies.fusion_study import BLIND, GROUPS, best_rival
 from apps.diffusion.studio import Sources, shipped, studio
 from core_gates.errors import GatesError, check_option
 from diffusion.data.scenes import drawn
@@ -37,9 +38,9 @@ from diffusion.experiments.trained_gates import captions, combinations
 from harness.command.configfile import find_config, read_config
 from harness.command.verbs import Place
 from harness.experiment.run import CHOICES, Run
-from harness.experiment.store import Arrays, Figures
+from harness.experiment.store import Arrays, Figures, Store
 from harness.experiment.tuning import Choice
-from harness.files.piece import read_record
+from harness.files.piece import Record, read_record
 from harness.report.page import Page
 from harness.runs.terminal import counting, working
 
@@ -117,19 +118,18 @@ HOW_TO_READ = (
 
 
 def add_images(page: Page, run: Run) -> None:
-    """Add images of some unseen pairs, and how to read the scores.
+    """Add images of some unseen pairs.
 
     Args:
         page: The report.
         run: Of the study.
     """
     page.section("Images of unseen pairs")
-    made = {name: own[0] for name, own in _stored(run.folder / "images", PAIRS).items()}
+    made = {name: own[0] for name, own in _stored(run.store("images", Arrays()), PAIRS).items()}
     if ways := [name for name in (OWN, *RIVALS, *_best_rival(run)) if name in made]:
         _images(page, {name: made[name] for name in ways})
     else:
         page.text("There are no images yet: run `evaluate` first.")
-    page.text(HOW_TO_READ)
 
 
 def add_fusion(page: Page, run: Run, world: World) -> None:
@@ -141,6 +141,7 @@ def add_fusion(page: Page, run: Run, world: World) -> None:
         world: In which nothing is trained.
     """
     page.section("Pair by pair")
+    page.text(HOW_TO_READ)
     if not sum(_differences(page, run, group) for group in GROUPS):
         page.text("There are no losses of gates yet: run `evaluate` first.")
     page.section("Gates of an unseen pair")
@@ -161,41 +162,48 @@ def add_fusion(page: Page, run: Run, world: World) -> None:
         )
 
 
-def losses_of(folder: Path, group: str) -> dict[str, np.ndarray]:
+def losses_of(run: Run, group: str) -> dict[str, np.ndarray]:
     """Return method -> logarithm of the mean loss of each combination (P,), over all seeds.
 
     Args:
-        folder: Of the run.
+        run: Of the study.
         group: Of combinations.
     """
     return {
         name: np.log(np.mean([np.nanmean(one["losses"].numpy(), axis=1) for one in own], axis=0))
-        for name, own in _stored(folder / "losses", group).items()
+        for name, own in _stored(run.store("losses", Arrays()), group).items()
     }
 
 
-def _stored(folder: Path, group: str) -> dict[str, list[dict[str, Tensor]]]:
+def _stored(store: Store[dict[str, Tensor]], group: str) -> dict[str, list[dict[str, Tensor]]]:
     """Return method -> what is stored for a group, a result per seed."""
     found: dict[str, list[dict[str, Tensor]]] = {}
-    for place in sorted(folder.glob("*")):
-        record = None if place.name.startswith(".") else read_record(place)
-        if record is not None and (record.identity.get("keys") or {}).get("of") == group:
-            found.setdefault(str(record.identity["method"]), []).append(Arrays().load(place))
+    for place, record in _kept(store):
+        if (record.identity.get("keys") or {}).get("of") == group:
+            found.setdefault(str(record.identity["method"]), []).append(store.form.load(place))
     return found
+
+
+def _kept(store: Store[Any]) -> Iterator[tuple[Path, Record]]:
+    """Yield all results of a run, or else of the package, each with its record."""
+    folders = (store.folder, *store.read_only)
+    places = {place.name: place for folder in reversed(folders) for place in folder.glob("[!.]*")}
+    for _, place in sorted(places.items()):
+        if (record := read_record(place)) is not None:
+            yield place, record
 
 
 def _best_rival(run: Run) -> list[str]:
     """Return the rival that scores call the best: by its trials, never by what is tested."""
-    chosen, store = {}, run.store(CHOICES, Figures())
-    folders = [folder for folder in (store.shipped, store.folder) if folder is not None]
-    for place in (place for folder in folders for place in sorted(folder.glob("*"))):
-        if (record := read_record(place)) is not None:
-            chosen[str(record.identity["method"])] = Choice(**Figures().load(place))
-    return [best_rival(chosen)] if chosen.keys() & {*SPACES, BLIND} else []
+    chosen = {
+        str(record.identity["method"]): Choice(**Figures().load(place))
+        for place, record in _kept(run.store(CHOICES, Figures()))
+    }
+    return [best_rival(chosen)] if chosen else []
 
 
 def _differences(page: Page, run: Run, group: str) -> bool:
-    losses = losses_of(run.folder, group)
+    losses = losses_of(run, group)
     rivals = [name for name in (*RIVALS, *_best_rival(run)) if {OWN, name} <= losses.keys()]
     shown = {name: losses[OWN] - losses[name] for name in rivals}
     if not shown:
@@ -276,6 +284,7 @@ UNITS = {
     "base": "colors of shapes, or adapters",
     "retrieval": "concepts",
     "fusion": "adapters and seeds",
+    "images": "adapters and seeds",
 }  # study -> what intervals are drawn from
 
 
@@ -286,12 +295,13 @@ def report(place: Place, study: str | None = None) -> None:
 
     Args:
         place: Filled in by the command line.
-        study: What the run has shown: base, parity, retrieval or fusion; that of the configuration
-            if null.
+        study: What the run has shown: base, parity, retrieval, fusion or images; that of the
+            configuration if null.
     """
     chosen = study or _study(place)
     check_option("--study", chosen, STUDIES, GatesError)
-    print(write_report(run_of(place), World(root_of(place), quick=True), chosen))
+    run = place.run(package="diffusion", extended=EXTENDED)
+    print(write_report(run, World(root_of(place), quick=True), chosen))
 
 
 def write_report(run: Run, world: World, study: str) -> Path:
@@ -311,7 +321,8 @@ def write_report(run: Run, world: World, study: str) -> Path:
     first, draw = {
         "base": (partial(add_base, world=world), None),
         "retrieval": (None, partial(add_retrieval, world=world)),
-        "fusion": (partial(add_images, run=run), partial(add_fusion, run=run, world=world)),
+        "fusion": (None, partial(add_fusion, run=run, world=world)),
+        "images": (partial(add_images, run=run), None),
     }.get(study, (None, None))
     page = run_page(run, draw, first=first, units=UNITS.get(study, "cases"), others=others)
     return page.write(run.folder / "report.html")

@@ -19,14 +19,11 @@ from diffusion.experiments.told import Suits, roles_of
 from diffusion.experiments.trained_gates import (
     FILE,
     GATE_OPTIONS,
-    RIVAL_OPTIONS,
     Bench,
-    GatesForm,
     captions,
     combinations,
     is_gated,
     options_in,
-    train_gates,
     with_common,
 )
 from diffusion.experiments.work import Form, Job
@@ -46,10 +43,11 @@ RUN = 20  # steps of the sampling run that times belong to
 
 TRIED_TIMES, TRIED_MOST = 4, 3  # the same where settings are chosen
 
-FIRST, OTHERS = "first_strength", "other_strength"
-"""Settings of any rival: what the subject, and what styles, are multiplied by."""
+FIRST, OTHERS, MANY = "first_strength", "other_strength", "strength_of_many"
+"""Settings of any rival: what the subject, what styles, and what all are multiplied by, the last
+where there are more than two adapters."""
 
-NOT_OF_RIVALS = (FIRST, OTHERS, "leave", "encoder")
+NOT_OF_RIVALS = (FIRST, OTHERS, MANY, "leave", "encoder")
 """Settings that a rival does not take: strengths, and what leaves adapters out."""
 
 Settings = Mapping[str, Any]
@@ -93,8 +91,9 @@ def fusion_of(
     options = {name: value for name, value in settings.items() if name not in NOT_OF_RIVALS}
     made = make_rival(method, model, adapters, **options)
     if FIRST in settings:
-        strengths = dict.fromkeys(adapters, float(settings[OTHERS]))
-        made.set_strengths(strengths | {next(iter(adapters)): float(settings[FIRST])})
+        many = settings.get(MANY, 1.0) if len(adapters) > 2 else 1.0
+        strengths = dict.fromkeys(adapters, many * settings[OTHERS])
+        made.set_strengths(strengths | {next(iter(adapters)): many * settings[FIRST]})
     if trained is not None:
         made.load_state_dict(  # type: ignore[attr-defined]
             {name: value.float() for name, value in load_trained(trained / FILE).items()}
@@ -242,37 +241,6 @@ def trial(
     except GatesError:
         return {"score": math.nan}
     return {"score": float(found.nanmean(1).log().mean())}
-
-
-def trial_gates(
-    piece: Piece,
-    job: Job,
-    base_folder: Path,
-    files: Mapping[str, Path],
-    encoder: Path | None = None,
-) -> dict[str, float]:
-    """Return the mean logarithm of the losses of training combinations under trained gates."""
-    trained = train_gates(piece, job, base_folder, files, encoder=encoder)
-    folder = job.folder / "trained"
-    folder.mkdir(exist_ok=True)
-    GatesForm().save(folder, trained)
-    asked = Piece(
-        piece.method,
-        piece.seed,
-        None,
-        {
-            "rival": piece.get("rival", piece.method),
-            "settings": dict(piece.settings)
-            if is_gated(piece.settings)
-            else options_in(piece.settings, RIVAL_OPTIONS),
-            "group": "tried2" if piece.get("group") == "train2" else "tried",
-            "part": "gate",
-            "times": TRIED_TIMES,
-            "most": TRIED_MOST,
-        },
-    )
-    found = losses(asked, job, base_folder, files, {asked.name: folder}, encoder)
-    return {"score": float(found["losses"].nanmean(1).log().mean())}
 
 
 FITTING: dict[str, dict[str, Any]] = {

@@ -65,13 +65,13 @@ class Method(NamedTuple):
         name: In tables.
         rival: What computes it.
         settings: Of it.
-        trained: Folders of what was trained, by seed; empty if nothing is trained.
+        trained: Pieces of what is trained, by seed; empty if nothing is trained.
     """
 
     name: str
     rival: str
     settings: Mapping[str, Any]
-    trained: Mapping[int, Path] = {}
+    trained: Mapping[int, Piece] = {}
 
 
 class Comparison(Protocol):

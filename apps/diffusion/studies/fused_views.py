@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,12 +18,12 @@ from diffusion.experiments.made_images import (
     prompts,
     retained,
 )
-from diffusion.experiments.trained_gates import Bench, combinations
+from diffusion.experiments.trained_gates import Bench, GatesForm, combinations, train_gates
 from diffusion.lora_file import load_lora
 from diffusion.models.flow_matching import velocity
 from diffusion.models.text_encoders import TextStates
 from harness.evidence import Resamples, Row, compare, moments
-from harness.experiment import Arrays, Piece, Run, SettingsDiffer, Store, Work
+from harness.experiment import Arrays, Piece, Run, SettingsDiffer, Store
 from harness.files import remove
 from harness.files.piece import read_record
 from harness.runs.cost import interleaved_seconds, peak_bytes
@@ -42,45 +41,32 @@ def crossed(combinations: Sequence[Combination]) -> Resamples:
     return Resamples.crossed(*zip(*(one.adapters for one in combinations), strict=True))
 
 
-def score(
-    run: Run,
-    store: Store[Any],
-    pieces: Sequence[Piece],
-    work: Work[Any],
-    *,
-    trained: Mapping[str, Path],
-    ticks: int,
-) -> None:
-    """Compute what is missing, after what was made with other weights was refused or removed.
+def refuse_stale(run: Run, store: Store[Any], trained: Mapping[Piece, Piece]) -> None:
+    """Refuse, or remove, what was made with other weights than the current ones.
 
     Works note the fingerprint of what was trained; a result without a note is taken as it is.
 
     Args:
         run: In whose folder results are.
         store: Of the results.
-        pieces: All that are wanted.
-        work: Makes one.
-        trained: Name of a piece -> folder of what was trained for it.
-        ticks: Of a piece.
+        trained: Piece of a result -> piece of what is trained for it.
 
     Raises:
         SettingsDiffer: A result was made with other weights, and may not be replaced.
     """
-    for piece in pieces:
+    for piece, weights in trained.items():
         path = store.find(piece)
-        if path is None or piece.name not in trained:
-            continue
-        record, now = read_record(path), read_record(trained[piece.name])
-        known = None if record is None else record.facts.get("trained")
-        if known is None or now is None or known == now.fingerprint:
+        record = None if path is None else read_record(path)
+        known = weights.fingerprint if record is None else record.facts.get("trained")
+        if path is None or known in (None, weights.fingerprint):
             continue
         if not run.overwrite:
             raise SettingsDiffer(
-                f"{path} was made with {trained[piece.name].name} of other settings ({known}, now "
-                f"{now.fingerprint}): give --name NEW for another run, or --overwrite to replace it"
+                f"{path} was made with {weights.name} of other settings ({known}, now "
+                f"{weights.fingerprint}): give --name NEW for another run, or --overwrite to "
+                "replace it"
             )
         remove(path)
-    run.obtain(store, pieces, work, ticks=ticks, scoring=True)
 
 
 PAIRS = "test2"  # of which combinations they are shown
@@ -152,6 +138,9 @@ def stored(
 ) -> dict[str, list[dict[str, Any]]]:
     """Return method -> what is stored for a group, a result per seed of what is trained.
 
+    What is missing is made, after the gates that it needs were trained: results that ship need
+    none.
+
     Args:
         fused: The comparison.
         methods: Of them.
@@ -160,17 +149,24 @@ def stored(
         group: Of combinations.
         changes: Of the settings of a piece.
     """
-    store, trained = fused.run.store(kind, Arrays()), {}
+    run, store = fused.run, fused.run.store(kind, Arrays())
     pieces: dict[str, list[Piece]] = {}
+    trained: dict[Piece, Piece] = {}
     for method in methods:
         for seed in method.trained or (None,):
             piece = fused.piece(method, group, seed, **changes)
             pieces.setdefault(method.name, []).append(piece)
             if seed is not None:
-                trained[piece.name] = method.trained[seed]
-    work = partial(work, trained=trained, encoder=fused.encoder, **fused.places)
-    every = [piece for own in pieces.values() for piece in own]
-    score(fused.run, store, every, work, trained=trained, ticks=len(combinations(group)))
+                trained[piece] = method.trained[seed]
+    refuse_stale(run, store, trained)
+    places, gates = fused.places | {"encoder": fused.encoder}, run.store("gates", GatesForm())
+    missing = store.missing([piece for own in pieces.values() for piece in own])
+    needed = [trained[piece] for piece in missing if piece in trained]
+    run.obtain(gates, needed, partial(train_gates, **places), ticks=lambda own: int(own["steps"]))
+    folders = {p.name: gates.find(trained[p]) for p in missing if p in trained}
+    work = partial(work, trained=folders, **places)
+    ready = [piece for piece in missing if folders.get(piece.name, piece) is not None]
+    run.obtain(store, ready, work, ticks=len(combinations(group)), scoring=True)
     found = {name: [store.load(p) for p in own if store.find(p)] for name, own in pieces.items()}
     return {name: own for name, own in found.items() if own}
 
@@ -206,10 +202,12 @@ def cost_rows(fused: Comparison, methods: Sequence[Method]) -> list[Row]:
     pair = combinations("test2")[0]
     adapters = {name: load_lora(fused.files[name]) for name in pair.adapters}
     functions: dict[str, Callable[[], Any]] = {}
+    gates = fused.run.store("gates", GatesForm())
     for method in methods:
         bench = Bench.load(fused.world.base_folder)
         task = bench.tasks([pair], "test", COSTED)[0]
-        trained = next(iter(method.trained.values()), None)
+        weights = next(iter(method.trained.values()), None)
+        trained = None if weights is None else gates.find(weights)
         fusion = fusion_of(bench, method.rival, method.settings, adapters, trained, task)
         if fusion is not None:
             fusion.attach()

@@ -1,7 +1,7 @@
 """Do gates help? Fused adapters on combinations that no gate was trained on."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -22,25 +22,23 @@ from apps.diffusion.studies.fused_views import (
     pictured,
     retained_of,
     retention_rows,
-    score,
+    stored,
 )
 from core_gates.errors import GatesError, check_option
 from diffusion.experiments.combined_losses import (
     FIRST,
+    MANY,
     MOST,
     OTHERS,
     TIMES,
     losses,
     trial,
-    trial_gates,
 )
 from diffusion.experiments.trained_gates import (
     RIVAL_OPTIONS,
-    GatesForm,
     combinations,
     is_gated,
     options_in,
-    train_gates,
 )
 from diffusion.library.prompts import UNREACHED, UNRELATED
 from harness.evidence import Bar, Row, compare, moments
@@ -54,7 +52,8 @@ GATES: dict[str, Any] = {
     "batch_size": 8,
     "caption_dropout": 0.1,
     "factors": True,
-}  # how gates are trained, apart from the learning rates
+    "learning_rate": 2.5e-2,
+}  # how gates are trained, those that ship among them
 
 PUBLISHED_GATES: dict[str, Any] = GATES | {
     "factors": None,
@@ -65,7 +64,9 @@ PUBLISHED_GATES: dict[str, Any] = GATES | {
     "margin": 0.5,
 }  # as in AutoLoRA (2025), all together
 
-LIKE_GATES = {name: GATES[name] for name in ("steps", "batch_size", "caption_dropout")}
+LIKE_GATES = {
+    name: GATES[name] for name in ("steps", "batch_size", "caption_dropout", "learning_rate")
+}
 """How rivals are trained that have parameters."""
 
 LAYERWISE = "x_lora layerwise"
@@ -96,13 +97,6 @@ VARIANTS |= {
 SWAPPED = "layer_strengths + role, swapped"
 """Strengths of roles where subjects are taken for styles, as an order that is wrong does."""
 
-TUNED = ("gates", LAYERWISE, BLIND)
-"""Whose learning rates are tuned; variants take those of the one that they are like."""
-
-TRIED_STEPS = 100
-RATES = {"learning_rate": (2e-3, 6e-2)}
-GATE_RATES = RATES | {"weight_rate": (1e-3, 1e-1)}
-
 PLAIN: dict[str, dict[str, Any]] = {
     "none": {},
     "alone0": {},
@@ -130,7 +124,7 @@ adapters that the prompt does not name, whose limit rests on the prompts of the 
 STRENGTHS = {FIRST: (0.4, 1.6), OTHERS: (0.4, 1.6)}
 WEIGHT, DENSITY = {"weight": (0.3, 1.6)}, {"density": (0.1, 0.9)}
 SPACES: dict[str, dict[str, tuple[float, float]]] = {
-    "sum": STRENGTHS,
+    "sum": STRENGTHS | {MANY: (0.4, 1.6)},
     "ties": WEIGHT | DENSITY,
     "dare_linear": WEIGHT | DENSITY,
     "switch": STRENGTHS | {"tau": (1.0, 6.0)},
@@ -139,7 +133,7 @@ SPACES: dict[str, dict[str, tuple[float, float]]] = {
 }  # what is tuned of rivals; `sum` with tuned strengths is their plainest
 
 FIRST_TRIALS = {
-    name: {axis: {FIRST: 1.0, OTHERS: 1.0, **PLAIN[name]}[axis] for axis in box}
+    name: {axis: {FIRST: 1.0, OTHERS: 1.0, MANY: 1.0, **PLAIN[name]}[axis] for axis in box}
     for name, box in SPACES.items()
 }
 """What is tried first of each: what is published, at full strength."""
@@ -188,18 +182,8 @@ class Fused:
         return encoder_of(self.world)
 
     def chosen(self) -> dict[str, Choice]:
-        """Return the settings of all that is tuned, by equally many trials."""
-        rates = self.run.tune(
-            {name: GATE_RATES if name == "gates" else RATES for name in TUNED},
-            partial(trial_gates, **self.places),
-            trials=TRIALS,
-            ticks=TRIED_STEPS + len(combinations("tried")),
-            own={name: VARIANTS[name] | {"steps": TRIED_STEPS} for name in TUNED},
-            start=self.start,
-        )
-        like = {name: next(t for t in TUNED if name.startswith(t)) for name in VARIANTS}
-        rates |= {name: rates[own] for name, own in like.items() if own in rates}
-        rivals = self.run.tune(
+        """Return the settings of rivals, by equally many trials."""
+        return self.run.tune(
             SPACES,
             partial(trial, **self.places),
             trials=TRIALS,
@@ -211,10 +195,9 @@ class Fused:
             plain=FIRST_TRIALS,
             start=self.start,
         )
-        return rates | rivals
 
     def methods(self) -> list[Method]:
-        """Return all methods, after what is missing was tuned and trained."""
+        """Return all methods, after rivals were tuned."""
         chosen = self.chosen()
         found = [Method(name, name, own) for name, own in PLAIN.items()]
         found += [
@@ -227,31 +210,17 @@ class Fused:
             for name in SPACES
             if name in chosen
         ]
-        store = self.run.store("gates", GatesForm())
-        pieces = {
-            name: [
-                self.run.piece(
-                    name, seed, start=self.start, **self.known(own), **chosen[name].setting
-                )
-                for seed in self.seeds
-            ]
-            for name, own in VARIANTS.items()
-            if name in chosen
-        }
-        every = [piece for own in pieces.values() for piece in own]
-        work = partial(train_gates, encoder=self.encoder, **self.places)
-        self.run.obtain(store, every, work, ticks=GATES["steps"])
-        for name, own in pieces.items():
-            folders = {p.seed or 0: f for p in own if (f := store.find(p)) is not None}
-            settings = self.known(VARIANTS[name])
+        for name, own in VARIANTS.items():
+            settings = self.known(own)
+            pieces = {s: self.run.piece(name, s, start=self.start, **settings) for s in self.seeds}
             rival = settings.get("rival", name)
             if not is_gated(settings):
                 settings = options_in(settings, RIVAL_OPTIONS)
-            found.append(Method(name, rival, settings, folders))
+            found.append(Method(name, rival, settings, pieces))
             if name == "gates":
-                found.append(Method("baked", "baked", {}, folders))
+                found.append(Method("baked", "baked", {}, pieces))
             if name == f"{BLIND} + role":
-                found.append(Method(SWAPPED, rival, settings | {"swapped": True}, folders))
+                found.append(Method(SWAPPED, rival, settings | {"swapped": True}, pieces))
         only = self.run.only
         return [one for one in found if not only or one.name in only]
 
@@ -265,22 +234,10 @@ class Fused:
 
     def losses(self, methods: Sequence[Method], group: str) -> dict[str, list[np.ndarray]]:
         """Return method -> mean losses (P,) of combinations, one array a seed."""
-        store = self.run.store("losses", Arrays())
-        pieces: dict[str, list[Piece]] = {}
-        trained: dict[str, Path] = {}
-        for method in suiting(methods, group):
-            for seed in method.trained or (None,):
-                piece = self.piece(method, group, seed)
-                pieces.setdefault(method.name, []).append(piece)
-                if seed is not None:
-                    trained[piece.name] = method.trained[seed]
-        work = partial(losses, trained=trained, encoder=self.encoder, **self.places)
-        ticks = len(combinations(group))
-        every = [piece for own in pieces.values() for piece in own]
-        score(self.run, store, every, work, trained=trained, ticks=ticks)
+        found = stored(self, suiting(methods, group), "losses", losses, group)
         return {
-            name: [np.nanmean(store.load(piece)["losses"].numpy(), axis=1) for piece in own]
-            for name, own in pieces.items()
+            name: [np.nanmean(one["losses"].numpy(), axis=1) for one in own]
+            for name, own in found.items()
         }
 
     def piece(self, method: Method, group: str, seed: int | None, **changes: Any) -> Piece:
@@ -349,16 +306,8 @@ KNOWN = (*PLAIN, *LEAVING, *SPACES, *(f"{name} tuned" for name in SPACES), *VARI
 
 def fusion_study(asked: Asked, world: World) -> None:
     """Compare gates with all rivals on unseen pairs, and triples, with useless and new adapters."""
-    for name in asked.run.only:
-        check_option("--only", name, KNOWN, GatesError)
-    if asked.run.only and not {"none", "gates"} <= {*asked.run.only}:
-        raise GatesError(
-            f"--only is {', '.join(asked.run.only)}, without none or gates: name both, since "
-            "losses are compared with those of the base and of gates"
-        )
-    fused = Fused(asked.run, world, asked.seeds)
-    chosen = fused.chosen()
-    methods = fused.methods()
+    fused = comparison(asked, world)
+    chosen, methods = fused.chosen(), fused.methods()
     rows: list[Row] = []
     every = {group: fused.losses(methods, group) for group in GROUPS}
     every[PAIRS] |= losses_of_seeing(fused)
@@ -366,27 +315,45 @@ def fusion_study(asked: Asked, world: World) -> None:
         rows += compared(every[group], group, task)
     rows += costs_of_useless(every[PAIRS], every["useless3"])
     rows += openings(fused, methods)
-    best, tuned = ("", "") if asked.run.only else (best_rival(chosen), best_rival(chosen, SPACES))
-    if not (asked.run.quick or asked.run.only):
-        rows += views(fused, methods, {best, tuned})
+    best = best_rival(chosen)
     asked.run.finish(
         rows,
-        bars_of(rows, tuned),
+        bars_of(rows, best),
         seeds=asked.seeds,
         data=[world_data()],
-        headline=headline_of(rows, best) if best else "",
+        headline="" if asked.run.quick or asked.run.only else headline_of(rows, best),
     )
 
 
-def views(fused: Fused, methods: Sequence[Method], best: set[str]) -> list[Row]:
-    """Return what images, retention and cost of some methods show."""
-    drawn = [one for one in methods if one.name in {*SHOWN, *best} - {"none"}]
-    return [
+def images_study(asked: Asked, world: World) -> None:
+    """Judge images of some methods, what is left of each adapter in them, and what they cost."""
+    fused = comparison(asked, world)
+    best = best_rival(fused.chosen())
+    shown = [one for one in fused.methods() if one.name in {*SHOWN, best}]
+    drawn = [one for one in shown if one.name != "none"]
+    rows = [
         *pictured(fused, drawn, "test2", GROUPS["test2"]),
         *pictured(fused, [m for m in drawn if m.rival not in NO_TRIPLES], "test3", GROUPS["test3"]),
         *retention_rows(fused, drawn),
-        *cost_rows(fused, [m for m in methods if m.name in {*SHOWN, *best}]),
+        *cost_rows(fused, shown),
     ]
+    asked.run.finish(rows, bars_of_images(rows), seeds=asked.seeds, data=[world_data()])
+
+
+def comparison(asked: Asked, world: World) -> Fused:
+    """Return what a study compares.
+
+    Raises:
+        GatesError: ``only`` names no method, or leaves out what others are compared with.
+    """
+    for name in asked.run.only:
+        check_option("--only", name, KNOWN, GatesError)
+    if asked.run.only and not {"none", "gates"} <= {*asked.run.only}:
+        raise GatesError(
+            f"--only is {', '.join(asked.run.only)}, without none or gates: name both, since "
+            "losses are compared with those of the base and of gates"
+        )
+    return Fused(asked.run, world, asked.seeds)
 
 
 def compared(found: Mapping[str, list[np.ndarray]], group: str, task: str) -> list[Row]:
@@ -396,7 +363,8 @@ def compared(found: Mapping[str, list[np.ndarray]], group: str, task: str) -> li
         for name, own in found.items()
         if name != "none"
     }
-    return compare(scores, crossed(combinations(group)), task=task, reference="gates")
+    reference = "gates" if "gates" in scores else None  # a quick run may have none
+    return compare(scores, crossed(combinations(group)), task=task, reference=reference)
 
 
 def best_score(choice: Choice) -> float:
@@ -405,26 +373,22 @@ def best_score(choice: Choice) -> float:
     return min((float(score) for score in scores if not math.isnan(score)), default=math.inf)
 
 
-def best_rival(chosen: Mapping[str, Choice], among: Iterable[str] = (*SPACES, BLIND)) -> str:
-    """Return the method with the best trial on training combinations, gates aside.
-
-    Args:
-        chosen: Method -> its trials.
-        among: Rivals whose settings are tuned, and the trained one that sees what gates see.
-    """
-    rivals = [name for name in among if name in chosen]
-    best = min(rivals, key=lambda name: best_score(chosen[name]))
-    return best if best == BLIND else f"{best} tuned"
+def best_rival(chosen: Mapping[str, Choice]) -> str:
+    """Return the rival with the best trial on training combinations; empty if none was tuned."""
+    names = [name for name in SPACES if name in chosen]
+    best = min(names, key=lambda name: best_score(chosen[name]), default="")
+    return f"{best} tuned" if best else ""
 
 
-def upper(rows: Sequence[Row], method: str, task: str) -> float:
-    """Return the upper end of the logarithm of the losses of the gates over those of a method."""
-    found = [r for r in rows if (r.method, r.task, r.versus) == (method, task, "gates")]
-    return -found[0].low if found else math.nan
+def value_in(rows: Sequence[Row], method: str, task: str, metric: str, versus: str = "") -> Row:
+    """Return a row; one of NaN where it is missing."""
+    wanted = (method, task, metric, versus)
+    found = (row for row in rows if (row.method, row.task, row.metric, row.versus) == wanted)
+    return next(found, Row(*wanted[:3], math.nan, math.nan, math.nan))
 
 
 def bars_of(rows: Sequence[Row], tuned: str) -> list[Bar]:
-    """Return what must hold.
+    """Return what must hold of losses.
 
     Rivals see no drawing of a test combination. Strengths by layer and X-LoRA, which serves pairs
     alone, are told no roles, as gates are not; tuned strengths of a rival know which adapter is
@@ -434,38 +398,36 @@ def bars_of(rows: Sequence[Row], tuned: str) -> list[Bar]:
         rows: All that was found.
         tuned: The rival with the best trial among those that are not trained.
     """
-    found = {(row.method, row.task, row.metric, row.versus): row for row in rows}
-    missing = Row("", "", "", math.nan, math.nan, math.nan)
-
-    def row(method: str, task: str, metric: str, versus: str = "") -> Row:
-        return found.get((method, task, metric, versus), missing)
-
-    shown, switched = f"images of {PAIRS_TASK}", "gates + switch"
+    row, useless = partial(value_in, rows, "gates + switch"), GROUPS["useless3"]
+    limits = {BLIND: math.log(0.98)} | dict.fromkeys((tuned, LAYERWISE), 0.0)
     bars = [
-        Bar("images: sum, both right", row("sum", shown, BOTH).value, ">=", 0.7),
-        Bar("images: gates - sum, both right, lower end",
-            -row("sum", shown, BOTH, "gates").high, ">=", 0.0),
+        Bar(f"{task}: gates / {name}, upper end",
+            -value_in(rows, name, task, METRIC, "gates").low, "<=", limit)
+        for task in (PAIRS_TASK, GROUPS["test3"])
+        for name, limit in limits.items()
+        if name != LAYERWISE or task == PAIRS_TASK
     ]  # fmt: skip
-    for task in (PAIRS_TASK, GROUPS["test3"]):
-        limits = {BLIND: math.log(0.98)} | dict.fromkeys((tuned, LAYERWISE), 0.0)
-        bars += [
-            Bar(f"{task}: gates / {name}, upper end", upper(rows, name, task), "<=", limit)
-            for name, limit in limits.items()
-            if name != LAYERWISE or task == PAIRS_TASK
-        ]
-    bars += [
-        Bar(f"{kind} kept by gates", row("gates", RETENTION, retained_of(kind)).value, "<=",
-            math.log(1.4))
-        for kind in KINDS
-    ]  # fmt: skip
-    clean = row(switched, PAIRS_TASK, METRIC, "gates").value
-    useless = GROUPS["useless3"]
     return [
         *bars,
-        Bar("a useless adapter: gates + switch", row(switched, useless, USELESS).value, "<=",
-            math.log(1.08)),
-        Bar("a switch where none is useless: over gates", clean, "<=", math.log(1.01)),
-        Bar("switch, needed - useless", row(switched, useless, OPENING).value, ">=", 0.2),
+        Bar("a useless adapter: gates + switch", row(useless, USELESS).value, "<=", math.log(1.08)),
+        Bar("a switch where none is useless: over gates", row(PAIRS_TASK, METRIC, "gates").value,
+            "<=", math.log(1.01)),
+        Bar("switch, needed - useless", row(useless, OPENING).value, ">=", 0.2),
+    ]  # fmt: skip
+
+
+def bars_of_images(rows: Sequence[Row]) -> list[Bar]:
+    """Return what must hold of images, and of what is left of each adapter in them."""
+    row, shown = partial(value_in, rows), f"images of {PAIRS_TASK}"
+    return [
+        Bar("images: sum, both right", row("sum", shown, BOTH).value, ">=", 0.7),
+        Bar("images: gates - sum, both right, lower end", -row("sum", shown, BOTH, "gates").high,
+            ">=", 0.0),
+        *(
+            Bar(f"{kind} kept by gates", row("gates", RETENTION, retained_of(kind)).value, "<=",
+                math.log(1.4))
+            for kind in KINDS
+        ),
     ]  # fmt: skip
 
 

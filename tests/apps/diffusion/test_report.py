@@ -101,23 +101,28 @@ def test_differences_by_pair_and_gates(run_of, root, write, monkeypatch):
     kept = keep_losses(run)
     choice = Choice({"weight": 1.0, "density": 0.5}, [{"score": 0.1}], [])
     run.store(CHOICES, Figures()).keep(run.piece("ties", 100), choice._asdict())
-    pairs = combinations("test2")
+    page = write_report(run, write.world_of(root), "fusion").read_text()
+    assert figures(run) == {"bars", "pairs-test2", "gates"}
+    rows = numbers(run, "pairs-test2")
+    assert {row["rival"] for row in rows} == {"sum", "mean", "ties tuned"}
+    assert {row["step"] for row in numbers(run, "gates")} == {"1", "2"}
+    own, other = (np.mean([np.nanmean(one, 1) for one in kept[m]], 0) for m in ("gates", "sum"))
+    expected = np.log(own[0] / other[0])
+    assert float(rows[0]["log_loss_ratio"]) == pytest.approx(expected, abs=1e-5)
+    assert rows[0]["combination"] == combinations("test2")[0].name
+    assert "Gates are not shown" not in page
+
+
+def test_images_of_pairs(run_of, root, write):
+    run, pairs = run_of("images"), combinations("test2")
     images = torch.randint(0, 256, (DRAWN * len(pairs), 3, 32, 32), dtype=torch.uint8)
     places = torch.arange(len(pairs)).repeat_interleave(DRAWN)
     for method in ("gates", "sum"):
         made = {"made": images, "true": images, "combination": places}
         run.store("images", Arrays()).keep(run.piece(method, 0, {"of": "test2"}), made)
-    page = write_report(run, write.world_of(root), "fusion").read_text()
-    assert figures(run) == {"bars", "pairs-test2", "pairs", "gates"}
-    rows = numbers(run, "pairs-test2")
-    assert {row["rival"] for row in rows} == {"sum", "mean", "ties tuned"}
+    write_report(run, write.world_of(root), "images")
+    assert figures(run) == {"bars", "pairs"}
     assert {row["column"] for row in numbers(run, "pairs")} == {"true drawing", "gates", "sum"}
-    assert {row["step"] for row in numbers(run, "gates")} == {"1", "2"}
-    own, other = (np.mean([np.nanmean(one, 1) for one in kept[m]], 0) for m in ("gates", "sum"))
-    expected = np.log(own[0] / other[0])
-    assert float(rows[0]["log_loss_ratio"]) == pytest.approx(expected, abs=1e-5)
-    assert rows[0]["combination"] == pairs[0].name
-    assert "Gates are not shown" not in page
 
 
 def test_what_is_missing_is_said(run_of, root, write):
@@ -125,9 +130,11 @@ def test_what_is_missing_is_said(run_of, root, write):
     world = write.world_of(root)
     world.run.package = None
     page = write_report(run_of("fusion"), world, "fusion").read_text()
-    for text in ("no losses of gates yet", "no images yet", "Gates are not shown: gates are miss"):
+    for text in ("no losses of gates yet", "Gates are not shown: gates are miss"):
         assert text in page
-    assert losses_of(root / "diffusion" / "fusion", "test2") == {}
+    assert losses_of(run_of("fusion"), "test2") == {}
+    page = write_report(run_of("images"), world, "images").read_text()
+    assert "There are no images yet" in page
     page = write_report(run_of("base"), world, "base").read_text()
     assert "No images of adapters were made yet" in page
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from apps.diffusion.studies.fused_views import crossed, score
+from apps.diffusion.studies.fused_views import crossed, refuse_stale
 from diffusion.experiments.combined_losses import note_trained
 from diffusion.experiments.trained_gates import combinations
 from harness.evidence import moments
@@ -34,7 +34,8 @@ def asked(tmp_path):
         store = run.store("losses", Arrays())
         before = store.find(piece)
         stamp = before and (before / "record.json").stat().st_mtime_ns
-        score(run, store, [piece], partial(scored, trained=trained), trained=trained, ticks=1)
+        refuse_stale(run, store, {piece: gates})
+        run.obtain(store, [piece], partial(scored, trained=trained), scoring=True)
         return stamp != (store.find(piece) / "record.json").stat().st_mtime_ns
 
     return ask

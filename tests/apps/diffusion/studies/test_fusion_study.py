@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from apps.diffusion.studies.base_study import Method
 from apps.diffusion.studies.fused_views import BOTH, RETENTION, retained_of
@@ -13,15 +14,16 @@ from apps.diffusion.studies.fusion_study import (
     FIRST_TRIALS,
     GROUPS,
     LAYERWISE,
+    LIKE_GATES,
     LOWEST,
     METRIC,
     OPENING,
     SPACES,
-    TUNED,
     USELESS,
     VARIANTS,
     Fused,
     bars_of,
+    bars_of_images,
     best_rival,
     best_score,
     compared,
@@ -29,8 +31,9 @@ from apps.diffusion.studies.fusion_study import (
     headline_of,
     suiting,
 )
-from diffusion.experiments.combined_losses import FIRST, OTHERS, TIMES
+from diffusion.experiments.combined_losses import FIRST, MANY, OTHERS, TIMES, Bench, fusion_of
 from diffusion.experiments.trained_gates import combinations, is_gated
+from diffusion.lora_file import Factors, LoraBundle
 from harness.evidence import Row
 from harness.experiment.tuning import Choice
 
@@ -95,7 +98,8 @@ def test_bars_of_images_and_of_a_switch_have_the_sign_of_their_names():
         row("gates + switch", GROUPS["test2"], METRIC, 0.02, versus="gates"),
         row("gates + switch", useless, OPENING, 0.3),
     ]
-    found = {bar.name: (bar.value, bar.met) for bar in bars_of(rows, "ties tuned")}
+    bars = [*bars_of(rows, "ties tuned"), *bars_of_images(rows)]
+    found = {bar.name: (bar.value, bar.met) for bar in bars}
     assert found["images: sum, both right"] == (0.72, True)
     assert found["images: gates - sum, both right, lower end"] == (0.02, True)
     assert found["style kept by gates"] == (0.4, False)
@@ -129,16 +133,15 @@ def choice(score):
     return Choice({}, [{"score": score}, {"score": 1.0}], [])
 
 
-def test_the_best_rival_is_chosen_by_trials_and_may_be_a_trained_one():
+def test_the_best_rival_is_chosen_by_trials():
     chosen = {
         "sum": choice(-0.2),
         "ties": choice(0.3),
         "gates": choice(-0.9),
         LAYERWISE: choice(-2),
     }
-    assert best_rival(chosen) == "sum tuned"  # x_lora is for pairs, on which it was tuned alone
-    assert best_rival(chosen | {"layer_strengths": choice(-0.1)}) == "sum tuned"
-    assert best_rival(chosen | {"layer_strengths": choice(-0.3)}) == "layer_strengths"
+    assert best_rival(chosen) == "sum tuned"  # what is trained is no rival that is tuned
+    assert best_rival({}) == ""
 
 
 def test_schedules_are_tuned_at_the_times_of_the_test():
@@ -151,14 +154,14 @@ def test_schedules_are_tuned_at_the_times_of_the_test():
 
     world = SimpleNamespace(zoo=lambda seed: {}, zoo_digest="", base_folder="")
     Fused(SimpleNamespace(tune=tune), world, (0,)).chosen()
-    times = {name: settings.get("times") for name, settings in asked[1].items()}
+    times = {name: settings.get("times") for name, settings in asked[0].items()}
     assert {name for name, found in times.items() if found is not None} == {"switch", "k_lora"}
     assert times["switch"] == times["k_lora"] == TIMES
-    assert begun == [None, FIRST_TRIALS]
+    assert begun == [FIRST_TRIALS]
 
 
 def test_rivals_are_tried_as_published_first_within_what_is_searched():
-    assert FIRST_TRIALS["sum"] == {FIRST: 1.0, OTHERS: 1.0}
+    assert FIRST_TRIALS["sum"] == {FIRST: 1.0, OTHERS: 1.0, MANY: 1.0}
     assert FIRST_TRIALS["switch"] == {FIRST: 1.0, OTHERS: 1.0, "tau": 5}
     for name, box in SPACES.items():
         assert FIRST_TRIALS[name].keys() == box.keys()
@@ -190,8 +193,22 @@ def test_a_useless_adapter_costs_what_it_adds_to_the_loss_of_each_pair():
     assert row.value == pytest.approx(math.log(1.08))
 
 
-def test_every_variant_is_tuned_like_what_it_is():
+def test_every_variant_is_trained_as_what_ships():
     for name, own in VARIANTS.items():
-        like = next(tuned for tuned in TUNED if name.startswith(tuned))
-        assert is_gated(own) == (like != LAYERWISE)
-        assert ("variant" in own) == (like == "gates")
+        assert is_gated(own) == (name != LAYERWISE)
+        assert {n: own[n] for n in LIKE_GATES} == LIKE_GATES
+
+
+@pytest.mark.fault("46 D7")
+@pytest.mark.parametrize(("adapters", "factor"), [(("a", "b"), 1.0), (("a", "b", "c"), 0.5)])
+def test_the_tuned_sum_has_a_factor_of_its_own_for_more_than_two(adapters, factor):
+    assert SPACES["sum"].keys() == {FIRST, OTHERS, MANY}
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3))
+    bundles = {
+        n: LoraBundle("flux", {"0": Factors(torch.ones(1, 3), torch.ones(3, 1))}) for n in adapters
+    }
+    bench = Bench(SimpleNamespace(transformer=model), None)
+    setting = {FIRST: 0.8, OTHERS: 1.2, MANY: 0.5}
+    found = fusion_of(bench, "sum", setting, bundles, None).strengths
+    styles = dict.fromkeys(adapters[1:], pytest.approx(1.2 * factor))
+    assert found == {"a": pytest.approx(0.8 * factor)} | styles
