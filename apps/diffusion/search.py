@@ -23,8 +23,10 @@ from diffusion.library import (
     WeightEncoder,
 )
 from diffusion.library.index import INDEX
+from diffusion.lora_file.container import clean
 from diffusion.lora_file.recognition import RECOGNIZED
 from harness.command.verbs import Place
+from harness.files import require_free, write_json
 from harness.runs.terminal import counting
 
 if TYPE_CHECKING:
@@ -148,6 +150,8 @@ def search(
     tag: str | None = None,
     index: str | None = None,
     lenient: bool = False,
+    json: str | None = None,
+    overwrite_output: bool = False,
 ) -> None:
     """Find the adapters of an indexed folder that suit PROMPT, or whose change is like a file's.
 
@@ -171,6 +175,8 @@ def search(
         tag: Only adapters with this tag.
         index: Folder of the index; .gates-index in the folder if null.
         lenient: Find files with unknown tensors by their weights, too.
+        json: File to which what is found is written as JSON, too.
+        overwrite_output: Replace the file of --json if it exists.
     """
     words = " ".join(prompt or [])
     if bool(words.strip()) == (like is not None):
@@ -181,14 +187,32 @@ def search(
     only: dict[str, Any] = {"family": family, "license": license, "tag": tag}
     by_weights = mode != "metadata" and like is None
     options = {"index": index, "lenient": lenient, "least": least}
+    if json is not None:
+        require_free(Path(json), overwrite=overwrite_output, option="--json")
     with _opened(place, folder, encoder, text_encoder if by_weights else "", options) as library:
+        found: Results[Any]
         if like is None:
             look = partial(library.search, weights=weights, metadata=metadata)
-            _show_matches(Console(), look(words, k, mode, **only))
-            return
-        with counting("comparing") as count:
-            neighbors = library.like(like, k, count, **only)
-        _show_neighbors(Console(), neighbors)
+            found = look(words, k, mode, **only)
+            _show_matches(Console(), found)
+        else:
+            with counting("comparing") as count:
+                found = library.like(like, k, count, **only)
+            _show_neighbors(Console(), found)
+        paths = [library.root / one.adapter.path for one in found]
+    for rank, path in enumerate(paths, 1):
+        print(f"{rank} {clean(str(path))}")
+    if json is not None:
+        rows = [_state(one, path) for one, path in zip(found, paths, strict=True)]
+        told = {"mode": found.mode, "notice": found.notice, "left_out": found.left_out}
+        write_json(Path(json), {"adapters": rows, **told})
+
+
+def _state(one: Match | Neighbor, path: Path) -> dict[str, Any]:
+    """Return what was found as plain values."""
+    own = one.adapter
+    told = {n: getattr(own, n) for n in ("name", "title", "triggers", "tags", "family", "license")}
+    return told | {"path": str(path)} | {n: v for n, v in one._asdict().items() if n != "adapter"}
 
 
 def _opened(

@@ -8,6 +8,7 @@ import math
 import os
 import sqlite3
 import threading
+import unicodedata
 import urllib.parse
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion.library.paths import Found, LibraryError, Refused, names_of, shown
+from diffusion.library.paths import Found, LibraryError, Refused, names_of, shown, unique_name
 from diffusion.library.record import READER, REASONS, Adapter, Filters, WeightEncoder
 from diffusion.lora_file.container import clean, listed
 
@@ -311,7 +312,7 @@ class Catalog:
         Raises:
             LibraryError: There is none; the message names similar ones.
         """
-        found = self.adapters("name = ?", (clean(name),))
+        found = self.adapters("name = ?", (unicodedata.normalize("NFC", clean(name)),))
         with suppress(UnicodeEncodeError):  # no file has such a name
             found += self.adapters("location = ?", (os.fsencode(name),))
         if found:
@@ -376,13 +377,7 @@ class Catalog:
                 self.database.run("INSERT OR IGNORE INTO module (name) VALUES (?)", layers)
                 module = self.database.one("SELECT id FROM module WHERE name = ?", layers)
                 old = self.database.one("SELECT id, name FROM adapter WHERE location = ?", location)
-                taken = "SELECT 1 FROM adapter WHERE name = ?"
-                free = [n for n in names_of(*location) if not self.database.one(taken, (n,))]
-                if not (old or free):
-                    raise LibraryError(
-                        f"{shown(*location)} has the name of another file: rename it"
-                    )
-                own, name = old or (None, free[0])
+                own, name = old or (None, unique_name(*location))
                 record |= {"id": own, "name": name, "modules": module["id"]}
                 self.database.run("DELETE FROM adapter WHERE location = ?", location)
                 columns = f"({', '.join(record)}) VALUES (:{', :'.join(record)})"
@@ -397,6 +392,23 @@ class Catalog:
                     "WHERE error = '' AND location = ?",
                     location,
                 )
+
+    def rename(self) -> None:
+        """Give files the names that follow from the locations of all, whichever came first."""
+        if self._misnamed():
+            with self.database.writing():
+                changed = self._misnamed()
+                away = "UPDATE adapter SET name = 'renamed ' || id WHERE id = ?"
+                self.database.run_many(away, [(own,) for _, own in changed])
+                self.database.run_many("UPDATE adapter SET name = ? WHERE id = ?", changed)
+                self.database.run_many("UPDATE words SET name = ? WHERE rowid = ?", changed)
+
+    def _misnamed(self) -> list[tuple[str, int]]:
+        """Return new names and ids of files that should have other names."""
+        rows = self.database.all("SELECT id, location, name FROM adapter")
+        names = names_of(row["location"] for row in rows)
+        wanted = [(names[row["location"]], row["id"], row["name"]) for row in rows]
+        return [(name, own) for name, own, old in wanted if name != old]
 
     def keep_encodings(
         self, matrix: Matrix, fingerprint: str, encoded: Mapping[str, Vectors | str]

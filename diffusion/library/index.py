@@ -149,6 +149,7 @@ class LoraLibrary(AbstractContextManager["LoraLibrary"]):
         missing = sorted(before - {one.location for one in files})
         absent = [location for location in missing if gone(self.root, location)]
         removed = catalog.forget(absent) if absent else 0
+        catalog.rename()
         unencoded: tuple[Refused, ...] = ()
         if (encoder := self.encoder) is not None:
             catalog.drop_unused(encoder.family, encoder.fingerprint)
@@ -196,7 +197,9 @@ class LoraLibrary(AbstractContextManager["LoraLibrary"]):
         Raises:
             LibraryError: There is none, or the index cannot be written.
         """
-        self._catalog(create=True).forget([self.find(name).location])
+        catalog = self._catalog(create=True)
+        catalog.forget([self.find(name).location])
+        catalog.rename()
 
     def adapters(
         self, family: str | None = None, license: str | None = None, tag: str | None = None
@@ -343,6 +346,7 @@ class LoraLibrary(AbstractContextManager["LoraLibrary"]):
         records = (read_record(found, self.limits, catalog.record) for found in files)
         for batch in _batches(records, done):
             catalog.keep(batch)
+        catalog.rename()
 
     def _encode(self, progress: Progress) -> int:
         """Encode the contents that the encoder has not seen, and return their number.

@@ -3,8 +3,10 @@
 import contextlib
 import hashlib
 import os
-import re
 import stat
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
 from errno import ENOENT, ENOTDIR
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +22,7 @@ class LibraryError(GatesError):
 
 SUFFIX = ".safetensors"
 
-_SLUG = re.compile(r"[^A-Za-z0-9._-]+")
+_SIGNS = ("Mn", "Mc", "So")  # marks of letters, and pictures
 _LONGEST = 128
 _OUTSIDE, _NO_FILE, _UNREAD = "it leads out of the library", "it is not a file", "it cannot be read"
 _GONE = {_OUTSIDE, _NO_FILE, *(f"{_UNREAD}: {os.strerror(n)}" for n in (ENOENT, ENOTDIR))}
@@ -172,21 +174,45 @@ def gone(root: Path, location: bytes) -> bool:
     return hidden or (isinstance(one, Refused) and one.reason in _GONE)
 
 
-def names_of(location: bytes) -> tuple[str, ...]:
-    """Return names for a file, from the shortest to one that no other file has.
+def names_of(locations: Iterable[bytes]) -> dict[bytes, str]:
+    """Return a name for each file, whatever their order: its stem, after the folders it needs.
 
-    Each has 1 to 128 letters, digits, dots, dashes and underscores, and starts with no dot.
+    Files with the same stem have as many of the folders in their names as distinguish them, the
+    nearest ones; the name of what even these do not distinguish ends with a hash of its location.
+    Each has 1 to 128 letters, digits, signs, dots, dashes and underscores, and starts with no dot.
     """
-    path = Path(location.decode("utf-8", "replace"))
-    stem = path.parent.name if path.stem in UNTELLING and path.parent.name else path.stem
-    whole = str(path.with_suffix("")).replace("/", "-")
-    unique = f"{slug(stem)[:100]}-{hashlib.sha256(location).hexdigest()[:16]}"
-    return slug(stem), slug(whole), unique
+    found: dict[bytes, str] = {}
+    left = {one: _parts(one) for one in locations}
+    for depth in range(1, 1 + max(map(len, left.values()), default=0)):
+        names = {one: slug("-".join(parts[-depth:])) for one, parts in left.items()}
+        times = Counter([*names.values(), *found.values()])
+        found |= {one: name for one, name in names.items() if times[name] == 1}
+        left = {one: parts for one, parts in left.items() if one not in found}
+    return found | {one: unique_name(one) for one in left}
+
+
+def unique_name(location: bytes) -> str:
+    """Return a name that no other file has."""
+    return f"{slug(_parts(location)[-1])[:100]}-{hashlib.sha256(location).hexdigest()[:16]}"
+
+
+def _parts(location: bytes) -> tuple[str, ...]:
+    """Return folders and stem; files that are all called the same are called like their folder."""
+    path = Path(location.decode("utf-8", "ignore"))
+    return (
+        path.parent if path.stem in UNTELLING and path.parent.name else path.with_suffix("")
+    ).parts
 
 
 def slug(text: str) -> str:
-    """Return a text as a name: 1 to 128 letters, digits, dots, dashes and underscores."""
-    return _SLUG.sub("-", text).strip("-").lstrip(".-")[:_LONGEST] or "adapter"
+    """Return a text as a name: 1 to 128 letters, digits, signs, dots, dashes and underscores."""
+    kept = (one if _in_name(one) else " " for one in unicodedata.normalize("NFC", text))
+    return "-".join("".join(kept).split()).strip("-").lstrip(".-")[:_LONGEST] or "adapter"
+
+
+def _in_name(letter: str) -> bool:
+    """Return whether names may hold a letter, of any script, or a sign such as an emoji."""
+    return letter in "._-" or letter.isalnum() or unicodedata.category(letter) in _SIGNS
 
 
 def _look(top: Path, name: str, names: set[str] | None) -> Found | Refused:

@@ -184,7 +184,7 @@ class Adapter:
 
     Attributes:
         id: In ascending order of indexing; it decides between equal scores.
-        name: Unique in the library; letters, digits, dots, dashes and underscores.
+        name: Unique in the library, see :func:`diffusion.library.paths.names_of`.
         location: Path below the root of the library, as bytes.
         title: As given by its author, else its name.
         size: Bytes.

@@ -1,6 +1,8 @@
 """Folders that are indexed, and what searches of them print."""
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -137,6 +139,26 @@ def test_what_scores_below_the_least_is_printed_as_left_out(call, samples, title
     assert "--least is 2.0, expected a cosine" in refusal("search", "fox", *options, "--least", "2")
     without = ("--folder", "samples", "--least", "0.1")
     assert "where an encoder is given" in refusal("search", "fox", *without)
+
+
+@pytest.mark.fault("46 D2")
+def test_paths_are_printed_and_all_that_is_known_is_written(call, samples, titled, refusal):
+    call("index", "samples", "--no_encode")
+    told = call("search", "fox", "--folder", "samples", "--json", "found.json")
+    assert told.splitlines()[-1] == "1 samples/bfl_plain.safetensors"
+    content = json.loads(Path("found.json").read_text())
+    (found,) = content["adapters"]
+    assert found["path"] == "samples/bfl_plain.safetensors"
+    assert (found["name"], found["title"], found["metadata"]) == ("bfl_plain", "red fox", 1.0)
+    assert (content["mode"], content["left_out"]) == ("metadata", {})
+    again = ("search", "--like", "bfl_plain", "--folder", "samples", "--json", "found.json")
+    assert "--overwrite_output" in refusal(*again)
+    told = call(*again, "--overwrite_output")
+    near = json.loads(Path("found.json").read_text())["adapters"]
+    assert [f"{n} {one['path']}" for n, one in enumerate(near, 1)] == told.splitlines()[
+        -len(near) :
+    ]
+    assert all(-1 <= one["cosine"] <= 1 for one in near)
 
 
 @pytest.mark.fault("diffusion D4")

@@ -26,7 +26,7 @@ NAMES = [
     "$(reboot)`id`",
     "\u202egnp.exe",
 ]
-SAFE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
+SAFE = re.compile(r"[\w-][\w.-]{0,127}")
 
 
 def raw(header, data=b""):
@@ -60,9 +60,8 @@ def test_files_with_one_stem_have_different_names(library, root, put):
     for number, folder in enumerate(("a", "b", "c-d", "c/d", "名", "前")):
         put(root / folder / "x.safetensors", number)
     library.scan()
-    names = [adapter.name for adapter in library.adapters()]
-    assert names[:2] == ["x", "b-x"]
-    assert len(set(names)) == 6
+    names = {adapter.name for adapter in library.adapters()}
+    assert names == {"a-x", "b-x", "c-d-x", "d-x", "名-x", "前-x"}
 
 
 def test_links(library, root, put, tmp_path):

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 import diffusion.library.index
 from diffusion.library import LibraryError, LoraLibrary
 from diffusion.library.database import Matrix
+from diffusion.library.paths import names_of
 
 
 @pytest.fixture
@@ -303,3 +304,50 @@ def test_an_index_elsewhere_leaves_the_library_as_it_is(root, put, encoders, tmp
     with LoraLibrary(root, encoders.Probes(), index=tmp_path / "index") as library:
         library.scan()
     assert [path.name for path in root.iterdir()] == ["a.safetensors"]
+
+
+NAMES = {
+    "水彩.safetensors": "水彩", "стиль №1.safetensors": "стиль-№1", "हिन्दी.safetensors": "हिन्दी",
+    "e\u0301te\u0301.safetensors": "été", "🔥 fire.safetensors": "🔥-fire",
+    "a/tint.safetensors": "a-tint", "b/tint.safetensors": "b-tint",
+    "c/d/look.safetensors": "d-look", "c/e/look.safetensors": "e-look",
+    "x/f/mood.safetensors": "x-f-mood", "y/f/mood.safetensors": "y-f-mood",
+    "top.safetensors": "top", "g/top.safetensors": "g-top", "only/one.safetensors": "one",
+    "p/adapter_model.safetensors": "p",
+}  # fmt: skip
+
+
+@pytest.mark.fault("46 D2")
+@pytest.mark.parametrize("order", [1, -1])
+def test_names_keep_their_script_and_do_not_depend_on_the_order(root, put, order):
+    with LoraLibrary(root) as library:
+        for seed, path in enumerate(list(NAMES)[::order]):
+            put(root / path, seed)
+            library.add(root / path)
+        found = {os.fsdecode(one.location): one.name for one in library.adapters()}
+        assert found == NAMES
+        assert library.find("e\u0301te\u0301").name == "été"
+        assert [one.name for one in library.search("水彩")] == ["水彩"]
+        assert "did you mean " in message_of(library, "tint")
+        (root / "b/tint.safetensors").unlink()
+        library.scan()
+        assert library.find("tint").location == b"a/tint.safetensors"
+        assert [one.name for one in library.search("tint")] == ["tint"]
+
+
+def message_of(library, name):
+    with pytest.raises(LibraryError) as found:
+        library.find(name)
+    return str(found.value)
+
+
+@pytest.mark.fault("46 D2")
+def test_names_that_no_folder_distinguishes_end_with_a_hash():
+    places = [b"a b.safetensors", b"a-b.safetensors", b"q/w.safetensors", b"e/w.safetensors",
+              b"q-w.safetensors"]  # fmt: skip
+    found = names_of(places)
+    assert found == names_of(places[::-1])
+    assert len(set(found.values())) == len(places)
+    assert all(found[one].startswith("a-b-") for one in places[:2])
+    assert found[b"q-w.safetensors"] == "q-w"
+    assert found[b"e/w.safetensors"] == "e-w"
