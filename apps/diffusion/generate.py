@@ -147,7 +147,7 @@ def name_of(record: dict[str, Any]) -> str:
 
     What other fields decide, and rounding may change, does not count.
     """
-    words = re.sub(r"[^a-z0-9]+", "-", record["prompt"].lower()).strip("-")[:LETTERS].strip("-")
+    words = re.sub(r"[\W_]+", "-", record["prompt"].lower()).strip("-")[:LETTERS].strip("-")
     results = ("weights", "metadata", "mean_gate", "score", "why")
     adapters = [{n: v for n, v in one.items() if n not in results} for one in record["adapters"]]
     settled = {n: v for n, v in record.items() if n not in ("gates", "skipped", "left_out")}
@@ -275,6 +275,7 @@ def generate(
     sampling: Sampling,
     prompt: list[str] | None = None,
     k: int | None = None,
+    fill: bool = False,
     adapters: str | None = None,
     mode: str = "gated",
     roles: str | None = None,
@@ -291,7 +292,9 @@ def generate(
         sources: Base, library and gates.
         sampling: Seeds, steps and guidance.
         prompt: What the images are to show, in words.
-        k: Number of adapters that are found by the prompt; 3 if null.
+        k: Largest number of adapters that are found by the prompt; 3 if null.
+        fill: Where the prompt names adapters, take others up to --k, too, that suit it by their
+            weights or metadata.
         adapters: Names of adapters of the library instead of a search, with strengths, such as
             a:0.8,b; none for the base alone.
         mode: How adapters are combined: gated, sum, strengths (a file of them is given as
@@ -305,6 +308,8 @@ def generate(
     words = " ".join(prompt or [])
     named, told = _named(adapters), roles_in(roles)
     _check((words, sampling.negative_prompt), k, named, mode, told)
+    if fill and named is not None:
+        raise GatesError("--fill and --adapters exclude each other: adapters are found, or named")
     folder = Path(output) if output is not None else place.run_folder.path / "images"
     require_free(folder / "image.png", overwrite=True)
     console = Console()
@@ -315,7 +320,8 @@ def generate(
     with opening as found:
         _note_idle(told, found)
         asked = partial(
-            found.make, words, mode=mode, k=k or K, adapters=None if named is None else list(named),
+            found.make, words, mode=mode, k=k or K, fill=fill,
+            adapters=None if named is None else list(named),
             strengths=named or None, roles=told, **sampling.options(found),
         )  # fmt: skip
         images, records, paths = list[Image.Image](), list[dict[str, Any]](), list[Path]()

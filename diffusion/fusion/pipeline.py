@@ -27,6 +27,7 @@ from diffusion.lora_file import LoraBundle, LoraFileError
 from diffusion.models.flow_matching import GUIDANCE
 from diffusion.models.text_encoders import TextEncoder
 
+UNNAMED = "the prompt does not name it, as it does others{}: fill=True, or --fill, takes it, too"
 BROKEN = "{} are not finite: lower the strengths of the adapters, or leave one out"
 
 Make = Callable[[nn.Module, Mapping[str, LoraBundle]], Fusion]
@@ -150,6 +151,7 @@ class AutoLoraPipeline:
         prompt: str,
         *,
         k: int = 3,
+        fill: bool = False,
         adapters: Sequence[str] | Mapping[str, LoraBundle] | None = None,
         strengths: Mapping[str, float] | None = None,
         roles: Mapping[str, str] | Roles | None = None,
@@ -165,6 +167,7 @@ class AutoLoraPipeline:
             prompt: What to show; adapters are found by it.
             k: Adapters to find. Those of other models are passed over for the next best; where all
                 are left out for their low scores, the model is alone.
+            fill: Whether adapters that the prompt does not name take part where it names others.
             adapters: Names of adapters of the library, or adapters by name, instead of a search;
                 none for the model alone.
             strengths: Name -> factor of an adapter before its gates; 1 by default.
@@ -182,7 +185,7 @@ class AutoLoraPipeline:
         """
         if not prompt.strip():
             raise GatesError("the prompt is empty: say what the image is to show")
-        found, matches, skipped = self._adapters(prompt, k, adapters)
+        found, matches, skipped = self._adapters(prompt, k, adapters, fill=fill)
         fusion, name = self._fusion(found, mode)
         if fusion is not None and strengths:
             fusion.set_strengths(strengths)
@@ -207,7 +210,12 @@ class AutoLoraPipeline:
         return Generated(images, prompt, seed, name, used, skipped, gates, options)
 
     def _adapters(
-        self, prompt: str, k: int, given: Sequence[str] | Mapping[str, LoraBundle] | None
+        self,
+        prompt: str,
+        k: int,
+        given: Sequence[str] | Mapping[str, LoraBundle] | None,
+        *,
+        fill: bool,
     ) -> tuple[dict[str, LoraBundle], dict[str, Match], dict[str, str]]:
         if isinstance(given, Mapping):
             return dict(given), {}, {}
@@ -219,10 +227,10 @@ class AutoLoraPipeline:
             return {name: self.library.load(name) for name in given}, {}, {}
         if k < 1:
             raise GatesError(f"k={k} adapters are wanted: give 1 or more, or adapters=[] for none")
-        return self._search(self.library, prompt, k)
+        return self._search(self.library, prompt, k, fill=fill)
 
     def _search(
-        self, library: Library, prompt: str, k: int
+        self, library: Library, prompt: str, k: int, *, fill: bool
     ) -> tuple[dict[str, LoraBundle], dict[str, Match], dict[str, str]]:
         """Return the best adapters that fit the model, looking further for those that do not."""
         loaded: dict[str, LoraBundle] = {}
@@ -249,8 +257,13 @@ class AutoLoraPipeline:
                 f"no adapter of the library fits the model: {reasons}; give the base that they were"
                 " trained for"
             )
+        found = {one.name: one for one in matches}
         names = list(loaded)[:k]
-        return {n: loaded[n] for n in names}, {one.name: one for one in matches}, skipped
+        named = [n for n in names if getattr(found[n], "named", "")]
+        if named and not fill:
+            skipped |= {n: UNNAMED.format(_cosine(found[n])) for n in names if n not in named}
+            names = named
+        return {n: loaded[n] for n in names}, found, skipped
 
     def _fusion(
         self, found: Mapping[str, LoraBundle], mode: str | Make
@@ -316,6 +329,11 @@ class AutoLoraPipeline:
             "negative_prompt_embeds": wrong.tokens,
             "negative_pooled_prompt_embeds": wrong.pooled,
         }
+
+
+def _cosine(match: Match) -> str:
+    """Return the cosine of an adapter in words; nothing where its weights were not searched."""
+    return "" if match.weights is None else f" (cosine {match.weights:.2f})"
 
 
 def _after_step(

@@ -339,14 +339,15 @@ class Searcher:
     def _search(
         self, prompt: str, k: int, query: Vectors | None, mode: str, mix: Mix, filters: Filters
     ) -> Results[Match]:
+        named = self._named(prompt, filters) if mode == "names" else {}
         if query is None or self.encoder is None:
-            return self._by_metadata(prompt, k, filters, "" if mode == "metadata" else NO_ENCODER)
+            reason = "" if mode == "metadata" else NO_ENCODER
+            return self._by_metadata(prompt, k, filters, named, reason)
         served = self._served(self.encoder, filters)
         if not len(served.ids):
             return Results((), mode, f"no adapter has {filters}")
         if served.rows.max() < 0:
-            return self._by_metadata(prompt, k, filters, served.lacking)
-        named = self._named(prompt, filters) if mode == "names" else {}
+            return self._by_metadata(prompt, k, filters, named, served.lacking)
         words = self._words(prompt, filters) if mode == "hybrid" else dict.fromkeys(named, 1.0)
         mix = {"hybrid": mix, "names": _NAMED}.get(mode, Mix())
         matches = self._matches(self._ranked(query[0], k, served, words, mix), k)
@@ -374,15 +375,21 @@ class Searcher:
         notices = "; ".join(filter(None, (served.lacking, unused * bool(more))))
         return Results(found, mode, notices, low, floor)
 
-    def _by_metadata(self, prompt: str, k: int, filters: Filters, reason: str) -> Results[Match]:
-        """Search metadata alone, for a reason if it was not asked for."""
+    def _by_metadata(
+        self, prompt: str, k: int, filters: Filters, named: Mapping[int, str], reason: str
+    ) -> Results[Match]:
+        """Search metadata, for a reason if it was not asked for; what is named comes first."""
         words = self._words(prompt, filters, flagged=not reason)
         ranked: list[Ranked] = [(i, share, None, share) for i, share in words.items()]
+        ranked.sort(key=lambda one: one[0] not in named)
+        matches = tuple(
+            one._replace(named=named.get(one.adapter.id, "")) for one in self._matches(ranked, k)
+        )
         notices = [
             f"{reason}: only metadata is searched" if reason else "",
             "" if ranked else "no metadata holds a word of the prompt",
         ]
-        return Results(self._matches(ranked, k), "metadata", "; ".join(filter(None, notices)))
+        return Results(matches, "metadata", "; ".join(filter(None, notices)))
 
     def _ranked(
         self, query: Vectors, k: int, served: Served, words: dict[int, float], mix: Mix

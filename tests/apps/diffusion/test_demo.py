@@ -48,7 +48,7 @@ def test_a_prompt_gives_a_card_images_and_gates(acting):
 
 
 def test_strengths_change_both_images(acting):
-    asked, shown = acting.find("snow", 2, 0)
+    asked, shown = acting.find("a fox in snow", 2, 0)
     assert len(asked.names) == 2
     same = acting.weigh(asked, [1.0] * 5)
     assert same.card == shown.card
@@ -59,7 +59,7 @@ def test_strengths_change_both_images(acting):
 
 
 def test_text_of_files_is_inert(acting):
-    asked, shown = acting.find("snow $\\frac", 3, 0)
+    asked, shown = acting.find("evil $\\frac", 3, 0)
     assert "evil" in asked.names
     shown.gates.canvas.draw()  # a dollar in a prompt is no formula
     card = Tags(shown.card)

@@ -158,7 +158,7 @@ def test_adapters_of_other_models_are_left_out(made, small_world, write):
         9,
         {"transformer_blocks.0.attn.to_q": (16, 16)},
     )
-    records, printed = made("out", "snow", "--k", "1", *GATED)
+    records, printed = made("out", "snow snow", "--k", "1", *GATED)
     (record,) = records.values()
     assert [one["name"] for one in record["adapters"]] == ["snow"]
     assert "has 32 to 32" in record["skipped"]["wide"]

@@ -8,10 +8,13 @@ import pytest
 
 from apps.diffusion.embedded_world import World
 from apps.diffusion.studies.base_study import TRAINED, encoder_of
-from apps.diffusion.studio import NO_GATES, USED, shipped
+from apps.diffusion.studio import NO_GATES, USED, Sources, shipped, studio
 from apps.main import main
 from diffusion.data.concepts import concepts
 from diffusion.data.paraphrases import PARAPHRASES
+from diffusion.data.scenes import spread
+from diffusion.experiments.trained_gates import captions, combinations
+from diffusion.fusion.pipeline import AutoLoraPipeline
 from diffusion.library.prompts import UNRELATED, least_cosine
 from diffusion.lora_file import load_lora
 from diffusion.models.text_encoders import text_encoder
@@ -60,9 +63,8 @@ def test_gates_of_another_zoo_are_not_used(root, write):
 
 def test_a_prompt_alone_is_enough(root, write, gates, monkeypatch):
     monkeypatch.setattr("apps.diffusion.embedded_world.World", write.world_of)
-    printed = gates(
-        "generate", "an inverted red fish on white", "--root", root, "--steps", 1, "--least=-1"
-    )
+    call = ("generate", "an inverted red fish on white", "--root", root, "--steps", 1, "--least=-1")
+    printed = gates(*call, "--fill")
     assert "adapters, gated" in printed
     assert "cosine of its weights and the prompt" in printed
     assert printed.count("named: ") == 2
@@ -72,8 +74,20 @@ def test_a_prompt_alone_is_enough(root, write, gates, monkeypatch):
     assert len(record["adapters"]) == 3
     assert all(record["hashes"].values())
     assert record["model"] == "base-s0"
-    gates("generate", "an inverted red fish on white", "--root", root, "--steps", 1, "--least=-1")
+    gates(*call, "--fill")
     assert json.loads(path.read_text()) == record
+
+
+@pytest.mark.fault("46 D1")
+def test_where_a_prompt_names_adapters_others_are_listed_alone(root, write, gates, monkeypatch):
+    monkeypatch.setattr("apps.diffusion.embedded_world.World", write.world_of)
+    call = ("generate", "an inverted red fish on white", "--root", root, "--steps", 1, "--least=-1")
+    printed = gates(*call)
+    (path,) = (root / "diffusion" / "embedded" / "images").glob("*.json")
+    record = json.loads(path.read_text())
+    assert [one["name"] for one in record["adapters"]] == ["fish", "inverted"]
+    (third,) = record["skipped"]
+    assert f"left out: {third}: the prompt does not name it" in printed
 
 
 def test_all_that_ships_is_found_by_its_name_alone(root, write, gates, monkeypatch, tmp_path):
@@ -113,6 +127,25 @@ def library(monkeypatch, tmp_path):
 
 def test_a_fox_is_not_found_among_those_that_ship(library, gates, tmp_path):
     assert "no adapter is found" in gates("search", OTHERS[0], "--root", tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.fault("46 D1")
+def test_prompts_that_name_adapters_get_no_others(library, monkeypatch):
+    monkeypatch.setattr(AutoLoraPipeline, "_run", lambda *_: (None, None))
+    pairs = [one for one in combinations("test2") for _ in range(2)]
+    shown = [scene for one in pairs[::2] for scene in spread(one.scenes("test"), 2)]
+    with studio(Sources(), lambda: library, lambda *_: None) as found:
+        added = {
+            fill: [
+                {one.name for one in found.make(text, k=3, fill=fill).adapters} > {*own.adapters}
+                for text, own in zip(captions(shown), pairs, strict=True)
+            ]
+            for fill in (False, True)
+        }  # fmt: skip
+    assert len(added[False]) == 96
+    assert np.mean(added[False]) <= 0.01
+    assert np.mean(added[True]) > 0.1  # which the limit of cosines does not keep away
 
 
 def test_adapters_of_another_library_are_summed(library, gates, tmp_path):

@@ -105,6 +105,26 @@ def test_adapters_that_fit_are_found_and_used(auto, library, base):
     assert torch.equal(found.images, expected)
 
 
+@pytest.mark.fault("46 D1")
+def test_adapters_without_a_name_in_the_prompt_take_no_part_where_others_have_one(auto, library):
+    search, calls = library.search, []
+
+    def naming(prompt, k=3):
+        return [SimpleNamespace(**vars(o), named=o.name if o.name in prompt else "")
+                for o in search(prompt, k)]  # fmt: skip
+
+    library.search = naming
+    for prompt, fill in (("a third heart", False), ("a third heart", True), ("a heart", False)):
+        found = auto(prompt, k=3, fill=fill, mode=lambda *given: calls.append(given))
+        calls.append(([one.name for one in found.adapters], found.skipped.get("second")))
+    assert [one for one in calls if isinstance(one[0], list)] == [
+        (["third"], "the prompt does not name it, as it does others (cosine -0.25): fill=True, or "
+         "--fill, takes it, too"),
+        (["first", "second", "third"], None),
+        (["first", "second", "third"], None),
+    ]  # fmt: skip
+
+
 def test_the_switch_sees_the_cosines_of_the_search_and_factors_the_roles(auto, library, tmp_path):
     adapters = {name: library.adapters[name] for name in ("first", "third")}
     fusion = GatedFusion(auto.model, adapters, factors=True, switch=True, everywhere=True)

@@ -179,6 +179,16 @@ def test_metadata_score_is_the_fraction_of_the_words_that_are_found(filled):
 
 
 @pytest.mark.fault("diffusion D3")
+@pytest.mark.fault("46 D1")
+def test_names_come_first_without_an_encoder_too(root, put):
+    put(root / "fox.safetensors", 1, {"modelspec.title": "demo"})
+    put(root / "b.safetensors", 2, {"modelspec.title": "b", "modelspec.tags": "fox, red, snow"})
+    with LoraLibrary(root) as plain:
+        plain.scan()
+        found = plain.search("a red fox in snow")
+    assert [(one.name, one.named) for one in found] == [("fox", "fox"), ("b", "")]
+
+
 def test_adapters_below_the_least_score_are_left_out(filled, root, encoders):
     expected = cosines(filled, "a red fox")
     order = sorted(expected, key=expected.get, reverse=True)
