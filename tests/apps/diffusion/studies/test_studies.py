@@ -158,7 +158,7 @@ def test_fusion(world, asked, few):
     assert losses_of == again
 
 
-@pytest.mark.costly("images of two pairs by five methods")
+@pytest.mark.slow
 def test_images(world, asked, few):
     shutil.rmtree(world.run.folder / "gates")
     fusion.images_study(asked("images", (0, 1)), world)
