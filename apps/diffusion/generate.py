@@ -283,9 +283,8 @@ def generate(
 ) -> None:
     """Make images of PROMPT with the adapters that suit it, each weighed by its gates.
 
-    Each image is a PNG with its parameters, next to a JSON file with the adapters, their scores,
-    their mean gates by layer and by step, and the hashes of all that took part. The same seed gives
-    the same bytes.
+    Each image is a PNG with its parameters, next to a JSON file with all that decided it. The same
+    seed gives the same bytes.
 
     Args:
         place: Filled in by the command line.
@@ -293,23 +292,19 @@ def generate(
         sampling: Seeds, steps and guidance.
         prompt: What the images are to show, in words.
         k: Largest number of adapters that are found by the prompt; 3 if null.
-        fill: Where the prompt names adapters, take others up to --k, too, that suit it by their
-            weights or metadata.
+        fill: Where the prompt names adapters, take others that suit it, too, up to --k.
         adapters: Names of adapters of the library instead of a search, with strengths, such as
             a:0.8,b; none for the base alone.
         mode: How adapters are combined: gated, sum, strengths (a file of them is given as
             --gates), or a rival such as mean, switch or k_lora.
-        roles: Roles of adapters, which some gates take, such as a:subject,b:style; those that tags
-            name if null, or those that weights show.
+        roles: Roles of adapters, such as a:subject,b:style; those of tags, or weights, if null.
         output: Folder of the images; that of the run if null.
     """
     from apps.diffusion.embedded_world import World, root_of
 
     words = " ".join(prompt or [])
     named, told = _named(adapters), roles_in(roles)
-    _check((words, sampling.negative_prompt), k, named, mode, told)
-    if fill and named is not None:
-        raise GatesError("--fill and --adapters exclude each other: adapters are found, or named")
+    _check((words, sampling.negative_prompt), k, named, mode, told, fill=fill)
     folder = Path(output) if output is not None else place.run_folder.path / "images"
     require_free(folder / "image.png", overwrite=True)
     console = Console()
@@ -320,9 +315,8 @@ def generate(
     with opening as found:
         _note_idle(told, found)
         asked = partial(
-            found.make, words, mode=mode, k=k or K, fill=fill,
-            adapters=None if named is None else list(named),
-            strengths=named or None, roles=told, **sampling.options(found),
+            found.make, words, mode=mode, k=k or K, fill=fill, roles=told, strengths=named or None,
+            adapters=None if named is None else list(named), **sampling.options(found),
         )  # fmt: skip
         images, records, paths = list[Image.Image](), list[dict[str, Any]](), list[Path]()
         try:
@@ -377,6 +371,8 @@ def _check(
     named: Mapping[str, float] | None,
     mode: str,
     roles: Mapping[str, str],
+    *,
+    fill: bool,
 ) -> None:
     """Refuse options that make no sense, before anything is read."""
     if not prompts[0].strip():
@@ -386,8 +382,9 @@ def _check(
     maker(mode)
     if roles and mode not in (GATED, STRENGTHS):
         raise GatesError(f"--roles has no meaning for --mode {mode}: leave it out")
-    if k is not None and named is not None:
-        raise GatesError("--k and --adapters exclude each other: adapters are found, or named")
+    if (k is not None or fill) and named is not None:
+        word = "--fill" if k is None else "--k"
+        raise GatesError(f"{word} and --adapters exclude each other: adapters are found, or named")
     if k is not None and k < 1:
         raise GatesError(f"--k is {k}, expected 1 or more; --adapters none is the base alone")
 

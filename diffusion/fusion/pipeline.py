@@ -171,10 +171,8 @@ class AutoLoraPipeline:
             adapters: Names of adapters of the library, or adapters by name, instead of a search;
                 none for the model alone.
             strengths: Name -> factor of an adapter before its gates; 1 by default.
-            roles: Name -> ``subject``, ``style`` or ``any``, or what returns them for adapters by
-                name; by default what the tags of an adapter name.
-            scores: Name -> how well an adapter suits the prompt, for gates with a switch; by
-                default its cosine in the search. One without a score stays on.
+            roles: Name -> role, or what returns roles for adapters; by default what tags name.
+            scores: Name -> score for a switch, by default the cosine in the search; others stay on.
             seed: Of the noise; the same one gives the same pixels.
             mode: ``gated``, ``sum``, ``strengths``, or what makes a fusion, such as a rival.
             record_gates: Whether to record mean gates by step and layer.

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion.library.paths import Found, LibraryError, Refused, names_of, shown, unique_name
+from diffusion.library.paths import Found, LibraryError, Refused, shown, unique_name
 from diffusion.library.record import READER, REASONS, Adapter, Filters, WeightEncoder
 from diffusion.lora_file.container import clean, listed
 
@@ -392,23 +392,6 @@ class Catalog:
                     "WHERE error = '' AND location = ?",
                     location,
                 )
-
-    def rename(self) -> None:
-        """Give files the names that follow from the locations of all, whichever came first."""
-        if self._misnamed():
-            with self.database.writing():
-                changed = self._misnamed()
-                away = "UPDATE adapter SET name = 'renamed ' || id WHERE id = ?"
-                self.database.run_many(away, [(own,) for _, own in changed])
-                self.database.run_many("UPDATE adapter SET name = ? WHERE id = ?", changed)
-                self.database.run_many("UPDATE words SET name = ? WHERE rowid = ?", changed)
-
-    def _misnamed(self) -> list[tuple[str, int]]:
-        """Return new names and ids of files that should have other names."""
-        rows = self.database.all("SELECT id, location, name FROM adapter")
-        names = names_of(row["location"] for row in rows)
-        wanted = [(names[row["location"]], row["id"], row["name"]) for row in rows]
-        return [(name, own) for name, own, old in wanted if name != old]
 
     def keep_encodings(
         self, matrix: Matrix, fingerprint: str, encoded: Mapping[str, Vectors | str]

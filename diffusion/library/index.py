@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
-from diffusion.library.database import Catalog, Matrix, Vectors
+from diffusion.library.database import Catalog, Database, Matrix, Vectors
 from diffusion.library.paths import (
     Found,
     LibraryError,
@@ -17,6 +17,7 @@ from diffusion.library.paths import (
     gone,
     location_of,
     look,
+    names_of,
     place_of,
     walk,
 )
@@ -149,7 +150,7 @@ class LoraLibrary(AbstractContextManager["LoraLibrary"]):
         missing = sorted(before - {one.location for one in files})
         absent = [location for location in missing if gone(self.root, location)]
         removed = catalog.forget(absent) if absent else 0
-        catalog.rename()
+        _rename(catalog)
         unencoded: tuple[Refused, ...] = ()
         if (encoder := self.encoder) is not None:
             catalog.drop_unused(encoder.family, encoder.fingerprint)
@@ -199,7 +200,7 @@ class LoraLibrary(AbstractContextManager["LoraLibrary"]):
         """
         catalog = self._catalog(create=True)
         catalog.forget([self.find(name).location])
-        catalog.rename()
+        _rename(catalog)
 
     def adapters(
         self, family: str | None = None, license: str | None = None, tag: str | None = None
@@ -346,7 +347,7 @@ class LoraLibrary(AbstractContextManager["LoraLibrary"]):
         records = (read_record(found, self.limits, catalog.record) for found in files)
         for batch in _batches(records, done):
             catalog.keep(batch)
-        catalog.rename()
+        _rename(catalog)
 
     def _encode(self, progress: Progress) -> int:
         """Encode the contents that the encoder has not seen, and return their number.
@@ -394,6 +395,26 @@ class LoraLibrary(AbstractContextManager["LoraLibrary"]):
             )
             self._searcher = Searcher(catalog, *encoders, self.lenient, self.least)
         return self._searcher
+
+
+def _rename(catalog: Catalog) -> None:
+    """Give files the names that follow from the locations of all, whichever came first."""
+    database = catalog.database
+    if _misnamed(database):
+        with database.writing():
+            changed = _misnamed(database)
+            away = "UPDATE adapter SET name = 'renamed ' || id WHERE id = ?"
+            database.run_many(away, [(own,) for _, own in changed])
+            database.run_many("UPDATE adapter SET name = ? WHERE id = ?", changed)
+            database.run_many("UPDATE words SET name = ? WHERE rowid = ?", changed)
+
+
+def _misnamed(database: Database) -> list[tuple[str, int]]:
+    """Return new names and ids of files that should have other names."""
+    rows = database.all("SELECT id, location, name FROM adapter")
+    names = names_of(row["location"] for row in rows)
+    wanted = [(names[row["location"]], row["id"], row["name"]) for row in rows]
+    return [(name, own) for name, own, old in wanted if name != old]
 
 
 def _nothing(*counts: int) -> None:
