@@ -1,7 +1,6 @@
 """``gates diffusion index`` and ``search``: folders of adapters, so that prompts find them."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -155,15 +154,12 @@ def search(
 ) -> None:
     """Find the adapters of an indexed folder that suit PROMPT, or whose change is like a file's.
 
-    Without an encoder, or for families of models that it does not serve, metadata is searched.
-
     Args:
         place: Filled in by the command line.
         prompt: What is looked for, in words; none with --like.
         folder: Folder that was indexed; if null, this one, or else the adapters that ship.
         k: Number of adapters.
-        mode: What is compared with the prompt: weights, metadata, or hybrid, both; names is weights
-            after adapters whose name, title or trigger the prompt holds.
+        mode: What is compared: weights, metadata, hybrid (both), or weights after what is named.
         like: Adapter of the folder or any file that others are compared with, instead of a prompt.
         encoder: Folder or file of the encoder that the folder was indexed with.
         text_encoder: Text encoder that the encoder was trained with.
@@ -179,40 +175,50 @@ def search(
         overwrite_output: Replace the file of --json if it exists.
     """
     words = " ".join(prompt or [])
+    _check(words, like, family)
+    if json is not None:
+        require_free(Path(json), overwrite=overwrite_output, option="--json")
+    only: dict[str, Any] = {"family": family, "license": license, "tag": tag}
+    text = text_encoder if mode != "metadata" and like is None else ""
+    options = {"index": index, "lenient": lenient, "least": least}
+    with _opened(place, folder, encoder, text, options) as library:
+        if like is None:
+            only |= {"weights": weights, "metadata": metadata}
+            matches = library.search(words, k, mode, **only)
+            _show_matches(Console(), matches)
+            _tell(matches, library.root, json)
+            return
+        with counting("comparing") as count:
+            neighbors = library.like(like, k, count, **only)
+        _show_neighbors(Console(), neighbors)
+        _tell(neighbors, library.root, json)
+
+
+def _check(words: str, like: str | None, family: str | None) -> None:
+    """Refuse options that make no sense, before anything is read."""
     if bool(words.strip()) == (like is not None):
         raise GatesError("expected a prompt or --like, and not both: describe what you look for")
     refuse_unless_text(words)
     if family is not None:
         check_option("--family", family, RECOGNIZED, GatesError)
-    only: dict[str, Any] = {"family": family, "license": license, "tag": tag}
-    by_weights = mode != "metadata" and like is None
-    options = {"index": index, "lenient": lenient, "least": least}
+
+
+def _tell(found: Results[Any], root: Path, json: str | None) -> None:
+    """Print the paths of what was found, and write all that is known of it as JSON."""
+    rows = [_state(one, root) for one in found]
+    for rank, row in enumerate(rows, 1):
+        print(f"{rank} {clean(row['path'])}")
     if json is not None:
-        require_free(Path(json), overwrite=overwrite_output, option="--json")
-    with _opened(place, folder, encoder, text_encoder if by_weights else "", options) as library:
-        found: Results[Any]
-        if like is None:
-            look = partial(library.search, weights=weights, metadata=metadata)
-            found = look(words, k, mode, **only)
-            _show_matches(Console(), found)
-        else:
-            with counting("comparing") as count:
-                found = library.like(like, k, count, **only)
-            _show_neighbors(Console(), found)
-        paths = [library.root / one.adapter.path for one in found]
-    for rank, path in enumerate(paths, 1):
-        print(f"{rank} {clean(str(path))}")
-    if json is not None:
-        rows = [_state(one, path) for one, path in zip(found, paths, strict=True)]
         told = {"mode": found.mode, "notice": found.notice, "left_out": found.left_out}
         write_json(Path(json), {"adapters": rows, **told})
 
 
-def _state(one: Match | Neighbor, path: Path) -> dict[str, Any]:
+def _state(one: Match | Neighbor, root: Path) -> dict[str, Any]:
     """Return what was found as plain values."""
-    own = one.adapter
+    own, found = one.adapter, one._asdict()
     told = {n: getattr(own, n) for n in ("name", "title", "triggers", "tags", "family", "license")}
-    return told | {"path": str(path)} | {n: v for n, v in one._asdict().items() if n != "adapter"}
+    del found["adapter"]
+    return {**told, "path": str(root / own.path), **found}
 
 
 def _opened(
