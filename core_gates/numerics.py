@@ -201,7 +201,5 @@ def autocast_off(x: Tensor) -> AbstractContextManager[object]:
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """Return the dtype that autocast makes of a linear layer of ``x``; None where it leaves it."""
-    device = x.device.type
-    if x.dtype == torch.float64 or x.is_meta or not torch.is_autocast_enabled(device):
-        return None
-    return torch.get_autocast_dtype(device)
+    left = x.dtype == torch.float64 or x.is_meta or not torch.is_autocast_enabled(x.device.type)
+    return None if left else torch.get_autocast_dtype(x.device.type)

@@ -148,8 +148,10 @@ def place_of(layer: nn.Module) -> tuple[torch.device, torch.dtype]:
     """
     tensors = [*layer.parameters(), *layer.buffers()]
     wide = (t.dtype for t in tensors if t.is_floating_point() and t.dtype.itemsize > 1)
-    device = tensors[0].device if tensors else torch.device("cpu")
-    return device, next(wide, torch.get_default_dtype())
+    return (
+        next((t.device for t in tensors), torch.device("cpu")),
+        next(wide, torch.get_default_dtype()),
+    )
 
 
 def weight_of(layer: nn.Module) -> Tensor:

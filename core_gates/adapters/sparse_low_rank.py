@@ -243,8 +243,7 @@ class SparseLowRank(nn.Module):
                 f"{type(linear).__name__} stores its weight in {stored}, to which an adapter cannot"
                 " be added exactly: keep the adapter, or merge before the layer is quantized"
             )
-        sizes = sizes_of(linear)
-        exported.check(*sizes)
+        exported.check(*sizes_of(linear))
         if exported.rank:
             delta = exported.delta_weight().to(weight.dtype)
             weight += delta.mT if _is_transposed(linear) else delta

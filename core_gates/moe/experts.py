@@ -418,7 +418,7 @@ class StackedExperts(nn.Module):
 
         def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             product = torch.bmm(x, weight.mT)
-            return product if bias is None else product + bias.unsqueeze(1)
+            return product if bias is None else product + bias.unsqueeze(1).to(product.dtype)
 
         hidden = activate(linear(x, first, first_bias), self.activation, self.gated)
         return linear(hidden, down, down_bias)
@@ -452,7 +452,7 @@ class StackedExperts(nn.Module):
 
         def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             product = (weight[indices].float() * x.float().unsqueeze(-2)).sum(-1).to(x.dtype)
-            return product if bias is None else product + bias[indices]
+            return product if bias is None else product + bias[indices].to(product.dtype)
 
         hidden = activate(linear(x.unsqueeze(-2), first, first_bias), self.activation, self.gated)
         return linear(hidden, down, down_bias)
@@ -461,20 +461,16 @@ class StackedExperts(nn.Module):
         """Apply one expert to a row that is duplicated: a weight is read faster for two rows."""
         first, first_bias, down, down_bias = self._weights()
         hidden = (first[expert] @ pair.t()).t().contiguous()
-        hidden = hidden if first_bias is None else hidden + first_bias[expert]
+        hidden = hidden if first_bias is None else hidden + first_bias[expert].to(hidden.dtype)
         hidden = activate(hidden, self.activation, self.gated)
         out = (down[expert] @ hidden.t())[:, 0]
-        return out if down_bias is None else out + down_bias[expert]
+        return out if down_bias is None else out + down_bias[expert].to(out.dtype)
 
     def _weights(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         # By name, not from ``_parameters``, where a parametrized weight does not lie.
         first: Tensor = getattr(self, self._first)
         first_bias: Tensor | None = getattr(self, f"{self._first}_bias")
-        down_bias = cast(Tensor | None, self.down_proj_bias)
-        if dtype := autocast_dtype(first):  # a bias in float32 would widen what it is added to
-            first_bias = None if first_bias is None else first_bias.to(dtype)
-            down_bias = None if down_bias is None else down_bias.to(dtype)
-        return first, first_bias, self.down_proj, down_bias
+        return first, first_bias, self.down_proj, cast(Tensor | None, self.down_proj_bias)
 
     def extra_repr(self) -> str:
         """Show the sizes in ``print(experts)``."""
