@@ -114,11 +114,11 @@ APPS: Mapping[str, App] = {
     ),
     "language": App(
         "apps.language.commands",
-        "train a small decoder that transformers opens, and score it next to counts and xz",
+        "train a small decoder that transformers opens, and score it next to counts and PPMd",
         {
             "prepare": "read a corpus and write its tokens as memory maps",
             "fit": "train the decoder, resumable at any step",
-            "evaluate": "score counts of bytes, xz and the decoder in bits per byte",
+            "evaluate": "score counts of bytes, PPMd and the decoder in bits per byte",
             "report": "write the report of a run as one HTML page",
             "generate": "continue prompts, streamed to the terminal",
             "diagnose": "measure by layer how a trained model attends, and its gates",

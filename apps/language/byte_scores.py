@@ -1,4 +1,4 @@
-"""Bits per byte of held-out documents, of counts, xz and decoders: scored and compared."""
+"""Bits per byte of held-out documents, of counts, PPMd and decoders: scored and compared."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import shlex
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,21 @@ from language.data import LanguageDataModule
 from language.decoder import Decoder
 from language.hf.model_folder import read_model, write_model
 from language.module import LanguageModule
-from language.scoring import bits_per_byte, count_bits, ratio, scored_part, xz_bits
+from language.scoring import (
+    PPMD_ORDER,
+    bits_per_byte,
+    count_bits,
+    ppmd_bits,
+    ratio,
+    scored_part,
+)
 from language.tokenizer import Tokenizer
 
-DECODER, COUNTS, ADAPTIVE, XZ = "decoder", "counts", "adaptive_counts", "xz"
+DECODER, COUNTS, ADAPTIVE, PPMD = "decoder", "counts", "adaptive_counts", "PPMd"
 ORDERS = tuple(f"order {order}" for order in range(ORDER + 1))
 REFERENCE = ORDERS[-1]
 SAME_WINDOW, WHOLE_FILE = "adaptive counts, same window", "adaptive counts, whole file"
-TOLD_MORE = (WHOLE_FILE, XZ)
+TOLD_MORE = (WHOLE_FILE, PPMD)
 WEIGHTS, BASELINES, SCORES = "weights", "baselines", "scores"
 TASK: Split = "test"
 METRIC = "bits per byte"
@@ -51,8 +59,8 @@ PLACES = ("corpus", "tokenizer", "cache_folder")
 NOTE = (
     "All are scored on the same bytes: of every document that is longer, those after the first "
     "half context. Counts of order 5 know the 5 bytes before; adaptive counts, same window, those "
-    "before in the window, as the decoder does; adaptive counts, whole file, and xz all of the "
-    "document before. xz is the compressed length of a document less that of its unscored part."
+    "before in the window, as the decoder does; adaptive counts, whole file, and PPMd all of the "
+    "document before. All have read the training documents first."
 )
 WEIGHED = (
     "{count} documents of unequal sizes n count as {effective:.1f} of equal size, "
@@ -175,8 +183,8 @@ def score_rival(piece: Piece, job: Job, places: Places) -> dict[str, Tensor]:
     del job
     data = data_of(piece.settings, places)
     documents, starts = scored(data)
-    if piece.method == XZ:
-        return {XZ: torch.from_numpy(xz_bits(documents, starts))}
+    if piece.method == PPMD:
+        return {PPMD: torch.from_numpy(ppmd_bits(data.held_out("train"), documents, starts))}
     order = LARGEST_ORDER if piece.method == ADAPTIVE else ORDER
     counts = ByteCounts.fit(data.held_out("train"), order)
     if piece.method == COUNTS:
@@ -217,7 +225,7 @@ def score_decoder(
 
 
 class Study:
-    """Counts, xz and the decoder of a configuration, scored on its held-out documents.
+    """Counts, PPMd and the decoder of a configuration, scored on its held-out documents.
 
     Args:
         run: Keeps what is trained and scored; its settings get the digest of the data.
@@ -234,9 +242,13 @@ class Study:
         of_method: dict[str, Setting] = {
             COUNTS: {},
             ADAPTIVE: {"order": LARGEST_ORDER, "added": ADDED},
-            XZ: {"bytes": "scored"},
+            PPMD: {"order": PPMD_ORDER},
         }
-        self.rivals = [Piece(m, settings={**kept, **own}) for m, own in of_method.items()]
+        self.rivals = [
+            Piece(method, settings={**kept, **own})
+            for method, own in of_method.items()
+            if method != PPMD or find_spec("pyppmd")
+        ]
         self.decoders = [
             Piece(DECODER, seed, settings={**run.settings, "seed": seed}) for seed in seeds
         ]
@@ -266,6 +278,10 @@ class Study:
         draws = Resamples.clusters([document.name for document in documents])
         versus = DECODER if DECODER in scores else REFERENCE
         rows = compare(scores, draws, task=TASK, reference=versus)
+        rows += [
+            Row(method, TASK, METRIC, math.nan, note="not measured: pip install pyppmd")
+            for method in {PPMD} - scores.keys()
+        ]
         missing = [piece for piece in self.decoders if piece not in trained]
         notes = [NOTE, *weighed(bits)]
         if missing:
@@ -300,7 +316,7 @@ class Study:
             *ORDERS,
             SAME_WINDOW,
             WHOLE_FILE,
-            XZ,
+            PPMD,
             DECODER,
         )  # files of tensors are sorted by name
         return {method: found[method] for method in known if method in found}
@@ -353,8 +369,8 @@ def weighed(found: Mapping[str, Sequence[np.ndarray]]) -> list[str]:
     sizes = found[REFERENCE][0][:, 1]
     effective = sizes.sum() ** 2 / (sizes**2).sum()
     means = {m: np.mean([one[:, 0] / one[:, 1] for one in bits]) for m, bits in found.items()}
-    shown = [m for m in (REFERENCE, SAME_WINDOW, WHOLE_FILE, XZ, DECODER) if m in means]
-    listed = "; ".join(f"{method} {means[method]:.3f}" for method in shown)
+    shown = (REFERENCE, SAME_WINDOW, WHOLE_FILE, PPMD, DECODER)
+    listed = "; ".join(f"{method} {means[method]:.3f}" for method in shown if method in means)
     return [WEIGHED.format(count=len(sizes), effective=effective), MEANS.format(listed)]
 
 
@@ -379,5 +395,9 @@ def headline(rows: Collection[Row]) -> str:
         for row in rows
         if row.versus == DECODER and not row.low > 0
     ]
-    said = f"does not beat {' and '.join(unbeaten)}" if unbeaten else "beats all counts and xz"
+    said = (
+        f"does not beat {' and '.join(unbeaten)}"
+        if unbeaten
+        else "beats all counts" + f" and {PPMD}" * any(r.method == PPMD and r.versus for r in rows)
+    )
     return f"The {DECODER} needs {own:.2f} bits per byte and {said}."

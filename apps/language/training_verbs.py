@@ -62,7 +62,7 @@ class LanguageTrainer(GatesRunTrainer):
         train: bool = False,
         gates: tuple[str, ...] = (),
     ) -> None:
-        """Score counts of bytes, xz and the decoder in bits per byte of held-out documents.
+        """Score counts of bytes, PPMd and the decoder in bits per byte of held-out documents.
 
         With ``gates``, decoders are compared that differ in the gate of their attention alone.
 

@@ -1,17 +1,18 @@
-"""Bits per byte: each scored byte once, closed forms, xz on the same bytes."""
+"""Bits per byte: each scored byte once, closed forms, PPMd on the same bytes."""
 
-import lzma
+import os
 from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
+import pyppmd
 import pytest
 import torch
 from torch import nn
 
 from core_gates.errors import GatesError
 from language.decoder import Decoder
-from language.scoring import bits_per_byte, scored_part, xz_bits
+from language.scoring import bits_per_byte, ppmd_bits, scored_part
 from language.tokenizer import ByteTokenizer
 
 TEXTS = ["nine byte", "one byte more than some", "naïve – naïf " * 9, "x" * 40]
@@ -130,17 +131,37 @@ def test_a_tokenizer_that_loses_text_is_refused(change, refuses):
     assert len(score(documents(kept, lost[:5]))[0]) == 1  # not scored
 
 
-def test_xz_needs_what_the_scored_bytes_add_to_those_before():
-    texts = ["abc" * 2000, "naïve", "abc" * 100 + "Zebras quickly jump, vexing 9 dwarfs"]
-    starts = [0, 0, 300]
-    bits, sizes = xz_bits(documents(*texts), starts).T
-    assert sizes.tolist() == [6000, 6, 36]
-    assert bits[0] < 0.1 * 8 * 6000
-    for text, size in zip(texts[:2], bits / 8, strict=False):
-        xz = len(lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME))
-        assert 0 < xz - size < 64  # header, checksums and index of the container
-    whole, before = xz_bits(documents(texts[2], texts[2][:300]), [0, 0])[:, 0]
-    assert bits[2] == whole - before < whole
+def whole_size(*parts):
+    """Bytes of a file of PPMd that holds all parts."""
+    coder = pyppmd.Ppmd7Encoder(64, 2**30)
+    return len(coder.encode("".join(parts).encode()) + coder.flush(endmark=False))
+
+
+@pytest.mark.fault("46 B1")
+def test_ppmd_knows_the_training_text_and_the_document_before_but_no_other_one():
+    words = np.random.default_rng(0).permutation([f"{n:x}" for n in range(3000)])
+    known, fresh = " ".join(words[:1500]), " ".join(words[1500:])
+    training = documents(known[: len(known) // 2], known[len(known) // 2 :])
+    texts = [known, fresh, fresh + fresh, "naïve " * 50]
+    starts = [0, 100, len(fresh), 200]
+    found = ppmd_bits(training, documents(*texts), starts)
+    for text, start, (bits, size) in zip(texts, starts, found, strict=True):
+        data = text.encode()
+        head, tail = data[:start].decode(), data[start:].decode()
+        assert size == len(tail.encode())
+        # the file with the document less that with what is not scored of it, to two bytes
+        exact = whole_size(known, head, tail) - whole_size(known, head)
+        assert abs(bits / 8 - exact) <= 2
+    per_byte = found[:, 0] / found[:, 1]
+    assert per_byte[[0, 2]].max() < 0.2 < 1.5 < per_byte[1]  # learned in training, or just before
+    reverse = ppmd_bits(training, documents(*texts[::-1]), starts[::-1])
+    assert (reverse[::-1] == found).all()
+
+
+def test_a_coder_that_is_killed_is_told(monkeypatch):
+    monkeypatch.setattr("os.fork", lambda: os.posix_spawn("/bin/false", ["false"], {}))
+    with pytest.raises(GatesError, match="PPMd was killed while it coded d0: it needs up to"):
+        ppmd_bits(documents("abc"), documents("abcd"), [0])
 
 
 def test_what_cannot_be_scored_is_refused(refuses):

@@ -13,7 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from apps.language import generate
+from apps.language import byte_scores, generate
 from apps.language.byte_scores import SAME_WINDOW, WHOLE_FILE, ModelFolder, headline, module_of
 from apps.main import APPS
 from harness.evidence import Row
@@ -24,7 +24,7 @@ from language.adaptive_counts import AdaptiveCounts
 from language.corpus import Corpus, read_corpus
 from language.counts import ByteCounts
 from language.hf.model_folder import read_model
-from language.scoring import bits_per_byte, xz_bits
+from language.scoring import bits_per_byte, ppmd_bits
 from language.tokenizer import ByteTokenizer
 
 KILLED = pytest.mark.costly("four processes, two of which are killed")
@@ -69,11 +69,11 @@ def test_fit_leaves_a_model_folder_of_the_trained_weights(trained, weights):
     }
 
 
-def test_the_decoder_is_scored_next_to_counts_and_xz(trained, weights):
+def test_the_decoder_is_scored_next_to_counts_and_ppmd(trained, weights):
     scores = scores_of(trained)
     values = {r["method"]: r for r in scores["rows"] if r["versus"] is None}
     adaptive = ["adaptive counts, same window", "adaptive counts, whole file"]
-    assert list(values) == [*(f"order {n}" for n in range(6)), *adaptive, "xz", "decoder"]
+    assert list(values) == [*(f"order {n}" for n in range(6)), *adaptive, "PPMd", "decoder"]
     corpus = read_corpus([trained.folder / "corpus"])
     held = corpus.part("test")
     model, tokenizer = read_model(weights)
@@ -89,8 +89,8 @@ def test_the_decoder_is_scored_next_to_counts_and_xz(trained, weights):
         )
         own = rival.fit(corpus.part("validation")).bits(held)
         assert values[name]["value"] == pytest.approx(own[:, 0].sum() / own[:, 1].sum())
-    packed = xz_bits(held, [8] * len(held))
-    assert values["xz"]["value"] == pytest.approx(packed[:, 0].sum() / packed[:, 1].sum())
+    packed = ppmd_bits(corpus.part("train"), held, [8] * len(held))
+    assert values["PPMd"]["value"] == pytest.approx(packed[:, 0].sum() / packed[:, 1].sum())
     sizes = bits[:, 1]
     _, weighed, means = scores["notes"]
     effective = sizes.sum() ** 2 / (sizes**2).sum()
@@ -104,13 +104,13 @@ def test_the_decoder_is_scored_next_to_counts_and_xz(trained, weights):
     assert (bar["bar"], bar["value"]) == (2.5, values["decoder"]["value"])
     assert bar["met"] is (bar["value"] <= 2.5)
     unbeaten = [
-        f"{name} (told more)" if name in {adaptive[1], "xz"} else name
+        f"{name} (told more)" if name in {adaptive[1], "PPMd"} else name
         for name, row in paired.items()
         if row["low"] <= 0
     ]
     assert scores["headline"].endswith(f"does not beat {' and '.join(unbeaten)}.")
     assert [one["role"] for one in scores["data"]] == ["train", "validation", "test", "tokenizer"]
-    assert all(name in trained.evaluated for name in ("order 5", "xz", "decoder"))
+    assert all(name in trained.evaluated for name in ("order 5", "PPMd", "decoder"))
 
 
 def test_without_weights_the_row_is_the_command(trained):
@@ -120,9 +120,27 @@ def test_without_weights_the_row_is_the_command(trained):
     assert row["note"] == f"not trained: run `{command}`"
     assert row["value"] is None
     assert [bar["met"] for bar in scores["bars"]] == [None]
-    assert {r["method"] for r in scores["rows"]} >= {"order 0", "order 5", "xz"}
+    assert {r["method"] for r in scores["rows"]} >= {"order 0", "order 5", "PPMd"}
     assert scores["headline"] == "The decoder is not trained."
     assert command in trained.untrained
+
+
+@pytest.mark.fault("46 B1")
+def test_without_the_library_of_ppmd_the_row_is_how_to_get_it(trained, weights, monkeypatch):
+    known = {r["method"] for r in scores_of(trained)["rows"]}
+    assert "PPMd" in known
+    monkeypatch.setattr(byte_scores, "find_spec", lambda name: None)
+    out = trained.succeed("evaluate", "--most_bits", 2.5)
+    scores = scores_of(trained)
+    row, *others = (r for r in scores["rows"] if r["method"] == "PPMd")
+    assert (row["value"], row["note"]) == (None, "not measured: pip install pyppmd")
+    assert others == []
+    assert {r["method"] for r in scores["rows"]} == known
+    assert "PPMd" not in scores["headline"]
+    assert "pip install pyppmd" in out
+    monkeypatch.undo()
+    trained.succeed("evaluate", "--most_bits", 2.5)  # other tests read what it leaves
+    assert {r["method"] for r in scores_of(trained)["rows"] if r["versus"]} >= {"PPMd"}
 
 
 def test_evaluate_trains_to_the_bits_of_fit(trained, weights):
@@ -308,14 +326,15 @@ def test_headlines():
         return headline(rows)
 
     assert said(
-        2.0, order_0=0.1, order_1=0.0, **{SAME_WINDOW: -0.1, WHOLE_FILE: math.nan}, xz=-1
+        2.0, order_0=0.1, order_1=0.0, **{SAME_WINDOW: -0.1, WHOLE_FILE: math.nan}, PPMd=-1
     ) == (
         "The decoder needs 2.00 bits per byte and does not beat order 1 and adaptive counts, same "
-        "window and adaptive counts, whole file (told more) and xz (told more)."
+        "window and adaptive counts, whole file (told more) and PPMd (told more)."
     )
-    assert said(1.5, order_0=0.1, xz=0.2).endswith(
-        "1.50 bits per byte and beats all counts and xz."
+    assert said(1.5, order_0=0.1, PPMd=0.2).endswith(
+        "1.50 bits per byte and beats all counts and PPMd."
     )
+    assert said(1.5, order_0=0.1).endswith("1.50 bits per byte and beats all counts.")
     assert said(math.nan) == "The decoder is not trained."
 
 
