@@ -3,6 +3,7 @@
 import math
 import os
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -47,15 +48,18 @@ class Answer(NamedTuple):
     fix: str = ""
 
 
+OTHERS = (
+    "{}: programs pass it over or refuse it where the model is FLUX.1 or SD3; load it into a model"
+    " of that family"
+)
+
+
 def answer(path: Path, contents: Contents) -> Answer:
     """Return what becomes of a file, and the command that helps."""
     layers, named = contents.layers, " and ".join(contents.text_encoders)
     faults = {
-        Answer(
-            "family",
-            f"it is an adapter for {contents.family}: programs pass it over or refuse it where the "
-            "model is FLUX.1 or SD3; load it into a model of that family",
-        ): contents.family not in FAMILIES,
+        Answer("family", f"it is an adapter for {OTHERS.format(contents.family)}"): contents.family
+        not in FAMILIES,
         Answer("text", f"it changes {named} alone: the image model stays as it is"): not layers
         and named,
         Answer(
@@ -258,8 +262,13 @@ def show_summary(
     console.print(table)
     if hidden:
         console.print(f"no room for {', '.join(hidden)}: --json FILE has all", soft_wrap=True)
+    others = Counter(f[0].family for f in rows.values() if not isinstance(f, str)
+                     and f[1].effect == "family")  # fmt: skip
+    for family, count in others.items():
+        console.print(f"[red]{escape(family)}[/]: {count} files: {escape(OTHERS.format(family))}",
+                      soft_wrap=True)  # fmt: skip
     for path, found in rows.items():
-        if isinstance(found, str) or found[1].effect != "whole":
+        if isinstance(found, str) or found[1].effect not in ("whole", "family"):
             color, text = ("red", found) if isinstance(found, str) else ("yellow", found[1].text)
             console.print(f"[{color}]{names[path]}[/]: {escape(text)}", soft_wrap=True)
 

@@ -233,6 +233,10 @@ METADATA_KEYS = (
     "ss_sd_model_name",
 )
 _UNETS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}  # by the width of the text they attend to
+_TEXT = re.compile(r"attn2[._](?:processor[._])?to_[kv][._].*(?:down|lora_A)")
+_SECOND = re.compile(r"transformer_blocks[._][1-9]")
+_PART = re.compile(r"(?:(down|up)_blocks[._](\d)|(?:input|output)_blocks[._](\d+))[._]")
+_CONVOLUTION = re.compile(r"resnets|in_layers|out_layers")
 _QWEN_WIDTH = 3072
 
 
@@ -249,9 +253,10 @@ def recognize(
     Returns:
         A name, ``unknown`` if nothing decides, and the evidence.
     """
-    if other := _other(shapes):
-        return other, "names of tensors"
     fitting, told = list(candidates), _told(metadata)
+    if other := _other(shapes):
+        stated = other == "unet" and told in _UNETS.values()
+        return (str(told), "metadata") if stated else (other, "names of tensors")
     if len(fitting) == 1:
         return fitting[0], "names of tensors"
     if told and (not fitting or told in fitting or told not in ("flux", "sd3")):
@@ -269,13 +274,20 @@ def _other(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
 
 
 def _unet(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Return which model with a U-Net it is, by the width of the text it attends to."""
+    """Return which model with a U-Net it is, by the width of the text it attends to, or its blocks.
+
+    SDXL has several transformers in a block, and one block less than others at either side.
+    """
     if any(key.startswith(("lora_te2_", "text_encoder_2.")) for key in shapes):
         return "sdxl"
     for key, shape in shapes.items():
-        if re.search(r"attn2[._]to_[kv]\b.*(?:down|lora_A)", key) and len(shape) > 1:
+        if _TEXT.search(key) and len(shape) > 1:
             return _UNETS.get(shape[1], "unet")
-    return "unet"
+    if any(_SECOND.search(key) for key in shapes):
+        return "sdxl"
+    parts = [found for key in shapes if (found := _PART.search(key))]
+    depth = max((int(f[2]) if f[1] else int(f[3]) // 3 for f in parts), default=0)
+    return "sdxl" if depth == 2 and any(_CONVOLUTION.search(key) for key in shapes) else "unet"
 
 
 def _told(metadata: Mapping[str, str]) -> str | None:

@@ -299,3 +299,16 @@ def test_the_fix_of_a_folder_of_peft(inspect, gates, samples, tmp_path, expected
     assert words[3:5] == ["my peft", "my peft.diffusers.safetensors"]
     gates(*words[2:])
     assert worst(load_lora("my peft.diffusers.safetensors"), expected("peft_raw_rslora")) <= 1e-5
+
+
+@pytest.mark.fault("46 D5")
+def test_a_folder_names_a_family_that_cannot_be_used_once(inspect, samples):
+    layer = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
+    for number in range(3):
+        tensors = {f"{layer}.lora_down.weight": torch.ones(2, 2048),
+                   f"{layer}.lora_up.weight": torch.ones(8, 2)}  # fmt: skip
+        save_file(tensors, samples / f"other {number}.safetensors")
+    _, printed = inspect(samples)
+    (line,) = [line for line in printed.splitlines() if "sdxl:" in line]
+    assert line.startswith("sdxl: 3 files: ")
+    assert "load it into a model of that family" in line

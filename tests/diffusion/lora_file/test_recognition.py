@@ -519,3 +519,34 @@ def test_damaged_configurations(content, error, words, tmp_path):
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(error, match=words):
         modules_in(tmp_path)
+
+
+SDXL = {  # names of trainers, of layers that do not attend to text, or do
+    "LoCon": "lora_unet_input_blocks_8_0_in_layers_2.lora_down.weight",
+    "LoCon of diffusers": "lycoris_down_blocks_2_resnets_1_conv1.lora_down.weight",
+    "PEFT": "base_model.model.down_blocks.2.attentions.0.transformer_blocks.7.attn1.to_q.lora_A."
+    "weight",
+    "processors": "unet.mid_block.attentions.0.transformer_blocks.0.attn2.processor.to_k_lora.down."
+    "weight",
+    "PEFT, text": "base_model.model.mid_block.attentions.0.transformer_blocks.0.attn2.to_v.lora_A."
+    "weight",
+}
+
+
+@pytest.mark.fault("46 D5")
+@pytest.mark.parametrize("trainer", SDXL)
+def test_sdxl_is_recognized_whoever_wrote_it(trainer):
+    assert recognize({SDXL[trainer]: (4, 2048)}, {}, []) == ("sdxl", "names of tensors")
+
+
+@pytest.mark.fault("46 D5")
+def test_other_unets_are_not_taken_for_sdxl_and_metadata_decide():
+    deep = {f"lora_unet_input_blocks_{n}_0_in_layers_2.lora_down.weight": (4, 640) for n in (8, 10)}
+    assert recognize(deep, {}, [])[0] == "unet"
+    assert (
+        recognize({"lora_unet_up_blocks_3_resnets_0_conv1.lora_down.weight": (4, 9)}, {}, [])[0]
+        == "unet"
+    )
+    assert recognize({SDXL["PEFT, text"]: (4, 768)}, {}, [])[0] == "sd1"
+    told = {"ss_base_model_version": "sdxl_base_v1-0"}
+    assert recognize(deep, told, []) == ("sdxl", "metadata")
