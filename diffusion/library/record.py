@@ -68,12 +68,12 @@ TRIGGERS, TAGS = 16, 64  # triggers and tags that are kept
 
 
 def describe(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Return what the metadata tells, by column; names of kohya's folders count as triggers."""
+    """Return what the metadata tells, by column; names of kohya's folders are the last triggers."""
     told = inspection.describe(metadata)
     stated = [tag for tag, count in told.tags.items() if not count]
     return {
         "title": clean(told.title, TITLE).strip(),
-        "triggers": _phrases([*told.triggers, *told.folders], TRIGGERS),
+        "triggers": _phrases(told.triggers or told.folders, TRIGGERS),
         "tags": _phrases([*stated, *told.tags], TAGS),
         "license": clean(told.license, PHRASE).strip(),
         "text": clean(told.comment, TEXT).strip(),
@@ -90,7 +90,7 @@ def _phrases(texts: Iterable[str], most: int) -> str:
     return json.dumps(list(kept.values())[:most], ensure_ascii=False)
 
 
-READER = 2  # raised when equal files would give other records; all files are then read again
+READER = 3  # raised when equal files would give other records; all files are then read again
 
 READ_IN_FULL = ("flux", "sd3")  # families whose factors are read; of others only metadata is
 

@@ -90,7 +90,8 @@ class Description(NamedTuple):
 
     Attributes:
         title: Its name.
-        triggers: Words that belong into a prompt.
+        triggers: Words that belong into a prompt: as stated, or else the most frequent tag of the
+            captions of kohya's trainers.
         tags: Tag to the number of training images with it, the most frequent first; 0 for a tag
             that is given without a number.
         folders: Names of folders of training images, such as ``sks dog`` of ``10_sks dog``; kohya's
@@ -126,9 +127,11 @@ def describe(metadata: Mapping[str, str]) -> Description:
         if isinstance(counts, dict):
             tags.update(_counted(counts))
     stated = dict.fromkeys(_words(metadata.get(_TAGS, "")), 0)
+    called = dict.fromkeys([word for key in _TRIGGERS for word in _words(metadata.get(key, ""))])
+    frequent = (tag for tag, count in tags.most_common(1) if count > 1)
     return Description(
         _first(metadata, _TITLES),
-        tuple(dict.fromkeys([word for key in _TRIGGERS for word in _words(metadata.get(key, ""))])),
+        tuple(called or frequent),
         dict(tags.most_common(MAX_TAGS)) | {t: n for t, n in stated.items() if t not in tags},
         tuple(dict.fromkeys(folder for folder in folders if folder)),
         _first(metadata, _LICENSES),

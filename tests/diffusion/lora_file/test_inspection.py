@@ -177,3 +177,18 @@ def test_unsafe_files_are_refused(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(b"PK\x03\x04" * 10)
     with pytest.raises(ContainerError, match="pickle"):
         examine(tmp_path / "a.safetensors")
+
+
+@pytest.mark.fault("46 D3")
+@pytest.mark.parametrize(
+    ("metadata", "triggers"),
+    [
+        ({"10_dogs": {"a dog": 3, " sks dog ": 9, "grass": 9}, "2_more": {"sks dog": 4}},
+         ("sks dog",)),
+        ({"10_dogs": {"a dog in the grass": 1, "a dog on a sofa": 1}}, ()),
+    ],
+)  # fmt: skip
+def test_the_trigger_of_a_kohya_file_is_its_most_frequent_tag(metadata, triggers):
+    told = {"ss_tag_frequency": json.dumps(metadata)}
+    assert describe(told).triggers == triggers
+    assert describe(told | {"modelspec.trigger_phrase": "stated"}).triggers == ("stated",)
