@@ -149,7 +149,8 @@ class Actions:
             record = record_of(self.studio, made, made.mode)
             found = self.studio.finder.found
         left = [f"left out: {name}: {why}" for name, why in made.skipped.items()]
-        notes = [*self.studio.notices, found.notice, *left_out(found), *left]
+        unknown = self.studio.unknown(prompt, {one.name: one.score for one in made.adapters})
+        notes = [*self.studio.notices, unknown, found.notice, *left_out(found), *left]
         card = found_card(record["adapters"], [note for note in notes if note])
         gates = None if made.gates is None else gate_map_figure(made.gates, note=prompt)
         return made, Shown(card, _pixels(made), _pixels(plain), gates)

@@ -409,7 +409,9 @@ def _show(
         console.print(table)
     else:
         console.print("no adapters: the base alone")
-    notes = (*studio.notices, studio.unread(record["prompt"]), found.notice)
+    prompt, scores = record["prompt"], {one["name"]: one["score"] for one in record["adapters"]}
+    limits = (studio.unread(prompt), studio.unknown(prompt, scores))
+    notes = (*studio.notices, *limits, found.notice)
     for line in [
         *left_out(found),
         *(f"left out: {name}: {why}" for name, why in record["skipped"].items()),

@@ -15,6 +15,7 @@ from apps.diffusion.embedded_world import LIBRARY, World
 from apps.diffusion.search import read_encoder
 from apps.diffusion.studies.base_study import encoder_of
 from core_gates.errors import GatesError, check_option
+from diffusion.data.shapes import BASE_SHAPES
 from diffusion.experiments.trained_gates import FILE, GatesForm, refuse_gates_of_another
 from diffusion.experiments.zoo import shape_of, weights_digest
 from diffusion.fusion.baking import depends_on_roles
@@ -23,7 +24,7 @@ from diffusion.fusion.gates_file import load_gates
 from diffusion.fusion.pipeline import AutoLoraPipeline, Generated
 from diffusion.fusion.protocol import family_of, sites_of
 from diffusion.library import LoraLibrary, Match, Results
-from diffusion.library.prompts import COMMON
+from diffusion.library.prompts import COMMON, told_words
 from diffusion.lora_file import LoraBundle
 from diffusion.models.embedded_base import EmbeddedBase
 from diffusion.models.pipelines import load_pipeline
@@ -66,6 +67,10 @@ class Sources:
 
 
 _WORD = re.compile(r"\w{3,}")
+DRAWS = (
+    f"this base draws one of {len(BASE_SHAPES)} shapes, {', '.join(BASE_SHAPES)}, and what adapters"
+    " that the prompt names add; it does not know the rest of the prompt"
+)
 
 
 class Finder:
@@ -276,6 +281,23 @@ class Studio:
         """Return what a user has to know of a prompt that is too long; empty if it is read."""
         rest = self.pipe.text.unread(prompt) if isinstance(self.pipe.text, MiniLM) else ""
         return f"the prompt is too long for this base, which does not read {rest!r}" if rest else ""
+
+    def unknown(self, prompt: str, scores: Mapping[str, float | None]) -> str:
+        """Return what the embedded base can draw where a prompt asks for something else.
+
+        Such a prompt names no shape of the base, and calls no adapter that is not one of a style.
+
+        Args:
+            prompt: What was asked for.
+            scores: Of the search, by adapter; None for one that was named instead.
+        """
+        asked = told_words(prompt)
+        named = [one.name for one in self.finder.found if one.named]
+        taken = [name for name, score in scores.items() if score is None or name in named]
+        known = any(told_words(shape) in asked for shape in BASE_SHAPES) or any(
+            "style" not in self.finder.library.find(name).tags for name in taken
+        )
+        return "" if known or self.base is None else DRAWS
 
     def make(
         self,

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from apps.diffusion.generate import Sampling, name_of, record_of
-from apps.diffusion.studio import Studio
+from apps.diffusion.studio import DRAWS, Studio
 from apps.main import main
 from core_gates.errors import GatesError
 from diffusion.data.concepts import concepts
@@ -370,3 +370,27 @@ def test_what_ships_is_named_where_it_is_missing(small_world, faulty_inputs, mon
     monkeypatch.setattr(studio, "shipped", lambda world: found)
     words = "the shipped adapters are missing"
     faulty_inputs({"no zoo ships": (call(given=()), words)}, folder=small_world)
+
+
+@pytest.mark.fault("46 D4")
+@pytest.mark.parametrize(
+    ("prompt", "scores", "told"),
+    [
+        ("photo of a labrador puppy", {}, True),
+        ("photo of a labrador, in night", {"night": 0.4}, True),  # a style is no thing
+        ("two red hearts", {}, False),
+        ("a red fox", {"fox": 0.3}, False),
+        ("a puppy", {"fox": 0.3}, True),  # found, but not named
+        ("a puppy", {"fox": None}, False),
+    ],
+)
+def test_a_prompt_beyond_the_base_is_told_what_it_draws(prompt, scores, told):
+    tags = {"fox": ("subject",), "night": ("style", "night")}
+    matches = [SimpleNamespace(name=n, named=n if n in prompt else "") for n in scores]
+    finder = SimpleNamespace(
+        found=matches, library=SimpleNamespace(find=lambda n: SimpleNamespace(tags=tags[n]))
+    )
+    studio = Studio(None, finder, object(), None, {}, "")
+    assert studio.unknown(prompt, scores) == (DRAWS if told else "")
+    assert "circle, square" in DRAWS
+    assert Studio(None, finder, None, None, {}, "").unknown(prompt, scores) == ""
