@@ -1,1 +1,3 @@
 """Commands, configurations and reports; no tensor mathematics."""
+
+import core_gates  # noqa: F401 - which names the extra of a library that is missing

@@ -84,7 +84,9 @@ def findings() -> list[Finding]:
         lines = requires(DISTRIBUTION) or []
         extras = metadata(DISTRIBUTION).get_all("Provides-Extra") or []
     except PackageNotFoundError as error:
-        raise GatesError(f"{DISTRIBUTION} is not installed: pip install -e '.[all]'") from error
+        raise GatesError(
+            f"{DISTRIBUTION} is not installed: pip install '{DISTRIBUTION}[all]'"
+        ) from error
     found: list[Finding] = []
     for requirement in map(Requirement, lines):
         marker = requirement.marker
@@ -176,8 +178,10 @@ def _advise(console: Console, found: list[Finding], needed: Collection[str]) -> 
             found_here = f" ({item.found}, wanted {item.wanted})" if item.found else ""
             lacking.setdefault(item.extra, []).append(f"{item.package}{found_here}")
     for extra, packages in lacking.items():
-        command = "pip install -e ." if extra == "base" else f"pip install -e '.[{extra}]'"
-        console.print(f"{extra}: {', '.join(packages)} missing or too old: {escape(command)}")
+        wanted = DISTRIBUTION if extra == "base" else f"'{DISTRIBUTION}[{extra}]'"
+        console.print(
+            f"{extra}: {', '.join(packages)} missing or too old: pip install {escape(wanted)}"
+        )
     if not lacking:
         console.print("[green]everything is there[/]")
     return int(any(extra in needed for extra in lacking))

@@ -239,7 +239,7 @@ def _expected(name: str, app: App, error: Exception, errors: Any) -> Exception |
 
     A foreign package that is missing, at the start or later, becomes a ``MissingExtraError``.
     """
-    if isinstance(error, ModuleNotFoundError):
+    if isinstance(error, ModuleNotFoundError) and not isinstance(error, errors.GatesError):
         package = (error.name or "").partition(".")[0]
         extra = app.extras[0] if app.extras else name
         return None if package in PACKAGES else errors.MissingExtraError(extra, package)

@@ -6,6 +6,8 @@ room, such as ``core_gates.ops``. Names are imported when they are first used, s
 PyTorch.
 """
 
+from core_gates.extras import watch_imports
 from core_gates.lazy import exports
 
+watch_imports()
 __getattr__, __dir__, __all__ = exports(__name__, __file__)

@@ -3,22 +3,30 @@
 from collections.abc import Iterable
 from math import isfinite
 from numbers import Integral, Real
+from typing import Self
 
 
 class GatesError(Exception):
     """An expected failure; commands print it as one line and exit with code 2."""
 
 
-class MissingExtraError(GatesError):
+class MissingExtraError(GatesError, ModuleNotFoundError):
     """A package of an optional extra is not installed.
 
     Args:
-        app: Name of the application, also the name of its extra.
+        extra: Name of the extra, in messages also of the application that needs it.
         package: The distribution that is missing.
+        module: What is imported, where its name is another one.
     """
 
-    def __init__(self, app: str, package: str) -> None:
-        super().__init__(f"{app} needs {package}: pip install '.[{app}]'")
+    def __init__(self, extra: str, package: str, module: str | None = None) -> None:
+        line = f"{extra} needs {package}: pip install 'gatesuite[{extra}]'"
+        super().__init__(line, name=module or package)
+        self.extra, self.package = extra, package
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str, str | None]]:
+        """Raised in another process, it arrives as it was."""
+        return type(self), (self.extra, self.package, self.name)
 
 
 def check_option(

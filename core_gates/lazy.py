@@ -3,7 +3,6 @@
 import ast
 import importlib
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ def exports(
 
     def get(name: str) -> Any:
         if name == "__version__":
-            return version("gatesuite")
+            return importlib.import_module("importlib.metadata").version("gatesuite")
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         module, attribute = homes[name]

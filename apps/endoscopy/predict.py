@@ -6,7 +6,6 @@ One folder a source, complete or absent.
 import hashlib
 import io
 import json
-import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +33,7 @@ from endoscopy.prediction import Objects, Prediction, objects_of
 from endoscopy.prediction import predict as predict_sizes
 from endoscopy.segmenter import AutomaticLocations
 from harness.command.verbs import Place, refuse_existing
-from harness.files.atomic import write_bytes, write_json, write_text
+from harness.files.atomic import remove, write_bytes, write_json, write_text
 from harness.runs.terminal import counting
 
 FRAMES, OBJECTS, REPORT, RAW = "predictions", "objects", "report.json", ".raw.parquet"
@@ -63,6 +62,10 @@ class Outputs:
     def __init__(self, folder: Path, mark: str) -> None:
         self.folder, self.mark = folder, mark
         self.partial = folder.with_name(f".{folder.name}.partial")
+        self.old = folder.with_name(f".{folder.name}.old")
+        if self.old.exists() and not folder.exists():  # killed between the two renames of `finish`
+            self.old.rename(folder)
+        remove(self.old)
 
     def is_complete(self) -> bool:
         """Return whether the same command has already written the complete folder."""
@@ -86,8 +89,7 @@ class Outputs:
         self, prediction: Prediction, objects: pd.DataFrame, weights: NamedBundle
     ) -> None:
         """Write the tables of frames and polyps, and last the report, which marks them complete."""
-        if self.partial.exists():
-            shutil.rmtree(self.partial)
+        remove(self.partial)
         scope = weights.bundle.scope
         objects = objects.drop(columns=[name for name in OF_FRAMES if name in objects])
         for name, table in (
@@ -163,12 +165,9 @@ class Outputs:
         """Move the folder to its destination, replacing an existing one."""
         (self.partial / RAW).unlink(missing_ok=True)
         if self.folder.exists():
-            old = self.folder.with_name(f".{self.folder.name}.old")
-            self.folder.rename(old)
-            self.partial.rename(self.folder)
-            shutil.rmtree(old)
-        else:
-            self.partial.rename(self.folder)
+            self.folder.rename(self.old)
+        self.partial.rename(self.folder)
+        remove(self.old)
         return self.folder
 
     def _mark_in(self, folder: Path) -> str | None:
@@ -235,8 +234,8 @@ def reasons_of(reasons: pd.Series) -> dict[str, int]:
 
 
 def file_name(key: str) -> str:
-    """Return a key as a name of a file."""
-    return key.replace("/", "__").replace("#", "_")
+    """Return a key as a name of a file, another one for every key of a source."""
+    return key.replace("%", "%25").replace("/", "%2F").replace("#", "_")
 
 
 def _stamps(path: str | None) -> list[tuple[str, int, int]]:

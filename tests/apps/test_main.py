@@ -38,7 +38,7 @@ def test_help_imports_the_standard_library_only():
         " - sys.stdlib_module_names))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "['apps']"
+    assert done.stdout.splitlines()[-1] == "['apps', 'core_gates']"  # its table of extras
 
 
 def test_every_word_of_the_table_is_in_the_help(capsys):
@@ -112,7 +112,7 @@ def test_expected_failures_are_one_line(front_door, capsys):
     assert front_door(GatesError("found 3,\n  expected 4")) == 2
     assert capsys.readouterr().err == "gates fake go: error: found 3, expected 4\n"
     assert front_door(MissingExtraError("weather", "xarray")) == 2
-    assert "pip install '.[weather]'" in capsys.readouterr().err
+    assert "pip install 'gatesuite[weather]'" in capsys.readouterr().err
     assert front_door(KeyboardInterrupt()) == 130
     capsys.readouterr()
     assert front_door(FileNotFoundError(2, "No such file or directory", "a.nc")) == 2
@@ -136,13 +136,13 @@ def test_a_missing_package_names_the_extra(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(tmp_path)
     table = {"weather": App("needy_app", "x", {"go": "x"}, extras=("sky", "sea"))}
     assert main(["weather", "go"], table) == 2
-    line = "sky needs a_package_that_is_missing: pip install '.[sky]'"
+    line = "sky needs a_package_that_is_missing: pip install 'gatesuite[sky]'"
     assert capsys.readouterr().err == f"gates weather go: error: {line}\n"
 
 
 def test_a_package_that_is_missing_later_names_the_extra_too(front_door, capsys):
     assert front_door(ModuleNotFoundError("no", name="far_away.part")) == 2
-    line = "fake needs far_away: pip install '.[fake]'"
+    line = "fake needs far_away: pip install 'gatesuite[fake]'"
     assert capsys.readouterr().err == f"gates fake go: error: {line}\n"
     with pytest.raises(ModuleNotFoundError):
         front_door(ModuleNotFoundError("no", name="harness.nothing"))

@@ -43,7 +43,7 @@ def test_the_tour_prints_a_table_and_writes_a_page(tour, tmp_path, capsys, monke
     out = capsys.readouterr().out
     assert "halfway" in out
     assert "31.2" in out
-    assert "skipped: sea needs xarray: pip install '.[sea]'" in " ".join(out.split())
+    assert "skipped: sea needs xarray: pip install 'gatesuite[sea]'" in " ".join(out.split())
     assert out.splitlines()[-1] == "runs/tour/report.html"
     page = (tmp_path / "runs" / "tour" / "report.html").read_text()
     for text in ("Weather &amp; more", "drawn by the stop", "49.8 background", "sea needs xarray"):
@@ -67,7 +67,7 @@ def test_a_stop_with_a_missing_package_names_its_extra(monkeypatch, tmp_path, ca
     monkeypatch.syspath_prepend(tmp_path)
     table = {"tour": APPS["tour"], "sea": App("", "x", stop="needy_stop:tour")}
     assert main(["tour", "--root", str(tmp_path)], table) == 1
-    assert "pip install '.[sea]'" in " ".join(capsys.readouterr().out.split())
+    assert "pip install 'gatesuite[sea]'" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_stops_are_those_of_the_table(capsys):

@@ -124,5 +124,6 @@ def test_a_source_without_a_study_is_refused_in_one_line(tmp_path, source, refus
 def test_a_missing_package_names_the_extra(monkeypatch, tmp_path, source):
     prediction, objects = predicted(source)
     monkeypatch.setitem(sys.modules, "highdicom", None)
-    with pytest.raises(MissingExtraError, match=r"needs highdicom: pip install '\.\[dicom-sr\]'"):
+    line = r"needs highdicom: pip install 'gatesuite\[dicom-sr\]'"
+    with pytest.raises(MissingExtraError, match=line):
         write_dicom_report(tmp_path / "report.dcm", source, prediction, objects, SCOPE)

@@ -135,7 +135,7 @@ def test_a_missing_package_names_the_extra(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     model = PositionalSizer(network(tiny_resnet), ("rgb_mask",)).eval()
     with pytest.raises(
-        MissingExtraError, match=r"export needs onnxscript: pip install '\.\[export"
+        MissingExtraError, match=r"export needs onnxscript: pip install 'gatesuite\[export"
     ):
         export_onnx(model, example(), tmp_path / "a.onnx", {})
     assert not (tmp_path / "a.onnx").exists()

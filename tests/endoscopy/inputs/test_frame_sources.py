@@ -406,4 +406,5 @@ def test_missing_pydicom_names_the_extra():
     command = [sys.executable, "-c", script]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     last = finished.stderr.strip().splitlines()[-1]
-    assert last.endswith("MissingExtraError: endoscopy needs pydicom: pip install '.[endoscopy]'")
+    line = "endoscopy needs pydicom: pip install 'gatesuite[endoscopy]'"
+    assert last.endswith(f"MissingExtraError: {line}")

@@ -62,8 +62,9 @@ def file(llama, tmp_path_factory):
 
 
 def write_gguf(path, model):
-    gguf = pytest.importorskip("gguf", reason="needs gguf: pip install '.[pretrained]'")
-    pytest.importorskip("accelerate", reason="needs accelerate: pip install '.[pretrained]'")
+    how = "pip install 'gatesuite[pretrained]'"
+    gguf = pytest.importorskip("gguf", reason=f"needs gguf: {how}")
+    pytest.importorskip("accelerate", reason=f"needs accelerate: {how}")
     config = model.config
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_block_count(config.num_hidden_layers)

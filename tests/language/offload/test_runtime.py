@@ -429,7 +429,7 @@ def test_what_is_not_there_is_one_line(load, refuses, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     refuses(GatesError, ("PyTorch finds no GPU here", lambda: load(device="cuda")))
     monkeypatch.setitem(sys.modules, "accelerate", None)
-    refuses(GatesError, (r"needs accelerate: pip install '\.\[pretrained\]'$", load))
+    refuses(GatesError, (r"needs accelerate: pip install 'gatesuite\[pretrained\]'$", load))
 
 
 @pytest.mark.fault("46 O2")

@@ -43,7 +43,8 @@ def test_missing_xarray_names_the_extra():
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False
     )
     last = finished.stderr.strip().splitlines()[-1]
-    assert last.endswith("MissingExtraError: weather needs xarray: pip install '.[weather]'")
+    line = "weather needs xarray: pip install 'gatesuite[weather]'"
+    assert last.endswith(f"MissingExtraError: {line}")
 
 
 def test_layout():

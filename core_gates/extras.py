@@ -1,0 +1,70 @@
+"""Libraries of optional extras: what imports one that is not installed learns how to get it."""
+
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+from core_gates.errors import MissingExtraError
+
+PACKAGES = {
+    "apps": "all",
+    "benchmarks": "bench",
+    "core_gates": "gpu",
+    "diffusion": "diffusion",
+    "endoscopy": "endoscopy",
+    "harness": "all",
+    "language": "language",
+    "recsys": "recsys",
+    "studies": "recsys",
+    "video_multitask": "recsys",
+    "weather": "weather",
+}
+"""The extra of each package of the distribution, which most of its libraries belong to."""
+
+EXTRAS = {
+    "": (
+        *("PIL", "accelerate", "albumentations", "av", "cv2", "dask", "diffusers", "fsspec"),
+        *("gguf", "h5netcdf", "h5py", "pandas", "peft", "polars", "pyarrow", "pydicom", "sklearn"),
+        *("timm", "tokenizers", "torchvision", "transformers", "triton", "xarray", "zarr"),
+    ),
+    "bench": ("dinosaur", "jax", "torch_rechub"),
+    "bufr": ("eccodes", "pdbufr"),
+    "demo": ("gradio",),
+    "dicom-sr": ("highdicom",),
+    "export": ("onnx", "onnxruntime", "onnxscript"),
+    "serve": ("fastapi", "pydantic_core", "prometheus_client", "starlette", "uvicorn"),
+}
+"""Modules of each extra; those of ``""`` come with the extra of the package that imports them."""
+
+LIBRARIES = {library: extra for extra, libraries in EXTRAS.items() for library in libraries}
+DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python-headless", "sklearn": "scikit-learn"}
+
+
+class MissingExtras:
+    """A finder that comes after all others, when nothing has been found.
+
+    It raises for libraries of extras that a module of this distribution imports. For other modules
+    and for ``importlib.util.find_spec`` a library that is missing stays one.
+    """
+
+    @staticmethod
+    def find_spec(
+        name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Raise :class:`MissingExtraError` for a library of an extra; find nothing else."""
+        del path, target
+        frame = sys._getframe(1)
+        while frame.f_back and frame.f_globals.get("__name__") == "importlib._bootstrap":
+            frame = frame.f_back
+        importer = str(frame.f_globals.get("__name__")).partition(".")[0]
+        if importer in PACKAGES and name in LIBRARIES:
+            extra = LIBRARIES[name] or PACKAGES[importer]
+            raise MissingExtraError(extra, DISTRIBUTIONS.get(name, name), module=name)
+        return None
+
+
+def watch_imports() -> None:
+    """Put the finder after all others, once."""
+    if MissingExtras not in sys.meta_path:
+        sys.meta_path.append(MissingExtras)

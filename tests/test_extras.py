@@ -1,0 +1,80 @@
+"""Libraries of extras that are missing: one error with the command, whatever is imported."""
+
+import importlib.util
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from apps.main import PACKAGES
+from core_gates.errors import GatesError, MissingExtraError
+from core_gates.extras import EXTRAS, MissingExtras
+from core_gates.extras import PACKAGES as EXTRA_OF
+
+ROOT = Path(__file__).parents[1]
+FIXTURE = ROOT / "tests/fixtures/without_extras.py"
+
+
+@pytest.mark.fault("46 H2")
+@pytest.mark.costly("700 modules are imported, once")
+def test_every_module_imports_or_names_its_extra():
+    command = [sys.executable, FIXTURE, ROOT, *PACKAGES]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert lines[:-1] == []
+    modules, missing = map(int, lines[-1].split())
+    assert modules > 600
+    assert 100 < missing < modules / 2
+
+
+def importing(monkeypatch, name, library):
+    """What a module of that name sees that imports a library; nothing finds the library."""
+    monkeypatch.setattr(sys, "meta_path", [MissingExtras])
+    monkeypatch.delitem(sys.modules, library, raising=False)
+    exec(f"import {library}", {"__name__": name})
+
+
+@pytest.mark.fault("46 H2")
+@pytest.mark.parametrize(
+    ("name", "library", "line"),
+    [
+        ("weather.data.store", "xarray", "weather needs xarray: pip install 'gatesuite[weather]'"),
+        ("weather.models.x", "onnx", "export needs onnx: pip install 'gatesuite[export]'"),
+        ("language.x", "PIL", "language needs pillow: pip install 'gatesuite[language]'"),
+    ],
+)
+def test_a_module_of_ours_names_the_extra(monkeypatch, name, library, line):
+    with pytest.raises(MissingExtraError) as raised:
+        importing(monkeypatch, name, library)
+    assert str(raised.value) == line
+    assert raised.value.name == library
+    assert isinstance(raised.value, GatesError)
+    assert isinstance(raised.value, ModuleNotFoundError)  # code that falls back still does
+
+
+@pytest.mark.parametrize(("name", "library"), [("torchmetrics.x", "xarray"), ("weather.x", "zarx")])
+def test_what_others_miss_and_what_is_in_no_extra_stays_a_missing_module(
+    monkeypatch, name, library
+):
+    with pytest.raises(ModuleNotFoundError) as raised:
+        importing(monkeypatch, name, library)
+    assert not isinstance(raised.value, MissingExtraError)
+
+
+def test_whether_a_library_is_there_can_be_asked(monkeypatch):
+    monkeypatch.setattr(sys, "meta_path", [MissingExtras])
+    monkeypatch.delitem(sys.modules, "xarray", raising=False)
+    assert importlib.util.find_spec("xarray") is None
+
+
+def test_the_error_reaches_another_process():
+    error = MissingExtraError("weather", "pillow", module="PIL")
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.name) == (str(error), "PIL")
+
+
+def test_every_extra_is_one_of_the_distribution():
+    known = set(importlib.metadata.metadata("gatesuite").get_all("Provides-Extra"))
+    assert {*EXTRAS, *EXTRA_OF.values()} - {""} <= known
+    assert {*PACKAGES} == {*EXTRA_OF}
