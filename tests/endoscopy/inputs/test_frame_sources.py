@@ -1,8 +1,6 @@
 """All containers give the same frames, and kinds are told by content."""
 
 import shutil
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -399,12 +397,3 @@ def test_a_video_damaged_in_the_middle_is_counted(tmp_path, write):
     assert report.read == len(found)
     assert len(report.unreadable) >= 1
     assert np.array_equal(found[0].image, images[0])
-
-
-def test_missing_pydicom_names_the_extra():
-    script = "import sys; sys.modules['pydicom'] = None; import endoscopy.inputs.frame_sources"
-    command = [sys.executable, "-c", script]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
-    last = finished.stderr.strip().splitlines()[-1]
-    line = "endoscopy needs pydicom: pip install 'gatesuite[endoscopy]'"
-    assert last.endswith(f"MissingExtraError: {line}")

@@ -33,7 +33,6 @@ def test_another_seed_is_another_object(rendered):
     assert not torch.equal(other.images, rendered.images[0])
 
 
-@pytest.mark.costly("two threads spin while they wait for each other")
 def test_threads_change_nothing():
     config = RendererConfig(seed=7, side=160, frames=2)
     before = torch.get_num_threads()
