@@ -1,3 +1,3 @@
-"""Commands, configurations and reports; no tensor mathematics."""
+"""Commands, configurations and reports; no networks, losses or optimizers."""
 
 import core_gates  # noqa: F401 - which names the extra of a library that is missing
