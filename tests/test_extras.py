@@ -28,6 +28,19 @@ def test_every_module_imports_or_names_its_extra():
     assert 100 < missing < modules / 2
 
 
+@pytest.mark.slow
+@pytest.mark.fault("46 H2")
+def test_the_base_alone_imports_or_names_extras(tmp_path):
+    """In a separate environment, with nothing but the package and what it needs."""
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "env"], check=True)
+    python = tmp_path / "env" / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", ROOT], check=True)
+    command = [python, FIXTURE, ROOT, *PACKAGES]
+    run = subprocess.run(command, capture_output=True, text=True, cwd="/", check=True)
+    assert [line for line in run.stdout.splitlines() if ":" in line] == []
+    assert int(run.stdout.split()[-1]) > 100
+
+
 def importing(monkeypatch, name, library):
     """What a module of that name sees that imports a library; nothing finds the library."""
     monkeypatch.setattr(sys, "meta_path", [MissingExtras])
