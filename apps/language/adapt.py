@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from core_gates.errors import GatesError, check_at_least, check_finite, check_positive
-from core_gates.training.thresholds import threshold_for
+from core_gates.training.thresholds import growing, threshold_for
 from harness.command.verbs import Place
 from harness.evidence import Resamples
 from harness.experiment import Arrays, Job, Piece, Run, Written
@@ -21,7 +21,6 @@ from language.adapt.adapter_training import (
     FILE,
     Method,
     outputs_of,
-    thresholds_of,
     train_adapter,
     write_adapter,
 )
@@ -33,6 +32,7 @@ from language.hf.classifier import classifier_folder, encode_texts, open_classif
 from language.hf.lora import load_sora
 
 ADAPTERS, OUTPUTS = "adapters", "outputs"
+KEPT, NEAR = 0.6, 0.03  # what is kept by default, and how near to its target that counts
 ALONE = ("head", "lora", "sora")
 """Methods that need no result of another one."""
 
@@ -47,8 +47,9 @@ class AdapterRecipe:
     Attributes:
         rank: Largest rank of a layer.
         scale: Factor of what an adapter adds, at any rank.
-        threshold: What is taken off gates after every step; by ``kept`` if null.
-        kept: Fraction of the gates that a threshold would keep without any learning.
+        threshold: What is taken off gates after every step of the last stage, whatever that keeps;
+            if null, it follows the gates so that ``kept`` of them remain.
+        kept: Fraction of all components that remains; 0.6 if this and ``threshold`` are null.
         stages: Stages in which the threshold grows linearly, from zero if there are several. Each
             begins with the largest learning rate again, for every method.
         steps: Steps of all stages.
@@ -62,7 +63,7 @@ class AdapterRecipe:
     rank: int = 8
     scale: float = 2.0
     threshold: float | None = None
-    kept: float = 0.6
+    kept: float | None = None
     stages: int = 1
     steps: int = 250
     batch_size: int = 32
@@ -76,23 +77,33 @@ class AdapterRecipe:
 
         Raises:
             ValueError: One makes no sense.
-            GatesError: Stages have unequal steps.
+            GatesError: Stages have unequal steps, or ``kept`` a fixed threshold.
         """
         check_finite(**asdict(self))
         check_at_least(1, rank=self.rank, stages=self.stages, context=self.context)
         check_at_least(1, batch_size=self.batch_size)
         check_positive(scale=self.scale, learning_rate=self.learning_rate, gate_rate=self.gate_rate)
         check_at_least(0, threshold=self.threshold, weight_decay=self.weight_decay)
-        threshold_for(self.kept, self.steps)  # which refuses other fractions and no steps
+        threshold_for(KEPT if self.target is None else self.target, self.steps)  # refuses others
+        if self.threshold is not None and self.kept is not None:
+            raise GatesError(
+                f"--threshold {self.threshold} is fixed and --kept {self.kept} moves it: set one of"
+                " them to null"
+            )
         if self.steps % self.stages:
             raise GatesError(
                 f"--steps {self.steps} is not a multiple of --stages {self.stages}: change one"
             )
 
     @property
+    def target(self) -> float | None:
+        """The fraction of all components that remains; None with a fixed threshold."""
+        return KEPT if self.kept is None and self.threshold is None else self.kept
+
+    @property
     def thresholds(self) -> list[float]:
-        """The threshold of each stage."""
-        return thresholds_of(self.threshold, self.kept, self.steps, self.stages)
+        """The threshold of each stage, of which only ratios matter if there is a target."""
+        return growing(0.0, 1.0 if self.threshold is None else self.threshold, self.stages)
 
 
 class Adaptation:
@@ -134,6 +145,7 @@ class Adaptation:
             "alpha": recipe.scale * rank if rank else None,
             "gate_rate": recipe.gate_rate if method in ("sora", "draw") else None,
             "thresholds": recipe.thresholds if method == "sora" else None,
+            "kept": recipe.target if method == "sora" else None,
         }
         if method not in ALONE:
             sora = self.piece("sora", seed)
@@ -300,6 +312,11 @@ def print_adapter(made: Adaptation, piece: Piece) -> None:
     facts = made.store.record(piece).facts
     if facts["gates"]:
         print(f"{facts['kept']:,} of {facts['gates']:,} components, {facts['size']:,} parameters")
+        share, target = facts["kept"] / facts["gates"], piece.get("kept")
+        if target is not None and abs(share - target) > NEAR:
+            few = round(target * facts["gates"]) == facts["kept"]
+            why = "no number of them is nearer" if few else "gates without a gradient stay"
+            print(f"{share:.0%} of them are kept, where --kept is {target:g}: {why}")
     if "drawn" in facts:
         print(f"{facts['drawn']:.0%} of them are among as many whose gates started largest")
     texts, path = made.texts, made.store.load(piece)

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from statistics import NormalDist
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -30,6 +31,13 @@ class ThresholdSchedule:
     they only prune; here each stage has its own rise and fall, see :meth:`rate`. Nothing needs to
     be called after a step. To resume, save and load its state next to that of the optimizer.
 
+    With ``kept`` the thresholds move by feedback: before every proximal step ξ is what would leave
+    that fraction of all gates at the end of the last stage if they learned nothing from here on:
+    for one half, the median of their magnitudes divided by the steps to come. Gates that learn and
+    come back raise it, dead ones lower it, and the last step meets the fraction, but for rounding
+    to a whole number of gates. As the learning rate falls to zero, ξ grows by about its largest
+    value at most. Reading the magnitudes waits for the device.
+
     A gate moves by about the learning rate in a step of Adam, and linear decay takes that below any
     threshold in the end: give gates their own group with a learning rate well above the threshold.
     A threshold of 0.4 of it or more warns.
@@ -41,17 +49,21 @@ class ThresholdSchedule:
     Args:
         optimizer: Any optimizer.
         gates: Parameters of it that become sparse, float32 or float64.
-        thresholds: ξ of each stage, see :func:`growing`; the last one stays.
+        thresholds: ξ of each stage, see :func:`growing`; the last one stays. With ``kept`` their
+            ratios.
         stage_steps: Steps of a stage.
         warmup: Fraction of a stage in which the learning rate rises.
         rule: See :class:`ProximalStep`.
+        kept: Fraction of the gates that remain after the last stage, between 0 and 1; None for
+            thresholds as they are.
 
     Attributes:
         num_steps: Steps that were taken.
 
     Raises:
         ValueError: There is no threshold, one is negative, a stage has no step, or as
-            :class:`ProximalStep`.
+            :class:`ProximalStep`; with ``kept``, there is no gate, the last threshold is zero, or
+            the rule is not ``soft``.
     """
 
     def __init__(
@@ -63,6 +75,7 @@ class ThresholdSchedule:
         *,
         warmup: float = 0.06,
         rule: Rule = "soft",
+        kept: float | None = None,
     ) -> None:
         check_at_least(1, stage_steps=stage_steps, number_of_thresholds=len(thresholds))
         check_at_least(0, threshold=min(thresholds))
@@ -70,9 +83,18 @@ class ThresholdSchedule:
         gates = list(gates)
         self.thresholds = [float(threshold) for threshold in thresholds]
         self.stage_steps, self.warmup, self.num_steps = stage_steps, warmup, 0
+        self.kept, self._gates, largest = kept, gates, max(self.thresholds)
+        if kept is not None:
+            if not gates or not self.thresholds[-1] or rule != "soft":
+                raise ValueError(
+                    f"kept needs gates, a last threshold above 0 and the rule 'soft', got"
+                    f" {len(gates)}, {self.thresholds[-1]:g} and {rule!r}"
+                )
+            largest *= threshold_for(kept, stage_steps) / sum(self.thresholds)
+            optimizer.register_step_post_hook(self._aim)  # before the proximal step
         self.proximal = ProximalStep(optimizer, gates, self.thresholds[0], rule=rule)
         optimizer.register_step_post_hook(self._count)
-        _warn_of_rate(optimizer, gates, max(self.thresholds))
+        _warn_of_rate(optimizer, gates, largest)
 
     @property
     def stage(self) -> int:
@@ -98,7 +120,19 @@ class ThresholdSchedule:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue after a number of steps."""
         self.num_steps = state["num_steps"]
-        self.proximal.threshold = self.thresholds[self.stage]
+        if self.kept is None:
+            self.proximal.threshold = self.thresholds[self.stage]
+
+    def _aim(self, _optimizer: Optimizer, _args: Any, _options: Any) -> None:
+        """Set ξ by the gate that is the last one to be cut, and the steps to come."""
+        whole = (g.full_tensor() if hasattr(g, "full_tensor") else g for g in self._gates)
+        sizes = torch.cat([gate.detach().abs().flatten().cpu() for gate in whole])
+        cut = len(sizes) - round((self.kept or 0.0) * len(sizes))
+        own, steps = self.thresholds[self.stage], self.stage_steps
+        left = max(1, steps * (self.stage + 1) - self.num_steps)  # of this stage
+        ahead = left * own + steps * sum(self.thresholds[self.stage + 1 :])
+        last = float(sizes.kthvalue(cut).values) if cut else 0.0
+        self.proximal.threshold = last * (own / ahead)
 
     def _count(self, _optimizer: Optimizer, _args: Any, _options: Any) -> None:
         self.load_state_dict({"num_steps": self.num_steps + 1})

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from core_gates.adapters.sparse_low_rank import rank_gates
 from core_gates.errors import GatesError
-from core_gates.training import ThresholdSchedule, growing, threshold_for
+from core_gates.training import ThresholdSchedule
 from harness.files.piece import Piece
 from language.adapt.components import (
     adapters_of,
@@ -52,11 +52,12 @@ class AdapterModule(L.LightningModule):
         thresholds: ξ of each stage, each of which begins with the learning rate again.
         stage_steps: Steps of a stage.
         counts: Whether labels are numbers of classes.
+        kept: See :class:`core_gates.training.ThresholdSchedule`.
     """
 
     def __init__(
         self, model: Any, *, learning_rate: float, gate_rate: float, weight_decay: float,
-        thresholds: Sequence[float], stage_steps: int, counts: bool,
+        thresholds: Sequence[float], stage_steps: int, counts: bool, kept: float | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self._whole = (model,)  # in a tuple, else all of it would become the state
@@ -64,7 +65,8 @@ class AdapterModule(L.LightningModule):
         parts: dict[str, nn.Module] = {**adapters_of(model), **heads}
         self.parts = nn.ModuleDict({n.replace(".", "-"): part for n, part in parts.items()}).train()
         self.rates = {"lr": learning_rate, "gates": gate_rate, "decay": weight_decay}
-        self.thresholds, self.stage_steps, self.counts = list(thresholds), stage_steps, counts
+        self.thresholds, self.stage_steps = list(thresholds), stage_steps
+        self.counts, self.kept = counts, kept
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move the rest of the model with the parts that are trained."""
@@ -102,7 +104,9 @@ class AdapterModule(L.LightningModule):
             {"params": gates, "weight_decay": 0.0, "lr": self.rates["gates"]},
         ]
         optimizer = torch.optim.AdamW([one for one in groups if one["params"]], self.rates["lr"])
-        self._schedule = ThresholdSchedule(optimizer, gates, self.thresholds, self.stage_steps)
+        self._schedule = ThresholdSchedule(
+            optimizer, gates, self.thresholds, self.stage_steps, kept=self.kept
+        )
         schedule = {"scheduler": LambdaLR(optimizer, self._schedule.rate), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": schedule}  # type: ignore[typeddict-item]
 
@@ -156,7 +160,8 @@ def train_adapter(
     Args:
         piece: Its method, seed and settings: ``rank``, ``alpha``, ``context``, ``steps``,
             ``stages``, ``batch_size``, ``learning_rate``, ``gate_rate``, ``weight_decay``, for
-            ``sora`` ``thresholds``; for ``magnitude`` and ``draw`` the ``size`` that remains.
+            ``sora`` ``thresholds`` and ``kept``, None where they are fixed; for ``magnitude`` and
+            ``draw`` the ``size`` that remains.
         job: Trains.
         folder: Of the model.
         texts: What it is trained on.
@@ -178,7 +183,7 @@ def train_adapter(
             weight_decay=piece["weight_decay"],
             thresholds=piece.get("thresholds", [0.0] * piece["stages"]),
             stage_steps=piece["steps"] // piece["stages"],
-            counts=bool(texts.classes),
+            counts=bool(texts.classes), kept=piece.get("kept"),
         )  # fmt: skip
         rows = encoded(folder, texts, texts.train, piece["context"])
         data = RecordData(
@@ -219,21 +224,6 @@ def _attach(model: Any, piece: Piece) -> dict[str, Tensor]:
     if piece.method == "draw":
         cut(model, strongest(model, drawn, piece["size"]))
     return drawn
-
-
-def thresholds_of(threshold: float | None, kept: float, steps: int, stages: int) -> list[float]:
-    """Return ξ of each stage, growing linearly from zero; a single stage has the largest.
-
-    Args:
-        threshold: ξ of the last stage; that which keeps ``kept`` without learning if None.
-        kept: Fraction of gates.
-        steps: Steps of all stages.
-        stages: Number of stages.
-    """
-    relative = growing(0.0, 1.0, stages)
-    if threshold is None:
-        threshold = threshold_for(kept, steps) * stages / sum(relative)
-    return [threshold * one for one in relative]
 
 
 def write_adapter(folder: Path, model: Any) -> None:

@@ -113,9 +113,8 @@ class LabeledTexts(NamedTuple):
         seen = sum(row.texts in known for row in self.held_out)
         odd = {"rows have an empty text": empty, "held-out rows occur in training": seen}
         told = [f"{self.unlabeled} has no labels: others are held out"] if self.unlabeled else []
-        if self.unused:
-            more = f" and {len(self.unused) - 20} more" if len(self.unused) > 20 else ""
-            told.append(f"not used: {', '.join(self.unused[:20])}{more}")
+        more = f" and {len(self.unused) - 20} more" * (len(self.unused) > 20)
+        told += [f"not used: {', '.join(self.unused[:20])}{more}"] if self.unused else []
         return told + [f"{number:,} {what}" for what, number in odd.items() if number]
 
 
@@ -159,9 +158,9 @@ def read_folder(folder: str | Path, columns: Sequence[str] = ()) -> LabeledTexts
     texts = labeled(folder.resolve().name, parts["train"], held_out)
     unlabeled = "" if "test" in given else found.get("test", Path()).name
     used = {found["train"].name, found["test" if "test" in given else "validation"].name, unlabeled}
-    names = [path.name for path in sorted(folder.iterdir()) if path.is_file()]
-    unused = (name for name in names if name not in used and not name.startswith("."))
-    return texts._replace(unlabeled=unlabeled, unused=tuple(unused))
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    unused = tuple(name for name in names if name not in used and not name.startswith("."))
+    return texts._replace(unlabeled=unlabeled, unused=unused)
 
 
 def labeled(name: str, train: Sequence[Row], held_out: Sequence[Row]) -> LabeledTexts:
@@ -224,58 +223,45 @@ def texts_of_file(path: Path, columns: Sequence[str] = ()) -> list[tuple[str, ..
     return found
 
 
-def _text(path: Path) -> str:
-    """Return the text of a file.
+def _lines(path: Path, *, blank: bool = False) -> list[tuple[int, str]]:
+    """Return number and text of the lines of a file, without those that are blank.
 
     Raises:
         GatesError: It cannot be read.
     """
     try:
-        return path.read_bytes().decode("utf-8-sig", errors="replace")
+        text = path.read_bytes().decode("utf-8-sig", errors="replace")
     except OSError as error:
         raise GatesError(f"{path} cannot be read: {error.strerror or error}") from error
-
-
-def _lines(path: Path) -> list[tuple[int, str]]:
-    """Return number and text of the lines of a file that are not blank."""
-    lines = enumerate(_text(path).split("\n"), 1)
-    return [(number, line.rstrip("\r")) for number, line in lines if line.strip()]
+    return [(n, one) for n, one in enumerate(text.split("\n"), 1) if blank or one.strip()]
 
 
 def _cells(path: Path) -> list[tuple[int, list[str]]]:
-    """Return first line and cells of the rows of a table, quoted as ``csv`` writes them or not.
+    """Return last line and cells of the rows of a table, quoted as ``csv`` writes them or not.
 
     Where a quote opens a field and does not end it, as in GLUE, all quotes are part of the text. A
     file with quotes of both kinds warns.
-
-    Raises:
-        GatesError: It cannot be read.
     """
-    raw = [f"{line}\n" for line in _text(path).split("\n")]
-    plain = [(n, line.rstrip("\r\n").split("\t")) for n, line in enumerate(raw, 1) if line.strip()]
-    if not any('"' in line for line in raw):
+    plain = [(number, line.rstrip("\r").split("\t")) for number, line in _lines(path)]
+    if not any('"' in cell for _, cells in plain for cell in cells):
         return plain
-    rows: list[tuple[int, list[str]]] = []
-    reader, stop = csv.reader(raw, delimiter="\t", strict=True), 0
+    raw = [f"{line}\n" for _, line in _lines(path, blank=True)]
+    reader = csv.reader(raw, delimiter="\t", strict=True)
     try:
-        for cells in reader:
-            first, stop = stop + 1, reader.line_num
-            rows += [(first, cells)] if "".join(cells).strip() else []
+        rows = [(reader.line_num, cells) for cells in reader if "".join(cells).strip()]
     except csv.Error:
         rows = plain
     if len(rows) != len(plain) and len({len(cells) for _, cells in plain}) == 1:
         rows = plain  # a quote opens a text, and would take the lines to the next one with it
-    kinds: dict[str, int] = {}
-    for (first, _), (after, _) in pairwise([*rows, (len(raw) + 1, [])]):
-        rest, number = QUOTED.subn("", "".join(raw[first - 1 : after - 1]))
-        for kind, found in (("fields", number), ("text", '"' in rest)):
-            if found:
-                kinds.setdefault(kind, first)
-    if len(kinds) == 2:
+    ends = pairwise([0, *(number for number, _ in rows)])
+    records = {end: "".join(raw[start:end]) for start, end in ends}
+    fields = next((number for number, record in records.items() if QUOTED.search(record)), 0)
+    inside = next((n for n, record in records.items() if '"' in QUOTED.sub("", record)), 0)
+    if fields and inside:
         how = "all quotes are read as text" if rows is plain else "it is read as csv reads it"
         warnings.warn(
-            f"{path} has fields in quotes (line {kinds['fields']}) and quotes in the text of others"
-            f" (line {kinds['text']}): {how}; put all fields with a quote in quotes, or none",
+            f"{path} has fields in quotes (line {fields}) and quotes in the text of others (line"
+            f" {inside}): {how}; put all fields with a quote in quotes, or none",
             stacklevel=2,
         )
     return rows

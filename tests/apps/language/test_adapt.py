@@ -60,6 +60,17 @@ def test_an_adapter_is_trained_kept_and_applied(place):
     assert len(table) == 20
 
 
+@pytest.mark.fault("46 S3")
+def test_what_is_kept_is_what_was_asked_for(place):
+    words = (*CALL, "--gate_rate", "0.4", "--kept", "0.3", "--name")
+    said = place.succeed(*words, "third").out
+    assert "11 of 36 components" in said
+    assert "where --kept" not in said
+    said = place.succeed(*words, "few", "--rank", "1").out
+    assert "4 of 12 components" in said
+    assert "33% of them are kept, where --kept is 0.3: no number of them is nearer" in said
+
+
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_peft_opens_what_is_exported(place):
     words = ("language", "export", "--adapter", SORA, "--model", "bert", "--output", "lora")
@@ -156,6 +167,9 @@ def test_misuse_is_one_line(place, faulty_inputs):
                         "line 2 has 1 columns, expected 2", broken),
             "rank 0": ((*CALL, *at, "--rank", "0"), "rank must be at least 1, got 0"),
             "threshold": ((*CALL, *at, "--threshold=-0.1"), "threshold must not be negative"),
+            "a fixed target": ((*CALL, *at, "--kept", "0.3", "--threshold", "0.1"),
+                               "--threshold 0.1 is fixed and --kept 0.3 moves it: set one of"),
+            "nothing kept": ((*CALL, *at, "--kept", "0"), "kept must lie between 0 and 1, got 0.0"),
             "kept": ((*CALL, *at, "--kept", "1"), "kept must lie between 0 and 1, got 1.0"),
             "stages": ((*CALL, *at, "--stages", "5"), "--steps 12 is not a multiple of --stages 5"),
             "rate": ((*CALL, *at, "--gate_rate", "0"), "gate_rate must be positive, got 0.0"),

@@ -113,6 +113,64 @@ def test_gates_at_rest_keep_what_was_asked_for():
     assert torch.equal(gate != 0, drawn.abs() > 50 * threshold)
 
 
+def learning(kept, thresholds, stage_steps=240, *, fixed=None, rank=600, resumed=None):
+    """Train gates that noise and a pull away from zero move, and return them and all ξ."""
+    torch.manual_seed(0)
+    gate = nn.Parameter(torch.randn(rank))
+    noise = torch.randn(stage_steps * len(thresholds), rank)
+    optimizer = torch.optim.AdamW([gate], 0.02, weight_decay=0.0)
+    own = [fixed] * len(thresholds) if fixed else thresholds
+    schedule = ThresholdSchedule(optimizer, [gate], own, stage_steps, kept=kept)
+    rates, seen = LambdaLR(optimizer, schedule.rate), []
+    for step, row in enumerate(noise):
+        if step == resumed:
+            states = [deepcopy(one.state_dict()) for one in (optimizer, schedule, rates)]
+            gate = nn.Parameter(gate.detach().clone())
+            optimizer = torch.optim.AdamW([gate], 0.02, weight_decay=0.0)
+            schedule = ThresholdSchedule(optimizer, [gate], own, stage_steps, kept=kept)
+            rates = LambdaLR(optimizer, schedule.rate)
+            for one, state in zip((optimizer, schedule, rates), states, strict=True):
+                one.load_state_dict(state)
+        gate.grad = row - gate.detach().sign()
+        optimizer.step()
+        seen.append(schedule.proximal.threshold)
+        rates.step()
+    return gate.detach(), seen
+
+
+@pytest.mark.fault("46 S3")
+@pytest.mark.parametrize("kept", [0.1, 0.3, 0.6, 0.95])
+@pytest.mark.parametrize("thresholds", [[1.0], [0.0, 1.0, 2.0]])
+def test_gates_that_learn_keep_what_was_asked_for(kept, thresholds):
+    steps = 240 * len(thresholds)
+    plain, _ = learning(None, thresholds, fixed=threshold_for(kept, steps))
+    assert float((plain != 0).double().mean()) > kept + 0.03  # they come back
+    gate, seen = learning(kept, thresholds)
+    assert int((gate != 0).sum()) == round(kept * 600)
+    assert all(one == 0 for one in seen[:240]) == (thresholds[0] == 0)
+    first = next(one for one in seen if one)
+    assert max(seen) < first + 0.03  # no cut at once at the end
+    again, _ = learning(kept, thresholds, resumed=steps - 25)
+    assert torch.equal(again, gate)
+
+
+@pytest.mark.fault("46 S3")
+def test_thresholds_follow_gates_at_rest_in_the_ratio_of_their_stages():
+    gate = nn.Parameter(torch.arange(1.0, 11.0, dtype=torch.float64))
+    optimizer = torch.optim.SGD([gate], lr=1.0)
+    schedule = ThresholdSchedule(optimizer, [gate], [0.0, 1.0, 3.0], 2, kept=0.4)
+    gate.grad, seen = torch.zeros_like(gate), []
+    for _ in range(7):
+        optimizer.step()
+        seen.append(schedule.proximal.threshold)
+    assert seen == pytest.approx([0, 0, 0.75, 0.75, 2.25, 2.25, 0])
+    assert gate.tolist() == pytest.approx([0] * 6 + [1, 2, 3, 4])
+    gate.data.fill_(2)
+    gate.data[:2] = 0  # it may lose four more
+    optimizer.step()
+    assert schedule.proximal.threshold == 2
+
+
 def test_only_a_threshold_too_large_for_the_gates_warns():
     gate, weight = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
     groups = [{"params": [weight], "lr": 1e-4}, {"params": [gate], "lr": 0.02}]
@@ -122,6 +180,9 @@ def test_only_a_threshold_too_large_for_the_gates_warns():
     groups = [{"params": [weight], "lr": 1e-4}, {"params": [gate], "lr": 0.02}]
     with pytest.warns(UserWarning, match=r"0.008 is 0.4 .* learning rate above 0.02$"):
         ThresholdSchedule(torch.optim.AdamW(groups), [gate], [8e-3], 1)
+    groups = [{"params": [weight], "lr": 1e-4}, {"params": [gate], "lr": 0.02}]
+    with pytest.warns(UserWarning, match="the threshold 0.0089932 is 0.45 times"):  # in the last
+        ThresholdSchedule(torch.optim.AdamW(groups), [gate], [0.0, 1.0, 2.0], 50, kept=0.5)
 
 
 def test_settings_are_checked(refuses):
@@ -137,6 +198,12 @@ def test_settings_are_checked(refuses):
         ("number_of_thresholds must be at least 1", schedule([])),
         ("stage_steps must be at least 1", schedule([0.1], 0)),
         ("rule is 'hard'", schedule([0.01], rule="hard")),
+        ("kept must lie between 0 and 1, got 0", schedule([0.01], kept=0.0)),
+        (
+            "and the rule 'soft', got 1, 0.01 and 'reference'",
+            schedule([0.01], kept=0.5, rule="reference"),
+        ),
+        ("a last threshold above 0 .* got 1, 0 and 'soft'", schedule([1.0, 0.0], kept=0.5)),
         ("kept must lie between 0 and 1, got 1", lambda: threshold_for(1, 10)),
         ("steps must be at least 1", lambda: threshold_for(0.5, 0)),
         ("needs positive ends", lambda: growing(0.0, 1.0, 3, "exp-linear")),
