@@ -80,7 +80,7 @@ def _levelwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None, padding: lis
     y = y.permute(0, 2, 3, 1).reshape(num_batch, num_levels, height, -1, num_taps, num_out)
     center = num_taps // 2
     taps = y.unbind(4)
-    total = taps[center] if bias is None else taps[center] + bias
+    total = taps[center] if bias is None else taps[center] + bias.to(y.dtype)
     for tap, part in enumerate(taps):  # tap t of level e belongs to level e + center - t
         up, down = max(tap - center, 0), max(center - tap, 0)
         if up or down:

@@ -76,7 +76,7 @@ def _define(x: Tensor, weight: Tensor, bias: Tensor, stretches: Sequence[Stretch
         rows = part.rows.view(groups, 1, runs * x.shape[1], x.shape[2])
         y = rows @ part.weight.view(groups, experts, *weight.shape[1:]).mT
         if bias.shape[1]:
-            y = y + part.bias.view(groups, experts, 1, bias.shape[1])
+            y = y + part.bias.view(groups, experts, 1, bias.shape[1]).to(y.dtype)
         outputs.append(y.view(groups * experts * runs, x.shape[1], weight.shape[1]))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 

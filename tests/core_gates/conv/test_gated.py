@@ -147,6 +147,18 @@ def test_gated_conv_runs_in_bfloat16_and_traces_whole():
     assert_close(traced(*streams), expected)
 
 
+@pytest.mark.fault("46 C1")
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(4, 6), (1, 4, 6), (6, 4, 6)], ids=["plane", "folded", "levels"])
+def test_autocast_gives_one_dtype_in_every_form(shape, bias):
+    x, weight = randn(2, 3, *shape).float(), randn(4, 3, *[3] * len(shape)).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = same_conv(x, weight, torch.ones(4) if bias else None)
+    assert found.dtype == torch.bfloat16
+    exact = same_conv(x, weight, torch.ones(4) if bias else None)
+    assert_close(found.float(), exact, rtol=0.05, atol=0.2)
+
+
 @pytest.mark.parametrize("mask_channels", [1, 2])
 def test_partial_conv_of_complete_data_is_a_convolution_inside(mask_channels):
     module, o = PartialConv(2, 3, 3, ndim=2).double(), randn(1, 2, 6, 7)

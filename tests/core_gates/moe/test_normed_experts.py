@@ -45,6 +45,17 @@ def rows(*shape, seed=1):
     return 3 + 2 * torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
+@pytest.mark.fault("46 C1")
+@pytest.mark.parametrize("norm", ["batch", None])
+def test_autocast_gives_one_dtype_with_norms_and_without(norm):
+    experts, x = experts_of(norm=norm).float(), rows(7, DIM).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = experts(x)
+    assert y.dtype == torch.bfloat16
+    y.sum().backward()
+    assert {parameter.grad.dtype for parameter in experts.parameters()} == {torch.float32}
+
+
 @pytest.mark.parametrize("shape", [(7, DIM), (7, EXPERTS, DIM)], ids=["shared", "own"])
 def test_layers_of_pytorch_agree_in_training_and_after(shape):
     experts = experts_of()
