@@ -118,7 +118,7 @@ APPS: Mapping[str, App] = {
         {
             "prepare": "read a corpus and write its tokens as memory maps",
             "fit": "train the decoder, resumable at any step",
-            "evaluate": "score counts of bytes, PPMd and the decoder in bits per byte",
+            "evaluate": "run a study: bits per byte, blocks of attention, adapters, offload",
             "report": "write the report of a run as one HTML page",
             "generate": "continue prompts, streamed to the terminal",
             "diagnose": "measure by layer how a trained model attends, and its gates",

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Literal
 
 from apps.language.adapt import Adaptation, AdapterRecipe, texts_of
 from core_gates.errors import GatesError
@@ -54,6 +55,7 @@ def evaluate(
     ranks: tuple[int, ...] = (8, 4, 2),
     seeds: tuple[int, ...] = (0, 1, 2),
     quick: bool = False,
+    study: Literal["adapters"] = "adapters",
     overwrite: bool = False,
 ) -> None:
     """Train adapters where they are missing, and compare SoRA with rivals of equal size.
@@ -68,8 +70,10 @@ def evaluate(
         ranks: Ranks of plain LoRAs.
         seeds: Seeds of every method.
         quick: A quick run: nothing is trained, and there are no bars.
+        study: This one; ``gates language evaluate --help`` lists the others.
         overwrite: Replace what was made with other settings.
     """
+    del study
     if (
         not len(tasks) == len({*tasks}) > 0
         or not len(seeds) == len({*seeds}) > 0

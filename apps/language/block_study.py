@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -116,6 +116,7 @@ def evaluate(
     seeds: tuple[int, ...] = (0,),
     quick: bool = False,
     shipped: bool = True,
+    study: Literal["blocks"] = "blocks",
     overwrite: bool = False,
 ) -> None:
     """Distill gates where they are missing, and compare the blocks that they choose with rivals.
@@ -132,8 +133,10 @@ def evaluate(
         seeds: Of the gates, which are trained once with each.
         quick: A quick run: nothing is trained, and there are no bars.
         shipped: Use gates that ship with the package where their settings agree.
+        study: This one; ``gates language evaluate --help`` lists the others.
         overwrite: Replace what was made with other settings.
     """
+    del study
     recipe.check()
     measured.check()
     rivals = [STATIC, *scores_of("decode")]

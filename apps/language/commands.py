@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from core_gates.errors import GatesError
+from core_gates.errors import GatesError, check_option
 from harness.command.configfile import find_config, read_config
 from harness.command.parser import values
 from harness.command.verbs import FunctionVerb, run_verb
@@ -49,22 +49,15 @@ OFFLOAD_HELP = """usage: gates language offload {profile,replay,generate,bench} 
 
 gates language offload VERB --help lists the options of a verb."""
 
-BLOCK_STUDY = {
-    "evaluate": FunctionVerb(
+BYTES = "bytes"  # the study that is a verb of the Trainer
+STUDIES = {
+    "blocks": FunctionVerb(
         "apps.language.block_study:evaluate", flat=("recipe", "measured", "bars")
     ),
+    "adapters": FunctionVerb("apps.language.adapter_study:evaluate", flat=("recipe", "bars")),
+    "offload": FunctionVerb("apps.language.offload.budget_study:evaluate", flat=("measured",)),
 }
-"""The verb for configurations whose section ``evaluate`` names ``kinds`` of block gates."""
-
-ADAPTER_STUDY = {
-    "evaluate": FunctionVerb("apps.language.adapter_study:evaluate", flat=("recipe", "bars")),
-}
-"""The verb for configurations whose section ``evaluate`` names ``ranks`` of adapters."""
-
-OFFLOAD_STUDY = {
-    "evaluate": FunctionVerb("apps.language.offload.budget_study:evaluate", flat=("measured",)),
-}
-"""The verb for configurations whose section ``evaluate`` names ``budgets`` for experts."""
+"""What ``evaluate`` does where ``study`` in its section, or ``--study``, names it."""
 
 ON_MODELS = {"adapt": "", "diagnose": "", "distill": "", "fit-gates": "", "pregate": "-pregated"}
 """Those of a trained model, after which the run is named, and how that name ends."""
@@ -114,13 +107,20 @@ def run_name(options: Mapping[str, Any], end: str = "") -> str:
     return f"{model}-{path.parent.name}-{path.stem}"
 
 
-def _section(arguments: Sequence[str]) -> Mapping[str, Any]:
-    """Return the section of a verb in the configuration that its options name, if any."""
+def _study(arguments: Sequence[str]) -> str:
+    """Return the study that the options of ``evaluate`` name, or their configuration.
+
+    Raises:
+        GatesError: There is no such study.
+    """
     named = [value for _, value in values(arguments, ["--config", "-c"])]
-    if not named or not named[-1]:
-        return {}
-    section = read_config(find_config(named[-1], "language")).get(arguments[0])
-    return section if isinstance(section, dict) else {}
+    path = find_config(named[-1], "language") if named and named[-1] else None
+    section = read_config(path).get("evaluate") if path else None
+    found = section.get("study", BYTES) if isinstance(section, dict) else BYTES
+    for _, value in values(arguments, ["--study"]):
+        found = value
+    check_option("study", found, (BYTES, *STUDIES), GatesError)
+    return str(found)
 
 
 def _offload(arguments: Sequence[str]) -> None:
@@ -144,12 +144,10 @@ def main(arguments: Sequence[str]) -> None:
     if arguments[0] == "offload":
         _offload(arguments)
         return
-    section = _section(arguments) if arguments[0] == "evaluate" else {}
-    studies = (("kinds", BLOCK_STUDY), ("ranks", ADAPTER_STUDY), ("budgets", OFFLOAD_STUDY))
-    for key, study in studies:
-        if key in section:
-            run_verb("language", study, arguments, config=DEFAULT_CONFIG)
-            return
+    if arguments[0] == "evaluate" and (study := _study(arguments)) in STUDIES:
+        verbs = {"evaluate": STUDIES[study]}
+        run_verb("language", verbs, arguments, config=DEFAULT_CONFIG)
+        return
     if arguments[0] in FUNCTIONS:
         end = ON_MODELS.get(arguments[0])
         name_of = None if end is None else partial(run_name, end=end)

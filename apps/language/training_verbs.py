@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -61,9 +61,11 @@ class LanguageTrainer(GatesRunTrainer):
         most_bits: float | None = None,
         train: bool = False,
         gates: tuple[str, ...] = (),
+        study: Literal["bytes", "blocks", "adapters", "offload"] = "bytes",
     ) -> None:
-        """Score counts of bytes, PPMd and the decoder in bits per byte of held-out documents.
+        """Run the study that the configuration names; these are the options of ``bytes``.
 
+        It scores counts of bytes, PPMd and the decoder in bits per byte of held-out documents.
         With ``gates``, decoders are compared that differ in the gate of their attention alone.
 
         Args:
@@ -75,8 +77,11 @@ class LanguageTrainer(GatesRunTrainer):
                 command.
             gates: Gates of attention that are compared with the first, which is ``none`` or a place
                 from G1 to G5, and ``elementwise`` or ``headwise``; none if empty.
+            study: ``bytes``, this one; ``blocks`` of attention that gates choose (configurations
+                ``seer``, ``seer_smollm2``); ``adapters`` (``sora``); or ``offload`` of experts to
+                a disk (``offload``). ``--study NAME --help`` lists the options of each.
         """
-        del model
+        del model, study
         if not seeds or min(seeds) < 0:
             raise GatesError(f"--seeds is {list(seeds)}, expected one or more from 0")
         datamodule.prepare_data()

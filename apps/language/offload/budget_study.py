@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -100,6 +100,7 @@ def evaluate(
     least_recall: float = 0.65,
     most_loss: float = 0.02,
     quick: bool = False,
+    study: Literal["offload"] = "offload",
     overwrite: bool = False,
 ) -> None:
     """Measure how well experts are guessed, and simulate what a budget costs by every method.
@@ -112,8 +113,10 @@ def evaluate(
         least_recall: Least recall of the router at the first width.
         most_loss: Most increase of the loss by INT4 in nats per token.
         quick: A quick run: two documents of each part, one budget, and no bars.
+        study: This one; ``gates language evaluate --help`` lists the others.
         overwrite: Replace what was made with other settings.
     """
+    del study
     if quick:
         budgets, reads = measured.budgets[:1], measured.reads[:1]
         measured = replace(measured, profiled=2, known=2, held_out=2, budgets=budgets, reads=reads)

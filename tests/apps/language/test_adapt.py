@@ -23,6 +23,7 @@ SHORT = ("--model", "bert", "--rank", "3", "--steps", "12", "--batch_size", "8",
 CALL = ("language", "adapt", "--data", "texts", *SHORT)
 SORA = "runs/language/bert/adapters/sora-r3-s0"
 STUDY = {
+    "study": "adapters",
     "tasks": ["texts"], "data": ".", "model": "bert", "ranks": [2], "seeds": [0], "rank": 3,
     "steps": 12, "batch_size": 8, "context": 16, "learning_rate": 0.02, "gate_rate": 0.2,
     "most_below": 0.5, "most_kept": 1.0,

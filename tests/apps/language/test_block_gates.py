@@ -32,6 +32,7 @@ CORPUS = ("--corpus", "corpus", "--learning_rate", 0.01)
 STEP = "training_step"
 PROMPTS = "def f(a):\nif a\n"
 STUDY = {
+    "study": "blocks",
     "kinds": ["prefill", "decode"], "block_size": 4, "context": 16, "sequences": 6, "steps": 30,
     "batch_size": 2, "learning_rate": 0.01, "held_out": 3, "fraction": 0.6, "loss_fraction": 0.5,
     "least_of_oracle": 0.5, "most_kl": 0.999, "most_loss": 9.0, "corpus": ["corpus"],

@@ -14,8 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import core_gates.ops.flops  # noqa: F401
+from apps.language import commands, model_sizes, training_verbs
 from apps.language import generate as app
-from apps.language import model_sizes
 from apps.language.generate import models_in, shipped
 from apps.language.model_sizes import Size, decoder_cost, plan, used_weights
 from apps.main import main
@@ -328,3 +328,42 @@ def test_the_decoder_that_ships_reads_python():
     documents = [Document("as it is", text), Document("in capitals", text.upper())]
     bits, sizes = bits_per_byte(model.float(), tokenizer, documents).T
     assert bits[0] / sizes[0] < 2.4 < 2.9 < bits[1] / sizes[1]
+
+
+@pytest.mark.fault("46 H7")
+def test_a_configuration_names_its_study_by_one_key(monkeypatch, refuses, tmp_path):
+    ran = []
+    monkeypatch.setattr(
+        commands, "run_verb", lambda _app, verbs, _words, **_: ran.append(verbs["evaluate"].target)
+    )
+    monkeypatch.setattr(training_verbs, "run_training_verb", lambda words: ran.append("bytes"))
+    studies = {"seer": "block_study", "seer_smollm2": "block_study", "sora": "adapter_study"}
+    studies["offload"] = "offload.budget_study"
+    for path in (Path(commands.__file__).parent / "configs").glob("*.yaml"):
+        commands.main(["evaluate", "--config", path.stem])
+        named = studies.get(path.stem)
+        assert ran.pop() == (f"apps.language.{named}:evaluate" if named else "bytes")
+    commands.main(["evaluate", "--study", "offload"])
+    assert ran.pop() == "apps.language.offload.budget_study:evaluate"
+    own = tmp_path / "own.yaml"
+    own.write_text("evaluate: {study: [offload], budgets: [0.5]}\n")
+    known = "choose one of bytes, blocks, adapters, offload$"
+    refuses(
+        GatesError,
+        (rf"^study is 'blok'; {known}", lambda: commands.main(["evaluate", "--study=blok"])),
+        (rf"^study is \['offload'\]; {known}", lambda: commands.main(["evaluate", "-c", str(own)])),
+    )
+    assert not ran
+
+
+@pytest.mark.fault("46 H7")
+def test_the_help_of_evaluate_lists_the_studies(trained):
+    told = " ".join(trained.succeed("evaluate", "--help", config=None).split())
+    for study in ("bytes", "blocks", "adapters", "offload"):
+        other = " ".join(
+            trained.succeed("evaluate", "--study", study, "--help", config=None).split()
+        )
+        assert f"--study {{{study}}}" in other or study == "bytes"
+        assert study in told.split("--study {bytes,blocks,adapters,offload}")[1]
+    assert "--budgets" in other
+    assert "--budgets" not in told

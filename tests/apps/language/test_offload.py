@@ -30,7 +30,13 @@ def gates(language_folder):
     for weight in model.parameters():
         weight.data *= 3  # so that routings differ
     write_model(language_folder / "mixture", model, ByteTokenizer())
-    section = {"model": "mixture", "corpus": ["corpus"], "budgets": [0.5, 0.8], **QUICK}
+    section = {
+        "study": "offload",
+        "model": "mixture",
+        "corpus": ["corpus"],
+        "budgets": [0.5, 0.8],
+        **QUICK,
+    }
     content = {"evaluate": {**section, "least_recall": 0.0, "most_loss": 5.0}}
     (language_folder / "study.yaml").write_text(yaml.safe_dump(content))
     found = Gates(language_folder)
