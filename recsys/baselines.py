@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 
@@ -14,10 +15,10 @@ from torch import Tensor, nn
 
 from core_gates.errors import check_at_least, check_positive
 from recsys.inputs import Batch
+from recsys.regression import LogNormalHeads
 from recsys.validation import intercepts_of, task_sums
 
 if TYPE_CHECKING:
-    from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.linear_model import LogisticRegression
 
 
@@ -342,6 +343,8 @@ class Trees:
         max_iter: Trees at most; fewer where the validation loss no longer improves.
         l2: Penalty of leaves.
         seed: Of the features that the bins are drawn from.
+        heads: Of a schema whose tasks are thresholds of numbers: the numbers are predicted instead
+            of the labels, with the spread that they have about the predictions of validation rows.
 
     Raises:
         ValueError: A number is too small.
@@ -356,12 +359,13 @@ class Trees:
         max_iter: int = 1000,
         l2: float = 1.0,
         seed: int = 0,
+        heads: LogNormalHeads | None = None,
     ) -> None:
         check_positive(learning_rate=learning_rate)
         check_at_least(1, max_iter=max_iter)
         check_at_least(2, max_leaf_nodes=max_leaf_nodes)
         check_at_least(0, l2=l2, seed=seed)
-        self.sparse = None if sparse is None else tuple(sparse)
+        self.sparse, self.heads = None if sparse is None else tuple(sparse), heads
         self.options: dict[str, Any] = {
             "learning_rate": learning_rate, "max_leaf_nodes": max_leaf_nodes,
             "max_iter": max_iter, "l2_regularization": l2, "random_state": seed,
@@ -373,36 +377,52 @@ class Trees:
 
         Where a task counts in none of them, a tenth of its training rows stops it instead.
         """
-        from sklearn.ensemble import HistGradientBoostingClassifier  # takes a second
+        from sklearn import ensemble  # takes a second
 
         inputs, held, self.rates = self._inputs(rows), self._inputs(validation), rates(rows)
         categories = [
             c for c in range(self._width(rows)) if inputs[:, c].max(initial=0) < CATEGORIES
         ]
-        self.models: list[HistGradientBoostingClassifier | None] = []
-        for task in range(rows.labels.shape[1]):
-            counts, seen = rows.mask[:, task].numpy(), validation.mask[:, task].numpy()
-            labels = rows.labels[:, task].numpy()[counts]
+        (truth, mask), (known, seen) = self._targets(rows), self._targets(validation)
+        kind = "Regressor" if self.heads else "Classifier"
+        self.models: list[Any] = []
+        for task in range(truth.shape[1]):
+            counts, stops = mask[:, task], seen[:, task]
+            labels = truth[counts, task]
             model = None
-            if min(labels.sum(), len(labels) - labels.sum()) >= 10:
-                model = HistGradientBoostingClassifier(
+            if self.heads or min(labels.sum(), len(labels) - labels.sum()) >= 10:
+                model = getattr(ensemble, f"HistGradientBoosting{kind}")(
                     categorical_features=categories or None, **self.options
                 )
                 stopping: dict[str, Any] = {}
-                if seen.any():
+                if stops.any():
                     stopping = {
-                        "X_val": held[seen],
-                        "y_val": validation.labels[:, task].numpy()[seen],
-                        "sample_weight_val": validation.weight.numpy()[seen],
+                        "X_val": held[stops],
+                        "y_val": known[stops, task],
+                        "sample_weight_val": validation.weight.numpy()[stops],
                     }
                 weight = rows.weight.numpy()[counts]
                 model.fit(inputs[counts], labels, sample_weight=weight, **stopping)
+            if self.heads and model:
+                gaps = known[stops, task] - model.predict(held[stops])
+                self.heads.spread.data[task] = math.log(gaps.std())
             self.models.append(model)
         return self
 
     def predict(self, rows: Batch) -> NDArray[np.float64]:
         """Return probabilities (N, T)."""
-        return _predicted(self.models, self._inputs(rows), self.rates)
+        inputs = self._inputs(rows)
+        if self.heads is None:
+            return _predicted(self.models, inputs, self.rates)
+        found = torch.from_numpy(np.stack([model.predict(inputs) for model in self.models], 1))
+        return self.heads(found, rows.dense).detach().double().sigmoid().numpy()
+
+    def _targets(self, rows: Batch) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Return labels (N, T) or numbers (N, R), and where each counts."""
+        if self.heads is None:
+            return rows.labels.numpy(), rows.mask.numpy()
+        assert rows.numbers is not None
+        return rows.numbers.numpy(), ~rows.numbers.isnan().numpy()
 
     def _width(self, rows: Batch) -> int:
         return rows.sparse.shape[1] if self.sparse is None else len(self.sparse)

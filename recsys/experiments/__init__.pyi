@@ -30,6 +30,7 @@ from .contest import folds_of as folds_of
 from .from_settings import baseline as baseline
 from .from_settings import baseline_of as baseline_of
 from .from_settings import data_of as data_of
+from .from_settings import epoch_seconds as epoch_seconds
 from .from_settings import module_of as module_of
 from .from_settings import nested as nested
 from .from_settings import ranker_of as ranker_of

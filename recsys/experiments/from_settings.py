@@ -15,6 +15,7 @@ from copy import deepcopy
 from functools import lru_cache
 from inspect import signature
 from pathlib import Path
+from time import process_time
 from typing import Any, TypeVar, cast
 
 import lightning as L
@@ -35,6 +36,7 @@ from recsys.data.datamodule import TableDataModule, data_module
 from recsys.data.tables import RankingTables, StreamSource, TableSource
 from recsys.ranker import Ranker
 from recsys.ranker_module import MultiTaskModule
+from recsys.regression import LogNormalHeads
 from recsys.transform import FeatureTransform
 
 MODEL = "model."
@@ -42,6 +44,7 @@ DATA = "data."
 Made = TypeVar("Made")
 CACHED = 2  # tables that a process keeps: those of two data sets
 NUMBERS = {"int": "a whole number", "float": "a number"}
+STEPS = 2, 12  # of a training, that are timed
 BASELINE = "baseline."
 INTERCEPTS = "model.intercepts"
 """The one setting of networks that baselines have, too: all are calibrated, or none."""
@@ -217,7 +220,8 @@ def baseline(options: Mapping[str, Any], transform: FeatureTransform) -> Predict
 
     Args:
         options: Its ``kind``, ``column`` (one, or a mapping from task to column) or ``columns`` by
-            name, and further arguments.
+            name, ``numbers`` of trees that predict numbers instead of their thresholds, and
+            further arguments.
         transform: Which knows the places of columns.
 
     Raises:
@@ -261,7 +265,14 @@ def _baseline(kind: str, rest: dict[str, Any], transform: FeatureTransform) -> P
         )
         return Factorization([transform.sizes[tables[n]] for n in sparse], user, item, **rest)
     names = rest.pop("columns", None)
-    return Trees(None if names is None else [_place(name, sparse) for name in names], **rest)
+    columns = None if names is None else [_place(name, sparse) for name in names]
+    if not rest.pop("numbers", False):
+        return Trees(columns, **rest)
+    if not all(task.threshold for task in transform.schema.tasks):
+        raise ValueError("numbers needs tasks that are thresholds of numbers, all of them")
+    heads = LogNormalHeads(transform.schema, dense)
+    heads.take_scalers(transform.scalers)
+    return Trees(columns, heads=heads, **rest)
 
 
 def _check_number(name: str, value: Any, annotation: str) -> None:
@@ -297,6 +308,19 @@ def baseline_of(settings: Mapping[str, Any], transform: FeatureTransform) -> Pre
     }
     found = baseline(options, transform)
     return WithIntercepts(found) if settings.get(INTERCEPTS) else found
+
+
+def epoch_seconds(settings: Mapping[str, Any], data: TableDataModule) -> float:
+    """Return the CPU seconds of an epoch of a training, by those of a few steps."""
+    off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    options: dict[str, Any] = dict.fromkeys(off, False)
+    spent = []
+    for steps in STEPS:
+        trainer = L.Trainer(max_steps=steps, limit_val_batches=0, **options)
+        begin = process_time()
+        trainer.fit(module_of(settings), data)
+        spent.append(process_time() - begin)
+    return (spent[1] - spent[0]) / (STEPS[1] - STEPS[0]) * len(data.train_dataloader())
 
 
 def check_axes(axes: Mapping[str, object], settings: Mapping[str, Any]) -> None:

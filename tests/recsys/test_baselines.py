@@ -4,14 +4,16 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
 from core_gates.errors import GatesError
 from recsys.baselines import BaseRates, Biases, Factorization, OneColumn, Trees, WithIntercepts
 from recsys.daily import DailyState, continue_from, restore
 from recsys.embedding.row_wise_adagrad import RowWiseAdagrad
+from recsys.experiments.from_settings import baseline
 from recsys.ranker_module import MultiTaskModule
-from recsys.schema import Dense, FeatureSchema, Sparse, Task
+from recsys.schema import Dense, FeatureSchema, Sparse, Task, Threshold
 from recsys.transform import FeatureTransform
 
 N = 4000
@@ -321,3 +323,37 @@ def test_averages_of_weights_continue(first):
     state = DailyState.of(made, made.configure_optimizers().state_dict(), transform)
     continue_from(grown, state, rows(100, 4, (60, 90)))
     assert int(grown.average.steps) == 7
+
+
+def played(number=4000, seed=0):
+    """Play times over durations that are log-normal about a number of the row, with labels."""
+    draw = np.random.default_rng(seed)
+    x, duration = draw.normal(size=number), draw.uniform(5, 60, number).round(1)
+    play = np.maximum(duration * np.exp(x - 0.7 + 0.8 * draw.normal(size=number)), 1.0)
+    table = pl.DataFrame({"x": x, "duration": duration, "play": play})
+    schema = FeatureSchema(
+        (
+            Task("play", kind="regression", scale="duration"),
+            Task("long", threshold=Threshold("play", factor=1.0, most=18.0)),
+            Task("skip", threshold=Threshold("play", most=3.0, below=True)),
+        ),
+        dense=(Dense("x"), Dense("duration")),
+    )
+    ends = np.stack([np.minimum(duration, 18), np.full(number, 3.0)], 1)
+    z = (x[:, None] - 0.7 - np.log(ends / duration[:, None])) / 0.8
+    return table, schema, norm.cdf(z * [1, -1])
+
+
+@pytest.mark.fault("46 R8")
+def test_trees_of_a_number_give_the_labels_that_are_thresholds_of_it():
+    table, schema, truth = played()
+    transform = FeatureTransform(schema).fit(table)
+    train, test = halves(transform.batch(table))
+    made = baseline({"kind": "trees", "numbers": True}, transform).fit(train, test)
+    found = made.predict(test)
+    np.testing.assert_allclose(made.heads.spread.exp().item(), 0.8, rtol=0.08)
+    assert np.abs(found - truth[N // 2 :]).mean() < 0.03
+    assert found.shape == (N // 2, 2)
+    bare = FeatureTransform(FeatureSchema((Task("y"),), dense=(Dense("x"),))).fit(table)
+    with pytest.raises(GatesError, match="numbers needs tasks that are thresholds of numbers"):
+        baseline({"kind": "trees", "numbers": True}, bare)

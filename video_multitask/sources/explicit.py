@@ -17,9 +17,10 @@ from recsys.data.leaks import permute_labels
 from recsys.data.readers.files import read_table
 from recsys.data.tables import RankingTables, rolling_windows
 from recsys.schema import ENCODERS, Dense, FeatureSchema, History, Sparse, Task
+from video_multitask.feed import follows, with_play_time
 from video_multitask.history import add_history
 
-OUTCOMES = ("is_click", "long_view")
+OUTCOMES, BY_RULE = ("is_click", "long_view"), ("effective_view", "long_view")
 SECONDS = (7, 12, 18, 30, 60, 120)
 """Edges of the classes of duration that an event of a history has."""
 
@@ -42,7 +43,7 @@ HOUR_MS = 3_600_000
 
 
 class ExplicitLog:
-    """One of several test windows that roll over the log, two days each.
+    """One of several test windows that roll over the log, two days each by default.
 
     Features: the user table without the user's id, hour, day of the week and duration, and what the
     user did strictly before: means of outcomes and other behaviors, of the last 1, 5 and 20 events
@@ -61,6 +62,10 @@ class ExplicitLog:
             computed of them: a control in which nothing can be predicted; None is no.
         leak: Name of a task whose label, with noise, becomes an input: a planted leak; None is
             none.
+        play_time: Labels follow from the play time by rule, where the duration is known: as
+            thresholds of the play time, which is predicted, or, if False, as labels; None leaves
+            those that were logged.
+        days: Days of a window; None is two.
 
     Raises:
         ValueError: There is no such window, encoder or task, or a number is too small.
@@ -77,6 +82,8 @@ class ExplicitLog:
         dim: int = 8,
         permuted: bool | None = None,
         leak: str | None = None,
+        play_time: bool | None = None,
+        days: int | None = None,
     ) -> None:
         check_at_least(1, windows=windows, events=events, dim=dim)
         check_option("encoder", encoder, (*ENCODERS, "none"))
@@ -88,6 +95,7 @@ class ExplicitLog:
         self.window, self.windows = window, windows
         self.events, self.encoder, self.dim = events, encoder, dim
         self.permuted, self.leak = permuted, leak
+        self.play_time, self.days = play_time, days
 
     def read(self) -> RankingTables:
         """Return the earlier rows, those of the day just before the window, and the window.
@@ -97,7 +105,12 @@ class ExplicitLog:
         """
         table = self.features(self.log())
         table = table.join(self._users(), on="user_id", how="left", maintain_order="left")
-        splits = rolling_windows(table, "date", test=2, validation=1, windows=self.windows)
+        if self.play_time is not None:
+            table = table.filter(pl.col("duration_ms").is_not_null())
+            times = [table[name].to_numpy() for name in ("play_time_ms", "duration_ms")]
+            table = table.with_columns(pl.Series(n, follows(n, *times)) for n in BY_RULE)
+        days = self.days or 2
+        splits = rolling_windows(table, "date", test=days, validation=1, windows=self.windows)
         split = next(islice(splits, self.window, None))
         notes = (
             "rows were selected on like and hate: a check of the pipeline, no claim of quality",
@@ -112,10 +125,12 @@ class ExplicitLog:
             kind = self.encoder
             histories = (History("past_event", "last_event", self.events, kind),)  # type: ignore[arg-type]
         known = (*OUTCOMES, *DONE)
+        labels = OUTCOMES if self.play_time is None else BY_RULE
+        tasks = tuple(Task(name, category="watch") for name in labels)
         means = [f"past_mean_{name}" for name in known]
         recent = [f"recent_{name}_{count}" for name in known for count in RECENT]
         return FeatureSchema(
-            tasks=tuple(Task(name, category="watch") for name in OUTCOMES),
+            tasks=with_play_time(tasks) if self.play_time else tasks,
             sparse=(
                 *(Sparse(name, side="user", min_count=5) for name in USER_CODES),
                 Sparse("hourmin"),

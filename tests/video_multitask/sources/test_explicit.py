@@ -99,3 +99,17 @@ def test_events_of_a_history_have_rows_of_their_own(windows):
 def test_a_window_that_is_none():
     with pytest.raises(ValueError, match="choose one of 0 to 3"):
         ExplicitLog(**FILES, window=4)
+
+
+@pytest.mark.fault("46 R8")
+def test_labels_by_rule_are_those_of_the_play_time(windows):
+    del windows  # skipped with them
+    options = {"windows": 1, "window": 0, "days": 5, "encoder": "none"}
+    labels, number = (ExplicitLog(**FILES, **options, play_time=p).read() for p in (False, True))
+    assert sum(len(part) for part in labels[2:5]) == 34_090
+    assert number.test.equals(labels.test)
+    batches = [FeatureTransform(t.schema).fit(t.train).batch(t.test) for t in (labels, number)]
+    assert batches[0].labels.equal(batches[1].labels)
+    assert batches[1].mask.all()
+    assert batches[0].numbers is None or not batches[0].numbers.numel()
+    assert not {"play_time_ms", "effective_view"} & set(number.schema.features)
