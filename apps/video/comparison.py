@@ -14,7 +14,7 @@ from torch import Tensor
 from core_gates.errors import GatesError
 from harness.evidence import Bar, Row
 from harness.experiment import ROUNDED, Arrays, Choice, Job, Piece, Run, Setting
-from harness.runs.terminal import stepping, working
+from harness.runs.terminal import quiet_lightning, stepping, working
 from recsys.data.datamodule import TableDataModule
 from recsys.data.doubts import of_hierarchy, of_loss, of_rates
 from recsys.data.tables import table_digest
@@ -36,6 +36,7 @@ from recsys.experiments import (
     check_finite,
     claim_bars,
     data_of,
+    epoch_seconds,
     fault_bars,
     fault_rows,
     gap_of,
@@ -216,6 +217,7 @@ class Comparison(Splits):
         self.run, self.seeds = run, tuple(dict.fromkeys(seeds))
         self.exact_auc, self.averaged = exact_auc, averaged
         self._notes: dict[str, None] = {}
+        self._told = False
         self._measured: list[Row] = []
         names = [*contest.entries, *contest.baselines]
         if strangers := [name for name in run.only if name not in names]:
@@ -237,6 +239,7 @@ class Comparison(Splits):
             plain=self._configured(boxes, own),
             ticks=self._epochs() * self.contest.trial_seeds,
             unit=EPOCHS,
+            prepare=self._print_cost,
         )
         every = {name: self.baseline(name)[1] for name in self.contest.baselines}
         boxes = {name: box for name, box in every.items() if box}
@@ -285,7 +288,8 @@ class Comparison(Splits):
         every = [piece for some in pieces for piece in some]
         store = self.run.store(WEIGHTS, Arrays())
         ticks = self._epochs()
-        kept = set(self.run.obtain(store, every, self._work(train), ticks=ticks, unit=EPOCHS))
+        work, cost = self._work(train), self._print_cost
+        kept = set(self.run.obtain(store, every, work, ticks=ticks, unit=EPOCHS, prepare=cost))
         return [[piece for piece in some if piece in kept] for some in pieces]
 
     def predictions(self, chosen: Mapping[str, Choice]) -> dict[str, list[Probabilities]]:
@@ -456,6 +460,24 @@ class Comparison(Splits):
             line for n, mean in means.items() for line in of_rates(n, self.tasks(), test, mean)
         ]
         return [*rates, *beaten, *of_hierarchy(nets, self.data(self.folds[0]).schema)]
+
+    def _print_cost(self) -> None:
+        """Print once what all training runs may cost, by a few steps of each network."""
+        if self._told:
+            return
+        quiet_lightning()
+        self._told, own, runs, seconds = True, self.own(self.folds[0]), 0, 0.0
+        for name in [name for name in own if not self.run.only or name in self.run.only]:
+            settings = {**self.run.piece(name, **own[name]).settings, **self.places}
+            data = self.data_of(settings)
+            tried = self.contest.trials * self.contest.trial_seeds
+            count = tried * (name in self.contest.boxes()) + len(self.seeds) * len(self.folds)
+            runs += count
+            seconds += count * self._epochs() * epoch_seconds(settings, data)
+        print(
+            f"at most {runs} training runs of {self._epochs()} epochs, about {seconds / 60:.3g} "
+            "CPU minutes if none ends earlier; what is kept is not trained again"
+        )
 
     def _epochs(self) -> int:
         """Return the epochs of a training, for its progress; 1 where only steps end it."""

@@ -1,16 +1,19 @@
 """A contest in a run: what is trained, found again, pooled and refused."""
 
 import json
+import re
 import shutil
 from contextlib import contextmanager
+from importlib.resources import files
 from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
+import yaml
 
-from apps.video.comparison import Comparison
+from apps.video.comparison import CPU, Comparison
 from apps.video.comparison import train as comparison_train
 from apps.video.comparison import trial as comparison_trial
 from apps.video.report import _experts
@@ -617,3 +620,27 @@ def test_wrong_starts_are_refused_before_anything_is_made(entry, message, tmp_pa
     with pytest.raises((GatesError, ValueError), match=message):
         comparison(tmp_path / "x", contest=plain(methods=methods)).finish(CLAIMS)
     assert not (tmp_path / "x" / "weights").exists()
+
+
+@pytest.mark.fault("46 R7")
+def test_a_contest_tells_its_cost_before_the_first_training_and_once(tmp_path, capsys):
+    folder = tmp_path / "cost"
+    comparison(folder, seeds=(0,), contest=plain()).finish(Claims())
+    said = capsys.readouterr().out
+    epochs = SETTINGS["trainer.max_epochs"]
+    line = rf"at most 2 training runs of {epochs} epochs, about (\S+) CPU minutes if none ends"
+    (minutes,) = re.findall(line, said)
+    assert said.index("at most 2 training runs") < said.index("training networks")
+    spent = [r.value for r in rows_of(folder) if r.metric == CPU and r.method in ("home", "mmoe")]
+    assert sum(spent) / 8 < 60 * float(minutes) < 8 * max(sum(spent), 0.5)
+    comparison(folder, seeds=(0,), contest=plain()).finish(Claims())
+    assert "at most" not in capsys.readouterr().out
+
+
+@pytest.mark.fault("46 R7")
+def test_the_contest_of_an_own_table_is_three_networks_with_four_trials():
+    path = files("apps.video") / "configs" / "table.yaml"
+    content = yaml.safe_load(path.read_text())["contest"]
+    assert [one["net"] for one in content["methods"].values()] == ["HoME", "Linear", "SharedBottom"]
+    runs = len(content["methods"]) * (content["trials"] * content.get("trial_seeds", 1) + 3)
+    assert (content["trials"], runs) == (4, 21)
