@@ -31,6 +31,7 @@ EXTRAS = {
     "bench": ("dinosaur", "jax", "torch_rechub"),
     "bufr": ("eccodes", "pdbufr"),
     "demo": ("gradio",),
+    "dev": ("pyppmd",),
     "dicom-sr": ("highdicom",),
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "serve": ("fastapi", "pydantic_core", "prometheus_client", "starlette", "uvicorn"),

@@ -208,7 +208,7 @@ def ppmd_bits(
 
     Raises:
         GatesError: A fork was killed.
-        ModuleNotFoundError: The package ``pyppmd`` is not installed.
+        MissingExtraError: The package ``pyppmd`` is not installed.
     """
     from pyppmd import Ppmd7Encoder
 

@@ -55,6 +55,7 @@ def importing(monkeypatch, name, library):
         ("weather.data.store", "xarray", "weather needs xarray: pip install 'gatesuite[weather]'"),
         ("weather.models.x", "onnx", "export needs onnx: pip install 'gatesuite[export]'"),
         ("language.x", "PIL", "language needs pillow: pip install 'gatesuite[language]'"),
+        ("language.scoring", "pyppmd", "dev needs pyppmd: pip install 'gatesuite[dev]'"),
     ],
 )
 def test_a_module_of_ours_names_the_extra(monkeypatch, name, library, line):
