@@ -20,7 +20,8 @@ class MissingExtraError(GatesError, ModuleNotFoundError):
     """
 
     def __init__(self, extra: str, package: str, module: str | None = None) -> None:
-        line = f"{extra} needs {package}: pip install 'gatesuite[{extra}]'"
+        needs = "gatesuite" if extra == "all" else extra
+        line = f"{needs} needs {package}: pip install 'gatesuite[{extra}]'"
         super().__init__(line, name=module or package)
         self.extra, self.package = extra, package
 

