@@ -28,6 +28,7 @@ from recsys.schema import (
     Product,
     Side,
     Sparse,
+    Task,
     tasks_of,
 )
 from recsys.transform.targets import read_targets
@@ -102,7 +103,7 @@ def infer_schema(
 
     Args:
         table: Training rows; a part of many.
-        labels: Columns with 0 and 1, or tasks.
+        labels: Columns with 0 and 1, or tasks; a column of more than 50 numbers is a regression.
         user: Column of the user, also a feature.
         item: Column of what is ranked, also a feature.
         time: Column that orders the rows, no feature.
@@ -115,7 +116,7 @@ def infer_schema(
             feature is left, or one is called like the indicator of another.
         RowError: A label is neither 0 nor 1.
     """
-    tasks = tasks_of(labels)
+    tasks = _stated(labels, table)
     bare = FeatureSchema(tasks=tasks, user=user, item=item, time=time, weight=weight, dim=dim)
     named = [*bare.labels, *bare.keys, *drop]
     _check_named(table, named)
@@ -149,6 +150,21 @@ def _products(
     sparse = [f for f in features if isinstance(f, Sparse)]
     user, item = (tuple(f.name for f in sparse if f.side == side) for side in ("user", "item"))
     return (Product(user, item),) if schema.user and schema.item and user and item else ()
+
+
+def _stated(labels: Labels, table: pl.DataFrame) -> tuple[Task, ...]:
+    """Return tasks, those whose labels have more numbers than a category has as regressions."""
+    tasks = []
+    for task in tasks_of(labels):
+        column = table.get_column(task.column, default=None)
+        number = column is not None and column.dtype.is_numeric() and column.n_unique() > FEW
+        tasks.append(dataclasses.replace(task, kind="regression") if number else task)
+    if tasks and all(task.kind == "regression" for task in tasks):
+        raise GatesError(
+            f"all labels are numbers, as {tasks[0].column!r}: name one with 0 and 1, too, or state "
+            "tasks that are thresholds of a number in a schema"
+        )
+    return tuple(tasks)
 
 
 def _check_named(table: pl.DataFrame, named: Sequence[str]) -> None:

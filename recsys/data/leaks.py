@@ -170,6 +170,9 @@ def report(tables: RankingTables, keys: Sequence[str] = ()) -> str:
     for task in schema.tasks:
         rate = np.nanmean(numbers_of(train[task.column]))
         lines.append(f"- {task.name}: mean {rate:.4g}, category {task.category}")
+    for task in schema.regressions:
+        mean = np.nanmean(numbers_of(train[task.column]))
+        lines.append(f"- {task.name}: a number, mean {mean:.4g}, whose logarithm is predicted")
     doubts = [*of_rows(tables), *of_hierarchy((HIERARCHICAL,), schema)]
     lines += ["", *(f"- {doubt}" for doubt in doubts)] if doubts else []
     lines += ["", "## Columns", "", *(f"- {note}" for note in tables.notes[1:]), "", "## Leaks", ""]

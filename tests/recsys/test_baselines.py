@@ -352,7 +352,9 @@ def test_trees_of_a_number_give_the_labels_that_are_thresholds_of_it():
     made = baseline({"kind": "trees", "numbers": True}, transform).fit(train, test)
     found = made.predict(test)
     np.testing.assert_allclose(made.heads.spread.exp().item(), 0.8, rtol=0.08)
-    assert np.abs(found - truth[N // 2 :]).mean() < 0.03
+    labels = baseline({"kind": "trees"}, transform).fit(train, test).predict(test)
+    off, other = (np.abs(one - truth[N // 2 :]).mean() for one in (found, labels))
+    assert off < min(0.04, 0.9 * other)  # a normal residual, of which each label tells less
     assert found.shape == (N // 2, 2)
     bare = FeatureTransform(FeatureSchema((Task("y"),), dense=(Dense("x"),))).fit(table)
     with pytest.raises(GatesError, match="numbers needs tasks that are thresholds of numbers"):

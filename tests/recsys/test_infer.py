@@ -9,9 +9,9 @@ import torch
 
 from core_gates.errors import GatesError
 from recsys.columns.canonical import RowError
-from recsys.infer import infer_schema
+from recsys.infer import infer_schema, plain
 from recsys.model_folder import load_model
-from recsys.schema import Product, Task
+from recsys.schema import FeatureSchema, Product, Task
 from recsys.table_scorer import TableScorer
 from recsys.transform import FeatureTransform
 
@@ -153,9 +153,9 @@ FAULTS = {
         "the table lacks 'client'",
     ),
     "a label that is a number": (
-        lambda t: infer_schema(t, ["pages"]),
+        lambda t: infer_schema(t, ["hour"]),
         RowError,
-        "row 0, column 'pages': it is",
+        "column 'hour': it is",
     ),
     "no rows": (lambda t: infer_schema(t[:0], ["bought"]), GatesError, "no rows"),
     "no features": (
@@ -291,3 +291,19 @@ def test_lists_of_several_users_are_refused(shop, folder, name):
         scorer.score(changed, [5, 7])
     scorer.score(changed, [7, 1, 4])
     scorer.score(changed[:1], [1])
+
+
+@pytest.mark.fault("46 R6")
+def test_a_label_of_many_numbers_is_a_regression_next_to_one_of_zeros_and_ones(table):
+    found = infer_schema(table, {"bought": "sale", "price": "pay"}, user="reader", time="t").schema
+    assert found.regressions == (Task("price", category="pay", kind="regression"),)
+    assert found.task_names == ("bought",)
+    assert "price" not in found.features
+    assert FeatureSchema.from_dict(plain(found)) == found
+    batch = FeatureTransform(found).fit(table).batch(table)
+    expected = np.log(np.maximum(table["price"].to_numpy(), 1.0))
+    np.testing.assert_allclose(batch.numbers[:, 0], expected, rtol=1e-6)
+    with pytest.raises(GatesError, match="all labels are numbers, as 'price': name one with 0 and"):
+        infer_schema(table, ["price"])
+    with pytest.raises(RowError, match="a label or mask must be 0 or 1"):
+        infer_schema(table, ["bought", "hour"])  # few numbers are no quantity
