@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from apps.diffusion.embedded_world import World
 from apps.diffusion.studies.base_study import TRAINED, encoder_of
+from apps.diffusion.studies.fusion_study import GROUPS
 from apps.diffusion.studio import NO_GATES, USED, Sources, shipped, studio
 from apps.main import main
 from diffusion.data.concepts import concepts
@@ -175,3 +177,23 @@ def test_limit_of_those_that_ship(library):
     better = (cosines[49:] > own[:, None]).sum(1)
     kept = [np.mean((better < k) & (own >= limit)) for limit in (-1, least) for k in (1, 3)]
     assert kept == pytest.approx([0.48, 0.64, 0.41, 0.44], abs=0.005)
+
+
+@pytest.mark.slow
+@pytest.mark.fault("46 D7")
+def test_the_table_of_fusion_is_made_of_what_ships(library, gates, tmp_path, monkeypatch):
+    def computed(*_):
+        raise AssertionError("something is computed")
+
+    monkeypatch.setattr("harness.experiment.run.compute", computed)
+    gates("evaluate", "--config", "fusion", "--root", tmp_path)
+    rows = json.loads((tmp_path / "diffusion/fusion/scores.json").read_text())["rows"]
+    (triples,) = [
+        row for row in rows
+        if (row["method"], row["task"], row["versus"]) == ("sum tuned", GROUPS["test3"], "gates")
+    ]  # fmt: skip
+    page = (Path(__file__).parents[3] / "docs/diffusion.md").read_text()
+    (shown,) = [line for line in page.splitlines() if line.startswith("| **sum of tuned")]
+    figures = [100 * np.expm1(triples[name]) for name in ("value", "low", "high")]
+    assert "{:+.1f} [{:+.1f}, {:+.1f}]".format(*figures) in shown
+    assert len({row["method"] for row in rows}) == 11
