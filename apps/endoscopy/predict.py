@@ -72,8 +72,8 @@ class Outputs:
         return self._mark_in(self.folder) == self.mark
 
     def kept(self) -> Prediction | None:
-        """Return the existing predictions, None if there are none."""
-        if self._mark_in(self.partial) != self.mark:
+        """Return the existing predictions, None if there are none, or ``finish`` was killed."""
+        if self._mark_in(self.partial) != self.mark or not (self.partial / RAW).is_file():
             return None
         report = json.loads((self.partial / REPORT).read_text(encoding="utf-8"))
         found = report["frames"]

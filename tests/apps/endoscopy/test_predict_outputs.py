@@ -36,6 +36,12 @@ def test_older_outputs_come_back_where_new_ones_never_took_their_place(tmp_path)
 
 
 @pytest.mark.fault("46 H4")
+def test_what_was_killed_just_before_it_took_its_place_is_predicted_again(tmp_path):
+    """Where ``--resume`` ended in an error of a hidden file that is not there."""
+    assert outputs_with(tmp_path / "video", "first").kept() is None
+
+
+@pytest.mark.fault("46 H4")
 def test_every_frame_has_its_file():
     keys = ["a/b.png", "a__b.png", "a%2Fb.png", "a/b_0.png", "a_b.png", "clip#000001"]
     assert len({file_name(key) for key in keys}) == len(keys)
