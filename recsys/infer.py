@@ -50,6 +50,7 @@ _ID = re.compile(
     re.IGNORECASE,
 )
 _COMMA = r"^[-+]?\d{1,3}([. ]?\d{3})*,\d+$"  # a number with a decimal comma
+_SECONDS = 946_684_800, 4_102_444_800  # of the years 2000 to 2099 since 1970
 _DATE = re.compile(r"^\d{4}[-/]\d{2}[-/]\d{2}")
 
 
@@ -299,6 +300,10 @@ class _Draft:
         unique = known.n_unique() > 0.95 * len(column) and len(column) >= 100
         if dtype == pl.String and len(known) and known.str.contains(_DATE.pattern).all():
             return "text of dates: derive hour, weekday or age from it"
+        whole = known if dtype.is_integer() and not _ID.search(column.name) else known[:0]
+        for unit, scale in (("seconds", 1), ("milliseconds", 1000)) if len(whole) else ():
+            if whole.min() >= _SECONDS[0] * scale and whole.max() < _SECONDS[1] * scale:  # type: ignore[operator]
+                return f"times in {unit} since 1970: derive hour, weekday or age from it"
         if unique and not dtype.is_numeric():
             return "text that is different in nearly every row"
         if unique and dtype.is_integer() and _numbers_rows(known, self.count):

@@ -307,3 +307,16 @@ def test_a_label_of_many_numbers_is_a_regression_next_to_one_of_zeros_and_ones(t
         infer_schema(table, ["price"])
     with pytest.raises(RowError, match="a label or mask must be 0 or 1"):
         infer_schema(table, ["bought", "hour"])  # few numbers are no quantity
+
+
+@pytest.mark.fault("46 R5")
+@pytest.mark.parametrize(("scale", "unit"), [(1, "seconds"), (1000, "milliseconds")])
+def test_whole_numbers_that_are_times_are_left_out_like_dates(table, scale, unit):
+    when = (1_650_000_000 + np.random.default_rng(1).integers(0, 10**6, N)) * scale
+    table = table.with_columns(when=when, when_id=when, amount=when % (10**9 * scale))
+    found = infer_schema(table, ["bought"])
+    (note,) = [note for note in found.notes if note.column == "when"]
+    assert str(note) == (
+        f"when: left out, times in {unit} since 1970: derive hour, weekday or age from it"
+    )
+    assert {"when_id", "amount"} <= set(found.schema.features)
