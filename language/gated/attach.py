@@ -96,9 +96,8 @@ class OutputGate(HeadGate):
 
         Gates in the state of a PeftModel are named after its base; no other model has such names.
         """
-        is_first = not any(f".{CHILD}." in name for name in destination)
-        lost = not self.is_kept and any(p.requires_grad for p in self.parameters())
-        if prefix.startswith("base_model.model.") and is_first and lost:
+        trained = not self.is_kept and any(p.requires_grad for p in self.parameters())
+        if trained and prefix.startswith("base_model.model.") and CHILD not in str([*destination]):
             warnings.warn(
                 "PEFT saves adapters without the output gates that were trained: give Trainer"
                 " callbacks=[GateCallback()], or call save_gates(model, path)",

@@ -54,16 +54,13 @@ class GateCallback(require_transformers().TrainerCallback):  # type: ignore[misc
 
 def _save(model: Any, save: Any, save_directory: Any, *args: Any, **options: Any) -> None:
     save(save_directory, *args, **options)
-    if options.get("is_main_process", True):
-        save_gates(model, Path(save_directory) / FILE)
+    save_gates(model, Path(save_directory) / FILE)
 
 
 def _load(model: Any, load: Any, model_id: Any, *args: Any, **options: Any) -> Any:
     """Read an adapter, and the gates in its folder, or in that of all adapters above it."""
     found = load(model_id, *args, **options)
-    places = [folder / FILE for folder in (Path(model_id), Path(model_id).parent)]
-    path = next(filter(Path.is_file, places), None)
-    if path is not None:
+    if path := next(filter(Path.is_file, (Path(model_id, FILE), Path(model_id, "..", FILE))), None):
         load_gates(model, path)
     else:
         warnings.warn(

@@ -124,18 +124,15 @@ class BlockGate(nn.Module):
         Raises:
             GatesError: It is refused.
         """
-        decodes = self.kind == "decode"
-        if cache is None:
-            needs, found = decodes, "no cache"
-        else:
-            past = cache.get_seq_length(self.layer)
-            needs = past > 0 and (decodes or length > self.gate.block_size)
-            found = f"a {type(cache).__name__}"
+        past = 0 if cache is None else cache.get_seq_length(self.layer)
+        needs = past > 0 and length > self.gate.block_size
+        if self.kind == "decode":
+            needs = past > 0 or cache is None
         if (needs and self.selector is not None) or getattr(cache, "is_compileable", False):
             raise GatesError(
-                f"{self.name} got {found}, in which block gates do not find what they need: give"
-                " cache=block_cache(model), a new one for every batch, or"
-                " choose_blocks(model, None) to read everything"
+                f"{self.name} got {'no cache' if cache is None else f'a {type(cache).__name__}'},"
+                " in which block gates do not find what they need: give cache=block_cache(model),"
+                " a new one for every batch, or choose_blocks(model, None) to read everything"
             )
 
     def table(self, length: int) -> RotaryTable:

@@ -102,7 +102,7 @@ def test_other_models_are_refused(refuses, monkeypatch):
 def test_a_release_whose_models_ignore_our_cache_is_refused_by_name(tmp_path, monkeypatch, refuses):
     """Below it, a model that is given ``cache=`` forgets all tokens but those of the call."""
     model = meta("Llama")
-    monkeypatch.setattr(transformers, "__version__", "5.23.0")
+    monkeypatch.setattr(sys.modules["transformers"], "__version__", "5.23.0")
     line = rf"^transformers 5\.23\.0 is too old, expected {OLDEST} or newer.*: pip install [^\n]*$"
     refuses(
         GatesError,
