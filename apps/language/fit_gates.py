@@ -76,9 +76,12 @@ class Training(FineTuning):
     """How gates are trained.
 
     Attributes:
+        learning_rate: Largest learning rate of AdamW. One process trains at a tenth of it as well,
+            and keeps the better one.
         train: What is trained: the gates alone, also the output projections after them, or all.
     """
 
+    learning_rate: float = 1e-2
     train: Trained = "gates"
 
 
@@ -94,7 +97,8 @@ def fit_gates(
     """Attach output gates to a trained model, train them, and keep the gates.
 
     A killed training continues. Where more than gates is trained, the model without them is kept
-    next to their file; one process does the same training without gates first, to compare with.
+    next to their file. One process does the same training with LoRAs of as many parameters on the
+    output projections first, instead of gates, to compare with.
 
     Args:
         place: Filled in by the command line.
@@ -118,35 +122,37 @@ def fit_gates(
     data.setup("fit")
     run = place.run(package="language", overwrite=overwrite)
     settings = {name: value for name, value in asdict(training).items() if name != "corpus"}
+    rates = [training.learning_rate, training.learning_rate / 10][: 2 if processes == 1 else 1]
     piece = run.piece(
         METHOD, seed, base=fingerprint(found.model), weights=weights_digest(found.model),
-        **asdict(gates), **settings, digest=[one.sha256 for one in data.digest()],
+        **asdict(gates), **settings, rates=rates, digest=[one.sha256 for one in data.digest()],
     )  # fmt: skip
     store = run.store(KIND, GatesForm())
     spread: dict[str, Any] = {"devices": processes, "strategy": "ddp"} if processes > 1 else {}
     work = partial(train_gates, model=found.model, data=data, context=found.context, **spread)
-    more = training.train != "gates"
-    steps = training.steps * (1 + (more and not spread))
+    steps = training.steps * (1 if spread else 2 * len(rates))
     for made in run.obtain(store, [piece], work, ticks=steps, unit="steps"):
         store.load(made)  # which refuses gates that were changed since
         facts = store.record(made).facts
         for line in told(facts):
             print(line)
-        if more and "bits_without" not in facts:
-            print("not compared with the same training without gates: --processes 1 does that")
+        if spread:
+            print("not compared with a LoRA of the same size: --processes 1 does that")
         print(f"{store.find(made)}/{FILE}")
 
 
 def told(facts: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what gates change in bits per held-out token, with intervals over windows."""
-    after = np.array(facts["bits_after"])
-    draws = Resamples.clusters(range(len(after)))
-    names = {"bits_before": "before", "bits_without": "after the same training without gates"}
-    for name, words in names.items():
-        if name in facts:
-            gap = draws.intervals(moments(after - np.array(facts[name])))["value"]
-            yield (
-                f"bits per held-out token: {after.mean():.4f} with gates,"
-                f" {np.mean(facts[name]):.4f} {words}: {gap.value:+.4f}"
-                f" [{gap.low:+.4f}, {gap.high:+.4f}] over {len(after)} windows"
-            )
+    """Yield what gates change in bits per held-out token, with intervals over documents."""
+    draws, names = Resamples.clusters(facts["files"]), {"before": "before", "lora": "with a LoRA"}
+    after = np.array(facts["gates"]["bits"])
+    trained = " ({size:,} parameters trained, rate {rate:g})"
+    for name in (one for one in names if one in facts):
+        bits = np.array(facts[name]["bits"])
+        gap = draws.intervals(moments(after - bits))["value"]
+        yield (
+            f"bits per held-out token: {after.mean():.4f} with gates"
+            f"{trained.format(**facts['gates'])}, {bits.mean():.4f} {names[name]}"
+            f"{trained.format(**facts[name]) if 'rate' in facts[name] else ''}: {gap.value:+.4f}"
+            + f" [{gap.low:+.4f}, {gap.high:+.4f}] over {gap.units} documents"
+            * (gap.units > 1)
+        )

@@ -341,6 +341,7 @@ class SparseLoraLinear(nn.Module):
         super().__init__()
         found, computed = place_of(base)
         self.base = base
+        self.in_features, self.out_features = sizes_of(base)
         self.adapter = SparseLowRank(
             *sizes_of(base),
             rank,

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, MambaConfig
@@ -41,12 +42,38 @@ def test_what_is_trained_is_kept(train, trained, weights):
     gates = load_gates(base, folder / "gates.safetensors")
     assert all(gate.bias.std() > 0 for gate in gates.values())
     facts = json.loads((folder / "record.json").read_text())["facts"]
-    assert sum(facts["bits_after"]) < sum(facts["bits_before"])
-    lines = said.count("bits per held-out token: ")
-    assert lines == 1 + ("bits_without" in facts) == (1 if train == "gates" else 2)
-    if train != "gates":
-        assert sum(facts["bits_without"]) < sum(facts["bits_before"])
-        assert facts["bits_without"] != facts["bits_after"]
+    assert sum(facts["gates"]["bits"]) < sum(facts["before"]["bits"])
+
+
+@pytest.mark.fault("46 A5")
+@pytest.mark.parametrize("train", ["gates", "projections", "all"])
+def test_a_lora_of_equal_size_is_the_control(train, trained, weights):
+    said = trained.succeed(
+        "fit-gates", "--model", weights, "--name", train, "--train", train, *SHORT, config=None
+    )
+    facts = json.loads((result(trained.folder, train) / "record.json").read_text())["facts"]
+    gates, lora, before = (np.array(facts[n]["bits"]) for n in ("gates", "lora", "before"))
+    assert lora.mean() < before.mean()
+    assert not np.array_equal(lora, gates)
+    added = sum(p.numel() for p in gates_of(trained.folder, train, weights))
+    assert abs(facts["lora"]["size"] - facts["gates"]["size"]) <= 0.06 * added
+    assert {facts["gates"]["rate"], facts["lora"]["rate"]} <= {0.01, 0.001}
+    first, second = (line for line in said.splitlines() if line.startswith("bits per held-out"))
+    for line, other in ((first, before), (second, lora)):
+        gap = (gates - other).mean()
+        assert f"{gates.mean():.4f} with gates ({facts['gates']['size']:,} param" in line
+        assert f"{other.mean():.4f} " in line
+        assert f": {gap:+.4f} [" in line
+        assert line.endswith(f" over {len(set(facts['files']))} documents")
+    assert f"with a LoRA ({facts['lora']['size']:,} parameters trained, rate " in second
+
+
+def gates_of(folder, train, weights):
+    """Return the parameters of the gates that a run has trained."""
+    made = result(folder, train)
+    base = weights if train == "gates" else made / "model"
+    found = load_gates(open_pretrained(base, "cache").model, made / "gates.safetensors")
+    return [p for gate in found.values() for p in gate.parameters()]
 
 
 def test_killed_and_resumed(weights, language_folder, kill_and_resume):

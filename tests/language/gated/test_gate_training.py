@@ -7,7 +7,8 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from language.gated.attach import attach_output_gate, output_gates
-from language.gated.gate_training import GatedModel
+from language.gated.gate_training import GatedModel, attach_loras
+from language.hf.lora import sora_layers
 
 SIZES = {
     **{"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2},
@@ -55,6 +56,27 @@ def test_the_state_is_what_is_trained(train):
     tokens = batch()
     with torch.no_grad():
         assert torch.equal(module(tokens), model(tokens).logits)
+
+
+@pytest.mark.fault("46 A5")
+@pytest.mark.parametrize("size", [0, 64, 100, 200, 700])
+@pytest.mark.parametrize("train", ["gates", "projections", "all"])
+def test_loras_have_about_the_size_of_gates(size, train):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SIZES)).eval()
+    before, whole = model(batch()).logits, sum(p.numel() for p in model.parameters())
+    module = GatedModel(attach_loras(model, size), train, 64)
+    assert torch.equal(module(batch()), before)
+    ranks = [layer.adapter.rank for layer in sora_layers(model).values()]
+    assert sum(ranks) == max(1, round(size / 64))  # 32 inputs and 32 outputs
+    assert max(ranks) - min(ranks) <= 1
+    learned = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    others = {"gates": 0, "projections": 2 * 32 * 32, "all": whole}[train]
+    assert learned == 64 * sum(ranks) + others
+    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], 1e-2)
+    module(batch()).square().mean().backward()
+    optimizer.step()
+    assert not torch.equal(module(batch()), before)
 
 
 def test_the_rest_moves_with_the_parts():
