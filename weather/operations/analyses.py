@@ -26,7 +26,6 @@ from weather.experiments.experiment import (
     Settings,
     built,
     choice_name,
-    expecting,
     is_stored,
 )
 from weather.experiments.reanalysis.store_data import ReanalysisData
@@ -342,7 +341,7 @@ class Assimilation:
             self.attributes |= {"weights": str(path), "weights_sha256": sha256(Path(path))}
             sd = experiment.background_error(self.task)
             sd = self._stated_error(analysis.background_sd if sd is None else sd)
-            return expecting(analysis.eval(), sd), sd
+            return analysis.eval().expecting(sd, experiment.grid), sd
         experiment.setup()
         stated = experiment.background_error(self.task)
         sd = experiment.background_sd if stated is None else stated

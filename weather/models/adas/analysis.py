@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from core_gates.errors import GatesError
 from harness.files import replacing
+from weather.grid import EARTH_RADIUS_KM, Grid
 from weather.models.adas.network import Adas
 from weather.observations.gridded import GriddedObservations, confidence, innovation_sd
 from weather.state import Normalizer
@@ -154,9 +155,9 @@ class AdasAnalysis(nn.Module):
         upper = doubled.shape[1] // 2 - surface
         return torch.cat((doubled[:, :surface], doubled[:, 2 * surface :][:, :upper]), 1)
 
-    def expecting(self, background_sd: Tensor) -> Expecting:
-        """Return this network as a method that expects another background error (C,)."""
-        return Expecting(self, background_sd)
+    def expecting(self, background_sd: Tensor | None = None, grid: Grid | None = None) -> Expecting:
+        """Return this network as a method with another background error (C,), or tapered."""
+        return Expecting(self, background_sd, grid)
 
     def analyse(
         self,
@@ -173,21 +174,62 @@ class AdasAnalysis(nn.Module):
 
 
 class Expecting:
-    """A network as a method that expects another background error.
+    """A network as a method that expects another background error, and whose increment may end.
 
     Args:
         network: The network, whose weights and units it uses.
-        background_sd: (C,) standard deviation of the background error.
+        background_sd: (C,) standard deviation of the background error; its own if None.
+        grid: Of the fields; the increment is multiplied by the :func:`nearness` of the reports. The
+            whole increment if None.
     """
 
     members = 1
 
-    def __init__(self, network: AdasAnalysis, background_sd: Tensor) -> None:
-        self.network, self.background_sd = network, background_sd
+    def __init__(
+        self, network: AdasAnalysis, background_sd: Tensor | None, grid: Grid | None = None
+    ) -> None:
+        self.network, self.background_sd, self.grid = network, background_sd, grid
+        self.normalizer, self.guided = network.normalizer, network.guided
 
-    def analyse(self, background: Tensor, observations: GriddedObservations) -> Tensor:
+    def analyse(
+        self,
+        background: Tensor,
+        observations: GriddedObservations,
+        interpolated: Tensor | None = None,
+    ) -> Tensor:
         """Return the analysis (B,1,C,H,W) of a background of that shape."""
-        return self.network.analyse(background, observations, self.background_sd)
+        found = self.network.analyse(background, observations, self.background_sd, interpolated)
+        if self.grid is None:
+            return found
+        near = nearness(observations.mask, self.grid).to(background)[:, None, None]
+        return background + near * (found - background)
+
+
+REACH_KM = 5000.0
+
+
+def nearness(mask: Tensor, grid: Grid) -> Tensor:
+    """Return how far (B,H,W) reports count: 1 within 2,500 km of one, 0 from 5,000 km on.
+
+    In between it falls as half a wave of the cosine. Farther than reports tell of it, an increment
+    is what the network has learned of backgrounds alone.
+
+    Args:
+        mask: (B,C,H,W), True where there is a report.
+        grid: Of the fields.
+    """
+    from scipy.spatial import KDTree  # only networks wait for it
+
+    latitude, longitude = grid.latitude.deg2rad()[:, None], grid.longitude.deg2rad()
+    around = latitude.cos() * torch.stack([longitude.cos(), longitude.sin()])[:, None]
+    points = torch.cat([around, latitude.sin().expand(grid.shape)[None]]).flatten(1).T.numpy()
+    found = torch.zeros(len(mask), len(points), dtype=torch.float64)
+    for row, seen in enumerate(mask.any(1).flatten(1).numpy()):
+        if seen.any():
+            chord, _ = KDTree(points[seen]).query(points)
+            km = 2 * EARTH_RADIUS_KM * torch.from_numpy(chord / 2).clamp(max=1).asin()
+            found[row] = (1 + (torch.pi * (2 * km / REACH_KM - 1).clamp(0, 1)).cos()) / 2
+    return found.unflatten(1, grid.shape)
 
 
 def save_weights(path: str | Path, analysis: AdasAnalysis, **facts: object) -> None:

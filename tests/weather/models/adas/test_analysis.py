@@ -10,7 +10,9 @@ from torch.testing import assert_close
 
 import weather
 from core_gates.errors import GatesError
+from weather.baselines.covariance import GridPoints
 from weather.experiments.ensemble.source import Era5EnsembleSource
+from weather.grid import gaussian_grid
 from weather.models.adas.analysis import AdasAnalysis, AnalysisForm, load_weights, save_weights
 from weather.observations.gridded import GriddedObservations, innovation_sd
 from weather.state import Normalizer
@@ -190,6 +192,29 @@ def test_float32_observations_of_a_float64_network(small_adas):
     for output in ("increment", "analysis"):
         analysis = analysis_of(small_adas(output=output).double())
         assert analysis(background, observations.to(torch.float32)).dtype == torch.float64
+
+
+@pytest.mark.fault("46 W2")
+def test_increments_end_with_the_reports(small_adas):
+    """The whole increment within 2,500 km of a report, none of it from 5,000 km on."""
+    analysis = analysis_of(small_adas().double())
+    for weights in analysis.network.recovery.parameters():
+        nn.init.normal_(weights, std=0.3)  # an increment starts at zero, which proves nothing
+    grid, (fields, reports) = gaussian_grid(16, 32), problem(torch.float64)
+    seen = torch.zeros(2, 1, 16, 32, dtype=torch.bool)
+    places = [3 * 32 + 2, 5 * 32 + 8], [31]
+    for row, cells in enumerate(places):
+        seen[row].view(-1)[cells] = True
+    background = fields.unsqueeze(1)
+    reports = GriddedObservations(reports.values, torch.where(seen, 1.0, torch.inf).expand(SHAPE))
+    whole = analysis.analyse(background, reports) - background
+    ended = analysis.expecting(SIGMA, grid).analyse(background, reports) - background
+    for row, cells in enumerate(places):
+        km = GridPoints(grid).distances(torch.tensor(cells)).amin(0).view(16, 32)
+        share = 0.5 + 0.5 * (torch.pi * (km / 2500 - 1).clamp(0, 1)).cos()
+        assert whole[row][..., km > 5000].abs().max() > 1
+        assert ended[row][..., km >= 5000].abs().max() == 0
+        assert_close(ended[row], whole[row] * share, rtol=0, atol=1e-6)
 
 
 def test_expecting_shares_weights_but_not_the_scale(small_adas):
