@@ -17,7 +17,7 @@ from weather.baselines.covariance import (
     HomogeneousCovariance,
     ZonalFunction,
 )
-from weather.models.adas.analysis import AdasAnalysis
+from weather.models.adas.analysis import Network
 from weather.observations.gridded import GriddedObservations
 
 _STREAM_ROWS = 1024  # observations whose covariances with the whole state are held at a time
@@ -300,7 +300,7 @@ class CorrectedInterpolation:
 
     def __init__(
         self,
-        network: AdasAnalysis,
+        network: Network,
         interpolation: Assimilator | None = None,
         *,
         alpha: float = 0.0,

@@ -43,12 +43,16 @@ class Method(NamedTuple):
         build: Returns the assimilator for a setting.
         box: Bounds of the settings; empty where there is nothing to tune.
         members: Ensemble size.
+        builds_on: Method whose setting ``build`` is given, too, its names after ``on.``.
+        weights: File of its network, if it has one.
     """
 
     name: str
     build: Callable[[Setting], Assimilator]
     box: Box = MappingProxyType({})
     members: int = 1
+    builds_on: Method | None = None
+    weights: Path | None = None
 
 
 Settings = Mapping[str, Mapping[str, float]]
@@ -66,10 +70,15 @@ def is_stored(settings: Settings, method: Method, task: str) -> bool:
 
 
 def stored(settings: Settings, method: Method, task: str) -> Setting:
-    """Return the setting of a method for a task, the middle of its box where none is stored."""
+    """Return the setting of a method for a task, the middle of its box where none is stored.
+
+    It includes that of the method on which it builds.
+    """
+    base = stored(settings, method.builds_on, task) if method.builds_on else {}
+    found = {f"on.{name}": value for name, value in base.items()}
     if is_stored(settings, method, task):
-        return dict(settings.get(choice_name(method.name, task), {}))
-    return {name: (low * high) ** 0.5 for name, (low, high) in method.box.items()}
+        return found | dict(settings.get(choice_name(method.name, task), {}))
+    return found | {name: (low * high) ** 0.5 for name, (low, high) in method.box.items()}
 
 
 def built(settings: Settings, method: Method, task: str) -> Assimilator:

@@ -347,13 +347,18 @@ class Assimilation:
         sd = experiment.background_sd if stated is None else stated
         methods = {m.name: m for m in experiment.methods(self.task) if m.members == 1}
         if name not in methods:
-            known = ", ".join([*FORMS, *methods])
-            raise GatesError(f"--method {name!r} is unknown: choose from {known}")
-        choice = choice_name(name, self.task)
-        settings = self.kept.chosen(choice)
-        method = tuned(settings, methods[name], self.task, self.say)
-        self.attributes["settings"] = json.dumps(dict(settings.get(choice, {})))
-        return method, self._stated_error(sd)
+            there = [m for m in methods.values() if m.weights is None or m.weights.is_file()]
+            known = dict.fromkeys([*FORMS, *(method.name for method in there)])
+            raise GatesError(f"--method {name!r} is unknown: choose from {', '.join(known)}")
+        method = methods[name]
+        choices = [choice_name(m.name, self.task) for m in (method, method.builds_on) if m]
+        settings = {c: s for choice in choices for c, s in self.kept.chosen(choice).items()}
+        assimilator = tuned(settings, method, self.task, self.say)
+        own = settings.get(choices[0], {})
+        self.attributes["settings"] = json.dumps(dict(own))
+        if path := method.weights:
+            self.attributes |= {"weights": str(path), "weights_sha256": sha256(path)}
+        return assimilator, self._stated_error(sd)
 
     def _stated_error(self, background_sd: Tensor) -> Tensor:
         """Return the background error of the user where one is given."""
@@ -376,11 +381,12 @@ def tuned(settings: Settings, method: Method, task: str, say: Say = unsaid) -> A
     Raises:
         GatesError: It refuses the setting.
     """
-    if method.box and not is_stored(settings, method, task):
-        say(
-            f"{choice_name(method.name, task)} was never tuned and uses the middle of its range; "
-            "`gates weather tune` finds a better setting"
-        )
+    for one in (method, method.builds_on):
+        if one and one.box and not is_stored(settings, one, task):
+            say(
+                f"{choice_name(one.name, task)} was never tuned and uses the middle of its range; "
+                "`gates weather tune` finds a better setting"
+            )
     return built(settings, method, task)
 
 

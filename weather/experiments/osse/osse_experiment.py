@@ -39,12 +39,10 @@ from weather.experiments.osse.rivals import (
     ALONE,
     CORRECTIONS,
     DAMPED,
-    DAMPING,
     DAMPINGS,
     FEW,
     FRACTIONS,
     INTERPOLATION,
-    SHARES,
     Rivals,
 )
 from weather.experiments.osse.sealed_world import OsseWorld, seal
@@ -158,11 +156,13 @@ class OsseExperiment(TwinExperiment):
         return known[name]
 
     def methods(self, task: str) -> list[Method]:
-        """Return the methods for a task; those that correct interpolation cannot be built."""
+        """Return the methods for a task; increments of networks end with the reports."""
         known, rivals = self._task(task), self._rivals(self.world)
-        corrected = [Method(DAMPED, _not_offered, DAMPING)]
-        corrected += [Method(name, _not_offered, SHARES) for name in CORRECTIONS]
-        return [*rivals.classical(known), *corrected, *(rivals.alone(form, 0) for form in ALONE)]
+        found = [*rivals.classical(known), rivals.based(known, DAMPED)]
+        for name in CORRECTIONS:
+            path = self.weights(name, 0)
+            found.append(rivals.based(known, name)._replace(weights=path))
+        return [*found, *(rivals.alone(form, 0) for form in ALONE)]
 
     def recorded(self) -> RecordedErrors:
         """Return the recorded errors of the training members."""
@@ -438,13 +438,6 @@ def kept_weights(place: str) -> Path:
 def shipped(configuration: str) -> Path:
     """Return the folder of weights that ship for a configuration."""
     return Path(str(files("weather"))) / "weights" / configuration / "weights"
-
-
-def _not_offered(setting: Setting) -> Assimilator:
-    raise GatesError(
-        f"corrections of interpolation ({setting}) are scored by `evaluate`, not offered by "
-        "`assimilate`: take --method oi"
-    )
 
 
 def _score(runs: OsseCycles, task: OsseTask, method: Method, setting: Setting) -> float:

@@ -90,8 +90,7 @@ class Rivals:
         interpolations = [
             Method("oi_day_differences", self._day_differences,
                    {"scale": SCALE, "length_km": LENGTH_KM}),
-            Method(INTERPOLATION, lambda s: self.interpolation(task, s),
-                   {"scale": SCALE, "length_km": LENGTH_KM, "turn": TURN}),
+            self.optimal(task),
         ]  # fmt: skip
         if task.reports == "outage":
             return [free, *interpolations]
@@ -145,6 +144,25 @@ class Rivals:
             ),
         ]  # fmt: skip
 
+    def optimal(self, task: OsseTask) -> Method:
+        """Return optimal interpolation with B of recorded errors."""
+        box = {"scale": SCALE, "length_km": LENGTH_KM, "turn": TURN}
+        return Method(INTERPOLATION, lambda s: self.interpolation(task, s), box)
+
+    def based(self, task: OsseTask, name: str) -> Method:
+        """Return damped or corrected interpolation whose setting holds that of interpolation."""
+
+        def method(base: Setting) -> Method:
+            if name == DAMPED:
+                return self.damped(task, base)
+            return self.corrected(name, 0, task, base, tapered=True)
+
+        def build(setting: Setting) -> Assimilator:
+            base = {n.removeprefix("on."): x for n, x in setting.items() if n.startswith("on.")}
+            return method(base).build({n: x for n, x in setting.items() if not n.startswith("on.")})
+
+        return method({})._replace(build=build, builds_on=self.optimal(task))
+
     def damped(self, task: OsseTask, interpolation: Setting) -> Method:
         """Return a fraction of the increment of interpolation, with its tuned B and length.
 
@@ -163,7 +181,9 @@ class Rivals:
             DAMPING,
         )
 
-    def corrected(self, name: str, seed: int, task: OsseTask, interpolation: Setting) -> Method:
+    def corrected(
+        self, name: str, seed: int, task: OsseTask, interpolation: Setting, *, tapered: bool = False
+    ) -> Method:
         """Return the correction of tuned interpolation by the network of a seed.
 
         Args:
@@ -171,14 +191,17 @@ class Rivals:
             seed: Of the network.
             task: Whose recorded errors interpolation has.
             interpolation: Its tuned setting.
+            tapered: Whether the increment of the network ends with the reports.
         """
-        return Method(
-            name,
-            lambda s: CorrectedInterpolation(
-                self.load(name, seed), self.interpolation(task, interpolation), **s
-            ),
-            SHARES,
-        )
+
+        def build(setting: Setting) -> Assimilator:
+            loaded = self.load(name, seed)
+            network = loaded.expecting(grid=self.world.grid) if tapered else loaded
+            return CorrectedInterpolation(
+                network, self.interpolation(task, interpolation), **setting
+            )
+
+        return Method(name, build, SHARES)
 
     def alone(self, form: str, seed: int) -> Method:
         """Return a network without interpolation."""

@@ -202,9 +202,10 @@ class Expecting:
         if self.grid is None:
             return found
         near = nearness(observations.mask, self.grid).to(background)[:, None, None]
-        return background + near * (found - background)
+        return torch.where(near < 1, background + near * (found - background), found)
 
 
+Network = AdasAnalysis | Expecting
 REACH_KM = 5000.0
 
 

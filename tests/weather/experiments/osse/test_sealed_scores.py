@@ -15,6 +15,7 @@ from harness.evidence import Row
 from harness.files.piece import Record
 from tests.weather.experiments.osse.conftest import experiment, world
 from weather.baselines.optimal_interpolation import CorrectedInterpolation
+from weather.experiments.experiment import built
 from weather.experiments.osse import osse_experiment, sealed_world
 from weather.experiments.osse.osse_cycles import OsseCycles
 from weather.experiments.osse.osse_scores import OsseScores
@@ -22,7 +23,9 @@ from weather.experiments.osse.recorded_errors import tapered
 from weather.experiments.osse.sealed_world import seal
 from weather.experiments.twin.scenarios import gap_of, observed, osse_tasks
 from weather.experiments.twin.twin_cycles import settled
+from weather.models.adas.analysis import nearness
 from weather.observations.gridded import GriddedObservations
+from weather.operations.analyses import AnalysisOptions, Assimilation
 
 METHODS = ("free_run", "oi", "damped_oi", "adas_oi", "adas_increment")
 
@@ -277,6 +280,44 @@ def test_networks_of_all_seeds_share_a_trial_where_reports_are_sparse(folder, mo
         "adas_oi@0.1/perfect"
     ]
     assert trial.builds_on["weights"] == names[0,]
+
+
+@pytest.mark.fault("46 W1")
+def test_corrections_are_offered_and_are_those_that_are_scored(folder):
+    """To the last bit, within 2,500 km of a report."""
+    made = experiment(folder)
+    oi = {"scale": 0.3, "length_km": 5000.0, "turn": 3.0}
+    settings = {"oi": oi, "damped_oi": {"scale": 2.0, "alpha": 0.5},
+                "adas_oi": {"alpha": 0.5, "beta": 0.8}}  # fmt: skip
+    chosen = {f"{name}@0.3/perfect": setting for name, setting in settings.items()}
+    kept = SimpleNamespace(
+        configuration="sealed",
+        weights=lambda form: None,
+        chosen=lambda name: {name: chosen[name]} if name in chosen else {},
+    )
+    world, task = made.world, made.tasks((0.3,))[0]
+    background = world.first_background("training")
+    reports = next(iter(observed(task, world, "training", range(4))))
+    scores = made.scores((0.3,), None, (0,), (), chosen)
+    for name in ("damped_oi", "adas_oi"):
+        said = []
+        options = AnalysisOptions("", method=name, task=task.name)
+        job = Assimilation(None, made, kept, options, say=said.append)
+        found, _ = job._method()
+        scored = built(chosen, scores.method(task, name), task.name)
+        analysis = found.analyse(background, reports)
+        near = nearness(reports.mask, made.grid)[:, None, None].expand_as(analysis) == 1
+        assert near.float().mean() > 0.95
+        assert torch.equal(analysis[near], scored.analyse(background, reports)[near])
+        assert not torch.equal(analysis, background)
+        assert not said  # both settings were found
+        assert ("weights_sha256" in job.attributes) == (name == "adas_oi")
+    with pytest.raises(GatesError, match=r"choose from (.*)") as refused:
+        Assimilation(None, made, kept, AnalysisOptions("", method="bogus"))._method()
+    names = str(refused.value).partition("choose from ")[2].split(", ")
+    assert {"oi", "damped_oi", "adas_oi"} < set(names)
+    assert len(names) == len(set(names))
+    assert not {"ungated_oi", "letkf"} & set(names)  # without a network, and an ensemble
 
 
 def test_networks_that_saw_sealed_timelines_or_were_changed_are_refused(folder, tmp_path):
