@@ -247,6 +247,13 @@ def test_applications_define_no_networks_and_train_none_by_themselves():
 
 
 @pytest.mark.fault("46 H6")
+@pytest.mark.parametrize("package", PACKAGES)
+def test_names_have_one_spelling_of_analyze(package):
+    other = re.compile(r"analys(e[dr]?|ing)(?![a-z])", re.IGNORECASE)
+    assert [name_of(f) for f in sources(package) if other.search(f.read_text())] == []
+
+
+@pytest.mark.fault("46 H6")
 def test_every_requirement_has_its_reason():
     lines = (ROOT / "pyproject.toml").read_text().splitlines()
     bounds = [line for line in lines if re.match(r'\s+"[\w.\[\]-]+[<>=]=', line)]

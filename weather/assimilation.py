@@ -215,7 +215,7 @@ class Reports:
             for number, (state, time) in enumerate(zip(states, times, strict=True)):
                 around = neighbors(states, times, number) if self.own_time else None
                 seen = self.at(time, state, around)
-                analyses.append(method.analyse(state[None, None], seen)[0, 0])
+                analyses.append(method.analyze(state[None, None], seen)[0, 0])
                 tick()
         return self._done(torch.stack(analyses), times)
 
@@ -357,11 +357,11 @@ class WhereObserved:
     def __init__(self, assimilator: Assimilator) -> None:
         self.assimilator, self.members = assimilator, assimilator.members
 
-    def analyse(self, background: Tensor, observations: GriddedObservations) -> Tensor:
+    def analyze(self, background: Tensor, observations: GriddedObservations) -> Tensor:
         """Return the analysis (B,M,C,H,W); the background if no timeline has an observation."""
         if not bool(observations.mask.any()):
             return background.clone()
-        return self.assimilator.analyse(background, observations).to(background)
+        return self.assimilator.analyze(background, observations).to(background)
 
 
 def by_channel(

@@ -1,4 +1,4 @@
-"""The assimilation cycle: forecast, observe, analyse, and again."""
+"""The assimilation cycle: forecast, observe, analyze, and again."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -131,7 +131,7 @@ class Cycle:
             accepted = available
             if self.quality_control is not None:
                 accepted = self.quality_control(available, background.mean(1))
-            analysis = self.assimilator.analyse(background, accepted)
+            analysis = self.assimilator.analyze(background, accepted)
             yield CycleStep(background, analysis, accepted)
 
 

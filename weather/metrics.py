@@ -168,7 +168,7 @@ class Departures:
         background = step.background.mean(1)
         self.assimilated = _plus(self.assimilated, background, step.analysis.mean(1), observations)
         if self._seen % self.every == 0:
-            analysis = assimilator.analyse(step.background, observations.withhold(~self.points))
+            analysis = assimilator.analyze(step.background, observations.withhold(~self.points))
             self.withheld = _plus(
                 self.withheld, background, analysis.mean(1), observations.withhold(self.points)
             )

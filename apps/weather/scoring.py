@@ -140,7 +140,7 @@ def score(
     if example is not None:
         network, background, observations, background_sd = example
         with GateMonitor(network) as monitor:
-            network.analyse(background, observations, background_sd)
+            network.analyze(background, observations, background_sd)
             save_gates(monitor, run.folder)
     return run.finish(
         rows,

@@ -228,9 +228,9 @@ class _TwinWorld:
         return {
             "forecast of 1 member": lambda: self._forecast(single),
             f"forecast of {MEMBERS} members": lambda: self._forecast(members),
-            "optimal interpolation": lambda: interpolation.analyse(single, self.observations),
-            "Adas": lambda: adas.analyse(single, self.observations),
-            f"LETKF of {MEMBERS}": lambda: letkf.analyse(members, self.observations),
+            "optimal interpolation": lambda: interpolation.analyze(single, self.observations),
+            "Adas": lambda: adas.analyze(single, self.observations),
+            f"LETKF of {MEMBERS}": lambda: letkf.analyze(members, self.observations),
         }
 
     def cycles(self, letkf_name: str) -> Mapping[str, Call]:
@@ -238,14 +238,14 @@ class _TwinWorld:
 
         def cycle(method: Any, background: Tensor) -> Call:
             def call() -> Tensor:
-                return self._forecast(method.analyse(background, self.observations))
+                return self._forecast(method.analyze(background, self.observations))
 
             return call
 
         single = self.ensemble[:, :1]
         return {
             letkf_name: cycle(letkf, self.ensemble),
-            "Adas": lambda: adas.analyse(single, self.observations),
+            "Adas": lambda: adas.analyze(single, self.observations),
             "Adas with its forecast": cycle(adas, single),
         }
 

@@ -114,7 +114,7 @@ def test_analyses_move_the_background_towards_the_observations():
     assert calls["forecast of 20 members"]().shape == (1, 20, 3, 32, 64)
 
 
-def test_the_cycles_forecast_what_they_analyse():
+def test_the_cycles_forecast_what_they_analyze():
     world = cycles._TwinWorld(load_head)
     calls = world.cycles("LETKF")
     alone = world.analyses()

@@ -317,7 +317,7 @@ def test_a_store_is_replaced_only_when_asked(gates, folder):
     ("target", "value", "message"),
     [
         (
-            "weather.baselines.optimal_interpolation.OptimalInterpolation.analyse",
+            "weather.baselines.optimal_interpolation.OptimalInterpolation.analyze",
             lambda self, background, observations: background * torch.nan,
             "1 of 2 analyses are not finite, the first of .*: check the weights",
         ),

@@ -108,14 +108,14 @@ def test_a_poisoned_observation_is_rejected_by_quality_control():
         )
     )
 
-    def analyse(given, **options):
+    def analyze(given, **options):
         return next(iter(Cycle(forecast, method, **options).run(first, [given])))
 
-    accepted = analyse(poisoned, quality_control=check)
+    accepted = analyze(poisoned, quality_control=check)
     assert not accepted.observations.mask[where]
     assert accepted.observations.mask.sum() == seen[0].mask.sum() - 1
-    assert torch.equal(accepted.analysis, analyse(clean).analysis)
-    assert analyse(poisoned).analysis.abs().max() > 1e4
+    assert torch.equal(accepted.analysis, analyze(clean).analysis)
+    assert analyze(poisoned).analysis.abs().max() > 1e4
 
 
 def test_the_mean_background_is_what_quality_control_sees():
@@ -191,7 +191,7 @@ class Halfway:
 
     members = 1
 
-    def analyse(self, background, observations):
+    def analyze(self, background, observations):
         return (background + observations.values[:, None]) / 2
 
 
@@ -353,12 +353,12 @@ def test_a_background_is_not_altered_by_nothing():
     background = field()[None, None] + 1
     method = WhereObserved(Climatology(torch.zeros(1, 12, 24)))
     nothing = GriddedObservations.absent((1, 1, 12, 24))
-    found = method.analyse(background, nothing)
+    found = method.analyze(background, nothing)
     assert torch.equal(found, background)
     assert found.data_ptr() != background.data_ptr()
     one = nothing.values.clone()
     seen = GriddedObservations(one, torch.ones_like(one))
-    assert not torch.equal(method.analyse(background, seen), background)
+    assert not torch.equal(method.analyze(background, seen), background)
 
 
 def test_backgrounds_are_analyzed_at_their_own_times():

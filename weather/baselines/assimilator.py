@@ -31,12 +31,12 @@ class Assimilator(Protocol):
     learned method need not.
 
     Attributes:
-        members: M, the ensemble size that ``analyse`` expects.
+        members: M, the ensemble size that ``analyze`` expects.
     """
 
     members: int
 
-    def analyse(self, background: Tensor, observations: GriddedObservations) -> Tensor:
+    def analyze(self, background: Tensor, observations: GriddedObservations) -> Tensor:
         """Return the analysis.
 
         Args:
@@ -87,7 +87,7 @@ class Climatology:
     def __init__(self, mean: Tensor) -> None:
         self.mean = mean
 
-    def analyse(self, background: Tensor, observations: GriddedObservations) -> Tensor:  # noqa: ARG002
+    def analyze(self, background: Tensor, observations: GriddedObservations) -> Tensor:  # noqa: ARG002
         """Return the mean for every timeline (B, 1, C, H, W)."""
         return self.mean.to(background).expand_as(background).clone()
 
@@ -100,7 +100,7 @@ class Persistence:
     def __init__(self) -> None:
         self.initial: Tensor | None = None
 
-    def analyse(self, background: Tensor, observations: GriddedObservations) -> Tensor:  # noqa: ARG002
+    def analyze(self, background: Tensor, observations: GriddedObservations) -> Tensor:  # noqa: ARG002
         """Return the background (B, 1, C, H, W) of the first call."""
         if self.initial is None:
             self.initial = background.clone()
@@ -117,7 +117,7 @@ class FreeRun:
     def __init__(self, members: int = 1) -> None:
         self.members = members
 
-    def analyse(self, background: Tensor, observations: GriddedObservations) -> Tensor:  # noqa: ARG002
+    def analyze(self, background: Tensor, observations: GriddedObservations) -> Tensor:  # noqa: ARG002
         """Return a copy of the background (B, M, C, H, W)."""
         return background.clone()
 
@@ -141,7 +141,7 @@ class SideBySide:
             )
         self.methods, self.members = list(methods), members.pop()
 
-    def analyse(self, background: Tensor, observations: GriddedObservations) -> Tensor:
+    def analyze(self, background: Tensor, observations: GriddedObservations) -> Tensor:
         """Return the analysis (B, M, C, H, W).
 
         Raises:
@@ -159,7 +159,7 @@ class SideBySide:
             observations.errors.chunk(count),
             strict=True,
         )
-        return torch.cat([m.analyse(x, GriddedObservations(y, e)) for m, x, y, e in parts])
+        return torch.cat([m.analyze(x, GriddedObservations(y, e)) for m, x, y, e in parts])
 
 
 Model = Callable[[Tensor, float], Tensor]
@@ -216,7 +216,7 @@ class AnalysisHistory:
         return torch.where(same, (self._ages + 1).clamp(max=self.length), nothing)
 
     def back(self, cycles: int) -> Past:
-        """Return what was analysed some cycles before the current time, at least 1."""
+        """Return what was analyzed some cycles before the current time, at least 1."""
         return self._past[-cycles]
 
     def remember(self, analysis: Tensor, observations: GriddedObservations, ages: Tensor) -> None:
@@ -232,7 +232,7 @@ _MATRIX_BYTES = 128 * 2**20  # of weights in float64; larger ones are applied pi
 class InverseDistance:
     """Spread observations over the grid with weights ``distance ** -power`` (Shepard 1968).
 
-    Every channel is analysed from its own observations, whatever their errors. Of innovations, the
+    Every channel is analyzed from its own observations, whatever their errors. Of innovations, the
     weighted mean of ``y - x_b`` is added to the background, which itself counts as an innovation of
     zero at the distance ``background_km``. Of observations, the weighted mean of the observations
     is the analysis, and the background serves only a channel that was not observed at all.
@@ -243,7 +243,7 @@ class InverseDistance:
         power: Exponent of the distance.
         background_km: Distance at which the background counts as much as one observation; infinite
             to carry innovations around the whole globe.
-        members: Ensemble size M; all members are analysed alike.
+        members: Ensemble size M; all members are analyzed alike.
 
     Raises:
         ValueError: An argument is out of range, or ``background_km`` is given for observations.
@@ -275,7 +275,7 @@ class InverseDistance:
     def _weight(self, km: Tensor) -> Tensor:
         return km.clamp(min=_NEAREST_KM) ** -self._power
 
-    def analyse(self, background: Tensor, observations: GriddedObservations) -> Tensor:
+    def analyze(self, background: Tensor, observations: GriddedObservations) -> Tensor:
         """Return the analysis; see `weather.baselines.assimilator.Assimilator`.
 
         Raises:
@@ -292,7 +292,7 @@ class InverseDistance:
         return analysis
 
     def _timeline(self, states: Tensor, values: Tensor, present: Tensor) -> Tensor:
-        """Analyse (M, C, P) with observations and mask (C, P)."""
+        """Analyze (M, C, P) with observations and mask (C, P)."""
         seen = present.any(0).nonzero().flatten()
         present = present[:, seen]
         if self.of == "observations":
@@ -367,7 +367,7 @@ class Nudging:
         self._taper = DistanceWeights(grid, GaspariCohnTaper(radius_km))
         self.history = AnalysisHistory(forecast, hours, 1)
 
-    def analyse(self, background: Tensor, observations: GriddedObservations) -> Tensor:
+    def analyze(self, background: Tensor, observations: GriddedObservations) -> Tensor:
         """Return the analysis; see `weather.baselines.assimilator.Assimilator`.
 
         A state that is no longer finite, or would become so, is returned as it is.

@@ -69,7 +69,7 @@ _POINT_BLOCK = 8192  # grid points whose eigenproblems are held at a time
 class LETKF:
     """Local ensemble transform Kalman filter with localisation of R (Hunt et al. 2007).
 
-    Every grid point is analysed separately from the observations within 2c, whose precision is
+    Every grid point is analyzed separately from the observations within 2c, whose precision is
     tapered by the Gaspari-Cohn function of the distance. Afterwards the spread is relaxed to the
     prior spread (RTPS, Whitaker and Hamill 2012).
 
@@ -77,13 +77,13 @@ class LETKF:
         grid: Grid of the fields.
         members: Ensemble size M, at least 2.
         localization_km: Half width c of the taper, km; infinite for none. A sequence gives one for
-            each analysed channel.
+            each analyzed channel.
         inflation: Factor on the background covariance.
         inflate_unobserved: Whether to inflate points without an observation within 2c too, as the
             equations have it, also where nothing is observed at all; such spread grows without
             bound in a cycle. They keep their background by default.
         relaxation: RTPS coefficient, 0 (none) to 1 (the prior spread is restored).
-        coupling: (C, C) factors from 0 to 1 on the observation precision: row = analysed channel,
+        coupling: (C, C) factors from 0 to 1 on the observation precision: row = analyzed channel,
             column = observed channel. The identity analyses every channel from its own
             observations alone; None couples all.
 
@@ -124,7 +124,7 @@ class LETKF:
         self._widths = widths
         self._tapers = {width: DistanceWeights(grid, GaspariCohnTaper(width)) for width in widths}
 
-    def analyse(self, background: Tensor, observations: GriddedObservations) -> Tensor:
+    def analyze(self, background: Tensor, observations: GriddedObservations) -> Tensor:
         """Return the analysis; see `weather.baselines.assimilator.Assimilator`.
 
         A timeline that is no longer finite, or whose squares are not, is returned as it is.
@@ -146,7 +146,7 @@ class LETKF:
         return analysis
 
     def _timeline(self, states: Tensor, values: Tensor, errors: Tensor) -> Tensor:
-        """Analyse (M, C, P) with observations (C, P)."""
+        """Analyze (M, C, P) with observations (C, P)."""
         mean = states.mean(0)
         anomalies = states - mean
         innovation = torch.where(errors.isfinite(), values.to(mean) - mean, 0.0)

@@ -78,7 +78,7 @@ class OptimalInterpolation:
         self._covariance = covariance
         self._factors.clear()
 
-    def analyse(self, background: Tensor, observations: GriddedObservations) -> Tensor:
+    def analyze(self, background: Tensor, observations: GriddedObservations) -> Tensor:
         """Return the analysis; see `weather.baselines.assimilator.Assimilator`.
 
         Raises:
@@ -198,7 +198,7 @@ class IterativeInterpolation:
         self.tolerance, self.max_iterations = tolerance, max_iterations
         self.members = members
 
-    def analyse(self, background: Tensor, observations: GriddedObservations) -> Tensor:
+    def analyze(self, background: Tensor, observations: GriddedObservations) -> Tensor:
         """Return the analysis; see `weather.baselines.assimilator.Assimilator`.
 
         Raises:
@@ -274,9 +274,9 @@ class DampedInterpolation:
     def __init__(self, interpolation: Assimilator, alpha: float) -> None:
         self.interpolation, self.alpha = interpolation, alpha
 
-    def analyse(self, background: Tensor, observations: GriddedObservations) -> Tensor:
+    def analyze(self, background: Tensor, observations: GriddedObservations) -> Tensor:
         """Return the analysis (B,1,C,H,W)."""
-        whole = self.interpolation.analyse(background, observations)
+        whole = self.interpolation.analyze(background, observations)
         return corrected(background, [(self.alpha, whole)])
 
 
@@ -313,13 +313,13 @@ class CorrectedInterpolation:
         self.network, self.interpolation = network, interpolation
         self.alpha, self.beta = alpha, beta
 
-    def analyse(self, background: Tensor, observations: GriddedObservations) -> Tensor:
+    def analyze(self, background: Tensor, observations: GriddedObservations) -> Tensor:
         """Return the analysis (B,1,C,H,W); see `weather.baselines.assimilator.Assimilator`."""
         guess, guide = background, {}
         if self.interpolation is not None and (self.alpha or self.network.guided):
-            guess = self.interpolation.analyse(background, observations)
+            guess = self.interpolation.analyze(background, observations)
             guide = {"interpolated": guess} if self.network.guided else {}
         if (self.alpha, self.beta) == (1.0, 0.0):
             return guess
-        own = self.network.analyse(background, observations, **guide)
+        own = self.network.analyze(background, observations, **guide)
         return corrected(background, [(self.beta, own), (self.alpha, guess)])

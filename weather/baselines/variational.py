@@ -17,7 +17,7 @@ class ThreeDVar:
     Args:
         control: The square root U of the background-error covariance.
         scale: s, factor on the background standard deviation.
-        members: Ensemble size M; each member is analysed with the same observations.
+        members: Ensemble size M; each member is analyzed with the same observations.
         tolerance: The largest component of the gradient falls by this factor.
         max_iterations: Iterations after which a minimisation stops in any case.
 
@@ -38,7 +38,7 @@ class ThreeDVar:
         self.settings.check()
         self.control, self.members = control, members
 
-    def analyse(self, background: Tensor, observations: GriddedObservations) -> Tensor:
+    def analyze(self, background: Tensor, observations: GriddedObservations) -> Tensor:
         """Return the analysis; see `weather.baselines.assimilator.Assimilator`.
 
         A state that is no longer finite is returned as it is.
@@ -91,7 +91,7 @@ class FourDVar:
         window_hours: Length of the window, a multiple of ``hours``.
         hours: Length of a cycle.
         scale: Factor on the background standard deviation.
-        members: Ensemble size M; each member is analysed with the same observations.
+        members: Ensemble size M; each member is analyzed with the same observations.
         tolerance: The largest component of the gradient falls by this factor.
         max_iterations: Iterations after which a minimisation stops in any case.
 
@@ -125,7 +125,7 @@ class FourDVar:
         self.hours, self.members = hours, members
         self.history = AnalysisHistory(forecast, hours, cycles)
 
-    def analyse(self, background: Tensor, observations: GriddedObservations) -> Tensor:
+    def analyze(self, background: Tensor, observations: GriddedObservations) -> Tensor:
         """Return the analysis; see `weather.baselines.assimilator.Assimilator`.
 
         A state that is no longer finite is returned as it is.

@@ -55,7 +55,7 @@ class Situation(NamedTuple):
 
     def analyze(self, method: Assimilator) -> Tensor:
         """Return the analysis (C,H,W), the mean if the method is an ensemble."""
-        return method.analyse(self.background, self.observations)[0].mean(0)
+        return method.analyze(self.background, self.observations)[0].mean(0)
 
 
 class CaseExperiment(TunedExperiment, Generic[CaseT]):
@@ -219,7 +219,7 @@ class CaseScores(ABC, Generic[CaseT]):
         departures = Departures(withheld_points(self.source.grid, self.withheld)[None])
         for case in cases[:: max(self.gap, len(cases) // DEPARTURE_CASES)]:
             background, observations, _ = self.source.situation(task, case, method.members)
-            analysis = method.analyse(background, observations)
+            analysis = method.analyze(background, observations)
             departures.add(CycleStep(background, analysis, observations), method)
         for name in SUMS:
             found |= getattr(departures, name).tensors(f"{name}.")

@@ -36,7 +36,7 @@ def golden_filter():
 def etkf():
     """The global filter (Bishop et al. 2001): states (M, n), seen as (M, p), values and errors."""
 
-    def analyse(states, observed, values, errors, *, inflation=1.0):
+    def analyze(states, observed, values, errors, *, inflation=1.0):
         mean, seen = states.mean(0), observed.mean(0)
         scaled = (observed - seen) / errors
         innovation = torch.where(errors.isfinite(), (values - seen) / errors, 0.0)
@@ -44,7 +44,7 @@ def etkf():
         moved, anomalies = weights.update(mean, (states - mean).T)
         return (moved[:, None] + anomalies).T
 
-    return analyse
+    return analyze
 
 
 @pytest.fixture

@@ -23,12 +23,12 @@ from weather.observations.simulated import observe
 def test_what_they_return(problem):
     background, observations = problem(timelines=2)
     mean = torch.rand(2, 6, 12)
-    climatology = Climatology(mean).analyse(background, observations)
+    climatology = Climatology(mean).analyze(background, observations)
     assert torch.equal(climatology, torch.stack([mean, mean])[:, None].to(background))
     persistence = Persistence()
-    assert torch.equal(persistence.analyse(background, observations), background)
-    assert torch.equal(persistence.analyse(background + 1, observations), background)
-    assert torch.equal(FreeRun().analyse(background, observations), background)
+    assert torch.equal(persistence.analyze(background, observations), background)
+    assert torch.equal(persistence.analyze(background + 1, observations), background)
+    assert torch.equal(FreeRun().analyze(background, observations), background)
 
 
 def test_results_are_free_to_be_changed(problem):
@@ -37,16 +37,16 @@ def test_results_are_free_to_be_changed(problem):
     mean = torch.zeros(2, 6, 12, dtype=torch.float64)
     persistence = Persistence()
     for method in (FreeRun(), Climatology(mean), persistence, persistence):
-        method.analyse(background, observations)[0] = 1.0
+        method.analyze(background, observations)[0] = 1.0
     assert torch.equal(background, kept)
-    assert torch.equal(persistence.analyse(background, observations), kept)
+    assert torch.equal(persistence.analyze(background, observations), kept)
     assert not mean.any()
 
 
 @pytest.mark.parametrize("of", ["innovations", "observations"])
 def test_observed_points_take_the_observation(problem, grid, of):
     background, observations = problem(members=2)
-    analysis = InverseDistance(grid, of=of, members=2).analyse(background, observations)
+    analysis = InverseDistance(grid, of=of, members=2).analyze(background, observations)
     mask = observations.mask
     for member in range(2):
         assert_close(analysis[:, member][mask], observations.values[mask], rtol=0, atol=1e-6)
@@ -71,7 +71,7 @@ def test_closed_form_of_two_observations(grid):
 
     def at(**options):
         method = InverseDistance(grid, power=3.0, **options)
-        return method.analyse(background, observations)[0, 0, 0, 3, 4]
+        return method.analyze(background, observations)[0, 0, 0, 3, 4]
 
     assert_close(at(of="observations"), (3 * w1 - w2) / (w1 + w2))
     assert_close(at(), 2 + (1 * w1 - 3 * w2) / (w1 + w2))
@@ -83,9 +83,9 @@ def test_channels_do_not_share_observations(problem, grid):
     keep = torch.tensor([True, False])[:, None, None]
     for of in ("innovations", "observations"):
         method = InverseDistance(grid, of=of)
-        one = method.analyse(background, observations.withhold(keep))
+        one = method.analyze(background, observations.withhold(keep))
         assert torch.equal(one[:, :, 1], background[:, :, 1])
-        both = method.analyse(background, observations)
+        both = method.analyze(background, observations)
         assert_close(one[:, :, 0], both[:, :, 0], rtol=0, atol=1e-12)
 
 
@@ -93,7 +93,7 @@ def test_without_observations_the_background_is_kept_exactly(problem, grid):
     background, observations = problem()
     nothing = observations.withhold(torch.tensor(False))
     for of in ("innovations", "observations"):
-        assert torch.equal(InverseDistance(grid, of=of).analyse(background, nothing), background)
+        assert torch.equal(InverseDistance(grid, of=of).analyze(background, nothing), background)
 
 
 @pytest.mark.parametrize(
@@ -120,10 +120,10 @@ def test_weights_that_are_applied_piece_by_piece_are_the_same(of, monkeypatch):
     observations = observe(truth, network, torch.ones(2), generator=draw)
     background = torch.randn(1, 1, 2, 8, 12, generator=draw)
     options = {} if of == "observations" else {"background_km": 800.0}
-    whole = InverseDistance(grid, of=of, **options).analyse(background, observations)
+    whole = InverseDistance(grid, of=of, **options).analyze(background, observations)
     monkeypatch.setattr("weather.baselines.assimilator._MATRIX_BYTES", 0)
     method = InverseDistance(grid, of=of, **options)
-    torch.testing.assert_close(method.analyse(background, observations), whole)
+    torch.testing.assert_close(method.analyze(background, observations), whole)
     assert method._zonal is not None
 
 
@@ -144,9 +144,9 @@ def test_observed_everywhere_the_departure_decays_in_closed_form(grid, problem):
     background, _ = problem()
     fields = everywhere(background)
     method = Nudging(grid, still, relaxation_hours=4.0, radius_km=1.0, hours=6.0, steps=3)
-    first = method.analyse(background, fields)
+    first = method.analyze(background, fields)
     assert_close(first - 3, (background - 3) * math.exp(-2 / 4))  # no history: the last part alone
-    second = method.analyse(first.clone(), fields)
+    second = method.analyze(first.clone(), fields)
     expected = (first - 3) * math.exp(-(1 / 3 + 2 / 3 + 1) * 2 / 4)
     assert_close(second - 3, expected)
 
@@ -166,7 +166,7 @@ def test_one_observation_is_spread_by_the_taper(grid, problem):
     errors = torch.full_like(values, torch.inf)
     values[0, 1, 2, 3], errors[0, 1, 2, 3] = 5.0, 0.1
     method = Nudging(grid, still, relaxation_hours=3.0, radius_km=2500.0, steps=1)
-    found = method.analyse(background, GriddedObservations(values, errors))
+    found = method.analyze(background, GriddedObservations(values, errors))
     distance = great_circle_km(
         grid.latitude[2], grid.longitude[3], grid.latitude[:, None], grid.longitude
     )
@@ -183,9 +183,9 @@ def test_of_two_observations_the_more_precise_counts_more(grid):
     values[0, 0, 2, 3], errors[0, 0, 2, 3] = 1.0, 1.0
     values[0, 0, 2, 5], errors[0, 0, 2, 5] = -1.0, 2.0
     method = Nudging(grid, still, radius_km=3000.0, steps=1)
-    found = method.analyse(background, GriddedObservations(values, errors))
+    found = method.analyze(background, GriddedObservations(values, errors))
     assert found[0, 0, 0, 2, 4] > 0  # as far from either
-    assert_close(method.analyse(background, GriddedObservations(-values, errors)), -found)
+    assert_close(method.analyze(background, GriddedObservations(-values, errors)), -found)
 
 
 @pytest.mark.fault("weather outage")
@@ -195,7 +195,7 @@ def test_what_observes_nothing_or_is_lost_stays_exactly(grid, problem):
     background[2, 0, 0, 0, 0] = torch.nan
     method = Nudging(grid, decaying)
     for _ in range(2):
-        analysis = method.analyse(background, observations.withhold(keep))
+        analysis = method.analyze(background, observations.withhold(keep))
         assert torch.equal(analysis[1], background[1])
         assert torch.equal(analysis[2].nan_to_num(7.0), background[2].nan_to_num(7.0))
         assert not torch.equal(analysis[0], background[0])

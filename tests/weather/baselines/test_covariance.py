@@ -257,7 +257,7 @@ def test_a_single_observation_moves_the_analysis_by_the_textbook_increment():
     values[0][point], errors[0][point] = 2.0, 0.5
     background = torch.zeros(1, 1, 2, 9, 16)
     seen = GriddedObservations(values, errors)
-    analysis = OptimalInterpolation(b, scale=0.7).analyse(background, seen)
+    analysis = OptimalInterpolation(b, scale=0.7).analyze(background, seen)
     column = everything(b)[COUNT + 4 * 16 + 5] * 0.49
     variance = column[COUNT + 4 * 16 + 5]
     assert_close(analysis.flatten(), column * 2.0 / (variance + 0.25), rtol=1e-4, atol=1e-6)

@@ -22,13 +22,13 @@ def test_golden(golden_filter):
         inflation=vectors["infl"].item(),
         inflate_unobserved=True,
     )
-    analysis = method.analyse(vectors["X"].T.reshape(1, 8, 1, 6, 10), observations)
+    analysis = method.analyze(vectors["X"].T.reshape(1, 8, 1, 6, 10), observations)
     assert_close(analysis.reshape(8, 60).T, vectors["letkf_Xa"], **EXACT)
 
 
 def test_without_localization_it_is_the_global_filter(problem, grid, etkf):
     background, observations = problem(timelines=2, members=5)
-    analysis = LETKF(grid, 5, inflation=1.2).analyse(background, observations)
+    analysis = LETKF(grid, 5, inflation=1.2).analyze(background, observations)
     for line in range(2):
         states, mask = background[line].flatten(1), observations.mask[line].flatten()
         values, errors = (part[line].flatten()[mask] for part in observations)
@@ -40,32 +40,32 @@ def test_channels_may_be_permuted(problem, grid):
     background, observations = problem(members=5, channels=3)
     order = torch.tensor([2, 0, 1])
     method = LETKF(grid, 5, localization_km=4000.0)
-    analysis = method.analyse(background, observations)
+    analysis = method.analyze(background, observations)
     permuted = GriddedObservations(*(part[:, order] for part in observations))
-    assert_close(method.analyse(background[:, :, order], permuted), analysis[:, :, order], **EXACT)
+    assert_close(method.analyze(background[:, :, order], permuted), analysis[:, :, order], **EXACT)
 
 
 def test_members_may_be_permuted(problem, grid):
     background, observations = problem(members=5)
     order = torch.tensor([2, 0, 4, 1, 3])
     method = LETKF(grid, 5, localization_km=4000.0, inflation=1.1, relaxation=0.4)
-    analysis = method.analyse(background, observations)
-    assert_close(method.analyse(background[:, order], observations), analysis[:, order], **EXACT)
+    analysis = method.analyze(background, observations)
+    assert_close(method.analyze(background[:, order], observations), analysis[:, order], **EXACT)
 
 
 def test_the_globe_has_no_seam(problem, grid):
     background, observations = problem(members=5)
     method = LETKF(grid, 5, localization_km=4000.0)
     rolled = GriddedObservations(*(part.roll(5, -1) for part in observations))
-    analysis = method.analyse(background, observations)
-    assert_close(method.analyse(background.roll(5, -1), rolled), analysis.roll(5, -1), **EXACT)
+    analysis = method.analyze(background, observations)
+    assert_close(method.analyze(background.roll(5, -1), rolled), analysis.roll(5, -1), **EXACT)
 
 
 def test_an_observation_acts_within_its_reach_only(problem, grid):
     background, observations = problem(timelines=1, members=5, density=1.0)
     single = torch.zeros(2, *grid.shape, dtype=torch.bool)
     single[0, 2, 3] = True
-    analysis = LETKF(grid, 5, localization_km=2500.0, inflation=1.3).analyse(
+    analysis = LETKF(grid, 5, localization_km=2500.0, inflation=1.3).analyze(
         background, observations.withhold(single)
     )
     distance = great_circle_km(
@@ -78,34 +78,34 @@ def test_identity_coupling_analyses_channels_apart(problem, grid):
     background, observations = problem(members=5)
     apart = LETKF(grid, 5, localization_km=4000.0, coupling=torch.eye(2))
     together = LETKF(grid, 5, localization_km=4000.0)
-    analysis = apart.analyse(background, observations)
+    analysis = apart.analyze(background, observations)
     for channel in range(2):
         part = slice(channel, channel + 1)
         alone = GriddedObservations(*(field[:, part] for field in observations))
-        expected = together.analyse(background[:, :, part], alone)
+        expected = together.analyze(background[:, :, part], alone)
         assert_close(analysis[:, :, part], expected, **EXACT)
 
 
 def test_coupling_scales_the_precision_of_the_other_channel(problem, grid):
     background, observations = problem(members=5)
     coupling = [[1.0, 0.25], [1.0, 1.0]]
-    analysis = LETKF(grid, 5, localization_km=4000.0, coupling=coupling).analyse(
+    analysis = LETKF(grid, 5, localization_km=4000.0, coupling=coupling).analyze(
         background, observations
     )
     doubled = observations.errors.clone()
     doubled[:, 1] *= 2  # a quarter of the precision
     method = LETKF(grid, 5, localization_km=4000.0)
-    first = method.analyse(background, observations._replace(errors=doubled))
-    second = method.analyse(background, observations)
+    first = method.analyze(background, observations._replace(errors=doubled))
+    second = method.analyze(background, observations)
     assert_close(analysis[:, :, 0], first[:, :, 0], **EXACT)
     assert_close(analysis[:, :, 1], second[:, :, 1], **EXACT)
 
 
 def test_each_channel_may_have_its_own_reach(problem, grid):
     background, observations = problem(members=5)
-    analysis = LETKF(grid, 5, localization_km=[1500.0, 6000.0]).analyse(background, observations)
+    analysis = LETKF(grid, 5, localization_km=[1500.0, 6000.0]).analyze(background, observations)
     for channel, width in enumerate((1500.0, 6000.0)):
-        expected = LETKF(grid, 5, localization_km=width).analyse(background, observations)
+        expected = LETKF(grid, 5, localization_km=width).analyze(background, observations)
         assert_close(analysis[:, :, channel], expected[:, :, channel], **EXACT)
 
 
@@ -117,7 +117,7 @@ def test_the_ensemble_never_becomes_less_certain(seed, density, error):
     network = torch.rand(4, 8, generator=generator) < density
     observations = observe(background[:, 0], network, torch.tensor([error]), generator=generator)
     method = LETKF(grid, 6, localization_km=3000.0)
-    prior, posterior = background.var(1), method.analyse(background, observations).var(1)
+    prior, posterior = background.var(1), method.analyze(background, observations).var(1)
     assert (posterior <= prior + 1e-12).all()
     assert (posterior[:, :, network] < prior[:, :, network]).all()
 
@@ -125,15 +125,15 @@ def test_the_ensemble_never_becomes_less_certain(seed, density, error):
 def test_inflation_and_relaxation_widen_the_ensemble_only(problem, grid):
     background, observations = problem(members=5, density=1.0)
 
-    def analyse(**options):
-        return LETKF(grid, 5, localization_km=4000.0, **options).analyse(background, observations)
+    def analyze(**options):
+        return LETKF(grid, 5, localization_km=4000.0, **options).analyze(background, observations)
 
-    plain, relaxed = analyse(), analyse(relaxation=0.5)
+    plain, relaxed = analyze(), analyze(relaxation=0.5)
     assert_close(relaxed.mean(1), plain.mean(1), **EXACT)
     middle = (plain.std(1) + background.std(1)) / 2
     assert_close(relaxed.std(1), middle, **EXACT)
-    assert_close(analyse(relaxation=1.0).std(1), background.std(1), **EXACT)
-    assert (analyse(inflation=1.5).std(1) > plain.std(1)).all()
+    assert_close(analyze(relaxation=1.0).std(1), background.std(1), **EXACT)
+    assert (analyze(inflation=1.5).std(1) > plain.std(1)).all()
 
 
 def test_relaxation_leaves_a_collapsed_point_alone():
@@ -147,7 +147,7 @@ def test_a_timeline_without_observations_or_lost_is_returned(problem, grid, bad)
     keep = torch.tensor([True, False, True]).view(3, 1, 1, 1)
     background[2, 3, 0, 1, 1] = bad
     method = LETKF(grid, 5, localization_km=4000.0, inflation=1.2)
-    analysis = method.analyse(background, observations.withhold(keep))
+    analysis = method.analyze(background, observations.withhold(keep))
     assert not torch.equal(analysis[0], background[0])
     assert analysis[0].isfinite().all()
     assert torch.equal(analysis[1], background[1])
@@ -157,8 +157,8 @@ def test_a_timeline_without_observations_or_lost_is_returned(problem, grid, bad)
 def test_float32_is_close_to_float64(problem, grid):
     background, observations = problem(members=8)
     method = LETKF(grid, 8, localization_km=4000.0, inflation=1.1, relaxation=0.5)
-    exact = method.analyse(background, observations)
-    rough = method.analyse(background.float(), observations.to(torch.float32))
+    exact = method.analyze(background, observations)
+    rough = method.analyze(background.float(), observations.to(torch.float32))
     assert rough.dtype == torch.float32
     assert_close(rough.double(), exact, rtol=0, atol=1e-4)
 
@@ -166,7 +166,7 @@ def test_float32_is_close_to_float64(problem, grid):
 def test_real_fields_come_closer_to_the_truth(era5_problem):
     grid, truth, background, observations = era5_problem
     method = LETKF(grid, 9, localization_km=500.0, coupling=torch.eye(4))
-    analysis = method.analyse(background, observations)
+    analysis = method.analyze(background, observations)
     weights = grid.area_weights()
     before, after = (rmse(x[0].mean(0), truth, weights) for x in (background, analysis))
     assert (after < 0.97 * before).all()
@@ -193,17 +193,17 @@ def test_bad_inputs(problem, grid, refuses):
         ValueError,
         (
             "3 values, expected 1 or 2",
-            lambda: LETKF(grid, 5, localization_km=[1e3, 2e3, 3e3]).analyse(
+            lambda: LETKF(grid, 5, localization_km=[1e3, 2e3, 3e3]).analyze(
                 background, observations
             ),
         ),
         (
             "coupling",
-            lambda: LETKF(grid, 5, coupling=torch.eye(3)).analyse(background, observations),
+            lambda: LETKF(grid, 5, coupling=torch.eye(3)).analyze(background, observations),
         ),
         (
             "not positive",
-            lambda: LETKF(grid, 5).analyse(
+            lambda: LETKF(grid, 5).analyze(
                 background, observations._replace(errors=observations.errors * 0)
             ),
         ),
@@ -218,8 +218,8 @@ def test_one_missing_value_does_not_drop_the_other_observations(problem, grid):
     keep = torch.ones_like(observations.mask)
     keep[0, 0, 2, 3] = False
     method = LETKF(grid, 5, localization_km=4000.0)
-    found = method.analyse(background, GriddedObservations(values, observations.errors))
-    assert_close(found, method.analyse(background, observations.withhold(keep)), **EXACT)
+    found = method.analyze(background, GriddedObservations(values, observations.errors))
+    assert_close(found, method.analyze(background, observations.withhold(keep)), **EXACT)
     assert not torch.equal(found[0], background[0])
 
 
@@ -237,10 +237,10 @@ def test_unobserved_points_are_inflated_with_and_without_an_observation(problem,
     mean = background.mean(1, keepdim=True)
     inflated = mean + 1.2 * (background - mean)
     nothing = observations.withhold(torch.zeros_like(observations.mask))
-    assert_close(method.analyse(background, nothing), inflated, **EXACT)
+    assert_close(method.analyze(background, nothing), inflated, **EXACT)
     one = torch.zeros_like(observations.mask)
     one[0, :, 0, 0] = True
-    found = method.analyse(background, GriddedObservations(
+    found = method.analyze(background, GriddedObservations(
         torch.zeros_like(observations.values), torch.ones_like(observations.errors)
     ).withhold(one))  # fmt: skip
     assert_close(found[..., 3:, :], inflated[..., 3:, :], **EXACT)

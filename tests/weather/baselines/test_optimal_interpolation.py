@@ -35,7 +35,7 @@ def gain_of(method, errors):
     values[torch.arange(len(seen)), seen] = 1.0
     shape = (len(seen), *errors.shape)
     observations = GriddedObservations(values.view(shape), errors.expand(shape))
-    return method.analyse(torch.zeros(shape).double()[:, None], observations).flatten(1).T
+    return method.analyze(torch.zeros(shape).double()[:, None], observations).flatten(1).T
 
 
 def variance_of(method, gain, errors):
@@ -48,7 +48,7 @@ def variance_of(method, gain, errors):
 def test_golden(golden_filter):
     vectors, _, observations = golden_filter
     method = OptimalInterpolation(DenseCovariance(vectors["B"]))
-    analysis = method.analyse(vectors["xb"].view(1, 1, 1, 6, 10), observations)
+    analysis = method.analyze(vectors["xb"].view(1, 1, 1, 6, 10), observations)
     exact = {"rtol": 0, "atol": 1e-9}
     assert_close(analysis.flatten(), vectors["oi_xa"], **exact)
     errors = observations.errors[0]
@@ -68,7 +68,7 @@ def test_the_analysis_has_the_golden_cost_and_minimises_it(golden_filter):
         prior = away @ torch.linalg.lstsq(vectors["B"], away[:, None]).solution[:, 0]
         return 0.5 * prior + 0.5 * (residual.square() / vectors["R_diag"]).sum()
 
-    analysis = method.analyse(vectors["xb"].view(1, 1, 1, 6, 10), observations).flatten()
+    analysis = method.analyze(vectors["xb"].view(1, 1, 1, 6, 10), observations).flatten()
     assert_close(cost(vectors["xb"]), vectors["threedvar_J_xb"], rtol=1e-9, atol=0)
     assert_close(cost(analysis), vectors["threedvar_J_xa"], rtol=1e-6, atol=0)
     generator = torch.Generator().manual_seed(0)
@@ -83,7 +83,7 @@ def test_golden_scalar():
     method = OptimalInterpolation(DenseCovariance(vectors["B"].view(1, 1)))
     errors = vectors["R"].sqrt().view(1, 1, 1, 1)
     observations = GriddedObservations(vectors["y"].view(1, 1, 1, 1), errors)
-    analysis = method.analyse(vectors["xb"].view(1, 1, 1, 1, 1), observations)
+    analysis = method.analyze(vectors["xb"].view(1, 1, 1, 1, 1), observations)
     assert_close(analysis.flatten()[0], vectors["xa"], rtol=0, atol=1e-9)
     gain = gain_of(method, errors[0])
     assert gain.item() == pytest.approx(0.8)
@@ -93,7 +93,7 @@ def test_golden_scalar():
 def test_without_errors_the_observations_are_reproduced(problem):
     background, observations = problem()
     exact = observations._replace(errors=observations.errors.where(~observations.mask, 0.0))
-    analysis = OptimalInterpolation(covariance()).analyse(background, exact).squeeze(1)
+    analysis = OptimalInterpolation(covariance()).analyze(background, exact).squeeze(1)
     mask = observations.mask
     assert_close(analysis[mask], observations.values[mask], rtol=0, atol=1e-9)
     assert not torch.equal(analysis[~mask], background.squeeze(1)[~mask])
@@ -102,7 +102,7 @@ def test_without_errors_the_observations_are_reproduced(problem):
 def test_without_observations_the_background_is_kept_exactly(problem):
     background, observations = problem()
     nothing = observations.withhold(torch.zeros(()).bool())
-    analysis = OptimalInterpolation(covariance()).analyse(background, nothing)
+    analysis = OptimalInterpolation(covariance()).analyze(background, nothing)
     assert torch.equal(analysis, background)
     assert analysis.data_ptr() != background.data_ptr()
 
@@ -110,38 +110,38 @@ def test_without_observations_the_background_is_kept_exactly(problem):
 def test_useless_observations_change_next_to_nothing(problem):
     background, observations = problem()
     useless = observations._replace(errors=observations.errors * 1e6)
-    analysis = OptimalInterpolation(covariance()).analyse(background, useless)
+    analysis = OptimalInterpolation(covariance()).analyze(background, useless)
     assert_close(analysis, background, rtol=0, atol=1e-9)
 
 
 def test_timelines_with_networks_of_their_own_are_independent(problem):
     background, observations = problem(timelines=3)
     method = OptimalInterpolation(covariance())
-    together = method.analyse(background, observations)
+    together = method.analyze(background, observations)
     for line in range(3):
         one = GriddedObservations(*(part[line, None] for part in observations))
-        alone = OptimalInterpolation(covariance()).analyse(background[line, None], one)
+        alone = OptimalInterpolation(covariance()).analyze(background[line, None], one)
         assert_close(together[line, None], alone, rtol=0, atol=1e-12)
-    assert torch.equal(method.analyse(background, observations), together)
+    assert torch.equal(method.analyze(background, observations), together)
 
 
 def test_members_are_moved_by_the_same_gain(problem):
     background, observations = problem(members=3)
-    together = OptimalInterpolation(covariance(), members=3).analyse(background, observations)
-    alone = OptimalInterpolation(covariance()).analyse(background[:, 2:], observations)
+    together = OptimalInterpolation(covariance(), members=3).analyze(background, observations)
+    alone = OptimalInterpolation(covariance()).analyze(background[:, 2:], observations)
     assert_close(together[:, 2:], alone, rtol=0, atol=1e-12)
 
 
 def test_scale_multiplies_the_background_deviation(problem):
     background, observations = problem()
-    scaled = OptimalInterpolation(covariance(), scale=0.5).analyse(background, observations)
+    scaled = OptimalInterpolation(covariance(), scale=0.5).analyze(background, observations)
     matrix = DenseCovariance(covariance().dense().matrix / 4)
-    expected = OptimalInterpolation(matrix).analyse(background, observations)
+    expected = OptimalInterpolation(matrix).analyze(background, observations)
     assert_close(scaled, expected, rtol=0, atol=1e-12)
     method = OptimalInterpolation(covariance())
-    method.analyse(background, observations)
+    method.analyze(background, observations)
     method.scale = 0.5
-    assert torch.equal(method.analyse(background, observations), scaled)
+    assert torch.equal(method.analyze(background, observations), scaled)
 
 
 def test_little_memory_changes_only_the_speed(problem, monkeypatch):
@@ -151,8 +151,8 @@ def test_little_memory_changes_only_the_speed(problem, monkeypatch):
     streamed = OptimalInterpolation(covariance(), scale=0.7, cache_mib=1e-3)
     for _ in range(2):
         assert_close(
-            streamed.analyse(background, observations),
-            kept.analyse(background, observations),
+            streamed.analyze(background, observations),
+            kept.analyze(background, observations),
             rtol=0,
             atol=1e-12,
         )
@@ -168,17 +168,17 @@ def test_an_observation_that_is_less_certain_counts_less(problem):
         errors[where] *= factor
         high = observations.values.clone()
         high[where] += 1.0
-        low = method.analyse(background, GriddedObservations(observations.values, errors))
-        raised = method.analyse(background, GriddedObservations(high, errors))
+        low = method.analyze(background, GriddedObservations(observations.values, errors))
+        raised = method.analyze(background, GriddedObservations(high, errors))
         gains.append((raised - low).squeeze(1)[where])
     assert 0 < gains[1] < 0.5 * gains[0]
 
 
 def test_float32_is_close_to_float64(problem):
     background, observations = problem()
-    exact = OptimalInterpolation(covariance()).analyse(background, observations)
+    exact = OptimalInterpolation(covariance()).analyze(background, observations)
     rough = OptimalInterpolation(DenseCovariance(covariance().dense().matrix.float()))
-    analysis = rough.analyse(background.float(), observations.to(torch.float32))
+    analysis = rough.analyze(background.float(), observations.to(torch.float32))
     assert analysis.dtype == torch.float32
     assert_close(analysis.double(), exact, rtol=0, atol=1e-5)
 
@@ -200,7 +200,7 @@ def test_dependent_background_errors_without_observation_errors_are_refused(prob
     method = OptimalInterpolation(DenseCovariance(torch.ones(144, 144, dtype=torch.float64)))
     exact = observations._replace(errors=observations.errors.where(~observations.mask, 0.0))
     with pytest.raises(ValueError, match="not positive definite"):
-        method.analyse(background, exact)
+        method.analyze(background, exact)
 
 
 def test_bad_arguments(problem, refuses):
@@ -210,8 +210,8 @@ def test_bad_arguments(problem, refuses):
     method = OptimalInterpolation(covariance())
     refuses(
         ValueError,
-        ("C\\*H\\*W = 144", lambda: method.analyse(background[..., :5], observations)),
-        ("observations", lambda: method.analyse(background[:1], observations)),
+        ("C\\*H\\*W = 144", lambda: method.analyze(background[..., :5], observations)),
+        ("observations", lambda: method.analyze(background[:1], observations)),
     )
 
 
@@ -223,8 +223,8 @@ def test_one_missing_value_leaves_the_others(problem):
     keep = torch.ones_like(observations.mask)
     keep[0, 0, 2, 3] = False
     method = OptimalInterpolation(covariance())
-    found = method.analyse(background, GriddedObservations(values, observations.errors))
-    assert_close(found, method.analyse(background, observations.withhold(keep)))
+    found = method.analyze(background, GriddedObservations(values, observations.errors))
+    assert_close(found, method.analyze(background, observations.withhold(keep)))
     assert found.isfinite().all()
 
 
@@ -232,10 +232,10 @@ def test_one_missing_value_leaves_the_others(problem):
 def test_another_covariance_has_factors_of_its_own(problem):
     background, observations = problem()
     method = OptimalInterpolation(covariance(seed=3))
-    first = method.analyse(background, observations)
+    first = method.analyze(background, observations)
     method.covariance = covariance(seed=4)
-    second = method.analyse(background, observations)
-    assert_close(second, OptimalInterpolation(covariance(seed=4)).analyse(background, observations))
+    second = method.analyze(background, observations)
+    assert_close(second, OptimalInterpolation(covariance(seed=4)).analyze(background, observations))
     assert not torch.equal(first, second)
 
 
@@ -271,7 +271,7 @@ def test_iterations_end_at_the_direct_solution(homogeneous, members):
     background, observations = problem(members)
     exact = OptimalInterpolation(homogeneous, scale=0.7, members=members)
     method = IterativeInterpolation(homogeneous, scale=0.7, members=members, tolerance=1e-10)
-    expected, found = (one.analyse(background, observations) for one in (exact, method))
+    expected, found = (one.analyze(background, observations) for one in (exact, method))
     moved = (expected - background)[0].abs().amax((0, 2, 3))
     assert ((found - expected)[0].abs().amax((0, 2, 3)) <= 1e-5 * moved).all()
     assert (moved > 0.5).all()
@@ -297,7 +297,7 @@ def test_a_looser_tolerance_ends_earlier_and_near(homogeneous, monkeypatch):
     for tolerance in (1e-8, 1e-2):
         calls.clear()
         method = IterativeInterpolation(homogeneous, tolerance=tolerance)
-        found.append((len(calls), method.analyse(background, observations), len(calls)))
+        found.append((len(calls), method.analyze(background, observations), len(calls)))
     (_, exact, many), (_, near, few) = found
     assert few < many
     moved = (exact - background)[0].square().mean().sqrt()
@@ -324,7 +324,7 @@ def test_impossible_arguments_are_refused(homogeneous):
     with pytest.raises(ValueError, match="equal steps"):
         IterativeInterpolation(odd)
     with pytest.raises(ValueError, match="expected a background"):
-        IterativeInterpolation(homogeneous).analyse(torch.zeros(1, 1, 2, 9, 16), problem()[1])
+        IterativeInterpolation(homogeneous).analyze(torch.zeros(1, 1, 2, 9, 16), problem()[1])
 
 
 def test_quadratic_rows_end_at_their_minimum_whatever_the_others_need():
@@ -362,7 +362,7 @@ def test_a_failing_cost_is_reported_and_leaves_no_thread():
 def test_damped_interpolation_moves_a_fraction_of_the_way(homogeneous):
     background, observations = problem()
     whole = OptimalInterpolation(homogeneous)
-    found = DampedInterpolation(whole, 0.25).analyse(background, observations)
-    increment = whole.analyse(background, observations) - background
+    found = DampedInterpolation(whole, 0.25).analyze(background, observations)
+    increment = whole.analyze(background, observations) - background
     assert increment.abs().max() > 0
     assert_close(found - background, increment / 4)

@@ -212,7 +212,7 @@ def test_golden(golden_filter):
     """The minimiser is the analysis of optimal interpolation with the same B."""
     vectors, _, observations = golden_filter
     background = vectors["xb"].view(1, 1, 1, 6, 10)
-    analysis = ThreeDVar(DenseControl(vectors["B"])).analyse(background, observations)
+    analysis = ThreeDVar(DenseControl(vectors["B"])).analyze(background, observations)
     expected = vectors["oi_xa"].view_as(background)
     assert relative(analysis, expected, background) <= 1e-6
     assert_close(analysis, expected, rtol=1e-6, atol=1e-6)
@@ -222,16 +222,16 @@ def test_golden(golden_filter):
 def test_the_spectral_minimiser_is_optimal_interpolation(scale):
     background, observations = spectral_problem()
     b = spectral()
-    analysis = ThreeDVar(b, scale=scale).analyse(background, observations)
-    expected = OptimalInterpolation(b, scale=scale).analyse(background, observations)
+    analysis = ThreeDVar(b, scale=scale).analyze(background, observations)
+    expected = OptimalInterpolation(b, scale=scale).analyze(background, observations)
     assert relative(analysis, expected, background) <= 1e-6
     assert relative(background, expected, background) == 1.0
 
 
 def test_timelines_and_members_are_independent():
     background, observations = spectral_problem(members=2)
-    together = ThreeDVar(spectral(), members=2, tolerance=1e-3).analyse(background, observations)
-    alone = ThreeDVar(spectral(), tolerance=1e-3).analyse(
+    together = ThreeDVar(spectral(), members=2, tolerance=1e-3).analyze(background, observations)
+    alone = ThreeDVar(spectral(), tolerance=1e-3).analyze(
         background[1:, 1:], GriddedObservations(*(part[1:] for part in observations))
     )
     assert relative(together[1:, 1:], alone, background[1:, 1:]) <= 1e-9
@@ -243,12 +243,12 @@ def test_what_observes_nothing_or_is_lost_stays_exactly():
     keep = torch.tensor([True, False, True])[:, None, None, None]
     background[2, 0, 0, 0, 0] = torch.nan
     method = ThreeDVar(spectral(), tolerance=1e-3)
-    analysis = method.analyse(background, observations.withhold(keep))
+    analysis = method.analyze(background, observations.withhold(keep))
     assert torch.equal(analysis[1:].nan_to_num(7.0), background[1:].nan_to_num(7.0))
     assert analysis[0].isfinite().all()
     assert not torch.equal(analysis[0], background[0])
     nothing = observations.withhold(torch.zeros(()).bool())
-    found = method.analyse(background[:2], GriddedObservations(*(p[:2] for p in nothing)))
+    found = method.analyze(background[:2], GriddedObservations(*(p[:2] for p in nothing)))
     assert torch.equal(found, background[:2])
     assert found.data_ptr() != background.data_ptr()
 
@@ -256,8 +256,8 @@ def test_what_observes_nothing_or_is_lost_stays_exactly():
 def test_single_precision_is_kept_and_close():
     background, observations = spectral_problem()
     b = spectral()
-    exact = ThreeDVar(b).analyse(background, observations)
-    found = ThreeDVar(b).analyse(background.float(), observations.to(torch.float32))
+    exact = ThreeDVar(b).analyze(background, observations)
+    found = ThreeDVar(b).analyze(background.float(), observations.to(torch.float32))
     assert found.dtype == torch.float32
     assert_close(found.double(), exact, rtol=0, atol=1e-3)
 
@@ -266,8 +266,8 @@ def test_a_dense_and_a_spectral_root_of_one_covariance_agree():
     background, observations = spectral_problem(timelines=1)
     b = spectral()
     dense = DenseControl(b.block(torch.arange(b.size)))
-    one = ThreeDVar(b).analyse(background, observations)
-    assert relative(one, ThreeDVar(dense).analyse(background, observations), background) <= 1e-6
+    one = ThreeDVar(b).analyze(background, observations)
+    assert relative(one, ThreeDVar(dense).analyze(background, observations), background) <= 1e-6
 
 
 def test_wrong_arguments_of_three_d_var(golden_filter):
@@ -282,7 +282,7 @@ def test_wrong_arguments_of_three_d_var(golden_filter):
             ThreeDVar(control, **{name: value})
     background, observations = spectral_problem()
     with pytest.raises(ValueError, match=r"C\*H\*W = 60"):
-        ThreeDVar(control).analyse(background, observations)
+        ThreeDVar(control).analyze(background, observations)
 
 
 def test_the_covariance_serves_both():
@@ -350,12 +350,12 @@ def test_a_wrong_gradient_is_found(model, b, twin):
 
 def test_a_window_of_zero_hours_is_three_d_var(model, b, twin):
     _, background, reports = twin
-    expected = ThreeDVar(b, scale=0.5).analyse(background, reports[0])
+    expected = ThreeDVar(b, scale=0.5).analyze(background, reports[0])
     none = FourDVar(b, model, window_hours=0.0, scale=0.5, tolerance=1e-8, max_iterations=500)
     for _ in range(2):  # also when it has a history
-        assert relative(none.analyse(background, reports[0]), expected, background) <= 1e-6
+        assert relative(none.analyze(background, reports[0]), expected, background) <= 1e-6
     first = FourDVar(b, model, window_hours=12.0, scale=0.5, tolerance=1e-8, max_iterations=500)
-    assert relative(first.analyse(background, reports[0]), expected, background) <= 1e-6
+    assert relative(first.analyze(background, reports[0]), expected, background) <= 1e-6
 
 
 def rotating(columns=2, growth=0.8):
@@ -389,11 +389,11 @@ def test_a_linear_model_gives_the_propagated_covariance():
     background, b, reports = linear_problem()
     model = rotating()
     method = FourDVar(DenseControl(b), model, tolerance=1e-10, max_iterations=500)
-    later = model(method.analyse(background, reports[0])[0], 6.0)[None]
+    later = model(method.analyze(background, reports[0])[0], 6.0)[None]
     a = propagator(model, 6.0)
-    expected = OptimalInterpolation(DenseCovariance(a @ b @ a.T)).analyse(later, reports[1])
-    assert relative(method.analyse(later, reports[1]), expected, later) <= 1e-6
-    static = OptimalInterpolation(DenseCovariance(b)).analyse(later, reports[1])
+    expected = OptimalInterpolation(DenseCovariance(a @ b @ a.T)).analyze(later, reports[1])
+    assert relative(method.analyze(later, reports[1]), expected, later) <= 1e-6
+    static = OptimalInterpolation(DenseCovariance(b)).analyze(later, reports[1])
     assert relative(static, expected, later) > 0.1
 
 
@@ -424,10 +424,10 @@ def test_a_replaced_background_does_not_use_the_old_analysis():
     two = background.expand(2, -1, -1, -1, -1).clone()
     fields = [GriddedObservations(*(part.expand(2, -1, -1, -1) for part in r)) for r in reports]
     method = FourDVar(control, model, tolerance=1e-10, max_iterations=500)
-    later = model(method.analyse(two, fields[0])[:, 0], 6.0)[:, None]
+    later = model(method.analyze(two, fields[0])[:, 0], 6.0)[:, None]
     later[1] += 3.0  # the caller has restarted this timeline
-    found = method.analyse(later, fields[1])
-    expected = ThreeDVar(control).analyse(later, fields[1])
+    found = method.analyze(later, fields[1])
+    expected = ThreeDVar(control).analyze(later, fields[1])
     assert relative(found[1], expected[1], later[1]) <= 1e-6
     assert relative(found[0], expected[0], later[0]) > 0.01
 
@@ -443,7 +443,7 @@ def test_without_observations_the_forecast_stays_exactly(model, b, twin):
     assert not torch.equal(steps[0].analysis, steps[0].background)
     lost = background.clone()
     lost[0, 0, 0, 0, 0] = torch.nan
-    found = method.analyse(lost, reports[0])
+    found = method.analyze(lost, reports[0])
     assert torch.equal(found[0].nan_to_num(7.0), lost[0].nan_to_num(7.0))
     assert found[1].isfinite().all()
 

@@ -196,9 +196,9 @@ class Watch(FreeRun):
         super().__init__(members)
         self.seen = []
 
-    def analyse(self, background, observations):
+    def analyze(self, background, observations):
         self.seen.append(observations)
-        return super().analyse(background, observations)
+        return super().analyze(background, observations)
 
 
 @pytest.mark.parametrize("task", TASKS)

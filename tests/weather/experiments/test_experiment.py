@@ -201,11 +201,11 @@ GRID = regular_grid(16, 32, poles=False)
 
 
 class HalfWay:
-    """Analyse to the middle between background and observation, where there is one."""
+    """Analyze to the middle between background and observation, where there is one."""
 
     members = 1
 
-    def analyse(self, background, observations):
+    def analyze(self, background, observations):
         innovation = (observations.values - background[:, 0]) * observations.mask
         return background + innovation[:, None] / 2
 
@@ -216,7 +216,7 @@ def step():
     values = torch.tensor([2.0, 4.0])[:, None, None].expand(2, 2, 16, 32)
     observations = GriddedObservations.from_values(values, torch.ones(2))
     background = torch.zeros(2, 1, 2, 16, 32)
-    return CycleStep(background, HalfWay().analyse(background, observations), observations)
+    return CycleStep(background, HalfWay().analyze(background, observations), observations)
 
 
 def points():
@@ -258,9 +258,9 @@ def test_extra_analyses_are_made_every_so_often(step):
     calls = []
 
     class Counting(HalfWay):
-        def analyse(self, background, observations):
+        def analyze(self, background, observations):
             calls.append(int(observations.mask.sum()))
-            return super().analyse(background, observations)
+            return super().analyze(background, observations)
 
     departures = Departures(points(), every=3)
     for _ in range(7):

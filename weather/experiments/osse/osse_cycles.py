@@ -105,7 +105,7 @@ class OsseCycles(TwinCycles):
                 step.analysis[lost] = truth[lost].unsqueeze(1)
                 if number >= self.cycles // 3 and number % EVERY == 0:
                     reports = _one_report(world, truth, number)
-                    analysis = method.analyse(step.background, reports)[:, 0]
+                    analysis = method.analyze(step.background, reports)[:, 0]
                     before, after = (
                         world.grid.area_mean((states - truth)[:, 0].square()).sqrt()
                         for states in (step.background[:, 0], analysis)

@@ -338,5 +338,5 @@ class CycledProblems:
             rows = (batch.model == model) & ((density < SPARSE) == sparse)
             if bool(rows.any()):
                 fields = GriddedObservations(*(part[rows] for part in batch.observations))
-                found[rows] = interpolation.analyse(background[rows].unsqueeze(1), fields)[:, 0]
+                found[rows] = interpolation.analyze(background[rows].unsqueeze(1), fields)[:, 0]
         return found

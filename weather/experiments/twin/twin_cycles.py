@@ -96,10 +96,10 @@ class Watched:
         self.method, self.members = method, method.members
         self.seconds, self.analyses, self.changed = 0.0, 0, 0.0
 
-    def analyse(self, background: Tensor, observations: GriddedObservations) -> Tensor:
+    def analyze(self, background: Tensor, observations: GriddedObservations) -> Tensor:
         """Return the analysis of the method."""
         began = time.process_time()
-        analysis = self.method.analyse(background, observations)
+        analysis = self.method.analyze(background, observations)
         self.seconds += time.process_time() - began
         self.analyses += len(background)
         silent = ~observations.mask.flatten(1).any(1)

@@ -159,7 +159,7 @@ class AdasAnalysis(nn.Module):
         """Return this network as a method with another background error (C,), or tapered."""
         return Expecting(self, background_sd, grid)
 
-    def analyse(
+    def analyze(
         self,
         background: Tensor,
         observations: GriddedObservations,
@@ -191,14 +191,14 @@ class Expecting:
         self.network, self.background_sd, self.grid = network, background_sd, grid
         self.normalizer, self.guided = network.normalizer, network.guided
 
-    def analyse(
+    def analyze(
         self,
         background: Tensor,
         observations: GriddedObservations,
         interpolated: Tensor | None = None,
     ) -> Tensor:
         """Return the analysis (B,1,C,H,W) of a background of that shape."""
-        found = self.network.analyse(background, observations, self.background_sd, interpolated)
+        found = self.network.analyze(background, observations, self.background_sd, interpolated)
         if self.grid is None:
             return found
         near = nearness(observations.mask, self.grid).to(background)[:, None, None]

@@ -153,7 +153,7 @@ def test_the_correction_that_is_trained_is_the_one_that_is_scored(folder):
         key = int(one.model), density < cycled_problems.SPARSE
         oi = module.source._problems.interpolations[key]
         method = CorrectedInterpolation(module.analysis, oi, alpha=0.5, beta=0.5)
-        expected = method.analyse(one.background.unsqueeze(1), one.observations)[:, 0]
+        expected = method.analyze(one.background.unsqueeze(1), one.observations)[:, 0]
         assert_close(analysis[row : row + 1], expected, rtol=1e-4, atol=1e-2)
     assert analysis.requires_grad
 

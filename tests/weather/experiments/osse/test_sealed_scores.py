@@ -130,7 +130,7 @@ class Add:
     def __init__(self, what):
         self.what = what
 
-    def analyse(self, background, observations):
+    def analyze(self, background, observations):
         seen = observations.mask.flatten(1).any(1).view(-1, 1, 1, 1, 1)
         return torch.where(seen, background + self.what, background)
 
@@ -141,10 +141,10 @@ def test_a_correction_adds_shares_and_keeps_what_is_not_observed():
     errors[0, 0, 1, 1] = errors[2, 1, 3, 5] = 1.0
     reports = GriddedObservations(torch.zeros_like(errors), errors)
     method = CorrectedInterpolation(Add(4.0), Add(10.0), alpha=0.3, beta=0.5)
-    found = method.analyse(background, reports)
+    found = method.analyze(background, reports)
     assert_close(found[[0, 2]], background[[0, 2]] + 5.0)
     assert torch.equal(found[1], background[1])
-    alone = CorrectedInterpolation(Add(4.0)).analyse(background, reports)
+    alone = CorrectedInterpolation(Add(4.0)).analyze(background, reports)
     assert_close(alone[0], background[0] + 4.0)
     for options, message in (({"alpha": 0.5}, "no interpolation"), ({"beta": -1.0}, "negative")):
         with pytest.raises(ValueError, match=message):
@@ -305,10 +305,10 @@ def test_corrections_are_offered_and_are_those_that_are_scored(folder):
         job = Assimilation(None, made, kept, options, say=said.append)
         found, _ = job._method()
         scored = built(chosen, scores.method(task, name), task.name)
-        analysis = found.analyse(background, reports)
+        analysis = found.analyze(background, reports)
         near = nearness(reports.mask, made.grid)[:, None, None].expand_as(analysis) == 1
         assert near.float().mean() > 0.95
-        assert torch.equal(analysis[near], scored.analyse(background, reports)[near])
+        assert torch.equal(analysis[near], scored.analyze(background, reports)[near])
         assert not torch.equal(analysis, background)
         assert not said  # both settings were found
         assert ("weights_sha256" in job.attributes) == (name == "adas_oi")

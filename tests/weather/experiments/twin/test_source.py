@@ -22,7 +22,7 @@ class Replace:
     def __init__(self, breaks=None):
         self.calls, self.breaks = 0, breaks
 
-    def analyse(self, background, observations):
+    def analyze(self, background, observations):
         seen = observations.mask[:, None]
         analysis = torch.where(seen, observations.values[:, None], background)
         if self.calls == self.breaks:

@@ -27,7 +27,7 @@ class Shift:
     def __init__(self, members=1, at=None, by=torch.nan):
         self.members, self.at, self.by, self.calls = members, at, by, 0
 
-    def analyse(self, background, observations):
+    def analyze(self, background, observations):
         analysis = background + 0.01
         if self.calls == self.at:
             analysis[1] += self.by
@@ -105,15 +105,15 @@ class Watch:
     def __init__(self, method):
         self.method, self.seen = method, []
 
-    def analyse(self, background, observations):
+    def analyze(self, background, observations):
         self.seen.append(observations)
-        return self.method.analyse(background, observations)
+        return self.method.analyze(background, observations)
 
 
 class Explode:
     members = 1
 
-    def analyse(self, background, observations):
+    def analyze(self, background, observations):
         return background * torch.inf
 
 

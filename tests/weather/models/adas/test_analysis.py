@@ -145,7 +145,7 @@ def test_background_error_of_each_problem(output, kind):
         one = GriddedObservations(
             observations.values[row : row + 1], observations.errors[row, None]
         )
-        alone = analysis.expecting(sd[row]).analyse(background[row : row + 1, None], one)[:, 0]
+        alone = analysis.expecting(sd[row]).analyze(background[row : row + 1, None], one)[:, 0]
         assert_close(both[row : row + 1], alone)
         assert_close(analysis(background[row : row + 1], one, sd[row]), alone)
     own = analysis(background, observations)
@@ -182,7 +182,7 @@ def test_shipped_networks_of_real_fields_keep_a_background_without_observations(
     analysis = AnalysisForm().load(folder)
     problems = stack([source.problem(step, 0) for step in (0, 1)])
     silent = problems.observations.withhold(torch.tensor([False, True])[:, None, None, None])
-    found = analysis.analyse(problems.background.unsqueeze(1), silent)[:, 0]
+    found = analysis.analyze(problems.background.unsqueeze(1), silent)[:, 0]
     assert torch.equal(found[0], problems.background[0])
     assert not torch.equal(found[1], problems.background[1])
 
@@ -207,8 +207,8 @@ def test_increments_end_with_the_reports(small_adas):
         seen[row].view(-1)[cells] = True
     background = fields.unsqueeze(1)
     reports = GriddedObservations(reports.values, torch.where(seen, 1.0, torch.inf).expand(SHAPE))
-    whole = analysis.analyse(background, reports) - background
-    ended = analysis.expecting(SIGMA, grid).analyse(background, reports) - background
+    whole = analysis.analyze(background, reports) - background
+    ended = analysis.expecting(SIGMA, grid).analyze(background, reports) - background
     for row, cells in enumerate(places):
         km = GridPoints(grid).distances(torch.tensor(cells)).amin(0).view(16, 32)
         share = 0.5 + 0.5 * (torch.pi * (km / 2500 - 1).clamp(0, 1)).cos()
@@ -226,15 +226,15 @@ def test_expecting_shares_weights_but_not_the_scale(small_adas):
     for weights in analysis.network.recovery.parameters():
         nn.init.normal_(weights, std=0.3)  # an increment starts at zero, which proves nothing
     background, observations = problem()
-    found = other.analyse(background.unsqueeze(1), observations).squeeze(1)
+    found = other.analyze(background.unsqueeze(1), observations).squeeze(1)
     assert torch.equal(found, analysis(background, observations, 2 * SIGMA))
     assert not torch.allclose(found, analysis(background, observations))
 
 
-def test_analyse_is_the_protocol_of_the_cycle():
+def test_analyze_is_the_protocol_of_the_cycle():
     background, observations = problem()
     analysis = analysis_of(Stub("increment"))
-    result = analysis.analyse(background.unsqueeze(1).requires_grad_(), observations)
+    result = analysis.analyze(background.unsqueeze(1).requires_grad_(), observations)
     assert result.shape == (2, 1, 3, 16, 32)
     assert not result.requires_grad
     assert torch.equal(result.squeeze(1), analysis(background, observations))
@@ -244,7 +244,7 @@ def test_analyse_is_the_protocol_of_the_cycle():
 def test_a_network_learns_after_an_analysis_and_from_it(small_adas):
     background, observations = problem()
     analysis = analysis_of(small_adas(seed=1))
-    first = analysis.analyse(background.unsqueeze(1), observations).squeeze(1)
+    first = analysis.analyze(background.unsqueeze(1), observations).squeeze(1)
     assert not first.is_inference()
     (analysis(first, observations) * first).sum().backward()
     assert all(p.grad is not None for p in analysis.parameters())
