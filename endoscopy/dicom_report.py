@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
 
-from core_gates.errors import GatesError, MissingExtraError
+from core_gates.errors import GatesError
 from endoscopy.bundles.sizing_bundle import NO_CALIBRATION, RESEARCH_ONLY, Scope
 from endoscopy.inputs.frame_sources import dicom_headers
 from endoscopy.prediction import Prediction
@@ -83,10 +83,8 @@ def require_reportable(source: str | Path, kind: str, named: str | None, scope: 
         GatesError: The source is not DICOM, or its scope has no calibration.
         MissingExtraError: highdicom is not installed.
     """
-    try:
-        import highdicom
-    except ImportError as error:
-        raise MissingExtraError("dicom-sr", "highdicom") from error
+    import highdicom
+
     if kind != "dicom":
         raise GatesError(f"{source}: is no DICOM source; a structured report needs its study")
     if not scope.is_calibrated(named):

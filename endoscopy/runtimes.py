@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from core_gates.errors import GatesError, MissingExtraError
+from core_gates.errors import GatesError
 from endoscopy.bundles.sizing_bundle import NO_CALIBRATION, RESEARCH_ONLY, SizingBundle
 from endoscopy.data.streams import ENDOSCOPY
 from endoscopy.models.sizer import NUM_GEOMETRY, channels_of, fold
@@ -161,12 +161,8 @@ def _check(model: nn.Module, example: Sequence[Tensor], run: Any, name: str) -> 
 
 def _packages() -> tuple[Any, Any]:
     """Return onnx and onnxruntime."""
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        try:
-            __import__(package)
-        except ImportError as error:
-            raise MissingExtraError("export", package) from error
     import onnx
     import onnxruntime
+    import onnxscript  # noqa: F401 - which the exporter of PyTorch imports
 
     return onnx, onnxruntime

@@ -11,7 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from core_gates.errors import GatesError, MissingExtraError
+from core_gates.errors import GatesError
 from language.tokenizer import utf8
 
 PYTHON = "python"
@@ -248,11 +248,9 @@ def _checked(text: Any, place: str) -> str:
 
 def _parquet(path: Path) -> Iterator[tuple[int, str]]:
     """Yield number and text of each row."""
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise MissingExtraError("language", "pyarrow") from error
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     number = 0
     try:
         with pq.ParquetFile(path) as table:

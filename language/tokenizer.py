@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from core_gates.errors import GatesError, MissingExtraError
+from core_gates.errors import GatesError
 from harness.files.atomic import write_bytes
 
 BYTES = "bytes"
@@ -171,10 +171,8 @@ class FileTokenizer:
     """
 
     def __init__(self, path: str | Path) -> None:
-        try:
-            import tokenizers
-        except ImportError as error:
-            raise MissingExtraError("language", "tokenizers") from error
+        import tokenizers
+
         self._path = path = Path(path)
         try:
             self._content = path.read_bytes()

@@ -137,10 +137,8 @@ def _load_aoti(path: Path) -> Score:
 
 
 def _load_onnx(path: Path) -> Score:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingExtraError("export", "onnxruntime") from error
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

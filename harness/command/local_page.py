@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from core_gates.errors import GatesError, MissingExtraError
+from core_gates.errors import GatesError
 
 LOCAL = "127.0.0.1"
 ENDS = (signal.SIGINT, signal.SIGTERM)
@@ -38,10 +38,8 @@ def private_folder() -> Iterator[Path]:
     """
     with tempfile.TemporaryDirectory(prefix="gates-demo-") as folder:
         os.environ.update(PRIVATE | {"GRADIO_TEMP_DIR": str(Path(folder) / "uploads")})
-        try:
-            import gradio  # noqa: F401
-        except ImportError as error:
-            raise MissingExtraError("demo", "gradio") from error
+        import gradio  # noqa: F401
+
         yield Path(folder)
 
 

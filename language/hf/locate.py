@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 from packaging.version import Version
 from torch import nn
 
-from core_gates.errors import GatesError, MissingExtraError
+from core_gates.errors import GatesError
 
 QUERIES = ("q_proj", "q_a_proj", "qkv_proj", "query_key_value", "c_attn", "Wqkv", "Wq", "project_q")
 """Names of the projection that makes queries; a module with one of them is attention."""
@@ -56,10 +56,8 @@ def require_transformers() -> Any:
         MissingExtraError: It is not installed.
         GatesError: It is older than `OLDEST`.
     """
-    try:
-        import transformers
-    except ImportError as error:
-        raise MissingExtraError("language", "transformers") from error
+    import transformers
+
     if Version(transformers.__version__) < Version(OLDEST):
         raise GatesError(
             f"transformers {transformers.__version__} is too old, expected {OLDEST} or newer, whose"

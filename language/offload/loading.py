@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core_gates.errors import GatesError, MissingExtraError
+from core_gates.errors import GatesError
 from language.hf.locate import require_transformers
 from language.hf.pregating import restore_pregates
 from language.hf.pretrained import CONFIG, in_one_line
@@ -41,10 +41,8 @@ def load_offloaded(
             or lacks tensors.
     """
     folder = Path(folder)
-    try:
-        from accelerate import init_empty_weights
-    except ImportError as error:
-        raise MissingExtraError("pretrained", "accelerate") from error
+    from accelerate import init_empty_weights
+
     auto = require_transformers()
     remedy = "give the folder of a mixture model as transformers writes it"
     if not (folder / CONFIG).is_file():  # else transformers tells of its site

@@ -1,7 +1,5 @@
 """The structured report carries lengths and the patient; nothing else carries the patient."""
 
-import sys
-
 import numpy as np
 import pandas as pd
 import pydicom
@@ -121,9 +119,9 @@ def test_a_source_without_a_study_is_refused_in_one_line(tmp_path, source, refus
             tmp_path / "report.dcm", source, prediction, objects, SCOPE)  # fmt: skip
 
 
-def test_a_missing_package_names_the_extra(monkeypatch, tmp_path, source):
+def test_a_missing_package_names_the_extra(absent, tmp_path, source):
     prediction, objects = predicted(source)
-    monkeypatch.setitem(sys.modules, "highdicom", None)
+    absent("highdicom")
     line = r"needs highdicom: pip install 'gatesuite\[dicom-sr\]'"
     with pytest.raises(MissingExtraError, match=line):
         write_dicom_report(tmp_path / "report.dcm", source, prediction, objects, SCOPE)

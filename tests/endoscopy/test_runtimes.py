@@ -1,7 +1,6 @@
 """Exported networks compute what PyTorch computes, for any number of frames, without gates."""
 
 import json
-import sys
 from collections import Counter
 from functools import partial
 
@@ -131,8 +130,8 @@ def test_a_wrong_program_is_not_written():
         export_program(PositionalSizer(Fickle(), ("rgb_mask",)).eval(), example())
 
 
-def test_a_missing_package_names_the_extra(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "onnxscript", None)
+def test_a_missing_package_names_the_extra(absent, tmp_path):
+    absent("onnxscript")
     model = PositionalSizer(network(tiny_resnet), ("rgb_mask",)).eval()
     with pytest.raises(
         MissingExtraError, match=r"export needs onnxscript: pip install 'gatesuite\[export"

@@ -1,7 +1,6 @@
 """Bytes and files of tokenizers: tokens, their bytes, and the packages that open them."""
 
 import json
-import sys
 from hashlib import sha256
 from itertools import pairwise
 
@@ -226,7 +225,7 @@ def test_unknown_tokens_are_refused(byte_level, refuses):
     )
 
 
-def test_a_missing_package_is_named(tmp_path, monkeypatch, refuses):
+def test_a_missing_package_is_named(tmp_path, absent, refuses):
     path = saved(lossy(), tmp_path) / "tokenizer.json"
-    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    absent("tokenizers")
     refuses(MissingExtraError, ("language needs tokenizers", lambda: load_tokenizer(path)))

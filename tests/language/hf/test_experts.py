@@ -191,11 +191,11 @@ def test_another_gate_is_refused():
         call(experts_of(DeepseekV4Experts))
 
 
-def test_transformers_is_there_and_new_enough(monkeypatch):
+def test_transformers_is_there_and_new_enough(monkeypatch, absent):
     assert ALL_EXPERTS_FUNCTIONS["gates"] is run_experts
     monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace(__version__="5.6.2"))
     with pytest.raises(GatesError, match=rf"^transformers 5\.6\.2 .* expected {OLDEST} or newer"):
         register_experts()
-    monkeypatch.setitem(sys.modules, "transformers", None)
+    absent("transformers")
     with pytest.raises(MissingExtraError, match="language needs transformers"):
         register_experts()

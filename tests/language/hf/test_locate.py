@@ -67,7 +67,7 @@ def without(model, **changes):
     return model
 
 
-def test_other_models_are_refused(refuses, monkeypatch):
+def test_other_models_are_refused(refuses, absent):
     heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "d_model": 32}
     mamba = {"num_hidden_layers": 1, "state_size": 4}
     refuses(
@@ -94,7 +94,7 @@ def test_other_models_are_refused(refuses, monkeypatch):
         ("^LlamaModel has 20 weights on the meta device", lambda: fingerprint(meta("Llama"))),
         ("^Linear is not a model of transformers: open", lambda: locate_attention(nn.Linear(2, 2))),
     )  # fmt: skip
-    monkeypatch.setitem(sys.modules, "transformers", None)
+    absent("transformers")
     refuses(MissingExtraError, ("needs transformers", lambda: locate_attention(nn.Linear(2, 2))))
 
 

@@ -6,7 +6,6 @@ import functools
 import gc
 import json
 import shutil
-import sys
 import threading
 
 import pytest
@@ -425,10 +424,10 @@ def test_bad_inputs_are_one_line(checkpoint, load, refuses, tmp_path):
     )
 
 
-def test_what_is_not_there_is_one_line(load, refuses, monkeypatch):
+def test_what_is_not_there_is_one_line(load, refuses, monkeypatch, absent):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     refuses(GatesError, ("PyTorch finds no GPU here", lambda: load(device="cuda")))
-    monkeypatch.setitem(sys.modules, "accelerate", None)
+    absent("accelerate")
     refuses(GatesError, (r"needs accelerate: pip install 'gatesuite\[pretrained\]'$", load))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core_gates.errors import GatesError, MissingExtraError
+from core_gates.errors import GatesError
 from weather.models.fengwu.network import FRAMES
 from weather.models.leapfrog import num_steps
 from weather.state import FENGWU, ChannelSpec, Normalizer
@@ -198,10 +198,8 @@ def read_statistics(folder: Path, channels: ChannelSpec) -> Normalizer:
 
 
 def _session(path: Path) -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingExtraError("export", "onnxruntime") from error
+    import onnxruntime
+
     if not path.is_file():
         raise GatesError(f"{path} does not exist: name the ONNX file of a forecast model")
     options = onnxruntime.SessionOptions()

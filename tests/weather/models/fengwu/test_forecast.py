@@ -2,7 +2,6 @@
 
 import itertools
 import runpy
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -351,7 +350,7 @@ def test_statistics_that_do_not_fit(file, tmp_path, name, content, words):
         PublishedForecast(tmp_path / "fengwu.onnx", CHANNELS)
 
 
-def test_missing_packages(file, monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+def test_missing_packages(file, absent):
+    absent("onnxruntime")
     with pytest.raises(MissingExtraError, match=r"export needs onnxruntime"):
         PublishedForecast(file, CHANNELS)
