@@ -28,11 +28,8 @@ REPEATED = {
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 DOTTED = re.compile(r"(?:\w+[.:])+\w+")
 WORDS = re.compile(r"[A-Za-z_]\w*")
-TABLE = "for a row of the weather table to come"
 KEPT = {
     "tiny_vit": "a benchmark takes it by its plain name",
-    "DenseControl": TABLE,
-    "gradient_error": TABLE,
 }
 """Definitions that only tests use, with the reason why they stay."""
 

@@ -10,7 +10,7 @@ from weather.baselines.assimilator import (
 )
 from weather.baselines.covariance import Covariance, DenseCovariance, SampleCovariance
 from weather.baselines.letkf import LETKF
-from weather.baselines.minimizer import ControlVariable, DenseControl
+from weather.baselines.minimizer import ControlVariable
 from weather.baselines.optimal_interpolation import OptimalInterpolation
 from weather.baselines.spectral_covariance import SpectralCovariance
 from weather.baselines.variational import FourDVar, ThreeDVar
@@ -21,7 +21,6 @@ __all__ = [
     "Climatology",
     "ControlVariable",
     "Covariance",
-    "DenseControl",
     "DenseCovariance",
     "FourDVar",
     "FreeRun",

@@ -32,28 +32,6 @@ class ControlVariable(Protocol):
         ...
 
 
-class DenseControl:
-    """The symmetric square root of a covariance matrix, for states of some thousand values.
-
-    Args:
-        matrix: B (n, n); eigenvalues below zero, which rounding leaves, count as zero.
-
-    Raises:
-        ValueError: The matrix is not square.
-    """
-
-    def __init__(self, matrix: Tensor) -> None:
-        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-            raise ValueError(f"expected a square matrix, found shape {tuple(matrix.shape)}")
-        values, vectors = torch.linalg.eigh(matrix.double())
-        self._root = (vectors * values.clamp(min=0.0).sqrt()) @ vectors.T
-        self.size = self.num_controls = len(matrix)
-
-    def increment(self, control: Tensor) -> Tensor:
-        """Return ``U v`` (N, n) of control vectors (N, n)."""
-        return control @ self._root
-
-
 def adjoint_increment(control: ControlVariable, states: Tensor) -> Tensor:
     """Return ``U' x`` (N, k) of states (N, n), by autograd."""
     origin = states.new_zeros(len(states), control.num_controls).requires_grad_()

@@ -164,31 +164,3 @@ class FourDVar:
             )
             for number, fields in enumerate([*past, observations])
         ]
-
-
-def gradient_error(cost: WindowCost, control: Tensor, *, step: float, seed: int = 0) -> float:
-    """Return the relative error of the gradient of the first cost in a random direction.
-
-    The derivative is compared with central differences of fourth order. It is the gradient test of
-    Navon et al. (1992), for a model of the user.
-
-    Args:
-        cost: The costs.
-        control: (k,) float64, where the gradient is tested.
-        step: Length of a step in the direction, whose length is 1.
-        seed: Draws the direction.
-    """
-    first = torch.zeros(1, dtype=torch.long)
-    point = control.detach().clone().requires_grad_()
-    direction = torch.randn(
-        len(control), generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    )
-    direction /= direction.norm()
-    with torch.enable_grad():
-        (gradient,) = torch.autograd.grad(cost(point[None], first).sum(), point)
-    slope = float(gradient @ direction)
-    steps = torch.tensor([-2.0, -1.0, 1.0, 2.0], dtype=torch.float64) * step
-    with torch.no_grad():
-        at = [float(cost((control + s * direction)[None], first)) for s in steps]
-    numeric = (at[0] - 8 * at[1] + 8 * at[2] - at[3]) / (12 * step)
-    return abs(slope - numeric) / abs(slope)

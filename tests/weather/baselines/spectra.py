@@ -52,3 +52,53 @@ def correlation_spectrum(correlation, truncation):
     values = correlation(nodes.acos() * EARTH_RADIUS_KM)
     spectrum = (legendre * (weights * values)).sum(1).clamp(min=0.0) / 2
     return spectrum / ((2 * degree + 1) * spectrum).sum()
+
+
+class DenseControl:
+    """The symmetric square root of a covariance matrix, for states of some thousand values.
+
+    Args:
+        matrix: B (n, n); eigenvalues below zero, which rounding leaves, count as zero.
+
+    Raises:
+        ValueError: The matrix is not square.
+    """
+
+    def __init__(self, matrix):
+        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+            raise ValueError(f"expected a square matrix, found shape {tuple(matrix.shape)}")
+        values, vectors = torch.linalg.eigh(matrix.double())
+        self._root = (vectors * values.clamp(min=0.0).sqrt()) @ vectors.T
+        self.size = self.num_controls = len(matrix)
+
+    def increment(self, control):
+        """Return ``U v`` (N, n) of control vectors (N, n)."""
+        return control @ self._root
+
+
+def gradient_error(cost, control, *, step, seed=0):
+    """Return the relative error of the gradient of the first cost in a random direction.
+
+    The derivative is compared with central differences of fourth order. It is the gradient test of
+    Navon et al. (1992), for a model of the user.
+
+    Args:
+        cost: The costs.
+        control: (k,) float64, where the gradient is tested.
+        step: Length of a step in the direction, whose length is 1.
+        seed: Draws the direction.
+    """
+    first = torch.zeros(1, dtype=torch.long)
+    point = control.detach().clone().requires_grad_()
+    direction = torch.randn(
+        len(control), generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
+    direction /= direction.norm()
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(cost(point[None], first).sum(), point)
+    slope = float(gradient @ direction)
+    steps = torch.tensor([-2.0, -1.0, 1.0, 2.0], dtype=torch.float64) * step
+    with torch.no_grad():
+        at = [float(cost((control + s * direction)[None], first)) for s in steps]
+    numeric = (at[0] - 8 * at[1] + 8 * at[2] - at[3]) / (12 * step)
+    return abs(slope - numeric) / abs(slope)

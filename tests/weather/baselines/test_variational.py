@@ -6,10 +6,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tests.weather.baselines.spectra import correlation_spectrum, univariate
+from tests.weather.baselines.spectra import (
+    DenseControl,
+    correlation_spectrum,
+    gradient_error,
+    univariate,
+)
 from weather.baselines.covariance import DenseCovariance, gaspari_cohn
 from weather.baselines.minimizer import (
-    DenseControl,
     Timed,
     WindowCost,
     adjoint_increment,
@@ -19,7 +23,7 @@ from weather.baselines.spectral_covariance import (
     LinearBalance,
     SpectralCovariance,
 )
-from weather.baselines.variational import FourDVar, ThreeDVar, gradient_error
+from weather.baselines.variational import FourDVar, ThreeDVar
 from weather.cycle import Cycle
 from weather.grid import great_circle_km
 from weather.models.leapfrog import GRAVITY, ROTATION
