@@ -38,7 +38,8 @@ def test_the_base_alone_imports_or_names_extras(tmp_path):
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "env"], check=True)
     python = tmp_path / "env" / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "--quiet", ROOT], check=True)
-    command = [python, FIXTURE, ROOT, *PACKAGES]
+    installed = sorted({*PACKAGES} - {"benchmarks"})
+    command = [python, FIXTURE, ROOT, *installed]
     run = subprocess.run(command, capture_output=True, text=True, cwd="/", check=True)
     assert [line for line in run.stdout.splitlines() if ":" in line] == []
     assert int(run.stdout.split()[-1]) > 100
