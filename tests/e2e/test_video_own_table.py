@@ -81,7 +81,7 @@ def test_a_planted_signal_is_found_and_shuffled_labels_are_told(own):
         assert (found["home"] < found["base_rates"] - 0.02) == (name == "log")
         told = "home is not shown to beat base rates" in said
         assert told == any("not shown to beat" in note for note in scores["notes"])
-        assert told == (found["home"] >= found["base_rates"])
+        assert told == (name == "shuffled")  # with intercepts both losses are level there
 
 
 def test_ids_of_another_form_and_single_tasks_are_told(own, tmp_path):
