@@ -159,7 +159,7 @@ def search(
         prompt: What is looked for, in words; none with --like.
         folder: Folder that was indexed; if null, this one, or else the adapters that ship.
         k: Number of adapters.
-        mode: What is compared: weights, metadata, hybrid (both), or weights after what is named.
+        mode: What is compared: weights, metadata, hybrid (both), or names, then weights.
         like: Adapter of the folder or any file that others are compared with, instead of a prompt.
         encoder: Folder or file of the encoder that the folder was indexed with.
         text_encoder: Text encoder that the encoder was trained with.

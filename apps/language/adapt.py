@@ -49,7 +49,7 @@ class AdapterRecipe:
         scale: Factor of what an adapter adds, at any rank.
         threshold: What is taken off gates after every step of the last stage, whatever that keeps;
             if null, it follows the gates so that ``kept`` of them remain.
-        kept: Fraction of all components that remains; 0.6 if this and ``threshold`` are null.
+        kept: Target for the fraction of all components that remains; 0.6 if ``threshold`` is null.
         stages: Stages in which the threshold grows linearly, from zero if there are several. Each
             begins with the largest learning rate again, for every method.
         steps: Steps of all stages.

@@ -123,7 +123,7 @@ def evaluate(
 
     Args:
         place: Filled in by the command line.
-        model: See ``distill``.
+        model: The model whose attention is distilled, see ``distill``; seer.yaml names one.
         recipe: Filled in by the command line.
         measured: Filled in by the command line.
         bars: Filled in by the command line.

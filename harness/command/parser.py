@@ -290,7 +290,8 @@ def lacking(names: Sequence[str], verb: str, app: str, config: Path | None = Non
     """
     keys = [name.removeprefix(f"{verb}.") for name in names]
     if places := [key for key in keys if "." not in key]:
-        return f"nothing is given for {', '.join(key.upper() for key in places)}"
+        names = ", ".join(key.upper() for key in places)
+        return f"nothing is given for {names}: see gates {app} {verb} --help"
     if config is not None:
         return f"{config} lacks {', '.join(keys)}"
     known = packaged_configs(app)

@@ -98,6 +98,7 @@ def test_words_may_be_left_out(run):
 
 def test_a_path_that_is_missing_is_named(run):
     done = run("turn", "a")
-    assert (done.code, done.err) == (2, "gates toy turn: error: nothing is given for RIGHT\n")
+    line = "gates toy turn: error: nothing is given for RIGHT: see gates toy turn --help\n"
+    assert (done.code, done.err) == (2, line)
     done = run("turn", "a", "b", "--root", "c")
     assert "unrecognized arguments: --root" in done.err
