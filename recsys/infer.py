@@ -117,7 +117,7 @@ def infer_schema(
             feature is left, or one is called like the indicator of another.
         RowError: A label is neither 0 nor 1.
     """
-    tasks = _stated(labels, table)
+    tasks = stated_tasks(labels, table)
     bare = FeatureSchema(tasks=tasks, user=user, item=item, time=time, weight=weight, dim=dim)
     named = [*bare.labels, *bare.keys, *drop]
     _check_named(table, named)
@@ -153,12 +153,23 @@ def _products(
     return (Product(user, item),) if schema.user and schema.item and user and item else ()
 
 
-def _stated(labels: Labels, table: pl.DataFrame) -> tuple[Task, ...]:
-    """Return tasks, those whose labels have more numbers than a category has as regressions."""
+def stated_tasks(labels: Labels, table: pl.DataFrame) -> tuple[Task, ...]:
+    """Return tasks, those whose labels are numbers as regressions.
+
+    Numbers are more than two values that are more than a category has, not whole, or never 0; a
+    single 2 among 0 and 1 is none, and refused where labels are read.
+
+    Raises:
+        GatesError: All labels are numbers.
+    """
     tasks = []
     for task in tasks_of(labels):
-        column = table.get_column(task.column, default=None)
-        number = column is not None and column.dtype.is_numeric() and column.n_unique() > FEW
+        column = table.get_column(task.column, default=pl.Series()).drop_nulls()
+        number = (
+            column.dtype.is_numeric()
+            and (count := column.n_unique()) > 2
+            and (count > FEW or bool((column != 0).all() or (column % 1 != 0).any()))
+        )
         tasks.append(dataclasses.replace(task, kind="regression") if number else task)
     if tasks and all(task.kind == "regression" for task in tasks):
         raise GatesError(

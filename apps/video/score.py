@@ -227,6 +227,8 @@ class ShardWriter:
         """Yield how many rows have values that training had not, for each column with one."""
         for name, (low, _, median, _, high) in self.ranges.items():
             rows, below, above, *_ = self.counts[name].tolist()
+            if self.rows and not rows:
+                yield f"WARNING: {name}: no row holds a number"
             ends = (
                 (below, "below the training minimum", low),
                 (above, "above the training maximum", high),

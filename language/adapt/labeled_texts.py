@@ -204,7 +204,8 @@ def read_rows(path: Path, columns: Sequence[str] = ()) -> list[Row]:
         raise GatesError(
             f"--columns names {', '.join(columns)}, expected one or two of texts and that of labels"
         )
-    reader = _tables if path.suffix in TABLES else _json_lines if path.suffix in LINES else _labels
+    suffix = path.suffix.lower()
+    reader = _tables if suffix in TABLES else _json_lines if suffix in LINES else _labels
     return [_row(*fields, wanted) for fields in reader(path, wanted)]
 
 
@@ -214,7 +215,7 @@ def texts_of_file(path: Path, columns: Sequence[str] = ()) -> list[tuple[str, ..
     Raises:
         GatesError: There is none, or see :func:`read_rows`.
     """
-    if path.suffix in (*TABLES, *LINES):
+    if path.suffix.lower() in (*TABLES, *LINES):
         found = [row.texts for row in read_rows(path, columns)]
     else:
         found = [(line.strip(),) for _, line in _lines(path)]

@@ -1,5 +1,6 @@
 """Requests of users, and tables, that a stored model scores."""
 
+import dataclasses
 import datetime
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from core_gates.errors import GatesError
 from recsys.columns.canonical import RowError
+from recsys.data.readers import OwnTable
 from recsys.infer import infer_schema, plain
 from recsys.model_folder import load_model
 from recsys.schema import FeatureSchema, Product, Task
@@ -307,6 +309,18 @@ def test_a_label_of_many_numbers_is_a_regression_next_to_one_of_zeros_and_ones(t
         infer_schema(table, ["price"])
     with pytest.raises(RowError, match="a label or mask must be 0 or 1"):
         infer_schema(table, ["bought", "hour"])  # few numbers are no quantity
+
+
+@pytest.mark.fault("46 R6")
+@pytest.mark.parametrize("values", [[0.5, 1.0, 1.5, 5.0], [1, 2, 3, 4, 5], [0.37, *range(90)]])
+def test_a_table_with_a_label_of_numbers_is_read(tmp_path, values):
+    rows = pl.DataFrame({"click": [0, 1] * 100, "book": [f"b{n % 7}" for n in range(200)]})
+    rows = rows.with_columns(rating=pl.Series([values[n % len(values)] for n in range(200)]))
+    rows.write_parquet(tmp_path / "log.parquet")
+    source = OwnTable(str(tmp_path / "log.parquet"), ["rating", "click"], item="book")
+    assert source.read().schema.regressions == (Task("rating", kind="regression"),)
+    with pytest.raises(GatesError, match="all labels are numbers, as 'rating'"):
+        dataclasses.replace(source, labels=["rating"]).read()
 
 
 @pytest.mark.fault("46 R5")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,9 +13,9 @@ import polars as pl
 
 from core_gates.errors import GatesError, check_at_least, check_option
 from recsys.columns.canonical import RowError
-from recsys.data.readers.files import files_of, located_in, read_table
+from recsys.data.readers.files import files_of, located_in, read_file, read_table
 from recsys.data.tables import RankingTables, Split, split_by_hash, split_by_time
-from recsys.infer import infer_schema
+from recsys.infer import infer_schema, stated_tasks
 from recsys.schema import FeatureSchema, tasks_of
 
 SplitKind = Literal["time", "user", "row"]
@@ -26,8 +27,8 @@ class OwnTable:
 
     Attributes:
         path: The rows, see :func:`recsys.data.readers.files.read_table`.
-        labels: Columns with 0 and 1 that are predicted; or name to category. Not needed with a
-            schema.
+        labels: Columns with 0 and 1 that are predicted, and of numbers next to them; or name to
+            category. Not needed with a schema.
         user: Column of the user; each row its own if empty.
         item: Column of what is ranked.
         time: Column that orders the rows.
@@ -77,6 +78,9 @@ class OwnTable:
         """
         checked = self._known()
         given = None if self.schema is None else checked
+        if given is None:
+            first = read_file(files_of(Path(self.path))[0], missing=self.missing)
+            checked = dataclasses.replace(checked, tasks=stated_tasks(self.labels, first))
         columns = None if given is None else [*given.features, *given.labels, *given.keys]
         read = partial(read_table, schema=checked, columns=columns, missing=self.missing)
         table = read(self.path)

@@ -138,7 +138,7 @@ def test_unseen_values_are_a_warning_where_they_are_many_or_far_above_validation
     (name, *_) = names = world.model.scorer.sparse_names
     writer = ShardWriter(world.model, [0], None, {} if before is None else {name: before})
     writer.rows, writer.unknown = 1000, np.array([1000 * rate] + [0] * (len(names) - 1), int)
-    (line,) = writer.doubts()
+    *_, line = writer.doubts()  # after those of numbers, of which it has none
     assert line.startswith("WARNING: ") == warns
     told = f"{name}: {1000 * rate:.0f} of 1,000 rows ({rate:.1%}) hold values that training has not"
     assert told in line
@@ -163,6 +163,12 @@ def test_a_column_in_another_unit_is_told(shop, world, capsys):
     table.with_columns(age=middle).write_parquet(world.tmp / "same.parquet")
     world.run(world.tmp / "same.parquet", output=str(world.tmp / "same"))
     assert "age:" not in capsys.readouterr().out
+    for name, value in (("none", None), ("endless", float("inf"))):
+        table.with_columns(age=pl.lit(value, pl.Float64)).write_parquet(
+            world.tmp / f"{name}.parquet"
+        )
+        world.run(world.tmp / f"{name}.parquet", output=str(world.tmp / name))
+        assert "WARNING: age: no row holds a number\n" in capsys.readouterr().out
 
 
 def test_names_that_collide_are_refused(shop, world):
