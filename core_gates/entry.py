@@ -21,7 +21,7 @@ def gates() -> int:
         folders = [Path(folder) for folder in (spec and spec.submodule_search_locations) or ()]
         if spec is not None and ROOT / package not in folders:
             sys.stderr.write(
-                f"gates: error: {(folders or [spec.origin])[0]} comes before {ROOT / package} on "
+                f"gates: error: {folders[0] if folders else spec.origin} comes before {ROOT / package} on "
                 "the path: rename it, or take its folder out of PYTHONPATH\n"
             )
             return 2

@@ -23,7 +23,7 @@ def exports(
     stub = ast.parse(Path(file).with_suffix(".pyi").read_text(encoding="utf-8"))
     imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
     homes = {
-        alias.asname: ("." * node.level + str(node.module), alias.name)
+        alias.asname or alias.name: ("." * node.level + str(node.module), alias.name)
         for node in imports
         for alias in node.names
     }

@@ -171,7 +171,8 @@ def _draft(source: Path, columns: Columns, folder: Path) -> None:
         "schema": plain(tables.schema),
     }
     kind = "recsys.data.readers.own_table.OwnTable"
-    content = {"data": {"source": {"class_path": kind, "init_args": init}}}
+    source_of = {"class_path": kind, "init_args": init}
+    content = {"model": {"intercepts": "validation"}, "data": {"source": source_of}}
     text = report(tables, [name for name in (columns.user, columns.item, columns.time) if name])
     with replacing(folder) as temporary:
         temporary.mkdir(parents=True)
