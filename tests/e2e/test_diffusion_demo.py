@@ -66,7 +66,7 @@ def test_a_call_of_the_page_makes_images(server):
         for d in config["dependencies"]
         if len(d["inputs"]) == 3 and "click" in str(d["targets"])
     }
-    call = {"data": ["snow", 2, 0], "fn_index": number, "session_hash": "s"}
+    call = {"data": ["snow, evil", 2, 0], "fn_index": number, "session_hash": "s"}
     request = Request(
         f"{server}/gradio_api/queue/join",
         json.dumps(call).encode(),

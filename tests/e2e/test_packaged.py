@@ -17,10 +17,12 @@ ROOT = Path(__file__).parents[2]
 CENSUS = ROOT.parent / "shared" / "data" / "recsys" / "census_income_kdd_test.parquet"
 PACKAGES = {"diffusion": "diffusion", "endoscopy": "endoscopy", "language": "language",
             "video": "video_multitask", "weather": "weather"}  # fmt: skip
-USED = [("language", "offload"), ("diffusion", "fusion")]
+USED = [("language", "offload")]
 """Evaluations of weights that ship with another configuration."""
 
 APART = {
+    ("diffusion", "fusion"): "all that it needs ships: nothing is sent",
+    ("video", "play_time"): "the same",
     ("endoscopy", "segmenter"): "no configuration",
     ("endoscopy", "honest"): "all that it needs ships: nothing is sent",
     ("language", "seer_smollm2"): "that of seer, on a model of another package",

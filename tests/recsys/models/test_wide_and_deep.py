@@ -69,7 +69,8 @@ def test_it_starts_as_a_trained_linear_and_leaves_it(deep):
     deeper = made.net.deep(v, None, ids)
     assert_close(made.outputs(v, ids), made.net.linear(first) + deeper)
     assert deeper.abs().max() > 1e-3
-    assert_close(made.folded()(*batch), made(*batch), rtol=0, atol=1e-5)
+    expected = made(*batch)  # up to a thousand, where float32 has steps of 1e-4
+    assert_close(made.folded()(*batch), expected, rtol=2e-7, atol=1e-5)
 
 
 def test_a_linear_starts_from_a_linear_with_its_average_and_is_saved(tmp_path):
