@@ -245,5 +245,5 @@ def fetched(
 
 
 def rarest(order: Sequence[int]) -> set[int]:
-    """Return the experts of a prompt that travel in 2 bits, the last quarter of their order."""
+    """Return the experts of a prompt that travel in 2 bits, the last quarter by popularity."""
     return set(order[len(order) - int(RARE * len(order)) :])

@@ -91,7 +91,9 @@ class Offload:
         ranked = guesses.predict(layer, seen).cpu()
         padding = guesses.padding if len(guesses.padding) == len(ranked) else None
         order = fetched(ranked, self.sizes.k, guesses.width, self.sizes.experts, padding)
-        after.rare = rarest(order) if self.store.hybrid and guesses.prompt else set()
+        by_popularity = bool((ranked != ranked[0]).any())  # else tokens are not distinguished
+        hybrid = self.store.hybrid and guesses.prompt and by_popularity
+        after.rare = rarest(order) if hybrid else set()
         for key in map(after.key_of, order):
             if key in after.loads or not guesses.free:
                 continue

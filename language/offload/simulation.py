@@ -187,6 +187,7 @@ class Simulation:
         self.link = Link(cost.link, cost.unpack if bits else 0.0)
         self.width = setup.guesses(sizes.k, sizes.experts)
         self.orders = replayed.orders(setup.predictor)
+        self.by_popularity = setup.predictor not in ("all", "frequency")  # of experts of a prompt
         if mapped:
             self.spans = [1] * sizes.layers
             self.caches = [make_cache("lru", budget)] * sizes.layers
@@ -245,7 +246,7 @@ class Simulation:
             return
         order, prompt = self.orders[layer][step], self.replayed.tokens[step] > 1
         order = order if prompt else order[: self.width]
-        if len(self.volumes) > 1 and prompt:
+        if len(self.volumes) > 1 and prompt and self.by_popularity:
             self.rare = rarest(order)
         there = self.caches[layer + 1].resident
         free, experts = self.width - len(self.link.guesses()), self.sizes.experts

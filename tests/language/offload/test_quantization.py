@@ -164,6 +164,13 @@ def test_hybrid_results_do_not_depend_on_what_was_there(load):
     assert torch.equal(logits_of(load("hybrid", predictor="none")), four)  # nothing is guessed
 
 
+@pytest.mark.fault("46 O1")
+def test_where_tokens_are_not_distinguished_no_expert_is_the_least_popular(load):
+    """All experts of a prompt are fetched by their numbers, which say nothing of their use."""
+    hybrid = logits_of(load("hybrid", predictor="all", slots=E))
+    assert torch.equal(hybrid, logits_of(load("int4")))
+
+
 def test_the_file_is_written_once(load, tmp_path):
     load("int4")
     (path,) = tmp_path.glob("experts-*.int4")
