@@ -203,7 +203,9 @@ def _train_best(
             won = rate, copy.deepcopy(module.state_dict())
     module.load_state_dict(won[1])
     size = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    job.note(**{name: {"bits": bits_per_token(model, tested), "rate": won[0], "size": size}})
+    tried = {str(rate): bits for rate, bits in trials.items()}
+    bits = bits_per_token(model, tested)
+    job.note(**{name: {"bits": bits, "rate": won[0], "size": size, "trials": tried}})
 
 
 def measured(held_out: WindowLoader) -> NDArray[np.int64]:
