@@ -21,8 +21,8 @@ def gates() -> int:
         folders = [Path(folder) for folder in (spec and spec.submodule_search_locations) or ()]
         if spec is not None and ROOT / package not in folders:
             sys.stderr.write(
-                f"gates: error: {folders[0] if folders else spec.origin} comes before {ROOT / package} on "
-                "the path: rename it, or take its folder out of PYTHONPATH\n"
+                f"gates: error: {folders[0] if folders else spec.origin} comes before "
+                f"{ROOT / package} on the path: rename it, or take its folder out of PYTHONPATH\n"
             )
             return 2
     return int(import_module("apps.main").main())

@@ -165,6 +165,7 @@ def stated_tasks(labels: Labels, table: pl.DataFrame) -> tuple[Task, ...]:
     tasks = []
     for task in tasks_of(labels):
         column = table.get_column(task.column, default=pl.Series()).drop_nulls()
+        column = column.drop_nans() if column.dtype.is_float() else column
         number = (
             column.dtype.is_numeric()
             and (count := column.n_unique()) > 2
