@@ -104,7 +104,7 @@ def infer_schema(
 
     Args:
         table: Training rows; a part of many.
-        labels: Columns with 0 and 1, or tasks; a column of more than 50 numbers is a regression.
+        labels: Columns with 0 and 1, or tasks; one of numbers is a regression, see `stated_tasks`.
         user: Column of the user, also a feature.
         item: Column of what is ranked, also a feature.
         time: Column that orders the rows, no feature.

@@ -34,8 +34,8 @@ class Columns:
 
     Attributes:
         labels: Columns with 0 and 1 that are predicted, as click,buy, or each with its category,
-            as {click: look, buy: act}, for which HoME has experts; next to them also numbers, of
-            more than 50 values, whose logarithm is predicted.
+            as {click: look, buy: act}, for which HoME has experts; next to them also numbers
+            (more than 50, never 0, or not whole), whose logarithm is predicted.
         user: Column of the user.
         item: Column of what is ranked.
         time: Column that orders the rows.
