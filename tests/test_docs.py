@@ -17,7 +17,8 @@ from core_gates import Gate
 
 ROOT = Path(__file__).parents[1]
 ROOMS = [f"core_gates.{room}" for room in ("adapters", "attention", "features", "gates")]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 FOLDERS = (
     "apps|benchmarks|core_gates|diffusion|docs|endoscopy|harness|language|recsys|studies|tests|"
     "video_multitask|weather"
@@ -27,6 +28,11 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 def blocks(page: Path, language: str) -> list[str]:
     return [body for name, body in FENCE.findall(page.read_text()) if name == language]
+
+
+def name_of(page: Path) -> str:
+    """``guide/weather`` of a page in ``docs``, else its name."""
+    return page.relative_to(DOCS).as_posix() if page.is_relative_to(DOCS) else page.name
 
 
 WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
@@ -52,18 +58,18 @@ def commands(page: Path) -> list[list[str]]:
 
 
 COSTLY = {
-    "core_gates.md": "compiles and exports a layer",
-    "recsys.md": "trains, exports and serves a model",
-    "weather.md": "scores real fields",
+    "guide/core_gates.md": "compiles and exports a layer",
+    "guide/recsys.md": "trains, exports and serves a model",
+    "guide/weather.md": "scores real fields",
 }
 
 
 @pytest.mark.parametrize(
     "page",
     [
-        pytest.param(page, marks=pytest.mark.costly(reason), id=page.name)
-        if (reason := COSTLY.get(page.name))
-        else pytest.param(page, id=page.name)
+        pytest.param(page, marks=pytest.mark.costly(reason), id=name_of(page))
+        if (reason := COSTLY.get(name_of(page)))
+        else pytest.param(page, id=name_of(page))
         for page in WITH_PYTHON
     ],
 )
@@ -75,7 +81,7 @@ def test_python_blocks_run(page, forked, tmp_path, monkeypatch):
     forked.finished(["page.py"], {"MPLBACKEND": "Agg"}, timeout=300)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_exist(page):
     for words in commands(page):
         name = words[0]
@@ -99,7 +105,7 @@ def help_of(*words: str) -> str:
     return out.getvalue()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_options_exist(page):
     for words in commands(page):
         options = [word.partition("=")[0] for word in words if word.startswith("--")]
@@ -129,7 +135,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=name_of)
 def test_links_and_files_exist(page):
     text = FENCE.sub("", page.read_text())
     for target in re.findall(r"\]\(([^):]+)\)", text):
@@ -155,12 +161,14 @@ def test_the_readme_links_each_system_to_its_page():
 
 def test_every_page_is_in_the_navigation():
     navigation = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
-    listed = {page for entry in navigation for page in entry.values()}
-    assert listed == {page.name for page in (ROOT / "docs").glob("*.md")}
+    (start,), *sections = (entry.values() for entry in navigation)
+    assert [*map(list, navigation[1:])] == [["Guide"], ["Evidence"], ["Reference"], ["Develop"]]
+    listed = [page for (pages,) in sections for entry in pages for page in entry.values()]
+    assert sorted([start, *listed]) == sorted(name_of(page) for page in PAGES[1:])
 
 
 def test_the_page_of_gates_names_every_gate():
-    page = (ROOT / "docs" / "gates.md").read_text()
+    page = (ROOT / "docs" / "reference" / "gates.md").read_text()
     rooms = [core_gates, *map(importlib.import_module, ROOMS)]
     exported = {name: getattr(room, name) for room in rooms for name in room.__all__}
     gates = {

@@ -141,7 +141,7 @@ def dead(modules, words):
 
 def words_of_pages():
     """Names in the code of pages, and all words of configurations."""
-    pages = "".join(page.read_text() for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")])
+    pages = "".join(page.read_text() for page in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
     texts = re.findall(r"```.*?```|`[^`]+`", pages, re.DOTALL)
     files = [ROOT / "pyproject.toml", ROOT / "mkdocs.yml"]
     files += [file for package in PACKAGES for file in (ROOT / package).rglob("*.yaml")]

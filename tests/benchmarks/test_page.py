@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
+PAGE = Path(__file__).parents[2] / "docs" / "evidence" / "benchmarks.md"
 VERDICTS = {"True": "met", "False": "**missed**", "": "not measured"}
 
 

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def schema():
-    text = (ROOT / "docs" / "outputs.md").read_text()
+    text = (ROOT / "docs" / "reference" / "outputs.md").read_text()
     found = [json.loads(body) for body in re.findall(r"```json\n(.*?)```", text, re.DOTALL)]
     return next(s for s in found if s["title"] == "benchmark")
 

@@ -128,7 +128,7 @@ def test_evaluate_begins_with_the_baselines_and_ends_with_the_path(sizing, evalu
     assert first.startswith(scores["headline"])
     assert "| constant |" in markdown
     assert [one["name"] for one in scores["data"]] == ["synthetic"]
-    page = (ROOT / "docs" / "outputs.md").read_text()
+    page = (ROOT / "docs" / "reference" / "outputs.md").read_text()
     schema = json.loads(re.findall(r"^```json\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)[0])
     jsonschema.validate(scores, schema)
 

@@ -30,7 +30,7 @@ def value(scores, method, metric="summed log_loss", task="test"):
 
 
 def test_evaluate_writes_scores_with_bars(feed, scores):
-    page = (ROOT / "docs" / "outputs.md").read_text()
+    page = (ROOT / "docs" / "reference" / "outputs.md").read_text()
     schema = json.loads(re.findall(r"^```json\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)[0])
     jsonschema.validate(scores, schema)
     assert {row["method"] for row in scores["rows"]} >= {"home", "mmoe", "duration", "oracle"}

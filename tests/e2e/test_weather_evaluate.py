@@ -71,7 +71,7 @@ def test_an_interrupted_tuning_goes_on(gates, monkeypatch):
 
 
 def test_evaluate_writes_scores_and_prints_their_path_last(gates, evaluated, scores):
-    page = (ROOT / "docs" / "outputs.md").read_text()
+    page = (ROOT / "docs" / "reference" / "outputs.md").read_text()
     schema = json.loads(re.findall(r"^```json\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)[0])
     jsonschema.validate(scores, schema)
     assert evaluated.out.splitlines()[-1] == "runs/weather/unit/scores.json"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-PAGE = (Path(__file__).parents[2] / "docs/weather.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs/guide/weather.md").read_text()
 
 
 def blocks():

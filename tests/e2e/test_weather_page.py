@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs/weather.md").read_text()
+PAGE = (ROOT / "docs/guide/weather.md").read_text()
 SCORES = json.loads((ROOT / "tests/golden/weather/osse_scores.json").read_text())
 FOUND = SCORES["osse"]
 

@@ -1,4 +1,4 @@
-"""The application of ``docs/new_application.md``, taken from the page and run."""
+"""The application of ``docs/develop/new_application.md``, taken from the page and run."""
 
 import contextlib
 import io
@@ -14,7 +14,7 @@ import pytest
 from apps.main import APPS, App, main
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "new_application.md").read_text()
+PAGE = (ROOT / "docs" / "develop" / "new_application.md").read_text()
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 VERBS = dict.fromkeys(("fit", "tune", "evaluate", "report"), "a verb")
 TABLE = {
@@ -107,7 +107,7 @@ def test_what_is_missing_is_made_once(gates, run_folder):
 
 
 def test_its_scores_fit_the_schema_and_name_their_data(run_folder):
-    text = (ROOT / "docs" / "outputs.md").read_text()
+    text = (ROOT / "docs" / "reference" / "outputs.md").read_text()
     schemas = [json.loads(body) for language, body in FENCE.findall(text) if language == "json"]
     (schema,) = (one for one in schemas if one["title"] == "scores.json")
     scores = json.loads((run_folder / "scores.json").read_text())

@@ -1,4 +1,4 @@
-"""The commands and the table of docs/diffusion.md, as ``gates diffusion`` answers them."""
+"""The commands and the table of docs/guide/diffusion.md, as ``gates diffusion`` answers them."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from diffusion.models.embedded_base import EmbeddedBase
 from diffusion.models.text_encoders import text_encoder
 
-PAGE = Path(__file__).parents[3] / "docs" / "diffusion.md"
+PAGE = Path(__file__).parents[3] / "docs" / "guide" / "diffusion.md"
 ROWS = re.findall(r"^\| (.+?) \| `(.+?)` \| (\w+)(?:: (.+?))? \|$", PAGE.read_text(), re.MULTILINE)
 UP = (
     ("lora_A", "lora_B"),

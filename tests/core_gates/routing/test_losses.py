@@ -133,7 +133,7 @@ def test_balance_is_a_kth_of_that_of_transformers(k, layers, padded):
     ours = balance_loss(pooled, padding_mask=mask.expand(layers, 2, 9))
     assert_close(k * ours, theirs)
     assert_close(*torch.autograd.grad(k * ours, logits), *torch.autograd.grad(theirs, logits))
-    for text in (balance_loss.__doc__, (ROOT / "docs" / "gates.md").read_text()):
+    for text in (balance_loss.__doc__, (ROOT / "docs" / "reference" / "gates.md").read_text()):
         said = " ".join(text.replace("``", "`").split())
         assert "1/K of `load_balancing_loss_func` of transformers" in said
 

@@ -28,8 +28,8 @@ ROOT = Path(__file__).parents[3]
 
 
 def schema(title):
-    """A schema of docs/outputs.md."""
-    text = (ROOT / "docs" / "outputs.md").read_text()
+    """A schema of docs/reference/outputs.md."""
+    text = (ROOT / "docs" / "reference" / "outputs.md").read_text()
     found = [json.loads(body) for body in re.findall(r"```json\n(.*?)```", text, re.DOTALL)]
     return next(s for s in found if s["title"] == title)
 
