@@ -7,10 +7,10 @@ export OMP_NUM_THREADS ?= 1
 
 help:
 	@echo "make tour      every application in minutes, on real, rendered and simulated data"
-	@echo "make test      lint, types, import layers and tests"
+	@echo "make test      lint, types, import layers, pages and tests"
 	@echo "make slow      the tests that run once a day: full grids, long runs"
 	@echo "make coverage  the tests again, with the lines that none of them reaches"
-	@echo "make lint      lint, types and import layers only"
+	@echo "make lint      lint, types, import layers and the pages only"
 	@echo "make docs      the documentation site, in site/"
 	@echo "make bench     the benchmark suites"
 
@@ -29,6 +29,7 @@ lint: .venv/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+	@$(MAKE) --no-print-directory docs
 
 # Both at once: types take one core for a minute, and some tests wait for other processes.
 test: .venv/.ready
@@ -45,13 +46,14 @@ slow: .venv/.ready
 coverage: lint
 	$(BIN)/pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered
 
-# What only these two need is installed at the first call.
+# What only this one needs is installed at the first call.
 .venv/.ready-%: .venv/.ready
 	$(BIN)/python -m pip install --quiet --editable '.[$*]'
 	@touch $@
 
-docs: .venv/.ready-docs
-	$(BIN)/zensical build
+docs: .venv/.ready
+	$(BIN)/python docs/generate.py
+	$(BIN)/zensical build --clean --strict
 
 bench: .venv/.ready-bench
 	for suite in core adapters weather endoscopy recsys diffusion language; do $(BIN)/python -m benchmarks.run --suite $$suite || exit; done

@@ -201,7 +201,7 @@ def attach_adapters(
     projection of ``nn.MultiheadAttention`` is passed over: its weight is read without a call. So
     are layers that have adapters already.
 
-    Example:
+    Examples:
         >>> model.requires_grad_(False)
         >>> attach_adapters(model, partial(SparseLoraLinear, rank=16), where=["*.q_proj"])
 

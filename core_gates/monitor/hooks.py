@@ -102,7 +102,7 @@ class GateMonitor:
     not counted again. A compiled model is measured as well, whenever it was compiled: for steps
     that are measured, it is compiled once more.
 
-    Example:
+    Examples:
         >>> monitor = GateMonitor(model, every=50)
         >>> for step, batch in enumerate(batches):
         ...     monitor.begin_step(step)

@@ -61,7 +61,7 @@ class GradientRouting:
     which they do not see, are averaged here. A gradient scaler is unscaled before clipping and
     updated once a step.
 
-    Example:
+    Examples:
         >>> routing = GradientRouting(optimizer, gate_optimizer, clip=10.0, gate_clip=32.0)
         >>> for images, sizes in batches:
         ...     step = routing.step(model, lambda m: F.smooth_l1_loss(m(images), sizes))

@@ -26,7 +26,7 @@ class ProximalStep:
     Nothing needs to hold this object: the optimizer does. A copied or unpickled optimizer takes no
     proximal steps until it gets a new one.
 
-    Example:
+    Examples:
         >>> optimizer = torch.optim.AdamW(model.parameters(), lr=8e-4, fused=True)
         >>> ProximalStep(optimizer, rank_gates(model), 3e-4)
 

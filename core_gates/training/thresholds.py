@@ -42,7 +42,7 @@ class ThresholdSchedule:
     threshold in the end: give gates their own group with a learning rate well above the threshold.
     A threshold of 0.4 of it or more warns.
 
-    Example:
+    Examples:
         >>> schedule = ThresholdSchedule(optimizer, rank_gates(model), [0.0, 1e-3, 2e-3], 500)
         >>> scheduler = LambdaLR(optimizer, schedule.rate)
 

@@ -190,7 +190,7 @@ class MeanGates(Observer):
     The gates of all adapters exist for a block of tokens at a time. The base output is computed a
     second time for it, so observing is slow; detach it when enough is seen.
 
-    Example:
+    Examples:
         >>> with fusion, MeanGates(fusion) as observed:
         ...     pipe(prompt)
         >>> save_lora(bake(fusion, observed.means), "fused.safetensors")

@@ -79,7 +79,7 @@ Mode = Literal["gated", "sum", "strengths"]
 class GatedFusion(Fusion, nn.Module):
     """Adapters of a model, in force while attached; the model itself never changes.
 
-    Example:
+    Examples:
         >>> adapters = [load_lora("subject.safetensors"), load_lora("style.safetensors")]
         >>> with GatedFusion(pipe.transformer, adapters) as fused:
         ...     fused.set_strengths({"style": 0.8})

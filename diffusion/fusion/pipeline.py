@@ -109,7 +109,7 @@ class Generated:
 class AutoLoraPipeline:
     """Generate images with the adapters that suit a prompt, each weighed by its gates.
 
-    Example:
+    Examples:
         >>> generate = AutoLoraPipeline(pipe, LoraLibrary("~/loras"), "gates.safetensors")
         >>> found = generate("a red heart", k=3)
         >>> found.images[0], found.adapters

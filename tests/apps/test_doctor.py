@@ -42,7 +42,7 @@ def test_the_machine_is_described():
     [
         ("weather", "pip install 'gatesuite[weather]'", 1),
         ("base", "pip install gatesuite", 1),
-        ("docs", "pip install 'gatesuite[docs]'", 0),  # not needed to run anything
+        ("bench", "pip install 'gatesuite[bench]'", 0),  # not needed to run anything
     ],
 )
 def test_what_is_missing_comes_with_its_command(monkeypatch, capsys, extra, command, code):
