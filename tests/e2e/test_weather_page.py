@@ -1,11 +1,11 @@
-"""Figures on the page of weather are those of the evaluation that it names."""
+"""Figures on the page of results of weather are those of the evaluation that it names."""
 
 import json
 import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs/guide/weather.md").read_text()
+PAGE = (ROOT / "docs/evidence/weather.md").read_text()
 SCORES = json.loads((ROOT / "tests/golden/weather/osse_scores.json").read_text())
 FOUND = SCORES["osse"]
 

@@ -1,4 +1,4 @@
-"""The commands and the table of docs/guide/diffusion.md, as ``gates diffusion`` answers them."""
+"""The commands and the table of the pages of image models, as ``gates diffusion`` answers them."""
 
 import json
 import re
@@ -14,8 +14,10 @@ from safetensors.torch import save_file
 from diffusion.models.embedded_base import EmbeddedBase
 from diffusion.models.text_encoders import text_encoder
 
-PAGE = Path(__file__).parents[3] / "docs" / "guide" / "diffusion.md"
-ROWS = re.findall(r"^\| (.+?) \| `(.+?)` \| (\w+)(?:: (.+?))? \|$", PAGE.read_text(), re.MULTILINE)
+DOCS = Path(__file__).parents[3] / "docs"
+PAGE = (DOCS / "guide/diffusion.md").read_text()
+FORMATS = (DOCS / "reference/lora_files.md").read_text()
+ROWS = re.findall(r"^\| (.+?) \| `(.+?)` \| (\w+)(?:: (.+?))? \|$", FORMATS, re.MULTILINE)
 UP = (
     ("lora_A", "lora_B"),
     ("lora_down", "lora_up"),
@@ -25,7 +27,7 @@ UP = (
 )
 WIDTH = 16
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-BLOCKS = [b.replace("\\\n", " ") for kind, b in FENCE.findall(PAGE.read_text()) if not kind]
+BLOCKS = [b.replace("\\\n", " ") for kind, b in FENCE.findall(PAGE + FORMATS) if not kind]
 FILES = {"style": "kohya_flux_full", "subject": "xlabs"}
 
 
@@ -66,7 +68,7 @@ def test_row(name, key, effect, what, gates, tmp_path):
 
 @pytest.fixture
 def reader(gates, samples, tmp_path, monkeypatch):
-    """The folder of a reader of the page."""
+    """The folder of a reader of the pages."""
     monkeypatch.setenv("COLUMNS", "100")
     for name, sample in FILES.items():
         shutil.copy(samples / f"{sample}.safetensors", tmp_path / f"{name}.safetensors")
@@ -75,7 +77,7 @@ def reader(gates, samples, tmp_path, monkeypatch):
 
 
 @pytest.mark.costly("makes seven images")
-def test_every_command_of_the_page_runs(reader, tmp_path):
+def test_every_command_of_the_pages_runs(reader, tmp_path):
     lines = [line for block in BLOCKS for line in block.splitlines() if "gates diffusion" in line]
     commands = [shlex.split(line.removeprefix("$ "), comments=True) for line in lines]
     commands = [words for words in commands if words[0] == "gates"]
@@ -110,7 +112,7 @@ def test_adapters_and_gates_on_an_ordinary_pipeline(small_world, monkeypatch, ca
     for name, sample in (("subject", "fox"), ("style", "snow")):
         shutil.copy(small_world / f"loras/{sample}.safetensors", f"{name}.safetensors")
     shutil.copy(small_world / "gates.safetensors", "flux_gates.safetensors")
-    first, second = [body for kind, body in FENCE.findall(PAGE.read_text()) if kind == "py"]
+    first, second = [body for kind, body in FENCE.findall(PAGE) if kind == "py"]
     names = {}
     before = {name: t.clone() for name, t in base.transformer.state_dict().items()}
     exec(compile(first, "first", "exec"), names)

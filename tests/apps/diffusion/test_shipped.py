@@ -192,7 +192,7 @@ def test_the_table_of_fusion_is_made_of_what_ships(library, gates, tmp_path, mon
         row for row in rows
         if (row["method"], row["task"], row["versus"]) == ("sum tuned", GROUPS["test3"], "gates")
     ]  # fmt: skip
-    page = (Path(__file__).parents[3] / "docs/guide/diffusion.md").read_text()
+    page = (Path(__file__).parents[3] / "docs/evidence/diffusion.md").read_text()
     (shown,) = [line for line in page.splitlines() if line.startswith("| **sum of tuned")]
     figures = [100 * np.expm1(triples[name]) for name in ("value", "low", "high")]
     assert "{:+.1f} [{:+.1f}, {:+.1f}]".format(*figures) in shown

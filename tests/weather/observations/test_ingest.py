@@ -160,7 +160,7 @@ def test_files_are_found_in_subfolders_but_for_hidden_ones_and_stores(tmp_path):
         (b"\x89HDF\r\n\x1a\n" + bytes(60), "damaged or truncated NetCDF or HDF5"),
         (b"PK\x03\x04" + bytes(60), "damaged archive"),
         (b"BUFR\x00\x10\x00\x04" + bytes(60), "truncated BUFR"),
-        (b"Dear colleague,\n", "unknown format; see docs/guide/weather.md"),
+        (b"Dear colleague,\n", "unknown format; see docs/reference/observations.md"),
         (b"   \n\n", "empty file"),
         ("\u00e9t\u00e9".encode("latin-1") * 9, "unknown format"),
     ],

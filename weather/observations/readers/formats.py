@@ -191,7 +191,9 @@ def _archive(path: Path, period: Period) -> Content:
 
 def _text(path: Path, start: bytes, period: Period) -> Content:
     if b"\0" in start:
-        raise GatesError("unknown binary format; see docs/guide/weather.md for those that are read")
+        raise GatesError(
+            "unknown binary format; docs/reference/observations.md lists those that are read"
+        )
     lines = start.decode("utf-8", errors="replace").splitlines()
     lines = [line for line in lines if line.strip()][:FIRST_LINES]
     if is_igra_line(lines[0]):
@@ -204,7 +206,7 @@ def _text(path: Path, start: bytes, period: Period) -> Content:
         return Content("table", read_csv_table(path))
     if all(_is_site(line) for line in lines) or path.suffix.lower() in (".md", ".html", ".pdf"):
         raise NoReportsError("text without reports")
-    raise GatesError("unknown format; see docs/guide/weather.md for those that are read")
+    raise GatesError("unknown format; see docs/reference/observations.md for those that are read")
 
 
 def _is_site(line: str) -> bool:

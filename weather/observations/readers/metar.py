@@ -39,7 +39,9 @@ def read_metar_text(path: Path) -> Found:
     lines = [line for line in read_lines(path) if line.strip()]
     rows = list(_reports(lines))
     if not rows:
-        raise GatesError("no line holds a decoded METAR; see docs/guide/weather.md for the layout")
+        raise GatesError(
+            "no line holds a decoded METAR; its layout: docs/reference/observations.md"
+        )
     decoded = Decoded("metar", pd.DataFrame(rows))
     decoded.wide["time"] = pd.to_datetime(decoded.wide["time"], unit="s")
     if other := len(lines) - len(rows):
