@@ -5,7 +5,9 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import xarray as xr
 import yaml
 
 CONFIGS = Path(__file__).parents[2] / "apps" / "weather" / "configs"
@@ -155,11 +157,42 @@ def test_an_evaluation_that_cannot_be_is_one_line(words, gates, sealed):
     assert (refused.code, refused.err.count("\n")) == (2, 1)
 
 
-def test_a_table_is_assimilated_by_interpolation_and_by_the_network(gates, sealed):
-    truth = sealed.relative_to(gates.folder) / "nature.zarr"
+@pytest.fixture(scope="module")
+def reported(gates, sealed):
+    """What `assimilate` and `cycle` are given: a background, and reports of its last time."""
     gates.weather("observe", "--stations", 30, "--output", "r.parquet", config="sealed.yaml")
-    for method in ("oi", "adas_increment"):
-        words = ("--observations", "r.parquet", "--background", truth, "--method", method)
-        found = gates.weather("assimilate", *words, "--output", f"{method}.zarr",
-                              config="sealed.yaml")  # fmt: skip
-        assert found.out.splitlines()[-1] == f"{method}.zarr"
+    truth = sealed.relative_to(gates.folder) / "nature.zarr"
+    return "--observations", "r.parquet", "--background", truth
+
+
+@pytest.mark.fault("46 W1")
+@pytest.mark.parametrize("method", ["oi", "adas_increment", "adas_oi", "damped_oi"])
+def test_a_table_is_assimilated_by_every_method_that_is_scored(gates, sealed, reported, method):
+    words = (*reported, "--method", method, "--output", f"{method}.zarr")
+    found = gates.weather("assimilate", *words, config="sealed.yaml")
+    assert found.out.splitlines()[-1] == f"{method}.zarr"
+    assert ("never tuned" in found.out) == (method == "damped_oi")  # METHODS leave it out
+    with xr.open_zarr(gates.folder / f"{method}.zarr") as store:
+        analysis, said = store["height"].values[-1], store.attrs
+    with xr.open_zarr(gates.folder / reported[-1]) as store:
+        assert not np.allclose(analysis, store["height"][-1].mean("number"))
+    assert ("weights_sha256" in said) == method.startswith("adas")
+    if method == "adas_oi":
+        chosen = json.loads(
+            (sealed / "choices/adas_oi-task-0.1_perfect-s0/result.json").read_text()
+        )
+        assert json.loads(said["settings"]) == json.loads(chosen.read_text())["setting"]
+
+
+@pytest.mark.fault("46 W1")
+@pytest.mark.parametrize("method", ["adas_oi", "damped_oi"])
+def test_what_corrects_interpolation_cycles(gates, reported, method):
+    words = (*reported, "--method", method, "--output", f"cycle-{method}")
+    found = gates.weather("cycle", *words, "--cycles", 1, config="sealed.yaml")
+    assert found.out.splitlines()[-1] == f"cycle-{method}"
+    heights = []
+    for name in ("analyses", "backgrounds"):
+        with xr.open_zarr(gates.folder / f"cycle-{method}/{name}.zarr") as store:
+            heights.append(store["height"].values[-1])
+            assert store.attrs["method"] == method
+    assert not np.array_equal(*heights)

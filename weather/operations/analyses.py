@@ -24,6 +24,7 @@ from weather.experiments.experiment import (
     Experiment,
     Method,
     Settings,
+    Task,
     built,
     choice_name,
     is_stored,
@@ -130,7 +131,8 @@ class Assimilation:
     ) -> None:
         self.model, self.experiment, self.options = model, experiment, options
         self.kept, self.progress, self.say = kept, progress, say
-        self.task = _known_task(experiment, options.task)
+        found = _known_task(experiment, options.task)
+        self.task, self.chosen_for = found.name, getattr(found, "chosen_for", found.name)
         self.attributes: dict[str, Any] = {
             "method": options.method,
             "task": self.task,
@@ -351,9 +353,9 @@ class Assimilation:
             known = dict.fromkeys([*FORMS, *(method.name for method in there)])
             raise GatesError(f"--method {name!r} is unknown: choose from {', '.join(known)}")
         method = methods[name]
-        choices = [choice_name(m.name, self.task) for m in (method, method.builds_on) if m]
+        choices = [choice_name(m.name, self.chosen_for) for m in (method, method.builds_on) if m]
         settings = {c: s for choice in choices for c, s in self.kept.chosen(choice).items()}
-        assimilator = tuned(settings, method, self.task, self.say)
+        assimilator = tuned(settings, method, self.chosen_for, self.say)
         own = settings.get(choices[0], {})
         self.attributes["settings"] = json.dumps(dict(own))
         if path := method.weights:
@@ -390,19 +392,18 @@ def tuned(settings: Settings, method: Method, task: str, say: Say = unsaid) -> A
     return built(settings, method, task)
 
 
-def _known_task(experiment: Experiment, task: str | None) -> str:
+def _known_task(experiment: Experiment, name: str | None) -> Task:
     """Return a task by its name, the first one if None; any density has tasks.
 
     Raises:
         GatesError: There is none of this name.
     """
-    known = [one.name for one in experiment.tasks()]
-    if task is None or task in known:
-        return task or known[0]
-    for part in task.split("/"):
+    tasks = [*experiment.tasks()]
+    known = ", ".join(one.name for one in tasks)
+    for part in (name or "").split("/"):
         with suppress(ValueError):
-            if task in (one.name for one in experiment.tasks([float(part)])):
-                return task
-    raise GatesError(
-        f"--task {task!r} is unknown: choose from {', '.join(known)}, or one of another density"
-    )
+            tasks += experiment.tasks([float(part)])
+    for one in tasks:
+        if name in (None, one.name):
+            return one
+    raise GatesError(f"--task {name!r} is unknown: choose from {known}, or one of another density")

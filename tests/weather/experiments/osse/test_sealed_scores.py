@@ -282,24 +282,36 @@ def test_networks_of_all_seeds_share_a_trial_where_reports_are_sparse(folder, mo
     assert trial.builds_on["weights"] == names[0,]
 
 
-@pytest.mark.fault("46 W1")
-def test_corrections_are_offered_and_are_those_that_are_scored(folder):
-    """To the last bit, within 2,500 km of a report."""
-    made = experiment(folder)
-    oi = {"scale": 0.3, "length_km": 5000.0, "turn": 3.0}
-    settings = {"oi": oi, "damped_oi": {"scale": 2.0, "alpha": 0.5},
-                "adas_oi": {"alpha": 0.5, "beta": 0.8}}  # fmt: skip
+def kept_settings(**settings):
+    """What `tune` would have left, by task; its names are those that it was asked for."""
     chosen = {f"{name}@0.3/perfect": setting for name, setting in settings.items()}
-    kept = SimpleNamespace(
+    return chosen, SimpleNamespace(
         configuration="sealed",
         weights=lambda form: None,
         chosen=lambda name: {name: chosen[name]} if name in chosen else {},
+    )
+
+
+OI = {"scale": 0.3, "length_km": 5000.0, "turn": 3.0}
+
+
+@pytest.mark.fault("46 W1")
+def test_corrections_are_offered_and_are_those_that_are_scored(folder, tmp_path):
+    """To the last bit, within 2,500 km of a report."""
+    made = experiment(folder)
+    shutil.copytree(folder / "weights", tmp_path / "weights")
+    shutil.copytree(folder / "weights/adas_increment-s1", tmp_path / "weights/ungated-s0")
+    made.networks = str(tmp_path)
+    shares = {"alpha": 0.5, "beta": 0.8}
+    chosen, kept = kept_settings(
+        oi=OI, damped_oi={"scale": 2.0, "alpha": 0.5}, adas_oi=shares, ungated_oi=shares
     )
     world, task = made.world, made.tasks((0.3,))[0]
     background = world.first_background("training")
     reports = next(iter(observed(task, world, "training", range(4))))
     scores = made.scores((0.3,), None, (0,), (), chosen)
-    for name in ("damped_oi", "adas_oi"):
+    analyses = []
+    for name in ("damped_oi", "adas_oi", "ungated_oi"):
         said = []
         options = AnalysisOptions("", method=name, task=task.name)
         job = Assimilation(None, made, kept, options, say=said.append)
@@ -309,15 +321,33 @@ def test_corrections_are_offered_and_are_those_that_are_scored(folder):
         near = nearness(reports.mask, made.grid)[:, None, None].expand_as(analysis) == 1
         assert near.float().mean() > 0.95
         assert torch.equal(analysis[near], scored.analyze(background, reports)[near])
-        assert not torch.equal(analysis, background)
+        assert not any(torch.equal(analysis, other) for other in [background, *analyses])
         assert not said  # both settings were found
-        assert ("weights_sha256" in job.attributes) == (name == "adas_oi")
+        assert ("weights_sha256" in job.attributes) == (name != "damped_oi")
+        analyses.append(analysis)
+
+
+@pytest.mark.fault("46 W1")
+def test_methods_that_run_are_listed_once(folder):
+    _, kept = kept_settings()
     with pytest.raises(GatesError, match=r"choose from (.*)") as refused:
-        Assimilation(None, made, kept, AnalysisOptions("", method="bogus"))._method()
+        Assimilation(None, experiment(folder), kept, AnalysisOptions("", method="bogus"))._method()
     names = str(refused.value).partition("choose from ")[2].split(", ")
     assert {"oi", "damped_oi", "adas_oi"} < set(names)
     assert len(names) == len(set(names))
     assert not {"ungated_oi", "letkf"} & set(names)  # without a network, and an ensemble
+
+
+@pytest.mark.fault("46 W1")
+def test_an_outage_has_the_settings_of_its_reports(folder):
+    said = []
+    _, kept = kept_settings(oi=OI)
+    options = AnalysisOptions("", method="oi", task="0.3/outage")
+    job = Assimilation(None, experiment(folder, "outage"), kept, options, say=said.append)
+    method, _ = job._method()
+    assert not said
+    assert method.scale == OI["scale"]
+    assert json.loads(job.attributes["settings"]) == OI
 
 
 def test_networks_that_saw_sealed_timelines_or_were_changed_are_refused(folder, tmp_path):
