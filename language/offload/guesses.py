@@ -16,6 +16,9 @@ from language.offload.setup import Predicting
 
 FROM_PROFILE = ("path", "frequency", "ngram", "ngram-first")
 
+ALIKE = ("all", "frequency")
+"""Predictors that do not distinguish tokens: they rank all experts, alike for each."""
+
 ORDER = 4
 """The most tokens of a context of the table ``ngram``."""
 
@@ -219,14 +222,20 @@ def make_predictor(
 
 
 def fetched(
-    ranked: Tensor, k: int, width: int, num_experts: int, padding: Tensor | None = None
+    ranked: Tensor,
+    k: int,
+    width: int,
+    num_experts: int,
+    padding: Tensor | None = None,
+    *,
+    alike: bool = False,
 ) -> list[int]:
     """Return guessed experts in the order in which they are fetched.
 
     For one token they are its ``width`` most likely ones. For several it is the union of their k
     most likely ones, popular experts first, since computing these covers the transfer of the
-    others (Fate); or all experts, where all are ranked, and alike for every token, as by ``all``
-    and ``frequency``. Padding fetches nothing.
+    others (Fate); or all experts, where the predictor does not distinguish tokens. Padding fetches
+    nothing.
 
     Args:
         ranked: Experts of each token (T, W), the most likely first.
@@ -234,14 +243,14 @@ def fetched(
         width: The most that are guessed for one token.
         num_experts: Experts of a layer.
         padding: True (T,) at tokens that are padding.
+        alike: Whether the predictor is one of :data:`ALIKE`.
     """
     if len(ranked) == 1 and padding is None:
         return cast(list[int], ranked[0, :width].tolist())
     first = ranked[:, :k]
     routing = RoutingOutput(torch.ones(first.shape, device=first.device), first).ignore(padding)
     order, counts = fetch_order(routing, num_experts)
-    alike = ranked.shape[1] == num_experts and bool((ranked == ranked[0]).all() and counts.any())
-    return cast(list[int], (ranked[0] if alike else order[counts > 0]).tolist())
+    return cast(list[int], (ranked[0] if alike and counts.any() else order[counts > 0]).tolist())
 
 
 def rarest(order: Sequence[int]) -> set[int]:

@@ -15,7 +15,15 @@ from torch import Tensor, nn
 from core_gates.errors import GatesError, check_positive
 from language.offload.caches import ExpertCache, make_caches
 from language.offload.expert_store import ExpertStore, SlabTensor
-from language.offload.guesses import Profile, Seen, cross_layer, fetched, make_predictor, rarest
+from language.offload.guesses import (
+    ALIKE,
+    Profile,
+    Seen,
+    cross_layer,
+    fetched,
+    make_predictor,
+    rarest,
+)
 from language.offload.pool import PINNED, CudaPool, SlabPool, device_of
 from language.offload.quantization import BITS, QuantizedStore
 from language.offload.setup import ON_DEMAND, Setup, Sizes, Used
@@ -90,9 +98,9 @@ class Offload:
         after = self.layers[layer + 1]
         ranked = guesses.predict(layer, seen).cpu()
         padding = guesses.padding if len(guesses.padding) == len(ranked) else None
-        order = fetched(ranked, self.sizes.k, guesses.width, self.sizes.experts, padding)
-        by_popularity = bool((ranked != ranked[0]).any())  # else tokens are not distinguished
-        hybrid = self.store.hybrid and guesses.prompt and by_popularity
+        sizes, alike = self.sizes, guesses.alike
+        order = fetched(ranked, sizes.k, guesses.width, sizes.experts, padding, alike=alike)
+        hybrid = self.store.hybrid and guesses.prompt and not alike
         after.rare = rarest(order) if hybrid else set()
         for key in map(after.key_of, order):
             if key in after.loads or not guesses.free:
@@ -388,7 +396,7 @@ def _guesses(
         dim = model.config.get_text_config().hidden_size
         ahead = cross_layer(model, store.names, dim, width)
     predict = make_predictor(setup.predictor, sizes.experts, profile=profile, ahead=ahead)
-    return Guesses(predict, width, range(width))
+    return Guesses(predict, width, range(width), alike=setup.predictor in ALIKE)
 
 
 def _fused_experts(model: nn.Module) -> dict[str, nn.Module]:

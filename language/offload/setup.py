@@ -12,6 +12,7 @@ Predicting = Literal[
 ]
 Transferred = Literal["stored", "int4", "int2", "hybrid"]
 TRANSFERS: tuple[Transferred, ...] = get_args(Transferred)
+NAMES = {"policy": get_args(Policy), "predictor": get_args(Predicting), "transfer": TRANSFERS}
 
 
 class Sizes(NamedTuple):
@@ -74,11 +75,16 @@ class Setup:
     transfer: Transferred = "stored"
 
     def __post_init__(self) -> None:
-        """Check that a width is of something.
+        """Check names, and that a width is a number of guesses.
 
         Raises:
-            GatesError: There is a width, and nothing is guessed.
+            GatesError: A name is unknown, or there is a width that is no whole number, or nothing
+                is guessed.
         """
+        for name, known in NAMES.items():
+            check_option(name, getattr(self, name), known, GatesError)
+        if self.width is not None and type(self.width) is not int:
+            raise GatesError(f"width is {self.width!r}, expected a whole number of guesses or null")
         if self.predictor == "none" and self.width is not None:
             raise GatesError(
                 f"width {self.width} is for guesses: give a predictor, or leave it out"
@@ -92,9 +98,8 @@ class Setup:
             experts: Experts of a layer.
 
         Raises:
-            GatesError: The numbers are unknown, or the width is out of range.
+            GatesError: The width is out of range.
         """
-        check_option("transfer", self.transfer, TRANSFERS, GatesError)
         if self.predictor == "none":
             return 0
         wide = experts if self.predictor == "all" else k

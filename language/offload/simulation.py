@@ -10,7 +10,7 @@ from torch import Tensor
 
 from language.offload.allocation import ALLOCATIONS
 from language.offload.caches import make_cache, make_caches
-from language.offload.guesses import Profile, Seen, fetched, make_predictor, rarest
+from language.offload.guesses import ALIKE, Profile, Seen, fetched, make_predictor, rarest
 from language.offload.quantization import BITS, packed_bytes
 from language.offload.setup import Predicting, Setup, Sizes, Transferred, Used
 from language.offload.traces import Step, Trace
@@ -138,7 +138,7 @@ class Replayed:
         if predictor in self._known:
             return self._known[predictor]
         following = self.routed[1:] if predictor == "oracle" else self.ranked
-        k, experts = self.sizes.k, self.sizes.experts
+        k, experts, alike = self.sizes.k, self.sizes.experts, predictor in ALIKE
         predict = make_predictor(
             predictor, experts, profile=self.profile, ahead=lambda layer, _: following[layer]
         )
@@ -146,7 +146,10 @@ class Replayed:
             predict(n, Seen(one, self.last)) for n, one in enumerate(self.routed[:-1])
         ]  # fmt: skip
         orders = [
-            [fetched(one, k, one.shape[1], experts) for one in layer.split(self.tokens)]
+            [
+                fetched(one, k, one.shape[1], experts, alike=alike)
+                for one in layer.split(self.tokens)
+            ]
             for layer in ranked
         ]
         return self._known.setdefault(predictor, (ranked, orders))
@@ -187,7 +190,7 @@ class Simulation:
         self.link = Link(cost.link, cost.unpack if bits else 0.0)
         self.width = setup.guesses(sizes.k, sizes.experts)
         self.orders = replayed.orders(setup.predictor)
-        self.by_popularity = setup.predictor not in ("all", "frequency")  # of experts of a prompt
+        self.by_popularity = setup.predictor not in ALIKE  # of experts of a prompt
         if mapped:
             self.spans = [1] * sizes.layers
             self.caches = [make_cache("lru", budget)] * sizes.layers

@@ -21,6 +21,8 @@ class Guesses:
         predict: Guesses; None for no guesses.
         width: Experts that are guessed for one token, at most as many as there are slots.
         slots: Slots of the pool that hold them.
+        alike: Whether guesses do not distinguish tokens, see
+            :data:`language.offload.guesses.ALIKE`.
 
     Attributes:
         free: Slots that hold nothing that is needed.
@@ -31,8 +33,10 @@ class Guesses:
         prompt: Whether sequences have several tokens in this call.
     """
 
-    def __init__(self, predict: Predictor | None, width: int, slots: Sequence[int]) -> None:
-        self.predict, self.width, self.free = predict, width, list(slots)
+    def __init__(
+        self, predict: Predictor | None, width: int, slots: Sequence[int], *, alike: bool = False
+    ) -> None:
+        self.predict, self.width, self.free, self.alike = predict, width, list(slots), alike
         self.staged: dict[tuple[int, int], Transfer] = {}
         self.padding = torch.empty(0, dtype=torch.bool)
         self.tokens = self.last = torch.empty(0, ORDER - 1, dtype=torch.long)

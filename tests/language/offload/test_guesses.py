@@ -140,14 +140,28 @@ def test_one_token_fetches_spare_guesses_and_a_prompt_none():
 @pytest.mark.parametrize("predictor", ["all", "frequency"])
 def test_a_prompt_fetches_every_absent_expert_where_tokens_are_not_distinguished(predictor, load):
     expected = torch.arange(16)
-    assert fetched(expected.expand(32, -1), 2, 16, 16) == expected.tolist()
-    assert fetched(expected.expand(2, -1), 2, 16, 16, torch.tensor([True, False])) == [*range(16)]
-    assert fetched(expected.expand(2, -1), 2, 16, 16, torch.ones(2, dtype=torch.bool)) == []
+    assert fetched(expected.expand(32, -1), 2, 16, 16, alike=True) == expected.tolist()
+    for padding, found in (([True, False], expected.tolist()), ([True, True], [])):
+        two = expected.expand(2, -1)
+        assert fetched(two, 2, 16, 16, torch.tensor(padding), alike=True) == found
     model, staged = load(E, E, predictor=predictor, profile=PROFILE), []
     offload = model.offload
     offload.observers.append(lambda layer, _: staged.append(sorted(offload.guesses.staged)))
     logits_of(model)
     assert staged[1:] == [[(layer, expert) for expert in range(E)] for layer in (1, 2)]
+
+
+@pytest.mark.fault("46 O1")
+@pytest.mark.parametrize("predictor", ["path", "ngram"])
+def test_equal_tokens_fetch_what_they_are_guessed_to_use_and_no_more(predictor, load):
+    """That their guesses are equal does not make the predictor one that distinguishes no tokens."""
+    ranked = torch.arange(16).expand(32, -1)
+    assert fetched(ranked, 2, 16, 16) == [0, 1]
+    model, staged = load(E, E, predictor=predictor, profile=PROFILE), []
+    offload = model.offload
+    offload.observers.append(lambda layer, _: staged.append(len(offload.guesses.staged)))
+    logits_of(model, torch.full((2, 1), 5))
+    assert staged[1:] == [K, K]
 
 
 def test_guesses_that_are_given_up_are_not_read(load, monkeypatch):
@@ -302,6 +316,23 @@ def test_a_width_of_nothing_is_refused(refuses):
         (line, lambda: Setup(policy="static", transfer="int4", predictor="none", width=3)),
     )
     assert Setup(predictor="all", width=3).guesses(2, 6) == 3
+
+
+@pytest.mark.fault("46 O5")
+def test_a_setup_of_other_types_is_refused_when_it_is_made(refuses):
+    refuses(
+        GatesError,
+        *(
+            (
+                rf"^width is {shown}, expected a whole number of guesses or null$",
+                lambda width=width: Setup(predictor="all", width=width),
+            )
+            for width, shown in (("3", "'3'"), (2.5, r"2\.5"), (True, "True"))
+        ),
+        ("^predictor is 'al'; choose one of none, all", lambda: Setup(predictor="al")),
+        ("^transfer is 'int8'; choose one of stored", lambda: Setup(transfer="int8")),
+        ("^policy is 3; choose one of lru", lambda: Setup(policy=3)),
+    )
 
 
 def test_bad_inputs_are_one_line(load, refuses):
