@@ -8,11 +8,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, MambaConfig
 
+from apps.language.fit_gates import Training
 from language.gated.state import load_gates
 from language.hf.pretrained import open_pretrained
 
 SHORT = ("--corpus", "corpus", "--context", "16", "--batch_size", "4", "--steps", "6",
-         "--warmup_steps", "2", "--learning_rate", "0.01")  # fmt: skip
+         "--warmup_steps", "2")  # fmt: skip
 
 
 def result(folder, name):
@@ -60,7 +61,7 @@ def test_a_lora_of_equal_size_is_the_control(train, trained, weights):
     for one, bits in ((facts["gates"], gates), (facts["lora"], lora)):
         trials = {float(rate): value for rate, value in one["trials"].items()}
         assert trials.keys() == {0.01, 0.001}
-        assert one["rate"] == min(trials, key=trials.get)
+        assert one["rate"] == min(trials, key=trials.get) == Training().learning_rate
         assert bits.mean() not in trials.values()  # those are of validation
     first, second = (line for line in said.splitlines() if line.startswith("bits per held-out"))
     for line, other in ((first, before), (second, lora)):

@@ -1,11 +1,14 @@
 """Training of output gates: what the state holds, what moves, and two ranks."""
 
+import copy
+
 import pytest
 import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from language.gated import gate_training
 from language.gated.attach import attach_output_gate, output_gates
 from language.gated.gate_training import GatedModel, attach_loras
 from language.hf.lora import sora_layers
@@ -77,6 +80,29 @@ def test_loras_have_about_the_size_of_gates(size, train):
     module(batch()).square().mean().backward()
     optimizer.step()
     assert not torch.equal(module(batch()), before)
+
+
+@pytest.mark.fault("46 A5")
+@pytest.mark.parametrize(("scale", "left"), [(None, (0, 0.2)), (0.001, (0.8, 1))])
+def test_the_control_learns_a_known_correction_of_the_output_projections(scale, left, monkeypatch):
+    """A LoRA of rank 1 can be the correction, and is after 50 steps; of a tiny scale it is not."""
+    if scale is not None:
+        monkeypatch.setattr(gate_training, "SCALE", scale)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SIZES)).eval()
+    corrected = copy.deepcopy(model).requires_grad_(False)
+    for layer in corrected.model.layers:
+        layer.self_attn.o_proj.weight += torch.outer(torch.randn(32), torch.randn(32)) / 8
+    module = GatedModel(attach_loras(model, 2 * 64), "gates", 64)
+    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], 1e-2)
+    wanted, gaps = corrected(batch()).logits, []
+    for _ in range(50):
+        optimizer.zero_grad()
+        gap = F.mse_loss(module(batch()), wanted)
+        gap.backward()
+        optimizer.step()
+        gaps.append(gap.item())
+    assert left[0] <= gaps[-1] / gaps[0] <= left[1]
 
 
 def test_the_rest_moves_with_the_parts():
