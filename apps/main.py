@@ -78,9 +78,9 @@ APPS: Mapping[str, App] = {
         {
             "prepare": "convert a release of KuaiRand to shards, or draft the schema of a table",
             "simulate": "write a simulated feed in KuaiRand's format, with its true probabilities",
-            "tune": "choose the settings of every network and baseline with one budget of trials",
+            "tune": "choose the settings of every network of a contest with one budget of trials",
             "fit": "train one network, resumable at any step",
-            "evaluate": "compare networks, baselines and, in a simulated feed, the oracle",
+            "evaluate": "run a contest of networks, baselines and, in a simulated feed, the oracle",
             "report": "write the report of a run as one HTML page",
             "score": "predict the probabilities of a folder of tables, resumable",
             "export": "write a trained network for torch.export, AOTInductor and ONNX",
@@ -250,11 +250,15 @@ def _expected(name: str, app: App, error: Exception, errors: Any) -> Exception |
 
 
 def _unknown(prog: str, kind: str, word: str, known: Mapping[str, object]) -> int:
-    """Print one line for a word that is not in the table and return exit code 2."""
+    """Print one line for a word that is not in the table and return exit code 2.
+
+    What has the word in its summary is meant, else what is spelled nearly like it.
+    """
     from difflib import get_close_matches
 
-    close = get_close_matches(word, known, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}"
+    told = [n for n, one in known.items() if word in str(getattr(one, "summary", one)).split()]
+    close = " or ".join(told or get_close_matches(word, known, n=1))
+    hint = f"did you mean {close}?" if close else f"choose from {', '.join(known)}"
     print(f"{prog}: error: unknown {kind} {word!r} ({hint})", file=sys.stderr)
     return 2
 

@@ -111,7 +111,7 @@ def _study(arguments: Sequence[str]) -> str:
     """Return the study that the options of ``evaluate`` name, or their configuration.
 
     Raises:
-        GatesError: There is no such study.
+        GatesError: There is no such study, or a configuration of one does not name it.
     """
     named = [value for _, value in values(arguments, ["--config", "-c"])]
     path = find_config(named[-1], "language") if named and named[-1] else None
@@ -120,6 +120,11 @@ def _study(arguments: Sequence[str]) -> str:
     for _, value in values(arguments, ["--study"]):
         found = value
     check_option("study", found, (BYTES, *STUDIES), GatesError)
+    if found == BYTES and isinstance(section, dict) and isinstance(section.get("model"), str):
+        raise GatesError(
+            f"{path}: its section `evaluate` has a model and no study: add `study: blocks`, "
+            "`study: adapters` or `study: offload` to the section"
+        )
     return str(found)
 
 

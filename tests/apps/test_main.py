@@ -75,6 +75,10 @@ def test_the_table_lists_the_verbs_that_exist(name):
     [
         (["wether"], "gates: error: unknown application 'wether' (did you mean weather?)"),
         (["weather", "fti"], "gates weather: error: unknown verb 'fti' (did you mean fit?)"),
+        (
+            ["video", "contest"],
+            "gates video: error: unknown verb 'contest' (did you mean tune or evaluate?)",
+        ),
         (["xyz"], "gates: error: unknown application 'xyz' (choose from "),
         (["doctor", "--now"], "gates doctor: error: doctor takes no arguments, found '--now'"),
         (["tour", "--only", "sea"], "gates tour: error: --only 'sea' is not a tour stop"),

@@ -347,11 +347,17 @@ def test_a_configuration_names_its_study_by_one_key(monkeypatch, refuses, tmp_pa
     assert ran.pop() == "apps.language.offload.budget_study:evaluate"
     own = tmp_path / "own.yaml"
     own.write_text("evaluate: {study: [offload], budgets: [0.5]}\n")
+    unnamed = tmp_path / "unnamed.yaml"
+    unnamed.write_text("evaluate: {model: experts, budgets: [0.5]}\n")
     known = "choose one of bytes, blocks, adapters, offload$"
     refuses(
         GatesError,
         (rf"^study is 'blok'; {known}", lambda: commands.main(["evaluate", "--study=blok"])),
         (rf"^study is \['offload'\]; {known}", lambda: commands.main(["evaluate", "-c", str(own)])),
+        (
+            "unnamed.yaml: its section `evaluate` has a model and no study: add `study: blocks`, ",
+            lambda: commands.main(["evaluate", "-c", str(unnamed)]),
+        ),
     )
     assert not ran
 
