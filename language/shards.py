@@ -159,16 +159,12 @@ def _part(found: dict[str, Any]) -> Part:
     return part._replace(documents=documents, objects=objects)
 
 
-def _no_tick() -> None:
-    """Report nothing."""
-
-
 def write_shards(
     corpus: Corpus,
     tokenizer: Tokenizer,
     folder: str | Path,
     *,
-    tick: Callable[[], None] = _no_tick,
+    tick: Callable[[], None] = lambda: None,
 ) -> ShardSet:
     """Pack a corpus; the folder is there once it is whole, and replaces earlier shards.
 

@@ -380,9 +380,8 @@ class Trees:
         from sklearn import ensemble  # takes a second
 
         inputs, held, self.rates = self._inputs(rows), self._inputs(validation), rates(rows)
-        categories = [
-            c for c in range(self._width(rows)) if inputs[:, c].max(initial=0) < CATEGORIES
-        ]
+        width = rows.sparse.shape[1] if self.sparse is None else len(self.sparse)
+        categories = [c for c in range(width) if inputs[:, c].max(initial=0) < CATEGORIES]
         (truth, mask), (known, seen) = self._targets(rows), self._targets(validation)
         kind = "Regressor" if self.heads else "Classifier"
         self.models: list[Any] = []
@@ -423,9 +422,6 @@ class Trees:
             return rows.labels.numpy(), rows.mask.numpy()
         assert rows.numbers is not None
         return rows.numbers.numpy(), ~rows.numbers.isnan().numpy()
-
-    def _width(self, rows: Batch) -> int:
-        return rows.sparse.shape[1] if self.sparse is None else len(self.sparse)
 
     def _inputs(self, rows: Batch) -> NDArray[np.float64]:
         sparse = rows.sparse if self.sparse is None else rows.sparse[:, list(self.sparse)]

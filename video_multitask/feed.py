@@ -185,25 +185,19 @@ def kuairand_schema(
         means: Outcomes whose mean over the user's past, ``past_mean_NAME``, is a feature.
         tasks: All ten if None.
     """
-    further = [Dense("server_width", side="item"), Dense("server_height", side="item")]
+    dense = [Dense(name, side="user") for name in _USER_NUMBERS]
+    of_videos = ("duration_ms", "video_age_days", "server_width", "server_height")
+    dense += [Dense(name, side="item") for name in of_videos]
     past = [Dense(f"{PREFIX}mean_{n}", scaling="standardize", side="user") for n in means]
     past += [Dense(f"{PREFIX}count", side="user")] if means else []
     return _schema(
         kuairand_tasks() if tasks is None else tasks,
         dim,
-        [*_dense(), *further, *past],
+        [*dense, *past],
         ids,
         history,
         encoder,
     )
-
-
-def _dense() -> list[Dense]:
-    return [
-        *(Dense(name, side="user") for name in _USER_NUMBERS),
-        Dense("duration_ms", side="item"),
-        Dense("video_age_days", side="item"),
-    ]
 
 
 def _schema(

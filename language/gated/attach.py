@@ -88,7 +88,7 @@ class OutputGate(HeadGate):
         if x is None:  # the projection is called by something else
             return None
         heads, *others = args
-        gated = self(x.to(self._dtype()), heads.unflatten(-1, self.heads))
+        gated = self(x.to(next(self.parameters()).dtype), heads.unflatten(-1, self.heads))
         return (gated.flatten(-2), *others)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -104,9 +104,6 @@ class OutputGate(HeadGate):
                 stacklevel=2,
             )
         super()._save_to_state_dict(destination, prefix, keep_vars)
-
-    def _dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
 
     def _check_used(self, _module: nn.Module, _args: Any, _output: Any) -> None:
         """Refuse attention whose output projection is not called.

@@ -173,15 +173,14 @@ def chosen(gate: BlockGate, scores: Tensor, fraction: float, length: int) -> Ten
         own = rows_of(length).to(scores.device) // size
         number = max(1, int(fraction * blocks))
     else:
-        number = min(range(1, blocks + 1), key=lambda k: abs(_causal(k, blocks) - fraction))
+        whole = blocks * (blocks + 1) / 2  # the causal map; below, what k blocks of a row are of it
+        number = min(
+            range(1, blocks + 1),
+            key=lambda k: abs((k * (k + 1) / 2 + k * (blocks - k)) / whole - fraction),
+        )
     selector = BlockSelector(k=number, dense_rows=0)
     at = torch.arange(blocks, device=scores.device) == own[:, None]
     return selector(scores.masked_fill(at, torch.finfo(scores.dtype).max), own)
-
-
-def _causal(k: int, blocks: int) -> float:
-    """Return the fraction of the causal area of a map that k blocks of every row are."""
-    return (k * (k + 1) / 2 + k * (blocks - k)) / (blocks * (blocks + 1) / 2)
 
 
 def attention_mass(gate: BlockGate, seen: Seen) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, cast
 
 import lightning as L
@@ -233,7 +233,28 @@ def owners_of(users: NDArray[np.int64], world: int) -> NDArray[np.int64]:
     return bucket(hash_integers(users), world)
 
 
-class TableDataModule(L.LightningDataModule):
+class PartsDataModule(L.LightningDataModule):
+    """A data module whose validation and test rows are those of parts."""
+
+    evaluation_loader: Callable[[Part], Any]
+
+    def val_dataloader(self) -> Any:
+        """Return the validation rows of this rank."""
+        return self.evaluation_loader("validation")
+
+    def test_dataloader(self) -> Any:
+        """Return the test rows of this rank."""
+        return self.evaluation_loader("test")
+
+    def predict_dataloader(self) -> Any:
+        """Return the test rows of this rank."""
+        return self.evaluation_loader("test")
+
+    def _rank(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+
+class TableDataModule(PartsDataModule):
     """Batches of a data set whose encoded rows fit into memory.
 
     Vocabularies and scales are learned from the training rows alone, unless a transform is given.
@@ -386,21 +407,6 @@ class TableDataModule(L.LightningDataModule):
         """Return all rows of a part, those of this rank, in order."""
         rank, world = self._rank()
         return EvaluationLoader(self.rows(part), self.eval_batch_size, rank=rank, world=world)
-
-    def val_dataloader(self) -> EvaluationLoader:
-        """Return the validation rows of this rank."""
-        return self.evaluation_loader("validation")
-
-    def test_dataloader(self) -> EvaluationLoader:
-        """Return the test rows of this rank."""
-        return self.evaluation_loader("test")
-
-    def predict_dataloader(self) -> EvaluationLoader:
-        """Return the test rows of this rank."""
-        return self.evaluation_loader("test")
-
-    def _rank(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
 
 def data_module(

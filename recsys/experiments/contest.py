@@ -186,14 +186,11 @@ class Contest:
             made[TRIAL_SEEDS] = self.trial_seeds
         net, options = self._net(method, common), self._options(method, common)
         if method != self.reference and entry.get("sized", True):
-            target = self._target(common, reference or schema)
+            of, first = reference or schema, self.reference
+            first_options = self._options(first, common)
+            target = num_weights(self._net(first, common), first_options, input_width(of), of.heads)
             options = sized(net, options, input_width(schema), schema.heads, target)
         return made | {"model.net": net, "model.options": options}
-
-    def _target(self, common: Mapping[str, Any], schema: FeatureSchema) -> int:
-        """Return the number of weights of the reference."""
-        first = self._net(self.reference, common), self._options(self.reference, common)
-        return num_weights(*first, input_width(schema), schema.heads)
 
     def _options(self, method: str, common: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options of a method; those of the configuration belong to its network."""

@@ -113,7 +113,12 @@ def cosines_figure(report: ExpertReport, *, title: str = "Do tasks pull together
         ValueError: No gradient was computed.
     """
     maps = [
-        CellMap(layer.name, layer.tasks, layer.tasks, _off_diagonal(layer.cosines))
+        CellMap(
+            layer.name,
+            layer.tasks,
+            layer.tasks,
+            np.where(np.eye(len(layer.cosines), dtype=bool), np.nan, layer.cosines),
+        )
         for layer in report.layers
         if layer.cosines is not None and np.isfinite(layer.cosines).any()
     ]
@@ -189,10 +194,6 @@ def _draw(axes: Axes, one: CellMap, diverging: bool) -> None:
                                      edgecolor=ORANGE, linewidth=2))  # fmt: skip
 
 
-def _off_diagonal(values: np.ndarray) -> np.ndarray:
-    return np.where(np.eye(len(values), dtype=bool), np.nan, values)
-
-
 def _short(value: float) -> str:
     """Return two decimals, without a leading 0 and those that are 0 anyway."""
     text = f"{value:.2f}"
@@ -216,11 +217,13 @@ def activations_figure(report: ExpertReport, *, title: str = "Activations of exp
     Raises:
         ValueError: The model has no experts.
     """
-    layers = _layers(report)
+    if not (layers := report.layers):
+        raise ValueError(f"{NO_EXPERTS}, nothing to draw")
     names = [name for layer in layers for name in layer.expert_names]
     rows = len(names) + len(layers)
     left = 0.35 + INCHES_PER_LETTER * max(map(len, [*names, *(one.name for one in layers)]))
-    note = f"{report.rows} rows; {_ratios(layers)}{_note_of_one(layers)}"
+    ratios = ", ".join(f"{layer.name} {_times(layer.scale_ratio)}" for layer in layers)
+    note = f"{report.rows} rows; largest over smallest: {ratios}{_note_of_one(layers)}"
     width = max(left + 2 * (WIDTH + 0.4), width_of_head(title, note))
     figure = new_figure(width, 1.25 + ROW * rows)
     scale = place(figure, left, 0.5, WIDTH, ROW * rows)
@@ -292,12 +295,6 @@ def scales_figure(
     return figure
 
 
-def _layers(report: ExpertReport) -> tuple[LayerReport, ...]:
-    if not report.layers:
-        raise ValueError(f"{NO_EXPERTS}, nothing to draw")
-    return report.layers
-
-
 def _std_axis(axes: Axes, layers: Sequence[LayerReport]) -> float:
     """Set the axis of standard deviations and return where it begins."""
     low, high = _std_limits(layers)
@@ -322,11 +319,6 @@ def _note_of_one(layers: Sequence[LayerReport]) -> str:
     """Return what the dashed line is, if the axis reaches it."""
     low, high = _std_limits(layers)
     return "; dashed: a deviation of 1" if low <= 1 <= high else ""
-
-
-def _ratios(layers: tuple[LayerReport, ...]) -> str:
-    parts = [f"{layer.name} {_times(layer.scale_ratio)}" for layer in layers]
-    return f"largest over smallest: {', '.join(parts)}"
 
 
 def _times(ratio: float) -> str:

@@ -173,7 +173,9 @@ def sized(
         GatesError: No width comes within 5 %, or the options are wrong.
     """
     check_positive(target=target)
-    first = {**_widths(name), **options}
+    known = _options(name)
+    first = {key: known[key].default for key in ("dim", "hidden_dims") if key in known}
+    first.update(options)
     ratios = [width / first["dim"] for width in first.get("hidden_dims") or ()]
 
     def at(dim: int) -> dict[str, Any]:
@@ -203,11 +205,6 @@ def sized(
             "change its number of experts or its tower_dims"
         )
     return at(best)
-
-
-def _widths(name: str) -> dict[str, Any]:
-    known = _options(name)
-    return {key: known[key].default for key in ("dim", "hidden_dims") if key in known}
 
 
 def _options(name: str) -> dict[str, inspect.Parameter]:

@@ -240,7 +240,8 @@ def interaction_probabilities(expected: Expected, nodes: int = NODES) -> Floats:
     total = np.empty(expected.logits.shape, dtype=np.float32)
     for start in range(0, len(total), _ROWS_AT_ONCE):
         some = slice(start, start + _ROWS_AT_ONCE)
-        center = _centers(expected, some)
+        exact = expected.logits[some] + expected.interest[some, None] * expected.slopes
+        center = exact.astype(np.float32)
         sums = np.zeros_like(center)
         for point, weight in zip(points, weights, strict=True):
             at = expit(center + slope * np.float32(INTEREST_NOISE * point))
@@ -283,11 +284,6 @@ def intercepts(expected: Expected, rates: NDArray[np.float64]) -> NDArray[np.flo
         if np.abs(change).max() < 1e-4:
             break
     return shift
-
-
-def _centers(expected: Expected, rows: slice) -> NDArray[np.float32]:
-    center = expected.logits[rows] + expected.interest[rows, None] * expected.slopes
-    return center.astype(np.float32)
 
 
 assert len(TASKS) == len(WATCH_RULES) + len(INTERACTIONS)

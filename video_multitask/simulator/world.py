@@ -76,7 +76,7 @@ def log_columns(
         {
             "user_id": visits.user.astype(np.int32),
             "video_id": shown.video.astype(np.int32),
-            "date": np.full(len(play), _date(day), dtype=np.int32),
+            "date": np.full(len(play), int(f"{FIRST_DATE + day}".replace("-", "")), dtype=np.int32),
             "hourmin": (visits.ms // 3_600_000 * 100).astype(np.int32),
             "time_ms": START_MS + day * DAY_MS + visits.ms,
             "is_click": watched["effective_view"],
@@ -103,10 +103,6 @@ def log_columns(
             "propensity": shown.propensity,
         }
     )
-
-
-def _date(day: int) -> int:
-    return int(str(FIRST_DATE + day).replace("-", ""))
 
 
 class Chunk(NamedTuple):

@@ -153,7 +153,8 @@ class KuaiRandTables(_Kind):
             }
             for which, names in groups.items():
                 if found := [logs[name] for name in names if name in logs]:
-                    count = _count(pl.concat([log.select("user_id", "video_id") for log in found]))
+                    both = pl.concat([log.select("user_id", "video_id") for log in found])
+                    count = Count(*(column.n_unique() for column in both), len(both))
                     check_counts(data.release, which, count, self.path, strict=self.strict)
         return pl.concat(list(logs.values()))
 
@@ -187,10 +188,6 @@ def check_prepared(path: Path, columns: Collection[str], wanted: Sequence[str]) 
         raise GatesError(
             f"the shards {path} lack the columns {', '.join(missing[:5])}: prepare them again {how}"
         )
-
-
-def _count(log: pl.DataFrame) -> Count:
-    return Count(log["user_id"].n_unique(), log["video_id"].n_unique(), len(log))
 
 
 class KuaiRandStream(_Kind):

@@ -12,11 +12,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import polars as pl
 
 from core_gates.errors import GatesError, check_at_least
 from harness.files import Data, short_digest
+from recsys.data.datamodule import PartsDataModule
 from recsys.data.tables import PARTS, Part
 from recsys.inputs import Batch
 from recsys.schema import FeatureSchema
@@ -36,7 +36,7 @@ FOLDER = ".transforms"
 """In the folder of the shards; hidden, since their content does not include it."""
 
 _LEARNED = {
-    "sparse": ("name", "min_count", "storage", "buckets", "table"),
+    "sparse": ("name", "min_count", "storage", "buckets", "table", "part"),
     "dense": ("name", "scaling", "buckets"),
     "crossed": ("of", "buckets"),
     "sequences": ("name", "of"),
@@ -73,7 +73,7 @@ def load_stored(train: Shards, schema: FeatureSchema) -> FeatureTransform | None
     return made
 
 
-class ParquetStream(L.LightningDataModule):
+class ParquetStream(PartsDataModule):
     """Batches of Parquet shards, in bounded memory, that resume at the exact next one.
 
     Row groups are distributed over ranks and workers, rows shuffled within a window; see
@@ -195,7 +195,13 @@ class ParquetStream(L.LightningDataModule):
     def digest(self) -> list[Data]:
         """Describe the rows of each part by the hashes of their files."""
         return [
-            Data(shards.folder.name, part, _digest(shards), shards.rows, "rows")
+            Data(
+                shards.folder.name,
+                part,
+                short_digest({file.name: file.sha256 for file in shards.files}, 64),
+                shards.rows,
+                "rows",
+            )
             for part, shards in self.parts.items()
         ]
 
@@ -250,22 +256,3 @@ class ParquetStream(L.LightningDataModule):
             workers=self.workers,
             users=self.scored,
         )
-
-    def val_dataloader(self) -> EvaluationStream:
-        """Return the validation rows of this rank."""
-        return self.evaluation_loader("validation")
-
-    def test_dataloader(self) -> EvaluationStream:
-        """Return the test rows of this rank."""
-        return self.evaluation_loader("test")
-
-    def predict_dataloader(self) -> EvaluationStream:
-        """Return the test rows of this rank."""
-        return self.evaluation_loader("test")
-
-    def _rank(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-
-
-def _digest(shards: Shards) -> str:
-    return short_digest({file.name: file.sha256 for file in shards.files}, 64)
