@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,8 +16,10 @@ from recsys.columns.canonical import (
     EVENTS,
     UNREADABLE,
     canonical,
+    holds_times,
     kind_of,
     numbers_of,
+    part_of,
     split_events,
 )
 from recsys.columns.column_auc import STRONG, SUSPICIOUS, column_aucs
@@ -25,6 +28,7 @@ from recsys.schema import (
     FeatureSchema,
     History,
     Labels,
+    Part,
     Product,
     Side,
     Sparse,
@@ -50,8 +54,7 @@ _ID = re.compile(
     re.IGNORECASE,
 )
 _COMMA = r"^[-+]?\d{1,3}([. ]?\d{3})*,\d+$"  # a number with a decimal comma
-_SECONDS = 946_684_800, 4_102_444_800  # of the years 2000 to 2099 since 1970
-_DATE = re.compile(r"^\d{4}[-/]\d{2}[-/]\d{2}")
+_VARIED: Mapping[Part, int] = {"hour": 2, "weekday": 7}  # values, from which a part is a feature
 
 
 class Note(NamedTuple):
@@ -98,8 +101,9 @@ def infer_schema(
 
     Text, few-valued numbers and whole numbers that are named like an identifier become sparse
     features, other numbers dense ones, lists the history of the sparse feature whose values they
-    hold. Where user and item are named, the product of what describes users and what describes
-    items is an input, too. Left out are constant columns, dates, numbers of rows, text that is
+    hold; dates, and whole numbers that are times, become their hour and, of seven days at least,
+    their weekday. Where user and item are named, the product of what describes users and what
+    describes items is an input, too. Left out are constant columns, numbers of rows, text that is
     different in nearly every row, and columns that are or predict a label: by AUC above 0.95 alone.
 
     Args:
@@ -107,7 +111,7 @@ def infer_schema(
         labels: Columns with 0 and 1, or tasks; one of numbers is a regression, see `stated_tasks`.
         user: Column of the user, also a feature.
         item: Column of what is ranked, also a feature.
-        time: Column that orders the rows, no feature.
+        time: Column that orders the rows; of times its hour and weekday are features.
         weight: Column of sample weights, no feature.
         drop: Columns that must not be features.
         dim: Features of an embedding.
@@ -138,7 +142,7 @@ def infer_schema(
         )
     except ValueError as error:
         raise GatesError(str(error)) from error
-    notes = [draft.notes[n] for n in table.columns if n in draft.notes]
+    notes = [draft.notes[n] for n in draft.table.columns if n in draft.notes]
     why = "how well a user and an item fit, as in a factorization machine"
     notes += [Note(product.name, "product", why) for product in schema.products]
     return InferredSchema(schema, tuple(notes))
@@ -198,9 +202,30 @@ class _Draft:
         self.targets, self.count = read_targets(table, schema), len(table)
         every = -(-len(table) // MOST_ROWS)
         self.rows = np.arange(0, len(table), every)
-        self.table = _without_decimals(table if every == 1 else table[self.rows])
+        some = table if every == 1 else table[self.rows]
+        self.table = some.with_columns(c.cast(pl.Float64) for c in some if c.dtype.is_decimal())
         self.notes: dict[str, Note] = {}
         self.whole = {"user": schema.user, "item": schema.item}
+        others = {*schema.labels, schema.user, schema.item, *drop}
+        self.times = {
+            c.name: self._parts(c)
+            for c in self.table
+            if not (c.name in others or (c.dtype.is_numeric() and _ID.search(c.name)))
+            and holds_times(c)
+        }
+        self.table = self.table.with_columns(
+            part_of(self.table[one.column], one.part).alias(one.name)
+            for one in chain(*self.times.values())
+        )
+
+    def _parts(self, column: pl.Series) -> list[Sparse]:
+        """Return hour and weekday of times, where they vary."""
+        name, side = column.name, self._side(column.name)
+        return [
+            Sparse(f"{part} of {name}", side=side, column=name, part=part)
+            for part, fewest in _VARIED.items()
+            if part_of(column, part).drop_nulls().n_unique() >= fewest
+        ]
 
     def features(self) -> list[Sparse | Dense | History]:
         """Return the features, in the order of the table; histories last."""
@@ -265,7 +290,10 @@ class _Draft:
 
     def _drafted(self, column: pl.Series) -> tuple[Sparse | Dense, str]:
         """Return the feature that a column may be, and why."""
-        name, distinct, side = column.name, column.n_unique(), self._side(column.name)
+        name, distinct = column.name, column.n_unique()
+        if made := [one for one in chain(*self.times.values()) if one.name == name]:
+            return made[0], f"{distinct} values, in UTC, side {made[0].side}"
+        side = self._side(name)
         if why := self._as_category(column, distinct):
             min_count = 2 if distinct > MANY else 1
             rare = ", rare ones unknown" if min_count > 1 else ""
@@ -298,9 +326,10 @@ class _Draft:
     def _useless(self, column: pl.Series) -> str:
         """Return why a column cannot be a feature; empty if it can."""
         dtype = column.dtype
-        if dtype.is_temporal():
-            return f"type {dtype}: derive hour, weekday or age from it"
-        if dtype.is_nested() or dtype in (pl.Binary, pl.Object):
+        if column.name in self.times:
+            made = " and ".join(one.part for one in self.times[column.name])
+            return f"times, {f'whose {made} is a feature' if made else 'with few hours and days'}"
+        if dtype.is_nested() or dtype.is_temporal() or dtype in (pl.Binary, pl.Object):
             return f"type {dtype}"
         known = column.drop_nulls()
         if dtype.is_float():
@@ -310,12 +339,6 @@ class _Draft:
         if column.name in self.whole.values():
             return ""
         unique = known.n_unique() > 0.95 * len(column) and len(column) >= 100
-        if dtype == pl.String and len(known) and known.str.contains(_DATE.pattern).all():
-            return "text of dates: derive hour, weekday or age from it"
-        whole = known if dtype.is_integer() and not _ID.search(column.name) else known[:0]
-        for unit, scale in (("seconds", 1), ("milliseconds", 1000)) if len(whole) else ():
-            if whole.min() >= _SECONDS[0] * scale and whole.max() < _SECONDS[1] * scale:  # type: ignore[operator]
-                return f"times in {unit} since 1970: derive hour, weekday or age from it"
         if unique and not dtype.is_numeric():
             return "text that is different in nearly every row"
         if unique and dtype.is_integer() and _numbers_rows(known, self.count):
@@ -377,11 +400,6 @@ class _Draft:
         reason = f"lists with the values of {of!r}, the newest {length}"
         self.notes[name] = Note(name, "history", reason)
         return History(name, of, max_length=length)
-
-
-def _without_decimals(table: pl.DataFrame) -> pl.DataFrame:
-    """Return a table with decimal numbers as floats."""
-    return table.with_columns(c.cast(pl.Float64) for c in table if c.dtype.is_decimal())
 
 
 def _refuse_commas(column: pl.Series) -> None:

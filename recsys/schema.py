@@ -18,6 +18,9 @@ Scaling = Literal["log_standardize", "standardize", "buckets", "none"]
 Encoder = Literal["mean", "target_attention", "transformer"]
 ENCODERS: tuple[Encoder, ...] = get_args(Encoder)
 Storage = Literal["plain", "hash", "quotient_remainder"]
+Part = Literal["", "hour", "weekday"]
+VALUES: Mapping[Part, range] = {"hour": range(24), "weekday": range(1, 8)}
+"""Of the parts of times; 1 is Monday."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Sparse:
             vocabulary; ``quotient_remainder``: two small tables in place of one (Shi et al., 2020).
         buckets: Rows of a hashed table; rows of the remainder table.
         table: Name of the embedding table, shared by all features that name it; own if empty.
+        column: Column of times that it is a part of; that named like the feature if empty.
+        part: ``hour`` or ``weekday`` of these times, see :func:`recsys.columns.canonical.part_of`.
     """
 
     name: str
@@ -42,12 +47,17 @@ class Sparse:
     storage: Storage = "plain"
     buckets: int = 0
     table: str = ""
+    column: str = ""
+    part: Part = ""
 
     def __post_init__(self) -> None:
-        """Refuse sizes below 1 and a storage without buckets."""
+        """Refuse sizes below 1, a storage without buckets and a part of no column."""
         check_at_least(1, dim=self.dim, min_count=self.min_count)
         check_option("storage", self.storage, ("plain", "hash", "quotient_remainder"))
         check_option("side", self.side, ("user", "item", "context"))
+        check_option("part", self.part, ("", *VALUES))
+        if bool(self.column) != bool(self.part):
+            raise ValueError(f"feature {self.name!r}: give it both a column of times and a part")
         if (self.storage != "plain") != (self.buckets > 0):
             raise ValueError(
                 f"feature {self.name!r}: buckets are the rows of a hash or quotient_remainder "
@@ -301,8 +311,8 @@ class FeatureSchema:
         if not self.tasks:
             raise ValueError("the schema has no task: name a label column at least")
         _refuse_repeated("tasks", [task.name for task in self.tasks])
-        features = [*self.features, *(cross.name for cross in self.crossed)]
-        features += [product.name for product in self.products]
+        of_columns = (*self.sparse, *self.dense, *self.sequences)
+        features = [one.name for one in (*of_columns, *self.crossed, *self.products)]
         _refuse_repeated("features", features)
         scaled = [feature.name for feature in self.dense if feature.scaling != "buckets"]
         if clash := [name for name in scaled if indicator_of(name) in features]:
@@ -311,7 +321,7 @@ class FeatureSchema:
                 f"{clash[0]!r} is missing: rename the column or leave it out"
             )
         labels = set(self.labels)
-        if both := sorted(labels & set(features)):
+        if both := sorted(labels & {*features, *self.features}):
             raise ValueError(
                 f"columns {', '.join(both)} are both label and feature: a label among the features "
                 "gives a perfect score that means nothing; drop them from the features"
@@ -380,7 +390,7 @@ class FeatureSchema:
         """Columns that are read as features."""
         columns: tuple[Sparse | Dense | History, ...]
         columns = (*self.sparse, *self.dense, *self.sequences)
-        return tuple(column.name for column in columns)
+        return tuple(dict.fromkeys(map(source_of, columns)))
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -444,6 +454,11 @@ class FeatureSchema:
             return cls(**made)
         except TypeError as error:
             raise ValueError(f"the schema has an entry that is not known: {error}") from error
+
+
+def source_of(feature: Sparse | Dense | History) -> str:
+    """Return the column that a feature is read from."""
+    return getattr(feature, "column", "") or feature.name
 
 
 def indicator_of(name: str) -> str:

@@ -1,7 +1,7 @@
 """Values of a column in one form, however a file or a request writes them.
 
-Categories, numbers, times, and text that stands for something else: missing values, lists, true
-and false.
+Categories, numbers, times, all in UTC, with their hours and weekdays, and text that stands for
+something else: missing values, lists, true and false.
 """
 
 from __future__ import annotations
@@ -204,8 +204,8 @@ def canonical(column: pl.Series, kind: Kind) -> pl.Series:
     """
     if kind_of(column.name, column.dtype) is None:
         column = column.cast(pl.Int64 if kind == "integer" else pl.String)
-    if column.dtype.is_decimal():
-        column = _of_decimals(column)
+    if column.dtype.is_decimal():  # integers where they have no digits after the point
+        column = column.cast(pl.Float64 if column.dtype.scale else pl.Int128)  # type: ignore[attr-defined]
     return _integers(column) if kind == "integer" else _strings(column)
 
 
@@ -245,13 +245,6 @@ def keys_of_ids(column: pl.Series, *, checked: bool = True) -> tuple[Keys, NDArr
     return keys, missing
 
 
-def _of_decimals(column: pl.Series) -> pl.Series:
-    """Return decimal numbers as integers where they have no digits after the point, else floats."""
-    if column.dtype.scale:  # type: ignore[attr-defined]
-        return column.cast(pl.Float64)
-    return column.cast(pl.Int128)
-
-
 def _integers(column: pl.Series) -> pl.Series:
     dtype = column.dtype
     if dtype.is_float():
@@ -259,7 +252,7 @@ def _integers(column: pl.Series) -> pl.Series:
     if dtype.is_integer() or dtype == pl.Boolean:
         read = column if dtype == pl.Int64 else column.cast(pl.Int64, strict=False)
         if read.null_count() > column.null_count():  # above 2^63 - 1
-            read = _where(column.is_not_null() & read.is_null(), UNREADABLE, read)
+            read = read.set(column.is_not_null() & read.is_null(), UNREADABLE)
         return read.fill_null(MISSING) if read.null_count() else read
     text = column if dtype == pl.String else column.cast(pl.String)
     read = text.cast(pl.Int64, strict=False)
@@ -271,10 +264,6 @@ def _integers(column: pl.Series) -> pl.Series:
         numbers = numbers.set(unread & numbers.is_null(), 0.5)  # no number, hence no integer
         read = read.zip_with(~unread, pl.Series(column.name, _whole(numbers)))
     return read.fill_null(MISSING)
-
-
-def _where(chosen: pl.Series, value: int, other: pl.Series) -> pl.Series:
-    return other.zip_with(~chosen, pl.Series([value], dtype=pl.Int64).new_from_index(0, len(other)))
 
 
 def _whole(column: pl.Series) -> Keys:
@@ -300,3 +289,64 @@ def _strings(column: pl.Series) -> pl.Series:
         )
     text = column if column.dtype == pl.String else column.cast(pl.String)
     return text.fill_null("") if text.null_count() else text
+
+
+SECONDS = 946_684_800, 4_102_444_800  # of the years 2000 to 2099 since 1970
+READABLE = 0.95  # of the values that are not missing, from which a column holds times
+_DATE = r"^\s*\d{4}[-/]"
+_FORMATS = tuple(
+    f"%Y-%m-%d{rest}" for rest in ("", " %H:%M", " %H:%M%#z", " %H:%M:%S%.f", " %H:%M:%S%.f%#z")
+)
+
+
+def part_of(column: pl.Series, part: str) -> pl.Series:
+    """Return the hour (0 to 23) or the weekday (1 to 7, Monday first) of times, in UTC.
+
+    Args:
+        column: (N,) dates; whole seconds or milliseconds since 1970, of the years 2000 to 2099, as
+            numbers or text; or text in ISO 8601. Dates and text without a zone are in UTC.
+        part: Of the times; empty for the column as it is.
+
+    Returns:
+        Int64 (N,): null where the time is missing or a number that is 0 or negative,
+        ``UNREADABLE`` where there is another value.
+
+    Raises:
+        GatesError: The column holds neither dates nor numbers nor text.
+    """
+    if not part:
+        return column
+    seconds = _seconds(column)
+    made = seconds // 3600 % 24 if part == "hour" else (seconds // 86_400 + 3) % 7 + 1
+    return made.set(seconds == UNREADABLE, UNREADABLE)
+
+
+def holds_times(column: pl.Series) -> bool:
+    """Return whether nearly all values of a column that are not missing can be read as times."""
+    try:
+        known = _seconds(column).drop_nulls()
+    except GatesError:
+        return False
+    return bool(len(known)) and float((known != UNREADABLE).mean()) >= READABLE  # type: ignore[arg-type]
+
+
+def _seconds(column: pl.Series) -> pl.Series:
+    """Return times (N,) in whole seconds since 1970, see :func:`part_of`."""
+    if column.dtype in (pl.Date, pl.Datetime):
+        return column.dt.epoch("s")
+    number, (first, last), read = canonical(column, "integer"), SECONDS, []
+    if is_text(column.dtype) and column.cast(pl.String).str.contains(_DATE).any():
+        text = column.cast(pl.String).str.replace_all("/", "-").str.replace(r"(\d)T(\d)", "$1 $2")
+        text = text.str.strip_chars().str.replace(" ?(UTC|Z)$", "Z")
+        kind = pl.Datetime("us", "UTC")
+        read = [text.str.strptime(kind, one, strict=False).dt.epoch("s") for one in _FORMATS]
+    return pl.select(
+        pl.when(number <= 0)
+        .then(None)
+        .when(number.is_between(first, last, "left"))
+        .then(number)
+        .when(number.is_between(first * 1000, last * 1000, "left"))
+        .then(number // 1000)
+        .otherwise(pl.coalesce(*read, pl.lit(UNREADABLE)))
+        .alias(column.name)
+    ).to_series()

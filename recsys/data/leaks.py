@@ -10,11 +10,11 @@ import numpy as np
 import polars as pl
 
 from core_gates.errors import GatesError
-from recsys.columns.canonical import numbers_of
+from recsys.columns.canonical import numbers_of, part_of
 from recsys.columns.column_auc import STRONG, SUSPICIOUS, column_aucs, implied_labels
 from recsys.data.doubts import HIERARCHICAL, of_hierarchy, of_rows
 from recsys.data.tables import PARTS, RankingTables
-from recsys.schema import FeatureSchema
+from recsys.schema import FeatureSchema, source_of
 from recsys.transform.targets import read_targets
 
 
@@ -54,8 +54,8 @@ def find_leaks(
     schema.check_columns(table.columns)
     targets = read_targets(table, schema)
     found = []
-    for name in (*(f.name for f in schema.sparse), *(f.name for f in schema.dense)):
-        areas = column_aucs(table[name], targets.labels, targets.mask)
+    for name, column in _columns(table, schema).items():
+        areas = column_aucs(column, targets.labels, targets.mask)
         for task, area in zip(schema.task_names, areas, strict=True):
             if area > threshold:
                 found.append(Leak(name, task, float(area)))
@@ -100,13 +100,20 @@ def find_giveaways(table: pl.DataFrame, schema: FeatureSchema) -> list[Giveaway]
     """
     schema.check_columns(table.columns)
     targets, keys = read_targets(table, schema), {schema.user, schema.item}
-    features = (*(f.name for f in schema.sparse), *(f.name for f in schema.dense))
-    names = [name for name in features if name not in keys]
     return [
         Giveaway(name, one.value, schema.task_names[one.task], one.label, one.rows)
-        for name in names
-        for one in implied_labels(table[name], targets.labels, targets.mask)
+        for name, column in _columns(table, schema).items()
+        if name not in keys
+        for one in implied_labels(column, targets.labels, targets.mask)
     ]
+
+
+def _columns(table: pl.DataFrame, schema: FeatureSchema) -> dict[str, pl.Series]:
+    """Return the values of sparse and dense features by name."""
+    return {
+        feature.name: part_of(table[source_of(feature)], getattr(feature, "part", ""))
+        for feature in (*schema.sparse, *schema.dense)
+    }
 
 
 def chance_error(positives: int, negatives: int) -> float:

@@ -15,10 +15,17 @@ from numpy.typing import NDArray
 
 from core_gates.errors import GatesError
 from harness.files import replacing, write_json
-from recsys.columns.canonical import RowError, canonical, keys_of, numbers_of, without_words
+from recsys.columns.canonical import (
+    RowError,
+    canonical,
+    keys_of,
+    numbers_of,
+    part_of,
+    without_words,
+)
 from recsys.columns.hashing import bucket, combine, hash_integers
 from recsys.inputs import Batch
-from recsys.schema import FeatureSchema, Sparse, indicator_of
+from recsys.schema import FeatureSchema, Sparse, indicator_of, source_of
 from recsys.transform.fitting import Buckets, Fitted, Fitting, Scaler, Table, encode_history
 from recsys.transform.targets import read_targets
 from recsys.vocabulary import FIRST, MISSING, HashedValues, Vocabulary
@@ -272,7 +279,8 @@ class FeatureTransform:
                 self._encode_sparse(block, found.sparse[rows])
                 self._encode_dense(block, found.sparse[rows], found.dense[rows])
                 for history, out in zip(self.schema.sequences, found.sequences, strict=True):
-                    column, of = _column(block, history.name), self._table_of(history.of)
+                    column = _column(block, history.name)
+                    of = self.tables[self.sparse_tables[history.of]]
                     encode_history(column, history, of, out[rows], self.missing)
             except RowError as error:
                 raise error.shifted(start) from error
@@ -284,7 +292,8 @@ class FeatureTransform:
         kept: dict[str, Keys] = {}
         for number, feature in enumerate(self.schema.sparse):
             rows = self.tables[feature.table_name]
-            keys = keys_of(canonical(self._column(table, feature.name), rows.kind))
+            column = part_of(self._column(table, source_of(feature)), feature.part)
+            keys = keys_of(canonical(column, rows.kind))
             out[:, number] = rows.rows_of_keys(*keys)
             if feature.name in crossed:
                 kept[feature.name] = keys
@@ -372,9 +381,6 @@ class FeatureTransform:
     def _column(self, table: pl.DataFrame, name: str) -> pl.Series:
         """Return a column, null where it holds a missing word, all null if the table lacks it."""
         return without_words(_column(table, name), self.missing)
-
-    def _table_of(self, feature: str) -> Table:
-        return self.tables[self.sparse_tables[feature]]
 
     def _check_fitted(self) -> None:
         if not self.fitted.rows:

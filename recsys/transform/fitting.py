@@ -6,7 +6,7 @@ import datetime
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -27,7 +27,7 @@ from recsys.columns.canonical import (
     without_words,
 )
 from recsys.columns.hashing import QuantileSketch
-from recsys.schema import Dense, FeatureSchema, History, Sparse
+from recsys.schema import VALUES, Dense, FeatureSchema, History, Sparse
 from recsys.vocabulary import FIRST, MISSING, HashedValues, Vocabulary, count_values
 
 Floats = NDArray[np.float64]
@@ -243,8 +243,8 @@ class Fitted(NamedTuple):
             GatesError: Their times are of different types.
         """
         try:
-            first = _first_of(self.first, other.first)
-            last = _last_of(self.last, other.last)
+            first = min(_known(self.first, other.first), default=None)
+            last = max(_known(self.last, other.last), default=None)
         except TypeError as error:
             raise GatesError(
                 f"the time column holds {other.first!r} after {self.first!r}: write all tables "
@@ -325,8 +325,9 @@ class Fitting:
         self.schema.check_columns(table.columns, labels=False)
         try:
             for feature in self.schema.sparse:
-                column = without_words(table[feature.name], self.missing)
-                self._counts[feature.table_name].add(column)
+                known = VALUES.get(feature.part)
+                column = table[feature.name] if known is None else pl.Series(known)
+                self._counts[feature.table_name].add(without_words(column, self.missing))
             for name, statistics in self._dense.items():
                 statistics.add(numbers_of(without_words(table[name], self.missing)))
         except RowError as error:
@@ -387,14 +388,8 @@ def _plain(value: object) -> Time | None:
     return value if isinstance(value, int | float | str) else None
 
 
-def _first_of(one: Time | None, other: Time | None) -> Time | None:
-    known: list[Time] = [value for value in (one, other) if value is not None]
-    return min(known) if known else None  # type: ignore[type-var]
-
-
-def _last_of(one: Time | None, other: Time | None) -> Time | None:
-    known: list[Time] = [value for value in (one, other) if value is not None]
-    return max(known) if known else None  # type: ignore[type-var]
+def _known(*times: Time | None) -> list[Any]:
+    return [one for one in times if one is not None]
 
 
 def encode_history(

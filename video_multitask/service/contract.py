@@ -14,7 +14,7 @@ Arrays = Mapping[str, NDArray[Any]]
 """Results by name, all with the rows as their leading dimension."""
 
 R = TypeVar("R", bound=Sized)
-Kind = Literal["integer", "flag", "text", "number", "integers", "texts"]
+Kind = Literal["integer", "flag", "text", "number", "time", "integers", "texts"]
 """What a field holds, or null; the plural forms are lists. A flag is 0, 1, true or false."""
 
 TYPES: Mapping[Kind, tuple[type, ...]] = {
@@ -22,6 +22,7 @@ TYPES: Mapping[Kind, tuple[type, ...]] = {
     "flag": (int, bool),
     "text": (str,),
     "number": (int, float, bool),
+    "time": (int, float, str),
     "integers": (list,),
     "texts": (list,),
 }
@@ -30,6 +31,7 @@ WANTED: Mapping[Kind, str] = {
     "flag": "0, 1, true, false or null",
     "text": "a string of at most 1,000 characters or null",
     "number": "a finite number, true, false or null",
+    "time": "a time in ISO 8601, in seconds or milliseconds since 1970, or null",
     "integers": "a list of integers or null",
     "texts": "a list of strings of at most 1,000 characters or null",
 }
@@ -232,7 +234,7 @@ def _holds(values: Sequence[Any], kind: Kind) -> bool:
         return not present or (min(present) >= -(2**63) and max(present) < 2**63)
     if kind == "number":
         return all(value is None or _is_finite(value) for value in values)
-    return all(value is None or len(value) <= LONGEST for value in values)
+    return all(value is None or len(str(value)) <= LONGEST for value in values)
 
 
 def _is_finite(value: float) -> bool:

@@ -25,13 +25,14 @@ from numpy.typing import NDArray
 from core_gates.errors import GatesError
 from recsys.columns.canonical import (
     MISSING,
+    SECONDS,
     canonical,
     is_text,
     numbers_of,
     split_events,
     without_words,
 )
-from recsys.schema import Dense, FeatureSchema, History, Sparse
+from recsys.schema import Dense, FeatureSchema, History, Sparse, source_of
 from recsys.table_scorer import Model, chosen_tasks, read_model, refuse_infinite
 from recsys.transform import FeatureTransform
 from recsys.transform.fitting import has_shifted, places_of
@@ -45,6 +46,7 @@ DTYPES: Mapping[Kind, Any] = {
     "flag": pl.Int64,
     "text": pl.String,
     "number": pl.Float64,
+    "time": pl.String,
     "integers": pl.List(pl.Int64),
     "texts": pl.List(pl.String),
 }
@@ -174,6 +176,8 @@ class RequestReader:
         column = without_words(column, self._missing)
         if kind == "number":
             return pl.Series(column.name, numbers_of(column)).fill_nan(None)
+        if kind == "time":
+            return column.cast(pl.String)
         if kind in ("integers", "texts"):
             lists = split_events(column) if is_text(column.dtype) else column
             of: Kind = "integer" if kind == "integers" else "text"
@@ -183,14 +187,17 @@ class RequestReader:
         return known.set(known == ("" if kind == "text" else MISSING), None)
 
     def _series(self, name: str, values: Sequence[Any]) -> pl.Series:
-        return pl.Series(name, values, DTYPES[self.kinds[name]])
+        kind = self.kinds[name]  # times may be numbers in one request and text in another
+        return pl.Series(name, values, DTYPES[kind], strict=kind != "time")
 
 
 def field_kinds(transform: FeatureTransform) -> dict[str, Kind]:
     """Return the fields of a model, and what they hold in JSON."""
     schema = transform.schema
-    kinds = {f.name: _kind_of(transform.tables[f.table_name]) for f in schema.sparse}
-    text = {name: kind == "text" for name, kind in kinds.items()}
+    tables = {f.name: _kind_of(transform.tables[f.table_name]) for f in schema.sparse}
+    text = {name: kind == "text" for name, kind in tables.items()}
+    kinds: dict[str, Kind] = {f.column: "time" for f in schema.sparse if f.part}
+    kinds |= {f.name: tables[f.name] for f in schema.sparse if not f.part}
     kinds |= dict.fromkeys((f.name for f in schema.dense), "number")
     return kinds | {h.name: "texts" if text[h.of] else "integers" for h in schema.sequences}
 
@@ -208,7 +215,7 @@ def fields_of_user(schema: FeatureSchema) -> list[str]:
     """Return the fields that describe the user."""
     columns: tuple[Sparse | Dense | History, ...]
     columns = (*schema.sparse, *schema.dense, *schema.sequences)
-    return [column.name for column in columns if column.side == "user"]
+    return list(dict.fromkeys(source_of(column) for column in columns if column.side == "user"))
 
 
 def _joined(name: str, requests: Sequence[Request]) -> list[Any]:
@@ -252,6 +259,8 @@ def made_up(transform: FeatureTransform, count: int, seed: int = 0) -> pl.DataFr
             ends = np.cumsum(lengths)
             lists = [values[end - n : end].to_list() for n, end in zip(lengths, ends, strict=True)]
             columns.append(pl.Series(name, lists, DTYPES[kind]))
+        elif kind == "time":
+            columns.append(pl.Series(name, draw.integers(*SECONDS, count)).cast(pl.String))
         elif kind == "number":
             columns.append(pl.Series(name, np.exp(draw.normal(2, 1, count)).round(2)))
         else:
@@ -290,6 +299,7 @@ class RankingScorer:
         self.fusion, self.unknown = fusion, unknown
         self.reader = RequestReader(self.tables.transform, self.tables.task_names)
         self._of_user = set(fields_of_user(self.tables.schema))
+        self._fields = {feature.name: source_of(feature) for feature in self.tables.schema.sparse}
         self._ranges = self.tables.transform.fitted.ranges
 
     @property
@@ -318,7 +328,7 @@ class RankingScorer:
     def score(self, requests: Sequence[Request]) -> Arrays:
         """Return ``p`` (N, T), ``score`` (N,) and ``unknown`` (N, F) of all candidates."""
         lists: list[int] = []
-        if self.tables.encodes_users and not any(map(self._differ, requests)):
+        if self.tables.encodes_users and all(self._of_user.isdisjoint(r.columns) for r in requests):
             lists = [len(request) for request in requests]
         found = self.tables.score(self.reader.table(requests), lists)
         arrays = {"p": found.probabilities, "unknown": found.unknown}
@@ -368,10 +378,6 @@ class RankingScorer:
                 found[name] = one
         return found
 
-    def _differ(self, request: Request) -> bool:
-        """Return whether the candidates have separate values of a field of the user."""
-        return not self._of_user.isdisjoint(request.columns)
-
     def _unknown(
         self, request: Request, unknown: NDArray[np.bool_]
     ) -> tuple[dict[str, int], NDArray[np.bool_]]:
@@ -386,13 +392,14 @@ class RankingScorer:
             if not column.any():
                 continue
             counts[name] = int(column.sum())
-            if self.unknown == "drop" and name in request.columns:
+            field = self._fields.get(name, name)
+            if self.unknown == "drop" and field in request.columns:
                 stays &= ~column
             elif self.unknown != "score":
                 raise RefusedError(
-                    f"{request.place(name, int(column.argmax()))} has a value that training has not"
-                    f" seen: correct it, or serve with --unknown "
-                    f"{'drop or ' if name in request.columns else ''}score"
+                    f"{request.place(field, int(column.argmax()))} has a value that training has "
+                    f"not seen: correct it, or serve with --unknown "
+                    f"{'drop or ' if field in request.columns else ''}score"
                 )
         return counts, stays
 

@@ -158,8 +158,7 @@ class Encoder(Protocol):
 
 def columns_of(schema: FeatureSchema) -> list[str]:
     """Return the columns of a table that a schema reads."""
-    crossed = [name for cross in schema.crossed for name in cross.of]
-    return list(dict.fromkeys([*schema.features, *crossed, *schema.labels, *schema.keys]))
+    return list(dict.fromkeys([*schema.features, *schema.labels, *schema.keys]))
 
 
 def some_users(table: pl.DataFrame, user: str, fraction: float) -> pl.DataFrame:

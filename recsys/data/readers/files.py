@@ -17,6 +17,7 @@ from recsys.columns.canonical import (
     canonical,
     kind_of,
     numbers_of,
+    part_of,
     split_events,
     stripped,
     without_words,
@@ -34,7 +35,7 @@ from recsys.data.table_files import (
     read_text,
     unreadable,
 )
-from recsys.schema import FeatureSchema
+from recsys.schema import FeatureSchema, source_of
 from recsys.transform.targets import read_targets
 
 BLOCK_ROWS = 2**15
@@ -305,8 +306,8 @@ def check_file(path: Path, table: pl.DataFrame, schema: FeatureSchema) -> None:
     try:
         schema.check_columns(table.columns)
         for sparse in schema.sparse:
-            kind = kind_of(sparse.name, table[sparse.name].dtype)
-            canonical(table[sparse.name], kind or "integer")
+            column = part_of(table[source_of(sparse)], sparse.part)
+            canonical(column, kind_of(sparse.name, column.dtype) or "integer")
         for dense in schema.dense:
             numbers_of(table[dense.name])
         read_targets(table, schema)

@@ -41,7 +41,8 @@ def test_a_log_becomes_tables_with_a_schema(path):
     assert tables.name == "orders"
     assert [len(tables.part(p)) for p in ("train", "validation", "test")] == [96, 12, 12]
     assert tables.test["day"].unique().to_list() == ["2024-01-10"]
-    assert tables.schema.features == ("reader", "book_id", "age", "price")
+    assert tables.schema.features == ("reader", "book_id", "age", "day", "price")
+    assert tables.schema.sparse[-1] == Sparse("weekday of day", column="day", part="weekday")
     assert tables.schema.sparse[0].side == "user"
     assert tables.notes[0] == "split by time"
     assert "minutes_read: left out, as told" in tables.notes
