@@ -78,8 +78,8 @@ class Setup:
         """Check names, and that a width is a number of guesses.
 
         Raises:
-            GatesError: A name is unknown, or there is a width that is no whole number, or nothing
-                is guessed.
+            GatesError: A name is unknown, or there is a width that is not a whole number, or
+                nothing is guessed.
         """
         for name, known in NAMES.items():
             check_option(name, getattr(self, name), known, GatesError)
