@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 help:
 	@echo "make tour      every application in minutes, on real, rendered and simulated data"
 	@echo "make test      lint, types, import layers, pages and tests"
-	@echo "make slow      the tests that run once a day: full grids, long runs"
+	@echo "make slow      all tests, nightly: those of every day, full grids, long runs"
 	@echo "make coverage  the tests again, with the lines that none of them reaches"
 	@echo "make lint      lint, types, import layers and the pages only"
 	@echo "make docs      the documentation site, in site/"
@@ -38,9 +38,9 @@ test: .venv/.ready
 tests: .venv/.ready
 	$(BIN)/pytest -n 2 --dist loadfile
 
-# Full grids and what takes minutes: once a day.
+# All of them, nightly: what `tests` runs, every case of every table and grid, what takes minutes.
 slow: .venv/.ready
-	$(BIN)/pytest -n 2 --dist loadfile -m slow
+	$(BIN)/pytest -n 2 --dist loadfile -m 'not gpu'
 
 # Tracing every line makes the tests about a quarter slower, so it is not part of `make test`.
 coverage: lint

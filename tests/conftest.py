@@ -13,6 +13,8 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # read once, when triton is firs
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 HERE = Path(__file__).parent
+FEW = 6  # cases of a function that all run daily
+COMMANDS = {"apps", "distributed", "e2e"}  # folders whose cases start commands or processes
 
 # No deadline, because other processes share the cores; the same examples on every run.
 settings.register_profile("tests", deadline=None, derandomize=True)
@@ -152,7 +154,31 @@ def pytest_unconfigure():
     gc.unfreeze()
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
+    cases = {}
     for item in items:
         if {"ranks", "two_ranks"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("distributed")
+        if hasattr(item, "callspec") and not item.get_closest_marker("slow"):
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for function in cases.values():
+        for item in set(function) - daily(function):
+            item.add_marker("slow")
+
+
+def daily(cases):
+    """The cases of a function that run daily, which stand for the others.
+
+    Where a case starts a command these are the first and the last one. Elsewhere a function of more
+    than FEW cases keeps the last one and every one in which an argument has a value for the first
+    time: a table is tested whole, of a product each value once.
+    """
+    if cases[0].path.relative_to(HERE).parts[0] in COMMANDS:
+        return {cases[0], cases[-1]}
+    values, kept = set(), {cases[-1]}
+    for case in cases:
+        own = {(name, repr(value)) for name, value in case.callspec.params.items()}
+        kept |= set() if own <= values else {case}
+        values |= own
+    return kept if len(cases) > FEW else set(cases)

@@ -103,7 +103,7 @@ def test_killed_trainings_end_as_one_that_was_left_alone(study, tmp_path, capsys
     assert "missing" not in capsys.readouterr().out
 
 
-@pytest.mark.costly("a whole study")
+@pytest.mark.slow
 def test_a_resume_at_another_batch_is_seen(study, monkeypatch):
     def skip(loader, state):
         loader.epoch = state["epoch"]

@@ -50,7 +50,7 @@ def test_every_bar_and_baseline_belongs_to_a_variant(without_peer, short):
     assert load_suite("weather").threads == 1
 
 
-@pytest.mark.costly("twenty members run for six hours")
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [ShallowWater(), HeldSuarez()], ids=["swe", "held_suarez"])
 def test_forecasts_are_six_hours_of_twenty_members_or_one(model):
     calls = cycles.forecasts(model)

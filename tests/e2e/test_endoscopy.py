@@ -262,7 +262,7 @@ HONEST = ["--variants", "[plain, dual]", "--seeds", "[0, 1]", "--train_objects",
 HONEST += ["--steps", "3", "--name", "honest"]
 
 
-@pytest.mark.costly("twenty training runs of three steps")
+@pytest.mark.slow
 def test_the_honest_table_runs_only_what_is_missing(sizing):
     rates = [{"learning_rate": rate} for rate in (1e-3, 1e-2)]
     trials = dict.fromkeys(("plain", "dual"), rates)
@@ -413,7 +413,7 @@ def test_every_configuration_trains_a_step(path, sizing, real_layouts):
     assert scope.calibrated_for == ()  # one step earns no millimeters
 
 
-@pytest.mark.costly("four processes that train")
+@pytest.mark.slow
 def test_killed_trainings_end_like_unbroken_ones(sizing, kill_and_resume, monkeypatch):
     monkeypatch.chdir(sizing.folder)
     command = ["endoscopy", "fit", "--config", "unit"]

@@ -123,7 +123,7 @@ def test_rivals_have_the_size_of_the_reference(name, places):
             assert weights == pytest.approx(sizes["home"], rel=0.05), method
 
 
-@pytest.mark.costly("trains two networks and draws all figures")
+@pytest.mark.slow
 def test_a_stream_is_evaluated_and_reported_like_a_table(places, tmp_path):
     words = ["video", "evaluate", "--config", "kuairand_27k", "--root", str(tmp_path)]
     options = {"data.batch_size": 128, "trainer.val_check_interval": 1.0, "trainer.max_epochs": 1,

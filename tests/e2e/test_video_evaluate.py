@@ -116,7 +116,7 @@ def test_a_report_before_an_evaluation_says_what_to_do(gates_in, small_feed, tmp
     assert "No network of this run is trained yet: run <code>evaluate</code> first." in page
 
 
-@pytest.mark.costly("evaluates two folds and draws eleven figures")
+@pytest.mark.slow
 def test_the_report_of_folds_draws_the_first(gates_in, small_feed, tmp_path):
     path = small_feed(tmp_path)
     folds = f"folds: [3, 4], fold_setting: {BASE}.seed"

@@ -23,6 +23,7 @@ def prepared(gates_in, tmp_path_factory):
     return gates
 
 
+@pytest.mark.slow
 def test_a_prepared_feed_is_scored_as_the_same_feed_in_memory(prepared, small_feed):
     small_feed(prepared.folder)
     world = [f"--data.source.init_args.{name}={value}" for name, value in WORLD.items()]

@@ -115,7 +115,7 @@ def test_the_service_answers_the_same_probabilities(trained):
         np.testing.assert_allclose(answer["probabilities"], expected[[number]], atol=1e-6)
 
 
-@pytest.mark.costly("ONNX and torch.export of a trained ranker")
+@pytest.mark.slow
 def test_exported_files_give_the_same_probabilities(feed, trained):
     _, _, data, expected = trained
     command = ("video", "export", "--name", "small", "--formats", "[torch]")

@@ -61,7 +61,7 @@ def fit(gates, name, *words):
     return said, float(last[1]), float(last[2])
 
 
-@pytest.mark.costly("networks that learn a signal by default settings, and one that cannot")
+@pytest.mark.slow
 def test_a_planted_signal_is_found_and_shuffled_labels_are_told(own):
     said, loss, base = fit(own, "log")
     assert loss < base - 0.05

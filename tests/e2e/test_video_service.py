@@ -63,7 +63,7 @@ def test_the_service_answers_what_the_model_says_refuses_and_swaps(shop, models,
         assert service.process.wait(20) == 0
 
 
-@pytest.mark.costly("a service and its load, for some seconds")
+@pytest.mark.slow
 def test_a_short_load_test_is_clean(gates_in, shop, models, tmp_path):
     shop.rows(400, 1).write_parquet(tmp_path / "rows.parquet")
     load = {"clients": 4, "seconds": 2.5, "slice_s": 0.3, "slices": 1}

@@ -160,7 +160,7 @@ main(words)
 """
 
 
-@pytest.mark.costly("three evaluations, two of which are killed")
+@pytest.mark.slow
 def test_an_evaluation_killed_between_and_inside_pieces_ends_with_the_same_bits(
     gates, forked, monkeypatch
 ):

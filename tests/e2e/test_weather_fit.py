@@ -91,7 +91,7 @@ def test_sections_of_verbs_hold_their_options(path):
         )
 
 
-@pytest.mark.costly("four processes that train")
+@pytest.mark.slow
 def test_killed_trainings_end_like_unbroken_ones(gates, kill_and_resume, monkeypatch):
     """Killed on recorded backgrounds (10 steps) and in its cycles (10 more)."""
     monkeypatch.chdir(gates.folder)

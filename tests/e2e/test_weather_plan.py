@@ -3,7 +3,7 @@ import json
 import pytest
 
 
-@pytest.mark.costly("plans of two published networks")
+@pytest.mark.slow
 def test_the_published_size(tmp_path, gates_in):
     gates = gates_in(tmp_path)
     gates.succeed("weather", "plan", "--config", "official", "--gpus", "8")

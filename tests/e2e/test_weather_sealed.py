@@ -42,6 +42,7 @@ def sealed(gates):
     return gates.folder / "runs/weather/sealed"
 
 
+@pytest.mark.slow
 def test_what_builds_on_interpolation_is_tuned_after_it(sealed):
     found = {path.parent.name for path in sealed.glob("choices/*/result.json")}
     assert {"oi-task-0.1_perfect-s0", "adas_oi-task-0.1_error-s0"} <= found

@@ -66,7 +66,9 @@ def test_the_metadata_promise_what_is_there(installed):
     [
         ("--help", "usage: gates APP VERB"),
         ("doctor", "machine"),
-        ("study gaussian-rates --quick --root {root}", "largest change"),
+        pytest.param(
+            "study gaussian-rates --quick --root {root}", "largest change", marks=pytest.mark.slow
+        ),
         ("language generate --weights shipped --prompt import --max_tokens 8", "import"),
     ],
 )

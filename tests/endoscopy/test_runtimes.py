@@ -57,7 +57,12 @@ CASES = {
     ),
     "convnext": (partial(fsg_vit, "convnext_atto"), ("rgb",), False),
 }
-LARGE = ("resnet-18 of three streams", "vit with SwiGLU", "convnext")
+LARGE = (
+    "resnet of two streams with geometry",
+    "resnet-18 of three streams",
+    "vit with SwiGLU",
+    "convnext",
+)
 
 
 @pytest.mark.costly("ONNX is exported")

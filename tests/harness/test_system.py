@@ -26,6 +26,7 @@ print(kept, faults())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="settings of glibc")
 @pytest.mark.parametrize("own", [{}, {"MALLOC_ARENA_MAX": "2"}])
 def test_large_buffers_come_back_without_page_faults(own):

@@ -96,7 +96,7 @@ def test_a_study_that_fails_keeps_its_folder(tmp_path, capsys):
     assert "x is a run of the study gates: give --name NEW" in capsys.readouterr().err
 
 
-@pytest.mark.costly("two trials and two seeds of all methods, and a report")
+@pytest.mark.slow
 def test_comet_is_tuned_like_its_rivals(study):
     scores, folder = study("comet", *SMALL, "--trials", "2", "--seeds", "0,1")
     assert values(scores, "test pairs", "mean accuracy").keys() == methods_of(2).keys()
