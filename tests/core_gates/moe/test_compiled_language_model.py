@@ -129,9 +129,7 @@ def called_before(model, call):
     ("backend", "dtype", "layers", "steps", "tolerance", "warm"),
     [
         pytest.param("eager", torch.float64, 1, 50, 1e-10, False, id="eager"),
-        pytest.param(
-            "aot_eager", torch.float64, 2, 20, 1e-10, True, id="aot_eager", marks=DAILY
-        ),
+        pytest.param("aot_eager", torch.float64, 2, 20, 1e-10, True, id="aot_eager", marks=DAILY),
         *(
             pytest.param(*row, marks=DAILY)
             for row in [
