@@ -11,7 +11,7 @@ class Fault(NamedTuple):
         file: Where it is planted.
         original: Text that occurs once in the file.
         replacement: What takes its place.
-        tests: Files and folders of ``tests`` that are about the file or use it, with blanks between.
+        tests: Files and folders of ``tests`` that are about the file or use it.
     """
 
     room: str

@@ -1,4 +1,4 @@
-"""Plant faults one by one in a copy of the tree and tell which of them the daily tests catch.
+"""Plant faults one by one in a copy of the tree and show which of them the daily tests catch.
 
 ``python -m tests.mutations.run [ROOM ...]``; it succeeds if at most one fault in twenty is missed.
 """
