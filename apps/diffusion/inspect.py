@@ -3,7 +3,6 @@
 import math
 import os
 import shlex
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -262,15 +261,15 @@ def show_summary(
     console.print(table)
     if hidden:
         console.print(f"no room for {', '.join(hidden)}: --json FILE has all", soft_wrap=True)
-    others = Counter(f[0].family for f in rows.values() if not isinstance(f, str)
-                     and f[1].effect == "family")  # fmt: skip
-    for family, count in others.items():
-        console.print(f"[red]{escape(family)}[/]: {count} files: {escape(OTHERS.format(family))}",
-                      soft_wrap=True)  # fmt: skip
+    told: dict[tuple[str, str], list[str]] = {}
     for path, found in rows.items():
-        if isinstance(found, str) or found[1].effect not in ("whole", "family"):
-            color, text = ("red", found) if isinstance(found, str) else ("yellow", found[1].text)
-            console.print(f"[{color}]{names[path]}[/]: {escape(text)}", soft_wrap=True)
+        effect, text = ("", found) if isinstance(found, str) else (found[1].effect, found[1].text)
+        if effect != "whole":
+            color = "red" if effect in ("", "family") else "yellow"
+            told.setdefault((color, text), []).append(names[path])
+    for (color, text), (first, *others) in told.items():
+        more = f" and {len(others)} more" * bool(others)
+        console.print(f"[{color}]{first}{more}[/]: {escape(text)}", soft_wrap=True)
 
 
 Found = tuple[Contents, Answer] | str

@@ -264,14 +264,17 @@ def _shipped(place: Place) -> tuple[str, str | None, str]:
     return str(folder), None if encoder is None else str(encoder), str(world.run.folder / LIBRARY)
 
 
+UNNAMED = "not in the prompt: `generate` needs --fill to take it"
+
+
 def _show_matches(console: Console, matches: Results[Match]) -> None:
-    rows = []
+    rows, named = [], any(match.named for match in matches)
     for match in matches:
         parts = {"score": match.score, "weights": match.weights, "metadata": match.metadata}
         figures = {n: "" if part is None else f"{part:.3f}" for n, part in parts.items()}
         if len(set(figures.values()) - {""}) == 1:  # the score is one of its parts
             figures = {"score": figures["score"]}
-        notes = [f"named: {match.named}"] * bool(match.named)
+        notes = [f"named: {match.named}" if match.named else UNNAMED] * named
         notes += [f"copy: {path}" for path in match.duplicates]
         rows.append(_row(match.adapter, figures, notes))
     by = "names, then weights" if matches.mode == "names" else matches.mode

@@ -141,6 +141,20 @@ def test_what_scores_below_the_least_is_printed_as_left_out(call, samples, title
     assert "where an encoder is given" in refusal("search", "fox", *without)
 
 
+@pytest.mark.fault("46 D1")
+def test_what_generate_would_not_take_is_marked(call, samples, titled, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    call("index", "samples", "--encoder", "e")
+    options = ("--folder", "samples", "--text_encoder", "ngrams", "--encoder", "e", "--least=-1")
+    lines = call("search", "red fox", *options).splitlines()
+    (named,) = [line for line in lines if "│ bfl_plain" in line]
+    (unnamed,) = [line for line in lines if "│ xlabs" in line]
+    assert "named: red fox" in named
+    assert "--fill" not in named
+    assert "not in the prompt: `generate` needs --fill to take it" in unnamed
+    assert "--fill" not in call("search", "animal", *options)  # nothing is named: all are taken
+
+
 @pytest.mark.fault("46 D2")
 def test_paths_are_printed_and_all_that_is_known_is_written(call, samples, titled, refusal):
     call("index", "samples", "--no_encode")

@@ -62,7 +62,8 @@ def test_every_sample_has_its_effect_and_its_norms(inspect, samples, expected):
         blocks = math.sqrt(sum(norm**2 for norm in entry["norms"].values()))
         assert blocks == pytest.approx(total, rel=1e-5)
         assert f"│ {name} " in printed
-    assert printed.count("changes no layer and reports no error") == 3
+    assert printed.count("changes no layer and reports no error") == 2
+    assert "bfl_plain.safetensors and 1 more: diffusers" in printed  # that of LyCORIS
 
 
 @pytest.mark.fault("diffusion D11")
@@ -310,5 +311,17 @@ def test_a_folder_names_a_family_that_cannot_be_used_once(inspect, samples):
         save_file(tensors, samples / f"other {number}.safetensors")
     _, printed = inspect(samples)
     (line,) = [line for line in printed.splitlines() if "sdxl:" in line]
-    assert line.startswith("sdxl: 3 files: ")
+    assert line.startswith("other 0.safetensors and 2 more: it is an adapter for sdxl: ")
     assert "load it into a model of that family" in line
+
+
+@pytest.mark.fault("46 D5")
+def test_a_folder_names_what_is_wrong_with_many_files_once(inspect, samples):
+    for number in range(3):
+        save_file({"some.weight": torch.ones(4, 4)}, samples / f"unknown {number}.safetensors")
+    _, printed = inspect(samples)
+    lines = [line for line in printed.splitlines() if line.startswith("unknown ")]
+    assert lines == [
+        "unknown 0.safetensors and 2 more: none of its tensors has the name of a layer of "
+        "FLUX.1 or SD3"
+    ]
