@@ -61,7 +61,8 @@ def test_a_lora_of_equal_size_is_the_control(train, trained, weights):
     for one, bits in ((facts["gates"], gates), (facts["lora"], lora)):
         trials = {float(rate): value for rate, value in one["trials"].items()}
         assert trials.keys() == {0.01, 0.001}
-        assert one["rate"] == min(trials, key=trials.get) == Training().learning_rate
+        assert one["rate"] == min(trials, key=trials.get)
+        assert train != "gates" or one["rate"] == Training().learning_rate  # the default is better
         assert bits.mean() not in trials.values()  # those are of validation
     first, second = (line for line in said.splitlines() if line.startswith("bits per held-out"))
     for line, other in ((first, before), (second, lora)):
