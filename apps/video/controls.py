@@ -148,11 +148,7 @@ def _labels(
     bars: list[Bar] = []
     notes: list[str] = []
     for piece in run.obtain(store, pieces, partial(score_control, places=places), ticks=epochs):
-        of = store.load(piece)
-        found = [
-            Chance(t, of[f"auc {t}"], of[f"error {t}"], int(of[f"positives {t}"]))
-            for t in data.schema.task_names
-        ]
+        found = _chances(store.load(piece), data.schema.task_names)
         name = piece.method.replace("_", " ")
         if piece.method == LEAK:
             found = [one for one in found if one.task == leaked]
@@ -183,3 +179,11 @@ def _open_bandit(path: Path) -> Findings:
     found = cross_estimates({name: OpenBandit(str(path), name).log() for name in _POLICIES})
     note = f"Open Bandit: {path.name}, sha256 {sha256(path)[:16]}"
     return Findings(cross_rows(found, group=CONTROLS), cross_bars(found), [note])
+
+
+def _chances(figures: dict[str, float], tasks: tuple[str, ...]) -> list[Chance]:
+    """Return what :func:`score_control` has found of every task."""
+    return [
+        Chance(t, figures[f"auc {t}"], figures[f"error {t}"], int(figures[f"positives {t}"]))
+        for t in tasks
+    ]
