@@ -179,9 +179,7 @@ def test_a_table_is_assimilated_by_every_method_that_is_scored(gates, sealed, re
         assert not np.allclose(analysis, store["height"][-1].mean("number"))
     assert ("weights_sha256" in said) == method.startswith("adas")
     if method == "adas_oi":
-        chosen = json.loads(
-            (sealed / "choices/adas_oi-task-0.1_perfect-s0/result.json").read_text()
-        )
+        chosen = sealed / "choices/adas_oi-task-0.1_perfect-s0/result.json"
         assert json.loads(said["settings"]) == json.loads(chosen.read_text())["setting"]
 
 
