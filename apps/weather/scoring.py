@@ -270,8 +270,9 @@ class Tuning:
         """Return the choices of methods with equally many trials."""
         limited = {name: trial.limited(self.budget.trials) for name, trial in trials.items()}
         own = {name: dict(trial.builds_on) for name, trial in trials.items()}
+        plain = {name: trial.plain for name, trial in trials.items() if trial.plain}
         return run.tune({name: space for name, (space, _) in limited.items()}, self.trial,
-                        trials=next(iter(limited.values()))[1], seed=SEED, own=own,
+                        trials=next(iter(limited.values()))[1], seed=SEED, own=own, plain=plain,
                         **{**world_alone(run, self.experiment), **self._cycles()})  # fmt: skip
 
     def _trials(self, densities: Sequence[float], fit: Fit, cycles: int | None = None) -> Mapping[

@@ -43,7 +43,7 @@ class Method(NamedTuple):
         build: Returns the assimilator for a setting.
         box: Bounds of the settings; empty where there is nothing to tune.
         members: Ensemble size.
-        builds_on: Method whose setting ``build`` is given, too, its names after ``on.``.
+        builds_on: Method whose setting ``build`` is given, too; its own values count first.
         weights: File of its network, if it has one.
     """
 
@@ -75,10 +75,9 @@ def stored(settings: Settings, method: Method, task: str) -> Setting:
     It includes that of the method on which it builds.
     """
     base = stored(settings, method.builds_on, task) if method.builds_on else {}
-    found = {f"on.{name}": value for name, value in base.items()}
     if is_stored(settings, method, task):
-        return found | dict(settings.get(choice_name(method.name, task), {}))
-    return found | {name: (low * high) ** 0.5 for name, (low, high) in method.box.items()}
+        return base | dict(settings.get(choice_name(method.name, task), {}))
+    return base | {name: (low * high) ** 0.5 for name, (low, high) in method.box.items()}
 
 
 def built(settings: Settings, method: Method, task: str) -> Assimilator:
@@ -147,12 +146,14 @@ class Trial(NamedTuple):
         score: Returns the score of a setting, the smaller the better.
         share: Trials in units of those of the budget.
         builds_on: What else the score depends on, by name, such as choices made before.
+        plain: Setting of a box that is tried first; none if empty.
     """
 
     space: Box | Sequence[Setting]
     score: Callable[[Setting], float]
     share: int = 1
     builds_on: Mapping[str, Any] = MappingProxyType({})
+    plain: Mapping[str, float] = MappingProxyType({})
 
     @property
     def axes(self) -> list[str]:

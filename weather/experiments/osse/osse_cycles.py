@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 
 import torch
@@ -13,14 +14,14 @@ from weather.cycle import Cycle, diverged
 from weather.experiments.osse.rivals import (
     COSTLY,
     FEW,
+    FOUR_D_VAR,
     INTERPOLATION,
     SLOWER,
-    SLOWEST,
     Rivals,
 )
 from weather.experiments.osse.sealed_world import OsseWorld
 from weather.experiments.twin.scenarios import OsseTask, observed
-from weather.experiments.twin.twin_cycles import TwinCycles, settled
+from weather.experiments.twin.twin_cycles import TIME, TIME_RATIO, TwinCycles, settled
 from weather.experiments.twin.world import TwinWorld
 from weather.observations.gridded import GriddedObservations
 from weather.observations.simulated import observe
@@ -29,7 +30,33 @@ from weather.training.stream import generator
 
 REPORTS, EVERY = 500, 5  # single reports, and cycles between two of a timeline
 REPORT = 10  # key of random numbers
+TIMED = 15  # cycles whose analyses are timed: windows of 24 hours are full after four
 NORMAL = 1.96  # standard errors on either side of a 95 % interval
+
+
+class Timed:
+    """A method whose time is taken; interpolation analyzes every one of its backgrounds, too.
+
+    Args:
+        method: The method.
+        interpolation: What it is compared with.
+
+    Attributes:
+        seconds: CPU time of every analysis, of the method and of interpolation.
+    """
+
+    def __init__(self, method: Assimilator, interpolation: Assimilator) -> None:
+        self.method, self.interpolation = method, interpolation
+        self.members, self.seconds = method.members, list[tuple[float, float]]()
+
+    def analyze(self, background: Tensor, observations: GriddedObservations) -> Tensor:
+        """Return the analysis of the method."""
+        began = time.process_time()
+        analysis = self.method.analyze(background, observations)
+        then = time.process_time()
+        self.interpolation.analyze(background[:, :1], observations)
+        self.seconds.append((then - began, time.process_time() - then))
+        return analysis
 
 
 class OsseCycles(TwinCycles):
@@ -52,8 +79,26 @@ class OsseCycles(TwinCycles):
             ValueError: A method refuses its setting, or an analysis cannot be computed.
         """
         rows = range(FEW) if name in COSTLY else None
-        cycles = self.cycles // SLOWER if name == SLOWEST else None
+        cycles = self.cycles // SLOWER if name in FOUR_D_VAR else None
         return self.error(self.run(task, name, method, "choice", rows, cycles=cycles))
+
+    def times(
+        self, task: OsseTask, name: str, method: Assimilator, interpolation: Assimilator
+    ) -> dict[str, Tensor]:
+        """Return the CPU time of one analysis of one timeline, and over that of interpolation.
+
+        Both are medians over a few cycles, in which the two take turns.
+
+        Args:
+            task: What is observed, and the forecast model.
+            name: Of the method.
+            method: The method, which has analyzed nothing before.
+            interpolation: What it is compared with.
+        """
+        timed = Timed(method, interpolation)
+        self.run(task, name, timed, rows=[0], cycles=min(TIMED, self.cycles))
+        own, other = (1000 * torch.tensor(timed.seconds, dtype=torch.float64)).median(0).values
+        return {TIME: own, TIME_RATIO: own / other}
 
     def over(self, task: OsseTask, methods: Sequence[Assimilator], base: Assimilator) -> float:
         """Return what the tuning of a correction minimizes: a cautious ratio to interpolation.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from importlib.resources import files
 from pathlib import Path
@@ -38,8 +38,6 @@ from weather.experiments.osse.recorded_errors import (
 from weather.experiments.osse.rivals import (
     ALONE,
     CORRECTIONS,
-    DAMPED,
-    DAMPINGS,
     FEW,
     FRACTIONS,
     INTERPOLATION,
@@ -47,7 +45,7 @@ from weather.experiments.osse.rivals import (
 )
 from weather.experiments.osse.sealed_world import OsseWorld, seal
 from weather.experiments.twin.scenarios import OsseTask, Protocol, osse_tasks
-from weather.experiments.twin.twin_cycles import settled
+from weather.experiments.twin.twin_cycles import TIMES, settled
 from weather.experiments.twin.twin_experiment import QUICK_CYCLES, TwinExperiment
 from weather.experiments.twin.twin_scores import paired
 from weather.models.adas.analysis import AdasAnalysis, AnalysisForm
@@ -121,7 +119,7 @@ class OsseExperiment(TwinExperiment):
     @property
     def headline(self) -> set[str]:
         """Metrics of tables: errors, ratios, time, and lost timelines."""
-        others = {"over_oi", "rms_over_oi", "milliseconds", "lost", "over_ungated_oi",
+        others = {"over_oi", "rms_over_oi", *TIMES, "lost", "over_ungated_oi",
                   "rms_over_ungated_oi", "over_damped_oi", "over_background",
                   "worst_over_background", "changed",
                   "rmse_silent_10_days", "rmse_recovered_5_days", "rmse_recovered_10_days",
@@ -158,11 +156,11 @@ class OsseExperiment(TwinExperiment):
     def methods(self, task: str) -> list[Method]:
         """Return the methods for a task; increments of networks end with the reports."""
         known, rivals = self._task(task), self._rivals(self.world)
-        found = [*rivals.classical(known), rivals.based(known, DAMPED)]
-        for name in CORRECTIONS:
-            path = self.weights(name, 0)
-            found.append(rivals.based(known, name)._replace(weights=path))
-        return [*found, *(rivals.alone(form, 0) for form in ALONE)]
+        corrected = [
+            rivals.corrected(name, 0, known, tapered=True)._replace(weights=self.weights(name, 0))
+            for name in CORRECTIONS
+        ]
+        return [*rivals.classical(known), *corrected, *(rivals.alone(form, 0) for form in ALONE)]
 
     def recorded(self) -> RecordedErrors:
         """Return the recorded errors of the training members."""
@@ -372,27 +370,25 @@ class OsseExperiment(TwinExperiment):
         for task in self.tasks(densities):
             own = dict(settings.get(choice_name(INTERPOLATION, task.chosen_for), {}))
             for method in rivals.classical(task):
-                if method.box:
+                base = own if method.builds_on else {}
+                plain = (
+                    {"relative_scale": 1.0, "turn": base["turn"], "alpha": 1.0} if base else None
+                )
+                if method.box and (base or not method.builds_on):
                     found[choice_name(method.name, task.chosen_for)] = Trial(
                         method.box,
-                        partial(_score, runs, task.base, method),
+                        partial(_score, runs, task.base, method, base),
                         2 if len(method.box) > 2 else 1,
+                        builds_on={"interpolation": base} if base else {},
+                        plain=same,
                     )
-            if own:
-                damped = rivals.damped(task, own)
-                found[choice_name(DAMPED, task.chosen_for)] = Trial(
-                    DAMPINGS,
-                    partial(_score, runs, task.base, damped),
-                    builds_on={"interpolation": own},
-                )
             for name in CORRECTIONS if own else ():
                 wanted = SEEDS if task.density < SPARSE else SEEDS[:1]
                 if seeds := [seed for seed in wanted if not self.not_trained(name, seed)]:
                     facts = {"interpolation": own, "weights": self.identity(name, seeds)}
-                    nets = [rivals.corrected(name, seed, task, own) for seed in seeds]
-                    base = partial(rivals.interpolation, task, own)
+                    nets = [rivals.corrected(name, seed, task) for seed in seeds]
                     found[choice_name(name, task.chosen_for)] = Trial(
-                        FRACTIONS, partial(_over, runs, task.base, nets, base), builds_on=facts
+                        FRACTIONS, partial(_over, runs, task.base, nets, own), builds_on=facts
                     )
         return found
 
@@ -440,15 +436,14 @@ def shipped(configuration: str) -> Path:
     return Path(str(files("weather"))) / "weights" / configuration / "weights"
 
 
-def _score(runs: OsseCycles, task: OsseTask, method: Method, setting: Setting) -> float:
-    return runs.score(task, method.name, method.build(setting))
+def _score(
+    runs: OsseCycles, task: OsseTask, method: Method, base: Setting, setting: Setting
+) -> float:
+    return runs.score(task, method.name, method.build(base | setting))
 
 
 def _over(
-    runs: OsseCycles,
-    task: OsseTask,
-    methods: Sequence[Method],
-    base: Callable[[], Assimilator],
-    setting: Setting,
+    runs: OsseCycles, task: OsseTask, methods: Sequence[Method], base: Setting, setting: Setting
 ) -> float:
-    return runs.over(task, [method.build(setting) for method in methods], base())
+    found = [method.build(base | setting) for method in methods]
+    return runs.over(task, found, runs.rivals.interpolation(task, base))

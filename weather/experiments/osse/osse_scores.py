@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from harness.evidence import Bar, Resamples, Row, moments
+from harness.files import short_digest
 from weather.baselines.assimilator import Assimilator, SideBySide
 from weather.experiments.experiment import (
     UNMEASURED,
@@ -17,19 +18,23 @@ from weather.experiments.experiment import (
     Work,
     built,
     choice_name,
+    classical,
+    stored,
 )
 from weather.experiments.osse.osse_cycles import OsseCycles
+from weather.experiments.osse.recorded_errors import SPARSE
 from weather.experiments.osse.rivals import (
-    ALONE,
     CORRECTIONS,
     COSTLY,
     DAMPED,
     FEW,
     FEW_CYCLES,
     INTERPOLATION,
+    NETWORKS,
+    TAPERED,
 )
 from weather.experiments.twin.scenarios import DAY, OsseTask, gap_of
-from weather.experiments.twin.twin_cycles import settled
+from weather.experiments.twin.twin_cycles import TIMES, settled
 from weather.experiments.twin.twin_scores import (
     CycledScores,
     exponential,
@@ -91,10 +96,9 @@ class OsseScores(CycledScores):
         super().__init__(cycles, tasks, settings)
         self.rivals, self.pooled, self.alike = cycles.rivals, list(pooled), alike
         self.not_trained, self.identity = not_trained, identity
-        names = (*CORRECTIONS, *ALONE)
-        self.seeds = tuple(s for s in seeds if any(not not_trained(n, s) for n in names))
+        self.seeds = tuple(s for s in seeds if any(not not_trained(n, s) for n in NETWORKS))
         self.asked = tuple(seeds)
-        self.single = cycles.single_reports
+        self.single, self.times = cycles.single_reports, cycles.times
         self.reports: dict[str, tuple[Tensor, Tensor]] = {}
 
     def task(self, name: str) -> OsseTask:
@@ -108,19 +112,22 @@ class OsseScores(CycledScores):
         found += [self._work(task, name) for task, name in pairs if self.trained(task, name)]
         first = self.tasks[0]
         if first.reports == "outage":
-            names = [name for name in (*CORRECTIONS, *ALONE) if self.trained(first, name)]
+            names = [name for name in NETWORKS if self.trained(first, name)]
             found += [self._work(first, name, SINGLE) for name in (INTERPOLATION, *names)]
         return found
 
     def names(self, task: OsseTask) -> list[str]:
         """Return the methods of a task that can be computed."""
-        networks = [name for name in (*CORRECTIONS, *ALONE) if self.trained(task, name)]
-        if task.reports in ("withheld", "denied"):
-            networks = [name for name in networks if name in CORRECTIONS]
-        return [*(method.name for method in self.rivals.classical(task)), DAMPED, *networks]
+        wanted = [*CORRECTIONS] if task.reports in ("withheld", "denied") else [*NETWORKS]
+        wanted += TAPERED if task.reports == "fixed" and task.density < SPARSE else []
+        networks = [name for name in wanted if self.trained(task, name)]
+        return [*(method.name for method in self.rivals.classical(task)), *networks]
 
     def trained(self, task: OsseTask, name: str) -> list[int]:
-        """Return the seeds of a method on a task whose networks exist."""
+        """Return the seeds of a method on a task whose networks exist; none of classical ones."""
+        name = TAPERED.get(name, name)
+        if name not in NETWORKS:
+            return []
         sparse = name in CORRECTIONS and task.reports in ("fixed", "declared")
         alike = [one for one in (*self.tasks, *self.pooled) if one.reports == task.reports]
         sparse = sparse and task.density <= min(one.density for one in alike)
@@ -128,7 +135,7 @@ class OsseScores(CycledScores):
         return [seed for seed in wanted if not self.not_trained(name, seed)]
 
     def _work(self, task: OsseTask, name: str, part: str = "") -> Work:
-        seeds = self.trained(task, name) if name in (*CORRECTIONS, *ALONE) else []
+        seeds = self.trained(task, name)
         count = FEW if name in COSTLY else self.timelines
         world = self.cycles.world
         scope: list[tuple[str, str | int]] = [("world-", f"{world.seed:016x}")]
@@ -137,10 +144,10 @@ class OsseScores(CycledScores):
             scope.append(("first", self.cycles.cycles))
         if seeds:
             scope.append(("seeds-", "+".join(map(str, seeds))))
-            scope.append(("weights-", self.identity(name, seeds)))
-        if name in (*CORRECTIONS, DAMPED) or part:
-            chosen = self.settings.get(choice_name(INTERPOLATION, task.chosen_for), {})
-            scope.append(("oi-", "+".join(f"{value:.6g}" for value in chosen.values())))
+            scope.append(("weights-", self.identity(TAPERED.get(name, name), seeds)))
+        used = [self.method(task, one) for one in (name, INTERPOLATION)]
+        chosen = [stored(self.settings, one, task.chosen_for) for one in used]
+        scope.append(("settings-", short_digest(chosen, 8)))
         cycles = self.cycles.cycles
         if name in COSTLY:
             cycles = min(cycles, FEW_CYCLES)
@@ -150,34 +157,24 @@ class OsseScores(CycledScores):
 
     def method(self, task: OsseTask, name: str, seed: int = 0) -> Method:
         """Return a method of a task, with the network of a seed."""
-        if name in CORRECTIONS:
-            return self.rivals.corrected(name, seed, task, self._interpolation(task))
-        if name == DAMPED:
-            return self.rivals.damped(task, self._interpolation(task))
-        if name in ALONE:
-            return self.rivals.alone(name, seed)
-        return next(m for m in self.rivals.classical(task) if m.name == name)
+        plain, tapered = TAPERED.get(name, name), name in TAPERED
+        if plain in CORRECTIONS:
+            return self.rivals.corrected(plain, seed, task, tapered=tapered)
+        if plain in NETWORKS:
+            return self.rivals.alone(plain, seed, tapered=tapered)
+        return classical(self.rivals.classical(task), name)
 
-    def _interpolation(self, task: OsseTask) -> dict[str, float]:
-        found = self.settings.get(choice_name(INTERPOLATION, task.chosen_for), {})
-        if found:
-            return dict(found)
-        method = next(m for m in self.rivals.classical(task) if m.name == INTERPOLATION)
-        return {name: (low * high) ** 0.5 for name, (low, high) in method.box.items()}
+    def _built(self, task: OsseTask, name: str, seed: int = 0) -> Assimilator:
+        return built(self.settings, self.method(task, name, seed), task.chosen_for)
 
     def compute(self, work: Work, tick: Tick = no_tick) -> dict[str, Tensor]:
         """Return the tensors of a cycle, or the ratios of single reports."""
         task = self.tasks[0] if work.task == SINGLE else self.task(work.task)
         seeds = self.trained(task, work.method)[: None if work.task != SINGLE else 1]
-        networks = work.method in (*CORRECTIONS, *ALONE)
-        methods: list[Assimilator] = [
-            built(self.settings, self.method(task, work.method, seed), task.chosen_for)
-            for seed in (seeds if networks else [0])
-        ]
+        methods = [self._built(task, work.method, seed) for seed in (seeds or [0])]
         if work.task == SINGLE:
             base = task._replace(name=task.chosen_for, reports="fixed")
-            interpolation = built(self.settings, self.method(base, INTERPOLATION), task.chosen_for)
-            return self.single(base, methods[0], interpolation, tick)
+            return self.single(base, methods[0], self._built(base, INTERPOLATION), tick)
         rows = list(range(FEW if work.method in COSTLY else self.timelines)) * len(methods)
         method = methods[0] if len(methods) == 1 else SideBySide(methods)
         verify = work.method not in COSTLY and task.reports == "fixed"
@@ -188,9 +185,11 @@ class OsseScores(CycledScores):
                 tick()
 
         cycles = work.ticks // each
-        return self.cycles.run(
+        found = self.cycles.run(
             task, work.method, method, rows=rows, cycles=cycles, verify=verify, tick=cycled
         )
+        alone = self._built(task, work.method, *seeds[:1])
+        return found | self.times(task, work.method, alone, self._built(task, INTERPOLATION))
 
     def take(self, work: Work, found: Mapping[str, Tensor]) -> None:
         """Keep what :meth:`compute` returned."""
@@ -208,10 +207,10 @@ class OsseScores(CycledScores):
         return found + [row for task in self.tasks for row in self._untrained(task)]
 
     def compared(self, where: str, errors: Mapping[str, Tensor]) -> list[Row]:
-        """Return errors, ratios to interpolation, and of corrections to damped interpolation."""
-        pairs = [name for name in CORRECTIONS if {name, DAMPED} <= errors.keys()]
+        """Return errors, and ratios to interpolation and to damped interpolation."""
+        others = [name for name in errors if name != DAMPED and DAMPED in errors]
         return super().compared(where, errors) + [
-            paired(name, where, errors[name], errors[DAMPED], DAMPED) for name in pairs
+            paired(name, where, errors[name], errors[DAMPED], DAMPED) for name in others
         ]
 
     def _task_rows(self, task: OsseTask) -> list[Row]:
@@ -236,7 +235,7 @@ class OsseScores(CycledScores):
         rows = self.compared(where, errors)
         for name in names:
             found = self.scores[task.name, name]
-            rows.append(Row(name, where, "milliseconds", float(found["milliseconds"])))
+            rows += [Row(name, where, metric, float(found[metric])) for metric in TIMES]
             if name in COSTLY:
                 rows.append(Row(name, where, "lost", float(found["lost"].sum()), n=FEW))
         return rows
@@ -304,7 +303,7 @@ class OsseScores(CycledScores):
     def _untrained(self, task: OsseTask) -> list[Row]:
         """Return a row for every method of which networks are missing."""
         found = []
-        for name in (*CORRECTIONS, *ALONE):
+        for name in NETWORKS:
             seeds = self.asked if name in CORRECTIONS else self.asked[:1]
             told = [text for seed in seeds if (text := self.not_trained(name, seed))]
             found += [Row(name, task.name, "seeds", float(len(seeds) - len(told)), note=text)

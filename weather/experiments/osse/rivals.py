@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from weather.baselines.assimilator import (
     Assimilator,
@@ -24,7 +25,7 @@ from weather.experiments.experiment import Method, Setting
 from weather.experiments.osse.recorded_errors import SPARSE, RecordedErrors
 from weather.experiments.osse.sealed_world import OsseWorld
 from weather.experiments.twin.scenarios import OsseTask
-from weather.models.adas.analysis import AdasAnalysis
+from weather.models.adas.analysis import AdasAnalysis, Network
 from weather.spherical import SphericalTransform
 
 MEMBERS = 20
@@ -40,22 +41,17 @@ FRACTIONS: tuple[Setting, ...] = tuple(
 )  # fmt: skip
 """Fractions of the increments that are tried for corrections: interpolation itself first."""
 
-DAMPINGS: tuple[Setting, ...] = tuple(
-    {"scale": scale, "alpha": alpha}
-    for scale, alpha in (
-        (1.0, 1.0), (1.0, 0.5), (2.0, 0.5), (1.0, 0.75), (2.0, 0.75), (4.0, 0.35),
-        (2.0, 0.35), (4.0, 0.5), (1.0, 0.35), (4.0, 0.75), (2.0, 1.0), (4.0, 1.0),
-    )
-)  # fmt: skip
-"""Scales, over that of interpolation, and fractions that are tried for damped interpolation:
-interpolation itself first."""
+DAMPING = {"relative_scale": (0.2, 5.0), "turn": TURN, "alpha": (0.25, 1.0)}
+"""Scale over that of interpolation, which recorded errors, and fraction of the increment."""
 
-DAMPING = {"scale": (1.0, 4.0), "alpha": (0.35, 1.0)}
 SHARES = {"alpha": (0.25, 1.0), "beta": (0.25, 1.0)}
 INTERPOLATION, DAMPED = "oi", "damped_oi"
-FEW, FEW_CYCLES, ITERATIONS = 4, 120, 20
-SLOWEST, SLOWER = "four_d_var", 5  # takes a second an analysis: tuned on a fifth of the cycles
-COSTLY = {SLOWEST: 50, "letkf": 10}
+FEW, FEW_CYCLES = 4, 120
+FOUR_D_VAR = {"four_d_var_2": 2, "four_d_var_4": 4, "four_d_var_8": 8, "four_d_var": 20}
+"""Iterations of 4D-Var by name, each tuned by itself."""
+
+SLOWER = 5  # 4D-Var takes a second an analysis: tuned on a fifth of the cycles
+COSTLY = {"four_d_var_2": 7, "four_d_var_4": 12, "four_d_var_8": 22, "four_d_var": 50, "letkf": 10}
 """Run on few timelines and cycles, where all others are compared with them; how many cycles of
 interpolation on all timelines take the time of one of theirs."""
 
@@ -63,6 +59,10 @@ CORRECTIONS = {"adas_oi": "adas_increment", "ungated_oi": "ungated"}
 """Corrections of interpolation, and the form of the networks that they are made of."""
 
 ALONE = ("adas_increment", "ungated")
+NETWORKS = (*CORRECTIONS, *ALONE)
+TAPERED = {f"{name}_tapered": name for name in NETWORKS}
+"""The same where the increments of networks end with the reports, as `assimilate` has it."""
+
 LoadNetwork = Callable[[str, int], AdasAnalysis]
 
 
@@ -91,11 +91,12 @@ class Rivals:
             Method("oi_day_differences", self._day_differences,
                    {"scale": SCALE, "length_km": LENGTH_KM}),
             self.optimal(task),
+            Method(DAMPED, partial(self._damped, task), DAMPING, builds_on=self.optimal(task)),
         ]  # fmt: skip
         if task.reports == "outage":
             return [free, *interpolations]
         if task.reports != "fixed":
-            return [free, interpolations[-1]]
+            return [free, *interpolations[1:]]
         costly = self._costly(task) if task.density < SPARSE else []
         return [free, *self._simple(task), *interpolations, *costly]
 
@@ -120,7 +121,6 @@ class Rivals:
 
     def _costly(self, task: OsseTask) -> list[Method]:
         """Return 3D-Var and, with the perfect model, what costs tens of times as much."""
-        grid, hours, forecast = self.world.grid, self.world.hours, self.world.forecast(task.model)
         three_d_var = Method("three_d_var", lambda s: ThreeDVar(self._spectral(task),
                              scale=s["scale"], tolerance=1e-3, max_iterations=30),
                              {"scale": SCALE})  # fmt: skip
@@ -128,12 +128,11 @@ class Rivals:
             return [three_d_var]
         return [
             three_d_var,
-            Method("four_d_var", lambda s: FourDVar(self._spectral(task), forecast,
-                   window_hours=WINDOW_HOURS, hours=hours, scale=s["scale"],
-                   max_iterations=ITERATIONS), {"scale": SCALE}),
+            *(Method(name, partial(self._four_d_var, task, count), {"scale": SCALE})
+              for name, count in FOUR_D_VAR.items()),
             Method(
                 "letkf",
-                lambda s: LETKF(grid, MEMBERS, localization_km=s["length_km"],
+                lambda s: LETKF(self.world.grid, MEMBERS, localization_km=s["length_km"],
                                 inflation=1 + s["excess"], relaxation=s["relaxation"]),
                 {
                     "length_km": (500.0, 6000.0),
@@ -149,67 +148,50 @@ class Rivals:
         box = {"scale": SCALE, "length_km": LENGTH_KM, "turn": TURN}
         return Method(INTERPOLATION, lambda s: self.interpolation(task, s), box)
 
-    def based(self, task: OsseTask, name: str) -> Method:
-        """Return damped or corrected interpolation whose setting holds that of interpolation."""
+    def _damped(self, task: OsseTask, setting: Setting) -> Assimilator:
+        """Return a fraction of the increment of interpolation, which keeps its tuned length."""
+        setting = setting | {"scale": setting["scale"] * setting["relative_scale"]}
+        return DampedInterpolation(self.interpolation(task, setting), setting["alpha"])
 
-        def method(base: Setting) -> Method:
-            if name == DAMPED:
-                return self.damped(task, base)
-            return self.corrected(name, 0, task, base, tapered=True)
+    def _four_d_var(self, task: OsseTask, iterations: int, setting: Setting) -> Assimilator:
+        return FourDVar(
+            self._spectral(task), self.world.forecast(task.model), window_hours=WINDOW_HOURS,
+            hours=self.world.hours, scale=setting["scale"], max_iterations=iterations,
+        )  # fmt: skip
 
-        def build(setting: Setting) -> Assimilator:
-            base = {n.removeprefix("on."): x for n, x in setting.items() if n.startswith("on.")}
-            return method(base).build({n: x for n, x in setting.items() if not n.startswith("on.")})
-
-        return method({})._replace(build=build, builds_on=self.optimal(task))
-
-    def damped(self, task: OsseTask, interpolation: Setting) -> Method:
-        """Return a fraction of the increment of interpolation, with its tuned B and length.
-
-        Args:
-            task: Whose recorded errors interpolation has.
-            interpolation: Its tuned setting, of which the scale is multiplied.
-        """
-        return Method(
-            DAMPED,
-            lambda s: DampedInterpolation(
-                self.interpolation(
-                    task, interpolation | {"scale": interpolation["scale"] * s["scale"]}
-                ),
-                s["alpha"],
-            ),
-            DAMPING,
-        )
-
-    def corrected(
-        self, name: str, seed: int, task: OsseTask, interpolation: Setting, *, tapered: bool = False
-    ) -> Method:
+    def corrected(self, name: str, seed: int, task: OsseTask, *, tapered: bool = False) -> Method:
         """Return the correction of tuned interpolation by the network of a seed.
 
         Args:
             name: ``adas_oi`` or ``ungated_oi``.
             seed: Of the network.
             task: Whose recorded errors interpolation has.
-            interpolation: Its tuned setting.
             tapered: Whether the increment of the network ends with the reports.
         """
 
         def build(setting: Setting) -> Assimilator:
-            loaded = self.load(name, seed)
-            network = loaded.expecting(grid=self.world.grid) if tapered else loaded
             return CorrectedInterpolation(
-                network, self.interpolation(task, interpolation), **setting
+                self._network(name, seed, tapered=tapered),
+                self.interpolation(task, setting),
+                alpha=setting["alpha"],
+                beta=setting["beta"],
             )
 
-        return Method(name, build, SHARES)
+        return Method(name, build, SHARES, builds_on=self.optimal(task))
 
-    def alone(self, form: str, seed: int) -> Method:
+    def alone(self, form: str, seed: int, *, tapered: bool = False) -> Method:
         """Return a network without interpolation."""
-        return Method(form, lambda _: CorrectedInterpolation(self.load(form, seed)))
+        network = partial(self._network, form, seed, tapered=tapered)
+        return Method(form, lambda _: CorrectedInterpolation(network()))
+
+    def _network(self, name: str, seed: int, *, tapered: bool) -> Network:
+        network = self.load(name, seed)
+        return network.expecting(grid=self.world.grid) if tapered else network
 
     def interpolation(self, task: OsseTask, setting: Setting) -> Assimilator:
         """Return optimal interpolation with B of recorded errors, the same object at each call."""
-        key = (task.base.name, str(sorted(setting.items())))
+        setting = {name: setting[name] for name in ("scale", "length_km", "turn")}
+        key = (task.base.name, str(setting))
         if key not in self._kept:  # only one, whose covariance has 150 MB at T21
             self._kept.clear()
             turn = 1 if setting["turn"] < 2 else 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -20,6 +19,7 @@ from weather.training.stream import generator
 UNGUIDED = ("free_run", "persistence", "climatology")
 """See no observations, and cannot be lost."""
 
+TIMES = TIME, TIME_RATIO = "milliseconds", "milliseconds_over_oi"
 DEPARTURES = ("assimilated", "withheld")
 WITH_PAST = ("nudging", "four_d_var")
 """Remember their last analyses: an extra analysis would be taken for one of the cycle."""
@@ -81,39 +81,27 @@ def score_cycle(
 
 
 class Watched:
-    """A method whose time is taken, and which is watched where nothing is observed.
+    """A method that is watched where nothing is observed.
 
     Args:
         method: The method.
 
     Attributes:
-        seconds: CPU time of all analyses.
-        analyses: Their number, a timeline each.
         changed: Largest change of a background that nothing was observed of.
     """
 
     def __init__(self, method: Assimilator) -> None:
         self.method, self.members = method, method.members
-        self.seconds, self.analyses, self.changed = 0.0, 0, 0.0
+        self.changed = 0.0
 
     def analyze(self, background: Tensor, observations: GriddedObservations) -> Tensor:
         """Return the analysis of the method."""
-        began = time.process_time()
         analysis = self.method.analyze(background, observations)
-        self.seconds += time.process_time() - began
-        self.analyses += len(background)
         silent = ~observations.mask.flatten(1).any(1)
         if bool(silent.any()):
             change = (analysis[silent] - background[silent]).abs().max()
             self.changed = max(self.changed, float(change))
         return analysis
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return milliseconds an analysis, and the largest change without an observation."""
-        return {
-            "milliseconds": torch.tensor(1000 * self.seconds / max(self.analyses, 1)),
-            "changed": torch.tensor(self.changed),
-        }
 
 
 class TwinCycles:
@@ -140,7 +128,7 @@ class TwinCycles:
         verify: bool = False,
         tick: Tick = no_tick,
     ) -> dict[str, Tensor]:
-        """Cycle a method and return the tensors of its scores, with its time.
+        """Cycle a method and return the tensors of its scores.
 
         Args:
             task: What is observed, and the forecast model.
@@ -171,7 +159,7 @@ class TwinCycles:
                 else None,
                 tick=tick,
             )  # fmt: skip
-        return {**scores, **watched.tensors()}
+        return scores | {"changed": torch.tensor(watched.changed)}
 
     def score(self, task: OsseTask, name: str, method: Assimilator) -> float:
         """Return what tuning minimizes: the geometric mean of errors over standard deviations.

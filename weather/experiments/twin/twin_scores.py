@@ -22,13 +22,12 @@ from weather.experiments.experiment import (
     classical,
 )
 from weather.experiments.twin.scenarios import OsseTask
-from weather.experiments.twin.twin_cycles import DEPARTURES, TwinCycles, settled
+from weather.experiments.twin.twin_cycles import DEPARTURES, TIMES, TwinCycles, settled
 from weather.metrics import DepartureSums, departure_rows
 from weather.observations.gridded import GriddedObservations
 from weather.progress import Tick, no_tick
 
 INTERPOLATION = "oi"  # what all others are compared with
-TIME = "milliseconds"
 
 
 class CycledScores:
@@ -66,9 +65,8 @@ class CycledScores:
         for name in names:
             scores = self.scores[task, name]
             sums = [DepartureSums.from_tensors(scores, f"{kind}.") for kind in DEPARTURES]
-            if TIME in scores:
-                found.append(Row(name, task, TIME, float(scores[TIME])))
             found += [
+                *(Row(name, task, one, float(scores[one])) for one in TIMES if one in scores),
                 Row(name, task, "lost", float(scores["lost"].sum()), n=len(scores["lost"])),
                 *departure_rows(name, task, self.labels, sums, self.timelines),
             ]
@@ -135,15 +133,11 @@ class TwinScores(CycledScores):
         ]
 
     def compute(self, work: Work, tick: Tick = no_tick) -> dict[str, Tensor]:
-        """Return the tensors of the cycles of a method, or of the networks of all seeds.
-
-        Without the time that they took, which differs from call to call.
-        """
+        """Return the tensors of the cycles of a method, or of the networks of all seeds."""
         task, assimilators = self.task(work.task), self._assimilators(work)
         rows = list(range(self.timelines)) * len(assimilators)
         method = assimilators[0] if len(assimilators) == 1 else SideBySide(assimilators)
-        found = self.cycles.run(task, work.method, method, rows=rows, verify=True, tick=tick)
-        return {name: value for name, value in found.items() if name != TIME}
+        return self.cycles.run(task, work.method, method, rows=rows, verify=True, tick=tick)
 
     def _assimilators(self, work: Work) -> list[Assimilator]:
         if work.method in self.forms:

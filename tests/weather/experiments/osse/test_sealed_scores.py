@@ -241,9 +241,9 @@ def test_a_trial_of_a_correction_builds_on_the_choice_of_interpolation(folder):
     assert trial.score(trial.space[0]) == 1.0  # interpolation itself, to the last bit
     damped, plain = trials["damped_oi@0.1/perfect"], trials["oi@0.1/perfect"].score(chosen)
     assert damped.builds_on == {"interpolation": chosen}
-    scores = [damped.score(setting) for setting in damped.space[:2]]
-    assert scores[0] == pytest.approx(plain, rel=1e-4)
-    assert scores[1] != pytest.approx(plain, rel=1e-2)
+    assert damped.score(dict(damped.plain)) == pytest.approx(plain, rel=1e-4)
+    for axis, value in (("relative_scale", 0.3), ("turn", 1.0), ("alpha", 0.5)):
+        assert damped.score({**damped.plain, axis: value}) != pytest.approx(plain, rel=1e-2), axis
     assert Path(made.folder).is_dir()
 
 
@@ -263,7 +263,7 @@ def test_networks_of_all_seeds_share_a_trial_where_reports_are_sparse(folder, mo
             "adas_oi@0.1/perfect"
         ]
         names[seeds] = trial.builds_on["weights"]
-        methods = [rivals.corrected("adas_oi", s, task, setting).build(shares) for s in seeds]
+        methods = [rivals.corrected("adas_oi", s, task).build(setting | shares) for s in seeds]
         own, other = (
             settled(runs.run(task, "oi", one, "choice"), runs.sd) for one in (methods[0], base)
         )
