@@ -371,9 +371,7 @@ class OsseExperiment(TwinExperiment):
             own = dict(settings.get(choice_name(INTERPOLATION, task.chosen_for), {}))
             for method in rivals.classical(task):
                 base = own if method.builds_on else {}
-                plain = (
-                    {"relative_scale": 1.0, "turn": base["turn"], "alpha": 1.0} if base else None
-                )
+                same = base and {"relative_scale": 1.0, "turn": base["turn"], "alpha": 1.0}
                 if method.box and (base or not method.builds_on):
                     found[choice_name(method.name, task.chosen_for)] = Trial(
                         method.box,
