@@ -343,6 +343,32 @@ def cycle_figure(
     return figure
 
 
+def cost_figure(
+    points: Mapping[str, tuple[float, float, float, float]], *, title: str, cost: str
+) -> Figure:
+    """Plot errors and their intervals against what an analysis costs, both logarithmic.
+
+    Args:
+        points: Method to its cost, its error, and the ends of the interval of the error.
+        title: Heading, which says what errors are.
+        cost: What the cost is, with its unit.
+    """
+    width = 6.6 + LETTER * (max(map(len, points)) + len("  0.0001"))
+    figure = new_figure(width, 5.0)
+    axes = figure.add_axes((0.6 / width, 0.115, 5.8 / width, 0.79))
+    right, colors = 1.5 * max(point[0] for point in points.values()), method_colors(points)
+    for name, (x, y, low, high) in points.items():
+        axes.plot([x, right], [y, y], color=colors[name], linewidth=0.8, linestyle=":")
+        axes.vlines(x, low, high, colors=colors[name], linewidth=1.4)
+        axes.scatter([x], [y], s=36, color=colors[name], label=name, zorder=3)
+    logarithmic(axes)
+    logarithmic(axes, axes.xaxis)
+    axes.set_xlim(right=right)
+    dress(axes, title=title, x=cost)
+    name_lines(axes, {name: point[1] for name, point in points.items()}, colors)
+    return figure
+
+
 def cycle_figures(
     pictures: Mapping[str, Tensor], channels: ChannelSpec, hours: float, caption: str
 ) -> list[tuple[str, Figure]]:

@@ -45,10 +45,12 @@ from weather.experiments.experiment import (
     shown,
 )
 from weather.experiments.osse.osse_experiment import OsseExperiment
+from weather.experiments.osse.osse_scores import costs
+from weather.experiments.osse.rivals import DAMPED
 from weather.models.adas.analysis import AdasAnalysis
 from weather.models.adas.presets import COMPARED, FORMS
 from weather.operations.analyses import Kept
-from weather.plots import channel_unit, scorecard_figure, units_note
+from weather.plots import channel_unit, cost_figure, scorecard_figure, units_note
 
 CYCLES = "cycles"
 DEPARTURES = ("ob_rms", "oa_rms", "withheld_rmse")
@@ -66,6 +68,9 @@ GATED = """
 The gates below are those of the increment form, or of the first form that was scored, during one
 analysis at the largest density. A value below 0.1 counts as closed, one above 0.9 as open.
 """
+
+
+COST = "Error over cost, to the lower left is better; bars are 95 % intervals over timelines."
 
 
 class Computing:
@@ -185,6 +190,10 @@ def add_to_page(page: Page, folder: Path, experiment: Experiment) -> None:
     rows = [row for row in scores.rows if not row.versus]
     if card := scorecard(rows, experiment):
         page.figure(card, "The same errors at a glance: blue is better than the reference.")
+    for task, points in costs(scores.rows).items():
+        title = f"Error over that of {DAMPED}, {task}"
+        figure = cost_figure(points, title=title, cost="ms of CPU time for one analysis")
+        page.figure(figure, COST, name="error over cost")
     departures = shown(experiment.channels, *DEPARTURES)
     if found := [row for row in rows if row.metric in departures]:
         page.section("Departures from the observations").text(DEPARTED)

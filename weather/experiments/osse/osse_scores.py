@@ -34,7 +34,7 @@ from weather.experiments.osse.rivals import (
     TAPERED,
 )
 from weather.experiments.twin.scenarios import DAY, OsseTask, gap_of
-from weather.experiments.twin.twin_cycles import TIMES, settled
+from weather.experiments.twin.twin_cycles import TIME, TIME_RATIO, TIMES, UNGUIDED, settled
 from weather.experiments.twin.twin_scores import (
     CycledScores,
     exponential,
@@ -46,7 +46,7 @@ from weather.experiments.twin.twin_scores import (
 from weather.progress import Tick, no_tick
 
 CORRECTED, CONTROL = "adas_oi", "ungated_oi"
-SINGLE = "single_report"
+SINGLE, TIMELINES = "single_report", f"/{FEW} timelines"
 RECOVERY_DAYS = (5, 10)
 LIMITS = {
     (True, "perfect"): (0.8, 0.95),
@@ -226,7 +226,7 @@ class OsseScores(CycledScores):
         names = [name for place, name in self.scores if place == task.name]
         if not {*COSTLY} & {*names}:
             return []
-        where, errors = f"{task.name}/{FEW} timelines", {}
+        where, errors = f"{task.name}{TIMELINES}", {}
         for name in names:
             found = self.scores[task.name, name]
             short = {"analysis": found["analysis"][:FEW_CYCLES], "lost": found["lost"]}
@@ -331,30 +331,47 @@ class OsseScores(CycledScores):
         return float((own & ~self.scores[task, INTERPOLATION]["lost"]).sum())
 
     def conclusion(self, rows: Sequence[Row]) -> str:
-        """Return whether Adas beats interpolation, what beats Adas, and whether gates help."""
+        """Return in words how Adas compares with damped interpolation, what errs less, and gates.
+
+        With what an analysis costs, over that of damped interpolation.
+        """
         found = {(row.method, row.task, row.metric): row for row in rows}
-        said = []
-        for task in dict.fromkeys(row.task for row in rows):
-            row = found.get((CORRECTED, task, "over_oi"))
-            if row is None:
+        said, over = [], f"over_{DAMPED}"
+        for where in dict.fromkeys(row.task for row in rows):
+            own = found.get((CORRECTED, where, over))
+            if own is None:
                 continue
-            if task in {one.name for one in self.tasks}:
-                better = "beats" if row.high < 1 else "loses to" if row.low > 1 else "is level with"
-                damped = found.get((CORRECTED, task, f"over_{DAMPED}"))
-                more = "" if damped is None else f", over {DAMPED} {_shown(damped)}"
-                said.append(f"{CORRECTED} {better} oi on {task}: {_shown(row)}{more}.")
-            ahead = [
-                f"{one.method} {_shown(one)}"
-                for (method, where, metric), one in found.items()
-                if (where, metric) == (task, "over_oi") and one.value < row.value
-            ]
-            if ahead:
-                said.append(f"Ahead of it on {task} ({row.value:.2f}): {', '.join(ahead)}.")
+            told = {
+                name: f"{_shown(row)} of it at {_cost(found, name, where)} times its cost"
+                for (name, place, metric), row in found.items()
+                if (place, metric) == (where, over)
+                and (row is own or row.value < own.value)
+                and name not in TAPERED
+            }
+            place = next(_place(task) for task in self.tasks if where.startswith(task.name))
+            few = f" and {FEW_CYCLES} cycles" if where.endswith(TIMELINES) else ""
+            first = told.pop(CORRECTED).replace("it", DAMPED, 1)
+            said.append(f"On {own.n} sealed timelines{few} {place}, {CORRECTED} errs by {first}.")
+            if told:
+                others = ", ".join(f"{name} by {text}" for name, text in told.items())
+                said.append(f"Less there: {others}.")
         gate = found.get((CORRECTED, "gate/pooled", "over_ungated_oi"))
         if gate is not None:
             helps = "help" if gate.high < 1 else "cost accuracy" if gate.low > 1 else "do not help"
             said.append(f"Gates {helps}: {_shown(gate, 3)}.")
         return " ".join(said)
+
+
+def _cost(found: Mapping[tuple[str, str, str], Row], name: str, where: str) -> str:
+    own, other = (found[one, where, TIME_RATIO].value for one in (name, DAMPED))
+    return f"{own / other:.2g}"
+
+
+def _place(task: OsseTask) -> str:
+    if task.reports != "fixed":
+        return f"of {task.name}"
+    model = "a perfect" if task.model == "perfect" else "an imperfect"
+    return f"with {100 * task.density:.3g} % of the points and {model} model"
 
 
 def _shown(row: Row, digits: int = 2) -> str:
@@ -422,3 +439,19 @@ def _bar(name: str, value: float | None, bar: float) -> Bar:
 
 def _over(own: Row | None, other: Row | None) -> float | None:
     return None if own is None or other is None else own.value / other.value
+
+
+def costs(rows: Sequence[Row]) -> dict[str, dict[str, tuple[float, float, float, float]]]:
+    """Return cost, error over that of damped interpolation, and its interval, by task and method.
+
+    Only of the task with most methods whose analyses were timed; empty if none were.
+    """
+    found: dict[str, dict[str, tuple[float, float, float, float]]] = {}
+    times = {(row.task, row.method): row.value for row in rows if row.metric == TIME}
+    for row in rows:
+        hidden = row.method in (*UNGUIDED, *TAPERED)
+        if row.metric == f"over_{DAMPED}" and (row.task, row.method) in times and not hidden:
+            own = found.setdefault(row.task, {DAMPED: (times[row.task, DAMPED], 1.0, 1.0, 1.0)})
+            own[row.method] = times[row.task, row.method], row.value, row.low, row.high
+    most = max(found, key=lambda task: len(found[task]), default="")
+    return {most: found[most]} if found else {}

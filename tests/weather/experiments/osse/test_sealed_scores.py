@@ -185,6 +185,8 @@ def test_scores_compare_with_interpolation_on_every_timeline(folder):
     )
     assert rows["adas_oi", sparse, "rms_over_oi"].value == pytest.approx(float(pooled))
     assert rows["adas_oi", sparse, "milliseconds"].value > rows["oi", sparse, "milliseconds"].value
+    assert rows["adas_oi", sparse, "milliseconds_over_oi"].value > 2
+    assert 0.3 < rows["oi", sparse, "milliseconds_over_oi"].value < 3
     bars = {bar.name: bar for bar in scores.bars()}
     assert bars[f"adas_oi over oi, {sparse}"].value == pytest.approx(row.value)
     assert bars[f"free run over climatological sd, {sparse}"].met is not None
@@ -293,6 +295,7 @@ def kept_settings(**settings):
 
 
 OI = {"scale": 0.3, "length_km": 5000.0, "turn": 3.0}
+DAMPED = {"relative_scale": 0.5, "turn": 1.0, "alpha": 0.5}
 
 
 @pytest.mark.fault("46 W1")
@@ -303,9 +306,7 @@ def test_corrections_are_offered_and_are_those_that_are_scored(folder, tmp_path)
     shutil.copytree(folder / "weights/adas_increment-s1", tmp_path / "weights/ungated-s0")
     made.networks = str(tmp_path)
     shares = {"alpha": 0.5, "beta": 0.8}
-    chosen, kept = kept_settings(
-        oi=OI, damped_oi={"scale": 2.0, "alpha": 0.5}, adas_oi=shares, ungated_oi=shares
-    )
+    chosen, kept = kept_settings(oi=OI, damped_oi=DAMPED, adas_oi=shares, ungated_oi=shares)
     world, task = made.world, made.tasks((0.3,))[0]
     background = world.first_background("training")
     reports = next(iter(observed(task, world, "training", range(4))))
@@ -378,25 +379,36 @@ def test_gates_are_pooled_over_tasks_whose_settings_another_configuration_has(fo
         assert found == {("adas_oi", task) for task in tasks}  # there is no ungated network
 
 
-def test_the_conclusion_names_what_is_ahead_and_whether_gates_help():
-    few = "0.1/perfect/4 timelines"
+def test_the_conclusion_says_in_words_what_errs_less_and_at_which_cost():
+    few, over = "0.1/perfect/4 timelines", "over_damped_oi"
     rows = [
-        Row("adas_oi", "0.1/perfect", "over_oi", 0.7, 0.6, 0.8),
-        Row("adas_oi", "0.1/error", "over_oi", 1.1, 0.9, 1.2),
-        Row("adas_oi", few, "over_oi", 0.72, 0.6, 0.8),
-        Row("four_d_var", few, "over_oi", 0.5, 0.4, 0.6),
-        Row("ungated_oi", few, "over_oi", 0.6, 0.4, 0.6),
-        Row("letkf", few, "over_oi", 0.9, 0.8, 1.0),
-        Row("adas_oi", "gate/pooled", "over_ungated_oi", 1.02, 0.97, 1.06),
+        Row("adas_oi", "0.1/perfect", over, 0.7, 0.6, 0.8, n=16),
+        Row("adas_oi", "0.1/perfect", "over_oi", 0.5, 0.4, 0.6, n=16),
+        Row("adas_oi", "0.1/error", over, 1.1, 0.9, 1.2, n=16),
+        Row("adas_oi", few, over, 0.72, 0.6, 0.8, n=4),
+        Row("four_d_var", few, over, 0.5, 0.4, 0.6, n=4),
+        Row("ungated_oi", few, over, 0.6, 0.4, 0.6, n=4),
+        Row("ungated_oi_tapered", few, over, 0.6, 0.4, 0.6, n=4),
+        Row("letkf", few, over, 0.9, 0.8, 1.0, n=4),
+        Row("adas_oi", "gate/pooled", "over_ungated_oi", 1.02, 0.97, 1.06, n=16),
     ]
-    said = OsseScores.conclusion(SimpleNamespace(tasks=osse_tasks("osse", (0.1,))), rows)
-    assert said == (
-        "adas_oi beats oi on 0.1/perfect: 0.70 [0.60, 0.80]. "
-        "adas_oi is level with oi on 0.1/error: 1.10 [0.90, 1.20]. "
-        f"Ahead of it on {few} (0.72): four_d_var 0.50 [0.40, 0.60], ungated_oi 0.60 [0.40, 0.60]. "
+    costs = {"damped_oi": 1.1, "adas_oi": 33.0, "ungated_oi": 33.0, "four_d_var": 2200.0}
+    places = ("0.1/perfect", "0.1/error", few)
+    rows += [Row(name, place, "milliseconds_over_oi", cost) for name, cost in costs.items()
+             for place in places]  # fmt: skip
+    scores = SimpleNamespace(tasks=osse_tasks("osse", (0.1,)))
+    assert OsseScores.conclusion(scores, rows) == (
+        "On 16 sealed timelines with 10 % of the points and a perfect model, adas_oi errs by "
+        "0.70 [0.60, 0.80] of damped_oi at 30 times its cost. "
+        "On 16 sealed timelines with 10 % of the points and an imperfect model, adas_oi errs by "
+        "1.10 [0.90, 1.20] of damped_oi at 30 times its cost. "
+        "On 4 sealed timelines and 120 cycles with 10 % of the points and a perfect model, adas_oi "
+        "errs by 0.72 [0.60, 0.80] of damped_oi at 30 times its cost. "
+        "Less there: four_d_var by 0.50 [0.40, 0.60] of it at 2e+03 times its cost, ungated_oi by "
+        "0.60 [0.40, 0.60] of it at 30 times its cost. "
         "Gates do not help: 1.020 [0.970, 1.060]."
     )
+    gate = rows.index(next(row for row in rows if row.task == "gate/pooled"))
     for low, high, verdict in ((1.01, 1.03, "cost accuracy"), (0.97, 0.99, "help")):
-        rows[-1] = rows[-1]._replace(low=low, high=high)
-        scores = SimpleNamespace(tasks=osse_tasks("osse", (0.1,)))
+        rows[gate] = rows[gate]._replace(low=low, high=high)
         assert f"Gates {verdict}: " in OsseScores.conclusion(scores, rows)
