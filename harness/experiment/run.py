@@ -289,7 +289,7 @@ class Run:
         Raises:
             SettingsDiffer: A choice of the run folder has other settings.
         """
-        store, any_of = self.store(CHOICES, Figures()), {"space", "trials", *budget}
+        store, any_of = self.store(CHOICES, Figures()), {"space", "trials", "plain", *budget}
         found = {}
         for name in names:
             for folder in (store.folder, *store.read_only):

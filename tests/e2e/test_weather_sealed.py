@@ -1,5 +1,6 @@
 """``gates weather`` in a sealed world: tuned, scored with the network of `unit`, reported."""
 
+import csv
 import hashlib
 import json
 import shutil
@@ -11,7 +12,7 @@ import xarray as xr
 import yaml
 
 CONFIGS = Path(__file__).parents[2] / "apps" / "weather" / "configs"
-METHODS = "[free_run, oi, adas_oi]"
+METHODS = "[free_run, oi, damped_oi, adas_oi]"
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +48,15 @@ def test_what_builds_on_interpolation_is_tuned_after_it(sealed):
     found = {path.parent.name for path in sealed.glob("choices/*/result.json")}
     assert {"oi-task-0.1_perfect-s0", "adas_oi-task-0.1_error-s0"} <= found
     oi = json.loads((sealed / "choices/oi-task-0.1_perfect-s0/result.json").read_text())
-    record = json.loads((sealed / "choices/adas_oi-task-0.1_perfect-s0/record.json").read_text())
-    assert record["settings"]["interpolation"] == oi["setting"]
+    for name in ("adas_oi", "damped_oi"):
+        record = json.loads(
+            (sealed / f"choices/{name}-task-0.1_perfect-s0/record.json").read_text()
+        )
+        assert record["settings"]["interpolation"] == oi["setting"]
+    damped = json.loads((sealed / "choices/damped_oi-task-0.1_perfect-s0/result.json").read_text())
+    first = {name: damped["trials"][0][name] for name in ("relative_scale", "turn", "alpha")}
+    assert first == {"relative_scale": 1.0, "turn": oi["setting"]["turn"], "alpha": 1.0}
+    assert len(damped["trials"]) == 2
     assert len(oi["trials"]) == 2  # three settings, twice the trials
     assert set(json.loads((sealed / "choices/adas_oi-task-0.1_perfect-s0/result.json").read_text())[
         "setting"]) == {"alpha", "beta"}  # fmt: skip
@@ -70,8 +78,16 @@ def test_missing_networks_survive_in_the_report(gates, sealed):
     assert "--model.network.gated false`" in notes["ungated"]
     rows = {(row["method"], row["task"], row["metric"]): row for row in scores["rows"]}
     assert rows["adas_oi", "0.1/perfect", "over_oi"]["n"] == 4
-    assert scores["headline"].startswith("adas_oi ")
+    assert scores["headline"].startswith(
+        "On 4 sealed timelines with 10 % of the points and a perfect model, adas_oi errs by "
+    )
     gates.weather("report", config="sealed.yaml")
+    with (sealed / "figures/error-over-cost.csv").open() as file:
+        drawn = {row["series"]: row for row in csv.DictReader(file) if row["kind"] == "point"}
+    assert set(drawn) == {"damped_oi", "oi", "adas_oi"}
+    for axis, metric in (("x", "milliseconds"), ("y", "over_damped_oi")):
+        value = rows["adas_oi", "0.1/perfect", metric]["value"]
+        assert float(drawn["adas_oi"][axis]) == pytest.approx(value, rel=1e-3)
     assert "ungated_oi: not trained: run <code>gates weather fit" in (
         sealed / "report.html").read_text()  # fmt: skip
 
@@ -172,14 +188,14 @@ def test_a_table_is_assimilated_by_every_method_that_is_scored(gates, sealed, re
     words = (*reported, "--method", method, "--output", f"{method}.zarr")
     found = gates.weather("assimilate", *words, config="sealed.yaml")
     assert found.out.splitlines()[-1] == f"{method}.zarr"
-    assert ("never tuned" in found.out) == (method == "damped_oi")  # METHODS leave it out
+    assert "never tuned" not in found.out
     with xr.open_zarr(gates.folder / f"{method}.zarr") as store:
         analysis, said = store["height"].values[-1], store.attrs
     with xr.open_zarr(gates.folder / reported[-1]) as store:
         assert not np.allclose(analysis, store["height"][-1].mean("number"))
     assert ("weights_sha256" in said) == method.startswith("adas")
-    if method == "adas_oi":
-        chosen = sealed / "choices/adas_oi-task-0.1_perfect-s0/result.json"
+    if method in ("adas_oi", "damped_oi"):
+        chosen = sealed / f"choices/{method}-task-0.1_perfect-s0/result.json"
         assert json.loads(said["settings"]) == json.loads(chosen.read_text())["setting"]
 
 

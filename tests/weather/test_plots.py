@@ -10,6 +10,7 @@ from matplotlib.colors import to_rgb
 from weather.grid import Grid, gaussian_grid, regular_grid
 from weather.plots import (
     analysis_figure,
+    cost_figure,
     cycle_figure,
     draw_map,
     equal_earth,
@@ -48,6 +49,7 @@ def card(**options):
     return scorecard_figure(METHODS, tasks, values, **({"reference": "background"} | options))
 
 
+COSTS = {name: (10.0**i / 3, 1.1 - i / 100, 1.0 - i / 100, 1.3) for i, name in enumerate(METHODS)}
 FIGURES = {
     "panel": lambda: panel(observed=wave() > 0.5, title="ERA5 ensemble: geopotential at 500 hPa"),
     "cycle": lambda: cycle_figure(cycles(), label="RMSE of height", unit="m", spin_up=60),
@@ -58,6 +60,7 @@ FIGURES = {
         reference="background of the model with error",
         title="Errors",
     ),
+    "cost": lambda: cost_figure(COSTS, title="Error over that of damped", cost="ms"),
     "score card": lambda: card(title="Persistence", units=["m² s⁻²", "m² s⁻²", "K", "K"]),
 }
 
