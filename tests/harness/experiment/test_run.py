@@ -289,7 +289,8 @@ def test_callbacks_of_settings_take_part_in_a_training(tmp_path, work):
 
 def test_a_choice_is_found_whatever_its_budget(run, work):
     names = ["inside", "inside@night"]
-    made = run.tune({names[0]: {"x": (1.0, 9.0)}}, work.bowl, trials=2, steps=5, rate=1.0)
+    box, plain = {names[0]: {"x": (1.0, 9.0)}}, {names[0]: {"x": 2.0}}
+    made = run.tune(box, work.bowl, trials=2, plain=plain, steps=5, rate=1.0)
     assert run.chosen(names, budget=["steps"], rate=1.0) == made
     shipped = Run(run.folder.with_name("b"), app="toy", settings=run.settings)
     assert shipped.chosen(names, budget=["steps"], rate=1.0) == {}

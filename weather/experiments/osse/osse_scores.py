@@ -22,7 +22,6 @@ from weather.experiments.experiment import (
     stored,
 )
 from weather.experiments.osse.osse_cycles import OsseCycles
-from weather.experiments.osse.recorded_errors import SPARSE
 from weather.experiments.osse.rivals import (
     CORRECTIONS,
     COSTLY,
@@ -119,7 +118,7 @@ class OsseScores(CycledScores):
     def names(self, task: OsseTask) -> list[str]:
         """Return the methods of a task that can be computed."""
         wanted = [*CORRECTIONS] if task.reports in ("withheld", "denied") else [*NETWORKS]
-        wanted += TAPERED if task.reports == "fixed" and task.density < SPARSE else []
+        wanted += TAPERED if task.reports == "fixed" else []
         networks = [name for name in wanted if self.trained(task, name)]
         return [*(method.name for method in self.rivals.classical(task)), *networks]
 
@@ -351,6 +350,8 @@ class OsseScores(CycledScores):
             place = next(_place(task) for task in self.tasks if where.startswith(task.name))
             few = f" and {FEW_CYCLES} cycles" if where.endswith(TIMELINES) else ""
             first = told.pop(CORRECTED).replace("it", DAMPED, 1)
+            if tapered := found.get((f"{CORRECTED}_tapered", where, over)):
+                first += f", tapered {_shown(tapered)}"
             said.append(f"On {own.n} sealed timelines{few} {place}, {CORRECTED} errs by {first}.")
             if told:
                 others = ", ".join(f"{name} by {text}" for name, text in told.items())
@@ -364,7 +365,7 @@ class OsseScores(CycledScores):
 
 def _cost(found: Mapping[tuple[str, str, str], Row], name: str, where: str) -> str:
     own, other = (found[one, where, TIME_RATIO].value for one in (name, DAMPED))
-    return f"{own / other:.2g}"
+    return f"{float(f'{own / other:.2g}'):g}"
 
 
 def _place(task: OsseTask) -> str:

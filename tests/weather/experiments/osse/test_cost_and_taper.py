@@ -6,7 +6,7 @@ import torch
 
 from harness.evidence import Row
 from tests.weather.experiments.osse.conftest import experiment
-from weather.experiments.osse import osse_scores, rivals
+from weather.experiments.osse import rivals
 from weather.experiments.osse.osse_cycles import OsseCycles
 from weather.experiments.osse.osse_scores import costs
 from weather.experiments.twin.scenarios import observed
@@ -72,15 +72,11 @@ def test_4d_var_is_scored_at_four_counts_of_iterations_each_tuned_by_itself(fold
     assert {f"{name}@0.1/perfect" for name in counts} < set(trials)
 
 
-def test_networks_are_scored_with_and_without_the_taper_where_reports_are_sparse(
-    folder, monkeypatch
-):
+def test_networks_are_scored_with_and_without_the_taper(folder):
     made = experiment(folder)
     scores = made.scores((0.3, 0.1), None, (0, 1), (), {})
-    assert not any(work.method.endswith("_tapered") for work in scores.works())  # both are dense
-    monkeypatch.setattr(osse_scores, "SPARSE", 0.2)
     found = {(w.method, w.task): w for w in scores.works() if w.method.endswith("_tapered")}
-    tasks = ("0.1/perfect", "0.1/error")
+    tasks = ("0.1/perfect", "0.1/error", "0.3/perfect", "0.3/error")
     assert set(found) == {(f"{name}_tapered", task) for name in ("adas_oi", "adas_increment")
                           for task in tasks}  # fmt: skip
     assert dict(found["adas_oi_tapered", tasks[0]].scope)["seeds-"] == "0+1"
@@ -94,17 +90,14 @@ def test_networks_are_scored_with_and_without_the_taper_where_reports_are_sparse
     assert far.any()
     assert torch.equal(ended[far], background[far])
     assert not torch.equal(whole[far], background[far])
-    assert scores.names(task).index("adas_oi_tapered") > 0
 
 
 def test_settings_of_what_a_method_builds_on_name_its_results(folder):
     made = experiment(folder)
     names, task = [], "0.1/perfect"
     for scale in (0.3, 0.4):
-        settings = {f"oi@{task}": {"length_km": 5000.0, "turn": 3.0} | {"scale": scale}}
+        settings = {f"oi@{task}": {"scale": scale, "length_km": 5000.0, "turn": 3.0}}
         works = made.scores((0.1,), None, (0,), (), settings).works()
-        names.append(
-            {w.method: dict(w.scope)["settings-"] for w in works if w.task == "0.1/perfect"}
-        )
+        names.append({w.method: dict(w.scope)["settings-"] for w in works if w.task == task})
     changed = {name for name in names[0] if names[0][name] != names[1][name]}
     assert changed == set(names[0])  # times of all methods are those over interpolation

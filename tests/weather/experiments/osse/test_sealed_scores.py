@@ -389,6 +389,7 @@ def test_the_conclusion_says_in_words_what_errs_less_and_at_which_cost():
         Row("four_d_var", few, over, 0.5, 0.4, 0.6, n=4),
         Row("ungated_oi", few, over, 0.6, 0.4, 0.6, n=4),
         Row("ungated_oi_tapered", few, over, 0.6, 0.4, 0.6, n=4),
+        Row("adas_oi_tapered", few, over, 0.75, 0.65, 0.85, n=4),
         Row("letkf", few, over, 0.9, 0.8, 1.0, n=4),
         Row("adas_oi", "gate/pooled", "over_ungated_oi", 1.02, 0.97, 1.06, n=16),
     ]
@@ -403,8 +404,8 @@ def test_the_conclusion_says_in_words_what_errs_less_and_at_which_cost():
         "On 16 sealed timelines with 10 % of the points and an imperfect model, adas_oi errs by "
         "1.10 [0.90, 1.20] of damped_oi at 30 times its cost. "
         "On 4 sealed timelines and 120 cycles with 10 % of the points and a perfect model, adas_oi "
-        "errs by 0.72 [0.60, 0.80] of damped_oi at 30 times its cost. "
-        "Less there: four_d_var by 0.50 [0.40, 0.60] of it at 2e+03 times its cost, ungated_oi by "
+        "errs by 0.72 [0.60, 0.80] of damped_oi at 30 times its cost, tapered 0.75 [0.65, 0.85]. "
+        "Less there: four_d_var by 0.50 [0.40, 0.60] of it at 2000 times its cost, ungated_oi by "
         "0.60 [0.40, 0.60] of it at 30 times its cost. "
         "Gates do not help: 1.020 [0.970, 1.060]."
     )
