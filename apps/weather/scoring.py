@@ -192,7 +192,7 @@ def add_to_page(page: Page, folder: Path, experiment: Experiment) -> None:
         page.figure(card, "The same errors at a glance: blue is better than the reference.")
     for task, points in costs(scores.rows).items():
         title = f"Error over that of {DAMPED}, {task}"
-        figure = cost_figure(points, title=title, cost="ms of CPU time for one analysis")
+        figure = cost_figure(points, title=title, cost="CPU time of one analysis over that of oi")
         page.figure(figure, COST, name="error over cost")
     departures = shown(experiment.channels, *DEPARTURES)
     if found := [row for row in rows if row.metric in departures]:

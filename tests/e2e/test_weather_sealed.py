@@ -79,13 +79,13 @@ def test_missing_networks_survive_in_the_report(gates, sealed):
     rows = {(row["method"], row["task"], row["metric"]): row for row in scores["rows"]}
     assert rows["adas_oi", "0.1/perfect", "over_oi"]["n"] == 4
     assert scores["headline"].startswith(
-        "On 4 sealed timelines with 10 % of the points and a perfect model, adas_oi errs by "
+        "On 4 sealed timelines with 10 % of the points and a perfect model the corrected analysis "
     )
     gates.weather("report", config="sealed.yaml")
     with (sealed / "figures/error-over-cost.csv").open() as file:
         drawn = {row["series"]: row for row in csv.DictReader(file) if row["kind"] == "point"}
     assert set(drawn) == {"damped_oi", "oi", "adas_oi"}
-    for axis, metric in (("x", "milliseconds"), ("y", "over_damped_oi")):
+    for axis, metric in (("x", "milliseconds_over_oi"), ("y", "over_damped_oi")):
         value = rows["adas_oi", "0.1/perfect", metric]["value"]
         assert float(drawn["adas_oi"][axis]) == pytest.approx(value, rel=1e-3)
     assert "ungated_oi: not trained: run <code>gates weather fit" in (

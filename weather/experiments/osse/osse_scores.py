@@ -33,7 +33,7 @@ from weather.experiments.osse.rivals import (
     TAPERED,
 )
 from weather.experiments.twin.scenarios import DAY, OsseTask, gap_of
-from weather.experiments.twin.twin_cycles import TIME, TIME_RATIO, TIMES, UNGUIDED, settled
+from weather.experiments.twin.twin_cycles import TIME_RATIO, TIMES, UNGUIDED, settled
 from weather.experiments.twin.twin_scores import (
     CycledScores,
     exponential,
@@ -340,22 +340,23 @@ class OsseScores(CycledScores):
             own = found.get((CORRECTED, where, over))
             if own is None:
                 continue
-            told = {
-                name: f"{_shown(row)} of it at {_cost(found, name, where)} times its cost"
+            less = [
+                f"{name} by {_shown(row)} at {_cost(found, name, where)} times"
                 for (name, place, metric), row in found.items()
                 if (place, metric) == (where, over)
-                and (row is own or row.value < own.value)
+                and row.value < own.value
                 and name not in TAPERED
-            }
+            ]
             place = next(_place(task) for task in self.tasks if where.startswith(task.name))
             few = f" and {FEW_CYCLES} cycles" if where.endswith(TIMELINES) else ""
-            first = told.pop(CORRECTED).replace("it", DAMPED, 1)
-            if tapered := found.get((f"{CORRECTED}_tapered", where, over)):
-                first += f", tapered {_shown(tapered)}"
-            said.append(f"On {own.n} sealed timelines{few} {place}, {CORRECTED} errs by {first}.")
-            if told:
-                others = ", ".join(f"{name} by {text}" for name, text in told.items())
-                said.append(f"Less there: {others}.")
+            tapered = found.get((f"{CORRECTED}_tapered", where, over))
+            said.append(
+                f"On {own.n} sealed timelines{few} {place} the corrected analysis errs by "
+                f"{_shown(own)} of damped optimal interpolation at "
+                f"{_cost(found, CORRECTED, where)} times its cost"
+                + (f" (tapered {_shown(tapered)})" if tapered else "")
+                + (f"; less err {', '.join(less)}." if less else ".")
+            )
         gate = found.get((CORRECTED, "gate/pooled", "over_ungated_oi"))
         if gate is not None:
             helps = "help" if gate.high < 1 else "cost accuracy" if gate.low > 1 else "do not help"
@@ -448,7 +449,7 @@ def costs(rows: Sequence[Row]) -> dict[str, dict[str, tuple[float, float, float,
     Only of the task with most methods whose analyses were timed; empty if none were.
     """
     found: dict[str, dict[str, tuple[float, float, float, float]]] = {}
-    times = {(row.task, row.method): row.value for row in rows if row.metric == TIME}
+    times = {(row.task, row.method): row.value for row in rows if row.metric == TIME_RATIO}
     for row in rows:
         hidden = row.method in (*UNGUIDED, *TAPERED)
         if row.metric == f"over_{DAMPED}" and (row.task, row.method) in times and not hidden:

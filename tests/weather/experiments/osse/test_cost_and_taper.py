@@ -25,7 +25,8 @@ def test_error_over_cost_is_that_of_the_task_with_most_methods():
     ]
     assert costs(rows) == {}
     timed = ("damped_oi", "adas_oi", "adas_oi_tapered", "letkf", "free_run")
-    rows += [Row(name, place, "milliseconds", 3.0) for name in timed for place in "ab"]
+    rows += [Row(name, place, "milliseconds", 9.0) for name in timed for place in "ab"]
+    rows += [Row(name, place, "milliseconds_over_oi", 3.0) for name in timed for place in "ab"]
     assert costs(rows) == {"b": {
         "damped_oi": (3.0, 1.0, 1.0, 1.0),
         "adas_oi": (3.0, 0.6, 0.5, 0.7),

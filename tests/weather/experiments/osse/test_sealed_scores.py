@@ -399,14 +399,14 @@ def test_the_conclusion_says_in_words_what_errs_less_and_at_which_cost():
              for place in places]  # fmt: skip
     scores = SimpleNamespace(tasks=osse_tasks("osse", (0.1,)))
     assert OsseScores.conclusion(scores, rows) == (
-        "On 16 sealed timelines with 10 % of the points and a perfect model, adas_oi errs by "
-        "0.70 [0.60, 0.80] of damped_oi at 30 times its cost. "
-        "On 16 sealed timelines with 10 % of the points and an imperfect model, adas_oi errs by "
-        "1.10 [0.90, 1.20] of damped_oi at 30 times its cost. "
-        "On 4 sealed timelines and 120 cycles with 10 % of the points and a perfect model, adas_oi "
-        "errs by 0.72 [0.60, 0.80] of damped_oi at 30 times its cost, tapered 0.75 [0.65, 0.85]. "
-        "Less there: four_d_var by 0.50 [0.40, 0.60] of it at 2000 times its cost, ungated_oi by "
-        "0.60 [0.40, 0.60] of it at 30 times its cost. "
+        "On 16 sealed timelines with 10 % of the points and a perfect model the corrected analysis "
+        "errs by 0.70 [0.60, 0.80] of damped optimal interpolation at 30 times its cost. "
+        "On 16 sealed timelines with 10 % of the points and an imperfect model the corrected "
+        "analysis errs by 1.10 [0.90, 1.20] of damped optimal interpolation at 30 times its cost. "
+        "On 4 sealed timelines and 120 cycles with 10 % of the points and a perfect model the "
+        "corrected analysis errs by 0.72 [0.60, 0.80] of damped optimal interpolation at 30 times "
+        "its cost (tapered 0.75 [0.65, 0.85]); less err four_d_var by 0.50 [0.40, 0.60] at 2000 "
+        "times, ungated_oi by 0.60 [0.40, 0.60] at 30 times. "
         "Gates do not help: 1.020 [0.970, 1.060]."
     )
     gate = rows.index(next(row for row in rows if row.task == "gate/pooled"))
