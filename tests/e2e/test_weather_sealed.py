@@ -12,7 +12,7 @@ import xarray as xr
 import yaml
 
 CONFIGS = Path(__file__).parents[2] / "apps" / "weather" / "configs"
-METHODS = "[free_run, oi, damped_oi, adas_oi]"
+METHODS = "[adas_oi]"
 
 
 @pytest.fixture(scope="module")

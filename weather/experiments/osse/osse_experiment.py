@@ -38,6 +38,7 @@ from weather.experiments.osse.recorded_errors import (
 from weather.experiments.osse.rivals import (
     ALONE,
     CORRECTIONS,
+    DAMPED,
     FEW,
     FRACTIONS,
     INTERPOLATION,
@@ -77,7 +78,7 @@ class OsseExperiment(TwinExperiment):
 
     world: OsseWorld
     forms: tuple[str, ...] = ()
-    base = ("free_run", INTERPOLATION)
+    base = ("free_run", INTERPOLATION, DAMPED)
     notes = (
         "Lost timelines count as climatology. Test timelines are those of a sealed world, whose "
         "seed follows from the shipped weights and choices.",
