@@ -64,7 +64,6 @@ def commands(page: Path) -> list[list[str]]:
 COSTLY = {
     "guide/core_gates.md": "compiles and exports a layer",
     "guide/recsys.md": "trains, exports and serves a model",
-    "guide/weather.md": "scores real fields",
 }
 
 

@@ -23,7 +23,7 @@ def blocks():
 
 
 def test_the_block_is_found():
-    assert [words[1] for words, _ in blocks()] == ["prepare", "observe", "assimilate"]
+    assert [words[1] for words, _ in blocks()] == ["prepare", "observe", "cycle"]
 
 
 @pytest.mark.parametrize("number", range(3))
@@ -35,10 +35,31 @@ def test_the_first_run_prints_what_the_page_says(number, first_run):
     assert (result.code, printed) == (0, shown), words
 
 
+def test_the_map_of_the_page_shows_the_errors_that_it_names(first_run, folder, monkeypatch):
+    first_run(2)
+    monkeypatch.chdir(folder)
+    (block,) = re.findall(r"```py\n(.*?)```", PAGE, re.DOTALL)
+    names = {}
+    exec(compile(block, "block", "exec"), names)
+    remarks = [axis.get_title(loc="right") for axis in names["figure"].axes]
+    errors = [remark.split()[1] for remark in remarks if remark.startswith("rms")]
+    assert "falls from {} to {} m² s⁻²".format(*errors[1:]) in " ".join(PAGE.split())
+    assert (folder / "analysis.png").stat().st_size > 1000
+
+
 @pytest.fixture(scope="module")
-def first_run(gates_in, tmp_path_factory):
+def folder(tmp_path_factory):
+    """An empty folder, but for the forecast model of the page."""
+    made = tmp_path_factory.mktemp("first")
+    (model,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    (made / "my_model.py").write_text(model)
+    return made
+
+
+@pytest.fixture(scope="module")
+def first_run(gates_in, folder):
     """Results of the commands of the page in an empty folder, by number; each runs once."""
-    run, results = gates_in(tmp_path_factory.mktemp("first")), {}
+    run, results = gates_in(folder), {}
 
     def result(number):
         for earlier in range(number + 1):
