@@ -101,8 +101,8 @@ def _plain(page: Page, made: np.ndarray) -> None:
 
 
 OWN = "gates"
-RIVALS = ("sum", "mean", "ties", "k_lora")
-"""Rivals as published that figures show, besides the best tuned one."""
+RIVALS = ("sum", "mean", "ties tuned", "k_lora tuned")
+"""Rivals that figures show, besides the best tuned one."""
 
 FUSION_SHOWN = 16  # pairs whose images are shown
 

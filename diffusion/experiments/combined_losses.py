@@ -20,10 +20,13 @@ from diffusion.experiments.trained_gates import (
     FILE,
     GATE_OPTIONS,
     Bench,
+    GatesForm,
+    as_used,
     captions,
     combinations,
     is_gated,
     options_in,
+    train_gates,
     with_common,
 )
 from diffusion.experiments.work import Form, Job
@@ -221,23 +224,30 @@ def trial(
 ) -> dict[str, float]:
     """Return the mean logarithm of the losses of training combinations under a setting.
 
-    A setting that a rival refuses, as beyond the end of a range, has none.
+    What has steps is trained first. A setting that a rival refuses, as beyond the end of a range,
+    has none.
     """
+    settings, trained = {name: piece[name] for name in piece.get("tuned", ())}, {}
+    if "steps" in piece.settings:
+        settings = as_used(piece.settings)
+        folder = trained[Piece(piece.method, piece.seed).name] = job.folder / "trained"
+        folder.mkdir(exist_ok=True)
+        GatesForm().save(folder, train_gates(piece, job, base_folder, files))
     asked = Piece(
         piece.method,
         piece.seed,
         None,
         {
-            "rival": piece.method,
-            "settings": {name: piece[name] for name in piece["tuned"]},
-            "group": "tried",
+            "rival": piece.get("rival", piece.method),
+            "settings": settings,
+            "group": "tried2" if piece.get("group") == "train2" else "tried",
             "part": "gate",
             "times": piece.get("times", TRIED_TIMES),
             "most": TRIED_MOST,
         },
     )
     try:
-        found = losses(asked, job, base_folder, files, {})["losses"]
+        found = losses(asked, job, base_folder, files, trained)["losses"]
     except GatesError:
         return {"score": math.nan}
     return {"score": float(found.nanmean(1).log().mean())}

@@ -89,12 +89,12 @@ def _states(encoder: str, captions: tuple[str, ...]) -> TextStates:
 
 
 def combinations(group: str) -> list[Combination]:
-    """Return combinations: ``train``, ``train2``, ``tried``, ``test2``, ...
+    """Return combinations: ``train``, ``train2``, ``tried``, ``tried2``, ``test2``, ...
 
     ``train`` are the pairs and triples that gates are trained on, none of which holds a test pair;
-    ``tried`` are some of them, which settings are chosen on; ``train2`` are their pairs, for
-    methods for two adapters. ``test2`` are the test pairs, ``test3`` the same with a second style.
-    ``train_useless`` and ``useless3`` are those of ``train`` and its pairs, and the
+    ``tried`` are some of them, which settings are chosen on; ``train2`` and ``tried2`` are their
+    pairs, for methods for two adapters. ``test2`` are the test pairs, ``test3`` the same with a
+    second style. ``train_useless`` and ``useless3`` are those of ``train`` and its pairs, and the
     test pairs, with an adapter that has nothing to do with them. ``train_fewer`` leaves the
     concepts of :data:`diffusion.data.concepts.LEFT_OUT` out, and ``new2`` are the pairs of these.
     """
@@ -110,6 +110,7 @@ def combinations(group: str) -> list[Combination]:
         "train": [*pairs, *triples],
         "train2": pairs,
         "tried": [*pairs[::step2][:TRIED], *triples[::step3][:TRIED]],
+        "tried2": pairs[::step2][:TRIED],
         "test2": held_out_pairs(),
         "test3": with_second_style(held_out_pairs(), shift=3),
         "train_useless": [*pairs, *triples, *with_useless(pairs)],
@@ -188,6 +189,11 @@ class GatesForm:
 def is_gated(settings: Mapping[str, Any]) -> bool:
     """Return whether settings are of gates or of strengths by layer, not of another rival."""
     return "variant" in settings or "mode" in settings
+
+
+def as_used(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that what was trained under some is used with."""
+    return dict(settings) if is_gated(settings) else options_in(settings, RIVAL_OPTIONS)
 
 
 def options_in(settings: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

@@ -35,10 +35,8 @@ from diffusion.experiments.combined_losses import (
     trial,
 )
 from diffusion.experiments.trained_gates import (
-    RIVAL_OPTIONS,
+    as_used,
     combinations,
-    is_gated,
-    options_in,
 )
 from diffusion.library.prompts import UNREACHED, UNRELATED
 from harness.evidence import Bar, Row, compare, moments
@@ -53,7 +51,7 @@ GATES: dict[str, Any] = {
     "caption_dropout": 0.1,
     "factors": True,
     "learning_rate": 2.5e-2,
-}  # how gates are trained, those that ship among them
+}  # how gates are trained, those that ship among them: the best of as many trials of their rate
 
 PUBLISHED_GATES: dict[str, Any] = GATES | {
     "factors": None,
@@ -94,6 +92,12 @@ VARIANTS |= {
 }
 """Those that have not seen the adapters of ``new2`` are compared on it, under the plain names."""
 
+LEARNED = (LAYERWISE, BLIND)
+"""Whose learning rates have trials, as that of the gates that ship had; variants share a rate."""
+
+RATE, TRIED_STEPS = "learning_rate", 100
+RATES = {RATE: (2e-3, 6e-2)}
+
 SWAPPED = "layer_strengths + role, swapped"
 """Strengths of roles where subjects are taken for styles, as an order that is wrong does."""
 
@@ -103,12 +107,14 @@ PLAIN: dict[str, dict[str, Any]] = {
     "alone1": {},
     "sum": {},
     "mean": {},
+}  # the base, each adapter of a pair alone, and rivals without settings
+
+PUBLISHED: dict[str, dict[str, Any]] = {
     "ties": {"weight": 1.0, "density": 0.2},
     "dare_linear": {"weight": 1.0, "density": 0.5},
     "switch": {"tau": 5},
-    "composite": {},
     "k_lora": {"alpha": 1.5, "beta": 1.275},
-}  # the base, each adapter of a pair alone, and rivals as published
+}  # settings of rivals
 
 LOWEST = "sum without the lowest cosine"
 LEAVING = {
@@ -133,7 +139,9 @@ SPACES: dict[str, dict[str, tuple[float, float]]] = {
 }  # what is tuned of rivals; `sum` with tuned strengths is their plainest
 
 FIRST_TRIALS = {
-    name: {axis: {FIRST: 1.0, OTHERS: 1.0, MANY: 1.0, **PLAIN[name]}[axis] for axis in box}
+    name: {
+        axis: {FIRST: 1.0, OTHERS: 1.0, MANY: 1.0, **PUBLISHED.get(name, {})}[axis] for axis in box
+    }
     for name, box in SPACES.items()
 }
 """What is tried first of each: what is published, at full strength."""
@@ -182,8 +190,17 @@ class Fused:
         return encoder_of(self.world)
 
     def chosen(self) -> dict[str, Choice]:
-        """Return the settings of rivals, by equally many trials."""
-        return self.run.tune(
+        """Return the settings of rivals, rates of training among them, by equally many trials."""
+        rates = self.run.tune(
+            dict.fromkeys(LEARNED, RATES),
+            partial(trial, **self.places),
+            trials=TRIALS,
+            ticks=TRIED_STEPS + len(combinations("tried")),
+            own={name: VARIANTS[name] | {"steps": TRIED_STEPS} for name in LEARNED},
+            plain={name: {RATE: GATES[RATE]} for name in LEARNED},
+            start=self.start,
+        )
+        return rates | self.run.tune(
             SPACES,
             partial(trial, **self.places),
             trials=TRIALS,
@@ -211,11 +228,13 @@ class Fused:
             if name in chosen
         ]
         for name, own in VARIANTS.items():
-            settings = self.known(own)
+            like = next((tuned for tuned in LEARNED if name.startswith(tuned)), "")
+            if like and like not in chosen:
+                continue
+            settings = self.known(own) | (chosen[like].setting if like else {})
             pieces = {s: self.run.piece(name, s, start=self.start, **settings) for s in self.seeds}
             rival = settings.get("rival", name)
-            if not is_gated(settings):
-                settings = options_in(settings, RIVAL_OPTIONS)
+            settings = as_used(settings)
             found.append(Method(name, rival, settings, pieces))
             if name == "gates":
                 found.append(Method("baked", "baked", {}, pieces))

@@ -1,5 +1,6 @@
 """Rivals that are fitted on the very pair: on which drawings, how well, and what a kill costs."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -172,3 +173,34 @@ def test_losses_depend_on_the_roles_and_scores_that_gates_are_told(
         ).token(library[one.subject])[None],
     )  # fmt: skip
     assert_close(scores[:, 0], expected)
+
+
+@pytest.mark.fault("46 D7")
+@pytest.mark.parametrize(
+    ("given", "settings", "group"),
+    [
+        ({"mode": "strengths"}, {"mode": "strengths"}, "tried"),
+        ({"rival": "x_lora", "layerwise": True, "group": "train2"}, {"layerwise": True}, "tried2"),
+    ],
+)
+def test_a_trial_of_a_rate_trains_and_scores_what_it_trained(
+    given, settings, group, tmp_path, monkeypatch
+):
+    def losses(piece, job, base_folder, files, trained):
+        found = GatesForm().load(trained[piece.name])
+        assert float(found["a"]) == 0.5
+        assert settings.items() <= piece["settings"].items()
+        assert (piece["group"], piece["rival"]) == (group, given.get("rival", "method"))
+        return {"losses": torch.full((2, 3), 2.0)}
+
+    def train(piece, *_):
+        assert (piece["steps"], piece["learning_rate"]) == (7, 0.01)
+        return {"a": torch.tensor(0.5)}
+
+    monkeypatch.setattr(works, "losses", losses)
+    monkeypatch.setattr(works, "train_gates", train)
+    piece = Piece("method", 100, {"trial": 3}, {**given, "steps": 7, "learning_rate": 0.01})
+    job = Job(tmp_path, lambda: None)
+    for _ in range(2):  # also after a kill
+        found = works.trial(piece, job, tmp_path, {})
+        assert found == {"score": pytest.approx(math.log(2))}

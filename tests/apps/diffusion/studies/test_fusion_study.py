@@ -1,6 +1,7 @@
 """Signs, intervals and words of the verdicts, on losses of known answer."""
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from apps.diffusion.studies.base_study import Method
 from apps.diffusion.studies.fused_views import BOTH, RETENTION, retained_of
 from apps.diffusion.studies.fusion_study import (
+    BLIND,
     FEWER,
     FIRST_TRIALS,
     GROUPS,
@@ -19,6 +21,7 @@ from apps.diffusion.studies.fusion_study import (
     METRIC,
     OPENING,
     SPACES,
+    TRIALS,
     USELESS,
     VARIANTS,
     Fused,
@@ -36,6 +39,7 @@ from diffusion.experiments.trained_gates import combinations, is_gated
 from diffusion.lora_file import Factors, LoraBundle
 from harness.evidence import Row
 from harness.experiment.tuning import Choice
+from harness.files.piece import Piece
 
 
 def losses(factor, spread=0.02, pairs=48):
@@ -145,19 +149,48 @@ def test_the_best_rival_is_chosen_by_trials():
 
 
 def test_schedules_are_tuned_at_the_times_of_the_test():
-    asked, begun = [], []
-
-    def tune(spaces, work, *, own, plain=None, **options):
-        asked.append(own)
-        begun.append(plain)
-        return {name: Choice({}, [], []) for name in spaces}
-
-    world = SimpleNamespace(zoo=lambda seed: {}, zoo_digest="", base_folder="")
-    Fused(SimpleNamespace(tune=tune), world, (0,)).chosen()
-    times = {name: settings.get("times") for name, settings in asked[0].items()}
+    asked = {}
+    fused_by(asked).chosen()
+    times = {name: own.get("times") for name, (own, *_) in asked.items()}
     assert {name for name, found in times.items() if found is not None} == {"switch", "k_lora"}
     assert times["switch"] == times["k_lora"] == TIMES
-    assert begun == [FIRST_TRIALS]
+
+
+def fused_by(asked, **settings):
+    """The comparison, where tuning notes what it is asked for and returns settings."""
+
+    def tune(spaces, work, *, own, plain, trials, **options):
+        asked.update({name: (own[name], space, plain[name], trials)
+                      for name, space in spaces.items()})  # fmt: skip
+        return {name: Choice(settings.get(name, {}), [], []) for name in spaces}
+
+    world = SimpleNamespace(zoo=lambda seed: {}, zoo_digest="", base_folder="")
+    run = SimpleNamespace(tune=tune, piece=lambda name, seed, **own: Piece(name, seed, {}, own),
+                          only=())  # fmt: skip
+    found = Fused(run, world, (0,))
+    found.__dict__["encoder"] = Path(__file__)
+    return found
+
+
+@pytest.mark.fault("46 D7")
+def test_all_that_is_tuned_has_as_many_trials_and_rates_are_among_it():
+    asked, rate = {}, {"learning_rate": 0.01}
+    methods = {one.name: one for one in fused_by(asked, layer_strengths=rate).methods()}
+    assert asked.keys() == {*SPACES, BLIND, LAYERWISE}
+    assert {trials for *_, trials in asked.values()} == {TRIALS}
+    for name, (own, space, plain, _) in asked.items():
+        assert plain.keys() == space.keys()
+        if name in SPACES:
+            assert plain == FIRST_TRIALS[name]
+        else:  # tried first at the rate of gates, with fewer steps than what is compared
+            assert plain == {"learning_rate": LIKE_GATES["learning_rate"]}
+            assert own["steps"] < LIKE_GATES["steps"]
+    for name, method in methods.items():
+        rates = {piece["learning_rate"] for piece in method.trained.values()}
+        tuned = name.startswith(BLIND)
+        assert rates <= ({0.01} if tuned else {LIKE_GATES["learning_rate"]})
+        assert all(piece["steps"] == LIKE_GATES["steps"] for piece in method.trained.values())
+    assert methods[BLIND].trained
 
 
 def test_rivals_are_tried_as_published_first_within_what_is_searched():

@@ -109,12 +109,13 @@ def few(monkeypatch):
         if name not in ("sum", "switch"):
             monkeypatch.delitem(fusion.SPACES, name)
     for name in list(fusion.PLAIN):
-        if name not in ("none", "alone0", "alone1", "sum", "mean", "ties", "switch", "k_lora"):
+        if name not in ("none", "alone0", "alone1", "sum", "mean"):
             monkeypatch.delitem(fusion.PLAIN, name)
     for rival, own in losses.FITTING.items():
         less = {name: 2 for name in ("drawings", "times", "evaluations", "steps") if name in own}
         monkeypatch.setitem(losses.FITTING, rival, own | less)
     monkeypatch.setattr(fusion, "TRIALS", 3)
+    monkeypatch.setattr(fusion, "TRIED_STEPS", 1)
     monkeypatch.setattr(fusion, "TIMES", 2)
     monkeypatch.setattr(fusion, "MOST", 2)
     monkeypatch.setattr(losses, "TRIED_TIMES", 2)
@@ -131,7 +132,7 @@ def test_fusion(world, asked, few):
     tasks_found = {row["task"] for row in found["rows"]}
     assert {*fusion.GROUPS.values()} <= tasks_found
     names = {row["method"] for row in found["rows"]}
-    assert {"sum", "sum tuned", "switch tuned", "k_lora", "gates", "baked"} <= names
+    assert {"sum", "sum tuned", "switch tuned", "gates", "baked"} <= names
     assert {"layer_strengths", "x_lora layerwise", "gates + switch"} <= names
     assert {"layer_strengths + role", "layer_strengths + role, swapped"} <= names
     assert not any("fewer" in name for name in names)
