@@ -109,14 +109,6 @@ FUSION_SHOWN = 16  # pairs whose images are shown
 PAIRS = "test2"
 
 
-HOW_TO_READ = (
-    "Scores are natural logarithms of losses over that of the base alone: 0 is the base, less is"
-    " better, and a difference of 0.1 is a loss about 10 % higher. The adapter of the subject alone"
-    " is *alone0*, that of the style *alone1*; *tuned* is a rival with the settings of its best"
-    " trial, *baked* has the mean gates in one file, *layer_strengths* one trained number a layer."
-)
-
-
 def add_images(page: Page, run: Run) -> None:
     """Add images of some unseen pairs.
 
@@ -141,7 +133,6 @@ def add_fusion(page: Page, run: Run, world: World) -> None:
         world: In which nothing is trained.
     """
     page.section("Pair by pair")
-    page.text(HOW_TO_READ)
     if not sum(_differences(page, run, group) for group in GROUPS):
         page.text("There are no losses of gates yet: run `evaluate` first.")
     page.section("Gates of an unseen pair")

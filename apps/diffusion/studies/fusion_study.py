@@ -340,7 +340,7 @@ def fusion_study(asked: Asked, world: World) -> None:
         bars_of(rows, best),
         seeds=asked.seeds,
         data=[world_data()],
-        headline="" if asked.run.quick or asked.run.only else headline_of(rows, best),
+        headline=f"{headline_of(rows, best)} {HOW_TO_READ}".strip(),
     )
 
 
@@ -394,7 +394,7 @@ def best_score(choice: Choice) -> float:
 
 def best_rival(chosen: Mapping[str, Choice]) -> str:
     """Return the rival with the best trial on training combinations; empty if none was tuned."""
-    names = [name for name in SPACES if name in chosen]
+    names = [name for name in SPACES if name in chosen and chosen[name].trials]
     best = min(names, key=lambda name: best_score(chosen[name]), default="")
     return f"{best} tuned" if best else ""
 
@@ -450,10 +450,19 @@ def bars_of_images(rows: Sequence[Row]) -> list[Bar]:
     ]  # fmt: skip
 
 
+HOW_TO_READ = (
+    "Scores are natural logarithms of losses over that of the base alone: 0 is the base, less is "
+    "better, and a difference from gates of 0.1 is a loss about 10 % higher. The adapter of the "
+    "subject alone is alone0, that of the style alone1; tuned is a rival with the settings of its "
+    "best trial, baked has the mean gates in one file, layer_strengths one trained number a layer."
+)
+
+
 def headline_of(rows: Sequence[Row], best: str) -> str:
-    """Return the verdict in one sentence, whichever way it goes."""
-    task = GROUPS["test2"]
-    row = next(r for r in rows if (r.method, r.task, r.versus) == (best, task, "gates"))
+    """Return the verdict in one sentence, whichever way it goes; empty without the best rival."""
+    row = value_in(rows, best, PAIRS_TASK, METRIC, "gates")
+    if math.isnan(row.value):
+        return ""
     if row.significant:
         word = "lower" if row.value > 0 else "higher"
         return (
