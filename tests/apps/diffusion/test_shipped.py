@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import diffusion
 from apps.diffusion.embedded_world import World
 from apps.diffusion.studies.base_study import TRAINED, encoder_of
-from apps.diffusion.studies.fusion_study import GROUPS, LOWEST, METRIC
+from apps.diffusion.studies.fusion_study import GROUPS, LOWEST, METRIC, TRIALS
 from apps.diffusion.studio import NO_GATES, USED, Sources, shipped, studio
 from apps.main import main
 from diffusion.data.concepts import concepts
@@ -221,11 +222,11 @@ def test_the_table_of_fusion_is_made_of_what_ships(library, gates, tmp_path, mon
     monkeypatch.setattr("harness.experiment.run.compute", computed)
     gates("evaluate", "--config", "fusion", "--root", tmp_path)
     rows = json.loads((tmp_path / "diffusion/fusion/scores.json").read_text())["rows"]
-    expected: dict[str, list[str]] = {}
-    for row in rows:
-        if row["metric"] == METRIC and row["versus"] == "gates":
-            cells = expected.setdefault(row["method"], [""] * len(GROUPS))
-            cells[list(GROUPS.values()).index(row["task"])] = shown(row)
+    own = [row for row in rows if row["metric"] == METRIC and row["versus"] == "gates"]
+    tasks = [task for task in GROUPS.values() if any(row["task"] == task for row in own)]
+    expected = {row["method"]: [""] * len(tasks) for row in own}
+    for row in own:
+        expected[row["method"]][tasks.index(row["task"])] = shown(row)
     page = (Path(__file__).parents[3] / "docs/evidence/diffusion.md").read_text()
     table = page.partition("| loss over that of gates, %")[2].partition("\n\n")[0]
     found = {}
@@ -233,3 +234,11 @@ def test_the_table_of_fusion_is_made_of_what_ships(library, gates, tmp_path, mon
         label, *cells = (cell.strip(" *†") for cell in line.strip("|").split("|"))
         found[ROWS[label]] = cells
     assert found == expected
+
+
+@pytest.mark.fault("46 D7")
+def test_settings_that_ship_had_equal_trials_and_lie_at_no_edge():
+    choices = Path(diffusion.__file__).parent / "weights/fusion/choices"
+    found = [json.loads(path.read_text()) for path in choices.glob("*/result.json")]
+    assert {len(one["trials"]) for one in found} == {TRIALS}
+    assert not any(one["edges"] for one in found)
