@@ -32,28 +32,41 @@ def cells_of(line):
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_the_page_opens_with_the_sentences_of_the_scores():
+def text_table(first):
+    """Cells of a table of fixed width by the first one, and its head without that."""
+    lines = PAGE.partition(f"\n{first} ")[2].partition("\n```")[0].splitlines()
+    head, *rows = (re.split(r"  +", line.strip()) for line in lines)
+    return head, {name: cells for name, *cells in rows}
+
+
+def test_the_page_opens_with_what_the_scores_conclude():
     opening = " ".join(PAGE.partition("| claim |")[0].split())
     gains, _, gates = SCORES["osse"]["headline"].partition("Gates ")
-    assert f"**What does the correction gain?** {gains.strip()}" in opening
-    assert f"**Do gates help?** Gates {gates}" in opening
-    assert gains.count("of damped optimal interpolation at") == 5
+    ratios = re.findall(r"\d\.\d\d \[\d\.\d\d, \d\.\d\d\]", gains)
+    assert len(ratios) >= 15
+    assert [ratio for ratio in ratios if ratio not in PAGE] == []
+    assert gates.startswith("do not help: ")
+    assert "Gates add nothing that can be measured." in opening
+    sparse, dense = (rows_of("osse")["adas_oi", task, "over_damped_oi"] for task in TASKS[:2])
+    assert sparse["high"] < 1 < dense["low"]
+    assert "with many reports and a perfect forecast model it errs more" in opening
+    best = min(row["value"] for (_, task, metric), row in rows_of("osse").items()
+               if (task, metric) == (FEW, "over_damped_oi"))  # fmt: skip
+    assert rows_of("osse")["four_d_var_8", FEW, "over_damped_oi"]["value"] == best
 
 
 def test_the_ratios_of_the_page_are_those_of_the_scores():
-    rows, section = rows_of("osse"), PAGE.partition("| over `damped_oi` | ")[2].partition("\n\n")[0]
-    table = {cells[0]: cells[1:] for cells in map(cells_of, section.splitlines()[2:])}
-    tasks = (*TASKS, FEW)
-    known = {f"`{method}`" for method, _, metric in rows if metric == "over_damped_oi"}
-    wanted = {"`four_d_var_2`", "`four_d_var`", "`letkf`", "`oi`", "`adas_oi`", "`adas_oi_tapered`"}
-    assert wanted <= set(table) & known
+    rows, (head, table) = rows_of("osse"), text_table("over damped_oi")
+    assert head == ["1 % perfect", "10 % perfect", "1 % error", "10 % error", "4 timelines"]
+    known = {method for method, _, metric in rows if metric == "over_damped_oi"}
+    assert known - set(table) == {"free_run", "persistence", "climatology"}
+    assert {"four_d_var_2", "four_d_var", "letkf", "oi", "adas_oi", "adas_oi_tapered"} <= known
     for name, cells in table.items():
-        method, *over = re.findall(r"`(\w+)`", name)
-        before = "gate/" if over == ["ungated_oi"] else ""
-        metric = f"over_{(over or ['damped_oi'])[0]}"
-        found = [rows.get((method, f"{before}{task}", metric)) for task in tasks]
+        method, _, over = name.partition(" over ")
+        before, metric = ("gate/" if over == "ungated_oi" else ""), f"over_{over or 'damped_oi'}"
+        found = [rows.get((method, f"{before}{task}", metric)) for task in (*TASKS, FEW)]
         assert any(found)
-        assert cells == [shown(row) if row else "" for row in found], name
+        assert cells == [shown(row) if row else "–" for row in found], name
 
 
 def digits(value):
@@ -66,35 +79,20 @@ def times(method, place):
 
 
 def test_the_table_of_the_page_is_that_of_the_scores():
-    section = PAGE.partition("| method | 1 % perfect | ")[2].partition("\n\n")[0]
-    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", section, re.MULTILINE)
-    table = {name: [cell.strip() for cell in cells.split("|")] for name, cells in rows}
-    methods = {method for method, task, metric in FIGURES if (task, metric) == (TASKS[0], "rmse_h")}
-    assert methods <= set(table)
-    assert {"adas_oi_tapered", "ungated_oi_tapered"} < methods
-    for method in methods:
-        for task, cell in zip(TASKS, table[method], strict=False):
-            value, lost = (FIGURES.get((method, task, m)) for m in ("rmse_h", "lost"))
-            expected = "" if value is None else f"{value:.3g}" + (f" ({lost:.0f})" if lost else "")
-            assert cell == expected, (method, task)
-        assert table[method][4:] == times(method, TASKS[0]), method
-
-
-def test_error_over_cost_is_that_of_the_scores():
-    """Every method that sees observations, 4D-Var at all counts of iterations among them."""
-    section = PAGE.partition("| at 1 %, four timelines |")[2].partition("\n\n")[0]
-    rows = [cells_of(line) for line in section.splitlines()[2:]]
-    table = {cells[0].strip("`"): cells[1:] for cells in rows}
-    own = {(row["method"], row["metric"]): row for row in SCORES["osse"]["rows"]
-           if row["task"] == FEW}  # fmt: skip
-    methods = {method for method, metric in own if metric == "milliseconds"}
-    assert set(table) == methods - {"free_run", "climatology", "persistence"}
+    """Every method, 4D-Var at all counts of iterations among them, by its cost."""
+    head, table = text_table("method")
+    assert head[-3:] == ["4 timelines", "ms", "× oi"]
+    assert set(table) == {method for method, _, metric in FIGURES if metric == "milliseconds"}
     assert {"letkf", *(f"four_d_var{count}" for count in ("_2", "_4", "_8", ""))} < set(table)
+    assert {"adas_oi_tapered", "ungated_oi_tapered"} < set(table)
     for method, cells in table.items():
-        over = own.get((method, "over_damped_oi"))
-        error = f"{FIGURES[method, FEW, 'rmse_h']:.3g}"
-        assert cells == [error, shown(over) if over else "1", *times(method, FEW)], method
-    costs = [float(cells[3]) for cells in table.values()]
+        for task, cell in zip((*TASKS, FEW), cells[:5], strict=True):
+            value, lost = (FIGURES.get((method, task, m)) for m in ("rmse_h", "lost"))
+            expected = "–" if value is None else f"{value:.3g}" + (f" ({lost:.0f})" if lost else "")
+            assert cell == expected, (method, task)
+        assert cells[5:] == times(method, FEW), method
+        assert (method, TASKS[0], "rmse_h") not in FIGURES or times(method, TASKS[0]) == cells[5:]
+    costs = [float(cells[-1]) for cells in table.values()]
     assert costs == sorted(costs)
     assert (ROOT / "docs/images/weather_error_over_cost.png").read_bytes()[:4] == b"\x89PNG"
 
@@ -118,18 +116,17 @@ def test_the_claims_of_the_page_are_those_of_the_scores():
         verdict = "yes" if less == len(found) else f"on {less} of {len(found)}"
         assert ours[claim] == [", ".join(f"{row['value']:.2f}" for row in found), verdict]
     own = rows["adas_oi", FEW, "over_damped_oi"]
-    for claim, name in (
-        ("better than 4D-Var of two iterations: over `damped_oi`, four timelines", "four_d_var_2"),
-        ("better than 4D-Var of eight", "four_d_var_8"),
-    ):
-        ahead = rows[name, FEW, "over_damped_oi"]
-        cost = [FIGURES[one, FEW, "milliseconds_over_oi"] for one in (name, "adas_oi")]
-        said = f"{shown(own)}, " if name == "four_d_var_2" else ""
-        assert ours[claim] == [
-            f"{said}4D-Var {shown(ahead)}",
-            f"no, at 1/{cost[0] / cost[1]:.0f} of its cost",
-        ]
-        assert ahead["value"] < own["value"]
+    ahead = [rows[name, FEW, "over_damped_oi"] for name in ("four_d_var_2", "four_d_var_8")]
+    cost, *costs = (
+        FIGURES[name, FEW, "milliseconds_over_oi"]
+        for name in ("adas_oi", "four_d_var_2", "four_d_var_8")
+    )
+    claim = "better than 4D-Var of two and of eight iterations: over `damped_oi`, four timelines"
+    assert ours[claim] == [
+        f"{shown(own)}, 4D-Var {shown(ahead[0])} and {shown(ahead[1])}",
+        "no, at 1/{:.0f} and 1/{:.0f} of its cost".format(*(one / cost for one in costs)),
+    ]
+    assert all(row["value"] < own["value"] for row in ahead)
     gate = shown(mixed["adas_oi", "gate/pooled", "over_ungated_oi"], 3)
     assert ours["gates help where reports are of mixed quality, too"] == [gate, "no"]
     alone = mixed["adas_increment", "mixed/declared", "over_oi"]["value"]
@@ -142,9 +139,7 @@ def test_the_claims_of_the_page_are_those_of_the_scores():
 
 
 def test_the_tables_of_outages_are_those_of_the_scores():
-    found, section = figures_of("outage"), PAGE.partition("| outage | ")[2].partition("\n\n")[0]
-    head, _, *lines = section.splitlines()
-    methods = re.findall(r"`(\w+)`", head)
+    found, (methods, table) = figures_of("outage"), text_table("outage")
     assert methods[:3] == ["oi", "damped_oi", "adas_oi"]
     metrics = [
         f"rmse_{name}" for name in ("silent_10_days", "recovered_5_days", "recovered_10_days")
@@ -154,10 +149,9 @@ def test_the_tables_of_outages_are_those_of_the_scores():
     ]
     wanted += [("single_report", "over_background", ".3f")]
     wanted += [("single_report", "worst_over_background", ".2f")]
-    for line, (task, metric, form) in zip(lines, wanted, strict=True):
-        cells = [cell.strip() for cell in line.strip("|").split("|")][1:]
+    for cells, (task, metric, form) in zip(table.values(), wanted, strict=True):
         values = [found.get((method, task, metric)) for method in methods]
-        assert cells == ["" if value is None else format(value, form) for value in values]
+        assert cells == ["–" if value is None else format(value, form) for value in values]
     assert {value for (_, _, metric), value in found.items() if metric == "changed"} == {0.0}
 
 
