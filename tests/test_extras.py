@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from apps.main import PACKAGES
-from core_gates.errors import GatesError, MissingExtraError
+from core_gates import GatesError, MissingExtraError
 from core_gates.extras import EXTRAS, MissingExtras
 from core_gates.extras import PACKAGES as EXTRA_OF
 

@@ -13,7 +13,7 @@ from benchmarks.recsys import home as networks
 from benchmarks.recsys import serving
 from benchmarks.recsys.home import LoopedHome, alone, products_of
 from benchmarks.suites import load_suite
-from core_gates.ops import kernels
+from core_gates import kernels
 
 SMALL = networks.Size(
     10, 4, 12, {"dim": 4, "hidden_dims": (6,), "rank": 2, "tower_dims": (3,)}, 1.0

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from core_gates.adapters.sparse_low_rank import SparseLowRank
-from core_gates.features.selection import FeatureSelectionGate
+from core_gates import FeatureSelectionGate, SparseLowRank
 from core_gates.surgery import fold_gates, gate_hosts, inject_gates, prune_gates
 
 # Small models of each family: name, options, image size, gated modules.

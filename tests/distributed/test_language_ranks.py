@@ -9,8 +9,7 @@ from torch.distributed import all_reduce, is_initialized
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
-from core_gates.gates import TopKGate
-from core_gates.moe import StackedExperts
+from core_gates import StackedExperts, TopKGate
 from language.decoder import Decoder
 from language.module import LanguageModule
 from tests.distributed.lightning_fits import fit, validation_scores

@@ -11,14 +11,13 @@ import yaml
 
 from apps.main import main
 from harness.files.piece import flatten
-from recsys.data.readers.aliexpress import AliExpress
-from recsys.data.readers.own_table import OwnTable
-from recsys.experiments.contest import Contest
-from recsys.experiments.from_settings import source_of
+from recsys import OwnTable
+from recsys.data.readers import AliExpress
+from recsys.experiments import Contest, source_of
 from recsys.models import num_weights
 from recsys.ranker import input_width
+from video_multitask import KuaiRand
 from video_multitask.history import UserHistory
-from video_multitask.kuairand.folder import KuaiRand
 from video_multitask.kuairand.prepare import prepare
 from video_multitask.simulator.log import export_kuairand, simulate
 from video_multitask.stream.shards import open_shards

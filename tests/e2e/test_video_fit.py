@@ -17,17 +17,21 @@ import yaml
 from apps.main import APPS
 from apps.video.commands import FUNCTIONS
 from apps.video.training_verbs import VideoCLI, VideoTrainer
-from core_gates.errors import GatesError
+from core_gates import GatesError
 from harness.files.piece import flatten
-from recsys.experiments.claims import Claims
-from recsys.experiments.contest import Contest
-from recsys.experiments.from_settings import data_of, module_of
-from recsys.experiments.predictions import probabilities, summed_log_loss_of
+from recsys import TableScorer
+from recsys.experiments import (
+    Claims,
+    Contest,
+    data_of,
+    module_of,
+    probabilities,
+    summed_log_loss_of,
+)
 from recsys.export import load_exported
 from recsys.model_folder import load_model
 from recsys.models import num_weights
 from recsys.ranker import input_width
-from recsys.table_scorer import TableScorer
 from video_multitask.service.ranking_scorer import loader
 from video_multitask.service.serving_model import scored
 

@@ -10,11 +10,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from apps.main import App
 from apps.main import main as front_door
-from core_gates.errors import GatesError
+from core_gates import GatesError
 from harness.command import GatesRunCLI, GatesRunTrainer
 from harness.evidence import Bar, Resamples, compare, moments
 from harness.experiment import Arrays, Job, Piece, job
-from harness.files.atomic import write_json
+from harness.files import write_json
 
 SPACES = {name: {"model.lr": (0.01, 0.1)} for name in ("narrow", "wide")}
 

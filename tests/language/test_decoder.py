@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from core_gates.gates import ExpertChoiceGate, HashGate, TopKGate
-from core_gates.moe import StackedExperts
+from core_gates import ExpertChoiceGate, HashGate, StackedExperts, TopKGate
+from language import attach_output_gate
 from language.decoder import Decoder
-from language.gated.attach import attach_output_gate
 
 MADE = runpy.run_path(str(Path(__file__).parents[1] / "fixtures" / "published_decoders.py"))
 ours, theirs, tokens, relative_gap = (

@@ -12,12 +12,16 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from core_gates.errors import GatesError
-from core_gates.gates import DenseToSparseGate, NoisyTopKGate
-from core_gates.moe import StackedExperts
-from core_gates.routing.collect import collect_routing
-from core_gates.routing.losses import balance_loss, z_loss
-from core_gates.routing.schedules import StagedSchedule
+from core_gates import (
+    DenseToSparseGate,
+    GatesError,
+    NoisyTopKGate,
+    StackedExperts,
+    StagedSchedule,
+    balance_loss,
+    collect_routing,
+    z_loss,
+)
 from language.module import LanguageModule
 
 MADE = runpy.run_path(str(Path(__file__).parents[1] / "fixtures" / "published_decoders.py"))

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from core_gates.errors import GatesError, MissingExtraError
-from recsys import export
+from core_gates import GatesError, MissingExtraError
+from recsys import HoME, export
 from recsys.export import (
     BATCHES,
     check_parity,
@@ -20,7 +20,6 @@ from recsys.export import (
     random_rows,
 )
 from recsys.models import MODELS, options_of
-from recsys.models.home import HoME
 from recsys.ranker import Ranker
 from recsys.schema import Crossed, Dense, FeatureSchema, History, Sparse, Task, Threshold
 

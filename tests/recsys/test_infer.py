@@ -8,13 +8,12 @@ import polars as pl
 import pytest
 import torch
 
-from core_gates.errors import GatesError
+from core_gates import GatesError
+from recsys import OwnTable, TableScorer
 from recsys.columns.canonical import RowError
-from recsys.data.readers import OwnTable
 from recsys.infer import infer_schema, plain
 from recsys.model_folder import load_model
 from recsys.schema import FeatureSchema, Product, Task
-from recsys.table_scorer import TableScorer
 from recsys.transform import FeatureTransform
 
 N = 3000

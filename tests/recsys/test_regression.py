@@ -7,13 +7,11 @@ import torch
 from scipy.stats import norm
 from torch.testing import assert_close
 
-from recsys.data.datamodule import TableDataModule
-from recsys.experiments.predictions import regression_rows
+from recsys import MultiTaskModule, TableDataModule, TableScorer
+from recsys.experiments import regression_rows
 from recsys.model_folder import load_model, save_model
-from recsys.ranker_module import MultiTaskModule
 from recsys.regression import log_odds
 from recsys.schema import Dense, FeatureSchema, Sparse, Task, Threshold
-from recsys.table_scorer import TableScorer
 from recsys.transform import FeatureTransform
 from recsys.transform.targets import read_targets
 from video_multitask.feed import LABELS, RULES

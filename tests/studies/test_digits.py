@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from core_gates.errors import GatesError
-from core_gates.routing.collect import collect_routing
+from core_gates import GatesError, collect_routing
 from language.module import losses_of_gates
 from studies.digits.gate_recipes import RECIPES, build_gate, gate_classes
 from studies.digits.multi_digits import NUM_IDS, MultiDigits, glyphs, pairs

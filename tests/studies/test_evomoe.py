@@ -10,10 +10,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import core_gates.ops.flops  # noqa: F401 (formulas of the grouped ops)
-from core_gates.errors import GatesError
-from core_gates.moe.layer import MoELayer
-from core_gates.moe.spawn import advance_gates
-from core_gates.routing.collect import collect_routing
+from core_gates import GatesError, MoELayer, collect_routing
+from core_gates.moe import advance_gates
 from harness.experiment import Job
 from language.data import TrainingLoader
 from studies.evomoe.budget import kept_choices, step_flops

@@ -8,12 +8,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from core_gates.errors import GatesError
+from core_gates import GatesError
+from weather import LETKF, OptimalInterpolation
 from weather.assimilation import Reports, WhereObserved, by_channel
-from weather.baselines.assimilator import Climatology, FreeRun, InverseDistance
-from weather.baselines.covariance import SampleCovariance
-from weather.baselines.letkf import LETKF
-from weather.baselines.optimal_interpolation import OptimalInterpolation
+from weather.baselines import Climatology, FreeRun, InverseDistance, SampleCovariance
 from weather.cycle import Cycle, FramesForecast, advance, diverged
 from weather.grid import gaussian_grid, regular_grid
 from weather.observations.gridded import GriddedObservations, gross_check

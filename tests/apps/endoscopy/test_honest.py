@@ -19,17 +19,15 @@ from apps.endoscopy.size_scoring import (
     score_honest,
     spaces,
 )
-from core_gates.errors import GatesError
+from core_gates import GatesError
+from endoscopy import SizingModule
 from endoscopy.data.sizing_datamodule import PolypSizingDataModule
 from endoscopy.evaluation.baselines import REGRESSION
 from endoscopy.experiments.scored_predictions import Budget
 from endoscopy.experiments.sizers import Sizers
 from endoscopy.models import tiny_resnet
-from endoscopy.renderer.rendered_dataset import render_dataset
-from endoscopy.renderer.scene import RendererConfig
-from endoscopy.training.sizing_module import SizingModule
-from harness.experiment import Run, SettingsDiffer, Table
-from harness.experiment.scores import read_scores
+from endoscopy.renderer import RendererConfig, render_dataset
+from harness.experiment import Run, SettingsDiffer, Table, read_scores
 from harness.files.piece import read_record
 
 RATES = [{"learning_rate": 1e-3}, {"learning_rate": 2e-3}]

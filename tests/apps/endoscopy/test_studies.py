@@ -7,9 +7,8 @@ import pandas as pd
 import torch
 
 from apps.endoscopy import size_scoring
-from endoscopy.renderer.scene import RendererConfig
-from harness.experiment import Run
-from harness.experiment.scores import read_scores
+from endoscopy.renderer import RendererConfig
+from harness.experiment import Run, read_scores
 
 
 class SimpleImages:

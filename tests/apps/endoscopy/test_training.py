@@ -10,15 +10,14 @@ import torch
 
 from apps.endoscopy import commands as endoscopy
 from apps.endoscopy.training_runs import Trainings, find_bundle, render, trained, training_of
-from core_gates.errors import GatesError
+from core_gates import GatesError
+from endoscopy import SizingModule
 from endoscopy.bundles.bundle_fitting import bundle_of, part_predictions, shipped_folder
 from endoscopy.bundles.sizing_bundle import load_bundle
 from endoscopy.data.sizing_datamodule import PolypSizingDataModule
 from endoscopy.experiments.sizers import MAIN, Rendering, Sizers, Training, taking_part
 from endoscopy.models import tiny_resnet
-from endoscopy.renderer.rendered_dataset import render_dataset
-from endoscopy.renderer.scene import RendererConfig
-from endoscopy.training.sizing_module import SizingModule
+from endoscopy.renderer import RendererConfig, render_dataset
 from endoscopy.training.targets import LogSize
 from harness.command.verbs import Place
 from harness.experiment import Job, Run, SettingsDiffer

@@ -15,14 +15,12 @@ from apps.language.block_tour import GATES, block_part
 from apps.language.distill import model_with_gates
 from apps.language.generate import models_in, shipped
 from harness.experiment import Job
-from harness.figures.curves import read_metrics
+from harness.figures import read_metrics
 from harness.files.piece import Piece
 from harness.report.page import Page
+from language import attach_block_gates, attach_output_gate, save_gates
 from language.corpus import Document
-from language.gated.attach import attach_output_gate
-from language.gated.state import save_gates
 from language.hf.gate_file import read_tensors
-from language.seer.attach import attach_block_gates
 from language.seer.attention import attend_to_all
 from language.seer.distillation import BlockGateModule
 from language.tokenizer import ByteTokenizer

@@ -6,8 +6,7 @@ import json
 import pytest
 from transformers import AutoModelForCausalLM, BertConfig, LlamaConfig
 
-from language.gated.attach import attach_output_gate
-from language.gated.state import save_gates
+from language import attach_output_gate, save_gates
 
 SHORT = ("--config", "null", "--corpus", "corpus", "--tokens", 12, "--documents", 3)
 

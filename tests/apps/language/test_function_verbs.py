@@ -19,7 +19,7 @@ from apps.language import generate as app
 from apps.language.generate import models_in, shipped
 from apps.language.model_sizes import Size, decoder_cost, plan, used_weights
 from apps.main import main
-from core_gates.errors import GatesError
+from core_gates import GatesError
 from harness.planning import Device
 from language.corpus import Document
 from language.generation import generate

@@ -9,8 +9,7 @@ import torch
 import yaml
 
 from apps.language.generate import models_in, shipped
-from core_gates.gates.top_k import TopKGate
-from core_gates.moe.experts import StackedExperts
+from core_gates import StackedExperts, TopKGate
 from language.decoder import Decoder
 from language.hf.model_folder import write_model
 from language.tokenizer import ByteTokenizer

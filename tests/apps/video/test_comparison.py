@@ -17,17 +17,23 @@ from apps.video.comparison import CPU, Comparison
 from apps.video.comparison import train as comparison_train
 from apps.video.comparison import trial as comparison_trial
 from apps.video.report import _experts
-from core_gates.errors import GatesError
-from harness.experiment import Arrays, Figures, Job, Run
-from harness.experiment.scores import read_scores
-from harness.experiment.store import SettingsDiffer
+from core_gates import GatesError
+from harness.experiment import Arrays, Figures, Job, Run, SettingsDiffer, read_scores
 from harness.report.sections import found_choices
 from recsys.baselines import Trees, WithIntercepts
 from recsys.data.tables import table_digest
-from recsys.experiments.claims import Claims
-from recsys.experiments.contest import Contest, Fold, folds_of
-from recsys.experiments.from_settings import module_of, ranker_of
-from recsys.experiments.predictions import ORACLE, SUMMED, probabilities, summed_log_loss_of
+from recsys.experiments import (
+    ORACLE,
+    SUMMED,
+    Claims,
+    Contest,
+    Fold,
+    folds_of,
+    module_of,
+    probabilities,
+    ranker_of,
+    summed_log_loss_of,
+)
 
 SOURCE = "data.source.init_args."
 SETTINGS = {

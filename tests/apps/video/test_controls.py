@@ -7,12 +7,10 @@ import yaml
 from apps.video import controls
 from apps.video.commands import main
 from apps.video.controls import control_rows_and_bars, score_control
-from core_gates.errors import GatesError
+from core_gates import GatesError
 from harness.command.configfile import decisive_settings
 from harness.experiment import Job, Run
-from recsys.experiments.claims import chance_bars
-from recsys.experiments.contest import Contest
-from recsys.experiments.from_settings import data_of
+from recsys.experiments import Contest, chance_bars, data_of
 
 SOURCE = "video_multitask.sources.simulated.SimulatedFeed"
 FEED = {"rows": 4000, "users": 80, "videos": 100, "days": 4, "validation_days": 1, "test_days": 1}

@@ -6,12 +6,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recsys.data.datamodule import TableDataModule
-from recsys.data.readers import OwnTable
+from recsys import FeatureSchema, OwnTable, TableDataModule
 from recsys.data.readers.files import find_parts
 from recsys.model_folder import load_model, save_model
 from recsys.ranker import Ranker
-from recsys.schema import FeatureSchema
 from recsys.table_scorer import read_model
 from recsys.transform import FeatureTransform
 from video_multitask.service.ranking_scorer import RankingScorer, RequestReader, ScoredRequests

@@ -13,10 +13,9 @@ import yaml
 from apps.main import main
 from apps.video import prepare as verb
 from apps.video.prepare import Columns
-from core_gates.errors import GatesError
-from recsys.data.readers.own_table import OwnTable
+from core_gates import GatesError
+from recsys import FeatureSchema, OwnTable
 from recsys.infer import plain
-from recsys.schema import FeatureSchema
 from video_multitask import leaks
 from video_multitask.history import add_history
 from video_multitask.simulator.log import export_kuairand, simulate

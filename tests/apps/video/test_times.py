@@ -9,13 +9,11 @@ import pytest
 import torch
 
 from harness.runs.loops import ExactTrainer
+from recsys import MultiTaskModule, OwnTable, TableDataModule
 from recsys.columns.canonical import UNREADABLE, holds_times, part_of
-from recsys.data.datamodule import TableDataModule
-from recsys.data.readers import OwnTable
 from recsys.data.readers.files import find_parts
 from recsys.infer import infer_schema, plain
 from recsys.metrics import auc
-from recsys.ranker_module import MultiTaskModule
 from recsys.schema import FeatureSchema, Sparse
 from recsys.transform import FeatureTransform
 from video_multitask.service.ranking_scorer import RequestReader, made_up

@@ -10,14 +10,8 @@ from torch.autograd import gradcheck
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from core_gates.adapters.gated_lora import GatedLoraLinear
-from core_gates.adapters.sparse_low_rank import (
-    SoftThreshold,
-    SparseLowRank,
-    gate_l1_loss,
-    rank_gates,
-)
-from core_gates.training.proximal import ProximalStep
+from core_gates import GatedLoraLinear, ProximalStep, SparseLowRank
+from core_gates.adapters import SoftThreshold, gate_l1_loss, rank_gates
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "moe_inference_sora" / "sora.npz"
 EXACT = {"rtol": 0, "atol": 1e-9}

@@ -1,8 +1,7 @@
 import pytest
 
-from core_gates.ops.block_sparse_attention.op import block_sparse_attention
-from core_gates.ops.block_sparse_attention.reference import BlockLayout
-from core_gates.routing.collect import refuse_coupled_gates
+from core_gates.ops import BlockLayout, block_sparse_attention
+from core_gates.routing import refuse_coupled_gates
 
 
 @pytest.mark.fault("core A11")

@@ -6,8 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from core_gates.features.selection import FeatureSelectionGate
-from core_gates.surgery import inject_gates
+from core_gates import FeatureSelectionGate, inject_gates
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 

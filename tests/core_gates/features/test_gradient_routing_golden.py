@@ -7,8 +7,7 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from core_gates.surgery import inject_gates
-from core_gates.training.gradient_routing import GradientRouting
+from core_gates import GradientRouting, inject_gates
 
 
 def build(models, gate_names, tensors, config, dtype):

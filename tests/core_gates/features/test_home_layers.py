@@ -7,10 +7,7 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from core_gates.features.low_rank import LowRankFeatureGate
-from core_gates.features.prior import SelfGate
-from core_gates.gates.mixture import MaskedMixture
-from core_gates.moe.normed_experts import NormedExperts
+from core_gates import LowRankFeatureGate, MaskedMixture, NormedExperts, SelfGate
 
 
 class Home:

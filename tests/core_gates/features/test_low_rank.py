@@ -5,9 +5,8 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck
 from torch.testing import assert_close
 
-from core_gates import GateMonitor
-from core_gates.features.low_rank import LowRankFeatureGate, LowRankFeatureGates
-from core_gates.features.prior import SelfGate
+from core_gates import GateMonitor, LowRankFeatureGate, SelfGate
+from core_gates.features import LowRankFeatureGates
 
 
 def randomized(module):

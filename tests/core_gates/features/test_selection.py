@@ -6,9 +6,8 @@ from torch import nn
 from torch.autograd import gradcheck
 from torch.testing import assert_close
 
-from core_gates import GateMonitor
+from core_gates import FeatureSelectionGate, GateMonitor, HardAttentionGate
 from core_gates.features.low_rank import HARD_CONCRETE
-from core_gates.features.selection import FeatureSelectionGate, HardAttentionGate
 
 RECTIFIERS = ["sigmoid", "relu", "hard_concrete", "straight_through"]
 

@@ -5,8 +5,7 @@ import torch
 from torch.autograd import gradcheck
 from torch.testing import assert_close
 
-from core_gates import TemperatureSchedule, update_gates
-from core_gates.gates.activation import ActivationGate
+from core_gates import ActivationGate, TemperatureSchedule, update_gates
 
 DIM, EXPERTS = 3, 4
 

@@ -8,13 +8,15 @@ from torch.autograd import gradcheck
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
-from core_gates import RoutingOutput
-from core_gates.gates.base_layer import BaseLayerGate
-from core_gates.gates.expert_choice import ExpertChoiceGate
-from core_gates.gates.sinkhorn import SinkhornGate
-from core_gates.gates.soft_moe import SoftMoEGate
-from core_gates.moe.experts import StackedExperts
-from core_gates.moe.layer import MoELayer
+from core_gates import (
+    BaseLayerGate,
+    ExpertChoiceGate,
+    MoELayer,
+    RoutingOutput,
+    SinkhornGate,
+    SoftMoEGate,
+    StackedExperts,
+)
 
 DIM, EXPERTS = 6, 5
 GATES = {

@@ -7,9 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from core_gates import update_gates
-from core_gates.gates.dense_to_sparse import DenseToSparseGate
-from core_gates.routing.schedules import StagedSchedule
+from core_gates import DenseToSparseGate, StagedSchedule, update_gates
 
 GOLDEN = [
     "dts_T10_E8_tau03_gumbel",

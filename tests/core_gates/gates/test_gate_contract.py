@@ -8,23 +8,30 @@ from torch.autograd import gradcheck
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
-from core_gates import Gate, SoftmaxGate, TemperatureSchedule, TopKGate, update_gates
-from core_gates.gates.activation import ActivationGate
-from core_gates.gates.comet import CometGate
-from core_gates.gates.cosine import CosineGate
-from core_gates.gates.dense_to_sparse import DenseToSparseGate
-from core_gates.gates.dselect import DSelectKGate
-from core_gates.gates.gshard import GShardGate
-from core_gates.gates.hard_concrete import HardConcreteGate
-from core_gates.gates.mlp import MlpGate
-from core_gates.gates.noisy_top_k import NoisyTopKGate
-from core_gates.gates.permutation import PermutedGate
-from core_gates.gates.remoe import ReMoEGate
-from core_gates.gates.sigmoid import SigmoidGate
-from core_gates.gates.switch import SwitchGate
-from core_gates.gates.top_p import ThresholdGate, TopPGate
-from core_gates.routing.assignment import PermutationSearch
-from core_gates.routing.schedules import StagedSchedule
+from core_gates import (
+    ActivationGate,
+    CometGate,
+    CosineGate,
+    DenseToSparseGate,
+    DSelectKGate,
+    Gate,
+    GShardGate,
+    HardConcreteGate,
+    MlpGate,
+    NoisyTopKGate,
+    PermutedGate,
+    ReMoEGate,
+    SigmoidGate,
+    SoftmaxGate,
+    StagedSchedule,
+    SwitchGate,
+    TemperatureSchedule,
+    ThresholdGate,
+    TopKGate,
+    TopPGate,
+    update_gates,
+)
+from core_gates.routing import PermutationSearch
 
 DIM, EXPERTS = 6, 5
 SEARCH = PermutationSearch(6, start=0.1, end=0.01)

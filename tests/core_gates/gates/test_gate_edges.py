@@ -8,35 +8,36 @@ import torch
 from torch.testing import assert_close
 
 from core_gates import (
+    ActivationGate,
+    BaseLayerGate,
+    CometGate,
+    CosineGate,
+    DenseToSparseGate,
+    DSelectKGate,
+    ExpertChoiceGate,
     Gate,
     GateMonitor,
     GatesError,
+    GShardGate,
+    HardConcreteGate,
+    HashGate,
+    MoELayer,
+    NoisyTopKGate,
+    ReMoEGate,
+    SigmoidGate,
+    SinkhornGate,
     SoftmaxGate,
+    SoftMoEGate,
+    StackedExperts,
+    StagedSchedule,
+    SwitchGate,
+    ThresholdGate,
     TopKGate,
+    TopPGate,
     collect_routing,
     update_gates,
 )
-from core_gates.gates.activation import ActivationGate
-from core_gates.gates.base_layer import BaseLayerGate
-from core_gates.gates.comet import CometGate
-from core_gates.gates.cosine import CosineGate
-from core_gates.gates.dense_to_sparse import DenseToSparseGate
-from core_gates.gates.dselect import DSelectKGate
-from core_gates.gates.expert_choice import ExpertChoiceGate
-from core_gates.gates.gshard import GShardGate
-from core_gates.gates.hard_concrete import HardConcreteGate
-from core_gates.gates.hash import HashGate
-from core_gates.gates.noisy_top_k import NoisyTopKGate
-from core_gates.gates.remoe import ReMoEGate
-from core_gates.gates.sigmoid import SigmoidGate
-from core_gates.gates.sinkhorn import SinkhornGate
-from core_gates.gates.soft_moe import SoftMoEGate
-from core_gates.gates.switch import SwitchGate
-from core_gates.gates.top_p import ThresholdGate, TopPGate
-from core_gates.moe.experts import StackedExperts
-from core_gates.moe.layer import MoELayer
-from core_gates.routing.capacity import count_routed, read_counts
-from core_gates.routing.schedules import StagedSchedule
+from core_gates.routing import count_routed, read_counts
 
 DIM, EXPERTS = 4, 5
 

@@ -7,14 +7,16 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from core_gates import GatesError, TopKGate
-from core_gates.gates.comet import CometGate
-from core_gates.gates.dense_to_sparse import DenseToSparseGate
-from core_gates.gates.dselect import DSelectKGate
-from core_gates.gates.permutation import PermutedGate
-from core_gates.routing.assignment import PermutationSearch
-from core_gates.routing.capacity import count_routed, read_counts
-from core_gates.routing.schedules import StagedSchedule
+from core_gates import (
+    CometGate,
+    DenseToSparseGate,
+    DSelectKGate,
+    GatesError,
+    PermutedGate,
+    StagedSchedule,
+    TopKGate,
+)
+from core_gates.routing import PermutationSearch, count_routed, read_counts
 
 DIM = 4
 SEARCH = PermutationSearch(3, start=0.1, end=0.01)

@@ -3,8 +3,7 @@ import torch
 from torch.autograd import gradcheck
 from torch.testing import assert_close
 
-from core_gates import l0_loss
-from core_gates.gates.hard_concrete import HardConcreteGate
+from core_gates import HardConcreteGate, l0_loss
 from tests.core_gates.gates.drawn import identity_gate
 
 GOLDEN = ["standard_T24_E6_k2", "standard_T32_E8_k3"]

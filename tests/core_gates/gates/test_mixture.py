@@ -5,10 +5,16 @@ import torch
 from torch.autograd import gradcheck
 from torch.testing import assert_close
 
-from core_gates import GateMonitor, SoftmaxGate, TopKGate, collect_routing
-from core_gates.gates.hash import HashGate
-from core_gates.gates.mixture import MaskedMixture, MultiGate
-from core_gates.ops import kernels
+from core_gates import (
+    GateMonitor,
+    HashGate,
+    MaskedMixture,
+    MultiGate,
+    SoftmaxGate,
+    TopKGate,
+    collect_routing,
+    kernels,
+)
 
 DIM, FEATURES = 6, 4
 # Two tasks with one expert each, a category expert, two shared experts.

@@ -7,13 +7,21 @@ import torch
 from torch.library import opcheck
 from torch.testing import assert_close
 
-from core_gates import Gate, GatesError, RoutingOutput, SoftmaxGate, TopKGate, update_gates
-from core_gates.gates.comet import CometGate
-from core_gates.gates.dense_to_sparse import DenseToSparseGate
-from core_gates.gates.dselect import DSelectKGate
-from core_gates.gates.hash import HashGate
-from core_gates.gates.permutation import PermutedGate
-from core_gates.gates.sigmoid import SigmoidGate
+from core_gates import (
+    CometGate,
+    DenseToSparseGate,
+    DSelectKGate,
+    Gate,
+    GatesError,
+    HashGate,
+    PermutedGate,
+    RoutingOutput,
+    SigmoidGate,
+    SoftmaxGate,
+    StagedSchedule,
+    TopKGate,
+    update_gates,
+)
 from core_gates.routing.assignment import (
     PermutationSearch,
     best_assignments,
@@ -22,7 +30,6 @@ from core_gates.routing.assignment import (
     sinkhorn,
     sinkhorn_in_one_op,
 )
-from core_gates.routing.schedules import StagedSchedule
 
 DIM, EXPERTS = 6, 5
 SEARCH = PermutationSearch(6)

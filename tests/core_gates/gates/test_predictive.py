@@ -8,18 +8,20 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
-from core_gates import PermutedGate, SoftmaxGate, TopKGate, collect_routing
-from core_gates.gates.noisy_top_k import NoisyTopKGate
-from core_gates.gates.predictive import (
+from core_gates import (
     CrossLayerPredictor,
+    MoELayer,
+    NoisyTopKGate,
+    PermutedGate,
     PreGate,
-    fetch_order,
-    prediction_recall,
+    RoutingOutput,
+    SoftmaxGate,
+    StackedExperts,
+    TopKGate,
+    collect_routing,
 )
-from core_gates.moe.experts import StackedExperts
-from core_gates.moe.layer import MoELayer
+from core_gates.gates import fetch_order, prediction_recall
 from core_gates.routing import PermutationSearch
-from core_gates.routing.output import RoutingOutput
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "moe_inference_sora"
 EXACT = {"rtol": 0, "atol": 1e-9}

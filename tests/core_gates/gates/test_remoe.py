@@ -3,8 +3,7 @@ import torch
 from torch import distributed as dist
 from torch.testing import assert_close
 
-from core_gates import update_gates
-from core_gates.gates.remoe import ReMoEGate
+from core_gates import ReMoEGate, update_gates
 from tests.core_gates.gates.drawn import identity_gate
 
 GOLDEN = ["standard_T24_E6_k2", "standard_T32_E8_k3"]

@@ -5,9 +5,8 @@ from hypothesis import strategies as st
 from torch import distributed as dist
 from torch.testing import assert_close
 
-from core_gates import balance_loss, update_gates
-from core_gates.gates.sigmoid import SigmoidGate
-from core_gates.routing.capacity import count_routed
+from core_gates import SigmoidGate, balance_loss, update_gates
+from core_gates.routing import count_routed
 from tests.core_gates.gates.drawn import identity_gate
 
 GOLDEN = ["standard_T24_E6_k2", "standard_T32_E8_k3"]

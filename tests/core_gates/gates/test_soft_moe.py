@@ -2,9 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from core_gates.gates.soft_moe import SoftMoEGate
-from core_gates.moe.experts import StackedExperts
-from core_gates.moe.layer import MoELayer
+from core_gates import MoELayer, SoftMoEGate, StackedExperts
 
 
 def make(dim=5, num_experts=3, num_slots=2, dtype=torch.float64):

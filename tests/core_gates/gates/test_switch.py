@@ -2,8 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from core_gates import balance_loss
-from core_gates.gates.switch import SwitchGate
+from core_gates import SwitchGate, balance_loss
 from tests.core_gates.gates.drawn import identity_gate
 
 STANDARD = ["standard_T24_E6_k2", "standard_T32_E8_k3"]

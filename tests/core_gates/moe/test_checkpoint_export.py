@@ -6,13 +6,16 @@ from torch import distributed as dist
 from torch import nn
 from torch.testing import assert_close
 
-from core_gates import GatesError, TopKGate
-from core_gates.gates.sigmoid import SigmoidGate
-from core_gates.moe.checkpoint_export import export_state_dict
-from core_gates.moe.dense_mlp import GatedMlp
-from core_gates.moe.expert_parallel import ExpertParallel
-from core_gates.moe.experts import StackedExperts
-from core_gates.moe.layer import MoELayer
+from core_gates import (
+    ExpertParallel,
+    GatesError,
+    MoELayer,
+    SigmoidGate,
+    StackedExperts,
+    TopKGate,
+    export_state_dict,
+)
+from core_gates.moe import GatedMlp
 
 EXPERTS, DIM, HIDDEN = 5, 4, 6
 NAMES = {

@@ -5,11 +5,8 @@ import torch
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 from torch.testing import assert_close
 
-from core_gates import TopKGate
-from core_gates.gates.sigmoid import SigmoidGate
-from core_gates.moe.dense_mlp import GatedMlp
-from core_gates.moe.experts import StackedExperts
-from core_gates.moe.layer import MoELayer
+from core_gates import MoELayer, SigmoidGate, StackedExperts, TopKGate
+from core_gates.moe import GatedMlp
 
 EXPERTS, DIM, HIDDEN = 3, 4, 6
 PROJECTIONS = {

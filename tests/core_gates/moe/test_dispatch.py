@@ -5,10 +5,9 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 from torch.testing import assert_close
 
-from core_gates import GatesError, RoutingOutput
+from core_gates import GatesError, RoutingOutput, StackedExperts
 from core_gates.moe import dispatch as combining
 from core_gates.moe.dispatch import DISPATCHES, choices, combine, dispatch, plan
-from core_gates.moe.experts import StackedExperts
 
 EXPERTS, DIM, HIDDEN, TOKENS, K = 6, 8, 12, 40, 3
 

@@ -9,15 +9,19 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
-from core_gates import GatesError, TopKGate
-from core_gates.gates.expert_choice import ExpertChoiceGate
-from core_gates.gates.soft_moe import SoftMoEGate
-from core_gates.gates.switch import SwitchGate
+from core_gates import (
+    ExpertChoiceGate,
+    ExpertParallel,
+    GatesError,
+    MoELayer,
+    SoftMoEGate,
+    StackedExperts,
+    SwitchGate,
+    TopKGate,
+)
+from core_gates.moe import expert_parameters
 from core_gates.moe.dispatch import DISPATCHES
 from core_gates.moe.dispatch import dispatch as mix_experts
-from core_gates.moe.expert_parallel import ExpertParallel, expert_parameters
-from core_gates.moe.experts import StackedExperts
-from core_gates.moe.layer import MoELayer
 
 DIM, EXPERTS, SIZES = 6, 4, [7, 3]
 GATES = {

@@ -7,9 +7,8 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 from torch.testing import assert_close
 
-from core_gates.errors import GatesError
-from core_gates.moe.dense_mlp import GatedMlp
-from core_gates.moe.experts import StackedExperts
+from core_gates import GatesError, StackedExperts
+from core_gates.moe import GatedMlp
 
 EXPERTS, DIM, HIDDEN = 4, 6, 10
 

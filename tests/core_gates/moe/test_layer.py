@@ -9,18 +9,18 @@ from torch.utils.checkpoint import checkpoint
 from core_gates import (
     Gate,
     GatesError,
+    MoELayer,
     RoutingOutput,
+    SigmoidGate,
     SoftmaxGate,
+    StackedExperts,
+    SwitchGate,
     TopKGate,
     collect_routing,
     update_gates,
 )
-from core_gates.gates.sigmoid import SigmoidGate
-from core_gates.gates.switch import SwitchGate
-from core_gates.moe.dense_mlp import GatedMlp
+from core_gates.moe import GatedMlp
 from core_gates.moe.dispatch import DISPATCHES
-from core_gates.moe.experts import StackedExperts
-from core_gates.moe.layer import MoELayer
 
 EXPERTS, DIM, HIDDEN = 5, 8, 12
 

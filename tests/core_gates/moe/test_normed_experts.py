@@ -8,8 +8,7 @@ from torch import distributed as dist
 from torch import nn
 from torch.testing import assert_close
 
-from core_gates.moe.normed_experts import NormedExperts
-from core_gates.ops import kernels
+from core_gates import NormedExperts, kernels
 
 EXPERTS, DIM, HIDDEN = 3, 4, (6, 5)
 

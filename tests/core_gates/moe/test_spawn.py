@@ -5,12 +5,15 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from core_gates.gates.dense_to_sparse import DenseToSparseGate
-from core_gates.moe.expert_parallel import ExpertParallel
-from core_gates.moe.experts import StackedExperts
-from core_gates.moe.layer import MoELayer
-from core_gates.moe.spawn import advance_gates, spawn_experts
-from core_gates.routing.schedules import StagedSchedule
+from core_gates import (
+    DenseToSparseGate,
+    ExpertParallel,
+    MoELayer,
+    StackedExperts,
+    StagedSchedule,
+    spawn_experts,
+)
+from core_gates.moe import advance_gates
 
 DIM, HIDDEN, EXPERTS = 16, 32, 8
 

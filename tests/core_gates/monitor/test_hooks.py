@@ -7,10 +7,16 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
-from core_gates import GatedConv, GateMonitor, RoutingOutput, SoftmaxGate, TopKGate
+from core_gates import (
+    GatedConv,
+    GateMonitor,
+    MoELayer,
+    RoutingOutput,
+    SoftmaxGate,
+    StackedExperts,
+    TopKGate,
+)
 from core_gates.moe.dispatch import DISPATCHES
-from core_gates.moe.experts import StackedExperts
-from core_gates.moe.layer import MoELayer
 from core_gates.monitor import hooks, routings
 from core_gates.monitor import values as sums
 from core_gates.monitor.routings import RoutingStatistics

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from core_gates import GateMonitor, MaskedMixture, MultiGate, SoftmaxGate, TopKGate
-from core_gates.moe import NormedExperts
+from core_gates import GateMonitor, MaskedMixture, MultiGate, NormedExperts, SoftmaxGate, TopKGate
 from core_gates.monitor.values import MixtureStatistics
 
 DIM = 6

@@ -12,10 +12,9 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from core_gates.ops import kernels
+from core_gates import kernels
+from core_gates.ops import BlockLayout, block_sparse_attention
 from core_gates.ops.block_sparse_attention import gather, reference, rows
-from core_gates.ops.block_sparse_attention.op import block_sparse_attention
-from core_gates.ops.block_sparse_attention.reference import BlockLayout
 
 OP = torch.ops.core_gates.block_sparse_attention.default
 SCALE = 0.3

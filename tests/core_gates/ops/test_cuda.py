@@ -6,14 +6,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from core_gates import TopKGate
+from core_gates import MoELayer, StackedExperts, TopKGate, kernels
 from core_gates.moe.dispatch import DISPATCHES
-from core_gates.moe.experts import StackedExperts
-from core_gates.moe.layer import MoELayer
-from core_gates.ops import kernels
+from core_gates.ops import grouped_linear, soft_threshold
 from core_gates.ops.grouped_linear import op, reference
-from core_gates.ops.grouped_linear.op import grouped_linear
-from core_gates.ops.soft_threshold.op import soft_threshold
 
 TOKENS, DIM, HIDDEN, EXPERTS = 64, 16, 32, 4
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]

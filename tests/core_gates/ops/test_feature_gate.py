@@ -8,10 +8,10 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 from torch.testing import assert_close
 
-from core_gates.ops import kernels
+from core_gates import kernels
+from core_gates.ops import feature_gate
 from core_gates.ops.feature_gate import blocks, reference
 from core_gates.ops.feature_gate import blocks as steps
-from core_gates.ops.feature_gate.op import feature_gate
 
 SIZES = [(1, 4, 1, 1, 1, 1), (1, 5, 7, 3, 2, 4), (2, 37, 20, 3, 3, 5)]  # I N D G L r
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

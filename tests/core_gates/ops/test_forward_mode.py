@@ -6,10 +6,7 @@ from torch.autograd import forward_ad
 from torch.func import jacrev, jvp
 from torch.testing import assert_close
 
-from core_gates.ops.block_max_attention.op import block_max_attention
-from core_gates.ops.block_sparse_attention.op import block_sparse_attention
-from core_gates.ops.grouped_linear.op import grouped_linear
-from core_gates.ops.grouped_mlp.op import grouped_mlp
+from core_gates.ops import block_max_attention, block_sparse_attention, grouped_linear, grouped_mlp
 
 pytestmark = [
     pytest.mark.fault("core A7"),

@@ -6,11 +6,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
 
-from core_gates.errors import GatesError
-from core_gates.ops import _native, kernels
-from core_gates.ops.gated_lora.op import gated_lora
+from core_gates import GatesError
+from core_gates.ops import _native, gated_lora, gated_residual_norm, kernels
 from core_gates.ops.gated_residual_norm import op
-from core_gates.ops.gated_residual_norm.op import gated_residual_norm
 
 
 def total():

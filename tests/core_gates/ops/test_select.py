@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from core_gates.errors import MissingExtraError
-from core_gates.ops import _select, kernels
+from core_gates import MissingExtraError
+from core_gates.ops import _select, kernels, silu_gate
 from core_gates.ops._select import definition, use_kernel
 from core_gates.ops.silu_gate import reference
-from core_gates.ops.silu_gate.op import silu_gate
 
 ON_CUDA = SimpleNamespace(is_cuda=True, dtype=torch.float16)
 DOUBLE_ON_CUDA = SimpleNamespace(is_cuda=True, dtype=torch.float64)

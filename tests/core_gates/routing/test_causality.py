@@ -1,17 +1,18 @@
 import pytest
 from torch import nn
 
-from core_gates import TopKGate
-from core_gates.gates.base_layer import BaseLayerGate
-from core_gates.gates.expert_choice import ExpertChoiceGate
-from core_gates.gates.permutation import PermutedGate
-from core_gates.gates.sinkhorn import SinkhornGate
-from core_gates.gates.soft_moe import SoftMoEGate
-from core_gates.gates.switch import SwitchGate
-from core_gates.moe.experts import StackedExperts
-from core_gates.moe.layer import MoELayer
-from core_gates.routing.assignment import PermutationSearch
-from core_gates.routing.collect import refuse_coupled_gates
+from core_gates import (
+    BaseLayerGate,
+    ExpertChoiceGate,
+    MoELayer,
+    PermutedGate,
+    SinkhornGate,
+    SoftMoEGate,
+    StackedExperts,
+    SwitchGate,
+    TopKGate,
+)
+from core_gates.routing import PermutationSearch, refuse_coupled_gates
 
 
 def model(gate):

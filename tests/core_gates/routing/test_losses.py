@@ -9,6 +9,8 @@ from torch.autograd import gradcheck
 from torch.testing import assert_close
 
 from core_gates import (
+    DSelectKGate,
+    HardConcreteGate,
     RoutingOutput,
     SoftmaxGate,
     TopKGate,
@@ -18,9 +20,7 @@ from core_gates import (
     l0_loss,
     z_loss,
 )
-from core_gates.gates.dselect import DSelectKGate
-from core_gates.gates.hard_concrete import HardConcreteGate
-from core_gates.routing.losses import information_loss, orthogonality_loss
+from core_gates.routing import information_loss, orthogonality_loss
 
 LOSSES = {
     "balance": balance_loss,

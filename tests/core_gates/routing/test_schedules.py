@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core_gates import TemperatureSchedule
-from core_gates.routing import PiecewiseSchedule
-from core_gates.routing.schedules import SparsitySchedule
+from core_gates.routing import PiecewiseSchedule, SparsitySchedule
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "moe_inference_sora" / "sora.npz"
 

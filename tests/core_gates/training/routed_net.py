@@ -4,8 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from core_gates.features.selection import FeatureSelectionGate
-from core_gates.training.gradient_routing import GradientRouting
+from core_gates import FeatureSelectionGate, GradientRouting
 
 MODES = ["dual", "every_k", "joint", "off", "reference"]
 

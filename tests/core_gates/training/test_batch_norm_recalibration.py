@@ -7,8 +7,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from core_gates import GateMonitor, TopKGate
-from core_gates.features import FeatureSelectionGate
+from core_gates import FeatureSelectionGate, GateMonitor, TopKGate
 from core_gates.training import SyncBatchNorm, recalibrate_batch_norm
 
 pytestmark = pytest.mark.fault("endoscopy A4")

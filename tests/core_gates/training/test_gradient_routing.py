@@ -10,8 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from core_gates.training.gradient_routing import GradientRouting
-from core_gates.training.proximal import ProximalStep
+from core_gates import GradientRouting, ProximalStep
 
 NET = runpy.run_path(str(Path(__file__).with_name("routed_net.py")))
 MODES, build, batch, loss_on, train, snapshot, changed, GATES, WEIGHTS = (

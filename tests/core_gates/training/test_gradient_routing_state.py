@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from core_gates import GateMonitor, TopKGate, collect_routing
-from core_gates.features.selection import FeatureSelectionGate
+from core_gates import FeatureSelectionGate, GateMonitor, TopKGate, collect_routing
 
 NET = runpy.run_path(str(Path(__file__).with_name("routed_net.py")))
 MODES, Net, build, batch, loss_on, train, snapshot, changed, GATES, WEIGHTS = (

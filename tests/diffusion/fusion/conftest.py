@@ -5,8 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from diffusion.lora_file import LoraBundle
-from diffusion.lora_file.factors import Factors
+from diffusion.lora_file import Factors, LoraBundle
 
 D = 8
 

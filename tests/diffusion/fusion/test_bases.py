@@ -20,10 +20,9 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from core_gates.errors import GatesError
+from core_gates import GatesError
+from diffusion import AutoLoraPipeline, GatedFusion
 from diffusion.evaluation.parity import relative_error
-from diffusion.fusion import GatedFusion
-from diffusion.fusion.pipeline import AutoLoraPipeline
 from diffusion.fusion.protocol import linear_sizes
 from diffusion.lora_file import Factors, LoraBundle, SD3Shape, save_lora
 from diffusion.models.embedded_base import UNIT, transformer_of

@@ -15,10 +15,9 @@ from diffusers import (
 from torch import nn
 from torch.testing import assert_close
 
-from core_gates.errors import GatesError
+from core_gates import GatesError
+from diffusion import AutoLoraPipeline, GatedFusion
 from diffusion.data.pictures import save_picture
-from diffusion.fusion import GatedFusion
-from diffusion.fusion.pipeline import AutoLoraPipeline
 from diffusion.lora_file import Factors, LoraBundle
 from diffusion.models.embedded_base import EmbeddedBase, PatchAutoencoder, transformer_of
 from diffusion.models.text_encoders import HashedNgrams

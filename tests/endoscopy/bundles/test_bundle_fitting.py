@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from core_gates.errors import GatesError
+from core_gates import GatesError
+from endoscopy import SizingModule
 from endoscopy.bundles.bundle_fitting import (
     bundle_of,
     frame_predictions,
@@ -23,10 +24,8 @@ from endoscopy.inputs.locations import MaskLocations, VocLocations
 from endoscopy.metrics import object_table
 from endoscopy.models import tiny_resnet
 from endoscopy.prediction import frames_of, predict, predictor_of, without_mask
-from endoscopy.renderer.rendered_dataset import render_dataset
-from endoscopy.renderer.scene import RendererConfig
+from endoscopy.renderer import RendererConfig, render_dataset
 from endoscopy.segmenter import Segmenter
-from endoscopy.training.sizing_module import SizingModule
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from core_gates.errors import GatesError
+from core_gates import GatesError
 from endoscopy.renderer import RendererConfig, render_dataset
 from endoscopy.renderer import rendered_dataset as module
 from endoscopy.renderer.render import render_object

@@ -2,10 +2,9 @@
 
 import pytest
 
-from core_gates.errors import GatesError
+from core_gates import GatesError
 from harness.command.configfile import chain, read_config
-from harness.experiment.run import Run
-from harness.experiment.store import Figures
+from harness.experiment import Figures, Run
 
 
 @pytest.fixture

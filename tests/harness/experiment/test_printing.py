@@ -8,8 +8,7 @@ import pytest
 from rich.console import Console
 
 from harness.evidence import Row, smaller_is_better
-from harness.experiment.scores import Scores, print_choices, print_scores
-from harness.experiment.tuning import Choice
+from harness.experiment import Choice, Scores, print_choices, print_scores
 
 NAN = math.nan
 ROWS = [

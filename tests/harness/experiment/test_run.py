@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from core_gates.errors import GatesError
+from core_gates import GatesError
 from harness.evidence import Bar, Row
 from harness.experiment import Arrays, Figures, Job, Piece, Run, SettingsDiffer, Store, Table
 from harness.experiment.ship import main as ship

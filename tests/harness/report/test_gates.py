@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from core_gates import GateMonitor, TopKGate
-from core_gates.errors import GatesError
+from core_gates import GateMonitor, GatesError, TopKGate
 from harness.report.page import Page
 from harness.report.sections import (
     FILE,

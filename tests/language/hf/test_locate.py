@@ -8,12 +8,10 @@ import torch
 import transformers
 from torch import nn
 
-from core_gates.errors import GatesError, MissingExtraError
-from language.gated.attach import attach_output_gate
+from core_gates import GatesError, MissingExtraError
+from language import attach_block_gates, attach_output_gate, open_model
 from language.hf.gate_file import fingerprint
 from language.hf.locate import OLDEST, locate_attention
-from language.hf.pretrained import open_model
-from language.seer.attach import attach_block_gates
 
 SIZES = {
     **{"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2},

@@ -11,9 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from core_gates.errors import GatesError
-from core_gates.gates import SigmoidGate, TopKGate
-from core_gates.moe import StackedExperts
+from core_gates import GatesError, SigmoidGate, StackedExperts, TopKGate
 from language.decoder import Decoder
 from language.hf.model_folder import read_model, write_model
 from language.tokenizer import ByteTokenizer

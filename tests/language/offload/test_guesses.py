@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from core_gates.errors import GatesError
-from core_gates.gates.predictive import CrossLayerPredictor
-from core_gates.gates.top_k import TopKGate
+from core_gates import CrossLayerPredictor, GatesError, TopKGate
+from language import load_offloaded
 from language.offload.allocation import ALLOCATIONS, allocate
 from language.offload.caches import make_cache
 from language.offload.guesses import (
@@ -24,7 +23,6 @@ from language.offload.guesses import (
     make_predictor,
     rarest,
 )
-from language.offload.loading import load_offloaded
 from language.offload.setup import Setup
 
 E, K, LAYERS, SLAB = 6, 2, 3, 9216

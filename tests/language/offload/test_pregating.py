@@ -13,16 +13,12 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from core_gates.errors import GatesError
-from core_gates.gates.top_k import TopKGate
-from core_gates.moe.experts import StackedExperts
-from core_gates.routing.collect import collect_routing
+from core_gates import GatesError, StackedExperts, TopKGate, collect_routing
+from language import load_offloaded, open_model
 from language.decoder import Decoder
 from language.hf.classifier import open_classifier
 from language.hf.model_folder import read_model, write_model
 from language.hf.pregating import level_of, pregate, save_pregated
-from language.hf.pretrained import open_model
-from language.offload.loading import load_offloaded
 from language.offload.setup import Setup
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "moe_inference_sora"

@@ -15,13 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from core_gates.errors import GatesError
+from core_gates import GatesError
+from language import attach_offload, load_offloaded
 from language.offload.allocation import ALLOCATIONS
 from language.offload.caches import POLICIES
 from language.offload.expert_store import ExpertStore
 from language.offload.guesses import Profile, last_tokens
-from language.offload.loading import load_offloaded
-from language.offload.runtime import attach_offload
 from language.offload.setup import Setup
 
 E, K, LAYERS = 6, 2, 3

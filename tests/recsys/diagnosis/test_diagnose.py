@@ -6,16 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from core_gates.errors import GatesError
-from core_gates.gates.mixture import MaskedMixture
-from core_gates.moe.normed_experts import NormedExperts
-from recsys.diagnosis import ExpertReport, Rows, diagnose
-from recsys.diagnosis.diagnose import permutation_importance
+from core_gates import GatesError, MaskedMixture, NormedExperts
+from recsys import MMoE, Task
+from recsys.diagnosis import ExpertReport, Rows, diagnose, permutation_importance
 from recsys.metrics import user_resamples
-from recsys.models import MODELS, build
-from recsys.models.mmoe import MMoE
-from recsys.models.net import ExpertLayer, MultiTaskNet
-from recsys.schema import Task
+from recsys.models import MODELS, ExpertLayer, MultiTaskNet, build
 
 
 class Toy(MultiTaskNet):

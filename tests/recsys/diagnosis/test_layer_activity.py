@@ -10,11 +10,10 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader
 
-from core_gates.gates import DSelectKGate, MultiGate
-from core_gates.gates.mixture import MaskedMixture
-from core_gates.moe.normed_experts import NormedExperts
+from core_gates import DSelectKGate, MaskedMixture, MultiGate, NormedExperts
 from harness.evidence import Difference
 from harness.figures import drawn_numbers
+from recsys import Task
 from recsys.diagnosis import ExpertReport, LayerReport
 from recsys.diagnosis.diagnose import ExpertReportCallback, Importance
 from recsys.diagnosis.layer_activity import gate_weights, visible_experts
@@ -31,8 +30,7 @@ from recsys.figures import (
 from recsys.figures.reliability import binomial_interval
 from recsys.inputs import Batch
 from recsys.metrics import reliability
-from recsys.models.net import ExpertLayer, MultiTaskNet
-from recsys.schema import Task
+from recsys.models import ExpertLayer, MultiTaskNet
 
 
 def test_a_mixture_without_self_gates_has_no_residual_path():

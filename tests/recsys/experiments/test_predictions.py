@@ -8,12 +8,11 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from core_gates.errors import GatesError
+from core_gates import GatesError
+from recsys import TableDataModule
 from recsys.baselines import BaseRates, Biases, OneColumn, Trees
-from recsys.data.datamodule import TableDataModule
 from recsys.data.tables import RankingTables
-from recsys.experiments import predictions
-from recsys.experiments.from_settings import baseline
+from recsys.experiments import baseline, predictions
 from recsys.experiments.predictions import (
     category_rows,
     check_finite,
@@ -24,8 +23,7 @@ from recsys.experiments.predictions import (
     slices_of,
     summed_log_loss_of,
 )
-from recsys.metrics import summed_log_loss
-from recsys.metrics.resampled import user_resamples
+from recsys.metrics import summed_log_loss, user_resamples
 from recsys.ranker import Ranker
 from recsys.schema import Dense, FeatureSchema, Sparse, Task
 

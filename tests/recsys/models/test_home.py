@@ -13,8 +13,7 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from core_gates.moe.normed_experts import ExpertNorm
-from recsys.models.home import HoME
-from recsys.schema import Task
+from recsys import HoME, Task
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "recsys"
 STATISTICS = {"weight": "gamma", "bias": "beta", "running_mean": "mean", "running_var": "var"}

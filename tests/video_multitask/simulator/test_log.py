@@ -6,7 +6,7 @@ import pytest
 from polars.testing import assert_frame_equal
 from scipy.stats import chi2
 
-from core_gates.errors import GatesError
+from core_gates import GatesError
 from video_multitask.feed import LABELS
 from video_multitask.simulator.exposure import (
     Visits,

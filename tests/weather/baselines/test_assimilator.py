@@ -6,17 +6,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from weather.baselines.assimilator import (
-    Climatology,
-    FreeRun,
-    InverseDistance,
-    Nudging,
-    Persistence,
-)
+from weather import Cycle, GriddedObservations
+from weather.baselines import Climatology, FreeRun, InverseDistance, Nudging, Persistence
 from weather.baselines.covariance import gaspari_cohn
-from weather.cycle import Cycle
 from weather.grid import great_circle_km, regular_grid
-from weather.observations.gridded import GriddedObservations
 from weather.observations.simulated import observe
 
 

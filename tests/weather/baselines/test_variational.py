@@ -12,23 +12,14 @@ from tests.weather.baselines.spectra import (
     gradient_error,
     univariate,
 )
+from weather import Cycle, GriddedObservations, OptimalInterpolation
+from weather.baselines import FourDVar, ThreeDVar
 from weather.baselines.covariance import DenseCovariance, gaspari_cohn
-from weather.baselines.minimizer import (
-    Timed,
-    WindowCost,
-    adjoint_increment,
-)
-from weather.baselines.optimal_interpolation import OptimalInterpolation
-from weather.baselines.spectral_covariance import (
-    LinearBalance,
-    SpectralCovariance,
-)
-from weather.baselines.variational import FourDVar, ThreeDVar
-from weather.cycle import Cycle
+from weather.baselines.minimizer import Timed, WindowCost, adjoint_increment
+from weather.baselines.spectral_covariance import LinearBalance, SpectralCovariance
 from weather.grid import great_circle_km
 from weather.models.leapfrog import GRAVITY, ROTATION
 from weather.models.shallow_water.model import ShallowWater
-from weather.observations.gridded import GriddedObservations
 from weather.observations.simulated import bernoulli_network, observe
 from weather.spherical import EARTH_RADIUS_M, SphericalTransform
 from weather.state import SHALLOW_WATER, ChannelSpec

@@ -1,9 +1,8 @@
 import pytest
 import torch
 
-from core_gates.attention.head_gate import rotate
-from core_gates.attention.seer.decode import DecodeAttnGate
-from core_gates.attention.seer.gate import AttnGate
+from core_gates import AttnGate, DecodeAttnGate
+from core_gates.attention import rotate
 
 PREFILL = ["seer_prefill_Qavg_Kmaxminavg", "seer_prefill_Qmaxavg_Kavg_double"]
 

@@ -5,10 +5,9 @@ import torch
 from torch.autograd import gradcheck
 from torch.testing import assert_close
 
-from core_gates import GateMonitor
-from core_gates.attention.seer.decode import BlockSelector, DecodeAttnGate
-from core_gates.attention.seer.gate import AttnGate, gate_distillation_loss
-from core_gates.ops.block_sparse_attention.op import block_sparse_attention
+from core_gates import AttnGate, DecodeAttnGate, GateMonitor
+from core_gates.attention import BlockSelector, gate_distillation_loss
+from core_gates.ops import block_sparse_attention
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 LOWEST = torch.finfo(torch.float32).min
