@@ -150,8 +150,3 @@ def test_a_package_that_is_missing_later_names_the_extra_too(front_door, capsys)
     assert capsys.readouterr().err == f"gates fake go: error: {line}\n"
     with pytest.raises(ModuleNotFoundError):
         front_door(ModuleNotFoundError("no", name="harness.nothing"))
-
-
-def test_version(capsys):
-    assert main(["--version"]) == 0
-    assert capsys.readouterr().out.startswith("gatesuite 0.")

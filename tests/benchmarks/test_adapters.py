@@ -5,7 +5,6 @@ from torch.testing import assert_close
 
 from benchmarks.comparison import load_head
 from benchmarks.core import ops
-from benchmarks.suites import load_suite
 
 
 @pytest.fixture
@@ -13,28 +12,6 @@ def small(monkeypatch):
     for name, value in (("TOKENS", 5), ("DIM", 12), ("RANK", 2)):
         monkeypatch.setattr(ops, name, value)
     monkeypatch.setattr(ops, "is_installed", lambda: False)
-
-
-def test_every_bar_belongs_to_a_variant(small):
-    bars = {}
-    for comparison in load_suite("adapters").comparisons():
-        variants = comparison.build(load_head).keys()
-        assert comparison.baseline in variants
-        assert comparison.bars.keys() <= variants
-        assert {"compile"} <= set(comparison.first_calls) <= {"compile", "cpp"}
-        assert comparison.absent == {"peft": ops.ABSENT}
-        bars |= {(comparison.name[-3:], name): bar for name, bar in comparison.bars.items()}
-    assert bars == {
-        ("K=3", "reference"): 1.25,
-        ("K=3", "cpp"): 1.15,
-        ("K=8", "reference"): 1.45,
-        ("K=8", "cpp"): 1.30,
-    }
-    assert load_suite("adapters").threads == 1
-
-
-def test_sizes_are_those_of_the_bars():
-    assert (ops.TOKENS, ops.DIM, ops.RANK) == (1024, 3072, 16)
 
 
 @pytest.mark.parametrize("backward", [False, True])

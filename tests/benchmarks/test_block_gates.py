@@ -34,11 +34,3 @@ def test_a_tenth_of_the_blocks_is_kept(small, monkeypatch):
         density = comparison.figures["realized density"].measure()
         assert 10 <= density < 12
         assert torch.isfinite(calls["gate and a tenth of the blocks"]()).all()
-
-
-def test_bars_are_those_of_the_page():
-    found = list(block_gates.comparisons())
-    assert [one.bars["gate and a tenth of the blocks"] for one in found] == pytest.approx(
-        [1 / 3.3, 1 / 4.2, 1 / 1.5]
-    )
-    assert [one.bars.get("gate alone") for one in found] == [0.04, 0.04, None]

@@ -7,7 +7,6 @@ from torch.testing import assert_close
 from benchmarks import diffusion
 from benchmarks.comparison import Comparison, Peaks, load_head
 from benchmarks.run import measure
-from benchmarks.suites import load_suite
 from harness.runs.cost import peak_bytes
 
 pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
@@ -20,27 +19,6 @@ def small(monkeypatch):
     sizes |= {"ADAPTERS": 50, "DIM": 8, "K": 3, "FILES": 6, "FIRST": 2}
     for name, value in sizes.items():
         monkeypatch.setattr(diffusion, name, value)
-
-
-def test_every_bar_belongs_to_a_variant(small):
-    suite, bars = load_suite("diffusion"), {}
-    assert suite.threads == 1
-    for comparison in suite.comparisons():
-        variants = comparison.build(load_head).keys()
-        assert comparison.baseline in variants
-        assert comparison.bars.keys() | comparison.also.keys() <= variants
-        bars |= {(comparison.op, comparison.name[-3:], n): b for n, b in comparison.bars.items()}
-        if comparison.peaks is not None:
-            assert comparison.peaks.bars.keys() <= variants
-    assert sorted(bars.values()) == [0.1, 1.0, 1.1, 1.1, 1.2, 1.5]
-    assert (bars["gated_flux", "K=8", "cpp"], bars["gated_block", "K=8", "cpp"]) == (1.0, 1.2)
-
-
-def test_sizes_are_those_of_the_bars():
-    assert (diffusion.TOKENS, diffusion.WIDTH, diffusion.RANK) == (512, 3072, 16)
-    assert (diffusion.BATCH, diffusion.SHAPE) == (32, "tiny")
-    assert (diffusion.ADAPTERS, diffusion.DIM, diffusion.FILES) == (100_000, 768, 10_000)
-    assert diffusion.MOST_MEMORY == 0.1
 
 
 @pytest.mark.parametrize("kind", [diffusion.block, diffusion.tiny_flux])

@@ -4,16 +4,6 @@ import torch
 from benchmarks import endoscopy
 from benchmarks.comparison import load_head
 from benchmarks.endoscopy import CASES, _Training
-from benchmarks.suites import load_suite
-
-BARS = {"tiny_resnet": 1.75, "tiny_vit": 1.75, "fsg_vit_tiny_patch16_384": 1.85}
-
-
-def test_the_bars_are_those_of_gradient_routing():
-    rows = [c for c in load_suite("endoscopy").comparisons() if c.op == "gradient_routing"]
-    assert [row.bars for row in rows] == [{"dual": bar, "joint": 1.05} for bar in BARS.values()]
-    assert [case.preset for case in CASES] == list(BARS)
-    assert load_suite("endoscopy").threads == 1
 
 
 @pytest.mark.parametrize("case", CASES[:2], ids=lambda case: case.preset)

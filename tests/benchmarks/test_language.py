@@ -5,7 +5,6 @@ import torch
 
 from benchmarks import language
 from benchmarks.comparison import load_head
-from benchmarks.suites import load_suite
 
 
 @pytest.fixture
@@ -14,17 +13,6 @@ def small(monkeypatch):
     sizes |= {"PROMPT": 5, "ADDED": 6}
     for name, value in sizes.items():
         monkeypatch.setattr(language, name, value)
-
-
-def test_sizes_and_bars_are_those_of_the_page():
-    suite = load_suite("language")
-    assert suite.threads == 1
-    assert (language.DIMS, language.BATCHES) == ((128, 256), (1, 8))
-    found = list(suite.comparisons())
-    assert len(found) == len({one.name for one in found}) == 8 + 16 + 3
-    bars = [one.bars["ours"] for one in found[:8]]
-    assert bars == pytest.approx([1 / 0.95, 1 / 0.95, 1 / 0.9, 1 / 0.9] * 2)
-    assert {one.bars["ours"] for one in found[8:24]} == {1.0}
 
 
 @pytest.mark.parametrize("name", language.FAMILIES)
@@ -42,12 +30,6 @@ def test_continuations_are_those_of_transformers(name, small):
     ours, theirs = (calls[one]() for one in ("ours", "transformers"))
     assert ours.shape == (2, 6)
     assert torch.equal(ours, theirs)
-
-
-def test_a_missing_peer_is_named(monkeypatch):
-    monkeypatch.setattr(language, "is_installed", lambda: False)
-    comparison = language.training_step("Llama", 128)
-    assert comparison.absent == {"transformers": language.ABSENT}
 
 
 @pytest.mark.parametrize("name", ["Mixtral", "Qwen3Moe"])

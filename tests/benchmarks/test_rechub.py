@@ -28,10 +28,3 @@ def test_losses_of_several_steps_agree(name):
         assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     assert theirs.shape == (5, 3)
     assert theirs[-1].sum() < theirs[0].sum()
-
-
-def test_the_comparison_says_what_is_absent(monkeypatch):
-    monkeypatch.setattr(rechub, "is_installed", lambda: False)
-    for comparison in rechub.comparisons():
-        assert comparison.absent == {"torch-rechub": rechub.ABSENT}
-        assert set(comparison.build(importlib.import_module)) == {"ours", "ours, C++"}

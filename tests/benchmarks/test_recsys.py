@@ -12,7 +12,6 @@ from benchmarks.comparison import load_head
 from benchmarks.recsys import home as networks
 from benchmarks.recsys import serving
 from benchmarks.recsys.home import LoopedHome, alone, products_of
-from benchmarks.suites import load_suite
 from core_gates import kernels
 
 SMALL = networks.Size(
@@ -80,11 +79,6 @@ def networks_slope(network: nn.Module, v: torch.Tensor) -> torch.Tensor:
     return torch.autograd.grad((network(v).sigmoid() * weights).sum(), v)[0]
 
 
-def test_the_suite_names_what_it_compares():
-    names = [comparison.name for comparison in load_suite("recsys").comparisons()]
-    assert len(set(names)) == len(names) >= 8
-
-
 def test_a_report_is_made_in_one_step_of_a_hundred(monkeypatch):
     monkeypatch.setitem(serving.SIZES, "small", SMALL)
     monkeypatch.setitem(serving.SINGLE_CALLS, "small", 1)
@@ -95,23 +89,3 @@ def test_a_report_is_made_in_one_step_of_a_hundred(monkeypatch):
     assert [layer.name for layer in first.layers] == ["layer 1", "layer 2"]
     assert calls["step passed over"]() is first
     assert calls["step reported"]() is not first
-
-
-def test_every_bar_of_the_issue_is_in_the_suite():
-    """Training, loader, own matmuls, grouped, tables, caching, tail, reports."""
-    bars = {
-        (c.op, variant, round(bar, 3))
-        for c in load_suite("recsys").comparisons()
-        for variant, bar in [*c.bars.items(), *c.tails.items()]
-    }
-    assert bars >= {
-        ("rechub", "ours, C++", 0.833),
-        ("home", "HoME", 1.333),
-        ("home", "HoME", 1.25),
-        ("home", "HoME, C++", 0.870),
-        ("home", "HoME, C++", 0.5),
-        ("embedding", "10^7 rows", 1.1),
-        ("candidates", "user part once", 0.769),
-        ("candidates", "HoME", 1.5),
-        ("expert_report", "ExpertReport", 1.05),
-    }

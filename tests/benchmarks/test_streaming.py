@@ -79,7 +79,7 @@ def figures(scores):
     return {(row["method"], row["metric"]): row["value"] for row in scores["rows"]}
 
 
-@pytest.mark.costly("a whole study")
+@pytest.mark.slow
 def test_killed_trainings_end_as_one_that_was_left_alone(study, tmp_path, capsys):
     scores = study()
     found = figures(scores)

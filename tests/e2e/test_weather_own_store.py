@@ -42,7 +42,7 @@ def test_fit_takes_everything_from_the_store(own):
     assert record["objects"]
 
 
-@pytest.mark.costly("an evaluation and a page of a user's store")
+@pytest.mark.slow
 def test_what_fit_made_is_evaluated_and_reported(own):
     out = own.weather("evaluate", *OWN, *SHORT, "--quick", config=CONFIG).out
     assert "of `fit`, with the optimizer of the configuration: adas_increment" in out

@@ -19,7 +19,6 @@ from apps.study.comet import (
 )
 from apps.study.digit_training import measured, network_of
 from apps.study.evomoe import bars, reached
-from apps.study.study_run import study_of
 from harness.evidence import Row
 from harness.experiment import Choice, Piece
 from studies.digits.multi_digits import glyphs, pairs
@@ -155,6 +154,7 @@ def test_learning_rates_are_tuned_on_another_seed(study, bytes_of_text):
                                                                "dense-trial1-s100"}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_evomoe_is_compared_at_equal_flops(study, bytes_of_text):
     words = ["--rates", "0.01", "--seeds", "0", "--only", "evomoe,switch"]
     scores, folder = study("evomoe", *bytes_of_text, *words)
@@ -250,10 +250,6 @@ def test_settings_are_drawn_independently_of_each_other():
     assert len({one["learning_rate"] for one in more}) == 12
     assert few[0].keys() == {"learning_rate", "gamma", "entropy", "search_steps", "search_start"}
     assert drawn_settings("softmax", 1)[0].keys() == {"learning_rate"}
-
-
-def test_a_folder_without_a_study_has_none(tmp_path):
-    assert study_of(tmp_path) is None
 
 
 def test_a_gate_that_is_closed_is_measured():

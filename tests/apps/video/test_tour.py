@@ -1,13 +1,10 @@
 """The video stop of the tour, on a small feed; its verdicts, whichever way figures fall."""
 
-import io
 import re
 
 import numpy as np
 import pytest
-from rich.console import Console
 
-from apps.tour import _table
 from apps.video import tour as module
 from apps.video.tour import CGC, DURATION, HOME, LOG, MMOE, ORACLE, TREES, USERS, tour
 from harness.evidence import Row
@@ -74,12 +71,6 @@ def test_the_page_has_scales_gates_and_losses(stop, tmp_path):
     assert html.count("data:image/png;base64,") == 4
     for text in (ORACLE, DURATION, "minus HoME", "no real rows", "heavy-tailed"):
         assert text in html
-
-
-def test_nothing_is_cut_at_80_columns(stop):
-    out = io.StringIO()
-    Console(file=out, width=80).print(_table([stop]))
-    assert "…" not in out.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -149,9 +149,3 @@ def test_features_are_checked():
 def test_arguments_are_checked(options, message):
     with pytest.raises(ValueError, match=message):
         HashGate(3, 5, **{"num_ids": 4} | options)
-
-
-def test_compiles_into_one_graph():
-    gate, x, ids = HashGate(2, 3, num_ids=9), torch.zeros(4, 2), torch.tensor([0, 8, 3, 3])
-    compiled = torch.compile(gate, backend="eager", fullgraph=True)
-    assert torch.equal(compiled(x, ids=ids).indices, gate(x, ids=ids).indices)

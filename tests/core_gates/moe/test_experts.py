@@ -371,10 +371,6 @@ def test_meta_device_and_initial_values():
     assert not experts.down_proj_bias.any()
 
 
-def test_repr():
-    assert "num_experts=4, dim=6, hidden_dim=10, activation=silu" in repr(StackedExperts(4, 6, 10))
-
-
 class Halved(nn.Module):
     def forward(self, weight):
         return weight / 2

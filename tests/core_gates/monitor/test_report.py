@@ -6,28 +6,6 @@ from core_gates import GateMonitor, SoftmaxGate, TopKGate
 from core_gates.monitor.hooks import GateReport
 
 
-def test_table():
-    report = GateReport(
-        {
-            "layers.0.gate": {"tokens": 120.0, "load_cv": 0.123456},
-            "valve": {"values": 3.0, "mean": 0.5},
-            "b": {"tokens": 7.0, "churn": 1e-5},
-        },
-        {},
-    )
-    assert report.table().splitlines() == [
-        "| gate          | tokens | load_cv | churn |",
-        "| ------------- | -----: | ------: | ----: |",
-        "| layers.0.gate |    120 |  0.1235 |       |",
-        "| b             |      7 |         | 1e-05 |",
-        "",
-        "| gate  | values | mean |",
-        "| ----- | -----: | ---: |",
-        "| valve |      3 |  0.5 |",
-    ]
-    assert GateReport({}, {}).table() == ""
-
-
 def test_json_keeps_everything_and_knows_no_nan():
     torch.manual_seed(0)
     model = torch.nn.ModuleDict({"top": TopKGate(4, 6), "all": SoftmaxGate(4, 3)})

@@ -9,23 +9,19 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).with_name("compile_all.py")
 OPS = ("gate_multiply", "silu_gate", "smooth_step")
 ELEMENTWISE = ("compile_kernels.py", *OPS)
 ATTENTION, LORA = "compile_attention_kernels.py", "compile_gated_lora.py"
 MOE, RANKING = "compile_moe_kernels.py", "compile_ranking_kernels.py"
-DAILY = (ELEMENTWISE, *((script, "bf16") for script in (ATTENTION, LORA, MOE, RANKING)))
+COMMON = (ELEMENTWISE, *((script, "bf16") for script in (ATTENTION, LORA, MOE, RANKING)))
 SHARED_MEMORY = 163 * 1024  # bytes a block may use on compute capability 8.0
-
-
-def daily_and(*others):
-    """Words of a script: ``bf16``, and those of once a day."""
-    return [("bf16",), *(pytest.param(words, marks=pytest.mark.slow) for words in others)]
 
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
-    """``compiled(script, *words)``: what it reports; a single process runs all of every day."""
+    """``compiled(script, *words)``: what it reports; a single process runs all of COMMON."""
     pytest.importorskip("triton")
     environment = {
         "TRITON_INTERPRET": "0",
@@ -36,7 +32,7 @@ def compiled(tmp_path_factory):
 
     def report(*call):
         if call not in found:
-            calls = DAILY if call in DAILY else (call,)
+            calls = COMMON if call in COMMON else (call,)
             done = subprocess.run(
                 [sys.executable, str(SCRIPT), json.dumps(calls)],
                 env=os.environ | environment,
@@ -71,7 +67,7 @@ def test_offsets_are_computed_in_64_bits(elementwise):
         assert re.search(r"tt\.addptr .*tensor<1024xi64>", entry["ttir"]), name
 
 
-@pytest.fixture(scope="module", params=daily_and(("fp32",)), ids=str)
+@pytest.fixture(scope="module", params=[("bf16",), ("fp32",)], ids=str)
 def attention(request, compiled):
     return compiled(ATTENTION, *request.param)
 
@@ -96,7 +92,7 @@ def test_offsets_of_tokens_are_computed_in_64_bits(attention):
 
 
 @pytest.fixture(
-    scope="module", params=daily_and(("one adapter, one token",), ("largest rank",)), ids=str
+    scope="module", params=[("bf16",), ("one adapter, one token",), ("largest rank",)], ids=str
 )
 def gated_lora(request, compiled):
     found = compiled(LORA, *request.param)
@@ -121,7 +117,7 @@ def test_rows_are_addressed_in_64_bits(gated_lora):
         assert set(offsets) == {"i64"}, name
 
 
-@pytest.fixture(scope="module", params=daily_and(("fp32", "fp16")), ids=str)
+@pytest.fixture(scope="module", params=[("bf16",), ("fp32", "fp16")], ids=str)
 def dtypes(request):
     return request.param
 

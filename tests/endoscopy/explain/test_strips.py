@@ -8,7 +8,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from endoscopy.explain.saliency import gate_figure
-from endoscopy.explain.strips import Track, drawn_frames, strip_figure
+from endoscopy.explain.strips import Track, strip_figure
 from endoscopy.models.sizer import tiny_vit
 from endoscopy.models.trunks import gates_of
 
@@ -87,21 +87,3 @@ def test_a_strip_shows_size_interval_and_reasons():
     band = sizes.patches[0].get_extents().transformed(sizes.transData.inverted())
     assert (band.y0, band.y1) == pytest.approx((4.5, 8.0))
     assert fits(figure)
-
-
-def test_a_strip_without_calibration_says_so():
-    changes = {"low": np.nan, "high": np.nan, "calibrated": False, "automatic": True}
-    figure = strip_figure(track(2, **changes))
-    found = texts(figure)
-    assert "size index 6.00, no millimeter calibration for this scope" in found
-    assert "size index" in found
-    assert not any("mm" in text.split() for text in found)
-    assert any("automatic segmentation" in text for text in found)
-    assert fits(figure)
-
-
-def test_long_tracks_are_drawn_evenly():
-    assert drawn_frames(3) == [0, 1, 2]
-    assert drawn_frames(100, 5) == [0, 25, 50, 74, 99]
-    with pytest.raises(ValueError, match="at least one frame"):
-        strip_figure(track(0, reasons=[]))

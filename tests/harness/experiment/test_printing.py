@@ -48,17 +48,6 @@ def test_methods_are_sorted_and_differences_stand_beside_the_figure():
     assert lines[-2] == "2 more figures are in the file below"
 
 
-def test_counts_have_no_decimals():
-    assert any(cells(line) == ["test rows", "1,234"] for line in printed(ROWS))
-
-
-def test_what_does_not_fit_is_named():
-    lines = printed(ROWS, width=60, unprinted=("slices",))
-    assert "too wide for this terminal: − home" in lines
-    assert max(map(len, lines)) <= 80
-    assert not any("–" in line for line in lines if "home" in line)
-
-
 @pytest.mark.parametrize(
     ("metric", "smaller"),
     [("summed log_loss", True), ("log-loss, new users", True), ("rmse_z500", True),

@@ -87,15 +87,6 @@ def test_what_a_kill_at_the_last_moment_left_is_swept(run, work):
     assert [path.name for path in store.folder.iterdir()] == ["square-s1"]
 
 
-def test_nothing_scored_is_said(run):
-    with pytest.raises(GatesError, match="nothing was scored: check --only and --seeds"):
-        run.finish([], seeds=[0])
-    quick = Run(run.folder, app="toy", quick=True)
-    with pytest.raises(GatesError, match="a quick run trains nothing: leave out --quick"):
-        quick.finish([], seeds=[0])
-    assert not run.scores.exists()
-
-
 def test_what_ships_is_found_next_to_a_result_of_other_settings(tmp_path):
     package, own = tmp_path / "package", tmp_path / "run"
     piece, other, third = (Piece("square", 1, {}, {"rate": rate}) for rate in (0.1, 0.2, 0.3))
@@ -177,15 +168,6 @@ def test_a_short_look_computes_what_scores_are_made_of(run, work, capsys):
     assert prepared == [1]
     assert store.load(piece)["score"] == 4.0
     assert "making 1 missing" in capsys.readouterr().out
-
-
-def test_what_is_missing_is_said_in_100_characters(run, work, capsys):
-    store = run.store("weights", Figures())
-    run.obtain(store, [run.piece("a_rather_long_name", seed) for seed in range(9)], work.square)
-    line = capsys.readouterr().out.splitlines()[0]
-    assert line.startswith("training 9 missing networks: a_rather_long_name-s0, ")
-    assert line.endswith(" more")
-    assert 80 < len(line) <= 100
 
 
 def test_progress_is_whole_where_work_ends_early(run, work, monkeypatch):

@@ -16,7 +16,6 @@ from core_gates.errors import GatesError
 from harness.evidence.rows import Bar, Row
 from harness.experiment.scores import (
     Scores,
-    number,
     print_scores,
     read_scores,
     write_markdown,
@@ -138,25 +137,6 @@ def test_the_path_is_printed_last(written, capsys):
     assert "[3.000, 4.000]" in text
     assert "met" in text
     assert "missed" in text
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0.0, "0"),
-        (312.04, "312.0"),
-        (-3.14159, "−3.142"),
-        (0.02, "0.0200"),
-        (1e-9, "1e−09"),
-        (2.5e7, "25,000,000"),
-        (2.5e13, "2.5e+13"),
-        (12345.6, "12346"),
-        (None, "–"),
-        (math.nan, "–"),
-    ],
-)
-def test_numbers_have_four_digits(value, text):
-    assert number(value) == text
 
 
 def test_scores_are_read_as_they_were_written(written):

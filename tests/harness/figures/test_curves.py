@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
-from matplotlib.colors import to_rgb
 
 from harness.figures import Curve, learning_figure, read_metrics
-from harness.figures.curves import draw_seeds, name_lines
+from harness.figures.curves import draw_seeds
 from harness.figures.style import PALETTE, new_figure, place
 
 CSV = """epoch,step,train/loss,val/loss
@@ -54,30 +53,6 @@ def test_thinned_lines_keep_their_mean(runs):
     assert axes.texts[0].get_text().startswith("train  ")
 
 
-def test_panels_can_be_chosen_and_others_are_counted(legible, refuses):
-    logged = {f"val/figure {i}": Curve(np.arange(5), np.arange(5.0) + i) for i in range(8)}
-    logged |= {"val/loss": Curve(np.arange(5), np.arange(5.0))}
-    figure = learning_figure({"a": [logged]})
-    legible(figure)
-    titles = [axes.get_title(loc="left") for axes in figure.axes]
-    assert titles == ["loss", *(f"figure {i}" for i in range(5))]
-    assert "3 more in metrics.csv" in [text.get_text() for text in figure.texts]
-    (axes,) = learning_figure({"a": [logged]}, metrics=["figure 7"]).axes
-    assert axes.get_title(loc="left") == "figure 7"
-    refuses(
-        ValueError,
-        ("no training logged speed", lambda: learning_figure({"a": [logged]}, metrics=["speed"])),
-        ("no training logged a metric", lambda: learning_figure({})),
-    )
-
-
-def test_many_lines_have_room_for_their_names(legible):
-    steps = np.arange(10)
-    curve = Curve(steps, 1.0 / (1 + steps))
-    run = {"train/loss": curve, "val/loss": curve}
-    legible(learning_figure({f"method {i}": [run] for i in range(9)}))
-
-
 def test_a_wide_range_is_drawn_logarithmically():
     steps = np.arange(100)
     for values, scale in ((np.exp(-steps / 10), "log"), (1 + steps / 50, "linear")):
@@ -93,18 +68,3 @@ def test_seeds_are_drawn_as_median_and_range(axes):
     assert len(axes.collections) == 1
     assert np.isnan(draw_seeds(axes, np.arange(3), np.full(3, np.nan), PALETTE[1]))
     assert len(axes.collections) == 1  # one seed has no range
-
-
-def test_names_keep_the_order_of_their_lines_and_do_not_touch(axes):
-    axes.set_ylim(0, 1)
-    ends = {"low": 0.500, "high": 0.502, "middle": 0.501, "top": 5.0, "none": float("nan")}
-    colors = dict(zip(ends, PALETTE, strict=False))
-    name_lines(axes, ends, colors)
-    places = {text.get_text().split("  ")[0]: text.xyann[1] for text in axes.texts}
-    assert sorted(places, key=places.__getitem__) == ["low", "middle", "high", "top"]
-    heights = sorted(places.values())
-    assert min(np.diff(heights)) >= 0.2 / 2 - 1e-9  # inches of a line over those of the axes
-    assert heights[-1] == 1
-    assert {to_rgb(text.get_color()) for text in axes.texts} == {
-        to_rgb(colors[name]) for name in places
-    }

@@ -6,7 +6,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 
 from harness.evidence import Row
-from harness.figures import Estimate, Panel, differences_figure, forest_figure
+from harness.figures import differences_figure
 from harness.figures.style import BLUE, GREEN, MUTED, ORANGE
 
 
@@ -81,37 +81,6 @@ def test_rows_without_differences_are_refused(rows, refuses):
             lambda: differences_figure([row for row in rows if not row.versus]),
         ),
         ("no row is a difference", lambda: differences_figure(rows, metrics=["bias"])),
-    )
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0.0042, "0.00420 [0.00410, 0.00430]"), (0.42, "0.420 [0.410, 0.430]"),
-     (420.0, "420.0 [410.0, 430.0]"), (42000.0, "42000 [41000, 43000]")],
-)  # fmt: skip
-def test_decimals_follow_the_size_of_the_numbers(value, text, legible):
-    scale = value / 42
-    one = Estimate("a method", value, 41 * scale, 43 * scale)
-    figure = forest_figure([Panel([one], "x")], title="Title")
-    legible(figure)
-    assert text in texts_of(figure)
-
-
-def test_long_words_fit(legible):
-    label = "a method whose name needs more room than any other in this table"
-    panels = [Panel([Estimate(label, -0.5, -1, 0.1), Estimate("b", 2, 1, 3)], "x", signed=True)] * 3
-    legible(forest_figure(panels, title="A title", note="A note of many words, " * 9))
-
-
-def test_panels_share_their_labels(refuses):
-    one = Panel([Estimate("a", 1, 0, 2)], "x")
-    refuses(
-        ValueError,
-        (
-            "same labels",
-            lambda: forest_figure([one, Panel([Estimate("b", 1, 0, 2)], "y")], title=""),
-        ),
-        ("at least one", lambda: forest_figure([], title="")),
     )
 
 

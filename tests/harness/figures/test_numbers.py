@@ -7,8 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from harness.evidence import Bar
-from harness.figures import COLUMNS, bar_panels, differences_figure, drawn_numbers, limits_figure
-from harness.figures.curves import draw_seeds, name_lines
+from harness.figures import COLUMNS, bar_panels, drawn_numbers, limits_figure
 
 
 def numbers(figure, kind):
@@ -33,16 +32,6 @@ def test_lines_have_their_points_and_names(axes):
     assert {row["panel"] for row in found} == {"Curves"}
 
 
-def test_lines_named_at_their_ends_have_these_names(axes):
-    x, ends = np.arange(3.0), {}
-    for name, color in (("a", "#0072B2"), ("b", "#D55E00")):
-        ends[name] = draw_seeds(axes, x, np.stack((x, x + 2)) * (name == "b"), color)
-    name_lines(axes, ends, {"a": "#0072B2", "b": "#D55E00"})
-    found = numbers(axes.figure, "line")
-    assert [(r["series"], r["y"]) for r in found][3:] == [("b", 1.0), ("b", 2.0), ("b", 3.0)]
-    assert {row["y"] for row in numbers(axes.figure, "band")} == {0.0, 1.0, 2.0, 3.0, 4.0}
-
-
 def test_points_segments_bars_and_cells(axes):
     axes.scatter([1.0], [2.0], label="one")
     axes.vlines([3.0], 4.0, 5.0)
@@ -57,17 +46,6 @@ def test_points_segments_bars_and_cells(axes):
     assert (bar["x_end"] - bar["x"], bar["y_end"] - bar["y"]) == (6, 1)
     cells = {(row["x"], row["y"]): row["value"] for row in numbers(figure, "cell")}
     assert cells == {(0, 0): 1, (1, 0): 2, (0, 1): 3, (1, 1): 4}
-
-
-def test_positions_that_an_axis_names_have_these_names(rows):
-    points = numbers(differences_figure(rows, metrics=["error (K)"]), "point")
-    named = {row["y"]: row["x"] for row in points[:3]}
-    expected = {
-        row.method: row.value
-        for row in rows
-        if row.versus and row.metric == "error (K)" and row.task == rows[0].task
-    }
-    assert named == expected
 
 
 def test_the_panels_of_a_figure_are_told_apart():

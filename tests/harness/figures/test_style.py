@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from harness.figures import bar_panels, calibration_figure, limits_figure, panel_grid
-from harness.figures.style import MUTED, PALETTE, colors_of, new_figure, place
+from harness.figures import calibration_figure, limits_figure, panel_grid
+from harness.figures.style import MUTED, PALETTE
 
 # Linear RGB as seen without red or green cones (Viénot, Brettel and Mollon, 1999).
 SEEN = {
@@ -32,22 +32,6 @@ def test_the_first_colors_stand_out_from_white():
     for color in (*PALETTE[:4], MUTED):
         luminance = linear(color) @ [0.2126, 0.7152, 0.0722]
         assert 1.05 / (luminance + 0.05) > 3  # contrast with white for marks
-
-
-def test_every_name_has_a_color_and_references_are_gray():
-    names = [f"method {i}" for i in range(10)]
-    colors = colors_of(names, muted=("method 0",))
-    assert list(colors) == names
-    assert colors["method 0"] == MUTED
-    assert [colors[name] for name in names[1:9]] == list(PALETTE)
-    assert colors["method 9"] == PALETTE[0]
-
-
-def test_places_are_in_inches():
-    figure = new_figure(8, 4)
-    axes = place(figure, 1, 0.5, 2, 3)
-    corners = axes.get_position().get_points() * figure.get_size_inches()
-    np.testing.assert_allclose(corners, [[1, 0.5], [3, 3.5]])
 
 
 def drawn(figure):
@@ -84,18 +68,6 @@ def test_calibration_shows_the_bins_that_have_samples(legible):
     assert figure.axes[0].texts[0].get_text() == "210 samples, calibration error 0.031"
     low, high = figure.axes[0].get_xlim()
     assert low < 0.1 < 0.95 < high
-
-
-def test_bars_of_parts(legible):
-    figure = bar_panels({f"layers.{i}.attention.gate": [1, 3, 2, 4] for i in range(7)}, span=(0, 1))
-    legible(figure)
-    assert len(figure.axes) == 7
-    edges = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in figure.axes[6].patches]
-    np.testing.assert_allclose(edges, [(0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1)])
-    figure = bar_panels({"a": [0.75, 0.25], "b": [0.5, 0.5]}, lines={"a": 0.5})
-    assert [bar.get_height() for bar in figure.axes[0].patches] == [0.75, 0.25]
-    assert figure.axes[0].lines[0].get_ydata()[0] == 0.5
-    assert not figure.axes[1].lines
 
 
 @pytest.mark.parametrize(

@@ -35,10 +35,3 @@ def test_every_trial_is_a_point_and_what_was_chosen_is_ringed():
 def test_without_a_number_there_is_nothing_to_draw():
     with pytest.raises(ValueError, match="no trial has a numeric setting"):
         trials_figure({"a": Tried([{"kind": "x", "score": 1.0}], {"kind": "x"})})
-
-
-def test_methods_of_one_color_differ_in_their_markers():
-    tried = {f"m{i}": TRIED["a"] for i in range(9)}
-    first, *_, last = trials_figure(tried).axes[0].collections[::2]  # the others are rings
-    assert (first.get_facecolor() == last.get_facecolor()).all()
-    assert first.get_paths()[0].vertices.shape != last.get_paths()[0].vertices.shape

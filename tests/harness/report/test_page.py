@@ -1,4 +1,3 @@
-import base64
 import re
 import shutil
 import subprocess
@@ -84,12 +83,6 @@ def test_text_is_escaped(checked):
     assert ("img", "alt", 'A "quoted" caption') in checker.attributes
 
 
-def test_figures_are_embedded_images(checked):
-    text, _ = checked
-    (data,) = re.findall(r"data:image/png;base64,([^\"]+)", text)
-    assert base64.b64decode(data).startswith(b"\x89PNG")
-
-
 def test_scores_show_bars_and_intervals_on_one_scale(checked):
     text, checker = checked
     assert "1 of 2 bars met" in checker.text
@@ -98,18 +91,6 @@ def test_scores_show_bars_and_intervals_on_one_scale(checked):
     assert "1.000 to 2.000" in checker.text
     whiskers = re.findall(r'class="whisker" x1="([\d.]+)" x2="([\d.]+)"', text)
     assert whiskers == [("60.0", "100.0"), ("0.0", "40.0")]
-
-
-def test_the_page_suits_phones_dark_rooms_and_navigation(checked):
-    text, checker = checked
-    assert ("meta", "content", "width=device-width, initial-scale=1") in checker.attributes
-    assert "prefers-color-scheme:dark" in text
-    assert [v for t, n, v in checker.attributes if t == "a" and n == "href"] == [
-        "#s1",
-        "#s2",
-        "#s3",
-    ]
-    assert [v for t, n, v in checker.attributes if n == "id"] == ["s1", "s2", "s3"]
 
 
 def test_a_ragged_table_is_refused():

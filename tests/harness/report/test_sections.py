@@ -56,22 +56,6 @@ def sections(page):
     return re.findall(r'<h2 id="s\d+">(.*?)</h2>', page.html())
 
 
-def test_sections_stand_in_their_order(run):
-    def draw(page):
-        page.section("Pictures").text("Of the domain.")
-
-    page = run_page(run, draw, first=lambda page: page.section("Seen at once"))
-    assert sections(page) == [
-        "Seen at once", "Scores", "Pictures", "Learning curves", "Tuning", "Data and settings",
-    ]  # fmt: skip
-    text = text_of(page)
-    for said in (
-        "Toy: one", "B wins.", "Mind the *gap*.", "1 of 1 bars met", "b − a", "Of the domain.",
-        "set", "7 objects", "abababababab", "seeds 3, 4", "model.dim", "extra",
-    ):  # fmt: skip
-        assert said in text, said
-
-
 def test_choices_are_shown_with_their_edges(run):
     page = run_page(run).html()
     cells = re.findall(r"<tr><td>([ab])</td><td[^>]*>([^<]*)</td><td[^>]*>(\d)</td>", page)
@@ -130,11 +114,6 @@ def test_each_figure_lies_next_to_the_page_with_its_numbers(run):
     assert len(tables["trials"]) == 6
     assert [row["chosen"] for row in tables["trials"]].count("True") == 2
     assert [(r["x"], r["y"]) for r in tables["two-pictures"]] == [("1.0", "3.0"), ("2.0", "4.0")]
-
-
-def test_only_the_named_metrics_are_shown(run):
-    page = run_page(run, metrics=["mse"])
-    assert "bias" not in text_of(page)
 
 
 def test_what_is_not_there_has_no_section(tmp_path):

@@ -252,18 +252,6 @@ def test_activations():
         activations_figure(EMPTY)
 
 
-@pytest.mark.parametrize(
-    ("std", "reached"),
-    [((1.0, 2.0, 50.0), True), ((0.5, 0.6, 0.7), False), ((2.0, 3.0, 90.0), True),
-     ((3.0, 4.0, 90.0), False), ((2.0, 3.0, 4.0), True)],
-)  # fmt: skip
-def test_a_line_is_named_where_it_can_be_seen(std, reached):
-    for figure in (activations_figure(report(std)), scales_figure({"home": report(std)})):
-        low, high = figure.axes[0].get_xlim()
-        assert (low <= 1 <= high) == reached
-        assert any("dashed" in text.get_text() for text in figure.texts) == reached
-
-
 def test_scales_of_models():
     figure = scales_figure({"cgc": report(), "plain": EMPTY, "dead": report((0.0, 1.0, 1.5))})
     assert [text.get_text() for text in figure.axes[0].texts] == ["50.0×, 0.90", "∞×, 0.90"]

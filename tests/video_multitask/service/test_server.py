@@ -95,22 +95,6 @@ def test_what_is_no_http_harms_nothing(running):
     assert "Traceback" not in service.process.stderr.read()
 
 
-def test_the_log_tells_of_a_swap_in_one_line(running, toy):
-    service = running()
-    toy.write_model(service.folder, 9.0)
-    end = time.monotonic() + 60
-    with httpx.Client() as client:
-        while time.monotonic() < end:
-            answer = client.post(service.score, json={"items": [{"x": 1}]})
-            if answer.json()["y"] == [9.0]:
-                break
-        assert answer.headers["x-model-version"] == "times 9.0"
-    service.process.send_signal(signal.SIGTERM)
-    service.process.wait(60)
-    (line,) = service.process.stderr.read().splitlines()
-    assert line.endswith("INFO times 9.0 is in service instead of times 2.0")
-
-
 def test_small_answers_leave_at_once():
     """Without TCP_NODELAY each answer waits 40 ms for an acknowledgment."""
 
