@@ -14,8 +14,7 @@ import pytest
 import torch
 import yaml
 
-from apps.endoscopy.commands import FUNCTIONS, EndoscopyCLI, EndoscopyTrainer
-from apps.main import APPS
+from apps.endoscopy.commands import EndoscopyCLI, EndoscopyTrainer
 from endoscopy.bundles.sizing_bundle import load_bundle
 from endoscopy.data.frame_table import REQUIRED
 from endoscopy.data.readers.real_colon import read_real_colon
@@ -48,10 +47,6 @@ def figure(scores, method, metric, task="test"):
         and row["versus"] is None
     ]
     return row["value"]
-
-
-def test_the_table_of_the_front_door_lists_the_verbs():
-    assert tuple(APPS["endoscopy"].verbs) == (*EndoscopyCLI.verbs, *FUNCTIONS)
 
 
 def test_render_writes_the_layout_of_real_data_once(sizing):

@@ -9,10 +9,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from apps.main import APPS
 from apps.weather.command_line import WeatherCLI
 from apps.weather.commands import WeatherTrainer
-from apps.weather.verbs import FUNCTIONS, TRAIN_FORECAST
+from apps.weather.verbs import TRAIN_FORECAST
 from benchmarks.weather.synthetic_store import write_synthetic_store
 
 ROOT = Path(__file__).parents[2]
@@ -23,11 +22,6 @@ TRAININGS = [
     for path in CONFIGS
     if "data" in yaml.safe_load(path.read_text()) and path.stem not in SEALED
 ]
-
-
-def test_the_table_of_the_front_door_lists_the_verbs():
-    assert set(APPS["weather"].verbs) == {*WeatherCLI.verbs, *WeatherCLI.other_verbs}
-    assert set(WeatherCLI.other_verbs) == {TRAIN_FORECAST, *FUNCTIONS}
 
 
 def test_fit_leaves_a_run_and_weights(gates):

@@ -7,7 +7,7 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-from core_gates.errors import GatesError, MissingExtraError
+from core_gates.errors import GatesError
 from endoscopy.bundles.sizing_bundle import Scope
 from endoscopy.data.readers.tabular import ReadReport
 from endoscopy.dicom_report import LENGTH, write_dicom_report
@@ -117,11 +117,3 @@ def test_a_source_without_a_study_is_refused_in_one_line(tmp_path, source, refus
     dataset.save_as(source)
     refused(r"cannot carry a report: .*StudyInstanceUID", write_dicom_report,
             tmp_path / "report.dcm", source, prediction, objects, SCOPE)  # fmt: skip
-
-
-def test_a_missing_package_names_the_extra(absent, tmp_path, source):
-    prediction, objects = predicted(source)
-    absent("highdicom")
-    line = r"needs highdicom: pip install 'gatesuite\[dicom-sr\]'"
-    with pytest.raises(MissingExtraError, match=line):
-        write_dicom_report(tmp_path / "report.dcm", source, prediction, objects, SCOPE)

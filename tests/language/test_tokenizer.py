@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from core_gates.errors import GatesError, MissingExtraError
+from core_gates.errors import GatesError
 from language.tokenizer import ByteTokenizer, FileTokenizer, faithful_tokens, load_tokenizer
 
 TEXT = "def f(x):\n\treturn 'é漢🙂'  # <|endoftext|> x\r\n"
@@ -223,9 +223,3 @@ def test_unknown_tokens_are_refused(byte_level, refuses):
         ("in 0..256, got 257", lambda: ByteTokenizer().decode([257])),
         ("in 0..294, got -1..3", lambda: byte_level.decode([3, -1])),
     )
-
-
-def test_a_missing_package_is_named(tmp_path, absent, refuses):
-    path = saved(lossy(), tmp_path) / "tokenizer.json"
-    absent("tokenizers")
-    refuses(MissingExtraError, ("language needs tokenizers", lambda: load_tokenizer(path)))

@@ -174,16 +174,6 @@ def test_half_precision_is_gated_in_float32():
     assert_close(out, gate(base.float(), loras.float()).bfloat16(), rtol=0, atol=0)
 
 
-def test_meta_device_and_reset():
-    gate = LoraGate(8, time="film", device="meta")
-    assert all(t.is_meta for t in gate.state_dict().values())
-    gate = gate.to_empty(device="cpu")
-    for parameter in gate.parameters():
-        parameter.data.fill_(123)
-    gate.reset_parameters()
-    assert_close(dict(gate.state_dict()), dict(LoraGate(8, time="film").state_dict()))
-
-
 @pytest.mark.parametrize("option", ["variant", "initialization", "time"])
 def test_options_are_checked(option):
     with pytest.raises(ValueError, match=f"{option} is 'all'; choose one of"):

@@ -1,7 +1,5 @@
 """Stacked experts with batch normalization against layers of PyTorch, one expert at a time."""
 
-import copy
-
 import pytest
 import torch
 from torch import distributed as dist
@@ -238,13 +236,6 @@ def test_faults_are_named(refuses):
         (r"x \(7, 4\) must be \(N, 5, 4\)", lambda: grouped()(rows(7, DIM))),
         ("more than 1 row in training, got a batch of 1", lambda: experts_of()(rows(1, DIM))),
     )
-
-
-def test_meta_and_copies():
-    twin = NormedExperts(2, 3, [4], device="meta").to_empty(device="cpu")
-    twin.reset_parameters()
-    for module in (twin, copy.deepcopy(twin)):
-        assert module(torch.randn(5, 3)).shape == (5, 2, 4)
 
 
 def test_without_momentum_statistics_are_averages_of_all_batches():

@@ -219,17 +219,6 @@ def test_static_shapes_compile_into_one_graph(lively_layer):
     assert_close(torch.compile(layer, backend="eager", fullgraph=True)(x), layer(x))
 
 
-def test_meta_device_and_reset():
-    layer = SeqBoatLayer(8, 4, 6, position="simple", device="meta").to_empty(device="cpu")
-    torch.manual_seed(0)
-    layer.reset_parameters()
-    assert all(p.isfinite().all() for p in layer.parameters())
-    again = SeqBoatLayer(8, 4, 6, position="simple")
-    torch.manual_seed(0)
-    again.reset_parameters()
-    assert_close(layer.state_dict(), again.state_dict(), rtol=0, atol=0)
-
-
 @pytest.mark.fault("core A17")
 def test_a_batch_norm_is_reset_with_its_layer():
     layer = SeqBoatLayer(8, 4, 6, norm=TokenBatchNorm(nn.BatchNorm1d(8, device="meta")))

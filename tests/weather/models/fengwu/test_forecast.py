@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from core_gates.errors import GatesError, MissingExtraError
+from core_gates.errors import GatesError
 from tests.weather.models.fengwu.conftest import CHANNELS, INCREMENT, MEAN, STD
 from weather.cycle import FramesForecast
 from weather.models.fengwu.published import PublishedForecast, read_statistics
@@ -348,9 +348,3 @@ def test_statistics_that_do_not_fit(file, tmp_path, name, content, words):
         np.save(tmp_path / name, content, allow_pickle=True)
     with pytest.raises(GatesError, match=words):
         PublishedForecast(tmp_path / "fengwu.onnx", CHANNELS)
-
-
-def test_missing_packages(file, absent):
-    absent("onnxruntime")
-    with pytest.raises(MissingExtraError, match=r"export needs onnxruntime"):
-        PublishedForecast(file, CHANNELS)
