@@ -300,6 +300,6 @@ FAULTS = (
         "apps/diffusion/merge.py",
         "abs(strengths[n]) * own.get(block, 0)",
         "own.get(block, 0)",
-        "apps/diffusion",
+        "apps/diffusion/test_merge.py apps/diffusion/test_strengths.py",
     ),
 )
