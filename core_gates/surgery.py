@@ -212,8 +212,8 @@ def _stage_hosts(name: str, stage: nn.Module) -> Iterator[tuple[str, GateHost]]:
 def _consumers(model: nn.Module, name: str, stage: nn.Sequential) -> list[nn.Module]:
     """Return what reads the output of a ResNet stage, and nothing else does."""
     assert isinstance(stage.gate, FeatureSelectionGate)
-    found = _RESNET_STAGE.fullmatch(name)
-    following = f"{found[1]}layer{int(found[2]) + 1}" if found else "the next stage"
+    match = _RESNET_STAGE.fullmatch(name)
+    following = f"{match[1]}layer{int(match[2]) + 1}" if match else "the next stage"
     if following in dict(model.named_modules()):
         block = model.get_submodule(following)[0]  # type: ignore[index]
         shortcut = block.downsample
@@ -221,7 +221,7 @@ def _consumers(model: nn.Module, name: str, stage: nn.Sequential) -> list[nn.Mod
         first = getattr(block.conv1, "conv", block.conv1)
         if convs and isinstance(first, nn.Conv2d):
             return [first, *convs[:1]]
-    elif found:
+    elif match:
         classifier = getattr(model.get_submodule(name.rpartition(".")[0]), "fc", None)
         if isinstance(classifier, nn.Linear) and classifier.in_features == stage.gate.dim:
             return [classifier]

@@ -62,16 +62,16 @@ def count_work(
         batch_size: Rows; the other batch has twice as many.
         parameters: Their memory is not that of activations.
     """
-    known = {_storage(parameter) for parameter in parameters}
-    small, large = (_run(forward, n, known) for n in (batch_size, 2 * batch_size))
+    storages = {_storage(parameter) for parameter in parameters}
+    small, large = (_run(forward, n, storages) for n in (batch_size, 2 * batch_size))
     return Work(*((b - a) / batch_size for a, b in zip(small, large, strict=True)))
 
 
-def _run(forward: Callable[[int], Tensor], rows: int, known: set[int]) -> Work:
+def _run(forward: Callable[[int], Tensor], rows: int, storages: set[int]) -> Work:
     saved: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        if _storage(tensor) not in known:
+        if _storage(tensor) not in storages:
             saved.setdefault(_storage(tensor), tensor)
         return tensor
 
@@ -345,10 +345,10 @@ def training_sections(
 
 
 def _children(network: nn.Module) -> list[nn.Module]:
-    found: list[nn.Module] = []
+    modules: list[nn.Module] = []
     for child in network.children():
-        found += list(child.children()) if isinstance(child, nn.ModuleList) else [child]
-    return found
+        modules += list(child.children()) if isinstance(child, nn.ModuleList) else [child]
+    return modules
 
 
 def _copies(network: nn.Module) -> list[Line]:

@@ -44,9 +44,9 @@ class MemoryTrace(TorchDispatchMode):
         known: Tensors whose memory does not count, such as weights and inputs.
     """
 
-    def __init__(self, known: Iterable[Tensor]) -> None:
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
         super().__init__()
-        self._known = {_address(tensor) for tensor in known}
+        self._known = {_address(tensor) for tensor in tensors}
         self._serial = itertools.count()
         self._live: dict[int, int] = {}  # address of a storage -> its number
         self._changes: list[tuple[int, int]] = []  # number of a storage, bytes
@@ -111,11 +111,15 @@ class FlashAttention(TorchFunctionMode):
         """Run a function, attention by another operator."""
         named = dict(kwargs or {})
         if func is F.scaled_dot_product_attention and args[0].is_meta:
-            own = {name: named[name] for name in ("is_causal", "scale") if name in named}
+            attention_options = {
+                name: named[name] for name in ("is_causal", "scale") if name in named
+            }
             if len(args) == 3 and all(
-                named[name] in (None, 0, False) for name in named.keys() - own
+                named[name] in (None, 0, False) for name in named.keys() - attention_options
             ):
-                return torch.ops.aten._scaled_dot_product_flash_attention(*args, **own)[0]
+                return torch.ops.aten._scaled_dot_product_flash_attention(
+                    *args, **attention_options
+                )[0]
         return func(*args, **named)
 
 
@@ -132,16 +136,16 @@ def cost_of_step(
         inputs: What the forward pass is given.
     """
     weights = list(parameters)
-    known = [*weights, *inputs]
+    held = [*weights, *inputs]
     for weight in weights:
         weight.grad = None
-    with torch.no_grad(), FlashAttention(), MemoryTrace(known) as alone:
+    with torch.no_grad(), FlashAttention(), MemoryTrace(held) as alone:
         loss()
     with (
         torch.enable_grad(),
         FlashAttention(),
         FlopCounterMode(display=False) as counter,
-        MemoryTrace(known) as trace,
+        MemoryTrace(held) as trace,
     ):
         value = loss()
         forward = counter.get_total_flops()

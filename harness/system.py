@@ -76,8 +76,12 @@ def resident(pid: int) -> int:
     Args:
         pid: Of the process; on Linux.
     """
-    own = _field_of_process(pid, "Rss")
-    return own + sum(_field_of_process(one, "Pss") for one in descendants(pid)) if own else 0
+    of_process = _field_of_process(pid, "Rss")
+    return (
+        of_process + sum(_field_of_process(child, "Pss") for child in descendants(pid))
+        if of_process
+        else 0
+    )
 
 
 def descendants(pid: int) -> list[int]:
@@ -90,12 +94,12 @@ def descendants(pid: int) -> list[int]:
             continue
         parent = int(state.rpartition(")")[2].split()[1])
         children.setdefault(parent, []).append(int(path.parent.name))
-    found, waiting = [], list(children.get(pid, ()))
+    children_of, waiting = [], list(children.get(pid, ()))
     while waiting:
-        one = waiting.pop()
-        found.append(one)
-        waiting += children.get(one, ())
-    return found
+        child = waiting.pop()
+        children_of.append(child)
+        waiting += children.get(child, ())
+    return children_of
 
 
 class MemoryMeter:

@@ -229,7 +229,7 @@ def generalization_table(
         ``_p_value``.
     """
     scores = {
-        str(variant): [_scores(one) for _, one in group.groupby("seed", sort=True)]
+        str(variant): [_scores(seed_rows) for _, seed_rows in group.groupby("seed", sort=True)]
         for variant, group in predictions.groupby("variant", sort=False)
     }
     draws = Resamples.clusters(np.unique(predictions["sample"]), resamples=resamples)
@@ -281,8 +281,8 @@ def _loss(images: Tensor, labels: Tensor, model: nn.Module) -> Tensor:
     return F.cross_entropy(model(images), labels)
 
 
-def _scores(one: pd.DataFrame) -> Scores:
-    ordered = one.sort_values("sample")
+def _scores(rows: pd.DataFrame) -> Scores:
+    ordered = rows.sort_values("sample")
     truth, called = ordered["label"].to_numpy(), ordered["predicted"].to_numpy()
     num_classes = int(max(truth.max(), called.max())) + 1
     hit = (truth == called).astype(float)

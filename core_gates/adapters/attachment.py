@@ -109,10 +109,10 @@ class GatedSiblings(GatedLoraLinear):
         if self._input is not x or place not in self._left or state != self._state:
             outputs = self(x).split(self._fused.sizes, -1)
             self._input, self._left, self._state = x, dict(enumerate(outputs)), state
-        found = self._left.pop(place).contiguous()
+        loaded = self._left.pop(place).contiguous()
         if not self._left:
             self._input = None
-        return found
+        return loaded
 
     def _dense_weight(self) -> Tensor:
         return torch.cat([weight_of(layer) for layer in self._fused.layers])
@@ -133,8 +133,14 @@ class GatedSiblings(GatedLoraLinear):
         parameters = [p for m in modules for p in m._parameters.values()]
         tensors = [x, *(p for p in parameters if p is not None), self.up, self.down, self.strengths]
         versions = [None if t.is_inference() else t._version for t in tensors]
-        told = None if self.context is None else self.context.version
-        return torch.is_grad_enabled(), id(self.up), id(self._time(None)), told, *versions
+        context_version = None if self.context is None else self.context.version
+        return (
+            torch.is_grad_enabled(),
+            id(self.up),
+            id(self._time(None)),
+            context_version,
+            *versions,
+        )
 
 
 class SiblingLinear(nn.Module):
@@ -170,8 +176,8 @@ class SiblingLinear(nn.Module):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Return the state of the layer."""
-        found: dict[str, Any] = self.base.state_dict(*args, **kwargs)
-        return found
+        state: dict[str, Any] = self.base.state_dict(*args, **kwargs)
+        return state
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *rest: Any, **options: Any

@@ -90,8 +90,8 @@ class GatedLoraLinear(AdapterFactors):
         """Return the state with adapters and gate, that of the base alone if transparent."""
         if not self.transparent:
             return super().state_dict(*args, **kwargs)
-        found: dict[str, Any] = self.base.state_dict(*args, **kwargs)
-        return found
+        state: dict[str, Any] = self.base.state_dict(*args, **kwargs)
+        return state
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *rest: Any, **options: Any
@@ -102,10 +102,10 @@ class GatedLoraLinear(AdapterFactors):
         # What follows loads the base from its own names, and the gate from what it holds.
         for name in [name for name in state_dict if name.startswith(prefix)]:
             state_dict[f"{prefix}base.{name.removeprefix(prefix)}"] = state_dict.pop(name)
-        for own in ("gate", "context"):
-            module = getattr(self, own)
+        for child in ("gate", "context"):
+            module = getattr(self, child)
             for name, tensor in ({} if module is None else module.state_dict()).items():
-                state_dict[f"{prefix}{own}.{name}"] = tensor
+                state_dict[f"{prefix}{child}.{name}"] = tensor
 
     def set_adapters(self, adapters: Sequence[LowRank]) -> None:
         """Exchange the adapters; the gate stays, and strengths are 1 again.

@@ -372,15 +372,15 @@ class AdapterContext(nn.Module):
                 which leaves an adapter on.
         """
         count, first = max(len(kinds), self.most), self.kinds * int(len(kinds) > 2)
-        told, features = torch.zeros(count, 2 * self.kinds), torch.zeros(count, 3)
+        roles, features = torch.zeros(count, 2 * self.kinds), torch.zeros(count, 3)
         largest = max((score for score in scores if score is not None), default=0.0)
-        for row, kind in zip(told, kinds if self.kinds else (), strict=False):
+        for row, kind in zip(roles, kinds if self.kinds else (), strict=False):
             row[[first, first + kind]] = 1
         for row, score in zip(features, scores, strict=False):
             if score is not None:
                 row.copy_(torch.tensor([1, SHARP * score, SHARP * (largest - score)]))
         for name, tensor in {
-            "told": told, "features": features, "known": features[:, 0] > 0
+            "told": roles, "features": features, "known": features[:, 0] > 0
         }.items():  # fmt: skip
             old: Tensor | None = getattr(self, name, None)
             if old is not None and old.shape == tensor.shape:
@@ -437,8 +437,8 @@ def time_features(time: Tensor) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], -1)
 
 
-def _plus_product(total: Tensor | None, one: Tensor, other: Tensor) -> Tensor:
-    return one * other if total is None else torch.addcmul(total, one, other)
+def _plus_product(total: Tensor | None, left: Tensor, other: Tensor) -> Tensor:
+    return left * other if total is None else torch.addcmul(total, left, other)
 
 
 def _normalize(value: Tensor, norm: nn.LayerNorm) -> Tensor:

@@ -185,18 +185,18 @@ def weight_of(layer: nn.Module) -> Tensor:
     try:
         with probing(layer, device):
             bias, y = layer(units.new_zeros(1, size)), layer(x)
-            found = torch.cat([layer(rows) - bias for rows in torch.split(units, ROWS)])
+            columns = torch.cat([layer(rows) - bias for rows in torch.split(units, ROWS)])
     except Exception as failure:
         reason = " ".join(f"{type(failure).__name__}: {failure}".split())
         raise ValueError(f"{name} cannot be called with inputs (N, {size}): {reason}") from failure
-    eps, linear = torch.finfo(y.dtype).eps, x @ found
+    eps, linear = torch.finfo(y.dtype).eps, x @ columns
     error, least, most = (t.float().norm() for t in (y - bias - linear, linear, y))
     if not error <= least / 4 + 16 * eps * most:  # inputs may be rounded to few bits
         raise ValueError(
             f"{name} does not compute a weight times its input plus a bias, which an adapter with a"
             " magnitude (DoRA) needs: give it the linear layer alone"
         )
-    return found.mT.contiguous()
+    return columns.mT.contiguous()
 
 
 def bias_of(layer: nn.Module, x: Tensor) -> Tensor | None:
@@ -293,8 +293,8 @@ class AdapterFactors(nn.Module):
         ranks = [adapter.rank for adapter in given]
         if self.room is not None:
             ranks, downs, ups = self._padded(ranks, downs, ups, empty)
-        found = [torch.cat(f) if f else e for f, e in zip((downs, ups), empty, strict=True)]
-        self._put(ranks, *(tensor.to(device) for tensor in found))
+        stacked = [torch.cat(f) if f else e for f, e in zip((downs, ups), empty, strict=True)]
+        self._put(ranks, *(tensor.to(device) for tensor in stacked))
         self._put_gains(gains)
 
     def _padded(
@@ -309,8 +309,8 @@ class AdapterFactors(nn.Module):
             )
         like = (downs[0], ups[0]) if ranks else empty
         padded = [
-            [self._rows(factor, rank, one) for factor, _ in zip_longest(factors, range(most))]
-            for factors, one in zip((downs, ups), like, strict=True)
+            [self._rows(factor, rank, shape) for factor, _ in zip_longest(factors, range(most))]
+            for factors, shape in zip((downs, ups), like, strict=True)
         ]
         return [rank] * most, padded[0], padded[1]
 
@@ -392,12 +392,12 @@ class AdapterFactors(nn.Module):
 
     def _hidden(self, x: Tensor, ranks: Sequence[int]) -> Tensor:
         strengths = self._weights().to(x.device, x.dtype)
-        found = nn.functional.linear(x, self.down.to(x.device, x.dtype))
+        hidden = nn.functional.linear(x, self.down.to(x.device, x.dtype))
         if len(set(ranks)) == 1:
-            each = found.reshape(*found.shape[:-1], len(ranks), ranks[0])
+            each = hidden.reshape(*hidden.shape[:-1], len(ranks), ranks[0])
             return (each * strengths.unsqueeze(-1)).flatten(-2)
         weights = [s.expand(rank) for s, rank in zip(strengths.unbind(), ranks, strict=True)]
-        return found * torch.cat(weights)
+        return hidden * torch.cat(weights)
 
     def _weights(self) -> Tensor:
         """Return the factor of each adapter (K,)."""
@@ -457,8 +457,8 @@ class AdapterFactors(nn.Module):
         )
 
 
-def _alike(one: Tensor, other: Tensor) -> bool:
-    return (one.shape, one.device, one.dtype) == (other.shape, other.device, other.dtype)
+def _alike(left: Tensor, other: Tensor) -> bool:
+    return (left.shape, left.device, left.dtype) == (other.shape, other.device, other.dtype)
 
 
 def _moved(tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:

@@ -339,7 +339,7 @@ class SparseLoraLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        found, computed = place_of(base)
+        base_device, computed = place_of(base)
         self.base = base
         self.in_features, self.out_features = sizes_of(base)
         self.adapter = SparseLowRank(
@@ -348,7 +348,7 @@ class SparseLoraLinear(nn.Module):
             alpha=alpha,
             dropout=dropout,
             initialization=initialization,
-            device=device or found,
+            device=device or base_device,
             dtype=dtype or computed,
         )
 

@@ -235,11 +235,11 @@ def split_fused_q_proj(
         ValueError: The rows are not those of such a projection.
     """
     gated = num_heads * head_dim
-    known = (gated + num_heads, 2 * gated)
-    if num_kv_heads < 1 or num_heads % num_kv_heads or fused.shape[0] not in known:
+    row_counts = (gated + num_heads, 2 * gated)
+    if num_kv_heads < 1 or num_heads % num_kv_heads or fused.shape[0] not in row_counts:
         raise ValueError(
             f"{fused.shape[0]} rows are not a fused projection of {num_heads} heads of {head_dim}"
-            f" features in {num_kv_heads} groups: expected {known[0]} or {known[1]}"
+            f" features in {num_kv_heads} groups: expected {row_counts[0]} or {row_counts[1]}"
         )
     by_group = _grouped(fused, num_kv_heads)
     queries = gated // num_kv_heads

@@ -110,8 +110,8 @@ class LowRankFeatureGates(nn.Module):
             ValueError: ``v`` has another shape.
         """
         with autocast_off(v):
-            found = reference.factors(self._stacked(v), *self._maps(), self.inputs, self.gates)
-        return found.transpose(0, 1)
+            stacked = reference.factors(self._stacked(v), *self._maps(), self.inputs, self.gates)
+        return stacked.transpose(0, 1)
 
     def forward(self, v: Tensor) -> Tensor:
         """Return ``v`` times the factors of every gate (N, R, D), in the dtype of ``v``.

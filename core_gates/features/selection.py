@@ -32,8 +32,8 @@ def scale_outputs(module: nn.Module, scores: Tensor) -> None:
     Raises:
         ValueError: The module is of another kind, has no affine weights or other features.
     """
-    known = nn.Linear, _ConvNd, *_NORMS
-    weight = _weight(module, known)
+    kinds = nn.Linear, _ConvNd, *_NORMS
+    weight = _weight(module, kinds)
     if weight.shape[0] != scores.shape[0]:
         raise ValueError(f"{_name(module)} has {weight.shape[0]} outputs, not {scores.shape[0]}")
     weight.mul_(scores.to(weight.dtype).view(-1, *[1] * (weight.ndim - 1)))
@@ -61,13 +61,13 @@ def scale_inputs(module: nn.Module, scores: Tensor) -> None:
     weight.mul_(scores.to(weight.dtype).view(1, -1, *[1] * (weight.ndim - 2)))
 
 
-def _weight(module: nn.Module, known: tuple[type[nn.Module], ...]) -> Tensor:
+def _weight(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> Tensor:
     weight = getattr(module, "weight", None)
-    fits = isinstance(module, known) and not isinstance(module, _ConvTransposeNd)
+    fits = isinstance(module, kinds) and not isinstance(module, _ConvTransposeNd)
     if not fits or not isinstance(weight, Tensor):
         raise ValueError(
             f"{_name(module)} cannot absorb scores; expected a module with weights that is a"
-            f" {', '.join(kind.__name__.strip('_') for kind in known)}"
+            f" {', '.join(kind.__name__.strip('_') for kind in kinds)}"
         )
     return weight
 

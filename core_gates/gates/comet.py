@@ -244,10 +244,12 @@ class CometGate(Gate):
 
     def _select(self, x: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the weights (..., J, E) of the leaves and the probabilities of arriving there."""
-        found = None
+        open_scores = None
         if self._follows_open_branches():
-            found = self._scores_along_open_branches(x, padding_mask)
-        scores, leaves = self._scores_of_all(x, padding_mask) if found is None else found
+            open_scores = self._scores_along_open_branches(x, padding_mask)
+        scores, leaves = (
+            self._scores_of_all(x, padding_mask) if open_scores is None else open_scores
+        )
         return scores.flatten(-2).softmax(-1).view(scores.shape), leaves
 
     def _scores_of_all(self, x: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:

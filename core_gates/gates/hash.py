@@ -127,10 +127,10 @@ class HashGate(Gate):
         return RoutingOutput(weights, indices, probs=probs).ignore(padding_mask)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        found = state_dict.get(f"{prefix}table_experts")
-        if isinstance(found, Tensor) and not found.is_meta and int(found) != self.num_experts:
+        count = state_dict.get(f"{prefix}table_experts")
+        if isinstance(count, Tensor) and not count.is_meta and int(count) != self.num_experts:
             errors: list[str] = args[-1]  # what load_state_dict raises in the end
-            errors.append(self._other_table(f"{prefix}table", found))
+            errors.append(self._other_table(f"{prefix}table", count))
             return
         super()._load_from_state_dict(state_dict, prefix, *args)
 

@@ -256,14 +256,14 @@ class MaskedMixture(nn.Module):
         if self.reads is None:
             return linear_fp32(x, self.weight, self.bias)
         inputs = x.unbind(-2)  # whose gradients are stacked; those of slices are added
-        found = []
+        outputs = []
         read = [(i, rows) for i, rows in enumerate(self._rows) if rows]
         for i, rows in read:
             weight = torch.cat([self.weight[part] for part in rows])
             bias = None if self.bias is None else torch.cat([self.bias[part] for part in rows])
-            found.append(linear_fp32(inputs[i], weight, bias))
+            outputs.append(linear_fp32(inputs[i], weight, bias))
         parts: dict[int, Tensor] = {}
-        for (_, rows), output in zip(read, found, strict=True):
+        for (_, rows), output in zip(read, outputs, strict=True):
             sizes = [part.stop - part.start for part in rows]
             starts = [part.start for part in rows]
             parts |= dict(zip(starts, torch.split(output, sizes, -1), strict=True))
@@ -277,9 +277,9 @@ class MaskedMixture(nn.Module):
         """Return the free weights (S, E) of the residual path."""
         if self.self_weight is None or self._free is None:
             return None
-        own = self._free.to(self.weight.device)
-        several = own & (own.sum(-1, keepdim=True) >= self._fewest)
-        ones = (own & ~several).to(self.self_weight.dtype)
+        free = self._free.to(self.weight.device)
+        several = free & (free.sum(-1, keepdim=True) >= self._fewest)
+        ones = (free & ~several).to(self.self_weight.dtype)
         return ones.masked_scatter(several, self.self_weight)
 
 
@@ -298,17 +298,17 @@ def _rows_of_inputs(tables: Tensor, reads: Sequence[int] | None) -> list[list[sl
     """Return for every input the slices of rows that belong to gates reading it."""
     if reads is None:
         return []
-    found: list[list[slice]] = [[] for _ in range(max(reads) + 1)]
+    by_input: list[list[slice]] = [[] for _ in range(max(reads) + 1)]
     start = 0
     for counts in tables.sum(-1).tolist():
         for i, count in zip(reads, counts, strict=True):
-            rows = found[i]
+            rows = by_input[i]
             if rows and rows[-1].stop == start:
                 rows[-1] = slice(rows[-1].start, start + count)
             elif count:
                 rows.append(slice(start, start + count))
             start += count
-    return found
+    return by_input
 
 
 def _spread(packed: Tensor, places: Tensor, shape: torch.Size) -> Tensor:

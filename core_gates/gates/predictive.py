@@ -174,10 +174,10 @@ def prediction_recall(predicted: RoutingOutput, actual: RoutingOutput) -> Tensor
     """
     if predicted.indices is None or actual.indices is None:
         raise ValueError("recall compares indices, but a routing is dense: use to_top_k(k)")
-    found = (actual.indices.unsqueeze(-1) == predicted.indices.unsqueeze(-2)).any(-1)
-    used = torch.ones_like(found) if actual.kept is None else actual.kept
+    hits = (actual.indices.unsqueeze(-1) == predicted.indices.unsqueeze(-2)).any(-1)
+    used = torch.ones_like(hits) if actual.kept is None else actual.kept
     dtype = torch.promote_types(predicted.weights.dtype, actual.weights.dtype)
-    return (found & used).sum(-1).to(dtype) / used.sum(-1)
+    return (hits & used).sum(-1).to(dtype) / used.sum(-1)
 
 
 def fetch_order(predicted: RoutingOutput, num_experts: int | None = None) -> tuple[Tensor, Tensor]:

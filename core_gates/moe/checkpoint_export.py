@@ -46,9 +46,9 @@ def export_state_dict(model: nn.Module, layout: Layout) -> dict[str, Tensor]:
         offset = 0 if parallel is None else parallel.first_expert
         for number, name, value in _split(prefix, module, state, layout):
             single[f"{outer}{offset + number}.{name}.weight"] = value
-    found = {name: cast(Tensor, gathered(value)) for name, value in state.items()} | single
+    whole = {name: cast(Tensor, gathered(value)) for name, value in state.items()} | single
     layers = [_dotted(name) for name, module in modules if isinstance(module, MoELayer)]
-    return {_renamed(name, layers, layout): value for name, value in found.items()}
+    return {_renamed(name, layers, layout): value for name, value in whole.items()}
 
 
 def _split(

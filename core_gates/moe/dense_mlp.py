@@ -85,10 +85,10 @@ class DenseMlp(NamedTuple):
             first, name = torch.cat([self.gate, self.up]), "gate_up_proj"
             if self.gate_bias is not None and self.up_bias is not None:
                 bias = torch.cat([self.gate_bias, self.up_bias])
-        found = {name: first, "down_proj": self.down}
+        tensors = {name: first, "down_proj": self.down}
         if bias is not None and self.down_bias is not None:
-            found |= {f"{name}_bias": bias, "down_proj_bias": self.down_bias}
-        return found
+            tensors |= {f"{name}_bias": bias, "down_proj_bias": self.down_bias}
+        return tensors
 
 
 def read_mlps(networks: Sequence[nn.Module], activation: str | None = None) -> list[DenseMlp]:
@@ -140,7 +140,7 @@ def check_copy(mlp: nn.Module, part: DenseMlp, expert: Callable[[Tensor], Tensor
     with probing(mlp, part.down.device):
         for scale in _SCALES:
             tokens = scale * x.to(part.up)
-            found, hidden = _called(mlp, tokens)
+            outputs, hidden = _called(mlp, tokens)
             first = [part.up] if part.gate is None else [part.gate, part.up]
             bias = [part.up_bias] if part.gate is None else [part.gate_bias, part.up_bias]
             z = torch.cat([F.linear(tokens, w, b) for w, b in zip(first, bias, strict=True)], -1)
@@ -152,7 +152,7 @@ def check_copy(mlp: nn.Module, part: DenseMlp, expert: Callable[[Tensor], Tensor
                     f"the last weights of {type(mlp).__name__} are zero, so that nothing can be"
                     " compared: copy it after a step of training"
                 )
-            _refuse_unlike(mlp, part, F.linear(wanted, part.down, part.down_bias), found)
+            _refuse_unlike(mlp, part, F.linear(wanted, part.down, part.down_bias), outputs)
 
 
 def _called(mlp: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -173,12 +173,12 @@ def _called(mlp: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def _refuse_unlike(
-    mlp: nn.Module, part: DenseMlp, found: Tensor, expected: Tensor, what: str = "outputs"
+    mlp: nn.Module, part: DenseMlp, outputs: Tensor, expected: Tensor, what: str = "outputs"
 ) -> None:
-    known = expected.isfinite()
-    largest = expected.where(known, 0).abs().max().item()
-    error = (found.to(expected) - expected).where(known, 0).abs().max().item()
-    eps = max(torch.finfo(found.dtype).eps, torch.finfo(expected.dtype).eps)
+    finite = expected.isfinite()
+    largest = expected.where(finite, 0).abs().max().item()
+    error = (outputs.to(expected) - expected).where(finite, 0).abs().max().item()
+    eps = max(torch.finfo(outputs.dtype).eps, torch.finfo(expected.dtype).eps)
     if not error <= eps ** (2 / 3) * largest:
         act = part.activation
         form = f"down({act}(up(x)))" if part.gate is None else f"down({act}(gate(x)) * up(x))"
@@ -197,10 +197,10 @@ def _read(mlp: nn.Module, activation: str | None) -> DenseMlp:
     weights = [layer.weight for layer in layers]
     shapes = [tuple(weight.shape) for weight in weights]
     if {*shapes[:-1]} != {shapes[-1][::-1]} or not all(w.is_floating_point() for w in weights):
-        found = ", ".join(f"{tuple(weight.shape)} {weight.dtype}" for weight in weights)
+        described = ", ".join(f"{tuple(weight.shape)} {weight.dtype}" for weight in weights)
         raise ValueError(
-            f"the weights of {type(mlp).__name__} are {found}, expected (F, D) and at last (D, F)"
-            " of a floating dtype"
+            f"the weights of {type(mlp).__name__} are {described}, expected (F, D) and at last"
+            " (D, F) of a floating dtype"
         )
     return DenseMlp(
         up.weight,
@@ -222,16 +222,18 @@ def _layers(mlp: nn.Module) -> tuple[nn.Linear | None, nn.Linear, nn.Linear]:
     if isinstance(mlp, nn.Sequential) and len(linear) == 2:
         first, second = linear.values()
         return None, first, second
-    known = ", ".join(" ".join(n for n in names if n) for names in _NAMES)
+    layouts = ", ".join(" ".join(n for n in names if n) for names in _NAMES)
     raise ValueError(
         f"the linear layers of {type(mlp).__name__} are named {', '.join(linear) or 'nothing'};"
-        f" expected {known}, or a Sequential of two"
+        f" expected {layouts}, or a Sequential of two"
     )
 
 
 def _others(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module | nn.Parameter]]:
     """Yield what a network has next to its linear layers, by name."""
-    yield from ((f"{path}{name}", one) for name, one in module.named_parameters(recurse=False))
+    yield from (
+        (f"{path}{name}", parameter) for name, parameter in module.named_parameters(recurse=False)
+    )
     for name, child in module.named_children():
         if isinstance(child, nn.Sequential | nn.ModuleList | nn.ModuleDict):
             yield from _others(child, f"{path}{name}.")
@@ -245,8 +247,8 @@ def _activation(mlp: nn.Module, given: str | None) -> str:
     Raises:
         ValueError: It is not evident, or the network has more than that.
     """
-    found = dict(_others(mlp))
-    others = {n: m for n, m in found.items() if not isinstance(m, nn.Dropout | nn.Identity)}
+    modules = dict(_others(mlp))
+    others = {n: m for n, m in modules.items() if not isinstance(m, nn.Dropout | nn.Identity)}
     shown = [name for name, module in others.items() if type(module) in _ACTIVATION_OF]
     unseen = [n for n, m in others.items() if isinstance(m, nn.Module) and not [*m.parameters()]]
     place = next(iter(shown or unseen), None)
@@ -263,7 +265,7 @@ def _activation(mlp: nn.Module, given: str | None) -> str:
         module = others[shown[0]]
         tanh = isinstance(module, nn.GELU) and module.approximate == "tanh"
         return "gelu_tanh" if tanh else _ACTIVATION_OF[type(module)]
-    if not unseen and any(isinstance(module, nn.Identity) for module in found.values()):
+    if not unseen and any(isinstance(module, nn.Identity) for module in modules.values()):
         return "identity"
     raise ValueError(
         f"the activation of {type(mlp).__name__} is not evident from its submodules; pass"

@@ -40,13 +40,13 @@ def stretches_of(counts: Sequence[int], runs: Sequence[int]) -> list[Stretch]:
         counts: Experts of each group.
         runs: Inputs of each group.
     """
-    found: list[Stretch] = []
+    stretches: list[Stretch] = []
     for experts, inputs in zip(counts, runs, strict=True):
-        if found and found[-1][1:] == (experts, inputs):
-            found[-1] = found[-1]._replace(groups=found[-1].groups + 1)
+        if stretches and stretches[-1][1:] == (experts, inputs):
+            stretches[-1] = stretches[-1]._replace(groups=stretches[-1].groups + 1)
         else:
-            found.append(Stretch(1, experts, inputs))
-    return found
+            stretches.append(Stretch(1, experts, inputs))
+    return stretches
 
 
 def stacked_linear(
@@ -365,9 +365,9 @@ class StackedExperts(nn.Module):
             GatesError: ``method`` is the name of none.
         """
         if not isinstance(method, str) or method not in get_args(Method):
-            found = repr(method) if isinstance(method, str) else type(method).__name__
+            given = repr(method) if isinstance(method, str) else type(method).__name__
             raise GatesError(
-                f"{type(self).__name__} was called with {found}, expected the name of a method:"
+                f"{type(self).__name__} was called with {given}, expected the name of a method:"
                 " use a MoELayer, or experts.run(rows, counts), .batched, .dense or .chosen"
             )
         return cast(Tensor, getattr(self, f"_{method}")(*inputs))

@@ -84,9 +84,9 @@ class RoutingStatistics:
             parts["scored"] = measured.sum()
         if routing.logits is not None:
             logits = _where(measured, exact(routing.logits))
-            known = measured.unsqueeze(-1) & logits.isfinite()
-            parts["logits"] = known.sum()
-            parts["logit_squares"] = logits.masked_fill(~known, 0).square().sum()
+            valid = measured.unsqueeze(-1) & logits.isfinite()
+            parts["logits"] = valid.sum()
+            parts["logit_squares"] = logits.masked_fill(~valid, 0).square().sum()
         return self._join(parts, weights)
 
     def choices(self, routing: RoutingOutput, padding_mask: Tensor | None = None) -> Choices:

@@ -264,10 +264,10 @@ class MixtureStatistics:
         """Return the ``matrix`` (S, E) of mean weights, and those of the single weights."""
         parts = split(total, self.sizes)
         matrix = parts["matrix"] / parts["mixed"].clamp(min=1)
-        found = {"matrix": matrix.view(self.num_gates, self.num_experts)}
+        matrices = {"matrix": matrix.view(self.num_gates, self.num_experts)}
         if self.values is None:
-            return found
-        return self.values.distributions(self._of_values(total)) | found
+            return matrices
+        return self.values.distributions(self._of_values(total)) | matrices
 
     def _value_figures(self, total: Tensor) -> dict[str, float]:
         return {} if self.values is None else self.values.figures(self._of_values(total))

@@ -103,11 +103,11 @@ def _refuse_foreign(path: Path) -> None:
     """Refuse to run what another user may have written."""
     if not hasattr(os, "getuid"):
         return
-    for one in (path.parent, path):
-        found = one.stat()
-        if found.st_uid != os.getuid() or found.st_mode & 0o022:
+    for place in (path.parent, path):
+        status = place.stat()
+        if status.st_uid != os.getuid() or status.st_mode & 0o022:
             raise GatesError(
-                f"others may write to {one}, which kernels('cpp') would run: chmod go-w it, or"
+                f"others may write to {place}, which kernels('cpp') would run: chmod go-w it, or"
                 f" name your own folder in {CACHE_VARIABLE}"
             )
 
@@ -155,7 +155,7 @@ def run_rows(function: Any, arguments: Sequence[object], num_rows: int, chunk: i
     Raises:
         TypeError: A tensor is of another kind.
     """
-    fixed = [_argument(one) for one in arguments]
+    fixed = [_argument(argument) for argument in arguments]
     starts = range(0, num_rows, chunk)
 
     def call(start: int) -> None:
@@ -169,18 +169,18 @@ def run_rows(function: Any, arguments: Sequence[object], num_rows: int, chunk: i
         return
     waiting = [_pool(threads).submit(call, start) for start in starts]
     try:
-        for one in waiting:
-            one.result()
+        for future in waiting:
+            future.result()
     finally:  # whatever interrupts: nothing may write to tensors that are given up
-        for one in waiting:
-            one.cancel()
+        for future in waiting:
+            future.cancel()
         wait(waiting)
 
 
 def _argument(value: object) -> Any:
     if isinstance(value, Tensor):
-        known = value.dtype in (torch.float32, torch.int64) and value.is_cpu
-        if not known or not value.is_contiguous() or (value.numel() and not value.data_ptr()):
+        supported = value.dtype in (torch.float32, torch.int64) and value.is_cpu
+        if not supported or not value.is_contiguous() or (value.numel() and not value.data_ptr()):
             raise TypeError(
                 f"a C++ kernel needs contiguous float32 or int64 of the CPU, got {value.dtype} on"
                 f" {value.device} with strides {value.stride()}"
@@ -231,8 +231,8 @@ def product(left: Tensor, right: Tensor, bias: Tensor | None = None, *, cpp: boo
     if cpp and _pays(left, right):
         if not (right.is_contiguous() or right.mT.is_contiguous()):
             right = right.contiguous()  # for rows with gaps oneDNN has a slow loop alone
-        found: Tensor = _ops.mkldnn._linear_pointwise(left, right.mT, bias, "none", [], "")
-        return found
+        result: Tensor = _ops.mkldnn._linear_pointwise(left, right.mT, bias, "none", [], "")
+        return result
     return left @ right if bias is None else torch.addmm(bias, left, right)
 
 
@@ -250,8 +250,8 @@ def products(
     """
     if cpp and _pays(left[0], right[0]):
         biases: Sequence[Tensor | None] = [None] * len(out) if bias is None else list(bias)
-        for one, other, summand, result in zip(left, right, biases, out, strict=True):
-            result.copy_(product(one, other, summand, cpp=True))
+        for factor, other, summand, result in zip(left, right, biases, out, strict=True):
+            result.copy_(product(factor, other, summand, cpp=True))
     elif bias is None:
         torch.bmm(left, right, out=out)
     else:
@@ -261,8 +261,8 @@ def products(
 def add_products(out: Tensor, left: Tensor, right: Tensor, *, cpp: bool) -> None:
     """Add products of matrices, or of stacked ones, to ``out`` (N, M) or (E, N, M)."""
     if out.ndim == 3 and cpp and _pays(left[0], right[0]):
-        for result, one, other in zip(out, left, right, strict=True):
-            result.add_(product(one, other, cpp=True))
+        for result, factor, other in zip(out, left, right, strict=True):
+            result.add_(product(factor, other, cpp=True))
     elif out.ndim == 3:
         out.baddbmm_(left, right)
     elif cpp and _pays(left, right):

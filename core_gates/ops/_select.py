@@ -142,8 +142,10 @@ def derivatives(
     with torch.enable_grad():
         out = definition(*inputs, *options)
         wanted = [t for t in inputs if t.requires_grad]
-        found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True, allow_unused=True))
-    return tuple(next(found) if t.requires_grad else None for t in inputs)
+        gradients = iter(
+            torch.autograd.grad(out, wanted, grad, create_graph=True, allow_unused=True)
+        )
+    return tuple(next(gradients) if t.requires_grad else None for t in inputs)
 
 
 def is_transformed() -> bool:
@@ -199,17 +201,17 @@ def register(
     num_grads = len(inspect.signature(reference.backward).parameters) - num_inputs
 
     def like_saved(*arguments: Any) -> Any:
-        found = tuple(map(torch.empty_like, arguments[num_grads : num_grads + saved]))
-        return found if saved > 1 else found[0]
+        buffers = tuple(map(torch.empty_like, arguments[num_grads : num_grads + saved]))
+        return buffers if saved > 1 else buffers[0]
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG001
         ctx.save_for_backward(*inputs[:saved])
         ctx.options = inputs[saved:]
 
     def differentiate(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        found = backward(*grads, *ctx.saved_tensors, *ctx.options)
-        found = found if isinstance(found, tuple) else (found,)
-        return (*found, *[None] * (num_inputs - len(found)))
+        gradients = backward(*grads, *ctx.saved_tensors, *ctx.options)
+        gradients = gradients if isinstance(gradients, tuple) else (gradients,)
+        return (*gradients, *[None] * (num_inputs - len(gradients)))
 
     forward = register_direction(reference, "forward", fake)
     backward = register_direction(reference, "backward", fake_backward or like_saved)

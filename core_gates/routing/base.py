@@ -85,10 +85,10 @@ class Gate(nn.Module, ABC):
         super().__init_subclass__(**kwargs)
         if "__call__" not in vars(cls):
             shared = Gate.__call__
-            own = FunctionType(
+            traced = FunctionType(
                 shared.__code__.replace(), shared.__globals__, closure=shared.__closure__
             )
-            cls.__call__ = own  # type: ignore[method-assign]
+            cls.__call__ = traced  # type: ignore[method-assign]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Route as ``forward`` does, count the routing and tell it to the listeners."""

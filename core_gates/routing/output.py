@@ -133,8 +133,8 @@ class RoutingOutput(NamedTuple):
         are not routed at all keep weight zero and ``kept`` False.
         """
         top = self.to_top_k(1)
-        one = 1 + (top.weights - top.weights.detach())
-        return top._replace(weights=torch.where(top.weights != 0, one, 0))
+        straight_through = 1 + (top.weights - top.weights.detach())
+        return top._replace(weights=torch.where(top.weights != 0, straight_through, 0))
 
     def _kept_weights(self) -> Tensor:
         return self.weights if self.kept is None else self.weights.masked_fill(~self.kept, 0)

@@ -111,13 +111,13 @@ class Gathered(Generic[T]):
 
     def items(self) -> list[T]:
         """Return all that was gathered so far."""
-        found: list[T] = []
+        latest_first: list[T] = []
         node = self._last
         while node is not None:
             item, first, node = node  # type: ignore[assignment]
             if first is None or bool(first):
-                found.append(item)
-        return found[::-1]
+                latest_first.append(item)
+        return latest_first[::-1]
 
 
 def _add_once(total: Tensor, amount: Tensor) -> None:

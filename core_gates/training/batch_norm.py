@@ -126,11 +126,11 @@ class SyncBatchNorm(_BatchNorm):
             self.num_batches_tracked.add_(1)
             if self.momentum is None:
                 momentum = 1 / float(self.num_batches_tracked)
-        known = update or not by_batch
+        tracked = update or not by_batch
         return F.batch_norm(
             x,
-            self.running_mean if known else None,
-            self.running_var if known else None,
+            self.running_mean if tracked else None,
+            self.running_var if tracked else None,
             self.weight,
             self.bias,
             by_batch,
@@ -187,8 +187,8 @@ def moments_of_ranks(
     parts = count, count * mean, squares + count * mean.square()
     local = torch.cat([part.flatten() for part in parts])
     total = all_reduce(local, group) if num_ranks(group) > 1 else local
-    found = torch.split(total, [part.numel() for part in parts])
-    count, sums, squares = (t.view(p.shape) for t, p in zip(found, parts, strict=True))
+    totals = torch.split(total, [part.numel() for part in parts])
+    count, sums, squares = (t.view(p.shape) for t, p in zip(totals, parts, strict=True))
     count = count.detach()
     mean = sums / count.clamp(min=1)
     return mean, (squares / count.clamp(min=1) - mean.square()).clamp(min=0), count

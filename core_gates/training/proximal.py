@@ -112,8 +112,8 @@ def _local(p: Tensor) -> Tensor:
 
 
 def _check_gates(optimizer: Optimizer, gates: list[Tensor]) -> None:
-    known = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    foreign = sum(id(gate) not in known for gate in gates)
+    optimized = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    foreign = sum(id(gate) not in optimized for gate in gates)
     if foreign:
         raise ValueError(
             f"{foreign} of {len(gates)} gates are not parameters of the optimizer; make it of the"

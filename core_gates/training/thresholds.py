@@ -128,11 +128,11 @@ class ThresholdSchedule:
         whole = (g.full_tensor() if hasattr(g, "full_tensor") else g for g in self._gates)
         sizes = torch.cat([gate.detach().abs().flatten().cpu() for gate in whole])
         cut = len(sizes) - round((self.kept or 0.0) * len(sizes))
-        own, steps = self.thresholds[self.stage], self.stage_steps
+        current, steps = self.thresholds[self.stage], self.stage_steps
         left = max(1, steps * (self.stage + 1) - self.num_steps)  # of this stage
-        ahead = left * own + steps * sum(self.thresholds[self.stage + 1 :])
+        ahead = left * current + steps * sum(self.thresholds[self.stage + 1 :])
         last = float(sizes.kthvalue(cut).values) if cut else 0.0
-        self.proximal.threshold = last * (own / ahead)
+        self.proximal.threshold = last * (current / ahead)
 
     def _count(self, _optimizer: Optimizer, _args: Any, _options: Any) -> None:
         self.load_state_dict({"num_steps": self.num_steps + 1})
@@ -180,11 +180,11 @@ def threshold_for(kept: float, steps: int) -> float:
 
 def _warn_of_rate(optimizer: Optimizer, gates: Sequence[Tensor], threshold: float) -> None:
     """Warn where gates that learn could not stay above the threshold."""
-    known = {id(gate) for gate in gates}
+    gate_ids = {id(gate) for gate in gates}
     rates = [
         float(group.get("initial_lr", group["lr"]))
         for group in optimizer.param_groups
-        if any(id(p) in known for p in group["params"])
+        if any(id(p) in gate_ids for p in group["params"])
     ]
     if rates and threshold >= MOST_OF_RATE * min(rates):
         warnings.warn(

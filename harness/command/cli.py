@@ -419,7 +419,7 @@ class GatesRunCLI(LightningCLI):
         data, run = self.datamodule, self._run()
         digest = getattr(data, "digest", None)
         if digest is not None:
-            run.settings["data.digest"] = [one.sha256 for one in digest()] or None
+            run.settings["data.digest"] = [item.sha256 for item in digest()] or None
         objects: Sequence[str] = getattr(data, "training_objects", list)()
         return self.training(run), sorted({*objects, *self._seen_before()})
 

@@ -28,13 +28,13 @@ def find_config(name: str, app: str) -> Path:
     packaged = _packaged(app)
     names = [name] if name.endswith((".yaml", ".yml", ".json")) else [name, f"{name}.yaml"]
     places = [Path(n) for n in names] + [packaged / n for n in names]
-    found = next((place for place in places if place.is_file()), None)
-    if found is not None:
-        return found
-    known = packaged_configs(app)
+    config = next((place for place in places if place.is_file()), None)
+    if config is not None:
+        return config
+    choices = packaged_configs(app)
     raise GatesError(
         f"configuration {name!r} found neither in {Path.cwd()} nor among the packaged ones: "
-        f"give a path or one of {', '.join(known) or '(none)'}"
+        f"give a path or one of {', '.join(choices) or '(none)'}"
     )
 
 
@@ -60,8 +60,8 @@ def read_config(path: Path) -> dict[str, Any]:
         GatesError: The file is not text, not YAML or not a mapping, or extends what is not there.
     """
     merged: dict[str, Any] = {}
-    for one in reversed(chain(path)):
-        merged = _merge(merged, _read_mapping(one))
+    for file in reversed(chain(path)):
+        merged = _merge(merged, _read_mapping(file))
     merged.pop(EXTENDS, None)
     return merged
 
@@ -72,16 +72,16 @@ def chain(path: Path) -> list[Path]:
     Raises:
         GatesError: One of them is missing or not readable, or extends itself.
     """
-    found = [path]
-    while (name := _read_mapping(found[-1]).get(EXTENDS)) is not None:
-        base = found[-1].with_name(f"{str(name).removesuffix('.yaml')}.yaml")
-        if not base.is_file() or base in found:
-            reason = "which extends it" if base in found else "which is not there"
+    files = [path]
+    while (name := _read_mapping(files[-1]).get(EXTENDS)) is not None:
+        base = files[-1].with_name(f"{str(name).removesuffix('.yaml')}.yaml")
+        if not base.is_file() or base in files:
+            reason = "which extends it" if base in files else "which is not there"
             raise GatesError(
-                f"{found[-1]} extends {base}, {reason}: name another configuration of that folder"
+                f"{files[-1]} extends {base}, {reason}: name another configuration of that folder"
             )
-        found.append(base)
-    return found
+        files.append(base)
+    return files
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
@@ -181,7 +181,7 @@ def decisive_settings(options: Mapping[str, Any], neutral: Collection[str] = ())
         neutral: Dotted names, or beginnings of them, of options that decide nothing: folders,
             processes, logs.
     """
-    found = {
+    settings = {
         "seed": options.get("seed_everything"),
         **_of_trainer(options.get("trainer") or {}),
         **{
@@ -190,22 +190,24 @@ def decisive_settings(options: Mapping[str, Any], neutral: Collection[str] = ())
     }
     for group in ("model", "data"):
         value = options.get(group)
-        found |= flatten(value, f"{group}.") if isinstance(value, Mapping) else {group: value}
+        settings |= flatten(value, f"{group}.") if isinstance(value, Mapping) else {group: value}
     return {
         name: value
-        for name, value in found.items()
+        for name, value in settings.items()
         if value is not None
-        and not any(name == one or name.startswith(f"{one}.") for one in neutral)
+        and not any(name == prefix or name.startswith(f"{prefix}.") for prefix in neutral)
     }
 
 
 def _of_trainer(options: Mapping[str, Any]) -> dict[str, Any]:
-    found = {name: options.get(name) for name in TRAINER}
-    given = found["callbacks"] or []
-    found["callbacks"] = [
-        one for one in (given if isinstance(given, list) else [given]) if not _watches(one)
+    kept = {name: options.get(name) for name in TRAINER}
+    given = kept["callbacks"] or []
+    kept["callbacks"] = [
+        callback
+        for callback in (given if isinstance(given, list) else [given])
+        if not _watches(callback)
     ]
-    return {f"trainer.{n}": (v or None) if n in IF_GIVEN else v for n, v in found.items()}
+    return {f"trainer.{n}": (v or None) if n in IF_GIVEN else v for n, v in kept.items()}
 
 
 def _watches(callback: Any) -> bool:

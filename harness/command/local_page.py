@@ -118,9 +118,9 @@ def _look() -> Any:
 def _wait_for_the_end() -> None:
     """Wait for Ctrl-C, which shell jobs ignore without a handler, or for SIGTERM."""
     ended = Event()
-    kept = {one: signal.signal(one, lambda *_: ended.set()) for one in ENDS}
+    kept = {number: signal.signal(number, lambda *_: ended.set()) for number in ENDS}
     try:
         ended.wait()
     finally:
-        for one, handler in kept.items():
-            signal.signal(one, handler)
+        for number, handler in kept.items():
+            signal.signal(number, handler)

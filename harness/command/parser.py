@@ -165,8 +165,8 @@ def kind(hint: Any) -> str:
 def is_sequence(hint: Any) -> bool:
     """Return whether a type is a list, a tuple or another sequence with a type of its items."""
     origin = get_origin(hint)
-    known = isinstance(origin, type) and issubclass(origin, Sequence | set | frozenset)
-    return bool(known and get_args(hint))
+    is_listed = isinstance(origin, type) and issubclass(origin, Sequence | set | frozenset)
+    return bool(is_listed and get_args(hint))
 
 
 def is_plain_sequence(hint: Any) -> bool:
@@ -181,8 +181,8 @@ def is_plain_sequence(hint: Any) -> bool:
 def _notes(action: Action, required: Collection[str]) -> list[str]:
     needed = (action.required or action.dest in required) and action.nargs != "*"
     notes = ["required"] if needed else []
-    if known := _classes(action):
-        notes.append(f"known: {', '.join(known)}")
+    if names := _classes(action):
+        notes.append(f"known: {', '.join(names)}")
     typed = hasattr(action, "extra_help") and action.option_strings and not needed
     if typed and action.default != SUPPRESS:
         notes.append(f"default: {_default(action.default)}")
@@ -210,8 +210,8 @@ def _classes(action: Action) -> list[str]:
         return []
     paths = action.extra_help().removeprefix(", known subclasses: ").split(", ")
     bases = {base.__module__.partition(".")[0] for base in _bases(action._typehint)}  # type: ignore[attr-defined]
-    own = [path for path in paths if path.partition(".")[0] in bases]
-    return [path.rpartition(".")[2] for path in own] if len(own) <= MOST_CLASSES else []
+    ours = [path for path in paths if path.partition(".")[0] in bases]
+    return [path.rpartition(".")[2] for path in ours] if len(ours) <= MOST_CLASSES else []
 
 
 def _bases(hint: Any) -> Iterator[type]:
@@ -294,8 +294,10 @@ def lacking(names: Sequence[str], verb: str, app: str, config: Path | None = Non
         return f"nothing is given for {names}: see gates {app} {verb} --help"
     if config is not None:
         return f"{config} lacks {', '.join(keys)}"
-    known = packaged_configs(app)
-    choices = f"one of {', '.join(known)}, or a path" if known else f"a file with {', '.join(keys)}"
+    packaged = packaged_configs(app)
+    choices = (
+        f"one of {', '.join(packaged)}, or a path" if packaged else f"a file with {', '.join(keys)}"
+    )
     return f"no configuration is named: give --config NAME: {choices}"
 
 
@@ -327,17 +329,17 @@ def let_lists_be_plain(parser: Any, words: Sequence[str]) -> list[str]:
         for name in action.option_strings
         if not name.endswith("+")
     }
-    found = list(words)
-    for name, value in values(found, lists):
+    plain = list(words)
+    for name, value in values(plain, lists):
         if not value.strip():
             raise GatesError(f"{name} names nothing: give one value or several, or leave it out")
-    for index, word in enumerate(found):
+    for index, word in enumerate(plain):
         name, equals, value = word.partition("=")
         if name in lists and equals:
-            found[index] = f"{name}={_bracketed(value)}"
-        elif index and found[index - 1] in lists:
-            found[index] = _bracketed(word)
-    return found
+            plain[index] = f"{name}={_bracketed(value)}"
+        elif index and plain[index - 1] in lists:
+            plain[index] = _bracketed(word)
+    return plain
 
 
 def values(words: Sequence[str], names: Collection[str]) -> Iterator[tuple[str, str]]:
@@ -390,30 +392,30 @@ def one_line(message: str, options: Iterable[str], config: Path | None = None) -
     text = re.sub(NESTED, r"\1=\2", " ".join(message.split()))
     keys = re.findall(r'Parser key "([^"]+)"', text)
     where = f"{'.'.join(keys[:1] if 'Subtypes:' in text else keys)}: " if keys else ""
-    if found := re.search(r"given class_path '([^']+)': Option '([^']+)' is not accepted", text):
-        return f"{where}{found.group(1)} does not accept {found.group(2)!r}"
+    if match := re.search(r"given class_path '([^']+)': Option '([^']+)' is not accepted", text):
+        return f"{where}{match.group(1)} does not accept {match.group(2)!r}"
     if reason := _reason_of_class(message):
         return f"{where}{reason}"
-    if found := re.search(r"Problem with given class_path '([^']+)':$", text):
-        return f"{where}{found.group(1)} cannot be made and gives no reason; --debug shows where"
+    if match := re.search(r"Problem with given class_path '([^']+)':$", text):
+        return f"{where}{match.group(1)} cannot be made and gives no reason; --debug shows where"
     unknown = r"(?:Subcommand '[^']+' does not accept option|Option) '([^']+)'(?: is not accepted)?"
-    if found := re.search(unknown, text):
+    if match := re.search(unknown, text):
         place = f" in {config}" if config else ""
-        return f"unknown key {found.group(1)!r}{place}{_hint(found.group(1), options)}"
+        return f"unknown key {match.group(1)!r}{place}{_hint(match.group(1), options)}"
     absent = r"(No module named .*?|module '\S+' has no attribute .*?|cannot import .*?"
     absent += r"|[^.:]*\(\S+\.py, line \d+\))"
-    if found := re.search(rf"{absent}\. Got value: Namespace\(class_path='([^']+)'", text):
-        own = found.group(1).startswith("No module named")
-        hint = "; PYTHONPATH=FOLDER adds a folder that is searched" if own else ""
-        return f"{where}{found.group(2)} cannot be imported: {found.group(1)}{hint}"
-    if found := re.search(r"Subtypes: \[(.*?)\] Errors:.*Given value: (.*)$", text):
-        return f"{where}expected {_types(found.group(1))}, found {found.group(2)!r}"
-    if found := re.search(r"Expected a (.*)\. Got value: (.*)$", text):
-        return f"{where}expected {_types(found.group(1))}, found {found.group(2)!r}"
-    if found := re.search(r"Expected a dot import path string: (\S+)", text):
-        return f"{where}no class {found.group(1)!r}: give it as package.module.Class"
-    if found := re.search(r"unrecognized arguments: (--?[\w.\-]+)", text):
-        return text + _hint(found.group(1), options)
+    if match := re.search(rf"{absent}\. Got value: Namespace\(class_path='([^']+)'", text):
+        is_missing = match.group(1).startswith("No module named")
+        hint = "; PYTHONPATH=FOLDER adds a folder that is searched" if is_missing else ""
+        return f"{where}{match.group(2)} cannot be imported: {match.group(1)}{hint}"
+    if match := re.search(r"Subtypes: \[(.*?)\] Errors:.*Given value: (.*)$", text):
+        return f"{where}expected {_types(match.group(1))}, found {match.group(2)!r}"
+    if match := re.search(r"Expected a (.*)\. Got value: (.*)$", text):
+        return f"{where}expected {_types(match.group(1))}, found {match.group(2)!r}"
+    if match := re.search(r"Expected a dot import path string: (\S+)", text):
+        return f"{where}no class {match.group(1)!r}: give it as package.module.Class"
+    if match := re.search(r"unrecognized arguments: (--?[\w.\-]+)", text):
+        return text + _hint(match.group(1), options)
     return text
 
 
@@ -444,17 +446,19 @@ def _reason_of_class(message: str) -> str:
     """Return why an object of a class with arguments cannot be made; empty for other messages."""
     lines = message.splitlines()
     for number, line in enumerate(lines):
-        if found := re.match(r"(\s*)- Problem with given class_path '([^']+)':$", line):
-            depth = len(found.group(1)) + 2
+        if match := re.match(r"(\s*)- Problem with given class_path '([^']+)':$", line):
+            depth = len(match.group(1)) + 2
             rest = lines[number + 1 :]
-            end = next((n for n, one in enumerate(rest) if _depth(one) < depth), len(rest))
+            end = next((n for n, line in enumerate(rest) if _depth(line) < depth), len(rest))
             inner = one_line("\n".join(rest[:end]), ())
-            return inner if "Parser key" in rest[0] else f"{found.group(2)}: {inner}"
+            return inner if "Parser key" in rest[0] else f"{match.group(2)}: {inner}"
     if not re.search(r"Given value: Namespace\(class_path=", message):
         return ""
     said = [line.strip()[2:] for line in lines if line.strip().startswith("- ")]
-    own = [one for one in said if not re.match(r"Expected a |Unexpected |Import path |Not a ", one)]
-    return own[0] if own else ""
+    reasons = [
+        line for line in said if not re.match(r"Expected a |Unexpected |Import path |Not a ", line)
+    ]
+    return reasons[0] if reasons else ""
 
 
 def _depth(line: str) -> int:
@@ -462,8 +466,8 @@ def _depth(line: str) -> int:
 
 
 def _hint(name: str, options: Iterable[str]) -> str:
-    known = sorted({option.lstrip("-") for option in options})
-    close = get_close_matches(name.lstrip("-"), known, n=1)
+    names = sorted({option.lstrip("-") for option in options})
+    close = get_close_matches(name.lstrip("-"), names, n=1)
     dashes = "--" if name.startswith("--") else ""
     return f" (did you mean {dashes}{close[0]}?)" if close else ""
 

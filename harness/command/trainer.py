@@ -213,16 +213,16 @@ def resumed(run_folder: RunFolder, piece: Piece, objects: Sequence[str] | None =
             f"{run_folder.training} was started from another checkpoint and stopped before its "
             "first own one: give that --ckpt_path again, with --overwrite"
         )
-    found, wanted = dict(record.settings), dict(piece.settings)
+    recorded, wanted = dict(record.settings), dict(piece.settings)
     if objects is None:  # before the data are there
-        for settings in (found, wanted):
+        for settings in (recorded, wanted):
             settings.pop("data.digest", None)
-    lengthened = bool(found.pop(LENGTHENED, False))
+    lengthened = bool(recorded.pop(LENGTHENED, False))
     for name in GROWING:
-        if _grows(found.get(name), wanted.get(name)):
-            found[name], lengthened = wanted.get(name), True
+        if _grows(recorded.get(name), wanted.get(name)):
+            recorded[name], lengthened = wanted.get(name), True
     same = Piece(piece.method, piece.seed, piece.keys, wanted)
-    if said := gap(record._replace(settings=found, fingerprint=""), same):
+    if said := gap(record._replace(settings=recorded, fingerprint=""), same):
         _refuse(run_folder, said)
     if objects is not None and sorted(objects) != sorted(record.objects):
         said = differences(

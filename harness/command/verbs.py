@@ -55,8 +55,8 @@ class Place(NamedTuple):
         from harness.experiment import Run
 
         folder, path = self.run_folder, self.config_path
-        known: dict[str, Any] = {"overwrite": folder.overwrite, **options}
-        return Run(folder.path, app=folder.app, config_path=path, command=self.command, **known)
+        settings: dict[str, Any] = {"overwrite": folder.overwrite, **options}
+        return Run(folder.path, app=folder.app, config_path=path, command=self.command, **settings)
 
 
 class OwnSection(ConfigFile):
@@ -138,8 +138,8 @@ def run_verb(
         skip.add(name)
         optional = parameters[name].default is not inspect.Parameter.empty
         many: dict[str, Any] = {"nargs": "*" if optional else "+"} if name == positional else {}
-        told = re.search(rf"(?m)^    {name}: (.+(?:\n {{5,}}.+)*)", inspect.getdoc(function) or "")
-        parser.add_argument(name, type=str, help=told[1] if told else "", **many)
+        text = re.search(rf"(?m)^    {name}: (.+(?:\n {{5,}}.+)*)", inspect.getdoc(function) or "")
+        parser.add_argument(name, type=str, help=text[1] if text else "", **many)
     if placed:
         parser.add_argument("--name", type=str | None, help=NAME_OF_PATH if name_of else NAME)
         parser.add_argument("--root", type=str, default="runs", help="Folder of all runs.")
@@ -154,7 +154,7 @@ def run_verb(
             options |= {name: _taken(kind, options) for name, kind in grouped.items()}
         except ValueError as error:  # of the constructor of a dataclass
             raise GatesError(f"an option is wrong: {error}") from error
-    options |= {n[2:]: v for n, v in values(words, [f"--{one}" for one in verbs[verb].literal])}
+    options |= {n[2:]: v for n, v in values(words, [f"--{name}" for name in verbs[verb].literal])}
     options.pop("config")
     if placed:
         run, root = options.pop("name"), options.pop("root")
@@ -189,9 +189,11 @@ def _add_options(
 
 def _with_two_dashes(parser: GatesParser, word: str) -> str:
     """Return ``-k`` as ``--k`` where an option has a name of one letter."""
-    known = parser._option_string_actions
+    actions = parser._option_string_actions
     short = word.partition("=")[0]
-    return f"-{word}" if len(short) == 2 and f"-{short}" in known and short not in known else word
+    return (
+        f"-{word}" if len(short) == 2 and f"-{short}" in actions and short not in actions else word
+    )
 
 
 def _taken(kind: type[Any], options: dict[str, Any]) -> Any:

@@ -45,8 +45,8 @@ def draw_crossed(
         count: Number of resamples.
     """
     drawn = np.ones((count, len(indices[0])))
-    for index, own in zip(indices, units, strict=True):
-        drawn *= draw_clusters(index, own, generator, count).prod(-1)
+    for index, count_of in zip(indices, units, strict=True):
+        drawn *= draw_clusters(index, count_of, generator, count).prod(-1)
     if (empty := ~drawn.any(1)).any():
         drawn[empty] = draw_crossed(indices, units, generator, int(empty.sum()))
     return drawn
@@ -82,15 +82,15 @@ def numbered(ids: Iterable[object]) -> tuple[np.ndarray, int]:
         ValueError: There is no sample, or not one id per sample.
     """
     labels = np.asarray(ids).tolist() if hasattr(ids, "__array__") else list(ids)
-    if not isinstance(labels, list) or any(isinstance(one, list) for one in labels):
+    if not isinstance(labels, list) or any(isinstance(label, list) for label in labels):
         raise ValueError(f"ids have shape {np.shape(labels)}, expected one a sample (N,)")
     if not labels:
         raise ValueError("ids are empty, expected one a sample")
-    known = {label for label in labels if not _is_missing(label)}
+    present = {label for label in labels if not _is_missing(label)}
     try:
-        ordered = sorted(known)  # type: ignore[type-var]
+        ordered = sorted(present)  # type: ignore[type-var]
     except TypeError:  # of several types
-        ordered = sorted(known, key=lambda label: (type(label).__name__, str(label)))
+        ordered = sorted(present, key=lambda label: (type(label).__name__, str(label)))
     numbers = {label: number for number, label in enumerate(ordered)}
     index, units = np.empty(len(labels), dtype=np.intp), len(numbers)
     for position, label in enumerate(labels):
@@ -301,14 +301,14 @@ class Resamples:
         Raises:
             ValueError: There is no kind or no sample, or kinds differ in the number of samples.
         """
-        found = [_numbered_rows(one) for one in ids]
-        sizes = {len(index) for index, _ in found}
+        numberings = [_numbered_rows(labels) for labels in ids]
+        sizes = {len(index) for index, _ in numberings}
         if len(sizes) != 1:
             raise ValueError(
                 f"kinds of clusters have {sorted(sizes)} samples, expected one id each a sample"
             )
-        draw = partial(draw_crossed, [i for i, _ in found], [units for _, units in found])
-        few = min(units for _, units in found)
+        draw = partial(draw_crossed, [i for i, _ in numberings], [units for _, units in numberings])
+        few = min(units for _, units in numberings)
         return cls(draw, sizes.pop(), few, resamples=resamples, level=level, seed=seed)
 
     @classmethod
@@ -344,9 +344,9 @@ class Resamples:
         """
         if isinstance(scores, Sampled):
             return scores
-        found = _as_list(scores)
-        single = frozenset[str]().union(*map(single_of, found))
-        return Sampled(*self._over_seeds(found), len(found), single)
+        by_seed = _as_list(scores)
+        single = frozenset[str]().union(*map(single_of, by_seed))
+        return Sampled(*self._over_seeds(by_seed), len(by_seed), single)
 
     def intervals(self, scores: Scores | Sequence[Scores] | Sampled) -> dict[str, Interval]:
         """Return the interval of every score; bounds of one that rests on one unit are NaN.
@@ -357,11 +357,11 @@ class Resamples:
         Raises:
             ValueError: Seeds differ in their scores, or there is none.
         """
-        found = self.sampled(scores)
+        sampled = self.sampled(scores)
         result = {}
-        for name, value in found.values.items():
-            units = 1 if name in found.single else self.units
-            result[name] = Interval(value, *self._percentiles(found.drawn[name], units), units)
+        for name, value in sampled.values.items():
+            units = 1 if name in sampled.single else self.units
+            result[name] = Interval(value, *self._percentiles(sampled.drawn[name], units), units)
         return result
 
     def differences(
@@ -401,11 +401,11 @@ class Resamples:
         return min(1.0, max(2 * sides / (1 + len(gaps)), 2.0 ** (1 - units)))
 
     def _percentiles(self, scores: np.ndarray, units: int) -> tuple[float, float]:
-        known = scores[np.isfinite(scores)]
-        if units == 1 or known.size == 0:
+        finite = scores[np.isfinite(scores)]
+        if units == 1 or finite.size == 0:
             return float("nan"), float("nan")
         tail = (1 - self.level) / 2
-        low, high = np.quantile(known, [tail, 1 - tail])
+        low, high = np.quantile(finite, [tail, 1 - tail])
         return float(low), float(high)
 
     def _over_seeds(self, scores: list[Scores]) -> tuple[dict[str, float], dict[str, np.ndarray]]:
@@ -418,10 +418,10 @@ class Resamples:
                 raise ValueError(
                     f"seeds differ in their scores: {', '.join(sorted(names ^ other.keys()))}"
                 )
-        values = {name: float(np.mean([one[name] for one in plain])) for name in names}
+        values = {name: float(np.mean([seed[name] for seed in plain])) for name in names}
         chunks = [[score(weights) for score in scores] for weights in self._weights()]
         drawn = {
-            name: np.concatenate([np.stack([one[name] for one in chunk]) for chunk in chunks], 1)
+            name: np.concatenate([np.stack([draw[name] for draw in chunk]) for chunk in chunks], 1)
             for name in names
         }
         if len(scores) == 1:
@@ -441,7 +441,7 @@ class Resamples:
 
 
 def _as_list(scores: Scores | Sequence[Scores]) -> list[Scores]:
-    found = [scores] if callable(scores) else list(scores)
-    if not found:
+    listed = [scores] if callable(scores) else list(scores)
+    if not listed:
         raise ValueError("there are no scores, expected one a seed")
-    return found
+    return listed

@@ -24,13 +24,13 @@ def holm(p: ArrayLike) -> np.ndarray:
     Raises:
         ValueError: A p lies outside 0 to 1.
     """
-    found = np.asarray(p, dtype=float)
-    if ((found < 0) | (found > 1)).any():
-        raise ValueError(f"p lies between 0 and 1, found {found.min()} to {found.max()}")
-    order = np.argsort(found, kind="stable")[: np.isfinite(found).sum()]  # NaN is sorted last
+    values = np.asarray(p, dtype=float)
+    if ((values < 0) | (values > 1)).any():
+        raise ValueError(f"p lies between 0 and 1, found {values.min()} to {values.max()}")
+    order = np.argsort(values, kind="stable")[: np.isfinite(values).sum()]  # NaN is sorted last
     factors = np.arange(len(order), 0, -1)
-    corrected = np.full(found.shape, np.nan)
-    corrected[order] = np.maximum.accumulate(np.minimum(found[order] * factors, 1.0))
+    corrected = np.full(values.shape, np.nan)
+    corrected[order] = np.maximum.accumulate(np.minimum(values[order] * factors, 1.0))
     return corrected
 
 
@@ -60,29 +60,31 @@ def compare(
     """
     if reference is not None and reference not in scores:
         raise ValueError(f"reference {reference!r} is none of {', '.join(scores)}")
-    known = {
-        method: draws.sampled(own) for method, own in scores.items() if callable(own) or len(own)
+    samples = {
+        method: draws.sampled(per_seed)
+        for method, per_seed in scores.items()
+        if callable(per_seed) or len(per_seed)
     }
     rows = [
         Row(method, task, metric, *interval)
-        for method, own in known.items()
-        for metric, interval in draws.intervals(own).items()
+        for method, sample in samples.items()
+        for metric, interval in draws.intervals(sample).items()
     ]
-    if reference is None or reference not in known:
+    if reference is None or reference not in samples:
         return rows
-    found = {
+    differences = {
         (method, metric): gap
-        for method, own in known.items()
+        for method, sample in samples.items()
         if method != reference
-        for metric, gap in draws.differences(own, known[reference]).items()
+        for metric, gap in draws.differences(sample, samples[reference]).items()
     }
     corrected: dict[tuple[str, str], float] = {}
-    for metric in {metric for _, metric in found}:
-        compared = [key for key in found if key[1] == metric]
-        holms = holm([found[key].p for key in compared]).tolist()
+    for metric in {metric for _, metric in differences}:
+        compared = [key for key in differences if key[1] == metric]
+        holms = holm([differences[key].p for key in compared]).tolist()
         corrected |= dict(zip(compared, holms, strict=True))
     return rows + [
         Row(method, task, metric, gap.value, gap.low, gap.high, gap.units, reference,
             corrected[method, metric])
-        for (method, metric), gap in found.items()
+        for (method, metric), gap in differences.items()
     ]  # fmt: skip

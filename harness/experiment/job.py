@@ -150,9 +150,9 @@ class Job:
         if self.first is not None:
             return module.eval()
         done.touch()
-        found = best if best.is_file() else last
-        with continuing(found, again):
-            module.load_state_dict(load_weights(found)["state_dict"])
+        checkpoint = best if best.is_file() else last
+        with continuing(checkpoint, again):
+            module.load_state_dict(load_weights(checkpoint)["state_dict"])
         return module.eval()
 
 
@@ -183,15 +183,15 @@ def _agreed(fitter: L.Trainer, module: L.LightningModule, start: str | None) -> 
 
 def _trainer_of(options: dict[str, Any], callbacks: list[Callback]) -> ExactTrainer:
     """Return a Trainer; callbacks and plugins of the options become objects."""
-    own = [*_made(options.pop("callbacks", None)), *callbacks]
+    all_callbacks = [*_made(options.pop("callbacks", None)), *callbacks]
     plugins = _made(options.pop("plugins", None)) or None
-    return ExactTrainer(**options, plugins=plugins, callbacks=own)
+    return ExactTrainer(**options, plugins=plugins, callbacks=all_callbacks)
 
 
 def _made(given: Any) -> list[Any]:
     """Return objects of the Trainer from settings, of one or several; objects as they are."""
     listed = given if isinstance(given, list | tuple) else [given] if given else []
-    return [_one_made(one) for one in listed]
+    return [_one_made(entry) for entry in listed]
 
 
 def _one_made(given: Any) -> Any:
@@ -312,8 +312,8 @@ def compute(
 def take_part(store: Store[Any], missing: Sequence[Piece], work: Work[Any]) -> list[Piece]:
     """Train on a rank that is not the first one, which keeps the results; return none."""
     for piece in missing:
-        with TemporaryDirectory() as own:
-            work(piece, Job(Path(own), first=partial_of(store.folder, piece)))
+        with TemporaryDirectory() as temporary:
+            work(piece, Job(Path(temporary), first=partial_of(store.folder, piece)))
     return []
 
 

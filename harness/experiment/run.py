@@ -263,12 +263,12 @@ class Run:
             self._search({n: spaces[n] for n in unknown.values()}, named, work, trials=trials,
                          seed=seed, choose=choose, ticks=ticks, unit=unit, prepare=prepare,
                          of_method=of_method, plain=plain or {})  # fmt: skip
-        found = {}
+        chosen = {}
         for name, piece in named.items():
             untuned = Choice((plain or {}).get(name) or tuning.middle(spaces[name]), [], [])
-            found[name] = untuned if choices.find(piece) is None else Choice(**choices.load(piece))
-            _print_edges(name, found[name])
-        return found
+            chosen[name] = untuned if choices.find(piece) is None else Choice(**choices.load(piece))
+            _print_edges(name, chosen[name])
+        return chosen
 
     def chosen(
         self,
@@ -290,7 +290,7 @@ class Run:
             SettingsDiffer: A choice of the run folder has other settings.
         """
         store, any_of = self.store(CHOICES, Figures()), {"space", "trials", "plain", *budget}
-        found = {}
+        stored = {}
         for name in names:
             for folder in (store.folder, *store.read_only):
                 wanted = self._trial(name, None, seed=seed, **settings)
@@ -299,9 +299,9 @@ class Run:
                     free = {n: v for n, v in record.settings.items() if n in any_of}
                     wanted = self._trial(name, None, seed=seed, **{**settings, **free})
                 if store.find(wanted) is not None:
-                    found[name] = Choice(**store.load(wanted))
+                    stored[name] = Choice(**store.load(wanted))
                     break
-        return found
+        return stored
 
     def finish(
         self,

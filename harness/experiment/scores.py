@@ -74,7 +74,7 @@ def write_scores(path: Path, scores: Scores, *, app: str, config_path: Path | No
         "only": list(scores.only),
         "headline": scores.headline,
         "notes": list(scores.notes),
-        "data": [one.state() for one in scores.data],
+        "data": [source.state() for source in scores.data],
         "rows": [{**_plain(row), "versus": row.versus or None} for row in scores.rows],
         "bars": [{**_plain(bar), "met": bar.met} for bar in scores.bars],
     }
@@ -109,10 +109,10 @@ def read_scores(path: Path, app: str, verb: str = "evaluate") -> Scores:
             )
     try:
         return Scores(
-            [Row(**_restored(one, Row)) for one in content["rows"]],
-            [Bar(**_restored(one, Bar)) for one in content["bars"]],
+            [Row(**_restored(entry, Row)) for entry in content["rows"]],
+            [Bar(**_restored(entry, Bar)) for entry in content["bars"]],
             [int(seed) for seed in content["seeds"]],
-            [Data(**one) for one in content["data"]],
+            [Data(**entry) for entry in content["data"]],
             str(content["headline"]),
             [str(note) for note in content["notes"]],
             bool(content["quick"]),
@@ -131,7 +131,10 @@ def replace_part(old: Scores, new: Scores, part: str | tuple[str, ...]) -> Score
         part: Beginning of the tasks and of the names of the bars that are replaced.
     """
     seeds = sorted({*old.seeds, *new.seeds})
-    data = [*new.data, *(one for one in old.data if one.name not in {d.name for d in new.data})]
+    data = [
+        *new.data,
+        *(source for source in old.data if source.name not in {d.name for d in new.data}),
+    ]
     return old._replace(
         rows=[*(row for row in old.rows if not row.task.startswith(part)), *new.rows],
         bars=[*(bar for bar in old.bars if not bar.name.startswith(part)), *new.bars],
@@ -140,9 +143,9 @@ def replace_part(old: Scores, new: Scores, part: str | tuple[str, ...]) -> Score
     )
 
 
-def _are_entries(found: Any, fields: Iterable[str]) -> bool:
+def _are_entries(entries: Any, fields: Iterable[str]) -> bool:
     """Return whether ``found`` is a list of entries with these fields: text, numbers or null."""
-    return isinstance(found, list) and all(
+    return isinstance(entries, list) and all(
         isinstance(entry, dict)
         and set(fields) <= entry.keys()
         and all(
@@ -152,7 +155,7 @@ def _are_entries(found: Any, fields: Iterable[str]) -> bool:
             or isinstance(entry[field], str if field == "versus" else int | float)
             for field in {*fields, *(OPTIONAL & entry.keys())}
         )
-        for entry in found
+        for entry in entries
     )
 
 
@@ -273,7 +276,7 @@ def print_choices(choices: Mapping[str, Choice], console: Console | None = None)
             f"{name} {number(value) if isinstance(value, float) else value}"
             for name, value in choice.setting.items()
         )
-        scores = [one["score"] for one in choice.trials if one.get("score") is not None]
+        scores = [trial["score"] for trial in choice.trials if trial.get("score") is not None]
         lowest = min((float(s) for s in scores if not math.isnan(s)), default=math.nan)
         cells = (method, setting, number(lowest), str(len(choice.trials)))
         table.add_row(*map(escape, cells))
@@ -341,8 +344,8 @@ def _table(task: str, rows: Sequence[Row], width: int) -> tuple[Table, list[Colu
     omitted: list[str] = []
     filled: list[list[str]] = []
     for column in _columns(rows):
-        found = [cells.get((method, column.metric, column.versus)) for method in methods]
-        texts = [_text(row, whole) for row in found]
+        of_task = [cells.get((method, column.metric, column.versus)) for method in methods]
+        texts = [_text(row, whole) for row in of_task]
         if column.versus in methods:
             texts[methods.index(column.versus)] = ""
         need = max(map(len, (column.head, *texts))) + 3
@@ -360,12 +363,12 @@ def _table(task: str, rows: Sequence[Row], width: int) -> tuple[Table, list[Colu
 
 def _columns(rows: Sequence[Row]) -> list[Column]:
     """Return the columns that hold a figure: every metric, each followed by its differences."""
-    known = [row for row in rows if math.isfinite(row.value)]
+    finite = [row for row in rows if math.isfinite(row.value)]
     columns = []
-    for metric in dict.fromkeys(row.metric for row in known):
-        own = [row for row in known if row.metric == metric]
-        alone = any(not row.versus for row in own)
-        for versus in sorted({row.versus for row in own}):
+    for metric in dict.fromkeys(row.metric for row in finite):
+        of_metric = [row for row in finite if row.metric == metric]
+        alone = any(not row.versus for row in of_metric)
+        for versus in sorted({row.versus for row in of_metric}):
             head = f"− {versus}" if versus and alone else f"{spelled(metric)} − {versus}"
             columns.append(Column(head if versus else spelled(metric), metric, versus))
     return columns

@@ -74,12 +74,12 @@ class Figures:
         """
         path = folder / self.FILE
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise damaged(path, error) from error
-        if not isinstance(found, dict):
-            raise damaged(path, TypeError(f"it holds {type(found).__name__}, no names"))
-        return {name: math.nan if value is None else value for name, value in found.items()}
+        if not isinstance(content, dict):
+            raise damaged(path, TypeError(f"it holds {type(content).__name__}, no names"))
+        return {name: math.nan if value is None else value for name, value in content.items()}
 
 
 class Arrays:
@@ -102,10 +102,10 @@ class Arrays:
         """
         path = folder / self.FILE
         try:
-            found = load_file(path)
+            tensors = load_file(path)
         except (OSError, SafetensorError) as error:
             raise damaged(path, error) from error
-        return from_8_bits(found)
+        return from_8_bits(tensors)
 
 
 class Table:
@@ -196,21 +196,21 @@ class Store(Generic[R]):
             SettingsDiffer: That of the run folder has others, may not be overwritten, and the
                 package has none.
         """
-        own, packaged = self.folder / piece.name, self._packaged(piece)
-        if own.is_dir() and (packaged is None or self.holds(piece)):
-            record = read_record(own)
-            found = gap(record, piece)
-            if not found:
-                return own
+        folder, packaged = self.folder / piece.name, self._packaged(piece)
+        if folder.is_dir() and (packaged is None or self.holds(piece)):
+            record = read_record(folder)
+            difference = gap(record, piece)
+            if not difference:
+                return folder
             if record is not None and record.settings.get(LENGTHENED) and not self.overwrite:
                 raise SettingsDiffer(
-                    f"{own} was lengthened with --resume, unlike what is asked for: give --name "
+                    f"{folder} was lengthened with --resume, unlike what is asked for: give --name "
                     "NEW for another run, or --overwrite to train again"
                 )
             if not self.overwrite:
                 raise SettingsDiffer(
-                    f"{own} was made with other settings ({found}): give those, or --name NEW for "
-                    "another run, or --overwrite to replace it"
+                    f"{folder} was made with other settings ({difference}): give those, or --name "
+                    "NEW for another run, or --overwrite to replace it"
                 )
         return packaged
 
@@ -229,8 +229,8 @@ class Store(Generic[R]):
 
     def holds(self, piece: Piece) -> bool:
         """Return whether the run folder itself has a result with these settings."""
-        own = self.folder / piece.name
-        return own.is_dir() and not gap(read_record(own), piece)
+        folder = self.folder / piece.name
+        return folder.is_dir() and not gap(read_record(folder), piece)
 
     def missing(self, pieces: Iterable[Piece]) -> list[Piece]:
         """Return the pieces without a result, each once.
@@ -242,13 +242,13 @@ class Store(Generic[R]):
 
     def reasons(self, pieces: Sequence[Piece]) -> list[str]:
         """Return why existing results of some of the first pieces do not qualify, a line each."""
-        found = []
+        reasons = []
         for piece in pieces[:NAMED]:
             places = [folder / piece.name for folder in (self.folder, *self.read_only)]
             gaps = [(place, gap(read_record(place), piece)) for place in places if place.is_dir()]
             if gaps:
-                found.append(f"{gaps[0][0]} has {gaps[0][1]}")
-        return found
+                reasons.append(f"{gaps[0][0]} has {gaps[0][1]}")
+        return reasons
 
     def record(self, piece: Piece) -> Record:
         """Return what a result was made with.

@@ -47,7 +47,7 @@ def lowest(figures: Sequence[Figures]) -> int:
     Raises:
         GatesError: All are NaN.
     """
-    scores = [float(one["score"]) for one in figures]
+    scores = [float(figure["score"]) for figure in figures]
     finite = [place for place, score in enumerate(scores) if not math.isnan(score)]
     if not finite:
         raise GatesError(f"none of {len(scores)} trials has a score: all are NaN")
@@ -85,7 +85,7 @@ def first_trials(
     A plain setting takes the place of the last one of a box, and is tried before the others.
     """
     if not isinstance(space, Mapping):
-        return [dict(one) for one in space]
+        return [dict(setting) for setting in space]
     first = [] if plain is None else [dict(plain)]
     count = math.ceil(EXPLORED * trials) - len(first)
     return first + [_setting(space, point) for point in _sobol(len(space), count, seed)]
@@ -115,10 +115,12 @@ def edges_of(space: Space, tried: Sequence[Setting], best: int) -> list[str]:
     Those of a box are within 5 % of a width of the edge that was reached; of a list, at one of its
     ends, if it has more than one value.
     """
-    names = list(space) if isinstance(space, Mapping) else sorted({n for one in tried for n in one})
-    found = []
+    names = (
+        list(space) if isinstance(space, Mapping) else sorted({n for trial in tried for n in trial})
+    )
+    edges = []
     for name in names:
-        values = [one[name] for one in tried if isinstance(one.get(name), int | float)]
+        values = [trial[name] for trial in tried if isinstance(trial.get(name), int | float)]
         if len(set(values)) < 2 or name not in tried[best]:
             continue
         if not isinstance(space, Mapping):
@@ -129,8 +131,8 @@ def edges_of(space: Space, tried: Sequence[Setting], best: int) -> list[str]:
             place = _place(space[name], tried[best][name])
             at_edge = place < low + NEAR_EDGE or place > high - NEAR_EDGE
         if at_edge:
-            found.append(name)
-    return found
+            edges.append(name)
+    return edges
 
 
 def middle(space: Space) -> Setting:

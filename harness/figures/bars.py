@@ -63,19 +63,19 @@ def limits_figure(limits: Sequence[Limit], *, title: str = "Bars") -> Figure:
     """
     if not limits:
         raise ValueError("limits are empty, expected at least one")
-    texts = [_verdict(one) for one in limits]
-    left = 0.3 + INCHES_PER_LETTER * max(len(one.name) for one in limits)
-    note = f"{sum(one.met is True for one in limits)} of {len(limits)} met"
+    texts = [_verdict(limit) for limit in limits]
+    left = 0.3 + INCHES_PER_LETTER * max(len(limit.name) for limit in limits)
+    note = f"{sum(limit.met is True for limit in limits)} of {len(limits)} met"
     total = left + 2.9 + INCHES_PER_LETTER * (max(map(len, texts)) + 4)
     figure = new_figure(max(total, width_of_head(title, note)), 1.2 + ROW * len(limits))
     axes = place(figure, left, 0.5, 2.6, ROW * len(limits))
-    for row, (one, text) in enumerate(zip(limits, texts, strict=True)):
-        color = GREEN if one.met else ORANGE
-        if abs(one.bar) < TINY:
-            _draw_absolute(axes, one, row, color)
+    for row, (limit, text) in enumerate(zip(limits, texts, strict=True)):
+        color = GREEN if limit.met else ORANGE
+        if abs(limit.bar) < TINY:
+            _draw_absolute(axes, limit, row, color)
             margin = math.nan
         else:
-            margin = _margin(one)
+            margin = _margin(limit)
         if math.isfinite(margin):
             axes.barh(row, margin, height=0.62, color=color, linewidth=0)
         if abs(margin) == REACH:
@@ -86,21 +86,21 @@ def limits_figure(limits: Sequence[Limit], *, title: str = "Bars") -> Figure:
     axes.axvline(0, color=INK, linewidth=1.0)
     axes.set_xlim(-1.02 * REACH, 1.02 * REACH)
     axes.set_ylim(len(limits) - 0.4, -0.6)
-    axes.set_yticks(range(len(limits)), [one.name for one in limits])
+    axes.set_yticks(range(len(limits)), [limit.name for limit in limits])
     axes.set_xticks([-1, -0.5, 0, 0.5, 1], ["−100 %", "−50 %", "limit", "+50 %", "+100 %"])
     dress(axes, x="missed by | met by, fraction of the limit; a number where that is 0", rows=True)
     head(figure, title, note)
     return figure
 
 
-def _draw_absolute(axes: Axes, one: Limit, row: int, color: str) -> None:
+def _draw_absolute(axes: Axes, limit: Limit, row: int, color: str) -> None:
     """Mark a figure whose limit is 0 by a dot at the limit and its distance from there."""
-    if not math.isfinite(one.value):
+    if not math.isfinite(limit.value):
         return
-    right = one.met
+    right = limit.met
     axes.scatter([0], [row], s=30, color=color, linewidths=0, zorder=3)
     axes.annotate(
-        f"{one.value - one.bar:+.3g}".replace("-", "−"), (0.06 if right else -0.06, row),
+        f"{limit.value - limit.bar:+.3g}".replace("-", "−"), (0.06 if right else -0.06, row),
         ha="left" if right else "right", va="center", fontsize=TEXT_SIZE - 1, color=color,
     )  # fmt: skip
 
@@ -159,18 +159,18 @@ def panel_grid(names: Sequence[str]) -> tuple[Figure, list[Axes]]:
     return figure, panels
 
 
-def _margin(one: Limit) -> float:
+def _margin(limit: Limit) -> float:
     """Return how far a figure lies on the right side of its limit, in fractions of it, cut."""
-    gap = one.bar - one.value if one.sense == "<=" else one.value - one.bar
-    margin = gap / abs(one.bar)
+    gap = limit.bar - limit.value if limit.sense == "<=" else limit.value - limit.bar
+    margin = gap / abs(limit.bar)
     return margin if math.isnan(margin) else max(-REACH, min(REACH, margin))
 
 
-def _verdict(one: Limit) -> str:
-    sign = "≤" if one.sense == "<=" else "≥"
-    value = f"{one.value:.4g}" if math.isfinite(one.value) else "–"
-    limit = f"{sign} {one.bar:.4g} {one.unit}".rstrip()
-    return f"{value}, needed {limit}: {'met' if one.met else 'missed'}".replace("-", "−")
+def _verdict(bound: Limit) -> str:
+    sign = "≤" if bound.sense == "<=" else "≥"
+    value = f"{bound.value:.4g}" if math.isfinite(bound.value) else "–"
+    limit = f"{sign} {bound.bar:.4g} {bound.unit}".rstrip()
+    return f"{value}, needed {limit}: {'met' if bound.met else 'missed'}".replace("-", "−")
 
 
 def calibration_figure(
@@ -199,7 +199,9 @@ def calibration_figure(
     Raises:
         ValueError: Shapes differ, or no bin has a sample.
     """
-    chance, share, count = (np.asarray(one, dtype=float) for one in (predicted, observed, counts))
+    chance, share, count = (
+        np.asarray(values, dtype=float) for values in (predicted, observed, counts)
+    )
     if not chance.shape == share.shape == count.shape or chance.ndim != 1:
         raise ValueError(f"expected three (B,), found {chance.shape}, {share.shape}, {count.shape}")
     filled = count > 0

@@ -56,9 +56,9 @@ def read_metrics(path: Path) -> dict[str, Curve]:
     names = [name for name in (rows[0] if rows else ()) if name not in ("step", "epoch")]
     curves = {}
     for name in names:
-        known = [(float(row["step"]), float(row[name])) for row in rows if row[name]]
-        if known:
-            curves[name] = Curve(*np.array(known).T)
+        pairs = [(float(row["step"]), float(row[name])) for row in rows if row[name]]
+        if pairs:
+            curves[name] = Curve(*np.array(pairs).T)
     return curves
 
 
@@ -82,13 +82,17 @@ def learning_figure(
     Raises:
         ValueError: No training logged one of the metrics.
     """
-    stems = dict.fromkeys(_stem(name) for many in runs.values() for one in many for name in one)
+    stems = dict.fromkeys(
+        _stem(name) for many in runs.values() for curves in many for name in curves
+    )
     chosen = [stem for stem in metrics or sorted(stems, key=lambda s: s != "loss") if stem in stems]
     if not chosen:
         raise ValueError(f"no training logged {', '.join(metrics) or 'a metric'}")
     shown = chosen if metrics else chosen[:MOST_PANELS]
     left_out = len(chosen) - len(shown)
-    parts = {name.rpartition("/")[0] for many in runs.values() for one in many for name in one}
+    parts = {
+        name.rpartition("/")[0] for many in runs.values() for curves in many for name in curves
+    }
     notes = ["dotted: training batches"] if "train" in parts else []
     notes += [f"{left_out} more in metrics.csv"] if left_out else []
     note = "; ".join(notes)
@@ -200,9 +204,13 @@ def _draw_metric(
                 last.setdefault(label, []).append(_end(values))
                 of_line[label] = colors[name]
                 drawn.append(values)
-    known = np.concatenate(drawn)
-    known = known[np.isfinite(known)]
-    if known.size and known.min() > 0 and known.max() > 20 * known.min():
+    drawn_values = np.concatenate(drawn)
+    drawn_values = drawn_values[np.isfinite(drawn_values)]
+    if (
+        drawn_values.size
+        and drawn_values.min() > 0
+        and drawn_values.max() > 20 * drawn_values.min()
+    ):
         logarithmic(axes)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     dress(axes, title=stem.replace("_", " "), x="optimizer steps")
@@ -220,12 +228,12 @@ def _thinned(curve: Curve) -> Curve:
     starts = np.arange(0, len(curve.steps), size)
     counts = np.diff(np.append(starts, len(curve.steps)))
     values = np.where(np.isfinite(curve.values), curve.values, np.nan)
-    return Curve(*(np.add.reduceat(one, starts) / counts for one in (curve.steps, values)))
+    return Curve(*(np.add.reduceat(values, starts) / counts for values in (curve.steps, values)))
 
 
 def _end(values: np.ndarray) -> float:
-    known = values[np.isfinite(values)]
-    return float(np.median(known[-max(1, len(known) // 10) :])) if len(known) else float("nan")
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite[-max(1, len(finite) // 10) :])) if len(finite) else float("nan")
 
 
 TRIAL_WIDTH, TRIAL_HEIGHT, TRIAL_GAP = 2.7, 2.1, 0.95  # inches of a panel, and between them
@@ -282,7 +290,7 @@ def trials_figure(
 
 def numeric_settings(methods: Mapping[str, Tried]) -> list[str]:
     """Return the settings that are numbers in a trial with a score."""
-    found = dict.fromkeys(
+    names = dict.fromkeys(
         name
         for tried in methods.values()
         for trial in tried.trials
@@ -290,7 +298,7 @@ def numeric_settings(methods: Mapping[str, Tried]) -> list[str]:
         for name in tried.chosen
         if _number(trial.get(name))
     )
-    return list(found)
+    return list(names)
 
 
 def _draw(
@@ -303,12 +311,12 @@ def _draw(
     every: list[tuple[float, float]] = []
     for number, (method, tried) in enumerate(methods.items()):
         marker = MARKERS[number // len(PALETTE) % len(MARKERS)]  # where colors repeat
-        known = [t for t in tried.trials if _number(t.get(name)) and _number(t.get("score"))]
-        points = [(float(t[name]), float(t["score"])) for t in known]
+        scored = [t for t in tried.trials if _number(t.get(name)) and _number(t.get("score"))]
+        points = [(float(t[name]), float(t["score"])) for t in scored]
         every += points
         axes.scatter([x for x, _ in points], [y for _, y in points], s=22, color=colors[method],
                      marker=marker, alpha=0.8, linewidths=0, label=method)  # fmt: skip
-        best = [p for p, t in zip(points, known, strict=True) if _is_chosen(t, tried.chosen)]
+        best = [p for p, t in zip(points, scored, strict=True) if _is_chosen(t, tried.chosen)]
         axes.scatter([x for x, _ in best], [y for _, y in best], s=70, facecolors="none",
                      edgecolors=INK, linewidths=1.2)  # fmt: skip
     if every and _spread([x for x, _ in every]) > WIDE:

@@ -164,7 +164,7 @@ def differences_figure(
     references = list(dict.fromkeys(row.versus for row in chosen))
     panels = []
     for metric in _with_figures(chosen, metrics):
-        found = {(r.task, r.method, r.versus): r for r in chosen if r.metric == metric}
+        by_key = {(r.task, r.method, r.versus): r for r in chosen if r.metric == metric}
         smaller = (sides or {}).get(metric)
         better = None if smaller is None else -1 if smaller else 1
         estimates = []
@@ -174,7 +174,7 @@ def differences_figure(
             estimates += [
                 _difference(
                     method if len(references) == 1 else f"{method} − {versus}",
-                    found.get((of, method, versus)),
+                    by_key.get((of, method, versus)),
                     better,
                 )
                 for of, method, versus in pairs
@@ -199,15 +199,16 @@ def span_of(counts: Sequence[int]) -> str:
 def _with_figures(rows: Sequence[DifferenceRow], metrics: Sequence[str]) -> list[str]:
     """Return the metrics that have a finite difference; the first one if none has."""
     named = list(metrics or dict.fromkeys(row.metric for row in rows))
-    known = {row.metric for row in rows if math.isfinite(row.value)}
-    return [metric for metric in named if metric in known] or named[:1]
+    measured = {row.metric for row in rows if math.isfinite(row.value)}
+    return [metric for metric in named if metric in measured] or named[:1]
 
 
 def _limits(estimates: Sequence[Estimate]) -> tuple[float, float] | None:
     """Return ends of an axis that leave out values far larger than the others; None if none is."""
-    known = [one for one in estimates if one.value is not None]
-    ends = [[x for x in (one.value, one.low, one.high) if x is not None and math.isfinite(x)]
-            for one in known]  # fmt: skip
+    valued = [estimate for estimate in estimates if estimate.value is not None]
+    ends = [[x for x in (estimate.value, estimate.low, estimate.high)
+              if x is not None and math.isfinite(x)]
+            for estimate in valued]  # fmt: skip
     sizes = sorted(max(map(abs, some)) for some in ends)
     if not sizes:
         return None
@@ -234,43 +235,43 @@ def _draw(axes: Axes, panel: Panel, *, first: bool) -> None:
     rows = range(len(panel.estimates))
     if panel.zero is not None:
         axes.axvline(panel.zero, color=MUTED, linewidth=1.0, zorder=1)
-    for row, one, text in zip(rows, panel.estimates, _numbers(panel), strict=True):
+    for row, estimate, text in zip(rows, panel.estimates, _numbers(panel), strict=True):
         axes.annotate(text, (1.03, row), va="center", fontsize=TEXT_SIZE,
-                      xycoords=("axes fraction", "data"), color=MUTED if one.note else INK,
+                      xycoords=("axes fraction", "data"), color=MUTED if estimate.note else INK,
                       annotation_clip=False)  # fmt: skip
-        if one.value is None:
+        if estimate.value is None:
             continue
-        if panel.limits and not panel.limits[0] <= one.value <= panel.limits[1]:
-            _draw_arrow(axes, one, row, panel.limits)
+        if panel.limits and not panel.limits[0] <= estimate.value <= panel.limits[1]:
+            _draw_arrow(axes, estimate, row, panel.limits)
             continue
-        axes.plot([one.low, one.high], [row, row], color=one.color, linewidth=2.2,
+        axes.plot([estimate.low, estimate.high], [row, row], color=estimate.color, linewidth=2.2,
                   solid_capstyle="butt", alpha=0.55, zorder=2)  # fmt: skip
-        axes.scatter([one.value], [row], s=30, edgecolors=one.color, zorder=3,
-                     linewidths=1.3 if one.hollow else 0,
-                     facecolors="white" if one.hollow else one.color)  # fmt: skip
-        if one.target is not None:
-            axes.scatter([one.target], [row], s=44, marker="D", facecolors="none",
+        axes.scatter([estimate.value], [row], s=30, edgecolors=estimate.color, zorder=3,
+                     linewidths=1.3 if estimate.hollow else 0,
+                     facecolors="white" if estimate.hollow else estimate.color)  # fmt: skip
+        if estimate.target is not None:
+            axes.scatter([estimate.target], [row], s=44, marker="D", facecolors="none",
                          edgecolors=INK, linewidths=0.9, zorder=4)  # fmt: skip
     axes.set_ylim(len(panel.estimates) - 0.4, -0.6)
     if panel.limits is not None:
         axes.set_xlim(*panel.limits)
     axes.locator_params(axis="x", nbins=5)
-    axes.set_yticks(list(rows), [one.label if first else "" for one in panel.estimates])
+    axes.set_yticks(list(rows), [estimate.label if first else "" for estimate in panel.estimates])
     dress(axes, x=panel.name, rows=True)
-    for label, one in zip(axes.get_yticklabels(), panel.estimates, strict=True):
-        label.set_fontweight("bold" if one.heading else "normal")
-    for row, one in zip(rows, panel.estimates, strict=True):
-        if one.heading and row:
+    for label, estimate in zip(axes.get_yticklabels(), panel.estimates, strict=True):
+        label.set_fontweight("bold" if estimate.heading else "normal")
+    for row, estimate in zip(rows, panel.estimates, strict=True):
+        if estimate.heading and row:
             axes.axhline(row - 0.5, color=GRID, linewidth=1.0)
 
 
-def _draw_arrow(axes: Axes, one: Estimate, row: int, limits: tuple[float, float]) -> None:
+def _draw_arrow(axes: Axes, estimate: Estimate, row: int, limits: tuple[float, float]) -> None:
     """Mark an estimate outside of the axis at its edge; its numbers stand at the right."""
-    assert one.value is not None
-    right = one.value > limits[1]
+    assert estimate.value is not None
+    right = estimate.value > limits[1]
     axes.scatter([limits[right]], [row], s=52, marker=">" if right else "<", zorder=3,
-                 edgecolors=one.color, linewidths=1.3, clip_on=False,
-                 facecolors="white" if one.hollow else one.color)  # fmt: skip
+                 edgecolors=estimate.color, linewidths=1.3, clip_on=False,
+                 facecolors="white" if estimate.hollow else estimate.color)  # fmt: skip
 
 
 def decimals_of(values: Sequence[float]) -> int:
@@ -281,14 +282,15 @@ def decimals_of(values: Sequence[float]) -> int:
 
 def _numbers(panel: Panel) -> list[str]:
     """Return the text at the right of every estimate, all with as many decimals."""
-    known = [e for e in panel.estimates if e.value is not None and not e.note]
-    ends = [abs(x) for e in known for x in (e.value, e.low, e.high) if x is not None]
+    shown = [e for e in panel.estimates if e.value is not None and not e.note]
+    ends = [abs(x) for e in shown for x in (e.value, e.low, e.high) if x is not None]
     decimals = decimals_of(ends)
     form = f"{{:{'+' if panel.signed else ''}.{decimals}f}}"
     texts = [
-        one.note
-        if one.note or one.value is None
-        else f"{form.format(one.value)} [{form.format(one.low)}, {form.format(one.high)}]"
-        for one in panel.estimates
+        estimate.note
+        if estimate.note or estimate.value is None
+        else form.format(estimate.value)
+        + f" [{form.format(estimate.low)}, {form.format(estimate.high)}]"
+        for estimate in panel.estimates
     ]
     return [text.replace("-", "−") for text in texts]

@@ -42,7 +42,7 @@ def require_free(
     """
     with writing(path):
         taken = path.exists()
-        parent = next((one for one in path.parents if one.exists()), path)
+        parent = next((ancestor for ancestor in path.parents if ancestor.exists()), path)
     if file:
         _refuse_folder(path)
     if taken and not overwrite:
@@ -71,7 +71,7 @@ def refuse_strangers(folder: Path, made: Sequence[str]) -> None:
     """
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     names = [name for name in names if not name.startswith(".")]
-    strangers = [name for name in names if not any(fnmatch(name, one) for one in made)]
+    strangers = [name for name in names if not any(fnmatch(name, pattern) for pattern in made)]
     if names and made[0] not in names:
         strangers = strangers or names
     if strangers:
@@ -93,8 +93,10 @@ def require_apart(output: Path, inputs: Iterable[Path], option: str = "--output"
         GatesError: An input is the output, or lies in it.
     """
     for path in inputs:
-        for one in (path.absolute(), path.resolve()):  # a link, and what it points to
-            if any(place in (one, *one.parents) for place in (output.absolute(), output.resolve())):
+        for form in (path.absolute(), path.resolve()):  # a link, and what it points to
+            if any(
+                place in (form, *form.parents) for place in (output.absolute(), output.resolve())
+            ):
                 what = "is" if output.resolve() == path.resolve() else "lies in"
                 raise GatesError(f"{path} {what} the output {output}: choose another {option}")
 
@@ -175,8 +177,8 @@ def writing(path: Path, temporary: Path | None = None) -> Iterator[None]:
         yield
     except OSError as error:
         place = Path(str(error.filename or ""))
-        own = temporary is None or temporary in (place, *place.parents)
-        if error.errno not in UNWRITABLE or not own:
+        is_ours = temporary is None or temporary in (place, *place.parents)
+        if error.errno not in UNWRITABLE or not is_ours:
             raise
         reason = errno.ENOTDIR if error.errno == errno.EEXIST else error.errno
         raise GatesError(f"{path} cannot be written: {os.strerror(reason)}") from error
@@ -340,11 +342,11 @@ def resuming(
 def _begin(folder: Path, target: Path, settings: dict[str, Any], *, overwrite: bool) -> None:
     """Leave only partial work of these settings, or none."""
     settings = json.loads(json.dumps(settings))
-    found = _read(folder / SETTINGS)
-    if found != settings:
-        if found and (folder / STATE).is_file() and not overwrite:
+    begun = _read(folder / SETTINGS)
+    if begun != settings:
+        if begun and (folder / STATE).is_file() and not overwrite:
             raise GatesError(
-                f"{target} was begun with other settings ({_difference(found, settings)}): give "
+                f"{target} was begun with other settings ({_difference(begun, settings)}): give "
                 "those to continue it, choose another output, or add --overwrite_output"
             )
         remove(folder)
@@ -354,17 +356,17 @@ def _begin(folder: Path, target: Path, settings: dict[str, Any], *, overwrite: b
         write_json(folder / SETTINGS, settings)
 
 
-def _difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
+def _difference(begun: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
     """Return the first setting that differs, with both values."""
-    name = next(n for n in sorted({*found, *expected}) if found.get(n) != expected.get(n))
-    before, now = (str(one.get(name))[:60] for one in (found, expected))
+    name = next(n for n in sorted({*begun, *expected}) if begun.get(n) != expected.get(n))
+    before, now = (str(settings.get(name))[:60] for settings in (begun, expected))
     return f"{name} {before}, now {now}"
 
 
 def _read(path: Path) -> dict[str, Any] | None:
     """Return the content of a file that a killed process may not have written."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return content if isinstance(content, dict) else None

@@ -54,8 +54,8 @@ class Data(NamedTuple):
     @classmethod
     def of(cls, name: str, role: str, path: Path) -> Data:
         """Describe a file or folder, see :func:`content_digest`."""
-        found = content_digest(path)
-        return cls(name, role, found.sha256, found.size, listing=found.listing)
+        content = content_digest(path)
+        return cls(name, role, content.sha256, content.size, listing=content.listing)
 
     def state(self) -> dict[str, Any]:
         """Return plain values for JSON; ``listing`` only where it is true."""

@@ -82,15 +82,15 @@ def download(
     partial = partial_path(target.parent, file)
     for attempt in range(2):
         _fetch(file, partial, progress, retries, pause, timeout)
-        found = checksum(partial, file.algorithm)
-        if found == file.digest:
+        digest = checksum(partial, file.algorithm)
+        if digest == file.digest:
             partial.replace(target)
             return target
         partial.unlink()
         if attempt == 1:
             break
     raise GatesError(
-        f"{file.url} has {file.algorithm} {found}, expected {file.digest}, twice; its source or "
+        f"{file.url} has {file.algorithm} {digest}, expected {file.digest}, twice; its source or "
         "the manifest changed, get a new manifest"
     )
 

@@ -37,8 +37,8 @@ class Piece:
         settings: Setting | None = None,
     ) -> None:
         self.method, self.seed, self.keys = method, seed, dict(keys or {})
-        found = plain(settings or {})
-        self.settings: Setting = {n: found[n] for n in sorted(found) if found[n] is not None}
+        given = plain(settings or {})
+        self.settings: Setting = {n: given[n] for n in sorted(given) if given[n] is not None}
 
     @property
     def name(self) -> str:
@@ -103,13 +103,13 @@ def plain(value: Any) -> Any:
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested settings under dotted names; ``class_path`` and ``init_args`` stay together."""
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
-            found |= flatten(value, f"{prefix}{name}.")
+            flat |= flatten(value, f"{prefix}{name}.")
         else:
-            found[f"{prefix}{name}"] = value
-    return found
+            flat[f"{prefix}{name}"] = value
+    return flat
 
 
 def differences(found: Setting | None, wanted: Setting) -> str:
@@ -181,8 +181,8 @@ class Record(NamedTuple):
 
 def digests(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of every file of a result, by name."""
-    found = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {p.relative_to(folder).as_posix(): sha256(p) for p in found if p.name != RECORD}
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {p.relative_to(folder).as_posix(): sha256(p) for p in files if p.name != RECORD}
 
 
 def refuse_changed(folder: Path, record: Record) -> None:
@@ -217,9 +217,9 @@ def gap(record: Record | None, piece: Piece) -> str:
         return "its settings are not known"
     if record.fingerprint == piece.fingerprint:
         return ""
-    identity, own = dict(record.identity), piece.identity
-    found = {**dict(record.settings), **_flat(identity)}
-    return differences(found, {**piece.settings, **_flat(own)})
+    identity, wanted = dict(record.identity), piece.identity
+    recorded = {**dict(record.settings), **_flat(identity)}
+    return differences(recorded, {**piece.settings, **_flat(wanted)})
 
 
 def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -138,7 +138,7 @@ class Page:
         figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", facecolor="white")
         header, rows = table or (COLUMNS, drawn_numbers(figure))
         stem = _file_name(name or (self._sections[-1][1] if self._sections else self.title))
-        number = 1 + sum(re.fullmatch(rf"{stem}(-\d+)?", one) is not None for one in self._files)
+        number = 1 + sum(re.fullmatch(rf"{stem}(-\d+)?", name) is not None for name in self._files)
         stem = stem if number == 1 else f"{stem}-{number}"
         self._files[stem] = buffer.getvalue(), _csv(header, rows)
         data = base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -89,7 +89,7 @@ def gate_section(page: Page, folder: Path, explanation: str) -> None:
         return
     kept = read_gates(path)
     values, routings, experts = (
-        {name: found for name, found in kept["figures"].items() if mark in found}
+        {name: figures for name, figures in kept["figures"].items() if mark in figures}
         for mark in ("mean", "active", "zero_rate")
     )
     if not (values or routings or experts):
@@ -146,8 +146,8 @@ def _add_routings(page: Page, routings: dict[str, dict[str, Any]], kept: dict[st
     )
     pairs = {
         name: kept["experts"][name]["coactivation"]
-        for name, found in routings.items()
-        if "coactivation" in kept["experts"][name] and found["active"] > 1
+        for name, loads in routings.items()
+        if "coactivation" in kept["experts"][name] and loads["active"] > 1
     }
     if pairs:
         page.figure(
@@ -159,8 +159,8 @@ def _add_routings(page: Page, routings: dict[str, dict[str, Any]], kept: dict[st
 
 def _table(page: Page, gates: dict[str, dict[str, Any]], columns: Sequence[str]) -> None:
     """Add the columns that any gate has."""
-    shown = [column for column in columns if any(column in found for found in gates.values())]
-    rows = [[name, *(found.get(column, "") for column in shown)] for name, found in gates.items()]
+    shown = [column for column in columns if any(column in values for values in gates.values())]
+    rows = [[name, *(values.get(column, "") for column in shown)] for name, values in gates.items()]
     page.table(["gate", *shown], rows)
 
 
@@ -218,21 +218,21 @@ def found_choices(run: Run, own: Mapping[str, Setting] | None = None) -> dict[st
         GatesError: A choice is damaged.
     """
     store = run.store(CHOICES, Figures())
-    found: dict[str, Choice] = {}
+    choices: dict[str, Choice] = {}
     for folder in (store.folder, *store.read_only):
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
             record = read_record(path)
             if record is None or path.name.startswith("."):
                 continue
             if folder == store.folder or _agrees(record, run, own or {}):
-                found.setdefault(_name(record), _choice(path))
-    return found
+                choices.setdefault(_name(record), _choice(path))
+    return choices
 
 
-def _agrees(record: Record, run: Run, own: Mapping[str, Setting]) -> bool:
+def _agrees(record: Record, run: Run, settings_of: Mapping[str, Setting]) -> bool:
     """Return whether a choice has no setting that is another one for its method in this run."""
     method = str(record.identity.get("method"))
-    settings = Piece("", settings={**run.settings, **own.get(method, {})}).settings
+    settings = Piece("", settings={**run.settings, **settings_of.get(method, {})}).settings
     return all(record.settings.get(name, value) == value for name, value in settings.items())
 
 
@@ -402,9 +402,9 @@ def add_data(page: Page, run: Run, scores: Scores, others: Sequence[Path] = ()) 
     page.section("Data and settings")
     if scores.data:
         rows = [
-            [one.name, one.role, f"{one.size} {one.unit}", one.sha256[:SHORT],
-             "names and sizes" if one.listing else "content"]
-            for one in scores.data
+            [source.name, source.role, f"{source.size} {source.unit}", source.sha256[:SHORT],
+             "names and sizes" if source.listing else "content"]
+            for source in scores.data
         ]  # fmt: skip
         page.table(["data", "role", "size", "SHA-256", "of"], rows)
     seeds = ", ".join(map(str, scores.seeds)) or "none"
@@ -413,10 +413,10 @@ def add_data(page: Page, run: Run, scores: Scores, others: Sequence[Path] = ()) 
     if results:
         page.table(RESULTS, _groups(results), "What was made in this run folder")
     for folder in others:
-        if found := _results(folder):
+        if groups := _results(folder):
             caption = f"What was made in the run folder {folder.name}, which is used here"
-            page.table(RESULTS, _groups(found), caption)
-    settings = [one.settings for kind, one in results if kind != CHOICES] or [run.settings]
+            page.table(RESULTS, _groups(groups), caption)
+    settings = [record.settings for kind, record in results if kind != CHOICES] or [run.settings]
     page.table(["setting", "value"], _settings(settings), "Settings, with all values that they had")
 
 
@@ -429,15 +429,15 @@ def _curves(path: Path) -> dict[str, Curve]:
 
 def _results(folder: Path) -> list[tuple[str, Record]]:
     """Return kind and record of every result of a run folder but trials, training runs first."""
-    found = []
+    results = []
     paths = [folder / RECORD, *sorted(folder.glob(f"*/{RECORD}"))]
     for path in [*paths, *sorted(folder.glob(f"*/*/{RECORD}"))]:
         depth = len(path.relative_to(folder).parts)
         kind = path.relative_to(folder).parts[0] if depth == 3 else "training"
         record = read_record(path.parent)
         if record is not None and kind != TRIALS and not path.parent.name.startswith("."):
-            found.append((kind, record))
-    return found
+            results.append((kind, record))
+    return results
 
 
 def _groups(results: Sequence[tuple[str, Record]]) -> list[list[Any]]:

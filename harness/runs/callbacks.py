@@ -267,7 +267,7 @@ def continuing(path: str | Path | None, advice: str) -> Iterator[None]:
 def seen(checkpoint: Mapping[str, Any]) -> set[str]:
     """Return short hashes of all that a checkpoint was trained on, that of its start included."""
     states = checkpoint.get("callbacks", {}).values()
-    return {one for state in states for one in state.get(OBJECTS, ())}
+    return {name for state in states for name in state.get(OBJECTS, ())}
 
 
 def _log(trainer: Trainer) -> ResumableCSVLogger | None:

@@ -14,7 +14,7 @@ def interleaved_seconds(
     functions: Mapping[str, Callable[[], object]], rounds: int = ROUNDS
 ) -> dict[str, float]:
     """Return the median seconds of each function, see :func:`interleaved_times`."""
-    return {name: median(found) for name, found in interleaved_times(functions, rounds).items()}
+    return {name: median(times) for name, times in interleaved_times(functions, rounds).items()}
 
 
 def interleaved_times(
@@ -44,7 +44,7 @@ def peak_bytes(function: Callable[[], object]) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         function()
     events = seen.profiler.kineto_results.events()  # type: ignore[union-attr]
-    changes = [(one.start_ns(), one.nbytes()) for one in events if one.name() == "[memory]"]
+    changes = [(event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"]
     held = most = 0
     for _, change in sorted(changes):
         held += change

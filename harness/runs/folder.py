@@ -35,8 +35,8 @@ def environment() -> dict[str, Any]:
 
 def made_by() -> dict[str, str]:
     """Version and revision of the package, as attributes of what it makes; known ones only."""
-    found = {"gatesuite_version": package_version("gatesuite"), "revision": git_revision()}
-    return {name: value for name, value in found.items() if value is not None}
+    facts = {"gatesuite_version": package_version("gatesuite"), "revision": git_revision()}
+    return {name: value for name, value in facts.items() if value is not None}
 
 
 def package_version(name: str) -> str | None:

@@ -60,11 +60,11 @@ def restore_random_state(states: dict[str, Tensor]) -> None:
 
 def gather_random_states(states: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     """The tensors of all ranks, in order of rank; every rank must call it."""
-    own = {name: state.cpu() for name, state in states.items()}
+    of_rank = {name: state.cpu() for name, state in states.items()}
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [own]
+        return [of_rank]
     ranks: list[dict[str, Tensor]] = [{} for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather_object(ranks, own)
+    torch.distributed.all_gather_object(ranks, of_rank)
     return ranks
 
 
@@ -210,13 +210,13 @@ class EpochMeans(_ResultCollection):
 
     def sums(self) -> States:
         """The sums of this epoch; empty sums are left out."""
-        found: States = {}
+        states: States = {}
         for key, metric in self.items():
             if metric.is_tensor and metric.meta.on_epoch and not metric.has_reset:
-                found[f"{key}:value"] = metric.value
+                states[f"{key}:value"] = metric.value
                 if metric.meta.is_mean_reduction:
-                    found[f"{key}:cumulated_batch_size"] = metric.cumulated_batch_size
-        return found
+                    states[f"{key}:cumulated_batch_size"] = metric.cumulated_batch_size
+        return states
 
     def resumable(self) -> bool:
         """False while a torchmetrics object accumulates, whose state is its module's own."""

@@ -66,10 +66,10 @@ RECIPES: Mapping[str, Recipe] = {
 
 def gate_classes() -> dict[str, type[Gate]]:
     """Return every class of gates that the core exports and that can be built."""
-    found = {name: getattr(core_gates.gates, name) for name in dir(core_gates.gates)}
+    exported = {name: getattr(core_gates.gates, name) for name in dir(core_gates.gates)}
     return {
         name: kind
-        for name, kind in found.items()
+        for name, kind in exported.items()
         if isinstance(kind, type) and issubclass(kind, Gate) and not inspect.isabstract(kind)
     }
 

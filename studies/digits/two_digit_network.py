@@ -61,8 +61,8 @@ class TwoDigitNetwork(L.LightningModule):
     def forward(self, x: Tensor, ids: Tensor) -> Tensor:
         """Return logits (N, 2, 10) of pairs with pixels x (N, 100) and ids (N,)."""
         experts = (torch.einsum("nd,edh->neh", x, self.weight) + self.bias).relu()
-        found = [self._mixed(gate(x, ids=ids), x, experts) for gate in self.gates]
-        return torch.stack([head(h) for head, h in zip(self.heads, found, strict=True)], 1)
+        mixed = [self._mixed(gate(x, ids=ids), x, experts) for gate in self.gates]
+        return torch.stack([head(h) for head, h in zip(self.heads, mixed, strict=True)], 1)
 
     def _mixed(self, routing: RoutingOutput, x: Tensor, experts: Tensor) -> Tensor:
         """Return the mixture (N, 64) of experts (N, E, 64); experts of slots work on slots."""

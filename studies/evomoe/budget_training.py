@@ -96,7 +96,7 @@ class BudgetModule(LanguageModule):
                     block.mlp.gate.requires_grad_(False)
         with collect_routing(self.model) as routings:
             loss = super().training_step(batch, batch_idx)
-        kept = sum(kept_choices(one) for found in routings.values() for one in found)
+        kept = sum(kept_choices(output) for outputs in routings.values() for output in outputs)
         self._kept = int(self.trainer.strategy.reduce(torch.tensor(kept), reduce_op="sum"))
         self._shape = self.trainer.world_size * len(batch), batch.shape[1] - 1
         return loss
@@ -115,7 +115,7 @@ class BudgetModule(LanguageModule):
         before, cost = int(self.spent), step_flops(self.model, *self._shape, self._kept)
         self.spent += cost
         ends = self.budget - int(self.spent) < cost / 2
-        first, last = (POINTS * one // self.budget for one in (before, int(self.spent)))
+        first, last = (POINTS * spent // self.budget for spent in (before, int(self.spent)))
         last = POINTS if ends else min(last, POINTS - 1)
         if last > first:
             elapsed = time.process_time() - self._begin

@@ -150,11 +150,11 @@ def plan_of(sizes: Sizes) -> Plan:
     with torch.device("meta"):
         dense, mixture = _decoder(sizes, Method(), {}), _decoder(sizes, SWITCH, {})
     tokens = sizes.batch * sizes.context * num_mixtures(mixture)
-    one, single, full = (
+    step_cost, single, full = (
         step_flops(model, sizes.batch, sizes.context, kept)
         for model, kept in ((dense, 0), (mixture, tokens), (mixture, tokens * sizes.experts))
     )
-    return Plan(one, single, full, sizes.updates * one)
+    return Plan(step_cost, single, full, sizes.updates * step_cost)
 
 
 def decoder_of(name: str, sizes: Sizes, frequencies: Sequence[float] | None = None) -> Decoder:
@@ -177,13 +177,13 @@ def decoder_of(name: str, sizes: Sizes, frequencies: Sequence[float] | None = No
 
 
 def _decoder(sizes: Sizes, method: Method, options: Mapping[str, Any]) -> Decoder:
-    own: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     if method.gate is not None:
         kind, given = getattr(core_gates.gates, method.gate), {**method.options, **options}
-        own["gate"] = lambda dim: kind(dim, sizes.experts, **given)
-        own["experts"] = lambda number, dim: StackedExperts(number, dim, sizes.hidden)
-        own |= {"moe_every": MOE_EVERY, "allow_leak": True}
+        arguments["gate"] = lambda dim: kind(dim, sizes.experts, **given)
+        arguments["experts"] = lambda number, dim: StackedExperts(number, dim, sizes.hidden)
+        arguments |= {"moe_every": MOE_EVERY, "allow_leak": True}
     return Decoder(
         VOCAB, sizes.dim, sizes.layers, sizes.heads, hidden_dim=sizes.hidden,
-        context=sizes.context, qk_norm=True, tie_embeddings=True, **own,
+        context=sizes.context, qk_norm=True, tie_embeddings=True, **arguments,
     )  # fmt: skip

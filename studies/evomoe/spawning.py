@@ -49,11 +49,11 @@ def spawning_changes(
             block.mlp = MoELayer(gate, experts, return_routing=False).double()
 
     def losses() -> list[float]:
-        found = []
+        losses = []
         for training in (True, False):
             logits = model.train(training)(tokens[:, :-1]).flatten(0, 1)
-            found.append(float(F.cross_entropy(logits, tokens[:, 1:].flatten())))
-        return found
+            losses.append(float(F.cross_entropy(logits, tokens[:, 1:].flatten())))
+        return losses
 
     before = losses()
     advance_gates(model, mask_prob=0.0)

@@ -49,20 +49,20 @@ def fit(start: Mixture, x: Array, y: Array, activation: str) -> Fit:
 
     def cost(vector: Array) -> tuple[float, Array]:
         mixture = _unpacked(vector, start)
-        found = likelihood(mixture, x, y, activation)
-        by_beta1, by_beta0, *rest = gradient(mixture, x, found, activation)
+        value = likelihood(mixture, x, y, activation)
+        by_beta1, by_beta0, *rest = gradient(mixture, x, value, activation)
         parts: list[Any] = [by_beta1[:-1], by_beta0[:-1], *rest]
-        return -found.value, -np.concatenate([np.ravel(part) for part in parts])
+        return -value.value, -np.concatenate([np.ravel(part) for part in parts])
 
     begin = np.clip(_packed(start), low, high)
     options = {"maxiter": MOST_STEPS, "maxfun": 2 * MOST_STEPS, "gtol": GTOL, "ftol": FTOL,
                "maxcor": CORRECTIONS}  # fmt: skip
-    found = minimize(
+    optimum = minimize(
         cost, begin, jac=True, method="L-BFGS-B", bounds=list(zip(low, high, strict=True)),
         options=options,
     )  # fmt: skip
-    projected = found.x - np.clip(found.x - found.jac, low, high)
-    return Fit(_unpacked(found.x, start), -float(found.fun), float(np.abs(projected).max()))
+    projected = optimum.x - np.clip(optimum.x - optimum.jac, low, high)
+    return Fit(_unpacked(optimum.x, start), -float(optimum.fun), float(np.abs(projected).max()))
 
 
 def improved_experts(mixture: Mixture, x: Array, y: Array, activation: str) -> Mixture:

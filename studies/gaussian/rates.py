@@ -95,7 +95,7 @@ def errors_of(case: Case, sizes: Sequence[int], spread: float, repeat: int) -> d
         fits = [
             fit(started(case, spread, starts), x, y, case.activation) for _ in range(case.restarts)
         ]
-        best = max(fits, key=lambda one: one.value)
+        best = max(fits, key=lambda fit: fit.value)
         gain = best.value - likelihood(case.truth, x, y, case.activation).value
         errors.append([*_parameter_errors(best, case.truth), gain])
         slopes.append(best.slope)
@@ -116,8 +116,8 @@ def slopes(errors: Array, sizes: Sequence[int], names: Sequence[str] = ERRORS) -
     def scores(weights: Array) -> dict[str, Array]:
         medians = weighted_medians(errors, weights)
         with np.errstate(invalid="ignore", divide="ignore"):
-            found = np.einsum("rsp,s->rp", np.log(medians), line)
-        return {name: found[:, place] for place, name in enumerate(names)}
+            slopes = np.einsum("rsp,s->rp", np.log(medians), line)
+        return {name: slopes[:, place] for place, name in enumerate(names)}
 
     return scores
 
@@ -125,27 +125,27 @@ def slopes(errors: Array, sizes: Sequence[int], names: Sequence[str] = ERRORS) -
 def weighted_medians(values: Array, weights: Array) -> Array:
     """Return the medians (R, ...) of values (N, ...) that count as often as the weights (R, N)."""
     columns = values.reshape(len(values), -1)
-    found = np.empty((len(weights), columns.shape[1]))
+    medians = np.empty((len(weights), columns.shape[1]))
     for place, column in enumerate(columns.T):
         order = np.argsort(column, kind="stable")
         reached = weights[:, order].cumsum(1)
         half = reached[:, -1:] / 2
         low, high = (reached >= half).argmax(1), (reached > half).argmax(1)
-        found[:, place] = (column[order][low] + column[order][high]) / 2
-    return found.reshape(len(weights), *values.shape[1:])
+        medians[:, place] = (column[order][low] + column[order][high]) / 2
+    return medians.reshape(len(weights), *values.shape[1:])
 
 
-def _parameter_errors(found: Fit, true: Mixture) -> list[float]:
-    own = found.mixture
-    losses = [voronoi_loss(own, true), voronoi_loss(own, true, merged=True)]
-    if own.num_experts != true.num_experts:
+def _parameter_errors(fit: Fit, true: Mixture) -> list[float]:
+    fitted = fit.mixture
+    losses = [voronoi_loss(fitted, true), voronoi_loss(fitted, true, merged=True)]
+    if fitted.num_experts != true.num_experts:
         return [np.nan] * 6 + losses
     return [
-        float(np.linalg.norm(own.beta1 - true.beta1)),
-        abs(own.tau - true.tau),
-        float(np.linalg.norm(own.beta1 / own.tau - true.beta1 / true.tau)),
-        float(np.linalg.norm(own.a - true.a, axis=1).sum()),
-        float(np.abs(own.b - true.b).sum()),
-        float(np.abs(own.nu - true.nu).sum()),
+        float(np.linalg.norm(fitted.beta1 - true.beta1)),
+        abs(fitted.tau - true.tau),
+        float(np.linalg.norm(fitted.beta1 / fitted.tau - true.beta1 / true.tau)),
+        float(np.linalg.norm(fitted.a - true.a, axis=1).sum()),
+        float(np.abs(fitted.b - true.b).sum()),
+        float(np.abs(fitted.nu - true.nu).sum()),
         *losses,
     ]

@@ -29,11 +29,11 @@ def ridge_map(case: Case, num: int = 4000, seed: int = 0) -> Array:
         seed: Of the sample.
     """
     x, y = drawn(case.truth, num, case.activation, np.random.default_rng([seed]))
-    found = [
+    likelihoods = [
         [likelihood(case.truth.scaled(s, t), x, y, case.activation).value for t in FACTORS]
         for s in FACTORS
     ]
-    return np.array(found) - likelihood(case.truth, x, y, case.activation).value
+    return np.array(likelihoods) - likelihood(case.truth, x, y, case.activation).value
 
 
 def ridge_figure(maps: Mapping[str, Array]) -> Figure:
@@ -65,7 +65,7 @@ def rates_figure(medians: Mapping[str, Mapping[str, Array]], sizes: Array, start
         sizes: (S,).
         start: Where fits begin, for the title.
     """
-    all_errors = [own[error] for own in medians.values() for error in LETTERS]
+    all_errors = [errors[error] for errors in medians.values() for error in LETTERS]
     limits = 0.7 * np.min(all_errors), 1.4 * np.max(all_errors)
     figure = new_figure(0.7 + len(medians) * (SIDE + GAP), SIDE + 1.8)
     for column, (name, errors) in enumerate(medians.items()):

@@ -102,7 +102,7 @@ class BlockSelector(nn.Module):
         """
         num_rows, num_blocks = logits.shape[-2:]
         square = row_blocks is None and num_rows == num_blocks
-        past, own = _past_and_own(logits, row_blocks)
+        past, current = _past_and_own(logits, row_blocks)
         if not torch.compiler.is_compiling():
             _refuse_non_finite(logits, past)
         scores = logits.detach().to(accumulation_dtype(logits))
@@ -113,7 +113,7 @@ class BlockSelector(nn.Module):
         if square and self.dense_rows:
             first = max(0, num_rows - self.dense_rows)
             kept[..., first:, :] = available[..., first:, :]
-        return kept | own
+        return kept | current
 
     def _choose(self, scores: Tensor) -> Tensor:
         if self.rule == "threshold":

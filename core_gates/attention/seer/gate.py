@@ -145,10 +145,10 @@ class AttnGate(nn.Module):
     ) -> None:
         super().__init__()
         check_heads(num_heads, num_kv_heads, block_size)
-        found = re.fullmatch(r"Q(\w+)_K(\w+)", pooling)
-        if found is None:
+        pooled = re.fullmatch(r"Q(\w+)_K(\w+)", pooling)
+        if pooled is None:
             raise ValueError(f"pooling must look like 'Qavg_Kmaxminavg', got {pooling!r}")
-        self.q_kinds, self.k_kinds = parse_pooling(found[1]), parse_pooling(found[2])
+        self.q_kinds, self.k_kinds = parse_pooling(pooled[1]), parse_pooling(pooled[2])
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
         self.block_size, self.gate_dim, self.rope_theta = block_size, gate_dim, rope_theta
         self.frequencies = as_numbers(frequencies, gate_dim)

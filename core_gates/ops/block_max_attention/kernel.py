@@ -21,8 +21,8 @@ def _load(x, position, inside, dim, UPCAST: tl.constexpr, DIM: tl.constexpr):
     """Return the rows of ``x`` (L, D) at ``position``, zero outside."""
     d = tl.arange(0, DIM)
     where = inside[:, None] & (d < dim)[None, :]
-    found = tl.load(x + position[:, None] * dim + d[None, :], where, other=0.0)
-    return found.to(tl.float32) if UPCAST else found
+    values = tl.load(x + position[:, None] * dim + d[None, :], where, other=0.0)
+    return values.to(tl.float32) if UPCAST else values
 
 
 @triton.jit

@@ -142,12 +142,12 @@ class _Workspace:
 
     def gather(self, keys: Tensor, values: Tensor, group: QueryGroup) -> tuple[Tensor, Tensor]:
         """Return the kept keys and values, (m, c * size, D) each."""
-        found = []
+        gathered = []
         for number, blocks in enumerate((keys, values)):
             flat = self._part(number, (len(group.blocks), blocks[0].numel()))
             torch.index_select(blocks.flatten(1), 0, group.blocks, out=flat)
-            found.append(flat.view(len(group.rows), -1, blocks.shape[-1]))
-        return found[0], found[1]
+            gathered.append(flat.view(len(group.rows), -1, blocks.shape[-1]))
+        return gathered[0], gathered[1]
 
     def weights(self, query: Tensor, key: Tensor, group: QueryGroup, edge: Tensor) -> Tensor:
         """Return the softmax of the scores, (m, size, c * size)."""

@@ -39,15 +39,15 @@ def forward(
     query = torch.arange(layout.num_queries, device=q.device)
     blocks, last = (layout.lead + query) // block_size, layout.offset + query.unsqueeze(-1)
     out = torch.empty_like(queries)
-    for one in product(range(batch), range(num_kv_heads)):
-        row = (chosen[one].nonzero() * block_size + inside).flatten()
+    for pair in product(range(batch), range(num_kv_heads)):
+        row = (chosen[pair].nonzero() * block_size + inside).flatten()
         row = row[: int((row < length).sum())]
         if padding_mask is not None:
-            row = row[~padding_mask[one[0]][row]]
-        seen = kept[one][:, blocks][..., row // block_size]
+            row = row[~padding_mask[pair[0]][row]]
+        seen = kept[pair][:, blocks][..., row // block_size]
         if causal and layout.num_queries > 1:
             seen = seen & (row <= last)
-        out[one] = _attend(queries[one], k[one], v[one], row, ~seen.flatten(0, 1))
+        out[pair] = _attend(queries[pair], k[pair], v[pair], row, ~seen.flatten(0, 1))
     return out.view(q.shape).to(q.dtype)
 
 

@@ -198,10 +198,10 @@ def forward(
     out = v.new_empty(len(inputs), *v.shape[1:])
     gate = mixer, mixer_bias, down
     maps = [_maps(v[i], *gate, runs_of(i, inputs), gates, steps) for i in range(len(v))]
-    for x, found in zip(v, maps, strict=True):
-        for block in _blocks(found.runs, gates, v, up):
-            logits = _logits(found, up, block, steps)
-            mixture = found.mixture[block.number, :, block.rows]
+    for x, group in zip(v, maps, strict=True):
+        for block in _blocks(group.runs, gates, v, up):
+            logits = _logits(group, up, block, steps)
+            mixture = group.mixture[block.number, :, block.rows]
             steps.open(logits, mixture, x[block.rows], out[block.runs, block.rows])
     return out, maps
 
@@ -219,17 +219,17 @@ def backward(
     of_v, of_up, of_down = torch.empty_like(v), torch.zeros_like(up), torch.zeros_like(down)
     of_mixer = v.new_zeros(*down.shape[:2], v.shape[2])
     of_bias = v.new_zeros(down.shape[:2])
-    for i, found in enumerate(maps):
-        sizes = found.hidden.shape  # (K, L, N, r)
+    for i, group in enumerate(maps):
+        sizes = group.hidden.shape  # (K, L, N, r)
         width = sizes[0] * sizes[1] * sizes[3]
-        of_outputs = v.new_empty(sizes[2], len(found.weight))
+        of_outputs = v.new_empty(sizes[2], len(group.weight))
         of_hidden = of_outputs[:, :width].view(sizes[2], *sizes[:2], sizes[3]).permute(1, 2, 0, 3)
         targets = of_v[i], of_hidden, of_up
-        slope = _backward_of_runs(grad, v[i], up, gates, found, targets, steps)
+        slope = _backward_of_runs(grad, v[i], up, gates, group, targets, steps)
         of_outputs[:, width:] = slope.flatten(0, 1).mT
         of_weight = product(of_outputs.mT, v[i], cpp=steps.cpp)
-        add_products(of_v[i], of_outputs, found.weight, cpp=steps.cpp)
-        mine = torch.tensor([gates[j] for j in found.runs])
+        add_products(of_v[i], of_outputs, group.weight, cpp=steps.cpp)
+        mine = torch.tensor([gates[j] for j in group.runs])
         of_down.index_add_(0, mine, of_weight[:width].view(sizes[0], *down.shape[1:]))
         of_mixer.index_add_(0, mine, of_weight[width:].view(*sizes[:2], v.shape[2]))
         of_bias.index_add_(0, mine, slope.sum(2))
@@ -264,9 +264,9 @@ def _backward_of_runs(
             first=number.start == 0,
         )
         flat, factors = slope.flatten(0, 1), up[block.gates].flatten(0, 1)
-        found = flat.new_empty(*flat.shape[:2], up.shape[2])
-        products(flat, factors.mT, found, cpp=steps.cpp)
-        of_hidden[number, :, rows] = found.view(*slope.shape[:3], up.shape[2])
+        of_run = flat.new_empty(*flat.shape[:2], up.shape[2])
+        products(flat, factors.mT, of_run, cpp=steps.cpp)
+        of_hidden[number, :, rows] = of_run.view(*slope.shape[:3], up.shape[2])
         hidden = maps.hidden[number, :, rows].flatten(0, 1)
         add_products(of_up[block.gates].flatten(0, 1), hidden.mT, flat, cpp=steps.cpp)
     weights, slopes = (maps.mixture / 2).squeeze(-1), 2 * of_mixture.squeeze(-1)

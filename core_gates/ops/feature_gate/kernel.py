@@ -234,9 +234,9 @@ def _maps_backward(
         (mixer_bias, mine, of_logits.sum(1)),
         (down, mine, of_down),
     )
-    found = []
+    gradients = []
     for like, index, values in parts:
         total = torch.zeros(like.shape, dtype=torch.float32, device=v.device)
-        found.append(total.index_add_(0, index, values).to(like.dtype))
-    of_v, of_mixer, of_bias, of_down = found
+        gradients.append(total.index_add_(0, index, values).to(like.dtype))
+    of_v, of_mixer, of_bias, of_down = gradients
     return of_v, of_mixer, of_bias, of_down

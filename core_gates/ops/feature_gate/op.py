@@ -85,9 +85,9 @@ def _check(
             f"mixer {tuple(mixer.shape)} and mixer_bias {tuple(mixer_bias.shape)} must begin with"
             f" the {tuple(shape)} gates and maps of up"
         )
-    for name, found, number in (("inputs", inputs, len(v)), ("gates", gates, len(up))):
-        if not found or len(inputs) != len(gates) or not all(0 <= i < number for i in found):
-            raise ValueError(f"{name} {list(found)} must name one of {number} for each run")
+    for name, indices, number in (("inputs", inputs, len(v)), ("gates", gates, len(up))):
+        if not indices or len(inputs) != len(gates) or not all(0 <= i < number for i in indices):
+            raise ValueError(f"{name} {list(indices)} must name one of {number} for each run")
 
 
 class _Blockwise(torch.autograd.Function):
@@ -105,7 +105,7 @@ class _Blockwise(torch.autograd.Function):
         v, others = v.contiguous(), (mixer, mixer_bias, down, up)
         steps = NativeSteps() if use_cpp(v, *others) else Steps()
         out, maps = blocks.forward(v, *others, inputs, gates, steps)
-        kept = [t for found in maps for t in (found.weight, found.hidden, found.mixture)]
+        kept = [t for group in maps for t in (group.weight, group.hidden, group.mixture)]
         ctx.save_for_backward(v, *others, *kept)
         ctx.runs, ctx.options, ctx.steps = [m.runs for m in maps], (inputs, gates), type(steps)
         return out
@@ -114,8 +114,8 @@ class _Blockwise(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
         tensors, kept = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
         if torch.is_grad_enabled():
-            found = derivatives(reference.forward, tensors, ctx.options, grad)
-            return *found, None, None
+            of_tensors = derivatives(reference.forward, tensors, ctx.options, grad)
+            return *of_tensors, None, None
         v, _, _, down, up = tensors
         parts = zip(ctx.runs, kept[0::3], kept[1::3], kept[2::3], strict=True)
         maps = [blocks.Maps(*part) for part in parts]

@@ -52,7 +52,7 @@ def factors(
     acc = accumulation_dtype(v, mixer, mixer_bias, down, up)
     work = torch.promote_types(v.dtype, torch.promote_types(down.dtype, up.dtype))
     mixer, mixer_bias, down, up = mixer.to(acc), mixer_bias.to(acc), down.to(work), up.to(work)
-    found: dict[int, Tensor] = {}
+    by_run: dict[int, Tensor] = {}
     for i, rows in enumerate(v.unbind()):
         runs = runs_of(i, inputs)
         mine = [gates[j] for j in runs]
@@ -62,8 +62,8 @@ def factors(
         mixture = _per_gate(rows.to(acc), mixer[mine]) + mixer_bias[mine].unsqueeze(1)
         weights = 2 * mixture.softmax(-1).mT.unsqueeze(-1)
         factor = 1 + (weights * (logits.sigmoid() - 0.5)).sum(1)
-        found |= dict(zip(runs, factor.unbind(), strict=True))
-    return torch.stack([found[j] for j in range(len(inputs))])
+        by_run |= dict(zip(runs, factor.unbind(), strict=True))
+    return torch.stack([by_run[j] for j in range(len(inputs))])
 
 
 def backward(
@@ -85,8 +85,8 @@ def backward(
         run = _backward_of_run(grad[j].to(acc), exact[0][i], *(t[g] for t in exact[1:]))
         for total, place, value in zip(sums, (i, g, g, g, g), run, strict=True):
             total[place] += value
-    found = (total.to(t.dtype) for total, t in zip(sums, tensors, strict=True))
-    of_v, of_mixer, of_bias, of_down, of_up = found
+    gradients = (total.to(t.dtype) for total, t in zip(sums, tensors, strict=True))
+    of_v, of_mixer, of_bias, of_down, of_up = gradients
     return of_v, of_mixer, of_bias, of_down, of_up
 
 

@@ -95,7 +95,7 @@ def backward(
     )
     for k, (h, u) in enumerate(adapters):
         row_mean, gram = reference.moments(u)
-        own = along[:, sum(ranks[:k]) : sum(ranks[: k + 1])]
+        slope = along[:, sum(ranks[:k]) : sum(ranks[: k + 1])]
         removed = sums[:, k, :1] * row_mean.mT + sums[:, k, 1:] * rstd[:, k : k + 1] * (h @ gram)
-        own -= rstd[:, k : k + 1] * removed
+        slope -= rstd[:, k : k + 1] * removed
     return grad_base, along, shared.sum(0) if coefficients.ndim == 2 else shared

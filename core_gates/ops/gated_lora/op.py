@@ -150,8 +150,8 @@ class _Streamed(torch.autograd.Function):
                 of_base, of_hidden, of_coefficients = native.backward(
                     *exact, up, coefficients, ctx.ranks, ctx.eps
                 )
-                found = of_base.to(base.dtype), of_hidden.to(hidden.dtype)
-                return *found, None, of_coefficients, None, None
+                gradients = of_base.to(base.dtype), of_hidden.to(hidden.dtype)
+                return *gradients, None, of_coefficients, None, None
             grads = streamed.backward(
                 ctx.mix_backward, grad, base, hidden, up, coefficients, ctx.ranks, ctx.eps
             )

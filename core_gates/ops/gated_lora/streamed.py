@@ -54,14 +54,14 @@ def backward(
         torch.empty_like(t, memory_format=torch.contiguous_format) for t in (base, hidden)
     )
     grad_up = torch.zeros_like(exact[0])
-    sums = [torch.zeros_like(one) for one in exact[1].reshape(-1, *exact[1].shape[-2:])]
+    sums = [torch.zeros_like(like) for like in exact[1].reshape(-1, *exact[1].shape[-2:])]
     for rows, group in _blocks(base, coefficients):
         block = [t[rows] for t in (grad, base, hidden, mean, rstd)]
-        found = mix_backward(*block, exact[0], exact[1][group], ranks, eps)
-        grad_base[rows], grad_hidden[rows] = found[:2]
-        grad_up = grad_up + found[2]
+        gradients = mix_backward(*block, exact[0], exact[1][group], ranks, eps)
+        grad_base[rows], grad_hidden[rows] = gradients[:2]
+        grad_up = grad_up + gradients[2]
         number = group if isinstance(group, int) else 0
-        sums[number] = sums[number] + found[3]
+        sums[number] = sums[number] + gradients[3]
     shared = torch.stack(sums) if sums else torch.zeros_like(exact[1])
     shared = shared.view(coefficients.shape)
     return grad_base, grad_hidden, grad_up.to(up.dtype), shared.to(coefficients.dtype)
@@ -72,9 +72,9 @@ def _blocks(base: Tensor, coefficients: Tensor) -> Iterator[tuple[slice, int | s
     size, group = block_size(base), group_size(base, coefficients)
     for first in range(0, len(base), group):
         end = min(first + group, len(base))
-        own = slice(None) if coefficients.ndim == 2 else first // group
+        row = slice(None) if coefficients.ndim == 2 else first // group
         for start in range(first, end, size):
-            yield slice(start, min(start + size, end)), own
+            yield slice(start, min(start + size, end)), row
 
 
 def group_size(base: Tensor, coefficients: Tensor) -> int:

@@ -251,7 +251,7 @@ def _tiles(counts: Tensor, num_rows: int) -> tuple[Tensor, Tensor, Tensor]:
     last_tile = ((sizes + ROWS - 1) // ROWS).cumsum(0)
     tile = torch.arange(num_rows // ROWS + sizes.shape[0], device=counts.device)
     group = torch.searchsorted(last_tile, tile, right=True)
-    known = group.clamp(max=sizes.shape[0] - 1)
+    owner = group.clamp(max=sizes.shape[0] - 1)
     before = last_tile - (sizes + ROWS - 1) // ROWS
-    start = (ends - sizes)[known] + (tile - before[known]) * ROWS
-    return known, start, torch.where(group == known, ends[known], 0)
+    start = (ends - sizes)[owner] + (tile - before[owner]) * ROWS
+    return owner, start, torch.where(group == owner, ends[owner], 0)

@@ -207,8 +207,8 @@ def _differentiate(ctx: Any, grad: Tensor, _: Any) -> Any:
     x, weight, counts, gather, scatter, kept = ctx.saved_tensors
     needs = [ctx.needs_input_grad[i] for i in (0, 1, 3)]
     saved = (x, weight, counts, gather, scatter, kept, ctx.activation, ctx.gated)
-    found = _backward(grad, *saved, *needs, ctx.backend)
-    grads = [gradient if need else None for gradient, need in zip(found, needs, strict=True)]
+    gradients = _backward(grad, *saved, *needs, ctx.backend)
+    grads = [gradient if need else None for gradient, need in zip(gradients, needs, strict=True)]
     return grads[0], grads[1], None, grads[2], None, None, None, None, None, None
 
 

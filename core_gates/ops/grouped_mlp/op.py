@@ -90,8 +90,8 @@ def backward(
         part = slice(start, start + size)
         start += size
         if size == 0:
-            for one in grads[1:]:
-                one[group : group + 1] = 0
+            for gradient in grads[1:]:
+                gradient[group : group + 1] = 0
             continue
         outer, score, middle = grad[part], kept[part], hidden[:size]
         if needs_down:
@@ -286,8 +286,8 @@ def _(
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     shapes = (x.shape, first.shape, down.shape, first.shape[:2], down.shape[:2])
-    found = [x.new_empty(s if n else (0,)) for s, n in zip(shapes, needs, strict=True)]
-    return found[0], found[1], found[2], found[3], found[4]
+    gradients = [x.new_empty(s if n else (0,)) for s, n in zip(shapes, needs, strict=True)]
+    return gradients[0], gradients[1], gradients[2], gradients[3], gradients[4]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -300,8 +300,8 @@ def _differentiate(ctx: Any, grad: Tensor, _: Any) -> Any:
     x, first, down, counts, gather, kept = ctx.saved_tensors
     needs = [ctx.needs_input_grad[i] for i in (0, 1, 2, 4, 5)]
     saved = (x, first, down, counts, gather, kept, ctx.activation, ctx.gated)
-    found = _backward(grad, *saved, needs)
-    grads = [gradient if need else None for gradient, need in zip(found, needs, strict=True)]
+    gradients = _backward(grad, *saved, needs)
+    grads = [gradient if need else None for gradient, need in zip(gradients, needs, strict=True)]
     return grads[0], grads[1], grads[2], None, grads[3], grads[4], None, None, None, None
 
 

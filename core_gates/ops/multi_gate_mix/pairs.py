@@ -121,7 +121,7 @@ def plan_of(tables: Tensor) -> Plan:
             else:
                 kinds.append(Gates(start, 1, len(seen), lone))
             start += len(seen)
-    pairs = [Pair(s, e, tuple(found)) for (s, e), found in sorted(rows.items())]
+    pairs = [Pair(s, e, tuple(numbers)) for (s, e), numbers in sorted(rows.items())]
     table = torch.tensor([pair[:2] for pair in pairs], device="cpu")
     places = []
     for position in range(2):
@@ -230,8 +230,8 @@ def _kinds(plan: Plan, *tables: Tensor) -> Iterator[tuple[Any, ...]]:
 def _of_pairs(weights: Tensor, plan: Plan) -> Tensor:
     """Return the weight of every pair (pairs, N)."""
     (_, first), (pairs, second) = plan.rows
-    found = weights.index_select(0, first)
-    return found.index_add_(0, pairs, weights.index_select(0, second)) if len(pairs) else found
+    mixed = weights.index_select(0, first)
+    return mixed.index_add_(0, pairs, weights.index_select(0, second)) if len(pairs) else mixed
 
 
 def _table(of_pairs: Tensor, plan: Plan) -> Tensor:

@@ -143,8 +143,8 @@ def _gradient_kernel(
     outer = tl.load(grad + place, mask, other=0.0).to(tl.float32)
     unit = (value - mean[None, :]) * rstd[None, :]
     slope = outer * _slope(unit * weight[None, :] + bias[None, :], ACTIVATION)
-    found = scale[None, :] * (slope - level[None, :] - unit * slant[None, :])
-    tl.store(out + place, found, mask)
+    gradient = scale[None, :] * (slope - level[None, :] - unit * slant[None, :])
+    tl.store(out + place, gradient, mask)
 
 
 def forward(

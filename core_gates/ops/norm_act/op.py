@@ -123,12 +123,12 @@ class _Sliced(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> Any:  # type: ignore[override]
         tensors, statistics = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
         if torch.is_grad_enabled():
-            found = derivatives(_output, tensors, ctx.options, grad)
+            gradients = derivatives(_output, tensors, ctx.options, grad)
         else:
             parts = grad.contiguous(), *tensors[:4], *statistics
-            found = ctx.module.backward(*parts, *ctx.options)
-        found = (*found[:4], None, None) if ctx.options[3] else found
-        return *found, None, None, None, None
+            gradients = ctx.module.backward(*parts, *ctx.options)
+        gradients = (*gradients[:4], None, None) if ctx.options[3] else gradients
+        return *gradients, None, None, None, None
 
 
 _sliced: Callable[..., tuple[Tensor, Tensor, Tensor]] = _Sliced.apply
@@ -152,8 +152,15 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 
 def _differentiate(ctx: Any, grad: Tensor, *_: Tensor) -> Any:
-    found = _backward(grad, *ctx.saved_tensors, *ctx.options)
-    return *found[:4], *((None, None) if ctx.options[3] else found[4:]), None, None, None, None
+    gradients = _backward(grad, *ctx.saved_tensors, *ctx.options)
+    return (
+        *gradients[:4],
+        *((None, None) if ctx.options[3] else gradients[4:]),
+        None,
+        None,
+        None,
+        None,
+    )
 
 
 _forward = register_direction(reference, "forward", _fake)

@@ -63,7 +63,7 @@ def backward(
         z = _normalized(rows, weight[e], bias[e], shift[e], variance[e], eps)
         slope = slope_of(outer, z, out=z)
         # In training it takes the statistics after the running ones, in evaluation those.
-        found = _aten.native_batch_norm_backward(
+        gradients = _aten.native_batch_norm_backward(
             slope,
             rows,
             weight[e],
@@ -75,8 +75,8 @@ def backward(
             eps,
             [True, True, True],
         )
-        result.copy_(found[0])
-        of_weight[e], of_bias[e] = found[1:]
+        result.copy_(gradients[0])
+        of_weight[e], of_bias[e] = gradients[1:]
     if by_batch:
         of_inputs = (torch.zeros_like(mean) for _ in range(3))
     else:
@@ -91,8 +91,8 @@ def backward(
 def _normalized(
     rows: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float
 ) -> Tensor:
-    found = torch.native_batch_norm(rows, weight, bias, mean, variance, False, 0.0, eps)
-    return cast(Tensor, found[0])
+    normalized = torch.native_batch_norm(rows, weight, bias, mean, variance, False, 0.0, eps)
+    return cast(Tensor, normalized[0])
 
 
 def _slices(x: Tensor, experts: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
