@@ -190,3 +190,15 @@ def test_the_page_of_gates_names_every_gate():
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 110
     assert (DOCS / "images" / "results.png").stat().st_size <= 300_000
+
+
+def words(page: Path) -> int:
+    """The words of a page, code included; bars of tables are none."""
+    return sum(bool(re.search(r"\w", word)) for word in page.read_text().split())
+
+
+def test_pages_are_short():
+    assert sum(map(words, PAGES)) <= 38_000
+    limits = {"guide": 1_000, "evidence": 2_000}
+    long = [name_of(p) for p in PAGES if words(p) > limits.get(p.parent.name, 38_000)]
+    assert long == []
