@@ -132,7 +132,7 @@ def test_the_report_of_folds_draws_the_first(gates_in, small_feed, tmp_path):
     assert "is trained yet" not in page
 
 
-@pytest.mark.costly("four evaluations, two of which are killed")
+@pytest.mark.slow
 def test_a_killed_evaluation_ends_with_the_same_bits(small_feed, kill_and_resume, tmp_path):
     """Killed inside a piece and between two of them."""
     seed = next(s for s in range(99) if sorted(random.Random(s).sample(range(1, 7), 2)) == [1, 4])

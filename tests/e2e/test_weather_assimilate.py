@@ -22,6 +22,7 @@ def last_time(gates):
         return nature["time"].values[-1]
 
 
+@pytest.mark.slow
 def test_real_fields_are_assimilated(gates):
     """The background is the mean of the members twelve hours earlier; the truth is member 1."""
     store = gates.weather("prepare", config="era5_ensemble").out.splitlines()[-1]

@@ -49,6 +49,7 @@ def test_labels_with_a_dot_and_a_category(fitted):
     assert labels == {"a.b": "watch", "y": "like"}
 
 
+@pytest.mark.slow
 def test_a_network_that_starts_from_a_trained_linear(fitted, tmp_path, capsys):
     """With rates of nearly zero it predicts what the linear model does; its rows are the same."""
     linear = ("--model.net", "Linear", "--model.options", "{}")

@@ -37,6 +37,7 @@ def state(run, name):
     return States().load(run.folder / "states" / name)
 
 
+@pytest.mark.slow
 def test_every_day_is_predicted_by_what_was_known_before_it(study, settings):
     run = study()
     names = {path.name for path in (run.folder / "states").iterdir()}
