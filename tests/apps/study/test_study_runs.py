@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from apps.main import main
+from apps.study import gaussian_rates
 from apps.study.comet import (
     best_sparse,
     drawn_settings,
@@ -62,6 +63,11 @@ def test_rates_of_two_small_samples(study, capsys):
     capsys.readouterr()
     study("gaussian-rates", *words, report=False)  # nothing is missing
     assert "making" not in capsys.readouterr().out
+
+
+def test_the_ridge_changes_by_its_largest_loss_or_gain():
+    rows = gaussian_rates._ridge_rows({"tanh": np.diag([-0.3, 0.0, 0.1])})
+    assert {row.metric: row.value for row in rows} == {"largest change": 0.3, "lost at half": 0.3}
 
 
 def test_gates_are_compared(study):
