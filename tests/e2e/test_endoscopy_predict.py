@@ -284,6 +284,7 @@ def exported(run):
     return run.succeed("endoscopy", "export", "--weights", "ward", "--output", "exported")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the exporter
 def test_exported_networks_agree_and_carry_their_card(run, exported):
     import onnxruntime

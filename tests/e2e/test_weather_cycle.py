@@ -171,7 +171,7 @@ FAULTS = {
 }  # fmt: skip
 
 
-@pytest.mark.costly("many calls of a verb")
+@pytest.mark.slow
 def test_faulty_calls_write_nothing(here, faulty_inputs):
     table = {
         name: (("weather", "cycle", "--config", "unit", *CALL, *words), said, *files)

@@ -230,7 +230,7 @@ def test_report_is_one_page_without_network(gates, evaluated):
     assert "network.stages.0.conv" in page
 
 
-@pytest.mark.costly("all tasks on ERA5, and their figures")
+@pytest.mark.slow
 def test_the_ensemble_tasks_are_scored_and_drawn(gates):
     words = ["--quick", "--seeds", "[99]", "--densities", "[0.01]", "--name", "real"]
     out = gates.weather("evaluate", *words, config="era5_ensemble").out

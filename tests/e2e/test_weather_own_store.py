@@ -151,7 +151,7 @@ def coarse(folder):
     return write
 
 
-@pytest.mark.costly("many stores")
+@pytest.mark.slow
 def test_stores_that_cannot_be_used_are_refused(own, faulty_inputs):
     def fit(store="bad.zarr", *words):
         return ("weather", "fit", "--config", CONFIG, "--name", "bad", "--data.store", store,

@@ -96,6 +96,7 @@ def test_ops_are_traced_without_graph_breaks_and_follow_the_mode():
     assert all("sigmoid" in graph for graph in graphs)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # Inductor's own imports
 def test_compile_mode_matches_the_definition_and_is_cached(inputs, inductor):
     a, g, grad_product, grad_gate = inputs((3, 63), count=4)
