@@ -125,7 +125,7 @@ FAULTS = (
         "weather/models/leapfrog.py",
         "ends.add_(current, alpha=1 - 2 * self.time_filter)",
         "ends.add_(current, alpha=1 - self.time_filter)",
-        "weather/models",
+        "weather/models/held_suarez weather/models/shallow_water",
     ),
     Fault(
         "endoscopy",

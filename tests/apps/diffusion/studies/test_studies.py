@@ -124,7 +124,7 @@ def few(monkeypatch):
     monkeypatch.setattr(views, "COSTED", 2)
 
 
-@pytest.mark.costly("a whole study, of fourteen methods")
+@pytest.mark.slow
 def test_fusion(world, asked, few):
     shutil.rmtree(world.run.folder / "gates")
     fusion.fusion_study(asked("fusion", (0, 1)), world)
