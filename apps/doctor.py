@@ -68,10 +68,10 @@ def main(arguments: Sequence[str], apps: Mapping[str, App]) -> int:
         raise GatesError(f"doctor takes no arguments, found {arguments[0]!r}")
     console = Console()
     console.print(_facts("machine", machine()))
-    found = findings()
-    console.print(_packages(found))
+    packages = findings()
+    console.print(_packages(packages))
     needed = {"base"}.union(*(app.extras for app in apps.values()))
-    return _advise(console, found, needed)
+    return _advise(console, packages, needed)
 
 
 def findings() -> list[Finding]:
@@ -87,15 +87,15 @@ def findings() -> list[Finding]:
         raise GatesError(
             f"{DISTRIBUTION} is not installed: pip install '{DISTRIBUTION}[all]'"
         ) from error
-    found: list[Finding] = []
+    packages: list[Finding] = []
     for requirement in map(Requirement, lines):
         marker = requirement.marker
         if marker is None or marker.evaluate({"extra": ""}):
-            found.append(_finding("base", requirement))
+            packages.append(_finding("base", requirement))
             continue
         wanting = [e for e in extras if e != "all" and marker.evaluate({"extra": e})]
-        found += [_finding(extra, requirement) for extra in wanting]
-    return found
+        packages += [_finding(extra, requirement) for extra in wanting]
+    return packages
 
 
 def machine() -> dict[str, str]:
@@ -161,19 +161,19 @@ def _facts(title: str, facts: dict[str, str]) -> Table:
     return table
 
 
-def _packages(found: list[Finding]) -> Table:
+def _packages(packages: list[Finding]) -> Table:
     table = Table("extra", "package", "wanted", "found", title="packages", title_justify="left")
     last = None
-    for item in sorted(found, key=lambda f: (f.extra != "base", f.extra)):
+    for item in sorted(packages, key=lambda f: (f.extra != "base", f.extra)):
         shown = f"[green]{item.found}[/]" if item.fine else f"[red]{item.found or 'missing'}[/]"
         table.add_row(item.extra if item.extra != last else "", item.package, item.wanted, shown)
         last = item.extra
     return table
 
 
-def _advise(console: Console, found: list[Finding], needed: Collection[str]) -> int:
+def _advise(console: Console, checked: list[Finding], needed: Collection[str]) -> int:
     lacking: dict[str, list[str]] = {}
-    for item in found:
+    for item in checked:
         if not item.fine:
             found_here = f" ({item.found}, wanted {item.wanted})" if item.found else ""
             lacking.setdefault(item.extra, []).append(f"{item.package}{found_here}")

@@ -249,16 +249,20 @@ def _expected(name: str, app: App, error: Exception, errors: Any) -> Exception |
     return error if missing or isinstance(error, errors.GatesError) else None
 
 
-def _unknown(prog: str, kind: str, word: str, known: Mapping[str, object]) -> int:
+def _unknown(prog: str, kind: str, word: str, choices: Mapping[str, object]) -> int:
     """Print one line for a word that is not in the table and return exit code 2.
 
     What has the word in its summary is meant, else what is spelled nearly like it.
     """
     from difflib import get_close_matches
 
-    told = [n for n, one in known.items() if word in str(getattr(one, "summary", one)).split()]
-    close = " or ".join(told or get_close_matches(word, known, n=1))
-    hint = f"did you mean {close}?" if close else f"choose from {', '.join(known)}"
+    matches = [
+        n
+        for n, choice in choices.items()
+        if word in str(getattr(choice, "summary", choice)).split()
+    ]
+    close = " or ".join(matches or get_close_matches(word, choices, n=1))
+    hint = f"did you mean {close}?" if close else f"choose from {', '.join(choices)}"
     print(f"{prog}: error: unknown {kind} {word!r} ({hint})", file=sys.stderr)
     return 2
 

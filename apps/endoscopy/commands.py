@@ -83,8 +83,8 @@ class EndoscopyTrainer(GatesRunTrainer):
                 exposure and through another endoscope.
         """
         del model
-        for one in render(datamodule, self.rendering, sets):
-            print(one.folder)
+        for rendered_set in render(datamodule, self.rendering, sets):
+            print(rendered_set.folder)
 
     def prepare(
         self,

@@ -170,18 +170,18 @@ def measure(clip: Clip, index: int, bundle: SizingBundle, segmenter: Segmenter) 
     Raises:
         GatesError: There is no polyp.
     """
-    found = predict(clip.source, clip.locator(segmenter), bundle, objects="source")
-    table = objects_of(found, bundle)
+    prediction = predict(clip.source, clip.locator(segmenter), bundle, objects="source")
+    table = objects_of(prediction, bundle)
     row = table.iloc[0]
-    (track,) = tracks_of(found, table.head(1), bundle.scope, clip.source)
-    sized = found.frames[found.frames["predicted_mm"].notna()]
+    (track,) = tracks_of(prediction, table.head(1), bundle.scope, clip.source)
+    sized = prediction.frames[prediction.frames["predicted_mm"].notna()]
     shown = index if (sized["frame_index"] == index).any() else int(sized["frame_index"].iloc[0])
-    one = type(found)(
-        found.frames[found.frames["frame_index"] == shown], found.scope, found.input,
-        found.locations,
+    track_prediction = type(prediction)(
+        prediction.frames[prediction.frames["frame_index"] == shown], prediction.scope,
+        prediction.input, prediction.locations,
     )  # fmt: skip
     locator = clip.locator(segmenter)
-    _, overlay = next(annotated_frames(one, clip.source, locator, bundle, most=1))
+    _, overlay = next(annotated_frames(track_prediction, clip.source, locator, bundle, most=1))
     return Measured(
         track.size,
         track.low,

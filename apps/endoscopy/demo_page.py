@@ -200,8 +200,8 @@ class Actions:
         root: Folder of dropped frames.
     """
 
-    def __init__(self, found: NamedBundle, segmenter: Segmenter, root: Path) -> None:
-        self.found, self.segmenter, self.root = found, segmenter, root
+    def __init__(self, named_bundle: NamedBundle, segmenter: Segmenter, root: Path) -> None:
+        self.found, self.segmenter, self.root = named_bundle, segmenter, root
 
     def drop(self, path: str, old: Clip | None) -> list[Any]:
         """Read the dropped files."""
@@ -290,13 +290,13 @@ def demo(
         browser: Open a browser, too.
     """
     check_port(port)
-    found = find_bundle(place, weights)
+    named_bundle = find_bundle(place, weights)
     network = find_segmenter(segmenter)
     with private_folder() as folder:
         serve(
-            lambda: build_page(found, network, folder),
+            lambda: build_page(named_bundle, network, folder),
             port=port,
             browser=browser,
             css=STYLE,
-            lines=[f"weights: {found.name}"],
+            lines=[f"weights: {named_bundle.name}"],
         )

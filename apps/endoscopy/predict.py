@@ -76,10 +76,10 @@ class Outputs:
         if self._mark_in(self.partial) != self.mark or not (self.partial / RAW).is_file():
             return None
         report = json.loads((self.partial / REPORT).read_text(encoding="utf-8"))
-        found = report["frames"]
-        read = InputReport(report["source"], report["kind"], found["expected"], found["read"])
-        read.unreadable = [(key, reason) for key, reason in found["unreadable"]]
-        read.converted = Counter(found["converted"])
+        frames = report["frames"]
+        read = InputReport(report["source"], report["kind"], frames["expected"], frames["read"])
+        read.unreadable = [(key, reason) for key, reason in frames["unreadable"]]
+        read.converted = Counter(frames["converted"])
         locations = ReadReport(report["locations"]["source"], report["locations"]["found"])
         for entry in report["locations"]["findings"]:
             locations.add(entry["action"], entry["reason"], entry["places"])
@@ -298,16 +298,16 @@ def predict(
         overwrite_output: Replace outputs that exist.
     """
     _check_counts(batch_size, overlays, strips)
-    found = find_bundle(place, weights)
-    found.bundle.model.to(_device(device))
+    named_bundle = find_bundle(place, weights)
+    named_bundle.bundle.model.to(_device(device))
     locate, named = _locations(boxes, masks, segmenter), _names(sources, max_unreadable)
-    _check_report(dicom_report, sources, scope, found.bundle, overwrite_output or resume)
+    _check_report(dicom_report, sources, scope, named_bundle.bundle, overwrite_output or resume)
     options = Options(scope, objects, level, overlays, strips)
-    job = Job(found, locate, options, batch_size, max_unreadable, dicom_report, resume)
+    job = Job(named_bundle, locate, options, batch_size, max_unreadable, dicom_report, resume)
     root = Path(output or place.run_folder.path / "predictions")
     planned = job.outputs(root, named, (boxes, masks, segmenter))
     wanted = _missing(planned, resume=resume, overwrite=overwrite_output)
-    print(f"weights: {found.name}")
+    print(f"weights: {named_bundle.name}")
     for source, outputs in wanted.items():
         job.run(source, outputs)
 

@@ -55,14 +55,14 @@ def endoscopy_report(trainings: Trainings) -> Path:
 
 def _draw(trainings: Trainings, rows: Sequence[Row], page: Page) -> None:
     folder = trainings.run.folder
-    own = [row for row in rows if not row.task.startswith(OTHERS)]
-    compared = [m for m in dict.fromkeys(row.method for row in own) if m in VARIANTS]
+    own_rows = [row for row in rows if not row.task.startswith(OTHERS)]
+    compared = [m for m in dict.fromkeys(row.method for row in own_rows) if m in VARIANTS]
     page.section("What the scores mean").text(EXPLANATION)
     if named := [f"`{m}`: {VARIANTS[m].summary}" for m in compared if m != CONFIGURED]:
         page.text(f"{'; '.join(named)}.")
-    if certain := [row for row in own if row.metric in CERTAINTY]:
+    if certain := [row for row in own_rows if row.metric in CERTAINTY]:
         page.section("Intervals and abstention").text(CERTAIN).scores(Scores(certain))
-    _add_others(page, [row for row in own if row.task == TEST and not row.versus])
+    _add_others(page, [row for row in own_rows if row.task == TEST and not row.versus])
     _add_subgroups(page, folder / SUBGROUPS)
     if (folder / PREDICTIONS).is_file():
         _add_predictions(page, trainings, pd.read_parquet(folder / PREDICTIONS))
@@ -74,8 +74,8 @@ def _draw(trainings: Trainings, rows: Sequence[Row], page: Page) -> None:
 
 def _add_others(page: Page, rows: Sequence[Row]) -> None:
     """Add the metrics that the first tables leave out, a few in each table."""
-    known = {row.metric for row in rows}
-    if metrics := [metric for metric in SECONDARY if metric in known]:
+    measured = {row.metric for row in rows}
+    if metrics := [metric for metric in SECONDARY if metric in measured]:
         page.section("Other scores").text("Of the same test objects.")
     for start in range(0, len(metrics), COLUMNS):
         shown = metrics[start : start + COLUMNS]
@@ -90,17 +90,24 @@ def _add_subgroups(page: Page, path: Path) -> None:
     page.section("Subgroups").figure(subgroup_figure(table), "Groups of test objects.")
     names = [str(name) for name in table if f"{name}_low" in table]
     rows = [
-        [one["column"], one["group"], int(one["objects"]), *(_interval(one, n) for n in names)]
-        for _, one in table.iterrows()
+        [
+            group["column"],
+            group["group"],
+            int(group["objects"]),
+            *(_interval(group, n) for n in names),
+        ]
+        for _, group in table.iterrows()
     ]
     caption = "95 % intervals; groups of few objects have no scores"
     page.table(["by", "group", "objects", *names], rows, caption)
 
 
-def _interval(one: pd.Series, name: str) -> str:
-    if pd.isna(one[name]):
+def _interval(group: pd.Series, name: str) -> str:
+    if pd.isna(group[name]):
         return "–"
-    return f"{number(one[name])} [{number(one[f'{name}_low'])}, {number(one[f'{name}_high'])}]"
+    return (
+        f"{number(group[name])} [{number(group[f'{name}_low'])}, {number(group[f'{name}_high'])}]"
+    )
 
 
 def _add_predictions(page: Page, trainings: Trainings, predictions: pd.DataFrame) -> None:
@@ -115,8 +122,12 @@ def _add_predictions(page: Page, trainings: Trainings, predictions: pd.DataFrame
         return
     cut_offs = trainings.sizers.module.cut_offs
     of_first = (trained["variant"] == training.variant) & (trained["seed"] == training.seed)
-    own = trained[of_first].drop(columns=["variant", "seed"])
-    test = own[own["task"] == TEST].drop(columns=["task"]).dropna(axis=1, how="all")
+    of_first_training = trained[of_first].drop(columns=["variant", "seed"])
+    test = (
+        of_first_training[of_first_training["task"] == TEST]
+        .drop(columns=["task"])
+        .dropna(axis=1, how="all")
+    )
     page.section("Agreement").text(f"`{training.variant}`, seed {training.seed}.")
     for figure, caption in agreement_figures(test, bundle, cut_offs):
         page.figure(figure, caption)

@@ -106,9 +106,9 @@ def score(run: Run, sizers: Sizers, wanted: Wanted, *, pinned: str | None) -> Pa
     else:
         trainings = Trainings(run, sizers)
         evaluation = _evaluation(run, sizers, trainings.load, wanted)
-        found = trainings.obtain(evaluation.trainings(), sets)
+        trained = trainings.obtain(evaluation.trainings(), sets)
         if run.quick:
-            wanted = _complete(evaluation, wanted, found)
+            wanted = _complete(evaluation, wanted, trained)
             evaluation = _evaluation(run, sizers, trainings.load, wanted)
     sizers.datamodule.setup("test")
     with ticking("predicting", evaluation.ticks(wanted.shifts)) as tick:
@@ -159,16 +159,16 @@ def _evaluation(run: Run, sizers: Sizers, networks: Networks, wanted: Wanted) ->
     )
 
 
-def _complete(evaluation: Evaluation, wanted: Wanted, found: Sequence[Training]) -> Wanted:
+def _complete(evaluation: Evaluation, wanted: Wanted, trained: Sequence[Training]) -> Wanted:
     """Return the seeds and variants with trained networks.
 
     Raises:
         GatesError: There are none of the first variant.
     """
     lacking = {
-        (one.variant, one.seed)
-        for one in evaluation.trainings()
-        if evaluation.sizers.resolved(one) not in found
+        (training.variant, training.seed)
+        for training in evaluation.trainings()
+        if evaluation.sizers.resolved(training) not in trained
     }
     seeds = [s for s in wanted.seeds if (evaluation.main, s) not in lacking]
     if not seeds:
@@ -193,7 +193,7 @@ def fixed(budget: Budget) -> dict[str, Any]:
 def spaces(budget: Budget, sizers: Sizers) -> dict[str, list[dict[str, float]]]:
     """Return the settings to try."""
     return {
-        name: [{**one, **sizers.version(name)} for one in budget.trials[name]]
+        name: [{**trial, **sizers.version(name)} for trial in budget.trials[name]]
         for name in budget.variants
         if name in budget.trials
     }
@@ -243,11 +243,11 @@ def score_honest(run: Run, sizers: Sizers, budget: Budget) -> Path:
     store: Store[pd.DataFrame] = run.store(RUNS, Table())
     wanted = run_pieces(run, sizers, budget, chosen)
     work = partial(predicted, sizers=sizers)
-    found = run.obtain(store, wanted, work, ticks=epochs, prepare=ready)
+    scored = run.obtain(store, wanted, work, ticks=epochs, prepare=ready)
     work = partial(baselines, sizers=sizers)
     fitted = run.obtain(store, baseline_pieces(sizers, budget), work, prepare=ready)
-    lacking = {piece.method for piece in set(wanted) - set(found)}
-    complete = [piece for piece in found if piece.method not in lacking]
+    lacking = {piece.method for piece in set(wanted) - set(scored)}
+    complete = [piece for piece in scored if piece.method not in lacking]
     if not complete or len(fitted) < len(budget.sizes) * len(budget.seeds):
         raise GatesError("there is no training run to compare: evaluate without --quick")
     tested = tested_objects(sizers.datamodule, store.load(fitted[0]))
@@ -302,7 +302,7 @@ def tuning_table(chosen: Mapping[str, Choice]) -> pd.DataFrame | None:
         {
             "variant": variant,
             **{n: value for n, value in choice.setting.items() if n != "version"},
-            "error": float(np.nanmin([one["score"] for one in choice.trials])),
+            "error": float(np.nanmin([trial["score"] for trial in choice.trials])),
             "trials": len(choice.trials),
         }
         for variant, choice in chosen.items()
@@ -405,15 +405,20 @@ def rendered_cues(run: Run, config: RendererConfig, objects: range) -> dict[str,
     ]
     store = run.store(CUES, Table())
     run.obtain(store, pieces, partial(cues, config=config))
-    found = pd.concat([store.load(piece) for piece in pieces])
-    return {str(name): one.reset_index(drop=True) for name, one in found.groupby("exposure")}
+    cue_table = pd.concat([store.load(piece) for piece in pieces])
+    return {
+        str(name): exposure_cues.reset_index(drop=True)
+        for name, exposure_cues in cue_table.groupby("exposure")
+    }
 
 
 def cues(piece: Piece, job: Job, *, config: RendererConfig) -> pd.DataFrame:
     """Render some objects and return the cues of their frames under both exposures."""
-    found = rendered_features(config, range(int(piece.keys["from"]), int(piece.keys["to"])))
+    features = rendered_features(config, range(int(piece.keys["from"]), int(piece.keys["to"])))
     job.tick()
-    return pd.concat([one.assign(exposure=name) for name, one in found.items()])
+    return pd.concat(
+        [exposure_features.assign(exposure=name) for name, exposure_features in features.items()]
+    )
 
 
 def run_study(run: Run, study: str, images: str) -> Path:
@@ -434,8 +439,8 @@ def _generalization(images: str) -> tuple[str, pd.DataFrame]:
     budget = StudyBudget(num_train=FASHION_IMAGES) if len(data.train[0]) > FASHION_IMAGES else None
     seeds = range(STUDY_SEEDS)
     with ticking(f"training on {name}", len(seeds) * len(VARIANTS)) as tick:
-        found = generalization_study(data, seeds=seeds, budget=budget, tick=tick)
-    return f"generalization_{name}", generalization_table(found)
+        study = generalization_study(data, seeds=seeds, budget=budget, tick=tick)
+    return f"generalization_{name}", generalization_table(study)
 
 
 def _images(images: str) -> LabeledImages:

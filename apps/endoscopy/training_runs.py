@@ -69,9 +69,9 @@ def prepare_data(data: PolypSizingDataModule, folder: Path) -> Path:
     if cache is not None and not cache.is_complete():
         print(cache.summary())
         with ticking("caching", len(cache)) as tick:
-            found = cache.build(lambda *_: tick())
-        if found.unreadable:
-            print("\n".join(found.lines()))
+            read_report = cache.build(lambda *_: tick())
+        if read_report.unreadable:
+            print("\n".join(read_report.lines()))
     if cache is not None:
         print(cache.folder)
     write_json(folder / REPORT, data.report.to_dict())
@@ -106,14 +106,15 @@ def render(
     data: PolypSizingDataModule, rendering: Rendering, names: Sequence[str]
 ) -> list[RenderedSet]:
     """Render what is missing, and return the sets."""
-    for one in rendering.missing(data, names):
-        claim_dataset(one.folder, one.config, one.objects)
+    for rendered_set in rendering.missing(data, names):
+        claim_dataset(rendered_set.folder, rendered_set.config, rendered_set.objects)
         chunks = [
-            (one, start, min(start + CHUNK, one.objects)) for start in range(0, one.objects, CHUNK)
+            (rendered_set, start, min(start + CHUNK, rendered_set.objects))
+            for start in range(0, rendered_set.objects, CHUNK)
         ]
-        with ticking(f"rendering {one.name}", one.objects) as tick:
+        with ticking(f"rendering {rendered_set.name}", rendered_set.objects) as tick:
             in_processes(write_chunk, chunks, tick)
-        finish_dataset(one.folder, one.config, one.objects)
+        finish_dataset(rendered_set.folder, rendered_set.config, rendered_set.objects)
     return [rendering.set(data, name) for name in names]
 
 
@@ -122,7 +123,9 @@ def render_missing(data: PolypSizingDataModule, rendering: Rendering, names: Seq
     if "synthetic" not in data.sources:
         return
     if missing := rendering.missing(data, names):
-        sets = ", ".join(f"{one.name} of {one.objects} objects" for one in missing)
+        sets = ", ".join(
+            f"{rendered_set.name} of {rendered_set.objects} objects" for rendered_set in missing
+        )
         print(f"rendered sets missing: {sets}; rendering them now", flush=True)
         render(data, rendering, names)
 
@@ -232,7 +235,7 @@ class Trainings:
 
     def pieces(self, trainings: Iterable[Training]) -> list[Piece]:
         """Return the pieces of training runs."""
-        return [piece_of(self.run, self.sizers, one) for one in trainings]
+        return [piece_of(self.run, self.sizers, training) for training in trainings]
 
     def obtain(self, wanted: Sequence[Training], sets: Sequence[str] = (MAIN,)) -> list[Training]:
         """Render and cache what training and prediction read, and train what is missing.
@@ -250,8 +253,8 @@ class Trainings:
         for training in wanted:
             self.sizers.data(training).prepare_data()
         work = partial(train, sizers=self.sizers, config=self.run.config)
-        found = self.run.obtain(self.store, pieces, work, ticks=_epochs)
-        return [training_of(piece) for piece in found]
+        trained = self.run.obtain(self.store, pieces, work, ticks=_epochs)
+        return [training_of(piece) for piece in trained]
 
     def load(self, training: Training) -> SizingBundle:
         """Return a trained network.
@@ -312,8 +315,8 @@ def load_checkpoint(path: Path, module: SizingModule) -> tuple[str, ...]:
         raise GatesError(
             f"{path} is a checkpoint of another configuration: give the one it was trained with"
         ) from error
-    own = checkpoint.get(PolypSizingDataModule.__name__, {}).get("trained_on", ())
-    return tuple(sorted({*own, *seen(checkpoint)}))
+    trained_on = checkpoint.get(PolypSizingDataModule.__name__, {}).get("trained_on", ())
+    return tuple(sorted({*trained_on, *seen(checkpoint)}))
 
 
 def _epochs(piece: Piece) -> int:
@@ -352,11 +355,15 @@ def find_bundle(place: Place, weights: str | None) -> NamedBundle:
         return NamedBundle(weights, load_bundle(weights))
     folder = place.run_folder.path / WEIGHTS
     folds = sorted(folder.glob(FOLDS), key=lambda path: int(path.name.split("-")[1][1:]))
-    for own in (folder / NAME, *folds):
-        if own.is_dir():
+    for bundle_folder in (folder / NAME, *folds):
+        if bundle_folder.is_dir():
             others = f" (one of {len(folds)} folds; --weights takes another)"
-            shown = f"{own}{others}" if own in folds and len(folds) > 1 else str(own)
-            return NamedBundle(shown, load_bundle(own))
+            shown = (
+                f"{bundle_folder}{others}"
+                if bundle_folder in folds and len(folds) > 1
+                else str(bundle_folder)
+            )
+            return NamedBundle(shown, load_bundle(bundle_folder))
     shipped = shipped_folder(place.config, NAME)
     if shipped.is_dir():
         return NamedBundle(f"shipped {place.config}/{NAME}", load_bundle(shipped))
@@ -406,9 +413,9 @@ def export(
         raise GatesError("--formats is empty: give onnx, torch or both")
     folder = place.run_folder.path / "exported" if output is None else Path(output)
     refuse_existing(folder, overwrite=overwrite_output)
-    found = find_bundle(place, weights)
-    print(f"weights: {found.name}")
-    model, example, metadata = exportable(found.bundle)
+    named_bundle = find_bundle(place, weights)
+    print(f"weights: {named_bundle.name}")
+    model, example, metadata = exportable(named_bundle.bundle)
     with replacing(folder) as partial:
         partial.mkdir()
         for name in dict.fromkeys(formats):
@@ -420,5 +427,5 @@ def export(
             size, counts = path.stat().st_size / 1e6, ", ".join(map(str, CHECKED))
             print(f"{path.name}: {size:.2f} MB, agrees with PyTorch on {counts} frames")
         write_json(partial / "config.json", metadata)
-        write_text(partial / "README.md", model_card(found.bundle.config()))
+        write_text(partial / "README.md", model_card(named_bundle.bundle.config()))
     print(folder)

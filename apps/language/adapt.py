@@ -140,7 +140,7 @@ class Adaptation:
         """
         recipe, rank = self.recipe, None if method == "head" else rank or self.recipe.rank
         keys = {**self.keys, "r": str(rank)} if rank else self.keys
-        own: dict[str, Any] = {
+        settings_of_method: dict[str, Any] = {
             "rank": rank,
             "alpha": recipe.scale * rank if rank else None,
             "gate_rate": recipe.gate_rate if method in ("sora", "draw") else None,
@@ -150,8 +150,11 @@ class Adaptation:
         if method not in ALONE:
             sora = self.piece("sora", seed)
             start = sora if method == "draw" else self.piece("lora", seed)
-            own |= {"start": start.fingerprint, "size": self.store.record(sora).facts["size"]}
-        return self.run.piece(method, seed, keys, **self.settings, **own)
+            settings_of_method |= {
+                "start": start.fingerprint,
+                "size": self.store.record(sora).facts["size"],
+            }
+        return self.run.piece(method, seed, keys, **self.settings, **settings_of_method)
 
     def obtain(
         self,
@@ -194,10 +197,10 @@ class Adaptation:
         for piece in pieces:
             left = partial_of(self.store.folder, piece)
             record = read_record(left)
-            if record is not None and (found := gap(record, piece)) and not self.run.overwrite:
+            if record is not None and (difference := gap(record, piece)) and not self.run.overwrite:
                 raise GatesError(
-                    f"{left} was begun with other settings ({found}): give those, or --name NEW for"
-                    " another run, or --overwrite to begin again"
+                    f"{left} was begun with other settings ({difference}): give those, or --name"
+                    " NEW for another run, or --overwrite to begin again"
                 )
         sources = {
             lora.fingerprint: path / FILE
@@ -323,13 +326,13 @@ def print_adapter(made: Adaptation, piece: Piece) -> None:
     with working("scoring"):
         outputs = outputs_of_adapter(path, made.folder, texts, made.recipe.context)
     draws = Resamples.clusters(range(len(texts.held_out)))
-    own = label_scores(outputs, texts.targets(texts.held_out), len(texts.classes))
-    for pair in zip(own, constant_scores(texts), strict=True):
-        (name, found), (_, plain) = (next(iter(draws.intervals(s).items())) for s in pair)
+    scores = label_scores(outputs, texts.targets(texts.held_out), len(texts.classes))
+    for pair in zip(scores, constant_scores(texts), strict=True):
+        (name, interval), (_, plain) = (next(iter(draws.intervals(s).items())) for s in pair)
         print(
-            f"{name} {found.value:.4f}"
-            + f" [{found.low:.4f}, {found.high:.4f}]" * (found.units > 1)
-            + f" of {found.units:,} held-out rows, {CONSTANT}"
+            f"{name} {interval.value:.4f}"
+            + f" [{interval.low:.4f}, {interval.high:.4f}]" * (interval.units > 1)
+            + f" of {interval.units:,} held-out rows, {CONSTANT}"
             f" {plain.value:.4f}"
         )
     print(path)

@@ -97,10 +97,10 @@ def evaluate(
         pieces = made.obtain(METHODS, seeds, ranks)
         if not any(piece.method == SORA for piece in pieces):
             continue  # of a quick run
-        own = rows_of_task(made, pieces, task)
-        rows, said = rows + own, [*said, headline(own, task, plain)]
+        task_rows = rows_of_task(made, pieces, task)
+        rows, said = rows + task_rows, [*said, headline(task_rows, task, plain)]
         if not bars.barred or task in bars.barred:
-            met += bars_of_task(own, task, bars, plain)
+            met += bars_of_task(task_rows, task, bars, plain)
         used.append(Data(task, "training and test", texts.digest, len(texts.train), "rows"))
     run.finish(rows, met, seeds=seeds, data=used, headline=" ".join(said), notes=[NOTE])
 
@@ -124,13 +124,18 @@ def rows_of_task(made: Adaptation, pieces: Sequence[Piece], task: str) -> list[R
     draws = Resamples.clusters(range(len(texts.held_out)))
     rows = []
     for place in range(len(scores[SORA][0])):
-        one = {name: [seed[place] for seed in own] for name, own in scores.items()}
-        rows += compare(one, draws, task=task, reference=SORA)
+        scores_of_task = {
+            name: [seed[place] for seed in scores_of_seeds]
+            for name, scores_of_seeds in scores.items()
+        }
+        rows += compare(scores_of_task, draws, task=task, reference=SORA)
     whole = facts[f"lora r{made.recipe.rank}"][0]["size"]
-    for name, own in facts.items():
-        size = fmean(one.get("size", 0) for one in own)  # heads of older runs noted none
+    for name, facts_of_seeds in facts.items():
+        size = fmean(
+            seed_facts.get("size", 0) for seed_facts in facts_of_seeds
+        )  # heads of older runs noted none
         rows += [Row(name, task, PARAMETERS, size), Row(name, task, KEPT, size / whole)]
-    return [*rows, Row(SORA, task, AMONG, fmean(one["drawn"] for one in facts[SORA]))]
+    return [*rows, Row(SORA, task, AMONG, fmean(seed_facts["drawn"] for seed_facts in facts[SORA]))]
 
 
 def _value(rows: Sequence[Row], method: str, metric: str) -> float:
@@ -141,11 +146,11 @@ def bars_of_task(rows: Sequence[Row], task: str, bars: AdapterBars, plain: str) 
     """Return the bars of one task, from its rows."""
     metric = rows[0].metric  # that a task is told by
     lost = _value(rows, plain, metric) - _value(rows, SORA, metric)
-    found = (
+    measures = (
         (f"{task}: {metric} of {plain} less SoRA", lost, bars.most_below),
         (f"{task}: {KEPT} of parameters", _value(rows, SORA, KEPT), bars.most_kept),
     )
-    return [Bar(name, value, "<=", most) for name, value, most in found if most is not None]
+    return [Bar(name, value, "<=", most) for name, value, most in measures if most is not None]
 
 
 def headline(rows: Sequence[Row], task: str, plain: str) -> str:

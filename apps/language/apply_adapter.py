@@ -26,9 +26,9 @@ def adapted(adapter: str, model: str) -> tuple[Any, Record]:
             f"{adapter} has no {RECORD} of an adapter: give a folder that adapt has written, such"
             " as runs/language/minilm/adapters/sora-r8-s0"
         )
-    found = open_classifier(classifier_folder(model), len(record.facts["classes"]) or 1)
-    load_sora(found, Path(adapter) / FILE)
-    return found, record
+    classifier = open_classifier(classifier_folder(model), len(record.facts["classes"]) or 1)
+    load_sora(classifier, Path(adapter) / FILE)
+    return classifier, record
 
 
 def predict(
@@ -44,7 +44,7 @@ def predict(
         columns: Names of one or two columns of texts, and that of labels; known ones if empty.
     """
     texts = texts_of_file(Path(input), columns)
-    found, record = adapted(adapter, model)
+    classifier, record = adapted(adapter, model)
     classes, number = record.facts["classes"], record.facts["texts"]
     if odd := {len(row) for row in texts} - {number}:
         raise GatesError(
@@ -52,13 +52,13 @@ def predict(
             f" {number}: give such rows"
         )
     context = int(record.settings["context"])
-    outputs = outputs_of(found, encode_texts(classifier_folder(model), texts, context))
-    for own, text in zip(outputs, texts, strict=True):
+    outputs = outputs_of(classifier, encode_texts(classifier_folder(model), texts, context))
+    for logits, text in zip(outputs, texts, strict=True):
         if classes:
-            chance, place = torch.softmax(own, 0).max(0)
+            chance, place = torch.softmax(logits, 0).max(0)
             label = f"{classes[int(place)]}\t{float(chance):.4f}"
         else:
-            label = f"{float(own[0]):.4f}\t"
+            label = f"{float(logits[0]):.4f}\t"
         print(label, *text, sep="\t")
 
 
@@ -75,6 +75,6 @@ def export(
     """
     path = Path(output).resolve()
     refuse_existing(path, overwrite=overwrite_output)
-    found, record = adapted(adapter, model)
-    export_lora(found, path, labels=record.facts["classes"])
+    classifier, record = adapted(adapter, model)
+    export_lora(classifier, path, labels=record.facts["classes"])
     print(output)

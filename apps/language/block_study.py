@@ -146,12 +146,12 @@ def evaluate(
     run = place.run(
         package="language", shipped=shipped, overwrite=overwrite, quick=quick, seeds=seeds
     )
-    found = opened(place, model)
+    pretrained = opened(place, model)
     rows: list[Row] = []
     met: list[Bar] = []
-    said, data = [], [Data.of(found.folder.name, "model", found.folder)]
+    said, data = [], [Data.of(pretrained.folder.name, "model", pretrained.folder)]
     for kind in kinds:
-        made = Distillation(run, found, model, corpus, kind, recipe, seeds)
+        made = Distillation(run, pretrained, model, corpus, kind, recipe, seeds)
         texts = read_corpus(corpus).part("test")
         held = made.sequences(texts, measured.held_out)
         if len(held) < measured.held_out:
@@ -161,9 +161,9 @@ def evaluate(
                 " --corpus"
             )
         figures = _figures(made, held, measured)
-        own = rows_of_kind(kind, [*held], figures, measured)
-        rows, met = rows + own, met + bars_of_kind(kind, own, bars)
-        said.append(headline(kind, own))
+        kind_rows = rows_of_kind(kind, [*held], figures, measured)
+        rows, met = rows + kind_rows, met + bars_of_kind(kind, kind_rows, bars)
+        said.append(headline(kind, kind_rows))
     run.finish(rows, met, seeds=seeds, data=data, headline=" ".join(said), notes=[NOTE])
 
 
@@ -175,8 +175,8 @@ def _figures(
     if run.quick and made.gates.missing(made.pieces):
         raise GatesError("no gates are distilled yet and a quick run trains nothing: drop --quick")
     made.obtain()
-    known, texts = [digest_of(one) for one in made.tokens.values()], [*made.tokens.values()]
-    mapped = Piece(made.kind, None, settings={**made.base, "sequences": known})
+    digests, texts = [digest_of(ids) for ids in made.tokens.values()], [*made.tokens.values()]
+    mapped = Piece(made.kind, None, settings={**made.base, "sequences": digests})
     maps = run.store(MAPS, Arrays())
     look = partial(make_map, place=made.place, tokens=texts)
     run.obtain(maps, [mapped], look, ticks=len(texts), unit="sequences", scoring=True)
@@ -184,12 +184,12 @@ def _figures(
     settings |= {"fraction": measured.fraction, "map": mapped.fingerprint}
     settings["loss_fraction"] = measured.loss_fraction if made.kind == "prefill" else 0.0
     pieces = [
-        Piece(made.kind, None, {"n": n}, {**made.base, **settings, "tokens": digest_of(one)})
-        for n, one in enumerate(held.values())
+        Piece(made.kind, None, {"n": n}, {**made.base, **settings, "tokens": digest_of(ids)})
+        for n, ids in enumerate(held.values())
     ]
     work = partial(
         measure, place=made.place, tokens=[*held.values()], gates=made.gates, trained=made.pieces,
-        maps=maps.load(mapped, tested=[digest_of(one) for one in held.values()]),
+        maps=maps.load(mapped, tested=[digest_of(ids) for ids in held.values()]),
     )  # fmt: skip
     run.obtain(store, pieces, work, scoring=True)
     return [store.load(piece) for piece in pieces]
@@ -205,22 +205,22 @@ def make_map(
     model = model_with_gates(place, piece["kind"], piece["block_size"])
     job.note(objects=piece["sequences"])
     maps = []
-    for number, one in enumerate(tokens):
-        maps.append(job.part(str(number), Arrays(), partial(maps_of, model, torch.tensor(one))))
+    for number, ids in enumerate(tokens):
+        maps.append(job.part(str(number), Arrays(), partial(maps_of, model, torch.tensor(ids))))
         job.tick()
-    return {name: torch.stack([one[name] for one in maps]).mean(0) for name in maps[0]}
+    return {name: torch.stack([text_maps[name] for text_maps in maps]).mean(0) for name in maps[0]}
 
 
 def maps_of(model: Any, sequence: Tensor) -> dict[str, Tensor]:
     """Return the attention between blocks of a sequence (T,), by layer."""
-    found = {}
+    attention_maps = {}
 
     def attend(gate: BlockGate, seen: Seen) -> Tensor:
-        found[gate.name] = attention_map(gate, seen)
+        attention_maps[gate.name] = attention_map(gate, seen)
         return attend_to_all(seen)
 
     read(model, sequence, attend)
-    return found
+    return attention_maps
 
 
 def measure(
@@ -234,38 +234,44 @@ def measure(
     """
     del job
     model: Any = model_with_gates(place, piece["kind"], piece["block_size"])
-    tested = [digest_of(one) for one in tokens]
-    own = [copies(load_block_gates(model, gates.load(one, tested=tested))) for one in trained]
-    fresh = [copies(block_gates(model), one["seed"]) for one in trained]
+    tested = [digest_of(ids) for ids in tokens]
+    trained_gates = [
+        copies(load_block_gates(model, gates.load(gates_piece, tested=tested)))
+        for gates_piece in trained
+    ]
+    fresh = [copies(block_gates(model), gates_piece["seed"]) for gates_piece in trained]
     methods: dict[str, Score] = {
-        **{f"{GATE}{n}": partial(scores_by, gates=one) for n, one in enumerate(own)},
+        **{f"{GATE}{n}": partial(scores_by, gates=seed_gates)
+           for n, seed_gates in enumerate(trained_gates)},
         STATIC: partial(static_scores, maps=maps), **scores_of(piece["kind"]),
     }  # fmt: skip
-    sequence, found = torch.tensor(tokens[int(piece.keys["n"])]), dict[str, list[float]]()
+    sequence, figures = torch.tensor(tokens[int(piece.keys["n"])]), dict[str, list[float]]()
 
     def attend(gate: BlockGate, seen: Seen) -> Tensor:
         """Return the output of a layer, dense, after measuring what every method keeps there."""
-        out, known = record(gate, seen)
-        for name, every in ((GATE, own), (START, fresh)):
-            for n, one in enumerate(every):
-                found.setdefault(f"{KL}.{name}{n}", []).append(row_kl(one[gate.name], known))
+        out, target = record(gate, seen)
+        for name, every in ((GATE, trained_gates), (START, fresh)):
+            for n, seed_gates in enumerate(every):
+                figures.setdefault(f"{KL}.{name}{n}", []).append(
+                    row_kl(seed_gates[gate.name], target)
+                )
         mass = attention_mass(gate, seen)
         torch.manual_seed(1000 * int(piece.keys["n"]) + gate.layer)  # of the random rival
         for name, score in methods.items():
             mask = chosen(gate, score(gate, seen), piece["fraction"], len(sequence))
-            found.setdefault(name, []).append(kept_mass(mass, mask))
+            figures.setdefault(name, []).append(kept_mass(mass, mask))
         rows = None
         if gate.kind == "decode":
             rows = rows_of(len(sequence)) // gate.gate.block_size
-        found.setdefault("density", []).append(float(block_density(mask, rows)))
+        figures.setdefault("density", []).append(float(block_density(mask, rows)))
         return out
 
-    found[f"{LOSS}.{DENSE}"] = [nats(model, sequence, attend)]
+    figures[f"{LOSS}.{DENSE}"] = [nats(model, sequence, attend)]
     if fraction := piece["loss_fraction"]:
         for name, score in methods.items():
             less = partial(_sparse, score=score, fraction=fraction)
-            found[f"{LOSS}.{name}"] = [nats(model, sequence, less)]
-    return {name: torch.tensor(values) for name, values in found.items()}
+            figures[f"{LOSS}.{name}"] = [nats(model, sequence, less)]
+    return {name: torch.tensor(values) for name, values in figures.items()}
 
 
 def _sparse(gate: BlockGate, seen: Seen, score: Score, fraction: float) -> Tensor:
@@ -312,7 +318,9 @@ def rows_of_kind(
         measured: What was measured.
     """
     draws, task = Resamples.clusters(names), f"{kind}, {measured.fraction:.0%} of the blocks"
-    means = {n: np.array([float(one[n].mean()) for one in figures]) for n in figures[0]}
+    means = {
+        n: np.array([float(text_figures[n].mean()) for text_figures in figures]) for n in figures[0]
+    }
     seeds = sum(name.startswith(f"{KL}.{GATE}") for name in means)
 
     def every(make: Callable[[str], Scores]) -> dict[str, list[Scores]]:
@@ -325,12 +333,12 @@ def rows_of_kind(
         rows += compare(every(of), draws, task=task)
     rows.append(Row("all methods", task, "density", float(means["density"].mean())))
     divergences = {
-        name: [moments(means[f"{KL}.{one}{n}"], name=KL) for n in range(seeds)]
-        for name, one in ((GATE, GATE), (UNTRAINED, START))
+        name: [moments(means[f"{KL}.{figure}{n}"], name=KL) for n in range(seeds)]
+        for name, figure in ((GATE, GATE), (UNTRAINED, START))
     }
     rows += compare(divergences, draws, task=f"{kind}, distillation")
     if f"{LOSS}.{GATE}0" in means:
-        more = {n: own - means[f"{LOSS}.{DENSE}"] for n, own in means.items()}
+        more = {n: losses - means[f"{LOSS}.{DENSE}"] for n, losses in means.items()}
         named = f"{kind}, loss with {measured.loss_fraction:.0%} of the blocks"
         rows += compare(every(lambda m: moments(more[f"{LOSS}.{m}"], name=LOSS)), draws,
                         task=named, reference=GATE)  # fmt: skip
@@ -343,36 +351,37 @@ def _of(means: Mapping[str, np.ndarray], oracle: str, metric: str, method: str) 
 
 def bars_of_kind(kind: Kind, rows: Sequence[Row], wanted: Bars) -> list[Bar]:
     """Return the bars of one kind of gates, from its rows."""
-    found = {(row.method, row.metric): row for row in rows if not row.versus}
+    row_of = {(row.method, row.metric): row for row in rows if not row.versus}
     bars = []
     if wanted.least_of_oracle is not None:
-        of = found[GATE, OF_ORACLE].value
+        of = row_of[GATE, OF_ORACLE].value
         bars.append(Bar(f"{kind}: mass over that of the oracle", of, ">=", wanted.least_of_oracle))
     for row in rows:
         if row.metric == MASS and row.versus and row.method in wanted.above:
             name = f"{kind}: {row.method} less the gate, upper end of the interval"
             bars.append(Bar(name, row.high, "<=", 0.0))
     if wanted.most_kl is not None:
-        start = found[GATE, KL].value / found[UNTRAINED, KL].value
+        start = row_of[GATE, KL].value / row_of[UNTRAINED, KL].value
         bars.append(Bar(f"{kind}: row KL over its start", start, "<=", wanted.most_kl))
-    if wanted.most_loss is not None and (GATE, LOSS) in found:
-        more = found[GATE, LOSS].value
+    if wanted.most_loss is not None and (GATE, LOSS) in row_of:
+        more = row_of[GATE, LOSS].value
         bars.append(Bar(f"{kind}: increase of the loss", more, "<=", wanted.most_loss, "nats"))
     return bars
 
 
 def headline(kind: Kind, rows: Sequence[Row]) -> str:
     """Return what gates reach, next to a map without content and to the best rival."""
-    own = next(r for r in rows if (r.method, r.metric) == (GATE, OF_ORACLE))
+    share = next(r for r in rows if (r.method, r.metric) == (GATE, OF_ORACLE))
     gaps = {r.method: r for r in rows if (r.metric, r.versus) == (MASS, GATE)}
     best = max(gaps.keys() - {ORACLE, BY_SUM}, key=lambda method: gaps[method].value)
     verdict = "Content adds"
     if gaps[STATIC].high >= 0:
         verdict = "They are not above a map without content:"
     return (
-        f"Gates for {kind} hold {own.value:.1%} of the attention that the oracle holds"
-        f" [{own.low:.1%}, {own.high:.1%}]. {verdict} {_more(gaps[STATIC])} of all attention, next"
-        f" to the static map; from the best rival, {best}, gates differ by {_more(gaps[best])}."
+        f"Gates for {kind} hold {share.value:.1%} of the attention that the oracle holds"
+        f" [{share.low:.1%}, {share.high:.1%}]. {verdict} {_more(gaps[STATIC])} of all attention,"
+        f" next to the static map; from the best rival, {best}, gates differ by"
+        f" {_more(gaps[best])}."
     )
 
 

@@ -140,8 +140,8 @@ def module_of(settings: Mapping[str, Any]) -> LanguageModule:
         place[last] = value
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(LanguageModule, "model", fail_untyped=False)  # as the command line
-    found = parser.instantiate_classes(parser.parse_object({"model": nested["model"]}))
-    module: LanguageModule = found.model
+    instances = parser.instantiate_classes(parser.parse_object({"model": nested["model"]}))
+    module: LanguageModule = instances.model
     return module
 
 
@@ -152,9 +152,11 @@ def data_of(settings: Mapping[str, Any], places: Places) -> LanguageDataModule:
         settings: With names that begin by ``data.``, and the seed of the order.
         places: Where the corpus and the tokenizer are.
     """
-    own = {n.removeprefix("data."): v for n, v in settings.items() if n.startswith("data.")}
-    own.pop("digest", None)
-    data = LanguageDataModule(**own, **places, seed=settings.get("seed") or 0)
+    data_settings = {
+        n.removeprefix("data."): v for n, v in settings.items() if n.startswith("data.")
+    }
+    data_settings.pop("digest", None)
+    data = LanguageDataModule(**data_settings, **places, seed=settings.get("seed") or 0)
     data.prepare_data()
     data.setup("fit")
     return data
@@ -164,12 +166,12 @@ def train_decoder(piece: Piece, job: Job, places: Places) -> tuple[Decoder, Toke
     """Train one decoder as ``fit`` does."""
     L.seed_everything(piece.seed, verbose=False)
     data, module = data_of(piece.settings, places), module_of(piece.settings)
-    own = {
+    trainer_settings = {
         n.removeprefix("trainer."): v for n, v in piece.settings.items() if n.startswith("trainer.")
     }
-    own |= {name: piece.get(f"checkpoint.{name}") for name in ("monitor", "mode")}
+    trainer_settings |= {name: piece.get(f"checkpoint.{name}") for name in ("monitor", "mode")}
     job.note(objects=data.training_objects())
-    job.fit(module, data, ticks="steps", **own)
+    job.fit(module, data, ticks="steps", **trainer_settings)
     return module.model, data.shards.tokenizer
 
 
@@ -190,13 +192,13 @@ def score_rival(piece: Piece, job: Job, places: Places) -> dict[str, Tensor]:
     if piece.method == COUNTS:
         bits = count_bits(counts, documents, starts)
         return dict(zip(ORDERS, torch.from_numpy(bits), strict=True))
-    found, others = {}, data.held_out("validation")
+    bits_of, others = {}, data.held_out("validation")
     for name in (SAME_WINDOW, WHOLE_FILE):
         rival = AdaptiveCounts(
             counts, data.shards.tokenizer, data.context, whole=name == WHOLE_FILE
         )
-        found[name] = torch.from_numpy(rival.fit(others).bits(documents))
-    return found
+        bits_of[name] = torch.from_numpy(rival.fit(others).bits(documents))
+    return bits_of
 
 
 def score_decoder(
@@ -214,14 +216,14 @@ def score_decoder(
     tokenizer = data.shards.tokenizer
     layers = {f"block {n}": block.mlp for n, block in enumerate(model.blocks, 1)}
     mixtures = {name: mlp for name, mlp in layers.items() if isinstance(mlp, MoELayer)}
-    found = []
+    bits = []
     with GateMonitor(nn.ModuleDict(mixtures)) as monitor:
         for document in scored(data)[0]:
-            found.append(bits_per_byte(model, tokenizer, [document], context=data.context))
+            bits.append(bits_per_byte(model, tokenizer, [document], context=data.context))
             job.tick()
     if mixtures:
         save_gates(monitor, folder)
-    return {DECODER: torch.from_numpy(np.concatenate(found))}
+    return {DECODER: torch.from_numpy(np.concatenate(bits))}
 
 
 class Study:
@@ -234,7 +236,7 @@ class Study:
     """
 
     def __init__(self, run: Run, data: LanguageDataModule, seeds: Sequence[int]) -> None:
-        run.settings["data.digest"] = [one.sha256 for one in data.digest()] or None
+        run.settings["data.digest"] = [file.sha256 for file in data.digest()] or None
         self.run, self.data, self.seeds = run, data, seeds
         self.places = {name: getattr(data, name) for name in PLACES}
         self.weights = run.store(WEIGHTS, ModelFolder())
@@ -245,8 +247,8 @@ class Study:
             PPMD: {"order": PPMD_ORDER},
         }
         self.rivals = [
-            Piece(method, settings={**kept, **own})
-            for method, own in of_method.items()
+            Piece(method, settings={**kept, **method_settings})
+            for method, method_settings in of_method.items()
             if method != PPMD or find_spec("pyppmd")
         ]
         self.decoders = [
@@ -272,8 +274,8 @@ class Study:
         run.obtain(run.store(SCORES, Arrays()), trained, scoring, ticks=len(documents))
         bits = self.found()
         scores = {
-            method: [moments(one, ratio, name=METRIC) for one in found]
-            for method, found in bits.items()
+            method: [moments(seed_bits, ratio, name=METRIC) for seed_bits in bits_of_seeds]
+            for method, bits_of_seeds in bits.items()
         }
         draws = Resamples.clusters([document.name for document in documents])
         versus = DECODER if DECODER in scores else REFERENCE
@@ -286,17 +288,19 @@ class Study:
         notes = [NOTE, *weighed(bits)]
         if missing:
             lacking = f"not trained: run `{self.command(missing[0])}`"
-            seeds = [", ".join(str(one.seed) for one in some) for some in (missing, trained)]
+            seeds = [", ".join(str(piece.seed) for piece in some) for some in (missing, trained)]
             if trained:
                 notes.append(f"seed {seeds[0]} is {lacking}; scores are of seed {seeds[1]} alone")
             else:
                 rows.append(Row(DECODER, TASK, METRIC, math.nan, note=lacking))
-        own = next((r.value for r in rows if r.method == DECODER and not r.versus), math.nan)
+        decoder_bits = next(
+            (r.value for r in rows if r.method == DECODER and not r.versus), math.nan
+        )
         bars = []
         if most_bits is not None:
             what = f"seed {seeds[0]}" if missing and trained else f"the {DECODER}"
             why = f"not measured: {what} is not trained" if missing else ""
-            value = math.nan if missing else own
+            value = math.nan if missing else decoder_bits
             bars = [Bar(f"bits per byte of the {DECODER}", value, "<=", most_bits, note=why)]
         return run.finish(
             rows, bars, seeds=self.seeds, data=self.data.digest(), headline=headline(rows),
@@ -305,21 +309,21 @@ class Study:
 
     def found(self) -> dict[str, list[np.ndarray]]:
         """Return bits and bytes (N, 2) of what has been scored, by method, an array per seed."""
-        found: dict[str, list[np.ndarray]] = {}
+        bits_of: dict[str, list[np.ndarray]] = {}
         for kind, pieces in ((BASELINES, self.rivals), (SCORES, self.decoders)):
             store = self.run.store(kind, Arrays())
             for piece in pieces:
                 if store.find(piece) is not None:
                     for method, bits in store.load(piece).items():
-                        found.setdefault(method, []).append(bits.numpy())
-        known = (
+                        bits_of.setdefault(method, []).append(bits.numpy())
+        methods = (
             *ORDERS,
             SAME_WINDOW,
             WHOLE_FILE,
             PPMD,
             DECODER,
         )  # files of tensors are sorted by name
-        return {method: found[method] for method in known if method in found}
+        return {method: bits_of[method] for method in methods if method in bits_of}
 
     def command(self, piece: Piece) -> str:
         """Return the command that trains a decoder as ``evaluate`` looks for it."""
@@ -340,13 +344,16 @@ class Study:
 
     def add_documents(self, page: Page) -> None:
         """Add the documents of which the decoder knows more, and less, than counts of order 5."""
-        found = self.found()
-        if not {DECODER, REFERENCE} <= found.keys():
+        bits_of = self.found()
+        if not {DECODER, REFERENCE} <= bits_of.keys():
             return
-        (own, counts), names = (found[m][0] for m in (DECODER, REFERENCE)), scored(self.data)[0]
+        decoder_counts, counts = (bits_of[m][0] for m in (DECODER, REFERENCE))
+        names = scored(self.data)[0]
         rows = [
             [shown_name(document), int(size), bits / size, rival / size, (bits - rival) / size]
-            for document, (bits, size), (rival, _) in zip(names, own, counts, strict=True)
+            for document, (bits, size), (rival, _) in zip(
+                names, decoder_counts, counts, strict=True
+            )
         ]
         rows.sort(key=lambda row: row[-1])
         shown = rows if len(rows) <= 2 * SHOWN else [*rows[:SHOWN], *rows[-SHOWN:]]
@@ -368,7 +375,10 @@ def weighed(found: Mapping[str, Sequence[np.ndarray]]) -> list[str]:
     """
     sizes = found[REFERENCE][0][:, 1]
     effective = sizes.sum() ** 2 / (sizes**2).sum()
-    means = {m: np.mean([one[:, 0] / one[:, 1] for one in bits]) for m, bits in found.items()}
+    means = {
+        m: np.mean([seed_bits[:, 0] / seed_bits[:, 1] for seed_bits in bits])
+        for m, bits in found.items()
+    }
     shown = (REFERENCE, SAME_WINDOW, WHOLE_FILE, PPMD, DECODER)
     listed = "; ".join(f"{method} {means[method]:.3f}" for method in shown if method in means)
     return [WEIGHED.format(count=len(sizes), effective=effective), MEANS.format(listed)]
@@ -387,8 +397,8 @@ def headline(rows: Collection[Row]) -> str:
     Args:
         rows: Of all methods, and the differences from the decoder.
     """
-    own = next((r.value for r in rows if r.method == DECODER and not r.versus), math.nan)
-    if math.isnan(own):
+    decoder_bits = next((r.value for r in rows if r.method == DECODER and not r.versus), math.nan)
+    if math.isnan(decoder_bits):
         return f"The {DECODER} is not trained."
     unbeaten = [
         f"{row.method} (told more)" if row.method in TOLD_MORE else row.method
@@ -400,4 +410,4 @@ def headline(rows: Collection[Row]) -> str:
         if unbeaten
         else "beats all counts" + f" and {PPMD}" * any(r.method == PPMD and r.versus for r in rows)
     )
-    return f"The {DECODER} needs {own:.2f} bits per byte and {said}."
+    return f"The {DECODER} needs {decoder_bits:.2f} bits per byte and {said}."

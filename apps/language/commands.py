@@ -116,16 +116,16 @@ def _study(arguments: Sequence[str]) -> str:
     named = [value for _, value in values(arguments, ["--config", "-c"])]
     path = find_config(named[-1], "language") if named and named[-1] else None
     section = read_config(path).get("evaluate") if path else None
-    found = section.get("study", BYTES) if isinstance(section, dict) else BYTES
+    study = section.get("study", BYTES) if isinstance(section, dict) else BYTES
     for _, value in values(arguments, ["--study"]):
-        found = value
-    check_option("study", found, (BYTES, *STUDIES), GatesError)
-    if found == BYTES and isinstance(section, dict) and isinstance(section.get("model"), str):
+        study = value
+    check_option("study", study, (BYTES, *STUDIES), GatesError)
+    if study == BYTES and isinstance(section, dict) and isinstance(section.get("model"), str):
         raise GatesError(
             f"{path}: its section `evaluate` has a model and no study: add `study: blocks`, "
             "`study: adapters` or `study: offload` to the section"
         )
-    return str(found)
+    return str(study)
 
 
 def _offload(arguments: Sequence[str]) -> None:
@@ -138,8 +138,8 @@ def _offload(arguments: Sequence[str]) -> None:
     if arguments[1:2] in ([], ["--help"], ["-h"]):
         print(OFFLOAD_HELP)
     elif verb not in OFFLOAD:
-        known = ", ".join(name.partition(" ")[2] for name in OFFLOAD)
-        raise GatesError(f"offload has no verb {arguments[1]!r}: choose one of {known}")
+        verbs = ", ".join(name.partition(" ")[2] for name in OFFLOAD)
+        raise GatesError(f"offload has no verb {arguments[1]!r}: choose one of {verbs}")
     else:
         run_verb("language", OFFLOAD, [verb, *arguments[2:]], config=DEFAULT_CONFIG)
 

@@ -76,13 +76,13 @@ def diagnose(
     if tokens < 2 or documents < 1:
         raise GatesError(f"--tokens is {tokens} and --documents {documents}, expected 2 and 1 on")
     run = place.run()
-    found = opened(place, model)
-    found.require_context(tokens)
+    pretrained = opened(place, model)
+    pretrained.require_context(tokens)
     if gates is not None:
-        load_gates(found.model, gates)
+        load_gates(pretrained.model, gates)
     texts = read_corpus(corpus)
     held = texts.part("test")
-    names, sequences = beginnings(found, held, tokens, documents)
+    names, sequences = beginnings(pretrained, held, tokens, documents)
     if not held:
         raise GatesError(
             f"of {len(texts.documents)} documents of the corpus none is held out, expected one in"
@@ -92,11 +92,11 @@ def diagnose(
     diagnoses = []
     with ticking("reading", len(sequences), unit="documents") as tick:
         for sequence in sequences:
-            diagnoses.append(attention_diagnostics(found.model, torch.tensor(sequence)))
+            diagnoses.append(attention_diagnostics(pretrained.model, torch.tensor(sequence)))
             tick()
     title = f"Attention of {Path(model).name}"
     rows = rows_of(diagnoses, names, task=f"{title}, {tokens} tokens")
-    data = [Data.of(found.folder.name, "model", found.folder)]
+    data = [Data.of(pretrained.folder.name, "model", pretrained.folder)]
     path = run.finish(rows, seeds=(), data=data, headline=headline(rows))
     page = Page(title, headline(rows)).section("By layer")
     page.figure(figure_of(diagnoses, title), shown_of(len(names)).capitalize())
@@ -116,14 +116,14 @@ def beginnings(
     """
     begin, _ = read_marks(found.folder)
     first = found.tokenizer.end if begin is None else begin
-    known: dict[str, list[int]] = {}
+    beginning_of: dict[str, list[int]] = {}
     for text in texts:
         ids = [first, *found.tokenizer.encode(text.text[: LETTERS * tokens]).tolist()]
         if len(ids) >= tokens:
-            known[text.name] = ids[:tokens]
-        if len(known) == most:
+            beginning_of[text.name] = ids[:tokens]
+        if len(beginning_of) == most:
             break
-    return [*known], [*known.values()]
+    return [*beginning_of], [*beginning_of.values()]
 
 
 def require_documents(found: Sequence[object], tokens: int) -> None:
@@ -141,13 +141,17 @@ def require_documents(found: Sequence[object], tokens: int) -> None:
 
 def rows_of(diagnoses: Sequence[Diagnosis], names: Sequence[str], task: str) -> list[Row]:
     """Return the figures of every layer and of all, the largest activation or else the mean."""
-    values = {n: np.stack([one.figures[n] for one in diagnoses]) for n in diagnoses[0].figures}
+    values = {
+        n: np.stack([diagnosis.figures[n] for diagnosis in diagnoses]) for n in diagnoses[0].figures
+    }
     whole = {n: v.max(1) if n == LARGEST else v.mean(1) for n, v in values.items()}
     layers = len(diagnoses[0].figures[LARGEST])
     methods = {ALL_LAYERS: whole}
     methods |= {f"layer {i}": {n: v[:, i] for n, v in values.items()} for i in range(layers)}
     draws = Resamples.clusters(names)
-    rows = compare({name: _means(own) for name, own in methods.items()}, draws, task=task)
+    rows = compare(
+        {name: _means(text_values) for name, text_values in methods.items()}, draws, task=task
+    )
     return [row._replace(task=f"{task}: gates") if row.metric in GATES else row for row in rows]
 
 
@@ -155,28 +159,30 @@ def _means(values: Mapping[str, np.ndarray]) -> Scores:
     """Return the scores that are means over documents."""
 
     def scores(weights: np.ndarray) -> dict[str, np.ndarray]:
-        return {name: weights @ own / weights.sum(-1) for name, own in values.items()}
+        return {
+            name: weights @ text_values / weights.sum(-1) for name, text_values in values.items()
+        }
 
     return scores
 
 
 def headline(rows: Sequence[Row]) -> str:
     """Return what the figures of all layers are, in a sentence."""
-    known = {row.metric: row for row in rows if row.method == ALL_LAYERS}
-    first, largest = known[FIRST], known[LARGEST].value
+    row_of = {row.metric: row for row in rows if row.method == ALL_LAYERS}
+    first, largest = row_of[FIRST], row_of[LARGEST].value
     interval = f" [{first.low:.1%}, {first.high:.1%}]" if first.n > 1 else " of one document"
     said = (
         f"{first.value:.1%} of the attention goes to the first token{interval}; the largest"
         f" activation is {largest:{',.0f' if largest >= 10 else '.2g'}}"
     )
-    mean = known.get("gate_mean")
+    mean = row_of.get("gate_mean")
     return f"{said}; gates are {mean.value:.2f} in the mean." if mean else f"{said}."
 
 
 def figure_of(diagnoses: Sequence[Diagnosis], title: str) -> Figure:
     """Draw every figure by layer, and the gates of each layer by their values."""
     shown = [name for name in PANELS if name in diagnoses[0].figures]
-    counted = [one.histograms for one in diagnoses if one.histograms is not None]
+    counted = [diagnosis.histograms for diagnosis in diagnoses if diagnosis.histograms is not None]
     panels = len(shown) + bool(counted)
     columns, rows = min(3, panels), -(-panels // 3)
     figure = new_figure(0.2 + columns * (WIDE + GAP), 0.75 + rows * (TALL + GAP + 0.2))
@@ -185,7 +191,7 @@ def figure_of(diagnoses: Sequence[Diagnosis], title: str) -> Figure:
         bottom = 0.55 + (rows - 1 - row) * (TALL + GAP + 0.2)
         axes = placed(figure, 0.6 + column * (WIDE + GAP), bottom, WIDE, TALL)
         if number < len(shown):
-            values = np.stack([one.figures[shown[number]] for one in diagnoses])
+            values = np.stack([diagnosis.figures[shown[number]] for diagnosis in diagnoses])
             draw_seeds(axes, np.arange(values.shape[1]), values, BLUE)
             if shown[number] == LARGEST:
                 axes.set_yscale("log")

@@ -74,13 +74,13 @@ class Recipe:
         Raises:
             GatesError: One is.
         """
-        for one in fields(self):
-            value = getattr(self, one.name)
-            if one.name == "learning_rate":
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "learning_rate":
                 if not 0 < value < float("inf"):
                     raise GatesError(f"--learning_rate is {value}, expected a positive number")
             elif value < 1:
-                raise GatesError(f"--{one.name} is {value}, expected at least 1")
+                raise GatesError(f"--{field.name} is {value}, expected at least 1")
         if self.context < 2 * self.block_size:
             raise GatesError(
                 f"--context {self.context} has less than two blocks of {self.block_size}: raise it"
@@ -119,13 +119,13 @@ class Distillation:
     """
 
     def __init__(
-        self, run: Run, found: Pretrained, model: str, corpus: Sequence[str], kind: Kind,
+        self, run: Run, pretrained: Pretrained, model: str, corpus: Sequence[str], kind: Kind,
         recipe: Recipe, seeds: Sequence[int],
     ) -> None:  # fmt: skip
         if not seeds or min(seeds) < 0:
             raise GatesError(f"seeds are {', '.join(map(str, seeds))}, expected some from 0 on")
-        self.run, self.found, self.kind, self.recipe = run, found, kind, recipe
-        found.require_context(recipe.context)
+        self.run, self.found, self.kind, self.recipe = run, pretrained, kind, recipe
+        pretrained.require_context(recipe.context)
         texts = read_corpus(corpus).part("train")
         self.tokens = self.sequences(texts, recipe.sequences)
         if len(self.tokens) < recipe.sequences:
@@ -134,10 +134,14 @@ class Distillation:
                 f" tokens, --sequences is {recipe.sequences}: lower it, or give more and longer"
                 " ones by --corpus"
             )
-        self.place = str(found.folder.resolve())
-        own = {"kind": kind, "block_size": recipe.block_size}
-        self.base = {"base": fingerprint(found.model), "context": recipe.context, **own}
-        digests = [digest_of(one) for one in self.tokens.values()]
+        self.place = str(pretrained.folder.resolve())
+        kind_settings = {"kind": kind, "block_size": recipe.block_size}
+        self.base = {
+            "base": fingerprint(pretrained.model),
+            "context": recipe.context,
+            **kind_settings,
+        }
+        digests = [digest_of(ids) for ids in self.tokens.values()]
         made = {**asdict(recipe), **self.base, "sequences": short_digest(digests)}
         self.pieces = [Piece(kind, seed, settings={**made, "seed": seed}) for seed in seeds]
         form = GateFile(
@@ -148,8 +152,8 @@ class Distillation:
 
     def sequences(self, texts: Sequence[Document], most: int) -> dict[str, list[int]]:
         """Return the first tokens of documents, by name."""
-        names, found = beginnings(self.found, texts, self.recipe.context, most)
-        return dict(zip(names, found, strict=True))
+        names, token_ids = beginnings(self.found, texts, self.recipe.context, most)
+        return dict(zip(names, token_ids, strict=True))
 
     def obtain(self) -> list[Path]:
         """Return the files of the gates, one a seed; what is missing is trained first.
@@ -180,7 +184,9 @@ class Distillation:
         attach_block_gates(self.found.model, self.kind, block_size=self.recipe.block_size)
         needed = missing * record_bytes(self.found.model, self.recipe.context)
         detach_block_gates(self.found.model)
-        home = next(one for one in (records.folder, *records.folder.parents) if one.exists())
+        home = next(
+            parent for parent in (records.folder, *records.folder.parents) if parent.exists()
+        )
         free = shutil.disk_usage(home).free
         if needed > free:
             raise GatesError(
@@ -229,12 +235,12 @@ def train_gates(
         gate.requires_grad_(True).train()
 
     def load(number: int) -> Mapping[str, Tensor]:
-        found: Mapping[str, Tensor] = records.load(pieces[number])
-        return found
+        tensors: Mapping[str, Tensor] = records.load(pieces[number])
+        return tensors
 
     module = BlockGateModule({n: gate.gate for n, gate in gates.items()}, piece["learning_rate"])
     data = RecordData(load, len(pieces), piece["batch_size"], seed=piece["seed"])
-    job.note(objects=[one["tokens"] for one in pieces], row_kl_before=row_kl(module, data))
+    job.note(objects=[piece["tokens"] for piece in pieces], row_kl_before=row_kl(module, data))
     log = ResumableCSVLogger(records.folder.parent / f"training-{piece.name}")
     job.fit(
         module, data, ticks="steps", max_steps=piece["steps"], max_epochs=-1, logger=log,
@@ -247,9 +253,9 @@ def train_gates(
 def row_kl(module: BlockGateModule, data: RecordData) -> dict[str, float]:
     """Return the divergence of a row in nats, averaged over all records, by layer."""
     with torch.no_grad():
-        found = [module.rows({n: x.unsqueeze(0) for n, x in data.load(i).items()})
+        divergences = [module.rows({n: x.unsqueeze(0) for n, x in data.load(i).items()})
                  for i in range(data.count)]  # fmt: skip
-    means = torch.stack(found).mean(0).tolist()
+    means = torch.stack(divergences).mean(0).tolist()
     return {name: round(mean, 4) for name, mean in zip(module.layers, means, strict=True)}
 
 
@@ -279,8 +285,8 @@ def distill(
     """
     recipe.check()
     run = place.run(overwrite=overwrite)
-    found = opened(place, model)
-    (path,) = Distillation(run, found, model, corpus, kind, recipe, [seed]).obtain()
-    load_block_gates(found.model, path)  # they are those of this base, whole
+    pretrained = opened(place, model)
+    (path,) = Distillation(run, pretrained, model, corpus, kind, recipe, [seed]).obtain()
+    load_block_gates(pretrained.model, path)  # they are those of this base, whole
     print(f"{path.stat().st_size / 1e6:.1f} MB")
     print(path)

@@ -112,10 +112,10 @@ def fit_gates(
     """
     if processes < 1 or seed < 0:
         raise GatesError(f"--processes is {processes} and --seed {seed}, expected 1 and 0 on")
-    found = opened(place, model)
-    found.require_context(training.context)
+    pretrained = opened(place, model)
+    pretrained.require_context(training.context)
     data = LanguageDataModule(
-        training.corpus, str(found.folder), training.context, training.batch_size,
+        training.corpus, str(pretrained.folder), training.context, training.batch_size,
         str(place.run_folder.path.parent / "cache"), seed,
     )  # fmt: skip
     data.prepare_data()
@@ -124,12 +124,14 @@ def fit_gates(
     settings = {name: value for name, value in asdict(training).items() if name != "corpus"}
     rates = [training.learning_rate, training.learning_rate / 10][: 2 if processes == 1 else 1]
     piece = run.piece(
-        METHOD, seed, base=fingerprint(found.model), weights=weights_digest(found.model),
-        **asdict(gates), **settings, rates=rates, digest=[one.sha256 for one in data.digest()],
+        METHOD, seed, base=fingerprint(pretrained.model), weights=weights_digest(pretrained.model),
+        **asdict(gates), **settings, rates=rates, digest=[file.sha256 for file in data.digest()],
     )  # fmt: skip
     store = run.store(KIND, GatesForm())
     spread: dict[str, Any] = {"devices": processes, "strategy": "ddp"} if processes > 1 else {}
-    work = partial(train_gates, model=found.model, data=data, context=found.context, **spread)
+    work = partial(
+        train_gates, model=pretrained.model, data=data, context=pretrained.context, **spread
+    )
     steps = training.steps * (1 if spread else 2 * len(rates))
     for made in run.obtain(store, [piece], work, ticks=steps, unit="steps"):
         store.load(made)  # which refuses gates that were changed since
@@ -146,7 +148,7 @@ def told(facts: Mapping[str, Any]) -> Iterator[str]:
     draws, names = Resamples.clusters(facts["files"]), {"before": "before", "lora": "with a LoRA"}
     after = np.array(facts["gates"]["bits"])
     trained = " ({size:,} parameters trained, rate {rate:g})"
-    for name in (one for one in names if one in facts):
+    for name in (fact for fact in names if fact in facts):
         bits = np.array(facts[name]["bits"])
         gap = draws.intervals(moments(after - bits))["value"]
         yield (

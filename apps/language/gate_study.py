@@ -73,7 +73,7 @@ def weights_of(settings: Any) -> tuple[int, int]:
 
 def beginnings(data: LanguageDataModule) -> list[Document]:
     """Return the beginnings of the held-out documents that are scored, a context long at least."""
-    shown = [Document(one.name, one.text[:LETTERS]) for one in data.held_out(TASK)]
+    shown = [Document(document.name, document.text[:LETTERS]) for document in data.held_out(TASK)]
     documents, _ = scored_part(data.shards.tokenizer, shown, 2 * data.context)
     return documents
 
@@ -91,10 +91,13 @@ def score_gated(piece: Piece, job: Job, places: Places, weights: Store[Any]) -> 
     model.load_state_dict(weights.load(piece, tested=data.shards.part(TASK).objects))
     documents = beginnings(data)
     bits = bits_per_byte(model, tokenizer, documents, context=data.context)
-    rows = [[tokenizer.end, *tokenizer.encode(one.text).tolist()] for one in documents]
+    rows = [[tokenizer.end, *tokenizer.encode(document.text).tolist()] for document in documents]
     tokens = torch.tensor([row[: data.context] for row in rows])
-    found = [decoder_diagnostics(model, some) for some in tokens.split(BATCH)]
-    layers = {name: torch.cat([one[name] for one in found]) for name in found[0]}
+    diagnostics = [decoder_diagnostics(model, some) for some in tokens.split(BATCH)]
+    layers = {
+        name: torch.cat([batch_diagnostics[name] for batch_diagnostics in diagnostics])
+        for name in diagnostics[0]
+    }
     means = {n: v.amax(1) if n == LARGEST else v.mean(1) for n, v in layers.items()}
     return {METRIC: torch.from_numpy(bits), **means}
 
@@ -115,7 +118,7 @@ class GateStudy:
     def __init__(
         self, run: Run, data: LanguageDataModule, seeds: Sequence[int], gates: Sequence[str]
     ) -> None:
-        run.settings["data.digest"] = [one.sha256 for one in data.digest()] or None
+        run.settings["data.digest"] = [file.sha256 for file in data.digest()] or None
         self.run, self.data, self.seeds, self.gates = run, data, seeds, gates
         self.places = {name: getattr(data, name) for name in PLACES}
         self.settings = {name: self._settings(name) for name in gates}
@@ -150,28 +153,31 @@ class GateStudy:
             leave_out=not train,
         )  # fmt: skip
         run.obtain(scores, trained, partial(score_gated, places=self.places, weights=weights))
-        found = {n: [scores.load(p) for p in self.pieces(n) if p in trained] for n in gates}
-        rows = self._rows(found)
+        scores_of = {n: [scores.load(p) for p in self.pieces(n) if p in trained] for n in gates}
+        rows = self._rows(scores_of)
         said = [sentence(row) for row in rows if row.versus and row.metric == METRIC]
         notes = [NOTE.format(letters=LETTERS, context=self.data.context), self._sizes()]
         return run.finish(
             rows, seeds=self.seeds, data=self.data.digest(), headline=" ".join(said), notes=notes
         )
 
-    def _rows(self, found: Mapping[str, Sequence[Mapping[str, Tensor]]]) -> list[Row]:
+    def _rows(self, scores_of: Mapping[str, Sequence[Mapping[str, Tensor]]]) -> list[Row]:
         """Return every figure, and by how much it differs from that of the first gate."""
         draws = Resamples.clusters([document.name for document in beginnings(self.data)])
         rows = []
-        for metric in (METRIC, *FIGURES) if found[self.gates[0]] else ():
+        for metric in (METRIC, *FIGURES) if scores_of[self.gates[0]] else ():
             transform = ratio if metric == METRIC else None
             scores = {
-                name: [moments(one[metric].numpy(), transform, name=metric) for one in every]
-                for name, every in found.items()
+                name: [
+                    moments(seed_scores[metric].numpy(), transform, name=metric)
+                    for seed_scores in every
+                ]
+                for name, every in scores_of.items()
                 if every and metric in every[0]
             }
             reference = self.gates[0] if self.gates[0] in scores else None
             rows += compare(scores, draws, task=TASK, reference=reference)
-        lacking = [name for name, every in found.items() if not every or not rows]
+        lacking = [name for name, every in scores_of.items() if not every or not rows]
         note = "not compared: training is asked for by --train"
         return rows + [Row(name, TASK, METRIC, np.nan, note=note) for name in lacking]
 

@@ -130,11 +130,11 @@ def model_of(
 
     elsewhere = weights is not None and (weights == SMOLLM2 or weights.endswith(GGUF))
     name = weights if elsewhere else folder_of(place, weights)
-    found = open_pretrained(str(name), place.run_folder.path.parent / "cache")
-    attached = load_block_gates(found.model, gates)
+    pretrained = open_pretrained(str(name), place.run_folder.path.parent / "cache")
+    attached = load_block_gates(pretrained.model, gates)
     block_size = next(iter(attached.values())).gate.block_size
-    choose_blocks(found.model, selector_of(sparse, block_size))
-    return StreamedModel(found), found.tokenizer, found.folder
+    choose_blocks(pretrained.model, selector_of(sparse, block_size))
+    return StreamedModel(pretrained), pretrained.tokenizer, pretrained.folder
 
 
 def selector_of(sparse: str, block_size: int) -> BlockSelector:
@@ -218,8 +218,8 @@ def folder_of(place: Place, weights: str | None) -> Path:
         GatesError: There is none, or a file was changed after its record was written.
     """
     homes = {None: place.run_folder.path, SHIPPED: shipped()}
-    found = models_in(homes[weights]) if weights in homes else [Path(str(weights))]
-    if not found:
+    folders = models_in(homes[weights]) if weights in homes else [Path(str(weights))]
+    if not folders:
         for kept in homes[weights].glob(f"{WEIGHTS}/*.safetensors"):
             raise GatesError(
                 f"{kept.parent} is of no family of transformers and holds its tensors alone:"
@@ -230,6 +230,6 @@ def folder_of(place: Place, weights: str | None) -> Path:
             f"{what}: run `gates language fit --config {place.config}` first, or name a folder by "
             "--weights"
         )
-    if weights in homes and (record := read_record(found[0])) is not None:
-        refuse_changed(found[0], record)
-    return found[0]
+    if weights in homes and (record := read_record(folders[0])) is not None:
+        refuse_changed(folders[0], record)
+    return folders[0]

@@ -108,24 +108,27 @@ def pregate_models(
             f"--levels is {list(recipe.levels)} and --seeds is {list(seeds)}, expected one or more"
             " of each, seeds from 0"
         )
-    run, found = place.run(overwrite=overwrite), opened(place, model)
-    found.require_context(recipe.context)
+    run, pretrained = place.run(overwrite=overwrite), opened(place, model)
+    pretrained.require_context(recipe.context)
     for level in recipe.levels:
-        pregate(open_model(found.folder), level)  # which refuses models and levels
+        pregate(open_model(pretrained.folder), level)  # which refuses models and levels
     cache = str(place.run_folder.path.parent / "cache")
     data = LanguageDataModule(
-        recipe.corpus, str(found.folder), recipe.context, recipe.batch_size, cache
+        recipe.corpus, str(pretrained.folder), recipe.context, recipe.batch_size, cache
     )
     data.prepare_data()
     given = {name: value for name, value in asdict(recipe).items() if name not in LISTS}
-    given |= {"base": weights_digest(found.model), "digest": [one.sha256 for one in data.digest()]}
+    given |= {
+        "base": weights_digest(pretrained.model),
+        "digest": [file.sha256 for file in data.digest()],
+    }
     pieces = [
         run.piece(f"level-{level}" if level else CONTROL, seed, level=level, **given)
         for seed in seeds
         for level in (0, *recipe.levels)
     ]
     store = run.store(MODELS, Written(write_tuned))
-    work = partial(fine_tune, model=found.folder, data=data)
+    work = partial(fine_tune, model=pretrained.folder, data=data)
     run.obtain(store, pieces, work, ticks=recipe.steps, unit="steps")
     rows = rows_of({piece: store.record(piece).facts for piece in pieces})
     lost = next(row for row in rows if row.versus and row.method == LEVEL.format(recipe.levels[0]))
@@ -141,9 +144,9 @@ def pregate_models(
 def rows_of(facts: dict[Piece, Any]) -> list[Row]:
     """Return nats per token of every model, and the differences from the conventional one."""
     scores: dict[str, list[Any]] = {}
-    for piece, own in facts.items():
+    for piece, piece_facts in facts.items():
         level = piece["level"]
-        nats = {name: np.log(2) * np.array(own[name]) for name in ("before", "after")}
+        nats = {name: np.log(2) * np.array(piece_facts[name]) for name in ("before", "after")}
         name = LEVEL.format(level) if level else CONTROL
         scores.setdefault(name, []).append(moments(nats["after"], name=METRIC))
         scores[BEFORE.format(name)] = [moments(nats["before"], name=METRIC)]

@@ -148,12 +148,12 @@ class LanguageCLI(GatesRunCLI):
         Raises:
             GatesError: The tokenizer has more tokens than the model, or a constructor fails.
         """
-        found = load_tokenizer(self.datamodule.tokenizer).vocab_size
-        known = self.model.model.vocab_size
-        if found > known:
+        tokens = load_tokenizer(self.datamodule.tokenizer).vocab_size
+        vocab_size = self.model.model.vocab_size
+        if tokens > vocab_size:
             raise GatesError(
-                f"vocab_size is {known}, but the tokenizer has {found} tokens: set "
-                f"model.model.init_args.vocab_size to {found} or more"
+                f"vocab_size is {vocab_size}, but the tokenizer has {tokens} tokens: set "
+                f"model.model.init_args.vocab_size to {tokens} or more"
             )
         if self.subcommand in self.trains:
             with constructing(), torch.random.fork_rng(devices=[]):

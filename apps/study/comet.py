@@ -57,13 +57,13 @@ def methods_of(k: int) -> dict[str, Method]:
         "dselect": Method("DSelectKGate", {"k": k}, {"lost_mass": 1.0}, k=k),
         "hash": Method("HashGate", {"num_ids": NUM_IDS}, {}, k=1),
     }
-    found = {name: sparse[name.rstrip("+")] for name in NAMES}
-    for name, method in found.items():
+    method_of = {name: sparse[name.rstrip("+")] for name in NAMES}
+    for name, method in method_of.items():
         if name.endswith("+"):
             options = {**method.options, "gate": method.gate, "search": {"steps": SEARCH_STEPS}}
             losses = {**method.losses, "permutation_entropy": 1e-4}
-            found[name] = method._replace(gate="PermutedGate", options=options, losses=losses)
-    return {**found, "softmax": Method("SoftmaxGate", {}, {})}
+            method_of[name] = method._replace(gate="PermutedGate", options=options, losses=losses)
+    return {**method_of, "softmax": Method("SoftmaxGate", {}, {})}
 
 
 def comet(
@@ -95,8 +95,8 @@ def comet(
         minutes=trainings * training.steps * SECONDS_A_STEP / 60,
     )  # fmt: skip
     spaces = {name: drawn_settings(name, trials) for name in methods}
-    own = {name: method.settings for name, method in methods.items()}
-    chosen = run.tune(spaces, trial, trials=trials, choose=best_sparse, own=own)
+    own_settings = {name: method.settings for name, method in methods.items()}
+    chosen = run.tune(spaces, trial, trials=trials, choose=best_sparse, own=own_settings)
     compared = Comparison(run, methods, seeds)
     pieces = compared.obtain({name: choice.setting for name, choice in chosen.items()})
     rows = compared.rows(TASK, "softmax") + compared.gate_rows(pieces, DONE)
@@ -114,7 +114,7 @@ def drawn_settings(name: str, trials: int) -> list[dict[str, Any]]:
     def between(low: float, high: float) -> float:
         return float(np.exp(generator.uniform(np.log(low), np.log(high))))
 
-    found = []
+    settings = []
     for _ in range(trials):
         setting: dict[str, Any] = {"learning_rate": between(*RATES)}
         if name.startswith(("comet", "dselect")):
@@ -123,8 +123,8 @@ def drawn_settings(name: str, trials: int) -> list[dict[str, Any]]:
         if name.endswith("+"):
             setting["search_steps"] = between(*SEARCHES)
             setting["search_start"] = float(generator.choice(STARTS))
-        found.append(setting)
-    return found
+        settings.append(setting)
+    return settings
 
 
 def best_sparse(figures: Sequence[Mapping[str, float]]) -> int:
@@ -133,11 +133,13 @@ def best_sparse(figures: Sequence[Mapping[str, float]]) -> int:
     Raises:
         GatesError: No trial has a score.
     """
-    sparse = [i for i, one in enumerate(figures) if one["excess"] <= SPARE]
+    sparse = [i for i, trial_figures in enumerate(figures) if trial_figures["excess"] <= SPARE]
     if not sparse:
         lowest(figures)  # refuses trials without a score
-        known = [i for i, one in enumerate(figures) if not np.isnan(one["score"])]
-        return min(known, key=lambda i: figures[i]["excess"])
+        finite = [
+            i for i, trial_figures in enumerate(figures) if not np.isnan(trial_figures["score"])
+        ]
+        return min(finite, key=lambda i: figures[i]["excess"])
     return sparse[lowest([figures[i] for i in sparse])]
 
 
@@ -151,13 +153,13 @@ def expected_best(scores: Sequence[float], most: int) -> Scores:
     order = np.argsort(scores)
     values = np.asarray(scores, dtype=float)[order]
 
-    def found(weights: np.ndarray) -> dict[str, np.ndarray]:
+    def best(weights: np.ndarray) -> dict[str, np.ndarray]:
         parts = weights[:, order] / weights.sum(1, keepdims=True)
         above = np.clip(parts[:, ::-1].cumsum(1)[:, ::-1], 0, 1)  # this one or a worse one
         worse = np.concatenate([above[:, 1:], np.zeros((len(above), 1))], 1)
         return {f"{n} trials": (above**n - worse**n) @ values for n in range(1, most + 1)}
 
-    return found
+    return best
 
 
 def trial_rows(chosen: Mapping[str, Choice]) -> list[Row]:
@@ -169,11 +171,14 @@ def trial_rows(chosen: Mapping[str, Choice]) -> list[Row]:
     curves: dict[str, list[float]] = {}
     tried = {name: choice.trials for name, choice in chosen.items() if choice.trials}
     for name, trials in tried.items():
-        worst = max(float(one["score"]) for one in trials)
-        scores = [float(one["score"]) if one["excess"] <= SPARE else worst for one in trials]
+        worst = max(float(trial_figures["score"]) for trial_figures in trials)
+        scores = [
+            float(trial_figures["score"]) if trial_figures["excess"] <= SPARE else worst
+            for trial_figures in trials
+        ]
         curve = expected_best(scores, len(scores))
         draws = Resamples.clusters(range(len(scores)))
-        rows += [Row(name, BEST, n, *found) for n, found in draws.intervals(curve).items()]
+        rows += [Row(name, BEST, n, *interval) for n, interval in draws.intervals(curve).items()]
         curves[name] = [float(v[0]) for v in curve(np.ones((1, len(scores)))).values()]
     for name, means in curves.items():
         if name.endswith("+") and (plain := curves.get(name[:-1])):
@@ -199,16 +204,19 @@ def effect_of_search(
         plain: Trials without the search.
         searched: Trials with it.
     """
-    both = [(np.log(one["learning_rate"] / RATES[0]), one["score"]) for one in [*plain, *searched]]
+    both = [
+        (np.log(trial_figures["learning_rate"] / RATES[0]), trial_figures["score"])
+        for trial_figures in [*plain, *searched]
+    ]
     rates, errors = np.array(both).T
     steps = np.arange(len(both)) >= len(plain)
     columns = np.stack([rates**0, rates, rates**2, steps], 1)
 
-    def found(weights: np.ndarray) -> dict[str, np.ndarray]:
+    def effect(weights: np.ndarray) -> dict[str, np.ndarray]:
         weighed = weights[:, None] * columns.T
         return {ADDED: (np.linalg.pinv(weighed @ columns) @ weighed @ errors)[:, -1]}
 
-    return found
+    return effect
 
 
 def search_rows(run: Run, method: Method, seeds: Sequence[int]) -> list[Row]:
@@ -221,14 +229,14 @@ def search_rows(run: Run, method: Method, seeds: Sequence[int]) -> list[Row]:
         for start in STARTS
         for seed in seeds[:3]
     ]  # fmt: skip
-    found: dict[float, list[dict[str, float]]] = {}
+    states: dict[float, list[dict[str, float]]] = {}
     for piece in run.obtain(store, pieces, search_state):
-        found.setdefault(piece["search_start"], []).append(store.load(piece))
+        states.setdefault(piece["search_start"], []).append(store.load(piece))
     return [
-        Row(f"topk+ from {start:g}", SEARCH, metric, float(np.mean([one[metric] for one in own])),
-            n=len(own))
-        for start, own in found.items()
-        for metric in own[0]
+        Row(f"topk+ from {start:g}", SEARCH, metric,
+            float(np.mean([state[metric] for state in start_states])), n=len(start_states))
+        for start, start_states in states.items()
+        for metric in start_states[0]
     ]  # fmt: skip
 
 
@@ -237,23 +245,26 @@ def search_state(piece: Piece, job: Job) -> dict[str, float]:
     gate = trained(piece, job).gates[0]
     assert isinstance(gate, PermutedGate)
     torch.manual_seed(0)
-    found = gate.report()
+    report = gate.report()
     return {
-        "hardness": found["hardness"],
-        "doubly stochastic error": max(found["row_error"], found["column_error"]),
+        "hardness": report["hardness"],
+        "doubly stochastic error": max(report["row_error"], report["column_error"]),
     }
 
 
 def _bars(rows: Sequence[Row], methods: Mapping[str, Method]) -> list[Bar]:
-    found = {(row.method, row.metric): row.value for row in rows if not row.versus}
+    value_of = {(row.method, row.metric): row.value for row in rows if not row.versus}
     bars = [
-        Bar(f"{name}: active experts", found[name, "active experts"], "<=", method.k + SPARE)
+        Bar(f"{name}: active experts", value_of[name, "active experts"], "<=", method.k + SPARE)
         for name, method in methods.items()
-        if method.k is not None and (name, "active experts") in found
+        if method.k is not None and (name, "active experts") in value_of
     ]
-    if {("comet+", ACCURACY), ("softmax", ACCURACY), ("hash", ACCURACY)} <= found.keys():
-        own = found["comet+", ACCURACY]
-        near, above = own - found["softmax", ACCURACY], own - found["hash", ACCURACY]
+    if {("comet+", ACCURACY), ("softmax", ACCURACY), ("hash", ACCURACY)} <= value_of.keys():
+        accuracy = value_of["comet+", ACCURACY]
+        near, above = (
+            accuracy - value_of["softmax", ACCURACY],
+            accuracy - value_of["hash", ACCURACY],
+        )
         bars.append(Bar("COMET+ less softmax, accuracy", near, ">=", NEAR_SOFTMAX))
         bars.append(Bar("COMET+ less hash, accuracy", above, ">=", ABOVE_HASH))
     return bars

@@ -60,7 +60,7 @@ def dense_to_sparse(
         threshold: Weight that an expert must exceed, below 1 over the number of experts.
     """
     settings = training.settings()
-    if not temperatures or not all(0 < one < np.inf for one in temperatures):
+    if not temperatures or not all(0 < temperature < np.inf for temperature in temperatures):
         raise GatesError(f"--temperatures is {list(temperatures)}, expected positive numbers")
     if not hardening or not all(2 <= part * training.steps < training.steps for part in hardening):
         raise GatesError(
@@ -134,7 +134,9 @@ def _rows(
     pieces = early.obtain(keys={"stage": "dense"})
     if early.networks:
         rows += early.rows(BEFORE) + early.gate_rows(pieces, BEFORE_DONE, kept=False)
-        for network in (one for own in early.networks.values() for one in own):
+        for network in (
+            network for seed_networks in early.networks.values() for network in seed_networks
+        ):
             update_gates(network)
         rows += early.rows(HARDENED)
     return rows, ends.data()
@@ -151,10 +153,10 @@ def _bars(rows: Sequence[Row], hard: dict[str, Method]) -> list[Bar]:
 
 
 def _headline(rows: Sequence[Row]) -> str:
-    found = {(r.method, r.task): r.value for r in rows if r.metric == ACCURACY and not r.versus}
+    accuracy = {(r.method, r.task): r.value for r in rows if r.metric == ACCURACY and not r.versus}
     falls = {
-        method: value - found[method, BEFORE]
-        for (method, task), value in found.items()
+        method: value - accuracy[method, BEFORE]
+        for (method, task), value in accuracy.items()
         if task == HARDENED
     }
     if not falls:
@@ -174,12 +176,12 @@ def draw(page: Page, run: StudyRun) -> None:
         run: Of the study.
     """
     rows = run.rows
-    own = [r for r in rows if r.metric == ACCURACY and not r.versus and r.task in LABELS]
+    accuracies = [r for r in rows if r.metric == ACCURACY and not r.versus and r.task in LABELS]
     page.section("Before and after hardening").figure(
-        hardening_figure(own),
+        hardening_figure(accuracies),
         "Mean accuracy of both tasks with its interval. Activation gates do not harden.",
         name="hardening",
-        table=(Row._fields, [list(row) for row in own]),
+        table=(Row._fields, [list(row) for row in accuracies]),
     )
 
 
@@ -194,10 +196,13 @@ def hardening_figure(rows: Sequence[Row]) -> Figure:
     axes = place(figure, 1.9, 0.6, 4.4, 0.24 * len(names))
     colors = colors_of(LABELS)
     for (task, label), shift in zip(LABELS.items(), (0.22, 0.0, -0.22), strict=True):
-        own = [row for row in rows if row.task == task]
-        lines = [names.index(row.method) + shift for row in own]
-        ends = [[row.value - row.low for row in own], [row.high - row.value for row in own]]
-        axes.errorbar([row.value for row in own], lines, xerr=np.nan_to_num(np.array(ends)),
+        task_rows = [row for row in rows if row.task == task]
+        lines = [names.index(row.method) + shift for row in task_rows]
+        ends = [
+            [row.value - row.low for row in task_rows],
+            [row.high - row.value for row in task_rows],
+        ]
+        axes.errorbar([row.value for row in task_rows], lines, xerr=np.nan_to_num(np.array(ends)),
                       fmt="o", ms=4, lw=1.2, color=colors[task], label=label)  # fmt: skip
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(-0.7, len(names) - 0.3)

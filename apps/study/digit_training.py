@@ -96,8 +96,8 @@ def network_of(piece: Piece) -> TwoDigitNetwork:
     losses |= {name: piece[name] for name in TUNED_LOSSES if piece.get(name) is not None}
     if "search" in options:
         tuned = {"steps": piece.get("search_steps"), "start": piece.get("search_start")}
-        own = {name: value for name, value in tuned.items() if value is not None}
-        options["search"] = {**options["search"], **own}
+        search_settings = {name: value for name, value in tuned.items() if value is not None}
+        options["search"] = {**options["search"], **search_settings}
     return TwoDigitNetwork(
         piece["gate"], options, losses, learning_rate=piece["learning_rate"],
         num_steps=piece["steps"], num_experts=piece["experts"],
@@ -129,8 +129,8 @@ def train(piece: Piece, job: Job) -> dict[str, Tensor]:
 def trial(piece: Piece, job: Job) -> dict[str, float]:
     """Return the error on the validation pairs, active experts, and those beyond ``k``."""
     network = trained(piece, job)
-    found, batch = scored_pairs(piece.settings, VALIDATION), piece["batch"]
-    hits, active = right(network, found, batch), measured(network, found, batch)["active experts"]
+    pairs, batch = scored_pairs(piece.settings, VALIDATION), piece["batch"]
+    hits, active = right(network, pairs, batch), measured(network, pairs, batch)["active experts"]
     excess = max(0.0, active - piece["k"]) if piece.get("k") is not None else 0.0
     return {"score": 1 - float(hits.double().mean()), "active": active, "excess": excess}
 
@@ -168,18 +168,21 @@ class Comparison:
             for name, method in self.methods.items()
             for seed in self.seeds
         ]
-        found = self.run.obtain(self.store, wanted, train)
-        for piece in found:
+        trained = self.run.obtain(self.store, wanted, train)
+        for piece in trained:
             network = network_of(piece)
             network.load_state_dict(self.store.load(piece))
             self.networks.setdefault(piece.method, []).append(network.eval())
-        return found
+        return trained
 
     def rows(self, task: str, reference: str | None = None) -> list[Row]:
         """Return accuracies with intervals over glyphs, and differences from a method."""
         scores = {
-            name: [_accuracies(right(one, self.test, self.batch).double().numpy()) for one in own]
-            for name, own in self.networks.items()
+            name: [
+                _accuracies(right(network, self.test, self.batch).double().numpy())
+                for network in seed_networks
+            ]
+            for name, seed_networks in self.networks.items()
         }
         draws = Resamples.crossed(self.test.glyphs.numpy())
         return compare(
@@ -195,7 +198,10 @@ class Comparison:
             kept: Whether the report shows the gates of the first task and seed.
         """
         rows = []
-        first = {n.replace(".", "_"): own[0].gates[0] for n, own in self.networks.items()}
+        first = {
+            n.replace(".", "_"): seed_networks[0].gates[0]
+            for n, seed_networks in self.networks.items()
+        }
         shown = GateMonitor(nn.ModuleDict(first))
         for name, networks in self.networks.items():
             figures = [measured(network, self.test, self.batch) for network in networks]
@@ -205,7 +211,7 @@ class Comparison:
                 if piece.method == name
             ]
             for metric in figures[0]:
-                value = float(np.mean([one[metric] for one in figures]))
+                value = float(np.mean([seed_figures[metric] for seed_figures in figures]))
                 rows.append(Row(name, task, metric, value, n=len(figures)))
             rows.append(Row(name, task, SECONDS, float(np.mean(costs)), n=len(costs)))
         if kept and first:
@@ -218,11 +224,11 @@ class Comparison:
         return [
             Data(
                 "digits of scikit-learn", part,
-                sha256(own.images.tobytes() + own.labels.tobytes()).hexdigest(),
-                len(own.labels), "glyphs",
+                sha256(labeled.images.tobytes() + labeled.labels.tobytes()).hexdigest(),
+                len(labeled.labels), "glyphs",
             )
             for part in get_args(Part)
-            for own in [glyphs(part, tuple(self.run.settings["glyphs"]))]
+            for labeled in [glyphs(part, tuple(self.run.settings["glyphs"]))]
         ]  # fmt: skip
 
 
@@ -238,7 +244,7 @@ def measured(network: TwoDigitNetwork, test: Pairs, batch: int = 512) -> dict[st
     with GateMonitor(network.gates) as monitor, torch.no_grad():
         for x, ids in zip(test.x.split(batch), test.ids.split(batch), strict=True):
             routings = [gate(x, ids=ids) for gate in network.gates]
-            dense = [one.to_dense(network.weight.shape[0]).weights != 0 for one in routings]
+            dense = [routing.to_dense(network.weight.shape[0]).weights != 0 for routing in routings]
             experts = torch.stack(dense).any(0).sum(-1).double()
             if routings[0].dispatch is not None:  # experts work on slots
                 slots = routings[0].weights[0].numel()
@@ -253,10 +259,14 @@ def measured(network: TwoDigitNetwork, test: Pairs, batch: int = 512) -> dict[st
     )
     experts_used = float(torch.cat(used).mean()) * DIM * HIDDEN
     return {
-        "active experts": float(np.mean([one["active"] for one in figures])),
-        "load CV": float(np.mean([one.get("load_cv", np.nan) for one in figures])),
-        "entropy": float(np.mean([one.get("entropy", np.nan) for one in figures])),
-        UNROUTED: 100 * max(one["unrouted"] for one in figures),
+        "active experts": float(np.mean([seed_figures["active"] for seed_figures in figures])),
+        "load CV": float(
+            np.mean([seed_figures.get("load_cv", np.nan) for seed_figures in figures])
+        ),
+        "entropy": float(
+            np.mean([seed_figures.get("entropy", np.nan) for seed_figures in figures])
+        ),
+        UNROUTED: 100 * max(seed_figures["unrouted"] for seed_figures in figures),
         "kFLOPs": 2e-3 * (experts_used + mixed + of_gates + TASKS * HIDDEN * CLASSES),
     }
 

@@ -117,7 +117,7 @@ class _Study:
     def __init__(self, run: StudyRun, texts: Texts, plan: Plan, seeds: Sequence[int]) -> None:
         self.run, self.texts, self.plan, self.seeds = run, texts, plan, seeds
         self.data = texts.read(run.settings)
-        run.settings["data.digest"] = [one.sha256 for one in self.data.digest()]
+        run.settings["data.digest"] = [file.sha256 for file in self.data.digest()]
         self.networks, self.scores = run.store("networks", Arrays()), run.store("scores", Arrays())
         self.found: dict[str, list[_Trained]] = {}
         self.tokens = windows(self.data, "test", self.data.context + 1)
@@ -132,17 +132,17 @@ class _Study:
         if len(rates) == 1:
             return dict.fromkeys(METHODS, settings[0])
         spaces = dict.fromkeys(METHODS, settings)
-        found = self.run.tune(
+        choices = self.run.tune(
             spaces, partial(trial, texts=self.texts), trials=len(rates), ticks=self.updates,
             unit=UPDATES,
         )  # fmt: skip
-        return {name: choice.setting for name, choice in found.items()}
+        return {name: choice.setting for name, choice in choices.items()}
 
     def obtain(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
         """Train and score what is missing, and load every decoder."""
         pieces = [
-            self.run.piece(name, seed, **own) for name, own in settings.items()
-            for seed in self.seeds
+            self.run.piece(name, seed, **method_settings)
+            for name, method_settings in settings.items() for seed in self.seeds
         ]  # fmt: skip
         pieces = self.run.obtain(
             self.networks, pieces, partial(train, texts=self.texts), ticks=self.updates,
@@ -160,30 +160,37 @@ class _Study:
 
     def _keep(self) -> None:
         """Keep curves and routings for the report."""
-        first = {n: own[0] for n, own in self.found.items() if own[0].routed}
-        curves = {n: [one.curve.tolist() for one in own] for n, own in self.found.items()}
-        kinds = {n: one.routed.kinds.tolist() for n, one in first.items() if one.routed}
+        first = {n: trained[0] for n, trained in self.found.items() if trained[0].routed}
+        curves = {
+            n: [training.curve.tolist() for training in trained]
+            for n, trained in self.found.items()
+        }
+        kinds = {
+            n: training.routed.kinds.tolist() for n, training in first.items() if training.routed
+        }
         write_json(self.run.folder / FILE, {"curves": curves, "kinds": kinds})
-        layers = {name: layers_of(one.model)[0] for name, one in first.items()}
+        layers = {name: layers_of(training.model)[0] for name, training in first.items()}
         with GateMonitor(nn.ModuleDict(layers)) as monitor, torch.no_grad():
-            for one in first.values():
-                one.model(self.tokens[:, :-1])
+            for training in first.values():
+                training.model(self.tokens[:, :-1])
         if first:
             save_gates(monitor, self.run.folder)
 
     def text_rows(self) -> list[Row]:
         """Return bits per byte of the test text, and differences from Switch."""
         bits = {
-            name: [self.scores.load(one.piece)[BITS] for one in own]
-            for name, own in self.found.items()
+            name: [self.scores.load(training.piece)[BITS] for training in trained]
+            for name, trained in self.found.items()
         }
         counts = [self.run.piece(name) for name in COUNTS]
-        found = self.run.obtain(self.scores, counts, partial(count, texts=self.texts))
-        bits = {**{one.method: [self.scores.load(one)[BITS]] for one in found}, **bits}
-        draws = Resamples.clusters([one.name for one in beginnings(self.data)[0]])
+        counted = self.run.obtain(self.scores, counts, partial(count, texts=self.texts))
+        bits = {**{piece.method: [self.scores.load(piece)[BITS]] for piece in counted}, **bits}
+        draws = Resamples.clusters([document.name for document in beginnings(self.data)[0]])
         scores = {
-            name: [moments(one.numpy(), ratio, name=METRIC) for one in own]
-            for name, own in bits.items()
+            name: [
+                moments(bits_of_texts.numpy(), ratio, name=METRIC) for bits_of_texts in seed_bits
+            ]
+            for name, seed_bits in bits.items()
         }
         return compare(
             scores, draws, task=TEXT, reference=REFERENCE if REFERENCE in scores else None
@@ -192,39 +199,39 @@ class _Study:
     def training_rows(self) -> list[Row]:
         """Return what every training cost, how it ended, and what its gates do."""
         rows = []
-        for name, own in self.found.items():
-            ends = [dict(zip(COLUMNS, one.curve[-1], strict=True)) for one in own]
-            seen = [one.routed for one in own if one.routed]
+        for name, trained in self.found.items():
+            ends = [dict(zip(COLUMNS, training.curve[-1], strict=True)) for training in trained]
+            seen = [training.routed for training in trained if training.routed]
             values = {
-                "learning rate": [one.piece["learning_rate"] for one in own],
+                "learning rate": [training.piece["learning_rate"] for training in trained],
                 FLOPS_OF_BUDGET: [end["FLOPs"] / self.plan.budget for end in ends],
                 UPDATES: [end[UPDATES] for end in ends],
                 SECONDS: [end[SECONDS] for end in ends],
                 "held-out bits": [end["held-out bits"] for end in ends],
-                ACTIVE: [one.active for one in seen],
-                "load CV": [one.load_cv for one in seen],
-                LEAKS: [float(self.scores.load(one.piece)[LEAK]) for one in own],
+                ACTIVE: [routed.active for routed in seen],
+                "load CV": [routed.load_cv for routed in seen],
+                LEAKS: [float(self.scores.load(training.piece)[LEAK]) for training in trained],
             }
             rows += [
-                Row(name, TRAINING, metric, _furthest(metric, found), n=len(found))
-                for metric, found in values.items()
-                if found
+                Row(name, TRAINING, metric, _furthest(metric, figures), n=len(figures))
+                for metric, figures in values.items()
+                if figures
             ]
         return rows
 
     def claim_rows(self) -> list[Row]:
         """Return after which fractions of the training of Switch methods reach its last loss."""
         rows: list[Row] = []
-        for name, own in self.found.items():
+        for name, trained in self.found.items():
             if name == REFERENCE or REFERENCE not in self.found:
                 continue
             parts = [
-                [reached(one.curve, other.curve, COLUMNS.index(c)) for c in FRACTION]
-                for one, other in zip(own, self.found[REFERENCE], strict=True)
+                [reached(training.curve, other.curve, COLUMNS.index(c)) for c in FRACTION]
+                for training, other in zip(trained, self.found[REFERENCE], strict=True)
             ]
             for metric, value in zip(FRACTION.values(), np.mean(parts, 0), strict=True):
                 note = "" if np.isfinite(value) else "not reached by every seed"
-                rows.append(Row(name, CLAIM, metric, value, n=len(own), note=note))
+                rows.append(Row(name, CLAIM, metric, value, n=len(trained), note=note))
         return rows
 
     def spawning_rows(self) -> list[Row]:
@@ -233,12 +240,12 @@ class _Study:
         if OWN in self.found:
             torch.manual_seed(0)
             for number, combine, temperature in product(NUMBERS, COMBINES, TEMPERATURES):
-                found = spawning_changes(
+                changes = spawning_changes(
                     self.found[OWN][0].model, self.tokens, combine=combine,
                     temperature=temperature, num_experts=number,
                 )  # fmt: skip
                 name = spawned(combine, temperature, number)
-                rows += [Row(name, SPAWNING, mode, value) for mode, value in found.items()]
+                rows += [Row(name, SPAWNING, mode, value) for mode, value in changes.items()]
         return rows
 
 
@@ -247,13 +254,13 @@ def spawned(combine: str, temperature: float, number: int) -> str:
     return f"{combine}, temperature {temperature:g}, {number} experts"
 
 
-def _furthest(metric: str, found: Sequence[float]) -> float:
+def _furthest(metric: str, figures: Sequence[float]) -> float:
     """Return the mean over seeds, or the worst of them where all must hold."""
     if metric == LEAKS:
-        return max(found)
+        return max(figures)
     if metric == FLOPS_OF_BUDGET:
-        return max(found, key=lambda value: abs(value - 1))
-    return float(np.mean(found))
+        return max(figures, key=lambda value: abs(value - 1))
+    return float(np.mean(figures))
 
 
 def reached(curve: np.ndarray, other: np.ndarray, column: int) -> float:
@@ -271,10 +278,10 @@ def reached(curve: np.ndarray, other: np.ndarray, column: int) -> float:
 
 def bars(rows: Sequence[Row]) -> list[Bar]:
     """Return the bars of a whole study; none where a method is left out."""
-    found = {(r.method, r.task, r.metric): r.value for r in rows if not r.versus}
+    value_of = {(r.method, r.task, r.metric): r.value for r in rows if not r.versus}
 
     def of(task: str, metric: str, names: Sequence[str] = tuple(METHODS)) -> list[float]:
-        return [found[n, task, metric] for n in names if (n, task, metric) in found]
+        return [value_of[n, task, metric] for n in names if (n, task, metric) in value_of]
 
     kept = spawned("gumbel", 2.0, 8)
     evolved = [name for name, method in METHODS.items() if method.gate == "DenseToSparseGate"]
@@ -284,10 +291,10 @@ def bars(rows: Sequence[Row]) -> list[Bar]:
     if not (flops and active and counts and changed):
         return []
     return [
-        Bar("largest distance of FLOPs from the budget", max(abs(one - 1) for one in flops), "<=",
-            0.01),
-        Bar("EvoMoE: distance of active experts from 1", max(abs(one - 1) for one in active), "<=",
-            0.0),
+        Bar("largest distance of FLOPs from the budget", max(abs(ratio - 1) for ratio in flops),
+            "<=", 0.01),
+        Bar("EvoMoE: distance of active experts from 1", max(abs(count - 1) for count in active),
+            "<=", 0.0),
         Bar("logits changed by 32 appended tokens", max(of(TRAINING, LEAKS)), "<=", 1e-6),
         Bar("loss changed by spawning", max(changed), "<=", 1e-6, "nats"),
         Bar("worst method", max(of(TEXT, METRIC)), "<=", counts[0], METRIC),
@@ -295,9 +302,9 @@ def bars(rows: Sequence[Row]) -> list[Bar]:
 
 
 def _headline(rows: Sequence[Row]) -> str:
-    own = [row for row in rows if row.method == OWN]
-    gap = next((r for r in own if (r.metric, r.versus) == (METRIC, REFERENCE)), None)
-    claimed = next((row.value for row in own if row.metric == FRACTION[UPDATES]), None)
+    own_rows = [row for row in rows if row.method == OWN]
+    gap = next((r for r in own_rows if (r.metric, r.versus) == (METRIC, REFERENCE)), None)
+    claimed = next((row.value for row in own_rows if row.metric == FRACTION[UPDATES]), None)
     if gap is None or claimed is None:
         return ""
     when = f"after {claimed:.0%} of its updates" if np.isfinite(claimed) else "not with every seed"

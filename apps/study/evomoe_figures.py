@@ -37,12 +37,12 @@ def draw(page: Page, run: Run) -> None:
     path = run.folder / FILE
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
-        curves = {name: np.array(found, dtype=float) for name, found in kept["curves"].items()}
-        kinds = {name: np.array(found, dtype=float) for name, found in kept["kinds"].items()}
+        curves = {name: np.array(points, dtype=float) for name, points in kept["curves"].items()}
+        kinds = {name: np.array(counts, dtype=float) for name, counts in kept["kinds"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise GatesError(f"{path} is damaged ({error!r}): run the study again") from error
-    rows = [[name, seed, *row] for name, found in curves.items()
-            for seed, one in enumerate(found.tolist()) for row in one]  # fmt: skip
+    rows = [[name, seed, *row] for name, curve in curves.items()
+            for seed, points in enumerate(curve.tolist()) for row in points]  # fmt: skip
     page.section("Curves").figure(
         curve_figure(curves),
         "Bits of held-out bytes while training; median and range over seeds.",

@@ -54,8 +54,8 @@ class Texts(NamedTuple):
 
 def sizes_of(settings: Mapping[str, Any]) -> Sizes:
     """Return the sizes that the settings of a piece name."""
-    own = {field.name: settings[field.name] for field in fields(Sizes)}
-    return Sizes(**{**own, "temperatures": tuple(own["temperatures"])})
+    sizes = {field.name: settings[field.name] for field in fields(Sizes)}
+    return Sizes(**{**sizes, "temperatures": tuple(sizes["temperatures"])})
 
 
 def windows(data: LanguageDataModule, split: Split, length: int, count: int = WINDOWS) -> Tensor:
@@ -97,14 +97,14 @@ def trial(piece: Piece, job: Job, texts: Texts) -> dict[str, float]:
 def decoder_from(piece: Piece, state: Mapping[str, Tensor]) -> Decoder:
     """Return a trained decoder in evaluation."""
     model = decoder_of(piece.method, sizes_of(piece.settings))
-    own = {n.removeprefix("model."): w for n, w in state.items() if n.startswith("model.")}
-    model.load_state_dict(own)
+    weights = {n.removeprefix("model."): w for n, w in state.items() if n.startswith("model.")}
+    model.load_state_dict(weights)
     return model.eval()
 
 
 def beginnings(data: LanguageDataModule) -> tuple[list[Document], np.ndarray]:
     """Return the beginnings of test documents, and the first byte of each that is scored."""
-    shown = [Document(one.name, one.text[:LETTERS]) for one in data.held_out("test")]
+    shown = [Document(document.name, document.text[:LETTERS]) for document in data.held_out("test")]
     return scored_part(data.shards.tokenizer, shown, data.context)
 
 
@@ -152,12 +152,15 @@ def layers_of(model: Decoder) -> list[MoELayer]:
 def routed(model: Decoder, tokens: Tensor) -> Routed:
     """Return what the gates of a decoder do with windows (N, T)."""
     layers = layers_of(model)
-    with GateMonitor(nn.ModuleList(layers)) as monitor, collect_routing(layers[0]) as found:
+    with GateMonitor(nn.ModuleList(layers)) as monitor, collect_routing(layers[0]) as routings:
         model(tokens)
     figures = list(monitor.compute().values())
-    used = next(iter(found.values()))[0].chosen(dropped=False).flatten(0, 1)
+    used = next(iter(routings.values()))[0].chosen(dropped=False).flatten(0, 1)
     kinds = nn.functional.one_hot(KIND_OF[tokens.flatten()], len(KINDS)).to(used)
-    active, load_cv = (float(np.mean([one[n] for one in figures])) for n in ("active", "load_cv"))
+    active, load_cv = (
+        float(np.mean([figures_of_gate[n] for figures_of_gate in figures]))
+        for n in ("active", "load_cv")
+    )
     return Routed(active, load_cv, (used.T @ kinds).numpy())
 
 

@@ -27,8 +27,8 @@ from studies.digits.two_digit_network import TASKS
 TASK, DONE, REFERENCE = "test pairs", "what gates do", "SoftmaxGate"
 LEAST, MANY, TICKS = 0.8, 1.0, (5, 10, 20, 50, 100)  # accuracy; unrouted pairs, errors, percent
 METHODS = {
-    name: Method(name, one.options, {n: TASKS * w for n, w in one.losses.items()})
-    for name, one in RECIPES.items()
+    name: Method(name, recipe.options, {n: TASKS * w for n, w in recipe.losses.items()})
+    for name, recipe in RECIPES.items()
 }  # losses are means over gates, next to the sum of the cross-entropies of their tasks
 VARIANTS = {
     "ReMoEGate-published": METHODS["ReMoEGate"]._replace(options={}),
@@ -78,7 +78,9 @@ def compare_gates(
     compared = Comparison(run, EVERY, seeds)
     pieces = compared.obtain()
     rows = compared.rows(TASK, REFERENCE) + compared.gate_rows(pieces, DONE)
-    compared.networks = {n: own for n, own in compared.networks.items() if n in EVALUATED}
+    compared.networks = {
+        n: seed_networks for n, seed_networks in compared.networks.items() if n in EVALUATED
+    }
     for network in chain.from_iterable(compared.networks.values()):
         network.gates.train()
     run.finish(
@@ -89,12 +91,12 @@ def compare_gates(
 
 def _bars(rows: Sequence[Row]) -> list[Bar]:
     """Return the bar of each gate that finds an expert for nearly every pair, and their number."""
-    found = {(row.method, row.metric): row.value for row in rows if not row.versus}
-    names = [name for name in METHODS if (name, ACCURACY) in found]
+    value_of = {(row.method, row.metric): row.value for row in rows if not row.versus}
+    names = [name for name in METHODS if (name, ACCURACY) in value_of]
     bars = [Bar("gates compared", len(names), ">=", len(METHODS))]
     for name in names:
-        if found[name, UNROUTED] <= MANY:
-            least = min(found[name, task] for task in TASK_ACCURACY)
+        if value_of[name, UNROUTED] <= MANY:
+            least = min(value_of[name, task] for task in TASK_ACCURACY)
             bars.append(Bar(f"{name}: accuracy of the worse task", least, ">=", LEAST))
     return bars
 
@@ -107,16 +109,16 @@ def _unrouted(rows: Sequence[Row]) -> list[str]:
 
 
 def _headline(rows: Sequence[Row]) -> str:
-    own = [r for r in rows if r.metric == ACCURACY and not r.versus and r.method in METHODS]
-    if not own:
+    accuracies = [r for r in rows if r.metric == ACCURACY and not r.versus and r.method in METHODS]
+    if not accuracies:
         return ""
-    best = max(own, key=lambda row: row.value)
-    worst = min(own, key=lambda row: row.value)
+    best = max(accuracies, key=lambda row: row.value)
+    worst = min(accuracies, key=lambda row: row.value)
     worse = [r.method for r in rows if r.metric == ACCURACY and r.versus and r.significant
              and r.high < 0 and r.method in METHODS]  # fmt: skip
     return (
-        f"{len(own)} gates: {best.method} names {best.value:.1%} of the digits, {worst.method} "
-        f"{worst.value:.1%}; {len(worse)} are worse than {REFERENCE}."
+        f"{len(accuracies)} gates: {best.method} names {best.value:.1%} of the digits, "
+        f"{worst.method} {worst.value:.1%}; {len(worse)} are worse than {REFERENCE}."
     )
 
 

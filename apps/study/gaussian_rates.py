@@ -56,7 +56,7 @@ def gaussian_rates(
     """
     if len(set(sizes)) < 2 or min(sizes) < 100:
         raise GatesError(f"--sizes is {list(sizes)}, expected two or more from 100, for a slope")
-    if repeats < 2 or not starts or not all(0 < one < np.inf for one in starts):
+    if repeats < 2 or not starts or not all(0 < start < np.inf for start in starts):
         raise GatesError(
             f"--repeats is {repeats} and --starts {list(starts)}, expected two repeats at least, "
             "for an interval, and positive numbers"
@@ -75,8 +75,8 @@ def gaussian_rates(
     )  # fmt: skip
     rows: list[Row] = []
     for spread in dict.fromkeys(starts):
-        found = fits_of(run, spread, repeats, restarts=spread == starts[0])
-        rows += _rows(run, found, spread)
+        fits = fits_of(run, spread, repeats, restarts=spread == starts[0])
+        rows += _rows(run, fits, spread)
     lost = ridge_maps(run)
     rows += _ridge_rows(lost)
     medians = {row.task for row in rows if row.task.startswith(MEDIANS)}
@@ -95,8 +95,8 @@ def find(piece: Piece, job: Job) -> dict[str, Tensor]:
     """Fit the samples of one repeat."""
     del job
     seed = piece.seed or 0
-    found = errors_of(CASES[piece.method], piece["sizes"], piece["spread"], seed)
-    return {name: torch.from_numpy(values) for name, values in found.items()}
+    errors = errors_of(CASES[piece.method], piece["sizes"], piece["spread"], seed)
+    return {name: torch.from_numpy(values) for name, values in errors.items()}
 
 
 def map_ridge(piece: Piece, job: Job) -> dict[str, Tensor]:
@@ -123,12 +123,14 @@ def fits_of(
         if restarts or case.restarts == 1
         for repeat in range(repeats_of(case, repeats))
     ]
-    found: dict[str, list[dict[str, Tensor]]] = {}
+    pieces_of: dict[str, list[dict[str, Tensor]]] = {}
     for piece in run.obtain(store, pieces, find, scoring=True):
-        found.setdefault(piece.method, []).append(store.load(piece))
+        pieces_of.setdefault(piece.method, []).append(store.load(piece))
     return {
-        method: {name: np.stack([one[name].numpy() for one in own]) for name in own[0]}
-        for method, own in found.items()
+        method: {
+            name: np.stack([fit[name].numpy() for fit in method_fits]) for name in method_fits[0]
+        }
+        for method, method_fits in pieces_of.items()
     }
 
 
@@ -140,31 +142,35 @@ def ridge_maps(run: Run) -> dict[str, Array]:
     return {piece.method: store.load(piece)["lost"].numpy() for piece in wanted}
 
 
-def _rows(run: Run, found: Mapping[str, Mapping[str, Array]], spread: float) -> list[Row]:
+def _rows(run: Run, fits: Mapping[str, Mapping[str, Array]], spread: float) -> list[Row]:
     rows = []
-    for method, own in found.items():
-        draws = Resamples.clusters(range(len(own["errors"])))
-        known = [
-            place for place in range(len(ERRORS)) if np.isfinite(own["errors"][..., place]).all()
+    for method, method_fits in fits.items():
+        draws = Resamples.clusters(range(len(method_fits["errors"])))
+        finite = [
+            place
+            for place in range(len(ERRORS))
+            if np.isfinite(method_fits["errors"][..., place]).all()
         ]
-        names = [ERRORS[place] for place in known]
-        score = slopes(own["errors"][..., known], run.settings["sizes"], names)
+        names = [ERRORS[place] for place in finite]
+        score = slopes(method_fits["errors"][..., finite], run.settings["sizes"], names)
         task = f"slopes, starts {spread}"
         for name, interval in draws.intervals(score).items():
             rows.append(Row(method, task, name, *interval))
-        converged = float((own["slope"] < CONVERGED).mean())
-        rows.append(Row(method, task, "converged", converged, n=own["slope"].size))
-        for size, medians in zip(run.settings["sizes"], np.median(own["errors"], 0), strict=True):
+        converged = float((method_fits["slope"] < CONVERGED).mean())
+        rows.append(Row(method, task, "converged", converged, n=method_fits["slope"].size))
+        for size, medians in zip(
+            run.settings["sizes"], np.median(method_fits["errors"], 0), strict=True
+        ):
             task_of_size = f"{MEDIANS}, starts {spread}, {size} points"
-            rows += [Row(method, task_of_size, ERRORS[i], float(medians[i])) for i in known]
+            rows += [Row(method, task_of_size, ERRORS[i], float(medians[i])) for i in finite]
     return rows
 
 
 def _ridge_rows(lost: Mapping[str, Array]) -> list[Row]:
     """Return what is lost along (λβ1, λβ0, λτ): the most, and where λ is a half."""
     rows = []
-    for method, own in lost.items():
-        line = np.diagonal(own)
+    for method, ridge_losses in lost.items():
+        line = np.diagonal(ridge_losses)
         rows.append(Row(method, "ridge", "largest change", float(np.abs(line).max())))
         rows.append(Row(method, "ridge", "lost at half", float(-line[0])))
     return rows
@@ -173,26 +179,26 @@ def _ridge_rows(lost: Mapping[str, Array]) -> list[Row]:
 def _headline(rows: Sequence[Row], spread: float) -> str:
     """Return the slopes of the temperature in a sentence."""
     task = f"slopes, starts {spread}"
-    found = {row.method: row for row in rows if row.task == task and row.metric == "tau"}
+    tau_of = {row.method: row for row in rows if row.task == task and row.metric == "tau"}
     said = [
-        f"{name} {found[name].value:.2f} [{found[name].low:.2f}, {found[name].high:.2f}]"
+        f"{name} {tau_of[name].value:.2f} [{tau_of[name].low:.2f}, {tau_of[name].high:.2f}]"
         for name in MAPPED
-        if name in found
+        if name in tau_of
     ]
     return f"Slope of the error of the temperature: {', '.join(said)}." if said else ""
 
 
 def _bars(rows: Sequence[Row], spread: float) -> list[Bar]:
     task = f"slopes, starts {spread}"
-    found = {(row.method, row.metric): row for row in rows if row.task == task}
+    row_of = {(row.method, row.metric): row for row in rows if row.task == task}
     ridge = {(row.method, row.metric): row for row in rows if row.task == "ridge"}
     bars = []
     for method, bands in BANDS.items():
         for name, (low, high) in bands.items():
-            if (row := found.get((method, name))) is not None:
+            if (row := row_of.get((method, name))) is not None:
                 label = f"{method}: slope of {name}"
                 bars += [Bar(label, row.value, ">=", low), Bar(label, row.value, "<=", high)]
-    for (method, name), row in found.items():
+    for (method, name), row in row_of.items():
         if name == "converged" and method in BANDS:
             bars.append(Bar(f"{method}: fits with a gradient below 1e-6", row.value, ">=", 0.95))
     if len(ridge) > 2:
@@ -223,13 +229,18 @@ def draw(page: Page, run: StudyRun) -> None:
                  for i, s in enumerate(FACTORS) for j, t in enumerate(FACTORS)],
             ),
         )  # fmt: skip
-    found = _medians(run.rows)
-    for start, medians in found.items():
-        sizes = np.array(sorted({size for own in medians.values() for size in own}))
+    medians_of = _medians(run.rows)
+    for start, medians in medians_of.items():
+        sizes = np.array(
+            sorted({size for errors_of_size in medians.values() for size in errors_of_size})
+        )
         shown = {
-            name: {error: np.array([own[size][error] for size in sizes]) for error in LETTERS}
-            for name, own in medians.items()
-            if LETTERS.keys() <= own[sizes[0]].keys()
+            name: {
+                error: np.array([errors_of_size[size][error] for size in sizes])
+                for error in LETTERS
+            }
+            for name, errors_of_size in medians.items()
+            if LETTERS.keys() <= errors_of_size[sizes[0]].keys()
         }
         if shown:
             page.section(f"Errors by size, {start}").figure(
@@ -242,10 +253,10 @@ def draw(page: Page, run: StudyRun) -> None:
 
 def _medians(rows: Sequence[Row]) -> dict[str, dict[str, dict[int, dict[str, float]]]]:
     """Return start -> method -> size -> error -> median."""
-    found: dict[str, dict[str, dict[int, dict[str, float]]]] = {}
+    medians_of: dict[str, dict[str, dict[int, dict[str, float]]]] = {}
     for row in rows:
         if row.task.startswith(MEDIANS):
             _, start, points = row.task.split(", ")
-            own = found.setdefault(start, {}).setdefault(row.method, {})
-            own.setdefault(int(points.split()[0]), {})[row.metric] = row.value
-    return found
+            errors_of_size = medians_of.setdefault(start, {}).setdefault(row.method, {})
+            errors_of_size.setdefault(int(points.split()[0]), {})[row.metric] = row.value
+    return medians_of

@@ -34,7 +34,7 @@ def report(run: str, root: str = "runs") -> None:
     study = study_of(folder)
     if study not in DRAWN:
         raise GatesError(f"{folder} holds no study: run one first, or give its --root")
-    found = StudyRun(folder, app="study", verb=study)
-    draw = partial(importlib.import_module(DRAWN[study]).draw, run=found)
-    page = run_page(found, draw, units=UNITS.get(study, "glyphs"))
+    study_run = StudyRun(folder, app="study", verb=study)
+    draw = partial(importlib.import_module(DRAWN[study]).draw, run=study_run)
+    page = run_page(study_run, draw, units=UNITS.get(study, "glyphs"))
     print(page.write(folder / "report.html"))

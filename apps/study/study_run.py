@@ -86,8 +86,8 @@ def open_study(
             f"--seeds is {list(seeds)}, expected a number from 0, or several different ones"
         )
     folder = place.run_folder.path
-    if (found := study_of(folder)) not in (None, study):
-        raise GatesError(f"{folder} is a run of the study {found}: give --name NEW")
+    if (other_study := study_of(folder)) not in (None, study):
+        raise GatesError(f"{folder} is a run of the study {other_study}: give --name NEW")
     run = StudyRun(
         folder, app="study", verb=study, config_path=place.config_path, settings=settings,
         overwrite=flags.overwrite, quick=flags.quick, only=flags.only, seeds=seeds,

@@ -35,22 +35,22 @@ def place_of(place: Place, model: str | None) -> Path:
         GatesError: There is none, or what is in the run folder is of another training than that
             which its record names.
     """
-    found = Path(model) if model else place.run_folder.path / MODEL
-    if not found.exists():
+    model_path = Path(model) if model else place.run_folder.path / MODEL
+    if not model_path.exists():
         way = "check the path" if model else "run `gates video fit` first, or name one by --model"
-        raise GatesError(f"there is no model at {found}: {way}")
+        raise GatesError(f"there is no model at {model_path}: {way}")
     if model:
-        return found
+        return model_path
     record = read_record(place.run_folder.training)
     said = "which has no record"
     if record is not None:  # they differ if that training was stopped, has failed, was given up
-        said = differences(read_settings(found).get("settings"), record.settings)
+        said = differences(read_settings(model_path).get("settings"), record.settings)
     if said:
         raise GatesError(
-            f"{found} is no model of the training in {place.run_folder.training} ({said}): finish "
-            f"that with `gates video fit`, or name this one by --model {found}"
+            f"{model_path} is no model of the training in {place.run_folder.training} ({said}): "
+            f"finish that with `gates video fit`, or name this one by --model {model_path}"
         )
-    return found
+    return model_path
 
 
 def run_of_model(options: Mapping[str, Any]) -> str | None:

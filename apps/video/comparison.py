@@ -84,8 +84,8 @@ def trial(piece: Piece, job: Job, places: Places) -> dict[str, float]:
     for number in range(piece.get(TRIAL_SEEDS) or 1):
         module, data = _trained(piece, job, places, (piece.seed or 0) + number)
         rows = data.batch("validation")
-        found = probabilities(module.served(rows), rows)
-        losses.append(summed_log_loss_of(rows, found) if np.isfinite(found).all() else np.nan)
+        guess = probabilities(module.served(rows), rows)
+        losses.append(summed_log_loss_of(rows, guess) if np.isfinite(guess).all() else np.nan)
     return {"score": float(np.mean(losses))}
 
 
@@ -94,17 +94,17 @@ def fit_baseline(piece: Piece, job: Job, places: Places) -> dict[str, Tensor]:
     data = data_of({**piece.settings, **places})
     job.note(objects=data.training_objects())
     begin = process_time()
-    found = _fitted(piece, data, "test")
+    predicted = _fitted(piece, data, "test")
     job.note(**_cost(begin))
-    return {"probabilities": torch.from_numpy(found).float()}
+    return {"probabilities": torch.from_numpy(predicted).float()}
 
 
 def try_baseline(piece: Piece, job: Job, places: Places) -> dict[str, float]:
     """Return the validation loss of a setting of a baseline."""
     del job
     data = data_of({**piece.settings, **places})
-    found = _fitted(piece, data, "validation")
-    return {"score": summed_log_loss_of(data.batch("validation"), found)}
+    predicted = _fitted(piece, data, "validation")
+    return {"score": summed_log_loss_of(data.batch("validation"), predicted)}
 
 
 def _cost(begin: float) -> dict[str, Any]:
@@ -230,44 +230,44 @@ class Comparison(Splits):
             GatesError: A network or a baseline has a setting that does not exist.
         """
         self.check()
-        own, boxes = self.own_of_all(), self.contest.boxes()
-        found = self.run.tune(
+        own_settings, boxes = self.own_of_all(), self.contest.boxes()
+        choices = self.run.tune(
             boxes,
             self._work(trial),
             trials=self.contest.trials,
-            own=own,
-            plain=self._configured(boxes, own),
+            own=own_settings,
+            plain=self._configured(boxes, own_settings),
             ticks=self._epochs() * self.contest.trial_seeds,
             unit=EPOCHS,
             prepare=self._print_cost,
         )
         every = {name: self.baseline(name)[1] for name in self.contest.baselines}
         boxes = {name: box for name, box in every.items() if box}
-        found |= self.run.tune(
+        choices |= self.run.tune(
             boxes,
             self._work(try_baseline),
             trials=self.contest.trials,
-            own=own,
-            plain=self._configured(boxes, own),
+            own=own_settings,
+            plain=self._configured(boxes, own_settings),
         )
-        return found
+        return choices
 
     def known(self) -> dict[str, Choice]:
         """Return what was tuned before; nothing is computed."""
-        found: dict[str, Choice] = {}
-        for name, own in self.own(self.folds[0]).items():
-            settings = {**own, "space": self.contest.boxes().get(name)}
-            found |= self.run.chosen(
+        choices: dict[str, Choice] = {}
+        for name, method_settings in self.own(self.folds[0]).items():
+            settings = {**method_settings, "space": self.contest.boxes().get(name)}
+            choices |= self.run.chosen(
                 [name], budget=["plain"], **settings, trials=self.contest.trials
             )
-        return found
+        return choices
 
-    def _configured(self, boxes: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Setting]:
+    def _configured(self, boxes: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Setting]:
         """Return the values of the configuration on the axes of boxes, if they are tried first."""
         if not self.contest.configured_first:
             return {}
         return {
-            name: {axis: own[name].get(axis, self.run.settings.get(axis)) for axis in box}
+            name: {axis: base[name].get(axis, self.run.settings.get(axis)) for axis in box}
             for name, box in boxes.items()
         }
 
@@ -275,8 +275,8 @@ class Comparison(Splits):
         """Return the networks of each fold, trained or not."""
         return [
             [
-                self.run.piece(m, s, fold.keys, **{**own, **_setting(chosen, m)})
-                for m, own in self.own(fold).items()
+                self.run.piece(m, s, fold.keys, **{**method_settings, **_setting(chosen, m)})
+                for m, method_settings in self.own(fold).items()
                 for s in self.seeds
             ]
             for fold in self.folds
@@ -295,7 +295,7 @@ class Comparison(Splits):
     def predictions(self, chosen: Mapping[str, Choice]) -> dict[str, list[Probabilities]]:
         """Return the predictions (N, T) of all test rows, method by method, one for each seed."""
         store = self.run.store(WEIGHTS, Arrays())
-        found: dict[str, dict[int | None, list[Probabilities]]] = {}
+        predictions: dict[str, dict[int | None, list[Probabilities]]] = {}
         made = self.networks(chosen)
         names = [{(piece.method, piece.seed) for piece in some} for some in made]
         everywhere = set.intersection(*names)  # a quick run may lack a network on some folds
@@ -313,10 +313,10 @@ class Comparison(Splits):
                     "or simulates them has changed, or rounds otherwise on this processor"
                 ] = None
             ranker = ranker_of(piece.settings, weights, data)
-            one = probabilities(ranker, data.batch("test"))
+            predicted = probabilities(ranker, data.batch("test"))
             self._measured += regression_rows(piece.method, ranker, data.batch("test"))
-            found.setdefault(piece.method, {}).setdefault(piece.seed, []).append(one)
-        pooled = {m: [np.concatenate(p) for p in s.values()] for m, s in found.items()}
+            predictions.setdefault(piece.method, {}).setdefault(piece.seed, []).append(predicted)
+        pooled = {m: [np.concatenate(p) for p in s.values()] for m, s in predictions.items()}
         if self.averaged and len(self.seeds) > 1:
             pooled |= {f"{m}{AVERAGED}": [np.mean(p, 0)] for m, p in pooled.items()}
         return pooled | self._baselines(chosen) | ({} if self.run.only else self.oracle())
@@ -371,16 +371,16 @@ class Comparison(Splits):
         claims.check([*self.contest.entries, *self.contest.baselines])
         further = further or Findings()
         chosen = self.chosen()
-        found = self.predictions(chosen)
-        made = self.rows(found, exact_auc=self.exact_auc, each=stepping)
+        predictions = self.predictions(chosen)
+        made = self.rows(predictions, exact_auc=self.exact_auc, each=stepping)
         with working("scoring slices"):
-            sliced = self.slices(found, RANDOM) if slices else []
+            sliced = self.slices(predictions, RANDOM) if slices else []
         faults = self.faults(chosen) if experts else []
-        doubts = self._doubts(made, found)
+        doubts = self._doubts(made, predictions)
         data = self.data(self.folds[0])
         self.run.finish(
             [*made, *_averaged(self._measured), *sliced, *faults, *further.rows],
-            [*self._bars(claims, made, found, faults), *further.bars],
+            [*self._bars(claims, made, predictions, faults), *further.bars],
             seeds=self.seeds,
             data=data.digest(),
             metrics=(
@@ -402,17 +402,17 @@ class Comparison(Splits):
         self,
         claims: Claims,
         rows: Sequence[Row],
-        found: Mapping[str, list[Probabilities]],
+        predictions: Mapping[str, list[Probabilities]],
         faults: Sequence[Row],
     ) -> list[Bar]:
         """Return the bars of the claims."""
         test, reference = self.test(), self.contest.reference
-        own = found.get(reference, [])
+        predicted = predictions.get(reference, [])
         return [
-            *claim_bars(claims, rows, reference, test=test, tasks=self.tasks(), found=own),
+            *claim_bars(claims, rows, reference, test=test, tasks=self.tasks(), found=predicted),
             *margin_bars(
                 claims.margins,
-                found,
+                predictions,
                 [m for m, entry in self.contest.entries.items() if entry.get("net") != "Linear"],
                 test,
             ),
@@ -420,7 +420,7 @@ class Comparison(Splits):
         ]
 
     def _baselines(self, chosen: Mapping[str, Choice]) -> dict[str, list[Probabilities]]:
-        store, found = self.run.store(BASELINES, Arrays()), {}
+        store, baselines = self.run.store(BASELINES, Arrays()), {}
         for name in self.contest.baselines:
             if self.run.only and name not in self.run.only:
                 continue
@@ -437,11 +437,11 @@ class Comparison(Splits):
             for piece in made:
                 self._note_training(piece, store.record(piece).facts)
             parts = [store.load(piece)["probabilities"].double().numpy() for piece in made]
-            found[name] = [np.concatenate(parts)]
-        return found
+            baselines[name] = [np.concatenate(parts)]
+        return baselines
 
     def _doubts(
-        self, rows: Sequence[Row], found: Mapping[str, Sequence[Probabilities]]
+        self, rows: Sequence[Row], guesses: Mapping[str, Sequence[Probabilities]]
     ) -> list[str]:
         """Return rates, which networks do not beat base rates, whether HoME has no hierarchy."""
         test, summed = self.test(), [r for r in rows if r.metric == SUMMED and not r.versus]
@@ -453,9 +453,9 @@ class Comparison(Splits):
             line
             for name in entries
             for base in bases[:1]
-            for line in of_loss(name, losses[name], gap_of(found[name], found[base], test))
+            for line in of_loss(name, losses[name], gap_of(guesses[name], guesses[base], test))
         ]
-        means = {name: np.mean(found[name], 0) for name in entries}
+        means = {name: np.mean(guesses[name], 0) for name in entries}
         rates = [
             line for n, mean in means.items() for line in of_rates(n, self.tasks(), test, mean)
         ]
@@ -466,9 +466,9 @@ class Comparison(Splits):
         if self._told:
             return
         quiet_lightning()
-        self._told, own, runs, seconds = True, self.own(self.folds[0]), 0, 0.0
-        for name in [name for name in own if not self.run.only or name in self.run.only]:
-            settings = {**self.run.piece(name, **own[name]).settings, **self.places}
+        self._told, own_settings, runs, seconds = True, self.own(self.folds[0]), 0, 0.0
+        for name in [name for name in own_settings if not self.run.only or name in self.run.only]:
+            settings = {**self.run.piece(name, **own_settings[name]).settings, **self.places}
             data = self.data_of(settings)
             tried = self.contest.trials * self.contest.trial_seeds
             count = tried * (name in self.contest.boxes()) + len(self.seeds) * len(self.folds)
@@ -489,10 +489,10 @@ class Comparison(Splits):
 
 def _averaged(rows: Sequence[Row]) -> list[Row]:
     """Return the means of figures over seeds and folds."""
-    found: dict[tuple[str, str, str], list[float]] = {}
+    values_of: dict[tuple[str, str, str], list[float]] = {}
     for row in rows:
-        found.setdefault((row.method, row.task, row.metric), []).append(row.value)
-    return [Row(*key, float(np.mean(values)), n=len(values)) for key, values in found.items()]
+        values_of.setdefault((row.method, row.task, row.metric), []).append(row.value)
+    return [Row(*key, float(np.mean(values)), n=len(values)) for key, values in values_of.items()]
 
 
 def _setting(chosen: Mapping[str, Choice], name: str) -> Mapping[str, Any]:

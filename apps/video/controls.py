@@ -110,10 +110,10 @@ def score_control(piece: Piece, job: Job, places: Places) -> dict[str, float]:
     weights = train(piece, job, places)
     data = data_of({**piece.settings, **places}, piece.seed or 0)
     test = data.batch("test")
-    found = probabilities(ranker_of(piece.settings, weights, data), test)
+    predicted = probabilities(ranker_of(piece.settings, weights, data), test)
     return {
-        f"{field} {one.task}": getattr(one, field)
-        for one in chances(test, found, data.schema.task_names)
+        f"{field} {chance.task}": getattr(chance, field)
+        for chance in chances(test, predicted, data.schema.task_names)
         for field in ("auc", "error", "positives")
     }
 
@@ -134,28 +134,28 @@ def _labels(
     run: Run, store: Store[Any], contest: Contest, data: TableDataModule, places: Places
 ) -> Findings:
     """Train the reference on labels in random order, without and with a leak of the first."""
-    own: dict[str, Any] = {}
+    label_settings: dict[str, Any] = {}
     if contest.methods:
-        own = contest.settings(contest.reference, run.settings, data.schema)
+        label_settings = contest.settings(contest.reference, run.settings, data.schema)
     epochs = min(EPOCHS, run.settings.get("trainer.max_epochs") or EPOCHS)
-    own |= {"trainer.max_epochs": epochs, f"{_ARGUMENTS}permuted": True}
+    label_settings |= {"trainer.max_epochs": epochs, f"{_ARGUMENTS}permuted": True}
     seed, leaked = run.settings.get("seed", 0), data.schema.task_names[0]
     pieces = [
-        run.piece(PERMUTED, seed, **own),
-        run.piece(LEAK, seed, **{**own, f"{_ARGUMENTS}leak": leaked}),
+        run.piece(PERMUTED, seed, **label_settings),
+        run.piece(LEAK, seed, **{**label_settings, f"{_ARGUMENTS}leak": leaked}),
     ]
     rows: list[Row] = []
     bars: list[Bar] = []
     notes: list[str] = []
     for piece in run.obtain(store, pieces, partial(score_control, places=places), ticks=epochs):
-        found = _chances(store.load(piece), data.schema.task_names)
+        chances_of_tasks = _chances(store.load(piece), data.schema.task_names)
         name = piece.method.replace("_", " ")
         if piece.method == LEAK:
-            found = [one for one in found if one.task == leaked]
+            chances_of_tasks = [chance for chance in chances_of_tasks if chance.task == leaked]
             name = f"{name} of {leaked}"
-        rows += chance_rows(name, found, group=CONTROLS)
-        bars += chance_bars(name, found, "<=" if piece.method == PERMUTED else ">=")
-        if lacking := [one.task for one in found if math.isnan(one.auc)]:
+        rows += chance_rows(name, chances_of_tasks, group=CONTROLS)
+        bars += chance_bars(name, chances_of_tasks, "<=" if piece.method == PERMUTED else ">=")
+        if lacking := [chance.task for chance in chances_of_tasks if math.isnan(chance.auc)]:
             notes.append(f"{name}: no AUC of {', '.join(lacking)}, whose test rows lack a class")
     return Findings(rows, bars, notes)
 
@@ -167,8 +167,8 @@ def _redrawn(run: Run, store: Store[Any]) -> Findings:
     named = {f"{_REDRAWN}{name}": value for name, value in options.items()}
     piece = Piece(OFF_POLICY, settings={**source, **named})
     for made in run.obtain(store, [piece], estimate_uniform, ticks=LOGS, unit="logs"):
-        found = Redrawn.of(store.load(made))
-        return Findings(redrawn_rows(found, group=CONTROLS), redrawn_bars(found))
+        redrawn = Redrawn.of(store.load(made))
+        return Findings(redrawn_rows(redrawn, group=CONTROLS), redrawn_bars(redrawn))
     return Findings()
 
 
@@ -176,9 +176,9 @@ def _open_bandit(path: Path) -> Findings:
     """Estimate the click rates of two real policies from each other's log, if it is there."""
     if not path.is_file():
         return Findings(notes=[f"off-policy estimates on real logs are left out: no file {path}"])
-    found = cross_estimates({name: OpenBandit(str(path), name).log() for name in _POLICIES})
+    estimates = cross_estimates({name: OpenBandit(str(path), name).log() for name in _POLICIES})
     note = f"Open Bandit: {path.name}, sha256 {sha256(path)[:16]}"
-    return Findings(cross_rows(found, group=CONTROLS), cross_bars(found), [note])
+    return Findings(cross_rows(estimates, group=CONTROLS), cross_bars(estimates), [note])
 
 
 def _chances(figures: dict[str, float], tasks: tuple[str, ...]) -> list[Chance]:

@@ -122,11 +122,11 @@ def shape_of_folder(folder: Path) -> Shape:
     Raises:
         GatesError: The folder holds no model.
     """
-    found = load_model(folder).ranker
-    assert found.spec is not None  # it could not have been saved
+    loaded = load_model(folder).ranker
+    assert loaded.spec is not None  # it could not have been saved
     return _shape(
-        found.schema, found.sizes, found.dense_width, found.spec.name, found.spec.options,
-        prior=found.prior, encoders=found.encoders,
+        loaded.schema, loaded.sizes, loaded.dense_width, loaded.spec.name, loaded.spec.options,
+        prior=loaded.prior, encoders=loaded.encoders,
     )  # fmt: skip
 
 
@@ -224,14 +224,14 @@ def plan(
     if model is None and shape == SHAPE and (place.run_folder.path / MODEL).is_dir():
         model = str(place_of(place, None))
     print(f"planned: {model or f'{shape.network} with made-up columns'}")
-    found = shape_of_folder(Path(model)) if model else shape_of(shape)
-    work = count_work(found.forward, parameters=list(found.ranker.parameters()))
+    shape_model = shape_of_folder(Path(model)) if model else shape_of(shape)
+    work = count_work(shape_model.forward, parameters=list(shape_model.ranker.parameters()))
     if precision == "bf16":
         work = work._replace(saved=work.saved / 2)
     try:
         sections = {
-            **_model_sections(found, work),
-            **_rank_sections(found, work, device, gpus, batch_size, distinct, overlap),
+            **_model_sections(shape_model, work),
+            **_rank_sections(shape_model, work, device, gpus, batch_size, distinct, overlap),
         }
     except ValueError as error:
         raise GatesError(f"an option is wrong: {error}") from error

@@ -140,11 +140,11 @@ def _opened(source: Path, *, drop_invalid: bool) -> KuaiRand:
 
 def _print_counts(data: KuaiRand, *, strict: bool) -> None:
     """Print what a pass over the logs finds; counts of a release are those published."""
-    for which, found in data.overviews(strict=strict):
-        users, videos, rows = found.counts
+    for which, overview in data.overviews(strict=strict):
+        users, videos, rows = overview.counts
         print(
-            f"{which}: {users:,} users, {videos:,} videos, {rows:,} rows; {found.repeated:,} "
-            f"repeated, {found.unordered:,} out of order, {found.without_duration:,} without "
+            f"{which}: {users:,} users, {videos:,} videos, {rows:,} rows; {overview.repeated:,} "
+            f"repeated, {overview.unordered:,} out of order, {overview.without_duration:,} without "
             "duration"
         )
 
@@ -234,17 +234,17 @@ def simulate(
     refuse_strangers(folder, (TRUTH, "data"))
     try:
         with working(f"simulating {rows:,} rows"):
-            found = simulate_feed(
+            feed = simulate_feed(
                 rows, users, videos, days, seed, groups=groups, heavy_counts=heavy_counts
             )
     except ValueError as error:
         raise GatesError(str(error)) from error
     with working("writing files"), replacing(folder) as temporary:
         temporary.mkdir(parents=True)
-        export_kuairand(found, temporary)
-        truth = found.truth_table()
+        export_kuairand(feed, temporary)
+        truth = feed.truth_table()
         truth.write_parquet(temporary / TRUTH)
-    rates = dict(zip(truth.columns, found.truth.mean(0), strict=True))
-    print(f"{len(found.log):,} rows; mean true probabilities:")
+    rates = dict(zip(truth.columns, feed.truth.mean(0), strict=True))
+    print(f"{len(feed.log):,} rows; mean true probabilities:")
     print("  " + "  ".join(f"{task} {rate:.3g}" for task, rate in rates.items()))
     print(folder)

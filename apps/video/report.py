@@ -83,15 +83,15 @@ def add_figures(page: Page, comparison: Comparison) -> None:
         )
         return
     reference = comparison.contest.reference
-    own = next((p for p in pieces if p.method == reference), pieces[0])
-    with working(f"scoring {own.method}"):
-        data, ranker = _ranker(comparison, own)
+    shown_piece = next((p for p in pieces if p.method == reference), pieces[0])
+    with working(f"scoring {shown_piece.method}"):
+        data, ranker = _ranker(comparison, shown_piece)
         test = data.batch("test")
-        found = probabilities(ranker, test)
+        predicted = probabilities(ranker, test)
     with working("drawing calibration and a list"):
-        _calibration(page, data, test, found, own.method)
-        _list(page, data, test, found)
-    _experts(page, comparison, pieces, own)
+        _calibration(page, data, test, predicted, shown_piece.method)
+        _list(page, data, test, predicted)
+    _experts(page, comparison, pieces, shown_piece)
     with working("permuting fields"):
         _fields(page, data, ranker)
 
@@ -111,14 +111,14 @@ def _ranker(comparison: Comparison, piece: Piece) -> tuple[TableDataModule, Rank
 
 
 def _calibration(
-    page: Page, data: TableDataModule, test: Batch, found: np.ndarray, method: str
+    page: Page, data: TableDataModule, test: Batch, predicted: np.ndarray, method: str
 ) -> None:
     bins = {}
     for number, task in enumerate(data.schema.task_names):
         seen = test.mask[:, number].numpy()
         labels = test.labels[:, number].numpy()[seen]
         if 0 < labels.sum() < len(labels):
-            bins[task] = reliability(found[seen, number], labels, test.weight.numpy()[seen])
+            bins[task] = reliability(predicted[seen, number], labels, test.weight.numpy()[seen])
     page.section("Calibration")
     caption = (
         f"Test rows, {method}, first seed. Marks below the dashed line: predictions are too high. "
@@ -127,7 +127,7 @@ def _calibration(
     page.figure(reliability_figure(bins), caption, name="calibration")
 
 
-def _list(page: Page, data: TableDataModule, test: Batch, found: np.ndarray) -> None:
+def _list(page: Page, data: TableDataModule, test: Batch, predicted: np.ndarray) -> None:
     """Draw the videos of one day of the user with the most of them, ordered by the prediction."""
     table, schema = data.table("test"), data.schema
     if not schema.user or not schema.item:
@@ -144,20 +144,20 @@ def _list(page: Page, data: TableDataModule, test: Batch, found: np.ndarray) -> 
         return
     places = np.array([schema.task_names.index(task) for task in tasks])
     columns = [f"{TRUTH}{task}" for task in tasks]
-    known = all(column in table.columns for column in columns)
-    truth = table.select(columns).to_numpy()[rows] if known else None
+    simulated = all(column in table.columns for column in columns)
+    truth = table.select(columns).to_numpy()[rows] if simulated else None
     fused = FusedScore(schema.task_names, dict.fromkeys(wanted, 1.0))
-    score = fused.log(torch.from_numpy(found[rows])).numpy()
+    score = fused.log(torch.from_numpy(predicted[rows])).numpy()
     figure = ranked_list_figure(
         [str(item) for item in table[schema.item].gather(rows)],
         tasks,
-        found[np.ix_(rows, places)],
+        predicted[np.ix_(rows, places)],
         true=truth,
         observed=test.labels.numpy()[np.ix_(rows, places)],
         scores=score,
         order=f"ordered by the product of the probabilities of {', '.join(wanted)}",
     )
-    source = " True probabilities are those of the simulator." if known else ""
+    source = " True probabilities are those of the simulator." if simulated else ""
     caption = (
         f"The {len(rows)} distinct videos that one user was shown on {day}, each at its first "
         f"exposure, ordered by the product of the predicted probabilities of {', '.join(wanted)}."
@@ -183,11 +183,13 @@ def day_of_one_user(table: pl.DataFrame, schema: FeatureSchema) -> tuple[np.ndar
         return np.empty(0, int), ""
     counts = rows.group_by("user", "day").len().sort("len", "user", "day")
     _, when, _ = counts.row(-1)
-    own = rows.join(counts[-1:], on=["user", "day"], maintain_order="left")
-    return own["row"].to_numpy().astype(int), str(when)
+    rows_of_day = rows.join(counts[-1:], on=["user", "day"], maintain_order="left")
+    return rows_of_day["row"].to_numpy().astype(int), str(when)
 
 
-def _experts(page: Page, comparison: Comparison, pieces: Sequence[Piece], own: Piece) -> None:
+def _experts(
+    page: Page, comparison: Comparison, pieces: Sequence[Piece], shown_piece: Piece
+) -> None:
     reports = {}
     for piece in stepping(  # labels that are thresholds have no gate
         "measuring experts",
@@ -195,7 +197,7 @@ def _experts(page: Page, comparison: Comparison, pieces: Sequence[Piece], own: P
     ):
         data, ranker = _ranker(comparison, piece)
         reports[piece.method] = report_of(ranker, data.batch("test"))
-    if own.method not in reports or not any(report.layers for report in reports.values()):
+    if shown_piece.method not in reports or not any(report.layers for report in reports.values()):
         return
     page.section("Experts")
     page.figure(
@@ -204,11 +206,11 @@ def _experts(page: Page, comparison: Comparison, pieces: Sequence[Piece], own: P
         "alike, and collapse spreads them.",
         name="expert-scales",
     )
-    report = reports[own.method]
+    report = reports[shown_piece.method]
     cosines = [layer.cosines for layer in report.layers if layer.cosines is not None]
-    conflicts = any(np.isfinite(one).any() for one in cosines)  # of two tasks at least
+    conflicts = any(np.isfinite(layer).any() for layer in cosines)  # of two tasks at least
     if report.layers:
-        who = own.method
+        who = shown_piece.method
         for name, draw, title, caption in DRAWN:
             if name != "cosines" or conflicts:
                 figure = draw(report, title=f"{title} {who}")
@@ -226,7 +228,7 @@ def _fields(page: Page, data: TableDataModule, ranker: Ranker) -> None:
     def score(rows: pl.DataFrame) -> np.ndarray:
         return probabilities(ranker, data.transform.batch(rows))
 
-    found = permutation_importance(
+    importances = permutation_importance(
         score,
         table,
         data.schema.features,
@@ -240,7 +242,7 @@ def _fields(page: Page, data: TableDataModule, ranker: Ranker) -> None:
     )
     page.section("Fields")
     page.figure(
-        importance_figure(found, units="users" if data.schema.user else "rows"),
+        importance_figure(importances, units="users" if data.schema.user else "rows"),
         f"By how much the summed log-loss rises if a field is permuted over {len(table):,} test "
         "rows: the network relies most on what stands above.",
         name="importance",
@@ -251,6 +253,6 @@ def _shown(data: TableDataModule, rates: np.ndarray) -> list[str]:
     """Return a few tasks, the most frequent of each category."""
     shown = []
     for category in data.schema.categories:
-        own = [n for n, task in enumerate(data.schema.tasks) if task.category == category]
-        shown += sorted(own, key=lambda n: -rates[n])[:PER_CATEGORY]
+        places = [n for n, task in enumerate(data.schema.tasks) if task.category == category]
+        shown += sorted(places, key=lambda n: -rates[n])[:PER_CATEGORY]
     return [data.schema.task_names[n] for n in sorted(shown)]

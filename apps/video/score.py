@@ -119,8 +119,8 @@ class Shards:
                 )
             return ""
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            names = [name for name in self.record if found[name] != self.record[name]]
+            written = json.loads(path.read_text(encoding="utf-8"))
+            names = [name for name in self.record if written[name] != self.record[name]]
         except (ValueError, KeyError, TypeError) as error:
             raise GatesError(f"{path} is damaged: choose another --output") from error
         return " and other ".join(names)
@@ -158,9 +158,9 @@ class ShardWriter:
         model: Model,
         tasks: Sequence[int],
         fusion: Fusion | None,
-        known: Mapping[str, float],
+        unknown_shares: Mapping[str, float],
     ) -> None:
-        self.known, self.version, self.scorer = known, *model
+        self.known, self.version, self.scorer = unknown_shares, *model
         self.tasks, self.fusion = tuple(tasks), fusion
         self.rows, self.unknown = 0, np.zeros(len(self.scorer.sparse_names), np.int64)
         self.ranges = self.scorer.transform.fitted.ranges
@@ -209,9 +209,9 @@ class ShardWriter:
         refuse_infinite({"p": scored.probabilities}, self.version)
         self.rows += len(block)
         self.unknown += scored.unknown.sum(0)
-        for name, known in self.ranges.items():
+        for name, value_range in self.ranges.items():
             numbers = self.scorer.transform.numbers(block, name)
-            self.counts[name] += places_of(numbers, known)
+            self.counts[name] += places_of(numbers, value_range)
             self._numbers[name].add(numbers[~np.isnan(numbers)])
         copied = block.select(keys)
         copied = copied.with_columns(_integers(c) for c in copied if self._is_integer(c.name))
@@ -235,12 +235,12 @@ class ShardWriter:
             )
             said = [f"{n / rows:.1%} of the rows {where} {end:,.6g}" for n, where, end in ends if n]
             if shifted := has_shifted(self.counts[name]):
-                found = float(self._numbers[name].quantiles(0.5))
+                median_given = float(self._numbers[name].quantiles(0.5))
                 times, both = (
-                    f"{found / (median or 1):,.4g} times",
-                    f"{found:,.6g}, not {median:,.6g}",
+                    f"{median_given / (median or 1):,.4g} times",
+                    f"{median_given:,.6g}, not {median:,.6g}",
                 )
-                said.append(f"median {times if found * median > 0 else both}")
+                said.append(f"median {times if median_given * median > 0 else both}")
             if said:
                 warns = shifted or below + above >= LEAST * rows
                 yield f"{'WARNING: ' * warns}{name}: {', '.join(said)}"
@@ -279,11 +279,11 @@ def _integers(column: pl.Series) -> pl.Series:
         return column
     if dtype.is_integer() or dtype in (pl.Boolean, pl.Null):
         return column.cast(pl.Int64)
-    found = canonical(column, "integer")
-    if (wrong := found == UNREADABLE).any():
+    integers = canonical(column, "integer")
+    if (wrong := integers == UNREADABLE).any():
         row = int(wrong.arg_max() or 0)
         raise RowError(column.name, row, f"{column[row]!r} is no integer, unlike in training")
-    return found.set(pl.Series(np.isnan(numbers_of(column))), None)
+    return integers.set(pl.Series(np.isnan(numbers_of(column))), None)
 
 
 def score(
@@ -327,24 +327,24 @@ def score(
     torch.set_num_threads(threads)
     parts = find_parts(sources)
     folder = place_of(place, model)
-    found, known = read_model(folder, int8=int8), read_settings(folder).get("unknown", {})
-    chosen = chosen_tasks(found.scorer.task_names, tasks)
-    fusion = fusion_of(found.scorer.task_names, fused, offsets)
+    served, shares = read_model(folder, int8=int8), read_settings(folder).get("unknown", {})
+    chosen = chosen_tasks(served.scorer.task_names, tasks)
+    fusion = fusion_of(served.scorer.task_names, fused, offsets)
     root = Path(output) if output else place.run_folder.path / "predictions"
-    written = [found.scorer.task_names[task] for task in chosen]
+    written = [served.scorer.task_names[task] for task in chosen]
     options = {
         "key_columns": list(key_columns),
         "tasks": written,
         "fused": fusion.settings if fusion else None,
     }
-    shards = Shards(root, found.version, options)
+    shards = Shards(root, served.version, options)
     shards.refuse_inside(parts)
     made = [f"p_{task}" for task in written] + (["score"] if fusion else [])
-    copied = _check_columns(parts, found, key_columns, made)
+    copied = _check_columns(parts, served, key_columns, made)
     missing = shards.claim(parts, overwrite=overwrite_output)
     if kept := len(parts) - len(missing):
         print(f"{kept} of {len(parts)} files are complete already")
-    _score_all(missing, shards, ShardWriter(found, chosen, fusion, known), copied)
+    _score_all(missing, shards, ShardWriter(served, chosen, fusion, shares), copied)
     print(root)
 
 

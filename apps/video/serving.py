@@ -75,9 +75,9 @@ def serve(
         raise GatesError(f"--threads and --poll_s must be positive, found {threads} and {poll_s}")
     torch.set_num_threads(threads)
     log_to_stderr()
-    found = place_of(place, model)
+    model_path = place_of(place, model)
     with bind(host, port) as bound:
-        service = Service(found, loader(fused, offsets, unknown, int8=int8), limits, poll_s)
+        service = Service(model_path, loader(fused, offsets, unknown, int8=int8), limits, poll_s)
         print(f"model: {service.models.current.version}")
         run(service, bound, partial(print, flush=True))
 
@@ -228,7 +228,7 @@ def export(
     source = place_of(place, model)
     folder = Path(output) if output else place.run_folder.path / "exported"
     ranker = load_model(source).ranker
-    paths = {one: folder / f"model{SUFFIXES[one]}" for one in formats}
+    paths = {suffix: folder / f"model{SUFFIXES[suffix]}" for suffix in formats}
     for path in paths.values():
         refuse_existing(path, overwrite=overwrite_output)
     with working(f"exporting and checking {', '.join(formats)}"):

@@ -224,9 +224,9 @@ class VideoCLI(GatesRunCLI):
         Raises:
             GatesError: One does not exist.
         """
-        found = {name: Path(place) for name, place in self._places().items()}
+        paths = {name: Path(place) for name, place in self._places().items()}
         by_release = KUAIRAND in str(self._data_options().get("data.source.class_path"))
-        for name, path in found.items():  # readers of KuaiRand say themselves how to get theirs
+        for name, path in paths.items():  # readers of KuaiRand say themselves how to get theirs
             if not by_release and name.endswith("path") and not path.exists():
                 raise GatesError(
                     f"{path} does not exist: name a file or a folder of {', '.join(SUFFIXES)}, "
@@ -234,7 +234,7 @@ class VideoCLI(GatesRunCLI):
                 )
         hashes = {
             f"content.{name.rpartition('.')[2]}": content_digest(path).sha256[:16]
-            for name, path in found.items()
+            for name, path in paths.items()
             if path.exists()
         }
         options = yaml.safe_load(self._portable_config())
@@ -255,11 +255,11 @@ class VideoCLI(GatesRunCLI):
         trainer = super().instantiate_trainer(**kwargs)
         if self.subcommand in self.trains and (patience := self._patience()):
             monitor, mode = (self.config[self.subcommand]["checkpoint"][n] for n in CHECKPOINT)
-            own = [
+            callbacks = [
                 BaseRateLine(),
                 EarlyStopping(monitor, mode=mode, patience=patience, strict=False),
             ]
-            trainer.callbacks[:0] = own  # type: ignore[attr-defined]
+            trainer.callbacks[:0] = callbacks  # type: ignore[attr-defined]
         return trainer
 
     def _patience(self) -> int | None:
@@ -307,8 +307,8 @@ def base_rates_of(data: TableDataModule | ParquetStream, intercepts: str | None)
         intercepts: Where networks get their intercepts from, if they do.
     """
     rows = data.batch("validation")
-    own = intercepts is not None or not isinstance(data, TableDataModule)
-    return BaseRates().fit(rows if own else data.batch("train"), rows).predict(rows)
+    needs_training_rows = intercepts is not None or not isinstance(data, TableDataModule)
+    return BaseRates().fit(rows if needs_training_rows else data.batch("train"), rows).predict(rows)
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
@@ -348,10 +348,10 @@ def keep_model(
     rows = data.batch("validation")
     ranker = module.served(rows)
     check_finite(ranker, rows)
-    own, base = probabilities(ranker, rows), base_rates_of(data, module.intercepts)
-    loss, least = (summed_log_loss_of(rows, found) for found in (own, base))
+    predicted, base = probabilities(ranker, rows), base_rates_of(data, module.intercepts)
+    loss, least = (summed_log_loss_of(rows, p) for p in (predicted, base))
     print(f"validation loss of {module.net}: {loss:.4f}, of base rates: {least:.4f}")
-    for line in of_loss(module.net, loss, gap_of([own], [base], rows)):
+    for line in of_loss(module.net, loss, gap_of([predicted], [base], rows)):
         print(f"WARNING: {line}")
     held = data.batch(held_out(data))
     for line in of_rates(module.net, data.schema.task_names, held, probabilities(ranker, held)):

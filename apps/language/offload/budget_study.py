@@ -122,12 +122,12 @@ def evaluate(
         measured = replace(measured, profiled=2, known=2, held_out=2, budgets=budgets, reads=reads)
     run = place.run(package="language", overwrite=overwrite, quick=quick, seeds=())
     cache = place.run_folder.path.parent / "cache"
-    found = offloaded(model, cache, budget=1.0)
-    sizes: Sizes = found.model.offload.sizes
-    read = documents_read(found, corpus, measured)
-    found.model.offload.close()
-    tokens, names = [one for _, some in read for one in some], read[-1][0]
-    data = [Data.of(found.folder.name, "model", found.folder)]
+    pretrained = offloaded(model, cache, budget=1.0)
+    sizes: Sizes = pretrained.model.offload.sizes
+    read = documents_read(pretrained, corpus, measured)
+    pretrained.model.offload.close()
+    tokens, names = [ids for _, some in read for ids in some], read[-1][0]
+    data = [Data.of(pretrained.folder.name, "model", pretrained.folder)]
     base = {"model": data[0].sha256, "tokens": short_digest(tokens), "version": VERSION}
     base["prompt"] = measured.prompt
     store = run.store("traces", Arrays())
@@ -136,14 +136,14 @@ def evaluate(
     run.obtain(store, traced, work, ticks=len(tokens), unit="documents", scoring=True)
     traces = {piece.method: store.load(piece) for piece in traced}
     splits = [len(some) for _, some in read]
-    known, held = documents_of(traces["stored"], sizes, splits, measured.prompt)
+    profiled, held = documents_of(traces["stored"], sizes, splits, measured.prompt)
     times = run.store("times", Arrays())
     of = {**base, "splits": splits, "unpack": measured.unpack}
     pieces = [
         Piece("times", None, {"budget": budget, "read": read}, of)
         for budget in measured.budgets for read in measured.reads
     ]  # fmt: skip
-    run.obtain(times, pieces, partial(times_of, known=known, held=held), scoring=True)
+    run.obtain(times, pieces, partial(times_of, known=profiled, held=held), scoring=True)
     rows = rows_of_recall(held, names) + rows_of_loss(traces, names)
     for piece in pieces:
         rows += rows_of_times(piece, times.load(piece), names)
@@ -172,29 +172,29 @@ def trace_of(
 ) -> dict[str, Tensor]:
     """Return the fields of steps of documents (N, ...), and nats per token (N,)."""
     setup = Setup(predictor="cross-layer", transfer=cast(Transferred, piece.method))
-    found = offloaded(model, cache, budget=2**62, setup=setup)
+    pretrained = offloaded(model, cache, budget=2**62, setup=setup)
     traced = []
     for text in map(torch.tensor, tokens):
-        step, logits = record(found.model, text)
+        step, logits = record(pretrained.model, text)
         nats = F.cross_entropy(logits[:-1].float(), text[1:])
         traced.append({**dict(zip(ARRAYS, step, strict=True)), "nats": nats})
         job.tick()
-    found.model.offload.close()
-    return {name: torch.stack([one[name] for one in traced]) for name in traced[0]}
+    pretrained.model.offload.close()
+    return {name: torch.stack([trace[name] for trace in traced]) for name in traced[0]}
 
 
 def documents_of(
     trace: Mapping[str, Tensor], sizes: Sizes, splits: Sequence[int], prompt: int
 ) -> tuple[list[Replayed], list[Replayed]]:
     """Return the documents that ``auto`` is chosen on and those held out, with the same tables."""
-    some, known, held = zip(*(trace[name].split(splits) for name in ARRAYS), strict=True)
+    some, profiled, held = zip(*(trace[name].split(splits) for name in ARRAYS), strict=True)
     profile = Profile(some[0].transpose(0, 1).flatten(1, 2), some[2].flatten(0, 1))
 
     def replayed(*arrays: Tensor) -> list[Replayed]:
         steps = zip(*arrays, strict=True)
-        return [Replayed(Step(*one).split(prompt), sizes, profile) for one in steps]
+        return [Replayed(Step(*arrays).split(prompt), sizes, profile) for arrays in steps]
 
-    return replayed(*known), replayed(*held)
+    return replayed(*profiled), replayed(*held)
 
 
 def times_of(
@@ -204,23 +204,23 @@ def times_of(
     sizes = held[0].sizes
     budget = int(piece.keys["budget"] * sizes.layers * sizes.experts)  # type: ignore[operator]
     cost = Cost(1.0, sizes.bytes / float(piece.keys["read"]), piece["unpack"])
-    found, setup = compared(known, held, budget, cost)
+    times_of_method, setup = compared(known, held, budget, cost)
     others, few = compared(known, held, budget, cost, "int4")
-    found |= {f"{name}, INT4": others[name] for name in FEW}
+    times_of_method |= {f"{name}, INT4": others[name] for name in FEW}
     job.note(auto=told(setup), auto_int4=told(few))
     return {
         f"{method}/{field.name}": torch.tensor([float(getattr(o, field.name)) for o in ones])
-        for method, ones in found.items() for field in fields(Times)
+        for method, ones in times_of_method.items() for field in fields(Times)
     }  # fmt: skip
 
 
 def recall_of(document: Replayed, predictor: str, width: int) -> list[float]:
     """Return which fraction of the experts of each layer but the first is guessed."""
     routings = [
-        [RoutingOutput(torch.ones(one.shape), one) for one in (ranked[:, :width], used)]
+        [RoutingOutput(torch.ones(experts.shape), experts) for experts in (ranked[:, :width], used)]
         for ranked, used in zip(document.guesses(predictor), document.routed[1:], strict=True)
     ]
-    return [float(prediction_recall(*one).mean()) for one in routings]
+    return [float(prediction_recall(*routing_pair).mean()) for routing_pair in routings]
 
 
 def rows_of_recall(held: Sequence[Replayed], names: Sequence[str]) -> list[Row]:
@@ -234,10 +234,13 @@ def rows_of_recall(held: Sequence[Replayed], names: Sequence[str]) -> list[Row]:
     rows = []
     for width, pairs, some in tasks:
         recalls = {
-            name: np.array([recall_of(one, name, width) for one in held])[:, some]
+            name: np.array([recall_of(document, name, width) for document in held])[:, some]
             for name in (CROSS, NGRAM, *TABLES)
         }
-        scores = {name: [moments(own.mean(1), name=RECALL)] for name, own in recalls.items()}
+        scores = {
+            name: [moments(method_recalls.mean(1), name=RECALL)]
+            for name, method_recalls in recalls.items()
+        }
         rows += compare(scores, draws, task=f"guesses, width {width}, {pairs}", reference=CROSS)
     return rows
 
@@ -260,18 +263,20 @@ def rows_of_times(piece: Piece, times: Mapping[str, Tensor], names: Sequence[str
     draws = Resamples.clusters(names)
     rows = compare(walls, draws, task=task, reference=AUTO)
     for name in USED:
-        own = {method: moments(v[name] / v["uses"], name=name) for method, v in of.items()}
-        rows += compare(own, draws, task=f"{task}, for each use of an expert")
+        seconds = {method: moments(v[name] / v["uses"], name=name) for method, v in of.items()}
+        rows += compare(seconds, draws, task=f"{task}, for each use of an expert")
     return rows
 
 
 def bars_of(rows: Sequence[Row], least_recall: float, most_loss: float) -> list[Bar]:
     """Return the bars, from all rows."""
     of = {(r.task, r.method, r.metric): r.value for r in rows if not r.versus}
-    own = {task: value for (task, m, metric), value in of.items() if (m, metric) == (CROSS, RECALL)}
-    whole = [value for task, value in own.items() if task.endswith(ALL)]
-    later = [task for task in own if " to " in task][1:]
-    leads = [own[task] - of[task, name, RECALL] for task in later for name in TABLES]
+    recall_of_task = {
+        task: value for (task, m, metric), value in of.items() if (m, metric) == (CROSS, RECALL)
+    }
+    whole = [value for task, value in recall_of_task.items() if task.endswith(ALL)]
+    later = [task for task in recall_of_task if " to " in task][1:]
+    leads = [recall_of_task[task] - of[task, name, RECALL] for task in later for name in TABLES]
     slower = [v / of[task, PLAIN, WALL] for (task, m, n), v in of.items() if (m, n) == (AUTO, WALL)]
     more = of["few bits", "int4", LOSS]
     return [
@@ -285,24 +290,24 @@ def bars_of(rows: Sequence[Row], least_recall: float, most_loss: float) -> list[
 
 def headline(rows: Sequence[Row]) -> str:
     """Return how well experts are guessed, by what, where that pays, and how much it reads."""
-    found = []
+    comparisons = []
     for pairs in (ALL, LATER):
         some = [r for r in rows if r.metric == RECALL and r.task.endswith(pairs)]
         of = {(r.method, r.versus): r for r in reversed(some)}  # the smallest width
         router, table = (
-            f"{one.value:.1%} [{one.low:.1%}, {one.high:.1%}]"
-            for one in (of[CROSS, ""], of[NGRAM, ""])
+            f"{recall.value:.1%} [{recall.low:.1%}, {recall.high:.1%}]"
+            for recall in (of[CROSS, ""], of[NGRAM, ""])
         )
         lead = of[NGRAM, CROSS]
         best = "the table" if lead.low > 0 else "the router" if lead.high < 0 else "neither"
-        found.append(f"{router} and {table} {pairs}, {best} is better")
+        comparisons.append(f"{router} and {table} {pairs}, {best} is better")
     gaps = [r for r in rows if r.versus == AUTO and r.metric == WALL and r.method == PLAIN]
     faster = [r for r in gaps if r.low > 0 and r.p < 0.05]
     read = {(r.task, r.method): r.value for r in rows if r.metric == "bytes"}
     more = [read[task, AUTO] / value for (task, name), value in read.items() if name == PLAIN]
     return (
         "Of the experts of the next layer, its router finds one layer early, and a table of the"
-        f" last four tokens: {'; '.join(found)}. Auto is faster than on-demand in {len(faster)} of"
-        f" {len(gaps)} budgets and links, and reads {min(more):.2g} to {max(more):.2g} times its"
-        " bytes."
+        f" last four tokens: {'; '.join(comparisons)}. Auto is faster than on-demand in"
+        f" {len(faster)} of {len(gaps)} budgets and links, and reads"
+        f" {min(more):.2g} to {max(more):.2g} times its bytes."
     )

@@ -64,18 +64,18 @@ def profile(
             f"--documents is {documents}, --tokens {tokens} and --prompt {prompt}: expected a"
             " document or more, and a prompt of one token or more that is not all of it"
         )
-    found = offloaded(model, place.run_folder.path.parent / "cache", budget=budget)
-    found.require_context(tokens)
-    _, texts = beginnings(found, read_corpus(corpus).part("validation"), tokens, documents)
+    pretrained = offloaded(model, place.run_folder.path.parent / "cache", budget=budget)
+    pretrained.require_context(tokens)
+    _, texts = beginnings(pretrained, read_corpus(corpus).part("validation"), tokens, documents)
     require_documents(texts, tokens)
     traced: list[list[Step]] = []
     with ticking("reading", len(texts), unit="documents") as tick:
         for text in texts:
-            traced.append(record(found.model, torch.tensor(text))[0].split(prompt))
+            traced.append(record(pretrained.model, torch.tensor(text))[0].split(prompt))
             tick()
-    write_trace(path, Trace(found.model.offload.sizes, traced))
-    found.model.offload.close()
-    each = seconds_to_unpack(found.model.offload.sizes.weights, found.model.dtype)
+    write_trace(path, Trace(pretrained.model.offload.sizes, traced))
+    pretrained.model.offload.close()
+    each = seconds_to_unpack(pretrained.model.offload.sizes.weights, pretrained.model.dtype)
     print(
         f"{sum(map(len, traced)):,} steps of {len(texts)} documents;"
         f" --unpack {each:.2g} is what INT4 takes"
@@ -125,25 +125,29 @@ def replay(
         )
     if unpack and transfer == "stored":
         raise GatesError(f"--unpack {unpack} is for few bits: give a --transfer, or drop it")
-    found = read_trace(Path(trace))
-    documents, half = found.documents, 0 if profile else len(found.documents) // 2
-    learned = read_trace(Path(profile)) if profile else Trace(found.sizes, documents[:half])
-    if learned.sizes != found.sizes:
-        raise GatesError(f"{profile} is of {learned.sizes}, {trace} of {found.sizes}")
+    recorded = read_trace(Path(trace))
+    documents, half = recorded.documents, 0 if profile else len(recorded.documents) // 2
+    learned = read_trace(Path(profile)) if profile else Trace(recorded.sizes, documents[:half])
+    if learned.sizes != recorded.sizes:
+        raise GatesError(f"{profile} is of {learned.sizes}, {trace} of {recorded.sizes}")
     if not learned.documents:
         raise GatesError(f"{trace} has one document: give another file by --profile")
     used = learned.profile()
-    held = [Replayed(one, found.sizes, used) for one in documents[half:]]
-    known = left_out(learned.documents, found.sizes)
-    shared = [one for one in held if profile and any(_same(one, other) for other in known)]
+    held = [Replayed(document, recorded.sizes, used) for document in documents[half:]]
+    profiled = left_out(learned.documents, recorded.sizes)
+    shared = [
+        replayed
+        for replayed in held
+        if profile and any(_same(replayed, other) for other in profiled)
+    ]
     if shared:
         raise GatesError(
             f"{profile} has {len(shared)} of {len(held)} documents of {trace}, so that methods"
             " would know them: give others, or drop --profile"
         )
-    size = int(budget * found.sizes.layers * found.sizes.experts)
+    size = int(budget * recorded.sizes.layers * recorded.sizes.experts)
     with working("simulating"):
-        times, setup = compared(known, held, size, Cost(compute, link, unpack), transfer)
+        times, setup = compared(profiled, held, size, Cost(compute, link, unpack), transfer)
     print_times(times)
     print(f"simulated, {len(held)} documents, {size} experts in memory; auto: {told(setup)}")
 
@@ -153,14 +157,14 @@ def print_times(times: Mapping[str, Sequence[Times]]) -> None:
     table = Table(*("method", "seconds", "stalled", "MB read", "there", "guessed", "late"))
     for name, ones in times.items():
         wall, stall, volume, uses, *used = (sum(getattr(o, n) for o in ones) for n in PRINTED)
-        shares = (f"{one / uses:.1%}" for one in used)
+        shares = (f"{share / uses:.1%}" for share in used)
         table.add_row(name, f"{wall:.3f}", f"{stall:.3f}", f"{volume / 1e6:,.1f}", *shares)
     Console().print(table)
 
 
-def _same(one: Replayed, other: Replayed) -> bool:
+def _same(document: Replayed, other: Replayed) -> bool:
     """Whether two documents begin with the same tokens, as far as the shorter one reaches."""
-    return all(map(torch.equal, one.last, other.last))
+    return all(map(torch.equal, document.last, other.last))
 
 
 def compared(
@@ -179,5 +183,5 @@ def compared(
     sizes, setup = held[0].sizes, choose(known, budget, cost, transfer)
     setups = {**rivals(sizes, budget, transfer), AUTO: setup}
     times = {n: [Simulation(o, s, budget, cost).run() for o in held] for n, s in setups.items()}
-    mapped = [Simulation(one, ON_DEMAND, budget, cost, mapped=True).run() for one in held]
+    mapped = [Simulation(document, ON_DEMAND, budget, cost, mapped=True).run() for document in held]
     return {**times, MAPPED: mapped}, setup

@@ -51,9 +51,9 @@ def offloaded(model: str, cache: Path, **options: Any) -> Pretrained:
     name = models_in(shipped(EXPERTS))[0] if model == EXPERTS else model
     folder = pretrained_folder(name, cache)
     with working(f"opening {model}"):
-        found = load_offloaded(folder, cache=cache, **options)
-    context = getattr(found.config.get_text_config(), "max_position_embeddings", None)
-    return Pretrained(found, load_tokenizer(folder), folder, context)
+        streamed = load_offloaded(folder, cache=cache, **options)
+    context = getattr(streamed.config.get_text_config(), "max_position_embeddings", None)
+    return Pretrained(streamed, load_tokenizer(folder), folder, context)
 
 
 def told(setup: Setup) -> str:
@@ -108,20 +108,20 @@ def generate(
         raise GatesError("--prompt is empty: give a text that is continued")
     used = learned(profile, setup)
     cache = place.run_folder.path.parent / "cache"
-    found = offloaded(model, cache, budget=budget, setup=setup, profile=used)
-    begin, ends = read_marks(found.folder)
-    streamed: Any = WithoutGates(found)
+    pretrained = offloaded(model, cache, budget=budget, setup=setup, profile=used)
+    begin, ends = read_marks(pretrained.folder)
+    streamed: Any = WithoutGates(pretrained)
     begun = time.monotonic()
     chunks = continued(
         streamed,
-        [[found.tokenizer.end if begin is None else begin,
-          *found.tokenizer.encode(prompt).tolist()]],
-        decode=found.tokenizer.decode, max_tokens=max_tokens, temperature=temperature, seed=seed,
-        end=ends or found.tokenizer.end,
+        [[pretrained.tokenizer.end if begin is None else begin,
+          *pretrained.tokenizer.encode(prompt).tolist()]],
+        decode=pretrained.tokenizer.decode, max_tokens=max_tokens, temperature=temperature,
+        seed=seed, end=ends or pretrained.tokenizer.end,
     )  # fmt: skip
     tokens = print_texts(chunks, [prompt], alone=True)
-    seconds, counts = time.monotonic() - begun, found.model.offload.counts
-    found.model.offload.close()
+    seconds, counts = time.monotonic() - begun, pretrained.model.offload.counts
+    pretrained.model.offload.close()
     uses, right = counts.hits + counts.guessed + counts.loads, max(1, counts.guessed)
     print(
         f"{tokens / seconds:.1f} tokens/s, {counts.stall / seconds:.0%} of the time stalled;"
@@ -166,22 +166,24 @@ def bench(
         opened["on-demand"].folder, dtype="auto", experts_implementation="eager"
     )
     restore_pregates(whole)
-    models = {MAPPED: whole.eval()} | {name: one.model for name, one in opened.items()}
+    models = {MAPPED: whole.eval()} | {
+        name: pretrained.model for name, pretrained in opened.items()
+    }
     ids = torch.tensor([[*opened["on-demand"].tokenizer.encode("import ").tolist()]])
     runs = {
         name: partial(
-            one.generate, ids, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False
+            runner.generate, ids, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False
         )
-        for name, one in models.items()
+        for name, runner in models.items()
     }
     with working("generating"):
         seconds = interleaved_times(runs, repeats)
     table = Table(*("method", "ms per token", "quartiles", "MB read"))
-    for name, found in seconds.items():
-        low, middle, high = (f"{1e3 * s / tokens:.2f}" for s in quantiles(found * 2, n=4))
+    for name, durations in seconds.items():
+        low, middle, high = (f"{1e3 * s / tokens:.2f}" for s in quantiles(durations * 2, n=4))
         counts = opened[name].model.offload.counts if name in opened else None
         read = f"{(counts.bytes - counts.unread) / 1e6 / (repeats + 1):,.1f}" if counts else ""
         table.add_row(name, middle, f"{low}–{high}", read)
     Console().print(table)
-    for one in opened.values():
-        one.model.offload.close()
+    for pretrained in opened.values():
+        pretrained.model.offload.close()

@@ -82,7 +82,9 @@ class Days(NamedTuple):
 
     def until(self, day: int) -> pl.DataFrame:
         """Return all rows before a day."""
-        return pl.concat([self.first, *(rows for one, rows in self.days.items() if one < day)])
+        return pl.concat(
+            [self.first, *(rows for number, rows in self.days.items() if number < day)]
+        )
 
 
 class ProgressiveStudy(Study):
@@ -118,9 +120,12 @@ class ProgressiveStudy(Study):
         del contest
         days = days_of({**run.settings, **places}, self.day)
         states = self._states(run, seeds, days, places)
-        found = {m: [_predicted(s, days, run.settings) for s in own] for m, own in states.items()}
+        predictions = {
+            m: [_predicted(s, days, run.settings) for s in seed_states]
+            for m, seed_states in states.items()
+        }
         truth = oracle_of(list(days.days.values()), days.data.schema.task_names)
-        rows = score(found | truth, days) if found else []
+        rows = score(predictions | truth, days) if predictions else []
         gaps = {r.method: r for r in rows if r.versus == PROGRESSIVE and r.task == "test"}
         bars = [
             Bar(f"{SUMMED} of {method} − {PROGRESSIVE}, lower end", gaps[method].low, ">=", 0.0)
@@ -158,26 +163,26 @@ class ProgressiveStudy(Study):
         made = run.obtain(store, [*once, *longer], train, ticks=int(many["study.epochs"]))
         if len(made) < len(once) + len(longer):
             return {}
-        known = [store.load(piece) for piece in once]
-        found = {
-            ONCE: [dict.fromkeys(order, state) for state in known],
+        trained_once = [store.load(piece) for piece in once]
+        states_of = {
+            ONCE: [dict.fromkeys(order, state) for state in trained_once],
             LONGER: [dict.fromkeys(order, store.load(piece)) for piece in longer],
-            PROGRESSIVE: [{order[0]: state} for state in known],
-            RETRAINED: [{order[0]: state} for state in known],
+            PROGRESSIVE: [{order[0]: state} for state in trained_once],
+            RETRAINED: [{order[0]: state} for state in trained_once],
         }
         last = once
         for day, after in pairwise(order):
             pieces = [
-                run.piece(PROGRESSIVE, one.seed, {DAY: day}, **passes, start=one.fingerprint,
+                run.piece(PROGRESSIVE, piece.seed, {DAY: day}, **passes, start=piece.fingerprint,
                           **{"study.daily_epochs": self.daily_epochs})
-                for one in last
+                for piece in last
             ]  # fmt: skip
             before = {p.fingerprint: str(store.find(q)) for p, q in zip(pieces, last, strict=True)}
             work = partial(train_day, places=places, before=before)
             if len(run.obtain(store, pieces, work, ticks=self.daily_epochs)) < len(pieces):
                 break
-            for own, piece in zip(found[PROGRESSIVE], pieces, strict=True):
-                own[after] = store.load(piece)
+            for seed_states, piece in zip(states_of[PROGRESSIVE], pieces, strict=True):
+                seed_states[after] = store.load(piece)
             last = pieces
         again = {
             (seed, day): run.piece(RETRAINED, seed, {DAY: day}, **passes)
@@ -185,10 +190,19 @@ class ProgressiveStudy(Study):
             for day in order[1:]
         }
         kept = set(run.obtain(store, again.values(), train, ticks=self.epochs))
-        for own, seed in zip(found[RETRAINED], seeds, strict=True):
-            own |= {d: store.load(p) for (s, d), p in again.items() if s == seed and p in kept}
-        whole = {m: [own for own in all_ if len(own) == len(order)] for m, all_ in found.items()}
-        return {method: own for method, own in whole.items() if len(own) == len(seeds)}
+        for seed_states, seed in zip(states_of[RETRAINED], seeds, strict=True):
+            seed_states |= {
+                d: store.load(p) for (s, d), p in again.items() if s == seed and p in kept
+            }
+        whole = {
+            m: [seed_states for seed_states in all_ if len(seed_states) == len(order)]
+            for m, all_ in states_of.items()
+        }
+        return {
+            method: method_states
+            for method, method_states in whole.items()
+            if len(method_states) == len(seeds)
+        }
 
 
 def days_of(settings: Mapping[str, Any], column: str) -> Days:
@@ -256,16 +270,19 @@ def score(found: Mapping[str, Sequence[Probabilities]], days: Days) -> list[Row]
         part = test.take(torch.from_numpy(chosen))
         metric = f"{SUMMED} of a day" if name.startswith(DAY) else SUMMED
         summed = {
-            m: [named(scores_of(part, one[chosen], ())[""], metric) for one in own]
-            for m, own in found.items()
+            m: [
+                named(scores_of(part, predicted[chosen], ())[""], metric)
+                for predicted in seed_predictions
+            ]
+            for m, seed_predictions in found.items()
         }
         draws = user_resamples(part.user.numpy(), resamples=RESAMPLES)
         reference = PROGRESSIVE if PROGRESSIVE in found else None
         rows += compare(summed, draws, task=name, reference=reference)
     tasks = days.data.schema.tasks
     per_task = [
-        Row(method, task.name, AUC, mean_auc(test, own, number))
-        for method, own in found.items()
+        Row(method, task.name, AUC, mean_auc(test, seed_predictions, number))
+        for method, seed_predictions in found.items()
         for number, task in enumerate(tasks)
     ]
     return [*rows, *summary_rows(per_task, {t.name: t.category for t in tasks}), *per_task]
@@ -273,7 +290,7 @@ def score(found: Mapping[str, Sequence[Probabilities]], days: Days) -> list[Row]
 
 def slices_of(days: Days) -> dict[str, np.ndarray]:
     """Return the test rows (N,) of new and later users and videos, and of each day."""
-    schema, found = days.data.schema, dict[str, np.ndarray]()
+    schema, slices = days.data.schema, dict[str, np.ndarray]()
     for what, column in (("users", schema.user), ("videos", schema.item)):
         first = days.first[column].to_numpy()
         new, later = [], []
@@ -282,9 +299,9 @@ def slices_of(days: Days) -> dict[str, np.ndarray]:
             unseen = counts_of(values, days.until(day)[column].to_numpy()) == 0
             new.append(unseen)
             later.append(~unseen & (counts_of(values, first) == 0))
-        found |= {f"new {what}": np.concatenate(new), f"later {what}": np.concatenate(later)}
+        slices |= {f"new {what}": np.concatenate(new), f"later {what}": np.concatenate(later)}
     number = np.repeat(np.arange(len(days.days)), [len(rows) for rows in days.days.values()])
-    return found | {f"day {k + 1}": number == k for k in range(len(days.days))}
+    return slices | {f"day {k + 1}": number == k for k in range(len(days.days))}
 
 
 def _trained(
