@@ -35,7 +35,7 @@ def planted(root: Path, fault: Fault) -> str:
 
 
 def copied(place: Path) -> Path:
-    """Copy what git tracks or would track, next to a link to the shared data."""
+    """Commit what git tracks or would track to a new repository, next to the shared data."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     for name in filter(None, listed.stdout.split("\0")):
@@ -44,6 +44,9 @@ def copied(place: Path) -> Path:
             shutil.copy2(ROOT / name, place / "tree" / name)
     if (shared := ROOT.parent / "shared").is_dir():
         (place / "shared").symlink_to(shared)
+    git = ["git", "-c", "user.name=faults", "-c", "user.email=faults@localhost"]
+    for words in (["init", "-q"], ["add", "--all"], ["commit", "-q", "-m", "without a fault"]):
+        subprocess.run([*git, *words], cwd=place / "tree", check=True)  # results name a revision
     return place / "tree"
 
 

@@ -121,6 +121,21 @@ def test_few_frames_have_wider_intervals_that_cover(noisy_objects):
     assert low[1] == low[2] < low[3] == low[4] == conformal.interval(np.array([10.0]))[0]
 
 
+def test_objects_without_a_known_size_or_an_opinion_calibrate_nothing(noisy_objects):
+    objects = noisy_objects(300, 0.15)
+    known = calibrate(objects.iloc[:200], training_ids=[])
+    objects.loc[objects.index[200:], "predicted_mm"] *= 9
+    for column in ("censored", "abstained"):
+        flagged = objects.assign(**{column: np.arange(300) >= 200})
+        assert calibrate(flagged, training_ids=[]) == known
+
+
+def test_fewer_frames_never_have_a_narrower_interval(noisy_objects):
+    frames = noisy_frames(noisy_objects, 250, 9, 0)
+    wide = SplitConformal((5.0,) * 200)
+    assert calibrate_few_frames(wide, frames).few_frames == tuple((k, 5.0) for k in (1, 2, 4, 8))
+
+
 def test_a_few_short_tracks_neither_fail_nor_set_what_is_usual(noisy_objects):
     frames = noisy_frames(noisy_objects, 200, 4, 0)
     place = frames.groupby("unique_id").cumcount()
