@@ -5,7 +5,9 @@ docstrings; ``reference/commands`` holds the help of every verb and the packaged
 """
 
 import contextlib
+import inspect
 import io
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -40,18 +42,46 @@ def public(module: str) -> list[str]:
     ]
 
 
+def imported_by_pages() -> dict[str, set[str]]:
+    """Return module -> names that guides and examples import of it."""
+    folder = Path(__file__).parent
+    files = [*folder.glob("guide/*.md"), *folder.parent.glob("examples/*.py")]
+    text = "\n".join(file.read_text() for file in files)
+    names: dict[str, set[str]] = {}
+    for module, listed in re.findall(
+        r"^from (\w+(?:\.\w+)+) import ([\w, ]+)$", text, re.MULTILINE
+    ):
+        if module.partition(".")[0] in PACKAGES:
+            names.setdefault(module, set()).update(listed.split(", "))
+    return names
+
+
+def is_module(module: str, name: str) -> bool:
+    """Return whether a name is that of a module."""
+    return inspect.ismodule(getattr(import_module(module), name))
+
+
+def place_of(module: str, name: str) -> str:
+    """Return where a name is documented: a function may be called like its module."""
+    value = getattr(import_module(module), name)
+    return f"{value.__module__}.{name}" if inspect.isfunction(value) else f"{module}.{name}"
+
+
 def api_page(modules: tuple[str, ...]) -> str:
-    """Return a page with every public name of some modules, each name once."""
-    parts, seen = [f"# {modules[0].partition('.')[0]}"], set[str]()
-    for module in modules:
-        names = [name for name in public(module) if name not in seen]
+    """Return a page with every public name of some modules, and what pages import, each once."""
+    package, seen = modules[0].partition(".")[0], set[str]()
+    parts, others = [f"# {package}"], imported_by_pages()
+    below = sorted(module for module in others if module.partition(".")[0] == package)
+    for module in (*modules, *below):
+        names = public(module) if module in modules else others[module]
+        names = [name for name in names if name not in seen and not is_module(module, name)]
         seen |= set(names)
         if names:
             summary = (import_module(module).__doc__ or "").partition("\n")[0]
             parts += [
                 f"## `{module}`",
                 summary,
-                *(f"::: {module}.{name}" for name in sorted(names)),
+                *(f"::: {place_of(module, name)}" for name in sorted(names)),
             ]
     return "\n\n".join(parts) + "\n"
 

@@ -46,7 +46,7 @@ def weather(axes: list[Axes]) -> str:
         )
         place.set_title(f"{name} − truth", fontsize=TEXT_SIZE, color=MUTED)
     before, after = (sample.grid.area_mean(one.square()).sqrt().item() for one in errors)
-    return f"Weather: an error of {before:.0f} m² s⁻² falls to {after:.0f}"
+    return f"Weather: {before:.0f} m² s⁻² to {after:.0f} by interpolation"
 
 
 def endoscopy(axes: Axes) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -411,7 +412,11 @@ class Run:
             together: list[Setting] = [
                 {**p, **f} for p, f in zip(points, figures[name], strict=True)
             ]
-            edges = tuning.edges_of(spaces[name], points, place)
+            scored = [
+                point for point, trial in zip(points, together, strict=True)
+                if not math.isnan(trial.get("score", 0.0))
+            ]  # fmt: skip
+            edges = tuning.edges_of(spaces[name], scored, scored.index(points[place]))
             choice = Choice(points[place], together, edges)
             choices.keep(named[name], choice._asdict(), revision=git_revision())
 

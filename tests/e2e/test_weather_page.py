@@ -133,8 +133,13 @@ def test_the_claims_of_the_page_are_those_of_the_scores():
     bear = ours["networks alone bear reports that they never saw"]
     assert bear == [f"{alone:.2f} times the error of `oi`", "no"]
     stated = mixed["adas_oi", "mixed/declared", "over_damped_oi"]
-    claim = ours["better than `damped_oi` with reports of mixed quality"]
+    claim = ours["better than `damped_oi`, which is `oi` here, with reports of mixed quality"]
     assert claim == [shown(stated), "yes" if stated["high"] < 1 else "no"]
+    outages = rows_of("outage")
+    silent = [outages["adas_oi", f"{d}/outage", "over_damped_oi"] for d in ("0.01", "0.1")]
+    claim = ours["after ten silent days it is better: over `damped_oi`, all cycles, 1 and 10 %"]
+    assert claim[0] == ", ".join(map(shown, silent))
+    assert all(row["low"] < 1 < row["high"] for row in silent)
     assert [bar["name"] for one in SCORES.values() for bar in one["bars"] if not bar["met"]] == []
 
 

@@ -365,6 +365,13 @@ def test_an_optimum_at_the_edge_of_what_was_searched_is_kept_and_said(run, work,
     assert run.tune(listed, work.bowl, trials=3)["inside"].edges == ["x"]
 
 
+@pytest.mark.fault("46 D7")
+def test_trials_without_a_score_hide_no_edge(run, work):
+    choice = run.tune({"inside": {"x": (1.0, 2.0)}}, work.up_to_two, trials=16)["inside"]
+    assert max(trial["x"] for trial in choice.trials) > 2.2
+    assert choice.edges == ["x"]
+
+
 def test_every_method_gets_as_many_trials(run, work, refuses):
     refuses(
         GatesError,
