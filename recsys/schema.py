@@ -311,8 +311,8 @@ class FeatureSchema:
         if not self.tasks:
             raise ValueError("the schema has no task: name a label column at least")
         _refuse_repeated("tasks", [task.name for task in self.tasks])
-        of_columns = (*self.sparse, *self.dense, *self.sequences)
-        features = [one.name for one in (*of_columns, *self.crossed, *self.products)]
+        of_columns: list[Sparse | Dense | History] = [*self.sparse, *self.dense, *self.sequences]
+        features = [feature.name for feature in (*of_columns, *self.crossed, *self.products)]
         _refuse_repeated("features", features)
         scaled = [feature.name for feature in self.dense if feature.scaling != "buckets"]
         if clash := [name for name in scaled if indicator_of(name) in features]:

@@ -14,7 +14,7 @@ from recsys.columns.canonical import numbers_of, part_of
 from recsys.columns.column_auc import STRONG, SUSPICIOUS, column_aucs, implied_labels
 from recsys.data.doubts import HIERARCHICAL, of_hierarchy, of_rows
 from recsys.data.tables import PARTS, RankingTables
-from recsys.schema import FeatureSchema, source_of
+from recsys.schema import Dense, FeatureSchema, Sparse, source_of
 from recsys.transform.targets import read_targets
 
 
@@ -110,9 +110,10 @@ def find_giveaways(table: pl.DataFrame, schema: FeatureSchema) -> list[Giveaway]
 
 def _columns(table: pl.DataFrame, schema: FeatureSchema) -> dict[str, pl.Series]:
     """Return the values of sparse and dense features by name."""
+    features: tuple[Sparse | Dense, ...] = (*schema.sparse, *schema.dense)
     return {
         feature.name: part_of(table[source_of(feature)], getattr(feature, "part", ""))
-        for feature in (*schema.sparse, *schema.dense)
+        for feature in features
     }
 
 

@@ -174,7 +174,9 @@ def sized(
     """
     check_positive(target=target)
     known = _options(name)
-    first = {key: known[key].default for key in ("dim", "hidden_dims") if key in known}
+    first: dict[str, Any] = {
+        key: known[key].default for key in ("dim", "hidden_dims") if key in known
+    }
     first.update(options)
     ratios = [width / first["dim"] for width in first.get("hidden_dims") or ()]
 

@@ -154,7 +154,8 @@ class KuaiRandTables(_Kind):
             for which, names in groups.items():
                 if found := [logs[name] for name in names if name in logs]:
                     both = pl.concat([log.select("user_id", "video_id") for log in found])
-                    count = Count(*(column.n_unique() for column in both), len(both))
+                    users, videos = (both[name].n_unique() for name in both.columns)
+                    count = Count(users, videos, len(both))
                     check_counts(data.release, which, count, self.path, strict=self.strict)
         return pl.concat(list(logs.values()))
 

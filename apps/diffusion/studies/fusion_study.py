@@ -231,7 +231,7 @@ class Fused:
             like = next((tuned for tuned in LEARNED if name.startswith(tuned)), "")
             if like and like not in chosen:
                 continue
-            settings = self.known(own) | (chosen[like].setting if like else {})
+            settings = self.known(own) | dict(chosen[like].setting if like else {})
             pieces = {s: self.run.piece(name, s, start=self.start, **settings) for s in self.seeds}
             rival = settings.get("rival", name)
             settings = as_used(settings)
