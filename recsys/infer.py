@@ -213,9 +213,16 @@ class _Draft:
             if not (c.name in others or (c.dtype.is_numeric() and _ID.search(c.name)))
             and holds_times(c)
         }
+        derived = list(chain(*self.times.values()))
+        if clash := [feature for feature in derived if feature.name in self.table.columns]:
+            raise GatesError(
+                f"the column {clash[0].name!r} is called like the {clash[0].part} of"
+                f" {clash[0].column!r}, which is drafted: rename the column, or leave out"
+                f" {clash[0].column!r} by --table.drop"
+            )
         self.table = self.table.with_columns(
-            part_of(self.table[one.column], one.part).alias(one.name)
-            for one in chain(*self.times.values())
+            part_of(self.table[feature.column], feature.part).alias(feature.name)
+            for feature in derived
         )
 
     def _parts(self, column: pl.Series) -> list[Sparse]:

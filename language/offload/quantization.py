@@ -24,7 +24,7 @@ BITS = {"int4": (4,), "int2": (2,), "hybrid": (4, 2)}
 FINEST = 1024
 """Steps between zero and the weights of a group of one sign, at most."""
 
-VERSION = 2  # of the file
+VERSION = 3  # of the file
 
 
 def packed_bytes(weights: int, bits: int) -> int:
@@ -166,8 +166,11 @@ class QuantizedStore(ExpertStore):
     def _packed_expert(self, layer: int, expert: int, bits: int) -> bytes:
         slab = torch.zeros(-(-self._weights // GROUP) * GROUP, dtype=self._dtype)
         super().read_into(layer, expert, slab.view(torch.uint8).numpy().data)
-        packed, stored = quantize(slab.float(), bits), slab.view(torch.uint8)
+        stored = slab.view(torch.uint8)
+        biases = [stored[place].clone() for place in self._biases[layer]]
+        for place in self._biases[layer]:
+            stored[place] = 0  # else a bias sets the scale of the weights in its group
+        packed = quantize(slab.float(), bits)
         size = self._sizes[self._bits.index(bits)]
-        biases = [stored[place] for place in self._biases[layer]]
         parts = (packed.scale, packed.zero.half(), packed.codes, *biases)
         return b"".join(part.numpy().tobytes() for part in parts).ljust(size)

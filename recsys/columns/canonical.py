@@ -291,7 +291,7 @@ def _strings(column: pl.Series) -> pl.Series:
     return text.fill_null("") if text.null_count() else text
 
 
-SECONDS = 946_684_800, 4_102_444_800  # of the years 2000 to 2099 since 1970
+SECONDS = 946_684_800, 2_051_222_400  # of the years 2000 to 2034 since 1970
 READABLE = 0.95  # of the values that are not missing, from which a column holds times
 _DATE = r"^\s*\d{4}[-/]"
 _FORMATS = tuple(
@@ -303,7 +303,7 @@ def part_of(column: pl.Series, part: str) -> pl.Series:
     """Return the hour (0 to 23) or the weekday (1 to 7, Monday first) of times, in UTC.
 
     Args:
-        column: (N,) dates; whole seconds or milliseconds since 1970, of the years 2000 to 2099, as
+        column: (N,) dates; whole seconds or milliseconds since 1970, of the years 2000 to 2034, as
             numbers or text; or text in ISO 8601. Dates and text without a zone are in UTC.
         part: Of the times; empty for the column as it is.
 

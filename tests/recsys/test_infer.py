@@ -323,6 +323,23 @@ def test_a_table_with_a_label_of_numbers_is_read(tmp_path, values):
 
 
 @pytest.mark.fault("46 R5")
+def test_a_column_called_like_a_derived_feature_is_refused(table):
+    """It took its place without a word."""
+    when = 1_650_000_000 + np.random.default_rng(1).integers(0, 10**6, N)
+    clash = table.with_columns(when=when, **{"hour of when": np.arange(N) % 7})
+    with pytest.raises(GatesError, match="'hour of when' is called like the hour of 'when'"):
+        infer_schema(clash, ["bought"])
+    assert infer_schema(clash, ["bought"], drop=["when"]).schema
+
+
+@pytest.mark.fault("46 R5")
+def test_large_quantities_are_no_times(table):
+    phone = np.random.default_rng(1).integers(2_100_000_000, 4_000_000_000, N)
+    found = infer_schema(table.with_columns(calls=phone), ["bought"])
+    assert not any(feature.name == "hour of calls" for feature in found.schema.sparse)
+
+
+@pytest.mark.fault("46 R5")
 @pytest.mark.parametrize("scale", [1, 1000])
 def test_whole_numbers_that_are_times_are_no_quantities(table, scale):
     when = (1_650_000_000 + np.random.default_rng(1).integers(0, 10**6, N)) * scale
