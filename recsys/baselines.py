@@ -102,13 +102,13 @@ class OneColumn:
 
     def predict(self, rows: Batch) -> NDArray[np.float64]:
         """Return the rates of the bins of the rows (N, T)."""
-        found = [
+        columns = [
             table[np.searchsorted(edges, values, side="right")]
             for edges, table, values in zip(
                 self.edges, self.tables, self._columns(rows), strict=True
             )
         ]
-        return np.stack(found, 1)
+        return np.stack(columns, 1)
 
     def _columns(self, rows: Batch) -> list[NDArray[np.float64]]:
         """Return the values (N,) that each task goes by."""
@@ -170,11 +170,11 @@ def _predicted(
     models: Sequence[Any], inputs: Any, rates: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Return probabilities (N, T): of the model of each task, or its rate where it has none."""
-    found = np.tile(rates, (inputs.shape[0], 1))
+    chances = np.tile(rates, (inputs.shape[0], 1))
     for task, model in enumerate(models):
         if model is not None:
-            found[:, task] = model.predict_proba(inputs)[:, 1]
-    return found
+            chances[:, task] = model.predict_proba(inputs)[:, 1]
+    return chances
 
 
 ROWS = 8192
@@ -382,7 +382,7 @@ class Trees:
         inputs, held, self.rates = self._inputs(rows), self._inputs(validation), rates(rows)
         width = rows.sparse.shape[1] if self.sparse is None else len(self.sparse)
         categories = [c for c in range(width) if inputs[:, c].max(initial=0) < CATEGORIES]
-        (truth, mask), (known, seen) = self._targets(rows), self._targets(validation)
+        (truth, mask), (validation_truth, seen) = self._targets(rows), self._targets(validation)
         kind = "Regressor" if self.heads else "Classifier"
         self.models: list[Any] = []
         for task in range(truth.shape[1]):
@@ -397,13 +397,13 @@ class Trees:
                 if stops.any():
                     stopping = {
                         "X_val": held[stops],
-                        "y_val": known[stops, task],
+                        "y_val": validation_truth[stops, task],
                         "sample_weight_val": validation.weight.numpy()[stops],
                     }
                 weight = rows.weight.numpy()[counts]
                 model.fit(inputs[counts], labels, sample_weight=weight, **stopping)
             if self.heads and model:
-                gaps = known[stops, task] - model.predict(held[stops])
+                gaps = validation_truth[stops, task] - model.predict(held[stops])
                 self.heads.spread.data[task] = math.log(gaps.std())
             self.models.append(model)
         return self
@@ -413,8 +413,8 @@ class Trees:
         inputs = self._inputs(rows)
         if self.heads is None:
             return _predicted(self.models, inputs, self.rates)
-        found = torch.from_numpy(np.stack([model.predict(inputs) for model in self.models], 1))
-        return self.heads(found, rows.dense).detach().double().sigmoid().numpy()
+        logits = torch.from_numpy(np.stack([model.predict(inputs) for model in self.models], 1))
+        return self.heads(logits, rows.dense).detach().double().sigmoid().numpy()
 
     def _targets(self, rows: Batch) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Return labels (N, T) or numbers (N, R), and where each counts."""

@@ -46,13 +46,13 @@ class DailyState(NamedTuple):
                 :class:`~recsys.ranker_module.JoinedOptimizer`.
             transform: What it was trained with.
         """
-        found = {
+        sums = {
             f"{number}.{place}.{name}": torch.as_tensor(value)
-            for number, one in enumerate(optimizer["optimizers"])
-            for place, state in one["state"].items()
+            for number, inner in enumerate(optimizer["optimizers"])
+            for place, state in inner["state"].items()
             for name, value in state.items()
         }
-        return cls(module.state_dict(), found, transform)
+        return cls(module.state_dict(), sums, transform)
 
     def save(self, folder: Path) -> None:
         """Write tensors and transform into an empty folder."""

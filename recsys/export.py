@@ -73,8 +73,8 @@ def largest_gaps(
     gaps = {}
     for number in batches:
         rows = random_rows(ranker, number, seed=number)
-        expected, found = ranker(*rows), score(*rows)
-        gaps[number] = float(((found - expected).abs() / (1 + expected.abs())).max())
+        expected, exported = ranker(*rows), score(*rows)
+        gaps[number] = float(((exported - expected).abs() / (1 + expected.abs())).max())
     return gaps
 
 
@@ -289,7 +289,7 @@ def _write(form: Form, program: ExportedProgram, ranker: Ranker, path: Path) -> 
     except (GatesError, MemoryError, OSError):
         raise
     except Exception as error:  # Inductor, its compilers and ONNX each raise their own errors
-        others = " or ".join(one for one in _WRITERS if one != form)
+        others = " or ".join(other_form for other_form in _WRITERS if other_form != form)
         raise GatesError(
             f"a {type(ranker.net).__name__} cannot be exported as {form}: {_reason(error)}; export "
             f"it as {others}, and report this"

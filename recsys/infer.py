@@ -236,7 +236,7 @@ class _Draft:
 
     def features(self) -> list[Sparse | Dense | History]:
         """Return the features, in the order of the table; histories last."""
-        found: list[Sparse | Dense | History] = []
+        features: list[Sparse | Dense | History] = []
         lists, texts = [], []
         for column in self.table:
             if column.name in self.schema.labels or self._is_key(column.name):
@@ -250,16 +250,16 @@ class _Draft:
                 continue
             feature = self._flat(column)
             if feature is not None:
-                found.append(feature)
-        sparse = [feature for feature in found if isinstance(feature, Sparse)]
+                features.append(feature)
+        sparse = [feature for feature in features if isinstance(feature, Sparse)]
         for column in texts:
             if (history := self._history(split_events(column), sparse)) is not None:
-                found.append(history)
+                features.append(history)
             elif (feature := self._flat(column)) is not None:
-                found.append(feature)
-        found += [h for column in lists if (h := self._history(column, sparse)) is not None]
+                features.append(feature)
+        features += [h for column in lists if (h := self._history(column, sparse)) is not None]
         order = {name: place for place, name in enumerate(self.table.columns)}
-        return sorted(found, key=lambda f: (isinstance(f, History), order[f.name]))
+        return sorted(features, key=lambda f: (isinstance(f, History), order[f.name]))
 
     def _is_key(self, name: str) -> bool:
         if name in self.drop:
@@ -298,7 +298,7 @@ class _Draft:
     def _drafted(self, column: pl.Series) -> tuple[Sparse | Dense, str]:
         """Return the feature that a column may be, and why."""
         name, distinct = column.name, column.n_unique()
-        if made := [one for one in chain(*self.times.values()) if one.name == name]:
+        if made := [part for part in chain(*self.times.values()) if part.name == name]:
             return made[0], f"{distinct} values, in UTC, side {made[0].side}"
         side = self._side(name)
         if why := self._as_category(column, distinct):
@@ -334,21 +334,21 @@ class _Draft:
         """Return why a column cannot be a feature; empty if it can."""
         dtype = column.dtype
         if column.name in self.times:
-            made = " and ".join(one.part for one in self.times[column.name])
+            made = " and ".join(part.part for part in self.times[column.name])
             return f"times, {f'whose {made} is a feature' if made else 'with few hours and days'}"
         if dtype.is_nested() or dtype.is_temporal() or dtype in (pl.Binary, pl.Object):
             return f"type {dtype}"
-        known = column.drop_nulls()
+        present = column.drop_nulls()
         if dtype.is_float():
-            known = known.drop_nans()
-        if known.n_unique() <= 1 and (not len(known) or len(known) == len(column)):
-            return "constant" if len(known) else "all missing"
+            present = present.drop_nans()
+        if present.n_unique() <= 1 and (not len(present) or len(present) == len(column)):
+            return "constant" if len(present) else "all missing"
         if column.name in self.whole.values():
             return ""
-        unique = known.n_unique() > 0.95 * len(column) and len(column) >= 100
+        unique = present.n_unique() > 0.95 * len(column) and len(column) >= 100
         if unique and not dtype.is_numeric():
             return "text that is different in nearly every row"
-        if unique and dtype.is_integer() and _numbers_rows(known, self.count):
+        if unique and dtype.is_integer() and _numbers_rows(present, self.count):
             return "it numbers the rows"
         return ""
 
@@ -413,10 +413,10 @@ def _refuse_commas(column: pl.Series) -> None:
     """Refuse text of numbers with decimal commas, which would become a category for each number."""
     if column.dtype != pl.String:
         return
-    known = column.drop_nulls().unique()
-    commas = known.str.contains(_COMMA)
-    if commas.any() and (commas | known.cast(pl.Float64, strict=False).is_not_null()).all():
-        shown = known.filter(commas)[0]
+    texts = column.drop_nulls().unique()
+    commas = texts.str.contains(_COMMA)
+    if commas.any() and (commas | texts.cast(pl.Float64, strict=False).is_not_null()).all():
+        shown = texts.filter(commas)[0]
         raise GatesError(
             f"column {column.name!r} has numbers with a comma, such as {shown!r}: "
             "write them with a point, as 8.57; or drop the column, or write a schema with it as a "
@@ -429,8 +429,8 @@ def _negative_ids(column: pl.Series) -> str:
     kind = kind_of(column.name, column.dtype)
     if kind != "integer":
         return ""
-    found = canonical(column, kind)
-    count = int(((found < 0) & column.is_not_null()).sum())
+    integers = canonical(column, kind)
+    count = int(((integers < 0) & column.is_not_null()).sum())
     if not count:
         return ""
     share = count / len(column)
@@ -444,15 +444,15 @@ def _overlap(events: pl.Series, column: pl.Series) -> float:
     """Return the fraction of events that are values of a column."""
     try:
         kind = kind_of(column.name, column.dtype) or "integer"
-        values, known = canonical(events, kind), canonical(column, kind).unique()
+        values, ids = canonical(events, kind), canonical(column, kind).unique()
     except GatesError:
         return 0.0
-    return float(values.is_in(known.implode()).mean() or 0.0)  # type: ignore[arg-type]
+    return float(values.is_in(ids.implode()).mean() or 0.0)  # type: ignore[arg-type]
 
 
-def _numbers_rows(known: pl.Series, count: int) -> bool:
+def _numbers_rows(numbers: pl.Series, count: int) -> bool:
     """Return whether integers count rows of which some may be in another part of the split."""
-    steps = known.cast(pl.Float64).diff().drop_nulls()
+    steps = numbers.cast(pl.Float64).diff().drop_nulls()
     if steps.n_unique() == 1:
         return True
     one_way = bool((steps > 0).all() or (steps < 0).all())
@@ -461,10 +461,10 @@ def _numbers_rows(known: pl.Series, count: int) -> bool:
 
 def _heavy_tailed(column: pl.Series) -> bool:
     numbers = numbers_of(column)
-    known = numbers[~np.isnan(numbers)]
-    if (largest := np.abs(known).max(initial=0)) > LARGEST:
-        known = known / largest
-    return bool(np.abs(known - known.mean()).max(initial=0) > SPREAD * known.std())
+    finite = numbers[~np.isnan(numbers)]
+    if (largest := np.abs(finite).max(initial=0)) > LARGEST:
+        finite = finite / largest
+    return bool(np.abs(finite - finite.mean()).max(initial=0) > SPREAD * finite.std())
 
 
 def plain(schema: FeatureSchema) -> dict[str, Any]:

@@ -62,8 +62,8 @@ class Batch(NamedTuple):
         first, *others = batches
         rest = [iter([*b.plain(), *b.sequences]) for b in others]
         made = first._each(lambda column: torch.cat([column, *map(next, rest)]))
-        own = -1 - torch.arange(len(made), device=made.user.device)
-        return made.replace(user=torch.where(made.user < 0, own, made.user))
+        unique_users = -1 - torch.arange(len(made), device=made.user.device)
+        return made.replace(user=torch.where(made.user < 0, unique_users, made.user))
 
     def plain(self) -> list[Tensor]:
         """Return all tensors but the sequences, in order."""
@@ -71,8 +71,8 @@ class Batch(NamedTuple):
 
     def replace(self, **columns: Any) -> Batch:
         """Return the batch with other columns; ``_replace`` fails, since ``len`` counts rows."""
-        known: dict[str, Any] = dict(zip(self._fields, self, strict=True))
-        return Batch(**(known | columns))
+        columns_of_batch: dict[str, Any] = dict(zip(self._fields, self, strict=True))
+        return Batch(**(columns_of_batch | columns))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         sparse, dense, *targets = map(change, self.plain())
@@ -262,8 +262,8 @@ class InputLayer(nn.Module):
                 events = self.bank.lookup(history.of, rows.sequences[i])
                 parts.append(encoder(events, rows.sequences[i] != MISSING, target))
         parts.append(rows.dense.index_select(1, self._numbers("dense_of_rest")))
-        known = user.vectors.expand(len(rows.sparse), -1)
-        v = self._cat([known, *parts]).index_select(1, self._numbers("places"))
+        user_vectors = user.vectors.expand(len(rows.sparse), -1)
+        v = self._cat([user_vectors, *parts]).index_select(1, self._numbers("places"))
         return self._multiplied(v)
 
     def columns(self, names: Sequence[str]) -> list[int]:
@@ -342,7 +342,7 @@ class InputLayer(nn.Module):
 
 
 def _summed(v: Tensor, columns: Sequence[slice]) -> Tensor:
-    return torch.stack([v[:, one] for one in columns]).sum(0)
+    return torch.stack([v[:, places] for places in columns]).sum(0)
 
 
 def dense_inputs(schema: FeatureSchema) -> list[tuple[str, Side]]:

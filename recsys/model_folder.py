@@ -186,11 +186,11 @@ def _check_net(ranker: Ranker) -> None:
     with torch.random.fork_rng(devices=[]):
         name, options = ranker.spec
         built: nn.Module = models.build(name, dict(options), width, ranker.schema.heads)
-    found, wanted = ranker.net.state_dict(), built.state_dict()
+    state, wanted = ranker.net.state_dict(), built.state_dict()
     differing = sorted(
         name
-        for name in found.keys() | wanted.keys()
-        if name not in found or name not in wanted or found[name].shape != wanted[name].shape
+        for name in state.keys() | wanted.keys()
+        if name not in state or name not in wanted or state[name].shape != wanted[name].shape
     )
     if differing:
         raise GatesError(
@@ -262,12 +262,12 @@ def _unpack(ranker: Ranker, packed: dict[str, Tensor]) -> None:
         mine = {n.removeprefix(prefix): packed.pop(n) for n in list(packed) if n.startswith(prefix)}
         module.load_state_dict(mine)
     for number, bank in enumerate(ranker.banks):
-        found = {}
+        tensors = {}
         for name in bank.named_tables():
             table = packed.pop(f"tables.{number}.{name}")
             scales = packed.pop(f"tables.{number}.{name}{SCALES}", None)
-            found[name] = table if scales is None else restored(table, scales)
-        bank.load_named_tables(found)
+            tensors[name] = table if scales is None else restored(table, scales)
+        bank.load_named_tables(tensors)
     if ranker.intercepts is not None:
         ranker.intercepts.copy_(packed.pop(INTERCEPTS))
     if packed:

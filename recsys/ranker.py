@@ -93,11 +93,11 @@ class Ranker(nn.Module):
         self.layers = nn.ModuleList(
             [first, *(InputLayer(schema, sizes, dense_width, **options) for _ in others)]
         )
-        known = [field.name for field in first.bank.fields]
-        if self.net.id_feature and self.net.id_feature not in known:
+        field_names = [field.name for field in first.bank.fields]
+        if self.net.id_feature and self.net.id_feature not in field_names:
             raise ValueError(
                 f"the network routes by {self.net.id_feature!r}, but the features with a table are "
-                f"{', '.join(known)}"
+                f"{', '.join(field_names)}"
             )
         self._check_ids(sizes, ValueError)
         start = torch.zeros(len(schema.tasks), device=device) if calibrated else None

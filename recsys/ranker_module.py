@@ -272,8 +272,8 @@ class MultiTaskModule(L.LightningModule):
             encoders=self.encoders,
             calibrated=self.intercepts is not None,
         )
-        own = [replace(task, weight=0.0) if task.threshold else task for task in tasks]
-        self.loss, self.balancer = MultiTaskLoss(own), balance
+        weighted_tasks = [replace(task, weight=0.0) if task.threshold else task for task in tasks]
+        self.loss, self.balancer = MultiTaskLoss(weighted_tasks), balance
         if self.ranker.heads is not None:
             self.ranker.heads.take_scalers(transform.scalers)
         if start is None and self.start is not None:
@@ -326,9 +326,11 @@ class MultiTaskModule(L.LightningModule):
         heads = self.ranker.heads
         if heads is None or batch.numbers is None:
             return {}
-        found = heads.losses(outputs, batch.numbers, batch.weight)
-        weighted = zip(heads.regressions, found, strict=True)
-        return {f"loss_{one.name}": one.weight * loss for one, loss in weighted}
+        losses = heads.losses(outputs, batch.numbers, batch.weight)
+        weighted = zip(heads.regressions, losses, strict=True)
+        return {
+            f"loss_{regression.name}": regression.weight * loss for regression, loss in weighted
+        }
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then advance what changes once a step: routing gates and averages."""

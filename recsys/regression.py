@@ -51,7 +51,8 @@ class LogNormalHeads(nn.Module):
         super().__init__()
         self.regressions, self.tasks = schema.regressions, schema.tasks
         self.places = [
-            dense_names.index(one.scale) if one.scale else None for one in self.regressions
+            dense_names.index(regression.scale) if regression.scale else None
+            for regression in self.regressions
         ]
         self.spread = nn.Parameter(torch.zeros(len(self.regressions), device=device))
         start = torch.tensor([[0.0, 1.0, 0.0]] * len(self.regressions), device=device)
@@ -59,17 +60,19 @@ class LogNormalHeads(nn.Module):
 
     def take_scalers(self, scalers: Mapping[str, Any]) -> None:
         """Remember how the scales were scaled, a :class:`recsys.transform.fitting.Scaler` each."""
-        for number, one in enumerate(self.regressions):
-            if one.scale:
-                values = torch.tensor([float(value) for value in scalers[one.scale]])
+        for number, regression in enumerate(self.regressions):
+            if regression.scale:
+                values = torch.tensor([float(value) for value in scalers[regression.scale]])
                 self.scalers[number] = values.to(self.scalers)
 
     def forward(self, outputs: Tensor, dense: Tensor) -> Tensor:
         """Return the logits (B, T) of outputs (B, H) and dense inputs (B, N)."""
         first = len(self.regressions)
-        own = iter(outputs[:, first:].unbind(1))
+        own_outputs = iter(outputs[:, first:].unbind(1))
         columns = [
-            next(own) if task.threshold is None else self._logit(outputs, dense, task.threshold)
+            next(own_outputs)
+            if task.threshold is None
+            else self._logit(outputs, dense, task.threshold)
             for task in self.tasks
         ]
         return torch.stack(columns, 1)
@@ -87,14 +90,14 @@ class LogNormalHeads(nn.Module):
             numbers: Logarithms (B, R), see :class:`recsys.inputs.Batch`.
             weight: Of the rows (B,).
         """
-        known = ~numbers.isnan()
+        present = ~numbers.isnan()
         gaps = (outputs[:, : len(self.regressions)].float() - numbers.nan_to_num()).square()
-        found = gaps / (2 * (2 * self.spread).exp()) + self.spread
-        counted = known * weight.unsqueeze(1)
-        return (counted * found).sum(0) / counted.sum(0).clamp(min=1e-8)
+        losses_of_rows = gaps / (2 * (2 * self.spread).exp()) + self.spread
+        counted = present * weight.unsqueeze(1)
+        return (counted * losses_of_rows).sum(0) / counted.sum(0).clamp(min=1e-8)
 
     def _logit(self, outputs: Tensor, dense: Tensor, threshold: Threshold) -> Tensor:
-        number = [one.name for one in self.regressions].index(threshold.of)
+        number = [regression.name for regression in self.regressions].index(threshold.of)
         scale = self._scale(dense, number)
         least = log_threshold(threshold, scale).to(outputs)
         z = (outputs[:, number] - least) / self.spread[number].exp()
@@ -118,8 +121,8 @@ def log_odds(z: Tensor) -> Tensor:
     """
     x = z.abs().clamp(max=FURTHEST) / math.sqrt(2)
     t = 1 / (1 + x / 2)
-    found = reduce(lambda sum_, coefficient: sum_ * t + coefficient, ERFC, torch.zeros_like(t))
-    least = t.log() - x.square() + found + math.log(0.5)
+    polynomial = reduce(lambda sum_, coefficient: sum_ * t + coefficient, ERFC, torch.zeros_like(t))
+    least = t.log() - x.square() + polynomial + math.log(0.5)
     return z.sign() * (torch.log1p(-least.exp()) - least)
 
 

@@ -327,16 +327,16 @@ class FeatureSchema:
                 "gives a perfect score that means nothing; drop them from the features"
             )
         for kind in ("user", "item", "weight", "time"):
-            if (name := getattr(self, kind)) and name in {one.column for one in self.heads}:
+            if (name := getattr(self, kind)) and name in {head.column for head in self.heads}:
                 raise ValueError(f"the {kind} {name!r} is a label: name another column")
         _refuse_repeated("columns of user, item, weight and time", self.keys)
-        known = {feature.name for feature in self.sparse}
+        feature_names = {feature.name for feature in self.sparse}
         for kind, owner, names in [
             *(("sequence", s.name, (s.of,)) for s in self.sequences),
             *(("cross", c.name, c.of) for c in self.crossed),
             *(("product", p.name, p.of) for p in self.products),
         ]:
-            if strangers := [n for n in names if n not in known]:
+            if strangers := [n for n in names if n not in feature_names]:
                 raise ValueError(
                     f"the {kind} {owner!r} is made of {', '.join(strangers)}, no sparse feature of "
                     "the schema"
@@ -355,18 +355,18 @@ class FeatureSchema:
         """Part regressions from tasks, and check that thresholds and scales are of something."""
         given = (*tasks_of(self.tasks), *self.regressions)
         for name, kind in (("tasks", "binary"), ("regressions", "regression")):
-            object.__setattr__(self, name, tuple(one for one in given if one.kind == kind))
-        known = [one.name for one in self.regressions]
+            object.__setattr__(self, name, tuple(head for head in given if head.kind == kind))
+        targets = [regression.name for regression in self.regressions]
         scales = {f.name for f in self.dense if f.scaling != "buckets" and f.side != "user"}
-        for one in given:
-            if one.threshold and one.threshold.of not in known:
+        for head in given:
+            if head.threshold and head.threshold.of not in targets:
                 raise ValueError(
-                    f"task {one.name!r} is a threshold of {one.threshold.of!r}, no regression of "
-                    f"the schema; known are {', '.join(known) or 'none'}"
+                    f"task {head.name!r} is a threshold of {head.threshold.of!r}, no regression of "
+                    f"the schema; known are {', '.join(targets) or 'none'}"
                 )
-            if one.scale and one.scale not in scales:
+            if head.scale and head.scale not in scales:
                 raise ValueError(
-                    f"the scale {one.scale!r} of {one.name!r} is no dense feature of items or "
+                    f"the scale {head.scale!r} of {head.name!r} is no dense feature of items or "
                     "context that is scaled"
                 )
 
@@ -413,17 +413,17 @@ class FeatureSchema:
         Raises:
             GatesError: Columns are missing; similar ones are named.
         """
-        found = list(columns)
+        column_names = list(columns)
         wanted = [*self.features, *(self.labels if labels else ())]
         wanted += [self.weight] if labels and self.weight else []
-        missing = [name for name in wanted if name not in found]
+        missing = [name for name in wanted if name not in column_names]
         if not missing:
             return
-        similar = difflib.get_close_matches(missing[0], found, 1)
+        similar = difflib.get_close_matches(missing[0], column_names, 1)
         hint = f" (did you mean {similar[0]!r}?)" if similar else ""
         raise GatesError(
             f"the table lacks {', '.join(map(repr, missing[:5]))}{hint}; it has "
-            f"{', '.join(found[:12])}{' …' if len(found) > 12 else ''}"
+            f"{', '.join(column_names[:12])}{' …' if len(column_names) > 12 else ''}"
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -103,12 +103,12 @@ class TableScorer:
         features = self.transform.encode(table)
         if len(lists):
             self._check_lists(features, lists)
-        found = np.empty((len(table), len(self.task_names)), np.float32)
+        probabilities = np.empty((len(table), len(self.task_names)), np.float32)
         for spans in self._blocks(len(table), lists):
             rows = _rows(features, (spans[0][0], spans[-1][1]))
             logits = self._of_lists(rows, spans) if len(lists) else self.ranker(*rows)
-            found[spans[0][0] : spans[-1][1]] = logits.sigmoid().numpy()
-        return Scored(found, features.sparse == UNKNOWN)
+            probabilities[spans[0][0] : spans[-1][1]] = logits.sigmoid().numpy()
+        return Scored(probabilities, features.sparse == UNKNOWN)
 
     def _check_lists(self, features: Features, lists: Sequence[int]) -> None:
         """Refuse lists that are not all rows, or whose rows are not of one user each."""

@@ -151,8 +151,8 @@ def intercepts_of(logits: Tensor, labels: Tensor, mask: Tensor, weight: Tensor) 
         mean = (counted * (z + middle).sigmoid()).sum(0) / counted.sum(0)
         low = torch.where(mean < rate, middle, low)
         high = torch.where(mean < rate, high, middle)
-    known = (rate > 0) & (rate < 1)
-    return torch.where(known, (low + high) / 2, torch.zeros_like(rate))
+    defined = (rate > 0) & (rate < 1)
+    return torch.where(defined, (low + high) / 2, torch.zeros_like(rate))
 
 
 @torch.no_grad()
@@ -170,7 +170,7 @@ def calibrate(ranker: Ranker, rows: Batch) -> None:
         raise ValueError("expected a ranker with calibrated=True, in evaluation mode")
     ranker.intercepts.zero_()
     parts = [rows.take(slice(k, k + _ROWS)) for k in range(0, len(rows), _ROWS)]
-    logits = torch.cat([ranker(one.sparse, one.dense, one.sequences) for one in parts])
+    logits = torch.cat([ranker(part.sparse, part.dense, part.sequences) for part in parts])
     ranker.intercepts.copy_(intercepts_of(logits, rows.labels, rows.mask, rows.weight))
 
 
@@ -209,19 +209,19 @@ class ScoredRows:
         sums = task_sums(logits.double(), labels.double(), mask, weight.double())
         losses = sums.losses / sums.weights  # NaN where a task counts in no row
         finite = bool(losses[sums.weights > 0].isfinite().all())
-        found = {"loss": float(losses.nansum()) if finite else float("nan")}
+        metrics = {"loss": float(losses.nansum()) if finite else float("nan")}
         for number, task in enumerate(self.tasks):
             seen = mask[:, number]
-            found[f"loss_{task}"] = float(losses[number])
-            found[f"auc_{task}"] = _auc(logits[seen, number], labels[seen, number], weight[seen])
-        return found
+            metrics[f"loss_{task}"] = float(losses[number])
+            metrics[f"auc_{task}"] = _auc(logits[seen, number], labels[seen, number], weight[seen])
+        return metrics
 
     def _of_all_ranks(self) -> list[tuple[Tensor, ...]]:
         if num_ranks() == 1:
             return list(self._parts)
-        own = [torch.cat(column) for column in zip(*self._parts, strict=True)]
+        own_parts = [torch.cat(column) for column in zip(*self._parts, strict=True)]
         everyone: list[list[Tensor]] = [[] for _ in range(num_ranks())]
-        dist.all_gather_object(everyone, own)
+        dist.all_gather_object(everyone, own_parts)
         return [tuple(rows) for rows in everyone if rows]
 
 

@@ -108,10 +108,10 @@ class Vocabulary:
         """Return what :meth:`grow` does, of counted values of the same kind."""
         check_at_least(1, min_count=min_count)
         rows = self.lookup(counts["value"])
-        old, found = rows >= FIRST, counts["count"].to_numpy()
+        old, new_counts = rows >= FIRST, counts["count"].to_numpy()
         added = self.counts.copy()
-        np.add.at(added, rows[old] - FIRST, found[old])
-        new = _by_frequency(counts.filter(pl.Series(~old & (found >= min_count))))
+        np.add.at(added, rows[old] - FIRST, new_counts[old])
+        new = _by_frequency(counts.filter(pl.Series(~old & (new_counts >= min_count))))
         values = pl.concat([self.values, new["value"].rename(self.values.name)])
         return Vocabulary(values, np.concatenate([added, new["count"].to_numpy()]))
 

@@ -68,8 +68,8 @@ def without_words(column: pl.Series, words: Sequence[str]) -> pl.Series:
     if not words:
         return column
     if isinstance(column.dtype, pl.List) and is_text(column.dtype.inner):  # type: ignore[arg-type]
-        told = pl.element().cast(pl.String)
-        kept = pl.when(told.is_in(list(words))).then(None).otherwise(told)
+        as_text = pl.element().cast(pl.String)
+        kept = pl.when(as_text.is_in(list(words))).then(None).otherwise(as_text)
         return column.list.eval(kept)
     if not is_text(column.dtype):
         return column
@@ -143,10 +143,10 @@ def numbers_of(column: pl.Series) -> NDArray[np.float64]:
     numbers = column.cast(pl.Float64)
     if numbers.null_count():
         numbers = numbers.fill_null(np.nan)
-    found = numbers.to_numpy()
-    if dtype.is_integer() or np.isfinite(found).all():
-        return found
-    return np.where(np.isfinite(found), found, np.nan)
+    array = numbers.to_numpy()
+    if dtype.is_integer() or np.isfinite(array).all():
+        return array
+    return np.where(np.isfinite(array), array, np.nan)
 
 
 def _read(text: pl.Series) -> pl.Series:
@@ -271,8 +271,8 @@ def _whole(column: pl.Series) -> Keys:
     numbers = column.cast(pl.Float64).fill_null(np.nan).to_numpy()
     finite = np.isfinite(numbers)
     whole = finite & (np.abs(numbers) < 2.0**63) & (numbers == np.trunc(numbers))
-    found = np.where(whole, numbers, 0.0).astype(np.int64)
-    return np.where(whole, found, np.where(finite, UNREADABLE, MISSING))
+    integers = np.where(whole, numbers, 0.0).astype(np.int64)
+    return np.where(whole, integers, np.where(finite, UNREADABLE, MISSING))
 
 
 def _strings(column: pl.Series) -> pl.Series:
@@ -324,10 +324,10 @@ def part_of(column: pl.Series, part: str) -> pl.Series:
 def holds_times(column: pl.Series) -> bool:
     """Return whether nearly all values of a column that are not missing can be read as times."""
     try:
-        known = _seconds(column).drop_nulls()
+        seconds = _seconds(column).drop_nulls()
     except GatesError:
         return False
-    return bool(len(known)) and float((known != UNREADABLE).mean()) >= READABLE  # type: ignore[arg-type]
+    return bool(len(seconds)) and float((seconds != UNREADABLE).mean()) >= READABLE  # type: ignore[arg-type]
 
 
 def _seconds(column: pl.Series) -> pl.Series:
@@ -339,7 +339,7 @@ def _seconds(column: pl.Series) -> pl.Series:
         text = column.cast(pl.String).str.replace_all("/", "-").str.replace(r"(\d)T(\d)", "$1 $2")
         text = text.str.strip_chars().str.replace(" ?(UTC|Z)$", "Z")
         kind = pl.Datetime("us", "UTC")
-        read = [text.str.strptime(kind, one, strict=False).dt.epoch("s") for one in _FORMATS]
+        read = [text.str.strptime(kind, form, strict=False).dt.epoch("s") for form in _FORMATS]
     return pl.select(
         pl.when(number <= 0)
         .then(None)

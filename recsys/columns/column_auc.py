@@ -50,8 +50,8 @@ def implied_labels(
     if column.dtype.is_float():
         column = column.fill_nan(None)
     if column.n_unique() > FEW:
-        known = column.is_not_null().to_numpy()
-        names, groups = [ABSENT, PRESENT], known.astype(np.int64)
+        present = column.is_not_null().to_numpy()
+        names, groups = [ABSENT, PRESENT], present.astype(np.int64)
     else:
         texts = column.cast(pl.String)
         known_names = texts.drop_nulls().unique().sort().to_list()
@@ -59,9 +59,9 @@ def implied_labels(
         names = [*(f"of {name!r}" for name in known_names), ABSENT]
         groups = np.array([places.get(text, len(places)) for text in texts.to_list()])
     return [
-        found
+        implied
         for task in range(labels.shape[1])
-        if (found := _strongest(names, groups, labels[:, task] > 0, mask[:, task], task))
+        if (implied := _strongest(names, groups, labels[:, task] > 0, mask[:, task], task))
     ]
 
 
@@ -75,15 +75,15 @@ def _strongest(
     rows = np.bincount(groups[counted], minlength=len(names))
     positives = np.bincount(groups[counted & positive], minlength=len(names))
     total, rate = rows.sum(), positives.sum() / max(rows.sum(), 1)
-    found = None
+    strongest = None
     for name, count, hits in zip(names, rows.tolist(), positives.tolist(), strict=True):
         if hits not in (0, count) or count in (0, total) or not 0 < rate < 1:
             continue
         label = int(hits > 0)
         chance = count * math.log(rate if label else 1 - rate) + math.log(len(names))
-        if chance < math.log(CHANCE) and (found is None or count > found.rows):
-            found = Implied(name, task, label, count)
-    return found
+        if chance < math.log(CHANCE) and (strongest is None or count > strongest.rows):
+            strongest = Implied(name, task, label, count)
+    return strongest
 
 
 STRONG = 0.9  # AUC of a column alone that is worth a question
@@ -120,18 +120,18 @@ def column_aucs(
         ranks = pl.Series(codes).rank("average").to_numpy()
         groups = np.where(codes == 0, 0, 1 + (ranks * (FINEST / len(codes))).astype(np.int64))
     half = (hash_integers(np.arange(len(labels)), seed=11) >> np.uint64(63)).astype(np.bool_)
-    found = np.full(labels.shape[1], np.nan)
+    areas_of_tasks = np.full(labels.shape[1], np.nan)
     for task in range(labels.shape[1]):
         counted, positive = mask[:, task], labels[:, task] > 0
-        one, other = (_counts(groups, positive, counted & part) for part in (half, ~half))
-        areas = [(_auc(_means(*other), *one) + _auc(_means(*one), *other)) / 2]
+        half_counts, other = (_counts(groups, positive, counted & part) for part in (half, ~half))
+        areas = [(_auc(_means(*other), *half_counts) + _auc(_means(*half_counts), *other)) / 2]
         if ordered:
-            known = [counts[1:] for counts in _counts(codes, positive, counted)]
-            area = _auc(np.arange(len(known[0])), known[0], known[1])
+            counts_of_known = [counts[1:] for counts in _counts(codes, positive, counted)]
+            area = _auc(np.arange(len(counts_of_known[0])), counts_of_known[0], counts_of_known[1])
             areas += [area, 1 - area]
         judged = [area for area in areas if not math.isnan(area)]
-        found[task] = max([*judged, 0.5]) if judged else math.nan
-    return found
+        areas_of_tasks[task] = max([*judged, 0.5]) if judged else math.nan
+    return areas_of_tasks
 
 
 def _codes(column: pl.Series) -> tuple[NDArray[np.int64], bool]:

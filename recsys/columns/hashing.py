@@ -80,10 +80,10 @@ def _seeded(seed: int) -> np.uint64:
 def _eight_bytes(words: Hashes, at: NDArray[np.int64], left: NDArray[np.int64]) -> Hashes:
     """Return the bytes from ``at`` on, at most eight of those ``left``, as integers (N,)."""
     index, shift = at >> 3, ((at & 7) << 3).astype(np.uint64)
-    found = words.take(index) >> shift
-    found |= (words.take(index + 1) << np.uint64(1)) << (np.uint64(63) - shift)
-    found <<= (np.maximum(8 - left, 0) << 3).view(np.uint64)
-    return found.astype(np.uint64, copy=False)
+    eight_bytes = words.take(index) >> shift
+    eight_bytes |= (words.take(index + 1) << np.uint64(1)) << (np.uint64(63) - shift)
+    eight_bytes <<= (np.maximum(8 - left, 0) << 3).view(np.uint64)
+    return eight_bytes.astype(np.uint64, copy=False)
 
 
 Integers = NDArray[np.int64]
@@ -130,9 +130,9 @@ class RowIndex:
         slots, sought = slots[other], keys[other]
         while len(other):
             slots = (slots + 1) & self._last
-            found = self._rows.take(slots)
-            rows[other] = found
-            passed = (found != 0) & (self._keys.take(slots) != sought)
+            row = self._rows.take(slots)
+            rows[other] = row
+            passed = (row != 0) & (self._keys.take(slots) != sought)
             other, slots, sought = other[passed], slots[passed], sought[passed]
         return rows
 

@@ -68,7 +68,7 @@ class PackedRows:
             for n, c in zip(starts, chunks, strict=True)
         ]
         if len(packed) > 1:
-            packed[0]._stored = Batch.cat([one._stored for one in packed])
+            packed[0]._stored = Batch.cat([part._stored for part in packed])
         return packed[0]
 
     def __len__(self) -> int:
@@ -93,11 +93,11 @@ class PackedRows:
 
     def take(self, rows: Tensor | slice) -> Batch:
         """Return a batch of M of the rows, in the order given: numbers (M,) or a slice."""
-        found = self._stored.take(rows)
-        return found.replace(
-            sparse=found.sparse.long(),
-            sequences=tuple(sequence.long() for sequence in found.sequences),
-            labels=found.labels.float(),
+        stored = self._stored.take(rows)
+        return stored.replace(
+            sparse=stored.sparse.long(),
+            sequences=tuple(sequence.long() for sequence in stored.sequences),
+            labels=stored.labels.float(),
         )
 
 

@@ -26,24 +26,24 @@ POSITIVES = 100  # held out, from which predicted over observed is judged
 def of_rows(tables: RankingTables) -> tuple[str, ...]:
     """Return what is doubtful about training rows: their number, labels, users."""
     schema, train = tables.schema, tables.train
-    targets, found = read_targets(train, schema), []
+    targets, doubts = read_targets(train, schema), []
     if len(train) < FEWEST:
-        found.append(
+        doubts.append(
             f"{len(train):,} training rows are few: what fewer than {FEWEST:,} teach is mostly "
             "chance"
         )
     for task, labels, mask in zip(schema.tasks, targets.labels.T, targets.mask.T, strict=True):
-        if len(known := np.unique(labels[mask])) == 1:
-            found.append(
-                f"the label {task.column or task.name!r} is {known[0]:g} in all training rows: "
+        if len(distinct := np.unique(labels[mask])) == 1:
+            doubts.append(
+                f"the label {task.column or task.name!r} is {distinct[0]:g} in all training rows: "
                 "nothing can be learned of it, leave it out"
             )
     if (missing := float(np.mean(targets.user < 0))) >= MISSING_USERS:
-        found.append(
+        doubts.append(
             f"{missing:.0%} of the training rows have no {schema.user!r}: each counts as another "
             "user, and none is recognized later"
         )
-    return tuple(found)
+    return tuple(doubts)
 
 
 def of_hierarchy(nets: Iterable[str], schema: FeatureSchema) -> tuple[str, ...]:
@@ -89,9 +89,9 @@ def of_rates(
     weight, positives = mask * rows.weight.double().numpy()[:, None], (mask * labels).sum(0)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = (weight * found).sum(0) / (weight * labels).sum(0)
-    known = [(t, r, n) for t, r, n in zip(tasks, ratios, positives, strict=True) if n > 0]
-    yield f"{method}, predicted over observed: " + ", ".join(f"{t} {r:.2f}" for t, r, _ in known)
-    for task, ratio, count in known:
+    rated = [(t, r, n) for t, r, n in zip(tasks, ratios, positives, strict=True) if n > 0]
+    yield f"{method}, predicted over observed: " + ", ".join(f"{t} {r:.2f}" for t, r, _ in rated)
+    for task, ratio, count in rated:
         if count >= POSITIVES and not RIGHT[0] <= ratio <= RIGHT[1]:
             yield (
                 f"WARNING: {method} predicts {task} {ratio:.2f} times as often as it occurs, "

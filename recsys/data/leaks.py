@@ -53,13 +53,13 @@ def find_leaks(
     """
     schema.check_columns(table.columns)
     targets = read_targets(table, schema)
-    found = []
+    leaks = []
     for name, column in _columns(table, schema).items():
         areas = column_aucs(column, targets.labels, targets.mask)
         for task, area in zip(schema.task_names, areas, strict=True):
             if area > threshold:
-                found.append(Leak(name, task, float(area)))
-    return sorted(found, key=lambda leak: -leak.auc)
+                leaks.append(Leak(name, task, float(area)))
+    return sorted(leaks, key=lambda leak: -leak.auc)
 
 
 class Giveaway(NamedTuple):
@@ -101,10 +101,10 @@ def find_giveaways(table: pl.DataFrame, schema: FeatureSchema) -> list[Giveaway]
     schema.check_columns(table.columns)
     targets, keys = read_targets(table, schema), {schema.user, schema.item}
     return [
-        Giveaway(name, one.value, schema.task_names[one.task], one.label, one.rows)
+        Giveaway(name, implied.value, schema.task_names[implied.task], implied.label, implied.rows)
         for name, column in _columns(table, schema).items()
         if name not in keys
-        for one in implied_labels(column, targets.labels, targets.mask)
+        for implied in implied_labels(column, targets.labels, targets.mask)
     ]
 
 
@@ -161,8 +161,8 @@ def repeated_rows(one: pl.DataFrame, other: pl.DataFrame, keys: Sequence[str]) -
             raise GatesError(f"the table lacks the column {lacking[0]!r} that identifies its rows")
     if not keys:
         raise GatesError("no columns are named that identify a row, such as user, item and time")
-    known = one.select(keys).unique()
-    return len(other.select(keys).join(known, on=list(keys), how="semi"))
+    distinct = one.select(keys).unique()
+    return len(other.select(keys).join(distinct, on=list(keys), how="semi"))
 
 
 def report(tables: RankingTables, keys: Sequence[str] = ()) -> str:

@@ -188,8 +188,8 @@ def read_csv(path: Path, *, missing: Sequence[str] = (), lists: Iterable[str] = 
     )
     empty = [column.name for column in table if column.null_count() == len(table)]
     table = table.with_columns(pl.lit(None).alias(name) for name in empty)
-    found = [name for name in names if name in set(lists) - set(empty)]
-    table = table.with_columns(without_words(split_events(table[name]), missing) for name in found)
+    filled = [name for name in names if name in set(lists) - set(empty)]
+    table = table.with_columns(without_words(split_events(table[name]), missing) for name in filled)
     return table.drop("") if not names[0] else table
 
 

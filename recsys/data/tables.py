@@ -93,33 +93,33 @@ def table_digest(table: pl.DataFrame) -> str:
 
     It is the same in every process; null, NaN, empty text and empty lists are distinguished.
     """
-    found = hashlib.sha256()
-    found.update(
+    digest = hashlib.sha256()
+    digest.update(
         repr([len(table), *zip(table.columns, map(str, table.dtypes), strict=True)]).encode()
     )
     for start in range(0, len(table), BLOCK):
         for column in table[start : start + BLOCK]:
-            _add(found, column)
-    return found.hexdigest()
+            _add(digest, column)
+    return digest.hexdigest()
 
 
-def _add(found: hashlib._Hash, column: pl.Series) -> None:
-    found.update(np.packbits(column.is_null().to_numpy()).tobytes())
+def _add(digest: hashlib._Hash, column: pl.Series) -> None:
+    digest.update(np.packbits(column.is_null().to_numpy()).tobytes())
     if isinstance(column.dtype, pl.Array):
         column = column.arr.to_list()
     if isinstance(column.dtype, pl.List):
-        found.update(column.list.len().fill_null(0).cast(pl.Int64).to_numpy().tobytes())
-        _add(found, column.filter(column.list.len() > 0).explode())
+        digest.update(column.list.len().fill_null(0).cast(pl.Int64).to_numpy().tobytes())
+        _add(digest, column.filter(column.list.len() > 0).explode())
     elif column.dtype.is_float():
-        found.update(column.cast(pl.Float64).fill_null(0.0).to_numpy().tobytes())
+        digest.update(column.cast(pl.Float64).fill_null(0.0).to_numpy().tobytes())
     elif column.dtype.is_integer() or column.dtype == pl.Boolean or column.dtype.is_temporal():
         bits = column.to_physical()
         if bits.dtype == pl.UInt64:
             bits = bits.reinterpret(signed=True)
         whole = bits.cast(pl.Int64, strict=False).fill_null(0).to_numpy()
-        found.update(hash_integers(whole).tobytes())
+        digest.update(hash_integers(whole).tobytes())
     else:
-        found.update(hash_strings(column.cast(pl.String)).tobytes())
+        digest.update(hash_strings(column.cast(pl.String)).tobytes())
 
 
 MOST = 0.5  # of the test rows, from which they are refused
@@ -164,13 +164,13 @@ def _hashes(tables: RankingTables) -> list[pl.Series]:
     ]
 
 
-def _common(found: list[pl.DataType]) -> pl.DataType:
+def _common(dtypes: list[pl.DataType]) -> pl.DataType:
     """Return a type that holds a column of all parts."""
-    if len(set(found)) == 1 and not isinstance(found[0], pl.Categorical | pl.Enum | pl.Array):
-        return found[0]
-    inner = [kind.inner if isinstance(kind, pl.List | pl.Array) else kind for kind in found]
+    if len(set(dtypes)) == 1 and not isinstance(dtypes[0], pl.Categorical | pl.Enum | pl.Array):
+        return dtypes[0]
+    inner = [kind.inner if isinstance(kind, pl.List | pl.Array) else kind for kind in dtypes]
     plain = pl.Float64() if all(kind.is_numeric() for kind in inner) else pl.String()
-    return pl.List(plain) if isinstance(found[0], pl.List | pl.Array) else plain
+    return pl.List(plain) if isinstance(dtypes[0], pl.List | pl.Array) else plain
 
 
 DATE = r"^\d{4}-\d\d-\d\d([T ]\d\d:\d\d\S*)?$"
@@ -266,8 +266,8 @@ def split_by_hash(
     hashes = hash_integers(rows, seed)
     for number, name in enumerate(names):
         keys, missing = keys_of_ids(_column(table, name))
-        found = hash_integers(np.where(missing, -1 - rows, keys), seed)
-        hashes = combine(hashes, found) if number else found
+        key_hashes = hash_integers(np.where(missing, -1 - rows, keys), seed)
+        hashes = combine(hashes, key_hashes) if number else key_hashes
     drawn = bucket(hashes, RESOLUTION) / RESOLUTION
     tested, validated = pl.Series(drawn < test), pl.Series(drawn < test + validation)
     return Split(table.filter(~validated), table.filter(validated & ~tested), table.filter(tested))

@@ -103,15 +103,15 @@ def diagnose(
     tasks = tuple(task.name for task in net.tasks)
     activity = [
         LayerActivity(
-            len(one.expert_names),
-            len(one.gate_names),
-            expert_of_output=getattr(one.experts, "expert_of_output", None),
+            len(layer.expert_names),
+            len(layer.gate_names),
+            expert_of_output=getattr(layer.experts, "expert_of_output", None),
             rank_rows=rank_rows,
-            visible=visible_experts(one.mixture),
+            visible=visible_experts(layer.mixture),
         )
-        for one in layers
+        for layer in layers
     ]
-    found = TaskGradients(layers)
+    task_gradients = TaskGradients(layers)
     positives, rows = torch.zeros(len(tasks), dtype=torch.int64), 0
     logits_of = forward or _forward_of(model)
     with evaluating(model), observed(layers, activity):
@@ -124,13 +124,13 @@ def diagnose(
             with torch.set_grad_enabled(gradients):
                 logits = logits_of(batch)
                 if gradients:
-                    one = losses(logits, batch.labels, batch.mask, batch.weight)
-                    found.add(one, count)
+                    task_losses = losses(logits, batch.labels, batch.mask, batch.weight)
+                    task_gradients.add(task_losses, count)
     if not rows:
         raise GatesError("there is no row to diagnose a model on, expected a batch at least")
     seen = [pair for pair in zip(layers, activity, strict=True) if pair[1].seen]
-    reports = tuple(_report(layer, sums, tasks, found) for layer, sums in seen)
-    notes = _notes(layers, activity, found.left_out if gradients else [], tasks, positives)
+    reports = tuple(_report(layer, sums, tasks, task_gradients) for layer, sums in seen)
+    notes = _notes(layers, activity, task_gradients.left_out if gradients else [], tasks, positives)
     return ExpertReport(reports, tasks, tuple(positives.tolist()), rows, notes)
 
 
@@ -170,11 +170,11 @@ def _forward_of(model: nn.Module) -> Forward:
 
 
 def _report(
-    layer: ExpertLayer, sums: LayerActivity, tasks: tuple[str, ...], found: TaskGradients
+    layer: ExpertLayer, sums: LayerActivity, tasks: tuple[str, ...], task_gradients: TaskGradients
 ) -> LayerReport:
     visible = sums.visible.numpy()
     shared = shared_experts(layer.expert_groups, layer.gate_names, visible)
-    gradients = found.of(layer, torch.from_numpy(shared))
+    gradients = task_gradients.of(layer, torch.from_numpy(shared))
     numbers = {name: part.numpy() for name, part in (sums.activations() | sums.gates()).items()}
     return LayerReport(
         layer.name,
@@ -198,7 +198,7 @@ def _notes(
 ) -> tuple[str, ...]:
     if not layers:
         return (NO_EXPERTS,)
-    unseen = [one.name for one, sums in zip(layers, activity, strict=True) if not sums.seen]
+    unseen = [layer.name for layer, sums in zip(layers, activity, strict=True) if not sums.seen]
     none = [task for task, count in zip(tasks, positives.tolist(), strict=True) if not count]
     notes = [f"{name} did not run: is the model compiled?" for name in unseen]
     notes += [f"no gradients at {name}: its parameters mix experts" for name in left_out]
@@ -275,12 +275,12 @@ def permutation_importance(
     def losses(of: pl.DataFrame) -> Callable[[np.ndarray], Mapping[str, np.ndarray]]:
         return summed_log_loss(labels, score(of), users, mask=mask, weights=weights, tasks=tasks)
 
-    plain, found = losses(table), []
+    plain, importances = losses(table), []
     for name, columns in groups.items():
         moved = [table.with_columns(table[c].gather(order) for c in columns) for order in orders]
-        gaps = draws.differences([losses(one) for one in moved], plain)
-        found.append(Importance(name, gaps.pop("log_loss"), gaps))
-    return sorted(found, key=lambda one: -one.total.value)
+        gaps = draws.differences([losses(predicted) for predicted in moved], plain)
+        importances.append(Importance(name, gaps.pop("log_loss"), gaps))
+    return sorted(importances, key=lambda importance: -importance.total.value)
 
 
 class ExpertReportCallback(Callback):
@@ -339,7 +339,7 @@ class ExpertReportCallback(Callback):
         self._reported = step
         self.report = diagnose(
             pl_module,
-            [one.to(pl_module.device) for one in self._batches],
+            [batch.to(pl_module.device) for batch in self._batches],
             forward=self._forward or pl_module,
             gradients=self.gradients,
             rank_rows=min(self.rows, 512),

@@ -97,8 +97,8 @@ class LayerReport:
         that are not shared.
         """
         used = np.where(self.users[:, None], np.clip(self.weights, 0, None), 0)
-        found = np.where(self.users[:, None] & self.shared, _fractions(used, 0), np.nan)
-        return np.asarray(found)
+        shares = np.where(self.users[:, None] & self.shared, _fractions(used, 0), np.nan)
+        return np.asarray(shares)
 
     @property
     def gradient_share(self) -> np.ndarray | None:
@@ -110,9 +110,9 @@ class LayerReport:
     @property
     def degraded(self) -> np.ndarray:
         """Shared experts of which one task has more than 80 %, by use or by gradient (E,)."""
-        found = _largest(self.occupancy) > DEGRADED
+        is_degraded = _largest(self.occupancy) > DEGRADED
         share = self.gradient_share
-        return found if share is None else found | (_largest(share) > DEGRADED)
+        return is_degraded if share is None else is_degraded | (_largest(share) > DEGRADED)
 
     @property
     def task_gates(self) -> np.ndarray:
@@ -122,23 +122,23 @@ class LayerReport:
     @property
     def own_weight(self) -> np.ndarray:
         """Mean weight that the gate of each task gives to its own experts (T,), NaN without any."""
-        found = np.full(len(self.tasks), np.nan)
+        weight_of_task = np.full(len(self.tasks), np.nan)
         for t, task in enumerate(self.tasks):
-            own = np.array([group == task for group in self.expert_groups])
-            if task in self.gate_names and own.any():
-                found[t] = self.weights[self.gate_names.index(task), own].sum()
-        return found
+            is_own = np.array([group == task for group in self.expert_groups])
+            if task in self.gate_names and is_own.any():
+                weight_of_task[t] = self.weights[self.gate_names.index(task), is_own].sum()
+        return weight_of_task
 
     @property
     def own_gradient(self) -> np.ndarray | None:
         """Part of the gradient norms of each task that its own experts get (T,)."""
         if self.gradients is None:
             return None
-        own = np.array([[group == task for group in self.expert_groups] for task in self.tasks])
+        is_own = np.array([[group == task for group in self.expert_groups] for task in self.tasks])
         total = self.gradients.sum(1)
-        found = np.where(own, self.gradients, 0).sum(1)
+        own_sums = np.where(is_own, self.gradients, 0).sum(1)
         return np.divide(
-            found, total, out=np.full(len(total), np.nan), where=(total > 0) & own.any(1)
+            own_sums, total, out=np.full(len(total), np.nan), where=(total > 0) & is_own.any(1)
         )
 
 
@@ -199,7 +199,9 @@ class ExpertReport:
         for layer in self.layers:
             if layer.name == name:
                 return layer
-        raise KeyError(f"no layer {name!r}; there are {', '.join(one.name for one in self.layers)}")
+        raise KeyError(
+            f"no layer {name!r}; there are {', '.join(layer.name for layer in self.layers)}"
+        )
 
     def underfitting(self, layer: LayerReport) -> float:
         """Return the rank correlation of own-expert weight and positives over tasks.
@@ -207,11 +209,11 @@ class ExpertReport:
         Near 1 where sparse tasks ignore their own experts; NaN with fewer than three tasks that
         have any, or where one of the two does not vary.
         """
-        own, counts = layer.own_weight, np.array(self.positives, dtype=float)
-        known = np.isfinite(own)
-        if known.sum() < 3 or np.ptp(own[known]) == 0 or np.ptp(counts[known]) == 0:
+        own_weight, counts = layer.own_weight, np.array(self.positives, dtype=float)
+        finite = np.isfinite(own_weight)
+        if finite.sum() < 3 or np.ptp(own_weight[finite]) == 0 or np.ptp(counts[finite]) == 0:
             return float("nan")
-        return float(spearmanr(own[known], counts[known]).statistic)
+        return float(spearmanr(own_weight[finite], counts[finite]).statistic)
 
     def summary(self) -> dict[str, float]:
         """Return the worst figure of every fault over all layers; empty without experts.
@@ -224,9 +226,9 @@ class ExpertReport:
         tasks have their own experts; ``task_cosine_min`` between gradients. What was not measured
         is absent.
         """
-        found: dict[str, float] = {}
+        figures: dict[str, float] = {}
         if not self.layers:
-            return found
+            return figures
         tasks = [layer.largest[layer.task_gates] for layer in self.layers]
         columns = {
             "zero_rate_max": [layer.zero_rate for layer in self.layers],
@@ -237,13 +239,13 @@ class ExpertReport:
             "occupancy_max": [layer.occupancy for layer in self.layers],
             "gradient_share_max": [layer.gradient_share for layer in self.layers],
         }
-        found |= _known({name: _extreme(parts, max) for name, parts in columns.items()})
-        found["degraded"] = float(sum(int(layer.degraded.sum()) for layer in self.layers))
-        found["dead"] = float(sum(int(layer.dead.sum()) for layer in self.layers))
+        figures |= _known({name: _extreme(parts, max) for name, parts in columns.items()})
+        figures["degraded"] = float(sum(int(layer.degraded.sum()) for layer in self.layers))
+        figures["dead"] = float(sum(int(layer.dead.sum()) for layer in self.layers))
         owning = [layer for layer in self.layers if np.isfinite(layer.own_weight).any()]
         if owning:
             last = owning[-1]
-            found |= _known(
+            figures |= _known(
                 {
                     "own_weight_min": _extreme([last.own_weight], min),
                     "own_weight_correlation": self.underfitting(last),
@@ -251,7 +253,7 @@ class ExpertReport:
                 }
             )
         cosines = _extreme([layer.cosines for layer in self.layers], min)
-        return found | _known({"task_cosine_min": cosines})
+        return figures | _known({"task_cosine_min": cosines})
 
     def table(self) -> pl.DataFrame:
         """Return one row per expert.
@@ -279,7 +281,7 @@ class ExpertReport:
         )
 
     def _gate_rows(self, layer: LayerReport) -> list[dict[str, Any]]:
-        own = dict(zip(self.tasks, layer.own_weight.tolist(), strict=True))
+        own_weight = dict(zip(self.tasks, layer.own_weight.tolist(), strict=True))
         positives = dict(zip(self.tasks, self.positives, strict=True))
         gradient = layer.own_gradient
         shares = {} if gradient is None else dict(zip(self.tasks, gradient.tolist(), strict=True))
@@ -292,7 +294,7 @@ class ExpertReport:
                 "entropy": float(layer.entropy[s]),
                 "row_entropy": float(layer.row_entropy[s]),
                 "positives": positives.get(gate),
-                "own_weight": own.get(gate),
+                "own_weight": own_weight.get(gate),
                 "own_gradient": shares.get(gate),
             }
             for s, gate in enumerate(layer.gate_names)
@@ -340,8 +342,8 @@ def _expert_rows(layer: LayerReport) -> list[dict[str, Any]]:
 def _extreme(parts: list[np.ndarray | None] | list[np.ndarray], of: Any) -> float:
     """Return the largest or smallest of all values; NaN without any."""
     values = [part[~np.isnan(part)] for part in parts if part is not None]
-    known = np.concatenate([value.ravel() for value in values]) if values else np.zeros(0)
-    return float(of(known)) if len(known) else float("nan")
+    numbers = np.concatenate([value.ravel() for value in values]) if values else np.zeros(0)
+    return float(of(numbers)) if len(numbers) else float("nan")
 
 
 def _known(figures: dict[str, float]) -> dict[str, float]:

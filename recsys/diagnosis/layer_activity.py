@@ -72,8 +72,8 @@ def gate_weights(mixture: nn.Module, *inputs: Any, **options: Any) -> GateWeight
     if callable(residual := getattr(mixture, "residual_weights", None)):
         path = residual(*inputs, **options)
         return GateWeights(total - path, path)
-    if callable(own := getattr(getattr(mixture, "gates", None), "weights", None)):
-        gates = own(*inputs, **options)
+    if callable(weights_of := getattr(getattr(mixture, "gates", None), "weights", None)):
+        gates = weights_of(*inputs, **options)
         return GateWeights(gates, total - gates)
     return GateWeights(total, None)
 
@@ -188,12 +188,14 @@ class LayerActivity:
         assert self._sums is not None
         parts = split(self._sums.double(), self._statistics.sizes)
         number = parts["values"].clamp(min=1)
-        found = self._statistics.distributions(self._sums.double())
-        found["near_zero_rate"] = parts["near_zero"] / number
+        distributions = self._statistics.distributions(self._sums.double())
+        distributions["near_zero_rate"] = parts["near_zero"] / number
         rows = torch.cat(self._rows)
         of_expert = [rows[:, self._owners == e].flatten(0, 1) for e in range(self.num_experts)]
-        found["effective_rank"] = torch.stack([effective_rank(one) for one in of_expert])
-        return found
+        distributions["effective_rank"] = torch.stack(
+            [effective_rank(moments_of_expert) for moments_of_expert in of_expert]
+        )
+        return distributions
 
     def gates(self) -> dict[str, Tensor]:
         """Return the mean ``weights`` and ``residual`` (S, E), and ``row_entropy`` (S,).
@@ -201,8 +203,8 @@ class LayerActivity:
         ``residual`` is absent without such a path.
         """
         rows = max(self.weight_rows, 1)
-        found = {"weights": self._gates / rows, "row_entropy": self._entropy / rows}
-        return found if self._residual is None else found | {"residual": self._residual / rows}
+        means = {"weights": self._gates / rows, "row_entropy": self._entropy / rows}
+        return means if self._residual is None else means | {"residual": self._residual / rows}
 
 
 def effective_rank(outputs: Tensor) -> Tensor:
@@ -264,19 +266,19 @@ class TaskGradients:
         """
         parameters = [list(layer.experts.parameters()) for layer in self._layers]
         flat = [parameter for group in parameters for parameter in group]
-        known = [p for p in flat if p.requires_grad]
-        if not known or not losses.requires_grad:
+        trainable = [p for p in flat if p.requires_grad]
+        if not trainable or not losses.requires_grad:
             return
-        found: list[list[Tensor]] = [[] for _ in self._layers]
+        gradients: list[list[Tensor]] = [[] for _ in self._layers]
         for task, loss in enumerate(losses):
             keep = task < len(losses) - 1
-            grads = torch.autograd.grad(loss, known, retain_graph=keep, allow_unused=True)
-            by_parameter = dict(zip(map(id, known), grads, strict=True))
-            for layer, group, tasks in zip(self._layers, parameters, found, strict=True):
+            grads = torch.autograd.grad(loss, trainable, retain_graph=keep, allow_unused=True)
+            by_parameter = dict(zip(map(id, trainable), grads, strict=True))
+            for layer, group, tasks in zip(self._layers, parameters, gradients, strict=True):
                 experts = len(layer.expert_names)
                 parts = [_or_zero(by_parameter.get(id(p)), p).reshape(experts, -1) for p in group]
                 tasks.append(torch.cat(parts, 1))
-        for layer, tasks in zip(self._layers, found, strict=True):
+        for layer, tasks in zip(self._layers, gradients, strict=True):
             total = rows * torch.stack(tasks)
             old = self._sums.get(layer.name)
             self._sums[layer.name] = total if old is None else old + total
@@ -310,8 +312,8 @@ def cross_entropies(logits: Tensor, labels: Tensor, mask: Tensor, weight: Tensor
         weight: (B,).
     """
     counted = weight.unsqueeze(-1) * mask
-    known = labels.masked_fill(~mask, 0).to(logits)
-    losses = F.binary_cross_entropy_with_logits(logits, known, reduction="none")
+    targets = labels.masked_fill(~mask, 0).to(logits)
+    losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     return (losses * counted).sum(0) / counted.sum(0).clamp(min=1e-12)
 
 

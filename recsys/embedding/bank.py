@@ -180,10 +180,10 @@ class EmbeddingBank(nn.Module):
                 "feature with a table"
             )
         lookups = cast(nn.ModuleDict, self.lookups[part])
-        found = {dim: look(rows, self.stacks[dim]) for dim, look in lookups.items()}
+        vectors = {dim: look(rows, self.stacks[dim]) for dim, look in lookups.items()}
         return [
-            found[dim][:, first:last].flatten(1) if first or last < found[dim].shape[1]
-            else found[dim].flatten(1)
+            vectors[dim][:, first:last].flatten(1) if first or last < vectors[dim].shape[1]
+            else vectors[dim].flatten(1)
             for dim, first, last in self._runs[part]
         ]  # fmt: skip
 
@@ -245,9 +245,9 @@ class EmbeddingBank(nn.Module):
         for name, block in self._blocks.items():
             stack = cast(Tensor, self.stacks[str(block.dim)].weight)
             place = stack[block.start : block.start + block.rows]
-            found = tuple(tables[name].shape) if name in tables else None
-            if found != tuple(place.shape):
-                raise ValueError(f"table {name!r} has shape {found}, expected {tuple(place.shape)}")
+            shape = tuple(tables[name].shape) if name in tables else None
+            if shape != tuple(place.shape):
+                raise ValueError(f"table {name!r} has shape {shape}, expected {tuple(place.shape)}")
             place.copy_(tables[name])
 
     @torch.no_grad()

@@ -106,8 +106,8 @@ class ShardedTables(nn.Module):
         super().__init__()
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         self.shards = Shards(num_embeddings, group)
-        own = torch.empty(self.shards.own_rows, embedding_dim, device=device, dtype=dtype)
-        self.weight = nn.Parameter(own)
+        own_rows = torch.empty(self.shards.own_rows, embedding_dim, device=device, dtype=dtype)
+        self.weight = nn.Parameter(own_rows)
         self.weight.shards = self.shards  # type: ignore[attr-defined]  # for RowWiseAdagrad
         self.reset_parameters()
 
@@ -144,10 +144,10 @@ class ShardedTables(nn.Module):
         counts = all_to_all(sent, [1] * ranks, [1] * ranks, group)
         to_ranks, from_ranks = sent.tolist(), counts.tolist()
         wanted = all_to_all(asked // ranks, to_ranks, from_ranks, group)
-        found = F.embedding(wanted, self.weight, sparse=True)
-        if found.requires_grad:
-            found.register_hook(lambda grad: grad / ranks)
-        vectors = all_to_all(found, from_ranks, to_ranks, group)
+        own_vectors = F.embedding(wanted, self.weight, sparse=True)
+        if own_vectors.requires_grad:
+            own_vectors.register_hook(lambda grad: grad / ranks)
+        vectors = all_to_all(own_vectors, from_ranks, to_ranks, group)
         return vectors.index_select(0, order.argsort()[places.flatten()]).view(
             *rows.shape, self.embedding_dim
         )

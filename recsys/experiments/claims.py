@@ -164,18 +164,18 @@ def margin_bars(
         test: Rows that were scored.
     """
     losses = {
-        method: float(np.mean([summed_log_loss_of(test, one) for one in found[method]]))
+        method: float(np.mean([summed_log_loss_of(test, predicted) for predicted in found[method]]))
         for method in networks
         if found.get(method)
     }
     bars = []
     for pair, margin in margins.items():
-        one, _, other = pair.partition(" - ")
-        if one == BEST:
-            one = min(losses, key=losses.__getitem__, default=BEST)
-        name, gap = f"summed log-loss of {pair.replace(BEST, one)}", None
-        if found.get(one) and found.get(other):
-            gap = gap_of(found[one], found[other], test)
+        first, _, other = pair.partition(" - ")
+        if first == BEST:
+            first = min(losses, key=losses.__getitem__, default=BEST)
+        name, gap = f"summed log-loss of {pair.replace(BEST, first)}", None
+        if found.get(first) and found.get(other):
+            gap = gap_of(found[first], found[other], test)
         bars.append(Bar(name, gap.value if gap else math.nan, "<=", margin))
         if margin <= 0:
             bars.append(Bar(f"{name}, upper end", gap.high if gap else math.nan, "<=", 0.0))
@@ -197,12 +197,14 @@ def gap_of(found: Sequence[Probabilities], other: Sequence[Probabilities], test:
 
 
 def _calibration(
-    test: Batch, tasks: Sequence[str], found: Sequence[Probabilities], reference: str
+    test: Batch, tasks: Sequence[str], predictions: Sequence[Probabilities], reference: str
 ) -> list[Bar]:
     weight = test.weight.double().unsqueeze(1).numpy() * test.mask.numpy()
     positives = (weight * test.labels.double().numpy()).sum(0)
     unknown = np.full(len(tasks), np.nan)
-    predicted = np.stack([(weight * one).sum(0) for one in found] or [unknown])
+    predicted = np.stack(
+        [(weight * predicted_once).sum(0) for predicted_once in predictions] or [unknown]
+    )
     bars = []
     for number, task in enumerate(tasks):
         if positives[number] > MANY:
@@ -225,10 +227,10 @@ def fault_rows(reports: Mapping[str, Sequence[ExpertReport]]) -> list[Row]:
         reports: Method -> one report for each seed; methods without experts have no row.
     """
     rows = []
-    for method, own in reports.items():
+    for method, seed_reports in reports.items():
         for figure in FIGURES:
-            found = [r.summary() for r in own]
-            values = [min(one[figure], LARGEST) for one in found if figure in one]
+            summaries = [r.summary() for r in seed_reports]
+            values = [min(summary[figure], LARGEST) for summary in summaries if figure in summary]
             if values:
                 low, high = min(values), max(values)
                 rows.append(
@@ -247,16 +249,16 @@ def fault_bars(rows: Sequence[Row], collapsed: Sequence[str], healthy: Sequence[
         collapsed: Methods with an expert that is nearly always zero and one on another scale.
         healthy: Methods without.
     """
-    found = {(row.method, row.metric): row for row in rows if row.task == TASK}
+    row_of = {(row.method, row.metric): row for row in rows if row.task == TASK}
     none = Row("", TASK, "", math.nan)
     bars = []
     for method in collapsed:
         for figure, bar in COLLAPSED.items():
-            low = found.get((method, figure), none).low
+            low = row_of.get((method, figure), none).low
             bars.append(Bar(f"{figure} of {method}, smallest of the seeds", low, ">=", bar))
     for method in healthy:
         for figure, bar in HEALTHY.items():
-            high = found.get((method, figure), none).high
+            high = row_of.get((method, figure), none).high
             bars.append(Bar(f"{figure} of {method}, largest of the seeds", high, "<=", bar))
     return bars
 
@@ -330,13 +332,13 @@ def chance_rows(control: str, found: Sequence[Chance], *, group: str) -> list[Ro
         found: One for each task.
         group: Name of the rows.
     """
-    known = [one.distance for one in found if not math.isnan(one.distance)]
-    largest = max(known, default=math.nan)
-    rows = [Row(control, group, DISTANCE, largest, n=max(len(known), 1))]
-    for one in found:
-        reach = _NORMAL * one.error
-        ends = one.auc - reach, one.auc + reach
-        rows.append(Row(control, group, f"auc, {one.task}", one.auc, *ends, one.positives))
+    distances = [chance.distance for chance in found if not math.isnan(chance.distance)]
+    largest = max(distances, default=math.nan)
+    rows = [Row(control, group, DISTANCE, largest, n=max(len(distances), 1))]
+    for chance in found:
+        reach = _NORMAL * chance.error
+        ends = chance.auc - reach, chance.auc + reach
+        rows.append(Row(control, group, f"auc, {chance.task}", chance.auc, *ends, chance.positives))
     return rows
 
 
@@ -345,9 +347,15 @@ def chance_bars(
 ) -> list[Bar]:
     """Return a bar per task that has both classes: within 3 standard errors of 0.5, or beyond."""
     return [
-        Bar(f"{control}: |AUC − 0.5| of {one.task}", one.distance, sense, LIMIT, "standard errors")
-        for one in found
-        if not math.isnan(one.distance)
+        Bar(
+            f"{control}: |AUC − 0.5| of {chance.task}",
+            chance.distance,
+            sense,
+            LIMIT,
+            "standard errors",
+        )
+        for chance in found
+        if not math.isnan(chance.distance)
     ]
 
 
@@ -395,15 +403,15 @@ def cross_estimates(logs: Mapping[str, pl.DataFrame]) -> list[CrossEstimate]:
             raise GatesError(f"the log of policy {name} has no row")
     made = []
     for policy, other in permutations(logs, 2):
-        own, log = logs[policy][REWARD].to_numpy(), logs[other]
-        found = off_policy(
+        rewards, log = logs[policy][REWARD].to_numpy(), logs[other]
+        estimate = off_policy(
             log[REWARD].to_numpy(),
             action_probabilities(logs[policy], log),
             log[PROPENSITY].to_numpy(),
         )
-        certain = np.ones(len(own))
-        mean = off_policy(own, certain, certain).ips
-        made.append(CrossEstimate(policy, other, mean, found.snips, found.effective))
+        certain = np.ones(len(rewards))
+        mean = off_policy(rewards, certain, certain).ips
+        made.append(CrossEstimate(policy, other, mean, estimate.snips, estimate.effective))
     return made
 
 
@@ -432,13 +440,13 @@ def action_probabilities(policy: pl.DataFrame, log: pl.DataFrame) -> np.ndarray:
 def cross_rows(found: list[CrossEstimate], *, group: str) -> list[Row]:
     """Return each policy's click rate in its own log and from the other's, as rows of a group."""
     rows = [
-        Row(f"{name} in its own log", group, CLICK_RATE, *own)
-        for name, own in {one.policy: one.own for one in found}.items()
+        Row(f"{name} in its own log", group, CLICK_RATE, *interval)
+        for name, interval in {estimate.policy: estimate.own for estimate in found}.items()
     ]
-    for one in found:
-        method = f"{one.policy} from the log of {one.log}"
-        rows.append(Row(method, group, CLICK_RATE, *one.estimate))
-        rows.append(Row(method, group, EFFECTIVE, one.effective, n=one.estimate.units))
+    for estimate in found:
+        method = f"{estimate.policy} from the log of {estimate.log}"
+        rows.append(Row(method, group, CLICK_RATE, *estimate.estimate))
+        rows.append(Row(method, group, EFFECTIVE, estimate.effective, n=estimate.estimate.units))
     return rows
 
 
@@ -446,11 +454,11 @@ def cross_bars(found: list[CrossEstimate]) -> list[Bar]:
     """Return the bars: each interval holds the click rate of the policy in its own log."""
     return [
         Bar(
-            f"off-policy: click rate of {one.policy}, outside of its interval from the log of "
-            f"{one.log} by",
-            one.gap,
+            f"off-policy: click rate of {estimate.policy}, outside of its interval from the log of "
+            f"{estimate.log} by",
+            estimate.gap,
             "<=",
             0.0,
         )
-        for one in found
+        for estimate in found
     ]

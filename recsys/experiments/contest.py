@@ -137,8 +137,8 @@ class Contest:
 
     def own_data(self, method: str) -> dict[str, Any]:
         """Return the settings of the data that a method has for itself, by dotted name."""
-        own = self.entries[method].get("settings", {})
-        return {name: value for name, value in own.items() if name.startswith("data.")}
+        entry_settings = self.entries[method].get("settings", {})
+        return {name: value for name, value in entry_settings.items() if name.startswith("data.")}
 
     @property
     def entries(self) -> Mapping[str, dict[str, Any]]:
@@ -148,9 +148,11 @@ class Contest:
     def boxes(self) -> dict[str, dict[str, tuple[float, float]]]:
         """Return the box of every method that is tuned by itself."""
         boxes = {
-            method: {n: (low, high) for n, (low, high) in self.space.items() if n not in own}
+            method: {
+                n: (low, high) for n, (low, high) in self.space.items() if n not in entry_settings
+            }
             for method in self.entries
-            for own in [self.entries[method].get("settings", {})]
+            for entry_settings in [self.entries[method].get("settings", {})]
         }
         return {method: box for method, box in boxes.items() if box}
 
@@ -176,10 +178,10 @@ class Contest:
         if method not in self.entries:
             raise GatesError(f"there is no method {method!r}; known are {', '.join(self.entries)}")
         entry = self.entries[method]
-        own = entry.get("settings", {})
-        replaced = (f"{MODEL}options", *(f"{name}." for name in own))
+        entry_settings = entry.get("settings", {})
+        replaced = (f"{MODEL}options", *(f"{name}." for name in entry_settings))
         gone = dict.fromkeys(n for n in common if n.startswith(replaced))
-        made = {**gone, **own, "patience": self.patience}
+        made = {**gone, **entry_settings, "patience": self.patience}
         if START in entry:
             made[START] = {"model.net": "Linear", "model.options": {}, **entry[START]}
         if self.trial_seeds > 1:
@@ -195,8 +197,8 @@ class Contest:
     def _options(self, method: str, common: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options of a method; those of the configuration belong to its network."""
         same = self._net(method, common) == common.get("model.net")
-        own = self.entries[method].get("options", {})
-        return {**(mapping_in(common, f"{MODEL}options") if same else {}), **own}
+        entry_options = self.entries[method].get("options", {})
+        return {**(mapping_in(common, f"{MODEL}options") if same else {}), **entry_options}
 
     def _net(self, method: str, common: Mapping[str, Any]) -> str:
         """Return the network of a method, that of the configuration if it names none."""
@@ -250,20 +252,20 @@ class Splits:
     def data_of(self, settings: Mapping[str, Any]) -> TableDataModule:
         """Return the data of a method or a fold, read once."""
         wanted = {**settings, **self.places}
-        own = {n: v for n, v in wanted.items() if n.startswith("data.") and v is not None}
-        key = json.dumps(own, sort_keys=True)
+        data_settings = {n: v for n, v in wanted.items() if n.startswith("data.") and v is not None}
+        key = json.dumps(data_settings, sort_keys=True)
         if key not in self._known:
-            self._known[key] = data_of(own)
+            self._known[key] = data_of(data_settings)
         return self._known[key]
 
     def data(self, fold: Fold) -> TableDataModule:
         """Return the data of a fold."""
-        found = self.data_of({**self.settings, **fold.settings})
-        if found not in self._prepared:
+        data = self.data_of({**self.settings, **fold.settings})
+        if data not in self._prepared:
             with self._during("preparing rows"):
-                found.transform  # noqa: B018  (reads and fits)
-            self._prepared.append(found)
-        return found
+                data.transform  # noqa: B018  (reads and fits)
+            self._prepared.append(data)
+        return data
 
     def test(self) -> Batch:
         """Return the test rows of all folds; users whom two folds share have one number."""
@@ -273,9 +275,9 @@ class Splits:
         if not self.data(self.folds[0]).schema.user or not changed.isdisjoint(worlds):
             first = 0
             for number, part in enumerate(parts):  # a number means another user in each fold
-                own, index = part.user.unique(return_inverse=True)
+                users, index = part.user.unique(return_inverse=True)
                 parts[number] = part.replace(user=index + first)
-                first += len(own)
+                first += len(users)
         return Batch.cat(parts)
 
     def tasks(self) -> tuple[str, ...]:
@@ -323,10 +325,10 @@ class Splits:
         check_axes(self.contest.space, self.settings)
         if self.settings.get("trainer.max_epochs") == 0:
             raise GatesError("trainer.max_epochs is 0, which trains nothing: give 1 or more")
-        for name, own in self.own(first).items():
+        for name, method_settings in self.own(first).items():
             ends = {axis: low for axis, (low, _) in boxes.get(name, {}).items()}
-            given = {**self.settings, **own, **ends}
-            for start in (dict[str, Any](), own.get(START, {})):
+            given = {**self.settings, **method_settings, **ends}
+            for start in (dict[str, Any](), method_settings.get(START, {})):
                 some = {n: v for n, v in {**given, **start}.items() if v is not None}
                 _named(name, module_of, some)
         for name in self.contest.baselines:
@@ -343,9 +345,9 @@ class Splits:
         Raises:
             GatesError: Two have the same test rows.
         """
-        found: dict[str, Fold] = {}
+        fold_of_digest: dict[str, Fold] = {}
         for fold in self.folds if len(self.folds) > 1 else ():
-            other = found.setdefault(table_digest(self.data(fold).table("test")), fold)
+            other = fold_of_digest.setdefault(table_digest(self.data(fold).table("test")), fold)
             if other is not fold:
                 raise GatesError(
                     f"--folds {other.keys['f']} and {fold.keys['f']} have the same test rows: "
@@ -388,14 +390,14 @@ class Splits:
         parts = slices_of([self.data(fold).tables for fold in self.folds], random=random)
         return slice_rows(self.test(), parts, found, reference=self._reference(found))
 
-    def _reference(self, found: Mapping[str, object]) -> str | None:
+    def _reference(self, methods: Mapping[str, object]) -> str | None:
         """Return the reference, if it is among what was found."""
-        return self.contest.reference if self.contest.reference in found else None
+        return self.contest.reference if self.contest.reference in methods else None
 
     def _schema(self, method: str, fold: Fold) -> FeatureSchema:
         """Return the schema of the data of a network, which may differ from the others'."""
-        if own := self.contest.own_data(method):
-            return self.data_of({**self.settings, **own, **fold.settings}).schema
+        if own_data := self.contest.own_data(method):
+            return self.data_of({**self.settings, **own_data, **fold.settings}).schema
         return self.data(fold).schema
 
 
@@ -414,11 +416,11 @@ def folds_of(setting: str, values: Sequence[int], settings: Mapping[str, Any]) -
         return (Fold(),)
     named = settings.get("data.source.class_path")
     arguments = signature(class_of(settings)).parameters if named else {}
-    found = [n for n in settings if n.startswith("data.")]  # set so far, or by the signature
-    known = list(dict.fromkeys([*found, *(f"{ARGUMENTS}{n}" for n in arguments)]))
-    if setting not in known:
-        close = get_close_matches(setting, known, n=1)
-        hint = f" (did you mean {close[0]}?)" if close else f"; known are {', '.join(known)}"
+    given = [n for n in settings if n.startswith("data.")]  # set so far, or by the signature
+    choices = list(dict.fromkeys([*given, *(f"{ARGUMENTS}{n}" for n in arguments)]))
+    if setting not in choices:
+        close = get_close_matches(setting, choices, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else f"; known are {', '.join(choices)}"
         raise GatesError(f"--fold_setting {setting!r} is no setting of the data{hint}")
     return tuple(Fold({setting: value}, {"f": value}) for value in dict.fromkeys(values))
 

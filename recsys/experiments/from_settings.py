@@ -67,12 +67,12 @@ def with_whole_mappings(
         prefix: Of the names of the arguments, such as ``model.``.
         arguments: By name, as they were given.
     """
-    found = dict(settings)
+    flat = dict(settings)
     for name, value in arguments.items():
         if isinstance(value, Mapping) and not _has_plain_names(value):
-            found = {n: v for n, v in found.items() if not n.startswith(f"{prefix}{name}.")}
-            found[f"{prefix}{name}"] = dict(value)
-    return found
+            flat = {n: v for n, v in flat.items() if not n.startswith(f"{prefix}{name}.")}
+            flat[f"{prefix}{name}"] = dict(value)
+    return flat
 
 
 def mapping_in(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -85,22 +85,22 @@ def nested(settings: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
     Where one is whole and has dotted names, too, these replace its values.
     """
-    found: dict[str, Any] = {}
+    tree: dict[str, Any] = {}
     for name in sorted(name for name in settings if name.startswith(prefix)):
         *path, last = name.removeprefix(prefix).split(".")
-        place = found
+        place = tree
         for part in path:
             place = place.setdefault(part, {})
         place[last] = deepcopy(settings[name])
-    return found
+    return tree
 
 
 def _has_plain_names(value: Any) -> bool:
     """Return whether a value is the same after it was put under dotted names and nested again."""
     if isinstance(value, Mapping):
         return all(
-            isinstance(name, str) and name and "." not in name and _has_plain_names(one)
-            for name, one in value.items()
+            isinstance(name, str) and name and "." not in name and _has_plain_names(inner)
+            for name, inner in value.items()
         )
     return value is not None
 
@@ -159,8 +159,8 @@ def data_of(settings: Mapping[str, Any], seed: int = 0) -> TableDataModule:
         for n, v in settings.items()
         if n.startswith(DATA) and n not in source and n != "data.seed"
     }
-    found = _read(json.dumps(source, sort_keys=True), _state(source.values()))
-    return _made(DATA, data_module, found, seed=seed, **options)
+    source_read = _read(json.dumps(source, sort_keys=True), _state(source.values()))
+    return _made(DATA, data_module, source_read, seed=seed, **options)
 
 
 def require_tables(data: object, needs: str, fix: str) -> None:
@@ -209,9 +209,11 @@ def _state(values: Iterable[Any]) -> tuple[tuple[str, int, int], ...]:
 @lru_cache(maxsize=CACHED)
 def _read(source: str, state: object) -> RankingTables | StreamSource:
     del state
-    found = source_of(json.loads(source))
+    opened = source_of(json.loads(source))
     return (
-        cast(StreamSource, found) if hasattr(found, "stream") else cast(TableSource, found).read()
+        cast(StreamSource, opened)
+        if hasattr(opened, "stream")
+        else cast(TableSource, opened).read()
     )
 
 
@@ -230,10 +232,10 @@ def baseline(options: Mapping[str, Any], transform: FeatureTransform) -> Predict
     rest = dict(options)
     kind = str(rest.pop("kind", ""))
     check_option("kind of a baseline", kind, KINDS, GatesError)
-    known = signature(KINDS[kind]).parameters
+    parameters = signature(KINDS[kind]).parameters
     for name, value in rest.items():
-        if name in known and known[name].annotation in NUMBERS:
-            _check_number(f"{name} of the baseline {kind}", value, str(known[name].annotation))
+        if name in parameters and parameters[name].annotation in NUMBERS:
+            _check_number(f"{name} of the baseline {kind}", value, str(parameters[name].annotation))
     try:
         return _baseline(kind, rest, transform)
     except (TypeError, ValueError) as error:
@@ -306,8 +308,8 @@ def baseline_of(settings: Mapping[str, Any], transform: FeatureTransform) -> Pre
         for name, value in settings.items()
         if name.startswith(BASELINE)
     }
-    found = baseline(options, transform)
-    return WithIntercepts(found) if settings.get(INTERCEPTS) else found
+    built = baseline(options, transform)
+    return WithIntercepts(built) if settings.get(INTERCEPTS) else built
 
 
 def epoch_seconds(settings: Mapping[str, Any], data: TableDataModule) -> float:
@@ -356,14 +358,16 @@ def check_axis(who: str, name: str, owner: Callable[..., Any], argument: str) ->
     Raises:
         GatesError: There is no such argument, or it is a whole number or a word.
     """
-    known = signature(owner).parameters
-    if argument not in known:
-        numbers = [n for n, one in known.items() if FRACTION.search(str(one.annotation))]
+    parameters = signature(owner).parameters
+    if argument not in parameters:
+        numbers = [
+            n for n, parameter in parameters.items() if FRACTION.search(str(parameter.annotation))
+        ]
         raise GatesError(
             f"{who} names {name}, which does not exist; what can be tuned there: "
             f"{', '.join(numbers) or 'nothing'}"
         )
-    if not FRACTION.search(str(known[argument].annotation)):
+    if not FRACTION.search(str(parameters[argument].annotation)):
         raise GatesError(
             f"{who} names {name}, which takes no numbers with fractions, but a box is full of "
             "them: give it one value"

@@ -80,13 +80,13 @@ def regression_rows(method: str, ranker: Ranker, rows: Batch) -> list[Row]:
     v = ranker.inputs(rows.sparse, rows.dense, rows.sequences)
     guess = ranker.heads.numbers(ranker.outputs(v, ranker.ids(rows.sparse)), rows.dense).numpy()
     truth, made = ranker.heads.numbers(rows.numbers, rows.dense).numpy(), list[Row]()
-    for place, one in enumerate(ranker.heads.regressions):
-        known = ~np.isnan(truth[:, place])
-        columns = guess[known, place], truth[known, place]
-        within = gxauc(*columns, rows.user.numpy()[known])
-        error = mean_absolute_error(*columns, rows.weight.numpy()[known])
+    for place, regression in enumerate(ranker.heads.regressions):
+        measured = ~np.isnan(truth[:, place])
+        columns = guess[measured, place], truth[measured, place]
+        within = gxauc(*columns, rows.user.numpy()[measured])
+        error = mean_absolute_error(*columns, rows.weight.numpy()[measured])
         figures = {"xauc": xauc(*columns).value, "gxauc": within.weighted, "mae": error.value}
-        made += [Row(method, one.name, name, value) for name, value in figures.items()]
+        made += [Row(method, regression.name, name, value) for name, value in figures.items()]
     return made
 
 
@@ -100,11 +100,11 @@ def check_finite(ranker: Ranker, rows: Batch) -> None:
     Raises:
         GatesError: A prediction is not finite.
     """
-    found = probabilities(ranker, rows)
-    if count := int((~np.isfinite(found)).sum()):
+    predicted = probabilities(ranker, rows)
+    if count := int((~np.isfinite(predicted)).sum()):
         raise GatesError(
-            f"{count} of {found.size} predictions are not finite, so the training has diverged: "
-            "lower model.learning_rate, or what contest.space allows"
+            f"{count} of {predicted.size} predictions are not finite, so the training has diverged:"
+            " lower model.learning_rate, or what contest.space allows"
         )
 
 
@@ -131,20 +131,24 @@ def scores_of(
     """
     labels, mask = rows.labels.numpy(), rows.mask.numpy()
     weight, user = rows.weight.numpy(), rows.user.numpy()
-    known: dict[str, Scores] = {"": summed_log_loss(labels, found, user, mask=mask, weights=weight)}
+    scores: dict[str, Scores] = {
+        "": summed_log_loss(labels, found, user, mask=mask, weights=weight)
+    }
     for number, task in enumerate(tasks):
         columns = labels[:, number], found[:, number], user
-        known[task] = task_scores(
+        scores[task] = task_scores(
             *columns, mask=mask[:, number], weights=weight, exact_auc=exact_auc
         )
-    return known
+    return scores
 
 
 def mean_auc(rows: Batch, per_seed: Sequence[Probabilities], task: int) -> float:
     """Return the exact AUC of a task, averaged over the predictions of several seeds."""
     seen = rows.mask[:, task].numpy()
     labels, weight = rows.labels[:, task].numpy()[seen], rows.weight.numpy()[seen]
-    return float(np.mean([auc(one[seen, task], labels, weight).value for one in per_seed]))
+    return float(
+        np.mean([auc(predicted[seen, task], labels, weight).value for predicted in per_seed])
+    )
 
 
 def contest_rows(
@@ -175,20 +179,29 @@ def contest_rows(
     tasks = schema.task_names
     draws = user_resamples(test.user.numpy(), resamples=resamples)
     scores = {
-        m: [scores_of(test, one, tasks, exact_auc=exact_auc) for one in found[m]]
+        m: [scores_of(test, predicted, tasks, exact_auc=exact_auc) for predicted in found[m]]
         for m in each("summing over users", found)
     }
-    summed = {m: [named(one[""], SUMMED) for one in own] for m, own in scores.items()}
+    summed = {
+        m: [named(task_scores_of_seed[""], SUMMED) for task_scores_of_seed in seed_scores]
+        for m, seed_scores in scores.items()
+    }
     with during("resampling users"):
         rows = compare(summed, draws, task="test", reference=reference)
         rows += category_rows(test, found, schema, draws, reference=reference)
     per_task: list[Row] = []
     for number, task in enumerate(each("resampling users", tasks)):
-        of_task = {m: [one[task] for one in own] for m, own in scores.items()}
+        of_task = {
+            m: [scores_of_seed[task] for scores_of_seed in seed_scores]
+            for m, seed_scores in scores.items()
+        }
         against = reference if exact_auc else None
         per_task += compare(of_task, draws, task=task, reference=against)
         if not exact_auc:
-            per_task += [Row(m, task, AUC, mean_auc(test, own, number)) for m, own in found.items()]
+            per_task += [
+                Row(m, task, AUC, mean_auc(test, seed_predictions, number))
+                for m, seed_predictions in found.items()
+            ]
     categories = {task.name: task.category for task in schema.tasks}
     gains = gain_rows(per_task, single) if single else []
     return [*rows, *summary_rows(per_task, categories), *gains, *per_task]
@@ -230,13 +243,13 @@ def gain_rows(per_task: Sequence[Row], single: str) -> list[Row]:
     if single not in areas:
         return []
     rows = []
-    for method, own in areas.items():
-        if own.keys() != areas[single].keys():
+    for method, seed_areas in areas.items():
+        if seed_areas.keys() != areas[single].keys():
             continue
-        found = gains_over_single(own, areas[single])
+        gains = gains_over_single(seed_areas, areas[single])
         rows += [
-            Row(method, "test", GAIN, found.mean, n=max(found.tasks, 1)),
-            Row(method, "test", WORSE, float(found.worse), n=max(found.tasks, 1)),
+            Row(method, "test", GAIN, gains.mean, n=max(gains.tasks, 1)),
+            Row(method, "test", WORSE, float(gains.worse), n=max(gains.tasks, 1)),
         ]
     return rows
 
@@ -254,8 +267,8 @@ def summary_rows(per_task: Sequence[Row], categories: Mapping[str, str]) -> list
             key = row.method, row.metric, categories[row.task]
             values.setdefault(key, []).append(row.value)
     return [
-        Row(method, "test", f"{metric} {category}", float(np.mean(found)))
-        for (method, metric, category), found in sorted(values.items(), key=lambda v: v[0][1])
+        Row(method, "test", f"{metric} {category}", float(np.mean(numbers)))
+        for (method, metric, category), numbers in sorted(values.items(), key=lambda v: v[0][1])
     ]
 
 
@@ -293,8 +306,10 @@ def category_rows(
             return summed_log_loss(truth, one[:, places], users, mask=counted, weights=weights)
 
         scores = {
-            method: [named(score(one), f"{SUMMED} {category}") for one in own]
-            for method, own in found.items()
+            method: [
+                named(score(predicted), f"{SUMMED} {category}") for predicted in seed_predictions
+            ]
+            for method, seed_predictions in found.items()
         }
         made += compare(scores, draws, task="test", reference=reference)
     return made
@@ -313,11 +328,13 @@ def slices_of(tables: Sequence[RankingTables], random: str = "") -> dict[str, np
     schema = tables[0].schema
     if not schema.user or not schema.item:
         return {}
-    found = [_of_split(one, schema.user, schema.item, random) for one in tables]
-    names = dict.fromkeys(name for one in found for name in one)
-    nothing = [np.zeros(len(one.test), dtype=bool) for one in tables]
+    slices = [_of_split(split, schema.user, schema.item, random) for split in tables]
+    names = dict.fromkeys(name for split_slices in slices for name in split_slices)
+    nothing = [np.zeros(len(split.test), dtype=bool) for split in tables]
     return {
-        name: np.concatenate([one.get(name, no) for one, no in zip(found, nothing, strict=True)])
+        name: np.concatenate(
+            [split_slices.get(name, no) for split_slices, no in zip(slices, nothing, strict=True)]
+        )
         for name in names
     }
 
@@ -344,14 +361,20 @@ def slice_rows(
     mask = rows.mask.numpy()
     weight = mask * rows.weight.double().numpy()[:, None]
     positive = rows.labels.numpy() == 1
-    lost = {m: [losses(one, positive) * weight for one in own] for m, own in found.items()}
+    lost = {
+        m: [losses(predicted, positive) * weight for predicted in seed_predictions]
+        for m, seed_predictions in found.items()
+    }
     users, made, counts = rows.user.numpy(), [], []
     for name, part in slices.items():
         metric, own_users = f"{LOSS}, {name}", users[part]
         mass = per_user_sums(own_users, weight[part])[1]
         scores = {
-            m: [_summed(metric, per_user_sums(own_users, one[part])[1], mass) for one in own]
-            for m, own in lost.items()
+            m: [
+                _summed(metric, per_user_sums(own_users, row_losses[part])[1], mass)
+                for row_losses in seed_losses
+            ]
+            for m, seed_losses in lost.items()
         }
         draws = user_resamples(own_users, resamples=resamples)
         made += compare(scores, draws, task=SLICES, reference=reference)
@@ -376,15 +399,15 @@ def _numbered(train: pl.Series, test: pl.Series) -> tuple[np.ndarray, np.ndarray
     """
     both = pl.concat([train, test])
     missing = keys_of(canonical(both, kind_of(both.name, both.dtype) or "integer"))[1]
-    found = both.rank("dense").fill_null(0).cast(pl.Int64).to_numpy()
-    first, count = np.where(missing, -1, found), len(train)
-    return first[:count], np.where(missing, -2, found)[count:]
+    ranks = both.rank("dense").fill_null(0).cast(pl.Int64).to_numpy()
+    first, count = np.where(missing, -1, ranks), len(train)
+    return first[:count], np.where(missing, -2, ranks)[count:]
 
 
 def _summed(metric: str, sums: np.ndarray, mass: np.ndarray) -> Scores:
     """Return the sum over tasks of the mean loss, from sums of losses and weights (U, T)."""
-    known = mass.sum(0) > 0
-    scores = partial(_scores, metric, sums[:, known], mass[:, known])
+    counted = mass.sum(0) > 0
+    scores = partial(_scores, metric, sums[:, counted], mass[:, counted])
     return SingleUnit(scores, [metric] if int(mass.any(1).sum()) == 1 else [])
 
 

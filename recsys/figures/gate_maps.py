@@ -145,10 +145,10 @@ def cell_maps(
     places, width, height = _layout(maps)
     width = max(width, width_of_head(title, note))
     figure = new_figure(width, height + 0.7)
-    for one, (left, top) in zip(maps, places, strict=True):
-        wide, tall = CELL * len(one.columns), CELL * len(one.rows)
+    for cell_map, (left, top) in zip(maps, places, strict=True):
+        wide, tall = CELL * len(cell_map.columns), CELL * len(cell_map.rows)
         axes = place(figure, left, height - top - tall, wide, tall)
-        _draw(axes, one, diverging)
+        _draw(axes, cell_map, diverging)
     head(figure, title, note)
     return figure
 
@@ -157,12 +157,12 @@ def _layout(maps: Sequence[CellMap]) -> tuple[list[tuple[float, float]], float, 
     """Return left edge and top of the cells of every map, and the size of all, in inches."""
     places: list[tuple[float, float]] = []
     x, y, width, tallest = 0.0, 0.0, 0.0, 0.0
-    for one in maps:
-        left = 0.25 + INCHES_PER_LETTER * max(map(len, one.rows))
-        cells = CELL * len(one.columns)
-        wide = left + max(cells, 1.3 * INCHES_PER_LETTER * len(one.title)) + 0.15
-        letters = INCHES_PER_LETTER * max(map(len, one.columns))
-        tall = GAP + CELL * len(one.rows) + letters + 0.2
+    for cell_map in maps:
+        left = 0.25 + INCHES_PER_LETTER * max(map(len, cell_map.rows))
+        cells = CELL * len(cell_map.columns)
+        wide = left + max(cells, 1.3 * INCHES_PER_LETTER * len(cell_map.title)) + 0.15
+        letters = INCHES_PER_LETTER * max(map(len, cell_map.columns))
+        tall = GAP + CELL * len(cell_map.rows) + letters + 0.2
         if x and x + wide > WIDEST:
             x, y, tallest = 0.0, y + tallest, 0.0
         places.append((x + left, y + GAP))
@@ -171,25 +171,25 @@ def _layout(maps: Sequence[CellMap]) -> tuple[list[tuple[float, float]], float, 
     return places, width, y + tallest
 
 
-def _draw(axes: Axes, one: CellMap, diverging: bool) -> None:
+def _draw(axes: Axes, cell_map: CellMap, diverging: bool) -> None:
     low = -1.0 if diverging else 0.0
-    axes.imshow(one.values, cmap=DIVERGING if diverging else SHARES, vmin=low, vmax=1,
+    axes.imshow(cell_map.values, cmap=DIVERGING if diverging else SHARES, vmin=low, vmax=1,
                 aspect="auto")  # fmt: skip
-    dress(axes, title=one.title, grid=False)
+    dress(axes, title=cell_map.title, grid=False)
     axes.set_facecolor(SHADE)
-    axes.set_xticks(range(len(one.columns)), one.columns, rotation=90)
-    axes.set_yticks(range(len(one.rows)), one.rows)
+    axes.set_xticks(range(len(cell_map.columns)), cell_map.columns, rotation=90)
+    axes.set_yticks(range(len(cell_map.rows)), cell_map.rows)
     axes.tick_params(length=0)
     for side in axes.spines.values():
         side.set_visible(False)
-    for (row, column), value in np.ndenumerate(one.values):
+    for (row, column), value in np.ndenumerate(cell_map.values):
         if not np.isfinite(value):
             continue
         dark = abs(value) > 0.6
         axes.annotate(_short(float(value)), (column, row), ha="center", va="center",
                       fontsize=TEXT_SIZE - 1.5,
                       color="white" if dark else INK if abs(value) > 0.05 else MUTED)  # fmt: skip
-        if value > one.mark:
+        if value > cell_map.mark:
             axes.add_patch(Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, fill=False,
                                      edgecolor=ORANGE, linewidth=2))  # fmt: skip
 
@@ -221,7 +221,7 @@ def activations_figure(report: ExpertReport, *, title: str = "Activations of exp
         raise ValueError(f"{NO_EXPERTS}, nothing to draw")
     names = [name for layer in layers for name in layer.expert_names]
     rows = len(names) + len(layers)
-    left = 0.35 + INCHES_PER_LETTER * max(map(len, [*names, *(one.name for one in layers)]))
+    left = 0.35 + INCHES_PER_LETTER * max(map(len, [*names, *(layer.name for layer in layers)]))
     ratios = ", ".join(f"{layer.name} {_times(layer.scale_ratio)}" for layer in layers)
     note = f"{report.rows} rows; largest over smallest: {ratios}{_note_of_one(layers)}"
     width = max(left + 2 * (WIDTH + 0.4), width_of_head(title, note))
@@ -309,10 +309,10 @@ def _std_axis(axes: Axes, layers: Sequence[LayerReport]) -> float:
 def _std_limits(layers: Sequence[LayerReport]) -> tuple[float, float]:
     """Return the ends of the axis of standard deviations, which is logarithmic if 0 is outside."""
     stds = np.concatenate([layer.std for layer in layers])
-    known = stds[np.isfinite(stds) & (stds > 0)]
-    if len(known) and known.max() > 10 * known.min():
-        return float(known.min() / 2), float(known.max() * 2)
-    return 0.0, 1.15 * float(known.max(initial=0.1))
+    positive = stds[np.isfinite(stds) & (stds > 0)]
+    if len(positive) and positive.max() > 10 * positive.min():
+        return float(positive.min() / 2), float(positive.max() * 2)
+    return 0.0, 1.15 * float(positive.max(initial=0.1))
 
 
 def _note_of_one(layers: Sequence[LayerReport]) -> str:

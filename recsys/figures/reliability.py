@@ -55,22 +55,22 @@ def reliability_figure(
     )
     width = max(0.3 + columns * (SIDE + GAP_X), width_of_head(title, note))
     figure = new_figure(width, 0.7 + rows * (SIDE + GAP_Y))
-    for position, (task, found) in enumerate(tasks.items()):
+    for position, (task, bins) in enumerate(tasks.items()):
         row, column = divmod(position, columns)
         bottom = 0.5 + (rows - 1 - row) * (SIDE + GAP_Y)
         axes = place(figure, 0.8 + column * (SIDE + GAP_X), bottom, SIDE, SIDE)
-        _draw(axes, task, found, outer=(column == 0, position + columns >= len(tasks)))
+        _draw(axes, task, bins, outer=(column == 0, position + columns >= len(tasks)))
     head(figure, title, note)
     return figure
 
 
-def _draw(axes: Axes, task: str, found: Reliability, *, outer: tuple[bool, bool]) -> None:
-    low, high = binomial_interval(found.observed, found.counts)
-    most = max([1e-6, *found.predicted.tolist(), *found.observed.tolist()])
+def _draw(axes: Axes, task: str, bins: Reliability, *, outer: tuple[bool, bool]) -> None:
+    low, high = binomial_interval(bins.observed, bins.counts)
+    most = max([1e-6, *bins.predicted.tolist(), *bins.observed.tolist()])
     most = max(most, min(float(high.max(initial=0.0)), 2 * most))
     axes.plot([0, 1.1 * most], [0, 1.1 * most], color=MUTED, linewidth=0.9, linestyle="--")
-    axes.vlines(found.predicted, low, high, color=BLUE, linewidth=0.9, alpha=0.5)
-    axes.plot(found.predicted, found.observed, color=BLUE, linewidth=1.2, marker="o", markersize=3)
+    axes.vlines(bins.predicted, low, high, color=BLUE, linewidth=0.9, alpha=0.5)
+    axes.plot(bins.predicted, bins.observed, color=BLUE, linewidth=1.2, marker="o", markersize=3)
     axes.set_xlim(0, 1.1 * most)
     axes.set_ylim(0, 1.1 * most)
     for axis in (axes.xaxis, axes.yaxis):
@@ -78,17 +78,17 @@ def _draw(axes: Axes, task: str, found: Reliability, *, outer: tuple[bool, bool]
     dress(axes, x="predicted" if outer[1] else "", y="observed" if outer[0] else "")
     axes.set_title(task, loc="left", fontsize=TEXT_SIZE, color=INK, pad=17)
     axes.tick_params(labelsize=TEXT_SIZE - 1.5)
-    axes.annotate(_figures(found), (0, 1.03), xycoords="axes fraction",
+    axes.annotate(_figures(bins), (0, 1.03), xycoords="axes fraction",
                   fontsize=TEXT_SIZE - 1.5, color=MUTED)  # fmt: skip
 
 
-def _figures(found: Reliability) -> str:
-    total = found.counts.sum()
+def _figures(bins: Reliability) -> str:
+    total = bins.counts.sum()
     if not total:
         return "no row"
-    observed = found.observed @ found.counts
-    error = np.abs(found.predicted - found.observed) @ found.counts / total
-    ratio = f"PCOC {found.predicted @ found.counts / observed:.2f}" if observed else "no positive"
+    observed = bins.observed @ bins.counts
+    error = np.abs(bins.predicted - bins.observed) @ bins.counts / total
+    ratio = f"PCOC {bins.predicted @ bins.counts / observed:.2f}" if observed else "no positive"
     return f"{ratio}, ECE {error:.1g}"
 
 
@@ -134,17 +134,23 @@ def importance_figure(
         raise ValueError("no field was permuted, expected at least one")
     if unknown := [task for task in tasks if task not in found[0].tasks]:
         raise ValueError(f"no importance for {', '.join(unknown)}")
-    decimals = decimals_of([x for one in found for x in (one.total.value, one.total.high)])
+    decimals = decimals_of(
+        [x for importance in found for x in (importance.total.value, importance.total.high)]
+    )
     least = 0.5 * 10**-decimals
-    shown = [one for one in found if abs(one.total.value) >= least][:MOST] or found[:1]
-    columns = {"summed log-loss": [one.total for one in shown]}
-    columns |= {f"log-loss of {task}": [one.tasks[task] for one in shown] for task in tasks}
+    shown = [importance for importance in found if abs(importance.total.value) >= least][
+        :MOST
+    ] or found[:1]
+    columns = {"summed log-loss": [importance.total for importance in shown]}
+    columns |= {
+        f"log-loss of {task}": [importance.tasks[task] for importance in shown] for task in tasks
+    }
     panels = [
         Panel(
             [
-                Estimate(one.field, gap.value, gap.low, gap.high,
+                Estimate(importance.field, gap.value, gap.low, gap.high,
                          BLUE if gap.low > 0 else MUTED, hollow=not gap.low > 0)
-                for one, gap in zip(shown, gaps, strict=True)
+                for importance, gap in zip(shown, gaps, strict=True)
             ],
             name,
             zero=0.0,
@@ -191,8 +197,13 @@ def ranked_list_figure(
     """
     guess = np.asarray(predicted, dtype=float)
     shape = (len(items), len(tasks))
-    others = [None if one is None else np.asarray(one, dtype=float) for one in (true, observed)]
-    if 0 in shape or any(one.shape != shape for one in [guess, *others] if one is not None):
+    others = [
+        None if chances is None else np.asarray(chances, dtype=float)
+        for chances in (true, observed)
+    ]
+    if 0 in shape or any(
+        chances.shape != shape for chances in [guess, *others] if chances is not None
+    ):
         raise ValueError(f"expected items and tasks {shape}, found {guess.shape} and others")
     rank = np.arange(len(items)) if scores is None else np.argsort(-np.asarray(scores))
     rank = rank[:most]
@@ -207,7 +218,7 @@ def ranked_list_figure(
     figure = new_figure(width, 1.35 + ROW * len(rank))
     for t, task in enumerate(tasks):
         axes = place(figure, left + t * (WIDTH + GAP), 0.35, WIDTH, ROW * len(rank))
-        columns = [None if one is None else one[rank, t] for one in (guess, *others)]
+        columns = [None if chances is None else chances[rank, t] for chances in (guess, *others)]
         _draw_list(axes, task, columns, labels if t == 0 else [""] * len(rank))
     head(figure, title, note)
     return figure
@@ -220,13 +231,13 @@ def _draw_list(
     assert guess is not None
     y = np.arange(len(guess))
     happened = np.zeros(len(guess), dtype=bool) if observed is None else observed > 0.5
-    axes.barh(y, guess, height=0.62, color=[GREEN if one else BLUE for one in happened],
+    axes.barh(y, guess, height=0.62, color=[GREEN if is_click else BLUE for is_click in happened],
               alpha=0.85, linewidth=0, label="predicted")  # fmt: skip
-    known = guess if true is None else np.concatenate((guess, true))
+    drawn = guess if true is None else np.concatenate((guess, true))
     if true is not None:
         axes.scatter(true, y, s=26, marker="D", facecolors="white", edgecolors=INK,
                      linewidths=1.0, zorder=3, label="true")  # fmt: skip
-    axes.set_xlim(0, min(1.06, 1.15 * max(float(known.max()), 1e-6)))
+    axes.set_xlim(0, min(1.06, 1.15 * max(float(drawn.max()), 1e-6)))
     axes.set_ylim(len(guess) - 0.4, -0.6)
     axes.set_yticks(y, labels)
     axes.locator_params(axis="x", nbins=3)

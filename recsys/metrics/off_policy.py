@@ -39,19 +39,21 @@ def importance_weights(target: ArrayLike, logged: ArrayLike) -> np.ndarray:
         GatesError: Lengths differ, a logged probability is outside of (0, 1], or one of the
             target outside of [0, 1].
     """
-    wanted, known = np.asarray(target, dtype=float), np.asarray(logged, dtype=float)
-    if wanted.ndim != 1 or wanted.shape != known.shape:
-        raise GatesError(f"target {wanted.shape} and logged {known.shape} must be (N,) both")
-    if not ((known > 0) & (known <= 1)).all():
+    wanted, logged_chances = np.asarray(target, dtype=float), np.asarray(logged, dtype=float)
+    if wanted.ndim != 1 or wanted.shape != logged_chances.shape:
+        raise GatesError(
+            f"target {wanted.shape} and logged {logged_chances.shape} must be (N,) both"
+        )
+    if not ((logged_chances > 0) & (logged_chances <= 1)).all():
         raise GatesError(
             "logged probabilities must lie in (0, 1]: an action that is never shown tells nothing "
-            f"about it, found {known.min():.4g} to {known.max():.4g}"
+            f"about it, found {logged_chances.min():.4g} to {logged_chances.max():.4g}"
         )
     if not ((wanted >= 0) & (wanted <= 1)).all():
         raise GatesError(
             f"target probabilities lie in [0, 1], found {wanted.min():.4g} to {wanted.max():.4g}"
         )
-    return wanted / known
+    return wanted / logged_chances
 
 
 def off_policy(

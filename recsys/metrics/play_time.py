@@ -43,10 +43,10 @@ def xauc(predicted: ArrayLike, observed: ArrayLike) -> Measured:
     Raises:
         GatesError: Lengths differ, or a value is NaN.
     """
-    found = user_xauc(predicted, observed, np.zeros(np.size(np.asarray(predicted)), dtype=int))
-    if not len(found.auc) or np.isnan(found.auc[0]):
-        return Measured(float("nan"), "no two rows differ" if len(found.auc) else "no row")
-    return Measured(float(found.auc[0]))
+    whole = user_xauc(predicted, observed, np.zeros(np.size(np.asarray(predicted)), dtype=int))
+    if not len(whole.auc) or np.isnan(whole.auc[0]):
+        return Measured(float("nan"), "no two rows differ" if len(whole.auc) else "no row")
+    return Measured(float(whole.auc[0]))
 
 
 def gxauc(predicted: ArrayLike, observed: ArrayLike, users: ArrayLike) -> GroupedAUC:
@@ -63,8 +63,8 @@ def gxauc(predicted: ArrayLike, observed: ArrayLike, users: ArrayLike) -> Groupe
     Raises:
         GatesError: Lengths differ, or a value is NaN.
     """
-    found = grouped(user_xauc(predicted, observed, users))
-    return found._replace(reason=found.reason and "no user has two rows that differ")
+    by_user = grouped(user_xauc(predicted, observed, users))
+    return by_user._replace(reason=by_user.reason and "no user has two rows that differ")
 
 
 def user_xauc(predicted: ArrayLike, observed: ArrayLike, users: ArrayLike) -> UserAUC:

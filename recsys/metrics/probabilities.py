@@ -117,8 +117,8 @@ def auc(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) 
     starts = np.flatnonzero(values[1:] != values[:-1]) + 1
     starts = np.concatenate(([0], starts))
     tied = np.add.reduceat(negatives, starts)
-    own = np.add.reduceat(np.where(positive, given, 0.0), starts)
-    wins = own @ (tied.cumsum() - tied / 2)
+    positive_weight = np.add.reduceat(np.where(positive, given, 0.0), starts)
+    wins = positive_weight @ (tied.cumsum() - tied / 2)
     return Measured(float(wins / (total[0] * total[1])))
 
 
@@ -174,11 +174,11 @@ def gauc(
 
 def grouped(found: UserAUC) -> GroupedAUC:
     """Return the mean over users, weighted and not."""
-    known = ~np.isnan(found.auc)
-    count, excluded = int(known.sum()), int((~known).sum())
+    defined = ~np.isnan(found.auc)
+    count, excluded = int(defined.sum()), int((~defined).sum())
     if not count:
         return GroupedAUC(float("nan"), float("nan"), 0, excluded, "no user has both classes")
-    areas, weight = found.auc[known], found.weight[known]
+    areas, weight = found.auc[defined], found.weight[defined]
     weighted = float(areas @ weight / weight.sum())
     return GroupedAUC(weighted, float(areas.mean()), count, excluded)
 
@@ -197,14 +197,14 @@ def user_auc(
     starts = np.flatnonzero(first)
     if not len(starts):
         return UserAUC(names, np.zeros(0), np.zeros(0))
-    own = np.add.reduceat(np.where(positive, given, 0.0), starts)
+    positive_weight = np.add.reduceat(np.where(positive, given, 0.0), starts)
     tied = np.add.reduceat(np.where(positive, 0.0, given), starts)
     owner = owner[starts]
     size = len(names)
-    positives = np.bincount(owner, own, size)
+    positives = np.bincount(owner, positive_weight, size)
     negatives = np.bincount(owner, tied, size)
     before = np.concatenate(([0.0], negatives.cumsum()[:-1]))[owner]  # those of earlier users
-    wins = np.bincount(owner, own * (tied.cumsum() - tied / 2 - before), size)
+    wins = np.bincount(owner, positive_weight * (tied.cumsum() - tied / 2 - before), size)
     pairs = positives * negatives
     areas = np.divide(wins, pairs, out=np.full(size, np.nan), where=pairs > 0)
     return UserAUC(names, areas, positives + negatives)
@@ -220,10 +220,12 @@ def numbered_users(users: ArrayLike, rows: int) -> tuple[np.ndarray, np.ndarray]
     Raises:
         GatesError: There is not one user per row.
     """
-    found = np.asarray(users)
-    if found.shape != (rows,):
-        raise GatesError(f"users have shape {found.shape}, expected one for each of {rows} rows")
-    names, index = np.unique(found, return_inverse=True)
+    names_of_rows = np.asarray(users)
+    if names_of_rows.shape != (rows,):
+        raise GatesError(
+            f"users have shape {names_of_rows.shape}, expected one for each of {rows} rows"
+        )
+    names, index = np.unique(names_of_rows, return_inverse=True)
     return names, index.reshape(-1)
 
 
@@ -261,11 +263,11 @@ def gains_over_single(
             f"tasks differ: {', '.join(model)} and, alone, {', '.join(single)}; expected the same"
         )
     pairs = [(model[task], single[task]) for task in model]
-    known = [(own, alone) for own, alone in pairs if np.isfinite(own) and alone > 0.5]
-    gains = [(own - 0.5) / (alone - 0.5) - 1 for own, alone in known]
-    worse = sum(own < alone - margin for own, alone in known)
+    compared = [(gated, alone) for gated, alone in pairs if np.isfinite(gated) and alone > 0.5]
+    gains = [(gated - 0.5) / (alone - 0.5) - 1 for gated, alone in compared]
+    worse = sum(gated < alone - margin for gated, alone in compared)
     mean = float(np.mean(gains)) if gains else float("nan")
-    return Gains(mean, worse, len(known), len(pairs) - len(known))
+    return Gains(mean, worse, len(compared), len(pairs) - len(compared))
 
 
 EPS = 1e-7
@@ -324,11 +326,11 @@ def losses(probs: np.ndarray, positive: np.ndarray) -> np.ndarray:
 
 def entropy(rate: ArrayLike) -> np.ndarray:
     """Return the entropy of a base rate, in nats; 0 at 0 and 1."""
-    known = np.asarray(rate, dtype=float)
-    certain = (known == 0) | (known == 1)
-    inner = np.where(certain, 0.5, known)
-    found = -inner * np.log(inner) - (1 - inner) * np.log1p(-inner)
-    return np.where(certain, 0.0, found)
+    rates = np.asarray(rate, dtype=float)
+    certain = (rates == 0) | (rates == 1)
+    inner = np.where(certain, 0.5, rates)
+    entropies = -inner * np.log(inner) - (1 - inner) * np.log1p(-inner)
+    return np.where(certain, 0.0, entropies)
 
 
 BINS = 20
@@ -396,11 +398,11 @@ def expected_calibration_error(
     Raises:
         GatesError: Lengths differ, or a probability or label is none.
     """
-    found = reliability(probs, labels, weights, bins=bins)
-    if not len(found.counts):
+    bins_of_rates = reliability(probs, labels, weights, bins=bins)
+    if not len(bins_of_rates.counts):
         return Measured(float("nan"), "no row")
-    gaps = np.abs(found.predicted - found.observed)
-    return Measured(float(gaps @ found.counts / found.counts.sum()))
+    gaps = np.abs(bins_of_rates.predicted - bins_of_rates.observed)
+    return Measured(float(gaps @ bins_of_rates.counts / bins_of_rates.counts.sum()))
 
 
 def predicted_over_observed(

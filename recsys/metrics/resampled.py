@@ -53,7 +53,7 @@ def standard_slices(
     activity, exposure = counts_of(users, train_users), counts_of(items, train_items)
     if len(activity) != len(exposure):
         raise GatesError(f"{len(activity)} users and {len(exposure)} items, expected one per row")
-    found = {
+    slices = {
         "new users": activity == 0,
         "known users": activity > 0,
         "new items": exposure == 0,
@@ -65,18 +65,18 @@ def standard_slices(
         shown = np.asarray(random, dtype=bool)
         if shown.shape != activity.shape:
             raise GatesError(f"random has shape {shown.shape}, expected {activity.shape}")
-        found |= {"random exposure": shown, "ranked exposure": ~shown}
-    return {name: rows for name, rows in found.items() if rows.any()}
+        slices |= {"random exposure": shown, "ranked exposure": ~shown}
+    return {name: rows for name, rows in slices.items() if rows.any()}
 
 
 def counts_of(values: ArrayLike, among: ArrayLike) -> np.ndarray:
     """Return how often each value (N,) occurs among others (M,)."""
-    known, counts = np.unique(np.asarray(among), return_counts=True)
+    distinct, counts = np.unique(np.asarray(among), return_counts=True)
     wanted = np.asarray(values)
-    if not len(known):
+    if not len(distinct):
         return np.zeros(wanted.shape, dtype=np.int64)
-    place = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
-    return np.where(known[place] == wanted, counts[place], 0)
+    place = np.minimum(np.searchsorted(distinct, wanted), len(distinct) - 1)
+    return np.where(distinct[place] == wanted, counts[place], 0)
 
 
 def quantile_slices(
@@ -183,14 +183,14 @@ def summed_log_loss(
     given = np.ones(len(truth)) if weights is None else np.asarray(weights, dtype=float)
     if given.shape != truth.shape[:1]:
         raise GatesError(f"weights have shape {given.shape}, expected {truth.shape[:1]}")
-    known = [task for task in range(truth.shape[1]) if counted[given != 0, task].any()]
-    if not known:
+    scored_tasks = [task for task in range(truth.shape[1]) if counted[given != 0, task].any()]
+    if not scored_tasks:
         raise GatesError("no task has a row that counts")
     parts = [
         _loss_sums(truth[:, task], guess[:, task], users, counted[:, task], weights)
-        for task in known
+        for task in scored_tasks
     ]
-    names = [tasks[task] for task in known] if tasks else []
+    names = [tasks[task] for task in scored_tasks] if tasks else []
     sums = np.stack(parts, 1)  # (U, T, 2)
 
     def scores(drawn: np.ndarray) -> dict[str, np.ndarray]:
@@ -200,8 +200,8 @@ def summed_log_loss(
 
     counting = sums[..., 1] != 0  # (U, T)
     single = {*_alone(counting.any(1), ["log_loss"])}
-    for name, own in zip(names, counting.T, strict=bool(names)):
-        single.update(_alone(own, [name]))
+    for name, task_counts in zip(names, counting.T, strict=bool(names)):
+        single.update(_alone(task_counts, [name]))
     return SingleUnit(scores, single)
 
 
@@ -277,7 +277,7 @@ def combined(*scores: Scores) -> Scores:
     """Return the scores of several functions as one."""
 
     def together(drawn: np.ndarray) -> Mapping[str, np.ndarray]:
-        return {name: value for one in scores for name, value in one(drawn).items()}
+        return {name: value for score in scores for name, value in score(drawn).items()}
 
     return SingleUnit(together, frozenset[str]().union(*map(single_of, scores)))
 
@@ -326,17 +326,19 @@ def _mean_scores(
 def _area_scores(
     guess: np.ndarray, truth: np.ndarray, given: np.ndarray, index: np.ndarray, size: int
 ) -> Scores:
-    found = user_auc(guess, truth, index, given)
-    known = ~np.isnan(found.auc)
+    areas_of_users = user_auc(guess, truth, index, given)
+    defined = ~np.isnan(areas_of_users.auc)
     sums = np.zeros((size, 4))
-    areas, weight = found.auc[known], found.weight[known]
-    sums[found.users[known]] = np.stack((areas * weight, weight, areas, np.ones(len(areas))), 1)
+    areas, weight = areas_of_users.auc[defined], areas_of_users.weight[defined]
+    sums[areas_of_users.users[defined]] = np.stack(
+        (areas * weight, weight, areas, np.ones(len(areas))), 1
+    )
 
     def scores(drawn: np.ndarray) -> dict[str, np.ndarray]:
         weighted, mass, plain, users = np.moveaxis(drawn @ sums, -1, 0)
         return {"gauc": ratio(weighted, mass), "gauc_mean": ratio(plain, users)}
 
-    return SingleUnit(scores, _alone(known, ["gauc", "gauc_mean"]))
+    return SingleUnit(scores, _alone(defined, ["gauc", "gauc_mean"]))
 
 
 def _auc_scores(
@@ -354,14 +356,14 @@ def _auc_scores(
         step = max(1, CELLS // max(len(guess), 1))
         for start in range(0, len(drawn), step):
             weights = np.ascontiguousarray(drawn[start : start + step].T)  # (U, R)
-            own = weights[owner[positive]] * given[positive, None]
+            positive_weight = weights[owner[positive]] * given[positive, None]
             other = np.zeros((len(negatives) + 1, weights.shape[1]))
             np.multiply(weights[owner[~positive]], given[~positive, None], out=other[1:])
             np.cumsum(other, axis=0, out=other)
             lost = other[below]
             lost += other[until]
-            wins = np.einsum("pr,pr->r", own, lost) / 2
-            areas[start : start + step] = ratio(wins, own.sum(0) * other[-1])
+            wins = np.einsum("pr,pr->r", positive_weight, lost) / 2
+            areas[start : start + step] = ratio(wins, positive_weight.sum(0) * other[-1])
         return {"auc": areas}
 
     users = np.unique(owner[given != 0])

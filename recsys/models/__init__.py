@@ -74,12 +74,12 @@ def network(name: str) -> type[MultiTaskNet]:
     if not module:
         raise GatesError(f"there is no network {name!r}{_similar(name, MODELS)}")
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        kind = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise GatesError(f"the network {name} cannot be imported: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, MultiTaskNet)):
+    if not (isinstance(kind, type) and issubclass(kind, MultiTaskNet)):
         raise GatesError(f"{name} is no network: derive it from recsys.models.MultiTaskNet")
-    return found
+    return kind
 
 
 def options_of(name: str) -> list[str]:
@@ -97,10 +97,10 @@ def check_options(name: str, options: Iterable[str]) -> None:
     Raises:
         GatesError: There is no network of that name, or it has no such option.
     """
-    known = options_of(name)
+    defaults = options_of(name)
     for option in options:
-        if option not in known:
-            raise GatesError(f"{name} has no option {option!r}{_similar(option, known)}")
+        if option not in defaults:
+            raise GatesError(f"{name} has no option {option!r}{_similar(option, defaults)}")
 
 
 def build(
@@ -130,12 +130,12 @@ def build(
         raise GatesError(f"{name}: {error}") from error
 
 
-def _similar(name: str, known: Mapping[str, Any] | Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), 1, cutoff=0.5)
-    lower = {k.lower(): k for k in known}
+def _similar(name: str, choices: Mapping[str, Any] | Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, list(choices), 1, cutoff=0.5)
+    lower = {k.lower(): k for k in choices}
     close = [lower[name.lower()]] if name.lower() in lower else close
     hint = f" (did you mean {close[0]!r}?)" if close else ""
-    return f"{hint}; choose from {', '.join(known) or 'none: options {}'}"
+    return f"{hint}; choose from {', '.join(choices) or 'none: options {}'}"
 
 
 def num_weights(
@@ -173,9 +173,9 @@ def sized(
         GatesError: No width comes within 5 %, or the options are wrong.
     """
     check_positive(target=target)
-    known = _options(name)
+    parameters = _options(name)
     first: dict[str, Any] = {
-        key: known[key].default for key in ("dim", "hidden_dims") if key in known
+        key: parameters[key].default for key in ("dim", "hidden_dims") if key in parameters
     }
     first.update(options)
     ratios = [width / first["dim"] for width in first.get("hidden_dims") or ()]
@@ -190,10 +190,10 @@ def sized(
         return num_weights(name, at(dim), input_dim, tasks)
 
     low, high = 1, 2
-    while (found := weights(high)) < target:
-        if high > target and found == weights(low):
+    while (count := weights(high)) < target:
+        if high > target and count == weights(low):
             raise GatesError(
-                f"{name} cannot have {target:,} weights: it has {found:,} whatever its dim, which "
+                f"{name} cannot have {target:,} weights: it has {count:,} whatever its dim, which "
                 "these options leave without effect; change hidden_dims or tower_dims"
             )
         low, high = high, 2 * high
@@ -201,9 +201,9 @@ def sized(
         middle = (low + high) // 2
         low, high = (middle, high) if weights(middle) < target else (low, middle)
     best = min((low, high), key=lambda dim: abs(weights(dim) - target))
-    if abs((found := weights(best)) - target) > TOLERANCE * target:
+    if abs((count := weights(best)) - target) > TOLERANCE * target:
         raise GatesError(
-            f"{name} cannot have {target:,} weights: at dim={best} it has {found:,}; "
+            f"{name} cannot have {target:,} weights: at dim={best} it has {count:,}; "
             "change its number of experts or its tower_dims"
         )
     return at(best)
@@ -211,14 +211,18 @@ def sized(
 
 def _options(name: str) -> dict[str, inspect.Parameter]:
     """Return the options of a network; a class that takes ``**options`` has those of its base."""
-    found: dict[str, inspect.Parameter] = {}
+    parameters_of_net: dict[str, inspect.Parameter] = {}
     for kind in network(name).__mro__:
         if "__init__" not in vars(kind):
             continue
         parameters = inspect.signature(kind.__init__).parameters  # type: ignore[misc]
-        passed = [n for n, one in parameters.items() if one.kind is one.VAR_KEYWORD]
-        known = (*_FIXED, *passed, *found)
-        found |= {n: one for n, one in parameters.items() if n not in known}
+        passed = [
+            n for n, parameter in parameters.items() if parameter.kind is parameter.VAR_KEYWORD
+        ]
+        excluded = (*_FIXED, *passed, *parameters_of_net)
+        parameters_of_net |= {
+            n: parameter for n, parameter in parameters.items() if n not in excluded
+        }
         if not passed:
             break
-    return found
+    return parameters_of_net

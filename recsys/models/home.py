@@ -231,8 +231,8 @@ class MetaLayer(nn.Module):
         self.experts = NormedExperts(
             numbers, dim, hidden_dims, norm=norm, activation=activation, **where
         )
-        seen, own = meta_masks(forest, self.owner, mask=mask, self_gate=self_gate)
-        self.mixture = GroupMixture(dim, seen, self_mask=own, **where)
+        seen, self_mask = meta_masks(forest, self.owner, mask=mask, self_gate=self_gate)
+        self.mixture = GroupMixture(dim, seen, self_mask=self_mask, **where)
 
     def forward(self, v: Tensor) -> Tensor:
         """Return the outputs of all groups (B, C + 1, F)."""
@@ -372,9 +372,9 @@ class TaskMixture(GroupMixture):
             for o, e in enumerate(expert_of_output)
         ]
         groups = [owner[e] for e in expert_of_output]
-        seen, own = task_masks(forest, groups, runs, mask=mask, self_gate=self_gate)
+        seen, self_mask = task_masks(forest, groups, runs, mask=mask, self_gate=self_gate)
         reads = [forest.category_of(task) for task in forest.task_names]
-        super().__init__(dim, seen, self_mask=own, reads=reads, device=device, dtype=dtype)
+        super().__init__(dim, seen, self_mask=self_mask, reads=reads, device=device, dtype=dtype)
 
     def weights(self, x: Tensor, *, residual: bool = False) -> Tensor:
         """Return the weights of the gates (B, T, E), outputs of an expert added."""

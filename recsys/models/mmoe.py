@@ -313,11 +313,11 @@ class MMoE(MultiTaskNet):
             return self.mixture(v, self.experts(v), ids=ids)
         with collect_routing(self.mixture) as routings:
             mixed = self.mixture(v, self.experts(v), ids=ids)
-        found: dict[str, Tensor] = {}
+        gate_losses: dict[str, Tensor] = {}
         for routing in (r for collected in routings.values() for r in collected):
             for name, loss in (routing.aux or {}).items():
-                found[f"gate_{name}"] = found.get(f"gate_{name}", 0) + loss
-        self._gate_losses = found
+                gate_losses[f"gate_{name}"] = gate_losses.get(f"gate_{name}", 0) + loss
+        self._gate_losses = gate_losses
         return mixed
 
 

@@ -146,10 +146,10 @@ def routed_mixture(
     Raises:
         ValueError: There is no such gate, or it has no such option.
     """
-    found = {name: getattr(gates_of_the_core, name) for name in dir(gates_of_the_core)}
+    core_names = {name: getattr(gates_of_the_core, name) for name in dir(gates_of_the_core)}
     kinds: dict[str, Any] = {
         name: kind
-        for name, kind in found.items()
+        for name, kind in core_names.items()
         if isinstance(kind, type) and issubclass(kind, Gate)
     }
     check_option("gate", name, ["softmax", *kinds])

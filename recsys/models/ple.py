@@ -175,12 +175,12 @@ class PLE(LeveledNet):
         over them, and all of the levels below.
         """
         *below, last = self._levels()
-        found = rows_from(last.experts, self.first_shared)
+        references = rows_from(last.experts, self.first_shared)
         if below:
             *lowest, before = below
             shared = [False] * len(self.tasks) + [True]
-            found += whole(before.experts, *lowest) + gates_where(before.mixture, shared)
-        return found
+            references += whole(before.experts, *lowest) + gates_where(before.mixture, shared)
+        return references
 
     def expert_layers(self) -> list[ExpertLayer]:
         """Return the levels."""

@@ -200,10 +200,10 @@ class FeatureTransform:
         A table of storage ``quotient_remainder`` counts the rows that it stands for.
         """
         self._check_fitted()
-        found = {name: len(table) for name, table in self.tables.items()}
-        found |= {cross.name: FIRST + cross.buckets for cross in self.schema.crossed}
+        sizes_of_tables = {name: len(table) for name, table in self.tables.items()}
+        sizes_of_tables |= {cross.name: FIRST + cross.buckets for cross in self.schema.crossed}
         buckets = {n: s.num_rows for n, s in self.scalers.items() if isinstance(s, Buckets)}
-        return found | buckets
+        return sizes_of_tables | buckets
 
     @property
     def dense_names(self) -> tuple[str, ...]:
@@ -267,7 +267,7 @@ class FeatureTransform:
         if not fill_absent:
             self.schema.check_columns(table.columns, labels=False)
         count = len(table)
-        found = Features(
+        encoded = Features(
             np.empty((count, len(self.sparse_tables)), np.int64),
             np.empty((count, self.dense_width), np.float32),
             tuple(np.empty((count, s.max_length), np.int64) for s in self.schema.sequences),
@@ -276,15 +276,15 @@ class FeatureTransform:
             rows = slice(start, start + BLOCK)
             block = table if count <= BLOCK else table[rows]
             try:
-                self._encode_sparse(block, found.sparse[rows])
-                self._encode_dense(block, found.sparse[rows], found.dense[rows])
-                for history, out in zip(self.schema.sequences, found.sequences, strict=True):
+                self._encode_sparse(block, encoded.sparse[rows])
+                self._encode_dense(block, encoded.sparse[rows], encoded.dense[rows])
+                for history, out in zip(self.schema.sequences, encoded.sequences, strict=True):
                     column = _column(block, history.name)
                     of = self.tables[self.sparse_tables[history.of]]
                     encode_history(column, history, of, out[rows], self.missing)
             except RowError as error:
                 raise error.shifted(start) from error
-        return found
+        return encoded
 
     def _encode_sparse(self, table: pl.DataFrame, out: NDArray[np.int64]) -> None:
         """Write rows of sparse and crossed features to the first columns of ``out``."""

@@ -83,9 +83,9 @@ class Buckets(NamedTuple):
 
     def rows(self, numbers: Floats) -> NDArray[np.int64]:
         """Return the row of each number (N,): 1 where missing, else 2 + its quantile."""
-        found = FIRST + np.searchsorted(self.edges, numbers, side="right")
-        found[np.isnan(numbers)] = MISSING
-        return found
+        bins = FIRST + np.searchsorted(self.edges, numbers, side="right")
+        bins[np.isnan(numbers)] = MISSING
+        return bins
 
 
 def places_of(numbers: Floats, known: Sequence[float]) -> NDArray[np.int64]:
@@ -101,7 +101,9 @@ def places_of(numbers: Floats, known: Sequence[float]) -> NDArray[np.int64]:
     far = SHIFT * (third - first)
     ends = numbers < low, numbers > high
     further = numbers < median - far, numbers > median + far
-    return np.array([np.count_nonzero(one) for one in (~np.isnan(numbers), *ends, *further)])
+    return np.array(
+        [np.count_nonzero(is_part) for is_part in (~np.isnan(numbers), *ends, *further)]
+    )
 
 
 def has_shifted(counts: NDArray[np.int64]) -> bool:
@@ -111,8 +113,8 @@ def has_shifted(counts: NDArray[np.int64]) -> bool:
 
 def signed_log(numbers: Floats) -> Floats:
     """Return sign(x) log(1 + |x|) of each number."""
-    found = np.log1p(np.abs(numbers))
-    return np.copysign(found, numbers, out=found)
+    magnitudes = np.log1p(np.abs(numbers))
+    return np.copysign(magnitudes, numbers, out=magnitudes)
 
 
 @dataclass
@@ -176,14 +178,14 @@ class DenseStatistics:
 
     def add(self, numbers: Floats) -> None:
         """Add numbers (N,), NaN where missing."""
-        known = numbers[~np.isnan(numbers)]
-        self.low = min(self.low, float(known.min(initial=math.inf)))
-        self.high = max(self.high, float(known.max(initial=-math.inf)))
-        self.spread.add(known)
+        finite = numbers[~np.isnan(numbers)]
+        self.low = min(self.low, float(finite.min(initial=math.inf)))
+        self.high = max(self.high, float(finite.max(initial=-math.inf)))
+        self.spread.add(finite)
         if self.feature.scaling == "buckets":
-            self.sketch.add(known)
+            self.sketch.add(finite)
         elif self.feature.scaling != "none":
-            self.moments.add(signed_log(known) if self._logarithmic else known)
+            self.moments.add(signed_log(finite) if self._logarithmic else finite)
 
     @property
     def _logarithmic(self) -> bool:
@@ -325,8 +327,8 @@ class Fitting:
         self.schema.check_columns(table.columns, labels=False)
         try:
             for feature in self.schema.sparse:
-                known = VALUES.get(feature.part)
-                column = table[feature.name] if known is None else pl.Series(known)
+                part_values = VALUES.get(feature.part)
+                column = table[feature.name] if part_values is None else pl.Series(part_values)
                 self._counts[feature.table_name].add(without_words(column, self.missing))
             for name, statistics in self._dense.items():
                 statistics.add(numbers_of(without_words(table[name], self.missing)))
@@ -348,20 +350,24 @@ class Fitting:
     def ranges(self) -> dict[str, list[float]]:
         """Return ends and quartiles of every dense column that has numbers."""
         return {
-            name: [one.low, *one.spread.quantiles([0.25, 0.5, 0.75]).tolist(), one.high]
-            for name, one in self._dense.items()
-            if one.low <= one.high
+            name: [
+                column_range.low,
+                *column_range.spread.quantiles([0.25, 0.5, 0.75]).tolist(),
+                column_range.high,
+            ]
+            for name, column_range in self._dense.items()
+            if column_range.low <= column_range.high
         }
 
     def grown(self, old: Mapping[str, Table]) -> dict[str, Table]:
         """Return tables with the values of these rows appended, old rows as they are."""
-        found: dict[str, Table] = dict(old)
+        tables: dict[str, Table] = dict(old)
         for feature in self.schema.sparse:
             table, counts = old[feature.table_name], self._counts[feature.table_name]
             if isinstance(table, Vocabulary):
                 total = _as_kind(counts.total(), table.kind)
-                found[feature.table_name] = table.grow_by_counts(total, feature.min_count)
-        return found
+                tables[feature.table_name] = table.grow_by_counts(total, feature.min_count)
+        return tables
 
     @staticmethod
     def _table(feature: Sparse, counts: ValueCounts) -> Table:
@@ -372,10 +378,10 @@ class Fitting:
 
 def _as_kind(counts: pl.DataFrame, kind: Kind) -> pl.DataFrame:
     """Return counted values in the form of a vocabulary; those that have none are left out."""
-    found = counts.with_columns(canonical(counts["value"], kind))
+    casted = counts.with_columns(canonical(counts["value"], kind))
     if kind == "integer":
-        found = found.filter((pl.col("value") >= 0) & (pl.col("value") != UNREADABLE))
-    return _summed([found])
+        casted = casted.filter((pl.col("value") >= 0) & (pl.col("value") != UNREADABLE))
+    return _summed([casted])
 
 
 def _summed(parts: list[pl.DataFrame]) -> pl.DataFrame:
@@ -389,7 +395,7 @@ def _plain(value: object) -> Time | None:
 
 
 def _known(*times: Time | None) -> list[Any]:
-    return [one for one in times if one is not None]
+    return [column for column in times if column is not None]
 
 
 def encode_history(

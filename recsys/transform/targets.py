@@ -47,17 +47,21 @@ def read_targets(
             weight is negative or missing, or a user is no whole number.
     """
     shape = len(table), len(schema.tasks)
-    found, mask = np.zeros(shape, np.float32), np.zeros(shape, np.bool_)
+    labels_of_tasks, mask = np.zeros(shape, np.float32), np.zeros(shape, np.bool_)
     weight = np.ones(len(table), np.float32)
-    measured = {one.name: _measured(table, one) for one in schema.regressions if labels}
+    measured = {
+        regression.name: _measured(table, regression) for regression in schema.regressions if labels
+    }
     for number, task in enumerate(schema.tasks if labels else ()):
         counted = _truth(table[task.mask], np.zeros(len(table), np.bool_)) if task.mask else None
         optional = np.zeros(len(table), np.bool_) if counted is None else ~counted
         if task.threshold is not None:
-            found[:, number], known = _reached(task.threshold, *measured[task.threshold.of])
-            mask[:, number] = known & ~optional
+            labels_of_tasks[:, number], measured_rows = _reached(
+                task.threshold, *measured[task.threshold.of]
+            )
+            mask[:, number] = measured_rows & ~optional
             continue
-        found[:, number] = _truth(table[task.column], optional, required=True)
+        labels_of_tasks[:, number] = _truth(table[task.column], optional, required=True)
         mask[:, number] = ~optional
     if labels and schema.weight:
         weight[:] = _weights(table[schema.weight])
@@ -67,7 +71,7 @@ def read_targets(
         with np.errstate(invalid="ignore", divide="ignore"):
             found_log = np.log(np.maximum(value, 1.0) / scale)
         numbers[:, number] = np.where(np.isfinite(found_log), found_log, np.nan)
-    return Targets(found, mask, weight, users, numbers)
+    return Targets(labels_of_tasks, mask, weight, users, numbers)
 
 
 def _measured(table: pl.DataFrame, task: Task) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -88,8 +92,8 @@ def _reached(
     factor, most = threshold.ends
     with np.errstate(invalid="ignore"):
         least = np.minimum(factor * scale, most)
-    known = ~np.isnan(values) & (scale > 0)
-    return ((values >= least) != threshold.below) & known, known
+    is_measured = ~np.isnan(values) & (scale > 0)
+    return ((values >= least) != threshold.below) & is_measured, is_measured
 
 
 def users_of(

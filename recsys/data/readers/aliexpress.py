@@ -70,11 +70,11 @@ class AliExpress:
     def _file(self, name: str) -> pl.DataFrame:
         """Return a file without its index, the last two columns named as labels."""
         folder = Path(self.path)
-        known = [folder / f"{name}{suffix}" for suffix in (".csv", ".parquet")]
-        path = next((path for path in known if path.exists()), None)
+        choices = [folder / f"{name}{suffix}" for suffix in (".csv", ".parquet")]
+        path = next((path for path in choices if path.exists()), None)
         if path is None:
             raise GatesError(
-                f"{folder} lacks {known[0].name}: name the folder of a country, such as "
+                f"{folder} lacks {choices[0].name}: name the folder of a country, such as "
                 "AliExpress_NL, with train.csv and test.csv"
             )
         table = read_table(path)

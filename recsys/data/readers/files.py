@@ -113,8 +113,8 @@ class Part(NamedTuple):
             split = set(lists)
             for block in self._rows_of_csv(columns):
                 texts = {name: stripped(block[name], missing) for name in columns}
-                found = {n: split_events(t) if n in split else t for n, t in texts.items()}
-                yield pl.DataFrame([without_words(c, missing) for c in found.values()])
+                named = {n: split_events(t) if n in split else t for n, t in texts.items()}
+                yield pl.DataFrame([without_words(c, missing) for c in named.values()])
         else:
             batches = self._open_parquet().iter_batches(
                 batch_size=BLOCK_ROWS, columns=list(columns), use_threads=False
@@ -258,16 +258,16 @@ def files_of(path: Path) -> list[Path]:
     Raises:
         GatesError: The path is absent, or neither a table nor a folder of them.
     """
-    known = ", ".join(SUFFIXES)
+    suffixes = ", ".join(SUFFIXES)
     if not path.exists():
         raise GatesError(f"{path} does not exist: name a Parquet or CSV file, or a folder of them")
     if path.is_dir():
-        found = files_below(path)
-        if not found:
-            raise GatesError(f"{path} holds no {known}: name a folder of tables")
-        return found
+        files = files_below(path)
+        if not files:
+            raise GatesError(f"{path} holds no {suffixes}: name a folder of tables")
+        return files
     if path.suffix not in SUFFIXES:
-        raise GatesError(f"{path} is no table that can be read, expected {known}: convert it")
+        raise GatesError(f"{path} is no table that can be read, expected {suffixes}: convert it")
     return [path]
 
 

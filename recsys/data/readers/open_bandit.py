@@ -89,9 +89,9 @@ class OpenBandit:
         wrong = ~(table[PROPENSITY].is_between(0, 1, closed="right").fill_null(False))
         if wrong.any():
             row = int(wrong.arg_max() or 0)
-            found = table[PROPENSITY][row]
+            propensity = table[PROPENSITY][row]
             raise RowError(
-                PROPENSITY, row, f"it is {found}, expected a number in (0, 1]", self.path
+                PROPENSITY, row, f"it is {propensity}, expected a number in (0, 1]", self.path
             )
         return table.with_columns(times.alias(TIME))
 

@@ -131,9 +131,9 @@ class OwnTable:
         )
 
     def _refuse_same_files(self) -> None:
-        known = {file.resolve() for file in files_of(Path(self.path))}
+        train_files = {file.resolve() for file in files_of(Path(self.path))}
         for file in files_of(Path(self.test_path)):
-            if file.resolve() in known:
+            if file.resolve() in train_files:
                 raise GatesError(
                     f"{self.path} is tested on itself, {file} is read for both: give a test_path "
                     "with other rows, or none"
@@ -173,13 +173,13 @@ def _not_later(split: Split, time: str) -> list[str]:
     """Return a note if rows of another table, which test, are not later than all others."""
     if not time or time not in split.test.columns:
         return []
-    known = pl.concat([split.train[time], split.validation[time]])
+    earlier = pl.concat([split.train[time], split.validation[time]])
     tested = split.test[time]
-    if known.dtype.is_numeric() and tested.dtype.is_numeric():
-        known, tested = known.cast(pl.Float64), tested.cast(pl.Float64)
-    if known.dtype != tested.dtype:
-        return [f"{time!r} has type {tested.dtype} in the test rows, {known.dtype} in all others"]
-    count = int((tested <= known.max()).sum())
+    if earlier.dtype.is_numeric() and tested.dtype.is_numeric():
+        earlier, tested = earlier.cast(pl.Float64), tested.cast(pl.Float64)
+    if earlier.dtype != tested.dtype:
+        return [f"{time!r} has type {tested.dtype} in the test rows, {earlier.dtype} in all others"]
+    count = int((tested <= earlier.max()).sum())
     if not count:
         return []
     return [
