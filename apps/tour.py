@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from core_gates.errors import GatesError, MissingExtraError
-from harness.report.page import Page, StopSkippedError, Tile, TourStop
+from harness.report.page import Page, StopSkippedError, TourStop
 
 if TYPE_CHECKING:
     from apps.main import App
@@ -57,15 +57,20 @@ def _tour(wanted: Mapping[str, str], folder: Path) -> int:
     skipped: list[str] = []
     for name, target in wanted.items():
         console.print(f"[bold]{name}[/]")
+        started = time.monotonic()
         try:
-            shown.append(_stop(name, target)(folder / name, _speaker(console)))
+            stop = _stop(name, target)(folder / name, _speaker(console))
+            spent = time.monotonic() - started
+            done = [one._replace(seconds=one.seconds or spent) for one in stop.done]
+            shown.append(stop._replace(done=done))
         except (MissingExtraError, StopSkippedError) as error:
             skipped.append(str(error))
             console.print(f"  skipped: {escape(str(error))}")
     if not shown:
         return 1
     seconds = time.monotonic() - begin
-    console.print(_table(shown))
+    for caption, (header, rows) in _tables(shown).items():
+        console.print(_table(caption, header, rows))
     path = _page(shown, skipped, seconds).write(folder / "report.html")
     console.print(f"{seconds:.0f} s")
     console.print(str(path), highlight=False, soft_wrap=True)
@@ -92,48 +97,41 @@ def _speaker(console: Console) -> Callable[[str], None]:
     return say
 
 
-def _table(stops: Sequence[TourStop]) -> Table:
-    table = Table(show_lines=True)  # text wraps, so that nothing is cut on a narrow screen
-    for title in ("system", "metric", "value", "baseline", "verdict"):
+def _tables(stops: Sequence[TourStop]) -> dict[str, tuple[list[str], list[list[str]]]]:
+    """Return header and rows of what was done, and of what gates add to it."""
+    tasks = [
+        [one.task, one.result, f"{one.seconds:.0f} s", f"`{one.command}`"]
+        for stop in stops
+        for one in stop.done
+    ]
+    claims = [
+        [f"{row.system}: {row.metric}", f"{row.verdict} ({row.value}; {row.baseline})"]
+        for stop in stops
+        for row in stop.rows
+    ]
+    return {
+        "What it does": (["task", "result", "time", "command"], tasks),
+        "What the gates add": (["claim", "verdict (figure; compared with)"], claims),
+    }
+
+
+def _table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(title=caption, show_lines=True)  # text wraps: nothing is cut on narrow screens
+    for title in header:
         table.add_column(title, overflow="fold")
-    for stop in stops:
-        for row in stop.rows:
-            color = {True: "green", False: "red", None: "default"}[row.good]
-            cells = [escape(text) for text in row[:4]]
-            table.add_row(*cells, f"[{color}]{escape(row.verdict)}[/]")
+    for row in rows:
+        table.add_row(*(escape(text.replace("`", "")) for text in row))
     return table
 
 
 def _page(stops: Sequence[TourStop], skipped: Sequence[str], seconds: float) -> Page:
-    rows = [row for stop in stops for row in stop.rows]
-    claims = [row.good for row in rows if row.good is not None]
     page = Page(
         "Tour of the gatesuite",
-        "Learned gates on ERA5 fields, rendered frames, a simulated feed and small images, against "
-        "what they must beat.",
+        "Learned gates that assimilate weather, size polyps, rank a feed, draw, and complete code. "
+        f"Everything on this page was made on this machine in {seconds:.0f} s.",
     )
-    tiles = [
-        Tile(
-            "systems",
-            str(len({row.system for row in rows})),
-            f"{len(stops)} application{'s' if len(stops) > 1 else ''}",
-        ),
-        Tile("time", f"{seconds:.0f} s", "on this machine"),
-    ]
-    if claims:
-        state = "good" if all(claims) else "bad"
-        tiles.insert(
-            1,
-            Tile(
-                "verdicts",
-                f"{sum(claims)} of {len(claims)}",
-                "ahead of every baseline in their row",
-                state,
-            ),
-        )
-    page.tiles(tiles).section("Overview")
-    header = ["system", "metric", "value", "baseline", "verdict"]
-    page.table(header, [list(row[:5]) for row in rows])
+    for caption, (header, rows) in _tables(stops).items():
+        page.section(caption).table(header, rows)
     for note in skipped:
         page.text(f"Skipped: {note}")
     for stop in stops:

@@ -11,9 +11,9 @@ from apps.diffusion.studio import GATED, SUM, Sources, shipped, studio
 from diffusion.data.concepts import held_out_pairs
 from diffusion.evaluation.figures import gate_map_figure, gate_table, sheet_figure
 from harness.evidence import Resamples, moments
-from harness.report.page import Page, StopSkippedError, TourRow, TourStop
+from harness.report.page import Page, StopSkippedError, TourRow, TourStop, TourTask
 
-SHOWN = 8  # pairs of a subject and a style that no gate was trained on together
+SHOWN = 4  # pairs of a subject and a style that no gate was trained on together
 
 K = 3
 SYSTEM = "AutoLoRA, embedded base"
@@ -74,7 +74,9 @@ def tour(folder: Path, say: Callable[[str], None], *, world: World | None = None
         zoo,
     )
     draw = partial(_draw, found=searched, made=made)
-    return TourStop("Image models: adapters by prompt", rows_of(searched, made), draw)
+    result = f"pixels err by {made.errors(GATED).mean():.2f} on a scale of 1"
+    done = TourTask("draw a subject in a style, from a prompt", result, "gates diffusion generate")
+    return TourStop("Image models: adapters by prompt", rows_of(searched, made), draw, [done])
 
 
 def rows_of(found: Found, made: PairImages) -> list[TourRow]:
@@ -105,6 +107,14 @@ def rows_of(found: Found, made: PairImages) -> list[TourRow]:
 
 
 def _draw(page: Page, found: Found, made: PairImages) -> None:
+    rows = made.rows()
+    page.figure(
+        sheet_figure(rows, title="Unseen pairs", note="the same noise for gates and the sum"),
+        "The true drawing, and images with gates, with the plain sum and with the mean of the two "
+        "wanted adapters.",
+        name="pairs",
+        table=(("caption", "column"), [[c, name] for c, row in rows.items() for name in row]),
+    )
     page.text(
         f"Every prompt describes a subject in a style, which two of {found.zoo} adapters were "
         "trained on, each alone. They are found by their weights: titles and other metadata are "
@@ -120,14 +130,6 @@ def _draw(page: Page, found: Found, made: PairImages) -> None:
          for caption, names, scores, wanted in zip(
              made.captions, found.names, found.scores, found.wanted, strict=True)],
     )  # fmt: skip
-    rows = made.rows()
-    page.figure(
-        sheet_figure(rows, title="Unseen pairs", note="the same noise for gates and the sum"),
-        "The true drawing, and images with gates, with the plain sum and with the mean of the two "
-        "wanted adapters.",
-        name="pairs",
-        table=(("caption", "column"), [[c, name] for c, row in rows.items() for name in row]),
-    )
     if made.gates is not None:
         page.figure(
             gate_map_figure(made.gates, note=made.captions[0]),

@@ -26,7 +26,7 @@ from endoscopy.plots import size_figure
 from endoscopy.prediction import predictor_of
 from endoscopy.renderer import RendererConfig, render_objects
 from harness.evidence import Interval
-from harness.report.page import Page, TourRow, TourStop
+from harness.report.page import Page, TourRow, TourStop, TourTask
 
 WEIGHTS = ("synthetic", "configured-s0")
 OBJECTS, SEED = 100, 777  # no training has this seed
@@ -58,7 +58,10 @@ def tour(folder: Path, say: Callable[[str], None]) -> TourStop:
     if bundle.conformal is not None:
         rows.append(_coverage(coverage_interval([tables["network"]], [bundle.conformal])))
 
+    track = _track(test, frames)
+
     def draw(page: Page) -> None:
+        page.figure(strip_figure(track), "One polyp, frame by frame.")
         page.text(
             f"{OBJECTS} polyps rendered just now, six frames each, sized from the frame and the "
             "outline of the polyp. Network and baselines were trained on 150 others. Rendered "
@@ -69,11 +72,12 @@ def tour(folder: Path, say: Callable[[str], None]) -> TourStop:
         cells = [[name, *(found[k].value for k in SCORES)] for name, found in scores.items()]
         page.table(["method", *SCORES], cells)
         page.figure(size_figure(tables["network"], bundle.conformal), "Median over six frames.")
-        page.figure(strip_figure(_track(test, frames)), "One polyp, frame by frame.")
         gates = {name: gate.scores().detach() for name, gate in gates_of(bundle.model).items()}
         page.figure(gate_figure(gates), "The gates after training.")
 
-    return TourStop("Endoscopy: polyp sizing", rows, draw)
+    size = f"{track.size:.1f} mm, true size {track.truth:.1f} mm"
+    done = TourTask("size a polyp in six rendered frames", size, "gates endoscopy predict")
+    return TourStop("Endoscopy: polyp sizing", rows, draw, [done])
 
 
 def _baselines(train: FrameStack, test: FrameStack) -> dict[str, pd.DataFrame]:

@@ -1,6 +1,7 @@
 """The language stop of the tour: a decoder and counts of bytes complete a function."""
 
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from apps.language.block_tour import GATES, BlockPart, block_part
 from apps.language.generate import SHIPPED_CONFIG, models_in, shipped
 from apps.language.offload.expert_tour import ExpertPart, expert_part
 from harness.evidence import Resamples, compare, moments
-from harness.report.page import Page, StopSkippedError, TourRow, TourStop
+from harness.report.page import Page, StopSkippedError, TourRow, TourStop, TourTask
 from language.corpus import Document, read_corpus
 from language.counts import ORDER, ByteCounts
 from language.decoder import Decoder
@@ -24,7 +25,7 @@ from language.scoring import bits_per_byte, count_bits, ratio, scored_part
 from language.tokenizer import ByteTokenizer
 
 FILES, LETTERS = 8, 2000  # held-out files, and the letters at their beginning that are scored
-ADDED, TEMPERATURE = 200, 0.5  # bytes of a completion, and how they are drawn
+ADDED, TEMPERATURE = 200, 0.2  # bytes of a completion, and how they are drawn
 FUNCTION = re.compile(r"^def [^\n]+\n( +[^\n]+\n){4,}", re.MULTILINE)
 LINES = 2  # of a function, which are the prompt
 ASCII = 128
@@ -64,12 +65,16 @@ def tour(
     function = next(one for text in held for one in FUNCTION.finditer(text.text))[0]
     prompt = "".join(function.splitlines(keepends=True)[:LINES])
     say("completing a function")
+    started = time.monotonic()
     tokenizer = ByteTokenizer()
     chunks = generate(
         model, [[tokenizer.end, *tokenizer.encode(prompt)]], decode=tokenizer.decode,
         max_tokens=ADDED, temperature=TEMPERATURE, end=tokenizer.end,
     )  # fmt: skip
     texts = {"the file": function, DECODER: prompt + "".join(chunk.text for chunk in chunks)}
+    added = f"{len(texts[DECODER]) - len(prompt)} bytes"
+    spent = time.monotonic() - started
+    done = [TourTask("complete a function", added, "gates language generate", spent)]
     texts[REFERENCE] = prompt + drawn(counts, prompt, ADDED)
     say(f"scoring the beginnings of {min(FILES, len(held))} files")
     beginnings = [Document(one.name, one.text[:LETTERS]) for one in held[:FILES]]
@@ -87,9 +92,20 @@ def tour(
         gates = shipped().parent / GATES  # of the decoder that ships
         parts.append(block_part(found[0], gates, tokenizer, beginnings))
         say("reading experts from disk")
-        parts.append(expert_part(held, folder))
+        started = time.monotonic()
+        parts.append(experts := expert_part(held, folder))
+        share = experts.memory[0] / experts.memory[1]
+        done.append(
+            TourTask(
+                "run a mixture model in less memory",
+                f"{share:.0%} of its experts are in memory",
+                "gates language offload generate",
+                time.monotonic() - started,
+            )
+        )
     draw = partial(_draw, texts=texts, attended=attended, parts=parts)
-    return TourStop("Language: a small decoder", [_row(bits), *(one.row for one in parts)], draw)
+    rows = [_row(bits), *(one.row for one in parts)]
+    return TourStop("Language: a small decoder", rows, draw, done)
 
 
 def _draw(
@@ -99,21 +115,20 @@ def _draw(
     parts: Sequence[BlockPart | ExpertPart],
 ) -> None:
     """Show completions, by what they are from, and the table of :func:`attended_first`."""
+    for part in reversed(parts):
+        part.draw(page)
     page.text(
         "A function of a file that neither has seen, completed from its first lines byte by "
-        f"byte, drawn at temperature {TEMPERATURE}. Counts are of the bytes after up to five "
+        f"byte: one sample at temperature {TEMPERATURE}. Counts are of the bytes after up to five "
         "others, of the same training files."
     )
-    lines = [text.splitlines() for text in texts.values()]
-    rows = [[_line(one, number) for one in lines] for number in range(max(map(len, lines)))]
-    page.table(list(texts), rows)
+    for name, text in texts.items():
+        page.text(f"**{name}**").code(text)
     page.text(
         "Large models attend to the first token of a text more than to any other. Its weight by "
         "layer, mean over heads and tokens:"
     )
-    page.table(["attention to the first token", "weight"], attended)
-    for part in parts:
-        part.draw(page)
+    page.table(["attention to the first token", "weight"], attended, fold="Weights by layer")
 
 
 def attended_first(model: Decoder, documents: Sequence[Document]) -> list[list[Any]]:
@@ -142,12 +157,6 @@ def drawn(counts: ByteCounts, prompt: str, length: int) -> str:
         weights = np.exp2(bits.min() - bits)
         text += chr(int(generator.choice(ASCII, p=weights / weights.sum())))
     return text[len(prompt) :]
-
-
-def _line(lines: Sequence[str], number: int) -> str:
-    """Return a line of a text with its indentation, which a page would drop."""
-    line = lines[number] if number < len(lines) else ""
-    return "\N{NO-BREAK SPACE}" * (len(line) - len(line.lstrip())) + line.lstrip()
 
 
 def _row(bits: dict[str, np.ndarray]) -> TourRow:

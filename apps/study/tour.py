@@ -60,11 +60,11 @@ def tour(folder: Path, say: Callable[[str], None]) -> TourStop:
     )
 
     def draw(page: Page) -> None:
+        page.figure(ridge_figure(maps), f"{POINTS:,} points drawn from the truth.", name="ridge")
         page.text(
             "A softmax gate with a linear score divides its slope by its temperature: mixtures on "
             "a diagonal of the left map are the same one, and no sample can distinguish them. An "
             "activation before the temperature removes the ridge (arXiv 2401.13875)."
         )
-        page.figure(ridge_figure(maps), f"{POINTS:,} points drawn from the truth.", name="ridge")
 
     return TourStop("Studies: training with gates", [row, spawned], draw)

@@ -1,6 +1,5 @@
 """The video stop of the tour: a feed simulated just now, networks trained just now."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,10 @@ from apps.video.comparison import train
 from harness.command.configfile import find_config, read_config
 from harness.evidence import Row, compare
 from harness.experiment import Job, Piece, flatten
-from harness.report.page import Page, TourRow, TourStop
+from harness.report.page import Page, TourRow, TourStop, TourTask
 from recsys.data.datamodule import TableDataModule
 from recsys.diagnosis.expert_report import ExpertReport
 from recsys.experiments import (
-    AUC,
     HEALTHY,
     IN_WORDS,
     ORACLE,
@@ -33,15 +31,15 @@ from recsys.figures import gates_figure, scales_figure
 from recsys.metrics.resampled import user_resamples
 
 HOME, MMOE, CGC = "HoME", "MMoE", "CGC"
-TREES, DURATION = "trees", "duration only"
+DURATION = "duration only"
 METHODS = {HOME: "home", MMOE: "mmoe"}
 RAW = {**METHODS, CGC: "cgc"}
 NORMALIZED = {HOME: "normalized_home", MMOE: "normalized_mmoe"}
 ARGUMENTS = "data.source.init_args."
-LOG, USERS = "kuairand27k_explicit_log.parquet", "kuairand_user_features.parquet"
 LONG_VIEW = "long_view"
 RESAMPLES = 500
 LOSS = "log_loss"
+FIRST = 10  # videos of a ranked feed
 
 
 @dataclass
@@ -58,26 +56,22 @@ class Trained:
     reports: dict[str, ExpertReport]
     found: dict[str, Probabilities]
 
-    def rows(self, task: str = "") -> dict[tuple[str, str], Row]:
-        """Return log-loss or AUC of each method, and the differences from HoME.
-
-        Args:
-            task: Whose AUC; log-loss summed over all tasks if empty.
+    def rows(self) -> dict[tuple[str, str], Row]:
+        """Return log-loss of each method, summed over all tasks, and the differences from HoME.
 
         Returns:
             By method and what was subtracted, which is empty for the figure itself.
         """
         test, tasks = self.data.batch("test"), self.data.schema.task_names
-        scores = {m: scores_of(test, p, tasks, exact_auc=bool(task)) for m, p in self.found.items()}
+        scores = {m: scores_of(test, p, tasks, exact_auc=False) for m, p in self.found.items()}
         draws = user_resamples(test.user.numpy(), resamples=RESAMPLES)
-        chosen = {method: [one[task]] for method, one in scores.items()}
-        wanted = AUC if task else LOSS
-        rows = compare(chosen, draws, task=task, reference=HOME)
-        return {(r.method, r.versus): r for r in rows if r.metric == wanted}
+        chosen = {method: [one[""]] for method, one in scores.items()}
+        rows = compare(chosen, draws, task="", reference=HOME)
+        return {(r.method, r.versus): r for r in rows if r.metric == LOSS}
 
 
 def tour(folder: Path, say: Callable[[str], None], *, rows: int | None = None) -> TourStop:
-    """Show collapse and its cure, what it is worth, and real rows where they are at hand.
+    """Show collapse and its cure, and what it is worth.
 
     Args:
         folder: For checkpoints, which are removed.
@@ -93,38 +87,26 @@ def tour(folder: Path, say: Callable[[str], None], *, rows: int | None = None) -
         plain = _trained("stress", NORMALIZED, size, place / "normalized", say)
         _add_bounds(plain)
         say(f"trained with normalized counts: {HOME} and {MMOE}")
-        missing = _missing()
-        real = None if missing else _real(place / "real", say)
-    say(missing or f"trained on real rows: both, and {TREES}")
     say("resampling users")
     losses = plain.rows()
     table = [_faults(raw), _accuracy(losses)]
-    if real is not None:
-        table.append(_real_row(real.rows(LONG_VIEW)))
 
     def draw(page: Page) -> None:
         _draw_faults(page, raw, plain)
         _draw_losses(page, plain, losses)
-        page.text(missing or _about_real(real))
 
-    return TourStop("Short video: many behaviors at once", table, draw)
+    rank = TourTask("rank the videos of a feed", _ranked(plain), "gates video score")
+    return TourStop("Short video: many behaviors at once", table, draw, [rank])
 
 
-def _real(folder: Path, say: Callable[[str], None]) -> Trained:
-    """Return networks and trees on real rows, from columns without identifiers or histories."""
-    changes = {
-        f"{ARGUMENTS}path": str(_shared() / LOG),
-        f"{ARGUMENTS}users_path": str(_shared() / USERS),
-        f"{ARGUMENTS}window": 3,
-        f"{ARGUMENTS}encoder": "none",
-        "trainer.max_epochs": 2,
-    }
-    made = _trained("explicit", METHODS, changes, folder, say)
-    say(f"fitting {TREES}")
-    trees = baseline({"kind": TREES, "max_iter": 100}, made.data.transform)
-    rows = made.data.batch("train"), made.data.batch("validation")
-    made.found[TREES] = trees.fit(*rows).predict(made.data.batch("test"))
-    return made
+def _ranked(trained: Trained) -> str:
+    """Return what the user with the most test rows did with the first of them, as ranked."""
+    test, task = trained.data.batch("test"), trained.data.schema.task_names.index(LONG_VIEW)
+    of_user = (test.user == test.user.mode().values).numpy()
+    order = trained.found[HOME][of_user, task].argsort()[::-1]
+    viewed = test.labels.numpy()[of_user, task][order]
+    return (f"a user views {viewed[:FIRST].mean():.0%} of the first {FIRST} long, of all "
+            f"{len(viewed)} {viewed.mean():.0%}")  # fmt: skip
 
 
 def _trained(
@@ -213,18 +195,11 @@ def _accuracy(losses: Mapping[tuple[str, str], Row]) -> TourRow:
     )
 
 
-def _real_row(areas: Mapping[tuple[str, str], Row]) -> TourRow:
-    own, gap = areas[HOME, ""], areas[TREES, HOME]
-    return TourRow(
-        f"{HOME}, real KuaiRand rows",
-        "AUC of long views",
-        f"{own.value:.3f} [{own.low:.3f}, {own.high:.3f}]",
-        f"{MMOE} {areas[MMOE, ''].value:.3f}, {TREES} {areas[TREES, ''].value:.3f}",
-        f"{-gap.value:+.3f} [{-gap.high:.3f}, {-gap.low:.3f}] to {TREES}; selected rows, no claim",
-    )
-
-
 def _draw_faults(page: Page, raw: Trained, plain: Trained) -> None:
+    reports = {f"{m}, raw counts": r for m, r in raw.reports.items()}
+    reports |= {f"{m}, normalized": r for m, r in plain.reports.items()}
+    caption = "Standard deviation of the outputs of every expert: collapse spreads them."
+    page.figure(scales_figure(reports), caption)
     page.text(
         "A feed of 14 behaviors, simulated just now, and networks of the configuration `stress`, "
         "trained just now; each has the weights of HoME within 5 %. With raw, heavy-tailed counts "
@@ -233,10 +208,6 @@ def _draw_faults(page: Page, raw: Trained, plain: Trained) -> None:
         "Normalized Swish experts do not; but the first gates of HoME read the raw counts, too, "
         "and may settle on one expert. With normalized counts, the default, less is left to cure."
     )
-    reports = {f"{m}, raw counts": r for m, r in raw.reports.items()}
-    reports |= {f"{m}, normalized": r for m, r in plain.reports.items()}
-    caption = "Standard deviation of the outputs of every expert: collapse spreads them."
-    page.figure(scales_figure(reports), caption)
     for method, report in raw.reports.items():
         title = f"Mean weights of the gates of {method}, raw counts"
         page.figure(
@@ -260,24 +231,3 @@ def _draw_losses(page: Page, plain: Trained, losses: Mapping[tuple[str, str], Ro
 
 def _gap(row: Row | None) -> Sequence[Any]:
     return ["", ""] if row is None else [row.value, f"[{row.low:.3f}, {row.high:.3f}]"]
-
-
-def _about_real(real: Trained | None) -> str:
-    rows = 0 if real is None else len(real.data.batch("test"))
-    return (
-        f"Real rows: {rows:,} of KuaiRand-27K from the last two days at hand (Gao et al. 2022, "
-        "CC BY-SA 4.0). They were selected on likes and dislikes: a check of the pipeline, no "
-        "claim of quality."
-    )
-
-
-def _missing() -> str:
-    """Return why there are no real rows; empty if there are."""
-    absent = [name for name in (LOG, USERS) if not (_shared() / name).is_file()]
-    if not absent:
-        return ""
-    return f"no real rows: {_shared() / absent[0]} is absent; GATES_SHARED names another folder"
-
-
-def _shared() -> Path:
-    return Path(os.environ.get("GATES_SHARED", "../shared")) / "data" / "recsys"

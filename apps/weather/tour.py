@@ -1,117 +1,142 @@
-"""The weather stop of the tour: assimilate into real ERA5 fields with the shipped network."""
+"""The weather stop of the tour: one timeline, analyzed by interpolation and its correction."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from apps.weather.networks import WEIGHTS
-from harness.evidence import Interval, Resamples, moments, root_ratio
 from harness.experiment import Figures, Run
 from harness.experiment.run import CHOICES
-from harness.report.page import Page, TourRow, TourStop
+from harness.report.page import Page, TourRow, TourStop, TourTask
 from weather.baselines.assimilator import Assimilator
-from weather.data.shipped import ATTRIBUTION
-from weather.experiments.ensemble.ensemble_sample import EnsembleTask, ensemble_methods
-from weather.experiments.ensemble.source import Era5EnsembleSource
+from weather.cycle import Cycle
 from weather.experiments.experiment import choice_name, stored
-from weather.models.adas.analysis import AnalysisForm
-from weather.plots import analysis_figure
+from weather.experiments.osse.osse_experiment import CONFIGURATION, OsseExperiment
+from weather.experiments.osse.rivals import INTERPOLATION
+from weather.experiments.osse.sealed_world import OsseWorld
+from weather.experiments.twin.scenarios import OsseTask, observed
+from weather.metrics import rmse
+from weather.models.shallow_water.model import ShallowWater
+from weather.plots import analysis_figure, cycle_figure
 
-CONFIG, DENSITY, TASK = Path("era5_ensemble.yaml"), 0.1, "persistence/0.1"
-FORM = "adas_increment"
-METHODS, TUNED = ("background", "inverse_distance", "oi"), ("inverse_distance", "oi")
-FIELDS = (("geopotential", 500), ("temperature", 850))
+CONFIG, DENSITY = Path(f"{CONFIGURATION}.yaml"), 0.1
+FREE, GATED, UNGATED = "free_run", "adas_oi", "ungated_oi"
+METHODS = (FREE, INTERPOLATION, UNGATED, GATED)
 
 
-def tour(folder: Path, say: Callable[[str], None], *, truths: int = 9) -> TourStop:
-    """Analyze 2 January 2017 from a background twelve hours old and 10 % noisy observations.
+def tour(
+    folder: Path,
+    say: Callable[[str], None],
+    *,
+    cycles: int = 100,
+    spin_up_days: float = 30.0,
+    members: int = 8,
+) -> TourStop:
+    """Analyze one timeline of stirred shallow water every six hours, from 10 % noisy observations.
 
     Args:
-        folder: For files; none are needed.
+        folder: For the nature run and recorded errors.
         say: Reports the progress.
-        truths: Number of members of which each is once the truth, from the last one backwards.
+        cycles: Of the timeline, and of the training members.
+        spin_up_days: Of nature.
+        members: Of which background errors are recorded.
     """
-    run = Run(folder, app="weather", config_path=CONFIG, package="weather")
-    source = Era5EnsembleSource()
-    methods = _classical(source, run)
-    store = run.store(WEIGHTS, AnalysisForm())
-    assert store.shipped is not None
-    network = store.form.load(store.shipped / f"{FORM}-s0")
-    methods[FORM] = network.expecting(source.task_background_sd["persistence"])
-    cases = source.cases("persistence")[-truths:]  # of the nine members at 12 UTC
+    imperfect = ShallowWater(stirring_seed=1, stirring=2e-10)
+    world = OsseWorld(
+        ShallowWater(stirring_seed=1), imperfect, str(folder / "nature.zarr"), cycles=cycles,
+        num_tests=1, num_tuning=1, num_validation=1, num_training=members,
+        spin_up_days=spin_up_days,
+    )  # fmt: skip
+    experiment = OsseExperiment(world, str(folder), densities=(DENSITY,))
+    task, recorded = experiment.tasks()[0], experiment.recorded()
+    say("running nature")
+    world.make()
+    for turn in recorded.missing(task.base):
+        say(f"recording background errors, turn {turn} of 2")
+        recorded.make(task.base, turn)
     errors: dict[str, Tensor] = {}
-    example: dict[str, Tensor] = {}
-    task = EnsembleTask("persistence", DENSITY)
-    for name, method in methods.items():
-        analyses = [source.situation(task, case).analyze(method) for case in cases]
-        example[name] = analyses[-1]
-        squares = [(a - c.truth).square() for a, c in zip(analyses, cases, strict=True)]
-        errors[name] = source.grid.area_mean(torch.stack(squares))
-        say(f"{name}: {len(cases)} analyses")
-    rows = [_row(source, errors, field) for field in FIELDS]
+    states: dict[str, tuple[Tensor, Tensor]] = {}
+    for name, method in _methods(folder, experiment, task).items():
+        say(f"{cycles} analyses: {name}")
+        errors[name], *states[name] = _cycle(world, task, method)
+    late = {name: own[cycles // 3 :].square().mean(0).sqrt() for name, own in errors.items()}
+    heights = {name: float(own[0]) for name, own in late.items()}
+    rows = [_row(late, rival) for rival in (INTERPOLATION, UNGATED)]
 
     def draw(page: Page) -> None:
+        curves = {name: own[:, 0].numpy() for name, own in errors.items()}
+        page.figure(
+            cycle_figure(curves, label="Analysis RMSE of geopotential", unit="m² s⁻²",
+                         spin_up=cycles // 3),
+            "Errors of analyses along one timeline. The free run sees no observations.",
+            name="cycles",
+        )  # fmt: skip
+        page.figure(
+            analysis_figure(
+                world.truth("test")[-1, 0, 0], *(one[0] for one in states[GATED]), world.grid,
+                variable="geopotential", level=None,
+                observed=world.networks("test", DENSITY)[0], title=f"{GATED}: the last analysis",
+            ),
+            "Truth, the forecast before the analysis, and the analysis; below, what it changed.",
+            name="analysis",
+        )  # fmt: skip
         page.text(
-            "Truth is a member of the ERA5 ensemble on 2 January 2017, 12 UTC; the background is "
-            "another member twelve hours earlier. Ten percent of the grid points report all four "
-            "fields with errors of 50 m² s⁻² and 0.7 K. The network was trained on 1 January. OI "
-            "is optimal interpolation. Intervals are over members at this one time: they speak of "
-            "no other weather."
+            f"Nature is a shallow-water model, stirred at random, on {world.grid.shape[0]} x "
+            f"{world.grid.shape[1]} points, run just now. A tenth of them report geopotential "
+            "and wind every six hours, with errors of 10 m² s⁻² and 1 m s⁻¹. `oi` is optimal "
+            "interpolation with the covariance of its own background errors; `adas_oi` adds a "
+            "network with gates that know how certain each report is, and `ungated_oi` the same "
+            "network without gates. Networks and settings are those that ship. **One timeline "
+            "decides nothing**, and here errors are recorded over fewer and shorter timelines than "
+            f"these settings were chosen for: `gates weather evaluate --config {CONFIGURATION}` "
+            "takes sixteen, at two densities of reports."
         )
-        header = ["method", *source.channels.labels]
-        table = [[name, *error.mean(0).sqrt().tolist()] for name, error in errors.items()]
-        page.table(header, table, f"RMSE over {len(cases)} truths, m² s⁻² and K")
-        for name in (FORM, "oi"):
-            page.figure(_figure(source, example[name], name), f"{name}, member 9 is the truth")
-        page.text(ATTRIBUTION)
+        page.table(
+            ["method", *world.channels.labels],
+            [[name, *own.tolist()] for name, own in late.items()],
+            "RMSE after the first third, m² s⁻² and m s⁻¹",
+        )
 
-    return TourStop("Weather: assimilation into ERA5", rows, draw)
+    done = TourTask(
+        f"analyze {cycles / 4:.0f} days of weather from noisy reports",
+        f"geopotential to {heights[GATED]:.0f} m² s⁻²; not guided, {heights[FREE]:.0f}",
+        "gates weather assimilate",
+    )
+    return TourStop("Weather: analyses of one timeline", rows, draw, [done])
 
 
-def _classical(source: Era5EnsembleSource, run: Run) -> dict[str, Assimilator]:
-    found = {m.name: m for m in ensemble_methods(source, "persistence") if m.name in METHODS}
+def _methods(folder: Path, experiment: OsseExperiment, task: OsseTask) -> dict[str, Assimilator]:
+    """Return the methods with the settings that ship."""
+    run = Run(folder, app="weather", config_path=CONFIG, package="weather")
     store, settings = run.store(CHOICES, Figures()), {}
     assert store.shipped is not None
-    for name in TUNED:
-        choice = store.form.load(store.shipped / f"{name}-task-{TASK.replace('/', '_')}-s0")
-        settings[choice_name(name, TASK)] = choice["setting"]
-    return {name: found[name].build(stored(settings, found[name], TASK)) for name in METHODS}
+    for path in store.shipped.glob(f"*-task-{task.chosen_for.replace('/', '_')}-s0"):
+        name = choice_name(path.name.partition("-task-")[0], task.chosen_for)
+        settings[name] = store.form.load(path)["setting"]
+    known = {method.name: method for method in experiment.methods(task.name)}
+    return {name: known[name].build(stored(settings, known[name], task.name)) for name in METHODS}
 
 
-def _row(source: Era5EnsembleSource, errors: dict[str, Tensor], field: tuple[str, int]) -> TourRow:
-    channel = source.channels.index(*field)
-    label = source.channels.labels[channel]
-    ratio = _ratio(errors[FORM], errors["background"], channel)
-    oi = _ratio(errors["oi"], errors["background"], channel)
+def _cycle(world: OsseWorld, task: OsseTask, method: Assimilator) -> list[Tensor]:
+    """Return the errors (T,C) of analyses, the last background and its analysis (C,H,W)."""
+    cycle = Cycle(world.forecast(task.model), method, world.hours)
+    weights, errors = world.grid.area_weights(), []
+    with torch.no_grad():
+        steps = cycle.run(world.first_background("test"), observed(task, world, "test", [0]))
+        for truth, step in zip(world.truth("test"), steps, strict=False):
+            errors.append(rmse(step.analysis[:, 0], truth, weights)[0])
+    return [torch.stack(errors), step.background[0, 0], step.analysis[0, 0]]
+
+
+def _row(late: dict[str, Tensor], rival: str) -> TourRow:
+    ratio = float((late[GATED] / late[rival]).log().mean().exp())
+    part = "a network with gates" if rival == INTERPOLATION else "gates in the network"
     return TourRow(
-        "FengWu-Adas (increment)",
-        f"RMSE of {label} over background",
-        f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]",
-        f"OI {oi.value:.2f}",
-        f"{'better than' if ratio.high < 1 else 'not shown to beat'} the background, "
-        f"{ratio.value / oi.value:.2f} x OI",
-        ratio.high < 1 and ratio.value < oi.value,
-    )
-
-
-def _ratio(own: Tensor, other: Tensor, channel: int) -> Interval:
-    pairs = torch.stack((own[:, channel], other[:, channel]), 1)
-    return Resamples.clusters(range(len(own))).intervals(moments(pairs, root_ratio))["value"]
-
-
-def _figure(source: Era5EnsembleSource, analysis: Tensor, name: str) -> Figure:
-    channel = source.channels.index("geopotential", 500)
-    case = source.cases("persistence")[-1]
-    return analysis_figure(
-        case.truth[channel],
-        case.background[channel],
-        analysis[channel],
-        source.grid,
-        variable="geopotential",
-        level=500,
-        observed=source.observe_case("persistence", case, DENSITY).mask.any(0),
-        title=f"{name}: geopotential at 500 hPa",
+        "Corrected interpolation",
+        f"what {part} adds to {rival}",
+        f"{ratio:.2f} of its error",
+        "one timeline",
+        f"{'less' if ratio < 1 else 'not less'} error than {rival} here; one timeline decides "
+        "nothing",
     )

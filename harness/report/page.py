@@ -23,6 +23,8 @@ from harness.runs.folder import git_revision, package_version
 
 FIGURES = "figures"
 UNITS = "independent units"
+MOST_ROWS = 5  # of a table that is not folded
+PIXELS = 84  # of an inch of a figure, so that letters are of one size
 
 Table = tuple[Sequence[str], Sequence[Sequence[Any]]]
 """Header and rows."""
@@ -86,8 +88,18 @@ class Page:
         self._parts.append(f'<div class="tiles">{boxes}</div>')
         return self
 
+    def code(self, text: str) -> "Page":
+        """Add text as it stands, with its spaces and lines."""
+        self._parts.append(f"<pre>{html.escape(text, quote=False)}</pre>")
+        return self
+
     def table(
-        self, header: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = ""
+        self,
+        header: Sequence[str],
+        rows: Sequence[Sequence[Any]],
+        caption: str = "",
+        *,
+        fold: str = "",
     ) -> "Page":
         """Add a table; numbers are aligned to the right.
 
@@ -95,6 +107,7 @@ class Page:
             header: Names of the columns.
             rows: Cells; floats are shown with four significant digits, booleans as met or missed.
             caption: A line above it.
+            fold: What it shows, which opens it where it has more than five rows.
 
         Raises:
             ValueError: A row is longer or shorter than the header.
@@ -113,6 +126,9 @@ class Page:
             for row in rows
         )
         self._add_table(f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>", caption)
+        if fold and len(rows) > MOST_ROWS:
+            summary = f"<summary>{_inline(fold)}</summary>"
+            self._parts[-1] = f"<details>{summary}{self._parts[-1]}</details>"
         return self
 
     def figure(
@@ -144,8 +160,10 @@ class Page:
         data = base64.b64encode(buffer.getvalue()).decode("ascii")
         below = f"<figcaption>{_inline(caption)}</figcaption>" if caption else ""
         alt = html.escape(caption, quote=True)
+        width = int.from_bytes(buffer.getvalue()[16:20]) * PIXELS // dpi
         self._parts.append(
-            f'<figure><img src="data:image/png;base64,{data}" alt="{alt}">{below}</figure>'
+            f'<figure><img src="data:image/png;base64,{data}" alt="{alt}" '
+            f'style="width:{width}px">{below}</figure>'
         )
         return self
 
@@ -324,15 +342,33 @@ class TourRow(NamedTuple):
     good: bool | None = None
 
 
+class TourTask(NamedTuple):
+    """What an application has done, for the first table.
+
+    Attributes:
+        task: What was to be done.
+        result: What came out, with units.
+        command: That does it on one's own data, or at length.
+        seconds: That it took; those of the whole stop if None.
+    """
+
+    task: str
+    result: str
+    command: str
+    seconds: float | None = None
+
+
 class TourStop(NamedTuple):
     """What an application shows.
 
     Attributes:
         title: Heading of its part of the page.
-        rows: Its lines of the table.
-        draw: Adds text, tables and figures to the page, below the heading.
+        rows: Its lines of the table of claims.
+        draw: Adds a picture, then text, tables and figures to the page, below the heading.
+        done: Its lines of the table of tasks.
     """
 
     title: str
     rows: Sequence[TourRow]
     draw: Callable[[Page], None]
+    done: Sequence[TourTask] = ()

@@ -6,7 +6,7 @@ import pytest
 
 from apps.main import APPS, App, main
 from core_gates.errors import MissingExtraError
-from harness.report.page import TourRow, TourStop
+from harness.report.page import TourRow, TourStop, TourTask
 
 
 @pytest.fixture
@@ -30,7 +30,8 @@ def good_stop(folder, say):
     (folder / "proof").touch()
     say("halfway")
     rows = [TourRow("Adas", "rmse z500 [m]", "31.2", "49.8 background", "better", True)]
-    return TourStop("Weather & more", rows, lambda page: page.text("drawn by the stop"))
+    done = [TourTask("size it", "7 mm", "gates size", 3.0), TourTask("map it", "4 m", "gates map")]
+    return TourStop("Weather & more", rows, lambda page: page.text("drawn by the stop"), done)
 
 
 def missing_stop(folder, say):
@@ -46,8 +47,10 @@ def test_the_tour_prints_a_table_and_writes_a_page(tour, tmp_path, capsys, monke
     assert "skipped: sea needs xarray: pip install 'gatesuite[sea]'" in " ".join(out.split())
     assert out.splitlines()[-1] == "runs/tour/report.html"
     page = (tmp_path / "runs" / "tour" / "report.html").read_text()
-    for text in ("Weather &amp; more", "drawn by the stop", "49.8 background", "sea needs xarray"):
+    for text in ("Weather &amp; more", "drawn by the stop", "49.8 background", "sea needs xarray",
+                 "What it does", "<td>3 s</td><td><code>gates size</code>", "What the gates add"):  # fmt: skip
         assert text in page
+    assert '"tile' not in page
     assert (tmp_path / "runs" / "tour" / "weather" / "proof").exists()
 
 

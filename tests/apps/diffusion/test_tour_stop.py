@@ -33,6 +33,7 @@ def test_the_stop_shows_prompts_adapters_and_images(zoo_root, write, few, tmp_pa
     stop.draw(page)
     html = page.html()
     assert html.count("<figure>") == 2
+    assert html.index("<figure>") < html.index("<p>")
     assert "fish, dotted" in html
     assert any("2 prompts" in text for text in said)
 

@@ -27,11 +27,12 @@ def test_the_stop_completes_a_function(trained, weights, tmp_path, monkeypatch):
     page = Page("Tour").section(stop.title)
     stop.draw(page)
     html = page.html()
-    lines = html.count("\N{NO-BREAK SPACE}" * 4 + "x = a + ")
+    lines = html.count("    x = a + ")
     assert lines > 9  # those of the file, and what counts add
     assert any("counting" in text for text in said)
     assert "attention to the first token" in html
     assert html.count("<td>layer ") == 2
+    assert [one.task for one in stop.done] == ["complete a function"]
 
 
 def test_counts_add_what_followed(monkeypatch):
