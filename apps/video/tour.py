@@ -36,7 +36,6 @@ METHODS = {HOME: "home", MMOE: "mmoe"}
 RAW = {**METHODS, CGC: "cgc"}
 NORMALIZED = {HOME: "normalized_home", MMOE: "normalized_mmoe"}
 ARGUMENTS = "data.source.init_args."
-LONG_VIEW = "long_view"
 RESAMPLES = 500
 LOSS = "log_loss"
 FIRST = 10  # videos of a ranked feed
@@ -101,12 +100,14 @@ def tour(folder: Path, say: Callable[[str], None], *, rows: int | None = None) -
 
 def _ranked(trained: Trained) -> str:
     """Return what the user with the most test rows did with the first of them, as ranked."""
-    test, task = trained.data.batch("test"), trained.data.schema.task_names.index(LONG_VIEW)
+    test, task = trained.data.batch("test"), trained.data.schema.task_names[0]
     of_user = (test.user == test.user.mode().values).numpy()
-    order = trained.found[HOME][of_user, task].argsort()[::-1]
-    viewed = test.labels.numpy()[of_user, task][order]
-    return (f"a user views {viewed[:FIRST].mean():.0%} of the first {FIRST} long, of all "
-            f"{len(viewed)} {viewed.mean():.0%}")  # fmt: skip
+    order = trained.found[HOME][of_user, 0].argsort()[::-1]
+    done = test.labels.numpy()[of_user, 0][order]
+    return (
+        f"of one user's {len(done)} videos {done.mean():.0%} have {task}, of the first {FIRST} "
+        f"{done[:FIRST].mean():.0%}"
+    )
 
 
 def _trained(

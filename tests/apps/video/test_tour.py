@@ -45,9 +45,8 @@ def stop(tmp_path_factory):
 
 def test_experts_and_accuracy(stop):
     experts, accuracy = stop.rows
-    assert re.fullmatch(
-        r"a user views \d+% of the first 10 long, of all \d+ \d+%", stop.done[0].result
-    )
+    done = stop.done[0].result
+    assert re.fullmatch(r"of one user's \d+ videos \d+% have \w+, of the first 10 \d+%", done)
     assert re.fullmatch(r"\d+\.\dx, 0%", experts.value)  # no Swish is exactly zero
     plain = re.fullmatch(r"MMoE (.+)x, (\d+)%; CGC (.+)x, (\d+)%", experts.baseline)
     assert all(float(plain[k]) > 1 for k in (1, 3))
