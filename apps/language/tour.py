@@ -62,22 +62,11 @@ def tour(
     say(f"counting bytes of {len(documents.part('train'))} files")
     counts = ByteCounts.fit(documents.part("train"))
     held = documents.part("test")
-    function = next(one for text in held for one in FUNCTION.finditer(text.text))[0]
-    prompt = "".join(function.splitlines(keepends=True)[:LINES])
     say("completing a function")
-    started = time.monotonic()
-    tokenizer = ByteTokenizer()
-    chunks = generate(
-        model, [[tokenizer.end, *tokenizer.encode(prompt)]], decode=tokenizer.decode,
-        max_tokens=ADDED, temperature=TEMPERATURE, end=tokenizer.end,
-    )  # fmt: skip
-    texts = {"the file": function, DECODER: prompt + "".join(chunk.text for chunk in chunks)}
-    added = f"{len(texts[DECODER]) - len(prompt)} bytes"
-    spent = time.monotonic() - started
-    done = [TourTask("complete a function", added, "gates language generate", spent)]
-    texts[REFERENCE] = prompt + drawn(counts, prompt, ADDED)
+    texts, completed = _completions(model, held, counts)
     say(f"scoring the beginnings of {min(FILES, len(held))} files")
     beginnings = [Document(one.name, one.text[:LETTERS]) for one in held[:FILES]]
+    tokenizer = ByteTokenizer()
     scored, starts = scored_part(tokenizer, beginnings, model.context)
     bits = {
         DECODER: bits_per_byte(model, tokenizer, scored),
@@ -87,25 +76,37 @@ def tour(
     say("looking at the first token")
     attended = attended_first(model, scored)
     parts: list[BlockPart | ExpertPart] = []
+    done = [completed]
     if weights is None:
         say("choosing blocks of keys")
         gates = shipped().parent / GATES  # of the decoder that ships
         parts.append(block_part(found[0], gates, tokenizer, beginnings))
         say("reading experts from disk")
-        started = time.monotonic()
         parts.append(experts := expert_part(held, folder))
-        share = experts.memory[0] / experts.memory[1]
-        done.append(
-            TourTask(
-                "run a mixture model in less memory",
-                f"{share:.0%} of its experts are in memory",
-                "gates language offload generate",
-                time.monotonic() - started,
-            )
-        )
+        done.append(experts.done)
     draw = partial(_draw, texts=texts, attended=attended, parts=parts)
     rows = [_row(bits), *(one.row for one in parts)]
     return TourStop("Language: a small decoder", rows, draw, done)
+
+
+def _completions(
+    model: Decoder, held: Sequence[Document], counts: ByteCounts
+) -> tuple[dict[str, str], TourTask]:
+    """Return the first function of documents and its completions, and what the decoder did."""
+    function = next(one for text in held for one in FUNCTION.finditer(text.text))[0]
+    prompt, tokenizer = "".join(function.splitlines(keepends=True)[:LINES]), ByteTokenizer()
+    started = time.monotonic()
+    chunks = generate(
+        model, [[tokenizer.end, *tokenizer.encode(prompt)]], decode=tokenizer.decode,
+        max_tokens=ADDED, temperature=TEMPERATURE, end=tokenizer.end,
+    )  # fmt: skip
+    added = "".join(chunk.text for chunk in chunks)
+    spent = time.monotonic() - started
+    texts = {"the file": function, DECODER: prompt + added}
+    texts[REFERENCE] = prompt + drawn(counts, prompt, ADDED)
+    return texts, TourTask(
+        "complete a function", f"{len(added)} bytes", "gates language generate", spent
+    )
 
 
 def _draw(

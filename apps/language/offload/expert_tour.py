@@ -1,6 +1,7 @@
 """Which experts a sentence uses while most of them stay on disk, for the tour."""
 
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +29,7 @@ from harness.figures.style import (
     new_figure,
     place,
 )
-from harness.report.page import Page, TourRow
+from harness.report.page import Page, TourRow, TourTask
 from language.corpus import Document
 from language.offload.guesses import Seen
 from language.offload.setup import ON_DEMAND, Setup
@@ -55,11 +56,13 @@ class ExpertPart(NamedTuple):
         row: Its line of the table.
         figure: Experts of a sentence, by layer.
         memory: Bytes of experts in memory, and of all.
+        done: Its line of the table of tasks.
     """
 
     row: TourRow
     figure: Figure
     memory: tuple[int, int]
+    done: TourTask
 
     def draw(self, page: Page) -> None:
         """Add the experts of the sentence to the page, and what they take of memory."""
@@ -80,6 +83,7 @@ def expert_part(documents: Sequence[Document], cache: Path) -> ExpertPart:
         documents: Held-out documents.
         cache: Folder for files.
     """
+    started = time.monotonic()
     found = offloaded(EXPERTS, cache, budget=BUDGET, setup=SETUPS[GUESSES])
     offload = found.model.offload
     sentence = next(one[1] for text in documents for one in SENTENCE.finditer(text.text))
@@ -96,7 +100,13 @@ def expert_part(documents: Sequence[Document], cache: Path) -> ExpertPart:
     }
     memory = offload.pool.slabs.numel(), offload.store.nbytes
     offload.close()
-    return ExpertPart(_row(walls, names), figure, memory)
+    done = TourTask(
+        "run a mixture model in a quarter of its memory",
+        f"{memory[0] / 1e6:.2f} of {memory[1] / 1e6:.2f} MB of experts in memory",
+        "gates language offload generate",
+        time.monotonic() - started,
+    )
+    return ExpertPart(_row(walls, names), figure, memory, done)
 
 
 def uses_of(found: Any, sentence: str) -> np.ndarray:
