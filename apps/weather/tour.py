@@ -91,7 +91,7 @@ def _draw(
     )  # fmt: skip
     page.figure(
         analysis_figure(
-            world.truth("test")[-1, 0, 0], *(field[0] for field in last), world.grid,
+            world.truth("test")[-1, 0, 0], last[0][0], last[1][0], world.grid,
             variable="geopotential", level=None, observed=world.networks("test", DENSITY)[0],
             title=f"{GATED}: the last analysis",
         ),
