@@ -25,6 +25,7 @@ FRAMES_APART_HOURS = 12.0  # farther apart, backgrounds say nothing about the ti
 SUSPICIOUS_SHARE = 0.05  # rejected of observed cells; of Gaussian errors none in a million is
 SUSPICIOUS_COUNT, HOPELESS_COUNT = 3, 10
 GUESSED_SHARE, GUESSED_COUNT = 0.3, 20  # rejected, and observed: fewer say nothing of a cause
+FITTING = (0.5, 2.0)  # departures over expected ones that the errors may be right for
 
 
 ObservedBy = Literal["nearest_cell", "interpolation", "interpolation_in_time"]
@@ -98,6 +99,7 @@ class Reports:
         self.rejected: list[int] = []
         self.flipped = 0
         self._by_channel = torch.zeros(2, channels.num_channels, dtype=torch.long)
+        self._squares = torch.zeros(channels.num_channels, dtype=torch.float64)
         self.latest = torch.zeros_like(self._by_channel)
 
     def at(
@@ -117,6 +119,9 @@ class Reports:
         self.rejected.append(int(found.mask.sum() - passed.mask.sum()))
         self.latest = torch.stack([seen.mask.sum((-2, -1)) for seen in (found, passed)])
         self._by_channel += self.latest
+        variance = self.background_sd[:, None, None].square() + passed.errors.square()
+        squares = (passed.values - background).square() / variance
+        self._squares += torch.where(passed.mask, squares, 0.0).double().sum((-2, -1))
         if self.rejected[-1]:
             frame = table.frame
             mirrored = ObservationTable(frame.assign(latitude=-frame["latitude"]))
@@ -143,6 +148,7 @@ class Reports:
             "rejected": list(self.rejected),
             "flipped": self.flipped,
             "by_channel": self._by_channel.tolist(),
+            "squares": self._squares.tolist(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -150,6 +156,14 @@ class Reports:
         self.observed, self.rejected = list(state["observed"]), list(state["rejected"])
         self.flipped = state["flipped"]
         self._by_channel = torch.tensor(state["by_channel"])
+        self._squares = torch.tensor(state["squares"], dtype=torch.float64)
+
+    def departures(self) -> Tensor:
+        """Return the root mean square departures (C,), over what both errors let expect.
+
+        Of the cells that passed the gross check; NaN where there is none.
+        """
+        return (self._squares / self._by_channel[1]).sqrt()
 
     def _checked(
         self, table: ObservationTable, time: np.datetime64, frames: BackgroundFrames
@@ -179,6 +193,24 @@ class Reports:
                     f"the gross check rejects all {observed} observed cells of {name}: nothing is "
                     "written; bring reports and background to SI units, or set --gross_check"
                 )
+
+    def misfit(self) -> str:
+        """Return one line where departures are much smaller or larger than errors let expect."""
+        found = zip(
+            self.channels.labels, self._by_channel[1].tolist(), self.departures().tolist(),
+            strict=True,
+        )  # fmt: skip
+        far = [
+            f"{size:.2f} ({label})"
+            for label, count, size in found
+            if count >= GUESSED_COUNT and not FITTING[0] <= size <= FITTING[1]
+        ]
+        if not far:
+            return ""
+        return (
+            f"warning: departures from the background are {', '.join(far)} times what the errors "
+            "of both let expect: give another --task, or --background_error for a network"
+        )
 
     def warning(self) -> str:
         """Return one line if suspiciously many were rejected; else nothing.

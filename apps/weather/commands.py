@@ -41,7 +41,7 @@ from harness.runs.folder import made_by
 from harness.runs.terminal import ticking
 from weather.assimilation import ObservedBy
 from weather.experiments.experiment import Experiment, experiment_of
-from weather.operations.analyses import AnalysisOptions, Assimilation
+from weather.operations.analyses import DEFAULT_METHOD, AnalysisOptions, Assimilation
 from weather.operations.long_cycle import LongCycle, cycle_summary
 from weather.operations.report_tables import simulate_reports
 from weather.training.adas_module import AdasModule
@@ -160,7 +160,7 @@ class WeatherTrainer(GatesRunTrainer):
         datamodule: AssimilationDataModule,
         observations: str,
         background: str | None = None,
-        method: str = "adas_increment",
+        method: str = DEFAULT_METHOD,
         task: str | None = None,
         weights: str | None = None,
         forecast: str | None = None,
@@ -183,8 +183,10 @@ class WeatherTrainer(GatesRunTrainer):
             observations: Table of observations, Parquet or CSV.
             background: WeatherBench-2 store with the channels and the grid of the configuration; of
                 `reanalysis`, that of its `data.background` if not given.
-            method: ``adas_increment``, ``oi``, ``inverse_distance`` or another.
-            task: Task whose stored settings and background error are used; by default the first.
+            method: ``oi`` errs least on held-out real fields; or ``adas_increment`` for the
+                network, ``inverse_distance`` or another.
+            task: Task whose stored settings and background error are used; by default the one
+                whose background error fits the reports best, of several the first.
             weights: Weights or checkpoint of the network; if not given those of the run folder,
                 else the shipped ones.
             forecast: ``model`` for that of the configuration, ``shallow_water``, ``held_suarez``, a
@@ -217,7 +219,7 @@ class WeatherTrainer(GatesRunTrainer):
         background: str,
         observations: str,
         forecast: str = "model",
-        method: str = "adas_increment",
+        method: str = DEFAULT_METHOD,
         task: str | None = None,
         weights: str | None = None,
         start: str = "last",

@@ -1,9 +1,11 @@
 """``gates weather evaluate`` and ``tune``: methods scored, and their settings chosen before."""
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any, NoReturn
 
 import numpy as np
@@ -24,7 +26,8 @@ from apps.weather.networks import (
 from core_gates.errors import GatesError
 from core_gates.monitor.hooks import GateMonitor
 from harness.evidence import Row
-from harness.experiment import Arrays, Choice, Job, Piece, Run
+from harness.experiment import Arrays, Choice, Figures, Job, Piece, Run
+from harness.experiment.run import CHOICES
 from harness.experiment.scores import read_scores
 from harness.report.page import Page
 from harness.report.sections import save_gates
@@ -68,8 +71,6 @@ GATED = """
 The gates below are those of the increment form, or of the first form that was scored, during one
 analysis at the largest density. A value below 0.1 counts as closed, one above 0.9 as open.
 """
-
-
 COST = "Error over cost, to the lower left is better; bars are 95 % intervals over timelines."
 
 
@@ -393,6 +394,21 @@ class KeptByRun(Kept):
     def chosen(self, name: str) -> Settings:
         """Return the tuned setting of a ``<method>@<task>`` by this name; empty if none is."""
         return settings_of(chosen_methods(self.run, self.experiment, [name]))
+
+    def scored(self, task: str) -> dict[str, float]:
+        """Return by method the error on the held-out data of a task, over all channels.
+
+        Of the evaluation in the run folder, else of the one that ships.
+        """
+        shipped = self.run.store(CHOICES, Figures()).shipped
+        places = [self.run.scores, *([shipped.with_name(self.run.scores.name)] if shipped else [])]
+        wanted = {f"rmse_{label}" for label in self.experiment.channels.labels}
+        errors: defaultdict[str, list[float]] = defaultdict(list)
+        for path in [place for place in places if place.is_file()][:1]:
+            for row in read_scores(path, "weather").rows:
+                if row.task == task and row.metric in wanted and row.value > 0 and not row.versus:
+                    errors[row.method].append(row.value)
+        return {name: geometric_mean(found) for name, found in errors.items()}
 
 
 def _refuse(form: str, setting: Setting) -> NoReturn:

@@ -197,6 +197,7 @@ def test_the_second_analysis_starts_from_the_first(gates):
 
 def test_assimilate_takes_a_checkpoint_and_needs_no_recording(gates):
     words = ["--background", NATURE, "--observations", "observations.parquet"]
+    words += ["--method", "adas_increment"]
     elsewhere = ["--data.source.init_args.recording", "absent.safetensors", "--name", "other"]
     best = "runs/weather/unit/checkpoints/best.ckpt"
     gates.weather(

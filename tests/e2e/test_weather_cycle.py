@@ -78,7 +78,9 @@ def test_methods_cycle(here, method):
 
 
 def test_what_the_stores_say(here):
-    _, analyses, backgrounds = cycle(here, "said", "--gross_check", 4, "--cycles", 2)
+    _, analyses, backgrounds = cycle(
+        here, "said", "--gross_check", 4, "--cycles", 2, "--method", "adas_increment"
+    )
     facts = analyses.attrs
     assert facts == backgrounds.attrs
     assert (facts["method"], facts["forecast"], facts["gross_check"]) == (
@@ -119,7 +121,8 @@ def test_the_first_analyses_are_those_of_assimilate(here):
 def test_a_killed_command_ends_with_the_same_bits(here, monkeypatch):
     from weather.operations import long_cycle
 
-    cycle(here, "whole", "--method", "adas_increment")
+    network = ("--method", "adas_increment")
+    cycle(here, "whole", *network)
     child = os.fork()
     if not child:
         save, calls = long_cycle.Partial.save, []
@@ -131,7 +134,7 @@ def test_a_killed_command_ends_with_the_same_bits(here, monkeypatch):
             save(self, state)
 
         long_cycle.Partial.save = dying
-        here.weather("cycle", *CALL, "--output", "broken")
+        here.weather("cycle", *CALL, "--output", "broken", *network)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     assert not (here.folder / "broken").exists()
@@ -140,7 +143,7 @@ def test_a_killed_command_ends_with_the_same_bits(here, monkeypatch):
                    "--method", "oi")  # fmt: skip
     assert refused.code == 2
     assert "broken was begun with other settings (" in refused.err
-    cycle(here, "broken")
+    cycle(here, "broken", *network)
     assert contents(here.folder / "broken") == contents(here.folder / "whole")
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 NATURE = "runs/weather/unit/nature.zarr"
 WEIGHTS = "runs/weather/unit/weights/adas_increment-s0/weights.safetensors"
 STORE, TABLE = ("--background", "good.nc"), ("--observations", "good.csv")
+NETWORK = ("--method", "adas_increment")
 ERA5 = ("--config", "era5_ensemble", "--method", "oi", "--observations", "good.csv")
 
 
@@ -196,15 +197,15 @@ FAULTS = {
         "there are no weights of adas_official: train them with `gates weather fit`",
     ),
     "weights that do not exist": (
-        assimilate(*STORE, *TABLE, "--weights", "absent.safetensors"),
+        assimilate(*STORE, *TABLE, *NETWORK, "--weights", "absent.safetensors"),
         "absent.safetensors.*; give a file",
     ),
     "truncated weights": (
-        assimilate(*STORE, *TABLE, "--weights", "truncated.safetensors"),
+        assimilate(*STORE, *TABLE, *NETWORK, "--weights", "truncated.safetensors"),
         "truncated.safetensors: not readable as safetensors weights",
     ),
     "weights of another configuration": (
-        assimilate(*STORE, *TABLE, "--weights", "other.safetensors"),
+        assimilate(*STORE, *TABLE, *NETWORK, "--weights", "other.safetensors"),
         "other.safetensors: weights of another configuration .*; give the configuration",
     ),
     "weights of another form": (
@@ -212,19 +213,19 @@ FAULTS = {
         "weights of another configuration .*gated is True, expected False",
     ),
     "damaged checkpoint": (
-        assimilate(*STORE, *TABLE, "--weights", "damaged.ckpt"),
+        assimilate(*STORE, *TABLE, *NETWORK, "--weights", "damaged.ckpt"),
         "damaged.ckpt is damaged or not a checkpoint",
     ),
     "weights that are not finite": (
-        assimilate(*STORE, *TABLE, "--weights", "nan.safetensors"),
+        assimilate(*STORE, *TABLE, *NETWORK, "--weights", "nan.safetensors"),
         "nan.safetensors: 1 tensors are not finite, first network.*; give",
     ),
     "weights whose form is no JSON": (
-        assimilate(*STORE, *TABLE, "--weights", "no_json.safetensors"),
+        assimilate(*STORE, *TABLE, *NETWORK, "--weights", "no_json.safetensors"),
         "no_json.safetensors: not readable as safetensors weights .*; give",
     ),
     "checkpoint of a list": (
-        assimilate(*STORE, *TABLE, "--weights", "list.ckpt"),
+        assimilate(*STORE, *TABLE, *NETWORK, "--weights", "list.ckpt"),
         "list.ckpt is not a checkpoint of a training( run)?: give checkpoints/last.ckpt",
     ),
     "setting that its method refuses": (
@@ -241,7 +242,7 @@ FAULTS = {
         r"init_args.world.init_args.seed 9, now 0\): give those, or --name NEW",
     ),
     "network of other settings to assimilate with": (
-        assimilate(*STORE, *TABLE, "--data.steps", "15"),
+        assimilate(*STORE, *TABLE, *NETWORK, "--data.steps", "15"),
         r"adas_increment-s0 was made with other settings \(data.steps 14, now 15\): give those",
     ),
     "unknown method": (

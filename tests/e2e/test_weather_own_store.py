@@ -61,7 +61,7 @@ def test_what_fit_made_is_evaluated_and_reported(own):
 def test_what_fit_made_assimilates_reports(own):
     own.weather("observe", *OWN, *SHORT, "--time", "-3", "--stations", 80, config=CONFIG)
     words = [*OWN, *SHORT, "--observations", "observations.parquet"]
-    out = own.weather("assimilate", *words, config=CONFIG).out
+    out = own.weather("assimilate", *words, "--method", "adas_increment", config=CONFIG).out
     time = np.datetime64("2019-01-01") + 97 * np.timedelta64(6, "h")
     assert f"{np.datetime_as_string(time, unit='m')}  " in out
     with (
@@ -75,7 +75,7 @@ def test_what_fit_made_assimilates_reports(own):
         before = before.assign_coords(longitude=before["longitude"] % 360).sortby("longitude")
         gap = np.abs(found["geopotential"].values[0] - before.values)
         assert 0 < gap.max() < 5000
-    store = own.weather("assimilate", *words, "--method", "oi", "--background", "own.zarr",
+    store = own.weather("assimilate", *words, "--background", "own.zarr",
                         "--output", "other.zarr", config=CONFIG).out  # fmt: skip
     assert store.splitlines()[-1] == "other.zarr"
     with xr.open_zarr(own.folder / "other.zarr") as found:

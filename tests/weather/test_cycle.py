@@ -280,6 +280,22 @@ def test_good_reports_are_taken_without_a_warning():
     made = reports(table(field()).frame)
     assert (made.observed, made.rejected) == ([int(made.at(NOON, background).mask.sum())], [0])
     assert made.warning() == ""
+    assert made.misfit() == ""
+
+
+@pytest.mark.fault("46 W default")
+def test_departures_that_the_errors_do_not_let_expect_are_said():
+    background, frame = field(), table(field()).frame
+    for sd, far in ((0.5, False), (20.0, True), (0.1, False)):
+        made = Reports(ObservationTable.from_frame(frame), COARSE, CHANNELS, torch.tensor([sd]))
+        passed = made.at(NOON, background)
+        squares = (passed.values - background)[passed.mask].square()
+        expected = (squares / (sd**2 + passed.errors[passed.mask].square())).mean().sqrt()
+        assert made.departures().tolist() == [pytest.approx(float(expected), rel=1e-5)]
+        assert (f"{float(expected):.2f} (" in made.misfit()) == far
+        again = Reports(ObservationTable.from_frame(frame), COARSE, CHANNELS, torch.tensor([sd]))
+        again.restore(made.state())
+        assert again.misfit() == made.misfit()
 
 
 @pytest.mark.fault("weather Bc")

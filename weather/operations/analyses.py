@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ from weather.experiments.experiment import (
     choice_name,
     is_stored,
 )
+from weather.experiments.osse.osse_experiment import SEALED
+from weather.experiments.osse.rivals import CORRECTIONS, DAMPED
 from weather.experiments.reanalysis.store_data import ReanalysisData
 from weather.models.adas.analysis import AdasAnalysis, load_weights
 from weather.models.adas.presets import FORMS
@@ -38,7 +41,13 @@ from weather.operations.report_tables import LeftOut, read_reports
 from weather.progress import Progress, Say, silent, unsaid
 from weather.training.adas_module import AdasModule
 
+# What errs least over all held-out real fields, by `gates weather evaluate --config era5_ensemble`;
+# the page of results has the figures.
+DEFAULT_METHOD = "oi"
+
 LARGE_BYTES = 2**28  # of a background store; more are not read as a whole
+LOST = 1.01  # error over the least one, from which on a method has lost
+ENOUGH_CELLS = 500  # observed, to tell which background error fits
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,8 @@ class AnalysisOptions:
         forecast: Name of the forecast model of a cycle, ``model`` for the first one of the
             configuration, else see `weather.operations.forecasts.named_forecast`.
         method: Name of a method of the experiment or of a form of the network.
-        task: Task whose settings and background error are used; the first one if None.
+        task: Task whose settings and background error are used; if None the one whose background
+            error fits the reports best, of several the first.
         weights: File of the network; None for what is kept.
         gross_check: Departure in standard deviations beyond which an observation is rejected.
         representativeness: Standard deviation within a cell, by variable; none if None.
@@ -64,7 +74,7 @@ class AnalysisOptions:
     observations: str
     background: str | None = None
     forecast: str | None = None
-    method: str = "adas_increment"
+    method: str = DEFAULT_METHOD
     task: str | None = None
     weights: str | None = None
     gross_check: float = 5.0
@@ -100,6 +110,10 @@ class Kept:
         """Return the tuned setting of a ``<method>@<task>`` by this name; empty if none is."""
         return {}
 
+    def scored(self, task: str) -> dict[str, float]:  # noqa: ARG002
+        """Return by method the error on the held-out data of a task, over all channels."""
+        return {}
+
 
 class Assimilation:
     """Assimilates reports into backgrounds.
@@ -131,13 +145,15 @@ class Assimilation:
     ) -> None:
         self.model, self.experiment, self.options = model, experiment, options
         self.kept, self.progress, self.say = kept, progress, say
-        found = _known_task(experiment, options.task)
-        self.task, self.chosen_for = found.name, getattr(found, "chosen_for", found.name)
         self.attributes: dict[str, Any] = {
             "method": options.method,
-            "task": self.task,
             "configuration": self.kept.configuration,
         }
+        self._take(_known_task(experiment, options.task))
+
+    def _take(self, task: Task) -> None:
+        self.task, self.chosen_for = task.name, getattr(task, "chosen_for", task.name)
+        self.attributes["task"] = self.task
 
     def analyze(self, cycles: int = 1) -> Analyses:
         """Return the analyses: of every background, or of a cycle if there is a forecast model.
@@ -164,6 +180,7 @@ class Assimilation:
                 round(self.model.hours * 3600), "s"
             )
         unused = self._require_reports(table, times)
+        self._fit_task(table, states if forecast is None else states[-1:], times)
         assimilator, sd = self._method()
         reports = self._reports(table, sd)
         if forecast is None:
@@ -174,7 +191,7 @@ class Assimilation:
                 assimilator, model, states[-1], times, self.model.hours, self.progress
             )
         reports.require_plausible()
-        for line in (unused.line(), reports.warning()):
+        for line in (unused.line(), reports.warning(), reports.misfit()):
             if line:
                 self.say(line)
         return found
@@ -324,6 +341,39 @@ class Assimilation:
         self.attributes |= found.facts
         return found
 
+    def _fit_task(
+        self,
+        table: ObservationTable | Callable[[np.datetime64], ObservationTable],
+        states: Tensor,
+        times: np.ndarray,
+    ) -> None:
+        """Take the task whose background error fits the reports best, unless one is asked for."""
+        experiment, misfits = self.experiment, {}
+        for task in experiment.tasks() if self.options.task is None else ():
+            sd = experiment.background_error(task.name)
+            if sd is None:
+                return
+            reports = Reports(table, experiment.grid, experiment.channels, sd)
+            for state, time in zip(states, times, strict=False):
+                if sum(reports.observed) < ENOUGH_CELLS:
+                    reports.at(time, state)
+            misfits[task] = float(reports.departures().log().abs().nanmean())
+        if misfits:
+            before, best = self.task, min(misfits, key=misfits.__getitem__)
+            self._take(best)
+            if self.task != before:
+                self.say(f"--task {self.task}: its background error fits the reports best")
+
+    def _compare(self, known: Collection[str]) -> None:
+        """Say which of the known methods has erred less than the chosen one on held-out data."""
+        name, errors = self.options.method, self.kept.scored(self.task)
+        best = min({*errors} & {*known}, key=errors.__getitem__, default=name)
+        if errors.get(name, 0.0) > LOST * errors.get(best, math.inf):
+            self.say(
+                f"{name} errs {errors[name] / errors[best]:.2f} times as much as {best} on the "
+                f"held-out data of {self.task}: --method {best}"
+            )
+
     def _method(self) -> tuple[Assimilator, Tensor]:
         """Return the method and the background error (C,) that it and the gross check expect.
 
@@ -331,6 +381,12 @@ class Assimilation:
             GatesError: It is unknown, or has no usable weights or settings.
         """
         name, experiment = self.options.method, self.experiment
+        methods = {m.name: m for m in experiment.methods(self.task) if m.members == 1}
+        self._compare({*FORMS, *methods})
+        if self.options.weights and name not in FORMS:
+            raise GatesError(
+                f"--weights is for a network, not for {name}: add --method {next(iter(FORMS))}"
+            )
         if name in FORMS:
             analysis = self.model.variant(name).analysis
             path = self.options.weights or self.kept.weights(name)
@@ -347,11 +403,8 @@ class Assimilation:
         experiment.setup()
         stated = experiment.background_error(self.task)
         sd = experiment.background_sd if stated is None else stated
-        methods = {m.name: m for m in experiment.methods(self.task) if m.members == 1}
         if name not in methods:
-            there = [m for m in methods.values() if m.weights is None or m.weights.is_file()]
-            known = dict.fromkeys([*FORMS, *(method.name for method in there)])
-            raise GatesError(f"--method {name!r} is unknown: choose from {', '.join(known)}")
+            raise GatesError(self._unknown(methods))
         method = methods[name]
         choices = [choice_name(m.name, self.chosen_for) for m in (method, method.builds_on) if m]
         settings = {c: s for choice in choices for c, s in self.kept.chosen(choice).items()}
@@ -361,6 +414,15 @@ class Assimilation:
         if path := method.weights:
             self.attributes |= {"weights": str(path), "weights_sha256": sha256(path)}
         return assimilator, self._stated_error(sd)
+
+    def _unknown(self, methods: Mapping[str, Method]) -> str:
+        """Return what is said of a method that does not run, with those that do."""
+        name, given = self.options.method, self.options.weights
+        known = [form for form in FORMS if given or self.kept.weights(form)]
+        known += [n for n, m in methods.items() if m.weights is None or m.weights.is_file()]
+        elsewhere = f" here, {', '.join(SEALED)} have it" if name in (DAMPED, *CORRECTIONS) else ""
+        choose = ", ".join(dict.fromkeys(known))
+        return f"--method {name!r} is unknown{elsewhere}: choose from {choose}"
 
     def _stated_error(self, background_sd: Tensor) -> Tensor:
         """Return the background error of the user where one is given."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import os
 from collections.abc import Iterator, Mapping
@@ -74,8 +75,10 @@ class LongCycle(Assimilation):
         archive = ReportArchive(Path(self.options.observations), self.progress)
         times = self._times(archive, found[0], cycles)
         line = self._require_any(archive, times)
+        table = functools.partial(archive.around, hours=WINDOW_HOURS)
+        self._fit_task(table, states, times)
         assimilator, sd = self._method()
-        reports = self._reports(lambda time: archive.around(time, WINDOW_HOURS), sd)
+        reports = self._reports(table, sd)
         model = self._forecast(self.options.forecast or CONFIGURED).forecast
         facts = {**self.attributes, **self._facts(archive, states[0], found[0])}
         facts["divergence_limit"] = limit
@@ -90,7 +93,7 @@ class LongCycle(Assimilation):
             attributes={**title, **facts, **(made_by or {})}, overwrite=overwrite,
             progress=self.progress,
         )  # fmt: skip
-        for text in (line, reports.warning()):
+        for text in (line, reports.warning(), reports.misfit()):
             if text:
                 self.say(text)
         return reports

@@ -161,7 +161,7 @@ def test_what_cannot_be_analyzed_is_refused(assimilation):
     build, _ = assimilation
     for options, cycles, line in (
         ({"task": "9"}, 1, "--task '9' is unknown"),
-        ({"method": "magic"}, 1, "--method 'magic' is unknown: choose from adas_increment"),
+        ({"method": "magic"}, 1, "--method 'magic' is unknown: choose from free_run"),
         ({"background": None}, 1, "--background is missing: give a store"),
         ({}, 0, "--cycles must be at least 1, found 0"),
         ({}, 2, "--cycles 2 needs --forecast"),

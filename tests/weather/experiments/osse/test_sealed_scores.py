@@ -290,6 +290,7 @@ def kept_settings(**settings):
     return chosen, SimpleNamespace(
         configuration="sealed",
         weights=lambda form: None,
+        scored=lambda task: {},
         chosen=lambda name: {name: chosen[name]} if name in chosen else {},
     )
 
