@@ -16,9 +16,11 @@ from torch import Tensor
 
 from harness.figures.curves import draw_seeds, logarithmic, name_lines
 from harness.figures.style import (
+    BLUE,
     DIVERGING,
     INK,
     MUTED,
+    ORANGE,
     SEQUENTIAL,
     SHADE,
     TEXT_SIZE,
@@ -297,6 +299,7 @@ def _colorbar(figure: Figure, beside: Axes, levels: np.ndarray, cmap: Colormap, 
 
 
 LETTER = 0.085  # inches, bold
+LINE_POINTS = 11  # from one name to the next below it
 
 
 def cycle_figure(
@@ -344,28 +347,45 @@ def cycle_figure(
 
 
 def cost_figure(
-    points: Mapping[str, tuple[float, float, float, float]], *, title: str, cost: str
+    points: Mapping[str, tuple[float, float, float, float]], *, title: str, cost: str, error: str
 ) -> Figure:
     """Plot errors and their intervals against what an analysis costs, both logarithmic.
 
+    Every point has its name next to it; networks have a color of their own.
+
     Args:
         points: Method to its cost, its error, and the ends of the interval of the error.
-        title: Heading, which says what errors are.
+        title: What is seen.
         cost: What the cost is, with its unit.
+        error: What the error is.
     """
-    width = 6.6 + LETTER * (max(map(len, points)) + len("  0.0001"))
-    figure = new_figure(width, 5.0)
-    axes = figure.add_axes((0.6 / width, 0.115, 5.8 / width, 0.79))
-    right, colors = 1.5 * max(point[0] for point in points.values()), method_colors(points)
-    for name, (x, y, low, high) in points.items():
-        axes.plot([x, right], [y, y], color=colors[name], linewidth=0.8, linestyle=":")
-        axes.vlines(x, low, high, colors=colors[name], linewidth=1.4)
-        axes.scatter([x], [y], s=36, color=colors[name], label=name, zorder=3)
+    figure = new_figure(9.0, 5.6)
+    axes = figure.add_axes((0.075, 0.095, 0.9, 0.83))
     logarithmic(axes)
     logarithmic(axes, axes.xaxis)
-    axes.set_xlim(right=right)
-    dress(axes, title=title, x=cost)
-    name_lines(axes, {name: point[1] for name, point in points.items()}, colors)
+    dress(axes, title=title, x=cost, y=error)
+    colors = {n: ORANGE if any(w in n for w in ("adas", "gated")) else BLUE for n in points}
+    for name, (x, y, low, high) in points.items():
+        axes.vlines(x, low, high, colors=colors[name], linewidth=1.2, alpha=0.35)
+        axes.scatter([x], [y], s=36, color=colors[name], label=name, zorder=3)
+    axes.set_xlim(right=8 * max(x for x, *_ in points.values()))  # room for names
+    places = {
+        name: axes.transData.transform(point[:2]) * 72 / figure.dpi
+        for name, point in sorted(points.items(), key=lambda item: -item[1][1])
+    }
+    taken: list[tuple[float, float, float]] = []
+    for name, (x, y) in places.items():
+        beside = [a for a, b in places.values() if abs(b - y) < LINE_POINTS and 0 <= a - x < 20]
+        start, low = max(beside) + 6, y
+        end = start + 72 * LETTER * len(name)
+        for left, right, other in taken:
+            if left < end and start < right:
+                low = min(low, other - LINE_POINTS)
+        taken.append((start, end, low))
+        axes.annotate(
+            name, points[name][:2], (start - x, low - y), textcoords="offset points", va="center",
+            fontsize=TEXT_SIZE, color=colors[name], fontweight="bold",
+        )  # fmt: skip
     return figure
 
 

@@ -48,14 +48,13 @@ from weather.experiments.experiment import (
     shown,
 )
 from weather.experiments.osse.osse_experiment import OsseExperiment
-from weather.experiments.osse.osse_scores import costs
+from weather.experiments.osse.osse_scores import costs, place_of
 from weather.experiments.osse.rivals import DAMPED
 from weather.models.adas.analysis import AdasAnalysis
 from weather.models.adas.presets import COMPARED, FORMS
 from weather.operations.analyses import Kept
 from weather.plots import channel_unit, cost_figure, scorecard_figure, units_note
 
-CYCLES = "cycles"
 DEPARTURES = ("ob_rms", "oa_rms", "withheld_rmse")
 METRICS = """
 Errors are root mean squares against the known truth, weighted by area. `ratio` is the error over
@@ -71,7 +70,7 @@ GATED = """
 The gates below are those of the increment form, or of the first form that was scored, during one
 analysis at the largest density. A value below 0.1 counts as closed, one above 0.9 as open.
 """
-COST = "Error over cost, to the lower left is better; bars are 95 % intervals over timelines."
+COST = "To the lower left is better; bars are 95 % intervals over timelines, orange are networks."
 
 
 class Computing:
@@ -106,7 +105,7 @@ class Computing:
 
     def obtain(self, run: Run) -> None:
         """Compute what is missing, and let the work take all of it."""
-        store = run.store(CYCLES, Arrays())
+        store = run.store("cycles", Arrays())
         ticks = {piece: work.ticks for piece, work in self.works.items()}
         found = run.obtain(store, self.works, self.compute, ticks=ticks.__getitem__, scoring=True)
         for piece in found:
@@ -186,20 +185,19 @@ def add_to_page(page: Page, folder: Path, experiment: Experiment) -> None:
         GatesError: A file of the run folder is damaged.
     """
     scores = read_scores(folder / "scores.json", "weather")
-    pictures = load_pictures(folder / experiment.pictures_file)
     page.section("What the metrics mean").text(METRICS)
     rows = [row for row in scores.rows if not row.versus]
     if card := scorecard(rows, experiment):
         page.figure(card, "The same errors at a glance: blue is better than the reference.")
     for task, points in costs(scores.rows).items():
-        title = f"Error over that of {DAMPED}, {task}"
-        figure = cost_figure(points, title=title, cost="CPU time of one analysis over that of oi")
+        title = f"Error and cost of an analysis {place_of(task)}"
+        error, cost = f"error over that of {DAMPED}", "CPU time of one analysis over that of oi"
+        figure = cost_figure(points, title=title, cost=cost, error=error)
         page.figure(figure, COST, name="error over cost")
-    departures = shown(experiment.channels, *DEPARTURES)
-    if found := [row for row in rows if row.metric in departures]:
+    if found := [row for row in rows if row.metric in shown(experiment.channels, *DEPARTURES)]:
         page.section("Departures from the observations").text(DEPARTED)
         page.scores(scores._replace(rows=found, bars=()))
-    figures = experiment.figures(pictures)
+    figures = experiment.figures(load_pictures(folder / experiment.pictures_file))
     if figures:
         page.section("Analyses").text(experiment.attribution)
     for caption, figure in figures:
@@ -380,8 +378,7 @@ class KeptByRun(Kept):
     def weights(self, form: str) -> Path | None:
         """Return the weights of the first seed of a form, or None where there are none."""
         if isinstance(self.experiment, OsseExperiment):
-            path = self.experiment.weights(form, 0)
-            return path if path.is_file() else None
+            return path if (path := self.experiment.weights(form, 0)).is_file() else None
         own = "adas_increment" if form == "open_gate" else form
         choices = {} if fitted(self.run, [form], [0]) else chosen_networks(self.run, [own])
         optimizers = optimizers_of(self.run, [form], [0], choices)
@@ -400,14 +397,13 @@ class KeptByRun(Kept):
 
         Of the evaluation in the run folder, else of the one that ships.
         """
-        shipped = self.run.store(CHOICES, Figures()).shipped
-        places = [self.run.scores, *([shipped.with_name(self.run.scores.name)] if shipped else [])]
-        wanted = {f"rmse_{label}" for label in self.experiment.channels.labels}
+        path, shipped = self.run.scores, self.run.store(CHOICES, Figures()).shipped
+        path = path if path.is_file() or not shipped else shipped.with_name(path.name)
         errors: defaultdict[str, list[float]] = defaultdict(list)
-        for path in [place for place in places if place.is_file()][:1]:
-            for row in read_scores(path, "weather").rows:
-                if row.task == task and row.metric in wanted and row.value > 0 and not row.versus:
-                    errors[row.method].append(row.value)
+        wanted = {f"rmse_{label}" for label in self.experiment.channels.labels}
+        for row in read_scores(path, "weather").rows if path.is_file() else ():
+            if row.task == task and row.metric in wanted and row.value > 0 and not row.versus:
+                errors[row.method].append(row.value)
         return {name: geometric_mean(found) for name, found in errors.items()}
 
 

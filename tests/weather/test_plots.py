@@ -60,7 +60,7 @@ FIGURES = {
         reference="background of the model with error",
         title="Errors",
     ),
-    "cost": lambda: cost_figure(COSTS, title="Error over that of damped", cost="ms"),
+    "cost": lambda: cost_figure(COSTS, title="Error and cost", cost="ms", error="over damped_oi"),
     "score card": lambda: card(title="Persistence", units=["m² s⁻²", "m² s⁻²", "K", "K"]),
 }
 
@@ -129,6 +129,28 @@ def test_symmetric_levels_cover_the_size(size):
     np.testing.assert_allclose(np.diff(levels), levels[1] - levels[0])
     assert 8 <= len(levels) <= 20
     assert size <= levels[-1] * 1.01 + (levels[1] - levels[0])
+
+
+@pytest.mark.fault("46 W figure")
+def test_names_of_costs_stand_beside_their_points():
+    """Close ones, too: none needs a key, and networks alone have their color."""
+    points = {"adas_oi": (50, 0.92, 0.6, 1.5), "ungated_oi": (53, 0.89, 0.6, 1.5),
+              "adas_increment": (45, 1.12, 0.9, 1.4), "ungated": (41, 1.04, 0.8, 1.4),
+              "oi": (1, 1.5, 0.9, 2.7), "four_d_var": (2600, 0.45, 0.3, 0.8)}  # fmt: skip
+    figure = cost_figure(points, title="Error and cost", cost="times oi", error="over damped_oi")
+    drawn(figure)
+    (axes,) = figure.axes
+    names = {text.get_text(): text for text in axes.texts}
+    assert set(names) == set(points)
+    for name, text in names.items():
+        x, y = axes.transData.transform(points[name][:2])
+        box = text.get_window_extent()
+        assert 0 < box.x0 - x < 40
+        assert abs(box.y0 + box.height / 2 - y) < 40
+    color = names["adas_oi"].get_color()
+    networks = {name for name, text in names.items() if text.get_color() == color}
+    assert networks == {"adas_oi", "ungated_oi", "adas_increment", "ungated"}
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("times oi", "over damped_oi")
 
 
 def test_cycle_names_every_line_once_in_its_color():

@@ -347,12 +347,11 @@ class OsseScores(CycledScores):
                 and row.value < own.value
                 and name not in TAPERED
             ]
-            place = next(_place(task) for task in self.tasks if where.startswith(task.name))
             few = f" and {FEW_CYCLES} cycles" if where.endswith(TIMELINES) else ""
             tapered = found.get((f"{CORRECTED}_tapered", where, over))
             said.append(
-                f"On {own.n} sealed timelines{few} {place} the corrected analysis errs by "
-                f"{_shown(own)} of damped optimal interpolation at "
+                f"On {own.n} sealed timelines{few} {place_of(where)} the corrected analysis errs "
+                f"by {_shown(own)} of damped optimal interpolation at "
                 f"{_cost(found, CORRECTED, where)} times its cost"
                 + (f" (tapered {_shown(tapered)})" if tapered else "")
                 + (f"; less err {', '.join(less)}." if less else ".")
@@ -369,11 +368,13 @@ def _cost(found: Mapping[tuple[str, str, str], Row], name: str, where: str) -> s
     return f"{float(f'{own / other:.2g}'):g}"
 
 
-def _place(task: OsseTask) -> str:
-    if task.reports != "fixed":
-        return f"of {task.name}"
-    model = "a perfect" if task.model == "perfect" else "an imperfect"
-    return f"with {100 * task.density:.3g} % of the points and {model} model"
+def place_of(task: str) -> str:
+    """Return in words where a task is, by its name."""
+    density, model, *_ = task.split("/")
+    if model not in ("perfect", "error"):
+        return f"of {task}"
+    model = "a perfect" if model == "perfect" else "an imperfect"
+    return f"with {100 * float(density):.3g} % of the points and {model} model"
 
 
 def _shown(row: Row, digits: int = 2) -> str:
