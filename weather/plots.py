@@ -191,12 +191,7 @@ def _extended(values: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray, n
     for end, where in ((0, 0), (-1, len(latitude))):
         if abs(latitude[end]) < 90:
             pole = np.copysign(90.0, latitude[end])
-            row = np.full((1, values.shape[1]), values[end].mean())
-            values = (
-                np.insert(values, where, row, axis=0)
-                if where == 0
-                else np.append(values, row, axis=0)
-            )
+            values = np.insert(values, where, values[end].mean(), axis=0)
             latitude = np.insert(latitude, where, pole)
     x, y = equal_earth(latitude[:, None], longitude[None, :])
     return values, x, np.broadcast_to(y, x.shape)
@@ -246,14 +241,8 @@ def analysis_figure(
         figure.text(0.905, 0.945, f"{int(observed.sum())} observed points", ha="right",
                     fontsize=TEXT_SIZE, color=MUTED)  # fmt: skip
     name = field_label(variable, level)
-    figure.text(
-        0.012,
-        0.945,
-        title or name[:1].upper() + name[1:],
-        fontsize=14,
-        fontweight="bold",
-        color=INK,
-    )
+    figure.text(0.012, 0.945, title or name[:1].upper() + name[1:], fontsize=14,
+                fontweight="bold", color=INK)  # fmt: skip
     return figure
 
 
@@ -429,7 +418,6 @@ def scorecard_figure(
     values: np.ndarray,
     *,
     reference: str,
-    units: Sequence[str] | None = None,
     title: str = "",
 ) -> Figure:
     """Tabulate errors; blue is better than the reference, red is worse.
@@ -439,7 +427,6 @@ def scorecard_figure(
         tasks: Names of the T columns.
         values: (M, T) errors, smaller is better; NaN is shown as a dash.
         reference: The method that the colors compare with.
-        units: Unit of every column, written below its name.
         title: Heading.
 
     Raises:
@@ -464,7 +451,7 @@ def scorecard_figure(
     axes.imshow(shown, cmap=cmap, vmin=-1.35 * FULL_COLOR, vmax=1.35 * FULL_COLOR, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
         _cell(axes, row, column, value, change[row, column], methods[row] == reference)
-    _frame(axes, methods, tasks, units, reference)
+    _frame(axes, methods, tasks, reference)
     if title:
         figure.text(0.12 / width, 1 - 0.28 / height, title, fontsize=TITLE_SIZE + 1.5,
                     fontweight="bold", color=INK, va="center")  # fmt: skip
@@ -495,17 +482,8 @@ def _percent(change: float) -> str:
     return f"{sign}{abs(rounded)} %"
 
 
-def _frame(
-    axes: Axes,
-    methods: Sequence[str],
-    tasks: Sequence[str],
-    units: Sequence[str] | None,
-    reference: str,
-) -> None:
-    names = [
-        f"{task}\n{unit}" for task, unit in zip(tasks, units or [""] * len(tasks), strict=True)
-    ]
-    axes.set_xticks(range(len(tasks)), names, fontsize=TEXT_SIZE, color=INK)
+def _frame(axes: Axes, methods: Sequence[str], tasks: Sequence[str], reference: str) -> None:
+    axes.set_xticks(range(len(tasks)), tasks, fontsize=TEXT_SIZE, color=INK)
     axes.xaxis.tick_top()
     axes.set_yticks(range(len(methods)), methods, fontsize=TEXT_SIZE, color=INK)
     for label, method in zip(axes.get_yticklabels(), methods, strict=True):

@@ -61,7 +61,7 @@ FIGURES = {
         title="Errors",
     ),
     "cost": lambda: cost_figure(COSTS, title="Error and cost", cost="ms", error="over damped_oi"),
-    "score card": lambda: card(title="Persistence", units=["m² s⁻²", "m² s⁻²", "K", "K"]),
+    "score card": lambda: card(title="Persistence"),
 }
 
 
