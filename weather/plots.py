@@ -340,7 +340,7 @@ def cost_figure(
 ) -> Figure:
     """Plot errors and their intervals against what an analysis costs, both logarithmic.
 
-    Every point has its name next to it; networks have a color of their own.
+    Every point has its name next to it; networks have another color.
 
     Args:
         points: Method to its cost, its error, and the ends of the interval of the error.
