@@ -365,7 +365,7 @@ class Assimilation:
                 self.say(f"--task {self.task}: its background error fits the reports best")
 
     def _compare(self, known: Collection[str]) -> None:
-        """Tell the user of a known method that has erred less than the chosen one on held-out data."""
+        """Tell the user of a known method that erred less than the chosen one on held-out data."""
         name, errors = self.options.method, self.kept.scored(self.task)
         best = min({*errors} & {*known}, key=errors.__getitem__, default=name)
         if errors.get(name, 0.0) > LOST * errors.get(best, math.inf):
