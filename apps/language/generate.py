@@ -10,6 +10,7 @@ from core_gates.attention.seer.decode import BlockSelector
 from core_gates.errors import GatesError
 from harness.command.verbs import Place
 from harness.files.piece import read_record, refuse_changed
+from harness.files.texts import read_utf8
 from language.generation import Chunk
 from language.generation import generate as continued
 from language.hf.model_folder import CONFIG, read_marks, read_model
@@ -187,10 +188,7 @@ def prompts_of(prompt: str | None, path: str | None) -> list[str]:
         raise GatesError("give either --prompt TEXT or --prompts FILE")
     if path is None:
         return [str(prompt)]
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
-    except UnicodeDecodeError as error:
-        raise GatesError(f"{path} is not text in UTF-8: give one prompt per line") from error
+    lines = read_utf8(Path(path)).replace("\r\n", "\n").removesuffix("\n").split("\n")
     if not lines or not all(lines):
         empty = lines.index("") + 1 if lines else 1
         raise GatesError(f"{path}, line {empty} is empty: give a prompt on every line")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from core_gates.errors import GatesError
 from harness.files.atomic import finite, replacing
+from harness.files.texts import read_utf8
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 TABLE = "metadata.jsonl"
@@ -102,7 +103,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _of_table(place: Path, table: Path) -> Iterator[Captioned]:
-    for number, line in enumerate(_read(table).split("\n"), 1):
+    for number, line in enumerate(read_utf8(table).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -121,20 +122,6 @@ def _of_table(place: Path, table: Path) -> Iterator[Captioned]:
         yield Captioned(path.resolve(), text)
 
 
-def _read(table: Path) -> str:
-    """Return the text of a table.
-
-    Raises:
-        GatesError: It cannot be read, or is not in UTF-8.
-    """
-    try:
-        return table.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise GatesError(f"{table} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise GatesError(f"{table} is not in UTF-8: save it with that encoding") from error
-
-
 def _of_texts(place: Path) -> Iterator[Captioned]:
     for path in sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES + UNREAD):
         if any(part.startswith(".") for part in path.relative_to(place).parts):
@@ -149,7 +136,7 @@ def _of_texts(place: Path) -> Iterator[Captioned]:
             raise GatesError(
                 f"{path.parent} would be seen {match[1]} times in an epoch: give it another name"
             )
-        caption = " ".join(text.read_text(encoding="utf-8", errors="replace").split())
+        caption = " ".join(read_utf8(text).split())
         yield Captioned(path, caption, max(1, int(match[1])) if match else 1)
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from core_gates.errors import GatesError
 from harness.files import short_digest
+from harness.files.texts import read_utf8
 
 Part = Literal["train", "validation", "test"]
 PARTS: Mapping[str, Part] = {
@@ -228,13 +229,10 @@ def _lines(path: Path, *, blank: bool = False) -> list[tuple[int, str]]:
     """Return number and text of the lines of a file, without those that are blank.
 
     Raises:
-        GatesError: It cannot be read.
+        GatesError: It cannot be read, or is not in UTF-8.
     """
-    try:
-        text = path.read_bytes().decode("utf-8-sig", errors="replace")
-    except OSError as error:
-        raise GatesError(f"{path} cannot be read: {error.strerror or error}") from error
-    return [(n, one) for n, one in enumerate(text.split("\n"), 1) if blank or one.strip()]
+    lines = read_utf8(path).split("\n")
+    return [(n, one) for n, one in enumerate(lines, 1) if blank or one.strip()]
 
 
 def _cells(path: Path) -> list[tuple[int, list[str]]]:

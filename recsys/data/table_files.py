@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from core_gates.errors import GatesError
+from harness.files.texts import not_utf8, unreadable
 from recsys.columns.canonical import split_events, stripped, truth_of, without_words
 
 TEXT = (".csv", ".tsv")
@@ -60,25 +61,6 @@ def read_header(path: Path) -> Header:
 def opened(path: Path) -> TextIO:
     """Return a text file, open, after its byte order mark."""
     return path.open(encoding="utf-8-sig", newline="")
-
-
-def unreadable(path: Path, error: OSError) -> GatesError:
-    """Return the error of a file that cannot be opened."""
-    return GatesError(f"{path} cannot be read: {error.strerror or error}; check the path")
-
-
-def not_utf8(path: Path) -> GatesError:
-    """Return the error of a file with other bytes than UTF-8, with the first line of them."""
-    with path.open("rb") as file:
-        for line, content in enumerate(file, 1):
-            try:
-                content.decode()
-            except UnicodeDecodeError as error:
-                return GatesError(
-                    f"{path}, line {line}: byte {error.start + 1} is not UTF-8: save the file in "
-                    "that encoding"
-                )
-    return GatesError(f"{path} is not UTF-8: save it in that encoding")
 
 
 def _header(path: Path) -> Header:

@@ -16,7 +16,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from core_gates.errors import GatesError
-from recsys.data.table_files import not_utf8
+from harness.files.texts import not_utf8
 from video_multitask.history import PREFIX
 from video_multitask.kuairand.releases import (
     LOG,

@@ -12,6 +12,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from core_gates.errors import GatesError
+from harness.files.texts import not_utf8, unreadable
 from recsys.columns.canonical import (
     RowError,
     canonical,
@@ -29,11 +30,9 @@ from recsys.data.table_files import (
     WatchedFile,
     files_below,
     line_of,
-    not_utf8,
     read_csv,
     read_header,
     read_text,
-    unreadable,
 )
 from recsys.schema import FeatureSchema, source_of
 from recsys.transform.targets import read_targets

@@ -146,7 +146,7 @@ OTHERS = {
     ),
     "binary prompts": (
         ("language", "generate", "--config", "small", "--prompts", "p.txt"),
-        "p.txt is not text in UTF-8",
+        "p.txt, line 1: byte 1 is not UTF-8",
         {"p.txt": b"\xff\xfe"},
     ),
     "no prompts": (

@@ -99,7 +99,7 @@ def test_a_table_in_another_encoding_is_one_line(tmp_path):
     image(tmp_path / "a.png")
     line = '{"file_name": "a.png", "text": "caf\u00e9 \u2028 bar"}'
     (tmp_path / "metadata.jsonl").write_bytes(line.replace("\u2028", "").encode("latin-1"))
-    with pytest.raises(GatesError, match="is not in UTF-8"):
+    with pytest.raises(GatesError, match=r"line 1: byte 36 is not UTF-8.* iconv -f LATIN1"):
         captioned_images(tmp_path)
     (tmp_path / "metadata.jsonl").write_text(line, encoding="utf-8-sig")
     assert captioned_images(tmp_path)[0].caption == "caf\u00e9 \u2028 bar"
@@ -224,3 +224,16 @@ def test_faults_leave_nothing(drawing, tmp_path, one_line):
         text = one_line(GatesError, save_picture, picture, tmp_path / path, record)
         assert words in text
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.fault("46 S1")
+@pytest.mark.parametrize(("encoding", "byte"), [("latin-1", 4), ("utf-16", 1), ("utf-16-le", 7)])
+def test_a_caption_in_another_encoding_is_one_line(encoding, byte, tmp_path):
+    caption = image(tmp_path / "a.png").with_suffix(".txt")
+    caption.write_bytes("café\n".encode(encoding))
+    other = "LATIN1" if encoding == "latin-1" else "UTF-16"
+    said = f"a.txt, line 1: byte {byte} is not UTF-8: .* iconv -f {other} -t UTF-8"
+    with pytest.raises(GatesError, match=said):
+        captioned_images(tmp_path)
+    caption.write_text("café\n", encoding="utf-8-sig")
+    assert captioned_images(tmp_path)[0].caption == "café"

@@ -112,13 +112,13 @@ def test_files_that_are_not_used_are_named(tmp_path):
 def test_other_layouts(tmp_path):
     folder = write(
         tmp_path / "sst",
-        a__train="1 fine film .\n0 dull\xe8\n".encode("latin-1"),
+        a__train="1 fine film .\n0 dull\xe8\n",
         a__dev="0 dull\n",
         a__test="1 so\n",
         README__md="train",
     )
     found = read_folder(folder)
-    assert [row.texts[0] for row in found.train] == ["fine film .", "dull\N{REPLACEMENT CHARACTER}"]
+    assert [row.texts[0] for row in found.train] == ["fine film .", "dull\xe8"]
     assert [row.texts[0] for row in found.held_out] == ["so"]  # the test has labels
     mixed = '{"text": "a", "label": 1}\n{"text": "b", "label": 0.0}\n'
     found = read_folder(write(tmp_path / "mixed", train__jsonl=mixed, dev__tsv="c\t1.0\nd\t0"))
@@ -218,3 +218,17 @@ def test_docstrings_are_labeled_with_their_package():
     assert "All packages have this one." not in texts
     with pytest.raises(GatesError, match="0 packages have docstrings"):
         sentences_of(documents[-1:])
+
+
+@pytest.mark.fault("46 S1")
+@pytest.mark.parametrize("name", ["x.tsv", "x.txt", "x.jsonl"])
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-16-le"])
+def test_another_encoding_than_utf_8_is_one_line(encoding, name, tmp_path):
+    (tmp_path / name).write_bytes("1 fine\n0 d\xe8j\xe0 vu\n".encode(encoding))
+    place = "line 2: byte 4" if encoding == "latin-1" else "line 1: byte [12]"
+    other = "LATIN1" if encoding == "latin-1" else "UTF-16"
+    said = f"{name}, {place} is not UTF-8: .* iconv -f {other} -t UTF-8"
+    with pytest.raises(GatesError, match=said):
+        texts_of_file(tmp_path / name)
+    with pytest.raises(GatesError, match=said):
+        read_rows(tmp_path / name)
