@@ -47,17 +47,9 @@ from weather.progress import Tick, no_tick
 CORRECTED, CONTROL = "adas_oi", "ungated_oi"
 SINGLE, TIMELINES = "single_report", f"/{FEW} timelines"
 RECOVERY_DAYS = (5, 10)
-LIMITS = {
-    (True, "perfect"): (0.8, 0.95),
-    (True, "error"): (0.8, 1.0),
-    (False, "perfect"): (1.0, math.inf),
-    (False, "error"): (0.85, math.inf),
-}
-"""Largest ratio to interpolation and largest upper end of its interval, for sparse reports or not
-and for the forecast model."""
-
+LIMIT = 1.0  # error over that of damped interpolation, of sparse reports its upper end, too
 INDEPENDENT = 1.3  # climatological standard deviations that a free run must err by
-SILENT = 1.1  # error after ten silent days, over that of interpolation
+SILENT = 1.1  # error after ten silent days, over that of damped interpolation
 REPORT_ALONE = 1.02  # error over that of the background with one report alone
 NotTrained = Callable[[str, int], str]
 """Returns what is said of a form and seed without weights; empty where there are some."""
@@ -325,9 +317,9 @@ class OsseScores(CycledScores):
         return paired(name, task, self.errors[task, name], self.errors[task, other], other)
 
     def lost_alone(self, task: str, name: str) -> float:
-        """Return how many timelines a method loses that interpolation keeps, over all seeds."""
+        """Return how many timelines a method loses that the damped one keeps, over all seeds."""
         own = self.scores[task, name]["lost"].unflatten(0, (-1, self.timelines))
-        return float((own & ~self.scores[task, INTERPOLATION]["lost"]).sum())
+        return float((own & ~self.scores[task, DAMPED]["lost"]).sum())
 
     def conclusion(self, rows: Sequence[Row]) -> str:
         """Return in words how Adas compares with damped interpolation, what errs less, and gates.
@@ -384,11 +376,10 @@ def _shown(row: Row, digits: int = 2) -> str:
 def fixed_bars(scores: OsseScores, task: OsseTask) -> list[Bar]:
     """Return the bars of a task with fixed networks."""
     sparse = task.density <= min(one.density for one in scores.tasks)
-    limit, upper = LIMITS[sparse, task.model]
-    found = scores.ratio(task.name, CORRECTED, INTERPOLATION)
-    bars = [_bar(f"{CORRECTED} over oi, {task.name}", found and found.value, limit)]
-    if math.isfinite(upper):
-        bars.append(_bar(f"its upper end, {task.name}", found and found.high, upper))
+    found = scores.ratio(task.name, CORRECTED, DAMPED)
+    bars = declared_bars(scores, task)
+    if sparse:
+        bars.append(_bar(f"its upper end, {task.name}", found and found.high, LIMIT))
     lost = None if found is None else scores.lost_alone(task.name, CORRECTED)
     bars.append(_bar(f"timelines lost by {CORRECTED} alone, {task.name}", lost, 0.0))
     if sparse and task.model == "perfect":
@@ -402,10 +393,12 @@ def outage_bars(scores: OsseScores, task: OsseTask) -> list[Bar]:
     """Return the bars of an outage, and those of single reports once."""
     rows = {(row.method, row.metric): row for row in scores.rows() if row.task == task.name}
     changed = rows.get((CORRECTED, "changed"))
-    silent = [rows.get((name, "rmse_silent_10_days")) for name in (CORRECTED, INTERPOLATION)]
+    silent = [rows.get((name, "rmse_silent_10_days")) for name in (CORRECTED, DAMPED)]
     bars = [
         _bar(f"change without observations, {task.name}", changed and changed.value, 0.0),
-        _bar(f"{CORRECTED} over oi after ten silent days, {task.name}", _over(*silent), SILENT),
+        _bar(
+            f"{CORRECTED} over {DAMPED} after ten silent days, {task.name}", _over(*silent), SILENT
+        ),
     ]
     if task == scores.tasks[0]:
         ratios = scores.reports.get(CORRECTED)
@@ -416,8 +409,8 @@ def outage_bars(scores: OsseScores, task: OsseTask) -> list[Bar]:
 
 def declared_bars(scores: OsseScores, task: OsseTask) -> list[Bar]:
     """Return the bar of reports of mixed quality, whose errors interpolation knows."""
-    found = scores.ratio(task.name, CORRECTED, INTERPOLATION)
-    return [_bar(f"{CORRECTED} over oi, {task.name}", found and found.value, 1.0)]
+    found = scores.ratio(task.name, CORRECTED, DAMPED)
+    return [_bar(f"{CORRECTED} over {DAMPED}, {task.name}", found and found.value, LIMIT)]
 
 
 def no_bars(scores: OsseScores, task: OsseTask) -> list[Bar]:  # noqa: ARG001

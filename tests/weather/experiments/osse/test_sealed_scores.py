@@ -188,7 +188,7 @@ def test_scores_compare_with_interpolation_on_every_timeline(folder):
     assert rows["adas_oi", sparse, "milliseconds_over_oi"].value > 2
     assert 0.3 < rows["oi", sparse, "milliseconds_over_oi"].value < 3
     bars = {bar.name: bar for bar in scores.bars()}
-    assert bars[f"adas_oi over oi, {sparse}"].value == pytest.approx(row.value)
+    assert bars[f"adas_oi over damped_oi, {sparse}"].value == pytest.approx(float(ratio))
     assert bars[f"free run over climatological sd, {sparse}"].met is not None
     told = {row.note for row in scores.rows() if row.note}
     assert all("gates weather fit --config" in note for note in told)
