@@ -279,7 +279,6 @@ class WeatherTrainer(GatesRunTrainer):
         seeds: tuple[int, ...] = (0, 1, 2),
         densities: tuple[float, ...] = (0.1, 0.01),
         quick: bool = False,
-        open_gate: bool = False,
         only: tuple[str, ...] = (),
         tuning: Budget = DEFAULT_BUDGET,
         ckpt_path: str | None = None,
@@ -295,8 +294,6 @@ class WeatherTrainer(GatesRunTrainer):
             seeds: Seeds of networks.
             densities: Fractions of grid points observed.
             quick: A quick run of two minutes: few cycles or cases, no bars, nothing is trained.
-            open_gate: Score networks with all gates open, too. None is shipped: they are trained
-                with the settings of ``adas_increment``.
             only: Methods and forms that take part, all when empty; bars need all of them.
             tuning: Budget of the tuning of methods that were not tuned.
             ckpt_path: A checkpoint or weights file to score next to the classical methods, in place
@@ -308,9 +305,7 @@ class WeatherTrainer(GatesRunTrainer):
         check_evaluation(experiment, seeds, densities, only, tuning if full else None, train)
         part = (*only, *experiment.base) if only else ()
         run = self._begin(datamodule, quick=not full, only=part, seeds=seeds)
-        asked = only or (*experiment.forms, *(["open_gate"] if open_gate else []))
-        known = (*experiment.forms, "open_gate") if experiment.forms else ()
-        forms = tuple(form for form in known if form in asked)
+        forms = tuple(form for form in experiment.forms if not only or form in only)
         pinned = None
         if ckpt_path:
             form = form_of(run.settings)

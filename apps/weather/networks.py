@@ -93,7 +93,7 @@ def without_training(run: Run) -> dict[str, None]:
     own = ("trainer.", "checkpoint.", "data.steps", "data.validation_", "start")
     names = [name for name in run.settings if name.startswith(own)]
     names += [SOURCE_SEED, "model.learning_rate", "model.weight_decay"]
-    return dict.fromkeys([*names, *(f"{NETWORK}.{name}" for name in FORMS["open_gate"])])
+    return dict.fromkeys([*names, *(f"{NETWORK}.{name}" for name in FORMS["ungated"])])
 
 
 def work_piece(
@@ -282,13 +282,12 @@ def optimizers_of(
         run: The run.
         forms: Forms of Adas.
         seeds: Seeds of their networks.
-        tuned: Choices by form; ``open_gate`` has that of ``adas_increment``.
+        tuned: Choices by form.
     """
     configured = fitted(run, forms, seeds)
     found = {}
     for form in forms:
-        own = "adas_increment" if form == "open_gate" else form
-        choice = None if form in configured else tuned.get(own)
+        choice = None if form in configured else tuned.get(form)
         found[form] = {} if choice is None else dict(choice.setting)
     return found
 

@@ -51,7 +51,7 @@ from weather.experiments.osse.osse_experiment import OsseExperiment
 from weather.experiments.osse.osse_scores import costs, place_of
 from weather.experiments.osse.rivals import DAMPED
 from weather.models.adas.analysis import AdasAnalysis
-from weather.models.adas.presets import COMPARED, FORMS
+from weather.models.adas.presets import FORMS
 from weather.operations.analyses import Kept
 from weather.plots import channel_unit, cost_figure, scorecard_figure, units_note
 
@@ -299,9 +299,7 @@ class Tuning:
         if configured:
             names = ", ".join(configured)
             print(f"of `fit`, with the optimizer of the configuration: {names}", flush=True)
-        wanted = [form for form in COMPARED if form in forms and form not in configured]
-        if "open_gate" in forms and "open_gate" not in configured:
-            wanted = list(dict.fromkeys([*wanted, "adas_increment"]))
+        wanted = [form for form in FORMS if form in forms and form not in configured]
         if run.quick or not train:
             return chosen_networks(run, wanted)
         trials = self._trials(self.densities, _refuse)
@@ -379,8 +377,7 @@ class KeptByRun(Kept):
         """Return the weights of the first seed of a form, or None where there are none."""
         if isinstance(self.experiment, OsseExperiment):
             return path if (path := self.experiment.weights(form, 0)).is_file() else None
-        own = "adas_increment" if form == "open_gate" else form
-        choices = {} if fitted(self.run, [form], [0]) else chosen_networks(self.run, [own])
+        choices = {} if fitted(self.run, [form], [0]) else chosen_networks(self.run, [form])
         optimizers = optimizers_of(self.run, [form], [0], choices)
         return Networks(self.run, optimizers, [0]).path(form, 0)
 
@@ -437,8 +434,7 @@ def check_only(experiment: Experiment, densities: Sequence[float], only: Sequenc
         return
     tasks = [task.name for task in experiment.tasks(densities)]
     methods = [method.name for task in tasks for method in experiment.methods(task)]
-    forms = (*experiment.forms, "open_gate") if experiment.forms else ()
-    known = dict.fromkeys([*forms, *methods])
+    known = dict.fromkeys([*experiment.forms, *methods])
     if unknown := [name for name in only if name not in known]:
         raise GatesError(f"--only {', '.join(unknown)} is unknown: choose from {', '.join(known)}")
 

@@ -19,7 +19,7 @@ from harness.evidence import Bar, Row
 from harness.files import Data, replacing
 from weather.baselines.assimilator import Assimilator
 from weather.models.adas.analysis import AdasAnalysis
-from weather.models.adas.presets import COMPARED
+from weather.models.adas.presets import FORMS
 from weather.observations.gridded import GriddedObservations
 from weather.progress import Progress, Tick, no_tick, silent
 from weather.state import ChannelSpec
@@ -419,7 +419,7 @@ class TunedExperiment(Experiment):
         tuned: The forms of Adas.
     """
 
-    tuned: tuple[str, ...] = COMPARED
+    tuned: tuple[str, ...] = tuple(FORMS)
     attribution = ""
 
     @property

@@ -25,7 +25,7 @@ from core_gates.errors import GatesError
 from harness.experiment import Choice, Job, SettingsDiffer
 from harness.experiment.run import CHOICES
 from weather.models.adas.analysis import AnalysisForm
-from weather.models.adas.presets import COMPARED, FORMS
+from weather.models.adas.presets import FORMS
 
 PATHS = "--data.source.init_args.recording", "--data.source.init_args.world.init_args.path"
 
@@ -83,7 +83,7 @@ def test_the_piece_of_fit_is_that_of_evaluate(configured):
     assert network_piece(configured("unit", "--data.steps", 15).run, "adas_increment", 0) != piece
 
 
-@pytest.mark.parametrize("form", COMPARED)
+@pytest.mark.parametrize("form", tuple(FORMS))
 def test_the_command_of_a_missing_network_trains_it(form, configured):
     plain = configured("unit")
     networks = Networks(plain.run, {form: {}}, [3])
@@ -173,16 +173,18 @@ def test_members_of_another_nature_are_other_objects(configured):
 
 def test_a_network_of_fit_keeps_the_configured_optimizer(configured):
     found = configured("unit")
-    tuned = {form: Choice({"learning_rate": 0.5, "weight_decay": 0.1}, [], []) for form in COMPARED}
+    tuned = {
+        form: Choice({"learning_rate": 0.5, "weight_decay": 0.1}, [], []) for form in tuple(FORMS)
+    }
     seeds = (0, 1)
-    assert fitted(found.run, COMPARED, seeds) == []
-    before = optimizers_of(found.run, (*COMPARED, "open_gate"), seeds, tuned)
-    assert before == dict.fromkeys((*COMPARED, "open_gate"), tuned["ungated"].setting)
+    assert fitted(found.run, tuple(FORMS), seeds) == []
+    before = optimizers_of(found.run, tuple(FORMS), seeds, tuned)
+    assert before == dict.fromkeys(tuple(FORMS), tuned["ungated"].setting)
     keep(found, "ungated", 1)
     keep(found, "adas_official", 0, tuned["adas_official"].setting)
-    assert fitted(found.run, COMPARED, seeds) == ["ungated"]
-    assert optimizers_of(found.run, COMPARED, seeds, tuned)["ungated"] == {}
-    assert optimizers_of(found.run, COMPARED, seeds, {})["adas_official"] == {}
+    assert fitted(found.run, tuple(FORMS), seeds) == ["ungated"]
+    assert optimizers_of(found.run, tuple(FORMS), seeds, tuned)["ungated"] == {}
+    assert optimizers_of(found.run, tuple(FORMS), seeds, {})["adas_official"] == {}
 
 
 def test_networks_are_kept_with_all_that_they_need(configured, tmp_path):

@@ -43,7 +43,7 @@ from weather.experiments.experiment import (
     shown,
 )
 from weather.metrics import joined
-from weather.models.adas.presets import COMPARED
+from weather.models.adas.presets import FORMS
 from weather.observations.gridded import GriddedObservations
 from weather.progress import Progress, Tick, no_tick, silent
 from weather.training.stream import AssimilationBatch, generator
@@ -145,7 +145,7 @@ class Era5EnsembleSource(EnsembleSample, CaseExperiment[Case]):
         seed: Seed of all random numbers.
     """
 
-    forms = COMPARED
+    forms = tuple(FORMS)
     decisive = ("seed",)
     attribution = ATTRIBUTION
     caption = "2 January 2017 12 UTC, member 9 is the truth"
