@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -100,12 +101,12 @@ def _speaker(console: Console) -> Callable[[str], None]:
 def _tables(stops: Sequence[TourStop]) -> dict[str, tuple[list[str], list[list[str]]]]:
     """Return header and rows of what was done, and of what gates add to it."""
     tasks = [
-        [one.task, one.result, f"{one.seconds:.0f} s", f"`{one.command}`"]
+        [one.task, one.result, f"{one.seconds:.0f}\N{NO-BREAK SPACE}s", f"`{one.command}`"]
         for stop in stops
         for one in stop.done
     ]
     claims = [
-        [f"{row.system}: {row.metric}", f"{row.verdict} ({row.value}; {row.baseline})"]
+        [f"{row.system}: {row.metric}", f"**{row.verdict}** ({row.value}; {row.baseline})"]
         for stop in stops
         for row in stop.rows
     ]
@@ -120,7 +121,7 @@ def _table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -
     for title in header:
         table.add_column(title, overflow="fold")
     for row in rows:
-        table.add_row(*(escape(text.replace("`", "")) for text in row))
+        table.add_row(*(escape(re.sub(r"`|\*\*", "", text)) for text in row))
     return table
 
 
@@ -128,7 +129,8 @@ def _page(stops: Sequence[TourStop], skipped: Sequence[str], seconds: float) -> 
     page = Page(
         "Tour of the gatesuite",
         "Learned gates that assimilate weather, size polyps, rank a feed, draw, and complete code. "
-        f"Everything on this page was made on this machine in {seconds:.0f} s.",
+        f"Analyses, renderings, drawings and texts were made on this machine in {seconds:.0f} s, "
+        "and the networks of short video trained; all other networks ship with the package.",
     )
     for caption, (header, rows) in _tables(stops).items():
         page.section(caption).table(header, rows)

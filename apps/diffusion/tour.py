@@ -110,8 +110,9 @@ def _draw(page: Page, found: Found, made: PairImages) -> None:
     rows = made.rows()
     page.figure(
         sheet_figure(rows, title="Unseen pairs", note="the same noise for gates and the sum"),
-        "The true drawing, and images with gates, with the plain sum and with the mean of the two "
-        "wanted adapters.",
+        "A prompt is drawn by a model and two adapters, one trained on its subject, one on its "
+        "style. The true drawing, and images with gates, with the plain sum and with the mean of "
+        "the two wanted adapters.",
         name="pairs",
         table=(("caption", "column"), [[c, name] for c, row in rows.items() for name in row]),
     )

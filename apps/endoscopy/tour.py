@@ -61,7 +61,10 @@ def tour(folder: Path, say: Callable[[str], None]) -> TourStop:
     track = _track(test, frames)
 
     def draw(page: Page) -> None:
-        page.figure(strip_figure(track), "One polyp, frame by frame.")
+        page.figure(
+            strip_figure(track),
+            "How large is a polyp? A network estimates it from each of six frames.",
+        )
         page.text(
             f"{OBJECTS} polyps rendered just now, six frames each, sized from the frame and the "
             "outline of the polyp. Network and baselines were trained on 150 others. Rendered "

@@ -5,10 +5,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
 from apps.language.block_tour import GATES, BlockPart, block_part
 from apps.language.generate import SHIPPED_CONFIG, models_in, shipped
@@ -18,14 +16,14 @@ from harness.report.page import Page, StopSkippedError, TourRow, TourStop, TourT
 from language.corpus import Document, read_corpus
 from language.counts import ORDER, ByteCounts
 from language.decoder import Decoder
-from language.gated.diagnostics import decoder_diagnostics
 from language.generation import generate
 from language.hf.model_folder import read_model
 from language.scoring import bits_per_byte, count_bits, ratio, scored_part
 from language.tokenizer import ByteTokenizer
 
 FILES, LETTERS = 8, 2000  # held-out files, and the letters at their beginning that are scored
-ADDED, TEMPERATURE = 200, 0.2  # bytes of a completion, and how they are drawn
+ADDED = 200  # bytes of a completion
+TEMPERATURE = 0.2  # of the decoder; counts that are as sharp repeat spaces
 FUNCTION = re.compile(r"^def [^\n]+\n( +[^\n]+\n){4,}", re.MULTILINE)
 LINES = 2  # of a function, which are the prompt
 ASCII = 128
@@ -73,8 +71,6 @@ def tour(
         REFERENCE: count_bits(counts, scored, starts)[-1],
     }
 
-    say("looking at the first token")
-    attended = attended_first(model, scored)
     parts: list[BlockPart | ExpertPart] = []
     done = [completed]
     if weights is None:
@@ -84,7 +80,7 @@ def tour(
         say("reading experts from disk")
         parts.append(experts := expert_part(held, folder))
         done.append(experts.done)
-    draw = partial(_draw, texts=texts, attended=attended, parts=parts)
+    draw = partial(_draw, texts=texts, parts=parts)
     rows = [_row(bits), *(one.row for one in parts)]
     return TourStop("Language: a small decoder", rows, draw, done)
 
@@ -105,47 +101,29 @@ def _completions(
     texts = {"the file": function, DECODER: prompt + added}
     texts[REFERENCE] = prompt + drawn(counts, prompt, ADDED)
     return texts, TourTask(
-        "complete a function", f"{len(added)} bytes", "gates language generate", spent
+        "complete a function",
+        f"continues with `{(added.strip() or 'nothing').splitlines()[0]}`",
+        "gates language generate",
+        spent,
     )
 
 
 def _draw(
     page: Page,
     texts: Mapping[str, str],
-    attended: Sequence[Sequence[Any]],
     parts: Sequence[BlockPart | ExpertPart],
 ) -> None:
-    """Show completions, by what they are from, and the table of :func:`attended_first`."""
+    """Show the parts, and completions by what they are from."""
     for part in reversed(parts):
         part.draw(page)
     page.text(
         "A function of a file that neither has seen, completed from its first lines byte by "
-        f"byte: one sample at temperature {TEMPERATURE}. Counts are of the bytes after up to five "
-        "others, of the same training files."
+        f"byte: one sample, of the decoder at temperature {TEMPERATURE}, of counts at 1, as "
+        "sharper counts repeat spaces. Counts are of the bytes after up to five others, of the "
+        "same training files."
     )
     for name, text in texts.items():
         page.text(f"**{name}**").code(text)
-    page.text(
-        "Large models attend to the first token of a text more than to any other. Its weight by "
-        "layer, mean over heads and tokens:"
-    )
-    page.table(["attention to the first token", "weight"], attended, fold="Weights by layer")
-
-
-def attended_first(model: Decoder, documents: Sequence[Document]) -> list[list[Any]]:
-    """Return the weight of the first token in each layer, and that of tokens that all weigh alike.
-
-    Args:
-        model: A decoder of bytes.
-        documents: Whose beginnings are read.
-    """
-    tokenizer = ByteTokenizer()
-    rows = [[tokenizer.end, *tokenizer.encode(one.text).tolist()] for one in documents]
-    length = min(model.context, *map(len, rows))
-    found = decoder_diagnostics(model, torch.tensor([row[:length] for row in rows]))
-    layers = found["first_token_attention"].mean(0).tolist()
-    alike = float((1 / torch.arange(2, length + 1)).mean())
-    return [*([f"layer {i}", own] for i, own in enumerate(layers)), ["all tokens alike", alike]]
 
 
 def drawn(counts: ByteCounts, prompt: str, length: int) -> str:
@@ -154,7 +132,7 @@ def drawn(counts: ByteCounts, prompt: str, length: int) -> str:
     for _ in range(length):
         known = text[-counts.order :] if counts.order else ""
         every = "".join(known + chr(letter) for letter in range(ASCII))
-        bits = counts.bits(every)[-1, len(known) :: len(known) + 1] / TEMPERATURE
+        bits = counts.bits(every)[-1, len(known) :: len(known) + 1]
         weights = np.exp2(bits.min() - bits)
         text += chr(int(generator.choice(ASCII, p=weights / weights.sum())))
     return text[len(prompt) :]

@@ -60,7 +60,12 @@ def tour(folder: Path, say: Callable[[str], None]) -> TourStop:
     )
 
     def draw(page: Page) -> None:
-        page.figure(ridge_figure(maps), f"{POINTS:,} points drawn from the truth.", name="ridge")
+        page.figure(
+            ridge_figure(maps),
+            "Can the parameters of a gate be learned from data? How likely those are that lie "
+            f"around the true ones, given {POINTS:,} points.",
+            name="ridge",
+        )
         page.text(
             "A softmax gate with a linear score divides its slope by its temperature: mixtures on "
             "a diagonal of the left map are the same one, and no sample can distinguish them. An "

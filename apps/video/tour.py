@@ -6,10 +6,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+from matplotlib.figure import Figure
+
 from apps.video.comparison import train
 from harness.command.configfile import find_config, read_config
 from harness.evidence import Row, compare
 from harness.experiment import Job, Piece, flatten
+from harness.figures.style import BLUE, ORANGE, TEXT_SIZE, dress, head, new_figure, place
 from harness.report.page import Page, TourRow, TourStop, TourTask
 from recsys.data.datamodule import TableDataModule
 from recsys.diagnosis.expert_report import ExpertReport
@@ -90,23 +94,41 @@ def tour(folder: Path, say: Callable[[str], None], *, rows: int | None = None) -
     losses = plain.rows()
     table = [_faults(raw), _accuracy(losses)]
 
+    feed, first = _feed(plain)
+
     def draw(page: Page) -> None:
+        page.figure(
+            feed,
+            "Which video should a viewer see next? A network predicts how likely 14 reactions are. "
+            "Here are unseen videos of one viewer, ranked by the chance that they are watched.",
+            name="feed",
+        )
         _draw_faults(page, raw, plain)
         _draw_losses(page, plain, losses)
 
-    rank = TourTask("rank the videos of a feed", _ranked(plain), "gates video score")
+    rank = TourTask("rank the videos of a feed", first, "gates video score")
     return TourStop("Short video: many behaviors at once", table, draw, [rank])
 
 
-def _ranked(trained: Trained) -> str:
-    """Return what the user with the most test rows did with the first of them, as ranked."""
+def _feed(trained: Trained) -> tuple[Figure, str]:
+    """Draw the ranked videos of the user with the most test rows, and say what became of them."""
     test, task = trained.data.batch("test"), trained.data.schema.task_names[0]
     of_user = (test.user == test.user.mode().values).numpy()
-    order = trained.found[HOME][of_user, 0].argsort()[::-1]
-    done = test.labels.numpy()[of_user, 0][order]
-    return (
-        f"of one user's {len(done)} videos {done.mean():.0%} have {task}, of the first {FIRST} "
-        f"{done[:FIRST].mean():.0%}"
+    chances, done = trained.found[HOME][of_user, 0], test.labels.numpy()[of_user, 0] > 0
+    order = chances.argsort()[::-1]
+    figure = new_figure(9.0, 3.4)
+    axes = place(figure, 0.7, 0.55, 8.1, 1.9)
+    for happened, color, label in ((True, BLUE, "watched"), (False, ORANGE, "not watched")):
+        ranks = np.flatnonzero(done[order] == happened)
+        axes.bar(ranks + 1, chances[order][ranks], color=color, width=0.9, label=label)
+    dress(axes, x="rank", y="predicted chance")
+    axes.set_xlim(0, len(order) + 1)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=TEXT_SIZE,
+                frameon=False)  # fmt: skip
+    head(figure, "A ranked feed", f"{task} of one viewer's {len(order)} videos, by {HOME}")
+    return figure, (
+        f"of the first {FIRST} videos of a viewer's feed {done[order][:FIRST].mean():.0%} are "
+        f"watched, of all {len(order)} {done.mean():.0%}"
     )
 
 

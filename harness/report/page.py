@@ -23,7 +23,6 @@ from harness.runs.folder import git_revision, package_version
 
 FIGURES = "figures"
 UNITS = "independent units"
-MOST_ROWS = 5  # of a table that is not folded
 PIXELS = 84  # of an inch of a figure, so that letters are of one size
 
 Table = tuple[Sequence[str], Sequence[Sequence[Any]]]
@@ -98,8 +97,6 @@ class Page:
         header: Sequence[str],
         rows: Sequence[Sequence[Any]],
         caption: str = "",
-        *,
-        fold: str = "",
     ) -> "Page":
         """Add a table; numbers are aligned to the right.
 
@@ -107,7 +104,6 @@ class Page:
             header: Names of the columns.
             rows: Cells; floats are shown with four significant digits, booleans as met or missed.
             caption: A line above it.
-            fold: What it shows, which opens it where it has more than five rows.
 
         Raises:
             ValueError: A row is longer or shorter than the header.
@@ -126,9 +122,6 @@ class Page:
             for row in rows
         )
         self._add_table(f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>", caption)
-        if fold and len(rows) > MOST_ROWS:
-            summary = f"<summary>{_inline(fold)}</summary>"
-            self._parts[-1] = f"<details>{summary}{self._parts[-1]}</details>"
         return self
 
     def figure(
@@ -196,7 +189,9 @@ class Page:
 
     def html(self) -> str:
         """The whole page."""
-        links = "".join(f'<a href="#{a}">{_inline(title)}</a>' for a, title in self._sections)
+        links = "".join(
+            f'<a href="#{a}">{_inline(title.partition(":")[0])}</a>' for a, title in self._sections
+        )
         navigation = f"<nav>{links}</nav>" if len(self._sections) > 1 else ""
         subtitle = f'<p class="lead">{_inline(self.subtitle)}</p>' if self.subtitle else ""
         style = (files("harness.report") / "report.css").read_text(encoding="utf-8")

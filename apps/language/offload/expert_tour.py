@@ -69,7 +69,8 @@ class ExpertPart(NamedTuple):
         held, whole = self.memory
         page.figure(
             self.figure,
-            f"A mixture of bytes reads a sentence of an unseen file: {held / 1e6:.2f} MB of its"
+            "A language model runs while most of it stays on disk. It reads a sentence of an unseen"
+            f" file: {held / 1e6:.2f} MB of its"
             f" experts are in memory, {whole / 1e6:.2f} MB on disk. Two of 16 experts of a layer"
             " are needed for a byte; one that is missed is waited for.",
             name="experts",

@@ -46,7 +46,9 @@ def stop(tmp_path_factory):
 def test_experts_and_accuracy(stop):
     experts, accuracy = stop.rows
     done = stop.done[0].result
-    assert re.fullmatch(r"of one user's \d+ videos \d+% have \w+, of the first 10 \d+%", done)
+    assert re.fullmatch(
+        r"of the first 10 videos of a viewer's feed \d+% are watched, of all \d+ \d+%", done
+    )
     assert re.fullmatch(r"\d+\.\dx, 0%", experts.value)  # no Swish is exactly zero
     plain = re.fullmatch(r"MMoE (.+)x, (\d+)%; CGC (.+)x, (\d+)%", experts.baseline)
     assert all(float(plain[k]) > 1 for k in (1, 3))
@@ -63,7 +65,7 @@ def test_the_page_has_scales_gates_and_losses(stop, tmp_path):
     page.section(stop.title)
     stop.draw(page)
     html = page.write(tmp_path / "page.html").read_text()
-    assert html.count("data:image/png;base64,") == 4
+    assert html.count("data:image/png;base64,") == 5
     for text in (ORACLE, DURATION, "minus HoME", "heavy-tailed"):
         assert text in html
 
