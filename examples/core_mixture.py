@@ -11,7 +11,7 @@ from torch import nn
 from core_gates import MoELayer, StackedExperts, SwitchGate, balance_loss, collect_routing
 
 torch.manual_seed(0)
-points = torch.rand(4096, 2) * 2 - 1
+points = torch.rand(2048, 2) * 2 - 1
 x, y = points.unbind(1)
 target = torch.where(x > 0, (6 * y).sin(), (6 * x).cos()) * torch.where(y > 0, 1.0, -1.0)
 
@@ -22,7 +22,7 @@ wide = nn.Sequential(nn.Linear(32, 128), nn.GELU(), nn.Linear(128, 32))
 for name, middle in {"one network": wide, "four experts": mixture}.items():
     model = nn.Sequential(nn.Linear(2, 32), nn.Tanh(), middle, nn.Linear(32, 1))
     optimizer = torch.optim.Adam(model.parameters(), 5e-3)
-    for _ in range(500):
+    for _ in range(400):
         with collect_routing(model) as routings:
             loss = (model(points)[:, 0] - target).square().mean()
         balance = sum(balance_loss(one) for found in routings.values() for one in found)

@@ -28,7 +28,7 @@ table = OwnTable("visits.csv", tasks, user="reader", item="book", time="day")
 data = TableDataModule(table, batch_size=256)
 module = MultiTaskModule("HoME", {"dim": 16, "hidden_dims": [32], "rank": 4}, learning_rate=1e-2)
 quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-L.Trainer(max_epochs=6, **quiet).fit(module, data)
+L.Trainer(max_epochs=4, **quiet).fit(module, data)
 
 # %%
 held_out = pl.read_csv("visits.csv").filter(pl.col("day") >= 11)

@@ -93,7 +93,6 @@ def rows_of(found: Found, made: PairImages) -> list[TourRow]:
             f"{found.hits} of {wanted}",
             f"chance {chance:.1f}",
             "by weights, which the encoder was trained on; by their names, all are found",
-            found.hits > 2 * chance,
         ),
         TourRow(
             SYSTEM,
@@ -101,7 +100,6 @@ def rows_of(found: Found, made: PairImages) -> list[TourRow]:
             f"{made.errors(GATED).mean():.3f}",
             f"plain sum {made.errors(SUM).mean():.3f}, white {made.white_errors().mean():.3f}",
             f"{verdict}: {gap.mean():+.3f} [{low:+.3f}, {high:+.3f}]",
-            high < 0,
         ),
     ]
 

@@ -117,17 +117,15 @@ def _row(kept: dict[str, np.ndarray]) -> TourRow:
     found = compare(scores, draws, task="", reference=GATE)
     own, oracle, chance, mean = found[:4]
     better = next(row.high < 0 for row in found if row.versus and row.method == RANDOM)
-    verdict: str = "better than mean keys and random"
-    good: bool | None = True
+    verdict = "better than mean keys and random"
     if own.value - mean.value < LEVEL:
-        verdict, good = "better than random, as mean keys are", None
+        verdict = "better than random, as mean keys are"
     if not better:
-        verdict, good = "not distinguishable from random", False
+        verdict = "not distinguishable from random"
     return TourRow(
         "block gates, shipped",
         f"attention in {FRACTION:.0%} of the blocks, {own.n} unseen files",
         f"{own.value:.2f} [{own.low:.2f}, {own.high:.2f}]",
         f"oracle {oracle.value:.2f}, mean keys {mean.value:.2f}, random {chance.value:.2f}",
         verdict,
-        good,
     )

@@ -149,5 +149,4 @@ def _row(bits: dict[str, np.ndarray]) -> TourRow:
         f"{own.value:.2f} [{own.low:.2f}, {own.high:.2f}]",
         f"counts of {REFERENCE} {rival.value:.2f}",
         "better than counts" if better else "worse than counts" if worse else "not distinguishable",
-        better,
     )

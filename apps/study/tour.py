@@ -38,7 +38,6 @@ def tour(folder: Path, say: Callable[[str], None]) -> TourStop:
         f"tanh {lost:.3f}",
         f"identity {flat:.0e}",
         "only tanh can be estimated" if good else "not as published",
-        good,
     )
 
     say("spawning experts")
@@ -56,7 +55,6 @@ def tour(folder: Path, say: Callable[[str], None]) -> TourStop:
         f"Gumbel weights, temperature 2: {hot:.0e}",
         f"softmax weights, 0.3: {cold:.0e}",
         "the function is preserved" if hot < CHANGED else "the function is not preserved",
-        hot < CHANGED,
     )
 
     def draw(page: Page) -> None:

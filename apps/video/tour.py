@@ -181,9 +181,8 @@ def _add_bounds(trained: Trained) -> None:
 
 def _faults(raw: Trained) -> TourRow:
     """Return whether the experts of HoME are healthy where plain ones are not."""
-    home, *plain = (report.summary() for report in raw.reports.values())
+    home = raw.reports[HOME].summary()
     left = [name for name, most in HEALTHY.items() if home[name] > most]
-    least = all(home[f] < one[f] for one in plain for f in ("scale_ratio", "zero_rate_max"))
     others = [f"{m} {_spread(raw.reports[m])}" for m in raw.reports if m != HOME]
     return TourRow(
         f"{HOME}, raw counts as inputs",
@@ -191,13 +190,11 @@ def _faults(raw: Trained) -> TourRow:
         _spread(raw.reports[HOME]),
         "; ".join(others),
         f"not healthy: {'; '.join(map(IN_WORDS.__getitem__, left))}" if left else "no collapse",
-        not left and least,
     )
 
 
 def _spread(report: ExpertReport) -> str:
-    found = report.summary()
-    return f"{found['scale_ratio']:.1f}x, {found['zero_rate_max']:.0%}"
+    return "{scale_ratio:.1f}x, {zero_rate_max:.0%}".format(**report.summary())
 
 
 def _accuracy(losses: Mapping[tuple[str, str], Row]) -> TourRow:
@@ -214,7 +211,6 @@ def _accuracy(losses: Mapping[tuple[str, str], Row]) -> TourRow:
         f"{own.value:.3f} [{own.low:.3f}, {own.high:.3f}]",
         ", ".join(others),
         "; ".join(f"{words} {' and '.join(names)}" for words, names in parts if names),
-        len(better) == len(rivals),
     )
 
 

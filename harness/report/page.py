@@ -325,8 +325,6 @@ class TourRow(NamedTuple):
         value: The figure.
         baseline: What it is compared with, with its figure.
         verdict: In words, such as ``better`` or ``within 1.2x``.
-        good: Whether it is ahead of every baseline, or a figure as it should be; None where nothing
-            is claimed.
     """
 
     system: str
@@ -334,7 +332,6 @@ class TourRow(NamedTuple):
     value: str
     baseline: str
     verdict: str
-    good: bool | None = None
 
 
 class TourTask(NamedTuple):

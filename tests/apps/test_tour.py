@@ -29,7 +29,7 @@ def good_stop(folder, say):
     folder.mkdir(parents=True)
     (folder / "proof").touch()
     say("halfway")
-    rows = [TourRow("Adas", "rmse z500 [m]", "31.2", "49.8 background", "better", True)]
+    rows = [TourRow("Adas", "rmse z500 [m]", "31.2", "49.8 background", "better")]
     done = [TourTask("size it", "7 mm", "gates size", 3.0), TourTask("map it", "4 m", "gates map")]
     return TourStop("Weather & more", rows, lambda page: page.text("drawn by the stop"), done)
 

@@ -171,5 +171,4 @@ def _row(walls: dict[str, np.ndarray], names: Sequence[str]) -> TourRow:
         "the same memory: " + ", ".join(f"{name} {value:.2f}" for name, value in rivals.items()),
         f"against {best}: "
         + ("faster" if better else "slower" if gap.low > 0 else "not distinguishable"),
-        better,
     )

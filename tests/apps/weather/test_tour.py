@@ -30,7 +30,6 @@ def test_verdicts_follow_the_ratio_and_claim_nothing(stop):
         )
         assert row.verdict.startswith(f"{words} {rival} here")
         assert row.verdict.endswith("one timeline decides nothing")
-        assert row.good is None
 
 
 def test_errors_over_time_come_first_then_the_map_then_the_table(stop, tmp_path):
