@@ -154,8 +154,7 @@ class Reports:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue with the counts of :meth:`state`."""
         self.observed, self.rejected = list(state["observed"]), list(state["rejected"])
-        self.flipped = state["flipped"]
-        self._by_channel = torch.tensor(state["by_channel"])
+        self.flipped, self._by_channel = state["flipped"], torch.tensor(state["by_channel"])
         self._squares = torch.tensor(state["squares"], dtype=torch.float64)
 
     def departures(self) -> Tensor:
@@ -261,8 +260,7 @@ class Reports:
         progress: Progress = silent,
     ) -> Analyses:
         """Start a cycle from a background (C,H,W); every analysis starts the next forecast."""
-        current = iter(times)
-        model = remembering(forecast)
+        current, model = iter(times), remembering(forecast)
 
         def check(_: GriddedObservations, background: Tensor) -> GriddedObservations:
             return self.against(model, next(current), background[0], hours)

@@ -41,8 +41,7 @@ def spatial_mean(field: Tensor, weights: Tensor) -> Tensor:
             f"{tuple(weights.shape)}"
         )
     weights = weights.to(field)
-    weighted = torch.where(weights == 0, 0.0, field * weights)
-    return weighted.sum((-2, -1)) / weights.sum()
+    return torch.where(weights == 0, 0.0, field * weights).sum((-2, -1)) / weights.sum()
 
 
 def mse(forecast: Tensor, truth: Tensor, weights: Tensor) -> Tensor:

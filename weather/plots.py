@@ -85,8 +85,7 @@ def equal_earth(latitude: np.ndarray, longitude: np.ndarray) -> tuple[np.ndarray
     square = theta**2
     slope = A1 + square * (3 * A2 + square**2 * (7 * A3 + square * 9 * A4))
     x = 2 / np.sqrt(3) * np.deg2rad(longitude) * np.cos(theta) / slope
-    y = theta * (A1 + square * (A2 + square**2 * (A3 + square * A4)))
-    return x, y
+    return x, theta * (A1 + square * (A2 + square**2 * (A3 + square * A4)))
 
 
 def outline() -> np.ndarray:
@@ -263,8 +262,7 @@ def _differences(
     figure: Figure, axes: np.ndarray, fields: tuple[Tensor, ...], grid: Grid, unit: str
 ) -> None:
     stacked = torch.stack([field.detach().double() for field in fields])
-    size = stacked[stacked.isfinite()].abs().quantile(QUANTILE).item() or 1.0
-    levels = symmetric_levels(size)
+    levels = symmetric_levels(stacked[stacked.isfinite()].abs().quantile(QUANTILE).item() or 1.0)
     cmap = mpl.colormaps[DIVERGING]
     names = ("Increment", "Background − truth", "Analysis − truth")
     for axis, field, name in zip(axes, fields, names, strict=True):

@@ -167,8 +167,7 @@ class SphericalTransform(nn.Module):
         flow = spectral * self.laplacian[:, None]
         turned = torch.cat((flow[1:], flow[:1].neg()))  # times minus i
         x = self._legendre(self._wind_along, turned)
-        y = self._legendre(self._wind_across, flow.neg())
-        return self._to_grid(x), self._to_grid(y)
+        return self._to_grid(x), self._to_grid(self._legendre(self._wind_across, flow.neg()))
 
     def divergence(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the divergence ``(2, M, L, K)`` of a vector field given as Fourier coefficients.
@@ -183,12 +182,10 @@ class SphericalTransform(nn.Module):
 
     def curl(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the vertical curl ``(2, M, L, K)`` of a vector field, as in `divergence`."""
-        result = self._legendre(self._flux_across, x)
-        return _add_turned(result, self._flux_along, y, sign=-1)
+        return _add_turned(self._legendre(self._flux_across, x), self._flux_along, y, sign=-1)
 
     def _to_grid(self, waves: Tensor) -> Tensor:
-        grid = self._from_fourier @ waves.reshape(2 * self.size, -1)
-        return grid.view(-1, *waves.shape[2:])
+        return (self._from_fourier @ waves.reshape(2 * self.size, -1)).view(-1, *waves.shape[2:])
 
     @staticmethod
     def _legendre(table: Tensor, waves: Tensor) -> Tensor:

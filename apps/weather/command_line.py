@@ -227,8 +227,7 @@ class WeatherCLI(GatesRunCLI):
             raise GatesError(
                 f"--form {self._form} needs the problems of a sealed world: add --config osse"
             )
-        seed = options["seed_everything"]
-        source.train_correction(self._form, seed, self.datamodule.timelines)
+        source.train_correction(self._form, options["seed_everything"], self.datamodule.timelines)
         start = self._start_weights()
         if start is None:
             self.model = CorrectionModule.fresh(self.model, CORRECTIONS[str(self._form)])
@@ -257,13 +256,11 @@ class WeatherCLI(GatesRunCLI):
         load_trained(path, self.model.analysis)
         facts = self._against_start() if self._form else {}
         store = run.store(WEIGHTS, AnalysisForm())
-        kept = store.keep(piece, self.model.analysis, objects=objects, **facts)
-        return kept / AnalysisForm.FILE
+        return store.keep(piece, self.model.analysis, objects=objects, **facts) / AnalysisForm.FILE
 
     def _against_start(self) -> dict[str, Any]:
         """Return and print the error of a correction over that of what it started from."""
-        start = self._start_weights()
-        trained = self.model.analysis.eval()
+        start, trained = self._start_weights(), self.model.analysis.eval()
         for weight in trained.network.parameters():
             weight.data = weight.data.bfloat16().to(weight)  # as they are kept
         found = self.datamodule.source.over_start(trained, start, ticking)

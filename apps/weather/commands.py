@@ -336,8 +336,7 @@ class WeatherTrainer(GatesRunTrainer):
         del model
         experiment = experiment_of(datamodule.source)
         draw = partial(add_to_page, folder=self.run_folder.path, experiment=experiment)
-        page = run_page(self.run(), draw, metrics=experiment.headline)
-        print(page.write(self.run_folder.report))
+        print(run_page(self.run(), draw, metrics=experiment.headline).write(self.run_folder.report))
 
     def _begin(
         self,

@@ -87,8 +87,7 @@ def network_cost(
         states = torch.randn(batch_size, module.num_channels, *module.grid_shape)
     kind = torch.bfloat16 if precision == "bf16" else torch.float32
     module, states = module.to(kind).train(), states.to(kind)
-    loss = step_of(module, states)
-    return module, cost_of_step(loss, module.parameters(), [states])
+    return module, cost_of_step(step_of(module, states), module.parameters(), [states])
 
 
 def step_of(network: Adas | FengWu, states: Tensor) -> Callable[[], Tensor]:

@@ -319,8 +319,7 @@ class Tuning:
 
         task, densities = piece.keys.get("task-"), piece.get("densities", self.densities)
         name = choice_name(piece.method, str(task)) if task else piece.method
-        trials = self._trials(densities, fit, piece.get("cycles", 0))
-        trial = trials[name]
+        trial = self._trials(densities, fit, piece.get("cycles", 0))[name]
         try:
             return {"score": trial.score({axis: piece[axis] for axis in trial.axes})}
         except ValueError:  # beyond the box there are settings that no method takes
@@ -378,8 +377,7 @@ class KeptByRun(Kept):
         if isinstance(self.experiment, OsseExperiment):
             return path if (path := self.experiment.weights(form, 0)).is_file() else None
         choices = {} if fitted(self.run, [form], [0]) else chosen_networks(self.run, [form])
-        optimizers = optimizers_of(self.run, [form], [0], choices)
-        return Networks(self.run, optimizers, [0]).path(form, 0)
+        return Networks(self.run, optimizers_of(self.run, [form], [0], choices), [0]).path(form, 0)
 
     def read(self, path: Path, analysis: AdasAnalysis) -> None:
         """Read weights or a checkpoint into a network, see :func:`load_trained`."""

@@ -73,8 +73,7 @@ def ingest(
     require_free(target, overwrite=overwrite_output)
     table_format(target)
     period = Period.parse(start, end)
-    files = files_in(map(Path, sources), leave_out=target)
-    found = ingest_files(files, period, ticking)
+    found = ingest_files(files_in(map(Path, sources), leave_out=target), period, ticking)
     _print_accounts(found.files)
     found.table.frame.attrs["files"] = {
         name: {"sha256": sha256(one.path), "format": one.format, "kept": one.kept}

@@ -58,8 +58,7 @@ class Waves:
         """Return the next field (H,W), of unit order."""
         noise = (1 - self.keep**2) ** 0.5 * self._noise()
         self.state = self.keep * self.turn * self.state + noise
-        field = (self.meridional * self.state) @ self.zonal.T
-        return np.asarray(field.real) / 1.5
+        return np.asarray(((self.meridional * self.state) @ self.zonal.T).real) / 1.5
 
 
 def fields(latitude: np.ndarray, day: float, waves: tuple[Waves, Waves]) -> dict[str, np.ndarray]:
@@ -102,8 +101,7 @@ def write_synthetic_store(
     latitude = np.linspace(-90, 90, rows)
     longitude = -180 + 360 / columns * np.arange(columns)
     waves = Waves(latitude, longitude, seed), Waves(latitude, longitude, seed + 1)
-    start = np.datetime64("2019-01-01", "ns")
-    step = np.timedelta64(6, "h")
+    start, step = np.datetime64("2019-01-01", "ns"), np.timedelta64(6, "h")
     with replacing(path) as partial:
         for first in range(0, frames, 20):
             numbers = np.arange(first, min(first + 20, frames))

@@ -111,8 +111,7 @@ ROWS = 256  # points whose functions of distance are held at a time
 
 def has_equal_steps(grid: Grid) -> bool:
     """Return whether the longitudes of a grid divide the circle into equal steps."""
-    steps = grid.longitude_bounds().diff()
-    return bool((steps - 360.0 / grid.shape[1]).abs().max() < TOLERANCE)
+    return bool((grid.longitude_bounds().diff() - 360.0 / grid.shape[1]).abs().max() < TOLERANCE)
 
 
 class ZonalFunction:
@@ -206,8 +205,7 @@ class DenseCovariance:
     def __init__(self, matrix: Tensor) -> None:
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
             raise ValueError(f"expected a square matrix, found shape {tuple(matrix.shape)}")
-        self.matrix = matrix
-        self.size = len(matrix)
+        self.matrix, self.size = matrix, len(matrix)
         self.dtype = matrix.dtype
 
     def block(self, rows: Tensor, columns: Tensor | None = None) -> Tensor:
@@ -250,8 +248,7 @@ class SampleCovariance:
         self._anomalies = (samples - samples.mean(0)).flatten(1) / math.sqrt(len(samples) - 1)
         self._points = GridPoints(grid)
         self._coupling = None if coupling is None else torch.as_tensor(coupling).to(samples)
-        self.localization_km = localization_km
-        self.size = self._anomalies.shape[1]
+        self.localization_km, self.size = localization_km, self._anomalies.shape[1]
         self.dtype = samples.dtype
 
     def block(self, rows: Tensor, columns: Tensor | None = None) -> Tensor:

@@ -236,8 +236,7 @@ def _point_signals(observed: Tensor, innovation: Tensor) -> tuple[Tensor, Tensor
     Both arguments are in units of the observation error: (M, C, U) and (C, U). The channels of a
     point are added here, so that the sum over points is one matmul.
     """
-    per_point = observed.permute(2, 0, 1)
-    members = len(observed)
+    per_point, members = observed.permute(2, 0, 1), len(observed)
     row, column = torch.tril_indices(members, members)
     signal = (per_point @ per_point.mT)[:, row, column]
     return signal, (per_point @ innovation.T.unsqueeze(-1)).squeeze(-1)

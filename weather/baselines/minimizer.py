@@ -36,8 +36,7 @@ def adjoint_increment(control: ControlVariable, states: Tensor) -> Tensor:
     """Return ``U' x`` (N, k) of states (N, n), by autograd."""
     origin = states.new_zeros(len(states), control.num_controls).requires_grad_()
     with torch.enable_grad():
-        product = (control.increment(origin) * states).sum()
-        (adjoint,) = torch.autograd.grad(product, origin)
+        (adjoint,) = torch.autograd.grad((control.increment(origin) * states).sum(), origin)
     return adjoint
 
 

@@ -134,8 +134,7 @@ class FourDVar:
             ValueError: Shapes differ.
         """
         check_shapes(background, observations, self.control.size, self.members)
-        ages = self.history.ages(background)
-        analysis = background.clone()
+        ages, analysis = self.history.ages(background), background.clone()
         rows, members = to_analyze(background, observations)
         for age in ages[rows].unique().tolist():
             here = ages[rows] == age

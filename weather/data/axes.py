@@ -261,8 +261,7 @@ def _canonical_latitudes(dataset: xr.Dataset) -> xr.Dataset:
         raise GatesError(
             f"latitude is not monotonic ({_listed(latitude)}); sort the fields by latitude"
         )
-    step = np.abs(steps).max(initial=0.0)
-    if 90 - np.abs(latitude[[0, -1]]).min() > 1.01 * step:
+    if 90 - np.abs(latitude[[0, -1]]).min() > 1.01 * np.abs(steps).max(initial=0.0):
         radians = np.abs(latitude).max() < 1.58
         raise GatesError(
             f"latitude covers {latitude.min():g} to {latitude.max():g} degrees only, expected a "

@@ -273,8 +273,7 @@ def write_climatology(
         attributes: Of the store.
         tick: Called for every hour and day.
     """
-    chosen = times if positions is None else times[np.asarray(positions)]
-    hours = Calendar.of(chosen).hours
+    hours = Calendar.of(times if positions is None else times[np.asarray(positions)]).hours
     with replacing(path) as partial:
         _empty(channels, grid, hours, attributes or {}).to_zarr(
             partial, compute=False, zarr_format=2, consolidated=True,

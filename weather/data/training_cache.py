@@ -84,8 +84,7 @@ class Layout(NamedTuple):
         time = group.create_array("time", data=seconds, dimension_names=("time",))
         time.attrs.update({"units": TIME_UNITS, "calendar": "proleptic_gregorian"})
         for name in ("latitude", "longitude"):
-            degrees = getattr(self.grid, name).numpy()
-            group.create_array(name, data=degrees, dimension_names=(name,))
+            group.create_array(name, data=getattr(self.grid, name).numpy(), dimension_names=(name,))
         frames = group.create_array(
             FRAMES,
             shape=self.shape,

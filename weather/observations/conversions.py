@@ -84,8 +84,7 @@ def sea_level_pressure(pressure: Values, temperature: Values, elevation: Values)
 def flight_level_pressure(altitude: Values) -> np.ndarray:
     """Return the pressure, Pa, at a pressure altitude, m, up to 20 km in the ICAO atmosphere."""
     height = np.asarray(altitude, dtype=np.float64)
-    low = np.minimum(height, TROPOPAUSE_HEIGHT)
-    ratio = 1 - LAPSE_RATE * low / SEA_LEVEL_TEMPERATURE
+    ratio = 1 - LAPSE_RATE * np.minimum(height, TROPOPAUSE_HEIGHT) / SEA_LEVEL_TEMPERATURE
     above = np.maximum(height - TROPOPAUSE_HEIGHT, 0.0)
     isothermal = np.exp(-GRAVITY * above / (DRY_AIR * TROPOPAUSE_TEMPERATURE))
     return np.asarray(SEA_LEVEL_PRESSURE * ratio ** (1 / EXPONENT) * isothermal)

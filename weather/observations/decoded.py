@@ -83,8 +83,7 @@ class Decoded:
     def _convert_wind(self) -> None:
         wide, pair = self.wide, ["wind_speed", "wind_direction"]
         speed, direction = wide["wind_speed"], wide["wind_direction"]
-        odd = (speed < 0) | (direction < 0) | (direction > 360)
-        self.reject(odd, pair, "impossible wind")
+        self.reject((speed < 0) | (direction < 0) | (direction > 360), pair, "impossible wind")
         wide.loc[(wide["wind_speed"] == 0) & wide["wind_direction"].isna(), "wind_direction"] = 0.0
         self.reject(wide[pair].isna().any(axis=1), pair, "wind without direction or speed")
         u, v = conversions.wind_components(wide["wind_speed"], wide["wind_direction"])
@@ -209,8 +208,7 @@ class Found(NamedTuple):
     @classmethod
     def of(cls, decoded: Decoded, note: str = "") -> Self:
         """Convert reports, all of which count."""
-        reports = len(decoded.wide)
-        return cls(decoded.canonical(), reports, decoded.rejected, note)
+        return cls(decoded.canonical(), len(decoded.wide), decoded.rejected, note)
 
 
 def read_lines(path: Path) -> list[str]:

@@ -312,8 +312,7 @@ def _superobs(value: Tensor, error: Tensor, cell: Tensor, num_cells: int) -> tup
 
 
 def _in_window(frame: pd.DataFrame, time: np.datetime64, hours: float) -> pd.DataFrame:
-    half = pd.Timedelta(hours=hours)
-    center = pd.Timestamp(time)
+    half, center = pd.Timedelta(hours=hours), pd.Timestamp(time)
     inside = (frame["time"] >= center - half) & (frame["time"] < center + half)
     return frame[inside & (frame["qc"] == 0)]
 

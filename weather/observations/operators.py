@@ -93,16 +93,14 @@ def horizontal_weights(grid: Grid, latitude: Tensor, longitude: Tensor, wind: Te
             grid.longitude, longitude + torch.where(across[:, side], 180.0, 0.0)
         )
         indices.append(row[:, side, None] * grid.shape[1] + columns.indices)
-        weight = vertical.values[:, side] * sign[:, side]
-        values.append(weight[:, None] * columns.values)
+        values.append((vertical.values[:, side] * sign[:, side])[:, None] * columns.values)
     return Weights(torch.cat(indices, 1), torch.cat(values, 1))
 
 
 def _periodic_weights(longitude: Tensor, wanted: Tensor) -> Weights:
     """Return the two columns around places and their weights, around the globe."""
     around = torch.cat((longitude, longitude[:1] + 360.0))
-    place = longitude[0] + (wanted - longitude[0]).remainder(360.0)
-    found = linear_weights(around, place)
+    found = linear_weights(around, longitude[0] + (wanted - longitude[0]).remainder(360.0))
     return Weights(found.indices % len(longitude), found.values)
 
 

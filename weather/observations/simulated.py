@@ -32,8 +32,7 @@ def bernoulli_network(grid: Grid, density: float, *, seed: int) -> Tensor:
 
 def drawn_network(grid: Grid, density: float, draw: torch.Generator) -> Tensor:
     """Return a `bernoulli_network` (H, W) whose seed is the next draw of a generator."""
-    seed = int(torch.randint(2**62, (), generator=draw))
-    return bernoulli_network(grid, density, seed=seed)
+    return bernoulli_network(grid, density, seed=int(torch.randint(2**62, (), generator=draw)))
 
 
 def station_network(grid: Grid, count: int, *, seed: int) -> Tensor:
@@ -156,5 +155,4 @@ def _positions(
     share = torch.rand(2, len(row), generator=generator, dtype=torch.float64)
     south, west = grid.latitude_bounds(), grid.longitude_bounds()
     latitude = south[row] + share[0] * (south[row + 1] - south[row])
-    longitude = west[column] + share[1] * (west[column + 1] - west[column])
-    return latitude, longitude % 360.0
+    return latitude, (west[column] + share[1] * (west[column + 1] - west[column])) % 360.0

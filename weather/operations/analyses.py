@@ -191,10 +191,16 @@ class Assimilation:
                 assimilator, model, states[-1], times, self.model.hours, self.progress
             )
         reports.require_plausible()
-        for line in (unused.line(), reports.warning(), reports.misfit()):
-            if line:
-                self.say(line)
+        self._tell(reports, unused.line())
         return found
+
+    def _tell(self, reports: Reports, line: str) -> None:
+        """Say what was left out and rejected, and where errors that count do not fit."""
+        error = self.experiment.background_error(self.task)
+        counts = error is not None or self.options.method in FORMS
+        for text in (line, reports.warning(), reports.misfit() if counts else ""):
+            if text:
+                self.say(text)
 
     def write(
         self,
@@ -409,8 +415,7 @@ class Assimilation:
         choices = [choice_name(m.name, self.chosen_for) for m in (method, method.builds_on) if m]
         settings = {c: s for choice in choices for c, s in self.kept.chosen(choice).items()}
         assimilator = tuned(settings, method, self.chosen_for, self.say)
-        own = settings.get(choices[0], {})
-        self.attributes["settings"] = json.dumps(dict(own))
+        self.attributes["settings"] = json.dumps(dict(settings.get(choices[0], {})))
         if path := method.weights:
             self.attributes |= {"weights": str(path), "weights_sha256": sha256(path)}
         return assimilator, self._stated_error(sd)

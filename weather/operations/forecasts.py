@@ -372,8 +372,7 @@ def write_forecasts(
             grid = dataset_grid(analyses)
             create_states(partial.content, channels, grid, times=times, leads=deltas,
                           members=members, attributes=attributes)  # fmt: skip
-        done = partial.state.get("starts", 0)
-        store = StreamedStore(partial.content)
+        done, store = partial.state.get("starts", 0), StreamedStore(partial.content)
         with progress("forecasting", len(starts) * len(deltas)) as tick, torch.no_grad():
             for _ in range(done * len(deltas)):
                 tick()

@@ -93,9 +93,7 @@ class LongCycle(Assimilation):
             attributes={**title, **facts, **(made_by or {})}, overwrite=overwrite,
             progress=self.progress,
         )  # fmt: skip
-        for text in (line, reports.warning(), reports.misfit()):
-            if text:
-                self.say(text)
+        self._tell(reports, line)
         return reports
 
     def _times(
@@ -249,8 +247,7 @@ class _Work:
         attributes: Mapping[str, Any],
     ) -> None:
         self.parts, self.partial, self.times, self.first = parts, partial, times, first
-        self.channels = parts.reports.channels
-        folder = partial.content
+        self.channels, folder = parts.reports.channels, partial.content
         if not partial.state:
             remove(folder)
             folder.mkdir()
@@ -317,8 +314,7 @@ class _Work:
             previous = self._analysis(self.done - 1)[None]
             background = self._forecast(model, self.done)
         nothing = GriddedObservations.absent((1, *self.first.shape))
-        left = len(self.times) - self.done
-        yield from cycle.run(background[None], [nothing] * left, previous)
+        yield from cycle.run(background[None], [nothing] * (len(self.times) - self.done), previous)
 
     def _forecast(self, model: Remembering, number: int) -> Tensor:
         """Return the background (1,C,H,W) of a cycle, from the analyses before it."""

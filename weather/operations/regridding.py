@@ -173,8 +173,7 @@ class _Work:
         Raises:
             GatesError: A value is missing where that is to be refused.
         """
-        store = StreamedStore(partial.content)
-        done = partial.state.get("blocks", 0)
+        store, done = StreamedStore(partial.content), partial.state.get("blocks", 0)
         counts = {one.name: [0, 0] for one in self.blocks} | partial.state.get("missing", {})
         saved = time.monotonic()
         with progress("regridding", len(self.blocks)) as tick:

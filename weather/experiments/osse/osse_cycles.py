@@ -174,7 +174,6 @@ def _one_report(world: TwinWorld, truth: Tensor, cycle: int) -> GriddedObservati
     networks, noise = torch.zeros(len(truth), *world.grid.shape, dtype=torch.bool), []
     for row in range(len(truth)):
         draw = generator(world.seed, row, REPORT, cycle)
-        place = int(torch.randint(networks[row].numel(), (), generator=draw))
-        networks[row].view(-1)[place] = True
+        networks[row].view(-1)[int(torch.randint(networks[row].numel(), (), generator=draw))] = True
         noise.append(observe(truth[row], networks[row], world.error_sd, generator=draw))
     return GriddedObservations.stack(noise)

@@ -114,8 +114,7 @@ class OsseExperiment(TwinExperiment):
         if seed == self.world.seed:
             raise GatesError(f"the sealed world has the seed {seed} of the configured one: give "
                              "another world.seed")  # fmt: skip
-        path = self.folder / f"sealed-{seed:016x}.zarr"
-        return self.world.sealed(seed, self.num_sealed, path)
+        return self.world.sealed(seed, self.num_sealed, self.folder / f"sealed-{seed:016x}.zarr")
 
     @property
     def headline(self) -> set[str]:
@@ -172,8 +171,7 @@ class OsseExperiment(TwinExperiment):
 
     def prepare(self, progress: Progress = silent) -> None:
         """Make the nature run and the recorded errors where they are missing."""
-        for _ in self.make(self.folder, progress):
-            pass
+        list(self.make(self.folder, progress))
 
     def make(self, folder: Path, progress: Progress = silent) -> Iterator[Path]:  # noqa: ARG002
         """Do the same, and yield their paths."""
@@ -224,8 +222,7 @@ class OsseExperiment(TwinExperiment):
         self._problems = CycledProblems(
             self.world, self.recorded(), tasks, models, self.rows, self.seed
         )
-        self.pool = self._problems.pool
-        self.interpolated = self._problems.interpolated
+        self.pool, self.interpolated = self._problems.pool, self._problems.interpolated
 
     def problem(self, step: int, timeline: int, *, validation: bool = False) -> AssimilationBatch:
         """Return the problem of a row of the batch at a step of the training of a correction.
@@ -279,8 +276,7 @@ class OsseExperiment(TwinExperiment):
         path = self.weights(name, seed)
         if path.is_file():
             return ""
-        form = path.parent.name.removesuffix(f"-s{seed}")
-        if form in CORRECTIONS:
+        if path.parent.name.removesuffix(f"-s{seed}") in CORRECTIONS:
             return (
                 f"not trained: run `gates weather fit --config {CONFIGURATION} --form {name} "
                 f"--start networks --seed_everything {seed}`, then evaluate with "

@@ -187,8 +187,7 @@ class OsseScores(CycledScores):
         if work.task == SINGLE:
             self.reports[work.method] = found["ratios"], found["timelines"]
             return
-        count = FEW if work.method in COSTLY else self.timelines
-        self.keep(work.task, work.method, found, count)
+        self.keep(work.task, work.method, found, FEW if work.method in COSTLY else self.timelines)
 
     def rows(self) -> list[Row]:
         """Return every figure."""
@@ -308,7 +307,8 @@ class OsseScores(CycledScores):
 
     def bars(self) -> list[Bar]:
         """Return what must hold, by the protocol."""
-        return [bar for task in self.tasks for bar in BARS[task.reports](self, task)]
+        tasks = [task for task in self.tasks if task.reports in BARS]  # others have none
+        return [bar for task in tasks for bar in BARS[task.reports](self, task)]
 
     def ratio(self, task: str, name: str, other: str) -> Row | None:
         """Return the ratio of two methods with its interval; None where one of them is missing."""
@@ -413,17 +413,10 @@ def declared_bars(scores: OsseScores, task: OsseTask) -> list[Bar]:
     return [_bar(f"{CORRECTED} over {DAMPED}, {task.name}", found and found.value, LIMIT)]
 
 
-def no_bars(scores: OsseScores, task: OsseTask) -> list[Bar]:  # noqa: ARG001
-    """Return nothing: these figures are printed next to others."""
-    return []
-
-
 BARS = {
     "fixed": fixed_bars,
     "outage": outage_bars,
     "declared": declared_bars,
-    "withheld": no_bars,
-    "denied": no_bars,
 }
 
 

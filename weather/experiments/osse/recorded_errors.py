@@ -248,8 +248,7 @@ class CycledProblems:
         self.world, self.forecasts, self.rows, self.seed = world, forecasts, rows, seed
         self.groups = max(1, POOL // rows)
         self.pool = self.groups * rows
-        self.truth = world.truth("training")
-        self.sd = world.climatological_sd()
+        self.truth, self.sd = world.truth("training"), world.climatological_sd()
         self.ahead = round(LATER_HOURS / world.hours)
         self.block = min(BLOCK, world.cycles // 6)
         last = world.cycles - 1 - self.ahead - 2 * self.block
@@ -280,8 +279,7 @@ class CycledProblems:
         begun = self._begin(timeline, number)
         now = begun.cycle + begun.outage + age
         truth = self.truth[now, begun.member]
-        draw = generator(self.seed, PROBLEM, step, row)
-        observations = self._observe(begun.network, truth, draw)
+        observations = self._observe(begun.network, truth, generator(self.seed, PROBLEM, step, row))
         background = truth + begun.error
         if begun.outage and not age:
             start = self.truth[begun.cycle, begun.member] + begun.error

@@ -59,8 +59,7 @@ class OsseWorld(TwinWorld):
         """
         world = copy.copy(self)
         world.path, world.seed, world.home, world._nature = path, seed, self, None
-        world.members = {**self.members, "test": range(count)}
-        world.num_members = count
+        world.members, world.num_members = {**self.members, "test": range(count)}, count
         return world
 
 

@@ -378,5 +378,4 @@ class ReanalysisSource(ReanalysisData, CaseExperiment[Case]):  # type: ignore[ov
                 low, high = map(math.log, ERROR_FACTORS)
                 factor = low + (high - low) * torch.rand(truth.shape[1:], generator=draw)
                 errors = errors * factor.exp()
-        network = drawn_network(self.grid, density, draw)
-        return observe(truth, network, errors, generator=draw)
+        return observe(truth, drawn_network(self.grid, density, draw), errors, generator=draw)

@@ -186,8 +186,7 @@ class ReanalysisData:
 
     def make_truth(self, progress: Progress = silent) -> None:
         """Write what is missing."""
-        for _ in self.make(Path(), progress):
-            pass
+        list(self.make(Path(), progress))
 
     def check(self) -> None:
         """Refuse a cache that was made of something else."""

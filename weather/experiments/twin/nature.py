@@ -71,8 +71,7 @@ class NatureStore:
         num_times: int,
     ) -> None:
         self.path, self.channels, self.grid = path, channels, grid
-        self.members = int(identity["members"])
-        self.num_times = num_times
+        self.members, self.num_times = int(identity["members"]), num_times
         self.identity = json.dumps(identity, sort_keys=True)
         self.times = ORIGIN + np.arange(num_times) * np.timedelta64(
             round(identity["hours"] * 3600), "s"
@@ -125,8 +124,7 @@ class NatureStore:
             fields[name] = (array.dims, empty, {"units": unit_of(str(name)) or "1"})
             encoding[str(name)] = {"chunks": chunks}
         coordinates = dict(sample.drop_vars("time").coords) | {"time": self.times}
-        template = xr.Dataset(fields, coordinates, {"nature_run": self.identity})
-        template.to_zarr(
+        xr.Dataset(fields, coordinates, {"nature_run": self.identity}).to_zarr(
             self._store,
             mode="w",
             compute=False,

@@ -219,8 +219,7 @@ class TwinSource(TwinExperiment):
 
     def prepare(self, progress: Progress = silent) -> None:
         """Make the nature run and the recording where they are missing."""
-        for _ in self.make(self.path.parent, progress):
-            pass
+        list(self.make(self.path.parent, progress))
 
     def make(self, folder: Path, progress: Progress = silent) -> Iterator[Path]:  # noqa: ARG002
         """Do the same, and yield their paths."""

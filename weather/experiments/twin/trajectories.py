@@ -43,8 +43,7 @@ class NatureTrajectories:
 
     def prepare(self, progress: Progress = silent) -> None:
         """Make the nature run where it is missing."""
-        for _ in self.make(self.world.path.parent, progress):
-            pass
+        list(self.make(self.world.path.parent, progress))
 
     def make(self, folder: Path, progress: Progress = silent) -> Iterator[Path]:  # noqa: ARG002
         """Do the same, and yield its path."""

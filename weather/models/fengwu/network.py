@@ -119,8 +119,7 @@ class ModalityEncoder(nn.Module):
         self.embedding = nn.Conv2d(num_fields, dim, patches.kernel, patches.stride)
         self.norm = nn.LayerNorm(dim)
         self.position = learned_vectors(1, patches.shape[0], position_columns, dim)
-        self.fine = scales.blocks(0)
-        self.down = Downsample(dim)
+        self.fine, self.down = scales.blocks(0), Downsample(dim)
         self.coarse = scales.blocks(1)
 
     def forward(self, fields: Tensor) -> tuple[Tensor, Tensor]:
@@ -145,10 +144,8 @@ class ModalityDecoder(nn.Module):
     def __init__(self, num_fields: int, scales: Scales, *, gated_skip: bool) -> None:
         super().__init__()
         patches, dim = scales.patches, scales.dim
-        self.coarse = scales.blocks(1)
-        self.up = Upsample(2 * dim)
-        self.skip = SkipJoin(dim, gated=gated_skip)
-        self.fine = scales.blocks(0)
+        self.coarse, self.up = scales.blocks(1), Upsample(2 * dim)
+        self.skip, self.fine = SkipJoin(dim, gated=gated_skip), scales.blocks(0)
         self.norm = nn.LayerNorm(dim)
         self.recovery = nn.ConvTranspose2d(dim, num_fields, patches.kernel, patches.stride)
         for parameter in self.recovery.parameters():

@@ -111,8 +111,7 @@ class FengWuForecast(nn.Module):
 
     def next_state(self, previous: Tensor, current: Tensor) -> NextState:
         """Return what is expected one step after ``current``, in its dtype."""
-        change = self.change(previous, current)
-        scale = self._scale(current)
+        change, scale = self.change(previous, current), self._scale(current)
         return NextState(
             current + scale * change.mean.to(current),
             scale * (change.log_variance.to(current) / 2).exp(),

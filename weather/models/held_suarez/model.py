@@ -153,8 +153,7 @@ class HeldSuarez(LeapfrogModel):
             time_filter=time_filter,
             settings=settings,
         )
-        self.transform = transform
-        self.levels = SigmaLevels(num_layers)
+        self.transform, self.levels = transform, SigmaLevels(num_layers)
         self.layout = PrimitiveLayout(num_layers)
         latitude = transform.grid.latitude.deg2rad()[:, None]  # (H, 1)
         buffers = {

@@ -43,8 +43,7 @@ def mountain_heights(grid: Grid) -> Tensor:
     for latitude, longitude, peak, radius in MOUNTAINS:
         place = grid.latitude.new_tensor([latitude, longitude])
         distance = great_circle_km(grid.latitude[:, None], grid.longitude, place[0], place[1])
-        degrees = (distance / EARTH_RADIUS_KM).rad2deg()
-        heights += peak * torch.exp(-(degrees / radius).square())
+        heights += peak * torch.exp(-((distance / EARTH_RADIUS_KM).rad2deg() / radius).square())
     return heights
 
 
@@ -248,8 +247,7 @@ class ShallowWater(LeapfrogModel):
         """Return how often each member (N,) halves the time step for its fastest wind."""
         wind = state[:, 1:].double().square().sum(1).amax((1, 2)).sqrt()
         courant = self.transform.truncation * wind * self.time_step / (1e3 * EARTH_RADIUS_KM)
-        times = (courant / FASTEST).log2().ceil()
-        return times.nan_to_num(0.0).clamp(0, MOST_HALVINGS).long()
+        return (courant / FASTEST).log2().ceil().nan_to_num(0.0).clamp(0, MOST_HALVINGS).long()
 
     def halved(self, times: int) -> "ShallowWater":
         """Return the same model with a time step that is halved some times."""
@@ -285,8 +283,7 @@ class ShallowWater(LeapfrogModel):
     def to_spectral(self, state: Tensor) -> Tensor:
         """Transform (N, 3, H, W) to divergence, vorticity, geopotential (2, M, L, 3, N)."""
         fields = self.transform.pack_grid(state.transpose(0, 1))
-        members = len(state)
-        waves = self.transform.fourier(fields)
+        members, waves = len(state), self.transform.fourier(fields)
         height, u, v = (waves[..., i * members : (i + 1) * members] for i in range(3))
         geopotential = self.transform.legendre_analysis(height) * GRAVITY
         geopotential[0, 0, 0] -= GRAVITY * self.mean_depth
