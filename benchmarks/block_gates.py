@@ -32,7 +32,7 @@ def comparisons() -> Iterator[Comparison]:
 
 def prompt(block_size: int) -> Comparison:
     """Return attention of a prompt to itself."""
-    found: dict[str, float] = {}
+    density_of_run: dict[str, float] = {}
 
     def build(load: Load) -> Mapping[str, Call]:
         """Return the calls that are compared."""
@@ -40,7 +40,7 @@ def prompt(block_size: int) -> Comparison:
             q, k, v = _inputs(LENGTH, LENGTH)
             return {PLAIN: partial(_plain, q, k, v)}
         gate, seen, _ = _gated(load, "prefill", block_size, LENGTH, LENGTH)
-        selector = _selected(load, gate.gate(*seen.raw()), found)
+        selector = _selected(load, gate.gate(*seen.raw()), density_of_run)
         attend = load("core_gates.ops.block_sparse_attention.op").block_sparse_attention
 
         def sparse() -> Tensor:
@@ -58,13 +58,13 @@ def prompt(block_size: int) -> Comparison:
 
     return _compared(
         f"block gates, a prompt of {LENGTH} tokens, block {block_size}", build,
-        {BLOCKS: PROMPT_BARS[block_size], GATE: GATE_BAR}, found,
+        {BLOCKS: PROMPT_BARS[block_size], GATE: GATE_BAR}, density_of_run,
     )  # fmt: skip
 
 
 def step(block_size: int = 64) -> Comparison:
     """Return attention of one token to a cache, whose keys were compressed before."""
-    found: dict[str, float] = {}
+    density_of_run: dict[str, float] = {}
 
     def build(load: Load) -> Mapping[str, Call]:
         """Return the calls that are compared."""
@@ -73,7 +73,7 @@ def step(block_size: int = 64) -> Comparison:
             return {PLAIN: partial(_plain, q, k, v)}
         gate, seen, cache = _gated(load, "decode", block_size, 1, LONG)
         keys = cache.layers[0].keys_for(gate.gate, seen, cache.table)
-        selector = _selected(load, gate.gate.decode(seen.raw()[0], keys), found)
+        selector = _selected(load, gate.gate.decode(seen.raw()[0], keys), density_of_run)
         attend = load("core_gates.ops.block_sparse_attention.op").block_sparse_attention
 
         def sparse() -> Tensor:
@@ -90,14 +90,17 @@ def step(block_size: int = 64) -> Comparison:
         return {PLAIN: partial(_plain, seen.q, seen.k, seen.v), BLOCKS: sparse, GATE: alone}
 
     return _compared(
-        f"block gates, a token after {LONG}, block {block_size}", build, {BLOCKS: STEP_BAR}, found
+        f"block gates, a token after {LONG}, block {block_size}",
+        build,
+        {BLOCKS: STEP_BAR},
+        density_of_run,
     )
 
 
 def _compared(
-    name: str, build: Any, bars: Mapping[str, float], found: dict[str, float]
+    name: str, build: Any, bars: Mapping[str, float], density_of_run: dict[str, float]
 ) -> Comparison:
-    density = Figure(lambda: 100 * found.get("density", 100.0), "%", 11.0, name="11 %")
+    density = Figure(lambda: 100 * density_of_run.get("density", 100.0), "%", 11.0, name="11 %")
     return Comparison(
         name=name,
         op="block_gates",
@@ -151,7 +154,7 @@ def _gated(
     return gate, seen, cache
 
 
-def _selected(load: Load, logits: Tensor, found: dict[str, float]) -> Any:
+def _selected(load: Load, logits: Tensor, density_of_run: dict[str, float]) -> Any:
     """Return the rule by which at least a tenth of the blocks is kept, own blocks included.
 
     Its rows keep the best blocks up to a sum of probabilities, which comes nearer to a tenth than a
@@ -164,5 +167,5 @@ def _selected(load: Load, logits: Tensor, found: dict[str, float]) -> Any:
         density = float(room.block_density(rule(logits)))
         low, high = (low, rule.value) if density >= DENSITY else (rule.value, high)
     rule = room.BlockSelector(p=high, dense_rows=0)
-    found["density"] = float(room.block_density(rule(logits)))
+    density_of_run["density"] = float(room.block_density(rule(logits)))
     return rule

@@ -249,8 +249,8 @@ class BaseTree:
 
     def __init__(self, revision: str, folder: Path, repository: Path) -> None:
         root = ["git", "-C", str(repository)]
-        known = _git([*root, "ls-tree", "--name-only", "--full-tree", revision], revision)
-        self.packages = [p for p in PACKAGES if p in known.decode().split()]
+        folders = _git([*root, "ls-tree", "--name-only", "--full-tree", revision], revision)
+        self.packages = [p for p in PACKAGES if p in folders.decode().split()]
         top = _git([*root, "rev-parse", "--show-toplevel"], revision).decode().strip()
         archive = _git(["git", "-C", top, "archive", revision, "--", *self.packages], revision)
         with tarfile.open(fileobj=BytesIO(archive)) as tar:

@@ -100,9 +100,9 @@ def _variants(load: Load, num_adapters: int) -> Mapping[str, Call]:
         for name, bundle in adapters.items()
     }
     grouped_fusion = fusion(grouped, within)
-    for one in (apart_fusion, grouped_fusion):
-        _draw(one)
-        one.attach()
+    for scheme in (apart_fusion, grouped_fusion):
+        _draw(scheme)
+        scheme.attach()
 
     def variant(module: nn.Module, mode: str) -> Call:
         def call() -> object:
@@ -137,8 +137,8 @@ class FluxTransformer2DModel(nn.Module):
 def _block() -> nn.Module:
     from diffusers.models.transformers.transformer_flux import FluxSingleTransformerBlock
 
-    found: nn.Module = FluxSingleTransformerBlock(WIDTH, HEADS, WIDTH // HEADS)
-    return found.eval().requires_grad_(False)
+    block: nn.Module = FluxSingleTransformerBlock(WIDTH, HEADS, WIDTH // HEADS)
+    return block.eval().requires_grad_(False)
 
 
 def _inputs() -> dict[str, Any]:
@@ -290,9 +290,9 @@ def _library_variants(load: Load) -> Mapping[str, Call]:
     def first() -> object:
         index = Path(folder.name) / "index"
         with kind(few, index=index) as new:
-            found = new.scan()
+            gates = new.scan()
         shutil.rmtree(index)
-        return found
+        return gates
 
     def again() -> object:
         return library.scan()
@@ -378,7 +378,7 @@ def _search_variants(load: Load) -> Mapping[str, Call]:
 def _fill(load: Load, library: Any, vectors: np.ndarray[Any, Any]) -> None:
     """Copy the one row of the index, each copy with its own path, name and content."""
     catalog = load("diffusion.library.database").Catalog(library.index, create=True)
-    own = {
+    expressions = {
         "location": "CAST('a' || i || '.safetensors' AS BLOB)",
         "name": "'a' || i",
         "sha256": "'s' || i",
@@ -387,7 +387,7 @@ def _fill(load: Load, library: Any, vectors: np.ndarray[Any, Any]) -> None:
     first = dict(catalog.database.one("SELECT * FROM adapter"))
     names = [name for name in first if name != "id"]
     columns = ", ".join(names)
-    values = ", ".join(own.get(column, column) for column in names)
+    values = ", ".join(expressions.get(column, column) for column in names)
     numbers = (
         f"WITH RECURSIVE n (i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < {ADAPTERS})"
     )

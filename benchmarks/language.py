@@ -70,7 +70,7 @@ def training_step(name: str, dim: int) -> Comparison:
 
     def build(load: Load) -> Mapping[str, Call]:
         tokens = tokens_of(BATCH, CONTEXT + 1)
-        return {one: step(*model, tokens) for one, model in pair(name, dim, load).items()}
+        return {which: step(*model, tokens) for which, model in pair(name, dim, load).items()}
 
     return _compared(
         f"training step of {name}, d {dim}, batch {BATCH}x{CONTEXT}", build,
@@ -90,8 +90,8 @@ def generation(name: str, dim: int, batch: int) -> Comparison:
         lengths = {"max_new_tokens": ADDED, "min_new_tokens": ADDED}
 
         def call() -> Tensor:
-            found: Tensor = theirs.generate(prompts, do_sample=False, pad_token_id=0, **lengths)
-            return found[:, PROMPT:]
+            generated: Tensor = theirs.generate(prompts, do_sample=False, pad_token_id=0, **lengths)
+            return generated[:, PROMPT:]
 
         return {OURS: ours, THEIRS: call}
 

@@ -260,7 +260,7 @@ def measure(
     for name, other in comparison.also.items():
         rows.append(_row(comparison, name, other, timings, None, f"{name}, over {other}"))
     rows += peak_rows(comparison, comparison.peaks, calls) if comparison.peaks else []
-    rows += [_figure(comparison, name, one) for name, one in comparison.figures.items()]
+    rows += [_figure(comparison, name, figure) for name, figure in comparison.figures.items()]
     absent = [f"{name}: {reason}" for name, reason in comparison.absent.items()]
     return rows + [_plain(comparison, name, None, f"ms/{comparison.unit}") for name in absent]
 
@@ -310,9 +310,9 @@ def peak_rows(comparison: Comparison, peaks: Peaks, calls: Mapping[str, Call]) -
     for name, bar in peaks.bars.items():
         extra = peak_bytes(calls[name]) - base
         row = _plain(comparison, f"{name}, extra peak memory", extra / 1e6, "MB")
-        found = extra / peaks.whole
-        met = None if bar is None else found <= bar
-        rows.append(row | {"baseline": peaks.name, "ratio": found, "bar": bar, "met": met})
+        ratio = extra / peaks.whole
+        met = None if bar is None else ratio <= bar
+        rows.append(row | {"baseline": peaks.name, "ratio": ratio, "bar": bar, "met": met})
     return rows
 
 
@@ -323,26 +323,26 @@ def _units(comparison: Comparison, name: str) -> float:
 def _tail(comparison: Comparison, name: str, timing: Timing) -> Row:
     """Return the 99th percentile of the times of a variant, relative to their median."""
     late = statistics.quantiles(timing.seconds, n=100, method="inclusive")[-1]
-    bar, found = comparison.tails[name], late / timing.median
+    bar, ratio = comparison.tails[name], late / timing.median
     row = _plain(comparison, f"{name}, 99th percentile", 1e3 * late, f"ms/{comparison.unit}")
-    return row | {"baseline": name, "ratio": found, "bar": bar, "met": found <= bar}
+    return row | {"baseline": name, "ratio": ratio, "bar": bar, "met": ratio <= bar}
 
 
 def _limited(comparison: Comparison, name: str, timing: Timing) -> Row:
     """Return the time of a unit of work over the most that it may take."""
     most = comparison.seconds[name]
-    found = timing.median / _units(comparison, name) / most
-    row = _plain(comparison, f"{name}, a {comparison.unit}", 1e3 * found * most, "ms")
-    return row | {"baseline": f"{most:g} s", "ratio": found, "bar": 1.0, "met": found <= 1}
+    ratio = timing.median / _units(comparison, name) / most
+    row = _plain(comparison, f"{name}, a {comparison.unit}", 1e3 * ratio * most, "ms")
+    return row | {"baseline": f"{most:g} s", "ratio": ratio, "bar": 1.0, "met": ratio <= 1}
 
 
 def _figure(comparison: Comparison, name: str, figure: Figure) -> Row:
     """Return a figure that is not a time."""
     value = figure.measure()
-    found = value / figure.whole
+    ratio = value / figure.whole
     row = _plain(comparison, name, value, figure.unit)
-    return row | {"baseline": figure.name, "ratio": found, "bar": figure.bar,
-                  "met": found <= figure.bar}  # fmt: skip
+    return row | {"baseline": figure.name, "ratio": ratio, "bar": figure.bar,
+                  "met": ratio <= figure.bar}  # fmt: skip
 
 
 def _plain(comparison: Comparison, title: str, value: float | None, unit: str) -> Row:
@@ -357,8 +357,8 @@ def available_memory() -> int | None:
     info = Path("/proc/meminfo")
     if not info.is_file():
         return None
-    found = re.search(r"MemAvailable:\s+(\d+) kB", info.read_text(encoding="utf-8"))
-    return int(found.group(1)) * 1024 if found else None
+    match = re.search(r"MemAvailable:\s+(\d+) kB", info.read_text(encoding="utf-8"))
+    return int(match.group(1)) * 1024 if match else None
 
 
 def _torch_device() -> torch.device:

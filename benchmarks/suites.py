@@ -175,16 +175,16 @@ def find_op(op: str) -> Suite:
     Raises:
         GatesError: No suite compares that op.
     """
-    found: list[Comparison] = []
+    comparisons_of_op: list[Comparison] = []
     tests: list[str] = []
-    known: set[str] = set()
+    ops: set[str] = set()
     for suite in SUITES.values():
         comparisons = list(suite.comparisons())
-        known |= {comparison.op for comparison in comparisons}
-        named = {comparison.name for comparison in found}
+        ops |= {comparison.op for comparison in comparisons}
+        named = {comparison.name for comparison in comparisons_of_op}
         mine = [c for c in comparisons if c.op == op and c.name not in named]
-        found += mine
+        comparisons_of_op += mine
         tests += suite.tests if mine else ()
-    if not found:
-        raise GatesError(f"no suite compares the op {op!r}: choose from {', '.join(sorted(known))}")
-    return Suite(op, tuple(dict.fromkeys(tests)), lambda: found, threads=None)
+    if not comparisons_of_op:
+        raise GatesError(f"no suite compares the op {op!r}: choose from {', '.join(sorted(ops))}")
+    return Suite(op, tuple(dict.fromkeys(tests)), lambda: comparisons_of_op, threads=None)

@@ -128,9 +128,9 @@ def _report(highdicom: Any, groups: list[Any], evidence: list[Dataset], procedur
 
 def _group(sr: Any, row: pd.Series, frames: pd.DataFrame, headers: dict[str, Any]) -> Any:
     """Return the measurements of one lesion."""
-    own = frames[frames["unique_id"] == row["unique_id"]]
-    counting = own[own["reasons"] == ""]
-    best = (own if counting.empty else counting).sort_values("sharpness").iloc[-1]
+    object_frames = frames[frames["unique_id"] == row["unique_id"]]
+    counting = object_frames[object_frames["reasons"] == ""]
+    best = (object_frames if counting.empty else counting).sort_values("sharpness").iloc[-1]
     abstained = bool(row["abstained"])
     reason = str(best["reasons"]).split("; ")[0]
     evaluation = sr.QualitativeEvaluation(

@@ -207,15 +207,15 @@ def _sized(items: list[_Item], bundle: SizingBundle) -> list[dict[str, Any]]:
     rows = [item.row for item in items]
     for row in rows:
         row |= {"predicted_mm": np.nan, "sharpness": np.nan, "reasons": NO_POLYP}
-    known = {i: item.frame for i, item in enumerate(items) if item.frame is not None}
-    if not known:
+    frame_of = {i: item.frame for i, item in enumerate(items) if item.frame is not None}
+    if not frame_of:
         return rows
-    shown = list(known.values())
+    shown = list(frame_of.values())
     raw = bundle.raw(shown)
     sizes, probabilities = bundle.target.decode(raw).numpy(), bundle.target.probabilities(raw)
     measured = frame_statistics(*stacked(shown))
     reasons = bundle.quality.reasons(measured) if bundle.quality else [""] * len(shown)
-    for place, i in enumerate(known):
+    for place, i in enumerate(frame_of):
         rows[i] |= {
             "predicted_mm": float(sizes[place]),
             "sharpness": float(measured["sharpness"][place]),

@@ -150,9 +150,9 @@ def _check(model: nn.Module, example: Sequence[Tensor], run: Any, name: str) -> 
         tensors = [torch.randn(shape, generator=generator) for shape in shapes]
         with torch.no_grad():
             expected = model(*tensors).numpy()
-        found = run(tensors)
-        if not np.allclose(found, expected, rtol=RTOL, atol=ATOL):
-            difference = float(np.abs(found - expected).max())
+        outputs = run(tensors)
+        if not np.allclose(outputs, expected, rtol=RTOL, atol=ATOL):
+            difference = float(np.abs(outputs - expected).max())
             raise GatesError(
                 f"{name} differs from PyTorch by {difference:.2g} on {count} frames, expected "
                 f"less than {ATOL:g}; report the versions that `gates doctor` prints"

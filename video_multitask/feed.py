@@ -150,12 +150,12 @@ def add_labels(log: pl.DataFrame) -> pl.DataFrame:
             f"the log lacks {', '.join(missing)}, which labels are made of; a KuaiRand log has "
             f"{', '.join(needed)}"
         )
-    known = (pl.col("duration_ms") > 0).fill_null(False)
+    has_duration = (pl.col("duration_ms") > 0).fill_null(False)
     play, duration = (log[name].fill_null(0).to_numpy() for name in _NEEDED)
     made = {
-        "has_duration": known,
-        "complete": known * pl.lit(pl.Series(follows("complete", play, duration))),
-        "replay": known * pl.lit(pl.Series(follows("replay", play, duration))),
+        "has_duration": has_duration,
+        "complete": has_duration * pl.lit(pl.Series(follows("complete", play, duration))),
+        "replay": has_duration * pl.lit(pl.Series(follows("replay", play, duration))),
         "skip": pl.lit(pl.Series(follows("skip", play, duration))),
         "comment_stay": (pl.col("comment_stay_time") > 0).cast(pl.Int8),
     }

@@ -85,9 +85,9 @@ class UserHistory:
         start, tie, end = _segments(ordered, self.user, self.time)
         place = np.empty(len(order), dtype=np.int64)
         place[order] = np.arange(len(order))
-        own = place[len(events) - len(part) :]
-        added = self._last_values(ordered, start[own], tie[own])
-        added |= self._running_means(part, ordered, start, own, tie[own])
+        part_places = place[len(events) - len(part) :]
+        added = self._last_values(ordered, start[part_places], tie[part_places])
+        added |= self._running_means(part, ordered, start, part_places, tie[part_places])
         kept = end - np.arange(len(ordered)) <= self.length
         self._events = ordered.filter(kept).with_columns(pl.lit(False).alias(_FRESH))
         self._add_totals(part)
@@ -118,7 +118,7 @@ class UserHistory:
         return added
 
     def _running_means(
-        self, part: pl.DataFrame, ordered: pl.DataFrame, start: Ints, own: Ints, tie: Ints
+        self, part: pl.DataFrame, ordered: pl.DataFrame, start: Ints, part_places: Ints, tie: Ints
     ) -> dict[str, pl.Series]:
         """Return what happened before the part, from totals, plus what is earlier within it."""
         before = part.select(self.user)
@@ -129,7 +129,7 @@ class UserHistory:
         def earlier(values: NDArray[np.float64], total: str) -> NDArray[np.float64]:
             rows = pl.DataFrame({"user": start, "value": np.where(fresh, values, 0.0)})
             sums = rows.select(pl.col("value").cum_sum().over("user")).to_series().to_numpy()
-            within = np.where(tie > start[own], sums[tie - 1], 0.0)
+            within = np.where(tie > start[part_places], sums[tie - 1], 0.0)
             if total not in before.columns:
                 return within
             return within + before[total].fill_null(0.0).to_numpy()

@@ -31,9 +31,9 @@ def check_features(schema: FeatureSchema) -> None:
             f"the features {', '.join(late)} are known only after the video was shown; use their "
             "past values instead, such as past_mean_is_click"
         )
-    if known := sorted(name for name in schema.features if name.startswith(STATISTICS)):
+    if leaking := sorted(name for name in schema.features if name.startswith(STATISTICS)):
         raise GatesError(
-            f"the features {', '.join(known[:3])} are averages over the test period, too: "
+            f"the features {', '.join(leaking[:3])} are averages over the test period, too: "
             "leave them out"
         )
 

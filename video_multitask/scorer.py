@@ -143,8 +143,8 @@ class Fusion:
 
     def __call__(self, probabilities: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return the scores (N,) of probabilities (N, T)."""
-        found: NDArray[np.float64] = self._score(torch.from_numpy(probabilities).double()).numpy()
-        return found
+        scores: NDArray[np.float64] = self._score(torch.from_numpy(probabilities).double()).numpy()
+        return scores
 
 
 def fusion_of(

@@ -107,11 +107,11 @@ def redraw(
         uniform = np.where(log["is_rand"].to_numpy() == 1, logged, 1.0 / CANDIDATES)
         for place, task in enumerate(tasks):
             reward = log[LABELS[task]].to_numpy()
-            found = off_policy(reward, uniform, logged, clusters=users)
-            estimates[0, number, place] = _ends(found.snips)
+            estimate = off_policy(reward, uniform, logged, clusters=users)
+            estimates[0, number, place] = _ends(estimate.snips)
             same = off_policy(reward, logged, logged, clusters=users)
             estimates[1, number, place] = _ends(same.snips)
-            effective[number] = found.effective
+            effective[number] = estimate.effective
         tick()
     true = truth[[TASKS.index(task) for task in tasks]]
     return Redrawn(tuple(tasks), true, estimates[0], estimates[1], effective)
@@ -148,8 +148,8 @@ def _mean_truth(chunks: Iterable[Chunk]) -> NDArray[np.float64]:
     return total / rows
 
 
-def _ends(found: Interval) -> tuple[float, float, float]:
-    return found.value, found.low, found.high
+def _ends(interval: Interval) -> tuple[float, float, float]:
+    return interval.value, interval.low, interval.high
 
 
 class Rate(NamedTuple):
@@ -190,22 +190,22 @@ def rate_rows(rates: Sequence[Rate], *, group: str) -> list[Row]:
         Row(
             "world",
             group,
-            f"{'rate' if one.watch else 'true probability'} of {one.task}",
-            one.value,
+            f"{'rate' if rate.watch else 'true probability'} of {rate.task}",
+            rate.value,
         )
-        for one in rates
+        for rate in rates
     ]
 
 
 def rate_bars(rates: Sequence[Rate]) -> list[Bar]:
     """Return the bars: watch rates within 0.04, mean true interaction probabilities within 10 %."""
     bars = []
-    for one in rates:
-        if one.watch:
-            name, gap = f"rate of {one.task} − {one.wanted:g}", one.value - one.wanted
+    for rate in rates:
+        if rate.watch:
+            name, gap = f"rate of {rate.task} − {rate.wanted:g}", rate.value - rate.wanted
         else:
-            name = f"mean true probability of {one.task} / {one.wanted:g} − 1"
-            gap = one.value / one.wanted - 1.0
-        within = WATCH_WITHIN if one.watch else INTERACTION_WITHIN
+            name = f"mean true probability of {rate.task} / {rate.wanted:g} − 1"
+            gap = rate.value / rate.wanted - 1.0
+        within = WATCH_WITHIN if rate.watch else INTERACTION_WITHIN
         bars.append(Bar(f"world: {name}, either way", abs(gap), "<=", within))
     return bars

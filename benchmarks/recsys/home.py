@@ -112,8 +112,8 @@ def alone(products: list[Product]) -> Callable[[], object]:
 
     def run() -> None:
         with torch.no_grad():
-            for one in calls:
-                one()
+            for call in calls:
+                call()
 
     return run
 
@@ -177,18 +177,18 @@ class LoopedHome(nn.Module):
         pairs = zip(self.experts1, self.owner1, strict=True)
         experts = [expert(inputs[g]) for expert, g in pairs]
         z = [gates(v, experts) for gates in self.mixtures1]
-        u = [torch.cat([one, z[-1]], -1) for one in z[:-1]]
-        found: list[Tensor] = []
+        u = [torch.cat([gated, z[-1]], -1) for gated in z[:-1]]
+        outputs: list[Tensor] = []
         for e, g in enumerate(self.owner2):
             gate = self.features2[f"g {g}"]
             if self.outputs.count(e) == 1:
-                found.append(self.experts2[e](gate(u[self.forest.category_of(g)])))
+                outputs.append(self.experts2[e](gate(u[self.forest.category_of(g)])))
             else:
-                stacked = torch.cat([gate(one) for one in u])
-                found += self.experts2[e](stacked).chunk(len(u))
+                stacked = torch.cat([gate(inputs) for inputs in u])
+                outputs += self.experts2[e](stacked).chunk(len(u))
         logits = []
         for t, task in enumerate(self.forest.task_names):
-            h = self.mixtures2[t](u[self.forest.category_of(task)], found)
+            h = self.mixtures2[t](u[self.forest.category_of(task)], outputs)
             logits.append(self.towers[t](h))
         return torch.cat([logits[t] for t in self.order], 1)
 
@@ -196,11 +196,11 @@ class LoopedHome(nn.Module):
 class Gates(nn.Module):
     """A gate over the experts that it sees, and a self gate over some of them."""
 
-    def __init__(self, seen: list[int], own: list[int], dim: int) -> None:
+    def __init__(self, seen: list[int], self_experts: list[int], dim: int) -> None:
         super().__init__()
-        self.seen, self.own = seen, own
+        self.seen, self.own = seen, self_experts
         self.gate = nn.Linear(dim, len(seen))
-        self.self_gate = nn.Linear(dim, len(own))
+        self.self_gate = nn.Linear(dim, len(self_experts))
 
     def forward(self, x: Tensor, experts: list[Tensor]) -> Tensor:
         """Return the mixture (N, D)."""
@@ -240,9 +240,9 @@ def _expert(layer: Any, e: int) -> Expert:
 
 @torch.no_grad()
 def _gates(mixture: Any) -> nn.ModuleList:
-    seen, own = (table.tolist() for table in mixture.tables)
+    seen, self_masks = (table.tolist() for table in mixture.tables)
     start, made = 0, []
-    for row, self_row in zip(seen, own, strict=True):
+    for row, self_row in zip(seen, self_masks, strict=True):
         experts = [[e for e, visible in enumerate(r) if visible] for r in (row, self_row)]
         made.append(Gates(experts[0], experts[1], mixture.dim))
     for name in ("gate", "self_gate"):

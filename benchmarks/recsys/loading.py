@@ -112,12 +112,12 @@ def _their_loader() -> Any:
     sparse, dense, labels = _columns(ROWS["torch-rechub"])
     columns = {f"s{i}": column.numpy() for i, column in enumerate(sparse.unbind(1))}
     columns |= {f"d{i}": column.numpy() for i, column in enumerate(dense.unbind(1))}
-    one = {name: column[:1] for name, column in columns.items()}
+    first_row = {name: column[:1] for name, column in columns.items()}
     y, y1 = labels.numpy(), labels[:1].numpy()
     data: Any = importlib.import_module("torch_rechub.utils.data")
     made = data.DataGenerator(columns, y)
     loaders = made.generate_dataloader(
-        x_val=one, y_val=y1, x_test=one, y_test=y1, batch_size=BATCH, num_workers=0
+        x_val=first_row, y_val=y1, x_test=first_row, y_test=y1, batch_size=BATCH, num_workers=0
     )
     return loaders[0]
 

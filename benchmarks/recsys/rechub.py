@@ -182,18 +182,18 @@ def _theirs(name: str) -> Any:
 
 def _stacked(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return their weights under our names, flat."""
-    found: dict[str, Tensor] = {}
+    tensors_of_ours: dict[str, Tensor] = {}
 
     def join(ours: str, theirs: Sequence[str], parts: Sequence[str] = ("weight", "bias")) -> None:
         for part in parts:
             tensors = [state[f"{module}.{part}"].flatten() for module in theirs]
-            found[f"net.{ours}.{part}"] = torch.cat(tensors)
+            tensors_of_ours[f"net.{ours}.{part}"] = torch.cat(tensors)
 
     def experts(ours: str, theirs: Sequence[str], layers: Sequence[tuple[str, str]]) -> None:
         for j, (linear, norm) in enumerate(layers):
             for kind, part in (("weights", "weight"), ("biases", "bias")):
                 tensors = [state[f"{e}.{linear}.{part}"].flatten() for e in theirs]
-                found[f"net.{ours}.{kind}.{j}"] = torch.cat(tensors)
+                tensors_of_ours[f"net.{ours}.{kind}.{j}"] = torch.cat(tensors)
             join(f"{ours}.norms.{j}", [f"{e}.{norm}" for e in theirs], NORM)
 
     def gates(ours: str, theirs: Sequence[str]) -> None:
@@ -206,16 +206,16 @@ def _stacked(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     else:
         for level in range(LEVELS):
             theirs = f"cgc_layers.{level}"
-            own = [f"{theirs}.experts_specific.{e}" for e in range(TASKS * SPECIFIC)]
+            specific = [f"{theirs}.experts_specific.{e}" for e in range(TASKS * SPECIFIC)]
             shared = [f"{theirs}.experts_shared.{e}" for e in range(SHARED)]
-            experts(f"layers.{level}.experts", own + shared, MLP)
+            experts(f"layers.{level}.experts", specific + shared, MLP)
             last = [f"{theirs}.gate_shared"] if level < LEVELS - 1 else []
             names = [f"{theirs}.gates_specific.{t}" for t in range(TASKS)]
             gates(f"layers.{level}.mixture", names + last)
     towers = [f"towers.{t}" for t in range(TASKS)]
     experts("towers.hidden", towers, MLP[:1])
     join("towers", [f"{tower}.mlp.4" for tower in towers])
-    return found
+    return tensors_of_ours
 
 
 @torch.no_grad()

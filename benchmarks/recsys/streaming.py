@@ -149,8 +149,8 @@ class ChildFit:
         path = self.config.with_suffix(SPENT)
         if not (self.folder.exists() and path.is_file()):
             return 0.0, 0
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return float(found["seconds"]), int(found["peak"])
+        spent = json.loads(path.read_text(encoding="utf-8"))
+        return float(spent["seconds"]), int(spent["peak"])
 
     def _note(self, seconds: float, peak: int) -> None:
         """Keep what was spent so far, for an attempt after a kill of this process, too."""
@@ -234,21 +234,21 @@ class StreamStudy(Study):
             run.piece("one_pass", seed): partial(one_pass, feed=feed, threads=self.threads),
             run.piece("kills", seed, **killed): partial(kill, feed=feed, threads=self.threads),
         }
-        found: dict[str, dict[str, Any]] = {}
+        figures_of: dict[str, dict[str, Any]] = {}
         for piece, work in works.items():
             prepare = None if piece.method == "writing" else partial(ready, run.settings, feed)
             for made in run.obtain(store, [piece], work, prepare=prepare):
-                found[made.method] = store.load(made)
+                figures_of[made.method] = store.load(made)
         written = (Path(feed) / MANIFEST).is_file()
         data = stream_of(run.settings, feed).digest() if written else []
         run.finish(
-            [Row(method, method, name, float(value)) for method, own in found.items()
-             for name, value in own.items()],
-            self.bars(found),
+            [Row(method, method, name, float(value)) for method, figures in figures_of.items()
+             for name, value in figures.items()],
+            self.bars(figures_of),
             seeds=[seed],
             data=data,
             metrics=SHOWN,
-            headline=headline(found),
+            headline=headline(figures_of),
             notes=(
                 "memory: all resident pages of the training process and the proportional set size "
                 "of its workers, in 10^6 bytes",
@@ -352,7 +352,7 @@ def kill(piece: Piece, job: Job, feed: str, threads: int) -> dict[str, float]:
         remove(child.folder.training)
     whole.run()
     draw = np.random.default_rng([int(piece.seed or 0), kills])
-    found: dict[str, float] = {"kills": 0}
+    figures: dict[str, float] = {"kills": 0}
     for number in range(kills):
         width = steps / (kills + 1)
         at = int(number * width + draw.integers(1, max(2, int(width))))
@@ -363,14 +363,14 @@ def kill(piece: Piece, job: Job, feed: str, threads: int) -> dict[str, float]:
 
         if not broken.run(reached).killed:
             raise GatesError("the training ended before it was killed: raise study.prefix_steps")
-        found["kills"] += 1
-        found[f"kill_{number + 1}_after_batch"] = broken.logged()
+        figures["kills"] += 1
+        figures[f"kill_{number + 1}_after_batch"] = broken.logged()
         saved = broken.folder.last_checkpoint  # none before the first one
-        found[f"kill_{number + 1}_resumed_after"] = (
+        figures[f"kill_{number + 1}_resumed_after"] = (
             int(load_weights(saved)["global_step"]) if saved else 0
         )
     broken.run()
-    return found | _differences(whole, broken)
+    return figures | _differences(whole, broken)
 
 
 def stream_of(settings: Mapping[str, Any], feed: str) -> ParquetStream:
@@ -409,13 +409,13 @@ def _differences(whole: ChildFit, broken: ChildFit) -> dict[str, float]:
 def _leaves(value: Any, path: str = "") -> list[tuple[str, torch.Tensor]]:
     """Return all tensors of a checkpoint by their place."""
     if isinstance(value, Mapping):
-        return [leaf for key, one in value.items() for leaf in _leaves(one, f"{path}/{key}")]
+        return [leaf for key, child in value.items() for leaf in _leaves(child, f"{path}/{key}")]
     if isinstance(value, list | tuple):
-        return [leaf for key, one in enumerate(value) for leaf in _leaves(one, f"{path}/{key}")]
+        return [leaf for key, child in enumerate(value) for leaf in _leaves(child, f"{path}/{key}")]
     return [(path, value)] if isinstance(value, torch.Tensor) else []
 
 
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    if one.dtype != other.dtype or one.shape != other.shape:
+def _same(tensor: torch.Tensor, other: torch.Tensor) -> bool:
+    if tensor.dtype != other.dtype or tensor.shape != other.shape:
         return False
-    return torch.equal(*(t.contiguous().flatten().view(torch.uint8) for t in (one, other)))
+    return torch.equal(*(t.contiguous().flatten().view(torch.uint8) for t in (tensor, other)))

@@ -115,7 +115,7 @@ class _Stores:
             self.output, chunks=None
         ) as new:  # fmt: skip
             for name in ("geopotential", "u_component_of_wind", "specific_humidity"):
-                before, after = (one[name].isel(time=0).values for one in (old, new))
+                before, after = (store[name].isel(time=0).values for store in (old, new))
                 moved = np.abs(_area_mean(before) - _area_mean(after)).max()
                 largest = max(largest, float(moved / np.abs(before).max()))
         return largest
@@ -123,8 +123,8 @@ class _Stores:
 
 def _area_mean(values: np.ndarray) -> np.ndarray:
     grid = regular_grid(*values.shape[-2:], poles=True)
-    found: np.ndarray = values.mean(-1, dtype=np.float64) @ grid.area_weights().numpy()
-    return found / values.shape[-2]
+    means: np.ndarray = values.mean(-1, dtype=np.float64) @ grid.area_weights().numpy()
+    return means / values.shape[-2]
 
 
 def _write(path: Path) -> None:
@@ -136,8 +136,8 @@ def _write(path: Path) -> None:
         for name in FENGWU.surface:
             fields[name] = (("time", *horizontal), _smooth(grid, draw)[None])
         for name in FENGWU.upper:
-            one = _smooth(grid, draw)
-            levels = np.stack([np.roll(one, 31 * k, -1) for k in range(len(FENGWU.levels))])
+            field = _smooth(grid, draw)
+            levels = np.stack([np.roll(field, 31 * k, -1) for k in range(len(FENGWU.levels))])
             fields[name] = (("time", "level", *horizontal), levels[None])
         coordinates = {
             "time": np.array([frame], "timedelta64[D]") + np.datetime64("2020-01-01", "ns"),
@@ -201,8 +201,8 @@ class _Cache:
         channels = load("weather.state").FENGWU
         layout = load("weather.data.training_cache").Layout(channels, grid, times, {})
         path = Path(folder) / "frames.zarr"
-        one = torch.randn(layout.shape[1:], generator=torch.Generator().manual_seed(0))
-        load("weather.data.training_cache").write_cache(path, layout, (one for _ in range(READ)))
+        sample = torch.randn(layout.shape[1:], generator=torch.Generator().manual_seed(0))
+        load("weather.data.training_cache").write_cache(path, layout, (sample for _ in range(READ)))
         reading: Any = load("weather.data.training_cache")
         cache = reading.FrameCache(path)
 

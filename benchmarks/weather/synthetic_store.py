@@ -105,10 +105,10 @@ def write_synthetic_store(
     with replacing(path) as partial:
         for first in range(0, frames, 20):
             numbers = np.arange(first, min(first + 20, frames))
-            found = [fields(latitude, number / 4, waves) for number in numbers]
+            samples = [fields(latitude, number / 4, waves) for number in numbers]
             variables = {}
-            for name in found[0]:
-                stacked = np.stack([one[name] for one in found]).astype(np.float32)
+            for name in samples[0]:
+                stacked = np.stack([sample[name] for sample in samples]).astype(np.float32)
                 dims = ("time", *(["level"] if stacked.ndim == 4 else []), "latitude", "longitude")
                 turned = (*dims[:-2], "longitude", "latitude")
                 variables[name] = xr.Variable(dims, stacked).transpose(*turned)
@@ -124,16 +124,16 @@ def write_synthetic_store(
 
 
 def _encoding(block: xr.Dataset) -> dict[str, dict[str, object]]:
-    found: dict[str, dict[str, object]] = {
+    encodings: dict[str, dict[str, object]] = {
         "time": {"units": "seconds since 1970-01-01", "dtype": "int64"}
     }
     for name, array in block.items():
-        found[str(name)] = {
+        encodings[str(name)] = {
             "dtype": "int16", "scale_factor": PACKED[str(name)] / 60_000,
             "add_offset": OFFSETS.get(str(name), 0.0), "_FillValue": -(2**15),
             "chunks": (1, *array.shape[1:]),
         }  # fmt: skip
-    return found
+    return encodings
 
 
 def main(arguments: list[str] | None = None) -> int:

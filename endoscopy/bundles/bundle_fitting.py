@@ -79,7 +79,7 @@ def held_out(bundle: SizingBundle, data: PolypSizingDataModule) -> HeldOut:
     exact = ours[~ours["censored"]]
     gt = exact["gt"].to_numpy(float)
     mape, constant_mape = (
-        float(mean_relative_error(gt, found)) for found in (exact["predicted_mm"], constant)
+        float(mean_relative_error(gt, predicted)) for predicted in (exact["predicted_mm"], constant)
     )
     return HeldOut(len(ours), mape, constant_mape, gap.significant and gap.value < 0)
 
@@ -284,12 +284,14 @@ def frame_predictions(
             why += bundle.quality.reasons(measured)
     raw = torch.cat(raws)
     table = frames.reader.table.frames
-    found = table.loc[rows, [name for name in CARRIED if name in table]].reset_index(drop=True)
-    found["predicted_mm"] = bundle.target.decode(raw).double().numpy()
+    predictions = table.loc[rows, [name for name in CARRIED if name in table]].reset_index(
+        drop=True
+    )
+    predictions["predicted_mm"] = bundle.target.decode(raw).double().numpy()
     chances = bundle.target.probabilities(raw)
     if chances is not None and chances.shape[1] == len(PROBABILITIES):
-        found[list(PROBABILITIES)] = chances.numpy()
-    return found.assign(sharpness=sharpness, reasons=why) if why else found
+        predictions[list(PROBABILITIES)] = chances.numpy()
+    return predictions.assign(sharpness=sharpness, reasons=why) if why else predictions
 
 
 def _quality(data: PolypSizingDataModule) -> QualityLimits | None:

@@ -103,8 +103,8 @@ def fit_quality(images: np.ndarray, boxes: np.ndarray, *, rate: float = 0.01) ->
     Raises:
         ValueError: There are fewer frames than twice the number of statistics.
     """
-    found = frame_statistics(images, boxes)
-    statistics = found["statistics"]
+    figures = frame_statistics(images, boxes)
+    statistics = figures["statistics"]
     count, dim = statistics.shape
     if count < 2 * dim:
         raise ValueError(f"{count} frames are too few to fit {dim} statistics; give {2 * dim}")
@@ -112,14 +112,14 @@ def fit_quality(images: np.ndarray, boxes: np.ndarray, *, rate: float = 0.01) ->
     shrunk = (1 - SHRINKAGE) * covariance + SHRINKAGE * np.diag(np.diag(covariance) + 1e-6)
     mean, precision = statistics.mean(axis=0), np.linalg.inv(shrunk)
     limits = QualityLimits(mean, precision, 0.0, 0.0, 0.0, 0.0, (0.0, 1.0))
-    low, high = np.quantile(found["area"], [rate, 1 - rate])
+    low, high = np.quantile(figures["area"], [rate, 1 - rate])
     return QualityLimits(
         mean,
         precision,
         distance=float(np.quantile(limits.distances(statistics), 1 - rate)),
-        sharpness=float(np.quantile(found["sharpness"], rate)),
-        clipped=max(float(np.quantile(found["clipped"], 1 - rate)), SLACK["clipped"]),
-        cut=max(float(np.quantile(found["cut"], 1 - rate)), SLACK["cut"]),
+        sharpness=float(np.quantile(figures["sharpness"], rate)),
+        clipped=max(float(np.quantile(figures["clipped"], 1 - rate)), SLACK["clipped"]),
+        cut=max(float(np.quantile(figures["cut"], 1 - rate)), SLACK["cut"]),
         area=(float(low), float(high)),
     )
 

@@ -175,7 +175,9 @@ def model_card(config: Mapping[str, Any]) -> str:
     scope, model, fitted = config["scope"], config["model"], config["intervals"]
     intervals = "none"
     if fitted:
-        counts = ", ".join(f"{name} {len(one['residuals'])}" for name, one in fitted.items())
+        counts = ", ".join(
+            f"{name} {len(interval['residuals'])}" for name, interval in fitted.items()
+        )
         coverage = next(iter(fitted.values()))["coverage"]
         intervals = (
             f"split conformal, {coverage:.0%} nominal, of whole objects and of few frames, fitted"
@@ -307,7 +309,7 @@ class SizingBundle:
                 "reference_mm": self.scope.reference_mm,
             },
             "quality": None if self.quality is None else self.quality.state(),
-            "intervals": {name: one.state() for name, one in self.intervals.items()},
+            "intervals": {name: interval.state() for name, interval in self.intervals.items()},
             "cut_offs_mm": [self.cut_offs.small, self.cut_offs.large],
             "facts": self.facts,
             "training": None if self.training is None else self.training.state(),
@@ -358,7 +360,7 @@ def load_bundle(folder: str | Path) -> SizingBundle:
             config["outline"],
             config["aperture"],
             None if quality is None else QualityLimits.from_state(quality),
-            {name: SplitConformal.from_state(one) for name, one in config["intervals"].items()},
+            {name: SplitConformal.from_state(state) for name, state in config["intervals"].items()},
             CutOffs(*config["cut_offs_mm"]),
             config["facts"],
             None if training is None else Provenance.from_state(training),
@@ -402,14 +404,14 @@ def describe_target(target: SizeTarget) -> dict[str, Any]:
 
 def build_target(description: Mapping[str, Any]) -> SizeTarget:
     """Build a target from :func:`describe_target`."""
-    known: dict[str, Any] = {
+    targets: dict[str, Any] = {
         kind.__name__: kind for kind in (LogSize, ScaledMillimeters, Ordinal, Classes)
     }
     arguments = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in description["arguments"].items()
     }
-    return known[description["name"]](**arguments)
+    return targets[description["name"]](**arguments)
 
 
 def _stored(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

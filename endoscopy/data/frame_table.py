@@ -208,8 +208,10 @@ def object_key(database: str, unique_id: str, size_mm: float) -> str:
 
 def object_keys(frames: pd.DataFrame) -> list[str]:
     """Return the keys of the objects of a frame table, sorted; see :func:`object_key`."""
-    one = frames.drop_duplicates("unique_id")
-    columns = zip(one["database"], one["unique_id"], one["gt"], strict=True)
+    first_frames = frames.drop_duplicates("unique_id")
+    columns = zip(
+        first_frames["database"], first_frames["unique_id"], first_frames["gt"], strict=True
+    )
     return sorted(object_key(*values) for values in columns)
 
 

@@ -244,8 +244,10 @@ def resize_frame(frame: Frame, size: int) -> Frame:
     x, y = size / width, size / height
     xmin, ymin, xmax, ymax = frame.box
     targets: list[Any] = [
-        None if one is None else cv2.resize(one, (size, size), interpolation=cv2.INTER_NEAREST)
-        for one in (frame.mask, frame.depth)
+        None
+        if channel is None
+        else cv2.resize(channel, (size, size), interpolation=cv2.INTER_NEAREST)
+        for channel in (frame.mask, frame.depth)
     ]
     return Frame(
         cv2.resize(frame.image, (size, size), interpolation=method),

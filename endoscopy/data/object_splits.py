@@ -153,11 +153,11 @@ def official_hag6(path: str | os.PathLike[str]) -> Folds:
     differences = []
     for fold, row in expected.set_index("fold").iterrows():
         for group in CLASSES:
-            found = int(((objects["fold"] == fold) & (objects["group"] == group)).sum())
+            count = int(((objects["fold"] == fold) & (objects["group"] == group)).sum())
             wanted = int(row[f"objects_{group}"])
-            if found != wanted:
+            if count != wanted:
                 differences.append(
-                    f"fold {fold} has {found} {CLASS_NAMES[group]} objects, expected {wanted}"
+                    f"fold {fold} has {count} {CLASS_NAMES[group]} objects, expected {wanted}"
                 )
             frames = int(((table["fold"] == fold) & (table["group"] == group)).sum())
             drawn = int(row[f"frames_{group}_approx"])

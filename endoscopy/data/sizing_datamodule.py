@@ -308,9 +308,9 @@ class PolypSizingDataModule(L.LightningDataModule):
         bad = cache.unreadable_rows()
         if len(bad) and self.parts is not None:
             self.parts = Split(*(np.setdiff1d(rows, bad) for rows in self.parts))
-            found = cache.build()
-            if found.unreadable and not set(found.unreadable) <= set(self.report.unreadable):
-                self.report.merge(found)
+            report = cache.build()
+            if report.unreadable and not set(report.unreadable) <= set(self.report.unreadable):
+                self.report.merge(report)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the keys of the training objects, so that a checkpoint states what it has seen."""
@@ -376,8 +376,8 @@ class PolypSizingDataModule(L.LightningDataModule):
         outline: Outline = "box"
         frames = self.load().frames
         if "mask_path" in frames and WITH_MASK & set(self.streams):
-            known = frames["mask_path"].iloc[self.rows("train")].fillna("") != ""
-            outline = "mask" if known.all() else "either" if known.any() else "box"
+            has_mask = frames["mask_path"].iloc[self.rows("train")].fillna("") != ""
+            outline = "mask" if has_mask.all() else "either" if has_mask.any() else "box"
         return InputForm(self.streams, self.size, self.aperture, outline)
 
     def frames(self) -> LesionDataset:

@@ -184,12 +184,12 @@ def relative_inverse(depths: Tensor) -> Tensor:
 
     Images whose known pixels have one depth become 0.
     """
-    known = depths > 0
-    inverse = torch.where(known, 1.0 / depths.clamp(min=1e-6), 0.0)
-    low = torch.where(known, inverse, torch.inf).amin((1, 2, 3), keepdim=True)
+    has_depth = depths > 0
+    inverse = torch.where(has_depth, 1.0 / depths.clamp(min=1e-6), 0.0)
+    low = torch.where(has_depth, inverse, torch.inf).amin((1, 2, 3), keepdim=True)
     spread = inverse.amax((1, 2, 3), keepdim=True) - low
     scaled = (inverse - low) / torch.where(spread > 0, spread, 1.0)
-    return torch.where(known & (spread > 0), scaled, 0.0)
+    return torch.where(has_depth & (spread > 0), scaled, 0.0)
 
 
 def _pixels(boxes: Tensor) -> tuple[Tensor, Tensor]:

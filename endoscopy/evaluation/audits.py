@@ -114,12 +114,12 @@ def mask_audit(
         masks[empty], boxes[empty] = filled[empty], frames.boxes[empty]
         substitutes[name] = frames.with_(masks=masks, boxes=boxes)
     rows = condition_rows(
-        {name: predictions_of(predict, one) for name, one in substitutes.items()},
+        {name: predictions_of(predict, substitute) for name, substitute in substitutes.items()},
         reference="true mask",
         cut_offs=cut_offs,
         resamples=resamples,
     )
-    overlaps = [_overlap(one.masks, frames.masks) for one in substitutes.values()]
+    overlaps = [_overlap(substitute.masks, frames.masks) for substitute in substitutes.values()]
     return rows.assign(overlap=overlaps)
 
 
@@ -161,8 +161,8 @@ def box_audit(
         changed = frames.with_(boxes=boxes, masks=ellipse_masks(boxes, height, width))
         conditions[name] = predictions_of(predict, changed)
     rows = condition_rows(conditions, reference="right box", cut_offs=cut_offs, resamples=resamples)
-    logs = [np.log(one["predicted_mm"].to_numpy(float)) for one in conditions.values()]
-    return rows.assign(log_change=[float(np.abs(one - logs[0]).mean()) for one in logs])
+    logs = [np.log(condition["predicted_mm"].to_numpy(float)) for condition in conditions.values()]
+    return rows.assign(log_change=[float(np.abs(log_sizes - logs[0]).mean()) for log_sizes in logs])
 
 
 def perturbed_boxes(
@@ -405,12 +405,12 @@ def table_rows(name: str, table: pd.DataFrame, *, task: str) -> list[Row]:
 
 def _rows(table: pd.DataFrame, label: str, figure: str, form: Row) -> list[Row]:
     """Return one row per score of a column, like ``form``; p is corrected where there is one."""
-    known = table[np.isfinite(table[figure])]
-    none = pd.Series(np.nan, known.index)
-    low, high = (known.get(f"{figure}_{end}", none) for end in ("low", "high"))
-    p = holm(known.get(f"{form.metric}_p_value", none) if form.versus else none)
-    units = known["objects" if "objects" in known else "seeds"].astype(int)
-    cells = zip(known[label].astype(str), known[figure], low, high, units, p, strict=True)
+    finite = table[np.isfinite(table[figure])]
+    none = pd.Series(np.nan, finite.index)
+    low, high = (finite.get(f"{figure}_{end}", none) for end in ("low", "high"))
+    p = holm(finite.get(f"{form.metric}_p_value", none) if form.versus else none)
+    units = finite["objects" if "objects" in finite else "seeds"].astype(int)
+    cells = zip(finite[label].astype(str), finite[figure], low, high, units, p, strict=True)
     return [
         form._replace(method=name, value=value, low=down, high=up, n=n, p=p)
         for name, value, down, up, n, p in cells

@@ -154,8 +154,8 @@ def cue_baselines(train: pd.DataFrame, test: pd.DataFrame) -> dict[str, np.ndarr
         fit = fit_log_linear(train[columns].to_numpy(float), gt, objects)
         result[name] = fit.predict(test[columns].to_numpy(float))
     if train["log_depth"].notna().all() and test["log_depth"].notna().all():
-        fitted, tested = (np.exp(one[["log_extent", "log_depth"]].to_numpy(float))
-                          for one in (train, test))  # fmt: skip
+        fitted, tested = (np.exp(cues[["log_extent", "log_depth"]].to_numpy(float))
+                          for cues in (train, test))  # fmt: skip
         pinhole = fit_pinhole(fitted[:, 0], fitted[:, 1], gt)
         result["mask area × depth"] = pinhole.predict(tested[:, 0], tested[:, 1])
     return result

@@ -245,15 +245,15 @@ def coverage_interval(
         resamples: Number of bootstrap resamples.
     """
     scores = [
-        moments(is_covered(table, one), name="coverage")
-        for table, one in zip(objects, conformals, strict=True)
+        moments(is_covered(table, conformal), name="coverage")
+        for table, conformal in zip(objects, conformals, strict=True)
     ]
     draws = Resamples.clusters(patients_of(objects[0]), resamples=resamples)
-    found = draws.intervals(scores)["coverage"]
-    down, up = max(one.calibration_spread() for one in conformals)
-    low = found.value - np.hypot(found.value - found.low, down)
-    high = found.value + np.hypot(found.high - found.value, up)
-    return found._replace(low=float(np.maximum(low, 0.0)), high=float(np.minimum(high, 1.0)))
+    interval = draws.intervals(scores)["coverage"]
+    down, up = max(conformal.calibration_spread() for conformal in conformals)
+    low = interval.value - np.hypot(interval.value - interval.low, down)
+    high = interval.value + np.hypot(interval.high - interval.value, up)
+    return interval._replace(low=float(np.maximum(low, 0.0)), high=float(np.minimum(high, 1.0)))
 
 
 def coverage_note(task: str, found: tuple[float, float, float], nominal: float) -> str:
@@ -334,9 +334,9 @@ def abstention_table(predictions: pd.DataFrame, *, cut_offs: CutOffs = CONTINUOU
     lists = reasons.str.split(";").map(lambda parts: {p.strip() for p in parts} - {""})
     objects = object_table(predictions)
     every = predictions["unique_id"].to_numpy()
-    counts = pd.Series([r for found in lists for r in found], dtype=str).value_counts()
+    counts = pd.Series([r for reasons in lists for r in reasons], dtype=str).value_counts()
     frames_of = {"any": (lists.map(len) > 0).to_numpy()} | {
-        str(reason): lists.map(lambda found, r=reason: r in found).to_numpy()
+        str(reason): lists.map(lambda reasons, r=reason: r in reasons).to_numpy()
         for reason in counts.index
     }
     abstained = set(objects.loc[objects["abstained"], "unique_id"])

@@ -102,8 +102,10 @@ def baseline_table(
     for size, fitted in predictions.groupby(DESIGN.objects, sort=True):
         tables = seed_tables(fitted)
         common: dict[str, object] = {DESIGN.objects: size}
-        for name, own in tables.items():
-            rows += _rows(tables, name, name, list(own), scores, cut_offs, resamples, common)
+        for name, seed_tables_of in tables.items():
+            rows += _rows(
+                tables, name, name, list(seed_tables_of), scores, cut_offs, resamples, common
+            )
     return pd.DataFrame(rows)
 
 
@@ -111,8 +113,8 @@ def seed_tables(predictions: pd.DataFrame) -> dict[str, dict[int, pd.DataFrame]]
     """Return the object table of every variant and seed of one number of training objects."""
     return {
         str(variant): {
-            int(str(seed)): object_table(one.drop(columns=list(DESIGN)))
-            for seed, one in group.groupby(DESIGN.seed, sort=True)
+            int(str(seed)): object_table(seed_rows.drop(columns=list(DESIGN)))
+            for seed, seed_rows in group.groupby(DESIGN.seed, sort=True)
         }
         for variant, group in predictions.groupby(DESIGN.variant, sort=False)
     }
@@ -182,9 +184,9 @@ class HonestComparison:
     @cached_property
     def headline(self) -> str:
         """What is reached without a network and by the plain one; what the table shows."""
-        found = pd.concat([self.baselines, self.predictions])
-        size = found[DESIGN.objects].max()
-        tables = seed_tables(found[found[DESIGN.objects] == size])
+        scored = pd.concat([self.baselines, self.predictions])
+        size = scored[DESIGN.objects].max()
+        tables = seed_tables(scored[scored[DESIGN.objects] == size])
         plain, constant, area = (list(tables[n].values()) for n in (REFERENCE, "constant", "area"))
         regression = list(tables[REGRESSION].values()) if REGRESSION in tables else None
         first = headline(
@@ -197,14 +199,18 @@ class HonestComparison:
         """Return scores of baselines and networks, and differences from the plain network."""
         rows = []
         baselines = baseline_table(self.baselines, cut_offs=self.cut_offs, resamples=self.resamples)
-        for _, one in pd.concat([baselines, self.table]).iterrows():
-            task, units = f"{one[DESIGN.objects]} objects", int(one["test_objects"])
-            value = (one["value"], one["low"], one["high"])
-            rows.append(Row(one["variant"], task, one["score"], *value, n=units))
-            if np.isfinite(one["difference"]):
-                gap = (one["difference"], one["difference_low"], one["difference_high"])
-                named = (one["variant"], task, one["score"])
-                rows.append(Row(*named, *gap, units, REFERENCE, one["p_holm"]))
+        for _, table_row in pd.concat([baselines, self.table]).iterrows():
+            task, units = f"{table_row[DESIGN.objects]} objects", int(table_row["test_objects"])
+            value = (table_row["value"], table_row["low"], table_row["high"])
+            rows.append(Row(table_row["variant"], task, table_row["score"], *value, n=units))
+            if np.isfinite(table_row["difference"]):
+                gap = (
+                    table_row["difference"],
+                    table_row["difference_low"],
+                    table_row["difference_high"],
+                )
+                named = (table_row["variant"], task, table_row["score"])
+                rows.append(Row(*named, *gap, units, REFERENCE, table_row["p_holm"]))
         return rows
 
 

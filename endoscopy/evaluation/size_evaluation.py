@@ -67,15 +67,15 @@ def headline(
     parts = []
     others = [("constant", constant), ("area alone", area)]
     others += [("area and brightness", regression)] if regression is not None else []
-    for title, one in (*others, (name, model)):
-        scores = score_intervals(one, cut_offs, only=SCORES, resamples=resamples)
+    for title, tables in (*others, (name, model)):
+        scores = score_intervals(tables, cut_offs, only=SCORES, resamples=resamples)
         f1, mape = scores["macro_f1"], scores["mape"]
         parts.append(f"{title}: macro F1 {f1.value:.3f} [{f1.low:.3f}, {f1.high:.3f}], "
                      f"MAPE {mape.value:.3f}")  # fmt: skip
     names = ("the constant", "the area", "the regression on area and brightness")
     verdicts = [
-        f"{verdict(model, one, cut_offs=cut_offs, resamples=resamples)} than {title}"
-        for title, (_, one) in zip(names, others, strict=False)
+        f"{verdict(model, tables, cut_offs=cut_offs, resamples=resamples)} than {title}"
+        for title, (_, tables) in zip(names, others, strict=False)
     ]
     return f"{'; '.join(parts)}; the {name} is {', '.join(verdicts[:-1])} and {verdicts[-1]}."
 
@@ -211,8 +211,8 @@ class SizeEvaluation:
         """Return all predictions in one table with the columns task, variant and seed."""
         return pd.concat(
             [
-                found.assign(task=task, variant=method, seed=seed)
-                for (task, method, seed), found in self.predictions.items()
+                frames.assign(task=task, variant=method, seed=seed)
+                for (task, method, seed), frames in self.predictions.items()
             ],
             ignore_index=True,
         )
@@ -220,15 +220,15 @@ class SizeEvaluation:
     def objects(self, task: str, method: str) -> list[pd.DataFrame]:
         """Return the object table of every seed, including frames that abstain."""
         return [
-            object_table(found.drop(columns=["reasons"], errors="ignore"))
-            for found in self.frames(task, method)
+            object_table(frames.drop(columns=["reasons"], errors="ignore"))
+            for frames in self.frames(task, method)
         ]
 
     def frames(self, task: str, method: str) -> list[pd.DataFrame]:
         """Return the predictions of frames, one table per seed."""
         return [
-            found
-            for (of, name, _), found in self.predictions.items()
+            frames
+            for (of, name, _), frames in self.predictions.items()
             if (of, name) == (task, method)
         ]
 
@@ -320,20 +320,21 @@ class SizeEvaluation:
         tables: list[pd.DataFrame],
         only: Sequence[str] | None = None,
     ) -> list[Row]:
-        found = score_intervals(tables, self.cut_offs, only=only, resamples=self.resamples)
-        return [Row(method, task, name, *values) for name, values in found.items()]
+        intervals = score_intervals(tables, self.cut_offs, only=only, resamples=self.resamples)
+        return [Row(method, task, name, *values) for name, values in intervals.items()]
 
     def _other_cut_offs(self, method: str, tables: list[pd.DataFrame]) -> list[Row]:
         rows = []
         for other in {CONTINUOUS, PUBLISHED} - {self.cut_offs}:
-            found = score_intervals(tables, other, only=("macro_f1",), resamples=self.resamples)
+            intervals = score_intervals(tables, other, only=("macro_f1",), resamples=self.resamples)
             name = f"macro_f1 at {other.small:g}/{other.large:g}"
-            rows.append(Row(method, TEST, name, *found["macro_f1"]))
+            rows.append(Row(method, TEST, name, *intervals["macro_f1"]))
         return sorted(rows, key=lambda row: row.metric)
 
     def _levels(self, method: str, tables: list[pd.DataFrame]) -> list[Row]:
         frames = [
-            found.drop(columns=["reasons"], errors="ignore") for found in self.frames(TEST, method)
+            frames.drop(columns=["reasons"], errors="ignore")
+            for frames in self.frames(TEST, method)
         ]
         rows = self._score(method, f"{TEST}, frames", frames, FRAME_SCORES)
         if len(set(patients_of(tables[0]))) < len(tables[0]):
@@ -343,20 +344,22 @@ class SizeEvaluation:
 
     def _differences(self) -> list[Row]:
         """Return networks and the regression minus the main network, paired by patient and seed."""
-        main, found = self.objects(TEST, self.main), {}
+        main, differences = self.objects(TEST, self.main), {}
         for task, name in self.pairs():
             if task != TEST or name in (*BASELINES, self.main):
                 continue
             tables = self.objects(TEST, name) * (len(main) if name == REGRESSION else 1)
             if len(tables) == len(main):
-                found[name] = score_differences(
+                differences[name] = score_differences(
                     tables, main, self.cut_offs, only=COMPARED, resamples=self.resamples
                 )
         return [
             Row(name, TEST, metric, gap.value, gap.low, gap.high, gap.units, self.main, p)
             for metric in COMPARED
             for (name, gaps), p in zip(
-                found.items(), holm([gaps[metric].p for gaps in found.values()]), strict=True
+                differences.items(),
+                holm([gaps[metric].p for gaps in differences.values()]),
+                strict=True,
             )
             for gap in [gaps[metric]]
         ]
@@ -367,27 +370,27 @@ class SizeEvaluation:
         conformals = [self.intervals[seed] for seed in seeds if seed in self.intervals]
         if len(conformals) < len(tables):
             return []
-        found = coverage_interval(tables, conformals, resamples=self.resamples)
-        rows = [Row(self.main, task, "coverage", *found)]
-        factor = float(np.mean([np.exp(one.half_width) for one in conformals]))
+        interval = coverage_interval(tables, conformals, resamples=self.resamples)
+        rows = [Row(self.main, task, "coverage", *interval)]
+        factor = float(np.mean([np.exp(conformal.half_width) for conformal in conformals]))
         rows.append(Row(self.main, task, "interval_factor", factor, n=len(conformals)))
         frames = self.frames(task, self.main)
         if task == TEST:
-            single = [object_table(draw_frames(one, 1)) for one in frames]
-            found = coverage_interval(single, conformals, resamples=self.resamples)
-            rows.append(Row(self.main, f"{TEST}, frames", "coverage", *found))
+            single = [object_table(draw_frames(table, 1)) for table in frames]
+            interval = coverage_interval(single, conformals, resamples=self.resamples)
+            rows.append(Row(self.main, f"{TEST}, frames", "coverage", *interval))
         if "reasons" in frames[0]:
             groups = coverage_table(
                 object_table(frames[0]), conformals[0], resamples=self.resamples
             ).set_index("group")
-            for name, one in groups.drop(index="all").iterrows():
-                shares = (one["coverage"], one["low"], one["high"], int(one["objects"]))
+            for name, group in groups.drop(index="all").iterrows():
+                shares = (group["coverage"], group["low"], group["high"], int(group["objects"]))
                 rows.append(Row(self.main, task, f"coverage_{name}", *shares))
         return rows
 
     def _abstentions(self, task: str) -> list[Row]:
         """Return how often the first seed abstains and why, and what it gains."""
-        frames = [found for found in self.frames(task, self.main) if "reasons" in found]
+        frames = [table for table in self.frames(task, self.main) if "reasons" in table]
         if not frames:
             return []
         table = abstention_table(frames[0], cut_offs=self.cut_offs).set_index("reason")

@@ -68,18 +68,20 @@ def size_scores(
     """
     gt, predicted = table["gt"].to_numpy(dtype=float), table["predicted_mm"].to_numpy(dtype=float)
     censored = flags_of(table, "censored")
-    known = np.flatnonzero(has_known_class(gt, censored))
+    classed = np.flatnonzero(has_known_class(gt, censored))
     exact = np.flatnonzero(~censored)
-    truth, called = TRUTH.classes(gt[known]), cut_offs.classes(predicted[known])
+    truth, called = TRUTH.classes(gt[classed]), cut_offs.classes(predicted[classed])
     has_probabilities = set(PROBABILITIES) <= set(table.columns)
-    chances = table[list(PROBABILITIES)].to_numpy()[known] if has_probabilities else None
+    chances = table[list(PROBABILITIES)].to_numpy()[classed] if has_probabilities else None
 
     def scores(weights: np.ndarray) -> dict[str, np.ndarray]:
-        of_known, of_exact = weights[..., known], weights[..., exact]
+        of_known, of_exact = weights[..., classed], weights[..., exact]
         result = _class_scores(confusion_matrix(truth, called, weights=of_known))
         for cut in (5, 10):
             if only is None or f"auroc_{cut}mm" in only:
-                result[f"auroc_{cut}mm"] = size_auroc(gt[known], predicted[known], cut, of_known)
+                result[f"auroc_{cut}mm"] = size_auroc(
+                    gt[classed], predicted[classed], cut, of_known
+                )
         if chances is not None:
             matrix = confusion_matrix(truth, chances.argmax(1), weights=of_known)
             result["ece"] = expected_calibration_error(chances, truth, weights=of_known)
@@ -113,7 +115,7 @@ def score_intervals(
     """
     tables = _aligned([table] if isinstance(table, pd.DataFrame) else list(table))
     draws = Resamples.clusters(patients_of(tables[0]), resamples=resamples, seed=seed)
-    return draws.intervals([size_scores(one, cut_offs, only=only) for one in tables])
+    return draws.intervals([size_scores(table, cut_offs, only=only) for table in tables])
 
 
 def columns_of(name: str, found: Sequence[float]) -> dict[str, float]:
@@ -155,7 +157,7 @@ def score_differences(
     theirs = [other] if isinstance(other, pd.DataFrame) else list(other)
     tables = _aligned([*ours, *theirs])
     draws = Resamples.clusters(patients_of(tables[0]), resamples=resamples, seed=seed)
-    functions = [size_scores(one, cut_offs, only=only) for one in tables]
+    functions = [size_scores(table, cut_offs, only=only) for table in tables]
     return draws.differences(functions[: len(ours)], functions[len(ours) :])
 
 
@@ -164,19 +166,22 @@ def _aligned(tables: list[pd.DataFrame]) -> list[pd.DataFrame]:
     of_frames = all("frame_id" in table and "num_frames" not in table for table in tables)
     keys = ["unique_id", "frame_id"] if of_frames else ["unique_id"]
     indexed = [table.set_index(keys) for table in tables]
-    for one in indexed:
-        if not one.index.is_unique:
+    for other_table in indexed:
+        if not other_table.index.is_unique:
             raise GatesError(f"{' and '.join(keys)} repeat in predictions; expected one row each")
-        if len(one) != len(indexed[0]) or not one.index.isin(indexed[0].index).all():
+        if (
+            len(other_table) != len(indexed[0])
+            or not other_table.index.isin(indexed[0].index).all()
+        ):
             raise GatesError(
-                f"predictions of {len(one)} and {len(indexed[0])} rows hold different"
+                f"predictions of {len(other_table)} and {len(indexed[0])} rows hold different"
                 f" {keys[-1].removesuffix('_id')}s; compare models on the same ones"
             )
-    ordered = [one.loc[indexed[0].index] for one in indexed]
-    for one in ordered:
-        if not np.allclose(one["gt"].to_numpy(float), ordered[0]["gt"].to_numpy(float)):
+    ordered = [table.loc[indexed[0].index] for table in indexed]
+    for other_table in ordered:
+        if not np.allclose(other_table["gt"].to_numpy(float), ordered[0]["gt"].to_numpy(float)):
             raise GatesError("predictions to compare have different true sizes; check their data")
-    return [one.reset_index() for one in ordered]
+    return [table.reset_index() for table in ordered]
 
 
 def _class_scores(matrix: np.ndarray) -> dict[str, np.ndarray]:

@@ -114,15 +114,15 @@ class Evaluation:
         for training in self.trainings():
             bundle, data = self.networks(training), self.sizers.data(training)
             main = training.variant == self.main
-            found = part_predictions(bundle, data, "test", reasons=main)
-            self.scores.add(TEST, training.variant, training.seed, found)
+            predictions = part_predictions(bundle, data, "test", reasons=main)
+            self.scores.add(TEST, training.variant, training.seed, predictions)
             if main and len(self.folds) == 1 and bundle.conformal is not None:
                 self.scores.intervals[training.seed] = bundle.conformal
             if main and training.seed == self.seeds[0]:
                 train = data.load().frames.iloc[data.rows("train")]
-                self.scores.add_baselines(TEST, train, found)
+                self.scores.add_baselines(TEST, train, predictions)
                 if "synthetic" in data.sources:
-                    self.scores.add_cues(*cue_frames(data), found)
+                    self.scores.add_cues(*cue_frames(data), predictions)
             tick()
         rendering = self.sizers.rendering
         for shift in shifts:
@@ -139,12 +139,12 @@ class Evaluation:
 
     def _predict_shift(self, shift: str, frames: LesionDataset, tick: Callable[[], None]) -> None:
         for seed, bundle in zip(self.seeds, self.bundles(), strict=True):
-            found = frame_predictions(bundle, frames, np.arange(len(frames)), reasons=True)
-            self.scores.add(shift, self.main, seed, found)
+            predictions = frame_predictions(bundle, frames, np.arange(len(frames)), reasons=True)
+            self.scores.add(shift, self.main, seed, predictions)
             tick()
         trained = self.sizers.data(Training(self.main, self.seeds[0], fold=self.folds[0]))
         train = trained.load().frames.iloc[trained.rows("train")]
-        self.scores.add_baselines(shift, train, found)
+        self.scores.add_baselines(shift, train, predictions)
 
 
 KEPT = ("variant", "unique_id", "patient", "gt", "censored", "predicted_mm")
@@ -205,11 +205,11 @@ def baseline_objects(data: PolypSizingDataModule) -> pd.DataFrame:
     frames = data.load().frames
     test = frames.iloc[data.evaluation_rows("test")]
     test = test[[name for name in CARRIED if name in test]]
-    found = baseline_predictions(frames.iloc[data.rows("train")], test)
+    predictions = baseline_predictions(frames.iloc[data.rows("train")], test)
     if "synthetic" in data.sources:
-        cues = cue_baselines(*(frame_features(one) for one in cue_frames(data)))
-        found[REGRESSION] = test.assign(predicted_mm=cues[REGRESSION])
-    tables = [object_table(table).assign(variant=name) for name, table in found.items()]
+        cues = cue_baselines(*(frame_features(cue_table) for cue_table in cue_frames(data)))
+        predictions[REGRESSION] = test.assign(predicted_mm=cues[REGRESSION])
+    tables = [object_table(table).assign(variant=name) for name, table in predictions.items()]
     return pd.concat(tables, ignore_index=True)
 
 
@@ -369,9 +369,9 @@ class Audit:
         self.tables["shortcut"] = shortcut_audit(
             predict, tests, trained_rho=TRAINED_RHO, **self._options
         )
-        found = part_predictions(self.networks(Training(seed=self.seed)), data, "test")
-        if "distance_mm" in found and found["distance_mm"].notna().all():
-            self.tables["partition"] = partition_audit(found, **self._options)
+        predictions = part_predictions(self.networks(Training(seed=self.seed)), data, "test")
+        if "distance_mm" in predictions and predictions["distance_mm"].notna().all():
+            self.tables["partition"] = partition_audit(predictions, **self._options)
 
     def _masks(self) -> None:
         frames = self._test_frames()

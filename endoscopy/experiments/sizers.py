@@ -143,7 +143,7 @@ def module_settings(module: SizingModule) -> dict[str, Any]:
 
 def data_settings(data: PolypSizingDataModule) -> dict[str, Any]:
     """Return what determines samples and images: neither folders nor processes."""
-    found = {
+    data_options = {
         "streams": list(data.streams),
         "size": data.size,
         "aperture": data.aperture,
@@ -153,22 +153,22 @@ def data_settings(data: PolypSizingDataModule) -> dict[str, Any]:
         "augmentation": data.augmentation,
         "cache_form": data.cache_form if data.cache_folder is not None else "raw",
     }
-    return {f"data.{name}": value for name, value in found.items()} | split_settings(data)
+    return {f"data.{name}": value for name, value in data_options.items()} | split_settings(data)
 
 
 def split_settings(data: PolypSizingDataModule) -> dict[str, Any]:
     """Return what determines the training and test objects."""
-    found: dict[str, Any] = {"sources": sorted(data.sources), "split": data.split_kind}
+    split_options: dict[str, Any] = {"sources": sorted(data.sources), "split": data.split_kind}
     if data.split_kind == "counts":
         names = ("train", "validation", "test", "calibration")
-        found |= {f"{name}_objects": n for name, n in zip(names, data.counts, strict=True)}
+        split_options |= {f"{name}_objects": n for name, n in zip(names, data.counts, strict=True)}
     if data.split_kind in ("counts", "made"):
-        found["split_seed"] = data.split_seed
+        split_options["split_seed"] = data.split_seed
     if data.split_kind == "made":
-        found |= {"num_folds": data.num_folds, "level": data.level}
+        split_options |= {"num_folds": data.num_folds, "level": data.level}
     if data.split_kind in ("hag6", "file"):
-        found["split_file"] = file_hash(data.split_file)
-    return {f"data.{name}": value for name, value in found.items()}
+        split_options["split_file"] = file_hash(data.split_file)
+    return {f"data.{name}": value for name, value in split_options.items()}
 
 
 def rendering_settings(config: RendererConfig) -> dict[str, Any]:
@@ -268,8 +268,8 @@ class Rendering:
         elif name == SHORTCUT:
             offset, looks, objects = 3, RHOS["rho 0.8"], data.counts[0] + 2
         else:
-            known = ", ".join((MAIN, *SHIFTS, *RHOS, SHORTCUT))
-            raise GatesError(f"no rendered set {name!r}: choose from {known}")
+            choices = ", ".join((MAIN, *SHIFTS, *RHOS, SHORTCUT))
+            raise GatesError(f"no rendered set {name!r}: choose from {choices}")
         return RenderedSet(
             name, folder, replace(config, seed=config.seed + offset, **looks), objects
         )
@@ -282,7 +282,11 @@ class Rendering:
         """
         data.check_sources()
         sets = [self.set(data, name) for name in names]
-        return [one for one in sets if not is_complete(one.folder, one.config, one.objects)]
+        return [
+            rendered_set
+            for rendered_set in sets
+            if not is_complete(rendered_set.folder, rendered_set.config, rendered_set.objects)
+        ]
 
     def shifted(self, data: PolypSizingDataModule, name: str) -> LesionDataset:
         """Return all frames of a rendered set, at the size of the data."""
@@ -337,10 +341,10 @@ class Sizers:
 
     def settings(self) -> dict[str, Any]:
         """Return everything of model and data that determines the weights, by name."""
-        found = module_settings(self.module) | data_settings(self.datamodule)
+        settings = module_settings(self.module) | data_settings(self.datamodule)
         if self.rendering is not None and "synthetic" in self.datamodule.sources:
-            found |= rendering_settings(self.rendering.config)
-        return found | {"timm_weights": file_hash(self.timm_weights)}
+            settings |= rendering_settings(self.rendering.config)
+        return settings | {"timm_weights": file_hash(self.timm_weights)}
 
     def version(self, variant: str) -> dict[str, Any]:
         """Return the setting ``version`` of variants whose training has changed.
@@ -407,17 +411,17 @@ def taking_part(variants: Sequence[str], only: Sequence[str] = ()) -> tuple[str,
         GatesError: A name is unknown, or none is left.
     """
     unknown = [name for name in (*variants, *only) if name not in VARIANTS]
-    found = tuple(name for name in variants if not only or name in only)
+    chosen = tuple(name for name in variants if not only or name in only)
     if unknown:
         raise GatesError(
             f"variant {', '.join(unknown)} is unknown: choose from {', '.join(VARIANTS)}"
         )
-    if not found:
+    if not chosen:
         raise GatesError(
             f"no variant takes part: --only names some of evaluate.variants, which are "
             f"{', '.join(variants) or 'none'}"
         )
-    return found
+    return chosen
 
 
 @torch.no_grad()

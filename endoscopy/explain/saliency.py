@@ -139,8 +139,8 @@ def _branch(model: MultiStreamSizer, stream: str | None) -> tuple[str, Any]:
     """Return the name and the trunk of a stream, the first one by default."""
     name = stream or next(iter(model.branches))
     if name not in model.branches:
-        known = ", ".join(model.branches)
-        raise GatesError(f"the network has no stream {name!r}; choose one of {known}")
+        branches = ", ".join(model.branches)
+        raise GatesError(f"the network has no stream {name!r}; choose one of {branches}")
     return name, model.branches[name]
 
 

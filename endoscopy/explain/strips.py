@@ -356,12 +356,12 @@ def tracks_of(
 
 
 def _images(source: str | Path, needed: set[int]) -> dict[int, np.ndarray]:
-    found: dict[int, np.ndarray] = {}
+    image_of: dict[int, np.ndarray] = {}
     for frame in frames(source, max_unreadable=1.0):
         if frame.index in needed:
-            found[frame.index] = frame.image
-        if len(found) == len(needed):
-            return found
+            image_of[frame.index] = frame.image
+        if len(image_of) == len(needed):
+            return image_of
     raise GatesError(f"{source}: has fewer frames than when it was predicted; predict again")
 
 
@@ -429,37 +429,39 @@ def _rows(
 ) -> dict[str, np.ndarray]:
     table = data.load().frames
     keys = table.set_index(["unique_id", "frame_id"]).index
-    found = {}
+    rows_of = {}
     for example in examples:
-        own = frames[frames["unique_id"] == example]
-        wanted = own.set_index(["unique_id", "frame_id"]).index
+        object_frames = frames[frames["unique_id"] == example]
+        wanted = object_frames.set_index(["unique_id", "frame_id"]).index
         rows = np.asarray(keys.get_indexer(wanted))
         if (rows < 0).any():
             raise GatesError(f"the data has no object {example}: evaluate again")
-        found[example] = rows
-    return found
+        rows_of[example] = rows
+    return rows_of
 
 
 def _track_figure(
-    own: pd.DataFrame, rows: np.ndarray, bundle: SizingBundle, data: PolypSizingDataModule
+    object_frames: pd.DataFrame, rows: np.ndarray, bundle: SizingBundle, data: PolypSizingDataModule
 ) -> Track:
     source = data.frames()
     read = [source.sample(int(row)).frame for row in rows]
-    objects = object_table(own)
+    objects = object_table(object_frames)
     low = high = float("nan")
     if bundle.conformal is not None:
         low, high = (float(bound[0]) for bound in bounds(objects, bundle.conformal))
     return Track(
         images=[frame.image for frame in read],
         boxes=np.array([frame.box for frame in read])[:, [0, 2, 1, 3]],
-        sizes=own["predicted_mm"].to_numpy(float),
-        reasons=own["reasons"].fillna("").tolist() if "reasons" in own else [""] * len(own),
+        sizes=object_frames["predicted_mm"].to_numpy(float),
+        reasons=object_frames["reasons"].fillna("").tolist()
+        if "reasons" in object_frames
+        else [""] * len(object_frames),
         size=float(objects["predicted_mm"].iloc[0]),
         low=low,
         high=high,
         calibrated=True,
-        name=str(own["unique_id"].iloc[0]),
-        truth=float(own["gt"].iloc[0]),
+        name=str(object_frames["unique_id"].iloc[0]),
+        truth=float(object_frames["gt"].iloc[0]),
     )
 
 
@@ -467,10 +469,10 @@ def _overlay(rows: list[int], bundle: SizingBundle, data: PolypSizingDataModule)
     """Return Grad-CAM of a ResNet, or the attention roll-out of a ViT."""
     source = data.frames()
     samples = [source.sample(int(row)) for row in rows]
-    found = attention_maps(bundle, [sample.frame for sample in samples])
-    if found is None:
+    attention = attention_maps(bundle, [sample.frame for sample in samples])
+    if attention is None:
         raise GatesError("the network has neither maps nor attention")
-    maps, name = found
+    maps, name = attention
     figure = attention_figure(
         [sample.frame.image for sample in samples],
         list(maps),

@@ -186,8 +186,8 @@ class ImageFiles:
             raise GatesError(f"{self.path}: does not exist; check the path")
         self._archive = _archive(self.path)
         if self.path.is_dir():
-            found = [p.relative_to(self.path) for p in self.path.rglob("*") if p.is_file()]
-            names = [p.as_posix() for p in found]
+            paths = [p.relative_to(self.path) for p in self.path.rglob("*") if p.is_file()]
+            names = [p.as_posix() for p in paths]
         elif self._archive is not None:
             names = [info.filename for info in self._archive.infolist() if not info.is_dir()]
         else:

@@ -150,8 +150,8 @@ class AnnotatedLocations(Locator):
             GatesError: They come in order, but their number is not that of the frames.
         """
         self._smallest = SMALLEST_RENDERED if scope == SYNTHETIC else SMALLEST_AREA
-        own = re.compile(re.escape(source.source) + r"([_#]\d+)?")
-        named = any(own.fullmatch(PurePosixPath(name).name) for name in self.names)
+        own_name = re.compile(re.escape(source.source) + r"([_#]\d+)?")
+        named = any(own_name.fullmatch(PurePosixPath(name).name) for name in self.names)
         self._ordered = source.kind != "images" and not named and not self._numbered
         if self._ordered and source.expected is not None:
             self._check_number(source.source, source.expected)
@@ -198,10 +198,10 @@ class AnnotatedLocations(Locator):
         if self._ordered:
             return self.names[frame.index] if frame.index < len(self.names) else None
         key = frame.key
-        found = self._by_name.get(key) or self._by_name.get(PurePosixPath(key).name)
-        if found is None and self._numbered:
+        location = self._by_name.get(key) or self._by_name.get(PurePosixPath(key).name)
+        if location is None and self._numbered:
             return {int(name): name for name in self.names}.get(frame.index)
-        return found
+        return location
 
     def _repaired(
         self,
@@ -383,8 +383,8 @@ class CsvLocations(AnnotatedLocations):
         self.report.add("excluded", fault, faults)
         if not lesions:
             raise GatesError(f"{path}: none of its {len(rows)} rows is a box; correct the numbers")
-        for name, found in lesions.items():
-            self._annotations[name] = Annotation(tuple(found), sizes.get(name))
+        for name, boxes in lesions.items():
+            self._annotations[name] = Annotation(tuple(boxes), sizes.get(name))
 
     def annotation(self, name: str) -> Annotation:
         """Return the lesions of a frame."""
@@ -400,9 +400,9 @@ def _rows(path: Path) -> tuple[list[tuple[int, dict[str, str]]], dict[str, str]]
             rows = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise GatesError(f"{path}: cannot be read as CSV: {error}; save it as UTF-8") from error
-    known = {"frame": NAMES, "lesion": LESIONS, "width": ("width",), "height": ("height",)}
-    known |= {corner: (corner, f"bbox_{corner}") for corner in CORNERS}
-    matches = {key: [name for name in names if name in header] for key, names in known.items()}
+    columns_of = {"frame": NAMES, "lesion": LESIONS, "width": ("width",), "height": ("height",)}
+    columns_of |= {corner: (corner, f"bbox_{corner}") for corner in CORNERS}
+    matches = {key: [name for name in names if name in header] for key, names in columns_of.items()}
     columns = {key: names[0] for key, names in matches.items() if names}
     if missing := [name for name in ("frame", *CORNERS) if name not in columns]:
         raise GatesError(

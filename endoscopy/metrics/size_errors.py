@@ -29,9 +29,9 @@ def flags_of(table: pd.DataFrame, name: str) -> np.ndarray:
     if pd.api.types.is_bool_dtype(column) and not column.isna().any():
         return column.to_numpy(dtype=bool)
     text = column.astype("object").where(column.notna(), "").astype(str).str.strip().str.lower()
-    known = text.isin([*_TRUE, *_FALSE]).to_numpy(dtype=bool)
-    if not known.all():
-        row = int(np.flatnonzero(~known)[0])
+    is_flag = text.isin([*_TRUE, *_FALSE]).to_numpy(dtype=bool)
+    if not is_flag.all():
+        row = int(np.flatnonzero(~is_flag)[0])
         raise GatesError(f"{name} is {column.iloc[row]!r} in row {row}: write true or false")
     return text.isin(list(_TRUE)).to_numpy(dtype=bool)
 
@@ -42,16 +42,18 @@ def patients_of(table: pd.DataFrame) -> np.ndarray:
     A missing or blank patient is named by the ``unique_id``, after ``object`` where a patient has
     that name already.
     """
-    own = table["unique_id"].astype(str).to_numpy(dtype=object)
+    object_names = table["unique_id"].astype(str).to_numpy(dtype=object)
     if "patient" not in table:
-        return own.astype(str)
+        return object_names.astype(str)
     column = table["patient"]
     text = column.astype("object").where(column.notna(), "").astype(str)
-    known = (text.str.strip() != "").to_numpy(dtype=bool)
+    has_patient = (text.str.strip() != "").to_numpy(dtype=bool)
     patients = text.to_numpy(dtype=object)
-    taken = set(patients[known])
-    own = np.array([f"object {name}" if name in taken else name for name in own], dtype=object)
-    return np.where(known, patients, own).astype(str)
+    taken = set(patients[has_patient])
+    object_names = np.array(
+        [f"object {name}" if name in taken else name for name in object_names], dtype=object
+    )
+    return np.where(has_patient, patients, object_names).astype(str)
 
 
 Level = Literal["median", "mean", "best_k"]
@@ -241,7 +243,7 @@ def ratio_limits(
         predicted: (N,), mm.
         weights: (..., N) counts; all one by default.
     """
-    log_gt, log_predicted = (np.log(np.asarray(one, dtype=float)) for one in (gt, predicted))
+    log_gt, log_predicted = (np.log(np.asarray(sizes, dtype=float)) for sizes in (gt, predicted))
     return LimitsOfAgreement(*map(np.exp, limits_of_agreement(log_gt, log_predicted, weights)))
 
 

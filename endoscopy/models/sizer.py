@@ -415,16 +415,16 @@ def _read(path: Path) -> dict[str, Tensor]:
 def _fit(
     trunk: nn.Module, state: dict[str, Tensor], file: str
 ) -> tuple[dict[str, Tensor], LoadedWeights]:
-    own = trunk.state_dict()
+    state_of_trunk = trunk.state_dict()
     tensors: dict[str, Tensor] = {}
     fresh: list[str] = []
     resampled: list[str] = []
     wrong: list[str] = []
-    for name, mine in own.items():
+    for name, mine in state_of_trunk.items():
         theirs = state.get(name)
         if theirs is None:
-            known = any(mark in f".{name}" for mark in ADDED) or name.endswith("tracked")
-            (fresh if known else wrong).append(name if known else f"lacks {name}")
+            is_added = any(mark in f".{name}" for mark in ADDED) or name.endswith("tracked")
+            (fresh if is_added else wrong).append(name if is_added else f"lacks {name}")
         elif theirs.shape == mine.shape:
             tensors[name] = theirs
         elif _is_stem(mine, theirs):
@@ -434,7 +434,9 @@ def _fit(
             resampled.append(name)
         else:
             wrong.append(f"has {name} {tuple(theirs.shape)}, not {tuple(mine.shape)}")
-    wrong += [f"has {n} besides" for n in state if n not in own and not n.startswith(HEADS)]
+    wrong += [
+        f"has {n} besides" for n in state if n not in state_of_trunk and not n.startswith(HEADS)
+    ]
     if wrong:
         shown = "; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
         raise GatesError(

@@ -213,10 +213,10 @@ def surface(scene: Scene, x: Tensor, y: Tensor, z: Tensor) -> tuple[Vectors, Ten
     close = (gap < ball.radius**2).nonzero().squeeze(1)
     if len(close):
         part = [component.index_select(0, close) for component in (x, y, z)]
-        inner, found = _tapped_gradient(scene, *part)
+        inner, gradients = _tapped_gradient(scene, *part)
         for whole, part in zip(gradient, inner, strict=True):
             whole.index_copy_(0, close, part)
-        polypous.index_copy_(0, close, found)
+        polypous.index_copy_(0, close, gradients)
     first, second, third = gradient
     length = first.square().addcmul_(second, second).addcmul_(third, third).sqrt_()
     length.clamp_(min=1e-12)

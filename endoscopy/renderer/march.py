@@ -282,13 +282,13 @@ def _to_wall(scene: Scene, rays: Rays) -> Tensor:
     distance = leave_open_tube(scene, rays)
     for _ in range(SAFE_STEPS):
         distance = distance + tube.safe_step(distance)
-    found = Bracket(*(torch.full_like(distance, end) for end in (FAR, 1.0, FAR, 0.0)))
+    whole = Bracket(*(torch.full_like(distance, end) for end in (FAR, 1.0, FAR, 0.0)))
     marching, order = copy(tube), torch.arange(len(distance))
     for count in ROUNDS:
         growth = (1 + LEAST_STEP) ** torch.arange(count + 1)
         crossed, bracket = first_crossing(marching, distance, distance, growth - 1)
         place = order.index_select(0, crossed)
-        for all_rays, part in zip(found, bracket, strict=True):
+        for all_rays, part in zip(whole, bracket, strict=True):
             all_rays.index_copy_(0, place, part)
         distance = distance * growth[-1]
         on = (distance < FAR).index_fill_(0, crossed, False)
@@ -297,7 +297,7 @@ def _to_wall(scene: Scene, rays: Rays) -> Tensor:
             break
         marching.select(kept)
         order, distance = order.index_select(0, kept), distance.index_select(0, kept)
-    return close_in(tube, found, TOLERANCE).clamp_(max=FAR)
+    return close_in(tube, whole, TOLERANCE).clamp_(max=FAR)
 
 
 def _through_ball(scene: Scene, rays: Rays, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -239,7 +239,7 @@ def render_scene(
             depths = torch.zeros_like(depths)
         masks = _frames(seen.mask | _projected(scene, track, lens, seen.mask), lens, side)
     boxes = torch.from_numpy(boxes_of(masks.numpy())).long()
-    recorded = (one.clone() for one in (images, depths, masks, boxes, gains))
+    recorded = (recorded_part.clone() for recorded_part in (images, depths, masks, boxes, gains))
     return RenderedObject(index, scene, track, *recorded)
 
 

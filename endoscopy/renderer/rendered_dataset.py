@@ -161,15 +161,15 @@ def _manifest(config: RendererConfig, num_objects: int, first: int) -> dict[str,
 
 def _is_complete(path: Path, manifest: dict[str, Any]) -> bool:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        written = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise GatesError(f"{path} is no JSON: {error}; render to an empty folder") from error
-    if not isinstance(found, dict) or found | {"complete": False} != manifest:
+    if not isinstance(written, dict) or written | {"complete": False} != manifest:
         raise GatesError(
             f"{path.parent} holds data rendered with other settings; name another folder or "
             "remove it"
         )
-    return bool(found.get("complete"))
+    return bool(written.get("complete"))
 
 
 def _write_object(root: Path, video: str, item: RenderedObject, config: RendererConfig) -> None:

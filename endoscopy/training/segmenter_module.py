@@ -49,9 +49,9 @@ class SegmenterModule(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
         """Log the mean intersection over union."""
-        found = self.segmenter(batch[0] / 255.0)[:, 0] > 0
-        score = intersection_over_union(found, batch[1]).mean()
-        self.log("val/iou", score, prog_bar=True, sync_dist=True, batch_size=len(found))
+        masks = self.segmenter(batch[0] / 255.0)[:, 0] > 0
+        score = intersection_over_union(masks, batch[1]).mean()
+        self.log("val/iou", score, prog_bar=True, sync_dist=True, batch_size=len(masks))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW under a one-cycle schedule."""
@@ -139,9 +139,9 @@ def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
         masks: (B, H, W) float.
     """
     cross_entropy = F.binary_cross_entropy_with_logits(logits, masks)
-    found = logits.sigmoid()
-    overlap = 2 * (found * masks).sum((1, 2)) + 1
-    dice = overlap / (found.sum((1, 2)) + masks.sum((1, 2)) + 1)
+    chances = logits.sigmoid()
+    overlap = 2 * (chances * masks).sum((1, 2)) + 1
+    dice = overlap / (chances.sum((1, 2)) + masks.sum((1, 2)) + 1)
     return cross_entropy + (1 - dice).mean()
 
 
@@ -234,6 +234,6 @@ def _part(mask: np.ndarray, generator: np.random.Generator) -> tuple[int, int, i
 def rendered_scores(segmenter: Segmenter, objects: int) -> tuple[float, float]:
     """Return the mean intersection over union on whole frames and on crops of new polyps."""
     images, masks = rendered_masks(objects, 2, seed=TEST_SEED, size=segmenter.size)
-    found = torch.cat([segmenter(batch / 255.0)[:, 0] > 0 for batch in images.split(32)])
-    scores = intersection_over_union(found, masks)
+    predicted = torch.cat([segmenter(batch / 255.0)[:, 0] > 0 for batch in images.split(32)])
+    scores = intersection_over_union(predicted, masks)
     return float(scores[0::2].mean()), float(scores[1::2].mean())

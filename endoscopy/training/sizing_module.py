@@ -80,8 +80,10 @@ def object_scores(rows: Tensor, cut_offs: CutOffs) -> ObjectScores:
     predicted = np.array([np.median(table[member == i, 4]) for i in range(len(first))])
     sizes, censored = table[first, 2], table[first, 3] > 0
     errors = np.abs(predicted - sizes)[~censored]
-    known = has_known_class(sizes, censored)
-    matrix = confusion_matrix(TRUTH.classes(sizes[known]), cut_offs.classes(predicted[known]))
+    has_class = has_known_class(sizes, censored)
+    matrix = confusion_matrix(
+        TRUTH.classes(sizes[has_class]), cut_offs.classes(predicted[has_class])
+    )
     mae = float(errors.mean()) if len(errors) else float("nan")
     return ObjectScores(mae, float(macro_f1(matrix)))
 
@@ -301,10 +303,10 @@ class SizingModule(L.LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:  # noqa: ARG002
         """Return ``predicted_mm`` (B,), ``object`` and ``frame``, ``probabilities`` of classes."""
         raw = self(batch)
-        found: dict[str, Tensor] = {"predicted_mm": self.target.decode(raw)}
-        found |= {name: batch[name] for name in ("object", "frame") if name in batch}
+        outputs: dict[str, Tensor] = {"predicted_mm": self.target.decode(raw)}
+        outputs |= {name: batch[name] for name in ("object", "frame") if name in batch}
         probabilities = self.target.probabilities(raw)
-        return found if probabilities is None else {**found, "probabilities": probabilities}
+        return outputs if probabilities is None else {**outputs, "probabilities": probabilities}
 
     def configure_optimizers(self) -> tuple[list[Optimizer], list[Any]]:
         """Make both optimizers, the cosine of the weights, and the routing.

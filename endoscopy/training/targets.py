@@ -218,11 +218,11 @@ class Classes(SizeTarget):
     def loss(self, raw: Tensor, mm: Tensor, censored: Tensor | None = None) -> Tensor:
         """Return the mean cross-entropy; of a lower bound, that of all classes from its own on."""
         log_p = _exact(raw).log_softmax(1)
-        known = self.encode(mm).unsqueeze(1)
+        encoded = self.encode(mm).unsqueeze(1)
         k = torch.arange(self.outputs, device=raw.device)
-        possible = k == known
+        possible = k == encoded
         if censored is not None:
-            possible = possible | (censored.unsqueeze(1) & (k > known))
+            possible = possible | (censored.unsqueeze(1) & (k > encoded))
         return -torch.where(possible, log_p, -torch.inf).logsumexp(1).mean()
 
     def probabilities(self, raw: Tensor) -> Tensor:

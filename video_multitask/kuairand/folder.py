@@ -203,9 +203,9 @@ def _check_complete(folder: Path, release: str, files: dict[str, list[Path]]) ->
     needed: tuple[Part, ...] = ("first", "second", "random") if published else ("first",)
     for part in needed:
         wanted = published.parts if published and part != "random" else 1
-        if (found := len(files.get(LOGS[part], ()))) < wanted:
+        if (count := len(files.get(LOGS[part], ()))) < wanted:
             raise GatesError(
-                f"{folder} has {found} of {wanted} files {LOGS[part]}_{release}; unpack the whole "
+                f"{folder} has {count} of {wanted} files {LOGS[part]}_{release}; unpack the whole "
                 "archive"
             )
 
@@ -369,13 +369,13 @@ class KuaiRand:
         for name in self.keep:
             if name not in rows.columns:
                 continue
-            found = rows.schema[name]
-            wanted = self._types.setdefault(name, pl.String() if found == pl.Null else found)
+            dtype = rows.schema[name]
+            wanted = self._types.setdefault(name, pl.String() if dtype == pl.Null else dtype)
             try:
                 rows = rows.with_columns(pl.col(name).cast(wanted))
             except pl.exceptions.InvalidOperationError as error:
                 raise GatesError(
-                    f"{path}: column {name!r} holds {found}, but {wanted} in the file before: "
+                    f"{path}: column {name!r} holds {dtype}, but {wanted} in the file before: "
                     "correct or remove it"
                 ) from error
         return rows

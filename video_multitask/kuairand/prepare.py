@@ -94,14 +94,14 @@ def split_log(parts: Iterable[pl.DataFrame], split: str) -> Split:
         given = frame if "is_rand" in frame.columns else frame.with_columns(is_rand=pl.lit(0))
         kept.append(given.with_columns(rule).filter(pl.col("part").is_not_null()))
     log = pl.concat(kept).sort("time_ms", maintain_order=True) if kept else None
-    found = [] if log is None else [log.filter(part=name).drop("part") for name in PARTS]
-    empty = [name for name, rows in zip(PARTS, found, strict=False) if not len(rows)]
+    tables = [] if log is None else [log.filter(part=name).drop("part") for name in PARTS]
+    empty = [name for name, rows in zip(PARTS, tables, strict=False) if not len(rows)]
     if log is None or empty:
         raise GatesError(
             f"the split {split} has no rows for {', '.join(empty or PARTS)}; the log must cover "
             + ", ".join(f"{p.first} … {p.last}" for p in _RULES[split])
         )
-    return Split(*found)
+    return Split(*tables)
 
 
 DAY_MS = 86_400_000

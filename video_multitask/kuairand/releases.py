@@ -122,24 +122,24 @@ def checked(
     Raises:
         GatesError: A value is wrong; the first one is named.
     """
-    known = [name for name in columns if name in part.columns]
+    present = [name for name in columns if name in part.columns]
     part = part.with_columns(pl.col(pl.Boolean).cast(pl.Int8))
-    for name in known:
+    for name in present:
         _check_type(part, name, columns[name], path)
-    wrong = part.select(_is_wrong(name, columns[name]) for name in known)
+    wrong = part.select(_is_wrong(name, columns[name]) for name in present)
     counts = wrong.sum().row(0)
     if any(counts) and not drop_invalid:
         name = min(
-            (n for n, count in zip(known, counts, strict=True) if count),
+            (n for n, count in zip(present, counts, strict=True) if count),
             key=lambda n: wrong[n].arg_max() or 0,
         )
         row = int(wrong[name].arg_max() or 0)
         value, column = part[name][row], columns[name]
-        found = "nothing" if value is None else repr(value)
-        raise GatesError(f"{path}, line {first + row}, column {name}: {found}, {_wanted(column)}")
+        shown = "nothing" if value is None else repr(value)
+        raise GatesError(f"{path}, line {first + row}, column {name}: {shown}, {_wanted(column)}")
     if any(counts):
         part = part.filter(~wrong.select(pl.any_horizontal(pl.all())).to_series())
-    return part.with_columns(_kept(name, columns[name]) for name in known)
+    return part.with_columns(_kept(name, columns[name]) for name in present)
 
 
 def check_keys(table: pl.DataFrame, key: str, path: str) -> None:
@@ -349,17 +349,19 @@ def download_release(
             is wrong twice.
     """
     check_option("release", release, RELEASES, GatesError)
-    found, folder = RELEASES[release], Path(folder)
+    release_facts, folder = RELEASES[release], Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    data = folder / found.archive.removesuffix(".tar.gz") / "data"
-    if not data.exists() and found.unpacked > (free := shutil.disk_usage(folder).free):
+    data = folder / release_facts.archive.removesuffix(".tar.gz") / "data"
+    if not data.exists() and release_facts.unpacked > (free := shutil.disk_usage(folder).free):
         raise GatesError(
             f"{folder} has {free / 1e9:.1f} GB free and KuaiRand-{release} needs "
-            f"{found.unpacked / 1e9:.1f} GB; choose another folder or a smaller release"
+            f"{release_facts.unpacked / 1e9:.1f} GB; choose another folder or a smaller release"
         )
     if not data.exists():
-        tell(f"{found.archive}, {found.unpacked / 1e6:,.0f} MB unpacked")
-    download_and_unpack([found.remote(url)], folder, pause=pause)
+        tell(f"{release_facts.archive}, {release_facts.unpacked / 1e6:,.0f} MB unpacked")
+    download_and_unpack([release_facts.remote(url)], folder, pause=pause)
     if not data.is_dir():
-        raise GatesError(f"{found.archive} has no folder {data.relative_to(folder)}; get it again")
+        raise GatesError(
+            f"{release_facts.archive} has no folder {data.relative_to(folder)}; get it again"
+        )
     return data

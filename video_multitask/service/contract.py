@@ -159,9 +159,9 @@ def columns_of(
     for name, values in columns.items():
         if not _holds(values, kinds[name]):
             row = next(i for i, value in enumerate(values) if not _holds([value], kinds[name]))
-            found = _short(repr(values[row]))
+            shown = _short(repr(values[row]))
             raise RefusedError(
-                f"{places.of(row)}.{name} is {found}: expected {WANTED[kinds[name]]}"
+                f"{places.of(row)}.{name} is {shown}: expected {WANTED[kinds[name]]}"
             )
         columns[name] = _plain(values, kinds[name])
     return columns
@@ -253,6 +253,6 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-def _hint(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name[:SHOWN], known := tuple(known), 1)
-    return f": did you mean {close[0]!r}?" if close else f"; known are {', '.join(known[:12])}"
+def _hint(name: str, choices: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name[:SHOWN], choices := tuple(choices), 1)
+    return f": did you mean {close[0]!r}?" if close else f"; known are {', '.join(choices[:12])}"

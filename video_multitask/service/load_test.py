@@ -94,8 +94,8 @@ class Running(NamedTuple):
     def metric(self, name: str) -> float:
         """Return a sample of its metrics; NaN if there is none."""
         with urllib.request.urlopen(f"{self.url}/metrics", timeout=30) as answer:
-            found = re.search(rf"^{re.escape(name)} (\S+)$", answer.read().decode(), re.MULTILINE)
-        return float(found[1]) if found else float("nan")
+            match = re.search(rf"^{re.escape(name)} (\S+)$", answer.read().decode(), re.MULTILINE)
+        return float(match[1]) if match else float("nan")
 
     @property
     def resident_bytes(self) -> float:

@@ -138,11 +138,11 @@ class RequestReader:
         if self.ignored and all(isinstance(row, dict) for row in rows):
             rows = [{k: v for k, v in row.items() if k not in self.ignored} for row in rows]
         single = part != "candidates"
-        found = columns_of(rows, self.kinds, where=part, single=single)
-        for name in self._lengths.keys() & found.keys():  # older events have no effect, but a size
+        given = columns_of(rows, self.kinds, where=part, single=single)
+        for name in self._lengths.keys() & given.keys():  # older events have no effect, but a size
             newest = slice(-self._lengths[name], None)
-            found[name] = [events and events[newest] for events in found[name]]
-        return found
+            given[name] = [events and events[newest] for events in given[name]]
+        return given
 
     def _tasks(self, given: Mapping[str, Any]) -> list[int]:
         names = given.get("tasks")
@@ -183,8 +183,8 @@ class RequestReader:
             of: Kind = "integer" if kind == "integers" else "text"
             events = [None if e is None else self._typed(e, of).to_list() for e in lists]
             return pl.Series(column.name, events, DTYPES[kind])
-        known = canonical(column, "string" if kind == "text" else "integer")
-        return known.set(known == ("" if kind == "text" else MISSING), None)
+        typed = canonical(column, "string" if kind == "text" else "integer")
+        return typed.set(typed == ("" if kind == "text" else MISSING), None)
 
     def _series(self, name: str, values: Sequence[Any]) -> pl.Series:
         kind = self.kinds[name]  # times may be numbers in one request and text in another
@@ -227,16 +227,16 @@ def _joined(name: str, requests: Sequence[Request]) -> list[Any]:
     return list(chain.from_iterable(parts))
 
 
-def _refuse_twice(known: Mapping[str, Any], new: Mapping[str, Any], part: str) -> None:
-    if twice := [name for name in new if name in known]:
+def _refuse_twice(given_before: Mapping[str, Any], new: Mapping[str, Any], part: str) -> None:
+    if twice := [name for name in new if name in given_before]:
         raise RefusedError(f"{part}.{twice[0]} is given twice: expected it in one place only")
 
 
 def _truth(given: Mapping[str, Any]) -> bool:
-    found = given.get("best_first", False)
-    if not isinstance(found, bool):
+    flag = given.get("best_first", False)
+    if not isinstance(flag, bool):
         raise GatesError("best_first: expected true or false")
-    return found
+    return flag
 
 
 def made_up(transform: FeatureTransform, count: int, seed: int = 0) -> pl.DataFrame:
@@ -316,10 +316,10 @@ class RankingScorer:
         """
         nothing = dict.fromkeys(self.reader.kinds)
         for rows in WARM:
-            found = self.score([Request(nothing, {}, rows, (), best_first=False)])
-            refuse_infinite(found, self.version)
-        known = self.tables.score(made_up(self.tables.transform, WARM[-1])).probabilities
-        refuse_infinite({"p": known}, self.version)
+            answers = self.score([Request(nothing, {}, rows, (), best_first=False)])
+            refuse_infinite(answers, self.version)
+        probabilities = self.tables.score(made_up(self.tables.transform, WARM[-1])).probabilities
+        refuse_infinite({"p": probabilities}, self.version)
 
     def read(self, content: Any, max_rows: int) -> Request:
         """Check a request, see :mod:`video_multitask.service.ranking_scorer`."""
@@ -330,10 +330,10 @@ class RankingScorer:
         lists: list[int] = []
         if self.tables.encodes_users and all(self._of_user.isdisjoint(r.columns) for r in requests):
             lists = [len(request) for request in requests]
-        found = self.tables.score(self.reader.table(requests), lists)
-        arrays = {"p": found.probabilities, "unknown": found.unknown}
+        scored = self.tables.score(self.reader.table(requests), lists)
+        arrays = {"p": scored.probabilities, "unknown": scored.unknown}
         if self.fusion is not None:
-            arrays["score"] = self.fusion(found.probabilities)
+            arrays["score"] = self.fusion(scored.probabilities)
         return arrays
 
     def answer(self, request: Request, found: Arrays) -> Mapping[str, Any]:
@@ -343,7 +343,7 @@ class RankingScorer:
             RefusedError: A value was not seen in training, and such requests are refused; or the
                 best are wanted first, but there is no score.
         """
-        counts, known = self._unknown(request, found["unknown"])
+        counts, known_ids = self._unknown(request, found["unknown"])
         order = np.arange(len(request))
         if request.best_first:
             if "score" not in found:
@@ -352,7 +352,7 @@ class RankingScorer:
                     "--fused"
                 )
             order = np.argsort(-found["score"], kind="stable")
-        order = order[known[order]]
+        order = order[known_ids[order]]
         names = self.tables.task_names
         answer: dict[str, Any] = {
             "model": self.version,
@@ -369,14 +369,14 @@ class RankingScorer:
 
         ``shifted`` is 1 where their median is far from that of training.
         """
-        found = {}
-        for name, known in self._ranges.items():
+        warnings_of_numbers = {}
+        for name, value_range in self._ranges.items():
             values = request.columns.get(name, [request.fixed.get(name)])
-            counts = places_of(np.array(values, np.float64), known)
-            one = {"outside": int(counts[1] + counts[2]), "shifted": int(has_shifted(counts))}
-            if any(one.values()):
-                found[name] = one
-        return found
+            counts = places_of(np.array(values, np.float64), value_range)
+            flags = {"outside": int(counts[1] + counts[2]), "shifted": int(has_shifted(counts))}
+            if any(flags.values()):
+                warnings_of_numbers[name] = flags
+        return warnings_of_numbers
 
     def _unknown(
         self, request: Request, unknown: NDArray[np.bool_]
@@ -468,8 +468,8 @@ class ScoredRequests:
         if (key := (place, version)) not in self._expected:
             self._expected[key] = self.models[version].scorer.score(self._tables[place])
         expected = self._expected[key].probabilities
-        found = np.array(json.loads(content)["probabilities"])
-        return float(np.abs(found - expected).max()) if found.shape == expected.shape else math.inf
+        reply = np.array(json.loads(content)["probabilities"])
+        return float(np.abs(reply - expected).max()) if reply.shape == expected.shape else math.inf
 
 
 def rows_for_requests(model: Model, count: int, source: str | None = None) -> pl.DataFrame:

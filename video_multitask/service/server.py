@@ -88,9 +88,9 @@ class _Parts:
             self.kept.clear()
 
     def refuse_long(self) -> None:
-        if (found := max(self.size, self.read)) > self.most:
+        if (length := max(self.size, self.read)) > self.most:
             raise RefusedError(
-                f"the body has {found:,} bytes or more, at most {self.most:,} are taken: send "
+                f"the body has {length:,} bytes or more, at most {self.most:,} are taken: send "
                 "fewer rows at a time",
                 413,
             )
@@ -108,10 +108,10 @@ def parse(body: bytes, max_rows: int) -> Any:
         RefusedError: 400, with line and column; 413, too many lists and mappings; 422, a name is
             given twice.
     """
-    found, most = body.count(b"[") + body.count(b"{"), max(FEWEST, CONTAINERS * max_rows)
-    if found > most:
+    brackets, most = body.count(b"[") + body.count(b"{"), max(FEWEST, CONTAINERS * max_rows)
+    if brackets > most:
         raise RefusedError(
-            f"the body has {found:,} lists and mappings, at most {most:,} are taken: send fewer "
+            f"the body has {brackets:,} lists and mappings, at most {most:,} are taken: send fewer "
             "rows at a time",
             413,
         )
@@ -274,14 +274,14 @@ class Service:
         wanted = read() if len(body) < LARGE else await asyncio.to_thread(read)
         future = asyncio.wrap_future(self.batcher.submit(scorer, wanted))
         try:
-            found = await asyncio.wait_for(future, self.limits.timeout_s)
+            arrays = await asyncio.wait_for(future, self.limits.timeout_s)
         except TimeoutError as error:
             line = f"not scored within {self.limits.timeout_s:g} s: try again"
             raise RefusedError(line, 503) from error
-        for name, array in found.items():
+        for name, array in arrays.items():
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise ValueError(f"{name} is not finite in the results of {scorer.version}")
-        answer = scorer.answer(wanted, found)
+        answer = scorer.answer(wanted, arrays)
         self.metrics.numbers(answer.get("numbers", {}) if isinstance(answer, dict) else {})
         return answer, scorer.version
 

@@ -151,13 +151,13 @@ def scored(scorer: Scorer[Any], requests: list[Any]) -> list[Arrays]:
     Raises:
         ValueError: The model returned another number of rows.
     """
-    found = scorer.score(requests)
+    arrays = scorer.score(requests)
     ends = np.cumsum([len(request) for request in requests])
-    if wrong := [name for name, array in found.items() if len(array) != ends[-1]]:
-        raise ValueError(f"the model returned {len(found[wrong[0]])} rows for {ends[-1]}")
+    if wrong := [name for name, array in arrays.items() if len(array) != ends[-1]]:
+        raise ValueError(f"the model returned {len(arrays[wrong[0]])} rows for {ends[-1]}")
     starts = [0, *ends[:-1]]
     return [
-        {name: array[start:end] for name, array in found.items()}
+        {name: array[start:end] for name, array in arrays.items()}
         for start, end in zip(starts, ends, strict=True)
     ]
 
@@ -248,25 +248,25 @@ class Models:
         """Look once, and return whether another model came into service."""
         try:
             folder = find_model(self.place)
-            found = stamp(folder)
+            current_stamp = stamp(folder)
         except (GatesError, OSError) as error:
-            found = (str(error),)
-            if found not in (self._seen, self._settled):
+            current_stamp = (str(error),)
+            if current_stamp not in (self._seen, self._settled):
                 LOG.warning("%s; %s stays in service", error, self.current.version)
-            self._seen = found
+            self._seen = current_stamp
             return False
-        stable, self._seen = found == self._seen, found
-        if not stable or found == self._settled:
+        stable, self._seen = current_stamp == self._seen, current_stamp
+        if not stable or current_stamp == self._settled:
             return False
-        self._settled = found
+        self._settled = current_stamp
         return self._swap(folder)
 
     def _swap(self, folder: Path) -> bool:
         old = self.current.version
         try:
-            found = self._loaded(folder)
-            _refuse_other(found.interface, self.current.interface)
-            self.current = found
+            loaded = self._loaded(folder)
+            _refuse_other(loaded.interface, self.current.interface)
+            self.current = loaded
         except Exception as error:
             line = " ".join(str(error).split()) or type(error).__name__
             LOG.error("%s is refused: %s; %s stays in service", folder, line, old)

@@ -168,12 +168,12 @@ def draw_exposure(
     candidates = catalog.candidates(rows, rng)
     logits = rng.standard_normal((rows, CANDIDATES), dtype=np.float32)
     logits *= POLICY_NOISE
-    wanted = [np.column_stack([one, np.ones(rows)]).astype(np.float32) for one in tastes]
+    wanted = [np.column_stack([taste, np.ones(rows)]).astype(np.float32) for taste in tastes]
     for start in range(0, rows, _AT_ONCE):
         some = slice(start, start + _AT_ONCE)
         factors = catalog.factors[candidates[some]]
         logits[some] += np.maximum.reduce(
-            [np.einsum("nck,nk->nc", factors, one[some]) for one in wanted]
+            [np.einsum("nck,nk->nc", factors, taste[some]) for taste in wanted]
         )
     logits *= POLICY_SHARPNESS
     np.exp(logits, out=logits)

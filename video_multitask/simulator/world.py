@@ -209,10 +209,10 @@ class World:
         return Expected(interest, logits, slopes(groups), duration)
 
     def _raw_affinity(self, user: Ints, video: Ints, day: int) -> NDArray[np.float64]:
-        users, known = self.hidden.users, self._catalog(day).factors[video]
+        users, factors = self.hidden.users, self._catalog(day).factors[video]
         return (
-            np.einsum("nk,nk->n", self._taste(user, video, day), known[:, :-1])
-            + known[:, -1]
+            np.einsum("nk,nk->n", self._taste(user, video, day), factors[:, :-1])
+            + factors[:, -1]
             + users.bias[user]
         )
 

@@ -124,11 +124,11 @@ class ExplicitLog:
         if self.encoder != "none":
             kind = self.encoder
             histories = (History("past_event", "last_event", self.events, kind),)  # type: ignore[arg-type]
-        known = (*OUTCOMES, *DONE)
+        outcomes = (*OUTCOMES, *DONE)
         labels = OUTCOMES if self.play_time is None else BY_RULE
         tasks = tuple(Task(name, category="watch") for name in labels)
-        means = [f"past_mean_{name}" for name in known]
-        recent = [f"recent_{name}_{count}" for name in known for count in RECENT]
+        means = [f"past_mean_{name}" for name in outcomes]
+        recent = [f"recent_{name}_{count}" for name in outcomes for count in RECENT]
         return FeatureSchema(
             tasks=with_play_time(tasks) if self.play_time else tasks,
             sparse=(
@@ -179,12 +179,12 @@ class ExplicitLog:
             watched=(pl.col("play_time_ms") / pl.col("duration_ms")).clip(0, 3),
             played=(pl.col("play_time_ms") + 1).log(),
         )
-        known = (*OUTCOMES, *DONE)
-        log = add_history(log, self.events, ("outcome", *known, "when"), known)
+        outcomes = (*OUTCOMES, *DONE)
+        log = add_history(log, self.events, ("outcome", *outcomes, "when"), outcomes)
         log = log.rename({"past_outcome": "past_event"})
         recent = [
             pl.col(f"past_{name}").list.tail(count).list.mean().alias(f"recent_{name}_{count}")
-            for name in known
+            for name in outcomes
             for count in RECENT
         ]
         since = (pl.col("time_ms") - pl.col("past_when").list.last()) / HOUR_MS
@@ -213,5 +213,5 @@ def _duration_class() -> pl.Expr:
     """Return the class of the duration as a word."""
     seconds = pl.col("duration_ms") / 1000
     number = pl.sum_horizontal((seconds > edge).cast(pl.Int8) for edge in SECONDS)
-    known = pl.concat_str([pl.lit("d"), number.cast(pl.String)])
-    return pl.when(seconds.is_null()).then(pl.lit("d?")).otherwise(known)
+    duration_class = pl.concat_str([pl.lit("d"), number.cast(pl.String)])
+    return pl.when(seconds.is_null()).then(pl.lit("d?")).otherwise(duration_class)

@@ -120,8 +120,8 @@ class KuaiRandTables(_Kind):
         prepared = (path / MANIFEST).is_file()
         release, parts = self._prepared(path) if prepared else self._raw(path)
         days = ", ".join(
-            f"{one.first} … {one.last}{' random' if one.random else ''}"
-            for one in periods_of(self.split)
+            f"{period.first} … {period.last}{' random' if period.random else ''}"
+            for period in periods_of(self.split)
         )
         note = f"KuaiRand-{release or path.stem}, split {self.split}: {days}"
         return RankingTables("kuairand", schema, *parts, notes=(note,))
@@ -152,8 +152,8 @@ class KuaiRandTables(_Kind):
                 "random": ("random",),
             }
             for which, names in groups.items():
-                if found := [logs[name] for name in names if name in logs]:
-                    both = pl.concat([log.select("user_id", "video_id") for log in found])
+                if present := [logs[name] for name in names if name in logs]:
+                    both = pl.concat([log.select("user_id", "video_id") for log in present])
                     users, videos = (both[name].n_unique() for name in both.columns)
                     count = Count(users, videos, len(both))
                     check_counts(data.release, which, count, self.path, strict=self.strict)

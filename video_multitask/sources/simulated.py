@@ -179,11 +179,11 @@ class SimulatedFeed:
         )
 
     def _table(self) -> pl.DataFrame:
-        found = self.simulated()
-        users = found.users.select("user_id", "onehot_feat7", "follow_user_num")
-        videos = found.videos.select("video_id", "author_id", "tag", "upload_type")
-        truth = pl.DataFrame(found.truth, schema=[f"{TRUTH}{task}" for task in LABELS])
-        log, rng = found.log, np.random.default_rng([self.seed, 6])
+        feed = self.simulated()
+        users = feed.users.select("user_id", "onehot_feat7", "follow_user_num")
+        videos = feed.videos.select("video_id", "author_id", "tag", "upload_type")
+        truth = pl.DataFrame(feed.truth, schema=[f"{TRUTH}{task}" for task in LABELS])
+        log, rng = feed.log, np.random.default_rng([self.seed, 6])
         if self.permuted:
             columns = [*LABELS.values(), "play_time_ms"]
             log = log.with_columns(log.select(columns)[rng.permutation(len(log))])

@@ -329,12 +329,12 @@ class StreamLoader:
         Raises:
             GatesError: It was written with other ranks, workers, batches or rows.
         """
-        found = {name: state[name] for name in ("streams", "batches")}
+        written = {name: state[name] for name in ("streams", "batches")}
         expected = {"streams": self.plan.streams, "batches": self.plan.batches}
-        if found != expected:
+        if written != expected:
             raise GatesError(
-                f"the checkpoint was written with {found['streams']} streams of "
-                f"{found['batches']} batches, but there are {expected['streams']} of "
+                f"the checkpoint was written with {written['streams']} streams of "
+                f"{written['batches']} batches, but there are {expected['streams']} of "
                 f"{expected['batches']}: resume with its ranks, workers, batch size and data"
             )
         self.epoch = state["epoch"]
@@ -390,11 +390,11 @@ class _Streams(IterableDataset[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         worker, workers = _worker()
-        own = (
+        turn = (
             worker + self.done
         ) % workers  # the first batch comes from the worker whose turn it is
-        start = self.done // workers + (own < self.done % workers)
-        reader = StreamReader(self.shards, self.encoder, self.plan, self.first + own, self.epoch)
+        start = self.done // workers + (turn < self.done % workers)
+        reader = StreamReader(self.shards, self.encoder, self.plan, self.first + turn, self.epoch)
         for number in range(start, self.plan.batches):
             yield reader.batch(number)
 

@@ -68,8 +68,8 @@ def load_stored(train: Shards, schema: FeatureSchema) -> FeatureTransform | None
     place = place_of(train, schema)
     if not place.is_dir():
         return None
-    found, made = FeatureTransform.load(place), FeatureTransform(schema)
-    made.tables, made.scalers, made.fitted = found.tables, found.scalers, found.fitted
+    stored, made = FeatureTransform.load(place), FeatureTransform(schema)
+    made.tables, made.scalers, made.fitted = stored.tables, stored.scalers, stored.fitted
     return made
 
 
@@ -148,7 +148,7 @@ class ParquetStream(PartsDataModule):
         """
         periods = self._periods if isinstance(self._periods, Periods) else None
         chosen = self._periods(self.shards) if periods is None else periods  # type: ignore[operator]
-        return {part: one.of(self.shards) for part, one in zip(PARTS, chosen, strict=True)}
+        return {part: source.of(self.shards) for part, source in zip(PARTS, chosen, strict=True)}
 
     @property
     def transform(self) -> FeatureTransform:

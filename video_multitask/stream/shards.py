@@ -217,9 +217,10 @@ def open_shards(folder: str | Path, *, verify: bool = False) -> Shards:
             raise GatesError(f"{place} is missing, but listed in {MANIFEST}; prepare it again")
         if (size := place.stat().st_size) != file.size:
             raise GatesError(f"{place} has {size} bytes, expected {file.size}; prepare it again")
-        if verify and (found := sha256(place)) != file.sha256:
+        if verify and (digest := sha256(place)) != file.sha256:
             raise GatesError(
-                f"{place} has SHA-256 {found[:12]}…, expected {file.sha256[:12]}…; prepare it again"
+                f"{place} has SHA-256 {digest[:12]}…, expected {file.sha256[:12]}…; "
+                "prepare it again"
             )
     return shards
 

@@ -228,8 +228,8 @@ def read_real_colon(
     frames = pd.DataFrame(rows).join(lesions, on="unique_id")
     frames["frame_path"] = f"${MACROS[database]}/" + frames["frame_path"]
     for column in ("mask_path", "depth_path"):
-        found = frames[column] != ""
-        frames.loc[found, column] = f"${MACROS[database]}/" + frames.loc[found, column]
+        has_file = frames[column] != ""
+        frames.loc[has_file, column] = f"${MACROS[database]}/" + frames.loc[has_file, column]
     roots = {MACROS[database]: str(root)}
     frames["database"] = database
     return clean(frames, report, roots, check_images=check_images, decode=decode), report

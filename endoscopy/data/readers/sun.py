@@ -81,12 +81,12 @@ def _read_objects(path: str | os.PathLike[str] | None) -> pd.DataFrame:
 
 
 def _annotations(root: Path) -> list[Path]:
-    found = [p for p in (root / "annotation_txt").glob("case*.txt") if p.stem[4:].isdigit()]
-    if not found:
+    annotations = [p for p in (root / "annotation_txt").glob("case*.txt") if p.stem[4:].isdigit()]
+    if not annotations:
         raise GatesError(
             f"{root} holds no annotation_txt/case*.txt, expected the layout of SUN; name its root"
         )
-    return sorted(found, key=lambda path: int(path.stem[4:]))
+    return sorted(annotations, key=lambda path: int(path.stem[4:]))
 
 
 def _read_case(root: Path, path: Path, case: str, report: ReadReport) -> Iterator[dict[str, Any]]:
@@ -127,15 +127,15 @@ def _frames(root: Path, case: str, names: list[str]) -> tuple[str, dict[str, str
         return original, {}
     if not (root / renamed).is_dir():
         raise GatesError(f"{root} holds neither {original} nor {renamed}; unpack the frames there")
-    found = [p.name for p in (root / renamed).iterdir() if p.suffix.lower() in IMAGES]
-    if set(names) <= set(found):
+    files = [p.name for p in (root / renamed).iterdir() if p.suffix.lower() in IMAGES]
+    if set(names) <= set(files):
         return renamed, {}
-    if len(found) != len(names):
+    if len(files) != len(names):
         raise GatesError(
-            f"{root / renamed} holds {len(found)} frames and its annotation {len(names)}, so that "
+            f"{root / renamed} holds {len(files)} frames and its annotation {len(names)}, so that "
             "renamed frames cannot be assigned; copy the case again"
         )
-    return renamed, dict(zip(names, sorted(found, key=natural_key), strict=True))
+    return renamed, dict(zip(names, sorted(files, key=natural_key), strict=True))
 
 
 def _numbers(text: str) -> list[float]:

@@ -93,18 +93,26 @@ class ReadReport:
 
     def count(self, reason: str) -> int:
         """Return how often a reason occurred, under any action."""
-        return sum(len(places) for (_, known), places in self.findings.items() if known == reason)
+        return sum(
+            len(places)
+            for (_, finding_reason), places in self.findings.items()
+            if finding_reason == reason
+        )
 
     def total(self, action: Action) -> int:
         """Return how many rows were excluded, repaired or noted."""
-        return sum(len(places) for (known, _), places in self.findings.items() if known == action)
+        return sum(
+            len(places)
+            for (finding_action, _), places in self.findings.items()
+            if finding_action == action
+        )
 
     def reasons(self, action: Action) -> list[str]:
         """Return every reason of an action and how often it occurred, such as ``2: no size``."""
         return [
             f"{len(places)}: {reason}"
-            for (known, reason), places in self.findings.items()
-            if known == action
+            for (finding_action, reason), places in self.findings.items()
+            if finding_action == action
         ]
 
     def merge(self, other: ReadReport) -> None:
@@ -309,9 +317,10 @@ def _refuse_contradictions(frames: pd.DataFrame, source: str) -> None:
         values = frames.groupby("unique_id", sort=False)[column].nunique()
         if (values > 1).any():
             name = values.index[values > 1][0]
-            found = frames.loc[frames["unique_id"] == name, column].unique()[:2]
+            readings = frames.loc[frames["unique_id"] == name, column].unique()[:2]
             raise GatesError(
-                f"{source}: object {name} has two {what}, {found[0]} and {found[1]}; correct one"
+                f"{source}: object {name} has two {what}, {readings[0]} and {readings[1]}; "
+                "correct one"
             )
 
 
