@@ -114,10 +114,10 @@ class Reports:
         """
         frames = around or BackgroundFrames.single(background)
         table = self.table if isinstance(self.table, ObservationTable) else self.table(time)
-        found, passed = self._checked(table, time, frames)
-        self.observed.append(int(found.mask.sum()))
-        self.rejected.append(int(found.mask.sum() - passed.mask.sum()))
-        self.latest = torch.stack([seen.mask.sum((-2, -1)) for seen in (found, passed)])
+        gridded, passed = self._checked(table, time, frames)
+        self.observed.append(int(gridded.mask.sum()))
+        self.rejected.append(int(gridded.mask.sum() - passed.mask.sum()))
+        self.latest = torch.stack([seen.mask.sum((-2, -1)) for seen in (gridded, passed)])
         self._by_channel += self.latest
         variance = self.background_sd[:, None, None].square() + passed.errors.square()
         squares = (passed.values - background).square() / variance
@@ -167,7 +167,7 @@ class Reports:
     def _checked(
         self, table: ObservationTable, time: np.datetime64, frames: BackgroundFrames
     ) -> tuple[GriddedObservations, GriddedObservations]:
-        found = grid_table(
+        gridded = grid_table(
             table,
             self.grid,
             self.channels,
@@ -176,7 +176,7 @@ class Reports:
             representativeness_sd=self.representativeness,
             background=frames if self.interpolates else None,
         )
-        return found, gross_check(found, frames.current, self.background_sd, self.factor)
+        return gridded, gross_check(gridded, frames.current, self.background_sd, self.factor)
 
     def require_plausible(self) -> None:
         """Refuse reports of which one channel has lost every observation to the gross check.
@@ -195,13 +195,13 @@ class Reports:
 
     def misfit(self) -> str:
         """Return one line where departures are much smaller or larger than errors let expect."""
-        found = zip(
+        labeled = zip(
             self.channels.labels, self._by_channel[1].tolist(), self.departures().tolist(),
             strict=True,
         )  # fmt: skip
         far = [
             f"{size:.2f} ({label})"
-            for label, count, size in found
+            for label, count, size in labeled
             if count >= GUESSED_COUNT and not FITTING[0] <= size <= FITTING[1]
         ]
         if not far:
@@ -409,8 +409,8 @@ def by_channel(
             f"--{option} {dict(given)} cannot be used: give positive numbers for "
             f"{', '.join(names)}, or some of them"
         )
-    found = default.clone()
+    errors = default.clone()
     for channel, (name, _) in enumerate(channels):
         if name in given:
-            found[channel] = given[name]
-    return found
+            errors[channel] = given[name]
+    return errors

@@ -216,7 +216,7 @@ class Regridder(nn.Module):
             ours, theirs = source.longitude_bounds(), target.longitude_bounds()
             turns = torch.arange(-3, 4) * 360.0
             columns = torch.stack([_overlaps(ours + turn, theirs) for turn in turns]).sum(0)
-            rows, columns = (one / one.sum(1, keepdim=True) for one in (rows, columns))
+            rows, columns = (weights / weights.sum(1, keepdim=True) for weights in (rows, columns))
         elif method == "bilinear":
             rows = _linear(source.latitude, target.latitude)
             columns = _periodic_linear(source.longitude, target.longitude)
@@ -227,7 +227,9 @@ class Regridder(nn.Module):
         self.register_buffer("columns", columns, persistent=False)
         import scipy.sparse  # only regridding waits for it
 
-        self._sparse: list[Any] = [scipy.sparse.csr_array(one.numpy()) for one in (rows, columns)]
+        self._sparse: list[Any] = [
+            scipy.sparse.csr_array(weights.numpy()) for weights in (rows, columns)
+        ]
 
     def forward(self, field: Tensor) -> Tensor:
         """Return the field ``(..., H, W)`` on the target grid ``(..., H', W')``, in its dtype.
@@ -253,10 +255,10 @@ class Regridder(nn.Module):
         rows, columns = self._sparse
         plain = field.detach()
         layers = plain.to(torch.promote_types(plain.dtype, torch.float32)).numpy()
-        found = np.empty((*field.shape[:-2], *self.target.shape), layers.dtype)
+        result = np.empty((*field.shape[:-2], *self.target.shape), layers.dtype)
         for index in np.ndindex(*field.shape[:-2]):
-            found[index] = (columns @ (rows @ layers[index]).T).T
-        return torch.from_numpy(found).to(field.dtype)
+            result[index] = (columns @ (rows @ layers[index]).T).T
+        return torch.from_numpy(result).to(field.dtype)
 
 
 def _overlaps(source: Tensor, target: Tensor) -> Tensor:
@@ -327,19 +329,19 @@ def named_grid(name: str) -> NamedGrid | None:
     Raises:
         GatesError: The text is the name of a grid that does not exist.
     """
-    found = NAME.fullmatch(name)
-    if found is None:
+    match = NAME.fullmatch(name)
+    if match is None:
         return None
-    rows, columns = int(found["rows"]), int(found["columns"])
-    poles = bool(found["poles"])
-    if found["kind"] == "gaussian":
+    rows, columns = int(match["rows"]), int(match["columns"])
+    poles = bool(match["poles"])
+    if match["kind"] == "gaussian":
         if poles:
             raise GatesError(f"{name}: a Gaussian grid has no rows on the poles: drop _with_poles")
         grid = gaussian_grid(rows, columns)
     else:
-        poles = poles or (found["kind"] is None and rows % 2 == 1)
+        poles = poles or (match["kind"] is None and rows % 2 == 1)
         try:
             grid = regular_grid(rows, columns, poles=poles)
         except ValueError as error:
             raise GatesError(f"{name} is no grid ({error}), expected such as {EXAMPLES}") from error
-    return NamedGrid(grid, found["method"])  # type: ignore[arg-type]
+    return NamedGrid(grid, match["method"])  # type: ignore[arg-type]

@@ -180,8 +180,8 @@ def _plus(
     analysis: Tensor,
     observations: GriddedObservations,
 ) -> DepartureSums:
-    found = DepartureSums.of(background, analysis, observations)
-    return found if sums is None else sums.plus(found)
+    sums_now = DepartureSums.of(background, analysis, observations)
+    return sums_now if sums is None else sums.plus(sums_now)
 
 
 def figures(
@@ -192,17 +192,17 @@ def figures(
     ``ob`` and ``oa`` are observation minus background and minus analysis; ``withheld_rmse`` is the
     root mean square of withheld observation minus analysis, which holds the observation error too.
     """
-    found: dict[str, Tensor] = {}
+    summary: dict[str, Tensor] = {}
     if assimilated is not None:
-        found = {
+        summary = {
             "ob_bias": assimilated.background_bias(),
             "ob_rms": assimilated.background_rms(),
             "oa_bias": assimilated.analysis_bias(),
             "oa_rms": assimilated.analysis_rms(),
         }
     if withheld is not None:
-        found["withheld_rmse"] = withheld.analysis_rms()
-    return {name: torch.as_tensor(values).tolist() for name, values in found.items()}
+        summary["withheld_rmse"] = withheld.analysis_rms()
+    return {name: torch.as_tensor(values).tolist() for name, values in summary.items()}
 
 
 def departure_rows(
@@ -230,9 +230,9 @@ def departure_rows(
 
 def joined(parts: Iterable[Scores]) -> Scores:
     """Return the scores of all parts, which differ in their names, as one function of weights."""
-    known = list(parts)
+    shared = list(parts)
 
     def scores(weights: np.ndarray) -> dict[str, np.ndarray]:
-        return {name: value for part in known for name, value in part(weights).items()}
+        return {name: value for part in shared for name, value in part(weights).items()}
 
     return scores

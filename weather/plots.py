@@ -388,7 +388,7 @@ def cycle_figures(
         caption: With ``{task}`` in place of the task.
     """
     variable, level = next(iter(channels))
-    found = []
+    figures = []
     for task in dict.fromkeys(key.split("|")[0] for key in pictures):
         errors: dict[str, np.ndarray] = {
             key.split("|")[1]: value[:, :, 0].T.numpy()
@@ -400,10 +400,10 @@ def cycle_figures(
             hours=hours,
             label=f"Analysis RMSE of {field_label(variable, level)}, {task}",
             unit=unit_label(variable),
-            spin_up=max(len(own.T) for own in errors.values()) // 3,
+            spin_up=max(len(series.T) for series in errors.values()) // 3,
         )
-        found.append((caption.format(task=task), figure))
-    return found
+        figures.append((caption.format(task=task), figure))
+    return figures
 
 
 INCHES_PER_LETTER = 0.075

@@ -132,8 +132,8 @@ def attributes_of(name: str) -> dict[str, str]:
     """Return unit and standard name of a variable by their attributes; nothing if it is unknown."""
     if name not in VARIABLES:
         return {}
-    found = {"units": VARIABLES[name].unit, "standard_name": VARIABLES[name].standard_name}
-    return {key: value for key, value in found.items() if value}
+    texts = {"units": VARIABLES[name].unit, "standard_name": VARIABLES[name].standard_name}
+    return {key: value for key, value in texts.items() if value}
 
 
 def standard_height(pressure_hpa: np.ndarray | float) -> np.ndarray:
@@ -155,15 +155,15 @@ def check_range(name: str, low: float, high: float) -> None:
     Raises:
         GatesError: The range is impossible.
     """
-    found = f"{name} ranges from {low:.6g} to {high:.6g}"
+    span = f"{name} ranges from {low:.6g} to {high:.6g}"
     if max(abs(low), abs(high)) > FILL_VALUE_SIZE:
         raise GatesError(
-            f"{found}, which is a fill value; set the attribute _FillValue so that it is masked"
+            f"{span}, which is a fill value; set the attribute _FillValue so that it is masked"
         )
     variable = VARIABLES.get(name)
     if variable is None:
         return
-    expected = f"{found}, expected {variable.low:g} to {variable.high:g} {variable.unit}"
+    expected = f"{span}, expected {variable.low:g} to {variable.high:g} {variable.unit}"
     other = variable.wrong_unit(low, high)
     if other is not None:
         raise GatesError(f"{expected}; it looks like {other.name}: {other.fix}")

@@ -385,8 +385,8 @@ class Nudging:
                 start = self.history.back(1).analysis if continued else background
                 fields = GriddedObservations(*(part[rows] for part in observations))
                 analysis[rows] = self._nudged(start[rows], fields, continued=continued)
-        found = analysis.flatten(2).isfinite().all(2)[:, :, None, None, None]
-        analysis = torch.where(found, analysis, background)
+        finite = analysis.flatten(2).isfinite().all(2)[:, :, None, None, None]
+        analysis = torch.where(finite, analysis, background)
         self.history.remember(analysis, observations, ages)
         return analysis
 

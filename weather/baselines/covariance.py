@@ -159,7 +159,7 @@ class ZonalFunction:
         """
         height, width = self.shape
         twice = torch.cat((self.table, self.table), -1)
-        found = [value.new_zeros(*value.shape[:-1], height * width) for value in values]
+        totals = [value.new_zeros(*value.shape[:-1], height * width) for value in values]
         for start in range(0, len(points), ROWS):
             part = slice(start, start + ROWS)
             near = torch.stack(
@@ -171,9 +171,9 @@ class ZonalFunction:
                     )
                 ]
             )  # fmt: skip
-            for total, value in zip(found, values, strict=True):
+            for total, value in zip(totals, values, strict=True):
                 total += value[..., part] @ near.flatten(1).to(value)
-        return found
+        return totals
 
 
 class Covariance(Protocol):

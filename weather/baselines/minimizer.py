@@ -164,10 +164,10 @@ class _Worker(Thread):
         """Return the result, once the thread has ended."""
         if self._failure is not None:
             raise self._failure
-        found = self._found
-        norm = float(np.linalg.norm(found.jac))
-        control = torch.from_numpy(np.asarray(found.x))
-        return Minimum(control, float(found.fun), self._first[0], norm, int(found.nfev))
+        result = self._found
+        norm = float(np.linalg.norm(result.jac))
+        control = torch.from_numpy(np.asarray(result.x))
+        return Minimum(control, float(result.fun), self._first[0], norm, int(result.nfev))
 
 
 def _serve(
@@ -185,10 +185,10 @@ def _serve(
             asked[row] = control
         if asked and len(asked) == active:
             rows = sorted(asked)
-            found = costs_and_gradients(
+            answers = costs_and_gradients(
                 costs, torch.from_numpy(np.stack([asked[row] for row in rows])), torch.tensor(rows)
             )
-            for row, value, gradient in zip(rows, *found, strict=True):
+            for row, value, gradient in zip(rows, *answers, strict=True):
                 workers[row].answers.put((value.item(), gradient.numpy()))
             asked.clear()
 
@@ -286,15 +286,15 @@ class WindowCost:
             settings: How to minimise.
         """
         rows = torch.arange(len(self.start))
-        found = minimize_each(
+        minima = minimize_each(
             self,
             len(rows),
             self.control.num_controls,
             tolerance=settings.tolerance,
             max_iterations=settings.max_iterations,
         )
-        controls = torch.stack([minimum.control for minimum in found])
-        lower = torch.tensor([minimum.cost <= minimum.start_cost for minimum in found])
+        controls = torch.stack([minimum.control for minimum in minima])
+        lower = torch.tensor([minimum.cost <= minimum.start_cost for minimum in minima])
         with torch.no_grad():
             states = self.advanced(self.state(controls, rows), hours)
         return states.masked_fill(~lower[:, None, None, None], torch.nan)

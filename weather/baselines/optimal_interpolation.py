@@ -321,5 +321,5 @@ class CorrectedInterpolation:
             guide = {"interpolated": guess} if self.network.guided else {}
         if (self.alpha, self.beta) == (1.0, 0.0):
             return guess
-        own = self.network.analyze(background, observations, **guide)
-        return corrected(background, [(self.beta, own), (self.alpha, guess)])
+        learned = self.network.analyze(background, observations, **guide)
+        return corrected(background, [(self.beta, learned), (self.alpha, guess)])

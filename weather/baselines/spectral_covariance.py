@@ -158,14 +158,14 @@ class SpectralCovariance:
 
     def block(self, rows: Tensor, columns: Tensor | None = None) -> Tensor:
         """Return B at some rows (R,) and columns (K,), or all columns if None."""
-        found = []
+        blocks = []
         for part in rows.split(_ROWS):
             units = torch.zeros(len(part), self.size, dtype=self.dtype)
             units[torch.arange(len(part)), part] = 1.0
             with torch.no_grad():
                 lines = self.increment(adjoint_increment(self, units))
-            found.append(lines if columns is None else lines[:, columns])
-        return torch.cat(found) if found else torch.zeros(0, self.size, dtype=self.dtype)
+            blocks.append(lines if columns is None else lines[:, columns])
+        return torch.cat(blocks) if blocks else torch.zeros(0, self.size, dtype=self.dtype)
 
 
 def _require_balanced(channels: ChannelSpec) -> None:

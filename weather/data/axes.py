@@ -188,14 +188,14 @@ def level_positions(dataset: xr.Dataset, levels: Sequence[int]) -> list[int]:
     Raises:
         GatesError: If one is missing.
     """
-    found = dataset["level"].values.tolist() if "level" in dataset.coords else []
-    missing = [level for level in levels if level not in found]
+    stored = dataset["level"].values.tolist() if "level" in dataset.coords else []
+    missing = [level for level in levels if level not in stored]
     if missing:
         raise GatesError(
             f"level {', '.join(map(str, missing))} is missing, found "
-            f"{', '.join(f'{level:g}' for level in found) or 'none'}; choose levels that exist"
+            f"{', '.join(f'{level:g}' for level in stored) or 'none'}; choose levels that exist"
         )
-    return [found.index(level) for level in levels]
+    return [stored.index(level) for level in levels]
 
 
 def _canonical_times(dataset: xr.Dataset, drop_duplicates: bool) -> xr.Dataset:
@@ -271,23 +271,23 @@ def _canonical_latitudes(dataset: xr.Dataset) -> xr.Dataset:
 
 
 def _canonical_longitudes(dataset: xr.Dataset) -> xr.Dataset:
-    found = _numbers(dataset, "longitude")
-    if found.min() < -180 or found.max() > 360:
+    given = _numbers(dataset, "longitude")
+    if given.min() < -180 or given.max() > 360:
         raise GatesError(
-            f"longitude covers {found.min():g} to {found.max():g}, expected degrees from 0 to 360 "
+            f"longitude covers {given.min():g} to {given.max():g}, expected degrees from 0 to 360 "
             "or from -180 to 180; correct it"
         )
-    longitude = found % 360
+    longitude = given % 360
     ordered = np.sort(longitude)
     steps = np.diff(np.append(ordered, ordered[0] + 360))
     if (steps == 0).any():
         raise GatesError(
-            f"longitude {ordered[steps == 0][0]:g} occurs twice ({_listed(found)}); drop the "
+            f"longitude {ordered[steps == 0][0]:g} occurs twice ({_listed(given)}); drop the "
             "repeated meridian"
         )
     if steps.max() > 1.5 * np.median(steps) or len(ordered) == 1:
         raise GatesError(
-            f"longitude covers {_listed(found)} with a gap of {steps.max():g} degrees, expected a "
+            f"longitude covers {_listed(given)} with a gap of {steps.max():g} degrees, expected a "
             "global grid; choose a global store"
         )
     return _sorted(dataset.assign_coords(longitude=longitude), "longitude", longitude)

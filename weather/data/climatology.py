@@ -78,13 +78,13 @@ class _Moments:
         self.weights = weights[:, None] / weights.sum()
 
     def __call__(self, frames: np.ndarray) -> np.ndarray:
-        found = np.empty((len(frames), 2, frames.shape[1]))
+        sums = np.empty((len(frames), 2, frames.shape[1]))
         for place in np.ndindex(frames.shape[:2]):
             field = frames[place].astype(np.float64)
             weights = self.weights / field.shape[1]
             mean = (field * weights).sum()
-            found[place[0], :, place[1]] = mean, ((field - mean) ** 2 * weights).sum()
-        return found
+            sums[place[0], :, place[1]] = mean, ((field - mean) ** 2 * weights).sum()
+        return sums
 
 
 class _SquareDifference:
@@ -96,11 +96,11 @@ class _SquareDifference:
         self.weights = weights[:, None] / weights.sum()
 
     def __call__(self, frames: np.ndarray, others: np.ndarray) -> np.ndarray:
-        found = np.empty((len(frames), 1, frames.shape[1]))
+        squares = np.empty((len(frames), 1, frames.shape[1]))
         for place in np.ndindex(frames.shape[:2]):
             gap = frames[place].astype(np.float64) - others[place]
-            found[place[0], 0, place[1]] = (gap**2 * self.weights / gap.shape[1]).sum()
-        return found
+            squares[place[0], 0, place[1]] = (gap**2 * self.weights / gap.shape[1]).sum()
+        return squares
 
 
 def _lazy(frames: Any, positions: Sequence[int] | np.ndarray | None) -> dask.array.Array:
@@ -188,11 +188,11 @@ def daily_climatology(
         raise ValueError("cannot compute a climatology: there is no frame")
     calendar = Calendar.of(times[every])
     for number, hour in enumerate(calendar.hours):
-        own = calendar.hour == number
+        of_hour = calendar.hour == number
 
-        def bin_of(day: int, own: np.ndarray = own) -> tuple[np.ndarray, int]:
-            found = every[own & (calendar.day == day % DAYS)]
-            return _total(frames, found), len(found)
+        def bin_of(day: int, own: np.ndarray = of_hour) -> tuple[np.ndarray, int]:
+            of_day = every[own & (calendar.day == day % DAYS)]
+            return _total(frames, of_day), len(of_day)
 
         for day, mean in _running(bin_of, window_days // 2):
             yield hour, day, mean
@@ -229,10 +229,10 @@ def _running(
     triangle = _Sum(*(np.zeros_like(bin_of(0)[0]), 0))
     ahead, passed = (_Sum(np.zeros_like(triangle.total), 0) for _ in range(2))
     for offset in range(-half, reach + 1):
-        found = bin_of(offset)
+        daily = bin_of(offset)
         weight = reach - abs(offset)
-        triangle.add((weight * found[0], weight * found[1]))
-        (ahead if offset > 0 else passed).add(found)
+        triangle.add((weight * daily[0], weight * daily[1]))
+        (ahead if offset > 0 else passed).add(daily)
     for day in range(DAYS):
         if triangle.count > 0:
             yield day, triangle.total / triangle.count
@@ -299,9 +299,9 @@ def read_climatology(path: Path, channels: ChannelSpec, time: np.datetime64) -> 
     calendar = Calendar.of(np.asarray([time]))
     try:
         with xr.open_zarr(path, chunks=None, consolidated=True) as dataset:
-            found = dataset.sel(hour=calendar.hours[0], dayofyear=int(calendar.day[0]) + 1)
-            fields = [found[name].values for name in channels.surface]
-            fields += [level for name in channels.upper for level in found[name].values]
+            day = dataset.sel(hour=calendar.hours[0], dayofyear=int(calendar.day[0]) + 1)
+            fields = [day[name].values for name in channels.surface]
+            fields += [level for name in channels.upper for level in day[name].values]
     except Exception as error:  # readers raise errors of many types
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise GatesError(

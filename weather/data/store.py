@@ -258,10 +258,12 @@ def _choose(dataset: xr.Dataset, channels: ChannelSpec | None) -> list[str]:
         horizontal = {"latitude", "longitude"}
         if not horizontal <= set(dataset.dims):
             return [str(name) for name in dataset.data_vars]
-        found = [str(name) for name, array in dataset.items() if horizontal <= set(array.dims)]
-        if not found:
+        horizontals = [
+            str(name) for name, array in dataset.items() if horizontal <= set(array.dims)
+        ]
+        if not horizontals:
             raise GatesError("holds no variable on the grid; name a store with fields")
-        return found
+        return horizontals
     wanted = [*channels.surface, *channels.upper]
     missing = [name for name in wanted if name not in dataset.data_vars]
     if missing:
@@ -328,26 +330,26 @@ def store_channels(
             for name, array in dataset.data_vars.items()
             if {"time", "latitude", "longitude"} <= set(array.dims)
         }
-        found = ", ".join(sorted(fields)) or "none"
+        held = ", ".join(sorted(fields)) or "none"
         if missing := [name for name in variables if name not in fields]:
             raise GatesError(
-                f"variable {', '.join(missing)} is missing, found {found}; choose variables that "
+                f"variable {', '.join(missing)} is missing, found {held}; choose variables that "
                 "exist"
             )
         wanted = list(variables) or [name for name in VARIABLES if name in fields]
         if not wanted:
             raise GatesError(
-                f"holds no variable of {', '.join(VARIABLES)}, found {found}; name the variables "
+                f"holds no variable of {', '.join(VARIABLES)}, found {held}; name the variables "
                 "(time, latitude, longitude) that are to be analyzed"
             )
         surface = tuple(name for name in wanted if "level" not in fields[name])
         upper = tuple(name for name in wanted if "level" in fields[name])
         if upper and "level" not in dataset.coords:
             raise GatesError("dimension level has no values; write its coordinate")
-        known = sorted(dataset["level"].values.tolist()) if upper else []
+        stored = sorted(dataset["level"].values.tolist()) if upper else []
         if upper and levels:
             level_positions(dataset, levels)
-        return ChannelSpec(surface, upper, tuple(levels or known) if upper else ())
+        return ChannelSpec(surface, upper, tuple(levels or stored) if upper else ())
 
 
 TOLERANCE = 1e-4  # degrees; coordinates in float32 differ by 2e-5

@@ -247,10 +247,10 @@ class FrameCache:
         Raises:
             GatesError: The cache was written without them.
         """
-        found = [self._frames.attrs.get(name) for name in ("mean", "sd")]
-        if None in found:
+        statistics = [self._frames.attrs.get(name) for name in ("mean", "sd")]
+        if None in statistics:
             raise GatesError(f"{self.path} has no statistics: delete it, so that it is made again")
-        return Normalizer(*(torch.tensor(values, dtype=torch.float32) for values in found))
+        return Normalizer(*(torch.tensor(values, dtype=torch.float32) for values in statistics))
 
     @property
     def frames(self) -> Any:
@@ -259,10 +259,10 @@ class FrameCache:
 
     def positions(self, times: np.ndarray) -> np.ndarray:
         """Return the positions (N,) of some times, -1 where the cache lacks one."""
-        own = self.times.astype("datetime64[s]")
+        stored = self.times.astype("datetime64[s]")
         wanted = np.asarray(times).astype("datetime64[s]")
-        places = np.searchsorted(own, wanted).clip(max=max(len(own) - 1, 0))
-        return np.where(own[places] == wanted, places, -1)
+        places = np.searchsorted(stored, wanted).clip(max=max(len(stored) - 1, 0))
+        return np.where(stored[places] == wanted, places, -1)
 
     def _read(self, position: int) -> Tensor:
         try:
@@ -344,8 +344,10 @@ def write_cache(
         if count != len(layout.times):
             raise GatesError(f"{path}: {count} frames for {len(layout.times)} times")
         if len(statistics_of):
-            found = channel_statistics(array, layout.grid.area_weights(), statistics_of)
-            array.attrs.update({name: value.tolist() for name, value in found._asdict().items()})
+            statistics = channel_statistics(array, layout.grid.area_weights(), statistics_of)
+            array.attrs.update(
+                {name: value.tolist() for name, value in statistics._asdict().items()}
+            )
     return path
 
 

@@ -198,12 +198,12 @@ class StreamedStore:
             path, mode="w-", encoding=encoding_of(whole), consolidated=False, zarr_format=2
         )
         group = zarr.open_group(path, mode="r+", zarr_format=2, use_consolidated=False)
-        for name, found in encoding_of(whole.assign(empty)).items():
+        for name, encoding in encoding_of(whole.assign(empty)).items():
             if name in fields:
                 group.create_array(
                     name,
                     shape=shapes[name],
-                    chunks=found["chunks"],
+                    chunks=encoding["chunks"],
                     dtype="float32",
                     fill_value=np.nan,
                     attributes={

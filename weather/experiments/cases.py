@@ -214,16 +214,16 @@ class CaseScores(ABC, Generic[CaseT]):
         """Return errors (seeds,N,C) of a method on a task, and departures of its first network."""
         task = next(task for task in self.tasks if task.name == work.task)
         cases, members = self.cases(work.task), self.members(work.method, work.task)
-        errors = [self.source.square_errors(task, cases, one, tick) for one in members]
-        found, method = {"errors": torch.stack(errors)}, members[0]
+        errors = [self.source.square_errors(task, cases, member, tick) for member in members]
+        tensors, method = {"errors": torch.stack(errors)}, members[0]
         departures = Departures(withheld_points(self.source.grid, self.withheld)[None])
         for case in cases[:: max(self.gap, len(cases) // DEPARTURE_CASES)]:
             background, observations, _ = self.source.situation(task, case, method.members)
             analysis = method.analyze(background, observations)
             departures.add(CycleStep(background, analysis, observations), method)
         for name in SUMS:
-            found |= getattr(departures, name).tensors(f"{name}.")
-        return found
+            tensors |= getattr(departures, name).tensors(f"{name}.")
+        return tensors
 
     def take(self, work: Work, found: Mapping[str, Tensor]) -> None:
         """Keep what :meth:`compute` returned."""
@@ -245,14 +245,14 @@ class CaseScores(ABC, Generic[CaseT]):
 
     def task_errors(self, task: str) -> dict[str, Tensor]:
         """Return the errors (seeds,N,C) on a task, by method."""
-        return {method: found for (name, method), found in self.errors.items() if name == task}
+        return {method: scored for (name, method), scored in self.errors.items() if name == task}
 
     def compared(self, task: str) -> list[Row]:
         """Return the scores on a task, and what methods differ by from the background."""
         errors = self.task_errors(task)
         scores = {
-            method: [self.score(one, errors[REFERENCE][0]) for one in own]
-            for method, own in errors.items()
+            method: [self.score(square, errors[REFERENCE][0]) for square in squares]
+            for method, squares in errors.items()
         }
         return [
             row
@@ -269,7 +269,7 @@ class CaseScores(ABC, Generic[CaseT]):
         """Return the fields of one case, and its analyses by optimal interpolation and by Adas."""
         task, case = self.pictured()
         here = self.source.situation(task, case)
-        known = (*self.forms, *(method.name for method in self.source.methods(task.name)))
+        choices = (*self.forms, *(method.name for method in self.source.methods(task.name)))
         return {
             "truth": here.truth,
             "background": here.background[0, 0],
@@ -277,7 +277,7 @@ class CaseScores(ABC, Generic[CaseT]):
             **{
                 name: here.analyze(self.members(name, task.name)[0])
                 for name in PICTURED
-                if name in known
+                if name in choices
             },
         }
 

@@ -450,7 +450,9 @@ class TunedExperiment(Experiment):
 
     def choices(self, densities: Sequence[float]) -> list[tuple[Task, Method]]:
         """Return every method on every task, in the order in which they are tuned."""
-        return [(task, one) for task in self.tasks(densities) for one in self.methods(task.name)]
+        return [
+            (task, method) for task in self.tasks(densities) for method in self.methods(task.name)
+        ]
 
     def trials(
         self,
@@ -462,7 +464,7 @@ class TunedExperiment(Experiment):
     ) -> dict[str, Trial]:
         """Return what is tuned: methods for every task, a form of Adas once for all of them."""
         score, tasks = self.scorer(cycles), self.tasks(densities)
-        found = {
+        by_form = {
             choice_name(method.name, task.name): Trial(
                 method.box, partial(self._trial, score, task, method)
             )
@@ -471,8 +473,8 @@ class TunedExperiment(Experiment):
         }
         for form in self.tuned:
             networks = partial(self._network_trial, score, tasks, fit, form)
-            found[form] = Trial(OPTIMIZER_BOX, networks)
-        return found
+            by_form[form] = Trial(OPTIMIZER_BOX, networks)
+        return by_form
 
     def _trial(self, score: Score, task: Task, method: Method, setting: Setting) -> float:
         return score(task, method.name, method.build(setting))
@@ -482,5 +484,8 @@ class TunedExperiment(Experiment):
     ) -> float:
         network = fit(form, setting)
         return self.pooled(
-            [score(one, form, expecting(network, self.background_error(one.name))) for one in tasks]
+            [
+                score(task, form, expecting(network, self.background_error(task.name)))
+                for task in tasks
+            ]
         )

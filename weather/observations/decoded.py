@@ -161,9 +161,9 @@ class Decoded:
             ("sea_level_pressure", "", "mean_sea_level_pressure", 1.0),
         ):
             for variable, rows in ((upper, ~surface), (ground, surface)):
-                found = rows & self.wide[name].notna()
-                if variable and found.any():
-                    parts.append(self._values(name, variable, self.wide[found], factor))
+                present = rows & self.wide[name].notna()
+                if variable and present.any():
+                    parts.append(self._values(name, variable, self.wide[present], factor))
         if not parts:
             return self._values("temperature", "temperature", self.wide[:0], 1.0)
         return pd.concat(parts, ignore_index=True)

@@ -297,9 +297,9 @@ def left_out(
     timely = np.zeros(len(rows), dtype=bool)
     for time in times:
         timely |= rows.index.isin(_in_window(rows, time, window_hours).index)
-    known = rows["variable"].isin([*channels.surface, *channels.upper]).to_numpy()
+    in_state = rows["variable"].isin([*channels.surface, *channels.upper]).to_numpy()
     placed = _channel_of(rows, channels, level_tolerance) >= 0
-    return LeftOut(rows[~timely], rows[timely & ~known], rows[timely & known & ~placed])
+    return LeftOut(rows[~timely], rows[timely & ~in_state], rows[timely & in_state & ~placed])
 
 
 def _superobs(value: Tensor, error: Tensor, cell: Tensor, num_cells: int) -> tuple[Tensor, Tensor]:

@@ -98,17 +98,17 @@ def files_in(places: Iterable[Path], *, leave_out: Path | None = None) -> list[P
     Raises:
         GatesError: A place does not exist, or there is no file.
     """
-    places, found = list(places), list[Path]()
+    places, listing = list(places), list[Path]()
     for place in places:
         if not place.exists():
             raise GatesError(f"{place} does not exist: give a folder of observation files")
         files = sorted(place.rglob("*")) if place.is_dir() else [place]
-        found += [path for path in files if path.is_file() and not _hidden(path, place)]
+        listing += [path for path in files if path.is_file() and not _hidden(path, place)]
     left = leave_out.resolve() if leave_out else None
-    found = [path for path in dict.fromkeys(found) if path.resolve() != left]
-    if not found:
+    listing = [path for path in dict.fromkeys(listing) if path.resolve() != left]
+    if not listing:
         raise GatesError(f"{', '.join(map(str, places))} holds no file: give observation files")
-    return found
+    return listing
 
 
 def _hidden(path: Path, place: Path) -> bool:
@@ -121,8 +121,8 @@ def _read(path: Path, period: Period) -> tuple[pd.DataFrame, Account, pd.Series]
     """Return the good values of a file, its account, and the first and last time in it."""
     nothing, span = ObservationTable.empty().frame, pd.Series([], dtype="datetime64[ns]")
     try:
-        kind, found = read_file(path, period)
-        checked, rejected, span = _checked(found, period)
+        kind, decoded = read_file(path, period)
+        checked, rejected, span = _checked(decoded, period)
     except NoReportsError as error:
         return nothing, Account(path, note=f"passed over: {error}"), span
     except GatesError as error:
@@ -132,9 +132,9 @@ def _read(path: Path, period: Period) -> tuple[pd.DataFrame, Account, pd.Series]
     except Exception as error:  # hostile content fails in ways that no reader foresees
         reason = f"{type(error).__name__} while reading: {_one_line(error)}"
         return nothing, Account(path, note=f"{reason}; copy it again", failed=True), span
-    account = Account(path, kind, found.reports, len(checked), rejected, found.note)
+    account = Account(path, kind, decoded.reports, len(checked), rejected, decoded.note)
     if not len(checked):
-        account = replace(account, note=found.note or "nothing is left")
+        account = replace(account, note=decoded.note or "nothing is left")
     return checked.frame, account, span
 
 
@@ -142,13 +142,13 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def _checked(found: Found, period: Period) -> tuple[ObservationTable, Counter[str], pd.Series]:
+def _checked(decoded: Found, period: Period) -> tuple[ObservationTable, Counter[str], pd.Series]:
     """Reject values without time, place or number, of another time, or out of range.
 
     Raises:
         GatesError: The whole file is in a wrong unit or of an unknown variable.
     """
-    frame, rejected = found.frame, Counter(found.rejected)
+    frame, rejected = decoded.frame, Counter(decoded.rejected)
     if frame.empty:
         return ObservationTable.empty(), rejected, pd.Series([], dtype="datetime64[ns]")
     frame = frame.reset_index(drop=True)
@@ -218,7 +218,7 @@ def _nothing(files: Sequence[Account], period: Period, times: pd.Series | None) 
             f"to {timely.max():%Y-%m-%dT%H:%M}, asked for is {period}: nothing is written, give "
             "other files or another period"
         )
-    reasons = "; ".join(f"{one.path.name}: {one.why}" for one in files[:3])
+    reasons = "; ".join(f"{file.path.name}: {file.why}" for file in files[:3])
     return f"no file holds an observation ({reasons}): nothing is written, give other files"
 
 
@@ -261,8 +261,8 @@ class ReportArchive:
         good: dict[str, bool] = {}
         paths = _tables(path)
         with progress("checking reports", len(paths)) as tick:
-            for one in paths:
-                frame = self._table(one).frame
+            for file_path in paths:
+                frame = self._table(file_path).frame
                 flagged = frame["qc"] == OUT_OF_RANGE
                 self.flagged += int(flagged.sum())
                 self.count += len(frame)
@@ -270,7 +270,7 @@ class ReportArchive:
                     good[str(name)] = good.get(str(name), False) or bool(usable)
                 if len(frame):
                     first, last = frame["time"].min(), frame["time"].max()
-                    self._files.append(_File(one, first, last, sha256(one)))
+                    self._files.append(_File(file_path, first, last, sha256(file_path)))
                 tick()
         if not self.count:
             raise GatesError(f"{path} holds no reports, expected some: nothing is written")
@@ -284,32 +284,32 @@ class ReportArchive:
     @property
     def last(self) -> np.datetime64:
         """Time of the last report."""
-        return np.datetime64(max(one.last for one in self._files), "ns")
+        return np.datetime64(max(file.last for file in self._files), "ns")
 
     @property
     def digest(self) -> str:
         """SHA-256 of the table, or of the hashes of all tables."""
-        hashes = [one.sha256 for one in self._files]
+        hashes = [file.sha256 for file in self._files]
         return hashes[0] if len(hashes) == 1 else short_digest(hashes, 64)
 
     def around(self, time: np.datetime64, hours: float) -> ObservationTable:
         """Return the tables that may hold reports within some hours of a time."""
         center, half = pd.Timestamp(time), pd.Timedelta(hours=hours)
-        found = [
-            self._table(one.path).frame
-            for one in self._files
-            if one.first < center + half and one.last >= center - half
+        frames = [
+            self._table(file.path).frame
+            for file in self._files
+            if file.first < center + half and file.last >= center - half
         ]
-        if not found:
+        if not frames:
             return ObservationTable.empty()
         return ObservationTable(
-            found[0] if len(found) == 1 else pd.concat(found, ignore_index=True)
+            frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True)
         )
 
     def tables(self) -> Iterator[ObservationTable]:
         """Yield every table."""
-        for one in self._files:
-            yield self._table(one.path)
+        for file in self._files:
+            yield self._table(file.path)
 
     def _table(self, path: Path) -> ObservationTable:
         if path not in self._kept:
@@ -324,12 +324,16 @@ def _tables(path: Path) -> list[Path]:
     """Return the tables of a folder and its subfolders, or a table alone."""
     if not path.is_dir():
         return [path]
-    found = [one for one in path.rglob("*") if one.suffix.lower() in SUFFIXES and one.is_file()]
-    hidden = [one for one in found if any(p.startswith(".") for p in one.relative_to(path).parts)]
-    found = sorted(set(found) - set(hidden))
-    if not found:
+    tables = [
+        file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()
+    ]
+    hidden = [
+        file for file in tables if any(p.startswith(".") for p in file.relative_to(path).parts)
+    ]
+    tables = sorted(set(tables) - set(hidden))
+    if not tables:
         raise GatesError(
             f"{path} holds no table ({' or '.join(SUFFIXES)}): make one of observation files with "
             "`gates weather ingest`"
         )
-    return found
+    return tables

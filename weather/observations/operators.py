@@ -58,12 +58,12 @@ def pressure_weights(channels: ChannelSpec, channel: Tensor, pressure: Tensor) -
         return Weights(single, values)
     levels = torch.tensor(channels.levels, dtype=torch.float64)
     order = levels.argsort()
-    found = linear_weights(levels[order].log(), pressure.log())
+    nearest = linear_weights(levels[order].log(), pressure.log())
     upper = (channel >= surface)[:, None]
     first = surface + (channel - surface) // count * count
     return Weights(
-        torch.where(upper, first[:, None] + order[found.indices], single),
-        torch.where(upper, found.values, values),
+        torch.where(upper, first[:, None] + order[nearest.indices], single),
+        torch.where(upper, nearest.values, values),
     )
 
 
@@ -81,9 +81,9 @@ def horizontal_weights(grid: Grid, latitude: Tensor, longitude: Tensor, wind: Te
     beyond = torch.cat((-180 - rows[:1], rows, 180 - rows[-1:]))
     distinct = torch.ones(len(beyond), dtype=torch.bool)  # a row on a pole has none across it
     distinct[0], distinct[-1] = rows[0] > -90, rows[-1] < 90
-    known = distinct.nonzero().flatten()
-    vertical = linear_weights(beyond[known], latitude)
-    extended = known[vertical.indices]
+    nodes = distinct.nonzero().flatten()
+    vertical = linear_weights(beyond[nodes], latitude)
+    extended = nodes[vertical.indices]
     across = (extended == 0) | (extended == len(rows) + 1)
     row = order[(extended - 1).clamp(0, len(rows) - 1)]
     sign = torch.where(across & wind[:, None], -1.0, 1.0)
@@ -193,13 +193,13 @@ class ObservationOperator:
             horizontal_weights(grid, places.latitude, places.longitude, wind),
         )
         sizes = (channels.num_channels, grid.shape[0] * grid.shape[1])
-        found = parts[0]
+        product = parts[0]
         for part, size in zip(parts[1:], sizes, strict=True):
-            found = Weights(
-                (found.indices[:, :, None] * size + part.indices[:, None]).flatten(1),
-                (found.values[:, :, None] * part.values[:, None]).flatten(1),
+            product = Weights(
+                (product.indices[:, :, None] * size + part.indices[:, None]).flatten(1),
+                (product.values[:, :, None] * part.values[:, None]).flatten(1),
             )
-        self.weights = found
+        self.weights = product
 
     def __call__(self, frames: Tensor) -> Tensor:
         """Return the values (..., p), float64, of frames (..., F, C, H, W), differentiable.

@@ -85,12 +85,12 @@ class Period(NamedTuple):
 
     def holds(self, times: Times) -> np.ndarray | np.bool_:
         """Return whether times lie in the period."""
-        found = np.ones(np.shape(times), dtype=bool)
+        inside = np.ones(np.shape(times), dtype=bool)
         if self.start is not None:
-            found &= np.asarray(times >= self.start)
+            inside &= np.asarray(times >= self.start)
         if self.end is not None:
-            found &= np.asarray(times < self.end)
-        return found
+            inside &= np.asarray(times < self.end)
+        return inside
 
     def widened(self, *, days: int) -> Self:
         """Return the period with days more at both ends."""
@@ -99,7 +99,7 @@ class Period(NamedTuple):
         return self._replace(start=start, end=None if self.end is None else self.end + more)
 
     def __str__(self) -> str:
-        shown = ["any time" if one is None else str(one)[:16] for one in self]
+        shown = ["any time" if edge is None else str(edge)[:16] for edge in self]
         return f"{shown[0]} to {shown[1]}"
 
 
@@ -266,12 +266,12 @@ def table_format(path: Path) -> Literal["csv", "parquet"]:
         GatesError: It stands for neither.
     """
     formats: dict[str, Literal["csv", "parquet"]] = {".csv": "csv", ".parquet": "parquet"}
-    found = formats.get(path.suffix.lower())
-    if found is None:
+    kind = formats.get(path.suffix.lower())
+    if kind is None:
         raise GatesError(
             f"{path} ends in {path.suffix!r}, expected .parquet or .csv: rename or convert it"
         )
-    return found
+    return kind
 
 
 def _times(times: pd.Series) -> pd.Series:
@@ -335,13 +335,13 @@ def _convert_units(table: pd.DataFrame, units: pd.Series) -> None:
         variable = VARIABLES.get(name)
         if not unit.strip() or variable is None:
             continue
-        found = variable.conversion(unit)
-        if found is None:
-            known = ", ".join([variable.unit, *(alias[0] for alias in variable.aliases)])
-            raise GatesError(f"{name} is in units {unit!r}, expected one of {known}; convert it")
+        factors = variable.conversion(unit)
+        if factors is None:
+            accepted = ", ".join([variable.unit, *(alias[0] for alias in variable.aliases)])
+            raise GatesError(f"{name} is in units {unit!r}, expected one of {accepted}; convert it")
         rows = (table["variable"] == name) & (stated == unit)
-        table.loc[rows, "value"] = table.loc[rows, "value"] * found[0] + found[1]
-        table.loc[rows, "error"] *= found[0]
+        table.loc[rows, "value"] = table.loc[rows, "value"] * factors[0] + factors[1]
+        table.loc[rows, "error"] *= factors[0]
 
 
 def _check_errors(table: pd.DataFrame) -> None:

@@ -184,15 +184,15 @@ class Assimilation:
         assimilator, sd = self._method()
         reports = self._reports(table, sd)
         if forecast is None:
-            found = reports.analyze(assimilator, states, times, self.progress)
+            result = reports.analyze(assimilator, states, times, self.progress)
         else:
             model = self._forecast(forecast).forecast
-            found = reports.cycle(
+            result = reports.cycle(
                 assimilator, model, states[-1], times, self.model.hours, self.progress
             )
         reports.require_plausible()
         self._tell(reports, unused.line())
-        return found
+        return result
 
     def _tell(self, reports: Reports, line: str) -> None:
         """Say what was left out and rejected, and where errors that count do not fit."""
@@ -339,13 +339,13 @@ class Assimilation:
 
     def _forecast(self, name: str) -> NamedForecast:
         """Return the forecast model, and name it in the attributes."""
-        found = find_forecast(name, self.model, self.experiment.channels)
-        if found.grid is not None:
+        forecast = find_forecast(name, self.model, self.experiment.channels)
+        if forecast.grid is not None:
             require_grid(
-                "the configuration", self.experiment.grid, found.grid, f"--forecast {name}"
+                "the configuration", self.experiment.grid, forecast.grid, f"--forecast {name}"
             )
-        self.attributes |= found.facts
-        return found
+        self.attributes |= forecast.facts
+        return forecast
 
     def _fit_task(
         self,
@@ -370,10 +370,10 @@ class Assimilation:
             if self.task != before:
                 self.say(f"--task {self.task}: its background error fits the reports best")
 
-    def _compare(self, known: Collection[str]) -> None:
+    def _compare(self, candidates: Collection[str]) -> None:
         """Tell the user of a known method that erred less than the chosen one on held-out data."""
         name, errors = self.options.method, self.kept.scored(self.task)
-        best = min({*errors} & {*known}, key=errors.__getitem__, default=name)
+        best = min({*errors} & {*candidates}, key=errors.__getitem__, default=name)
         if errors.get(name, 0.0) > LOST * errors.get(best, math.inf):
             self.say(
                 f"{name} errs {errors[name] / errors[best]:.2f} times as much as {best} on the "
@@ -423,10 +423,10 @@ class Assimilation:
     def _unknown(self, methods: Mapping[str, Method]) -> str:
         """Return what is said of a method that does not run, with those that do."""
         name, given = self.options.method, self.options.weights
-        known = [form for form in FORMS if given or self.kept.weights(form)]
-        known += [n for n, m in methods.items() if m.weights is None or m.weights.is_file()]
+        choices = [form for form in FORMS if given or self.kept.weights(form)]
+        choices += [n for n, m in methods.items() if m.weights is None or m.weights.is_file()]
         elsewhere = f" here, {', '.join(SEALED)} have it" if name in (DAMPED, *CORRECTIONS) else ""
-        choose = ", ".join(dict.fromkeys(known))
+        choose = ", ".join(dict.fromkeys(choices))
         return f"--method {name!r} is unknown{elsewhere}: choose from {choose}"
 
     def _stated_error(self, background_sd: Tensor) -> Tensor:
@@ -450,10 +450,10 @@ def tuned(settings: Settings, method: Method, task: str, say: Say = unsaid) -> A
     Raises:
         GatesError: It refuses the setting.
     """
-    for one in (method, method.builds_on):
-        if one and one.box and not is_stored(settings, one, task):
+    for part in (method, method.builds_on):
+        if part and part.box and not is_stored(settings, part, task):
             say(
-                f"{choice_name(one.name, task)} was never tuned and uses the middle of its range; "
+                f"{choice_name(part.name, task)} was never tuned and uses the middle of its range; "
                 "`gates weather tune` finds a better setting"
             )
     return built(settings, method, task)
@@ -466,11 +466,11 @@ def _known_task(experiment: Experiment, name: str | None) -> Task:
         GatesError: There is none of this name.
     """
     tasks = [*experiment.tasks()]
-    known = ", ".join(one.name for one in tasks)
+    names = ", ".join(task.name for task in tasks)
     for part in (name or "").split("/"):
         with suppress(ValueError):
             tasks += experiment.tasks([float(part)])
-    for one in tasks:
-        if name in (None, one.name):
-            return one
-    raise GatesError(f"--task {name!r} is unknown: choose from {known}, or one of another density")
+    for task in tasks:
+        if name in (None, task.name):
+            return task
+    raise GatesError(f"--task {name!r} is unknown: choose from {names}, or one of another density")

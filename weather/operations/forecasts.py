@@ -71,13 +71,13 @@ def find_forecast(name: str, model: AdasModule | None, channels: ChannelSpec) ->
         if model is None or not len(model.forecasts):
             raise GatesError(NO_FORECAST)
         return described(model.forecasts[0], name)
-    found = named_forecast(name, channels)
-    if found.channels not in (None, channels):
+    forecast = named_forecast(name, channels)
+    if forecast.channels not in (None, channels):
         raise GatesError(
-            f"--forecast {name!r} forecasts {', '.join(found.channels.labels)}, expected "
+            f"--forecast {name!r} forecasts {', '.join(forecast.channels.labels)}, expected "
             f"{', '.join(channels.labels)}: name a model of these channels"
         )
-    return found
+    return forecast
 
 
 def named_forecast(
@@ -101,8 +101,12 @@ def named_forecast(
     """
     path = Path(name)
     if path.is_dir():
-        own = path / ForecastForm.FILE
-        files = [own] if own.is_file() else sorted(path.glob(f"forecasts/*/{ForecastForm.FILE}"))
+        in_folder = path / ForecastForm.FILE
+        files = (
+            [in_folder]
+            if in_folder.is_file()
+            else sorted(path.glob(f"forecasts/*/{ForecastForm.FILE}"))
+        )
         if len(files) != 1:
             what = f"{len(files)} forecast models" if files else "no forecast model"
             raise GatesError(
@@ -151,8 +155,8 @@ def _imported(name: str, arguments: dict[str, Any]) -> Forecast:
         else:
             file, _, attribute = name.rpartition(".")
             module = importlib.import_module(file)
-        found = getattr(module, attribute)
-        forecast: Forecast = found(**arguments) if isinstance(found, type) else found
+        factory = getattr(module, attribute)
+        forecast: Forecast = factory(**arguments) if isinstance(factory, type) else factory
     except Exception as error:  # a user's module may fail in any way
         raise GatesError(
             f"--forecast {name!r} cannot be imported ({type(error).__name__}: {error}), expected "
@@ -319,8 +323,8 @@ def store_channels(dataset: xr.Dataset) -> ChannelSpec:
     Args:
         dataset: Opened by `weather.data.store.open_wb2`.
     """
-    known = [name for name in SHORT_NAMES if name in dataset]
-    names = known + sorted(str(name) for name in dataset.data_vars if name not in known)
+    ordered = [name for name in SHORT_NAMES if name in dataset]
+    names = ordered + sorted(str(name) for name in dataset.data_vars if name not in ordered)
     upper = tuple(name for name in names if "level" in dataset[name].dims)
     levels = tuple(int(level) for level in dataset["level"].values) if upper else ()
     return ChannelSpec(tuple(name for name in names if name not in upper), upper, levels)
@@ -438,11 +442,11 @@ def choose_starts(
     """
     times = analyses["time"].values
     words = {"first": times[:1], "last": times[-1:], "all": times}
-    found: list[np.datetime64] = []
+    chosen: list[np.datetime64] = []
     with naming(source):
         for text in wanted:
             if text in words:
-                found += list(words[text])
+                chosen += list(words[text])
                 continue
             try:
                 time = np.datetime64(text.rstrip("Z"), "ns")
@@ -456,7 +460,7 @@ def choose_starts(
                     f"has no analysis of {text}, {len(times)} from {first} to {last}: give one of "
                     "them with --start, or first, last or all"
                 )
-            found.append(time)
-    if len(set(found)) < len(found) or not found:
+            chosen.append(time)
+    if len(set(chosen)) < len(chosen) or not chosen:
         raise GatesError(f"--start {list(wanted)} names a time twice, or none: give each once")
-    return found
+    return chosen

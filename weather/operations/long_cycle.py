@@ -69,18 +69,18 @@ class LongCycle(Assimilation):
             raise GatesError(f"--cycles must be at least 1, found {cycles}")
         if not limit > 0:
             raise GatesError(f"--divergence_limit must be positive, found {limit:g}")
-        states, found = self._background(start)
-        if len(found) > 1:
-            raise GatesError(f"--start {start} names {len(found)} times: give one")
+        states, starts = self._background(start)
+        if len(starts) > 1:
+            raise GatesError(f"--start {start} names {len(starts)} times: give one")
         archive = ReportArchive(Path(self.options.observations), self.progress)
-        times = self._times(archive, found[0], cycles)
+        times = self._times(archive, starts[0], cycles)
         line = self._require_any(archive, times)
         table = functools.partial(archive.around, hours=WINDOW_HOURS)
         self._fit_task(table, states, times)
         assimilator, sd = self._method()
         reports = self._reports(table, sd)
         model = self._forecast(self.options.forecast or CONFIGURED).forecast
-        facts = {**self.attributes, **self._facts(archive, states[0], found[0])}
+        facts = {**self.attributes, **self._facts(archive, states[0], starts[0])}
         facts["divergence_limit"] = limit
         settings = {name: facts[name] for name in facts if name not in WITHOUT_EFFECT}
         settings["options"] = short_digest(self.kept.settings)
@@ -151,7 +151,7 @@ def cycle_summary(path: Path, reports: Reports) -> list[str]:
     """
     counts = reports.counts()
     used, rejected = sum(counts["used_cells"]), sum(counts["rejected_cells"])
-    outages = sum(not one for one in counts["used_cells"])
+    outages = sum(not cells for cells in counts["used_cells"])
     lines = [
         f"{len(reports.observed)} cycles, {used} cells used, {rejected} rejected by the gross "
         f"check, {outages} cycles without observations"
@@ -162,7 +162,7 @@ def cycle_summary(path: Path, reports: Reports) -> list[str]:
         if label in labels:
             weights = torch.from_numpy(rows["used"].to_numpy(float))
             squares = (torch.from_numpy(rows[n].to_numpy(float) ** 2) for n in ("ob_rms", "oa_rms"))
-            ob, oa = (float((one * weights).sum() / weights.sum()) ** 0.5 for one in squares)
+            ob, oa = (float((square * weights).sum() / weights.sum()) ** 0.5 for square in squares)
             lines.append(
                 f"{label!s}  O-B {ob:.4g}  O-A {oa:.4g}  rms of {int(weights.sum())} cells"
             )
@@ -383,7 +383,7 @@ class _Work:
         figures = (sums.background_bias(), sums.background_rms(),
                    sums.analysis_bias(), sums.analysis_rms())  # fmt: skip
         for channel, label in enumerate(self.channels.labels):
-            numbers = [float(one[channel]) for one in figures]
+            numbers = [float(figure[channel]) for figure in figures]
             shown = [f"{number:.9g}" if passed[channel] else "" for number in numbers]
             used = passed[channel]
             yield (stamp, label, str(used), str(observed[channel] - used), *shown)

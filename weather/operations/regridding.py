@@ -82,8 +82,8 @@ def find_grid(text: str) -> tuple[Grid, Method | None]:
     if named is not None:
         return named
     if "://" not in text and not Path(text).exists():
-        known = [*EXAMPLES.split(", "), *map(str, Path().glob("*.zarr"))]
-        close = difflib.get_close_matches(text, known, n=1)
+        choices = [*EXAMPLES.split(", "), *map(str, Path().glob("*.zarr"))]
+        close = difflib.get_close_matches(text, choices, n=1)
         hint = f"did you mean {close[0]}?" if close else f"give such as {EXAMPLES}"
         raise GatesError(f"{text!r} is neither the name of a grid nor a store: {hint}")
     return read_grid(text), None
@@ -161,7 +161,9 @@ class _Work:
         missing: Missing,
     ) -> None:
         self.dataset, self.regridder, self.missing = dataset, regridder, missing
-        self.blocks = [one for name, dims in fields.items() for one in _blocks(dataset, name, dims)]
+        self.blocks = [
+            block for name, dims in fields.items() for block in _blocks(dataset, name, dims)
+        ]
 
     def run(self, partial: Partial, progress: Progress) -> None:
         """Write every block that a run that was stopped has not saved, and count what is missing.
@@ -174,7 +176,7 @@ class _Work:
             GatesError: A value is missing where that is to be refused.
         """
         store, done = StreamedStore(partial.content), partial.state.get("blocks", 0)
-        counts = {one.name: [0, 0] for one in self.blocks} | partial.state.get("missing", {})
+        counts = {block.name: [0, 0] for block in self.blocks} | partial.state.get("missing", {})
         saved = time.monotonic()
         with progress("regridding", len(self.blocks)) as tick:
             for number, block in enumerate(self.blocks, 1):
@@ -196,15 +198,15 @@ class _Work:
         values = read_values(array.isel(dict(zip(array.dims, block.where, strict=False))))
         kind = np.float64 if values.dtype == np.float64 else np.float32
         values = np.ascontiguousarray(values, kind)
-        found = self.regridder(torch.from_numpy(values)).numpy()
-        after = int(np.count_nonzero(~np.isfinite(found)))
+        regridded = self.regridder(torch.from_numpy(values)).numpy()
+        after = int(np.count_nonzero(~np.isfinite(regridded)))
         before = int(np.count_nonzero(~np.isfinite(values))) if after else 0
         if after and self.missing == "refuse":
             raise GatesError(
                 f"{block.name} is missing (NaN) in {100 * before / values.size:.3g} % of the "
                 "values of a block; fill them, or let them propagate with --missing propagate"
             )
-        return found, (before, after)
+        return regridded, (before, after)
 
 
 def _fields_last(dataset: xr.Dataset) -> xr.Dataset:
@@ -224,7 +226,7 @@ def _fields(dataset: xr.Dataset) -> dict[str, list[str]]:
         raise GatesError("holds no variable on the grid; name a store with fields")
     for name in fields:
         kind = dataset[name].dtype
-        if not any(np.issubdtype(kind, one) for one in (np.integer, np.floating, np.bool_)):
+        if not any(np.issubdtype(kind, numeric) for numeric in (np.integer, np.floating, np.bool_)):
             raise GatesError(f"{name} holds {kind}, expected real numbers; convert it")
         if 0 in dataset[name].shape:
             raise GatesError(f"{name} is empty; choose a store with data")

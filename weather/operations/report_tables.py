@@ -63,9 +63,9 @@ class LeftOut:
     @classmethod
     def of(cls, table: ObservationTable, channels: ChannelSpec, times: np.ndarray) -> "LeftOut":
         """Return the count of one table, see :meth:`add`."""
-        found = cls()
-        found.add(table, channels, times)
-        return found
+        summary = cls()
+        summary.add(table, channels, times)
+        return summary
 
     def add(self, table: ObservationTable, channels: ChannelSpec, times: np.ndarray) -> None:
         """Count the reports of a table that belong to none of the times, or to no channel."""
@@ -91,8 +91,8 @@ class LeftOut:
             names = ", ".join(sorted(self._names))
             reasons.append(f"{variable} of variables that the configuration lacks ({names})")
         if level:
-            found = sorted(level for level in self._levels if level < np.inf)
-            shown = [f"{level:g}" for level in found[:5]] + ["..."] * (len(found) > 5)
+            held = sorted(level for level in self._levels if level < np.inf)
+            shown = [f"{level:g}" for level in held[:5]] + ["..."] * (len(held) > 5)
             shown += ["none given"] * (np.inf in self._levels)
             reasons.append(f"{level} of levels that it lacks ({', '.join(shown)})")
         if not reasons:

@@ -92,8 +92,8 @@ class AdasModule(L.LightningModule):
         super().__init__()
         if not learning_rate > 0:
             raise ValueError(f"learning_rate must be positive, found {learning_rate:g}")
-        own = ("self", "__class__", "network", "forecasts")
-        self.arguments = {name: value for name, value in given.items() if name not in own}
+        not_given = ("self", "__class__", "network", "forecasts")
+        self.arguments = {name: value for name, value in given.items() if name not in not_given}
         num_channels = network.num_channels
         units = Normalizer(torch.zeros(num_channels), torch.ones(num_channels))
         self.analysis = AdasAnalysis(
@@ -226,8 +226,10 @@ class AdasModule(L.LightningModule):
         for number, forecast in enumerate(self.forecasts):
             rows = cycled & (batch.model == number)
             if bool(rows.any()):
-                own = batch.timeline[rows]
-                background[rows] = advance(forecast, carried[own], self.hours, before[own])
+                timelines = batch.timeline[rows]
+                background[rows] = advance(
+                    forecast, carried[timelines], self.hours, before[timelines]
+                )
         return self._guard(background, batch)[0]
 
     def lost(self, states: Tensor, truth: Tensor) -> Tensor:
@@ -251,8 +253,8 @@ class AdasModule(L.LightningModule):
     def _timelines(self, period: str) -> int:
         """Return how many timelines are under way; more than rows of a batch for some sources."""
         data = self._data
-        own = getattr(data.source, "pool", data.timelines)
-        return own if period == "train" else data.validation_timelines
+        timelines = getattr(data.source, "pool", data.timelines)
+        return timelines if period == "train" else data.validation_timelines
 
     @torch.no_grad()
     def _carry(self, batch: AssimilationBatch, analysis: Tensor, period: str) -> Tensor:
@@ -298,9 +300,9 @@ class AdasModule(L.LightningModule):
         if "carried" not in checkpoint:
             return
         count = len(checkpoint["carried"])
-        if self._trainer is not None and count != (own := self._timelines("train")):
+        if self._trainer is not None and count != (expected := self._timelines("train")):
             raise GatesError(
-                f"the checkpoint carries {count} timelines, the data has {own}: resume with "
+                f"the checkpoint carries {count} timelines, the data has {expected}: resume with "
                 f"data.timelines {count}"
             )
         for name, states in (("carried", self.carried), ("before", self.before)):

@@ -149,15 +149,15 @@ class ReplayBuffer:
         Raises:
             GatesError: It has other rows or slots.
         """
-        found, expected = tuple(state["lead"].shape), tuple(self.lead.shape)
-        if found != expected:
+        stored, expected = tuple(state["lead"].shape), tuple(self.lead.shape)
+        if stored != expected:
             raise GatesError(
-                f"the checkpoint holds forecasts of {found[0]} rows with {found[1]} slots, this "
-                f"run has {expected[0]} with {expected[1]}: resume with data.timelines {found[0]} "
-                f"and model.slots {found[1]}"
+                f"the checkpoint holds forecasts of {stored[0]} rows with {stored[1]} slots, this "
+                f"run has {expected[0]} with {expected[1]}: resume with data.timelines {stored[0]} "
+                f"and model.slots {stored[1]}"
             )
-        for name, own in self.state_dict().items():
-            own.copy_(state[name])
+        for name, buffer in self.state_dict().items():
+            buffer.copy_(state[name])
 
 
 COLD = 3  # key of random numbers
@@ -316,11 +316,11 @@ class FengWuModule(L.LightningModule):
                 if float(torch.rand((), generator=draw)) < self.cold_start:
                     batch.previous[index] = batch.current[index]
                 continue
-            found = buffer.at(row, slot)
-            leads.append(found.lead)
-            batch.member[index], batch.time[index] = found.member, found.time
-            batch.previous[index], batch.current[index] = found.frames.to(batch.current)
-            batch.following[index] = source.state(found.member, found.time + 1).to(batch.current)
+            entry = buffer.at(row, slot)
+            leads.append(entry.lead)
+            batch.member[index], batch.time[index] = entry.member, entry.time
+            batch.previous[index], batch.current[index] = entry.frames.to(batch.current)
+            batch.following[index] = source.state(entry.member, entry.time + 1).to(batch.current)
         return Start(batch, slots, leads)
 
     @torch.no_grad()
@@ -379,8 +379,8 @@ class FengWuModule(L.LightningModule):
         rows = []
         for number, row in enumerate(value):
             row = row.to(self.device)
-            own = row if number % world == rank else torch.zeros_like(row)
-            rows.append(self.trainer.strategy.reduce(own, reduce_op="sum").cpu())
+            here = row if number % world == rank else torch.zeros_like(row)
+            rows.append(self.trainer.strategy.reduce(here, reduce_op="sum").cpu())
         return torch.stack(rows)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -74,10 +74,10 @@ def require_same_shape(
         "num_levels": len(channels.levels),
     }
     for name, value in expected.items():
-        found = arguments[name]
-        if (tuple(found) if name == "grid_shape" else found) != value:
+        given = arguments[name]
+        if (tuple(given) if name == "grid_shape" else given) != value:
             raise GatesError(
-                f"model.network.{name} is {found}, the data has {value}: set it to that"
+                f"model.network.{name} is {given}, the data has {value}: set it to that"
             )
 
 

@@ -230,21 +230,21 @@ def gates_by_time(
     """
     if not {"adas_increment", "ungated"} <= errors.keys():
         return []
-    found = []
+    rows = []
     for time in dict.fromkeys(case.time for case in cases):
         chosen = [case.time == time for case in cases]
-        own, other = (errors[form][chosen] for form in ("adas_increment", "ungated"))
+        gated, other = (errors[form][chosen] for form in ("adas_increment", "ungated"))
         where = f"{task}/{np.datetime_as_string(times[time], unit='h')}"
-        pooled, each = (own.mean(0) / other.mean(0)).sqrt(), (own / other).sqrt()
+        pooled, each = (gated.mean(0) / other.mean(0)).sqrt(), (gated / other).sqrt()
         for channel, label in enumerate(labels):
             figures = {
                 "": pooled[channel],
                 "_least_member": each[:, channel].min(),
                 "_largest_member": each[:, channel].max(),
             }
-            found += [
+            rows += [
                 Row("adas_increment", where, f"over_ungated_{label}{name}", float(value),
-                    n=len(own))
+                    n=len(gated))
                 for name, value in figures.items()
             ]  # fmt: skip
-    return found
+    return rows

@@ -61,8 +61,8 @@ class EnsembleScores(CaseScores[Case]):
 
     def compute(self, work: Work, tick: Tick = no_tick) -> dict[str, Tensor]:
         """Return the errors (N,C) of a method on a task, and its departures, by name."""
-        found = super().compute(work, tick)
-        return {**found, "errors": found["errors"].mean(0)}
+        tensors = super().compute(work, tick)
+        return {**tensors, "errors": tensors["errors"].mean(0)}
 
     def take(self, work: Work, found: Mapping[str, Tensor]) -> None:
         """Keep what :meth:`compute` returned."""
@@ -91,15 +91,15 @@ class EnsembleScores(CaseScores[Case]):
 
     def task_rows(self, task: str) -> list[Row]:
         """Return the rows of a task, and the comparison of gates at every time."""
-        errors = {method: found[0] for method, found in self.task_errors(task).items()}
+        errors = {method: pair[0] for method, pair in self.task_errors(task).items()}
         labels = self.source.channels.labels
         gates = gates_by_time(task, self.cases(task), self.source.times, errors, labels)
         return super().task_rows(task) + gates
 
     def _ratio(self, task: str, method: str, base: str) -> list[Interval]:
         """Return the RMSE of a method over that of another, for every channel."""
-        own, other = self.errors[task, method][0], self.errors[task, base][0]
-        _, ratios = self.channel_scores(own, other)
+        errors, other = self.errors[task, method][0], self.errors[task, base][0]
+        _, ratios = self.channel_scores(errors, other)
         return list(self.draws(task).intervals(joined(ratios)).values())
 
     def bars(self) -> list[Bar]:

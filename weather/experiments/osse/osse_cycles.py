@@ -102,8 +102,8 @@ class OsseCycles(TwinCycles):
         timed = Timed(method, interpolation)
         self.run(task, name, timed, rows=[0], cycles=min(TIMED, self.cycles))
         seconds = torch.tensor(timed.seconds, dtype=torch.float64)
-        own, other = (1000 * seconds[first::2].median() for first in (0, 1))
-        return {TIME: own, TIME_RATIO: own / other}
+        first_time, other = (1000 * seconds[first::2].median() for first in (0, 1))
+        return {TIME: first_time, TIME_RATIO: first_time / other}
 
     def over(self, task: OsseTask, methods: Sequence[Assimilator], base: Assimilator) -> float:
         """Return what the tuning of a correction minimizes: a cautious ratio to interpolation.
@@ -119,11 +119,11 @@ class OsseCycles(TwinCycles):
         """
         count = len(self.world.members["choice"])
         rows = list(range(count)) * len(methods)
-        own, other = (
+        first_errors, other = (
             settled(self.run(task, INTERPOLATION, SideBySide(part), "choice", rows), self.sd)
             for part in (methods, [base] * len(methods))
         )
-        ratio = (own / other).log().mean(1).unflatten(0, (-1, count)).mean(0)
+        ratio = (first_errors / other).log().mean(1).unflatten(0, (-1, count)).mean(0)
         spread = ratio.std(correction=min(1, count - 1)) / math.sqrt(count)
         return float((ratio.mean() + NORMAL * spread).exp())
 
@@ -145,7 +145,7 @@ class OsseCycles(TwinCycles):
             ``ratios`` (N,) and ``timelines`` (N,), whose they are.
         """
         world, rows = self.world, range(len(self.world.members["test"]))
-        truths, found, lost = world.truth("test")[: self.cycles], [], torch.zeros(len(rows)) > 0
+        truths, single, lost = world.truth("test")[: self.cycles], [], torch.zeros(len(rows)) > 0
         run = Cycle(self.world.forecast(task.model), interpolation, world.hours).run(
             world.first_background("test"), observed(task, world, "test", rows)
         )
@@ -161,11 +161,11 @@ class OsseCycles(TwinCycles):
                         for states in (step.background[:, 0], analysis)
                     )
                     kept = (~lost).nonzero().flatten()
-                    found.append((kept, (after / before)[kept]))
+                    single.append((kept, (after / before)[kept]))
                 tick()
-                if sum(len(kept) for kept, _ in found) >= REPORTS:
+                if sum(len(kept) for kept, _ in single) >= REPORTS:
                     break
-        timelines, ratios = (torch.cat(parts)[:REPORTS] for parts in zip(*found, strict=True))
+        timelines, ratios = (torch.cat(parts)[:REPORTS] for parts in zip(*single, strict=True))
         return {"ratios": ratios, "timelines": timelines}
 
 

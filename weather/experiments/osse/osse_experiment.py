@@ -149,18 +149,24 @@ class OsseExperiment(TwinExperiment):
         return [choice_name(name, t.name) for t in self._pooled(densities) for name in names]
 
     def _task(self, name: str) -> OsseTask:
-        known = {task.name: task for protocol in ("osse", self.protocol)
+        by_name = {task.name: task for protocol in ("osse", self.protocol)
                  for task in osse_tasks(protocol, self.densities)}  # type: ignore[arg-type]  # fmt: skip
-        return known[name]
+        return by_name[name]
 
     def methods(self, task: str) -> list[Method]:
         """Return the methods for a task; increments of networks end with the reports."""
-        known, rivals = self._task(task), self._rivals(self.world)
+        task_of_name, rivals = self._task(task), self._rivals(self.world)
         corrected = [
-            rivals.corrected(name, 0, known, tapered=True)._replace(weights=self.weights(name, 0))
+            rivals.corrected(name, 0, task_of_name, tapered=True)._replace(
+                weights=self.weights(name, 0)
+            )
             for name in CORRECTIONS
         ]
-        return [*rivals.classical(known), *corrected, *(rivals.alone(form, 0) for form in ALONE)]
+        return [
+            *rivals.classical(task_of_name),
+            *corrected,
+            *(rivals.alone(form, 0) for form in ALONE),
+        ]
 
     def recorded(self) -> RecordedErrors:
         """Return the recorded errors of the training members."""
@@ -300,8 +306,8 @@ class OsseExperiment(TwinExperiment):
         Raises:
             GatesError: It is missing, damaged or changed, or was trained on sealed timelines.
         """
-        if told := self.not_trained(name, seed):
-            raise GatesError(f"{name} of seed {seed} is {told}")
+        if missing := self.not_trained(name, seed):
+            raise GatesError(f"{name} of seed {seed} is {missing}")
         folder = self.weights(name, seed).parent
         if record := read_record(folder):
             refuse_changed(folder, record)
@@ -343,8 +349,8 @@ class OsseExperiment(TwinExperiment):
                 if network is not None:
                     alpha, beta = fractions(network)
                     method = CorrectedInterpolation(network, oi, alpha=alpha, beta=beta)
-                found = runs.run(task, "correction", method, "choice", tick=tick)
-                errors.append(settled(found, runs.sd)[None])
+                scores = runs.run(task, "correction", method, "choice", tick=tick)
+                errors.append(settled(scores, runs.sd)[None])
         return paired(str(self.form), task.name, errors[0], errors[1], "start")
 
     def trials(
@@ -363,29 +369,29 @@ class OsseExperiment(TwinExperiment):
         """
         rivals = self._rivals(self.world)
         runs = OsseCycles(self.world, rivals, cycles)
-        found: dict[str, Trial] = {}
+        by_name: dict[str, Trial] = {}
         for task in self.tasks(densities):
-            own = dict(settings.get(choice_name(INTERPOLATION, task.chosen_for), {}))
+            chosen = dict(settings.get(choice_name(INTERPOLATION, task.chosen_for), {}))
             for method in rivals.classical(task):
-                base = own if method.builds_on else {}
+                base = chosen if method.builds_on else {}
                 same = base and {"relative_scale": 1.0, "turn": base["turn"], "alpha": 1.0}
                 if method.box and (base or not method.builds_on):
-                    found[choice_name(method.name, task.chosen_for)] = Trial(
+                    by_name[choice_name(method.name, task.chosen_for)] = Trial(
                         method.box,
                         partial(_score, runs, task.base, method, base),
                         2 if len(method.box) > 2 else 1,
                         builds_on={"interpolation": base} if base else {},
                         plain=same,
                     )
-            for name in CORRECTIONS if own else ():
+            for name in CORRECTIONS if chosen else ():
                 wanted = SEEDS if task.density < SPARSE else SEEDS[:1]
                 if seeds := [seed for seed in wanted if not self.not_trained(name, seed)]:
-                    facts = {"interpolation": own, "weights": self.identity(name, seeds)}
+                    facts = {"interpolation": chosen, "weights": self.identity(name, seeds)}
                     nets = [rivals.corrected(name, seed, task) for seed in seeds]
-                    found[choice_name(name, task.chosen_for)] = Trial(
-                        FRACTIONS, partial(_over, runs, task.base, nets, own), builds_on=facts
+                    by_name[choice_name(name, task.chosen_for)] = Trial(
+                        FRACTIONS, partial(_over, runs, task.base, nets, chosen), builds_on=facts
                     )
-        return found
+        return by_name
 
     def scores(  # type: ignore[override]
         self,
@@ -440,5 +446,5 @@ def _score(
 def _over(
     runs: OsseCycles, task: OsseTask, methods: Sequence[Method], base: Setting, setting: Setting
 ) -> float:
-    found = [method.build(base | setting) for method in methods]
-    return runs.over(task, found, runs.rivals.interpolation(task, base))
+    built = [method.build(base | setting) for method in methods]
+    return runs.over(task, built, runs.rivals.interpolation(task, base))

@@ -98,14 +98,14 @@ class OsseScores(CycledScores):
 
     def works(self) -> list[Work]:
         """Return every method on every task; the networks of a form share a cycle."""
-        found = [self._work(task, name) for task in self.tasks for name in self.names(task)]
+        jobs = [self._work(task, name) for task in self.tasks for name in self.names(task)]
         pairs = [(task, name) for task in self.pooled for name in CORRECTIONS]
-        found += [self._work(task, name) for task, name in pairs if self.trained(task, name)]
+        jobs += [self._work(task, name) for task, name in pairs if self.trained(task, name)]
         first = self.tasks[0]
         if first.reports == "outage":
             names = [name for name in NETWORKS if self.trained(first, name)]
-            found += [self._work(first, name, SINGLE) for name in (INTERPOLATION, *names)]
-        return found
+            jobs += [self._work(first, name, SINGLE) for name in (INTERPOLATION, *names)]
+        return jobs
 
     def names(self, task: OsseTask) -> list[str]:
         """Return the methods of a task that can be computed."""
@@ -120,8 +120,10 @@ class OsseScores(CycledScores):
         if name not in NETWORKS:
             return []
         sparse = name in CORRECTIONS and task.reports in ("fixed", "declared")
-        alike = [one for one in (*self.tasks, *self.pooled) if one.reports == task.reports]
-        sparse = sparse and task.density <= min(one.density for one in alike)
+        alike = [
+            similar for similar in (*self.tasks, *self.pooled) if similar.reports == task.reports
+        ]
+        sparse = sparse and task.density <= min(similar.density for similar in alike)
         wanted = self.asked if sparse else self.asked[:1]
         return [seed for seed in wanted if not self.not_trained(name, seed)]
 
@@ -136,8 +138,8 @@ class OsseScores(CycledScores):
         if seeds:
             scope.append(("seeds-", "+".join(map(str, seeds))))
             scope.append(("weights-", self.identity(TAPERED.get(name, name), seeds)))
-        used = [self.method(task, one) for one in (name, INTERPOLATION)]
-        chosen = [stored(self.settings, one, task.chosen_for) for one in used]
+        used = [self.method(task, label) for label in (name, INTERPOLATION)]
+        chosen = [stored(self.settings, rival, task.chosen_for) for rival in used]
         scope.append(("settings-", short_digest(chosen, 8)))
         cycles = self.cycles.cycles
         if name in COSTLY:
@@ -176,11 +178,11 @@ class OsseScores(CycledScores):
                 tick()
 
         cycles = work.ticks // each
-        found = self.cycles.run(
+        outputs = self.cycles.run(
             task, work.method, method, rows=rows, cycles=cycles, verify=verify, tick=cycled
         )
         alone = self._built(task, work.method, *seeds[:1])
-        return found | self.times(task, work.method, alone, self._built(task, INTERPOLATION))
+        return outputs | self.times(task, work.method, alone, self._built(task, INTERPOLATION))
 
     def take(self, work: Work, found: Mapping[str, Tensor]) -> None:
         """Keep what :meth:`compute` returned."""
@@ -191,10 +193,10 @@ class OsseScores(CycledScores):
 
     def rows(self) -> list[Row]:
         """Return every figure."""
-        found = [row for task in self.tasks for row in self._task_rows(task)]
-        found += [row for task in self.tasks for row in self._few_rows(task)]
-        found += self._gate_rows() + self._report_rows()
-        return found + [row for task in self.tasks for row in self._untrained(task)]
+        lines = [row for task in self.tasks for row in self._task_rows(task)]
+        lines += [row for task in self.tasks for row in self._few_rows(task)]
+        lines += self._gate_rows() + self._report_rows()
+        return lines + [row for task in self.tasks for row in self._untrained(task)]
 
     def compared(self, where: str, errors: Mapping[str, Tensor]) -> list[Row]:
         """Return errors, and ratios to interpolation and to damped interpolation."""
@@ -218,16 +220,16 @@ class OsseScores(CycledScores):
             return []
         where, errors = f"{task.name}{TIMELINES}", {}
         for name in names:
-            found = self.scores[task.name, name]
-            short = {"analysis": found["analysis"][:FEW_CYCLES], "lost": found["lost"]}
+            of_method = self.scores[task.name, name]
+            short = {"analysis": of_method["analysis"][:FEW_CYCLES], "lost": of_method["lost"]}
             count = self.errors[task.name, name].shape[1]
             errors[name] = settled(short, self.cycles.sd).unflatten(0, (-1, count))[:, :FEW]
         rows = self.compared(where, errors)
         for name in names:
-            found = self.scores[task.name, name]
-            rows += [Row(name, where, metric, float(found[metric])) for metric in TIMES]
+            of_method = self.scores[task.name, name]
+            rows += [Row(name, where, metric, float(of_method[metric])) for metric in TIMES]
             if name in COSTLY:
-                rows.append(Row(name, where, "lost", float(found["lost"].sum()), n=FEW))
+                rows.append(Row(name, where, "lost", float(of_method["lost"].sum()), n=FEW))
         return rows
 
     def _gate_rows(self) -> list[Row]:
@@ -246,14 +248,14 @@ class OsseScores(CycledScores):
         if not pairs:
             return []
         draws = Resamples.clusters(range(self.timelines))
-        found = [
+        gates = [
             row
             for name, gated, ungated in pairs
             for row in ratios(CORRECTED, f"gate/{name}", draws, gated, ungated, CONTROL)
         ]
         pooled = torch.stack([logs(gated) - logs(ungated) for _, gated, ungated in pairs]).mean(0)
         score = moments(pooled.numpy(), exponential, f"over_{CONTROL}")
-        return [*found, row_of(CORRECTED, "gate/pooled", draws, score)]
+        return [*gates, row_of(CORRECTED, "gate/pooled", draws, score)]
 
     def _gated(self, task: OsseTask) -> bool:
         """Return whether networks take part in both corrections."""
@@ -267,7 +269,7 @@ class OsseScores(CycledScores):
         analysis = self.scores[task.name, name]["analysis"][..., 0]
         lost = self.scores[task.name, name]["lost"]
         analysis = torch.where(lost, self.cycles.sd[0].to(analysis), analysis)
-        found = [Row(name, task.name, "changed", float(self.scores[task.name, name]["changed"]))]
+        changes = [Row(name, task.name, "changed", float(self.scores[task.name, name]["changed"]))]
         for label, after in [("silent_10_days", -1)] + [
             (f"recovered_{days}_days", days * DAY - 1) for days in RECOVERY_DAYS
         ]:
@@ -275,35 +277,35 @@ class OsseScores(CycledScores):
             if max(ends) >= len(analysis):
                 continue
             error = analysis[ends, range(len(ends))].square().mean().sqrt()
-            found.append(Row(name, task.name, f"rmse_{label}", float(error), n=self.timelines))
-        return found
+            changes.append(Row(name, task.name, f"rmse_{label}", float(error), n=self.timelines))
+        return changes
 
     def _report_rows(self) -> list[Row]:
         """Return errors over those of the background with one report alone, timelines as units."""
-        found = []
+        report_rows = []
         for name, (errors, timelines) in self.reports.items():
             draws = Resamples.clusters(timelines.tolist())
             score = moments(errors.double().log().numpy(), exponential, "over_background")
-            found += [
+            report_rows += [
                 row_of(name, SINGLE, draws, score),
                 Row(name, SINGLE, "worst_over_background", float(errors.max()), n=len(errors)),
             ]
-        return found
+        return report_rows
 
     def _untrained(self, task: OsseTask) -> list[Row]:
         """Return a row for every method of which networks are missing."""
-        found = []
+        lines = []
         for name in NETWORKS:
             seeds = self.asked if name in CORRECTIONS else self.asked[:1]
-            told = [text for seed in seeds if (text := self.not_trained(name, seed))]
-            found += [Row(name, task.name, "seeds", float(len(seeds) - len(told)), note=text)
-                      for text in told]  # fmt: skip
-        return found
+            reasons = [text for seed in seeds if (text := self.not_trained(name, seed))]
+            lines += [Row(name, task.name, "seeds", float(len(seeds) - len(reasons)), note=text)
+                      for text in reasons]  # fmt: skip
+        return lines
 
     def pictures(self) -> dict[str, Tensor]:
         """Return the errors of every cycle, but for those of few timelines and cycles."""
-        found = super().pictures()
-        return {key: value for key, value in found.items() if key.split("|")[1] not in COSTLY}
+        drawn = super().pictures()
+        return {key: value for key, value in drawn.items() if key.split("|")[1] not in COSTLY}
 
     def bars(self) -> list[Bar]:
         """Return what must hold, by the protocol."""
@@ -318,46 +320,46 @@ class OsseScores(CycledScores):
 
     def lost_alone(self, task: str, name: str) -> float:
         """Return how many timelines a method loses that the damped one keeps, over all seeds."""
-        own = self.scores[task, name]["lost"].unflatten(0, (-1, self.timelines))
-        return float((own & ~self.scores[task, DAMPED]["lost"]).sum())
+        lost = self.scores[task, name]["lost"].unflatten(0, (-1, self.timelines))
+        return float((lost & ~self.scores[task, DAMPED]["lost"]).sum())
 
     def conclusion(self, rows: Sequence[Row]) -> str:
         """Return in words how Adas compares with damped interpolation, what errs less, and gates.
 
         With what an analysis costs, over that of damped interpolation.
         """
-        found = {(row.method, row.task, row.metric): row for row in rows}
+        by_key = {(row.method, row.task, row.metric): row for row in rows}
         said, over = [], f"over_{DAMPED}"
         for where in dict.fromkeys(row.task for row in rows):
-            own = found.get((CORRECTED, where, over))
-            if own is None:
+            entry = by_key.get((CORRECTED, where, over))
+            if entry is None:
                 continue
             less = [
-                f"{name} by {_shown(row)} at {_cost(found, name, where)} times"
-                for (name, place, metric), row in found.items()
+                f"{name} by {_shown(row)} at {_cost(by_key, name, where)} times"
+                for (name, place, metric), row in by_key.items()
                 if (place, metric) == (where, over)
-                and row.value < own.value
+                and row.value < entry.value
                 and name not in TAPERED
             ]
             few = f" and {FEW_CYCLES} cycles" if where.endswith(TIMELINES) else ""
-            tapered = found.get((f"{CORRECTED}_tapered", where, over))
+            tapered = by_key.get((f"{CORRECTED}_tapered", where, over))
             said.append(
-                f"On {own.n} sealed timelines{few} {place_of(where)} the corrected analysis errs "
-                f"by {_shown(own)} of damped optimal interpolation at "
-                f"{_cost(found, CORRECTED, where)} times its cost"
+                f"On {entry.n} sealed timelines{few} {place_of(where)} the corrected analysis errs "
+                f"by {_shown(entry)} of damped optimal interpolation at "
+                f"{_cost(by_key, CORRECTED, where)} times its cost"
                 + (f" (tapered {_shown(tapered)})" if tapered else "")
                 + (f"; less err {', '.join(less)}." if less else ".")
             )
-        gate = found.get((CORRECTED, "gate/pooled", "over_ungated_oi"))
+        gate = by_key.get((CORRECTED, "gate/pooled", "over_ungated_oi"))
         if gate is not None:
             helps = "help" if gate.high < 1 else "cost accuracy" if gate.low > 1 else "do not help"
             said.append(f"Gates {helps}: {_shown(gate, 3)}.")
         return " ".join(said)
 
 
-def _cost(found: Mapping[tuple[str, str, str], Row], name: str, where: str) -> str:
-    own, other = (found[one, where, TIME_RATIO].value for one in (name, DAMPED))
-    return f"{float(f'{own / other:.2g}'):g}"
+def _cost(by_key: Mapping[tuple[str, str, str], Row], name: str, where: str) -> str:
+    time, other = (by_key[method, where, TIME_RATIO].value for method in (name, DAMPED))
+    return f"{float(f'{time / other:.2g}'):g}"
 
 
 def place_of(task: str) -> str:
@@ -375,12 +377,12 @@ def _shown(row: Row, digits: int = 2) -> str:
 
 def fixed_bars(scores: OsseScores, task: OsseTask) -> list[Bar]:
     """Return the bars of a task with fixed networks."""
-    sparse = task.density <= min(one.density for one in scores.tasks)
-    found = scores.ratio(task.name, CORRECTED, DAMPED)
+    sparse = task.density <= min(other.density for other in scores.tasks)
+    ratio = scores.ratio(task.name, CORRECTED, DAMPED)
     bars = declared_bars(scores, task)
     if sparse:
-        bars.append(_bar(f"its upper end, {task.name}", found and found.high, LIMIT))
-    lost = None if found is None else scores.lost_alone(task.name, CORRECTED)
+        bars.append(_bar(f"its upper end, {task.name}", ratio and ratio.high, LIMIT))
+    lost = None if ratio is None else scores.lost_alone(task.name, CORRECTED)
     bars.append(_bar(f"timelines lost by {CORRECTED} alone, {task.name}", lost, 0.0))
     if sparse and task.model == "perfect":
         free = scores.errors[task.name, "free_run"][..., 0].square().mean().sqrt()
@@ -409,8 +411,8 @@ def outage_bars(scores: OsseScores, task: OsseTask) -> list[Bar]:
 
 def declared_bars(scores: OsseScores, task: OsseTask) -> list[Bar]:
     """Return the bar of reports of mixed quality, whose errors interpolation knows."""
-    found = scores.ratio(task.name, CORRECTED, DAMPED)
-    return [_bar(f"{CORRECTED} over {DAMPED}, {task.name}", found and found.value, LIMIT)]
+    ratio = scores.ratio(task.name, CORRECTED, DAMPED)
+    return [_bar(f"{CORRECTED} over {DAMPED}, {task.name}", ratio and ratio.value, LIMIT)]
 
 
 BARS = {
@@ -426,8 +428,8 @@ def _bar(name: str, value: float | None, bar: float) -> Bar:
     return Bar(name, value, "<=", bar)
 
 
-def _over(own: Row | None, other: Row | None) -> float | None:
-    return None if own is None or other is None else own.value / other.value
+def _over(row: Row | None, other: Row | None) -> float | None:
+    return None if row is None or other is None else row.value / other.value
 
 
 def costs(rows: Sequence[Row]) -> dict[str, dict[str, tuple[float, float, float, float]]]:
@@ -435,12 +437,14 @@ def costs(rows: Sequence[Row]) -> dict[str, dict[str, tuple[float, float, float,
 
     Only of the task with most methods whose analyses were timed; empty if none were.
     """
-    found: dict[str, dict[str, tuple[float, float, float, float]]] = {}
+    by_task: dict[str, dict[str, tuple[float, float, float, float]]] = {}
     times = {(row.task, row.method): row.value for row in rows if row.metric == TIME_RATIO}
     for row in rows:
         hidden = row.method in (*UNGUIDED, *TAPERED)
         if row.metric == f"over_{DAMPED}" and (row.task, row.method) in times and not hidden:
-            own = found.setdefault(row.task, {DAMPED: (times[row.task, DAMPED], 1.0, 1.0, 1.0)})
-            own[row.method] = times[row.task, row.method], row.value, row.low, row.high
-    most = max(found, key=lambda task: len(found[task]), default="")
-    return {most: found[most]} if found else {}
+            of_task = by_task.setdefault(
+                row.task, {DAMPED: (times[row.task, DAMPED], 1.0, 1.0, 1.0)}
+            )
+            of_task[row.method] = times[row.task, row.method], row.value, row.low, row.high
+    most = max(by_task, key=lambda task: len(by_task[task]), default="")
+    return {most: by_task[most]} if by_task else {}

@@ -109,8 +109,8 @@ class RecordedErrors:
             covariance = self.covariance(task, 1, length)
         for doubled in range(DOUBLINGS + 1):
             interpolation = OptimalInterpolation(covariance, scale=scale * 2**doubled)
-            found, kept = _record(self.world, task, forecast, interpolation, tick)
-            if kept >= KEPT and len(found.errors) > 1:
+            recording, kept = _record(self.world, task, forecast, interpolation, tick)
+            if kept >= KEPT and len(recording.errors) > 1:
                 break
         else:
             raise GatesError(
@@ -120,7 +120,7 @@ class RecordedErrors:
         path = self.path(task, turn)
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial:
-            save_file(found._replace(errors=found.errors.half())._asdict(), partial)
+            save_file(recording._replace(errors=recording.errors.half())._asdict(), partial)
         return path
 
     def recording(self, task: OsseTask, turn: int) -> Recording:
@@ -140,8 +140,8 @@ class RecordedErrors:
 
 def _recording(path: Path) -> Recording:
     try:
-        found = Recording(**load_file(path))
-        return found._replace(errors=found.errors.float())
+        recording = Recording(**load_file(path))
+        return recording._replace(errors=recording.errors.float())
     except (OSError, SafetensorError, TypeError) as error:
         raise GatesError(
             f"{path} is missing or damaged ({type(error).__name__}): delete it and run "
@@ -181,8 +181,8 @@ def _record(
             kept = (~lost & near).nonzero().flatten()
             recorded.append(Recording(error[kept], torch.full_like(kept, number), kept))
         tick()
-    found = Recording(*(torch.cat(parts) for parts in zip(*recorded, strict=True)))
-    return found, float((~lost).float().mean())
+    recording = Recording(*(torch.cat(parts) for parts in zip(*recorded, strict=True)))
+    return recording, float((~lost).float().mean())
 
 
 POOL = 96  # timelines under way
@@ -255,14 +255,14 @@ class CycledProblems:
         self.recordings: dict[tuple[int, bool], Recording] = {}
         self.interpolations: dict[tuple[int, bool], OptimalInterpolation] = {}
         for key, task in tasks.items():
-            found = recorded.recording(task, 2)
-            early = found.cycle <= last
+            pairs = recorded.recording(task, 2)
+            early = pairs.cycle <= last
             if not bool(early.any()):
                 raise GatesError(
                     f"no error was recorded before cycle {last} of {world.cycles}, so that no "
                     "timeline can begin: set cycles of the world to 240"
                 )
-            self.recordings[key] = Recording(*(part[early] for part in found))
+            self.recordings[key] = Recording(*(part[early] for part in pairs))
             length, scale = SECOND[key[1]]
             covariance = recorded.covariance(task, 2, length)
             self.interpolations[key] = OptimalInterpolation(covariance, scale=scale, cache_mib=256)
@@ -330,11 +330,11 @@ class CycledProblems:
 
     def interpolated(self, batch: AssimilationBatch, background: Tensor) -> Tensor:
         """Return the analyses (B,C,H,W) of interpolation, by its forecast model and density."""
-        found = background.clone()
+        analysis = background.clone()
         density = batch.observations.mask[:, 0].float().mean((-2, -1))
         for (model, sparse), interpolation in self.interpolations.items():
             rows = (batch.model == model) & ((density < SPARSE) == sparse)
             if bool(rows.any()):
                 fields = GriddedObservations(*(part[rows] for part in batch.observations))
-                found[rows] = interpolation.analyze(background[rows].unsqueeze(1), fields)[:, 0]
-        return found
+                analysis[rows] = interpolation.analyze(background[rows].unsqueeze(1), fields)[:, 0]
+        return analysis

@@ -38,9 +38,9 @@ class OsseWorld(TwinWorld):
         errors = []
         for member in self.members[period]:
             draw = generator(self.seed, member, FIRST)
-            one, other = torch.randperm(pool.shape[1], generator=draw)[:2].tolist()
+            first, other = torch.randperm(pool.shape[1], generator=draw)[:2].tolist()
             times = torch.randint(len(pool), (2,), generator=draw).tolist()
-            errors.append(pool[times[0], one] - pool[times[1], other])
+            errors.append(pool[times[0], first] - pool[times[1], other])
         return (self.states(period)[0] + PERTURBATION * torch.stack(errors)).unsqueeze(1)
 
     def states(self, period: Period) -> Tensor:

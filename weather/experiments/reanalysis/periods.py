@@ -78,15 +78,15 @@ def split_times(
             side = side if role == roles[edge] else ~side
             if role != TRAINING:
                 kept[side & near & (roles == role)] = UNUSED
-    found = Periods(*(np.flatnonzero(kept == role) for role in (TRAINING, VALIDATION, HELD_OUT)))
-    for name, positions in found._asdict().items():
+    periods = Periods(*(np.flatnonzero(kept == role) for role in (TRAINING, VALIDATION, HELD_OUT)))
+    for name, positions in periods._asdict().items():
         if not len(positions):
             first, last = (np.datetime_as_string(times[end], unit="D") for end in (0, -1))
             raise GatesError(
                 f"no time is left for {name} among {len(times)} times from {first} to {last}: give "
                 "a store of more times, or other --data.validation and --data.held_out"
             )
-    return found
+    return periods
 
 
 def _given(
@@ -164,14 +164,14 @@ class Background(NamedTuple):
         Raises:
             GatesError: The hours are not positive, or are given twice.
         """
-        found = HOURS.fullmatch(name.strip())
-        hours = float(found[1]) if found else lead_hours
-        if (found and lead_hours is not None) or (hours is not None and not 0 < hours < np.inf):
+        match = HOURS.fullmatch(name.strip())
+        hours = float(match[1]) if match else lead_hours
+        if (match and lead_hours is not None) or (hours is not None and not 0 < hours < np.inf):
             raise GatesError(
                 f"found --data.background {name} with lead_hours {lead_hours}, expected hours once "
                 "and positive: give --data.background 24h, or a store or a model with lead_hours"
             )
-        if found:
+        if match:
             return cls("earlier", name, hours)
         if "://" in name or name.endswith(STORES) or Path(name).is_dir():
             return cls("store", name, hours)
@@ -214,11 +214,11 @@ class ForecastStore:
     def __init__(self, background: Background, channels: ChannelSpec, grid: Grid) -> None:
         self.background, self.channels = background, channels
         with self._opened() as dataset:
-            found = dataset_grid(dataset)
-            if not found.difference(grid) <= GRID_TOLERANCE:
+            held = dataset_grid(dataset)
+            if not held.difference(grid) <= GRID_TOLERANCE:
                 raise GatesError(
-                    f"{background.name} has {found.shape[0]} latitudes and {found.shape[1]} "
-                    f"longitudes from {found.latitude[0]:g} and {found.longitude[0]:g} degrees, "
+                    f"{background.name} has {held.shape[0]} latitudes and {held.shape[1]} "
+                    f"longitudes from {held.latitude[0]:g} and {held.longitude[0]:g} degrees, "
                     f"expected {grid.shape[0]} and {grid.shape[1]} from {grid.latitude[0]:g} and "
                     f"{grid.longitude[0]:g}, as in --data.store: bring both to one grid"
                 )
@@ -241,16 +241,16 @@ class ForecastStore:
                     raise GatesError("holds no forecasts: leave out --data.lead_hours")
                 return dataset
             leads = dataset["prediction_timedelta"].values / np.timedelta64(1, "h")
-            known = ", ".join(f"{lead:g}" for lead in leads[leads > 0])
+            choices = ", ".join(f"{lead:g}" for lead in leads[leads > 0])
             wanted = min(leads[leads > 0], default=0.0) if hours is None else hours
             if wanted not in leads or not wanted:
                 raise GatesError(
-                    f"has no forecast of {wanted:g} h, found {known or 'none'} h: choose one of "
+                    f"has no forecast of {wanted:g} h, found {choices or 'none'} h: choose one of "
                     "them by --data.lead_hours"
                 )
-            one = dataset.isel(prediction_timedelta=int(np.flatnonzero(leads == wanted)[0]))
-            return one.drop_vars("prediction_timedelta").assign_coords(
-                time=one["time"].values + np.timedelta64(round(wanted * 3600), "s")
+            forecast = dataset.isel(prediction_timedelta=int(np.flatnonzero(leads == wanted)[0]))
+            return forecast.drop_vars("prediction_timedelta").assign_coords(
+                time=forecast["time"].values + np.timedelta64(round(wanted * 3600), "s")
             )
 
 

@@ -121,10 +121,12 @@ class ReanalysisScores(CaseScores[Case]):
         for task in self.tasks:
             draws, base = self.draws(task.name), self.errors[task.name, REFERENCE][0]
             for method in (*self.forms, "oi"):
-                own = self.errors.get((task.name, method))
-                if own is None:
+                errors = self.errors.get((task.name, method))
+                if errors is None:
                     continue
-                ratio = draws.intervals([self.score(one, base) for one in own])["ratio"]
+                ratio = draws.intervals([self.score(seed_errors, base) for seed_errors in errors])[
+                    "ratio"
+                ]
                 name = f"{method} over background, all fields, {task.name}"
                 bars.append(Bar(name, ratio.value, "<=", 1.0))
                 if method in self.forms:
@@ -274,7 +276,7 @@ class ReanalysisSource(ReanalysisData, CaseExperiment[Case]):  # type: ignore[ov
         left out where that exceeds a gigabyte.
         """
         grid = self.grid
-        found = [
+        rivals = [
             Method(REFERENCE, lambda _: FreeRun()),
             Method(
                 "inverse_distance",
@@ -284,8 +286,8 @@ class ReanalysisSource(ReanalysisData, CaseExperiment[Case]):  # type: ignore[ov
         ]
         if has_equal_steps(grid) and 8 * grid.shape[0] ** 2 * grid.shape[1] <= TABLE_BYTES:
             box = {"length_km": (300.0, 3000.0), "scale": (0.3, 3.0)}
-            found.append(Method("oi", self._interpolation, box))
-        return found
+            rivals.append(Method("oi", self._interpolation, box))
+        return rivals
 
     def _interpolation(self, setting: Setting) -> Assimilator:
         return IterativeInterpolation(
@@ -355,9 +357,9 @@ class ReanalysisSource(ReanalysisData, CaseExperiment[Case]):  # type: ignore[ov
             chosen = int(len(truths) * ((step * 0.618034 + timeline * 0.324718) % 1.0))
         else:
             blocks = min(self.blocks, len(truths))
-            own = contiguous_block(len(truths), blocks, timeline % blocks)
-            chosen = own.start + int(
-                torch.randint(len(own), (), generator=generator(self.seed, 0, step, timeline))
+            block = contiguous_block(len(truths), blocks, timeline % blocks)
+            chosen = block.start + int(
+                torch.randint(len(block), (), generator=generator(self.seed, 0, step, timeline))
             )
         return int(truths[chosen]), int(backgrounds[chosen])
 

@@ -151,10 +151,10 @@ class ReanalysisData:
     @cached_property
     def sources(self) -> list[Data]:
         """The store of the truth, and that of the backgrounds if there is one."""
-        found = [_described(self.store_path, "truth", self.times)]
+        described = [_described(self.store_path, "truth", self.times)]
         if self.forecasts is not None:
-            found.append(_described(self.background.name, "background", self.forecasts.times))
-        return found
+            described.append(_described(self.background.name, "background", self.forecasts.times))
+        return described
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -212,13 +212,13 @@ class ReanalysisData:
             with progress("caching backgrounds", len(times)) as tick:
                 write_cache(path, layout, self._background_frames(), tick=tick)
         elif name == ERRORS:
-            found = root_mean_square_difference(
+            background_sd = root_mean_square_difference(
                 self.truth.frames,
                 self.backgrounds.frames,
                 self.grid.area_weights(),
                 self.pairs("training"),
             )
-            write_json(path, {"identity": self.identity, "background_sd": found.tolist()})
+            write_json(path, {"identity": self.identity, "background_sd": background_sd.tolist()})
         else:
             hours = Calendar.of(self.times[self.periods.training]).hours
             with progress("climatology", DAYS * len(hours)) as tick:
@@ -253,13 +253,13 @@ class ReanalysisData:
             GatesError: The message lists what differs.
         """
         if name == ERRORS:
-            found = _read_errors(path)["identity"]
+            identity = _read_errors(path)["identity"]
         elif name == CLIMATOLOGY:
-            found = _climatology_identity(path)
+            identity = _climatology_identity(path)
         else:
-            found = FrameCache(path).identity
-        if not same_identity(found, self.identity):
-            said = differences(json.dumps(found), json.dumps(self.identity))
+            identity = FrameCache(path).identity
+        if not same_identity(identity, self.identity):
+            said = differences(json.dumps(identity), json.dumps(self.identity))
             raise GatesError(
                 f"{path} was made of other data or periods ({said}): delete it, or give another "
                 "folder by --data.cache"
@@ -328,26 +328,26 @@ class ReanalysisData:
                 f"error_sd {given} cannot be used: give positive numbers for {', '.join(names)}, "
                 "or some of them"
             )
-        found = []
+        errors = []
         for channel, (name, level) in enumerate(self.channels):
             pressure = np.asarray([np.nan if level is None else float(level)])
             usual = float(observation_error(name, pressure)[0])
             if not np.isfinite(usual):
                 usual = float(self.background_sd[channel]) / 2
-            found.append(given.get(name, min(usual, float(self.normalizer.std[channel]))))
-        return torch.tensor(found)
+            errors.append(given.get(name, min(usual, float(self.normalizer.std[channel]))))
+        return torch.tensor(errors)
 
 
 @contextmanager
 def _without_trace(folder: Path) -> Iterator[None]:
     """Remove folders that were made for something that failed."""
-    new = [one for one in (folder, *folder.parents) if not one.exists()]
+    new = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     try:
         yield
     except BaseException:
-        for one in new:
+        for parent in new:
             with suppress(OSError):
-                one.rmdir()
+                parent.rmdir()
         raise
 
 
@@ -367,11 +367,11 @@ def _described(path: str, role: str, times: np.ndarray) -> Data:
 
 def _read_errors(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        numbers = np.asarray(found["background_sd"], dtype=float)
+        content = json.loads(path.read_text(encoding="utf-8"))
+        numbers = np.asarray(content["background_sd"], dtype=float)
         if not (np.isfinite(numbers) & (numbers > 0)).all():
             raise ValueError(f"the background error is {numbers.tolist()}")
-        return dict(found) | {"identity": dict(found["identity"])}
+        return dict(content) | {"identity": dict(content["identity"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise GatesError(
             f"{path} cannot be used ({error}), expected positive background errors: delete it, so "

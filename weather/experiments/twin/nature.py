@@ -88,9 +88,9 @@ class NatureStore:
         """
         if not self.path.exists():
             return False
-        found, times = _read_identity(self.path)
-        if found != self.identity or times < self.num_times:
-            difference = differences(found, self.identity)
+        stored, times = _read_identity(self.path)
+        if stored != self.identity or times < self.num_times:
+            difference = differences(stored, self.identity)
             raise GatesError(
                 f"{self.path} holds another run ({times} times, {self.num_times} needed"
                 f"{f'; {difference}' if difference else ''}): remove it or name another path"

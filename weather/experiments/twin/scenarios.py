@@ -64,16 +64,20 @@ def osse_tasks(protocol: Protocol, densities: Sequence[float]) -> list[OsseTask]
         ]
     if protocol == "outage":
         return [
-            OsseTask(f"{one:.3g}/outage", one, "perfect", "outage", f"{one:.3g}/perfect")
-            for one in sorted(densities)
+            OsseTask(
+                f"{density:.3g}/outage", density, "perfect", "outage", f"{density:.3g}/perfect"
+            )
+            for density in sorted(densities)
         ]
     return fixed_tasks(sorted(densities))
 
 
 def fixed_tasks(densities: Sequence[float]) -> list[OsseTask]:
     """Return every density with the perfect model, then with the imperfect one."""
-    names = [(f"{one:.3g}/{model}", one, model) for model in MODELS for one in densities]
-    return [OsseTask(name, one, model, "fixed", name) for name, one, model in names]
+    names = [
+        (f"{density:.3g}/{model}", density, model) for model in MODELS for density in densities
+    ]
+    return [OsseTask(name, density, model, "fixed", name) for name, density, model in names]
 
 
 def gap_of(row: int) -> range:
@@ -98,12 +102,12 @@ def observed(
         rows: Numbers of the timelines in the period.
     """
     if task.reports in ("fixed", "outage"):
-        for cycle, found in enumerate(world.observations(period, task.density)):
+        for cycle, given in enumerate(world.observations(period, task.density)):
             heard = torch.tensor(
                 [task.reports == "fixed" or cycle not in gap_of(row) for row in rows]
             )
-            own = GriddedObservations(found.values[list(rows)], found.errors[list(rows)])
-            yield own.withhold(heard[:, None, None, None])
+            kept = GriddedObservations(given.values[list(rows)], given.errors[list(rows)])
+            yield kept.withhold(heard[:, None, None, None])
         return
     member = list(world.members[period])
     for cycle, truth in enumerate(world.truth(period)):
@@ -126,14 +130,14 @@ def _mixed(
     return observe(truth, network, errors, generator=draw), poor
 
 
-def _denied(found: GriddedObservations, poor: Tensor, error_sd: Tensor) -> GriddedObservations:  # noqa: ARG001
-    nominal = error_sd[:, None, None].expand_as(found.errors)
-    return GriddedObservations(found.values, torch.where(found.mask, nominal, torch.inf))
+def _denied(given: GriddedObservations, poor: Tensor, error_sd: Tensor) -> GriddedObservations:  # noqa: ARG001
+    nominal = error_sd[:, None, None].expand_as(given.errors)
+    return GriddedObservations(given.values, torch.where(given.mask, nominal, torch.inf))
 
 
 VARIANTS: dict[str, Callable[[GriddedObservations, Tensor, Tensor], GriddedObservations]] = {
-    "declared": lambda found, poor, error_sd: found,  # noqa: ARG005
-    "withheld": lambda found, poor, error_sd: found.withhold(~poor),  # noqa: ARG005
+    "declared": lambda given, poor, error_sd: given,  # noqa: ARG005
+    "withheld": lambda given, poor, error_sd: given.withhold(~poor),  # noqa: ARG005
     "denied": _denied,
 }
 """What becomes of poor reports: their errors are stated, they are left out, or stated as good."""

@@ -152,16 +152,16 @@ def load_recording(path: Path, origin: str) -> Recording:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            found = (file.metadata() or {}).get("origin", origin)
+            world = (file.metadata() or {}).get("origin", origin)
             recording = Recording(**{name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except (OSError, SafetensorError, TypeError) as error:
         raise GatesError(
             f"{path} is not a readable recording ({error}): delete it and run "
             "`gates weather prepare` again"
         ) from error
-    if found != origin:
+    if world != origin:
         raise GatesError(
-            f"{path} was recorded in another world ({differences(found, origin)}): delete it and "
+            f"{path} was recorded in another world ({differences(world, origin)}): delete it and "
             "run `gates weather prepare` again, or name another file"
         )
     return recording

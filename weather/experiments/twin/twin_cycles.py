@@ -72,12 +72,12 @@ def score_cycle(
         if departures is not None and number >= len(truth) // 3:
             departures.add(step, assimilator, keep=~lost)
         tick()
-    found = {"analysis": torch.stack(analyses), "lost": lost}
+    scores = {"analysis": torch.stack(analyses), "lost": lost}
     if departures is not None:
         for name in DEPARTURES:
             sums = getattr(departures, name)
-            found |= {} if sums is None else sums.tensors(f"{name}.")
-    return found
+            scores |= {} if sums is None else sums.tensors(f"{name}.")
+    return scores
 
 
 class Watched:
@@ -149,7 +149,7 @@ class TwinCycles:
                 watched,
                 first_background(self.world, period, method.members)[list(rows)],
                 self.world.truth(period)[:cycles][:, list(rows)],
-                (found for found, _ in zip(
+                (state for state, _ in zip(
                     observed(task, self.world, period, rows), range(cycles), strict=False)),
                 area_weights=self.world.grid.area_weights(),
                 climatological_sd=self.sd,

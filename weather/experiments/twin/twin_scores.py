@@ -61,35 +61,39 @@ class CycledScores:
     def method_rows(self, task: str, names: Iterable[str]) -> list[Row]:
         """Return errors, ratios, time and lost timelines of methods on all timelines."""
         names = list(names)
-        found = self.compared(task, {name: self.errors[task, name] for name in names})
+        rows = self.compared(task, {name: self.errors[task, name] for name in names})
         for name in names:
             scores = self.scores[task, name]
             sums = [DepartureSums.from_tensors(scores, f"{kind}.") for kind in DEPARTURES]
-            found += [
-                *(Row(name, task, one, float(scores[one])) for one in TIMES if one in scores),
+            rows += [
+                *(
+                    Row(name, task, metric, float(scores[metric]))
+                    for metric in TIMES
+                    if metric in scores
+                ),
                 Row(name, task, "lost", float(scores["lost"].sum()), n=len(scores["lost"])),
                 *departure_rows(name, task, self.labels, sums, self.timelines),
             ]
-        return found
+        return rows
 
     def compared(self, where: str, errors: Mapping[str, Tensor]) -> list[Row]:
         """Return errors (seeds, timelines, C), and their ratios to interpolation."""
-        found = []
-        for name, own in errors.items():
-            draws = Resamples.clusters(range(own.shape[1]))
+        rows = []
+        for name, squared in errors.items():
+            draws = Resamples.clusters(range(squared.shape[1]))
             for channel, label in enumerate(self.labels):
-                squares = own[..., channel].double().square().mean(0).numpy()
-                found.append(row_of(name, where, draws, moments(squares, root, f"rmse_{label}")))
+                squares = squared[..., channel].double().square().mean(0).numpy()
+                rows.append(row_of(name, where, draws, moments(squares, root, f"rmse_{label}")))
             if name != INTERPOLATION and INTERPOLATION in errors:
-                found += ratios(name, where, draws, own, errors[INTERPOLATION], INTERPOLATION)
-        return found
+                rows += ratios(name, where, draws, squared, errors[INTERPOLATION], INTERPOLATION)
+        return rows
 
     def pictures(self) -> dict[str, Tensor]:
         """Return the analysis RMSE of every cycle, ``task|method`` to (T,B,C)."""
         sd, shown = self.cycles.sd, {task.name for task in self.tasks}
         return {
-            f"{task}|{name}": torch.where(found["lost"][:, None], sd, found["analysis"]).float()
-            for (task, name), found in self.scores.items()
+            f"{task}|{name}": torch.where(score["lost"][:, None], sd, score["analysis"]).float()
+            for (task, name), score in self.scores.items()
             if task in shown
         }
 
@@ -205,8 +209,8 @@ def ratios(
     """
     log_ratios = own[..., 0].double().log() - logs(other)
     squares = [errors[..., 0].double().square().mean(0) for errors in (own, other)]
-    ratio = row_of(method, task, draws, [moments(one.numpy(), None, f"over_{versus}")
-                                         for one in log_ratios])  # fmt: skip
+    ratio = row_of(method, task, draws, [moments(ratio.numpy(), None, f"over_{versus}")
+                                         for ratio in log_ratios])  # fmt: skip
     rms = moments(torch.stack(squares, 1).numpy(), root_ratio, f"rms_over_{versus}")
     value, low, high = (math.exp(x) for x in (ratio.value, ratio.low, ratio.high))
     return [

@@ -198,11 +198,11 @@ class Expecting:
         interpolated: Tensor | None = None,
     ) -> Tensor:
         """Return the analysis (B,1,C,H,W) of a background of that shape."""
-        found = self.network.analyze(background, observations, self.background_sd, interpolated)
+        analyzed = self.network.analyze(background, observations, self.background_sd, interpolated)
         if self.grid is None:
-            return found
+            return analyzed
         near = nearness(observations.mask, self.grid).to(background)[:, None, None]
-        return torch.where(near < 1, background + near * (found - background), found)
+        return torch.where(near < 1, background + near * (analyzed - background), analyzed)
 
 
 Network = AdasAnalysis | Expecting
@@ -224,13 +224,13 @@ def nearness(mask: Tensor, grid: Grid) -> Tensor:
     latitude, longitude = grid.latitude.deg2rad()[:, None], grid.longitude.deg2rad()
     around = latitude.cos() * torch.stack([longitude.cos(), longitude.sin()])[:, None]
     points = torch.cat([around, latitude.sin().expand(grid.shape)[None]]).flatten(1).T.numpy()
-    found = torch.zeros(len(mask), len(points), dtype=torch.float64)
+    near = torch.zeros(len(mask), len(points), dtype=torch.float64)
     for row, seen in enumerate(mask.any(1).flatten(1).numpy()):
         if seen.any():
             chord, _ = KDTree(points[seen]).query(points)
             km = 2 * EARTH_RADIUS_KM * torch.from_numpy(chord / 2).clamp(max=1).asin()
-            found[row] = (1 + (torch.pi * (2 * km / REACH_KM - 1).clamp(0, 1)).cos()) / 2
-    return found.unflatten(1, grid.shape)
+            near[row] = (1 + (torch.pi * (2 * km / REACH_KM - 1).clamp(0, 1)).cos()) / 2
+    return near.unflatten(1, grid.shape)
 
 
 def save_weights(path: str | Path, analysis: AdasAnalysis, **facts: object) -> None:
@@ -300,23 +300,25 @@ def take_weights(path: str | Path, tensors: Mapping[str, object], analysis: Adas
     Raises:
         GatesError: They belong to another configuration or are not finite.
     """
-    own = analysis.state_dict()
-    found = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
-    wrong = sorted(set(own) ^ set(found)) or [
-        name for name, value in own.items() if value.shape != found[name].shape
+    expected = analysis.state_dict()
+    stored = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
+    wrong = sorted(set(expected) ^ set(stored)) or [
+        name for name, value in expected.items() if value.shape != stored[name].shape
     ]
     if wrong:
         raise GatesError(
             f"{path}: weights of another configuration ({len(wrong)} tensors differ, first "
             f"{wrong[0]}); give the configuration that they were trained with"
         )
-    damaged = sorted(name for name, value in found.items() if not value.isfinite().all())
+    damaged = sorted(name for name, value in stored.items() if not value.isfinite().all())
     if damaged:
         raise GatesError(
             f"{path}: {len(damaged)} tensors are not finite, first {damaged[0]}; give the weights "
             "of another training run, or train again"
         )
-    analysis.load_state_dict({name: found[name].to(value.dtype) for name, value in own.items()})
+    analysis.load_state_dict(
+        {name: stored[name].to(value.dtype) for name, value in expected.items()}
+    )
 
 
 def _form(analysis: AdasAnalysis) -> dict[str, object]:
@@ -334,11 +336,13 @@ def _form(analysis: AdasAnalysis) -> dict[str, object]:
 
 
 def _require_same_form(
-    path: str | Path, found: dict[str, object], expected: dict[str, object]
+    path: str | Path, stored: dict[str, object], expected: dict[str, object]
 ) -> None:
-    different = [name for name in sorted(found) if found[name] != expected.get(name, found[name])]
+    different = [
+        name for name in sorted(stored) if stored[name] != expected.get(name, stored[name])
+    ]
     if "grid_shape" in different:
-        grids = (str(form["grid_shape"]) for form in (found, expected))
+        grids = (str(form["grid_shape"]) for form in (stored, expected))
         raise GatesError(
             "{}: weights of another grid ({} points, expected {}); give weights trained on the "
             "grid of this configuration, or the configuration of these weights".format(path, *grids)
@@ -346,7 +350,7 @@ def _require_same_form(
     for name in different:
         if name in expected:
             raise GatesError(
-                f"{path}: weights of another configuration ({name} is {found[name]}, expected "
+                f"{path}: weights of another configuration ({name} is {stored[name]}, expected "
                 f"{expected[name]}); give the configuration that they were trained with"
             )
 
@@ -375,15 +379,15 @@ def read_analysis(path: Path) -> AdasAnalysis:
         GatesError: The file is missing or damaged.
     """
     arguments = read_header(path)["form"]
-    own = {name: arguments.pop(name) for name in OWN if name in arguments}
+    options = {name: arguments.pop(name) for name in OWN if name in arguments}
     try:
         network = Adas(**arguments)
     except (TypeError, ValueError) as error:
         raise GatesError(
             f"{path}: a network that cannot be built ({error}); train again"
         ) from error
-    channels = network.num_channels // (2 if own.get("guided") else 1)
+    channels = network.num_channels // (2 if options.get("guided") else 1)
     units = Normalizer(torch.zeros(channels), torch.ones(channels))
-    analysis = AdasAnalysis(network, units, torch.ones(channels), **own)
+    analysis = AdasAnalysis(network, units, torch.ones(channels), **options)
     load_weights(path, analysis)
     return analysis.eval()

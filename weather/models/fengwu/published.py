@@ -114,11 +114,11 @@ class PublishedForecast:
         return self.normalizer.normalize(plain).float()
 
     def _next(self, previous: Tensor, current: Tensor) -> Tensor:
-        one = self.session.get_inputs()[0]
-        kind = np.float16 if "float16" in one.type else np.float32
+        port = self.session.get_inputs()[0]
+        kind = np.float16 if "float16" in port.type else np.float32
         rows = []
         for frames in torch.cat((previous, current), dim=1).split(1):
-            values = self.session.run(None, {one.name: frames.numpy().astype(kind)})[0]
+            values = self.session.run(None, {port.name: frames.numpy().astype(kind)})[0]
             rows.append(torch.from_numpy(values[:, : self.channels.num_channels]).float())
         following = torch.cat(rows)
         if following.shape != current.shape:
@@ -161,8 +161,8 @@ class PublishedForecast:
         enough = len(given) == 4 and (not isinstance(given[1], int) or given[1] >= count)
         if not rightly_taken or not enough:
             raise GatesError(
-                f"{self.path} has inputs {[one.shape for one in inputs]} and outputs "
-                f"{[one.shape for one in outputs]}, expected one input (1, {FRAMES * count}, H, W) "
+                f"{self.path} has inputs {[port.shape for port in inputs]} and outputs "
+                f"{[p.shape for p in outputs]}, expected one input (1, {FRAMES * count}, H, W) "
                 f"and an output of at least {count} channels: name the FengWu file for "
                 f"{count} channels"
             )
@@ -176,23 +176,23 @@ def read_statistics(folder: Path, channels: ChannelSpec) -> Normalizer:
     Raises:
         GatesError: One is missing, damaged, not positive, or of other channels.
     """
-    found = []
+    statistics = []
     for name in (MEAN_FILE, STD_FILE):
         try:
             values = np.load(folder / name, allow_pickle=False)
-            found.append(torch.from_numpy(np.asarray(values, np.float64).reshape(-1)).float())
+            statistics.append(torch.from_numpy(np.asarray(values, np.float64).reshape(-1)).float())
         except (OSError, ValueError, EOFError) as error:
             raise GatesError(
                 f"{folder / name} cannot be read ({error}), expected {channels.num_channels} "
                 "numbers: it comes with the ONNX file, copy it there"
             ) from error
-        if len(found[-1]) != channels.num_channels:
+        if len(statistics[-1]) != channels.num_channels:
             raise GatesError(
-                f"{folder / name} holds {len(found[-1])} numbers, expected "
+                f"{folder / name} holds {len(statistics[-1])} numbers, expected "
                 f"{channels.num_channels}: give the file of these channels"
             )
     try:
-        return Normalizer(*found)
+        return Normalizer(*statistics)
     except ValueError as error:
         raise GatesError(f"{folder / STD_FILE}: {error}") from error
 
@@ -210,7 +210,7 @@ def _session(path: Path) -> Any:
     wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
     try:
         return onnxruntime.InferenceSession(
-            path, options, providers=[one for one in wanted if one in available]
+            path, options, providers=[provider for provider in wanted if provider in available]
         )
     except Exception as error:  # onnxruntime raises many types
         line = (str(error).splitlines() or [type(error).__name__])[0]

@@ -200,18 +200,20 @@ def load_forecast(path: str | Path) -> FengWuForecast:
         raise GatesError(
             f"{path}: a forecast model that cannot be built ({error}); {ADVICE}"
         ) from error
-    own = forecast.state_dict()
-    wrong = sorted(set(own) ^ set(tensors)) or [
-        name for name, value in own.items() if value.shape != tensors[name].shape
+    expected = forecast.state_dict()
+    wrong = sorted(set(expected) ^ set(tensors)) or [
+        name for name, value in expected.items() if value.shape != tensors[name].shape
     ]
     damaged = wrong or [name for name, value in tensors.items() if not value.isfinite().all()]
     if damaged:
         what = "missing, unknown or of another shape" if wrong else "not finite"
         raise GatesError(
             f"{path}: {len(damaged)} tensors are {what}, first {damaged[0]}, expected the "
-            f"{len(own)} of its network; {ADVICE}"
+            f"{len(expected)} of its network; {ADVICE}"
         )
-    forecast.load_state_dict({name: tensors[name].to(value.dtype) for name, value in own.items()})
+    forecast.load_state_dict(
+        {name: tensors[name].to(value.dtype) for name, value in expected.items()}
+    )
     return forecast.eval().requires_grad_(False)
 
 
@@ -226,11 +228,11 @@ class TrainedForecast(FengWuForecast):
     """
 
     def __init__(self, path: str) -> None:
-        found = load_forecast(path)
+        loaded = load_forecast(path)
         super().__init__(
-            found.network, found.normalizer, found.increment_sd, step_hours=found.step_hours
+            loaded.network, loaded.normalizer, loaded.increment_sd, step_hours=loaded.step_hours
         )
-        self.channels = found.channels
+        self.channels = loaded.channels
         self.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> Self:  # noqa: ARG002

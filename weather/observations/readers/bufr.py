@@ -207,19 +207,19 @@ def _station(names: tuple[Any, ...]) -> str:
     block, number, *others = names
     if pd.notna(block) and pd.notna(number):
         return f"{int(block):02d}{int(number):03d}"
-    found = [str(name).strip() for name in others if pd.notna(name) and str(name).strip()]
-    return found[0] if found else ""
+    named = [str(name).strip() for name in others if pd.notna(name) and str(name).strip()]
+    return named[0] if named else ""
 
 
 def _found(frames: list[pd.DataFrame], kinds: list[str], lost: Counter[str]) -> Found:
     """Convert the reports of each kind, and join them."""
     parts, reports, rejected = [], 0, Counter[str]()
     for kind in dict.fromkeys(kinds):
-        own = [frame for frame, other in zip(frames, kinds, strict=True) if other == kind]
-        found = Found.of(Decoded(kind, pd.concat(own, ignore_index=True)))
-        parts.append(found.frame)
-        reports += found.reports
-        rejected += found.rejected
+        of_kind = [frame for frame, other in zip(frames, kinds, strict=True) if other == kind]
+        decoded = Found.of(Decoded(kind, pd.concat(of_kind, ignore_index=True)))
+        parts.append(decoded.frame)
+        reports += decoded.reports
+        rejected += decoded.rejected
     return Found(pd.concat(parts, ignore_index=True), reports, rejected, _listed(lost))
 
 

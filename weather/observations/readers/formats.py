@@ -59,8 +59,8 @@ def _checked(frame: pd.DataFrame) -> Found:
         GatesError: Columns are missing, or hold no numbers.
     """
     if absent := [name for name in REQUIRED if name not in frame]:
-        found = ", ".join(map(str, frame.columns[:8]))
-        raise GatesError(f"table lacks the column {', '.join(absent)}, found {found}; rename it")
+        columns = ", ".join(map(str, frame.columns[:8]))
+        raise GatesError(f"table lacks the column {', '.join(absent)}, found {columns}; rename it")
     reports, rejected = len(frame), Counter[str]()
     frame = frame.reset_index(drop=True)
     for name in ("latitude", "longitude", "value", "level_hpa", "error"):
@@ -166,10 +166,10 @@ def _hdf(path: Path) -> Content:
 
     try:
         with h5py.File(path) as file:
-            known, names = is_ioda(file), list(file)
+            ioda, names = is_ioda(file), list(file)
     except (OSError, RuntimeError) as error:
         raise GatesError("damaged or truncated NetCDF or HDF5; copy it again") from error
-    if not known:
+    if not ioda:
         if {"latitude", "longitude"} <= set(names) or {"lat", "lon"} <= set(names):
             raise NoReportsError(f"NetCDF: {FIELDS}")
         raise GatesError("NetCDF or HDF5 without the groups MetaData and ObsValue of IODA")

@@ -105,15 +105,17 @@ def _fill(decoded: Decoded, file: h5py.File, plain: str, quantity: str, variable
     """Add one variable with its errors, and reject what a flag says is poor."""
     wide = decoded.wide
     data = _by_plain_name(file["ObsValue"])[plain]
-    found = _converted(data, _numbers(data), variable)
-    wide[quantity] = found if quantity not in wide else wide[quantity].fillna(pd.Series(found))
+    converted = _converted(data, _numbers(data), variable)
+    wide[quantity] = (
+        converted if quantity not in wide else wide[quantity].fillna(pd.Series(converted))
+    )
     errors = _by_plain_name(file["ObsError"]) if "ObsError" in file else {}
     if plain in errors:
         offset_free = _converted(errors[plain], _numbers(errors[plain]), variable, offset=False)
         wide[f"error_{quantity}"] = offset_free
     for group, best in QUALITY:
-        known = [name for name in file if str(name).startswith(group)]
-        flags = _by_plain_name(file[max(known)]) if known else {}
+        groups = [name for name in file if str(name).startswith(group)]
+        flags = _by_plain_name(file[max(groups)]) if groups else {}
         if plain in flags:
             decoded.reject(_numbers(flags[plain]) > best, [quantity], f"flagged by {group}")
             return
@@ -139,11 +141,11 @@ def _of_surface(file: h5py.File, values: Mapping[str, h5py.Dataset]) -> np.ndarr
     if "ObsType" not in file or not len(file["ObsType"]):
         return False
     kinds = [_numbers(kind) for kind in _by_plain_name(file["ObsType"]).values()]
-    found = np.zeros(kinds[0].shape, dtype=bool)
+    surface = np.zeros(kinds[0].shape, dtype=bool)
     for kind in kinds:
         for low, high in SURFACE_TYPES:
-            found |= (low <= kind) & (kind <= high)
-    return found
+            surface |= (low <= kind) & (kind <= high)
+    return surface
 
 
 def _soundings(wide: pd.DataFrame, meta: Mapping[str, h5py.Dataset]) -> np.ndarray:
@@ -156,8 +158,8 @@ def _soundings(wide: pd.DataFrame, meta: Mapping[str, h5py.Dataset]) -> np.ndarr
 
 
 def _original(group: h5py.Group) -> list[tuple[str, str]]:
-    found = [n for n in group if isinstance(group[n], h5py.Dataset)]
-    return [(str(name).replace("_", "").lower(), str(name)) for name in found]
+    datasets = [n for n in group if isinstance(group[n], h5py.Dataset)]
+    return [(str(name).replace("_", "").lower(), str(name)) for name in datasets]
 
 
 def _by_plain_name(group: h5py.Group) -> dict[str, h5py.Dataset]:
@@ -175,21 +177,21 @@ def _numbers(data: h5py.Dataset) -> np.ndarray:
         raise GatesError(
             f"{data.name} is {data.dtype} of {data.ndim} dimensions, expected numbers by location"
         )
-    found = data[:].astype(np.float64)
+    numbers = data[:].astype(np.float64)
     fill = np.atleast_1d(data.attrs.get("_FillValue", data.fillvalue))[0]
-    missing = ~(np.abs(found) < LARGEST)
+    missing = ~(np.abs(numbers) < LARGEST)
     if "_FillValue" in data.attrs:
-        missing |= found == np.float64(fill)
-    found[missing] = np.nan
-    return found
+        missing |= numbers == np.float64(fill)
+    numbers[missing] = np.nan
+    return numbers
 
 
 def _texts(data: h5py.Dataset) -> list[str]:
     """Return strings; rows of letters are joined."""
-    found = data[:]
-    if found.ndim == 2:
-        return [b"".join(np.asarray(row, dtype="S1")).decode(errors="replace") for row in found]
-    texts = [n.decode(errors="replace") if isinstance(n, bytes) else str(n) for n in found]
+    values = data[:]
+    if values.ndim == 2:
+        return [b"".join(np.asarray(row, dtype="S1")).decode(errors="replace") for row in values]
+    texts = [n.decode(errors="replace") if isinstance(n, bytes) else str(n) for n in values]
     return [text.strip(" \0") for text in texts]
 
 
@@ -221,8 +223,8 @@ def _times(data: h5py.Dataset) -> pd.Series:
 
 def _units(data: h5py.Dataset) -> str:
     """Return the attribute units, empty if there is none."""
-    found = np.atleast_1d(data.attrs.get("units", ""))[0]
-    return found.decode(errors="replace") if isinstance(found, bytes) else str(found)
+    unit = np.atleast_1d(data.attrs.get("units", ""))[0]
+    return unit.decode(errors="replace") if isinstance(unit, bytes) else str(unit)
 
 
 def _converted(

@@ -68,26 +68,26 @@ def decode(report: str) -> dict[str, float]:
     """
     body, _, remarks = f"{report} ".partition(" RMK ")
     body, remarks = f"{body} ", f" {remarks} "
-    found: dict[str, float] = {}
+    decoded: dict[str, float] = {}
     if wind := WIND.search(body):
-        found["wind_speed"] = int(wind[2]) * (KNOT if wind[3] == "KT" else 1.0)
-        found["wind_direction"] = float(wind[1]) if wind[1] != "VRB" else np.nan
+        decoded["wind_speed"] = int(wind[2]) * (KNOT if wind[3] == "KT" else 1.0)
+        decoded["wind_direction"] = float(wind[1]) if wind[1] != "VRB" else np.nan
     if (tenths := TENTHS.search(remarks)) is not None:
-        found["temperature"] = ZERO + _tenths(tenths[1], tenths[2])
+        decoded["temperature"] = ZERO + _tenths(tenths[1], tenths[2])
         if tenths[3]:
-            found["dewpoint"] = ZERO + _tenths(tenths[3], tenths[4])
+            decoded["dewpoint"] = ZERO + _tenths(tenths[3], tenths[4])
     elif (degrees := BODY.search(body)) is not None:
-        found["temperature"] = ZERO + float(degrees[1].replace("M", "-"))
+        decoded["temperature"] = ZERO + float(degrees[1].replace("M", "-"))
         if degrees[2]:
-            found["dewpoint"] = ZERO + float(degrees[2].replace("M", "-"))
+            decoded["dewpoint"] = ZERO + float(degrees[2].replace("M", "-"))
     if altimeter := ALTIMETER.search(body):
-        found["altimeter"] = int(altimeter[2]) * (
+        decoded["altimeter"] = int(altimeter[2]) * (
             INCH_OF_MERCURY / 100 if altimeter[1] == "A" else 100.0
         )
     if sea := SEA_LEVEL.search(remarks):
         tens = int(sea[1]) / 10
-        found["sea_level_pressure"] = 100 * (tens + (900 if tens >= 50 else 1000))
-    return found
+        decoded["sea_level_pressure"] = 100 * (tens + (900 if tens >= 50 else 1000))
+    return decoded
 
 
 def _tenths(sign: str, digits: str) -> float:

@@ -125,15 +125,15 @@ def _soundings(lines: Sequence[str], period: Period) -> tuple[pd.DataFrame, list
         end = position
         while end < min(position + header.levels, len(lines)) and lines[end][:1] != "#":
             end += 1
-        found = [line for line in lines[position:end] if len(line) >= SHORTEST_LEVEL]
+        full = [line for line in lines[position:end] if len(line) >= SHORTEST_LEVEL]
         position = end
         if not period.holds(header.time):
             skipped += 1
             continue
-        cut += len(found) < header.levels
+        cut += len(full) < header.levels
         headers.append(header)
-        counts.append(len(found))
-        levels.extend(found)
+        counts.append(len(full))
+        levels.extend(full)
     rows = np.repeat(np.arange(len(headers)), counts)
     columns = {name: [getattr(h, name) for h in headers] for name in Header._fields}
     wide = pd.DataFrame(columns).iloc[rows].drop(columns="levels").assign(sounding=1.0 * rows)
@@ -151,17 +151,17 @@ def _fill(decoded: Decoded, levels: Sequence[str]) -> None:
     removed = sum(int((value == REMOVED).sum()) for value in fields.values())
     if removed:
         decoded.rejected["removed by the quality control of IGRA"] += removed
-    known = {name: np.where(value <= REMOVED, np.nan, value) for name, value in fields.items()}
-    minutes, seconds = np.divmod(np.nan_to_num(known["elapsed"]), 100)
+    cleaned = {name: np.where(value <= REMOVED, np.nan, value) for name, value in fields.items()}
+    minutes, seconds = np.divmod(np.nan_to_num(cleaned["elapsed"]), 100)
     wide = decoded.wide
     wide["time"] += pd.to_timedelta(60 * minutes + seconds, unit="s")
-    wide["level_hpa"] = known["pressure"] / 100
-    wide["height"] = known["height"]
-    wide["temperature"] = known["temperature"] / 10 + 273.15
-    wide["dewpoint"] = wide["temperature"] - known["depression"] / 10
-    wide["relative_humidity"] = known["relative_humidity"] / 1000
-    wide["wind_direction"] = known["wind_direction"]
-    wide["wind_speed"] = known["wind_speed"] / 10
+    wide["level_hpa"] = cleaned["pressure"] / 100
+    wide["height"] = cleaned["height"]
+    wide["temperature"] = cleaned["temperature"] / 10 + 273.15
+    wide["dewpoint"] = wide["temperature"] - cleaned["depression"] / 10
+    wide["relative_humidity"] = cleaned["relative_humidity"] / 1000
+    wide["wind_direction"] = cleaned["wind_direction"]
+    wide["wind_speed"] = cleaned["wind_speed"] / 10
     decoded.reject(wide["level_hpa"].isna(), PROFILE, "level without pressure")
 
 
