@@ -97,22 +97,24 @@ def with_second_style(pairs: list[Combination], shift: int = 0) -> list[Combinat
         pairs: Subjects with one style.
         shift: Place in the lists of further styles where they begin.
     """
-    found = []
+    pairs_of_two = []
     for place, pair in enumerate(pairs):
-        own = pair.styles[0]
-        others = list(NEW_FILLS if own in WHOLE else WHOLE)
+        style = pair.styles[0]
+        others = list(NEW_FILLS if style in WHOLE else WHOLE)
         other = others[(place + shift) % len(others)]
-        found.append(Combination(pair.subject, (other, own) if own in WHOLE else (own, other)))
-    return found
+        pairs_of_two.append(
+            Combination(pair.subject, (other, style) if style in WHOLE else (style, other))
+        )
+    return pairs_of_two
 
 
 def with_useless(pairs: list[Combination]) -> list[Combination]:
     """Return each pair with an adapter that has nothing to do with it, one after the other."""
-    found, names = [], [one.name for one in concepts()]
+    extended, names = [], [concept.name for concept in concepts()]
     for place, pair in enumerate(pairs):
         others = [name for name in names if name not in pair.adapters]
-        found.append(pair._replace(useless=(others[7 * place % len(others)],)))
-    return found
+        extended.append(pair._replace(useless=(others[7 * place % len(others)],)))
+    return extended
 
 
 LEFT_OUT = (*list(NEW_SHAPES)[1::4], *list(NEW_STYLES)[1::4])

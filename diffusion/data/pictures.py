@@ -57,13 +57,13 @@ def captioned_images(folder: str | Path) -> list[Captioned]:
     if not place.is_dir():
         raise GatesError(f"{place} is no folder: give one of images with captions")
     table = place / TABLE
-    found = list(_of_table(place, table) if table.is_file() else _of_texts(place))
-    if not found:
+    images = list(_of_table(place, table) if table.is_file() else _of_texts(place))
+    if not images:
         raise GatesError(
             f"{place} holds no image ({', '.join(SUFFIXES)}): give images with .txt files of the "
             f"same name, or a {TABLE}"
         )
-    return found
+    return images
 
 
 def read_image(path: Path, size: int) -> Tensor:
@@ -236,17 +236,18 @@ def parameters_of(record: Mapping[str, Any]) -> str:
             ``<lora:name:strength>``.
     """
     adapters = "".join(
-        f" <lora:{one['name']}:{one.get('strength', 1.0):g}>" for one in record.get("adapters", ())
+        f" <lora:{adapter['name']}:{adapter.get('strength', 1.0):g}>"
+        for adapter in record.get("adapters", ())
     )
     lines = [f"{record.get('prompt', '')}{adapters}"]
     if record.get("negative_prompt"):
         lines.append(f"Negative prompt: {record['negative_prompt']}")
-    found = [
+    settings = [
         f"{label}: {_quoted(record[field])}"
         for field, label in LABELS.items()
         if record.get(field) is not None
     ]
-    return "\n".join([*lines, ", ".join([*found, "Version: gatesuite"])])
+    return "\n".join([*lines, ", ".join([*settings, "Version: gatesuite"])])
 
 
 def _quoted(value: object) -> str:

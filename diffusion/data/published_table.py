@@ -62,7 +62,7 @@ def read_rows(path: Path) -> list[TableRow]:
     Raises:
         LoraFileError: It cannot be read, has no row, or lacks a column, an adapter or a caption.
     """
-    found = []
+    rows = []
     for number, row in _lines(path):
         name, captions = row["model_file"], _weighted(row)
         if not name or not captions:
@@ -70,10 +70,10 @@ def read_rows(path: Path) -> list[TableRow]:
             raise LoraFileError(f"line {number} of {label(path)} has no {what}: fill it in")
         forms = tuple(row[form] for form in FORMS if row[form])
         concept = row.get(CONCEPT) or name
-        found.append(TableRow(number, name, row["image_file"], forms, captions, concept))
-    if not found:
+        rows.append(TableRow(number, name, row["image_file"], forms, captions, concept))
+    if not rows:
         raise LoraFileError(f"{label(path)} has no rows: give one per image")
-    return found
+    return rows
 
 
 def held_out_rows(rows: Sequence[TableRow], share: float) -> tuple[list[TableRow], list[TableRow]]:
@@ -86,12 +86,12 @@ def held_out_rows(rows: Sequence[TableRow], share: float) -> tuple[list[TableRow
         rows: Of a table.
         share: From 0, for none, to below 1.
     """
-    own: dict[str, list[TableRow]] = {}
+    by_file: dict[str, list[TableRow]] = {}
     for row in dict(zip(map(_key, rows), rows, strict=True)).values():
-        own.setdefault(row.model_file, []).append(row)
+        by_file.setdefault(row.model_file, []).append(row)
     kept: list[TableRow] = []
     held: list[TableRow] = []
-    for group in own.values():
+    for group in by_file.values():
         count = min(len(group) - 1, max(1, round(share * len(group)))) if share else 0
         order = sorted(group, key=_key)
         held += order[:count]
@@ -148,14 +148,14 @@ def _weighted(row: dict[str, str]) -> dict[str, float]:
     """Return the captions of an image and how often each is drawn."""
     forms = [row[name] for name in FORMS if row[name]]
     description = row.get(DESCRIPTION, "")
-    found: dict[str, float] = {}
+    weights: dict[str, float] = {}
     if description:
         text = f"{description} {row['text_short']}".strip()
-        found[text] = DESCRIBED if forms else 1.0
+        weights[text] = DESCRIBED if forms else 1.0
     for text in forms:
         share = (1 - DESCRIBED if description else 1.0) / len(forms)
-        found[text] = found.get(text, 0.0) + share
-    return found
+        weights[text] = weights.get(text, 0.0) + share
+    return weights
 
 
 Load = Callable[[Path], LoraBundle]

@@ -93,9 +93,9 @@ def colors_of(shape: str, part: Part) -> list[tuple[str, str]]:
     }
     pairs = [
         pair
-        for pair, found in apart.items()
-        if np.linalg.norm(found) > CONTRAST
-        and abs(found @ LUMINANCE) > LIGHTER
+        for pair, gap in apart.items()
+        if np.linalg.norm(gap) > CONTRAST
+        and abs(gap @ LUMINANCE) > LIGHTER
         and set(pair) != {"white", "black"}
     ]
     pairs.sort(key=lambda pair: hashlib.sha256(" ".join((shape, *pair)).encode()).hexdigest())
@@ -149,10 +149,10 @@ def drawn(found: Sequence[Scene], random: np.random.Generator | None = None) -> 
     return np.clip(made, 0, 1)
 
 
-def _canvas(found: Sequence[Scene], draw: np.ndarray) -> Canvas:
+def _canvas(scenes: Sequence[Scene], draw: np.ndarray) -> Canvas:
     """Return the plain drawings of scenes; ``draw`` (N, 4) from -1 to 1 moves, scales and turns."""
     right, down, scaled, turned = draw.T[:, :, None, None].astype(np.float32)
-    radius = np.array([SIZES[scene.size] for scene in found], np.float32)[:, None, None]
+    radius = np.array([SIZES[scene.size] for scene in scenes], np.float32)[:, None, None]
     radius = radius * (1 + SCALED * scaled)
     pixel = np.arange(SIDE, dtype=np.float32) + 0.5 - SIDE / 2
     x, y = np.broadcast_arrays(pixel - MOVED * right, pixel[:, None] - MOVED * down)
@@ -163,13 +163,13 @@ def _canvas(found: Sequence[Scene], draw: np.ndarray) -> Canvas:
         at = across * cosine + below * sine, below * cosine - across * sine
         each = [
             distances(scene.shape, *(part[place] for part in at))
-            for place, scene in enumerate(found)
+            for place, scene in enumerate(scenes)
         ]
         return np.stack(each) * radius
 
     color, ground = (
         np.array([COLORS[name] for name in names], np.float32)[:, None, None]
-        for names in ([scene.color for scene in found], [scene.ground for scene in found])
+        for names in ([scene.color for scene in scenes], [scene.ground for scene in scenes])
     )
     return Canvas(x, y, away, radius, color, ground, np.empty(0))
 
@@ -196,7 +196,7 @@ class SceneDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        found: Sequence[Scene],
+        scenes: Sequence[Scene],
         make: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]],
         *,
         steps: int,
@@ -204,7 +204,7 @@ class SceneDataModule(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.scenes, self.make, self.steps = found, make, steps
+        self.scenes, self.make, self.steps = scenes, make, steps
         self.batch_size, self.seed = batch_size, seed
 
     def __len__(self) -> int:

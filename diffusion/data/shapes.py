@@ -203,6 +203,6 @@ def distances(name: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         x: Of any shape, in radii to the right of its middle.
         y: The same below it. Beyond the field its border counts, and the way to it.
     """
-    places = [(np.clip(one, -SPAN, SPAN) / SPAN + 1) * GRID / 2 - 0.5 for one in (y, x)]
-    found = map_coordinates(field(name), places, order=1, mode="nearest")
-    return found + np.maximum(np.maximum(np.abs(x), np.abs(y)) - SPAN, 0)
+    places = [(np.clip(axis, -SPAN, SPAN) / SPAN + 1) * GRID / 2 - 0.5 for axis in (y, x)]
+    sampled = map_coordinates(field(name), places, order=1, mode="nearest")
+    return sampled + np.maximum(np.maximum(np.abs(x), np.abs(y)) - SPAN, 0)

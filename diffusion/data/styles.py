@@ -256,16 +256,16 @@ BASE_STYLES: dict[str, Style] = {
 """Styles that the base is trained on."""
 
 WHOLE: dict[str, Style] = {
-    one.__name__: one
-    for one in (
+    style.__name__: style
+    for style in (
         inverted, grayscale, sepia, duotone, framed, blurred, scanned, faded, rainbow, vignetted,
     )
 }  # fmt: skip
 """Styles of a whole image, which may be put on one that is in a style already."""
 
 NEW_FILLS: dict[str, Style] = {
-    one.__name__: one
-    for one in (
+    style.__name__: style
+    for style in (
         dotted, checkered, shaded, glowing, sketched, ringed, gridded, halved, embossed, bordered,
         starry, rayed, tiled, rainy,
     )

@@ -73,8 +73,10 @@ def sheet_figure(
     axes.imshow(sheet, interpolation="nearest", aspect="auto")
     axes.set_yticks(lines, list(rows), fontsize=TEXT_SIZE, color=INK)
     axes.xaxis.tick_top()
-    short = [one if len(one) <= LETTERS else f"{one[: LETTERS - 1]}…" for one in captions]
-    named = [one.replace("$", r"\$") for one in short] * len(groups)
+    short = [
+        caption if len(caption) <= LETTERS else f"{caption[: LETTERS - 1]}…" for caption in captions
+    ]
+    named = [caption.replace("$", r"\$") for caption in short] * len(groups)
     axes.set_xticks(columns if named else [], named, fontsize=TEXT_SIZE - 1.5, color=MUTED,
                     rotation=55, ha="left", rotation_mode="anchor")  # fmt: skip
     axes.tick_params(length=0, pad=3)
@@ -260,8 +262,8 @@ def retrieval_figure(
     bar = figure.colorbar(shown, cax=place(figure, left + width + 0.15, below, 0.12, height))
     bar.outline.set_visible(False)  # type: ignore[operator]
     bar.ax.tick_params(labelsize=TEXT_SIZE - 1.5, labelcolor=INK)
-    found = f"closest and right: {int(right.sum())} of {len(right)} (filled dots)"
-    head(figure, title, f"{note}; {found}" if note else found)
+    summary = f"closest and right: {int(right.sum())} of {len(right)} (filled dots)"
+    head(figure, title, f"{note}; {summary}" if note else summary)
     return figure
 
 

@@ -67,7 +67,9 @@ class Judge(L.LightningModule):
         """Return the sum of the cross-entropies, of images with slight noise."""
         logits = self(batch.images + 0.03 * torch.randn_like(batch.images))
         pairs = zip(logits, batch.labels.unbind(1), strict=True)
-        return torch.stack([nn.functional.cross_entropy(own, label) for own, label in pairs]).sum()
+        return torch.stack(
+            [nn.functional.cross_entropy(logits, label) for logits, label in pairs]
+        ).sum()
 
     def configure_optimizers(self) -> Any:
         """Return AdamW and a learning rate that falls linearly to 0."""
@@ -83,7 +85,9 @@ class Judge(L.LightningModule):
     @torch.no_grad()
     def named(self, images: Tensor) -> Tensor:
         """Return the places (B, n) of what images most likely show."""
-        parts = [torch.stack([own.argmax(1) for own in self(x)], 1) for x in images.split(JUDGED)]
+        parts = [
+            torch.stack([logits.argmax(1) for logits in self(x)], 1) for x in images.split(JUDGED)
+        ]
         return torch.cat(parts)
 
 
@@ -134,12 +138,12 @@ def fixed_losses(
         )
     total, length = latents.new_zeros(len(latents)), run or steps
     with nullcontext() if fusion is None or fusion.attached else fusion:
-        for step, found in enumerate(fixed_draws(latents, steps, seed, shift)):
+        for step, drawn in enumerate(fixed_draws(latents, steps, seed, shift)):
             if fusion is not None:
                 fusion.at(int((step + 0.5) * length / steps), length)
             for start in range(0, len(latents), BATCH):
                 rows = slice(start, start + BATCH)
-                at = Noised(*(part[rows] for part in found))
+                at = Noised(*(part[rows] for part in drawn))
                 total[rows] += flow_matching_losses(transformer, at, text.of(rows))
     return total / steps
 

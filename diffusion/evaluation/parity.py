@@ -85,8 +85,8 @@ def read_vectors(folder: str | Path, name: str) -> Vectors:
     """
     path = Path(folder) / name
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
-            arrays = dict(found)
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = dict(archive)
             meta = json.loads(str(arrays.pop("meta", "{}")))
             return {k: torch.from_numpy(v) for k, v in arrays.items()}, meta
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
@@ -109,11 +109,11 @@ def published_encoder(folder: str | Path) -> tuple[Vectors, LoraWeightEncoder, A
     encoder = LoraWeightEncoder(config).double()
     encoder.load_state_dict({k[2:]: value for k, value in arrays.items() if k.startswith("w.")})
     layers: list[dict[str, Factors]] = [{} for _ in arrays["emb"]]
-    for (k, own), site in product(enumerate(layers), encoder.modules_read):
+    for (k, layer), site in product(enumerate(layers), encoder.modules_read):
         down, up = (arrays[f"lora{k}.{site.name}.lora_{x}.weight"] for x in "AB")
         rows = zip(site.parts, up.split(site.sizes), strict=True)
-        own.update({part: Factors(down, block) for part, block in rows})
-    bundles = [LoraBundle("flux", own) for own in layers]
+        layer.update({part: Factors(down, block) for part, block in rows})
+    bundles = [LoraBundle("flux", layer) for layer in layers]
     return vectors, encoder, collate(bundles, encoder.modules_read, torch.float64)
 
 
@@ -123,11 +123,11 @@ def encoder_errors(folder: str | Path) -> Errors:
     vectors, text = encoder(batch), arrays["text"]
     loss = PublishedLoss()(text, vectors)
     loss.backward()
-    found = {"tokens0": encoder.tokens(batch)[0][-1:], "emb": vectors, "loss": loss}
-    found["sim"] = F.normalize(text) @ F.normalize(vectors).mT
-    found |= {f"g.{name}": p.grad for name, p in encoder.named_parameters()}
+    outputs = {"tokens0": encoder.tokens(batch)[0][-1:], "emb": vectors, "loss": loss}
+    outputs["sim"] = F.normalize(text) @ F.normalize(vectors).mT
+    outputs |= {f"g.{name}": p.grad for name, p in encoder.named_parameters()}
     for name in (key for key in arrays if key.startswith(("tokens0", "emb", "loss", "sim", "g."))):
-        yield name, relative_error(found[name], arrays[name])
+        yield name, relative_error(outputs[name], arrays[name])
 
 
 def gate_errors(folder: str | Path) -> Errors:
@@ -137,9 +137,13 @@ def gate_errors(folder: str | Path) -> Errors:
         base, loras = (arrays[name].requires_grad_() for name in ("base", "loras"))
         gate = loaded_gate(arrays, f"{variant}.w", base.shape[-1], variant=variant)
         gate(base, loras.movedim(0, -2)).backward(arrays["cotangent"])
-        found = {f"g.{name}": p.grad for name, p in gate.named_parameters()}
-        found |= {"out": gate(base, loras.movedim(0, -2)), "dbase": base.grad, "dloras": loras.grad}
-        for key, value in found.items():
+        outputs = {f"g.{name}": p.grad for name, p in gate.named_parameters()}
+        outputs |= {
+            "out": gate(base, loras.movedim(0, -2)),
+            "dbase": base.grad,
+            "dloras": loras.grad,
+        }
+        for key, value in outputs.items():
             yield f"{file} {variant} {key}", relative_error(value, arrays[f"{variant}.{key}"])
 
 
@@ -167,8 +171,8 @@ def layer_errors(folder: str | Path) -> Errors:
     gates += [loaded_gate(arrays, "gate", layer.out_features)] * 2
     given = (adapters, adapters, [adapters[0], adapters[-1]])
     for name, own, gate in zip(("naive", "gated", "gated_missing"), given, gates, strict=True):
-        found = GatedLoraLinear(layer, own, gate=gate)(arrays["x"])
-        yield name, relative_error(found, arrays[name])
+        fused = GatedLoraLinear(layer, own, gate=gate)(arrays["x"])
+        yield name, relative_error(fused, arrays[name])
 
 
 def choice_errors(folder: str | Path) -> Errors:
@@ -176,8 +180,13 @@ def choice_errors(folder: str | Path) -> Errors:
     arrays, _ = read_vectors(folder, "gated_linear_a.npz")
     model, x, total = nn.Sequential(plain_layer(arrays)), arrays["x"], int(arrays["klora.T"])
     factors = [Factors(arrays[f"A{k}"], arrays[f"B{k}"]) for k in (0, 1)]
-    outputs = [model(x) + x @ own.down.mT @ own.up.mT for own in factors]
-    adapters = {str(k): LoraBundle("flux", {"0": own}) for k, own in enumerate(factors)}
+    outputs = [
+        model(x) + x @ factors_of_one.down.mT @ factors_of_one.up.mT for factors_of_one in factors
+    ]
+    adapters = {
+        str(k): LoraBundle("flux", {"0": factors_of_one})
+        for k, factors_of_one in enumerate(factors)
+    }
     calls, choices = arrays["klora.t"].tolist(), arrays["klora.choice"].tolist()
     with KLora(model, adapters, gamma=1.0) as rival:
         for call, choice in zip(calls, choices, strict=True):
@@ -210,10 +219,10 @@ def merge_errors(folder: str | Path) -> Errors:
     arrays, meta = vectors = read_vectors(folder, "peft_weighted_a.npz")
     for tag, method in MERGES:
         made = merge(*merged_adapters(vectors, tag), method, density=meta["density"])
-        found = {f"{layer}.deltaW": made.delta_weight(layer) for layer in ("l1", "l2")}
-        one, two = (arrays[f"w.l{k}.weight"] + found[f"l{k}.deltaW"] for k in (1, 2))
-        found["y"] = F.gelu(arrays["x"] @ one.mT) @ two.mT + arrays["w.l2.bias"]
-        for name, value in found.items():
+        merged = {f"{layer}.deltaW": made.delta_weight(layer) for layer in ("l1", "l2")}
+        first, two = (arrays[f"w.l{k}.weight"] + merged[f"l{k}.deltaW"] for k in (1, 2))
+        merged["y"] = F.gelu(arrays["x"] @ first.mT) @ two.mT + arrays["w.l2.bias"]
+        for name, value in merged.items():
             yield f"{tag} {method} {name}", relative_error(value, arrays[f"{tag}.{method}.{name}"])
 
 

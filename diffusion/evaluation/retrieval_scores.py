@@ -35,12 +35,12 @@ class BM25:
 
     def scores(self, query: str) -> np.ndarray:
         """Return the score of every text (N,); 0 where no word of the query occurs."""
-        found = np.zeros(len(self._counts))
+        totals = np.zeros(len(self._counts))
         for word in WORD.findall(query.casefold()):
             if word in self._weights:
                 tf = np.array([counts[word] for counts in self._counts], float)
-                found += self._weights[word] * tf * (self._k1 + 1) / (tf + self._saturation)
-        return found
+                totals += self._weights[word] * tf * (self._k1 + 1) / (tf + self._saturation)
+        return totals
 
 
 KS = (1, 3, 5, 10)

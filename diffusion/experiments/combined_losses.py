@@ -138,26 +138,26 @@ def fused(
     settings, observed = piece["settings"], None
     leave = settings.get("leave")
     scored = leave or settings.get("switch")
-    used = dict.fromkeys(name for one in group for name in one.adapters)
+    used = dict.fromkeys(name for pair in group for name in pair.adapters)
     library = {name: load_lora(files[name]) for name in (files if scored else used)}
     suits = Suits(encoder, library) if encoder is not None and scored else None
-    for one in group:
-        adapters = {name: library[name] for name in one.adapters}
+    for pair in group:
+        adapters = {name: library[name] for name in pair.adapters}
         if piece["rival"] == "baked":  # over plain drawings, under captions of the combination
-            (told,) = bench.tasks([one], "gate", MOST)
-            (plain,) = bench.tasks([one._replace(styles=())], "gate", MOST)
-            observed = replace(plain, text=told.text)
+            (named,) = bench.tasks([pair], "gate", MOST)
+            (plain,) = bench.tasks([pair._replace(styles=())], "gate", MOST)
+            observed = replace(plain, text=named.text)
         fusion = fusion_of(bench, piece["rival"], settings, adapters, folder, observed)
         if suits is not None and fusion is not None:
-            text = bench.text.encode(captions(spread(one.scenes(piece["part"]), piece["most"])))
-            scores = suits.scores(one.adapters, text).mean(0).tolist()
-            cosines = dict(zip(one.adapters, scores, strict=True))
+            text = bench.text.encode(captions(spread(pair.scenes(piece["part"]), piece["most"])))
+            scores = suits.scores(pair.adapters, text).mean(0).tolist()
+            cosines = dict(zip(pair.adapters, scores, strict=True))
             if leave is None:
                 fusion.tell(scores=cosines)
             else:
                 left = suits.left_out(cosines, leave, bench.text)
                 fusion.set_strengths(dict.fromkeys(left, 0.0))
-        yield one, fusion
+        yield pair, fusion
 
 
 def note_trained(job: Job, folder: Path | None) -> None:
@@ -197,23 +197,23 @@ def losses(
     bench = Bench.load(base_folder)
     group, openings = combinations(piece["group"]), []
     tasks = bench.tasks(group, piece["part"], piece["most"])
-    found = torch.full((len(group), piece["most"]), torch.nan)
-    for place, (one, fusion) in enumerate(fused(piece, bench, files, trained, encoder)):
+    table = torch.full((len(group), piece["most"]), torch.nan)
+    for place, (pair, fusion) in enumerate(fused(piece, bench, files, trained, encoder)):
         task = tasks[place]
-        found[place, : len(task.latents)] = fixed_losses(
+        table[place, : len(task.latents)] = fixed_losses(
             bench.base.transformer,
             fusion,
             task.latents,
             task.text,
             steps=piece["times"],
             run=RUN,
-            seed=seed_of(one.name),
+            seed=seed_of(pair.name),
             shift=bench.base.shift,
         )
         if piece["settings"].get("switch"):
             openings.append(fusion.context.opening().detach())  # type: ignore[union-attr]
         job.tick()
-    return {"losses": found} | ({"openings": torch.stack(openings)} if openings else {})
+    return {"losses": table} | ({"openings": torch.stack(openings)} if openings else {})
 
 
 def trial(
@@ -247,10 +247,10 @@ def trial(
         },
     )
     try:
-        found = losses(asked, job, base_folder, files, trained)["losses"]
+        table = losses(asked, job, base_folder, files, trained)["losses"]
     except GatesError:
         return {"score": math.nan}
-    return {"score": float(found.nanmean(1).log().mean())}
+    return {"score": float(table.nanmean(1).log().mean())}
 
 
 FITTING: dict[str, dict[str, Any]] = {
@@ -294,9 +294,9 @@ def seen_losses(
 
     def make(place: int) -> dict[str, Tensor]:
         """Fit the rival to one pair, and return its losses."""
-        one = group[place]
-        adapters = {name: load_lora(files[name]) for name in one.adapters}
-        fusion, found = fitted_hub(bench, adapters, seen[place], one.name, piece["settings"])
+        pair = group[place]
+        adapters = {name: load_lora(files[name]) for name in pair.adapters}
+        fusion, fit = fitted_hub(bench, adapters, seen[place], pair.name, piece["settings"])
         losses = torch.full((piece["most"],), torch.nan)
         losses[: len(tests[place].latents)] = fixed_losses(
             bench.base.transformer,
@@ -305,16 +305,16 @@ def seen_losses(
             tests[place].text,
             steps=piece["times"],
             run=RUN,
-            seed=seed_of(one.name),
+            seed=seed_of(pair.name),
             shift=bench.base.shift,
         )
-        return {"losses": losses, **found}
+        return {"losses": losses, **fit}
 
     parts = []
     for place in range(len(group)):
         parts.append(job.part(str(place), form, partial(make, place)))
         job.tick()
-    return {name: torch.stack([one[name] for one in parts]) for name in parts[0]}
+    return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
 
 
 def fitted_hub(
@@ -330,11 +330,11 @@ def fitted_hub(
     noise = seed_of(f"{name}, seen")
 
     def loss() -> float:
-        own = fixed_losses(
+        values_now = fixed_losses(
             model, rival, task.latents, task.text, steps=settings["times"], run=RUN, seed=noise,
             shift=bench.base.shift,
         )  # fmt: skip
-        values.append(float(own.mean()))
+        values.append(float(values_now.mean()))
         return values[-1]
 
     values: list[float] = []
@@ -343,5 +343,5 @@ def fitted_hub(
         last = loss()
     factors = torch.tensor([*rival.learned.values()])
     after = last + settings["regularization"] * float(factors.abs().mean())
-    found = {"before": torch.tensor(values[0]), "after": torch.tensor(after)}
-    return rival, found | {"factors": factors}
+    fit = {"before": torch.tensor(values[0]), "after": torch.tensor(after)}
+    return rival, fit | {"factors": factors}

@@ -42,7 +42,7 @@ def make_images(
     fusion = nullcontext() if file is None else GatedFusion(
         base.transformer, {piece.method: load_lora(file)}, mode="sum"
     )  # fmt: skip
-    found = []
+    batches = []
     with fusion:
         for start in range(0, len(piece["captions"]), BATCH):
             images = base.images(
@@ -52,9 +52,9 @@ def make_images(
                 steps=piece["steps"],
                 guidance=piece["guidance"],
             )
-            found.append((images * 255).round().to(torch.uint8))
+            batches.append((images * 255).round().to(torch.uint8))
             job.tick()
-    return {"images": torch.cat(found)}
+    return {"images": torch.cat(batches)}
 
 
 def fused_images(
@@ -83,14 +83,14 @@ def fused_images(
     bench = Bench.load(base_folder)
     empty = bench.empty()
     made, true, places = [], [], []
-    for place, (one, fusion) in enumerate(fused(piece, bench, files, trained, encoder)):
-        shown = prompts(one.scenes(piece["part"]), piece["most"])
+    for place, (pair, fusion) in enumerate(fused(piece, bench, files, trained, encoder)):
+        shown = prompts(pair.scenes(piece["part"]), piece["most"])
         states = bench.text.encode(captions(shown))
         with nullcontext() if fusion is None else fusion:
             images = bench.base.images(
                 states,
                 empty,
-                seeds=[seed_of(one.name) + number for number in range(len(shown))],
+                seeds=[seed_of(pair.name) + number for number in range(len(shown))],
                 steps=piece["steps"],
                 guidance=piece["guidance"],
                 before_step=None if fusion is None else fusion.at,
@@ -116,10 +116,10 @@ FILLS, WHOLES, SHAPE_NAMES = [*BASE_STYLES, *NEW_FILLS], ["", *WHOLE], list(SHAP
 def labels_of(found: Sequence[Scene]) -> Tensor:
     """Return the places (N, 3) of what scenes show."""
     labels = []
-    for one in found:
-        fill = next((name for name in one.styles if name in FILLS), PLAIN)
-        whole = next((name for name in one.styles if name in WHOLE), "")
-        shape = SHAPE_NAMES.index(one.shape)
+    for scene in found:
+        fill = next((name for name in scene.styles if name in FILLS), PLAIN)
+        whole = next((name for name in scene.styles if name in WHOLE), "")
+        shape = SHAPE_NAMES.index(scene.shape)
         labels.append([FILLS.index(fill), WHOLES.index(whole), shape])
     return torch.tensor(labels)
 
@@ -153,19 +153,19 @@ def train_judge(piece: Piece, job: Job) -> dict[str, Tensor]:
     L.seed_everything(piece.seed, verbose=False)
     styles = [tuple(filter(None, pair)) for pair in product(FILLS, WHOLES)]
     styles += [(name,) for name in (*FILLS, *WHOLE)] * 8  # more than half are in one style
-    found = [
+    shown = [
         scene
         for place, style in enumerate(styles)
         for scene in scenes("adapter", SHAPE_NAMES, [style])[place % SOME :: SOME]
     ]
-    labels, steps = labels_of(found), piece["steps"]
+    labels, steps = labels_of(shown), piece["steps"]
 
     def make(rows: Tensor, _: Tensor, images: Tensor) -> Judged:
         return Judged((images + 1) / 2, labels[rows])
 
-    data = SceneDataModule(found, make, steps=steps, batch_size=piece["batch_size"])
+    data = SceneDataModule(shown, make, steps=steps, batch_size=piece["batch_size"])
     judge = Judge([len(FILLS), len(WHOLES), len(SHAPE_NAMES)], steps=steps)
-    job.note(scenes=len(found))
+    job.note(scenes=len(shown))
     job.fit(judge, data, ticks="steps", max_steps=steps, precision="bf16-mixed")
     return dict(judge.state_dict())
 
@@ -186,10 +186,10 @@ def retained(
     """
     note_trained(job, trained.get(piece.name))
     bench = Bench.load(base_folder)
-    model, found = bench.base.transformer, []
-    for one, fusion in fused(piece, bench, files, trained, encoder):
+    model, measured = bench.base.transformer, []
+    for pair, fusion in fused(piece, bench, files, trained, encoder):
         ratios = []
-        for name in one.adapters[:2]:
+        for name in pair.adapters[:2]:
             own = next(concept for concept in concepts() if concept.name == name)
             shown = spread(own.scenes("test"), MOST)
             latents = bench.base.latents(images_of(shown))
@@ -203,12 +203,12 @@ def retained(
                     text,
                     steps=TIMES,
                     run=RUN,
-                    seed=seed_of(one.name),
+                    seed=seed_of(pair.name),
                     shift=bench.base.shift,
                 )
                 for way in (alone, fusion)
             )
             ratios.append((both.mean() / single.mean()).log())
-        found.append(torch.stack(ratios))
+        measured.append(torch.stack(ratios))
         job.tick()
-    return {"ratios": torch.stack(found)}
+    return {"ratios": torch.stack(measured)}

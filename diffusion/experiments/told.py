@@ -26,9 +26,9 @@ def roles_of(settings: Mapping[str, Any], library: Mapping[str, LoraBundle]) -> 
         settings: ``told``: whether roles are; ``swapped``: whether they are told the wrong way.
         library: Name -> adapter, whose tags name its role.
     """
-    found = {name: role_of(bundle) for name, bundle in library.items()}
+    roles = {name: role_of(bundle) for name, bundle in library.items()}
     swap = OTHER_ROLES if settings.get("swapped") else {}
-    return {n: swap.get(role, role) for n, role in found.items()} if settings.get("told") else {}
+    return {n: swap.get(role, role) for n, role in roles.items()} if settings.get("told") else {}
 
 
 class Suits:
@@ -65,4 +65,4 @@ class Suits:
 
     def scored(self, tasks: Sequence[FusionTask]) -> list[FusionTask]:
         """Return tasks with the scores of their adapters."""
-        return [replace(one, scores=self.scores(one.adapters, one.text)) for one in tasks]
+        return [replace(task, scores=self.scores(task.adapters, task.text)) for task in tasks]

@@ -61,16 +61,17 @@ class Bench(NamedTuple):
 
     def tasks(self, combinations: Sequence[Combination], part: Part, most: int) -> list[FusionTask]:
         """Return tasks of combinations, with at most so many drawings of a part each."""
-        scenes = [spread(one.scenes(part), most) for one in combinations]
+        scenes = [spread(pair.scenes(part), most) for pair in combinations]
         states = _states(
-            self.base.text_encoder["name"], tuple(text for own in scenes for text in captions(own))
+            self.base.text_encoder["name"],
+            tuple(text for shown in scenes for text in captions(shown)),
         )
-        found, start = [], 0
-        for one, own in zip(combinations, scenes, strict=True):
-            text = states.of(slice(start, start + len(own)))
-            found.append(FusionTask(one.adapters, self.base.latents(images_of(own)), text))
-            start += len(own)
-        return found
+        built, start = [], 0
+        for pair, shown in zip(combinations, scenes, strict=True):
+            text = states.of(slice(start, start + len(shown)))
+            built.append(FusionTask(pair.adapters, self.base.latents(images_of(shown)), text))
+            start += len(shown)
+        return built
 
     def empty(self) -> TextStates:
         """Return the states of the empty caption."""
@@ -100,9 +101,9 @@ def combinations(group: str) -> list[Combination]:
     """
     tested, pairs = set(held_out_pairs()), training_pairs()
     triples = [
-        one
-        for one in with_second_style(pairs)
-        if not any(Combination(one.subject, (name,)) in tested for name in one.styles)
+        pair
+        for pair in with_second_style(pairs)
+        if not any(Combination(pair.subject, (name,)) in tested for name in pair.styles)
     ]
     every = [*pairs, *held_out_pairs()]
     step2, step3 = len(pairs) // TRIED, len(triples) // TRIED
@@ -116,7 +117,7 @@ def combinations(group: str) -> list[Combination]:
         "train_useless": [*pairs, *triples, *with_useless(pairs)],
         "useless3": with_useless(held_out_pairs()),
         "train_fewer": [o for o in (*pairs, *triples) if not set(o.adapters) & set(LEFT_OUT)],
-        "new2": sorted(one for one in every if set(one.adapters) <= set(LEFT_OUT)),
+        "new2": sorted(pair for pair in every if set(pair.adapters) <= set(LEFT_OUT)),
     }[group]
 
 
@@ -150,10 +151,10 @@ def refuse_gates_of_another(base: Path, gates: Path) -> None:
     """
     record = read_record(gates.parent)
     trained = None if record is None else record.facts.get("base")
-    found = base_digest(base)
-    if trained is not None and found is not None and trained != found:
+    digest = base_digest(base)
+    if trained is not None and digest is not None and trained != digest:
         raise GatesError(
-            f"{gates} was trained on another base ({trained}), found {found}: give the gates of "
+            f"{gates} was trained on another base ({trained}), found {digest}: give the gates of "
             f"{base}"
         )
 
@@ -244,8 +245,8 @@ def train_gates(
     group = combinations(piece.get("group", "train"))
     tasks = bench.tasks(group, "gate", MOST)
     if piece.get("contrast"):
-        plain = bench.tasks([one._replace(styles=()) for one in group], "gate", MOST)
-        tasks = [replace(one, wrong=own.text) for one, own in zip(tasks, plain, strict=True)]
+        plain = bench.tasks([pair._replace(styles=()) for pair in group], "gate", MOST)
+        tasks = [replace(task, wrong=bare.text) for task, bare in zip(tasks, plain, strict=True)]
     job.note(combinations=len(group), base=weights_digest(base_folder))
     library = {name: load_lora(file) for name, file in files.items()}
     model, empty = bench.base.transformer, bench.empty()
@@ -283,7 +284,7 @@ def library_of(shown: Sequence[Shown], csv: Path, base: Base) -> dict[str, LoraB
     Raises:
         GatesError: One is missing or damaged, or belongs to another base.
     """
-    names = dict.fromkeys(name for one in shown for name in one.adapters)
+    names = dict.fromkeys(name for pair in shown for name in pair.adapters)
     return {name: load_lora(inside(csv.parent, name), base) for name in names}
 
 

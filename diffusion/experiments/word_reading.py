@@ -32,7 +32,9 @@ def common_words(count: int) -> list[str]:
     """Return the most frequent words of four letters and more of the vocabulary of MiniLM."""
     places = MiniLM().tokenizer.get_vocab()
     frequent = sorted(places, key=places.__getitem__)[places["the"] :]
-    long = (one for one in frequent if one.isascii() and one.isalpha() and len(one) >= SHORTEST)
+    long = (
+        word for word in frequent if word.isascii() and word.isalpha() and len(word) >= SHORTEST
+    )
     return list(islice(long, count))
 
 
@@ -41,8 +43,10 @@ def given(base: EmbeddedBase, texts: Sequence[str]) -> list[Tensor]:
     """Return what each of the layers is given under texts (N, in_features), a mean over tokens."""
     model, seen = base.transformer, {name: list[Tensor]() for name in LAYERS}
     hooks = [
-        model.get_submodule(name).register_forward_pre_hook(lambda _, x, own=own: own.append(x[0]))
-        for name, own in seen.items()
+        model.get_submodule(name).register_forward_pre_hook(
+            lambda _, x, inputs=inputs: inputs.append(x[0])
+        )
+        for name, inputs in seen.items()
     ]
     shape = (model.config.in_channels // 4, *2 * [base.size // base.vae.stride])
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -51,12 +55,12 @@ def given(base: EmbeddedBase, texts: Sequence[str]) -> list[Tensor]:
         count = len(text.pooled)
         velocity(model, noise.expand(count, *shape), torch.full((count,), TIME), text)
         real = text.tokens.any(-1, keepdim=True)
-        for own in seen.values():
-            if own[-1].ndim == 3:
-                own[-1] = (own[-1] * real).sum(1) / real.sum(1)
+        for inputs in seen.values():
+            if inputs[-1].ndim == 3:
+                inputs[-1] = (inputs[-1] * real).sum(1) / real.sum(1)
     for hook in hooks:
         hook.remove()
-    return [torch.cat(own) for own in seen.values()]
+    return [torch.cat(inputs) for inputs in seen.values()]
 
 
 def read_vectors(
@@ -87,5 +91,5 @@ def read_vectors(
     strength = (answers / answers.std(1, keepdim=True).clamp_min(TINY)).exp()
     words = embedded - embedded.mean(0)
     square = words.T @ words + RIDGE * torch.eye(words.shape[1])
-    found = torch.linalg.solve(square, ((strength - strength.mean(1, keepdim=True)) @ words).T)
-    return normalize(found.T, dim=1)
+    solved = torch.linalg.solve(square, ((strength - strength.mean(1, keepdim=True)) @ words).T)
+    return normalize(solved.T, dim=1)

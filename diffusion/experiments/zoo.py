@@ -84,16 +84,20 @@ def train_base(piece: Piece, job: Job, images: Path | None = None) -> EmbeddedBa
     L.seed_everything(piece.seed, verbose=False)
     encoder = text_encoder(piece["text_encoder"])
     named = {"name": piece["text_encoder"], "fingerprint": encoder.fingerprint}
-    found = scenes("adapter")
+    shown = scenes("adapter")
     given = [] if images is None else captioned_images(images)
-    seen = torch.stack([read_image(one.path, SIDE) for one in given]) if given else images_of(found)
+    seen = (
+        torch.stack([read_image(image.path, SIDE) for image in given])
+        if given
+        else images_of(shown)
+    )
     base = EmbeddedBase(transformer_of(piece["shape"]), PatchAutoencoder.fitted(seen), named)
     data: L.LightningDataModule
     if not given:
-        data = scene_data(piece, found, base)
+        data = scene_data(piece, shown, base)
     else:
-        text = encoder.encode([one.caption for one in given])
-        rows = [number for number, one in enumerate(given) for _ in range(one.repeats)]
+        text = encoder.encode([image.caption for image in given])
+        rows = [number for number, image in enumerate(given) for _ in range(image.repeats)]
         data = LatentDataModule(base.latents(seen), text, piece["batch_size"], rows)
     module = FlowMatchingModule(
         base.transformer,
@@ -154,10 +158,10 @@ def file_in(folder: Path) -> Path:
     Raises:
         GatesError: There is none, or more than one.
     """
-    found = sorted(folder.glob("*.safetensors"))
-    if len(found) != 1:
-        raise GatesError(f"{folder} holds {len(found)} adapters, expected one: train it again")
-    return found[0]
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) != 1:
+        raise GatesError(f"{folder} holds {len(files)} adapters, expected one: train it again")
+    return files[0]
 
 
 class ZooForm:
@@ -179,20 +183,20 @@ class ZooForm:
 
 def collect(_: Piece, job: Job, files: Mapping[str, Path]) -> dict[str, LoraBundle]:
     """Return trained adapters by name, as one result."""
-    found = {}
+    library = {}
     for name, path in files.items():
-        found[name] = load_lora(path)
+        library[name] = load_lora(path)
         job.tick()
-    return found
+    return library
 
 
 def train_adapter(piece: Piece, job: Job, base_folder: Path) -> LoraBundle:
     """Train the adapter of a concept of the zoo."""
     L.seed_everything(piece.seed, verbose=False)
     base = EmbeddedBase.load(base_folder)
-    concept = next(one for one in concepts() if one.name == piece.method)
-    found = concept.scenes("adapter")
-    job.note(scenes=len(found))
+    concept = next(candidate for candidate in concepts() if candidate.name == piece.method)
+    shown = concept.scenes("adapter")
+    job.note(scenes=len(shown))
     layers = piece.get("layers") or layers_of(base.transformer, piece["parts"])
     with trainable_factors(base.transformer, layers, piece["rank"]) as factors:
         module = FlowMatchingModule(
@@ -204,10 +208,10 @@ def train_adapter(piece: Piece, job: Job, base_folder: Path) -> LoraBundle:
             warmup_steps=piece["warmup_steps"],
             shift=base.shift,
         )
-        data = scene_data(piece, found, base)
+        data = scene_data(piece, shown, base)
         with sdpa_kernel(SDPBackend.MATH):
             job.fit(module, data, ticks="steps", max_steps=piece["steps"], **trainer_of(piece))
-        return bundle_of(factors, "flux", card_of(concept, found))
+        return bundle_of(factors, "flux", card_of(concept, shown))
 
 
 def card_of(concept: Concept, found: Sequence[Scene]) -> dict[str, str]:
@@ -235,17 +239,17 @@ def train_own_adapter(
 ) -> LoraBundle:
     """Train an adapter on a folder of captioned images."""
     L.seed_everything(piece.seed, verbose=False)
-    found, codec = captioned_images(images), load_codec(base_folder, size)
-    captions = [with_trigger(one.caption, piece.get("trigger", "")) for one in found]
-    rows = [number for number, one in enumerate(found) for _ in range(one.repeats)]
+    pictures, codec = captioned_images(images), load_codec(base_folder, size)
+    captions = [with_trigger(picture.caption, piece.get("trigger", "")) for picture in pictures]
+    rows = [number for number, picture in enumerate(pictures) for _ in range(picture.repeats)]
     text = codec.states(captions)
-    latents = latents_of(codec, [one.path for one in found])
+    latents = latents_of(codec, [picture.path for picture in pictures])
     empty = codec.states([""])
     codec.release()
     data = LatentDataModule(latents, text, piece["batch_size"], rows)
     layers = layers_of(codec.transformer, piece["parts"])
     kind = EMBEDDED if isinstance(codec, EmbeddedBase) else ARCHITECTURES[codec.family]
-    job.note(images=len(found))
+    job.note(images=len(pictures))
     with trainable_factors(codec.transformer, layers, piece["rank"]) as factors:
         module = FlowMatchingModule(
             codec.transformer,
@@ -270,8 +274,8 @@ def with_trigger(caption: str, trigger: str) -> str:
 
 def own_card_of(piece: Piece, captions: list[str], architecture: str) -> dict[str, str]:
     """Return the metadata of the file, as other programs read it."""
-    tags = Counter(tag.strip() for one in captions for tag in one.split(",") if tag.strip())
-    found = {
+    tags = Counter(tag.strip() for caption in captions for tag in caption.split(",") if tag.strip())
+    card = {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.title": piece["title"],
         "modelspec.architecture": architecture,
@@ -283,13 +287,13 @@ def own_card_of(piece: Piece, captions: list[str], architecture: str) -> dict[st
         "ss_network_alpha": str(piece["rank"]),
         "ss_tag_frequency": json.dumps({piece.method: dict(tags.most_common(LISTED))}),
     }
-    return {name: value for name, value in found.items() if value}
+    return {name: value for name, value in card.items() if value}
 
 
 def in_roles(files: Mapping[str, Path]) -> tuple[list[LoraBundle], ...]:
     """Return the adapters of subjects, and those of styles, of a zoo."""
     return tuple(
-        [load_lora(files[one.name]) for one in concepts() if one.kind == kind]
+        [load_lora(files[concept.name]) for concept in concepts() if concept.kind == kind]
         for kind in get_args(Kind)
     )
 
@@ -324,9 +328,9 @@ class EncoderForm:
 
 def captions_of(name: str, part: Part, most: int) -> list[str]:
     """Return captions of a concept in one part, at most so many, in all wordings."""
-    concept = next(one for one in concepts() if one.name == name)
-    found = spread(concept.scenes(part), most)
-    return [scene.caption(number % WORDINGS) for number, scene in enumerate(found)]
+    concept = next(candidate for candidate in concepts() if candidate.name == name)
+    shown = spread(concept.scenes(part), most)
+    return [scene.caption(number % WORDINGS) for number, scene in enumerate(shown)]
 
 
 def shape_of(base: EmbeddedBase) -> FluxShape:
@@ -360,7 +364,7 @@ def train_encoder(
         for name in piece["concepts"]
     ]
     shape = shape_of(base)
-    used = types_used(shape, [one.bundle for one in examples])
+    used = types_used(shape, [example.bundle for example in examples])
     config = EncoderConfig(shape, types=used, text_dim=text.dim, **piece["encoder"])
     data = RetrieverData(examples, config, text, steps_per_epoch=piece["steps"])
     job.note(objects=[f"{name}-s0" for name in piece["concepts"]])
@@ -392,9 +396,9 @@ def train_own_encoder(
 def config_of(piece: Piece, shape: Shape, examples: Sequence[Example], dim: int) -> EncoderConfig:
     """Return the encoder that a piece asks for, on adapters of a table."""
     if piece["recipe"] == "published":
-        own = EncoderConfig.published(shape)
-        return own if own.out_dim == dim else EncoderConfig.published(shape, text_dim=dim)
-    used = types_used(shape, [one.bundle for one in examples])
+        config = EncoderConfig.published(shape)
+        return config if config.out_dim == dim else EncoderConfig.published(shape, text_dim=dim)
+    used = types_used(shape, [example.bundle for example in examples])
     return EncoderConfig(shape, types=used, text_dim=dim, **piece["encoder"])
 
 

@@ -73,7 +73,7 @@ class Observer:
 
 
 def _held(fusion: GatedFusion) -> dict[str, list[str]]:
-    found = {
+    by_site = {
         site.name: [
             name
             for name, bundle in fusion.adapters.items()
@@ -81,7 +81,7 @@ def _held(fusion: GatedFusion) -> dict[str, list[str]]:
         ]
         for site in fusion.sites
     }
-    return {site: names for site, names in found.items() if names}
+    return {site: names for site, names in by_site.items() if names}
 
 
 TOKENS = 64  # tokens of a call whose gates are computed
@@ -103,8 +103,8 @@ class GateMap(NamedTuple):
 
     def by_adapter(self) -> dict[str, float]:
         """Return the mean gate of each adapter over the layers that it changes and all steps."""
-        found = self.means.nanmean((0, 1)).tolist() if self.means.numel() else []
-        return dict(zip(self.adapters, found, strict=False))
+        means = self.means.nanmean((0, 1)).tolist() if self.means.numel() else []
+        return dict(zip(self.adapters, means, strict=False))
 
 
 class GateRecorder(Observer):
@@ -159,23 +159,23 @@ class GateRecorder(Observer):
         steps = 1 + max((step for step, _ in self._seen), default=-1)
         names = tuple(self.fusion.adapters)
         means = torch.full((steps, len(sites), len(names)), float("nan"))
-        for (step, site), found in self._seen.items():
+        for (step, site), values in self._seen.items():
             held = [names.index(name) for name in self.held[site]]
-            means[step, sites.index(site), held] = torch.stack(found).mean(0)
+            means[step, sites.index(site), held] = torch.stack(values).mean(0)
         return GateMap(sites, names, means)
 
 
 def records_of(gates: GateMap) -> Mapping[str, Any]:
     """Return a gate map as plain values: for each adapter its mean, by layer and by step."""
-    found = {}
+    records = {}
     for place, name in enumerate(gates.adapters):
         means = gates.means[:, :, place]
-        found[name] = {
+        records[name] = {
             "mean": float(means.nanmean()),
             "by_layer": dict(zip(gates.sites, means.nanmean(0).tolist(), strict=True)),
             "by_step": means.nanmean(1).tolist(),
         }
-    return found
+    return records
 
 
 BLOCK = 256  # tokens at a time for which gates are computed in full
@@ -219,9 +219,9 @@ class MeanGates(Observer):
         """Add the gates of a call."""
         del output
         assert isinstance(layer, GatedLoraLinear)
-        x, known = args[0], len(self.held[site])
+        x, count = args[0], len(self.held[site])
         for part, time in self._blocks(layer, x):
-            gates = layer.gate_values(part, time=time)[..., :known, :]
+            gates = layer.gate_values(part, time=time)[..., :count, :]
             total = gates.double().flatten(0, -3).sum(0)
             self._sums[site] = self._sums[site] + total if site in self._sums else total
         self._counts[site] = self._counts.get(site, 0) + x[..., 0].numel()
@@ -230,9 +230,9 @@ class MeanGates(Observer):
         """Return some tokens of one sample after another, with their time."""
         time = None if layer.clock is None else layer.clock.time
         for index, sample in enumerate(x.unsqueeze(0) if x.ndim == 1 else x):
-            own = time if time is None or time.numel() == 1 else time[index : index + 1]
+            moment = time if time is None or time.numel() == 1 else time[index : index + 1]
             for part in sample.reshape(-1, x.shape[-1]).split(self._block):
-                yield part.unsqueeze(0), own
+                yield part.unsqueeze(0), moment
 
 
 def bake(fusion: GatedFusion, means: Means | None = None) -> LoraBundle:
@@ -267,15 +267,15 @@ def bake(fusion: GatedFusion, means: Means | None = None) -> LoraBundle:
                 )
             rows[name] = mean.detach().double().cpu()
         for part, size in zip(site.parts, site.sizes, strict=True):
-            found = plain_factors(fusion.adapters, part)
-            on = [name for name in found if fusion.strengths[name] != 0]
+            by_name = plain_factors(fusion.adapters, part)
+            on = [name for name in by_name if fusion.strengths[name] != 0]
             factors = fusion.weights(site.name)
             weights = [factors[name] * rows[name][start : start + size] for name in on]
             if isinstance(gate, LoraGate):
                 out = gate.weight_out.detach().double().cpu()[start : start + size]
                 weights = [weight * out for weight in weights]
             if on:
-                modules[part] = stacked([found[name] for name in on], weights)
+                modules[part] = stacked([by_name[name] for name in on], weights)
             start += size
     return LoraBundle(fusion.family or one_family(fusion.adapters), modules)
 
@@ -313,7 +313,7 @@ def strengthened(
             not fit each other, or one is a DoRA.
     """
     learned, modules = load_trained(gates), {}
-    changed = {name: f for one in adapters.values() for name, f in one.modules.items()}
+    changed = {name: f for bundle in adapters.values() for name, f in bundle.modules.items()}
     whole, context = LoraBundle(one_family(adapters), changed), AdapterContext(len(ROLES))
     sites = {part: site.name for site in layers_of(whole) for part in site.parts}
     context.tell([ROLES.index(roles[name]) for name in adapters])
@@ -324,9 +324,12 @@ def strengthened(
                 f"{gates} holds no strengths of {module} alone: give a file of `train-gates --what"
                 " strengths`"
             )
-        own = context.weights(learned[f"{site}.factors"].float()).tolist()
-        factors, found = dict(zip(adapters, own, strict=True)), plain_factors(adapters, module)
+        learned_factors = context.weights(learned[f"{site}.factors"].float()).tolist()
+        factors, by_name = (
+            dict(zip(adapters, learned_factors, strict=True)),
+            plain_factors(adapters, module),
+        )
         modules[module] = stacked(
-            list(found.values()), [strengths[name] * factors[name] for name in found]
+            list(by_name.values()), [strengths[name] * factors[name] for name in by_name]
         )
     return LoraBundle(whole.family, modules)

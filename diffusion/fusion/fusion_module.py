@@ -52,7 +52,7 @@ def shard(model: nn.Module, mesh: Any) -> None:
 
     if isinstance(model, FSDPModule):
         return
-    for blocks in (one for one in model.children() if isinstance(one, nn.ModuleList)):
+    for blocks in (child for child in model.children() if isinstance(child, nn.ModuleList)):
         for block in blocks:
             fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
@@ -155,10 +155,10 @@ class FusionModule(L.LightningModule):
         if names not in self._sets:
             if unknown := [name for name in names if name not in self._library]:
                 raise GatesError(f"a task names the adapter {unknown[0]!r}, which is not given")
-            found = {name: self._library[name] for name in names}
+            loaded = {name: self._library[name] for name in names}
             if self.common is not None:
-                found[COMMON] = self.common(found)
-            self._sets[names] = found
+                loaded[COMMON] = self.common(loaded)
+            self._sets[names] = loaded
         return self._sets[names]
 
     def configure_model(self) -> None:
@@ -224,7 +224,7 @@ class FusionModule(L.LightningModule):
         if self.weight_rate is not None:
             named = [(n.rpartition(".")[2] in WEIGHTS, p) for n, p in self.named_parameters()]
             groups = [
-                {"params": [p for apart, p in named if apart == own]} for own in (False, True)
+                {"params": [p for apart, p in named if apart == group]} for group in (False, True)
             ]
             groups[1]["lr"] = self.weight_rate
         optimizer = torch.optim.AdamW(groups, self.learning_rate, weight_decay=self.weight_decay)

@@ -150,15 +150,15 @@ class FusionDraws:
         dropped = torch.rand(count, generator=draw) < self.caption_dropout
         right = self._at(task.latents[rows], draw)
         text = task.text.of(rows[self._own]).where(dropped[self._own], self.empty)
-        found = FusionBatch(task.adapters, right, text)
+        batch = FusionBatch(task.adapters, right, text)
         if task.wrong is not None:
             wrong = self._at(task.latents[rows], draw)
             captions = torch.randint(len(task.wrong.pooled), (count,), generator=draw)
-            found = found._replace(wrong_at=wrong, wrong_text=task.wrong.of(captions[self._own]))
+            batch = batch._replace(wrong_at=wrong, wrong_text=task.wrong.of(captions[self._own]))
         if task.scores is not None:
             scores = dict(zip(task.adapters, task.scores[rows[0]].tolist(), strict=True))
-            found = found._replace(scores=scores)
-        return found._replace(told=bool(torch.rand((), generator=draw) < self.told))
+            batch = batch._replace(scores=scores)
+        return batch._replace(told=bool(torch.rand((), generator=draw) < self.told))
 
     def _at(self, latents: Tensor, draw: torch.Generator) -> Noised:
         t = shifted(torch.randn(len(latents), generator=draw).sigmoid().to(latents), self.shift)
@@ -246,7 +246,7 @@ def read_shown(path: Path) -> list[Shown]:
         LoraFileError: See :func:`diffusion.data.published_table.read_rows`.
         GatesError: A row has no image, or there are too few adapters to be used together.
     """
-    found: dict[tuple[str, ...], Shown] = {}
+    by_names: dict[tuple[str, ...], Shown] = {}
     for row in read_rows(path):
         names = tuple(name.strip() for name in row.model_file.split(SEPARATOR) if name.strip())
         if not names or len({inside(path.parent, name) for name in names}) < len(names):
@@ -258,16 +258,16 @@ def read_shown(path: Path) -> list[Shown]:
             if image is not None:
                 what = f"names {row.image_file}, which is missing"
             raise GatesError(f"line {row.line} of {label(path)} {what}")
-        one = found.setdefault(names, Shown(names, [], []))
-        one.images.append(image)
-        one.captions.append(row.forms[0] if row.forms else next(iter(row.captions)))
-    alone = [names for names in found if len(names) == 1]
+        entry = by_names.setdefault(names, Shown(names, [], []))
+        entry.images.append(image)
+        entry.captions.append(row.forms[0] if row.forms else next(iter(row.captions)))
+    alone = [names for names in by_names if len(names) == 1]
     if len(alone) == 1:
         raise GatesError(
-            f"{label(path)} has images of {'one adapter' if len(found) == 1 else alone[0][0]}"
+            f"{label(path)} has images of {'one adapter' if len(by_names) == 1 else alone[0][0]}"
             " alone: gates weigh several, so give rows of two such adapters, or none"
         )
-    return list(found.values())
+    return list(by_names.values())
 
 
 def tasks_of(
@@ -290,9 +290,9 @@ def tasks_of(
         contrast: Whether tasks need wrong captions.
         seed: Of the partners.
     """
-    text = {one.adapters: codec.states(one.captions) for one in shown}
-    latents = {one.adapters: latents_of(codec, one.images) for one in shown}
-    alone = [one.adapters for one in shown if len(one.adapters) == 1]
+    text = {entry.adapters: codec.states(entry.captions) for entry in shown}
+    latents = {entry.adapters: latents_of(codec, entry.images) for entry in shown}
+    alone = [entry.adapters for entry in shown if len(entry.adapters) == 1]
     draw, tasks = torch.Generator().manual_seed(seed), []
     for names in text:
         if len(names) > 1:
@@ -309,11 +309,11 @@ def tasks_of(
 
 def _others(names: tuple[str, ...], text: dict[tuple[str, ...], TextStates]) -> TextStates | None:
     """Return captions of images of other adapters; those of single adapters among these, if any."""
-    own = [states for other, states in text.items() if set(other) < set(names)]
-    found = own or [states for other, states in text.items() if other != names]
-    if not found:
+    subsets = [states for other, states in text.items() if set(other) < set(names)]
+    chosen = subsets or [states for other, states in text.items() if other != names]
+    if not chosen:
         return None
     return TextStates(
-        torch.cat([states.tokens for states in found]),
-        torch.cat([states.pooled for states in found]),
+        torch.cat([states.tokens for states in chosen]),
+        torch.cat([states.pooled for states in chosen]),
     )

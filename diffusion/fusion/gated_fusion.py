@@ -226,11 +226,11 @@ class GatedFusion(Fusion, nn.Module):
                     f" {'attached: detach first, or' if self.attached else 'made:'} make it with"
                     " everywhere=True"
                 )
-            found = {s.name: self._fitting(s) for s in self._sites if s.name in self._layers}
+            fitting = {s.name: self._fitting(s) for s in self._sites if s.name in self._layers}
         except GatesError:
             self.adapters, self.strengths, self.roles, self.scores = before
             raise
-        for name, factors in found.items():
+        for name, factors in fitting.items():
             self._layers[name].set_adapters(factors)
         self._weigh()
 
@@ -261,8 +261,8 @@ class GatedFusion(Fusion, nn.Module):
         """
         self.roles = with_roles(self.roles, roles or {})
         unknown = dict.fromkeys(self.adapters, 0.0)
-        told = with_strengths(unknown, scores or {})
-        self.scores |= {name: told[name] for name in scores or {}}
+        changed = with_strengths(unknown, scores or {})
+        self.scores |= {name: changed[name] for name in scores or {}}
         self._weigh()
 
     def weights(self, site: str) -> dict[str, float]:
@@ -270,8 +270,8 @@ class GatedFusion(Fusion, nn.Module):
         factors = getattr(self.gate(site), "factors", None)
         if self.context is None or factors is None:
             return dict(self.strengths)
-        own = self.context.weights(factors.detach()).tolist()
-        return {n: c * s for (n, s), c in zip(self.strengths.items(), own, strict=False)}
+        learned = self.context.weights(factors.detach()).tolist()
+        return {n: c * s for (n, s), c in zip(self.strengths.items(), learned, strict=False)}
 
     def save_gates(self, path: str | Path) -> Path:
         """Write the gates, in the names of DiffSynth-Studio."""
@@ -279,10 +279,10 @@ class GatedFusion(Fusion, nn.Module):
 
     def gate_states(self) -> dict[str, dict[str, Tensor]]:
         """Return site -> parameters of its gate."""
-        found = {name.replace(DOT, "."): gate.state_dict() for name, gate in self.gates.items()}
+        states = {name.replace(DOT, "."): gate.state_dict() for name, gate in self.gates.items()}
         if self.context is not None and self.context.switch is not None:
-            found[SWITCH] = self.context.state_dict()
-        return found
+            states[SWITCH] = self.context.state_dict()
+        return states
 
     def gate(self, site: str) -> LoraGate | OpenGate:
         """Return the gate of a site, by its name."""
@@ -302,10 +302,10 @@ class GatedFusion(Fusion, nn.Module):
             layer.set_strengths(self._weights())
 
     def _take(self, adapters: Adapters) -> None:
-        found = by_name(adapters)
-        refuse_misfits(found, self.family, self._sizes)
-        self.adapters, self.strengths = found, dict.fromkeys(found, 1.0)
-        self.roles, self.scores = dict.fromkeys(found, ROLES[0]), {}
+        given = by_name(adapters)
+        refuse_misfits(given, self.family, self._sizes)
+        self.adapters, self.strengths = given, dict.fromkeys(given, 1.0)
+        self.roles, self.scores = dict.fromkeys(given, ROLES[0]), {}
 
     def _make_gates(self, path: str | Path | None, options: dict[str, Any], switch: bool) -> None:
         sites = {site.name: site for site in self.sites}
@@ -314,16 +314,16 @@ class GatedFusion(Fusion, nn.Module):
         if path is not None:
             state = load_gates(path, [site.name for site in self._sites])
             switched = state.pop(SWITCH, None)
-            found = options_of(next(iter(state.values())))
-            if self.mode == "strengths" and "variant" in found:
+            saved = options_of(next(iter(state.values())))
+            if self.mode == "strengths" and "variant" in saved:
                 raise GatesError(f"{path} holds gates, not strengths alone: give mode='gated'")
-            for option in found.keys() & options.keys():
-                if options[option] != found[option]:
+            for option in saved.keys() & options.keys():
+                if options[option] != saved[option]:
                     raise GatesError(
-                        f"{path} holds gates with {option}={found[option]!r}, not"
+                        f"{path} holds gates with {option}={saved[option]!r}, not"
                         f" {options[option]!r}: leave {option} out"
                     )
-            options = options | found
+            options = options | saved
             if lacking := [name for name in sites if name not in state]:
                 raise GatesError(f"{path} holds no gates for {listed(lacking)}: give others")
             sites = {site.name: site for site in self._sites if site.name in state}
@@ -343,16 +343,16 @@ class GatedFusion(Fusion, nn.Module):
 
     def _factors(self, site: Placed) -> list[LowRank]:
         """Return what each adapter does at a site, in order; rank 0 where it does nothing."""
-        found = []
+        joined = []
         for bundle in self.adapters.values():
             parts = [bundle.modules.get(part) for part in site.parts]
             if not any(part is not None for part in parts):
-                found.append(
+                joined.append(
                     LowRank(torch.empty(0, site.in_features), torch.empty(site.out_features, 0))
                 )
             else:
-                found.append(side_by_side([_low_rank(part) for part in parts], site.sizes))
-        return found
+                joined.append(side_by_side([_low_rank(part) for part in parts], site.sizes))
+        return joined
 
     def _attach(self) -> None:
         if self.mode == "gated" and any(
@@ -396,7 +396,7 @@ class GatedFusion(Fusion, nn.Module):
     def _fitting(self, site: Placed) -> list[LowRank]:
         """Return what each adapter does at a site, where there is room for it."""
         factors, room, parts = self._factors(site), self._room(site), len(site.parts)
-        given = [one.rank for one in factors if one.rank]
+        given = [factor.rank for factor in factors if factor.rank]
         if room and (len(given) > room.adapters or max(given, default=0) > room.rank):
             raise GatesError(
                 f"there is room for {room.adapters} adapters of rank {room.rank // parts}, found"

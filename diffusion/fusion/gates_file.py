@@ -79,7 +79,7 @@ def load_gates(path: str | Path, sites: Iterable[str]) -> dict[str, dict[str, Te
     """
     file = SafetensorsFile(Path(path))
     names = {site.replace(".", DOT): site for site in (*sites, SWITCH)}
-    found: dict[str, dict[str, Tensor]] = {}
+    states: dict[str, dict[str, Tensor]] = {}
     unknown = []
     for key in file.tensors:
         escaped, _, parameter = key.removeprefix(PREFIX).partition(".")
@@ -89,11 +89,11 @@ def load_gates(path: str | Path, sites: Iterable[str]) -> dict[str, dict[str, Te
         tensor = file.tensor(key)
         if not torch.isfinite(tensor.float()).all():
             raise LoraFileError(f"{file.label}: {key} is not finite; get the file again")
-        found.setdefault(names[escaped], {})[parameter] = tensor
-    if unknown or not found.keys() - {SWITCH}:
+        states.setdefault(names[escaped], {})[parameter] = tensor
+    if unknown or not states.keys() - {SWITCH}:
         what = f"gates of layers that the model lacks, {listed(unknown)}" if unknown else "no gates"
         raise LoraFileError(f"{file.label} holds {what}: give gates of this model")
-    return found
+    return states
 
 
 def options_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -102,15 +102,15 @@ def options_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
     Args:
         state: Parameters of one gate, by name.
     """
-    found = {"kinds": state["factors"].shape[-1]} if "factors" in state else {}
+    options = {"kinds": state["factors"].shape[-1]} if "factors" in state else {}
     if "bias" not in state:
-        return found
+        return options
     variant = "full"
     if "weight_lora" not in state:
         variant = "no_lora"
     elif "weight_base" not in state:
         variant = "no_base" if "weight_cross" in state else "no_cross"
-    return found | {"variant": variant, "time": "film" if "weight_time" in state else "implicit"}
+    return options | {"variant": variant, "time": "film" if "weight_time" in state else "implicit"}
 
 
 def load_gate(gate: nn.Module, state: Mapping[str, Tensor], site: str) -> None:
@@ -124,11 +124,11 @@ def load_gate(gate: nn.Module, state: Mapping[str, Tensor], site: str) -> None:
     Raises:
         GatesError: They do not fit.
     """
-    own = gate.state_dict()
-    lacking = own.keys() - {"factors"} if state.keys() == {"factors"} else {"factors"}
-    known = {name: own[name] for name in lacking & own.keys()} | dict(state)
+    expected = gate.state_dict()
+    lacking = expected.keys() - {"factors"} if state.keys() == {"factors"} else {"factors"}
+    complete = {name: expected[name] for name in lacking & expected.keys()} | dict(state)
     try:
-        gate.load_state_dict(known, assign=next(iter(own.values())).is_meta)
+        gate.load_state_dict(complete, assign=next(iter(expected.values())).is_meta)
     except RuntimeError as error:
         first = " ".join(str(error).splitlines()[1:2]).strip()
         raise GatesError(f"the gate of {site} does not fit the model: {first}") from error

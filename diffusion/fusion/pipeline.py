@@ -96,9 +96,9 @@ class Generated:
             "guidance": plain.get("true_cfg_scale", plain.get("guidance_scale")),
             "mode": self.mode,
             "adapters": [
-                {"name": one.name, "strength": one.strength, "score": one.score}
-                | ({} if one.role is None else {"role": one.role})
-                for one in self.adapters
+                {"name": adapter.name, "strength": adapter.strength, "score": adapter.score}
+                | ({} if adapter.role is None else {"role": adapter.role})
+                for adapter in self.adapters
             ],
             "skipped": dict(self.skipped),
             "gates": None if self.gates is None else dict(records_of(self.gates)),
@@ -183,27 +183,27 @@ class AutoLoraPipeline:
         """
         if not prompt.strip():
             raise GatesError("the prompt is empty: say what the image is to show")
-        found, matches, skipped = self._adapters(prompt, k, adapters, fill=fill)
-        fusion, name = self._fusion(found, mode)
+        bundles, matches, skipped = self._adapters(prompt, k, adapters, fill=fill)
+        fusion, name = self._fusion(bundles, mode)
         if fusion is not None and strengths:
             fusion.set_strengths(strengths)
-        known = {one: role_of(bundle) for one, bundle in found.items()} | dict(
-            roles(found) if callable(roles) else roles or {}
-        )
+        roles_now = {
+            name_of_one: role_of(bundle) for name_of_one, bundle in bundles.items()
+        } | dict(roles(bundles) if callable(roles) else roles or {})
         if fusion is not None:
-            cosines = {n: matches[n].weights for n in found if n in matches}
+            cosines = {n: matches[n].weights for n in bundles if n in matches}
             given = {n: float(c) for n, c in cosines.items() if c is not None}
-            fusion.tell(roles=known, scores=given if scores is None else scores)
+            fusion.tell(roles=roles_now, scores=given if scores is None else scores)
         options = self._options(options)
         images, gates = self._run(prompt, fusion, seed, record_gates, options)
         used = tuple(
             Used(
-                one,
-                1.0 if fusion is None else fusion.strengths[one],
-                float(matches[one].score) if one in matches else None,
-                known[one] if getattr(fusion, "context", None) is not None else None,
+                label,
+                1.0 if fusion is None else fusion.strengths[label],
+                float(matches[label].score) if label in matches else None,
+                roles_now[label] if getattr(fusion, "context", None) is not None else None,
             )
-            for one in found
+            for label in bundles
         )
         return Generated(images, prompt, seed, name, used, skipped, gates, options)
 
@@ -249,34 +249,34 @@ class AutoLoraPipeline:
                 break
             wanted = k + len(skipped)
         if not loaded and (skipped or not getattr(matches, "left_out", ())):
-            told = list(skipped.values())[:3] or [getattr(matches, "notice", "")]
-            reasons = "; ".join(filter(None, told)) or "the search found none of this base"
+            notices = list(skipped.values())[:3] or [getattr(matches, "notice", "")]
+            reasons = "; ".join(filter(None, notices)) or "the search found none of this base"
             raise GatesError(
                 f"no adapter of the library fits the model: {reasons}; give the base that they were"
                 " trained for"
             )
-        found = {one.name: one for one in matches}
+        by_name = {match.name: match for match in matches}
         names = list(loaded)[:k]
-        named = [n for n in names if getattr(found[n], "named", "")]
+        named = [n for n in names if getattr(by_name[n], "named", "")]
         if named and not fill:
-            skipped |= {n: UNNAMED.format(_cosine(found[n])) for n in names if n not in named}
+            skipped |= {n: UNNAMED.format(_cosine(by_name[n])) for n in names if n not in named}
             names = named
-        return {n: loaded[n] for n in names}, found, skipped
+        return {n: loaded[n] for n in names}, by_name, skipped
 
     def _fusion(
-        self, found: Mapping[str, LoraBundle], mode: str | Make
+        self, bundles: Mapping[str, LoraBundle], mode: str | Make
     ) -> tuple[Fusion | None, str]:
         model = self.model
-        if not found:
+        if not bundles:
             return None, "none"
         if callable(mode):
-            fusion = mode(model, found)
+            fusion = mode(model, bundles)
             return fusion, type(fusion).__name__
         check_option("mode", mode, get_args(Mode), GatesError)
         if mode == "strengths" and self.gates is None:
             raise GatesError("mode='strengths' needs a file of trained strengths: give it as gates")
         gates = None if mode == "sum" else self.gates
-        return GatedFusion(model, found, mode=cast(Mode, mode), gates=gates), mode
+        return GatedFusion(model, bundles, mode=cast(Mode, mode), gates=gates), mode
 
     def _run(
         self,
@@ -335,7 +335,7 @@ def _cosine(match: Match) -> str:
 
 
 def _after_step(
-    fusion: Fusion | None, recorder: GateRecorder | None, steps: int, own: Any
+    fusion: Fusion | None, recorder: GateRecorder | None, steps: int, callback: Any
 ) -> Callable[..., dict[str, Any]]:
     """Return what the pipeline calls after each step: the fusion learns which one follows."""
 
@@ -346,7 +346,9 @@ def _after_step(
             fusion.at(step + 1, steps)
         if recorder is not None:
             recorder.step = step + 1
-        found: dict[str, Any] = tensors if own is None else own(pipe, step, time, tensors)
-        return found
+        result: dict[str, Any] = (
+            tensors if callback is None else callback(pipe, step, time, tensors)
+        )
+        return result
 
     return call

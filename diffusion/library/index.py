@@ -142,12 +142,12 @@ class LoraLibrary(AbstractContextManager["LoraLibrary"]):
         files, refused = walk(self.root)
         catalog, count = self._catalog(create=True), progress or _nothing
         before = {row[0] for row in catalog.database.all("SELECT location FROM adapter")}
-        same = {one.location for one in files if catalog.is_unchanged(one)}
+        same = {file.location for file in files if catalog.is_unchanged(file)}
         count(len(same), len(files))
-        new = [one for one in files if one.location not in same]
+        new = [file for file in files if file.location not in same]
         self._keep(new, lambda done: count(len(same) + done, len(files)))
         encoded = self._encode(lambda done, all: count(len(files) + done, len(files) + all))
-        missing = sorted(before - {one.location for one in files})
+        missing = sorted(before - {file.location for file in files})
         absent = [location for location in missing if gone(self.root, location)]
         removed = catalog.forget(absent) if absent else 0
         _rename(catalog)
@@ -156,9 +156,10 @@ class LoraLibrary(AbstractContextManager["LoraLibrary"]):
             catalog.drop_unused(encoder.family, encoder.fingerprint)
             unencoded = tuple(catalog.unencoded(encoder, self.lenient))
         failed = {
-            one.location: Refused(one.path, one.error) for one in catalog.adapters("error <> ''")
+            refused.location: Refused(refused.path, refused.error)
+            for refused in catalog.adapters("error <> ''")
         }
-        good = [one.location for one in new if one.location not in failed]
+        good = [file.location for file in new if file.location not in failed]
         added = sum(location not in before for location in good)
         return ScanReport(
             added,
@@ -308,43 +309,45 @@ class LoraLibrary(AbstractContextManager["LoraLibrary"]):
         if k < 1:
             raise LibraryError(f"--k is {k}, expected 1 or more")
         catalog = self._catalog()
-        own: Adapter | None = None
+        subject_row: Adapter | None = None
         try:
-            own = catalog.find(str(file))
+            subject_row = catalog.find(str(file))
         except LibraryError:
             if not os.path.lexists(place_of(file)):
                 raise
-        place = place_of(file) if own is None else self.path(own.name)
+        place = place_of(file) if subject_row is None else self.path(subject_row.name)
         subject = Subject(load_lora(place, strict=False, limits=self.limits))
         filters = Filters(family, license, tag)
-        passing = {one.id for one in catalog.adapters(*filters.sql())} - {own and own.id}
-        found = [pair for pair in catalog.candidates(subject.family) if pair[0].id in passing]
+        passing = {adapter.id for adapter in catalog.adapters(*filters.sql())} - {
+            subject_row and subject_row.id
+        }
+        pairs = [pair for pair in catalog.candidates(subject.family) if pair[0].id in passing]
         neighbors, others, unread = nearest(
-            subject, found, k, self._read, lambda n: (progress or _nothing)(n, len(found))
+            subject, pairs, k, self._read, lambda n: (progress or _nothing)(n, len(pairs))
         )
         notices = [
-            f"{others} of {len(found)} adapters are for models of another size" if others else "",
+            f"{others} of {len(pairs)} adapters are for models of another size" if others else "",
             f"{unread} have changed or gone since the last scan" if unread else "",
-            "" if found else f"no other adapter is for {subject.family}, {filters}".rstrip(", "),
+            "" if pairs else f"no other adapter is for {subject.family}, {filters}".rstrip(", "),
         ]
         return Results(neighbors, "similarity", "; ".join(filter(None, notices)))
 
-    def _read(self, one: Adapter) -> LoraBundle:
+    def _read(self, adapter: Adapter) -> LoraBundle:
         """Read an adapter as it was indexed.
 
         Raises:
             LibraryError: It has changed, is gone or leads elsewhere.
             LoraFileError: It cannot be read.
         """
-        found = look(self.root, one.location)
-        if not self._catalog().is_unchanged(found):
-            raise LibraryError(f"{one.location!r} has changed since the last scan")
-        return load_lora(found.target, strict=False, limits=self.limits)
+        file = look(self.root, adapter.location)
+        if not self._catalog().is_unchanged(file):
+            raise LibraryError(f"{adapter.location!r} has changed since the last scan")
+        return load_lora(file.target, strict=False, limits=self.limits)
 
     def _keep(self, files: Sequence[Found], done: Callable[[int], object]) -> None:
         """Read files and keep their records."""
         catalog = self._catalog(create=True)
-        records = (read_record(found, self.limits, catalog.record) for found in files)
+        records = (read_record(file, self.limits, catalog.record) for file in files)
         for batch in _batches(records, done):
             catalog.keep(batch)
         _rename(catalog)
@@ -361,18 +364,18 @@ class LoraLibrary(AbstractContextManager["LoraLibrary"]):
         matrix = Matrix(catalog.folder, encoder.fingerprint, encoder.dim)
         catalog.drop_lost(matrix, encoder.fingerprint)
         pending = catalog.pending(encoder, self.lenient)
-        made = ((one.digest, self._embedding(encoder, one)) for one in pending)
+        made = ((adapter.digest, self._embedding(encoder, adapter)) for adapter in pending)
         count = 0
         for batch in _batches(made, lambda done: progress(done, len(pending))):
-            encoded = {digest: one for digest, one in batch if one is not None}
+            encoded = {digest: vectors for digest, vectors in batch if vectors is not None}
             catalog.keep_encodings(matrix, encoder.fingerprint, encoded)
-            count += sum(not isinstance(one, str) for one in encoded.values())
+            count += sum(not isinstance(vectors, str) for vectors in encoded.values())
         return count
 
-    def _embedding(self, encoder: WeightEncoder, one: Adapter) -> Vectors | str | None:
+    def _embedding(self, encoder: WeightEncoder, adapter: Adapter) -> Vectors | str | None:
         """Encode a file, or return why not; None if it has changed or gone since it was read."""
         try:
-            bundle = self._read(one)
+            bundle = self._read(adapter)
         except (LibraryError, LoraFileError):
             return None
         try:
@@ -404,7 +407,7 @@ def _rename(catalog: Catalog) -> None:
         with database.writing():
             changed = _misnamed(database)
             away = "UPDATE adapter SET name = 'renamed ' || id WHERE id = ?"
-            database.run_many(away, [(own,) for _, own in changed])
+            database.run_many(away, [(name,) for _, name in changed])
             database.run_many("UPDATE adapter SET name = ? WHERE id = ?", changed)
             database.run_many("UPDATE words SET name = ? WHERE rowid = ?", changed)
 
@@ -414,7 +417,7 @@ def _misnamed(database: Database) -> list[tuple[str, int]]:
     rows = database.all("SELECT id, location, name FROM adapter")
     names = names_of(row["location"] for row in rows)
     wanted = [(names[row["location"]], row["id"], row["name"]) for row in rows]
-    return [(name, own) for name, own, old in wanted if name != old]
+    return [(name, fresh) for name, fresh, old in wanted if name != old]
 
 
 def _nothing(*counts: int) -> None:

@@ -107,8 +107,8 @@ def walk(root: Path) -> tuple[list[Found], list[Refused]]:
                 seen.append(_look(top, place, names if not entry.is_symlink() else None))
             elif entry.is_symlink() and entry.is_dir() and _target(top, place) is None:
                 seen.append(Refused(shown(place), _OUTSIDE))
-    found = sorted(one for one in seen if isinstance(one, Found))
-    return found, sorted(one for one in seen if isinstance(one, Refused))
+    files = sorted(entry for entry in seen if isinstance(entry, Found))
+    return files, sorted(entry for entry in seen if isinstance(entry, Refused))
 
 
 def look(root: Path, location: bytes) -> Found:
@@ -117,10 +117,10 @@ def look(root: Path, location: bytes) -> Found:
     Raises:
         LibraryError: It is missing, leads outside of the library, or is no file.
     """
-    one = _look(real_root(root), os.fsdecode(location), None)
-    if isinstance(one, Refused):
-        raise LibraryError(f"{one.path} is refused: {one.reason}")
-    return one
+    entry = _look(real_root(root), os.fsdecode(location), None)
+    if isinstance(entry, Refused):
+        raise LibraryError(f"{entry.path} is refused: {entry.reason}")
+    return entry
 
 
 def location_of(root: Path, path: Path) -> bytes:
@@ -169,9 +169,9 @@ def real_root(root: Path) -> Path:
 def gone(root: Path, location: bytes) -> bool:
     """Return whether a location certainly holds no adapter of the library any more."""
     name = os.fsdecode(location)
-    one = _look(real_root(root), name, None)
+    entry = _look(real_root(root), name, None)
     hidden = any(part.startswith(".") for part in name.split("/"))
-    return hidden or (isinstance(one, Refused) and one.reason in _GONE)
+    return hidden or (isinstance(entry, Refused) and entry.reason in _GONE)
 
 
 def names_of(locations: Iterable[bytes]) -> dict[bytes, str]:
@@ -181,14 +181,14 @@ def names_of(locations: Iterable[bytes]) -> dict[bytes, str]:
     nearest ones; the name of what even these do not distinguish ends with a hash of its location.
     Each has 1 to 128 letters, digits, signs, dots, dashes and underscores, and starts with no dot.
     """
-    found: dict[bytes, str] = {}
-    left = {one: _parts(one) for one in locations}
+    named: dict[bytes, str] = {}
+    left = {location: _parts(location) for location in locations}
     for depth in range(1, 1 + max(map(len, left.values()), default=0)):
-        names = {one: slug("-".join(parts[-depth:])) for one, parts in left.items()}
-        times = Counter([*names.values(), *found.values()])
-        found |= {one: name for one, name in names.items() if times[name] == 1}
-        left = {one: parts for one, parts in left.items() if one not in found}
-    return found | {one: unique_name(one) for one in left}
+        names = {location: slug("-".join(parts[-depth:])) for location, parts in left.items()}
+        times = Counter([*names.values(), *named.values()])
+        named |= {location: name for location, name in names.items() if times[name] == 1}
+        left = {location: parts for location, parts in left.items() if location not in named}
+    return named | {location: unique_name(location) for location in left}
 
 
 def unique_name(location: bytes) -> str:
@@ -206,7 +206,7 @@ def _parts(location: bytes) -> tuple[str, ...]:
 
 def slug(text: str) -> str:
     """Return a text as a name: 1 to 128 letters, digits, signs, dots, dashes and underscores."""
-    kept = (one if _in_name(one) else " " for one in unicodedata.normalize("NFC", text))
+    kept = (letter if _in_name(letter) else " " for letter in unicodedata.normalize("NFC", text))
     return "-".join("".join(kept).split()).strip("-").lstrip(".-")[:_LONGEST] or "adapter"
 
 

@@ -69,14 +69,14 @@ TRIGGERS, TAGS = 16, 64  # triggers and tags that are kept
 
 def describe(metadata: Mapping[str, str]) -> dict[str, Any]:
     """Return what the metadata tells, by column; names of kohya's folders are the last triggers."""
-    told = inspection.describe(metadata)
-    stated = [tag for tag, count in told.tags.items() if not count]
+    stated_facts = inspection.describe(metadata)
+    stated = [tag for tag, count in stated_facts.tags.items() if not count]
     return {
-        "title": clean(told.title, TITLE).strip(),
-        "triggers": _phrases(told.triggers or told.folders, TRIGGERS),
-        "tags": _phrases([*stated, *told.tags], TAGS),
-        "license": clean(told.license, PHRASE).strip(),
-        "text": clean(told.comment, TEXT).strip(),
+        "title": clean(stated_facts.title, TITLE).strip(),
+        "triggers": _phrases(stated_facts.triggers or stated_facts.folders, TRIGGERS),
+        "tags": _phrases([*stated, *stated_facts.tags], TAGS),
+        "license": clean(stated_facts.license, PHRASE).strip(),
+        "text": clean(stated_facts.comment, TEXT).strip(),
     }
 
 
@@ -130,9 +130,9 @@ def read_record(
 
 def _contents(file: SafetensorsFile) -> dict[str, Any]:
     family, _ = recognize_file(file)
-    told = {"family": family, "searchable": True, **describe(file.metadata)}
+    facts = {"family": family, "searchable": True, **describe(file.metadata)}
     if family not in READ_IN_FULL:
-        return {**told, "digest": _raw_digest(file)}
+        return {**facts, "digest": _raw_digest(file)}
     bundle = load_lora(file.path, strict=False, limits=file.limits)
     values, report = find(bundle), bundle.report
     assert report is not None
@@ -149,7 +149,7 @@ def _contents(file: SafetensorsFile) -> dict[str, Any]:
     }
     flags = [kind for kind, holds in kinds.items() if holds]
     return {
-        **told,
+        **facts,
         "digest": _raw_digest(file) if report.unused else bundle.digest(),
         "family": bundle.family,
         "dialect": clean(str(report.dialects[0]), _LINE) if report.dialects else "",
@@ -165,9 +165,13 @@ def _contents(file: SafetensorsFile) -> dict[str, Any]:
 
 def _sha256(file: SafetensorsFile) -> str:
     """Return the SHA-256 of a file, and of the configuration that decides its scales."""
-    own = file.content_sha256()
+    digest = file.content_sha256()
     _, config = locate(file.path, None)
-    return own if config is None else hashlib.sha256(own.encode() + config.read_bytes()).hexdigest()
+    return (
+        digest
+        if config is None
+        else hashlib.sha256(digest.encode() + config.read_bytes()).hexdigest()
+    )
 
 
 def _raw_digest(file: SafetensorsFile) -> str:
@@ -231,7 +235,7 @@ class Adapter:
     @classmethod
     def of(cls, row: Any) -> "Adapter":
         """Return the adapter of a row, given by column."""
-        values = {one.name: row[one.name] for one in fields(cls)}
+        values = {field.name: row[field.name] for field in fields(cls)}
         lists = ("ranks", "triggers", "tags", "flags")
         values |= {name: tuple(json.loads(row[name])) for name in lists}
         norm = math.nan if row["norm"] is None else row["norm"]

@@ -99,27 +99,27 @@ def nearest(
     """
     bounds = [(subject.bound(*pair), pair[0]) for pair in candidates]
     bounds.sort(key=lambda pair: (-pair[0], pair[1].id))
-    found: list[Neighbor] = []
-    known: dict[str, tuple[float, int] | None] = {}
+    nearest: list[Neighbor] = []
+    compared: dict[str, tuple[float, int] | None] = {}
     others = unread = 0
-    for number, (bound, one) in enumerate(bounds):
+    for number, (bound, adapter) in enumerate(bounds):
         done(number)
-        if len(found) == k and bound < found[-1].cosine - _ROUNDING:
+        if len(nearest) == k and bound < nearest[-1].cosine - _ROUNDING:
             break
         try:
-            if one.digest not in known:
-                known[one.digest] = subject.compared(one, load(one))
+            if adapter.digest not in compared:
+                compared[adapter.digest] = subject.compared(adapter, load(adapter))
         except (LibraryError, LoraFileError):
             unread += 1
             continue
-        if (likeness := known[one.digest]) is None:
+        if (likeness := compared[adapter.digest]) is None:
             others += 1
         else:
             cosine, shared = likeness
-            found.append(Neighbor(one, cosine, cosine >= NEAR, shared))
-            found = sorted(found, key=lambda like: (-like.cosine, like.adapter.id))[:k]
+            nearest.append(Neighbor(adapter, cosine, cosine >= NEAR, shared))
+            nearest = sorted(nearest, key=lambda like: (-like.cosine, like.adapter.id))[:k]
     done(len(bounds))
-    return tuple(found), others, unread
+    return tuple(nearest), others, unread
 
 
 def unit_vector(vector: Tensor, dim: int) -> Vectors:
@@ -284,10 +284,10 @@ class Searcher:
         query = None if mode == "metadata" else self._queries([prompt])
         for _ in range(_ATTEMPTS):  # another process may write meanwhile
             version = self.catalog.database.version()
-            found = self._search(prompt, k, query, mode, mix, filters)
+            results = self._search(prompt, k, query, mode, mix, filters)
             if self.catalog.database.version() == version:
                 break
-        return found
+        return results
 
     def _queries(self, prompts: Sequence[str]) -> Vectors | None:
         """Return the embeddings of prompts (prompts, dim); None without encoders."""
@@ -295,7 +295,9 @@ class Searcher:
             return None
         with torch.no_grad():
             embeddings = self.text_encoder.embed(prompts)
-        return np.stack([unit_vector(one.reshape(-1), self.encoder.dim) for one in embeddings])
+        return np.stack(
+            [unit_vector(embedding.reshape(-1), self.encoder.dim) for embedding in embeddings]
+        )
 
     def _floor(self, encoder: WeightEncoder) -> float:
         """Return the smallest cosine that is found."""
@@ -353,12 +355,12 @@ class Searcher:
         matches = self._matches(self._ranked(query[0], k, served, words, mix), k)
         if mode == "names":
             matches = tuple(
-                one._replace(
-                    score=1.0 if one.weights is None else one.weights,
+                match._replace(
+                    score=1.0 if match.weights is None else match.weights,
                     metadata=None,
-                    named=named.get(one.adapter.id, ""),
+                    named=named.get(match.adapter.id, ""),
                 )
-                for one in matches
+                for match in matches
             )
         floor = self._floor(self.encoder)
         low = {
@@ -369,11 +371,11 @@ class Searcher:
             and not match.named
             and not (mix.metadata and match.metadata)
         }
-        found = tuple(match for match in matches if match.name not in low)
+        kept = tuple(match for match in matches if match.name not in low)
         more = sorted({*named.values()} - {match.named for match in matches})
         unused = f"the prompt names {', '.join(more)}, too: --k {k + len(more)} considers all"
         notices = "; ".join(filter(None, (served.lacking, unused * bool(more))))
-        return Results(found, mode, notices, low, floor)
+        return Results(kept, mode, notices, low, floor)
 
     def _by_metadata(
         self, prompt: str, k: int, filters: Filters, named: Mapping[int, str], reason: str
@@ -381,9 +383,10 @@ class Searcher:
         """Search metadata, for a reason if it was not asked for; what is named comes first."""
         words = self._words(prompt, filters, flagged=not reason)
         ranked: list[Ranked] = [(i, share, None, share) for i, share in words.items()]
-        ranked.sort(key=lambda one: one[0] not in named)
+        ranked.sort(key=lambda pair: pair[0] not in named)
         matches = tuple(
-            one._replace(named=named.get(one.adapter.id, "")) for one in self._matches(ranked, k)
+            match._replace(named=named.get(match.adapter.id, ""))
+            for match in self._matches(ranked, k)
         )
         notices = [
             f"{reason}: only metadata is searched" if reason else "",
@@ -400,11 +403,11 @@ class Searcher:
             used |= np.isin(served.ids, list(words))
         ids, rows, view = served.ids[used], served.rows[used], served.view
         cosines = np.where(rows >= 0, dots(view, query)[rows], 0)
-        bonus = np.array([words.get(one, 0.0) for one in ids.tolist()]) if words else 0 * ids
+        bonus = np.array([words.get(number, 0.0) for number in ids.tolist()]) if words else 0 * ids
 
         def exact_cosines(near: Positions) -> NDArray[np.float64]:
-            values, own = np.zeros(len(near)), rows[near] >= 0
-            values[own] = exact_dots(view, rows[near[own]], query)
+            values, has_row = np.zeros(len(near)), rows[near] >= 0
+            values[has_row] = exact_dots(view, rows[near[has_row]], query)
             return values
 
         def exact(near: Positions) -> NDArray[np.float64]:
@@ -444,30 +447,32 @@ class Searcher:
         """Return what a prompt calls adapters by, by id: their whole name, title or trigger."""
         asked = told_words(prompt)
         near = self.catalog.holding(asked.split()[:_WORDS], filters, False, _CALLED)
-        found = {}
-        for one in self.catalog.among("id", list(near)):
-            for called in (one.title, *one.triggers, one.name):
+        called_by = {}
+        for adapter in self.catalog.among("id", list(near)):
+            for called in (adapter.title, *adapter.triggers, adapter.name):
                 words = told_words(called)
                 if words.strip() and words in asked:
-                    found[one.id] = called
+                    called_by[adapter.id] = called
                     break
-        return found
+        return called_by
 
     def _matches(self, ranked: list[Ranked], k: int) -> tuple[Match, ...]:
         """Look the first k contents up; files with the same content count once."""
-        adapters = {one.id: one for one in self.catalog.among("id", [one[0] for one in ranked])}
+        adapters = {
+            pair.id: pair for pair in self.catalog.among("id", [pair[0] for pair in ranked])
+        }
         kept: dict[str, Ranked] = {}
-        for one in ranked:
-            if one[0] in adapters and len(kept) < k:
-                kept.setdefault(adapters[one[0]].digest, one)
+        for pair in ranked:
+            if pair[0] in adapters and len(kept) < k:
+                kept.setdefault(adapters[pair[0]].digest, pair)
         copies = self.catalog.among("digest", list(kept))
         return tuple(
             Match(
-                adapters[own],
+                adapters[number],
                 score,
                 weights,
                 metadata,
-                tuple(one.path for one in copies if one.digest == digest and one.id != own),
+                tuple(copy.path for copy in copies if copy.digest == digest and copy.id != number),
             )
-            for digest, (own, score, weights, metadata) in kept.items()
+            for digest, (number, score, weights, metadata) in kept.items()
         )

@@ -205,9 +205,9 @@ def split(
     parts, start = [], 0
     for number, size in enumerate(sizes):
         part = factors.rows(start, start + size)
-        own = None if components is None else components[number]
-        if own is not None:
-            part = part._replace(down=part.down[own], up=part.up[:, own])
+        rows = None if components is None else components[number]
+        if rows is not None:
+            part = part._replace(down=part.down[rows], up=part.up[:, rows])
         parts.append(part)
         start += size
     return parts
@@ -236,8 +236,8 @@ def fuse(parts: Sequence[Factors | None], sizes: Sequence[int]) -> Factors:
 
 
 def _magnitude(parts: Sequence[Factors | None]) -> Tensor | None:
-    found = [None if part is None else part.magnitude for part in parts]
-    given = [magnitude for magnitude in found if magnitude is not None]
+    magnitudes = [None if part is None else part.magnitude for part in parts]
+    given = [magnitude for magnitude in magnitudes if magnitude is not None]
     if not given:
         return None
     if len(given) < len(parts) or any(magnitude.shape[1] != 1 for magnitude in given):
@@ -300,17 +300,17 @@ def layers_of(bundle: LoraBundle) -> list[Placed]:
         for block in blocks:
             for layer in family.fused:
                 parts = tuple(part.replace("{i}", str(block)) for part in layer.parts)
-                known = [sizes[part] for part in parts if part in sizes]
-                if not known or not layer.name.startswith(f"{prefix}."):
+                sized = [sizes[part] for part in parts if part in sizes]
+                if not sized or not layer.name.startswith(f"{prefix}."):
                     continue
                 outputs = tuple(
                     sizes[part].out_features
                     if part in sizes
-                    else family.out_features(part, width or known[0].in_features) or 0
+                    else family.out_features(part, width or sized[0].in_features) or 0
                     for part in parts
                 )
                 name = layer.name.replace("{i}", str(block))
-                placed.append(Placed(name, layer.type, parts, known[0].in_features, outputs))
+                placed.append(Placed(name, layer.type, parts, sized[0].in_features, outputs))
     return placed
 
 
@@ -388,22 +388,22 @@ def shrink_bundle(
     """
     _check(rank, energy)
     if fused:
-        own = _shrink_fused(bundle, rank, energy)
+        shrunk_of = _shrink_fused(bundle, rank, energy)
     else:
-        own = {name: shrink(bundle.modules[name], rank, energy) for name in bundle.modules}
+        shrunk_of = {name: shrink(bundle.modules[name], rank, energy) for name in bundle.modules}
     encoders = {
         component: {name: shrink(modules[name], rank, energy).factors for name in modules}
         for component, modules in bundle.text_encoders.items()
     }
-    modules = {name: shrunk.factors for name, shrunk in own.items()}
+    modules = {name: shrunk.factors for name, shrunk in shrunk_of.items()}
     result = dataclasses.replace(bundle, modules=modules, text_encoders=encoders)
-    return result, {name: shrunk.error for name, shrunk in own.items()}
+    return result, {name: shrunk.error for name, shrunk in shrunk_of.items()}
 
 
 def _shrink_fused(bundle: LoraBundle, rank: int | None, energy: float | None) -> dict[str, Shrunk]:
     """Shrink fused layers; their parts share A then. All others are shrunk one by one."""
     view = FusedView(bundle)
-    found: dict[str, Shrunk] = {}
+    shrunk: dict[str, Shrunk] = {}
     for fused in view:
         layer = view.layer(fused)
         whole = view[fused]
@@ -412,17 +412,17 @@ def _shrink_fused(bundle: LoraBundle, rank: int | None, energy: float | None) ->
             continue
         for part, factors in zip(layer.parts, split(small, layer.sizes), strict=True):
             if part in bundle.modules:
-                found[part] = Shrunk(factors, _error(bundle.modules[part], factors))
-    alone = (name for name in bundle.modules if name not in found)
-    found |= {name: shrink(bundle.modules[name], rank, energy) for name in alone}
-    return {name: found[name] for name in bundle.modules}
+                shrunk[part] = Shrunk(factors, _error(bundle.modules[part], factors))
+    alone = (name for name in bundle.modules if name not in shrunk)
+    shrunk |= {name: shrink(bundle.modules[name], rank, energy) for name in alone}
+    return {name: shrunk[name] for name in bundle.modules}
 
 
-def _error(one: Factors, other: Factors) -> float:
+def _error(factors: Factors, other: Factors) -> float:
     """Return ‖ΔW − ΔW'‖ / ‖ΔW‖ of two pairs of factors, without their products."""
-    down = torch.cat([one.down, other.down])
-    up = torch.cat([one.scale * one.up, -other.scale * other.up], dim=1)
-    norm = one.norm()
+    down = torch.cat([factors.down, other.down])
+    up = torch.cat([factors.scale * factors.up, -other.scale * other.up], dim=1)
+    norm = factors.norm()
     return Factors(down, up).norm() / norm if norm > 0 else 0.0
 
 

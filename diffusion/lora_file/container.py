@@ -92,11 +92,11 @@ def parse_json(raw: bytes | str, source: str) -> dict[str, Any]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    table = dict(pairs)
+    if len(table) < len(pairs):
         twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
         raise ValueError(f"the key {twice!r} occurs twice")
-    return found
+    return table
 
 
 def _refuse(constant: str) -> Any:

@@ -244,8 +244,8 @@ def magnitude_shape(shape: Sequence[int]) -> tuple[int, int]:
     if len(shape) == 1:
         return shape[0], 1
     if len(shape) != 2 or 1 not in shape:
-        found = "x".join(map(str, shape)) or "a number"
-        raise ValueError(f"the magnitude of DoRA is {found}, expected one row or one column")
+        size = "x".join(map(str, shape)) or "a number"
+        raise ValueError(f"the magnitude of DoRA is {size}, expected one row or one column")
     return shape[0], shape[1]
 
 

@@ -89,7 +89,7 @@ class Family(NamedTuple):
             shapes: diffusers name to inputs and outputs.
         """
         width = self.width(shapes)
-        found: dict[str, str] = {}
+        misfit: dict[str, str] = {}
         for name, sizes in shapes.items():
             factors = self.layers.get(template_of(name))
             if factors is None or width is None:
@@ -102,8 +102,8 @@ class Family(NamedTuple):
             ]
             if any(w is not None and size not in w for size, w in zip(sizes, wanted, strict=True)):
                 texts = ("any" if w is None else " or ".join(map(str, w)) for w in wanted)
-                found[name] = " → ".join(texts)
-        return found
+                misfit[name] = " → ".join(texts)
+        return misfit
 
 
 def template_of(name: str) -> str:
@@ -119,8 +119,8 @@ def index_of(name: str) -> int | None:
 
 def expand(layers: Iterable[str], list_name: str, count: int) -> list[str]:
     """Return the names of the layers of all blocks of a list, block by block."""
-    own = [name for name in layers if name.startswith(f"{list_name}.{{i}}.")]
-    return [name.format(i=i) for i in range(count) for name in own]
+    inside = [name for name in layers if name.startswith(f"{list_name}.{{i}}.")]
+    return [name.format(i=i) for i in range(count) for name in inside]
 
 
 def fused_layers(
@@ -157,9 +157,9 @@ def place(
     """
     placed = []
     for prefix, count in counts.items():
-        own = [layer for layer in family.fused if layer.name.startswith(f"{prefix}.")]
+        fused = [layer for layer in family.fused if layer.name.startswith(f"{prefix}.")]
         for i in range(count):
-            for layer in own:
+            for layer in fused:
                 parts = [part.format(i=i) for part in layer.parts]
                 parts = [part for part in parts if part in modules]
                 if parts:

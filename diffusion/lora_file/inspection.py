@@ -143,20 +143,20 @@ def describe(metadata: Mapping[str, str]) -> Description:
 
 def _counted(counts: Mapping[str, Any]) -> Counter[str]:
     """Return tags with their numbers; kohya's trainers keep the blanks around them."""
-    found: Counter[str] = Counter()
+    counted: Counter[str] = Counter()
     for tag, count in counts.items():
         word = clean(str(tag), MAX_TEXT).strip()
         if word and type(count) is int and 0 < count < 2**53:
-            found[word] += count
-    return found
+            counted[word] += count
+    return counted
 
 
 def _words(text: str) -> list[str]:
     """Return the words of a list in JSON, or of a text with commas."""
     parsed = _json(text) if text.lstrip().startswith("[") else None
     words = parsed if isinstance(parsed, list) else text.split(",")
-    found = [clean(word, MAX_TEXT).strip() for word in words if isinstance(word, str)]
-    return [word for word in found if word.lower() not in _NOTHING]
+    cleaned = [clean(word, MAX_TEXT).strip() for word in words if isinstance(word, str)]
+    return [word for word in cleaned if word.lower() not in _NOTHING]
 
 
 def _first(metadata: Mapping[str, str], keys: tuple[str, ...]) -> str:
@@ -164,8 +164,8 @@ def _first(metadata: Mapping[str, str], keys: tuple[str, ...]) -> str:
 
 
 def _stated(metadata: Mapping[str, str], keys: tuple[str, ...]) -> list[str]:
-    found = (clean(metadata.get(key, "")).strip() for key in keys)
-    return list(dict.fromkeys(text for text in found if text.lower() not in _NOTHING))
+    texts = (clean(metadata.get(key, "")).strip() for key in keys)
+    return list(dict.fromkeys(text for text in texts if text.lower() not in _NOTHING))
 
 
 def _json(text: str) -> Any:
@@ -282,8 +282,8 @@ class Contents(NamedTuple):
             "norms": self.norms(),
             "layers": {name: layer._asdict() for name, layer in self.layers.items()},
             "text_encoders": {
-                component: {name: layer._asdict() for name, layer in own.items()}
-                for component, own in self.text_encoders.items()
+                component: {name: layer._asdict() for name, layer in layers.items()}
+                for component, layers in self.text_encoders.items()
             },
             "odd": list(self.odd),
             "left_out": dict(self.left_out),
@@ -310,7 +310,7 @@ def examine(
     file = SafetensorsFile(place, limits)
     family, evidence = recognize_file(file)
     tensors_sha256 = file.tensors_sha256() if hashes else ""
-    found = Contents(
+    contents = Contents(
         place,
         file.size,
         len(file.tensors),
@@ -327,11 +327,11 @@ def examine(
     except FamilyError:
         if base is not None:
             raise
-        return found
-    return _read(found, bundle)
+        return contents
+    return _read(contents, bundle)
 
 
-def _read(found: Contents, bundle: LoraBundle) -> Contents:
+def _read(contents: Contents, bundle: LoraBundle) -> Contents:
     report = bundle.report
     assert report is not None
     layers = {name: Layer.of(bundle.modules[name]) for name in bundle.modules}
@@ -339,10 +339,10 @@ def _read(found: Contents, bundle: LoraBundle) -> Contents:
         component: {name: Layer.of(modules[name]) for name in modules}
         for component, modules in bundle.text_encoders.items()
     }
-    odd = [*report.problems, *report.notes, *found.odd]
+    odd = [*report.problems, *report.notes, *contents.odd]
     if report.zero and len(report.zero) < len(layers):
         odd.append(f"the change of {len(report.zero)} of {len(layers)} layers is zero")
-    return found._replace(
+    return contents._replace(
         family=bundle.family,
         evidence=report.evidence,
         storage=str(bundle.storage).removeprefix("torch."),

@@ -332,11 +332,11 @@ pipeline of diffusers 0.42.1, and the change of each weight compared with what i
 
 def verdicts(report: MappingReport) -> list[Verdict]:
     """Return what diffusers does with each part of a file, the largest part first."""
-    found = []
+    verdicts_made = []
     for group in _groups(report):
         rule = next(rule for rule in RULES if rule.holds(group))
-        found.append(Verdict(DIFFUSERS, rule.effect, rule.what, group.tensors))
-    return sorted(found, key=lambda verdict: -verdict.tensors)
+        verdicts_made.append(Verdict(DIFFUSERS, rule.effect, rule.what, group.tensors))
+    return sorted(verdicts_made, key=lambda verdict: -verdict.tensors)
 
 
 def _groups(report: MappingReport) -> list[Group]:
@@ -349,11 +349,11 @@ def _groups(report: MappingReport) -> list[Group]:
         Group(
             report.family,
             prefix,
-            Counter(dialect.names for _, dialect in own).most_common(1)[0][0],
-            frozenset(dialect.kind for _, dialect in own),
-            frozenset(dialect.factors for _, dialect in own),
-            frozenset(name for fate, _ in own for name in fate.modules),
-            len(own),
+            Counter(dialect.names for _, dialect in fates).most_common(1)[0][0],
+            frozenset(dialect.kind for _, dialect in fates),
+            frozenset(dialect.factors for _, dialect in fates),
+            frozenset(name for fate, _ in fates for name in fate.modules),
+            len(fates),
         )
-        for prefix, own in members.items()
+        for prefix, fates in members.items()
     ]

@@ -158,21 +158,21 @@ def _read(keys: list[Key], evidence: str, context: Context) -> LoraBundle:
     assumed = 0
     for entry in entries:
         try:
-            own, complaint = recipes_of(entry, context)
+            recipes_read, complaint = recipes_of(entry, context)
         except (ValueError, LoraFileError) as error:
             left |= dict.fromkeys(entry.keys.values(), str(error))
             continue
         if complaint:
             complaints.append(f"{entry.layer}: {complaint}")
         assumed += "alpha" not in entry.keys and entry.component not in context.settings
-        recipes.setdefault(entry.component, {}).update(own)
-        owners |= {(entry.component, part): entry for part in own}
+        recipes.setdefault(entry.component, {}).update(recipes_read)
+        owners |= {(entry.component, part): entry for part in recipes_read}
     transformer = recipes.pop(TRANSFORMER, {})
     if context.base is None:
         shapes = {name: recipe.sizes[1:] for name, recipe in transformer.items()}
         for name, expected in context.family.misfits(shapes).items():
-            found = " → ".join(map(str, shapes[name]))
-            reason = f"it changes a layer of {found} features, expected {expected} like the others"
+            sizes = " → ".join(map(str, shapes[name]))
+            reason = f"it changes a layer of {sizes} features, expected {expected} like the others"
             entry = owners[TRANSFORMER, name]
             left |= dict.fromkeys(entry.keys.values(), reason)
             for part in entry.match.parts:
@@ -180,7 +180,7 @@ def _read(keys: list[Key], evidence: str, context: Context) -> LoraBundle:
     bundle = LoraBundle(
         family,
         LazyFactors(transformer),
-        {component: LazyFactors(own) for component, own in sorted(recipes.items())},
+        {component: LazyFactors(layers) for component, layers in sorted(recipes.items())},
         context.file.metadata,
         None,
         _storage(context.file),
@@ -198,21 +198,21 @@ def _reported(
     bundle: LoraBundle, report: MappingReport, complaints: list[str], keys: list[Key]
 ) -> LoraBundle:
     """Return the bundle with its report, once the values are known."""
-    found = find(bundle)
+    faults = find(bundle)
     problems = []
     if not bundle.modules:
         others = listed(sorted(bundle.text_encoders)) or "nothing"
         problems.append(f"no layer of the transformer is changed, what it changes is {others}")
     if complaints:
         problems.append(listed(complaints, 1))
-    if found.nonfinite:
-        problems.append(f"NaN or infinity in {listed(list(found.nonfinite))}")
-    if found.all_zero:
+    if faults.nonfinite:
+        problems.append(f"NaN or infinity in {listed(list(faults.nonfinite))}")
+    if faults.all_zero:
         problems.append("the change of every layer is zero")
     adapters = {key.spelled.adapter for key in keys if key.spelled and key.spelled.adapter}
     if len(adapters) > 1:
         problems.append(f"it holds several adapters: {listed(sorted(adapters))}")
-    report = report._replace(problems=tuple(problems), zero=found.zero)
+    report = report._replace(problems=tuple(problems), zero=faults.zero)
     return dataclasses.replace(bundle, report=report)
 
 

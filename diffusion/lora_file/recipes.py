@@ -109,12 +109,12 @@ def _kind(roles: frozenset[str]) -> tuple[Kind | None, str]:
             return kind, ""
     if not roles:
         return None, "there are no factors with it"
-    own = [kind for kind in KINDS if roles <= kind.roles]
-    if not own:
+    kinds = [kind for kind in KINDS if roles <= kind.roles]
+    if not kinds:
         return None, "its layer holds factors of several kinds"
-    missing = min((form - roles for form in own[0].forms if roles <= form), key=len, default=None)
+    missing = min((form - roles for form in kinds[0].forms if roles <= form), key=len, default=None)
     if missing is None:
-        return None, f"its layer holds factors of {own[0].name} that exclude each other"
+        return None, f"its layer holds factors of {kinds[0].name} that exclude each other"
     return None, f"its layer lacks the factor {', '.join(sorted(missing))}"
 
 
@@ -161,8 +161,8 @@ def recipes_of(entry: Entry, context: Context) -> tuple[dict[str, Recipe], str]:
         components = own_components(_load(entry, context.file, scale).up, parts)
 
     def recipe(number: int) -> Recipe:
-        own = None if components is None else components[number]
-        rank = whole.rank if own is None else len(own)
+        rows = None if components is None else components[number]
+        rank = whole.rank if rows is None else len(rows)
 
         def load() -> Factors:
             return split(_load(entry, context.file, scale), parts, components)[number]
@@ -185,7 +185,7 @@ def _shapes(entry: Entry, file: SafetensorsFile) -> dict[str, tuple[int, ...]]:
     Raises:
         ValueError: One holds no floating-point numbers.
     """
-    found = {}
+    shapes = {}
     for role, key in entry.keys.items():
         stored = file.tensors[key]
         if role == "alpha":
@@ -194,8 +194,8 @@ def _shapes(entry: Entry, file: SafetensorsFile) -> dict[str, tuple[int, ...]]:
             raise ValueError(
                 f"{role} is {stored.dtype} of shape {stored.shape}, expected floating-point numbers"
             )
-        found[role] = stored.shape
-    return found
+        shapes[role] = stored.shape
+    return shapes
 
 
 def _whole_sizes(entry: Entry, shapes: Mapping[str, tuple[int, ...]]) -> Sizes:

@@ -153,16 +153,16 @@ class Key(NamedTuple):
 
 def take_apart(names: Iterable[str]) -> list[Key]:
     """Take the names of the tensors of a file apart."""
-    known: dict[str, tuple[Prefix | None, str, dict[str, Match]]] = {}
+    by_stem: dict[str, tuple[Prefix | None, str, dict[str, Match]]] = {}
     keys = []
     for name in sorted(names):
         spelled = spell(name)
         if spelled is None:
             keys.append(Key(name, None))
             continue
-        if spelled.stem not in known:
-            known[spelled.stem] = _find(spelled.stem)
-        keys.append(Key(name, spelled, *known[spelled.stem]))
+        if spelled.stem not in by_stem:
+            by_stem[spelled.stem] = _find(spelled.stem)
+        keys.append(Key(name, spelled, *by_stem[spelled.stem]))
     return keys
 
 
@@ -176,12 +176,12 @@ def _find(stem: str) -> tuple[Prefix | None, str, dict[str, Match]]:
             if match := TEXT_ENCODERS.find(layer):
                 return prefix, layer, {"": match}
             continue
-        found: dict[str, Match] = {}
+        matches: dict[str, Match] = {}
         for table in TABLES:
-            if table.family not in found and (match := table.find(layer)):
-                found[table.family] = match
-        if found:
-            return prefix, layer, found
+            if table.family not in matches and (match := table.find(layer)):
+                matches[table.family] = match
+        if matches:
+            return prefix, layer, matches
     return None, "", {}
 
 
@@ -253,22 +253,24 @@ def recognize(
     Returns:
         A name, ``unknown`` if nothing decides, and the evidence.
     """
-    fitting, told = list(candidates), _told(metadata)
+    fitting, stated_family = list(candidates), _told(metadata)
     if other := _other(shapes):
-        stated = other == "unet" and told in _UNETS.values()
-        return (str(told), "metadata") if stated else (other, "names of tensors")
+        stated = other == "unet" and stated_family in _UNETS.values()
+        return (str(stated_family), "metadata") if stated else (other, "names of tensors")
     if len(fitting) == 1:
         return fitting[0], "names of tensors"
-    if told and (not fitting or told in fitting or told not in ("flux", "sd3")):
-        return told, "metadata"
+    if stated_family and (
+        not fitting or stated_family in fitting or stated_family not in ("flux", "sd3")
+    ):
+        return stated_family, "metadata"
     return ("unknown", "no name and no metadata is known") if not fitting else _by_size(shapes)
 
 
 def _other(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     for name, pattern in OTHERS:
-        found = re.compile(pattern)
+        compiled = re.compile(pattern)
         texts = ("lora_te", "text_encoder")
-        if any(found.search(key) and not key.startswith(texts) for key in shapes):
+        if any(compiled.search(key) and not key.startswith(texts) for key in shapes):
             return _unet(shapes) if name == "unet" else name
     return None
 
@@ -285,7 +287,7 @@ def _unet(shapes: Mapping[str, tuple[int, ...]]) -> str:
             return _UNETS.get(shape[1], "unet")
     if any(_SECOND.search(key) for key in shapes):
         return "sdxl"
-    parts = [found for key in shapes if (found := _PART.search(key))]
+    parts = [part for key in shapes if (part := _PART.search(key))]
     depth = max((int(f[2]) if f[1] else int(f[3]) // 3 for f in parts), default=0)
     return "sdxl" if depth == 2 and any(_CONVOLUTION.search(key) for key in shapes) else "unet"
 
@@ -322,9 +324,9 @@ def _sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, int]]:
         if key.of_transformer and key.spelled is not None:
             (name, *_) = next(iter(key.matches.values())).parts
             layers.setdefault(name, {})[key.spelled.role] = shapes[key.name]
-    found = {}
-    for name, own in layers.items():
+    sizes = {}
+    for name, roles in layers.items():
         for kind in KINDS:
             with suppress(KeyError, ValueError):
-                found[name] = kind.sizes(own)[1:]
-    return found
+                sizes[name] = kind.sizes(roles)[1:]
+    return sizes

@@ -62,13 +62,13 @@ def header_settings(metadata: Mapping[str, str]) -> dict[str, Settings]:
     if HEADER_KEY not in metadata:
         return {}
     stated = parse_json(metadata[HEADER_KEY], f"the metadata {HEADER_KEY}")
-    found: dict[str, dict[str, Any]] = {}
+    settings: dict[str, dict[str, Any]] = {}
     for key, value in stated.items():
         component, dot, name = key.rpartition(".")
-        found.setdefault(component if dot else TRANSFORMER, {})[name] = value
+        settings.setdefault(component if dot else TRANSFORMER, {})[name] = value
     return {
         component: settings_of(values, f"the metadata {HEADER_KEY}")
-        for component, values in found.items()
+        for component, values in settings.items()
         if "r" in values or any(name in values for name in _ALPHAS)
     }
 
@@ -160,8 +160,8 @@ def locate(path: Path, config: Path | None) -> tuple[Path, Path | None]:
     try:
         weights = _weights_of(path) if path.is_dir() else path
         if config is None:
-            own = (weights.with_name(f"{weights.stem}.{CONFIG}"), weights.with_name(CONFIG))
-            near = own if weights.name == WEIGHTS else own[:1]
+            configs = (weights.with_name(f"{weights.stem}.{CONFIG}"), weights.with_name(CONFIG))
+            near = configs if weights.name == WEIGHTS else configs[:1]
             config = next((place for place in near if place.is_file()), None)
     except OSError as error:
         label = clean(str(path), 200)
@@ -179,10 +179,8 @@ def _weights_of(folder: Path) -> Path:
     if weights.exists():
         return weights
     pickle = folder / "adapter_model.bin"
-    found = f"the pickle {pickle.name}" if pickle.exists() else "no adapter"
-    raise ContainerError(
-        f"{clean(str(folder), 200)} holds {found}, expected {WEIGHTS}; name a file"
-    )
+    held = f"the pickle {pickle.name}" if pickle.exists() else "no adapter"
+    raise ContainerError(f"{clean(str(folder), 200)} holds {held}, expected {WEIGHTS}; name a file")
 
 
 def config_settings(path: Path) -> Settings:

@@ -157,7 +157,9 @@ def peft_folder(bundle: LoraBundle) -> Layout:
     Raises:
         FormatError: It has parts for text encoders, or only some layers are DoRA adapters.
     """
-    others = [f"{component}.{n}" for component, own in bundle.text_encoders.items() for n in own]
+    others = [
+        f"{component}.{n}" for component, layers in bundle.text_encoders.items() for n in layers
+    ]
     refuse("peft", others, "a folder of PEFT holds the adapter of one network")
     config = {
         "peft_type": "LORA",

@@ -66,8 +66,8 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """Return latents (B, C, h, w), not scaled, of images (B, 3, H, W) from -1 to 1."""
         stride = self.stride
         patches = nn.functional.unfold(images, stride, stride=stride).transpose(1, 2)
-        found = ((patches - self.mean) @ self.components.T).transpose(1, 2)
-        return found.unflatten(2, (images.shape[2] // stride, images.shape[3] // stride))
+        latents = ((patches - self.mean) @ self.components.T).transpose(1, 2)
+        return latents.unflatten(2, (images.shape[2] // stride, images.shape[3] // stride))
 
     def decode(
         self, z: Tensor, return_dict: bool = True, **_: Any
@@ -199,9 +199,9 @@ class EmbeddedBase:
         Raises:
             GatesError: A package is missing, or holds another text encoder.
         """
-        found = text_encoder(self.text_encoder["name"])
-        self.check_text_encoder(found)
-        return found
+        encoder = text_encoder(self.text_encoder["name"])
+        self.check_text_encoder(encoder)
+        return encoder
 
     def check_text_encoder(self, found: TextEncoder) -> None:
         """Refuse a text encoder that the base was not trained with.
@@ -280,9 +280,9 @@ class EmbeddedBase:
             for name, tensor in model.state_dict().items()
         }
         save_file(tensors, folder / WEIGHTS)
-        found = {"kind": KIND, "size": self.size, "shift": self.shift}
-        found["text_encoder"] = self.text_encoder
-        write_json(folder / CONFIG, {**found, "transformer": shape, "vae": scaling})
+        config = {"kind": KIND, "size": self.size, "shift": self.shift}
+        config["text_encoder"] = self.text_encoder
+        write_json(folder / CONFIG, {**config, "transformer": shape, "vae": scaling})
 
     @classmethod
     def load(cls, folder: str | Path) -> "EmbeddedBase":

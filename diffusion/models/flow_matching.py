@@ -89,7 +89,7 @@ def velocity(transformer: nn.Module, x: Tensor, t: Tensor, text: TextStates) -> 
         )[0]
     height, width = x.shape[2:]
     guided = transformer.config.guidance_embeds  # type: ignore[union-attr]
-    found = transformer(
+    predicted = transformer(
         hidden_states=packed(x),
         timestep=t,
         guidance=torch.ones_like(t) if guided else None,
@@ -99,7 +99,7 @@ def velocity(transformer: nn.Module, x: Tensor, t: Tensor, text: TextStates) -> 
         img_ids=image_ids(height // 2, width // 2, x),
         return_dict=False,
     )[0]
-    return unpacked(found, height, width)
+    return unpacked(predicted, height, width)
 
 
 def image_ids(height: int, width: int, like: Tensor) -> Tensor:
@@ -112,9 +112,9 @@ def image_ids(height: int, width: int, like: Tensor) -> Tensor:
 
 def flow_matching_losses(transformer: nn.Module, at: Noised, text: TextStates) -> Tensor:
     """Return the mean squared error of the velocity of each latent (B,)."""
-    found = velocity(transformer, at.x, at.t, text)
-    dtype = accumulation_dtype(found, at.target)
-    return (found.to(dtype) - at.target.to(dtype)).square().flatten(1).mean(1)
+    predicted = velocity(transformer, at.x, at.t, text)
+    dtype = accumulation_dtype(predicted, at.target)
+    return (predicted.to(dtype) - at.target.to(dtype)).square().flatten(1).mean(1)
 
 
 class LatentBatch(NamedTuple):

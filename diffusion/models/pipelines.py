@@ -117,10 +117,10 @@ def _is_embedded(path: Path) -> bool:
     if not (path / CONFIG).is_file() or (path / INDEX).is_file():
         return False
     try:
-        found = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return True  # loading it says what is wrong
-    return isinstance(found, dict) and found.get("kind") == KIND
+    return isinstance(config, dict) and config.get("kind") == KIND
 
 
 def _from_folder(path: Path, dtype: torch.dtype, **parts: Any) -> Any:
@@ -162,7 +162,7 @@ def _checked_index(path: Path, given: set[str]) -> tuple[str, list[str]]:
             raise GatesError(f"{folder} is missing: get the pipeline again")
         is_model = "tokenizer" not in name and name != "scheduler"
         if is_model and not any(folder.glob("*.safetensors")):
-            pickled = sorted(one.name for one in folder.iterdir() if one.suffix in PICKLES)
+            pickled = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
             held = f"pickled weights only ({pickled[0]}), which can run code" if pickled else "none"
             raise GatesError(f"{folder} must hold weights as .safetensors, found {held}")
     return str(kind), absent
@@ -270,8 +270,8 @@ class PipelineCodec:
     def latents(self, images: Tensor) -> Tensor:
         """Return latents (B, C, h, w), scaled as the transformer sees them, in float32."""
         vae = self.pipeline.vae
-        found = vae.encode(images.to(vae.device, vae.dtype)).latent_dist.mode()
-        shifted = found - (vae.config.shift_factor or 0)
+        latents = vae.encode(images.to(vae.device, vae.dtype)).latent_dist.mode()
+        shifted = latents - (vae.config.shift_factor or 0)
         return (shifted * vae.config.scaling_factor).float().cpu()
 
     @torch.no_grad()
@@ -328,7 +328,7 @@ def latents_of(codec: Codec, images: Sequence[Path]) -> Tensor:
     """
     return torch.cat(
         [
-            codec.latents(torch.stack([read_image(one, codec.size) for one in part]))
+            codec.latents(torch.stack([read_image(path, codec.size) for path in part]))
             for part in (images[start : start + BATCH] for start in range(0, len(images), BATCH))
         ]
     )

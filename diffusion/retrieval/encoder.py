@@ -67,18 +67,18 @@ def collate(
     present = torch.zeros(len(bundles), len(modules), dtype=torch.bool)
     for number, module in enumerate(modules):
         for part, outputs in zip(module.parts, module.sizes, strict=True):
-            found = {
+            pairs = {
                 row: _checked(bundle.modules[part], part, module.in_features, outputs, dtype)
                 for row, bundle in enumerate(bundles)
                 if part in bundle.modules
             }
-            found = {row: pair for row, pair in found.items() if pair[0].any() and pair[1].any()}
-            if not found:
+            pairs = {row: pair for row, pair in pairs.items() if pair[0].any() and pair[1].any()}
+            if not pairs:
                 continue
-            rank = max(len(pair[0]) for pair in found.values())
+            rank = max(len(pair[0]) for pair in pairs.values())
             down[part] = torch.zeros(len(bundles), rank, module.in_features, dtype=dtype)
             up[part] = torch.zeros(len(bundles), outputs, rank, dtype=dtype)
-            for row, (a, b) in found.items():
+            for row, (a, b) in pairs.items():
                 down[part][row, : len(a)] = a
                 up[part][row, :, : len(a)] = b
                 present[row, number] = True
@@ -346,8 +346,8 @@ class LoraWeightEncoder(nn.Module):
         if self.config.attention_mask == "causal":
             size = present.shape[1]
             causal = torch.ones(size, size, dtype=torch.bool, device=present.device).tril()
-            own = torch.eye(size, dtype=torch.bool, device=present.device)
-            visible = causal if visible is None else (visible & causal) | own
+            diagonal = torch.eye(size, dtype=torch.bool, device=present.device)
+            visible = causal if visible is None else (visible & causal) | diagonal
         return visible
 
     def _pooled(self, tokens: Tensor, present: Tensor) -> Tensor:

@@ -39,11 +39,13 @@ def modules_of(shape: Shape, types: Sequence[str] | None = None) -> tuple[Placed
         if module.out_features != first.setdefault(module.type, module.out_features):
             module = module._replace(type=f"{module.type}.{module.out_features}")
         placed.append(module)
-    known = dict.fromkeys(module.type for module in placed)
-    unknown = [] if types is None else [kind for kind in types if kind not in known]
+    placed_types = dict.fromkeys(module.type for module in placed)
+    unknown = [] if types is None else [kind for kind in types if kind not in placed_types]
     if unknown or (types is not None and not types):
-        found = f"{', '.join(unknown)}, which this base lacks" if unknown else "none"
-        raise LoraFileError(f"the types of layers name {found}; choose from {', '.join(known)}")
+        complaint = f"{', '.join(unknown)}, which this base lacks" if unknown else "none"
+        raise LoraFileError(
+            f"the types of layers name {complaint}; choose from {', '.join(placed_types)}"
+        )
     return tuple(module for module in placed if types is None or module.type in types)
 
 
@@ -77,10 +79,10 @@ def fit(bundle: LoraBundle, modules: Sequence[Placed]) -> Fit:
         if not any(part in sizes for part in module.parts):
             missing.append(module.name)
         for part, out in parts:
-            found = sizes.get(part)
-            if found and (found.in_features, found.out_features) != (module.in_features, out):
+            size = sizes.get(part)
+            if size and (size.in_features, size.out_features) != (module.in_features, out):
                 misfits.append(
-                    f"{part} is {found.in_features} → {found.out_features}, "
+                    f"{part} is {size.in_features} → {size.out_features}, "
                     f"expected {module.in_features} → {out}"
                 )
     return Fit(len(modules) - len(missing), tuple(missing), tuple(misfits))
@@ -152,8 +154,8 @@ class EncoderConfig:
             check_at_least(1, **{name: getattr(self, name)})
         check_at_least(1, text_dim=self.text_dim)
         check_at_least(0, depth=self.depth)
-        for name, known in OPTIONS.items():
-            check_option(name, getattr(self, name), known)
+        for name, choices in OPTIONS.items():
+            check_option(name, getattr(self, name), choices)
         modules_of(self.shape, self.types)
 
     @classmethod
@@ -182,13 +184,13 @@ class EncoderConfig:
 
     def state(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         types = None if self.types is None else list(self.types)
         shape = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in self.shape._asdict().items()
         }
-        return {"family": family_of(self.shape), **own, "shape": shape, "types": types}
+        return {"family": family_of(self.shape), **options, "shape": shape, "types": types}
 
     @classmethod
     def from_state(cls, state: object) -> Self:
@@ -222,7 +224,7 @@ def _options(state: dict[str, Any]) -> dict[str, Any]:
     if any(sizes[name] > MOST_LAYERS for name in COUNTS if name in sizes):
         raise ValueError(f"a base has more than {MOST_LAYERS} blocks")
     types = state.pop("types")
-    if isinstance(types, str) or not all(isinstance(one, str) for one in types or ()):
+    if isinstance(types, str) or not all(isinstance(kind, str) for kind in types or ()):
         raise TypeError("types are not names")
     fields = {f.name: f for f in dataclasses.fields(EncoderConfig)}
     for name, value in state.items():
@@ -259,11 +261,11 @@ def refusal_of(bundle: LoraBundle, config: EncoderConfig) -> str | None:
     family = family_of(config.shape)
     if bundle.family != family:
         return f"it is an adapter of {bundle.family}, and the encoder was trained on {family}"
-    found = fit(bundle, modules_of(config.shape, config.types))
-    if found.misfits:
-        return f"it belongs to a base of another size: {listed(list(found.misfits), 1)}"
-    if not found.read:
+    fitted = fit(bundle, modules_of(config.shape, config.types))
+    if fitted.misfits:
+        return f"it belongs to a base of another size: {listed(list(fitted.misfits), 1)}"
+    if not fitted.read:
         return "it changes no layer that the encoder reads"
-    if found.missing and config.missing == "refuse":
-        return f"the encoder needs all layers, and it lacks {listed(list(found.missing))}"
+    if fitted.missing and config.missing == "refuse":
+        return f"the encoder needs all layers, and it lacks {listed(list(fitted.missing))}"
     return None

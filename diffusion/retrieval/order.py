@@ -37,9 +37,9 @@ class RoleOrder:
 
     def scores(self, bundles: Sequence[LoraBundle]) -> tuple[Tensor, Tensor]:
         """Return subject − style (N,), and which fraction of the features each adapter has (N,)."""
-        found = torch.stack([described(one, self.layers) for one in bundles])
-        seen = found.isfinite().double().mean((1, 2))
-        return _scores(found, self.mean, self.weights, self.intercept), seen
+        features = torch.stack([described(bundle, self.layers) for bundle in bundles])
+        seen = features.isfinite().double().mean((1, 2))
+        return _scores(features, self.mean, self.weights, self.intercept), seen
 
     def ranked(self, bundles: Mapping[str, LoraBundle]) -> list[str] | None:
         """Return the names of adapters, the subject first; None where weights do not decide.
@@ -68,12 +68,12 @@ class RoleOrder:
             subjects: Adapters of subjects.
             styles: Adapters of styles; each makes a pair with each subject.
         """
-        (high, own), (low, others) = self.scores(subjects), self.scores(styles)
-        gaps = (high[:, None] - low) * torch.minimum(own[:, None], others)
+        (high, of_high), (low, others) = self.scores(subjects), self.scores(styles)
+        gaps = (high[:, None] - low) * torch.minimum(of_high[:, None], others)
         high, low = high[:, None] > 0, low > 0
         right, wrong = (gaps > self.margin) & high & ~low, (gaps < -self.margin) & ~high & low
-        found = {"right": right, "asked": ~(right | wrong), "wrong": wrong}
-        return {name: float(one.double().mean()) for name, one in found.items()}
+        shares = {"right": right, "asked": ~(right | wrong), "wrong": wrong}
+        return {name: float(share.double().mean()) for name, share in shares.items()}
 
 
 def described(bundle: LoraBundle, layers: Sequence[str]) -> Tensor:
@@ -123,20 +123,22 @@ def fit_order(
         Layer -> means and weights of its features (2, 2); ``decision`` -> intercept and margin.
     """
     bundles, first = [*subjects, *styles], len(subjects)
-    layers = sorted({name for one in bundles for name in one.modules})
+    layers = sorted({name for bundle in bundles for name in bundle.modules})
     draw = torch.Generator().manual_seed(0)
-    found = torch.stack([_with_copies(_spectra(one, layers), copies, draw) for one in bundles])
+    features = torch.stack(
+        [_with_copies(_spectra(bundle, layers), copies, draw) for bundle in bundles]
+    )
     wanted = torch.where(torch.arange(len(bundles)) < first, 1.0, -1.0).double()
     others = ~torch.eye(len(bundles), dtype=torch.bool)
     left = torch.stack([
-        _scores(one, *_ridge(found[rest], wanted[rest], ridge))
-        for one, rest in zip(found[:, 0], others, strict=True)
+        _scores(row, *_ridge(features[rest], wanted[rest], ridge))
+        for row, rest in zip(features[:, 0], others, strict=True)
     ])  # fmt: skip
     gaps = left[:first, None] - left[first:]
-    mean, weights, intercept = _ridge(found, wanted, ridge)
+    mean, weights, intercept = _ridge(features, wanted, ridge)
     margin = max(gaps.quantile(quantile) / 2, -gaps.min())
-    found = torch.stack([mean, weights], 1)
-    return {**dict(zip(layers, found, strict=True)), DECISION: torch.stack([intercept, margin])}
+    features = torch.stack([mean, weights], 1)
+    return {**dict(zip(layers, features, strict=True)), DECISION: torch.stack([intercept, margin])}
 
 
 def _spectra(bundle: LoraBundle, layers: Sequence[str]) -> Tensor:
@@ -144,35 +146,37 @@ def _spectra(bundle: LoraBundle, layers: Sequence[str]) -> Tensor:
 
     R is the largest rank; layers that the adapter lacks are NaN.
     """
-    found = [_singular_values(bundle.modules.get(name)) for name in layers]
-    return pad_sequence(found, batch_first=True, padding_value=torch.nan)
+    spectra = [_singular_values(bundle.modules.get(name)) for name in layers]
+    return pad_sequence(spectra, batch_first=True, padding_value=torch.nan)
 
 
 def _singular_values(factors: Factors | None) -> Tensor:
     """Return those of ΔW, the largest first; one NaN where there is no ΔW."""
     if factors is None:
         return torch.full((1,), torch.nan, dtype=torch.float64)
-    left, right = (torch.linalg.qr(one.double(), "r").R for one in (factors.up, factors.down.T))
+    left, right = (
+        torch.linalg.qr(factor.double(), "r").R for factor in (factors.up, factors.down.T)
+    )
     return torch.linalg.svdvals((factors.scale * left @ right.T).nan_to_num(0.0, 0.0, 0.0))
 
 
 def _features(values: Tensor) -> Tensor:
     """Return what :func:`described` does (L, 2) of singular values (L, R)."""
     first, second = pad(values, (0, 1), value=torch.nan).T[:2]
-    found = torch.stack([values.square().nansum(1).sqrt().log(), second / first], 1)
-    return found.where(found.isfinite(), torch.nan)
+    features = torch.stack([values.square().nansum(1).sqrt().log(), second / first], 1)
+    return features.where(features.isfinite(), torch.nan)
 
 
 def _with_copies(values: Tensor, copies: int, draw: torch.Generator) -> Tensor:
     """Return features of an adapter (1 + copies, L, 2), as it is and of copies that show less."""
-    found = [_features(values)]
+    copied = [_features(values)]
     for _ in range(copies):
         rank = int(torch.randint(1, values.shape[1] + 1, (), generator=draw))
         shown = (0.5 + 0.5 * torch.rand((), generator=draw)) > torch.rand(
             len(values), 1, generator=draw
         )
-        found.append(_features(values[:, :rank].where(shown, torch.nan)))
-    return torch.stack(found)
+        copied.append(_features(values[:, :rank].where(shown, torch.nan)))
+    return torch.stack(copied)
 
 
 def _ridge(found: Tensor, wanted: Tensor, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -189,11 +193,11 @@ def _ridge(found: Tensor, wanted: Tensor, ridge: float) -> tuple[Tensor, Tensor,
     return mean, weights.view_as(mean) / spread, wanted.mean()
 
 
-def _scores(found: Tensor, mean: Tensor, weights: Tensor, intercept: Tensor | float) -> Tensor:
-    return intercept + (_centered(found, mean) * weights).nansum((-2, -1))
+def _scores(features: Tensor, mean: Tensor, weights: Tensor, intercept: Tensor | float) -> Tensor:
+    return intercept + (_centered(features, mean) * weights).nansum((-2, -1))
 
 
-def _centered(found: Tensor, mean: Tensor) -> Tensor:
+def _centered(features: Tensor, mean: Tensor) -> Tensor:
     """Return features (..., L, 2) less their mean, and norms less what is left of their level."""
-    rest = found - mean
+    rest = features - mean
     return rest - rest.nanmean(-2, keepdim=True) * torch.tensor([1.0, 0.0])

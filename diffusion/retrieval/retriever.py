@@ -86,8 +86,8 @@ class ContrastiveLoss(nn.Module):
             concepts: (n,) number of its concept.
         """
         text, lora = F.normalize(text, dim=-1), F.normalize(lora, dim=-1)
-        own = slice(rank_in() * len(text), (rank_in() + 1) * len(text))
-        match = positives(gathered_rows(adapters), gathered_rows(concepts), own)
+        here = slice(rank_in() * len(text), (rank_in() + 1) * len(text))
+        match = positives(gathered_rows(adapters), gathered_rows(concepts), here)
         target = match / match.sum(1, keepdim=True)
         by_text = self.scale * text @ gathered_rows(lora).mT
         by_lora = self.scale * lora @ gathered_rows(text).mT
@@ -104,8 +104,11 @@ class PublishedLoss(nn.Module):
     def forward(self, text: Tensor, lora: Tensor, *_: Tensor) -> Tensor:
         """Return the loss of caption and adapter embeddings, each (n, e)."""
         similarity = F.normalize(text, dim=-1) @ F.normalize(lora, dim=-1).mT
-        own = torch.arange(len(text), device=text.device)
-        rows, columns = F.cross_entropy(similarity, own), F.cross_entropy(similarity.mT, own)
+        diagonal = torch.arange(len(text), device=text.device)
+        rows, columns = (
+            F.cross_entropy(similarity, diagonal),
+            F.cross_entropy(similarity.mT, diagonal),
+        )
         return 10 * (rows + columns)
 
 
@@ -183,8 +186,8 @@ class LoraRetriever(L.LightningModule):
         """Search all adapters of validation by each of their captions."""
         vectors, text, owners = (torch.cat(parts) for parts in zip(*self._validated, strict=True))
         similarity = text @ vectors.mT
-        own = similarity.gather(1, owners[:, None])
-        rank = (similarity > own).sum(1) + 1
+        of_owner = similarity.gather(1, owners[:, None])
+        rank = (similarity > of_owner).sum(1) + 1
         values = {"val_recall@1": (rank == 1).float().mean(), "val_mrr": (1 / rank).mean()}
         self.log_dict(values, batch_size=len(rank))
         self._validated.clear()

@@ -118,13 +118,13 @@ class KLora(Weighing):
         sums = {module: _entries(adapters, module) for module in modules_of(adapters)}
         means = {}
         for place, name in enumerate(adapters):
-            own = [found[name] for found in sums.values() if name in found]
-            means[name] = sum(e.total for e in own) / max(sum(e.number for e in own), 1)
+            entries = [by_name[name] for by_name in sums.values() if name in by_name]
+            means[name] = sum(e.total for e in entries) / max(sum(e.number for e in entries), 1)
             if self.gamma is not None:
                 means[name] = self.gamma if place == 0 else 1.0
         return {
-            module: {n: e.top / means[n] if means[n] > 0 else 0.0 for n, e in found.items()}
-            for module, found in sums.items()
+            module: {n: e.top / means[n] if means[n] > 0 else 0.0 for n, e in by_name.items()}
+            for module, by_name in sums.items()
         }
 
     def _attach(self) -> None:
@@ -146,9 +146,9 @@ class KLora(Weighing):
 
 def _entries(adapters: Mapping[str, LoraBundle], module: str) -> dict[str, Entries]:
     """Return the sums of each adapter that changes a layer."""
-    found = plain_factors(adapters, module)
-    ranks = sorted((factors.rank for factors in found.values()), reverse=True)[:2]
-    return {name: _sums(factors, math.prod(ranks)) for name, factors in found.items()}
+    by_name = plain_factors(adapters, module)
+    ranks = sorted((factors.rank for factors in by_name.values()), reverse=True)[:2]
+    return {name: _sums(factors, math.prod(ranks)) for name, factors in by_name.items()}
 
 
 @torch.no_grad()

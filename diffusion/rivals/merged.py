@@ -48,17 +48,17 @@ def combine(
     """
     given, floors = list(tensors), [0.0] * len(tensors)
     if kind.startswith("dare") and density < 1:
-        found = torch.stack(given)
-        chances = torch.full(found.shape, density, dtype=found.dtype)
-        drawn = torch.bernoulli(chances, generator=generator).to(found.device)
-        given = list(found * drawn / density)
+        stack = torch.stack(given)
+        chances = torch.full(stack.shape, density, dtype=stack.dtype)
+        drawn = torch.bernoulli(chances, generator=generator).to(stack.device)
+        given = list(stack * drawn / density)
     elif kind != "linear" and density < 1:
-        floors = [_smallest_kept(one, density) for one in given]
+        floors = [_smallest_kept(delta, density) for delta in given]
     made, axes = torch.empty_like(given[0]), [1] * given[0].ndim
     factors = torch.as_tensor(weights, dtype=made.dtype, device=made.device).view(-1, *axes)
     step = max(1, CHUNK // max(1, made[0].numel()))
     for start in range(0, len(made), step):  # what fits into a cache is several times faster
-        parts = [one[start : start + step] for one in given]
+        parts = [delta[start : start + step] for delta in given]
         kept = torch.stack([o * (o.abs() >= f) for o, f in zip(parts, floors, strict=True)])
         if kind.endswith("ties"):
             agrees = torch.where(kept.sum(0) >= 0, kept > 0, kept < 0).to(kept.dtype)
@@ -149,15 +149,15 @@ def merge(
         rank = max((r for bundle in adapters.values() for r in bundle.ranks().values()), default=1)
     modules = {}
     for module in modules_of(adapters):
-        found = plain_factors(adapters, module)
-        factors, own = list(found.values()), [float(given[name]) for name in found]
+        by_name = plain_factors(adapters, module)
+        factors, own = list(by_name.values()), [float(given[name]) for name in by_name]
         if method == "cat" or len(adapters) == 1:
             modules[module] = stacked(factors, own)
         elif method == "svd":
             modules[module] = shrink(stacked(factors, own), rank).factors
         else:
-            ranks = [f"{factors.rank} in {name!r}" for name, factors in found.items()]
-            if method in ON_FACTORS and len({one.rank for one in factors}) > 1:
+            ranks = [f"{factors.rank} in {name!r}" for name, factors in by_name.items()]
+            if method in ON_FACTORS and len({factor.rank for factor in factors}) > 1:
                 raise GatesError(
                     f"{method} needs equal ranks, but {module} has {', '.join(ranks)}: use cat, svd"
                     " or a method with _svd, or shrink the adapters to one rank"
@@ -181,7 +181,7 @@ def _combined(
         changes = [f.delta_weight() for f in given]
         up, down = truncate(combine(changes, weights, kind, density, generator), rank, generator)
         return Factors(down, up)
-    both = [weight * one.scale for weight, one in zip(weights, given, strict=True)]
+    both = [weight * factor.scale for weight, factor in zip(weights, given, strict=True)]
     roots = [math.sqrt(abs(value)) for value in both]
     signed = [math.copysign(root, value) for root, value in zip(roots, both, strict=True)]
     down = combine([f.down for f in given], signed, kind, density, generator)

@@ -139,10 +139,10 @@ def _mean(outputs: list[Any]) -> Any:
     if isinstance(first, Tensor):
         return first if len(outputs) == 1 else sum(outputs) / len(outputs)
     if isinstance(first, Mapping):  # such as the outputs of diffusers, made from keywords
-        return type(first)(**{key: _mean([one[key] for one in outputs]) for key in first})
+        return type(first)(**{key: _mean([output[key] for output in outputs]) for key in first})
     if isinstance(first, list | tuple):
-        found: Iterator[Any] = (_mean(list(parts)) for parts in zip(*outputs, strict=True))
-        return type(first)(found)
+        means: Iterator[Any] = (_mean(list(parts)) for parts in zip(*outputs, strict=True))
+        return type(first)(means)
     return first
 
 
@@ -217,11 +217,11 @@ class LoraHub(Sum):
             inside = np.clip(factors, -BOUND, BOUND)
             self.learned = dict(zip(self.adapters, map(float, inside), strict=True))
             self._weigh()
-            found = float(loss()) + self.regularization * float(np.abs(inside).mean())
-            if not np.isfinite(found):
-                raise GatesError(f"the loss is {found} at {self.learned}: it must be finite")
-            tried.append((found, self.learned))
-            return found
+            loss_now = float(loss()) + self.regularization * float(np.abs(inside).mean())
+            if not np.isfinite(loss_now):
+                raise GatesError(f"the loss is {loss_now} at {self.learned}: it must be finite")
+            tried.append((loss_now, self.learned))
+            return loss_now
 
         try:
             bounds = [(-BOUND, BOUND)] * len(self.adapters)

@@ -247,10 +247,10 @@ class XLora(Weighing):
 
     def _first_pass(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Set the scalings of a call of the model."""
-        self.scalings, found = None, []
+        self.scalings, inputs = None, []
 
         def catch(_module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-            found.append(given[0] if given else next(iter(named.values())))
+            inputs.append(given[0] if given else next(iter(named.values())))
 
         if not self.on:
             return
@@ -260,7 +260,7 @@ class XLora(Weighing):
                 model.forward(*args, **kwargs)
         finally:
             handle.remove()
-        hidden = found[-1]
+        hidden = inputs[-1]
         hidden = hidden.unsqueeze(1) if hidden.ndim == 2 else hidden
         self.scalings = self.classifier(hidden.to(next(self.classifier.parameters()).dtype))
 
@@ -268,11 +268,11 @@ class XLora(Weighing):
         """Return what the tokens of the input of a layer take of each adapter (B, N or 1, K)."""
         if self.scalings is None:
             return None
-        own = self.weight * self.scalings[:, :, self._numbers.get(site, 0)]
-        mean, images = own.mean(1, keepdim=True), own.shape[1]
+        scaled = self.weight * self.scalings[:, :, self._numbers.get(site, 0)]
+        mean, images = scaled.mean(1, keepdim=True), scaled.shape[1]
         if x.ndim < 3:
             return mean.squeeze(1)
         tokens = x.shape[1]
         if tokens < images or any(part in site for part in TEXT):
             return mean
-        return torch.cat([mean.expand(-1, tokens - images, -1), own], 1)
+        return torch.cat([mean.expand(-1, tokens - images, -1), scaled], 1)
