@@ -1,6 +1,7 @@
 """SoRA on the linear layers of a model of transformers: attached, kept in a file, made a LoRA."""
 
 import json
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
@@ -26,6 +27,7 @@ KIND = "sora"
 BLOCKS = ("*.[0-9]*.*",)
 """Pattern of the names of layers inside the numbered blocks of a model."""
 
+FILE = "sora.safetensors"
 CONFIG, WEIGHTS, LABELS = "adapter_config.json", "adapter_model.safetensors", "labels.json"
 PREFIX = "base_model.model."
 """What PEFT writes before the names of a model."""
@@ -44,7 +46,8 @@ def attach_sora(
 ) -> dict[str, SparseLoraLinear]:
     """Freeze a model of transformers and put a SoRA next to its linear layers, in place.
 
-    Trained are the adapters and the heads, see :func:`heads_of`; all else is frozen. Train with
+    ``save_pretrained`` writes ``sora.safetensors`` next to its weights from then on. Trained are
+    the adapters and the heads, see :func:`heads_of`; all else is frozen. Train with
     :class:`core_gates.training.ThresholdSchedule`, which makes gates exactly zero.
 
     Args:
@@ -259,6 +262,24 @@ def _attach(model: nn.Module, names: Sequence[str], **options: Any) -> None:
     adapt = partial(SparseLoraLinear, **options)
     attach_adapters(model, adapt, where=names, kinds=_kinds())
     freeze_base(model)
+    if "save_pretrained" not in vars(model):
+        save = partial(_save_pretrained, model, model.save_pretrained)
+        model.save_pretrained = save  # type: ignore[assignment]
+
+
+def _save_pretrained(
+    model: nn.Module, save: Any, save_directory: Any, *args: Any, **options: Any
+) -> None:
+    """Write a model as transformers does, and its adapters next to it, which that cannot open."""
+    save(save_directory, *args, **options)
+    if sora_layers(model) and options.get("is_main_process", True):
+        path = save_sora(model, Path(save_directory) / FILE)
+        warnings.warn(
+            f"from_pretrained cannot open {save_directory}, as linear layers have adapters: open"
+            f" the base and call load_sora(base, {str(path)!r}), or save_pretrained after"
+            " detach_adapters(model)",
+            stacklevel=3,
+        )
 
 
 def freeze_base(model: nn.Module) -> None:

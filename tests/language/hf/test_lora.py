@@ -1,7 +1,9 @@
 """SoRA on models of transformers: which layers, files, and a plain LoRA that stock PEFT opens."""
 
+import copy
 import json
 import math
+import warnings
 from functools import partial
 
 import pytest
@@ -281,3 +283,24 @@ def test_a_model_that_asks_its_layers_for_their_type():
     for layer in layers.values():
         torch.nn.init.ones_(layer.adapter.lora_B)
     assert not torch.allclose(model(input_ids=tokens, decoder_input_ids=tokens).logits, before)
+
+
+@pytest.mark.fault("46 A2")
+def test_what_save_pretrained_writes_can_be_read_back(tokens, tmp_path):
+    model = trained(tiny("BERT"))
+    other = copy.deepcopy(model)  # keeps its own adapters
+    with torch.no_grad():
+        sora_layers(other)[next(iter(sora_layers(other)))].adapter.lora_B.add_(1)
+    for name, saved in {"one": model, "other": other}.items():
+        with pytest.warns(UserWarning, match=r"from_pretrained cannot open .*load_sora"):
+            saved.save_pretrained(tmp_path / name)
+        base = tiny("BERT")
+        load_sora(base, tmp_path / name / "sora.safetensors")
+        assert torch.equal(logits(base, tokens), logits(saved, tokens))
+    assert not torch.equal(logits(other, tokens), logits(model, tokens))
+    detach_adapters(model)
+    with warnings.catch_warnings(action="error"):
+        model.save_pretrained(tmp_path / "plain")
+    opened = AutoModelForSequenceClassification.from_pretrained(tmp_path / "plain").eval()
+    assert torch.equal(logits(opened, tokens), logits(model, tokens))
+    assert not (tmp_path / "plain" / "sora.safetensors").exists()
