@@ -61,21 +61,14 @@ CORE_MOE = Suite(
     ),
     parts("benchmarks.core.moe:comparisons"),
 )
-CORE_OPS = Suite(
-    "core_ops",
-    ("tests/core_gates/ops/test_silu_gate.py", "tests/core_gates/ops/test_gate_multiply.py"),
-    parts("benchmarks.core.ops:elementwise_comparisons"),
-    threads=None,
-)
 CORE = Suite(
     "core",
-    (*CORE_MOE.tests, *ADAPTERS.tests, *CORE_ATTENTION.tests, *CORE_OPS.tests),
+    (*CORE_MOE.tests, *ADAPTERS.tests, *CORE_ATTENTION.tests),
     parts(
         "benchmarks.core.moe:comparisons",
         "benchmarks.core.ops:gated_lora_comparisons",
         "benchmarks.core.ops:attention_comparisons",
         "benchmarks.core.ops:decoding_comparisons",
-        "benchmarks.core.ops:on_cpu",
     ),
 )
 DIFFUSION = Suite(
@@ -140,7 +133,7 @@ WEATHER = Suite(
         "tests/weather/baselines/test_letkf.py",
         "tests/weather/baselines/test_optimal_interpolation.py",
         "tests/core_gates/conv/test_gated.py",
-        "tests/core_gates/ops/test_silu_gate.py",
+        "tests/core_gates/ops/test_elementwise.py",
         "tests/core_gates/attention/test_cross.py",
     ),
     parts(
@@ -152,7 +145,7 @@ WEATHER = Suite(
 SUITES = {
     suite.name: suite
     for suite in (
-        *(ADAPTERS, CORE, CORE_ATTENTION, CORE_MOE, CORE_OPS),
+        *(ADAPTERS, CORE, CORE_ATTENTION, CORE_MOE),
         *(DIFFUSION, ENDOSCOPY, LANGUAGE, RECSYS, WEATHER),
     )
 }

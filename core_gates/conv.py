@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core_gates.ops.silu_gate.op import silu_gate
+from core_gates.ops.elementwise import silu_gate
 
 __all__ = ["GatedConv", "PartialConv", "SameConv", "same_conv"]
 

@@ -36,7 +36,7 @@ def silu_gate() -> Comparison:
     shape = (BATCH, dim, *tokens)
 
     def build(load: Load) -> Mapping[str, Call]:
-        op = load("core_gates.ops.silu_gate.op").silu_gate
+        op = load("core_gates.ops").silu_gate
         a, g = (randn(shape, seed).requires_grad_() for seed in range(2))
         grads = [randn(shape, 2), randn(shape, 3)]
         kernels = load("core_gates.ops").kernels

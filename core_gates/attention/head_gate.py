@@ -12,7 +12,7 @@ from core_gates.activations import GATE_ACTIVATIONS, GateActivation
 from core_gates.errors import check_at_least, check_finite, check_option
 from core_gates.numerics import accumulation_dtype
 from core_gates.ops._select import is_transformed
-from core_gates.ops.gate_multiply.op import gate_multiply
+from core_gates.ops.elementwise import gate_multiply
 
 INIT_STD = 0.02
 NORM_EPS = 1e-6

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from core_gates.errors import check_at_least
 from core_gates.numerics import accumulation_dtype, check_padding_mask, ignored_as_zero, linear_fp32
-from core_gates.ops.smooth_step.op import check_gamma, smooth_step
+from core_gates.ops.elementwise import check_gamma, smooth_step
 from core_gates.routing.base import Gate
 from core_gates.routing.losses import selection_entropy, sum_over_positions
 from core_gates.routing.output import RoutingOutput

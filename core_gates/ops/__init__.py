@@ -1,7 +1,8 @@
-"""Fused operators: each folder holds a definition, a Triton kernel and the public function.
+"""Operators: one formula each in ``elementwise.py``, and folders of those that have kernels.
 
-The definition (``reference.py``) is differentiable PyTorch, the kernel (``kernel.py``) computes the
-same numbers on CUDA, and ``op.py`` chooses between them; :func:`kernels` overrides the choice.
+In a folder the definition (``reference.py``) is differentiable PyTorch, a kernel (``kernel.py``)
+computes the same numbers on CUDA, and ``op.py`` chooses between them; `kernels` overrides the
+choice.
 """
 
 import sys

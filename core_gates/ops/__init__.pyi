@@ -5,11 +5,14 @@ from .block_max_attention.op import BlockMaxOutput as BlockMaxOutput
 from .block_max_attention.op import block_max_attention as block_max_attention
 from .block_sparse_attention.op import block_sparse_attention as block_sparse_attention
 from .block_sparse_attention.reference import BlockLayout as BlockLayout
-from .compress.op import ActiveTokens as ActiveTokens
-from .compress.op import compress as compress
-from .compress.op import extract as extract
+from .elementwise import ActiveTokens as ActiveTokens
+from .elementwise import compress as compress
+from .elementwise import extract as extract
+from .elementwise import gate_multiply as gate_multiply
+from .elementwise import silu_gate as silu_gate
+from .elementwise import smooth_step as smooth_step
+from .elementwise import soft_threshold as soft_threshold
 from .feature_gate.op import feature_gate as feature_gate
-from .gate_multiply.op import gate_multiply as gate_multiply
 from .gated_lora.op import gated_lora as gated_lora
 from .gated_residual_norm.op import gated_residual_norm as gated_residual_norm
 from .grouped_linear.op import grouped_linear as grouped_linear
@@ -18,6 +21,3 @@ from .multi_gate_mix.op import multi_gate_mix as multi_gate_mix
 from .norm_act.op import norm_act as norm_act
 from .router.op import Routed as Routed
 from .router.op import router as router
-from .silu_gate.op import silu_gate as silu_gate
-from .smooth_step.op import smooth_step as smooth_step
-from .soft_threshold.op import soft_threshold as soft_threshold

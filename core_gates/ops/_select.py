@@ -1,4 +1,4 @@
-"""Which implementation of an op runs, how kernels are launched, and how ops are registered."""
+"""Which implementation of an op runs, and how ops with kernels are registered."""
 
 import functools
 import importlib
@@ -17,33 +17,6 @@ from torch.library import CustomOpDef, custom_op
 from torch.nn import Parameter
 
 from core_gates.errors import MissingExtraError, check_option
-
-BLOCK = 1024  # elements per program: 8 a thread at the default of four warps
-
-
-def in_layout_of(layout: Tensor, tensor: Tensor) -> Tensor:
-    """Return ``tensor`` with the strides of ``torch.empty_like(layout)``, copied where they differ.
-
-    Args:
-        layout: Tensor whose order of dimensions is wanted.
-        tensor: Values of the same shape, any strides and dtype; never written.
-    """
-    if tensor.stride() == layout.stride():
-        return tensor
-    return torch.empty_like(layout, dtype=tensor.dtype).copy_(tensor)
-
-
-def launch_elementwise(kernel: Any, first: Tensor, *others: Tensor | float) -> None:
-    """Run ``kernel(first, *others, numel, BLOCK)``, one program for each ``BLOCK`` elements.
-
-    All tensors must be dense and have equal strides: the kernel walks memory, not indices.
-    """
-    numel = first.numel()
-    if numel == 0:
-        return
-    with torch.cuda.device_of(first):  # type: ignore[no-untyped-call]
-        kernel[(-(-numel // BLOCK),)](first, *others, numel, BLOCK=BLOCK)
-
 
 KernelMode = Literal["reference", "compile", "triton", "cpp"]
 MODES: tuple[KernelMode, ...] = get_args(KernelMode)

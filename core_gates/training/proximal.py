@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from core_gates.errors import check_at_least, check_option
-from core_gates.ops.soft_threshold.op import soft_threshold
+from core_gates.ops.elementwise import soft_threshold
 
 Rule = Literal["soft", "reference"]
 

@@ -87,7 +87,7 @@ def test_using_every_name_imports_pytorch_alone():
         "    for name in module.__all__: getattr(module, name)\n"
         "print(*sorted(sys.modules))"
     ).split()
-    assert {"torch", "core_gates.monitor.hooks", "core_gates.ops.silu_gate.op"} <= set(loaded)
+    assert {"torch", "core_gates.monitor.hooks", "core_gates.ops.elementwise"} <= set(loaded)
     assert not {name.split(".")[0] for name in loaded} & set(FOREIGN)
 
 
@@ -140,12 +140,12 @@ def test_every_public_name_is_documented():
 
 def test_operators_are_functions_whatever_was_imported_before():
     run(
-        "import core_gates.ops.gate_multiply.op\n"
+        "import core_gates.ops.norm_act.op\n"
         "from core_gates.ops.router import reference\n"
-        "from core_gates.ops import gate_multiply, router, _select\n"
-        "import core_gates.ops.silu_gate\n"
-        "assert callable(gate_multiply) and callable(router)\n"
-        "assert callable(core_gates.ops.silu_gate)\n"
+        "from core_gates.ops import norm_act, router, _select\n"
+        "import core_gates.ops.gated_lora\n"
+        "assert callable(norm_act) and callable(router)\n"
+        "assert callable(core_gates.ops.gated_lora)\n"
         "assert reference.__name__ == 'core_gates.ops.router.reference'\n"
     )
 

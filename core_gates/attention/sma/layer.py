@@ -18,7 +18,7 @@ from core_gates.attention.sma.gated_attention_unit import (
 )
 from core_gates.errors import check_at_least, check_fraction, check_positive
 from core_gates.numerics import accumulation_dtype, check_padding_mask, linear_fp32, zero_padding
-from core_gates.ops.compress.op import ActiveTokens, compress, extract
+from core_gates.ops.elementwise import ActiveTokens, compress, extract
 
 
 class ScaleNorm(nn.Module):

@@ -1,6 +1,6 @@
 """Run scripts of this folder in one process, which imports Triton once.
 
-``python compile_all.py '[["compile_kernels.py", "silu_gate"], ...]'`` writes a list of what each
+``python compile_all.py '[["compile_gated_lora.py", "bf16"], ...]'`` writes a list of what each
 writes.
 """
 

@@ -4,11 +4,10 @@ import copy
 
 import pytest
 import torch
-from torch.testing import assert_close
 
-from core_gates import MoELayer, StackedExperts, TopKGate, kernels
+from core_gates import MoELayer, StackedExperts, TopKGate
 from core_gates.moe.dispatch import DISPATCHES
-from core_gates.ops import grouped_linear, soft_threshold
+from core_gates.ops import grouped_linear
 from core_gates.ops.grouped_linear import op, reference
 
 TOKENS, DIM, HIDDEN, EXPERTS = 64, 16, 32, 4
@@ -71,17 +70,3 @@ def test_grouped_linear_in_bfloat16_on_the_device(device):
         results.append({"y": out.detach(), "x": grads[0], "weight": grads[1], "bias": grads[2]})
     assert not results[0]["weight"][1].any()
     assert_near(*results, ERRORS[torch.bfloat16])
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_soft_threshold_on_the_device(device):
-    x = torch.randn(33, 7, generator=torch.Generator().manual_seed(0))
-    mine, x = x.to(device).requires_grad_(), x.requires_grad_()
-    with kernels("triton"):
-        found = soft_threshold(mine, 0.3)
-    expected = soft_threshold(x, 0.3)
-    assert_close(found.cpu(), expected)
-    gradients = [
-        torch.autograd.grad(y.square().sum(), t)[0] for y, t in ((found, mine), (expected, x))
-    ]
-    assert_close(gradients[0].cpu(), gradients[1])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from core_gates.attention.head_gate import INIT_STD
 from core_gates.attention.window import WindowBlocks
 from core_gates.errors import check_option
-from core_gates.ops.gate_multiply.op import gate_multiply
+from core_gates.ops.elementwise import gate_multiply
 from weather.models.adas.network import Downsample, GridPatches, Upsample, check_channels
 
 

@@ -1,1 +1,0 @@
-"""Multiplication with a sigmoid gate: ``x * sigmoid(logits)``."""

@@ -1,1 +1,0 @@
-"""Soft threshold, the proximal map of the L1 norm: ``sign(x) max(|x| - threshold, 0)``."""
