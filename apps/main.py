@@ -22,7 +22,7 @@ class App(NamedTuple):
         summary: One line for ``gates --help``.
         verbs: Verb to one line for ``gates APP --help``; empty for a command without verbs, whose
             ``main`` is handed the table after its arguments.
-        stop: ``module:function`` of its part of the tour, see :func:`apps.tour.main`.
+        stop: ``module:function`` of its part of the tour, see `apps.tour.main`.
         extras: Extras that it needs: the first for all verbs, the others for some of them.
     """
 

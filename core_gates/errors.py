@@ -39,7 +39,7 @@ def check_option(
         name: Name of the option.
         found: The value given.
         known: The values that it may have.
-        error: What is raised; :class:`GatesError` outside of constructors.
+        error: What is raised; `GatesError` outside of constructors.
 
     Raises:
         ValueError: ``found`` is none of ``known``.

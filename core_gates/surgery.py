@@ -48,7 +48,7 @@ def inject_gates(
 
     Args:
         model: A ViT, Swin, ConvNeXt or ResNet as timm (or, ResNet, torchvision) builds it.
-        where: Patterns of module names as :func:`gate_hosts` lists them, e.g. ``blocks.*.mlp.*``.
+        where: Patterns of module names as `gate_hosts` lists them, e.g. ``blocks.*.mlp.*``.
         gate: Called with the number of features and the keywords ``feature_dim``, ``device`` and
             ``dtype``; ``functools.partial`` sets other options.
 
@@ -82,7 +82,7 @@ def inject_gates(
 
 
 def gate_hosts(model: nn.Module) -> dict[str, GateHost]:
-    """Return the modules of a model that :func:`inject_gates` can gate, by name."""
+    """Return the modules of a model that `inject_gates` can gate, by name."""
     return dict(_hosts(model))
 
 
@@ -95,7 +95,7 @@ def fold_gates(model: nn.Module, *, where: Sequence[str] = ("*",)) -> nn.Module:
     ``model.eval()`` did, up to rounding, with the modules of the plain model.
 
     Args:
-        model: A model with gates of :func:`inject_gates`.
+        model: A model with gates of `inject_gates`.
         where: Patterns of the names of the gated modules to fold.
 
     Returns:

@@ -41,7 +41,7 @@ def write_dicom_report(
         path: Where to write; the file is complete or absent.
         source: The DICOM source of the prediction, whose patient and study the report belongs to.
         prediction: Of the source.
-        objects: From :func:`endoscopy.prediction.objects_of`, in millimeters.
+        objects: From `endoscopy.prediction.objects_of`, in millimeters.
         scope: Of the model.
         procedure: What was done.
 
@@ -72,7 +72,7 @@ def require_reportable(source: str | Path, kind: str, named: str | None, scope: 
 
     Args:
         source: For messages.
-        kind: Of the source, see :func:`endoscopy.inputs.frame_sources.source_kind`.
+        kind: Of the source, see `endoscopy.inputs.frame_sources.source_kind`.
         named: Scope of the source, None if unknown.
         scope: Of the model.
 

@@ -216,7 +216,7 @@ def reliability_figure(
     """Plot accuracy over confidence; the area of a mark is its number of samples.
 
     Args:
-        table: Of :func:`endoscopy.metrics.reliability`.
+        table: Of `endoscopy.metrics.reliability`.
         error: Expected calibration error, written into the plot.
         title: Heading.
     """
@@ -239,7 +239,7 @@ NAMES = {
 
 
 def ladder_figure(table: pd.DataFrame, *, title: str = "Which cues determine the size") -> Figure:
-    """Plot MAPE and macro F1 of every rung of :func:`endoscopy.evaluation.baselines.ladder`."""
+    """Plot MAPE and macro F1 of every rung of `endoscopy.evaluation.baselines.ladder`."""
     panels = []
     for score in ("mape", "macro_f1"):
         estimates = [
@@ -266,7 +266,7 @@ def subgroup_figure(
     """Plot scores of subgroups; the line is the score of all objects.
 
     Args:
-        table: Of :func:`endoscopy.evaluation.size_scores.subgroup_table`.
+        table: Of `endoscopy.evaluation.size_scores.subgroup_table`.
         scores: Panels.
         title: Heading.
     """

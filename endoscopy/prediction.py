@@ -81,7 +81,7 @@ def predict(
         locator: Finds the lesions.
         bundle: Trained network.
         scope: Scope of the source as the user states it, see
-            :func:`endoscopy.bundles.sizing_bundle.source_scope`.
+            `endoscopy.bundles.sizing_bundle.source_scope`.
         objects: Identity of unnamed lesions: ``frame``, another one on every frame; ``source``, the
             same on all frames; ``auto``, the latter in videos and DICOM.
         batch_size: Lesions at a time.
@@ -118,7 +118,7 @@ def objects_of(
     Frames without a polyp do not count, and frames that abstain only where all of an object do.
 
     Returns:
-        Columns of :func:`endoscopy.metrics.object_table`, and ``size_class``; ``lower_mm`` and
+        Columns of `endoscopy.metrics.object_table`, and ``size_class``; ``lower_mm`` and
         ``upper_mm``, NaN where the error of such sizes is unknown: lesions located in a way for
         which the network has no intervals, sources out of its scope, objects that abstain;
         ``interval_crosses``, the cut-offs of the classes inside the interval, such as
@@ -233,7 +233,7 @@ def frames_of(source: LesionDataset, rows: np.ndarray, outline: Outline = "mask"
         source: Lesions by row.
         rows: Which.
         outline: How frames without a mask are outlined, see
-            :func:`endoscopy.data.streams.outline_of`.
+            `endoscopy.data.streams.outline_of`.
     """
     read = [source.sample(int(row)).frame for row in rows]
     depths = [frame.depth for frame in read if frame.depth is not None]

@@ -71,7 +71,7 @@ def export_program(model: PositionalSizer, example: Sequence[Tensor]) -> Exporte
     """Export a network with torch.export for any number of frames.
 
     Args:
-        model: For evaluation; fold its gates first (:func:`endoscopy.models.sizer.fold`).
+        model: For evaluation; fold its gates first (`endoscopy.models.sizer.fold`).
         example: Its tensors, of at least two frames.
 
     Raises:

@@ -85,7 +85,7 @@ class Segmenter(nn.Module):
 
 
 def load_segmenter(path: str | Path) -> Segmenter:
-    """Read a segmenter that :meth:`Segmenter.save` wrote, in float32 and for evaluation.
+    """Read a segmenter that `Segmenter.save` wrote, in float32 and for evaluation.
 
     Raises:
         GatesError: The file is absent or holds no segmenter.
@@ -110,7 +110,7 @@ class Segmenters:
         result.save(folder / FILE)
 
     def load(self, folder: Path) -> Segmenter:
-        """Read what :meth:`save` wrote.
+        """Read what `save` wrote.
 
         Raises:
             GatesError: It is missing or damaged.

@@ -128,7 +128,7 @@ def cost_of_step(
 ) -> StepCost:
     """Count a forward and a backward pass, each tensor while it is in use.
 
-    On the meta device, attention without a mask is that of fused kernels (:class:`FlashAttention`).
+    On the meta device, attention without a mask is that of fused kernels (`FlashAttention`).
 
     Args:
         loss: Runs the forward pass and returns a scalar.

@@ -110,7 +110,7 @@ class MemoryMeter:
         every: Seconds between two samples.
 
     Attributes:
-        peak: Bytes, see :func:`resident`; 0 where the system does not tell.
+        peak: Bytes, see `resident`; 0 where the system does not tell.
     """
 
     def __init__(self, pid: int | None = None, every: float = EVERY) -> None:

@@ -51,7 +51,7 @@ class AdaptiveCounts:
 
         p_k(c | h) = (n(h c) + t(h) p_{k-1}(c | h')) / (n(h) + t(h))
 
-    with n and t of :class:`ByteCounts`. In the first half, orders from 0, they are sums of those of
+    with n and t of `ByteCounts`. In the first half, orders from 0, they are sums of those of
     the training documents and 64 times those of the text itself, before c; in the others, of the
     text alone, with the longest order of the first half below order 0. The text is either that of
     the window that a decoder reads, so that both know the same, or all of the document before c.
@@ -66,7 +66,7 @@ class AdaptiveCounts:
         whole: Whether all of a document before a byte is read, not only its window.
 
     Attributes:
-        weights: (2 (order + 1),) equal before :meth:`fit`.
+        weights: (2 (order + 1),) equal before `fit`.
     """
 
     def __init__(

@@ -112,7 +112,7 @@ class ByteCounts:
     p_{k-1}. Contexts do not reach beyond the beginning of a document: its first bytes have shorter
     ones.
 
-    Made by :meth:`fit`.
+    Made by `fit`.
 
     Attributes:
         order: Bytes in the longest context.

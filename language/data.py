@@ -145,7 +145,7 @@ class LanguageDataModule(L.LightningDataModule):
     Batches are int64 (B, context + 1): all but the last token predict all but the first.
 
     Args:
-        corpus: Files, folders, or ``python``, see :func:`language.corpus.read_corpus`.
+        corpus: Files, folders, or ``python``, see `language.corpus.read_corpus`.
         tokenizer: ``bytes``, a ``tokenizer.json``, or a folder that holds one.
         context: Tokens that are predicted in a window.
         batch_size: Windows of a step over all ranks.
@@ -155,7 +155,7 @@ class LanguageDataModule(L.LightningDataModule):
 
     Attributes:
         skipped: Number of files that were passed over when the corpus was packed, see
-            :class:`language.corpus.Corpus`; empty where it was packed before.
+            `language.corpus.Corpus`; empty where it was packed before.
 
     Raises:
         ValueError: A size is below 1, the seed is negative, or no corpus is named.
@@ -192,7 +192,7 @@ class LanguageDataModule(L.LightningDataModule):
             self._packed(self.cache_folder)
 
     def setup(self, stage: str) -> None:  # noqa: ARG002
-        """Open the shards, see :attr:`shards`."""
+        """Open the shards, see `shards`."""
         assert self.shards
 
     @property

@@ -57,7 +57,7 @@ class DecoderBlock(nn.Module):
         padding_mask: Tensor | None,
         cache: KeyValueCache | None,
     ) -> Tensor:
-        """Return the tokens after the block; see :meth:`Decoder.forward`."""
+        """Return the tokens after the block; see `Decoder.forward`."""
         x = x + self.self_attn(
             self.input_layernorm(x), padding_mask=padding_mask, cache=cache, rotary=rotary
         )
@@ -203,7 +203,7 @@ class Decoder(nn.Module):
             positions: Positions (B, T) or (T,); if None, tokens are counted from 0, those of the
                 caches first and padding left out, so that it does not matter where it lies.
             padding_mask: True (B, T) at tokens to ignore, on any side; their logits are of no use.
-            caches: What the blocks have seen before, see :meth:`caches`; the tokens are added.
+            caches: What the blocks have seen before, see `caches`; the tokens are added.
             last: Whether only the logits of the last token of each sequence that is not ignored are
                 computed, which is what generation needs.
 

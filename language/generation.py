@@ -162,7 +162,7 @@ def next_probabilities(
 
     Args:
         logits: Logits (..., V).
-        temperature: See :func:`generate`; also for what follows.
+        temperature: See `generate`; also for what follows.
         top_k: Number of tokens.
         top_p: Their probability.
 

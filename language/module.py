@@ -203,8 +203,8 @@ def losses_of_gates(
     """Return each loss as the mean over the gates that have it.
 
     Args:
-        routings: Gate -> its routings, of :func:`core_gates.routing.collect.collect_routing`.
-        names: Losses to their weights; see :class:`LanguageModule`.
+        routings: Gate -> its routings, of `core_gates.routing.collect.collect_routing`.
+        names: Losses to their weights; see `LanguageModule`.
 
     Raises:
         GatesError: No gate has a loss of a name, or returns what it is computed from.

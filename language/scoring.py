@@ -176,7 +176,7 @@ def count_bits(
     Args:
         counts: Counts of the training documents.
         documents: Held-out documents.
-        starts: First scored byte of each, from :func:`scored_part`.
+        starts: First scored byte of each, from `scored_part`.
 
     Returns:
         Bits and bytes (order + 1, N, 2), for contexts of up to 0, 1, ... bytes.
@@ -201,7 +201,7 @@ def ppmd_bits(
     Args:
         training: Training documents.
         documents: Held-out documents.
-        starts: First scored byte of each, from :func:`scored_part`.
+        starts: First scored byte of each, from `scored_part`.
 
     Returns:
         Bits and bytes (N, 2).

@@ -31,7 +31,7 @@ class Part(NamedTuple):
         tokens: Number of tokens, those between documents included.
         sha256: Of the memory map, hexadecimal.
         bytes: Bytes of all texts in UTF-8.
-        digest: Hexadecimal SHA-256 of names and texts, see :attr:`Corpus.digest`.
+        digest: Hexadecimal SHA-256 of names and texts, see `Corpus.digest`.
         documents: Name, first token, and the token after the last one of every document.
         objects: The first 12 hexadecimal digits of the SHA-256 of every text.
     """
@@ -55,7 +55,7 @@ class ShardSet:
 
     Attributes:
         digest: Hexadecimal SHA-256 of the index, thus of corpus, tokenizer and tokens.
-        corpus_digest: :attr:`Corpus.digest` of what was packed.
+        corpus_digest: `Corpus.digest` of what was packed.
 
     Raises:
         ValueError: The index is damaged.

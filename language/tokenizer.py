@@ -163,7 +163,7 @@ class FileTokenizer:
 
     Args:
         path: The file. Its end is the ``eos_token`` of a ``tokenizer_config.json`` next to it, or
-            else the first of :data:`ENDS` in the vocabulary.
+            else the first of `ENDS` in the vocabulary.
 
     Raises:
         MissingExtraError: The package ``tokenizers`` is not installed.
@@ -231,7 +231,7 @@ class FileTokenizer:
             ) from error
 
     def byte_counts(self, text: str) -> NDArray[np.int64]:
-        """Return the bytes (T,) of each token, see :meth:`Tokenizer.byte_counts`."""
+        """Return the bytes (T,) of each token, see `Tokenizer.byte_counts`."""
         size, found = len(utf8(text)), self._encoding(text)
         if self._pieces is not None:
             counts = np.array([len(self._pieces[token]) for token in found.ids], np.int64)
@@ -315,7 +315,7 @@ def _letters() -> list[str]:
 
 @cache
 def _bytes_json() -> bytes:
-    """Return the ``tokenizer.json`` of :class:`ByteTokenizer`: a byte-level BPE without merges."""
+    """Return the ``tokenizer.json`` of `ByteTokenizer`: a byte-level BPE without merges."""
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     vocabulary = {letter: byte for byte, letter in enumerate(_letters())}

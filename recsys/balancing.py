@@ -222,7 +222,7 @@ def balancer(name: str, num_tasks: int) -> Balancer:
     """Return a balancer.
 
     Args:
-        name: One of :data:`BALANCERS`.
+        name: One of `BALANCERS`.
         num_tasks: Number of tasks T.
 
     Raises:

@@ -434,7 +434,7 @@ CLOSEST = 1e-12
 
 
 class WithIntercepts:
-    """Add one number for each task to the logits of a baseline, see :mod:`recsys.validation`.
+    """Add one number for each task to the logits of a baseline, see `recsys.validation`.
 
     Args:
         predictor: The baseline, not yet fitted.

@@ -43,7 +43,7 @@ class DailyState(NamedTuple):
         Args:
             module: Trained.
             optimizer: ``state_dict`` of its optimizers, a
-                :class:`~recsys.ranker_module.JoinedOptimizer`.
+                `recsys.ranker_module.JoinedOptimizer`.
             transform: What it was trained with.
         """
         sums = {
@@ -64,7 +64,7 @@ class DailyState(NamedTuple):
 
     @classmethod
     def load(cls, folder: Path) -> DailyState:
-        """Read what :meth:`save` wrote.
+        """Read what `save` wrote.
 
         Raises:
             GatesError: A file is missing or damaged.

@@ -29,7 +29,7 @@ BATCHES = (1, 37, 500)
 TOLERANCE = 1e-5
 
 Score = Callable[..., Tensor]
-"""From sparse, dense and sequences to logits (B, T), as :meth:`Ranker.forward`."""
+"""From sparse, dense and sequences to logits (B, T), as `Ranker.forward`."""
 
 
 def random_rows(ranker: Ranker, number: int, *, seed: int = 0) -> Rows:
@@ -101,7 +101,7 @@ def load_exported(path: Path, form: str = "") -> Score:
     """Return the function of an exported ranker: sparse, dense and sequences to logits (B, T).
 
     Args:
-        path: File of :func:`~recsys.export.export_ranker`.
+        path: File of `recsys.export.export_ranker`.
         form: ``torch``, ``aoti`` or ``onnx``; that of the suffix if empty.
 
     Raises:
@@ -217,11 +217,11 @@ def export_forms(
 
     Args:
         ranker: Trained.
-        paths: File of each form, see :func:`export_ranker`.
+        paths: File of each form, see `export_ranker`.
         int8: Whether tables are 8-bit integers with a scale per row.
 
     Raises:
-        GatesError: See :func:`export_ranker`; files that exist stay as they are.
+        GatesError: See `export_ranker`; files that exist stay as they are.
         ValueError: A form is unknown.
     """
     for form, path in paths.items():

@@ -80,7 +80,7 @@ class Batch(NamedTuple):
 
 
 class Encoded(Protocol):
-    """Encoded rows: :class:`Rows`, or a ``Batch``."""
+    """Encoded rows: `Rows`, or a ``Batch``."""
 
     @property
     def sparse(self) -> Tensor:
@@ -240,7 +240,7 @@ class InputLayer(nn.Module):
         """Return the inputs (B, D) of B candidates of a user.
 
         Args:
-            user: From :meth:`user_part`.
+            user: From `user_part`.
             rows: Candidates; their features of the user are not read.
 
         Raises:

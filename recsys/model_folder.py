@@ -36,8 +36,8 @@ class LoadedModel(NamedTuple):
 
     Attributes:
         ranker: In evaluation mode, in float32.
-        transform: Encodes its rows, a :class:`~recsys.transform.FeatureTransform`.
-        settings: As given to :func:`save_model`.
+        transform: Encodes its rows, a `recsys.transform.FeatureTransform`.
+        settings: As given to `save_model`.
         hash: Hexadecimal digest of everything in the folder.
         versions: Of this package and of torch when it was written.
     """
@@ -65,7 +65,7 @@ def save_model(
 
     Args:
         folder: Folder, which replaces an old one.
-        ranker: Made by :meth:`~recsys.ranker.Ranker.build`.
+        ranker: Made by `recsys.ranker.Ranker.build`.
         transform: Fitted transform that its sizes are of.
         settings: What decided the training; plain values of JSON.
         tables: Type of the embedding tables in the file.
@@ -98,7 +98,7 @@ def save_model(
 
 
 def load_model(folder: Path, *, int8: bool = False) -> LoadedModel:
-    """Read what :func:`save_model` wrote; every file must have its digest.
+    """Read what `save_model` wrote; every file must have its digest.
 
     Args:
         folder: Model folder.
@@ -140,7 +140,7 @@ def load_model(folder: Path, *, int8: bool = False) -> LoadedModel:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """Return the settings that were given to :func:`save_model`, without reading the weights.
+    """Return the settings that were given to `save_model`, without reading the weights.
 
     Raises:
         GatesError: The folder is absent, of another kind or version, or damaged.
@@ -285,10 +285,10 @@ def ranker_to_start_from(folder: Path, transform: Any) -> Ranker:
 
     Args:
         folder: Model folder.
-        transform: A :class:`~recsys.transform.FeatureTransform`, of the training to come.
+        transform: A `recsys.transform.FeatureTransform`, of the training to come.
 
     Raises:
-        GatesError: See :func:`load_model`; or rows are encoded otherwise.
+        GatesError: See `load_model`; or rows are encoded otherwise.
     """
     loaded = load_model(folder)
     if _digest(loaded.transform) != _digest(transform):

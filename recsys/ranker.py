@@ -30,7 +30,7 @@ class NetSpec(NamedTuple):
     """How a network is built again.
 
     Attributes:
-        name: Its name, see :func:`recsys.models.network`.
+        name: Its name, see `recsys.models.network`.
         options: Its further arguments, plain values of JSON.
     """
 
@@ -49,13 +49,13 @@ class Ranker(nn.Module):
             several sets of embeddings gets them, each with its own encoders.
         prior: Features whose inputs the network gets as its prior.
         encoders: Further arguments of the encoders, by name of the history.
-        calibrated: Whether it has intercepts, see :func:`recsys.validation.calibrate`.
-        spec: How ``net`` is built again from a file; see :meth:`build`.
+        calibrated: Whether it has intercepts, see `recsys.validation.calibrate`.
+        spec: How ``net`` is built again from a file; see `build`.
         device: Device of tables and encoders.
         dtype: Floating dtype of tables and encoders.
 
     Attributes:
-        layers: One :class:`~recsys.inputs.InputLayer` for each set of embeddings.
+        layers: One `recsys.inputs.InputLayer` for each set of embeddings.
         net: The network.
         intercepts: Added to the logits (T,), 0 until it is calibrated; None for none.
         heads: From outputs of the network to logits, where the schema has regressions; else None.
@@ -128,10 +128,10 @@ class Ranker(nn.Module):
             schema: Features and tasks.
             sizes: Rows by name of the table.
             dense_width: Dense inputs N.
-            name: Network, such as ``HoME``; see :func:`recsys.models.network`.
+            name: Network, such as ``HoME``; see `recsys.models.network`.
             options: Its arguments, plain values of JSON.
             device: Device of everything.
-            **further: See :class:`Ranker`.
+            **further: See `Ranker`.
 
         Raises:
             GatesError: The network is unknown or has no such option.
@@ -166,7 +166,7 @@ class Ranker(nn.Module):
         return self._joined([layer(sparse, dense, sequences) for layer in self.input_layers])
 
     def forward(self, sparse: Tensor, dense: Tensor, sequences: Sequence[Tensor] = ()) -> Tensor:
-        """Return the logits (B, T); see :meth:`inputs`."""
+        """Return the logits (B, T); see `inputs`."""
         return self.logits(self.inputs(sparse, dense, sequences), dense, self.ids(sparse))
 
     def ids(self, sparse: Tensor) -> Tensor | None:
@@ -175,7 +175,7 @@ class Ranker(nn.Module):
         return sparse[:, self.banks[0].column(name)] if name else None
 
     def logits(self, v: Tensor, dense: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Return the logits (B, T) of :meth:`outputs` and dense inputs (B, N)."""
+        """Return the logits (B, T) of `outputs` and dense inputs (B, N)."""
         return self.logits_of(self.outputs(v, ids), dense)
 
     def logits_of(self, outputs: Tensor, dense: Tensor) -> Tensor:
@@ -205,10 +205,10 @@ class Ranker(nn.Module):
         return tuple(layer.user_part(user) for layer in self.input_layers)
 
     def score_candidates(self, user: Encoded | tuple[UserPart, ...], candidates: Encoded) -> Tensor:
-        """Return the logits (N, T) of N candidates, as :meth:`forward` of complete rows would.
+        """Return the logits (N, T) of N candidates, as `forward` of complete rows would.
 
         Args:
-            user: One row, or what :meth:`user_inputs` made of it.
+            user: One row, or what `user_inputs` made of it.
             candidates: N rows, also a ``Batch``; their features of the user are not read.
 
         Raises:
@@ -282,7 +282,7 @@ class Ranker(nn.Module):
         }
 
     def grow(self, sizes: Mapping[str, int], optimizer: RowWiseAdagrad | None = None) -> None:
-        """Append rows to the tables; see :meth:`recsys.embedding.bank.EmbeddingBank.grow`.
+        """Append rows to the tables; see `recsys.embedding.bank.EmbeddingBank.grow`.
 
         Raises:
             GatesError: See there; or the network has fewer ids than rows to route.
@@ -343,7 +343,7 @@ def input_width(schema: FeatureSchema, **options: Any) -> int:
 
     Args:
         schema: Features.
-        **options: Those of :class:`~recsys.inputs.InputLayer`.
+        **options: Those of `recsys.inputs.InputLayer`.
     """
     from recsys.embedding.lookup import fields_of
 

@@ -93,7 +93,7 @@ class JoinedOptimizer(Optimizer):
         return {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the state of :meth:`state_dict`.
+        """Take the state of `state_dict`.
 
         Raises:
             ValueError: It is that of another number of optimizers or parameters.
@@ -163,12 +163,12 @@ class MultiTaskModule(L.LightningModule):
         ema: Decay of a moving average of the weights, tables aside, with which the network is
             evaluated; None for none.
         tables: Tables on several ranks: ``replicated``, whole on each, or ``sharded``, a part on
-            each, see :func:`recsys.embedding.bank.spread`. None is ``replicated``.
+            each, see `recsys.embedding.bank.spread`. None is ``replicated``.
         intercepts: Where tasks get their intercepts from after training: from the ``validation``
             rows, so that the mean prediction of every task is its rate there, see
-            :mod:`recsys.validation`. None keeps those of training.
+            `recsys.validation`. None keeps those of training.
         start: Model folder of a trained ``Linear`` that ``Linear`` or ``WideAndDeep`` starts from,
-            see :meth:`recsys.ranker.Ranker.start_from`; None for none.
+            see `recsys.ranker.Ranker.start_from`; None for none.
 
     Attributes:
         ranker: The network with its tables, once it is built.
@@ -400,7 +400,7 @@ class MultiTaskModule(L.LightningModule):
         self._log_metrics("val")
 
     def on_test_epoch_start(self) -> None:
-        """Begin to gather rows, see :meth:`on_validation_epoch_start`."""
+        """Begin to gather rows, see `on_validation_epoch_start`."""
         self.on_validation_epoch_start()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:

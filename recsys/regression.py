@@ -40,7 +40,7 @@ class LogNormalHeads(nn.Module):
     Attributes:
         spread: log σ (R,).
         scalers: (R, 3) center, factor and whether logarithms are taken, of the scales; those of the
-            fitted transform once :meth:`take_scalers` is called.
+            fitted transform once `take_scalers` is called.
     """
 
     scalers: Tensor
@@ -59,7 +59,7 @@ class LogNormalHeads(nn.Module):
         self.register_buffer("scalers", start, persistent=False)
 
     def take_scalers(self, scalers: Mapping[str, Any]) -> None:
-        """Remember how the scales were scaled, a :class:`recsys.transform.fitting.Scaler` each."""
+        """Remember how the scales were scaled, a `recsys.transform.fitting.Scaler` each."""
         for number, regression in enumerate(self.regressions):
             if regression.scale:
                 values = torch.tensor([float(value) for value in scalers[regression.scale]])
@@ -87,7 +87,7 @@ class LogNormalHeads(nn.Module):
 
         Args:
             outputs: (B, H).
-            numbers: Logarithms (B, R), see :class:`recsys.inputs.Batch`.
+            numbers: Logarithms (B, R), see `recsys.inputs.Batch`.
             weight: Of the rows (B,).
         """
         present = ~numbers.isnan()

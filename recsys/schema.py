@@ -37,7 +37,7 @@ class Sparse:
         buckets: Rows of a hashed table; rows of the remainder table.
         table: Name of the embedding table, shared by all features that name it; own if empty.
         column: Column of times that it is a part of; that named like the feature if empty.
-        part: ``hour`` or ``weekday`` of these times, see :func:`recsys.columns.canonical.part_of`.
+        part: ``hour`` or ``weekday`` of these times, see `recsys.columns.canonical.part_of`.
     """
 
     name: str
@@ -432,7 +432,7 @@ class FeatureSchema:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> FeatureSchema:
-        """Return the schema of :meth:`to_dict`.
+        """Return the schema of `to_dict`.
 
         Raises:
             ValueError: An entry is unknown or wrong.

@@ -46,13 +46,13 @@ class HistoryEncoder(nn.Module, ABC):
         """Return one vector (B, O).
 
         Args:
-            states: From :meth:`states` (B, L, W); (1, L, W) of one user for B targets.
+            states: From `states` (B, L, W); (1, L, W) of one user for B targets.
             mask: True where there is an event, (B, L) or (1, L).
             target: Embedding of the item to be ranked (B, d), where it is needed.
         """
 
     def forward(self, events: Tensor, mask: Tensor, target: Tensor | None = None) -> Tensor:
-        """Return the vectors (B, O) of histories, see :meth:`states` and :meth:`pooled`."""
+        """Return the vectors (B, O) of histories, see `states` and `pooled`."""
         return self.pooled(self.states(events, mask), mask, target)
 
 

@@ -75,7 +75,7 @@ class MultiTaskLoss(nn.Module):
         self.register_buffer("weights", weights, persistent=False)
 
     def forward(self, logits: Tensor, labels: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
-        """Return the losses L (T,), without the weights of the tasks; see :meth:`counted`."""
+        """Return the losses L (T,), without the weights of the tasks; see `counted`."""
         return self.counted(logits, labels, mask, weight).losses
 
     def counted(self, logits: Tensor, labels: Tensor, mask: Tensor, weight: Tensor) -> TaskLosses:

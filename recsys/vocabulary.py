@@ -24,7 +24,7 @@ UNKNOWN, MISSING, FIRST = 0, 1, 2
 class Vocabulary:
     """Values with a row each: 0 is unknown, 1 missing, then values by falling frequency.
 
-    Values are those of :mod:`recsys.columns.canonical`, which defines what is missing and when two
+    Values are those of `recsys.columns.canonical`, which defines what is missing and when two
     values are equal. Strings are recognized by a 64-bit hash of them.
 
     Args:
@@ -68,7 +68,7 @@ class Vocabulary:
         """Return the vocabulary of counted values.
 
         Args:
-            counts: Columns ``value`` and ``count``, as :func:`count_values` returns.
+            counts: Columns ``value`` and ``count``, as `count_values` returns.
             min_count: Values with smaller counts are left out.
         """
         check_at_least(1, min_count=min_count)
@@ -85,7 +85,7 @@ class Vocabulary:
         return self.rows_of_keys(keys, missing)
 
     def rows_of_keys(self, keys: Rows, missing: NDArray[np.bool_]) -> Rows:
-        """Return the row of each key (N,), int64, see :func:`recsys.columns.canonical.keys_of`."""
+        """Return the row of each key (N,), int64, see `recsys.columns.canonical.keys_of`."""
         rows = self._index.find(keys)
         rows[missing] = MISSING
         return rows
@@ -105,7 +105,7 @@ class Vocabulary:
         return self.grow_by_counts(count_values(column, self.kind), min_count)
 
     def grow_by_counts(self, counts: pl.DataFrame, min_count: int = 1) -> Vocabulary:
-        """Return what :meth:`grow` does, of counted values of the same kind."""
+        """Return what `grow` does, of counted values of the same kind."""
         check_at_least(1, min_count=min_count)
         rows = self.lookup(counts["value"])
         old, new_counts = rows >= FIRST, counts["count"].to_numpy()
@@ -124,7 +124,7 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: Path) -> Vocabulary:
-        """Return the vocabulary that :meth:`save` wrote.
+        """Return the vocabulary that `save` wrote.
 
         Raises:
             GatesError: The file is absent or holds something else.
@@ -146,7 +146,7 @@ class HashedValues:
     Row 0 is for text without a number where training had integers.
 
     Attributes:
-        kind: Of the column, see :mod:`recsys.columns.canonical`.
+        kind: Of the column, see `recsys.columns.canonical`.
         buckets: Rows for values.
     """
 
@@ -162,7 +162,7 @@ class HashedValues:
         return self.rows_of_keys(*keys_of(canonical(column, self.kind)))
 
     def rows_of_keys(self, keys: Rows, missing: NDArray[np.bool_]) -> Rows:
-        """Return the row of each key (N,), int64, see :func:`recsys.columns.canonical.keys_of`."""
+        """Return the row of each key (N,), int64, see `recsys.columns.canonical.keys_of`."""
         rows = FIRST + bucket(hash_integers(keys), self.buckets)
         rows[missing] = MISSING
         if self.kind == "integer":

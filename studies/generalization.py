@@ -181,7 +181,7 @@ def generalization_study(
     Nothing is chosen by the validation images, so they are tested too.
 
     Args:
-        data: :func:`studies.generalization.digits` or ``fashion_mnist``.
+        data: `studies.generalization.digits` or ``fashion_mnist``.
         variants: Which to train.
         seeds: Of weights and batches.
         budget: The same for all.
@@ -219,7 +219,7 @@ def generalization_table(
     """Average accuracy and macro F1 over seeds, and compare with the reference.
 
     Args:
-        predictions: Of :func:`generalization_study`.
+        predictions: Of `generalization_study`.
         reference: The variant to compare with, paired by test image and seed.
         resamples: Bootstrap resamples over images and seeds.
 

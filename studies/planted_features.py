@@ -235,7 +235,7 @@ def planted_features_table(rows: pd.DataFrame, *, level: float = 0.95) -> pd.Dat
     """Average over seeds, with intervals of Student's t.
 
     Args:
-        rows: Of :func:`planted_features_study`.
+        rows: Of `planted_features_study`.
         level: Coverage of intervals.
 
     Returns:

@@ -177,6 +177,9 @@ def test_every_page_is_in_the_navigation():
     pages = {f"reference/api/{name}.md" for name in PACKAGES if name != "benchmarks"}
     pages |= {f"reference/commands/{name}.md" for name, app in APPS.items() if app.verbs}
     assert set(listed) - set(written) == pages
+    sources = [file for name in PACKAGES for file in (ROOT / name).rglob("*.py")]
+    role = re.compile(r":[a-z]+:`[^`]")  # of Sphinx, which the pages of the API would show as it is
+    assert [str(file) for file in sources if role.search(file.read_text())] == []
 
 
 def test_the_page_of_gates_names_every_gate():

@@ -109,7 +109,7 @@ def smallest_play_ms(rule: str, duration_ms: NDArray[np.integer]) -> NDArray[np.
     """Return the play time from which on a rule is met; for ``skip``, from which on it is not.
 
     Args:
-        rule: One of :data:`RULES`.
+        rule: One of `RULES`.
         duration_ms: Durations in milliseconds, any shape.
 
     Returns:
@@ -127,7 +127,7 @@ def smallest_play_ms(rule: str, duration_ms: NDArray[np.integer]) -> NDArray[np.
 def follows(
     rule: str, play_ms: NDArray[np.integer], duration_ms: NDArray[np.integer]
 ) -> NDArray[np.int8]:
-    """Return 1 where a rule of :data:`WATCH_RULES` is met, else 0."""
+    """Return 1 where a rule of `WATCH_RULES` is met, else 0."""
     met = np.asarray(play_ms) >= smallest_play_ms(rule, duration_ms)
     return (met != (rule == "skip")).astype(np.int8)
 

@@ -167,7 +167,7 @@ def add_history(
     user: str = "user_id",
     time: str = "time_ms",
 ) -> pl.DataFrame:
-    """Return a log with causal features of each user, see :class:`UserHistory`.
+    """Return a log with causal features of each user, see `UserHistory`.
 
     Raises:
         GatesError: A column is missing.

@@ -99,7 +99,7 @@ class FusedScore:
 
 
 class Fusion:
-    """The fused score of rows, see :class:`video_multitask.scorer.FusedScore`.
+    """The fused score of rows, see `video_multitask.scorer.FusedScore`.
 
     Args:
         tasks: Tasks of the model, in the order of the probabilities.
@@ -153,7 +153,7 @@ def fusion_of(
     """Return the fused score that options ask for; None if they name no exponent.
 
     Raises:
-        GatesError: There are offsets alone, or see :class:`Fusion`.
+        GatesError: There are offsets alone, or see `Fusion`.
     """
     if not exponents and offsets:
         raise GatesError("--offsets belong to a fused score: name the exponents by --fused")

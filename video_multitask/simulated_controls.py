@@ -54,7 +54,7 @@ class Redrawn(NamedTuple):
 
     @classmethod
     def of(cls, figures: Mapping[str, Any]) -> Redrawn:
-        """Return what :meth:`figures` has described."""
+        """Return what `figures` has described."""
         arrays = (np.asarray(figures[name], dtype=float) for name in cls._fields[1:])
         return cls(tuple(figures["tasks"]), *arrays)
 
@@ -175,7 +175,7 @@ def rates_of(log: pl.DataFrame) -> list[Rate]:
     """Return the rate of every behavior in a log.
 
     Args:
-        log: With labels and ``truth_…`` columns, as :class:`.SimulatedFeed` reads them.
+        log: With labels and ``truth_…`` columns, as `.SimulatedFeed` reads them.
     """
     true = (f"{TRUTH}{task}" for task in BASE_RATES)
     columns = [*(LABELS[task] for task in WATCH_RATES), *true]

@@ -142,7 +142,7 @@ class Reports:
         }
 
     def state(self) -> dict[str, Any]:
-        """Return all counts as plain values, for :meth:`restore`."""
+        """Return all counts as plain values, for `restore`."""
         return {
             "observed": list(self.observed),
             "rejected": list(self.rejected),
@@ -152,7 +152,7 @@ class Reports:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue with the counts of :meth:`state`."""
+        """Continue with the counts of `state`."""
         self.observed, self.rejected = list(state["observed"]), list(state["rejected"])
         self.flipped, self._by_channel = state["flipped"], torch.tensor(state["by_channel"])
         self._squares = torch.tensor(state["squares"], dtype=torch.float64)
@@ -277,7 +277,7 @@ class Reports:
     def against(
         self, model: Remembering, time: np.datetime64, background: Tensor, hours: float
     ) -> GriddedObservations:
-        """Return :meth:`at` for the last forecast (C,H,W) of a model, a cycle of hours long."""
+        """Return `at` for the last forecast (C,H,W) of a model, a cycle of hours long."""
         return self.at(time, background, model.around(background, hours) if self.own_time else None)
 
     def _done(self, states: Tensor, times: np.ndarray) -> Analyses:

@@ -105,7 +105,7 @@ class Cycle:
     ) -> Iterator[CycleStep]:
         """Yield one step for each set of observations.
 
-        To continue a cycle that was stopped, forecast its last analysis with :func:`advance` and
+        To continue a cycle that was stopped, forecast its last analysis with `advance` and
         give that analysis as ``previous``.
 
         Args:

@@ -98,7 +98,7 @@ class DepartureSums(NamedTuple):
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], prefix: str) -> Self | None:
-        """Return what :meth:`tensors` gave; None where it is not there."""
+        """Return what `tensors` gave; None where it is not there."""
         if f"{prefix}number" not in tensors:
             return None
         return cls(*(tensors[f"{prefix}{name}"] for name in cls._fields))

@@ -149,7 +149,7 @@ MODES = (GATED, SUM, STRENGTHS, *RIVAL_MODES)
 
 
 def maker(mode: str) -> Any:
-    """Return what :class:`diffusion.fusion.pipeline.AutoLoraPipeline` takes as ``mode``.
+    """Return what `diffusion.fusion.pipeline.AutoLoraPipeline` takes as ``mode``.
 
     Raises:
         GatesError: There is no such mode, or it needs more than adapters and gates.
@@ -312,7 +312,7 @@ class Studio:
         Args:
             prompt: What to show.
             mode: How adapters are combined.
-            roles: Name -> role; by default see :func:`apps.diffusion.adapter_files.roles_of`.
+            roles: Name -> role; by default see `apps.diffusion.adapter_files.roles_of`.
             options: Of the pipeline.
 
         Raises:

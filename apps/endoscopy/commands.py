@@ -130,7 +130,7 @@ class EndoscopyTrainer(GatesRunTrainer):
         Args:
             model: Filled in by the command line.
             datamodule: Filled in by the command line.
-            variants: Networks to compare, see :data:`endoscopy.experiments.sizers.VARIANTS`;
+            variants: Networks to compare, see `endoscopy.experiments.sizers.VARIANTS`;
                 bars, intervals and shifts refer to the first.
             seeds: Seeds of each variant.
             folds: Folds whose test parts are pooled; that of the data if none is named.

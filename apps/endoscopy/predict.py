@@ -56,7 +56,7 @@ class Outputs:
 
     Args:
         folder: Where it will be.
-        mark: Of :func:`fingerprint`; identifies the command of existing outputs.
+        mark: Of `fingerprint`; identifies the command of existing outputs.
     """
 
     def __init__(self, folder: Path, mark: str) -> None:
@@ -313,7 +313,7 @@ def predict(
 
 
 class Job(NamedTuple):
-    """The work on each source; see the options of :func:`predict`."""
+    """The work on each source; see the options of `predict`."""
 
     found: NamedBundle
     locate: Callable[[], Locator]

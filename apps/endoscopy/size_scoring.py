@@ -350,7 +350,7 @@ def run_audit(networks: Trainings, study: Study, *, images: str, **options: Any)
         networks: Networks of the run folder.
         study: Which.
         images: Of the study of generalization.
-        options: Arguments of :class:`Audit`.
+        options: Arguments of `Audit`.
     """
     run = networks.run
     if study in STUDIES:

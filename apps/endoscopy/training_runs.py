@@ -151,10 +151,10 @@ def piece_of(run: Run, sizers: Sizers, training: Training, **settings: Any) -> P
     """Return the piece of a training run.
 
     Args:
-        run: With the settings of :func:`decisive`.
+        run: With the settings of `decisive`.
         sizers: The networks.
         training: Which.
-        settings: Arguments of :class:`SizingModule`, or others that differ.
+        settings: Arguments of `SizingModule`, or others that differ.
     """
     training = sizers.resolved(training)
     numbers = {"n": training.objects, "f": training.fold}
@@ -224,7 +224,7 @@ class Trainings:
     """The networks of a run: existing ones, and those to be trained.
 
     Args:
-        run: Where they are kept; its settings become those of :func:`decisive`.
+        run: Where they are kept; its settings become those of `decisive`.
         sizers: The networks.
     """
 

@@ -134,7 +134,7 @@ class Adaptation:
         """Return the piece of a method; ``magnitude`` and ``draw`` need what comes before them.
 
         Args:
-            method: See :class:`Method`.
+            method: See `Method`.
             seed: Of heads, factors, gates and the order of rows.
             rank: Of a plain LoRA; that of the recipe if None.
         """
@@ -166,7 +166,7 @@ class Adaptation:
         """Return the pieces of methods that there are adapters of, trained if they are missing.
 
         Args:
-            methods: See :class:`Method`.
+            methods: See `Method`.
             seeds: Of each.
             ranks: Of plain LoRAs; that of the recipe if empty.
             trainer: Where they are trained, arguments of the Trainer.
@@ -238,7 +238,7 @@ def held_out_outputs(
     places: dict[str, Path],
     context: int,
 ) -> dict[str, Tensor]:
-    """Return what :func:`outputs_of_adapter` does, as the work on a piece."""
+    """Return what `outputs_of_adapter` does, as the work on a piece."""
     return {OUTPUTS: outputs_of_adapter(places[piece["start"]], folder, texts, context)}
 
 

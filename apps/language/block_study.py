@@ -314,7 +314,7 @@ def rows_of_kind(
     Args:
         kind: Of the gates.
         names: Held-out documents.
-        figures: Of each, see :func:`measure`.
+        figures: Of each, see `measure`.
         measured: What was measured.
     """
     draws, task = Resamples.clusters(names), f"{kind}, {measured.fraction:.0%} of the blocks"

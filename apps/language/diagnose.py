@@ -44,7 +44,7 @@ def opened(place: Place, model: str) -> Pretrained:
 
     Args:
         place: Of the run.
-        model: See :func:`language.hf.pretrained.pretrained_folder`; also ``shipped``, and
+        model: See `language.hf.pretrained.pretrained_folder`; also ``shipped``, and
             ``experts``, the mixture of bytes that ships.
     """
     configs = {SHIPPED: SHIPPED_CONFIG, EXPERTS: EXPERTS}

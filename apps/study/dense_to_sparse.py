@@ -189,7 +189,7 @@ def hardening_figure(rows: Sequence[Row]) -> Figure:
     """Draw accuracies of every method before and after hardening.
 
     Args:
-        rows: Of the tasks of :data:`LABELS`.
+        rows: Of the tasks of `LABELS`.
     """
     names = list(dict.fromkeys(row.method for row in rows))[::-1]
     figure = new_figure(7.0, 1.5 + 0.24 * len(names))

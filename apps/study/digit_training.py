@@ -71,7 +71,7 @@ class Method(NamedTuple):
 
     Attributes:
         gate: Class of its gates.
-        options: Of them, see :func:`studies.digits.gate_recipes.build_gate`.
+        options: Of them, see `studies.digits.gate_recipes.build_gate`.
         losses: Auxiliary losses with their weights.
         k: Experts of a pair that it may use; None for any number.
         stop: Steps after which its training is stopped early; None for none.

@@ -267,7 +267,7 @@ def reached(curve: np.ndarray, other: np.ndarray, column: int) -> float:
     """Return where a curve first has the last loss of another, over where that ended.
 
     Args:
-        curve: Points, columns :data:`COLUMNS`.
+        curve: Points, columns `COLUMNS`.
         other: Of the other method.
         column: Number of what is divided.
     """

@@ -113,7 +113,7 @@ def fits_of(
     Args:
         run: Keeps the fits.
         spread: Standard deviation of the starts around the truth.
-        repeats: N, see :func:`repeats_of`.
+        repeats: N, see `repeats_of`.
         restarts: Whether cases with several starts take part, which cost the most.
     """
     store = run.store(FITS, Arrays())

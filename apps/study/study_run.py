@@ -33,7 +33,7 @@ class StudyRun(Run):
         return read_scores(self.scores, self.app, self.verb).rows
 
     def obtain(self, *args: Any, **options: Any) -> list[Piece]:
-        """Compute what is missing, see :meth:`harness.experiment.run.Run.obtain`."""
+        """Compute what is missing, see `harness.experiment.run.Run.obtain`."""
         options["prepare"] = partial(write_json, self.folder / FILE, {"study": self.verb})
         return super().obtain(*args, **options)
 

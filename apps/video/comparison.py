@@ -193,7 +193,7 @@ class Comparison(Splits):
         run: Keeps pieces and scores.
         contest: Who takes part.
         seeds: Of every network.
-        folds: Splits whose test rows are pooled, see :func:`recsys.experiments.contest.folds_of`.
+        folds: Splits whose test rows are pooled, see `recsys.experiments.contest.folds_of`.
         exact_auc: Whether AUC gets intervals.
         averaged: Whether the mean of the seeds' predictions is a method, too.
         places: Where files are, by dotted name of the setting.

@@ -182,7 +182,7 @@ def _open_bandit(path: Path) -> Findings:
 
 
 def _chances(figures: dict[str, float], tasks: tuple[str, ...]) -> list[Chance]:
-    """Return what :func:`score_control` has found of every task."""
+    """Return what `score_control` has found of every task."""
     return [
         Chance(t, figures[f"auc {t}"], figures[f"error {t}"], int(figures[f"positives {t}"]))
         for t in tasks

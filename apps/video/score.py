@@ -150,7 +150,7 @@ class ShardWriter:
         rows: Rows that were scored.
         unknown: (F,) rows among them in which a sparse column has a value unseen in training.
         counts: Numbers of each dense column by where they lie, see
-            :func:`recsys.transform.fitting.places_of`.
+            `recsys.transform.fitting.places_of`.
     """
 
     def __init__(

@@ -380,7 +380,7 @@ class KeptByRun(Kept):
         return Networks(self.run, optimizers_of(self.run, [form], [0], choices), [0]).path(form, 0)
 
     def read(self, path: Path, analysis: AdasAnalysis) -> None:
-        """Read weights or a checkpoint into a network, see :func:`load_trained`."""
+        """Read weights or a checkpoint into a network, see `load_trained`."""
         load_trained(path, analysis)
 
     def chosen(self, name: str) -> Settings:

@@ -52,7 +52,7 @@ class Ended(NamedTuple):
 
     Attributes:
         seconds: That it took, with all killed attempts that it continues.
-        peak: Most bytes in memory in any of them, see :func:`harness.system.resident`.
+        peak: Most bytes in memory in any of them, see `harness.system.resident`.
         killed: Whether it was killed from here.
     """
 
@@ -175,7 +175,7 @@ class StreamStudy(Study):
 
     The training runs are separate processes of ``gates video fit``, with the workers of the
     configuration. Memory is that of the training process and the proportional set size of its
-    workers, see :func:`harness.system.resident`. Training is killed by SIGKILL, workers
+    workers, see `harness.system.resident`. Training is killed by SIGKILL, workers
     included, and resumed; every logged loss and every bit of the last checkpoint must be those of a
     training that was left alone.
 

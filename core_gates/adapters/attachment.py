@@ -74,16 +74,16 @@ class FusedLinears(nn.Module):
 
 
 class GatedSiblings(GatedLoraLinear):
-    """Adapters of :class:`FusedLinears`, whose outputs are taken one by one.
+    """Adapters of `FusedLinears`, whose outputs are taken one by one.
 
     The first layer that is called with an input computes those of all, the others take theirs.
 
     Args:
         layers: The layers.
         adapters: Adapters of their outputs side by side, see
-            :func:`core_gates.adapters.low_rank.side_by_side`.
+            `core_gates.adapters.low_rank.side_by_side`.
         gate: Their gate, of all outputs.
-        options: As of :class:`GatedLoraLinear`.
+        options: As of `GatedLoraLinear`.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class GatedSiblings(GatedLoraLinear):
 
 
 class SiblingLinear(nn.Module):
-    """One of the layers of :class:`GatedSiblings` in place of the layer itself.
+    """One of the layers of `GatedSiblings` in place of the layer itself.
 
     It is saved and loaded as the layer alone. The first one holds what they share.
 
@@ -213,12 +213,12 @@ def attach_adapters(
 
     Args:
         model: Any module that holds linear layers.
-        adapt: Called with each layer; :class:`SparseLoraLinear` or :class:`GatedLoraLinear`.
+        adapt: Called with each layer; `SparseLoraLinear` or `GatedLoraLinear`.
         where: Patterns of the names of the layers.
         kinds: Classes of the layers, such as also ``Conv1D`` of transformers.
         transparent: Whether the model is saved and loaded as without adapters, under the names of
             the plain layers, such as by ``save_pretrained``; adapters and gates then go by
-            themselves. For :class:`GatedLoraLinear`.
+            themselves. For `GatedLoraLinear`.
 
     Returns:
         Name of each layer -> its replacement.
@@ -260,7 +260,7 @@ def attach_siblings(
 ) -> GatedSiblings:
     """Replace layers of one input by layers whose adapters share a gate, in place.
 
-    The model is saved and loaded as without them; :func:`detach_adapters` takes them off.
+    The model is saved and loaded as without them; `detach_adapters` takes them off.
 
     Args:
         model: Any module that holds the layers.
@@ -287,7 +287,7 @@ def attach_siblings(
 
 
 def detach_adapters(model: nn.Module) -> nn.Module:
-    """Put the layers back in place of those that :func:`attach_adapters` made, bit for bit.
+    """Put the layers back in place of those that `attach_adapters` made, bit for bit.
 
     Args:
         model: A model with adapters; what they learned is dropped unless it was merged before.

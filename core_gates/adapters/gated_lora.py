@@ -24,7 +24,7 @@ class GatedLoraLinear(AdapterFactors):
     """Add the outputs of K adapters to those of a frozen layer, gated by token and channel.
 
     The weights of the gate do not depend on the adapters (AutoLoRA, 2025), so
-    :meth:`set_adapters` may exchange them for any others and :meth:`set_strengths` weigh them. They
+    `set_adapters` may exchange them for any others and `set_strengths` weigh them. They
     are buffers, and loading a state dict brings those that were saved; to move a trained gate
     alone, save and load ``layer.gate``. The side path adds to the output, so the layer may be of
     any kind, quantized too, and it is left as it is; without adapters its output is returned
@@ -36,7 +36,7 @@ class GatedLoraLinear(AdapterFactors):
         adapters: Adapters of this layer; those without factors for it are simply left out, as are
             those of rank 0. One with a magnitude (DoRA) is computed in full, not in blocks; the
             layer must be linear but for a bias, which is read from it at each call.
-        gate: Their gate; a :class:`LoraGate` with default options if None, an :class:`OpenGate`
+        gate: Their gate; a `LoraGate` with default options if None, an `OpenGate`
             for the plain sum.
         room: Memory for other adapters, which then change neither shapes nor a compiled graph.
         device: Device of a gate made here, by default that of the layer.
@@ -47,7 +47,7 @@ class GatedLoraLinear(AdapterFactors):
         context: What is known of the adapters, which factors of the gate and a switch weigh them
             by; None where they have none.
         transparent: Whether the layer is saved and loaded as its base alone, see
-            :func:`core_gates.adapters.attach_adapters`.
+            `core_gates.adapters.attach_adapters`.
 
     Shape:
         ``x`` (..., D) to (..., D').
@@ -162,7 +162,7 @@ class GatedLoraLinear(AdapterFactors):
         return self.gate.gate_values(base, loras, time=self._time(time))
 
     def gate_values(self, x: Tensor, *, time: Tensor | None = None) -> Tensor:
-        """Return the gates (..., K, D'), which :meth:`forward` never holds at once.
+        """Return the gates (..., K, D'), which `forward` never holds at once.
 
         A switch that the adapters have is a part of them.
         """

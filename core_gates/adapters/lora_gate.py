@@ -112,7 +112,7 @@ class LoraGate(nn.Module):
             weights and the bias from N(0, 1) and scales by 0.512.
         time: ``film`` adds ``w_time φ(t)`` to the bias, with 16 sinusoids φ of the diffusion time,
             zero at the start; ``implicit`` (published) knows the time by the activations alone.
-        kinds: Kinds of adapters that have factors before the gate, see :class:`AdapterContext`;
+        kinds: Kinds of adapters that have factors before the gate, see `AdapterContext`;
             none as published.
         eps: What is added to the variances of the LayerNorms.
         device: Device of the parameters.
@@ -191,7 +191,7 @@ class LoraGate(nn.Module):
     def forward(self, base: Tensor, loras: Tensor, *, time: Tensor | None = None) -> Tensor:
         """Mix adapter outputs that exist in full.
 
-        :class:`GatedLoraLinear` computes the same without them.
+        `GatedLoraLinear` computes the same without them.
 
         Args:
             base: Output of the layer (..., D).
@@ -207,7 +207,7 @@ class LoraGate(nn.Module):
         return (base.to(gates.dtype) + mixed).to(base.dtype)
 
     def gate_values(self, base: Tensor, loras: Tensor, *, time: Tensor | None = None) -> Tensor:
-        """Return the gates ``g_k`` (..., K, D); arguments as in :meth:`forward`."""
+        """Return the gates ``g_k`` (..., K, D); arguments as in `forward`."""
         bias = self._bias(self.checked_time(time, base))
         if bias.ndim == 2:  # one row per sample
             bias = bias.view(len(bias), *[1] * (base.ndim - 1), self.dim)
@@ -304,7 +304,7 @@ class OpenGate(nn.Module):
 
     Args:
         dim: Output features of the layer.
-        kinds: Kinds of adapters that have factors, see :class:`AdapterContext`.
+        kinds: Kinds of adapters that have factors, see `AdapterContext`.
         device: Device of the factors.
         dtype: Floating dtype of the factors.
     """

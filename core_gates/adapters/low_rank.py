@@ -242,7 +242,7 @@ class AdapterFactors(nn.Module):
     Attributes:
         down: First factors (R, D).
         up: Second factors (R, D'), with scales.
-        strengths: Factor of the output of each adapter (K,), see :meth:`set_strengths`.
+        strengths: Factor of the output of each adapter (K,), see `set_strengths`.
         places: Place (K,) of each among those that were set; 0 where room is left.
         base_gains: What adapters with magnitudes add of the layer's own output without bias
             (K, D'); None if none has one.

@@ -98,7 +98,7 @@ def rank_gates(model: nn.Module) -> list[nn.Parameter]:
     """Return the soft-thresholded gates of a model, for an optimizer and its proximal step.
 
     Args:
-        model: Module that holds gates; any :class:`SoftThreshold` in it counts.
+        model: Module that holds gates; any `SoftThreshold` in it counts.
     """
     return [module.weight for module in model.modules() if isinstance(module, SoftThreshold)]
 
@@ -109,7 +109,7 @@ def gate_l1_loss(model: nn.Module) -> Tensor:
     The published code adds it to the loss, times a factor, next to the proximal step.
 
     Args:
-        model: Module that holds gates; any :class:`SoftThreshold` in it counts.
+        model: Module that holds gates; any `SoftThreshold` in it counts.
 
     Raises:
         ValueError: The model holds no such gate.
@@ -124,8 +124,8 @@ def gate_l1_loss(model: nn.Module) -> Tensor:
 class SparseLowRank(nn.Module):
     """Return ``α/R B (g ∘ A x)``, to be added to a layer's output (Ding et al., 2023, SoRA).
 
-    Components whose gate is zero contribute nothing: :meth:`prune_` cuts them,
-    :meth:`export` gives the rest as a plain LoRA, :meth:`merge_into` adds it to a weight. All three
+    Components whose gate is zero contribute nothing: `prune_` cuts them,
+    `export` gives the rest as a plain LoRA, `merge_into` adds it to a weight. All three
     are exact. The scale stays that of the first rank and is part of the state, so that a pruned
     adapter can be loaded: into one of any rank, which then takes that of the checkpoint. Load
     before making an optimizer, whose parameters are those of the former rank.
@@ -136,7 +136,7 @@ class SparseLowRank(nn.Module):
         rank: Largest rank R; 0 for an adapter that is loaded or was pruned away.
         alpha: Numerator α of the scale.
         dropout: Probability of dropping an input feature, of the adapter only.
-        initialization: That of the gate; see :class:`SoftThreshold`.
+        initialization: That of the gate; see `SoftThreshold`.
         device: Device of the parameters.
         dtype: Floating dtype of the parameters; the gate is float32 at least.
 
@@ -231,7 +231,7 @@ class SparseLowRank(nn.Module):
         """Add the adapter to the weight of a layer in place; dead components change no bit of it.
 
         Args:
-            linear: See :func:`sizes_of`.
+            linear: See `sizes_of`.
 
         Raises:
             ValueError: The layer has other sizes, or its weight is quantized.
@@ -308,18 +308,18 @@ def _is_transposed(linear: nn.Module) -> bool:
 
 
 class SparseLoraLinear(nn.Module):
-    """Add a :class:`SparseLowRank` adapter to the output of a linear layer (Ding et al., 2023).
+    """Add a `SparseLowRank` adapter to the output of a linear layer (Ding et al., 2023).
 
     The layer is neither changed nor frozen: ``layer.base`` gives it back with the same bits, and
-    :meth:`merge` with the adapter added to its weight. At the start the output is that of the
+    `merge` with the adapter added to its weight. At the start the output is that of the
     layer.
 
     Args:
-        base: The layer, quantized or not; one of another class needs what :func:`sizes_of` reads.
+        base: The layer, quantized or not; one of another class needs what `sizes_of` reads.
         rank: Largest rank R.
         alpha: Numerator α of the scale α/R.
         dropout: Probability of dropping an input feature, of the adapter only.
-        initialization: That of the gate; see :class:`SoftThreshold`.
+        initialization: That of the gate; see `SoftThreshold`.
         device: Device of the adapter, by default that of the layer.
         dtype: Floating dtype of the adapter, by default that in which the layer computes.
 

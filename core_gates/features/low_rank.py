@@ -149,7 +149,7 @@ class LowRankFeatureGate(nn.Module):
     """Rescale every feature by a factor in (0, 2) that depends on the input (arXiv 2408.05430).
 
     ``y = v * F(v)`` with ``F(v) = Σ_l softmax(v W + b)_l 2σ(v B_l A_l)`` over L maps of rank r, a
-    single one of :class:`LowRankFeatureGates`.
+    single one of `LowRankFeatureGates`.
 
     Args:
         dim: Number of features D.

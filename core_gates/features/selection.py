@@ -86,7 +86,7 @@ class FeatureSelectionGate(nn.Module):
     - ``sigmoid``: s = σ(g), near 0.5 at the start;
     - ``relu``: s = max(g, 0); a gate that is closed gets no gradient, so start it open, e.g. at 1;
     - ``hard_concrete``: s = clip(1.2 σ(g) - 0.1, 0, 1), in training a random sample with the same
-      mean logit, one a forward pass (Louizos et al., 2018); drive it by :meth:`l0_penalty`, and
+      mean logit, one a forward pass (Louizos et al., 2018); drive it by `l0_penalty`, and
       before evaluation measure the statistics of batch normalization again, which the noise has
       spread: ``core_gates.training.recalibrate_batch_norm``;
     - ``straight_through``: s = 1 where σ(g) > 0.5, else 0, with the gradient of σ(g).

@@ -91,7 +91,7 @@ class ActivationGate(SteppedGate):
         ids: Tensor | None = None,  # noqa: ARG002
         padding_mask: Tensor | None = None,
     ) -> RoutingOutput:
-        """Route every token of ``x``; see :class:`Gate`."""
+        """Route every token of ``x``; see `Gate`."""
         scores = linear_fp32(x, self.weight, padding_mask=padding_mask)
         logits = GATE_ACTIVATIONS[self.activation](scores) + self.bias
         probs = (logits / self.tau).softmax(-1)

@@ -61,7 +61,7 @@ class BaseLayerGate(LinearRouter):
         ids: Tensor | None = None,  # noqa: ARG002
         padding_mask: Tensor | None = None,
     ) -> RoutingOutput:
-        """Route every token of ``x``; see :class:`Gate`."""
+        """Route every token of ``x``; see `Gate`."""
         logits = self.logits(x, padding_mask)
         if self.training:
             indices = self._assign(logits.detach(), padding_mask)

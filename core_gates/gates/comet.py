@@ -220,7 +220,7 @@ class CometGate(Gate):
         ids: Tensor | None = None,  # noqa: ARG002
         padding_mask: Tensor | None = None,
     ) -> RoutingOutput:
-        """Route every token of ``x``; see :class:`Gate`."""
+        """Route every token of ``x``; see `Gate`."""
         selectors, leaves = self._select(x, padding_mask)
         weights = selectors.sum(-2)
         aux = {

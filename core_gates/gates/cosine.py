@@ -94,7 +94,7 @@ class CosineGate(Gate):
         ids: Tensor | None = None,  # noqa: ARG002
         padding_mask: Tensor | None = None,
     ) -> RoutingOutput:
-        """Route every token of ``x``; see :class:`Gate`."""
+        """Route every token of ``x``; see `Gate`."""
         if padding_mask is not None:
             check_padding_mask(padding_mask, x.shape[:-1])
             x = x.masked_fill(padding_mask.unsqueeze(-1), 0)

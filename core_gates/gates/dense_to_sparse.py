@@ -25,8 +25,8 @@ class DenseToSparseGate(StagedGate):
     - Phase ``hard``: the expert with the largest h + ζ alone is used, with that same weight.
 
     Evaluation goes by the phase too. Phase and temperature follow ``stages``, one step per
-    :meth:`update`; at the end of the phase ``shared`` the training spawns the experts, by
-    :func:`~core_gates.moe.spawn.advance_gates` or itself. The loss ``balance`` is
+    `update`; at the end of the phase ``shared`` the training spawns the experts, by
+    `core_gates.moe.spawn.advance_gates` or itself. The loss ``balance`` is
     ``E Σ_e mean_t(weight) mean_t(is used)``: E if all experts are used equally, 1 if one per
     token is; its gradient goes through the weights only.
 
@@ -96,7 +96,7 @@ class DenseToSparseGate(StagedGate):
         padding_mask: Tensor | None = None,
         noise: Tensor | None = None,
     ) -> RoutingOutput:
-        """Route every token of ``x``; see :class:`Gate`.
+        """Route every token of ``x``; see `Gate`.
 
         Args:
             x: Routing input (..., D).

@@ -92,7 +92,7 @@ class DSelectKGate(Gate):
         ids: Tensor | None = None,  # noqa: ARG002
         padding_mask: Tensor | None = None,
     ) -> RoutingOutput:
-        """Route every token of ``x``; see :class:`Gate`."""
+        """Route every token of ``x``; see `Gate`."""
         shares, choices = self._select(x, padding_mask)
         weights = (shares.unsqueeze(-1) * choices).sum(-2)
         if not self.per_example:

@@ -28,7 +28,7 @@ class ExpertChoiceGate(LimitedGate):
         num_experts: Number of experts.
         capacity_factor: Mean number of experts of a token in training, cf.
         eval_capacity_factor: The same in evaluation; that of training if None.
-        capacity_rule: How C is rounded, see :func:`core_gates.routing.capacity.capacity`.
+        capacity_rule: How C is rounded, see `core_gates.routing.capacity.capacity`.
         eval_capacity_rule: The same in evaluation; that of training if None.
         padding_in_capacity: Whether ignored tokens count as tokens in the capacity.
         group_dim: Dimension of ``x`` along which tokens compete; all tokens if None.
@@ -83,7 +83,7 @@ class ExpertChoiceGate(LimitedGate):
         ids: Tensor | None = None,  # noqa: ARG002
         padding_mask: Tensor | None = None,
     ) -> RoutingOutput:
-        """Route every token of ``x``; see :class:`Gate`."""
+        """Route every token of ``x``; see `Gate`."""
         logits = self.logits(x, padding_mask)
         probs = logits.softmax(-1)
         chosen = self._choose(probs.detach(), padding_mask)

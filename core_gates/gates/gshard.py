@@ -100,7 +100,7 @@ class GShardGate(LimitedGate):
         padding_mask: Tensor | None = None,
         noise: Tensor | None = None,
     ) -> RoutingOutput:
-        """Route every token of ``x``; see :class:`Gate`.
+        """Route every token of ``x``; see `Gate`.
 
         Args:
             x: Routing input (..., D).

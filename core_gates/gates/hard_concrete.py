@@ -65,7 +65,7 @@ class HardConcreteGate(LinearRouter):
         padding_mask: Tensor | None = None,
         noise: Tensor | None = None,
     ) -> RoutingOutput:
-        """Route every token of ``x``; see :class:`Gate`.
+        """Route every token of ``x``; see `Gate`.
 
         Args:
             x: Routing input (..., D).

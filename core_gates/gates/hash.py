@@ -100,7 +100,7 @@ class HashGate(Gate):
     def forward(
         self, x: Tensor, *, ids: Tensor | None = None, padding_mask: Tensor | None = None
     ) -> RoutingOutput:
-        """Route every token of ``x``; see :class:`Gate`.
+        """Route every token of ``x``; see `Gate`.
 
         Ids out of range raise where that costs no synchronization: on the CPU, outside compiled
         code; elsewhere the indexing itself fails. At ignored tokens they may be anything.

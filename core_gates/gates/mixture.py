@@ -26,7 +26,7 @@ class _MixtureWeights(nn.Module):
 class MultiGate(nn.Module):
     """Mix one set of experts by several routing gates of any kind (Ma et al., 2018).
 
-    For plain softmax gates :class:`MaskedMixture` does the same in one matmul.
+    For plain softmax gates `MaskedMixture` does the same in one matmul.
 
     Args:
         gates: One routing gate for each mixture.
@@ -77,7 +77,7 @@ class MultiGate(nn.Module):
     ) -> Tensor:
         """Return the weights (..., S, E), exactly zero where a gate does not route.
 
-        The arguments are those of :meth:`~core_gates.routing.base.Gate.forward`.
+        The arguments are those of `core_gates.routing.base.Gate.forward`.
         """
         routings = [(gate(x, ids=ids, padding_mask=padding_mask), gate) for gate in self.gates]
         rows = [routing.to_dense(gate.num_experts).weights for routing, gate in routings]

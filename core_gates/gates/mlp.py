@@ -97,7 +97,7 @@ class MlpGate(Gate):
         ids: Tensor | None = None,  # noqa: ARG002
         padding_mask: Tensor | None = None,
     ) -> RoutingOutput:
-        """Route every token of ``x``; see :class:`Gate`. Padding is in no statistic."""
+        """Route every token of ``x``; see `Gate`. Padding is in no statistic."""
         layers = list(zip(self.weights, self.biases, self.norms, strict=True))
         for weight, bias, norm in layers[:-1]:
             hidden = linear_fp32(x, weight, bias, padding_mask=padding_mask)

@@ -75,7 +75,7 @@ class NoisyTopKGate(LinearRouter):
         padding_mask: Tensor | None = None,
         noise: Tensor | None = None,
     ) -> RoutingOutput:
-        """Route every token of ``x``; see :class:`Gate`.
+        """Route every token of ``x``; see `Gate`.
 
         Args:
             x: Routing input (..., D).

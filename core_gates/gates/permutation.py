@@ -27,8 +27,8 @@ class PermutedGate(StagedGate):
     over j is scaled as the gate scales its own weights. Phase ``search``: Π is relaxed and learned,
     which makes any gate dense; evaluation uses the nearest permutation (the best assignment, by
     SciPy). Phase ``permuted``: Π is fixed, and a gate with indices keeps them;
-    :meth:`set_permutations` begins it with given ones. Phases follow the updates of this gate; the
-    wrapped one is updated for itself by :func:`~core_gates.routing.collect.update_gates`.
+    `set_permutations` begins it with given ones. Phases follow the updates of this gate; the
+    wrapped one is updated for itself by `core_gates.routing.collect.update_gates`.
 
     The loss ``permutation_entropy`` joins the losses of the gate: the entropies of Π and of Π with
     rows scaled to sum 1, means over the permutations (published weight: 1e-4). After the search it
@@ -154,7 +154,7 @@ class PermutedGate(StagedGate):
     def forward(
         self, x: Tensor, *, ids: Tensor | None = None, padding_mask: Tensor | None = None
     ) -> RoutingOutput:
-        """Route every token of ``x``; see :class:`Gate`."""
+        """Route every token of ``x``; see `Gate`."""
         routing: RoutingOutput = self.gate(x, ids=ids, padding_mask=padding_mask)
         if routing.dispatch is not None:
             raise ValueError("slots mix tokens: a gate that returns them cannot be permuted")

@@ -18,7 +18,7 @@ class ReMoEGate(LinearRouter):
     How many experts are active is held at ``k`` on average by the loss ``l1``, which is *complete*:
     add it with weight 1. It is λ mean_t Σ_e f_e w_te with f_e = 1, or f_e = E / (k T) times the
     number of tokens active at e (without gradient), so that busy experts are pressed more. Each
-    :meth:`update` multiplies λ by ``rate`` if more than a fraction k / E of the weights of all
+    `update` multiplies λ by ``rate`` if more than a fraction k / E of the weights of all
     micro-batches and ranks is active, and divides it if less is. λ grows faster than gates close:
     if it overshoots until no logit of any token is positive, no gradient opens them again, however
     small λ becomes. A lower ``rate``, from a higher first λ, prevents that in a short training.
@@ -96,7 +96,7 @@ class ReMoEGate(LinearRouter):
         ids: Tensor | None = None,  # noqa: ARG002
         padding_mask: Tensor | None = None,
     ) -> RoutingOutput:
-        """Route every token of ``x``; see :class:`Gate`."""
+        """Route every token of ``x``; see `Gate`."""
         logits = self.logits(x, padding_mask)
         weights = logits.relu()
         total = weights.sum(-1, keepdim=True)

@@ -18,7 +18,7 @@ class SigmoidGate(LinearRouter):
 
     The weights are the scores of the routed experts, scaled to sum ``scale``. With a
     ``balance_rate`` u the best are chosen by s + b instead; the bias b, no parameter, never enters
-    the weights, and each :meth:`update` moves it by ``u sign(mean count - count)`` over the
+    the weights, and each `update` moves it by ``u sign(mean count - count)`` over the
     tokens of all micro-batches and ranks (Wang et al., 2024). With ``num_groups`` the experts
     form groups of neighbors; a token uses only the ``num_kept_groups`` groups whose two best
     s + b have the largest sum.
@@ -96,7 +96,7 @@ class SigmoidGate(LinearRouter):
         ids: Tensor | None = None,  # noqa: ARG002
         padding_mask: Tensor | None = None,
     ) -> RoutingOutput:
-        """Route every token of ``x``; see :class:`Gate`."""
+        """Route every token of ``x``; see `Gate`."""
         logits = self.logits(x, padding_mask)
         # The softmax of log s is s / Σ s, also where every s underflows.
         log_scores = F.logsigmoid(logits)

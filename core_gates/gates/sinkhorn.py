@@ -76,7 +76,7 @@ class SinkhornGate(LinearRouter):
         ids: Tensor | None = None,  # noqa: ARG002
         padding_mask: Tensor | None = None,
     ) -> RoutingOutput:
-        """Route every token of ``x``; see :class:`Gate`."""
+        """Route every token of ``x``; see `Gate`."""
         logits = self.logits(x, padding_mask)
         chosen_by = logits.detach()
         if self.training:

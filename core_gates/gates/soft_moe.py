@@ -76,7 +76,7 @@ class SoftMoEGate(Gate):
         ids: Tensor | None = None,  # noqa: ARG002
         padding_mask: Tensor | None = None,
     ) -> RoutingOutput:
-        """Route every token of ``x``; see :class:`Gate`.
+        """Route every token of ``x``; see `Gate`.
 
         Raises:
             ValueError: ``x`` is a single token, or the mask does not fit.

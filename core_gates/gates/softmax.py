@@ -12,7 +12,7 @@ from core_gates.routing.schedules import Schedule, SteppedGate
 class SoftmaxGate(SteppedGate):
     """Mix all experts with ``softmax(x W / τ)`` (Jacobs et al., 1991).
 
-    The temperature τ is state: with a schedule, each :meth:`update` moves it by one step.
+    The temperature τ is state: with a schedule, each `update` moves it by one step.
 
     Args:
         dim: Features of a token.
@@ -68,7 +68,7 @@ class SoftmaxGate(SteppedGate):
         ids: Tensor | None = None,  # noqa: ARG002
         padding_mask: Tensor | None = None,
     ) -> RoutingOutput:
-        """Route every token of ``x``; see :class:`Gate`."""
+        """Route every token of ``x``; see `Gate`."""
         logits = linear_fp32(x, self.weight, self.bias, padding_mask=padding_mask)
         probs = (logits / self.tau).softmax(-1)
         return RoutingOutput(probs, logits=logits, probs=probs).ignore(padding_mask)

@@ -24,7 +24,7 @@ class SwitchGate(LimitedGate):
             nothing.
         eval_capacity_factor: The same in evaluation.
         capacity_rule: How the capacity is rounded; see
-            :func:`~core_gates.routing.capacity.capacity`.
+            `core_gates.routing.capacity.capacity`.
         eval_capacity_rule: The same in evaluation; that of training if None.
         padding_in_capacity: Whether ignored tokens count as tokens in the capacity.
         group_dim: Dimension of ``x`` whose tokens share the room; all tokens if None.
@@ -78,7 +78,7 @@ class SwitchGate(LimitedGate):
         padding_mask: Tensor | None = None,
         noise: Tensor | None = None,
     ) -> RoutingOutput:
-        """Route every token of ``x``; see :class:`Gate`.
+        """Route every token of ``x``; see `Gate`.
 
         Args:
             x: Routing input (..., D).

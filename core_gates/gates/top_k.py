@@ -54,7 +54,7 @@ class TopKGate(LinearRouter):
         ids: Tensor | None = None,  # noqa: ARG002
         padding_mask: Tensor | None = None,
     ) -> RoutingOutput:
-        """Route every token of ``x``; see :class:`Gate`."""
+        """Route every token of ``x``; see `Gate`."""
         logits = self.logits(x, padding_mask)
         weights, indices, probs, *_ = router(logits, self.k, renormalize=self.renormalize)
         return RoutingOutput(weights, indices, logits=logits, probs=probs).ignore(padding_mask)

@@ -34,7 +34,7 @@ class _SubsetGate(LinearRouter):
         ids: Tensor | None = None,  # noqa: ARG002
         padding_mask: Tensor | None = None,
     ) -> RoutingOutput:
-        """Route every token of ``x``; see :class:`Gate`."""
+        """Route every token of ``x``; see `Gate`."""
         logits = self.logits(x, padding_mask)
         probs = logits.softmax(-1)
         weights = probs.masked_fill(~self._routed(probs.detach()), 0)

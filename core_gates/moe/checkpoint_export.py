@@ -19,11 +19,11 @@ def export_state_dict(model: nn.Module, layout: Layout) -> dict[str, Tensor]:
     Each rank returns the experts that it holds, under their numbers among all, and everything else
     in full: experts never travel, and the states of all ranks together are the published one, as
     sharded files are (``model-00001-of-00008``). FSDP gathers the rest, so every rank must call
-    this. :meth:`torch.nn.Module.load_state_dict` reads the published form without conversion.
+    this. `torch.nn.Module.load_state_dict` reads the published form without conversion.
 
     Args:
-        model: Any module with :class:`~core_gates.moe.experts.StackedExperts` in it; layers of
-            :class:`~core_gates.moe.layer.MoELayer` get the names of published ones.
+        model: Any module with `core_gates.moe.experts.StackedExperts` in it; layers of
+            `core_gates.moe.layer.MoELayer` get the names of published ones.
         layout: ``mixtral``, ``qwen3_moe`` or ``deepseek_v3``.
 
     Returns:

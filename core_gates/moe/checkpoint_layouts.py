@@ -3,7 +3,7 @@
 Mixtral, Qwen3-MoE and DeepSeek-V3 store the three matrices of every expert by themselves; here they
 are stacked. The hooks of this file translate while a state dictionary is loaded, so that a
 published checkpoint fits without conversion. Saving keeps the stacks, which distributed checkpoints
-need; :func:`~core_gates.moe.checkpoint_export.export_state_dict` writes the published form.
+need; `core_gates.moe.checkpoint_export.export_state_dict` writes the published form.
 """
 
 from typing import Any, Literal

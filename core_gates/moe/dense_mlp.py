@@ -95,7 +95,7 @@ def read_mlps(networks: Sequence[nn.Module], activation: str | None = None) -> l
     """Take dense networks of one form apart.
 
     Args:
-        networks: At least one; see :meth:`StackedExperts.from_dense` for the names of the layers.
+        networks: At least one; see `StackedExperts.from_dense` for the names of the layers.
         activation: Name of their activation, needed where no submodule shows it.
 
     Raises:

@@ -104,7 +104,7 @@ Dispatch = Literal["dense", "loop", "sorted", "capacity"]
 
 
 class Experts(Protocol):
-    """What a layer needs of its experts; :class:`~core_gates.moe.experts.StackedExperts` has it."""
+    """What a layer needs of its experts; `core_gates.moe.experts.StackedExperts` has it."""
 
     num_experts: int
 

@@ -16,7 +16,7 @@ class ExpertParallel(nn.Module):
     """Keep a part of the experts on every rank and send each token to where its experts are.
 
     Rank r of R holds the experts from r E / R on. It takes the place of the experts of a
-    :class:`~core_gates.moe.layer.MoELayer`, on all ranks alike, with any dispatch::
+    `core_gates.moe.layer.MoELayer`, on all ranks alike, with any dispatch::
 
         layer = MoELayer(gate, ExpertParallel.shard(StackedExperts(64, 512, 1024)))
 
@@ -29,7 +29,7 @@ class ExpertParallel(nn.Module):
     to be averaged, too: see ``average_gradients``.
 
     A published state, with one entry per expert, is loaded as it is: each rank takes its own. The
-    part of a rank is written by :func:`~core_gates.moe.checkpoint_export.export_state_dict`.
+    part of a rank is written by `core_gates.moe.checkpoint_export.export_state_dict`.
 
     Args:
         experts: The experts of this rank, as many on each.
@@ -101,7 +101,7 @@ class ExpertParallel(nn.Module):
         gather: Tensor | None = None,
         non_finite: Tensor | None = None,
     ) -> Tensor:
-        """Apply each expert to its rows, wherever it is; see :meth:`StackedExperts.run`.
+        """Apply each expert to its rows, wherever it is; see `StackedExperts.run`.
 
         Args:
             rows: Rows (N, D) sorted by expert, or any rows (M, D) with ``gather``.

@@ -199,7 +199,7 @@ class StackedExperts(nn.Module):
     gate first (``up_proj`` (E, F, D) if not gated) and ``down_proj`` (E, D, F), which are also the
     names of the fused layout of transformers. State dictionaries with one entry per expert, as
     Mixtral, Qwen3-MoE and DeepSeek-V3 publish them, are loaded as they are;
-    :func:`~core_gates.moe.checkpoint_export.export_state_dict` writes them.
+    `core_gates.moe.checkpoint_export.export_state_dict` writes them.
 
     Args:
         num_experts: Number of experts E.

@@ -29,7 +29,7 @@ class MoELayer(nn.Module):
 
     Args:
         gate: Routing gate.
-        experts: Experts, normally :class:`~core_gates.moe.experts.StackedExperts`.
+        experts: Experts, normally `core_gates.moe.experts.StackedExperts`.
         dispatch: ``sorted`` (fast), ``capacity``, ``dense`` or ``loop``; the results agree.
         shared: Network from (..., D) to (..., D) that all tokens use, added to the result.
         return_routing: Whether the routing is returned too. Without, the layer takes the place of

@@ -20,12 +20,12 @@ def advance_gates(
     """Advance all gates by one optimizer step and spawn the experts whose gate leaves ``shared``.
 
     Call it once a step, after the optimizer, in place of
-    :func:`~core_gates.routing.collect.update_gates`. When to spawn follows from the step that the
+    `core_gates.routing.collect.update_gates`. When to spawn follows from the step that the
     gate keeps in a buffer, so that a resumed training run neither forgets nor repeats it, and the
     copies from ``seed`` alone, so that all ranks get the same ones.
 
     Args:
-        model: Model with every :class:`~core_gates.moe.layer.MoELayer` whose experts are spawned.
+        model: Model with every `core_gates.moe.layer.MoELayer` whose experts are spawned.
         optimizer: Optimizer of the experts; every expert gets the moments of the first.
         mask_prob: Probability that a weight of a copy becomes zero, as in `spawn_experts`.
         seed: Seed of the masks; every layer draws others.

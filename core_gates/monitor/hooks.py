@@ -94,11 +94,11 @@ Statistics = RoutingStatistics | ValueStatistics | ActivationStatistics | Mixtur
 class GateMonitor:
     """Measure every gate of a model on sampled steps.
 
-    Routing gates (:class:`~core_gates.routing.base.Gate`) are measured from what they return, other
+    Routing gates (`core_gates.routing.base.Gate`) are measured from what they return, other
     modules that offer ``gate_values`` by one more call of it, and ``experts`` from their outputs.
     Of mixtures (``MaskedMixture``, ``MultiGate``) the mean weights of all gates and experts are
     measured, too: their distribution ``matrix``, without those of residual paths.
-    Nothing is read on the host before :meth:`compute`. Recomputation by activation checkpointing is
+    Nothing is read on the host before `compute`. Recomputation by activation checkpointing is
     not counted again. A compiled model is measured as well, whenever it was compiled: for steps
     that are measured, it is compiled once more.
 
@@ -110,8 +110,8 @@ class GateMonitor:
         >>> monitor.compute()["layers.0.gate"]["load_cv"]
 
     Args:
-        model: Any module that holds gates; hooks stay on it until :meth:`close`.
-        every: Measure steps 0, n, 2n, …; without :meth:`begin_step` everything is measured.
+        model: Any module that holds gates; hooks stay on it until `close`.
+        every: Measure steps 0, n, 2n, …; without `begin_step` everything is measured.
         bins: Bins of the histograms over [0, 1].
         dead_share: A routed expert is dead below this part of the mean load.
         experts: Names of modules that compute experts, with their number E: ``StackedExperts`` of
@@ -190,7 +190,7 @@ class GateMonitor:
     def report(
         self, *, all_reduce: bool = False, group: dist.ProcessGroup | None = None
     ) -> GateReport:
-        """Return figures and distributions since the last :meth:`reset`, to be shown or saved.
+        """Return figures and distributions since the last `reset`, to be shown or saved.
 
         Args:
             all_reduce: Whether to sum over ranks first, if there are several; then every rank must
@@ -206,7 +206,7 @@ class GateMonitor:
     def compute(
         self, *, all_reduce: bool = False, group: dist.ProcessGroup | None = None
     ) -> dict[str, dict[str, float]]:
-        """Return the figures of every gate since the last :meth:`reset`.
+        """Return the figures of every gate since the last `reset`.
 
         Args:
             all_reduce: Whether to sum over ranks first, if there are several; then every rank must
@@ -215,17 +215,17 @@ class GateMonitor:
 
         Returns:
             Gate name -> figure -> value; the figures are those of
-            :class:`~core_gates.monitor.routings.RoutingStatistics`,
-            :class:`~core_gates.monitor.values.ValueStatistics`,
-            :class:`~core_gates.monitor.values.MixtureStatistics` and
-            :class:`~core_gates.monitor.values.ActivationStatistics`.
+            `core_gates.monitor.routings.RoutingStatistics`,
+            `core_gates.monitor.values.ValueStatistics`,
+            `core_gates.monitor.values.MixtureStatistics` and
+            `core_gates.monitor.values.ActivationStatistics`.
         """
         return self.report(all_reduce=all_reduce, group=group).figures
 
     def histograms(
         self, *, all_reduce: bool = False, group: dist.ProcessGroup | None = None
     ) -> dict[str, dict[str, Tensor]]:
-        """Return the distributions of every gate since the last :meth:`reset`, as counts.
+        """Return the distributions of every gate since the last `reset`, as counts.
 
         Args:
             all_reduce: Whether to sum over ranks first, if there are several; then every rank must

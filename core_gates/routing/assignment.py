@@ -130,7 +130,7 @@ F = TypeVar("F", float, Tensor)
 
 @dataclass(frozen=True)
 class PermutationSearch:
-    """How a :class:`~core_gates.gates.permutation.PermutedGate` searches (Ibrahim et al., 2023).
+    """How a `core_gates.gates.permutation.PermutedGate` searches (Ibrahim et al., 2023).
 
     In step t = 1, 2, …, S - 1 the permutation is relaxed to ``exp(Sinkhorn(B / τ))``; from step S
     on it is fixed. τ falls from ``start`` to ``end`` and the Sinkhorn iterations rise from
@@ -239,7 +239,7 @@ def nearest_permutations(scores: Tensor, num_iterations: Tensor) -> Tensor:
 
 
 def sinkhorn_in_one_op(scores: Tensor, num_iterations: Tensor) -> Tensor:
-    """Return :func:`sinkhorn` of any number of iterations, for graphs of ``torch.compile``.
+    """Return `sinkhorn` of any number of iterations, for graphs of ``torch.compile``.
 
     A graph of the iterations one by one would be compiled again as their number grows.
 

@@ -23,21 +23,21 @@ class Gate(nn.Module, ABC):
     A subclass builds its parameters on ``device``, so that the meta device works, fills them in
     ``reset_parameters`` and implements ``forward``. Whatever changes during training (a
     temperature, a balancing bias, a phase) lives in float32 or integer buffers that only
-    :meth:`update` changes, once per optimizer step; ``forward`` changes nothing, which keeps
+    `update` changes, once per optimizer step; ``forward`` changes nothing, which keeps
     activation checkpointing, gradient accumulation and resuming exact. Noise comes from the global
     random generator and is drawn in training mode only.
 
-    A gate that learns from its routings names the size of their :meth:`summary`. Each call in
+    A gate that learns from its routings names the size of their `summary`. Each call in
     training mode adds it to ``counted``, compiled or not, and no tensor of the routing is kept;
-    :func:`~core_gates.routing.collect.update_gates` sums over ranks, hands the sum to
-    :meth:`update` and clears it. What a step has counted so far is not state: it is neither saved
+    `core_gates.routing.collect.update_gates` sums over ranks, hands the sum to
+    `update` and clears it. What a step has counted so far is not state: it is neither saved
     nor a buffer, which ``DistributedDataParallel`` would overwrite by that of rank 0 in every
     forward pass.
 
     Args:
         dim: Features of a routing input.
         num_experts: Number of experts.
-        summary_size: Length S of the summary of a routing; 0 if :meth:`update` needs none.
+        summary_size: Length S of the summary of a routing; 0 if `update` needs none.
         device: Device of the counts.
 
     Attributes:
@@ -111,7 +111,7 @@ class Gate(nn.Module, ABC):
 
     @property
     def learns_from_routings(self) -> bool:
-        """True if :meth:`update` needs the summaries of the routings of a step."""
+        """True if `update` needs the summaries of the routings of a step."""
         return self.counted is not None
 
     @abstractmethod
@@ -142,13 +142,13 @@ class Gate(nn.Module, ABC):
         """Return (..., J, E) whose sum over J is the dense weights of ``x``.
 
         J is the number of trees or selectors of a gate that is a sum of several, else 1. The
-        arguments are those of :meth:`forward`.
+        arguments are those of `forward`.
         """
         routing: RoutingOutput = self(x, ids=ids, padding_mask=padding_mask)
         return routing.to_dense(self.num_experts).weights.unsqueeze(-2)
 
     def summary(self, routing: RoutingOutput) -> Tensor:
-        """Return what :meth:`update` needs to know of a routing.
+        """Return what `update` needs to know of a routing.
 
         Sums over micro-batches and ranks must be what it needs to know of the joined batch.
 
@@ -174,7 +174,7 @@ class Gate(nn.Module, ABC):
         """
 
     def given(self, summary: Tensor | None) -> Tensor:
-        """Return the summary that :meth:`update` of a learning gate needs.
+        """Return the summary that `update` of a learning gate needs.
 
         Raises:
             ValueError: There is none.
@@ -219,13 +219,13 @@ class Gate(nn.Module, ABC):
 class LinearRouter(Gate):
     """Base of gates with the logits x Wᵀ + b, in float32 or wider.
 
-    A subclass calls :meth:`reset_parameters` once all that it resets exists.
+    A subclass calls `reset_parameters` once all that it resets exists.
 
     Args:
         dim: Features of a token.
         num_experts: Number of experts.
         bias: Whether the logits have a bias.
-        summary_size: Integers that :meth:`~core_gates.routing.base.Gate.summary` returns, if any.
+        summary_size: Integers that `core_gates.routing.base.Gate.summary` returns, if any.
         device: Device of the parameters.
         dtype: Floating dtype of the parameters.
     """

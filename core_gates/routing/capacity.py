@@ -31,12 +31,12 @@ def group_positions(values: Tensor, group_dim: int | None) -> Tensor:
 
 
 def ungroup_positions(values: Tensor, leading: torch.Size, group_dim: int | None) -> Tensor:
-    """Undo :func:`group_positions`.
+    """Undo `group_positions`.
 
     Args:
         values: Grouped values (G, T, K).
         leading: Shape of the tokens, that of the ungrouped values without K.
-        group_dim: As in :func:`group_positions`.
+        group_dim: As in `group_positions`.
 
     Returns:
         Values (..., K).
@@ -97,7 +97,7 @@ def refuse_non_finite(number: int, gate: str = "the gate") -> None:
 
 
 def read_counts(counts: Tensor, gate: str = "gate") -> list[int]:
-    """Bring counts of :func:`count_routed` to the host.
+    """Bring counts of `count_routed` to the host.
 
     Args:
         counts: Counts (E + 1,).
@@ -156,16 +156,16 @@ def group_capacity(
     real: Tensor | None,
     device: torch.device,
 ) -> int | Tensor:
-    """Return :func:`capacity` of every group of tokens, of which only some are real.
+    """Return `capacity` of every group of tokens, of which only some are real.
 
     Where the call is compiled or exported it is computed on the device, so that the number of
     tokens may be dynamic.
 
     Args:
         num_tokens: Tokens T of a group.
-        num_experts: As in :func:`capacity`.
-        capacity_factor: As in :func:`capacity`.
-        rule: As in :func:`capacity`.
+        num_experts: As in `capacity`.
+        capacity_factor: As in `capacity`.
+        rule: As in `capacity`.
         real: True (G, T, 1) at tokens that count; None if all do.
         device: Device of the result, if it is a tensor.
 
@@ -248,8 +248,8 @@ def limit_capacity(
 
     Args:
         routing: Routing with indices (..., K).
-        capacity_factor: Factor of :func:`capacity`; None drops nothing.
-        rule: Rule of :func:`capacity`.
+        capacity_factor: Factor of `capacity`; None drops nothing.
+        rule: Rule of `capacity`.
         padding_mask: True (...) at tokens to ignore.
         padding_in_capacity: Whether ignored tokens count as tokens in the capacity.
         group_dim: Dimension of the routing input whose tokens share queues; all tokens of
@@ -308,7 +308,7 @@ class LimitedGate(LinearRouter):
             nothing.
         eval_capacity_factor: The same in evaluation.
         capacity_rule: How the capacity is rounded; see
-            :func:`~core_gates.routing.capacity.capacity`.
+            `core_gates.routing.capacity.capacity`.
         eval_capacity_rule: The same in evaluation; that of training if None.
         padding_in_capacity: Whether ignored tokens count as tokens in the capacity.
         group_dim: Dimension of ``x`` whose positions share the room; all positions if None.
@@ -354,7 +354,7 @@ class LimitedGate(LinearRouter):
     def limited(
         self, routing: RoutingOutput, padding_mask: Tensor | None, priority: Tensor | None = None
     ) -> RoutingOutput:
-        """Drop what exceeds the room; see :func:`~core_gates.routing.capacity.limit_capacity`."""
+        """Drop what exceeds the room; see `core_gates.routing.capacity.limit_capacity`."""
         factor, rule = self.room
         return limit_capacity(
             routing.ignore(padding_mask),

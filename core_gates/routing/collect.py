@@ -26,7 +26,7 @@ def routing_gates(model: nn.Module) -> Iterator[tuple[str, Gate]]:
 
 
 def outermost_gates(model: nn.Module) -> Iterator[tuple[str, Gate]]:
-    """Iterate over the routing gates that lie in no other one, as :func:`routing_gates` does.
+    """Iterate over the routing gates that lie in no other one, as `routing_gates` does.
 
     A gate around another returns what both have done, auxiliary losses included: code that counts
     routings must not count those of the inner gate again.
@@ -101,7 +101,7 @@ def update_gates(model: nn.Module, group: Group = None) -> None:
 
     Call it once a step, after all micro-batches and best after the optimizer. What gates have
     counted in training mode since the last call is summed over the ranks in one reduction, handed
-    to :meth:`~core_gates.routing.base.Gate.update` and cleared. The host waits for the device once.
+    to `core_gates.routing.base.Gate.update` and cleared. The host waits for the device once.
 
     Args:
         model: Model whose gates are advanced; any module that holds gates.

@@ -65,7 +65,7 @@ def is_repeated() -> bool:
     """Return whether this forward pass repeats another one, so that nothing may count it again.
 
     That is in the backward pass, where activation checkpointing recomputes, and in `unobserved`.
-    It cannot be traced by ``torch.compile``: there, :func:`accumulate` and :class:`Gathered` ask
+    It cannot be traced by ``torch.compile``: there, `accumulate` and `Gathered` ask
     for it when the graph runs.
     """
     return _hidden.get() or in_backward()

@@ -231,7 +231,7 @@ class SteppedGate(Gate):
         self.step.zero_()
 
     def update(self, summary: Tensor | None = None, step: int | None = None) -> None:  # noqa: ARG002
-        """Count one optimizer step; see :class:`Gate`."""
+        """Count one optimizer step; see `Gate`."""
         step = int(self.step) + 1 if step is None else step
         self.step.fill_(step)
         self.advance(step)

@@ -21,7 +21,7 @@ Loss = Callable[[nn.Module], Tensor]
 
 
 class RoutedStep(NamedTuple):
-    """What one step of :class:`GradientRouting` measured; None for what it did not compute.
+    """What one step of `GradientRouting` measured; None for what it did not compute.
 
     Attributes:
         loss: Mean loss of the main pass over the micro-batches, detached.
@@ -57,7 +57,7 @@ class GradientRouting:
       Buffers and random numbers are treated as in ``dual``.
 
     Either group may be frozen, or both: its pass only measures the loss, or is left out. Under a
-    :class:`DistributedDataParallel` model the main pass uses its hooks, and the gate gradients,
+    `DistributedDataParallel` model the main pass uses its hooks, and the gate gradients,
     which they do not see, are averaged here. A gradient scaler is unscaled before clipping and
     updated once a step.
 

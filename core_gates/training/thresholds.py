@@ -26,9 +26,9 @@ MOST_OF_RATE = 0.4
 class ThresholdSchedule:
     """Shrink gates after every step of an optimizer, by a threshold that changes by stages.
 
-    It is a :class:`ProximalStep` whose threshold it sets: Algorithm 1 of SoRA (arXiv 2311.11696).
+    It is a `ProximalStep` whose threshold it sets: Algorithm 1 of SoRA (arXiv 2311.11696).
     The published code trains later stages with the exhausted learning rate of the first, so that
-    they only prune; here each stage has its own rise and fall, see :meth:`rate`. Nothing needs to
+    they only prune; here each stage has its own rise and fall, see `rate`. Nothing needs to
     be called after a step. To resume, save and load its state next to that of the optimizer.
 
     With ``kept`` the thresholds move by feedback: before every proximal step ξ is what would leave
@@ -49,11 +49,11 @@ class ThresholdSchedule:
     Args:
         optimizer: Any optimizer.
         gates: Parameters of it that become sparse, float32 or float64.
-        thresholds: ξ of each stage, see :func:`growing`; the last one stays. With ``kept`` their
+        thresholds: ξ of each stage, see `growing`; the last one stays. With ``kept`` their
             ratios.
         stage_steps: Steps of a stage.
         warmup: Fraction of a stage in which the learning rate rises.
-        rule: See :class:`ProximalStep`.
+        rule: See `ProximalStep`.
         kept: Fraction of the gates that remain after the last stage, between 0 and 1; None for
             thresholds as they are.
 
@@ -62,7 +62,7 @@ class ThresholdSchedule:
 
     Raises:
         ValueError: There is no threshold, one is negative, a stage has no step, or as
-            :class:`ProximalStep`; with ``kept``, there is no gate, the last threshold is zero, or
+            `ProximalStep`; with ``kept``, there is no gate, the last threshold is zero, or
             the rule is not ``soft``.
     """
 

@@ -195,7 +195,7 @@ LABELS = {
 def save_picture(image: Image.Image | Tensor, path: str | Path, record: Mapping[str, Any]) -> Path:
     """Write an image as PNG and its record as JSON under the same name, each whole or not at all.
 
-    The PNG holds a chunk ``parameters`` as AUTOMATIC1111 writes it, see :func:`parameters_of`. The
+    The PNG holds a chunk ``parameters`` as AUTOMATIC1111 writes it, see `parameters_of`. The
     same pixels and record give the same bytes.
 
     Args:
@@ -231,7 +231,7 @@ def parameters_of(record: Mapping[str, Any]) -> str:
     """Return a record as AUTOMATIC1111 writes it into images: prompts, then settings in one line.
 
     Args:
-        record: Of it are written ``prompt``, ``negative_prompt``, the fields of :data:`LABELS` and
+        record: Of it are written ``prompt``, ``negative_prompt``, the fields of `LABELS` and
             ``adapters``, a list of ``name`` and ``strength``. Adapters stand in the prompt, as
             ``<lora:name:strength>``.
     """

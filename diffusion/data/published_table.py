@@ -175,7 +175,7 @@ def split_table(
     of the adapter with the short form, if there is one.
 
     Args:
-        path: See :func:`read_rows`. An adapter without concept is its own.
+        path: See `read_rows`. An adapter without concept is its own.
         held_out: Fraction of the rows of each adapter that is held out.
         root: Folder that ``model_file`` is relative to; that of the table if None. No file outside
             of it is read.

@@ -53,10 +53,10 @@ class Scene(NamedTuple):
     """What a drawing shows.
 
     Attributes:
-        shape: One of :data:`diffusion.data.shapes.SHAPES`.
+        shape: One of `diffusion.data.shapes.SHAPES`.
         color: Of the shape.
         ground: Color around it.
-        size: One of :data:`SIZES`.
+        size: One of `SIZES`.
         styles: One style, or two of which the second is put on the whole image.
     """
 

@@ -126,7 +126,7 @@ def fixed_losses(
         run: Steps of the sampling run, of which the nearest to each time is told; ``steps`` if
             None.
         seed: Of the noise.
-        shift: Of the times, see :func:`diffusion.models.flow_matching.shifted`.
+        shift: Of the times, see `diffusion.models.flow_matching.shifted`.
 
     Raises:
         GatesError: There are no steps, or numbers of latents and captions differ.

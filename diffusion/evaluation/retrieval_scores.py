@@ -103,7 +103,7 @@ def chance(relevant: np.ndarray | Tensor, ks: Sequence[int] = KS) -> dict[str, n
         ks: Depths of the recall.
 
     Returns:
-        See :func:`search_values`.
+        See `search_values`.
     """
     right = np.asarray(relevant, bool)
     total, counts = right.shape[1], right.sum(1)

@@ -276,7 +276,7 @@ def seen_losses(
     It is fitted on drawings of the part ``gate``. What is made for a pair survives a kill.
 
     Args:
-        piece: Its ``rival``, ``settings`` as in :data:`FITTING`, ``group`` of pairs, ``part``,
+        piece: Its ``rival``, ``settings`` as in `FITTING`, ``group`` of pairs, ``part``,
             ``times`` and ``most`` of what losses are of.
         job: Ticks once a pair.
         base_folder: Of the base.

@@ -97,7 +97,7 @@ def combinations(group: str) -> list[Combination]:
     pairs, for methods for two adapters. ``test2`` are the test pairs, ``test3`` the same with a
     second style. ``train_useless`` and ``useless3`` are those of ``train`` and its pairs, and the
     test pairs, with an adapter that has nothing to do with them. ``train_fewer`` leaves the
-    concepts of :data:`diffusion.data.concepts.LEFT_OUT` out, and ``new2`` are the pairs of these.
+    concepts of `diffusion.data.concepts.LEFT_OUT` out, and ``new2`` are the pairs of these.
     """
     tested, pairs = set(held_out_pairs()), training_pairs()
     triples = [
@@ -163,7 +163,7 @@ FILE = "gates.safetensors"
 MOST = 4  # drawings of a combination in training
 
 GATE_OPTIONS = ("mode", "variant", "time", "initialization", "factors", "switch")
-"""Settings that are options of :class:`diffusion.fusion.GatedFusion`."""
+"""Settings that are options of `diffusion.fusion.GatedFusion`."""
 
 RIVAL_OPTIONS = ("layerwise",)  # settings that are options of a rival
 MODULE_OPTIONS = ("steps", "learning_rate", "weight_rate", "schedule", "weight_decay", "contrast",
@@ -238,7 +238,7 @@ def train_gates(
         base_folder: Of the base.
         files: Concept -> LoRA file.
         machine: Where they are trained.
-        given: Further arguments of :func:`fitted`.
+        given: Further arguments of `fitted`.
     """
     L.seed_everything(piece.seed, verbose=False)
     bench = Bench.load(base_folder)
@@ -263,7 +263,7 @@ def train_own_gates(
     machine: Machine = ONE,
     **given: Any,
 ) -> dict[str, torch.Tensor]:
-    """Train gates on the images of a table; ``given`` are further arguments of :func:`fitted`."""
+    """Train gates on the images of a table; ``given`` are further arguments of `fitted`."""
     L.seed_everything(piece.seed, verbose=False)
     shown, codec = read_shown(csv), load_codec(base_folder, size)
     contrast = bool(piece.get("contrast"))

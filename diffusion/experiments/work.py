@@ -20,11 +20,11 @@ class Form(Protocol[R]):
         """Write a result into an empty folder."""
 
     def load(self, folder: Path) -> R:
-        """Read what :meth:`save` wrote."""
+        """Read what `save` wrote."""
 
 
 class Job(Protocol):
-    """What a piece of work may use, such as :class:`harness.experiment.Job`.
+    """What a piece of work may use, such as `harness.experiment.Job`.
 
     Attributes:
         folder: Survives a kill, and goes when the result is whole.

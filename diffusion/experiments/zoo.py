@@ -299,7 +299,7 @@ def in_roles(files: Mapping[str, Path]) -> tuple[list[LoraBundle], ...]:
 
 
 def train_order(piece: Piece, _: Job, files: Mapping[str, Path]) -> dict[str, Tensor]:
-    """Fit :func:`diffusion.retrieval.order.fit_order` to the adapters of a zoo."""
+    """Fit `diffusion.retrieval.order.fit_order` to the adapters of a zoo."""
     return fit_order(
         *in_roles(files), **{key: piece[key] for key in ("ridge", "quantile", "copies")}
     )

@@ -23,7 +23,7 @@ from diffusion.lora_file.bundle import layers_of
 class Observer:
     """See the calls of some layers of an attached fusion; what the model returns stays as it is.
 
-    A subclass says what :meth:`see` does with them.
+    A subclass says what `see` does with them.
 
     Args:
         fusion: A fusion, which has to be attached before this is entered.
@@ -244,7 +244,7 @@ def bake(fusion: GatedFusion, means: Means | None = None) -> LoraBundle:
 
     Args:
         fusion: Adapters with their strengths and gates, attached or not.
-        means: Mean gates, see :class:`MeanGates`; strengths by layer and sums need none.
+        means: Mean gates, see `MeanGates`; strengths by layer and sums need none.
 
     Raises:
         GatesError: No mean is known where an adapter changes a layer, or one is a DoRA.
@@ -300,13 +300,13 @@ def strengthened(
     strengths: Mapping[str, float],
     roles: Mapping[str, str],
 ) -> LoraBundle:
-    """Return :func:`bake` of the strengths of a file, for which no model is needed.
+    """Return `bake` of the strengths of a file, for which no model is needed.
 
     Args:
         adapters: Name -> adapter.
         gates: File of trained strengths.
         strengths: Name -> factor of all that an adapter does.
-        roles: Name -> one of :data:`diffusion.fusion.protocol.ROLES`.
+        roles: Name -> one of `diffusion.fusion.protocol.ROLES`.
 
     Raises:
         GatesError: The file is damaged, or holds gates, or no strengths of a layer; or adapters do

@@ -22,7 +22,7 @@ Parallel = Literal["ddp", "fsdp2"]
 
 
 def strategy_of(name: Parallel, processes: int, backend: str | None = None) -> Strategy:
-    """Return the strategy of a Trainer for :class:`diffusion.fusion.fusion_module.FusionModule`.
+    """Return the strategy of a Trainer for `diffusion.fusion.fusion_module.FusionModule`.
 
     Args:
         name: ``ddp``: each process holds the model; ``fsdp2``: each holds a part of every block,
@@ -92,19 +92,19 @@ class FusionModule(L.LightningModule):
 
     Args:
         fusion: A ``GatedFusion``, or any with parameters that can be attached, detached
-            and given other adapters, see :class:`diffusion.fusion.protocol.Fusion`. Give it room
+            and given other adapters, see `diffusion.fusion.protocol.Fusion`. Give it room
             for as many adapters as a task has.
         library: Name -> adapter, all that tasks name.
         steps: Steps of the training, over which the learning rate falls to 0.
         learning_rate: Of AdamW, at the start.
-        weight_rate: That of :data:`WEIGHTS`, where it is another.
+        weight_rate: That of `WEIGHTS`, where it is another.
         roles: Name -> role of an adapter of the library, told in the steps that know it.
         schedule: How the learning rate falls: ``linear``, or ``cosine`` as published.
         weight_decay: Of AdamW.
         contrast: Whether wrong captions are to be off by ``margin``.
         margin: The smallest error that is wanted for them; it depends on the scale of latents.
         common: Makes one more adapter of those of a task, such as
-            :func:`diffusion.fusion.gated_fusion.global_lora` with its rank.
+            `diffusion.fusion.gated_fusion.global_lora` with its rank.
         checkpointing: Whether activations are computed again in the backward pass, which saves
             memory.
 

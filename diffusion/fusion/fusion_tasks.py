@@ -91,7 +91,7 @@ class FusionDraws:
         batch_size: Latents of a batch over all processes; drawn again where a task has fewer.
         caption_dropout: Fraction of captions that are left empty.
         told: Fraction of steps in which the roles of adapters are known.
-        shift: Of the times, see :func:`diffusion.models.flow_matching.shifted`.
+        shift: Of the times, see `diffusion.models.flow_matching.shifted`.
         seed: Of all that is drawn.
         rank: Number of this process.
         world_size: Number of processes.
@@ -170,7 +170,7 @@ class FusionDraws:
 
 
 class PairDataModule(L.LightningDataModule):
-    """One task a step, drawn shuffled, for :class:`diffusion.fusion.fusion_module.FusionModule`.
+    """One task a step, drawn shuffled, for `diffusion.fusion.fusion_module.FusionModule`.
 
     One epoch is the whole training.
 
@@ -181,7 +181,7 @@ class PairDataModule(L.LightningDataModule):
         batch_size: Latents of a step over all processes; drawn again where a task has fewer.
         caption_dropout: Fraction of captions that are left empty.
         told: Fraction of steps in which the roles of adapters are known.
-        shift: Of the times, see :func:`diffusion.models.flow_matching.shifted`.
+        shift: Of the times, see `diffusion.models.flow_matching.shifted`.
         seed: Of tasks, latents, times and noise.
     """
 
@@ -240,10 +240,10 @@ def read_shown(path: Path) -> list[Shown]:
     """Read a table whose ``model_file`` names one adapter, or several as ``a;b``.
 
     Args:
-        path: See :func:`diffusion.data.published_table.read_rows`.
+        path: See `diffusion.data.published_table.read_rows`.
 
     Raises:
-        LoraFileError: See :func:`diffusion.data.published_table.read_rows`.
+        LoraFileError: See `diffusion.data.published_table.read_rows`.
         GatesError: A row has no image, or there are too few adapters to be used together.
     """
     by_names: dict[tuple[str, ...], Shown] = {}
@@ -284,7 +284,7 @@ def tasks_of(
     with each of its partners, whose captions are the wrong ones (AutoLoRA, 2025).
 
     Args:
-        shown: See :func:`read_shown`.
+        shown: See `read_shown`.
         codec: Of the model.
         partners: Other adapters that each one alone is combined with.
         contrast: Whether tasks need wrong captions.

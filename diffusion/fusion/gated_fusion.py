@@ -94,18 +94,18 @@ class GatedFusion(Fusion, nn.Module):
             which may be compiled by ``torch.compile`` before or after; it is compiled again where
             adapters change other layers.
         adapters: Name -> adapter, or a list; its adapters are named by their files, see
-            :func:`diffusion.fusion.protocol.by_name`.
+            `diffusion.fusion.protocol.by_name`.
         mode: ``gated``; ``strengths``: each layer multiplies adapters by its factors, one for each
             role and for two or more of them, whatever the input; or ``sum``: the plain sum.
-        gates: File of trained gates, see :func:`diffusion.fusion.gates_file.load_gates`; without
+        gates: File of trained gates, see `diffusion.fusion.gates_file.load_gates`; without
             it they begin as the plain sum, or by ``options``. Gates begin at the strengths of a
             file of strengths.
         factors: Multiply adapters by such factors before gates, too.
-        switch: Multiply adapters in all layers by how well they suit, see :meth:`tell`.
+        switch: Multiply adapters in all layers by how well they suit, see `tell`.
         everywhere: Make a gate for every linear layer in the blocks of the model, to be trained;
             else for the layers that an adapter changes.
         room: Memory for adapters that are exchanged later without compiling again.
-        options: Further options of :class:`core_gates.adapters.LoraGate`.
+        options: Further options of `core_gates.adapters.LoraGate`.
 
     Raises:
         GatesError: An adapter is of another family or does not fit the model, or gates do not.

@@ -37,7 +37,7 @@ def save_trained(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def load_trained(path: Path) -> dict[str, Tensor]:
-    """Read what :func:`save_trained` wrote.
+    """Read what `save_trained` wrote.
 
     Raises:
         GatesError: It is missing or damaged.
@@ -71,7 +71,7 @@ def load_gates(path: str | Path, sites: Iterable[str]) -> dict[str, dict[str, Te
         sites: Names of the sites of the model.
 
     Returns:
-        Site -> parameters; those of a switch at the site :data:`SWITCH`.
+        Site -> parameters; those of a switch at the site `SWITCH`.
 
     Raises:
         ContainerError: The file is unsafe or damaged.

@@ -35,7 +35,7 @@ Roles = Callable[[Mapping[str, LoraBundle]], Mapping[str, str]]
 
 
 class Library(Protocol):
-    """Where adapters are found, such as :class:`diffusion.library.LoraLibrary`."""
+    """Where adapters are found, such as `diffusion.library.LoraLibrary`."""
 
     def search(self, prompt: str, k: int = 3) -> Sequence[Match]:
         """Return the adapters that suit a prompt best, the best first."""
@@ -86,7 +86,7 @@ class Generated:
     options: Mapping[str, Any]
 
     def record(self) -> dict[str, Any]:
-        """Return it without the images, for :func:`diffusion.data.pictures.save_picture`."""
+        """Return it without the images, for `diffusion.data.pictures.save_picture`."""
         plain = {k: v for k, v in self.options.items() if isinstance(v, int | float | str)}
         return {
             "prompt": self.prompt,

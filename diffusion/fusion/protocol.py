@@ -20,7 +20,7 @@ from diffusion.lora_file.inspection import describe
 class Fusion(ABC):
     """Adapters of a model, in force while attached.
 
-    The model keeps its own layers, the same objects with the same bits, after :meth:`detach` and
+    The model keeps its own layers, the same objects with the same bits, after `detach` and
     after an error inside a ``with`` block. Fusions are modules whose parameters are what is
     trained, if anything is.
 
@@ -92,7 +92,7 @@ class Fusion(ABC):
         """Say what adapters are for, and how well they suit the prompt; exchanging forgets it.
 
         Args:
-            roles: Name -> one of :data:`ROLES`.
+            roles: Name -> one of `ROLES`.
             scores: Name -> such as the cosine of the adapter with the prompt.
 
         Raises:

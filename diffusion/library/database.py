@@ -170,11 +170,11 @@ class Database:
             return self._connection.execute(sql, values).fetchone()
 
     def run(self, sql: str, values: Values = ()) -> sqlite3.Cursor:
-        """Run a statement within :meth:`writing`."""
+        """Run a statement within `writing`."""
         return self._connection.execute(sql, values)
 
     def run_many(self, sql: str, values: Iterable[Sequence[Any]]) -> sqlite3.Cursor:
-        """Run a statement for each of some rows, within :meth:`writing`."""
+        """Run a statement for each of some rows, within `writing`."""
         return self._connection.executemany(sql, values)
 
     @contextmanager

@@ -235,7 +235,7 @@ class LoraLibrary(AbstractContextManager["LoraLibrary"]):
 
         Args:
             name: Its name, or its path below the root.
-            base: See :func:`diffusion.lora_file.load_lora`.
+            base: See `diffusion.lora_file.load_lora`.
 
         Raises:
             LibraryError: There is none, or the file is gone or leads elsewhere.

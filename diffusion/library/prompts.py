@@ -45,7 +45,7 @@ def least_cosine(vectors: NDArray[np.float32], unrelated: NDArray[np.float32]) -
 
     Args:
         vectors: Of adapters (n, dim).
-        unrelated: Of :data:`UNRELATED` (prompts, dim): for nine in ten of these, even the best
+        unrelated: Of `UNRELATED` (prompts, dim): for nine in ten of these, even the best
             cosine is smaller.
     """
     return float(np.quantile((vectors @ unrelated.T).max(0), UNREACHED))

@@ -188,7 +188,7 @@ class Adapter:
 
     Attributes:
         id: In ascending order of indexing; it decides between equal scores.
-        name: Unique in the library, see :func:`diffusion.library.paths.names_of`.
+        name: Unique in the library, see `diffusion.library.paths.names_of`.
         location: Path below the root of the library, as bytes.
         title: As given by its author, else its name.
         size: Bytes.
@@ -200,7 +200,7 @@ class Adapter:
         tags: The most frequent first.
         license: Such as ``CC0-1.0``; empty if none is stated.
         text: Its description.
-        flags: Such as ``nonfinite``, see :mod:`diffusion.library.record`.
+        flags: Such as ``nonfinite``, see `diffusion.library.record`.
         problem: Why the strict reader refuses it; empty if it does not.
         error: Why it cannot be read at all; empty if it can.
         sha256: Of the file, with its configuration if it has one.

@@ -195,7 +195,7 @@ def split(
     Args:
         factors: Of the fused layer.
         sizes: Outputs of each part.
-        components: See :func:`own_components`; None if all parts share A.
+        components: See `own_components`; None if all parts share A.
 
     Raises:
         LoraFileError: A DoRA adapter holds norms of columns.
@@ -375,8 +375,8 @@ def shrink_bundle(
 
     Args:
         bundle: An adapter.
-        rank: See :func:`shrink`.
-        energy: See :func:`shrink`.
+        rank: See `shrink`.
+        energy: See `shrink`.
         fused: Whether layers are shrunk together that are one layer in published checkpoints, and
             in the formats with their names; shrunk one by one, their ranks would add up there.
 
@@ -384,7 +384,7 @@ def shrink_bundle(
         The adapter, and the relative error of each layer of the transformer.
 
     Raises:
-        LoraFileError: See :func:`shrink`.
+        LoraFileError: See `shrink`.
     """
     _check(rank, energy)
     if fused:

@@ -166,7 +166,7 @@ class Header(NamedTuple):
 
     Attributes:
         tensors: Name to place, in the order of the data.
-        metadata: Cleaned text, see :func:`clean`.
+        metadata: Cleaned text, see `clean`.
     """
 
     tensors: dict[str, TensorEntry]
@@ -411,7 +411,7 @@ def serialize(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> byt
     Tensors of wide dtypes come first, so that each lies at a multiple of its item size.
 
     Args:
-        tensors: By name; those of a dtype outside of :data:`DTYPES` are refused.
+        tensors: By name; those of a dtype outside of `DTYPES` are refused.
         metadata: Text of the header.
     """
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))

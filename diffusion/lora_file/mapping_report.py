@@ -182,7 +182,7 @@ class Verdict(NamedTuple):
 
     Attributes:
         loader: Program and version in which it was measured.
-        effect: See :class:`Rule`.
+        effect: See `Rule`.
         what: In a few words.
         tensors: Number of tensors it is about.
     """

@@ -25,7 +25,7 @@ class Match(NamedTuple):
     Attributes:
         dialect: Name of the table.
         parts: diffusers names.
-        swapped: See :class:`Row`.
+        swapped: See `Row`.
         underscored: Whether underscores replace the dots of the name.
     """
 

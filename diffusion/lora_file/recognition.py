@@ -46,7 +46,7 @@ def shape_in(folder: Path) -> FluxShape | SD3Shape:
     """Return the shape of the model in a folder; no weight is read.
 
     Args:
-        folder: As of :func:`modules_in`.
+        folder: As of `modules_in`.
 
     Raises:
         FamilyError: There is no configuration, or it is that of another model.

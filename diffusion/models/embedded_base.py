@@ -144,7 +144,7 @@ class EmbeddedBase:
         text_encoder: Name and fingerprint of its text encoder.
         size: Side of its images, in pixels.
         shift: Of the times that it is trained and run at, see
-            :func:`diffusion.models.flow_matching.shifted`.
+            `diffusion.models.flow_matching.shifted`.
         family: Of the transformer.
     """
 
@@ -168,7 +168,7 @@ class EmbeddedBase:
         """Return the states of captions.
 
         Raises:
-            GatesError: See :meth:`encoder`.
+            GatesError: See `encoder`.
         """
         return self.encoder().encode(captions)
 
@@ -179,7 +179,7 @@ class EmbeddedBase:
         """Return the unmodified pipeline of diffusers, which is given states of captions.
 
         Its prompts are ``prompt_embeds`` and ``pooled_prompt_embeds``, and those of the empty
-        caption as negative ones, see :class:`diffusion.models.text_encoders.TextEncoder`.
+        caption as negative ones, see `diffusion.models.text_encoders.TextEncoder`.
         """
         pipeline: Any = FluxPipeline(
             scheduler=FlowMatchEulerDiscreteScheduler(shift=self.shift),
@@ -286,7 +286,7 @@ class EmbeddedBase:
 
     @classmethod
     def load(cls, folder: str | Path) -> "EmbeddedBase":
-        """Read what :meth:`save` wrote, in float32 and frozen.
+        """Read what `save` wrote, in float32 and frozen.
 
         Raises:
             GatesError: The folder holds no such base, or a damaged one.

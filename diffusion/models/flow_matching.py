@@ -38,7 +38,7 @@ def logit_normal(count: int, device: torch.device | None = None, shift: float = 
     Args:
         count: Of times.
         device: Where they are drawn.
-        shift: See :func:`shifted`.
+        shift: See `shifted`.
     """
     return shifted(torch.randn(count, device=device).sigmoid(), shift)
 
@@ -199,7 +199,7 @@ class FlowMatchingModule(L.LightningModule):
         weight_decay: Of AdamW.
         betas: Of AdamW.
         caption_dropout: Fraction of captions that are left empty, for classifier-free guidance.
-        shift: Of the times, see :func:`shifted`.
+        shift: Of the times, see `shifted`.
     """
 
     def __init__(
@@ -323,7 +323,7 @@ def bundle_of(
     """Return the adapter in canonical form.
 
     Args:
-        factors: As :func:`trainable_factors` yields them.
+        factors: As `trainable_factors` yields them.
         family: ``flux`` or ``sd3``.
         metadata: Of its file.
         dtype: In which it will be stored.

@@ -96,7 +96,7 @@ def place(pipe: Any, offload: Offload, device: torch.device) -> None:
 
     Args:
         pipe: A pipeline of diffusers.
-        offload: As of :func:`load_pipeline`.
+        offload: As of `load_pipeline`.
         device: Where to compute.
 
     Raises:
@@ -243,7 +243,7 @@ class PipelineCodec:
     """What encodes images and captions for a ``FluxPipeline`` or ``StableDiffusion3Pipeline``.
 
     Args:
-        pipeline: With text encoders and autoencoder, which :meth:`release` gives up.
+        pipeline: With text encoders and autoencoder, which `release` gives up.
         size: Side of images in pixels.
 
     Raises:

@@ -1,6 +1,6 @@
 """Finding adapters by their weights: an encoder into the space of captions (arXiv 2508.02107).
 
-What trains it, :mod:`diffusion.retrieval.retriever` and :mod:`diffusion.retrieval.retriever_data`,
+What trains it, `diffusion.retrieval.retriever` and `diffusion.retrieval.retriever_data`,
 needs Lightning and is imported from there.
 """
 

@@ -138,7 +138,7 @@ class ModuleTokens(nn.Module):
         modules: M fused layers of the base, in order.
         dim: Features e of a token.
         probes: Probes L per layer.
-        normalization: See :class:`diffusion.retrieval.encoder_config.EncoderConfig`.
+        normalization: See `diffusion.retrieval.encoder_config.EncoderConfig`.
 
     Shape:
         Result (n, M · L, e): the probes of a layer are neighbours.
@@ -277,7 +277,7 @@ class LoraWeightEncoder(nn.Module):
         modules_read: The M fused layers of the base that it reads, in order.
 
     Shape:
-        :class:`AdapterBatch` of n adapters -> (n, out_dim), not normalized.
+        `AdapterBatch` of n adapters -> (n, out_dim), not normalized.
     """
 
     def __init__(self, config: EncoderConfig) -> None:

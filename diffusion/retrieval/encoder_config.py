@@ -106,7 +106,7 @@ MOST_LAYERS = 1024
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Sizes and form of a :class:`diffusion.retrieval.LoraWeightEncoder`.
+    """Sizes and form of a `diffusion.retrieval.LoraWeightEncoder`.
 
     Attributes:
         shape: Of the base whose adapters are read.

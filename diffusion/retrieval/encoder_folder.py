@@ -130,7 +130,7 @@ def load_encoder(folder: str | Path, *, text_fingerprint: str | None = None) -> 
     """Read an encoder; its weights become float32.
 
     Args:
-        folder: See :func:`save_encoder`.
+        folder: See `save_encoder`.
         text_fingerprint: Of the text encoder that prompts are embedded with; None for no check.
 
     Raises:

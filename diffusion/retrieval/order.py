@@ -16,11 +16,11 @@ class RoleOrder:
     """Scores adapters by their weights: high for subjects, low for styles.
 
     Features are ``log ‖ΔW‖`` of each layer less their mean over the layers of the adapter, so that
-    rescaling an adapter changes nothing, and ratios of singular values, see :func:`described`. What
+    rescaling an adapter changes nothing, and ratios of singular values, see `described`. What
     an adapter lacks counts as the mean of the adapters that this was fitted to.
 
     Args:
-        tensors: All that was learned, see :func:`fit_order`.
+        tensors: All that was learned, see `fit_order`.
 
     Attributes:
         layers: Names of the L layers.
@@ -161,7 +161,7 @@ def _singular_values(factors: Factors | None) -> Tensor:
 
 
 def _features(values: Tensor) -> Tensor:
-    """Return what :func:`described` does (L, 2) of singular values (L, R)."""
+    """Return what `described` does (L, 2) of singular values (L, R)."""
     first, second = pad(values, (0, 1), value=torch.nan).T[:2]
     features = torch.stack([values.square().nansum(1).sqrt().log(), second / first], 1)
     return features.where(features.isfinite(), torch.nan)

@@ -327,7 +327,7 @@ class RetrieverData(L.LightningDataModule):
     Trainers on several ranks need ``use_distributed_sampler=False``, since batches know their rank.
 
     Args:
-        training: Adapters with captions, see :func:`diffusion.data.published_table.split_table`.
+        training: Adapters with captions, see `diffusion.data.published_table.split_table`.
         config: Of the encoder.
         text_encoder: Embeds every different caption once.
         validation: Adapters that are searched by their captions after an epoch.
@@ -338,7 +338,7 @@ class RetrieverData(L.LightningDataModule):
 
     Raises:
         ValueError: A number is not positive.
-        LoraFileError: See :class:`Adapters`.
+        LoraFileError: See `Adapters`.
     """
 
     def __init__(

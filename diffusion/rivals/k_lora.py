@@ -42,7 +42,7 @@ class KLora(Weighing):
 
     with the ratio γ of the means of ``|ΔW|`` over all layers. A run has as many calls as it has
     steps times adapted layers: ``t`` counts within each forward pass and starts at the step that
-    :meth:`at` is told, so both passes of classifier-free guidance choose alike.
+    `at` is told, so both passes of classifier-free guidance choose alike.
 
     The first adapter is the content, the others are styles. The paper compares two; of more styles
     the one with the largest ``S_s`` over its mean ``|ΔW|`` stands for all, and the sums cover as
@@ -51,7 +51,7 @@ class KLora(Weighing):
     choice; strength 0 takes an adapter out of it.
 
     Args:
-        model: See :class:`diffusion.fusion.GatedFusion`.
+        model: See `diffusion.fusion.GatedFusion`.
         adapters: Name -> adapter, the content first.
         alpha: Period of the schedule.
         beta: Its start.

@@ -129,7 +129,7 @@ def merge(
     Args:
         adapters: Name -> adapter.
         weights: Name -> factor; 1 for all by default. Zero still takes part in elections of signs.
-        method: One of :data:`METHODS`.
+        method: One of `METHODS`.
         density: Fraction of the entries that is kept by all but ``cat``, ``svd`` and ``linear``.
         rank: That of ``svd`` and of the methods with ``_svd``; the largest of all by default.
         seed: Of the random numbers.
@@ -196,7 +196,7 @@ class Merged(Fusion, nn.Module):
     """One static adapter made of several.
 
     Args:
-        model: See :class:`diffusion.fusion.GatedFusion`.
+        model: See `diffusion.fusion.GatedFusion`.
         adapters: Name -> adapter.
         merge: Called for the adapters, and again when they or their strengths change.
 
@@ -277,11 +277,11 @@ class Baked(Merged):
     """Use the mean of the gates of some runs as if gates did not depend on the input.
 
     Args:
-        model: See :class:`diffusion.fusion.GatedFusion`.
+        model: See `diffusion.fusion.GatedFusion`.
         adapters: Name -> adapter.
         observe: Runs the model on inputs whose gates are averaged, with gates in force.
         gates: File of trained gates.
-        options: Further options of :class:`diffusion.fusion.GatedFusion`.
+        options: Further options of `diffusion.fusion.GatedFusion`.
 
     Raises:
         GatesError: An adapter or the gates do not fit the model.

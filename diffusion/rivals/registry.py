@@ -41,7 +41,7 @@ def make_rival(
     """Return a rival for adapters of a model, not attached.
 
     Args:
-        name: One of :data:`RIVALS`.
+        name: One of `RIVALS`.
         model: The model.
         adapters: Name -> adapter; by convention the subject is first.
         settings: Of the rival.

@@ -17,7 +17,7 @@ class Weighing(GatedFusion):
     """Add the outputs of adapters, ``o + Σ a_k y_k``.
 
     Args:
-        model: See :class:`diffusion.fusion.GatedFusion`.
+        model: See `diffusion.fusion.GatedFusion`.
         adapters: Name -> adapter.
 
     Raises:
@@ -72,7 +72,7 @@ class Switch(Weighing):
     Those with strength 0 have no steps.
 
     Args:
-        model: See :class:`diffusion.fusion.GatedFusion`.
+        model: See `diffusion.fusion.GatedFusion`.
         adapters: Name -> adapter.
         tau: Steps that an adapter stays in force.
 
@@ -162,7 +162,7 @@ class LoraHub(Sum):
     adapter has. The examples are those of one task, so it has to see the pair.
 
     Args:
-        model: See :class:`diffusion.fusion.GatedFusion`.
+        model: See `diffusion.fusion.GatedFusion`.
         adapters: Name -> adapter.
         regularization: Weight of the mean absolute factor.
 

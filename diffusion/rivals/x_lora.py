@@ -182,7 +182,7 @@ class XLora(Weighing):
         state: Name of the module whose input is the last hidden state.
         features: Features of that; by default the attribute ``inner_dim`` of the model.
         weight: Factor w of what all adapters add.
-        options: Options of :class:`diffusion.rivals.x_lora.Scalings`.
+        options: Options of `diffusion.rivals.x_lora.Scalings`.
 
     Raises:
         GatesError: An adapter does not fit the model or is a DoRA, or an option is out of range.

@@ -102,7 +102,7 @@ def calibrate_locations(
 
     Returns:
         Only those for which there are enough objects
-        (:data:`endoscopy.evaluation.conformal.MINIMUM`).
+        (`endoscopy.evaluation.conformal.MINIMUM`).
     """
     table = data.load().frames
     held = table.iloc[data.rows("calibration")]
@@ -181,7 +181,7 @@ def bundle_of(
     """Round the weights to bfloat16 and fit everything that a prediction needs.
 
     Intervals are fitted to the calibration part, see
-    :func:`calibrate_locations`. Millimeters count as calibrated for the scope of the data only if
+    `calibrate_locations`. Millimeters count as calibrated for the scope of the data only if
     held-out objects are sized better than by a constant.
 
     Args:
@@ -271,7 +271,7 @@ def part_predictions(
 def frame_predictions(
     bundle: SizingBundle, frames: LesionDataset, rows: np.ndarray, *, reasons: bool = False
 ) -> pd.DataFrame:
-    """Predict some rows of a frame table; see :func:`part_predictions`."""
+    """Predict some rows of a frame table; see `part_predictions`."""
     raws: list[Tensor] = []
     sharpness: list[float] = []
     why: list[str] = []
@@ -314,7 +314,7 @@ class Bundles:
         result.save(folder, dtype=torch.bfloat16)
 
     def load(self, folder: Path) -> SizingBundle:
-        """Read what :meth:`save` wrote.
+        """Read what `save` wrote.
 
         Raises:
             GatesError: A file is missing or damaged.

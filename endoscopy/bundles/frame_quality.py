@@ -54,7 +54,7 @@ class QualityLimits:
         """Return why each frame should not be sized: empty, or reasons separated by "; ".
 
         Args:
-            found: :func:`frame_statistics` of frames resized as for the network.
+            found: `frame_statistics` of frames resized as for the network.
         """
         checks = (
             (OUT_OF_DISTRIBUTION, self.distances(found["statistics"]) > self.distance),
@@ -85,7 +85,7 @@ class QualityLimits:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> QualityLimits:
-        """Build it from :meth:`state`."""
+        """Build it from `state`."""
         numbers = {name: float(state[name]) for name in NUMBERS}
         low, high = state["area"]
         mean, precision = np.asarray(state["mean"]), np.asarray(state["precision"])

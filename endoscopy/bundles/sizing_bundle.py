@@ -170,7 +170,7 @@ def model_card(config: Mapping[str, Any]) -> str:
     """Return a model card in Markdown.
 
     Args:
-        config: Of :meth:`SizingBundle.config`.
+        config: Of `SizingBundle.config`.
     """
     scope, model, fitted = config["scope"], config["model"], config["intervals"]
     intervals = "none"
@@ -211,7 +211,7 @@ class Provenance(NamedTuple):
 
     Attributes:
         settings: Everything that decides the weights, by name; plain values for JSON.
-        objects: Keys of the training objects, of :func:`~endoscopy.data.frame_table.object_key`.
+        objects: Keys of the training objects, of `endoscopy.data.frame_table.object_key`.
     """
 
     settings: Mapping[str, Any]
@@ -232,7 +232,7 @@ class Provenance(NamedTuple):
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Provenance:
-        """Restore what :meth:`state` returned."""
+        """Restore what `state` returned."""
         return cls(dict(state["settings"]), tuple(state["objects"]))
 
 
@@ -246,7 +246,7 @@ class SizingBundle:
         image_size: Side length in pixels of the frames that it takes.
         scope: Where its millimeters mean something.
         outline: Where the outline of lesions came from in training.
-        aperture: Of :func:`endoscopy.data.streams.build_streams`.
+        aperture: Of `endoscopy.data.streams.build_streams`.
         quality: Limits on the frames from which a size is read.
         intervals: Of sizes of objects, by how lesions are located; none where the error of such
             sizes is unknown.
@@ -333,7 +333,7 @@ class SizingBundle:
 
 
 def load_bundle(folder: str | Path) -> SizingBundle:
-    """Read what :meth:`SizingBundle.save` wrote, for evaluation.
+    """Read what `SizingBundle.save` wrote, for evaluation.
 
     Raises:
         GatesError: A file is absent or damaged, or of a later format.
@@ -403,7 +403,7 @@ def describe_target(target: SizeTarget) -> dict[str, Any]:
 
 
 def build_target(description: Mapping[str, Any]) -> SizeTarget:
-    """Build a target from :func:`describe_target`."""
+    """Build a target from `describe_target`."""
     targets: dict[str, Any] = {
         kind.__name__: kind for kind in (LogSize, ScaledMillimeters, Ordinal, Classes)
     }

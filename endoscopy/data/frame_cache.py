@@ -283,7 +283,7 @@ class FrameCache:
             progress: Called after each frame with the number done and the total.
 
         Returns:
-            The unreadable frames; :meth:`unreadable_rows` are to be left out of training.
+            The unreadable frames; `unreadable_rows` are to be left out of training.
 
         Raises:
             GatesError: There is not enough space on the disk, or more than 1 % of the frames cannot

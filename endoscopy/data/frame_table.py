@@ -97,13 +97,13 @@ class FrameTable:
 
     @cached_property
     def object_codes(self) -> NDArray[np.int64]:
-        """(N,) position of every row's object in :attr:`unique_ids`."""
+        """(N,) position of every row's object in `unique_ids`."""
         position = {name: code for code, name in enumerate(self.unique_ids)}
         return np.asarray(self.frames["unique_id"].map(position), dtype=np.int64)
 
     @cached_property
     def objects(self) -> pd.DataFrame:
-        """The first row of every object, in the order of :attr:`unique_ids`."""
+        """The first row of every object, in the order of `unique_ids`."""
         first = self.frames.drop_duplicates("unique_id").set_index("unique_id", drop=False)
         return first.loc[list(self.unique_ids)].reset_index(drop=True)
 
@@ -207,7 +207,7 @@ def object_key(database: str, unique_id: str, size_mm: float) -> str:
 
 
 def object_keys(frames: pd.DataFrame) -> list[str]:
-    """Return the keys of the objects of a frame table, sorted; see :func:`object_key`."""
+    """Return the keys of the objects of a frame table, sorted; see `object_key`."""
     first_frames = frames.drop_duplicates("unique_id")
     columns = zip(
         first_frames["database"], first_frames["unique_id"], first_frames["gt"], strict=True

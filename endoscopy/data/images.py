@@ -81,7 +81,7 @@ def read_rgb(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
 
 
 def rgb_of(image: Image.Image) -> NDArray[np.uint8]:
-    """Return the pixels (H,W,3) uint8 of a decoded image, as :func:`read_rgb` does."""
+    """Return the pixels (H,W,3) uint8 of a decoded image, as `read_rgb` does."""
     if image.mode.startswith("I"):
         gray = (np.asarray(image, dtype=np.uint32) // 257).astype(np.uint8)
         return np.repeat(gray[..., None], 3, axis=2)
@@ -257,7 +257,7 @@ def resize_frame(frame: Frame, size: int) -> Frame:
 
 
 def resizing(size: int) -> A.Resize:
-    """Return the step that does in a pipeline what :func:`resize_frame` does."""
+    """Return the step that does in a pipeline what `resize_frame` does."""
     return A.Resize(size, size, interpolation=cv2.INTER_LINEAR, area_for_downscale="image")
 
 

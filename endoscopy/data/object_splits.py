@@ -67,7 +67,7 @@ class Folds:
     def split(self, table: FrameTable, fold: int) -> Split:
         """Return the rows of one fold's experiment, joined by object id.
 
-        Objects without a fold are in no part; :meth:`unassigned` names them.
+        Objects without a fold are in no part; `unassigned` names them.
 
         Raises:
             GatesError: The fold does not exist, no object has a fold, a part is empty, or the split

@@ -113,7 +113,7 @@ def collate(samples: Sequence[Sample], form: InputForm) -> Batch:
 
     Returns:
         ``streams``: name to (B,C,H,W) float32, and ``geometry`` (B,4) float32, see
-        :func:`endoscopy.data.streams.network_input`; ``size_mm`` (B,) float32; ``censored`` (B,)
+        `endoscopy.data.streams.network_input`; ``size_mm`` (B,) float32; ``censored`` (B,)
         bool; ``object`` and ``frame`` (B,) int64, the latter rows of the frame table.
 
     Raises:
@@ -212,10 +212,10 @@ class ObjectBalancedSampler(EpochSampler):
             order of their first row, in every epoch, unshuffled; for validation and test.
         num_replicas: Ranks.
         rank: This rank.
-        even: See :class:`EpochSampler`.
+        even: See `EpochSampler`.
 
     Raises:
-        ValueError: n is not positive, or see :class:`EpochSampler`.
+        ValueError: n is not positive, or see `EpochSampler`.
     """
 
     def __init__(
@@ -269,14 +269,14 @@ class WeightedFrameSampler(EpochSampler):
         seed: Of all epochs.
         num_replicas: Ranks.
         rank: This rank.
-        even: See :class:`EpochSampler`.
+        even: See `EpochSampler`.
 
     Attributes:
         rows: (M,) the rows to draw from.
         probabilities: (M,) of each.
 
     Raises:
-        ValueError: β is not in [0, 1), the balance is unknown, or see :class:`EpochSampler`.
+        ValueError: β is not in [0, 1), the balance is unknown, or see `EpochSampler`.
     """
 
     def __init__(
@@ -368,7 +368,7 @@ class BatchOrder(DistributedSampler[tuple[int, list[int]]]):
 
 
 class FrameLoader(DataLoader[Batch]):
-    """Load batches in order, with any number of worker processes; make one with :meth:`over`.
+    """Load batches in order, with any number of worker processes; make one with `over`.
 
     Attributes:
         position: The next batch of the current pass, or of the last one.

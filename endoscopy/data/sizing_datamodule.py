@@ -59,11 +59,11 @@ class PolypSizingDataModule(L.LightningDataModule):
     """Frames of lesions with their sizes, for ``endoscopy.training.sizing_module.SizingModule``.
 
     Name one source or several, which are joined. Evaluation parts take the first frames of every
-    object, in order. A batch is what :func:`endoscopy.data.samples.collate` returns.
+    object, in order. A batch is what `endoscopy.data.samples.collate` returns.
 
     Args:
         table: Parquet file, CSV file or folder of CSV parts, see
-            :func:`endoscopy.data.readers.tabular.read_frame_table`.
+            `endoscopy.data.readers.tabular.read_frame_table`.
         real_colon: Folder in the layout of REAL-Colon.
         sun: Folder in the layout of SUN.
         synthetic: Folder of rendered data.
@@ -78,7 +78,7 @@ class PolypSizingDataModule(L.LightningDataModule):
         validation_objects: Objects to validate on, where split is ``counts``.
         calibration_objects: Objects to calibrate intervals on, where split is ``counts``.
         test_objects: Objects to test on, where split is ``counts``.
-        streams: Inputs of the network, see :data:`endoscopy.data.streams.STREAMS`.
+        streams: Inputs of the network, see `endoscopy.data.streams.STREAMS`.
         size: Side length in pixels.
         aperture: Radius of a round aperture, in half sides; none by default.
         batch_size: Frames per step over all ranks.
@@ -86,7 +86,7 @@ class PolypSizingDataModule(L.LightningDataModule):
             draw by weights.
         frames_per_object: Frames drawn from each object in a training epoch.
         eval_frames_per_object: Maximum number of frames per object in the other parts.
-        augmentation: Augmentation of :func:`endoscopy.data.images.train_pipeline`.
+        augmentation: Augmentation of `endoscopy.data.images.train_pipeline`.
         cache_folder: Parent of the cache of decoded frames; none by default.
         cache_form: How the cache stores a frame: ``raw`` or as ``jpeg``.
         cache_epochs: Epochs whose training frames the cache holds; others are decoded.
@@ -94,11 +94,11 @@ class PolypSizingDataModule(L.LightningDataModule):
         seed: Seed of order and augmentation.
 
     Attributes:
-        frame_table: All frames, after :meth:`load`.
+        frame_table: All frames, after `load`.
         report: What readers excluded and repaired.
         folds: The folds; None for ``counts``.
         parts: Rows of each part.
-        announce: Called with the size of a cache before :meth:`prepare_data` builds it; the
+        announce: Called with the size of a cache before `prepare_data` builds it; the
             command line prints it.
 
     Raises:

@@ -73,7 +73,7 @@ def build_streams(
         aperture: Radius of a round aperture in half sides; images are 0 outside.
 
     Returns:
-        Name to (B,C,H,W), C as in :data:`STREAMS`, dtype of the images.
+        Name to (B,C,H,W), C as in `STREAMS`, dtype of the images.
 
     Raises:
         GatesError: A name is unknown, or a stream of depth is asked without depths.
@@ -217,7 +217,7 @@ def box_masks(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
 def ellipse_masks(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
     """Fill the ellipses inscribed into boxes: pixels whose center is inside.
 
-    Arguments and result as of :func:`box_masks`.
+    Arguments and result as of `box_masks`.
     """
     x, y = np.arange(width) + 0.5, np.arange(height) + 0.5
     xmin, ymin, xmax, ymax = (side[:, None] for side in boxes.T)
@@ -241,10 +241,10 @@ class InputForm(NamedTuple):
     """The input of a network.
 
     Attributes:
-        streams: Names, see :data:`STREAMS`.
+        streams: Names, see `STREAMS`.
         size: Side length in pixels.
-        aperture: Of :func:`build_streams`.
-        outline: Where the outline of lesions came from in training, see :func:`outline_of`.
+        aperture: Of `build_streams`.
+        outline: Where the outline of lesions came from in training, see `outline_of`.
     """
 
     streams: tuple[str, ...]
@@ -258,7 +258,7 @@ class NetworkInput(NamedTuple):
 
     Attributes:
         streams: Name to (B,C,S,S) float32.
-        geometry: (B,4) float32, see :func:`box_geometry`.
+        geometry: (B,4) float32, see `box_geometry`.
     """
 
     streams: dict[str, Tensor]

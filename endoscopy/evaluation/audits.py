@@ -39,7 +39,7 @@ def condition_rows(
             objects of the reference; other conditions are compared as independent samples.
         reference: Name of the condition that the others are compared with.
         cut_offs: Of the predictions.
-        scores: Names of :func:`endoscopy.evaluation.size_scores.size_scores`.
+        scores: Names of `endoscopy.evaluation.size_scores.size_scores`.
         resamples: Number of bootstrap resamples.
 
     Returns:
@@ -99,7 +99,7 @@ def mask_audit(
     Returns:
         Rows ``true mask``, ``box``, ``ellipse in the box`` and the names of ``predicted``, with
         ``overlap``, the mean intersection over union with the true mask; see
-        :func:`condition_rows`.
+        `condition_rows`.
     """
     height, width = frames.masks.shape[1:]
     filled = box_masks(frames.boxes, height, width)
@@ -144,7 +144,7 @@ def box_audit(
         resamples: Number of bootstrap resamples.
 
     Returns:
-        Rows of :func:`condition_rows` and ``log_change``, the mean over frames of
+        Rows of `condition_rows` and ``log_change``, the mean over frames of
         |log predicted - log predicted with the right box|.
     """
     perturbations: dict[str, tuple[float, tuple[float, float]]] = {
@@ -222,7 +222,7 @@ def oracle_scales(proxy: np.ndarray, gt: np.ndarray, objects: np.ndarray, per: P
     """Return the scale of each frame (N,) that fits the true sizes.
 
     Args:
-        proxy: (N,) size up to the scale, of :func:`size_proxy`.
+        proxy: (N,) size up to the scale, of `size_proxy`.
         gt: (N,) true sizes, mm.
         objects: (N,) identity of the object.
         per: One scale for each frame, each polyp, or all frames.
@@ -255,13 +255,13 @@ def oracle_scale_audit(
         predict: Reads ``depths`` and ``masks`` of frames.
         frames: Held-out frames, with true masks.
         relative_depths: (N, H, W) positive depth up to a scale of each frame.
-        global_scale: The one scale, :func:`fit_scale` over training objects.
+        global_scale: The one scale, `fit_scale` over training objects.
         masks: Name -> other masks (N, H, W), such as predicted ones.
         cut_offs: Of the predictions.
         resamples: Number of bootstrap resamples.
 
     Returns:
-        Rows of :func:`condition_rows` named ``one scale``, ``true scale of each polyp`` and ``true
+        Rows of `condition_rows` named ``one scale``, ``true scale of each polyp`` and ``true
         scale of each frame``, with ``, NAME`` for other masks; the first is the reference.
     """
     proxy = size_proxy(frames.masks, relative_depths)
@@ -301,7 +301,7 @@ def shortcut_audit(
         resamples: Number of bootstrap resamples.
 
     Returns:
-        Rows ``rho 0.8``, ``rho 0``, … of :func:`condition_rows`; changes are from the trained
+        Rows ``rho 0.8``, ``rho 0``, … of `condition_rows`; changes are from the trained
         rho.
 
     Raises:
@@ -340,7 +340,7 @@ def partition_audit(
         resamples: Number of bootstrap resamples.
 
     Returns:
-        Rows consistent and inconsistent of :func:`condition_rows`, and the column ``correlation``.
+        Rows consistent and inconsistent of `condition_rows`, and the column ``correlation``.
 
     Raises:
         GatesError: The cue is missing, or one part has no object.
@@ -421,8 +421,8 @@ def ladder_bars(table: pd.DataFrame, order: pd.DataFrame, *, prefix: str = "") -
     """Return how far the ladder is from the published one, except for the constant.
 
     Args:
-        table: Of :func:`endoscopy.evaluation.baselines.ladder`.
-        order: Of :func:`endoscopy.evaluation.baselines.ladder_order`.
+        table: Of `endoscopy.evaluation.baselines.ladder`.
+        order: Of `endoscopy.evaluation.baselines.ladder_order`.
         prefix: Put before the names of the bars.
     """
     table = table[table["features"] != "constant"]

@@ -119,7 +119,7 @@ def baseline_predictions(train: pd.DataFrame, test: pd.DataFrame) -> dict[str, p
     """Predict the test frames with the two baselines of every report.
 
     Args:
-        train: Frame table of training, columns as in :class:`FrameTable`.
+        train: Frame table of training, columns as in `FrameTable`.
         test: Frame table of the test, or its predictions with the columns of the boxes.
 
     Returns:
@@ -139,7 +139,7 @@ def cue_baselines(train: pd.DataFrame, test: pd.DataFrame) -> dict[str, np.ndarr
     """Predict the test frames from hand-made cues.
 
     Args:
-        train: :func:`endoscopy.evaluation.rendered_frames.frame_features` of the training frames.
+        train: `endoscopy.evaluation.rendered_frames.frame_features` of the training frames.
         test: The same of the test frames.
 
     Returns:
@@ -171,7 +171,7 @@ class Rung(NamedTuple):
     Attributes:
         name: Of the row.
         exposure: ``fixed`` or ``agc``.
-        features: Columns of :func:`frame_features`.
+        features: Columns of `frame_features`.
         mape: Published prototype, for comparison.
         macro_f1: The same.
     """
@@ -213,7 +213,7 @@ def ladder_predictions(
     """Fit every rung on the training objects and predict the test objects.
 
     Args:
-        train: Exposure -> :func:`frame_features` of the training frames.
+        train: Exposure -> `frame_features` of the training frames.
         test: The same of the test frames.
         rungs: What to fit.
 
@@ -247,7 +247,7 @@ def ladder(
     """Tabulate the rungs.
 
     Args:
-        train: Exposure -> :func:`frame_features` of the training frames, 700 objects.
+        train: Exposure -> `frame_features` of the training frames, 700 objects.
         test: The same of the test frames, 3,000 objects.
         rungs: What to fit.
         cut_offs: Of the predictions.
@@ -286,7 +286,7 @@ def ladder_order(
     the area, with the whole interval.
 
     Args:
-        tables: Of :func:`ladder_predictions`.
+        tables: Of `ladder_predictions`.
         cut_offs: Of the predictions.
         resamples: Number of bootstrap resamples of objects.
 

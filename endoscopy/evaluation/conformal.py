@@ -35,7 +35,7 @@ class SplitConformal:
         residuals: (n,) log p - log t of the calibration objects, ascending.
         coverage: Nominal coverage c.
         few_frames: (k, half width) of objects of k frames, ascending; see
-            :func:`calibrate_few_frames`.
+            `calibrate_few_frames`.
         usual_frames: Objects of as many frames or more have the half width q.
 
     Raises:
@@ -124,7 +124,7 @@ class SplitConformal:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "SplitConformal":
-        """Build it from :meth:`state`."""
+        """Build it from `state`."""
         return cls(
             tuple(float(value) for value in state["residuals"]),
             float(state["coverage"]),
@@ -182,8 +182,8 @@ def calibrate_few_frames(conformal: SplitConformal, frames: pd.DataFrame) -> Spl
     None is narrower than one for more frames, as some would be by chance.
 
     Args:
-        conformal: Fitted to the same objects by :func:`calibrate`.
-        frames: Predictions of their frames, as for :func:`endoscopy.metrics.object_table`.
+        conformal: Fitted to the same objects by `calibrate`.
+        frames: Predictions of their frames, as for `endoscopy.metrics.object_table`.
     """
     lengths = frames.groupby("unique_id").size().to_numpy()
     usual = int(np.quantile(lengths, SHORT_TRACKS, method="lower"))

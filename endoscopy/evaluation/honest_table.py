@@ -46,9 +46,9 @@ def honest_table(
 
     Args:
         predictions: Predictions of frames, or of objects, of all training runs: the columns of
-            :func:`object_table` and variant, train_objects, seed.
+            `object_table` and variant, train_objects, seed.
         reference: The variant to compare with.
-        scores: Names of :func:`size_scores`.
+        scores: Names of `size_scores`.
         cut_offs: Of the predictions.
         resamples: Number of bootstrap resamples.
 
@@ -90,8 +90,8 @@ def baseline_table(
     """Score baselines, which are compared with nothing, at every number of training objects.
 
     Args:
-        predictions: As for :func:`honest_table`.
-        scores: Names of :func:`size_scores`.
+        predictions: As for `honest_table`.
+        scores: Names of `size_scores`.
         cut_offs: Of the predictions.
         resamples: Number of bootstrap resamples.
 
@@ -121,7 +121,7 @@ def seed_tables(predictions: pd.DataFrame) -> dict[str, dict[int, pd.DataFrame]]
 
 
 def honest_headline(table: pd.DataFrame, *, score: str = "macro_f1") -> str:
-    """Summarize what the table of :func:`honest_table` shows for a score, and what it excludes."""
+    """Summarize what the table of `honest_table` shows for a score, and what it excludes."""
     compared = table[(table["score"] == score) & table["difference"].notna()]
     if compared.empty:
         return "No variant was compared with the plain network."
@@ -159,8 +159,8 @@ class HonestComparison:
     """The honest table with its baselines, as figures and a first line.
 
     Args:
-        predictions: As for :func:`honest_table`.
-        baselines: As for :func:`baseline_table`: ``constant``, ``area`` and perhaps the regression
+        predictions: As for `honest_table`.
+        baselines: As for `baseline_table`: ``constant``, ``area`` and perhaps the regression
             on area and brightness.
         cut_offs: Of the predictions.
         resamples: Number of bootstrap resamples.
@@ -178,7 +178,7 @@ class HonestComparison:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """The comparison, see :func:`honest_table`."""
+        """The comparison, see `honest_table`."""
         return honest_table(self.predictions, cut_offs=self.cut_offs, resamples=self.resamples)
 
     @cached_property

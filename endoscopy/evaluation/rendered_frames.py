@@ -203,7 +203,7 @@ def rendered_features(
         tick: Called repeatedly with the number of finished objects.
 
     Returns:
-        Exposure -> :func:`frame_features`, which the ladder of cues takes.
+        Exposure -> `frame_features`, which the ladder of cues takes.
     """
     kept: dict[str, list[pd.DataFrame]] = {exposure: [] for exposure in exposures}
     for start in range(0, len(indices), CHUNK):

@@ -175,7 +175,7 @@ class SizeEvaluation:
             task: ``test``, or a shift.
             method: Name of the network.
             seed: Of its training.
-            found: Columns of :func:`endoscopy.metrics.object_table`.
+            found: Columns of `endoscopy.metrics.object_table`.
         """
         before = self.predictions.get((task, method, seed))
         joined = found if before is None else pd.concat([before, found], ignore_index=True)

@@ -237,7 +237,7 @@ def subgroup_table(
         objects: Object table.
         by: Columns; those that are absent are left out. Numbers are cut at their tertiles.
         cut_offs: Of the predictions.
-        scores: Names of :func:`size_scores`.
+        scores: Names of `size_scores`.
         minimum: Groups of fewer objects are listed without scores.
         resamples: Number of bootstrap resamples.
 

@@ -109,7 +109,7 @@ class Evaluation:
 
         Args:
             shifts: Names of rendered sets on which the main variant predicts, too.
-            tick: Called as often as :meth:`ticks` says.
+            tick: Called as often according to `ticks`.
         """
         for training in self.trainings():
             bundle, data = self.networks(training), self.sizers.data(training)

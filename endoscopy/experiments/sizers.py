@@ -74,7 +74,7 @@ def variant_of(module: SizingModule, name: str, **settings: Any) -> SizingModule
     Args:
         module: The configured module; it is not changed.
         name: Key of ``VARIANTS``.
-        settings: Arguments of :class:`SizingModule` that override both, such as
+        settings: Arguments of `SizingModule` that override both, such as
             ``learning_rate``.
 
     Raises:
@@ -87,7 +87,7 @@ def variant_of(module: SizingModule, name: str, **settings: Any) -> SizingModule
 def variant_arguments(
     module: SizingModule, name: str, **settings: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the arguments of :class:`MultiStreamSizer` and of :class:`SizingModule` of a variant.
+    """Return the arguments of `MultiStreamSizer` and of `SizingModule` of a variant.
 
     Raises:
         ValueError: The name is unknown.
@@ -298,7 +298,7 @@ class Training(NamedTuple):
     """What identifies a training run of a configuration.
 
     Attributes:
-        variant: Key of :data:`endoscopy.experiments.sizers.VARIANTS`.
+        variant: Key of `endoscopy.experiments.sizers.VARIANTS`.
         seed: Of weights, order and augmentation.
         objects: Training objects, drawn by the seed; all of the training part when None.
         fold: Fold that tests; the configured one when None.
@@ -358,7 +358,7 @@ class Sizers:
 
         Args:
             training: Which.
-            settings: Arguments of :class:`SizingModule` that override those of the variant.
+            settings: Arguments of `SizingModule` that override those of the variant.
         """
         module = variant_of(self.module, training.variant, **settings)
         if self.timm_weights is not None:

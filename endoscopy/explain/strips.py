@@ -215,7 +215,7 @@ def annotated_frame(
 
 
 def enlargement(image: np.ndarray) -> int:
-    """Return k of :func:`annotated_frame`."""
+    """Return k of `annotated_frame`."""
     return max(1, round(SIDE / max(image.shape[:2])))
 
 
@@ -330,7 +330,7 @@ def tracks_of(
 
     Args:
         prediction: Of the source.
-        objects: From :func:`endoscopy.prediction.objects_of`, in millimeters.
+        objects: From `endoscopy.prediction.objects_of`, in millimeters.
         scope: Of the model; sizes become an index where it is not calibrated for the source.
         source: The source itself.
         most: Maximum number of objects; those with the most frames come first.

@@ -246,7 +246,7 @@ def frames(
 
     Args:
         source: Path.
-        report: Filled while frames are read, see :class:`InputReport`.
+        report: Filled while frames are read, see `InputReport`.
         max_unreadable: Fraction of frames that may be unreadable; they are counted and skipped.
 
     Raises:

@@ -107,7 +107,7 @@ def patient_table(objects: pd.DataFrame) -> pd.DataFrame:
     """Keep the worst lesion of each patient: the greatest true and the greatest predicted size.
 
     Args:
-        objects: From :func:`object_table`, with a column ``patient``; an object without one counts
+        objects: From `object_table`, with a column ``patient``; an object without one counts
             as a separate patient.
 
     Returns:

@@ -111,10 +111,10 @@ class MultiStreamSizer(nn.Module, PyTorchModelHubMixin):
     Args:
         trunk: ``tiny_resnet`` or any model of timm, built for each stream.
         streams: Names of the streams, in the order in which their features are joined; those that
-            :data:`~endoscopy.data.streams.STREAMS` does not know with their number of
+            `endoscopy.data.streams.STREAMS` does not know with their number of
             channels, as pairs or all in a mapping.
         outputs: Numbers that the network returns: 1 for millimeters, more for ordinal or classes.
-        gates: Kind of the gates, see :func:`endoscopy.models.trunks.gate_trunk`.
+        gates: Kind of the gates, see `endoscopy.models.trunks.gate_trunk`.
         hidden_dim: Features between the two layers of a gated head; None for one linear map.
         geometry: Whether the head also reads the box: log width and height, and center.
         trunk_options: Other arguments of the trunk.
@@ -262,7 +262,7 @@ def fsg_vit(
 
     Args:
         name: A ViT, DeiT, BEiT, EVA, Swin or ConvNeXt of timm.
-        streams: See :class:`MultiStreamSizer`.
+        streams: See `MultiStreamSizer`.
         outputs: Numbers that the network returns.
         gates: Kind of the gates.
         geometry: Whether the head also reads the box.
@@ -284,7 +284,7 @@ def fsg_vit_tiny_patch16_384(
 ) -> MultiStreamSizer:
     """Return ViT-Ti/16 at 384 pixels, 24 gates of 192 features (arXiv 2407.04400).
 
-    See :func:`fsg_vit` for the arguments.
+    See `fsg_vit` for the arguments.
     """
     return fsg_vit("vit_tiny_patch16_384", streams, outputs, gates, geometry, trunk_options)
 
@@ -300,7 +300,7 @@ def fsg_resnet18(
     """Return a ResNet-18 for each stream, gates after each stage and in the head.
 
     The published multi-stream network (arXiv 2407.04400); its streams are ``rgb``, ``loc`` and
-    ``depth``, in this order. See :class:`MultiStreamSizer` for the arguments.
+    ``depth``, in this order. See `MultiStreamSizer` for the arguments.
     """
     return MultiStreamSizer(
         "resnet18", streams, outputs, gates, hidden_dim, geometry, trunk_options
@@ -317,8 +317,8 @@ def tiny_resnet(
 ) -> MultiStreamSizer:
     """Return a ResNet of 0.2 M weights for frames of 64 pixels, gates after each stage.
 
-    See :class:`MultiStreamSizer` for the arguments and
-    :class:`endoscopy.models.trunks.TinyResNet` for ``trunk_options``.
+    See `MultiStreamSizer` for the arguments and
+    `endoscopy.models.trunks.TinyResNet` for ``trunk_options``.
     """
     return MultiStreamSizer(
         TINY_RESNET, streams, outputs, gates, hidden_dim, geometry, trunk_options
@@ -334,7 +334,7 @@ def tiny_vit(
 ) -> MultiStreamSizer:
     """Return a ViT of 0.5 M weights for frames of 64 pixels: 96 features, depth 4, patches of 8.
 
-    See :func:`fsg_vit` for the arguments.
+    See `fsg_vit` for the arguments.
     """
     sizes = {"img_size": 64, "patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 4}
     options = sizes | (trunk_options or {})

@@ -79,7 +79,7 @@ class Recalibration(nn.Module):
 
 
 def recalibrate(model: nn.Module) -> dict[str, Recalibration]:
-    """Put channel attention where :func:`core_gates.inject_gates` puts gates, in place.
+    """Put channel attention where `core_gates.inject_gates` puts gates, in place.
 
     Args:
         model: A ViT, Swin, ConvNeXt or ResNet as timm builds it.

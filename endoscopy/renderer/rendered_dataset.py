@@ -74,7 +74,7 @@ def claim_dataset(
 ) -> bool:
     """Claim a folder before objects are written to it; return whether it is complete already.
 
-    For :func:`write_objects` in several processes; arguments and errors of :func:`render_dataset`.
+    For `write_objects` in several processes; arguments and errors of `render_dataset`.
     A folder that an earlier call with the same arguments claimed stays claimed.
     """
     if num_objects < 1 or first < 0:

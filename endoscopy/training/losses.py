@@ -47,7 +47,7 @@ class CensoredSmoothL1:
     def __call__(
         self, prediction: Tensor, target: Tensor, censored: Tensor | None = None
     ) -> Tensor:
-        """Return the mean loss of predictions (B,); see :func:`one_sided_error`."""
+        """Return the mean loss of predictions (B,); see `one_sided_error`."""
         return smooth_l1(one_sided_error(prediction, target, censored), self.beta).mean()
 
 

@@ -92,7 +92,7 @@ def train_segmenter(
         batch_size: Images per step.
         learning_rate: Peak learning rate.
         seed: Of weights, order and augmentation.
-        augment: See :class:`SegmenterModule`.
+        augment: See `SegmenterModule`.
         progress: Called after every epoch with its number and mean loss.
 
     Returns:

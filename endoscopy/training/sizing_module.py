@@ -120,7 +120,7 @@ class SizingModule(L.LightningModule):
         gate_target: Another target, of the same outputs, whose loss moves the gates; ``target``
             when None.
         gradient_routing: How gates and weights learn, see
-            :class:`core_gates.GradientRouting`; ``off`` freezes the gates.
+            `core_gates.GradientRouting`; ``off`` freezes the gates.
         every_k: Period of mode ``every_k``.
         optimizer: Optimizer of the weights; gates have the same without weight decay.
         learning_rate: Learning rate of the weights at the start of each cycle.

@@ -186,7 +186,7 @@ class Classes(SizeTarget):
     """Size classes under a softmax; the size is the mean of the classes' typical sizes.
 
     Args:
-        thresholds_mm: Increasing sizes between the classes; see :class:`Ordinal` for sizes on one.
+        thresholds_mm: Increasing sizes between the classes; see `Ordinal` for sizes on one.
         typical_mm: Size of each class, one more than thresholds.
 
     Raises:

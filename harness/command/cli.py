@@ -72,15 +72,15 @@ class GatesRunCLI(LightningCLI):
             DigitsCLI(Classifier, Digits, DigitsTrainer, arguments)
 
     plus its line in ``apps.main.APPS``. Every verb other than ``fit validate test predict`` is a
-    method of the Trainer class, see :class:`harness.command.trainer.GatesRunTrainer`. Arguments
+    method of the Trainer class, see `harness.command.trainer.GatesRunTrainer`. Arguments
     that two classes share are linked in ``add_arguments_to_parser`` (call ``super()`` first)::
 
         parser.link_arguments("data.channels", "model.channels", apply_on="instantiate")
 
     A configuration may hold one section for each verb (see
-    :func:`harness.command.configfile.select_verb`). Verbs of ``trains`` are training runs by
-    :meth:`Trainer.fit`; an application with several picks their classes in ``main``. What a
-    training run makes enters the results of the run, see :meth:`training` and :meth:`keep`.
+    `harness.command.configfile.select_verb`). Verbs of ``trains`` are training runs by
+    `Trainer.fit`; an application with several picks their classes in ``main``. What a
+    training run makes enters the results of the run, see `training` and `keep`.
 
     Args:
         model_class: The LightningModule, or a base class when ``subclass_mode_model=True``.

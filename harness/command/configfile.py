@@ -140,7 +140,7 @@ class ConfigFile(ActionConfigFile):
         """Merge the selected part of the file into the namespace.
 
         Raises:
-            GatesError: See :func:`find_config` and :func:`read_config`; or a group of options, such
+            GatesError: See `find_config` and `read_config`; or a group of options, such
                 as ``model``, is a number or a list.
         """
         path = find_config(str(values), parser.app)

@@ -70,7 +70,7 @@ def help_text(parser: Any, *, trainer: bool = False) -> str:
 
 def plain(text: str) -> str:
     """Return a docstring without its markup: no roles, no backticks, one line."""
-    text = re.sub(r":[\w:]+:`~(?:[\w.]*\.)?(\w+)`", r"\1", text)  # :class:`~a.b.C` reads C
+    text = re.sub(r":[\w:]+:`~(?:[\w.]*\.)?(\w+)`", r"\1", text)  # `a.b.C` reads C
     text = re.sub(r":[\w:]+:`([^`<]+?)(?: <[^`]+>)?`", r"\1", text)
     text = re.sub(r"`([^`<]+?) <([^`]+)>`_+", r"\1 (\2)", text)
     text = re.sub(r"`+([^`]*)`+_*", r"\1", text)

@@ -100,7 +100,7 @@ class GatesRunTrainer(ExactTrainer):
         """
 
     def report_options(self) -> dict[str, Any]:
-        """Return further options of :func:`harness.report.sections.run_page`."""
+        """Return further options of `harness.report.sections.run_page`."""
         return {}
 
 
@@ -170,7 +170,7 @@ class FolderClaim(Callback):
         trainer.loggers = self.loggers
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the checkpoint was trained on, see :func:`harness.runs.callbacks.seen`."""
+        """Return what the checkpoint was trained on, see `harness.runs.callbacks.seen`."""
         return {OBJECTS: sorted(self.objects)}
 
     def on_exception(

@@ -51,7 +51,7 @@ class Place(NamedTuple):
     command: str = ""
 
     def run(self, **options: Any) -> Run:
-        """Return the run of the verb, see :class:`harness.experiment.Run` for options."""
+        """Return the run of the verb, see `harness.experiment.Run` for options."""
         from harness.experiment import Run
 
         folder, path = self.run_folder, self.config_path
@@ -83,7 +83,7 @@ class FunctionVerb(NamedTuple):
 
     Attributes:
         target: ``module:function``, imported only for this verb. The function takes a
-            :class:`Place` named ``place`` if it reads or writes a run, which gives the verb the
+            `Place` named ``place`` if it reads or writes a run, which gives the verb the
             options ``--name`` and ``--root``; its other arguments, typed and documented, are the
             options.
         positional: Argument that stands without an option, a list of one path or several, or of

@@ -145,7 +145,7 @@ class SingleUnit:
 
 
 def single_of(scores: Scores) -> frozenset[str]:
-    """Return which of some scores rest on one unit, as :class:`SingleUnit` tells."""
+    """Return which of some scores rest on one unit, as `SingleUnit` tells."""
     return scores.single if isinstance(scores, SingleUnit) else frozenset()
 
 
@@ -215,7 +215,7 @@ class Sampled(NamedTuple):
         values: Every score, averaged over seeds.
         drawn: Every score under the resamples (R,).
         seeds: Number of seeds.
-        single: Scores that rest on one unit, see :class:`harness.evidence.SingleUnit`.
+        single: Scores that rest on one unit, see `harness.evidence.SingleUnit`.
     """
 
     values: dict[str, float]
@@ -227,7 +227,7 @@ class Sampled(NamedTuple):
 class Resamples:
     """One set of resamples: all scores computed on it are paired.
 
-    Made by :meth:`clusters`, :meth:`crossed` or :meth:`blocks`. Every score sees the same
+    Made by `clusters`, `crossed` or `blocks`. Every score sees the same
     resamples, which makes differences paired. Where scores of S seeds are given, a resample also
     takes S - 1 of them, with replacement: this keeps the variance over few seeds unbiased (McCarthy
     and Snowden, 1985).
@@ -292,7 +292,7 @@ class Resamples:
         be too narrow.
 
         Args:
-            ids: For each kind, (N,) cluster of each sample, see :meth:`clusters`, or an array
+            ids: For each kind, (N,) cluster of each sample, see `clusters`, or an array
                 (N, M) with all M of them.
             resamples: Number of resamples.
             level: Coverage of intervals.
@@ -352,7 +352,7 @@ class Resamples:
         """Return the interval of every score; bounds of one that rests on one unit are NaN.
 
         Args:
-            scores: See :meth:`sampled`, or what it returned.
+            scores: See `sampled`, or what it returned.
 
         Raises:
             ValueError: Seeds differ in their scores, or there is none.
@@ -376,7 +376,7 @@ class Resamples:
         difference over few units cannot be significant, and with one unit p = 1.
 
         Args:
-            scores: Of one method, or one for each seed; or what :meth:`sampled` returned.
+            scores: Of one method, or one for each seed; or what `sampled` returned.
             others: Of the method that is subtracted, on the same samples and for the same seeds. A
                 single one, such as a method without seeds, is paired with every seed.
 

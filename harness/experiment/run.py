@@ -236,8 +236,8 @@ class Run:
             seed: Of trials and of the points in a box.
             choose: Returns the place of the best figures.
             ticks: Ticks of a trial.
-            unit: What ticks count, see :meth:`obtain`.
-            prepare: See :meth:`obtain`.
+            unit: What ticks count, see `obtain`.
+            prepare: See `obtain`.
             own: Settings of the trials of a method, by its name, such as its network.
             plain: What is tried first of a method, by its name, and taken untuned in a quick run.
             settings: Of every trial.
@@ -282,9 +282,9 @@ class Run:
         """Return what was tuned before, with whatever space and budget; nothing is computed.
 
         Args:
-            names: Of choices, see :meth:`tune`.
+            names: Of choices, see `tune`.
             seed: Of the trials.
-            budget: Settings of :meth:`tune` that may be any.
+            budget: Settings of `tune` that may be any.
             settings: The others.
 
         Raises:

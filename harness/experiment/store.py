@@ -35,7 +35,7 @@ class Form(Protocol[R]):
         """Write a result into an empty folder, where ``record.json`` joins it."""
 
     def load(self, folder: Path) -> R:
-        """Read what :meth:`save` wrote."""
+        """Read what `save` wrote."""
 
 
 class Written:
@@ -236,7 +236,7 @@ class Store(Generic[R]):
         """Return the pieces without a result, each once.
 
         Raises:
-            SettingsDiffer: See :meth:`find`.
+            SettingsDiffer: See `find`.
         """
         return [piece for piece in dict.fromkeys(pieces) if self.find(piece) is None]
 

@@ -34,7 +34,7 @@ COLUMNS, PANEL = 5, (1.75, 0.85)  # panels in a row, inches
 
 
 class Limit(Protocol):
-    """A figure and its limit, see :class:`harness.evidence.Bar`."""
+    """A figure and its limit, see `harness.evidence.Bar`."""
 
     @property
     def name(self) -> str: ...  # noqa: D102

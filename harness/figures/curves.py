@@ -74,7 +74,7 @@ def learning_figure(
 
     Args:
         runs: Name, such as a method, to the metrics of its training runs, one a seed, by
-            :func:`read_metrics`. A single training may have an empty name.
+            `read_metrics`. A single training may have an empty name.
         metrics: Panels, names without the part before ``/``; by default the first six, losses
             before all others.
         title: Heading.

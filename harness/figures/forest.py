@@ -73,7 +73,7 @@ class Panel(NamedTuple):
 
 
 class DifferenceRow(Protocol):
-    """A row of an evaluation, see :class:`harness.evidence.Row`."""
+    """A row of an evaluation, see `harness.evidence.Row`."""
 
     @property
     def method(self) -> str: ...  # noqa: D102

@@ -108,7 +108,7 @@ def drawn_numbers(figure: Figure) -> list[list[Any]]:
         figure: Of any kind. Pictures in colors, and texts, have no numbers.
 
     Returns:
-        Rows of :data:`COLUMNS`. ``panel`` is the title of the axes, or their number. Segments and
+        Rows of `COLUMNS`. ``panel`` is the title of the axes, or their number. Segments and
         bars reach from (x, y) to (x_end, y_end); a cell at (x, y) has a value. Positions that the
         axis names, such as the methods of a forest plot, have these names.
     """

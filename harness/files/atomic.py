@@ -279,7 +279,7 @@ class Partial:
 
     Attributes:
         content: Where the file or folder is made.
-        state: What the last :meth:`save` was given; empty at first.
+        state: What the last `save` was given; empty at first.
     """
 
     def __init__(self, folder: Path) -> None:

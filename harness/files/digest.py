@@ -53,7 +53,7 @@ class Data(NamedTuple):
 
     @classmethod
     def of(cls, name: str, role: str, path: Path) -> Data:
-        """Describe a file or folder, see :func:`content_digest`."""
+        """Describe a file or folder, see `content_digest`."""
         content = content_digest(path)
         return cls(name, role, content.sha256, content.size, listing=content.listing)
 

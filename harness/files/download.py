@@ -208,7 +208,7 @@ def download_and_unpack(
         files: What to get, with checksums.
         folder: Where everything goes.
         tell: Called with a line before each file.
-        pause: See :func:`harness.files.download.download`.
+        pause: See `harness.files.download.download`.
 
     Returns:
         The folder.

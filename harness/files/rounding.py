@@ -17,7 +17,7 @@ def in_8_bits(result: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     A value is off by at most 1/254 of the largest of its row. Vectors and integers stay as they
     are, and so do the parameters and statistics of normalizations, where a small variance must not
-    become 0; :func:`from_8_bits` restores float32.
+    become 0; `from_8_bits` restores float32.
     """
     made: dict[str, Tensor] = {}
     for name, value in result.items():
@@ -33,7 +33,7 @@ def in_8_bits(result: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_8_bits(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return arrays with float32 in place of what :func:`in_8_bits` has rounded."""
+    """Return arrays with float32 in place of what `in_8_bits` has rounded."""
     return {
         name: value.float() * found[f"{name}{SCALES}"].float().unsqueeze(-1)
         if f"{name}{SCALES}" in found

@@ -178,7 +178,7 @@ def add_tuning(
     Args:
         page: The report.
         run: The run.
-        own: See :func:`found_choices`.
+        own: See `found_choices`.
         score: What trials are judged by; after a comma, which way it is better.
 
     Raises:

@@ -90,7 +90,7 @@ OBJECTS = "objects"
 class RunCheckpoint(Checkpoint, StepCallback):
     """Write ``checkpoints/last.ckpt`` every few steps and ``best.ckpt`` when a score improves.
 
-    Both are written between two steps (see :mod:`harness.runs.loops`) and atomically: a killed run
+    Both are written between two steps (see `harness.runs.loops`) and atomically: a killed run
     has either the old file or the new one. The log is flushed first, and its length is stored.
 
     Args:
@@ -253,7 +253,7 @@ def starting_from(path: str | Path | None, advice: str) -> Iterator[None]:
 
 @contextmanager
 def continuing(path: str | Path | None, advice: str) -> Iterator[None]:
-    """Refuse files of other kinds, and those that :func:`starting_from` refuses.
+    """Refuse files of other kinds, and those that `starting_from` refuses.
 
     Raises:
         GatesError: It is damaged, something else, or of another network.

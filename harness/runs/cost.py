@@ -13,7 +13,7 @@ ROUNDS = 5
 def interleaved_seconds(
     functions: Mapping[str, Callable[[], object]], rounds: int = ROUNDS
 ) -> dict[str, float]:
-    """Return the median seconds of each function, see :func:`interleaved_times`."""
+    """Return the median seconds of each function, see `interleaved_times`."""
     return {name: median(times) for name, times in interleaved_times(functions, rounds).items()}
 
 

@@ -102,7 +102,7 @@ MOVING, FORGOTTEN = ".replacing", ".forgotten"
 class RunFolder:
     """``<root>/<app>/<name>``: configuration, log, scores, checkpoints and report of one run.
 
-    Nothing is touched before :meth:`open`. Files that other verbs leave, such as prepared data or
+    Nothing is touched before `open`. Files that other verbs leave, such as prepared data or
     tuned settings, are not part of a run: they do not prevent training and are never deleted.
 
     Args:
@@ -115,7 +115,7 @@ class RunFolder:
         verb: Verb that trains; the files of any but ``fit`` lie in a folder of its name.
 
     Attributes:
-        claimed: Whether :meth:`open` has claimed it.
+        claimed: Whether `open` has claimed it.
 
     Raises:
         GatesError: The name is not a plain name, or both ``resume`` and ``overwrite`` are asked
@@ -236,7 +236,7 @@ class RunFolder:
         """Claim the folder for a new or resumed training and write ``environment.json``.
 
         Raises:
-            GatesError: See :meth:`check`.
+            GatesError: See `check`.
         """
         self.check()
         self.claimed = True

@@ -48,7 +48,7 @@ def capture_random_state() -> dict[str, Tensor]:
 
 
 def restore_random_state(states: dict[str, Tensor]) -> None:
-    """Set every generator to a state of :func:`capture`; that of an absent GPU is left out."""
+    """Set every generator to a state of `capture`; that of an absent GPU is left out."""
     version, *words = states["python"].tolist()
     gauss = float(states["python_gauss"])
     random.setstate((version, tuple(words), None if gauss != gauss else gauss))
@@ -91,7 +91,7 @@ class ResumableCSVLogger(Logger):
     """Write ``metrics.csv``, one row per call, flushed at once.
 
     Lightning's own CSV logger deletes the file when a run is resumed. This one keeps the rows that
-    belong to the checkpoint (see :meth:`truncate`) and appends, so that an interrupted training
+    belong to the checkpoint (see `truncate`) and appends, so that an interrupted training
     leaves the same bytes as an uninterrupted one. Columns are sorted; a new one rewrites the file.
 
     Args:
@@ -360,7 +360,7 @@ def _tell(trainer: Trainer) -> None:
 class ExactTrainer(Trainer):
     """A Trainer whose killed and resumed training ends with the bits of an uninterrupted one.
 
-    It is to be resumed from what :class:`harness.runs.callbacks.RunCheckpoint` writes.
+    It is to be resumed from what `harness.runs.callbacks.RunCheckpoint` writes.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -23,7 +23,7 @@ _ticks: "SimpleQueue[int]"
 
 
 class Pool:
-    """Processes with one thread each, started at the first use and kept until :meth:`close`.
+    """Processes with one thread each, started at the first use and kept until `close`.
 
     There are as many as torch may use threads: work of thousands of small operations is bound by
     Python, which threads do not share. With one thread, with one call, or where there is a GPU,
@@ -112,7 +112,7 @@ def _run(work: Work, call: tuple[Any, ...]) -> Any:
 
 
 def in_processes(work: Work, arguments: Iterable[tuple[Any, ...]], tick: Tick) -> list[Any]:
-    """Return ``work(*one, tick=tick)`` of each of ``arguments``, see :meth:`Pool.run`."""
+    """Return ``work(*one, tick=tick)`` of each of ``arguments``, see `Pool.run`."""
     pool = Pool()
     try:
         return pool.run(work, arguments, tick)

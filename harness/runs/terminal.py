@@ -58,7 +58,7 @@ _held: list[tuple[Any, ...]] | None = None  # None: warnings are shown at once
 def held_warnings() -> Iterator[None]:
     """Hold warnings back until the work begins; where an error is one line, they are not shown.
 
-    The work begins at :func:`release_warnings`, or at the end of the block.
+    The work begins at `release_warnings`, or at the end of the block.
     """
     global _held
     shown = warnings.showwarning

@@ -52,7 +52,7 @@ class AdapterModule(L.LightningModule):
         thresholds: ξ of each stage, each of which begins with the learning rate again.
         stage_steps: Steps of a stage.
         counts: Whether labels are numbers of classes.
-        kept: See :class:`core_gates.training.ThresholdSchedule`.
+        kept: See `core_gates.training.ThresholdSchedule`.
     """
 
     def __init__(

@@ -47,7 +47,7 @@ def strongest(model: nn.Module, strengths: Mapping[str, Tensor], size: int) -> d
     Args:
         model: With adapters.
         strengths: Of the components (R,) of each layer.
-        size: The most parameters, see :func:`size_of`.
+        size: The most parameters, see `size_of`.
     """
     costs = {n: one.in_features + one.out_features for n, one in adapters_of(model).items()}
     ordered = [(float(v), n, i) for n, own in strengths.items() for i, v in enumerate(own)]

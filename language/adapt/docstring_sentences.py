@@ -19,7 +19,7 @@ Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 def sentences_of(documents: Sequence[Document]) -> LabeledTexts:
     """Return the first sentence of every docstring, labeled with the folder of its file.
 
-    Files that :class:`language.corpus.Corpus` has for validation or the test are held out. Only the
+    Files that `language.corpus.Corpus` has for validation or the test are held out. Only the
     packages with the most sentences are taken, and a sentence that two of them have is left out.
 
     Args:

@@ -133,7 +133,7 @@ def read_folder(folder: str | Path, columns: Sequence[str] = ()) -> LabeledTexts
 
     Raises:
         GatesError: A file is missing, twice there or unreadable, has no such columns, a line with
-            another number of them or one that is not JSON; or see :func:`labeled`.
+            another number of them or one that is not JSON; or see `labeled`.
     """
     folder = Path(folder)
     found: dict[Part, Path] = {}
@@ -198,7 +198,7 @@ def read_rows(path: Path, columns: Sequence[str] = ()) -> list[Row]:
     """Read the rows of a file.
 
     Raises:
-        GatesError: See :func:`read_folder`.
+        GatesError: See `read_folder`.
     """
     wanted = [name.lower() for name in columns]
     if len(wanted) == 1 or len(wanted) > 3:
@@ -214,7 +214,7 @@ def texts_of_file(path: Path, columns: Sequence[str] = ()) -> list[tuple[str, ..
     """Return the texts of a file: those of a table or of JSON lines, else of every line.
 
     Raises:
-        GatesError: There is none, or see :func:`read_rows`.
+        GatesError: There is none, or see `read_rows`.
     """
     if path.suffix.lower() in (*TABLES, *LINES):
         found = [row.texts for row in read_rows(path, columns)]

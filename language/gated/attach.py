@@ -54,7 +54,7 @@ class OutputGate(HeadGate):
         self._hook_projection(getattr(module, self.projection))
 
     def unhook(self, module: nn.Module) -> None:
-        """Undo :meth:`hook`."""
+        """Undo `hook`."""
         for handle in (*self._on_attention, *self._on_projection):
             handle.remove()
         delattr(module, CHILD)
@@ -137,7 +137,7 @@ def attach_output_gate(
     ``model.requires_grad_(False)`` before to train gates alone.
 
     Args:
-        model: A decoder of transformers, see :func:`language.hf.locate.locate_attention`.
+        model: A decoder of transformers, see `language.hf.locate.locate_attention`.
         granularity: One gate per feature or one per head.
         sharing: Whether every head has its own gates or all heads share those of one.
         form: Whether the gate multiplies or is added.

@@ -116,7 +116,7 @@ def decoder_diagnostics(model: Decoder, tokens: Tensor) -> dict[str, Tensor]:
         tokens: Tokens (B, T), two at least.
 
     Returns:
-        What :class:`Diagnosis` describes, of each sequence and layer (B, layers):
+        What `Diagnosis` describes, of each sequence and layer (B, layers):
         ``first_token_attention``, ``largest_activation``, with gates ``gate_mean``.
     """
     first: list[Tensor] = []

@@ -31,7 +31,7 @@ from language.tokenizer import Tokenizer
 Trained = Literal["gates", "projections", "all"]
 FILE, FOLDER = "gates.safetensors", "model"
 GATE_OPTIONS = ("granularity", "sharing", "form", "activation", "bias_init")
-"""Settings that are options of :func:`language.gated.attach.attach_output_gate`."""
+"""Settings that are options of `language.gated.attach.attach_output_gate`."""
 
 MEASURED = 32  # held-out windows that are measured before and after
 SCALE = 2.0  # of what a LoRA adds
@@ -41,7 +41,7 @@ class GatedModel(nn.Module):
     """A model of transformers of which parts are trained; its state is that of these parts.
 
     Args:
-        model: With output gates, or with LoRAs instead, see :func:`attach_loras`; or with neither
+        model: With output gates, or with LoRAs instead, see `attach_loras`; or with neither
             where all of it is trained.
         train: ``gates`` alone, ``projections``, which the gates and the output projections after
             them are, or ``all``.
@@ -106,7 +106,7 @@ class GatesForm:
 
 
 class Fit(Protocol):
-    """What a training needs of :class:`harness.experiment.Job`."""
+    """What a training needs of `harness.experiment.Job`."""
 
     def note(self, **facts: Any) -> None:
         """Keep facts for the record."""

@@ -24,9 +24,9 @@ def save_gates(model: nn.Module, path: str | Path) -> Path:
     """Write the output gates of a model, and nothing else of it.
 
     Args:
-        model: With gates, see :func:`language.gated.attach.attach_output_gate`.
+        model: With gates, see `language.gated.attach.attach_output_gate`.
         path: A ``.safetensors`` file. Its metadata hold the options of the gates, and the
-            fingerprint of the base, see :func:`language.hf.gate_file.fingerprint`.
+            fingerprint of the base, see `language.hf.gate_file.fingerprint`.
 
     Returns:
         The path.
@@ -46,7 +46,7 @@ def load_gates(
 
     Args:
         model: The base that they were trained on, with gates of the same options or without.
-        path: What :func:`save_gates` has written.
+        path: What `save_gates` has written.
         dtype: Of gates that are attached; that of the model if None.
 
     Returns:

@@ -20,14 +20,14 @@ LAYOUT = {
     "has_gate": True,
     "has_post_expert_norm": False,  # not all experts have this attribute
 }
-"""Attributes of experts, each with the only value that :func:`run_experts` computes."""
+"""Attributes of experts, each with the only value that `run_experts` computes."""
 
 
 def register_experts() -> None:
     """Make ``experts_implementation="gates"`` known to transformers, for this process.
 
     From then on ``from_pretrained(..., experts_implementation="gates")`` and
-    ``model.set_experts_implementation("gates")`` let :func:`run_experts` compute the experts of a
+    ``model.set_experts_implementation("gates")`` let `run_experts` compute the experts of a
     model. Weights keep their names and shapes, and ``config.json`` never holds the name: what is
     saved opens where this package is not installed. A second call changes nothing.
 

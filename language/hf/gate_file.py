@@ -39,10 +39,10 @@ def fingerprint(model: nn.Module) -> str:
     projection of queries and the output projection of the first, middle and last attention. Hence
     it is the same in float32 and bfloat16, with and without its head, a PEFT adapter or gates;
     fine-tuning, quantizing and merging an adapter into these weights make another base. Of changes
-    elsewhere, :func:`weights_digest` knows.
+    elsewhere, `weights_digest` knows.
 
     Args:
-        model: See :func:`language.hf.locate.locate_attention`.
+        model: See `language.hf.locate.locate_attention`.
 
     Raises:
         GatesError: It is not a model that gates can be attached to, or has weights that are
@@ -66,7 +66,7 @@ def weights_digest(model: nn.Module, left_out: Sequence[str] = ()) -> str:
     """Return what distinguishes the weights of a base model from others, 16 hexadecimal digits.
 
     It is the SHA-256 of up to 511 values at even distances of every weight but the token embedding
-    and the head, which may be resized. As for :func:`fingerprint`, dtype, adapters and gates do not
+    and the head, which may be resized. As for `fingerprint`, dtype, adapters and gates do not
     matter.
 
     Args:
@@ -146,7 +146,7 @@ def write_known(
 def read_gates(
     path: str | Path, model: nn.Module, *, kind: str
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read gates that :func:`write_gates` has written.
+    """Read gates that `write_gates` has written.
 
     Args:
         path: The file.
@@ -187,7 +187,7 @@ def copy_into(
 
     Args:
         own: The parameters by name.
-        tensors: What :func:`read_gates` returned, in float32 where it was rounded.
+        tensors: What `read_gates` returned, in float32 where it was rounded.
         options: What it returned as options.
         given: Options of the gates.
         path: Where it was read from.
@@ -207,7 +207,7 @@ def copy_into(
 
 
 def read_known(path: Path, *, kind: str) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Read the facts and tensors that :func:`write_known` has written.
+    """Read the facts and tensors that `write_known` has written.
 
     Raises:
         GatesError: The file is missing or damaged, or is of another kind.

@@ -128,7 +128,7 @@ def attached(model: nn.Module, child: str, kind: type[G]) -> dict[str, G]:
     """Return the gates of a model by the names of their attention modules, if it has any.
 
     Args:
-        model: See :func:`locate_attention`.
+        model: See `locate_attention`.
         child: Name of a gate in its attention module.
         kind: Its type.
 
@@ -143,7 +143,7 @@ def attached(model: nn.Module, child: str, kind: type[G]) -> dict[str, G]:
 
 
 def require_attached(model: nn.Module, child: str, kind: type[G], attach: str) -> dict[str, G]:
-    """Return what :func:`attached` does, and refuse a model without gates.
+    """Return what `attached` does, and refuse a model without gates.
 
     Raises:
         GatesError: There are none; the message names the function ``attach``. Or the model does not

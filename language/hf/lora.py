@@ -47,8 +47,8 @@ def attach_sora(
     """Freeze a model of transformers and put a SoRA next to its linear layers, in place.
 
     ``save_pretrained`` writes ``sora.safetensors`` next to its weights from then on. Trained are
-    the adapters and the heads, see :func:`heads_of`; all else is frozen. Train with
-    :class:`core_gates.training.ThresholdSchedule`, which makes gates exactly zero.
+    the adapters and the heads, see `heads_of`; all else is frozen. Train with
+    `core_gates.training.ThresholdSchedule`, which makes gates exactly zero.
 
     Args:
         model: An encoder or a decoder of transformers, with or without a head.
@@ -112,7 +112,7 @@ def heads_of(model: nn.Module) -> list[str]:
 def base_digest(model: nn.Module) -> str:
     """Return what distinguishes the base of adapters from others, 16 hexadecimal digits.
 
-    It is :func:`language.hf.gate_file.weights_digest` without heads, so that they, adapters and the
+    It is `language.hf.gate_file.weights_digest` without heads, so that they, adapters and the
     token embedding, which may be resized, do not matter.
 
     Raises:
@@ -126,9 +126,9 @@ def save_sora(model: nn.Module, path: str | Path) -> Path:
     """Write the adapters of a model, with their gates, and its heads.
 
     Args:
-        model: With adapters, see :func:`attach_sora`, or with heads alone.
+        model: With adapters, see `attach_sora`, or with heads alone.
         path: A ``.safetensors`` file. Its metadata hold a fingerprint of the base, see
-            :func:`base_digest`.
+            `base_digest`.
 
     Returns:
         The path.
@@ -151,7 +151,7 @@ def load_sora(model: nn.Module, path: str | Path) -> dict[str, SparseLoraLinear]
     Args:
         model: The base that they were trained on, with heads of the same sizes; with adapters on
             the same layers, of any rank, or without.
-        path: What :func:`save_sora` has written.
+        path: What `save_sora` has written.
 
     Returns:
         Name of each layer -> its replacement; empty where heads were trained alone.
@@ -183,7 +183,7 @@ def export_lora(model: nn.Module, folder: str | Path, *, labels: Sequence[str] =
     Heads go along as ``modules_to_save``.
 
     Args:
-        model: See :func:`attach_sora`.
+        model: See `attach_sora`.
         folder: Folder that is written, or replaced if it holds a LoRA alone.
         labels: Names of the outputs of the head, kept in ``labels.json``; no such file if empty.
 

@@ -287,7 +287,7 @@ def read_marks(folder: Path) -> tuple[int | None, tuple[int, ...]]:
     """Read with which token texts begin and with which they end, by ``generation_config.json`` too.
 
     Args:
-        folder: Of a model, see :func:`read_model`.
+        folder: Of a model, see `read_model`.
 
     Returns:
         The first token and the last ones; None and none where the folder names none.

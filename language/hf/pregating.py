@@ -130,11 +130,11 @@ def pregate(model: nn.Module, level: int = 1) -> None:
     of weights stay; what changes is what the model computes, so it needs fine-tuning. The
     configuration of the model is marked, or the decoder of ours.
 
-    On models of which you write the forward pass, use :class:`core_gates.gates.PreGate`.
+    On models of which you write the forward pass, use `core_gates.gates.PreGate`.
 
     Args:
         model: A mixture model of transformers, such as Mixtral, Qwen3-MoE, OLMoE, DeepSeek-V3 and
-            GPT-OSS, or a :class:`language.decoder.Decoder` with experts.
+            GPT-OSS, or a `language.decoder.Decoder` with experts.
         level: Layers of experts between a decision and its use; dense layers do not count.
 
     Raises:
@@ -193,10 +193,10 @@ def restore_pregates(model: nn.Module) -> None:
 def save_pregated(model: Any, folder: Path | str) -> None:
     """Write a pre-gated model of transformers, its configuration marked, with a card.
 
-    :func:`language.hf.pretrained.open_model` and ``load_offloaded`` open it as what it is.
+    `language.hf.pretrained.open_model` and ``load_offloaded`` open it as what it is.
 
     Args:
-        model: After :func:`pregate`.
+        model: After `pregate`.
         folder: Folder that is written, or replaced if it holds such a model alone.
 
     Raises:

@@ -57,16 +57,16 @@ class Pretrained(NamedTuple):
 def open_pretrained(
     name: str | Path, cache: str | Path, *, dtype: torch.dtype = torch.float32
 ) -> Pretrained:
-    """Open a model with its tokenizer, see :func:`open_model`.
+    """Open a model with its tokenizer, see `open_model`.
 
     Args:
-        name: See :func:`pretrained_folder`.
-        cache: See :func:`pretrained_folder`.
+        name: See `pretrained_folder`.
+        cache: See `pretrained_folder`.
         dtype: Of the model.
 
     Raises:
         MissingExtraError: A package is missing.
-        GatesError: There is no such model, or what :func:`open_model` raises.
+        GatesError: There is no such model, or what `open_model` raises.
     """
     folder = pretrained_folder(name, cache)
     model = open_model(folder, dtype=dtype)
@@ -77,7 +77,7 @@ def open_pretrained(
 def open_model(folder: Path | str, *, dtype: torch.dtype = torch.float32) -> Any:
     """Open a model, its weights from safetensors and without any code of its folder.
 
-    It is pre-gated if its configuration is marked, see :mod:`language.hf.pregating`.
+    It is pre-gated if its configuration is marked, see `language.hf.pregating`.
 
     Args:
         folder: Of a causal language model as transformers writes it.

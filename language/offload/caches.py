@@ -66,8 +66,8 @@ class RankedCache(ExpertCache):
     """Evicts the expert of the lowest rank. Uses of experts that left still count.
 
     Args:
-        capacity: See :class:`ExpertCache`.
-        trace: See :class:`ExpertCache`.
+        capacity: See `ExpertCache`.
+        trace: See `ExpertCache`.
         rank: Returns the rank of an expert that is there, by the attributes of this class.
 
     Attributes:
@@ -130,7 +130,7 @@ class Slru(RankedCache):
         super().__init__(capacity, trace, lambda c, e: (e in self.protected, c.last[e]))
 
     def drop(self, expert: int) -> None:
-        """See :meth:`ExpertCache.drop`."""
+        """See `ExpertCache.drop`."""
         super().drop(expert)
         self.protected.pop(expert, None)
 
@@ -160,7 +160,7 @@ class Arc(ExpertCache):
         self.target = 0.0
 
     def drop(self, expert: int) -> None:
-        """See :meth:`ExpertCache.drop`."""
+        """See `ExpertCache.drop`."""
         super().drop(expert)
         self._forget(expert)
 
@@ -248,7 +248,7 @@ def make_caches(policy: str, slots: Sequence[int], profile: Profile | None) -> l
         profile: What ``static`` counts.
 
     Raises:
-        GatesError: See :func:`make_cache`.
+        GatesError: See `make_cache`.
     """
     used: list[list[int]] = [[]] * len(slots)
     if profile is not None and policy in FROM_TRACE:

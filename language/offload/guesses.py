@@ -31,7 +31,7 @@ class Seen(NamedTuple):
 
     Attributes:
         routed: These experts (T, K).
-        tokens: Each token and those before it (T, ORDER), see :func:`last_tokens`.
+        tokens: Each token and those before it (T, ORDER), see `last_tokens`.
         hidden: What the router of the layer has read (T, D); None in a trace.
     """
 
@@ -45,8 +45,8 @@ class Profile(NamedTuple):
 
     Attributes:
         routed: Their experts (L, N, K), in order of use.
-        tokens: Each token and those before it (N, ORDER), see :func:`last_tokens`.
-        digest: That of the experts, see :class:`language.offload.setup.Sizes`.
+        tokens: Each token and those before it (N, ORDER), see `last_tokens`.
+        digest: That of the experts, see `language.offload.setup.Sizes`.
     """
 
     routed: Tensor
@@ -190,9 +190,9 @@ def make_predictor(
     """Return a predictor; None for ``none``.
 
     Args:
-        name: One of :data:`language.offload.setup.Predicting`.
+        name: One of `language.offload.setup.Predicting`.
         num_experts: Experts of a layer.
-        profile: What tables are made of, see :data:`FROM_PROFILE`.
+        profile: What tables are made of, see `FROM_PROFILE`.
         ahead: What ``cross-layer``, or in a trace ``oracle``, is here. ``ngram-first`` is that but
             for the first pair of layers, where it is ``ngram``.
 
@@ -243,7 +243,7 @@ def fetched(
         width: The most that are guessed for one token.
         num_experts: Experts of a layer.
         padding: True (T,) at tokens that are padding.
-        alike: Whether the predictor is one of :data:`ALIKE`.
+        alike: Whether the predictor is one of `ALIKE`.
     """
     if len(ranked) == 1 and padding is None:
         return cast(list[int], ranked[0, :width].tolist())

@@ -31,7 +31,7 @@ def load_offloaded(
         folder: Checkpoint as transformers writes it, in safetensors.
         budget: Bytes for experts; a float up to 1.0 is a fraction of the bytes of all experts.
         device: Where the model runs.
-        options: Those of :func:`language.offload.runtime.attach_offload`.
+        options: Those of `language.offload.runtime.attach_offload`.
 
     Returns:
         The model, a class of transformers; ``generate`` works unchanged.

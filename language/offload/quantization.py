@@ -90,13 +90,13 @@ class QuantizedStore(ExpertStore):
     An expert whose number is ``num_experts`` larger is the same one in the second number of bits.
 
     Args:
-        folder: See :class:`ExpertStore`.
-        layers: See :class:`ExpertStore`.
+        folder: See `ExpertStore`.
+        layers: See `ExpertStore`.
         bits: Of the experts.
         cache: Folder of the file.
 
     Raises:
-        GatesError: What :class:`ExpertStore` raises; the file is damaged.
+        GatesError: What `ExpertStore` raises; the file is damaged.
         ValueError: Experts have tensors of several dtypes, as no known model does.
     """
 

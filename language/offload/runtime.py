@@ -256,7 +256,7 @@ def run_offloaded(
     parameters were. More experts than slots are therefore read while earlier ones compute.
 
     Args:
-        self: Experts of one layer, after :func:`attach_offload`.
+        self: Experts of one layer, after `attach_offload`.
         hidden_states: Tokens (T, D).
         top_k_index: Experts of each token (T, K), int64; indices beyond the last add nothing.
         top_k_weights: Weights of these experts (T, K).

@@ -18,7 +18,7 @@ from language.offload.traces import Step, Trace
 Key = tuple[int, int]  # layer and expert
 
 CHOSEN = ("lru", "slru", "lfu", "lfru", "arc", "static")
-"""Policies that :func:`choose` tries; ``lifo`` is an ablation, ``belady`` needs the future."""
+"""Policies that `choose` tries; ``lifo`` is an ablation, ``belady`` needs the future."""
 
 TRIED, WIDTHS = ("cross-layer", "ngram", "ngram-first"), (1, 2, 3)
 """Predictors that it tries, and numbers of guesses, in experts of a token."""
@@ -300,7 +300,7 @@ def choose(
     than on-demand is not chosen.
 
     Args:
-        documents: Of the profile; tables are of other documents, see :func:`left_out`.
+        documents: Of the profile; tables are of other documents, see `left_out`.
         budget: Experts that there is memory for.
         cost: Of computing and reading.
         transfer: Numbers that experts travel in, which are not chosen.

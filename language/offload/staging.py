@@ -22,13 +22,13 @@ class Guesses:
         width: Experts that are guessed for one token, at most as many as there are slots.
         slots: Slots of the pool that hold them.
         alike: Whether guesses do not distinguish tokens, see
-            :data:`language.offload.guesses.ALIKE`.
+            `language.offload.guesses.ALIKE`.
 
     Attributes:
         free: Slots that hold nothing that is needed.
         staged: Transfers of guesses by layer and expert.
         padding: True (T,) at tokens of the batch that are padding, (0,) where there is none.
-        tokens: Each token of the batch and those before it (T, ORDER), see :func:`last_tokens`.
+        tokens: Each token of the batch and those before it (T, ORDER), see `last_tokens`.
         last: Last tokens of the sequences (B, ORDER - 1).
         prompt: Whether sequences have several tokens in this call.
     """

@@ -28,7 +28,7 @@ class Step(NamedTuple):
         routed: Experts (L, T, K).
         ranked: Guesses of ``cross-layer`` for all layers but the first (L - 1, T, W), the best
             first.
-        tokens: Each token and those before it (T, ORDER), see :func:`last_tokens`.
+        tokens: Each token and those before it (T, ORDER), see `last_tokens`.
     """
 
     routed: Tensor

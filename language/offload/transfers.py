@@ -40,7 +40,7 @@ Queue = PriorityQueue[tuple[int, int, Transfer | None]]
 
 
 class Transfers:
-    """The thread, and the queue before it. It ends with :meth:`close`, or with this object.
+    """The thread, and the queue before it. It ends with `close`, or with this object.
 
     Args:
         store: Where experts are read from.
@@ -66,7 +66,7 @@ class Transfers:
         """Wait until the slab is filled.
 
         Raises:
-            GatesError: The expert cannot be read, or what :meth:`settle` raises.
+            GatesError: The expert cannot be read, or what `settle` raises.
         """
         self.settle(transfer)
         if error := transfer.exception():

@@ -87,7 +87,7 @@ class BlockGate(nn.Module):
         self._hooks = [module.register_forward_pre_hook(self._read, with_kwargs=True)]
 
     def unhook(self, module: nn.Module) -> None:
-        """Undo :meth:`hook`."""
+        """Undo `hook`."""
         for handle in self._hooks:
             handle.remove()
         delattr(module, CHILD)
@@ -222,7 +222,7 @@ def attach_block_gates(
 
     ``prefill`` chooses while a prompt is read and reads everything afterwards (SeerAttention, arXiv
     2410.13276), ``decode`` chooses for every token that is generated (SeerAttention-R, 2506.08889),
-    with the cache of :func:`block_cache`. Attention reads everything until :func:`choose_blocks`
+    with the cache of `block_cache`. Attention reads everything until `choose_blocks`
     sets a rule. The gates score queries and keys before their rotation, which are had by rotating
     back what arrives; they have the width of the heads, and are float32. Nothing is frozen.
 

@@ -36,10 +36,10 @@ def save_block_gates(model: nn.Module, path: str | Path, *, rounded: Round | Non
     """Write the block gates of a model, and nothing else of it.
 
     Args:
-        model: With gates, see :func:`language.seer.attach.attach_block_gates`.
+        model: With gates, see `language.seer.attach.attach_block_gates`.
         path: A ``.safetensors`` file. Its metadata hold kind and block of the gates, the tokens of
             the sequences that they learned from (``context``), and the fingerprint of the base, see
-            :func:`language.hf.gate_file.fingerprint`.
+            `language.hf.gate_file.fingerprint`.
         rounded: Rounds the parameters, such as ``harness.files.rounding.in_8_bits``.
 
     Returns:
@@ -59,7 +59,7 @@ def load_block_gates(model: nn.Module, path: str | Path) -> dict[str, BlockGate]
     Args:
         model: The base that they were distilled from, with gates of the same kind and block or
             without.
-        path: What :func:`save_block_gates` has written.
+        path: What `save_block_gates` has written.
 
     Returns:
         The gates by the names of their attention modules.

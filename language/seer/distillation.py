@@ -102,7 +102,7 @@ class RecordLoader(TrainingLoader):
         load: Reads what was recorded of a sequence.
         count: Number of sequences.
         batch_size: Sequences of a step over all ranks.
-        **options: See :class:`language.data.TrainingLoader`.
+        **options: See `language.data.TrainingLoader`.
     """
 
     def __init__(self, load: Load, count: int, batch_size: int, **options: Any) -> None:

@@ -57,7 +57,7 @@ def attention_map(gate: BlockGate, seen: Seen) -> Tensor:
 
 
 def static_scores(gate: BlockGate, seen: Seen, maps: Mapping[str, Tensor]) -> Tensor:
-    """Score by a mean of :func:`attention_map`, by layer: where blocks lie is all it knows."""
+    """Score by a mean of `attention_map`, by layer: where blocks lie is all it knows."""
     found = maps[gate.name].to(seen.q.device)
     if isinstance(gate.gate, DecodeAttnGate):
         found = found[:, rows_of(seen.q.shape[2]).to(found.device) // gate.gate.block_size]

@@ -44,7 +44,7 @@ class StreamedModel(nn.Module):
         caches: Sequence[Any],
         last: bool,  # noqa: ARG002
     ) -> Tensor:
-        """Return the logits of the next token (B, 1, V); see :meth:`language.decoder.Decoder`."""
+        """Return the logits of the next token (B, 1, V); see `language.decoder.Decoder`."""
         here = torch.ones_like(tokens) if padding_mask is None else (~padding_mask).long()
         seen = here if self._seen is None else torch.cat([self._seen, here], 1)
         positions = (seen.cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :]

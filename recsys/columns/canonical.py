@@ -196,7 +196,7 @@ def canonical(column: pl.Series, kind: Kind) -> pl.Series:
 
     Args:
         column: (N,) integers, floats, decimals, booleans, strings or categories.
-        kind: ``integer``: negative where missing, :data:`UNREADABLE` where it is no integer;
+        kind: ``integer``: negative where missing, `UNREADABLE` where it is no integer;
             ``string``: empty where missing.
 
     Raises:
@@ -210,7 +210,7 @@ def canonical(column: pl.Series, kind: Kind) -> pl.Series:
 
 
 def keys_of(values: pl.Series) -> tuple[Keys, NDArray[np.bool_]]:
-    """Return 64 bits that stand for each of the :func:`canonical` values, and where one is missing.
+    """Return 64 bits that stand for each of the `canonical` values, and where one is missing.
 
     Returns:
         Integers as they are or hashes of strings (N,); (N,) true where missing.
@@ -222,7 +222,7 @@ def keys_of(values: pl.Series) -> tuple[Keys, NDArray[np.bool_]]:
 
 
 def keys_of_ids(column: pl.Series, *, checked: bool = True) -> tuple[Keys, NDArray[np.bool_]]:
-    """Return :func:`keys_of` a column that tells whose a row is, in the kind of its type.
+    """Return `keys_of` a column that tells whose a row is, in the kind of its type.
 
     Args:
         column: (N,) integers or text.
@@ -331,7 +331,7 @@ def holds_times(column: pl.Series) -> bool:
 
 
 def _seconds(column: pl.Series) -> pl.Series:
-    """Return times (N,) in whole seconds since 1970, see :func:`part_of`."""
+    """Return times (N,) in whole seconds since 1970, see `part_of`."""
     if column.dtype in (pl.Date, pl.Datetime):
         return column.dt.epoch("s")
     number, (first, last), read = canonical(column, "integer"), SECONDS, []

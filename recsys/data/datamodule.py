@@ -55,7 +55,7 @@ class PackedRows:
     def of(
         cls, table: pl.DataFrame, transform: FeatureTransform, *, labels: bool = True
     ) -> PackedRows:
-        """Return the encoded rows of a table, see :meth:`FeatureTransform.batch`.
+        """Return the encoded rows of a table, see `FeatureTransform.batch`.
 
         Raises:
             GatesError: A column is missing or has values that cannot be read.
@@ -330,7 +330,7 @@ class TableDataModule(PartsDataModule):
         return (*of_rows(self.tables), *self._seen, *leaks)
 
     def table(self, part: Part) -> pl.DataFrame:
-        """Return the raw rows of a part, in the order of :meth:`rows`."""
+        """Return the raw rows of a part, in the order of `rows`."""
         return self.tables.part(part)
 
     def rows(self, part: Part) -> PackedRows:

@@ -89,7 +89,7 @@ class Giveaway(NamedTuple):
 def find_giveaways(table: pl.DataFrame, schema: FeatureSchema) -> list[Giveaway]:
     """Return the features one of whose values implies a label, users and items aside.
 
-    See :func:`recsys.data.leaks.implied_labels`.
+    See `recsys.data.leaks.implied_labels`.
 
     Args:
         table: Training rows.

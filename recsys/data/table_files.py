@@ -179,7 +179,7 @@ def read_text(path: Path, name: str, *, missing: Sequence[str] = ()) -> pl.Serie
     """Return a column as it is written, such as ``007``, though all its values may be numbers.
 
     Args:
-        path: A file that :func:`read_csv` has read.
+        path: A file that `read_csv` has read.
         name: Name of the column.
         missing: Further words that are null.
     """
@@ -202,7 +202,7 @@ def _without_spaces(column: pl.Series, missing: Sequence[str]) -> pl.Series:
 
 
 def line_of(path: Path, row: int) -> int:
-    """Return the line, from 1, on which a row begins that :func:`read_csv` has read."""
+    """Return the line, from 1, on which a row begins that `read_csv` has read."""
     _, separator = read_header(path)
     with opened(path) as file:
         reader = csv.reader(file, delimiter=separator)

@@ -28,7 +28,7 @@ from recsys.models.net import ExpertLayer, MultiTaskNet
 
 
 class Labeled(Protocol):
-    """What every batch has, such as :class:`recsys.inputs.Batch`."""
+    """What every batch has, such as `recsys.inputs.Batch`."""
 
     @property
     def labels(self) -> Tensor: ...  # noqa: D102
@@ -86,9 +86,9 @@ def diagnose(
     """Return the report of the experts of a model, in evaluation mode; it stays as it was.
 
     Args:
-        model: A network, a ranker, or any module that holds a :class:`MultiTaskNet`.
+        model: A network, a ranker, or any module that holds a `MultiTaskNet`.
         batches: Rows to measure; always the same ones, for reports to be compared. Those of a
-            ranker are ``Batch``, those of a network :class:`Rows`.
+            ranker are ``Batch``, those of a network `Rows`.
         losses: Loss of every task, for the gradients.
         forward: From a batch to logits (B, T); by default that of a ranker or network.
         gradients: Whether to compute the gradients that tasks send to experts: one backward pass
@@ -287,7 +287,7 @@ class ExpertReportCallback(Callback):
     """Log the faults of experts every few steps, on the same rows each time.
 
     Figures are named ``experts/zero_rate_max`` and so on, those of
-    :meth:`~recsys.diagnosis.expert_report.ExpertReport.summary`. Training is not changed: the rows
+    `recsys.diagnosis.expert_report.ExpertReport.summary`. Training is not changed: the rows
     pass through the model in evaluation mode, without randomness. Every rank measures its own
     rows, since sharded tables need all ranks; the figures of the first rank are logged.
 

@@ -86,7 +86,7 @@ class EmbeddingBank(nn.Module):
     """The embedding tables of a schema, those of one width stacked, one gather per width.
 
     Gradients are sparse, of the rows that a batch touches, so that with
-    :class:`~recsys.embedding.row_wise_adagrad.RowWiseAdagrad` the time of a step does not depend on
+    `recsys.embedding.row_wise_adagrad.RowWiseAdagrad` the time of a step does not depend on
     the size of the tables. A row that occurs several times in a batch is gathered several times and
     its gradients are summed once, by the optimizer: finding distinct rows first costs more than the
     gather. Vectors of different widths are concatenated as they are.
@@ -97,7 +97,7 @@ class EmbeddingBank(nn.Module):
         std: Standard deviation of the initial values; halves of a quotient-remainder table have its
             square root, their product has it.
         sharded: Whether each rank holds a part of the rows from the start, for tables that no rank
-            could hold whole; see :class:`~recsys.embedding.sharded_tables.ShardedTables`.
+            could hold whole; see `recsys.embedding.sharded_tables.ShardedTables`.
         device: Device of the tables.
         dtype: Floating dtype of the tables.
 
@@ -106,7 +106,7 @@ class EmbeddingBank(nn.Module):
         sizes: Rows by name of the table.
         out_dim: Features of all vectors of a row, Σ dims.
         is_spread: Whether the ranks exchange rows or gradients by themselves; see
-            :func:`recsys.embedding.bank.spread`.
+            `recsys.embedding.bank.spread`.
 
     Shape:
         ``rows`` (B, F), int64; to (B, out_dim).
@@ -210,7 +210,7 @@ class EmbeddingBank(nn.Module):
         return self._numbers[name]
 
     def parts(self, part: str) -> tuple[int, ...]:
-        """Return the numbers of the features of a part, see :meth:`gather`."""
+        """Return the numbers of the features of a part, see `gather`."""
         return tuple(
             i
             for i, field in enumerate(self.fields)
@@ -218,7 +218,7 @@ class EmbeddingBank(nn.Module):
         )
 
     def tables(self) -> list[nn.Parameter]:
-        """Return the stacked tables, for :class:`RowWiseAdagrad`."""
+        """Return the stacked tables, for `RowWiseAdagrad`."""
         return list(self.stacks.parameters())
 
     def named_tables(self) -> dict[str, Tensor]:
@@ -237,7 +237,7 @@ class EmbeddingBank(nn.Module):
 
     @torch.no_grad()
     def load_named_tables(self, tables: Mapping[str, Tensor]) -> None:
-        """Take the values of :meth:`named_tables`, of all tables and on one process.
+        """Take the values of `named_tables`, of all tables and on one process.
 
         Raises:
             ValueError: A table is absent, or has another shape.
@@ -358,10 +358,10 @@ def spread(module: nn.Module, how: Spread = "replicated", group: Group = None) -
     - ``replicated``: all tables on each rank; after each backward pass the ranks exchange the rows
       that they touched, and each has the mean of the gradients. ``DistributedDataParallel`` can do
       the same by itself, but with gloo only, which alone reduces sparse gradients.
-    - ``sharded``: see :class:`~recsys.embedding.sharded_tables.ShardedTables`.
+    - ``sharded``: see `recsys.embedding.sharded_tables.ShardedTables`.
 
     Args:
-        module: A :class:`~recsys.ranker.Ranker`, or anything that contains banks.
+        module: A `recsys.ranker.Ranker`, or anything that contains banks.
         how: Whether each rank has all tables or a part.
         group: Process group; all ranks if None.
 

@@ -90,7 +90,7 @@ class RowWiseAdagrad(Optimizer):
         return packed
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take settings and accumulators of :meth:`state_dict`; their dtype is kept."""
+        """Take settings and accumulators of `state_dict`; their dtype is kept."""
         super().load_state_dict(state_dict)
         tables = self._tables()
         for number, entry in state_dict["state"].items():

@@ -78,7 +78,7 @@ class ShardedTables(nn.Module):
     rows to look up, also none, but all must look up, and run the backward pass, equally often. The
     gradient of a row is the mean over the ranks, as ``DistributedDataParallel`` makes it of all
     other parameters; that class must be told to ignore the tables, see
-    :func:`recsys.embedding.bank.spread_names`.
+    `recsys.embedding.bank.spread_names`.
 
     The state holds whole tables: it is gathered when it is read, which every rank must do, and each
     rank takes its own rows when it is loaded, so that files fit any number of ranks.

@@ -155,7 +155,7 @@ def margin_bars(
     networks: Collection[str],
     test: Batch,
 ) -> list[Bar]:
-    """Return the bars of :attr:`Claims.margins`; what was not measured is NaN, and missed.
+    """Return the bars of `Claims.margins`; what was not measured is NaN, and missed.
 
     Args:
         margins: See there.
@@ -245,7 +245,7 @@ def fault_bars(rows: Sequence[Row], collapsed: Sequence[str], healthy: Sequence[
     What was not measured, such as the experts of a network without any, is NaN, and missed.
 
     Args:
-        rows: Of :func:`fault_rows`.
+        rows: Of `fault_rows`.
         collapsed: Methods with an expert that is nearly always zero and one on another scale.
         healthy: Methods without.
     """
@@ -385,12 +385,12 @@ class CrossEstimate(NamedTuple):
 def cross_estimates(logs: Mapping[str, pl.DataFrame]) -> list[CrossEstimate]:
     """Return the click rate of every policy, estimated from the log of each other one.
 
-    Rows count as independent, and no weight is clipped. See :func:`action_probabilities` for the
+    Rows count as independent, and no weight is clipped. See `action_probabilities` for the
     probability of an item under a policy.
 
     Args:
         logs: Name of a policy -> its log, with ``item_id``, ``position``, ``click`` and
-            ``propensity_score``, as in :meth:`recsys.data.readers.OpenBandit.log`.
+            ``propensity_score``, as in `recsys.data.readers.OpenBandit.log`.
 
     Raises:
         GatesError: A log lacks a column or has no row.

@@ -61,7 +61,7 @@ class Contest:
 
     Attributes:
         methods: Name of a network in the tables -> its ``net`` and ``options`` (see
-            :func:`recsys.models.build`), further ``settings`` that differ from those of the
+            `recsys.models.build`), further ``settings`` that differ from those of the
             configuration by their dotted names, and ``sized: false`` to keep its width. With
             ``start``, rates and penalties by dotted name, a ``Linear`` with these is trained first,
             from which ``Linear`` or ``WideAndDeep`` starts. Without any, the network of the
@@ -229,7 +229,7 @@ class Splits:
     Args:
         contest: Who takes part.
         settings: Of the configuration, by dotted name.
-        folds: Splits whose test rows are pooled, see :func:`folds_of`.
+        folds: Splits whose test rows are pooled, see `folds_of`.
         places: Where files are, by dotted name of the setting.
         during: Shows that a long step is at work.
     """

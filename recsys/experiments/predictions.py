@@ -118,7 +118,7 @@ def summed_log_loss_of(rows: Batch, found: Probabilities) -> float:
 def scores_of(
     rows: Batch, found: Probabilities, tasks: Sequence[str], *, exact_auc: bool = False
 ) -> dict[str, Scores]:
-    """Return the scores of predictions, for :func:`harness.evidence.compare`.
+    """Return the scores of predictions, for `harness.evidence.compare`.
 
     Args:
         rows: With labels, masks, weights and users.
@@ -323,7 +323,7 @@ def slices_of(tables: Sequence[RankingTables], random: str = "") -> dict[str, np
         random: Column that is not 0 where an item was shown at random; none if it is absent.
 
     Returns:
-        See :func:`recsys.metrics.standard_slices`; nothing for data without user or item.
+        See `recsys.metrics.standard_slices`; nothing for data without user or item.
     """
     schema = tables[0].schema
     if not schema.user or not schema.item:

@@ -39,7 +39,7 @@ def reliability_figure(
     written above it. The interval of a frequency is that of independent rows (Wilson, 1927).
 
     Args:
-        tasks: Name to its bins, by :func:`recsys.metrics.reliability`.
+        tasks: Name to its bins, by `recsys.metrics.reliability`.
         title: Heading.
         note: Small print below it.
 
@@ -121,7 +121,7 @@ def importance_figure(
     Fields whose importance is written as zero are counted, not drawn.
 
     Args:
-        found: By :func:`recsys.diagnosis.permutation_importance`; the first 30 are
+        found: By `recsys.diagnosis.permutation_importance`; the first 30 are
             shown.
         tasks: Tasks with a separate panel, next to that of their sum.
         title: Heading.

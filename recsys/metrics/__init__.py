@@ -1,7 +1,7 @@
 """Metrics of ranking, calibration and off-policy evaluation, on arrays.
 
-What an evaluation scores is :func:`task_scores`, task by task, and :func:`summed_log_loss`; their
-figures become rows in :mod:`recsys.experiments.predictions`.
+What an evaluation scores is `task_scores`, task by task, and `summed_log_loss`; their
+figures become rows in `recsys.experiments.predictions`.
 """
 
 from recsys.metrics.off_policy import (

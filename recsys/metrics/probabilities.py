@@ -186,7 +186,7 @@ def grouped(found: UserAUC) -> GroupedAUC:
 def user_auc(
     scores: ArrayLike, labels: ArrayLike, users: ArrayLike, weights: ArrayLike | None = None
 ) -> UserAUC:
-    """Return the AUC and the weight of every user; see :func:`gauc`."""
+    """Return the AUC and the weight of every user; see `gauc`."""
     values, positive, given = binary_rows(scores, labels, weights)
     names, index = numbered_users(users, len(values))
     order = np.argsort(values)
@@ -315,7 +315,7 @@ def normalized_entropy(
 
 
 def losses(probs: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """Return −log p(label) of every row, in nats; see :data:`EPS`.
+    """Return −log p(label) of every row, in nats; see `EPS`.
 
     Args:
         probs: (...).

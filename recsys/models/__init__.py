@@ -63,10 +63,10 @@ def network(name: str) -> type[MultiTaskNet]:
     """Return the class of a network.
 
     Args:
-        name: One of :data:`MODELS`, or the place of another class: ``package.module.Name``.
+        name: One of `MODELS`, or the place of another class: ``package.module.Name``.
 
     Raises:
-        GatesError: There is no network of that name, or the class is no :class:`MultiTaskNet`.
+        GatesError: There is no network of that name, or the class is no `MultiTaskNet`.
     """
     if name in MODELS:
         return MODELS[name]
@@ -114,7 +114,7 @@ def build(
     """Return a network.
 
     Args:
-        name: As for :func:`network`.
+        name: As for `network`.
         options: Its options by name, plain values of JSON.
         input_dim: Inputs D of a row.
         tasks: What is predicted.
@@ -163,7 +163,7 @@ def sized(
     experts and all else stay. The width nearest to the target is taken.
 
     Args:
-        name: As for :func:`recsys.models.network`.
+        name: As for `recsys.models.network`.
         options: Its options; widths that are missing are those of the network by default.
         input_dim: Inputs D of a row.
         tasks: What is predicted.

@@ -324,7 +324,7 @@ class MMoE(MultiTaskNet):
 class OMoE(MMoE):
     """``h = Σ_e gate(v)_e E_e(v)``: one gate for all tasks (Ma et al., 2018, section 3).
 
-    Its options are those of :class:`MMoE`.
+    Its options are those of `MMoE`.
     """
 
     one_gate = True

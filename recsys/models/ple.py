@@ -203,7 +203,7 @@ class PLE(LeveledNet):
 class CGC(PLE):
     """Customized gate control: PLE with one level (Tang et al., 2020, section 4.1).
 
-    Its options are those of :class:`PLE` without ``levels``.
+    Its options are those of `PLE` without ``levels``.
     """
 
     def __init__(

@@ -17,22 +17,22 @@ from recsys.schema import Labels
 class WideAndDeep(Linear):
     """``logit_t = w_t v + b_t + Deep_t(v)`` (Cheng et al. 2016, arXiv 1606.07792).
 
-    The last layer of the deep network starts at zero, so that all of it starts as :class:`Linear`:
+    The last layer of the deep network starts at zero, so that all of it starts as `Linear`:
     with a product among the inputs as a factorization machine, a trained one after
-    :meth:`recsys.ranker.Ranker.start_from`. With several sets of embeddings the linear model reads
+    `recsys.ranker.Ranker.start_from`. With several sets of embeddings the linear model reads
     the first.
 
     Args:
         input_dim: Inputs D of a row.
         tasks: What is predicted: tasks, their names, or names with categories.
-        deep: Name of the deep network, see :func:`recsys.models.network`.
+        deep: Name of the deep network, see `recsys.models.network`.
         deep_options: Its options by name.
         device: Device of the parameters.
         dtype: Floating dtype of the linear model.
 
     Raises:
         GatesError: There is no such network, it has no such option, it has no
-            :class:`~recsys.models.net.Towers`, or is linear, too.
+            `recsys.models.net.Towers`, or is linear, too.
         TypeError: ``deep`` is no text, or ``deep_options`` are no mapping.
     """
 

@@ -34,7 +34,7 @@ FILE, FORMAT = "transform.json", 1
 
 
 class Stored(NamedTuple):
-    """What a folder holds; see :class:`recsys.transform.FeatureTransform`."""
+    """What a folder holds; see `recsys.transform.FeatureTransform`."""
 
     schema: FeatureSchema
     fitted: Fitted
@@ -76,7 +76,7 @@ def write_folder(
 
 
 def read_folder(folder: Path) -> Stored:
-    """Return what :func:`write_folder` wrote.
+    """Return what `write_folder` wrote.
 
     Raises:
         GatesError: The folder is absent, incomplete, or of another format.
@@ -127,7 +127,7 @@ Keys = tuple[NDArray[np.int64], NDArray[np.bool_]]
 
 
 class Features(NamedTuple):
-    """Encoded features of N rows; columns as in :class:`recsys.inputs.Batch`.
+    """Encoded features of N rows; columns as in `recsys.inputs.Batch`.
 
     Attributes:
         sparse: (N, F) int64: sparse features, crossed ones, dense ones in buckets.
@@ -229,7 +229,7 @@ class FeatureTransform:
         return self.fit_batches([table])
 
     def fit_batches(self, tables: Iterable[pl.DataFrame]) -> FeatureTransform:
-        """Learn from training rows that do not fit into memory, see :meth:`fit`."""
+        """Learn from training rows that do not fit into memory, see `fit`."""
         fitting = _collected(self.schema, tables, self.missing)
         self.tables, self.scalers = fitting.tables(), fitting.scalers()
         self.fitted = fitting.fitted._replace(ranges=fitting.ranges())
@@ -242,7 +242,7 @@ class FeatureTransform:
         them.
 
         Raises:
-            GatesError: See :meth:`fit`.
+            GatesError: See `fit`.
         """
         self._check_fitted()
         fitting = _collected(self.schema, [table], self.missing)
@@ -334,11 +334,11 @@ class FeatureTransform:
         Args:
             table: N rows.
             labels: Whether the table has labels; without, they are 0 and no task counts.
-            fill_absent: See :meth:`encode`.
+            fill_absent: See `encode`.
             first_row: Rows before these; they number the users where no column does.
 
         Raises:
-            GatesError: See :meth:`encode`; or a label, the weight or the user is absent.
+            GatesError: See `encode`; or a label, the weight or the user is absent.
             RowError: A label is neither 0 nor 1, or a weight is negative.
         """
         if labels:
@@ -365,7 +365,7 @@ class FeatureTransform:
 
     @classmethod
     def load(cls, folder: Path) -> FeatureTransform:
-        """Return the transform that :meth:`save` wrote.
+        """Return the transform that `save` wrote.
 
         Raises:
             GatesError: The folder is absent, or no transform.

@@ -118,7 +118,7 @@ class MultiDigits(L.LightningDataModule):
     """Training batches of pairs, each drawn from the seed and the number of its step alone.
 
     Args:
-        sizes: Glyphs of each part, see :func:`glyphs`.
+        sizes: Glyphs of each part, see `glyphs`.
         num_steps: Batches.
         batch: Pairs of each.
         seed: Of the drawing.

@@ -25,7 +25,7 @@ class TwoDigitNetwork(L.LightningModule):
 
     Args:
         gate: Class of the gates.
-        options: See :func:`studies.digits.gate_recipes.build_gate`.
+        options: See `studies.digits.gate_recipes.build_gate`.
         losses: Weights of the auxiliary losses, means over both gates.
         learning_rate: Of Adam.
         num_steps: Of the training.

@@ -36,13 +36,13 @@ class BudgetModule(LanguageModule):
         model: The decoder.
         method: Its losses, masks, and when its gates freeze.
         learning_rate: The largest.
-        budget: FLOPs, see :func:`studies.evomoe.budget.step_flops`.
+        budget: FLOPs, see `studies.evomoe.budget.step_flops`.
         held_out: Windows (N, context + 1) that the loss is measured on.
         seed: Of the masks of spawned experts.
 
     Attributes:
         spent: FLOPs so far ().
-        curve: A row (20, 4) each time that another twentieth is spent: :data:`COLUMNS`; NaN where
+        curve: A row (20, 4) each time that another twentieth is spent: `COLUMNS`; NaN where
             it is not yet.
         seconds: CPU seconds of the updates until each row of the curve, kept in checkpoints aside
             from the state, which depends on no clock.
@@ -88,7 +88,7 @@ class BudgetModule(LanguageModule):
         self._elapsed, *self.seconds = checkpoint[SECONDS]
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        """Return the loss, see :class:`language.module.LanguageModule`, and count kept choices."""
+        """Return the loss, see `language.module.LanguageModule`, and count kept choices."""
         if int(self.spent) >= self.method.frozen_after * self.budget:
             self.losses = {}
             for block in self.model.blocks:

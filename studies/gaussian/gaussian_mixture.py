@@ -110,7 +110,7 @@ def gradient(
     Args:
         mixture: Where.
         x: Features (n, d).
-        found: Of :func:`likelihood`, there.
+        found: Of `likelihood`, there.
         activation: σ.
     """
     _, derivative = ACTIVATIONS[activation]

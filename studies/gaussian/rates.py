@@ -85,7 +85,7 @@ def errors_of(case: Case, sizes: Sequence[int], spread: float, repeat: int) -> d
         repeat: Number of the repeat, which seeds starts and samples.
 
     Returns:
-        ``errors`` (S, P) of :data:`ERRORS`, NaN where atoms and truth cannot be paired, and
+        ``errors`` (S, P) of `ERRORS`, NaN where atoms and truth cannot be paired, and
         ``slope`` (S,), the largest entry of the gradient at the end.
     """
     errors, slopes = [], []

@@ -23,7 +23,7 @@ def ridge_map(case: Case, num: int = 4000, seed: int = 0) -> Array:
     """Return the mean log-likelihood less that of the truth (slope, temperature).
 
     Args:
-        case: Whose truth is disturbed: β1 by a factor of :data:`FACTORS`, β0 and τ by another one,
+        case: Whose truth is disturbed: β1 by a factor of `FACTORS`, β0 and τ by another one,
             so that the diagonal is (λβ1, λβ0, λτ).
         num: Sample points.
         seed: Of the sample.
@@ -40,7 +40,7 @@ def ridge_figure(maps: Mapping[str, Array]) -> Figure:
     """Draw what is lost of the likelihood, a panel for each activation.
 
     Args:
-        maps: Activation -> :func:`ridge_map`.
+        maps: Activation -> `ridge_map`.
     """
     figure = new_figure(0.7 + len(maps) * (SIDE + GAP), SIDE + 1.5)
     for column, (name, lost) in enumerate(maps.items()):

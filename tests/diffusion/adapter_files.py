@@ -314,9 +314,9 @@ def write(names, kind, prefix="", *, layers=None, dtype=torch.float32, alpha=Tru
     """Draw a file of one dialect.
 
     Args:
-        names: Key of :data:`NAMES`.
-        kind: One of those that :func:`kinds_of` returns for the names.
-        prefix: One of :data:`PREFIXES`; one that ends with an underscore replaces dots.
+        names: Key of `NAMES`.
+        kind: One of those that `kinds_of` returns for the names.
+        prefix: One of `PREFIXES`; one that ends with an underscore replaces dots.
         layers: Number of layers that are drawn; all of them if None.
         dtype: That factors are stored in.
         alpha: Whether α is stored.

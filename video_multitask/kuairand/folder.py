@@ -234,7 +234,7 @@ class KuaiRand:
 
     Args:
         path: The folder of a release, its ``data`` folder, or one log as CSV or Parquet.
-        keep: Further columns of the log to keep, such as ``position``, or :meth:`further`.
+        keep: Further columns of the log to keep, such as ``position``, or `further`.
         drop_invalid: Leave out rows with wrong values instead of refusing the file.
 
     Attributes:
@@ -331,7 +331,7 @@ class KuaiRand:
         return self._side("video_features_basic", VIDEOS, "video_id")
 
     def overviews(self, *, strict: bool = False) -> Iterator[tuple[str, Overview]]:
-        """Yield the name and the :meth:`overview` of each log that exists."""
+        """Yield the name and the `overview` of each log that exists."""
         for which, parts in OVERVIEWS.items():
             if any(self.has(part) for part in parts):
                 yield which, self.overview(which, strict=strict)

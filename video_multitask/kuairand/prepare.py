@@ -49,7 +49,7 @@ def periods_of(split: str) -> Periods:
     alone, 22 to 28 April, 29 April to 1 May, 2 to 8 May.
 
     Args:
-        split: One of :data:`SPLITS`.
+        split: One of `SPLITS`.
 
     Raises:
         GatesError: The split is unknown.
@@ -62,7 +62,7 @@ def part_of(split: str) -> pl.Expr:
     """Return the part of each row: ``train``, ``validation``, ``test``, or null for none.
 
     Args:
-        split: See :func:`periods_of`.
+        split: See `periods_of`.
 
     Returns:
         Expression of ``date`` and ``is_rand``.
@@ -83,7 +83,7 @@ def split_log(parts: Iterable[pl.DataFrame], split: str) -> Split:
 
     Args:
         parts: Of the log; without ``is_rand`` all videos count as recommended.
-        split: One of :data:`SPLITS`.
+        split: One of `SPLITS`.
 
     Raises:
         GatesError: The split is unknown, or a part has no rows.

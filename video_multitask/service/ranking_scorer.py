@@ -282,7 +282,7 @@ def _values(
 
 
 class RankingScorer:
-    """Ranks candidates; a :class:`video_multitask.service.contract.Scorer`.
+    """Ranks candidates; a `video_multitask.service.contract.Scorer`.
 
     Args:
         model: Loaded.
@@ -322,7 +322,7 @@ class RankingScorer:
         refuse_infinite({"p": probabilities}, self.version)
 
     def read(self, content: Any, max_rows: int) -> Request:
-        """Check a request, see :mod:`video_multitask.service.ranking_scorer`."""
+        """Check a request, see `video_multitask.service.ranking_scorer`."""
         return self.reader.read(content, max_rows)
 
     def score(self, requests: Sequence[Request]) -> Arrays:
@@ -385,7 +385,7 @@ class RankingScorer:
 
         Args:
             request: N candidates.
-            unknown: (N, F), see :class:`recsys.table_scorer.Scored`.
+            unknown: (N, F), see `recsys.table_scorer.Scored`.
         """
         counts, stays = dict[str, int](), np.ones(len(request), np.bool_)
         for name, column in zip(self.tables.sparse_names, unknown.T, strict=True):

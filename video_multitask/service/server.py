@@ -225,7 +225,7 @@ class Service:
 
     Args:
         place: Folder, link or manifest, see
-            :func:`video_multitask.service.serving_model.find_model`.
+            `video_multitask.service.serving_model.find_model`.
         load: Loads a folder.
         limits: Of requests and batches.
         poll_s: Seconds between two looks at the folder.
@@ -415,7 +415,7 @@ def serve(
 
     Args:
         service: What is served; closed at the end.
-        bound: Of :func:`bind`.
+        bound: Of `bind`.
         tell: Called with the address, once clients may connect.
         grace_s: Seconds that requests have to end.
     """

@@ -201,7 +201,7 @@ def stamp(folder: Path) -> tuple[Any, ...]:
 class Models:
     """The model in service.
 
-    A thread looks at the folder (see :func:`find_model`). Another folder, or a changed one, that is
+    A thread looks at the folder (see `find_model`). Another folder, or a changed one, that is
     the same at two looks is loaded next to the model in service, warmed up and put in its place by
     one assignment; requests that the old one has read are finished by it. A folder that cannot be
     loaded, or whose model has another interface, so that clients would fail, is refused once,

@@ -135,11 +135,11 @@ class Simulated(NamedTuple):
     """A log and what belongs to it.
 
     Attributes:
-        log: Rows in time order: KuaiRand's 19 columns and those of :func:`.columns.log_columns`.
+        log: Rows in time order: KuaiRand's 19 columns and those of `.columns.log_columns`.
         users: KuaiRand's user table (31 columns).
         videos: KuaiRand's table of basic video features (12 columns).
         truth: True probabilities (n, 14), in the order of
-            :func:`video_multitask.feed.simulated_tasks`.
+            `video_multitask.feed.simulated_tasks`.
         world: What they were drawn from; ``world.oracle`` knows the probabilities of other rows.
     """
 
@@ -169,7 +169,7 @@ def simulate(
 ) -> Simulated:
     """Simulate a feed; the same arguments give the same bytes.
 
-    Logs that need not be in memory come from :meth:`.World.stream`.
+    Logs that need not be in memory come from `.World.stream`.
 
     Args:
         rows: Rows of the log, spread evenly over the days.
@@ -206,7 +206,7 @@ def export_kuairand(feed: Simulated, folder: str | Path, release: str = "simulat
     KuaiRand does not have come last.
 
     Args:
-        feed: Of :func:`.log.simulate`.
+        feed: Of `.log.simulate`.
         folder: It is replaced as a whole; ``data`` in it holds the files.
         release: Suffix of the file names.
 

@@ -122,7 +122,7 @@ class World:
     with the affinity a = max ⟨taste, factors⟩ + quality + bias over the tastes of the user, one by
     default, of mean 0 and variance 1 over what is shown. It is played for
     duration · exp(0.9 w − 0.7), from which the watch labels follow by the rules of
-    :mod:`video_multitask.feed`; interaction t happens with probability
+    `video_multitask.feed`; interaction t happens with probability
     σ(b_t + c_t w + taste A_t factors + author + propensity), of the taste that counts, where b_t
     gives the wanted base rate.
 

@@ -197,7 +197,7 @@ class KuaiRandStream(_Kind):
     Args:
         folder: Shards that ``gates video prepare`` has written, with its ``--history`` and
             ``--means`` where these options are used here.
-        split: See :class:`KuaiRandTables`.
+        split: See `KuaiRandTables`.
         history: Newest videos of the user, as a sequence; 0 for none.
         encoder: How they become one vector.
         means: Outcomes whose mean over the user's past is a feature.

@@ -201,7 +201,7 @@ class SimulatedFeed:
 
 
 class SimulatedStream:
-    """What :class:`~video_multitask.sources.simulated.SimulatedFeed` is, read from Parquet shards.
+    """What `video_multitask.sources.simulated.SimulatedFeed` is, read from Parquet shards.
 
     Args:
         folder: Of the shards, written by the first training that finds none there; a study

@@ -77,7 +77,7 @@ class ParquetStream(PartsDataModule):
     """Batches of Parquet shards, in bounded memory, that resume at the exact next one.
 
     Row groups are distributed over ranks and workers, rows shuffled within a window; see
-    :class:`~video_multitask.stream.loader.StreamPlan`. Vocabularies and scales are learned from the
+    `video_multitask.stream.loader.StreamPlan`. Vocabularies and scales are learned from the
     training days alone, in one pass, unless a transform is given or was kept next to the shards.
 
     Args:
@@ -210,7 +210,7 @@ class ParquetStream(PartsDataModule):
         return [file.sha256[:12] for file in self.parts["train"].files]
 
     def table(self, part: Part) -> pl.DataFrame:
-        """Return the raw rows of a part in memory, those of :meth:`batch`."""
+        """Return the raw rows of a part in memory, those of `batch`."""
         fraction = 1.0 if part == "train" else self.scored
         tables = self.parts[part].parts(columns_of(self.schema))
         return pl.concat([some_users(table, self.schema.user, fraction) for table in tables])

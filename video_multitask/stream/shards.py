@@ -191,7 +191,7 @@ def open_shards(folder: str | Path, *, verify: bool = False) -> Shards:
     """Open a folder of shards.
 
     Args:
-        folder: Of :func:`write_shards`.
+        folder: Of `write_shards`.
         verify: Compare the hashes of all files; sizes are always compared.
 
     Raises:

@@ -257,7 +257,7 @@ def write_climatology(
     attributes: dict[str, Any] | None = None,
     tick: Tick = no_tick,
 ) -> Path:
-    """Write :func:`daily_climatology` in the layout of WeatherBench 2, whole or not at all.
+    """Write `daily_climatology` in the layout of WeatherBench 2, whole or not at all.
 
     Variables (hour, dayofyear[, level], latitude, longitude), float32, under the names of the data,
     days of the year from 1; days without data are NaN.

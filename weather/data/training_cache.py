@@ -185,7 +185,7 @@ class FrameCache:
     Processes that get a copy open the files themselves.
 
     Args:
-        path: Folder that :func:`weather.data.training_cache.write_cache` wrote.
+        path: Folder that `weather.data.training_cache.write_cache` wrote.
 
     Attributes:
         channels: Its C channels.
@@ -370,7 +370,7 @@ def store_frames(
     """Read the frames of a store in blocks (N,C,H,W), and judge every one of them.
 
     Args:
-        dataset: Of :func:`weather.data.store.open_wb2`, without members or leads.
+        dataset: Of `weather.data.store.open_wb2`, without members or leads.
         channels: Variables and levels.
         positions: Which times, all if None.
 

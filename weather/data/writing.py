@@ -167,7 +167,7 @@ class StreamedStore:
     Writing the same values again leaves the same bytes.
 
     Args:
-        path: Folder of a store that :meth:`create` made.
+        path: Folder of a store that `create` made.
     """
 
     def __init__(self, path: Path) -> None:
@@ -241,7 +241,7 @@ class StreamedStore:
             self.write(name, upper[..., index, :, :, :].numpy(), where)
 
     def read_states(self, channels: ChannelSpec, where: Sequence[int | slice]) -> Tensor:
-        """Return what :meth:`write_states` wrote, float32."""
+        """Return what `write_states` wrote, float32."""
         surface = [self.read(name, where)[..., None, :, :] for name in channels.surface]
         upper = [self.read(name, where) for name in channels.upper]
         return torch.from_numpy(np.concatenate([*surface, *upper], axis=-3))

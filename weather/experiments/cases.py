@@ -59,7 +59,7 @@ class Situation(NamedTuple):
 
 
 class CaseExperiment(TunedExperiment, Generic[CaseT]):
-    """Tasks, methods and tuning on separate cases, see :class:`~.experiment.Experiment`.
+    """Tasks, methods and tuning on separate cases, see `.experiment.Experiment`.
 
     Attributes:
         caption: What is said of the case that is drawn.
@@ -226,7 +226,7 @@ class CaseScores(ABC, Generic[CaseT]):
         return tensors
 
     def take(self, work: Work, found: Mapping[str, Tensor]) -> None:
-        """Keep what :meth:`compute` returned."""
+        """Keep what `compute` returned."""
         key = work.task, work.method
         self.errors[key] = found["errors"]
         self.departures[key] = tuple(DepartureSums.from_tensors(found, f"{name}.") for name in SUMS)

@@ -102,7 +102,7 @@ def save_pictures(path: Path, pictures: Mapping[str, Tensor]) -> None:
 
 
 def load_pictures(path: Path) -> dict[str, Tensor]:
-    """Read what :func:`save_pictures` wrote; nothing where there is no file.
+    """Read what `save_pictures` wrote; nothing where there is no file.
 
     Raises:
         GatesError: The file is damaged.
@@ -212,7 +212,7 @@ class Checks(Protocol):
         """Return what a piece of the work found, a function of its arguments alone."""
 
     def take(self, work: Work, found: Mapping[str, Tensor]) -> None:
-        """Keep what :meth:`compute` returned, for rows and bars."""
+        """Keep what `compute` returned, for rows and bars."""
 
     def rows(self) -> list[Row]:
         """Return every figure."""
@@ -233,7 +233,7 @@ class Scores(Checks, Protocol):
     seeds: tuple[int, ...]
 
     def pictures(self) -> dict[str, Tensor]:
-        """Return what :meth:`Experiment.figures` draws."""
+        """Return what `Experiment.figures` draws."""
 
     def example(self) -> Example:
         """Return one analysis at the largest density, by the increment form if it is scored."""
@@ -351,7 +351,7 @@ class Experiment(ProblemSource, Protocol):
         """Return what a full evaluation shows beyond its scores, which were run before."""
 
     def figures(self, pictures: Mapping[str, Tensor]) -> list[tuple[str, Figure]]:
-        """Draw what :meth:`Scores.pictures` returned: captions and figures."""
+        """Draw what `Scores.pictures` returned: captions and figures."""
 
 
 UNMEASURED = "not measured: its networks are not trained"

@@ -92,7 +92,7 @@ class LeapfrogModel(nn.Module, ABC):
         grid: Grid of the state.
         channels: Channels of the state.
         time_step: Seconds; divides six hours. A member whose wind is too fast for it takes halves
-            or quarters of it for six hours, see :meth:`halvings`.
+            or quarters of it for six hours, see `halvings`.
         time_filter: Coefficient of the Robert-Asselin filter.
         settings: Everything that the model depends on, by name, for its description.
 

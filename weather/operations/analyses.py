@@ -213,7 +213,7 @@ class Assimilation:
         """Write the analyses as a WeatherBench-2 store whose attributes list their inputs.
 
         Args:
-            analyses: Of :meth:`analyze`.
+            analyses: Of `analyze`.
             path: Store to write.
             overwrite: Replace an existing store.
             made_by: Further attributes.

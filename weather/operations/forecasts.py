@@ -59,7 +59,7 @@ def find_forecast(name: str, model: AdasModule | None, channels: ChannelSpec) ->
 
     Args:
         name: ``model`` for the first forecast model of the configuration, or see
-            :func:`named_forecast`.
+            `named_forecast`.
         model: The module of the configuration.
         channels: Channels of the states.
 
@@ -276,7 +276,7 @@ def forecast_store(
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> Forecasts:
-    """Forecast from analyses of a store, see :func:`write_forecasts`.
+    """Forecast from analyses of a store, see `write_forecasts`.
 
     Args:
         analyses: WeatherBench-2 store.
@@ -291,7 +291,7 @@ def forecast_store(
 
     Raises:
         GatesError: The store holds forecasts, is on another grid than the model or lacks a start,
-            or see :func:`write_forecasts`.
+            or see `write_forecasts`.
     """
     leads.check(model.forecast)
     with open_wb2(analyses, model.channels) as dataset:

@@ -50,7 +50,7 @@ class LongCycle(Assimilation):
         overwrite: bool = False,
         made_by: Mapping[str, Any] | None = None,
     ) -> Reports:
-        """Write the cycle into a folder, see :func:`run_cycle`.
+        """Write the cycle into a folder, see `run_cycle`.
 
         Args:
             path: Folder that is written.

@@ -62,7 +62,7 @@ class LeftOut:
 
     @classmethod
     def of(cls, table: ObservationTable, channels: ChannelSpec, times: np.ndarray) -> "LeftOut":
-        """Return the count of one table, see :meth:`add`."""
+        """Return the count of one table, see `add`."""
         summary = cls()
         summary.add(table, channels, times)
         return summary

@@ -64,7 +64,7 @@ class AdasModule(L.LightningModule):
         hours: Length of one cycle.
         confidence_scale: Fraction of the background error that the confidence is relative to.
         background_error: Where the background error comes from: ``training`` or the
-            ``innovation``, see :class:`AdasAnalysis`.
+            ``innovation``, see `AdasAnalysis`.
 
     Attributes:
         arguments: What the module was made with, network and forecasts aside, to make a variant.
@@ -115,7 +115,7 @@ class AdasModule(L.LightningModule):
     def variant(
         self, form: str, *, learning_rate: float | None = None, weight_decay: float | None = None
     ) -> AdasModule:
-        """Return a fresh module of another form, see :data:`weather.models.adas.presets.FORMS`.
+        """Return a fresh module of another form, see `weather.models.adas.presets.FORMS`.
 
         Args:
             form: Name of the form.

@@ -53,8 +53,8 @@ class CorrectionModule(AdasModule):
 
     Args:
         network: Of the analysis.
-        forecasts: As for :class:`AdasModule`.
-        arguments: As for :class:`AdasModule`.
+        forecasts: As for `AdasModule`.
+        arguments: As for `AdasModule`.
     """
 
     source: CorrectionSource
@@ -76,7 +76,7 @@ class CorrectionModule(AdasModule):
 
         Args:
             module: Whose options it has.
-            form: Of the network, see :data:`weather.models.adas.presets.FORMS`.
+            form: Of the network, see `weather.models.adas.presets.FORMS`.
         """
         arguments = {**module.analysis.network.arguments, **FORMS[form]}
         for name in ("num_surface", "num_upper"):

@@ -177,7 +177,7 @@ LENGTH = ("total_steps", "_schedule_phases")
 
 
 class OneCycle(OneCycleLR):
-    """:class:`torch.optim.lr_scheduler.OneCycleLR` that keeps its own length when state is loaded.
+    """`torch.optim.lr_scheduler.OneCycleLR` that keeps its own length when state is loaded.
 
     The learning rate of a lengthened training continues on the longer cycle, at the same step.
     """

@@ -94,7 +94,7 @@ class ProblemSource(Protocol):
         """Make what is missing on disk; called on one process only."""
 
     def setup(self) -> None:
-        """Load what :meth:`prepare` made."""
+        """Load what `prepare` made."""
 
     def problem(self, step: int, timeline: int, *, validation: bool = False) -> AssimilationBatch:
         """Return one problem without batch dimension, a function of its arguments alone."""
@@ -169,7 +169,7 @@ class TimelineLoader(DataLoader[Any]):
 
 
 class TimelineDataModule(L.LightningDataModule):
-    """Training and validation samples by step and timeline, see :class:`AssimilationDataModule`.
+    """Training and validation samples by step and timeline, see `AssimilationDataModule`.
 
     Attributes:
         progress: Reports how far missing data have been made; silent at first.
@@ -247,7 +247,7 @@ class TimelineDataModule(L.LightningDataModule):
 
 
 class AssimilationDataModule(TimelineDataModule):
-    """Training and validation problems for :class:`weather.training.adas_module.AdasModule`.
+    """Training and validation problems for `weather.training.adas_module.AdasModule`.
 
     Args:
         source: Where the problems come from.
@@ -309,7 +309,7 @@ class TrajectorySource(Protocol):
         """Make what is missing on disk; called on one process only."""
 
     def setup(self) -> None:
-        """Load what :meth:`prepare` made."""
+        """Load what `prepare` made."""
 
     def num_times(self, *, validation: bool = False) -> int:
         """Return the number of states of every trajectory of a period."""

@@ -175,7 +175,7 @@ KINDS, RETENTION, BOTH = ("subject", "style"), "retention in unseen pairs", "bot
 
 
 def retained_of(kind: str) -> str:
-    """Return the metric of what is left of one of :data:`KINDS`."""
+    """Return the metric of what is left of one of `KINDS`."""
     return f"{kind}_log_loss_over_alone"
 
 

@@ -67,7 +67,7 @@ def learned(profile: str | None, setup: Setup) -> Profile | None:
 
     Raises:
         GatesError: ``--profile`` is given, and the setup does not use it; or see
-            :func:`language.offload.traces.read_trace`.
+            `language.offload.traces.read_trace`.
     """
     if profile is None:
         return None

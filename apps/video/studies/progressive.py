@@ -59,7 +59,7 @@ class States:
         result.save(folder)
 
     def load(self, folder: Path) -> DailyState:
-        """Read what :meth:`save` wrote.
+        """Read what `save` wrote.
 
         Raises:
             GatesError: A file is missing or damaged.

@@ -115,7 +115,7 @@ class MultiHeadEMA(nn.Module):
 
         Args:
             x: The token of every sequence (B, D).
-            state: States (B, D, n) after the tokens before it, from :meth:`state`.
+            state: States (B, D, n) after the tokens before it, from `state`.
 
         Returns:
             The average (B, D) and the states after this token.

@@ -85,7 +85,7 @@ def local_attention(
         causal: Whether later slots are hidden.
         weighting: How scores become weights.
         filled: True (B, N) at slots that may be attended to.
-        bias: Added to the scores, broadcastable to those of :func:`in_blocks`:
+        bias: Added to the scores, broadcastable to those of `in_blocks`:
             (B, blocks, window, span).
 
     Returns:
@@ -158,7 +158,7 @@ def distances(window: int, *, causal: bool, device: torch.device) -> Tensor:
 
 
 def check_attention(window: int, weighting: str) -> None:
-    """Refuse settings of :func:`local_attention`.
+    """Refuse settings of `local_attention`.
 
     Raises:
         ValueError: ``window`` is below 1 or ``weighting`` is unknown.

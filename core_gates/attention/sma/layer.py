@@ -201,7 +201,7 @@ class SeqBoatLayer(nn.Module):
         window: Farthest neighbor in attention, in active tokens.
         causal: Whether no token sees a later one.
         weighting: ``softmax`` or ``relu2``.
-        position: ``simple``, ``local`` or ``rotary``; see :class:`GatedAttentionUnit`.
+        position: ``simple``, ``local`` or ``rotary``; see `GatedAttentionUnit`.
         max_positions: Distances that the ``simple`` positions distinguish.
         truncation: Longest lag of the average, in tokens; None for all.
         tau_scale: First temperature of the configurator, in units of √D.

@@ -112,7 +112,7 @@ class NativeSteps(Steps):
     cpp = True
 
     def open(self, logits: Tensor, mixture: Tensor, v: Tensor, out: Tensor) -> None:
-        """Write the rescaled inputs of the runs, as :meth:`Steps.open` does."""
+        """Write the rescaled inputs of the runs, as `Steps.open` does."""
         tensors = [logits, *_parts(mixture), v, out]
         _run("open", tensors, [], logits, mixture)
 
@@ -127,7 +127,7 @@ class NativeSteps(Steps):
         *,
         first: bool,
     ) -> Tensor:
-        """Return the gradient of the logits, as :meth:`Steps.differentiate` does."""
+        """Return the gradient of the logits, as `Steps.differentiate` does."""
         tensors = [logits, *_parts(mixture), v, grad, of_v, *_parts(of_mixture)]
         _run("differentiate", tensors, [int(first)], logits, mixture)
         return logits

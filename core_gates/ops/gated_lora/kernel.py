@@ -198,7 +198,7 @@ def _shared_grads_kernel(
     """Write, for one adapter and one stretch of tokens, the gradients of what the tokens share.
 
     ``grad_up`` (S, K, R, D) and ``grad_coefficients`` (S, K, 5, D) are to be summed over the S
-    stretches; ``sums`` is that of :func:`_row_sums_kernel`.
+    stretches; ``sums`` is that of `_row_sums_kernel`.
     """
     cols = tl.program_id(0) * FEATURES + tl.arange(0, FEATURES)
     k = tl.program_id(1)

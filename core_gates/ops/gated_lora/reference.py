@@ -122,7 +122,7 @@ def mix_backward(
     ranks: Sequence[int],
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of :func:`forward` for a block of tokens, summed over it where shared.
+    """Return the gradients of `forward` for a block of tokens, summed over it where shared.
 
     Those with respect to ``up`` and ``coefficients`` stay in the dtype of the accumulation.
     """

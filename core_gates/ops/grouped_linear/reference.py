@@ -17,7 +17,7 @@ def forward(
     activation: str = "identity",
     gated: bool = False,
 ) -> Tensor:
-    """Return the rows of every group times its weight; see :func:`op.grouped_linear`.
+    """Return the rows of every group times its weight; see `op.grouped_linear`.
 
     The weights are taken apart by ``unbind``: indexing them in a loop would allocate a gradient of
     all of them for every group.

@@ -143,7 +143,7 @@ def grouped_mlp(
     """Return ``act(row @ first[e].T + bias) @ down[e].T + bias`` for the rows of every group e.
 
     Groups, ``counts``, ``gather``, ``gated`` and autocast are those of
-    :func:`~core_gates.ops.grouped_linear.op.grouped_linear`, which computes both maps on CUDA, in
+    `core_gates.ops.grouped_linear.op.grouped_linear`, which computes both maps on CUDA, in
     float64 and for few rows. Elsewhere the maps of a group follow each other, so that its hidden
     values stay in the cache. Second derivatives exist in float64 only.
 

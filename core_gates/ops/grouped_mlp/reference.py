@@ -16,7 +16,7 @@ def forward(
     activation: str = "silu",
     gated: bool = False,
 ) -> Tensor:
-    """Return the rows of every group after both of its maps; see :func:`op.grouped_mlp`."""
+    """Return the rows of every group after both of its maps; see `op.grouped_mlp`."""
     hidden = grouped_linear(
         x, first, counts, bias=first_bias, activation=activation, gated=gated, gather=gather
     )

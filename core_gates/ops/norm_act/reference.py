@@ -70,7 +70,7 @@ def backward(
 ) -> Gradients:
     """Return the gradients of x, offset, weight, bias, mean and variance.
 
-    The statistics are those that :func:`forward` returned. If ``by_batch`` they are no inputs, and
+    The statistics are those that `forward` returned. If ``by_batch`` they are no inputs, and
     the offset does not matter: these three gradients are zero.
     """
     acc = accumulation_dtype(x, mean)

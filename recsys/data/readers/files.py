@@ -81,7 +81,7 @@ class Part(NamedTuple):
 
         All columns of CSV are strings, whatever they hold, so that a block cannot decide about a
         type; spaces around them do not count, and an empty field is null. Otherwise text is read
-        as :func:`recsys.data.table_files.read_csv` does, blank lines as well.
+        as `recsys.data.table_files.read_csv` does, blank lines as well.
 
         Args:
             columns: Those that are read.
@@ -220,7 +220,7 @@ def read_table(
 
     Args:
         path: ``*.parquet``, ``*.csv`` or ``*.tsv``, see
-            :func:`recsys.data.table_files.read_csv`; or a folder of such files at any depth.
+            `recsys.data.table_files.read_csv`; or a folder of such files at any depth.
         schema: What columns are needed and what they hold; each cell of theirs is checked.
             Histories in text are split at ``|``.
         columns: What columns are needed; all of the first file by default.

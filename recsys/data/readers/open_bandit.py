@@ -73,7 +73,7 @@ class OpenBandit:
         """Return all rows of the policy in their order, with ``time_ms`` (Unix milliseconds).
 
         Raises:
-            GatesError: See :meth:`read`.
+            GatesError: See `read`.
         """
         table = read_table(self.path, columns=[*COLUMNS, *USER])
         if self.policy != "all":

@@ -26,7 +26,7 @@ class OwnTable:
     """A Parquet or CSV file, or a folder of them, with whatever columns it has.
 
     Attributes:
-        path: The rows, see :func:`recsys.data.readers.files.read_table`.
+        path: The rows, see `recsys.data.readers.files.read_table`.
         labels: Columns with 0 and 1 that are predicted, and of numbers next to them; or name to
             category. Not needed with a schema.
         user: Column of the user; each row its own if empty.
@@ -34,7 +34,7 @@ class OwnTable:
         time: Column that orders the rows.
         weight: Column of sample weights.
         drop: Columns that must not be features, such as what happens after the label.
-        schema: The schema as a mapping, as :meth:`FeatureSchema.to_dict` returns and a drafted one
+        schema: The schema as a mapping, as `FeatureSchema.to_dict` returns and a drafted one
             can be written down; drafted from the training rows if None.
         split: By ``time``, by the hash of the ``user`` or of the ``row`` number; by time if there
             is such a column by default, else by user, else by row.

@@ -148,7 +148,7 @@ def models():
 
 @pytest.fixture(scope="session")
 def gate_names():
-    """Renames the gates of published weights to where :func:`inject_gates` puts them."""
+    """Renames the gates of published weights to where `inject_gates` puts them."""
 
     def rename(name):
         name = name.replace("fsag_rgb_ls1", "attn.proj.gate.logits")

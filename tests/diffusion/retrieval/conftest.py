@@ -93,7 +93,7 @@ def words():
 
 @pytest.fixture(scope="session")
 def zoo():
-    """``zoo(concepts, seeds)``: see :func:`concept_adapters`."""
+    """``zoo(concepts, seeds)``: see `concept_adapters`."""
     return concept_adapters
 
 

@@ -6,7 +6,7 @@ from apps.main import App, main
 
 def test_the_help_of_a_class_is_plain_too(toy, capsys, monkeypatch):
     class Part:
-        """A part, see :class:`toy.ToyModule`.
+        """A part, see `toy.ToyModule`.
 
         Args:
             size: Its ``size``.

@@ -65,7 +65,7 @@ class EnsembleScores(CaseScores[Case]):
         return {**tensors, "errors": tensors["errors"].mean(0)}
 
     def take(self, work: Work, found: Mapping[str, Tensor]) -> None:
-        """Keep what :meth:`compute` returned."""
+        """Keep what `compute` returned."""
         super().take(work, {**found, "errors": found["errors"][None]})
 
     def draws(self, task: str) -> Resamples:
@@ -201,7 +201,7 @@ class Era5EnsembleSource(EnsembleSample, CaseExperiment[Case]):
         return self.task_background_sd[kind_of(task)]
 
     def store(self, folder: Path) -> Path:
-        """Return where :meth:`make` writes the sample."""
+        """Return where `make` writes the sample."""
         return folder / STORE
 
     def make(self, folder: Path, progress: Progress = silent) -> Iterator[Path]:  # noqa: ARG002

@@ -60,7 +60,7 @@ SEEDS = (0, 1, 2)  # of the networks that share a setting
 
 
 class OsseExperiment(TwinExperiment):
-    """Tasks, methods, tuning and scores, see :class:`~..experiment.Experiment`.
+    """Tasks, methods, tuning and scores, see `..experiment.Experiment`.
 
     Args:
         world: Nature, forecast models and observation errors; its members for training, tuning and

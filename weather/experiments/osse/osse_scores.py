@@ -185,7 +185,7 @@ class OsseScores(CycledScores):
         return outputs | self.times(task, work.method, alone, self._built(task, INTERPOLATION))
 
     def take(self, work: Work, found: Mapping[str, Tensor]) -> None:
-        """Keep what :meth:`compute` returned."""
+        """Keep what `compute` returned."""
         if work.task == SINGLE:
             self.reports[work.method] = found["ratios"], found["timelines"]
             return

@@ -43,7 +43,7 @@ PERIODS = ("training", "validation", "held_out")
 
 
 class ReanalysisData:
-    """Truth and backgrounds of a user's store, see :class:`~.source.ReanalysisSource`.
+    """Truth and backgrounds of a user's store, see `.source.ReanalysisSource`.
 
     Attributes:
         find_model: Returns a forecast model by its name; needed for backgrounds of a model while
@@ -111,7 +111,7 @@ class ReanalysisData:
         return roles
 
     def pairs(self, period: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return positions (N,) of truths, and of their backgrounds in :attr:`backgrounds`."""
+        """Return positions (N,) of truths, and of their backgrounds in `backgrounds`."""
         positions: np.ndarray = getattr(self.periods, period)
         if self.background.kind == "earlier":
             starts = self.background.starts(self.times, self._roles)[positions]
@@ -295,7 +295,7 @@ class ReanalysisData:
         return self.times[self.cached_times]
 
     def background_states(self, times: np.ndarray) -> Tensor:
-        """Return the backgrounds (N,C,H,W) of some of :attr:`background_times`."""
+        """Return the backgrounds (N,C,H,W) of some of `background_times`."""
         if self.background.kind == "earlier":
             places = self.background.starts(self.times)[np.searchsorted(self.times, times)]
         else:

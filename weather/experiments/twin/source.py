@@ -168,7 +168,7 @@ def load_recording(path: Path, origin: str) -> Recording:
 
 
 class TwinSource(TwinExperiment):
-    """Problems for :class:`weather.training.adas_module.AdasModule` from a :class:`TwinWorld`.
+    """Problems for `weather.training.adas_module.AdasModule` from a `TwinWorld`.
 
     Stage 1 draws recorded backgrounds of a tuned OI cycle at random. Stage 2 deals every timeline
     contiguous blocks: the first background is recorded, the others are the module's own forecasts.

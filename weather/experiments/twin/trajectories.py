@@ -17,7 +17,7 @@ SAMPLE, VALIDATION = 11, 12  # keys of random numbers
 
 
 class NatureTrajectories:
-    """Three successive states of a training member of a :class:`TwinWorld`.
+    """Three successive states of a training member of a `TwinWorld`.
 
     The forecast model learns from the members that networks train on, and is validated on those of
     the validation period; it sees none of the tuning and test periods.

@@ -57,7 +57,7 @@ def score_cycle(
     Returns:
         ``analysis`` (T,B,C), the RMSE of every analysis (ensemble mean) in the units of the
         channels; ``lost`` (B,), True where the cycle left the truth and was stopped; and the sums
-        of the departures, see :class:`weather.metrics.DepartureSums`.
+        of the departures, see `weather.metrics.DepartureSums`.
     """
     lost = torch.zeros(truth.shape[1], dtype=torch.bool)
     analyses = []
@@ -206,7 +206,7 @@ def settled(found: dict[str, Tensor], climatological_sd: Tensor) -> Tensor:
     A lost timeline counts as climatology: as the climatological standard deviation.
 
     Args:
-        found: Tensors of :meth:`TwinCycles.run`.
+        found: Tensors of `TwinCycles.run`.
         climatological_sd: (C,).
     """
     analysis = found["analysis"]

@@ -37,7 +37,7 @@ MEMBERS = 20
 
 
 class TwinExperiment(TunedExperiment):
-    """Tasks, methods, tuning and scores of a world, see :class:`~..experiment.Experiment`.
+    """Tasks, methods, tuning and scores of a world, see `..experiment.Experiment`.
 
     Args:
         world: Nature, forecast models and observation errors.

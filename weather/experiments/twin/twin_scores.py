@@ -149,7 +149,7 @@ class TwinScores(CycledScores):
         return [built(self.settings, classical(self.methods(work.task), work.method), work.task)]
 
     def take(self, work: Work, found: Mapping[str, Tensor]) -> None:
-        """Keep what :meth:`compute` returned."""
+        """Keep what `compute` returned."""
         self.keep(work.task, work.method, found, self.timelines)
 
     def rows(self) -> list[Row]:

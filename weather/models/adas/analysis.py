@@ -25,7 +25,7 @@ _WITHOUT_EFFECT = ("drop_path", "recompute")  # arguments that do not change wha
 
 
 class AdasAnalysis(nn.Module):
-    """Wrap :class:`Adas` with its units, so that it can replace OI or the LETKF in a cycle.
+    """Wrap `Adas` with its units, so that it can replace OI or the LETKF in a cycle.
 
     With ``network.output == "increment"`` the observation stream is the innovation in units of
     the background error, ``m (y - x_b) / sigma_b``, and the analysis ``x_b + sigma_b net(...)``.
@@ -179,7 +179,7 @@ class Expecting:
     Args:
         network: The network, whose weights and units it uses.
         background_sd: (C,) standard deviation of the background error; its own if None.
-        grid: Of the fields; the increment is multiplied by the :func:`nearness` of the reports. The
+        grid: Of the fields; the increment is multiplied by the `nearness` of the reports. The
             whole increment if None.
     """
 
@@ -252,7 +252,7 @@ def save_weights(path: str | Path, analysis: AdasAnalysis, **facts: object) -> N
 
 
 def read_header(path: str | Path) -> dict[str, dict[str, Any]]:
-    """Return what a file of :func:`save_weights` records: its ``facts`` and its ``form``.
+    """Return what a file of `save_weights` records: its ``facts`` and its ``form``.
 
     Raises:
         GatesError: The file is missing or damaged.
@@ -269,7 +269,7 @@ def read_header(path: str | Path) -> dict[str, dict[str, Any]]:
 
 
 def load_weights(path: str | Path, analysis: AdasAnalysis, **facts: object) -> dict[str, object]:
-    """Read weights written by :func:`save_weights` into ``analysis`` and return their facts.
+    """Read weights written by `save_weights` into ``analysis`` and return their facts.
 
     Args:
         path: The file.
@@ -359,7 +359,7 @@ OWN = ("confidence_kind", "confidence_scale", "background_error", "guided")
 
 
 class AnalysisForm:
-    """Keeps an analysis as ``weights.safetensors``, see :func:`~.analysis.save_weights`."""
+    """Keeps an analysis as ``weights.safetensors``, see `.analysis.save_weights`."""
 
     FILE = "weights.safetensors"
 
@@ -368,12 +368,12 @@ class AnalysisForm:
         save_weights(folder / self.FILE, result)
 
     def load(self, folder: Path) -> AdasAnalysis:
-        """Return the network in evaluation mode, see :func:`read_analysis`."""
+        """Return the network in evaluation mode, see `read_analysis`."""
         return read_analysis(folder / self.FILE)
 
 
 def read_analysis(path: Path) -> AdasAnalysis:
-    """Return the network of a file of :func:`save_weights`, in evaluation mode.
+    """Return the network of a file of `save_weights`, in evaluation mode.
 
     Raises:
         GatesError: The file is missing or damaged.

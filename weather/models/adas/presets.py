@@ -19,7 +19,7 @@ WINDOWS = (5, 4, 6, 3, 7, 8, 2)
 def network_shape(
     grid_shape: tuple[int, int], num_surface: int, num_upper: int, num_levels: int
 ) -> dict[str, Any]:
-    """Return arguments of :class:`~.network.Adas` for a grid and channels.
+    """Return arguments of `.network.Adas` for a grid and channels.
 
     Patches are the smallest that cover the grid and leave at most 64 columns of tokens, in rows
     that windows divide at all three scales, twice at least: then nothing is padded around the globe
@@ -180,7 +180,7 @@ FORMS: Mapping[str, Mapping[str, Any]] = {
     "adas_official": {"output": "analysis", "gated": True, "open_gate": False},
     "ungated": {"output": "increment", "gated": False, "open_gate": False},
 }
-"""Arguments of :class:`~.network.Adas` of each form; all have the same parameters.
+"""Arguments of `.network.Adas` of each form; all have the same parameters.
 
 ``adas_increment`` sees innovations and returns an increment, ``adas_official`` sees observations
 and returns the whole field, as the published network does. ``ungated`` is the control of the

@@ -34,7 +34,7 @@ class NextState(NamedTuple):
 
 
 class FengWuForecast(nn.Module):
-    """Wrap :class:`FengWu` with its units, so that it can replace the model in a cycle.
+    """Wrap `FengWu` with its units, so that it can replace the model in a cycle.
 
     ``x(t + step) = x(t) + s * mean`` and its standard deviation ``s * exp(log_variance / 2)``, s
     being the standard deviation of what a channel changes by in one step. Where the earlier of the
@@ -127,7 +127,7 @@ class FengWuForecast(nn.Module):
         return prediction
 
     def scaled_change(self, current: Tensor, following: Tensor) -> Tensor:
-        """Return what :meth:`change` should have predicted."""
+        """Return what `change` should have predicted."""
         return (following - current) / self._scale(current)
 
     @property
@@ -144,7 +144,7 @@ ADVICE = "give a file that `gates weather train-forecast` has written, or train 
 
 
 class ForecastForm:
-    """Keeps a forecast model as ``forecast.safetensors``, see :func:`save_forecast`."""
+    """Keeps a forecast model as ``forecast.safetensors``, see `save_forecast`."""
 
     SUFFIX = ".safetensors"
     FILE = f"forecast{SUFFIX}"
@@ -221,7 +221,7 @@ class TrainedForecast(FengWuForecast):
     """A forecast model that was trained before, for configurations.
 
     Args:
-        path: File of :func:`save_forecast`.
+        path: File of `save_forecast`.
 
     Raises:
         GatesError: The file is missing or damaged, or holds something else.
