@@ -109,7 +109,7 @@ class Evaluation:
 
         Args:
             shifts: Names of rendered sets on which the main variant predicts, too.
-            tick: Called as often according to `ticks`.
+            tick: Called once for each set that is predicted, `ticks` times.
         """
         for training in self.trainings():
             bundle, data = self.networks(training), self.sizers.data(training)
