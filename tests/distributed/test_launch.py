@@ -28,12 +28,23 @@ def sleep():
     time.sleep(600)
 
 
+def seed_of_lightning():
+    return str(os.environ.get("PL_GLOBAL_SEED"))
+
+
 def test_ranks_share_a_process_group(ranks):
     values = torch.tensor([[1.0, 2.0], [10.0, 20.0]])
     first, second = ranks(total_of_ranks, values, 0.5)
     assert first["sum"].tolist() == second["sum"].tolist() == [12.0, 23.0]
     assert (first["rank"], second["rank"]) == (0, 1)
     assert len({first["pid"], second["pid"], os.getpid()}) == 3
+
+
+def test_a_seed_that_another_test_set_does_not_reach_the_ranks(ranks, monkeypatch):
+    launch = ranks.__globals__
+    left = {**launch["_environment"](0, 1), "PL_GLOBAL_SEED": "5"}
+    monkeypatch.setitem(launch, "_environment", lambda *_: left)
+    assert ranks(seed_of_lightning, world_size=1) == ["None"]
 
 
 def test_an_error_of_a_rank_arrives_with_its_traceback(ranks):
