@@ -60,8 +60,8 @@ FAULTS = (
     Fault(
         "harness",
         "harness/evidence/bootstrap.py",
-        "if units == 1 or known.size == 0:",
-        "if known.size == 0:",
+        "if units == 1 or finite.size == 0:",
+        "if finite.size == 0:",
         "harness/evidence",
     ),
     Fault(
@@ -165,8 +165,8 @@ FAULTS = (
     Fault(
         "recsys and video",
         "recsys/metrics/probabilities.py",
-        "wins = own @ (tied.cumsum() - tied / 2)",
-        "wins = own @ (tied.cumsum() - tied)",
+        "wins = positive_weight @ (tied.cumsum() - tied / 2)",
+        "wins = positive_weight @ (tied.cumsum() - tied)",
         "recsys/metrics",
     ),
     Fault(
@@ -179,8 +179,8 @@ FAULTS = (
     Fault(
         "recsys and video",
         "recsys/columns/column_auc.py",
-        "(_auc(_means(*other), *one) + _auc(_means(*one), *other)) / 2",
-        "(_auc(_means(*one), *one) + _auc(_means(*other), *other)) / 2",
+        "(_auc(_means(*other), *half_counts) + _auc(_means(*half_counts), *other)) / 2",
+        "(_auc(_means(*half_counts), *half_counts) + _auc(_means(*other), *other)) / 2",
         "recsys/test_columns.py recsys/data",
     ),
     Fault(
@@ -193,8 +193,8 @@ FAULTS = (
     Fault(
         "recsys and video",
         "video_multitask/history.py",
-        "within = np.where(tie > start[own], sums[tie - 1], 0.0)",
-        "within = sums[own]",
+        "within = np.where(tie > start[part_places], sums[tie - 1], 0.0)",
+        "within = sums[part_places]",
         "video_multitask/test_history.py video_multitask/test_leaks.py",
     ),
     Fault(
@@ -207,8 +207,8 @@ FAULTS = (
     Fault(
         "diffusion",
         "diffusion/rivals/merged.py",
-        "given = list(found * drawn / density)",
-        "given = list(found * drawn)",
+        "given = list(stack * drawn / density)",
+        "given = list(stack * drawn)",
         "diffusion/rivals",
     ),
     Fault(
