@@ -254,8 +254,8 @@ def cue_frames(data: PolypSizingDataModule) -> tuple[FrameStack, FrameStack]:
     return train, test
 
 
-def without_mask(frames: FrameStack) -> tuple[FrameStack, int]:
-    """Return the frames whose mask is not empty, and the number of the others."""
+def drop_unmasked(frames: FrameStack) -> tuple[FrameStack, int]:
+    """Return the frames whose mask is not empty, and the number of dropped ones."""
     seen = np.asarray(frames.masks.any((1, 2)))
     return frames.take(seen), int((~seen).sum())
 

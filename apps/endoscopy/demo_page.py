@@ -204,7 +204,7 @@ class Actions:
         self.found, self.segmenter, self.root = named_bundle, segmenter, root
 
     def drop(self, path: str, old: Clip | None) -> list[Any]:
-        """Read the dropped files."""
+        """Read the dropped files as a clip, and return the updates of the page."""
         return self._load(lambda: read_clip(path, self.root), old)
 
     def example(self, old: Clip | None) -> list[Any]:

@@ -140,7 +140,7 @@ def keep_table(table: pd.DataFrame | None, path: Path) -> None:
 
 
 def watch_gates(evaluation: Evaluation, folder: Path) -> None:
-    """Keep the values of the gates of the first seed on some test frames."""
+    """Write the gate values of the first seed on test frames to the folder."""
     bundle, data = evaluation.bundles()[0], evaluation.sizers.datamodule
     with GateMonitor(bundle.model) as monitor:
         frame_predictions(bundle, data.frames(), data.evaluation_rows("test")[:64])
@@ -202,7 +202,7 @@ def spaces(budget: Budget, sizers: Sizers) -> dict[str, list[dict[str, float]]]:
 def run_pieces(
     run: Run, sizers: Sizers, budget: Budget, chosen: Mapping[str, Choice]
 ) -> list[Piece]:
-    """Return all training runs."""
+    """Return the pieces of all training runs: every variant, seed and number of objects."""
     settings = {name: fixed(budget) | dict(choice.setting) for name, choice in chosen.items()}
     return [
         piece_of(run, sizers, Training(name, seed, size), **settings.get(name, fixed(budget)))
@@ -344,7 +344,7 @@ FASHION_IMAGES, STUDY_SEEDS = 6000, 5
 
 
 def run_audit(networks: Trainings, study: Study, *, images: str, **options: Any) -> Path:
-    """Render and train what an audit needs, run it, and add its figures to the scores.
+    """Render, train and run what an audit needs; return ``scores.json`` with its figures added.
 
     Args:
         networks: Networks of the run folder.

@@ -238,7 +238,7 @@ class Trainings:
         return [piece_of(self.run, self.sizers, training) for training in trainings]
 
     def obtain(self, wanted: Sequence[Training], sets: Sequence[str] = (MAIN,)) -> list[Training]:
-        """Render and cache what training and prediction read, and train what is missing.
+        """Render, cache and train what is missing; return the training runs that have results.
 
         Args:
             wanted: Training runs.

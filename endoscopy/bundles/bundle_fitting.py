@@ -323,7 +323,7 @@ class Bundles:
 
 
 def shipped_folder(config: str, name: str) -> Path:
-    """Return where the package has a network of a configuration, if it has it.
+    """Return the folder of a shipped network, which may not exist.
 
     Args:
         config: Name of the configuration.

@@ -52,7 +52,7 @@ from endoscopy.experiments.sizers import (
     taking_part,
 )
 from endoscopy.metrics import CONTINUOUS, CutOffs, object_table
-from endoscopy.prediction import cue_frames, frames_of, predictor_of, without_mask
+from endoscopy.prediction import cue_frames, drop_unmasked, frames_of, predictor_of
 from endoscopy.renderer.scene import RendererConfig
 from endoscopy.segmenter import Segmenter
 from endoscopy.training.sizing_module import SizingModule
@@ -344,7 +344,7 @@ class Audit:
             source, rows = self._source(), self.sizers.datamodule.evaluation_rows("test")
             objects = source.reader.table.object_codes[rows]
             chosen = np.isin(objects, np.unique(objects)[: self.test_objects])
-            self._frames, empty = without_mask(frames_of(source, rows[chosen]))
+            self._frames, empty = drop_unmasked(frames_of(source, rows[chosen]))
             if empty:
                 self.notes.append(f"{empty} frames without a visible mask are left out")
         return self._frames
@@ -365,7 +365,7 @@ class Audit:
         assert rendering is not None
         for rho in TESTED_RHOS:
             source = rendering.shifted(data, f"rho {rho:g}")
-            tests[rho], _ = without_mask(frames_of(source, np.arange(len(source))))
+            tests[rho], _ = drop_unmasked(frames_of(source, np.arange(len(source))))
         self.tables["shortcut"] = shortcut_audit(
             predict, tests, trained_rho=TRAINED_RHO, **self._options
         )
@@ -387,7 +387,7 @@ class Audit:
     def _oracle_scale(self) -> None:
         """The network was trained on metric depth; scales are in units of its size proxy."""
         data = self.sizers.datamodule
-        train, _ = without_mask(frames_of(self._source(), data.evaluation_rows("train")))
+        train, _ = drop_unmasked(frames_of(self._source(), data.evaluation_rows("train")))
         test = self._test_frames()
         if train.depths is None or test.depths is None:
             raise GatesError("the data has no depths: render them, or leave this audit out")

@@ -179,7 +179,7 @@ def rendering_settings(config: RendererConfig) -> dict[str, Any]:
 
 
 def file_hash(path: str | None) -> str | None:
-    """Return a short hash of the content of a file, whatever its path; None without one."""
+    """Return a short hash of the content of a file, ``no file`` if it is absent; None for None."""
     if path is None:
         return None
     return sha256(Path(path))[:16] if Path(path).is_file() else "no file"

@@ -84,7 +84,7 @@ class GatedHead(nn.Module):
         return self.fc3(self.gate2(hidden))
 
     def fold_(self, scores: Tensor) -> None:
-        """Multiply scores (dim,) of the features and both gates into the weights."""
+        """Fold scores (dim,) of the features and both gates into the weights; drop the gates."""
         if isinstance(self.gate1, FeatureSelectionGate):
             scores = scores * self.gate1.scores()
         if isinstance(self.gate2, FeatureSelectionGate):

@@ -99,7 +99,7 @@ def claim_dataset(
 def write_objects(
     root: str | os.PathLike[str], config: RendererConfig, indices: Iterable[int]
 ) -> Iterator[int]:
-    """Write missing objects; processes may write different ones to one folder at once.
+    """Write missing objects and yield how many are on disk; processes may share a folder.
 
     Yields:
         The number of these objects on disk.

@@ -309,7 +309,7 @@ class SizingModule(L.LightningModule):
         return outputs if probabilities is None else {**outputs, "probabilities": probabilities}
 
     def configure_optimizers(self) -> tuple[list[Optimizer], list[Any]]:
-        """Make both optimizers, the cosine of the weights, and the routing.
+        """Return optimizers of weights and gates, and the cosine schedule; set up gradient routing.
 
         Raises:
             GatesError: The number of epochs is not given.

@@ -23,7 +23,7 @@ from endoscopy.evaluation.rendered_frames import predictions_of
 from endoscopy.inputs.locations import MaskLocations, VocLocations
 from endoscopy.metrics import object_table
 from endoscopy.models import tiny_resnet
-from endoscopy.prediction import frames_of, predict, predictor_of, without_mask
+from endoscopy.prediction import drop_unmasked, frames_of, predict, predictor_of
 from endoscopy.renderer import RendererConfig, render_dataset
 from endoscopy.segmenter import Segmenter
 
@@ -162,7 +162,9 @@ def test_frames_in_memory_are_predicted_as_those_on_disk(module, data):
     assert np.allclose(found["predicted_mm"], expected["predicted_mm"], rtol=1e-5)
     assert frames.depths is not None
     assert frames.depths.max() > 1
-    kept, empty = without_mask(frames.with_(masks=frames.masks & (np.arange(8) > 1)[:, None, None]))
+    kept, empty = drop_unmasked(
+        frames.with_(masks=frames.masks & (np.arange(8) > 1)[:, None, None])
+    )
     assert (len(kept), empty) == (6, 2)
 
 
