@@ -158,7 +158,7 @@ class Reports:
         self._squares = torch.tensor(state["squares"], dtype=torch.float64)
 
     def departures(self) -> Tensor:
-        """Return the root mean square departures (C,), over what both errors let expect.
+        """Return RMS departures (C,), divided by the standard deviation that both errors imply.
 
         Of the cells that passed the gross check; NaN where there is none.
         """

@@ -103,7 +103,7 @@ def work_piece(
     setting: Setting,
     start: list[str] | None,
 ) -> Piece:
-    """Return the cycles or cases of a method on a task.
+    """Return the piece of work that scores a method on a task; nothing is computed.
 
     Args:
         run: Whose configuration it has.

@@ -188,7 +188,7 @@ class Covariance(Protocol):
     dtype: torch.dtype
 
     def block(self, rows: Tensor, columns: Tensor | None = None) -> Tensor:
-        """Return B at some rows (R,) and columns (K,), or all columns if None."""
+        """Return the entries (R, K) of B at rows (R,) and columns (K,); (R, n) for all columns."""
         ...
 
 
@@ -252,7 +252,7 @@ class SampleCovariance:
         self.dtype = samples.dtype
 
     def block(self, rows: Tensor, columns: Tensor | None = None) -> Tensor:
-        """Return (R, K), or (R, n) for all columns."""
+        """Return the entries (R, K) of B at rows (R,) and columns (K,); (R, n) for all columns."""
         right = self._anomalies if columns is None else self._anomalies[:, columns]
         covariance = self._anomalies[:, rows].T @ right
         columns = torch.arange(self.size) if columns is None else columns
@@ -344,12 +344,12 @@ class HomogeneousCovariance:
 
     @property
     def deviation(self) -> Tensor:
-        """(C,H,W) of the background error."""
+        """Standard deviation (C, H, W) of the background error."""
         return self._deviation.view(-1, *self.grid.shape)
 
     @property
     def channel_correlation(self) -> Tensor:
-        """(C,C)."""
+        """Correlation (C, C) of background errors between channels."""
         return self._correlation
 
     def with_length(self, length_km: float) -> Self:
@@ -357,7 +357,7 @@ class HomogeneousCovariance:
         return type(self)(self.deviation, self.channel_correlation, self.grid, length_km=length_km)
 
     def block(self, rows: Tensor, columns: Tensor | None = None) -> Tensor:
-        """Return B at some rows (R,) and columns (K,), or all columns if None."""
+        """Return the entries (R, K) of B at rows (R,) and columns (K,); (R, n) for all columns."""
         count = self._points.count
         columns = torch.arange(self.size) if columns is None else columns
         here, row = (rows % count).unique(return_inverse=True)  # type: ignore[no-untyped-call]

@@ -157,7 +157,7 @@ class SpectralCovariance:
         return to_states(spectral, transform, layout).reshape(count, self.size)
 
     def block(self, rows: Tensor, columns: Tensor | None = None) -> Tensor:
-        """Return B at some rows (R,) and columns (K,), or all columns if None."""
+        """Return the entries (R, K) of B at rows (R,) and columns (K,); (R, n) for all columns."""
         blocks = []
         for part in rows.split(_ROWS):
             units = torch.zeros(len(part), self.size, dtype=self.dtype)

@@ -78,11 +78,11 @@ class CaseExperiment(TunedExperiment, Generic[CaseT]):
 
     @abstractmethod
     def situation(self, task: Task, case: CaseT, members: int = 1) -> Situation:
-        """Return a case for a method with some number of members."""
+        """Return background, observations and truth of a case, with that many members."""
 
     @abstractmethod
     def tuning_error(self, task: Task, errors: Tensor) -> float:
-        """Return what tuning minimizes, of mean square errors (N,C) in all cases."""
+        """Return the score that tuning minimizes, from mean square errors (N,C) in all cases."""
 
     def square_errors(
         self, task: Task, cases: Sequence[CaseT], method: Assimilator, tick: Tick = no_tick
@@ -96,11 +96,11 @@ class CaseExperiment(TunedExperiment, Generic[CaseT]):
         return torch.stack(squares)
 
     def scorer(self, cycles: int) -> Score:  # noqa: ARG002
-        """Return what scores a method on the cases for tuning."""
+        """Return the function that scores a method on the tuning cases; ``cycles`` is not used."""
         return self.tuning_score
 
     def tuning_score(self, task: Task, name: str, method: Assimilator) -> float:  # noqa: ARG002
-        """Return what tuning minimizes, over the cases for tuning."""
+        """Return the score that tuning minimizes, over the tuning cases."""
         cases = self.cases(task.name, tuning=True)
         return self.tuning_error(task, self.square_errors(task, cases, method))
 
@@ -175,7 +175,7 @@ class CaseScores(ABC, Generic[CaseT]):
 
     @abstractmethod
     def scope(self, task: str) -> tuple[tuple[str, str | int], ...]:
-        """Return what identifies the cases of a task, by name."""
+        """Return name and value of what identifies the cases of a task among results."""
 
     @abstractmethod
     def draws(self, task: str) -> Resamples:

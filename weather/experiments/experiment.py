@@ -212,13 +212,13 @@ class Checks(Protocol):
         """Return what a piece of the work found, a function of its arguments alone."""
 
     def take(self, work: Work, found: Mapping[str, Tensor]) -> None:
-        """Keep what `compute` returned, for rows and bars."""
+        """Store the tensors that `compute` returned, for rows and bars."""
 
     def rows(self) -> list[Row]:
-        """Return every figure."""
+        """Return a row for every figure that was computed."""
 
     def bars(self) -> list[Bar]:
-        """Return what must hold."""
+        """Return the criteria that the figures must meet."""
 
 
 class Scores(Checks, Protocol):
@@ -233,7 +233,7 @@ class Scores(Checks, Protocol):
     seeds: tuple[int, ...]
 
     def pictures(self) -> dict[str, Tensor]:
-        """Return what `Experiment.figures` draws."""
+        """Return the tensors that `Experiment.figures` draws, by name."""
 
     def example(self) -> Example:
         """Return one analysis at the largest density, by the increment form if it is scored."""
@@ -442,7 +442,7 @@ class TunedExperiment(Experiment):
 
     @abstractmethod
     def scorer(self, cycles: int) -> Score:
-        """Return what scores a method on a task for tuning, on so many cycles if there are any."""
+        """Return the function that scores a method on a task for tuning, over ``cycles`` if any."""
 
     def pooled(self, scores: Sequence[float]) -> float:
         """Return the score of a form of Adas over its tasks: the worst."""

@@ -173,7 +173,7 @@ class LeapfrogModel(nn.Module, ABC):
         return torch.zeros(len(state), dtype=torch.long, device=state.device)
 
     def halved(self, times: int) -> LeapfrogModel:  # noqa: ARG002
-        """Return the same model with a time step that is halved some times."""
+        """Return the model with its time step halved ``times`` times; itself in most models."""
         return self
 
     def _segment(self, state: Tensor, num_steps: int) -> Tensor:

@@ -139,7 +139,7 @@ class CorrectionModule(AdasModule):
         return diverged(states - truth, self.climatological_sd, LOST)
 
     def start_again(self, batch: AssimilationBatch) -> Tensor:
-        """Return the states (B,C,H,W) that lost timelines continue from: what they began with."""
+        """Return the background (B,C,H,W) of the batch, from which lost timelines restart."""
         return batch.background
 
     def validation_step(self, batch: AssimilationBatch, batch_idx: int) -> None:  # noqa: ARG002

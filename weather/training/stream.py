@@ -207,7 +207,7 @@ class TimelineDataModule(L.LightningDataModule):
         return objects()
 
     def digest(self) -> list[Data]:
-        """Return the data that decide by their content, not by the settings that made them."""
+        """Return hashes of the data that no setting determines, such as files of the user."""
         digest: Callable[[], list[Data]] = getattr(self.source, "digest", list)
         return digest()
 

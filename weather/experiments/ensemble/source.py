@@ -65,15 +65,15 @@ class EnsembleScores(CaseScores[Case]):
         return {**tensors, "errors": tensors["errors"].mean(0)}
 
     def take(self, work: Work, found: Mapping[str, Tensor]) -> None:
-        """Keep what `compute` returned."""
+        """Store the tensors that `compute` returned."""
         super().take(work, {**found, "errors": found["errors"][None]})
 
     def draws(self, task: str) -> Resamples:
-        """Draw members."""
+        """Return bootstrap resamples of the members of a task."""
         return Resamples.clusters(case.member for case in self.cases(task))
 
     def score(self, own: Tensor, base: Tensor) -> Scores:
-        """Return RMSE and ratio of every channel from square errors (N,C)."""
+        """Return RMSE and ratio to the background by channel, from two square errors (N,C)."""
         errors, ratios = self.channel_scores(own, base)
         return joined([*errors, *ratios])
 
@@ -103,7 +103,7 @@ class EnsembleScores(CaseScores[Case]):
         return list(self.draws(task).intervals(joined(ratios)).values())
 
     def bars(self) -> list[Bar]:
-        """Return what must hold at the largest density."""
+        """Return the criteria that scores at the largest density must meet."""
         dense = max(task.density for task in self.tasks)
         persistence, ensemble = (EnsembleTask(kind, dense).name for kind in TASKS)
 
@@ -176,7 +176,7 @@ class Era5EnsembleSource(EnsembleSample, CaseExperiment[Case]):
 
     @property
     def observation_error(self) -> Tensor:
-        """(C,) of ``persistence``."""
+        """Standard deviation (C,) of the observation error: that of ``persistence``."""
         return self.error_sd["persistence"]
 
     def tasks(self, densities: Sequence[float] = DENSITIES) -> list[EnsembleTask]:

@@ -301,7 +301,7 @@ class OsseExperiment(TwinExperiment):
         )
 
     def network(self, name: str, seed: int) -> AdasAnalysis:
-        """Return a network in evaluation mode.
+        """Load a trained network in evaluation mode; nothing is trained.
 
         Raises:
             GatesError: It is missing, damaged or changed, or was trained on sealed timelines.
@@ -433,7 +433,7 @@ def kept_weights(place: str) -> Path:
 
 
 def shipped(configuration: str) -> Path:
-    """Return the folder of weights that ship for a configuration."""
+    """Return the folder of weights that ship for a configuration, which may not exist."""
     return Path(str(files("weather"))) / "weights" / configuration / "weights"
 
 

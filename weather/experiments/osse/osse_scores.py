@@ -185,14 +185,14 @@ class OsseScores(CycledScores):
         return outputs | self.times(task, work.method, alone, self._built(task, INTERPOLATION))
 
     def take(self, work: Work, found: Mapping[str, Tensor]) -> None:
-        """Keep what `compute` returned."""
+        """Store the tensors that `compute` returned."""
         if work.task == SINGLE:
             self.reports[work.method] = found["ratios"], found["timelines"]
             return
         self.keep(work.task, work.method, found, FEW if work.method in COSTLY else self.timelines)
 
     def rows(self) -> list[Row]:
-        """Return every figure."""
+        """Return a row for every score of every method, task and channel."""
         lines = [row for task in self.tasks for row in self._task_rows(task)]
         lines += [row for task in self.tasks for row in self._few_rows(task)]
         lines += self._gate_rows() + self._report_rows()
@@ -308,7 +308,7 @@ class OsseScores(CycledScores):
         return {key: value for key, value in drawn.items() if key.split("|")[1] not in COSTLY}
 
     def bars(self) -> list[Bar]:
-        """Return what must hold, by the protocol."""
+        """Return the criteria of the protocol that the scores must meet."""
         tasks = [task for task in self.tasks if task.reports in BARS]  # others have none
         return [bar for task in tasks for bar in BARS[task.reports](self, task)]
 

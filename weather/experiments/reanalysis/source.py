@@ -258,7 +258,7 @@ class ReanalysisSource(ReanalysisData, CaseExperiment[Case]):  # type: ignore[ov
         return [Case(*pair) for pair in pairs]
 
     def situation(self, task: Task, case: Case, members: int = 1) -> Situation:  # noqa: ARG002
-        """Return a case, with observations that are the same for every method."""
+        """Return background, observations and truth of a case, the same for every method."""
         truth, draw = self.truth[case.truth], generator(20, case.truth, round(task.density * 1e6))
         network = drawn_network(self.grid, task.density, draw)
         observations = observe(truth, network, self.observation_error, generator=draw)

@@ -136,7 +136,7 @@ class ReanalysisData:
 
     @property
     def paths(self) -> dict[str, Path]:
-        """Where everything lies.
+        """Files of the training cache by the name of their content.
 
         Raises:
             GatesError: There is no folder for it.

@@ -72,7 +72,7 @@ class TwinExperiment(TunedExperiment):
 
     @property
     def observation_error(self) -> Tensor:
-        """(C,) of the world."""
+        """Standard deviation (C,) of the observation error in the twin world."""
         return self.world.error_sd
 
     def tasks(self, densities: Sequence[float] = DENSITIES) -> list[OsseTask]:
@@ -121,7 +121,7 @@ class TwinExperiment(TunedExperiment):
         return OptimalInterpolation(self._covariance[length], scale=setting["scale"])
 
     def store(self, folder: Path) -> Path:  # noqa: ARG002
-        """Return the nature run."""
+        """Return the path of the nature run; it may be missing."""
         return self.world.path
 
     def make_truth(self, progress: Progress = silent) -> None:
@@ -133,15 +133,15 @@ class TwinExperiment(TunedExperiment):
         return [Data.of(self.world.path.name, "truth", self.world.path)]
 
     def training_objects(self) -> list[str]:
-        """Return the members for training, and those for validation, which choose weights."""
+        """Return short hashes of the members for training and validation, which chooses weights."""
         return self.world.objects("training", "validation")
 
     def test_objects(self) -> list[str]:
-        """Return the members for testing."""
+        """Return short hashes of the test members."""
         return self.world.objects("test")
 
     def scorer(self, cycles: int) -> Score:
-        """Return what scores a method on the tuning timelines."""
+        """Return the function that scores a method by ``cycles`` cycles of the tuning timelines."""
         return TwinCycles(self.world, cycles).score
 
     def pooled(self, scores: Sequence[float]) -> float:

@@ -135,7 +135,7 @@ class TwinWorld:
 
     @property
     def nature(self) -> Tensor:
-        """(LEAD + cycles, members, C, H, W) float32.
+        """Nature run (LEAD + cycles, members, C, H, W), float32.
 
         Raises:
             GatesError: There is no nature run, or it is damaged.

@@ -178,7 +178,7 @@ class Upsample(nn.Module):
         nn.init.trunc_normal_(self.linear.weight, std=INIT_STD)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the finer tokens."""
+        """Return the tokens at twice the rows and columns, with half the features."""
         batch, dim, levels, rows, columns = x.shape
         x = self.linear(self.norm(x.movedim(1, -1)))
         x = x.view(batch, levels, rows, columns, 2, 2, dim // 2).transpose(3, 4)

@@ -250,7 +250,7 @@ class ShallowWater(LeapfrogModel):
         return (courant / FASTEST).log2().ceil().nan_to_num(0.0).clamp(0, MOST_HALVINGS).long()
 
     def halved(self, times: int) -> "ShallowWater":
-        """Return the same model with a time step that is halved some times."""
+        """Return the model with its time step halved ``times`` times."""
         if not times:
             return self
         if times not in self._finer:
