@@ -219,12 +219,12 @@ class World:
         return found
 
     def encoder_piece(self, method: str, seed: int, **settings: Any) -> Piece:
-        """Return the piece that an encoder of the adapters of seed 0 is."""
+        """Return the piece that trains an encoder on the adapters of seed 0; nothing is trained."""
         return self.run.piece(method, seed, start=self.zoo_digest, **settings)
 
     @property
     def zoo_digest(self) -> str:
-        """Of the adapters of seed 0 and their base."""
+        """Fingerprint of the adapters of seed 0 and their base."""
         return self.zoo_piece(0).fingerprint
 
     def present_base(self) -> Path:
@@ -241,7 +241,7 @@ class World:
         return found
 
     def adapter_piece(self, concept: Concept, seed: int) -> Piece:
-        """Return the piece that an adapter is."""
+        """Return the piece that trains the adapter of a concept; nothing is trained."""
         settings = {**ADAPTER, **self._adapter, "start": self.base_fingerprint}
         if seed:
             digest = hashlib.sha256(f"{concept.name} {seed}".encode()).digest()
@@ -257,12 +257,12 @@ class World:
 
     @cached_property
     def base_fingerprint(self) -> str:
-        """Of the piece of the base."""
+        """Fingerprint of the piece that trains the base model."""
         return self.base_piece.fingerprint
 
     @cached_property
     def base_piece(self) -> Piece:
-        """The piece that the base is."""
+        """The piece that trains the base model."""
         return base_piece(self.run, 0, **self._base)
 
 
@@ -335,19 +335,19 @@ def base_at(base: str | None, place: Place) -> Base:
 
 
 def digest_of(path: Path) -> str:
-    """Return what tells the content of a file or folder from others."""
+    """Return 16 hex digits of the SHA-256 of the content of a file or folder."""
     return content_digest(path).sha256[:16]
 
 
 def table_digest(csv: Path, names: Iterable[str]) -> str:
-    """Return what tells a table, and the files that it names, from others."""
+    """Return a short hash of the contents of a table and of the files that it names."""
     return short_digest(
         {"": digest_of(csv)} | {name: digest_of(csv.parent / name) for name in names}
     )
 
 
 def zoo_of(world: World, machine: Machine) -> dict[str, Path]:
-    """Return the adapters of seed 0, of which one process alone trains those that are missing.
+    """Return LoRA files of seed 0 by concept; missing ones are trained, but only by one process.
 
     Raises:
         GatesError: Some are missing, and several processes are asked for.

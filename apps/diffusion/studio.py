@@ -183,13 +183,13 @@ class Shipped(NamedTuple):
 
     @property
     def lacking(self) -> list[str]:
-        """What is missing, in words."""
+        """Names of the parts that are missing."""
         names = ("base", "adapters", "encoder", "gates")
         return [name for name in names if not getattr(self, name)]
 
 
 def shipped(world: World) -> Shipped:
-    """Return what is at hand of a world.
+    """Return the files of a world that exist: base, adapters, encoder and gates.
 
     Raises:
         GatesError: The run folder holds results with other settings.

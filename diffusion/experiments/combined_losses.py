@@ -15,7 +15,7 @@ from core_gates.errors import GatesError
 from diffusion.data.concepts import Combination
 from diffusion.data.scenes import spread
 from diffusion.evaluation.fusion_scores import fixed_losses
-from diffusion.experiments.told import Suits, roles_of
+from diffusion.experiments.told import CaptionScores, roles_of
 from diffusion.experiments.trained_gates import (
     FILE,
     GATE_OPTIONS,
@@ -106,7 +106,7 @@ def fusion_of(
 
 @torch.no_grad()
 def observe(bench: Bench, task: FusionTask) -> None:
-    """Run the model on the plain drawings of a subject, at several times."""
+    """Run the model on drawings of a subject at several times, to record gates."""
     draw = torch.Generator().manual_seed(0)
     for step in range(TIMES):
         t = torch.full((len(task.latents),), (step + 0.5) / TIMES)
@@ -140,7 +140,7 @@ def fused(
     scored = leave or settings.get("switch")
     used = dict.fromkeys(name for pair in group for name in pair.adapters)
     library = {name: load_lora(files[name]) for name in (files if scored else used)}
-    suits = Suits(encoder, library) if encoder is not None and scored else None
+    suits = CaptionScores(encoder, library) if encoder is not None and scored else None
     for pair in group:
         adapters = {name: library[name] for name in pair.adapters}
         if piece["rival"] == "baked":  # over plain drawings, under captions of the combination
@@ -271,7 +271,7 @@ def seen_losses(
     *,
     form: Form[dict[str, Tensor]],
 ) -> dict[str, Tensor]:
-    """Return the losses of pairs under a rival that is fitted on other drawings of each.
+    """Fit a rival to other drawings of each pair, and return its losses on the pair's.
 
     It is fitted on drawings of the part ``gate``. What is made for a pair survives a kill.
 
@@ -324,7 +324,7 @@ def fitted_hub(
     name: str,
     settings: Mapping[str, Any],
 ) -> tuple[Fusion, dict[str, Tensor]]:
-    """Return LoraHub with the factors that suit drawings of the subject in the style best."""
+    """Return LoraHub with factors fitted to drawings of the subject in the style."""
     model = bench.base.transformer
     rival = LoraHub(model, adapters, regularization=settings["regularization"])
     noise = seed_of(f"{name}, seen")

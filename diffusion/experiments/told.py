@@ -20,7 +20,7 @@ OTHER_ROLES = {"subject": "style", "style": "subject"}
 
 
 def roles_of(settings: Mapping[str, Any], library: Mapping[str, LoraBundle]) -> dict[str, str]:
-    """Return the roles of adapters that are told under some settings.
+    """Return the roles of adapters from their tags; none unless the settings give them to gates.
 
     Args:
         settings: ``told``: whether roles are; ``swapped``: whether they are told the wrong way.
@@ -31,7 +31,7 @@ def roles_of(settings: Mapping[str, Any], library: Mapping[str, LoraBundle]) -> 
     return {n: swap.get(role, role) for n, role in roles.items()} if settings.get("told") else {}
 
 
-class Suits:
+class CaptionScores:
     """How well adapters suit captions: cosines of their vectors.
 
     Args:
@@ -64,5 +64,5 @@ class Suits:
         return [name for name, score in scores.items() if score < floor]
 
     def scored(self, tasks: Sequence[FusionTask]) -> list[FusionTask]:
-        """Return tasks with the scores of their adapters."""
+        """Return tasks with the cosines of their adapters and captions as ``scores``."""
         return [replace(task, scores=self.scores(task.adapters, task.text)) for task in tasks]

@@ -22,7 +22,7 @@ from diffusion.data.concepts import (
 )
 from diffusion.data.published_table import inside
 from diffusion.data.scenes import WORDINGS, Part, Scene, images_of, spread
-from diffusion.experiments.told import Suits, roles_of
+from diffusion.experiments.told import CaptionScores, roles_of
 from diffusion.experiments.work import ONE, Job, Machine
 from diffusion.experiments.zoo import weights_digest
 from diffusion.fusion.fusion_module import FusionModule, strategy_of
@@ -193,7 +193,7 @@ def is_gated(settings: Mapping[str, Any]) -> bool:
 
 
 def as_used(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that what was trained under some is used with."""
+    """Return the settings with which trained gates or a trained rival are applied."""
     return dict(settings) if is_gated(settings) else options_in(settings, RIVAL_OPTIONS)
 
 
@@ -315,7 +315,7 @@ def fitted(
         files: ``begin``: gates or strengths to begin at; ``encoder``: what scores adapters.
     """
     if piece.get("switch") and (encoder := files.get("encoder")) is not None:
-        tasks = Suits(encoder, library).scored(tasks)
+        tasks = CaptionScores(encoder, library).scored(tasks)
     rank = piece.get("global_rank")
     first = with_common({name: library[name] for name in tasks[0].adapters}, rank)
     widest = max(max(bundle.ranks().values()) for bundle in library.values())

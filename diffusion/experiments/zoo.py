@@ -415,7 +415,7 @@ def fitted(
     machine: Machine,
     **options: Any,
 ) -> TrainedEncoder:
-    """Return the encoder that is trained on some data."""
+    """Train an encoder of adapters, and return it."""
     module = LoraRetriever(
         config,
         loss=piece["loss"],

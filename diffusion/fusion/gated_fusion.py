@@ -249,7 +249,7 @@ class GatedFusion(Fusion, nn.Module):
         roles: Mapping[str, str] | None = None,
         scores: Mapping[str, float] | None = None,
     ) -> None:
-        """Say what adapters are for, and how well they suit; of others, what is known stays.
+        """Set roles of adapters and their scores for the prompt; others keep what they have.
 
         Args:
             roles: Name -> ``subject``, ``style`` or ``any``, which factors depend on.

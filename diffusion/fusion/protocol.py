@@ -89,7 +89,7 @@ class Fusion(ABC):
         roles: Mapping[str, str] | None = None,
         scores: Mapping[str, float] | None = None,
     ) -> None:
-        """Say what adapters are for, and how well they suit the prompt; exchanging forgets it.
+        """Set roles of adapters and their scores for the prompt; exchanging adapters clears both.
 
         Args:
             roles: Name -> one of `ROLES`.

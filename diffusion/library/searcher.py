@@ -61,12 +61,12 @@ class Subject:
         self._modules = dict(bundle.modules) if numbers <= _HELD else bundle.modules
 
     def bound(self, one: Adapter, norms: Mapping[str, float]) -> float:
-        """Return what the cosine cannot exceed (Cauchy and Schwarz, layer by layer)."""
+        """Return an upper bound of the cosine with another adapter (Cauchy-Schwarz by layer)."""
         shared = math.fsum(norm * norms.get(name, 0.0) for name, norm in self.norms.items())
         return shared / (self.norm * one.norm)
 
     def compared(self, one: Adapter, bundle: LoraBundle) -> tuple[float, int] | None:
-        """Return cosine and number of shared layers; None for models of another size."""
+        """Return cosine and number of shared layers with another adapter; None if sizes differ."""
         theirs = bundle.sizes()
         shared = [name for name in self.sizes if name in theirs]
         if any(theirs[name][1:] != self.sizes[name][1:] for name in shared):

@@ -136,7 +136,7 @@ def fused_layers(
 def resolve(
     family: Family, names: list[str], width: int, free: dict[str, int]
 ) -> dict[str, tuple[int, int]]:
-    """Return inputs and outputs of layers, where ``free`` gives the sizes that no width decides."""
+    """Return (inputs, outputs) by layer, from the width of the model and the sizes in ``free``."""
 
     def size(name: str, factor: Widths) -> int:
         return factor * width if isinstance(factor, int) else free[name]

@@ -71,7 +71,7 @@ def unpacked(tokens: Tensor, height: int, width: int) -> Tensor:
 
 
 def velocity(transformer: nn.Module, x: Tensor, t: Tensor, text: TextStates) -> Tensor:
-    """Return what a FLUX or SD3 transformer predicts (B, C, h, w).
+    """Return the velocity (B, C, h, w) that a FLUX or SD3 transformer predicts.
 
     Args:
         transformer: A ``FluxTransformer2DModel`` or ``SD3Transformer2DModel``.

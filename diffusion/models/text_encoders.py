@@ -35,7 +35,7 @@ class TextStates(NamedTuple):
         return TextStates(self.tokens[rows], self.pooled[rows])
 
     def where(self, dropped: Tensor, empty: "TextStates") -> "TextStates":
-        """Return the states with those of an empty caption where one is dropped.
+        """Return the text states with those of an empty caption at ``dropped`` rows.
 
         Args:
             dropped: (N,) whether each caption is.

@@ -224,7 +224,7 @@ class Merged(Fusion, nn.Module):
         return self._attached
 
     def attach(self) -> Self:
-        """Put the adapter in force.
+        """Apply the merged adapter to the model, until `detach`.
 
         Raises:
             GatesError: It is, or the model has others.

@@ -97,7 +97,7 @@ COSTED = 32  # images of the batch that is timed
 
 
 def pictured(fused: Comparison, methods: Sequence[Method], group: str, task: str) -> list[Row]:
-    """Return pixel errors of images, and how often style, shape and both are right."""
+    """Return rows of pixel errors of images, and of how often style, shape and both are right."""
     most = DRAWN if group == PAIRS else FEWER_DRAWN
     found = stored(fused, methods, "images", fused_images, group, most=most, **SAMPLER)
     judge = judge_of(fused.world.judge())

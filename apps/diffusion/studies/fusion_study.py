@@ -360,7 +360,7 @@ def images_study(asked: Asked, world: World) -> None:
 
 
 def comparison(asked: Asked, world: World) -> Fused:
-    """Return what a study compares.
+    """Return the methods and tasks that the study compares, after checking ``only``.
 
     Raises:
         GatesError: ``only`` names no method, or leaves out what others are compared with.

@@ -11,7 +11,7 @@ from core_gates.errors import GatesError
 from diffusion.evaluation import fusion_scores as measured
 from diffusion.evaluation.fusion_scores import fixed_draws, fixed_losses
 from diffusion.experiments.combined_losses import FIRST, OTHERS, fusion_of
-from diffusion.experiments.told import Suits
+from diffusion.experiments.told import CaptionScores
 from diffusion.fusion import GatedFusion
 from diffusion.lora_file import Factors, LoraBundle
 from diffusion.models.embedded_base import transformer_of
@@ -95,7 +95,7 @@ def test_times_are_the_midpoints_of_a_run_and_later_for_a_shift():
 
 
 def test_a_sum_does_without_the_lowest_or_without_those_below_the_least():
-    suits = Suits.__new__(Suits)
+    suits = CaptionScores.__new__(CaptionScores)
     suits.vectors = dict(zip("abc", torch.eye(3), strict=True))
     text = SimpleNamespace(embed=lambda texts: torch.full((len(texts), 3), 0.3))
     scores = {"b": 0.29, "a": 0.31, "c": 0.1}

@@ -166,7 +166,7 @@ def test_losses_depend_on_the_roles_and_scores_that_gates_are_told(
         assert not any(torch.allclose(one, other) for other in found[:number])
     assert_close(losses(told=1.0, switch=True, encoder=None), found[1])
     one, text = every("test2")[0], world.text.encode(["a fish", "a fox"])
-    scores = told.Suits(encoder, library).scores(one.adapters, text)
+    scores = told.CaptionScores(encoder, library).scores(one.adapters, text)
     expected = torch.nn.functional.cosine_similarity(
         text.pooled, world.run.store("encoders", EncoderForm()).load(
             world.encoder_piece("encoder", 0, concepts=TRAINED, **ENCODER)
