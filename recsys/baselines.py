@@ -38,7 +38,7 @@ class Predictor(Protocol):
 
 
 def rates(rows: Batch) -> NDArray[np.float64]:
-    """Return the weighted rate (T,) of each task where it counts, away from 0 and 1.
+    """Return the weighted positive rate (T,) of each task over its rows, smoothed off 0 and 1.
 
     One half of a positive and of a negative row is added, so that a logarithm exists.
     """

@@ -61,7 +61,7 @@ def random_rows(ranker: Ranker, number: int, *, seed: int = 0) -> Rows:
 def largest_gaps(
     ranker: Ranker, score: Score, batches: Sequence[int] = BATCHES
 ) -> dict[int, float]:
-    """Return the largest difference between two rankers by size of the batch.
+    """Return the largest difference between the logits of two rankers, by batch size.
 
     Differences are relative to 1 + |logit|.
 
@@ -79,7 +79,7 @@ def largest_gaps(
 
 
 def check_parity(ranker: Ranker, score: Score, form: str) -> dict[int, float]:
-    """Return the gaps, all of which are below 1e-5.
+    """Return the largest gap to the exported ranker by batch size; refuse one above 1e-5.
 
     Raises:
         GatesError: One is not.

@@ -225,7 +225,7 @@ def refuse_infinite(found: Mapping[str, NDArray[Any]], version: str) -> None:
 
 
 def chosen_tasks(known: Sequence[str], tasks: Sequence[str]) -> list[int]:
-    """Return the places of tasks, of all if none is named.
+    """Return the indices of tasks in ``known``, of all if none is named.
 
     Raises:
         GatesError: One is unknown.

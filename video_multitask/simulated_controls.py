@@ -54,7 +54,7 @@ class Redrawn(NamedTuple):
 
     @classmethod
     def of(cls, figures: Mapping[str, Any]) -> Redrawn:
-        """Return what `figures` has described."""
+        """Rebuild the estimates from the plain values of `figures`."""
         arrays = (np.asarray(figures[name], dtype=float) for name in cls._fields[1:])
         return cls(tuple(figures["tasks"]), *arrays)
 

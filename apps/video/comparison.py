@@ -330,7 +330,7 @@ class Comparison(Splits):
             self._notes[f"{piece.name} was ended by the cap of epochs"] = None
 
     def faults(self, chosen: Mapping[str, Choice]) -> list[Row]:
-        """Return what the experts of every network show, on the first fold."""
+        """Return rows on collapsed and badly scaled experts of every network, on the first fold."""
         store = self.run.store(WEIGHTS, Arrays())
         reports: dict[str, list[ExpertReport]] = {}
         for piece in stepping("measuring experts", self.networks(chosen)[0]):

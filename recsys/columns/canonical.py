@@ -222,7 +222,7 @@ def keys_of(values: pl.Series) -> tuple[Keys, NDArray[np.bool_]]:
 
 
 def keys_of_ids(column: pl.Series, *, checked: bool = True) -> tuple[Keys, NDArray[np.bool_]]:
-    """Return `keys_of` a column that tells whose a row is, in the kind of its type.
+    """Return int64 keys of the ids in a column, and where they are missing.
 
     Args:
         column: (N,) integers or text.

@@ -284,7 +284,7 @@ class TaskGradients:
             self._sums[layer.name] = total if old is None else old + total
 
     def of(self, layer: ExpertLayer, shared: Tensor) -> LayerGradients | None:
-        """Return what was found at a layer; None without gradients.
+        """Return gradient norms by task and expert, and cosines of tasks, at a layer; None if none.
 
         Args:
             layer: One of the layers.

@@ -314,7 +314,7 @@ def permuted_error(scores: ArrayLike, labels: ArrayLike) -> float:
 
 
 def chances(rows: Batch, found: Probabilities, tasks: Sequence[str]) -> list[Chance]:
-    """Return the AUC of every task of predictions (N, T), sample weights left aside."""
+    """Return the AUC of every task, with its error under chance; sample weights are ignored."""
     made = []
     for number, task in enumerate(tasks):
         seen = rows.mask[:, number].numpy()

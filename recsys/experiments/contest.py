@@ -142,7 +142,7 @@ class Contest:
 
     @property
     def entries(self) -> Mapping[str, dict[str, Any]]:
-        """Return the methods, or the network of the configuration under the reference's name."""
+        """Options of the methods by name; the configured network alone if no methods are given."""
         return self.methods or {self.reference: {}}
 
     def boxes(self) -> dict[str, dict[str, tuple[float, float]]]:

@@ -111,7 +111,7 @@ def build(
     *,
     device: Any = None,
 ) -> MultiTaskNet:
-    """Return a network.
+    """Return a new network by its name.
 
     Args:
         name: As for `network`.

@@ -194,7 +194,7 @@ def rows_where(parameters: Iterable[nn.Parameter], shared: Sequence[bool]) -> Pa
 
 
 def gates_where(mixture: MaskedMixture, shared: Sequence[bool]) -> Parts:
-    """Return the rows of shared gates and of their self gates; not free weights.
+    """Return parameters and rows of shared gates and their self gates, without free weights.
 
     Args:
         mixture: S gates.

@@ -107,7 +107,7 @@ def places_of(numbers: Floats, known: Sequence[float]) -> NDArray[np.int64]:
 
 
 def has_shifted(counts: NDArray[np.int64]) -> bool:
-    """Return whether most of the counted numbers, and so their median, are far; not of a few."""
+    """Return whether most numbers are far from the training median; False for few numbers."""
     return bool(counts[0] >= FEWEST and 2 * counts[3:].max() > counts[0])
 
 

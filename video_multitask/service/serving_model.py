@@ -235,11 +235,11 @@ class Models:
         self._thread = threading.Thread(target=self._watch, name="watching", daemon=True)
 
     def start(self) -> None:
-        """Begin to watch."""
+        """Start the thread that watches for a newer model."""
         self._thread.start()
 
     def close(self) -> None:
-        """Stop watching."""
+        """Stop watching for a newer model."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join(30)
