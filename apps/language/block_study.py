@@ -290,7 +290,7 @@ def copies(gates: Mapping[str, BlockGate], seed: int | None = None) -> dict[str,
 
 
 def row_kl(gate: AttnGate | DecodeAttnGate, own: Mapping[str, Tensor]) -> float:
-    """Return the divergence of a row in nats from what a gate should predict."""
+    """Return the mean KL divergence per row, in nats, of a gate from its target."""
     skip = SKIPPED if isinstance(gate, AttnGate) else 0.0
     logits = logits_of(gate, own)
     return float(gate_distillation_loss(logits, own["target"], skip=skip, reduction="row"))

@@ -195,7 +195,7 @@ def trial_rows(chosen: Mapping[str, Choice]) -> list[Row]:
 def effect_of_search(
     plain: Sequence[Mapping[str, float]], searched: Sequence[Mapping[str, float]]
 ) -> Scores:
-    """Return what a search adds to the validation error of a trial at an equal learning rate.
+    """Return the function from weights of trials to what a search adds to the validation error.
 
     It is the step between two parabolas in the logarithm of the learning rate, which are fitted to
     the errors of all trials and are otherwise the same.
@@ -220,7 +220,7 @@ def effect_of_search(
 
 
 def search_rows(run: Run, method: Method, seeds: Sequence[int]) -> list[Row]:
-    """Return how hard and how doubly stochastic the relaxation is at the middle of the search."""
+    """Return hardness and doubly stochastic error of the relaxation halfway through the search."""
     store = run.store("searches", Figures())
     stop = max(1, round(SEARCH_STEPS * run.settings["steps"] / 2))
     pieces = [

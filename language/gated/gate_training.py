@@ -109,10 +109,10 @@ class Fit(Protocol):
     """What a training needs of `harness.experiment.Job`."""
 
     def note(self, **facts: Any) -> None:
-        """Keep facts for the record."""
+        """Add facts to the record of the result."""
 
     def fit(self, module: L.LightningModule, data: L.LightningDataModule, **options: Any) -> Any:
-        """Train a module."""
+        """Train a module, and return it."""
 
 
 def attach_loras(model: Any, size: int) -> Any:

@@ -72,7 +72,7 @@ class EarlierInputs:
         return (used, *others)
 
     def end(self, out: Tensor) -> Tensor:
-        """Leave gate inputs on the output of the block: they live as long as it does."""
+        """Attach the stored gate inputs to the output of a block for later gates; return it."""
         setattr(out, CARRIED, self.inputs)
         return out
 

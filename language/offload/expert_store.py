@@ -124,7 +124,7 @@ class ExpertStore:
         return short_digest([self.names, self.slab_bytes, some.hex()], 12)
 
     def transfer_bytes(self, expert: int) -> int:  # noqa: ARG002
-        """Return what is read for an expert."""
+        """Return the number of bytes that are read for an expert."""
         return self.slab_bytes
 
     def read_into(self, layer: int, expert: int, slab: memoryview) -> None:

@@ -83,7 +83,7 @@ class RouterGate(Gate):
 
 
 def cross_layer(model: nn.Module, names: Sequence[str], dim: int, width: int) -> Predictor:
-    """Return the guesses of the router of the next layer on the input of this one (Fate).
+    """Return a predictor: the router of the next layer applied to the input of this one (Fate).
 
     The router of a pre-gated model is given what it will read, so that its guesses are right.
 

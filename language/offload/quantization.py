@@ -117,7 +117,7 @@ class QuantizedStore(ExpertStore):
         self._packed = [self._written(one, cache) for one in bits]
 
     def transfer_bytes(self, expert: int) -> int:
-        """Return what is read for an expert."""
+        """Return the number of bytes that are read for an expert."""
         return self._sizes[expert // self.num_experts]
 
     def read_into(self, layer: int, expert: int, slab: memoryview) -> None:

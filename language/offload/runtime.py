@@ -150,12 +150,12 @@ class OffloadedLayer:
         self._now: Transfer | None = None
 
     def name_of(self, expert: int) -> str:
-        """Return what errors call an expert."""
+        """Return the name of an expert for error messages."""
         store = self.offload.store
         return f"expert {expert % store.num_experts} of {store.names[self.index]}"
 
     def key_of(self, expert: int) -> int:
-        """Return the number of an expert in cache and transfers."""
+        """Return the number of an expert in cache and transfers: another if it is in few bits."""
         return expert + self.offload.store.num_experts * (expert in self.rare)
 
     def begin(self, needed: Sequence[int], seen: Seen) -> None:

@@ -109,7 +109,7 @@ class Setup:
         return width
 
     def slots(self, budget: int, sizes: Sizes) -> list[int]:
-        """Return the slots of each layer; as many as are guessed remain.
+        """Return the number of slots of each layer; the budget keeps room for guessed experts.
 
         Args:
             budget: Experts that there is memory for.

@@ -200,7 +200,7 @@ class Simulation:
         self.rare: set[int] = set()
 
     def run(self) -> Times:
-        """Return what it takes."""
+        """Replay the whole trace, and return its simulated time and bytes."""
         for step in range(len(self.replayed.tokens)):
             for layer in range(self.sizes.layers):
                 self._layer(step, layer)

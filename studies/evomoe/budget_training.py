@@ -80,11 +80,11 @@ class BudgetModule(LanguageModule):
             self.trainer.should_stop = True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the seconds."""
+        """Save the seconds of training in the checkpoint."""
         checkpoint[SECONDS] = [time.process_time() - self._begin, *self.seconds]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take them up again."""
+        """Restore the seconds of training from the checkpoint."""
         self._elapsed, *self.seconds = checkpoint[SECONDS]
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:

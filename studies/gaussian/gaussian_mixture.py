@@ -92,7 +92,7 @@ class Likelihood(NamedTuple):
 
 
 def likelihood(mixture: Mixture, x: Array, y: Array, activation: str) -> Likelihood:
-    """Return the mean log-likelihood of x (n, d) and y (n,), and what it is made of."""
+    """Return the mean log-likelihood of x (n, d) and y (n,), with gates and residuals."""
     function, _ = ACTIVATIONS[activation]
     logits = (function(x @ mixture.beta1.T) + mixture.beta0) / mixture.tau
     gates, normalizer = _shares(logits)

@@ -103,7 +103,7 @@ def errors_of(case: Case, sizes: Sequence[int], spread: float, repeat: int) -> d
 
 
 def slopes(errors: Array, sizes: Sequence[int], names: Sequence[str] = ERRORS) -> Scores:
-    """Return the slopes of log median error against log size, for weights of repeats.
+    """Return the function from weights of repeats to slopes of log median error over log size.
 
     Args:
         errors: (N, S, P), a repeat each.

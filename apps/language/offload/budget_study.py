@@ -200,7 +200,7 @@ def documents_of(
 def times_of(
     piece: Piece, job: Job, known: Sequence[Replayed], held: Sequence[Replayed]
 ) -> dict[str, Tensor]:
-    """Return the figures of all methods (N,) by method and name."""
+    """Return simulated times and uses (N,) of N held-out documents, by method and figure."""
     sizes = held[0].sizes
     budget = int(piece.keys["budget"] * sizes.layers * sizes.experts)  # type: ignore[operator]
     cost = Cost(1.0, sizes.bytes / float(piece.keys["read"]), piece["unpack"])

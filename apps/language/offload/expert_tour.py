@@ -111,7 +111,7 @@ def expert_part(documents: Sequence[Document], cache: Path) -> ExpertPart:
 
 
 def uses_of(found: Any, sentence: str) -> np.ndarray:
-    """Return for each layer, expert and byte (L, E, T) the place in ``STATES``, NaN if unused.
+    """Return for each layer, expert and byte (L, E, T) an index into ``STATES``, NaN if unused.
 
     Args:
         found: The model, its caches empty.
