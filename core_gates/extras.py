@@ -64,7 +64,7 @@ class MissingExtras:
     def find_spec(
         name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Raise `MissingExtraError` for a library of an extra; find nothing else."""
+        """Raise `MissingExtraError` for a missing library of an extra, else return None."""
         del path, target
         frame = sys._getframe(1)
         while frame.f_back and frame.f_globals.get("__name__") == "importlib._bootstrap":

@@ -265,7 +265,7 @@ class Rate(NamedTuple):
 def rate_of(
     flops: float, sent: float, device: Device, *, ranks: int, batch_size: int, overlap: bool = True
 ) -> Rate:
-    """Return the rate of N ranks.
+    """Return step times, rows per second and price of training on N devices.
 
     Args:
         flops: Operations per row.

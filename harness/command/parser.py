@@ -46,7 +46,7 @@ class Group(NamedTuple):
 
 
 def help_text(parser: Any, *, trainer: bool = False) -> str:
-    """Return the help of a parser.
+    """Return the help of a parser without the options of the Trainer, or these alone.
 
     Args:
         parser: Parser of one verb, or of the arguments of one class.

@@ -80,7 +80,7 @@ def check_space(name: str, space: Space, trials: int) -> None:
 def first_trials(
     space: Space, trials: int, seed: int, plain: Setting | None = None
 ) -> list[Setting]:
-    """Return the settings that are tried first: all of a list, five eighths of those of a box.
+    """Return the settings to try first: a whole list, or Sobol points, 5/8 of the trials, of a box.
 
     A plain setting takes the place of the last one of a box, and is tried before the others.
     """

@@ -69,7 +69,7 @@ def sha256(path: Path) -> str:
 
 
 def short_digest(value: Any, digits: int = 16) -> str:
-    """Return the first hexadecimal digits of the SHA-256 of plain values, whatever their order."""
+    """Return the first hex digits of the SHA-256 of plain values; keys of mappings in any order."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:digits]
 

@@ -207,7 +207,7 @@ def add_tuning(
 
 
 def found_choices(run: Run, own: Mapping[str, Setting] | None = None) -> dict[str, Choice]:
-    """Return the choices of the run folder, or else of the package where settings agree.
+    """Return tuned choices by method: of the run folder, else of the package if settings agree.
 
     Args:
         run: The run.

@@ -130,7 +130,7 @@ class RunCheckpoint(Checkpoint, StepCallback):
         return {"saved_step": self.saved_step, "best_score": self.best_score}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take them up again."""
+        """Restore the step of the last write and the best score."""
         self.saved_step, self.best_score = state_dict["saved_step"], state_dict["best_score"]
 
     def on_save_checkpoint(

@@ -69,7 +69,7 @@ class BlockLayout(NamedTuple):
         return everything.tril(self.offset) if self.causal else everything
 
     def edge_blocks(self) -> int | None:
-        """Return ``first`` if the edge of row i is block ``i + first``, -1 if it is the last block.
+        """Shift from row to its partly visible block: -1 for the last block, None for none.
 
         The edge is the one block of a row in which some pairs of positions are invisible; None if
         all blocks are whole.

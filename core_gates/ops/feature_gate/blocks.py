@@ -194,7 +194,7 @@ def forward(
     gates: Sequence[int],
     steps: Steps,
 ) -> tuple[Tensor, list[Maps]]:
-    """Return what the definition returns, and what its backward pass needs."""
+    """Return gated inputs of all runs (R, N, D), and what the backward pass needs."""
     out = v.new_empty(len(inputs), *v.shape[1:])
     gate = mixer, mixer_bias, down
     maps = [_maps(v[i], *gate, runs_of(i, inputs), gates, steps) for i in range(len(v))]
@@ -215,7 +215,7 @@ def backward(
     maps: Sequence[Maps],
     steps: Steps,
 ) -> Gradients:
-    """Return what the definition returns."""
+    """Return the gradients of v, mixer, mixer_bias, down and up, block by block."""
     of_v, of_up, of_down = torch.empty_like(v), torch.zeros_like(up), torch.zeros_like(down)
     of_mixer = v.new_zeros(*down.shape[:2], v.shape[2])
     of_bias = v.new_zeros(down.shape[:2])

@@ -109,7 +109,7 @@ def _backward_of_run(
 
 
 def runs_of(i: int, inputs: Sequence[int]) -> list[int]:
-    """Return the runs over an input."""
+    """Return the indices of the runs that read input ``i``."""
     return [j for j, read in enumerate(inputs) if read == i]
 
 

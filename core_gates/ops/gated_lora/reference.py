@@ -39,7 +39,7 @@ def backward(
     ranks: Sequence[int],
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients with respect to the four tensors."""
+    """Return the gradients of base, hidden, up and coefficients."""
     mean, rstd = statistics(hidden, up, ranks, eps)
     grads = mix_backward(grad, base, hidden, mean, rstd, up, coefficients, ranks, eps)
     return *grads[:2], grads[2].to(up.dtype), grads[3].to(coefficients.dtype)

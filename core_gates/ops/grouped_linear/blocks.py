@@ -55,7 +55,7 @@ def forward(
 
 
 def cut(counts: Sequence[int]) -> list[Blocks]:
-    """Cut the rows of every group into blocks.
+    """Return which rows of which group each block holds, by block size.
 
     Args:
         counts: Rows of each group; they follow each other.

@@ -33,7 +33,7 @@ def forward(
     gated: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return what ``segments.forward`` returns."""
+    """Return results, and values before the activation if kept, by ``torch`` grouped matmuls."""
     rows = (x if gather is None else x.index_select(0, gather)).contiguous()
     offsets = counts.cumsum(0, dtype=torch.int32)
     z = F.grouped_mm(rows, weight.mT, offs=offsets)
@@ -62,7 +62,7 @@ def backward(
     needs_weight: bool,
     needs_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what ``segments.backward`` returns."""
+    """Return the gradients of x, weight and bias; empty where they are not needed."""
     rows = (x if gather is None else x.index_select(0, gather)).contiguous()
     offsets = counts.cumsum(0, dtype=torch.int32)
     outer = (grad if scatter is None else grad.index_select(0, scatter)).contiguous()

@@ -28,7 +28,7 @@ def forward(
     eps: float,
     by_batch: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what the definition returns."""
+    """Return the same as ``reference.forward``, computed one expert at a time."""
     activate, out = ACTIVATIONS[activation].value, torch.empty_like(x)
     if by_batch:
         shift, variance = torch.empty_like(offset), torch.empty_like(offset)
@@ -54,7 +54,7 @@ def backward(
     eps: float,
     by_batch: bool,
 ) -> Gradients:
-    """Return what the definition returns."""
+    """Return the same gradients as ``reference.backward``, computed one expert at a time."""
     grad_x, slope_of = torch.empty_like(x), ACTIVATIONS[activation].gradient
     of_weight, of_bias = torch.empty_like(weight), torch.empty_like(bias)
     shift, rstd = mean - offset, (variance + eps).rsqrt()
