@@ -161,7 +161,7 @@ class Run:
         scoring: bool = False,
         leave_out: bool = False,
     ) -> list[Piece]:
-        """Compute what is missing, and return the pieces that there are results of.
+        """Compute and store the pieces whose results are missing; return all that have a result.
 
         It first prints what is missing, and why a result with other settings is not taken. Every
         result is kept as soon as it is there, so that a kill costs no more than the pieces under
