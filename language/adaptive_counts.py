@@ -90,10 +90,10 @@ class AdaptiveCounts:
         Raises:
             GatesError: No document is longer than half a context.
         """
-        found, starts = scored_part(self.tokenizer, documents, self.context)
-        total = sum(len(one.text.encode()) for one in found) - starts.sum()
+        scored, starts = scored_part(self.tokenizer, documents, self.context)
+        total = sum(len(document.text.encode()) for document in scored) - starts.sum()
         step = -(-total // FITTED)
-        models = np.concatenate([self.models(one)[:, ::step] for one in found], 1)
+        models = np.concatenate([self.models(document)[:, ::step] for document in scored], 1)
         for _ in range(ROUNDS):
             shares = self.weights[:, None] * models
             self.weights = (shares / shares.sum(0)).mean(1)
@@ -105,8 +105,8 @@ class AdaptiveCounts:
         Args:
             documents: Held-out documents, each longer than half a context.
         """
-        found = [-np.log2(self.weights @ self.models(document)) for document in documents]
-        return np.array([(bits.sum(), len(bits)) for bits in found])
+        costs = [-np.log2(self.weights @ self.models(document)) for document in documents]
+        return np.array([(bits.sum(), len(bits)) for bits in costs])
 
     def models(self, document: Document) -> np.ndarray:
         """Return the probabilities (2 (order + 1), T) of the scored bytes of a document."""
@@ -121,14 +121,14 @@ class AdaptiveCounts:
             position: (T,) number of each byte in its text.
         """
         text, contexts = (position == 0).cumsum(), grams_of(data, position, self.counts.order)
-        rows, own, lower = [], [], np.full(len(data), 1 / 256)
-        for table, (found, grams) in zip(self.counts.tables, contexts, strict=True):
-            own.append((found, _own(grams[found], text[found])))
-            both = table.look_up(grams[found]) + ADDED * own[-1][1]
-            lower[found] = interpolated(both, lower[found])
+        rows, repeats, lower = [], [], np.full(len(data), 1 / 256)
+        for table, (place, grams) in zip(self.counts.tables, contexts, strict=True):
+            repeats.append((place, _own(grams[place], text[place])))
+            both = table.look_up(grams[place]) + ADDED * repeats[-1][1]
+            lower[place] = interpolated(both, lower[place])
             rows.append(lower.copy())
-        for found, seen in own:
-            lower[found] = interpolated(seen, lower[found])
+        for place, seen in repeats:
+            lower[place] = interpolated(seen, lower[place])
             rows.append(lower.copy())
         return np.stack(rows)
 
@@ -147,6 +147,6 @@ def _before(keys: np.ndarray, text: np.ndarray, values: np.ndarray) -> np.ndarra
     changes = (keys[1:] != keys[:-1]) | (text[1:] != text[:-1])
     first = np.flatnonzero(np.concatenate([[True], changes])[: len(keys)])
     sums = values.cumsum(1) - values
-    found = np.empty_like(sums)
-    found[:, order] = sums - np.repeat(sums[:, first], np.diff(first, append=len(keys)), axis=1)
-    return found
+    before = np.empty_like(sums)
+    before[:, order] = sums - np.repeat(sums[:, first], np.diff(first, append=len(keys)), axis=1)
+    return before

@@ -70,10 +70,10 @@ class Corpus:
     @property
     def digest(self) -> str:
         """Hexadecimal SHA-256 of names and texts, whatever their order."""
-        found = sha256()
+        total = sha256()
         for name, text in sorted(self.documents):
-            found.update(sha256(os.fsencode(name)).digest() + sha256(text.encode()).digest())
-        return found.hexdigest()
+            total.update(sha256(os.fsencode(name)).digest() + sha256(text.encode()).digest())
+        return total.hexdigest()
 
     @staticmethod
     def split(name: str) -> Split:
@@ -83,7 +83,7 @@ class Corpus:
 
     def part(self, split: Split) -> list[Document]:
         """Return the documents of a split, in order."""
-        return [one for one in self.documents if self.split(one.name) == split]
+        return [document for document in self.documents if self.split(document.name) == split]
 
 
 def read_corpus(sources: Sequence[str | Path]) -> Corpus:
@@ -127,7 +127,7 @@ def read_corpus(sources: Sequence[str | Path]) -> Corpus:
             f"the corpus {' '.join(map(str, sources))} holds no text{passed and f' ({passed})'}: "
             "name files or folders of text in UTF-8"
         )
-    return Corpus([Document(*one) for one in documents.items()], duplicates, skipped)
+    return Corpus([Document(*item) for item in documents.items()], duplicates, skipped)
 
 
 def source_files(source: str | Path) -> list[tuple[str, Path]]:
@@ -139,12 +139,12 @@ def source_files(source: str | Path) -> list[tuple[str, Path]]:
     if source == PYTHON:
         path = Path(sysconfig.get_path("stdlib"))
         files = [
-            one for one in _walk(path, LEFT_OUT) if one.suffix == ".py" and one.name not in SITE
+            file for file in _walk(path, LEFT_OUT) if file.suffix == ".py" and file.name not in SITE
         ]
-        return [(one.relative_to(path).as_posix(), one) for one in files]
+        return [(file.relative_to(path).as_posix(), file) for file in files]
     path = Path(source)
     if path.is_dir():
-        return [(one.relative_to(path).as_posix(), one) for one in _walk(path)]
+        return [(file.relative_to(path).as_posix(), file) for file in _walk(path)]
     if not path.exists():
         raise GatesError(f"the corpus {path} does not exist: name files, folders or {PYTHON!r}")
     return [(path.name, path.resolve())]
@@ -223,12 +223,12 @@ def _field(line: bytes, place: str) -> str:
         GatesError: The line is not JSON, or has no text.
     """
     try:
-        found = json.loads(line)
+        record = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise GatesError(f"{place} is not JSON ({error}): repair or remove it") from error
-    if not isinstance(found, dict) or FIELD not in found:
+    if not isinstance(record, dict) or FIELD not in record:
         raise GatesError(f"{place} has no field {FIELD!r}: give every line an object with one")
-    return _checked(found[FIELD], place)
+    return _checked(record[FIELD], place)
 
 
 def _checked(text: Any, place: str) -> str:
@@ -255,8 +255,8 @@ def _parquet(path: Path) -> Iterator[tuple[int, str]]:
     try:
         with pq.ParquetFile(path) as table:
             if FIELD not in table.schema_arrow.names:
-                known = ", ".join(table.schema_arrow.names)
-                raise GatesError(f"{path} has no column {FIELD!r} but {known}: rename the one")
+                columns = ", ".join(table.schema_arrow.names)
+                raise GatesError(f"{path} has no column {FIELD!r} but {columns}: rename the one")
             for batch in table.iter_batches(batch_size=1024, columns=[FIELD]):
                 for value in batch.column(0).to_pylist():
                     number += 1

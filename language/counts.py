@@ -47,12 +47,12 @@ class _Table(NamedTuple):
         Values are looked up in ascending order, which keeps the memory that is read in the cache.
         """
         order = grams.argsort()
-        ordered, found = grams[order], np.empty((3, len(grams)), dtype=np.int64)
+        ordered, numbers = grams[order], np.empty((3, len(grams)), dtype=np.int64)
         contexts = ordered >> np.uint64(8)
-        found[0, order] = _look_up(self.grams, ordered, self.counts)
-        found[1, order] = _look_up(self.contexts, contexts, self.totals)
-        found[2, order] = _look_up(self.contexts, contexts, self.kinds)
-        return found
+        numbers[0, order] = _look_up(self.grams, ordered, self.counts)
+        numbers[1, order] = _look_up(self.contexts, contexts, self.totals)
+        numbers[2, order] = _look_up(self.contexts, contexts, self.kinds)
+        return numbers
 
 
 def interpolated(found: np.ndarray, lower: np.ndarray) -> np.ndarray:
@@ -64,8 +64,8 @@ def interpolated(found: np.ndarray, lower: np.ndarray) -> np.ndarray:
         lower: (T,)
     """
     counts, totals, kinds = found
-    known = np.maximum(totals + kinds, 1)  # 0 where the context was not seen
-    return np.where(totals > 0, (counts + kinds * lower) / known, lower)
+    total = np.maximum(totals + kinds, 1)  # 0 where the context was not seen
+    return np.where(totals > 0, (counts + kinds * lower) / total, lower)
 
 
 def _starts(values: np.ndarray) -> np.ndarray:
@@ -73,10 +73,10 @@ def _starts(values: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.flatnonzero(values[1:] != values[:-1]) + 1])
 
 
-def _look_up(known: np.ndarray, wanted: np.ndarray, values: np.ndarray) -> np.ndarray:
+def _look_up(keys: np.ndarray, wanted: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Return the values of wanted integers, 0 for those that are not known."""
-    place = np.minimum(known.searchsorted(wanted), len(known) - 1)
-    return np.where(known[place] == wanted, values[place], 0)
+    place = np.minimum(keys.searchsorted(wanted), len(keys) - 1)
+    return np.where(keys[place] == wanted, values[place], 0)
 
 
 def grams_of(
@@ -149,7 +149,7 @@ class ByteCounts:
         data = np.frombuffer(b"".join(texts), dtype=np.uint8)
         starts = np.repeat(lengths.cumsum() - lengths, lengths)
         position = np.minimum(np.arange(len(data)) - starts, order).astype(np.uint8)
-        return cls([_Table.of(grams[found]) for found, grams in grams_of(data, position, order)])
+        return cls([_Table.of(grams[place]) for place, grams in grams_of(data, position, order)])
 
     def bits(self, text: str | bytes) -> np.ndarray:
         """Return the bits of every byte of a text, given all bytes before it.
@@ -174,7 +174,7 @@ class ByteCounts:
         """
         rows, lower = [], np.full(len(data), 1 / 256)
         contexts = grams_of(data, position, self.order)
-        for table, (found, grams) in zip(self.tables, contexts, strict=True):
-            lower[found] = interpolated(table.look_up(grams[found]), lower[found])
+        for table, (place, grams) in zip(self.tables, contexts, strict=True):
+            lower[place] = interpolated(table.look_up(grams[place]), lower[place])
             rows.append(lower.copy())
         return np.stack(rows)

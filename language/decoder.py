@@ -260,5 +260,5 @@ def _last(x: Tensor, padding_mask: Tensor | None) -> Tensor:
     if padding_mask is None:
         return x[:, -1:]
     place = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
-    found = place.masked_fill(padding_mask, 0).amax(1)
-    return x[torch.arange(len(x), device=x.device), found].unsqueeze(1)
+    last = place.masked_fill(padding_mask, 0).amax(1)
+    return x[torch.arange(len(x), device=x.device), last].unsqueeze(1)

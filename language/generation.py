@@ -75,8 +75,8 @@ def generate(
         GatesError: A prompt does not fit the model, or an option is out of range; later, the logits
             are not finite.
     """
-    known = [[int(token) for token in prompt] for prompt in prompts]
-    _refuse_misfit(known, model)
+    starts = [[int(token) for token in prompt] for prompt in prompts]
+    _refuse_misfit(starts, model)
     stops = [stop] if isinstance(stop, str) else [*stop]
     checks = (
         ("temperature", temperature, 0 <= temperature < math.inf, "a finite number from 0"),
@@ -86,16 +86,16 @@ def generate(
         ("the seed", seed, seed >= 0, "at least 0"),
         ("a stop string", "empty", all(stops), "at least one character"),
     )
-    for name, found, fits, wanted in checks:
+    for name, given, fits, wanted in checks:
         if not fits:
-            raise GatesError(f"{name} is {found}, expected {wanted}")
+            raise GatesError(f"{name} is {given}, expected {wanted}")
     choose = partial(next_probabilities, temperature=temperature, top_k=top_k, top_p=top_p)
     ends = () if end is None else (end,) if isinstance(end, int) else end
     texts = [
         _Continuation(number, prompt, model.context, max_tokens, decode, ends, stops, seed)
-        for number, prompt in enumerate(known)
+        for number, prompt in enumerate(starts)
     ]
-    return _steps(model, known, texts, choose)
+    return _steps(model, starts, texts, choose)
 
 
 def _refuse_misfit(prompts: Sequence[Sequence[int]], model: Decoder) -> None:
@@ -233,7 +233,7 @@ class _Continuation:
         self._left = max_tokens, context - len(prompt) + 1
         self._new, self._count = list[int](), 0
         self._window, self._before = [*prompt], decode(prompt)
-        self._text = _Text([one.encode() for one in stops])
+        self._text = _Text([stop.encode() for stop in stops])
         self._generator = np.random.default_rng([seed, *prompt])
         self.reason: Reason | None = None
 
@@ -301,14 +301,14 @@ class _Text:
     def add(self, data: bytes) -> str:
         """Return the text that is certain with some more bytes."""
         data = self._pending + data
-        found = [(at + len(stop), at) for stop in self._stops if (at := data.find(stop)) >= 0]
-        if found:
+        ends = [(at + len(stop), at) for stop in self._stops if (at := data.find(stop)) >= 0]
+        if ends:
             self.stopped, self._pending = True, b""
-            return self._decoder.decode(data[: min(found)[1]])
+            return self._decoder.decode(data[: min(ends)[1]])
         begun = (n for stop in self._stops for n in range(1, len(stop)) if data.endswith(stop[:n]))
-        known = len(data) - max(begun, default=0)
-        self._pending = data[known:]
-        return self._decoder.decode(data[:known])
+        complete = len(data) - max(begun, default=0)
+        self._pending = data[complete:]
+        return self._decoder.decode(data[:complete])
 
     def close(self) -> str:
         """Return what was held back."""

@@ -209,15 +209,15 @@ def losses_of_gates(
     Raises:
         GatesError: No gate has a loss of a name, or returns what it is computed from.
     """
-    ran = [(gate, routing) for gate, found in routings.items() for routing in found]
+    ran = [(gate, routing) for gate, several in routings.items() for routing in several]
     own = {name for _, routing in ran for name in routing.aux or {}}
-    known = sorted({*own, *LOSSES}) if ran else []
-    found = {}
+    allowed = sorted({*own, *LOSSES}) if ran else []
+    losses = {}
     for name in names:
-        if name not in known:
+        if name not in allowed:
             raise GatesError(
                 f"losses weighs {name!r}, but the gates of this model have"
-                f" {', '.join(known) or 'none, since there are no gates'}"
+                f" {', '.join(allowed) or 'none, since there are no gates'}"
             )
         try:
             values = (
@@ -227,5 +227,5 @@ def losses_of_gates(
             )
         except ValueError as error:
             raise GatesError(f"losses weighs {name!r}: {error}") from error
-        found[name] = torch.stack(values).mean()
-    return found
+        losses[name] = torch.stack(values).mean()
+    return losses

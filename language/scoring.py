@@ -46,19 +46,19 @@ def scored_part(
     Raises:
         GatesError: No document is left, or the tokenizer loses text of one.
     """
-    half, found, starts = context // 2, list[Document](), list[int]()
+    half, scored, starts = context // 2, list[Document](), list[int]()
     for document in documents:
         sizes = tokenizer.byte_counts(document.text)
         if len(sizes) > half:
             faithful_tokens(tokenizer, document.name, document.text)
-            found.append(document)
+            scored.append(document)
             starts.append(sizes[:half].sum())
-    if not found:
+    if not scored:
         raise GatesError(
             f"none of {len(documents)} documents has more than {half} tokens, half of the context,"
             " so that nothing is scored; use longer documents or a smaller context"
         )
-    return found, np.array(starts)
+    return scored, np.array(starts)
 
 
 def bits_per_byte(
@@ -111,8 +111,8 @@ def bits_per_byte(
     bits = np.zeros(len(documents))
     every = _windows(tokenizer, documents, context)
     while windows := [*islice(every, batch_size)]:
-        found = _nats(model, [window.tokens for window in windows], half) / np.log(2)
-        np.add.at(bits, [window.document for window in windows], found)
+        costs = _nats(model, [window.tokens for window in windows], half) / np.log(2)
+        np.add.at(bits, [window.document for window in windows], costs)
     for document, value in zip(documents, bits, strict=True):
         if not np.isfinite(value):
             raise GatesError(
@@ -181,11 +181,11 @@ def count_bits(
     Returns:
         Bits and bytes (order + 1, N, 2), for contexts of up to 0, 1, ... bytes.
     """
-    found = []
+    counted = []
     for document, start in zip(documents, starts, strict=True):
         bits = counts.bits(document.text)[:, start:]
-        found.append(np.stack([bits.sum(1), np.full(len(bits), bits.shape[1])], 1))
-    return np.stack(found, 1)
+        counted.append(np.stack([bits.sum(1), np.full(len(bits), bits.shape[1])], 1))
+    return np.stack(counted, 1)
 
 
 def ppmd_bits(
@@ -213,7 +213,7 @@ def ppmd_bits(
     from pyppmd import Ppmd7Encoder
 
     coder = Ppmd7Encoder(PPMD_ORDER, 2**30)  # bytes, of which 8 MB of text take half
-    coder.encode("".join(one.text for one in training).encode())
+    coder.encode("".join(document.text for document in training).encode())
     shared = np.frombuffer(mmap(-1, 16 * len(documents))).reshape(-1, 2)
     for document, start, row in zip(documents, starts, shared, strict=True):
         data = document.text.encode()

@@ -128,20 +128,20 @@ class ShardSet:
         Raises:
             GatesError: Its file is damaged, or another one.
         """
-        found = load_tokenizer(self.folder)
-        if found.digest != self._tokenizer_digest:
+        loaded = load_tokenizer(self.folder)
+        if loaded.digest != self._tokenizer_digest:
             raise GatesError(f"{self.folder / FILE} is not that of {INDEX}: {AGAIN}")
-        return found
+        return loaded
 
 
-def _part(found: dict[str, Any]) -> Part:
+def _part(fields: dict[str, Any]) -> Part:
     """Return the entry of a split.
 
     Raises:
         TypeError: It has other fields, or values of other types.
         ValueError: Its documents overlap or lie outside of the tokens.
     """
-    part = Part(**found)
+    part = Part(**fields)
     for name, kind in (("tokens", int), ("bytes", int), ("sha256", str), ("digest", str)):
         if type(getattr(part, name)) is not kind:
             raise TypeError(f"{name} is not {kind.__name__}")
@@ -153,7 +153,7 @@ def _part(found: dict[str, Any]) -> Part:
             raise ValueError(f"document {name[:60]!r} has tokens {start} to {stop}")
         last = stop
         documents.append((name, start, stop))
-    objects = [str(one) for one in part.objects]
+    objects = [str(shard) for shard in part.objects]
     if len(objects) != len(documents):
         raise ValueError(f"{len(documents)} documents and {len(objects)} objects")
     return part._replace(documents=documents, objects=objects)

@@ -100,13 +100,13 @@ def faithful_tokens(tokenizer: Tokenizer, name: str, text: str) -> NDArray[np.in
         GatesError: Other texts have the same tokens, so that bits per byte would be too few.
     """
     tokens, content = tokenizer.encode(text), utf8(text)
-    found = tokenizer.decode(tokens)  # type: ignore[arg-type]
-    if found.removeprefix(b" ") != content.removeprefix(b" "):
-        pairs = enumerate(zip(found, content, strict=False))
-        place = next((n for n, (a, b) in pairs if a != b), min(len(found), len(content)))
+    decoded = tokenizer.decode(tokens)  # type: ignore[arg-type]
+    if decoded.removeprefix(b" ") != content.removeprefix(b" "):
+        pairs = enumerate(zip(decoded, content, strict=False))
+        place = next((n for n, (a, b) in pairs if a != b), min(len(decoded), len(content)))
         here = slice(place, place + 20)
         raise GatesError(
-            f"the tokenizer loses text: {name} comes back with {found[here]!r} at byte {place}, "
+            f"the tokenizer loses text: {name} comes back with {decoded[here]!r} at byte {place}, "
             f"expected {content[here]!r}; leave the file out, or name a tokenizer that keeps every "
             f"byte, such as {BYTES!r}"
         )
@@ -147,8 +147,8 @@ class ByteTokenizer:
 
     def decode(self, tokens: Sequence[int]) -> bytes:
         """Return the tokens as bytes, ends left out."""
-        known = np.array(_known(tokens, self.vocab_size), np.int64)
-        return known[known != self.end].astype(np.uint8).tobytes()
+        checked = np.array(_known(tokens, self.vocab_size), np.int64)
+        return checked[checked != self.end].astype(np.uint8).tobytes()
 
     def save(self, folder: Path) -> None:
         """Write a ``tokenizer.json`` that gives the same tokens."""
@@ -197,7 +197,7 @@ class FileTokenizer:
         self.digest = sha256(self._content + named).hexdigest()
         self._pieces = self._bytes_of_tokens(ids)
         self._fallback = {
-            n: int(found[1], 16) for t, n in ids.items() if (found := BYTE.fullmatch(t))
+            n: int(match[1], 16) for t, n in ids.items() if (match := BYTE.fullmatch(t))
         }
 
     def _bytes_of_tokens(self, ids: dict[str, int]) -> list[bytes] | None:
@@ -207,8 +207,8 @@ class FileTokenizer:
         values = {letter: byte for byte, letter in enumerate(_letters())}
         pieces = [b""] * self.vocab_size
         for token, number in ids.items():
-            known = all(letter in values for letter in token)
-            pieces[number] = bytes(values[one] for one in token) if known else token.encode()
+            mapped = all(letter in values for letter in token)
+            pieces[number] = bytes(values[letter] for letter in token) if mapped else token.encode()
         for number, added in self._tokenizer.get_added_tokens_decoder().items():
             pieces[number] = b"" if added.special else added.content.encode()
         return pieces
@@ -232,17 +232,17 @@ class FileTokenizer:
 
     def byte_counts(self, text: str) -> NDArray[np.int64]:
         """Return the bytes (T,) of each token, see `Tokenizer.byte_counts`."""
-        size, found = len(utf8(text)), self._encoding(text)
+        size, encoded = len(utf8(text)), self._encoding(text)
         if self._pieces is not None:
-            counts = np.array([len(self._pieces[token]) for token in found.ids], np.int64)
+            counts = np.array([len(self._pieces[token]) for token in encoded.ids], np.int64)
             if counts.sum() == size:  # not where it adds or drops a space
                 return counts
         lengths = np.frombuffer(text.encode("utf-32-le"), "<u4")
         lengths = 1 + (lengths >= 0x80) + (lengths >= 0x800) + (lengths >= 0x10000)
         places = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-        starts = places[[start for start, _ in found.offsets[1:]]]
+        starts = places[[start for start, _ in encoded.offsets[1:]]]
         bounds = np.maximum.accumulate(np.concatenate([[0], starts, [size]]))
-        return np.diff(bounds)[: len(found.ids)]
+        return np.diff(bounds)[: len(encoded.ids)]
 
     def decode(self, tokens: Sequence[int]) -> bytes:
         """Return the bytes of tokens; those of a last, incomplete character as they are."""

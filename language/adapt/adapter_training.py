@@ -96,14 +96,16 @@ class AdapterModule(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return AdamW, whose steps shrink gates, and the schedule of its learning rates."""
         gates = [gate for gate in rank_gates(self.parts) if gate.requires_grad]
-        known = {id(gate) for gate in gates}
-        others = [p for p in self.parameters() if p.requires_grad and id(p) not in known]
+        of_gates = {id(gate) for gate in gates}
+        others = [p for p in self.parameters() if p.requires_grad and id(p) not in of_gates]
         groups = [
             {"params": [p for p in others if p.ndim > 1], "weight_decay": self.rates["decay"]},
             {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
             {"params": gates, "weight_decay": 0.0, "lr": self.rates["gates"]},
         ]
-        optimizer = torch.optim.AdamW([one for one in groups if one["params"]], self.rates["lr"])
+        optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]], self.rates["lr"]
+        )
         self._schedule = ThresholdSchedule(
             optimizer, gates, self.thresholds, self.stage_steps, kept=self.kept
         )
@@ -122,12 +124,12 @@ def logits_of(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
     """
     lengths = batch["attention_mask"].sum(1)
     order = lengths.argsort(stable=True)
-    found = []
+    logits = []
     for places in order.split(ALIKE if lengths.is_cpu else len(order)):
         width = int(lengths[places].max())
         inputs = {n: value[places, :width] for n, value in batch.items() if n != LABEL}
-        found.append(model(**inputs).logits.float())
-    return torch.cat(found)[order.argsort()]
+        logits.append(model(**inputs).logits.float())
+    return torch.cat(logits)[order.argsort()]
 
 
 def encoded(
@@ -138,8 +140,8 @@ def encoded(
     Raises:
         GatesError: The model has no tokenizer or reads fewer tokens.
     """
-    found = encode_texts(folder, [row.texts for row in rows], context)
-    return {**found, LABEL: torch.tensor(texts.targets(rows))}
+    encoded = encode_texts(folder, [row.texts for row in rows], context)
+    return {**encoded, LABEL: torch.tensor(texts.targets(rows))}
 
 
 @torch.no_grad()

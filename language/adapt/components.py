@@ -16,26 +16,27 @@ def adapters_of(model: nn.Module) -> dict[str, SparseLowRank]:
 
 def masks_of(model: nn.Module) -> dict[str, Tensor]:
     """Return for each layer which of its components remain (R,), bool."""
-    return {name: one.lora_gate.kept.cpu() for name, one in adapters_of(model).items()}
+    return {name: layer.lora_gate.kept.cpu() for name, layer in adapters_of(model).items()}
 
 
 def size_of(model: nn.Module) -> int:
     """Return the number of parameters of the components that remain, the gates folded."""
     return sum(
-        one.rank * (one.in_features + one.out_features) for one in adapters_of(model).values()
+        layer.rank * (layer.in_features + layer.out_features)
+        for layer in adapters_of(model).values()
     )
 
 
 def drawn_strengths(model: nn.Module) -> dict[str, Tensor]:
     """Return the magnitudes of the gates (R,) of each layer."""
-    return {n: one.lora_gate.weight.detach().abs() for n, one in adapters_of(model).items()}
+    return {n: layer.lora_gate.weight.detach().abs() for n, layer in adapters_of(model).items()}
 
 
 def learned_strengths(model: nn.Module) -> dict[str, Tensor]:
     """Return ``‖A_j‖ ‖B_j‖`` of the components (R,) of each layer."""
     return {
-        name: one.lora_A.detach().norm(dim=1) * one.lora_B.detach().norm(dim=0)
-        for name, one in adapters_of(model).items()
+        name: layer.lora_A.detach().norm(dim=1) * layer.lora_B.detach().norm(dim=0)
+        for name, layer in adapters_of(model).items()
     }
 
 
@@ -49,10 +50,10 @@ def strongest(model: nn.Module, strengths: Mapping[str, Tensor], size: int) -> d
         strengths: Of the components (R,) of each layer.
         size: The most parameters, see `size_of`.
     """
-    costs = {n: one.in_features + one.out_features for n, one in adapters_of(model).items()}
-    ordered = [(float(v), n, i) for n, own in strengths.items() for i, v in enumerate(own)]
-    masks = {name: torch.zeros(len(own), dtype=torch.bool) for name, own in strengths.items()}
-    for _, name, place in sorted(ordered, key=lambda one: -one[0]):
+    costs = {n: layer.in_features + layer.out_features for n, layer in adapters_of(model).items()}
+    ordered = [(float(v), n, i) for n, values in strengths.items() for i, v in enumerate(values)]
+    masks = {name: torch.zeros(len(values), dtype=torch.bool) for name, values in strengths.items()}
+    for _, name, place in sorted(ordered, key=lambda item: -item[0]):
         if costs[name] <= size:
             masks[name][place] = True
             size -= costs[name]

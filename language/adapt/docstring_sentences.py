@@ -29,13 +29,13 @@ def sentences_of(documents: Sequence[Document]) -> LabeledTexts:
         GatesError: Less than two packages have sentences for training and held out.
     """
     rows: dict[str, list[tuple[bool, Row]]] = {}
-    for one in documents:
-        package, slash, _ = one.name.partition("/")
-        if slash and one.name.endswith(".py"):
-            found = [Row((text,), package, one.name) for text in _sentences(one.text)]
-            tested = Corpus.split(one.name) != "train"
-            rows.setdefault(package, []).extend((tested, row) for row in found)
-    both = {n: own for n, own in rows.items() if len({tested for tested, _ in own}) == 2}
+    for document in documents:
+        package, slash, _ = document.name.partition("/")
+        if slash and document.name.endswith(".py"):
+            sentences = [Row((text,), package, document.name) for text in _sentences(document.text)]
+            tested = Corpus.split(document.name) != "train"
+            rows.setdefault(package, []).extend((tested, row) for row in sentences)
+    both = {n: group for n, group in rows.items() if len({tested for tested, _ in group}) == 2}
     chosen = sorted(both, key=lambda name: (-len(both[name]), name))[:CLASSES]
     if len(chosen) < 2:
         raise GatesError(
@@ -43,7 +43,7 @@ def sentences_of(documents: Sequence[Document]) -> LabeledTexts:
             " folder of labeled texts by --data"
         )
     texts = {name: {row.texts for _, row in both[name]} for name in chosen}
-    count = Counter(text for own in texts.values() for text in own)
+    count = Counter(text for group in texts.values() for text in group)
     kept: tuple[dict[tuple[str, ...], Row], ...] = ({}, {})
     for tested, row in (pair for name in chosen for pair in both[name]):
         if count[row.texts] == 1 and row.texts not in kept[not tested]:

@@ -35,10 +35,10 @@ def label_scores(outputs: Tensor, targets: Sequence[float], classes: int) -> lis
 
 def constant_scores(texts: LabeledTexts) -> list[Scores]:
     """Return what the most frequent training label scores, or the mean where labels are numbers."""
-    known, held_out = texts.targets(texts.train), texts.targets(texts.held_out)
-    outputs = torch.full((len(held_out), texts.outputs), fmean(known))
+    trained, held_out = texts.targets(texts.train), texts.targets(texts.held_out)
+    outputs = torch.full((len(held_out), texts.outputs), fmean(trained))
     if texts.classes:
-        outputs = torch.arange(texts.outputs).eq(mode(known)).float().expand(len(held_out), -1)
+        outputs = torch.arange(texts.outputs).eq(mode(trained)).float().expand(len(held_out), -1)
     return label_scores(outputs, held_out, len(texts.classes))
 
 

@@ -104,19 +104,19 @@ class LabeledTexts(NamedTuple):
         """Return the number of the class of each row, or the number itself."""
         if not self.classes:
             return [float(row.label or "nan") for row in rows]
-        known = {label: number for number, label in enumerate(self.classes)}
-        return [float(known[row.label or ""]) for row in rows]
+        numbers = {label: number for number, label in enumerate(self.classes)}
+        return [float(numbers[row.label or ""]) for row in rows]
 
     def remarks(self) -> list[str]:
         """Return what is odd about the rows, a line each."""
-        known = {row.texts for row in self.train}
+        trained = {row.texts for row in self.train}
         empty = sum("" in row.texts for row in (*self.train, *self.held_out))
-        seen = sum(row.texts in known for row in self.held_out)
+        seen = sum(row.texts in trained for row in self.held_out)
         odd = {"rows have an empty text": empty, "held-out rows occur in training": seen}
-        told = [f"{self.unlabeled} has no labels: others are held out"] if self.unlabeled else []
+        lines = [f"{self.unlabeled} has no labels: others are held out"] if self.unlabeled else []
         more = f" and {len(self.unused) - 20} more" * (len(self.unused) > 20)
-        told += [f"not used: {', '.join(self.unused[:20])}{more}"] if self.unused else []
-        return told + [f"{number:,} {what}" for what, number in odd.items() if number]
+        lines += [f"not used: {', '.join(self.unused[:20])}{more}"] if self.unused else []
+        return lines + [f"{number:,} {what}" for what, number in odd.items() if number]
 
 
 def read_folder(folder: str | Path, columns: Sequence[str] = ()) -> LabeledTexts:
@@ -136,7 +136,7 @@ def read_folder(folder: str | Path, columns: Sequence[str] = ()) -> LabeledTexts
             another number of them or one that is not JSON; or see `labeled`.
     """
     folder = Path(folder)
-    found: dict[Part, Path] = {}
+    paths: dict[Part, Path] = {}
     if not folder.is_dir():
         raise GatesError(f"{folder} is not a folder: give one with train.tsv and dev.tsv")
     for path in sorted(folder.iterdir()):
@@ -144,21 +144,21 @@ def read_folder(folder: str | Path, columns: Sequence[str] = ()) -> LabeledTexts
         part = next((PARTS[word] for word in ends if word in PARTS), None)
         if part is None or f".{ends[-1]}" not in (*TABLES, *LINES, *LABEL_FIRST):
             continue
-        if part in found:
-            raise GatesError(f"{found[part]} and {path} are both for {part}: remove one of them")
-        found[part] = path
-    if "train" not in found or len(found) < 2:
+        if part in paths:
+            raise GatesError(f"{paths[part]} and {path} are both for {part}: remove one of them")
+        paths[part] = path
+    if "train" not in paths or len(paths) < 2:
         raise GatesError(
-            f"{folder} holds {', '.join(p.name for p in found.values()) or 'no data'}: give files"
+            f"{folder} holds {', '.join(p.name for p in paths.values()) or 'no data'}: give files"
             " for training and validation or test, such as train.tsv and dev.tsv or .jsonl"
         )
-    parts = {part: read_rows(path, columns) for part, path in found.items()}
+    parts = {part: read_rows(path, columns) for part, path in paths.items()}
     hidden = HIDDEN - {row.label for row in parts["train"]}
     given = {p: rows for p, rows in parts.items() if {row.label for row in rows} - hidden}
     held_out = given.get("test", given.get("validation", []))
     texts = labeled(folder.resolve().name, parts["train"], held_out)
-    unlabeled = "" if "test" in given else found.get("test", Path()).name
-    used = {found["train"].name, found["test" if "test" in given else "validation"].name, unlabeled}
+    unlabeled = "" if "test" in given else paths.get("test", Path()).name
+    used = {paths["train"].name, paths["test" if "test" in given else "validation"].name, unlabeled}
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
     unused = tuple(name for name in names if name not in used and not name.startswith("."))
     return texts._replace(unlabeled=unlabeled, unused=unused)
@@ -189,8 +189,8 @@ def labeled(name: str, train: Sequence[Row], held_out: Sequence[Row]) -> Labeled
         raise GatesError(f"all training rows of {name} have the label {classes[0]!r}: give two")
     for row in (*train, *held_out):
         if row.label not in classes if classes else not math.isfinite(_number(row.label)):
-            known = ", ".join(classes[:20]) or "a number"
-            raise GatesError(f"{row.place} has the label {row.label!r}, expected {known}")
+            expected = ", ".join(classes[:20]) or "a number"
+            raise GatesError(f"{row.place} has the label {row.label!r}, expected {expected}")
     return LabeledTexts(name, train, held_out, tuple(classes))
 
 
@@ -217,12 +217,12 @@ def texts_of_file(path: Path, columns: Sequence[str] = ()) -> list[tuple[str, ..
         GatesError: There is none, or see `read_rows`.
     """
     if path.suffix.lower() in (*TABLES, *LINES):
-        found = [row.texts for row in read_rows(path, columns)]
+        texts = [row.texts for row in read_rows(path, columns)]
     else:
-        found = [(line.strip(),) for _, line in _lines(path)]
-    if not found:
+        texts = [(line.strip(),) for _, line in _lines(path)]
+    if not texts:
         raise GatesError(f"{path} holds no text: give some lines")
-    return found
+    return texts
 
 
 def _lines(path: Path, *, blank: bool = False) -> list[tuple[int, str]]:
@@ -232,7 +232,7 @@ def _lines(path: Path, *, blank: bool = False) -> list[tuple[int, str]]:
         GatesError: It cannot be read, or is not in UTF-8.
     """
     lines = read_utf8(path).split("\n")
-    return [(n, one) for n, one in enumerate(lines, 1) if blank or one.strip()]
+    return [(n, line) for n, line in enumerate(lines, 1) if blank or line.strip()]
 
 
 def _cells(path: Path) -> list[tuple[int, list[str]]]:
@@ -298,10 +298,10 @@ def _json_lines(path: Path, _: Sequence[str]) -> Iterator[Fields]:
     for number, line in _lines(path):
         place = f"{path}, line {number}"
         try:
-            found = json.loads(line)
+            value = json.loads(line)
         except ValueError as error:
             raise GatesError(f"{place} is not JSON ({error}): repair or remove it") from error
-        fields = found if isinstance(found, dict) else {}
+        fields = value if isinstance(value, dict) else {}
         yield place, [str(name).lower() for name in fields], list(fields.values())
 
 
@@ -320,24 +320,24 @@ def _row(place: str, names: list[str], values: list[Any], wanted: Sequence[str])
     named = _columns(names, wanted)
     if named is None:
         what = f"no columns {', '.join(wanted)}" if wanted else "no names of columns that are known"
-        known = ", ".join(names) or "none"
-        raise GatesError(f"{place} has {what}, but {known}: name them by --columns")
+        columns = ", ".join(names) or "none"
+        raise GatesError(f"{place} has {what}, but {columns}: name them by --columns")
     if len(values) != len(names):
         raise GatesError(f"{place} has {len(values)} columns, expected {len(names)}")
     fields = dict(zip(names, values, strict=True))
     *texts, label = [fields.get(name) for name in named]
     if not all(isinstance(text, str) for text in texts):
         raise GatesError(f"{place} has no text in {' and '.join(named[:-1])}: write strings")
-    told = "" if label is None else re.sub(r"^(-?\d+)\.0+$", r"\1", str(label).strip())
-    given = told.lower() not in ("", "nan")
-    return Row(tuple(str(text).strip() for text in texts), told if given else None, place)
+    text_of_label = "" if label is None else re.sub(r"^(-?\d+)\.0+$", r"\1", str(label).strip())
+    given = text_of_label.lower() not in ("", "nan")
+    return Row(tuple(str(text).strip() for text in texts), text_of_label if given else None, place)
 
 
 def _columns(names: Sequence[str], wanted: Sequence[str]) -> list[str] | None:
     """Return the names of texts and label, the last of which may be missing from a file."""
     if wanted:
         return list(wanted) if set(wanted[:-1]) <= set(names) else None
-    texts = next((known for known in TEXTS if set(known) <= set(names)), None)
+    texts = next((fields for fields in TEXTS if set(fields) <= set(names)), None)
     if texts is None:
         return None
     return [*texts, next((label for label in LABELS if label in names), "label")]

@@ -59,7 +59,7 @@ def _save(model: Any, save: Any, save_directory: Any, *args: Any, **options: Any
 
 def _load(model: Any, load: Any, model_id: Any, *args: Any, **options: Any) -> Any:
     """Read an adapter, and the gates in its folder, or in that of all adapters above it."""
-    found = load(model_id, *args, **options)
+    loaded = load(model_id, *args, **options)
     if path := next(filter(Path.is_file, (Path(model_id, FILE), Path(model_id, "..", FILE))), None):
         load_gates(model, path)
     else:
@@ -68,4 +68,4 @@ def _load(model: Any, load: Any, model_id: Any, *args: Any, **options: Any) -> A
             " without GateCallback",
             stacklevel=2,
         )
-    return found
+    return loaded

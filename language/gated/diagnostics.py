@@ -77,11 +77,11 @@ def attention_rows(
         scores = (rows @ keys.mT).unflatten(2, (group, stop - start))
         if softcap:
             scores = softcap * torch.tanh(scores / softcap)
-        own = torch.arange(start, stop, device=q.device).unsqueeze(1)
+        row = torch.arange(start, stop, device=q.device).unsqueeze(1)
         place = torch.arange(low, stop, device=q.device)
-        hidden = place > own
+        hidden = place > row
         if window:
-            hidden |= place <= own - window
+            hidden |= place <= row - window
         scores = scores.masked_fill(hidden, -torch.inf)
         lse = scores.logsumexp(-1, keepdim=True)
         weights = (scores - lse).exp()
@@ -142,8 +142,8 @@ def decoder_diagnostics(model: Decoder, tokens: Tensor) -> dict[str, Tensor]:
     finally:
         for hook in hooks:
             hook.remove()
-    found = {"first_token_attention": first, "largest_activation": largest, "gate_mean": gates}
-    return {name: torch.stack(values, 1) for name, values in found.items() if values}
+    measured = {"first_token_attention": first, "largest_activation": largest, "gate_mean": gates}
+    return {name: torch.stack(values, 1) for name, values in measured.items() if values}
 
 
 def attention_diagnostics(model: Any, tokens: Tensor) -> Diagnosis:
@@ -181,7 +181,7 @@ def attention_diagnostics(model: Any, tokens: Tensor) -> Diagnosis:
 
 
 @contextmanager
-def _by_rows(model: Any, found: dict[str, list[float]]) -> Iterator[None]:
+def _by_rows(model: Any, measured: dict[str, list[float]]) -> Iterator[None]:
     """Let a model attend by rows, and keep what its layers are like.
 
     Raises:
@@ -202,7 +202,7 @@ def _by_rows(model: Any, found: dict[str, list[float]]) -> Iterator[None]:
             "row_entropy": rows.entropy[..., 1:],
         }
         for name, values in figures.items():
-            found.setdefault(name, []).append(values.double().mean().item())
+            measured.setdefault(name, []).append(values.double().mean().item())
         return rows.out.transpose(1, 2).contiguous(), None
 
     if not type(model)._can_set_attn_implementation():
@@ -219,16 +219,16 @@ def _by_rows(model: Any, found: dict[str, list[float]]) -> Iterator[None]:
 
 def _block_of(base: nn.Module, attention: Attention) -> nn.Module:
     """Return the block that an attention is part of."""
-    found = BLOCK.match(f"{attention.name}.")
-    return base.get_submodule(found[0] if found else attention.name.rpartition(".")[0])
+    match = BLOCK.match(f"{attention.name}.")
+    return base.get_submodule(match[0] if match else attention.name.rpartition(".")[0])
 
 
-def _largest(found: dict[str, list[float]]) -> Any:
+def _largest(measured: dict[str, list[float]]) -> Any:
     """Return a hook that keeps the largest absolute value of what a block returns."""
 
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
         states = output[0] if isinstance(output, tuple) else output
-        found.setdefault("largest_activation", []).append(states.abs().max().item())
+        measured.setdefault("largest_activation", []).append(states.abs().max().item())
 
     return hook
 
@@ -241,8 +241,8 @@ def _check(model: Any, batch: Tensor, logits: Tensor) -> None:
     """
     ours = logits[:, :CHECKED].double()
     with torch.inference_mode():
-        own = model(batch[:, :CHECKED]).logits.double()
-    if not (ours - own).norm() <= GAP * own.norm():
+        theirs = model(batch[:, :CHECKED]).logits.double()
+    if not (ours - theirs).norm() <= GAP * theirs.norm():
         raise _unknown(model, "adds what is not known here, such as sinks or biases of positions")
 
 

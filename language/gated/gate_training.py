@@ -126,7 +126,7 @@ def attach_loras(model: Any, size: int) -> Any:
         The same model.
     """
     attentions = locate_attention(model)
-    places = [getattr(one.module, one.projection) for one in attentions]
+    places = [getattr(attention.module, attention.projection) for attention in attentions]
     total = max(1, round(size * len(places) / sum(sum(sizes_of(place)) for place in places)))
     ranks = np.diff(np.arange(len(places) + 1) * total // len(places)).tolist()
     for attention, place, rank in zip(attentions, places, ranks, strict=True):
@@ -221,16 +221,16 @@ def bits_per_token(model: Any, held_out: WindowLoader) -> list[float]:
     Raises:
         GatesError: They are not finite.
     """
-    place, found, size = next(model.parameters()).device, [], held_out.context
+    place, bits, size = next(model.parameters()).device, [], held_out.context
     for start in measured(held_out):
         window = held_out.tokens[start : start + size + 1].astype(np.int64)
         tokens = torch.from_numpy(window).to(place)
         with torch.inference_mode():
             logits = model(tokens[None, :-1], use_cache=False).logits[0].float()
-        found.append(float(F.cross_entropy(logits, tokens[1:])) / math.log(2))
-    if not np.isfinite(found).all():
+        bits.append(float(F.cross_entropy(logits, tokens[1:])) / math.log(2))
+    if not np.isfinite(bits).all():
         raise GatesError(
-            f"the model needs {np.mean(found)} bits per held-out token, expected a finite number:"
+            f"the model needs {np.mean(bits)} bits per held-out token, expected a finite number:"
             " lower --learning_rate, or give another model"
         )
-    return found
+    return bits

@@ -162,9 +162,9 @@ def _json(path: Path) -> dict[str, Any]:
         GatesError: The file is missing, or is something else.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise GatesError(f"{path} cannot be read as JSON: {error}; check the path") from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise GatesError(f"{path} holds no JSON object: get the folder again")
-    return found
+    return content

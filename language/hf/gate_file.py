@@ -137,9 +137,9 @@ def write_known(
         GatesError: It cannot be written.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    known = {**facts, "options": json.dumps(dict(options), sort_keys=True)}
+    header = {**facts, "options": json.dumps(dict(options), sort_keys=True)}
     with replacing(Path(path)) as temporary:
-        save_file(plain, temporary, metadata={**known, HASH: _digest(plain, known)})
+        save_file(plain, temporary, metadata={**header, HASH: _digest(plain, header)})
     return Path(path)
 
 
@@ -166,11 +166,11 @@ def read_gates(
             f"{path} holds gates of the base model {facts['base']}, this one is {base}: give the"
             " base that they were trained on"
         )
-    if (known := facts.get("weights")) != (own := weights_digest(model)):
+    if (stored := facts.get("weights")) != (digest := weights_digest(model)):
         raise GatesError(
-            f"{path} holds gates of the base model {base} with other weights ({known},"
-            f" these are {own}), such as before a fine-tuning: give the base that they were trained"
-            " on"
+            f"{path} holds gates of the base model {base} with other weights ({stored},"
+            f" these are {digest}), such as before a fine-tuning: give the base that they were"
+            " trained on"
         )
     return json.loads(facts["options"]), tensors
 
@@ -195,8 +195,8 @@ def copy_into(
     Raises:
         GatesError: Options, names or shapes differ.
     """
-    found, expected = ({n: tuple(t.shape) for n, t in d.items()} for d in (tensors, own))
-    if dict(options) != dict(given) or found != expected:
+    stored, expected = ({n: tuple(t.shape) for n, t in d.items()} for d in (tensors, own))
+    if dict(options) != dict(given) or stored != expected:
         raise GatesError(
             f"{path} holds gates with {options}, which do not fit those of the model with {given}:"
             " detach the gates of the model before"

@@ -103,25 +103,25 @@ def locate_attention(model: nn.Module) -> list[Attention]:
     """
     base = base_of(model)
     refuse_encoders(base.config, type(base).__name__)
-    found = [
+    located = [
         (name, module, _first(QUERIES, module))
         for name, module in base.named_modules()
         if _first(QUERIES, module)
     ]
-    if not found:
+    if not located:
         raise GatesError(
             f"{type(base).__name__} has no attention that is known: looked for modules with one of"
             f" {', '.join(QUERIES)}"
         )
-    has_index = any(hasattr(module, "layer_idx") for _, module, _ in found)
-    for name, module, _ in found:
+    has_index = any(hasattr(module, "layer_idx") for _, module, _ in located)
+    for name, module, _ in located:
         stray = has_index and not hasattr(module, "layer_idx")
         if stray or CROSS.search(name) or getattr(module, "is_causal", True) is False:
             raise GatesError(
                 f"{name} ({type(module).__name__}) is attention of an encoder or to one, expected"
                 " a decoder alone: give the language model inside, such as model.language_model"
             )
-    return [_described(name, module, queries, base.config) for name, module, queries in found]
+    return [_described(name, module, queries, base.config) for name, module, queries in located]
 
 
 def attached(model: nn.Module, child: str, kind: type[G]) -> dict[str, G]:
@@ -149,11 +149,11 @@ def require_attached(model: nn.Module, child: str, kind: type[G], attach: str) -
         GatesError: There are none; the message names the function ``attach``. Or the model does not
             fit.
     """
-    found = attached(model, child, kind)
-    if not found:
+    gates = attached(model, child, kind)
+    if not gates:
         name = child.replace("_", " ")
         raise GatesError(f"{type(model).__name__} has no {name}s: call {attach}(model) before")
-    return found
+    return gates
 
 
 def refuse_absent(name: str, module: nn.Module) -> None:

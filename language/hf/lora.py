@@ -76,7 +76,7 @@ def attach_sora(
         if isinstance(layer, _kinds()) and not f"{name}.".startswith(heads)
     }
     where = [where] if isinstance(where, str) else where  # its letters are no patterns
-    chosen = [name for name in layers if any(fnmatchcase(name, one) for one in where)]
+    chosen = [name for name in layers if any(fnmatchcase(name, pattern) for pattern in where)]
     if not chosen:
         raise GatesError(
             f"no linear layer of {type(model).__name__} matches {list(where)}: it has"
@@ -103,10 +103,10 @@ def heads_of(model: nn.Module) -> list[str]:
     base: Any = base_of(model)
     if base is model or model.get_output_embeddings() is not None:  # type: ignore[operator]
         return []
-    found = {name: child for name, child in model.named_children() if child is not base}
+    heads = {name: child for name, child in model.named_children() if child is not base}
     if isinstance(pooler := getattr(base, "pooler", None), nn.Module):
-        found[f"{model.base_model_prefix}.pooler"] = pooler
-    return [name for name, child in found.items() if any(True for _ in child.parameters())]
+        heads[f"{model.base_model_prefix}.pooler"] = pooler
+    return [name for name, child in heads.items() if any(True for _ in child.parameters())]
 
 
 def base_digest(model: nn.Module) -> str:
@@ -161,10 +161,10 @@ def load_sora(model: nn.Module, path: str | Path) -> dict[str, SparseLoraLinear]
             or other heads; the model is then as before.
     """
     facts, tensors = read_known(Path(path), kind=KIND)
-    if facts["base"] != (own := base_digest(model)):
+    if facts["base"] != (digest := base_digest(model)):
         raise GatesError(
-            f"{path} holds adapters of the base model {facts['base']}, this one is {own}: give the"
-            " base that they were trained on"
+            f"{path} holds adapters of the base model {facts['base']}, this one is {digest}: give"
+            " the base that they were trained on"
         )
     layers: list[str] = json.loads(facts["options"])["layers"]
     present = list(sora_layers(model))
@@ -206,7 +206,7 @@ def export_lora(model: nn.Module, folder: str | Path, *, labels: Sequence[str] =
         )
     tensors: dict[str, Tensor] = {}
     for name in ranks:
-        if not all(one.isfinite().all() for one in (exported[name].down, exported[name].up)):
+        if not all(factor.isfinite().all() for factor in (exported[name].down, exported[name].up)):
             raise GatesError(f"the adapter of {name} is not finite: train with a smaller rate")
         tensors[f"{PREFIX}{name}.lora_A.weight"] = exported[name].down
         tensors[f"{PREFIX}{name}.lora_B.weight"] = exported[name].up
@@ -309,7 +309,7 @@ def _check_fit(
             f" {len(present)}: call detach_adapters(model) before"
         )
     prefixes = tuple(f"{head}." for head in heads_of(model))
-    own = {n: tuple(t.shape) for n, t in model.state_dict().items() if n.startswith(prefixes)}
+    needed = {n: tuple(t.shape) for n, t in model.state_dict().items() if n.startswith(prefixes)}
     modules = dict(model.named_modules())
     for name in layers:
         layer = modules.get(name)
@@ -320,13 +320,13 @@ def _check_fit(
         down = tensors.get(f"{name}.adapter.lora_A")
         rank = 0 if down is None or not down.ndim else len(down)
         adapter = SparseLowRank(inputs, outputs, rank, device="meta").state_dict()
-        own |= {f"{name}.adapter.{n}": tuple(t.shape) for n, t in adapter.items()}
-    found = {n: tuple(t.shape) for n, t in tensors.items()}
-    if own != found:
-        odd = next(n for n in [*own, *found] if own.get(n) != found.get(n))
+        needed |= {f"{name}.adapter.{n}": tuple(t.shape) for n, t in adapter.items()}
+    stored = {n: tuple(t.shape) for n, t in tensors.items()}
+    if needed != stored:
+        odd = next(n for n in [*needed, *stored] if needed.get(n) != stored.get(n))
         raise GatesError(
-            f"{path} holds {odd} of shape {found.get(odd)}, the model needs {own.get(odd)}: open it"
-            " with the head and the number of labels that it was trained with"
+            f"{path} holds {odd} of shape {stored.get(odd)}, the model needs {needed.get(odd)}:"
+            " open it with the head and the number of labels that it was trained with"
         )
 
 
@@ -342,9 +342,9 @@ def _refuse_adapted(model: nn.Module) -> None:
         )
 
 
-def _refuse_bare(model: nn.Module, found: Collection[str]) -> None:
+def _refuse_bare(model: nn.Module, names: Collection[str]) -> None:
     """Refuse a model of which nothing was found that can be written."""
-    if not found:
+    if not names:
         raise GatesError(
             f"{type(model).__name__} has no SoRA: call attach_sora(model) or load_sora before"
         )

@@ -206,8 +206,8 @@ def _refuse_unknown(layer: MoELayer) -> None:
             " keep the checkpoint of this one"
         )
     form = {"activation": "silu", "gated": True, "down_proj_bias": None}
-    found = {name: getattr(experts, name, None) for name in form}
-    if type(experts) is not StackedExperts or found != form:
+    layout = {name: getattr(experts, name, None) for name in form}
+    if type(experts) is not StackedExperts or layout != form:
         raise GatesError(
             f"transformers has no model with these {type(experts).__name__} here: only gated"
             " StackedExperts with silu and without biases can be written"
@@ -260,9 +260,9 @@ def read_model(folder: Path) -> tuple[Decoder, Tokenizer | None]:
     }
     kinds = {value.dtype: name for name, value in state.items()}
     if len(kinds) > 1 or not kinds.keys() <= DTYPES:
-        found = ", ".join(f"{name} in {kind}" for kind, name in kinds.items())
+        mixed = ", ".join(f"{name} in {kind}" for kind, name in kinds.items())
         raise GatesError(
-            f"{folder} has {found}: expected all weights in one of float32, bfloat16, float16 and"
+            f"{folder} has {mixed}: expected all weights in one of float32, bfloat16, float16 and"
             " float64, get them so"
         )
     if model.tie_embeddings:
@@ -295,11 +295,11 @@ def read_marks(folder: Path) -> tuple[int | None, tuple[int, ...]]:
     Raises:
         GatesError: A file cannot be read, or what it names is no token.
     """
-    found = _read_json(folder / CONFIG)
+    marks = _read_json(folder / CONFIG)
     if (folder / GENERATION).is_file():
         named = _read_json(folder / GENERATION)
-        found |= {name: named[name] for name in (BEGIN, ENDS) if named.get(name) is not None}
-    begin, ends = found.get(BEGIN), found.get(ENDS)
+        marks |= {name: named[name] for name in (BEGIN, ENDS) if named.get(name) is not None}
+    begin, ends = marks.get(BEGIN), marks.get(ENDS)
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
     for token in (*ends, 0 if begin is None else begin):
         if type(token) is not int or token < 0:
@@ -309,14 +309,14 @@ def read_marks(folder: Path) -> tuple[int | None, tuple[int, ...]]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise GatesError(f"{path} does not exist: name the folder of a model") from error
     except (OSError, ValueError, RecursionError) as error:
         raise GatesError(f"{path} cannot be read: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise GatesError(f"{path} holds no JSON object, get it again")
-    return found
+    return content
 
 
 def _read_config(path: Path) -> tuple[dict[str, Any], Family]:
@@ -332,8 +332,8 @@ def _read_config(path: Path) -> tuple[dict[str, Any], Family]:
             f"{path} is that of a model of type {kind!r}, expected {', '.join(FAMILIES)}"
         )
     rope = given.get("rope_parameters") or given.get("rope_scaling") or {}
-    own = isinstance(rope, dict) and rope.get("rope_theta") is not None
-    theta = {"rope_theta": rope["rope_theta"]} if own else {}
+    has_theta = isinstance(rope, dict) and rope.get("rope_theta") is not None
+    theta = {"rope_theta": rope["rope_theta"]} if has_theta else {}
     config = {**DEFAULTS, **FAMILIES[kind].defaults, **given, **theta}
     for name, refused in _REFUSED.items():
         if refused(config):

@@ -54,21 +54,21 @@ class EarlierInputs:
         Raises:
             GatesError: It is lost.
         """
-        found: tuple[Tensor, ...] = getattr(x, CARRIED, ())
-        if len(found) != min(self.level, self.before):
+        carried: tuple[Tensor, ...] = getattr(x, CARRIED, ())
+        if len(carried) != min(self.level, self.before):
             raise GatesError(
                 "what gates of earlier layers have read is lost: checkpoint activations with"
                 " use_reentrant=False, call whole models, and keep blocks on one device"
             )
-        self.inputs = found
+        self.inputs = carried
 
     def route(self, _router: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Give the gate the input of an earlier layer, and keep its own for a later one."""
         if self.inputs is None:  # called by something else than its block
             return None
-        own, *others = args
-        used = own if self.before < self.level else self.inputs[-self.level]
-        self.inputs = (*self.inputs, own)[-self.level :]
+        hidden, *others = args
+        used = hidden if self.before < self.level else self.inputs[-self.level]
+        self.inputs = (*self.inputs, hidden)[-self.level :]
         return (used, *others)
 
     def end(self, out: Tensor) -> Tensor:
@@ -97,8 +97,8 @@ def _pregated(kind: type[nn.Module]) -> type[nn.Module]:
     def reduce(self: Any) -> tuple[Any, ...]:
         return _empty_block, (kind,), self.__dict__
 
-    own = {"forward": forward, "__reduce__": reduce, "__module__": kind.__module__}
-    return type(kind.__name__, (kind,), own)
+    members = {"forward": forward, "__reduce__": reduce, "__module__": kind.__module__}
+    return type(kind.__name__, (kind,), members)
 
 
 def _empty_block(kind: Any) -> nn.Module:
@@ -145,7 +145,7 @@ def pregate(model: nn.Module, level: int = 1) -> None:
     base: Any = getattr(owner, getattr(owner, "base_model_prefix", "model"), owner)
     blocks: Any = base["layers"] if isinstance(base, nn.ModuleDict) else getattr(base, "layers", ())
     routers = [router_of(block) for block in blocks]
-    name, count = type(model).__name__, len([one for one in routers if one is not None])
+    name, count = type(model).__name__, len([router for router in routers if router is not None])
     if not count:
         raise GatesError(
             f"{name} has no layers whose gate chooses experts, one after the other: give a mixture"
@@ -171,7 +171,7 @@ def router_of(block: nn.Module) -> nn.Module | None:
     """Return the gate of the experts of a block of a model; None for a dense block."""
     for module in block.modules():
         if "experts" in module._modules:
-            return next((found for n in ROUTERS if (found := module._modules.get(n))), None)
+            return next((router for n in ROUTERS if (router := module._modules.get(n))), None)
     return None
 
 

@@ -124,19 +124,19 @@ def open_whole(
     Raises:
         GatesError: It lacks weights.
     """
-    model, found = kind.from_pretrained(
+    model, report = kind.from_pretrained(
         folder, local_files_only=True, use_safetensors=True, trust_remote_code=False,
         ignore_mismatched_sizes=True, output_loading_info=True, **options,
     )  # fmt: skip
     heads = tuple(f"{head}." for head in heads_of(model))
-    mismatched = [name for name, *_ in found["mismatched_keys"]]
-    lacking = sorted(n for n in (*found["missing_keys"], *mismatched) if not n.startswith(heads))
+    mismatched = [name for name, *_ in report["mismatched_keys"]]
+    lacking = sorted(n for n in (*report["missing_keys"], *mismatched) if not n.startswith(heads))
     if lacking:
         raise GatesError(
             f"{folder} lacks {len(lacking)} of the weights of a {type(model).__name__} or has them"
             f" in another shape, the first is {lacking[0]}: get it again"
         )
-    return model, found["unexpected_keys"]
+    return model, report["unexpected_keys"]
 
 
 def pretrained_folder(name: str | Path, cache: str | Path) -> Path:
@@ -165,8 +165,8 @@ def pretrained_folder(name: str | Path, cache: str | Path) -> Path:
 
 def files_of(package: str, pattern: str) -> list[Path]:
     """Return the files of a package that match; it is found and not imported."""
-    found = find_spec(package)
-    places = (found and found.submodule_search_locations) or ()
+    spec = find_spec(package)
+    places = (spec and spec.submodule_search_locations) or ()
     return [path for place in places for path in sorted(Path(place).glob(pattern))]
 
 
