@@ -48,8 +48,10 @@ FORECASTS = "forecasts"
 
 def short_options() -> dict[str, str]:
     """Return options of the store by their short names: ``--data.store`` and the like."""
-    own = inspect.signature(AssimilationDataModule).parameters
-    names = [name for name in inspect.signature(ReanalysisSource).parameters if name not in own]
+    parameters = inspect.signature(AssimilationDataModule).parameters
+    names = [
+        name for name in inspect.signature(ReanalysisSource).parameters if name not in parameters
+    ]
     return {f"--data.{name}": f"--data.source.init_args.{name}" for name in names}
 
 
@@ -126,18 +128,18 @@ class WeatherCLI(GatesRunCLI):
         for verb in self._wanted:
             describe(self._parser(verb), {"data.source": SOURCE_HELP})
         if isinstance(args, list):
-            known, words = short_options(), [word.partition("=") for word in args]
-            args = [known.get(option, option) + equals + value for option, equals, value in words]
+            short, words = short_options(), [word.partition("=") for word in args]
+            args = [short.get(option, option) + equals + value for option, equals, value in words]
         super().parse_arguments(parser, args)
 
     def before_instantiate_classes(self) -> None:
         """Take the shape of the network from the user's own store, and cache it in the run."""
         options = self.config[self.subcommand]
-        own = is_own_store(options)
-        if own:
+        ours = is_own_store(options)
+        if ours:
             fill_network(options)
         super().before_instantiate_classes()
-        if own and options["data"]["source"]["init_args"].get("cache") is None:
+        if ours and options["data"]["source"]["init_args"].get("cache") is None:
             options["data"]["source"]["init_args"]["cache"] = str(self.run_folder.path / "cache")
 
     def after_instantiate_classes(self) -> None:
@@ -161,13 +163,13 @@ class WeatherCLI(GatesRunCLI):
 
     def settings(self) -> dict[str, Any]:
         """Return all that decides a result; the start of a correction by content and shape."""
-        found, start = super().settings(), self._start()
+        settings, start = super().settings(), self._start()
         if start is None:
-            return found | {"start": None} if self._form else found
+            return settings | {"start": None} if self._form else settings
         arguments = read_header(start)["form"] | {"drop_path": 0.0}
-        own = {f"model.{n}" if n in OWN else f"{NETWORK}.{n}": v for n, v in arguments.items()}
-        own = {name: value for name, value in own.items() if name in found}
-        return found | own | {"start": sha256(start)[:16]}
+        given = {f"model.{n}" if n in OWN else f"{NETWORK}.{n}": v for n, v in arguments.items()}
+        given = {name: value for name, value in given.items() if name in settings}
+        return settings | given | {"start": sha256(start)[:16]}
 
     def _seen_before(self) -> set[str]:
         """Return what a checkpoint, or the start of a correction, was trained on."""
@@ -205,8 +207,8 @@ class WeatherCLI(GatesRunCLI):
                 f"--start {given} lies in no folder of results: its record.json must say what it "
                 "was trained on"
             )
-        found, wanted = read_header(path)["form"], FORMS[CORRECTIONS[self._form]]
-        if wrong := [f"{n} {found.get(n)}" for n, v in wanted.items() if found.get(n) != v]:
+        header, wanted = read_header(path)["form"], FORMS[CORRECTIONS[self._form]]
+        if wrong := [f"{n} {header.get(n)}" for n, v in wanted.items() if header.get(n) != v]:
             raise GatesError(
                 f"--start {given} is a network with {', '.join(wrong)}: {self._form} starts from "
                 f"one of the form {CORRECTIONS[self._form]}"
@@ -263,14 +265,14 @@ class WeatherCLI(GatesRunCLI):
         start, trained = self._start_weights(), self.model.analysis.eval()
         for weight in trained.network.parameters():
             weight.data = weight.data.bfloat16().to(weight)  # as they are kept
-        found = self.datamodule.source.over_start(trained, start, ticking)
-        verdict = "better" if found.high < 1 else "worse" if found.low > 1 else "not better"
+        gain = self.datamodule.source.over_start(trained, start, ticking)
+        verdict = "better" if gain.high < 1 else "worse" if gain.low > 1 else "not better"
         what = "interpolation" if start is None else "its start"
         print(
-            f"{self._form} over {what} in {found.n} cycles of validation, {found.task}: "
-            f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}], {verdict}"
+            f"{self._form} over {what} in {gain.n} cycles of validation, {gain.task}: "
+            f"{gain.value:.3f} [{gain.low:.3f}, {gain.high:.3f}], {verdict}"
         )
-        return {"over_start": [found.value, found.low, found.high]}
+        return {"over_start": [gain.value, gain.low, gain.high]}
 
 
 class ForecastCLI(GatesRunCLI):

@@ -100,12 +100,14 @@ class WeatherTrainer(GatesRunTrainer):
         """
         del model
         source = experiment_of(datamodule.source)
-        own = source.store(self.run_folder.path)
-        if not truth and not own.exists():
-            raise GatesError(f"{own} does not exist: run `gates weather prepare`, or give --truth")
+        stored = source.store(self.run_folder.path)
+        if not truth and not stored.exists():
+            raise GatesError(
+                f"{stored} does not exist: run `gates weather prepare`, or give --truth"
+            )
         table = simulate_reports(
             source,
-            truth or own,
+            truth or stored,
             Path(output),
             stations=stations,
             member=member,
@@ -349,7 +351,7 @@ class WeatherTrainer(GatesRunTrainer):
         """Return the run, in whose settings data enter by content and seeds by piece."""
         run = self.run(quick=quick, only=only, seeds=seeds)
         run.settings.pop("seed", None)
-        run.settings["data.digest"] = [one.sha256 for one in datamodule.digest()] or None
+        run.settings["data.digest"] = [file.sha256 for file in datamodule.digest()] or None
         return run
 
     def _found(self, datamodule: AssimilationDataModule) -> tuple[Experiment, KeptByRun]:

@@ -84,14 +84,14 @@ def world_alone(run: Run, experiment: Experiment) -> dict[str, None]:
     return {
         name: None
         for name in run.settings
-        if not any(name == one or name.startswith(f"{one}.") for one in kept)
+        if not any(name == prefix or name.startswith(f"{prefix}.") for prefix in kept)
     }
 
 
 def without_training(run: Run) -> dict[str, None]:
     """Return settings that remove all in which a trial differs from a training run."""
-    own = ("trainer.", "checkpoint.", "data.steps", "data.validation_", "start")
-    names = [name for name in run.settings if name.startswith(own)]
+    prefixes = ("trainer.", "checkpoint.", "data.steps", "data.validation_", "start")
+    names = [name for name in run.settings if name.startswith(prefixes)]
     names += [SOURCE_SEED, "model.learning_rate", "model.weight_decay"]
     return dict.fromkeys([*names, *(f"{NETWORK}.{name}" for name in FORMS["ungated"])])
 
@@ -242,11 +242,11 @@ class Networks:
         if self.pinned is not None:
             return list(self.pieces)
         steps = training.datamodule.steps
-        found = run.obtain(
+        obtained = run.obtain(
             self.store, self.pieces.values(), training.train, ticks=steps,
             prepare=training.prepare, leave_out=not train,
         )  # fmt: skip
-        return [key for key, piece in self.pieces.items() if piece in set(found)]
+        return [key for key, piece in self.pieces.items() if piece in set(obtained)]
 
     def load(self, form: str, seed: int) -> AdasAnalysis:
         """Return a network in evaluation mode.
@@ -285,11 +285,11 @@ def optimizers_of(
         tuned: Choices by form.
     """
     configured = fitted(run, forms, seeds)
-    found = {}
+    optimizers = {}
     for form in forms:
         choice = None if form in configured else tuned.get(form)
-        found[form] = {} if choice is None else dict(choice.setting)
-    return found
+        optimizers[form] = {} if choice is None else dict(choice.setting)
+    return optimizers
 
 
 def fitted(run: Run, forms: Sequence[str], seeds: Sequence[int]) -> list[str]:
@@ -321,7 +321,7 @@ def pinned_network(
     analysis = model.variant(form).analysis
     load_trained(path, analysis)
     records = [read_record(folder) for folder in path.resolve().parents[:2]]
-    trained_on = {one for record in records if record is not None for one in record.objects}
+    trained_on = {path for record in records if record is not None for path in record.objects}
     if path.suffix == CHECKPOINT:
         trained_on |= seen(load_checkpoint(path))
     if leaked := trained_on & set(tested):
@@ -348,5 +348,7 @@ def load_trained(path: Path, analysis: AdasAnalysis) -> None:
             f"{path} is not a checkpoint of a training: give checkpoints/last.ckpt or best.ckpt of "
             "a run, or a file of its weights/"
         )
-    own = {str(n).removeprefix(prefix): v for n, v in state.items() if str(n).startswith(prefix)}
-    take_weights(path, own, analysis)
+    weights = {
+        str(n).removeprefix(prefix): v for n, v in state.items() if str(n).startswith(prefix)
+    }
+    take_weights(path, weights, analysis)

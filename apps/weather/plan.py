@@ -58,9 +58,9 @@ def plan(
     for network in networks:
         check_option("--networks", network, NETWORKS, GatesError)
         check_option(f"--size of {network}", size, SIZES[network], GatesError)
-        found = network_cost(network, size, batch_size=batch_size, precision=precision)
+        cost = network_cost(network, size, batch_size=batch_size, precision=precision)
         sections |= training_sections(
-            network, *found, device, gpus=gpus, batch_size=batch_size, sharded=sharded
+            network, *cost, device, gpus=gpus, batch_size=batch_size, sharded=sharded
         )
     print(f"planned: {size}, {batch_size} samples a GPU, {precision}")
     print_plan(sections)

@@ -107,8 +107,10 @@ class Computing:
         """Compute what is missing, and let the work take all of it."""
         store = run.store("cycles", Arrays())
         ticks = {piece: work.ticks for piece, work in self.works.items()}
-        found = run.obtain(store, self.works, self.compute, ticks=ticks.__getitem__, scoring=True)
-        for piece in found:
+        obtained = run.obtain(
+            store, self.works, self.compute, ticks=ticks.__getitem__, scoring=True
+        )
+        for piece in obtained:
             self.checks.take(self.works[piece], store.load(piece))
 
 
@@ -163,12 +165,12 @@ def score(
 def _headline(rows: Sequence[Row], experiment: Experiment, forms: Sequence[str]) -> str:
     """Return an error on the first task: of the network, the best other method and references."""
     metric, task = f"rmse_{experiment.field}", rows[0].task
-    found = {row.method: row.value for row in rows
+    values = {row.method: row.value for row in rows
              if (row.metric, row.task, row.versus) == (metric, task, "")}  # fmt: skip
-    others = {name: value for name, value in found.items() if name not in FORMS}
+    others = {name: value for name, value in values.items() if name not in FORMS}
     best = min(others, key=others.__getitem__)
     names = dict.fromkeys([*forms[:1], best, experiment.reference, *experiment.base])
-    figures = ", ".join(f"{name} {found[name]:.3g}" for name in names if name in found)
+    figures = ", ".join(f"{name} {values[name]:.3g}" for name in names if name in values)
     unit = channel_unit(experiment.channels, experiment.field)
     return f"{metric} on {task}: {figures} ({unit})."
 
@@ -194,9 +196,9 @@ def add_to_page(page: Page, folder: Path, experiment: Experiment) -> None:
         error, cost = f"error over that of {DAMPED}", "CPU time of one analysis over that of oi"
         figure = cost_figure(points, title=title, cost=cost, error=error)
         page.figure(figure, COST, name="error over cost")
-    if found := [row for row in rows if row.metric in shown(experiment.channels, *DEPARTURES)]:
+    if departures := [row for row in rows if row.metric in shown(experiment.channels, *DEPARTURES)]:
         page.section("Departures from the observations").text(DEPARTED)
-        page.scores(scores._replace(rows=found, bars=()))
+        page.scores(scores._replace(rows=departures, bars=()))
     figures = experiment.figures(load_pictures(folder / experiment.pictures_file))
     if figures:
         page.section("Analyses").text(experiment.attribution)
@@ -208,12 +210,12 @@ def add_to_page(page: Page, folder: Path, experiment: Experiment) -> None:
 def scorecard(rows: list[Row], experiment: Experiment) -> Figure | None:
     """Return the errors of the main field by method and task; None without the reference."""
     label, reference = experiment.field, experiment.reference
-    found = {(row.method, row.task): row.value for row in rows if row.metric == f"rmse_{label}"}
-    complete = [task for method, task in found if method == reference]
-    methods = list(dict.fromkeys(method for method, _ in found))
+    cells = {(row.method, row.task): row.value for row in rows if row.metric == f"rmse_{label}"}
+    complete = [task for method, task in cells if method == reference]
+    methods = list(dict.fromkeys(method for method, _ in cells))
     if not complete:
         return None
-    values = np.array([[found.get((m, t), np.nan) for t in complete] for m in methods])
+    values = np.array([[cells.get((m, t), np.nan) for t in complete] for m in methods])
     title = f"RMSE of {label} in {channel_unit(experiment.channels, label)}"
     return scorecard_figure(methods, complete, values, reference=reference, title=title)
 
@@ -262,25 +264,25 @@ class Tuning:
 
     def classical(self, run: Run) -> dict[str, Choice]:
         """Return the choice of every classical method for every task, then of what builds on it."""
-        found: dict[str, Choice] = {}
+        choices: dict[str, Choice] = {}
         while new := {n: t for n, t in self._trials(self.densities, _refuse).items()
-                      if "@" in n and n not in found}:  # fmt: skip
-            before = len(found)
+                      if "@" in n and n not in choices}:  # fmt: skip
+            before = len(choices)
             counts = {n: t.limited(self.budget.trials)[1] for n, t in new.items()}
             for count in sorted(set(counts.values())):
-                found |= self._search(run, {n: t for n, t in new.items() if counts[n] == count})
-                self.settings = settings_of(found)
-            if len(found) == before:  # the methods that are left take no part
+                choices |= self._search(run, {n: t for n, t in new.items() if counts[n] == count})
+                self.settings = settings_of(choices)
+            if len(choices) == before:  # the methods that are left take no part
                 break
-        return found
+        return choices
 
     def _search(self, run: Run, trials: Mapping[str, Trial]) -> dict[str, Choice]:
         """Return the choices of methods with equally many trials."""
         limited = {name: trial.limited(self.budget.trials) for name, trial in trials.items()}
-        own = {name: dict(trial.builds_on) for name, trial in trials.items()}
+        bases = {name: dict(trial.builds_on) for name, trial in trials.items()}
         plain = {name: trial.plain for name, trial in trials.items() if trial.plain}
         return run.tune({name: space for name, (space, _) in limited.items()}, self.trial,
-                        trials=next(iter(limited.values()))[1], seed=SEED, own=own, plain=plain,
+                        trials=next(iter(limited.values()))[1], seed=SEED, own=bases, plain=plain,
                         **{**world_alone(run, self.experiment), **self._cycles()})  # fmt: skip
 
     def _trials(self, densities: Sequence[float], fit: Fit, cycles: int | None = None) -> Mapping[
@@ -304,11 +306,11 @@ class Tuning:
             return chosen_networks(run, wanted)
         trials = self._trials(self.densities, _refuse)
         steps, densities = self.budget.trial_steps, list(self.budget.densities)
-        own = {"steps": steps, "densities": densities, **self._cycles()}
+        fixed = {"steps": steps, "densities": densities, **self._cycles()}
         return run.tune({form: trials[form].space for form in wanted}, self.trial,
                         trials=self.budget.trials, seed=SEED, ticks=steps,
                         prepare=self.training.prepare,
-                        **{**without_training(run), **own})  # fmt: skip
+                        **{**without_training(run), **fixed})  # fmt: skip
 
     def trial(self, piece: Piece, job: Job) -> dict[str, float]:
         """Return the score of a setting, NaN where the method refuses it."""
@@ -355,9 +357,9 @@ def settings_of(choices: Mapping[str, Choice]) -> dict[str, Mapping[str, float]]
 
 def edge_notes(choices: Mapping[str, Choice]) -> list[str]:
     """Return which settings lie at an edge of what was searched, where they are no optimum."""
-    edges = {n: [e for e in one.edges if e not in SWITCHES] for n, one in choices.items()}
-    found = [f"{name} ({', '.join(names)})" for name, names in edges.items() if names]
-    return [f"At an edge of what was searched: {'; '.join(found)}."] if found else []
+    edges = {n: [e for e in choice.edges if e not in SWITCHES] for n, choice in choices.items()}
+    notes = [f"{name} ({', '.join(names)})" for name, names in edges.items() if names]
+    return [f"At an edge of what was searched: {'; '.join(notes)}."] if notes else []
 
 
 class KeptByRun(Kept):
@@ -399,7 +401,7 @@ class KeptByRun(Kept):
         for row in read_scores(path, "weather").rows if path.is_file() else ():
             if row.task == task and row.metric in wanted and row.value > 0 and not row.versus:
                 errors[row.method].append(row.value)
-        return {name: geometric_mean(found) for name, found in errors.items()}
+        return {name: geometric_mean(values) for name, values in errors.items()}
 
 
 def _refuse(form: str, setting: Setting) -> NoReturn:
@@ -432,9 +434,11 @@ def check_only(experiment: Experiment, densities: Sequence[float], only: Sequenc
         return
     tasks = [task.name for task in experiment.tasks(densities)]
     methods = [method.name for task in tasks for method in experiment.methods(task)]
-    known = dict.fromkeys([*experiment.forms, *methods])
-    if unknown := [name for name in only if name not in known]:
-        raise GatesError(f"--only {', '.join(unknown)} is unknown: choose from {', '.join(known)}")
+    choices = dict.fromkeys([*experiment.forms, *methods])
+    if unknown := [name for name in only if name not in choices]:
+        raise GatesError(
+            f"--only {', '.join(unknown)} is unknown: choose from {', '.join(choices)}"
+        )
 
 
 def check_tuning(experiment: Experiment, budget: Budget) -> None:

@@ -73,15 +73,15 @@ def ingest(
     require_free(target, overwrite=overwrite_output)
     table_format(target)
     period = Period.parse(start, end)
-    found = ingest_files(files_in(map(Path, sources), leave_out=target), period, ticking)
-    _print_accounts(found.files)
-    found.table.frame.attrs["files"] = {
-        name: {"sha256": sha256(one.path), "format": one.format, "kept": one.kept}
-        for name, one in zip(_names(found.files), found.files, strict=True)
-        if one.kept
+    ingested = ingest_files(files_in(map(Path, sources), leave_out=target), period, ticking)
+    _print_accounts(ingested.files)
+    ingested.table.frame.attrs["files"] = {
+        name: {"sha256": sha256(file.path), "format": file.format, "kept": file.kept}
+        for name, file in zip(_names(ingested.files), ingested.files, strict=True)
+        if file.kept
     }
-    written = found.table.write(target)
-    print(_summary(found))
+    written = ingested.table.write(target)
+    print(_summary(ingested))
     print(written)
 
 
@@ -89,29 +89,35 @@ def _print_accounts(accounts: Sequence["Account"]) -> None:
     """Print a row of numbers per file, then a line for each of which something is left out."""
     names = _names(accounts)
     rows = [HEADS] + [
-        (name, one.format or "-", f"{one.reports:,}", f"{one.kept:,}", f"{one.rejected.total():,}")
-        for name, one in zip(names, accounts, strict=True)
+        (
+            name,
+            file.format or "-",
+            f"{file.reports:,}",
+            f"{file.kept:,}",
+            f"{file.rejected.total():,}",
+        )
+        for name, file in zip(names, accounts, strict=True)
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         left = [cell.ljust(width) for cell, width in zip(row[:2], widths, strict=False)]
         right = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
         print("  ".join([*left, *right]))
-    for name, one in zip(names, accounts, strict=True):
-        if one.why:
-            print(f"{name}: {'refused: ' if one.failed else ''}{one.why}")
+    for name, file in zip(names, accounts, strict=True):
+        if file.why:
+            print(f"{name}: {'refused: ' if file.failed else ''}{file.why}")
 
 
 def _names(accounts: Sequence["Account"]) -> list[str]:
     """Return the names of files, with their folders where a name occurs twice."""
-    times = Counter(one.path.name for one in accounts)
-    return [one.path.name if times[one.path.name] == 1 else str(one.path) for one in accounts]
+    times = Counter(file.path.name for file in accounts)
+    return [file.path.name if times[file.path.name] == 1 else str(file.path) for file in accounts]
 
 
 def _summary(found: "Ingested") -> str:
     frame = found.table.frame
-    used = sum(one.kept > 0 for one in found.files)
-    failed = sum(one.failed for one in found.files)
+    used = sum(file.kept > 0 for file in found.files)
+    failed = sum(file.failed for file in found.files)
     refused = f", {failed} refused" if failed else ""
     return (
         f"{len(frame):,} values of {frame['station'].nunique()} stations, "
@@ -157,7 +163,7 @@ def regrid(
         raise GatesError(
             f"--method {method} contradicts the grid {target_grid}, leave one of the two out"
         )
-    found = regrid_store(
+    result = regrid_store(
         source,
         grid,
         path,
@@ -167,11 +173,13 @@ def regrid(
         overwrite=overwrite_output,
         progress=ticking,
     )
-    for name, (before, after) in found.missing.items():
+    for name, (before, after) in result.missing.items():
         print(f"{name}: {100 * before:.3g} % of the values are missing, {100 * after:.3g} % now")
-    if found.left_out:
-        print(f"left out, since they have no longitude or no latitude: {', '.join(found.left_out)}")
-    print(found.path)
+    if result.left_out:
+        print(
+            f"left out, since they have no longitude or no latitude: {', '.join(result.left_out)}"
+        )
+    print(result.path)
 
 
 def forecast(
@@ -243,10 +251,10 @@ def _model(place: Place, name: str, arguments: Mapping[str, Any] | None) -> "Nam
     if place.config_path is None:
         raise GatesError("--forecast model is that of a configuration: add --config, or name one")
     listed = (read_config(place.config_path).get("model") or {}).get("forecasts")
-    one = listed[0] if isinstance(listed, list) and listed else None
-    if not isinstance(one, dict) or "class_path" not in one:
+    model = listed[0] if isinstance(listed, list) and listed else None
+    if not isinstance(model, dict) or "class_path" not in model:
         raise GatesError(NO_FORECAST)
-    found = named_forecast(
-        str(one["class_path"]), arguments={**(one.get("init_args") or {}), **(arguments or {})}
+    forecast = named_forecast(
+        str(model["class_path"]), arguments={**(model.get("init_args") or {}), **(arguments or {})}
     )
-    return found._replace(facts={**found.facts, "configuration": place.config})
+    return forecast._replace(facts={**forecast.facts, "configuration": place.config})
