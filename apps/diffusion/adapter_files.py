@@ -44,16 +44,16 @@ def find_files(paths: Iterable[str]) -> dict[Path, Path]:
     Raises:
         GatesError: A path does not exist, or a folder holds no adapter.
     """
-    found: dict[Path, Path] = {}
+    folders: dict[Path, Path] = {}
     for name in paths:
         path = Path(name)
         if not path.exists():
             raise GatesError(f"{path} does not exist: name a {SUFFIX} file or a folder of them")
-        own = list(_within(path)) if path.is_dir() else [path]
-        if not own:
+        inside = list(_within(path)) if path.is_dir() else [path]
+        if not inside:
             raise GatesError(f"{path} holds no {SUFFIX} file: name a file, or another folder")
-        found |= dict.fromkeys(own, path)
-    return found
+        folders |= dict.fromkeys(inside, path)
+    return folders
 
 
 def _within(folder: Path) -> Iterator[Path]:
@@ -63,8 +63,8 @@ def _within(folder: Path) -> Iterator[Path]:
         if PEFT in names:
             yield Path(place)
         for name in sorted(names):
-            known = name.endswith(SUFFIX) or name.endswith(PICKLES)
-            if known and name != PEFT and not name.startswith("."):
+            is_weights = name.endswith(SUFFIX) or name.endswith(PICKLES)
+            if is_weights and name != PEFT and not name.startswith("."):
                 yield Path(place, name)
 
 
@@ -97,7 +97,7 @@ def named_files(files: Sequence[str]) -> dict[str, Path]:
     Raises:
         GatesError: A file is missing, or two have one name.
     """
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for text in files:
         name, equals, place = text.partition("=")
         path = Path(place) if equals and not Path(text).exists() else Path(text)
@@ -110,12 +110,12 @@ def named_files(files: Sequence[str]) -> dict[str, Path]:
                 f"{name!r} is no name for an adapter: name it by NAME=PATH, in letters, digits, "
                 "dots and dashes"
             )
-        if name in found:
+        if name in paths:
             raise GatesError(
-                f"{found[name]} and {path} are both called {name!r}: name one by NAME=PATH"
+                f"{paths[name]} and {path} are both called {name!r}: name one by NAME=PATH"
             )
-        found[name] = path
-    return found
+        paths[name] = path
+    return paths
 
 
 STRONGEST = 1000  # strength of an adapter; beyond it, images are NaN
@@ -138,17 +138,17 @@ def strengths_of(text: str, names: Sequence[str], option: str = "--weights") -> 
         if len(parts) != len(names):
             raise GatesError(f"{option} gives {len(parts)} numbers for {len(names)} adapters")
         return {n: _number(part, n, option) for n, part in zip(names, parts, strict=True)}
-    found: dict[str, float] = {}
+    strengths: dict[str, float] = {}
     for part in parts:
         name, colon, number = part.partition(":")
         if name not in names:
             close = get_close_matches(name, names, n=1)
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
             raise GatesError(f"{option} names {name!r}, which is none of the adapters ({hint})")
-        if name in found:
+        if name in strengths:
             raise GatesError(f"{option} names {name!r} twice: name it once")
-        found[name] = _number(number, name, option) if colon else 1.0
-    return {name: found.get(name, 1.0) for name in names}
+        strengths[name] = _number(number, name, option) if colon else 1.0
+    return {name: strengths.get(name, 1.0) for name in names}
 
 
 def roles_in(text: str | None) -> dict[str, str]:
@@ -157,16 +157,16 @@ def roles_in(text: str | None) -> dict[str, str]:
     Raises:
         GatesError: A part names no adapter or no role.
     """
-    found: dict[str, str] = {}
+    roles: dict[str, str] = {}
     for part in [] if text is None else text.split(","):
         name, _, role = part.strip().rpartition(":")
         if not name or role not in ROLES:
             raise GatesError(f"--roles is {text!r}, expected adapters with one of {list(ROLES)},"
                              " such as a:subject,b:style")  # fmt: skip
-        if name in found:
+        if name in roles:
             raise GatesError(f"--roles names {name!r} twice: give each adapter one role")
-        found[name] = role
-    return found
+        roles[name] = role
+    return roles
 
 
 def _number(text: str, name: str, option: str) -> float:
@@ -201,20 +201,20 @@ def roles_of(
     Raises:
         GatesError: A name or a role is unknown, or roles are to be given.
     """
-    known = with_roles({name: role_of(one) for name, one in adapters.items()}, given)
-    if given or len(known) < 2 or ROLES[0] not in known.values():
-        return known
-    found = order()
-    if ranked := found and found.ranked(adapters):
-        seen = {name: ROLES[1 if name == ranked[0] else 2] for name in known}
-        if all(role in (ROLES[0], seen[name]) for name, role in known.items()):
+    filled = with_roles({name: role_of(adapter) for name, adapter in adapters.items()}, given)
+    if given or len(filled) < 2 or ROLES[0] not in filled.values():
+        return filled
+    ordering = order()
+    if ranked := ordering and ordering.ranked(adapters):
+        seen = {name: ROLES[1 if name == ranked[0] else 2] for name in filled}
+        if all(role in (ROLES[0], seen[name]) for name, role in filled.items()):
             return seen
     if ask:
         raise GatesError(
-            f"nothing decides which of {', '.join(known)} is the subject: give"
-            f" --roles, such as {':subject,'.join([*known][:2])}:style"
+            f"nothing decides which of {', '.join(filled)} is the subject: give"
+            f" --roles, such as {':subject,'.join([*filled][:2])}:style"
         )
-    return known
+    return filled
 
 
 Format = Literal["diffusers", "peft", "kohya", "bfl", "comfyui"]
@@ -251,8 +251,8 @@ def require_place(output: Path, to: Format, *, overwrite: bool, option: str = "-
 
 def range_of(values: Iterable[float]) -> str:
     """Return the smallest and the largest of some numbers in words; empty where there are none."""
-    found = [f"{value:.4g}" for value in sorted(values)]
-    return " to ".join(dict.fromkeys(found[:1] + found[-1:]))
+    texts = [f"{value:.4g}" for value in sorted(values)]
+    return " to ".join(dict.fromkeys(texts[:1] + texts[-1:]))
 
 
 def shrunk(
@@ -269,7 +269,7 @@ def shrunk(
     table = Table("block", "rank", "shrunk to", "‖ΔW − ΔW'‖ / ‖ΔW‖")
     ranks = bundle.ranks(), small.ranks()
     for block, error in relative_errors(errors, bundle.norms()).items():
-        cells = [range_of(r for n, r in own.items() if block_of(n) == block) for own in ranks]
+        cells = [range_of(r for n, r in values.items() if block_of(n) == block) for values in ranks]
         table.add_row(block, *cells, f"{error:.2e}" if error else "0")
     console.print(table)
     return small
@@ -281,9 +281,9 @@ def storable(console: Console, bundle: LoraBundle, to: Format, *, lenient: bool)
     Raises:
         GatesError: There are some and ``lenient`` is not asked for, or nothing else is left.
     """
-    holds, own = text_encoders(to, bundle.family), bundle.text_encoders
-    lost = [f"{len(own[name])} layers of {name}" for name in own if name not in holds]
-    kept = {name: layers for name, layers in own.items() if name in holds}
+    holds, trained = text_encoders(to, bundle.family), bundle.text_encoders
+    lost = [f"{len(trained[name])} layers of {name}" for name in trained if name not in holds]
+    kept = {name: layers for name, layers in trained.items() if name in holds}
     if lost and not (lenient and (bundle.modules or kept)):
         way = "choose another --to, or add --lenient to leave them out"
         if not bundle.modules and not kept:
@@ -296,7 +296,7 @@ def storable(console: Console, bundle: LoraBundle, to: Format, *, lenient: bool)
 
 def layers_in(bundle: LoraBundle) -> str:
     """Return the number of layers of an adapter in words, also those of text encoders."""
-    parts = [f"{len(own)} of {name}" for name, own in bundle.text_encoders.items()]
+    parts = [f"{len(layers)} of {name}" for name, layers in bundle.text_encoders.items()]
     return ", ".join([f"{len(bundle.modules)} layers", *parts])
 
 

@@ -66,8 +66,8 @@ RANKS, STEPS, KEPT = (1, 8), (200, 400), (0.5, 1.0)
 def base_piece(run: Run, seed: int, **changes: Any) -> Piece:
     """Return the piece that an embedded base is."""
     settings = BASE | changes
-    found = text_encoder(settings["text_encoder"]).fingerprint
-    settings |= {"text_encoder.fingerprint": found, "world": WORLD}
+    digest = text_encoder(settings["text_encoder"]).fingerprint
+    settings |= {"text_encoder.fingerprint": digest, "world": WORLD}
     return run.piece("base", seed, **settings)
 
 
@@ -117,9 +117,9 @@ class World:
         """Folder of the base, which is trained if it is missing."""
         piece = self.base_piece
         self.run.obtain(self.bases, [piece], train_base, ticks=piece["steps"])
-        found = self.bases.find(piece)
-        assert found is not None
-        return found
+        folder = self.bases.find(piece)
+        assert folder is not None
+        return folder
 
     @cached_property
     def base(self) -> EmbeddedBase:
@@ -166,12 +166,12 @@ class World:
         """
         piece = self.zoo_piece(seed)
         if self.zoos.find(piece) is None:
-            named = {one.name: self.adapter_piece(one, seed) for one in self.concepts}
+            named = {concept.name: self.adapter_piece(concept, seed) for concept in self.concepts}
             work = partial(train_adapter, base_folder=self.base_folder)
             made = self.run.obtain(
-                self.adapters, named.values(), work, ticks=lambda one: int(one["steps"])
+                self.adapters, named.values(), work, ticks=lambda item: int(item["steps"])
             )
-            folders = {one.method: self.adapters.find(one) for one in made}
+            folders = {item.method: self.adapters.find(item) for item in made}
             files = {name: file_in(path) for name, path in folders.items() if path is not None}
             if len(files) == len(named):
                 gather = partial(collect, files=files)
@@ -183,11 +183,11 @@ class World:
         folder = self.zoos.find(self.zoo_piece(seed))
         if folder is None:
             return {}
-        return {one.name: folder / f"{one.name}.safetensors" for one in self.concepts}
+        return {concept.name: folder / f"{concept.name}.safetensors" for concept in self.concepts}
 
     def zoo_piece(self, seed: int) -> Piece:
         """Return the piece that all adapters of a seed are together."""
-        pieces = [self.adapter_piece(one, seed).fingerprint for one in self.concepts]
+        pieces = [self.adapter_piece(concept, seed).fingerprint for concept in self.concepts]
         return self.run.piece(
             "zoo", seed, start=self.base_fingerprint, adapters=short_digest(pieces)
         )
@@ -207,16 +207,16 @@ class World:
         store = self.run.store("encoders", EncoderForm())
         zoo = self.zoo(0)
         pieces = [
-            self.encoder_piece(name, seed, **settings, **own)
-            for name, own in methods.items()
+            self.encoder_piece(name, seed, **settings, **options)
+            for name, options in methods.items()
             for seed in seeds
         ]
         work = partial(train_encoder, base_folder=self.base_folder, files=zoo)
         made = self.run.obtain(store, pieces, work, ticks=lambda piece: int(piece["steps"]))
-        found: dict[str, list[TrainedEncoder]] = {}
+        trained: dict[str, list[TrainedEncoder]] = {}
         for piece in made:
-            found.setdefault(piece.method, []).append(store.load(piece))
-        return found
+            trained.setdefault(piece.method, []).append(store.load(piece))
+        return trained
 
     def encoder_piece(self, method: str, seed: int, **settings: Any) -> Piece:
         """Return the piece that trains an encoder on the adapters of seed 0; nothing is trained."""
@@ -233,12 +233,12 @@ class World:
         Raises:
             GatesError: It was never trained and does not ship.
         """
-        found = self.bases.find(self.base_piece)
-        if found is None:
+        folder = self.bases.find(self.base_piece)
+        if folder is None:
             raise GatesError(
                 "there is no embedded base: run `gates diffusion train-base` first, or give --base"
             )
-        return found
+        return folder
 
     def adapter_piece(self, concept: Concept, seed: int) -> Piece:
         """Return the piece that trains the adapter of a concept; nothing is trained."""

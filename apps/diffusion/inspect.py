@@ -73,8 +73,8 @@ def answer(path: Path, contents: Contents) -> Answer:
             "zero", "the change of every layer is zero: there is nothing to apply"
         ): contents.norm == 0,
     }
-    if found := [fault for fault, holds in faults.items() if holds]:
-        return found[0]
+    if wrong := [fault for fault, holds in faults.items() if holds]:
+        return wrong[0]
     verdicts = contents.verdicts
     worst = min(verdicts, key=lambda verdict: WORST.index(verdict.effect))
     text = SAID[worst.effect].format(worst.loader)
@@ -85,7 +85,7 @@ def answer(path: Path, contents: Contents) -> Answer:
         text = text.replace("all of it", "all layers of the transformer") if lost else text
         return Answer("whole", text + aside + (f"; its prompt needs {hint}" if hint else ""))
     causes = worst.what if len(verdicts) == 1 else ", ".join(
-        f"{one.what} ({one.tensors} tensors)" for one in verdicts if one.effect != "whole"
+        f"{v.what} ({v.tensors} tensors)" for v in verdicts if v.effect != "whole"
     )  # fmt: skip
     return Answer(
         worst.effect,
@@ -150,13 +150,15 @@ def show_notes(console: Console, left_out: Mapping[str, str], notes: Iterable[st
 
 def facts(contents: Contents) -> dict[str, str]:
     """Return what a file is, as text."""
-    told, layers = contents.description, contents.layers.values()
+    described, layers = contents.description, contents.layers.values()
     parts = [f"{len(layers)} of the transformer"]
-    parts += [f"{len(own)} of {name}" for name, own in contents.text_encoders.items()]
+    parts += [f"{len(layers)} of {name}" for name, layers in contents.text_encoders.items()]
     dora = sum(layer.dora for layer in layers)
     held = ", ".join(parts) + (f"; {dora} are DoRA" if dora else "")
-    folders = f"; folder of training images: {listed_triggers(told.folders)}"
-    tags = [f"{tag} {count}" if count else tag for tag, count in list(told.tags.items())[:SHOWN]]
+    folders = f"; folder of training images: {listed_triggers(described.folders)}"
+    tags = [
+        f"{tag} {count}" if count else tag for tag, count in list(described.tags.items())[:SHOWN]
+    ]
     return {
         "family": f"{contents.family} ({contents.evidence})",
         "dialect": "; ".join(dialects(contents.dialects)),
@@ -165,14 +167,14 @@ def facts(contents: Contents) -> dict[str, str]:
         "scale": range_of(layer.scale for layer in layers),
         "‖ΔW‖": f"{contents.norm:.4g}" if layers else "",
         "stored as": f"{contents.storage} {readable(contents.size, 'bytes')}".strip(),
-        "title": told.title,
-        "author": told.author,
-        "triggers": listed_triggers(told.triggers)
-        or "none stated" + (folders if told.folders else ""),
-        "tags": ", ".join(tags) + (" ..." if len(told.tags) > SHOWN else ""),
-        "license": told.license or "none stated",
-        "trained on": told.base,
-        "comment": clean(told.comment, COMMENT),
+        "title": described.title,
+        "author": described.author,
+        "triggers": listed_triggers(described.triggers)
+        or "none stated" + (folders if described.folders else ""),
+        "tags": ", ".join(tags) + (" ..." if len(described.tags) > SHOWN else ""),
+        "license": described.license or "none stated",
+        "trained on": described.base,
+        "comment": clean(described.comment, COMMENT),
         "AutoV2": contents.auto_v2,
         "AutoV3": contents.auto_v3,
     }
@@ -181,12 +183,12 @@ def facts(contents: Contents) -> dict[str, str]:
 def dialects(found: Sequence[Dialect]) -> list[str]:
     """Return each way of naming layers, with the spellings of its factors."""
     groups: dict[tuple[str, str], list[Dialect]] = {}
-    for one in found:
-        groups.setdefault((one.prefix, one.names), []).append(one)
+    for dialect in found:
+        groups.setdefault((dialect.prefix, dialect.names), []).append(dialect)
     lines = []
-    for (prefix, names), own in groups.items():
-        underscored = " with underscores" if any(one.underscored for one in own) else ""
-        spellings = ", ".join(dict.fromkeys(one.factors for one in own))
+    for (prefix, names), group in groups.items():
+        underscored = " with underscores" if any(dialect.underscored for dialect in group) else ""
+        spellings = ", ".join(dict.fromkeys(dialect.factors for dialect in group))
         lines.append(f"{prefix or 'no prefix'}, {names} names{underscored} ({spellings})")
     return lines
 
@@ -237,12 +239,12 @@ def show_summary(
     columns = ["family", "layers", "rank", "‖ΔW‖", "triggers", "diffusers"]
     for column in [*columns, *(["AutoV3"] if hashes else [])]:
         table.add_column(column, no_wrap=column != "triggers")
-    for path, found in rows.items():
+    for path, result in rows.items():
         name = names[path].removesuffix(SUFFIX)
-        if isinstance(found, str):
+        if isinstance(result, str):
             table.add_row(name, "[red]refused[/]")
             continue
-        contents, said = found
+        contents, said = result
         cells = [
             name,
             escape(contents.family),
@@ -254,20 +256,24 @@ def show_summary(
         ]
         table.add_row(*cells, *([contents.auto_v3] if hashes else []))
     hidden, unlimited = [], console.options.update(width=WIDE)
-    for one in [one for name in LEAST_FIRST for one in table.columns if one.header == name]:
+    for one in [
+        column for name in LEAST_FIRST for column in table.columns if column.header == name
+    ]:
         if console.measure(table, options=unlimited).maximum > console.width:
             table.columns.remove(one)
             hidden.append(str(one.header))
     console.print(table)
     if hidden:
         console.print(f"no room for {', '.join(hidden)}: --json FILE has all", soft_wrap=True)
-    told: dict[tuple[str, str], list[str]] = {}
-    for path, found in rows.items():
-        effect, text = ("", found) if isinstance(found, str) else (found[1].effect, found[1].text)
+    remarks: dict[tuple[str, str], list[str]] = {}
+    for path, result in rows.items():
+        effect, text = (
+            ("", result) if isinstance(result, str) else (result[1].effect, result[1].text)
+        )
         if effect != "whole":
             color = "red" if effect in ("", "family") else "yellow"
-            told.setdefault((color, text), []).append(names[path])
-    for (color, text), (first, *others) in told.items():
+            remarks.setdefault((color, text), []).append(names[path])
+    for (color, text), (first, *others) in remarks.items():
         more = f" and {len(others)} more" * bool(others)
         console.print(f"[{color}]{first}{more}[/]: {escape(text)}", soft_wrap=True)
 
@@ -302,24 +308,26 @@ def inspect(
         require_free(Path(json), overwrite=overwrite_output, option="--json")
         require_apart(Path(json), files, "--json")
     model = base_of(base)
-    found: dict[Path, Found] = {}
+    results: dict[Path, Found] = {}
     with counting("inspecting") if len(files) > 1 else nullcontext() as count:
         for path, root in files.items():
-            found[path] = _examine(path, root, model, hashes=hashes)
+            results[path] = _examine(path, root, model, hashes=hashes)
             if count is not None:
-                count(len(found), len(files))
-    reasons = [one for one in found.values() if isinstance(one, str)]
-    if len(reasons) == len(found):
+                count(len(results), len(files))
+    reasons = [result for result in results.values() if isinstance(result, str)]
+    if len(reasons) == len(results):
         others = f", and {len(reasons) - 1} more files are refused" if len(reasons) > 1 else ""
         raise GatesError(reasons[0] + others)
     if json is not None:
-        write_json(Path(json), {"files": [_state(path, one) for path, one in found.items()]})
+        write_json(
+            Path(json), {"files": [_state(path, result) for path, result in results.items()]}
+        )
     console = plain_console()
-    (first, *_) = found.values()
-    if len(found) == 1 and not isinstance(first, str):
+    (first, *_) = results.values()
+    if len(results) == 1 and not isinstance(first, str):
         show_contents(console, *first, layers=layers)
     else:
-        show_summary(console, found, hashes=hashes)
+        show_summary(console, results, hashes=hashes)
 
 
 def _examine(path: Path, root: Path, base: Base | None, *, hashes: bool) -> Found:

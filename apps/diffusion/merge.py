@@ -131,7 +131,7 @@ class Settings(NamedTuple):
             GatesError: One is given, or one that it needs is not.
         """
         gates, weights, runs = self.gates, self.weights, self.method == "baked"
-        own = runs or self.method == "strengths"
+        learned = runs or self.method == "strengths"
         faults = {
             f"--weights has no meaning for {self.method}: choose --method weighted, or leave it"
             " out": weights is not None and self.method in UNWEIGHTED,
@@ -144,19 +144,22 @@ class Settings(NamedTuple):
             and not 0 < self.density <= 1,
             "--weights gives every adapter the strength 0: nothing is left": weights is not None
             and not any(weights.values()),
-            f"--gates and --prompts have no meaning for {self.method}": (not own and bool(gates))
+            f"--gates and --prompts have no meaning for {self.method}": (
+                not learned and bool(gates)
+            )
             or (not runs and bool(self.prompts)),
             "--method baked needs a base that runs with the gates: give --base FOLDER, --gates FILE"
             " and --prompts 'one; another'": runs and not (self.base and gates and self.prompts),
-            "--method strengths needs --gates FILE of `train-gates --what strengths`": own
+            "--method strengths needs --gates FILE of `train-gates --what strengths`": learned
             and gates is None,
-            f"--roles has no meaning for {self.method}: leave it out": bool(self.roles) and not own,
+            f"--roles has no meaning for {self.method}: leave it out": bool(self.roles)
+            and not learned,
             f"{gates} does not exist: name a file of gates": gates is not None
             and not gates.is_file(),
             f"--steps is {self.steps}, expected at least one": runs and self.steps < 1,
         }
-        if found := [fault for fault, wrong in faults.items() if wrong]:
-            raise GatesError(found[0])
+        if wrong_ones := [fault for fault, wrong in faults.items() if wrong]:
+            raise GatesError(wrong_ones[0])
 
     def strengths(self, names: Mapping[str, object]) -> dict[str, float]:
         """Return the factor of each adapter."""
@@ -224,13 +227,17 @@ def merged(adapters: Mapping[str, LoraBundle], settings: Settings) -> LoraBundle
         )
     whole = merge(adapters, strengths, "cat")
     encoders = {}
-    for component in dict.fromkeys(name for one in adapters.values() for name in one.text_encoders):
-        own = {
+    for component in dict.fromkeys(
+        name for adapter in adapters.values() for name in adapter.text_encoders
+    ):
+        layers_of = {
             name: LoraBundle(bundle.family, bundle.text_encoders[component])
             for name, bundle in adapters.items()
             if component in bundle.text_encoders
         }
-        encoders[component] = merge(own, {name: strengths[name] for name in own}, "cat").modules
+        encoders[component] = merge(
+            layers_of, {name: strengths[name] for name in layers_of}, "cat"
+        ).modules
     return LoraBundle(whole.family, whole.modules, encoders)
 
 
@@ -336,9 +343,9 @@ def _merge(
         []
         if method in EXACT
         else [
-            f"{len(own)} layers of {component} in {name!r}"
+            f"{len(layers)} layers of {component} in {name!r}"
             for name, bundle in adapters.items()
-            for component, own in bundle.text_encoders.items()
+            for component, layers in bundle.text_encoders.items()
         ]
     ):
         if not form.lenient:
@@ -369,8 +376,10 @@ def _merge(
     console.print(_norms(adapters, strengths, small))
     storages = {bundle.storage for bundle in adapters.values()}
     storage = storages.pop() if len(storages) == 1 else whole.storage
-    told = _metadata(adapters, settings.record(strengths=strengths, rank=rank, energy=form.energy))
-    result = dataclasses.replace(small, metadata=told, storage=storage)
+    metadata = _metadata(
+        adapters, settings.record(strengths=strengths, rank=rank, energy=form.energy)
+    )
+    result = dataclasses.replace(small, metadata=metadata, storage=storage)
     write(console, result, form.path, form.to, form.dtype)
 
 
@@ -383,22 +392,22 @@ def _norms(
     heads = [f"{name} × {strengths[name]:.4g}" for name in columns]
     table = Table("‖ΔW‖", *map(escape, heads), "merged")
     for block, norm in last.items():
-        cells = [f"{abs(strengths[n]) * own.get(block, 0):.4g}" for n, own in columns.items()]
+        cells = [f"{abs(strengths[n]) * shares.get(block, 0):.4g}" for n, shares in columns.items()]
         table.add_row(block, *cells, f"{norm:.4g}")
     return table
 
 
 def _metadata(adapters: Mapping[str, LoraBundle], record: Mapping[str, Any]) -> dict[str, str]:
     """Return what the header of the result tells: where it comes from, and all licenses."""
-    told = {name: describe(bundle.metadata) for name, bundle in adapters.items()}
-    titles = {name: one.title or name for name, one in told.items()}
-    triggers = dict.fromkeys(word for one in told.values() for word in one.triggers)
-    licenses = dict.fromkeys(one.license for one in told.values() if one.license)
-    found = {
+    described = {name: describe(bundle.metadata) for name, bundle in adapters.items()}
+    titles = {name: text.title or name for name, text in described.items()}
+    triggers = dict.fromkeys(word for text in described.values() for word in text.triggers)
+    licenses = dict.fromkeys(text.license for text in described.values() if text.license)
+    entries = {
         "modelspec.title": " + ".join(titles.values()),
         "modelspec.merged_from": ", ".join(titles.values()),
         "modelspec.trigger_phrase": ", ".join(triggers),
         "modelspec.license": "; ".join(licenses),
         "gates.merge": json.dumps(record),
     }
-    return {key: text for key, text in found.items() if text}
+    return {key: text for key, text in entries.items() if text}

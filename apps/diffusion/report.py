@@ -68,8 +68,8 @@ def add_base(page: Page, world: World) -> None:
         return
     shown = {name: shown_scenes(name)[:EACH_SHOWN] for name in made}
     sheet = {
-        name: {TRUE: in_bytes(drawn(shown[name])), MADE: own[:EACH_SHOWN]}
-        for name, own in made.items()
+        name: {TRUE: in_bytes(drawn(shown[name])), MADE: images[:EACH_SHOWN]}
+        for name, images in made.items()
     }
     page.figure(
         sheet_figure(sheet, title="Adapters, one at a time", note="captions that none has seen"),
@@ -77,16 +77,16 @@ def add_base(page: Page, world: World) -> None:
         name="adapters",
         table=(
             ("adapter", "caption"),
-            [[name, caption] for name, own in shown.items() for caption in captions(own)],
+            [[name, caption] for name, scenes in shown.items() for caption in captions(scenes)],
         ),
     )
 
 
 def _plain(page: Page, made: np.ndarray) -> None:
-    found = shown_scenes("none")
-    places = range(0, len(found), len(found) // BASE_SHOWN)[:BASE_SHOWN]
-    names = captions(found)
-    true = in_bytes(drawn(found))
+    scenes = shown_scenes("none")
+    places = range(0, len(scenes), len(scenes) // BASE_SHOWN)[:BASE_SHOWN]
+    names = captions(scenes)
+    true = in_bytes(drawn(scenes))
     for half in (places[: BASE_SHOWN // 2], places[BASE_SHOWN // 2 :]):
         page.figure(
             sheet_figure(
@@ -96,7 +96,10 @@ def _plain(page: Page, made: np.ndarray) -> None:
             ),
             "What the base draws of captions that it has not seen, next to true drawings.",
             name="base",
-            table=(("caption", "column"), [[names[i], one] for i in half for one in (TRUE, MADE)]),
+            table=(
+                ("caption", "column"),
+                [[names[i], column] for i in half for column in (TRUE, MADE)],
+            ),
         )
 
 
@@ -117,7 +120,9 @@ def add_images(page: Page, run: Run) -> None:
         run: Of the study.
     """
     page.section("Images of unseen pairs")
-    made = {name: own[0] for name, own in _stored(run.store("images", Arrays()), PAIRS).items()}
+    made = {
+        name: images[0] for name, images in _stored(run.store("images", Arrays()), PAIRS).items()
+    }
     if ways := [name for name in (OWN, *RIVALS, *_best_rival(run)) if name in made]:
         _images(page, {name: made[name] for name in ways})
     else:
@@ -141,8 +146,8 @@ def add_fusion(page: Page, run: Run, world: World) -> None:
         return
     with counting("indexing") as progress:
         opening = studio(Sources(), lambda: world, progress)
-    with opening as found, working("recording gates"):
-        made = pair_images(found, combinations(PAIRS)[:1])
+    with opening as opened, working("recording gates"):
+        made = pair_images(opened, combinations(PAIRS)[:1])
     if made.gates is not None:
         page.figure(
             gate_map_figure(made.gates, note=made.captions[0]),
@@ -161,18 +166,20 @@ def losses_of(run: Run, group: str) -> dict[str, np.ndarray]:
         group: Of combinations.
     """
     return {
-        name: np.log(np.mean([np.nanmean(one["losses"].numpy(), axis=1) for one in own], axis=0))
-        for name, own in _stored(run.store("losses", Arrays()), group).items()
+        name: np.log(
+            np.mean([np.nanmean(seed["losses"].numpy(), axis=1) for seed in seeds], axis=0)
+        )
+        for name, seeds in _stored(run.store("losses", Arrays()), group).items()
     }
 
 
 def _stored(store: Store[dict[str, Tensor]], group: str) -> dict[str, list[dict[str, Tensor]]]:
     """Return method -> what is stored for a group, a result per seed."""
-    found: dict[str, list[dict[str, Tensor]]] = {}
+    arrays: dict[str, list[dict[str, Tensor]]] = {}
     for place, record in _kept(store):
         if (record.identity.get("keys") or {}).get("of") == group:
-            found.setdefault(str(record.identity["method"]), []).append(store.form.load(place))
-    return found
+            arrays.setdefault(str(record.identity["method"]), []).append(store.form.load(place))
+    return arrays
 
 
 def _kept(store: Store[Any]) -> Iterator[tuple[Path, Record]]:
@@ -199,7 +206,7 @@ def _differences(page: Page, run: Run, group: str) -> bool:
     shown = {name: losses[OWN] - losses[name] for name in rivals}
     if not shown:
         return False
-    names = [one.name for one in combinations(group)]
+    names = [combination.name for combination in combinations(group)]
     page.figure(
         pair_differences_figure(
             names, shown, title=f"Gates and rivals: {GROUPS[group]}",
@@ -224,7 +231,7 @@ def _images(page: Page, made: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Add what each way makes of some unseen pairs, next to what is true."""
     pairs, some = combinations(PAIRS), next(iter(made.values()))
     places = some["combination"].tolist()
-    images = {TRUE: some["true"]} | {CALLED.get(n, n): own["made"] for n, own in made.items()}
+    images = {TRUE: some["true"]} | {CALLED.get(n, n): arrays["made"] for n, arrays in made.items()}
     rows = {}
     for pair in range(0, len(pairs), len(pairs) // FUSION_SHOWN):
         caption, first = prompts(pairs[pair].scenes("test"), DRAWN)[0].caption(), places.index(pair)
@@ -248,13 +255,13 @@ def add_retrieval(page: Page, world: World) -> None:
     """
     page.section("Captions and adapters")
     second = world.zoo(1)
-    found = world.encoders({"encoder": METHODS["encoder"]}, [0], concepts=TRAINED).get("encoder")
-    if not found or not second:
+    trained = world.encoders({"encoder": METHODS["encoder"]}, [0], concepts=TRAINED).get("encoder")
+    if not trained or not second:
         page.text("The encoder or adapters of seed 1 are missing: run `evaluate` first.")
         return
     with working("encoding adapters"):
         searched = searched_of(world, second)
-        scores = (searched.text @ vectors(found[0], searched.bundles).T).numpy()
+        scores = (searched.text @ vectors(trained[0], searched.bundles).T).numpy()
     owners = np.array(searched.owners)
     means = np.stack([scores[owners == name].mean(0) for name in searched.names])
     page.figure(

@@ -60,17 +60,17 @@ def index(
     """
     if no_encode and encoder is not None:
         raise GatesError("--no_encode and --encoder exclude each other: give one of them")
-    found = None if encoder is None else read_encoder(encoder)
-    with LoraLibrary(folder, found, index=index, lenient=lenient) as library:
+    reader = None if encoder is None else read_encoder(encoder)
+    with LoraLibrary(folder, reader, index=index, lenient=lenient) as library:
         with counting("indexing") as count:
             report = library.scan(count)
         place = library.index
     console = Console()
     most = len(report.refused) if every_file else SHOWN_FILES
-    _show(console, report, most, encoding=found is not None)
+    _show(console, report, most, encoding=reader is not None)
     if not report.kept:
         console.print(escape(f"no adapter is found in {folder}"), soft_wrap=True)
-    if found is None and not no_encode:
+    if reader is None and not no_encode:
         console.print(NO_ENCODER)
     console.print(escape(str(place)), soft_wrap=True)
 
@@ -205,7 +205,7 @@ def _check(words: str, like: str | None, family: str | None) -> None:
 
 def _tell(found: Results[Any], root: Path, json: str | None) -> None:
     """Print the paths of what was found, and write all that is known of it as JSON."""
-    rows = [_state(one, root) for one in found]
+    rows = [_state(row, root) for row in found]
     for rank, row in enumerate(rows, 1):
         print(f"{rank} {clean(row['path'])}")
     if json is not None:
@@ -215,10 +215,12 @@ def _tell(found: Results[Any], root: Path, json: str | None) -> None:
 
 def _state(one: Match | Neighbor, root: Path) -> dict[str, Any]:
     """Return what was found as plain values."""
-    own, found = one.adapter, one._asdict()
-    told = {n: getattr(own, n) for n in ("name", "title", "triggers", "tags", "family", "license")}
+    adapter, found = one.adapter, one._asdict()
+    told = {
+        n: getattr(adapter, n) for n in ("name", "title", "triggers", "tags", "family", "license")
+    }
     del found["adapter"]
-    return {**told, "path": str(root / own.path), **found}
+    return {**told, "path": str(root / adapter.path), **found}
 
 
 def _opened(
@@ -233,14 +235,14 @@ def _opened(
     if ships:
         folder, own, index = _shipped(place)
         encoder, options = encoder or own, {**options, "index": index}
-    found: WeightEncoder | None = None
+    reader: WeightEncoder | None = None
     text: TextEncoder | None = None
     if encoder is not None and text_encoder:
         from diffusion.models.text_encoders import text_encoder as encoder_of_texts
 
         text = encoder_of_texts(text_encoder)
-        found = read_encoder(encoder, text.fingerprint)
-    library = LoraLibrary(folder or ".", found, text, **options)
+        reader = read_encoder(encoder, text.fingerprint)
+    library = LoraLibrary(folder or ".", reader, text, **options)
     if ships:
         with counting("indexing") as count:
             library.scan(count)
@@ -295,9 +297,11 @@ def left_out(matches: Results[Match]) -> list[str]:
 
 def _show_neighbors(console: Console, neighbors: Results[Neighbor]) -> None:
     rows = []
-    for one in neighbors:
-        figures = {"cosine": f"{one.cosine:.3f}", "layers": str(one.shared)}
-        rows.append(_row(one.adapter, figures, ["near-duplicate"] if one.near_duplicate else []))
+    for neighbor in neighbors:
+        figures = {"cosine": f"{neighbor.cosine:.3f}", "layers": str(neighbor.shared)}
+        rows.append(
+            _row(neighbor.adapter, figures, ["near-duplicate"] if neighbor.near_duplicate else [])
+        )
     _print(console, "by the change of the weights", rows, neighbors.notice)
 
 

@@ -104,10 +104,10 @@ class Finder:
             prompt: That it was found by, if it was.
         """
         adapter = self.library.find(name)
-        match = next((one for one in self.found if one.name == name), None)
+        match = next((item for item in self.found if item.name == name), None)
         texts = [adapter.title, *adapter.triggers, *adapter.tags]
-        known = {word.lower() for text in texts for word in _WORD.findall(text)} - COMMON
-        shared = [word for word in dict.fromkeys(_WORD.findall(prompt.lower())) if word in known]
+        words = {word.lower() for text in texts for word in _WORD.findall(text)} - COMMON
+        shared = [word for word in dict.fromkeys(_WORD.findall(prompt.lower())) if word in words]
         return {
             "title": adapter.title,
             "license": adapter.license,
@@ -269,13 +269,13 @@ class Studio:
                 " leave it out"
             )
         scale = "guidance_scale" if self.base is None else "true_cfg_scale"
-        found: dict[str, Any] = {"num_inference_steps": steps}
+        options_of: dict[str, Any] = {"num_inference_steps": steps}
         if guidance is not None:
-            found[scale] = guidance
+            options_of[scale] = guidance
         side = size if self.base is None else self.base.size
         if side is not None:
-            found |= {"height": side, "width": side}
-        return found
+            options_of |= {"height": side, "width": side}
+        return options_of
 
     def unread(self, prompt: str) -> str:
         """Return what a user has to know of a prompt that is too long; empty if it is read."""
@@ -292,12 +292,12 @@ class Studio:
             scores: Of the search, by adapter; None for one that was named instead.
         """
         asked = told_words(prompt)
-        named = [one.name for one in self.finder.found if one.named]
+        named = [item.name for item in self.finder.found if item.named]
         taken = [name for name, score in scores.items() if score is None or name in named]
-        known = any(told_words(shape) in asked for shape in BASE_SHAPES) or any(
+        drawable = any(told_words(shape) in asked for shape in BASE_SHAPES) or any(
             "style" not in self.finder.library.find(name).tags for name in taken
         )
-        return "" if known or self.base is None else DRAWS
+        return "" if drawable or self.base is None else DRAWS
 
     def make(
         self,
@@ -324,7 +324,7 @@ class Studio:
                 " strengths --told 1`, or give --gates FILE"
             )
         asked = SUM if mode == GATED and self.gates is None else mode
-        told = partial(
+        roles_told = partial(
             roles_of,
             given=roles or {},
             order=self.order,
@@ -333,7 +333,7 @@ class Studio:
         return self.pipe(
             prompt,
             mode=maker(asked),
-            roles=told if asked in (GATED, STRENGTHS) else None,
+            roles=roles_told if asked in (GATED, STRENGTHS) else None,
             record_gates=asked == GATED,
             **options,
         )
@@ -417,12 +417,15 @@ def _filled(
                 f"{sources.base}"
             )
         return sources, _no_order, []
-    found = shipped(root := world())
-    if found.base is None:
+    world_files = shipped(root := world())
+    if world_files.base is None:
         raise GatesError(
             "the embedded base is missing: train it by `gates diffusion train-base`, or give --base"
         )
-    places = (found.encoder, found.strengths if mode == STRENGTHS else found.gates)
+    places = (
+        world_files.encoder,
+        world_files.strengths if mode == STRENGTHS else world_files.gates,
+    )
     encoder, gates = (None if p is None else str(p) for p in places)
     here = gates is not None and Path(gates).is_relative_to(root.run.folder)
     default = sources.library is None or mode != GATED  # the sum is better for unseen adapters
@@ -431,19 +434,19 @@ def _filled(
     )
     sources = replace(
         sources,
-        base=str(found.base),
+        base=str(world_files.base),
         encoder=sources.encoder or encoder,
         gates=sources.gates or (gates if here or default else None),
     )
     if sources.library is None:
-        if not found.adapters:
+        if not world_files.adapters:
             raise GatesError(
                 "the shipped adapters are missing: train them by `gates diffusion evaluate --config"
                 " base`, or give --library FOLDER"
             )
         sources = replace(
             sources,
-            library=str(next(iter(found.adapters.values())).parent),
+            library=str(next(iter(world_files.adapters.values())).parent),
             index=sources.index or str(root.run.folder / LIBRARY),
         )
     return sources, partial(root.order, fit=True), notices
@@ -459,13 +462,13 @@ def _encoder(folder: str, base: EmbeddedBase | None, text: TextEncoder | None) -
         raise GatesError(
             "--encoder is for the embedded base: adapters of other models are found by metadata"
         )
-    found = read_encoder(folder, text.fingerprint)
-    if found.config.shape != shape_of(base):
+    reader = read_encoder(folder, text.fingerprint)
+    if reader.config.shape != shape_of(base):
         raise GatesError(
             f"{folder} reads adapters of another base, with other layers: give the encoder that was"
             " trained for this base"
         )
-    return found
+    return reader
 
 
 def _scan(library: LoraLibrary, progress: Progress) -> None:
@@ -482,7 +485,7 @@ def _scan(library: LoraLibrary, progress: Progress) -> None:
     try:
         report = library.scan(progress)
         if not report.kept:
-            why = "".join(f", {one.path}: {one.reason}" for one in report.refused[:1])
+            why = "".join(f", {refusal.path}: {refusal.reason}" for refusal in report.refused[:1])
             raise GatesError(
                 f"{library.root} holds no adapter{why}: give a folder of .safetensors files"
             )

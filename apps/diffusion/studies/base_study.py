@@ -103,9 +103,9 @@ SAMPLER: dict[str, Any] = {"steps": 20, "guidance": GUIDANCE}
 
 def world_data(part: Part = "test") -> Data:
     """Return what tells the scenes of a part from others."""
-    found = scenes(part)
-    digest = sha256(repr((WORLD, found, held_out_pairs())).encode()).hexdigest()
-    return Data("scenes", part, digest, len(found), "scenes of the base")
+    shown = scenes(part)
+    digest = sha256(repr((WORLD, shown, held_out_pairs())).encode()).hexdigest()
+    return Data("scenes", part, digest, len(shown), "scenes of the base")
 
 
 FRESH: Part = "gate"
@@ -117,7 +117,7 @@ def shown_scenes(name: str) -> list[Scene]:
     """Return the unseen scenes that are drawn by the base (``none``) or an adapter of a concept."""
     if name == "none":
         return spread(scenes(FRESH), CAPTIONS)
-    concept = next(one for one in concepts() if one.name == name)
+    concept = next(concept for concept in concepts() if concept.name == name)
     return prompts(concept.scenes(FRESH), EACH)
 
 
@@ -131,7 +131,7 @@ def image_pieces(world: World) -> list[Piece]:
             adapter=None if name == "none" else world.zoo_digest,
             **SAMPLER,
         )
-        for name in ("none", *(one.name for one in world.concepts))
+        for name in ("none", *(concept.name for concept in world.concepts))
     ]
 
 
@@ -146,11 +146,11 @@ def made_images(world: World) -> dict[str, Tensor]:
 def base_study(asked: Asked, world: World) -> None:
     """Score what a judge names in images of unseen captions, by the base and by each adapter."""
     judge = judge_of(world.judge())
-    found = {
+    judged = {
         name: judged_right(judge, images, shown_scenes(name))
         for name, images in made_images(world).items()
     }
-    rows = base_rows(judge, found)
+    rows = base_rows(judge, judged)
     values = {(row.method, row.task, row.metric): row.value for row in rows}
     bars = [
         Bar(
@@ -185,24 +185,28 @@ def base_rows(judge: Judge, found: Mapping[str, Mapping[str, np.ndarray]]) -> li
     true = judged_right(judge, ((images_of(every) + 1) * 127.5).round(), every)
     rows = [Row(TRUE, UNSEEN_SCENES, name, float(right.mean()), n=len(every))
             for name, right in true.items()]  # fmt: skip
-    draws = Resamples.clusters([" ".join((one.shape, one.color, one.ground)) for one in shown])
+    draws = Resamples.clusters(
+        [" ".join((scene.shape, scene.color, scene.ground)) for scene in shown]
+    )
     for metric, right in found["none"].items():
         rows += compare({"base": [moments(right, name=metric)]}, draws, task=UNSEEN_SCENES)
-    own = {
-        one.name: found[one.name][f"{'shape' if one.kind == 'subject' else 'style'}_right"]
-        for one in concepts()
-        if one.name in found
+    right_of = {
+        concept.name: found[concept.name][
+            f"{'shape' if concept.kind == 'subject' else 'style'}_right"
+        ]
+        for concept in concepts()
+        if concept.name in found
     }
-    draws = Resamples.clusters([name for name, right in own.items() for _ in right])
+    draws = Resamples.clusters([name for name, right in right_of.items() for _ in right])
     alone = {
-        "concept_right": np.concatenate(list(own.values())),
-        "both_right": np.concatenate([found[name]["both_right"] for name in own]),
+        "concept_right": np.concatenate(list(right_of.values())),
+        "both_right": np.concatenate([found[name]["both_right"] for name in right_of]),
     }
     for metric, right in alone.items():
         rows += compare({"adapters": [moments(right, name=metric)]}, draws, task=ALONE)
     rows += [
         Row(name, ALONE, "concept_right", float(right.mean()), n=len(right))
-        for name, right in own.items()
+        for name, right in right_of.items()
     ]
     return rows
 
@@ -235,7 +239,7 @@ def parity_study(asked: Asked, _: World) -> None:
 UNSEEN = ("cup", "umbrella", "duotone", "rayed")
 """Concepts that no encoder is trained on."""
 
-TRAINED = [one.name for one in concepts() if one.name not in UNSEEN]
+TRAINED = [concept.name for concept in concepts() if concept.name not in UNSEEN]
 
 ENCODER: dict[str, Any] = {
     "encoder": {"dim": 64, "depth": 2, "heads": 4, "head_dim": 16, "hidden_dim": 256},
@@ -290,8 +294,8 @@ class Searched(NamedTuple):
         """
         new = np.isin(self.owners, UNSEEN)
         subjects = np.isin(self.owners, list(NEW_SHAPES))
-        found = {KNOWN: ~new, "known subjects": ~new & subjects, "known styles": ~new & ~subjects}
-        return {task: np.flatnonzero(own) for task, own in (found | {NEW: new}).items()}
+        groups = {KNOWN: ~new, "known subjects": ~new & subjects, "known styles": ~new & ~subjects}
+        return {task: np.flatnonzero(members) for task, members in (groups | {NEW: new}).items()}
 
 
 def encoder_of(world: World) -> Path | None:
@@ -311,13 +315,13 @@ def retrieval_study(asked: Asked, world: World) -> None:
         return
     encoders = world.encoders(METHODS, asked.seeds, concepts=TRAINED)
     searched = searched_of(world, second)
-    found: dict[str, list[Any]] = {
+    scores: dict[str, list[Any]] = {
         name: [searched.text @ vectors(one, searched.bundles).T for one in own]
         for name, own in encoders.items()
     }
-    found |= rivals(world, searched, first)
+    scores |= rivals(world, searched, first)
     for task, queries in searched.tasks().items():
-        rows += _rows(found, searched, queries, task)
+        rows += _rows(scores, searched, queries, task)
     order = world.order(fit=True)
     assert order is not None
     ranked = order.verdicts(*in_roles(second))
@@ -428,15 +432,16 @@ def _rows(
 ) -> list[Row]:
     right = searched.relevant()[queries]
     values = {
-        name: [search_values(np.asarray(one)[queries], right) for one in own]
-        for name, own in found.items()
+        name: [search_values(np.asarray(run)[queries], right) for run in runs]
+        for name, runs in found.items()
     }
     values["chance"] = [chance(right)]
     draws = Resamples.clusters([searched.owners[query] for query in queries])
     rows: list[Row] = []
     for metric in ("recall@1", "recall@3", "mrr"):
         scores = {
-            name: [moments(one[metric], name=metric) for one in own] for name, own in values.items()
+            name: [moments(run[metric], name=metric) for run in runs]
+            for name, runs in values.items()
         }
         rows += compare(scores, draws, task=task, reference=reference)
     return rows
@@ -450,10 +455,12 @@ def cosines(
     """Return how close the two adapters of a concept lie, and by how much closer than others."""
     rows, gaps = [], {}
     draws = Resamples.clusters(list(range(len(first))))
-    for method, own in encoders.items():
-        found = [closeness(vectors(one, first), vectors(one, second)) for one in own]
+    for method, trained in encoders.items():
+        measured = [
+            closeness(vectors(encoder, first), vectors(encoder, second)) for encoder in trained
+        ]
         for name in ("intra", "inter", "gap"):
-            scores = [moments(one[name], name=f"{name} cosine") for one in found]
+            scores = [moments(run[name], name=f"{name} cosine") for run in measured]
             rows += compare({method: scores}, draws, task="cosines across training runs")
-        gaps[method] = float(np.mean([one["gap"].mean() for one in found]))
+        gaps[method] = float(np.mean([run["gap"].mean() for run in measured]))
     return rows, gaps["encoder"]

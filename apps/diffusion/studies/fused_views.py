@@ -38,7 +38,9 @@ def crossed(combinations: Sequence[Combination]) -> Resamples:
     Args:
         combinations: Of each sample, all of them with equally many adapters.
     """
-    return Resamples.crossed(*zip(*(one.adapters for one in combinations), strict=True))
+    return Resamples.crossed(
+        *zip(*(combination.adapters for combination in combinations), strict=True)
+    )
 
 
 def refuse_stale(run: Run, store: Store[Any], trained: Mapping[Piece, Piece]) -> None:
@@ -99,20 +101,20 @@ COSTED = 32  # images of the batch that is timed
 def pictured(fused: Comparison, methods: Sequence[Method], group: str, task: str) -> list[Row]:
     """Return rows of pixel errors of images, and of how often style, shape and both are right."""
     most = DRAWN if group == PAIRS else FEWER_DRAWN
-    found = stored(fused, methods, "images", fused_images, group, most=most, **SAMPLER)
+    pictures = stored(fused, methods, "images", fused_images, group, most=most, **SAMPLER)
     judge = judge_of(fused.world.judge())
-    some = next(iter(found.values()))[0]
+    some = next(iter(pictures.values()))[0]
     group_of = combinations(group)
     draws = crossed([group_of[place] for place in some["combination"].tolist()])
-    shown = [scene for one in group_of for scene in prompts(one.scenes("test"), most)]
+    shown = [scene for group in group_of for scene in prompts(group.scenes("test"), most)]
     true = some["true"] / 255
     every = {
         name: [
-            {"pixel_rmse": pixel_errors(one["made"] / 255, true).numpy()}
-            | judged_right(judge, one["made"], shown)
-            for one in own
+            {"pixel_rmse": pixel_errors(arrays["made"] / 255, true).numpy()}
+            | judged_right(judge, arrays["made"], shown)
+            for arrays in runs
         ]
-        for name, own in found.items()
+        for name, runs in pictures.items()
     }
     white = torch.ones_like(true[:1]).expand(true.shape)
     every["white image"] = [{"pixel_rmse": pixel_errors(white, true).numpy()}]
@@ -120,8 +122,8 @@ def pictured(fused: Comparison, methods: Sequence[Method], group: str, task: str
     rows: list[Row] = []
     for metric in next(iter(every.values()))[0]:
         values = {
-            name: [moments(one[metric], name=metric) for one in own if metric in one]
-            for name, own in every.items()
+            name: [moments(run[metric], name=metric) for run in runs if metric in run]
+            for name, runs in every.items()
         }
         reference = "gates" if "gates" in values else None
         rows += compare(values, draws, task=f"images of {task}", reference=reference)
@@ -160,15 +162,19 @@ def stored(
                 trained[piece] = method.trained[seed]
     refuse_stale(run, store, trained)
     places, gates = fused.places | {"encoder": fused.encoder}, run.store("gates", GatesForm())
-    missing = store.missing([piece for own in pieces.values() for piece in own])
+    missing = store.missing([piece for wanted in pieces.values() for piece in wanted])
     needed = [trained[piece] for piece in missing if piece in trained]
-    run.obtain(gates, needed, partial(train_gates, **places), ticks=lambda own: int(own["steps"]))
+    run.obtain(
+        gates, needed, partial(train_gates, **places), ticks=lambda piece: int(piece["steps"])
+    )
     folders = {p.name: gates.find(trained[p]) for p in missing if p in trained}
     work = partial(work, trained=folders, **places)
     ready = [piece for piece in missing if folders.get(piece.name, piece) is not None]
     run.obtain(store, ready, work, ticks=len(combinations(group)), scoring=True)
-    found = {name: [store.load(p) for p in own if store.find(p)] for name, own in pieces.items()}
-    return {name: own for name, own in found.items() if own}
+    loaded = {
+        name: [store.load(p) for p in wanted if store.find(p)] for name, wanted in pieces.items()
+    }
+    return {name: runs for name, runs in loaded.items() if runs}
 
 
 KINDS, RETENTION, BOTH = ("subject", "style"), "retention in unseen pairs", "both_right"
@@ -181,14 +187,14 @@ def retained_of(kind: str) -> str:
 
 def retention_rows(fused: Comparison, methods: Sequence[Method]) -> list[Row]:
     """Return how much of the gain of each adapter of a pair is left for its own concept."""
-    found = stored(fused, methods, "retained", retained, PAIRS, what="retention")
+    loaded = stored(fused, methods, "retained", retained, PAIRS, what="retention")
     draws = crossed(combinations("test2"))
     rows: list[Row] = []
     for place, kind in enumerate(KINDS):
         metric = retained_of(kind)
         scores = {
-            name: [moments(one["ratios"][:, place].numpy(), name=metric) for one in own]
-            for name, own in found.items()
+            name: [moments(run["ratios"][:, place].numpy(), name=metric) for run in runs]
+            for name, runs in loaded.items()
         }
         rows += compare(scores, draws, task=RETENTION)
     return rows
@@ -219,9 +225,9 @@ def cost_rows(fused: Comparison, methods: Sequence[Method]) -> list[Row]:
     memory = {name: peak_bytes(function) for name, function in functions.items()}
     title = f"cost of a step, {COSTED} images, two adapters"
     return [
-        Row(name, title, f"{what}_over_none", own / found["none"])
-        for what, found in (("seconds", seconds), ("memory", memory))
-        for name, own in found.items()
+        Row(name, title, f"{what}_over_none", value / measured["none"])
+        for what, measured in (("seconds", seconds), ("memory", memory))
+        for name, value in measured.items()
         if name != "none"
     ]
 

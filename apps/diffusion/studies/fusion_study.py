@@ -216,32 +216,32 @@ class Fused:
     def methods(self) -> list[Method]:
         """Return all methods, after rivals were tuned."""
         chosen = self.chosen()
-        found = [Method(name, name, own) for name, own in PLAIN.items()]
-        found += [
+        listed = [Method(name, name, setting) for name, setting in PLAIN.items()]
+        listed += [
             Method(name, "sum", self.known({"leave": leave}))
             for name, leave in LEAVING.items()
             if self.encoder is not None
         ]
-        found += [
+        listed += [
             Method(f"{name} tuned", name, dict(chosen[name].setting))
             for name in SPACES
             if name in chosen
         ]
-        for name, own in VARIANTS.items():
+        for name, variant in VARIANTS.items():
             like = next((tuned for tuned in LEARNED if name.startswith(tuned)), "")
             if like and like not in chosen:
                 continue
-            settings = self.known(own) | dict(chosen[like].setting if like else {})
+            settings = self.known(variant) | dict(chosen[like].setting if like else {})
             pieces = {s: self.run.piece(name, s, start=self.start, **settings) for s in self.seeds}
             rival = settings.get("rival", name)
             settings = as_used(settings)
-            found.append(Method(name, rival, settings, pieces))
+            listed.append(Method(name, rival, settings, pieces))
             if name == "gates":
-                found.append(Method("baked", "baked", {}, pieces))
+                listed.append(Method("baked", "baked", {}, pieces))
             if name == f"{BLIND} + role":
-                found.append(Method(SWAPPED, rival, settings | {"swapped": True}, pieces))
+                listed.append(Method(SWAPPED, rival, settings | {"swapped": True}, pieces))
         only = self.run.only
-        return [one for one in found if not only or one.name in only]
+        return [method for method in listed if not only or method.name in only]
 
     def known(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Return settings with the encoder, where a method takes scores from it."""
@@ -253,10 +253,10 @@ class Fused:
 
     def losses(self, methods: Sequence[Method], group: str) -> dict[str, list[np.ndarray]]:
         """Return method -> mean losses (P,) of combinations, one array a seed."""
-        found = stored(self, suiting(methods, group), "losses", losses, group)
+        loaded = stored(self, suiting(methods, group), "losses", losses, group)
         return {
-            name: [np.nanmean(one["losses"].numpy(), axis=1) for one in own]
-            for name, own in found.items()
+            name: [np.nanmean(run["losses"].numpy(), axis=1) for run in runs]
+            for name, runs in loaded.items()
         }
 
     def piece(self, method: Method, group: str, seed: int | None, **changes: Any) -> Piece:
@@ -281,7 +281,7 @@ def suiting(methods: Sequence[Method], group: str) -> list[Method]:
         methods = [method for method in methods if method.name != LOWEST]
     if group == "new2":
         plain = [m for m in methods if not (m.trained or m.name in LEAVING)]
-        return plain + [one._replace(name=one.name.removesuffix(FEWER)) for one in fresh]
+        return plain + [method._replace(name=method.name.removesuffix(FEWER)) for method in fresh]
     triples = group in ("test3", "useless3")
     return [m for m in methods if m not in fresh and not (triples and m.rival in NO_TRIPLES)]
 
@@ -296,10 +296,10 @@ def costs_of_useless(
     alone = dict(alone) | ({LOWEST: alone["sum"]} if "sum" in alone else {})
     scores = {
         name: [
-            moments(np.log(more) - np.log(one), name=USELESS)
-            for one, more in zip(alone[name], own, strict=True)
+            moments(np.log(more) - np.log(fewer), name=USELESS)
+            for fewer, more in zip(alone[name], runs, strict=True)
         ]
-        for name, own in joined.items()
+        for name, runs in joined.items()
         if name in alone and name != "none"
     }
     return compare(scores, crossed(combinations("useless3")), task=GROUPS["useless3"])
@@ -310,12 +310,12 @@ def openings(fused: Fused, methods: Sequence[Method]) -> list[Row]:
     scores, store = {}, fused.run.store("losses", Arrays())
     for method in methods:
         pieces = [fused.piece(method, "useless3", seed) for seed in method.trained]
-        own = [
+        gates = [
             o for p in pieces if store.find(p) and (o := store.load(p).get("openings")) is not None
         ]
-        if own:
-            found = [(one[:, :-1].mean(1) - one[:, -1]).numpy() for one in own]
-            scores[method.name] = [moments(one, name=OPENING) for one in found]
+        if gates:
+            opened = [(gate[:, :-1].mean(1) - gate[:, -1]).numpy() for gate in gates]
+            scores[method.name] = [moments(values, name=OPENING) for values in opened]
     return compare(scores, crossed(combinations("useless3")), task=GROUPS["useless3"])
 
 
@@ -348,8 +348,8 @@ def images_study(asked: Asked, world: World) -> None:
     """Judge images of some methods, what is left of each adapter in them, and what they cost."""
     fused = comparison(asked, world)
     best = best_rival(fused.chosen())
-    shown = [one for one in fused.methods() if one.name in {*SHOWN, best}]
-    drawn = [one for one in shown if one.name != "none"]
+    shown = [method for method in fused.methods() if method.name in {*SHOWN, best}]
+    drawn = [method for method in shown if method.name != "none"]
     rows = [
         *pictured(fused, drawn, "test2", GROUPS["test2"]),
         *pictured(fused, [m for m in drawn if m.rival not in NO_TRIPLES], "test3", GROUPS["test3"]),
@@ -378,8 +378,8 @@ def comparison(asked: Asked, world: World) -> Fused:
 def compared(found: Mapping[str, list[np.ndarray]], group: str, task: str) -> list[Row]:
     """Return mean logarithms of losses over that of the base, and differences from the gates."""
     scores = {
-        name: [moments(np.log(one / found["none"][0]), name=METRIC) for one in own]
-        for name, own in found.items()
+        name: [moments(np.log(run / found["none"][0]), name=METRIC) for run in runs]
+        for name, runs in found.items()
         if name != "none"
     }
     reference = "gates" if "gates" in scores else None  # a quick run may have none
@@ -388,7 +388,7 @@ def compared(found: Mapping[str, list[np.ndarray]], group: str, task: str) -> li
 
 def best_score(choice: Choice) -> float:
     """Return the best score of the trials."""
-    scores = [one["score"] for one in choice.trials if one.get("score") is not None]
+    scores = [trial["score"] for trial in choice.trials if trial.get("score") is not None]
     return min((float(score) for score in scores if not math.isnan(score)), default=math.inf)
 
 
@@ -402,8 +402,8 @@ def best_rival(chosen: Mapping[str, Choice]) -> str:
 def value_in(rows: Sequence[Row], method: str, task: str, metric: str, versus: str = "") -> Row:
     """Return a row; one of NaN where it is missing."""
     wanted = (method, task, metric, versus)
-    found = (row for row in rows if (row.method, row.task, row.metric, row.versus) == wanted)
-    return next(found, Row(*wanted[:3], math.nan, math.nan, math.nan))
+    matching = (row for row in rows if (row.method, row.task, row.metric, row.versus) == wanted)
+    return next(matching, Row(*wanted[:3], math.nan, math.nan, math.nan))
 
 
 def bars_of(rows: Sequence[Row], tuned: str) -> list[Bar]:
