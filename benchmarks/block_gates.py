@@ -148,7 +148,7 @@ def _gated(
     cos, sin = (part[..., : HEAD_DIM // 2] for part in model.rotary_emb(torch.zeros(1), positions))
     q, k, v = _inputs(num_queries, num_keys)
     table = cos[:, -num_queries:], sin[:, -num_queries:]
-    seen = load("language.seer.attention").Seen(q, k, v, HEAD_DIM**-0.5, None, table)
+    seen = load("language.seer.attention").AttentionInputs(q, k, v, HEAD_DIM**-0.5, None, table)
     cache = attach.block_cache(model)
     cache.turn((cos, sin), 1)
     return gate, seen, cache

@@ -91,7 +91,7 @@ class Asked(NamedTuple):
     names: list[str]
 
 
-class Shown(NamedTuple):
+class PageResult(NamedTuple):
     """What the page shows.
 
     Attributes:
@@ -120,23 +120,23 @@ class Actions:
         self.studio, self.options = studio, studio.options(steps, None, size)
         self.lock = Lock()  # adapters are attached to one model
 
-    def find(self, prompt: str, k: int, seed: int) -> tuple[Asked | None, Shown]:
+    def find(self, prompt: str, k: int, seed: int) -> tuple[Asked | None, PageResult]:
         """Find adapters by a prompt, and make images."""
         made, shown = self._make(prompt, k, seed, None)
         if made is None:
             return None, shown
         return Asked(prompt, made.seed, [one.name for one in made.adapters]), shown
 
-    def weigh(self, asked: Asked | None, strengths: Sequence[float]) -> Shown:
+    def weigh(self, asked: Asked | None, strengths: Sequence[float]) -> PageResult:
         """Make images with other strengths of the same adapters."""
         if asked is None:
-            return Shown(message_card("no adapters are found yet: give a prompt"))
+            return PageResult(message_card("no adapters are found yet: give a prompt"))
         weights = dict(zip(asked.names, strengths, strict=False))
         return self._make(asked.prompt, len(asked.names), asked.seed, weights)[1]
 
     def _make(
         self, prompt: str, k: int, seed: int, strengths: dict[str, float] | None
-    ) -> tuple[Generated | None, Shown]:
+    ) -> tuple[Generated | None, PageResult]:
         """Return an image, None after an error, and what is shown of it."""
         make = partial(self.studio.make, prompt, seed=seed, **self.options)
         with self.lock:
@@ -145,7 +145,7 @@ class Actions:
                 weights = {one.name: one.strength for one in made.adapters}
                 plain = make(mode=SUM, adapters=list(weights), strengths=weights)
             except GatesError as error:
-                return None, Shown(message_card(str(error)))
+                return None, PageResult(message_card(str(error)))
             record = record_of(self.studio, made, made.mode)
             found = self.studio.finder.found
         left = [f"left out: {name}: {why}" for name, why in made.skipped.items()]
@@ -153,7 +153,7 @@ class Actions:
         notes = [*self.studio.notices, unknown, found.notice, *left_out(found), *left]
         card = found_card(record["adapters"], [note for note in notes if note])
         gates = None if made.gates is None else gate_map_figure(made.gates, note=prompt)
-        return made, Shown(card, _pixels(made), _pixels(plain), gates)
+        return made, PageResult(card, _pixels(made), _pixels(plain), gates)
 
 
 def _pixels(made: Generated) -> np.ndarray:
@@ -220,7 +220,7 @@ def _sliders(asked: Asked | None) -> list[Any]:
     return [*shown, *[gr.update(visible=False)] * (MOST - len(shown))]
 
 
-def _results(shown: Shown) -> list[Any]:
+def _results(shown: PageResult) -> list[Any]:
     gates = gr.update(value=shown.gates, visible=shown.gates is not None)
     return [shown.card, shown.gated, shown.plain, gates]
 

@@ -259,7 +259,7 @@ def baked(
     make = AutoLoraPipeline(pipe, **options)
     fusion = GatedFusion(pipe.transformer, adapters, gates=gates)
     fusion.set_strengths(strengths)
-    fusion.tell(roles=roles)
+    fusion.describe(roles=roles)
     with fusion, MeanGates(fusion) as observed:
         for number, prompt in enumerate(prompts):
             make(prompt, adapters={}, seed=seed + number, output_type="latent")

@@ -142,7 +142,9 @@ class Outputs:
                     write_bytes(path, content.getvalue())
                 count(number, len(tracks))
 
-    def tell(self, prediction: Prediction, objects: pd.DataFrame, bundle: SizingBundle) -> None:
+    def print_summary(
+        self, prediction: Prediction, objects: pd.DataFrame, bundle: SizingBundle
+    ) -> None:
         """Print what was read, the sizes, and what abstains and why."""
         console, scope = Console(highlight=False), bundle.scope
         for line in (*prediction.input.lines(), *prediction.locations.lines()):
@@ -359,7 +361,7 @@ class Job(NamedTuple):
         table = objects_of(prediction, bundle, options.level)
         if not kept:
             outputs.write_tables(prediction, table, self.found)
-        outputs.tell(prediction, table, bundle)
+        outputs.print_summary(prediction, table, bundle)
         if options.overlays:
             outputs.write_overlays(prediction, source, self.locate(), bundle, options.overlays)
         if options.strips:

@@ -96,7 +96,7 @@ def download_real_colon(data: PolypSizingDataModule, folder: str, manifest: str 
         )
     files = figshare_manifest(REAL_COLON) if manifest is None else read_manifest(manifest)
     print(f"{len(files)} files of {total_bytes(files) / 1e9:.2f} GB into {folder}", flush=True)
-    data.sources["real_colon"] = str(download_and_unpack(files, folder, tell=print))
+    data.sources["real_colon"] = str(download_and_unpack(files, folder, notify=print))
 
 
 CHUNK = 20  # objects that a process renders at a time

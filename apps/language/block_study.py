@@ -23,7 +23,7 @@ from harness.files import Data
 from language.corpus import read_corpus
 from language.scoring import ratio
 from language.seer.attach import Attend, BlockGate, Kind, block_gates
-from language.seer.attention import Seen, attend_to_all
+from language.seer.attention import AttentionInputs, attend_to_all
 from language.seer.block_files import load_block_gates
 from language.seer.distillation import SKIPPED
 from language.seer.recording import attending, logits_of, read, record, rows_of
@@ -215,7 +215,7 @@ def maps_of(model: Any, sequence: Tensor) -> dict[str, Tensor]:
     """Return the attention between blocks of a sequence (T,), by layer."""
     attention_maps = {}
 
-    def attend(gate: BlockGate, seen: Seen) -> Tensor:
+    def attend(gate: BlockGate, seen: AttentionInputs) -> Tensor:
         attention_maps[gate.name] = attention_map(gate, seen)
         return attend_to_all(seen)
 
@@ -247,7 +247,7 @@ def measure(
     }  # fmt: skip
     sequence, figures = torch.tensor(tokens[int(piece.keys["n"])]), dict[str, list[float]]()
 
-    def attend(gate: BlockGate, seen: Seen) -> Tensor:
+    def attend(gate: BlockGate, seen: AttentionInputs) -> Tensor:
         """Return the output of a layer, dense, after measuring what every method keeps there."""
         out, target = record(gate, seen)
         for name, every in ((GATE, trained_gates), (START, fresh)):
@@ -274,7 +274,7 @@ def measure(
     return {name: torch.tensor(values) for name, values in figures.items()}
 
 
-def _sparse(gate: BlockGate, seen: Seen, score: Score, fraction: float) -> Tensor:
+def _sparse(gate: BlockGate, seen: AttentionInputs, score: Score, fraction: float) -> Tensor:
     return attend_to(gate, seen, score(gate, seen), fraction)
 
 

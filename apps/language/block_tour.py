@@ -15,7 +15,7 @@ from harness.report.page import Page, TourRow
 from language.corpus import Document
 from language.hf.pretrained import open_pretrained
 from language.seer.attach import BlockGate
-from language.seer.attention import Seen
+from language.seer.attention import AttentionInputs
 from language.seer.block_files import FILE, load_block_gates
 from language.seer.recording import logits_of, read, record
 from language.seer.rivals import (
@@ -74,7 +74,7 @@ def block_part(
     kept: dict[str, list[list[float]]] = {name: [] for name in scores}
     maps: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def attend(gate: BlockGate, seen: Seen) -> Tensor:
+    def attend(gate: BlockGate, seen: AttentionInputs) -> Tensor:
         out, own = record(gate, seen)
         mass, length = attention_mass(gate, seen), seen.q.shape[2]
         for name, found in kept.items():

@@ -136,14 +136,14 @@ def fit_gates(
     for made in run.obtain(store, [piece], work, ticks=steps, unit="steps"):
         store.load(made)  # which refuses gates that were changed since
         facts = store.record(made).facts
-        for line in told(facts):
+        for line in comparison_lines(facts):
             print(line)
         if spread:
             print("not compared with a LoRA of the same size: --processes 1 does that")
         print(f"{store.find(made)}/{FILE}")
 
 
-def told(facts: Mapping[str, Any]) -> Iterator[str]:
+def comparison_lines(facts: Mapping[str, Any]) -> Iterator[str]:
     """Yield what gates change in bits per held-out token, with intervals over documents."""
     draws, names = Resamples.clusters(facts["files"]), {"before": "before", "lora": "with a LoRA"}
     after = np.array(facts["gates"]["bits"])

@@ -107,7 +107,7 @@ def prepare(
         _draft(source, table, folder)
         return
     if download is not None:
-        source = download_release(download, source, tell=print)
+        source = download_release(download, source, notify=print)
     data = _opened(source, drop_invalid=drop_invalid)
     require_apart(folder, data.files)
     refuse_strangers(folder, (MANIFEST, "*.parquet"))

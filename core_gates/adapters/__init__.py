@@ -9,7 +9,7 @@ from core_gates.adapters.attachment import (
 )
 from core_gates.adapters.gated_lora import GatedLoraLinear
 from core_gates.adapters.lora_gate import DiffusionTime, LoraGate, OpenGate
-from core_gates.adapters.low_rank import LowRank, Room, side_by_side
+from core_gates.adapters.low_rank import AdapterCapacity, LowRank, side_by_side
 from core_gates.adapters.sparse_low_rank import (
     SoftThreshold,
     SparseLoraLinear,
@@ -19,13 +19,13 @@ from core_gates.adapters.sparse_low_rank import (
 )
 
 __all__ = [
+    "AdapterCapacity",
     "DiffusionTime",
     "GatedLoraLinear",
     "GatedSiblings",
     "LoraGate",
     "LowRank",
     "OpenGate",
-    "Room",
     "SiblingLinear",
     "SoftThreshold",
     "SparseLoraLinear",

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from core_gates.adapters.lora_gate import AdapterContext, DiffusionTime, LoraGate, OpenGate
 from core_gates.adapters.low_rank import (
+    AdapterCapacity,
     AdapterFactors,
     LowRank,
-    Room,
     bias_of,
     is_unwatched,
     weight_of,
@@ -63,7 +63,7 @@ class GatedLoraLinear(AdapterFactors):
         adapters: Sequence[LowRank] = (),
         *,
         gate: LoraGate | OpenGate | None = None,
-        room: Room | None = None,
+        room: AdapterCapacity | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:

@@ -353,7 +353,7 @@ class AdapterContext(nn.Module):
         most: Largest number of adapters, if layers have room for more than they are given.
     """
 
-    told: Tensor
+    roles: Tensor
     features: Tensor
     known: Tensor
 
@@ -361,9 +361,9 @@ class AdapterContext(nn.Module):
         super().__init__()
         self.kinds, self.most, self.version = kinds, most, 0
         self.switch = nn.Parameter(torch.tensor([OPEN, 0.0, 0.0])) if switch else None
-        self.tell([])
+        self.describe([])
 
-    def tell(self, kinds: Sequence[int], scores: Sequence[float | None] = ()) -> None:
+    def describe(self, kinds: Sequence[int], scores: Sequence[float | None] = ()) -> None:
         """Replace what is known of the adapters.
 
         Args:
@@ -380,7 +380,7 @@ class AdapterContext(nn.Module):
             if score is not None:
                 row.copy_(torch.tensor([1, SHARP * score, SHARP * (largest - score)]))
         for name, tensor in {
-            "told": roles, "features": features, "known": features[:, 0] > 0
+            "roles": roles, "features": features, "known": features[:, 0] > 0
         }.items():  # fmt: skip
             old: Tensor | None = getattr(self, name, None)
             if old is not None and old.shape == tensor.shape:
@@ -405,7 +405,7 @@ class AdapterContext(nn.Module):
 
     def weights(self, factors: Tensor) -> Tensor:
         """Return the factors of adapters (K,) in a layer, the switch aside."""
-        return (self.told.to(factors.device) * factors.flatten()).sum(-1)
+        return (self.roles.to(factors.device) * factors.flatten()).sum(-1)
 
 
 def _factors(

@@ -216,7 +216,7 @@ def bias_of(layer: nn.Module, x: Tensor) -> Tensor | None:
 BUFFERS = "adapter_ranks", "down", "up", "strengths"
 
 
-class Room(NamedTuple):
+class AdapterCapacity(NamedTuple):
     """Memory for adapters that are exchanged later, without another shape of any tensor.
 
     Attributes:
@@ -255,7 +255,9 @@ class AdapterFactors(nn.Module):
     places: Tensor
     base_gains: Tensor | None
 
-    def __init__(self, in_features: int, out_features: int, room: Room | None = None) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, room: AdapterCapacity | None = None
+    ) -> None:
         super().__init__()
         self.in_features, self.out_features, self.room = in_features, out_features, room
 

@@ -15,7 +15,7 @@ from core_gates.errors import GatesError
 from diffusion.data.concepts import Combination
 from diffusion.data.scenes import spread
 from diffusion.evaluation.fusion_scores import fixed_losses
-from diffusion.experiments.told import CaptionScores, roles_of
+from diffusion.experiments.adapter_conditions import CaptionScores, roles_of
 from diffusion.experiments.trained_gates import (
     FILE,
     GATE_OPTIONS,
@@ -89,7 +89,7 @@ def fusion_of(
             options = {"mode": settings.get("mode", "gated"), "gates": trained / FILE}
         given = with_common(adapters, settings.get("global_rank"))
         fusion = GatedFusion(model, given, **options)
-        fusion.tell(roles=roles_of(settings, adapters))
+        fusion.describe(roles=roles_of(settings, adapters))
         return fusion
     options = {name: value for name, value in settings.items() if name not in NOT_OF_RIVALS}
     made = make_rival(method, model, adapters, **options)
@@ -153,7 +153,7 @@ def fused(
             scores = suits.scores(pair.adapters, text).mean(0).tolist()
             cosines = dict(zip(pair.adapters, scores, strict=True))
             if leave is None:
-                fusion.tell(scores=cosines)
+                fusion.describe(scores=cosines)
             else:
                 left = suits.left_out(cosines, leave, bench.text)
                 fusion.set_strengths(dict.fromkeys(left, 0.0))

@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from torch import nn
 
-from core_gates.adapters import Room
+from core_gates.adapters import AdapterCapacity
 from core_gates.errors import GatesError
 from diffusion.data.concepts import (
     LEFT_OUT,
@@ -22,11 +22,17 @@ from diffusion.data.concepts import (
 )
 from diffusion.data.published_table import inside
 from diffusion.data.scenes import WORDINGS, Part, Scene, images_of, spread
-from diffusion.experiments.told import CaptionScores, roles_of
+from diffusion.experiments.adapter_conditions import CaptionScores, roles_of
 from diffusion.experiments.work import ONE, Job, Machine
 from diffusion.experiments.zoo import weights_digest
 from diffusion.fusion.fusion_module import FusionModule, strategy_of
-from diffusion.fusion.fusion_tasks import FusionTask, PairDataModule, Shown, read_shown, tasks_of
+from diffusion.fusion.fusion_tasks import (
+    FusionTask,
+    PairDataModule,
+    TargetImages,
+    read_target_images,
+    tasks_of,
+)
 from diffusion.fusion.gated_fusion import GatedFusion, global_lora
 from diffusion.fusion.gates_file import gate_tensors, load_trained, save_trained
 from diffusion.fusion.protocol import linear_sizes, with_roles
@@ -211,7 +217,7 @@ def untrained(
     piece: Piece,
     model: nn.Module,
     adapters: Mapping[str, LoraBundle],
-    room: Room | None,
+    room: AdapterCapacity | None,
     begin: Path | None = None,
 ) -> Any:
     """Return the fusion of a piece before it is trained."""
@@ -265,7 +271,7 @@ def train_own_gates(
 ) -> dict[str, torch.Tensor]:
     """Train gates on the images of a table; ``given`` are further arguments of `fitted`."""
     L.seed_everything(piece.seed, verbose=False)
-    shown, codec = read_shown(csv), load_codec(base_folder, size)
+    shown, codec = read_target_images(csv), load_codec(base_folder, size)
     contrast = bool(piece.get("contrast"))
     tasks = tasks_of(
         shown, codec, partners=piece["partners"], contrast=contrast, seed=piece.seed or 0
@@ -278,7 +284,7 @@ def train_own_gates(
     return fitted(piece, job, model, library, tasks, empty, machine, shift, **given)
 
 
-def library_of(shown: Sequence[Shown], csv: Path, base: Base) -> dict[str, LoraBundle]:
+def library_of(shown: Sequence[TargetImages], csv: Path, base: Base) -> dict[str, LoraBundle]:
     """Return the adapters that a table names.
 
     Raises:
@@ -297,7 +303,7 @@ def fitted(
     empty: TextStates,
     machine: Machine,
     shift: float,
-    told: Mapping[str, str] | None = None,
+    roles: Mapping[str, str] | None = None,
     **files: Path | None,
 ) -> dict[str, torch.Tensor]:
     """Return what is trained on tasks, by the names of its file.
@@ -311,7 +317,7 @@ def fitted(
         empty: States of the empty caption.
         machine: Of the training.
         shift: Of the times.
-        told: Name -> role, in place of what tags name.
+        roles: Name -> role, in place of what tags name.
         files: ``begin``: gates or strengths to begin at; ``encoder``: what scores adapters.
     """
     if piece.get("switch") and (encoder := files.get("encoder")) is not None:
@@ -319,12 +325,14 @@ def fitted(
     rank = piece.get("global_rank")
     first = with_common({name: library[name] for name in tasks[0].adapters}, rank)
     widest = max(max(bundle.ranks().values()) for bundle in library.values())
-    room = Room(max(len(task.adapters) for task in tasks) + bool(rank), max(widest, rank or 0))
+    room = AdapterCapacity(
+        max(len(task.adapters) for task in tasks) + bool(rank), max(widest, rank or 0)
+    )
     fusion = untrained(piece, model, first, room, files.get("begin"))
     module = FusionModule(
         fusion,
         library,
-        roles=with_roles(roles_of(piece.settings, library), told or {}),
+        roles=with_roles(roles_of(piece.settings, library), roles or {}),
         common=partial(global_lora, rank=rank) if rank else None,
         checkpointing=machine.checkpointing,
         **options_in(piece.settings, MODULE_OPTIONS),

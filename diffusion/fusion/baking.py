@@ -316,7 +316,7 @@ def strengthened(
     changed = {name: f for bundle in adapters.values() for name, f in bundle.modules.items()}
     whole, context = LoraBundle(one_family(adapters), changed), AdapterContext(len(ROLES))
     sites = {part: site.name for site in layers_of(whole) for part in site.parts}
-    context.tell([ROLES.index(roles[name]) for name in adapters])
+    context.describe([ROLES.index(roles[name]) for name in adapters])
     for module in modules_of(adapters):
         site = PREFIX + sites.get(module, module).replace(".", DOT)
         if f"{site}.factors" not in learned or f"{site}.bias" in learned:

@@ -196,8 +196,8 @@ class FusionModule(L.LightningModule):
             GatesError: ``contrast`` is wanted, but the task has no wrong captions.
         """
         self.fusion.set_adapters(self.adapters_of(tuple(batch.adapters)))
-        roles = {n: self.roles[n] for n in batch.adapters if n in self.roles and batch.told}
-        self.fusion.tell(roles=roles, scores=batch.scores)
+        roles = {n: self.roles[n] for n in batch.adapters if n in self.roles and batch.roles_known}
+        self.fusion.describe(roles=roles, scores=batch.scores)
         model = self.fusion.model
         loss = flow_matching_losses(model, batch.at, batch.text).mean()
         self.log("train/flow_matching", loss)

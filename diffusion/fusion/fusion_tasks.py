@@ -65,7 +65,7 @@ class FusionBatch(NamedTuple):
         text: Of their captions, some of them empty.
         wrong_at: The same latents at other times with other noise; None without wrong captions.
         wrong_text: Of captions that do not describe them.
-        told: Whether the roles of adapters are known.
+        roles_known: Whether the roles of adapters are known.
         scores: Name -> how well the adapter suits one of the captions; None if that is not known.
     """
 
@@ -74,7 +74,7 @@ class FusionBatch(NamedTuple):
     text: TextStates
     wrong_at: Noised | None = None
     wrong_text: TextStates | None = None
-    told: bool = True
+    roles_known: bool = True
     scores: dict[str, float] | None = None
 
 
@@ -158,7 +158,7 @@ class FusionDraws:
         if task.scores is not None:
             scores = dict(zip(task.adapters, task.scores[rows[0]].tolist(), strict=True))
             batch = batch._replace(scores=scores)
-        return batch._replace(told=bool(torch.rand((), generator=draw) < self.told))
+        return batch._replace(roles_known=bool(torch.rand((), generator=draw) < self.told))
 
     def _at(self, latents: Tensor, draw: torch.Generator) -> Noised:
         t = shifted(torch.randn(len(latents), generator=draw).sigmoid().to(latents), self.shift)
@@ -222,7 +222,7 @@ class PairDataModule(L.LightningDataModule):
 SEPARATOR = ";"  # between the files of adapters that made an image together
 
 
-class Shown(NamedTuple):
+class TargetImages(NamedTuple):
     """Images that one set of adapters should make.
 
     Attributes:
@@ -236,7 +236,7 @@ class Shown(NamedTuple):
     captions: list[str]
 
 
-def read_shown(path: Path) -> list[Shown]:
+def read_target_images(path: Path) -> list[TargetImages]:
     """Read a table whose ``model_file`` names one adapter, or several as ``a;b``.
 
     Args:
@@ -246,7 +246,7 @@ def read_shown(path: Path) -> list[Shown]:
         LoraFileError: See `diffusion.data.published_table.read_rows`.
         GatesError: A row has no image, or there are too few adapters to be used together.
     """
-    by_names: dict[tuple[str, ...], Shown] = {}
+    by_names: dict[tuple[str, ...], TargetImages] = {}
     for row in read_rows(path):
         names = tuple(name.strip() for name in row.model_file.split(SEPARATOR) if name.strip())
         if not names or len({inside(path.parent, name) for name in names}) < len(names):
@@ -258,7 +258,7 @@ def read_shown(path: Path) -> list[Shown]:
             if image is not None:
                 what = f"names {row.image_file}, which is missing"
             raise GatesError(f"line {row.line} of {label(path)} {what}")
-        entry = by_names.setdefault(names, Shown(names, [], []))
+        entry = by_names.setdefault(names, TargetImages(names, [], []))
         entry.images.append(image)
         entry.captions.append(row.forms[0] if row.forms else next(iter(row.captions)))
     alone = [names for names in by_names if len(names) == 1]
@@ -271,7 +271,7 @@ def read_shown(path: Path) -> list[Shown]:
 
 
 def tasks_of(
-    shown: Sequence[Shown],
+    shown: Sequence[TargetImages],
     codec: Codec,
     *,
     partners: int = 8,
@@ -284,7 +284,7 @@ def tasks_of(
     with each of its partners, whose captions are the wrong ones (AutoLoRA, 2025).
 
     Args:
-        shown: See `read_shown`.
+        shown: See `read_target_images`.
         codec: Of the model.
         partners: Other adapters that each one alone is combined with.
         contrast: Whether tasks need wrong captions.

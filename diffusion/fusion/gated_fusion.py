@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from core_gates.adapters import (
+    AdapterCapacity,
     DiffusionTime,
     GatedLoraLinear,
     GatedSiblings,
     LoraGate,
     LowRank,
     OpenGate,
-    Room,
     SiblingLinear,
     attach_adapters,
     attach_siblings,
@@ -101,7 +101,7 @@ class GatedFusion(Fusion, nn.Module):
             it they begin as the plain sum, or by ``options``. Gates begin at the strengths of a
             file of strengths.
         factors: Multiply adapters by such factors before gates, too.
-        switch: Multiply adapters in all layers by how well they suit, see `tell`.
+        switch: Multiply adapters in all layers by how well they suit, see `describe`.
         everywhere: Make a gate for every linear layer in the blocks of the model, to be trained;
             else for the layers that an adapter changes.
         room: Memory for adapters that are exchanged later without compiling again.
@@ -124,7 +124,7 @@ class GatedFusion(Fusion, nn.Module):
         factors: bool = False,
         switch: bool = False,
         everywhere: bool = False,
-        room: Room | None = None,
+        room: AdapterCapacity | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -243,7 +243,7 @@ class GatedFusion(Fusion, nn.Module):
         self.strengths = with_strengths(self.strengths, strengths)
         self._weigh()
 
-    def tell(
+    def describe(
         self,
         *,
         roles: Mapping[str, str] | None = None,
@@ -297,7 +297,7 @@ class GatedFusion(Fusion, nn.Module):
     def _weigh(self) -> None:
         if self.context is not None:
             roles = [ROLES.index(self.roles[name]) for name in self.adapters]
-            self.context.tell(roles, [self.scores.get(name) for name in self.adapters])
+            self.context.describe(roles, [self.scores.get(name) for name in self.adapters])
         for layer in self._layers.values():
             layer.set_strengths(self._weights())
 
@@ -389,9 +389,9 @@ class GatedFusion(Fusion, nn.Module):
         gate = self.gate(site.name)
         return GatedLoraLinear(linear, self._factors(site), gate=gate, room=self.room)
 
-    def _room(self, site: Placed) -> Room | None:
+    def _room(self, site: Placed) -> AdapterCapacity | None:
         """Return the room at a site, where the ranks of its parts add up."""
-        return self.room and Room(self.room.adapters, self.room.rank * len(site.parts))
+        return self.room and AdapterCapacity(self.room.adapters, self.room.rank * len(site.parts))
 
     def _fitting(self, site: Placed) -> list[LowRank]:
         """Return what each adapter does at a site, where there is room for it."""

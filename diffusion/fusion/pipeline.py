@@ -193,7 +193,7 @@ class AutoLoraPipeline:
         if fusion is not None:
             cosines = {n: matches[n].weights for n in bundles if n in matches}
             given = {n: float(c) for n, c in cosines.items() if c is not None}
-            fusion.tell(roles=roles_now, scores=given if scores is None else scores)
+            fusion.describe(roles=roles_now, scores=given if scores is None else scores)
         options = self._options(options)
         images, gates = self._run(prompt, fusion, seed, record_gates, options)
         used = tuple(

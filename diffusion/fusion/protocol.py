@@ -83,7 +83,7 @@ class Fusion(ABC):
             GatesError: There is no adapter of a name, or a strength is not finite.
         """
 
-    def tell(  # noqa: B027 (nothing depends on it as a rule)
+    def describe(  # noqa: B027 (nothing depends on it as a rule)
         self,
         *,
         roles: Mapping[str, str] | None = None,

@@ -242,7 +242,7 @@ def print_scores(
         shown += sum(_fits(row, columns) for row in rows if row.task == task)
         omitted |= dict.fromkeys(left)
         console.print(table)
-    for line in told(rows):  # with commands to be copied
+    for line in method_notes(rows):  # with commands to be copied
         console.print(escape(line), highlight=False, soft_wrap=True)
     for line in _further(scores, rows, shown, list(omitted), unprinted):
         console.print(escape(line), highlight=False)
@@ -327,7 +327,7 @@ def _further(
     return lines
 
 
-def told(rows: Iterable[Row]) -> list[str]:
+def method_notes(rows: Iterable[Row]) -> list[str]:
     """Return the notes of rows without a figure, a line for each method and note."""
     return list(dict.fromkeys(f"{row.method}: {row.note}" for row in rows if row.note))
 
@@ -476,7 +476,7 @@ def write_markdown(
             for method in dict.fromkeys(method for method, _ in here)
         ]
         lines += _markdown_table(task, ["method", *map(spelled, columns)], cells)
-    lines += [part for line in told(rows) for part in ("", line)]
+    lines += [part for line in method_notes(rows) for part in ("", line)]
     return write_text(path, "\n".join(lines) + "\n")
 
 

@@ -197,7 +197,7 @@ def download_and_unpack(
     files: Iterable[RemoteFile],
     folder: str | os.PathLike[str],
     *,
-    tell: Callable[[str], object] = lambda _: None,
+    notify: Callable[[str], object] = lambda _: None,
     pause: float = 1.0,
 ) -> Path:
     """Download files, unpack the archives among them, and remove each archive that is unpacked.
@@ -207,7 +207,7 @@ def download_and_unpack(
     Args:
         files: What to get, with checksums.
         folder: Where everything goes.
-        tell: Called with a line before each file.
+        notify: Called with a line before each file.
         pause: See `harness.files.download.download`.
 
     Returns:
@@ -224,7 +224,7 @@ def download_and_unpack(
     for file in missing:
         if not file.name.endswith((*TAR, *ZIP)) and (folder / file.name).exists():
             continue
-        tell(f"{files.index(file) + 1} of {len(files)}: {file.name}, {file.size / 1e6:.1f} MB")
+        notify(f"{files.index(file) + 1} of {len(files)}: {file.name}, {file.size / 1e6:.1f} MB")
         path = download(file, folder, pause=pause)
         if file.name.endswith((*TAR, *ZIP)):
             unpack(path, folder)

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from core_gates.errors import GatesError
 from harness.evidence.rows import Bar, Row
-from harness.experiment.scores import Scores, number, spelled, told, whole_numbers
+from harness.experiment.scores import Scores, method_notes, number, spelled, whole_numbers
 from harness.figures.forest import span_of
 from harness.figures.style import COLUMNS, drawn_numbers
 from harness.files.atomic import write_bytes, write_text
@@ -176,7 +176,7 @@ class Page:
                 self._task(task, alone, units)
             if compared:
                 self._task(f"{task}, paired differences", compared, units)
-        for line in told(scores.rows):
+        for line in method_notes(scores.rows):
             self.text(line)
         return self
 

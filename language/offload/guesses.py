@@ -26,7 +26,7 @@ RARE = 0.25
 """Fraction of the guessed experts of a prompt that travel in 2 bits (Fate), the least popular."""
 
 
-class Seen(NamedTuple):
+class RoutedTokens(NamedTuple):
     """What is known of T tokens when their experts in one layer are.
 
     Attributes:
@@ -54,7 +54,7 @@ class Profile(NamedTuple):
     digest: str = ""
 
 
-Predictor = Callable[[int, Seen], Tensor]
+Predictor = Callable[[int, RoutedTokens], Tensor]
 """Returns experts of the layer after one for each token (T, W), the most likely first."""
 
 
@@ -106,7 +106,7 @@ def cross_layer(model: nn.Module, names: Sequence[str], dim: int, width: int) ->
     level = level_of(model) or 1
     read: list[Tensor] = []  # by the last routers
 
-    def predict(layer: int, seen: Seen) -> Tensor:
+    def predict(layer: int, seen: RoutedTokens) -> Tensor:
         assert seen.hidden is not None
         read[:] = [*read[1 - level :], seen.hidden] if layer and level > 1 else [seen.hidden]
         return cast(Tensor, ahead[layer](read[0 if layer + 1 >= level else -1]).indices)
@@ -172,7 +172,7 @@ def table(name: str, profile: Profile, num_experts: int) -> Predictor:
         used = torch.zeros(len(after), num_experts).scatter_(1, after.long(), 1.0)
         layers.append([_counts(one, used) for one in _contexts(name, now, profile.tokens)])
 
-    def predict(layer: int, seen: Seen) -> Tensor:
+    def predict(layer: int, seen: RoutedTokens) -> Tensor:
         scores = torch.zeros(())
         for counts, one in zip(
             layers[layer], _contexts(name, seen.routed, seen.tokens), strict=True
@@ -214,7 +214,7 @@ def make_predictor(
     if name != "ngram-first" or later is None:
         return first
 
-    def predict(layer: int, seen: Seen) -> Tensor:
+    def predict(layer: int, seen: RoutedTokens) -> Tensor:
         guess = later(layer, seen)  # which may have to see every layer
         return guess if layer else first(layer, seen)
 

@@ -18,7 +18,7 @@ from language.offload.expert_store import ExpertStore, SlabTensor
 from language.offload.guesses import (
     ALIKE,
     Profile,
-    Seen,
+    RoutedTokens,
     cross_layer,
     fetched,
     make_predictor,
@@ -31,7 +31,7 @@ from language.offload.staging import Guesses, note_tokens
 from language.offload.transfers import Transfer, Transfers
 
 NAME = "offloaded"
-Observer = Callable[[int, Seen], None]
+Observer = Callable[[int, RoutedTokens], None]
 """Is told the layer and what its tokens need."""
 
 
@@ -83,7 +83,7 @@ class Offload:
             self.layers.append(OffloadedLayer(self, len(self.layers), cache, first))
             first += cache.capacity
 
-    def guess(self, layer: int, needed: Sequence[int], seen: Seen) -> None:
+    def guess(self, layer: int, needed: Sequence[int], seen: RoutedTokens) -> None:
         """Fetch what the next layer may need, after what this one needs.
 
         Args:
@@ -158,7 +158,7 @@ class OffloadedLayer:
         """Return the number of an expert in cache and transfers: another if it is in few bits."""
         return expert + self.offload.store.num_experts * (expert in self.rare)
 
-    def begin(self, needed: Sequence[int], seen: Seen) -> None:
+    def begin(self, needed: Sequence[int], seen: RoutedTokens) -> None:
         """Request experts that are needed one after the other, ascending, and guess the next."""
         self._settle(wait=True)
         self._needed, self._admitted, self._now = [*map(self.key_of, needed)], 0, None
@@ -287,7 +287,9 @@ def run_offloaded(
             f"weights of {layer.offload.store.names[layer.index]} are not finite: the checkpoint or"
             " the input is wrong"
         )
-    seen = Seen(top_k_index, layer.offload.guesses.tokens_of(len(top_k_index)), hidden_states)
+    seen = RoutedTokens(
+        top_k_index, layer.offload.guesses.tokens_of(len(top_k_index)), hidden_states
+    )
     with layer.offload.lock:
         for observe in layer.offload.observers:
             observe(layer.index, seen)

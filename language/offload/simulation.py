@@ -10,7 +10,7 @@ from torch import Tensor
 
 from language.offload.allocation import ALLOCATIONS
 from language.offload.caches import make_cache, make_caches
-from language.offload.guesses import ALIKE, Profile, Seen, fetched, make_predictor, rarest
+from language.offload.guesses import ALIKE, Profile, RoutedTokens, fetched, make_predictor, rarest
 from language.offload.quantization import BITS, packed_bytes
 from language.offload.setup import Predicting, Setup, Sizes, Transferred, Used
 from language.offload.traces import Step, Trace
@@ -143,7 +143,7 @@ class Replayed:
             predictor, experts, profile=self.profile, ahead=lambda layer, _: following[layer]
         )
         ranked = [] if predict is None else [
-            predict(n, Seen(one, self.last)) for n, one in enumerate(self.routed[:-1])
+            predict(n, RoutedTokens(one, self.last)) for n, one in enumerate(self.routed[:-1])
         ]  # fmt: skip
         orders = [
             [

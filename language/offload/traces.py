@@ -11,7 +11,7 @@ from torch import Tensor
 
 from core_gates.errors import GatesError, check_whole
 from harness.files import write_text
-from language.offload.guesses import ORDER, Profile, Seen, cross_layer, last_tokens
+from language.offload.guesses import ORDER, Profile, RoutedTokens, cross_layer, last_tokens
 from language.offload.setup import Sizes
 
 FIELDS = ("experts", "guesses", "tokens")
@@ -81,7 +81,7 @@ def record(model: Any, tokens: Tensor) -> tuple[Step, Tensor]:
     routed: list[Tensor] = []
     ranked: list[Tensor] = []
 
-    def observe(layer: int, seen: Seen) -> None:
+    def observe(layer: int, seen: RoutedTokens) -> None:
         routed.append(seen.routed.cpu())
         if layer + 1 < offload.sizes.layers:
             ranked.append(guess(layer, seen).cpu())

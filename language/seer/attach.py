@@ -25,7 +25,7 @@ from language.hf.locate import (
 from language.seer.attention import (
     CHILD,
     NAME,
-    Seen,
+    AttentionInputs,
     attend_to_all,
     register_block_attention,
     unrotated,
@@ -33,7 +33,7 @@ from language.seer.attention import (
 from language.seer.cache import BlockCache
 
 Kind = Literal["prefill", "decode"]
-Attend = Callable[["BlockGate", Seen], Tensor]
+Attend = Callable[["BlockGate", AttentionInputs], Tensor]
 """What may take the place of attention, such as to record or to measure: returns (B, H, T, D)."""
 
 
@@ -146,7 +146,7 @@ class BlockGate(nn.Module):
             raise GatesError(f"{self.name} was called without its positions: call the whole model")
         return table
 
-    def forward(self, seen: Seen) -> Tensor:
+    def forward(self, seen: AttentionInputs) -> Tensor:
         """Return the output of attention (B, H, T, D)."""
         cache, self._cache = self._cache, None
         if self.attend is not None:
@@ -174,7 +174,7 @@ class BlockGate(nn.Module):
                 stacklevel=2,
             )
 
-    def _count(self, seen: Seen, mask: Tensor | None) -> None:
+    def _count(self, seen: AttentionInputs, mask: Tensor | None) -> None:
         """Add the blocks that a call reads, and those that it might have read."""
         size, length = self.gate.block_size, seen.k.shape[2]
         first, place = length - seen.q.shape[2], seen.k.device
@@ -190,7 +190,7 @@ class BlockGate(nn.Module):
             self._kept = kept if self._kept is None else self._kept.to(kept) + kept
 
     def choose(
-        self, seen: Seen, selector: BlockSelector, cache: BlockCache | None
+        self, seen: AttentionInputs, selector: BlockSelector, cache: BlockCache | None
     ) -> Tensor | None:
         """Return the kept blocks of a prompt, or of a token that is decoded; None for all.
 

@@ -20,7 +20,7 @@ FOREIGN = ("softcap", "sliding_window", "s_aux", "position_bias")
 """Arguments of attention that computes something else."""
 
 
-class Seen(NamedTuple):
+class AttentionInputs(NamedTuple):
     """What one call of attention has before it.
 
     Attributes:
@@ -62,7 +62,7 @@ def unrotated(x: Tensor, table: RotaryTable) -> Tensor:
     return rotate_by(x.transpose(1, 2), (cos / square, -sin / square))
 
 
-def attend_to_all(seen: Seen) -> Tensor:
+def attend_to_all(seen: AttentionInputs) -> Tensor:
     """Return plain causal attention (B, H, T, D), whose queries are the last tokens."""
     num_queries, num_keys = seen.q.shape[2], seen.k.shape[2]
     options: dict[str, Any] = {"scale": seen.scale, "enable_gqa": seen.k.shape[1] < seen.q.shape[1]}
@@ -108,7 +108,7 @@ def _attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     query, key = (x.to(value.dtype) for x in (query, key))  # float32 after rotation under autocast
     padding = None if attention_mask is None else ~attention_mask
-    out = gate(Seen(query, key, value, scale, padding, gate.table(query.shape[2])))
+    out = gate(AttentionInputs(query, key, value, scale, padding, gate.table(query.shape[2])))
     return out.transpose(1, 2), None
 
 

@@ -9,7 +9,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from core_gates.attention.head_gate import KeyValueCache, RotaryTable
 from core_gates.attention.seer.decode import CompressedKeys, DecodeAttnGate
-from language.seer.attention import Seen, unrotated
+from language.seer.attention import AttentionInputs, unrotated
 
 
 class BlockLayer(DynamicLayer):  # type: ignore[misc]
@@ -37,7 +37,9 @@ class BlockLayer(DynamicLayer):  # type: ignore[misc]
         self.keys, self.values, _ = self._memory.extend(key_states, value_states)
         return self.keys, self.values
 
-    def keys_for(self, gate: DecodeAttnGate, seen: Seen, table: RotaryTable) -> CompressedKeys:
+    def keys_for(
+        self, gate: DecodeAttnGate, seen: AttentionInputs, table: RotaryTable
+    ) -> CompressedKeys:
         """Return what a gate decodes from, after compressing the blocks that ended since.
 
         Args:

@@ -17,7 +17,7 @@ from core_gates.attention.seer.gate import (
 from core_gates.ops import block_max_attention
 from language.hf.locate import base_of
 from language.seer.attach import Attend, BlockGate, block_gates
-from language.seer.attention import Seen
+from language.seer.attention import AttentionInputs
 
 ROWS = 128
 """Tokens of a sequence, of its second half, that a gate for decoding learns from."""
@@ -32,7 +32,7 @@ def rows_of(length: int) -> Tensor:
     return torch.linspace(first, length - 1, min(ROWS, length - first)).round().long()
 
 
-def inputs_of(gate: BlockGate, seen: Seen) -> dict[str, Tensor]:
+def inputs_of(gate: BlockGate, seen: AttentionInputs) -> dict[str, Tensor]:
     """Return what a gate scores blocks by: its record without the target."""
     inner, (q, k) = gate.gate, seen.raw()
     if isinstance(inner, AttnGate):
@@ -43,7 +43,7 @@ def inputs_of(gate: BlockGate, seen: Seen) -> dict[str, Tensor]:
     return {"queries": q[:, rows], "keys": keys, "rows": rows.expand(len(q), -1)}
 
 
-def record(gate: BlockGate, seen: Seen) -> tuple[Tensor, dict[str, Tensor]]:
+def record(gate: BlockGate, seen: AttentionInputs) -> tuple[Tensor, dict[str, Tensor]]:
     """Attend to everything, and return the output and what the gate learns from."""
     inner = gate.gate
     decodes = isinstance(inner, DecodeAttnGate)
@@ -93,7 +93,7 @@ def record_sequence(model: nn.Module, tokens: Tensor) -> dict[str, Tensor]:
     """
     kept: dict[str, Tensor] = {}
 
-    def attend(gate: BlockGate, seen: Seen) -> Tensor:
+    def attend(gate: BlockGate, seen: AttentionInputs) -> Tensor:
         out, parts = record(gate, seen)
         kept.update({f"{gate.name}.{part}": value[0] for part, value in parts.items()})
         return out

@@ -12,38 +12,38 @@ from core_gates.attention.seer.decode import BlockSelector, DecodeAttnGate
 from core_gates.attention.seer.gate import AttnGate, pool_blocks
 from core_gates.ops import block_sparse_attention
 from language.seer.attach import BlockGate
-from language.seer.attention import Seen
+from language.seer.attention import AttentionInputs
 from language.seer.recording import inputs_of, logits_of, record, rows_of
 
 GATE, ORACLE, BY_SUM = "gate", "oracle", "oracle-by-sum"
 RANDOM, SINK_WINDOW, STATIC = "random", "sink-window", "static-map"
 MEAN_POOL, SINK_MEAN_POOL, QUEST, SINK_QUEST = "mean-pool", "sink-mean-pool", "quest", "sink-quest"
 
-Score = Callable[[BlockGate, Seen], Tensor]
+Score = Callable[[BlockGate, AttentionInputs], Tensor]
 """Returns scores of blocks (B, H, N, N) of a prompt, or (B, K, R, N) of rows of decoding."""
 
 
-def gate_scores(gate: BlockGate, seen: Seen) -> Tensor:
+def gate_scores(gate: BlockGate, seen: AttentionInputs) -> Tensor:
     """Score by the gate itself."""
     return logits_of(gate.gate, inputs_of(gate, seen))
 
 
-def scores_by(gate: BlockGate, seen: Seen, gates: Mapping[str, Any]) -> Tensor:
+def scores_by(gate: BlockGate, seen: AttentionInputs, gates: Mapping[str, Any]) -> Tensor:
     """Score by other gates of the same kind, given by the names of their layers."""
     return logits_of(gates[gate.name], inputs_of(gate, seen))
 
 
-def oracle_scores(gate: BlockGate, seen: Seen) -> Tensor:
+def oracle_scores(gate: BlockGate, seen: AttentionInputs) -> Tensor:
     """Score by the largest attention in a block, which no method knows before it attends."""
     return record(gate, seen)[1]["target"]
 
 
-def sum_scores(gate: BlockGate, seen: Seen) -> Tensor:
+def sum_scores(gate: BlockGate, seen: AttentionInputs) -> Tensor:
     """Score by the attention in a block: no method holds more of it with as many blocks."""
     return _by_decision(gate, attention_mass(gate, seen))
 
 
-def attention_map(gate: BlockGate, seen: Seen) -> Tensor:
+def attention_map(gate: BlockGate, seen: AttentionInputs) -> Tensor:
     """Return the attention between blocks of one sequence, (H, N, N), of decoding (K, N, N).
 
     Its mean over sequences is all that can be known without reading their content.
@@ -56,7 +56,7 @@ def attention_map(gate: BlockGate, seen: Seen) -> Tensor:
     return decisions.new_zeros(len(decisions), blocks, blocks).index_add_(1, rows, decisions)
 
 
-def static_scores(gate: BlockGate, seen: Seen, maps: Mapping[str, Tensor]) -> Tensor:
+def static_scores(gate: BlockGate, seen: AttentionInputs, maps: Mapping[str, Tensor]) -> Tensor:
     """Score by a mean of `attention_map`, by layer: where blocks lie is all it knows."""
     found = maps[gate.name].to(seen.q.device)
     if isinstance(gate.gate, DecodeAttnGate):
@@ -71,12 +71,12 @@ def _by_decision(gate: BlockGate, mass: Tensor) -> Tensor:
     return mass.unflatten(1, (gate.gate.num_kv_heads, -1)).mean(2)
 
 
-def random_scores(gate: BlockGate, seen: Seen) -> Tensor:
+def random_scores(gate: BlockGate, seen: AttentionInputs) -> Tensor:
     """Score at random, from the generator of torch."""
     return torch.rand_like(_nothing(gate, seen))
 
 
-def recent_scores(gate: BlockGate, seen: Seen) -> Tensor:
+def recent_scores(gate: BlockGate, seen: AttentionInputs) -> Tensor:
     """Score the first block highest, then the last ones (StreamingLLM, arXiv 2309.17453)."""
     scores = _nothing(gate, seen)
     scores = scores + torch.arange(scores.shape[-1], device=scores.device)
@@ -84,7 +84,7 @@ def recent_scores(gate: BlockGate, seen: Seen) -> Tensor:
     return scores
 
 
-def mean_scores(gate: BlockGate, seen: Seen) -> Tensor:
+def mean_scores(gate: BlockGate, seen: AttentionInputs) -> Tensor:
     """Score by the product of queries with mean keys, rotated (MoBA, arXiv 2502.13189).
 
     Of a prompt, the queries of a block are averaged; of decoding, those of a key head are.
@@ -99,14 +99,14 @@ def mean_scores(gate: BlockGate, seen: Seen) -> Tensor:
     return torch.einsum("bikd,bjkd->bkij", _groups(gate, q).mean(3), keys)
 
 
-def with_first(score: Score, gate: BlockGate, seen: Seen) -> Tensor:
+def with_first(score: Score, gate: BlockGate, seen: AttentionInputs) -> Tensor:
     """Score as another method does, but the first block highest."""
     scores = score(gate, seen).clone()
     scores[..., 0] = scores.amax() + 1
     return scores
 
 
-def quest_scores(gate: BlockGate, seen: Seen) -> Tensor:
+def quest_scores(gate: BlockGate, seen: AttentionInputs) -> Tensor:
     """Score rows of decoding by an upper bound of their products with a block (Quest, 2406.10774).
 
     It is the sum over features of the larger product with the smallest and largest key; of the
@@ -127,7 +127,7 @@ def _groups(gate: BlockGate, q: Tensor) -> Tensor:
     return rows.unflatten(2, (gate.gate.num_kv_heads, -1))
 
 
-def _nothing(gate: BlockGate, seen: Seen) -> Tensor:
+def _nothing(gate: BlockGate, seen: AttentionInputs) -> Tensor:
     """Return scores of 0."""
     inner, length = gate.gate, seen.q.shape[2]
     blocks = -(-length // inner.block_size)
@@ -183,7 +183,7 @@ def chosen(gate: BlockGate, scores: Tensor, fraction: float, length: int) -> Ten
     return selector(scores.masked_fill(at, torch.finfo(scores.dtype).max), own)
 
 
-def attention_mass(gate: BlockGate, seen: Seen) -> Tensor:
+def attention_mass(gate: BlockGate, seen: AttentionInputs) -> Tensor:
     """Return the attention of all blocks, averaged over queries, which sums to 1 over a head.
 
     Returns:
@@ -207,7 +207,7 @@ def attention_mass(gate: BlockGate, seen: Seen) -> Tensor:
     return torch.stack(found, 1)
 
 
-def attend_to(gate: BlockGate, seen: Seen, scores: Tensor, fraction: float) -> Tensor:
+def attend_to(gate: BlockGate, seen: AttentionInputs, scores: Tensor, fraction: float) -> Tensor:
     """Return attention to the blocks of a prompt that scores choose."""
     size, length = gate.gate.block_size, seen.q.shape[2]
     mask = chosen(gate, scores, fraction, length)

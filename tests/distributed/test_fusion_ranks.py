@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.distributed import is_initialized
 
-from core_gates.adapters import Room
+from core_gates.adapters import AdapterCapacity
 from diffusion.fusion import GatedFusion
 from diffusion.fusion.fusion_module import FusionModule, strategy_of
 from diffusion.fusion.fusion_tasks import FusionTask, PairDataModule
@@ -46,7 +46,7 @@ def build():
         for pair in (("a", "b"), ("c",))
     ]
     told = {"factors": True, "switch": True}
-    fusion = GatedFusion(model, {}, room=Room(2, 2), dtype=torch.float64, **told)
+    fusion = GatedFusion(model, {}, room=AdapterCapacity(2, 2), dtype=torch.float64, **told)
     module = FusionModule(
         fusion, library, steps=STEPS, contrast=True, margin=2.0, roles={"a": "subject"}
     )

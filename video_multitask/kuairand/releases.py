@@ -329,7 +329,7 @@ def download_release(
     folder: str | Path,
     *,
     url: str = URL,
-    tell: Callable[[str], object] = lambda _: None,
+    notify: Callable[[str], object] = lambda _: None,
     pause: float = 1.0,
 ) -> Path:
     """Download and unpack a release; continue where an earlier call stopped.
@@ -338,7 +338,7 @@ def download_release(
         release: ``pure`` (194 MB unpacked), ``1k`` (4.3 GB) or ``27k`` (46 GB).
         folder: Where ``KuaiRand-…/data`` goes.
         url: Folder of the archives.
-        tell: Called with a line before the download.
+        notify: Called with a line before the download.
         pause: Seconds before a broken connection is tried again, doubled each time.
 
     Returns:
@@ -358,7 +358,7 @@ def download_release(
             f"{release_facts.unpacked / 1e9:.1f} GB; choose another folder or a smaller release"
         )
     if not data.exists():
-        tell(f"{release_facts.archive}, {release_facts.unpacked / 1e6:,.0f} MB unpacked")
+        notify(f"{release_facts.archive}, {release_facts.unpacked / 1e6:,.0f} MB unpacked")
     download_and_unpack([release_facts.remote(url)], folder, pause=pause)
     if not data.is_dir():
         raise GatesError(

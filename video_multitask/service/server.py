@@ -409,19 +409,19 @@ class Server(uvicorn.Server):
 
 
 def serve(
-    service: Service, bound: socket.socket, tell: Callable[[str], object], grace_s: float = 30.0
+    service: Service, bound: socket.socket, notify: Callable[[str], object], grace_s: float = 30.0
 ) -> None:
     """Answer requests until a signal ends it.
 
     Args:
         service: What is served; closed at the end.
         bound: Of `bind`.
-        tell: Called with the address, once clients may connect.
+        notify: Called with the address, once clients may connect.
         grace_s: Seconds that requests have to end.
     """
     host, port = bound.getsockname()[:2]
     bound.listen(2048)  # clients may connect from now on; they are answered in a moment
-    tell(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+    notify(f"http://{f'[{host}]' if ':' in host else host}:{port}")
     Server(build_app(service), grace_s).run(sockets=[bound])
 
 

@@ -210,7 +210,7 @@ class Models:
     Args:
         place: Folder, link or manifest.
         load: Loads a folder.
-        tell: Called with ``swapped`` or ``refused`` for each new folder.
+        notify: Called with ``swapped`` or ``refused`` for each new folder.
         poll_s: Seconds between two looks.
 
     Attributes:
@@ -224,10 +224,10 @@ class Models:
         self,
         place: Path,
         load: Loader,
-        tell: Callable[[str], None] = lambda _outcome: None,
+        notify: Callable[[str], None] = lambda _outcome: None,
         poll_s: float = 1.0,
     ) -> None:
-        self.place, self.load, self.tell, self.poll_s = place, load, tell, poll_s
+        self.place, self.load, self.notify, self.poll_s = place, load, notify, poll_s
         folder = find_model(place)
         self._seen = self._settled = stamp(folder)
         self.current = self._loaded(folder)
@@ -270,10 +270,10 @@ class Models:
         except Exception as error:
             line = " ".join(str(error).split()) or type(error).__name__
             LOG.error("%s is refused: %s; %s stays in service", folder, line, old)
-            self.tell("refused")
+            self.notify("refused")
             return False
         LOG.info("%s is in service instead of %s", self.current.version, old)
-        self.tell("swapped")
+        self.notify("swapped")
         return True
 
     def _loaded(self, folder: Path) -> Scorer[Any]:

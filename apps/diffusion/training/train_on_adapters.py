@@ -37,7 +37,7 @@ from diffusion.experiments.zoo import (
     train_encoder,
     train_own_encoder,
 )
-from diffusion.fusion.fusion_tasks import read_shown
+from diffusion.fusion.fusion_tasks import read_target_images
 from diffusion.fusion.protocol import ROLES, with_roles
 from diffusion.lora_file.recognition import modules_in, shape_in
 from diffusion.models.embedded_base import CONFIG, EmbeddedBase
@@ -410,23 +410,23 @@ def fit_gates(
         raise GatesError("--base and --size need --csv: the zoo is of the embedded base")
     run = run_of(place, overwrite=overwrite, seed=seed)
     world = World(root_of(place)) if csv is None else None
-    given, told = gates.files(world), roles_in(gates.roles)
+    given, roles = gates.files(world), roles_in(gates.roles)
     settings = {**training.settings(), **gates.settings()}
     settings |= {name: digest_of(path) for name, path in given.items()}
     if world is not None:
         files, folder = zoo_of(world, machine), world.present_base()
-        with_roles(dict.fromkeys(files, ROLES[0]), told)
+        with_roles(dict.fromkeys(files, ROLES[0]), roles)
         work: Any = partial(train_gates, base_folder=folder, files=files)
         settings |= {"start": world.zoo_digest, "group": "train_useless" if gates.switch else None}
     else:
         found, table = base_at(base, place), Path(str(csv))
-        digest = table_digest(table, checked(table, found.folder, told))
+        digest = table_digest(table, checked(table, found.folder, roles))
         work = partial(train_own_gates, csv=table, base_folder=found.folder, size=size)
         settings |= {"start": found.digest, "table": digest, "size": size}
         settings["partners"] = training.partners
     piece = run.piece(gates.name, seed, **settings)
     kind = "gates" if csv is None else TABLE_GATES
-    work = partial(work, machine=machine, told=told, **given)
+    work = partial(work, machine=machine, roles=roles, **given)
     for path in obtained(run, kind, GatesForm(), piece, work):
         print(path / FILE)
 
@@ -442,7 +442,7 @@ def checked(csv: Path, base: Path, roles: Mapping[str, str]) -> list[str]:
     Raises:
         GatesError: It cannot, such as for a file that is missing or of another base.
     """
-    shown = read_shown(csv)
+    shown = read_target_images(csv)
     library = library_of(shown, csv, modules_in(base))
     with_roles(dict.fromkeys(library, ROLES[0]), roles)
     folder = csv.parent.resolve()

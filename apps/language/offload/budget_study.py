@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from apps.language.diagnose import beginnings, require_documents
 from apps.language.offload.replaying import AUTO, compared
-from apps.language.offload.running import offloaded, told
+from apps.language.offload.running import offloaded, setup_text
 from core_gates.errors import GatesError
 from core_gates.gates.predictive import prediction_recall
 from core_gates.routing.output import RoutingOutput
@@ -207,7 +207,7 @@ def times_of(
     times_of_method, setup = compared(known, held, budget, cost)
     others, few = compared(known, held, budget, cost, "int4")
     times_of_method |= {f"{name}, INT4": others[name] for name in FEW}
-    job.note(auto=told(setup), auto_int4=told(few))
+    job.note(auto=setup_text(setup), auto_int4=setup_text(few))
     return {
         f"{method}/{field.name}": torch.tensor([float(getattr(o, field.name)) for o in ones])
         for method, ones in times_of_method.items() for field in fields(Times)

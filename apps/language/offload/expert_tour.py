@@ -31,7 +31,7 @@ from harness.figures.style import (
 )
 from harness.report.page import Page, TourRow, TourTask
 from language.corpus import Document
-from language.offload.guesses import Seen
+from language.offload.guesses import RoutedTokens
 from language.offload.setup import ON_DEMAND, Setup
 from language.offload.simulation import Cost, Simulation, left_out
 from language.offload.traces import record
@@ -120,7 +120,7 @@ def uses_of(found: Any, sentence: str) -> np.ndarray:
     offload, tokens = found.model.offload, found.tokenizer.encode(sentence).tolist()
     uses = np.full((offload.sizes.layers, offload.sizes.experts, len(tokens)), np.nan)
 
-    def observe(layer: int, seen: Seen) -> None:
+    def observe(layer: int, seen: RoutedTokens) -> None:
         for expert in seen.routed.unique().tolist():
             there = expert in offload.layers[layer].cache.resident
             guessed = (layer, expert) in offload.guesses.staged

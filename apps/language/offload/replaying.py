@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from apps.language.diagnose import beginnings, require_documents
-from apps.language.offload.running import MAPPED, offloaded, told
+from apps.language.offload.running import MAPPED, offloaded, setup_text
 from core_gates.errors import GatesError
 from harness.command.verbs import Place
 from harness.files import require_free
@@ -149,7 +149,7 @@ def replay(
     with working("simulating"):
         times, setup = compared(profiled, held, size, Cost(compute, link, unpack), transfer)
     print_times(times)
-    print(f"simulated, {len(held)} documents, {size} experts in memory; auto: {told(setup)}")
+    print(f"simulated, {len(held)} documents, {size} experts in memory; auto: {setup_text(setup)}")
 
 
 def print_times(times: Mapping[str, Sequence[Times]]) -> None:

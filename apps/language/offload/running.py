@@ -56,7 +56,7 @@ def offloaded(model: str, cache: Path, **options: Any) -> Pretrained:
     return Pretrained(streamed, load_tokenizer(folder), folder, context)
 
 
-def told(setup: Setup) -> str:
+def setup_text(setup: Setup) -> str:
     """Return a setup in words."""
     width = f", width {setup.width}" if setup.width else ""
     return f"{setup.policy}, {setup.allocation}, guesses {setup.predictor}{width}"
@@ -160,7 +160,7 @@ def bench(
     cache = place.run_folder.path.parent / "cache"
     opened = {
         "on-demand": offloaded(model, cache, budget=budget),
-        told(setup): offloaded(model, cache, budget=budget, setup=setup, profile=used),
+        setup_text(setup): offloaded(model, cache, budget=budget, setup=setup, profile=used),
     }
     whole = require_transformers().AutoModelForCausalLM.from_pretrained(
         opened["on-demand"].folder, dtype="auto", experts_implementation="eager"

@@ -88,7 +88,7 @@ def test_baked_gates_follow_the_roles(world, gates):
             "merge", "a.safetensors", "b.safetensors", "--output", "out.safetensors", *BAKED,
             "--gates", "told.safetensors", "--steps", 1, "--roles", roles, "--overwrite_output",
         )  # fmt: skip
-        fusion.tell(roles=dict(part.split(":") for part in roles.split(",")))
+        fusion.describe(roles=dict(part.split(":") for part in roles.split(",")))
         with fusion, MeanGates(fusion) as observed:
             encoder = text_encoder("ngrams")
             base.images(encoder.encode(["a"]), encoder.encode([""]), seeds=[0], steps=1)

@@ -102,7 +102,7 @@ def test_what_is_merged_is_the_bundle_of_the_strengths(strengths, gates):
     words = ("--gates", "switched.safetensors", *ROLES, "--output", "p.safetensors")
     assert "left out: the switch of switched.safetensors: a file" in gates(*MERGED, *words)
     strengths.set_strengths({"fox": 0.5})
-    strengths.tell(roles={"fox": "subject", "snow": "style"})
+    strengths.describe(roles={"fox": "subject", "snow": "style"})
     found, expected = load_lora("o.safetensors"), bake(strengths)
     assert set(found.modules) == set(expected.modules)
     for name in found.modules:

@@ -222,7 +222,7 @@ def test_a_real_log_is_prepared(prepare):
 def test_an_archive_is_downloaded_first(release, prepare, tmp_path, monkeypatch):
     asked = []
 
-    def download(name, folder, *, tell):
+    def download(name, folder, *, notify):
         asked.append((name, folder))
         shutil.copytree(release, folder)
         return folder

@@ -11,12 +11,12 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from core_gates.adapters import (
+    AdapterCapacity,
     GatedLoraLinear,
     GatedSiblings,
     LoraGate,
     LowRank,
     OpenGate,
-    Room,
     attach_adapters,
     detach_adapters,
     side_by_side,
@@ -84,7 +84,7 @@ def test_a_checkpoint_holds_the_strengths_and_old_ones_have_none():
 
 
 def test_an_exchange_within_the_room_compiles_nothing_again():
-    room, x = Room(3, 4), tokens(5)
+    room, x = AdapterCapacity(3, 4), tokens(5)
     layer = layer_of(adapters(2, 4), room=room)
     assert_close(layer(x), layer_of(adapters(2, 4))(x))
     counted = CompileCounterWithBackend("aot_eager")

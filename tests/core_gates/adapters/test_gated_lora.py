@@ -103,7 +103,7 @@ def test_outputs_of_the_adapters():
 def told(module, kinds, scores=(), **options):
     """Give a layer a context."""
     module.context = AdapterContext(3, **options).double()
-    module.context.tell(kinds, scores)
+    module.context.describe(kinds, scores)
     return module
 
 
@@ -137,7 +137,7 @@ def test_a_switch_turns_adapters_off_by_their_scores():
     assert_close(context.opening(), torch.tensor([0.98201379, 1.0]).double())
     with torch.no_grad():
         context.switch.copy_(torch.tensor([1.0, 0.2, -0.3]))
-    context.tell([0, 0], [0.7, 0.1])
+    context.describe([0, 0], [0.7, 0.1])
     opening = torch.tensor([1 + 1.4, 1 + 0.2 - 1.8], dtype=torch.float64).sigmoid()
     assert_close(context.opening(), opening)
     found = module(x)

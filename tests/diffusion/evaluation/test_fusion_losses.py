@@ -10,8 +10,8 @@ from torch.testing import assert_close
 from core_gates.errors import GatesError
 from diffusion.evaluation import fusion_scores as measured
 from diffusion.evaluation.fusion_scores import fixed_draws, fixed_losses
+from diffusion.experiments.adapter_conditions import CaptionScores
 from diffusion.experiments.combined_losses import FIRST, OTHERS, fusion_of
-from diffusion.experiments.told import CaptionScores
 from diffusion.fusion import GatedFusion
 from diffusion.lora_file import Factors, LoraBundle
 from diffusion.models.embedded_base import transformer_of

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from core_gates.adapters import Room
+from core_gates.adapters import AdapterCapacity
 from core_gates.errors import GatesError
 from diffusion.fusion import GatedFusion
 from diffusion.fusion.baking import MeanGates, bake
@@ -33,7 +33,7 @@ def merged(model, adapter):
 
 
 @pytest.mark.parametrize("block", [1, 2, 256])
-@pytest.mark.parametrize("options", [{}, {"time": "film"}, {"room": Room(4, 4)}])
+@pytest.mark.parametrize("options", [{}, {"time": "film"}, {"room": AdapterCapacity(4, 4)}])
 def test_means_are_those_of_all_gates(model, inputs, adapters, block, options):
     fused = trained(GatedFusion(model, adapters, dtype=torch.float64, **options))
     other = inputs | {"hidden_states": -inputs["hidden_states"][:, :3]}

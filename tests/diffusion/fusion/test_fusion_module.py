@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from core_gates.adapters import GatedLoraLinear, Room
+from core_gates.adapters import AdapterCapacity, GatedLoraLinear
 from core_gates.errors import GatesError
 from diffusion.fusion import GatedFusion
 from diffusion.fusion.fusion_module import FusionModule
@@ -60,7 +60,7 @@ def build(steps=STEPS, contrast=False, room=2, gates=None, **options):
         "b": adapter(model, 2, rank=1),
         "c": adapter(model, 3, where="single"),
     }
-    fusion = GatedFusion(model, {}, room=Room(room, 2), **(gates or {}))
+    fusion = GatedFusion(model, {}, room=AdapterCapacity(room, 2), **(gates or {}))
     options = {"learning_rate": 0.05, "contrast": contrast} | options
     return FusionModule(fusion, library, steps=steps, **options)
 
@@ -259,8 +259,10 @@ def test_a_switch_learns_to_turn_off_what_images_do_not_show():
 def test_roles_are_told_in_a_fraction_of_steps_and_weights_have_a_rate_of_their_own(monkeypatch):
     module = build(gates={"factors": True}, roles={"a": "subject", "b": "style"}, weight_rate=1e-3)
     told = []
-    tell = module.fusion.tell
-    monkeypatch.setattr(module.fusion, "tell", lambda **o: (told.append(o["roles"]), tell(**o)))
+    describe = module.fusion.describe
+    monkeypatch.setattr(
+        module.fusion, "describe", lambda **o: (told.append(o["roles"]), describe(**o))
+    )
     start = {name: tensor.clone() for name, tensor in module.fusion.state_dict().items()}
     fit(module, data(told=0.5))
     assert {} in told
@@ -278,8 +280,8 @@ def test_roles_are_told_in_a_fraction_of_steps_and_weights_have_a_rate_of_their_
     rates = [group["lr"] for group in module.configure_optimizers()["optimizer"].param_groups]
     assert rates == [0.05, 1e-3]
     every = FusionDraws(tasks(), states(1, 99), steps=200, batch_size=1, told=0.5)
-    assert 60 < sum(batch.told for batch in every) < 140
-    assert all(batch.told for batch in data(20).train_dataloader())
+    assert 60 < sum(batch.roles_known for batch in every) < 140
+    assert all(batch.roles_known for batch in data(20).train_dataloader())
 
 
 def test_what_adapters_have_in_common_is_one_more():

@@ -11,7 +11,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.testing import assert_close
 
-from core_gates.adapters import GatedSiblings, Room
+from core_gates.adapters import AdapterCapacity, GatedSiblings
 from core_gates.errors import GatesError
 from diffusion.evaluation.parity import relative_error
 from diffusion.fusion import GatedFusion
@@ -188,7 +188,7 @@ def test_gates_start_at_strengths_and_keep_their_factors_in_a_file(
     started = GatedFusion(model, adapters, gates=path, **double)
     found, scores = [], {"a": 0.4, "b": -0.1}
     for fused in (strengths, started, GatedFusion(model, adapters, mode="strengths", gates=path)):
-        fused.tell(roles=roles, scores=scores)
+        fused.describe(roles=roles, scores=scores)
         with fused:
             found.append(model(**inputs)[0].detach())
     assert_close(found[1], found[0], rtol=1e-6, atol=1e-6)
@@ -197,7 +197,7 @@ def test_gates_start_at_strengths_and_keep_their_factors_in_a_file(
     again = GatedFusion(model, dict(reversed(adapters.items())), gates=path, **double)
     both = []
     for fused in (started, again):  # whatever the order
-        fused.tell(roles=roles, scores=scores)
+        fused.describe(roles=roles, scores=scores)
         with fused:
             both.append(model(**inputs)[0].detach())
     assert_close(both[0], both[1])
@@ -208,7 +208,7 @@ def test_gates_start_at_strengths_and_keep_their_factors_in_a_file(
 
 def test_the_sum_is_the_start_of_factors(model, inputs, adapters):
     fused = GatedFusion(model, adapters, factors=True, dtype=torch.float64)
-    fused.tell(roles={"a": "subject", "b": "style"}, scores={"a": 0.3, "b": -0.5})
+    fused.describe(roles={"a": "subject", "b": "style"}, scores={"a": 0.3, "b": -0.5})
     with fused:
         assert_close(model(**inputs)[0], merged(model_of(fused), adapters)(**inputs)[0])
 
@@ -220,7 +220,7 @@ def test_published_gates_take_factors_that_change_nothing_yet(model, inputs, ada
     assert not any("factors" in name for name in load_file(path))
     for options in ({}, {"factors": True}):
         fused = GatedFusion(model, adapters, gates=path, **options)
-        fused.tell(roles={"a": "subject"}, scores={"b": -0.5})
+        fused.describe(roles={"a": "subject"}, scores={"b": -0.5})
         with fused:
             found.append(model(**inputs)[0].detach())
     with plain:
@@ -235,11 +235,11 @@ def test_siblings_see_what_they_are_told_between_calls_of_one_input(model, input
     x = torch.randn(7, site.in_features, dtype=torch.float64)
     first, second = site.parts[:2]
     with fused:
-        fused.tell(scores={"a": 0.4, "b": -0.1})
+        fused.describe(scores={"a": 0.4, "b": -0.1})
         before = model.get_submodule(second)(x)
         same = x.clone()
         model.get_submodule(first)(same)  # computes all of them
-        fused.tell(scores={"a": -0.9})
+        fused.describe(scores={"a": -0.9})
         assert not torch.allclose(model.get_submodule(second)(same), before, atol=1e-6)
 
 
@@ -263,7 +263,7 @@ def test_wrong_gates_are_refused(model, adapters, bundle, tmp_path):
 
 
 def test_adapters_are_exchanged_and_their_order_does_not_matter(model, inputs, adapters, bundle):
-    fused = trained(GatedFusion(model, adapters, room=Room(3, 4), dtype=torch.float64))
+    fused = trained(GatedFusion(model, adapters, room=AdapterCapacity(3, 4), dtype=torch.float64))
     three, large = {**adapters, "c": bundle(7, rank=4, where="ff")}, bundle(8, rank=5)
     everywhere, columns = bundle(1), bundle(7, where="ff")
     site, factors = next(iter(columns.modules.items()))
@@ -475,7 +475,7 @@ def test_adapters_are_exchanged_without_compiling_again(flux, call, backend):
     more = {name: adapter(flux, 7 + k, rank=k + 1) for k, name in enumerate("xyz")}
     counted = CompileCounterWithBackend(backend)
     model = torch.compile(flux, backend=counted)
-    with drawn(GatedFusion(flux, given, room=Room(3, 4))) as fusion:
+    with drawn(GatedFusion(flux, given, room=AdapterCapacity(3, 4))) as fusion:
         found = call(model)
         first = counted.frame_count
         for number, adapters in enumerate((fewer, other, more)):

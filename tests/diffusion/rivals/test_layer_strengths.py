@@ -44,7 +44,7 @@ def test_roles_and_numbers_weigh_layer_by_layer(flux, inputs, adapters, dense, m
         assert_close(flux(**inputs)[0], dense(given))  # ones at the start
     factors = draw(rival)
     kinds = {"a": 1, "b": 2, "c": 0}
-    rival.tell(roles={"a": "subject", "b": "style"})
+    rival.describe(roles={"a": "subject", "b": "style"})
 
     def factor(kind):
         def of(module):
@@ -70,23 +70,23 @@ def test_what_was_learned_serves_other_adapters_once_they_are_told(flux, inputs,
     with torch.no_grad():
         for parameter in rival.parameters():
             parameter.copy_(torch.tensor([[0.5, 0.2, 2.0], [3.0, 4.0, 5.0]]))
-    rival.tell(roles={"a": "subject"})
+    rival.describe(roles={"a": "subject"})
     pair = {"x": bundle(7), "y": bundle(8)}
     rival.set_adapters(pair)  # two: the first row; what was told of others is forgotten
     assert_close(dense({"one": bake(rival)}), dense(pair, {"x": 0.5, "y": 0.5}))
-    rival.tell(roles={"x": "subject", "y": "style"})
+    rival.describe(roles={"x": "subject", "y": "style"})
     truth = dense(pair, {"x": 0.7, "y": 2.5})
     assert_close(dense({"one": bake(rival)}), truth)
     with rival:
         assert_close(flux(**inputs)[0].detach(), truth)
-        rival.tell(roles={"x": "style", "y": "subject"})
+        rival.describe(roles={"x": "style", "y": "subject"})
         assert_close(flux(**inputs)[0].detach(), dense(pair, {"x": 2.5, "y": 0.7}))
 
 
 def test_factors_are_learned(flux, inputs, adapters, dense):
     target = dense(adapters, {"a": 0.3, "b": 0.8, "c": 0.8})
     rival = strengths(flux, adapters).double()
-    rival.tell(roles={"a": "subject", "b": "style", "c": "style"})
+    rival.describe(roles={"a": "subject", "b": "style", "c": "style"})
     optimizer = torch.optim.Adam(rival.parameters(), lr=0.05)
     losses = []
     with rival:
@@ -109,10 +109,10 @@ def test_refusals(flux, bundle, refuses):
         GatesError,
         (
             "the role of a is 'shape'; choose one of any, subject",
-            lambda: rival.tell(roles={"a": "shape"}),
+            lambda: rival.describe(roles={"a": "shape"}),
         ),
-        ("no adapter is named 'z'; there are a", lambda: rival.tell(roles={"z": "style"})),
-        ("must be finite", lambda: rival.tell(scores={"a": float("nan")})),
+        ("no adapter is named 'z'; there are a", lambda: rival.describe(roles={"z": "style"})),
+        ("must be finite", lambda: rival.describe(scores={"a": float("nan")})),
     )
 
 
@@ -128,7 +128,7 @@ def test_a_file_folds_into_the_same_adapter_without_the_model(flux, adapters, tm
     draw(rival)
     path = rival.save_gates(tmp_path / "strengths.safetensors")
     rival.set_strengths(weights)
-    rival.tell(roles=roles)
+    rival.describe(roles=roles)
     found = strengthened(given, path, strengths=weights, roles=roles)
     assert found.family == "flux"
     assert set(found.modules) == set(bake(rival).modules)

@@ -330,8 +330,8 @@ def test_archives_are_unpacked_and_removed_and_a_stopped_download_goes_on(server
     told = []
     server.status = [0, 0, 404]
     with pytest.raises(GatesError, match="answers 404"):
-        download_and_unpack(files, tmp_path / "colon", tell=told.append)
-    assert download_and_unpack(files, tmp_path / "colon", tell=told.append) == tmp_path / "colon"
+        download_and_unpack(files, tmp_path / "colon", notify=told.append)
+    assert download_and_unpack(files, tmp_path / "colon", notify=told.append) == tmp_path / "colon"
     assert (tmp_path / "colon/v_frames/v_1.jpg").read_bytes() == CONTENT
     assert (tmp_path / "colon/w_frames/w_1.jpg").read_bytes() == b"w"
     shown = sorted(p.name for p in (tmp_path / "colon").iterdir() if p.name[0] != ".")

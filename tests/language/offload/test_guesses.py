@@ -17,7 +17,7 @@ from language.offload.caches import make_cache
 from language.offload.guesses import (
     ORDER,
     Profile,
-    Seen,
+    RoutedTokens,
     fetched,
     last_tokens,
     make_predictor,
@@ -237,7 +237,7 @@ def test_golden_experts_in_2_bits(name):
 def test_tables_count_what_a_profile_used():
     path = make_predictor("path", E, profile=PROFILE)
     frequency = make_predictor("frequency", E, profile=PROFILE)
-    seen = Seen(torch.tensor([[4, 0], [2, 2]]), torch.full((2, ORDER), -1))
+    seen = RoutedTokens(torch.tensor([[4, 0], [2, 2]]), torch.full((2, ORDER), -1))
     assert frequency(0, seen)[:, :2].tolist() == [[1, 0], [1, 0]]
     assert path(0, seen)[:, :2].tolist() == [[1, 0], [1, 2]]  # 4 with 4, 1; 0 with 0, 1
     assert_close(path(0, seen).sort().values, torch.arange(E).expand(2, -1))
@@ -245,7 +245,10 @@ def test_tables_count_what_a_profile_used():
     both = Profile(torch.tensor([now, after]), torch.full((4, ORDER), -1))
     path = make_predictor("path", E, profile=both)
     for routed, best in (([1, 0], 5), ([0, 4], 4)):  # 0 and 1 together; 0 alone
-        assert int(path(0, Seen(torch.tensor([routed]), torch.full((1, ORDER), -1)))[0, 0]) == best
+        assert (
+            int(path(0, RoutedTokens(torch.tensor([routed]), torch.full((1, ORDER), -1)))[0, 0])
+            == best
+        )
 
 
 def test_a_table_of_the_last_tokens_backs_off():
@@ -263,7 +266,7 @@ def test_a_table_of_the_last_tokens_backs_off():
         *(([2, 9], [1, 2, 3, 0]), ([1, 4], [0, 3, 1, 2])),  # the token, then frequency
         ([9, 1], [3, 0, 1, 2]),  # frequency
     ):
-        seen = Seen(torch.tensor([[0]]), torch.tensor([[*pair, 7, 7]]))
+        seen = RoutedTokens(torch.tensor([[0]]), torch.tensor([[*pair, 7, 7]]))
         assert predict(0, seen)[0, :4].tolist() == first(0, seen)[0, :4].tolist() == best
         assert torch.equal(first(1, seen), ahead)
 
@@ -277,7 +280,7 @@ def test_a_table_counts_all_contexts(seed, vocabulary, far):
     rows = last_tokens(far * torch.randint(vocabulary, (60,), generator=generator))
     used = torch.randint(E, (60,), generator=generator)
     known, wanted = Profile(used[:40].view(1, -1, 1).expand(2, -1, -1), rows[:40]), rows[40:]
-    found = make_predictor("ngram", E, profile=known)(0, Seen(used[40:, None], wanted))
+    found = make_predictor("ngram", E, profile=known)(0, RoutedTokens(used[40:, None], wanted))
     for row, guess in zip(wanted, found, strict=True):
         scores = torch.zeros(E)
         for length in range(ORDER + 1):

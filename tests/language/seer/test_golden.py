@@ -13,7 +13,7 @@ from core_gates.attention.head_gate import rotary_table, rotate_by
 from core_gates.attention.seer.decode import BlockSelector, DecodeAttnGate
 from core_gates.attention.seer.gate import AttnGate
 from language.seer.attach import BlockGate
-from language.seer.attention import Seen
+from language.seer.attention import AttentionInputs
 from language.seer.cache import BlockCache
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "attention_sequence"
@@ -39,7 +39,7 @@ def seen(q, k, v, theta):
     queries = tuple(part[:, -q.shape[1] :] for part in table)
     q, k = (rotate_by(x, tuple(part[..., None, :] for part in one))
             for x, one in ((q, queries), (k, table)))  # fmt: skip
-    return Seen(*(x.transpose(1, 2) for x in (q, k, v)), 16**-0.5, None, queries), table
+    return AttentionInputs(*(x.transpose(1, 2) for x in (q, k, v)), 16**-0.5, None, queries), table
 
 
 @pytest.mark.parametrize("name", ["Qavg_Kmaxminavg", "Qmaxavg_Kavg_double"])

@@ -112,13 +112,13 @@ def test_a_killed_download_continues_where_it_stopped(server, published, release
     server.released.set()
     assert not (tmp_path / "KuaiRand-Pure").exists()
     told = []
-    data = download_release("pure", tmp_path, url=server.url, tell=told.append, pause=0)
+    data = download_release("pure", tmp_path, url=server.url, notify=told.append, pause=0)
     assert server.requests == [None, f"bytes={len(server.content) // 2}-"]
     assert told == ["KuaiRand-Pure.tar.gz, 194 MB unpacked"]
     assert KuaiRand(tmp_path).release == "pure"
     assert data == tmp_path / "KuaiRand-Pure" / "data"
     assert_same_files(data, release)
-    assert download_release("pure", tmp_path, url=server.url, tell=told.append) == data
+    assert download_release("pure", tmp_path, url=server.url, notify=told.append) == data
     assert (len(server.requests), len(told)) == (2, 1)
 
 

@@ -8,8 +8,8 @@ import torch
 from torch.testing import assert_close
 
 import apps.diffusion.studies.fused_views as study
+import diffusion.experiments.adapter_conditions as adapter_conditions
 import diffusion.experiments.combined_losses as works
-import diffusion.experiments.told as told
 from apps.diffusion.studies.base_study import ENCODER, UNSEEN
 from apps.diffusion.studio import encoder_of
 from core_gates.errors import GatesError
@@ -137,7 +137,7 @@ def test_losses_depend_on_the_roles_and_scores_that_gates_are_told(
     monkeypatch.setattr(works, "combinations", lambda group: every(group)[:2])
     shapes = {one.name for one in concepts() if one.kind == "subject"}
     monkeypatch.setattr(
-        told, "role_of",
+        adapter_conditions, "role_of",
         lambda one: "subject" if one.metadata["modelspec.title"] in shapes else "style",
     )  # fmt: skip
     library = {name: load_lora(file) for name, file in places["files"].items()}
@@ -166,7 +166,7 @@ def test_losses_depend_on_the_roles_and_scores_that_gates_are_told(
         assert not any(torch.allclose(one, other) for other in found[:number])
     assert_close(losses(told=1.0, switch=True, encoder=None), found[1])
     one, text = every("test2")[0], world.text.encode(["a fish", "a fox"])
-    scores = told.CaptionScores(encoder, library).scores(one.adapters, text)
+    scores = adapter_conditions.CaptionScores(encoder, library).scores(one.adapters, text)
     expected = torch.nn.functional.cosine_similarity(
         text.pooled, world.run.store("encoders", EncoderForm()).load(
             world.encoder_piece("encoder", 0, concepts=TRAINED, **ENCODER)
