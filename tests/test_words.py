@@ -118,6 +118,20 @@ def test_no_wrong_words():
     assert not wrong, "\n" + "\n".join(wrong)
 
 
+def test_names_say_what_things_are():
+    """No module, class or function has a name that hides what it is."""
+    wrong = {"Room", "Seen", "Shown", "Suits", "tell", "told"}
+    kinds, faults = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef), []
+    for path in (path for package in PACKAGES for path in (ROOT / package).rglob("*.py*")):
+        if path.suffix not in (".py", ".pyi"):
+            continue
+        tree = ast.parse(path.read_text())
+        names = [(node.name, node.lineno) for node in ast.walk(tree) if isinstance(node, kinds)]
+        faults += [f"{path}:{line}: {name}" for name, line in names if name in wrong]
+        faults += [str(path)] * (path.stem in wrong)
+    assert not faults, "\n".join(faults)
+
+
 def test_no_wrong_words_around_the_table_of_them(tmp_path):
     page = (ROOT / "CONTRIBUTING.md").read_text()
     rest = tmp_path / "rest.md"
