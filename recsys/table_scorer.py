@@ -22,7 +22,7 @@ from recsys.model_folder import load_model
 from recsys.ranker import Ranker
 from recsys.schema import FeatureSchema
 from recsys.transform import Features, FeatureTransform
-from recsys.vocabulary import UNKNOWN
+from recsys.vocabulary import MISSING, UNKNOWN
 
 Span = tuple[int, int]
 DIGITS = 12  # of the hash of a folder in the version of its model
@@ -34,10 +34,12 @@ class Scored(NamedTuple):
     Attributes:
         probabilities: (N, T) float32.
         unknown: (N, F), true where the value of a sparse column was not seen in training.
+        missing: (N, F), true where there is none.
     """
 
     probabilities: NDArray[np.float32]
     unknown: NDArray[np.bool_]
+    missing: NDArray[np.bool_]
 
 
 class TableScorer:
@@ -108,7 +110,7 @@ class TableScorer:
             rows = _rows(features, (spans[0][0], spans[-1][1]))
             logits = self._of_lists(rows, spans) if len(lists) else self.ranker(*rows)
             probabilities[spans[0][0] : spans[-1][1]] = logits.sigmoid().numpy()
-        return Scored(probabilities, features.sparse == UNKNOWN)
+        return Scored(probabilities, features.sparse == UNKNOWN, features.sparse == MISSING)
 
     def _check_lists(self, features: Features, lists: Sequence[int]) -> None:
         """Refuse lists that are not all rows, or whose rows are not of one user each."""

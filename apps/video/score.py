@@ -21,6 +21,7 @@ from recsys.columns.canonical import UNREADABLE, RowError, canonical, numbers_of
 from recsys.columns.hashing import QuantileSketch
 from recsys.data.readers.files import Part, find_parts, located
 from recsys.model_folder import read_settings
+from recsys.schema import source_of
 from recsys.table_scorer import Model, chosen_tasks, read_model, refuse_infinite
 from recsys.transform.fitting import has_shifted, places_of
 from video_multitask.scorer import Fusion, fusion_of
@@ -149,6 +150,7 @@ class ShardWriter:
     Attributes:
         rows: Rows that were scored.
         unknown: (F,) rows among them in which a sparse column has a value unseen in training.
+        missing: (F,) rows among them in which it has none.
         counts: Numbers of each dense column by where they lie, see
             `recsys.transform.fitting.places_of`.
     """
@@ -162,7 +164,8 @@ class ShardWriter:
     ) -> None:
         self.known, self.version, self.scorer = unknown_shares, *model
         self.tasks, self.fusion = tuple(tasks), fusion
-        self.rows, self.unknown = 0, np.zeros(len(self.scorer.sparse_names), np.int64)
+        self.rows = 0
+        self.unknown, self.missing = np.zeros((2, len(self.scorer.sparse_names)), np.int64)
         self.ranges = self.scorer.transform.fitted.ranges
         self.counts = {name: np.zeros(5, np.int64) for name in self.ranges}
         self._numbers = {name: QuantileSketch() for name in self.ranges}
@@ -209,6 +212,7 @@ class ShardWriter:
         refuse_infinite({"p": scored.probabilities}, self.version)
         self.rows += len(block)
         self.unknown += scored.unknown.sum(0)
+        self.missing += scored.missing.sum(0)
         for name, value_range in self.ranges.items():
             numbers = self.scorer.transform.numbers(block, name)
             self.counts[name] += places_of(numbers, value_range)
@@ -244,6 +248,9 @@ class ShardWriter:
             if said:
                 warns = shifted or below + above >= LEAST * rows
                 yield f"{'WARNING: ' * warns}{name}: {', '.join(said)}"
+        rows_missing = zip(self.scorer.schema.sparse, self.missing.tolist(), strict=False)
+        empty = dict.fromkeys(source_of(f) for f, n in rows_missing if 0 < self.rows == n)
+        yield from (f"WARNING: {name}: no row holds a value" for name in empty)
         for name, count in zip(self.scorer.sparse_names, self.unknown.tolist(), strict=True):
             if not count:
                 continue

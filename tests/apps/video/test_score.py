@@ -171,6 +171,21 @@ def test_a_column_in_another_unit_is_told(shop, world, capsys):
         assert "WARNING: age: no row holds a number\n" in capsys.readouterr().out
 
 
+@pytest.mark.fault("46 R4")
+@pytest.mark.parametrize("name", ["city", "author", "hour"])
+def test_a_column_that_is_wholly_missing_is_told(name, shop, world, capsys):
+    """One line for each column, and none for its crosses or where a single value is left."""
+    table = shop.rows(200, 4).with_columns(pl.lit(None).alias(name))
+    table.write_parquet(world.tmp / "none.parquet")
+    world.run(world.tmp / "none.parquet")
+    told = [line for line in capsys.readouterr().out.splitlines() if "no row holds" in line]
+    assert told == [f"WARNING: {name}: no row holds a value"]
+    one = pl.concat([table, shop.rows(300, 4).drop_nulls(name)[:1]], how="vertical_relaxed")
+    one.write_parquet(world.tmp / "one.parquet")
+    world.run(world.tmp / "one.parquet", output=str(world.tmp / "one"))
+    assert "no row holds" not in capsys.readouterr().out
+
+
 def test_names_that_collide_are_refused(shop, world):
     taken = shop.rows(5).with_columns(p_buy=pl.lit(3), score=pl.lit(1))
     taken.write_parquet(world.tmp / "t.parquet")

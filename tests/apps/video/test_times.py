@@ -8,13 +8,16 @@ import polars as pl
 import pytest
 import torch
 
+from apps.video.score import ShardWriter
 from harness.runs.loops import ExactTrainer
 from recsys import MultiTaskModule, OwnTable, TableDataModule
 from recsys.columns.canonical import UNREADABLE, holds_times, part_of
 from recsys.data.readers.files import find_parts
 from recsys.infer import infer_schema, plain
 from recsys.metrics import auc
+from recsys.ranker import Ranker
 from recsys.schema import FeatureSchema, Sparse
+from recsys.table_scorer import Model, TableScorer
 from recsys.transform import FeatureTransform
 from video_multitask.service.ranking_scorer import RequestReader, made_up
 
@@ -178,3 +181,27 @@ def test_a_label_of_the_hour_alone_is_learned_by_the_draft_alone(log, tmp_path):
     with torch.no_grad():
         logits = module.served()(batch.sparse, batch.dense, batch.sequences)
     assert auc(logits[:, 0].numpy(), batch.labels[:, 0].numpy()).value > 0.72
+
+
+@pytest.fixture
+def model(log):
+    """An untrained one of hour and weekday, fitted to times in seconds."""
+    transform = FeatureTransform(infer_schema(log, ["bought"], time="at").schema).fit(log)
+    ranker = Ranker.build(transform.schema, transform.sizes, transform.dense_width, "Linear", {})
+    return Model("name", TableScorer(ranker, transform))
+
+
+def scored(model, path, out):
+    """Predictions of a file and what is said of them."""
+    writer, (part,) = ShardWriter(model, [0], None, {}), find_parts([path])
+    assert list(writer.write(part, out, ["at"], {}))
+    return pl.read_parquet(out), list(writer.doubts())
+
+
+@pytest.mark.fault("46 R4")
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+def test_times_that_are_wholly_missing_are_told_once(suffix, log, model, tmp_path):
+    rows, path = log[:50].with_columns(at=pl.lit(None)), tmp_path / f"none{suffix}"
+    (rows.write_csv if suffix == ".csv" else rows.write_parquet)(path)
+    _, said = scored(model, path, tmp_path / "out.parquet")
+    assert [line for line in said if "price" not in line] == ["WARNING: at: no row holds a value"]
