@@ -17,7 +17,7 @@ from core_gates.errors import GatesError
 from harness.command.verbs import Place
 from harness.files import content_digest, remove, replacing, require_apart, write_json
 from harness.runs.terminal import counting
-from recsys.columns.canonical import UNREADABLE, RowError, canonical, numbers_of
+from recsys.columns.canonical import UNREADABLE, RowError, canonical, holds_times, numbers_of
 from recsys.columns.hashing import QuantileSketch
 from recsys.data.readers.files import Part, find_parts, located
 from recsys.model_folder import read_settings
@@ -200,7 +200,14 @@ class ShardWriter:
                 if written is None:
                     table = table.replace_schema_metadata(dict(footer))
                     written = pq.ParquetWriter(path, table.schema, compression="zstd")
-                written.write_table(table.cast(written.schema), row_group_size=len(table) or 1)
+                try:
+                    table = table.cast(written.schema)
+                except pa.ArrowInvalid as error:
+                    raise GatesError(
+                        f"{part.path}: a column changes from numbers to text below row {begun}"
+                        f" ({error}): write it in one form, or name other --key_columns"
+                    ) from error
+                written.write_table(table, row_group_size=len(table) or 1)
                 begun += len(block)
                 yield len(block)
         finally:
@@ -218,7 +225,11 @@ class ShardWriter:
             self.counts[name] += places_of(numbers, value_range)
             self._numbers[name].add(numbers[~np.isnan(numbers)])
         copied = block.select(keys)
-        copied = copied.with_columns(_integers(c) for c in copied if self._is_integer(c.name))
+        copied = copied.with_columns(
+            _integers(column, is_time=column.name == self.scorer.schema.time)
+            for column in copied
+            if self._is_integer(column.name)
+        )
         names = self.scorer.task_names
         columns = [pl.Series(f"p_{names[i]}", scored.probabilities[:, i]) for i in self.tasks]
         if self.fusion is not None:
@@ -279,8 +290,8 @@ class ShardWriter:
         return table in transform.tables and transform.tables[table].kind == "integer"
 
 
-def _integers(column: pl.Series) -> pl.Series:
-    """Return a key as Int64 in files of all kinds; dates and larger integers stay as they are."""
+def _integers(column: pl.Series, *, is_time: bool) -> pl.Series:
+    """Return a key as Int64 in files of all kinds; times and larger integers stay as they are."""
     dtype = column.dtype
     if dtype == pl.UInt64 or dtype.is_temporal():
         return column
@@ -288,6 +299,8 @@ def _integers(column: pl.Series) -> pl.Series:
         return column.cast(pl.Int64)
     integers = canonical(column, "integer")
     if (wrong := integers == UNREADABLE).any():
+        if is_time and holds_times(column):
+            return column
         row = int(wrong.arg_max() or 0)
         raise RowError(column.name, row, f"{column[row]!r} is no integer, unlike in training")
     return integers.set(pl.Series(np.isnan(numbers_of(column))), None)

@@ -303,7 +303,7 @@ def part_of(column: pl.Series, part: str) -> pl.Series:
     """Return the hour (0 to 23) or the weekday (1 to 7, Monday first) of times, in UTC.
 
     Args:
-        column: (N,) dates; whole seconds or milliseconds since 1970, of the years 2000 to 2034, as
+        column: (N,) dates; seconds or milliseconds since 1970, of the years 2000 to 2034, as
             numbers or text; or text in ISO 8601. Dates and text without a zone are in UTC.
         part: Of the times; empty for the column as it is.
 
@@ -334,7 +334,10 @@ def _seconds(column: pl.Series) -> pl.Series:
     """Return times (N,) in whole seconds since 1970, see `part_of`."""
     if column.dtype in (pl.Date, pl.Datetime):
         return column.dt.epoch("s")
-    number, (first, last), read = canonical(column, "integer"), SECONDS, []
+    whole = column.floor() if column.dtype.is_float() or column.dtype.is_decimal() else column
+    if is_text(column.dtype):
+        whole = column.cast(pl.String).str.replace(r"^\s*(\d+)\.\d*\s*$", "$1")
+    number, (first, last), read = canonical(whole, "integer"), SECONDS, []
     if is_text(column.dtype) and column.cast(pl.String).str.contains(_DATE).any():
         text = column.cast(pl.String).str.replace_all("/", "-").str.replace(r"(\d)T(\d)", "$1 $2")
         text = text.str.strip_chars().str.replace(" ?(UTC|Z)$", "Z")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from apps.video.score import ShardWriter
+from core_gates.errors import GatesError
 from harness.runs.loops import ExactTrainer
 from recsys import MultiTaskModule, OwnTable, TableDataModule
 from recsys.columns.canonical import UNREADABLE, holds_times, part_of
@@ -41,6 +42,12 @@ SAME = {
         if isinstance(s, pl.Expr)
         else (pl.from_epoch(s) + datetime.timedelta(hours=9)).dt.strftime("%Y-%m-%dT%H:%M:%S+0900")
     ),
+}
+
+FRACTIONS = {
+    "fractions": lambda s: s + 0.25,
+    "fractions of ms": lambda s: s * 1000 + 999.5,
+    "fractions in text": lambda s: (s + 0.25).cast(pl.String),
 }
 
 
@@ -82,7 +89,7 @@ def test_missing_times_stay_missing_and_others_are_unknown(column, hours):
 
 
 def test_what_holds_no_times():
-    for column in ([1, 2, 3], [20240131, 20240201], ["a", "b"], [None], [1.7e9 + 0.5] * 9):
+    for column in ([1, 2, 3], [20240131, 20240201], ["a", "b"], [None], [1.7e8 + 0.5] * 9):
         assert not holds_times(pl.Series(column))
     assert not holds_times(pl.Series([datetime.time(3)]))
     assert not holds_times(pl.Series([[1_700_000_000]]))
@@ -205,3 +212,49 @@ def test_times_that_are_wholly_missing_are_told_once(suffix, log, model, tmp_pat
     (rows.write_csv if suffix == ".csv" else rows.write_parquet)(path)
     _, said = scored(model, path, tmp_path / "out.parquet")
     assert [line for line in said if "price" not in line] == ["WARNING: at: no row holds a value"]
+
+
+@pytest.mark.fault("46 R4")
+@pytest.mark.parametrize(
+    "form", ["text with T and Z", "text with UTC", "text of another zone", "fractions", "s in text"]
+)
+def test_times_may_be_written_otherwise_than_in_training(form, log, model, tmp_path):
+    """Text in ISO 8601 and fractions are the same features, and keys stay as they are."""
+    made = (SAME | FRACTIONS)[form](log["at"][:50])
+    rows, path = log[:50].with_columns(made.alias("at")), tmp_path / "log.csv"
+    rows.write_csv(path)
+    keys, said = scored(model, path, tmp_path / "out.parquet")
+    assert keys["at"].cast(pl.String).to_list() == made.cast(pl.String).to_list()
+    expected = model.scorer.score(log[:50]).probabilities[:, 0]
+    assert np.array_equal(keys["p_bought"].to_numpy(), expected)
+    assert not [line for line in said if "at" in line.split(":")[0]]
+
+
+@pytest.mark.fault("46 R4")
+def test_times_that_are_none_or_change_their_form_within_a_file_are_one_line(
+    log, model, tmp_path, monkeypatch
+):
+    texts = log["at"].cast(pl.String)
+    for name, column, words in (
+        ("none", texts.set(log["at"].is_first_distinct(), "soon"), "'soon' is no integer, unlike"),
+        (
+            "both",
+            pl.concat([texts[:4000], SAME["text"](log["at"][4000:])]),
+            "both.csv: a column changes from numbers to text below row ",
+        ),
+    ):
+        path = tmp_path / f"{name}.csv"
+        log.with_columns(column.alias("at")).write_csv(path)
+        monkeypatch.setattr("recsys.data.readers.files.CSV_BLOCK", 2**15)
+        with pytest.raises(GatesError, match=words) as caught:
+            scored(model, path, tmp_path / "out.parquet")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.fault("46 R4")
+@pytest.mark.parametrize("form", ["fractions", "fractions of ms", "fractions in text"])
+def test_fractions_of_seconds_are_times(form, log):
+    column = FRACTIONS[form](log["at"])
+    assert holds_times(column)
+    for part in ("hour", "weekday"):
+        assert part_of(column, part).equals(part_of(log["at"], part))
