@@ -12,6 +12,7 @@ from core_gates.errors import GatesError
 from endoscopy.data.frame_table import FrameTable
 from endoscopy.data.images import natural_key
 from endoscopy.data.readers.tabular import ReadReport, clean, read_csv, require_columns
+from harness.files.texts import read_utf8
 
 IMAGES = {".jpg", ".jpeg", ".png"}
 
@@ -91,7 +92,7 @@ def _annotations(root: Path) -> list[Path]:
 
 def _read_case(root: Path, path: Path, case: str, report: ReadReport) -> Iterator[dict[str, Any]]:
     """Yield a raw row for each box, frames in the numerical order of their names."""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = read_utf8(path).splitlines()
     entries = sorted(filter(None, map(str.split, lines)), key=lambda entry: natural_key(entry[0]))
     frames = {name: number for number, name in enumerate(dict.fromkeys(e[0] for e in entries))}
     folder, mapping = _frames(root, case, list(frames))

@@ -293,9 +293,16 @@ SUN_FATAL = {
     "frame annotated twice": (edit(1, lambda lines: [*lines, lines[3]]), "object 1 has two rows"),
     "frames absent": (lambda root: shutil.rmtree(root / "case1"), "neither case1 nor renamed"),
     "no annotations": (lambda root: shutil.rmtree(root / "annotation_txt"), "expected the layout"),
+    "bytes of Latin-1": (
+        lambda root: annotation(root, 1).write_bytes(
+            annotation(root, 1).read_bytes()[:1] + b"\xe9" + annotation(root, 1).read_bytes()[1:]
+        ),
+        "case1.txt, line 1: byte 2 is not UTF-8",
+    ),
 }
 
 
+@pytest.mark.fault("46 S1")
 @pytest.mark.parametrize("fault", SUN_FATAL)
 def test_fatal_faults_of_sun(fault, sun, tmp_path):
     damage, words = SUN_FATAL[fault]
