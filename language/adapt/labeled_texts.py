@@ -49,6 +49,8 @@ BY_POSITION = {
 QUOTED = re.compile(r'(?:^|(?<=\t))"(?:[^"]|"")*"(?=\t|\r?\n|$)')
 """A field of a table in quotes, those of its text doubled."""
 
+COMMA = re.compile(r"[-+]?\d+,\d+")
+
 HIDDEN = {None, "-1"}
 """What stands for labels that are not given."""
 
@@ -168,8 +170,8 @@ def labeled(name: str, train: Sequence[Row], held_out: Sequence[Row]) -> Labeled
     """Return checked rows; labels that are numbers, one of them not whole, are predicted as such.
 
     Raises:
-        GatesError: There is no row or no label, rows have one and two texts, training rows have a
-            single class, or a held-out label is unknown.
+        GatesError: There is no row or no label, one has a decimal comma, rows have one and two
+            texts, training rows have a single class, or a held-out label is unknown.
     """
     for what, rows in (("training", train), ("held-out", held_out)):
         if not rows:
@@ -177,6 +179,11 @@ def labeled(name: str, train: Sequence[Row], held_out: Sequence[Row]) -> Labeled
     for row in (*train, *held_out):
         if not row.label:
             raise GatesError(f"{row.place} has no label: give one to every row, or name its column")
+        if COMMA.fullmatch(row.label):
+            raise GatesError(
+                f"{row.place} has the label {row.label!r}, a number with a decimal comma: write it"
+                " with a point"
+            )
         if len(row.texts) != len(train[0].texts):
             raise GatesError(
                 f"{row.place} has {len(row.texts)} texts, {train[0].place} {len(train[0].texts)}:"
@@ -315,13 +322,15 @@ def _row(place: str, names: list[str], values: list[Any], wanted: Sequence[str])
     """Return the row of some fields.
 
     Raises:
-        GatesError: They have other names or another number, or a text is none.
+        GatesError: They have other names, one twice, or another number, or a text is none.
     """
     named = _columns(names, wanted)
     if named is None:
         what = f"no columns {', '.join(wanted)}" if wanted else "no names of columns that are known"
         columns = ", ".join(names) or "none"
         raise GatesError(f"{place} has {what}, but {columns}: name them by --columns")
+    if twice := [name for name in named if names.count(name) > 1]:
+        raise GatesError(f"{place} has two columns {twice[0]!r}: rename one of them")
     if len(values) != len(names):
         raise GatesError(f"{place} has {len(values)} columns, expected {len(names)}")
     fields = dict(zip(names, values, strict=True))

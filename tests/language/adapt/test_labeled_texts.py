@@ -232,3 +232,29 @@ def test_another_encoding_than_utf_8_is_one_line(encoding, name, tmp_path):
         texts_of_file(tmp_path / name)
     with pytest.raises(GatesError, match=said):
         read_rows(tmp_path / name)
+
+
+@pytest.mark.fault("46 S1")
+@pytest.mark.parametrize(
+    ("train", "held_out", "words"),
+    [
+        ("sentence\tlabel\na\t0,5\nb\t1,5\n", "sentence\tlabel\na\t2\n",
+         r"train.tsv, line 2 has the label '0,5', .* a decimal comma: write it with a point"),
+        ("sentence\tlabel\na\t0.5\nb\t1\n", "sentence\tlabel\na\t-1,25\n",
+         r"dev.tsv, line 2 has the label '-1,25', .* a decimal comma"),
+        ("sentence\tSentence\tlabel\na\tb\t1\nc\td\t0\n", "sentence\tlabel\na\t1\n",
+         r"train.tsv, line 2 has two columns 'sentence': rename one"),
+        ("text\tlabel\tlabel\na\tb\t1\nc\td\t0\n", "text\tlabel\na\t1\n",
+         r"train.tsv, line 2 has two columns 'label': rename one"),
+    ],
+)  # fmt: skip
+def test_what_has_two_meanings_is_one_line(train, held_out, words, tmp_path):
+    with pytest.raises(GatesError, match=words):
+        read_folder(write(tmp_path, train__tsv=train, dev__tsv=held_out))
+
+
+@pytest.mark.fault("46 S1")
+def test_columns_that_are_not_read_may_have_one_name(tmp_path):
+    text = "id\tid\tsentence\tlabel\n1\t2\tso\tx, y\n1\t2\tno\t0\n"
+    rows = read_rows(write(tmp_path, train__tsv=text) / "train.tsv")
+    assert [(row.texts, row.label) for row in rows] == [(("so",), "x, y"), (("no",), "0")]
