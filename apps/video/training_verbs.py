@@ -51,6 +51,7 @@ PLACES = (*(f"{SOURCE}{name}" for name in ("path", "folder", "test_path", "users
 WINDOW = f"{SOURCE}window"
 LARGEST_SEED = 2**32 - 1
 KUAIRAND = ".kuairand"  # in the names of classes that read the folders of a release
+DRAFTS = "; gates video prepare TABLE --table.labels LABEL drafts its configuration"
 NEUTRAL = ("data.eval_batch_size", *PLACES)
 """Options of the data that decide no result, or only by the content of files."""
 
@@ -225,12 +226,13 @@ class VideoCLI(GatesRunCLI):
             GatesError: One does not exist.
         """
         paths = {name: Path(place) for name, place in self._places().items()}
-        by_release = KUAIRAND in str(self._data_options().get("data.source.class_path"))
+        kind = str(self._data_options().get("data.source.class_path"))
+        by_release = KUAIRAND in kind
         for name, path in paths.items():  # readers of KuaiRand say themselves how to get theirs
             if not by_release and name.endswith("path") and not path.exists():
                 raise GatesError(
                     f"{path} does not exist: name a file or a folder of {', '.join(SUFFIXES)}, "
-                    f"by --{name}"
+                    f"by --{name}{DRAFTS * kind.endswith('.OwnTable')}"
                 )
         hashes = {
             f"content.{name.rpartition('.')[2]}": content_digest(path).sha256[:16]

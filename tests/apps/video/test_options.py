@@ -171,3 +171,14 @@ def test_a_training_that_is_never_validated(tmp_path, monkeypatch, capsys):
     assert "the training ends before its first validation" in said
     assert said.count("\n") == 1
     assert main([*words, "20"]) == 0
+
+
+@pytest.mark.fault("46 R4")
+def test_a_table_that_is_not_there_names_what_drafts_its_configuration(refused):
+    said = refused("fit", "--config", "table")
+    assert "log.parquet does not exist: name a file or a folder" in said
+    assert "gates video prepare TABLE --table.labels LABEL drafts its configuration" in said
+    assert said.count("\n") <= 1
+    census = ("--data.source.class_path", f"{READERS}.census.Census")
+    options = (*census, "--data.source.init_args.path", "none.csv")
+    assert "drafts" not in refused("fit", "--config", "table", *options)
