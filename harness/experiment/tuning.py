@@ -1,6 +1,7 @@
 """Settings by equally many trials for every method.
 
-A box is searched twice: as a whole, then around the best, also beyond an edge that it lies at.
+A box is searched twice: as a whole, then around the best, also beyond an edge that it lies at, but
+never beyond a limit. Of a list of values the second search keeps the best.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ import torch
 from core_gates.errors import GatesError
 from harness.files.piece import Setting
 
-Box = Mapping[str, tuple[float, float]]
+Axis = tuple[float, float] | tuple[float, float, float] | list[float]
+"""Edges of a logarithmic axis, and the largest value that has a meaning; or a list of values."""
+
+Box = Mapping[str, Axis]
 Space = Box | Sequence[Setting]
-"""A box with logarithmic axes, or a list of settings."""
+"""A box, or a list of settings."""
 
 Figures = Mapping[str, float]
 Choose = Callable[[Sequence[Figures]], int]
@@ -64,11 +68,11 @@ def check_space(name: str, space: Space, trials: int) -> None:
     if trials < 1:
         raise GatesError(f"--trials must be at least 1, found {trials}")
     if isinstance(space, Mapping):
-        for axis, (low, high) in space.items():
-            if not 0 < low < high < math.inf:
+        for axis, side in space.items():
+            if not isinstance(side, list) and not 0 < side[0] < side[1] <= side[-1] < math.inf:
                 raise GatesError(
-                    f"{axis} of {name} is searched from {low} to {high}: expected two positive "
-                    "numbers, the lower one first"
+                    f"{axis} of {name} is searched from {' to '.join(map(str, side))}: expected "
+                    "positive numbers, the lower one first"
                 )
     elif len(space) != trials:
         raise GatesError(
@@ -94,12 +98,12 @@ def first_trials(
 def more_trials(space: Space, trials: int, seed: int, best: Setting) -> list[Setting]:
     """Return the settings that are tried next, in a quarter-wide box around the best so far.
 
-    Where that box comes within 5 % of an edge, it reaches half a width beyond the edge.
+    Where that box comes within 5 % of an edge, it reaches half a width beyond it, or to its limit.
     """
     count = trials - math.ceil(EXPLORED * trials)
     if not isinstance(space, Mapping) or count == 0:
         return []
-    sides = [_around(_place(space[axis], best[axis])) for axis in space]
+    sides = [_around(space[axis], best[axis]) for axis in space]
     points = _sobol(len(space), count, seed + 1)
     return [
         _setting(
@@ -112,8 +116,8 @@ def more_trials(space: Space, trials: int, seed: int, best: Setting) -> list[Set
 def edges_of(space: Space, tried: Sequence[Setting], best: int) -> list[str]:
     """Return the settings whose best value lies at an edge of what was searched.
 
-    Those of a box are within 5 % of a width of the edge that was reached; of a list, at one of its
-    ends, if it has more than one value.
+    Those of a box are within 5 % of a width of the edge that was reached, and not of a limit; of a
+    list, at one of its ends, if it has more than one value. A choice of values has no edges.
     """
     names = (
         list(space) if isinstance(space, Mapping) else sorted({n for trial in tried for n in trial})
@@ -123,13 +127,16 @@ def edges_of(space: Space, tried: Sequence[Setting], best: int) -> list[str]:
         values = [trial[name] for trial in tried if isinstance(trial.get(name), int | float)]
         if len(set(values)) < 2 or name not in tried[best]:
             continue
-        if not isinstance(space, Mapping):
+        side = space[name] if isinstance(space, Mapping) else None
+        if isinstance(side, list):
+            continue
+        if side is None:
             at_edge = tried[best][name] in (min(values), max(values))
         else:
-            places = [_place(space[name], value) for value in values]
+            places = [_place(side, value) for value in values]
             low, high = min(0.0, *places), max(1.0, *places)
-            place = _place(space[name], tried[best][name])
-            at_edge = place < low + NEAR_EDGE or place > high - NEAR_EDGE
+            place, limit = _place(side, tried[best][name]), _limit(side)
+            at_edge = place < low + NEAR_EDGE or high - NEAR_EDGE < place < limit - NEAR_EDGE
         if at_edge:
             edges.append(name)
     return edges
@@ -142,12 +149,15 @@ def middle(space: Space) -> Setting:
     return dict(space[len(space) // 2])
 
 
-def _around(place: float) -> tuple[float, float]:
+def _around(side: Axis, best: float) -> tuple[float, float]:
+    place = _place(side, best)
+    if isinstance(side, list):
+        return place, place
     low, high = max(place - QUARTER / 2, 0.0), min(place + QUARTER / 2, 1.0)
     if place - QUARTER / 2 < NEAR_EDGE:
         low = -BEYOND
     if place + QUARTER / 2 > 1 - NEAR_EDGE:
-        high = 1 + BEYOND
+        high = min(1 + BEYOND, _limit(side))
     return low, high
 
 
@@ -160,11 +170,19 @@ def _sobol(dimensions: int, count: int, seed: int) -> list[list[float]]:
 
 def _setting(space: Box, point: Sequence[float]) -> dict[str, Any]:
     return {
-        axis: math.exp(math.log(low) + x * (math.log(high) - math.log(low)))
-        for (axis, (low, high)), x in zip(space.items(), point, strict=True)
+        axis: side[int(x * len(side))]
+        if isinstance(side, list)
+        else math.exp(math.log(side[0]) + x * (math.log(side[1]) - math.log(side[0])))
+        for (axis, side), x in zip(space.items(), point, strict=True)
     }
 
 
-def _place(side: tuple[float, float], value: float) -> float:
-    low, high = map(math.log, side)
+def _place(side: Axis, value: float) -> float:
+    if isinstance(side, list):
+        return (side.index(value) + 0.5) / len(side)
+    low, high = math.log(side[0]), math.log(side[1])
     return (math.log(value) - low) / (high - low)
+
+
+def _limit(side: Axis) -> float:
+    return _place(side, side[2]) if len(side) == 3 else math.inf

@@ -340,7 +340,7 @@ FAULTS = {
     ),
     "box upside down": (
         evaluate("--contest.space", '{"model.learning_rate": [1, 0.1]}'),
-        "searched from 1.0 to 0.1: expected two positive numbers, the lower one first",
+        "searched from 1.0 to 0.1: expected positive numbers, the lower one first",
     ),
     "unknown baseline": (
         evaluate("--contest.baselines", "{t: {kind: tree}}"),

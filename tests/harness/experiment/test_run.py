@@ -380,7 +380,7 @@ def test_every_method_gets_as_many_trials(run, work, refuses):
             lambda: run.tune({"inside": [{"x": 1.0}]}, work.bowl, trials=2),
         ),
         (
-            "two positive numbers, the lower one first",
+            "positive numbers, the lower one first",
             lambda: run.tune({"inside": {"x": (2.0, 1.0)}}, work.bowl, trials=2),
         ),
         (
