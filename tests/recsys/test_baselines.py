@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from core_gates.errors import GatesError
 from recsys.baselines import BaseRates, Biases, Factorization, OneColumn, Trees, WithIntercepts
-from recsys.daily import DailyState, continue_from, restore
+from recsys.daily import DailyState, continue_from
 from recsys.embedding.row_wise_adagrad import RowWiseAdagrad
 from recsys.experiments.from_settings import baseline
 from recsys.ranker_module import MultiTaskModule
@@ -83,13 +83,6 @@ def test_each_task_may_have_its_column(rows_of):
     assert all(abs(roc_auc_score(rows.labels[:, k], swapped[:, k]) - 0.5) < 0.1 for k in (0, 1))
     with pytest.raises(ValueError, match="1 columns for 2 tasks"):
         OneColumn((0,)).fit(rows, rows)
-
-
-def test_what_a_baseline_does_not_see_it_does_not_know(world):
-    rows, _ = world
-    train, test = halves(rows)
-    found = OneColumn(0).fit(train, test.take(slice(0, 500))).predict(test)
-    assert roc_auc_score(test.labels[:, 1], found[:, 1]) < 0.56
 
 
 @pytest.mark.parametrize(
@@ -278,6 +271,8 @@ def sums_of(made, optimizer):
 def test_a_day_without_new_values_is_as_if_training_had_gone_on(first, tmp_path):
     folder = tmp_path / "state"
     folder.mkdir()
+    with pytest.raises(GatesError, match=r"state.safetensors is missing or damaged"):
+        DailyState.load(folder)
     state_of(first).save(folder)
     grown = module()
     transform = continue_from(grown, DailyState.load(folder), rows(200, 0))
@@ -299,19 +294,6 @@ def test_new_values_are_learned(first):
     old = first[2].sizes["user"]
     assert (moved[2:old] == 0).all()
     assert (moved[old:].abs().sum(1) > 0).all()
-
-
-def test_saved_states_predict_alike(first, tmp_path):
-    state = state_of(first)
-    tmp_path.joinpath("state").mkdir()
-    state.save(tmp_path / "state")
-    loaded = DailyState.load(tmp_path / "state")
-    assert loaded.optimizer.keys() == state.optimizer.keys()
-    assert all(torch.equal(loaded.optimizer[n], t) for n, t in state.optimizer.items())
-    batch = first[2].batch(rows(50, 21))
-    assert torch.equal(*[restore(module(), one).eval()(batch) for one in (state, loaded)])
-    with pytest.raises(GatesError, match=r"state.safetensors is missing or damaged"):
-        DailyState.load(tmp_path)
 
 
 def test_averages_of_weights_continue(first):

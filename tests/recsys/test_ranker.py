@@ -1,16 +1,13 @@
 """Rankers, and encoders of their histories."""
 
 import dataclasses
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
-from torch.autograd import gradcheck
 from torch.testing import assert_close
 
 from core_gates.errors import GatesError
-from recsys.embedding.row_wise_adagrad import RowWiseAdagrad
 from recsys.inputs import InputLayer, Rows
 from recsys.ranker import Ranker, input_width
 from recsys.schema import History, Product
@@ -89,20 +86,6 @@ def test_one_user_with_many_candidates_equals_complete_rows(encoder):
             encoder(events, mask)
 
 
-def test_gradients(encoder):
-    events, mask, target = inputs(2)
-    arguments = (events.requires_grad_(), mask, target.requires_grad_())
-    assert gradcheck(encoder, arguments, atol=1e-6)
-
-
-def test_the_mean_is_that_of_the_events():
-    events, mask, _ = inputs()
-    found = MeanEncoder(DIM)(events, mask)
-    assert_close(found[0], events[0].mean(0))
-    assert_close(found[1], events[1, 3:].mean(0))
-    assert torch.equal(found[2], torch.zeros_like(found[2]))
-
-
 @pytest.mark.parametrize("softmax", [False, True])
 def test_target_attention_is_the_network_of_the_paper(softmax):
     torch.manual_seed(0)
@@ -127,17 +110,6 @@ def test_the_transformer_knows_the_order_and_a_missing_newest_event():
     late = torch.tensor([[False, True, True, True, False]])
     states = encoder.states(events[:1], late)
     assert torch.equal(encoder.pooled(states, late, None)[0], states[0, 3])
-
-
-def test_encoders_are_built_as_the_schema_names_them():
-    made = build_encoder(History("h", of="v", encoder="mean"), 4)
-    assert isinstance(made, MeanEncoder)
-    made = build_encoder(History("h", of="v", encoder="target_attention"), 4, {"softmax": True})
-    assert isinstance(made, TargetAttention)
-    assert made.softmax
-    made = build_encoder(History("h", of="v", encoder="transformer", max_length=9), 4)
-    assert isinstance(made, TransformerEncoder)
-    assert len(made.positions) == 9
 
 
 @pytest.mark.parametrize(
@@ -220,14 +192,6 @@ def test_what_is_of_the_user_is_not_read_from_candidates(ranker):
     sparse, dense = candidates.sparse.clone(), candidates.dense.clone()
     sparse[:, [1, 3, 5, 7]], dense[:, [0, 2]] = 0, torch.nan
     assert torch.equal(ranker.score_candidates(user, Rows(sparse, dense)), expected)
-
-
-def test_anything_with_the_columns_of_a_batch_is_scored():
-    ranker, rows = TOY["toy_ranker"](), TOY["rows"](5)
-    user = Rows(rows.sparse[:1], rows.dense[:1], tuple(s[:1] for s in rows.sequences))
-    batch = SimpleNamespace(**rows._asdict(), labels=torch.zeros(5, 3))
-    expected = ranker(*TOY["as_user"](user, rows))
-    assert_close(ranker.score_candidates(user, batch), expected, rtol=0, atol=1e-6)
 
 
 def test_each_copy_has_its_own_embeddings():
@@ -320,26 +284,6 @@ def test_tables_and_dense_parameters_are_all_parameters_once(ranker):
     assert sum(counts.values()) == sum(p.numel() for p in ranker.parameters())
     assert counts["tables"] == sum(table.numel() for table in tables)
     assert counts["net"] == sum(p.numel() for p in ranker.net.parameters())
-
-
-def test_two_optimizers_train_it():
-    ranker = TOY["toy_ranker"]("target_attention").train()
-    rows = TOY["rows"](64)
-    labels = (torch.rand(64, 3, generator=torch.Generator().manual_seed(1)) < 0.3).float()
-    optimizers = (
-        RowWiseAdagrad(ranker.tables(), 0.1),
-        torch.optim.Adam(ranker.dense_parameters(), 0.01),
-    )
-    losses = []
-    for _ in range(40):
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(ranker(*rows), labels)
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        loss.backward()
-        for optimizer in optimizers:
-            optimizer.step()
-        losses.append(float(loss.detach()))
-    assert losses[-1] < losses[0] / 3
 
 
 def test_growth_leaves_scores_bit_equal(ranker):

@@ -1,7 +1,5 @@
 """Training with Lightning: what is logged, resumed, averaged and refused."""
 
-from copy import deepcopy
-
 import lightning as L
 import pytest
 import torch
@@ -433,22 +431,6 @@ def test_it_steps_as_both_do():
         for optimizer in apart:
             optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
-
-
-def test_a_restart_continues_bit_for_bit():
-    first = parameters()
-    joined = JoinedOptimizer(both(first))
-    for step in range(3):
-        joined.zero_grad()
-        joined.step(lambda s=step: backward(first, s))
-    second = [nn.Parameter(p.detach().clone()) for p in first]
-    again = JoinedOptimizer(both(second))
-    again.load_state_dict(deepcopy(joined.state_dict()))
-    assert {len(s) for s in again.state.values()} == {len(s) for s in joined.state.values()}
-    for ps, optimizer in ((first, joined), (second, again)):
-        optimizer.zero_grad()
-        optimizer.step(lambda ps=ps: backward(ps, 3))
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_schedulers_find_all_groups():

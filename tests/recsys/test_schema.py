@@ -12,7 +12,6 @@ from core_gates.errors import GatesError
 from recsys.columns.canonical import RowError
 from recsys.data.tables import split_by_time
 from recsys.infer import infer_schema
-from recsys.metrics import gauc, summed_log_loss, user_resamples
 from recsys.schema import Crossed, Dense, FeatureSchema, History, Sparse, Task
 from recsys.transform import FeatureTransform
 from recsys.transform.fitting import Buckets, DenseStatistics, Moments, Scaler, signed_log
@@ -289,22 +288,6 @@ def test_each_row_without_a_user_is_its_own():
     assert users_of(table.with_columns(u=pl.lit("")), "u").tolist() == [-1, -2, -3]
     assert users_of(table.with_columns(u=pl.Series([0.0, np.nan, 0.0])), "u").tolist() == [0, -2, 0]
     assert users_of(table.with_columns(u=pl.lit(None)), "u").dtype == np.int64
-
-
-@pytest.mark.fault("video R1")
-def test_visitors_who_are_not_logged_in_are_no_user_of_many_rows():
-    """A score that orders no two rows of a user has GAUC ½; intervals count each visitor."""
-    rng = np.random.default_rng(0)
-    rate = np.concatenate([np.repeat(rng.random(30), 10), rng.random(150)])
-    labels = (rng.random(450) < rate).astype(float)
-    known = np.repeat(np.arange(30), 10).tolist()
-    users = users_of(pl.DataFrame({"u": [*known, *[None] * 150]}), "u")
-    found = gauc(rate, labels, users)
-    assert found.weighted == found.mean == 0.5
-    assert found.users + found.excluded == 180
-    draws = user_resamples(users, resamples=10)
-    score = summed_log_loss(labels[:, None], rate[:, None], users)
-    assert draws.intervals(score)["log_loss"].units == 180
 
 
 @pytest.mark.fault("video R15")

@@ -5,10 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
-from torch.nn import functional as F
 from torch.testing import assert_close
 
 from recsys.inputs import Batch
@@ -48,14 +45,6 @@ def test_the_formula():
         assert_close(losses[t], above / below, rtol=1e-12, atol=0)
 
 
-def test_without_masks_and_weights_it_is_the_mean():
-    logits, labels, _, _ = drawn()
-    everywhere, ones = torch.ones(9, 3, dtype=torch.bool), torch.ones(9, dtype=torch.float64)
-    losses = MultiTaskLoss(WEIGHTED)(logits, labels, everywhere, ones)
-    wanted = F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(0)
-    assert_close(losses, wanted)
-
-
 def test_masked_labels_and_logits_do_not_matter():
     logits, labels, mask, weight = drawn()
     losses = MultiTaskLoss(WEIGHTED)(logits, labels, mask, weight)
@@ -86,15 +75,6 @@ def test_which_tasks_count():
     weight[mask[:, 2]] = 0  # rows that weigh nothing
     found = MultiTaskLoss(WEIGHTED).counted(logits, labels, mask, weight)
     assert not found.counted[2]
-
-
-@given(st.integers(1, 5), st.floats(0.1, 10))
-def test_repeated_rows_and_scaled_weights_change_nothing(times, scale):
-    logits, labels, mask, weight = drawn()
-    losses = MultiTaskLoss(WEIGHTED)(logits, labels, mask, weight)
-    rows = torch.arange(9).repeat(times)
-    again = MultiTaskLoss(WEIGHTED)(logits[rows], labels[rows], mask[rows], scale * weight[rows])
-    assert_close(again, losses)
 
 
 def test_sums_of_parts_are_those_of_the_whole():
@@ -285,13 +265,6 @@ def test_mean_predictions_are_the_rates():
     predicted = (counted * (logits + shift).sigmoid()).sum(0)
     assert_close(predicted, (counted * labels).sum(0), rtol=1e-9, atol=0)
     assert shift.abs().min() > 0.1  # what was given is not calibrated
-
-
-def test_constant_logits_have_a_closed_form():
-    _, labels, mask, weight = rows()
-    shift = intercepts_of(torch.full_like(labels, 2.0), labels, mask, weight)
-    counted = mask * weight.unsqueeze(1)
-    assert_close(shift, ((counted * labels).sum(0) / counted.sum(0)).logit() - 2.0)
 
 
 def test_tasks_with_one_class_or_without_rows_stay():

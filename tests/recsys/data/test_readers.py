@@ -72,25 +72,30 @@ def test_a_written_schema(path):
     assert (tables.schema, tables.notes) == (schema, ("split by user",))
 
 
-def test_faults(path):
-    both = {"tasks": [{"name": "bought"}], "sparse": [{"name": "bought"}]}
-    for words, given in (
-        ("name the labels", {}),
-        ("bought are both label and feature", {"schema": both}),
-        ("split is 'month'", {"labels": ["bought"], "split": "month"}),
-    ):
-        with pytest.raises(ValueError, match=words):
-            OwnTable(path, **given)
-    bad = FeatureSchema(tasks=(Task("bought"),), sparse=(Sparse("book_id"),), user="client")
-    for words, given in (
-        ("a split by time needs the column of the time", {"labels": ["bought"], "split": "time"}),
-        ("all labels are numbers, as 'age': name one with 0 and 1", {"labels": ["age"]}),
-        (r"orders\.csv: the table lacks 'sold'", {"labels": ["sold"]}),
-        ("the table lacks 'client'", {"labels": ["bought"], "user": "client", "split": "row"}),
-        (r"orders\.csv lacks the column 'client'", {"schema": bad.to_dict()}),
-    ):
-        with pytest.raises(GatesError, match=words):
-            OwnTable(path, **given).read()
+TWICE = {"tasks": [{"name": "bought"}], "sparse": [{"name": "bought"}]}
+ABSENT = FeatureSchema(tasks=(Task("bought"),), sparse=(Sparse("book_id"),), user="client")
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "given"),
+    [
+        (ValueError, "name the labels", {}),
+        (ValueError, "bought are both label and feature", {"schema": TWICE}),
+        (ValueError, "split is 'month'", {"labels": ["bought"], "split": "month"}),
+        (GatesError, "a split by time needs the column", {"labels": ["bought"], "split": "time"}),
+        (GatesError, "all labels are numbers, as 'age': name one with 0", {"labels": ["age"]}),
+        (GatesError, r"orders\.csv: the table lacks 'sold'", {"labels": ["sold"]}),
+        (
+            GatesError,
+            "the table lacks 'client'",
+            {"labels": ["bought"], "user": "client", "split": "row"},
+        ),
+        (GatesError, r"orders\.csv lacks the column 'client'", {"schema": ABSENT.to_dict()}),
+    ],
+)
+def test_faults(path, error, words, given):
+    with pytest.raises(error, match=words):
+        OwnTable(path, **given).read()
 
 
 def test_a_split_without_training_rows_says_why(path, tmp_path):
@@ -104,11 +109,10 @@ def test_a_split_without_training_rows_says_why(path, tmp_path):
     with pytest.raises(GatesError, match=words):
         source.read()
     table.with_columns(reader=pl.lit("r0")).head(1).write_parquet(tmp_path / "one.parquet")
+    sizes = {"test": 0.5, "validation": 0.49}
     for user in ("", "reader"):
-        for size in ({"test": 0.5, "validation": 0.49},):
-            one = OwnTable(str(tmp_path / "one.parquet"), ["bought"], user=user, **size)
-            with pytest.raises(GatesError, match="leaves no row to train on, it has 1 rows"):
-                one.read()
+        with pytest.raises(GatesError, match="leaves no row to train on, it has 1 rows"):
+            OwnTable(str(tmp_path / "one.parquet"), ["bought"], user=user, **sizes).read()
 
 
 def test_labels_may_be_the_words_true_and_false(path, tmp_path):

@@ -4,14 +4,12 @@ import datetime
 
 import polars as pl
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 import recsys.data.readers.files
 from core_gates.errors import GatesError
 from recsys.data.readers.files import Part, find_parts, read_table
-from recsys.data.table_files import WatchedFile, line_of, read_csv
+from recsys.data.table_files import WatchedFile, read_csv
 from recsys.schema import Dense, FeatureSchema, Sparse, Task
 
 PLAIN = {"a": [1, 3], "b": ["x", "y"]}
@@ -101,27 +99,6 @@ def test_lists(tmp_path):
     assert table["a"].to_list() == [["3", "1", None], None, ["4"], None]
     (tmp_path / "t.csv").write_text("a\n3\n4\n")
     assert read_csv(tmp_path / "t.csv", lists=["a"])["a"].to_list() == [["3"], ["4"]]
-
-
-def test_lines_of_rows(tmp_path):
-    path = tmp_path / "t.csv"
-    path.write_text('a,b\n1,x\n2,"y\nz"\n3,w\n')
-    assert [line_of(path, row) for row in range(3)] == [2, 3, 5]
-
-
-@given(st.lists(st.sampled_from(["1,x", "2,y", "3", "", "4,y,z"]), max_size=12), st.booleans())
-def test_tables_of_complete_lines_are_read_and_no_others(tmp_path_factory, lines, crlf):
-    path = tmp_path_factory.mktemp("csv") / "t.csv"
-    end = "\r\n" if crlf else "\n"
-    path.write_bytes("".join(line + end for line in ["a,b", *lines]).encode())
-    while lines and not lines[-1]:
-        lines.pop()
-    wrong = [line for line, text in enumerate(lines, 2) if text.count(",") != 1]
-    if wrong:
-        with pytest.raises(GatesError, match=f"line {wrong[0]}: it "):
-            read_csv(path)
-    else:
-        assert len(read_csv(path)["a"]) == len(lines)
 
 
 TABLE = pl.DataFrame({"a": range(10), "b": [[1, 2], [], None, [3]] * 2 + [[4], [5]]})
@@ -255,16 +232,12 @@ BROKEN = {
 }
 
 
-def columns_and_rows(part):
-    return part.columns(), list(part.blocks(["a", "b"]))
-
-
 @pytest.mark.parametrize("name", BROKEN)
 def test_what_cannot_be_read_is_one_line_with_the_file(tmp_path, name):
     content, words = BROKEN[name]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(GatesError) as caught:
-        columns_and_rows(Part(tmp_path / name, name))
+        Part(tmp_path / name, name).columns(), read(tmp_path / name, lists=())
     assert words in str(caught.value)
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -418,14 +391,6 @@ def test_faults(case, write):
     with pytest.raises(GatesError, match=words) as caught:
         read_table(folder, schema=SCHEMA)
     assert "\n" not in str(caught.value)
-
-
-def test_paths_that_are_no_tables(tmp_path):
-    with pytest.raises(GatesError, match="does not exist"):
-        read_table(tmp_path / "absent.csv")
-    (tmp_path / "t.xlsx").write_bytes(b"x")
-    with pytest.raises(GatesError, match="is no table that can be read"):
-        read_table(tmp_path / "t.xlsx")
 
 
 def test_a_row_of_missing_values_is_no_fault(write):

@@ -234,37 +234,6 @@ def test_dead_experts():
     assert layer.dead.tolist() == [False, False, False, True, False]
 
 
-def test_an_expert_of_several_outputs_is_one_expert():
-    class Twice(nn.Module):
-        expert_of_output = (0, 1, 1)
-
-        def __init__(self):
-            super().__init__()
-            self.scale = nn.Parameter(torch.ones(2, 1))
-
-        def forward(self, v):
-            return torch.stack((v, v, 3 * v), 1)
-
-    net = toy(tasks=1)
-    net.experts = Twice()
-
-    def expert_layers():
-        mixture = MaskedMixture(5, torch.ones(1, 2, dtype=torch.bool))
-        net.add_module("mixture", mixture)
-        return [ExpertLayer("two", net.experts, mixture, ("a 0", "s 0"), ("a", "shared"), ("t0",))]
-
-    net.expert_layers = expert_layers
-    batch = rows(500, tasks=1)
-
-    def forward(batch):
-        return net.mixture(batch.v, net.experts(batch.v)[:, :2]).sum(-1)
-
-    layer = diagnose(net, [batch], forward=forward, gradients=False).layers[0]
-    one = float(batch.v.double().std(correction=0))
-    both = torch.cat((batch.v, 3 * batch.v)).double()
-    assert layer.std == pytest.approx([one, float(both.std(correction=0))], rel=1e-5)
-
-
 def test_the_model_stays_as_it_was():
     net, batch = toy(), rows()
     net.mixture.eval()  # one part in another mode

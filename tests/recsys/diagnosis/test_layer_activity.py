@@ -33,25 +33,6 @@ from recsys.metrics import reliability
 from recsys.models import ExpertLayer, MultiTaskNet
 
 
-def test_a_mixture_without_self_gates_has_no_residual_path():
-    x = torch.randn(7, 3)
-    mixture = MaskedMixture(3, torch.tensor([[True, False, True], [True, True, True]]))
-    found = gate_weights(mixture, x)
-    torch.testing.assert_close(found.gates, mixture.weights(x))
-    assert found.residual is None
-
-
-def test_self_gates_are_taken_out():
-    x = torch.randn(7, 3)
-    seen, own = torch.ones(2, 3, dtype=torch.bool), torch.eye(2, 3, dtype=torch.bool)
-    mixture = MaskedMixture(3, seen, self_mask=own)
-    found = gate_weights(mixture, x)
-    torch.testing.assert_close(found.gates.sum(-1), torch.ones(7, 2))
-    torch.testing.assert_close(found.gates + found.residual, mixture.weights(x))
-    assert (found.residual[:, own] > 0).all()
-    assert (found.residual[:, ~own] == 0).all()
-
-
 class WithResidual(nn.Module):
     def weights(self, x):
         return torch.full((len(x), 1, 2), 0.5) + self.residual_weights(x)
@@ -60,24 +41,10 @@ class WithResidual(nn.Module):
         return torch.tensor([[-2.0, 0.0]]).expand(len(x), 1, 2)
 
 
-class Free(nn.Module):
-    """As AdaTT: gates in a module, free weights on top."""
-
-    def __init__(self):
-        super().__init__()
-        self.gates = MaskedMixture(3, torch.ones(1, 2, dtype=torch.bool))
-
-    def weights(self, x):
-        return self.gates.weights(x) + torch.tensor([0.0, 3.0])
-
-
 def test_a_mixture_may_name_its_residual_path():
     found = gate_weights(WithResidual(), torch.randn(4, 3))
     assert found.gates.tolist() == [[[0.5, 0.5]]] * 4
     assert found.residual[0].tolist() == [[-2.0, 0.0]]
-    found = gate_weights(Free(), torch.randn(4, 3))
-    torch.testing.assert_close(found.gates.sum(-1), torch.ones(4, 1))
-    torch.testing.assert_close(found.residual, torch.tensor([0.0, 3.0]).expand(4, 1, 2))
 
 
 def test_routing_gates_are_measured():

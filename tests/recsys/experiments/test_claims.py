@@ -272,21 +272,6 @@ def test_the_error_is_that_of_all_orders_of_the_labels(scores, positives):
     assert permuted_error(scores, labels) == pytest.approx(np.std(areas), rel=1e-12)
 
 
-def test_scores_of_users_change_nothing_once_labels_are_permuted():
-    """Without a permutation, labels and scores that are alike within users vary far more."""
-    rng = np.random.default_rng(0)
-    users = np.repeat(np.arange(20), 50)
-    scores = rng.standard_normal(20)[users] + 1e-6 * rng.standard_normal(1000)
-    error = permuted_error(scores, users < 10)
-    clustered, permuted = [], []
-    for _ in range(400):
-        labels = rng.permutation(20)[users] < 10
-        clustered.append(auc(scores, labels).value)
-        permuted.append(auc(scores, rng.permutation(labels)).value)
-    assert np.std(permuted) == pytest.approx(error, rel=0.15)
-    assert np.std(clustered) > 4 * error
-
-
 def test_constant_scores_are_at_no_distance_and_missing_classes_at_none(rows_of):
     rows = rows_of(np.array([[1, 0], [0, 0], [1, 0]]))
     constant, missing = chances(rows, np.full((3, 2), 0.2), ("a", "b"))

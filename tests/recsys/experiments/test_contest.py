@@ -378,9 +378,3 @@ def test_networks_that_cannot_be_are_refused(entry, words):
     assert "\n" not in str(caught.value)
     with pytest.raises(GatesError, match="no method 'rivals'; known are home, rival"):
         made.settings("rivals", common(), schema())
-
-
-def test_dotted_names_become_nested():
-    settings = {"a.b": 1, "a.c.d": 2, "a.c.e": [3], "ab": 4}
-    assert nested(settings, "a.") == {"b": 1, "c": {"d": 2, "e": [3]}}
-    assert nested(settings, "x.") == {}

@@ -166,17 +166,16 @@ def schema_of(kinds):
 @pytest.fixture
 def rows(rows_of):
     rng = np.random.default_rng(5)
-    labels = rng.random((200, 3)) < 0.4
-    mask = torch.from_numpy(rng.random((200, 3)) < 0.8)
-    weight = torch.from_numpy(rng.random(200).astype(np.float32))
-    return rows_of(
-        labels, mask=mask, weight=weight, user=torch.from_numpy(rng.integers(0, 20, 200))
-    )
+    labels = rng.random((300, 3)) < 0.4
+    mask = torch.from_numpy(rng.random((300, 3)) < 0.8)
+    weight = torch.from_numpy(rng.random(300).astype(np.float32))
+    user = torch.from_numpy(rng.integers(0, 30, 300))
+    return rows_of(labels, mask=mask, weight=weight, user=user)
 
 
 def test_categories_are_summed_alone_and_compared_in_pairs(rows):
     rng = np.random.default_rng(6)
-    found = {name: [rng.uniform(0.1, 0.9, (200, 3)) for _ in range(2)] for name in ("a", "b")}
+    found = {name: [rng.uniform(0.1, 0.9, (300, 3)) for _ in range(2)] for name in ("a", "b")}
     draws = user_resamples(rows.user.numpy(), resamples=50)
     made = category_rows(rows, found, schema_of(CATEGORY_LOSSES_KINDS), draws, reference="a")
     values = {(row.method, row.metric, row.versus or None): row for row in made}
@@ -202,7 +201,7 @@ def _loss(labels, probs, users, mask, weights):
 
 def test_one_category_has_no_rows_of_its_own(rows):
     draws = user_resamples(rows.user.numpy(), resamples=5)
-    found = {"a": [np.full((200, 3), 0.5)]}
+    found = {"a": [np.full((300, 3), 0.5)]}
     assert (
         category_rows(rows, found, schema_of(dict.fromkeys(CATEGORY_LOSSES_KINDS, "all")), draws)
         == []
@@ -251,58 +250,42 @@ def test_rows_without_user_or_item_have_no_parts():
     assert plain["known users"].all()
 
 
-@pytest.fixture
-def slices_rows(rows_of):
-    rng = np.random.default_rng(4)
-    labels = rng.random((300, 2)) < 0.3
-    mask = torch.from_numpy(rng.random((300, 2)) < 0.9)
-    weight = torch.from_numpy(rng.random(300).astype(np.float32))
-    user = torch.from_numpy(rng.integers(0, 30, 300))
-    return rows_of(labels, mask=mask, weight=weight, user=user)
-
-
-def test_losses_are_those_of_the_rows_alone(slices_rows):
+def test_losses_are_those_of_the_rows_alone(rows):
     rng = np.random.default_rng(5)
-    found = {"home": [rng.random((300, 2)), rng.random((300, 2))], "mmoe": [rng.random((300, 2))]}
+    found = {"home": [rng.random((300, 3)), rng.random((300, 3))], "mmoe": [rng.random((300, 3))]}
     part = rng.random(300) < 0.4
-    made = slice_rows(slices_rows, {"new users": part}, found, reference="home", resamples=50)
+    made = slice_rows(rows, {"new users": part}, found, reference="home", resamples=50)
     by = {(row.method, row.versus): row for row in made}
-    few = slices_rows.take(torch.from_numpy(part))
-    users = len(np.unique(few.user.numpy()))
-
-    def alone(one):
-        score = summed_log_loss(
-            few.labels.numpy(),
-            one[part],
-            few.user.numpy(),
-            mask=few.mask.numpy(),
-            weights=few.weight.numpy(),
-        )
-        return score(np.ones((1, users)))["log_loss"][0]
-
-    expected = {m: np.mean([alone(one) for one in own]) for m, own in found.items()}
+    few = rows.take(torch.from_numpy(part))
+    labels, *counted = (t.numpy() for t in (few.labels, few.user, few.mask, few.weight))
+    expected = {
+        m: np.mean([_loss(labels, one[part], *counted) for one in own]) for m, own in found.items()
+    }
     for method, value in expected.items():
         row = by[method, ""]
         assert (row.metric, row.value) == ("log-loss, new users", pytest.approx(value, rel=1e-6))
         assert row.low < row.value < row.high
     gap = by["mmoe", "home"]
     assert gap.value == pytest.approx(expected["mmoe"] - expected["home"], rel=1e-5)
-    assert (by["test rows", ""].value, by["test rows", ""].n) == (part.sum(), users)
+    assert (by["test rows", ""].value, by["test rows", ""].n) == (
+        part.sum(),
+        len(few.user.unique()),
+    )
 
 
-def test_a_task_that_counts_nowhere_in_a_part_is_left_out(slices_rows):
-    mask = slices_rows.mask.clone()
+def test_a_task_that_counts_nowhere_in_a_part_is_left_out(rows):
+    mask = rows.mask.clone()
     mask[:20, 1] = False
     part = np.arange(300) < 20
-    one = np.full((300, 2), 0.25)
-    made = slice_rows(slices_rows.replace(mask=mask), {"a": part}, {"m": [one]}, reference=None)
+    one = np.full((300, 3), 0.25)
+    made = slice_rows(rows.replace(mask=mask), {"a": part}, {"m": [one]}, reference=None)
     assert np.isfinite([made[0].value, made[0].low, made[0].high]).all()
 
 
 @pytest.mark.fault("video R15")
-def test_a_part_of_which_one_user_counts_has_no_interval(slices_rows):
-    few = slices_rows.replace(mask=slices_rows.mask & (slices_rows.user == 3)[:, None])
-    probs = np.full((300, 2), 0.5)
+def test_a_part_of_which_one_user_counts_has_no_interval(rows):
+    few = rows.replace(mask=rows.mask & (rows.user == 3)[:, None])
+    probs = np.full((300, 3), 0.5)
     (row, _) = slice_rows(few, {"all": np.ones(300, bool)}, {"m": [probs]}, reference=None)
     assert np.isfinite(row.value)
     assert np.isnan(row.low)

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core_gates.errors import GatesError
-from harness.evidence import Resamples, compare
 from recsys.metrics import (
     auc,
     auc_scores,
@@ -87,18 +86,6 @@ def test_summed_log_loss_is_the_sum_over_tasks():
     np.testing.assert_allclose(total, parts[0]["log_loss"] + parts[2]["log_loss"], atol=1e-12)
 
 
-def test_users_are_drawn_as_clusters_of_rows_are():
-    labels, probs, owner, _, _ = rows()
-    truth = np.where(np.isnan(labels[:, 0]), 0, labels[:, 0])
-    index = np.unique(owner, return_inverse=True)[1]
-    per_row = Resamples.clusters(owner, resamples=200, seed=3)
-    of_rows = auc_scores(probs[:, 0], truth, np.arange(len(owner)))
-    of_users = auc_scores(probs[:, 0], truth, index)
-    expected = per_row.intervals(of_rows)["auc"]
-    found = user_resamples(owner, resamples=200, seed=3).intervals(of_users)["auc"]
-    assert found == pytest.approx(expected, abs=1e-12)
-
-
 def test_chunks_change_nothing(monkeypatch):
     labels, probs, owner, mask, _ = rows()
     scores = auc_scores(probs[:, 1], labels[:, 1], owner, mask=mask[:, 1])
@@ -106,21 +93,6 @@ def test_chunks_change_nothing(monkeypatch):
     whole = scores(draws)["auc"]
     monkeypatch.setattr(resampled, "CELLS", 1500)
     np.testing.assert_array_equal(scores(draws)["auc"], whole)
-
-
-def test_compare_finds_the_better_model():
-    rng = np.random.default_rng(4)
-    owner, truth = rng.integers(0, 200, 4000), rng.random((4000, 2))
-    labels = (rng.random((4000, 2)) < truth).astype(int)
-    noisy = np.clip(truth + rng.normal(0, 0.3, truth.shape), 0.01, 0.99)
-    draws = user_resamples(owner, resamples=300)
-    scores = {
-        name: combined(summed_log_loss(labels, p, owner), auc_scores(p[:, 0], labels[:, 0], owner))
-        for name, p in (("oracle", truth), ("noisy", noisy))
-    }
-    found = {r.metric: r for r in compare(scores, draws, task="all", reference="noisy") if r.versus}
-    assert found["log_loss"].high < 0 < found["auc"].low
-    assert found["auc"].n == 200
 
 
 @pytest.mark.fault("video R15")
@@ -395,21 +367,6 @@ def test_equals_a_loop_over_pairs(rows):
 def test_larger_numbers_before_each(numbers):
     expected = [sum(a > b for a in numbers[:i]) for i, b in enumerate(numbers)]
     assert larger_before(np.array(numbers, dtype=int)).tolist() == expected
-
-
-def test_of_two_observed_values_it_is_the_auc():
-    rng = np.random.default_rng(0)
-    scores, labels = rng.normal(size=5000).round(2), rng.integers(0, 2, 5000)
-    assert xauc(scores, labels).value == pytest.approx(auc(scores, labels).value, abs=1e-12)
-
-
-def test_any_increasing_map_leaves_it():
-    rng = np.random.default_rng(1)
-    seconds = rng.lognormal(size=1000)
-    guess = seconds * rng.lognormal(size=1000)
-    assert xauc(np.log(guess), seconds**2) == xauc(guess, seconds)
-    assert xauc(seconds, seconds).value == 1
-    assert xauc(-seconds, seconds).value == 0
 
 
 def test_mean_absolute_error():

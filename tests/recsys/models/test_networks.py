@@ -57,14 +57,6 @@ def test_every_parameter_moves_the_logits(name):
     assert len(fixed) == (2 if name == "AdaTT" else 0)
 
 
-@pytest.mark.parametrize("name", OTHERS)
-@pytest.mark.parametrize("norm", ["batch", None])
-def test_gradients_are_those_of_the_outputs(name, norm):
-    net = made(name, norm=norm, activation="silu", tower_norm=norm)
-    v, _ = inputs(net, rows=4)
-    assert torch.autograd.gradcheck(net, (v,))
-
-
 @pytest.mark.fault("video V24")
 @pytest.mark.parametrize("name", [*OTHERS, "HoME"])
 def test_half_precision_gives_nearly_the_same(name):
@@ -116,33 +108,6 @@ def test_mistakes_are_one_line(name, options, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_task_of_cgc_does_not_move_the_experts_of_others():
-    net = made("CGC", num_task_experts=2, norm="batch")
-    v, _ = inputs(net)
-    check_own_experts(net, net(v), net.layers[0].experts)
-
-
-def check_own_experts(net, logits, experts):
-    """Gradients of a task at experts of other tasks are zero, at own and shared ones not."""
-    for task in range(3):
-        net.zero_grad()
-        logits[:, task].sum().backward(retain_graph=True)
-        owners = [g for g, count in enumerate(experts.counts) for _ in range(count)]
-        for weight in experts.weights:
-            moved = [float(w.abs().sum()) for w in weight.grad]
-            assert [bool(m) for m in moved] == [o in (task, 3) for o in owners]
-
-
-def test_the_last_level_of_ple_masks_as_well():
-    net = made("PLE")
-    v, _ = inputs(net)
-    logits = net(v)
-    check_own_experts(net, logits, net.layers[1].experts)
-    net.zero_grad()
-    logits[:, 0].sum().backward()  # through the shared gate of the first level
-    assert all(w.abs().sum() > 0 for w in net.layers[0].experts.weights[0].grad)
-
-
 @pytest.mark.parametrize("name", WITH_EXPERTS)
 def test_described_layers_mix_as_the_network_does(name):
     net = made(name).eval()
@@ -174,36 +139,6 @@ def test_folded_networks_have_no_normalization_and_the_same_logits(name):
     assert_close(folded(v, prior), net(v, prior), rtol=0, atol=1e-12)
     assert any("running_mean" in n for n, _ in net.named_buffers())
     assert not any("running_mean" in n for n, _ in folded.named_buffers())
-
-
-@pytest.mark.parametrize("norm", ["batch", None])
-def test_experts_may_swap_places_with_their_rows_of_the_gates(norm):
-    net, other = made("MMoE", num_experts=4, norm=norm), made("MMoE", num_experts=4, norm=norm)
-    v, _ = inputs(net)
-    order = torch.tensor([2, 0, 3, 1])
-    with torch.no_grad():
-        for mine, theirs in zip(other.experts.parameters(), net.experts.parameters(), strict=True):
-            mine.copy_(theirs.unflatten(0, (4, -1))[order].view_as(theirs))
-        for mine, theirs in zip(other.mixture.parameters(), net.mixture.parameters(), strict=True):
-            mine.copy_(theirs.unflatten(0, (3, 4))[:, order].flatten(0, 1))
-    assert not torch.equal(net.experts(v), other.experts(v))
-    assert_close(other(v), net(v), rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("name", [*WITH_EXPERTS, "SharedBottom"])
-def test_shared_parameters_are_reached_by_every_task(name):
-    net = made(name, activation="silu")
-    v, prior = inputs(net)
-    logits = net(v, prior)
-    for task in range(3):
-        net.zero_grad()
-        logits[:, task].square().sum().backward(retain_graph=True)
-        for parameter, rows in net.all_shared():
-            grad = parameter.grad[rows]
-            if parameter.ndim > 1:
-                assert all(g.abs().sum() > 1e-9 for g in grad)
-            assert grad.numel() > 0
-    assert net.all_shared()
 
 
 def test_a_network_per_task_with_its_own_embeddings():
@@ -310,10 +245,6 @@ def test_the_nearest_width_is_taken():
         options = {"dim": dim, "hidden_dims": [2 * dim]}
         gaps[step] = abs(num_weights("MMoE", options, 20, TASKS) - 60_000)
     assert min(gaps, key=gaps.get) == 0
-
-
-def test_widths_of_their_own_default():
-    assert set(sized("SharedBottom", {}, 20, TASKS, 9_000)) == {"dim", "hidden_dims"}
 
 
 def test_a_size_that_no_width_has(refuses):
