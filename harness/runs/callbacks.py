@@ -16,6 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from core_gates.errors import GatesError
 from harness.runs.loops import ResumableCSVLogger, StepCallback
+from harness.runs.terminal import timed
 
 
 def progress_bar() -> ProgressBar:
@@ -46,7 +47,7 @@ class PlainProgress(ProgressBar):
     def __init__(self, seconds: float = 15.0) -> None:
         super().__init__()
         self.seconds = seconds
-        self._last = 0.0
+        self._last, self._begin, self._first, self._total = 0.0, 0.0, 0, torch.inf
         self._enabled = True
 
     def disable(self) -> None:
@@ -56,6 +57,11 @@ class PlainProgress(ProgressBar):
     def enable(self) -> None:
         """Print again."""
         self._enabled = True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note from where the training goes on, and to which step."""
+        self._begin, self._first = time.monotonic(), trainer.global_step
+        self._total = trainer.estimated_stepping_batches
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -78,7 +84,10 @@ class PlainProgress(ProgressBar):
             f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
             for name, value in scores.items()
         )
-        place = f"epoch {trainer.current_epoch}  step {trainer.global_step}"
+        done, all_steps = trainer.global_step - self._first, self._total - self._first
+        time_left = timed(done, all_steps, self._last - self._begin)
+        of = f" of {self._total}  {time_left}" if all_steps < torch.inf else ""
+        place = f"epoch {trainer.current_epoch}  step {trainer.global_step}{of}"
         print(f"{place}  {shown}".rstrip(), flush=True)
 
 

@@ -222,8 +222,13 @@ def _place(done: int, total: int | None, unit: str, took: float) -> str:
     """Return what is done of what, since when, and about how long the rest takes."""
     counted = f"  {done} of {total}" if total else f"  {done}" if done else ""
     counted += f" {unit}" if counted and unit else ""
+    return f"{counted}  {timed(done, total, took)}"
+
+
+def timed(done: int, total: float | None, took: float) -> str:
+    """Return how long what is done took, and about how long the rest takes if that is known."""
     left = took * max(0, total - done) / done if total and done else 0.0
-    return f"{counted}  {took:.0f} s" + (f", about {_rounded(left)} left" if left else "")
+    return f"{took:.0f} s" + (f", about {_rounded(left)} left" if left else "")
 
 
 def _rounded(seconds: float) -> str:
