@@ -49,7 +49,7 @@ from weather.experiments.experiment import (
 )
 from weather.experiments.osse.osse_experiment import OsseExperiment
 from weather.experiments.osse.osse_scores import costs, place_of
-from weather.experiments.osse.rivals import DAMPED
+from weather.experiments.osse.rivals import DAMPED, TAPERED
 from weather.models.adas.analysis import AdasAnalysis
 from weather.models.adas.presets import FORMS
 from weather.operations.analyses import Kept
@@ -392,7 +392,8 @@ class KeptByRun(Kept):
     def scored(self, task: str) -> dict[str, float]:
         """Return by method the error on the held-out data of a task, over all channels.
 
-        Of the evaluation in the run folder, else of the one that ships.
+        Of the evaluation in the run folder, else of the one that ships; of networks whose increment
+        ends with the reports, as here, where these were scored.
         """
         path, shipped = self.run.scores, self.run.store(CHOICES, Figures()).shipped
         path = path if path.is_file() or not shipped else shipped.with_name(path.name)
@@ -401,7 +402,11 @@ class KeptByRun(Kept):
         for row in read_scores(path, "weather").rows if path.is_file() else ():
             if row.task == task and row.metric in wanted and row.value > 0 and not row.versus:
                 errors[row.method].append(row.value)
-        return {name: geometric_mean(values) for name, values in errors.items()}
+        return {
+            name: geometric_mean(errors.get(f"{name}_tapered", values))
+            for name, values in errors.items()
+            if name not in TAPERED
+        }
 
 
 def _refuse(form: str, setting: Setting) -> NoReturn:

@@ -46,15 +46,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--int8", action="store_true", help="Round rows of matrices to 8 bits with a scale each."
     )
     parser.add_argument("--methods", nargs="+", help="Methods whose results ship; all by default.")
+    parser.add_argument("--scores", nargs="+", help="Ship the scores instead, of these metrics.")
     options = parser.parse_args(arguments)
     try:
-        shipped = ship(
-            options.run_folder,
-            kinds=options.kinds,
-            package=options.package,
-            dtype=torch.bfloat16 if options.bfloat16 else None,
-            int8=options.int8,
-            methods=options.methods,
+        shipped = (
+            [ship_scores(options.run_folder, options.scores, options.package)]
+            if options.scores
+            else ship(
+                options.run_folder,
+                kinds=options.kinds,
+                package=options.package,
+                dtype=torch.bfloat16 if options.bfloat16 else None,
+                int8=options.int8,
+                methods=options.methods,
+            )
         )
     except GatesError as error:
         print(f"ship: error: {error}", file=sys.stderr)
@@ -115,6 +120,31 @@ def ship(
             "`tune`"
         )
     return shipped
+
+
+def ship_scores(run_folder: Path, metrics: Sequence[str], package: Path | None = None) -> Path:
+    """Copy ``scores.json`` of a full evaluation to ``<package>/weights/<configuration>``.
+
+    Args:
+        run_folder: Folder of the run.
+        metrics: Of the rows that ship, but for differences of methods.
+        package: Folder of the package, in place of the one in the records.
+
+    Raises:
+        GatesError: There is no full evaluation, or no record.
+    """
+    path = run_folder / "scores.json"
+    record = next(
+        (r for p in run_folder.glob(f"*/*/{RECORD}") if (r := read_record(p.parent))), None
+    )
+    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if record is None or content.get("only", True) or content["quick"]:
+        raise GatesError(
+            f"{run_folder} holds no full evaluation: run `evaluate` for all methods first"
+        )
+    home = (package or Path(str(files(record.package)))) / "weights" / record.configuration
+    rows = [r for r in content["rows"] if r["metric"] in metrics and not r["versus"]]
+    return write_json(home / path.name, {**content, "rows": rows})
 
 
 def _rounded(folder: Path, record: Record, dtype: torch.dtype | None, *, int8: bool) -> Record:

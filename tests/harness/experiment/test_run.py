@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from core_gates import GatesError
 from harness.evidence import Bar, Row
 from harness.experiment import Arrays, Figures, Job, Piece, Run, SettingsDiffer, Store, Table
+from harness.experiment.scores import read_scores
 from harness.experiment.ship import main as ship
 from harness.experiment.ship import portable
 from harness.experiment.ship import ship as ship_results
@@ -579,6 +580,25 @@ def test_results_ship_with_their_records(tmp_path, work, capsys):
     assert shipped.record(pieces[0]).command == "gates toy evaluate"
     assert ship([str(tmp_path / "nothing")]) == 2
     assert "holds no results to ship" in capsys.readouterr().err
+
+
+@pytest.mark.fault("46 WEATHER")
+def test_scores_ship_without_the_rows_that_nobody_reads(tmp_path, work, capsys):
+    run = Run(tmp_path / "run", app="toy")
+    package = tmp_path / "package"
+    words = [str(run.folder), "--package", str(package), "--scores", "error", "cost"]
+    run.obtain(run.store("weights", Arrays()), [run.piece("ridge", 0, epochs=1)], work.train)
+    rows = [Row("ridge", "test", metric, 1.5) for metric in ("error", "spread", "cost")]
+    rows.append(Row("ridge", "test", "error", 0.5, versus="lasso"))
+    Run(run.folder, app="toy", only=["ridge"]).finish(rows, seeds=[0])
+    assert ship(words) == 2
+    assert "holds no full evaluation: run `evaluate` for all methods" in capsys.readouterr().err
+    run.finish(rows, [Bar("good", 1.5, "<=", 2.0)], seeds=[0], headline="All good.")
+    assert ship(words) == 0
+    assert not (package / "weights/default/weights").exists()
+    shipped = read_scores(package / "weights/default/scores.json", "toy")
+    assert shipped == read_scores(run.scores, "toy")._replace(rows=[rows[0], rows[2]])
+    assert shipped.bars[0].met
 
 
 def test_what_pieces_share_is_prepared_once_if_anything_is_missing(run, work):
