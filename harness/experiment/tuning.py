@@ -16,11 +16,13 @@ from core_gates.errors import GatesError
 from harness.files.piece import Setting
 
 Axis = tuple[float, float] | tuple[float, float, float] | list[float]
-"""Edges of a logarithmic axis, and the largest value that has a meaning; or a list of values."""
-
 Box = Mapping[str, Axis]
 Space = Box | Sequence[Setting]
-"""A box, or a list of settings."""
+"""A box, or a list of settings.
+
+An axis of a box has two edges, and perhaps the largest value that has a meaning; places on it are
+logarithmic. A list is a choice of values.
+"""
 
 Figures = Mapping[str, float]
 Choose = Callable[[Sequence[Figures]], int]
@@ -103,7 +105,11 @@ def more_trials(space: Space, trials: int, seed: int, best: Setting) -> list[Set
     count = trials - math.ceil(EXPLORED * trials)
     if not isinstance(space, Mapping) or count == 0:
         return []
-    sides = [_around(space[axis], best[axis]) for axis in space]
+    space = {axis: [best[axis]] if isinstance(side, list) else side for axis, side in space.items()}
+    sides = [
+        (0.0, 1.0) if isinstance(side, list) else _around(side, _place(side, best[axis]))
+        for axis, side in space.items()
+    ]
     points = _sobol(len(space), count, seed + 1)
     return [
         _setting(
@@ -125,10 +131,8 @@ def edges_of(space: Space, tried: Sequence[Setting], best: int) -> list[str]:
     edges = []
     for name in names:
         values = [trial[name] for trial in tried if isinstance(trial.get(name), int | float)]
-        if len(set(values)) < 2 or name not in tried[best]:
-            continue
         side = space[name] if isinstance(space, Mapping) else None
-        if isinstance(side, list):
+        if isinstance(side, list) or len(set(values)) < 2 or name not in tried[best]:
             continue
         if side is None:
             at_edge = tried[best][name] in (min(values), max(values))
@@ -149,10 +153,7 @@ def middle(space: Space) -> Setting:
     return dict(space[len(space) // 2])
 
 
-def _around(side: Axis, best: float) -> tuple[float, float]:
-    place = _place(side, best)
-    if isinstance(side, list):
-        return place, place
+def _around(side: Axis, place: float) -> tuple[float, float]:
     low, high = max(place - QUARTER / 2, 0.0), min(place + QUARTER / 2, 1.0)
     if place - QUARTER / 2 < NEAR_EDGE:
         low = -BEYOND
@@ -178,8 +179,6 @@ def _setting(space: Box, point: Sequence[float]) -> dict[str, Any]:
 
 
 def _place(side: Axis, value: float) -> float:
-    if isinstance(side, list):
-        return (side.index(value) + 0.5) / len(side)
     low, high = math.log(side[0]), math.log(side[1])
     return (math.log(value) - low) / (high - low)
 

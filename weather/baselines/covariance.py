@@ -96,13 +96,13 @@ class DistanceWeights:
         key = (rows.numpy().tobytes(), dtype)
         if key not in self._kept:
             self._kept[key] = self._weight(self._points.distances(rows)).to(dtype)
-            while len(self._kept) > 1 and self._num_bytes() > self._capacity:
+            while (
+                len(self._kept) > 1
+                and sum(weights.nbytes for weights in self._kept.values()) > self._capacity
+            ):
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)
         return self._kept[key]
-
-    def _num_bytes(self) -> int:
-        return sum(weights.nbytes for weights in self._kept.values())
 
 
 TOLERANCE = 1e-6  # degrees

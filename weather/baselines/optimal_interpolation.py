@@ -101,7 +101,10 @@ class OptimalInterpolation:
             return self._factors[key]
         factor = factorize(self.covariance, errors, self.scale, max_cross_bytes=self._budget // 2)
         self._factors[key] = factor
-        while sum(map(_num_bytes, self._factors.values())) > self._budget:
+        while (
+            sum(t.nbytes for held in self._factors.values() for t in held if t is not None)
+            > self._budget
+        ):
             self._factors.popitem(last=False)
         return factor
 
@@ -147,11 +150,6 @@ def factorize(
             "a shorter localization or larger observation errors"
         )
     return Factor(indices, cholesky, cross)
-
-
-def _num_bytes(factor: Factor) -> int:
-    cross = 0 if factor.cross is None else factor.cross.nbytes
-    return cross + factor.cholesky.nbytes + factor.indices.nbytes
 
 
 class IterativeInterpolation:

@@ -235,7 +235,7 @@ class OsseScores(CycledScores):
     def _gate_rows(self) -> list[Row]:
         """Return gated over ungated corrections, for every task and pooled over all of them.
 
-        Not of tasks where one of them is interpolation.
+        Not of tasks where one of them is interpolation, without a network.
         """
         pairs = [
             (task.name, self.errors[task.name, CORRECTED], self.errors[task.name, CONTROL])
@@ -243,7 +243,10 @@ class OsseScores(CycledScores):
             if {(task.name, CORRECTED), (task.name, CONTROL)} <= self.errors.keys()
             and task.reports in ("fixed", "declared")
             and self.alike
-            and self._gated(task)
+            and all(
+                self.settings.get(choice_name(name, task.chosen_for), {}).get("beta", 1.0) > 0
+                for name in (CORRECTED, CONTROL)
+            )
         ]
         if not pairs:
             return []
@@ -256,13 +259,6 @@ class OsseScores(CycledScores):
         pooled = torch.stack([logs(gated) - logs(ungated) for _, gated, ungated in pairs]).mean(0)
         score = moments(pooled.numpy(), exponential, f"over_{CONTROL}")
         return [*gates, row_of(CORRECTED, "gate/pooled", draws, score)]
-
-    def _gated(self, task: OsseTask) -> bool:
-        """Return whether networks take part in both corrections."""
-        return all(
-            self.settings.get(choice_name(name, task.chosen_for), {}).get("beta", 1.0) > 0
-            for name in (CORRECTED, CONTROL)
-        )
 
     def _outage_rows(self, task: OsseTask, name: str) -> list[Row]:
         """Return the error after ten silent days and some days after them."""
@@ -396,11 +392,10 @@ def outage_bars(scores: OsseScores, task: OsseTask) -> list[Bar]:
     rows = {(row.method, row.metric): row for row in scores.rows() if row.task == task.name}
     changed = rows.get((CORRECTED, "changed"))
     silent = [rows.get((name, "rmse_silent_10_days")) for name in (CORRECTED, DAMPED)]
+    over = silent[0] and silent[1] and silent[0].value / silent[1].value
     bars = [
         _bar(f"change without observations, {task.name}", changed and changed.value, 0.0),
-        _bar(
-            f"{CORRECTED} over {DAMPED} after ten silent days, {task.name}", _over(*silent), SILENT
-        ),
+        _bar(f"{CORRECTED} over {DAMPED} after ten silent days, {task.name}", over, SILENT),
     ]
     if task == scores.tasks[0]:
         ratios = scores.reports.get(CORRECTED)
@@ -426,10 +421,6 @@ def _bar(name: str, value: float | None, bar: float) -> Bar:
     if value is None:
         return Bar(name, math.nan, "<=", bar, note=UNMEASURED)
     return Bar(name, value, "<=", bar)
-
-
-def _over(row: Row | None, other: Row | None) -> float | None:
-    return None if row is None or other is None else row.value / other.value
 
 
 def costs(rows: Sequence[Row]) -> dict[str, dict[str, tuple[float, float, float, float]]]:

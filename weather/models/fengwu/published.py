@@ -157,7 +157,9 @@ class PublishedForecast:
         count = self.channels.num_channels
         taken = inputs[0].shape if len(inputs) == 1 else []
         given = outputs[0].shape if outputs else []
-        rightly_taken = len(taken) == 4 and _may_be(taken[1], FRAMES * count)
+        rightly_taken = len(taken) == 4 and (
+            not isinstance(taken[1], int) or taken[1] == FRAMES * count
+        )
         enough = len(given) == 4 and (not isinstance(given[1], int) or given[1] >= count)
         if not rightly_taken or not enough:
             raise GatesError(
@@ -215,8 +217,3 @@ def _session(path: Path) -> Any:
     except Exception as error:  # onnxruntime raises many types
         line = (str(error).splitlines() or [type(error).__name__])[0]
         raise GatesError(f"{path} cannot be loaded: {line}; download or export it again") from error
-
-
-def _may_be(extent: object, expected: int) -> bool:
-    """Return whether an extent of a file is the one expected, or any."""
-    return not isinstance(extent, int) or extent == expected
