@@ -392,8 +392,7 @@ class KeptByRun(Kept):
     def scored(self, task: str) -> dict[str, float]:
         """Return by method the error on the held-out data of a task, over all channels.
 
-        Of the evaluation in the run folder, else of the one that ships; of networks whose increment
-        ends with the reports, as here, where these were scored.
+        Of the evaluation in the run folder, else of that which ships; of tapered networks, as here.
         """
         path, shipped = self.run.scores, self.run.store(CHOICES, Figures()).shipped
         path = path if path.is_file() or not shipped else shipped.with_name(path.name)
@@ -402,11 +401,8 @@ class KeptByRun(Kept):
         for row in read_scores(path, "weather").rows if path.is_file() else ():
             if row.task == task and row.metric in wanted and row.value > 0 and not row.versus:
                 errors[row.method].append(row.value)
-        return {
-            name: geometric_mean(errors.get(f"{name}_tapered", values))
-            for name, values in errors.items()
-            if name not in TAPERED
-        }
+        as_here = {n: errors.get(f"{n}_tapered", errors[n]) for n in errors if n not in TAPERED}
+        return {name: geometric_mean(values) for name, values in as_here.items()}
 
 
 def _refuse(form: str, setting: Setting) -> NoReturn:
