@@ -146,11 +146,7 @@ def regrid_store(
             for name in fields
             if any(counts[name])
         },
-        [
-            str(name)
-            for name, array in dataset.items()
-            if len(set(HORIZONTAL) & set(array.dims)) == 1
-        ],
+        _left_out(dataset),
     )
 
 
@@ -235,6 +231,12 @@ def _fields(dataset: xr.Dataset) -> dict[str, list[str]]:
         if 0 in dataset[name].shape:
             raise GatesError(f"{name} is empty; choose a store with data")
     return fields
+
+
+def _left_out(dataset: xr.Dataset) -> list[str]:
+    return [
+        str(name) for name, array in dataset.items() if len(set(HORIZONTAL) & set(array.dims)) == 1
+    ]
 
 
 def _create(
