@@ -59,7 +59,7 @@ class PlainProgress(ProgressBar):
         self._enabled = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note from where the training goes on, and to which step."""
+        """Note when and where the training begins, and at which step it ends."""
         self._begin, self._first = time.monotonic(), trainer.global_step
         self._total = trainer.estimated_stepping_batches
 
