@@ -1,11 +1,15 @@
-"""Libraries of optional extras: what imports one that is not installed learns how to get it."""
+"""What a module of ours cannot import: a library of an extra, or a package that another shadows."""
 
+import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import FrameType, ModuleType
 
-from core_gates.errors import MissingExtraError
+from core_gates.errors import GatesError, MissingExtraError
+
+ROOT = Path(__file__).parents[1]
 
 PACKAGES = {
     "apps": "all",
@@ -66,14 +70,51 @@ class MissingExtras:
     ) -> ModuleSpec | None:
         """Raise `MissingExtraError` for a missing library of an extra, else return None."""
         del path, target
-        frame = sys._getframe(1)
-        while frame.f_back and frame.f_globals.get("__name__") == "importlib._bootstrap":
-            frame = frame.f_back
-        importer = str(frame.f_globals.get("__name__")).partition(".")[0]
+        frame, importer = _importer(sys._getframe(1))
         if importer in PACKAGES and name in LIBRARIES:
             extra = LIBRARIES[name] or _owner(frame) or PACKAGES[importer]
             raise MissingExtraError(extra, DISTRIBUTIONS.get(name, name), module=name)
         return None
+
+
+class ForeignPackages:
+    """A finder that comes before all others: names such as ``harness`` are common.
+
+    It raises where a module of this distribution imports a package of the same name that is not
+    ours; others import what they like.
+    """
+
+    @staticmethod
+    def find_spec(
+        name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Raise `GatesError` for a foreign package that a module of ours imports."""
+        del path, target
+        package = name.partition(".")[0]
+        ours = package in PACKAGES and _importer(sys._getframe(1))[1] in PACKAGES
+        if ours and (line := foreign([package])):
+            raise GatesError(line)
+        return None
+
+
+def foreign(packages: Iterable[str]) -> str:
+    """Return a line on the first package that comes before ours on the path, empty without any."""
+    for package in packages:
+        spec = importlib.util.find_spec(package)
+        folders = [Path(folder) for folder in (spec and spec.submodule_search_locations) or ()]
+        if spec is not None and not any(f.resolve() == (ROOT / package).resolve() for f in folders):
+            return (
+                f"{folders[0] if folders else spec.origin} comes before {ROOT / package} on the "
+                "path: rename it, or take its folder out of PYTHONPATH"
+            )
+    return ""
+
+
+def _importer(frame: FrameType) -> tuple[FrameType, str]:
+    """Return the frame of the import statement, and the package that it is in."""
+    while frame.f_back and frame.f_globals.get("__name__") == "importlib._bootstrap":
+        frame = frame.f_back
+    return frame, str(frame.f_globals.get("__name__")).partition(".")[0]
 
 
 def _owner(frame: FrameType | None) -> str | None:
@@ -87,6 +128,6 @@ def _owner(frame: FrameType | None) -> str | None:
 
 
 def watch_imports() -> None:
-    """Put the finder after all others, once."""
+    """Put one finder before and one after all others, once."""
     if MissingExtras not in sys.meta_path:
-        sys.meta_path.append(MissingExtras)
+        sys.meta_path = [ForeignPackages, *sys.meta_path, MissingExtras]
