@@ -264,7 +264,7 @@ def _differences(
     stacked = torch.stack([field.detach().double() for field in fields])
     levels = symmetric_levels(stacked[stacked.isfinite()].abs().quantile(QUANTILE).item() or 1.0)
     cmap = mpl.colormaps[DIVERGING]
-    names = ("Increment", "Background − truth", "Analysis − truth")
+    names = ("Increment", "Error before", "Error after")
     for axis, field, name in zip(axes, fields, names, strict=True):
         draw_map(axis, field, grid, levels=levels, cmap=cmap)
         rms = grid.area_mean(field.detach().cpu().double().square()).sqrt().item()

@@ -95,7 +95,8 @@ def _draw(
             variable="geopotential", level=None, observed=world.networks("test", DENSITY)[0],
             title=f"{GATED}: the last analysis",
         ),
-        "Truth, the forecast before the analysis, and the analysis; below, what it changed.",
+        "Truth, the forecast before the analysis, and the analysis; below, what it changed, and "
+        "the errors of both.",
         name="analysis",
     )  # fmt: skip
     rows, columns = world.grid.shape
