@@ -305,11 +305,11 @@ def _json_lines(path: Path, _: Sequence[str]) -> Iterator[Fields]:
     for number, line in _lines(path):
         place = f"{path}, line {number}"
         try:
-            value = json.loads(line)
+            value = json.loads(line, object_pairs_hook=tuple)  # keeps names that come twice
         except ValueError as error:
             raise GatesError(f"{place} is not JSON ({error}): repair or remove it") from error
-        fields = value if isinstance(value, dict) else {}
-        yield place, [str(name).lower() for name in fields], list(fields.values())
+        fields = value if isinstance(value, tuple) else ()
+        yield place, [name.lower() for name, _ in fields], [field for _, field in fields]
 
 
 def _labels(path: Path, _: Sequence[str]) -> Iterator[Fields]:

@@ -254,6 +254,21 @@ def test_what_has_two_meanings_is_one_line(train, held_out, words, tmp_path):
 
 
 @pytest.mark.fault("46 S1")
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"text": "a", "text": "b", "label": 1}', "line 1 has two columns 'text': rename one"),
+        ('{"text": "a", "label": 1, "LABEL": 0}', "line 1 has two columns 'label': rename one"),
+        ('["text", "label"]', "line 1 has no names of columns that are known, but none"),
+    ],
+)
+def test_an_object_with_a_name_twice_is_one_line(line, words, tmp_path):
+    (tmp_path / "x.jsonl").write_text(f"{line}\n")
+    with pytest.raises(GatesError, match=words):
+        read_rows(tmp_path / "x.jsonl")
+
+
+@pytest.mark.fault("46 S1")
 def test_columns_that_are_not_read_may_have_one_name(tmp_path):
     text = "id\tid\tsentence\tlabel\n1\t2\tso\tx, y\n1\t2\tno\t0\n"
     rows = read_rows(write(tmp_path, train__tsv=text) / "train.tsv")
