@@ -1,4 +1,4 @@
-"""``gates doctor``: what is installed, what it runs on, what is missing and how to get it."""
+"""``gates doctor``: what is missing and how to get it, what it runs on, what is installed."""
 
 from __future__ import annotations
 
@@ -67,11 +67,12 @@ def main(arguments: Sequence[str], apps: Mapping[str, App]) -> int:
     if arguments:
         raise GatesError(f"doctor takes no arguments, found {arguments[0]!r}")
     console = Console()
-    console.print(_facts("machine", machine()))
     packages = findings()
-    console.print(_packages(packages))
     needed = {"base"}.union(*(app.extras for app in apps.values()))
-    return _advise(console, packages, needed)
+    code = _advise(console, packages, needed)
+    console.print(_facts("machine", machine()))
+    console.print(_packages(packages))
+    return code
 
 
 def findings() -> list[Finding]:
@@ -177,7 +178,7 @@ def _advise(console: Console, checked: list[Finding], needed: Collection[str]) -
         if not item.fine:
             found_here = f" ({item.found}, wanted {item.wanted})" if item.found else ""
             lacking.setdefault(item.extra, []).append(f"{item.package}{found_here}")
-    for extra, packages in lacking.items():
+    for extra, packages in sorted(lacking.items(), key=lambda item: item[0] not in needed):
         wanted = DISTRIBUTION if extra == "base" else f"'{DISTRIBUTION}[{extra}]'"
         console.print(
             f"{extra}: {', '.join(packages)} missing or too old: pip install {escape(wanted)}"

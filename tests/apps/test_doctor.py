@@ -53,6 +53,17 @@ def test_what_is_missing_comes_with_its_command(monkeypatch, capsys, extra, comm
     assert f"{extra}: zarr missing or too old: {command}" in out
 
 
+@pytest.mark.fault("46 H1")
+def test_what_needs_a_hand_comes_first(monkeypatch, capsys):
+    missing = [Finding("bench", "jax", ">=3", None), Finding("weather", "zarr", ">=3", None)]
+    monkeypatch.setattr(apps.doctor, "findings", lambda: missing)
+    main(["doctor"])
+    out = capsys.readouterr().out
+    places = [out.index(part) for part in ("weather: zarr", "bench: jax", "machine", "packages")]
+    assert places == sorted(places)
+    assert places[0] == 0
+
+
 @pytest.mark.fault("46 A1")
 def test_an_installed_release_below_the_floor_is_named(monkeypatch, capsys):
     """Of transformers, whose older models ignore the cache that block gates give them."""
