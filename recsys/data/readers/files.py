@@ -16,6 +16,7 @@ from harness.files.texts import not_utf8, unreadable
 from recsys.columns.canonical import (
     RowError,
     canonical,
+    is_text,
     kind_of,
     numbers_of,
     part_of,
@@ -248,7 +249,8 @@ def read_table(
     if not any(len(table) for table in tables):
         raise GatesError(f"{path} has no rows: name a table with some")
     kept = [name for name in tables[0].columns if all(name in t.columns for t in tables)]
-    return _joined(files, [table.select(kept) for table in tables], missing)
+    time = schema.time if schema else ""
+    return _joined(files, [table.select(kept) for table in tables], missing, time)
 
 
 def files_of(path: Path) -> list[Path]:
@@ -346,12 +348,20 @@ def _check_present(path: Path, table: pl.DataFrame, wanted: Sequence[str], first
 
 
 def _joined(
-    files: Sequence[Path], tables: Sequence[pl.DataFrame], missing: Sequence[str]
+    files: Sequence[Path], tables: Sequence[pl.DataFrame], missing: Sequence[str], time: str
 ) -> pl.DataFrame:
-    """Return the rows of all tables, with one type per column."""
+    """Return the rows of all tables, with one type per column; times are text in all or in none."""
     columns = []
     for name in tables[0].columns:
         parts = [table[name] for table in tables]
+        forms = {
+            is_text(p.dtype): f for p, f in zip(parts, files, strict=True) if p.dtype != pl.Null
+        }
+        if name == time and len(forms) == 2:
+            raise GatesError(
+                f"{forms[True]} has text in the column of times {name!r}, {forms[False]} has not: "
+                "write them in one form, such as seconds since 1970"
+            )
         if any(part.dtype in (pl.String, pl.Categorical, pl.Enum) for part in parts):
             parts = [_text(*each, missing) for each in zip(parts, files, strict=True)]
         kinds = [_family(part.dtype) for part in parts]

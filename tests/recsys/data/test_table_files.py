@@ -1,5 +1,6 @@
 """Files of tables: chunks, parts and what readers share."""
 
+import dataclasses
 import datetime
 
 import polars as pl
@@ -374,6 +375,20 @@ FAULTS = {
         },
         r"b\.parquet: column 'x' has type Date, in an earlier file it has numbers",
     ),
+    "times as numbers and as text": (
+        {
+            "a_parquet": PARQUET.with_columns(at=pl.lit(1_704_073_824)),
+            "b_parquet": PARQUET.with_columns(at=pl.lit("2024-01-31")),
+        },
+        r"b\.parquet has text in the column of times 'at', .*a\.parquet has not: write them in one",
+    ),
+    "times as text and as numbers": (
+        {
+            "a_csv": "book,price,bought,w,at\n7,1,1,1,2024-01-31\n",
+            "b_csv": "book,price,bought,w,at\n7,1,1,1,1704073824\n",
+        },
+        r"a\.csv has text in the column of times 'at', .*b\.csv has not: write them in one form",
+    ),
     "lists and text": (
         {
             "a_parquet": PARQUET.with_columns(x=pl.lit("a")),
@@ -384,12 +399,14 @@ FAULTS = {
 }
 
 
+@pytest.mark.fault("46 R5")
 @pytest.mark.parametrize("case", FAULTS)
 def test_faults(case, write):
     files, words = FAULTS[case]
     folder = write(**files)
+    schema = dataclasses.replace(SCHEMA, time="at" if case.startswith("times") else "")
     with pytest.raises(GatesError, match=words) as caught:
-        read_table(folder, schema=SCHEMA)
+        read_table(folder, schema=schema)
     assert "\n" not in str(caught.value)
 
 
