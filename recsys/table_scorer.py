@@ -34,7 +34,7 @@ class Scored(NamedTuple):
     Attributes:
         probabilities: (N, T) float32.
         unknown: (N, F), true where the value of a sparse column was not seen in training.
-        missing: (N, F), true where there is none.
+        missing: (N, S + H), true where the schema's sparse columns and histories have none.
     """
 
     probabilities: NDArray[np.float32]
@@ -110,7 +110,9 @@ class TableScorer:
             rows = _rows(features, (spans[0][0], spans[-1][1]))
             logits = self._of_lists(rows, spans) if len(lists) else self.ranker(*rows)
             probabilities[spans[0][0] : spans[-1][1]] = logits.sigmoid().numpy()
-        return Scored(probabilities, features.sparse == UNKNOWN, features.sparse == MISSING)
+        missing = [*features.sparse.T[: len(self.schema.sparse)], *features.sequences]
+        absent = [(rows == MISSING).reshape(len(table), -1).all(1) for rows in missing]
+        return Scored(probabilities, features.sparse == UNKNOWN, np.array(absent).T)
 
     def _check_lists(self, features: Features, lists: Sequence[int]) -> None:
         """Refuse lists that are not all rows, or whose rows are not of one user each."""

@@ -150,7 +150,7 @@ class ShardWriter:
     Attributes:
         rows: Rows that were scored.
         unknown: (F,) rows among them in which a sparse column has a value unseen in training.
-        missing: (F,) rows among them in which it has none.
+        missing: Rows among them in which each sparse column and each history has none.
         counts: Numbers of each dense column by where they lie, see
             `recsys.transform.fitting.places_of`.
     """
@@ -165,7 +165,10 @@ class ShardWriter:
         self.known, self.version, self.scorer = unknown_shares, *model
         self.tasks, self.fusion = tuple(tasks), fusion
         self.rows = 0
-        self.unknown, self.missing = np.zeros((2, len(self.scorer.sparse_names)), np.int64)
+        self.unknown = np.zeros(len(self.scorer.sparse_names), np.int64)
+        schema = self.scorer.schema
+        self._sources = [*map(source_of, schema.sparse), *(h.name for h in schema.sequences)]
+        self.missing = np.zeros(len(self._sources), np.int64)
         self.ranges = self.scorer.transform.fitted.ranges
         self.counts = {name: np.zeros(5, np.int64) for name in self.ranges}
         self._numbers = {name: QuantileSketch() for name in self.ranges}
@@ -259,8 +262,8 @@ class ShardWriter:
             if said:
                 warns = shifted or below + above >= LEAST * rows
                 yield f"{'WARNING: ' * warns}{name}: {', '.join(said)}"
-        rows_missing = zip(self.scorer.schema.sparse, self.missing.tolist(), strict=False)
-        empty = dict.fromkeys(source_of(f) for f, n in rows_missing if 0 < self.rows == n)
+        rows_missing = zip(self._sources, self.missing.tolist(), strict=True)
+        empty = dict.fromkeys(name for name, n in rows_missing if 0 < self.rows == n)
         yield from (f"WARNING: {name}: no row holds a value" for name in empty)
         for name, count in zip(self.scorer.sparse_names, self.unknown.tolist(), strict=True):
             if not count:

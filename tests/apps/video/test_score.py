@@ -172,7 +172,7 @@ def test_a_column_in_another_unit_is_told(shop, world, capsys):
 
 
 @pytest.mark.fault("46 R4")
-@pytest.mark.parametrize("name", ["city", "author", "hour"])
+@pytest.mark.parametrize("name", ["city", "author", "hour", "last"])
 def test_a_column_that_is_wholly_missing_is_told(name, shop, world, capsys):
     """One line for each column, and none for its crosses or where a single value is left."""
     table = shop.rows(200, 4).with_columns(pl.lit(None).alias(name))
