@@ -18,14 +18,7 @@ def univariate(transform, channels, deviation, *, length_km):
         channels: The C channels.
         deviation: (C,) standard deviations of the error.
         length_km: Half width c of the correlation.
-
-    Raises:
-        ValueError: A deviation or the length is not positive.
     """
-    if not (length_km > 0 and (deviation > 0).all()):
-        raise ValueError(
-            f"deviation and length_km must be positive, got {deviation.tolist()} and {length_km}"
-        )
     layout, variance = FieldLayout.of(channels), deviation.double().square()
     scalar = correlation_spectrum(lambda km: gaspari_cohn(km / length_km), transform.truncation)
     energy = (2 * transform.degree + 1) * scalar * -transform.laplacian
@@ -59,14 +52,9 @@ class DenseControl:
 
     Args:
         matrix: B (n, n); eigenvalues below zero, which rounding leaves, count as zero.
-
-    Raises:
-        ValueError: The matrix is not square.
     """
 
     def __init__(self, matrix):
-        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-            raise ValueError(f"expected a square matrix, found shape {tuple(matrix.shape)}")
         values, vectors = torch.linalg.eigh(matrix.double())
         self._root = (vectors * values.clamp(min=0.0).sqrt()) @ vectors.T
         self.size = self.num_controls = len(matrix)

@@ -1,6 +1,7 @@
 """Methods without covariances: none at all, inverse distance, nudging."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -82,26 +83,26 @@ def test_channels_do_not_share_observations(problem, grid):
         assert_close(one[:, :, 0], both[:, :, 0], rtol=0, atol=1e-12)
 
 
-def test_without_observations_the_background_is_kept_exactly(problem, grid):
-    background, observations = problem()
-    nothing = observations.withhold(torch.tensor(False))
-    for of in ("innovations", "observations"):
-        assert torch.equal(InverseDistance(grid, of=of).analyze(background, nothing), background)
-
-
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("method", "options", "message"),
     [
-        ({"of": "guesses"}, "unknown"),
-        ({"power": 0.0}, "positive"),
-        ({"background_km": -1.0}, "positive"),
-        ({"of": "observations", "background_km": 500.0}, "no meaning"),
+        (InverseDistance, {"of": "guesses"}, "unknown"),
+        (InverseDistance, {"power": 0.0}, "positive"),
+        (InverseDistance, {"background_km": -1.0}, "positive"),
+        (InverseDistance, {"of": "observations", "background_km": 500.0}, "no meaning"),
+        (
+            partial(Nudging, forecast=None),
+            {"relaxation_hours": 0},
+            "relaxation_hours must be positive, got 0",
+        ),
+        (partial(Nudging, forecast=None), {"radius_km": 0}, "radius_km must be positive, got 0"),
+        (partial(Nudging, forecast=None), {"hours": 0}, "hours must be positive, got 0"),
+        (partial(Nudging, forecast=None), {"steps": 0}, "steps must be positive, got 0"),
     ],
 )
-def test_bad_arguments(grid, options, message):
-    assert InverseDistance(grid, of="observations", background_km=math.inf).members == 1
+def test_bad_arguments(grid, method, options, message):
     with pytest.raises(ValueError, match=message):
-        InverseDistance(grid, **options)
+        method(grid, **options)
 
 
 @pytest.mark.parametrize("of", ["innovations", "observations"])
@@ -193,9 +194,3 @@ def test_what_observes_nothing_or_is_lost_stays_exactly(grid, problem):
         assert torch.equal(analysis[2].nan_to_num(7.0), background[2].nan_to_num(7.0))
         assert not torch.equal(analysis[0], background[0])
         background = decaying(analysis, 6.0)
-
-
-def test_wrong_arguments_are_refused(grid):
-    for name in ("relaxation_hours", "radius_km", "hours", "steps"):
-        with pytest.raises(ValueError, match=f"{name} must be positive, got 0"):
-            Nudging(grid, still, **{name: 0})

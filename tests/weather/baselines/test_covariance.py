@@ -10,7 +10,6 @@ from torch.testing import assert_close
 from weather.baselines.covariance import (
     DenseCovariance,
     DistanceWeights,
-    GaspariCohnTaper,
     GridPoints,
     HomogeneousCovariance,
     SampleCovariance,
@@ -18,24 +17,14 @@ from weather.baselines.covariance import (
     gaspari_cohn,
     has_equal_steps,
 )
-from weather.baselines.optimal_interpolation import OptimalInterpolation, factorize
-from weather.grid import EARTH_RADIUS_KM, Grid, great_circle_km, regular_grid
+from weather.baselines.optimal_interpolation import OptimalInterpolation
+from weather.grid import EARTH_RADIUS_KM, Grid, gaussian_grid, great_circle_km, regular_grid
 from weather.observations.gridded import GriddedObservations
 
 
 def test_gaspari_cohn_golden(golden_filter):
     vectors = golden_filter[0]
     assert_close(gaspari_cohn(vectors["gc_r"]), vectors["gc_rho"], rtol=0, atol=1e-12)
-
-
-def test_gaspari_cohn_is_even_smooth_and_compact():
-    ratio = torch.tensor([0.0, 1 - 1e-9, 1 + 1e-9, 2.0, 5.0, torch.inf], dtype=torch.float64)
-    rho = gaspari_cohn(ratio)
-    assert rho[0] == 1
-    assert_close(rho[1], rho[2], rtol=0, atol=1e-8)
-    assert_close(rho[1].item(), 5 / 24, rtol=0, atol=1e-8)  # 1 - 5/3 + 5/8 + 1/2 - 1/4
-    assert (rho[3:] == 0).all()
-    assert torch.equal(gaspari_cohn(-ratio), rho)
 
 
 def test_distances_run_over_rows_first():
@@ -72,10 +61,6 @@ def test_weights_are_kept_and_the_oldest_forgotten(grid):
     assert weights.at(torch.arange(9), torch.float32).shape == (9, 72)
 
 
-def test_an_infinite_half_width_does_not_taper():
-    assert (GaspariCohnTaper(math.inf)(torch.tensor([0.0, 2e4])) == 1).all()
-
-
 COUPLING = torch.tensor([[1.0, 0.3], [0.3, 1.0]], dtype=torch.float64)
 
 
@@ -96,49 +81,17 @@ def full_matrix(samples, grid, half_width, coupling):
     return sample * gaspari_cohn(distance / half_width) * factor
 
 
-@pytest.mark.parametrize("half_width", [3000.0, np.inf])
-def test_blocks_are_those_of_the_definition(samples, grid, half_width):
-    covariance = SampleCovariance(samples, grid, localization_km=half_width, coupling=COUPLING)
-    expected = full_matrix(samples, grid, half_width, COUPLING)
+@pytest.mark.parametrize(("half_width", "coupling"), [(3000.0, COUPLING), (np.inf, None)])
+def test_blocks_are_those_of_the_definition(samples, grid, half_width, coupling):
+    covariance = SampleCovariance(samples, grid, localization_km=half_width, coupling=coupling)
+    factors = torch.ones(2, 2) if coupling is None else coupling  # all channels by default
+    expected = full_matrix(samples, grid, half_width, factors)
     rows, columns = torch.tensor([100, 3, 75, 3]), torch.tensor([8, 143, 0])
     assert covariance.size == len(expected) == 144
     assert_close(covariance.block(rows), expected[rows], rtol=0, atol=1e-12)
-    assert_close(covariance.block(rows, columns), expected[rows][:, columns], rtol=0, atol=1e-12)
-    dense = covariance.dense()
-    assert_close(dense.matrix, expected, rtol=0, atol=1e-12)
-    assert_close(dense.block(rows, columns), expected[rows][:, columns], rtol=0, atol=1e-12)
-
-
-def test_channels_are_fully_coupled_by_default(samples, grid):
-    both = SampleCovariance(samples, grid).block(torch.tensor([0]))
-    apart = SampleCovariance(samples, grid, coupling=torch.eye(2)).block(torch.tensor([0]))
-    assert_close(both[:, :72], apart[:, :72])
-    assert (apart[:, 72:] == 0).all()
-    assert both[:, 72:].abs().min() > 0
-
-
-def test_localization_keeps_the_covariance_positive(samples, grid):
-    localized = SampleCovariance(samples, grid, localization_km=3000.0).dense().matrix
-    assert torch.linalg.eigvalsh(localized).min() > -1e-9
-    assert torch.linalg.matrix_rank(localized) > len(samples)
-
-
-@pytest.mark.parametrize(
-    ("shape", "half_width", "message"),
-    [
-        ((1, 2, 6, 12), 1.0, "two samples"),
-        ((5, 2, 12, 6), 1.0, "on \\(6, 12\\)"),
-        ((5, 2, 6, 12), 0.0, "positive"),
-    ],
-)
-def test_bad_arguments(grid, shape, half_width, message):
-    with pytest.raises(ValueError, match=message):
-        SampleCovariance(torch.zeros(shape), grid, localization_km=half_width)
-
-
-def test_a_matrix_must_be_square():
-    with pytest.raises(ValueError, match="square"):
-        DenseCovariance(torch.zeros(3, 4))
+    for one in (covariance, covariance.dense()):
+        found = one.block(rows, columns)
+        assert_close(found, expected[rows][:, columns], rtol=0, atol=1e-12)
 
 
 def decay(km):
@@ -185,8 +138,19 @@ def deviation():
     return torch.stack((rows, 10 / rows))[:, :, None].expand(2, 9, 16)
 
 
+def homogeneous(sd=None, correlation=CORRELATION, length_km=1.0):
+    sd = deviation() if sd is None else sd
+    return HomogeneousCovariance(sd, correlation, GRID, length_km=length_km)
+
+
 def covariance(length_km=2500.0):
-    return HomogeneousCovariance(deviation(), CORRELATION, GRID, length_km=length_km)
+    return homogeneous(length_km=length_km)
+
+
+def of_samples(*shape, localization_km=1.0):
+    return SampleCovariance(
+        torch.zeros(shape), gaussian_grid(6, 12), localization_km=localization_km
+    )
 
 
 def everything(b):
@@ -195,36 +159,13 @@ def everything(b):
 
 def test_elements_are_those_of_the_formula():
     b, s = covariance(), deviation().flatten()
-    matrix = everything(b)
-    lat, lon = GRID.latitude.repeat_interleave(16), GRID.longitude.repeat(9)
-    for row, column in ((0, 0), (37, 41), (37, 37 + COUNT), (20, 200), (130, 20)):
-        i, j = row % COUNT, column % COUNT
-        distance = great_circle_km(lat[i], lon[i], lat[j], lon[j])
-        expected = s[row] * s[column] * CORRELATION[row // COUNT, column // COUNT]
-        expected = expected * gaspari_cohn(distance / 2500.0)
-        assert_close(matrix[row, column], expected.float())
-    far = great_circle_km(lat[:, None], lon[:, None], lat, lon) >= 5000.0
-    assert (matrix[:COUNT, :COUNT][far] == 0).all()
-    assert (matrix[:COUNT, :COUNT][~far] > 0).all()
-
-
-@pytest.mark.parametrize("length", [500.0, 2500.0, 6000.0])
-def test_symmetric_with_the_stated_variance_and_positive_definite_with_errors(length):
-    b = covariance(length)
-    matrix = everything(b)
-    assert_close(matrix, matrix.T, rtol=1e-5, atol=1e-6)
-    assert_close(matrix.diagonal(), deviation().flatten().square())
-    assert torch.linalg.eigvalsh(matrix.double()).min() > -1e-4 * float(matrix.diagonal().max())
-    factor = factorize(b, 0.1 * deviation().flatten(), 1.0, max_cross_bytes=2**30)
-    assert factor.cholesky.diagonal().min() > 0
-
-
-def test_blocks_are_parts_of_the_whole():
-    b = covariance()
-    whole = everything(b)
+    lat, lon = GRID.latitude.repeat_interleave(16).repeat(2), GRID.longitude.repeat(18)
+    distance = great_circle_km(lat[:, None], lon[:, None], lat, lon)
+    coupling = CORRELATION.repeat_interleave(COUNT, 0).repeat_interleave(COUNT, 1)
+    expected = (s[:, None] * s * coupling * gaspari_cohn(distance / 2500.0)).float()
     rows, columns = torch.tensor([250, 3, 3, 144]), torch.tensor([7, 280, 7])
-    assert torch.equal(b.block(rows, columns), whole[rows][:, columns])
-    assert torch.equal(b.block(rows), whole[rows])
+    assert_close(everything(b), expected)
+    assert_close(b.block(rows, columns), expected[rows][:, columns])
 
 
 def test_estimates_of_samples_drawn_from_it():
@@ -264,15 +205,20 @@ def test_a_single_observation_moves_the_analysis_by_the_textbook_increment():
     assert analysis[0, 0, 0, 4, 5] > 0  # the correlated channel follows
 
 
-def test_wrong_arguments_are_refused(refuses):
-    refuses(
-        ValueError,
-        (
-            r"expected standard deviations \(2, 9, 16\)",
-            lambda: HomogeneousCovariance(deviation()[:, :-1], CORRELATION, GRID, length_km=1.0),
-        ),
-        ("length_km must be positive, got 0", lambda: covariance(0.0)),
-    )
-    for wrong in (torch.tensor([[1.0, 0.6], [0.2, 1.0]]), 2 * CORRELATION, CORRELATION[:1]):
-        with pytest.raises(ValueError, match="symmetric with ones on its diagonal"):
-            HomogeneousCovariance(deviation(), wrong, GRID, length_km=1.0)
+@pytest.mark.parametrize(
+    ("refused", "words"),
+    [
+        (lambda: of_samples(1, 2, 6, 12), "two samples"),
+        (lambda: of_samples(5, 2, 12, 6), r"on \(6, 12\)"),
+        (lambda: of_samples(5, 2, 6, 12, localization_km=0.0), "positive"),
+        (lambda: DenseCovariance(torch.zeros(3, 4)), "square"),
+        (lambda: homogeneous(deviation()[:, :-1]), r"expected standard deviations \(2, 9, 16\)"),
+        (lambda: covariance(0.0), "length_km must be positive, got 0"),
+        (lambda: homogeneous(correlation=torch.tensor([[1.0, 0.6], [0.2, 1.0]])), "symmetric with"),
+        (lambda: homogeneous(correlation=2 * CORRELATION), "with ones on its diagonal"),
+        (lambda: homogeneous(correlation=CORRELATION[:1]), "symmetric with ones"),
+    ],
+)
+def test_wrong_arguments_are_refused(refused, words):
+    with pytest.raises(ValueError, match=words):
+        refused()

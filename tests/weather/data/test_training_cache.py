@@ -2,7 +2,6 @@
 
 import pickle
 import threading
-from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -45,16 +44,6 @@ def test_layout():
     assert "Copernicus" in ATTRIBUTION
 
 
-def test_units_and_level_order():
-    fields, grid, _, _ = load_era5_sample()
-    z850, z500, t850, t500 = (fields * grid.area_weights()[:, None]).mean((0, 1, 3, 4)).tolist()
-    assert 13_500 < z850 < 15_000  # m2 s-2
-    assert 54_000 < z500 < 57_000
-    assert 275 < t850 < 285  # K
-    assert 255 < t500 < 265
-    assert fields.isfinite().all()
-
-
 def test_fields_stand_the_right_way_up():
     """In January the Arctic is colder at 850 hPa than the Antarctic, Siberia than the Pacific."""
     fields, grid, channels, _ = load_era5_sample()
@@ -63,20 +52,6 @@ def test_fields_stand_the_right_way_up():
     assert t850[north].mean() < t850[south].mean()
     row = int((grid.latitude - 60).abs().argmin())
     assert t850[row, grid.longitude == 120] < t850[row, grid.longitude == 180] - 5
-
-
-def test_member_zero_is_the_control():
-    """The unperturbed member lies nearer to the mean of the others (9.4 against 13.9 m2 s-2)."""
-    fields, grid, channels, _ = load_era5_sample()
-    z500 = fields[:, :, channels.index("geopotential", 500)]
-    weights = grid.area_weights()[:, None]
-    spreads = []
-    for member in range(10):
-        others = torch.cat((z500[:member], z500[member + 1 :])).mean(0)
-        spreads.append(((z500[member] - others) ** 2 * weights).mean().sqrt().item())
-    assert 8.5 < spreads[0] < 10.5
-    assert min(spreads[1:]) > 1.25 * spreads[0]
-    assert 13 < sum(spreads[1:]) / 9 < 16
 
 
 LAND = {
@@ -114,12 +89,6 @@ def test_places(place, convention):
     assert land_mask(grid).item() == (place in LAND)
 
 
-def test_land_covers_29_percent():
-    grid = regular_grid(181, 360, poles=True)
-    share = (land_mask(grid) * grid.area_weights()[:, None]).mean().item()
-    assert share == pytest.approx(0.29, abs=0.01)
-
-
 def test_mask_does_not_depend_on_the_orientation():
     grid = gaussian_grid(32, 64)
     mask = land_mask(grid)
@@ -137,12 +106,6 @@ def test_changing_the_result_does_not_change_the_cache():
     assert kept.any()
 
 
-def test_rings_are_closed():
-    for ring in land_rings():
-        assert len(ring) >= 4
-        assert (ring[0] == ring[-1]).all()
-
-
 def test_polylines_never_jump():
     """No line crosses the map from one side to the other or follows its edges."""
     polylines = coastline()
@@ -155,10 +118,6 @@ def test_polylines_never_jump():
         assert not (edge[1:] & edge[:-1]).any()
     kept = sum(len(longitude) - 1 for longitude, _ in polylines)
     assert sum(len(ring) - 1 for ring in land_rings()) - kept < 25
-
-
-def test_asset_is_small():
-    assert len((files("weather.data") / "assets" / "coastline.npz").read_bytes()) <= 60_000
 
 
 GRID = regular_grid(9, 16, poles=True)
@@ -297,14 +256,14 @@ def test_damaged_caches_are_named_with_the_remedy(tmp_path):
         FrameCache(tmp_path / "none.zarr")
     path = written(tmp_path / "truth.zarr")
     shard = path / "frames" / "c" / "0" / "0" / "0" / "0"
-    content = bytearray(shard.read_bytes())
-    nan = np.float32(np.nan).tobytes()
-    shard.write_bytes(bytes(content[:8]) + nan + bytes(content[12:]))
-    with pytest.raises(GatesError, match=r"2020-02-27T00:00 is damaged .*not finite.*delete"):
-        FrameCache(path)[0]
-    shard.write_bytes(content[-300:])
-    with pytest.raises(GatesError, match=r"2020-02-29T12:00 is damaged"):
-        FrameCache(path)[10]
+    content, nan = shard.read_bytes(), np.float32(np.nan).tobytes()
+    for damaged, number, words in (
+        (content[:8] + nan + content[12:], 0, "27T00:00 is damaged .*not finite.*delete"),
+        (content[-300:], 10, "29T12:00 is damaged"),
+    ):
+        shard.write_bytes(damaged)
+        with pytest.raises(GatesError, match=f"2020-02-{words}"):
+            FrameCache(path)[number]
     shard.unlink()
     with pytest.raises(GatesError, match=r"2020-02-27T06:00 is damaged"):
         FrameCache(path)[1]
@@ -331,16 +290,6 @@ def states(count, seed):
     return shift + scale * torch.randn(count, 3, *ROWS_10.shape, generator=draw)
 
 
-def test_moments_are_those_in_memory():
-    frames, chosen = states(20, 0), [3, 4, 9, 17]
-    found = channel_statistics(frames.numpy(), ROWS_10.area_weights(), chosen)
-    expected = Normalizer.fit(frames[chosen].double(), area_weights=ROWS_10.area_weights())
-    np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-6)
-    np.testing.assert_allclose(found.sd, expected.std, rtol=1e-6)
-    whole = channel_statistics(frames.numpy(), ROWS_10.area_weights())
-    assert np.abs(whole.mean - found.mean).min() > 0
-
-
 def test_root_mean_squares_are_those_in_memory():
     truth, background = states(20, 0), states(9, 1)
     pairs = np.array([3, 4, 9]), np.array([8, 0, 1])
@@ -349,11 +298,6 @@ def test_root_mean_squares_are_those_in_memory():
     )
     gap = truth[pairs[0]].double() - background[pairs[1]]
     np.testing.assert_allclose(found, ROWS_10.area_mean(gap.square()).mean(0).sqrt(), rtol=1e-6)
-
-
-def test_nothing_has_no_statistics():
-    with pytest.raises(ValueError, match="there is no frame"):
-        channel_statistics(states(2, 0).numpy(), ROWS_10.area_weights(), [])
 
 
 COARSE = regular_grid(4, 8, poles=False)
@@ -431,6 +375,10 @@ def test_what_cannot_be_computed_or_read_is_refused(series, tmp_path, refuses):
             lambda: next(daily_climatology(states, times, window_days=60)),
         ),
         ("there is no frame", lambda: next(daily_climatology(states, times, []))),
+        (
+            "there is no frame",
+            lambda: channel_statistics(fields(2).numpy(), GRID.area_weights(), []),
+        ),
     )
     with pytest.raises(GatesError, match=r"no climatology of 2020-01-01T00:00.*delete it"):
         read_climatology(tmp_path / "none.zarr", THREE, np.datetime64("2020-01-01"))

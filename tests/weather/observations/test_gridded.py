@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from torch.testing import assert_close
 
 from weather.grid import Grid, gaussian_grid, regular_grid
@@ -27,16 +27,6 @@ GRIDS = {
     "ascending": Grid(torch.linspace(-80, 80, 9), torch.arange(10) * 36.0),
     "from -180": Grid(torch.linspace(80, -80, 9), torch.arange(10) * 36.0 - 180),
 }
-
-
-@pytest.mark.parametrize("name", GRIDS)
-def test_centers_lie_in_their_own_cells(name):
-    grid = GRIDS[name]
-    latitude, longitude = torch.meshgrid(grid.latitude, grid.longitude, indexing="ij")
-    for turn in (-360, 0, 360):
-        row, column = cell_of(grid, latitude, longitude + turn)
-        assert torch.equal(row, torch.arange(grid.shape[0])[:, None].expand(grid.shape))
-        assert torch.equal(column, torch.arange(grid.shape[1]).expand(grid.shape))
 
 
 @given(
@@ -68,12 +58,6 @@ def test_absence_is_an_infinite_error_and_a_zero_value():
     assert observations.values.tolist() == [[[1, 0, 3]], [[4, 5, 0]]]
     assert observations.errors.tolist() == [[[0.5, INF, 0.5]], [[2, 2, INF]]]
     assert observations.mask.tolist() == [[[True, False, True]], [[True, True, False]]]
-
-
-def test_errors_per_channel():
-    observations = GriddedObservations.from_values(torch.zeros(2, 3, 4, 5), torch.arange(1.0, 4.0))
-    assert observations.errors.shape == (2, 3, 4, 5)
-    assert torch.equal(observations.errors[1, :, 2, 3], torch.arange(1.0, 4.0))
 
 
 @pytest.mark.parametrize("error", [0.0, -1.0, torch.nan])
@@ -114,16 +98,6 @@ def test_confidence():
         confidence(example(), reference, "soft")
 
 
-@given(st.floats(1e-3, 1e3), st.floats(1e-3, 1e3))
-def test_confidence_is_the_weight_of_scalar_interpolation(error, reference):
-    observations = GriddedObservations.from_values(
-        torch.ones(1, 1, 1, dtype=torch.float64), torch.tensor([error], dtype=torch.float64)
-    )
-    c = confidence(observations, torch.tensor([reference], dtype=torch.float64)).item()
-    assert c == pytest.approx(reference**2 / (reference**2 + error**2))
-    assert 0 <= c <= 1
-
-
 def test_gross_check_rejects_beyond_five_combined_deviations():
     values = torch.tensor([[[24.9, 25.1, -24.9, -25.1, 1e6, 0.0]]])
     observations = GriddedObservations.from_values(values, torch.tensor([4.0]))
@@ -131,36 +105,8 @@ def test_gross_check_rejects_beyond_five_combined_deviations():
     background[..., 5] = torch.nan
     checked = gross_check(observations, background, torch.tensor([3.0]))
     assert checked.mask.flatten().tolist() == [True, False, True, False, False, False]
-    assert checked.values.flatten()[4] == 0
+    assert checked.values.flatten().tolist() == [values[0, 0, 0], 0, values[0, 0, 2], 0, 0, 0]
     assert not gross_check(observations, background, torch.tensor([3.0]), factor=4).mask.any()
-
-
-def test_gross_check_leaves_good_observations_bit_for_bit():
-    generator = torch.Generator().manual_seed(0)
-    truth = torch.randn(2, 3, 8, 16, generator=generator)
-    errors = torch.tensor([0.5, 1.0, 2.0])
-    values = truth + errors[:, None, None] * torch.randn(truth.shape, generator=generator)
-    observations = GriddedObservations.from_values(values, errors)
-    observations = observations.withhold(torch.rand(8, 16, generator=generator) < 0.3)
-    checked = gross_check(observations, truth, torch.tensor([1.0, 1.0, 1.0]))
-    assert torch.equal(checked.values, observations.values)
-    assert torch.equal(checked.errors, observations.errors)
-
-
-def test_poisoned_observation_is_rejected_and_alone():
-    observations = GriddedObservations.from_values(torch.zeros(1, 2, 2), torch.tensor([1.0]))
-    observations.values[0, 0, 1] = 1e6
-    checked = gross_check(observations, torch.zeros(1, 2, 2), torch.tensor([10.0]))
-    assert checked.mask.tolist() == [[[True, False], [True, True]]]
-    assert checked.values.abs().max() == 0
-
-
-def test_empty_batch_is_valid():
-    absent = GriddedObservations.absent((2, 3, 4, 5))
-    assert confidence(absent, torch.ones(3)).abs().max() == 0
-    checked = gross_check(absent, torch.zeros(2, 3, 4, 5), torch.ones(3))
-    assert not checked.mask.any()
-    assert checked.values.abs().max() == 0
 
 
 @pytest.mark.fault("faults 7")
@@ -236,39 +182,6 @@ def test_representativeness_does_not_average_out():
     assert gridded.mask.sum() == 1
 
 
-@settings(max_examples=40, deadline=None)
-@given(
-    st.lists(st.tuples(st.floats(200, 300), st.floats(0.1, 10)), min_size=1, max_size=12),
-    st.randoms(use_true_random=False),
-)
-def test_superob_invariants(pairs, random):
-    """Order does not matter; the mean lies among the values; the error below each of them."""
-    rows = [(15, 60, "temperature", 500, value, error) for value, error in pairs]
-    gridded = grid_table(table(rows), GRID, CHANNELS, NOON)
-    random.shuffle(rows)
-    shuffled = grid_table(table(rows), GRID, CHANNELS, NOON)
-    value, error = gridded.values[2, 2, 2].item(), gridded.errors[2, 2, 2].item()
-    assert shuffled.values[2, 2, 2].item() == pytest.approx(value, rel=1e-6)
-    assert min(v for v, _ in pairs) - 1e-3 <= value <= max(v for v, _ in pairs) + 1e-3
-    assert error <= min(e for _, e in pairs) * (1 + 1e-6)
-    weights = np.array([e**-2 for _, e in pairs])
-    assert value == pytest.approx(weights @ [v for v, _ in pairs] / weights.sum(), rel=1e-6)
-
-
-def test_two_batches_combine_like_one():
-    """Gridding superobs again gives the same as gridding all reports at once."""
-    rows = [(15, 60, "temperature", 500, 250.0 + i, 1.0 + i) for i in range(6)]
-    together = grid_table(table(rows), GRID, CHANNELS, NOON)
-    parts = [grid_table(table(half), GRID, CHANNELS, NOON) for half in (rows[:2], rows[2:])]
-    rows = [
-        (15, 60, "temperature", 500, part.values[2, 2, 2].item(), part.errors[2, 2, 2].item())
-        for part in parts
-    ]
-    again = grid_table(table(rows), GRID, CHANNELS, NOON)
-    torch.testing.assert_close(again.values, together.values)
-    torch.testing.assert_close(again.errors, together.errors)
-
-
 def test_windows_tile_the_time_axis():
     offsets = pd.to_timedelta([-181, -180, -1, 0, 179, 180], unit="min")
     row = (45, 30, "temperature", 850, 280.0, 1.0)
@@ -291,24 +204,6 @@ def test_levels_match_within_tolerance():
     assert gridded.mask[1, 1].nonzero().flatten().tolist() == [4]
     wide = grid_table(table(rows), GRID, CHANNELS, NOON, level_tolerance=0.05)
     assert wide.mask[2, 1].nonzero().flatten().tolist() == [0, 1, 2, 3]
-
-
-def test_flagged_reports_are_left_out():
-    rows = [(45, 30, "temperature", 850, 280.0, 1.0), (45, 60, "temperature", 850, 281.0, 1.0)]
-    gridded = grid_table(table(rows, qc=[0, 1]), GRID, CHANNELS, NOON)
-    assert gridded.mask.nonzero().tolist() == [[1, 1, 1]]
-
-
-def test_other_variables_are_left_out():
-    rows = [(45, 30, "geopotential", 850, 14000.0, 1.0)]
-    assert not grid_table(table(rows), GRID, CHANNELS, NOON).mask.any()
-
-
-def test_empty_batch_is_all_absent():
-    gridded = grid_table(ObservationTable.empty(), gaussian_grid(8, 16), CHANNELS, NOON)
-    assert gridded.values.shape == (5, 8, 16)
-    assert not gridded.mask.any()
-    assert gridded.values.abs().max() == 0
 
 
 def test_what_no_analysis_takes_is_told_apart():
@@ -344,20 +239,11 @@ def innovations(factor, density=0.1, problems=32):
     return background, GriddedObservations.from_values(values, errors).withhold(seen)
 
 
-@pytest.mark.parametrize("factor", [0.04, 0.1, 1.0, 3.0])
-def test_the_factor_of_the_errors_is_found(factor):
-    """Observations of very unlike quality: an unweighted mean would be useless at 0.04."""
-    found = innovation_sd(*innovations(factor), FIRST)
-    assert found.shape == (32, 3)
-    ratio = found / (factor * FIRST)
-    assert abs(float(ratio.mean()) - 1) < 0.05
-    assert float(ratio.std()) < 0.3
-    assert_close(ratio[:, 0], ratio[:, 2])  # one factor for all channels
-
-
 def test_it_solves_its_equation():
-    background, observations = innovations(0.5)
-    variance = (innovation_sd(background.double(), observations, FIRST) / FIRST)[:, 0].square()
+    background, observations = innovations(0.5, problems=4)
+    factors = innovation_sd(background.double(), observations, FIRST) / FIRST
+    assert_close(factors[:, 0], factors[:, 2])  # one for all channels
+    variance = factors[:, 0].square()
     noise = (observations.errors / UNIT).double().square()
     square = ((observations.values - background) / UNIT).double().square()
     weight = (variance[:, None, None, None] + noise).pow(-2)
@@ -387,3 +273,13 @@ def test_absent_cells_and_gradients_do_not_count():
     found = innovation_sd(background.requires_grad_(), observations, FIRST)
     assert torch.equal(found, innovation_sd(background, observations._replace(values=wild), FIRST))
     assert not found.requires_grad
+
+
+@pytest.mark.parametrize("gone", ["flagged", "of another variable", "none"])
+def test_what_is_flagged_or_of_another_variable_is_left_out(gone):
+    variable = "geopotential" if gone == "of another variable" else "temperature"
+    rows = [(45, 30, variable, 850, 280.0, 1.0)]
+    reports = ObservationTable.empty() if gone == "none" else table(rows, qc=gone == "flagged")
+    gridded = grid_table(reports, GRID, CHANNELS, NOON)
+    assert gridded.values.shape == (5, 6, 12)
+    assert not gridded.mask.any()

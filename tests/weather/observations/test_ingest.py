@@ -10,7 +10,7 @@ from core_gates.errors import GatesError
 from weather.observations import ingest as module
 from weather.observations.ingest import ReportArchive, files_in, ingest
 from weather.observations.readers.formats import read_file
-from weather.observations.report_table import COLUMNS, ObservationTable, Period
+from weather.observations.report_table import ObservationTable, Period
 
 
 def good(**columns):
@@ -66,10 +66,8 @@ def test_the_good_one_of_five_is_stored_and_the_others_have_a_reason_each(folder
         "garbage.dat": "unknown binary format",
     }
     for name, words in reasons.items():
-        assert files[name].failed, name
+        assert (files[name].failed, files[name].kept) == (True, 0), name
         assert words in files[name].why, name
-        assert "\n" not in files[name].why, name
-        assert files[name].kept == 0, name
 
 
 @pytest.mark.parametrize(
@@ -218,12 +216,8 @@ def test_times_of_a_period_are_checked():
     assert str(zone) == "2017-01-02T10:00 to any time"
 
 
-@pytest.fixture(scope="module")
-def ingested(real):
-    return ingest(files_in([real]))
-
-
-def test_the_real_files_have_the_counts_of_their_readme(real, ingested):
+def test_the_real_files_have_the_counts_of_their_readme(real):
+    ingested = ingest(files_in([real]))
     files = {one.path.name: one for one in ingested.files}
     assert len(files) == 11
     assert not any(one.failed for one in ingested.files)
@@ -241,18 +235,6 @@ def test_the_real_files_have_the_counts_of_their_readme(real, ingested):
     temperatures = frame[(frame["variable"] == "2m_temperature") & (frame["time"] < "2010")]
     assert len(temperatures) == len(sites) == 250
     assert text.rejected["reported again"] > 0
-
-
-def test_the_store_has_what_an_observation_operator_needs(ingested):
-    frame = ingested.table.frame
-    assert list(frame) == list(COLUMNS)
-    assert frame["time"].is_monotonic_increasing
-    assert (frame["error"] > 0).all()
-    assert set(frame["source"]) == {"metar", "radiosonde"}
-    assert (frame["station"] != "").all()
-    upper = frame["source"] == "radiosonde"
-    assert frame.loc[upper, "level_hpa"].notna().all()
-    assert frame.loc[~upper, "level_hpa"].isna().all()
 
 
 START = pd.Timestamp("2020-01-01")
@@ -303,11 +285,10 @@ def test_only_tables_around_a_time_are_taken(archive, monkeypatch):
 
 def test_one_table_and_its_hash(archive):
     one = ReportArchive(archive / "0.parquet")
-    assert (one.count, len(one.digest)) == (4, 64)
-    assert ReportArchive(archive).digest != one.digest
     before = ReportArchive(archive).digest
     ObservationTable.from_frame(reports([3.0], 281.0)).write(archive / "1.csv")
-    assert ReportArchive(archive).digest != before
+    assert one.count == 4
+    assert len({one.digest, before, ReportArchive(archive).digest}) == 3
 
 
 def test_faults(tmp_path, archive):

@@ -65,12 +65,6 @@ def test_names_are_text():
     assert frame["source"].tolist() == [""] * 5
 
 
-def test_empty_table_is_valid():
-    table = ObservationTable.empty()
-    assert len(table) == 0
-    assert {name: str(kind) for name, kind in table.frame.dtypes.items()} == dict(COLUMNS)
-
-
 FAULTS = {
     "no variable": (reports().drop(columns=["variable", "error"]), "lack the column variable, err"),
     "unknown variable": (
@@ -120,18 +114,23 @@ FAULTS = {
         reports(variable="u_component_of_wind", value=[0.0, 0, 151, 0, 0]),
         "first is 151.0 in row 2, expected -150 to 150 m s-1 for u_component_of_wind; correct or",
     ),
+    "a year before nanoseconds": (
+        reports(time=["2020-01-01", "0001-01-01", *["2020-01-01"] * 3]),
+        "1 of 5 .* bad time, .*0001-01-01.* in row 1, .*1678",
+    ),
+    "a year after nanoseconds": (
+        reports(time=["2020-01-01", "3000-01-01", *["2020-01-01"] * 3]),
+        "1 of 5 .* bad time, .*3000-01-01.* in row 1, .*1678",
+    ),
+    "unknown unit": (
+        reports(units=["degF", None, None, None, None]),
+        "temperature is in units 'degF', expected one of K, deg",
+    ),
     "one value": (
         reports(value=[230.0, 270.0, 1e6, 280.0, 250.0]),
         "1 of 5 observations have a bad value, the first is 1000000.0 in row 2, expected 150",
     ),
 }
-
-
-@pytest.mark.fault("weather Bf")
-def test_no_advice_about_pandas_is_passed_on():
-    with pytest.raises(GatesError, match=r"yesterday at noon.*; write it as") as caught:
-        ObservationTable.from_frame(reports(time="yesterday at noon"))
-    assert "You might want" not in str(caught.value)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -173,13 +172,6 @@ def test_bad_files_are_named(tmp_path):
     reports(latitude=100.0).to_csv(tmp_path / "bad.csv")
     with pytest.raises(GatesError, match=r"bad.csv: 5 of 5 observations have a bad latitude"):
         ObservationTable.read(tmp_path / "bad.csv")
-
-
-@pytest.mark.parametrize("year", ["0001", "3000"])
-def test_times_beyond_nanoseconds_are_refused(year):
-    times = ["2020-01-01", f"{year}-01-01", "2020-01-01", "2020-01-01", "2020-01-01"]
-    with pytest.raises(GatesError, match=rf"1 of 5 .* bad time, .*{year}-01-01.* in row 1, .*1678"):
-        ObservationTable.from_frame(reports(time=times))
 
 
 def test_the_suffix_decides_and_others_are_refused(tmp_path):
@@ -241,13 +233,6 @@ def test_a_column_of_units_converts_values_and_errors(variable, value, unit, exp
     assert (found["value"], found["error"]) == (pytest.approx(expected), pytest.approx(error))
 
 
-@pytest.mark.fault("weather Ba")
-def test_an_unknown_unit_is_refused():
-    table = upper("temperature", [70.0, 260.0], [500.0, 500.0], units=["degF", None])
-    with pytest.raises(GatesError, match=r"temperature is in units 'degF', expected one of K, deg"):
-        ObservationTable.from_frame(table)
-
-
 @pytest.mark.fault("weather Bf")
 def test_a_time_that_is_no_date_is_named_in_our_words():
     table = upper("temperature", [260.0, 261.0], [500.0, 500.0])
@@ -275,6 +260,7 @@ def test_errors_are_those_of_the_levels_and_linear_in_the_logarithm_of_pressure(
 def test_surface_reports_have_one_error():
     assert observation_error("2m_temperature", np.array([np.nan] * 2)).tolist() == [1.5, 1.5]
     assert observation_error("mean_sea_level_pressure", np.array([np.nan])) == 100.0
+    assert np.isnan(observation_error("total_precipitation", LEVELS)).all()
 
 
 def test_the_error_of_humidity_is_a_fraction_of_saturation():
@@ -284,10 +270,6 @@ def test_the_error_of_humidity_is_a_fraction_of_saturation():
     assert warm == pytest.approx(0.15 * 0.01468, rel=1e-3)
     assert cold == pytest.approx(0.15 * 0.000782, rel=5e-3)
     assert 0 < observation_error("specific_humidity", np.array([5.0]), np.array([400.0])) < 1
-
-
-def test_other_variables_have_none():
-    assert np.isnan(observation_error("total_precipitation", LEVELS)).all()
 
 
 def decoded(**columns):
@@ -310,11 +292,16 @@ def test_the_result_is_a_sound_table():
     assert "time" in decoded().canonical()
 
 
-def test_components_win_over_speed_and_direction():
-    given = decoded(u=1.0, v=2.0, wind_speed=10.0, wind_direction=270.0)
-    assert values(given.canonical()) == {
-        "10m_u_component_of_wind": 1.0, "10m_v_component_of_wind": 2.0
-    }  # fmt: skip
+@pytest.mark.parametrize(
+    ("columns", "u", "v"),
+    [
+        ({"u": 1.0, "v": 2.0, "wind_speed": 10.0, "wind_direction": 270.0}, 1.0, 2.0),
+        ({"wind_speed": 0.0}, 0.0, 0.0),  # a calm needs no direction
+    ],
+)
+def test_components_win_over_speed_and_direction(columns, u, v):
+    found = values(decoded(**columns).canonical())
+    assert found == {"10m_u_component_of_wind": u, "10m_v_component_of_wind": v}
 
 
 @pytest.mark.parametrize(
@@ -330,11 +317,6 @@ def test_winds_that_are_none_are_rejected(speed, direction, reason):
     given = decoded(wind_speed=speed, wind_direction=direction)
     assert len(given.canonical()) == 0
     assert list(given.rejected) == [reason]
-
-
-def test_a_calm_needs_no_direction():
-    found = values(decoded(wind_speed=0.0).canonical())
-    assert found == {"10m_u_component_of_wind": 0.0, "10m_v_component_of_wind": 0.0}
 
 
 def test_humidity_without_pressure_or_temperature_is_rejected():
