@@ -146,11 +146,6 @@ def test_no_forecast_is_wasted():
     assert calls == [((6, 2, *GRID.shape), 3.0)] * 3
 
 
-def test_a_background_of_another_ensemble_size_is_refused():
-    with pytest.raises(ValueError, match="works with 4 members"):
-        next(Cycle(forecast, METHODS["letkf"]()).run(start(1), observations(1)))
-
-
 def test_divergence_is_per_timeline():
     states = torch.zeros(5, 2, 4, 4)
     states[1, 0] = 1.4 * 3  # below the limit of the first channel
@@ -242,23 +237,15 @@ def test_frames_of_another_distance_are_not_given(hours, given):
 
 
 def test_models_of_one_state_are_called_with_one():
-    calls = []
-
-    def model(*arguments):
-        calls.append(arguments)
-        return arguments[0]
-
-    assert not isinstance(model, FramesForecast)
-    assert isinstance(Extrapolation(), FramesForecast)
+    frames = [isinstance(model, FramesForecast) for model in (forecast, Extrapolation())]
+    assert frames == [False, True]
     x = torch.ones(1, 1, 2, 4)
-    advance(model, x, 6.0, x)
-    assert [len(arguments) for arguments in calls] == [2]
+    assert torch.equal(advance(forecast, x, 6.0, x), forecast(x, 6.0))
 
 
 COARSE = regular_grid(12, 24, poles=False)
 CHANNELS = ChannelSpec((), ("temperature",), (500,))
 NOON = np.datetime64("2020-01-01T12", "ns")
-SD = torch.tensor([2.0])
 
 
 def field(warm=30.0):
@@ -271,8 +258,9 @@ def table(field, count=200, error=0.5):
     return simulate_table(field, COARSE, CHANNELS, time=NOON, count=count, error_sd=sd, seed=0)
 
 
-def reports(frame, **changes):
-    return Reports(ObservationTable.from_frame(frame), COARSE, CHANNELS, SD, **changes)
+def reports(frame, *, sd=2.0, **changes):
+    given = ObservationTable.from_frame(frame)
+    return Reports(given, COARSE, CHANNELS, torch.tensor([sd]), **changes)
 
 
 def test_good_reports_are_taken_without_a_warning():
@@ -287,13 +275,12 @@ def test_good_reports_are_taken_without_a_warning():
 def test_departures_that_the_errors_do_not_let_expect_are_said():
     background, frame = field(), table(field()).frame
     for sd, far in ((0.5, False), (20.0, True), (0.1, False)):
-        made = Reports(ObservationTable.from_frame(frame), COARSE, CHANNELS, torch.tensor([sd]))
+        made, again = reports(frame, sd=sd), reports(frame, sd=sd)
         passed = made.at(NOON, background)
         squares = (passed.values - background)[passed.mask].square()
         expected = (squares / (sd**2 + passed.errors[passed.mask].square())).mean().sqrt()
         assert made.departures().tolist() == [pytest.approx(float(expected), rel=1e-5)]
         assert (f"{float(expected):.2f} (" in made.misfit()) == far
-        again = Reports(ObservationTable.from_frame(frame), COARSE, CHANNELS, torch.tensor([sd]))
         again.restore(made.state())
         assert again.misfit() == made.misfit()
 
@@ -399,11 +386,25 @@ def test_numbers_by_variable():
             by_channel(wrong, ERA5_SAMPLE, default, "background_error")
 
 
-@pytest.mark.parametrize(("sd", "factor"), [(0.0, 5.0), (float("nan"), 5.0), (1.0, 0.0)])
-def test_a_gross_check_needs_positive_numbers(sd, factor):
-    empty = ObservationTable.from_frame(pd.DataFrame(table(field()).frame))
-    with pytest.raises(GatesError, match="positive"):
-        Reports(empty, COARSE, CHANNELS, torch.tensor([sd]), factor=factor)
+@pytest.mark.parametrize(
+    ("refused", "words"),
+    [
+        (lambda: reports(table(field()).frame, sd=0.0), "positive"),
+        (lambda: reports(table(field()).frame, sd=float("nan")), "positive"),
+        (lambda: reports(table(field()).frame, factor=0.0), "positive"),
+        (
+            lambda: reports(soundings(), observation_operator="nearest"),
+            "'nearest' is unknown, expected nearest_cell, interp",
+        ),
+        (
+            lambda: next(Cycle(forecast, METHODS["letkf"]()).run(start(1), observations(1))),
+            "works with 4 members",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(refused, words):
+    with pytest.raises((GatesError, ValueError), match=words):
+        refused()
 
 
 def ramp(hours=0.0):
@@ -473,11 +474,6 @@ def test_in_a_cycle_the_model_fills_the_window():
     second = kept.cycle(InverseDistance(COARSE), model, ramp(), times, 6.0).states[1]
     assert_close(second, ramp(6), rtol=0, atol=1e-4)
     assert (found[False][1] - ramp(6)).abs().max() > 0.5
-
-
-def test_operators_that_do_not_fit_are_refused():
-    with pytest.raises(GatesError, match="'nearest' is unknown, expected nearest_cell, interp"):
-        reports(soundings(), observation_operator="nearest")
 
 
 class Steps:

@@ -202,17 +202,6 @@ def test_golden_tropics(golden, same):
     same(mse(golden.forecast, golden.truth, weights).mean(1), golden.wb2_mse_tropics)
 
 
-def test_land_and_sea_make_the_globe():
-    weights = regular_grid(8, 16, poles=False).area_weights()
-    field = torch.randn(8, 16, generator=torch.Generator().manual_seed(0)).double()
-    land = torch.zeros(8, 16, dtype=torch.bool)
-    land[2:5, 3:9] = True
-    parts = [weights[:, None] * mask for mask in (land, ~land)]
-    areas = [part.sum() for part in parts]
-    mean = sum(area * spatial_mean(field, part) for area, part in zip(areas, parts, strict=True))
-    assert_close(mean / sum(areas), spatial_mean(field, weights))
-
-
 def test_what_lies_outside_does_not_matter():
     weights = torch.ones(8, 16)
     weights[4:] = 0

@@ -14,7 +14,6 @@ from weather.experiments.ensemble.ensemble_sample import (
     gates_by_time,
 )
 from weather.experiments.ensemble.source import Era5EnsembleSource, _augment
-from weather.experiments.experiment import stored
 
 PERSISTENCE, ENSEMBLE = TASKS
 DENSITY = 0.1
@@ -226,18 +225,6 @@ def test_the_first_method_is_the_background(source, task):
     assert torch.equal(errors, torch.stack(expected))
     worst = max(float((e.sqrt() / source.background_error(task)).mean()) for e in expected)
     assert_close(source.tuning_error(at, errors), worst)
-
-
-def test_optimal_interpolation_beats_the_background(source):
-    """A setting in the middle of the box, one case, all four fields."""
-    methods = {method.name: method for method in ensemble_methods(source, PERSISTENCE)}
-    case = source.cases(PERSISTENCE)[0]
-    error = {}
-    for name in ("background", "oi"):
-        method = methods[name].build(stored({}, methods[name], "persistence/0.1"))
-        analysis = source.situation(EnsembleTask(PERSISTENCE, 0.05), case).analyze(method)
-        error[name] = source.grid.area_mean((analysis - case.truth).square()).sqrt()
-    assert (error["oi"] < 0.95 * error["background"]).all()
 
 
 def test_ensembles_are_scored_by_their_mean(source):

@@ -128,22 +128,6 @@ def test_what_is_trained_on_is_not_tested_on(experiment):
     assert len(data.sha256) == 64
 
 
-@pytest.mark.fault("weather A10")
-def test_members_at_one_time_are_one_unit(sample):
-    """Nine members at two times are no eighteen, nor nine, independent cases."""
-    for quick, times in ((False, 2), (True, 1)):
-        scores = sample.scores((0.1,), refuse, (), (), {}, quick=quick)
-        for work in scores.works():
-            if work.method == "background":
-                assert work.ticks == (3 if quick else 18)
-                errors = torch.rand(work.ticks, 4) + 1
-                scores.take(work, {**scores.compute(work), "errors": errors})
-        rows = [row for row in scores.rows() if row.metric.startswith(("rmse", "ratio"))]
-        assert {row.n for row in rows} == {times}
-        assert "two test times, which n counts" in sample.notes[0]
-        assert all(row.low <= row.value <= row.high for row in rows)
-
-
 def test_of_many_levels_the_middle_one_is_shown():
     assert shown(ERA5_SAMPLE, "rmse") == {"rmse_z850", "rmse_z500", "rmse_t850", "rmse_t500"}
     assert shown(HeldSuarez().channels, "rmse") == {"rmse_sp", "rmse_t5", "rmse_u5", "rmse_v5"}
@@ -154,20 +138,20 @@ def described(stirring, **facts):
     return json.dumps({"model": f"ShallowWater(truncation=12, stirring={stirring})", **facts})
 
 
-def test_only_what_differs_is_named():
-    found, expected = described(5e-10, cycles=24, seed=0), described(4e-10, cycles=420, seed=0)
-    assert (
-        differences(found, expected)
-        == "cycles 24 instead of 420, model.stirring 5e-10 instead of 4e-10"
-    )
-
-
-def test_absent_facts_are_named():
-    assert differences(described(1), described(1, settling=8)) == "settling absent instead of 8"
-
-
-def test_what_is_no_description_is_shown_as_it_is():
-    assert differences("no nature run", "{}") == "no nature run instead of {}"
+@pytest.mark.parametrize(
+    ("found", "expected", "words"),
+    [
+        (
+            described(5e-10, cycles=24, seed=0),
+            described(4e-10, cycles=420, seed=0),
+            "cycles 24 instead of 420, model.stirring 5e-10 instead of 4e-10",
+        ),
+        (described(1), described(1, settling=8), "settling absent instead of 8"),
+        ("no nature run", "{}", "no nature run instead of {}"),
+    ],
+)
+def test_only_what_differs_is_named(found, expected, words):
+    assert differences(found, expected) == words
 
 
 def only(rows, **wanted):
@@ -175,6 +159,7 @@ def only(rows, **wanted):
     return row
 
 
+@pytest.mark.fault("weather A10")
 def test_two_times_make_no_difference_significant():
     cases = [SimpleNamespace(member=m, time=t) for t in range(2) for m in range(9)]
     source = SimpleNamespace(
@@ -190,9 +175,7 @@ def test_two_times_make_no_difference_significant():
             scores.departures[f"{kind}/0.1", method] = (None, None)
     gap = only(scores.rows(), task="ensemble/0.1", metric="rmse_z", versus="background")
     assert gap.high < 0
-    assert gap.p == 0.5
-    assert gap.n == 2
-    assert not gap.significant
+    assert (gap.p, gap.n, gap.significant) == (0.5, 2, False)
     own = only(scores.rows(), task="ensemble/0.1", metric="ratio_z", method="oi")
     assert own.value == pytest.approx(0.5)
 
@@ -268,10 +251,6 @@ def test_extra_analyses_are_made_every_so_often(step):
     assert len(calls) == 3
     assert set(calls) == {2 * int((~points()).sum())}
     assert float(departures.assimilated.number[0]) == 7 * 2 * 16 * 32
-
-
-def test_nothing_departed_nothing_to_show():
-    assert figures(None, None) == {}
 
 
 def test_stored_settings_are_found_by_method_and_task():

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from core_gates.errors import GatesError
 from weather.training.adas_module import LOSSES, AdasModule
-from weather.training.optimization import adamw_one_cycle, normalized_rmse, unify_loss
+from weather.training.optimization import adamw_one_cycle, normalized_rmse
 from weather.training.stream import AssimilationDataModule
 
 from .conftest import FILTERS, Analyses, StopAfter
@@ -106,21 +106,6 @@ def test_the_second_cycle_depends_on_the_first_analysis_but_not_its_gradient(mod
     losses[1].backward()  # would ask for the freed graph of the first step if it reached back
 
 
-def test_gradient_of_the_second_step_is_that_of_one_analysis(module_of, twin):
-    module = module_of()
-    first, second = batches(attach(module, twin.source(recorded_steps=0)), 2)
-    module.training_step(first, 0)
-    background = module.background(second, "train")
-    module.training_step(second, 1).backward()
-    got = [p.grad.clone() for p in module.analysis.parameters() if p.grad is not None]
-    module.zero_grad()
-    alone = second._replace(reset=torch.ones_like(second.reset), background=background)
-    module.training_step(alone, 1).backward()
-    expected = [p.grad for p in module.analysis.parameters() if p.grad is not None]
-    assert len(got) > 10
-    assert_close(got, expected)
-
-
 def test_carried_states_are_kept_by_global_timeline(module_of, twin):
     module = module_of()
     attach(module, twin.source(recorded_steps=0))
@@ -148,22 +133,17 @@ def test_carried_states_are_kept_by_global_timeline(module_of, twin):
     assert_close(module.background(later, "train"), expected, rtol=1e-6, atol=1e-3)
 
 
-@pytest.mark.parametrize("fault", ["nan", "far"])
-def test_a_lost_analysis_returns_to_the_truth(module_of, twin, fault):
+@pytest.mark.parametrize("distance", [torch.nan, 3.01])
+def test_a_lost_analysis_returns_to_the_truth(module_of, twin, distance):
     module = module_of()
     first, _ = batches(attach(module, twin.source(recorded_steps=0)), 2)
-    std = module.analysis.normalizer.std
+    std = module.analysis.normalizer.std[:, None, None]
     analysis = first.background.clone()
-    analysis[1] = torch.nan if fault == "nan" else first.truth[1] + 3.01 * std[:, None, None]
-    analysis[2] = first.truth[2] + 2.99 * std[:, None, None]
+    analysis[1:3] = first.truth[1:3] + torch.stack((distance * std, 2.99 * std))
     score = module._carry(first, analysis, "train")
-    assert torch.equal(module.carried["train"][1], first.truth[1])
-    for row in (0, 2, 3):
-        assert torch.equal(module.carried["train"][row], analysis[row])
-    assert_close(score[2], torch.tensor(2.99))
-    assert fault == "far" or score[1].isnan()
-    if fault == "far":
-        assert_close(score[1], torch.tensor(3.01))
+    assert_close(score[1:3], torch.tensor([distance, 2.99]), equal_nan=True)
+    analysis[1] = first.truth[1]
+    assert torch.equal(module.carried["train"], analysis)
 
 
 def test_a_forecast_that_blows_up_does_not_reach_the_weights(module_of, twin, small_adas):
@@ -201,10 +181,10 @@ def test_carried_states_are_saved_and_taken_up_again(fit, module_of, whole, tmp_
     resumed = fit(module_of(), ckpt_path=path)
     assert len(resumed.batches) == 12 - 7
     assert torch.equal(resumed.backgrounds[0], whole.backgrounds[7])
-    for left, right in zip(resumed.analyses, whole.analyses[7:], strict=True):
-        assert torch.equal(left, right)
-    pairs = zip(resumed.module.parameters(), whole.module.parameters(), strict=True)
-    assert all(torch.equal(left, right) for left, right in pairs)
+    assert_close(resumed.analyses, whole.analyses[7:], rtol=0, atol=0)
+    weights = [dict(x.named_parameters()) for x in (resumed.module, whole.module, module_of())]
+    assert_close(weights[0], weights[1], rtol=0, atol=0)
+    assert not any(torch.equal(weights[1][name], first) for name, first in weights[2].items())
 
 
 def test_another_number_of_timelines_is_refused(module_of, twin):
@@ -214,54 +194,12 @@ def test_another_number_of_timelines_is_refused(module_of, twin):
         module.on_load_checkpoint({"carried": torch.zeros(4, 3, 16, 32)})
 
 
-class PerfectInChannel(nn.Module):
-    """A network that finds the truth in some channels and nothing in the others."""
-
-    output, increment_mode, num_channels = "analysis", False, 3
-
-    def __init__(self, error):
-        super().__init__()
-        sizes = {"num_surface": 3, "num_upper": 0, "num_levels": 0}
-        self.arguments = {"grid_shape": (16, 32)} | sizes
-        self.error = torch.tensor(error)[:, None, None]
-        self.unused = nn.Parameter(torch.zeros(()))
-
-    def forward(self, background, observation, gate):
-        return self.truth + self.error + 0 * self.unused
-
-
-def test_a_model_perfect_in_channel_zero_does_not_win_the_selection(module_of, twin):
-    """The unified loss says that it is the better model; the validation score says the truth."""
-    losses, scores = {}, {}
-    for name, error in (("channel 0 only", (0.0, 2.0, 2.0)), ("balanced", (0.1, 0.1, 0.1))):
-        module = module_of(PerfectInChannel(error))
-        data = attach(module, twin.source())
-        logged = {}
-        module.log = lambda key, value, store=logged, **_: store.update({key: value.item()})
-        batch = next(iter(data.val_dataloader()))
-        module.analysis.network.truth = module.analysis.normalizer.normalize(batch.truth)
-        module.validation_step(batch, 0)
-        scores[name] = logged["val/score"]
-        analysis = module(batch, batch.background)
-        units = module.analysis.normalizer
-        losses[name] = unify_loss(units.normalize(analysis), units.normalize(batch.truth)).item()
-        assert_close(logged["val/score"], sum(error) / 3, rtol=1e-4, atol=1e-4)
-        std = units.std
-        for channel, label in enumerate(twin.world.channels.labels):
-            expected = error[channel] * float(std[channel])
-            assert_close(logged[f"val/rmse_{label}"], expected, rtol=1e-3, atol=1e-2)
-    assert losses["channel 0 only"] < 1e-3 < losses["balanced"]
-    assert scores["channel 0 only"] > 10 * scores["balanced"]
-
-
 def test_validation_cycles_the_analysis_from_the_first_background(fit, module_of, twin):
     """Against a cycle written out by hand, after a sanity check that drops its pass half way."""
-    module = module_of()
-    seen = fit(module, steps=6, num_sanity_val_steps=2, limit_val_batches=1.0)
-    logged = seen.trainer.callback_metrics
-    source = twin.source()
+    module, source, errors = module_of(), twin.source(), []
+    logged = fit(module, steps=6, num_sanity_val_steps=2, limit_val_batches=1.0)
+    logged = logged.trainer.callback_metrics
     source.setup()
-    scores = []
     for timeline in range(2):
         state = None
         for step in range(6):
@@ -269,11 +207,14 @@ def test_validation_cycles_the_analysis_from_the_first_background(fit, module_of
             background = problem.background if state is None else twin.world.model(state, 6.0)[0]
             batched = type(problem.observations)(*(part[None] for part in problem.observations))
             state = module.analysis.eval()(background[None], batched, problem.background_sd[None])
-            error = state.detach() - problem.truth
-            weights = twin.world.grid.area_weights()
-            scores.append(normalized_rmse(error, source.normalizer.std, weights).item())
             state = state.detach()
-    assert_close(float(logged["val/score"]), sum(scores) / 12, rtol=1e-4, atol=1e-5)
+            errors.append(state[0] - problem.truth)
+    area, std = twin.world.grid.area_weights(), source.normalizer.std
+    score = normalized_rmse(torch.stack(errors), std, area).mean()
+    assert_close(float(logged["val/score"]), float(score), rtol=1e-4, atol=1e-5)
+    rms = twin.world.grid.area_mean(torch.stack(errors).square()).sqrt().mean(0)
+    found = [float(logged[f"val/rmse_{label}"]) for label in twin.world.channels.labels]
+    assert_close(torch.tensor(found), rms.float(), rtol=1e-3, atol=1e-2)
     assert float(logged["val/lost"]) == 0
 
 
@@ -313,47 +254,6 @@ def test_the_loss_is_the_one_asked_for(module_of, twin, name, lat_weight):
     assert_close(loss.detach(), expected)
     loss.backward()
     assert module.analysis.network.recovery.surface.weight.grad.abs().max() > 0
-
-
-class OneProblem:
-    """Deals the same problem at every step."""
-
-    def __init__(self, source):
-        self.source = source
-        self.channels, self.grid = source.channels, source.grid
-
-    def prepare(self, progress=None):
-        self.source.prepare()
-
-    def setup(self):
-        self.source.setup()
-        self.normalizer, self.background_sd = self.source.normalizer, self.source.background_sd
-
-    def problem(self, step, timeline, *, validation=False):
-        return self.source.problem(0, timeline)
-
-
-def trained_score(fit, module_of, source, **changes):
-    module = module_of(learning_rate=3e-2, loss="log_mae", **changes)
-    return fit(module, source=OneProblem(source), steps=28, timelines=2).scores
-
-
-@pytest.mark.costly("two training runs of 28 steps")
-def test_training_reduces_the_score(fit, module_of, twin):
-    """It fails with an optimizer that does nothing and with an observation stream cut off."""
-    scores = trained_score(fit, module_of, twin.source())
-    assert scores[-1] < 0.85 * scores[0]
-    unseen = twin.source()
-    original = unseen.problem
-
-    def blind(step, timeline, **options):
-        problem = original(step, timeline, **options)
-        return problem._replace(observations=problem.observations.withhold(torch.tensor(False)))
-
-    unseen.problem = blind
-    without = trained_score(fit, module_of, unseen)
-    assert without[0] == scores[0]
-    assert scores[-1] < 0.95 * without[-1]
 
 
 def test_schedule_and_optimizer_are_those_of_the_recipe(fit, module_of):

@@ -15,8 +15,6 @@ from weather.training.optimization import channel_errors, log_loss, normalized_r
 from weather.training.stream import (
     AssimilationBatch,
     AssimilationDataModule,
-    TimelineLoader,
-    TimelineStream,
     generator,
     stack,
 )
@@ -145,12 +143,6 @@ def test_stacking_keeps_the_observations_together():
     assert batch.timeline.tolist() == [3, 1]
     assert batch.observations.values.shape == batch.truth.shape == (2, 1, 2, 3)
     assert torch.equal(batch.truth, batch.background + batch.observations.values)
-
-
-def test_a_loader_knows_its_stream():
-    stream = TimelineStream(Source(), 5, range(2))
-    next(iter(TimelineLoader(stream)))
-    assert stream.position == 1
 
 
 @given(st.lists(st.integers(0, 2**40), min_size=1, max_size=5))

@@ -222,6 +222,7 @@ def trained_weights(parallel, folder):
     return [p.detach().double() for p in train(folder, devices=devices).analysis.parameters()]
 
 
+@pytest.mark.slow
 def test_two_ranks_train_what_one_process_trains(folder, two_ranks):
     trained = two_ranks(trained_weights, str(folder), tolerance=1e-6)
     start = (

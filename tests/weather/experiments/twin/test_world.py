@@ -2,9 +2,7 @@
 
 import itertools
 import json
-import os
 import shutil
-import signal
 
 import numpy as np
 import pytest
@@ -14,13 +12,12 @@ import zarr
 from torch.testing import assert_close
 
 from core_gates.errors import GatesError
-from weather.experiments.twin.nature import CHUNK, NatureStore, nature_run, write_nature_run
+from weather.experiments.twin.nature import CHUNK, nature_run, write_nature_run
 from weather.experiments.twin.world import LEAD, TwinWorld
 from weather.grid import regular_grid
 from weather.models.shallow_water.model import ShallowWater
 from weather.state import ChannelSpec
 
-SMALL = {"truncation": 12, "num_latitudes": 16, "num_longitudes": 32, "time_step": 3600.0}
 CHANNELS = ChannelSpec(
     surface=("surface_pressure",), upper=("temperature", "geopotential"), levels=(850, 500)
 )
@@ -99,12 +96,11 @@ def test_store_follows_the_schema(tmp_path):
     assert data["surface_pressure"].dims == ("time", "number", "latitude", "longitude")
     assert data["temperature"].shape == (47, 3, 2, 4, 8)
     assert data["level"].values.tolist() == [850, 500]
-    assert data["level"].dtype == data["number"].dtype == np.int64
-    assert data["temperature"].dtype == np.float32
+    types = {name: data[name].dtype for name in ("level", "number", "temperature")}
+    assert types == {"level": np.int64, "number": np.int64, "temperature": np.float32}
     assert data["temperature"].attrs["units"] == "K"
     raw = zarr.open_group(path, mode="r")["time"]
-    assert raw.dtype == np.int64
-    assert raw.attrs["units"] == "seconds since 2000-01-01"
+    assert (raw.dtype, raw.attrs["units"]) == (np.int64, "seconds since 2000-01-01")
     assert (np.diff(data["time"].values) == np.timedelta64(6, "h")).all()
     start = Counting().initial_state(3, seed=1)
     states = torch.stack(list(nature_run(Counting(), start, 28 + 47))[28:])  # seven days spin up
@@ -132,55 +128,6 @@ def test_damaged_block_after_the_save_point_is_written_again(tmp_path, whole):
     (partial / "point.draft.npz").write_bytes(b"half a save point")
     run(tmp_path / "cut.zarr", Counting())
     xr.testing.assert_identical(stored(tmp_path / "cut.zarr"), whole)
-
-
-def kill():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def write(path, progress):
-    sizes = {"members": 2, "num_steps": 64, "spin_up_days": 15, "seed": 4}
-    write_nature_run(path, ShallowWater(**SMALL), **sizes, progress=progress)
-
-
-def die(path, moment):
-    """Write a run until the process is killed."""
-    torch.set_num_threads(1)  # those of the parent do not exist here
-    save = NatureStore.save
-    if moment == "before the save point":
-        NatureStore.save = lambda store, point: (
-            kill() if point.written == 40 else save(store, point)
-        )
-    write(path, lambda done, total: kill() if done == 85 and moment == "in a block" else None)
-
-
-@pytest.fixture
-def one_thread():
-    """The threads of a process that is forked, so that all compute the same bits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("moment", ["in a block", "before the save point"])
-def test_killed_process_leaves_a_run_that_resumes_to_the_same_bits(tmp_path, moment):
-    child = os.fork()
-    if not child:
-        try:
-            die(tmp_path / "cut.zarr", moment)
-        finally:
-            os._exit(1)  # it should have died
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    assert not (tmp_path / "cut.zarr").exists()
-    steps = []
-    for name in ("cut.zarr", "whole.zarr"):
-        write(tmp_path / name, lambda done, total: steps.append(done))
-    resumed = steps.index(1)
-    assert steps[0] == 80  # 60 calls of spin-up, then the 20th stored state is the 79th step
-    assert steps[resumed:] == list(range(1, 124))
-    xr.testing.assert_identical(stored(tmp_path / "cut.zarr"), stored(tmp_path / "whole.zarr"))
 
 
 def test_complete_run_is_left_alone_and_another_is_refused(tmp_path):
@@ -217,12 +164,6 @@ def test_short_run_without_spin_up(tmp_path):
     np.testing.assert_array_equal(first, Counting().initial_state(3, seed=1)[:, 0])
     with pytest.raises(GatesError, match="num_steps >= 1"):
         run(tmp_path / "none.zarr", Counting(), num_steps=0)
-
-
-def test_descriptions_tell_models_apart():
-    assert ShallowWater().description == ShallowWater(stirring_seed=0).description
-    assert ShallowWater().description != ShallowWater(stirring=3e-10).description
-    assert "truncation=21" in ShallowWater().description
 
 
 PERIODS = ("test", "tuning", "validation", "training")
@@ -292,20 +233,17 @@ def test_networks_are_fixed_and_nested(twin):
 
 def test_observations_err_as_stated(twin):
     world = twin.world
-    stacked = list(world.observations("training", 0.5))
-    values = torch.stack([seen.values for seen in stacked])
-    mask = torch.stack([seen.mask for seen in stacked])
-    error = torch.where(mask, values - world.truth("training"), torch.nan)
-    scaled = error / world.error_sd[:, None, None]
-    for channel in range(3):
-        one = scaled[:, :, channel][mask[:, :, channel]]
+    values, errors = map(torch.stack, zip(*world.observations("training", 0.5), strict=True))
+    sd = world.error_sd[:, None, None].expand_as(values)
+    seen = errors.isfinite()
+    assert_close(errors[seen], sd[seen])
+    scaled = (values - world.truth("training")) / sd
+    for channel in scaled.where(seen, torch.nan).unbind(2):
+        one = channel[channel.isfinite()]
         assert abs(float(one.mean())) < 0.02
         assert abs(float(one.std()) - 1) < 0.02
-    first, second = scaled[0][mask[0]], scaled[1][mask[1]]  # the same points: a fixed network
+    first, second = scaled[0][seen[0]], scaled[1][seen[1]]  # the same points: a fixed network
     assert abs(float((first * second).mean())) < 0.05
-    expected = world.error_sd[:, None, None].expand_as(values)
-    errors = torch.stack([seen.errors for seen in stacked])
-    assert_close(errors[mask], expected[mask])
 
 
 def test_statistics_are_those_of_the_training_members(twin):

@@ -108,16 +108,6 @@ def test_gravity_waves_have_the_frequency_of_the_semi_implicit_scheme(time_step,
     assert_close(later, start * math.cos(phase), rtol=0, atol=1e-5 * start.abs().max().item())
 
 
-def test_long_steps_are_stable_for_gravity_waves():
-    model = HeldSuarez(forcing=0.0, time_step=7200.0)  # ten times the explicit limit
-    model.planetary.zero_()
-    state = model.initial_state(2, seed=0)
-    noise = mean(model, (state[:, 1:9].double() - REFERENCE_TEMPERATURE).square())
-    later = model(state, 5 * 24.0)
-    assert (mean(model, (later[:, 1:9].double() - REFERENCE_TEMPERATURE).square()) < noise).all()
-    assert later[:, 9:].abs().max() < 5
-
-
 def test_forcing_follows_held_and_suarez():
     latitude = torch.tensor([0.0, 45.0, 90.0]).double().deg2rad()
     layers = torch.tensor([1.0, 0.625, math.exp(-3)]).double()
@@ -215,13 +205,6 @@ def test_large_batches_run_in_blocks(weather):
     later = model(many, 6.0)
     assert later.shape == many.shape
     assert_close(later, model(state.float(), 6.0).repeat(5, 1, 1, 1), rtol=1e-5, atol=1e-3)
-
-
-def test_conversion_to_spectral_and_back(weather):
-    model, state = weather
-    spectral = model.to_spectral(state)
-    assert_close(model.to_spectral(model.to_state(spectral)), spectral, rtol=0, atol=1e-12)
-    assert_close(model.to_state(spectral), state, rtol=1e-3, atol=0.2)
 
 
 def test_initial_states():

@@ -69,10 +69,10 @@ def test_williamson_2_is_steady(tilt):
     assert relative[0, 1] < 1e-10
 
 
-def rossby_haurwitz(depth, time_step, **grid):
+def rossby_haurwitz(depth, time_step):
     """Williamson test 6: the wave of zonal wavenumber 4; returns model and state."""
     spin, order = 7.848e-6, 4
-    model = unforced(mean_depth=depth, time_step=time_step, **grid)
+    model = unforced(mean_depth=depth, time_step=time_step)
     transform = model.transform
     lat, lon = model.grid.latitude.deg2rad()[:, None], model.grid.longitude.deg2rad()
     steep = order**2 + 3 * order + 2
@@ -95,19 +95,6 @@ def test_williamson_6_moves_like_the_barotropic_wave_in_deep_fluid():
     model, state = rossby_haurwitz(depth=1e7, time_step=1800.0)
     moved = eastward_shift(model, state, model(state, 24.0))
     assert moved == pytest.approx(math.degrees(rate) * 86400, rel=0.01)
-
-
-def test_williamson_6_in_shallow_fluid_keeps_shape_and_converges():
-    coarse, start = rossby_haurwitz(depth=9500.0, time_step=1200.0)
-    fine, fine_start = rossby_haurwitz(
-        depth=9500.0, time_step=600.0, truncation=42, num_latitudes=64, num_longitudes=128
-    )
-    moved = eastward_shift(coarse, start, coarse(start, 48.0))
-    reference = eastward_shift(fine, fine_start, fine(fine_start, 48.0))
-    assert moved == pytest.approx(reference, rel=0.02)
-    assert 15 < moved < 2 * 12.2  # slower than without divergence
-    energy = [coarse.grid.area_mean(s[0, 2] ** 2).item() for s in (start, coarse(start, 48.0))]
-    assert energy[1] == pytest.approx(energy[0], rel=0.05)
 
 
 def test_mass_is_conserved(model, climate):
@@ -255,31 +242,11 @@ def test_climate_is_lively_and_stationary(model, climate):
     assert climate[:, :, 1:].abs().max() < 150
 
 
-def test_small_errors_grow(model, climate):
-    state = climate[-1].float()
-    other = state.clone()
-    other[:, 0] += 0.1 * torch.randn(6, 1, 1, generator=torch.Generator().manual_seed(0))
-    errors = []
-    for _ in range(5):
-        state, other = model(state, 4 * DAYS), model(other, 4 * DAYS)
-        errors.append(sphere_norm(model.grid, state - other).square().mean(0).sqrt()[1].item())
-    assert errors[0] < 0.1
-    assert 2 < 16 / math.log2(errors[4] / errors[0]) < 6
-
-
 def test_casting_the_surroundings_leaves_the_arithmetic_in_float64(climate):
     state = climate[-1, :2].float()
     cast = torch.nn.ModuleList([ShallowWater()]).to(torch.bfloat16)[0]
     assert cast.transform.laplacian.dtype == torch.float64
     assert torch.equal(cast(state, 6.0), ShallowWater()(state, 6.0))
-
-
-def test_more_stirring_is_another_model(model, climate):
-    wrong = ShallowWater(stirring=1.2 * 2.5e-10)
-    state = climate[-1, :4].float()
-    error = sphere_norm(model.grid, wrong(state, 6.0) - model(state, 6.0)).mean(0)
-    assert error[1] > 0.05
-    assert error[1] < 2
 
 
 def test_gradients_reach_the_initial_state(model, climate):

@@ -37,14 +37,6 @@ def read_plain(tmp_path):
     return read_plain
 
 
-def test_columns_are_taken_as_they_are(read_plain):
-    found = read_plain(plain_table())
-    assert found.reports == 2
-    assert not found.rejected
-    assert found.frame["error"].tolist() == [1.0, 2.0]
-    assert set(found.frame["source"]) == {"table"}
-
-
 def test_missing_errors_are_those_of_the_variable_in_its_unit(read_plain):
     assert read_plain(plain_table().drop(columns="error")).frame["error"].tolist() == [1.5, 1.5]
     assert read_plain(plain_table(error=[np.nan, 3.0])).frame["error"].tolist() == [1.5, 3.0]
