@@ -110,13 +110,6 @@ def test_modes_make_different_images(made, small_world):
     assert len(set(seen.values())) == len(seen)
 
 
-def test_without_gates_it_is_the_plain_sum_with_a_notice(made, small_world):
-    records, printed = made("out", "snow", "--adapters", "snow", *HERE)
-    (record,) = records.values()
-    assert record["mode"] == "sum"
-    assert "no gates are given: adapters are combined by the plain sum" in printed
-
-
 def test_many_images_have_a_sheet(made, small_world):
     records, printed = made("out", "snow", "--k", "1", *GATED, "--count", "3", "--seed", "5")
     sheet = next(name for name in records if name.endswith("-sheet"))
@@ -149,20 +142,6 @@ def test_the_encoder_finds_by_weights(made, small_world):
     (record,) = records.values()
     assert [one["name"] for one in record["adapters"]] == ["snow"]
     assert "named: deep snow" in printed
-
-
-def test_adapters_of_other_models_are_left_out(made, small_world, write):
-    write.adapter(
-        small_world / "loras/wide.safetensors",
-        "snow snow",
-        9,
-        {"transformer_blocks.0.attn.to_q": (16, 16)},
-    )
-    records, printed = made("out", "snow snow", "--k", "1", *GATED)
-    (record,) = records.values()
-    assert [one["name"] for one in record["adapters"]] == ["snow"]
-    assert "has 32 to 32" in record["skipped"]["wide"]
-    assert "left out: wide" in printed
 
 
 @pytest.mark.fault("diffusion D6")

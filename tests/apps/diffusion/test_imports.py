@@ -4,6 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from diffusion.lora_file import FluxShape
+from diffusion.retrieval import EncoderConfig, LoraWeightEncoder, save_encoder
+
 ROOT = Path(__file__).parents[3]
 SAMPLE = str(ROOT / "tests" / "golden" / "autolora" / "formats" / "xlabs.safetensors")
 OTHER = str(ROOT / "tests" / "golden" / "autolora" / "formats" / "kohya_flux_full.safetensors")
@@ -20,7 +23,7 @@ convert = ["diffusion", "convert", sample, "a.safetensors", "--to", "kohya", "--
 assert main(convert) == 0
 merge = ["diffusion", "merge", sample, other, "--output", "b.safetensors"]
 assert main([*merge, "--method", "ties_svd"]) == 0
-assert main(["diffusion", "index", ".", "--no_encode"]) == 0
+assert main(["diffusion", "index", ".", "--encoder", "encoder"]) == 0
 assert main(["diffusion", "search", "xlabs", "--mode", "metadata"]) == 0
 assert main(["diffusion", "search", "--like", sample]) == 0
 print(*sorted({name.partition(".")[0] for name in sys.modules}))
@@ -28,6 +31,9 @@ print(*sorted({name.partition(".")[0] for name in sys.modules}))
 
 
 def test_no_library_of_models_is_imported(tmp_path):
+    shape = FluxShape(num_layers=2, num_single_layers=2, num_heads=2, head_dim=8)
+    encoder = LoraWeightEncoder(EncoderConfig(shape))
+    save_encoder(tmp_path / "encoder", encoder, text_fingerprint="words")
     program = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{PROGRAM}"
     done = subprocess.run(
         [sys.executable, "-c", program, SAMPLE, OTHER],
@@ -40,4 +46,4 @@ def test_no_library_of_models_is_imported(tmp_path):
     loaded = set(done.stdout.splitlines()[-1].split())
     assert {"torch", "diffusion"} <= loaded
     assert loaded & HEAVY == set()
-    assert len(list(tmp_path.iterdir())) == 4
+    assert len(list(tmp_path.iterdir())) == 5

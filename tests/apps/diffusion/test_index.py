@@ -78,7 +78,6 @@ def titled(samples, monkeypatch):
         return Encoder()
 
     monkeypatch.setattr(apps.diffusion.search, "read_encoder", read)
-    monkeypatch.setattr(apps.diffusion.search, "read_encoder", read)
     return asked
 
 

@@ -244,14 +244,6 @@ def test_a_folder_shows_what_it_can(inspect, samples):
     assert peft["norm"] == twin["norm"]
 
 
-def test_base_decides_where_names_fit_two_families(inspect, samples):
-    (entry,), _ = inspect(samples / "old_attn_processor.safetensors")
-    assert entry["family"] == "flux"
-    assert any("flux is assumed" in odd for odd in entry["odd"])
-    (entry,), _ = inspect(samples / "old_attn_processor.safetensors", "--base", "sd3")
-    assert entry["family"] == "sd3"
-
-
 def test_text_encoders_that_diffusers_does_not_read_are_named(inspect, samples):
     text = {
         f"text_encoder_2.encoder.block.0.layer.0.SelfAttention.q.lora_{end}.weight": tensor

@@ -51,24 +51,6 @@ def test_exact_methods(words, weights, format, merge, expected, worst):
     assert worst(load_lora(output), total) <= 1e-5
 
 
-@pytest.mark.parametrize("format", ["diffusers", "comfyui"])
-def test_svd_is_the_best_approximation_of_the_sum(format, merge, expected):
-    merge("--method", "svd", "--rank", 2, "--to", format)
-    bundle, total = load_lora("out.safetensors"), combined(expected, dict.fromkeys(NAMES, 1))
-    assert max(bundle.ranks().values()) == 2
-    layer = "transformer_blocks.0.attn.to_out.0"
-    found = bundle.delta_weight(layer).double().numpy()
-    best = np.sqrt((np.linalg.svd(total[layer], compute_uv=False)[2:] ** 2).sum())
-    assert np.linalg.norm(found - total[layer]) == pytest.approx(best, rel=1e-4)
-    assert best > 0.1
-
-
-def test_svd_keeps_the_largest_rank_by_default(merge, samples):
-    merge("--method", "svd")
-    ranks = [load_lora(samples / f"{name}.safetensors").ranks().values() for name in NAMES]
-    assert max(load_lora("out.safetensors").ranks().values()) == max(map(max, ranks)) == 4
-
-
 def test_sparse_methods_are_those_of_the_rivals(merge, samples):
     from diffusion.rivals.merged import merge as reference
 

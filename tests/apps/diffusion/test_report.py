@@ -10,7 +10,6 @@ import torch
 from apps.diffusion.report import losses_of, write_report
 from apps.diffusion.studies.base_study import image_pieces
 from apps.diffusion.studies.fused_views import DRAWN
-from core_gates.errors import GatesError
 from diffusion.experiments.combined_losses import MOST
 from diffusion.experiments.trained_gates import combinations
 from harness.evidence import Bar, Row
@@ -137,12 +136,6 @@ def test_what_is_missing_is_said(run_of, root, write):
     assert "There are no images yet" in page
     page = write_report(run_of("base"), world, "base").read_text()
     assert "No images of adapters were made yet" in page
-
-
-def test_a_report_needs_scores(root, write):
-    run = Run(root / "diffusion" / "base", app="diffusion")
-    with pytest.raises(GatesError, match="evaluate"):
-        write_report(run, write.world_of(root), "base")
 
 
 def test_the_verb_takes_the_study_of_the_configuration(run_of, root, write, gates, monkeypatch):

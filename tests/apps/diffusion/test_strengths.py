@@ -111,19 +111,6 @@ def test_what_is_merged_is_the_bundle_of_the_strengths(strengths, gates):
         )
 
 
-def test_tags_of_files_tell_roles(strengths, image, write, small_world):
-    tags = {"fox": "subject, fox", "snow": "style, snow"}
-    for seed, name in ((0, "fox"), (2, "snow")):  # as they were written, with tags
-        told = {"modelspec.tags": tags[name]}
-        write.adapter(small_world / f"loras/{name}.safetensors", name, seed, **told)
-    tagged, record = image("tagged", *HERE, *MODE)
-    assert [one["role"] for one in record["adapters"]] == ["subject", "style"]
-    told, _ = image("told", *HERE, *MODE, *ROLES)
-    swapped, _ = image("swapped", *HERE, *MODE, *SWAPPED)
-    assert (tagged == told).all()
-    assert (tagged != swapped).any()
-
-
 ASKED = "which of fox, snow is the subject: give --roles, such as fox:subject,snow:style"
 
 

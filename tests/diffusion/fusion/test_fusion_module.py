@@ -16,7 +16,7 @@ from diffusion.fusion.fusion_module import FusionModule
 from diffusion.fusion.fusion_tasks import FusionDraws, FusionTask, PairDataModule
 from diffusion.lora_file import Factors, LoraBundle
 from diffusion.models.embedded_base import transformer_of
-from diffusion.models.flow_matching import flow_matching_losses, velocity
+from diffusion.models.flow_matching import flow_matching_losses
 from diffusion.models.text_encoders import TextStates
 from diffusion.rivals import make_rival
 from harness.experiment.job import Job
@@ -228,32 +228,6 @@ def test_parts_of_processes_make_up_the_batch_of_one():
             pieces = zip(*(getattr(one, name) for one in found), strict=True)
             for tensor, several in zip(getattr(expected, name), pieces, strict=True):
                 assert torch.equal(torch.cat(several), tensor)
-
-
-def test_a_switch_learns_to_turn_off_what_images_do_not_show():
-    """Adapter c is in a task whose target is the model with a alone."""
-    module = build(40, gates={"switch": True}, learning_rate=0.3)
-    fusion, names = module.fusion, ("a", "c")
-    draw = torch.Generator().manual_seed(9)
-    latents, text = torch.randn(5, 12, 4, 4, generator=draw), states(5, 0)
-    task = FusionTask(names, latents, text, scores=torch.tensor([[0.6, 0.0]]).expand(5, 2))
-    batch = FusionDraws([task], states(1, 99), steps=1, batch_size=5, caption_dropout=0)[0]
-    assert batch.scores == {"a": pytest.approx(0.6), "c": 0.0}
-    with torch.no_grad(), GatedFusion(fusion.model, module.adapters_of(("a",)), mode="sum"):
-        target = velocity(fusion.model, batch.at.x, batch.at.t, batch.text)
-    batch = batch._replace(at=batch.at._replace(target=target))
-    module.log = lambda *_: None
-    for gate in fusion.gates.values():
-        gate.requires_grad_(False)
-    optimizer = torch.optim.Adam([fusion.context.switch], 0.3)
-    with fusion:
-        for _ in range(12):
-            optimizer.zero_grad()
-            module.training_step(batch, 0).backward()
-            optimizer.step()
-    needed, useless = fusion.context.opening().tolist()
-    assert needed > 0.9
-    assert useless < 0.1
 
 
 def test_roles_are_told_in_a_fraction_of_steps_and_weights_have_a_rate_of_their_own(monkeypatch):

@@ -60,26 +60,6 @@ def test_only_what_has_changed_is_read(library, root, put, opened, state):
     assert state(library) != before
 
 
-def test_an_index_that_was_kept_up_to_date_is_like_a_new_one(
-    library, root, put, encoders, tmp_path
-):
-    for seed in range(6):
-        put(root / f"{seed}.safetensors", seed)
-    library.scan()
-    for seed in range(3):
-        put(root / f"{seed}.safetensors", 10 + seed)
-    (root / "4.safetensors").unlink()
-    library.scan()
-    with LoraLibrary(
-        root, library.encoder, library.text_encoder, index=tmp_path / "new", least=-1
-    ) as new:
-        new.scan()
-        for prompt in ("red heart", "a dog"):
-            pairs = [[(m.path, m.score) for m in lib.search(prompt, 9)] for lib in (library, new)]
-            assert pairs[0] == pairs[1]
-            assert len(pairs[0]) == 5
-
-
 def test_a_moved_file_is_not_encoded_again(library, root, put):
     put(root / "a.safetensors", 1)
     library.scan()
@@ -319,7 +299,7 @@ NAMES = {
 
 @pytest.mark.fault("46 D2")
 @pytest.mark.parametrize("order", [1, -1])
-def test_names_keep_their_script_and_do_not_depend_on_the_order(root, put, order):
+def test_names_keep_their_script_and_do_not_depend_on_the_order(root, put, order, one_line):
     with LoraLibrary(root) as library:
         for seed, path in enumerate(list(NAMES)[::order]):
             put(root / path, seed)
@@ -328,17 +308,11 @@ def test_names_keep_their_script_and_do_not_depend_on_the_order(root, put, order
         assert found == NAMES
         assert library.find("e\u0301te\u0301").name == "été"
         assert [one.name for one in library.search("水彩")] == ["水彩"]
-        assert "did you mean " in message_of(library, "tint")
+        assert "did you mean " in one_line(LibraryError, library.find, "tint")
         (root / "b/tint.safetensors").unlink()
         library.scan()
         assert library.find("tint").location == b"a/tint.safetensors"
         assert [one.name for one in library.search("tint")] == ["tint"]
-
-
-def message_of(library, name):
-    with pytest.raises(LibraryError) as found:
-        library.find(name)
-    return str(found.value)
 
 
 @pytest.mark.fault("46 D2")

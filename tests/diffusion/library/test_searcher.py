@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -300,15 +299,6 @@ def test_flagged_adapters_are_found_by_metadata_alone(library, root, put, put_sd
     assert [m.name for m in library.search("fox", 9, "hybrid", metadata=9)] == ["good"]
     (match,) = library.search("fox", 9, "metadata")
     assert (match.name, match.adapter.flags) == ("zero", ("zero",))
-
-
-def test_equal_scores_go_to_the_lowest_id(library, root, put):
-    for seed in range(30):
-        put(root / f"{seed:02}.safetensors", seed, layers=1)
-    library.encoder.encode = lambda bundle: torch.full((16,), 0.25)
-    library.scan()
-    for k in (1, 7, 30):
-        assert [m.name for m in library.search("x", k)] == [f"{n:02}" for n in range(k)]
 
 
 @pytest.mark.parametrize(

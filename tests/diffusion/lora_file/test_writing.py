@@ -171,20 +171,6 @@ def test_some_parts_of_a_fused_layer(format, tmp_path):
     assert (again.ranks()[Q], again.ranks()[V]) == (2, 3)
 
 
-@pytest.mark.parametrize("format", FORMATS)
-def test_many_ranks_and_scales(format, tmp_path):
-    names = [*(f"single_transformer_blocks.{i}.proj_out" for i in range(3)), "proj_out"]
-    sizes = [(16, 80)] * 3 + [(48, 16)]
-    modules = {
-        name: draw(outputs, rank, inputs, scale, seed=rank)
-        for name, (outputs, inputs), rank, scale in zip(
-            names, sizes, (2, 3, 2, 4), (1.0, 1 / 3, 0.7, 0.1), strict=True
-        )
-    }
-    bundle = LoraBundle("flux", modules)
-    same(load_lora(save_lora(bundle, place(tmp_path, format), format)), bundle)
-
-
 def test_peft_configuration(tmp_path):
     modules = {Q: draw(), K: draw(rank=4, scale=0.5), "proj_out": draw(48)}
     out = save_lora(LoraBundle("flux", modules), tmp_path / "out", "peft")
@@ -295,16 +281,6 @@ def test_nothing_to_write(tmp_path, one_line):
         )
     nan = LoraBundle("flux", {Q: Factors(torch.full((1, 4), float("nan")), torch.ones(4, 1))})
     assert "NaN" in one_line(FormatError, save_lora, nan, tmp_path / "a.safetensors")
-
-
-@pytest.mark.parametrize("format", FORMATS)
-def test_shrunk_adapters_are_written(format, dialects, tmp_path):
-    bundle = load_lora(dialects.write("bfl", "loha").save(tmp_path / "in.safetensors"))
-    small, _ = shrink_bundle(bundle, rank=2)
-    again = load_lora(save_lora(small, place(tmp_path, format), format))
-    same(again, small)
-    if format in ("diffusers", "peft"):
-        assert max(again.ranks().values()) == 2
 
 
 @pytest.mark.parametrize("format", ["kohya", "comfyui"])

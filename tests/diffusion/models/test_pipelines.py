@@ -32,13 +32,6 @@ from transformers import (
 
 from core_gates.errors import GatesError
 from diffusion.models.embedded_base import EmbeddedBase, PatchAutoencoder, transformer_of
-from diffusion.models.flow_matching import (
-    bundle_of,
-    flow_matching_losses,
-    layers_of,
-    noised,
-    trainable_factors,
-)
 from diffusion.models.pipelines import PipelineCodec, latents_of, load_codec, load_pipeline
 from diffusion.models.text_encoders import ClipText, HashedNgrams, text_encoder
 
@@ -314,32 +307,6 @@ def test_latents_are_decoded_again_and_encoded_in_parts(codec, images):
     mode = vae.encode(whole).latent_dist.mode()
     assert_close(codec.latents(whole), (mode - 0.1) * 0.4)
     assert not torch.allclose(found[0], found[5])
-
-
-def test_an_adapter_is_trained_in_place_of_the_model(codec, images):
-    latents, text = latents_of(codec, images[:4]), codec.states(CAPTIONS[:2] * 2)
-    codec.release()
-    assert codec.pipeline.text_encoder is None
-    assert codec.pipeline.vae is None
-    model = codec.transformer.bfloat16()
-    layers = layers_of(model, ("attention", "mlp", "modulation"))
-    draw = torch.Generator().manual_seed(0)
-    at = noised(latents, torch.full((4,), 0.5), torch.randn(latents.shape, generator=draw))
-    losses = []
-    with trainable_factors(model, layers, 2) as factors:
-        assert {factor.dtype for factor in factors.values()} == {torch.float32}
-        optimizer = torch.optim.Adam(factors.values(), 0.02)
-        for _ in range(12):
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = flow_matching_losses(model, at, text).mean()
-            losses.append(float(loss.detach()))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        bundle = bundle_of(factors, codec.family, {})
-    assert losses[-1] < 0.97 * losses[0]
-    assert len(bundle.modules) == len(layers)
-    assert not any("lora" in name for name, _ in model.named_modules())
 
 
 def test_the_text_encoder_of_the_retriever_is_the_tower_of_flux(whole_pipe):

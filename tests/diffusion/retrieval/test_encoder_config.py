@@ -7,15 +7,6 @@ from diffusion.retrieval import modules_of, types_used
 from diffusion.retrieval.encoder_config import family_of, fit
 
 
-def test_flux_has_the_published_layers():
-    modules = modules_of(FluxShape())
-    assert len(modules) == 304
-    assert len({module.type for module in modules}) == 13
-    assert modules[0].name == "blocks.0.attn.a_to_qkv"
-    assert modules[-1].name == "single_blocks.37.norm.linear"
-    assert family_of(FluxShape()) == "flux"
-
-
 def test_a_layer_of_another_size_gets_its_own_type():
     modules = modules_of(SD3Shape())
     sizes = {}

@@ -87,12 +87,6 @@ def test_another_zoo_is_ranked_whatever_its_scale_rank_and_layers(order):
     assert order.ranked({"b": styles[0]}) == ["b"]
 
 
-def test_rescaling_an_adapter_changes_no_score(order):
-    one, other = (adapter("subject", 5, scale=scale) for scale in (1.0, 100.0))
-    first, second = order.scores([one, other])[0].tolist()
-    assert first == pytest.approx(second, abs=1e-6)
-
-
 def test_what_weights_do_not_decide_is_asked(order):
     same = adapter("subject", 7)
     assert order.ranked({"a": same, "b": same}) is None

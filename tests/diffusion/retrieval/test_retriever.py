@@ -241,7 +241,7 @@ def test_a_killed_and_resumed_run_has_the_same_bits(examples, config, words, tmp
     assert all(torch.equal(whole[name], other[name]) for name in whole)
 
 
-@pytest.mark.parametrize("loss", ["contrastive", "published"])
+@pytest.mark.parametrize("loss", ["contrastive", pytest.param("published", marks=pytest.mark.slow)])
 def test_unseen_adapters_of_known_concepts_are_found(loss, zoo, config, words, tmp_path):
     seed_everything(0, verbose=False)
     known, unseen = zoo(8, 2)

@@ -89,18 +89,6 @@ def test_dropped_layers_are_marked_and_one_stays(batch, modules):
     assert counts[:, 0].max() > 13
 
 
-def test_it_draws_from_the_global_generator_alone(batch, modules):
-    augmentation = Augmentation()
-    results = []
-    for _ in range(2):
-        torch.manual_seed(3)
-        results.append(augmentation(batch, modules))
-    other = augmentation(batch, modules)
-    assert all(torch.equal(results[0].up[n], results[1].up[n]) for n in batch.up)
-    assert all(torch.equal(results[0].down[n], results[1].down[n]) for n in batch.up)
-    assert not all(torch.equal(results[0].up[n], other.up[n]) for n in batch.up)
-
-
 @pytest.mark.parametrize(
     "options",
     [

@@ -83,23 +83,6 @@ def test_what_was_learned_serves_other_adapters_once_they_are_told(flux, inputs,
         assert_close(flux(**inputs)[0].detach(), dense(pair, {"x": 2.5, "y": 0.7}))
 
 
-def test_factors_are_learned(flux, inputs, adapters, dense):
-    target = dense(adapters, {"a": 0.3, "b": 0.8, "c": 0.8})
-    rival = strengths(flux, adapters).double()
-    rival.describe(roles={"a": "subject", "b": "style", "c": "style"})
-    optimizer = torch.optim.Adam(rival.parameters(), lr=0.05)
-    losses = []
-    with rival:
-        for _ in range(80):
-            loss = (flux(**inputs)[0] - target).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-    assert losses[-1] < 0.02 * losses[0]
-    assert all(parameter.grad is not None for parameter in rival.parameters())
-
-
 def test_refusals(flux, bundle, refuses):
     rival = strengths(flux, {"a": bundle(1, where="attn")})
     with pytest.raises(GatesError, match=r"which had none when this was made: make it with"):

@@ -125,11 +125,6 @@ def test_a_quick_run_fits_nothing(tmp_path):
     assert not list(run.folder.rglob("result.*"))
 
 
-def test_methods_say_what_they_see():
-    assert list(study.SEEING) == ["lorahub (sees the pair)"]
-    assert set(study.SEEING.values()) == set(works.FITTING)
-
-
 def test_losses_depend_on_the_roles_and_scores_that_gates_are_told(
     places, tmp_path, monkeypatch, write, zoo_root
 ):

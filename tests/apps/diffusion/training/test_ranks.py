@@ -62,7 +62,11 @@ def test_gates_by_the_command(forked, command, alone, place):
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     ("verb", "strategy"),
-    [("train-gates", "ddp"), ("train-gates", "fsdp2"), ("train-retriever", "ddp")],
+    [
+        pytest.param("train-gates", "ddp", marks=pytest.mark.slow),
+        pytest.param("train-gates", "fsdp2", marks=pytest.mark.slow),
+        ("train-retriever", "ddp"),
+    ],
 )
 def test_as_torchrun_starts_them(verb, strategy, forked, command, alone, place):
     more = ("--augmented", "false") if verb == "train-retriever" else ()
