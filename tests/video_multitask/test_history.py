@@ -92,30 +92,6 @@ def test_parts_give_what_the_whole_log_gives(rows, length, cuts):
     assert_frame_equal(joined, whole)
 
 
-def test_the_present_and_the_future_change_nothing():
-    rng = np.random.default_rng(0)
-    log = pl.DataFrame(
-        {
-            "user_id": rng.integers(0, 5, 300),
-            "video_id": rng.integers(0, 50, 300),
-            "time_ms": rng.integers(0, 60, 300),
-            "is_click": rng.integers(0, 2, 300),
-            "duration_ms": rng.integers(1, 99, 300),
-        }
-    )
-    before = add_history(log, 7, LISTS, MEANS)
-    later = pl.col("time_ms") >= 30
-    changed = log.with_columns(
-        pl.when(later).then(1 - pl.col("is_click")).otherwise("is_click").alias("is_click"),
-        pl.when(later).then(777).otherwise("video_id").alias("video_id"),
-    )
-    after = add_history(changed, 7, LISTS, MEANS)
-    names = UserHistory(7, LISTS, MEANS).names
-    early = log["time_ms"] <= 30
-    assert_frame_equal(before.filter(early).select(names), after.filter(early).select(names))
-    assert not before.select(names).equals(after.select(names))
-
-
 def test_means_know_no_other_user():
     rng = np.random.default_rng(0)
     log = pl.DataFrame(

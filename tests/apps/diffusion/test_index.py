@@ -15,7 +15,6 @@ from diffusion.lora_file import FluxShape
 from diffusion.models.text_encoders import text_encoder
 from diffusion.retrieval.encoder import LoraWeightEncoder
 from diffusion.retrieval.encoder_config import EncoderConfig
-from diffusion.retrieval.encoder_folder import save_encoder
 from harness.command.verbs import FunctionVerb, run_verb
 
 VERBS = {
@@ -277,20 +276,3 @@ def test_faulty_searches(words, expected, call, refusal):
     prompt = () if "--like" in words else ("fox",)
     options = (*prompt, "--folder", "samples", "--text_encoder", "ngrams", *words)
     assert expected in refusal("search", *options)
-
-
-def test_an_encoder_of_the_retriever(call, samples, refusal):
-    shape = FluxShape(num_layers=2, num_single_layers=2, num_heads=2, head_dim=8)
-    torch.manual_seed(0)
-    text = text_encoder("ngrams").fingerprint
-    save_encoder("encoder", LoraWeightEncoder(EncoderConfig(shape)), text_fingerprint=text)
-    told = call("index", "samples", "--encoder", "encoder")
-    assert int(row(told, "encoded now")[1]) >= 4
-    options = ("--folder", "samples", "--encoder", "encoder")
-    words = ("--text_encoder", "ngrams", "--least=-1")
-    told = call("search", "a fox", *options, *words, "--k", "9")
-    assert "by names, then weights" in told
-    assert "bfl_plain" in told
-    save_encoder("other", LoraWeightEncoder(EncoderConfig(shape)), text_fingerprint="other")
-    words = ("--folder", "samples", "--encoder", "other", "--text_encoder", "ngrams")
-    assert "was trained with the text encoder other" in refusal("search", "a fox", *words)

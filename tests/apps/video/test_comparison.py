@@ -147,19 +147,6 @@ def test_all_are_scored_on_the_same_rows_between_chance_and_the_oracle(done):
     assert {"home", "mmoe"} == {r.method for r in rows if r.task == "experts"}
 
 
-def test_bars_are_those_of_the_claims(done):
-    bars = {bar.name: bar for bar in read_scores(done / "scores.json", "video").bars}
-    assert set(bars) == {
-        "summed log-loss of duration − home, lower end",
-        "lowest summed log-loss of a method − that of the oracle",
-    }
-    (gap,) = (
-        r for r in rows_of(done) if r.method == "duration" and r.versus and r.metric == SUMMED
-    )
-    assert bars["summed log-loss of duration − home, lower end"].value == pytest.approx(gap.low)
-    assert bars["lowest summed log-loss of a method − that of the oracle"].met
-
-
 def test_a_network_that_was_kept_predicts_what_was_scored(done):
     found = comparison(done)
     chosen = found.chosen()
@@ -282,17 +269,6 @@ def test_a_method_with_data_of_its_own_is_sized_for_its_columns(tmp_path):
 
 def copied(done, tmp_path):
     return shutil.copytree(done, tmp_path / "copy")
-
-
-def test_only_some_take_part_without_oracle_and_bars(done, tmp_path):
-    folder = copied(done, tmp_path)
-    whole = summed(done)
-    comparison(folder, only=("mmoe", "duration"), overwrite=True).finish(CLAIMS)
-    assert summed(folder) == {m: pytest.approx(whole[m]) for m in ("mmoe", "duration")}
-    assert read_scores(folder / "scores.json", "video").bars == []
-    assert not [r for r in rows_of(folder) if r.versus]
-    with pytest.raises(GatesError, match="--only names 'mmo'; known are home, mmoe, duration"):
-        comparison(folder, only=("mmo",))
 
 
 def test_a_quick_run_trains_nothing(tmp_path, capsys):
@@ -460,13 +436,6 @@ def test_what_a_reader_must_know_of_weights_is_noted(done, tmp_path):
     assert "trained on rows with another hash" in notes()
 
 
-def test_claims_about_no_method_are_refused_before_anything_is_made(tmp_path):
-    found = comparison(tmp_path / "none")
-    with pytest.raises(GatesError, match="claims name 'ple', not a method; known are home"):
-        found.finish(Claims(beats=("ple",)))
-    assert not (tmp_path / "none").exists()
-
-
 def test_a_rate_that_diverges_is_not_chosen(tmp_path):
     space = {"model.learning_rate": [1e-2, 1e30]}
     contest = {**CONTEST, "space": space, "methods": {"home": {"net": "HoME"}}, "baselines": {}}
@@ -479,13 +448,6 @@ def test_a_rate_that_diverges_is_not_chosen(tmp_path):
     away = comparison(tmp_path / "e", contest=plain(), settings={"model.learning_rate": 1e30})
     with pytest.raises(GatesError, match=r"^(home|mmoe)-s\d: .*training has diverged: lower"):
         away.networks({})
-
-
-def test_scores_can_be_read_by_machines(done):
-    content = json.loads((done / "scores.json").read_text())
-    assert content["seeds"] == [0, 1]
-    assert {one["role"] for one in content["data"]} == {"train", "validation", "test"}
-    assert "simulated: 30 users, 50 videos" in content["notes"][0]
 
 
 def test_margins_cost_and_caps_of_play_time_and_its_rivals(tmp_path):

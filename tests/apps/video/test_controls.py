@@ -59,6 +59,7 @@ def run(tmp_path):
     return Run(tmp_path / "run", app="video", settings=decisive_settings(CONFIG))
 
 
+@pytest.mark.slow
 def test_controls_are_made_once(run, capsys, monkeypatch):
     found = find(run)
     assert "permuted_labels-s0, planted_leak-s0" in capsys.readouterr().out

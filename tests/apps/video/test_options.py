@@ -164,7 +164,8 @@ def test_seeds_and_spaces_of_a_contest(refused, words, line):
 def test_a_training_that_is_never_validated(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     steps = ("--trainer.max_epochs", "-1", "--trainer.max_steps")
-    contest = ("--contest.baselines", "{}", "--contest.space", "{}", "--seeds", "[0]")
+    contest = ("--contest", "{methods: {}, baselines: {}, space: {}}", "--seeds", "[0]")
+    contest += ("--claims", "{beats: [], bounded: false, calibrated: false}")
     words = ("video", "evaluate", *SMALL, *contest, "--data.batch_size", "100", *steps)
     assert main([*words, "1"]) == 2
     said = capsys.readouterr().err

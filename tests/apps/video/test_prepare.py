@@ -1,5 +1,4 @@
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -22,8 +21,6 @@ from video_multitask.simulator.log import export_kuairand, simulate
 from video_multitask.sources.kuairand import KuaiRandStream, KuaiRandTables
 from video_multitask.stream.parquet_stream import load_stored
 from video_multitask.stream.shards import open_shards
-
-SHARED = Path(os.environ.get("GATES_SHARED", "shared")) / "data" / "recsys"
 
 
 @pytest.fixture(scope="module")
@@ -210,13 +207,6 @@ def test_a_folder_with_other_files_is_not_replaced(release, prepare, tmp_path, k
 def test_a_list_without_a_value_is_refused(words, capsys):
     assert main(["video", *words]) == 2
     assert "names nothing: give one value or several" in capsys.readouterr().err
-
-
-def test_a_real_log_is_prepared(prepare):
-    log = SHARED / "kuairand1k_random_fixture.csv"
-    if not log.is_file():
-        pytest.skip(f"{log} is not there")
-    assert open_shards(prepare(log, split="none")).rows == 46
 
 
 def test_an_archive_is_downloaded_first(release, prepare, tmp_path, monkeypatch):

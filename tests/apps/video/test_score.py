@@ -90,17 +90,6 @@ def test_a_named_model_names_the_run(shop, model_folder, tmp_path, monkeypatch, 
     assert not Path("runs/video/tiny").exists()
 
 
-def test_csv_gives_what_parquet_gives(shop, world):
-    table = shop.rows(400, 5)
-    (world.tmp / "c.csv").write_text(csv_of(table))
-    table.write_parquet(world.tmp / "p.parquet")
-    sources = [world.tmp / "c.csv", world.tmp / "p.parquet"]
-    out = world.run(*sources, key_columns=("reader", "city", "book"))
-    c, p = (pl.read_parquet(out / f"{name}.parquet") for name in "cp")
-    assert_frame_equal(c, p, abs_tol=1e-6)
-    assert c["city"].null_count() > 0
-
-
 def test_a_model_without_finite_probabilities_is_refused(shop, world, refuses):
     loaded = load_model(shop.write_model(world.tmp / "bad"))
     with torch.no_grad():
@@ -113,13 +102,6 @@ def test_a_model_without_finite_probabilities_is_refused(shop, world, refuses):
         ("the fused score can exceed", lambda: world.run(fused={"buy": 1e5}, offsets={"buy": 9.0})),
     )
     assert not list(world.tmp.glob("out/**/*.parquet"))
-
-
-def test_a_folded_network_is_not_saved(shop, world, model_folder):
-    loaded = load_model(model_folder)
-    with pytest.raises(GatesError, match=r"save the ranker as it was trained, not folded\(\)"):
-        save_model(world.tmp / "folded", loaded.ranker.folded(), loaded.transform)
-    assert not (world.tmp / "folded").exists()
 
 
 @pytest.mark.parametrize(
@@ -213,16 +195,6 @@ def test_keys_have_one_type_in_files_of_all_kinds(shop, world):
     for name in "cptf":
         keys = pl.read_parquet(out / f"{name}.parquet").select("reader", "book", "day")
         assert_frame_equal(keys, table.select(keys.columns))
-
-
-def test_columns_may_be_shuffled_and_more(shop, world):
-    table = shop.rows(60, 3)
-    table.write_parquet(world.tmp / "straight.parquet")
-    shuffled = table.select(sorted(table.columns, reverse=True)).with_columns(extra=pl.lit("x"))
-    shuffled.drop(shop.TASKS).write_parquet(world.tmp / "shuffled.parquet")
-    out = world.run(world.tmp / "straight.parquet", world.tmp / "shuffled.parquet")
-    first, second = (pl.read_parquet(out / f"{n}.parquet") for n in ("straight", "shuffled"))
-    assert_frame_equal(first, second)
 
 
 def test_a_second_call_makes_only_what_is_missing(shop, world, capsys):

@@ -9,7 +9,7 @@ from polars.testing import assert_frame_equal
 
 from core_gates.errors import GatesError
 from video_multitask.kuairand.folder import KuaiRand, read_table
-from video_multitask.kuairand.prepare import SPLITS, part_of, split_log
+from video_multitask.kuairand.prepare import part_of, split_log
 from video_multitask.kuairand.releases import (
     LOG,
     RELEASES,
@@ -128,23 +128,6 @@ def test_real_files_are_read():
     assert users["user_id"].is_unique().all()
     assert videos["video_id"].is_unique().all()
     assert (len(videos), videos["tag"].null_count()) == (7_583, 96)
-
-
-@pytest.mark.parametrize("split", SPLITS)
-def test_splits_are_the_public_ones(release, split):
-    train, validation, test = split_log(KuaiRand(release).log(), split)
-    dates = [(rows["date"].min(), rows["date"].max()) for rows in (train, validation, test)]
-    random = [set(rows["is_rand"].to_list()) for rows in (train, validation, test)]
-    if split == "random_in":
-        assert dates[0][0] >= 20220422
-        assert dates[0][1] < 20220429 <= dates[1][0]
-        assert dates[1][1] < 20220502 <= dates[2][0]
-        assert random == [{1}, {1}, {1}]
-    else:
-        assert dates[:2] == [(20220408, 20220419), (20220420, 20220421)]
-        assert dates[2][0] >= 20220422
-        assert random == [{0}, {0}, {int(split == "unbiased")}]
-    assert all(rows["time_ms"].is_sorted() for rows in (train, validation, test))
 
 
 def test_a_split_loses_no_row_of_its_logs(feed):

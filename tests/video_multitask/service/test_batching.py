@@ -1,4 +1,3 @@
-import threading
 import time
 
 import numpy as np
@@ -138,24 +137,6 @@ def test_closing_scores_what_waits_and_refuses_what_comes(toy, batcher_of):
     with pytest.raises(RefusedError, match="shutting down") as caught:
         batcher.submit(model, rows(toy, 1))
     assert caught.value.status == 503
-
-
-def test_many_threads_may_submit(toy, model, batcher_of):
-    batcher = batcher_of(max_wait_ms=1)
-    found = {}
-
-    def client(number):
-        for x in range(20):
-            value = 100 * number + x
-            found[value] = batcher.submit(model, rows(toy, value)).result(60)["y"][0]
-
-    threads = [threading.Thread(target=client, args=(n,)) for n in range(2, 8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == {value: 2.0 * value for value in found}
-    assert len(found) == 120
 
 
 def test_a_model_that_loses_rows_is_found_out(toy):

@@ -75,12 +75,6 @@ def test_a_client_sees_why_its_large_body_is_refused_and_others_are_served(runni
     assert httpx.post(service.score, json={"items": [{"x": 1}]}).json()["y"] == [2]
 
 
-def test_a_body_of_a_hundred_megabytes_is_refused_by_an_answer(running):
-    answer = httpx.post(running().score, content=b" " * 10**8, timeout=60)
-    assert answer.status_code == 413
-    assert "100,000,000 bytes" in answer.json()["error"]
-
-
 def test_what_is_no_http_harms_nothing(running):
     service = running()
     address = ("127.0.0.1", int(service.url.rpartition(":")[2]))
@@ -185,19 +179,6 @@ def test_rows_are_scored_in_order(client_of):
     assert answer.headers["x-model-version"] == "times 2.0"
 
 
-def test_simultaneous_requests_share_batches_and_get_their_own_rows(client_of):
-    client = client_of(max_wait_ms=2000, max_batch_requests=20)
-
-    async def talk(http):
-        return await asyncio.gather(
-            *(http.post("/score", content=items(n, n + 0.5)) for n in range(100, 120))
-        )
-
-    answers = client.run(talk)
-    assert [a.json()["y"] for a in answers] == [[2 * n, 2 * n + 1] for n in range(100, 120)]
-    assert client.service.models.current.batches == [[2] * 20]
-
-
 FAULTS = {
     "malformed": (b'{"items": [', 400, "the body is no JSON: EOF"),
     "empty": (b"", 400, "the body is no JSON"),
@@ -262,13 +243,6 @@ def test_a_long_body_without_announced_length_is_refused(client_of):
     answer = client_of(max_body_bytes=10**6).post(chunks())
     assert answer.status_code == 413
     assert "at most 1,000,000 are taken" in answer.json()["error"]
-
-
-def test_colons_in_text_are_no_fault(client_of):
-    answer = client_of().post(
-        b'{"items": [{"x": 3, "name": "a:b:c"}, {"x": 1, "name": "\\u0078"}]}'
-    )
-    assert answer.json()["y"] == [6, 2]
 
 
 def test_a_compressed_body_is_refused(client_of):
@@ -452,16 +426,3 @@ def test_the_model_is_swapped_while_requests_are_answered(client_of, toy):
     assert metrics["gates_swaps_total", "refused"] == 1
     assert metrics["gates_model_info", "times 5.0"] == 1
     assert ("gates_model_info", "times 2.0") not in metrics
-
-
-def test_shutdown_answers_what_it_has_accepted(client_of):
-    client = client_of(pause=0.2, max_wait_ms=0)
-
-    async def talk(http):
-        asked = [asyncio.create_task(http.post("/score", content=items(x))) for x in (1, 2)]
-        await asyncio.sleep(0.1)
-        await asyncio.to_thread(client.service.close)
-        return [await one for one in asked]
-
-    assert [a.json()["y"] for a in client.run(talk)] == [[2], [4]]
-    assert not client.service.ready

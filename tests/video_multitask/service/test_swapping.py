@@ -1,7 +1,5 @@
 import json
 import shutil
-import threading
-import time
 
 import pytest
 
@@ -122,18 +120,6 @@ def test_a_folder_that_is_gone_is_told_once(toy, tmp_path, models_of, caplog):
     ]
     toy.write_model(folder, 7.0)
     assert settle(models) == [False, True]
-
-
-def test_the_thread_watches_until_closed(toy, tmp_path, models_of):
-    models = models_of(toy.write_model(tmp_path / "model", 2.0))
-    models.start()
-    toy.write_model(tmp_path / "model", 6.0)
-    end = time.monotonic() + 30
-    while models.current.version != "times 6.0" and time.monotonic() < end:
-        time.sleep(0.005)
-    assert models.current.version == "times 6.0"
-    models.close()
-    assert "watching" not in {t.name for t in threading.enumerate()}
 
 
 FAULTS = {

@@ -110,20 +110,15 @@ def test_probabilities_are_means_over_the_noise(feed):
 
 
 def test_the_same_arguments_give_the_same_bytes_in_any_partition(feed):
-    for size in (1_000, 16_384, 25_001):
-        parts = list(feed.world.stream(30_000, chunk=size))
-        assert [len(part.log) for part in parts[:-1]] == [size] * (len(parts) - 1)
-        if size == 1_000:
-            first = parts
-        assert_frame_equal(pl.concat([p.log for p in parts]), pl.concat([p.log for p in first]))
-        joined = np.concatenate([p.truth for p in parts])
-        np.testing.assert_array_equal(joined, np.concatenate([p.truth for p in first]))
-    again = simulate(rows=120_000, users=1_500, videos=3_000, seed=3)
-    assert_frame_equal(again.log, feed.log)
-    assert_frame_equal(again.users, feed.users)
-    assert_frame_equal(again.videos, feed.videos)
-    other = simulate(rows=120_000, users=1_500, videos=3_000, seed=4)
-    assert (other.log["video_id"] == feed.log["video_id"]).mean() < 0.05
+    whole, parts = (list(feed.world.stream(18_000, chunk=size)) for size in (16_384, 1_000))
+    assert [len(part.log) for part in (*whole, *parts)] == [16_384, 1_616, *[1_000] * 18]
+    assert_frame_equal(pl.concat([p.log for p in parts]), pl.concat([p.log for p in whole]))
+    joined = [np.concatenate([p.truth for p in some]) for some in (whole, parts)]
+    np.testing.assert_array_equal(*joined)
+    one, again, other = (simulate(9_000, users=200, videos=400, seed=n) for n in (3, 3, 4))
+    for name in ("log", "users", "videos"):
+        assert_frame_equal(getattr(again, name), getattr(one, name))
+    assert (other.log["video_id"] == one.log["video_id"]).mean() < 0.05
 
 
 def test_another_draw_is_another_log_of_the_same_world(feed):

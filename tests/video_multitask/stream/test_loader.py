@@ -175,13 +175,6 @@ def test_rows_are_mixed_within_their_window_only(shards):
     assert (np.diff(np.concatenate(rows_of(loader_of(recommended, window=0)))) > 0).all()
 
 
-def test_epochs_differ_and_repeat(shards):
-    first, second = (rows_of(loader_of(shards, epoch=epoch)) for epoch in (0, 1))
-    assert first != second
-    assert first == rows_of(loader_of(shards))
-    assert sum(a == b for a, b in zip(first, second, strict=True)) == 0
-
-
 @pytest.mark.parametrize("stop", [0, 1, 100, 186])
 def test_a_resumed_loader_gives_the_next_batch_without_reading_those_before(shards, stop):
     whole = loader_of(shards, epoch=2, order="shuffled")
@@ -196,15 +189,6 @@ def test_a_resumed_loader_gives_the_next_batch_without_reading_those_before(shar
     assert rows_of(resumed) == expected[stop:]
     assert resumed.encoder.read <= whole.encoder.read - max(0, stop - 13) * 64
     assert rows_of(resumed) == expected  # the next pass begins at its start
-
-
-def test_a_complete_pass_resumes_at_the_start_of_the_next(shards):
-    loader = loader_of(shards)
-    list(loader)
-    resumed = loader_of(shards)
-    resumed.load_state_dict(loader.state_dict())
-    resumed.set_epoch(1)
-    assert rows_of(resumed) == rows_of(loader_of(shards, epoch=1))
 
 
 def test_a_checkpoint_of_other_ranks_or_sizes_is_refused(shards):

@@ -233,7 +233,7 @@ RESULTS = {
 }
 
 
-@pytest.mark.costly("five processes that train")
+@pytest.mark.costly("four processes that train")
 @pytest.mark.parametrize(
     "verb",
     [
@@ -248,6 +248,7 @@ def test_a_killed_training_ends_with_the_same_bits(verb, kill_and_resume, forked
         command(verb, steps=8),
         app="diffusion",
         compare=[RESULTS[verb], "*/*/record.json"],
+        kills=1,
     )
     root, name = str(folder.parents[1]), folder.name
     again = forked.finished([*command(verb, steps=8), "--root", root, "--name", name])
