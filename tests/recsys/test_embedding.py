@@ -125,9 +125,6 @@ def test_vectors_are_those_of_each_table_in_the_order_of_the_features():
     assert bank.out_dim == 4 + 6 + 4 + 4 + 2 + 4 + 2 + 4
     assert len(bank.stacks) == 3  # one gather for each width
     assert torch.equal(bank(rows), by_hand(bank, rows))
-    for part in ("user", "rest"):
-        widths = [bank.fields[i].dim for i in bank.parts(part)]
-        assert torch.cat(bank.gather(rows, part), 1).shape == (50, sum(widths))
 
 
 def test_the_parts_of_user_and_rest_hold_every_feature_once():

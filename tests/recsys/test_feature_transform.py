@@ -112,12 +112,6 @@ def test_sizes(transform):
     }
 
 
-def test_all_rows_lie_within_the_sizes(transform, table):
-    found = transform.encode(table).sparse
-    for number, name in enumerate(transform.sparse_tables.values()):
-        assert found[:, number].max() < transform.sizes[name]
-
-
 def test_batch(transform, table):
     batch = transform.batch(table)
     same_rows = transform.encode(table)
@@ -178,15 +172,6 @@ def test_other_forms_of_the_same_table_are_read_alike(case, transform, table):
 def test_lists_of_one_length(transform, table):
     fixed = table.with_columns(read=pl.Series([[11, 12]] * 6, dtype=pl.Array(pl.Int64, 2)))
     assert transform.encode(fixed).sequences[0].tolist() == [[1, 2, 3]] * 6
-
-
-def test_a_table_in_pieces(transform, table):
-    whole = transform.encode(table)
-    for row in range(len(table)):
-        one = transform.encode(table[row : row + 1])
-        assert (one.sparse == whole.sparse[row]).all()
-        assert (one.dense == whole.dense[row]).all()
-        assert (one.sequences[0] == whole.sequences[0][row]).all()
 
 
 def test_blocks_join_without_seams(transform, table):

@@ -211,12 +211,6 @@ def test_the_formula_of_the_average():
     assert torch.equal(w["net.a"], before)
 
 
-def test_half_precision_weights_have_exact_averages():
-    average = WeightAverage({"a": nn.Parameter(torch.ones(2, dtype=torch.bfloat16))}, 0.9999)
-    assert average.average("a").dtype == torch.float32
-    assert set(average.state_dict()) == {"a", "steps"}
-
-
 @pytest.mark.fault("video V24")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_averages_stay_exact_in_a_module_of_half_precision(dtype):
@@ -291,7 +285,3 @@ def test_a_ranker_keeps_its_order_and_gets_its_rates():
 def test_refuses_a_ranker_without_intercepts(rows_of):
     with pytest.raises(ValueError, match="calibrated=True"):
         calibrate(ranker(), rows_of(torch.zeros(2, 2)))
-
-
-def test_only_rankers_that_ask_have_intercepts():
-    assert "intercepts" not in ranker().state_dict()

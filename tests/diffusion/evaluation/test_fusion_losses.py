@@ -4,7 +4,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
 from torch.testing import assert_close
 
 from core_gates.errors import GatesError
@@ -13,11 +12,11 @@ from diffusion.evaluation.fusion_scores import fixed_draws, fixed_losses
 from diffusion.experiments.adapter_conditions import CaptionScores
 from diffusion.experiments.combined_losses import FIRST, OTHERS, fusion_of
 from diffusion.fusion import GatedFusion
-from diffusion.lora_file import Factors, LoraBundle
 from diffusion.models.embedded_base import transformer_of
 from diffusion.models.flow_matching import velocity
 from diffusion.models.text_encoders import TextStates
 from diffusion.rivals import make_rival
+from tests.diffusion.random_adapters import random_adapter
 
 
 @pytest.fixture
@@ -31,18 +30,6 @@ def task():
     torch.manual_seed(1)
     text = TextStates(torch.randn(3, 5, 384), torch.randn(3, 384))
     return torch.randn(3, 12, 4, 4), text
-
-
-def adapter(model, seed):
-    draw = torch.Generator().manual_seed(seed)
-    return LoraBundle("flux", {
-        n: Factors(
-            torch.randn(2, m.in_features, generator=draw) * 0.3,
-            torch.randn(m.out_features, 2, generator=draw) * 0.3,
-            1.0,
-        )
-        for n, m in model.named_modules() if isinstance(m, nn.Linear) and "blocks" in n
-    })  # fmt: skip
 
 
 def test_the_loss_is_a_mean_over_midpoints_of_the_schedule(model, task, monkeypatch):
@@ -62,7 +49,7 @@ def test_the_loss_is_a_mean_over_midpoints_of_the_schedule(model, task, monkeypa
 
 
 def test_a_fusion_is_told_its_step_and_let_go(model, task):
-    adapters = {"a": adapter(model, 1), "b": adapter(model, 2)}
+    adapters = {"a": random_adapter(model, 1, size=0.3), "b": random_adapter(model, 2, size=0.3)}
     fusion, told = GatedFusion(model, adapters), []
     plain = fixed_losses(model, None, *task, steps=2)
     fusion.at = lambda step, steps: told.append((step, steps))
@@ -105,7 +92,7 @@ def test_a_sum_does_without_the_lowest_or_without_those_below_the_least():
 
 def test_settings_of_strengths_and_of_what_is_left_out_are_not_those_of_a_rival(model, task):
     bench = SimpleNamespace(base=SimpleNamespace(transformer=model))
-    adapters = {"a": adapter(model, 1), "b": adapter(model, 2)}
+    adapters = {"a": random_adapter(model, 1, size=0.3), "b": random_adapter(model, 2, size=0.3)}
     settings = {FIRST: 1.0, OTHERS: 0.5, "leave": "lowest", "encoder": "digest"}
     fusion = fusion_of(bench, "sum", settings, adapters, None)
     assert fusion.strengths == {"a": 1.0, "b": 0.5}

@@ -1,11 +1,13 @@
 """A small transformer with the names of FLUX.1, adapters of it, and their files."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from diffusion.lora_file import Factors, LoraBundle
+from tests.diffusion.random_adapters import random_adapter
 
 D = 8
 
@@ -113,16 +115,5 @@ def inputs():
 
 @pytest.fixture
 def bundle(model):
-    """``bundle(seed, rank=2, where=None)``: an adapter of the layers that hold a text."""
-
-    def make(seed, rank=2, where="", family="flux"):
-        generator = torch.Generator().manual_seed(seed)
-        modules = {}
-        for name, layer in model.named_modules():
-            if isinstance(layer, nn.Linear) and where in name:
-                sizes = (rank, layer.in_features), (layer.out_features, rank)
-                a, b = (torch.randn(*s, generator=generator, dtype=torch.float64) for s in sizes)
-                modules[name] = Factors(a, 0.2 * b, 0.5)
-        return LoraBundle(family, modules)
-
-    return make
+    """``bundle(seed, rank=2, where="", family="flux")``: an adapter of some layers."""
+    return partial(random_adapter, model, where="", size=0.45, scale=0.5, dtype=torch.float64)

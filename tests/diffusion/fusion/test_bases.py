@@ -23,11 +23,12 @@ from core_gates import GatesError
 from diffusion import AutoLoraPipeline, GatedFusion
 from diffusion.evaluation.parity import relative_error
 from diffusion.fusion.protocol import linear_sizes
-from diffusion.lora_file import Factors, LoraBundle, SD3Shape, save_lora
+from diffusion.lora_file import SD3Shape, save_lora
 from diffusion.models.embedded_base import transformer_of
 from diffusion.models.flow_matching import velocity
 from diffusion.models.pipelines import read_gguf
 from diffusion.models.text_encoders import TextStates
+from tests.diffusion.random_adapters import random_adapter
 
 
 @pytest.fixture
@@ -41,16 +42,6 @@ def inputs():
     torch.manual_seed(1)
     text = TextStates(torch.randn(2, 5, 384), torch.randn(2, 384))
     return torch.randn(2, 12, 4, 4), torch.tensor([0.2, 0.9]), text
-
-
-def random_adapter(model, seed, rank=2, where="blocks"):
-    draw = torch.Generator().manual_seed(seed)
-    modules = {}
-    for name, (inputs, outputs) in linear_sizes(model).items():
-        if where in name:
-            down, up = (torch.randn(*s, generator=draw) for s in ((rank, inputs), (outputs, rank)))
-            modules[name] = Factors(0.2 * down, 0.2 * up, 1.0)
-    return LoraBundle("flux", modules)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ from functools import partial
 import lightning as L
 import pytest
 import torch
-from torch import nn
 from torch.testing import assert_close
 
 from core_gates.adapters import AdapterCapacity, GatedLoraLinear
@@ -14,28 +13,15 @@ from core_gates.errors import GatesError
 from diffusion.fusion import GatedFusion
 from diffusion.fusion.fusion_module import FusionModule
 from diffusion.fusion.fusion_tasks import FusionDraws, FusionTask, PairDataModule
-from diffusion.lora_file import Factors, LoraBundle
 from diffusion.models.embedded_base import transformer_of
 from diffusion.models.flow_matching import flow_matching_losses
 from diffusion.models.text_encoders import TextStates
 from diffusion.rivals import make_rival
 from harness.experiment.job import Job
 from harness.runs.terminal import quiet_lightning
+from tests.diffusion.random_adapters import random_adapter
 
 STEPS = 6
-
-
-def adapter(model, seed, rank=2, where="blocks."):
-    draw = torch.Generator().manual_seed(seed)
-    return LoraBundle("flux", {
-        name: Factors(
-            torch.randn(rank, layer.in_features, generator=draw) * 0.2,
-            torch.randn(layer.out_features, rank, generator=draw) * 0.2,
-            1.0,
-        )
-        for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear) and where in name
-    })  # fmt: skip
 
 
 def states(count, seed):
@@ -56,9 +42,9 @@ def build(steps=STEPS, contrast=False, room=2, gates=None, **options):
     torch.manual_seed(0)
     model = transformer_of("unit").eval()
     library = {
-        "a": adapter(model, 1),
-        "b": adapter(model, 2, rank=1),
-        "c": adapter(model, 3, where="single"),
+        "a": random_adapter(model, 1),
+        "b": random_adapter(model, 2, rank=1),
+        "c": random_adapter(model, 3, where="single"),
     }
     fusion = GatedFusion(model, {}, room=AdapterCapacity(room, 2), **(gates or {}))
     options = {"learning_rate": 0.05, "contrast": contrast} | options
@@ -95,7 +81,7 @@ def test_gates_train_alone_and_the_model_is_left_as_it_was():
 
 def test_rivals_train_by_the_same_module():
     model = transformer_of("unit").eval()
-    library = {"a": adapter(model, 1), "b": adapter(model, 2)}
+    library = {"a": random_adapter(model, 1), "b": random_adapter(model, 2)}
     rival = make_rival("x_lora", model, library)
     module = FusionModule(rival, library, steps=3, learning_rate=0.05)
     start = {key: tensor.clone() for key, tensor in module.state_dict().items()}

@@ -15,8 +15,9 @@ from core_gates.adapters import AdapterCapacity
 from core_gates.errors import GatesError
 from diffusion.evaluation.parity import relative_error
 from diffusion.fusion import GatedFusion
-from diffusion.lora_file import Factors, FluxShape, LoraBundle, load_lora, save_lora
+from diffusion.lora_file import FluxShape, load_lora, save_lora
 from diffusion.models.embedded_base import UNIT, transformer_of
+from tests.diffusion.random_adapters import random_adapter
 
 
 def merged(model, adapters, strengths=None):
@@ -346,24 +347,12 @@ def call():
     return run
 
 
-def adapter(model, seed, rank=2, where="blocks"):
-    draw = torch.Generator().manual_seed(seed)
-    modules = {
-        name: Factors(
-            torch.randn(rank, layer.in_features, generator=draw),
-            0.2 * torch.randn(layer.out_features, rank, generator=draw),
-            0.5,
-        )
-        for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear) and where in name
-    }
-    return LoraBundle("flux", modules)
-
-
 @pytest.fixture(scope="module")
 def fusion(flux):
     """Of two adapters."""
-    return trained(GatedFusion(flux, [adapter(flux, seed, where="attn.to_q") for seed in (1, 2)]))
+    return trained(
+        GatedFusion(flux, [random_adapter(flux, seed, where="attn.to_q") for seed in (1, 2)])
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -412,10 +401,10 @@ def test_the_compiled_model_itself_may_be_given(flux, fusion, call):
 @GRAPHS
 @pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
 def test_adapters_are_exchanged_without_compiling_again(flux, call, backend):
-    given = {"a": adapter(flux, 1), "b": adapter(flux, 2, rank=3, where="attn")}
-    fewer = {"d": adapter(flux, 4, rank=4)}
-    other = {"e": adapter(flux, 5, rank=1, where="attn"), "d": adapter(flux, 6)}
-    more = {name: adapter(flux, 7 + k, rank=k + 1) for k, name in enumerate("xyz")}
+    given = {"a": random_adapter(flux, 1), "b": random_adapter(flux, 2, rank=3, where="attn")}
+    fewer = {"d": random_adapter(flux, 4, rank=4)}
+    other = {"e": random_adapter(flux, 5, rank=1, where="attn"), "d": random_adapter(flux, 6)}
+    more = {name: random_adapter(flux, 7 + k, rank=k + 1) for k, name in enumerate("xyz")}
     counted = CompileCounterWithBackend(backend)
     model = torch.compile(flux, backend=counted)
     with trained(GatedFusion(flux, given, room=AdapterCapacity(3, 4))) as fusion:

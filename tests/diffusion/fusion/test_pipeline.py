@@ -18,24 +18,12 @@ from torch.testing import assert_close
 from core_gates import GatesError
 from diffusion import AutoLoraPipeline, GatedFusion
 from diffusion.data.pictures import save_picture
-from diffusion.lora_file import Factors, LoraBundle
 from diffusion.models.embedded_base import EmbeddedBase, PatchAutoencoder, transformer_of
 from diffusion.models.text_encoders import HashedNgrams
 from diffusion.rivals import make_rival
+from tests.diffusion.random_adapters import random_adapter
 
 STEPS = 3
-
-
-def adapter(model, seed, family="flux", rank=2, where="blocks", scale=0.3):
-    draw = torch.Generator().manual_seed(seed)
-    return LoraBundle(family, {
-        n: Factors(
-            torch.randn(rank, m.in_features, generator=draw) * scale,
-            torch.randn(m.out_features, rank, generator=draw) * scale,
-            1.0,
-        )
-        for n, m in model.named_modules() if isinstance(m, nn.Linear) and where in n
-    })  # fmt: skip
 
 
 class Library:
@@ -71,11 +59,11 @@ def library(base):
     other = transformer_of("unit")
     other.proj_out = nn.Linear(8, 8)
     return Library({
-        "first": adapter(model, 1),
-        "sd3-style": adapter(model, 2, "sd3"),
-        "wide": adapter(other, 4, where="proj_out"),
-        "second": adapter(model, 3, where="attn"),
-        "third": adapter(model, 5),
+        "first": random_adapter(model, 1),
+        "sd3-style": random_adapter(model, 2, family="sd3"),
+        "wide": random_adapter(other, 4, where="proj_out"),
+        "second": random_adapter(model, 3, where="attn"),
+        "third": random_adapter(model, 5),
     })  # fmt: skip
 
 
@@ -289,8 +277,8 @@ class Words:
 def test_sd3_runs_end_to_end_and_neutral_gates_are_merged_weights(sd3):
     model = sd3.transformer
     adapters = {
-        "a": adapter(model, 1, "sd3", scale=0.1),
-        "b": adapter(model, 2, "sd3", where="attn"),
+        "a": random_adapter(model, 1, family="sd3", size=0.3),
+        "b": random_adapter(model, 2, family="sd3", where="attn"),
     }
     auto = AutoLoraPipeline(
         sd3, text=Words(), height=8, width=8, num_inference_steps=2, output_type="latent"

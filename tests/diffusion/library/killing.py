@@ -1,4 +1,4 @@
-"""Scans in processes that are killed, by a clock or at the n-th step of writing, and two at once.
+"""Scans in processes that are killed at the n-th step of writing, and two at once.
 
 ``python killing.py ROOT SCRATCH``: the libraries are imported once, each scan is a fork. All scans
 continue an index whose matrix has free rows, of files that are gone. It prints JSON: an index that
@@ -13,7 +13,6 @@ import runpy
 import shutil
 import signal
 import sys
-import time
 from pathlib import Path
 
 import diffusion.library.index as scanning
@@ -22,7 +21,7 @@ from diffusion.library.database import Database
 
 ENCODERS = runpy.run_path(str(Path(__file__).with_name("encoders.py")))
 scanning._BATCH = 3
-KILLS = 20
+KILLS = 14
 
 
 def scan(root, index):
@@ -90,13 +89,9 @@ def start(work):
     return child
 
 
-def fork(work, seconds=None):
-    """Run a function in another process, which is killed after some seconds; return its status."""
-    child = start(work)
-    if seconds is not None:
-        time.sleep(seconds)
-        os.kill(child, signal.SIGKILL)
-    return os.waitpid(child, 0)[1]
+def fork(work):
+    """Run a function in another process; return its status."""
+    return os.waitpid(start(work), 0)[1]
 
 
 def main():
@@ -112,9 +107,7 @@ def main():
         scan(root, other)
         counted.write_text(json.dumps(noted))
 
-    begin = time.monotonic()
     assert fork(lambda: scan(root, whole)) == 0
-    seconds = time.monotonic() - begin
     assert fork(count) == 0
     steps = json.loads(counted.read_text())
     limits = (steps, [pair for pair in steps if pair[1]])
@@ -122,11 +115,8 @@ def main():
     while killed < KILLS:
         number = len(finished)
         index = continued(base, scratch / f"killed {number}")
-        if number % 3 == 0:
-            status = fork(lambda index=index: scan(root, index), rng.uniform(0, 0.7 * seconds))
-        else:
-            limit, _ = rng.choice(limits[number % 3 - 1])
-            status = fork(lambda index=index, n=limit: (stepwise(n), scan(root, index)))
+        limit, _ = rng.choice(limits[number % 2])
+        status = fork(lambda index=index, n=limit: (stepwise(n), scan(root, index)))
         killed += status == signal.SIGKILL
         assert fork(lambda index=index: scan(root, index)) == 0
         finished.append(str(index))

@@ -1,4 +1,4 @@
-"""2,000 damaged files: each is read, or refused in one line of a typed error."""
+"""1,000 damaged files: each is read, or refused in one line of a typed error."""
 
 import json
 import random
@@ -10,7 +10,7 @@ import pytest
 from core_gates.errors import GatesError
 from diffusion.lora_file import load_lora
 
-CASES = 2_000
+CASES = 1_000
 VALUES = (
     -1, 0, 1, 2, 7, 2**31, 2**63 - 1, 2**63, 2**64, 10**30, 1.5, 1e308, True, None, "", "F32",
     "F16", "BF16", "F8_E4M3", "I64", "BOOL", "\u0000", "\ud800", [], [0], [0, 32], [4, 2], [32, 64],
@@ -56,26 +56,11 @@ def cut(rng, content):
     return content[: rng.randrange(len(content))]
 
 
-def insert(rng, content):
-    place = rng.randrange(len(content))
-    return content[:place] + rng.randbytes(rng.randrange(1, 64)) + content[place:]
-
-
-def random_length(rng, content):
-    return struct.pack("<Q", rng.choice((rng.randrange(2**64), rng.randrange(4096)))) + content[8:]
-
-
-def field(rng, content):
-    """Give a field of an entry another value."""
+def entry(rng, content):
+    """Give an entry, or one of its fields, another value."""
     header, data = parts(content)
-    entry = header[rng.choice(sorted(set(header) - {"__metadata__"}))]
-    entry[rng.choice((*entry, "more"))] = rng.choice(VALUES)
-    return joined(header, data)
-
-
-def whole_entry(rng, content):
-    header, data = parts(content)
-    header[rng.choice((*header, *NAMES))] = rng.choice(VALUES)
+    of = rng.choice((header, *(one for one in header.values() if "dtype" in one)))
+    of[rng.choice((*of, *NAMES))] = rng.choice(VALUES)
     return joined(header, data)
 
 
@@ -86,21 +71,13 @@ def renamed(rng, content):
     return joined(header, data)
 
 
-def swapped(rng, content):
-    """Exchange the entries of two tensors."""
-    header, data = parts(content)
-    one, two = rng.sample(sorted(set(header) - {"__metadata__"}), 2)
-    header[one], header[two] = header[two], header[one]
-    return joined(header, data)
-
-
 def noise(rng, content):
     """Other values of the tensors, among them NaN."""
     header, data = parts(content)
     return joined(header, rng.randbytes(len(data)))
 
 
-DAMAGES = (flip, cut, insert, random_length, field, whole_entry, renamed, swapped, noise)
+DAMAGES = (flip, cut, entry, renamed, noise)
 
 
 def read(path, strict):
@@ -121,6 +98,6 @@ def test_damaged_files(samples, tmp_path):
         outcome, message = read(path, strict=bool(case % 3))
         assert message.isprintable(), case
         outcomes[outcome] += 1
-    assert outcomes["ContainerError"] > 1000
+    assert outcomes["ContainerError"] > 500
     assert outcomes["MappingError"] > 50
-    assert 50 < outcomes["read"] < 600
+    assert 50 < outcomes["read"] < 300

@@ -1,12 +1,12 @@
 """A tiny FLUX.1 of diffusers, adapters of it, and the change they make when computed in full."""
 
 from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
-from torch import nn
 
-from diffusion.lora_file import Factors, LoraBundle
+from tests.diffusion.random_adapters import random_adapter
 
 IMAGES, TEXTS = 5, 3
 
@@ -60,19 +60,9 @@ def inputs():
 
 @pytest.fixture
 def bundle(untouched):
-    """``bundle(seed, rank=2, where="")``: an adapter of the layers whose names hold a text."""
-
-    def make(seed, rank=2, where="", family="flux", scale=0.5):
-        generator = torch.Generator().manual_seed(seed)
-        modules = {}
-        for name, layer in untouched.named_modules():
-            if isinstance(layer, nn.Linear) and where in name:
-                sizes = (rank, layer.in_features), (layer.out_features, rank)
-                a, b = (torch.randn(*s, generator=generator, dtype=torch.float64) for s in sizes)
-                modules[name] = Factors(a, 0.2 * b, scale)
-        return LoraBundle(family, modules)
-
-    return make
+    """``bundle(seed, rank=2, where="", scale=0.5)``: an adapter of some layers."""
+    options = {"where": "", "size": 0.45, "scale": 0.5, "dtype": torch.float64}
+    return partial(random_adapter, untouched, **options)
 
 
 @pytest.fixture
