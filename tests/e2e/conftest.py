@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 import yaml
 from matplotlib.figure import Figure
 
@@ -33,6 +34,10 @@ class Gates(GatesInFolder):
     def weather(self, verb: str, *words: object, config: str = "unit") -> Result:
         """Run a verb that must succeed."""
         return self.succeed("weather", verb, "--config", config, *words)
+
+    def opened(self, name: str) -> xr.Dataset:
+        """Open a store that a verb has written."""
+        return xr.open_zarr(self.folder / name, consolidated=True)
 
     def endoscopy(self, verb: str, *words: object, config: str = "unit") -> Result:
         """Run a verb that must succeed."""

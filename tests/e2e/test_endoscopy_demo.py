@@ -196,10 +196,8 @@ def test_nothing_leaves_the_machine(run, server, page):
 def test_a_taken_port_is_said_in_one_line(run, server):
     port = server.rpartition(":")[2]
     words = ("--weights", "ward", "--segmenter", "segmenter.safetensors", "--port", port)
-    result = run("endoscopy", "demo", *words)
-    assert result.code == 2
-    assert result.err == (
-        f"gates endoscopy demo: error: port {port} is taken: give another --port, or 0\n"
+    assert run.refuse("endoscopy", "demo", *words) == (
+        f"gates endoscopy demo: error: port {port} is taken: give another --port, or 0"
     )
 
 

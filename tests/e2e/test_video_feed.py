@@ -42,7 +42,7 @@ def test_a_prepared_feed_is_scored_as_the_same_feed_in_memory(prepared, small_fe
 
 def test_a_network_is_trained_on_a_prepared_feed(gates_in, tmp_path):
     gates = gates_in(tmp_path)
-    words = ("--rows", 4000, "--users", 60, "--videos", 120, "--days", 31, "--output", "feed")
+    words = ("--rows", 1500, "--users", 30, "--videos", 60, "--days", 31, "--output", "feed")
     gates.succeed("video", "simulate", *words)
     words = ("feed/data", "--history", 5, "--output", "data/feed")
     gates.succeed("video", "prepare", *words)
@@ -55,5 +55,5 @@ def test_a_network_is_trained_on_a_prepared_feed(gates_in, tmp_path):
     )  # fmt: skip
     gates.succeed("video", "score", "data/feed", "--name", "feed")
     found = pl.read_parquet(tmp_path / "runs/video/feed/predictions/*.parquet")
-    assert len(found) == 4000
+    assert len(found) == 1500
     assert found.select(pl.exclude(KEYS).is_between(0, 1).all()).row(0) == (True,) * 10

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 import sys
 
 import numpy as np
@@ -13,39 +12,16 @@ import xarray as xr
 NATURE = "runs/weather/unit/nature.zarr"
 
 
-def open_output(gates, name):
-    return xr.open_zarr(gates.folder / name, consolidated=True)
-
-
 def last_time(gates):
     with xr.open_zarr(gates.folder / NATURE) as nature:
         return nature["time"].values[-1]
-
-
-@pytest.mark.slow
-def test_real_fields_are_assimilated(gates):
-    """The background is the mean of the members twelve hours earlier; the truth is member 1."""
-    store = gates.weather("prepare", config="era5_ensemble").out.splitlines()[-1]
-    with open_output(gates, store) as sample:
-        sample = sample.load()
-    earlier = sample.isel(time=[2]).mean("number").assign_coords(time=sample["time"][[3]])
-    earlier.to_netcdf(gates.folder / "earlier.nc", engine="h5netcdf")
-    gates.weather("observe", "--output", "real.parquet", config="era5_ensemble")
-    words = ["--background", "earlier.nc", "--observations", "real.parquet", "--method", "oi"]
-    out = gates.weather("assimilate", *words, "--output", "real.zarr", config="era5_ensemble").out
-    assert re.search(r"2017-01-02T12:00  \d+ cells observed, \d+ rejected", out)
-    truth = sample.isel(time=[3], number=1)
-    with open_output(gates, "real.zarr") as found:
-        for name in ("geopotential", "temperature"):
-            errors = [float(np.sqrt(((x - truth)[name] ** 2).mean())) for x in (earlier, found)]
-            assert errors[1] < 0.9 * errors[0], name
 
 
 def test_assimilate_writes_the_schema_of_weatherbench(gates):
     words = ["--background", NATURE, "--observations", "observations.parquet"]
     result = gates.weather("assimilate", *words, "--method", "oi", "--output", "all.zarr")
     assert result.out.splitlines()[-1] == "all.zarr"
-    with open_output(gates, "all.zarr") as found, xr.open_zarr(gates.folder / NATURE) as nature:
+    with gates.opened("all.zarr") as found, xr.open_zarr(gates.folder / NATURE) as nature:
         assert found["height"].dims == ("time", "latitude", "longitude")
         assert found["height"].dtype == np.float32
         assert found["height"].encoding["chunks"] == (1, 16, 32)
@@ -55,7 +31,7 @@ def test_assimilate_writes_the_schema_of_weatherbench(gates):
         after = found["height"].values
         errors = [np.sqrt(np.mean((x[-1] - truth[-1]) ** 2)) for x in (before, after)]
         assert errors[1] < 0.8 * errors[0]  # the reports of the last time are of this member
-        assert np.allclose(after[0], before[0])  # no report lies near the first time
+        assert np.array_equal(after[0], before[0])  # no report lies near the first time
 
 
 def shifted_reports(gates, name, *, hours=0.0, poison=None):
@@ -74,7 +50,7 @@ def analysis(gates, observations, output, *words):
     result = gates.weather(
         "assimilate", *options, "--observations", observations, "--output", output, *words
     )
-    with open_output(gates, output) as found:
+    with gates.opened(output) as found:
         return result.out, found.load()
 
 
@@ -103,22 +79,10 @@ def test_reports_that_are_all_in_another_unit_are_refused(gates, factor, said):
     table["value"] *= factor
     table.to_csv(gates.folder / "other.csv", index=False)
     words = ["--background", NATURE, "--observations", "other.csv", "--method", "oi"]
-    result = gates("weather", "assimilate", "--config", "unit", *words, "--output", "o.zarr")
-    assert (result.code, result.err.count("\n")) == (2, 1)
-    assert said in result.err
+    assert said in gates.refuse(
+        "weather", "assimilate", "--config", "unit", *words, "--output", "o.zarr"
+    )
     assert not (gates.folder / "o.zarr").exists()
-
-
-@pytest.mark.fault("weather Bb")
-@pytest.mark.parametrize("method", ["adas_increment", "oi"])
-def test_times_without_reports_keep_their_background(gates, method):
-    words = ["--background", NATURE, "--observations", "observations.parquet"]
-    gates.weather("assimilate", *words, "--method", method, "--output", f"kept-{method}.zarr")
-    with xr.open_zarr(gates.folder / NATURE) as nature:
-        before = nature["height"].mean("number").values
-    with open_output(gates, f"kept-{method}.zarr") as found:
-        assert np.array_equal(found["height"].values[0], before[0])
-        assert not np.array_equal(found["height"].values[-1], before[-1])
 
 
 @pytest.mark.fault("weather B")
@@ -172,7 +136,7 @@ def test_a_cycle_with_a_forecast_model_of_the_user(gates, monkeypatch):
         "assimilate", *words, "--forecast", "my_model.py:Roll", "--output", "rolled.zarr"
     )
     assert "600 of 1200 reports are left out: 600 not within 3 h of an analysis (" in result.out
-    with open_output(gates, "rolled.zarr") as found:
+    with gates.opened("rolled.zarr") as found:
         times = found["time"].values
         fields = found["height"].values
     assert times[0] == last_time(gates)
@@ -182,19 +146,11 @@ def test_a_cycle_with_a_forecast_model_of_the_user(gates, monkeypatch):
     monkeypatch.syspath_prepend(gates.folder)
     gates.weather("assimilate", *words, "--forecast", "my_model.Roll", "--output", "path.zarr")
     sys.modules.pop("my_model")
-    with open_output(gates, "path.zarr") as same:
+    with gates.opened("path.zarr") as same:
         assert np.array_equal(same["height"].values, fields)
 
 
-def test_the_second_analysis_starts_from_the_first(gates):
-    now = shifted_reports(gates, "now.csv")  # all of the first analysis
-    _, all_of_them = analysis(gates, now, "all_of_them.zarr", "--cycles", 2)
-    pd.read_csv(gates.folder / now).head(3).to_csv(gates.folder / "three.csv", index=False)
-    _, three = analysis(gates, "three.csv", "three.zarr", "--cycles", 2)
-    difference = np.abs(all_of_them["height"].values - three["height"].values).max((1, 2))
-    assert (difference > 0).all()
-
-
+@pytest.mark.fault("weather Bb")
 def test_assimilate_takes_a_checkpoint_and_needs_no_recording(gates):
     words = ["--background", NATURE, "--observations", "observations.parquet"]
     words += ["--method", "adas_increment"]
@@ -204,6 +160,8 @@ def test_assimilate_takes_a_checkpoint_and_needs_no_recording(gates):
         "assimilate", *words, *elsewhere, "--weights", best, "--output", "checkpoint.zarr"
     )
     gates.weather("assimilate", *words, "--output", "weights.zarr")
-    with open_output(gates, "checkpoint.zarr") as a, open_output(gates, "weights.zarr") as b:
+    with gates.opened("checkpoint.zarr") as a, gates.opened("weights.zarr") as b:
         # The kept weights are bfloat16.
         assert np.allclose(a["height"].values, b["height"].values, atol=1.0)
+        with xr.open_zarr(gates.folder / NATURE) as nature:  # no report lies near the first time
+            assert np.array_equal(b["height"][0], nature["height"][0].mean("number"))

@@ -76,12 +76,6 @@ def test_mixed_files_are_ingested_and_assimilated(folder, gates_in):
         assert float(np.abs(change.isel(time=0)).max()) < 1e-3  # means in float32
 
 
-def test_csv_is_written_by_its_suffix(folder, gates_in):
-    gates = gates_in(folder)
-    gates.succeed("weather", "ingest", "reports/more", "--output", "out.csv")
-    assert pd.read_csv(folder / "out.csv")["value"].tolist() == [287.0, 288.0]
-
-
 def test_the_output_in_the_folder_is_no_source(folder, gates_in):
     gates = gates_in(folder)
     words = ["weather", "ingest", "reports", "--output", "reports/all.parquet"]

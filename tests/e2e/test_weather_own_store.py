@@ -91,10 +91,19 @@ def test_of_a_large_background_only_what_has_reports_is_read(own, monkeypatch):
     with xr.open_zarr(own.folder / "few.zarr") as found:
         assert found.sizes["time"] == 1
     cycle = [str(word) for word in (*OWN, *SHORT, *words[-5:-1])]
-    none = own("weather", "assimilate", "--config", CONFIG, *cycle,
-               "--task", "0.1", "--output", "none.zarr", "--forecast", "numpy.copy")  # fmt: skip
-    assert none.code == 2  # a cycle begins at the last time, which has no report
-    assert "no report belongs to an analysis of 2019-01-25T18:00" in none.err
+    assert "no report belongs to an analysis of 2019-01-25T18:00" in own.refuse(
+        "weather",
+        "assimilate",
+        "--config",
+        CONFIG,
+        *cycle,
+        "--task",
+        "0.1",
+        "--output",
+        "none.zarr",
+        "--forecast",
+        "numpy.copy",
+    )
 
 
 def test_a_model_by_name_gives_backgrounds(own):
@@ -108,14 +117,6 @@ def test_a_model_by_name_gives_backgrounds(own):
         for name in ("still", "reanalysis")
     ]
     np.testing.assert_allclose(errors[0]["background_sd"], errors[1]["background_sd"], rtol=1e-6)
-
-
-def test_a_model_that_is_absent_gives_none(own):
-    (own.folder / "none.py").write_text("def model(states, hours):\n    return states + 0.0\n")
-    words = ["--data.store", "own.zarr", "--data.background", "none.py:absent", "--name", "wrong"]
-    refused = own("weather", "fit", "--config", CONFIG, *words)
-    assert refused.code == 2
-    assert "--data.background 'none.py:absent' cannot be imported" in refused.err
 
 
 def broken(folder, change):
@@ -189,6 +190,11 @@ def test_stores_that_cannot_be_used_are_refused(own, faulty_inputs):
             "bad.zarr has 17 latitudes and 16 longitudes .*bring both to one grid",
             {"bad.zarr": coarse(own.folder)},
         ),
+        "no model": (
+            fit("own.zarr", "--data.background", "still.py:absent"),
+            "--data.background 'still.py:absent' cannot be imported",
+            {"still.py": "def model(states, hours):\n    return states + 0.0\n"},
+        ),
         "no earlier state": (
             fit("own.zarr", "--data.background", "7h"), "no time of training has a background",
         ),
@@ -201,18 +207,7 @@ def test_stores_that_cannot_be_used_are_refused(own, faulty_inputs):
         ),
     }  # fmt: skip
 
-    def run(*words):
-        result = own(*words)
-        return result.code, result.out, result.err
-
-    faulty_inputs(table, run=run, folder=own.folder)
-
-
-def test_other_experiments_need_a_background(gates):
-    words = ["--observations", "observations.parquet"]
-    refused = gates("weather", "assimilate", "--config", "unit", *words)
-    assert refused.code == 2
-    assert "--background is missing: give a store" in refused.err
+    faulty_inputs(table, run=own, folder=own.folder)
 
 
 def test_the_synthetic_store_is_packed_and_whole(tmp_path, capsys):

@@ -7,10 +7,6 @@ import xarray as xr
 NATURE = "runs/weather/unit/nature.zarr"
 
 
-def open_output(gates, name):
-    return xr.open_zarr(gates.folder / name, consolidated=True)
-
-
 def test_prepare_leaves_what_exists(gates):
     recording = gates.folder / "runs/weather/unit/recording.safetensors"
     before = recording.stat().st_mtime_ns
@@ -21,7 +17,7 @@ def test_prepare_leaves_what_exists(gates):
 
 def test_prepare_unpacks_the_era5_sample(gates):
     result = gates.weather("prepare", config="era5_ensemble")
-    with open_output(gates, result.out.splitlines()[-1]) as sample:
+    with gates.opened(result.out.splitlines()[-1]) as sample:
         assert dict(sample.sizes) == {
             "time": 4,
             "number": 10,
