@@ -31,7 +31,7 @@ def sealed(gates):
             "folder": "runs/weather/sealed",
             "networks": "runs/weather/unit",
             "densities": [0.1],
-            "num_sealed": 2,
+            "num_sealed": 4,
         },
     }
     content["data"] |= {"steps": 1, "timelines": 1}
@@ -77,9 +77,9 @@ def test_missing_networks_survive_in_the_report(gates, sealed):
     assert set(notes) == {"ungated_oi", "ungated"}
     assert "--model.network.gated false`" in notes["ungated"]
     rows = {(row["method"], row["task"], row["metric"]): row for row in scores["rows"]}
-    assert rows["adas_oi", "0.1/perfect", "over_oi"]["n"] == 2
+    assert rows["adas_oi", "0.1/perfect", "over_oi"]["n"] == 4
     assert scores["headline"].startswith(
-        "On 2 sealed timelines with 10 % of the points and a perfect model the corrected analysis "
+        "On 4 sealed timelines with 10 % of the points and a perfect model the corrected analysis "
     )
     gates.weather("report", config="sealed.yaml")
     with (sealed / "figures/error-over-cost.csv").open() as file:
@@ -127,7 +127,7 @@ def test_a_fresh_correction_starts_from_interpolation(corrected):
     assert "start" not in json.loads((folder / "record.json").read_text())["settings"]
 
 
-@pytest.mark.costly("an evaluation with a trained correction")
+@pytest.mark.slow
 def test_a_trained_correction_takes_the_place_of_its_start(gates, sealed, corrected):
     place = corrected["adas_oi"][1].parents[1].relative_to(gates.folder)
     one = ("--data.source.init_args.corrections", place)
