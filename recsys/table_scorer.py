@@ -110,9 +110,9 @@ class TableScorer:
             rows = _rows(features, (spans[0][0], spans[-1][1]))
             logits = self._of_lists(rows, spans) if len(lists) else self.ranker(*rows)
             probabilities[spans[0][0] : spans[-1][1]] = logits.sigmoid().numpy()
-        missing = [*features.sparse.T[: len(self.schema.sparse)], *features.sequences]
-        absent = [(rows == MISSING).reshape(len(table), -1).all(1) for rows in missing]
-        return Scored(probabilities, features.sparse == UNKNOWN, np.array(absent).T)
+        absent = [features.sparse[:, : len(self.schema.sparse)] == MISSING]
+        absent += [(rows == MISSING).all(1, keepdims=True) for rows in features.sequences]
+        return Scored(probabilities, features.sparse == UNKNOWN, np.hstack(absent))
 
     def _check_lists(self, features: Features, lists: Sequence[int]) -> None:
         """Refuse lists that are not all rows, or whose rows are not of one user each."""
