@@ -11,6 +11,8 @@ import pytest
 import xarray as xr
 import yaml
 
+from weather.experiments.osse.rivals import turn_of
+
 CONFIGS = Path(__file__).parents[2] / "apps" / "weather" / "configs"
 METHODS = "[adas_oi]"
 
@@ -55,7 +57,7 @@ def test_what_builds_on_interpolation_is_tuned_after_it(sealed):
         assert record["settings"]["interpolation"] == oi["setting"]
     damped = json.loads((sealed / "choices/damped_oi-task-0.1_perfect-s0/result.json").read_text())
     first = {name: damped["trials"][0][name] for name in ("relative_scale", "turn", "alpha")}
-    assert first == {"relative_scale": 1.0, "turn": oi["setting"]["turn"], "alpha": 1.0}
+    assert first == {"relative_scale": 1.0, "turn": turn_of(oi["setting"]), "alpha": 1.0}
     assert len(damped["trials"]) == 2
     assert len(oi["trials"]) == 2  # three settings, twice the trials
     assert set(json.loads((sealed / "choices/adas_oi-task-0.1_perfect-s0/result.json").read_text())[

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from core_gates.errors import GatesError
 from harness.evidence import Bar, Row
+from harness.experiment.tuning import Box, middle
 from harness.files import Data, replacing
 from weather.baselines.assimilator import Assimilator
 from weather.models.adas.analysis import AdasAnalysis
@@ -25,7 +26,6 @@ from weather.progress import Progress, Tick, no_tick, silent
 from weather.state import ChannelSpec
 from weather.training.stream import ProblemSource
 
-Box = Mapping[str, tuple[float, float]]
 Setting = dict[str, float]
 
 SWITCHES = frozenset({"turn"})
@@ -77,7 +77,7 @@ def stored(settings: Settings, method: Method, task: str) -> Setting:
     base = stored(settings, method.builds_on, task) if method.builds_on else {}
     if is_stored(settings, method, task):
         return base | dict(settings.get(choice_name(method.name, task), {}))
-    return base | {name: (low * high) ** 0.5 for name, (low, high) in method.box.items()}
+    return base | dict(middle(method.box))
 
 
 def built(settings: Settings, method: Method, task: str) -> Assimilator:

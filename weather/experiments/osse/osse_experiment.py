@@ -43,6 +43,7 @@ from weather.experiments.osse.rivals import (
     FRACTIONS,
     INTERPOLATION,
     Rivals,
+    turn_of,
 )
 from weather.experiments.osse.sealed_world import OsseWorld, seal
 from weather.experiments.twin.scenarios import OsseTask, Protocol, osse_tasks
@@ -374,7 +375,7 @@ class OsseExperiment(TwinExperiment):
             chosen = dict(settings.get(choice_name(INTERPOLATION, task.chosen_for), {}))
             for method in rivals.classical(task):
                 base = chosen if method.builds_on else {}
-                same = base and {"relative_scale": 1.0, "turn": base["turn"], "alpha": 1.0}
+                same = base and {"relative_scale": 1.0, "turn": turn_of(base), "alpha": 1.0}
                 if method.box and (base or not method.builds_on):
                     by_name[choice_name(method.name, task.chosen_for)] = Trial(
                         method.box,

@@ -22,7 +22,7 @@ from weather.baselines.optimal_interpolation import (
 from weather.baselines.spectral_covariance import SpectralCovariance
 from weather.baselines.variational import FourDVar, ThreeDVar
 from weather.experiments.experiment import Method, Setting
-from weather.experiments.osse.recorded_errors import SPARSE, RecordedErrors
+from weather.experiments.osse.recorded_errors import SPARSE, TURNS, RecordedErrors
 from weather.experiments.osse.sealed_world import OsseWorld
 from weather.experiments.twin.scenarios import OsseTask
 from weather.models.adas.analysis import AdasAnalysis, Network
@@ -31,7 +31,7 @@ from weather.spherical import SphericalTransform
 MEMBERS = 20
 WINDOW_HOURS = 24.0
 SCALE, LENGTH_KM = (0.01, 2.0), (500.0, 20_000.0)
-TURN = (1.0, 4.0)  # the first recording below 2, the second above
+TURN = (1.0, 4.0)  # of interpolation: the first recording below 2, the second above
 FRACTIONS: tuple[Setting, ...] = tuple(
     {"alpha": alpha, "beta": beta}
     for alpha, beta in (
@@ -41,7 +41,7 @@ FRACTIONS: tuple[Setting, ...] = tuple(
 )  # fmt: skip
 """Fractions of the increments that are tried for corrections: interpolation itself first."""
 
-DAMPING = {"relative_scale": (0.2, 5.0), "turn": TURN, "alpha": (0.25, 1.0)}
+DAMPING = {"relative_scale": (0.2, 5.0), "turn": [*TURNS], "alpha": (0.25, 1.0, 1.0)}
 """Scale over that of interpolation, which recorded errors, and fraction of the increment."""
 
 SHARES = {"alpha": (0.25, 1.0), "beta": (0.25, 1.0)}
@@ -194,8 +194,7 @@ class Rivals:
         key = (task.base.name, str(setting))
         if key not in self._kept:  # only one, whose covariance has 150 MB at T21
             self._kept.clear()
-            turn = 1 if setting["turn"] < 2 else 2
-            covariance = self.recorded.covariance(task.base, turn, setting["length_km"])
+            covariance = self.recorded.covariance(task.base, turn_of(setting), setting["length_km"])
             self._kept[key] = OptimalInterpolation(covariance, scale=setting["scale"])
         return self._kept[key]
 
@@ -208,3 +207,8 @@ class Rivals:
         transform = SphericalTransform(2 * rows // 3, rows, columns)
         errors = self.recorded.recording(task.base, 2).errors[::4]
         return SpectralCovariance.from_samples(errors, transform, self.world.channels)
+
+
+def turn_of(setting: Setting) -> int:
+    """Return which recording of errors a setting of interpolation takes."""
+    return 1 if setting["turn"] < 2 else 2

@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from core_gates.errors import GatesError
 from harness.evidence import Row
+from harness.experiment.tuning import first_trials, more_trials
 from harness.files.piece import Record
 from tests.weather.experiments.osse.conftest import experiment, world
 from weather.baselines.covariance import SampleCovariance
@@ -235,6 +236,20 @@ def test_a_trial_of_a_correction_builds_on_the_choice_of_interpolation(folder):
     assert damped.score(dict(damped.plain)) == pytest.approx(plain, rel=1e-4)
     for axis, value in (("relative_scale", 0.3), ("turn", 1.0), ("alpha", 0.5)):
         assert damped.score({**damped.plain, axis: value}) != pytest.approx(plain, rel=1e-2), axis
+
+
+@pytest.mark.fault("46 WEATHER")
+def test_damped_interpolation_is_searched_where_its_settings_have_a_meaning(folder):
+    chosen = {"scale": 0.3, "length_km": 5000.0, "turn": 0.75}  # of the first recording
+    trials = experiment(folder).trials((0.1,), None, cycles=4, settings={"oi@0.1/error": chosen})
+    space, _, share, _, plain = trials["damped_oi@0.1/error"]
+    assert plain == {"relative_scale": 1.0, "turn": 1, "alpha": 1.0}
+    first, more = first_trials(space, 12 * share, 0, plain), more_trials(space, 24, 0, plain)
+    assert (len(first), len(more)) == (15, 9)
+    assert {setting["turn"] for setting in first} == {1, 2}
+    assert {setting["turn"] for setting in more} == {1}
+    assert max(setting["alpha"] for setting in more) <= 1
+    assert len({setting["alpha"] for setting in more}) == 9
 
 
 def test_networks_of_all_seeds_share_a_trial_where_reports_are_sparse(folder, monkeypatch):
