@@ -401,8 +401,8 @@ class KeptByRun(Kept):
         for row in read_scores(path, "weather").rows if path.is_file() else ():
             if row.task == task and row.metric in wanted and row.value > 0 and not row.versus:
                 errors[row.method].append(row.value)
-        as_here = {n: errors.get(f"{n}_tapered", errors[n]) for n in errors if n not in TAPERED}
-        return {name: geometric_mean(values) for name, values in as_here.items()}
+        return {n: geometric_mean(errors.get(f"{n}_tapered") or errors[n])
+                for n in errors if n not in TAPERED}  # fmt: skip
 
 
 def _refuse(form: str, setting: Setting) -> NoReturn:

@@ -143,8 +143,8 @@ def ship_scores(run_folder: Path, metrics: Sequence[str], package: Path | None =
             f"{run_folder} holds no full evaluation: run `evaluate` for all methods first"
         )
     home = (package or Path(str(files(record.package)))) / "weights" / record.configuration
-    rows = [r for r in content["rows"] if r["metric"] in metrics and not r["versus"]]
-    return write_json(home / path.name, {**content, "rows": rows})
+    content["rows"] = [r for r in content["rows"] if r["metric"] in metrics and not r["versus"]]
+    return write_json(home / path.name, content)
 
 
 def _rounded(folder: Path, record: Record, dtype: torch.dtype | None, *, int8: bool) -> Record:

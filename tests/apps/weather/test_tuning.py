@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from apps.weather.networks import NEUTRAL, without_training, world_alone
-from apps.weather.scoring import Budget, Tuning, chosen_methods, settings_of
+from apps.weather.scoring import Budget, KeptByRun, Tuning, chosen_methods, settings_of
+from harness.evidence import Row
 from harness.experiment import Run, SettingsDiffer
 from weather.baselines.optimal_interpolation import OptimalInterpolation
 from weather.experiments.experiment import Method, Trial, choice_name, stored
@@ -101,3 +102,13 @@ def test_a_trial_of_a_network_trains_with_the_setting(run):
     assert tuning.trial(piece, None) == {"score": 1.0}
     options = {"max_epochs": 1, "limit_val_batches": 0}
     assert seen == [("ungated", 0, {"learning_rate": 0.002}, 5, options)]
+
+
+@pytest.mark.fault("46 WEATHER")
+def test_methods_are_compared_as_assimilate_runs_them(tmp_path):
+    run, task = Run(tmp_path / "run", app="weather"), "0.01/perfect"
+    errors = {"oi": 4.0, "adas_oi": 3.0, "adas_oi_tapered": 5.0, "adas_increment": 6.0}
+    run.finish([Row(name, task, "rmse_h", value) for name, value in errors.items()], seeds=[0])
+    kept = KeptByRun(run, SimpleNamespace(channels=SimpleNamespace(labels=["h"])))
+    found = {"oi": 4.0, "adas_oi": 5.0, "adas_increment": 6.0}
+    assert kept.scored(task) == pytest.approx(found)
