@@ -7,9 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from weather.experiments.osse.osse_experiment import SEALED
+from weather.experiments.osse.rivals import ALONE
+from weather.experiments.osse.sealed_world import seal
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/evidence/weather.md").read_text()
 SCORES = json.loads((ROOT / "tests/golden/weather/osse_scores.json").read_text())
+
+
+FRESH = json.loads((ROOT / "tests/golden/weather/fresh_scores.json").read_text())
 
 
 def figures_of(config):
@@ -202,3 +209,25 @@ def test_errors_over_interpolation_on_real_fields_are_those_that_ship():
     worst = max(errors["adas_increment", "persistence/0.1", f] / errors["oi", "persistence/0.1", f]
                 for f in fields)  # fmt: skip
     assert f"{worst:.3f} on the worst of four" in claim
+
+
+@pytest.mark.fault("46 WEATHER")
+def test_figures_of_the_fresh_world_are_of_what_ships():
+    parts = [f"{name}/{kind}/*" for name in SEALED for kind in ("weights", "choices")]
+    parts += [f"osse_shallow_water/weights/{form}-s*" for form in ALONE]
+    assert FRESH["world"] == f"{seal(*parts):016x}"
+    rows = {(row["task"], row["metric"]): row for row in FRESH["rows"]}
+    before = {**rows_of("osse"), **rows_of("mixed")}
+    tasks = {"1 % perfect": TASKS[0], "10 % perfect": TASKS[1], "10 % error": TASKS[3],
+             "mixed": "mixed/declared"}  # fmt: skip
+    section = PAGE.partition("| fresh world | ")[2].partition("\n\n")[0]
+    table = {name: cells for name, *cells in map(cells_of, section.splitlines()[2:])}
+    assert {tasks[name] for name in table} == {task for task, _ in rows}
+    for name, cells in table.items():
+        old = before["adas_oi", tasks[name], "over_damped_oi"]
+        new = [rows[tasks[name], f"over_{other}"] for other in ("damped_oi", "oi")]
+        assert cells == [shown(row) for row in (old, *new)], name
+    (claim,) = (line for line in PAGE.splitlines() if "searched anew, in a fresh world" in line)
+    found = cells_of(claim)[2:4]
+    assert found == [shown(rows[TASKS[3], "over_damped_oi"]), "yes"]
+    assert rows[TASKS[3], "over_damped_oi"]["high"] < 1
