@@ -16,7 +16,6 @@ from torch import Tensor
 
 from core_gates.errors import GatesError
 from harness.evidence import Bar, Row
-from harness.experiment.tuning import Box, middle
 from harness.files import Data, replacing
 from weather.baselines.assimilator import Assimilator
 from weather.models.adas.analysis import AdasAnalysis
@@ -26,6 +25,7 @@ from weather.progress import Progress, Tick, no_tick, silent
 from weather.state import ChannelSpec
 from weather.training.stream import ProblemSource
 
+Box = Mapping[str, tuple[float, float] | tuple[float, float, float] | list[float]]
 Setting = dict[str, float]
 
 SWITCHES = frozenset({"turn"})
@@ -41,7 +41,7 @@ class Method(NamedTuple):
     Attributes:
         name: Its name in tables and settings.
         build: Returns the assimilator for a setting.
-        box: Bounds of the settings; empty where there is nothing to tune.
+        box: Bounds of the settings, or a list of values; empty where there is nothing to tune.
         members: Ensemble size.
         builds_on: Method whose setting ``build`` is given, too; its own values count first.
         weights: File of its network, if it has one.
@@ -77,7 +77,10 @@ def stored(settings: Settings, method: Method, task: str) -> Setting:
     base = stored(settings, method.builds_on, task) if method.builds_on else {}
     if is_stored(settings, method, task):
         return base | dict(settings.get(choice_name(method.name, task), {}))
-    return base | dict(middle(method.box))
+    return base | {
+        name: side[len(side) // 2] if isinstance(side, list) else (side[0] * side[1]) ** 0.5
+        for name, side in method.box.items()
+    }
 
 
 def built(settings: Settings, method: Method, task: str) -> Assimilator:
