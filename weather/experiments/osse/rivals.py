@@ -21,7 +21,7 @@ from weather.baselines.optimal_interpolation import (
 )
 from weather.baselines.spectral_covariance import SpectralCovariance
 from weather.baselines.variational import FourDVar, ThreeDVar
-from weather.experiments.experiment import Method, Setting
+from weather.experiments.experiment import Box, Method, Setting
 from weather.experiments.osse.recorded_errors import SPARSE, TURNS, RecordedErrors
 from weather.experiments.osse.sealed_world import OsseWorld
 from weather.experiments.twin.scenarios import OsseTask
@@ -41,7 +41,7 @@ FRACTIONS: tuple[Setting, ...] = tuple(
 )  # fmt: skip
 """Fractions of the increments that are tried for corrections: interpolation itself first."""
 
-DAMPING = {"relative_scale": (0.2, 5.0), "turn": [*TURNS], "alpha": (0.25, 1.0, 1.0)}
+DAMPING: Box = {"relative_scale": (0.2, 5.0), "turn": [*TURNS], "alpha": (0.25, 1.0, 1.0)}
 """Scale over that of interpolation, which recorded errors, and fraction of the increment."""
 
 SHARES = {"alpha": (0.25, 1.0), "beta": (0.25, 1.0)}
