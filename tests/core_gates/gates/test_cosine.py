@@ -56,16 +56,3 @@ def test_a_position_of_zeros_has_a_finite_gradient():
     assert not routing.logits.any()
     routing.weights[0, 0].backward()
     assert x.grad.isfinite().all()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"k": 5}, "k must lie between 1 and num_experts=4, got 5"),
-        ({"projection_dim": 0}, "projection_dim must be at least 1"),
-        ({"tau": 0.001}, "tau must be at least 0.01, got 0.001"),
-    ],
-)
-def test_arguments_are_checked(options, message):
-    with pytest.raises(ValueError, match=message):
-        CosineGate(3, 4, **options)

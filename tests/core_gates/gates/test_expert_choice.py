@@ -77,11 +77,6 @@ def test_groups_choose_for_themselves():
             assert_close(weights[b, :, h], alone, rtol=0, atol=0)
 
 
-def test_later_positions_change_what_earlier_ones_get():
-    gate, x = identity_gate(ExpertChoiceGate, 3, capacity_factor=1.0), scores(20, 3)
-    assert not torch.equal(gate(x).chosen()[:10], gate(x[:10]).chosen())
-
-
 @pytest.mark.fault("core F9")
 def test_training_and_evaluation_have_capacities_of_their_own():
     options = {"eval_capacity_factor": 1.1, "eval_capacity_rule": "floor"}
@@ -110,18 +105,3 @@ def test_capacity_excludes_padding_by_default(padding_in_capacity):
     chosen = gate(x.masked_fill(mask.unsqueeze(-1), 9), padding_mask=mask).chosen()
     # Three of six, and half of two; if padding counts, both of the two.
     assert chosen.sum(1).tolist() == [[3] * 3, [2 if padding_in_capacity else 1] * 3]
-
-
-def test_arguments_are_checked(refuses):
-    refuses(
-        ValueError,
-        (
-            "capacity_factor must be positive, got 0",
-            lambda: ExpertChoiceGate(3, 4, capacity_factor=0),
-        ),
-        ("capacity_rule is 'round'", lambda: ExpertChoiceGate(3, 4, capacity_rule="round")),
-        (
-            "group_dim must be a dimension",
-            lambda: identity_gate(ExpertChoiceGate, 3, group_dim=-1)(scores(5, 3)),
-        ),
-    )

@@ -130,17 +130,3 @@ def test_gradients(policy):
         return routing.weights, routing.probs, routing.aux["balance"]
 
     assert gradcheck(outputs, (x, gate.weight))
-
-
-@pytest.mark.parametrize(
-    ("num_experts", "options", "message"),
-    [
-        (1, {}, "two choices need num_experts of at least 2, got 1"),
-        (4, {"second_policy": "none"}, "second_policy is 'none'; choose one of random, sampling"),
-        (4, {"capacity_factor": 0.0}, "capacity_factor must be positive"),
-        (4, {"capacity_rule": "up"}, "capacity_rule is 'up'"),
-    ],
-)
-def test_arguments_are_checked(num_experts, options, message):
-    with pytest.raises(ValueError, match=message):
-        GShardGate(3, num_experts, **options)

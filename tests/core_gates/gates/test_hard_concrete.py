@@ -67,16 +67,3 @@ def test_l0_excludes_padding_unless_told():
     assert_close(counted.aux["l0"], together)
     assert_close(l0_loss(counted), together)
     assert together > alone
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"beta": 0.0}, "beta must be positive"),
-        ({"gamma": 0.1}, "gamma must be below 0 and zeta above 1"),
-        ({"zeta": 1.0}, "gamma must be below 0 and zeta above 1"),
-    ],
-)
-def test_arguments_are_checked(options, message):
-    with pytest.raises(ValueError, match=message):
-        HardConcreteGate(3, 4, **options)

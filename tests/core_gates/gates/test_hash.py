@@ -128,24 +128,3 @@ def test_ids_at_ignored_positions_may_be_anything():
 def test_ids_are_checked(ids, message):
     with pytest.raises(ValueError, match=message):
         HashGate(3, 5, num_ids=4)(torch.zeros(2, 3), ids=ids)
-
-
-def test_features_are_checked():
-    with pytest.raises(ValueError, match=r"x \(2, 4\) must end in the 3 features"):
-        HashGate(3, 5, num_ids=4)(torch.zeros(2, 4), ids=torch.tensor([0, 1]))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"k": 6}, "k must lie between 1 and num_experts=5, got 6"),
-        ({"num_ids": 0}, "num_ids must be at least 1"),
-        ({"table": "even"}, "table is 'even'; choose one of balanced, random"),
-        ({"frequencies": [1.0]}, "frequencies must be 4 numbers"),
-        ({"frequencies": [1.0, 1.0, 1.0, float("nan")]}, "frequencies must be 4 numbers"),
-        ({"frequencies": [1.0] * 4, "table": "random"}, "a random table takes no frequencies"),
-    ],
-)
-def test_arguments_are_checked(options, message):
-    with pytest.raises(ValueError, match=message):
-        HashGate(3, 5, **{"num_ids": 4} | options)

@@ -75,14 +75,3 @@ def test_gates_with_hidden_layers_mix_experts():
     weights = mixture.weights(drawn(9, DIM))
     assert torch.equal(weights != 0, mask.expand(9, -1, -1))
     assert_close(mixture(drawn(9, DIM), experts), weights @ experts)
-
-
-def test_arguments_are_checked(refuses):
-    refuses(
-        ValueError,
-        (
-            r"hidden_dims\[1\] must be at least 1, got 0",
-            lambda: MlpGate(DIM, EXPERTS, hidden_dims=(4, 0)),
-        ),
-        ("norm is 'layer'", lambda: MlpGate(DIM, EXPERTS, norm="layer")),
-    )

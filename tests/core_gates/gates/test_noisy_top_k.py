@@ -96,9 +96,3 @@ def test_losses_exclude_padding_unless_told():
     x[1] = 0
     gate.padding_in_loss = True
     assert_close(gate(x, padding_mask=mask, noise=noise).aux, gate(x, noise=noise).aux)
-
-
-@pytest.mark.parametrize("k", [0, 6])
-def test_k_is_checked(k):
-    with pytest.raises(ValueError, match=rf"k must lie between 1 and num_experts=5, got {k}"):
-        NoisyTopKGate(3, 5, k=k)

@@ -1,4 +1,3 @@
-import io
 from itertools import permutations
 from math import log
 
@@ -11,11 +10,9 @@ from core_gates import (
     CometGate,
     DenseToSparseGate,
     DSelectKGate,
-    Gate,
     GatesError,
     HashGate,
     PermutedGate,
-    RoutingOutput,
     SigmoidGate,
     SoftmaxGate,
     StagedSchedule,
@@ -149,20 +146,6 @@ def test_golden_gates_through_selectors(golden, name, phase, monkeypatch):
     if name.startswith("topk"):  # the others differentiate a penalty too
         (y * g["cotangent"]).sum().backward()
         assert_close(x.grad, g["grad_x"], rtol=1e-3, atol=1e-4)
-
-
-def test_golden_hash(golden):
-    g = golden("hash_n6_hardshared")
-    num_experts, batch = g["experts"].shape[:2]
-    hashed = HashGate(3, num_experts, num_ids=batch)
-    hashed.table.copy_(g["expert_index"].unsqueeze(-1))
-    gate = PermutedGate(hashed, search=PermutationSearch(2))
-    gate.update()
-    gate.targets.copy_(g["perm"].argmax(-1))
-    routing = gate(torch.zeros(batch, 3), ids=torch.arange(batch))
-    assert routing.indices.shape == (batch, 1)
-    y = torch.einsum("bn,nbh->bh", routing.to_dense().weights, g["experts"])
-    assert_close(y, g["y"], rtol=1e-5, atol=1e-6)
 
 
 def test_schedule_of_the_search():
@@ -373,49 +356,6 @@ def test_padding_does_not_reach_the_gradients():
             assert all(p.grad.isfinite().all() for p in gate.parameters() if p.grad is not None)
 
 
-def test_autocast_changes_nothing():
-    for step in (0, 5):
-        gate = permuted(CometGate(DIM, EXPERTS), num_permutations=2, step=step)
-        expected = gate(positions(9)).weights
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert_close(gate(positions(9)).weights, expected, rtol=0, atol=0)
-
-
-def test_a_search_resumes_bit_for_bit():
-    def fresh():
-        gate = permuted(CometGate(DIM, EXPERTS), num_steps=8, start=0.1, end=0.01, noise=0.02)
-        return gate, torch.optim.Adam(gate.parameters(), lr=0.02)
-
-    def train(gate, optimizer, num_steps):
-        losses = []
-        for _ in range(num_steps):
-            optimizer.zero_grad()
-            routing = gate(x)
-            loss = (routing.weights * target).sum() + routing.aux["permutation_entropy"]
-            loss.backward()
-            optimizer.step()
-            update_gates(gate)
-            losses.append(loss.item())
-        return losses
-
-    x, target = positions(8), torch.randn(8, EXPERTS)
-    gate, optimizer = fresh()
-    train(gate, optimizer, 4)
-    file = io.BytesIO()
-    torch.save((gate.state_dict(), optimizer.state_dict(), torch.get_rng_state()), file)
-    losses = train(gate, optimizer, 6)
-    assert gate.phase == "permuted"
-    resumed, resumed_optimizer = fresh()
-    file.seek(0)
-    state, optimizer_state, rng = torch.load(file, weights_only=True)
-    resumed.load_state_dict(state)
-    resumed_optimizer.load_state_dict(optimizer_state)
-    assert resumed.report()["tau"] < fresh()[0].report()["tau"]
-    torch.set_rng_state(rng)
-    assert train(resumed, resumed_optimizer, 6) == losses
-    assert_close(dict(resumed.state_dict()), dict(gate.state_dict()), rtol=0, atol=0)
-
-
 @pytest.mark.fault("core F4")
 def test_a_search_is_compiled_once_and_learns_like_eager():
     """Temperature and iterations change in each step; a graph holds for all of a search."""
@@ -489,19 +429,6 @@ def test_traits_of_the_gate_are_kept():
     assert permuted(Coupled(DIM, EXPERTS)).couples_tokens
     assert permuted(TopKGate(DIM, EXPERTS)).renormalize
     assert not permuted(DSelectKGate(DIM, EXPERTS)).renormalize
-
-
-def test_slots_are_refused():
-    class Slots(Gate):
-        def reset_parameters(self):
-            return None
-
-        def forward(self, x, *, ids=None, padding_mask=None):
-            slots = x.new_ones(len(x), EXPERTS, 1)
-            return RoutingOutput(slots, dispatch=slots)
-
-    with pytest.raises(ValueError, match="slots mix tokens"):
-        permuted(Slots(DIM, EXPERTS))(positions(3))
 
 
 @pytest.mark.parametrize(

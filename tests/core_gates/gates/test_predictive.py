@@ -111,14 +111,6 @@ def test_golden_pre_gated_stack(name):
     compare(golden, "pregated", *run(golden, layers, pre_gate))
 
 
-@pytest.mark.parametrize("name", ["pregated_top1", "pregated_top2"])
-def test_golden_conventional_stack(name):
-    golden = load(name)
-    layers = golden_layers(golden)
-    hidden, routings = run(golden, layers, lambda n, u, _: (layers[n].gate(u), {}))
-    compare(golden, "conventional", hidden, routings)
-
-
 @given(level=st.integers(1, 6), count=st.integers(1, 5))
 def test_every_layer_is_routed_by_the_input_of_level_layers_before(level, count):
     gates = random_gates(count)

@@ -116,17 +116,3 @@ def test_sparsity_of_two_ranks_equals_one_process(ranks):
     expected = penalty_of_rank(x, None)
     assert expected == pytest.approx(1.2)
     assert ranks(penalty_of_rank, x, [5, 2]) == [expected, expected]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"k": 0}, "k must lie between 0 and num_experts=4, got 0"),
-        ({"k": 5}, "k must lie between 0 and num_experts=4, got 5"),
-        ({"initial_penalty": 0.0}, "initial_penalty must be positive and rate above 1"),
-        ({"rate": 1.0}, "initial_penalty must be positive and rate above 1"),
-    ],
-)
-def test_arguments_are_checked(options, message):
-    with pytest.raises(ValueError, match=message):
-        ReMoEGate(3, 4, **options)

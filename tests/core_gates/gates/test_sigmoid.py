@@ -181,21 +181,3 @@ def test_counts_of_two_ranks_equal_one_process(ranks):
     for biases in ranks(biases_of_rank, x):
         for bias in biases:
             assert_close(bias, expected, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"k": 7}, "k must lie between 1 and the 6 experts"),
-        ({"k": 0}, "k must lie between 1"),
-        ({"k": 5, "num_groups": 3, "num_kept_groups": 2}, "1 and the 4 experts a token may use"),
-        ({"k": 1, "num_groups": 4}, "num_groups must divide num_experts=6, got 4"),
-        ({"k": 1, "num_groups": 3, "num_kept_groups": 4}, "num_kept_groups must lie between 1"),
-        ({"k": 1, "balance_rate": -1.0}, "balance_rate must not be negative"),
-        ({"balance_rate": 1e-3}, "choose among experts: give k"),
-        ({"num_groups": 3, "num_kept_groups": 1}, "choose among experts: give k"),
-    ],
-)
-def test_arguments_are_checked(options, message):
-    with pytest.raises(ValueError, match=message):
-        SigmoidGate(3, 6, **options)

@@ -67,17 +67,3 @@ def test_groups_and_padding_do_not_compete():
     assert torch.equal(indices[1, :2], identity_gate(SinkhornGate, 3)(x[1, :2]).indices)
     together = identity_gate(SinkhornGate, 3)(x, padding_mask=mask).indices
     assert torch.equal(together[~mask], identity_gate(SinkhornGate, 3)(x[~mask]).indices)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"k": 0}, "k must lie between 1 and num_experts=4, got 0"),
-        ({"k": 5}, "k must lie between 1 and num_experts=4, got 5"),
-        ({"score": "tanh"}, "score is 'tanh'; choose one of softmax, sigmoid"),
-        ({"num_iterations": 0}, "num_iterations must be at least 1, got 0"),
-    ],
-)
-def test_arguments_are_checked(options, message):
-    with pytest.raises(ValueError, match=message):
-        SinkhornGate(3, 4, **options)

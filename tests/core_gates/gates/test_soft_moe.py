@@ -46,29 +46,6 @@ def test_length_of_the_input_hardly_matters():
     assert_close(gate(100 * x).dispatch, gate(x).dispatch, rtol=1e-5, atol=1e-6)
 
 
-def test_padding_is_as_if_it_were_not_there():
-    gate, x = make(), positions(2, 6, 5)
-    mask = torch.zeros(2, 6, dtype=torch.bool)
-    mask[0, 4:], mask[1] = True, True
-    x_padded = x.masked_fill(mask.unsqueeze(-1), torch.nan).requires_grad_()
-    routing = gate(x_padded, padding_mask=mask)
-    alone = gate(x[0, :4])
-    assert_close(routing.dispatch[0, :4], alone.dispatch)
-    assert_close(routing.weights[0, :4], alone.weights)
-    for weights in (routing.dispatch, routing.weights):
-        assert not weights[mask].any()
-    (routing.dispatch.square().sum() + routing.weights.square().sum()).backward()
-    assert x_padded.grad.isfinite().all()
-    assert not x_padded.grad[mask].any()
-
-
-def test_sequences_of_a_batch_do_not_mix():
-    gate, x = make(), positions(3, 6, 5)
-    together = gate(x)
-    for i in range(3):
-        assert_close(together.dispatch[i], gate(x[i]).dispatch)
-
-
 def test_equal_experts_receive_and_return_the_mean():
     gate = make()
     gate.scale.data.zero_()
@@ -90,16 +67,3 @@ def test_the_scale_bounds_the_logits():
         gate = SoftMoEGate(100, 3, initial_scale=10.0)
     gate.to_empty(device="cpu").reset_parameters()
     assert gate.scale.item() == 10
-
-
-def test_arguments_are_checked(refuses):
-    refuses(
-        ValueError,
-        ("initial_scale", lambda: SoftMoEGate(3, 4, initial_scale=0.0)),
-        ("num_slots must be at least 1, got 0", lambda: SoftMoEGate(3, 4, num_slots=0)),
-        (r"x \(5,\) must be \(..., T, D\): slots mix tokens", lambda: make()(positions(5))),
-        (
-            "padding_mask",
-            lambda: make()(positions(4, 5), padding_mask=torch.zeros(3, dtype=torch.bool)),
-        ),
-    )

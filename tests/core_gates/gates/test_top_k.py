@@ -40,12 +40,6 @@ def test_golden_choice_and_both_weightings(golden, name):
         assert_close(routing.to_dense().weights, g[expected], rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("k", [0, 6])
-def test_k_is_checked(k):
-    with pytest.raises(ValueError, match=rf"k must lie between 1 and num_experts=5, got {k}"):
-        TopKGate(3, 5, k=k)
-
-
 def test_top_1_without_renormalization_has_a_gradient():
     gate = TopKGate(2, 3, k=1, renormalize=False)
     gate(torch.ones(1, 2)).weights.sum().backward()

@@ -68,12 +68,3 @@ def test_gradient_is_that_of_the_routed_probabilities():
     p = x.detach().softmax(-1)[0]
     expected = p * (torch.tensor([1, 1, 0, 0]) - p[:2].sum())
     assert_close(x.grad[0], expected)
-
-
-def test_arguments_are_checked():
-    for p in (0.0, 1.1, float("nan")):
-        with pytest.raises(ValueError, match=r"p must lie in \(0, 1\]"):
-            TopPGate(3, 4, p=p)
-    for threshold in (-0.1, 1.0):
-        with pytest.raises(ValueError, match=r"threshold must lie in \[0, 1\)"):
-            ThresholdGate(3, 4, threshold=threshold)
