@@ -68,6 +68,12 @@ def count_calls():
     return count
 
 
+@pytest.fixture(scope="session")
+def largest():
+    """``with largest(*given) as made``: ``made.elements`` of the largest tensor, not of the given."""
+    return runpy.run_path(str(HERE / "fixtures" / "largest.py"))["Largest"]
+
+
 @pytest.fixture
 def absent(monkeypatch):
     """``absent(name)``: a library is not installed."""

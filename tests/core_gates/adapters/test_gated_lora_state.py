@@ -51,6 +51,7 @@ def test_compiled_layers_notice_other_ranks(tmp_path):
     assert_close(compiled(x), trained(x))
 
 
+@pytest.mark.slow
 @pytest.mark.fault("core F6")
 @pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec:FutureWarning")  # by torch.onnx
 def test_onnx():

@@ -3,7 +3,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.autograd import gradcheck
 from torch.testing import assert_close
 
 from core_gates.adapters.lora_gate import LoraGate, time_features
@@ -153,18 +152,6 @@ def test_coefficients_of_several_times_are_those_of_each():
     assert expected.shape == (2, 5, 8)
     assert not torch.allclose(expected[0, 0], expected[1, 0])
     assert_close(gate.coefficients(times), expected)
-
-
-def test_gradients():
-    gate = random_gate(5)
-    names, parameters = zip(*gate.named_parameters(), strict=True)
-
-    def outputs(base, loras, *parameters):
-        given = dict(zip(names, parameters, strict=True))
-        return torch.func.functional_call(gate, given, (base, loras))
-
-    inputs = values(2, 5).requires_grad_(), values(2, 2, 5).requires_grad_()
-    assert gradcheck(outputs, (*inputs, *parameters))
 
 
 def test_half_precision_is_gated_in_float32():

@@ -106,35 +106,6 @@ def test_ungated_control_has_the_parameters_but_not_the_gates():
     assert_close(ungated(x, o, g), (*gated(x, o, torch.ones_like(g))[:2], gated(x, o, g)[2]))
 
 
-def test_closed_gate_hides_the_background_from_its_own_query():
-    module = cross()
-    observer = module.observation1
-    with torch.no_grad():  # observations that stay as they are, so that only the query is left
-        for parameter in (*observer.attn.proj.parameters(), *observer.mlp[2].parameters()):
-            parameter.zero_()
-    x, o, _ = streams()
-    other = x + randn(*x.shape, seed=9)
-
-    def increments(gate):
-        gates = torch.full_like(x, gate)
-        return module(x, o, gates)[0] - x, module(other, o, gates)[0] - other
-
-    closed, still_closed = increments(0.0)
-    assert_close(closed, still_closed)
-    assert closed.abs().max() > 1e-2  # yet a closed gate is not an identity
-    first, second = increments(1.0)
-    assert (first - second).abs().max() > 1e-2
-
-
-def test_longitude_is_periodic_by_whole_windows():
-    module = cross()
-    inputs = streams()
-    rolled = module(*[t.roll(WINDOW[2], -1) for t in inputs])
-    assert_close(rolled, tuple(t.roll(WINDOW[2], -1) for t in module(*inputs)))
-    off = module(*[t.roll(1, -1) for t in inputs])
-    assert (off[0] - module(*inputs)[0].roll(1, -1)).abs().max() > 1e-3
-
-
 @pytest.mark.parametrize(("dim", "reaches"), [(2, False), (3, False), (4, True)])
 def test_only_longitude_wraps_around(dim, reaches):
     """A change in the first cells reaches the last ones only around the globe."""

@@ -105,22 +105,6 @@ def test_closed_form_of_the_hard_concrete_distribution():
         assert ((HARD_CONCRETE.sample(log_alpha, closed + nudge) > 0) == is_open).all()
 
 
-def test_the_l0_penalty_closes_gates():
-    torch.manual_seed(0)
-    gate = FeatureSelectionGate(6, rectifier="hard_concrete", init=1.0)
-    optimizer = torch.optim.Adam(gate.parameters(), lr=0.1)
-    wanted = torch.tensor([1.0, 1, 1, 0, 0, 0])
-    for _ in range(200):
-        x = torch.randn(64, 6)
-        loss = ((gate(x) - x * wanted) ** 2).sum(-1).mean() + 0.02 * gate.l0_penalty()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    scores = gate.eval().scores()
-    assert (scores[3:] == 0).all()
-    assert (scores[:3] > 0.9).all()
-
-
 @pytest.mark.parametrize("rectifier", ["sigmoid", "relu"])
 def test_gates_that_never_close_by_chance_have_no_l0_penalty(rectifier):
     with pytest.raises(ValueError, match=f"not rectifier '{rectifier}'"):

@@ -3,7 +3,6 @@ from copy import deepcopy
 import pytest
 import torch
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from core_gates.gates import comet
 from core_gates.gates.comet import CometGate, leaf_numbers, leaf_probabilities
@@ -177,30 +176,15 @@ def test_closed_branches_are_not_evaluated():
         assert gate(x).weights.isnan().any()
 
 
-class Largest(TorchDispatchMode):
-    """The number of elements of the largest tensor that an operator returns."""
-
-    def __init__(self):
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        found = function(*arguments, **(options or {}))
-        for tensor in found if isinstance(found, tuple | list) else [found]:
-            if isinstance(tensor, torch.Tensor):
-                self.elements = max(self.elements, tensor.numel())
-        return found
-
-
 @pytest.mark.fault("core F2")
-def test_open_branches_of_many_experts_take_the_memory_of_the_dense_form():
+def test_open_branches_of_many_experts_take_the_memory_of_the_dense_form(largest):
     tokens, dim, num_experts = 64, 256, 512
     gate, x = CometGate(dim, num_experts).eval(), torch.randn(tokens, dim)
-    with torch.no_grad(), Largest() as along:
+    with torch.no_grad(), largest() as along:
         found = gate(x)
     assert (found.weights > 0).all()  # every branch is open at the start
     gate.conditional_from = num_experts + 1
-    with torch.no_grad(), Largest() as dense:
+    with torch.no_grad(), largest() as dense:
         expected = gate(x)
     assert dense.elements == 2 * num_experts * max(tokens, dim)  # the weights, or the scores
     assert along.elements <= max(dense.elements, comet.CHUNK)  # not 2 * tokens * num_experts * dim
@@ -208,12 +192,12 @@ def test_open_branches_of_many_experts_take_the_memory_of_the_dense_form():
 
 
 @pytest.mark.fault("core F2")
-def test_copies_of_weights_are_bounded(monkeypatch):
+def test_copies_of_weights_are_bounded(monkeypatch, largest):
     monkeypatch.setattr(comet, "CHUNK", 2000)
     tokens, dim = 300, 64
     gate, x = CometGate(dim, 16, gamma=1e-3, conditional_from=2).eval(), torch.randn(tokens, dim)
     torch.nn.init.normal_(gate.node_weight)
-    with torch.no_grad(), Largest() as along:
+    with torch.no_grad(), largest() as along:
         found = gate(x)
     assert along.elements <= max(tokens * dim, 2 * tokens * 16)  # not 2 * tokens * dim
     assert_close(found.weights, gate(x).weights)

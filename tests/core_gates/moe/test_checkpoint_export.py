@@ -1,9 +1,12 @@
 """The state of experts in the form of published models, whole or spread over two ranks."""
 
+import copy
+
 import pytest
 import torch
 from torch import distributed as dist
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 from torch.testing import assert_close
 
 from core_gates import (
@@ -72,7 +75,21 @@ def test_a_model_is_exported_as_published_and_loaded_again(layout):
     for parameter in twin.parameters():
         nn.init.zeros_(parameter)
     twin.load_state_dict(exported)
+    assert exported.keys() == expected_of(model, layout).keys()  # also after it was loaded
     assert_close(dict(twin.state_dict()), dict(model.state_dict()), rtol=0, atol=0)
+    distributed = copy.deepcopy(get_model_state_dict(twin))
+    assert distributed["mlp.experts.gate_up_proj"].shape == (EXPERTS, 2 * HIDDEN, DIM)
+    for parameter in twin.parameters():
+        nn.init.zeros_(parameter)
+    set_model_state_dict(twin, distributed)
+    assert_close(dict(twin.state_dict()), dict(model.state_dict()), rtol=0, atol=0)
+
+
+def test_a_missing_expert_is_reported():
+    state = export_state_dict(model_of(), "mixtral")
+    del state["mlp.experts.1.w3.weight"]
+    with pytest.raises(RuntimeError, match=r"mlp\.experts\.gate_up_proj"):
+        model_of().load_state_dict(state)
 
 
 def test_experts_alone_and_a_module_under_two_names():

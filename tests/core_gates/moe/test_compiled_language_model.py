@@ -240,8 +240,8 @@ def test_recomputed_routings_of_compiled_blocks_are_not_gathered_again(backend):
     assert {len(found) for found in routings.values()} == {1}
 
 
+@pytest.mark.slow
 @pytest.mark.fault("core A1")
-@GRAPHS
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_monitor_measures_a_model_that_was_compiled_before(backend):
     model, tokens = build(), batches(4)[:, 0]

@@ -178,24 +178,6 @@ def test_dense_weights_become_as_many_choices_as_needed():
     assert chosen.kept.sum(1).tolist() == [2, 0, 0, 0, 1]
 
 
-def test_combine_is_the_weighted_sum():
-    rows, weights = torch.randn(6, 4), torch.rand(3, 2)
-    place = torch.tensor([[0, 5], [3, 3], [1, 2]])
-    expected = (rows[place] * weights.unsqueeze(-1)).sum(1)
-    assert_close(combine(rows, weights, place), expected)
-    half = combine(rows.bfloat16(), weights, place)
-    exact = (rows.bfloat16()[place].float() * weights.unsqueeze(-1)).sum(1)
-    assert_close(half, exact.bfloat16(), rtol=0, atol=0)
-
-
-def test_gradients_of_combine():
-    rows = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
-    weights = torch.rand(3, 2, dtype=torch.float64, requires_grad=True)
-    place = torch.tensor([[0, 5], [3, 3], [1, 2]])
-    assert gradcheck(combine, (rows, weights, place))
-    assert gradgradcheck(combine, (rows, weights, place))
-
-
 @pytest.mark.parametrize("chunk", [1, 4, 100])
 def test_gradients_of_combine_where_every_row_is_one_choice(chunk, monkeypatch, poisoned_empty):
     monkeypatch.setattr(combining, "CHUNK", chunk)
@@ -224,9 +206,3 @@ def test_counts_on_the_host_bring_weights_that_are_not_finite(form, how, experts
     number = int((~weights.isfinite()).sum())
     with pytest.raises(GatesError, match=f"the gate returned {number} weights? that are not fin"):
         dispatch(torch.zeros(TOKENS, DIM), routing._replace(weights=weights), experts, how)
-
-
-def test_the_positions_must_fit(experts):
-    routing = RoutingOutput(torch.rand(4, K), torch.zeros(4, K, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"x \(5, 8\) does not fit a routing of \(4,\) tokens"):
-        dispatch(torch.zeros(5, DIM), routing, experts, "sorted")

@@ -403,19 +403,6 @@ def test_parametrized_weights_are_used(gated):
 
 
 @pytest.mark.fault("core A8")
-def test_spectral_norm_of_the_stack():
-    experts = StackedExperts(EXPERTS, DIM, HIDDEN)
-    nn.utils.parametrizations.spectral_norm(experts, "gate_up_proj")
-    experts.dense(torch.randn(3, DIM)).sum().backward()
-    assert_close(
-        torch.linalg.matrix_norm(experts.gate_up_proj.flatten(1), 2),
-        torch.tensor(1.0),
-        atol=0.1,
-        rtol=0,
-    )
-
-
-@pytest.mark.fault("core A8")
 @pytest.mark.parametrize("method", [torch.ones(2, DIM), "dance", None])
 def test_a_call_without_counts_says_what_to_call(method):
     experts = StackedExperts(EXPERTS, DIM, HIDDEN)

@@ -84,7 +84,7 @@ def test_padding_of_a_dynamic_number_of_tokens(name):
 
 @pytest.mark.fault("core F6")
 @pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec:FutureWarning")  # by torch.onnx
-@pytest.mark.costly("ONNX is exported")
+@pytest.mark.slow
 def test_onnx_of_sorting_gates():
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

@@ -203,22 +203,6 @@ def test_folded_experts_are_those_of_evaluation():
     assert_close(plain.fold()(x), plain(x))
 
 
-def test_no_unit_is_silent_and_experts_have_one_scale():
-    """What the normalization is for: the same networks without it fail both."""
-    experts = experts_of()
-    with torch.no_grad():
-        for e in range(EXPERTS):
-            experts.weights[0][e] *= 100**e
-        y = experts(rows(500, DIM))
-        plain = torch.stack(
-            [nn.Sequential(net[0], net[2], net[3])(rows(500, DIM)) for net in one_by_one(experts)]
-        )
-    spread = y.std((0, 2))
-    assert spread.max() < 5 * spread.min()
-    assert (y == 0).double().mean() == 0
-    assert plain.std((1, 2)).max() > 100 * plain.std((1, 2)).min()
-
-
 def test_faults_are_named(refuses):
     refuses(
         ValueError,

@@ -9,8 +9,6 @@ from torch.autograd import gradcheck
 from torch.library import opcheck
 from torch.nn.functional import scaled_dot_product_attention
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from core_gates import kernels
 from core_gates.ops import BlockLayout, block_sparse_attention
@@ -213,35 +211,21 @@ def test_few_queries_pick_the_kept_keys(shape, padded, picked, monkeypatch):
     assert_close(rows.forward(*half, *settings).double(), expected, rtol=0.02, atol=0.05)
 
 
-class Largest(TorchDispatchMode):
-    """Keep the largest number of bytes of what operators return, but for given tensors."""
-
-    def __init__(self, *given):
-        super().__init__()
-        self.given, self.bytes = {t.untyped_storage().data_ptr() for t in given}, 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        found = [t.untyped_storage() for t in tree_leaves(result) if isinstance(t, torch.Tensor)]
-        sizes = (m.nbytes() for m in found if m.data_ptr() not in self.given)
-        self.bytes = max(self.bytes, *sizes, 0)
-        return result
-
-
 @pytest.mark.parametrize(("num_queries", "share"), [(1, 0.1), (1, 1.0), (3, 0.1), (3, 1.0)])
-def test_few_queries_neither_copy_nor_repeat_the_cache(num_queries, share, monkeypatch):
+def test_few_queries_neither_copy_nor_repeat_the_cache(num_queries, share, monkeypatch, largest):
     monkeypatch.setattr(rows, "PICKED", 2**12)
     shape = (num_queries, 2047, 16, True)
     q, k, v, mask = case(*shape, share=share, dtype=torch.float32, dim=64, sizes=(1, 8))
     q, k, v = (t.detach() for t in (q, k, v))
     expected = reference.forward(q, k, v, mask, 16, True, SCALE)[0]
     monkeypatch.setattr(gather, "forward", None)  # an operator hides what is allocated inside
-    with Largest(q, k, v) as public:
+    with largest(q, k, v) as public:
         assert_close(block_sparse_attention(q, k, v, mask, 16, scale=SCALE), expected)
-    with Largest(q, k, v) as inside:
+    with largest(q, k, v) as inside:
         assert_close(rows.forward(q, k, v, mask, 16, True, SCALE), expected)
-    cache = k.nbytes // k.shape[1]  # of one key head
-    assert 0 < min(public.bytes, inside.bytes) <= max(public.bytes, inside.bytes) < cache / 4
+    cache = k.numel() // k.shape[1]  # of one key head
+    sizes = public.elements, inside.elements
+    assert 0 < min(sizes) <= max(sizes) < cache / 4
 
 
 @settings(max_examples=40)
@@ -314,13 +298,6 @@ def test_layouts_do_not_matter_and_inputs_stay():
     before = [t.clone() for t in apart]
     assert_close(block_sparse_attention(*apart, mask.mT.contiguous().mT, 8), expected)
     assert_close(apart, before, rtol=0, atol=0)
-
-
-def test_a_constant_gradient_of_stride_zero():
-    q, k, v, mask = case(29, 29, 8, True)
-    found = torch.autograd.grad(block_sparse_attention(q, k, v, mask, 8).sum(), (q, k, v))
-    definition = reference.forward(q, k, v, mask, 8, True, 5**-0.5)[0]
-    assert_close(found, torch.autograd.grad(definition.sum(), (q, k, v)))
 
 
 @pytest.mark.parametrize("shape", [*CASES[1:4], (0, 9, 4, False)], ids=str)

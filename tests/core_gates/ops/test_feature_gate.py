@@ -106,16 +106,6 @@ def test_without_second_factors_the_input_comes_through_exactly(mode, cpp, kerne
     assert torch.equal(out, v[inputs])
 
 
-def test_a_gate_is_not_asked_about_inputs_that_it_does_not_read():
-    v, *others = arguments(SIZES[2], torch.float64)
-    inputs = others[4]
-    out = feature_gate(v, *others)
-    for run, i in enumerate(inputs):
-        (slope,) = torch.autograd.grad(out[run].sum(), v, retain_graph=True)
-        assert slope[i].any()
-        assert not slope[1 - i].any()
-
-
 def test_half_precision_rounds_matmuls_and_the_result_alone():
     mine = arguments((2, 40, 60, 3, 2, 4), torch.bfloat16)
     out = feature_gate(*mine)
@@ -222,16 +212,6 @@ def test_no_rows(mode, cpp):
         out = feature_gate(*mine)
     assert out.shape == (4, 0, 5)
     assert not any(t.any() for t in torch.autograd.grad(out.sum(), mine[:5]))
-
-
-def test_blocks_are_runs_or_rows(small_blocks):
-    up = torch.zeros(6, 2, 1, 8)
-    rows = list(blocks._blocks([0, 1, 5], [0, 1, 2, 3, 4, 5], torch.zeros(1, 100, 8), up))
-    assert [(b.runs.start, b.rows.start) for b in rows][:5] == [(0, 32 * k) for k in range(4)] + [
-        (1, 0)
-    ]
-    runs = list(blocks._blocks([0, 1, 5], [0, 1, 2, 3, 4, 5], torch.zeros(1, 8, 8), up))
-    assert [(b.runs.start, b.runs.stop) for b in runs] == [(0, 2), (5, 6)]
 
 
 def test_cpp_gives_the_same_bits_on_any_number_of_threads(cpp, monkeypatch):

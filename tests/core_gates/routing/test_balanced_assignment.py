@@ -69,18 +69,6 @@ def test_auction_comes_within_a_thousandth(kind, num_tokens, num_experts):
     assert best - found <= 1e-3 * min(abs(best), best - at_random) + 1e-9
 
 
-def test_more_than_1024_tokens_are_auctioned(monkeypatch):
-    scores = scores_of("plain", 1032, 4)
-    exact = solve_exactly(scores)
-    monkeypatch.setattr(
-        "core_gates.routing.assignment.solve_exactly", lambda scores: pytest.fail("exact")
-    )
-    experts = balanced_assignment(scores[None])[0]
-    assert_balanced(experts, 1032, 4)
-    best = total(scores, exact)
-    assert best * 0.999 <= total(scores, experts) <= best + 1e-9
-
-
 @settings(max_examples=30)
 @given(st.integers(1, 40), st.integers(1, 6), st.integers(0, 99), st.floats(1e-3, 1e3))
 def test_auction_ends_balanced_whatever_the_scale(num_tokens, num_experts, seed, scale):

@@ -78,13 +78,6 @@ def test_sparsity_rises_by_a_cubic():
     assert [slow(s) for s in (16, 17)] == [schedule(14), 0.75]
 
 
-def test_schedules_are_pure_and_comparable():
-    schedule = TemperatureSchedule(2.0, 0.3, 100, "exponential")
-    backwards = [schedule(step) for step in reversed(range(100))]
-    assert backwards[::-1] == [schedule(step) for step in range(100)]
-    assert schedule == TemperatureSchedule(2.0, 0.3, 100, "exponential")
-
-
 def test_piecewise():
     schedule = PiecewiseSchedule((2, 5), (1.0, 0.5, 0.1))
     assert [schedule(s) for s in range(7)] == [1.0, 1.0, 0.5, 0.5, 0.5, 0.1, 0.1]

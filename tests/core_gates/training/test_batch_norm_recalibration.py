@@ -36,31 +36,10 @@ def train(model):
     return model
 
 
-def by_batch(model, x):
-    """The outputs of evaluation, but normalized by the batch."""
-    twin = deepcopy(model).eval()
-    for module in twin.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.running_mean = module.running_var = None
-    return twin(x)
-
-
-def error(model, x):
-    return (model.eval()(x) - by_batch(model, x)).square().mean().item()
-
-
 @pytest.mark.parametrize("norm", [nn.BatchNorm1d, SyncBatchNorm])
-def test_evaluation_agrees_with_statistics_of_the_batch(norm):
+def test_the_statistics_are_the_means_over_the_batches(norm):
     model = train(build(norm))
-    x = torch.randn(4096, 8, generator=torch.Generator().manual_seed(2))
-    before = error(model, x)
     assert recalibrate_batch_norm(model, batches()) == 1
-    assert error(model, x) < 0.1 * before
-
-
-def test_the_statistics_are_the_means_over_the_batches():
-    model = train(build())
-    recalibrate_batch_norm(model, batches())
     inputs = [model[:3].eval()(x) for x in batches()]
     assert_close(model[3].running_mean, torch.stack([y.mean(0) for y in inputs]).mean(0))
     assert_close(model[3].running_var, torch.stack([y.var(0) for y in inputs]).mean(0))

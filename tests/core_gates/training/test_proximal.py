@@ -1,11 +1,8 @@
-from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -64,14 +61,6 @@ def at_rest(*values, dtype=None):
     return gate, torch.optim.SGD([gate], lr=0.1)
 
 
-def test_golden_reference_threshold(sora):
-    """A step without gradient is the threshold alone."""
-    gate, optimizer = at_rest(*sora["prox_in"].tolist(), dtype=torch.float64)
-    ProximalStep(optimizer, [gate], float(sora["prox_lambda"]), rule="reference")
-    optimizer.step()
-    assert_close(gate.data, sora["prox_reference"], rtol=0, atol=1e-15)
-
-
 OPTIMIZERS = {
     "SGD": lambda groups: torch.optim.SGD(groups, lr=0.02, momentum=0.9),
     "foreach": lambda groups: torch.optim.AdamW(groups, lr=0.02, foreach=True),
@@ -118,40 +107,6 @@ def test_lr_scaled_thresholds_follow_the_learning_rate_of_each_group():
     expected = torch.tensor([1 - 0.5 * 0.17, -1 + 0.5 * 0.17, 0], dtype=torch.float64)
     assert_close(gates[0].data, expected, rtol=0, atol=1e-12)
     assert gates[1].tolist() == [1.0, -1.0, 0.01]
-
-
-def test_useless_gates_die_and_useful_ones_live():
-    torch.manual_seed(0)
-    x, wanted = torch.randn(256, 8), torch.tensor([1.0, -1, 0.5, 0, 0, 0, 0, 0])
-    zeros = []
-    for threshold in (0.0, 3e-3):
-        gate = nn.Parameter(torch.ones(8))
-        optimizer = torch.optim.AdamW([gate], lr=0.02, weight_decay=0.0)
-        ProximalStep(optimizer, [gate], threshold)
-        for step in range(500):
-            optimizer.param_groups[0]["lr"] = 0.02 * (1 - step / 500)
-            optimizer.zero_grad()
-            ((x * (gate - wanted)).sum(-1) ** 2).mean().backward()
-            optimizer.step()
-        zeros.append((gate == 0).tolist())
-    assert not any(zeros[0])
-    assert zeros[1] == (wanted == 0).tolist()
-
-
-@given(
-    st.lists(st.floats(-2, 2, width=32), min_size=1, max_size=12),
-    st.floats(0, 0.5),
-    st.floats(0, 0.5),
-)
-def test_retained_gates_never_grow_with_the_threshold(values, first, second):
-    retained = []
-    for threshold in sorted((first, second)):
-        gate, optimizer = at_rest(*values)
-        ProximalStep(optimizer, [gate], threshold)
-        for _ in range(3):
-            optimizer.step()
-        retained.append(int((gate != 0).sum()))
-    assert retained[0] >= retained[1]
 
 
 def test_a_dead_gate_can_revive():
@@ -251,29 +206,6 @@ def test_two_ranks_of_fsdp_shrink_as_one_process(ranks):
             assert_close(found, whole, rtol=1e-5, atol=1e-5)
             assert 0 < (whole[0] == 0).sum() < 5
             assert torch.equal(found[0] == 0, whole[0] == 0)
-
-
-def test_it_resumes_bit_for_bit_with_its_threshold():
-    def fresh(values):
-        gate = nn.Parameter(values.clone())
-        optimizer = torch.optim.Adam([gate], lr=0.02)
-        return gate, optimizer, ProximalStep(optimizer, [gate], 0.01)
-
-    def run(gate, optimizer, proximal, steps):
-        for t in steps:
-            gate.grad = torch.full_like(gate, 0.1 * (t - 2))
-            proximal.threshold += 0.01
-            optimizer.step()
-
-    gate, optimizer, proximal = fresh(torch.randn(6))
-    run(gate, optimizer, proximal, range(3))
-    copied, resumed, again = fresh(gate.data)
-    resumed.load_state_dict(deepcopy(optimizer.state_dict()))
-    again.load_state_dict(proximal.state_dict())
-    assert again.threshold == pytest.approx(0.04)
-    run(gate, optimizer, proximal, range(3, 6))
-    run(copied, resumed, again, range(3, 6))
-    assert torch.equal(copied, gate)
 
 
 @pytest.mark.parametrize("fused", [False, True])

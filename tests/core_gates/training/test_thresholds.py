@@ -99,20 +99,6 @@ def test_without_learning_a_threshold_keeps_what_was_asked_for(kept, steps):
     assert math.erfc(threshold * steps / math.sqrt(2)) == pytest.approx(kept)
 
 
-def test_gates_at_rest_keep_what_was_asked_for():
-    torch.manual_seed(0)
-    gate = nn.Parameter(torch.randn(4000, dtype=torch.float64))
-    drawn = gate.data.clone()
-    optimizer = torch.optim.SGD([gate], lr=1.0)
-    threshold = threshold_for(0.6, 50)
-    ThresholdSchedule(optimizer, [gate], [threshold], 50)
-    gate.grad = torch.zeros_like(gate)
-    for _ in range(50):
-        optimizer.step()
-    assert float((gate != 0).double().mean()) == pytest.approx(0.6, abs=0.025)
-    assert torch.equal(gate != 0, drawn.abs() > 50 * threshold)
-
-
 def learning(kept, thresholds, stage_steps=240, *, fixed=None, rank=600, resumed=None):
     """Train gates that noise and a pull away from zero move, and return them and all ξ."""
     torch.manual_seed(0)

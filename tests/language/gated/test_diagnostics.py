@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from core_gates.errors import GatesError
 from language.gated.attach import attach_output_gate
@@ -49,34 +48,21 @@ def test_figures_are_those_of_eager_maps(family, tiny, sequence):
         assert_close(ours, expected.double(), rtol=1e-5, atol=1e-5)
 
 
-class Largest(TorchDispatchMode):
-    """Keeps the number of values of the largest tensor that is made."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        made = function(*args, **(kwargs or {}))
-        for one in made if isinstance(made, (tuple, list)) else (made,):
-            if isinstance(one, torch.Tensor):
-                self.numel = max(self.numel, one.numel())
-        return made
-
-
 @pytest.mark.parametrize("options", [{}, {"window": 100}, {"softcap": 2.0}])
-def test_no_map_of_all_tokens_is_made(options):
+def test_no_map_of_all_tokens_is_made(options, largest):
     length, generator = 1024, torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, heads, length, 4, generator=generator) for heads in (4, 2, 2))
-    with Largest() as largest:
+    with largest() as made:
         attention_rows(q, k, v, **options)
-    assert largest.numel <= length**2 / 4  # 4 heads of 64 rows
+    assert made.elements <= length**2 / 4  # 4 heads of 64 rows
 
 
-def test_a_model_makes_no_map_either(tiny):
+def test_a_model_makes_no_map_either(tiny, largest):
     model = tiny("Llama", max_position_embeddings=1024)
     tokens = torch.randint(1, 64, (1024,), generator=torch.Generator().manual_seed(2))
-    with Largest() as largest:
+    with largest() as made:
         attention_diagnostics(model, tokens)
-    assert largest.numel < len(tokens) ** 2
+    assert made.elements < len(tokens) ** 2
 
 
 def test_uniform_attention_has_the_entropy_of_its_length():

@@ -100,29 +100,6 @@ def test_gradients(options, lively_layer):
     assert gradcheck(layer, (x,))
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_a_sequence_does_not_depend_on_its_batch_or_its_padding(options, lively_layer):
-    layer = lively_layer(**options)
-    x = torch.randn(3, 14, 8, dtype=torch.float64)
-    mask = torch.zeros(3, 14, dtype=torch.bool)
-    mask[0, 9:] = True
-    counts = layer.configurator(layer.mix(x, padding_mask=mask), padding_mask=mask).mask.sum(-1)
-    assert len(set(counts.tolist())) > 1  # the batch fills its slots unevenly
-    together = layer(x.masked_fill(mask.unsqueeze(-1), 50.0), padding_mask=mask)
-    assert_close(together[0, :9], layer(x[:1, :9])[0])
-    assert_close(together[1:2], layer(x[1:2]))
-
-
-@pytest.mark.parametrize("options", [o for o in OPTIONS if o.get("causal", True)], ids=str)
-def test_causal_layers_see_no_later_token(options, lively_layer):
-    layer = lively_layer(**options)
-    x = torch.randn(2, 14, 8, dtype=torch.float64)
-    changed = x.clone()
-    changed[:, 9:] = torch.randn(2, 5, 8, dtype=torch.float64)
-    assert_close(layer(x)[:, :9], layer(changed)[:, :9])
-    assert not torch.allclose(layer(x)[:, 9:], layer(changed)[:, 9:])
-
-
 @settings(max_examples=25)
 @given(st.integers(0, 3), st.integers(0, 10), st.booleans())
 def test_static_shapes_change_no_result(seed, num_tokens, causal):
@@ -158,16 +135,6 @@ def test_all_tokens_active_or_none(active, lively_layer):
     # Every rank of a distributed training has a gradient for every parameter.
     assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())
     assert layer.unit.input_proj.weight.grad.any() == active
-
-
-@pytest.mark.parametrize("shape", [(0, 5, 8), (2, 0, 8), (1, 1, 8)])
-def test_few_tokens(shape):
-    layer = SeqBoatLayer(8, 4, 6, causal=False, position="simple")
-    x = torch.zeros(shape, requires_grad=True)
-    mask = torch.zeros(shape[:2], dtype=torch.bool)
-    assert layer(x, padding_mask=mask).shape == shape
-    layer(x, padding_mask=mask).sum().backward()
-    assert layer(x, padding_mask=~mask).isfinite().all()
 
 
 @pytest.mark.parametrize("norm", [ScaleNorm(), TokenBatchNorm(nn.BatchNorm1d(8))])

@@ -53,13 +53,6 @@ def test_gradients(weighting):
     )
 
 
-def test_no_slot_and_no_sequence():
-    for shape in ((2, 0, 3), (0, 4, 3)):
-        empty, filled = torch.zeros(shape), torch.zeros(shape[:2], dtype=torch.bool)
-        options = {"window": 2, "causal": True, "weighting": "softmax"}
-        assert local_attention(empty, empty, empty, filled=filled, **options).shape == shape
-
-
 def test_options_are_checked(refuses):
     x, filled = torch.zeros(1, 2, 2), torch.ones(1, 2, dtype=torch.bool)
     refuses(
