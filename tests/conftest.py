@@ -70,7 +70,7 @@ def count_calls():
 
 @pytest.fixture(scope="session")
 def largest():
-    """``with largest(*given) as made``: ``made.elements`` of the largest tensor, not of the given."""
+    """``with largest(*given) as made``: ``made.elements`` of the largest tensor but the given."""
     return runpy.run_path(str(HERE / "fixtures" / "largest.py"))["Largest"]
 
 

@@ -290,21 +290,6 @@ def test_half_precision_computes_the_activation_in_float32():
     assert gate(x, y).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("position", ["none", "G1", "G2", "G3", "G4", "G5"])
-def test_tokens_see_the_past_and_nothing_of_padding(position):
-    module = attention(position=position, rope_theta=100.0, head_dim=4, qk_norm=True, qkv_bias=True)
-    x, other = tokens(2, 7), tokens(2, 7, seed=5)
-    assert_close(module(torch.cat([x[:, :4], other[:, 4:]], 1))[:, :4], module(x)[:, :4])
-    padding = torch.tensor([[1, 1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1, 1]]).bool()
-    x[padding] = 1e3
-    out = module(x, padding_mask=padding)
-    assert torch.equal(out[padding], torch.zeros_like(out[padding]))
-    alone = module(x[:1, 3:], positions=torch.arange(3, 7))
-    assert_close(out[:1, 3:], alone)
-    assert_close(out[1:, :5], module(x[1:, :5]))
-    assert module(x, padding_mask=torch.ones_like(padding)).isfinite().all()
-
-
 @pytest.mark.parametrize("shape", [(0, 4), (2, 0), (1, 1)])
 def test_few_tokens(shape):
     assert attention()(tokens(*shape)).shape == (*shape, DIM)

@@ -12,21 +12,6 @@ def draw(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("interleaved", [False, True])
-def test_products_depend_on_the_distance_alone(interleaved):
-    query, key = draw(1, 6), draw(1, 6, seed=1)
-
-    def product(i, j):
-        turned = (
-            rotate(t, torch.tensor([p]), interleaved=interleaved) for t, p in ((query, i), (key, j))
-        )
-        return torch.mul(*turned).sum()
-
-    assert_close(product(3, 10), product(103, 110))
-    assert not torch.isclose(product(3, 10), product(3, 11))
-    assert_close(product(0, 0), (query * key).sum())
-
-
 @pytest.mark.fault("core S8")
 @pytest.mark.parametrize(
     ("interleaved", "first", "second"), [(False, [0, 1], [2, 3]), (True, [0, 2], [1, 3])]

@@ -73,14 +73,6 @@ def test_leading_shapes_dtypes_and_the_monitor():
     assert 0 < monitor.compute()["0"]["mean"] < 1
 
 
-def test_reset_from_the_meta_device():
-    gate = LowRankFeatureGate(400, 50, device="meta").to_empty(device="cpu")
-    gate.up.data.fill_(7)
-    gate.reset_parameters()
-    assert not gate.up.any()
-    assert_close(gate.down.std().item(), 400**-0.5, rtol=0.05, atol=0)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

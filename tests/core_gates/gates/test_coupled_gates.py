@@ -144,21 +144,6 @@ def test_activation_checkpointing_is_exact(make):
     assert_close(again, plain, rtol=0, atol=0)
 
 
-def test_meta_device_and_reset(make):
-    gate = make(device="meta")
-    mask = torch.empty(3, dtype=torch.bool, device="meta")
-    routing = gate(torch.empty(3, DIM, device="meta"), padding_mask=mask)
-    assert routing.weights.is_meta
-    assert routing.to_dense(EXPERTS).weights.shape == (3, EXPERTS)
-    gate = gate.to_empty(device="cpu")
-    for parameter in gate.parameters():
-        parameter.data.fill_(123)
-    gate.reset_parameters()
-    assert all(p.abs().max() < 2 for p in gate.parameters())
-    assert 0.01 < gate.weight.std() < 1
-    assert f"num_experts={EXPERTS}" in repr(gate)
-
-
 def test_compiles_into_one_graph(make):
     gate, x = make(), positions(6)
     mask = torch.tensor([True, False, False, True, False, False])

@@ -32,19 +32,6 @@ def test_gradient_is_that_of_the_softmax_where_an_expert_took_the_position():
 
 
 @pytest.mark.parametrize(
-    ("num_tokens", "factor", "load"), [(10, 2.0, 5), (10, 1.1, 3), (3, 0.1, 1), (3, 9.0, 3)]
-)
-def test_every_expert_takes_its_capacity(num_tokens, factor, load):
-    for gate in (
-        identity_gate(ExpertChoiceGate, 4, capacity_factor=factor).train(mode)
-        for mode in (True, False)
-    ):
-        routing = gate(scores(num_tokens, 4))
-        assert routing.chosen().sum(0).tolist() == [load] * 4
-        assert routing.kept is None
-
-
-@pytest.mark.parametrize(
     ("rule", "load"), [("ceil", 6), ("floor", 5), ("per_expert", 6), ("per_token", 10)]
 )
 def test_capacity_rules(rule, load):

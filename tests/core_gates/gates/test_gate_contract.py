@@ -277,18 +277,6 @@ def test_meta_device(make):
     assert routing.weights.shape[:-1] == (3,)
 
 
-def test_reset_fills_what_the_meta_device_left_open(make):
-    gate = make(device="meta").to_empty(device="cpu")
-    for tensor in gate.state_dict().values():
-        tensor.fill_(123)
-    gate.reset_parameters()
-    if isinstance(gate, SoftmaxGate | TopKGate):
-        assert 0.01 < gate.weight.std() < 0.04
-        assert gate.bias is None or not gate.bias.any()
-    assert all(p.abs().max() < 5 for p in gate.parameters())
-    assert_close(dict(gate.named_buffers()), dict(make().named_buffers()), rtol=0, atol=0)
-
-
 def test_compiles_into_one_graph(make):
     gate, x = make(), positions(5)
     mask = torch.tensor([True, False, False, True, False])

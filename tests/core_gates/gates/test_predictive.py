@@ -47,40 +47,6 @@ def golden_gates(golden, renormalize=True):
     return gates
 
 
-def golden_layers(golden):
-    """The MoE layers of a stack, built from its arrays."""
-    num_experts, hidden_dim, dim = golden["w_in"].shape[1:]
-    layers = []
-    for number, gate in enumerate(golden_gates(golden, bool(golden["norm_topk_prob"]))):
-        experts = StackedExperts(
-            num_experts, dim, hidden_dim, activation=golden["activation"], gated=False,
-            dtype=torch.float64,
-        )  # fmt: skip
-        experts.up_proj.data.copy_(golden["w_in"][number])
-        experts.down_proj.data.copy_(golden["w_out"][number])
-        layers.append(MoELayer(gate, experts))
-    return layers
-
-
-def run(golden, layers, route):
-    """Hidden states and routings of a stack whose layer l is routed by ``route(l, u, ahead)``."""
-    x, ahead, hidden, routings = golden["x0"], {}, [], []
-    for number, (norm_weight, layer) in enumerate(zip(golden["norm_weight"], layers, strict=True)):
-        u = nn.functional.rms_norm(x, x.shape[-1:], norm_weight, 1e-6)
-        routing, ahead = route(number, u, ahead)
-        x = x + layer(u, routing=routing)[0]
-        hidden.append(x)
-        routings.append(routing)
-    return hidden, routings
-
-
-def compare(golden, mode, hidden, routings):
-    for number, (state, routing) in enumerate(zip(hidden, routings, strict=True)):
-        assert torch.equal(routing.indices, golden[f"{mode}_topk_index"][number])
-        assert_close(routing.weights, golden[f"{mode}_topk_weight"][number], **EXACT)
-        assert_close(state, golden[f"{mode}_hidden"][number], **EXACT)
-
-
 def random_gates(count, kind=TopKGate, **options):
     torch.manual_seed(0)
     gates = [kind(DIM, EXPERTS, k=2, **options) for _ in range(count)]
@@ -103,14 +69,6 @@ def follow(pre_gate, inputs):
     return routings, decided
 
 
-@pytest.mark.parametrize("name", ["pregated_top1", "pregated_top2"])
-def test_golden_pre_gated_stack(name):
-    golden = load(name)
-    layers = golden_layers(golden)
-    pre_gate = PreGate([layer.gate for layer in layers], level=golden["level"].item())
-    compare(golden, "pregated", *run(golden, layers, pre_gate))
-
-
 @given(level=st.integers(1, 6), count=st.integers(1, 5))
 def test_every_layer_is_routed_by_the_input_of_level_layers_before(level, count):
     gates = random_gates(count)
@@ -124,19 +82,6 @@ def test_every_layer_is_routed_by_the_input_of_level_layers_before(level, count)
         assert decided[number] == list(
             range(max(level, number + 1), min(count, number + level + 1))
         )
-
-
-def test_it_matches_layers_that_are_given_the_earlier_gate_input():
-    layers = [MoELayer(gate, StackedExperts(EXPERTS, DIM, 4)) for gate in random_gates(3)]
-    x, u_before, ahead = positions(2, 3), None, {}
-    pre_gate = PreGate([layer.gate for layer in layers])
-    for number, layer in enumerate(layers):
-        u = x.tanh()
-        routing, ahead = pre_gate(number, u, ahead)
-        y, returned = layer(u, routing=routing)
-        assert returned is not None
-        assert_close(y, layer(u, gate_input=u if u_before is None else u_before)[0])
-        x, u_before = x + y, u
 
 
 def test_gradients_reach_the_earlier_layer():

@@ -32,15 +32,6 @@ def test_golden_weights_and_slots(golden, name):
     assert_close(inputs, g["softmoe_slot_inputs"], rtol=0, atol=1e-10)
 
 
-def test_dispatch_sums_to_one_over_positions_and_weights_over_slots():
-    routing = make()(positions(2, 7, 5))
-    assert_close(routing.dispatch.sum(1), torch.ones(2, 3, 2, dtype=torch.float64))
-    assert_close(routing.weights.sum((-2, -1)), torch.ones(2, 7, dtype=torch.float64))
-    assert_close(routing.probs, routing.weights.sum(-1))
-    assert_close(routing.logits.softmax(-1), routing.probs)
-    assert routing.num_experts == 3
-
-
 def test_length_of_the_input_hardly_matters():
     gate, x = make(), positions(7, 5)
     assert_close(gate(100 * x).dispatch, gate(x).dispatch, rtol=1e-5, atol=1e-6)

@@ -92,20 +92,6 @@ def test_formula():
         assert_close(out[run], v[i] * factor, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("mode", ["reference", "cpp", "triton"])
-def test_without_second_factors_the_input_comes_through_exactly(mode, cpp, kernel, kernel_device):
-    v, mixer, bias, down, up, inputs, gates = (
-        t.detach() * 10 if isinstance(t, torch.Tensor) else t for t in arguments(SIZES[1])
-    )
-    tensors = v, mixer, bias, down, up * 0
-    if mode == "triton":
-        out = kernel.forward(*(t.to(kernel_device) for t in tensors), inputs, gates).cpu()
-    else:
-        with kernels(mode):
-            out = feature_gate(*tensors, inputs, gates)
-    assert torch.equal(out, v[inputs])
-
-
 def test_half_precision_rounds_matmuls_and_the_result_alone():
     mine = arguments((2, 40, 60, 3, 2, 4), torch.bfloat16)
     out = feature_gate(*mine)

@@ -201,14 +201,6 @@ def detached(arguments):
     return [t if t is None else t.detach() for t in arguments]
 
 
-@pytest.mark.parametrize("load", LOADS)
-def test_blocks(load, monkeypatch):
-    monkeypatch.setattr(blocks, "_compiled", lambda: blocks._product)
-    arguments = detached(problem(load))
-    expected = reference.forward(*arguments, "silu", True)
-    assert_close(blocks.forward(*arguments, "silu", True), expected)
-
-
 @pytest.mark.parametrize("counts", [[], [0, 3], [1], [4, 0, 1, 5], [17, 2, 3]])
 def test_blocks_cover_every_row(counts):
     group_of_row = torch.repeat_interleave(torch.tensor(counts, dtype=torch.int64)).tolist()

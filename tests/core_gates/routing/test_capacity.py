@@ -108,11 +108,6 @@ def routing_of(indices, num_experts=3, kept=None):
     return RoutingOutput(weights, indices, kept, probs=probs)
 
 
-def test_first_choices_push_second_choices_out():
-    kept = limit_capacity(routing_of(torch.tensor([[0, 1], [1, 0], [2, 1]])), 1.0).kept
-    assert kept.tolist() == [[True, False], [True, False], [True, False]]
-
-
 def test_groups_have_their_own_queues_along_any_dimension():
     indices = torch.zeros(2, 3, 1, dtype=torch.int64)
     kept = {

@@ -1,6 +1,5 @@
 import math
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -31,7 +30,6 @@ LOSSES = {
     "l0": l0_loss,
     "importance": importance_loss,
 }
-ROOT = Path(__file__).parents[3]
 STANDARD = ["standard_T24_E6_k2", "standard_T32_E8_k3"]
 
 
@@ -100,28 +98,6 @@ def test_balance_skips_positions_without_any_mass():
         assert_close(loss, balance_loss(whole, scope=scope, padding_mask=mask))
         assert torch.autograd.grad(loss, probs)[0].isfinite().all()
     assert balance_loss(part._replace(probs=torch.full_like(probs, torch.nan))).isnan()
-
-
-@pytest.mark.fault("46 C3")
-@pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("layers", [1, 3])
-@pytest.mark.parametrize("k", [1, 2, 4])
-def test_balance_is_a_kth_of_that_of_transformers(k, layers, padded):
-    mixtral = pytest.importorskip("transformers.models.mixtral.modeling_mixtral")
-    logits = torch.randn(layers, 2, 9, 6, generator=torch.Generator().manual_seed(0))
-    logits.requires_grad_()
-    mask = torch.zeros(2, 9, dtype=torch.bool)
-    mask[1, 4:] = padded
-    theirs = mixtral.load_balancing_loss_func(
-        tuple(logits.reshape(layers, 18, 6)), 6, k, (~mask).long() if padded else None
-    )
-    pooled = route(logits, k)  # they count the tokens of all layers together
-    ours = balance_loss(pooled, padding_mask=mask.expand(layers, 2, 9))
-    assert_close(k * ours, theirs)
-    assert_close(*torch.autograd.grad(k * ours, logits), *torch.autograd.grad(theirs, logits))
-    for text in (balance_loss.__doc__, (ROOT / "docs" / "reference" / "gates.md").read_text()):
-        said = " ".join(text.replace("``", "`").split())
-        assert "1/K of `load_balancing_loss_func` of transformers" in said
 
 
 def test_balance_counts_dropped_choices():

@@ -29,26 +29,6 @@ MODES, build, batch, loss_on, train, snapshot, changed, GATES, WEIGHTS = (
 )
 
 
-def test_each_pass_moves_its_own_group_from_its_own_gradient_alone():
-    model, routing = build()
-    seen = []
-    for optimizer in (routing.gate_optimizer, routing.optimizer):
-
-        def note(*_):
-            grads = {n for n, p in model.named_parameters() if p.grad is not None}
-            seen.append((grads, snapshot(model)))
-
-        optimizer.register_step_pre_hook(note)
-    before = snapshot(model)
-    routing.step(model, loss_on(*batch()))
-    (gate_grads, at_gates), (weight_grads, at_weights) = seen
-    assert gate_grads == GATES
-    assert weight_grads == WEIGHTS
-    assert not changed(before, at_gates)
-    assert changed(at_gates, at_weights) == GATES
-    assert changed(at_weights, snapshot(model)) == WEIGHTS
-
-
 def test_dual_is_the_rule_written_out():
     model, routing = build(kind=torch.optim.SGD, clip=0.3, gate_clip=0.02)
     twin = deepcopy(model)

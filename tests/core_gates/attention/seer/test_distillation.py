@@ -2,9 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from core_gates.attention.seer.decode import DecodeAttnGate
 from core_gates.attention.seer.gate import (
-    AttnGate,
     decode_target,
     gate_distillation_loss,
     pad_to_blocks,
@@ -102,22 +100,6 @@ def test_the_loss_of_a_padded_batch_is_that_of_its_sequences(reduction, rows, sk
         logits, target, padding_mask=~nothing, block_size=4, **options
     )
     assert everything == 0
-
-
-@pytest.mark.fault("core A13")
-@pytest.mark.parametrize("per_row", [False, True])
-def test_gates_learn_from_padded_batches(per_row, tokens):
-    q, k = tokens(22, 2, batch=3, dtype=torch.float32), tokens(22, 2, batch=3, dtype=torch.float32)
-    make = DecodeAttnGate if per_row else AttnGate
-    gate = make(2, 2, 6, block_size=4, gate_dim=6)
-    maxima = block_max_attention(*(t.transpose(1, 2) for t in (q, k, k)), 4, per_row=per_row)
-    target = decode_target(maxima.block_max, 2) if per_row else prefill_target(maxima.block_max)
-    logits = gate(q, k, padding_mask=MASK)
-    loss = gate_distillation_loss(logits, target, padding_mask=MASK, block_size=4)
-    loss.backward()
-    assert 0 < loss < 1
-    assert all(p.grad.isfinite().all() and p.grad.any() for p in gate.parameters())
-    assert gate_distillation_loss(logits, target).isinf()  # the gate hides what the target shows
 
 
 def test_padding_that_does_not_fit_is_refused(refuses):

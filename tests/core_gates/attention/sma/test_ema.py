@@ -1,5 +1,3 @@
-import math
-
 import pytest
 import torch
 from torch.testing import assert_close
@@ -58,16 +56,6 @@ def test_golden_recurrence(vectors):
     assert_close(torch.stack(outputs), g["recurrent_out_no_residual"], **TOLERANCE)
     assert_close(state, g["recurrent_final_state"], **TOLERANCE)
     assert_close(ema.state(x.transpose(0, 1)), g["recurrent_final_state"], **TOLERANCE)
-
-
-@pytest.mark.parametrize("length", [1, 2, 7, 16, 50])
-def test_taps_are_the_powers_of_the_decay(length):
-    ema = randomized(3, 2)
-    p, a = ema.delta.sigmoid(), ema.alpha.sigmoid()
-    steps = torch.arange(length, dtype=torch.float64)
-    powers = (1 - p * a).unsqueeze(-1) ** steps
-    expected = ((p * ema.beta * ema.gamma).unsqueeze(-1) * powers).sum(1) / math.sqrt(2)
-    assert_close(ema.kernel(length), expected)
 
 
 def test_truncation_and_direction_by_a_double_loop():

@@ -186,16 +186,6 @@ def test_static_shapes_compile_into_one_graph(lively_layer):
     assert_close(torch.compile(layer, backend="eager", fullgraph=True)(x), layer(x))
 
 
-@pytest.mark.fault("core A17")
-def test_a_batch_norm_is_reset_with_its_layer():
-    layer = SeqBoatLayer(8, 4, 6, norm=TokenBatchNorm(nn.BatchNorm1d(8, device="meta")))
-    layer.to_empty(device="cpu")
-    for tensor in (*layer.norm.parameters(), *layer.norm.buffers()):
-        tensor.data.fill_(7)
-    layer.reset_parameters()
-    assert_close(layer.norm.state_dict(), TokenBatchNorm(nn.BatchNorm1d(8)).state_dict())
-
-
 @pytest.mark.fault("core A14")
 @pytest.mark.parametrize("weighting", ["softmax", "relu2"])
 def test_what_empty_slots_hold_is_ignored(weighting):
