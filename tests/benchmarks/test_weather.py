@@ -154,6 +154,7 @@ def test_regridding_is_timed_from_store_to_store(monkeypatch):
     assert 0 < rows["change of the area mean"]["ratio"] < 1
 
 
+@pytest.mark.slow
 def test_frames_are_read_in_limits_of_time_and_memory(short):
     comparison = stores.frames()
     rows = {row["name"].partition(" · ")[2]: row for row in measure(comparison, rounds=1)}

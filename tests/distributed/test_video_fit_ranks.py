@@ -25,8 +25,7 @@ SCHEMA = FeatureSchema(
     dim=4,
     user="user",
 )  # fmt: skip
-WAYS = [("replicated", "64-true"), ("sharded", "64-true"), ("replicated", "32-true"),
-        ("sharded", "32-true"), (None, "64-true")]  # fmt: skip
+WAYS = [(None, "64-true"), ("sharded", "64-true"), ("sharded", "32-true")]
 
 
 def rows(number, seed):
@@ -102,7 +101,7 @@ def train_all(parallel, folder):
     return {f"{how} {precision}": train(how, precision, folder) for how, precision in WAYS}
 
 
-@pytest.mark.costly("five training runs on two ranks")
+@pytest.mark.costly("three training runs on two ranks")
 def test_a_fit_on_two_ranks_equals_that_on_one(two_ranks, tmp_path):
     found = two_ranks(train_all, str(tmp_path), tolerance=1e-6, timeout=600)
     for name, result in found.items():
@@ -111,9 +110,8 @@ def test_a_fit_on_two_ranks_equals_that_on_one(two_ranks, tmp_path):
         assert all(0.3 < weighted < 0.9 for weighted, *_ in result["gauc"]), name
         assert len(result["sums"]) == 2
         assert all(float(sums.max()) > 0 for sums in result["sums"])
-    first = found["replicated 64-true"]["state"]
+    first = found["None 64-true"]["state"]
     assert all(torch.equal(first[n], t) for n, t in found["sharded 64-true"]["state"].items())
-    assert all(torch.equal(first[n], t) for n, t in found["None 64-true"]["state"].items())
     assert any(
-        (first[n] - t).abs().max() > 1e-3 for n, t in found["replicated 32-true"]["state"].items()
+        (first[n] - t).abs().max() > 1e-3 for n, t in found["sharded 32-true"]["state"].items()
     )

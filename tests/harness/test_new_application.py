@@ -169,17 +169,6 @@ def test_a_short_look_trains_nothing_and_has_no_bars(gates, run_folder):
     assert err.endswith("a quick run trains nothing: leave out --quick\n")
 
 
-def test_one_method_alone(gates, run_folder):
-    full = (run_folder / "scores.json").read_bytes()
-    code, out, err = gates("digits", "evaluate", *SMALL, "--only", "top2", "--overwrite")
-    assert code == 0, err
-    assert "missing" not in out
-    scores = json.loads((run_folder / "scores.json").read_text())
-    assert [row["method"] for row in scores["rows"]] == ["top2"]
-    assert scores["bars"] == []
-    (run_folder / "scores.json").write_bytes(full)
-
-
 def test_the_report_shows_everything(gates, run_folder):
     code, out, err = gates("digits", "report", *FAST)
     assert code == 0, err

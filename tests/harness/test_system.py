@@ -79,18 +79,6 @@ def test_a_child_ends_with_its_parent(how):
     assert ended(pid)
 
 
-@linux
-def test_a_child_started_plainly_stays():
-    """What the test above would miss if parents took all their children with them."""
-    parent, pid = parent_of(f"[sys.executable, '-c', {WAIT!r}]")
-    parent.kill()
-    parent.communicate()
-    try:
-        assert not ended(pid, 0.5)
-    finally:
-        subprocess.os.kill(pid, signal.SIGKILL)
-
-
 def test_words_environment_and_exit_code_are_those_of_the_command():
     code = "import os, sys; print(sys.argv[1:], os.environ['KEPT']); sys.exit(7)"
     command = dependent([sys.executable, "-c", code, "a b", "--c", ""])

@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import core_gates.ops.flops  # noqa: F401 (formulas of the grouped ops)
-from core_gates import GatesError, MoELayer, collect_routing
+from core_gates import MoELayer, collect_routing
 from core_gates.moe import advance_gates
 from harness.experiment import Job
 from language.data import TrainingLoader
@@ -182,14 +182,3 @@ def test_a_hash_balances_by_frequencies():
     alone = gate.table[0]
     assert int((gate.table == alone).sum()) == 1
     assert math.isclose(float(torch.bincount(gate.table[1:].flatten()).double().max()), 37)
-
-
-def test_sizes_out_of_range_are_refused(refuses):
-    refuses(
-        GatesError,
-        ("--updates is 0", Sizes(updates=0).settings),
-        ("--experts is 1", Sizes(experts=1).settings),
-        ("two positive numbers", Sizes(temperatures=(2.0, -1.0)).settings),
-        ("expected less than 1 over 8", Sizes(threshold=0.125).settings),
-        ("cannot be built", Sizes(dim=10, heads=4).settings),
-    )

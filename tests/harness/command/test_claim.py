@@ -4,7 +4,6 @@ import os
 import pickle
 import shutil
 import signal
-import subprocess
 import sys
 import time
 import traceback
@@ -200,22 +199,3 @@ def test_a_place_that_cannot_be_written_is_one_line(toy, tmp_path, capsys):
     assert capsys.readouterr().err == (
         "gates toy fit: error: file/toy/a cannot be written: Not a directory\n"
     )
-
-
-@pytest.mark.slow
-@pytest.mark.fault("house 0c")
-@pytest.mark.parametrize(("ranks", "times"), [(1, 20), (2, 3)])
-def test_twenty_double_starts(toy_command, tmp_path, ranks, times):
-    options = ["--trainer.devices", str(ranks), "--trainer.strategy", "ddp"] if ranks > 1 else []
-    command = [*toy_command, "fit", *QUICK, *options, "--name", "same", "--root"]
-    subprocess.run([*command, "alone"], check=True)
-    for turn in range(times):
-        words = [*command, str(turn)]
-        two = [subprocess.Popen(words, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-        said = [process.communicate()[1] for process in two]
-        codes = [process.returncode for process in two]
-        assert sorted(codes) == [0, 2], said
-        refused = said[codes.index(2)]
-        assert refused.startswith("gates toy fit: error: ")
-        assert refused.count("\n") == 1
-        assert_one_model(tmp_path / "alone/toy/same", tmp_path / f"{turn}/toy/same")

@@ -61,15 +61,6 @@ def test_the_former_bootstraps_said_the_same(frozen, name, value, low, high, uni
     assert found.units == units
 
 
-def test_independent_samples_have_the_normal_interval():
-    values = np.random.default_rng(0).normal(size=400)
-    found = mean(Resamples.clusters(range(400)), values)
-    half = 1.96 * values.std() / 20
-    assert found.value == pytest.approx(values.mean())
-    assert found.low == pytest.approx(found.value - half, abs=0.1 * half)
-    assert found.high == pytest.approx(found.value + half, abs=0.1 * half)
-
-
 @pytest.mark.parametrize("sizes", [[5] * 30, [1, 2, 9] * 10])
 def test_the_deviation_of_draws_is_that_of_theory(sizes):
     """A ratio estimator: sd² = Σ_c (sum_c - mean · size_c)² / N² over clusters c."""
@@ -85,15 +76,6 @@ def test_the_deviation_of_draws_is_that_of_theory(sizes):
     Resamples.clusters(ids, resamples=20_000).intervals(watched)
     theory = math.sqrt((np.bincount(ids, values - values.mean()) ** 2).sum()) / len(ids)
     assert drawn[-1].std() == pytest.approx(theory, rel=0.08)
-
-
-def test_copies_within_a_cluster_bring_no_certainty():
-    values = np.random.default_rng(0).normal(size=30)
-    alone = mean(Resamples.clusters(range(30)), values)
-    copies = mean(Resamples.clusters(np.arange(30).repeat(20)), values.repeat(20))
-    assert copies == pytest.approx(alone)
-    naive = mean(Resamples.clusters(range(600)), values.repeat(20))
-    assert naive.high - naive.low < 0.3 * (alone.high - alone.low)
 
 
 def test_clusters_of_different_size_weigh_by_their_samples():
@@ -114,15 +96,6 @@ def test_the_order_of_samples_does_not_matter(ids, random):
     first = mean(Resamples.clusters(ids, resamples=50), values)
     again = mean(Resamples.clusters([ids[i] for i in order], resamples=50), values[order])
     assert again == pytest.approx(first, nan_ok=True)
-
-
-@settings(max_examples=30, deadline=None)
-@given(clustered)
-def test_the_names_of_clusters_do_not_matter(ids):
-    values = np.random.default_rng(0).normal(size=len(ids))
-    first = mean(Resamples.clusters(ids, resamples=50), values)
-    named = mean(Resamples.clusters([f"cluster {i}" for i in ids], resamples=50), values)
-    assert named == pytest.approx(first, nan_ok=True)
 
 
 @settings(max_examples=30, deadline=None)
@@ -152,11 +125,6 @@ def test_blocks_are_drawn_to_the_length_of_the_series(length, data):
     draws = Resamples.blocks(length, block, resamples=50)
     draws.intervals(check)
     assert draws.units == length // block
-
-
-def test_equal_samples_leave_no_doubt():
-    found = mean(Resamples.clusters(np.arange(COUNT) // 4), np.full(COUNT, 2.5))
-    assert found[:3] == pytest.approx((2.5, 2.5, 2.5))
 
 
 @pytest.mark.fault("faults 1")
@@ -263,16 +231,6 @@ def test_p_is_uniform_without_a_difference():
     assert np.mean(found) == pytest.approx(0.5, abs=0.06)
 
 
-def test_coverage_over_clusters():
-    random, inside = np.random.default_rng(1), 0
-    for seed in range(200):
-        values = (random.normal(size=(25, 1)) + 0.3 * random.normal(size=(25, 4))).ravel()
-        draws = Resamples.clusters(np.arange(25).repeat(4), resamples=400, seed=seed)
-        found = mean(draws, values)
-        inside += found.low <= 0 <= found.high
-    assert 0.88 < inside / 200 < 0.99
-
-
 def test_seeds_add_their_own_variance():
     random, inside, widths = np.random.default_rng(3), 0, []
     for seed in range(200):
@@ -313,22 +271,6 @@ def test_a_method_without_seeds_is_paired_with_every_seed():
         assert gap == pytest.approx(expected)
 
 
-def autoregressive(length, coefficient):
-    random, series = np.random.default_rng(0), np.zeros(length)
-    for t, shock in enumerate(random.normal(size=length)):
-        series[t] = coefficient * series[t - 1] + shock
-    return series
-
-
-def test_blocks_widen_the_interval_of_a_persistent_series():
-    series = autoregressive(2000, 0.8)
-    narrow, wide = (mean(Resamples.blocks(2000, block), series) for block in (1, 50))
-    expected = series.std() * 3 / 2000**0.5  # the factor of a first-order process is 3
-    assert (wide.high - wide.low) / (2 * 1.96) == pytest.approx(expected, rel=0.25)
-    assert (narrow.high - narrow.low) * 2 < wide.high - wide.low
-    assert wide.units == 40
-
-
 def test_blocks_are_of_successive_samples():
     found = mean(Resamples.blocks(10, 4, level=0.999, resamples=5000), np.arange(10.0))
     # The least mean takes the first blocks 0..3, 0..3 and 0..1, the greatest 6..9 and 6..7.
@@ -349,12 +291,6 @@ def test_draws_depend_on_the_seed_alone_and_not_on_chunks(make, monkeypatch):
     monkeypatch.setattr("harness.evidence.bootstrap.CHUNK", 333)
     assert mean(make(0), values) == pytest.approx(first, rel=1e-12)
     assert abs(mean(make(1), values).low - first.low) > 1e-6
-
-
-def test_levels_are_nested():
-    values = np.random.default_rng(0).normal(size=50)
-    narrow, wide = (mean(Resamples.clusters(range(50), level=x), values) for x in (0.5, 0.95))
-    assert wide.low < narrow.low < narrow.high < wide.high
 
 
 def test_draws_without_a_score_are_left_out():

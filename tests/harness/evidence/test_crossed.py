@@ -51,20 +51,6 @@ def test_a_whole_table_has_the_deviation_of_theory():
     assert found.units == 40
 
 
-def test_coverage_of_pairs_that_have_clusters_in_common():
-    random = np.random.default_rng(2)
-    drawn = Resamples.crossed(FIRST, SECOND, resamples=500)
-    plain = Resamples.clusters(range(48), resamples=500)
-    covered = {"crossed": 0, "pairs": 0}
-    for _ in range(200):
-        values = world(random)
-        for name, draws in (("crossed", drawn), ("pairs", plain)):
-            found = interval(draws, values)
-            covered[name] += found.low <= 0 <= found.high
-    assert covered["crossed"] >= 180
-    assert covered["pairs"] <= 165  # as if pairs were independent: too narrow
-
-
 def test_a_cluster_that_is_drawn_is_drawn_in_both_places():
     """A whole table of a[i] + a[j] has twice the mean of a, and so twice its interval."""
     a = np.random.default_rng(3).normal(size=30)
@@ -76,20 +62,6 @@ def test_a_cluster_that_is_drawn_is_drawn_in_both_places():
     assert found.units == 30
     narrow = (two.high - two.low) / (found.high - found.low)
     assert narrow == pytest.approx(0.5**0.5, rel=0.06)  # as two kinds: too narrow
-
-
-def test_coverage_of_pairs_of_one_set():
-    random = np.random.default_rng(4)
-    pairs = random.integers(20, size=(200, 2))
-    one, two = Resamples.crossed(pairs, resamples=400), Resamples.crossed(*pairs.T, resamples=400)
-    covered = {"one": 0, "two": 0}
-    for _ in range(200):
-        values = random.normal(size=20)[pairs].sum(1)
-        for name, draws in (("one", one), ("two", two)):
-            found = interval(draws, values)
-            covered[name] += found.low <= 0 <= found.high
-    assert covered["one"] >= 180
-    assert covered["two"] <= 172
 
 
 def test_kinds_belong_to_the_same_samples(refuses):

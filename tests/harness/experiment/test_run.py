@@ -189,17 +189,6 @@ def test_progress_is_whole_where_work_ends_early(run, work, monkeypatch):
     assert ticked[15:] == [(1, "")]
 
 
-def test_the_run_folder_alone_holds_a_result(tmp_path):
-    one, two = (Piece("square", 1, settings={"rate": rate}) for rate in (0.1, 0.2))
-    Store("squares", Figures(), tmp_path / "package").keep(one, {"score": 7.0})
-    store = Store("squares", Figures(), tmp_path / "run", tmp_path / "package")
-    assert store.find(one) is not None
-    assert not store.holds(one)
-    store.keep(two, {"score": 1.0})
-    assert store.holds(two)
-    assert not store.holds(one)
-
-
 @pytest.mark.parametrize(("ticks", "number"), [("epochs", 3), ("steps", 24)])
 def test_a_training_ticks_after_epochs_or_steps(tmp_path, work, ticks, number):
     seen = []

@@ -1,7 +1,6 @@
 """Work that survives a kill: continued, refused, or gone without a trace."""
 
 import fcntl
-import os
 
 import pytest
 
@@ -42,21 +41,6 @@ def test_a_killed_work_is_continued(tmp_path):
     assert steps == [0, 1, 2, 3]  # none was done twice
     assert names(tmp_path) == ["out"]
     assert content(target) == WHOLE
-
-
-def test_a_real_kill_leaves_what_was_saved(tmp_path):
-    child = os.fork()
-    if not child:
-        with resuming(tmp_path / "out", {"size": 4}) as partial:
-            partial.content.mkdir()
-            (partial.content / "0.txt").write_text("a")
-            partial.save({"done": 1})
-            os._exit(9)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-    steps = []
-    make(tmp_path / "out", steps)
-    assert steps == [1, 2, 3]
-    assert names(tmp_path) == ["out"]
 
 
 def test_nothing_is_left_of_work_that_did_not_begin(tmp_path):

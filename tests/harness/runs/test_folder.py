@@ -3,7 +3,6 @@ import json
 import pytest
 
 from core_gates.errors import GatesError
-from harness.files.atomic import write_bytes, write_json
 from harness.runs import folder as folder_module
 from harness.runs.folder import RunFolder
 
@@ -124,17 +123,3 @@ def test_a_name_is_one_component(tmp_path, name):
 def test_resume_and_overwrite_exclude_each_other(tmp_path):
     with pytest.raises(GatesError, match="exclude each other"):
         RunFolder("toy", "a", tmp_path, resume=True, overwrite=True)
-
-
-def test_files_are_replaced_not_rewritten(tmp_path):
-    path = write_bytes(tmp_path / "deep" / "a.bin", b"one")
-    before = path.stat().st_ino
-    write_bytes(path, b"two")
-    assert path.read_bytes() == b"two"
-    assert path.stat().st_ino != before
-    assert [p.name for p in path.parent.iterdir()] == ["a.bin"]
-
-
-def test_json_has_null_for_what_is_no_number(tmp_path):
-    path = write_json(tmp_path / "a.json", {"x": [float("nan"), 1.5, (float("inf"),)]})
-    assert json.loads(path.read_text()) == {"x": [None, 1.5, [None]]}

@@ -7,14 +7,14 @@ import pytest
 COMMON = ["--trainer.log_every_n_steps", "1", "--trainer.enable_model_summary", "false"]
 CHECKPOINT = ["--checkpoint.every_n_steps", "5", "--checkpoint.monitor", "val/loss"]
 TOY = str(Path(__file__).parents[1] / "toy.py")
-KILLED = pytest.mark.costly("four processes, two of which are killed")
+KILLED = pytest.mark.costly("three or four processes, some of them killed")
 MADE = ("*/*/record.json", "*/*/result.*", "scores.json", "scores.md")
 
 
 @KILLED
 def test_killed_runs_end_like_unbroken_ones(kill_and_resume):
-    epochs = ["--trainer.max_epochs", "10"]
-    folder = kill_and_resume([TOY, "fit", *COMMON, *CHECKPOINT, *epochs], app="toy")
+    epochs = ["--trainer.max_epochs", "6"]
+    folder = kill_and_resume([TOY, "fit", *COMMON, *CHECKPOINT, *epochs], app="toy", kills=1)
     assert (folder / "checkpoints" / "best.ckpt").is_file()
 
 
@@ -33,6 +33,7 @@ def test_killed_evaluations_end_like_unbroken_ones(kill_and_resume):
     assert len(list(folder.glob("[tcw]*/[nw]*/record.json"))) == 10
 
 
+@pytest.mark.slow  # of the harness of tests alone
 def test_work_that_ignores_its_seed_is_noticed(kill_and_resume):
     command = [TOY, "evaluate", "--sloppy", "--trials", "1", "--epochs", "1"]
     with pytest.raises(AssertionError, match="differ from the uninterrupted run: "):

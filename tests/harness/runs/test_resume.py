@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import seed_everything
-from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
@@ -233,13 +232,3 @@ def test_random_states_come_back():
     ]
     assert drawn[:4] == again[:4]
     assert torch.equal(drawn[4], again[4])
-
-
-def test_lightnings_own_log_would_lose_rows(tmp_path):
-    """Why there is a logger of our own: if this fails one day, it can go."""
-    first = CSVLogger(tmp_path, name="", version="")
-    first.log_metrics({"loss": 1.0}, step=0)
-    first.save()
-    with pytest.warns(UserWarning, match="will be deleted"):
-        second = CSVLogger(tmp_path, name="", version="").experiment
-    assert not Path(second.metrics_file_path).exists()
