@@ -81,20 +81,6 @@ def test_models_are_those_of_dictionaries(rival, text):
     np.testing.assert_allclose(found, np.stack(expected, 1), rtol=0, atol=1e-9)
 
 
-def test_probabilities_of_all_bytes_sum_to_1(counts):
-    rng = np.random.default_rng(0)
-    rival = AdaptiveCounts(counts, ByteTokenizer(), CONTEXT, whole=True)
-    rival.weights = rng.dirichlet(np.ones(2 * ORDER + 2))
-    for context in ("zebra zebra zeb", "a rose is a r", "qqqqqqq"):
-        passages = [context.encode() + bytes([byte]) for byte in range(256)]
-        data = np.frombuffer(b"".join(passages), np.uint8)
-        position = np.tile(np.arange(len(context) + 1), 256)
-        last = rival.probabilities(data, position)[:, len(context) :: len(context) + 1]
-        np.testing.assert_allclose(last.sum(1), 1, rtol=0, atol=1e-12)
-        assert (rival.weights @ last).sum() == pytest.approx(1, abs=1e-12)
-        assert (last > 0).all()
-
-
 @pytest.mark.parametrize("tokenizer", [ByteTokenizer(), Pairs()])
 @pytest.mark.parametrize("context", [1, 2, 7, 10, 500])
 def test_the_scored_bytes_are_those_of_the_decoder(counts, rival, tokenizer, context):

@@ -63,11 +63,6 @@ def test_orders_up_to_seven_and_bytes_of_any_value():
         np.testing.assert_allclose(bits[order], naive_bits(texts, texts[1], order), atol=1e-12)
 
 
-def test_order_0_is_a_closed_form():
-    bits = ByteCounts.fit(documents("aab"), 0).bits("abz")
-    np.testing.assert_allclose(2.0 ** -bits[0], (np.array([2, 1, 0]) + 2 / 256) / 5, atol=1e-15)
-
-
 def test_what_cannot_be_counted_is_refused(refuses):
     refuses(
         GatesError,

@@ -2,24 +2,14 @@
 
 import json
 import os
-import shutil
-import time
-from concurrent.futures import ThreadPoolExecutor
-from itertools import chain, islice
-from threading import Event
+from itertools import islice
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import seed_everything
-from torch import nn
 from torch.testing import assert_close
 
 from core_gates.errors import GatesError
-from harness.runs.callbacks import RunCheckpoint
-from harness.runs.loops import ExactTrainer
-from harness.runs.terminal import quiet_lightning
 from language import data as data_file
 from language.corpus import read_corpus
 from language.data import LanguageDataModule, TrainingLoader, WindowLoader
@@ -96,55 +86,6 @@ def test_a_loader_continues_where_its_state_was_taken(epoch, stop):
     assert_close(list(again), whole[stop % 5 :])
 
 
-class Toy(L.LightningModule):
-    """Records the windows that it sees, and learns from their order."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(1, 1)
-        self.seen, self.validated = [], 0
-
-    def training_step(self, batch, index):
-        self.seen.append(batch.tolist())
-        return self.layer(batch[:, :1] / 100).square().mean()
-
-    def validation_step(self, batch, index):
-        self.validated += len(batch)
-
-    def configure_optimizers(self):
-        return torch.optim.Adam(self.parameters(), lr=0.1)
-
-
-def test_a_fit_of_seven_steps_that_is_killed_sees_the_same_batches(folder, tmp_path):
-    quiet_lightning()
-
-    def fit(name, steps):
-        seed_everything(1)
-        place, module = tmp_path / name, Toy()
-        last = place / "checkpoints" / "last.ckpt"
-        trainer = ExactTrainer(
-            max_steps=steps,
-            accelerator="cpu",
-            logger=False,
-            enable_model_summary=False,
-            enable_progress_bar=False,
-            default_root_dir=place,
-            callbacks=[RunCheckpoint(every_n_steps=1)],
-        )
-        data = LanguageDataModule((str(folder),), context=100, batch_size=100, seed=3)
-        assert len(data.train_dataloader()) == 3  # the steps span three epochs
-        resume = str(last) if last.is_file() else None
-        trainer.fit(module, data, ckpt_path=resume, weights_only=True)
-        return module
-
-    whole = fit("whole", 7)
-    assert len(whole.seen) == 7
-    assert whole.validated
-    parts = [fit("broken", stop) for stop in (2, 3, 5, 7)]
-    assert list(chain(*(part.seen for part in parts))) == whole.seen
-    assert_close(parts[-1].state_dict(), whole.state_dict(), rtol=0, atol=0)
-
-
 def test_batches_are_windows_of_the_split(folder):
     module = LanguageDataModule((str(folder),), context=40, batch_size=4)
     module.setup("fit")
@@ -207,46 +148,6 @@ def test_a_corpus_is_packed_once_for_each_state_of_its_files(folder, tmp_path, m
     os.utime(folder / "0.txt")
     assert prepare().digest == second.digest  # only its time has changed
     assert first.folder.parent == second.folder.parent == tmp_path / "cache"
-
-
-def test_who_comes_while_a_corpus_is_packed_waits_for_its_shards(folder, tmp_path, monkeypatch):
-    cache, begun, packed = tmp_path / "cache", Event(), []
-
-    def slow(*arguments, write=data_file.write_shards):
-        begun.set()
-        time.sleep(0.3)  # time for the other one to come
-        packed.append(write(*arguments))
-        return packed[-1]
-
-    def prepare():
-        module = LanguageDataModule((str(folder),), cache_folder=str(cache))
-        module.prepare_data()
-        return module.shards.folder
-
-    monkeypatch.setattr(data_file, "write_shards", slow)
-    with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(prepare)
-        assert begun.wait(20)
-        second = pool.submit(prepare)
-        assert first.result() == second.result() == packed[0].folder
-    assert len(packed) == 1
-    assert [*cache.iterdir()] == [packed[0].folder]
-
-
-def test_folders_that_look_alike_do_not_share_shards(folder, tmp_path):
-    other = shutil.copytree(folder, tmp_path / "other")
-    for path in folder.iterdir():
-        (other / path.name).write_text(path.read_text().replace("file", "line"))
-        for one in (path, other / path.name):
-            os.utime(one, (1, 1))
-
-    def digest(place):
-        module = LanguageDataModule((str(place),), cache_folder=str(tmp_path / "cache"))
-        return module.shards.corpus_digest
-
-    assert digest(folder) != digest(other)
-    assert digest(folder) == digest(f"{folder}/../texts") == read_corpus([folder]).digest
-    assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
 def test_a_temporary_folder_goes_with_its_module(folder):

@@ -150,15 +150,6 @@ def test_what_is_saved_is_the_same_tokenizer(byte_level, tmp_path):
         assert other.eos_token_id == tokenizer.end
 
 
-def test_the_file_of_bytes_gives_the_tokens_of_bytes(tmp_path):
-    ByteTokenizer().save(tmp_path)
-    found, expected = FileTokenizer(tmp_path / "tokenizer.json"), ByteTokenizer()
-    assert_array_equal(found.encode(TEXT), expected.encode(TEXT))  # the name of the end is text
-    assert_array_equal(found.byte_counts(TEXT), expected.byte_counts(TEXT))
-    assert (found.vocab_size, found.end, found.digest) == (257, 256, expected.digest)
-    assert found.decode([104, 256, 195]) == b"h\xc3"
-
-
 @pytest.mark.parametrize("name", ["[PAD]", {"content": "[PAD]", "lstrip": False}])
 def test_the_configuration_names_the_end(tmp_path, name):
     found = load_tokenizer(saved(lossy(), tmp_path / "named", eos_token=name))

@@ -48,6 +48,29 @@ def write_config(path, **model):
     path.write_text(yaml.safe_dump(content, sort_keys=False))
 
 
+@pytest.fixture
+def cut_off(monkeypatch):
+    """``cut_off(owner, name, number)``: one call of a function is cut off; return what is called.
+
+    Trainings are saved after every step.
+    """
+    monkeypatch.setattr("harness.experiment.job.SAVED_EVERY", 0.0)
+
+    def replace(owner, name, number):
+        whole, calls = getattr(owner, name), []
+
+        def cut(*arguments, **options):
+            calls.append(name)
+            if len(calls) == number:
+                raise RuntimeError("cut off")
+            return whole(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, cut)
+        return calls
+
+    return replace
+
+
 @pytest.fixture(scope="session")
 def language_folder(tmp_path_factory):
     """A folder with a corpus and a configuration, ``small``; not to be changed."""

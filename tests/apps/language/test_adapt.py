@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from apps.language.adapter_study import headline
 from harness.experiment import read_scores
-from language.adapt.adapter_training import outputs_of
+from language.adapt.adapter_training import AdapterModule, outputs_of
 from language.hf.classifier import encode_texts, open_classifier
 from tests.fixtures.gates_in_folder import GatesInFolder
 
@@ -104,13 +104,17 @@ def test_two_texts_and_a_number(place):
     assert all(len(line.split("\t")) == 4 for line in said.splitlines())
 
 
-def test_killed_and_resumed(place, tmp_path, kill_and_resume):
-    words = [*CALL]
-    words[words.index("texts")] = str(place.folder / "texts")
-    words[words.index("bert")] = str(place.folder / "bert")
-    words[words.index("12")] = "24"
-    words += ["--stages", "3"]
-    kill_and_resume(words, app="language", compare=["adapters/*/adapter.safetensors"], kills=2)
+def test_what_is_cut_off_ends_with_the_same_bits(place, cut_off):
+    def adapter(name):
+        folder = place.succeed(*CALL, "--stages", "3", "--name", name).out.splitlines()[-1]
+        return (place.folder / folder / "adapter.safetensors").read_bytes()
+
+    calls = cut_off(AdapterModule, "training_step", 7)
+    with pytest.raises(RuntimeError, match="cut off"):
+        adapter("cut")
+    found, number = adapter("cut"), len(calls)
+    assert number == 12 + 1
+    assert adapter("whole") == found
 
 
 def test_the_study_compares_equal_sizes(place):

@@ -9,7 +9,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GraniteConfig
 
-from apps.language import distill
+from apps.language import block_study, distill
 from apps.language.block_study import make_map, maps_of, nats
 from apps.language.block_tour import GATES, block_part
 from apps.language.distill import model_with_gates
@@ -86,28 +86,15 @@ def test_gates_are_distilled_once_and_kept_alone(distilled, trained, weights):
 
 
 @pytest.mark.parametrize("at", ["record", "step"])
-def test_what_is_cut_off_anywhere_ends_with_the_same_bits(
-    at, distilled, trained, weights, monkeypatch
-):
+def test_what_is_cut_off_anywhere_ends_with_the_same_bits(at, distilled, trained, weights, cut_off):
     """Of records, those that are whole are kept; a training continues inside an epoch."""
     words = ("--model", weights, "--kind", "decode", "--name", f"cut-{at}", *SIZES, *CORPUS)
-    monkeypatch.setattr("harness.experiment.job.SAVED_EVERY", 0.0)
     place = {"record": (distill, "record_sequence", 4), "step": (BlockGateModule, STEP, 17)}
-    owner, name, number = place[at]
-    whole, calls = getattr(owner, name), 0
-
-    def cut(*arguments, **options):
-        nonlocal calls
-        calls += 1
-        if calls == number:
-            raise RuntimeError("cut off")
-        return whole(*arguments, **options)
-
-    monkeypatch.setattr(owner, name, cut)
+    calls = cut_off(*place[at])
     with pytest.raises(RuntimeError, match="cut off"):
         trained.succeed("distill", *words, config=None)
     said = trained.succeed("distill", *words, config=None)
-    assert calls == 1 + (6 if at == "record" else 30)
+    assert len(calls) == 1 + (6 if at == "record" else 30)
     path = trained.folder / said.splitlines()[-1]
     found, expected = load_file(path), load_file(distilled["decode"][0])
     assert found.keys() == expected.keys()
@@ -173,21 +160,15 @@ def test_gates_are_compared_with_rivals(trained, study):
     assert "missing" not in trained.succeed("evaluate", config=study)
 
 
-def test_a_map_that_was_cut_off_is_continued(weights, tmp_path, monkeypatch):
+def test_a_map_that_was_cut_off_is_continued(weights, tmp_path, cut_off):
     piece = Piece("prefill", settings={"kind": "prefill", "block_size": 4, "sequences": ["a", "b"]})
-    tokens, seen = [list(range(16)), list(range(40, 56))], []
+    tokens = [list(range(16)), list(range(40, 56))]
     one, other = (
         maps_of(model_with_gates(str(weights), "prefill", 4), torch.tensor(t)) for t in tokens
     )
     (tmp_path / "both").mkdir()
 
-    def cut(*arguments):
-        seen.append(arguments)
-        if len(seen) == 2:
-            raise RuntimeError("cut off")
-        return maps_of(*arguments)
-
-    monkeypatch.setattr("apps.language.block_study.maps_of", cut)
+    seen = cut_off(block_study, "maps_of", 2)
     with pytest.raises(RuntimeError, match="cut off"):
         make_map(piece, Job(tmp_path / "both"), str(weights), tokens)
     both = make_map(piece, Job(tmp_path / "both"), str(weights), tokens)

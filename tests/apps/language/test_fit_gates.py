@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, MambaConfig
 from apps.language.fit_gates import Training
 from language.gated.state import load_gates
 from language.hf.pretrained import open_pretrained
+from language.module import LanguageModule
 
 SHORT = ("--corpus", "corpus", "--context", "16", "--batch_size", "4", "--steps", "6",
          "--warmup_steps", "2")  # fmt: skip
@@ -82,11 +83,17 @@ def gates_of(folder, train, weights):
     return [p for gate in found.values() for p in gate.parameters()]
 
 
-def test_killed_and_resumed(weights, language_folder, kill_and_resume):
-    words = ["language", "fit-gates", "--model", str(weights), *SHORT]
-    words[words.index("corpus")] = str(language_folder / "corpus")
-    words[words.index("6")] = "30"
-    kill_and_resume(words, app="language", compare=["gates/*/gates.safetensors"], kills=1)
+def test_what_is_cut_off_ends_with_the_same_bits(trained, weights, cut_off):
+    def gates(name):
+        trained.succeed("fit-gates", "--model", weights, "--name", name, *SHORT, config=None)
+        return (result(trained.folder, name) / "gates.safetensors").read_bytes()
+
+    calls = cut_off(LanguageModule, "training_step", 4)
+    with pytest.raises(RuntimeError, match="cut off"):
+        gates("cut")
+    found, number = gates("cut"), len(calls)
+    assert gates("whole") == found
+    assert len(calls) - number == number - 1
 
 
 def test_gates_of_other_sequences_are_not_replaced(trained, weights):

@@ -278,7 +278,7 @@ def test_files_and_names_that_are_not_text_in_utf8(trained, tmp_path):
     assert said not in trained.succeed("fit", *options, "--overwrite")
 
 
-@KILLED
+@pytest.mark.slow  # daily: a killed training, and that `evaluate` trains to the bits of `fit`
 def test_a_killed_evaluation_ends_with_the_same_figures(
     kill_and_resume, language_folder, tmp_path, monkeypatch
 ):

@@ -92,15 +92,6 @@ def test_gates_are_compared(study):
     assert [one["size"] for one in scores["data"]] == [90, 30, 30]
 
 
-def test_a_study_that_fails_keeps_its_folder(tmp_path, capsys):
-    words = [*SMALL, "--root", str(tmp_path), "--name", "x"]
-    hot = ["--learning_rate", "1e30", "--seeds", "0", "--only", "SoftmaxGate"]
-    assert main(["study", "gates", *words, *hot]) == 2
-    assert "the loss of step 2 is" in capsys.readouterr().err
-    assert main(["study", "comet", *words]) == 2
-    assert "x is a run of the study gates: give --name NEW" in capsys.readouterr().err
-
-
 @pytest.mark.slow
 def test_comet_is_tuned_like_its_rivals(study):
     scores, folder = study("comet", *SMALL, "--trials", "2", "--seeds", "0,1")

@@ -4,9 +4,7 @@ import copy
 
 import pytest
 import torch
-import transformers
 from peft import LoraConfig, get_peft_model
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from torch.testing import assert_close
 
@@ -139,24 +137,6 @@ def test_lora_on_the_output_projection_is_gated(moment, tiny, tokens):
     assert_close(logits(merged, tokens), expected, rtol=1e-4, atol=1e-4)
     assert len(detach_output_gate(merged)) == 2
     assert not any(m._forward_pre_hooks for m in merged.modules())
-
-
-def test_a_pipeline_generates_with_gates(tiny):
-    words = {f"w{i}": i for i in range(64)}
-    core = Tokenizer(models.WordLevel(words, unk_token="w0"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=core, pad_token="w0")
-    model, texts = tiny("Llama"), []
-    for _ in range(2):
-        pipe = transformers.pipeline("text-generation", model=model, tokenizer=tokenizer)
-        found = pipe("w5 w6 w7", max_new_tokens=5, do_sample=False, return_full_text=False)
-        texts.append(found[0]["generated_text"])
-        if not texts[1:]:
-            attach_output_gate(model, **HALF)
-    prompt = torch.tensor([[5, 6, 7]])
-    out = model.generate(prompt, max_new_tokens=5, do_sample=False, pad_token_id=0)
-    assert texts[1] == tokenizer.decode(out[0, 3:], skip_special_tokens=True)
-    assert texts[1] != texts[0]
 
 
 def test_options_reach_the_gates_and_the_monitor_sees_them(tiny, tokens):

@@ -65,16 +65,6 @@ def test_a_model_makes_no_map_either(tiny, largest):
     assert made.elements < len(tokens) ** 2
 
 
-def test_uniform_attention_has_the_entropy_of_its_length():
-    zeros = torch.zeros(1, 1, 100, 2)
-    _, first, entropy = attention_rows(zeros, zeros, zeros)
-    expected = torch.arange(1, 101.0)
-    assert_close(first[0, 0], 1 / expected)
-    assert_close(entropy[0, 0], expected.log())
-    entropy = attention_rows(zeros, zeros, zeros, window=10).entropy
-    assert_close(entropy[0, 0, -1], torch.tensor(math.log(10)))
-
-
 def test_gates_are_measured_by_layer(tiny, sequence):
     model = tiny("Llama")
     assert attention_diagnostics(model, sequence).histograms is None

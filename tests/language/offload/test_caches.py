@@ -95,23 +95,6 @@ def test_what_is_in_use_stays_and_what_could_not_be_read_is_dropped(policy, trac
             assert not cache.use(portion[0], portion).hit
 
 
-def test_policies_differ_as_they_are_described():
-    trace = [0, 0, 1, 2, 0, 3, 4, 3, 1]
-    stay = {policy: make_cache(policy, 2, trace) for policy in POLICIES}
-    for cache in stay.values():
-        replay(cache, trace)
-    assert {policy: sorted(cache.resident) for policy, cache in stay.items()} == {
-        "lru": [1, 3],
-        "slru": [0, 1],
-        "lfu": [0, 1],
-        "lfru": [1, 3],
-        "lifo": [0, 1],
-        "arc": [1, 4],
-        "static": [0, 1],
-        "belady": [1, 4],
-    }
-
-
 def test_bad_inputs_are_one_line(refuses):
     refuses(
         GatesError,

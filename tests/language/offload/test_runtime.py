@@ -1,6 +1,5 @@
 """Offloaded models against the same models in memory, bit for bit, through faults and cancels."""
 
-import contextlib
 import copy
 import functools
 import gc
@@ -11,8 +10,6 @@ import threading
 import pytest
 import torch
 import transformers
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from core_gates import GatesError
@@ -167,56 +164,6 @@ def test_a_stalled_store_is_one_error_and_the_next_call_is_right(load, expected,
     model.offload.transfers.patience = 5
     assert torch.equal(logits_of(model), expected)
     check_pool(model.offload)
-
-
-class Cancelled(BaseException):
-    """Raised where a user would interrupt."""
-
-
-STEPS = st.tuples(st.sampled_from(["run", "cancel", "fail", "slow"]), st.integers(0, 12))
-
-
-@settings(max_examples=8)
-@given(
-    steps=st.lists(STEPS, min_size=1, max_size=5),
-    policy=st.sampled_from(["lru", "slru", "arc", "lfru"]),
-    slots=st.integers(K, E - 1),
-    predictor=st.sampled_from(["none", "all", "cross-layer"]),
-)
-def test_cancelled_and_failed_calls_leave_the_pool_whole(
-    checkpoint, expected, steps, policy, slots, predictor
-):
-    guesses = {} if predictor == "none" else {"predictor": predictor, "width": K}
-    budget = (slots * LAYERS + guesses.get("width", 0)) * 9216
-    model = load_offloaded(checkpoint(), budget=budget, setup=Setup(policy=policy, **guesses))
-    offload = model.offload
-    read = offload.store.read_into
-    state = {}
-
-    def faulty(layer, expert, slab):
-        state["left"] -= 1
-        if state["kind"] == "fail" and state["left"] == 0:
-            raise OSError("unplugged")
-        if state["kind"] in ("slow", "cancel"):
-            threading.Event().wait(0.001)
-        read(layer, expert, slab)
-
-    def interrupt(*_):
-        state["calls"] -= 1
-        if state["kind"] == "cancel" and state["calls"] < 0:
-            raise Cancelled
-
-    offload.store.read_into = faulty
-    model.model.layers[1].mlp.experts.act_fn.register_forward_pre_hook(interrupt)
-    for kind, count in [*steps, ("run", 0)]:
-        state |= {"kind": kind, "left": count, "calls": count % 4}
-        raised = {"cancel": Cancelled, "fail": GatesError}.get(kind, ())
-        with contextlib.suppress(raised):
-            assert torch.equal(logits_of(model), expected)
-        state["kind"] = "run"
-        check_pool(offload)
-    offload.close()
-    assert not offload.transfers.thread.is_alive()
 
 
 def test_the_thread_ends_with_the_model(checkpoint):

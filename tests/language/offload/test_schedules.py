@@ -3,7 +3,6 @@
 import sys
 import threading
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -149,15 +148,3 @@ def test_an_interrupt_at_any_line_loses_no_slot(checkpoint, resident):
     assert number > 100
     assert torch.equal(model(ids).logits, expected)
     offload.close()
-
-
-@pytest.mark.parametrize("kind", ["fail", "stall"])
-def test_a_fault_in_the_middle_of_generation_is_one_error(kind, checkpoint):
-    model = load_offloaded(checkpoint(), budget=K * LAYERS * SLAB)
-    faulty = Faults(model)
-    faulty.begin(kind, 15)
-    with pytest.raises(GatesError) as found:
-        tokens_of(model)
-    assert str(found.value).startswith(faulty.line())
-    faulty.stall.set()
-    model.offload.close()

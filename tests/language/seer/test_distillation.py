@@ -12,7 +12,6 @@ from language.seer.attach import attach_block_gates, block_gates
 from language.seer.attention import attend_to_all
 from language.seer.distillation import SCALE, BlockGateModule, RecordLoader
 from language.seer.recording import (
-    attending,
     logits_of,
     read,
     record_bytes,
@@ -97,14 +96,6 @@ def test_a_record_is_what_the_gate_sees_and_where_the_model_attends(kind, tiny, 
                 assert masks[sunk][..., 0].all() or int(masks[sunk][0, 0, -1].sum()) == 1
         if kind == "prefill":  # a map of the sequence itself is what its oracle knows
             assert torch.equal(masks[STATIC], masks[BY_SUM])
-
-
-def test_what_takes_the_place_of_attention_computes_the_states(tiny, tokens):
-    model = with_gates(tiny, "prefill")
-    with torch.no_grad():
-        bare = model(tokens).logits
-        with attending(model, lambda _, seen: attend_to_all(seen)):
-            assert_close(model(tokens).logits, bare)
 
 
 def batch_of(model, tokens):
