@@ -10,6 +10,7 @@ import torch
 import yaml
 from peft import PeftModel
 from safetensors.torch import load_file
+from torch.testing import assert_close
 
 from apps.language.adapter_study import headline
 from harness.experiment import read_scores
@@ -106,15 +107,15 @@ def test_two_texts_and_a_number(place):
 
 def test_what_is_cut_off_ends_with_the_same_bits(place, cut_off):
     def adapter(name):
-        folder = place.succeed(*CALL, "--stages", "3", "--name", name).out.splitlines()[-1]
-        return (place.folder / folder / "adapter.safetensors").read_bytes()
+        folder = place.succeed(*CALL, "--name", name).out.splitlines()[-1]
+        return load_file(place.folder / folder / "adapter.safetensors")
 
     calls = cut_off(AdapterModule, "training_step", 7)
     with pytest.raises(RuntimeError, match="cut off"):
         adapter("cut")
     found, number = adapter("cut"), len(calls)
     assert number == 12 + 1
-    assert adapter("whole") == found
+    assert_close(adapter("whole"), found, rtol=0, atol=0)
 
 
 def test_the_study_compares_equal_sizes(place):
