@@ -52,7 +52,7 @@ def write_config(path, **model):
 def cut_off(monkeypatch):
     """``cut_off(owner, name, number)``: one call of a function is cut off; return what is called.
 
-    Trainings are saved after every step.
+    A training run is saved after every step.
     """
     monkeypatch.setattr("harness.experiment.job.SAVED_EVERY", 0.0)
 
