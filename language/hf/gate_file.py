@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,9 +66,9 @@ def fingerprint(model: nn.Module) -> str:
 def weights_digest(model: nn.Module, left_out: Sequence[str] = ()) -> str:
     """Return what distinguishes the weights of a base model from others, 16 hexadecimal digits.
 
-    It is the SHA-256 of up to 511 values at even distances of every weight but the token embedding
-    and the head, which may be resized. As for `fingerprint`, dtype, adapters and gates do not
-    matter.
+    It is the SHA-256 of a sample, up to 511 values at even distances of every weight, but for the
+    token embedding and the head, see `token_digests`. As for `fingerprint`, dtype, adapters and
+    gates do not matter.
 
     Args:
         model: A model of transformers, with adapters of ours or of PEFT or without.
@@ -90,6 +91,34 @@ def weights_digest(model: nn.Module, left_out: Sequence[str] = ()) -> str:
         every = max(1, weight.numel() // HASHED)
         digest.update(_bytes(weight.detach().flatten()[::every].bfloat16()))
     return digest.hexdigest()[:16]
+
+
+def token_digests(model: nn.Module, stored: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the number of rows of the token embedding and of the head, and their fingerprints.
+
+    A fingerprint is the SHA-256 of about four values of every row, so that each token counts.
+
+    Args:
+        model: See `weights_digest`.
+        stored: What was returned for another model; as many rows are read, should it be resized.
+    """
+    whole: Any = model
+    head = whole.get_output_embeddings() if hasattr(whole, "get_output_embeddings") else None
+    found = {}
+    for name, layer in {"embedding": base_of(model).get_input_embeddings(), "head": head}.items():
+        weight = getattr(getattr(layer, "base_layer", layer), "weight", None)  # of PEFT
+        if weight is not None and not weight.is_meta and (stored is None or name in stored):
+            rows = len(weight) if stored is None else int(stored[name].partition(":")[0])
+            part = weight.detach()[:rows, :: max(1, weight.shape[1] // 4)].bfloat16()
+            found[name] = f"{len(part)}:{hashlib.sha256(_bytes(part)).hexdigest()[:16]}"
+    return found
+
+
+def other_tokens(facts: Mapping[str, str], model: nn.Module) -> str:
+    """Return which of embedding and head are not those of a file, none of a file without them."""
+    stored = json.loads(facts.get("tokens", "{}"))
+    found = token_digests(model, stored)
+    return " and ".join(n for n in found if stored[n] != found[n])
 
 
 def write_gates(
@@ -116,6 +145,7 @@ def write_gates(
         GatesError: It cannot be written.
     """
     facts = {"base": fingerprint(model), "weights": weights_digest(model)}
+    facts["tokens"] = json.dumps(token_digests(model))
     return write_known(path, {"kind": kind, **facts}, options, tensors)
 
 
@@ -146,7 +176,7 @@ def write_known(
 def read_gates(
     path: str | Path, model: nn.Module, *, kind: str
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read gates that `write_gates` has written.
+    """Read gates that `write_gates` has written; another token embedding or head is warned of.
 
     Args:
         path: The file.
@@ -171,6 +201,12 @@ def read_gates(
             f"{path} holds gates of the base model {base} with other weights ({stored},"
             f" these are {digest}), such as before a fine-tuning: give the base that they were"
             " trained on"
+        )
+    if names := other_tokens(facts, model):
+        warnings.warn(
+            f"{path} holds gates of a base model with another {names}, such as before a"
+            " fine-tuning: unless this is meant, give the base that they were trained on",
+            stacklevel=3,
         )
     return json.loads(facts["options"]), tensors
 
@@ -243,7 +279,8 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 def _digest(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> str:
     """Return the hexadecimal SHA-256 of names, shapes, values, and what is known of them."""
-    digest = hashlib.sha256(json.dumps([facts.get(name) for name in FACTS]).encode())
+    known = [*map(facts.get, FACTS), *([facts["tokens"]] if "tokens" in facts else [])]
+    digest = hashlib.sha256(json.dumps(known).encode())
     for name in sorted(tensors):
         digest.update(f"{name}{tuple(tensors[name].shape)}{tensors[name].dtype}".encode())
         digest.update(_bytes(tensors[name]))

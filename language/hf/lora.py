@@ -20,7 +20,13 @@ from core_gates.adapters.sparse_low_rank import (
 )
 from core_gates.errors import GatesError, check_whole
 from harness.files import refuse_strangers, replacing, write_json
-from language.hf.gate_file import read_known, weights_digest, write_known
+from language.hf.gate_file import (
+    other_tokens,
+    read_known,
+    token_digests,
+    weights_digest,
+    write_known,
+)
 from language.hf.locate import base_of
 
 KIND = "sora"
@@ -113,7 +119,7 @@ def base_digest(model: nn.Module) -> str:
     """Return what distinguishes the base of adapters from others, 16 hexadecimal digits.
 
     It is `language.hf.gate_file.weights_digest` without heads, so that they, adapters and the
-    token embedding, which may be resized, do not matter.
+    token embedding do not matter; the last has `language.hf.gate_file.token_digests`.
 
     Raises:
         GatesError: It is not a model of transformers.
@@ -141,8 +147,7 @@ def save_sora(model: nn.Module, path: str | Path) -> Path:
     _refuse_bare(model, [*heads, *layers])
     kept = (*(f"{name}.adapter." for name in layers), *(f"{head}." for head in heads))
     tensors = {name: t for name, t in model.state_dict().items() if name.startswith(kept)}
-    facts = {"kind": KIND, "base": base_digest(model)}
-    return write_known(path, facts, {"layers": layers}, tensors)
+    return write_known(path, _facts(model), {"layers": layers}, tensors)
 
 
 def load_sora(model: nn.Module, path: str | Path) -> dict[str, SparseLoraLinear]:
@@ -166,6 +171,11 @@ def load_sora(model: nn.Module, path: str | Path) -> dict[str, SparseLoraLinear]
             f"{path} holds adapters of the base model {facts['base']}, this one is {digest}: give"
             " the base that they were trained on"
         )
+    if names := other_tokens(facts, model):
+        raise GatesError(
+            f"{path} holds adapters of a base model with another {names}: give the base that they"
+            " were trained on, saved after it was resized or fine-tuned"
+        )
     layers: list[str] = json.loads(facts["options"])["layers"]
     present = list(sora_layers(model))
     _check_fit(model, Path(path), layers, present, tensors)
@@ -180,7 +190,8 @@ def export_lora(model: nn.Module, folder: str | Path, *, labels: Sequence[str] =
     """Write the adapters of a model as a plain LoRA that PEFT opens, gates folded into B.
 
     Every layer has the rank that its gates left and the scale 1; layers without any are left out.
-    Heads go along as ``modules_to_save``.
+    Heads go along as ``modules_to_save``. If the base has changed since the adapters were attached,
+    such as by training its embedding, a warning is given, as the LoRA belongs to the changed base.
 
     Args:
         model: See `attach_sora`.
@@ -214,6 +225,13 @@ def export_lora(model: nn.Module, folder: str | Path, *, labels: Sequence[str] =
     kept = tuple(f"{head}." for head in heads)
     tensors |= {f"{PREFIX}{n}": t for n, t in model.state_dict().items() if n.startswith(kept)}
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    facts = vars(model)["sora_facts"]
+    if facts["base"] != base_digest(model) or other_tokens(facts, model):
+        warnings.warn(
+            "the base model has changed since its adapters were attached, so the LoRA does not fit"
+            " the original: save the base, too, after detach_adapters(model)",
+            stacklevel=2,
+        )
     refuse_strangers(folder := Path(folder), (CONFIG, WEIGHTS, LABELS))
     with replacing(folder) as temporary:
         temporary.mkdir(parents=True)
@@ -262,9 +280,16 @@ def _attach(model: nn.Module, names: Sequence[str], **options: Any) -> None:
     adapt = partial(SparseLoraLinear, **options)
     attach_adapters(model, adapt, where=names, kinds=_kinds())
     freeze_base(model)
+    vars(model)["sora_facts"] = _facts(model)
     if "save_pretrained" not in vars(model):
         save = partial(_save_pretrained, model, model.save_pretrained)
         model.save_pretrained = save  # type: ignore[assignment]
+
+
+def _facts(model: nn.Module) -> dict[str, str]:
+    """Return what a file of adapters knows of its base."""
+    tokens = json.dumps(token_digests(model))
+    return {"kind": KIND, "base": base_digest(model), "tokens": tokens}
 
 
 def _save_pretrained(

@@ -97,6 +97,18 @@ def test_a_base_that_differs_in_any_weight_is_refused(name, trained, tiny):
         assert weights_digest(same) == weights_digest(tiny("Llama"))
 
 
+@pytest.mark.fault("46 neighbors")
+@pytest.mark.parametrize("name", ["lm_head", "model.embed_tokens"])
+def test_another_head_or_token_embedding_is_warned_of(name, trained, tiny):
+    _, path = trained
+    other = tiny("Llama")
+    other.get_submodule(name).weight.data[20] += 1  # one token
+    said = f"base model with another {'head' if name == 'lm_head' else 'embedding'}, such as"
+    with pytest.warns(UserWarning, match=said):
+        load_gates(other, path)
+    assert attached(other, CHILD, OutputGate)
+
+
 def test_a_file_whose_options_were_changed_is_refused(trained, tiny, tmp_path):
     _, path = trained
     with safe_open(path, "pt") as file:

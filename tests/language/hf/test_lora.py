@@ -170,6 +170,39 @@ def test_the_digest_is_that_of_the_base(tokens):
     assert len(others - {base}) == 3
 
 
+@pytest.mark.fault("46 neighbors")
+@pytest.mark.parametrize("name", ["BERT", "Llama"])
+def test_adapters_of_another_token_embedding_are_refused(name, tokens, tmp_path):
+    model = trained(tiny(name))
+    with torch.no_grad():
+        model.get_input_embeddings().weight[tokens[0, 0]] += 1  # one token
+    path = save_sora(model, tmp_path / "sora.safetensors")
+    base = tiny(name)
+    assert base_digest(model) == base_digest(base)
+    with pytest.raises(GatesError, match="base model with another embedding: give the base"):
+        load_sora(base, path)
+    assert not sora_layers(base)
+    with pytest.warns(UserWarning, match="has changed since its adapters were attached"):
+        export_lora(model, tmp_path / "lora")
+    with torch.no_grad():
+        base.get_input_embeddings().weight[tokens[0, 0]] += 1
+    load_sora(base, path)
+    assert torch.equal(logits(base, tokens), logits(model, tokens))
+    export_lora(base, tmp_path / "lora")
+
+
+@pytest.mark.fault("46 neighbors")
+def test_a_base_with_further_tokens_is_that_of_its_adapters(tokens, tmp_path):
+    path = save_sora(model := trained(tiny("Llama")), tmp_path / "sora.safetensors")
+    larger = tiny("Llama")
+    larger.resize_token_embeddings(80)
+    load_sora(larger, path)
+    assert_close(logits(larger, tokens)[..., :64], logits(model, tokens), rtol=0, atol=1e-5)
+    path = save_sora(larger, tmp_path / "larger.safetensors")
+    with pytest.raises(GatesError, match=r"another embedding and head: .* after it was resized"):
+        load_sora(tiny("Llama"), path)
+
+
 @PEFT
 def test_what_does_not_fit_is_refused(tmp_path, refuses, tokens):
     model = trained(tiny("BERT"))
