@@ -4,8 +4,6 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from core_gates.errors import GatesError
 from endoscopy.bundles.sizing_bundle import Scope
@@ -20,20 +18,10 @@ SCOPE = Scope("our ward", ("ward",))
 
 
 @pytest.fixture
-def source(tmp_path):
+def source(tmp_path, write):
     """A multi-frame endoscopic image of a patient."""
-    dataset, meta = Dataset(), FileMetaDataset()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.SOPClassUID = meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.77.1.1"
-    dataset.SOPInstanceUID = meta.MediaStorageSOPInstanceUID = generate_uid()
-    dataset.file_meta = meta
-    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = generate_uid(), generate_uid()
-    dataset.PatientName, dataset.PatientID = "Doe^Jane", "42"
-    dataset.PatientBirthDate, dataset.PatientSex = "19600101", "F"
-    dataset.StudyID, dataset.AccessionNumber = "1", "7"
-    dataset.StudyDate, dataset.StudyTime = "20200101", "120000"
-    dataset.ReferringPhysicianName = "Smith"
-    dataset.Modality, dataset.Rows, dataset.Columns, dataset.NumberOfFrames = "ES", 8, 8, 2
+    dataset = write.header()
+    dataset.Rows, dataset.Columns, dataset.NumberOfFrames = 8, 8, 2
     dataset.save_as(tmp_path / "source.dcm", enforce_file_format=True)
     return tmp_path / "source.dcm"
 
@@ -58,8 +46,7 @@ def predicted(source, kind="dicom", scope="ward"):
 
 
 def test_the_report_holds_length_interval_region_and_patient(tmp_path, source):
-    prediction, objects = predicted(source)
-    path = write_dicom_report(tmp_path / "report.dcm", source, prediction, objects, SCOPE)
+    path = write_dicom_report(tmp_path / "report.dcm", source, *predicted(source), SCOPE)
     report = highdicom.sr.srread(path)
     original = pydicom.dcmread(source)
     for tag in ("PatientName", "PatientID", "StudyInstanceUID", "AccessionNumber"):
@@ -68,8 +55,9 @@ def test_the_report_holds_length_interval_region_and_patient(tmp_path, source):
     groups = report.content.get_planar_roi_measurement_groups()
     assert [group.tracking_identifier for group in groups] == ["a", "b"]
     [length] = groups[0].get_measurements()
-    assert (length.name, length.value) == (LENGTH, 5.0)
-    assert length.unit.value == "mm"
+    assert (length.name, length.value, length.unit.value) == (LENGTH, 5.0, "mm")
+    numbers = [float(e.value) for e in pydicom.dcmread(path).iterall() if e.tag == NUMERIC_VALUE]
+    assert numbers == [5.0, 1.25, 1.0]  # and the distances to the bounds
     text = str(report).lower()
     assert "upper measurement uncertainty" in text
     assert "research only" in text
@@ -81,33 +69,25 @@ def test_the_report_holds_length_interval_region_and_patient(tmp_path, source):
     assert image.ReferencedFrameNumber == 2
 
 
-def test_uncertainties_are_the_distances_to_the_bounds(tmp_path, source):
-    prediction, objects = predicted(source)
-    path = write_dicom_report(tmp_path / "report.dcm", source, prediction, objects, SCOPE)
-    numbers = [float(e.value) for e in pydicom.dcmread(path).iterall() if e.tag == NUMERIC_VALUE]
-    assert numbers == [5.0, 1.25, 1.0]
-
-
 def test_a_lesion_that_abstains_has_a_reason_and_no_length(tmp_path, source):
-    prediction, objects = predicted(source)
-    path = write_dicom_report(tmp_path / "report.dcm", source, prediction, objects, SCOPE)
+    path = write_dicom_report(tmp_path / "report.dcm", source, *predicted(source), SCOPE)
     group = highdicom.sr.srread(path).content.get_planar_roi_measurement_groups()[1]
     assert group.get_measurements() == []
     [evaluation] = group.get_qualitative_evaluations()
     assert evaluation.value.meaning == "too near"
 
 
-def test_without_calibration_there_is_no_report(tmp_path, source):
-    prediction, objects = predicted(source, scope=None)
-    with pytest.raises(GatesError, match="no millimeter calibration for this scope"):
-        write_dicom_report(tmp_path / "report.dcm", source, prediction, objects, SCOPE)
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"scope": None}, "no millimeter calibration for this scope"),
+        ({"kind": "video"}, "no DICOM source"),
+    ],
+)
+def test_without_calibration_or_a_study_there_is_no_report(tmp_path, source, changes, words):
+    with pytest.raises(GatesError, match=words):
+        write_dicom_report(tmp_path / "report.dcm", source, *predicted(source, **changes), SCOPE)
     assert [file.name for file in tmp_path.iterdir()] == ["source.dcm"]
-
-
-def test_only_a_dicom_source_has_a_study(tmp_path, source):
-    prediction, objects = predicted(source, kind="video")
-    with pytest.raises(GatesError, match="no DICOM source"):
-        write_dicom_report(tmp_path / "report.dcm", source, prediction, objects, SCOPE)
 
 
 def test_a_source_without_a_study_is_refused_in_one_line(tmp_path, source, refused):

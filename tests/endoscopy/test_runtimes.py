@@ -87,10 +87,9 @@ def test_onnxruntime_agrees_with_the_gated_network(case, tmp_path):
         np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-5)
     properties = session.get_modelmeta().custom_metadata_map
     found = {name: json.loads(value) for name, value in properties.items()}
-    assert found["scope"]["calibrated_for"] == ["synthetic"]
-    assert found["target"]["name"] == "LogSize"
+    facts = found["scope"]["calibrated_for"], found["target"]["name"], found["intended_use"]
+    assert facts == (["synthetic"], "LogSize", "research only")
     assert found["normalization"]["mean"] == [0.3224, 0.2263, 0.1750]
-    assert found["intended_use"] == "research only"
     assert [file.name for file in tmp_path.iterdir()] == ["a.onnx"]
 
 

@@ -68,21 +68,6 @@ def test_lightning_trains_it_too(tmp_path):
     assert not torch.equal(before, nn.utils.parameters_to_vector(module.parameters()))
 
 
-def test_it_is_small():
-    assert sum(p.numel() for p in Segmenter().parameters()) <= 300_000
-
-
-def test_the_same_seed_gives_the_same_weights():
-    images, masks = planted(16)
-    runs = [
-        train_segmenter(images, masks, size=48, epochs=1, batch_size=8, seed=seed)
-        for seed in (3, 3, 4)
-    ]
-    weights = [nn.utils.parameters_to_vector(run.parameters()) for run in runs]
-    assert torch.equal(weights[0], weights[1])
-    assert not torch.equal(weights[0], weights[2])
-
-
 def test_exposure_does_not_matter(trained):
     images = planted(4, seed=2)[0] / 255.0
     with torch.no_grad():

@@ -32,12 +32,6 @@ def test_any_other_scope_gets_an_index(source):
     assert list(Scope().express(of_classes, source)) == list(shown)
 
 
-def test_a_model_card_may_name_further_scopes():
-    scope = Scope("SUN", calibrated_for=("sun",))
-    assert scope.is_calibrated("sun")
-    assert not scope.is_calibrated("synthetic")
-
-
 def test_the_manifest_names_the_scope(tmp_path):
     frames = tmp_path / "001-001_frames"
     frames.mkdir()

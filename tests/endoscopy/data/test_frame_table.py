@@ -114,30 +114,6 @@ def test_frames_of_a_part_file_come_in_the_order_of_part_numbers(make_table, tmp
     assert read.frames["unique_id"].tolist() == [str(k) for k in range(12)]
 
 
-def test_the_whole_collection_fits_ten_megabytes(tmp_path):
-    """372,000 rows of 232 objects, with the paths of the official layout."""
-    number, objects = 372_000, 232
-    code = np.sort(np.random.default_rng(0).integers(0, objects, number))
-    video = np.char.add("001-", np.char.zfill((code % 60).astype(str), 3))
-    frame = np.arange(number) % 45_000
-    stem = np.char.add(np.char.add(video, "_"), frame.astype(str))
-    paths = np.char.add(np.char.add(np.char.add("$REAL_COLON_PATH/", video), "_frames/"), stem)
-    walk = np.cumsum(np.random.default_rng(1).integers(-3, 4, (4, number)), 1) % 1000
-    frames = pd.DataFrame(
-        {
-            "database": "REALC",
-            "unique_id": np.char.add(np.char.add(video, "_"), (code // 60).astype(str)),
-            "frame_id": frame,
-            **{name: walk[k].astype(float) for k, name in enumerate(REQUIRED[3:7])},
-            "width": 1352,
-            "height": 1080,
-            "frame_path": np.char.add(paths, ".jpg"),
-            "gt": (code % 20 + 1).astype(float),
-        }
-    )
-    assert FrameTable(frames).write_parquet(tmp_path / "all.parquet").stat().st_size < 10e6
-
-
 def test_tables_that_share_an_object_are_not_joined(make_table):
     with pytest.raises(GatesError, match="object b is in two tables"):
         concatenate([make_table({"a": 3, "b": 4}), make_table({"b": 5, "c": 6})])
@@ -167,6 +143,7 @@ def test_a_report_is_json(both, tmp_path):
         ("a.parquet", b"PAR1 nothing", "prepare it again"),
         ("nowhere.csv", None, "cannot be read"),
         ("nowhere.parquet", None, "cannot be read"),
+        (".", None, "holds no polypsizing"),
     ],
 )
 def test_files_that_are_no_table_are_refused(name, content, words, tmp_path, refused):
@@ -174,11 +151,6 @@ def test_files_that_are_no_table_are_refused(name, content, words, tmp_path, ref
     if content is not None:
         path.write_bytes(content)
     assert str(path) in refused(words, read_frame_table, path)
-
-
-def test_a_folder_without_parts_is_refused(tmp_path):
-    with pytest.raises(GatesError, match="holds no polypsizing"):
-        read_frame_table(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -202,22 +174,19 @@ def test_sizes_as_data_sets_write_them(text, mm, censored):
     assert (size.mm, size.censored, size.fault) == (pytest.approx(mm), censored, "")
 
 
-@pytest.mark.parametrize("value", [None, "", "NaN", math.nan, " n/a", "-", "None", "unknown"])
-def test_a_missing_size_is_no_size(value):
-    size = parse_size(value)
-    assert math.isnan(size.mm)
-    assert size.fault == "size is missing"
-
-
-@pytest.mark.parametrize("value", ["large", "3-5mm", "6mm8", "- x", "1e1", "inf", "mm", "5 5"])
-def test_what_is_no_size_is_refused(value):
-    assert parse_size(value).fault == "size cannot be read"
+MISSING = dict.fromkeys([None, "", "NaN", math.nan, " n/a", "-", "None", "unknown"], "is missing")
+TEXT = ["large", "3-5mm", "6mm8", "- x", "1e1", "inf", "mm", "5 5"]
+IMPOSSIBLE = ["0", "0mm", 201, "99cm", -3, "-3mm", "-4"]
+FAULTS = MISSING | dict.fromkeys(TEXT, "cannot be read")
+FAULTS |= dict.fromkeys(IMPOSSIBLE, "not between 0 and 200 mm")
 
 
 @pytest.mark.fault("endoscopy D21")
-@pytest.mark.parametrize("value", ["0", "0mm", 201, "99cm", -3, "-3mm", "-4"])
-def test_impossible_sizes_are_refused(value):
-    assert "not between 0 and 200 mm" in parse_size(value).fault
+@pytest.mark.parametrize("value", FAULTS)
+def test_what_is_no_size_has_a_fault(value):
+    size = parse_size(value)
+    assert FAULTS[value] in size.fault
+    assert math.isnan(size.mm) or value not in MISSING
 
 
 @given(st.floats(0.01, 200, allow_nan=False).map(lambda v: round(v, 3)), st.booleans())
@@ -249,23 +218,6 @@ def repair(*box, annotated=FRAME, actual=FRAME):
     return repair_boxes(np.array([box]), np.array(annotated), np.array(actual))
 
 
-def test_a_good_box_is_left_alone():
-    repaired = repair(10, 20, 30, 50)
-    assert repaired.boxes.tolist() == [[10, 20, 30, 50]]
-    assert not any(flags.any() for flags in repaired[1:])
-
-
-def test_swapped_corners_come_into_order():
-    repaired = repair(20, 10, 50, 30)
-    assert (repaired.boxes.tolist(), repaired.swapped.tolist()) == ([[10, 20, 30, 50]], [True])
-
-
-def test_a_box_is_clipped_at_every_side():
-    repaired = repair(-5, 120, -1, 81)
-    assert (repaired.boxes.tolist(), repaired.clipped.tolist()) == ([[0, 100, 0, 80]], [True])
-    assert not repaired.small.any()
-
-
 @pytest.mark.parametrize(
     ("box", "small"),
     [
@@ -280,17 +232,21 @@ def test_sixteen_square_pixels_must_be_inside(box, small):
     assert repair(*box).small.tolist() == [small]
 
 
-def test_a_box_is_rescaled_to_the_image_before_it_is_clipped():
-    repaired = repair(100, 200, 60, 160, annotated=[[200.0, 160.0]], actual=FRAME)
-    assert (repaired.boxes.tolist(), repaired.rescaled.tolist()) == ([[50, 100, 30, 80]], [True])
-    assert not repaired.clipped.any()
-
-
-@pytest.mark.parametrize("annotated", [[[np.nan, np.nan]], [[0.0, 0.0]]])
-def test_an_annotation_without_a_size_is_taken_as_pixels(annotated):
-    repaired = repair(10, 20, 30, 50, annotated=annotated)
-    assert repaired.boxes.tolist() == [[10, 20, 30, 50]]
-    assert not repaired.rescaled.any()
+@pytest.mark.parametrize(
+    ("box", "annotated", "expected", "flags"),
+    [
+        ((10, 20, 30, 50), FRAME, [10, 20, 30, 50], []),
+        ((20, 10, 50, 30), FRAME, [10, 20, 30, 50], ["swapped"]),
+        ((-5, 120, -1, 81), FRAME, [0, 100, 0, 80], ["clipped"]),
+        ((100, 200, 60, 160), [[200.0, 160.0]], [50, 100, 30, 80], ["rescaled"]),
+        ((10, 20, 30, 50), [[np.nan, np.nan]], [10, 20, 30, 50], []),  # taken as pixels
+        ((10, 20, 30, 50), [[0.0, 0.0]], [10, 20, 30, 50], []),
+    ],
+)
+def test_boxes_are_rescaled_ordered_and_clipped_in_this_order(box, annotated, expected, flags):
+    repaired = repair(*box, annotated=annotated)
+    assert repaired.boxes.tolist() == [expected]
+    assert [name for name in repaired._fields[1:] if getattr(repaired, name).any()] == flags
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

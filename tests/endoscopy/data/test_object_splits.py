@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core_gates.errors import GatesError
-from endoscopy.data.frame_cache import FrameReader, FrameStore
+from endoscopy.data.frame_cache import FrameStore
 from endoscopy.data.frame_table import FrameTable
 from endoscopy.data.object_splits import (
     Folds,
@@ -100,21 +100,6 @@ def test_too_few_frames_are_not_the_official_split(tmp_path):
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:1], *lines[1501:]]))
     with pytest.raises(GatesError, match="diminutive frames, expected about 47006"):
-        official_hag6(path)
-
-
-def test_a_regenerated_split_is_refused_as_official(tmp_path, make_table):
-    """The published algorithm on sizes with the published totals gives other counts."""
-    sizes = [3.0] * 177 + [7.0] * 32 + [12.0] * 23
-    table = make_table({f"{k:03d}-001_1": mm for k, mm in enumerate(sizes)}, frames=1)
-    folds = make_folds(table, 6, level="object")
-    path = tmp_path / "again.csv"
-    groups = np.array(["Dim", "Small", "Large"])[TRUTH.classes(table.objects["gt"])]
-    fold_ids = [folds.assignment[name] for name in table.unique_ids]
-    pd.DataFrame({"unique_id": table.unique_ids, "gt_group": groups, "kfold_id": fold_ids}).to_csv(
-        path, index=False
-    )
-    with pytest.raises(GatesError, match="not the official split"):
         official_hag6(path)
 
 
@@ -315,60 +300,45 @@ def table(make_table):
     return make_table(SIZES, frames=1, patients={name: name.partition("_")[0] for name in SIZES})
 
 
-@pytest.mark.fault("faults 2")
-def test_a_slip_in_the_level_does_not_switch_off_the_protection_of_patients(
-    table, tmp_path, refuses
-):
-    with pytest.raises(ValueError, match=r"level is 'patients'; choose one of object, patient"):
-        make_folds(table, 3, level="patients")
-    folds = tmp_path / "folds.csv"
-    folds.write_text(
-        "unique_id,kfold_id\n" + "".join(f"{n},{i % 3}\n" for i, n in enumerate(SIZES))
-    )
-    refuses(
-        ValueError,
-        ("level is 'patients'", lambda: read_folds(folds, "patients")),
-        ("level is 'Patient'", lambda: Folds("mine", 3, {}, "Patient")),
-    )
-    split = split_by_counts(table, 15, 6, 6)
-    with pytest.raises(ValueError, match="level is 'patients'"):
-        check_leakage(table, split, "patients")
+def split_file(folder):
+    """Every object in one of three folds."""
+    lines = "".join(f"{n},{i % 3}\n" for i, n in enumerate(SIZES))
+    (folder / "folds.csv").write_text("unique_id,kfold_id\n" + lines)
+    return folder / "folds.csv"
+
+
+def data(split="counts", **options):
+    return PolypSizingDataModule(synthetic="nowhere", split=split, **options)
+
+
+def parted(table):
+    made = data()
+    made.frame_table, made.parts = table, split_by_counts(table, 15, 6, 6)
+    return made
 
 
 @pytest.mark.fault("faults 2")
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("refused", "words"),
     [
-        ("split", "audit"),
-        ("level", "patients"),
-        ("sampler", "objects"),
-        ("augmentation", "dihedrals"),
-        ("cache_form", "jpg"),
+        (lambda t, _: make_folds(t, 3, level="patients"), "level is 'patients'; choose one of obj"),
+        (lambda _, f: read_folds(split_file(f), "patients"), "level is 'patients'"),
+        (lambda *_: Folds("mine", 3, {}, "Patient"), "level is 'Patient'"),
+        (lambda t, _: check_leakage(t, parted(t).parts, "patients"), "level is 'patients'"),
+        (lambda *_: data(split="audit"), "split is 'audit'; choose one of "),
+        (lambda *_: data(level="patients"), "level is 'patients'; choose one of "),
+        (lambda *_: data(sampler="objects"), "sampler is 'objects'; choose one of "),
+        (lambda *_: data(augmentation="dihedrals"), "augmentation is 'dihedrals'; choose one of "),
+        (lambda *_: data(cache_form="jpg"), "cache_form is 'jpg'; choose one of "),
+        (lambda t, _: parted(t).rows("tests"), "part is 'tests'; choose one of train, validation"),
+        (lambda _, f: FrameStore(f, 1, 8, "jpg"), "form is 'jpg'; choose one of raw, jpeg"),
+        (lambda *_: RendererConfig(exposure="fix"), "exposure is 'fix'; choose one of "),
+        (lambda *_: RendererConfig(frequencies="fix"), "frequencies is 'fix'; choose one of "),
+        (lambda *_: RendererConfig(brand="fix"), "brand is 'fix'; choose one of "),
+        (lambda *_: RendererConfig(depth="fix"), "depth is 'fix'; choose one of "),
     ],
 )
-def test_the_data_refuse_an_unknown_value(name, value):
-    with pytest.raises(ValueError, match=f"{name} is '{value}'; choose one of "):
-        PolypSizingDataModule(synthetic="nowhere", **{name: value})
-
-
-@pytest.mark.fault("faults 2")
-def test_a_part_that_does_not_exist_is_refused(table):
-    data = PolypSizingDataModule(synthetic="nowhere", split="counts")
-    data.frame_table, data.parts = table, split_by_counts(table, 15, 6, 6)
-    with pytest.raises(ValueError, match=r"part is 'tests'; choose one of train, validation, test"):
-        data.rows("tests")
-
-
-@pytest.mark.fault("faults 2")
-def test_stores_and_renderers_refuse_an_unknown_value(tmp_path):
-    with pytest.raises(ValueError, match=r"form is 'jpg'; choose one of raw, jpeg"):
-        FrameStore(tmp_path, 1, 8, "jpg")
-    for name in ("exposure", "frequencies", "brand", "depth"):
-        with pytest.raises(ValueError, match=f"{name} is 'fix'; choose one of "):
-            RendererConfig(**{name: "fix"})
-
-
-def test_what_is_spelt_right_is_taken(table, tmp_path):
-    assert make_folds(table, 3, level="patient").level == "patient"
-    assert FrameStore(tmp_path, 1, 8, "jpeg").form == "jpeg"
-    assert FrameReader(table, 8).size == 8
+def test_a_slip_in_a_level_or_name_is_refused(table, tmp_path, refused, words):
+    """In a level it would switch off the protection of patients."""
+    with pytest.raises(ValueError, match=words):
+        refused(table, tmp_path)

@@ -57,8 +57,7 @@ def rows(loader):
 
 
 def test_parts_share_no_object_and_draw_what_was_asked(rendered):
-    data = module(rendered)
-    data.setup("fit")
+    data = loaded(rendered)
     table = data.frame_table
     parts = ("train", "validation", "test", "calibration")
     drawn = {part: rows(data.loader(part)) for part in parts}
@@ -76,8 +75,7 @@ def test_parts_share_no_object_and_draw_what_was_asked(rendered):
 
 def test_equal_seeds_give_equal_batches(rendered):
     def first(**changes):
-        data = module(rendered, **changes)
-        data.setup("fit")
+        data = loaded(rendered, **changes)
         return next(iter(data.train_dataloader()))
 
     expected = first(seed=4)
@@ -155,8 +153,7 @@ def test_ranks_share_rows_and_lightning_leaves_them_alone(rendered):
 
 
 def test_folds_of_patients(rendered):
-    data = module(rendered, split="made", num_folds=4, fold=3)
-    data.setup("fit")
+    data = loaded(rendered, split="made", num_folds=4, fold=3)
     assert data.folds.name == "4 folds of patients, made with seed 1"
     of = np.array([data.folds.assignment[name] for name in data.frame_table.frames["unique_id"]])
     assert (set(of[data.parts.test]), set(of[data.parts.validation])) == ({3}, {0})
@@ -165,8 +162,7 @@ def test_folds_of_patients(rendered):
 
 def test_weighted_samplers_take_as_many_steps(rendered):
     for name in ("class", "effective"):
-        data = module(rendered, sampler=name)
-        data.setup("fit")
+        data = loaded(rendered, sampler=name)
         found = rows(data.train_dataloader())
         assert len(found) == 28
         assert {data.frame_table.object_codes[row] for row in found} <= {
@@ -198,8 +194,7 @@ def test_data_are_described_once_and_real_folders_are_not_listed(
 
 
 def test_a_cache_changes_nothing_and_holds_drawable_rows_only(rendered, tmp_path):
-    plain = module(rendered, frames_per_object=1)
-    plain.setup("fit")
+    plain = loaded(rendered, frames_per_object=1)
     data = module(rendered, frames_per_object=1, cache_folder=str(tmp_path), cache_epochs=2)
     planned = data.plan_cache().planned_bytes()
     assert list(tmp_path.iterdir()) == []
@@ -299,23 +294,24 @@ def test_objects_without_a_fold_are_noted(real_colon, tmp_path):
     }
 
 
-def test_wrong_arguments_are_refused(rendered):
-    with pytest.raises(ValueError, match="no source is named: give one of table, real_colon"):
-        PolypSizingDataModule()
-    for error, words, options in (
-        (ValueError, "size must be at least 1, got 0", {"size": 0}),
-        (ValueError, "split hag6 needs split_file", {"split": "hag6"}),
-        (GatesError, "stream 'nbi' is unknown", {"streams": ("nbi",)}),
-    ):
-        with pytest.raises(error, match=words):
-            module(rendered, **options)
-    for words, options in (
-        ("14 objects cannot give 90", {"train_objects": 90}),
-        ("covers REAL-Colon and SUN, found SYNTH", {"split": "audit5"}),
-    ):
-        with pytest.raises(GatesError, match=words):
-            module(rendered, **options).setup("fit")
-    data = module(rendered, calibration_objects=0)
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"synthetic": None}, "no source is named: give one of table, real_colon"),
+        ({"size": 0}, "size must be at least 1, got 0"),
+        ({"split": "hag6"}, "split hag6 needs split_file"),
+        ({"streams": ("nbi",)}, "stream 'nbi' is unknown"),
+        ({"train_objects": 90}, "14 objects cannot give 90"),
+        ({"split": "audit5"}, "covers REAL-Colon and SUN, found SYNTH"),
+        ({"calibration_objects": 0}, "the calibration part is empty"),
+    ],
+)
+def test_wrong_arguments_are_refused(rendered, options, words):
+    with pytest.raises((GatesError, ValueError), match=words):
+        loaded(rendered, **options).loader("calibration")
+
+
+def loaded(root, **changes):
+    data = module(root, **changes)
     data.setup("fit")
-    with pytest.raises(GatesError, match="the calibration part is empty"):
-        data.loader("calibration")
+    return data

@@ -85,21 +85,6 @@ def test_color_recipe_has_its_limits():
     assert 0.53 < max(levels) < 0.502 * 1.15**2 + 0.01
 
 
-def test_results_depend_on_the_keys_alone():
-    pipeline, other = train_pipeline(SIZE), train_pipeline(SIZE)
-    first = pipeline(frame(), 1, 2, 3)
-    np.random.default_rng(0)
-    np.random.seed(0)  # noqa: NPY002
-    for key in range(5):
-        other(frame(), key)
-    again = other(frame(), 1, 2, 3)
-    np.testing.assert_array_equal(first.image, again.image)
-    np.testing.assert_array_equal(first.mask, again.mask)
-    assert first.box == again.box
-    different = [pipeline(frame(), *keys).image for keys in ((2, 2, 3), (1, 3, 3), (1, 2, 4))]
-    assert all(not np.array_equal(first.image, image) for image in different)
-
-
 @settings(max_examples=15)
 @given(st.integers(20, 90), st.integers(20, 90), st.sampled_from([16, 48, 64]))
 def test_resizing_is_the_first_step_of_every_pipeline(height, width, size):

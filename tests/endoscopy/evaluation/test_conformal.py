@@ -3,8 +3,6 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from core_gates.errors import GatesError
 from endoscopy.evaluation.conformal import (
@@ -17,18 +15,6 @@ from endoscopy.evaluation.conformal import (
 from endoscopy.metrics import TRUTH, expected_calibration_error, object_table
 
 
-def test_coverage_of_exchangeable_objects(noisy_objects):
-    shares = []
-    for seed in range(60):
-        objects = noisy_objects(500, 0.15, seed=seed, shift=0.05)
-        conformal = calibrate(objects.iloc[:200], training_ids=[])
-        table = coverage_table(objects.iloc[200:], conformal, resamples=2)
-        shares.append(table["coverage"].iloc[0])
-    # Beta(181, 20) over calibrations, then 300 objects: mean .9005, deviation .0275.
-    assert np.mean(shares) == pytest.approx(0.9005, abs=4 * 0.0275 / 60**0.5)
-    assert np.std(shares) == pytest.approx(0.0275, rel=0.4)
-
-
 def test_the_quantile_counts_the_new_object():
     conformal = SplitConformal(tuple(np.arange(1, 11) / 100), coverage=0.9)
     assert conformal.half_width == pytest.approx(0.10)  # the 10th of 10, not their 90 % quantile
@@ -39,16 +25,6 @@ def test_the_quantile_counts_the_new_object():
     for numbers in ((np.nan, 0.1, 0.2), (0.0, 0.1, 0.2)):
         with pytest.raises(ValueError, match="must be finite"):
             SplitConformal(numbers, 0.5, ((1, np.inf),))
-
-
-@given(st.floats(0.1, 3.0), st.floats(0.5, 25.0))
-def test_intervals_follow_the_unit(scale, size):
-    conformal = SplitConformal(tuple(np.linspace(-0.3, 0.2, 50)))
-    low, high = conformal.interval(np.array([size]))
-    scaled_low, scaled_high = conformal.interval(np.array([size * scale]))
-    assert scaled_low == pytest.approx(low * scale)
-    assert scaled_high == pytest.approx(high * scale)
-    assert low < size < high
 
 
 def test_a_shift_breaks_coverage_and_shows(noisy_objects):
@@ -103,7 +79,7 @@ def noisy_frames(noisy_objects, objects, count, seed):
 
 def test_few_frames_have_wider_intervals_that_cover(noisy_objects):
     shares = {k: [] for k in (1, 2, 3, 9)}
-    for seed in range(12):
+    for seed in range(5):
         frames = noisy_frames(noisy_objects, 250, 9, seed)
         conformal = calibrate_few_frames(calibrate(object_table(frames), training_ids=[]), frames)
         assert [k for k, _ in conformal.few_frames] == [1, 2, 4, 8]
@@ -113,12 +89,13 @@ def test_few_frames_have_wider_intervals_that_cover(noisy_objects):
             drawn = object_table(draw_frames(test, k))
             assert (drawn["num_frames"] == k).all()
             found.append(coverage_table(drawn, conformal, resamples=2)["coverage"].iloc[0])
-    for k in (1, 2, 9):
-        assert np.mean(shares[k]) == pytest.approx(0.9, abs=0.02)
+    assert [np.mean(shares[k]) for k in (1, 2, 9)] == pytest.approx([0.9] * 3, abs=0.02)
     assert np.mean(shares[3]) > 0.9  # three frames have the interval of two
     low, _ = conformal.interval(np.full(5, 10.0), np.array([1, 2, 3, 9, 300]))
     assert low[0] < 0.8 * low[3]
     assert low[1] == low[2] < low[3] == low[4] == conformal.interval(np.array([10.0]))[0]
+    wide = calibrate_few_frames(SplitConformal((5.0,) * 200), frames)
+    assert wide.few_frames == tuple((k, 5.0) for k in (1, 2, 4, 8))  # never narrower
 
 
 def test_objects_without_a_known_size_or_an_opinion_calibrate_nothing(noisy_objects):
@@ -128,12 +105,6 @@ def test_objects_without_a_known_size_or_an_opinion_calibrate_nothing(noisy_obje
     for column in ("censored", "abstained"):
         flagged = objects.assign(**{column: np.arange(300) >= 200})
         assert calibrate(flagged, training_ids=[]) == known
-
-
-def test_fewer_frames_never_have_a_narrower_interval(noisy_objects):
-    frames = noisy_frames(noisy_objects, 250, 9, 0)
-    wide = SplitConformal((5.0,) * 200)
-    assert calibrate_few_frames(wide, frames).few_frames == tuple((k, 5.0) for k in (1, 2, 4, 8))
 
 
 def test_a_few_short_tracks_neither_fail_nor_set_what_is_usual(noisy_objects):

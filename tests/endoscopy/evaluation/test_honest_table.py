@@ -29,6 +29,7 @@ def trainings(effects, *, sizes=(50, 150), seeds=range(3), frames=2):
     return pd.concat(tables, ignore_index=True)
 
 
+@pytest.mark.fault("endoscopy B8")
 def test_no_difference_is_said_to_be_none():
     table = honest_table(trainings({"plain": 1.0, "gates, dual": 1.0, "SE": 1.0}), resamples=400)
     assert len(table) == 2 * 3 * 2
@@ -38,6 +39,9 @@ def test_no_difference_is_said_to_be_none():
     line = honest_headline(table)
     assert line.startswith("No variant differs significantly from the plain network in macro_f1")
     assert "4 comparisons, 3 seeds" in line
+    bounds = compared.loc[compared["score"] == "macro_f1", ["difference_low", "difference_high"]]
+    reach = bounds.abs().to_numpy().max()
+    assert line.endswith(f"Differences beyond ±{reach:.3f} are outside all intervals.")
 
 
 def test_a_real_gain_is_found_and_signed():
@@ -53,13 +57,6 @@ def test_a_real_gain_is_found_and_signed():
     line = honest_headline(table)
     assert line.startswith("4 of 4 comparisons")
     assert "good better at 50 objects (+" in line
-
-
-def test_pairing_narrows_the_intervals():
-    table = honest_table(trainings({"plain": 1.0, "same": 1.0}), resamples=400)
-    row = table[(table["variant"] == "same") & (table["score"] == "mape")].iloc[0]
-    paired = row["difference_high"] - row["difference_low"]
-    assert paired < 0.7 * (row["high"] - row["low"]) * 2**0.5
 
 
 def test_the_order_of_rows_does_not_matter():
@@ -82,15 +79,6 @@ def test_unequal_designs_are_refused(refuses):
     short = predictions[(predictions["variant"] == "plain") | (predictions["seed"] < 2)]
     with pytest.raises(GatesError, match=r"other has seeds \[0, 1\] and plain \[0, 1, 2\]"):
         honest_table(short)
-
-
-@pytest.mark.fault("endoscopy B8")
-def test_no_difference_says_which_effects_are_excluded():
-    table = honest_table(trainings({"plain": 1.0, "gates, dual": 1.0, "SE": 1.0}), resamples=400)
-    compared = table[(table["score"] == "macro_f1") & table["difference"].notna()]
-    reach = compared[["difference_low", "difference_high"]].abs().to_numpy().max()
-    line = honest_headline(table)
-    assert line.endswith(f"Differences beyond ±{reach:.3f} are outside all intervals.")
 
 
 @pytest.mark.fault("endoscopy B6")

@@ -6,11 +6,10 @@ from core_gates.errors import GatesError
 from endoscopy.evaluation.conformal import abstention_table
 from endoscopy.evaluation.size_scores import (
     score_differences,
-    score_intervals,
     size_scores,
     subgroup_table,
 )
-from endoscopy.metrics import CutOffs, auroc, confusion_matrix, macro_f1
+from endoscopy.metrics import CutOffs
 
 
 def plain(table, **options):
@@ -41,33 +40,7 @@ def test_lower_bounds_count_in_classes_alone():
     assert scores["macro_f1"] == 1  # "7 mm or more" has no class
     assert scores["sensitivity_large"] == 1
     assert plain(table.assign(censored=False))["macro_f1"] < 1
-
-
-def test_cut_offs_of_the_predictions():
-    table = pd.DataFrame({"unique_id": ["a"], "gt": [5.0], "predicted_mm": [5.3]})
-    assert plain(table)["accuracy"] == 0
-    assert plain(table, cut_offs=CutOffs(5.5, 9.5))["accuracy"] == 1
-
-
-def test_intervals_hold_the_values_of_resamples(noisy_objects):
-    table = noisy_objects(120, 0.2)
-    intervals = score_intervals(table, resamples=500)
-    draws = np.random.default_rng(5)
-    repeated = []
-    for _ in range(200):
-        rows = table.iloc[draws.integers(120, size=120)]
-        matrix = confusion_matrix(
-            (rows["gt"] > 5).astype(int) + (rows["gt"] >= 10),
-            (rows["predicted_mm"] > 5).astype(int) + (rows["predicted_mm"] >= 10),
-        )
-        repeated.append(
-            (macro_f1(matrix), auroc(rows["predicted_mm"].to_numpy(), (rows["gt"] > 5).to_numpy()))
-        )
-    low, high = np.quantile(repeated, [0.025, 0.975], axis=0)
-    for name, a, b in zip(("macro_f1", "auroc_5mm"), low, high, strict=True):
-        width = b - a
-        assert intervals[name].low == pytest.approx(a, abs=0.25 * width)
-        assert intervals[name].high == pytest.approx(b, abs=0.25 * width)
+    assert plain(table, cut_offs=CutOffs(4.2, 9.5))["macro_f1"] < 1  # of the predictions alone
 
 
 def test_calibration_error_needs_probabilities(noisy_objects):
@@ -104,13 +77,6 @@ def test_few_patients_show_nothing(noisy_objects, units):
     assert gap.units == units
     assert gap.p >= 2.0 ** (1 - units)
     assert gap.significant == (units == 6)
-
-
-def test_more_seeds_narrow_nothing_that_objects_cause(noisy_objects):
-    tables = [noisy_objects(100, 0.2)] * 4
-    one = score_intervals(tables[0], resamples=300)
-    four = score_intervals(tables, resamples=300)
-    assert four["mape"][:3] == pytest.approx(one["mape"][:3])
 
 
 def test_models_are_compared_on_the_same_objects(noisy_objects):

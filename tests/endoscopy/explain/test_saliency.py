@@ -44,38 +44,6 @@ def test_grad_cam_is_its_definition():
     assert expected.max() == 1
 
 
-class Planted(nn.Module):
-    """The size is the brightness of the frame's last row."""
-
-    def __init__(self):
-        super().__init__()
-        trunk = nn.Module()
-        trunk.layer1 = nn.Sequential(nn.Identity())
-        self.branches = nn.ModuleDict({"rgb": trunk})
-
-    def forward(self, streams, geometry=None):
-        return self.branches["rgb"].layer1(streams["rgb"])[:, :, -1].mean((1, 2))[:, None]
-
-
-def test_grad_cam_shows_bright_places_of_the_channel_that_counts():
-    frame = torch.zeros(1, 3, 8, 8)
-    frame[:, :, 2, 5] = 4.0
-    heat = grad_cam(Planted(), {"rgb": frame})
-    assert heat[0, 2, 5] == 1
-    assert heat.sum() == 1
-
-
-def test_grad_cam_refuses_what_has_no_stages(refuses):
-    refuses(
-        GatesError,
-        ("use attention roll-out", lambda: grad_cam(tiny_vit().eval(), {"rgb_mask": images()})),
-        (
-            "no stream 'depth'",
-            lambda: grad_cam(tiny_resnet().eval(), {"rgb_mask": images()}, stream="depth"),
-        ),
-    )
-
-
 def test_attention_weights_are_those_of_timm():
     attention = fsg_vit("vit_tiny_patch16_224", trunk_options={
         "img_size": 32, "embed_dim": 16, "depth": 1, "num_heads": 1, "patch_size": 8,
@@ -115,9 +83,20 @@ def test_even_attention_shows_nothing():
     assert attention_rollout(model, {"rgb_mask": images()}).abs().max() < 1e-5
 
 
-def test_rollout_refuses_what_is_no_vit():
-    with pytest.raises(GatesError, match="use Grad-CAM"):
-        attention_rollout(tiny_resnet().eval(), {"rgb_mask": images()})
+@pytest.mark.parametrize(
+    ("refused", "words"),
+    [
+        (lambda: grad_cam(tiny_vit().eval(), {"rgb_mask": images()}), "use attention roll-out"),
+        (
+            lambda: grad_cam(tiny_resnet().eval(), {"rgb_mask": images()}, stream="depth"),
+            "no stream 'depth'",
+        ),
+        (lambda: attention_rollout(tiny_resnet().eval(), {"rgb_mask": images()}), "use Grad-CAM"),
+    ],
+)
+def test_networks_without_stages_or_attention_are_refused(refused, words):
+    with pytest.raises(GatesError, match=words):
+        refused()
 
 
 @pytest.mark.fault("endoscopy C15")

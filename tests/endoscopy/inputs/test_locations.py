@@ -93,16 +93,6 @@ def test_a_frame_made_even_is_padded_whatever_the_color_of_its_edge(pictures):
     assert np.array_equal(stated_part(even, (51, 47))[0], image)
 
 
-def test_boxes_move_with_what_is_trimmed(tmp_path, pictures, write):
-    framed = [np.pad(image, ((3, 4), (7, 2), (0, 0))) for image in pictures[:1]]
-    folder = write.images(tmp_path / "folder", framed)
-    (tmp_path / "boxes.csv").write_text("frame,xmin,xmax,ymin,ymax\nframe_0,17,37,8,28\n")
-    part = CsvLocations(tmp_path / "boxes.csv").locate(next(frames(folder)), trim=True)
-    assert np.array_equal(part.image, pictures[0])
-    assert part.lesions[0].box == BOXES[0]
-    assert (part.left, part.top) == (7, 3)
-
-
 def test_boxes_that_cannot_be_matched_in_order_are_refused(tmp_path, pictures, sources, refuses):
     (tmp_path / "boxes.csv").write_text(csv_text(pictures[:2], ["a", "b"], BOXES[:2]))
     refuses(
@@ -168,13 +158,6 @@ def test_voc_round_trip(tmp_path, pictures, sources):
         assert {lesion.name for _, lesions in found for lesion in lesions} == {"001-001_1"}
 
 
-def test_real_voc_files_fit_their_frames(real_frames):
-    folder = real_frames / "gastric_polyp_original"
-    locations = VocLocations(folder)
-    assert all(lesions for _, lesions in located(folder, locations))
-    assert not any(action == "excluded" for action, _ in locations.report.findings)
-
-
 def test_masks_round_trip(tmp_path, pictures, sources, write):
     masks = []
     for image, (xmin, xmax, ymin, ymax) in zip(pictures, BOXES, strict=True):
@@ -199,36 +182,6 @@ def test_a_mask_of_another_size_is_rescaled_and_counted(tmp_path, pictures, writ
     assert lesion.box == (15, 30, 10, 20)
     assert np.array_equal(lesion.mask, mask[::2, ::2] > 0)
     assert locations.report.count("location rescaled to the size of the frame") == 1
-
-
-def test_real_masks_agree_with_their_boxes(real_frames):
-    folder = real_frames / "kvasir_seg"
-    by_mask = located(folder / "images", MaskLocations(folder / "masks"))
-    by_box = located(folder / "images", CsvLocations(real_frames / "kvasir_seg_boxes.csv"))
-    distances = []
-    for (_, lesions), (_, [box]) in zip(by_mask, by_box, strict=True):
-        corners = np.array([lesion.box for lesion in lesions])
-        low, high = corners[:, ::2].min(axis=0), corners[:, 1::2].max(axis=0)
-        xmin, xmax, ymin, ymax = box.box
-        distances.append(np.abs([*(low - (xmin, ymin)), *(high - (xmax, ymax))]).max())
-    assert len(distances) == 5
-    assert sorted(distances)[3] <= 3  # the box of the fifth encloses specks of its JPEG mask
-
-
-@given(st.integers(0, 2**32 - 1))
-def test_parts_of_a_mask_are_a_partition(seed):
-    mask = np.random.default_rng(seed).random((24, 24)) > 0.6
-    parts = [lesion.mask for lesion in lesions_of(mask)]
-    total = np.sum(parts, axis=0) if parts else np.zeros_like(mask, dtype=int)
-    assert total.max() <= 1
-    assert not (total & ~mask).any()
-    assert [part.sum() for part in parts] == sorted((part.sum() for part in parts), reverse=True)
-    for lesion in lesions_of(mask):
-        xmin, xmax, ymin, ymax = map(int, lesion.box)
-        inside = lesion.mask[ymin:ymax, xmin:xmax]
-        assert inside.sum() == lesion.mask.sum() >= 16
-        assert inside.any(axis=0)[[0, -1]].all()
-        assert inside.any(axis=1)[[0, -1]].all()
 
 
 def test_a_far_polyp_is_no_noise(sources, pictures, tmp_path):

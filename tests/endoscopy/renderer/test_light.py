@@ -20,22 +20,6 @@ def _facing_wall(heights):
     return CameraPath(position, axes.expand(count, 3, 3).contiguous(), distance, BRANDS["A"])
 
 
-def test_radiance_falls_with_the_square_of_the_distance(tube):
-    heights = [6.0, 12.0, 24.0, 48.0]
-    scene = tube(radius=200.0)
-    track = _facing_wall(heights)
-    lens = fisheye(33, 140.0)
-    center = int(lens.angle.argmin())
-    seen = render_radiance(scene, track, lens)
-    assert_close(seen.depth[:, center], torch.tensor(heights), atol=0.02, rtol=0)
-    lit = seen.radiance[:, :, center]
-    offset = torch.tensor(heights).square() + 4  # the light is 2 mm from the lens
-    facing = torch.tensor(heights) / offset.sqrt()
-    expected = torch.tensor(scene.albedo).unsqueeze(1) * LIGHT_POWER * facing / offset
-    assert_close(lit, expected, rtol=0.01, atol=0)
-    assert_close((lit[0, 1:] / lit[0, :-1])[-1].item(), 0.25, rtol=0.01, atol=0)
-
-
 def test_every_pixel_obeys_the_law_of_a_lambertian_cylinder(tube):
     scene = tube()
     track = _facing_wall([5.0])._replace(

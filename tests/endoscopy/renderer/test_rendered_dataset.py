@@ -89,10 +89,11 @@ def test_poses_are_written(written):
 
 def test_the_manifest_says_that_it_is_synthetic(written):
     manifest = json.loads((written / "manifest.json").read_text())
-    assert manifest["scope"] == "synthetic"
-    assert manifest["complete"] is True
+    facts = {"scope": "synthetic", "complete": True, "num_objects": OBJECTS}
+    assert facts.items() <= manifest.items()
     assert manifest["config"]["seed"] == 9
-    assert manifest["num_objects"] == OBJECTS
+    places = [video_name(index) for index in (0, 998, 999, 2500)]
+    assert places == ["001-001", "001-999", "002-001", "003-503"]
 
 
 def test_the_same_settings_give_the_same_bytes(written, tmp_path):
@@ -153,9 +154,3 @@ def test_without_depth_there_is_no_depth_folder(tmp_path):
     write(tmp_path / "set", RendererConfig(seed=9, side=24, frames=1, depth="none"), 1)
     assert not (tmp_path / "set" / "001-001_depths").exists()
     assert (tmp_path / "set" / "001-001_masks").exists()
-
-
-def test_names_go_on_beyond_a_thousand_videos():
-    assert [video_name(index) for index in (0, 998, 999, 2500)] == [
-        "001-001", "001-999", "002-001", "003-503",
-    ]  # fmt: skip
