@@ -49,6 +49,9 @@ def card(**options):
 
 COSTS = {name: (10.0**i / 3, 1.1 - i / 100, 1.0 - i / 100, 1.3) for i, name in enumerate(METHODS)}
 FIGURES = {
+    "equal fields": lambda: analysis_figure(
+        *[torch.full(GRID.shape, 280.0)] * 3, GRID, variable="2m_temperature"
+    ),
     "panel": lambda: panel(observed=wave() > 0.5, title="ERA5 ensemble: geopotential at 500 hPa"),
     "cycle": lambda: cycle_figure(cycles(), label="RMSE of height", unit="m", spin_up=60),
     "long names": lambda: scorecard_figure(
@@ -105,11 +108,6 @@ def test_panel_states_area_weighted_errors_and_the_network():
     words = [text.get_text() for text in figure.texts]
     assert words == [f"{int((wave() > 0.5).sum())} observed points", "Geopotential at 500 hPa"]
     assert len(figure.axes[3].collections[-1].get_offsets()) == int((wave() > 0.5).sum())
-
-
-def test_panel_of_equal_fields_is_drawn():
-    field = torch.full(GRID.shape, 280.0)
-    drawn(analysis_figure(field, field, field, GRID, variable="2m_temperature"))
 
 
 @pytest.mark.parametrize("size", [0.013, 1.0, 7.3, 1234.0])

@@ -67,15 +67,11 @@ def test_a_lost_timeline_stays_lost_and_the_others_are_not_touched(by):
     assert not torch.isclose(scores["analysis"][2, 1], untouched["analysis"][2, 1]).any()
 
 
-def test_below_the_limit_nothing_is_lost():
-    _, scores = score(Shift(at=2, by=1.2 * 0.5))
+@pytest.mark.parametrize(("by", "guard"), [(50.0, False), (1.2 * 0.5, True)])
+def test_a_free_run_and_what_is_below_the_limit_cannot_be_lost(by, guard):
+    _, scores = score(Shift(at=2, by=by), guard=guard)
     assert not scores["lost"].any()
-
-
-def test_a_free_run_cannot_be_lost():
-    _, scores = score(Shift(at=2, by=50.0), guard=False)
-    assert not scores["lost"].any()
-    assert (scores["analysis"][2:, 1] > 10).all()
+    assert (scores["analysis"][2:, 1] > 0.3 * by).all()
 
 
 def test_lost_timelines_count_as_climatology():
@@ -108,13 +104,6 @@ class Watch:
     def analyze(self, background, observations):
         self.seen.append(observations)
         return self.method.analyze(background, observations)
-
-
-class Explode:
-    members = 1
-
-    def analyze(self, background, observations):
-        return background * torch.inf
 
 
 SPARSE, SPARSER = fixed_tasks((0.3, 0.1))[:2]
@@ -183,13 +172,6 @@ def test_the_free_run_in_the_perfect_model_is_nature_late_by_a_day(cycles, twin)
     wrong = cycles.run(IMPERFECT, "free_run", FreeRun())["analysis"]
     assert (wrong[1:] > free[1:]).any()
     assert torch.equal(cycles.run(SPARSER, "free_run", FreeRun())["analysis"], free)
-
-
-def test_an_exploding_method_counts_as_climatology(cycles):
-    found = cycles.run(SPARSER, "oi", Explode())
-    assert found["lost"].all()
-    assert torch.equal(settled(found, cycles.sd), cycles.sd.expand(2, 3))
-    assert cycles.score(SPARSER, "oi", Explode()) == pytest.approx(1.0)
 
 
 def test_tasks_and_their_forecasts(twin):

@@ -15,7 +15,6 @@ from core_gates.errors import GatesError
 from weather.experiments.twin.nature import CHUNK, nature_run, write_nature_run
 from weather.experiments.twin.world import LEAD, TwinWorld
 from weather.grid import regular_grid
-from weather.models.shallow_water.model import ShallowWater
 from weather.state import ChannelSpec
 
 CHANNELS = ChannelSpec(
@@ -70,14 +69,6 @@ def test_generator_rounds_to_float32_and_starts_with_the_given_state():
     for before, after in itertools.pairwise(states):
         assert after.dtype == torch.float32
         assert torch.equal(after, model(before, 6.0).float())
-
-
-def test_perfect_forecasts_equal_nature_exactly():
-    model = ShallowWater()
-    start = model(model.initial_state(3, seed=0), 48.0)
-    nature = list(nature_run(model, start, 5))
-    assert torch.equal(model(start, 24.0), nature[4])
-    assert torch.equal(model(nature[2], 12.0), nature[4])
 
 
 def test_divergence_is_an_error_that_says_when():
@@ -302,7 +293,6 @@ def test_a_damaged_nature_run_is_named(twin, tmp_path):
     shutil.copytree(twin.world.path, path)
     world = twin.make(path)
     next((path / "height").glob("1.*")).write_bytes(b"nothing like a chunk")
-    with pytest.raises(GatesError) as caught:
+    words = f"^{path}: height cannot be read: .*or delete it and run `gates weather prepare`$"
+    with pytest.raises(GatesError, match=words):
         world.truth("test")
-    assert str(caught.value).startswith(f"{path}: height cannot be read: ")
-    assert str(caught.value).endswith("or delete it and run `gates weather prepare`")

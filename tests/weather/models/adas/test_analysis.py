@@ -261,22 +261,26 @@ def test_weights_of_another_configuration_are_named(small_adas, tmp_path, change
     load_weights(path, analysis_of(small_adas(drop_path=0.3)))  # has no bearing on the weights
 
 
-def test_other_tensors_are_refused(small_adas, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "tensor", "words"),
+    [
+        ("background_sd", torch.ones(4), "1 tensors differ, first background_sd"),
+        ("extra", torch.ones(1), "1 tensors differ, first extra"),
+        ("background_sd", SIGMA * torch.inf, "1 tensors are not finite, first background_sd; give"),
+        (
+            "normalizer.mean",
+            MEAN * torch.nan,
+            "1 tensors are not finite, first normalizer.mean; give",
+        ),
+    ],
+)
+def test_other_tensors_and_numbers_that_are_not_finite_are_refused(
+    small_adas, tmp_path, name, tensor, words
+):
     path, analysis = tmp_path / "w.safetensors", analysis_of(small_adas())
-    tensors = {name: value.clone() for name, value in analysis.state_dict().items()}
-    for name, value in (("background_sd", torch.ones(4)), ("extra", torch.ones(1))):
-        save_file(tensors | {name: value}, path, metadata={"facts": json.dumps({})})
-        assert f"1 tensors differ, first {name}" in refusal(path, analysis)
-
-
-def test_weights_that_are_not_finite_are_refused(small_adas, tmp_path):
-    path, analysis = tmp_path / "w.safetensors", analysis_of(small_adas())
-    tensors = {name: value.clone() for name, value in analysis.state_dict().items()}
-    for name, value in (("network.position", torch.nan), ("background_sd", torch.inf)):
-        damaged = tensors[name].clone()
-        damaged.view(-1)[0] = value
-        save_file(tensors | {name: damaged}, path)
-        assert f"1 tensors are not finite, first {name}; give" in refusal(path, analysis)
+    tensors = {key: value.clone() for key, value in analysis.state_dict().items()}
+    save_file(tensors | {name: tensor}, path, metadata={"facts": json.dumps({})})
+    assert words in refusal(path, analysis)
 
 
 @pytest.mark.parametrize("key", ["form", "facts"])

@@ -13,9 +13,6 @@ from weather.models.adas.network import (
     Adas,
     AdasStage,
     Downsample,
-    GridPatches,
-    PatchEmbedding,
-    PatchRecovery,
     Upsample,
 )
 from weather.models.adas.presets import (
@@ -231,28 +228,6 @@ def test_any_state_on_an_odd_grid(state):
     assert (embedding.upper is None) == (not state["num_upper"])
 
 
-def test_levels_stay_apart_and_the_surface_is_the_last():
-    patches = GridPatches((4, 6), (2, 2))
-    embed = PatchEmbedding(2, 3, 5, patches).double()
-    surface, upper = randn(1, 2, 4, 6), randn(1, 3, 4, 4, 6, seed=1)
-    tokens = embed(surface, upper)
-    assert tokens.shape == (1, 5, 5, 2, 3)
-    other = upper.clone()
-    other[:, :, 2] += randn(1, 3, 4, 6, seed=2)
-    changed = (embed(surface, other) != tokens).flatten(3).any(-1).any(1)[0]
-    assert changed.tolist() == [False, False, True, False, False]
-    changed = (embed(surface + randn(1, 2, 4, 6, seed=3), upper) != tokens).any(1)[0]
-    assert changed.flatten(1).any(1).tolist() == [False] * 4 + [True]
-
-    recover = PatchRecovery(2, 3, 5, patches).double()
-    state = recover(tokens)
-    assert state.shape == (1, 2 + 3 * 4, 4, 6)
-    moved = tokens.clone()
-    moved[:, :, 2] += 1
-    changed = (recover(moved) != state).flatten(2).any(-1)[0]
-    assert changed.nonzero().flatten().tolist() == [2 + 4 * variable + 2 for variable in range(3)]
-
-
 def test_odd_extents_are_padded_going_down_and_cropped_coming_up():
     down, up = Downsample(4).double(), Upsample(8).double()
     x = randn(1, 4, 2, 5, 7)
@@ -264,18 +239,6 @@ def test_odd_extents_are_padded_going_down_and_cropped_coming_up():
     skip = tuple(randn(1, 4, 2, 5, 7, seed=seed) for seed in range(3))
     outputs = stage(tuple(randn(1, 8, 2, 3, 4, seed=seed) for seed in range(3)), skip)
     assert all(y.shape == x.shape for y in outputs)
-
-
-def test_pixels_are_shuffled_row_by_row():
-    up = Upsample(4).double()
-    with torch.no_grad():
-        up.linear.weight.copy_(torch.eye(8, 4))
-    x = randn(1, 4, 1, 1, 1)
-    normed = up.norm(x.flatten()).detach()
-    fine = up(x)[0, :, 0]
-    assert_close(fine[:, 0, 0], normed[:2])
-    assert_close(fine[:, 0, 1], normed[2:])
-    assert_close(fine[:, 1], torch.zeros(2, 2).double())
 
 
 def test_bfloat16_autocast_returns_the_dtype_of_the_background():

@@ -87,11 +87,6 @@ def test_rolling_the_globe_rolls_the_forecast(small_fengwu):
     assert not torch.allclose(full(previous, current).mean.roll(shift, -1), rolled, atol=1e-4)
 
 
-def test_samples_do_not_mix(small_fengwu):
-    network, (previous, current) = small_fengwu(), frames()
-    assert_close(network(previous, current).mean[1:], network(previous[1:], current[1:]).mean)
-
-
 def test_grids_with_both_poles_and_odd_scales(small_fengwu):
     network = small_fengwu(grid_shape=(11, 20))  # 5 x 10 patches, 3 x 5 at the coarse scale
     x = torch.randn(1, 5, 11, 20)
