@@ -40,7 +40,7 @@ def test_wrong():
 
 
 @pytest.mark.fault("46 T1")
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_costly_tests_are_listed_and_pass(tmp_path, workers):
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "test_some.py").write_text(TESTS)

@@ -140,12 +140,6 @@ def test_what_others_miss_and_what_is_in_no_extra_stays_a_missing_module(
     assert not isinstance(raised.value, MissingExtraError)
 
 
-def test_whether_a_library_is_there_can_be_asked(monkeypatch):
-    monkeypatch.setattr(sys, "meta_path", [MissingExtras])
-    monkeypatch.delitem(sys.modules, "xarray", raising=False)
-    assert importlib.util.find_spec("xarray") is None
-
-
 def test_the_error_reaches_another_process():
     error = MissingExtraError("weather", "pillow", module="PIL")
     again = pickle.loads(pickle.dumps(error))

@@ -1,6 +1,5 @@
 """Networks are named by all that decides them, found, and never taken for others."""
 
-import json
 import shutil
 
 import pytest
@@ -61,9 +60,8 @@ def test_a_packaged_configuration_finds_all_its_shipped_results(
         network = networks.load(form, 2)
         assert FORMS[form].items() <= network.network.arguments.items()
         assert not network.training
-    for kind, pieces in (("weights", networks.pieces.values()),):
-        records = [found.run.store(kind, AnalysisForm()).record(piece) for piece in pieces]
-        assert {record.origin for record in records} == {"migrated"}
+    records = map(networks.store.record, networks.pieces.values())
+    assert {record.origin for record in records} == {"migrated"}
     assert "missing" not in capsys.readouterr().out
     assert not (found.run.folder / CHOICES).exists()
 
@@ -185,26 +183,6 @@ def test_a_network_of_fit_keeps_the_configured_optimizer(configured):
     assert fitted(found.run, tuple(FORMS), seeds) == ["ungated"]
     assert optimizers_of(found.run, tuple(FORMS), seeds, tuned)["ungated"] == {}
     assert optimizers_of(found.run, tuple(FORMS), seeds, {})["adas_official"] == {}
-
-
-def test_networks_are_kept_with_all_that_they_need(configured, tmp_path):
-    model = configured("unit").model
-    for form in FORMS:
-        analysis = model.variant(form).analysis
-        (tmp_path / form).mkdir()
-        AnalysisForm().save(tmp_path / form, analysis)
-        found = AnalysisForm().load(tmp_path / form)
-        own, kept = (json.dumps(one.network.arguments) for one in (analysis, found))
-        assert own == kept
-        own, kept = analysis.state_dict(), found.state_dict()
-        assert own.keys() == kept.keys()
-        for name, value in own.items():
-            rounded = value.bfloat16().float() if name.startswith("network.") else value
-            assert torch.equal(kept[name], rounded)
-    path = tmp_path / "ungated" / AnalysisForm.FILE
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(GatesError, match="not readable as safetensors weights"):
-        AnalysisForm().load(tmp_path / "ungated")
 
 
 @pytest.mark.costly("one network is trained twice")
