@@ -298,8 +298,8 @@ FAULTS = (
     Fault(
         "apps",
         "apps/diffusion/merge.py",
-        "abs(strengths[n]) * own.get(block, 0)",
-        "own.get(block, 0)",
+        "abs(strengths[n]) * shares.get(block, 0)",
+        "shares.get(block, 0)",
         "apps/diffusion/test_merge.py apps/diffusion/test_strengths.py",
     ),
 )
