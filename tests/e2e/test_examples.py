@@ -6,6 +6,7 @@ import pytest
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 LINES = 40
+DAILY = "weather_analysis"
 
 
 def test_there_is_one_for_the_core_and_one_for_each_application():
@@ -24,7 +25,13 @@ def test_there_is_one_for_the_core_and_one_for_each_application():
     assert all(one.read_text().startswith("# %% [markdown]\n# # ") for one in EXAMPLES)
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.stem)
+@pytest.mark.parametrize(
+    "example",
+    [
+        pytest.param(one, id=one.stem, marks=[pytest.mark.slow] * (one.stem != DAILY))
+        for one in EXAMPLES
+    ],
+)
 @pytest.mark.costly("imports its libraries, and trains or draws for seconds")
 def test_an_example_ends_in_a_picture_or_a_table(example, forked, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -38,6 +38,7 @@ def choices(gates, name):
     return {p.parent.name: json.loads(p.read_text()) for p in folder.glob("*/result.json")}
 
 
+@pytest.mark.slow
 def test_tune_keeps_a_choice_of_every_method(gates):
     result = gates.weather("tune", "--name", "tuned", *TUNED)
     found = choices(gates, "tuned")
@@ -200,7 +201,7 @@ def contents(folder):
     return found
 
 
-@pytest.mark.costly("an evaluation with a network of other settings")
+@pytest.mark.slow
 def test_evaluate_scores_a_checkpoint_in_place_of_the_networks(gates):
     weights = "runs/weather/unit/weights/adas_increment-s0/weights.safetensors"
     words = ["--name", "pinned", "--quick", "--ckpt_path"]

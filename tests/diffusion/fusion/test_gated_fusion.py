@@ -369,7 +369,7 @@ def compiled(model):
     return torch.compile(model, backend="eager", fullgraph=True)
 
 
-@GRAPHS
+@pytest.mark.slow
 def test_a_model_that_is_compiled_first_takes_and_loses_adapters(flux, fusion, call):
     plain = call(flux)
     with fusion:

@@ -47,6 +47,7 @@ def as_torchrun(forked, words, kept):
     return said
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_gates_by_the_command(forked, command, alone, place):
     words = command("train-gates", *EXACT, "--learning_rate", RATES["train-gates"], steps=6)
