@@ -87,25 +87,29 @@ def baseline_table(
     cut_offs: CutOffs = CONTINUOUS,
     resamples: int = 2000,
 ) -> pd.DataFrame:
-    """Score baselines, which are compared with nothing, at every number of training objects.
+    """Score baselines at every number of training objects.
 
     Args:
-        predictions: As for `honest_table`.
+        predictions: As for `honest_table`; with the plain network, which the regression on area
+            and brightness is compared with.
         scores: Names of `size_scores`.
         cut_offs: Of the predictions.
         resamples: Number of bootstrap resamples.
 
     Returns:
-        One row per (train_objects, variant, score): seeds, test_objects, value, low, high.
+        One row per (train_objects, baseline, score): seeds, test_objects, value, low, high; of the
+        regression difference, difference_low, difference_high and p_value.
     """
     rows = []
     for size, fitted in predictions.groupby(DESIGN.objects, sort=True):
         tables = seed_tables(fitted)
         common: dict[str, object] = {DESIGN.objects: size}
-        for name, seed_tables_of in tables.items():
-            rows += _rows(
-                tables, name, name, list(seed_tables_of), scores, cut_offs, resamples, common
-            )
+        for name, by_seed in tables.items():
+            if name != REFERENCE:
+                versus = REFERENCE if name == REGRESSION and REFERENCE in tables else name
+                rows += _rows(
+                    tables, name, versus, list(by_seed), scores, cut_offs, resamples, common
+                )
     return pd.DataFrame(rows)
 
 
@@ -198,7 +202,10 @@ class HonestComparison:
     def rows(self) -> list[Row]:
         """Return scores of baselines and networks, and differences from the plain network."""
         rows = []
-        baselines = baseline_table(self.baselines, cut_offs=self.cut_offs, resamples=self.resamples)
+        plain = self.predictions[self.predictions[DESIGN.variant] == REFERENCE]
+        baselines = baseline_table(
+            pd.concat([self.baselines, plain]), cut_offs=self.cut_offs, resamples=self.resamples
+        ).rename(columns={"p_value": "p_holm"})  # one comparison, which needs no correction
         for _, table_row in pd.concat([baselines, self.table]).iterrows():
             task, units = f"{table_row[DESIGN.objects]} objects", int(table_row["test_objects"])
             value = (table_row["value"], table_row["low"], table_row["high"])

@@ -92,6 +92,10 @@ def test_the_regression_stands_among_the_baselines_of_the_honest_table():
     assert scores.headline.startswith("With 150 training objects, constant: macro F1")
     differences = [row for row in scores.rows() if row.versus]
     assert {row.versus for row in differences} == {"plain"}
+    (rival,) = [r for r in differences if r[:3] == (REGRESSION, "150 objects", "mape")]
+    plain = rows["plain", "150 objects", "mape"]
+    assert rival.value == pytest.approx(rows[REGRESSION, "150 objects", "mape"] - plain)
+    assert rival.low < rival.value < rival.high
     assert ("SE", "50 objects", "mape") in {row[:3] for row in differences}
     assert all(0 < row.p <= 1 for row in differences)
     without = baselines[baselines["variant"] != REGRESSION]
