@@ -78,10 +78,11 @@ class Track:
     automatic: bool = False
 
     def caption(self) -> str:
-        """Return the size with its interval, and its unit or the note that there is none."""
+        """Return the predicted size with interval and unit, and the truth where it is known."""
         interval = f" ({self.low:.3g} to {self.high:.3g})" if np.isfinite(self.low) else ""
         if self.calibrated:
-            return f"{self.size:.1f} mm{interval}"
+            known = "" if self.truth is None else f"true {self.truth:.1f} mm, "
+            return f"{known}predicted {self.size:.1f} mm{interval}"
         return f"size index {self.size:.2f}{interval}, {NO_CALIBRATION}"
 
 

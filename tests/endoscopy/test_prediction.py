@@ -282,5 +282,7 @@ def test_tracks_show_the_frames_and_boxes_of_the_source(container, sources, boxe
     objects = objects_of(calibrated, dataclasses.replace(bundle, scope=WARD))
     [track] = tracks_of(calibrated, objects, WARD, sources[container])
     np.testing.assert_allclose(track.high, objects["upper_mm"])
-    assert track.caption().startswith(f"{track.size:.1f} mm (")
+    assert track.caption().startswith(f"predicted {track.size:.1f} mm (")
+    known = dataclasses.replace(track, truth=6.1, size=6.8, low=np.nan)
+    assert known.caption() == "true 6.1 mm, predicted 6.8 mm"
     np.testing.assert_allclose(track.sizes, prediction.frames["predicted_mm"])
