@@ -158,8 +158,8 @@ class Settings(NamedTuple):
             and not gates.is_file(),
             f"--steps is {self.steps}, expected at least one": runs and self.steps < 1,
         }
-        if wrong_ones := [fault for fault, wrong in faults.items() if wrong]:
-            raise GatesError(wrong_ones[0])
+        if found := [fault for fault, wrong in faults.items() if wrong]:
+            raise GatesError(found[0])
 
     def strengths(self, names: Mapping[str, object]) -> dict[str, float]:
         """Return the factor of each adapter."""
@@ -230,13 +230,13 @@ def merged(adapters: Mapping[str, LoraBundle], settings: Settings) -> LoraBundle
     for component in dict.fromkeys(
         name for adapter in adapters.values() for name in adapter.text_encoders
     ):
-        layers_of = {
+        changing = {
             name: LoraBundle(bundle.family, bundle.text_encoders[component])
             for name, bundle in adapters.items()
             if component in bundle.text_encoders
         }
         encoders[component] = merge(
-            layers_of, {name: strengths[name] for name in layers_of}, "cat"
+            changing, {name: strengths[name] for name in changing}, "cat"
         ).modules
     return LoraBundle(whole.family, whole.modules, encoders)
 

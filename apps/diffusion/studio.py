@@ -269,13 +269,13 @@ class Studio:
                 " leave it out"
             )
         scale = "guidance_scale" if self.base is None else "true_cfg_scale"
-        options_of: dict[str, Any] = {"num_inference_steps": steps}
+        options: dict[str, Any] = {"num_inference_steps": steps}
         if guidance is not None:
-            options_of[scale] = guidance
+            options[scale] = guidance
         side = size if self.base is None else self.base.size
         if side is not None:
-            options_of |= {"height": side, "width": side}
-        return options_of
+            options |= {"height": side, "width": side}
+        return options
 
     def unread(self, prompt: str) -> str:
         """Return what a user has to know of a prompt that is too long; empty if it is read."""
@@ -324,7 +324,7 @@ class Studio:
                 " strengths --told 1`, or give --gates FILE"
             )
         asked = SUM if mode == GATED and self.gates is None else mode
-        roles_told = partial(
+        known_roles = partial(
             roles_of,
             given=roles or {},
             order=self.order,
@@ -333,7 +333,7 @@ class Studio:
         return self.pipe(
             prompt,
             mode=maker(asked),
-            roles=roles_told if asked in (GATED, STRENGTHS) else None,
+            roles=known_roles if asked in (GATED, STRENGTHS) else None,
             record_gates=asked == GATED,
             **options,
         )

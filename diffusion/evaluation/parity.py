@@ -180,13 +180,8 @@ def choice_errors(folder: str | Path) -> Errors:
     arrays, _ = read_vectors(folder, "gated_linear_a.npz")
     model, x, total = nn.Sequential(plain_layer(arrays)), arrays["x"], int(arrays["klora.T"])
     factors = [Factors(arrays[f"A{k}"], arrays[f"B{k}"]) for k in (0, 1)]
-    outputs = [
-        model(x) + x @ factors_of_one.down.mT @ factors_of_one.up.mT for factors_of_one in factors
-    ]
-    adapters = {
-        str(k): LoraBundle("flux", {"0": factors_of_one})
-        for k, factors_of_one in enumerate(factors)
-    }
+    outputs = [model(x) + x @ adapter.down.mT @ adapter.up.mT for adapter in factors]
+    adapters = {str(k): LoraBundle("flux", {"0": adapter}) for k, adapter in enumerate(factors)}
     calls, choices = arrays["klora.t"].tolist(), arrays["klora.choice"].tolist()
     with KLora(model, adapters, gamma=1.0) as rival:
         for call, choice in zip(calls, choices, strict=True):

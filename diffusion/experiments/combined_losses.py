@@ -330,18 +330,18 @@ def fitted_hub(
     noise = seed_of(f"{name}, seen")
 
     def loss() -> float:
-        values_now = fixed_losses(
+        losses = fixed_losses(
             model, rival, task.latents, task.text, steps=settings["times"], run=RUN, seed=noise,
             shift=bench.base.shift,
         )  # fmt: skip
-        values.append(float(values_now.mean()))
-        return values[-1]
+        objectives.append(float(losses.mean()))
+        return objectives[-1]
 
-    values: list[float] = []
+    objectives: list[float] = []
     with rival:
         rival.search(loss, settings["evaluations"])
         last = loss()
     factors = torch.tensor([*rival.learned.values()])
     after = last + settings["regularization"] * float(factors.abs().mean())
-    fit = {"before": torch.tensor(values[0]), "after": torch.tensor(after)}
+    fit = {"before": torch.tensor(objectives[0]), "after": torch.tensor(after)}
     return rival, fit | {"factors": factors}

@@ -187,13 +187,13 @@ class AutoLoraPipeline:
         fusion, name = self._fusion(bundles, mode)
         if fusion is not None and strengths:
             fusion.set_strengths(strengths)
-        roles_now = {
-            name_of_one: role_of(bundle) for name_of_one, bundle in bundles.items()
-        } | dict(roles(bundles) if callable(roles) else roles or {})
+        all_roles = {label: role_of(bundle) for label, bundle in bundles.items()} | dict(
+            roles(bundles) if callable(roles) else roles or {}
+        )
         if fusion is not None:
             cosines = {n: matches[n].weights for n in bundles if n in matches}
             given = {n: float(c) for n, c in cosines.items() if c is not None}
-            fusion.describe(roles=roles_now, scores=given if scores is None else scores)
+            fusion.describe(roles=all_roles, scores=given if scores is None else scores)
         options = self._options(options)
         images, gates = self._run(prompt, fusion, seed, record_gates, options)
         used = tuple(
@@ -201,7 +201,7 @@ class AutoLoraPipeline:
                 label,
                 1.0 if fusion is None else fusion.strengths[label],
                 float(matches[label].score) if label in matches else None,
-                roles_now[label] if getattr(fusion, "context", None) is not None else None,
+                all_roles[label] if getattr(fusion, "context", None) is not None else None,
             )
             for label in bundles
         )

@@ -31,7 +31,7 @@ from diffusion.library.record import (
     WeightEncoder,
     read_record,
 )
-from diffusion.library.searcher import Mix, Searcher, Subject, nearest, unit_vector
+from diffusion.library.searcher import Mix, Searcher, Subject, nearest_adapters, unit_vector
 from diffusion.lora_file import LoraBundle, LoraFileError, load_lora
 from diffusion.lora_file.container import LIMITS, Limits, clean
 
@@ -322,7 +322,7 @@ class LoraLibrary(AbstractContextManager["LoraLibrary"]):
             subject_row and subject_row.id
         }
         pairs = [pair for pair in catalog.candidates(subject.family) if pair[0].id in passing]
-        neighbors, others, unread = nearest(
+        neighbors, others, unread = nearest_adapters(
             subject, pairs, k, self._read, lambda n: (progress or _nothing)(n, len(pairs))
         )
         notices = [

@@ -75,7 +75,7 @@ class Subject:
         return min(1.0, max(-1.0, total / (self.norm * one.norm))), len(shared)
 
 
-def nearest(
+def nearest_adapters(
     subject: Subject,
     candidates: Iterable[tuple[Adapter, Mapping[str, float]]],
     k: int,
@@ -99,12 +99,12 @@ def nearest(
     """
     bounds = [(subject.bound(*pair), pair[0]) for pair in candidates]
     bounds.sort(key=lambda pair: (-pair[0], pair[1].id))
-    nearest: list[Neighbor] = []
+    neighbors: list[Neighbor] = []
     compared: dict[str, tuple[float, int] | None] = {}
     others = unread = 0
     for number, (bound, adapter) in enumerate(bounds):
         done(number)
-        if len(nearest) == k and bound < nearest[-1].cosine - _ROUNDING:
+        if len(neighbors) == k and bound < neighbors[-1].cosine - _ROUNDING:
             break
         try:
             if adapter.digest not in compared:
@@ -116,10 +116,10 @@ def nearest(
             others += 1
         else:
             cosine, shared = likeness
-            nearest.append(Neighbor(adapter, cosine, cosine >= NEAR, shared))
-            nearest = sorted(nearest, key=lambda like: (-like.cosine, like.adapter.id))[:k]
+            neighbors.append(Neighbor(adapter, cosine, cosine >= NEAR, shared))
+            neighbors = sorted(neighbors, key=lambda like: (-like.cosine, like.adapter.id))[:k]
     done(len(bounds))
-    return tuple(nearest), others, unread
+    return tuple(neighbors), others, unread
 
 
 def unit_vector(vector: Tensor, dim: int) -> Vectors:

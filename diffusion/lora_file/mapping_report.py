@@ -332,11 +332,11 @@ pipeline of diffusers 0.42.1, and the change of each weight compared with what i
 
 def verdicts(report: MappingReport) -> list[Verdict]:
     """Return what diffusers does with each part of a file, the largest part first."""
-    verdicts_made = []
+    parts = []
     for group in _groups(report):
         rule = next(rule for rule in RULES if rule.holds(group))
-        verdicts_made.append(Verdict(DIFFUSERS, rule.effect, rule.what, group.tensors))
-    return sorted(verdicts_made, key=lambda verdict: -verdict.tensors)
+        parts.append(Verdict(DIFFUSERS, rule.effect, rule.what, group.tensors))
+    return sorted(parts, key=lambda verdict: -verdict.tensors)
 
 
 def _groups(report: MappingReport) -> list[Group]:

@@ -158,15 +158,15 @@ def _read(keys: list[Key], evidence: str, context: Context) -> LoraBundle:
     assumed = 0
     for entry in entries:
         try:
-            recipes_read, complaint = recipes_of(entry, context)
+            by_part, complaint = recipes_of(entry, context)
         except (ValueError, LoraFileError) as error:
             left |= dict.fromkeys(entry.keys.values(), str(error))
             continue
         if complaint:
             complaints.append(f"{entry.layer}: {complaint}")
         assumed += "alpha" not in entry.keys and entry.component not in context.settings
-        recipes.setdefault(entry.component, {}).update(recipes_read)
-        owners |= {(entry.component, part): entry for part in recipes_read}
+        recipes.setdefault(entry.component, {}).update(by_part)
+        owners |= {(entry.component, part): entry for part in by_part}
     transformer = recipes.pop(TRANSFORMER, {})
     if context.base is None:
         shapes = {name: recipe.sizes[1:] for name, recipe in transformer.items()}

@@ -217,11 +217,11 @@ class LoraHub(Sum):
             inside = np.clip(factors, -BOUND, BOUND)
             self.learned = dict(zip(self.adapters, map(float, inside), strict=True))
             self._weigh()
-            loss_now = float(loss()) + self.regularization * float(np.abs(inside).mean())
-            if not np.isfinite(loss_now):
-                raise GatesError(f"the loss is {loss_now} at {self.learned}: it must be finite")
-            tried.append((loss_now, self.learned))
-            return loss_now
+            objective = float(loss()) + self.regularization * float(np.abs(inside).mean())
+            if not np.isfinite(objective):
+                raise GatesError(f"the loss is {objective} at {self.learned}: it must be finite")
+            tried.append((objective, self.learned))
+            return objective
 
         try:
             bounds = [(-BOUND, BOUND)] * len(self.adapters)
