@@ -150,16 +150,6 @@ def test_a_step_of_generation_is_the_same(gate, weight_first):
             assert_close(layer(x)[0].float(), expected, rtol=3e-2, atol=3e-2)
 
 
-@pytest.mark.parametrize("dispatch", DISPATCHES)
-def test_layouts_of_the_input(dispatch, relayouts):
-    x = positions(6)
-    for name in ("transposed", "sliced", "offset"):
-        layer = build(dispatch=dispatch)
-        y, _ = layer(relayouts[name](x))
-        assert_close(y, layer(x)[0])
-        y.sum().backward()  # its gradient has stride 0
-
-
 @pytest.mark.fault("core A12")
 @pytest.mark.parametrize("gate", ["top-k", "softmax", "switch"])
 @pytest.mark.parametrize("dispatch", DISPATCHES)
