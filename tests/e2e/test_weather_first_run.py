@@ -27,7 +27,8 @@ def test_the_first_run_prints_what_the_page_says(number, first_run):
     words, lines = blocks()[number]
     result = first_run(number)
     shown = [re.sub(r"\d+\.\d s$", "# s", line) for line in lines]
-    printed = [re.sub(r"\d+\.\d s$", "# s", line) for line in result.out.splitlines()]
+    told = [line for line in result.out.splitlines() if not line.endswith(" left")]  # of a slow run
+    printed = [re.sub(r"\d+\.\d s$", "# s", line) for line in told]
     assert (result.code, printed) == (0, shown), words
 
 
