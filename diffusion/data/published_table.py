@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from core_gates.errors import GatesError
 from diffusion.lora_file import LoraBundle, load_lora
 from diffusion.lora_file.container import LoraFileError, clean, label
+from harness.files.texts import check_cells
 
 COLUMNS = ("model_file", "image_file", "text", "text_short", "text_medium")
 FORMS = ("text", "text_short", "text_medium")
@@ -127,21 +129,21 @@ def _lines(path: Path) -> list[tuple[int, dict[str, str]]]:
         LoraFileError: The table cannot be read, or lacks a column.
     """
     try:
+        check_cells(path)
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-            if missing:
-                raise LoraFileError(
-                    f"{label(path)} lacks the columns {', '.join(missing)}: expected "
-                    f"{', '.join(COLUMNS)}"
-                )
-            return [
-                (reader.line_num, {k: (v or "").strip() for k, v in row.items() if k is not None})
-                for row in reader
+            lines = [
+                (reader.line_num, {k: (v or "").strip() for k, v in row.items()}) for row in reader
             ]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+    except (OSError, csv.Error, GatesError) as error:
+        reason = getattr(error, "strerror", None) or str(error).removeprefix(f"{path}, ")
         raise LoraFileError(f"{label(path)} cannot be read: {clean(reason, 200)}") from error
+    if missing:
+        raise LoraFileError(
+            f"{label(path)} lacks the columns {', '.join(missing)}: expected {', '.join(COLUMNS)}"
+        )
+    return lines
 
 
 def _weighted(row: dict[str, str]) -> dict[str, float]:

@@ -27,6 +27,7 @@ from endoscopy.inputs.image_files import (
     stem,
     trim_black,
 )
+from harness.files.texts import check_cells, unreadable
 
 Box = tuple[float, float, float, float]
 Origin = Literal["masks", "boxes", "automatic"]
@@ -394,16 +395,19 @@ class CsvLocations(AnnotatedLocations):
 def _rows(path: Path) -> tuple[list[tuple[int, dict[str, str]]], dict[str, str]]:
     """Return the numbered rows, and for each column our name to that of the file."""
     try:
+        check_cells(path)
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             reader.fieldnames = header = [name.strip() for name in reader.fieldnames or []]
             rows = [(reader.line_num, row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise GatesError(f"{path}: cannot be read as CSV: {error}; save it as UTF-8") from error
+    except OSError as error:
+        raise unreadable(path, error) from error
     columns_of = {"frame": NAMES, "lesion": LESIONS, "width": ("width",), "height": ("height",)}
     columns_of |= {corner: (corner, f"bbox_{corner}") for corner in CORNERS}
     matches = {key: [name for name in names if name in header] for key, names in columns_of.items()}
     columns = {key: names[0] for key, names in matches.items() if names}
+    for names in (matches[corner] for corner in CORNERS if len(matches[corner]) > 1):
+        raise GatesError(f"{path}: has the columns {' and '.join(names)}; leave one of them")
     if missing := [name for name in ("frame", *CORNERS) if name not in columns]:
         raise GatesError(
             f"{path}: lacks the columns {', '.join(missing)}; found {', '.join(header) or 'none'}"

@@ -1,5 +1,6 @@
 """Text files, all of which are in UTF-8."""
 
+import csv
 from pathlib import Path
 
 from core_gates.errors import GatesError
@@ -20,6 +21,36 @@ def read_utf8(path: Path) -> str:
     if "\0" in text:  # of letters in UTF-16 without a mark
         raise not_utf8(path)
     return text
+
+
+def check_cells(path: Path) -> None:
+    """Check the cells of a CSV file with a header, of which readers would drop some silently.
+
+    Raises:
+        GatesError: Two columns have one name, a row has more cells than the header, or the file is
+            not UTF-8 or CSV.
+        OSError: It cannot be opened.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            header = [name.strip() for name in next(reader, [])]
+            if twice := sorted({name for name in header if name and header.count(name) > 1}):
+                raise GatesError(
+                    f"{path}, line 1: it has two columns named {twice[0]!r}: give each column its"
+                    " name"
+                )
+            for row in reader:
+                if len(row) > len(header) > 1:
+                    raise GatesError(
+                        f"{path}, line {reader.line_num}: it has {len(row)} cells, expected"
+                        f" {len(header)} as in the header: write numbers with a decimal point, and"
+                        " no comma at the end"
+                    )
+    except UnicodeDecodeError as error:
+        raise not_utf8(path) from error
+    except csv.Error as error:
+        raise GatesError(f"{path} cannot be read as CSV: {error}; save it again") from error
 
 
 def unreadable(path: Path, error: OSError) -> GatesError:

@@ -126,7 +126,11 @@ def _read(path: Path, period: Period) -> tuple[pd.DataFrame, Account, pd.Series]
     except NoReportsError as error:
         return nothing, Account(path, note=f"passed over: {error}"), span
     except GatesError as error:
-        return nothing, Account(path, note=_one_line(error), failed=True), span
+        return (
+            nothing,
+            Account(path, note=_one_line(error).removeprefix(f"{path}, "), failed=True),
+            span,
+        )
     except (MemoryError, KeyboardInterrupt):
         raise
     except Exception as error:  # hostile content fails in ways that no reader foresees

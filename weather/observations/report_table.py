@@ -12,6 +12,7 @@ import pandas as pd
 
 from core_gates.errors import GatesError, MissingExtraError
 from harness.files import replacing
+from harness.files.texts import check_cells
 from weather.observations.conversions import saturation_pressure, specific_humidity
 from weather.variables import GRAVITY, VARIABLES, standard_height
 
@@ -230,6 +231,8 @@ class ObservationTable:
                 with source.open("rb") as file:
                     if is_blank(file.read(SEARCHED)):
                         raise ValueError("empty file")
+            if kind == "csv":
+                check_cells(source)
             frame = pd.read_csv(source) if kind == "csv" else pd.read_parquet(source)
         except ImportError as error:
             raise MissingExtraError("weather", "pyarrow") from error
@@ -283,7 +286,7 @@ def _times(times: pd.Series) -> pd.Series:
         row = int(bad.argmax())
         raise GatesError(
             f"{int(bad.sum())} of {len(bad)} observations have an unreadable time, the first is "
-            f"{times.iloc[row]!r} in row {row}; write it as 2017-01-01T00:00"
+            f"{str(times.iloc[row])!r} in row {row}; write it as 2017-01-01T00:00"
         ) from error
     _refuse(converted.isna(), "time", converted, "a date", "drop rows without a time (NaT)")
     low, high = (stamp.tz_localize("UTC") for stamp in (pd.Timestamp.min, pd.Timestamp.max))

@@ -31,6 +31,7 @@ from endoscopy.data.frame_table import (
 )
 from endoscopy.data.images import probe, read_rgb
 from endoscopy.metrics.size_errors import flags_of
+from harness.files.texts import check_cells
 
 Action = Literal["excluded", "repaired", "noted"]
 SHOWN = 3  # places of a reason that a line names
@@ -202,9 +203,11 @@ def read_csv(path: Path) -> pd.DataFrame:
     """Read a CSV file as text, without guessing which values are missing.
 
     Raises:
-        GatesError: The file is missing, empty or not CSV.
+        GatesError: The file is missing, empty or not CSV, two columns have one name, or a row has
+            more cells than the header.
     """
     try:
+        check_cells(path)
         frames = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         what = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0]

@@ -46,6 +46,11 @@ def test_rows_are_grouped_by_adapter(folder):
     [
         ("model_file,text\na.safetensors,x", "lacks the columns image_file"),
         (HEADER, "no rows"),
+        pytest.param(
+            f"{HEADER}\na.safetensors,1.png,x,y,x,z",
+            "cannot be read: line 2: it has 6 cells, expected 5",
+            marks=pytest.mark.fault("46 neighbors"),
+        ),
         ("", "lacks the columns"),
         (f"{HEADER}\n,1.png,x,x,x", "line 2"),
         (f"{HEADER}\na.safetensors,1.png,,,", "no caption"),

@@ -108,6 +108,24 @@ def test_boxes_that_cannot_be_matched_in_order_are_refused(tmp_path, pictures, s
     )
 
 
+@pytest.mark.fault("46 neighbors")
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "frame,xmin,xmax,ymin,ymax\na,10,5,60,5,12,0,60,0\n",
+            "line 2: it has 9 cells, expected 5",
+        ),
+        ("frame,xmin,xmin,xmax,ymin,ymax\na,1,9,30,2,40\n", "two columns named 'xmin'"),
+        ("frame,xmin,bbox_xmin,xmax,ymin,ymax\na,1,9,30,2,40\n", "columns xmin and bbox_xmin;"),
+    ],
+)
+def test_cells_of_boxes_that_would_be_lost_are_refused(text, words, tmp_path):
+    (tmp_path / "boxes.csv").write_text(text)
+    with pytest.raises(GatesError, match=rf"boxes.csv.*{words}"):
+        CsvLocations(tmp_path / "boxes.csv")
+
+
 def test_several_lesions_on_a_frame_keep_their_names(tmp_path, pictures, write):
     folder = write.images(tmp_path / "folder", pictures)
     rows = ["frame_id,bbox_xmin,bbox_xmax,bbox_ymin,bbox_ymax,unique_id"]

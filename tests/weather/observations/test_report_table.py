@@ -6,6 +6,7 @@ import pytest
 
 from core_gates.errors import GatesError
 from weather.observations.decoded import Decoded
+from weather.observations.readers.formats import read_csv_table
 from weather.observations.report_table import (
     COLUMNS,
     OUT_OF_RANGE,
@@ -172,6 +173,27 @@ def test_bad_files_are_named(tmp_path):
     reports(latitude=100.0).to_csv(tmp_path / "bad.csv")
     with pytest.raises(GatesError, match=r"bad.csv: 5 of 5 observations have a bad latitude"):
         ObservationTable.read(tmp_path / "bad.csv")
+
+
+@pytest.mark.fault("46 neighbors")
+@pytest.mark.parametrize("read", [ObservationTable.read, read_csv_table])
+def test_cells_that_would_be_lost_are_refused(read, tmp_path):
+    reports().to_csv(path := tmp_path / "t.csv", index=False)
+    good = path.read_text()
+    path.write_text(good.replace("\n", ",\n").replace(",\n", "\n", 1))
+    with pytest.raises(
+        GatesError, match=r"line 2: it has 8 cells, expected 7 .*no comma at the end"
+    ):
+        read(path)
+    path.write_text(good.replace("value", "value,value", 1))
+    with pytest.raises(GatesError, match="two columns named 'value'"):
+        read(path)
+
+
+@pytest.mark.fault("46 neighbors")
+def test_a_time_that_is_a_number_is_shown_as_it_is():
+    with pytest.raises(GatesError, match=r"the first is '52.5' in row 0"):
+        ObservationTable.from_frame(reports(time=np.full(5, 52.5)))
 
 
 def test_the_suffix_decides_and_others_are_refused(tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from core_gates.errors import GatesError
+from harness.files.texts import check_cells
 from weather.observations.decoded import Found
 from weather.observations.readers.bufr import START, read_bufr
 from weather.observations.readers.metar import (
@@ -40,6 +41,7 @@ REQUIRED = tuple(name for name in COLUMNS if name not in DEFAULTS and name != "e
 def read_csv_table(path: Path) -> Found:
     """Read a table as CSV, see `read_table`."""
     try:
+        check_cells(path)
         frame = pd.read_csv(path)
     except (ValueError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -352,6 +352,21 @@ def test_contradictions_in_a_table_are_refused(fault, make_table, tmp_path):
         read_frame_table(path, check_images=False)
 
 
+@pytest.mark.fault("46 neighbors")
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (",gt", ",gt,gt", "line 1: it has two columns named 'gt'"),
+        ("\n", "\n5,5,", "line 2: it has .* cells, expected"),
+    ],
+)
+def test_cells_of_a_table_that_would_be_lost_are_refused(old, new, words, make_table, tmp_path):
+    path = write(make_table({"a": 3}), tmp_path / "a.csv")
+    path.write_text(path.read_text().replace(old, new, 1))
+    with pytest.raises(GatesError, match=words):
+        read_frame_table(path, check_images=False)
+
+
 def test_tables_are_joined_by_keys_not_by_the_order_of_rows(make_table, tmp_path):
     """The split file lists the same rows in another order; row masks would leak silently."""
     names = [f"00{k}-001_1" for k in range(9)]
