@@ -278,6 +278,7 @@ def table_format(path: Path) -> Literal["csv", "parquet"]:
 
 
 def _times(times: pd.Series) -> pd.Series:
+    times = times.astype(str) if pd.api.types.is_numeric_dtype(times) else times  # no epochs
     try:
         converted = pd.to_datetime(times, utc=True, format="ISO8601")
     except (ValueError, TypeError) as error:
