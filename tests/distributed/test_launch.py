@@ -64,13 +64,5 @@ def test_hanging_ranks_are_killed(ranks):
     assert time.monotonic() - started < 15
 
 
-def test_only_functions_at_the_top_level_can_be_imported_by_a_rank(ranks):
-    def local():
-        return None
-
-    with pytest.raises(ValueError, match="local must be a function at the top level"):
-        ranks(local)
-
-
 def test_users_of_the_fixture_are_marked(ranks, request):
     assert request.node.get_closest_marker("distributed")

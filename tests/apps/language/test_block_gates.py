@@ -28,7 +28,6 @@ from language.tokenizer import ByteTokenizer
 SIZES = ("--block_size", 4, "--context", 16, "--sequences", 6, "--batch_size", 2, "--steps", 30)
 CORPUS = ("--corpus", "corpus", "--learning_rate", 0.01)
 STEP = "training_step"
-PROMPTS = "def f(a):\nif a\n"
 STUDY = {
     "study": "blocks",
     "kinds": ["prefill", "decode"], "block_size": 4, "context": 16, "sequences": 6, "steps": 30,
@@ -117,17 +116,6 @@ def test_where_all_is_read_the_text_is_that_of_the_decoder(distilled, trained):
     assert "mean 1.000" not in few[-2]
     none = generate(trained, "--gates", distilled["prefill"][0], "--sparse", "k=1", prompt="")
     assert none.splitlines()[-2].startswith("blocks read: all; gates for prefill choose")
-
-
-def test_several_prompts_are_continued_as_alone_where_all_is_read(distilled, trained):
-    (trained.folder / "both.txt").write_text(PROMPTS)
-    words = ("--temperature", 0, "--max_tokens", 5, "--sparse", "p=1")
-    for path, _ in distilled.values():
-        both = trained.succeed("generate", "--prompts", "both.txt", "--gates", path, *words)
-        for number, prompt in enumerate(PROMPTS.splitlines(), 1):
-            alone = trained.succeed("generate", "--prompt", prompt, "--gates", path, *words)
-            first = alone.split("\nblocks read")[0]
-            assert f"[{number}] {first}" in both
 
 
 def test_gates_are_compared_with_rivals(trained, study):

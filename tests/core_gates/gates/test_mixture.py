@@ -169,15 +169,8 @@ def test_gates_are_float32_under_autocast_and_results_keep_the_dtype_of_the_expe
     assert mixed.dtype == torch.bfloat16
 
 
-def test_meta_device_and_reset():
-    mixture = MaskedMixture(DIM, MASK, self_mask=OWN, device="meta").to_empty(device="cpu")
-    for tensor in (*mixture.parameters(), *mixture.buffers()):
-        tensor.data.fill_(1)
-    mixture.reset_parameters()
-    x, experts = batch(5, 7, dtype=torch.float32)
-    assert mixture(x, experts).isfinite().all()
-    assert not mixture.bias.any()
-    assert torch.equal(mixture.tables, torch.stack([MASK, OWN]))
+def test_gates_of_a_mixture_are_reset_with_it():
+    x, _ = batch(5, 7, dtype=torch.float32)
     multi = MultiGate([SoftmaxGate(DIM, 5, device="meta")]).to_empty(device="cpu")
     multi.places.fill_(0)
     multi.reset_parameters()

@@ -177,7 +177,7 @@ def test_checkpointed_tokens_count_once(use_reentrant, compiled):
 @IGNORE_GRAD
 @pytest.mark.fault("core A1")
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("use_reentrant", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_checkpoints_around_compiled_blocks_count_once(use_reentrant, backend):
     plain, model = build(), build(use_reentrant=use_reentrant)
     for block in model.blocks:

@@ -17,6 +17,7 @@ FAMILIES = (
     *("Llama", "Qwen2", "Qwen3", "Mistral", "Gemma2", "Phi3", "GPTNeoX", "GPT2", "OPT", "Falcon"),
     *("Olmo", "Bloom"),
 )  # as in conftest.py
+DAILY = ("Llama", "Gemma2", "GPT2", "Falcon", "Bloom")  # kinds of projections and of scores
 PEFT = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 HALF = {"bias_init": 0.0}
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -86,7 +87,10 @@ def test_gates_alone_have_gradients_with_checkpointing_as_well(name, tiny, token
     assert_close(found[1], found[0], **CLOSE)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name",
+    [n if n in DAILY else pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES],
+)
 def test_eager_sdpa_and_compiled_attention_agree(name, tiny, tokens):
     model = tiny(name, num_hidden_layers=1)
     attach_output_gate(model, **HALF)

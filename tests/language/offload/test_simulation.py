@@ -182,7 +182,9 @@ def test_few_bits_take_less_and_rare_experts_fewer():
     assert volumes[0] / volumes[1] == pytest.approx(100 / 37, rel=0.3)
 
 
-@pytest.mark.parametrize("link", [20.0, 100.0, 400.0, 1e6])
+@pytest.mark.parametrize(
+    "link", [100.0, *(pytest.param(link, marks=pytest.mark.slow) for link in (20.0, 400.0, 1e6))]
+)
 def test_auto_is_not_slower_than_on_demand_on_other_documents(link):
     cost = Cost(1.0, link)
     for budget in (6, 9, 14):
