@@ -115,7 +115,7 @@ class AnnotatedLocations(Locator):
 
     A frame finds its annotation by its key, by the last part of its key, or, if all names are
     numbers, by its position (from 0). If no name belongs to a video or DICOM source, the
-    annotations are taken in their natural order, one for each frame.
+    annotations are taken in their natural order, one for each frame. No annotation has two frames.
 
     Args:
         path: Where the annotations are, for messages.
@@ -132,7 +132,7 @@ class AnnotatedLocations(Locator):
         self._by_name |= {name: name for name in self.names}
         self._numbered = all(name.isdecimal() for name in self.names)
         self._ordered, self._smallest = False, SMALLEST_AREA
-        self._found: set[str] = set()
+        self._found: dict[str, int] = {}
 
     @abstractmethod
     def annotation(self, name: str) -> Annotation:
@@ -179,12 +179,20 @@ class AnnotatedLocations(Locator):
         self.report.add("noted", "annotation without a frame", unused)
 
     def locate(self, frame: SourceFrame, *, trim: bool) -> Located:
-        """Return the frame without padding, and its annotated lesions."""
+        """Return the frame without padding, and its annotated lesions.
+
+        Raises:
+            GatesError: Its annotation was that of another frame already.
+        """
         name = self._name_of(frame)
         if name is None:
             self.report.add("noted", "frame without a location", [frame.key])
             return trimmed(frame.image, trim=trim)
-        self._found.add(name)
+        if self._found.setdefault(name, frame.index) != frame.index:
+            raise GatesError(
+                f"{self.path}: {name!r} names two frames, the second is {frame.key}: name frames"
+                " with their folders, and rename one where only the endings differ"
+            )
         annotation = self.annotation(name)
         if annotation.size is not None:
             image, (left, top) = stated_part(frame.image, annotation.size)

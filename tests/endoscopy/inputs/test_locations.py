@@ -126,6 +126,22 @@ def test_cells_of_boxes_that_would_be_lost_are_refused(text, words, tmp_path):
         CsvLocations(tmp_path / "boxes.csv")
 
 
+@pytest.mark.fault("46 neighbors")
+@pytest.mark.parametrize("names", [("p1/a.png", "p2/a.png"), ("a.png", "a.bmp")])
+def test_a_box_that_two_frames_could_have_is_refused(names, tmp_path, pictures):
+    for name, picture in zip(names, pictures, strict=False):
+        (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(tmp_path / "source" / name)
+    (tmp_path / "boxes.csv").write_text("frame,xmin,xmax,ymin,ymax\na.png,10,30,12,40\n")
+    with pytest.raises(GatesError, match=r"'a' names two frames, the second is .*a: name frames"):
+        located(tmp_path / "source", CsvLocations(tmp_path / "boxes.csv"))
+    if "/" in names[0]:
+        rows = "\n".join(f"{name},10,30,12,40" for name in names)
+        (tmp_path / "boxes.csv").write_text(f"frame,xmin,xmax,ymin,ymax\n{rows}\n")
+        found = located(tmp_path / "source", CsvLocations(tmp_path / "boxes.csv"))
+        assert [len(lesions) for _, lesions in found] == [1, 1]
+
+
 def test_several_lesions_on_a_frame_keep_their_names(tmp_path, pictures, write):
     folder = write.images(tmp_path / "folder", pictures)
     rows = ["frame_id,bbox_xmin,bbox_xmax,bbox_ymin,bbox_ymax,unique_id"]
