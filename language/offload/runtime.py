@@ -371,7 +371,8 @@ def attach_offload(
 def _slabs(store: ExpertStore, budget: float) -> int:
     """Return how many slabs a budget holds."""
     known = isinstance(budget, int | float) and not isinstance(budget, bool)
-    if not known or not 0 <= budget < math.inf:
+    odd = isinstance(budget, float) and 1 < budget < store.slab_bytes  # bytes, fraction of bytes?
+    if not known or odd or not 0 <= budget < math.inf:
         raise GatesError(
             f"the budget is {budget!r}, expected bytes, or a fraction of all experts up to 1.0"
         )

@@ -194,6 +194,10 @@ class ObservationTable:
             if name != "time":
                 columns[name] = _converted(columns[name], name, kind)
         table = pd.DataFrame(columns).reset_index(drop=True)
+        if "unit" in frame:
+            raise GatesError(
+                "observations have a column unit; did you mean units? rename or drop it"
+            )
         if "units" in frame:
             _convert_units(table, frame["units"].reset_index(drop=True))
         _check_positions(table)

@@ -152,6 +152,8 @@ class ReadReport:
         }
 
 
+UNKNOWN = ("nan", "na", "n/a", "none", "<na>", "-")
+"""What stands for a missing object or patient, in any case."""
 NUMBERS = (*BOX, "width", "height", "gt_minor", "distance_mm")
 
 
@@ -272,7 +274,7 @@ def clean(
     frames = frames.reset_index(drop=True)
     ids = frames["unique_id"].astype("string").fillna("").str.strip()
     ids = ids.str.replace(r"^(\d+)\.0+$", r"\1", regex=True)  # read as floating point
-    frames["unique_id"] = ids.where(~ids.str.lower().isin(["nan", "none", "<na>"]), "").astype(str)
+    frames["unique_id"] = ids.where(~ids.str.lower().isin(UNKNOWN), "").astype(str)
     numbers = pd.to_numeric(frames["frame_id"], errors="coerce")
     whole = numbers.notna().all() and (numbers % 1 == 0).all()
     frames["frame_id"] = (
@@ -280,6 +282,9 @@ def clean(
     )
     for name in TEXT & set(frames.columns) - {"unique_id"}:
         frames[name] = frames[name].astype(object).where(frames[name].notna(), "").astype(str)
+    if "patient" in frames:
+        known = ~frames["patient"].str.strip().str.lower().isin(UNKNOWN)
+        frames["patient"] = frames["patient"].where(known, "")
     named = frames["unique_id"] != ""
     report.add("excluded", "object has no id", frames.loc[~named, "frame_path"])
     frames = frames[named].reset_index(drop=True)

@@ -337,6 +337,7 @@ def test_bad_inputs_are_one_line(checkpoint, load, refuses, tmp_path):
         GatesError,
         (r"holds 5 experts of 9,216 bytes.* at least 55,296 bytes$", lambda: load(budget=55_295)),
         (r"at least 55,296 bytes$", lambda: load(budget=0.0)),
+        ("the budget is 1.5, expected bytes, or a fraction", lambda: load(budget=1.5)),
         ("the budget is -1, expected bytes, or a fraction", lambda: load(budget=-1)),
         ("the budget is nan", lambda: load(budget=float("nan"))),
         ("the budget is '0.25', expected bytes, or a", lambda: load(budget="0.25")),

@@ -196,6 +196,12 @@ def test_a_time_that_is_a_number_is_shown_as_it_is():
         ObservationTable.from_frame(reports(time=np.full(5, 52.5)))
 
 
+@pytest.mark.fault("46 neighbors")
+def test_a_column_unit_is_not_taken_for_none():
+    with pytest.raises(GatesError, match=r"a column unit; did you mean units\?"):
+        ObservationTable.from_frame(reports(unit="K"))
+
+
 def test_the_suffix_decides_and_others_are_refused(tmp_path):
     table = ObservationTable.from_frame(reports())
     assert table.write(tmp_path / "table.CSV").read_text().startswith("time,")

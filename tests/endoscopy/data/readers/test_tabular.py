@@ -367,6 +367,15 @@ def test_cells_of_a_table_that_would_be_lost_are_refused(old, new, words, make_t
         read_frame_table(path, check_images=False)
 
 
+@pytest.mark.fault("46 neighbors")
+@pytest.mark.parametrize("word", ["NA", "nan", "None", " - "])
+def test_missing_patients_are_not_one_patient(word, make_table, tmp_path):
+    names = [word, word, word, "p", "p", "p"]
+    path = write(make_table({"a": 3, "b": 8}), tmp_path / "a.csv", patient=names)
+    read, _ = read_frame_table(path, check_images=False)
+    assert list(read.frames["patient"]) == ["", "", "", "p", "p", "p"]
+
+
 def test_tables_are_joined_by_keys_not_by_the_order_of_rows(make_table, tmp_path):
     """The split file lists the same rows in another order; row masks would leak silently."""
     names = [f"00{k}-001_1" for k in range(9)]
