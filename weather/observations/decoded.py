@@ -9,6 +9,7 @@ from typing import NamedTuple, Self
 import numpy as np
 import pandas as pd
 
+from harness.files.texts import read_utf8
 from weather.observations import conversions
 from weather.observations.conversions import inconsistent_levels
 from weather.observations.report_table import observation_error
@@ -212,5 +213,9 @@ class Found(NamedTuple):
 
 
 def read_lines(path: Path) -> list[str]:
-    """Return the lines of a text file, with what is no UTF-8 replaced."""
-    return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    """Return the lines of a text file.
+
+    Raises:
+        GatesError: It is not UTF-8.
+    """
+    return read_utf8(path).splitlines()

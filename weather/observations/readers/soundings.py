@@ -64,7 +64,7 @@ def read_igra(path: Path, period: Period) -> Found:
 def _lines(path: Path) -> list[str]:
     """Return the lines of a text file, or of the only file in an archive."""
     if not zipfile.is_zipfile(path):
-        return path.read_text(encoding="ascii", errors="replace").splitlines()
+        return read_lines(path)
     try:
         with zipfile.ZipFile(path) as archive:
             (member,) = archive.infolist()

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from core_gates.errors import GatesError
+from weather.observations.decoded import read_lines
 from weather.observations.readers.formats import read_csv_table, read_parquet_table
 from weather.observations.readers.metar import (
     decode,
@@ -65,6 +66,13 @@ def test_other_columns_are_named(tmp_path):
 
 
 KNOT = 0.514444
+
+
+@pytest.mark.fault("46 neighbors")
+def test_reports_in_another_encoding_are_refused(tmp_path):
+    (tmp_path / "t.txt").write_bytes("METAR EDDB\nRMK Böen\n".encode("latin-1"))
+    with pytest.raises(GatesError, match=r"t.txt, line 2: byte 6 is not UTF-8"):
+        read_lines(tmp_path / "t.txt")
 
 
 def test_a_report_is_decoded_by_the_code():
