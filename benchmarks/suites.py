@@ -26,7 +26,7 @@ class Suite:
 
 
 def parts(*functions: str) -> Callable[[], Iterator[Comparison]]:
-    """Return what yields comparisons of ``module:function``, which is imported only then."""
+    """Return a function that imports each ``module:function`` and yields its comparisons."""
 
     def comparisons() -> Iterator[Comparison]:
         for part in functions:

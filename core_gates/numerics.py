@@ -185,7 +185,7 @@ def widest_float(device: torch.device) -> torch.dtype:
 
 
 def content_version(buffer: Tensor) -> tuple[int, int] | None:
-    """Return what changes with the content of a buffer, which spares reading a device.
+    """Return a key that changes with a buffer's content, without reading it from the device.
 
     None where reading is cheap, on the CPU, or where nothing counts the changes.
     """

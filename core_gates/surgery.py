@@ -210,7 +210,7 @@ def _stage_hosts(name: str, stage: nn.Module) -> Iterator[tuple[str, GateHost]]:
 
 
 def _consumers(model: nn.Module, name: str, stage: nn.Sequential) -> list[nn.Module]:
-    """Return what reads the output of a ResNet stage, and nothing else does."""
+    """Return the modules that read the output of a ResNet stage."""
     assert isinstance(stage.gate, FeatureSelectionGate)
     match = _RESNET_STAGE.fullmatch(name)
     following = f"{match[1]}layer{int(match[2]) + 1}" if match else "the next stage"

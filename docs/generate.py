@@ -87,7 +87,7 @@ def api_page(modules: tuple[str, ...]) -> str:
 
 
 def help_of(*words: str) -> str:
-    """Return what ``gates WORDS --help`` prints."""
+    """Return the text that ``gates WORDS --help`` prints."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
         main([*words, "--help"])

@@ -192,7 +192,7 @@ def memory_of_rank(
 def exchange_of_rank(
     dense: int, tables: list[Table], *, ranks: int, batch_size: int, distinct: float = 1.0
 ) -> Exchange:
-    """Return what a rank sends in a step if every table is spread by rows over all ranks.
+    """Return the traffic of a rank in a step if all tables are split by rows over all ranks.
 
     Of what is looked up, (N − 1) / N lies on other ranks. A ring all-reduce sends 2 (N − 1) / N of
     the gradients.

@@ -311,5 +311,5 @@ class _Text:
         return self._decoder.decode(data[:complete])
 
     def close(self) -> str:
-        """Return what was held back."""
+        """Return the text that was held back, as the stream ends."""
         return self._decoder.decode(self._pending, final=True)

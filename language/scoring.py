@@ -191,7 +191,7 @@ def count_bits(
 def ppmd_bits(
     training: Iterable[Document], documents: Sequence[Document], starts: Iterable[int]
 ) -> np.ndarray:
-    """Return how many bits PPMd needs for the same bytes, knowing all of a document before them.
+    """Return PPMd's bits and the bytes (N, 2) of each document after its start.
 
     PPMd (Shkarin, 2002; variant H) predicts by contexts of up to 64 bytes, counted while it codes.
     It has coded the training documents before, and each document starts from there: in a fork of

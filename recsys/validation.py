@@ -75,11 +75,11 @@ class MultiTaskLoss(nn.Module):
         self.register_buffer("weights", weights, persistent=False)
 
     def forward(self, logits: Tensor, labels: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
-        """Return the losses L (T,), without the weights of the tasks; see `counted`."""
+        """Return the unweighted losses L (T,) of the tasks; see `counted`."""
         return self.counted(logits, labels, mask, weight).losses
 
     def counted(self, logits: Tensor, labels: Tensor, mask: Tensor, weight: Tensor) -> TaskLosses:
-        """Return the losses L (T,), without the weights of the tasks, and which tasks count.
+        """Return the unweighted losses L (T,) of the tasks, and which tasks have any labeled row.
 
         Args:
             logits: Logits (B, T).

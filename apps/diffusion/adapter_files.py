@@ -69,7 +69,7 @@ def _within(folder: Path) -> Iterator[Path]:
 
 
 def base_of(text: str | None) -> Base | None:
-    """Return what an option ``--base`` stands for.
+    """Return the base model that an option ``--base`` names; None without one.
 
     Args:
         text: A family, a folder of diffusers, or None.

@@ -186,7 +186,7 @@ class PairImages(NamedTuple):
         return np.sqrt((gap**2).mean((1, 2, 3)))
 
     def rows(self) -> dict[str, dict[str, np.ndarray]]:
-        """Return what `diffusion.evaluation.figures.sheet_figure` draws."""
+        """Return rows of images by method, for `diffusion.evaluation.figures.sheet_figure`."""
         return {
             caption: {name: images[[place]] for name, images in self.images.items()}
             for place, caption in enumerate(self.captions)

@@ -54,7 +54,7 @@ OTHERS = (
 
 
 def answer(path: Path, contents: Contents) -> Answer:
-    """Return what becomes of a file, and the command that helps."""
+    """Return whether a LoRA file can be used here, and the command that helps."""
     layers, named = contents.layers, " and ".join(contents.text_encoders)
     faults = {
         Answer("family", f"it is an adapter for {OTHERS.format(contents.family)}"): contents.family
@@ -149,7 +149,7 @@ def show_notes(console: Console, left_out: Mapping[str, str], notes: Iterable[st
 
 
 def facts(contents: Contents) -> dict[str, str]:
-    """Return what a file is, as text."""
+    """Return a LoRA file's format, base, rank and size as text, by label."""
     described, layers = contents.description, contents.layers.values()
     parts = [f"{len(layers)} of the transformer"]
     parts += [f"{len(layers)} of {name}" for name, layers in contents.text_encoders.items()]

@@ -125,7 +125,7 @@ class Settings(NamedTuple):
     roles: Mapping[str, str] = {}
 
     def check(self) -> None:
-        """Refuse options that the method does not use.
+        """Refuse options that the method does not use, that it lacks, or whose values are wrong.
 
         Raises:
             GatesError: One is given, or one that it needs is not.

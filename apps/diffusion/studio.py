@@ -97,7 +97,7 @@ class Finder:
         return self.library.load(name)
 
     def described(self, name: str, prompt: str) -> dict[str, Any]:
-        """Return what is known about an adapter, and why it was found, as plain values.
+        """Return an adapter's metadata and why the search found it, as plain values.
 
         Args:
             name: Of the adapter.
@@ -149,7 +149,7 @@ MODES = (GATED, SUM, STRENGTHS, *RIVAL_MODES)
 
 
 def maker(mode: str) -> Any:
-    """Return what `diffusion.fusion.pipeline.AutoLoraPipeline` takes as ``mode``.
+    """Return the mode, or a function that makes the rival of that name.
 
     Raises:
         GatesError: There is no such mode, or it needs more than adapters and gates.
@@ -278,12 +278,12 @@ class Studio:
         return options
 
     def unread(self, prompt: str) -> str:
-        """Return what a user has to know of a prompt that is too long; empty if it is read."""
+        """Return a warning that a prompt is too long for the text encoder, or nothing."""
         rest = self.pipe.text.unread(prompt) if isinstance(self.pipe.text, MiniLM) else ""
         return f"the prompt is too long for this base, which does not read {rest!r}" if rest else ""
 
     def unknown(self, prompt: str, scores: Mapping[str, float | None]) -> str:
-        """Return what the embedded base can draw where a prompt asks for something else.
+        """Return a warning that the embedded base cannot draw what a prompt asks for.
 
         Such a prompt names no shape of the base, and calls no adapter that is not one of a style.
 
@@ -350,7 +350,7 @@ def studio(
     mode: str = GATED,
     check: Callable[["Studio"], object] = lambda _: None,
 ) -> closing[Studio]:
-    """Return what makes images, after the library was brought up to date; its end closes the index.
+    """Return a studio on an up-to-date library of adapters, as a context that closes its index.
 
     Args:
         sources: Where everything is read from.

@@ -213,7 +213,7 @@ def run_pieces(
 
 
 def baseline_pieces(sizers: Sizers, budget: Budget) -> list[Piece]:
-    """Return what baselines without a network are fitted to."""
+    """Return one piece of work for each set of objects that the baselines are fitted to."""
     settings = split_settings(sizers.datamodule)
     if sizers.rendering is not None and "synthetic" in sizers.datamodule.sources:
         settings |= rendering_settings(sizers.rendering.config)
@@ -267,7 +267,7 @@ def score_honest(run: Run, sizers: Sizers, budget: Budget) -> Path:
 
 
 def predicted(piece: Piece, job: Job, *, sizers: Sizers) -> pd.DataFrame:
-    """Return what a newly trained network predicts for the test objects."""
+    """Train the network of a piece and return its predictions for the test objects."""
     return kept_columns(_objects(piece, job, sizers, "test"))
 
 
@@ -277,7 +277,7 @@ def trial(piece: Piece, job: Job, *, sizers: Sizers) -> dict[str, float]:
 
 
 def baselines(piece: Piece, job: Job, *, sizers: Sizers) -> pd.DataFrame:
-    """Return what baselines without a network predict for the test objects."""
+    """Fit the baselines without a network and return their predictions for the test objects."""
     data = sizers.data(Training(seed=piece.seed or 0, objects=int(piece.keys["n"])))
     job.note(objects=data.training_objects())
     job.tick()

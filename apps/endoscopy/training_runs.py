@@ -142,7 +142,7 @@ OPTIONS = signature(SizingModule).parameters
 
 
 def decisive(settings: Mapping[str, Any], sizers: Sizers) -> dict[str, Any]:
-    """Return what determines a network: settings of the Trainer and of the domain."""
+    """Return the settings that determine a network, of the Trainer and of the domain."""
     trained = {n: v for n, v in settings.items() if n.startswith((TRAINER, CHECKPOINT))}
     return trained | sizers.settings()
 

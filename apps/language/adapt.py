@@ -213,7 +213,7 @@ class Adaptation:
         return self.run.obtain(self.store, pieces, work, ticks=self.recipe.steps, unit="steps")
 
     def outputs(self, pieces: Sequence[Piece]) -> list[Tensor]:
-        """Return what adapters return for the held-out rows (N, C), computed if it is missing."""
+        """Return the logits (N, C) of each adapter for held-out rows, computed if missing."""
         store = self.run.store(OUTPUTS, Arrays())
         wanted = [
             self.run.piece(p.method, p.seed, p.keys, start=p.fingerprint, data=self.texts.digest)
@@ -238,7 +238,7 @@ def held_out_outputs(
     places: dict[str, Path],
     context: int,
 ) -> dict[str, Tensor]:
-    """Return what `outputs_of_adapter` does, as the work on a piece."""
+    """Return the logits (N, C) of the adapter of a piece, by `outputs_of_adapter`."""
     return {OUTPUTS: outputs_of_adapter(places[piece["start"]], folder, texts, context)}
 
 

@@ -154,7 +154,7 @@ def bars_of_task(rows: Sequence[Row], task: str, bars: AdapterBars, plain: str) 
 
 
 def headline(rows: Sequence[Row], task: str, plain: str) -> str:
-    """Return what SoRA reaches, and whether its gates select or their draw does."""
+    """Return a sentence on SoRA's score, and whether its gates or their random start select."""
     metric = rows[0].metric  # that a task is told by
     gaps = {row.method: row for row in rows if row.versus == SORA and row.metric == metric}
     sizes = {

@@ -370,7 +370,7 @@ def bars_of_kind(kind: Kind, rows: Sequence[Row], wanted: Bars) -> list[Bar]:
 
 
 def headline(kind: Kind, rows: Sequence[Row]) -> str:
-    """Return what gates reach, next to a map without content and to the best rival."""
+    """Return a sentence on the scores of gates, of a content-free map and of the best rival."""
     share = next(r for r in rows if (r.method, r.metric) == (GATE, OF_ORACLE))
     gaps = {r.method: r for r in rows if (r.metric, r.versus) == (MASS, GATE)}
     best = max(gaps.keys() - {ORACLE, BY_SUM}, key=lambda method: gaps[method].value)

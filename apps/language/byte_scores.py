@@ -390,7 +390,7 @@ def shown_name(document: Document) -> str:
 
 
 def headline(rows: Collection[Row]) -> str:
-    """Return what the decoder reaches, and which rivals it does not beat, told more or not.
+    """Return a sentence on the decoder's score and the rivals that it does not beat.
 
     One is beaten where the whole interval of its difference from the decoder lies above 0.
 

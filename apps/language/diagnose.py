@@ -167,7 +167,7 @@ def _means(values: Mapping[str, np.ndarray]) -> Scores:
 
 
 def headline(rows: Sequence[Row]) -> str:
-    """Return what the figures of all layers are, in a sentence."""
+    """Return a sentence on the figures of all layers."""
     row_of = {row.metric: row for row in rows if row.method == ALL_LAYERS}
     first, largest = row_of[FIRST], row_of[LARGEST].value
     interval = f" [{first.low:.1%}, {first.high:.1%}]" if first.n > 1 else " of one document"
@@ -213,6 +213,6 @@ def figure_of(diagnoses: Sequence[Diagnosis], title: str) -> Figure:
 
 
 def shown_of(documents: int) -> str:
-    """Return what is drawn of so many documents."""
+    """Return a caption that says how many documents a figure draws."""
     many = f"medians over {documents} documents, and their range"
     return many if documents > 1 else "figures of one document"

@@ -155,7 +155,7 @@ def rows_of(facts: dict[Piece, Any]) -> list[Row]:
 
 
 def headline(rows: Sequence[Row]) -> str:
-    """Return what each level loses after equal training."""
+    """Return a sentence on how much loss each level adds after equal training."""
     said = [
         f"{row.method} {row.value:+.4f} [{row.low:+.4f}, {row.high:+.4f}]"
         for row in rows

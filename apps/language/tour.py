@@ -127,7 +127,7 @@ def _draw(
 
 
 def drawn(counts: ByteCounts, prompt: str, length: int) -> str:
-    """Return what counts add to a prompt, letters of ASCII drawn one after the other."""
+    """Return a prompt's continuation, ASCII letters drawn one by one from adaptive counts."""
     text, generator = prompt, np.random.default_rng(0)
     for _ in range(length):
         known = text[-counts.order :] if counts.order else ""

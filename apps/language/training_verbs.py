@@ -110,7 +110,7 @@ class LanguageTrainer(GatesRunTrainer):
         Study(run, datamodule, seeds).add_documents(page)
 
     def report_options(self) -> dict[str, Any]:
-        """Return what intervals are drawn from."""
+        """Return the options of a report that name the units its intervals are drawn from."""
         return {"units": "documents"}
 
 

@@ -50,7 +50,7 @@ class Training:
     scored: int = 4096
 
     def settings(self) -> dict[str, Any]:
-        """Return what decides results, after it was checked.
+        """Check the settings that determine results, and return them.
 
         Raises:
             GatesError: A number is out of range, or a part has no glyphs.
@@ -190,7 +190,7 @@ class Comparison:
         )
 
     def gate_rows(self, pieces: Sequence[Piece], task: str, *, kept: bool = True) -> list[Row]:
-        """Return what gates do with the test pairs, means over seeds.
+        """Return rows on how the gates route the test pairs, means over seeds.
 
         Args:
             pieces: Of the networks.
@@ -233,7 +233,7 @@ class Comparison:
 
 
 def measured(network: TwoDigitNetwork, test: Pairs, batch: int = 512) -> dict[str, float]:
-    """Return what the gates of a network do with pairs, and what that costs.
+    """Return the accuracy, routing and cost of a network on pairs, by name.
 
     Returns:
         ``active experts`` of a gate; ``load CV``, NaN if a gate is closed; ``entropy`` of a pair in

@@ -197,7 +197,7 @@ class _Study:
         )
 
     def training_rows(self) -> list[Row]:
-        """Return what every training cost, how it ended, and what its gates do."""
+        """Return rows on each training: its cost, final loss and routing."""
         rows = []
         for name, trained in self.found.items():
             ends = [dict(zip(COLUMNS, training.curve[-1], strict=True)) for training in trained]
@@ -235,7 +235,7 @@ class _Study:
         return rows
 
     def spawning_rows(self) -> list[Row]:
-        """Return what spawning changes of the loss, of each kind of gate and temperature."""
+        """Return rows: how spawning changes the loss, by kind of gate and temperature."""
         rows = []
         if OWN in self.found:
             torch.manual_seed(0)

@@ -112,7 +112,7 @@ def _cost(begin: float) -> dict[str, Any]:
 
 
 def trainer_options(piece: Piece) -> dict[str, Any]:
-    """Return what a piece sets of Lightning's Trainer."""
+    """Return the options of Lightning's Trainer that a piece sets."""
     named = {n: value for n, value in piece.settings.items() if n.startswith(TRAINER)}
     return {n.removeprefix(TRAINER): value for n, value in named.items()}
 
@@ -253,7 +253,7 @@ class Comparison(Splits):
         return choices
 
     def known(self) -> dict[str, Choice]:
-        """Return what was tuned before; nothing is computed."""
+        """Return the settings tuned before, by variant; nothing is computed."""
         choices: dict[str, Choice] = {}
         for name, method_settings in self.own(self.folds[0]).items():
             settings = {**method_settings, "space": self.contest.boxes().get(name)}

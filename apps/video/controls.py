@@ -119,7 +119,7 @@ def score_control(piece: Piece, job: Job, places: Places) -> dict[str, float]:
 
 
 def estimate_uniform(piece: Piece, job: Job) -> dict[str, Any]:
-    """Return what logs of the world of a piece estimate of the uniform policy."""
+    """Redraw the logs of a piece's world, and return their estimates for a uniform policy."""
     options = {
         name.removeprefix(_REDRAWN): value
         for name, value in piece.settings.items()

@@ -98,7 +98,7 @@ class Shards:
         return self.root / f"{part.name}.parquet"
 
     def footer(self, part: Part) -> dict[bytes, bytes]:
-        """Return what the predictions of a file hold about their origin."""
+        """Return the metadata that a predictions file stores about its origin."""
         return {ORIGIN: json.dumps(self._wanted(part), sort_keys=True).encode()}
 
     def writing(self, part: Part) -> AbstractContextManager[Path]:

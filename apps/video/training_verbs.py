@@ -180,7 +180,7 @@ class VideoTrainer(GatesRunTrainer):
         add_figures(page, self._drawn)
 
     def report_options(self) -> dict[str, Any]:
-        """Return what methods set by themselves, and how intervals and trials are named."""
+        """Return report options: the settings of each method, and names of intervals and trials."""
         shown = self._drawn
         user = shown.data(shown.folds[0]).schema.user
         return {

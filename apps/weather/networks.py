@@ -61,7 +61,7 @@ def network_piece(
 
 
 def fit_piece(run: Run) -> Piece | None:
-    """Return what ``fit`` trains, as ``evaluate`` names it; None for a network of no form."""
+    """Return the piece that ``fit`` trains, as ``evaluate`` names it; None without a form."""
     given, seed = run.settings.pop("seed", 0), run.settings.get(SOURCE_SEED, 0)
     form = form_of(run.settings)
     if form is None:
@@ -73,7 +73,7 @@ def fit_piece(run: Run) -> Piece | None:
 
 
 def correction_piece(run: Run, form: str) -> Piece:
-    """Return what ``fit --form`` trains, whose start is among the settings of the run."""
+    """Return the piece that ``fit --form`` trains; its settings name the network it starts from."""
     return run.piece(form, run.settings.pop("seed", 0))
 
 
@@ -259,7 +259,7 @@ class Networks:
         return self.store.load(self.pieces[form, seed], tested=self.tested)
 
     def start(self, form: str) -> list[str]:
-        """Return what identifies the networks of a form."""
+        """Return the fingerprints of the networks that a correction of a form may start from."""
         if self.pinned is not None:
             return [str(self._start)]
         return [piece.fingerprint for (name, _), piece in self.pieces.items() if name == form]

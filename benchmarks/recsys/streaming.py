@@ -276,7 +276,7 @@ class StreamStudy(Study):
 
 
 def headline(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return what the pass and the kills have shown, in a sentence; nothing while one lacks."""
+    """Return a sentence on the whole pass and the kills; empty while one of them is missing."""
     if not {"one_pass", "kills"} <= found.keys():
         return ""
     read, killed = found["one_pass"], found["kills"]

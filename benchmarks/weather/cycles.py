@@ -119,7 +119,7 @@ def comparisons() -> Iterator[Comparison]:
 
 
 def shallow_water() -> Comparison:
-    """Return what a member costs in a batch of twenty against alone; the bar is a quarter."""
+    """Compare the time of a member in a batch of twenty with one alone; the bar is a quarter."""
 
     def build(load: Load) -> Mapping[str, Call]:
         return forecasts(load("weather.models.shallow_water.model").ShallowWater())

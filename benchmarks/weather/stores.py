@@ -220,7 +220,7 @@ class _Cache:
         return self._calls
 
     def resident(self) -> float:
-        """Return what the process takes while it reads, beyond what it had before, in bytes."""
+        """Return the peak memory in bytes that reading adds to the process."""
         gc.collect()
         return_freed_memory()
         with MemoryMeter(every=0.02) as meter:

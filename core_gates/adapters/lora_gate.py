@@ -392,7 +392,7 @@ class AdapterContext(nn.Module):
         self.version += 1
 
     def opening(self) -> Tensor | float:
-        """Return what the switch multiplies adapters by (K,); 1 without one."""
+        """Return the factor (K,) of the switch for each adapter; 1 without a switch."""
         if self.switch is None:
             return 1.0
         device = self.switch.device
@@ -400,7 +400,7 @@ class AdapterContext(nn.Module):
         return torch.where(self.known.to(device), logits.sigmoid(), 1.0)
 
     def forward(self, factors: Tensor | None) -> Tensor | float:
-        """Return what adapters are multiplied by (K,) in a layer whose gate has some factors."""
+        """Return the factor (K,) of each adapter in a layer: the switch times the layer's gate."""
         return self.opening() if factors is None else self.opening() * self.weights(factors)
 
     def weights(self, factors: Tensor) -> Tensor:

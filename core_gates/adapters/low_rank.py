@@ -40,7 +40,7 @@ class LowRank(NamedTuple):
         return self.down.shape[0]
 
     def delta_weight(self, weight: Tensor | None = None) -> Tensor:
-        """Return what the adapter adds to the weight (out_features, in_features).
+        """Return the change (out_features, in_features) that the adapter adds to the weight.
 
         Args:
             weight: That of the layer, which an adapter with a magnitude needs.

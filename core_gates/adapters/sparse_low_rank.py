@@ -190,7 +190,7 @@ class SparseLowRank(nn.Module):
         self.lora_gate.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return what the adapter adds to the layer's output."""
+        """Return the adapter's output, which is added to the layer's."""
         hidden = F.linear(F.dropout(x, self.dropout, self.training), self.lora_A)
         return F.linear(self.scale.to(hidden.dtype) * self.lora_gate(hidden), self.lora_B)
 
@@ -223,7 +223,7 @@ class SparseLowRank(nn.Module):
 
     @torch.no_grad()
     def delta_weight(self) -> Tensor:
-        """Return what the adapter adds to the layer's weight (D', D)."""
+        """Return the change (D', D) that the adapter adds to the layer's weight."""
         return self.export().delta_weight()
 
     @torch.no_grad()

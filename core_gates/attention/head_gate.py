@@ -30,7 +30,7 @@ def rotary_table(
     frequencies: Tensor | Sequence[float] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> RotaryTable:
-    """Return what turns pair i of D features by ``position * theta ** (-2 i / D)``.
+    """Return cosines and sines that rotate feature pair i by ``position * theta ** (-2 i / D)``.
 
     All layers of a model with the same heads and base use the same table: compute it once a pass.
 

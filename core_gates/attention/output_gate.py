@@ -195,7 +195,7 @@ class GatedAttention(nn.Module):
         return values if padding_mask is None else values[~padding_mask]
 
     def project(self, x: Tensor, rotary: RotaryTable | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what heads attend with, rotated and gated where the gate sits before.
+        """Return queries, keys and values of all heads, gated where set, then rotated.
 
         Args:
             x: Tokens (B, T, dim).

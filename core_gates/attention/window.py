@@ -128,7 +128,7 @@ class WindowLayout:
         return shape_constant(_inside, self, device) if any(self.padding) else None
 
     def mask(self, device: torch.device) -> Tensor | None:
-        """Return what is added to attention logits, ``(depth * latitude windows, N, N)``.
+        """Return the mask added to attention logits, ``(depth * latitude windows, N, N)``.
 
         Cells that the roll brought together across the top and bottom or the two poles get
         `MASKED`. Longitude is periodic, therefore never masked and without an axis here; None if

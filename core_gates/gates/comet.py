@@ -235,7 +235,7 @@ class CometGate(Gate):
         ids: Tensor | None = None,  # noqa: ARG002
         padding_mask: Tensor | None = None,
     ) -> Tensor:
-        """Return what each of the J = ``k`` trees contributes to the weights (..., J, E)."""
+        """Return the weights (..., J, E) of each of the J = ``k`` trees before they are summed."""
         return ignored_as_zero(self._select(x, padding_mask)[0], padding_mask)
 
     def extra_repr(self) -> str:

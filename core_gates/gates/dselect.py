@@ -109,7 +109,7 @@ class DSelectKGate(Gate):
         ids: Tensor | None = None,  # noqa: ARG002
         padding_mask: Tensor | None = None,
     ) -> Tensor:
-        """Return what each of the J = ``k`` selectors contributes to the weights (..., J, E)."""
+        """Return the weights (..., J, E) of the J = ``k`` selectors before they are summed."""
         shares, choices = self._select(x, padding_mask)
         selectors = (shares.unsqueeze(-1) * choices).expand(*x.shape[:-1], -1, -1)
         return ignored_as_zero(selectors, padding_mask)

@@ -100,7 +100,7 @@ class PermutedGate(StagedGate):
         super().advance(step)
 
     def resume(self, step: int) -> None:
-        """React to a number of updates that the buffer got other than by an update.
+        """Enter the phase of a step count that was loaded or set, not reached by an update.
 
         Raises:
             ValueError: The search should be over, but its end has fixed no permutation.

@@ -34,7 +34,7 @@ class Stretch(NamedTuple):
 
 
 def stretches_of(counts: Sequence[int], runs: Sequence[int]) -> list[Stretch]:
-    """Return groups, neighbors alike taken together.
+    """Merge neighboring groups of equal experts and inputs into stretches.
 
     Args:
         counts: Experts of each group.
@@ -357,7 +357,7 @@ class StackedExperts(nn.Module):
         return cast(Tensor, self("chosen", x, indices, used=used))
 
     def forward(self, method: Method, *inputs: Any, used: Tensor | None = None) -> Tensor:  # noqa: ARG002
-        """Return what the method of that name does.
+        """Call the method of that name, and return its result.
 
         All go through here, so that hooks on the module (FSDP gathers its parameters in one) run.
 

@@ -148,7 +148,7 @@ class Gate(nn.Module, ABC):
         return routing.to_dense(self.num_experts).weights.unsqueeze(-2)
 
     def summary(self, routing: RoutingOutput) -> Tensor:
-        """Return what `update` needs to know of a routing.
+        """Return the load statistics of a routing that `update` needs.
 
         Sums over micro-batches and ranks must be what it needs to know of the joined batch.
 

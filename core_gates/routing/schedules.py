@@ -307,13 +307,13 @@ class StagedGate(SteppedGate):
         self.enter(step)
 
     def enter(self, step: int) -> None:
-        """React to the number of updates, which the buffer holds already."""
+        """Enter the phase that belongs to ``step`` updates."""
         self._known_step = step
         self._stage = self.stage_at(step)
         self._known_version = content_version(self.step)
 
     def resume(self, step: int) -> None:
-        """React to a number of updates that the buffer got other than by an update."""
+        """Enter the phase of a step count that was loaded or set, not reached by an update."""
         self.enter(step)
 
     def stage_at(self, step: int) -> int:

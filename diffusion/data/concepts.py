@@ -21,7 +21,7 @@ class Concept(NamedTuple):
     kind: Kind
 
     def scenes(self, part: Part) -> list[Scene]:
-        """Return its scenes in a part: in the styles of the base, or of the shapes of the base."""
+        """Return the scenes of a part, in the styles or of the shapes of the base."""
         if self.kind == "subject":
             return scenes(part, shapes=[self.name])
         return scenes(part, styles=[(self.name,)])
@@ -69,7 +69,7 @@ class Combination(NamedTuple):
         return " + ".join(self.adapters)
 
     def scenes(self, part: Part) -> list[Scene]:
-        """Return its scenes in a part."""
+        """Return the scenes of a part."""
         return scenes(part, [self.subject], [self.styles])
 
 

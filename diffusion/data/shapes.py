@@ -34,7 +34,7 @@ class Plane(NamedTuple):
         return (self.x >= left) & (self.x <= right) & (self.y >= top) & (self.y <= bottom)
 
     def polygon(self, *corners: tuple[float, float]) -> Mask:
-        """Return what lies within a polygon, by the even-odd rule."""
+        """Return the mask of pixels inside a polygon, by the even-odd rule."""
         inside = np.zeros(self.x.shape, dtype=bool)
         for (x0, y0), (x1, y1) in zip(corners, (*corners[1:], corners[0]), strict=True):
             if y0 != y1:

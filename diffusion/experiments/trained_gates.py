@@ -181,11 +181,11 @@ class GatesForm:
     """A file of trained gates, or of another fusion that is trained, in bfloat16."""
 
     def save(self, folder: Path, result: Mapping[str, torch.Tensor]) -> None:
-        """Write it."""
+        """Write tensors to their file."""
         save_trained(folder / FILE, result)
 
     def load(self, folder: Path) -> dict[str, torch.Tensor]:
-        """Read it.
+        """Read tensors from their file.
 
         Raises:
             GatesError: It is missing or damaged.
@@ -306,7 +306,7 @@ def fitted(
     roles: Mapping[str, str] | None = None,
     **files: Path | None,
 ) -> dict[str, torch.Tensor]:
-    """Return what is trained on tasks, by the names of its file.
+    """Train gates on tasks, and return their tensors by the names they have in the file.
 
     Args:
         piece: What is trained.

@@ -40,7 +40,7 @@ def common_words(count: int) -> list[str]:
 
 @torch.no_grad()
 def given(base: EmbeddedBase, texts: Sequence[str]) -> list[Tensor]:
-    """Return what each of the layers is given under texts (N, in_features), a mean over tokens."""
+    """Return the input (N, in_features) of each layer for N texts, averaged over tokens."""
     model, seen = base.transformer, {name: list[Tensor]() for name in LAYERS}
     hooks = [
         model.get_submodule(name).register_forward_pre_hook(

@@ -62,11 +62,11 @@ class BaseForm:
     """The folder of an embedded base."""
 
     def save(self, folder: Path, result: EmbeddedBase) -> None:
-        """Write it."""
+        """Write a result to its folder."""
         result.save(folder)
 
     def load(self, folder: Path) -> EmbeddedBase:
-        """Read it."""
+        """Read a result from its folder."""
         return EmbeddedBase.load(folder)
 
 
@@ -139,12 +139,12 @@ class AdapterForm:
     """A LoRA file in the names of diffusers, called as its title."""
 
     def save(self, folder: Path, result: LoraBundle) -> None:
-        """Write it."""
+        """Write a result to its folder."""
         name = slug(result.metadata["modelspec.title"])
         save_lora(result, folder / f"{name}.safetensors")
 
     def load(self, folder: Path) -> LoraBundle:
-        """Read it.
+        """Read a result from its folder.
 
         Raises:
             GatesError: It is missing or damaged.
@@ -168,7 +168,7 @@ class ZooForm:
     """A folder of LoRA files in the names of diffusers, called as their concepts."""
 
     def save(self, folder: Path, result: Mapping[str, LoraBundle]) -> None:
-        """Write them."""
+        """Write each adapter to the folder as a LoRA file called by its name."""
         for name, bundle in result.items():
             save_lora(bundle, folder / f"{name}.safetensors")
 
@@ -313,7 +313,7 @@ class EncoderForm:
     """The folder of an encoder, in bfloat16."""
 
     def save(self, folder: Path, result: TrainedEncoder) -> None:
-        """Write it."""
+        """Write a result to its folder."""
         save_encoder(
             folder / FOLDER,
             result.encoder,
@@ -322,7 +322,7 @@ class EncoderForm:
         )
 
     def load(self, folder: Path) -> TrainedEncoder:
-        """Read it."""
+        """Read a result from its folder."""
         return load_encoder(folder / FOLDER)
 
 
@@ -403,7 +403,7 @@ def config_of(piece: Piece, shape: Shape, examples: Sequence[Example], dim: int)
 
 
 def reader_of(shape: Shape) -> Load:
-    """Return what reads adapters of a base, and refuses those of others."""
+    """Return a loader that reads adapters of one base and refuses those of others."""
     return partial(load_lora, base=shape.modules())
 
 

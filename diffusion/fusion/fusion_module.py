@@ -167,7 +167,7 @@ class FusionModule(L.LightningModule):
             shard(self.fusion.model, self._device_mesh["data_parallel"])
 
     def configure_callbacks(self) -> list[Callback]:
-        """Return what detaches the fusion after an error."""
+        """Return the callback that detaches the fusion after an error."""
         return [_DetachesAfterErrors()]
 
     def on_fit_start(self) -> None:

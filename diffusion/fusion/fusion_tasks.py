@@ -278,7 +278,7 @@ def tasks_of(
     contrast: bool = False,
     seed: int = 0,
 ) -> list[FusionTask]:
-    """Return what gates are trained on.
+    """Return the tasks that gates are trained on.
 
     Images of several adapters are a task of these. Those of one adapter are tasks of it together
     with each of its partners, whose captions are the wrong ones (AutoLoRA, 2025).

@@ -86,7 +86,7 @@ class Generated:
     options: Mapping[str, Any]
 
     def record(self) -> dict[str, Any]:
-        """Return it without the images, for `diffusion.data.pictures.save_picture`."""
+        """Return the result without its images, for `diffusion.data.pictures.save_picture`."""
         plain = {k: v for k, v in self.options.items() if isinstance(v, int | float | str)}
         return {
             "prompt": self.prompt,
@@ -143,7 +143,7 @@ class AutoLoraPipeline:
 
     @property
     def family(self) -> str | None:
-        """Of the transformer."""
+        """The family of the transformer; None if it is unknown."""
         return family_of(self.model)
 
     def __call__(

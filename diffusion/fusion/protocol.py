@@ -318,7 +318,7 @@ def modules_of(adapters: Mapping[str, LoraBundle]) -> list[str]:
 
 
 def plain_factors(adapters: Mapping[str, LoraBundle], module: str) -> dict[str, Factors]:
-    """Return what the adapters that change a layer add to its weight.
+    """Return the low-rank factors that each adapter adds to the weight of a layer, by adapter.
 
     Args:
         adapters: Name -> adapter.

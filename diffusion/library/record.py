@@ -34,14 +34,14 @@ class WeightEncoder(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Equal for two encoders only if all embeddings are; it decides what is encoded again."""
+        """Return a key of the encoder; two encoders share it only if all their embeddings agree."""
 
     @property
     def dim(self) -> int:
-        """Numbers of an embedding."""
+        """Length of an embedding."""
 
     def refusal(self, bundle: LoraBundle) -> str | None:
-        """Return why it cannot encode an adapter, in a few words; None if it can."""
+        """Return in a few words why the encoder cannot encode an adapter; None if it can."""
 
     def encode(self, bundle: LoraBundle) -> Tensor:
         """Return the embedding (dim,) of unit length.
@@ -68,7 +68,7 @@ TRIGGERS, TAGS = 16, 64  # triggers and tags that are kept
 
 
 def describe(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Return what the metadata tells, by column; names of kohya's folders are the last triggers."""
+    """Return an adapter's metadata by column; triggers from kohya's folder names come last."""
     stated_facts = inspection.describe(metadata)
     stated = [tag for tag, count in stated_facts.tags.items() if not count]
     return {

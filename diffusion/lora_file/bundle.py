@@ -30,7 +30,7 @@ class Values(NamedTuple):
 
     @classmethod
     def of(cls, factors: Factors) -> "Values":
-        """Return what a pair of factors shows; it is zero if no component is used by both."""
+        """Return facts on the values of a pair of factors: zero if no component is used by both."""
         tensors = [factors.down, factors.up]
         if factors.magnitude is not None:
             tensors.append(factors.magnitude)
@@ -85,7 +85,7 @@ class LazyFactors(Mapping[str, Factors]):
         return name in self._recipes
 
     def examine(self, name: str) -> Values:
-        """Return what the values of a layer show, without expanding LoHa and LoKr."""
+        """Return facts on the values of a layer, without expanding LoHa and LoKr."""
         return self._recipes[name].examine()
 
     def sizes(self) -> dict[str, Sizes]:
@@ -117,7 +117,7 @@ class LoraBundle:
     name: str = ""
 
     def delta_weight(self, module: str, weight: Tensor | None = None) -> Tensor:
-        """Return what is added to the weight of a layer (out_features, in_features).
+        """Return the change (out_features, in_features) added to the weight of a layer.
 
         Args:
             module: diffusers name.

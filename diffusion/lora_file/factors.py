@@ -296,7 +296,7 @@ class Factors(NamedTuple):
         return self.up.shape[0]
 
     def delta_weight(self, weight: Tensor | None = None) -> Tensor:
-        """Return what the adapter adds to the weight (out_features, in_features).
+        """Return the change (out_features, in_features) that the adapter adds to the weight.
 
         Args:
             weight: That of the base, which DoRA needs.
@@ -445,7 +445,7 @@ def spell(name: str) -> Spelled | None:
 
 
 def unsupported(name: str) -> str | None:
-    """Return what a tensor is that has no low-rank form; None if it is unknown."""
+    """Name the kind of a tensor that has no low-rank form; None if it is unknown."""
     return next((what for p, what in _UNSUPPORTED.items() if p.fullmatch(name)), None)
 
 

@@ -83,7 +83,7 @@ class Family(NamedTuple):
         return factor * width if isinstance(factor, int) else None
 
     def misfits(self, shapes: Mapping[str, tuple[int, int]]) -> dict[str, str]:
-        """Return what was expected of each layer whose shape contradicts the other layers.
+        """Return the expected shape, as text, of each layer that contradicts the others.
 
         Args:
             shapes: diffusers name to inputs and outputs.

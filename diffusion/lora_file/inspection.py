@@ -113,7 +113,7 @@ class Description(NamedTuple):
 
 
 def describe(metadata: Mapping[str, str]) -> Description:
-    """Return what metadata tell; what is damaged is passed over.
+    """Read title, triggers and tags from metadata; damaged entries are skipped.
 
     Args:
         metadata: Of the header, see ``SafetensorsFile.metadata``.

@@ -331,7 +331,7 @@ pipeline of diffusers 0.42.1, and the change of each weight compared with what i
 
 
 def verdicts(report: MappingReport) -> list[Verdict]:
-    """Return what diffusers does with each part of a file, the largest part first."""
+    """Return how diffusers treats each part of a file (loads, ignores, fails), largest first."""
     parts = []
     for group in _groups(report):
         rule = next(rule for rule in RULES if rule.holds(group))

@@ -50,7 +50,7 @@ class NameTable:
         self._underscored = {template.replace(".", "_"): row for template, row in rows.items()}
 
     def find(self, stem: str) -> Match | None:
-        """Return what a name without prefix and factor is in diffusers; None if it is unknown."""
+        """Look up the diffusers name of a kohya layer name; None if it is unknown."""
         template = template_of(stem)
         row = self.rows.get(template)
         underscored = row is None

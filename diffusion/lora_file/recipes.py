@@ -58,7 +58,7 @@ def component_of(key: Key, family: str) -> str:
 
 
 def gather(keys: Iterable[Key], family: str) -> tuple[list[Entry], dict[str, str]]:
-    """Gather the tensors of each layer.
+    """Group tensors by layer; return the layers, and why each other tensor is left out.
 
     Returns:
         The layers, and the reason for each tensor that is left out.

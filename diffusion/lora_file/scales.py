@@ -54,7 +54,7 @@ class Settings(NamedTuple):
 
 
 def header_settings(metadata: Mapping[str, str]) -> dict[str, Settings]:
-    """Return what the header states, by component; empty if it states nothing.
+    """Return the settings in the header, by component; empty if there are none.
 
     Raises:
         ContainerError: It is damaged.
@@ -170,7 +170,7 @@ def locate(path: Path, config: Path | None) -> tuple[Path, Path | None]:
 
 
 def name_of(weights: Path) -> str:
-    """Return what a file is called: its stem, or the folder where every file has that stem."""
+    """Return an adapter's name: the file's stem, or its folder's if all files share the stem."""
     return (weights.absolute().parent.name if weights.stem in UNTELLING else "") or weights.stem
 
 

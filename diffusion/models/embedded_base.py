@@ -194,7 +194,7 @@ class EmbeddedBase:
         return pipeline
 
     def encoder(self) -> TextEncoder:
-        """Return its text encoder.
+        """Return the text encoder of the embedded base.
 
         Raises:
             GatesError: A package is missing, or holds another text encoder.

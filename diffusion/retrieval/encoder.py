@@ -225,7 +225,7 @@ class Attention(nn.Module):
         self.to_out = nn.Linear(heads * head_dim, dim)
 
     def forward(self, x: Tensor, visible: Tensor | None) -> Tensor:
-        """Return what each token attends to.
+        """Return the attention output of each token.
 
         Args:
             x: Tokens (n, S, dim).

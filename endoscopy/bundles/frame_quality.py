@@ -125,7 +125,7 @@ def fit_quality(images: np.ndarray, boxes: np.ndarray, *, rate: float = 0.01) ->
 
 
 def frame_statistics(images: np.ndarray, boxes: np.ndarray) -> dict[str, np.ndarray]:
-    """Measure frames.
+    """Measure sharpness, exposure, box and colors of each frame, by the name of the figure.
 
     Args:
         images: (N, H, W, 3) uint8.

@@ -283,7 +283,7 @@ class SizingBundle:
         return InputForm(self.streams, self.image_size, self.aperture, self.outline)
 
     def inputs(self, frames: Sequence[Frame]) -> NetworkInput:
-        """Return what the network reads of frames of any size, on its device."""
+        """Resize frames of any size to the network's input, on its device."""
         device = next(self.model.parameters()).device
         streams, geometry = network_input(frames, self.form)
         streams = {name: value.to(device) for name, value in streams.items()}

@@ -266,7 +266,7 @@ class NetworkInput(NamedTuple):
 
 
 def network_input(frames: Sequence[Frame], form: InputForm) -> NetworkInput:
-    """Return what a network reads of frames, in training, evaluation and prediction alike.
+    """Turn frames into a network's input, in training, evaluation and prediction alike.
 
     Args:
         frames: Of any size, each with the box of its lesion, and mask and depth where known.

@@ -193,12 +193,12 @@ class Budget(NamedTuple):
 def predicted_objects(
     module: SizingModule, data: PolypSizingDataModule, part: Part
 ) -> pd.DataFrame:
-    """Return what a trained network, rounded to bfloat16, predicts for the objects of a part."""
+    """Return predictions of a trained network, rounded to bfloat16, for the objects of a part."""
     return object_table(part_predictions(rounded_bundle(module, data), data, part))
 
 
 def baseline_objects(data: PolypSizingDataModule) -> pd.DataFrame:
-    """Return what is predicted for the test objects without a network.
+    """Return the predictions of baselines without a network for the test objects.
 
     A constant and the apparent area, and of rendered data the regression on area and brightness.
     """
@@ -293,7 +293,7 @@ class Audit:
         self._frames: FrameStack | None = None
 
     def obstacle(self, name: str) -> str:
-        """Return what an audit needs and the data lack, with a remedy; empty if nothing."""
+        """Return which data an audit lacks, with a remedy; empty if it can run."""
         data = self.sizers.datamodule
         if "synthetic" in data.sources:
             return ""

@@ -142,7 +142,7 @@ def module_settings(module: SizingModule) -> dict[str, Any]:
 
 
 def data_settings(data: PolypSizingDataModule) -> dict[str, Any]:
-    """Return what determines samples and images: neither folders nor processes."""
+    """Return the settings that determine samples and images, without folders and processes."""
     data_options = {
         "streams": list(data.streams),
         "size": data.size,
@@ -157,7 +157,7 @@ def data_settings(data: PolypSizingDataModule) -> dict[str, Any]:
 
 
 def split_settings(data: PolypSizingDataModule) -> dict[str, Any]:
-    """Return what determines the training and test objects."""
+    """Return the settings that determine the training and test objects."""
     split_options: dict[str, Any] = {"sources": sorted(data.sources), "split": data.split_kind}
     if data.split_kind == "counts":
         names = ("train", "validation", "test", "calibration")

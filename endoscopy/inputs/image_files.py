@@ -76,7 +76,7 @@ class InputReport:
             raise GatesError(f"{self.source}: holds no frame; name a source with at least one")
 
     def lines(self) -> list[str]:
-        """Return what a reader should know, line by line."""
+        """Return remarks on the data set for its user, one a line."""
         lines = [f"{self.source}: {self.read} frames read ({self.kind})"]
         lines += [f"{count} frames: {name}" for name, count in sorted(self.converted.items())]
         lines += [f"skipped {key}: {reason}" for key, reason in self.unreadable]

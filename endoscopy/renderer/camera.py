@@ -158,7 +158,7 @@ def vignetting(lens: Lens) -> Tensor:
 
 
 def gains(radiance: Channels, exposure: Exposure) -> Tensor:
-    """Return the gain (T,) of every frame; three channels (T, P) inside the aperture."""
+    """Return the exposure gain (T,) of each frame from three channels (T, P) in the aperture."""
     if exposure == "fixed":
         return torch.ones(len(radiance[0]))
     return TARGET_LUMINANCE / mean_luminance(radiance).clamp(min=1e-6)

@@ -84,7 +84,7 @@ def first_crossing(
 
 
 def close_in(function: AlongRays, bracket: Bracket, tolerance: float) -> Tensor:
-    """Return the distance (N,) of the crossing by secants, in pieces where one is not enough.
+    """Return the distance (N,) where a function first crosses zero on each ray, by secants.
 
     Args:
         function: The function; it is left as it was.

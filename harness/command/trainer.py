@@ -170,7 +170,7 @@ class FolderClaim(Callback):
         trainer.loggers = self.loggers
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the checkpoint was trained on, see `harness.runs.callbacks.seen`."""
+        """Return the names of the training objects, for `harness.runs.callbacks.seen`."""
         return {OBJECTS: sorted(self.objects)}
 
     def on_exception(

@@ -159,7 +159,7 @@ class Job:
 def _stopping(
     monitor: str | None, mode: Literal["min", "max"], patience: int | None
 ) -> list[Callback]:
-    """Return what ends a training whose score no longer improves."""
+    """Return the early-stopping callbacks, for a score that no longer improves."""
     if patience is None:
         return []
     if monitor is None:

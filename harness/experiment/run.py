@@ -279,7 +279,7 @@ class Run:
         budget: Collection[str] = (),
         **settings: Any,
     ) -> dict[str, Choice]:
-        """Return what was tuned before, with whatever space and budget; nothing is computed.
+        """Return settings tuned before, with any space and budget; nothing is computed.
 
         Args:
             names: Of choices, see `tune`.

@@ -251,7 +251,7 @@ class Store(Generic[R]):
         return reasons
 
     def record(self, piece: Piece) -> Record:
-        """Return what a result was made with.
+        """Return the record of a result: its settings, data and code version.
 
         Raises:
             GatesError: There is no such result.

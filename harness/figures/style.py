@@ -102,7 +102,7 @@ MOST_CELLS = 100_000  # of an image; larger ones are pictures
 
 
 def drawn_numbers(figure: Figure) -> list[list[Any]]:
-    """Return what a figure draws: lines, points, bars, segments, bands and cells of images.
+    """Return the numbers a figure draws: lines, points, bars, segments, bands and image cells.
 
     Args:
         figure: Of any kind. Pictures in colors, and texts, have no numbers.

@@ -20,7 +20,7 @@ def masks_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def size_of(model: nn.Module) -> int:
-    """Return the number of parameters of the components that remain, the gates folded."""
+    """Return the number of parameters of a model's adapters after pruning, gates folded in."""
     return sum(
         layer.rank * (layer.in_features + layer.out_features)
         for layer in adapters_of(model).values()

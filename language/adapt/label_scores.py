@@ -34,7 +34,7 @@ def label_scores(outputs: Tensor, targets: Sequence[float], classes: int) -> lis
 
 
 def constant_scores(texts: LabeledTexts) -> list[Scores]:
-    """Return what the most frequent training label scores, or the mean where labels are numbers."""
+    """Score the most frequent training label, or the mean label where labels are numbers."""
     trained, held_out = texts.targets(texts.train), texts.targets(texts.held_out)
     outputs = torch.full((len(held_out), texts.outputs), fmean(trained))
     if texts.classes:

@@ -110,7 +110,7 @@ class LabeledTexts(NamedTuple):
         return [float(numbers[row.label or ""]) for row in rows]
 
     def remarks(self) -> list[str]:
-        """Return what is odd about the rows, a line each."""
+        """Return remarks on suspicious rows, a line each."""
         trained = {row.texts for row in self.train}
         empty = sum("" in row.texts for row in (*self.train, *self.held_out))
         seen = sum(row.texts in trained for row in self.held_out)

@@ -43,7 +43,7 @@ def register_experts() -> None:
 def run_experts(
     self: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
 ) -> Tensor:
-    """Return what ``self``, the experts of one layer, returns for these choices.
+    """Return the outputs of ``self``, the experts of one layer, for the given routing.
 
     The choices are sorted by expert and none is dropped. The CPU computes float64 as well, and
     float32 under ``torch.compile``, which ``grouped_mm`` of PyTorch does not.

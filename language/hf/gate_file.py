@@ -33,7 +33,7 @@ ADAPTED = re.compile(r"\.base(_layer)?\.")
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Return what distinguishes a base model from others, 16 hexadecimal digits.
+    """Return a digest of a base model, 16 hexadecimal digits.
 
     It is the SHA-256 of the type of the model, of the names, widths and heads of its attention,
     and of the first 256 values of a few weights, rounded to bfloat16: the token embedding, and the
@@ -64,7 +64,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def weights_digest(model: nn.Module, left_out: Sequence[str] = ()) -> str:
-    """Return what distinguishes the weights of a base model from others, 16 hexadecimal digits.
+    """Return a digest of sampled weights of a base model, 16 hexadecimal digits.
 
     It is the SHA-256 of a sample, up to 511 values at even distances of every weight, but for the
     token embedding and the head, see `token_digests`. As for `fingerprint`, dtype, adapters and

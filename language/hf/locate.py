@@ -143,7 +143,7 @@ def attached(model: nn.Module, child: str, kind: type[G]) -> dict[str, G]:
 
 
 def require_attached(model: nn.Module, child: str, kind: type[G], attach: str) -> dict[str, G]:
-    """Return what `attached` does, and refuse a model without gates.
+    """Return the attached gates by layer, and refuse a model without any.
 
     Raises:
         GatesError: There are none; the message names the function ``attach``. Or the model does not

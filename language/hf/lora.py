@@ -116,7 +116,7 @@ def heads_of(model: nn.Module) -> list[str]:
 
 
 def base_digest(model: nn.Module) -> str:
-    """Return what distinguishes the base of adapters from others, 16 hexadecimal digits.
+    """Return a digest of the base model of adapters, 16 hexadecimal digits.
 
     It is `language.hf.gate_file.weights_digest` without heads, so that they, adapters and the
     token embedding do not matter; the last has `language.hf.gate_file.token_digests`.

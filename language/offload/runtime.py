@@ -250,7 +250,7 @@ class ExpertTable:
 def run_offloaded(
     self: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
 ) -> Tensor:
-    """Return what the eager experts of transformers return, bit for bit: their own loop runs.
+    """Run the eager expert loop of transformers, with results equal to the bit.
 
     It goes through the experts in ascending order and indexes the tables that stand where the
     parameters were. More experts than slots are therefore read while earlier ones compute.

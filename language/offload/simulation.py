@@ -259,7 +259,7 @@ class Simulation:
 
 
 def left_out(documents: Sequence[Sequence[Step]], sizes: Sizes) -> list[Replayed]:
-    """Return documents, each with tables of the others, or of itself where it is the only one.
+    """Return a replay of each document, its predictor tables from the other documents.
 
     Args:
         documents: Steps of each.

@@ -55,7 +55,7 @@ class Trace(NamedTuple):
     documents: Sequence[Sequence[Step]]
 
     def profile(self) -> Profile:
-        """Return what all tokens used."""
+        """Return the experts that each token of all documents was routed to."""
         routed, _, tokens = zip(*chain(*self.documents), strict=True)
         return Profile(torch.cat(routed, 1), torch.cat(tokens), self.sizes.digest)
 

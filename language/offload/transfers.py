@@ -59,7 +59,7 @@ class Transfers:
         self._stop = weakref.finalize(self, self._queue.put, (STOP, 0, None))
 
     def request(self, transfer: Transfer) -> None:
-        """Queue an expert that is needed soon, or may be; who waits for it knows it already."""
+        """Queue the transfer of an expert that is, or may be, needed soon."""
         self._queue.put((GUESS if transfer.guessed else AHEAD, next(self._order), transfer))
 
     def wait(self, transfer: Transfer) -> None:

@@ -27,7 +27,7 @@ def state_of(gates: Mapping[str, BlockGate]) -> dict[str, Tensor]:
 
 
 def options_of(gates: Mapping[str, BlockGate]) -> dict[str, Any]:
-    """Return what gates were attached and distilled with."""
+    """Return the options that block gates were attached and distilled with."""
     first = next(iter(gates.values()))
     return {"kind": first.kind, "block_size": first.gate.block_size, "context": first.context}
 

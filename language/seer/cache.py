@@ -40,7 +40,7 @@ class BlockLayer(DynamicLayer):  # type: ignore[misc]
     def keys_for(
         self, gate: DecodeAttnGate, seen: AttentionInputs, table: RotaryTable
     ) -> CompressedKeys:
-        """Return what a gate decodes from, after compressing the blocks that ended since.
+        """Compress the blocks completed since the last call, and return the compressed keys.
 
         Args:
             gate: The gate of the layer.

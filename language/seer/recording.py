@@ -33,7 +33,7 @@ def rows_of(length: int) -> Tensor:
 
 
 def inputs_of(gate: BlockGate, seen: AttentionInputs) -> dict[str, Tensor]:
-    """Return what a gate scores blocks by: its record without the target."""
+    """Return the inputs of a gate, its record without the target."""
     inner, (q, k) = gate.gate, seen.raw()
     if isinstance(inner, AttnGate):
         pooled = inner.pool(q, k)

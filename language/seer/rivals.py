@@ -153,7 +153,7 @@ DECODE_SCORES: dict[str, Score] = {
 
 
 def scores_of(kind: str) -> dict[str, Score]:
-    """Return what learns nothing and chooses for a kind of gates."""
+    """Return the training-free scoring functions that compete with a kind of gate, by name."""
     return SCORES | (DECODE_SCORES if kind == "decode" else {})
 
 

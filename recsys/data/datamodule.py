@@ -376,7 +376,7 @@ class TableDataModule(PartsDataModule):
             self.rows(part)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the transform has learned from, for the checkpoint."""
+        """Return the fitted state of the transform, for the checkpoint."""
         return {"fitted": self.transform.fitted._asdict(), "trained_on": self.training_objects()}
 
     def digest(self) -> list[Data]:

@@ -24,7 +24,7 @@ POSITIVES = 100  # held out, from which predicted over observed is judged
 
 
 def of_rows(tables: RankingTables) -> tuple[str, ...]:
-    """Return what is doubtful about training rows: their number, labels, users."""
+    """Return remarks on training rows: too few, one class, labels or users missing."""
     schema, train = tables.schema, tables.train
     targets, doubts = read_targets(train, schema), []
     if len(train) < FEWEST:

@@ -194,7 +194,7 @@ def rows_where(parameters: Iterable[nn.Parameter], shared: Sequence[bool]) -> Pa
 
 
 def gates_where(mixture: MaskedMixture, shared: Sequence[bool]) -> Parts:
-    """Return parameters and rows of shared gates and their self gates, without free weights.
+    """Return (parameter, rows) pairs of shared gates and their self gates, without free weights.
 
     Args:
         mixture: S gates.

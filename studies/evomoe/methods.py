@@ -88,7 +88,7 @@ class Sizes:
     threshold: float = 0.001
 
     def settings(self) -> dict[str, Any]:
-        """Return what decides results, after it was checked.
+        """Check the settings that determine results, and return them.
 
         Raises:
             GatesError: A number is out of range.

@@ -148,7 +148,7 @@ class ZonalFunction:
         return torch.fft.rfft(self.table.double(), dim=-1).real.permute(2, 0, 1).contiguous()
 
     def weighted(self, points: Tensor, *values: Tensor) -> list[Tensor]:
-        """Return sums of the function around points, weighted.
+        """Return at every grid point the sum of values (..., R) at points times the function.
 
         Args:
             points: (R,) indices of points, row by row.

@@ -102,7 +102,7 @@ SAMPLER: dict[str, Any] = {"steps": 20, "guidance": GUIDANCE}
 
 
 def world_data(part: Part = "test") -> Data:
-    """Return what tells the scenes of a part from others."""
+    """Return the data set of a part's scenes, with the digest that tells it from others."""
     shown = scenes(part)
     digest = sha256(repr((WORLD, shown, held_out_pairs())).encode()).hexdigest()
     return Data("scenes", part, digest, len(shown), "scenes of the base")
@@ -375,7 +375,7 @@ def read_scores(world: World, searched: Searched) -> Tensor:
 
 
 def rows_without_training(world: World, searched: Searched) -> list[Row]:
-    """Return how well adapters are found by what nothing was trained for."""
+    """Return retrieval scores of untrained methods."""
     found = {
         READ: [read_scores(world, searched)],
         WORD: [searched.text @ world.text.embed(searched.names).T],
@@ -384,7 +384,7 @@ def rows_without_training(world: World, searched: Searched) -> list[Row]:
 
 
 def searched_of(world: World, files: dict[str, Any]) -> Searched:
-    """Return descriptions in other words, and the anonymous adapters of seed 1."""
+    """Embed the paraphrased descriptions of adapters as queries, and load the adapters."""
     queries = [text for name in files for text in PARAPHRASES[name]]
     owners = [name for name in files for _ in PARAPHRASES[name]]
     bundles = [load_lora(file) for file in files.values()]

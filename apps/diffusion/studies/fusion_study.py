@@ -407,7 +407,7 @@ def value_in(rows: Sequence[Row], method: str, task: str, metric: str, versus: s
 
 
 def bars_of(rows: Sequence[Row], tuned: str) -> list[Bar]:
-    """Return what must hold of losses.
+    """Return the bars on losses of the fusion study.
 
     Rivals see no drawing of a test combination. Strengths by layer and X-LoRA, which serves pairs
     alone, are told no roles, as gates are not; tuned strengths of a rival know which adapter is
@@ -436,7 +436,7 @@ def bars_of(rows: Sequence[Row], tuned: str) -> list[Bar]:
 
 
 def bars_of_images(rows: Sequence[Row]) -> list[Bar]:
-    """Return what must hold of images, and of what is left of each adapter in them."""
+    """Return the bars on images, and on the part of each adapter that is left in them."""
     row, shown = partial(value_in, rows), f"images of {PAIRS_TASK}"
     return [
         Bar("images: sum, both right", row("sum", shown, BOTH).value, ">=", 0.7),

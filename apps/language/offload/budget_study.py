@@ -246,7 +246,7 @@ def rows_of_recall(held: Sequence[Replayed], names: Sequence[str]) -> list[Row]:
 
 
 def rows_of_loss(traces: Mapping[str, Mapping[str, Tensor]], names: Sequence[str]) -> list[Row]:
-    """Return what transfers in few bits add to the loss of held-out documents."""
+    """Return rows: how much transfers in few bits add to the loss of held-out documents."""
     stored = traces[TRANSFERS[0]]["nats"]
     more = {n: (traces[n]["nats"] - stored)[-len(names) :].numpy() for n in TRANSFERS[1:]}
     scores = {str(name): [moments(values, name=LOSS)] for name, values in more.items()}

@@ -171,7 +171,7 @@ def compared(
     known: Sequence[Replayed], held: Sequence[Replayed], budget: int, cost: Cost,
     transfer: Transferred = "stored",
 ) -> tuple[dict[str, list[Times]], Setup]:  # fmt: skip
-    """Return what held-out documents take by every method, and what ``auto`` is.
+    """Return the times of held-out documents under every method, and the setup ``auto`` chose.
 
     Args:
         known: Documents that ``auto`` is chosen on.

@@ -63,7 +63,7 @@ def setup_text(setup: Setup) -> str:
 
 
 def learned(profile: str | None, setup: Setup) -> Profile | None:
-    """Return what a setup learns from, of a trace.
+    """Return the profile of routing in the trace ``profile``; None without one.
 
     Raises:
         GatesError: ``--profile`` is given, and the setup does not use it; or see

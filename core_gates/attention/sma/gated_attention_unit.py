@@ -269,7 +269,7 @@ class GatedAttentionUnit(nn.Module):
         return self.attend(self.project(zero_padding(x, positions < 0), positions), positions)
 
     def project(self, x: Tensor, positions: Tensor) -> Projected:
-        """Return what the tokens ``x`` (B, N, D) at ``positions`` (B, N) contribute."""
+        """Project tokens ``x`` (B, N, D) at ``positions`` (B, N) to queries, keys and values."""
         features = F.silu(self.input_proj(x))
         sizes = [self.key_dim, self.hidden_dim, self.hidden_dim]
         shared, gate, value = features.split_with_sizes(sizes, -1)

@@ -282,7 +282,7 @@ def _maps(
     gates: Sequence[int],
     steps: Steps,
 ) -> Maps:
-    """Return what the gates of some runs make of their input (N, D)."""
+    """Return the gate values of each run for its input (N, D)."""
     mine = [gates[j] for j in runs]
     weight = torch.cat([down[mine].flatten(0, 2), mixer[mine].flatten(0, 1)])
     outputs = product(v, weight.mT, cpp=steps.cpp)

@@ -74,7 +74,7 @@ def _statistics_of_one_rank(
 
 
 def moments(up: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the row means (..., R, 1) and the Gram matrix (..., R, R) of second factors."""
+    """Return the means (..., R, 1) and the covariances (..., R, R) of the rows of factors."""
     row_mean = up.mean(-1, keepdim=True)
     centered = up - row_mean
     return row_mean, centered @ centered.mT / up.shape[-1]

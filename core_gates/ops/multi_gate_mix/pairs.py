@@ -101,7 +101,7 @@ class Plan(NamedTuple):
 
 
 def plan_of(tables: Tensor) -> Plan:
-    """Return the plan of masks (G, S, E), those of gates and, if G = 2, of self gates.
+    """List the visible pairs of gate and expert in masks (G, S, E), with their rows of logits.
 
     Logits are those of visible pairs, in the order of the masks.
     """

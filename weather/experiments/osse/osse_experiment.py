@@ -181,7 +181,7 @@ class OsseExperiment(TwinExperiment):
         list(self.make(self.folder, progress))
 
     def make(self, folder: Path, progress: Progress = silent) -> Iterator[Path]:  # noqa: ARG002
-        """Do the same, and yield their paths."""
+        """Make the nature run and the recorded errors where missing, and yield their paths."""
         yield self.world.make(progress)
         recorded, cycles = self.recorded(), self.world.cycles
         tasks = [*osse_tasks("osse", self.densities), *self.tasks(self.densities)]

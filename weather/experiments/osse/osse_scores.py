@@ -315,12 +315,12 @@ class OsseScores(CycledScores):
         return paired(name, task, self.errors[task, name], self.errors[task, other], other)
 
     def lost_alone(self, task: str, name: str) -> float:
-        """Return how many timelines a method loses that the damped one keeps, over all seeds."""
+        """Count timelines of all seeds where a method is lost and damped interpolation is not."""
         lost = self.scores[task, name]["lost"].unflatten(0, (-1, self.timelines))
         return float((lost & ~self.scores[task, DAMPED]["lost"]).sum())
 
     def conclusion(self, rows: Sequence[Row]) -> str:
-        """Return in words how Adas compares with damped interpolation, what errs less, and gates.
+        """Return sentences: Adas against damped interpolation, methods that err less, gates.
 
         With what an analysis costs, over that of damped interpolation.
         """

@@ -81,7 +81,7 @@ class NatureStore:
         self._point = self.folder / "point.npz"
 
     def is_complete(self) -> bool:
-        """Return whether the path holds this run, of this length or longer.
+        """Return whether the run is stored, clearing its unfinished blocks; refuse another run.
 
         Raises:
             GatesError: The path holds something else.

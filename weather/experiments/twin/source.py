@@ -243,7 +243,7 @@ class TwinSource(TwinExperiment):
 
     @property
     def num_cycles(self) -> int:
-        """Number of batched cycles that make the recording."""
+        """Return how many cycles, each of many members at once, `write_recording` runs."""
         return 2 * len(self.densities) * self.world.cycles
 
     @property
