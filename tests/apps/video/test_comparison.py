@@ -20,6 +20,8 @@ from apps.video.report import _experts
 from core_gates import GatesError
 from harness.experiment import Arrays, Figures, Job, Run, SettingsDiffer, read_scores
 from harness.report.sections import found_choices
+from harness.runs.terminal import quiet_lightning
+from recsys import MultiTaskModule
 from recsys.baselines import Trees, WithIntercepts
 from recsys.data.tables import table_digest
 from recsys.experiments import (
@@ -28,7 +30,9 @@ from recsys.experiments import (
     Claims,
     Contest,
     Fold,
+    data_of,
     folds_of,
+    from_settings,
     module_of,
     probabilities,
     ranker_of,
@@ -603,6 +607,30 @@ def test_a_contest_tells_its_cost_before_the_first_training_and_once(tmp_path, c
     assert sum(spent) / 8 < 60 * float(minutes) < 8 * max(sum(spent), 0.5)
     comparison(folder, seeds=(0,), contest=plain()).finish(Claims())
     assert "at most" not in capsys.readouterr().out
+
+
+@pytest.mark.fault("46 R7")
+def test_an_epoch_is_all_steps_and_a_validation(monkeypatch):
+    """By a clock that the work itself turns: a step takes 1 s, a batch of validation 100 s."""
+    quiet_lightning()
+    spent = 0.0
+
+    def turn(name, seconds):
+        work = getattr(MultiTaskModule, name)
+
+        def step(module, *args):
+            nonlocal spent
+            spent += seconds
+            return work(module, *args)
+
+        monkeypatch.setattr(MultiTaskModule, name, step)
+
+    turn("training_step", 1.0)
+    turn("validation_step", 100.0)
+    monkeypatch.setattr(from_settings, "process_time", lambda: spent)
+    data = data_of(SETTINGS)
+    expected = len(data.train_dataloader()) + 100 * len(data.val_dataloader())
+    assert from_settings.epoch_seconds(SETTINGS, data) == expected
 
 
 @pytest.mark.fault("46 R7")
