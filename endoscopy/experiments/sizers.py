@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from core_gates.errors import GatesError
+from core_gates.errors import GatesError, check_option
 from core_gates.training import recalibrate_batch_norm
 from core_gates.training.gradient_routing import Mode
 from endoscopy.bundles.bundle_fitting import refuse_trained
@@ -408,20 +408,15 @@ def taking_part(variants: Sequence[str], only: Sequence[str] = ()) -> tuple[str,
     """Return the variants among ``only``, all when that is empty.
 
     Raises:
-        GatesError: A name is unknown, or none is left.
+        GatesError: There is no variant, or a name is not known or not compared.
     """
-    unknown = [name for name in (*variants, *only) if name not in VARIANTS]
-    chosen = tuple(name for name in variants if not only or name in only)
-    if unknown:
-        raise GatesError(
-            f"variant {', '.join(unknown)} is unknown: choose from {', '.join(VARIANTS)}"
-        )
-    if not chosen:
-        raise GatesError(
-            f"no variant takes part: --only names some of evaluate.variants, which are "
-            f"{', '.join(variants) or 'none'}"
-        )
-    return chosen
+    if not variants:
+        raise GatesError(f"evaluate.variants is empty: name some of {', '.join(VARIANTS)}")
+    for name in variants:
+        check_option("variant", name, VARIANTS, GatesError)
+    for name in only:
+        check_option("--only", name, variants, GatesError)
+    return tuple(name for name in variants if not only or name in only)
 
 
 @torch.no_grad()
