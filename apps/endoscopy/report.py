@@ -29,6 +29,7 @@ CERTAIN = """
 frames from which no size should be read; `accepted` are the objects with other frames, `abstained`
 those without.
 """
+MEANINGS = {CONFIGURED: "the network of the configuration, nothing changed"}
 COLUMNS = 6  # metrics of a table
 
 
@@ -58,7 +59,7 @@ def _draw(trainings: Trainings, rows: Sequence[Row], page: Page) -> None:
     own_rows = [row for row in rows if not row.task.startswith(OTHERS)]
     compared = [m for m in dict.fromkeys(row.method for row in own_rows) if m in VARIANTS]
     page.section("What the scores mean").text(EXPLANATION)
-    if named := [f"`{m}`: {VARIANTS[m].summary}" for m in compared if m != CONFIGURED]:
+    if named := [f"`{m}`: {MEANINGS.get(m, VARIANTS[m].summary)}" for m in compared]:
         page.text(f"{'; '.join(named)}.")
     if certain := [row for row in own_rows if row.metric in CERTAINTY]:
         page.section("Intervals and abstention").text(CERTAIN).scores(Scores(certain))
