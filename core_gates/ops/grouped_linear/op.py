@@ -91,9 +91,10 @@ def _check_shape(name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> No
         raise ValueError(f"{name} {tuple(tensor.shape)} must have the shape {tuple(shape)}")
 
 
+_BACKENDS: dict[str, Any] = {"segments": segments, "grouped_mm": grouped_mm}
+
+
 def _backend(x: Tensor, weight: Tensor, num_rows: int, keep: bool) -> str:
-    if _select.use_kernel(x, weight):
-        return "triton"
     if grouped_mm.possible(x, weight):
         return "grouped_mm"
     few = segments.WEIGHT_FIRST and blocks.worthwhile(num_rows, weight.shape[0])
@@ -118,7 +119,7 @@ def _run(
     arguments = (x, weight, counts, bias, gather, scatter, activation, gated)
     if backend == "blocks":
         return blocks.forward(*arguments), x.new_empty(0, weight.shape[1])
-    return _module(backend).forward(*arguments, keep)  # type: ignore[no-any-return]
+    return _BACKENDS[backend].forward(*arguments, keep)  # type: ignore[no-any-return]
 
 
 def _run_backward(
@@ -139,15 +140,7 @@ def _run_backward(
     """Return the gradients of x, weight and bias; empty where they are not needed."""
     needs = (needs_x, needs_weight, needs_bias)
     saved = (x, weight, counts, gather, scatter, kept, activation, gated)
-    return _module(backend).backward(grad, *saved, *needs)  # type: ignore[no-any-return]
-
-
-def _module(backend: str) -> Any:
-    if backend == "triton":
-        from core_gates.ops.grouped_linear import kernel  # the only place that needs Triton
-
-        return kernel
-    return {"segments": segments, "grouped_mm": grouped_mm}[backend]
+    return _BACKENDS[backend].backward(grad, *saved, *needs)  # type: ignore[no-any-return]
 
 
 _forward = custom_op("core_gates::grouped_linear", _run, mutates_args=())

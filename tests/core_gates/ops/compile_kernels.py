@@ -17,7 +17,6 @@ from core_gates.ops.block_sparse_attention import kernel as block_sparse
 from core_gates.ops.feature_gate import kernel as feature_gate
 from core_gates.ops.gated_lora import kernel as gated_lora
 from core_gates.ops.gated_lora.op import LARGEST_KERNEL_RANK
-from core_gates.ops.grouped_linear import kernel as grouped_linear
 from core_gates.ops.norm_act import kernel as norm_act
 from core_gates.ops.router import kernel as router
 
@@ -25,8 +24,6 @@ VALUES = "*"
 """Type of pointers to values of the dtype that is asked for."""
 ATTENTION = {"CAUSAL": True, "UPCAST": False, "PER_ROW": False, "SIZE": 16, "BLOCK": 16, "DIM": 32}
 LORA = {"R": 16, "TOKENS": gated_lora.TOKENS, "FEATURES": gated_lora.FEATURES}
-TILE = {"ROWS": 64, "COLUMNS": 64, "DEPTH": 32, "UPCAST": False}
-FLAGS = {"GATED": True, "KEEP": True, "BIAS": True, "GATHER": True, "SCATTER": True}
 ROUTER = {"K": 2, "RENORMALIZE": True, "ROWS": 16, "COLUMNS": 64}
 NORM = {"ROWS": 32, "CHANNELS": 64}
 GATE = {"UPCAST": False, "RANK": 32, "ROWS": 64, "COLUMNS": 64}
@@ -91,11 +88,6 @@ GROUPS = {
     ),
     "experts": (
         {
-            "linear": (
-                grouped_linear._linear_kernel,
-                {"ACTIVATION": "gelu_tanh"} | FLAGS | TILE,
-            ),
-            "weight_gradient": (grouped_linear._weight_gradient_kernel, {"GATHER": True} | TILE),
             "router": (router._forward_kernel, ROUTER),
             "router_backward": (router._backward_kernel, ROUTER),
         },

@@ -28,14 +28,6 @@ REST = 3  # rows of no group
 BACKENDS = {"segments": segments, "grouped_mm": grouped_mm}
 
 
-@pytest.fixture(scope="module")
-def kernel():
-    pytest.importorskip("triton")
-    from core_gates.ops.grouped_linear import kernel
-
-    return kernel
-
-
 def problem(
     load, dtype=torch.float32, *, bias=True, gather=True, scatter=True, dim=DIM, width=WIDTH
 ):
@@ -149,52 +141,6 @@ def test_backends_match_the_definition(backend, options, load, poisoned_empty, w
         rtol=1e-5,
         atol=1e-5,
     )
-
-
-@pytest.mark.parametrize("load", ["skewed", "rest", "no group"])
-@pytest.mark.parametrize("options", list(product([False, True], repeat=2)), ids=str)
-@pytest.mark.parametrize("activation", ["silu", "gelu"])
-def test_kernel_matches_the_definition(activation, options, load, kernel, kernel_device, request):
-    indexed, gated = options
-    arguments = problem(load, bias=indexed, gather=indexed, scatter=indexed)
-    expected = reference.forward(*arguments, activation, gated)
-    _, kept = segments.forward(*(detached(arguments)), activation, gated, True)
-    request.getfixturevalue("poisoned_empty")
-    moved = [t if t is None else t.to(kernel_device) for t in detached(arguments)]
-    before = [t if t is None else t.clone() for t in moved]
-    found, found_kept = kernel.forward(*moved, activation, gated, True)
-    assert_close(found.cpu(), expected)
-    assert_close(found_kept.cpu(), kept)
-    grad = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
-    x, weight, counts, bias, gather, scatter = moved
-    saved = (x, weight, counts, gather, scatter, found_kept, activation, gated)
-    gradients = kernel.backward(grad.to(kernel_device), *saved, True, True, bias is not None)
-    wanted = torch.autograd.grad(expected, leaves(arguments), grad)
-    for gradient, want in zip(gradients, wanted, strict=False):
-        assert_close(gradient.cpu(), want, rtol=1e-5, atol=1e-5)
-    for tensor, old in zip(moved, before, strict=True):
-        assert tensor is None or torch.equal(tensor, old)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_kernel_in_half_precision(dtype, kernel, kernel_device):
-    arguments = [t if t is None else t.to(kernel_device) for t in detached(problem("rest", dtype))]
-    exact = [t.float() if t is not None and t.dtype == dtype else t for t in arguments]
-    found = kernel.forward(*arguments, "silu", True, False)[0]
-    assert_close(found, reference.forward(*exact, "silu", True).to(dtype))
-
-
-def test_kernel_tiles_cover_every_row_once(kernel):
-    for counts in ([0, 0], [1, 64], [65, 0], [200, 3]):
-        for rest in (0, 1, 130):
-            num_rows = sum(counts) + rest
-            group, start, end = kernel._tiles(torch.tensor(counts), num_rows)
-            seen = torch.full((num_rows,), -1)
-            for g, a, b in zip(group.tolist(), start.tolist(), end.tolist(), strict=True):
-                rows = seen[a : min(b, a + kernel.ROWS)] if a < b else seen[:0]
-                assert (rows == -1).all()
-                rows[:] = g
-            assert torch.equal(seen, torch.repeat_interleave(torch.tensor([*counts, rest])))
 
 
 def detached(arguments):

@@ -35,7 +35,7 @@ NAMES = {
     "gated_lora": LORA,
     "gated_lora, one adapter, one token": LORA,
     "gated_lora, largest rank": LORA,
-    "experts": {"linear", "weight_gradient", "router", "router_backward"},
+    "experts": {"router", "router_backward"},
     "ranking": {"moments", "apply", "sums", "gradient", "forward", "rows", "up"},
 }
 
