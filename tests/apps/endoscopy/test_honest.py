@@ -167,7 +167,7 @@ def test_a_table_that_nobody_can_compare_is_refused(make, refuses):
         ("must contain 'plain'", lambda: score_honest(*make(variants=("dual",), trials={}))),
         ("as many trials, found", lambda: score_honest(*make(trials={"plain": RATES}))),
         (
-            "variant twofold is unknown",
+            "variant is 'twofold'; choose one of",
             lambda: score_honest(*make(variants=("plain", "twofold"), trials={})),
         ),
     )

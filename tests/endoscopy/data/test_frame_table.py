@@ -138,7 +138,7 @@ def test_a_report_is_json(both, tmp_path):
     [
         ("a.csv", b"", "cannot be read"),
         ("a.csv", b"unique_id,gt\n1,2\n", "lacks the columns database"),
-        ("a.csv", b"\xff\xfe\x00bad", "cannot be read"),
+        ("a.csv", b"\xff\xfe\x00bad", "byte 1 is not UTF-8"),
         ("a.csv", b'a,b\n"1,2\n3', "cannot be read"),
         ("a.parquet", b"PAR1 nothing", "prepare it again"),
         ("nowhere.csv", None, "cannot be read"),

@@ -76,7 +76,7 @@ def track(count=12, **changes):
 def test_a_strip_shows_size_interval_and_reasons():
     figure = strip_figure(track(truth=6.6))
     found = texts(figure)
-    assert "6.0 mm (4.5 to 8)" in found
+    assert "true 6.6 mm, predicted 6.0 mm (4.5 to 8)" in found
     assert "1: blurred" in found
     assert "mm" in found
     assert "true size" in found
