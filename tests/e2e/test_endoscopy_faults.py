@@ -262,7 +262,7 @@ REFUSED = {
     "missing boxes": (predict("frames", "--boxes", "absent.csv"), "absent.csv: does not exist"),
     "boxes that are not a table": (
         predict("frames", "--boxes", "binary.csv"),
-        "cannot be read as CSV",
+        "binary.csv, line 1: byte .* is not UTF-8",
     ),
     "boxes without a column": (
         predict("frames", "--boxes", "no_column.csv"),
