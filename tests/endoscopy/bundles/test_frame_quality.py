@@ -111,6 +111,8 @@ def test_limits_survive_json(limits):
     again = QualityLimits.from_state(json.loads(json.dumps(limits.state())))
     case = scenes(100, seed=3)
     assert reasons(again, *case) == reasons(limits, *case)
+    distances = limits.distances(limits.mean + 2 * np.eye(len(limits.mean)))
+    np.testing.assert_allclose(distances, 2 * np.sqrt(limits.precision.diagonal()))
 
 
 @settings(max_examples=25)

@@ -8,6 +8,7 @@ from endoscopy.evaluation.audits import (
     fit_scale,
     mask_audit,
     oracle_scale_audit,
+    oracle_scales,
     partition_audit,
     perturbed_boxes,
     shortcut_audit,
@@ -110,6 +111,9 @@ def test_a_box_that_is_wrong_by_a_fifth(disks, pinhole):
     assert (
         rows.loc["box 120%", "bias_mm_change_low"] > 0 > rows.loc["box 80%", "bias_mm_change_high"]
     )
+    boxes = np.array([[0, 2, 10, 8], [20, 28, 21, 30]])
+    moved = perturbed_boxes(boxes, 30, 40, scale=0.5, shift=(-0.6, 1))
+    np.testing.assert_allclose(moved, [[0, 9.5, 1.5, 12.5], [19.65, 29, 20.65, 30]])
 
 
 def test_the_true_scale_is_worth_what_the_mask_lets_it(disks):
@@ -134,6 +138,9 @@ def test_the_true_scale_is_worth_what_the_mask_lets_it(disks):
     assert rows.loc["true scale of each frame", "mape"] == pytest.approx(0, abs=1e-6)
     assert 0 < rows.loc["true scale of each polyp", "mape"] < rows.loc["one scale", "mape"]
     assert rows.loc["true scale of each frame, half box", "mape"] > 0.3
+    proxy, gt, objects = np.array([1.0, 3, 4]), np.array([2.0, 3, 2]), np.array([8, 8, 5])
+    scales = [oracle_scales(proxy, gt, objects, per) for per in ("frame", "polyp", "all")]
+    np.testing.assert_allclose(scales, [[2, 1, 0.5], [1.1, 1.1, 0.5], [19 / 26] * 3])
 
 
 def test_frames_must_fit_together(disks):

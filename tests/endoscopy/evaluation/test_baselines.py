@@ -173,6 +173,8 @@ def test_each_rung_leads_as_far_as_physics_lets_it(features):
     assert (mape < table["mape_high"]).all()
     assert table["exposure"][FRAME_AGC] == "agc"
     train, test = features["train"]["fixed"], features["test"]["fixed"]
+    assert (train["log_extent"] + train["log_depth"] - np.log(train["gt"])).std() < 0.12
+    assert np.corrcoef(train["local_brightness"], train["log_depth"])[0, 1] < -0.98
     assert "mask area × depth" in cue_baselines(train, test)
     assert "mask area × depth" not in cue_baselines(train, test.assign(log_depth=np.nan))
 

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.linalg import block_diag
 
 from core_gates.errors import GatesError
 from endoscopy.data.readers.real_colon import VocAnnotation, VocObject, write_voc
@@ -236,6 +237,11 @@ def test_a_far_polyp_is_no_noise(sources, pictures, tmp_path):
     assert [len(lesions) for _, lesions in located(sources[0], real)] == [0, 1, 0]
     assert real.report.count("box below 16 square pixels") == 1
     assert not lesions_of(np.pad(np.ones((2, 3), dtype=bool), 5))
+    parts = lesions_of(block_diag(np.ones((4, 5)), 0, np.ones((6, 7))) > 0)
+    assert [(part.box, part.mask.sum()) for part in parts] == [
+        ((6, 13, 5, 11), 42),
+        ((0, 5, 0, 4), 20),
+    ]
 
 
 @given(st.integers(0, 20), st.integers(0, 20), st.integers(30, 256), st.integers(0, 10**6))

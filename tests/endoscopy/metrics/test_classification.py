@@ -128,6 +128,8 @@ def test_closed_form():
     assert expected_calibration_error(probabilities, truth) == pytest.approx(0.5 * 0.4)
     weighted = expected_calibration_error(probabilities, truth, weights=np.repeat([1.0, 0.0], 10))
     assert weighted == pytest.approx(0)
+    bins = [[0.5, 0.6, 10, 0.6, 1], [0.7, 0.8, 10, 0.8, 0.8]]
+    np.testing.assert_allclose(reliability(probabilities, truth), bins)
 
 
 def test_rows_must_be_distributions():

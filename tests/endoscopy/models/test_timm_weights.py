@@ -26,6 +26,7 @@ def test_trunks_take_the_weights_and_gates_keep_their_start(resnet_file):
     model = resnet(("rgb", "rgb_mask"))
     logits = model.branches["rgb"].layer2.gate.logits.clone()
     stem = model.branches["rgb_mask"].conv1[0].weight.clone()
+    assert list(load_timm_weights(model, path, ["rgb"])) == ["rgb"]
     report = load_timm_weights(model, path)
     for name, trunk in model.branches.items():
         assert torch.equal(trunk.layer1[0].conv1.weight, donor.layer1[0].conv1.weight)
