@@ -237,7 +237,7 @@ def reasons_of(reasons: pd.Series) -> dict[str, int]:
 
 def file_name(key: str) -> str:
     """Return a key as a name of a file, another one for every key of a source."""
-    return key.replace("%", "%25").replace("/", "%2F").replace("#", "_")
+    return key.replace("%", "%25").replace("/", "%2F")
 
 
 def _stamps(path: str | None) -> list[tuple[str, int, int]]:
@@ -419,21 +419,25 @@ def _locations(
 
 
 def _names(sources: list[str], max_unreadable: float) -> dict[str, str]:
-    """Return the names of the sources, UIDs for DICOM.
+    """Return the names of the sources, UIDs for DICOM, with endings where only these differ.
 
     Raises:
         GatesError: A source cannot be read, or two share a name.
     """
-    named: dict[str, str] = {}
-    for source in sources:
-        report = InputReport()
+    reports = [InputReport() for _ in sources]
+    for source, report in zip(sources, reports, strict=True):
         next(iter(frames(source, report, max_unreadable=max_unreadable)), None)
-        if report.source in named:
+    count = Counter(report.source for report in reports)
+    named: dict[str, str] = {}
+    for source, report in zip(sources, reports, strict=True):
+        unique = count[report.source] == 1 or report.kind == "dicom"
+        name = report.source if unique else Path(source).name
+        if name in named:
             raise GatesError(
-                f"{named[report.source]} and {source} have the same name {report.source}: predict "
-                "them into different folders with --output"
+                f"{named[name]} and {source} have the same name {name}: predict them into "
+                "different folders with --output"
             )
-        named[report.source] = source
+        named[name] = source
     return named
 
 

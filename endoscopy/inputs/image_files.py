@@ -4,7 +4,7 @@ import io
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -21,8 +21,9 @@ class SourceFrame:
 
     Attributes:
         image: (H, W, 3) uint8, RGB.
-        key: Stable name: the file name without its ending (with its folders below the source), the
-            name of the video and the frame number, or the DICOM instance UID.
+        key: Stable name: the file name (with its folders below the source), without its ending
+            unless only endings differ, the name of the video and the frame number, or the DICOM
+            instance UID.
         index: Position in the source, from 0, counting unreadable frames too.
         number: Frame number in a video or a DICOM instance, from 0; 0 for single images.
     """
@@ -234,12 +235,23 @@ def _archive(path: Path) -> zipfile.ZipFile | None:
         ) from error
 
 
-def stem(name: str) -> str:
-    """Return a name without its ending, with its folders."""
-    return PurePosixPath(name).with_suffix("").as_posix()
-
-
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+
+
+def stem(name: str) -> str:
+    """Return a name, with its folders, without the ending of an image or of DICOM."""
+    path = PurePosixPath(name)
+    known = path.suffix.lower() in (*ENDINGS, ".dcm")
+    return path.with_suffix("").as_posix() if known else name
+
+
+def keys_of(names: Iterable[str]) -> dict[str, str]:
+    """Return each name without its ending; names that would then be equal keep theirs."""
+    different = dict.fromkeys(names)
+    count = Counter([*different, *map(stem, different)])
+    return {name: name if count[stem(name)] > 1 else stem(name) for name in different}
+
+
 MASKS = ("_masks", "_depths")  # endings of folders in the layout of prepared data
 NAMES = {"L": "grayscale", "P": "palette"}
 PNG, PNG_DEPTH = b"\x89PNG", 24  # byte with the bits per channel
@@ -259,18 +271,17 @@ def read_folder(
         GatesError: There is no image, or too many are unreadable.
     """
     files = ImageFiles(path, ENDINGS)
-    names = [
+    keys = keys_of(
         name
         for name in files.names
         if not any(part.endswith(MASKS) for part in PurePosixPath(name).parts[:-1])
-    ]
-    report.kind, report.source, report.expected = "images", Path(path).stem, len(names)
-    if not names:
+    )
+    report.kind, report.source, report.expected = "images", Path(path).stem, len(keys)
+    if not keys:
         raise GatesError(
             f"{path}: holds no image; expected files ending in {', '.join(ENDINGS[:3])}"
         )
-    for index, name in enumerate(names):
-        key = stem(name)
+    for index, (name, key) in enumerate(keys.items()):
         try:
             image, conversion = decode_image(files.read(name))
         except OSError as error:

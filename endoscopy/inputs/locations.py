@@ -23,6 +23,7 @@ from endoscopy.inputs.image_files import (
     ImageFiles,
     InputReport,
     SourceFrame,
+    keys_of,
     stated_part,
     stem,
     trim_black,
@@ -113,9 +114,10 @@ class Locator(ABC):
 class AnnotatedLocations(Locator):
     """Locations from annotations that name their frames.
 
-    A frame finds its annotation by its key, by the last part of its key, or, if all names are
-    numbers, by its position (from 0). If no name belongs to a video or DICOM source, the
-    annotations are taken in their natural order, one for each frame. No annotation has two frames.
+    A frame finds its annotation by its key, with or without ending, by the last part of its key,
+    or, if all names are numbers, by its position (from 0). If no name belongs to a video or DICOM
+    source, the annotations are taken in their natural order, one for each frame. No annotation has
+    two frames.
 
     Args:
         path: Where the annotations are, for messages.
@@ -191,7 +193,7 @@ class AnnotatedLocations(Locator):
         if self._found.setdefault(name, frame.index) != frame.index:
             raise GatesError(
                 f"{self.path}: {name!r} names two frames, the second is {frame.key}: name frames"
-                " with their folders, and rename one where only the endings differ"
+                " with their folders, and both with their endings where only these differ"
             )
         annotation = self.annotation(name)
         if annotation.size is not None:
@@ -206,8 +208,9 @@ class AnnotatedLocations(Locator):
     def _name_of(self, frame: SourceFrame) -> str | None:
         if self._ordered:
             return self.names[frame.index] if frame.index < len(self.names) else None
-        key = frame.key
-        location = self._by_name.get(key) or self._by_name.get(PurePosixPath(key).name)
+        key, last = frame.key, PurePosixPath(frame.key).name
+        names = (key, last, stem(key), stem(last))  # where keys have endings
+        location = next((self._by_name[name] for name in names if name in self._by_name), None)
         if location is None and self._numbered:
             return {int(name): name for name in self.names}.get(frame.index)
         return location
@@ -297,7 +300,7 @@ class MaskLocations(AnnotatedLocations):
             raise GatesError(
                 f"{path}: holds no mask; name a folder of .png files named like frames"
             )
-        self._files = {stem(name): Path(path) / name for name in files.names}
+        self._files = {key: Path(path) / name for name, key in keys_of(files.names).items()}
         super().__init__(str(path), "masks", list(self._files))
 
     def annotation(self, name: str) -> Annotation:
@@ -375,8 +378,9 @@ class CsvLocations(AnnotatedLocations):
         lesions: dict[str, list[Lesion]] = defaultdict(list)
         sizes: dict[str, tuple[int, int]] = {}
         faults = []
+        keys = keys_of(_frame_name(row[columns["frame"]] or "") for _, row in rows)
         for line, row in rows:
-            name = _frame_name(row[columns["frame"]] or "")
+            name = keys[_frame_name(row[columns["frame"]] or "")]
             box = tuple(number_of(row[columns[corner]]) for corner in CORNERS)
             if not name or not all(map(math.isfinite, box)):
                 faults.append(f"line {line}")
@@ -424,12 +428,9 @@ def _rows(path: Path) -> tuple[list[tuple[int, dict[str, str]]], dict[str, str]]
 
 
 def _frame_name(text: str) -> str:
-    """Return the name without a known ending and without leading ``$MACRO/`` or ``./``."""
+    """Return the name without leading ``$MACRO/`` or ``./``."""
     name = text.strip().replace("\\", "/").removeprefix("./")
-    if name.startswith("$"):
-        name = name.partition("/")[2]
-    ending = name.rpartition(".")[2].lower()
-    return stem(name) if ending in ("jpg", "jpeg", "png", "bmp", "tif", "tiff", "dcm") else name
+    return name.partition("/")[2] if name.startswith("$") else name
 
 
 class VocLocations(AnnotatedLocations):

@@ -186,6 +186,31 @@ def test_pictures_show_frames_and_polyps(run):
     assert [path.name for path in (folder / "strips").iterdir()] == ["clip.png"]
 
 
+@pytest.mark.fault("46 neighbors")
+@pytest.mark.parametrize("order", [1, -1])
+def test_frames_and_sources_whose_endings_alone_differ_are_told_apart(run, write, order):
+    names = ["twins/a.bmp", "twins/a.png", "twins/b.png"]
+    (run.folder / "twins").mkdir(exist_ok=True)
+    rows = ["frame,xmin,xmax,ymin,ymax"]
+    for number, name in enumerate(names):
+        Image.fromarray(write.picture(40, 60, number)).save(run.folder / name)
+        rows.append(f"{name[6:]},{5 + number},30,4,25")
+    (run.folder / "twins.csv").write_text("\n".join([rows[0], *rows[:0:-1][::order]]))
+    output = f"told_apart{order}"
+    predict(run, "twins", "--overlays", 3, boxes="twins.csv", output=output)
+    folder = run.folder / output / "twins"
+    found = pd.read_csv(folder / "predictions.csv").set_index("frame_id")
+    assert found["bbox_xmin"].to_dict() == {"a.bmp": 5, "a.png": 6, "b": 7}
+    assert len(pd.read_csv(folder / "objects.csv")) == 3
+    drawn = sorted(path.name for path in (folder / "overlays").iterdir())
+    assert drawn == ["a.bmp.png", "a.png.png", "b.png"]
+    sources = names[::order]
+    words = ("--weights", "ward", "--segmenter", "segmenter.safetensors", "--output", output)
+    run.succeed("endoscopy", "predict", *sources, *words)
+    made = sorted(path.name for path in (run.folder / output).iterdir())
+    assert made == ["a.bmp", "a.png", "b", "twins"]
+
+
 def test_abstentions_are_counted_with_their_reasons(run, write):
     noise = np.random.default_rng(0).integers(0, 255, (100, 64, 64, 3)).astype(np.uint8)
     limits = fit_quality(noise, np.tile([10.0, 10.0, 30.0, 30.0], (100, 1)))
