@@ -62,17 +62,30 @@ def read_igra(path: Path, period: Period) -> Found:
 
 
 def _lines(path: Path) -> list[str]:
-    """Return the lines of a text file, or of the only file in an archive."""
-    if not zipfile.is_zipfile(path):
-        return read_lines(path)
+    """Return the lines of a text file, or of the only file in an archive.
+
+    Raises:
+        GatesError: A byte is not ASCII, or the archive is damaged.
+    """
     try:
-        with zipfile.ZipFile(path) as archive:
-            (member,) = archive.infolist()
-            if member.file_size > MOST_BYTES:
-                raise GatesError(f"{member.filename} has {member.file_size} bytes; unpack it")
-            return archive.read(member).decode("ascii", errors="replace").splitlines()
+        content = _archived(path) if zipfile.is_zipfile(path) else path.read_bytes()
     except (zipfile.BadZipFile, ValueError, RuntimeError, NotImplementedError, EOFError) as error:
         raise GatesError("damaged archive, or not of one file; copy it again") from error
+    if other := re.search(rb"[^\x01-\x7f]", content):
+        *before, line = content[: other.start()].split(b"\n")
+        raise GatesError(
+            f"{path}, line {len(before) + 1}: byte {len(line) + 1} is not ASCII, expected of"
+            " IGRA-2; copy the file again"
+        )
+    return content.decode("ascii").splitlines()
+
+
+def _archived(path: Path) -> bytes:
+    with zipfile.ZipFile(path) as archive:
+        (member,) = archive.infolist()
+        if member.file_size > MOST_BYTES:
+            raise GatesError(f"{member.filename} has {member.file_size} bytes; unpack it")
+        return archive.read(member)
 
 
 def _header(line: str) -> Header | None:

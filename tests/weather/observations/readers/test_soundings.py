@@ -176,6 +176,22 @@ def test_archives_of_one_file_are_read(tmp_path):
         read_igra(path, Period())
 
 
+@pytest.mark.fault("46 neighbors")
+@pytest.mark.parametrize("letters", ["\xe9".encode("latin-1"), "\xe9".encode(), b"\0"])
+@pytest.mark.parametrize("archived", [False, True])
+def test_a_byte_that_is_not_ascii_is_refused_with_its_place(letters, archived, tmp_path):
+    path = tmp_path / "USM00072518-data.txt"
+    lines = [line.encode() for line in SOUNDING]
+    lines[1] = lines[1][:2] + letters + lines[1][2 + len(letters) :]
+    path.write_bytes(b"\r\n".join(lines))
+    if archived:
+        with zipfile.ZipFile(f"{path}.zip", "w") as archive:
+            archive.write(path, path.name)
+        path = path.with_name(f"{path.name}.zip")
+    with pytest.raises(GatesError, match=r"data.txt(.zip)?, line 2: byte 3 is not ASCII, .* copy"):
+        read_igra(path, Period())
+
+
 def test_text_without_a_header_is_refused(read):
     with pytest.raises(GatesError, match="no line is the header of an IGRA-2 sounding"):
         read(*SOUNDING[1:])
