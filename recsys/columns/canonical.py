@@ -330,6 +330,16 @@ def holds_times(column: pl.Series) -> bool:
     return bool(len(seconds)) and float((seconds != UNREADABLE).mean()) >= READABLE  # type: ignore[arg-type]
 
 
+def form_of(times: pl.Series) -> str:
+    """Return how a column (N,) tells times, such as in seconds since 1970 or as text."""
+    if not times.dtype.is_numeric():
+        return "text" if is_text(times.dtype) else str(times.dtype)
+    middle = float(times.filter(times > 0).median() or 0)  # type: ignore[arg-type]
+    place = int(np.searchsorted(np.outer([1, 1000], SECONDS).ravel(), middle, "right"))
+    rest = "other numbers" if middle else str(pl.Null)
+    return {1: "seconds", 3: "milliseconds"}.get(place, rest)
+
+
 def _seconds(column: pl.Series) -> pl.Series:
     """Return times (N,) in whole seconds since 1970, see `part_of`."""
     if column.dtype in (pl.Date, pl.Datetime):

@@ -16,7 +16,7 @@ from harness.files.texts import not_utf8, unreadable
 from recsys.columns.canonical import (
     RowError,
     canonical,
-    is_text,
+    form_of,
     kind_of,
     numbers_of,
     part_of,
@@ -350,17 +350,17 @@ def _check_present(path: Path, table: pl.DataFrame, wanted: Sequence[str], first
 def _joined(
     files: Sequence[Path], tables: Sequence[pl.DataFrame], missing: Sequence[str], time: str
 ) -> pl.DataFrame:
-    """Return the rows of all tables, with one type per column; times are text in all or in none."""
+    """Return the rows of all tables, with one type per column and one form of times."""
     columns = []
     for name in tables[0].columns:
         parts = [table[name] for table in tables]
-        forms = {
-            is_text(p.dtype): f for p, f in zip(parts, files, strict=True) if p.dtype != pl.Null
-        }
-        if name == time and len(forms) == 2:
+        forms = dict(zip(map(form_of, parts), files, strict=True)) if name == time else {}
+        forms.pop("Null", None)
+        if len(forms) > 1:
+            (one, file), (other, another), *_ = forms.items()
             raise GatesError(
-                f"{forms[True]} has text in the column of times {name!r}, {forms[False]} has not: "
-                "write them in one form, such as seconds since 1970"
+                f"{file} has {one} in the column of times {name!r}, {another} has {other}: write"
+                " them in one form, such as seconds since 1970"
             )
         if any(part.dtype in (pl.String, pl.Categorical, pl.Enum) for part in parts):
             parts = [_text(*each, missing) for each in zip(parts, files, strict=True)]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import polars as pl
 
 from core_gates.errors import GatesError, check_at_least, check_option
-from recsys.columns.canonical import RowError
+from recsys.columns.canonical import RowError, form_of
 from recsys.data.readers.files import files_of, located_in, read_file, read_table
 from recsys.data.tables import RankingTables, Split, split_by_hash, split_by_time
 from recsys.infer import infer_schema, stated_tasks
@@ -177,8 +177,9 @@ def _not_later(split: Split, time: str) -> list[str]:
     tested = split.test[time]
     if earlier.dtype.is_numeric() and tested.dtype.is_numeric():
         earlier, tested = earlier.cast(pl.Float64), tested.cast(pl.Float64)
-    if earlier.dtype != tested.dtype:
-        return [f"{time!r} has type {tested.dtype} in the test rows, {earlier.dtype} in all others"]
+    found, expected = form_of(tested), form_of(earlier)
+    if found != expected:
+        return [f"{time!r} holds {found} in the test rows, {expected} in all others"]
     count = int((tested <= earlier.max()).sum())
     if not count:
         return []

@@ -135,7 +135,8 @@ def test_labels_may_be_the_words_true_and_false(path, tmp_path):
         (["2024-01-09", "2024-01-10"], "1 of 2 test rows are not later than all training and"),
         (["2023-12-31", "2023-12-31"], "2 of 2 test rows are not later than all training and"),
         (["2024-01-10", "2024-02-01"], None),
-        ([20240110, 20240201], "'day' has type Int64 in the test rows, String in all others"),
+        ([20240110, 20240201], "'day' holds other numbers in the test rows, text in all others"),
+        ([1_704_073_824, 1_704_160_224], "'day' holds seconds in the test rows, text in all"),
     ],
 )
 def test_another_table_of_test_rows_that_are_not_later_is_noted(path, tmp_path, days, note):

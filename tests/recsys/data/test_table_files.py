@@ -380,14 +380,29 @@ FAULTS = {
             "a_parquet": PARQUET.with_columns(at=pl.lit(1_704_073_824)),
             "b_parquet": PARQUET.with_columns(at=pl.lit("2024-01-31")),
         },
-        r"b\.parquet has text in the column of times 'at', .*a\.parquet has not: write them in one",
+        r"a\.parquet has seconds in the column of times 'at', .*b\.parquet has text: write them in",
     ),
     "times as text and as numbers": (
         {
             "a_csv": "book,price,bought,w,at\n7,1,1,1,2024-01-31\n",
             "b_csv": "book,price,bought,w,at\n7,1,1,1,1704073824\n",
         },
-        r"a\.csv has text in the column of times 'at', .*b\.csv has not: write them in one form",
+        r"a\.csv has text in the column of times 'at', .*b\.csv has seconds: write them in one",
+    ),
+    "times in seconds and in milliseconds": (
+        {
+            "a_csv": "book,price,bought,w,at\n7,1,1,1,0\n7,1,1,1,1704073824.5\n",
+            "b_csv": "book,price,bought,w,at\n7,1,1,1,\n",
+            "c_csv": "book,price,bought,w,at\n7,1,1,1,1704073824000\n",
+        },
+        r"a\.csv has seconds in the column of times 'at', .*c\.csv has milliseconds: write them in",
+    ),
+    "times in milliseconds and as days": (
+        {
+            "a_parquet": PARQUET.with_columns(at=pl.lit(1_704_073_824_000)),
+            "b_parquet": PARQUET.with_columns(at=pl.lit(20_240_131)),
+        },
+        r"a\.parquet has milliseconds in .* 'at', .*b\.parquet has other numbers: write them in",
     ),
     "lists and text": (
         {
@@ -408,6 +423,17 @@ def test_faults(case, write):
     with pytest.raises(GatesError, match=words) as caught:
         read_table(folder, schema=schema)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.fault("46 neighbors")
+def test_a_file_without_times_joins_those_of_any_form(write):
+    times = [1_704_073_824_000, 0, None, 1_704_160_224_000]
+    files = {
+        f"{name}_parquet": PARQUET.head(1).with_columns(at=pl.lit(time))
+        for name, time in zip("abcd", times, strict=True)
+    }
+    table = read_table(write(**files), schema=dataclasses.replace(SCHEMA, time="at"))
+    assert table["at"].to_list() == times
 
 
 def test_a_row_of_missing_values_is_no_fault(write):
