@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -195,7 +195,7 @@ class PairImages(NamedTuple):
 
 def pair_images(
     studio: Studio,
-    combinations: Sequence[Combination],
+    combinations: Iterable[Combination],
 ) -> PairImages:
     """Make images of combinations with gates, the plain sum and the mean, from the same noise.
 

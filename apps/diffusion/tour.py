@@ -12,6 +12,7 @@ from diffusion.data.concepts import held_out_pairs
 from diffusion.evaluation.figures import gate_map_figure, gate_table, sheet_figure
 from harness.evidence import Resamples, moments
 from harness.report.page import Page, StopSkippedError, TourRow, TourStop, TourTask
+from harness.runs.terminal import SHORT, stepping
 
 SHOWN = 4  # pairs of a subject and a style that no gate was trained on together
 
@@ -63,7 +64,7 @@ def tour(folder: Path, say: Callable[[str], None], *, world: World | None = None
     chosen = pairs[:: len(pairs) // SHOWN][:SHOWN]
     with studio(Sources(), lambda: world, lambda *_: None) as found:
         say(f"making images of {len(chosen)} prompts, with gates and with the plain sum")
-        made = pair_images(found, chosen)
+        made = pair_images(found, stepping("making images", chosen, seconds=SHORT))
         say("searching")
         matches = [found.finder.library.search(one, K, "weights") for one in made.captions]
         zoo = len(found.finder.library.adapters())

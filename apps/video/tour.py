@@ -15,6 +15,7 @@ from harness.evidence import Row, compare
 from harness.experiment import Job, Piece, flatten
 from harness.figures.style import BLUE, ORANGE, TEXT_SIZE, dress, head, new_figure, place
 from harness.report.page import Page, TourRow, TourStop, TourTask
+from harness.runs.terminal import SHORT, stepping
 from recsys.data.datamodule import TableDataModule
 from recsys.diagnosis.expert_report import ExpertReport
 from recsys.experiments import (
@@ -162,8 +163,9 @@ def _trained(
         pieces[shown] = Piece(name, 0, None, {**common, **own})
     made = Trained(data_of(pieces[HOME].settings), {}, {})
     test = made.data.batch("test")
-    for shown, piece in pieces.items():
+    for shown in stepping("training", pieces, seconds=SHORT):
         say(f"training {shown}")
+        piece = pieces[shown]
         ranker = ranker_of(piece.settings, train(piece, Job(folder / shown), {}), made.data)
         made.found[shown] = probabilities(ranker, test)
         made.reports[shown] = report_of(ranker, test)

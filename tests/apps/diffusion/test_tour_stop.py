@@ -20,8 +20,10 @@ def few(monkeypatch):
     monkeypatch.setattr("apps.diffusion.generate.STEPS", 1)
 
 
-def test_the_stop_shows_prompts_adapters_and_images(zoo_root, write, few, tmp_path):
+def test_the_stop_shows_prompts_adapters_and_images(zoo_root, write, few, monkeypatch, capsys):
     said = []
+    monkeypatch.setattr("harness.runs.terminal.SHORT", 0.01)
+    monkeypatch.setattr(module, "SHORT", 0.01)
     stop = tour(zoo_root, said.append, world=write.world_of(zoo_root))
     search, images = stop.rows
     assert re.fullmatch(r"[0-4] of 4", search.value)
@@ -36,6 +38,10 @@ def test_the_stop_shows_prompts_adapters_and_images(zoo_root, write, few, tmp_pa
     assert html.index("<figure>") < html.index("<p>")
     assert "fish, dotted" in html
     assert any("2 prompts" in text for text in said)
+    lines = re.findall(r"making images: (.+)  (\d of 2)  \d+ s\n", capsys.readouterr().out)
+    first, second = dict.fromkeys(lines)
+    assert first == ("fish + dotted", "1 of 2")
+    assert second[1] == "2 of 2"
 
 
 def made(gated, plain):

@@ -1,6 +1,9 @@
 """The video stop of the tour, on a small feed; its verdicts, whichever way figures fall."""
 
+import io
+import itertools
 import re
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -37,13 +40,32 @@ def rows_of(gaps, p=0.001):
 
 
 @pytest.fixture(scope="module")
-def stop(tmp_path_factory):
+def printed():
+    """What the stop prints besides what it says."""
+    return io.StringIO()
+
+
+@pytest.fixture(scope="module")
+def stop(tmp_path_factory, printed):
     folder, said = tmp_path_factory.mktemp("tour") / "video", []
-    found = tour(folder, said.append, rows=8_000)
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+        patch.setattr("harness.runs.terminal.SHORT", 0.01)
+        patch.setattr(module, "SHORT", 0.01)
+        found = tour(folder, said.append, rows=8_000)
     assert said[0] == "preparing rows of `stress`"
     assert {f"training {m}" for m in (HOME, MMOE, CGC)} <= set(said)
     assert list(folder.iterdir()) == []  # checkpoints are gone
     return found
+
+
+@pytest.mark.fault("46 neighbors")
+def test_a_long_training_is_not_silent(stop, printed):
+    shown = re.findall(r"training: (\w+)  (\d of \d)  \d+ s\n", printed.getvalue())
+    raw, normalized = [HOME, MMOE, CGC], [HOME, MMOE]
+    expected = [
+        (m, f"{n} of {len(own)}") for own in (raw, normalized) for n, m in enumerate(own, 1)
+    ]
+    assert [one for one, _ in itertools.groupby(shown)] == expected
 
 
 def test_experts_and_accuracy(stop):
