@@ -132,6 +132,5 @@ def write_weights(folder, **changes):
         torch.manual_seed(0)
         model = tiny_resnet(("rgb_mask",), geometry=True).eval()
     conformal = SplitConformal(tuple(np.linspace(-0.3, 0.3, 99)))
-    intervals = dict.fromkeys(("masks", "boxes", "automatic"), conformal)
-    settings = {"intervals": intervals} | changes
+    settings = {"intervals": dict.fromkeys(("masks", "boxes", "automatic"), conformal)} | changes
     return SizingBundle(model, LogSize(), 64, **settings).save(folder)

@@ -48,8 +48,7 @@ def figure(scores, method, metric, task="test"):
 
 def test_render_writes_the_layout_of_real_data_once(sizing):
     table, report = read_real_colon(sizing.folder / RUN / "rendered")
-    assert len(table) == 64
-    assert set(table.frames["database"]) == {"SYNTH"}
+    assert (len(table), set(table.frames["database"])) == (64, {"SYNTH"})
     assert report.total("excluded") == 0
     other, _ = read_real_colon(sizing.folder / RUN / "rendered-brand_b")
     assert set(other.frames["brand"]) == {"B"}
@@ -241,8 +240,7 @@ def test_the_honest_table_runs_only_what_is_missing(sizing):
     assert "8 missing runs: " in first
     folder = sizing.folder / "runs/endoscopy/honest"
     runs = sorted(path.name for path in (folder / "runs").iterdir())
-    assert runs[0] == "baselines-n6-s0"
-    assert len(runs) == 8 + 4
+    assert (runs[0], len(runs)) == ("baselines-n6-s0", 8 + 4)
     before = read_scores(sizing, "honest")["rows"]
     shutil.rmtree(folder / "runs" / "plain-n8-s1")
     kept = (folder / "runs" / "dual-n6-s0" / "result.parquet").stat().st_mtime_ns

@@ -60,8 +60,7 @@ def test_prepare_downloads_unpacks_and_reads_real_colon(manifest, gates_in, tmp_
     assert out.splitlines()[0].startswith("8 files of 0.00 GB into new")
     assert "44 frames of 4 objects" in out
     assert not list((tmp_path / "new").glob("*.tar.gz"))
-    again = run.endoscopy("prepare", *words, config="real_colon").out
-    assert " of 8: " not in again
+    assert " of 8: " not in run.endoscopy("prepare", *words, config="real_colon").out
     assert "--download brings REAL-Colon, and the data are synthetic" in run.refuse(
         "endoscopy", "prepare", "--config", "unit", "--download", "new"
     )

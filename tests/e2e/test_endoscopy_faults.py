@@ -52,8 +52,7 @@ def _sources(here, write, pictures):
     (here / "cut.dcm").write_bytes(content[:-9000])
     write.images(here / "few", pictures)
     _truncated(here / "few" / "partial.jpg")
-    many = [write.picture(40, 60, n) for n in range(101)]
-    write.images(here / "many", many)
+    write.images(here / "many", [write.picture(40, 60, n) for n in range(101)])
     _truncated(here / "many" / "partial.jpg")
     write.images(here / "deep", pictures)
     gray = pictures[1].mean(2)
@@ -91,8 +90,7 @@ def _locations(here, write, pictures):
     for number, mask in enumerate(masks):
         mask[4:25, 5 + number : 30 + number] = 255
     write.images(here / "masks", masks)
-    larger = [masks[0], masks[1].repeat(2, 0).repeat(2, 1), masks[2]]
-    write.images(here / "larger_masks", larger)
+    write.images(here / "larger_masks", [masks[0], masks[1].repeat(2, 0).repeat(2, 1), masks[2]])
     for name, texts in (("hostile", [BOMB] * 3), ("partly_hostile", [BOMB, VOC, VOC])):
         (here / name).mkdir()
         for number, text in enumerate(texts):
@@ -143,8 +141,7 @@ def _tables(here):
         here / "folds_foreign.csv", index=False
     )
     for name, change in TABLES.items():
-        changed = change(good.copy(), here)
-        changed.to_csv(here / f"table_{name}.csv", index=False)
+        change(good.copy(), here).to_csv(here / f"table_{name}.csv", index=False)
 
 
 def changed_row(row, **values):

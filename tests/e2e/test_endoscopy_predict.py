@@ -161,8 +161,7 @@ def test_a_named_scope_gets_millimeters_with_intervals(run):
 def test_masks_stand_for_boxes(run):
     result = predict(run, "clip.mp4", "--masks", "masks", boxes=None, output="masked")
     table = pd.read_parquet(run.folder / result.out.splitlines()[-1] / "predictions.parquet")
-    assert set(table["location"]) == {"masks"}
-    assert table["bbox_xmin"].tolist() == [5, 6, 7, 8]
+    assert (set(table["location"]), table["bbox_xmin"].tolist()) == ({"masks"}, [5, 6, 7, 8])
     objects = pd.read_csv(run.folder / "masked" / "clip" / "objects.csv")
     assert (objects["unique_id"].tolist(), objects["num_frames"].tolist()) == (["clip"], [4])
 

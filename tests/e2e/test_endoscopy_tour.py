@@ -15,8 +15,7 @@ def test_the_stop_sizes_fresh_polyps_beside_both_baselines(monkeypatch, tmp_path
         "Conformal intervals",
     ]
     error = float(stop.rows[0].value.split()[0])
-    constant = float(stop.rows[0].baseline.removeprefix("constant ").split(",")[0])
-    assert error < 0.25 < constant
+    assert error < 0.25 < float(stop.rows[0].baseline.removeprefix("constant ").split(",")[0])
     page = Page("tour")
     stop.draw(page)
     assert page.html().count("data:image/png;base64,") == 3

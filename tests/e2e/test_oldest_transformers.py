@@ -36,6 +36,5 @@ def test_the_language_tests_pass_on_the_oldest_transformers(tmp_path):
     """With the releases of its dependencies that it asks for; PyTorch is that of the tests."""
     succeeded("pip", "install", "--quiet", "--target", tmp_path, f"transformers=={OLDEST}.*")
     path = {"PYTHONPATH": str(tmp_path)}
-    shown = succeeded("pip", "show", "transformers", **path)
-    assert f"Version: {OLDEST}." in shown
+    assert f"Version: {OLDEST}." in succeeded("pip", "show", "transformers", **path)
     succeeded("pytest", "-q", "-x", "tests/language", "tests/apps/language", **path)

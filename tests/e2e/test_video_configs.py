@@ -99,8 +99,7 @@ def stand_in(release, country, log, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_configuration_trains_a_step(name, stand_in, tmp_path, capsys):
-    config = CONFIGS.get(name, name)
-    words = ["video", "fit", "--config", config, "--root", str(tmp_path)]
+    words = ["video", "fit", "--config", CONFIGS.get(name, name), "--root", str(tmp_path)]
     options = {"data.batch_size": 64, "trainer.max_steps": 2, "trainer.limit_val_batches": 1,
                "trainer.val_check_interval": 1.0, **stand_in(name)}  # fmt: skip
     assert main([*words, *(f"--{n}={value}" for n, value in options.items())]) == 0

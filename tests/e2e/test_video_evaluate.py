@@ -156,8 +156,7 @@ def test_only_and_folders_of_other_machines(feed, gates_in, tmp_path):
     out = gates.succeed(*some).out  # no full evaluation any more
     assert "missing" not in out
     found = json.loads((tmp_path / "moved/runs/video/small/scores.json").read_text())
-    assert {row["method"] for row in found["rows"]} == {"mmoe", "duration"}
-    assert found["bars"] == []
+    assert ({row["method"] for row in found["rows"]}, found["bars"]) == ({"mmoe", "duration"}, [])
     assert "--only names 'mmo'; known are home, mmoe, duration" in gates.refuse(
         "video", "evaluate", "--config", "small", "--only", "[mmo]"
     )

@@ -34,8 +34,7 @@ def test_a_prepared_feed_is_scored_as_the_same_feed_in_memory(prepared, small_fe
     tables = SimulatedFeed(**WORLD).read()
     rows = pl.concat([tables.train, tables.validation, tables.test]).sort(KEYS)
     assert found.select(KEYS).to_numpy().tolist() == rows.select(KEYS).to_numpy().tolist()
-    scorer = read_model(run / "model").scorer
-    expected = scorer.score(rows).probabilities
+    expected = read_model(run / "model").scorer.score(rows).probabilities
     names = [name for name in found.columns if name not in KEYS]
     np.testing.assert_allclose(found.select(names).to_numpy(), expected, atol=1e-6)
 

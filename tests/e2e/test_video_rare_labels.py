@@ -50,8 +50,7 @@ def own(gates_in, tmp_path_factory):
 def test_a_rare_label_is_predicted_at_its_rate_by_the_draft_alone(own):
     (line,) = re.findall(r"^HoME, predicted over observed: (.*)$", own.fitted, re.MULTILINE)
     found = {name: float(ratio) for name, ratio in (part.split() for part in line.split(", "))}
-    assert list(found) == ["click", "follow"]
-    assert own.rate == pytest.approx(0.004, abs=1e-4)
+    assert (list(found), own.rate) == (["click", "follow"], pytest.approx(0.004, abs=1e-4))
     assert all(0.8 <= ratio <= 1.25 for ratio in found.values()), found
     assert "WARNING" not in own.fitted
 

@@ -58,8 +58,7 @@ def analysis(gates, observations, output, *words):
 def test_poisoned_observations_are_rejected(gates, poison, message):
     """Beyond any plausible height, and plausible but far from the background."""
     name = f"poison-{poison:.0f}"
-    clean_table = shifted_reports(gates, "clean.csv")
-    table = pd.read_csv(gates.folder / clean_table).drop(index=5)
+    table = pd.read_csv(gates.folder / shifted_reports(gates, "clean.csv")).drop(index=5)
     table.to_csv(gates.folder / "without.csv", index=False)
     _, without = analysis(gates, "without.csv", f"{name}-without.zarr")
     poisoned = shifted_reports(gates, f"{name}.csv", poison=poison)

@@ -25,8 +25,7 @@ def here(gates):
     times = sorted(nearest.unique())
     (folder / "reports").mkdir()
     for number in (0, 1, 3, 5):
-        part = table[nearest == times[number]]
-        part.to_csv(folder / f"reports/{number}.csv", index=False)
+        table[nearest == times[number]].to_csv(folder / f"reports/{number}.csv", index=False)
     with xr.open_zarr(folder / NATURE) as nature:
         first = nature.isel(time=slice(-6, -3), number=2, drop=True).load()
     first.to_netcdf(folder / "first.nc", engine="h5netcdf")
@@ -71,8 +70,7 @@ def test_methods_cycle(here, method):
         assert error[-1] < 0.9 * error[0]
     rows = pd.read_csv(here.folder / f"c-{method}/departures.csv")
     seen = rows[rows["used"] > 0]
-    assert len(rows) == 18
-    assert np.array_equal(seen["oa_rms"], seen["ob_rms"]) == free
+    assert (len(rows), np.array_equal(seen["oa_rms"], seen["ob_rms"])) == (18, free)
     if method == "oi":
         assert (seen["oa_rms"] < seen["ob_rms"]).mean() > 0.8
 
@@ -189,6 +187,5 @@ def test_a_diverged_cycle_keeps_what_was_good(here):
     assert "cycle 4 of 6, " in result
     assert "the background has diverged: " in result
     assert result.endswith("; 3 cycles are kept, --cycles 3 finishes with them")
-    found = here.succeed("weather", "cycle", *words, "--cycles", 3)
-    assert "3 cycles, " in found.out
+    assert "3 cycles, " in here.succeed("weather", "cycle", *words, "--cycles", 3).out
     shutil.rmtree(here.folder / "lost")

@@ -42,8 +42,7 @@ def choices(gates, name):
 def test_tune_keeps_a_choice_of_every_method(gates):
     result = gates.weather("tune", "--name", "tuned", *TUNED)
     found = choices(gates, "tuned")
-    setting = found["letkf-task-0.1_error-s0"]["setting"]
-    assert set(setting) == {"length_km", "excess", "relaxation"}
+    assert set(found["letkf-task-0.1_error-s0"]["setting"]) == {"length_km", "excess", "relaxation"}
     assert {"adas_increment-s0", "ungated-s0"} <= set(found)
     assert {len(choice["trials"]) for choice in found.values()} == {1}
     lines = result.out.splitlines()
@@ -80,8 +79,7 @@ def test_evaluate_writes_scores_and_prints_their_path_last(gates, evaluated, sco
     assert "of `fit`, with the optimizer of the configuration: adas_increment" in evaluated.out
     assert "never tuned: inverse_distance@0.1/perfect, " in evaluated.out
     assert scores["bars"] == []
-    methods = {row["method"] for row in scores["rows"]}
-    assert "adas_increment" in methods
+    assert "adas_increment" in {row["method"] for row in scores["rows"]}
     missing = {row["method"]: row for row in scores["rows"] if "note" in row}
     assert set(missing) == {"ungated"}
     assert missing["ungated"]["value"] is None
@@ -123,15 +121,12 @@ def test_evaluate_makes_what_is_missing_and_nothing_twice(gates):
     assert {row["method"] for row in scores["rows"]} >= {"adas_increment", "ungated", "oi"}
     assert {row["task"] for row in scores["rows"]} == {"0.1/perfect", "0.1/error"}
     assert scores["bars"] == []
-    again = gates.weather("evaluate", *words)
-    assert "missing" not in again.out
+    assert "missing" not in gates.weather("evaluate", *words).out
     scores_again = json.loads((gates.folder / "runs/weather/whole/scores.json").read_text())
     assert scores_again["rows"] == scores["rows"]
-    partly = gates.weather("evaluate", *words, "--only", "[oi]", "--overwrite")
-    assert "missing" not in partly.out
+    assert "missing" not in gates.weather("evaluate", *words, "--only", "[oi]", "--overwrite").out
     some = json.loads((gates.folder / "runs/weather/whole/scores.json").read_text())
-    assert {row["method"] for row in some["rows"]} == {"oi", "free_run"}
-    assert some["bars"] == []
+    assert ({row["method"] for row in some["rows"]}, some["bars"]) == ({"oi", "free_run"}, [])
     for row in some["rows"]:
         assert row in scores["rows"]
 
@@ -205,8 +200,7 @@ def contents(folder):
 def test_evaluate_scores_a_checkpoint_in_place_of_the_networks(gates):
     weights = "runs/weather/unit/weights/adas_increment-s0/weights.safetensors"
     words = ["--name", "pinned", "--quick", "--ckpt_path"]
-    result = gates.weather("evaluate", *words, weights)
-    assert "missing network" not in result.out
+    assert "missing network" not in gates.weather("evaluate", *words, weights).out
     scores = json.loads((gates.folder / "runs/weather/pinned/scores.json").read_text())
     methods = {row["method"] for row in scores["rows"]}
     assert "adas_increment" in methods
@@ -218,8 +212,7 @@ def test_evaluate_scores_a_checkpoint_in_place_of_the_networks(gates):
 
 
 def test_report_is_one_page_without_network(gates, evaluated):
-    result = gates.weather("report")
-    path = result.out.splitlines()[-1]
+    path = gates.weather("report").out.splitlines()[-1]
     page = (gates.folder / path).read_text()
     assert "ungated: seed 0 is not trained: run <code>gates weather fit --config unit " in page
     assert path == "runs/weather/unit/report.html"

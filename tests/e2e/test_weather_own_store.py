@@ -73,8 +73,7 @@ def test_what_fit_made_assimilates_reports(own):
         before = truth["geopotential"].isel(time=95).transpose("level", "latitude", "longitude")
         before = before.sortby("latitude", ascending=False)
         before = before.assign_coords(longitude=before["longitude"] % 360).sortby("longitude")
-        gap = np.abs(found["geopotential"].values[0] - before.values)
-        assert 0 < gap.max() < 5000
+        assert 0 < np.abs(found["geopotential"].values[0] - before.values).max() < 5000
     store = own.weather("assimilate", *words, "--background", "own.zarr",
                         "--output", "other.zarr", config=CONFIG).out  # fmt: skip
     assert store.splitlines()[-1] == "other.zarr"
@@ -110,8 +109,7 @@ def test_a_model_by_name_gives_backgrounds(own):
     (own.folder / "still.py").write_text("def model(states, hours):\n    return states + 0.0\n")
     words = ["--data.store", "own.zarr", "--data.background", "still.py:model", "--name", "still"]
     words += ["--data.lead_hours", 12]
-    out = own.weather("fit", *words, *SHORT, config=CONFIG).out
-    assert "caching backgrounds" in out
+    assert "caching backgrounds" in own.weather("fit", *words, *SHORT, config=CONFIG).out
     errors = [
         json.loads((own.folder / f"runs/weather/{name}/cache/background_error.json").read_text())
         for name in ("still", "reanalysis")
@@ -128,8 +126,7 @@ def broken(folder, change):
 
 
 def nan(path):
-    array = zarr.open_array(path / "2m_temperature", mode="r+")
-    array[40, 3, 3] = -(2**15)
+    zarr.open_array(path / "2m_temperature", mode="r+")[40, 3, 3] = -(2**15)
 
 
 def half_written(path):
@@ -215,11 +212,9 @@ def test_the_synthetic_store_is_packed_and_whole(tmp_path, capsys):
     assert write_store([str(path), "--frames", "23", "--rows", "9", "--columns", "16"]) == 0
     assert capsys.readouterr().out.strip() == str(path)
     packed = zarr.open_array(path / "geopotential", mode="r")
-    assert packed.dtype == np.int16
-    assert packed.chunks == (1, 4, 16, 9)
+    assert (packed.dtype, packed.chunks) == (np.int16, (1, 4, 16, 9))
     with xr.open_zarr(path, chunks=None) as stored:
-        assert stored.sizes["time"] == 23
-        assert stored["longitude"].values[0] == -180
+        assert (stored.sizes["time"], stored["longitude"].values[0]) == (23, -180)
         assert bool(np.isfinite(stored["temperature"].values).all())
         heights = stored["geopotential"].mean(("time", "latitude", "longitude")).values
         assert (np.diff(heights) < 0).all()  # from 300 down to 850 hPa

@@ -16,8 +16,7 @@ def losses_of(values):
 def test_fixed_is_the_sum():
     losses = losses_of([1.0, 2.0, 5.0])
     made = balancer("fixed", 3)
-    assert made(losses) == 8
-    assert made.weights.tolist() == [1, 1, 1]
+    assert (made(losses), made.weights.tolist()) == (8, [1, 1, 1])
 
 
 def test_uncertainty():

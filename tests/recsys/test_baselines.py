@@ -47,8 +47,7 @@ def test_base_rates_are_those_of_the_rows_that_count(rows_of):
     mask = torch.tensor([[True], [True], [False], [True]])
     rows = rows_of([[1], [0], [1], [0]], mask=mask, weight=torch.tensor([2.0, 1, 1, 3]))
     found = BaseRates().fit(rows, rows).predict(rows)
-    assert found.shape == (4, 1)
-    assert found[0, 0] == pytest.approx((2 + 0.5) / (6 + 1))
+    assert (found.shape, found[0, 0]) == ((4, 1), pytest.approx((2 + 0.5) / (6 + 1)))
 
 
 @pytest.mark.parametrize(
@@ -81,6 +80,9 @@ def test_each_task_may_have_its_column(rows_of):
     assert [roc_auc_score(rows.labels[:, k], both[:, k]) > 0.99 for k in (0, 1)] == [True, True]
     swapped = OneColumn((1, 0)).fit(rows, rows).predict(rows)
     assert all(abs(roc_auc_score(rows.labels[:, k], swapped[:, k]) - 0.5) < 0.1 for k in (0, 1))
+    skewed = rows_of(dense > torch.tensor([0.0, 1.0]), dense=dense)
+    flat = OneColumn((0, 1), prior=1e9).fit(skewed, skewed).predict(skewed)
+    assert flat[0] == pytest.approx(skewed.labels.double().mean(0).numpy(), abs=1e-3)
     with pytest.raises(ValueError, match="1 columns for 2 tasks"):
         OneColumn((0,)).fit(rows, rows)
 

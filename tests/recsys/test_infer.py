@@ -84,8 +84,7 @@ def test_whom_a_column_describes(drafted):
     sides = {f.name: f.side for f in (*drafted.schema.sparse, *drafted.schema.dense)}
     users = {name for name, side in sides.items() if side == "user"}
     items = {name for name, side in sides.items() if side == "item"}
-    assert users == {"reader", "city"}
-    assert items == {"book", "author_id", "pages"}
+    assert (users, items) == ({"reader", "city"}, {"book", "author_id", "pages"})
 
 
 def test_tasks_and_keys(drafted):

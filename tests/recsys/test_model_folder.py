@@ -76,8 +76,7 @@ def test_a_round_trip_is_bit_equal(folder):
         assert torch.equal(found.ranker.state_dict()[name], value), name
     assert found.settings == {"lr": 0.1, "seed": 3}
     assert (found.transform.sizes, found.ranker.schema) == (TOY["SIZES"], expected.schema)
-    assert found.ranker.prior == expected.prior
-    assert found.versions["torch"] == str(torch.__version__)
+    assert (found.ranker.prior, found.versions["torch"]) == (expected.prior, str(torch.__version__))
     assert len(found.hash) == 64
 
 

@@ -50,5 +50,4 @@ def test_numbers_outside_and_far_are_counted_and_most_of_them_shift_the_median(
     numbers, counts, shifted
 ):
     found = places_of(np.array(numbers, np.float64), [0, 25, 50, 75, 100])
-    assert found.tolist() == counts
-    assert has_shifted(found) == shifted
+    assert (found.tolist(), has_shifted(found)) == (counts, shifted)

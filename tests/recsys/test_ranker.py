@@ -110,6 +110,8 @@ def test_the_transformer_knows_the_order_and_a_missing_newest_event():
     late = torch.tensor([[False, True, True, True, False]])
     states = encoder.states(events[:1], late)
     assert torch.equal(encoder.pooled(states, late, None)[0], states[0, 3])
+    long = History("h", of="v", encoder="transformer", max_length=9)
+    assert len(build_encoder(long, DIM).positions) == 9
 
 
 @pytest.mark.parametrize(

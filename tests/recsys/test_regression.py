@@ -84,8 +84,7 @@ def test_labels_and_logarithms_are_derived():
 
 
 def test_watch_labels_are_thresholds_of_the_play_time():
-    feed = SimulatedFeed(rows=4000, users=60, videos=90, days=5, play_time=True)
-    tables = feed.read()
+    tables = SimulatedFeed(rows=4000, users=60, videos=90, days=5, play_time=True).read()
     found = read_targets(tables.train, tables.schema)
     columns = tables.train.select(LABELS[name] for name in tables.schema.task_names).to_numpy()
     np.testing.assert_array_equal(found.labels, columns)
@@ -128,8 +127,7 @@ def test_probabilities_are_those_of_the_normal_distribution(trained):
         expected = norm.cdf((mean - np.log(least)) / sigma)
         expected = 1 - expected if one.below else expected
         assert found[:, task] == pytest.approx(expected, abs=2e-5), rule
-    residual = data.batch("train").numbers[:, 0].std()
-    assert 0.3 < sigma < 1.5 * float(residual)
+    assert 0.3 < sigma < 1.5 * float(data.batch("train").numbers[:, 0].std())
 
 
 def test_a_network_with_the_head_is_kept_served_and_measured(trained, tmp_path):

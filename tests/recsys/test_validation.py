@@ -165,8 +165,7 @@ def test_metrics_are_those_of_all_rows():
             assert abs(found[f"auc_{task}"] - area) < 1e-6
     assert found["auc_buy"] != found["auc_buy"]  # NaN
     assert abs(found["loss"] - total) < 1e-6
-    assert len(scored) == 200
-    assert ScoredRows(["click"]).metrics() == {}
+    assert (len(scored), ScoredRows(["click"]).metrics()) == (200, {})
 
 
 def metrics_of_shares(parallel):

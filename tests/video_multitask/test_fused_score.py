@@ -42,8 +42,7 @@ def test_tasks_without_exponent_do_not_count_and_ties_keep_their_order():
 def test_many_small_probabilities_do_not_underflow():
     fused = FusedScore(TASKS, {"view": 20.0, "like": 20.0})
     p = torch.tensor([[1e-3, 1e-3, 0.0], [2e-3, 1e-3, 0.0]])
-    assert fused(p).tolist() == [0.0, 0.0]
-    assert fused.rank(p).tolist() == [1, 0]
+    assert (fused(p).tolist(), fused.rank(p).tolist()) == ([0.0, 0.0], [1, 0])
 
 
 @pytest.mark.parametrize(

@@ -109,8 +109,7 @@ def test_means_know_no_other_user():
     )
     assert first[50:].equals(second[50:], null_equal=True)
     assert second.null_count() == 2
-    seen = worse["watched"][:9].to_numpy()
-    assert second[9] == pytest.approx(np.nanmean(seen))
+    assert second[9] == pytest.approx(np.nanmean(worse["watched"][:9].to_numpy()))
 
 
 def test_parts_out_of_order_are_refused(refuses):

@@ -94,8 +94,7 @@ def write_world(root):
     config = EncoderConfig(shape_of(world.base), text_dim=384, **ENCODER["encoder"])
     encoder = TrainedEncoder(LoraWeightEncoder(config), world.text.fingerprint)
     world.run.store("encoders", EncoderForm()).keep(piece, encoder)
-    adapters = dict(list(zoos[0].items())[:2])
-    fusion = GatedFusion(world.base.transformer, adapters, everywhere=True)
+    fusion = GatedFusion(world.base.transformer, dict(list(zoos[0].items())[:2]), everywhere=True)
     with torch.no_grad():
         for parameter in fusion.parameters():
             parameter.add_(0.4 * torch.randn_like(parameter))

@@ -73,8 +73,7 @@ def test_fused_layers_are_not_larger_than_the_rank(gates, samples):
     gates("convert", source, "out.safetensors", "--to", "comfyui", "--rank", 2)
     tensors = load_file("out.safetensors")
     downs = [tensor for name, tensor in tensors.items() if name.endswith("lora_A.weight")]
-    assert len(downs) == 4
-    assert {down.shape[0] for down in downs} == {2}
+    assert (len(downs), {down.shape[0] for down in downs}) == (4, {2})
 
 
 def test_energy_chooses_ranks(gates, samples, expected):

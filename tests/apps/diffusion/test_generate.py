@@ -70,8 +70,7 @@ def test_chunk_and_record_hold_what_made_the_image(made, small_world):
     assert "note: --roles changes nothing: " in printed
     ((name, record),) = records.items()
     with Image.open(small_world / "out" / f"{name}.png") as image:
-        assert image.size == (32, 32)
-        assert image.text["parameters"] == parameters_of(record)
+        assert (image.size, image.text["parameters"]) == ((32, 32), parameters_of(record))
     assert (
         "night sky <lora:night:0.5> <lora:snow:1>\nSteps: 2, Sampler: Euler, CFG scale: 2.0"
         in image.text["parameters"]
@@ -79,8 +78,7 @@ def test_chunk_and_record_hold_what_made_the_image(made, small_world):
     assert (record["seed"], record["mode"], record["model"]) == (0, "gated", "base")
     night, snow = record["adapters"]
     assert (night["strength"], night["score"], night["why"]) == (0.5, None, "it was named")
-    assert snow["title"] == "deep snow"
-    assert len(snow["sha256"]) == 64
+    assert (snow["title"], len(snow["sha256"])) == ("deep snow", 64)
     assert set(record["gates"]) == {"night", "snow"}
     assert 0 < night["mean_gate"] < 1
     assert f"{night['mean_gate']:.3f}" in printed
@@ -99,8 +97,7 @@ def test_modes_make_different_images(made, small_world):
         ((name, record),) = made(mode, "snow", "--adapters", "fox,snow", *GATED, "--mode", mode)[
             0
         ].items()
-        assert record["mode"] == mode
-        assert (record["gates"] is None) == (mode != "gated")
+        assert (record["mode"], record["gates"] is None) == (mode, mode != "gated")
         with Image.open(small_world / mode / f"{name}.png") as image:
             seen[mode] = image.tobytes()
     ((name, record),) = made("none", "snow", "--adapters", "none", *GATED)[0].items()
@@ -278,8 +275,7 @@ def test_faulty_calls(small_world, gates, faulty_inputs, write):
 
 @pytest.mark.parametrize(("family", "guided"), [("flux", False), ("sd3", True)])
 def test_options_that_a_base_ignores_are_refused(family, guided):
-    pipe = SimpleNamespace(family=family)
-    studio = Studio(pipe, None, None, None, {}, "other", "bfloat16")
+    studio = Studio(SimpleNamespace(family=family), None, None, None, {}, "other", "bfloat16")
     assert Sampling(guidance=3.5, size=64).options(studio)["guidance_scale"] == 3.5
     assert studio.guided == guided
     given = {"guidance": 3.5, "negative_prompt": "rain"}

@@ -123,8 +123,7 @@ def test_one_file_is_shown_with_its_blocks(gates, samples):
         "none stated",
     ):
         assert words in printed
-    rows = [line for line in printed.splitlines() if "transformer_blocks.0" in line]
-    assert len(rows) == 2
+    assert len([line for line in printed.splitlines() if "transformer_blocks.0" in line]) == 2
     assert "diffusers 0.42.1 applies a part of it" in printed
     layers = gates("inspect", samples / "kohya_flux_full.safetensors", "--layers")
     assert "transformer_blocks.0.norm1_context.linear" in layers

@@ -33,8 +33,7 @@ def root(zoo_root, tmp_path):
 
 def test_all_that_is_needed_is_found(zoo_root, write):
     found = shipped(write.world_of(zoo_root))
-    assert found.lacking == []
-    assert list(found.adapters) == [one.name for one in concepts()]
+    assert (found.lacking, list(found.adapters)) == ([], [one.name for one in concepts()])
     assert {path.parent.name for path in found.adapters.values()} == {"zoo-s0"}
     assert all(path.is_file() for path in found.adapters.values())
 
@@ -73,8 +72,7 @@ def test_a_prompt_alone_is_enough(root, write, gates, monkeypatch):
     assert printed.count("named: ") == 2
     (path,) = (root / "diffusion" / "embedded" / "images").glob("*.json")
     record = json.loads(path.read_text())
-    assert record["mode"] == "gated"
-    assert len(record["adapters"]) == 3
+    assert (record["mode"], len(record["adapters"])) == ("gated", 3)
     assert all(record["hashes"].values())
     assert record["model"] == "base-s0"
     gates(*call, "--fill")

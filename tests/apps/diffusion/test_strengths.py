@@ -200,8 +200,7 @@ def missing():
     ],
 )  # fmt: skip
 def test_roles_are_given_tagged_or_seen(tags, given, order, expected):
-    adapters = {name: bundle(own) for name, own in tags.items()}
-    assert roles_of(adapters, given, order) == expected
+    assert roles_of({name: bundle(own) for name, own in tags.items()}, given, order) == expected
 
 
 @pytest.mark.parametrize("order", [missing, ranks(), ranks("b", "a", "c")])  # the last: b is tagged
@@ -218,8 +217,7 @@ def test_what_ships_is_used_with_the_order_of_its_weights(zoo_root, write, gates
     world = write.world_of(tmp_path / "runs")
     monkeypatch.setattr("apps.diffusion.embedded_world.World", write.world_of)
     files = world.zoo_files(0)
-    few = {name: load_lora(files[name]) for name in list(files)[:2]}
-    made = drawn(world.base.transformer, few)
+    made = drawn(world.base.transformer, {name: load_lora(files[name]) for name in list(files)[:2]})
     piece = world.run.piece("layer_strengths + role", 0, start=world.zoo_digest)
     world.run.store("gates", GatesForm()).keep(piece, gate_tensors(made.gate_states()))
     assert shipped(world).strengths.parent.name == USED["strengths"] == piece.name

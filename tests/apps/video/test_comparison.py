@@ -144,8 +144,7 @@ def test_all_are_scored_on_the_same_rows_between_chance_and_the_oracle(done):
     for method in ("mmoe", "duration", ORACLE):
         gap = pytest.approx(scores[method] - scores["home"], abs=1e-9)
         own = {r.metric: r.value for r in differences if r.method == method}
-        assert own.pop(SUMMED) == gap
-        assert own.keys() == {f"{SUMMED} watch", f"{SUMMED} inter"}
+        assert (own.pop(SUMMED), own.keys()) == (gap, {f"{SUMMED} watch", f"{SUMMED} inter"})
         assert sum(own.values()) == gap
     assert {r.task for r in rows if r.method == "mmoe" and r.metric == "auc"} == set(found.tasks())
     assert {"home", "mmoe"} == {r.method for r in rows if r.task == "experts"}

@@ -73,14 +73,12 @@ def test_controls_are_made_once(run, capsys, monkeypatch):
 
     monkeypatch.setattr(controls, "train", None)
     monkeypatch.setattr(controls, "redraw", None)
-    assert repr(find(run)) == repr(found)
-    assert capsys.readouterr().out == ""
+    assert (repr(find(run)), capsys.readouterr().out) == (repr(found), "")
 
 
 def test_labels_that_were_not_permuted_fail_the_control(run, tmp_path):
     """The control without its permutation: the network predicts what it should not."""
-    piece = run.piece("permuted_labels", 0)
-    figures = score_control(piece, Job(tmp_path / "work"), {})
+    figures = score_control(run.piece("permuted_labels", 0), Job(tmp_path / "work"), {})
     bars = chance_bars(
         "control", controls._chances(figures, data_of(run.settings).schema.task_names)
     )
@@ -88,10 +86,8 @@ def test_labels_that_were_not_permuted_fail_the_control(run, tmp_path):
 
 
 def test_a_quick_run_trains_nothing(tmp_path):
-    run = Run(tmp_path / "run", app="video", settings=decisive_settings(CONFIG), quick=True)
-    found = find(run)
-    assert {row.method for row in found.rows} == {"world"}
-    assert len(found.bars) == 14
+    found = find(Run(tmp_path / "run", app="video", settings=decisive_settings(CONFIG), quick=True))
+    assert ({row.method for row in found.rows}, len(found.bars)) == ({"world"}, 14)
 
 
 def test_other_data_have_no_controls(tmp_path):

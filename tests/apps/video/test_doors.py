@@ -127,8 +127,7 @@ def test_words_for_missing_stay_with_the_model(tmp_path):
     loaded = load_model(save_model(tmp_path / "model", ranker, transform)).transform
     assert loaded.missing == ("NA",)
     same(loaded.encode(scored_rows(tmp_path / "rows.csv", loaded)), transform.encode(ROWS))
-    grown = loaded.grow(ROWS)
-    assert grown.missing == ("NA",)
+    assert loaded.grow(ROWS).missing == ("NA",)
 
 
 def test_a_transform_without_words_is_stored_as_ever(tmp_path):

@@ -102,8 +102,7 @@ def test_the_model_of_the_run_is_planned_unless_a_shape_is_given(
 
 
 def test_one_gpu_sends_nothing_and_too_much_does_not_fit(planned, capsys):
-    found = planned(gpus=1, device=Device(memory=1e3), **SMALL)
-    assert part(found, "sent")["all-to-all"] == 0
+    assert part(planned(gpus=1, device=Device(memory=1e3), **SMALL), "sent")["all-to-all"] == 0
     assert "does not fit" in capsys.readouterr().out
 
 

@@ -219,8 +219,7 @@ def test_an_archive_is_downloaded_first(release, prepare, tmp_path, monkeypatch)
 
     monkeypatch.setattr(verb, "download_release", download)
     folder = prepare(tmp_path / "archive", download="pure", split="none")
-    assert asked == [("pure", tmp_path / "archive")]
-    assert open_shards(folder).rows == 6000
+    assert (asked, open_shards(folder).rows) == ([("pure", tmp_path / "archive")], 6000)
 
 
 def test_a_split_without_rows_and_two_sources_are_refused(release, prepare, tmp_path):

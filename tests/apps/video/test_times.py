@@ -58,8 +58,7 @@ def log():
     at = FIRST + np.sort(draw.integers(0, 28 * 86_400, N))
     late = at // 3600 % 24 >= 18
     bought = draw.random(N) < np.where(late, 0.8, 0.2)
-    rows = {"at": at, "price": draw.normal(size=N), "bought": bought.astype(int)}
-    return pl.DataFrame(rows)
+    return pl.DataFrame({"at": at, "price": draw.normal(size=N), "bought": bought.astype(int)})
 
 
 @pytest.mark.parametrize("form", SAME)
@@ -118,8 +117,7 @@ def test_of_few_days_no_weekday_is_drafted_and_of_dates_no_hour(log):
     assert [feature.name for feature in few.sparse] == ["hour of at"]
     dates = log.with_columns(pl.from_epoch("at").dt.date())
     assert [f.name for f in infer_schema(dates, ["bought"]).schema.sparse] == ["weekday of at"]
-    none = infer_schema(log, ["bought"], drop=["at"]).schema
-    assert none.features == ("price",)
+    assert infer_schema(log, ["bought"], drop=["at"]).schema.features == ("price",)
 
 
 def test_an_hour_that_training_lacks_is_not_unknown(log):
@@ -163,16 +161,14 @@ def test_files_and_requests_have_the_features_of_training(form, suffix, log, tmp
 
     reader = RequestReader(transform, ("bought",))
     assert reader.kinds["at"] == "time"
-    typed = reader.typed(rows)
-    candidates = json.loads(json.dumps(typed.to_dicts()))
+    candidates = json.loads(json.dumps(reader.typed(rows).to_dicts()))
     found = reader.table([reader.read({"candidates": candidates}, 5000)])
     assert np.array_equal(transform.encode(found).sparse, expected.sparse)
     if form == "s":
         numbers = [{**c, "at": t} for c, t in zip(candidates, at.to_list(), strict=True)]
         found = reader.table([reader.read({"candidates": numbers}, 5000)])
         assert np.array_equal(transform.encode(found).sparse, expected.sparse)
-    made = transform.encode(made_up(transform, 50)).sparse[:, parts]
-    assert made.min() >= 2
+    assert transform.encode(made_up(transform, 50)).sparse[:, parts].min() >= 2
 
 
 @pytest.mark.usefixtures("recwarn")

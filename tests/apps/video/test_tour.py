@@ -26,8 +26,7 @@ class Report:
 
 
 def faults(home, cgc):
-    reports = {HOME: Report(**home), CGC: Report(**cgc)}
-    return module._faults(module.Trained(None, reports, {}))
+    return module._faults(module.Trained(None, {HOME: Report(**home), CGC: Report(**cgc)}, {}))
 
 
 def rows_of(gaps, p=0.001):

@@ -82,8 +82,7 @@ def test_an_image_is_its_middle_square_on_white(tmp_path):
     picture.putpixel((16, 0), (0, 0, 0, 0))
     picture.save(path)
     found = read_image(path, 32)
-    assert found.shape == (3, 32, 32)
-    assert found[:, 0, 0].tolist() == [1, 1, 1]
+    assert (found.shape, found[:, 0, 0].tolist()) == ((3, 32, 32), [1, 1, 1])
     assert torch.equal(found[:, 1:, 1:].mean((1, 2)), torch.tensor([1.0, -1.0, -1.0]))
 
 
@@ -221,8 +220,7 @@ def test_faults_leave_nothing(drawing, tmp_path, one_line):
         ("a.png", drawing, {"x": object()}, "cannot be written"),
         ("a.png", drawing[:2], {}, "found (2, 6, 5)"),
     ):
-        text = one_line(GatesError, save_picture, picture, tmp_path / path, record)
-        assert words in text
+        assert words in one_line(GatesError, save_picture, picture, tmp_path / path, record)
     assert not list(tmp_path.iterdir())
 
 

@@ -68,8 +68,7 @@ def test_gate_maps_show_means_by_layer_and_step():
     assert f"fruit: {float(means[:, 0, 0].mean()):.2f}" in texts(figure)
     figure.canvas.draw()
     header, rows = gate_table(gates)
-    assert header == ("adapter", "layer", "step", "mean_gate")
-    assert len(rows) == 12
+    assert (header, len(rows)) == (("adapter", "layer", "step", "mean_gate"), 12)
     assert rows[7] == ["noto", "blocks.0.a", 2, means[1, 0, 1].item()]
     with pytest.raises(ValueError, match="empty"):
         gate_map_figure(GateMap((), (), torch.empty(0, 0, 0)))
@@ -79,12 +78,10 @@ def test_the_closest_adapter_of_each_concept_is_marked():
     scores = np.array([[0.5, 0.1], [0.4, 0.2]])
     figure = retrieval_figure(scores, ["a", "b"], ["a", "b"], note="mean")
     right, wrong = figure.axes[0].collections
-    assert right.get_offsets().tolist() == [[0, 0]]
-    assert wrong.get_offsets().tolist() == [[0, 1]]
+    assert (right.get_offsets().tolist(), wrong.get_offsets().tolist()) == ([[0, 0]], [[0, 1]])
     assert any("closest and right: 1 of 2" in text for text in texts(figure))
     header, rows = retrieval_table(scores, ["a", "b"], ["a", "b"])
-    assert rows[2] == ["b", "a", 0.4]
-    assert len(header) == 3
+    assert (rows[2], len(header)) == (["b", "a", 0.4], 3)
     with pytest.raises(ValueError, match="expected"):
         retrieval_figure(scores, ["a"], ["a", "b"])
 

@@ -60,8 +60,7 @@ def test_a_fusion_is_told_its_step_and_let_go(model, task):
     with fusion:
         assert_close(fixed_losses(model, fusion, *task, steps=2), found)
         assert fusion.attached
-    switch = make_rival("switch", model, adapters)
-    taken = fixed_losses(model, switch, *task, steps=1)
+    taken = fixed_losses(model, make_rival("switch", model, adapters), *task, steps=1)
     assert_close(
         taken, fixed_losses(model, GatedFusion(model, {"a": adapters["a"]}), *task, steps=1)
     )

@@ -28,10 +28,8 @@ def test_heads_name_what_images_show(tmp_path):
     def make(rows, wordings, drawings):
         return Judged(images[rows], labels[rows])
 
-    data = SceneDataModule(scenes("test")[:count], make, steps=40, batch_size=32)
-    trainer.fit(judge, data)
-    named = judge.eval().named(images)
-    assert ((named == labels).float().mean(0) > 0.95).all()
+    trainer.fit(judge, SceneDataModule(scenes("test")[:count], make, steps=40, batch_size=32))
+    assert ((judge.eval().named(images) == labels).float().mean(0) > 0.95).all()
 
 
 def test_pixel_errors_are_roots_of_mean_squares():

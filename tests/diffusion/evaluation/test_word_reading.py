@@ -30,10 +30,8 @@ def answering(states, word, layers=LAYERS, size=1.0):
 def test_the_word_that_an_adapter_answers_to_is_read(words):
     states, embedded = words
     own = [3, 17, 42, 55]
-    bundles = [answering(states, word) for word in own]
-    found = read_vectors(bundles, states, embedded)
-    nearest = (found @ (embedded - embedded.mean(0)).T).argmax(1)
-    assert nearest.tolist() == own
+    found = read_vectors([answering(states, word) for word in own], states, embedded)
+    assert (found @ (embedded - embedded.mean(0)).T).argmax(1).tolist() == own
     torch.testing.assert_close(found.norm(dim=1), torch.ones(4))
 
 

@@ -79,8 +79,7 @@ def test_constant_gates_are_baked_exactly(model, inputs, adapters, mode):
         expected = model(**inputs)[0].detach()
     made = bake(fused, observed.means)
     assert_close(merged(model, made)(**inputs)[0], expected)
-    assert made.family == "flux"
-    assert made.ranks()["transformer_blocks.0.attn.to_k"] == 5
+    assert (made.family, made.ranks()["transformer_blocks.0.attn.to_k"]) == ("flux", 5)
     assert made.ranks()["transformer_blocks.0.norm1.linear"] == 2
     with GatedFusion(model, {"one": made}, mode="sum"):
         assert_close(model(**inputs)[0], expected)
@@ -91,8 +90,7 @@ def test_other_gates_are_baked_on_average(model, inputs, adapters):
     with fused, MeanGates(fused) as observed:
         model(**inputs)
     made, site = bake(fused, observed.means), "proj_out"
-    gate = fused.gate(site)
-    rows = gate.weight_out * observed.means[site]["a"]
+    rows = fused.gate(site).weight_out * observed.means[site]["a"]
     expected = rows.detach().unsqueeze(1) * adapters["a"].delta_weight(site)
     assert_close(made.delta_weight(site), expected)
 

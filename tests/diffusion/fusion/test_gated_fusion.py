@@ -144,8 +144,7 @@ def test_gates_start_at_strengths_and_keep_their_factors_in_a_file(
     double = {"dtype": torch.float64}
     strengths = trained(GatedFusion(model, adapters, mode="strengths", switch=True).double())
     path = strengths.save_gates(tmp_path / "strengths.safetensors")
-    names = {name.rpartition(".")[2] for name in load_file(path)}
-    assert names == {"factors", "switch"}
+    assert {name.rpartition(".")[2] for name in load_file(path)} == {"factors", "switch"}
     started = GatedFusion(model, adapters, gates=path, **double)
     found, scores = [], {"a": 0.4, "b": -0.1}
     for fused in (strengths, started, GatedFusion(model, adapters, mode="strengths", gates=path)):
@@ -447,8 +446,7 @@ class FluxTransformer2DModel(nn.Module):
 @pytest.mark.parametrize(("variant", "millions"), [("full", 27.316224), ("no_base", 24.281088)])
 def test_published_sizes(variant, millions):
     fused = GatedFusion(FluxTransformer2DModel(), {}, everywhere=True, variant=variant)
-    assert [name.replace("___", ".") for name in fused.gates] == NAMES
-    assert len(NAMES) == 304
+    assert ([name.replace("___", ".") for name in fused.gates], len(NAMES)) == (NAMES, 304)
     assert all(parameter.is_meta for parameter in fused.parameters())
     assert sum(parameter.numel() for parameter in fused.parameters()) == millions * 1e6
 

@@ -131,8 +131,7 @@ def test_the_switch_sees_the_cosines_of_the_search_and_factors_the_roles(auto, l
     found = auto("a dog", k=3, seed=1)
     assert [one.role for one in found.adapters] == ["any", "any", "style"]
     assert found.record()["adapters"][2]["role"] == "style"
-    again = auto("a dog", k=3, seed=1, mode=fuse)
-    assert torch.equal(again.images, found.images)
+    assert torch.equal(auto("a dog", k=3, seed=1, mode=fuse).images, found.images)
     assert seen["fusion"].scores == {"first": 0.5, "second": -0.25, "third": -0.5}
     for change in ({"roles": {"third": "any"}}, {"scores": {"third": 0.5}}):
         assert not torch.equal(auto("a dog", k=3, seed=1, **change).images, found.images)
@@ -212,8 +211,7 @@ def test_rivals_are_told_their_step(auto, base, library):
         return made
 
     found = auto("a dog", adapters=adapters, mode=switch)
-    assert told == [(0, STEPS), (1, STEPS), (2, STEPS)]
-    assert found.mode == "Switch"
+    assert (told, found.mode) == ([(0, STEPS), (1, STEPS), (2, STEPS)], "Switch")
     assert not torch.equal(found.images, auto("a dog", adapters=adapters, mode="sum").images)
 
 

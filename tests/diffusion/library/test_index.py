@@ -39,17 +39,14 @@ def test_only_what_has_changed_is_read(library, root, put, opened, state):
     (root / "readme.txt").write_text("no adapter")
     calls = []
     report = library.scan(lambda done, total: calls.append((done, total)))
-    assert counts(report) == (3, 0, 0, 0, 3)
-    assert report.kept == 3
+    assert (counts(report), report.kept) == ((3, 0, 0, 0, 3), 3)
     assert (calls[0], calls[-1]) == ((0, 3), (6, 6))
     assert [a.path for a in library.adapters()] == opened
     assert opened == ["a.safetensors", "styles/b.safetensors", "styles/deep/c.safetensors"]
     before = state(library)
 
     opened.clear()
-    assert counts(library.scan()) == (0, 0, 3, 0, 0)
-    assert opened == []
-    assert state(library) == before
+    assert (counts(library.scan()), opened, state(library)) == ((0, 0, 3, 0, 0), [], before)
 
     put(root / "styles/b.safetensors", 7)
     (root / "a.safetensors").unlink()
@@ -65,8 +62,7 @@ def test_a_moved_file_is_not_encoded_again(library, root, put):
     library.scan()
     (root / "b").mkdir()
     (root / "a.safetensors").rename(root / "b/c.safetensors")
-    assert counts(library.scan()) == (1, 0, 0, 1, 0)
-    assert library.encoder.encoded == 1
+    assert (counts(library.scan()), library.encoder.encoded) == ((1, 0, 0, 1, 0), 1)
     (match,) = library.search("anything")
     assert (match.name, match.path) == ("c", "b/c.safetensors")
 
@@ -119,12 +115,10 @@ def test_another_encoder_encodes_again(library, root, put, encoders, state):
     assert len(first) == 4
     with LoraLibrary(root, encoders.Probes("2", 24), encoders.Words(24), least=-1) as other:
         assert "no embedding of this encoder" in other.search("anything").notice
-        assert counts(other.scan()) == (0, 0, 4, 0, 4)
-        assert len(other.search("anything")) == 3
+        assert (counts(other.scan()), len(other.search("anything"))) == ((0, 0, 4, 0, 4), 3)
         assert {a for a in state(other) if a.startswith("probes")} == {"probes 2 24"}
     assert not first.path.exists()
-    assert library.search("anything").mode == "metadata"
-    assert library.scan().encoded == 4
+    assert (library.search("anything").mode, library.scan().encoded) == ("metadata", 4)
 
 
 def test_two_encoders_of_different_families_live_together(library, root, put, encoders):
@@ -134,8 +128,7 @@ def test_two_encoders_of_different_families_live_together(library, root, put, en
     probes = encoders.Probes("sd3")
     probes.family = "sd3"
     with LoraLibrary(root, probes, encoders.Words(), least=-1) as other:
-        assert other.scan().encoded == 1
-        assert [m.name for m in other.search("anything")] == ["sd3"]
+        assert (other.scan().encoded, [m.name for m in other.search("anything")]) == (1, ["sd3"])
     assert [m.name for m in library.search("anything")] == ["flux"]
 
 
@@ -179,8 +172,7 @@ def test_a_refusal_of_the_encoder_is_kept(library, root, put):
     library.encoder.refusal = lambda bundle: "it is too\nwide"
     assert library.scan().unencoded == (("a.safetensors", "it is too wide"),)
     library.encoder.refusal = lambda bundle: pytest.fail("asked again")
-    assert library.scan().encoded == 0
-    assert library.search("anything").mode == "metadata"
+    assert (library.scan().encoded, library.search("anything").mode) == (0, "metadata")
 
 
 @pytest.mark.parametrize("vector", [torch.ones(3), torch.zeros(16), torch.full((16,), torch.nan)])
@@ -201,9 +193,7 @@ def test_broken_files_are_kept_with_their_reason_and_not_opened_again(library, r
     assert all(r.isprintable() and str(root) not in r for r in reasons.values())
     opened.clear()
     again = library.scan()
-    assert counts(again) == (0, 0, 1, 0, 0)
-    assert again.refused == report.refused
-    assert opened == []
+    assert (counts(again), again.refused, opened) == ((0, 0, 1, 0, 0), report.refused, [])
     (root / "broken.safetensors").chmod(0o600)  # permissions may have been the reason
     library.scan()
     assert opened == ["broken.safetensors"]
@@ -218,8 +208,7 @@ def test_a_row_that_is_lost_is_made_again(library, root, put):
     library.scan()
     matrix = Matrix(library.index, library.encoder.fingerprint, library.encoder.dim)
     os.truncate(matrix.path, 4 * library.encoder.dim + 7)
-    assert [m.name for m in library.search("anything", 9)] == ["0"]
-    assert library.scan().encoded == 2
+    assert ([m.name for m in library.search("anything", 9)], library.scan().encoded) == (["0"], 2)
     assert len(library.search("anything", 9)) == 3
 
 
@@ -250,8 +239,7 @@ def test_add_and_remove(library, root, put, one_line, tmp_path):
     assert "no adapter 'x'" in one_line(LibraryError, library.remove, "x")
     library.add("a/x.safetensors")
     assert "did you mean x" in one_line(LibraryError, library.find, "xx")
-    outside = put(tmp_path / "y.safetensors", 2)
-    assert "outside" in one_line(LibraryError, library.add, outside)
+    assert "outside" in one_line(LibraryError, library.add, put(tmp_path / "y.safetensors", 2))
     assert "cannot be read" in one_line(LibraryError, library.add, root / "none.safetensors")
     (root / "b.safetensors").write_bytes(b"no")
     assert "too few" in one_line(LibraryError, library.add, "b.safetensors")
@@ -305,8 +293,7 @@ def test_names_keep_their_script_and_do_not_depend_on_the_order(root, put, order
             put(root / path, seed)
             library.add(root / path)
         found = {os.fsdecode(one.location): one.name for one in library.adapters()}
-        assert found == NAMES
-        assert library.find("e\u0301te\u0301").name == "été"
+        assert (found, library.find("e\u0301te\u0301").name) == (NAMES, "été")
         assert [one.name for one in library.search("水彩")] == ["水彩"]
         assert "did you mean " in one_line(LibraryError, library.find, "tint")
         (root / "b/tint.safetensors").unlink()
@@ -320,8 +307,6 @@ def test_names_that_no_folder_distinguishes_end_with_a_hash():
     places = [b"a b.safetensors", b"a-b.safetensors", b"q/w.safetensors", b"e/w.safetensors",
               b"q-w.safetensors"]  # fmt: skip
     found = names_of(places)
-    assert found == names_of(places[::-1])
-    assert len(set(found.values())) == len(places)
+    assert (found, len(set(found.values()))) == (names_of(places[::-1]), len(places))
     assert all(found[one].startswith("a-b-") for one in places[:2])
-    assert found[b"q-w.safetensors"] == "q-w"
-    assert found[b"e/w.safetensors"] == "e-w"
+    assert (found[b"q-w.safetensors"], found[b"e/w.safetensors"]) == ("q-w", "e-w")

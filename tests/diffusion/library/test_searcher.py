@@ -122,8 +122,7 @@ def called(library, root, put):
 )
 def test_what_a_prompt_names_is_found_whatever_its_cosine(called, prompt, expected):
     found = called.search(prompt, 9)
-    assert found.mode == "names"
-    assert {m.name: m.named for m in found} == expected
+    assert (found.mode, {m.name: m.named for m in found}) == ("names", expected)
     assert {*expected, *found.left_out} == {"fox-v2", "a", "cup", "b"}
     scores = cosines(called, prompt)
     for match in found:
@@ -240,8 +239,7 @@ def test_hybrid_reaches_other_families_by_their_metadata(filled, root, put_sdxl)
     filled.scan()
     found = filled.search("red heart", 9, "hybrid", metadata=5)
     assert found[0].name == "x"
-    assert (found[0].weights, found[0].metadata, found[0].score) == (None, 1, 5)
-    assert len(found) == 6
+    assert ((found[0].weights, found[0].metadata, found[0].score), len(found)) == ((None, 1, 5), 6)
     assert (
         found.notice
         == "1 of 6 adapters have no embedding of this encoder, which serves flux (1 sdxl)"
@@ -280,8 +278,7 @@ def test_what_an_encoder_does_not_serve_is_searched_by_metadata(root, put, put_s
             library.scan()
             for mode in ("weights", "hybrid"):
                 found = library.search("fox", 5, mode)
-                assert found.mode == "metadata"
-                assert [m.name for m in found] == ["a"]
+                assert (found.mode, [m.name for m in found]) == ("metadata", ["a"])
                 why = "serves flux (2 sdxl)" if probes else "no encoder is given"
                 assert f"{why}: only metadata is searched" in found.notice
     with LoraLibrary(root, encoders.Probes()) as library:

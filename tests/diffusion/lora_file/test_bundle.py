@@ -181,10 +181,8 @@ def test_rank(seed, rank):
     found = torch.linalg.matrix_norm(shrunk.delta_weight() - delta) / torch.linalg.matrix_norm(
         delta
     )
-    assert shrunk.rank == rank
-    assert float(found) == pytest.approx(best, rel=1e-8)
-    assert error == pytest.approx(best, rel=1e-8)
-    assert shrunk.scale == 1
+    assert (shrunk.rank, float(found)) == (rank, pytest.approx(best, rel=1e-8))
+    assert (error, shrunk.scale) == (pytest.approx(best, rel=1e-8), 1)
 
 
 @given(st.integers(0, 1000), st.floats(0.05, 0.999))

@@ -14,8 +14,7 @@ GOLDEN = Path(__file__).parents[2] / "golden" / "autolora"
 
 def test_published_flux():
     fused = FluxShape().fused()
-    assert len(fused) == 304
-    assert len({layer.name for layer in fused}) == 304
+    assert (len(fused), len({layer.name for layer in fused})) == (304, 304)
     assert len({layer.type for layer in fused}) == 13
     assert sum(layer.out_features for layer in fused) == 3_035_136
     sizes = {layer.type: (layer.in_features, layer.out_features) for layer in fused}
@@ -30,8 +29,7 @@ def test_parameters_of_published_encoder_and_gates():
     by_type = {layer.type: layer.out_features for layer in fused}
     projections = sum(768 * outputs + 768 for outputs in by_type.values())
     probes = sum(layer.in_features for layer in fused)
-    assert round(projections / 1e6, 1) == 96.7
-    assert round(probes / 1e6, 2) == 1.75
+    assert (round(projections / 1e6, 1), round(probes / 1e6, 2)) == (96.7, 1.75)
     assert round(9 * sum(layer.out_features for layer in fused) / 1e6, 1) == 27.3
     assert round(8 * sum(layer.out_features for layer in fused) / 1e6, 1) == 24.3
     assert round(16 * sum(la.in_features + la.out_features for la in fused) / 1e6, 1) == 76.6

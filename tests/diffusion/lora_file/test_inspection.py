@@ -167,8 +167,7 @@ def test_other_families_are_recognized(tmp_path):
     tensors = {f"blocks.0.self_attn.q.lora_{end}.weight": torch.ones(4, 4) for end in "AB"}
     save_file(tensors, tmp_path / "a.safetensors", {"modelspec.license": "MIT"})
     found = examine(tmp_path / "a.safetensors")
-    assert (found.family, found.layers) == ("wan", {})
-    assert found.description.license == "MIT"
+    assert ((found.family, found.layers), found.description.license) == (("wan", {}), "MIT")
     with pytest.raises(FamilyError, match="is an adapter for wan"):
         examine(tmp_path / "a.safetensors", "flux")
 

@@ -59,8 +59,7 @@ def test_other_families(family, tmp_path, one_line):
     shape = (4, 768)
     path = stored(tmp_path, {n: torch.ones(shape) for n in OTHERS[family]}, {"title": "kept"})
     file = SafetensorsFile(path)
-    assert recognize_file(file)[0] == family.strip()
-    assert file.metadata == {"title": "kept"}
+    assert (recognize_file(file)[0], file.metadata) == (family.strip(), {"title": "kept"})
     for base in (None, "flux", "sd3"):
         for strict in (True, False):
             message = one_line(FamilyError, load_lora, path, base, strict=strict)
@@ -136,8 +135,7 @@ def test_sd3_medium_of_diffusers_is_read(tmp_path):
     path = stored(tmp_path, {n: torch.ones(size) for n, size in layers_of(SD3Shape()).items()})
     bundle = load_lora(path)
     assert (bundle.family, len(bundle.modules)) == ("sd3", len(SD3Shape().modules()))
-    last = bundle.sizes()["transformer_blocks.23.norm1_context.linear"]
-    assert last[1:] == (1536, 3072)
+    assert bundle.sizes()["transformer_blocks.23.norm1_context.linear"][1:] == (1536, 3072)
 
 
 @pytest.mark.fault("diffusion D8")
@@ -373,15 +371,13 @@ def test_configuration_of_a_folder(config, scale, tmp_path):
     for path in (folder, folder / "adapter_model.safetensors"):
         assert load_lora(path).modules["transformer_blocks.0.attn.to_q"].scale == scale
     moved = (folder / "adapter_config.json").rename(tmp_path / "elsewhere.json")
-    loaded = load_lora(folder, config=moved)
-    assert loaded.modules["transformer_blocks.0.attn.to_q"].scale == scale
+    assert load_lora(folder, config=moved).modules["transformer_blocks.0.attn.to_q"].scale == scale
     assert load_lora(folder).modules["transformer_blocks.0.attn.to_q"].scale == 1.0
 
 
 def test_missing_or_huge_configuration(tmp_path, one_line):
     folder = peft_folder(tmp_path, {"r": 4})
-    message = one_line(Exception, load_lora, folder, config=tmp_path / "none.json")
-    assert "cannot be read" in message
+    assert "cannot be read" in one_line(Exception, load_lora, folder, config=tmp_path / "none.json")
     (folder / "adapter_config.json").write_text(" " * (2**20 + 1))
     assert "larger than the limit" in one_line(Exception, load_lora, folder)
 
@@ -493,8 +489,7 @@ def test_layers_are_those_of_diffusers(name, tmp_path):
         model = getattr(diffusers, kind)(**options)
     model.save_config(tmp_path / "transformer")
     expected = linears(model)
-    assert modules_in(tmp_path) == expected
-    assert modules_in(tmp_path / "transformer") == expected
+    assert (modules_in(tmp_path), modules_in(tmp_path / "transformer")) == (expected, expected)
     assert len(expected) > 20
 
 
@@ -548,5 +543,4 @@ def test_other_unets_are_not_taken_for_sdxl_and_metadata_decide():
         == "unet"
     )
     assert recognize({SDXL["PEFT, text"]: (4, 768)}, {}, [])[0] == "sd1"
-    told = {"ss_base_model_version": "sdxl_base_v1-0"}
-    assert recognize(deep, told, []) == ("sdxl", "metadata")
+    assert recognize(deep, {"ss_base_model_version": "sdxl_base_v1-0"}, []) == ("sdxl", "metadata")

@@ -179,8 +179,7 @@ def test_peft_configuration(tmp_path):
         "adapter_model.safetensors",
     }
     config = json.loads((out / "adapter_config.json").read_text())
-    assert config["peft_type"] == "LORA"
-    assert (config["r"], config["lora_alpha"]) == (2, 2)
+    assert (config["peft_type"], (config["r"], config["lora_alpha"])) == ("LORA", (2, 2))
     assert (config["rank_pattern"], config["alpha_pattern"]) == ({K: 4}, {})
     assert config["target_modules"] == rf"proj_out|{K}|{Q}".replace(".", r"\.")
 

@@ -29,8 +29,7 @@ def test_latents_have_variance_one_and_the_best_components(base, images):
     assert latents.shape == (len(images), 12, 16, 16)
     centered = latents - latents.mean((0, 2, 3), keepdim=True)
     assert_close(centered.square().mean(), torch.tensor(1.0), rtol=1e-4, atol=0)
-    variances = centered.square().mean((0, 2, 3))
-    assert torch.equal(variances.argsort(descending=True), torch.arange(12))
+    assert torch.equal(centered.square().mean((0, 2, 3)).argsort(descending=True), torch.arange(12))
     made = base.vae.decode(base.vae.encode(images), return_dict=False)[0]
     assert_close(made, images, rtol=0, atol=1e-5)  # nothing is lost
 

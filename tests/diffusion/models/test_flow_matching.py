@@ -101,8 +101,7 @@ def trainer(tmp_path):
 
 
 def loss_of(model, data):
-    draw = torch.Generator().manual_seed(1)
-    noise = torch.randn(8, 12, 8, 8, generator=draw)
+    noise = torch.randn(8, 12, 8, 8, generator=torch.Generator().manual_seed(1))
     at = noised(data.data.latents, torch.full((8,), 0.5), noise)
     with torch.no_grad():
         return float(flow_matching_losses(model, at, data.data.text).mean())

@@ -174,8 +174,7 @@ def test_refusals(adapter, config):
     assert trained.refusal(adapter(0)) is None
     assert "sd3" in trained.refusal(adapter(0, family="sd3"))
     assert "no layer" in trained.refusal(adapter(0, types=("proj_out",)))
-    wide = FluxShape(1, 2, num_heads=3, head_dim=8)
-    assert "16 → 64" in trained.refusal(adapter(0, shape=wide))
+    assert "16 → 64" in trained.refusal(adapter(0, shape=FluxShape(1, 2, num_heads=3, head_dim=8)))
     strict = TrainedEncoder(LoraWeightEncoder(config(missing="refuse")))
     assert "lacks" in strict.refusal(adapter(0, types=("proj_out",)))
     assert strict.refusal(adapter(0)) is None

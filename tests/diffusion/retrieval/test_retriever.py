@@ -144,8 +144,7 @@ def test_ranks_share_each_batch(monkeypatch):
     monkeypatch.setattr("diffusion.retrieval.retriever_data.num_ranks", lambda: 2)
     torch.manual_seed(0)
     batches = list(Rounds(7, None, 7))
-    assert {len(batch) for batch in batches} == {6}
-    assert len(set(batches[0])) == 6
+    assert ({len(batch) for batch in batches}, len(set(batches[0]))) == ({6}, 6)
     assert sorted([number for batch in batches for number in batch]) == sorted([*range(7)] * 6)
 
 

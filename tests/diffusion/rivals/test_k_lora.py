@@ -116,7 +116,6 @@ def test_settings_are_checked(flux, adapters, settings):
 
 def test_dora_is_refused(flux, bundle):
     adapter = bundle(1)
-    factors = adapter.modules["proj_out"]
-    adapter.modules["proj_out"] = factors._replace(magnitude=torch.ones(8, 1))
+    adapter.modules["proj_out"] = adapter.modules["proj_out"]._replace(magnitude=torch.ones(8, 1))
     with pytest.raises(GatesError, match="adapter 'd' is a DoRA at proj_out"):
         KLora(flux, {"c": bundle(2), "d": adapter})

@@ -85,8 +85,7 @@ def test_an_error_detaches_and_a_nested_use_is_refused(flux, inputs, made, name)
 def test_misfits_are_refused_and_the_old_adapters_stay(flux, inputs, made, bundle, name):
     rival = made(name)
     given = rival.adapters
-    factors = bundle(1).modules["proj_out"]
-    wide = factors._replace(down=torch.ones(2, 99, dtype=torch.float64))
+    wide = bundle(1).modules["proj_out"]._replace(down=torch.ones(2, 99, dtype=torch.float64))
     names = list(given)[:-1]
     for bad in (bundle(5, family="sd3"), LoraBundle("flux", {"proj_out": wide})):
         with pytest.raises(GatesError) as caught:

@@ -41,8 +41,7 @@ def test_an_adapter_that_is_off_does_not_count(flux, inputs, adapters, dense):
         found = flux(**inputs)[0]
         rival.set_strengths(dict.fromkeys(adapters, 0))
         nothing = flux(**inputs)[0]
-    alone = [dense({name: adapters[name]}) for name in ("a", "c")]
-    assert_close(found, sum(alone) / 2)
+    assert_close(found, sum([dense({name: adapters[name]}) for name in ("a", "c")]) / 2)
     assert torch.equal(nothing, flux(**inputs)[0])
     with Switch(flux, adapters, tau=1) as rival:
         rival.set_strengths({"a": 0})

@@ -190,6 +190,8 @@ def test_the_order_depends_on_seed_and_epoch_alone(rows):
     assert second != places(TrainingLoader(rows, 20, seed=4))
     loader.sampler.set_epoch(0)
     assert places(loader) == first
+    loader.load_state_dict(loader.state_dict())  # of a complete pass
+    assert places(loader) == first
 
 
 @pytest.mark.parametrize("order", ["shuffled", "given"])

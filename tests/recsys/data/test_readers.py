@@ -43,8 +43,7 @@ def test_a_log_becomes_tables_with_a_schema(path):
     assert tables.test["day"].unique().to_list() == ["2024-01-10"]
     assert tables.schema.features == ("reader", "book_id", "age", "day", "price")
     assert tables.schema.sparse[-1] == Sparse("weekday of day", column="day", part="weekday")
-    assert tables.schema.sparse[0].side == "user"
-    assert tables.notes[0] == "split by time"
+    assert (tables.schema.sparse[0].side, tables.notes[0]) == ("user", "split by time")
     assert "minutes_read: left out, as told" in tables.notes
     data = TableDataModule(tables, batch_size=32)
     data.setup("fit")
@@ -54,16 +53,14 @@ def test_a_log_becomes_tables_with_a_schema(path):
 def test_users_stay_together_without_time(path):
     tables = OwnTable(path, labels={"bought": "sale"}, user="reader", test=0.3).read()
     readers = [set(tables.part(p)["reader"]) for p in ("train", "validation", "test")]
-    assert sum(map(len, readers)) == 12
-    assert tables.schema.categories == ("sale",)
+    assert (sum(map(len, readers)), tables.schema.categories) == (12, ("sale",))
 
 
 def test_a_separate_test_table(path, tmp_path):
     pl.read_csv(path)[:5].write_parquet(tmp_path / "later.parquet")
     later = str(tmp_path / "later.parquet")
     tables = OwnTable(path, labels=["bought"], time="day", test_path=later).read()
-    assert len(tables.test) == 5
-    assert len(tables.train) + len(tables.validation) == ROWS
+    assert (len(tables.test), len(tables.train) + len(tables.validation)) == (5, ROWS)
 
 
 def test_a_written_schema(path):
@@ -169,8 +166,7 @@ def test_census(shared):
     (leak,) = find_leaks(tables.train, tables.schema)  # a part of the published benchmark
     assert (leak.column, leak.task) == ("det_hh_fam_stat", "never_married")
     assert 0.97 < leak.auc < 0.98
-    again = Census(str(path)).read()
-    assert again.test.equals(tables.test)
+    assert Census(str(path)).read().test.equals(tables.test)
     data = TableDataModule(tables)
     data.setup("fit")
     assert data.batch("validation").labels.mean(0).tolist() == pytest.approx(
@@ -315,8 +311,7 @@ def country(tmp_path):
 
 def test_aliexpress(country):
     tables = AliExpress(str(country)).read()
-    assert len(tables.train) + len(tables.validation) == 200
-    assert len(tables.test) == 50
+    assert (len(tables.train) + len(tables.validation), len(tables.test)) == (200, 50)
     assert [f.name for f in tables.schema.sparse] == [f"c{k}" for k in range(16)]
     assert [f.name for f in tables.schema.dense] == ["n0", "n1", "n2"]
     assert tables.schema.task_names == ("click", "conversion")

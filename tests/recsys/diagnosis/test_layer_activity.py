@@ -1,13 +1,13 @@
 """What layers do while they train: observers, the callback, and figures of it."""
 
 import csv
+from types import SimpleNamespace
 
 import lightning as L
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
-from torch import nn
 from torch.utils.data import DataLoader
 
 from core_gates import DSelectKGate, MaskedMixture, MultiGate, NormedExperts
@@ -33,18 +33,12 @@ from recsys.metrics import reliability
 from recsys.models import ExpertLayer, MultiTaskNet
 
 
-class WithResidual(nn.Module):
-    def weights(self, x):
-        return torch.full((len(x), 1, 2), 0.5) + self.residual_weights(x)
-
-    def residual_weights(self, x):
-        return torch.tensor([[-2.0, 0.0]]).expand(len(x), 1, 2)
-
-
 def test_a_mixture_may_name_its_residual_path():
-    found = gate_weights(WithResidual(), torch.randn(4, 3))
-    assert found.gates.tolist() == [[[0.5, 0.5]]] * 4
-    assert found.residual[0].tolist() == [[-2.0, 0.0]]
+    named = SimpleNamespace(weights=lambda x: x, residual_weights=lambda x: x - 0.5)
+    free = SimpleNamespace(weights=lambda x: x, gates=SimpleNamespace(weights=lambda x: x / 4))
+    for mixture, gates, residual in ((named, 0.5, 0.5), (free, 0.25, 0.75)):
+        found = gate_weights(mixture, torch.ones(1))
+        assert (float(found.gates), float(found.residual)) == (gates, residual)
 
 
 def test_routing_gates_are_measured():
@@ -61,7 +55,7 @@ def test_masks_tell_what_gates_see():
     assert torch.equal(visible_experts(MaskedMixture(3, mask, self_mask=~mask)), mask)
     gates = MultiGate([DSelectKGate(3, 2, k=1) for _ in range(2)], mask)
     assert torch.equal(visible_experts(gates), mask)
-    assert visible_experts(WithResidual()) is None
+    assert visible_experts(SimpleNamespace()) is None
 
 
 @pytest.mark.fault("video R5")
@@ -153,8 +147,7 @@ def test_reports_come_every_n_steps_on_the_same_rows(tmp_path):
     callback = ExpertReportCallback(every=2, rows=20)
     fit(tmp_path, callback)
     found = logged(tmp_path, "experts/scale_ratio")
-    assert [step for step, _ in found] == [1, 3, 5]
-    assert len({value for _, value in found}) == 3
+    assert ([step for step, _ in found], len({value for _, value in found})) == ([1, 3, 5], 3)
     assert callback.report.rows == 20
     assert callback.report.summary()["scale_ratio"] == pytest.approx(found[-1][1], rel=1e-4)
     assert callback.report.layers[0].gradients is None

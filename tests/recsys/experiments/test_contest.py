@@ -43,8 +43,7 @@ def test_a_mapping_comes_back_as_it_was_given(options):
     arguments = {"net": "HoME", "options": options}
     settings = with_whole_mappings(flatten(arguments, "model."), "model.", arguments)
     kept = Piece("home", 0, None, settings).settings  # without what is None
-    assert mapping_in(kept, "model.options") == options
-    assert kept["model.net"] == "HoME"
+    assert (mapping_in(kept, "model.options"), kept["model.net"]) == (options, "HoME")
 
 
 def test_names_that_tell_all_stay_dotted():
@@ -147,10 +146,8 @@ def test_tables_are_read_once_in_a_process(settings, monkeypatch):
     two = data_of({**settings, "data.batch_size": 32, "model.net": "MMoE"}, seed=3)
     assert one.tables is two.tables
     assert len(reads) == 1
-    other = data_of({**settings, "data.source.init_args.test": 0.2})
-    assert other.tables is not one.tables
-    assert len(reads) == 2
-    assert (one.batch_size, two.batch_size) == (16, 32)
+    assert data_of({**settings, "data.source.init_args.test": 0.2}).tables is not one.tables
+    assert (len(reads), (one.batch_size, two.batch_size)) == (2, (16, 32))
     assert (one.seed, two.seed) == (0, 3)
 
 
@@ -310,8 +307,7 @@ def test_all_are_tuned_in_one_box():
     box = {"model.learning_rate": [1e-3, 1e-1]}
     assert list(Contest(methods=entries, space=box).boxes()) == ["home"]
     both = Contest(methods=entries, space={**box, "model.embedding_l2": [1e-4, 1e-2]}).boxes()
-    assert both["set"] == {"model.embedding_l2": (1e-4, 1e-2)}
-    assert Contest().boxes() == {}
+    assert (both["set"], Contest().boxes()) == ({"model.embedding_l2": (1e-4, 1e-2)}, {})
 
 
 def test_without_methods_the_network_of_the_configuration_takes_part():

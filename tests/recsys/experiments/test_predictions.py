@@ -265,8 +265,7 @@ def test_losses_are_those_of_the_rows_alone(rows):
         row = by[method, ""]
         assert (row.metric, row.value) == ("log-loss, new users", pytest.approx(value, rel=1e-6))
         assert row.low < row.value < row.high
-    gap = by["mmoe", "home"]
-    assert gap.value == pytest.approx(expected["mmoe"] - expected["home"], rel=1e-5)
+    assert by["mmoe", "home"].value == pytest.approx(expected["mmoe"] - expected["home"], rel=1e-5)
     assert (by["test rows", ""].value, by["test rows", ""].n) == (
         part.sum(),
         len(few.user.unique()),

@@ -135,8 +135,7 @@ def test_a_task_without_positives_has_no_area():
 
 def test_per_user_sums():
     users, sums = per_user_sums(["b", "a", "b"], [[1, 10], [2, 20], [3, 30]])
-    assert users.tolist() == ["a", "b"]
-    assert sums.tolist() == [[2, 20], [4, 40]]
+    assert (users.tolist(), sums.tolist()) == (["a", "b"], [[2, 20], [4, 40]])
     assert per_user_sums([5, 5], [1, 2])[1].tolist() == [[3]]
 
 
@@ -287,8 +286,7 @@ def test_the_logging_policy_itself_earns_its_mean():
 
 def test_effective_sample_size():
     target, logged = np.array([0.5, 0.5, 0.9]), np.array([0.5, 0.05, 0.9])
-    rewards = np.array([1, 1, 0])
-    plain = off_policy(rewards, target, logged)
+    plain = off_policy(np.array([1, 1, 0]), target, logged)
     assert (plain.ips.value, plain.snips.value) == (pytest.approx(11 / 3), pytest.approx(11 / 12))
     assert plain.effective == pytest.approx(144 / 102)
 

@@ -233,8 +233,7 @@ def test_tzrec_mmoe(mode, vectors):
     config, arrays = vectors("tzrec_mmoe_a")
     experts, tasks, dim = config["num_expert"], config["num_task"], config["in_features"]
     m = Map().experts("experts", named("expert_mlps.{}", experts), TZREC)
-    gates = named("gate_mlps.{}", tasks)
-    m.experts("mixture.hidden", gates, [("mlp.0.perceptron.0", None)])
+    m.experts("mixture.hidden", named("gate_mlps.{}", tasks), [("mlp.0.perceptron.0", None)])
     m.joined("mixture", named("gate_finals.{}", tasks))
     mask = torch.ones(tasks, experts, dtype=torch.bool)
     parts = {
@@ -243,8 +242,7 @@ def test_tzrec_mmoe(mode, vectors):
     }
     net = m.fill(nn.ModuleDict(parts).double(), arrays).train(mode == "train")
     x = arrays["in/x"].clone().requires_grad_()
-    out = net["mixture"](x, net["experts"](x))
-    check_layer(net, m, x, out, arrays, mode)
+    check_layer(net, m, x, net["mixture"](x, net["experts"](x)), arrays, mode)
 
 
 @pytest.mark.parametrize("mode", MODES)

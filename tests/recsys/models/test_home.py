@@ -23,8 +23,7 @@ def tasks_of(*categories):
 
 
 def drawn(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def randomized(net, seed=3):
@@ -182,8 +181,7 @@ SMALL = {"tower_dims": (2,), "dtype": torch.float64}
 
 def test_without_the_mask_every_gate_sees_all():
     net = randomized(HoME(4, tasks_of("a", "b", "b"), dim=2, hidden_dims=(3,), mask=False, **SMALL))
-    weights = net.task_layer.mixture.weights(net._task_inputs(net.meta_layer(drawn(5, 4))))
-    assert (weights > 0).all()
+    assert (net.task_layer.mixture.weights(net._task_inputs(net.meta_layer(drawn(5, 4)))) > 0).all()
 
 
 def test_closed_feature_gates_change_nothing_exactly():
@@ -212,8 +210,7 @@ def test_tasks_come_back_in_their_order_whatever_their_categories():
 def test_sizes_and_work_at_the_widths_of_the_specification():
     """7.04 MFLOP in the specification count the first layer's feature gates once per expert."""
     tasks = tasks_of(*["watch"] * 6, *["interaction"] * 6)
-    options = {"dim": 128, "hidden_dims": (256,), "rank": 32, "tower_dims": (64,)}
-    net = HoME(464, tasks, **options)
+    net = HoME(464, tasks, **{"dim": 128, "hidden_dims": (256,), "rank": 32, "tower_dims": (64,)})
     assert sum(p.numel() for p in net.parameters()) == 3_209_748
     with FlopCounterMode(display=False) as counter:
         net(torch.zeros(2, 464))
@@ -288,8 +285,7 @@ def test_the_meta_device_and_a_compiled_network():
     )
     net = HoME(4, tasks_of("a", "b"), **options).eval()
     v = drawn(6, 4).float()
-    compiled = torch.compile(net, backend="eager", fullgraph=True)
-    assert_close(compiled(v), net(v))
+    assert_close(torch.compile(net, backend="eager", fullgraph=True)(v), net(v))
     shapes = {"v": {0: torch.export.Dim("rows", min=1)}}
     exported = torch.export.export(net, (v,), dynamic_shapes=shapes)
     for rows in (1, 37):

@@ -127,8 +127,7 @@ def test_a_task_moves_no_task_expert_of_others_at_the_last_level(name, data):
         logits[:, task].square().sum().backward(retain_graph=True)
         for p in experts.parameters():
             if len(p) == len(owner):
-                moved = {owner[e] for e in range(len(owner)) if p.grad[e].any()}
-                assert moved <= {task, number}
+                assert {owner[e] for e in range(len(owner)) if p.grad[e].any()} <= {task, number}
         (first, *_) = experts.weights
         assert {owner[e] for e in range(len(owner)) if first.grad[e].any()} == {task, number}
 
@@ -147,6 +146,7 @@ CASES = [
     ("SingleTask", {"own_embeddings": True}),
     *(("PLE", {"levels": levels}) for levels in (1, 3, 4)),
     ("PLE", {"levels": 3, "gate_dims": [4], "gate_norm": "batch", "num_shared_experts": 2}),
+    ("PLE", {"num_task_experts": 2}),
     *(("AdaTT", {"num_task_experts": 2, "levels": n, "num_shared_experts": 1}) for n in (1, 3)),
     *(("HoME", options) for options in HOME),
 ]

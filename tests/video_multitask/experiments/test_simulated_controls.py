@@ -32,8 +32,7 @@ def found(world):
 def test_intervals_hold_the_truth_and_the_mean_of_the_log_does_not(found):
     weighted, plain = found.covered(found.weighted), found.covered(found.plain)
     assert weighted.min() >= 0.85
-    assert plain[0] == 0
-    assert [bar.met for bar in redrawn_bars(found)] == [True, True]
+    assert (plain[0], [bar.met for bar in redrawn_bars(found)]) == (0, [True, True])
     assert not any(bar.met for bar in redrawn_bars(found._replace(weighted=found.plain)))
 
 

@@ -32,8 +32,7 @@ def test_an_export_is_read_back(feed, release):
     data = KuaiRand(release)
     assert data.release == "simulated"
     read = pl.concat(data.log()).sort("time_ms", "user_id", "video_id")
-    original = feed.log.select(list(LOG)).sort("time_ms", "user_id", "video_id")
-    assert_frame_equal(read, original)
+    assert_frame_equal(read, feed.log.select(list(LOG)).sort("time_ms", "user_id", "video_id"))
     users, videos = data.users(), data.videos()
     coded = feed.users.with_columns(
         pl.when(pl.col("is_live_streamer") != -124)

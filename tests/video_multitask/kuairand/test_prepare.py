@@ -86,8 +86,7 @@ def test_context_is_made_of_what_exists():
 def test_side_tables_must_not_repeat_columns_of_the_log():
     log = pl.DataFrame({"user_id": [1, 5, 1], "video_id": [0, 0, 1], "tab": [1, 2, 3]})
     users = pl.DataFrame({"user_id": [1, 2], "age": [10, 20]})
-    joined = add_sides(log, users, None)
-    assert joined["age"].to_list() == [10, None, 10]
+    assert add_sides(log, users, None)["age"].to_list() == [10, None, 10]
     with pytest.raises(
         GatesError, match="the table of video_id has the columns tab, which the log"
     ):

@@ -99,8 +99,7 @@ def assert_same_files(data, release):
 
 def test_a_killed_download_continues_where_it_stopped(server, published, release, tmp_path):
     server.stall_at = len(server.content) // 2
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path), server.url, published]
-    process = subprocess.Popen(command)
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path), server.url, published])
     partial = tmp_path / ".KuaiRand-Pure.tar.gz.partial"
     assert server.stalled.wait(30)
     while not partial.exists() or partial.stat().st_size < server.stall_at:
@@ -114,8 +113,7 @@ def test_a_killed_download_continues_where_it_stopped(server, published, release
     told = []
     data = download_release("pure", tmp_path, url=server.url, notify=told.append, pause=0)
     assert server.requests == [None, f"bytes={len(server.content) // 2}-"]
-    assert told == ["KuaiRand-Pure.tar.gz, 194 MB unpacked"]
-    assert KuaiRand(tmp_path).release == "pure"
+    assert (told, KuaiRand(tmp_path).release) == (["KuaiRand-Pure.tar.gz, 194 MB unpacked"], "pure")
     assert data == tmp_path / "KuaiRand-Pure" / "data"
     assert_same_files(data, release)
     assert download_release("pure", tmp_path, url=server.url, notify=told.append) == data

@@ -38,9 +38,7 @@ def test_waiting_requests_are_scored_at_once_in_order_by_one_thread(toy, model, 
     futures = [batcher.submit(model, rows(toy, *range(n, n + 3))) for n in range(5)]
     found = [future.result(60)["y"].tolist() for future in futures]
     assert found == [[2.0 * n, 2.0 * n + 2, 2.0 * n + 4] for n in range(5)]
-    assert model.batches == [[3] * 5]
-    assert batcher.seen == [(5, 15)]
-    assert model.threads == {"scoring"}
+    assert (model.batches, batcher.seen, model.threads) == ([[3] * 5], [(5, 15)], {"scoring"})
 
 
 def test_a_full_batch_does_not_wait(toy, model, batcher_of):
@@ -122,9 +120,7 @@ def test_a_request_given_up_is_not_scored(toy, batcher_of):
         time.sleep(0.001)
     left, kept = batcher.submit(model, rows(toy, 2)), batcher.submit(model, rows(toy, 3))
     assert left.cancel()
-    assert kept.result(60)["y"] == [3]
-    assert first.result(60)["y"] == [1]
-    assert model.batches == [[1], [1]]
+    assert (kept.result(60)["y"], first.result(60)["y"], model.batches) == ([3], [1], [[1], [1]])
 
 
 def test_closing_scores_what_waits_and_refuses_what_comes(toy, batcher_of):

@@ -171,8 +171,7 @@ def test_answers_are_those_of_the_table(shop, scorer):
         np.testing.assert_allclose(answer["probabilities"], offline.probabilities, atol=1e-6)
         np.testing.assert_allclose(answer["scores"], scorer.fusion(offline.probabilities), 1e-5)
         assert answer["candidates"] == list(range(len(table)))
-        assert answer["tasks"] == list(shop.TASKS)
-        assert answer["model"] == scorer.version
+        assert (answer["tasks"], answer["model"]) == (list(shop.TASKS), scorer.version)
         counts = dict(zip(scorer.tables.sparse_names, offline.unknown.sum(0), strict=True))
         assert answer["unknown"] == {name: n for name, n in counts.items() if n}
     assert np.std(np.concatenate([a["probabilities"] for a in answers]), axis=0).min() > 0.01

@@ -30,11 +30,9 @@ def test_a_changed_folder_is_warmed_up_and_put_in_place(toy, tmp_path, models_of
     assert settle(models) == [False, False]
     toy.write_model(tmp_path / "model", 3.0)
     assert models.current is old
-    assert settle(models) == [False, True]
-    assert models.current.version == "times 3.0"
+    assert (settle(models), models.current.version) == ([False, True], "times 3.0")
     assert models.current.warm
-    assert settle(models) == [False, False]
-    assert models.outcomes == ["swapped"]
+    assert (settle(models), models.outcomes) == ([False, False], ["swapped"])
 
 
 def test_a_folder_that_still_grows_is_waited_for(toy, tmp_path, models_of):
@@ -63,11 +61,9 @@ def test_another_folder_is_named(toy, tmp_path, models_of, kind):
     models = models_of(place)
     assert models.current.version == "times 2"
     name("m3")
-    assert settle(models) == [False, True]
-    assert models.current.version == "times 3"
+    assert (settle(models), models.current.version) == ([False, True], "times 3")
     name("m2")  # back again
-    assert settle(models) == [False, True]
-    assert models.current.version == "times 2"
+    assert (settle(models), models.current.version) == ([False, True], "times 2")
 
 
 BROKEN = {
@@ -105,8 +101,7 @@ def test_a_broken_folder_is_refused_once_and_the_old_model_stays(
     assert "times 2.0 stays in service" in line
     assert "\n" not in line
     toy.write_model(folder, 4.0)  # repaired
-    assert settle(models) == [False, True]
-    assert models.current.version == "times 4.0"
+    assert (settle(models), models.current.version) == ([False, True], "times 4.0")
 
 
 def test_a_folder_that_is_gone_is_told_once(toy, tmp_path, models_of, caplog):

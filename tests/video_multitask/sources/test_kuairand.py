@@ -141,8 +141,7 @@ def test_some_users_are_scored_whole(prepared):
     assert 0.15 < len(users) / whole["user_id"].n_unique() < 0.45
     assert len(rows) == whole["user_id"].is_in(list(users)).sum()
     assert set(stream.table("validation")["user_id"]) - users != users
-    loaded = stream.evaluation_loader("test")
-    assert sum(map(len, loaded)) == len(rows) == len(stream.batch("test"))
+    assert sum(map(len, stream.evaluation_loader("test"))) == len(rows) == len(stream.batch("test"))
     assert len(stream.table("train")) == stream.parts["train"].rows
 
 

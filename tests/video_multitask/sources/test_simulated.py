@@ -18,8 +18,7 @@ def test_days_are_split_in_order(tables):
     dates = [part["date"].unique().sort().to_list() for part in tables[2:5]]
     assert [len(one) for one in dates] == [3, 1, 2]
     together = [date for one in dates for date in one]
-    assert together == sorted(together)
-    assert sum(len(part) for part in tables[2:5]) == SMALL["rows"]
+    assert (together, sum(len(part) for part in tables[2:5])) == (sorted(together), SMALL["rows"])
 
 
 def test_truth_is_known_and_no_feature(tables):

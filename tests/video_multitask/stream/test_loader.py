@@ -50,8 +50,7 @@ def test_every_epoch_has_equally_many_rows_in_each_stream(rows, streams, order, 
     sizes = [
         [sum(w.rows for w in plan.windows(k, e)) for k in range(plan.streams)] for e in (0, epoch)
     ]
-    assert sizes[0] == sizes[1]
-    assert plan.batches == min(sizes[0]) // 2
+    assert (sizes[0], plan.batches) == (sizes[1], min(sizes[0]) // 2)
     assert max(sizes[0]) - min(sizes[0]) <= 8
 
 
@@ -159,8 +158,7 @@ def test_a_pass_reads_every_row_once_but_what_gives_no_batch(shards, order):
     for rank in range(3):
         loader = loader_of(shards, world=3, rank=rank, order=order)
         batches = rows_of(loader)
-        assert len(batches) == len(loader)
-        assert {len(batch) for batch in batches} == {64}
+        assert (len(batches), {len(batch) for batch in batches}) == (len(loader), {64})
         seen += [row for batch in batches for row in batch]
     assert len(set(seen)) == len(seen)
     assert 0 <= shards.rows - len(seen) < 3 * (64 + 100)

@@ -120,8 +120,7 @@ def test_a_quick_run_fits_nothing(tmp_path):
         assert (group, seed) == ("test2", None)
         return run.piece(method.name, seed, rival=method.rival, settings=method.settings)
 
-    compared = SimpleNamespace(run=run, places={}, piece=piece)
-    assert study.losses_of_seeing(compared) == {}
+    assert study.losses_of_seeing(SimpleNamespace(run=run, places={}, piece=piece)) == {}
     assert not list(run.folder.rglob("result.*"))
 
 
@@ -182,8 +181,7 @@ def test_a_trial_of_a_rate_trains_and_scores_what_it_trained(
     given, settings, group, tmp_path, monkeypatch
 ):
     def losses(piece, job, base_folder, files, trained):
-        found = GatesForm().load(trained[piece.name])
-        assert float(found["a"]) == 0.5
+        assert float(GatesForm().load(trained[piece.name])["a"]) == 0.5
         assert settings.items() <= piece["settings"].items()
         assert (piece["group"], piece["rival"]) == (group, given.get("rival", "method"))
         return {"losses": torch.full((2, 3), 2.0)}
@@ -197,5 +195,4 @@ def test_a_trial_of_a_rate_trains_and_scores_what_it_trained(
     piece = Piece("method", 100, {"trial": 3}, {**given, "steps": 7, "learning_rate": 0.01})
     job = Job(tmp_path, lambda: None)
     for _ in range(2):  # also after a kill
-        found = works.trial(piece, job, tmp_path, {})
-        assert found == {"score": pytest.approx(math.log(2))}
+        assert works.trial(piece, job, tmp_path, {}) == {"score": pytest.approx(math.log(2))}

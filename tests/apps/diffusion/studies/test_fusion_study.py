@@ -129,8 +129,7 @@ def test_the_headline_says_who_is_ahead(factor, words):
 
 def test_the_best_trial_is_the_lowest_that_has_a_score():
     trials = [{"score": math.nan}, {"score": 0.3}, {"score": -0.2}]
-    assert best_score(Choice({}, trials, [])) == -0.2
-    assert best_score(Choice({}, [], [])) == math.inf
+    assert (best_score(Choice({}, trials, [])), best_score(Choice({}, [], []))) == (-0.2, math.inf)
 
 
 def choice(score):
@@ -187,8 +186,7 @@ def test_all_that_is_tuned_has_as_many_trials_and_rates_are_among_it():
             assert own["steps"] < LIKE_GATES["steps"]
     for name, method in methods.items():
         rates = {piece["learning_rate"] for piece in method.trained.values()}
-        tuned = name.startswith(BLIND)
-        assert rates <= ({0.01} if tuned else {LIKE_GATES["learning_rate"]})
+        assert rates <= ({0.01} if name.startswith(BLIND) else {LIKE_GATES["learning_rate"]})
         assert all(piece["steps"] == LIKE_GATES["steps"] for piece in method.trained.values())
     assert methods[BLIND].trained
 
@@ -228,8 +226,7 @@ def test_a_useless_adapter_costs_what_it_adds_to_the_loss_of_each_pair():
 
 def test_every_variant_is_trained_as_what_ships():
     for name, own in VARIANTS.items():
-        assert is_gated(own) == (name != LAYERWISE)
-        assert {n: own[n] for n in LIKE_GATES} == LIKE_GATES
+        assert (is_gated(own), {n: own[n] for n in LIKE_GATES}) == (name != LAYERWISE, LIKE_GATES)
 
 
 @pytest.mark.fault("46 D7")
@@ -241,7 +238,6 @@ def test_the_tuned_sum_has_a_factor_of_its_own_for_more_than_two(adapters, facto
         n: LoraBundle("flux", {"0": Factors(torch.ones(1, 3), torch.ones(3, 1))}) for n in adapters
     }
     bench = Bench(SimpleNamespace(transformer=model), None)
-    setting = {FIRST: 0.8, OTHERS: 1.2, MANY: 0.5}
-    found = fusion_of(bench, "sum", setting, bundles, None).strengths
+    found = fusion_of(bench, "sum", {FIRST: 0.8, OTHERS: 1.2, MANY: 0.5}, bundles, None).strengths
     styles = dict.fromkeys(adapters[1:], pytest.approx(1.2 * factor))
     assert found == {"a": pytest.approx(0.8 * factor)} | styles

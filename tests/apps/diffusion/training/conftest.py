@@ -33,8 +33,7 @@ def adapter(model, seed, rank=2):
 def unit_base(folder):
     torch.manual_seed(0)
     images = torch.rand(64, 3, 32, 32) * 2 - 1
-    text = text_encoder("ngrams")
-    named = {"name": "ngrams", "fingerprint": text.fingerprint}
+    named = {"name": "ngrams", "fingerprint": text_encoder("ngrams").fingerprint}
     base = EmbeddedBase(transformer_of("unit"), PatchAutoencoder.fitted(images), named)
     folder.mkdir()
     base.save(folder)

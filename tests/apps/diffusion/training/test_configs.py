@@ -50,8 +50,7 @@ def test_sections_are_of_verbs_and_name_their_options(path):
 
 def test_what_ships_is_trained_by_default_and_by_its_configuration():
     section = yaml.safe_load(next(p for p in CONFIGS if p.stem == "embedded").read_text())
-    shipped = json.loads(SHIPPED_GATES.read_text())["settings"]
-    rates = {"learning_rate": shipped["learning_rate"]}
+    rates = {"learning_rate": json.loads(SHIPPED_GATES.read_text())["settings"]["learning_rate"]}
     assert section["train-gates"] == GATES | rates
     assert {**Gates().settings(), **GatesTraining().settings()} == {
         **dict.fromkeys({**Gates().settings(), **GatesTraining().settings()}),
@@ -83,8 +82,7 @@ def zoo(place, monkeypatch):
     """A world whose base and adapters are as good as trained."""
     monkeypatch.setattr("apps.diffusion.embedded_world.BASE", UNIT)
     world = World("runs")
-    base = EmbeddedBase.load("base")
-    world.bases.keep(world.base_piece, base)
+    world.bases.keep(world.base_piece, EmbeddedBase.load("base"))
     for number, concept in enumerate(concepts()):
         draw = torch.Generator().manual_seed(number)
         layer = "transformer_blocks.0.attn.to_q"

@@ -41,14 +41,12 @@ def test_an_adapter_is_read_by_us_and_by_diffusers(gates, command, place):
     path = last(gates(*words))
     assert path.endswith("loras/My-fruit-s0/My-fruit.safetensors")
     bundle, base = load_lora(path), EmbeddedBase.load("base")
-    assert bundle.family == "flux"
-    assert set(bundle.ranks().values()) == {2}
+    assert (bundle.family, set(bundle.ranks().values())) == ("flux", {2})
     found = bundle.metadata
     assert found["modelspec.title"] == "My fruit"
     assert found["modelspec.architecture"] == "flux-tiny/lora"
     assert (found["modelspec.trigger_phrase"], found["modelspec.license"]) == ("zyx", "CC0-1.0")
-    counts = json.loads(found["ss_tag_frequency"])["My-fruit"]
-    assert counts["zyx"] == 8
+    assert json.loads(found["ss_tag_frequency"])["My-fruit"]["zyx"] == 8
     shown = gates("diffusion", "inspect", path)
     assert all(word in shown for word in ("zyx", "CC0-1.0", "My fruit"))
     pipe = base.pipeline()
@@ -73,8 +71,7 @@ def test_a_base_learns_from_a_folder_of_images(gates, command, place):
     ]
     assert losses[0] < 0.9 * losses[1]
     record = json.loads((path / "record.json").read_text())
-    assert record["settings"]["count"] == 8
-    assert record["facts"]["scenes"] == 8
+    assert (record["settings"]["count"], record["facts"]["scenes"]) == (8, 8)
 
 
 def test_an_encoder_indexes_and_finds(gates, command):

@@ -91,8 +91,7 @@ def test_scores_tell_the_methods_from_each_other(study):
     }
     methods = ("progressive", "once", "retrained", "longer", "oracle")
     losses = [value[m, "test", "summed log_loss"] for m in methods]
-    assert len(set(losses)) == 5
-    assert losses[-1] == min(losses)
+    assert (len(set(losses)), losses[-1]) == (5, min(losses))
     first = [value[m, "day 1", "summed log_loss of a day"] for m in methods[:3]]
     assert len(set(first)) == 1  # all begin alike
     assert len({value[m, "day 3", "summed log_loss of a day"] for m in methods[:3]}) == 3
