@@ -44,6 +44,8 @@ def test_distances_of_a_disc_are_those_of_geometry():
     x, y = np.meshgrid(np.linspace(-1.5, 1.5, 31), np.linspace(-1.5, 1.5, 31))
     error = np.abs(distances("circle", x, y) - (np.hypot(x, y) - 0.95))
     assert error[np.hypot(x, y) > 0.2].max() < 0.005
+    beyond = distances("square", np.array([1.0, 2.0, 4.0, 8.0]), np.zeros(4))
+    assert (np.diff(beyond) > 0.8).all()
 
 
 @pytest.mark.parametrize("name", SHAPES)

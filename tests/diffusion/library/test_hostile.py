@@ -193,7 +193,7 @@ def test_metadata(library, root, put):
     told = {f"key {number}": "value" for number in range(10_000)}
     told |= {"modelspec.title": evil, "modelspec.description": evil, "modelspec.license": evil}
     told |= {"modelspec.tags": ",".join(f"{evil[:30]} {n}" for n in range(5_000))}
-    told |= {"modelspec.trigger_phrase": ", ,\x00,zebra style,Zebra Style"}
+    told |= {"modelspec.trigger_phrase": ", ,\x00,\x00 zebra style,Zebra Style"}
     told |= {"ss_tag_frequency": json.dumps({"10_sks dog": {"dog": 12, "cat": 40, "x": "no"}})}
     put(root / "a.safetensors", 1, told)
     for number, text in enumerate(("{", "[]", '{"a": 1}', '{"a": {"b": NaN}}', "[" * 99_999)):
