@@ -283,6 +283,12 @@ def test_batches_change_nothing(sizes):
     assert np.array_equal(whole.quantiles(FRACTIONS), parts.quantiles(FRACTIONS), equal_nan=True)
 
 
+def test_odd_and_even_places_go_up_in_turn():
+    sketch = QuantileSketch(4)
+    sketch.add(np.arange(8.0))
+    assert sketch.quantiles([0.0, 1.0]).tolist() == [0, 5]
+
+
 def test_nothing_has_no_quantiles():
     assert np.isnan(QuantileSketch().quantiles([0.5])).all()
 

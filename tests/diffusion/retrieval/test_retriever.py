@@ -138,6 +138,7 @@ def test_rounds_go_through_all_adapters():
     assert sorted(drawn[:5]) == sorted(drawn[5:]) == [0, 1, 2, 3, 4]
     assert [sorted(batch) for batch in Rounds(3, None, 2)] == [[0, 1, 2]] * 2
     assert len(next(iter(Rounds(3, 7, 1)))) == 7
+    assert len({str([*Rounds(9, 9, 1)]) for _ in range(5)}) == 5  # epochs differ
 
 
 def test_ranks_share_each_batch(monkeypatch):

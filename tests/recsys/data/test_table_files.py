@@ -9,7 +9,8 @@ from polars.testing import assert_frame_equal
 
 import recsys.data.readers.files
 from core_gates.errors import GatesError
-from recsys.data.readers.files import Part, find_parts, read_table
+from recsys.columns.canonical import RowError
+from recsys.data.readers.files import Part, find_parts, located_in, read_table
 from recsys.data.table_files import WatchedFile, read_csv
 from recsys.schema import Dense, FeatureSchema, Sparse, Task
 
@@ -300,6 +301,12 @@ def test_files_of_a_folder_join_in_the_order_of_their_names(write):
     assert table["book"].to_list() == [11, 12, 13, 14]
     assert table["price"].to_list() == [9.5, None, 3.0, 4.0]
     assert table["bought"].to_list() == [1, 0, 1, 1]
+
+
+def test_a_row_of_joined_files_is_told_by_its_file_and_line(write):
+    files = sorted(write(a_csv="n\n1\n2\n", b_csv="n\n3\n4\n", c_csv="n\n5\n").iterdir())
+    for row, place in ((0, "a.csv, line 2"), (3, "b.csv, line 3"), (4, "c.csv, line 2")):
+        assert f"{place}, column 'n'" in str(located_in(files, RowError("n", row, "it is wrong")))
 
 
 def test_numbers_join_text_as_they_were_written(write):

@@ -15,7 +15,7 @@ from video_multitask.simulator.exposure import (
     watch_probabilities,
 )
 from video_multitask.simulator.exposure import truth as truth_of
-from video_multitask.simulator.hidden import BASE_RATES, INTEREST_NOISE, TASKS
+from video_multitask.simulator.hidden import BASE_RATES, GAP_S, INTEREST_NOISE, TASKS
 from video_multitask.simulator.log import simulate
 
 KUAIRAND = [
@@ -155,6 +155,8 @@ def test_positions_count_the_rows_of_a_session(feed):
     starts = ordered["position"] == 0
     overlapping = ~(starts | (ordered["position"] == ordered["position"].shift(1) + 1))
     assert overlapping.mean() < 0.05  # two sessions of one user at the same time
+    gaps = ordered["time_ms"].diff().filter(~(starts | overlapping))
+    assert gaps.mean() == pytest.approx(1000 * GAP_S, rel=0.1)
 
 
 def test_videos_are_shown_after_their_upload_and_by_popularity(feed):

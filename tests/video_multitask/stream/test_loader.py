@@ -187,6 +187,8 @@ def test_a_resumed_loader_gives_the_next_batch_without_reading_those_before(shar
     assert rows_of(resumed) == expected[stop:]
     assert resumed.encoder.read <= whole.encoder.read - max(0, stop - 13) * 64
     assert rows_of(resumed) == expected  # the next pass begins at its start
+    resumed.load_state_dict(whole.state_dict())  # of a complete pass
+    assert rows_of(resumed) == expected
 
 
 def test_a_checkpoint_of_other_ranks_or_sizes_is_refused(shards):
