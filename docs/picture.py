@@ -53,13 +53,13 @@ def weather(axes: list[Axes]) -> str:
 
 def endoscopy(axes: Axes) -> str:
     """Draw predicted over true sizes of polyps that were rendered just now."""
-    known, frames = (
+    known, validation, frames = (
         rendered_frames(render_objects(RendererConfig(seed=seed), range(objects)))
-        for seed, objects in ((12, 150), (11, 60))
+        for seed, objects in ((12, 150), (13, 50), (11, 60))
     )
     bundle = load_bundle(shipped_folder("synthetic", "configured-s0"))
     polyps = object_table(predictions_of(predictor_of(bundle), frames))
-    cues = cue_baselines(frame_features(known), frame_features(frames))
+    cues = cue_baselines(*map(frame_features, (known, validation, frames)))
     simple = object_table(frames.table.assign(predicted_mm=cues[REGRESSION]))["predicted_mm"]
     one = np.exp(np.log(known.gt).mean())  # the same size for every polyp
     network, three, same = (

@@ -17,7 +17,7 @@ from endoscopy.bundles.sizing_bundle import SizingBundle, source_scope
 from endoscopy.data.images import Frame, resize_frame
 from endoscopy.data.readers.tabular import ReadReport
 from endoscopy.data.samples import LesionDataset
-from endoscopy.data.sizing_datamodule import PolypSizingDataModule
+from endoscopy.data.sizing_datamodule import Part, PolypSizingDataModule
 from endoscopy.data.streams import Outline, check_streams, outline_of
 from endoscopy.evaluation.conformal import crossed
 from endoscopy.evaluation.rendered_frames import FrameStack, Predictor
@@ -247,11 +247,11 @@ def frames_of(source: LesionDataset, rows: np.ndarray, outline: Outline = "mask"
     )
 
 
-def cue_frames(data: PolypSizingDataModule) -> tuple[FrameStack, FrameStack]:
-    """Return the training and the test frames of rendered data with masks and depths."""
+def cue_frames(data: PolypSizingDataModule) -> list[FrameStack]:
+    """Return training, validation and test frames of rendered data with masks and depths."""
     source = data.variant(streams=("rgb_mask_depth",)).frames()
-    train, test = (frames_of(source, data.evaluation_rows(part)) for part in ("train", "test"))
-    return train, test
+    parts: tuple[Part, ...] = ("train", "validation", "test")
+    return [frames_of(source, data.evaluation_rows(part)) for part in parts]
 
 
 def drop_unmasked(frames: FrameStack) -> tuple[FrameStack, int]:

@@ -24,6 +24,7 @@ from endoscopy.bundles.bundle_fitting import frame_predictions
 from endoscopy.data.frame_table import RENDERED, object_keys
 from endoscopy.data.sizing_datamodule import Part, PolypSizingDataModule
 from endoscopy.evaluation.audits import table_rows
+from endoscopy.evaluation.baselines import DEGREES
 from endoscopy.evaluation.honest_table import REFERENCE, HonestComparison
 from endoscopy.evaluation.rendered_frames import rendered_features
 from endoscopy.evaluation.size_evaluation import HEADLINE, Bars
@@ -217,6 +218,7 @@ def baseline_pieces(sizers: Sizers, budget: Budget) -> list[Piece]:
     settings = split_settings(sizers.datamodule)
     if sizers.rendering is not None and "synthetic" in sizers.datamodule.sources:
         settings |= rendering_settings(sizers.rendering.config)
+        settings["photometry.degrees"] = list(DEGREES)
     return [
         Piece(BASELINES, seed, {"n": size}, settings)
         for size in budget.sizes

@@ -1,14 +1,13 @@
 """The endoscopy stop of the tour: size rendered polyps of known truth with the shipped network."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from endoscopy.bundles.bundle_fitting import shipped_folder
 from endoscopy.bundles.sizing_bundle import load_bundle
-from endoscopy.evaluation.baselines import PHOTOMETRY, fit_log_linear
+from endoscopy.evaluation.baselines import REGRESSION, cue_baselines
 from endoscopy.evaluation.conformal import coverage_interval
 from endoscopy.evaluation.rendered_frames import (
     FrameStack,
@@ -31,8 +30,9 @@ from harness.report.page import Page, TourRow, TourStop, TourTask
 WEIGHTS = ("synthetic", "configured-s0")
 OBJECTS, SEED = 100, 777  # no training has this seed
 TRAINING_OBJECTS = 150  # of the shipped network, and so of the baselines
+VALIDATION_OBJECTS = 50  # on which the degree of the regression is chosen
 SCORES = ("mape", "macro_f1")
-CUES = {"constant": [], "area": ["log_extent"], "area and brightness": list(PHOTOMETRY)}
+CUES = {"constant": "constant", "area": "mask area", "area and brightness": REGRESSION}
 
 
 def tour(folder: Path, say: Callable[[str], None]) -> TourStop:
@@ -44,12 +44,13 @@ def tour(folder: Path, say: Callable[[str], None]) -> TourStop:
     """
     del folder
     bundle = load_bundle(shipped_folder(*WEIGHTS))
-    train, test = (
-        rendered_frames(render_objects(RendererConfig(seed=seed), range(objects)))
-        for seed, objects in ((SEED + 1, TRAINING_OBJECTS), (SEED, OBJECTS))
-    )
-    say(f"rendered {TRAINING_OBJECTS + OBJECTS} objects, {len(train) + len(test)} frames")
-    tables = _baselines(train, test)
+    parts = [
+        rendered_frames(render_objects(RendererConfig(seed=SEED + place), range(objects)))
+        for place, objects in ((1, TRAINING_OBJECTS), (2, VALIDATION_OBJECTS), (0, OBJECTS))
+    ]
+    test = parts[-1]
+    say(f"rendered {sum(len(set(part.objects)) for part in parts)} objects")
+    tables = _baselines(parts)
     frames = predictions_of(predictor_of(bundle), test)
     tables["network"] = object_table(frames)
     say(f"sized {OBJECTS} objects")
@@ -83,16 +84,13 @@ def tour(folder: Path, say: Callable[[str], None]) -> TourStop:
     return TourStop("Endoscopy: polyp sizing", rows, draw, [done])
 
 
-def _baselines(train: FrameStack, test: FrameStack) -> dict[str, pd.DataFrame]:
+def _baselines(parts: Sequence[FrameStack]) -> dict[str, pd.DataFrame]:
     """Return object tables of the constant, the apparent area, and area and brightness."""
-    features = {name: frame_features(one) for name, one in (("train", train), ("test", test))}
-    tables = {}
-    for name, cues in CUES.items():
-        fit = fit_log_linear(features["train"][cues].to_numpy(float), train.gt, train.objects)
-        sizes = fit.predict(features["test"][cues].to_numpy(float))
-        table = test.table.assign(predicted_mm=np.broadcast_to(sizes, len(test)))
-        tables[name] = object_table(table)
-    return tables
+    sizes = cue_baselines(*map(frame_features, parts))
+    return {
+        name: object_table(parts[-1].table.assign(predicted_mm=sizes[cue]))
+        for name, cue in CUES.items()
+    }
 
 
 def _row(tables: dict[str, pd.DataFrame], scores: dict[str, dict[str, Interval]]) -> TourRow:

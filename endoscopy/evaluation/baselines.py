@@ -1,6 +1,7 @@
 """What every model must beat: a constant, and regressions on hand-made cues, rung by rung."""
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations_with_replacement, product
 from typing import NamedTuple
 
 import numpy as np
@@ -18,27 +19,37 @@ PHOTOMETRY = ("log_extent", "local_brightness", "frame_brightness")
 
 
 class LogLinear(NamedTuple):
-    """Log size as a linear function of features: ``log t = intercept + (x - mean) / scale · w``.
+    """Log size as a polynomial of features, ``log t = intercept + products(z) · w``.
+
+    The products are of ``z = (x - mean) / scale``; with degree 1 they are ``z``.
 
     Attributes:
         mean: (F,) of the features in training.
         scale: (F,) their standard deviation.
-        weights: (F,).
-        intercept: Mean log size in training.
+        weights: (P,) of the products of up to ``degree`` standardized features.
+        intercept: Log size where all products are 0.
+        degree: 1 is linear.
     """
 
     mean: np.ndarray
     scale: np.ndarray
     weights: np.ndarray
     intercept: float
+    degree: int = 1
 
     def predict(self, features: np.ndarray) -> np.ndarray:
         """Return sizes (N,) in mm from features (N, F)."""
-        return np.exp(self.intercept + (features - self.mean) / self.scale @ self.weights)
+        products = _products((features - self.mean) / self.scale, self.degree)
+        return np.exp(self.intercept + products @ self.weights)
 
 
 def fit_log_linear(
-    features: np.ndarray, gt: np.ndarray, objects: np.ndarray, *, ridge: float = 1e-3
+    features: np.ndarray,
+    gt: np.ndarray,
+    objects: np.ndarray,
+    *,
+    ridge: float = 1e-3,
+    degree: int = 1,
 ) -> LogLinear:
     """Fit a ridge regression of log size in which all objects have the same weight.
 
@@ -46,7 +57,8 @@ def fit_log_linear(
         features: (N, F); with F = 0 the fit is the constant, the geometric mean of sizes.
         gt: (N,) true sizes, mm.
         objects: (N,) identity of the object of each row.
-        ridge: Penalty on the weights of standardized features, relative to their variance.
+        ridge: Penalty on the weights of products of standardized features.
+        degree: Features in a product, at most.
 
     Raises:
         ValueError: The lengths differ, or a feature is not finite.
@@ -62,12 +74,42 @@ def fit_log_linear(
     mean = share @ features
     scale = np.sqrt(share @ (features - mean) ** 2)
     scale[scale == 0] = 1.0
-    standard = (features - mean) / scale
-    target = np.log(gt)
-    intercept = float(share @ target)
-    normal = standard.T @ (share[:, None] * standard) + ridge * np.eye(features.shape[1])
-    weights = np.linalg.solve(normal, standard.T @ (share * (target - intercept)))
-    return LogLinear(mean, scale, weights, intercept)
+    products = _products((features - mean) / scale, degree)
+    center, target = share @ products, np.log(gt)
+    middle = float(share @ target)
+    normal = products.T @ (share[:, None] * (products - center)) + ridge * np.eye(len(center))
+    weights = np.linalg.solve(normal, products.T @ (share * (target - middle)))
+    return LogLinear(mean, scale, weights, middle - float(center @ weights), degree)
+
+
+def _products(standard: np.ndarray, degree: int) -> np.ndarray:
+    chosen = range(standard.shape[1])
+    higher = [
+        standard[:, list(places)].prod(1, keepdims=True)
+        for factors in range(2, degree + 1)
+        for places in combinations_with_replacement(chosen, factors)
+    ]
+    return np.hstack([standard, *higher])
+
+
+DEGREES, RIDGES = (1, 2, 3), (1e-4, 1e-3, 1e-2, 1e-1)
+
+
+def fit_photometry(train: pd.DataFrame, validation: pd.DataFrame) -> LogLinear:
+    """Fit a polynomial of area and brightness, its degree and ridge those that err least elsewhere.
+
+    Args:
+        train: See `cue_baselines`.
+        validation: The same of other objects.
+    """
+    columns = list(PHOTOMETRY)
+    cues, gt, objects = (train[name].to_numpy() for name in (columns, "gt", "unique_id"))
+    fits = [
+        fit_log_linear(cues, gt, objects, ridge=ridge, degree=degree)
+        for degree, ridge in product(DEGREES, RIDGES)
+    ]
+    others, truth = validation[columns].to_numpy(), validation["gt"].to_numpy()
+    return min(fits, key=lambda fit: float(np.abs(np.log(fit.predict(others) / truth)).mean()))
 
 
 class Pinhole(NamedTuple):
@@ -135,24 +177,29 @@ def baseline_predictions(train: pd.DataFrame, test: pd.DataFrame) -> dict[str, p
     }
 
 
-def cue_baselines(train: pd.DataFrame, test: pd.DataFrame) -> dict[str, np.ndarray]:
+def cue_baselines(
+    train: pd.DataFrame, validation: pd.DataFrame, test: pd.DataFrame
+) -> dict[str, np.ndarray]:
     """Predict the test frames from hand-made cues.
 
     Args:
         train: `endoscopy.evaluation.rendered_frames.frame_features` of the training frames.
+        validation: The same of the frames that settings are chosen on.
         test: The same of the test frames.
 
     Returns:
         Predicted sizes (N,) in mm of ``constant``; ``mask area``, a log-linear regression;
         ``mask area × depth``, a pinhole camera, where depth is known; ``mask area + photometry``,
-        a log-linear regression on the area and the brightness of the lesion and of the frame.
+        a polynomial of the area and the brightness of the lesion and of the frame.
     """
     gt, objects = train["gt"].to_numpy(float), train["unique_id"].to_numpy()
-    result = {"constant": np.full(len(test), constant_size(train))}
-    for name, cues in (("mask area", ("log_extent",)), (REGRESSION, PHOTOMETRY)):
-        columns = list(cues)
-        fit = fit_log_linear(train[columns].to_numpy(float), gt, objects)
-        result[name] = fit.predict(test[columns].to_numpy(float))
+    area = fit_log_linear(train[["log_extent"]].to_numpy(float), gt, objects)
+    photometry = fit_photometry(train, validation)
+    result = {
+        "constant": np.full(len(test), constant_size(train)),
+        "mask area": area.predict(test[["log_extent"]].to_numpy(float)),
+        REGRESSION: photometry.predict(test[[*PHOTOMETRY]].to_numpy(float)),
+    }
     if train["log_depth"].notna().all() and test["log_depth"].notna().all():
         fitted, tested = (np.exp(cues[["log_extent", "log_depth"]].to_numpy(float))
                           for cues in (train, test))  # fmt: skip

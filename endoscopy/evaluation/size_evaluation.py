@@ -194,16 +194,16 @@ class SizeEvaluation:
         for name, predicted in baseline_predictions(train, test).items():
             self.add(task, name, 0, predicted)
 
-    def add_cues(self, train: FrameStack, test: FrameStack, found: pd.DataFrame) -> None:
+    def add_cues(self, parts: Sequence[FrameStack], found: pd.DataFrame) -> None:
         """Add regressions on masks, brightness and depth, where all are known.
 
         Args:
-            train: Training frames.
-            test: Test frames, those of the rows of ``found``.
+            parts: Training, validation and test frames; the last are those of the rows of
+                ``found``.
             found: Predictions of any network.
         """
         frames = found.drop(columns=OF_QUALITY, errors="ignore")
-        for name, sizes in cue_baselines(frame_features(train), frame_features(test)).items():
+        for name, sizes in cue_baselines(*map(frame_features, parts)).items():
             if name not in BASELINES:
                 self.add(TEST, name, 0, frames.assign(predicted_mm=sizes))
 

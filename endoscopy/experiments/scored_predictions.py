@@ -122,7 +122,7 @@ class Evaluation:
                 train = data.load().frames.iloc[data.rows("train")]
                 self.scores.add_baselines(TEST, train, predictions)
                 if "synthetic" in data.sources:
-                    self.scores.add_cues(*cue_frames(data), predictions)
+                    self.scores.add_cues(cue_frames(data), predictions)
             tick()
         rendering = self.sizers.rendering
         for shift in shifts:
@@ -207,7 +207,7 @@ def baseline_objects(data: PolypSizingDataModule) -> pd.DataFrame:
     test = test[[name for name in CARRIED if name in test]]
     predictions = baseline_predictions(frames.iloc[data.rows("train")], test)
     if "synthetic" in data.sources:
-        cues = cue_baselines(*(frame_features(cue_table) for cue_table in cue_frames(data)))
+        cues = cue_baselines(*map(frame_features, cue_frames(data)))
         predictions[REGRESSION] = test.assign(predicted_mm=cues[REGRESSION])
     tables = [object_table(table).assign(variant=name) for name, table in predictions.items()]
     return pd.concat(tables, ignore_index=True)

@@ -7,9 +7,10 @@ from harness.report.page import Page
 def test_the_stop_sizes_fresh_polyps_beside_both_baselines(monkeypatch, tmp_path):
     monkeypatch.setattr(endoscopy_tour, "OBJECTS", 12)
     monkeypatch.setattr(endoscopy_tour, "TRAINING_OBJECTS", 20)
+    monkeypatch.setattr(endoscopy_tour, "VALIDATION_OBJECTS", 10)
     said = []
     stop = endoscopy_tour.tour(tmp_path, said.append)
-    assert said[0] == "rendered 32 objects, 192 frames"
+    assert said[0] == "rendered 42 objects"
     assert [row.system for row in stop.rows] == [
         "Feature-selection gates, gradient routing",
         "Conformal intervals",

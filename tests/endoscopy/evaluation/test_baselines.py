@@ -9,11 +9,13 @@ from endoscopy.evaluation.baselines import (
     LOCAL_AGC,
     LOCAL_FIXED,
     METRIC,
+    PHOTOMETRY,
     baseline_predictions,
     box_features,
     constant_size,
     cue_baselines,
     fit_log_linear,
+    fit_photometry,
     fit_pinhole,
     ladder,
     ladder_order,
@@ -31,6 +33,24 @@ def test_power_laws_are_fitted_exactly():
     np.testing.assert_allclose(fit.predict(features), gt)
     shrunk = fit_log_linear(features, gt, np.arange(80), ridge=10.0)
     assert (np.abs(shrunk.weights) < 0.2 * np.abs(fit.weights)).all()
+
+
+@pytest.mark.fault("47 regression")
+def test_the_regression_on_three_numbers_takes_the_degree_that_validation_objects_favor():
+    draws = np.random.default_rng(3)
+
+    def frames(count, cubic):
+        cues = draws.normal(size=(count, 3))
+        gt = np.exp(2 + cues @ [0.6, -0.4, 0.1] + cubic * cues[:, 0] * cues[:, 1] ** 2)
+        gt *= np.exp(0.05 * draws.normal(size=count))
+        table = pd.DataFrame(cues, columns=list(PHOTOMETRY))
+        return table.assign(gt=gt, unique_id=np.arange(count))
+
+    linear, cubic = (fit_photometry(frames(60, c), frames(60, c)) for c in (0.0, 0.2))
+    assert (linear.degree, cubic.degree) == (1, 3)
+    test = frames(60, 0.2)
+    errors = np.log(cubic.predict(test[list(PHOTOMETRY)].to_numpy()) / test["gt"])
+    assert np.abs(errors).mean() < 0.07
 
 
 def test_every_object_weighs_the_same():
@@ -175,8 +195,14 @@ def test_each_rung_leads_as_far_as_physics_lets_it(features):
     train, test = features["train"]["fixed"], features["test"]["fixed"]
     assert (train["log_extent"] + train["log_depth"] - np.log(train["gt"])).std() < 0.12
     assert np.corrcoef(train["local_brightness"], train["log_depth"])[0, 1] < -0.98
-    assert "mask area × depth" in cue_baselines(train, test)
-    assert "mask area × depth" not in cue_baselines(train, test.assign(log_depth=np.nan))
+    errors = {
+        name: np.abs(np.log(sizes / test["gt"])).mean()
+        for name, sizes in cue_baselines(train, train, test).items()
+    }
+    assert errors["mask area × depth"] < 0.1
+    assert errors["mask area + photometry"] < 0.15
+    assert 0.15 < errors["mask area"] < 0.6 * errors["constant"]
+    assert "mask area × depth" not in cue_baselines(train, train, test.assign(log_depth=np.nan))
 
 
 def test_the_order_is_judged_by_paired_differences(features):

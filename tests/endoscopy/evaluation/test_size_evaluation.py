@@ -30,7 +30,7 @@ def evaluated(disks):
         scores.add("test", "ours", seed, found.assign(reasons=reasons, sharpness=1.0))
         scores.intervals[seed] = SplitConformal(residuals)
     scores.add_baselines("test", train.table, found)
-    scores.add_cues(train, test, found)
+    scores.add_cues([train, disks(40, seed=2), test], found)
     scores.add("test", "other", 0, predictions_of(nearly_right(0.3, 7), test))
     scores.add("test", "other", 1, predictions_of(nearly_right(0.3, 8), test))
     wrong = predictions_of(lambda frames: 2 * frames.gt, test)
