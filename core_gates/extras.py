@@ -91,6 +91,10 @@ class ForeignPackages:
         """Raise `GatesError` for a foreign package that a module of ours imports."""
         del path, target
         package = name.partition(".")[0]
+        for module in filter(None, map(sys.modules.get, PACKAGES)):
+            vars(module).setdefault(
+                "__path__", []
+            )  # of a file: Python asks for what is within, too
         ours = package in PACKAGES and _importer(sys._getframe(1))[1] in PACKAGES
         if ours and (line := foreign([package])):
             raise GatesError(line)

@@ -3,6 +3,6 @@
 Names are imported when they are first used, as ``from recsys import HoME``.
 """
 
-from core_gates.lazy import exports
+from core_gates import lazy
 
-__getattr__, __dir__, __all__ = exports(__name__, __file__)
+__getattr__, __dir__, __all__ = lazy.exports(__name__, __file__)

@@ -431,8 +431,7 @@ def _names(sources: list[str], max_unreadable: float) -> dict[str, str]:
     named: dict[str, str] = {}
     for source, report in zip(sources, reports, strict=True):
         unique = count[report.source] == 1 or report.kind == "dicom"
-        name = report.source if unique else Path(source).name
-        if name in named:
+        if (name := report.source if unique else Path(source).name) in named:
             raise GatesError(
                 f"{named[name]} and {source} have the same name {name}: predict them into "
                 "different folders with --output"

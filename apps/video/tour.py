@@ -165,8 +165,8 @@ def _trained(
     test = made.data.batch("test")
     for shown in stepping("training", pieces, seconds=SHORT):
         say(f"training {shown}")
-        piece = pieces[shown]
-        ranker = ranker_of(piece.settings, train(piece, Job(folder / shown), {}), made.data)
+        weights = train(pieces[shown], Job(folder / shown), {})
+        ranker = ranker_of(pieces[shown].settings, weights, made.data)
         made.found[shown] = probabilities(ranker, test)
         made.reports[shown] = report_of(ranker, test)
     return made

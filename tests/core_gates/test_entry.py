@@ -7,6 +7,9 @@ from importlib.metadata import entry_points
 
 import pytest
 
+DOMAINS = (
+    *("diffusion", "endoscopy", "language", "recsys", "studies", "video_multitask", "weather"),
+)
 RUN = "import sys; from core_gates.entry import gates; sys.exit(gates())"
 
 
@@ -48,6 +51,8 @@ def imported(tmp_path, code):
         ("harness/__init__.py", "import recsys.figures"),
         ("harness.py", "from weather import LETKF"),
         ("harness/__init__.py", "import harness; from diffusion import GatedFusion"),
+        ("harness.py", "import harness, recsys.figures"),
+        ("harness.py", "import recsys, harness; from weather import LETKF"),
         ("recsys/__init__.py", "import video_multitask.leaks"),
     ],
 )
@@ -61,6 +66,17 @@ def test_a_domain_names_the_foreign_package_that_it_would_import(tmp_path, forei
     shadow = path if foreign == "harness.py" else tmp_path / foreign.partition("/")[0]
     assert last.startswith(f"core_gates.errors.GatesError: {shadow} comes before ")
     assert "rename it, or take its folder out of PYTHONPATH" in last
+
+
+@pytest.mark.fault("46 neighbors")
+@pytest.mark.parametrize("foreign", ["core_gates/__init__.py", "core_gates.py"])
+@pytest.mark.parametrize("package", DOMAINS)
+def test_a_domain_names_a_foreign_core(tmp_path, foreign, package):
+    path = tmp_path / foreign
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("")
+    code, told = imported(tmp_path, f"import {package}")
+    assert (code, told.splitlines()[-1].endswith(f"from 'core_gates' ({path})")) == (1, True)
 
 
 @pytest.mark.fault("46 H3")
