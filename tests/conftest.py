@@ -49,6 +49,20 @@ def refuses():
 
 
 @pytest.fixture(scope="session")
+def refused():
+    """``refused(words, call, ...)``: the message of its GatesError, one line that matches."""
+    from core_gates.errors import GatesError
+
+    def check(words, call, *given, error=GatesError, **options):
+        with pytest.raises(error, match=words) as caught:
+            call(*given, **options)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    return check
+
+
+@pytest.fixture(scope="session")
 def count_calls():
     """``count_calls(function)``: its result, and how many functions it calls, however long."""
 

@@ -15,24 +15,10 @@ from pydicom.uid import MPEG4HP41, ExplicitVRLittleEndian, generate_uid
 from torch import nn
 from torch.utils.data import DataLoader, default_collate
 
-from core_gates.errors import GatesError
 from endoscopy.data.frame_table import FrameTable
 from endoscopy.models import tiny_resnet
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "endoscopy"
-
-
-@pytest.fixture(scope="session")
-def refused():
-    """``refused(words, call, ...)``: the message of its GatesError, one line that matches."""
-
-    def check(words, call, *given, **options):
-        with pytest.raises(GatesError, match=words) as caught:
-            call(*given, **options)
-        assert "\n" not in str(caught.value)
-        return str(caught.value)
-
-    return check
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from core_gates.errors import GatesError, MissingExtraError
+from core_gates.errors import MissingExtraError
 from endoscopy.bundles.sizing_bundle import SizingBundle
 from endoscopy.models.sizer import fold, fsg_resnet18, fsg_vit, tiny_resnet, tiny_vit
 from endoscopy.runtimes import (
@@ -113,10 +113,9 @@ def test_a_saved_program_computes_the_same(tmp_path):
         torch.testing.assert_close(found, model(*frames))
 
 
-def test_a_network_in_training_is_refused():
+def test_a_network_in_training_is_refused(refused):
     model = PositionalSizer(network(tiny_resnet), ("rgb_mask",)).train()
-    with pytest.raises(GatesError, match="evaluation mode"):
-        export_program(model, example())
+    refused("evaluation mode", export_program, model, example())
 
 
 class Fickle(nn.Module):
@@ -129,16 +128,25 @@ class Fickle(nn.Module):
         return streams["rgb_mask"].mean((1, 2, 3))[:, None] + self.calls
 
 
-def test_a_wrong_program_is_not_written():
-    with pytest.raises(GatesError, match="differs from PyTorch by"):
-        export_program(PositionalSizer(Fickle(), ("rgb_mask",)).eval(), example())
+def test_a_wrong_program_is_not_written(refused):
+    refused(
+        "differs from PyTorch by",
+        export_program,
+        PositionalSizer(Fickle(), ("rgb_mask",)).eval(),
+        example(),
+    )
 
 
-def test_a_missing_package_names_the_extra(absent, tmp_path):
+def test_a_missing_package_names_the_extra(absent, tmp_path, refused):
     absent("onnxscript")
     model = PositionalSizer(network(tiny_resnet), ("rgb_mask",)).eval()
-    with pytest.raises(
-        MissingExtraError, match=r"export needs onnxscript: pip install 'gatesuite\[export"
-    ):
-        export_onnx(model, example(), tmp_path / "a.onnx", {})
+    refused(
+        r"export needs onnxscript: pip install 'gatesuite\[export",
+        export_onnx,
+        model,
+        example(),
+        tmp_path / "a.onnx",
+        {},
+        error=MissingExtraError,
+    )
     assert not (tmp_path / "a.onnx").exists()

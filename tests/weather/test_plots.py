@@ -153,14 +153,20 @@ def test_cycle_names_every_line_once_in_its_color():
         np.testing.assert_allclose(line.get_xdata()[[0, -1]], [0.25, 50])
 
 
-def test_cycle_leaves_gaps_where_not_finite():
+def test_cycle_leaves_gaps_where_not_finite(refused):
     errors = np.array([3.0, 2.0, np.inf, np.nan, 1.0])
     figure = cycle_figure({"OI": errors, "lost": errors * np.nan}, label="RMSE", unit="m")
     drawn(figure)
     np.testing.assert_array_equal(figure.axes[0].lines[0].get_ydata(), [3, 2, np.nan, np.nan, 1])
     assert [text.get_text() for text in figure.axes[0].texts] == ["OI  1"]
-    with pytest.raises(ValueError, match="errors is empty, expected at least one method"):
-        cycle_figure({}, label="RMSE", unit="m")
+    refused(
+        "errors is empty, expected at least one method",
+        cycle_figure,
+        {},
+        label="RMSE",
+        unit="m",
+        error=ValueError,
+    )
 
 
 def test_score_card_shows_values_and_changes():
@@ -241,5 +247,4 @@ def reddish(pixels, axes, latitude, longitude):
 def test_a_color_that_comes_again_is_dashed():
     figure = cycle_figure({f"m{n}": np.ones(8) + n for n in range(10)}, label="RMSE", unit="m")
     drawn = [(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines]
-    assert len(set(drawn)) == 10
-    assert drawn[0][1] == "-"
+    assert (len(set(drawn)), drawn[0][1]) == (10, "-")

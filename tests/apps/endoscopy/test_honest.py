@@ -134,7 +134,7 @@ def test_results_of_other_settings_are_refused_or_replaced(make, case, capsys):
     assert "missing" not in capsys.readouterr().out
 
 
-def test_variants_that_are_not_complete_are_left_out_of_a_short_look(make, finished):
+def test_variants_that_are_not_complete_are_left_out_of_a_short_look(make, finished, refused):
     (finished / "scores.json").unlink()
     for seed in (0, 1):
         folder = finished / RUNS / f"dual-n6-s{seed}"
@@ -142,12 +142,11 @@ def test_variants_that_are_not_complete_are_left_out_of_a_short_look(make, finis
     scores = read_scores(score_honest(*make(quick=True)), "endoscopy")
     assert {row.method for row in scores.rows} == {"plain", "constant", "area", REGRESSION}
     assert scores.quick
-    with pytest.raises(GatesError, match="there is no training run to compare"):
-        score_honest(*make(name="b", quick=True))
+    refused("there is no training run to compare", score_honest, *make(name="b", quick=True))
 
 
 @pytest.mark.fault("endoscopy A1")
-def test_a_training_on_test_objects_is_never_compared(make, finished):
+def test_a_training_on_test_objects_is_never_compared(make, finished, refused):
     """It is found without the rendered data, since what ships is predictions only."""
     _, sizers, _ = make()
     folder = finished / RUNS / "dual-n6-s1"
@@ -157,8 +156,7 @@ def test_a_training_on_test_objects_is_never_compared(make, finished):
         sizers.datamodule, pd.read_parquet(folder / Table.FILE)
     )
     record._replace(objects=[test]).write(folder)
-    with pytest.raises(GatesError, match="dual-n6-s1 was trained on 1 of the 12 objects"):
-        score_honest(*make())
+    refused("dual-n6-s1 was trained on 1 of the 12 objects", score_honest, *make())
 
 
 def test_a_table_that_nobody_can_compare_is_refused(make, refuses):
@@ -224,8 +222,7 @@ def test_shipped_runs_of_the_honest_table_fit_its_configuration(shipped):
     assert chosen["plain"].setting == {"learning_rate": 4e-3}
     store = run.store(RUNS, Table())
     wanted = [*run_pieces(run, sizers, budget, chosen), *baseline_pieces(sizers, budget)]
-    assert len(wanted) == 90 + 15
-    assert store.missing(wanted) == []
+    assert (len(wanted), store.missing(wanted)) == (90 + 15, [])
     table = store.load(next(piece for piece in wanted if piece.name == "plain-n700-s0"))
     assert len(table) == 1000
     baselines = store.load(next(piece for piece in wanted if piece.name == "baselines-n700-s0"))

@@ -48,8 +48,7 @@ def test_cues_are_rendered_once_and_those_of_other_settings_are_others(
     config, run = RendererConfig(side=32, frames=1), Run(tmp_path, app="endoscopy", overwrite=True)
     first = size_scoring.rendered_cues(run, config, range(3))
     assert "making 2 missing cues: " in capsys.readouterr().out
-    assert set(first) == {"fixed", "agc"}
-    assert [len(table) for table in first.values()] == [3, 3]
+    assert (set(first), [len(table) for table in first.values()]) == ({"fixed", "agc"}, [3, 3])
     again = size_scoring.rendered_cues(run, config, range(3))
     assert "missing" not in capsys.readouterr().out
     for name, table in first.items():

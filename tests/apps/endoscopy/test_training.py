@@ -111,7 +111,7 @@ def test_results_of_other_settings_are_never_scored(make, change, told):
     assert read_record(folder) is not None  # nothing is removed before it is replaced
 
 
-def test_the_network_of_one_fold_is_not_that_of_another(make, tmp_path):
+def test_the_network_of_one_fold_is_not_that_of_another(make, tmp_path, refused):
     folds = {"split": "made", "num_folds": 4, "level": "object"}
     assert kept(make(fold=1, **folds)).name == "configured-f1-s0"
     other = make(**folds)
@@ -119,21 +119,24 @@ def test_the_network_of_one_fold_is_not_that_of_another(make, tmp_path):
     assert missing(other, Training(), Training(fold=0)) == [Training(fold=0)]
     place = Place(RunFolder("endoscopy", "run", tmp_path / "runs"), "here")
     bundle = find_bundle(place, None).bundle
-    with pytest.raises(GatesError, match=r"trained on \d of 4 test objects"):
-        part_predictions(bundle, other.sizers.data(Training(fold=0)), "test")
+    refused(
+        r"trained on \d of 4 test objects",
+        part_predictions,
+        bundle,
+        other.sizers.data(Training(fold=0)),
+        "test",
+    )
 
 
-def test_a_network_trained_on_test_objects_is_refused(make):
+def test_a_network_trained_on_test_objects_is_refused(make, refused):
     folder = kept(make())
     record = read_record(folder)
     other = make(split_seed=7)
     (piece,) = other.pieces([Training()])
     record._replace(fingerprint=piece.fingerprint, settings=piece.settings).write(folder)
-    with pytest.raises(GatesError, match=r"configured-s0 was trained on \d of the 8 objects"):
-        other.load(Training())
+    refused(r"configured-s0 was trained on \d of the 8 objects", other.load, Training())
     bundle = load_bundle(folder)
-    with pytest.raises(GatesError, match=r"trained on \d of 8 test objects"):
-        other.sizers.pinned(bundle)(Training())
+    refused(r"trained on \d of 8 test objects", other.sizers.pinned(bundle), Training())
     assert make().sizers.pinned(bundle)(Training()) is bundle
 
 
@@ -156,8 +159,7 @@ def test_shipped_networks_fit_the_shipped_configuration(seen):
     run, sizers, wanted = seen("--config", "synthetic")
     trainings = Trainings(run, sizers)
     pieces = trainings.pieces(Training(v, s) for v in wanted.variants for s in wanted.seeds)
-    assert len(pieces) == 9
-    assert trainings.store.missing(pieces) == []
+    assert (len(pieces), trainings.store.missing(pieces)) == (9, [])
     shipped = Path(str(files("endoscopy"))) / "weights" / "synthetic" / "weights"
     assert sorted(piece.name for piece in pieces) == sorted(path.name for path in shipped.iterdir())
     records = [trainings.store.record(piece) for piece in pieces]
@@ -233,11 +235,16 @@ def test_statistics_behind_noisy_gates_are_measured_as_in_evaluation(make, tmp_p
 
 
 @pytest.mark.parametrize("option", ["table", "split_file"])
-def test_a_missing_source_is_found_before_anything_is_rendered(make, tmp_path, option):
+def test_a_missing_source_is_found_before_anything_is_rendered(make, tmp_path, option, refused):
     changes = {option: str(tmp_path / "absent.csv"), "synthetic": str(tmp_path / "new")}
     data = make(**changes).sizers.datamodule
-    with pytest.raises(GatesError, match=rf"^data\.{option}: \S+absent.csv does not exist: name"):
-        render(data, Rendering(frames=1), [MAIN])
+    refused(
+        rf"^data\.{option}: \S+absent.csv does not exist: name",
+        render,
+        data,
+        Rendering(frames=1),
+        [MAIN],
+    )
     assert not (tmp_path / "new").exists()
 
 

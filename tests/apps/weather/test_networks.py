@@ -20,7 +20,6 @@ from apps.weather.networks import (
     untrained_rows,
 )
 from apps.weather.scoring import Budget, Tuning
-from core_gates.errors import GatesError
 from harness.experiment import Choice, Job, SettingsDiffer
 from harness.experiment.run import CHOICES
 from weather.models.adas.analysis import AnalysisForm
@@ -108,29 +107,40 @@ def keep(found, form, seed, optimizer=None, objects=()):
     return analysis
 
 
-def test_results_of_other_settings_are_never_loaded(configured):
+def test_results_of_other_settings_are_never_loaded(configured, refused):
     found, other = configured("unit"), configured("unit", "--data.steps", 15)
     keep(found, "ungated", 0)
     networks = Networks(other.run, {"ungated": {}}, [0])
-    with pytest.raises(SettingsDiffer, match=r"ungated-s0 was made with .*data.steps 14, now 15"):
-        networks.load("ungated", 0)
+    refused(
+        r"ungated-s0 was made with .*data.steps 14, now 15",
+        networks.load,
+        "ungated",
+        0,
+        error=SettingsDiffer,
+    )
     tuned = Networks(found.run, {"ungated": {"learning_rate": 0.5}}, [0])
-    with pytest.raises(SettingsDiffer, match=r"model.learning_rate 0.003, now 0.5"):
-        tuned.obtain(found.run, Training(found.model, found.data))
+    refused(
+        r"model.learning_rate 0.003, now 0.5",
+        tuned.obtain,
+        found.run,
+        Training(found.model, found.data),
+        error=SettingsDiffer,
+    )
 
 
-def test_what_was_trained_on_test_members_is_never_scored(configured):
+def test_what_was_trained_on_test_members_is_never_scored(configured, refused):
     found = configured("unit")
     test = found.source.test_objects()
     assert not set(test) & set(found.data.training_objects())
     keep(found, "ungated", 0, objects=[*found.data.training_objects(), test[0]])
     networks = Networks(found.run, {"ungated": {}}, [0], test)
-    with pytest.raises(GatesError, match="was trained on 1 of the 1 objects that it is to be test"):
-        networks.load("ungated", 0)
+    refused("was trained on 1 of the 1 objects that it is to be test", networks.load, "ungated", 0)
 
 
 @pytest.mark.parametrize("copied", ["weights.safetensors", "checkpoints/last.safetensors"])
-def test_a_given_network_trained_on_test_members_is_never_scored(configured, tmp_path, copied):
+def test_a_given_network_trained_on_test_members_is_never_scored(
+    configured, tmp_path, copied, refused
+):
     found = configured("unit")
     test = found.source.test_objects()
     for objects, name in (([*found.data.training_objects(), test[0]], "bad"), (["a"], "good")):
@@ -140,12 +150,20 @@ def test_a_given_network_trained_on_test_members_is_never_scored(configured, tmp
         path.parent.mkdir(parents=True)
         shutil.copy(kept / "record.json", tmp_path / name)
         shutil.copy(kept / AnalysisForm.FILE, path)
-    with pytest.raises(GatesError, match="was trained on 1 of the 1 test objects of this conf"):
-        pinned_network(tmp_path / "bad" / copied, found.model, "ungated", test)
+    refused(
+        "was trained on 1 of the 1 test objects of this conf",
+        pinned_network,
+        tmp_path / "bad" / copied,
+        found.model,
+        "ungated",
+        test,
+    )
     assert pinned_network(tmp_path / "good" / copied, found.model, "ungated", test) is not None
 
 
-def test_a_checkpoint_far_from_its_run_still_knows_its_training_members(configured, tmp_path):
+def test_a_checkpoint_far_from_its_run_still_knows_its_training_members(
+    configured, tmp_path, refused
+):
     found = configured("unit")
     test = found.source.test_objects()
     weights = {
@@ -154,8 +172,14 @@ def test_a_checkpoint_far_from_its_run_still_knows_its_training_members(configur
     for objects, name in ((test, "bad.ckpt"), (["a"], "good.ckpt")):
         states = {"FolderClaim": {"objects": list(objects)}}
         torch.save({"state_dict": weights, "callbacks": states}, tmp_path / name)
-    with pytest.raises(GatesError, match="was trained on 1 of the 1 test objects of this conf"):
-        pinned_network(tmp_path / "bad.ckpt", found.model, "ungated", test)
+    refused(
+        "was trained on 1 of the 1 test objects of this conf",
+        pinned_network,
+        tmp_path / "bad.ckpt",
+        found.model,
+        "ungated",
+        test,
+    )
     assert pinned_network(tmp_path / "good.ckpt", found.model, "ungated", test) is not None
 
 
@@ -210,8 +234,12 @@ def test_evaluate_trains_the_same_bits_as_fit(configured, tmp_path):
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_a_training_shorter_than_its_validations_is_refused(configured, tmp_path):
+def test_a_training_shorter_than_its_validations_is_refused(configured, tmp_path, refused):
     found = configured("unit", "--data.steps", 2)
     piece = network_piece(found.run, "ungated", 0)
-    with pytest.raises(GatesError, match="val_check_interval is 7, but there are 2 steps: set"):
-        Training(found.model, found.data).train(piece, Job(tmp_path))
+    refused(
+        "val_check_interval is 7, but there are 2 steps: set",
+        Training(found.model, found.data).train,
+        piece,
+        Job(tmp_path),
+    )

@@ -59,7 +59,7 @@ def test_an_optimum_beyond_the_box_is_reached_and_refused_settings_never_win(run
     assert "missing" not in capsys.readouterr().out
 
 
-def test_a_choice_knows_the_world_alone(run):
+def test_a_choice_knows_the_world_alone(run, refused):
     experiment = Bowl()
     kept = [name for name in SETTINGS if name not in world_alone(run, experiment)]
     assert kept == ["data.source.class_path", "data.source.init_args.world.init_args.cycles"]
@@ -71,8 +71,14 @@ def test_a_choice_knows_the_world_alone(run):
     assert stored(settings_of(found), METHOD, "0.1/perfect") == found[name].setting
     world = {**SETTINGS, "data.source.init_args.world.init_args.cycles": 25}
     elsewhere = Run(run.folder, app="weather", settings=world)
-    with pytest.raises(SettingsDiffer, match=r"world.init_args.cycles 24, now 25"):
-        chosen_methods(elsewhere, experiment, [name])
+    refused(
+        r"world.init_args.cycles 24, now 25",
+        chosen_methods,
+        elsewhere,
+        experiment,
+        [name],
+        error=SettingsDiffer,
+    )
 
 
 def test_what_a_trial_of_a_network_has_of_its_own_is_left_out(run):

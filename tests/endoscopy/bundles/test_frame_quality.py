@@ -126,6 +126,5 @@ def test_any_box_and_frame_can_be_judged(limits, corners, seed):
     assert isinstance(limits.reasons(found)[0], str)
 
 
-def test_too_few_frames_are_refused():
-    with pytest.raises(ValueError, match="frames are too few"):
-        fit_quality(*scenes(10))
+def test_too_few_frames_are_refused(refused):
+    refused("frames are too few", fit_quality, *scenes(10), error=ValueError)

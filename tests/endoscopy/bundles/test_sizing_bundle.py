@@ -5,7 +5,6 @@ import json
 import pandas as pd
 import pytest
 
-from core_gates.errors import GatesError
 from endoscopy.bundles.sizing_bundle import NO_CALIBRATION, Scope, source_scope
 
 TABLE = pd.DataFrame({"predicted_mm": [4.0, 12.0], "lower_mm": [3.0, 9.0], "upper_mm": [5.0, 16.0]})
@@ -32,22 +31,20 @@ def test_any_other_scope_gets_an_index(source):
     assert list(Scope().express(of_classes, source)) == list(shown)
 
 
-def test_the_manifest_names_the_scope(tmp_path):
+def test_the_manifest_names_the_scope(tmp_path, refused):
     frames = tmp_path / "001-001_frames"
     frames.mkdir()
     (tmp_path / "manifest.json").write_text(json.dumps({"scope": "synthetic"}))
     (tmp_path / "clip.mp4").write_bytes(b"")
     for source in (tmp_path, frames, tmp_path / "clip.mp4", frames / "001-001_1.jpg"):
         assert source_scope(source) == "synthetic"
-    with pytest.raises(GatesError, match="manifest names the scope 'synthetic', not 'sun'"):
-        source_scope(frames, "sun")
+    refused("manifest names the scope 'synthetic', not 'sun'", source_scope, frames, "sun")
 
 
-def test_nobody_can_claim_that_frames_are_synthetic(tmp_path):
+def test_nobody_can_claim_that_frames_are_synthetic(tmp_path, refused):
     assert source_scope(tmp_path) is None
     assert source_scope(tmp_path, "sun") == "sun"
-    with pytest.raises(GatesError, match=r"has no manifest\.json"):
-        source_scope(tmp_path, "synthetic")
+    refused(r"has no manifest\.json", source_scope, tmp_path, "synthetic")
 
 
 @pytest.mark.parametrize("content", ["no json", "[]", '{"scope": 3}', "{}"])
@@ -56,6 +53,5 @@ def test_a_strange_manifest_names_nothing(tmp_path, content):
     assert source_scope(tmp_path) is None
 
 
-def test_a_reference_must_be_positive():
-    with pytest.raises(ValueError, match="must be positive"):
-        Scope(reference_mm=0.0)
+def test_a_reference_must_be_positive(refused):
+    refused("must be positive", Scope, reference_mm=0.0, error=ValueError)

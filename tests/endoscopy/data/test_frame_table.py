@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core_gates.errors import GatesError
 from endoscopy.data.frame_table import (
     REQUIRED,
     FrameTable,
@@ -27,8 +26,7 @@ def test_objects_come_numbers_first(make_table):
     assert table.object_codes.tolist() == [1, 1, 3, 3, 0, 0, 2, 2]
     assert table.objects["gt"].tolist() == [12, 6, 3, 4]
     rows = table.take([4, 0])
-    assert rows.frames["unique_id"].tolist() == ["9", "10"]
-    assert rows.frames.index.tolist() == [0, 1]
+    assert (rows.frames["unique_id"].tolist(), rows.frames.index.tolist()) == (["9", "10"], [0, 1])
 
 
 def test_a_lesion_without_patient_is_its_own(make_table):
@@ -36,20 +34,19 @@ def test_a_lesion_without_patient_is_its_own(make_table):
     assert table.patients.tolist() == ["a", "p"]
 
 
-def test_required_columns_are_required(make_table):
+def test_required_columns_are_required(make_table, refused):
     frames = make_table({"a": 6}).frames
     for name in REQUIRED:
-        with pytest.raises(ValueError, match=f"lack the columns {name}"):
-            FrameTable(frames.drop(columns=name))
-    with pytest.raises(ValueError, match="hold no row"):
-        FrameTable(frames.iloc[:0])
+        refused(f"lack the columns {name}", FrameTable, frames.drop(columns=name), error=ValueError)
+    refused("hold no row", FrameTable, frames.iloc[:0], error=ValueError)
 
 
-def test_macros_are_expanded_by_roots_then_by_the_environment(make_table, monkeypatch, tmp_path):
+def test_macros_are_expanded_by_roots_then_by_the_environment(
+    make_table, monkeypatch, tmp_path, refused
+):
     table = make_table({"a": 6})
     monkeypatch.delenv("SYNTHETIC_PATH", raising=False)
-    with pytest.raises(GatesError, match=r"needs \$SYNTHETIC_PATH, which has no value"):
-        table.path(0)
+    refused(r"needs \$SYNTHETIC_PATH, which has no value", table.path, 0)
     monkeypatch.setenv("SYNTHETIC_PATH", "/elsewhere")
     assert str(table.path(1)) == "/elsewhere/a_1.jpg"
     here = FrameTable(table.frames, {"SYNTHETIC_PATH": str(tmp_path)})
@@ -114,13 +111,15 @@ def test_frames_of_a_part_file_come_in_the_order_of_part_numbers(make_table, tmp
     assert read.frames["unique_id"].tolist() == [str(k) for k in range(12)]
 
 
-def test_tables_that_share_an_object_are_not_joined(make_table):
-    with pytest.raises(GatesError, match="object b is in two tables"):
-        concatenate([make_table({"a": 3, "b": 4}), make_table({"b": 5, "c": 6})])
+def test_tables_that_share_an_object_are_not_joined(make_table, refused):
+    refused(
+        "object b is in two tables",
+        concatenate,
+        [make_table({"a": 3, "b": 4}), make_table({"b": 5, "c": 6})],
+    )
     first = FrameTable(make_table({"a": 3}).frames, {"SYNTHETIC_PATH": "/x"})
     second = FrameTable(make_table({"b": 3}).frames, {"SYNTHETIC_PATH": "/y"})
-    with pytest.raises(GatesError, match="SYNTHETIC_PATH is /x in one table and /y"):
-        concatenate([first, second])
+    refused("SYNTHETIC_PATH is /x in one table and /y", concatenate, [first, second])
 
 
 def test_a_report_is_json(both, tmp_path):

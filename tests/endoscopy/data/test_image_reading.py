@@ -71,12 +71,11 @@ def test_padding_after_the_end_is_no_damage(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"GIF89a", b"not an image at all", bytes(5000)])
-def test_what_is_no_image_is_refused(content, tmp_path):
+def test_what_is_no_image_is_refused(content, tmp_path, refused):
     path = tmp_path / "a.jpg"
     path.write_bytes(content)
     for read in (probe, read_rgb, read_mask, read_depth):
-        with pytest.raises(GatesError, match="cannot be read"):
-            read(path)
+        refused("cannot be read", read, path)
 
 
 def test_absent_files_and_folders_are_named(tmp_path, refuses):
@@ -87,12 +86,11 @@ def test_absent_files_and_folders_are_named(tmp_path, refuses):
     )
 
 
-def test_a_decompression_bomb_is_refused_by_its_header(tmp_path):
+def test_a_decompression_bomb_is_refused_by_its_header(tmp_path, refused):
     path = tmp_path / "bomb.png"
     Image.new("1", (20000, 20000)).save(path)
     for read in (probe, read_rgb):
-        with pytest.raises(GatesError, match="pixels"):
-            read(path)
+        refused("pixels", read, path)
 
 
 def test_masks_of_every_kind(tmp_path):
@@ -111,12 +109,11 @@ def test_masks_of_every_kind(tmp_path):
     assert read_mask(tmp_path / "f.png").sum() == 0
 
 
-def test_depth_is_in_millimeters(tmp_path):
+def test_depth_is_in_millimeters(tmp_path, refused):
     stored = pixels(1, np.uint16)
     Image.fromarray(stored).save(tmp_path / "a.png")
     depth = read_depth(tmp_path / "a.png")
     assert depth.dtype == np.float32
     np.testing.assert_array_equal(depth * 256, stored)
     Image.fromarray(pixels(1)).save(tmp_path / "b.png")
-    with pytest.raises(GatesError, match="expected one channel of 16 bits"):
-        read_depth(tmp_path / "b.png")
+    refused("expected one channel of 16 bits", read_depth, tmp_path / "b.png")

@@ -7,7 +7,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core_gates.errors import GatesError
 from endoscopy.data.frame_cache import FrameReader
 from endoscopy.data.images import Pipeline, train_pipeline
 from endoscopy.data.readers.real_colon import read_real_colon
@@ -100,10 +99,14 @@ def test_mixed_pixels_and_masks_join_in_a_batch(colon):
     assert batch[1, 3].any()
 
 
-def test_a_missing_depth_is_named(colon):
+def test_a_missing_depth_is_named(colon, refused):
     data = LesionDataset(FrameReader(colon, SIZE))
-    with pytest.raises(GatesError, match="row 5 of the frame table has no depth"):
-        collate([data[5]], FORM._replace(streams=("depth",)))
+    refused(
+        "row 5 of the frame table has no depth",
+        collate,
+        [data[5]],
+        FORM._replace(streams=("depth",)),
+    )
     collate([data[5]], FORM)
 
 

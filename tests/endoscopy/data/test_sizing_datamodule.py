@@ -134,7 +134,7 @@ def test_lightning_trains_validates_and_predicts(rendered, tmp_path):
     )
 
 
-def test_ranks_share_rows_and_lightning_leaves_them_alone(rendered):
+def test_ranks_share_rows_and_lightning_leaves_them_alone(rendered, refused):
     def shard(rank, world, **changes):
         data = module(rendered, **changes)
         data.trainer = SimpleNamespace(global_rank=rank, world_size=world)
@@ -148,8 +148,7 @@ def test_ranks_share_rows_and_lightning_leaves_them_alone(rendered):
     assert [row for pair in zip(first, second, strict=True) for row in pair] == whole
     third = shard(1, 3, batch_size=9).test_dataloader()
     assert rows(third) == rows(shard(0, 1).test_dataloader())[1::3]
-    with pytest.raises(GatesError, match="batch_size 8 cannot be shared evenly by 3 processes"):
-        shard(0, 3).train_dataloader()
+    refused("batch_size 8 cannot be shared evenly by 3 processes", shard(0, 3).train_dataloader)
 
 
 def test_folds_of_patients(rendered):
@@ -306,9 +305,12 @@ def test_objects_without_a_fold_are_noted(real_colon, tmp_path):
         ({"calibration_objects": 0}, "the calibration part is empty"),
     ],
 )
-def test_wrong_arguments_are_refused(rendered, options, words):
-    with pytest.raises((GatesError, ValueError), match=words):
-        loaded(rendered, **options).loader("calibration")
+def test_wrong_arguments_are_refused(rendered, options, words, refused):
+    refused(
+        words,
+        lambda: loaded(rendered, **options).loader("calibration"),
+        error=(ValueError, GatesError),
+    )
 
 
 def loaded(root, **changes):

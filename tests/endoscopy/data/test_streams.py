@@ -6,7 +6,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core_gates.errors import GatesError
 from endoscopy.data.object_splits import make_folds
 from endoscopy.data.streams import (
     ENDOSCOPY,
@@ -126,13 +125,19 @@ def test_normalization_has_the_published_constants():
     assert ENDOSCOPY == ((0.3224, 0.2263, 0.1750), (0.3178, 0.2406, 0.1933))
 
 
-def test_unknown_streams_and_missing_depths_are_refused(batch):
+def test_unknown_streams_and_missing_depths_are_refused(batch, refused):
     images, masks, _, boxes = batch
-    with pytest.raises(GatesError, match="stream 'nbi' is unknown: choose from rgb, crop"):
-        build_streams(images, masks, None, boxes, ["rgb", "nbi"])
+    refused(
+        "stream 'nbi' is unknown: choose from rgb, crop",
+        build_streams,
+        images,
+        masks,
+        None,
+        boxes,
+        ["rgb", "nbi"],
+    )
     for name in ("depth", "relative_depth", "rgb_mask_depth"):
-        with pytest.raises(GatesError, match=f"stream {name} needs depths"):
-            build_streams(images, masks, None, boxes, [name])
+        refused(f"stream {name} needs depths", build_streams, images, masks, None, boxes, [name])
 
 
 @pytest.mark.fault("faults 9")
@@ -149,6 +154,11 @@ def test_the_crop_of_a_box_outside_the_frame_is_empty(box):
 
 
 @pytest.mark.fault("faults 9")
-def test_a_size_that_is_no_number_is_in_no_class(make_table):
-    with pytest.raises(GatesError, match="sizes are NaN"):
-        make_folds(make_table({"a": 3.0, "b": 7.0, "c": math.nan}), 2, level="object")
+def test_a_size_that_is_no_number_is_in_no_class(make_table, refused):
+    refused(
+        "sizes are NaN",
+        make_folds,
+        make_table({"a": 3.0, "b": 7.0, "c": math.nan}),
+        2,
+        level="object",
+    )

@@ -4,7 +4,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core_gates.errors import GatesError
 from endoscopy.data.images import Frame, Pipeline, resize_frame, resizing, train_pipeline
 
 SIZE = 64
@@ -132,11 +131,10 @@ CHANGES_SCALE = [
 
 
 @pytest.mark.parametrize("step", CHANGES_SCALE, ids=lambda step: type(step).__name__)
-def test_scale_changes_are_refused_at_any_depth(step):
+def test_scale_changes_are_refused_at_any_depth(step, refused):
     words = f"{type(step).__name__} may change the scale"
     for steps in ([step], [A.OneOf([A.NoOp(), A.Sequential([step])])]):
-        with pytest.raises(ValueError, match=words):
-            Pipeline(steps)
+        refused(words, Pipeline, steps, error=ValueError)
     Pipeline([step], scale_changes="allow")
 
 
@@ -150,8 +148,12 @@ def test_isometries_and_colors_are_allowed():
     assert Pipeline(steps)(frame(), 1).image.shape == (8, 8, 3)
 
 
-def test_wrong_names_are_refused():
-    with pytest.raises(GatesError, match="recipe 'strong' is unknown: choose one of published"):
-        train_pipeline(SIZE, "strong")
-    with pytest.raises(ValueError, match="scale_changes must be refuse or allow"):
-        Pipeline([], scale_changes="maybe")
+def test_wrong_names_are_refused(refused):
+    refused("recipe 'strong' is unknown: choose one of published", train_pipeline, SIZE, "strong")
+    refused(
+        "scale_changes must be refuse or allow",
+        Pipeline,
+        [],
+        scale_changes="maybe",
+        error=ValueError,
+    )

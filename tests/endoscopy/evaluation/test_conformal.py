@@ -15,16 +15,20 @@ from endoscopy.evaluation.conformal import (
 from endoscopy.metrics import TRUTH, expected_calibration_error, object_table
 
 
-def test_the_quantile_counts_the_new_object():
+def test_the_quantile_counts_the_new_object(refused):
     conformal = SplitConformal(tuple(np.arange(1, 11) / 100), coverage=0.9)
     assert conformal.half_width == pytest.approx(0.10)  # the 10th of 10, not their 90 % quantile
     low, high = conformal.interval(np.array([10.0]))
     assert np.log(high / low) == pytest.approx(0.2)
-    with pytest.raises(ValueError, match="8 objects cannot give 90%"):
-        SplitConformal(tuple([0.1] * 8), coverage=0.9)
+    refused(
+        "8 objects cannot give 90%",
+        SplitConformal,
+        tuple([0.1] * 8),
+        coverage=0.9,
+        error=ValueError,
+    )
     for numbers in ((np.nan, 0.1, 0.2), (0.0, 0.1, 0.2)):
-        with pytest.raises(ValueError, match="must be finite"):
-            SplitConformal(numbers, 0.5, ((1, np.inf),))
+        refused("must be finite", SplitConformal, numbers, 0.5, ((1, np.inf),), error=ValueError)
 
 
 def test_a_shift_breaks_coverage_and_shows(noisy_objects):
@@ -82,8 +86,7 @@ def test_few_frames_have_wider_intervals_that_cover(noisy_objects):
     for seed in range(5):
         frames = noisy_frames(noisy_objects, 250, 9, seed)
         conformal = calibrate_few_frames(calibrate(object_table(frames), training_ids=[]), frames)
-        assert [k for k, _ in conformal.few_frames] == [1, 2, 4, 8]
-        assert conformal.usual_frames == 9
+        assert ([k for k, _ in conformal.few_frames], conformal.usual_frames) == ([1, 2, 4, 8], 9)
         test = noisy_frames(noisy_objects, 250, 9, 1000 + seed)
         for k, found in shares.items():
             drawn = object_table(draw_frames(test, k))
@@ -112,8 +115,7 @@ def test_a_few_short_tracks_neither_fail_nor_set_what_is_usual(noisy_objects):
     place = frames.groupby("unique_id").cumcount()
     frames = frames[~frames["unique_id"].isin([f"o{i}" for i in range(15)]) | (place == 0)]
     conformal = calibrate_few_frames(calibrate(object_table(frames), training_ids=[]), frames)
-    assert conformal.usual_frames == 4
-    assert [k for k, _ in conformal.few_frames] == [1, 2]
+    assert (conformal.usual_frames, [k for k, _ in conformal.few_frames]) == (4, [1, 2])
     assert len(draw_frames(frames, 2)) == 15 + 2 * 185
 
 

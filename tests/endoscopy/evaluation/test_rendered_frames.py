@@ -12,8 +12,7 @@ CONFIG = RendererConfig(seed=5, side=32, frames=2)
 def test_rendered_objects_are_frames():
     rendered = render_objects(CONFIG, [3, 4, 9])
     frames = rendered_frames(rendered, exposure="fixed")
-    assert len(frames) == 6
-    assert frames.images.shape == (6, 32, 32, 3)
+    assert (len(frames), frames.images.shape) == (6, (6, 32, 32, 3))
     np.testing.assert_array_equal(frames.images[2], rendered.images[1, 0].permute(1, 2, 0))
     np.testing.assert_array_equal(boxes_of(frames.masks), frames.boxes)
     assert frames.objects.tolist() == ["object 3"] * 2 + ["object 4"] * 2 + ["object 9"] * 2

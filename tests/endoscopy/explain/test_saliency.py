@@ -138,11 +138,10 @@ def test_an_overlay_is_opaque_in_proportion():
     assert not changed[-1, -1]
 
 
-def test_a_figure_holds_each_frame_twice():
+def test_a_figure_holds_each_frame_twice(refused):
     frame = np.zeros((20, 30, 3), dtype=np.uint8)
     figure = attention_figure([frame] * 3, [np.zeros((4, 4))] * 3, captions=["a", "b", "c"])
     assert len(figure.axes) == 6
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert [title for title in titles if title] == ["a", "b", "c"]
-    with pytest.raises(ValueError, match="expected one each"):
-        attention_figure([frame], [])
+    refused("expected one each", attention_figure, [frame], [], error=ValueError)

@@ -48,13 +48,12 @@ def test_bars_are_the_sorted_scores():
     assert fits(figure)
 
 
-def test_all_gates_of_a_network_fit():
+def test_all_gates_of_a_network_fit(refused):
     gates = gates_of(tiny_vit())
     figure = gate_figure({name: gate.scores() for name, gate in gates.items()})
     assert len(figure.axes) == len(gates) == 8
     assert fits(figure)
-    with pytest.raises(ValueError, match="at least one gate"):
-        gate_figure({})
+    refused("at least one gate", gate_figure, {}, error=ValueError)
 
 
 def track(count=12, **changes):

@@ -121,22 +121,25 @@ def test_boxes_that_cannot_be_matched_in_order_are_refused(tmp_path, pictures, s
         ("frame,xmin,bbox_xmin,xmax,ymin,ymax\na,1,9,30,2,40\n", "columns xmin and bbox_xmin;"),
     ],
 )
-def test_cells_of_boxes_that_would_be_lost_are_refused(text, words, tmp_path):
+def test_cells_of_boxes_that_would_be_lost_are_refused(text, words, tmp_path, refused):
     (tmp_path / "boxes.csv").write_text(text)
-    with pytest.raises(GatesError, match=rf"boxes.csv.*{words}"):
-        CsvLocations(tmp_path / "boxes.csv")
+    refused(rf"boxes.csv.*{words}", CsvLocations, tmp_path / "boxes.csv")
 
 
 @pytest.mark.fault("46 neighbors")
 @pytest.mark.parametrize("names", [("p1/a.png", "p2/a.png"), ("a.png", "a.bmp")])
-def test_a_box_that_two_frames_could_have_is_refused(names, tmp_path, pictures):
+def test_a_box_that_two_frames_could_have_is_refused(names, tmp_path, pictures, refused):
     for name, picture in zip(names, pictures, strict=False):
         (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(tmp_path / "source" / name)
     (tmp_path / "boxes.csv").write_text("frame,xmin,xmax,ymin,ymax\na.png,10,30,12,40\n")
     last = sorted(names)[1].removesuffix(".png" if "/" in names[0] else "")
-    with pytest.raises(GatesError, match=rf"'a' names two frames, the second is {last}: name"):
-        located(tmp_path / "source", CsvLocations(tmp_path / "boxes.csv"))
+    refused(
+        rf"'a' names two frames, the second is {last}: name",
+        located,
+        tmp_path / "source",
+        CsvLocations(tmp_path / "boxes.csv"),
+    )
     rows = [f"{name},{xmin},30,12,40" for xmin, name in enumerate(sorted(names), 1)]
     for text in ("\n".join(rows), "\n".join(rows[::-1])):
         (tmp_path / "boxes.csv").write_text(f"frame,xmin,xmax,ymin,ymax\n{text}\n")

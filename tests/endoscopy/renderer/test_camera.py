@@ -90,10 +90,16 @@ def test_brands():
     assert dimmer[0] > dimmer[2] > 3
 
 
-def test_a_scene_without_room_is_reported(tube):
+def test_a_scene_without_room_is_reported(tube, refused):
     scene = tube(radius=2.0)
-    with pytest.raises(RuntimeError, match="no free track for object 0 of seed 0"):
-        draw_track(RendererConfig(), 0, scene)
+    refused(
+        "no free track for object 0 of seed 0",
+        draw_track,
+        RendererConfig(),
+        0,
+        scene,
+        error=RuntimeError,
+    )
 
 
 SIDE = 48

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from core_gates import GatesError
 from endoscopy.renderer import RendererConfig, render_dataset
 from endoscopy.renderer import rendered_dataset as module
 from endoscopy.renderer.render import render_object
@@ -133,21 +132,21 @@ def test_a_killed_run_goes_on_to_the_same_bytes(written, tmp_path, monkeypatch, 
     for path in sorted(root.glob("*_cameras.csv")):  # what counts as written is complete
         video = path.name.removesuffix("_cameras.csv")
         assert all(len(list((root / f"{video}_{name}").iterdir())) == 2 for name in module.FOLDERS)
-    assert write(root)[-1] == OBJECTS
-    assert digest(root) == digest(written)
+    assert (write(root)[-1], digest(root)) == (OBJECTS, digest(written))
 
 
-def test_other_settings_and_foreign_folders_are_refused(written, tmp_path):
-    with pytest.raises(GatesError, match="holds data rendered with other settings"):
-        write(written, RendererConfig(seed=10, side=40, frames=2))
+def test_other_settings_and_foreign_folders_are_refused(written, tmp_path, refused):
+    refused(
+        "holds data rendered with other settings",
+        write,
+        written,
+        RendererConfig(seed=10, side=40, frames=2),
+    )
     (tmp_path / "photo.jpg").write_bytes(b"mine")
-    with pytest.raises(GatesError, match="holds other files, expected an empty folder"):
-        write(tmp_path)
+    refused("holds other files, expected an empty folder", write, tmp_path)
     (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(GatesError, match=r"manifest\.json is no JSON"):
-        write(tmp_path)
-    with pytest.raises(ValueError, match="num_objects must be at least 1"):
-        write(tmp_path / "none", count=0)
+    refused(r"manifest\.json is no JSON", write, tmp_path)
+    refused("num_objects must be at least 1", write, tmp_path / "none", count=0, error=ValueError)
 
 
 def test_without_depth_there_is_no_depth_folder(tmp_path):

@@ -88,6 +88,5 @@ def test_the_smooth_minimum_is_the_minimum_where_they_differ():
         ({"brand": "C"}, "brand is 'C'; choose one of A, B, mixed"),
     ],
 )
-def test_settings_out_of_range(settings, message):
-    with pytest.raises(ValueError, match=message):
-        RendererConfig(**settings)
+def test_settings_out_of_range(settings, message, refused):
+    refused(message, RendererConfig, **settings, error=ValueError)

@@ -91,6 +91,5 @@ def test_one_sided_errors(rows):
         (lambda: SizeWeightedLoss(space="cm"), "space is 'cm'; choose mm or scaled"),
     ],
 )
-def test_arguments_are_checked(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
+def test_arguments_are_checked(make, message, refused):
+    refused(message, make, error=ValueError)

@@ -61,6 +61,11 @@ def test_settings_win_and_weights_are_drawn_anew(module):
     assert not torch.equal(weights[0], module.model.branches["rgb_mask"].conv1.weight)
 
 
-def test_an_unknown_variant_is_named(module):
-    with pytest.raises(ValueError, match="'daul' is unknown; choose from configured, plain, dual"):
-        variant_of(module, "daul")
+def test_an_unknown_variant_is_named(module, refused):
+    refused(
+        "'daul' is unknown; choose from configured, plain, dual",
+        variant_of,
+        module,
+        "daul",
+        error=ValueError,
+    )

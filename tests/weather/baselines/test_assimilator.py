@@ -100,9 +100,8 @@ def test_channels_do_not_share_observations(problem, grid):
         (partial(Nudging, forecast=None), {"steps": 0}, "steps must be positive, got 0"),
     ],
 )
-def test_bad_arguments(grid, method, options, message):
-    with pytest.raises(ValueError, match=message):
-        method(grid, **options)
+def test_bad_arguments(grid, method, options, message, refused):
+    refused(message, method, grid, **options, error=ValueError)
 
 
 @pytest.mark.parametrize("of", ["innovations", "observations"])

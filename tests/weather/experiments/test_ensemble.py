@@ -234,9 +234,14 @@ def test_ensembles_are_scored_by_their_mean(source):
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 0.1), (0.2, 0.1), (0.1, 1.5)])
-def test_impossible_densities_are_refused(low, high):
-    with pytest.raises(ValueError, match="0 < min_density <= max_density <= 1"):
-        Era5EnsembleSource(min_density=low, max_density=high)
+def test_impossible_densities_are_refused(low, high, refused):
+    refused(
+        "0 < min_density <= max_density <= 1",
+        Era5EnsembleSource,
+        min_density=low,
+        max_density=high,
+        error=ValueError,
+    )
 
 
 def test_gates_are_compared_at_every_time_with_the_range_over_members():

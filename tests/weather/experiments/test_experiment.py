@@ -217,8 +217,7 @@ def test_figures_of_a_known_analysis(step):
     departures = Departures(points())
     departures.add(step, HalfWay())
     found = figures(departures.assimilated, departures.withheld)
-    assert found["ob_bias"] == [2.0, 4.0]
-    assert found["oa_bias"] == [1.0, 2.0]
+    assert (found["ob_bias"], found["oa_bias"]) == ([2.0, 4.0], [1.0, 2.0])
     assert found["oa_rms"] == [1.0, 2.0]
     # The withheld points keep the background: the analysis did not see them.
     assert found["withheld_rmse"] == [2.0, 4.0]
@@ -248,8 +247,7 @@ def test_extra_analyses_are_made_every_so_often(step):
     departures = Departures(points(), every=3)
     for _ in range(7):
         departures.add(step, Counting())
-    assert len(calls) == 3
-    assert set(calls) == {2 * int((~points()).sum())}
+    assert (len(calls), set(calls)) == (3, {2 * int((~points()).sum())})
     assert float(departures.assimilated.number[0]) == 7 * 2 * 16 * 32
 
 

@@ -61,9 +61,14 @@ def test_absence_is_an_infinite_error_and_a_zero_value():
 
 
 @pytest.mark.parametrize("error", [0.0, -1.0, torch.nan])
-def test_impossible_errors_are_refused(error):
-    with pytest.raises(ValueError, match="zero, negative or NaN"):
-        GriddedObservations.from_values(torch.zeros(1, 1, 1), torch.tensor([error]))
+def test_impossible_errors_are_refused(error, refused):
+    refused(
+        "zero, negative or NaN",
+        GriddedObservations.from_values,
+        torch.zeros(1, 1, 1),
+        torch.tensor([error]),
+        error=ValueError,
+    )
     absent = GriddedObservations.from_values(
         torch.full((1, 1, 1), torch.nan), torch.tensor([error])
     )
@@ -80,22 +85,27 @@ def test_withhold_keeps_the_rest_untouched():
 
 def test_stack_and_conversion():
     stacked = GriddedObservations.stack([example(), GriddedObservations.absent((2, 1, 3))])
-    assert stacked.values.shape == (2, 2, 1, 3)
-    assert stacked.mask.sum((1, 2, 3)).tolist() == [4, 0]
+    assert (stacked.values.shape, stacked.mask.sum((1, 2, 3)).tolist()) == ((2, 2, 1, 3), [4, 0])
     converted = stacked.to(torch.float64)
     assert converted.errors.dtype == converted.values.dtype == torch.float64
     assert torch.equal(converted.mask, stacked.mask)
 
 
-def test_confidence():
+def test_confidence(refused):
     reference = torch.tensor([0.5, 1.0])
     assert confidence(example(), reference, "binary").tolist() == [[[1, 0, 1]], [[1, 1, 0]]]
     expected = torch.tensor([[[0.5, 0.0, 0.5]], [[0.2, 0.2, 0.0]]])
     torch.testing.assert_close(confidence(example(), reference), expected)
     batched = GriddedObservations.stack([example()] * 2)
     torch.testing.assert_close(confidence(batched, reference)[1], expected)
-    with pytest.raises(ValueError, match="'soft' is unknown, expected 'error' or 'binary'"):
-        confidence(example(), reference, "soft")
+    refused(
+        "'soft' is unknown, expected 'error' or 'binary'",
+        confidence,
+        example(),
+        reference,
+        "soft",
+        error=ValueError,
+    )
 
 
 def test_gross_check_rejects_beyond_five_combined_deviations():

@@ -139,16 +139,19 @@ def test_files_without_observations_are_refused_with_reasons(folder):
     )
 
 
-def test_files_are_found_in_subfolders_but_for_hidden_ones_and_stores(tmp_path):
+def test_files_are_found_in_subfolders_but_for_hidden_ones_and_stores(tmp_path, refused):
     for name in ("b/one.csv", "a.csv", ".hidden", "store.zarr/c/0", "b/.git/x", "out.parquet"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     found = files_in([tmp_path, tmp_path / "a.csv"], leave_out=tmp_path / "out.parquet")
     assert [path.relative_to(tmp_path).as_posix() for path in found] == ["a.csv", "b/one.csv"]
-    with pytest.raises(GatesError, match="nowhere does not exist"):
-        files_in([tmp_path / "nowhere"])
-    with pytest.raises(GatesError, match=r"x?\.git holds no file"):
-        files_in([tmp_path / "b" / ".git"], leave_out=tmp_path / "b" / ".git" / "x")
+    refused("nowhere does not exist", files_in, [tmp_path / "nowhere"])
+    refused(
+        r"x?\.git holds no file",
+        files_in,
+        [tmp_path / "b" / ".git"],
+        leave_out=tmp_path / "b" / ".git" / "x",
+    )
 
 
 @pytest.mark.parametrize(
@@ -176,17 +179,15 @@ def test_other_content_is_named(content, words, folder):
     [b"\xc2\xa0", b"\xa0", b" \xc2\xa0\r\n", b"\xef\xbb\xbf", "\u2003\n".encode()],
     ids=["utf-8", "latin-1", "line", "byte order mark", "wide"],
 )
-def test_a_file_of_spaces_of_any_kind_is_an_empty_file_to_every_reader(space, suffix, tmp_path):
+def test_a_file_of_spaces_of_any_kind_is_an_empty_file_to_every_reader(
+    space, suffix, tmp_path, refused
+):
     path = tmp_path / f"x{suffix}"
     path.write_bytes(space)
-    with pytest.raises(GatesError, match=r"^empty file$"):
-        read_file(path, Period())
+    refused(r"^empty file$", read_file, path, Period())
     if suffix in module.SUFFIXES:
         for read in (ObservationTable.read, ReportArchive):
-            with pytest.raises(
-                GatesError, match=r"x\.\w+ cannot be read as a table \(empty file\)"
-            ):
-                read(path)
+            refused(r"x\.\w+ cannot be read as a table \(empty file\)", read, path)
 
 
 def test_a_reader_that_fails_unforeseen_costs_its_file_alone(folder, monkeypatch):
@@ -202,14 +203,13 @@ def test_a_reader_that_fails_unforeseen_costs_its_file_alone(folder, monkeypatch
     assert files["good.csv"].kept == 3
 
 
-def test_times_of_a_period_are_checked():
+def test_times_of_a_period_are_checked(refused):
     for start, end, words in (
         ("yesterday", None, "--start 'yesterday' is no time, write it as"),
         (None, "2017-13-01", "--end '2017-13-01' is no time"),
         ("2017-01-02", "2017-01-02", "--end 2017-01-02 is not after --start"),
     ):
-        with pytest.raises(GatesError, match=words):
-            Period.parse(start, end)
+        refused(words, Period.parse, start, end)
     zone = Period.parse("2017-01-02T12:00+02:00", None)
     assert zone.holds(np.datetime64("2017-01-02T10:00"))
     assert not zone.holds(np.datetime64("2017-01-02T09:59"))
@@ -287,24 +287,19 @@ def test_one_table_and_its_hash(archive):
     one = ReportArchive(archive / "0.parquet")
     before = ReportArchive(archive).digest
     ObservationTable.from_frame(reports([3.0], 281.0)).write(archive / "1.csv")
-    assert one.count == 4
-    assert len({one.digest, before, ReportArchive(archive).digest}) == 3
+    assert (one.count, len({one.digest, before, ReportArchive(archive).digest})) == (4, 3)
 
 
-def test_faults(tmp_path, archive):
+def test_faults(tmp_path, archive, refused):
     (archive / "2.parquet").write_bytes(b"PAR1")
-    with pytest.raises(GatesError, match=r"2\.parquet cannot be read as a table"):
-        ReportArchive(archive)
+    refused(r"2\.parquet cannot be read as a table", ReportArchive, archive)
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / ".hidden.csv").write_text("x")
-    with pytest.raises(GatesError, match=r"empty holds no table .*gates weather ingest"):
-        ReportArchive(empty)
+    refused(r"empty holds no table .*gates weather ingest", ReportArchive, empty)
     ObservationTable.empty().write(empty / "a.csv")
-    with pytest.raises(GatesError, match="empty holds no reports"):
-        ReportArchive(empty)
+    refused("empty holds no reports", ReportArchive, empty)
     reports([0.0]).assign(qc=1).to_csv(empty / "a.csv", index=False)
-    with pytest.raises(GatesError, match="every report of temperature is out of range or flagged"):
-        ReportArchive(empty)
+    refused("every report of temperature is out of range or flagged", ReportArchive, empty)
     reports([1.0]).to_csv(empty / "b.csv", index=False)
     assert ReportArchive(empty).flagged == 1  # good ones in another table

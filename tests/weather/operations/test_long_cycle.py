@@ -136,7 +136,7 @@ def test_a_method_analyzes_a_background(assimilation, twin, tmp_path):
     assert sum(facts["used_cells"][:-1]) == 0
 
 
-def test_what_is_kept_is_used(assimilation):
+def test_what_is_kept_is_used(assimilation, refused):
     """A tuned setting changes the analysis and is named; a file of weights is looked for."""
 
     class Mine(Kept):
@@ -153,11 +153,12 @@ def test_what_is_kept_is_used(assimilation):
     assert not torch.equal(job.analyze().states, plain.states)
     assert said == [] or "never tuned" not in said[0]
     assert job.attributes["settings"] != "{}"
-    with pytest.raises(GatesError, match="there are no weights of adas_increment: train them"):
-        build(method="adas_increment").analyze()
+    refused(
+        "there are no weights of adas_increment: train them", build(method="adas_increment").analyze
+    )
 
 
-def test_what_cannot_be_analyzed_is_refused(assimilation):
+def test_what_cannot_be_analyzed_is_refused(assimilation, refused):
     build, _ = assimilation
     for options, cycles, line in (
         ({"task": "9"}, 1, "--task '9' is unknown"),
@@ -166,8 +167,7 @@ def test_what_cannot_be_analyzed_is_refused(assimilation):
         ({}, 0, "--cycles must be at least 1, found 0"),
         ({}, 2, "--cycles 2 needs --forecast"),
     ):
-        with pytest.raises(GatesError, match=line):
-            build(**options).analyze(cycles)
+        refused(line, lambda given=options, n=cycles: build(**given).analyze(n))
 
 
 GRID = regular_grid(8, 12, poles=False)
@@ -404,18 +404,18 @@ def test_fewer_and_more_cycles_than_before(tmp_path):
         assert_same(path, tmp_path / f"whole{cycles}")
 
 
-def test_other_settings_do_not_continue_it(tmp_path):
+def test_other_settings_do_not_continue_it(tmp_path, refused):
     assert killed(tmp_path / "c", "inverse distance", "Partial.save", 3) == 9
-    with pytest.raises(GatesError, match=r"begun with other settings \(case inverse distance, now"):
-        run(tmp_path / "c", "free run")
+    refused(
+        r"begun with other settings \(case inverse distance, now", run, tmp_path / "c", "free run"
+    )
     run(tmp_path / "c", "free run", overwrite=True)
     assert opened(tmp_path / "c", "analyses.zarr").attrs["method"] == "free run"
 
 
-def test_reports_in_another_unit_are_refused_at_the_first_cycle(tmp_path, monkeypatch):
+def test_reports_in_another_unit_are_refused_at_the_first_cycle(tmp_path, monkeypatch, refused):
     wrong = TABLE.frame.assign(value=TABLE.frame["value"] * 1.2)
     wrong = pd.concat([wrong] * 3, ignore_index=True)
     monkeypatch.setattr(f"{__name__}.TABLE", ObservationTable(wrong))
-    with pytest.raises(GatesError, match=r"cycle 1 of 8, .*rejects all \d+ observed cells of"):
-        run(tmp_path / "c")
+    refused(r"cycle 1 of 8, .*rejects all \d+ observed cells of", run, tmp_path / "c")
     assert not list(tmp_path.iterdir())

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from core_gates.errors import GatesError
 from weather.observations.gridded import GriddedObservations
 from weather.training.optimization import channel_errors, log_loss, normalized_rmse, unify_loss
 from weather.training.stream import (
@@ -115,16 +114,15 @@ def test_a_state_saved_at_the_end_of_an_epoch_begins_the_next():
 
 
 @pytest.mark.parametrize("name", ["timelines", "validation_timelines"])
-def test_timelines_that_cannot_be_shared_are_refused(name):
+def test_timelines_that_cannot_be_shared_are_refused(name, refused):
     module = data(2, 1, **{name: 3})
-    with pytest.raises(GatesError, match="3 timelines cannot be split evenly among 2 processes"):
-        list((module.val_dataloader if "val" in name else module.train_dataloader)())
+    load = module.val_dataloader if "val" in name else module.train_dataloader
+    refused("3 timelines cannot be split evenly among 2 processes", lambda: list(load()))
 
 
 @pytest.mark.parametrize("name", ["steps", "timelines", "validation_steps", "validation_timelines"])
-def test_numbers_that_are_not_positive_are_refused(name):
-    with pytest.raises(ValueError, match=f"^{name} must be at least 1, got 0"):
-        data(**{name: 0})
+def test_numbers_that_are_not_positive_are_refused(name, refused):
+    refused(f"^{name} must be at least 1, got 0", data, **{name: 0}, error=ValueError)
 
 
 def test_the_source_is_prepared_and_loaded():

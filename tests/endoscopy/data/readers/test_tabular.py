@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from core_gates.errors import GatesError
 from endoscopy.data.frame_table import FrameTable
 from endoscopy.data.object_splits import official_hag6, read_folds
 from endoscopy.data.readers.real_colon import read_real_colon
@@ -304,19 +303,17 @@ SUN_FATAL = {
 
 @pytest.mark.fault("46 S1")
 @pytest.mark.parametrize("fault", SUN_FATAL)
-def test_fatal_faults_of_sun(fault, sun, tmp_path):
+def test_fatal_faults_of_sun(fault, sun, tmp_path, refused):
     damage, words = SUN_FATAL[fault]
     root = sun.official(tmp_path / "sun")
     damage(root)
-    with pytest.raises(GatesError, match=words):
-        read_sun(root)
+    refused(words, read_sun, root)
 
 
-def test_renamed_frames_that_cannot_be_paired_are_refused(sun, tmp_path):
+def test_renamed_frames_that_cannot_be_paired_are_refused(sun, tmp_path, refused):
     root = sun.official(tmp_path / "sun", renamed=True)
     (root / "renamed/case2/image_003.jpg").unlink()
-    with pytest.raises(GatesError, match="holds 10 frames and its annotation 11"):
-        read_sun(root)
+    refused("holds 10 frames and its annotation 11", read_sun, root)
 
 
 def write(table, path, **changes):
@@ -345,11 +342,10 @@ TABLE_FATAL = {
 
 
 @pytest.mark.parametrize("fault", TABLE_FATAL)
-def test_contradictions_in_a_table_are_refused(fault, make_table, tmp_path):
+def test_contradictions_in_a_table_are_refused(fault, make_table, tmp_path, refused):
     changes, words = TABLE_FATAL[fault]
     path = write(make_table({"a": 3, "b": 8}), tmp_path / "a.csv", **changes)
-    with pytest.raises(GatesError, match=words):
-        read_frame_table(path, check_images=False)
+    refused(words, read_frame_table, path, check_images=False)
 
 
 @pytest.mark.fault("46 neighbors")
@@ -360,11 +356,12 @@ def test_contradictions_in_a_table_are_refused(fault, make_table, tmp_path):
         ("\n", "\n5,5,", "line 2: it has .* cells, expected"),
     ],
 )
-def test_cells_of_a_table_that_would_be_lost_are_refused(old, new, words, make_table, tmp_path):
+def test_cells_of_a_table_that_would_be_lost_are_refused(
+    old, new, words, make_table, tmp_path, refused
+):
     path = write(make_table({"a": 3}), tmp_path / "a.csv")
     path.write_text(path.read_text().replace(old, new, 1))
-    with pytest.raises(GatesError, match=words):
-        read_frame_table(path, check_images=False)
+    refused(words, read_frame_table, path, check_images=False)
 
 
 @pytest.mark.fault("46 neighbors")
@@ -396,20 +393,23 @@ def test_tables_are_joined_by_keys_not_by_the_order_of_rows(make_table, tmp_path
 
 
 @pytest.mark.parametrize("reader", [official_hag6, read_folds])
-def test_an_object_in_two_folds_is_refused(reader, tmp_path):
+def test_an_object_in_two_folds_is_refused(reader, tmp_path, refused):
     path = tmp_path / "f.csv"
     path.write_text("unique_id,gt_group,kfold_id\na,Dim,0\nb,Dim,1\na,Dim,1\n")
-    with pytest.raises(GatesError, match="object a is in two folds"):
-        reader(path)
+    refused("object a is in two folds", reader, path)
 
 
 @pytest.mark.fault("endoscopy D21")
-def test_sizes_without_a_unit_that_are_centimeters_are_refused(make_table, tmp_path):
+def test_sizes_without_a_unit_that_are_centimeters_are_refused(make_table, tmp_path, refused):
     """As millimeters every polyp would be diminutive, silently."""
     sizes = {"a": 0.3, "b": 0.5, "c": 0.6, "d": 1.2, "e": 2.0, "f": 3.5}
     table = make_table(sizes)
-    with pytest.raises(GatesError, match=r"6 objects lie between 0.3 and 3.5, .* centimeters"):
-        read_frame_table(write(table, tmp_path / "a.csv"), check_images=False)
+    refused(
+        r"6 objects lie between 0.3 and 3.5, .* centimeters",
+        read_frame_table,
+        write(table, tmp_path / "a.csv"),
+        check_images=False,
+    )
     texts = table.frames["gt"].map("{} cm".format)
     found, _ = read_frame_table(write(table, tmp_path / "b.csv", gt=texts), check_images=False)
     assert found.objects["gt"].tolist() == [3, 5, 6, 12, 20, 35]

@@ -11,7 +11,6 @@ import xarray as xr
 import zarr
 from torch.testing import assert_close
 
-from core_gates.errors import GatesError
 from weather.experiments.twin.nature import CHUNK, nature_run, write_nature_run
 from weather.experiments.twin.world import LEAD, TwinWorld
 from weather.grid import regular_grid
@@ -71,9 +70,12 @@ def test_generator_rounds_to_float32_and_starts_with_the_given_state():
         assert torch.equal(after, model(before, 6.0).float())
 
 
-def test_divergence_is_an_error_that_says_when():
-    with pytest.raises(GatesError, match="not finite after 12 hours"):
-        list(nature_run(lambda state, hours: state / (1 - state), torch.tensor([0.5]), 9))
+def test_divergence_is_an_error_that_says_when(refused):
+    refused(
+        "not finite after 12 hours",
+        list,
+        nature_run(lambda state, hours: state / (1 - state), torch.tensor([0.5]), 9),
+    )
 
 
 def test_store_follows_the_schema(tmp_path):
@@ -121,22 +123,19 @@ def test_damaged_block_after_the_save_point_is_written_again(tmp_path, whole):
     xr.testing.assert_identical(stored(tmp_path / "cut.zarr"), whole)
 
 
-def test_complete_run_is_left_alone_and_another_is_refused(tmp_path):
+def test_complete_run_is_left_alone_and_another_is_refused(tmp_path, refused):
     path = run(tmp_path / "run.zarr", Counting())
     model = Counting()
     run(path, model)
     run(path, model, num_steps=10)
     assert model.calls == 0
     for changes in ({"seed": 2}, {"members": 4}, {"num_steps": 48}, {"hours": 12.0}):
-        with pytest.raises(GatesError, match="another run"):
-            run(path, model, **changes)
+        refused("another run", run, path, model, **changes)
     other = Counting()
     other.description = "Counting(1)"
-    with pytest.raises(GatesError, match="remove it or name another path"):
-        run(path, other)
+    refused("remove it or name another path", run, path, other)
     (tmp_path / "file").write_text("text")
-    with pytest.raises(GatesError, match="no nature run"):
-        run(tmp_path / "file", model)
+    refused("no nature run", run, tmp_path / "file", model)
 
 
 def test_unfinished_run_of_other_settings_is_discarded(tmp_path):
@@ -149,12 +148,11 @@ def test_unfinished_run_of_other_settings_is_discarded(tmp_path):
     assert identity["seed"] == 2
 
 
-def test_short_run_without_spin_up(tmp_path):
+def test_short_run_without_spin_up(tmp_path, refused):
     path = run(tmp_path / "run.zarr", Counting(), num_steps=1, spin_up_days=0.0)
     first = stored(path)["surface_pressure"].values[0]
     np.testing.assert_array_equal(first, Counting().initial_state(3, seed=1)[:, 0])
-    with pytest.raises(GatesError, match="num_steps >= 1"):
-        run(tmp_path / "none.zarr", Counting(), num_steps=0)
+    refused("num_steps >= 1", run, tmp_path / "none.zarr", Counting(), num_steps=0)
 
 
 PERIODS = ("test", "tuning", "validation", "training")
@@ -205,8 +203,7 @@ def test_the_first_background_is_the_truth_of_a_day_before(twin):
     first = world.first_background("tuning")
     assert first.shape == (2, 1, 3, 16, 32)
     assert torch.equal(world.model(first[:, 0], 24.0), world.truth("tuning")[0])
-    assert LEAD * world.hours == 24.0
-    assert len(world.truth("tuning")) == world.cycles
+    assert (LEAD * world.hours, len(world.truth("tuning"))) == (24.0, world.cycles)
     assert torch.equal(world.truth("tuning")[0], world.states("tuning")[LEAD])
 
 
@@ -260,10 +257,9 @@ def test_statistics_are_those_of_the_training_members(twin):
     assert torch.equal(differences[-4:], training[24] - training[20])
 
 
-def test_nature_must_have_been_made(twin, tmp_path):
+def test_nature_must_have_been_made(twin, tmp_path, refused):
     world = twin.make(tmp_path / "none.zarr")
-    with pytest.raises(GatesError, match=r"no nature run at .*none\.zarr.*gates weather prepare"):
-        world.truth("test")
+    refused(r"no nature run at .*none\.zarr.*gates weather prepare", world.truth, "test")
 
 
 def test_progress_counts_every_call(twin, tmp_path):
@@ -282,17 +278,15 @@ def test_progress_counts_every_call(twin, tmp_path):
         ({"num_tests": 0}, "at least 1 test members, got 0"),
     ],
 )
-def test_impossible_worlds_are_refused(twin, changes, message):
+def test_impossible_worlds_are_refused(twin, changes, message, refused):
     world = twin.world
-    with pytest.raises(GatesError, match=message):
-        TwinWorld(world.model, world.imperfect, "none", **changes)
+    refused(message, TwinWorld, world.model, world.imperfect, "none", **changes)
 
 
-def test_a_damaged_nature_run_is_named(twin, tmp_path):
+def test_a_damaged_nature_run_is_named(twin, tmp_path, refused):
     path = tmp_path / "nature.zarr"
     shutil.copytree(twin.world.path, path)
     world = twin.make(path)
     next((path / "height").glob("1.*")).write_bytes(b"nothing like a chunk")
     words = f"^{path}: height cannot be read: .*or delete it and run `gates weather prepare`$"
-    with pytest.raises(GatesError, match=words):
-        world.truth("test")
+    refused(words, world.truth, "test")

@@ -85,8 +85,7 @@ def test_official_network_with_losses_and_gradients(official):
     analysis = network(background, golden["in/observation"], golden["in/mask"])
     assert_close(analysis, golden["out/analysis"], **EXACT)
     mae, mse = (unify_loss(analysis, golden["in/truth"], kind=kind) for kind in ("mae", "mse"))
-    assert_close(mae, golden["out/unify_mae"], **EXACT)
-    assert_close(mse, golden["out/unify_mse"], **EXACT)
+    assert_close((mae, mse), (golden["out/unify_mae"], golden["out/unify_mse"]), **EXACT)
     mae.backward()
     assert_close(background.grad, golden["grad/background"], **EXACT)
     assert_close(network.position.grad, golden["grad/w/absolute_pos_embed"], **EXACT)
@@ -181,8 +180,7 @@ def test_bounded_gates_stay_between_zero_and_one():
         for stage in network.stages:
             stage.register_forward_hook(lambda *args, gates=gates: gates.append(args[2][2]))
         network(*fields(network))
-        assert (max(gate.max().item() for gate in gates) <= 1) == bound
-        assert len(gates) == 5
+        assert (max(gate.max().item() for gate in gates) <= 1, len(gates)) == (bound, 5)
 
 
 def test_stochastic_depth_grows_through_the_decoder_and_sleeps_in_evaluation():
@@ -263,9 +261,8 @@ def test_bfloat16_autocast_returns_the_dtype_of_the_background():
         ({"num_heads": 3}, "multiple of num_heads=3"),
     ],
 )
-def test_impossible_configurations_are_refused(overrides, message):
-    with pytest.raises(ValueError, match=message):
-        adas_preset("unit", **overrides)
+def test_impossible_configurations_are_refused(overrides, message, refused):
+    refused(message, adas_preset, "unit", **overrides, error=ValueError)
 
 
 @pytest.mark.parametrize(
@@ -334,15 +331,14 @@ def test_the_published_forms_are_the_published_ones():
     assert (network.num_channels, network.position.shape) == (69, (1, 192, 14, 120, 240))
 
 
-def test_overrides_and_unknown_names():
+def test_overrides_and_unknown_names(refused):
     assert millions("unit", dim=8) > 3 * millions("unit")
-    with pytest.raises(ValueError, match="no preset 'large': choose one of official, fnp"):
-        adas_preset("large")
-    with pytest.raises(TypeError, match="widht"):
-        adas_preset("unit", widht=3)
+    refused(
+        "no preset 'large': choose one of official, fnp", adas_preset, "large", error=ValueError
+    )
+    refused("widht", adas_preset, "unit", widht=3, error=TypeError)
     network, x = unit(), torch.zeros(1, 14, 16, 32)
-    with pytest.raises(ValueError, match=r"observation must be \(1, 14, 16, 32\)"):
-        network(x, x[:, :3], x)
+    refused(r"observation must be \(1, 14, 16, 32\)", network, x, x[:, :3], x, error=ValueError)
 
 
 @pytest.fixture

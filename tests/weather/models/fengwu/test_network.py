@@ -139,9 +139,8 @@ def test_gates_of_the_skip():
         ({"num_heads": (3, 2)}, "dim must be a multiple of num_heads=3"),
     ],
 )
-def test_impossible_arguments(small_fengwu, changes, message):
-    with pytest.raises(ValueError, match=message):
-        small_fengwu(**changes)
+def test_impossible_arguments(small_fengwu, changes, message, refused):
+    refused(message, small_fengwu, **changes, error=ValueError)
 
 
 def test_states_of_another_shape(small_fengwu, refuses):
@@ -164,7 +163,13 @@ def test_arguments_make_the_same_network(small_fengwu):
 
 @pytest.mark.parametrize("network", [Adas, FengWu])
 @pytest.mark.parametrize("counts", [(0, 0, 0), (1, 2, 0), (1, 0, 3)])
-def test_a_state_without_channels_or_levels_is_refused(network, counts):
+def test_a_state_without_channels_or_levels_is_refused(network, counts, refused):
     names = ("num_surface", "num_upper", "num_levels")
-    with pytest.raises(ValueError, match="surface channels, or upper variables with levels"):
-        network(grid_shape=(8, 16), dim=4, **dict(zip(names, counts, strict=True)))
+    refused(
+        "surface channels, or upper variables with levels",
+        network,
+        grid_shape=(8, 16),
+        dim=4,
+        **dict(zip(names, counts, strict=True)),
+        error=ValueError,
+    )

@@ -165,21 +165,20 @@ def test_garbled_numbers_are_missing(read):
     assert 850.0 not in values(read(header(NUMLEV=1), garbled), "temperature").index
 
 
-def test_archives_of_one_file_are_read(tmp_path):
+def test_archives_of_one_file_are_read(tmp_path, refused):
     path = tmp_path / "USM00072518-data.txt.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("USM00072518-data.txt", "\n".join(SOUNDING))
     assert read_igra(path, Period()).reports == 3
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("more.txt", "")
-    with pytest.raises(GatesError, match="not of one file"):
-        read_igra(path, Period())
+    refused("not of one file", read_igra, path, Period())
 
 
 @pytest.mark.fault("46 neighbors")
 @pytest.mark.parametrize("letters", ["\xe9".encode("latin-1"), "\xe9".encode(), b"\0"])
 @pytest.mark.parametrize("archived", [False, True])
-def test_a_byte_that_is_not_ascii_is_refused_with_its_place(letters, archived, tmp_path):
+def test_a_byte_that_is_not_ascii_is_refused_with_its_place(letters, archived, tmp_path, refused):
     path = tmp_path / "USM00072518-data.txt"
     lines = [line.encode() for line in SOUNDING]
     lines[1] = lines[1][:2] + letters + lines[1][2 + len(letters) :]
@@ -188,13 +187,11 @@ def test_a_byte_that_is_not_ascii_is_refused_with_its_place(letters, archived, t
         with zipfile.ZipFile(f"{path}.zip", "w") as archive:
             archive.write(path, path.name)
         path = path.with_name(f"{path.name}.zip")
-    with pytest.raises(GatesError, match=r"data.txt(.zip)?, line 2: byte 3 is not ASCII, .* copy"):
-        read_igra(path, Period())
+    refused(r"data.txt(.zip)?, line 2: byte 3 is not ASCII, .* copy", read_igra, path, Period())
 
 
-def test_text_without_a_header_is_refused(read):
-    with pytest.raises(GatesError, match="no line is the header of an IGRA-2 sounding"):
-        read(*SOUNDING[1:])
+def test_text_without_a_header_is_refused(read, refused):
+    refused("no line is the header of an IGRA-2 sounding", read, *SOUNDING[1:])
 
 
 LEVELS = {"001_KSGF": 100, "002_KBUF": 100, "003_KALB": 78, "006_KOKX": 86}
