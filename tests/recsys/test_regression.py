@@ -117,6 +117,8 @@ def trained(request):
 def test_probabilities_are_those_of_the_normal_distribution(trained):
     module, data = trained
     ranker, rows = module.served(intercepts=False), data.batch("test")
+    weights = [0.0 if task.threshold else task.weight for task in ranker.schema.tasks]
+    assert module.loss.weights.tolist() == weights  # thresholds are not trained by themselves
     mean = ranker.outputs(ranker.inputs(*rows[:3]))[:, 0].detach().double().numpy()
     sigma = float(ranker.heads.spread.detach().exp())
     duration = data.table("test")["duration_ms"].to_numpy().astype(float)

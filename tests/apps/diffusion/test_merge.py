@@ -51,6 +51,17 @@ def test_exact_methods(words, weights, format, merge, expected, worst):
     assert worst(load_lora(output), total) <= 1e-5
 
 
+def test_svd_is_the_best_approximation_of_the_largest_rank_or_another(merge, expected):
+    total = combined(expected, dict.fromkeys(NAMES, 1))["transformer_blocks.0.attn.to_out.0"]
+    for words, rank in (((), 4), (("--rank", 2), 2)):
+        merge("--method", "svd", *words, "--overwrite_output")
+        bundle = load_lora("out.safetensors")
+        assert max(bundle.ranks().values()) == rank
+        found = bundle.delta_weight("transformer_blocks.0.attn.to_out.0").double().numpy()
+        best = np.sqrt((np.linalg.svd(total, compute_uv=False)[rank:] ** 2).sum())
+        assert np.linalg.norm(found - total) == pytest.approx(best, rel=1e-4)
+
+
 def test_sparse_methods_are_those_of_the_rivals(merge, samples):
     from diffusion.rivals.merged import merge as reference
 

@@ -120,6 +120,9 @@ def test_the_switch_sees_the_cosines_of_the_search_and_factors_the_roles(auto, l
         for gate in fusion.gates.values():
             gate.factors.add_(0.4 * torch.randn(2, 3))
         fusion.context.switch.copy_(torch.tensor([0.5, 0.2, -0.3]))
+    for name, score in (("first", 0.5), ("third", 0.25)):
+        fusion.describe(scores={name: score})
+    assert fusion.scores == {"first": 0.5, "third": 0.25}
     auto.gates = fusion.save_gates(tmp_path / "gates.safetensors")
     library.adapters["third"].metadata["modelspec.tags"] = "3D, Style"
     seen = {}

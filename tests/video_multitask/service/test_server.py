@@ -261,6 +261,8 @@ def test_a_refused_body_stalls_no_other_for_long():
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < len(body) / 10  # a million empty lists take 56 bytes each
+    with pytest.raises(RefusedError, match="at most 192,000 are taken"):
+        parse(body, 3000)
 
 
 def test_a_body_that_does_not_come_times_out(client_of):

@@ -154,6 +154,7 @@ def test_wrong_settings_are_refused(shards, transform):
     nobody = stream_of(shards, transform=transform, scored=1e-9)
     with pytest.raises(GatesError, match="no row of the validation days is of the 1e-09 of the us"):
         nobody.setup("fit")
+    stream_of(shards, transform=transform, scored=0.3).setup("fit")  # some groups hold none of them
     stream = stream_of(shards, transform=transform)
     stream.trainer = type("Trainer", (), {"global_rank": 1, "world_size": 3})
     with pytest.raises(GatesError, match="batch_size 160 cannot be split evenly by 3 processes"):
