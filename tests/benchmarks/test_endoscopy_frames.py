@@ -10,8 +10,7 @@ def test_all_renderers_draw_the_same_objects(monkeypatch):
     monkeypatch.setattr(endoscopy, "RENDERED", 2)
     comparison = endoscopy.frames()
     calls = comparison.build(load_head)
-    assert calls.keys() == comparison.units.keys()
-    assert comparison.units[endoscopy.FRAMES_OURS] == 2
+    assert (calls.keys(), comparison.units[endoscopy.FRAMES_OURS]) == (comparison.units.keys(), 2)
     for number in range(3):
         seen = {name: call() for name, call in calls.items()}
         expected = seen[endoscopy.EAGER_RENDERER]

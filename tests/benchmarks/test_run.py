@@ -55,8 +55,7 @@ def suite(monkeypatch, tmp_path):
 
 def test_rows_hold_ratio_limit_and_verdict():
     small, large = measure(comparison(bars={"large": 1.0, "small": 1.0}), rounds=3)
-    assert small["name"] == "sums · small"
-    assert (small["ratio"], small["met"]) == (1.0, True)
+    assert (small["name"], (small["ratio"], small["met"])) == ("sums · small", (1.0, True))
     assert large["ratio"] > 5
     assert large["met"] is False
     assert large["baseline"] == "small"
@@ -147,8 +146,7 @@ def test_output_files_follow_the_schema(suite, tmp_path, capsys):
     ]
     (table,) = (tmp_path / "benchmarks" / "results").glob("toy-*.csv")
     rows = list(csv.DictReader(table.read_text().splitlines()))
-    assert len(rows) == 3
-    assert rows[0]["device"] == content["device"]
+    assert (len(rows), rows[0]["device"]) == (3, content["device"])
     assert "met" in capsys.readouterr().out
 
 

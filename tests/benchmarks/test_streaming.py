@@ -96,8 +96,7 @@ def test_killed_trainings_end_as_one_that_was_left_alone(study, tmp_path, capsys
         assert after - 2 <= resumed <= after
     bars = {bar["name"]: bar["value"] for bar in scores["bars"]}
     assert (bars["memory of training"], bars["kills that were resumed"]) == (1000, 2)
-    assert len(bars) == 7
-    assert [d["role"] for d in scores["data"]] == ["train", "validation", "test"]
+    assert (len(bars), [d["role"] for d in scores["data"]]) == (7, ["train", "validation", "test"])
     capsys.readouterr()
     study()
     assert "missing" not in capsys.readouterr().out
@@ -115,23 +114,21 @@ def test_a_resume_at_another_batch_is_seen(study, monkeypatch):
     assert found["kills", "tensors_that_differ"] > 10
 
 
-def test_other_sources_and_small_numbers_are_refused(settings, tmp_path):
+def test_other_sources_and_small_numbers_are_refused(refuses, settings, tmp_path):
     feed = "video_multitask.sources.simulated.SimulatedFeed"
     run = Run(tmp_path / "run", app="video", settings=settings | {"data.source.class_path": feed})
     with pytest.raises(GatesError, match=r"this study simulates its rows: set data\.source"):
         StreamStudy().finish(run, Contest(), (0,), {})
-    with pytest.raises(ValueError, match="prefix_steps must be at least 16"):
-        StreamStudy(prefix_steps=10)
+    refuses(ValueError, ("prefix_steps must be at least 16", lambda: StreamStudy(prefix_steps=10)))
 
 
-def test_a_child_that_fails_says_why(settings, tmp_path, monkeypatch):
+def test_a_child_that_fails_says_why(refuses, settings, tmp_path, monkeypatch):
     code = "import sys; sys.exit(' '.join(sys.argv[1:4]) + ': error: no net HoMME')"
     monkeypatch.setattr(streaming, "PROGRAM", ("-c", code))
     child = ChildFit(settings | FEED, {"model.net": "HoMME"}, tmp_path, "child")
     assert "net: HoMME" in child.config.read_text()
     line = r"the training of .*child.yaml failed: video fit --config: error: no net HoMME; see"
-    with pytest.raises(GatesError, match=line):
-        child.run()
+    refuses(GatesError, (line, lambda: child.run()))
 
 
 @pytest.mark.fault("video V6")

@@ -39,13 +39,11 @@ def test_values_and_derivatives_on_two_ranks(ranks):
     first, second = ranks(all_on_rank, values, ROWS, COTANGENTS, half)
     total = values.sum(0)
     for found in (first, second):
-        assert_close(found["sums"]["sum"], total)
-        assert_close(found["sums"]["first"], 2 * 3 * total**2)  # of the losses of both ranks
+        assert_close((found["sums"]["sum"], found["sums"]["first"]), (total, 2 * 3 * total**2))
         assert_close(found["sums"]["second"], 4 * 6 * total)
         assert found["number"] == 2
         for rows in found["half"]:
-            assert rows.flatten().tolist() == [1, 0]
-            assert rows.dtype == torch.bfloat16
+            assert (rows.flatten().tolist(), rows.dtype) == ([1, 0], torch.bfloat16)
     assert first["rows"][0].flatten().tolist() == [0, 1]
     assert second["rows"][0].flatten().tolist() == [2, 3, 4]
     assert first["rows"][1].flatten().tolist() == [10, 20, 30, 40, 50]

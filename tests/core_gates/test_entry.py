@@ -22,9 +22,7 @@ def test_a_foreign_package_is_named_in_one_line(tmp_path, package, content):
         (tmp_path / package / file).write_text(content)
     code = f"import core_gates.entry, sys; sys.path.insert(0, {str(tmp_path)!r}); {RUN}"
     run = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True)
-    assert run.returncode == 2
-    assert run.stdout == ""
-    assert run.stderr.count("\n") == 1
+    assert (run.returncode, run.stdout, run.stderr.count("\n")) == (2, "", 1)
     assert run.stderr.startswith(f"gates: error: {tmp_path / package} comes before ")
     assert "rename it, or take its folder out of PYTHONPATH" in run.stderr
 

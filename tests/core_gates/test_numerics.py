@@ -59,8 +59,7 @@ def test_logits_are_float32_under_autocast_and_exact():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = linear_fp32(x, weight)
         assert torch.is_autocast_enabled("cpu")
-    assert logits.dtype == torch.float32
-    assert logits.item() == 2 + 2**-8
+    assert (logits.dtype, logits.item()) == (torch.float32, 2 + 2**-8)
 
 
 def test_half_precision_operands_are_raised():

@@ -68,6 +68,5 @@ def test_the_front_door_is_called_by_default(faulty_inputs):
     faulty_inputs({"misspelled": (("weather", "fitt"), "did you mean fit")})
 
 
-def test_an_empty_table_is_refused(faulty_inputs):
-    with pytest.raises(AssertionError, match="the table of faults is empty"):
-        faulty_inputs({})
+def test_an_empty_table_is_refused(refuses, faulty_inputs):
+    refuses(AssertionError, ("the table of faults is empty", lambda: faulty_inputs({})))

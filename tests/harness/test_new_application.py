@@ -118,8 +118,7 @@ def test_its_scores_fit_the_schema_and_name_their_data(run_folder):
     assert [bar["met"] for bar in scores["bars"]] == [
         bar["value"] >= 0.85 for bar in scores["bars"]
     ]
-    assert scores["seeds"] == [0, 1]
-    assert [one["name"] for one in scores["data"]] == ["digits"]
+    assert (scores["seeds"], [one["name"] for one in scores["data"]]) == ([0, 1], ["digits"])
 
 
 def test_what_is_refused_is_one_line(gates, run_folder, faulty_inputs, folder):

@@ -31,8 +31,7 @@ def test_a_folder_is_read_in_order_and_what_is_no_text_is_counted(tmp_path):
     os.mkfifo(folder / "pipe")
     corpus = read_corpus([folder])
     assert corpus.documents == [Document("b", "two\r\n"), Document("a/z", "one")]
-    assert corpus.duplicates == 1
-    assert corpus.skipped == {"links": 2, "binary": 2, "empty": 1}
+    assert (corpus.duplicates, corpus.skipped) == (1, {"links": 2, "binary": 2, "empty": 1})
 
 
 def test_lines_and_rows_are_documents(tmp_path):
@@ -41,8 +40,7 @@ def test_lines_and_rows_are_documents(tmp_path):
     pq.write_table(pa.table({"text": ["d", "b", "e"]}), tmp_path / "in" / "t.parquet")
     corpus = read_corpus([tmp_path / "in", tmp_path / "plain.txt"])
     names = {"a.jsonl:1": "é\n", "a.jsonl:3": "b", "t.parquet:1": "d", "t.parquet:3": "e"}
-    assert dict(corpus.documents) == names | {"plain.txt": "c"}
-    assert corpus.duplicates == 1
+    assert (dict(corpus.documents), corpus.duplicates) == (names | {"plain.txt": "c"}, 1)
 
 
 def test_the_end_of_a_name_decides_how_a_file_is_read(tmp_path, refuses):

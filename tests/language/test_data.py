@@ -38,8 +38,7 @@ def test_a_pass_predicts_every_token_once_on_the_circle(context):
     loader = TrainingLoader(TOKENS, context, 1)
     found = torch.cat(batches(loader, epoch=3))
     windows = 100 // context
-    assert found.shape == (windows, context + 1)
-    assert found.dtype == torch.int64
+    assert (found.shape, found.dtype) == ((windows, context + 1), torch.int64)
     assert_close((found[:, 1:] - found[:, :-1]) % 101, torch.ones(windows, context).long())
     assert len(set(found[:, 1:].flatten().tolist())) == windows * context
 
@@ -48,8 +47,7 @@ def test_given_windows_are_those_from_the_first_token_on():
     loader = WindowLoader(TOKENS, 30, 2)
     found = [batch.tolist() for batch in batches(loader)]
     windows = [TOKENS[start : start + 31].tolist() for start in (0, 30, 60)]
-    assert found == [windows[:2]]
-    assert len(loader) == 1
+    assert (found, len(loader)) == ([windows[:2]], 1)
 
 
 def test_order_and_offset_depend_on_seed_and_epoch_alone():
@@ -69,8 +67,7 @@ def test_ranks_together_see_the_batches_of_one_process(world, kind, epoch):
         return batches(kind(TOKENS, 3, 8, rank=rank, world=world), epoch)
 
     whole, parts = seen(0, 1), [seen(rank, world) for rank in range(world)]
-    assert len(whole) == 4
-    assert {len(part) for part in parts} == {4}
+    assert (len(whole), {len(part) for part in parts}) == (4, {4})
     for batch, *own in zip(whole, *parts, strict=True):
         assert {len(one) for one in own} == {8 // world}
         assert_close(torch.stack(own, 1).flatten(0, 1), batch)
@@ -102,7 +99,7 @@ def test_batches_are_windows_of_the_split(folder):
     assert module.held_out("test") == read_corpus([folder]).part("test")
 
 
-def test_data_are_described_by_their_content(folder):
+def test_data_are_described_by_their_content(refuses, folder):
     module = LanguageDataModule((str(folder),))
     found = module.digest()
     assert [(one.name, one.role, one.unit) for one in found] == [
@@ -119,8 +116,7 @@ def test_data_are_described_by_their_content(folder):
     same = [one == other for one, other in zip(found, changed, strict=True)]
     assert same == [True, True, False, True]
     line = f"is not the one that was packed into {module.shards.folder}: remove that folder"
-    with pytest.raises(GatesError, match=line):
-        module.held_out("test")
+    refuses(GatesError, (line, lambda: module.held_out("test")))
 
 
 def test_a_corpus_is_packed_once_for_each_state_of_its_files(folder, tmp_path, monkeypatch):
@@ -139,8 +135,7 @@ def test_a_corpus_is_packed_once_for_each_state_of_its_files(folder, tmp_path, m
         return module.shards
 
     first = prepare()
-    assert prepare().digest == first.digest
-    assert len(packed) == 1
+    assert (prepare().digest, len(packed)) == (first.digest, 1)
     (folder / "0.txt").write_text("now something else")
     second = prepare()
     assert second.digest != first.digest

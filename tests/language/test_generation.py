@@ -147,8 +147,7 @@ def test_texts_end_for_their_own_reasons():
         ("a", [97, END], "end"),
         ("abcde", [97, 98, 99, 100, 101], "length"),
     ]
-    assert chunks[1] == Chunk(1, "a", (97,), None)
-    assert script.calls == 5
+    assert (chunks[1], script.calls) == (Chunk(1, "a", (97,), None), 5)
 
 
 def test_text_comes_as_soon_as_it_is_known():
@@ -156,15 +155,13 @@ def test_text_comes_as_soon_as_it_is_known():
     stream = generate(script, [[0]], decode=decode, max_tokens=4, end=None, temperature=0)
     assert script.calls == 0
     for step, letter in enumerate("abcd", 1):
-        assert next(stream).text == letter
-        assert script.calls == step
+        assert (next(stream).text, script.calls) == (letter, step)
 
 
 @pytest.mark.parametrize("text", ["naïve", "€5 – 𝄞!", "\U0010ffff"])
 def test_a_character_is_held_back_until_it_is_whole(text):
     found, chunks = said(text)
-    assert found[0][0] == text
-    assert [chunk.text for chunk in chunks] == [*text]
+    assert (found[0][0], [chunk.text for chunk in chunks]) == (text, [*text])
     assert [len(chunk.tokens) for chunk in chunks] == [len(one.encode()) for one in text]
 
 
@@ -213,8 +210,7 @@ def test_text_does_not_depend_on_the_tokens(text, stops, random):
         last = min(ends)
         longest = max(len(s) for s in stops if s in text and text.find(s) + len(s) == last)
         expected = text[: last - longest]
-    assert found[0][0] == expected
-    assert found[0][2] == ("stop" if ends else "length")
+    assert (found[0][0], found[0][2]) == (expected, "stop" if ends else "length")
 
 
 def test_tokens_that_lose_their_space_at_the_beginning_keep_it_within_a_text():
@@ -272,8 +268,7 @@ def test_closed_forms_of_the_probabilities():
         options = {"temperature": 1.0, "top_k": None, "top_p": None} | options
         return next_probabilities(logits, **options).tolist()
 
-    assert kept(temperature=0) == [0, 1, 0, 0]
-    assert kept(temperature=5e-324) == [0, 1, 0, 0]
+    assert (kept(temperature=0), kept(temperature=5e-324)) == ([0, 1, 0, 0], [0, 1, 0, 0])
     single = torch.tensor([1.0, 3.0, 3.0 - 1e-6, -math.inf])
     for extreme in ({"temperature": 1e-50}, {"top_p": 1e-50}, {"temperature": 1e-50, "top_p": 0.5}):
         options = {"temperature": 1.0, "top_k": None, "top_p": None} | extreme

@@ -185,8 +185,7 @@ def test_gates_advance_and_experts_are_spawned_once_a_step():
     router = module.model.blocks[0].mlp.gate
     phases = []
     fit(module, 8, lambda *_: phases.append(router.phase), max_steps=4, accumulate_grad_batches=2)
-    assert phases == ["shared"] * 6 + ["annealing"] * 2
-    assert int(router.step) == 4
+    assert (phases, int(router.step)) == (["shared"] * 6 + ["annealing"] * 2, 4)
     state = module.optimizers().state
     gate_up = module.model.blocks[0].mlp.experts.gate_up_proj
     first, second = state[gate_up]["exp_avg"][:2]
@@ -214,13 +213,12 @@ def test_validation_is_in_bits_per_token():
     assert found == {"validation/bits_per_token": pytest.approx(math.log2(MADE["VOCABULARY"]))}
 
 
-def test_windows_longer_than_the_context_are_refused():
+def test_windows_longer_than_the_context_are_refused(refuses):
     module = LanguageModule(ours("Llama", context=12))
     fit(module, 1)
     module.model.context = 11
     line = r"^data.context is 12, but the model's is 11: lower [^\n]*init_args.context to 12$"
-    with pytest.raises(GatesError, match=line):
-        fit(module, 1)
+    refuses(GatesError, (line, lambda: fit(module, 1)))
 
 
 def test_numbers_out_of_range_are_refused(refuses):

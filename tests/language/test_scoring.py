@@ -81,8 +81,7 @@ def test_a_uniform_model_needs_the_logarithm_of_its_tokens(tokenizer, width, con
     windows = [min(context, n - s) for n in lengths for s in range(0, n - half, context - half)]
     read = [one.numel() if mask is None else int((~mask).sum()) for one, mask in model.seen]
     np.testing.assert_allclose(bits, scored * np.log2(tokenizer.vocab_size), rtol=1e-14)
-    assert sizes.tolist() == (scored * width).tolist()
-    assert sum(read) == sum(windows)
+    assert (sizes.tolist(), sum(read)) == ((scored * width).tolist(), sum(windows))
 
 
 @pytest.mark.parametrize(("context", "batch_size"), [(2, 1), (7, 3), (16, 4)])
@@ -102,15 +101,13 @@ def test_bits_are_those_of_the_windows_one_by_one(decoder, context, batch_size):
             start = (place - 1 - half) // (context - half) * (context - half)
             logits = decoder(tokens[None, start:place])[0, -1]
             expected -= logits.log_softmax(-1)[tokens[place]].item() / np.log(2)
-        assert bits == pytest.approx(expected, abs=1e-9)
-        assert size == len(text.encode()) - half
+        assert (bits, size) == (pytest.approx(expected, abs=1e-9), len(text.encode()) - half)
 
 
 def test_bytes_of_tokens_are_counted_from_the_first_scored_one():
     texts = ["", "sixteen and more", "sixteen and more!", "naïve – naïf – naïve"]
     found, starts = scored_part(Words(), documents(*texts), CONTEXT)
-    assert [one.text for one in found] == texts[2:]
-    assert starts.tolist() == [16, 16]
+    assert ([one.text for one in found], starts.tolist()) == (texts[2:], [16, 16])
     sizes = bits_per_byte(Uniform(Words.vocab_size), Words(), found)[:, 1]
     assert (starts + sizes).tolist() == [len(text.encode()) for text in texts[2:]]
 

@@ -42,16 +42,14 @@ def test_every_document_is_in_its_split_between_two_ends(whole):
         assert found == dict(CORPUS.part(split))
         part = opened.part(split)
         assert part.tokens == len(tokens) == part.bytes + len(found) + 1
-        assert part.digest == Corpus(CORPUS.part(split)).digest
-        assert len(part.objects) == len(found)
+        assert (part.digest, len(part.objects)) == (Corpus(CORPUS.part(split)).digest, len(found))
     assert opened.corpus_digest == CORPUS.digest
 
 
 def test_large_vocabularies_have_four_bytes(tmp_path):
     shards = write_shards(CORPUS, Pairs(), tmp_path / "large")
     tokens = shards.tokens("train")
-    assert tokens.dtype == np.uint32
-    assert (tokens[0], tokens[-1]) == (70_000, 70_000)
+    assert (tokens.dtype, (tokens[0], tokens[-1])) == (np.uint32, (70_000, 70_000))
     _, start, stop = shards.documents("train")[1]
     assert tokens[start - 1] == tokens[stop] == 70_000
 
@@ -59,8 +57,7 @@ def test_large_vocabularies_have_four_bytes(tmp_path):
 def test_the_digest_is_that_of_corpus_and_tokenizer(whole, tmp_path):
     ticks = []
     again = write_shards(CORPUS, ByteTokenizer(), tmp_path / "a", tick=lambda: ticks.append(1))
-    assert again.digest == whole.digest
-    assert len(ticks) == len(TEXTS)
+    assert (again.digest, len(ticks)) == (whole.digest, len(TEXTS))
     shorter = write_shards(Corpus(CORPUS.documents[1:]), ByteTokenizer(), tmp_path / "a")
     other = write_shards(CORPUS, Pairs(), tmp_path / "b")
     assert len({whole.digest, shorter.digest, other.digest}) == 3

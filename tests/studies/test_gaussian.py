@@ -105,8 +105,7 @@ def test_only_the_identity_has_a_ridge():
     middle = len(FACTORS) // 2
     for name, flat in (("identity", True), ("tanh", False)):
         lost = ridge_map(CASES[name], num=500)
-        assert lost[middle, middle] == 0
-        assert (np.abs(np.diagonal(lost)).max() < 1e-10) == flat
+        assert (lost[middle, middle], np.abs(np.diagonal(lost)).max() < 1e-10) == (0, flat)
         assert lost[0, -1] < -1e-3
 
 
@@ -123,8 +122,7 @@ def test_slopes_are_those_of_a_power_law():
     sizes = [10, 100, 1000]
     errors = np.stack([[[size**-0.5, 2.0 * size**-1] for size in sizes]] * 5)
     found = slopes(errors, sizes, ["slow", "fast"])(np.ones((1, 5)))
-    assert found["slow"][0] == pytest.approx(-0.5)
-    assert found["fast"][0] == pytest.approx(-1)
+    assert (found["slow"][0], found["fast"][0]) == (pytest.approx(-0.5), pytest.approx(-1))
 
 
 def test_medians_count_what_was_drawn():

@@ -15,8 +15,7 @@ def test_digits_are_split_without_overlap_and_evenly():
     assert data.train[0].shape[1:] == (1, 8, 8)
     images = [images.flatten(1) for images, _ in (data.train, data.validation, data.test)]
     pixels = torch.cat(images)
-    assert (pixels.min(), pixels.max()) == (0, 1)
-    assert len(pixels.unique(dim=0)) == 1797
+    assert ((pixels.min(), pixels.max()), len(pixels.unique(dim=0))) == ((0, 1), 1797)
     for _, labels in (data.train, data.validation, data.test):
         assert (torch.bincount(labels) / len(labels)).min() > 0.09
     assert torch.equal(digits().test[1], data.test[1])
@@ -51,11 +50,15 @@ def test_idx_files_are_read_and_validation_is_taken_from_training(tmp_path):
     assert data.validation[1].sort().values.tolist() == list(range(10))
 
 
-def test_faulty_idx_files_are_refused(tmp_path):
-    with pytest.raises(GatesError, match="cannot be read: No such file"):
-        fashion_mnist(tmp_path)
-    with pytest.raises(GatesError, match="install the Debian package dataset-fashion-mnist"):
-        fashion_mnist(tmp_path / "nowhere")
+def test_faulty_idx_files_are_refused(refuses, tmp_path):
+    refuses(
+        GatesError,
+        ("cannot be read: No such file", lambda: fashion_mnist(tmp_path)),
+        (
+            "install the Debian package dataset-fashion-mnist",
+            lambda: fashion_mnist(tmp_path / "nowhere"),
+        ),
+    )
     path = tmp_path / "train-images-idx3-ubyte.gz"
     for content, words in (
         (b"no gzip", "cannot be read"),
@@ -71,12 +74,10 @@ def test_faulty_idx_files_are_refused(tmp_path):
     ):
         write_idx(tmp_path)
         path.write_bytes(content)
-        with pytest.raises(GatesError, match=words):
-            fashion_mnist(tmp_path)
+        refuses(GatesError, (words, lambda: fashion_mnist(tmp_path)))
     write_idx(tmp_path)
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(GatesError, match="cannot be read"):
-        fashion_mnist(tmp_path)
+    refuses(GatesError, ("cannot be read", lambda: fashion_mnist(tmp_path)))
 
 
 def test_fashion_mnist_of_debian():

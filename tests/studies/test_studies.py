@@ -29,8 +29,7 @@ SMALL = PlantedTask(
 def test_only_the_planted_inputs_matter():
     data = planted_data(PlantedTask(num_train=8000, noise=0.0), seed=3)
     x, y = data.inputs["train"].double(), data.targets["train"].double()
-    assert data.informative.sum() == 8
-    assert y.std().item() == pytest.approx(1, abs=0.05)
+    assert (data.informative.sum(), y.std().item()) == (8, pytest.approx(1, abs=0.05))
     moments = torch.cat([x.T @ y, ((x[:, :, None] * x[:, None]).reshape(8000, -1).T @ y)]) / 8000
     linear = moments[:64].abs().numpy()
     assert linear[data.informative].min() > 0.1
@@ -89,8 +88,7 @@ def test_every_variant_learns_digits_with_one_budget():
     assert len(ticks) == predictions.groupby(["variant", "seed"]).ngroups
     assert len(predictions) == 5 * 2 * 720
     table = generalization_table(predictions, resamples=200).set_index("variant")
-    assert next(iter(table.index)) == "plain"
-    assert len(table) == 5
+    assert (next(iter(table.index)), len(table)) == ("plain", 5)
     assert (table["accuracy"] > 0.3).all()  # chance is 0.1
     assert (table["accuracy_low"] < table["accuracy"]).all()
     gaps = table["accuracy_difference"].drop("plain")

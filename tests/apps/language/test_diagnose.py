@@ -60,8 +60,7 @@ def test_gates_of_a_file(trained, weights, gates_file):
     words = [*words[:4], *words[6:]]
     trained.succeed("diagnose", *words, config=None)
     own = f"decoder-s0-{trained.folder.name}-own"
-    assert scores(trained.folder, own) == found
-    assert scores(trained.folder, "decoder-s0") == before
+    assert (scores(trained.folder, own), scores(trained.folder, "decoder-s0")) == (found, before)
     said = trained.succeed("diagnose", *words, "--documents", 1, config=None)
     assert "goes to the first token of one document; the largest activation is" in said
 

@@ -27,8 +27,7 @@ def test_models_differ_in_their_gates_alone(pregated, trained):
     for level, folder in folders.items():
         assert str(folder.relative_to(trained.folder)) in trained.said
         model = open_model(folder)
-        assert level_of(model) == level
-        assert (folder / "README.md").is_file() == (level is not None)
+        assert (level_of(model), (folder / "README.md").is_file()) == (level, level is not None)
     first, second = (json.loads((folders[n] / "record.json").read_text()) for n in (1, 2))
     assert first["facts"]["before"] != second["facts"]["before"]
     assert sum(first["facts"]["after"]) < sum(first["facts"]["before"])

@@ -9,6 +9,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 from core_gates.adapters import DiffusionTime, GatedLoraLinear, LoraGate, LowRank, attach_adapters
+from tests.core_gates.drawn import filled
 
 DIM = 6
 
@@ -29,10 +30,7 @@ class Denoiser(nn.Module):
 
 
 def gate():
-    made = LoraGate(DIM, time="film", dtype=torch.float64)
-    for parameter in made.parameters():
-        nn.init.normal_(parameter, std=0.5)
-    return made
+    return filled(LoraGate(DIM, time="film", dtype=torch.float64), scale=0.5)
 
 
 @pytest.fixture
@@ -80,15 +78,13 @@ def test_a_recomputed_block_has_the_time_of_its_own_forward_pass(model):
     assert_close(torch.autograd.grad(loss(), parameters), expected)
 
 
-def test_it_stops_and_what_is_missing_is_said(model):
+def test_it_stops_and_what_is_missing_is_said(refuses, model):
     made, _, clock = model
     x = torch.randn(3, DIM, dtype=torch.float64)
-    with pytest.raises(ValueError, match="needs the diffusion time"):
-        made(x)
+    refuses(ValueError, ("needs the diffusion time", lambda: made(x)))
     clock.stop()
     clock.time = None
-    with pytest.raises(ValueError, match="needs the diffusion time"):
-        made(x, timestep=torch.tensor(0.5))
+    refuses(ValueError, ("needs the diffusion time", lambda: made(x, timestep=torch.tensor(0.5))))
     assert not made._forward_hooks
     assert not made._forward_pre_hooks
     with pytest.raises(ValueError, match=r"Denoiser.forward has no argument 't': it takes x, time"):

@@ -21,6 +21,7 @@ from core_gates.adapters import (
     detach_adapters,
     side_by_side,
 )
+from tests.core_gates.drawn import filled, randn
 
 IN, OUT = 6, 8
 
@@ -41,14 +42,12 @@ def layer_of(given, *, gate=None, **options):
     torch.manual_seed(0)
     base = nn.Linear(IN, OUT, dtype=torch.float64)
     layer = GatedLoraLinear(base, given, gate=gate, dtype=torch.float64, **options)
-    for parameter in layer.gate.parameters():
-        nn.init.normal_(parameter)
+    filled(layer.gate)
     return layer
 
 
 def tokens(*leading):
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(*leading, IN, generator=generator, dtype=torch.float64)
+    return randn(*leading, IN, seed=1)
 
 
 def test_strengths_are_those_of_the_scales():
@@ -98,8 +97,7 @@ def test_an_exchange_within_the_room_compiles_nothing_again():
         if ranks:
             layer.set_strengths([0.5] * len(ranks))
             assert not torch.allclose(compiled(x), found)
-    assert counted.frame_count == 1
-    assert layer.down.data_ptr() == place
+    assert (counted.frame_count, layer.down.data_ptr()) == (1, place)
     with pytest.raises(ValueError, match=r"room for 3 adapters of rank 4, found 1 of ranks \[5\]"):
         layer.set_adapters(adapters(5))
 
@@ -232,8 +230,7 @@ def test_the_bias_of_a_layer_may_be_trained_and_loaded(kind):
     before, bias = layer(x), next(p for p in base.parameters() if p.ndim == 1)
     with torch.no_grad():
         bias += 3
-    assert_close(layer(x), before + 3)
-    assert_close(compiled(x), before + 3)
+    assert_close((layer(x), compiled(x)), (before + 3, before + 3))
     (gradient,) = torch.autograd.grad(layer(x).sum(), bias)
     assert_close(gradient, torch.full_like(bias, 5.0))
     other = BASES[kind](nn.Linear(IN, OUT, dtype=torch.float64)).eval()
@@ -324,8 +321,7 @@ def test_reading_a_weight_leaves_no_trace():
     state = torch.get_rng_state()
     GatedLoraLinear(base, adapters(2, magnitude=True), gate=OpenGate(OUT))
     assert torch.equal(torch.get_rng_state(), state)
-    assert base.calls == 0
-    assert [module.training for module in base.modules()] == [True, False, True]
+    assert (base.calls, [module.training for module in base.modules()]) == (0, [True, False, True])
 
 
 def test_magnitudes_under_a_gate_beside_plain_adapters(refuses):
@@ -333,8 +329,7 @@ def test_magnitudes_under_a_gate_beside_plain_adapters(refuses):
     layer = layer_of(given)
     loras = [x @ a.delta_weight(layer.base.weight.detach()).mT for a in given]
     expected = layer.gate(layer.base(x), torch.stack(loras, -2))
-    assert_close(layer(x), expected)
-    assert_close(layer.adapter_outputs(x), torch.stack(loras, -2))
+    assert_close((layer(x), layer.adapter_outputs(x)), (expected, torch.stack(loras, -2)))
     restored = layer_of(())
     restored.load_state_dict(layer.state_dict())
     assert_close(restored(x), expected)
@@ -360,8 +355,7 @@ def test_a_layer_without_memory_keeps_its_adapters():
     for part in ("base", "gate"):
         getattr(layer, part).load_state_dict(getattr(other, part).state_dict())
     assert layer.ranks == [2, 3]
-    assert_close(layer(x), other(x), rtol=0, atol=0)
-    assert_close(layer.to("meta").up, other.up, rtol=0, atol=0)
+    assert_close((layer(x), layer.to("meta").up), (other(x), other.up), rtol=0, atol=0)
     assert layer.float().up.dtype == torch.float32
 
 
@@ -390,8 +384,7 @@ def test_a_transparent_model_is_saved_and_loaded_as_without_adapters(assign):
     plain.load_state_dict(new)
     reference = deepcopy(plain)
     attach_adapters(reference, adapt, where=["0"])
-    assert_close(model(x), reference(x), rtol=0, atol=0)
-    assert_close(detach_adapters(model)(x), plain(x), rtol=0, atol=0)
+    assert_close((model(x), detach_adapters(model)(x)), (reference(x), plain(x)), rtol=0, atol=0)
     with pytest.raises(RuntimeError, match="Unexpected key"):
         reference.load_state_dict({**new, "0.base.other": torch.ones(1)})
 

@@ -6,6 +6,7 @@ import torch
 from torch.testing import assert_close
 
 from core_gates.adapters.lora_gate import LoraGate, time_features
+from tests.core_gates.drawn import filled, randn
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "autolora"
 VARIANTS = ["full", "no_base", "no_cross", "no_lora"]
@@ -17,15 +18,11 @@ def golden(name):
 
 
 def random_gate(dim, **options):
-    gate = LoraGate(dim, dtype=torch.float64, **options)
-    generator = torch.Generator().manual_seed(0)
-    for parameter in gate.parameters():
-        parameter.data.normal_(generator=generator)
-    return gate
+    return filled(LoraGate(dim, dtype=torch.float64, **options), seed=0)
 
 
 def values(*shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return randn(*shape, seed=1)
 
 
 def folded(gate, base, loras, time=None):
@@ -111,8 +108,7 @@ def test_film_adds_the_time_to_the_bias():
     plain.load_state_dict(gate.state_dict(), strict=False)
     for i, time in enumerate(times):
         alone = gate(base[i], loras[i], time=time)
-        assert_close(together[i], alone)
-        assert_close(folded(gate, base[i], loras[i], time), alone)
+        assert_close((together[i], folded(gate, base[i], loras[i], time)), (alone, alone))
         plain.bias.data = gate.bias.data + gate.weight_time.data @ time_features(time)
         assert_close(plain(base[i], loras[i]), alone)
     assert (together[0] - gate(base[0], loras[0], time=times[1])).abs().max() > 0.01

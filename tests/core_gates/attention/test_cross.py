@@ -7,14 +7,11 @@ from torch.testing import assert_close
 
 from core_gates.attention.cross import GatedCrossAttention
 from core_gates.attention.window import WindowLayout
+from tests.core_gates.drawn import filled, randn
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "weather" / "adas_gated_cross_attention_a.npz"
 WINDOW = (2, 3, 4)
 EXACT = {"rtol": 0, "atol": 1e-10}
-
-
-def randn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def streams(size=(4, 6, 16), batch=1, dim=6):
@@ -24,10 +21,7 @@ def streams(size=(4, 6, 16), batch=1, dim=6):
 
 def cross(**options):
     torch.manual_seed(0)
-    module = GatedCrossAttention(6, 2, WINDOW, **options).double()
-    for parameter in module.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
-    return module
+    return filled(GatedCrossAttention(6, 2, WINDOW, **options).double(), scale=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +85,7 @@ def test_gated_residual_is_spelled_without_its_cancelling_terms():
     x_2 = x_m * (1 - g) + block(module.background2, x_m * g, o_m, shifted)
     o_2 = block(module.observation2, o_m, x_m, shifted)
     g_2 = module.gate(g.movedim(1, -1)).movedim(-1, 1).sigmoid()
-    assert_close(module(x, o, g), (x_2, o_2, g_2))
-    assert_close(module.gate_values(x, o, g), g_2)
+    assert_close((module(x, o, g), module.gate_values(x, o, g)), ((x_2, o_2, g_2), g_2))
 
 
 def test_ungated_control_has_the_parameters_but_not_the_gates():

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from core_gates.attention import GatedAttention, KeyValueCache
+from tests.core_gates.drawn import filled
 
 DIM, T = 12, 9
 EXACT = {torch.float32: {"rtol": 0, "atol": 1e-6}, torch.float64: {"rtol": 0, "atol": 1e-13}}
@@ -25,9 +26,7 @@ OPTIONS = [
 def attention(**options):
     torch.manual_seed(0)
     module = GatedAttention(DIM, 4, **({"num_kv_heads": 2, "head_dim": 4} | options))
-    for parameter in module.parameters():
-        torch.nn.init.normal_(parameter, std=0.25)
-    return module
+    return filled(module, scale=0.25)
 
 
 def in_parts(module, x, sizes, padding):
@@ -143,19 +142,15 @@ def test_continuations_of_one_cache_do_not_disturb_each_other():
     branch, cut, swapped = copy.copy(cache), copy.copy(cache), copy.copy(cache)
     cut.keys, cut.values = cut.keys[:, :, :3], cut.values[:, :, :3]
     swapped.keys, swapped.values = swapped.keys + 10, swapped.values - 10
-    assert extend(cache, [8]) == list(range(9))
-    assert extend(branch, [-1]) == [*range(8), -1]
-    assert extend(cut, [-2]) == [0, 1, 2, -2]
-    assert extend(swapped, [18]) == list(range(10, 19))
-    assert extend(cache, [9]) == list(range(10))
-    assert extend(branch, [-3]) == [*range(8), -1, -3]
+    assert (extend(cache, [8]), extend(branch, [-1])) == (list(range(9)), [*range(8), -1])
+    assert (extend(cut, [-2]), extend(swapped, [18])) == ([0, 1, 2, -2], list(range(10, 19)))
+    assert (extend(cache, [9]), extend(branch, [-3])) == (list(range(10)), [*range(8), -1, -3])
 
 
 def test_what_was_generated_without_gradients_may_be_continued_with_them():
     cache = KeyValueCache()
     with torch.inference_mode():
-        assert extend(cache, [0, 1]) == [0, 1]
-        assert extend(cache, [2]) == [0, 1, 2]
+        assert (extend(cache, [0, 1]), extend(cache, [2])) == ([0, 1], [0, 1, 2])
     with torch.no_grad():
         assert extend(cache, [3]) == [0, 1, 2, 3]
     weight = torch.ones(1, 1, 1, 1, requires_grad=True)

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 from core_gates.attention.head_gate import HeadGate, fuse_q_proj, split_fused_q_proj
 from core_gates.attention.output_gate import GatedAttention
+from tests.core_gates.drawn import filled, randn
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "attention_sequence"
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
@@ -17,18 +18,12 @@ DIM, HEADS, KV_HEADS, HEAD_DIM = 12, 4, 2, 3
 
 
 def tokens(*shape, dtype=torch.float64, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, DIM, generator=generator, dtype=torch.float64).to(dtype)
+    return randn(*shape, DIM, seed=seed, dtype=dtype)
 
 
 def attention(**options):
     options = {"rope_theta": None, "head_dim": HEAD_DIM} | options
-    module = GatedAttention(DIM, HEADS, KV_HEADS, **options).double()
-    generator = torch.Generator().manual_seed(1)
-    for parameter in module.parameters():
-        values = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-        parameter.data.copy_(values)
-    return module
+    return filled(GatedAttention(DIM, HEADS, KV_HEADS, **options).double())
 
 
 def load(name):
@@ -238,11 +233,7 @@ def test_extra_parameters(position, options, parameters):
 
 
 def head_gate(**options):
-    gate = HeadGate(DIM, HEADS, HEAD_DIM, **options).double()
-    torch.manual_seed(2)
-    for parameter in gate.parameters():
-        torch.nn.init.normal_(parameter)
-    return gate
+    return filled(HeadGate(DIM, HEADS, HEAD_DIM, **options).double(), seed=2)
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from core_gates.attention import GatedAttention, KeyValueCache, rotary_table, rotate
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+from tests.core_gates.drawn import randn
 
 
 @pytest.mark.fault("core S8")
@@ -17,16 +14,15 @@ def draw(*shape, seed=0):
     ("interleaved", "first", "second"), [(False, [0, 1], [2, 3]), (True, [0, 2], [1, 3])]
 )
 def test_which_features_are_a_pair(interleaved, first, second):
-    x = draw(5, 4)
+    x = randn(5, 4)
     turned = rotate(x, torch.arange(5), 100.0, interleaved=interleaved)
     angles = torch.arange(5.0, dtype=torch.float64)[:, None] * torch.tensor([1.0, 0.1]).double()
     plane = torch.complex(x[:, first], x[:, second]) * torch.polar(torch.ones_like(angles), angles)
-    assert_close(turned[:, first], plane.real)
-    assert_close(turned[:, second], plane.imag)
+    assert_close((turned[:, first], turned[:, second]), (plane.real, plane.imag))
 
 
 def test_positions_broadcast():
-    x = draw(2, 5, 3, 4)
+    x = randn(2, 5, 3, 4)
     by_head = rotate(x.transpose(1, 2), torch.arange(5))
     assert_close(rotate(x, torch.arange(5)[:, None]), by_head.transpose(1, 2))
     shifted = rotate(x, (torch.tensor([[0], [7]]) + torch.arange(5))[..., None])
@@ -62,7 +58,7 @@ def layer(dtype=torch.float32, **options):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("batched", [False, True])
 def test_a_table_for_all_layers_changes_no_bit(monkeypatch, dtype, batched):
-    module, x = layer(dtype, qk_norm=True), draw(2, 7, 12).to(dtype)
+    module, x = layer(dtype, qk_norm=True), randn(2, 7, 12).to(dtype)
     positions = torch.tensor([[3], [70_000]]) + torch.arange(7) if batched else torch.arange(7)
     table = rotary_table(positions, 6, 500.0, dtype=dtype)
     turned = rotate(x[..., :6], positions, 500.0)
@@ -90,15 +86,26 @@ def test_a_table_for_all_layers_changes_no_bit(monkeypatch, dtype, batched):
         ({"rotary": rotary_table(torch.arange(5), 6, dtype=torch.float64)}, "be in torch.float32"),
     ],
 )
-def test_a_table_of_something_else_is_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        layer()(torch.zeros(1, 5, 12), **{"rotary": rotary_table(torch.arange(5), 6)} | options)
-    with pytest.raises(ValueError, match="rope_theta=None"):
-        layer(rope_theta=None)(torch.zeros(1, 5, 12), rotary=rotary_table(torch.arange(5), 6))
+def test_a_table_of_something_else_is_refused(refuses, options, message):
+    refuses(
+        ValueError,
+        (
+            message,
+            lambda: layer()(
+                torch.zeros(1, 5, 12), **{"rotary": rotary_table(torch.arange(5), 6)} | options
+            ),
+        ),
+        (
+            "rope_theta=None",
+            lambda: layer(rope_theta=None)(
+                torch.zeros(1, 5, 12), rotary=rotary_table(torch.arange(5), 6)
+            ),
+        ),
+    )
 
 
 def test_the_norms_have_the_epsilon_that_is_given():
-    x, results = 1e-3 * draw(1, 4, 12).float(), []
+    x, results = 1e-3 * randn(1, 4, 12).float(), []
     for eps in (1e-6, 1e-2):
         module = layer(qk_norm=True, norm_eps=eps)
         for projection in (module.q_proj, module.k_proj):

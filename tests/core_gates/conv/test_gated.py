@@ -7,10 +7,7 @@ from torch.testing import assert_close
 
 from core_gates.attention.window import DropPath
 from core_gates.conv import GatedConv, PartialConv, SameConv, same_conv
-
-
-def randn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+from tests.core_gates.drawn import randn
 
 
 def plain_conv(x, weight, bias, circular):
@@ -63,9 +60,8 @@ def test_same_conv_starts_like_pytorch():
         ({"kernel_size": 3, "ndim": 4}, "ndim must be 2 or 3"),
     ],
 )
-def test_impossible_kernels_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        SameConv(2, 2, **arguments)
+def test_impossible_kernels_are_refused(refuses, arguments, message):
+    refuses(ValueError, (message, lambda: SameConv(2, 2, **arguments)))
 
 
 def test_misfits_are_refused(refuses):
@@ -104,8 +100,7 @@ def test_an_open_gate_passes_the_observations_and_does_not_read_its_stream():
         F.silu(module.conv_o(o)),
         torch.ones(1, 3, 3, 4, 6).double(),
     )
-    assert_close(module(x, o, g), expected)
-    assert_close(module(x, o, -g), expected)
+    assert_close((module(x, o, g), module(x, o, -g)), (expected, expected))
     assert torch.equal(module.gate_values(x, o, g), expected[2])
 
 
@@ -173,7 +168,7 @@ def test_partial_conv_ignores_whatever_lies_under_its_mask(hidden, mask_channels
     assert results[0][2].any()
 
 
-def test_drop_path_drops_whole_samples_and_keeps_the_mean():
+def test_drop_path_drops_whole_samples_and_keeps_the_mean(refuses):
     torch.manual_seed(0)
     drop = DropPath(0.25)
     y = drop(torch.ones(4000, 2, 3))
@@ -182,5 +177,4 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean():
     assert_close(per_sample.unique(), torch.tensor([0, 4 / 3]))
     assert abs(y.mean() - 1) < 0.03
     assert torch.equal(drop.eval()(y), y)
-    with pytest.raises(ValueError, match=r"\[0, 1\)"):
-        DropPath(1.0)
+    refuses(ValueError, (r"\[0, 1\)", lambda: DropPath(1.0)))

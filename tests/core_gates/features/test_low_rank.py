@@ -7,17 +7,11 @@ from torch.testing import assert_close
 
 from core_gates import GateMonitor, LowRankFeatureGate, SelfGate
 from core_gates.features import LowRankFeatureGates
-
-
-def randomized(module):
-    generator = torch.Generator().manual_seed(0)
-    for p in module.parameters():
-        p.data.copy_(torch.randn(p.shape, generator=generator, dtype=torch.float64))
-    return module
+from tests.core_gates.drawn import filled
 
 
 def test_formula():
-    gate = randomized(LowRankFeatureGate(6, 2, num_maps=3, dtype=torch.float64))
+    gate = filled(LowRankFeatureGate(6, 2, num_maps=3, dtype=torch.float64))
     v = torch.randn(4, 6, dtype=torch.float64)
     mixture = (v @ gate.mixer_weight.mT + gate.mixer_bias).softmax(-1)
     expected = sum(
@@ -37,7 +31,7 @@ def test_it_starts_as_the_identity_exactly(dim, num_maps, num_rows):
 
 def test_factors_stay_between_zero_and_two():
     torch.manual_seed(0)
-    gate = randomized(LowRankFeatureGate(5, 2))
+    gate = filled(LowRankFeatureGate(5, 2))
     factors = gate.factors(torch.randn(100, 5) * 3)
     ulp = torch.finfo(factors.dtype).eps  # by which a vectorized tanh may exceed one
     assert (factors.min() >= -ulp) & (factors.max() <= 2 + ulp)
@@ -45,7 +39,7 @@ def test_factors_stay_between_zero_and_two():
 
 
 def test_gradients():
-    gate = randomized(LowRankFeatureGate(4, 2, dtype=torch.float64))
+    gate = filled(LowRankFeatureGate(4, 2, dtype=torch.float64))
     names, parameters = zip(*gate.named_parameters(), strict=True)
     v = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     call = torch.func.functional_call
@@ -61,7 +55,7 @@ def test_the_rank_of_the_paper():
 
 
 def test_leading_shapes_dtypes_and_the_monitor():
-    gate = randomized(LowRankFeatureGate(4, 2))
+    gate = filled(LowRankFeatureGate(4, 2))
     v = torch.randn(2, 3, 4)
     assert_close(gate(v), gate(v.view(6, 4)).view(2, 3, 4))
     assert gate(v[0, 0]).shape == (4,)
@@ -89,25 +83,23 @@ def test_sizes_are_checked(arguments, message, refuses):
 
 
 @pytest.mark.parametrize("num_experts", [1, 3])
-def test_self_gate(num_experts):
-    gate = randomized(SelfGate(5, num_experts, dtype=torch.float64))
+def test_self_gate(refuses, num_experts):
+    gate = filled(SelfGate(5, num_experts, dtype=torch.float64))
     x, experts = torch.randn(4, 5).double(), torch.randn(4, num_experts, 2).double()
     logits = x @ gate.weight.mT + gate.bias
     weights = logits.softmax(-1) if num_experts > 1 else 1 / (1 + (-logits).exp())
     assert_close(gate(x, experts), (weights.unsqueeze(-1) * experts).sum(1))
     assert_close(gate.gate_values(x, experts), weights)
     assert gate(x.view(2, 2, 5), experts.view(2, 2, num_experts, 2)).shape == (2, 2, 2)
-    with pytest.raises(ValueError, match=r"must be \(4, .\) and their features"):
-        gate(x, experts[:, :0])
+    refuses(ValueError, (r"must be \(4, .\) and their features", lambda: gate(x, experts[:, :0])))
 
 
-def test_sizes_of_a_self_gate_are_checked():
-    with pytest.raises(ValueError, match="num_experts must be at least 1, got 0"):
-        SelfGate(3, 0)
+def test_sizes_of_a_self_gate_are_checked(refuses):
+    refuses(ValueError, ("num_experts must be at least 1, got 0", lambda: SelfGate(3, 0)))
 
 
 def test_stacked_gates_are_single_ones():
-    singles = [randomized(LowRankFeatureGate(6, 2, num_maps=3)) for _ in range(4)]
+    singles = [filled(LowRankFeatureGate(6, 2, num_maps=3)) for _ in range(4)]
     for g, single in enumerate(singles):
         single.up.data.mul_(g + 1)
     stacked = LowRankFeatureGates(6, 4, 2, num_maps=3)
@@ -124,7 +116,7 @@ def test_stacked_gates_are_single_ones():
 
 def test_stacked_gates_of_several_inputs():
     reads = [[1], [0], [0, 2]]
-    stacked = randomized(LowRankFeatureGates(5, 3, 2, reads=reads, dtype=torch.float64))
+    stacked = filled(LowRankFeatureGates(5, 3, 2, reads=reads, dtype=torch.float64))
     assert (stacked.gates, stacked.inputs) == ((0, 1, 2, 2), (1, 0, 0, 2))
     v = torch.randn(7, 3, 5, dtype=torch.float64)
     out = stacked(v)
@@ -139,6 +131,8 @@ def test_stacked_gates_start_as_the_identity_exactly():
     v = torch.randn(300, 40) * 10
     out = LowRankFeatureGates(40, 3, "paper")(v)
     assert torch.equal(out, v.unsqueeze(1).expand(-1, 3, -1))
+    for gates in (LowRankFeatureGate(400, 8), LowRankFeatureGates(400, 3, 8)):
+        assert gates.down.std().item() == pytest.approx(400**-0.5, rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +148,5 @@ def test_stacked_gates_start_as_the_identity_exactly():
         ),
     ],
 )
-def test_stacked_gates_check_what_they_get(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
+def test_stacked_gates_check_what_they_get(refuses, call, message):
+    refuses(ValueError, (message, lambda: call()))

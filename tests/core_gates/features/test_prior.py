@@ -17,8 +17,7 @@ def test_formula():
     x, prior = drawn(4, 2, 5), drawn(4, 2, 3)
     hidden = (torch.cat([prior, x], -1) @ gate.hidden_weight.mT + gate.hidden_bias).relu()
     factor = 2 / (1 + (-(hidden @ gate.weight.mT + gate.bias)).exp())
-    assert_close(gate(x, prior), x * factor)
-    assert_close(gate.gate_values(x, prior), factor / 2)
+    assert_close((gate(x, prior), gate.gate_values(x, prior)), (x * factor, factor / 2))
 
 
 def test_it_starts_as_the_identity_exactly():

@@ -6,19 +6,17 @@ from torch.autograd import gradcheck
 from torch.testing import assert_close
 
 from core_gates.features.prior import TransferGate
+from tests.core_gates.drawn import filled, randn
 
 
 def drawn(*shape):
-    generator = torch.Generator().manual_seed(len(shape))
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
+    return randn(*shape, seed=len(shape))
 
 
 @pytest.fixture
 def gate():
     gate = TransferGate(5, 3, dtype=torch.float64)
-    for parameter in gate.parameters():
-        parameter.data.copy_(drawn(*parameter.shape))
-    return gate
+    return filled(gate)
 
 
 def test_formula(gate):
@@ -32,8 +30,7 @@ def test_formula(gate):
         values.append(third)
     weights = torch.stack(scores, -1).softmax(-1)
     expected = weights[..., :1] * values[0] + weights[..., 1:] * values[1]
-    assert_close(gate(p, q), expected)
-    assert_close(gate.weights(p, q), weights)
+    assert_close((gate(p, q), gate.weights(p, q)), (expected, weights))
     assert_close(gate.gate_values(p, q), weights[..., 0])
 
 

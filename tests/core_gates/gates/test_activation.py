@@ -5,22 +5,19 @@ import torch
 from torch.testing import assert_close
 
 from core_gates import ActivationGate, TemperatureSchedule, update_gates
+from tests.core_gates.drawn import randn
 
 DIM, EXPERTS = 3, 4
 
 
 def build(**options):
     gate = ActivationGate(DIM, EXPERTS, dtype=torch.float64, **options)
-    generator = torch.Generator().manual_seed(1)
-    for parameter in (gate.weight, gate.bias):
-        values = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-        parameter.data.copy_(values)
+    gate.weight.data, gate.bias.data = randn(EXPERTS, DIM), randn(EXPERTS, seed=1)
     return gate
 
 
 def positions(*shape):
-    generator = torch.Generator().manual_seed(2)
-    return torch.randn(*shape, DIM, generator=generator, dtype=torch.float64)
+    return randn(*shape, DIM, seed=2)
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,13 @@ from torch.testing import assert_close
 
 from core_gates.gates.base_layer import BaseLayerGate
 from core_gates.routing.assignment import solve_exactly
-from tests.core_gates.gates.drawn import identity_gate
+from tests.core_gates.drawn import identity_gate
 
 
 def skewed(*leading, num_experts):
-    generator = torch.Generator().manual_seed(0)
-    scores = torch.randn(*leading, num_experts, generator=generator, dtype=torch.float64)
+    scores = torch.randn(
+        *leading, num_experts, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     return scores + torch.linspace(0, 3, num_experts)
 
 

@@ -6,6 +6,7 @@ from torch.testing import assert_close
 
 from core_gates.gates import comet
 from core_gates.gates.comet import CometGate, leaf_numbers, leaf_probabilities
+from tests.core_gates.drawn import filled, randn
 
 GOLDEN = [
     "comet_n4_k2_g1_identity",
@@ -19,18 +20,12 @@ DIM = 6
 
 
 def positions(*shape, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(2)
-    return torch.randn(*shape, DIM, generator=generator, dtype=torch.float64).to(dtype)
+    return randn(*shape, DIM, seed=2, dtype=dtype)
 
 
 def build(num_experts=5, scale=1.0, dtype=torch.float64, **options):
     """Return a gate whose branches are partly closed."""
-    gate = CometGate(DIM, num_experts, dtype=dtype, **options)
-    generator = torch.Generator().manual_seed(1)
-    for parameter in gate.parameters():
-        values = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-        parameter.data.copy_(scale * values)
-    return gate
+    return filled(CometGate(DIM, num_experts, dtype=dtype, **options), scale=scale)
 
 
 def depth_first(node, num_leaves):
@@ -80,8 +75,9 @@ def test_golden_values_and_gradients(golden, name):
 def test_experts_are_the_leaves_from_left_to_right(num_experts):
     order = depth_first(0, num_experts)
     assert leaf_numbers(torch.tensor(order), num_experts).tolist() == list(range(num_experts))
-    generator = torch.Generator().manual_seed(0)
-    left = torch.rand(num_experts - 1, generator=generator, dtype=torch.float64)
+    left = torch.rand(
+        num_experts - 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     expected = []
     for node in order:
         probability = 1.0
@@ -102,8 +98,7 @@ def test_weights_are_probabilities_tilted_by_scores():
     scores = torch.einsum("td,jed->tje", x, gate.leaf_weight) + gate.leaf_bias
     expected = torch.where(leaves > 0, (leaves + 1e-8) * scores.exp(), 0)
     expected = expected / expected.sum((-2, -1), keepdim=True)
-    assert_close(gate.selectors(x), expected)
-    assert_close(gate(x).weights, expected.sum(-2))
+    assert_close((gate.selectors(x), gate(x).weights), (expected, expected.sum(-2)))
     entropy = -(leaves * (leaves + 1e-6).log()).sum((-2, -1)).mean()
     assert_close(gate(x).aux["entropy"], entropy)
 
@@ -214,8 +209,7 @@ def test_open_branches_under_autocast_and_without_positions():
         assert_close(half(x.bfloat16()).weights, half.float()(x.bfloat16().float()).weights)
         for shape in ((0,), (2, 0)):
             empty = gate(torch.zeros(*shape, DIM))
-            assert empty.weights.shape == (*shape, 9)
-            assert empty.aux["entropy"] == 0
+            assert (empty.weights.shape, empty.aux["entropy"]) == ((*shape, 9), 0)
         ignored = gate(x[:2], padding_mask=torch.ones(2, dtype=torch.bool))
         assert not ignored.weights.any()
         assert ignored.aux["entropy"] == 0
@@ -251,6 +245,5 @@ def test_start(node_bias):
     gate = CometGate(200, 9, k=3, gamma=5.0, node_bias=node_bias)
     assert 0.045 < gate.node_weight.abs().max() <= 0.05
     assert 0.045 < gate.leaf_weight.abs().max() <= 0.05
-    assert (gate.node_bias is None) == (not node_bias)
-    assert gate.leaf_bias.any() == node_bias
+    assert (gate.node_bias is None, gate.leaf_bias.any()) == (not node_bias, node_bias)
     assert (gate(torch.randn(50, 200)).weights > 0).all()

@@ -17,6 +17,7 @@ from core_gates import (
     SoftMoEGate,
     StackedExperts,
 )
+from tests.core_gates.drawn import filled, randn
 
 DIM, EXPERTS = 6, 5
 GATES = {
@@ -31,20 +32,13 @@ GATES = {
 @pytest.fixture(params=GATES)
 def make(request):
     def build(**options):
-        gate = GATES[request.param](**options)
-        if options.get("device") != "meta":
-            generator = torch.Generator().manual_seed(1)
-            for parameter in gate.parameters():
-                values = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-                parameter.data.copy_(values)
-        return gate
+        return filled(GATES[request.param](**options))
 
     return build
 
 
 def positions(*shape, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(2)
-    return torch.randn(*shape, DIM, generator=generator, dtype=torch.float64).to(dtype)
+    return randn(*shape, DIM, seed=2, dtype=dtype)
 
 
 def floats(routing):

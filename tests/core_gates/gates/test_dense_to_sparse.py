@@ -41,8 +41,7 @@ def positions(*shape):
 
 
 def gumbel(*shape):
-    generator = torch.Generator().manual_seed(3)
-    uniform = torch.rand(shape, generator=generator, dtype=torch.float64)
+    uniform = torch.rand(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     return -(-uniform.log()).log()
 
 
@@ -73,8 +72,9 @@ def test_golden_gates_and_gradients(golden, name):
 
 @given(st.integers(0, 10**6))
 def test_cold_is_top_1_of_the_noisy_logits(seed):
-    generator = torch.Generator().manual_seed(seed)
-    logits, noise = torch.randn(2, 4, EXPERTS, generator=generator, dtype=torch.float64)
+    logits, noise = torch.randn(
+        2, 4, EXPERTS, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     gap = (logits + noise).topk(2).values
     logits = logits[gap[:, 0] - gap[:, 1] > 1e-3]
     noise = noise[gap[:, 0] - gap[:, 1] > 1e-3]

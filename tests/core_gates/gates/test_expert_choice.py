@@ -3,7 +3,7 @@ import torch
 from torch.testing import assert_close
 
 from core_gates.gates.expert_choice import ExpertChoiceGate
-from tests.core_gates.gates.drawn import identity_gate, scores
+from tests.core_gates.drawn import identity_gate, randn
 
 
 @pytest.mark.parametrize("name", ["standard_T24_E6_k2", "standard_T32_E8_k3"])
@@ -21,9 +21,9 @@ def test_golden_choices_and_weights(golden, name):
 
 
 def test_gradient_is_that_of_the_softmax_where_an_expert_took_the_position():
-    gate, x = identity_gate(ExpertChoiceGate, 4, capacity_factor=1.0), scores(8, 4).requires_grad_()
+    gate, x = identity_gate(ExpertChoiceGate, 4, capacity_factor=1.0), randn(8, 4).requires_grad_()
     routing = gate(x)
-    cotangent = scores(8, 4)
+    cotangent = randn(8, 4)
     chosen = routing.weights.detach() != 0
     found = torch.autograd.grad((routing.weights * cotangent).sum(), x)[0]
     p = x.detach().softmax(-1)
@@ -37,7 +37,7 @@ def test_gradient_is_that_of_the_softmax_where_an_expert_took_the_position():
 def test_capacity_rules(rule, load):
     factor = 1.0 if rule == "per_token" else 2.0
     gate = identity_gate(ExpertChoiceGate, 4, capacity_factor=factor, capacity_rule=rule)
-    x = scores(11, 4)[: 10 if rule == "per_token" else 11]
+    x = randn(11, 4)[: 10 if rule == "per_token" else 11]
     assert gate(x).chosen().sum(0).tolist() == [load] * 4
     padded = torch.cat([x, x[:3]])
     mask = torch.arange(len(padded)) >= len(x)
@@ -55,7 +55,7 @@ def test_equal_scores_go_to_the_first_position():
 def test_groups_choose_for_themselves():
     gate, x = (
         identity_gate(ExpertChoiceGate, 3, group_dim=1, capacity_factor=1.0),
-        scores(2, 6, 5, 3),
+        randn(2, 6, 5, 3),
     )
     weights = gate(x).weights
     for b in range(2):
@@ -81,7 +81,7 @@ def test_training_and_evaluation_have_capacities_of_their_own():
 
 @pytest.mark.parametrize("padding_in_capacity", [False, True])
 def test_capacity_excludes_padding_by_default(padding_in_capacity):
-    x, mask = scores(2, 6, 3), torch.tensor([[False] * 6, [False, False] + [True] * 4])
+    x, mask = randn(2, 6, 3), torch.tensor([[False] * 6, [False, False] + [True] * 4])
     gate = identity_gate(
         ExpertChoiceGate,
         3,

@@ -32,6 +32,7 @@ from core_gates import (
     update_gates,
 )
 from core_gates.routing import PermutationSearch
+from tests.core_gates.drawn import filled, randn
 
 DIM, EXPERTS = 6, 5
 SEARCH = PermutationSearch(6, start=0.1, end=0.01)
@@ -77,12 +78,7 @@ INDEPENDENT = (HardConcreteGate, ReMoEGate)  # every expert has its own weight
 @pytest.fixture(params=GATES)
 def make(request):
     def build(**options):
-        gate = GATES[request.param](**options)
-        if not any(p.is_meta for p in gate.parameters()):
-            generator = torch.Generator().manual_seed(1)
-            for parameter in gate.parameters():
-                values = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-                parameter.data.copy_(values)
+        gate = filled(GATES[request.param](**options))
         torch.manual_seed(0)  # for gates that draw noise
         return gate
 
@@ -90,8 +86,7 @@ def make(request):
 
 
 def positions(*shape, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(2)
-    return torch.randn(*shape, DIM, generator=generator, dtype=torch.float64).to(dtype)
+    return randn(*shape, DIM, seed=2, dtype=dtype)
 
 
 def differentiable(routing):

@@ -3,7 +3,7 @@ import torch
 from torch.testing import assert_close
 
 from core_gates.gates.gshard import GShardGate
-from tests.core_gates.gates.drawn import identity_gate
+from tests.core_gates.drawn import identity_gate
 
 GOLDEN = ["top2_capacity_T24_E6_all_bpr_normbefore", "top2_capacity_T24_E6_all_mask"]
 
@@ -26,8 +26,7 @@ def test_golden_weights_capacity_loss_and_gradients(golden, name):
     weights, balance = routing.to_dense().weights, routing.aux["balance"]
     kept = routing._replace(weights=torch.ones_like(routing.weights)).to_dense().weights != 0
     assert torch.equal(kept, g["slot"] >= 0)
-    assert_close(weights, g["gate"], rtol=0, atol=1e-10)
-    assert_close(balance, g["l_aux"], rtol=0, atol=1e-10)
+    assert_close((weights, balance), (g["gate"], g["l_aux"]), rtol=0, atol=1e-10)
     of_gate = torch.autograd.grad((weights * g["cotangent"]).sum(), logits, retain_graph=True)[0]
     assert_close(of_gate, g["grad_logits_gate"], rtol=0, atol=1e-10)
     assert_close(torch.autograd.grad(balance, logits)[0], g["grad_logits_aux"], rtol=0, atol=1e-10)

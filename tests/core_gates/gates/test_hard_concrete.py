@@ -4,7 +4,7 @@ from torch.autograd import gradcheck
 from torch.testing import assert_close
 
 from core_gates import HardConcreteGate, l0_loss
-from tests.core_gates.gates.drawn import identity_gate
+from tests.core_gates.drawn import identity_gate
 
 GOLDEN = ["standard_T24_E6_k2", "standard_T32_E8_k3"]
 
@@ -15,8 +15,7 @@ def test_golden_weights_and_l0(golden, name):
     options = {key: float(g[f"hc_{key}"]) for key in ("beta", "gamma", "zeta")}
     gate = identity_gate(HardConcreteGate, g["logits"].shape[1], **options)
     routing = gate(g["logits"], noise=g["hc_uniform"])
-    assert_close(routing.weights, g["hc_train"], rtol=0, atol=1e-10)
-    assert_close(routing.probs, g["hc_l0"], rtol=0, atol=1e-10)
+    assert_close((routing.weights, routing.probs), (g["hc_train"], g["hc_l0"]), rtol=0, atol=1e-10)
     assert_close(routing.aux["l0"], g["hc_l0"].sum(-1).mean(), rtol=0, atol=1e-10)
     assert_close(gate.eval()(g["logits"]).weights, g["hc_eval"], rtol=0, atol=1e-10)
 
@@ -64,6 +63,5 @@ def test_l0_excludes_padding_unless_told():
     alone, together = (identity_gate(HardConcreteGate, 2)(part).aux["l0"] for part in (x[:1], x))
     assert_close(identity_gate(HardConcreteGate, 2)(x, padding_mask=mask).aux["l0"], alone)
     counted = identity_gate(HardConcreteGate, 2, padding_in_loss=True)(x, padding_mask=mask)
-    assert_close(counted.aux["l0"], together)
-    assert_close(l0_loss(counted), together)
+    assert_close((counted.aux["l0"], l0_loss(counted)), (together, together))
     assert together > alone

@@ -125,6 +125,5 @@ def test_ids_at_ignored_positions_may_be_anything():
         (torch.tensor([0]), r"ids \(1,\) must have the shape \(2,\) of the tokens"),
     ],
 )
-def test_ids_are_checked(ids, message):
-    with pytest.raises(ValueError, match=message):
-        HashGate(3, 5, num_ids=4)(torch.zeros(2, 3), ids=ids)
+def test_ids_are_checked(refuses, ids, message):
+    refuses(ValueError, (message, lambda: HashGate(3, 5, num_ids=4)(torch.zeros(2, 3), ids=ids)))

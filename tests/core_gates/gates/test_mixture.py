@@ -15,6 +15,7 @@ from core_gates import (
     collect_routing,
     kernels,
 )
+from tests.core_gates.drawn import filled
 
 DIM, FEATURES = 6, 4
 # Two tasks with one expert each, a category expert, two shared experts.
@@ -28,16 +29,9 @@ def batch(num_experts, *leading, dtype=torch.float64):
     return x, torch.randn(*leading, num_experts, FEATURES, generator=generator, dtype=dtype)
 
 
-def randomized(mixture):
-    generator = torch.Generator().manual_seed(4)
-    for p in mixture.parameters():
-        p.data.copy_(torch.randn(p.shape, generator=generator, dtype=torch.float64))
-    return mixture
-
-
 @pytest.fixture
 def home():
-    return randomized(MaskedMixture(DIM, MASK, self_mask=OWN, dtype=torch.float64))
+    return filled(MaskedMixture(DIM, MASK, self_mask=OWN, dtype=torch.float64))
 
 
 def test_rows_of_the_weight_follow_the_masks(home):
@@ -88,7 +82,7 @@ def test_without_self_gates_and_mask_it_is_mmoe():
     mixture.load_state_dict(
         {
             "weight": torch.cat([g.weight for g in gates]),
-            "bias": torch.cat([randomized(g).bias for g in gates]),
+            "bias": torch.cat([filled(g).bias for g in gates]),
         }
     )
     mixture.weight.data.copy_(torch.cat([g.weight for g in gates]))
@@ -98,7 +92,7 @@ def test_without_self_gates_and_mask_it_is_mmoe():
 def test_cgc_from_any_gates_equals_the_masked_mixture():
     x, experts = batch(5, 7)
     gates = [
-        randomized(SoftmaxGate(DIM, int(row.sum()), bias=True, dtype=torch.float64)) for row in MASK
+        filled(SoftmaxGate(DIM, int(row.sum()), bias=True, dtype=torch.float64)) for row in MASK
     ]
     cgc = MaskedMixture(DIM, MASK, dtype=torch.float64)
     cgc.weight.data.copy_(torch.cat([g.weight for g in gates]))
@@ -214,8 +208,7 @@ def test_free_weights_of_the_residual_path():
     gates.load_state_dict({"weight": mixture.weight, "bias": mixture.bias})
     x, experts = batch(5, 7)
     residual = (mixture(x, experts) - gates(x, experts)).unbind(1)
-    assert_close(residual[0], experts[:, 0])
-    assert_close(residual[1], experts[:, 1])
+    assert_close((residual[0], residual[1]), (experts[:, 0], experts[:, 1]))
     first, second = mixture.self_weight
     assert_close(residual[2], first * experts[:, 3] + second * experts[:, 4])
     assert_close(mixture.weights(x) @ experts, mixture(x, experts))
@@ -239,12 +232,13 @@ SPARSE = torch.tensor([[1, 0, 0, 0, 1], [0, 1, 0, 0, 1], [0, 0, 0, 1, 0]], dtype
 @pytest.mark.parametrize("own", [OWN, None], ids=["self gates", "plain"])
 @pytest.mark.parametrize("mask", [SPARSE, MASK, DENSE], ids=["sparse", "groups", "dense"])
 def test_float32_is_computed_another_way_with_the_same_results(mask, own, mode, cpp):
-    exact = randomized(MaskedMixture(DIM, mask, self_mask=own, dtype=torch.float64))
+    exact = filled(MaskedMixture(DIM, mask, self_mask=own, dtype=torch.float64))
     mine = MaskedMixture(DIM, mask, self_mask=own)
     mine.load_state_dict(exact.state_dict())
     x, experts = batch(5, 9)
-    generator = torch.Generator().manual_seed(5)
-    weights = torch.randn(9, 3, FEATURES, generator=generator, dtype=torch.float64)
+    weights = torch.randn(
+        9, 3, FEATURES, generator=torch.Generator().manual_seed(5), dtype=torch.float64
+    )
     results = []
     for mixture, dtype in ((exact, torch.float64), (mine, torch.float32)):
         inputs = [t.to(dtype).requires_grad_() for t in (x, experts)]
@@ -279,6 +273,5 @@ def test_float32_is_computed_another_way_with_the_same_results(mask, own, mode, 
         ),
     ],
 )
-def test_arguments_are_checked(build, message):
-    with pytest.raises(ValueError, match=message):
-        build()
+def test_arguments_are_checked(refuses, build, message):
+    refuses(ValueError, (message, lambda: build()))

@@ -32,8 +32,7 @@ def test_golden_weights_importance_and_load(golden, name):
     assert_close(weights.sum(0), g["noisy_importance"], rtol=0, atol=1e-10)
     importance, load = variation(g["noisy_importance"]), variation(g["noisy_topk_load"])
     assert_close(routing.aux["importance"], importance, rtol=0, atol=1e-10)
-    assert_close(routing.aux["load"], load, rtol=0, atol=1e-10)
-    assert_close(routing.logits, g["logits"], rtol=0, atol=1e-10)
+    assert_close((routing.aux["load"], routing.logits), (load, g["logits"]), rtol=0, atol=1e-10)
 
 
 def test_load_is_the_probability_to_be_kept_by_another_draw(golden):

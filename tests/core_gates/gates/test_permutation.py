@@ -27,6 +27,7 @@ from core_gates.routing.assignment import (
     sinkhorn,
     sinkhorn_in_one_op,
 )
+from tests.core_gates.drawn import filled
 
 DIM, EXPERTS = 6, 5
 SEARCH = PermutationSearch(6)
@@ -34,6 +35,7 @@ GATES = {
     "softmax": lambda: SoftmaxGate(DIM, EXPERTS),
     "top-k": lambda: TopKGate(DIM, EXPERTS, k=2),
     "top-k of all": lambda: TopKGate(DIM, EXPERTS, k=3, renormalize=False),
+    "scaled sigmoid": lambda: SigmoidGate(DIM, EXPERTS, k=2, scale=2.5),
     "comet": lambda: CometGate(DIM, EXPERTS, k=2),
     "dselect-k": lambda: DSelectKGate(DIM, EXPERTS, k=2, gamma=4.0),
     "hash": lambda: HashGate(DIM, EXPERTS, num_ids=50),
@@ -62,10 +64,7 @@ def ids(*shape):
 def permuted(gate, num_steps=6, step=0, **options):
     """Return a permuted gate with seeded parameters after some updates."""
     wrapped = PermutedGate(gate, search=PermutationSearch(num_steps, **options))
-    generator = torch.Generator().manual_seed(1)
-    for name, parameter in wrapped.named_parameters():
-        scale = 0.05 if name == "permutation_logits" else 1.0
-        parameter.data.copy_(scale * torch.randn(parameter.shape, generator=generator))
+    filled(wrapped, permutation_logits=0.05)
     for _ in range(step):
         wrapped.update()
     return wrapped
@@ -156,12 +155,10 @@ def test_schedule_of_the_search():
 
 
 def test_sinkhorn_balances_and_assignment_is_the_best():
-    generator = torch.Generator().manual_seed(0)
-    scores = torch.randn(3, 4, 4, generator=generator, dtype=torch.float64)
+    scores = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     balanced = sinkhorn(scores, 100)
     ones = torch.ones(3, 4, dtype=torch.float64)
-    assert_close(balanced.sum(-1), ones)
-    assert_close(balanced.sum(-2), ones)
+    assert_close((balanced.sum(-1), balanced.sum(-2)), (ones, ones))
     scaled = balanced.log() - scores  # differs by one number per row and one per column
     mixed = scaled[:, 1:, 1:] - scaled[:, :1, 1:] - scaled[:, 1:, :1] + scaled[:, :1, :1]
     assert_close(mixed, torch.zeros_like(mixed))
@@ -189,9 +186,10 @@ def test_any_gate_is_searched_densely_and_then_permuted(name):
     torch.manual_seed(0)
     relaxed = gate(x, ids=numbers)
     torch.manual_seed(0)
-    mixed = inner(x, ids=numbers).to_dense(EXPERTS).weights @ gate.relaxed()[0]
+    dense = inner(x, ids=numbers).to_dense(EXPERTS).weights
+    mixed = dense @ gate.relaxed()[0]
     if gate.renormalize:
-        mixed = mixed / mixed.sum(-1, keepdim=True)
+        mixed = mixed * dense.sum(-1, keepdim=True) / mixed.sum(-1, keepdim=True)
     assert relaxed.indices is None
     assert_close(relaxed.weights, mixed)
     relaxed.weights.square().sum().backward()
@@ -213,6 +211,15 @@ def test_any_gate_is_searched_densely_and_then_permuted(name):
     for key, loss in (plain.aux or {}).items():
         assert_close(routing.aux[key], loss)
     assert routing.aux["permutation_entropy"] == 0
+
+
+def test_the_noise_of_a_search_is_gumbel():
+    gate = permuted(TopKGate(DIM, EXPERTS), noise=2.0)
+    torch.manual_seed(0)
+    noisy = gate.relaxed(noisy=True)
+    torch.manual_seed(0)
+    gate.permutation_logits.data -= 2.0 * torch.empty(1, EXPERTS, EXPERTS).exponential_().log()
+    assert_close(gate.relaxed(), noisy)
 
 
 def test_one_permutation_per_tree():
@@ -442,6 +449,5 @@ def test_traits_of_the_gate_are_kept():
         ({"end": 0.0}, "end must be positive, got 0.0"),
     ],
 )
-def test_errors(options, message):
-    with pytest.raises(ValueError, match=message):
-        PermutationSearch(**({"num_steps": 5} | options))
+def test_errors(refuses, options, message):
+    refuses(ValueError, (message, lambda: PermutationSearch(**({"num_steps": 5} | options))))

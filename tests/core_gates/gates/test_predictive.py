@@ -222,8 +222,7 @@ def test_recall_is_as_exact_as_the_gates():
     assert prediction_recall(predicted, predicted).dtype == torch.float32
     for pair in ((predicted, actual), (actual, predicted)):
         recall = prediction_recall(*pair)
-        assert recall.dtype == torch.float64
-        assert recall.item() == 1 / 3
+        assert (recall.dtype, recall.item()) == (torch.float64, 1 / 3)
 
 
 def test_padding_is_not_fetched():
@@ -239,16 +238,14 @@ def test_padding_is_not_fetched():
 def test_popular_experts_come_first_and_ties_by_number():
     routing = RoutingOutput(torch.ones(3, 1, 2), torch.tensor([[[2, 4]], [[4, 1]], [[0, 4]]]))
     order, counts = fetch_order(routing, 5)
-    assert order.tolist() == [4, 0, 1, 2, 3]
-    assert counts.tolist() == [3, 1, 1, 1, 0]
+    assert (order.tolist(), counts.tolist()) == ([4, 0, 1, 2, 3], [3, 1, 1, 1, 0])
 
 
 @pytest.mark.parametrize("leading", [(), (0,), (1,), (2, 3)])
 def test_shapes(leading):
     (gate,) = random_gates(1)
     predicted = CrossLayerPredictor(gate, width=3)(positions(*leading))
-    assert predicted.indices.shape == (*leading, 3)
-    assert fetch_order(predicted)[0].shape == (EXPERTS,)
+    assert (predicted.indices.shape, fetch_order(predicted)[0].shape) == ((*leading, 3), (EXPERTS,))
     assert (
         prediction_recall(predicted, gate(positions(*leading))).tolist()
         == torch.ones(leading).tolist()

@@ -4,7 +4,7 @@ from torch import distributed as dist
 from torch.testing import assert_close
 
 from core_gates import ReMoEGate, update_gates
-from tests.core_gates.gates.drawn import identity_gate
+from tests.core_gates.drawn import identity_gate
 
 GOLDEN = ["standard_T24_E6_k2", "standard_T32_E8_k3"]
 

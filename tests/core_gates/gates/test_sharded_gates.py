@@ -71,8 +71,7 @@ def trained(name, wrap):
 def test_every_gate_trains_as_in_a_plain_layer(gate, wrap):
     gradients, state = trained(gate, wrap)
     expected, expected_state = trained(gate, lambda layer: layer)
-    assert_close(gradients, expected)
-    assert_close(state, expected_state)
+    assert_close((gradients, state), (expected, expected_state))
 
 
 @pytest.mark.fault("core S9")
@@ -87,8 +86,7 @@ def test_learned_temperatures_are_scalars_sharded_or_not():
     for make in (CosineGate, partial(ActivationGate, learn_tau=True)):
         gate = make(8, 5)
         expected = gate.tau
-        assert expected.shape == ()
-        assert gate.log_tau.shape == (1,)
+        assert (expected.shape, gate.log_tau.shape) == ((), (1,))
         assert_close(shard(gate).tau, expected)
 
 

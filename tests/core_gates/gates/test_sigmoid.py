@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from core_gates import SigmoidGate, balance_loss, update_gates
 from core_gates.routing import count_routed
-from tests.core_gates.gates.drawn import identity_gate
+from tests.core_gates.drawn import identity_gate
 
 GOLDEN = ["standard_T24_E6_k2", "standard_T32_E8_k3"]
 

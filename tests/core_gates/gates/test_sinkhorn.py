@@ -3,15 +3,15 @@ import torch
 from torch.testing import assert_close
 
 from core_gates.gates.sinkhorn import SinkhornGate, sinkhorn_prices
-from tests.core_gates.gates.drawn import identity_gate, scores
+from tests.core_gates.drawn import identity_gate, randn
 
 
 def skewed(num_tokens, num_experts):
-    return scores(num_tokens, num_experts) + torch.linspace(0, 2, num_experts)
+    return randn(num_tokens, num_experts) + torch.linspace(0, 2, num_experts)
 
 
 def test_prices_balance_the_plan():
-    values = scores(3, 40, 5) + torch.linspace(0, 2, 5)
+    values = randn(3, 40, 5) + torch.linspace(0, 2, 5)
     plan = (values - sinkhorn_prices(values, 200)).softmax(-1)
     assert_close(plan.sum(1), torch.full((3, 5), 8.0, dtype=torch.float64))
 
@@ -29,14 +29,14 @@ def test_prices_follow_the_scaling_of_the_matrix_itself():
 
 def test_prices_of_experts_that_differ_by_a_constant_are_that_constant():
     shift = torch.tensor([0.0, 3.0, -1.0], dtype=torch.float64)
-    values = scores(5, 1).expand(5, 3) + shift
+    values = randn(5, 1).expand(5, 3) + shift
     assert_close(sinkhorn_prices(values[None], 1)[0, 0].diff(), shift.diff())
 
 
 def test_large_scores_and_empty_groups_stay_finite():
-    assert sinkhorn_prices(1e4 * scores(1, 6, 3), 20).isfinite().all()
-    assert sinkhorn_prices(scores(2, 0, 3), 20).tolist() == [[[0.0] * 3]] * 2
-    assert not sinkhorn_prices(scores(1, 6, 3), 20, torch.ones(1, 6, 1, dtype=torch.bool)).any()
+    assert sinkhorn_prices(1e4 * randn(1, 6, 3), 20).isfinite().all()
+    assert sinkhorn_prices(randn(2, 0, 3), 20).tolist() == [[[0.0] * 3]] * 2
+    assert not sinkhorn_prices(randn(1, 6, 3), 20, torch.ones(1, 6, 1, dtype=torch.bool)).any()
 
 
 def test_training_spreads_the_load_and_evaluation_takes_the_best():

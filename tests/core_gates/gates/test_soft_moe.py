@@ -28,6 +28,7 @@ def test_golden_weights_and_slots(golden, name):
     assert routing.dispatch.shape == (len(g["softmoe_x"]), total // num_slots, num_slots)
     assert_close(routing.dispatch.flatten(1), g["softmoe_dispatch"], rtol=0, atol=1e-10)
     assert_close(routing.weights.flatten(1), g["softmoe_combine"], rtol=0, atol=1e-10)
+    assert_close(routing.probs, routing.weights.sum(-1))
     inputs = routing.dispatch.flatten(1).T @ g["softmoe_x"]
     assert_close(inputs, g["softmoe_slot_inputs"], rtol=0, atol=1e-10)
 
@@ -35,6 +36,14 @@ def test_golden_weights_and_slots(golden, name):
 def test_length_of_the_input_hardly_matters():
     gate, x = make(), positions(7, 5)
     assert_close(gate(100 * x).dispatch, gate(x).dispatch, rtol=1e-5, atol=1e-6)
+
+
+def test_padding_is_as_if_it_were_not_there():
+    gate, x, mask = make(), positions(2, 6, 5), torch.arange(12).view(2, 6) > 3
+    routing = gate(x.masked_fill(mask.unsqueeze(-1), torch.nan), padding_mask=mask)
+    alone = gate(x[0, :4])
+    assert_close((routing.dispatch[0, :4], routing.weights[0, :4]), (alone.dispatch, alone.weights))
+    assert not torch.cat([routing.dispatch, routing.weights])[mask.repeat(2, 1)].any()
 
 
 def test_equal_experts_receive_and_return_the_mean():

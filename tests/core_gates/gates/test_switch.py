@@ -3,7 +3,7 @@ import torch
 from torch.testing import assert_close
 
 from core_gates import SwitchGate, balance_loss
-from tests.core_gates.gates.drawn import identity_gate
+from tests.core_gates.drawn import identity_gate
 
 STANDARD = ["standard_T24_E6_k2", "standard_T32_E8_k3"]
 
@@ -58,8 +58,7 @@ def test_golden_capacity_and_gradients(golden, name):
     routing = gate(logits)
     weights, balance = routing.to_dense().weights, balance_loss(routing)
     assert_slots(routing, g["slot"])
-    assert_close(weights, g["gate"], rtol=0, atol=1e-10)
-    assert_close(balance, g["l_aux"], rtol=0, atol=1e-10)
+    assert_close((weights, balance), (g["gate"], g["l_aux"]), rtol=0, atol=1e-10)
     of_gate = torch.autograd.grad((weights * g["cotangent"]).sum(), logits, retain_graph=True)[0]
     assert_close(of_gate, g["grad_logits_gate"], rtol=0, atol=1e-10)
     of_loss = torch.autograd.grad(balance, logits)[0]
@@ -71,8 +70,7 @@ def test_capacity_depends_on_the_mode():
         identity_gate(SwitchGate, 4, jitter=0),
         torch.eye(4, dtype=torch.float64)[:1].expand(16, 4),
     )
-    assert gate(x).kept.sum() == 5
-    assert gate.eval()(x).kept.sum() == 8
+    assert (gate(x).kept.sum(), gate.eval()(x).kept.sum()) == (5, 8)
     unlimited = identity_gate(
         SwitchGate, 4, jitter=0, capacity_factor=None, eval_capacity_factor=None
     )

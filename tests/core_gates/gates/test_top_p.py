@@ -17,8 +17,9 @@ def logits_of(*probs):
 
 @given(st.integers(1, 7), st.floats(0.01, 1), st.integers(0, 500))
 def test_top_p_is_the_smallest_set_that_reaches_p(num_experts, p, seed):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randint(-2, 3, (5, num_experts), generator=generator).double()  # with ties
+    x = torch.randint(
+        -2, 3, (5, num_experts), generator=torch.Generator().manual_seed(seed)
+    ).double()  # with ties
     routing = identity(TopPGate(num_experts, num_experts, p=p, dtype=torch.float64))(x)
     for weights, probs in zip(routing.weights, routing.probs, strict=True):
         order = sorted(range(num_experts), key=lambda e: -probs[e])

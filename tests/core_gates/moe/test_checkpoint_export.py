@@ -183,6 +183,5 @@ def test_ranks_export_the_experts_that_they_hold(ranks):
         (lambda: StackedExperts(2, 3, 4, bias=True), "qwen3_moe", "experts without biases"),
     ],
 )
-def test_what_cannot_be_exported(model, layout, message):
-    with pytest.raises(GatesError, match=message):
-        export_state_dict(model(), layout)
+def test_what_cannot_be_exported(refuses, model, layout, message):
+    refuses(GatesError, (message, lambda: export_state_dict(model(), layout)))

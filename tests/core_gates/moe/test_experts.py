@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 from core_gates import GatesError, StackedExperts
 from core_gates.moe import GatedMlp
+from tests.core_gates.drawn import filled, randn
 
 EXPERTS, DIM, HIDDEN = 4, 6, 10
 
@@ -27,8 +28,7 @@ def test_formula(gated):
     experts = StackedExperts(EXPERTS, DIM, HIDDEN, gated=gated)
     x = torch.randn(2, 3, DIM)
     expected = torch.stack([naive(experts, x, e) for e in range(EXPERTS)], -2)
-    assert_close(experts.dense(x), expected)
-    assert_close(experts.single(x, 2), expected[..., 2, :])
+    assert_close((experts.dense(x), experts.single(x, 2)), (expected, expected[..., 2, :]))
     assert_close(experts.batched(x[0].expand(EXPERTS, -1, -1)), expected[0].transpose(0, 1))
     rows, counts = x.flatten(0, 1), torch.tensor([3, 0, 2, 0])
     out = experts.run(rows, counts)
@@ -42,9 +42,8 @@ def test_formula(gated):
 @pytest.mark.parametrize("gated", [True, False])
 def test_all_methods_agree_with_biases(gated, weight_first):
     experts = StackedExperts(EXPERTS, DIM, HIDDEN, gated=gated, bias=True, activation="gelu_tanh")
-    for parameter in experts.parameters():
-        nn.init.normal_(parameter)
-    x = torch.randn(5, DIM)
+    filled(experts.double())
+    x = randn(5, DIM)
     expected = experts.dense(x)
     for e in range(EXPERTS):
         assert_close(experts.single(x, e), expected[:, e])
@@ -119,9 +118,8 @@ def test_copies_do_not_share_memory():
         ),
     ],
 )
-def test_what_cannot_be_copied(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        StackedExperts.from_dense(*arguments)
+def test_what_cannot_be_copied(refuses, arguments, message):
+    refuses(ValueError, (message, lambda: StackedExperts.from_dense(*arguments)))
 
 
 class Swish(nn.Module):
@@ -207,15 +205,14 @@ def test_what_experts_cannot_copy_is_refused_by_name(mlp, options, refused):
         (without_last(OfFunctions(lambda x: F.relu(x) ** 2)), "relu"),
     ],
 )
-def test_another_function_than_that_of_experts_is_refused(mlp, activation):
+def test_another_function_than_that_of_experts_is_refused(refuses, mlp, activation):
     message = (
         rf"^experts that copy {type(mlp).__name__} differ from it by \S+ where its "
         r"(outputs|hidden features) reach \S+: expected "
         r"down\(\w+\((up\(x\)\)|gate\(x\)\) \* up\(x\))\); pass another activation=, or apply "
         r"the rest before or after the experts$"
     )
-    with pytest.raises(ValueError, match=message):
-        StackedExperts.from_dense(mlp, 2, activation=activation)
+    refuses(ValueError, (message, lambda: StackedExperts.from_dense(mlp, 2, activation=activation)))
 
 
 @pytest.mark.fault("dense copies")

@@ -16,6 +16,7 @@ from core_gates import (
     TopKGate,
     TopPGate,
 )
+from tests.core_gates.drawn import filled
 
 DIM, EXPERTS = 8, 4
 GATES = {
@@ -32,10 +33,9 @@ GATES = {
 
 def layer_of(name):
     torch.manual_seed(0)
-    gate = GATES[name]()
-    for parameter in gate.parameters():
-        nn.init.normal_(parameter)
-    return MoELayer(gate, StackedExperts(EXPERTS, DIM, 5), return_routing=False).eval()
+    return MoELayer(
+        filled(GATES[name]()), StackedExperts(EXPERTS, DIM, 5), return_routing=False
+    ).eval()
 
 
 class Parallel(nn.Module):

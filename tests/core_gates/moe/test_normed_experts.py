@@ -7,16 +7,14 @@ from torch import nn
 from torch.testing import assert_close
 
 from core_gates import NormedExperts, kernels
+from tests.core_gates.drawn import filled, randn
 
 EXPERTS, DIM, HIDDEN = 3, 4, (6, 5)
 
 
 def experts_of(**options):
     torch.manual_seed(0)
-    experts = NormedExperts(EXPERTS, DIM, HIDDEN, dtype=torch.float64, **options)
-    for parameter in experts.parameters():
-        nn.init.normal_(parameter)
-    return experts
+    return filled(NormedExperts(EXPERTS, DIM, HIDDEN, dtype=torch.float64, **options))
 
 
 def one_by_one(experts):
@@ -38,8 +36,7 @@ def one_by_one(experts):
 
 
 def rows(*shape, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    return 3 + 2 * torch.randn(shape, generator=generator, dtype=torch.float64)
+    return 3 + 2 * randn(*shape, seed=seed)
 
 
 @pytest.mark.fault("46 C1")
@@ -104,10 +101,7 @@ COUNTS, RUNS = (2, 0, 1, 3), (1, 1, 2, 1)  # the third group is applied to two i
 
 def grouped(dtype=torch.float64, **options):
     torch.manual_seed(0)
-    experts = NormedExperts(COUNTS, DIM, HIDDEN, runs=RUNS, dtype=dtype, **options)
-    for parameter in experts.parameters():
-        nn.init.normal_(parameter)
-    return experts
+    return filled(NormedExperts(COUNTS, DIM, HIDDEN, runs=RUNS, dtype=dtype, **options))
 
 
 def by_expert(experts, x):

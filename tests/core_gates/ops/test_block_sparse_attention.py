@@ -345,8 +345,9 @@ def test_kernel_matches_definition(shape, dtype, kernel, kernel_device, poisoned
     tolerance = {} if dtype == torch.float32 else {"rtol": 1e-2, "atol": 1e-2}
     assert_close(out, expected.to(dtype), **tolerance)
     assert_close(lse, expected_lse, rtol=1e-5, atol=1e-5)
-    generator = torch.Generator().manual_seed(1)
-    grad = torch.randn(out.shape, generator=generator).to(kernel_device, dtype)
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(
+        kernel_device, dtype
+    )
     wanted = torch.autograd.grad(expected, exact, grad.float())
     found = kernel.backward(grad, q, k, v, mask, out, lse, *shape[2:], SCALE)
     if dtype == torch.float32:

@@ -263,8 +263,9 @@ def test_kernel_matches_definition(
 ):
     monkeypatch.setattr(kernel, "TOKENS_OF_A_PARTIAL_SUM", 64)
     tensors = [t.detach().to(kernel_device) for t in operands(tokens, dim, ranks, dtype)]
-    draw = torch.Generator().manual_seed(3)
-    grad = torch.randn(tokens, dim, generator=draw).to(kernel_device, dtype)
+    grad = torch.randn(tokens, dim, generator=torch.Generator().manual_seed(3)).to(
+        kernel_device, dtype
+    )
     terms = max(tokens, dim, 16)  # of a sum: rounding in another order grows like their root
     before = [t.clone() for t in tensors]
     arguments = *tensors, ranks, 1e-5

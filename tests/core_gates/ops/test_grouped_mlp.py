@@ -164,6 +164,5 @@ def test_more_rows_than_there_are_are_refused():
         ({"activation": "tanh"}, "activation is 'tanh'; choose one of identity, relu"),
     ],
 )
-def test_wrong_arguments(change, message):
-    with pytest.raises(ValueError, match=message):
-        grouped_mlp(**(problem("balanced") | change))
+def test_wrong_arguments(refuses, change, message):
+    refuses(ValueError, (message, lambda: grouped_mlp(**(problem("balanced") | change))))

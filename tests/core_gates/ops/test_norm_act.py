@@ -42,8 +42,7 @@ def arguments(sizes, dtype=torch.float32, by_batch=True, activation="silu"):
 
 
 def gradient(sizes, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(sizes, generator=generator).to(dtype)
+    return torch.randn(sizes, generator=torch.Generator().manual_seed(1)).to(dtype)
 
 
 def call(x, offset, weight, bias, mean, variance, experts, activation, eps, by_batch):
@@ -120,11 +119,10 @@ def test_an_offset_moves_the_mean_of_a_batch_and_nothing_else():
         ({"activation": "tanh"}, "activation is 'tanh'"),
     ],
 )
-def test_arguments_are_checked(change, message):
+def test_arguments_are_checked(refuses, change, message):
     table = torch.ones(3, 5)
     named = {"x": torch.ones(3, 4, 5), "offset": table, "weight": table, "bias": table} | change
-    with pytest.raises(ValueError, match=message):
-        norm_act(**named)
+    refuses(ValueError, (message, lambda: norm_act(**named)))
 
 
 @pytest.mark.parametrize("by_batch", [True, False])

@@ -12,8 +12,9 @@ from core_gates.routing.assignment import auction, balanced_assignment, solve_ex
 
 
 def scores_of(kind, num_tokens, num_experts, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    scores = torch.randn(num_tokens, num_experts, generator=generator, dtype=torch.float64)
+    scores = torch.randn(
+        num_tokens, num_experts, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     if kind == "skewed":
         return scores + torch.linspace(-2, 2, num_experts)
     if kind == "ties":

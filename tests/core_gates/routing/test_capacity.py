@@ -64,9 +64,8 @@ def test_capacity_where_the_device_has_no_float64(rule, monkeypatch):
 
 
 @pytest.mark.parametrize("factor", [0.0, -1.0, math.nan])
-def test_factor_is_checked(factor):
-    with pytest.raises(ValueError, match="capacity_factor must be positive"):
-        capacity(4, 2, factor)
+def test_factor_is_checked(refuses, factor):
+    refuses(ValueError, ("capacity_factor must be positive", lambda: capacity(4, 2, factor)))
 
 
 def test_rule_is_checked():

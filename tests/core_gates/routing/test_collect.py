@@ -180,9 +180,7 @@ def test_an_update_reads_the_device_once(monkeypatch):
     with monkeypatch.context() as patch, Reads() as reads:
         patch.setattr(torch.Tensor, "tolist", lambda t: lists.append(t) or t.numpy().tolist())
         update_gates(gates)
-    assert reads.number == 0
-    assert len(lists) == 1
-    assert [int(gate.step) for gate in gates[3:]] == [1] * 9
+    assert (reads.number, len(lists), [int(gate.step) for gate in gates[3:]]) == (0, 1, [1] * 9)
 
 
 def test_a_gate_within_a_gate_is_not_counted_again():
@@ -192,6 +190,5 @@ def test_a_gate_within_a_gate_is_not_counted_again():
     assert len([name for name, _ in routing_gates(model)]) == 2
     with collect_routing(model) as routings, GateMonitor(model) as monitor:
         wrapped(torch.randn(6, 4))
-    assert list(routings) == ["layer"]
-    assert len(routings["layer"]) == 1
+    assert (list(routings), len(routings["layer"])) == (["layer"], 1)
     assert list(monitor.compute()) == ["layer"]

@@ -9,8 +9,7 @@ def test_kept_choices_are_counted_and_positions_that_are_not_finite_flagged():
     indices = torch.tensor([[0, 1], [0, 2], [1, 2], [0, 1]])
     kept = torch.tensor([[True, True], [True, False], [True, True], [True, True]])
     counts = count_routed(RoutingOutput(weights, indices, kept), 4)
-    assert counts.dtype == torch.int64
-    assert counts.tolist() == [2, 1, 0, 0, 2]
+    assert (counts.dtype, counts.tolist()) == (torch.int64, [2, 1, 0, 0, 2])
 
 
 def test_dense_and_slot_routings_are_counted():

@@ -12,8 +12,7 @@ def test_round_trip(leading, k, which, from_behind):
     group_dim = None if which >= len(leading) else which - from_behind * (len(leading) + 1)
     grouped = group_positions(values, group_dim)
     length = torch.Size(leading).numel() if group_dim is None else leading[which]
-    assert grouped.ndim == 3
-    assert grouped.shape[1:] == (length, k)
+    assert (grouped.ndim, grouped.shape[1:]) == (3, (length, k))
     assert torch.equal(ungroup_positions(grouped, values.shape[:-1], group_dim), values)
 
 

@@ -45,8 +45,12 @@ def route(logits, k):
 
 
 def example(*leading, experts=5, k=2):
-    generator = torch.Generator().manual_seed(0)
-    return route(torch.randn(*leading, experts, generator=generator, dtype=torch.float64), k)
+    return route(
+        torch.randn(
+            *leading, experts, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+        ),
+        k,
+    )
 
 
 @pytest.mark.parametrize("name", STANDARD)
@@ -170,8 +174,7 @@ def test_entropy_of_a_certain_choice_is_zero_with_a_finite_gradient():
 def test_padding_does_not_count_whatever_it_holds(loss):
     clean, mask = example(3, 8), torch.zeros(3, 8, dtype=torch.bool)
     mask[:, 6:] = True
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(3, 8, 5, generator=generator, dtype=torch.float64)
+    logits = torch.randn(3, 8, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     poisoned = logits.masked_fill(mask.unsqueeze(-1), torch.nan).requires_grad_()
     gate = TopKGate(5, 5, k=2, renormalize=False, dtype=torch.float64)
     gate.weight.data.copy_(torch.eye(5))
@@ -200,8 +203,9 @@ def test_without_any_position_the_loss_is_zero(loss, num_positions):
 
 
 def test_gradients(loss):
-    generator = torch.Generator().manual_seed(3)
-    logits = torch.randn(2, 3, 4, generator=generator, dtype=torch.float64).requires_grad_()
+    logits = torch.randn(
+        2, 3, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64
+    ).requires_grad_()
     assert gradcheck(lambda logits: loss(route(logits, 2)), (logits,))
 
 

@@ -63,8 +63,7 @@ def test_nothing_but_the_statistics_changes():
     recalibrate_batch_norm(model, batches())
     changed = {n for n, t in model.state_dict().items() if not torch.equal(t, before[n])}
     assert changed == {"3.running_mean", "3.running_var", "3.num_batches_tracked"}
-    assert [m.training for m in model.modules()] == modes
-    assert model[3].momentum == momentum
+    assert ([m.training for m in model.modules()], model[3].momentum) == (modes, momentum)
     assert all(p.requires_grad for p in model.parameters())
 
 

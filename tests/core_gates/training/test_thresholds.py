@@ -30,8 +30,7 @@ def test_golden_stages(growth, sora):
     name = f"sched_{growth.replace('-', '_')}"
     start, end, stages = sora[f"{name}_args"]
     found = growing(float(start), float(end), int(stages), growth)
-    assert found == pytest.approx(sora[name], rel=1e-12)
-    assert growing(0.0, 0.5, 1, growth) == [0.5]
+    assert (found, growing(0.0, 0.5, 1, growth)) == (pytest.approx(sora[name], rel=1e-12), [0.5])
 
 
 @pytest.mark.parametrize(("rule", "name"), [("soft", "soft_threshold"), ("reference", "reference")])

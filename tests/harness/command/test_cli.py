@@ -318,8 +318,7 @@ def test_a_typo_in_fixed_choices_is_refused_with_the_choices(gates, seen, words,
     code, err = gates("score", *words.split())
     assert code == 2
     assert f"gates toy score: error: {expected}" in err
-    assert err.count("\n") == 1
-    assert seen == []
+    assert (err.count("\n"), seen) == (1, [])
 
 
 @pytest.fixture
@@ -352,8 +351,7 @@ def test_a_call_without_configuration_is_told_their_names(
         (packaged / f"{name}.yaml").touch()
     monkeypatch.setattr("harness.command.configfile._packaged", lambda app: packaged)
     code, err = gates("fit", *words.split())
-    assert code == 2
-    assert err == f"gates toy fit: error: {expected}\n"
+    assert (code, err) == (2, f"gates toy fit: error: {expected}\n")
 
 
 class Unfinished(SoftmaxGate, abc.ABC):

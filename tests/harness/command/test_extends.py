@@ -34,9 +34,8 @@ def test_keys_of_the_nearest_file_hold(folder):
 @pytest.mark.parametrize(
     ("name", "message"), [("loop", "which extends it"), ("orphan", "absent.yaml, which is not")]
 )
-def test_a_chain_without_end_is_refused(folder, name, message):
-    with pytest.raises(GatesError, match=message):
-        read_config(folder / f"{name}.yaml")
+def test_a_chain_without_end_is_refused(refuses, folder, name, message):
+    refuses(GatesError, (message, lambda: read_config(folder / f"{name}.yaml")))
 
 
 def test_results_of_the_extended_run_are_used_where_settings_agree(tmp_path):

@@ -38,8 +38,7 @@ def untouched(run, tmp_path, capsys):
 
     def printed(*words, code=2):
         before = contents(tmp_path)
-        assert run("fit", *words) == code
-        assert contents(tmp_path) == before
+        assert (run("fit", *words), contents(tmp_path)) == (code, before)
         return capsys.readouterr()
 
     return printed
@@ -143,17 +142,15 @@ def test_a_training_that_was_killed_while_it_claimed_its_folder_starts(run, tmp_
 
 
 def test_a_training_that_fails_before_its_first_checkpoint_gives_the_folder_back(
-    run, toy, tmp_path, monkeypatch
+    refuses, run, toy, tmp_path, monkeypatch
 ):
     def fail(self):
         raise ValueError("Invalid learning rate: -1.0")
 
     with monkeypatch.context() as broken:
         broken.setattr(toy.ToyModule, "configure_optimizers", fail)
-        with pytest.raises(ValueError, match="Invalid"):
-            run("fit", "--trainer.max_epochs", "1")
-    assert contents(tmp_path) == {}
-    assert run("fit", "--trainer.max_epochs", "1") == 0
+        refuses(ValueError, ("Invalid", lambda: run("fit", "--trainer.max_epochs", "1")))
+    assert (contents(tmp_path), run("fit", "--trainer.max_epochs", "1")) == ({}, 0)
 
 
 @pytest.fixture
@@ -310,8 +307,7 @@ def test_each_training_verb_has_its_section(run, tmp_path):
     config.write_text(
         "trainer: {max_epochs: 1}\nfit: {model: {lr: 0.1}}\ndistill: {model: {width: 2}}\n"
     )
-    assert run("fit", "--config", str(config)) == 0
-    assert run("distill", "--config", str(config)) == 0
+    assert (run("fit", "--config", str(config)), run("distill", "--config", str(config))) == (0, 0)
     assert read_record(tmp_path / "runs/toy/a").settings["model.lr"] == 0.1
     distilled = read_record(tmp_path / "runs/toy/a/distill").settings
     assert (distilled["model.width"], distilled["model.lr"]) == (2, 0.05)

@@ -61,8 +61,7 @@ def test_significance_needs_the_interval_and_p(scores):
 
 def test_without_a_reference_nothing_is_subtracted(scores):
     rows = compare(scores, Resamples.clusters(range(COUNT)), task="t")
-    assert len(rows) == 6
-    assert {row.versus for row in rows} == {""}
+    assert (len(rows), {row.versus for row in rows}) == (6, {""})
 
 
 def test_methods_with_other_scores_and_seeds(scores):

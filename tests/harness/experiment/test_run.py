@@ -47,17 +47,14 @@ def logged(path):
     return [line.split()[0] for line in path.read_text().splitlines()] if path.is_file() else []
 
 
-def test_absent_equals_null_and_order_does_not_matter():
+def test_absent_equals_null_and_order_does_not_matter(refuses):
     one = Piece("a", 0, {"n": 5}, {"x": 1, "y": None, "z": (1, 2)})
     two = Piece("a", 0, {"n": 5}, {"z": [1, 2], "x": 1})
-    assert one == two
-    assert hash(one) == hash(two)
-    assert one.name == "a-n5-s0"
+    assert (one, hash(one), one.name) == (two, hash(two), "a-n5-s0")
     assert one != Piece("a", 1, {"n": 5}, {"x": 1, "z": [1, 2]})
     assert one != Piece("a", 0, {"n": 6}, {"x": 1, "z": [1, 2]})
     assert Piece("oi", keys={"task-": "0.1/error"}).name == "oi-task-0.1_error"
-    with pytest.raises(KeyError, match="no setting 'epochs', only x, z"):
-        one["epochs"]
+    refuses(KeyError, ("no setting 'epochs', only x, z", lambda: one["epochs"]))
 
 
 def test_what_is_there_is_not_made_again(run, work, tmp_path, capsys):
@@ -70,8 +67,7 @@ def test_what_is_there_is_not_made_again(run, work, tmp_path, capsys):
     assert "making 1 missing square of 3: square-s2\n" in capsys.readouterr().out
     assert [store.load(piece)["score"] for piece in pieces] == [0.0, 1.0, 4.0]
     record = store.record(pieces[1])
-    assert record.settings["model.dim"] == 8
-    assert list(record.objects) == ["object1"]
+    assert (record.settings["model.dim"], list(record.objects)) == (8, ["object1"])
     assert (record.facts, record.origin) == ({"note": "squared"}, "trained")
     assert [path.name for path in store.folder.iterdir() if path.name.startswith(".")] == []
 
@@ -88,7 +84,7 @@ def test_what_a_kill_at_the_last_moment_left_is_swept(run, work):
     assert [path.name for path in store.folder.iterdir()] == ["square-s1"]
 
 
-def test_what_ships_is_found_next_to_a_result_of_other_settings(tmp_path):
+def test_what_ships_is_found_next_to_a_result_of_other_settings(refuses, tmp_path):
     package, own = tmp_path / "package", tmp_path / "run"
     piece, other, third = (Piece("square", 1, {}, {"rate": rate}) for rate in (0.1, 0.2, 0.3))
     shipped = Store("squares", Figures(), package).keep(piece, {"score": 1.0})
@@ -97,8 +93,7 @@ def test_what_ships_is_found_next_to_a_result_of_other_settings(tmp_path):
     assert (store.find(piece), store.find(other)) == (shipped, mine)
     assert (store.load(piece)["score"], store.load(other)["score"]) == (1.0, 2.0)
     assert not store.holds(piece)
-    with pytest.raises(SettingsDiffer, match=r"rate 0\.2, now 0\.3"):
-        store.find(third)
+    refuses(SettingsDiffer, (r"rate 0\.2, now 0\.3", lambda: store.find(third)))
 
 
 @pytest.mark.fault("endoscopy A1")
@@ -166,8 +161,7 @@ def test_a_short_look_computes_what_scores_are_made_of(run, work, capsys):
             store, [piece], work.square, scoring=True, prepare=lambda: prepared.append(1)
         )
         assert found == [piece]
-    assert prepared == [1]
-    assert store.load(piece)["score"] == 4.0
+    assert (prepared, store.load(piece)["score"]) == ([1], 4.0)
     assert "making 1 missing" in capsys.readouterr().out
 
 
@@ -461,8 +455,7 @@ def test_a_part_replaces_its_own_rows_alone(run):
         ("t", 1.0),
         ("audit/x", 3.0),
     ]
-    assert content["seeds"] == [0, 1]
-    assert len(content["bars"]) == 1
+    assert (content["seeds"], len(content["bars"])) == ([0, 1], 1)
 
 
 @pytest.mark.fault("endoscopy D20")
@@ -487,22 +480,20 @@ def test_missed_bars_are_named_and_tables_fit_a_pipe(run, capsys, monkeypatch):
         (Arrays(), {"w": torch.arange(6.0).reshape(2, 3).T}),
     ],
 )
-def test_forms_give_back_what_they_took_and_refuse_damage(tmp_path, form, result):
+def test_forms_give_back_what_they_took_and_refuse_damage(refuses, tmp_path, form, result):
     form.save(tmp_path, result)
     assert repr(form.load(tmp_path)) == repr(result)
     (tmp_path / form.FILE).write_bytes(b"{")
-    with pytest.raises(GatesError, match="missing or damaged"):
-        form.load(tmp_path)
+    refuses(GatesError, ("missing or damaged", lambda: form.load(tmp_path)))
 
 
-def test_tables_are_kept(tmp_path):
+def test_tables_are_kept(refuses, tmp_path):
     pd = pytest.importorskip("pandas")
     table = pd.DataFrame({"a": [1, 2], "b": ["x", None]})
     Table().save(tmp_path, table)
     pd.testing.assert_frame_equal(Table().load(tmp_path), table)
     (tmp_path / Table.FILE).write_bytes(b"PAR1")
-    with pytest.raises(GatesError, match="missing or damaged"):
-        Table().load(tmp_path)
+    refuses(GatesError, ("missing or damaged", lambda: Table().load(tmp_path)))
 
 
 @pytest.mark.fault("video H6")
@@ -609,8 +600,7 @@ def test_scores_of_other_verbs_stay(run):
     run.finish([Row("a", "audit: y", "m", 5.0)], seeds=[1], part=("audit: y", "audit: z"))
     content = json.loads(run.scores.read_text())
     found = {row["task"]: row["value"] for row in content["rows"]}
-    assert found == {"test": 4.0, "audit: x": 1.0, "audit: y": 5.0}
-    assert len(content["rows"]) == 3
+    assert (found, len(content["rows"])) == ({"test": 4.0, "audit: x": 1.0, "audit: y": 5.0}, 3)
     assert [bar["name"] for bar in content["bars"]] == ["audit: x, most"]
 
 

@@ -69,8 +69,7 @@ def test_the_file_follows_the_documented_schema(written):
         "name": "era5.yaml",
         "sha256": hashlib.sha256(config.read_bytes()).hexdigest(),
     }
-    assert content["seeds"] == [0, 1, 2]
-    assert content["rows"][0]["n"] == 40
+    assert (content["seeds"], content["rows"][0]["n"]) == ([0, 1, 2], 40)
     assert content["rows"][1]["value"] is None
     assert content["rows"][1]["low"] is None
     assert [bar["met"] for bar in content["bars"]] == [True, False, False]

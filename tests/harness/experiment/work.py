@@ -66,8 +66,7 @@ class Points(L.LightningDataModule):
     """Random points of a plane."""
 
     def loader(self, num, seed, shuffle):
-        generator = torch.Generator().manual_seed(seed)
-        x = torch.randn(num, 4, generator=generator)
+        x = torch.randn(num, 4, generator=torch.Generator().manual_seed(seed))
         return DataLoader(TensorDataset(x, x.sum(1)), 8, shuffle=shuffle)
 
     def train_dataloader(self):

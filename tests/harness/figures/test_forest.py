@@ -63,8 +63,7 @@ def test_significant_marks_are_filled_and_others_hollow():
     assert marks_of(axes) == [filled, hollow, hollow, hollow]
     assert "no interval" in texts_of(figure)
     both = differences_figure(rows)
-    assert len(both.axes) == 2
-    assert texts_of(both).count("–") == 5  # what a method has not
+    assert (len(both.axes), texts_of(both).count("–")) == (2, 5)
 
 
 def test_references_are_named():

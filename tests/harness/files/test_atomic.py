@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,7 @@ def test_a_file_is_replaced_only_when_the_block_ends_well(tmp_path):
     assert path.read_text() == "old"
     with replacing(path) as temporary:
         temporary.write_text("new")
-    assert path.read_text() == "new"
-    assert [one.name for one in path.parent.iterdir()] == ["table.csv"]
+    assert (path.read_text(), [one.name for one in path.parent.iterdir()]) == ("new", ["table.csv"])
 
 
 def test_a_folder_is_replaced_whole(tmp_path):
@@ -38,13 +38,17 @@ def test_a_folder_is_replaced_whole(tmp_path):
     assert [one.name for one in tmp_path.iterdir()] == ["weights"]
 
 
-def test_a_file_takes_the_place_of_no_folder(tmp_path):
+def test_a_file_takes_the_place_of_no_folder(refuses, tmp_path):
     (path := tmp_path / "weights").mkdir()
     (path / "kept.bin").touch()
-    with pytest.raises(GatesError, match="weights is a folder, a file is written"):
-        write_json(path, {})
-    with pytest.raises(GatesError, match="weights is a folder, a file is written"):
-        require_free(path, overwrite=True, file=True)
+    refuses(
+        GatesError,
+        ("weights is a folder, a file is written", lambda: write_json(path, {})),
+        (
+            "weights is a folder, a file is written",
+            lambda: require_free(path, overwrite=True, file=True),
+        ),
+    )
     assert (path / "kept.bin").is_file()
 
 
@@ -119,22 +123,20 @@ def test_contents_are_told_apart_by_names_and_bytes(tmp_path):
 
 
 @pytest.mark.fault("video H9")
-def test_a_place_that_cannot_be_written_is_named(tmp_path):
+def test_a_place_that_cannot_be_written_is_named(refuses, tmp_path):
     file = tmp_path / "file"
     file.touch()
     for place in (Path("/proc/absent.json"), file / "below.json"):
-        with pytest.raises(GatesError, match=f"^{place} cannot be written: [A-Z]"):
-            write_json(place, {})
+        refuses(GatesError, (f"^{place} cannot be written: [A-Z]", partial(write_json, place, {})))
 
     def read():
         with replacing(tmp_path / "new.json"):
             (tmp_path / "absent.json").read_text()
 
-    with pytest.raises(FileNotFoundError, match=r"absent\.json"):
-        read()
+    refuses(FileNotFoundError, (r"absent\.json", lambda: read()))
 
 
-def test_two_processes_that_swap_one_folder_are_told_apart(tmp_path):
+def test_two_processes_that_swap_one_folder_are_told_apart(refuses, tmp_path):
     """Another one has moved its folder aside, and put its new one here, while this one wrote."""
     path, aside = tmp_path / "store.zarr", tmp_path / ".store.zarr.previous"
 
@@ -144,7 +146,6 @@ def test_two_processes_that_swap_one_folder_are_told_apart(tmp_path):
                 folder.mkdir()
                 (folder / "array").write_text(folder.name)
 
-    with pytest.raises(GatesError, match="another process at the same time: run one command after"):
-        swap()
+    refuses(GatesError, ("another process at the same time: run one command after", lambda: swap()))
     assert (path / "array").read_text() == "store.zarr"
     assert {one.name for one in tmp_path.iterdir()} == {path.name, aside.name}

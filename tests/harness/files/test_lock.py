@@ -31,12 +31,11 @@ def forked(work):
         os._exit(code)
 
 
-def test_a_lock_is_held_by_one_process_and_leaves_no_file(tmp_path):
+def test_a_lock_is_held_by_one_process_and_leaves_no_file(refuses, tmp_path):
     lock = tmp_path / ".out.lock"
 
     def refused():
-        with pytest.raises(GatesError, match="out: wait for it, or choose another --output"):
-            hold(lock)
+        refuses(GatesError, ("out: wait for it, or choose another --output", lambda: hold(lock)))
 
     with locked(lock, tmp_path / "out", "choose another --output"):
         assert os.waitstatus_to_exitcode(os.waitpid(forked(refused), 0)[1]) == 0

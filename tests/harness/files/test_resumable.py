@@ -39,8 +39,7 @@ def test_a_killed_work_is_continued(tmp_path):
         assert names(tmp_path) == [".out.partial"]
     make(target, steps)
     assert steps == [0, 1, 2, 3]  # none was done twice
-    assert names(tmp_path) == ["out"]
-    assert content(target) == WHOLE
+    assert (names(tmp_path), content(target)) == (["out"], WHOLE)
 
 
 def test_nothing_is_left_of_work_that_did_not_begin(tmp_path):
@@ -56,21 +55,18 @@ def test_other_settings_are_refused_and_replaced_only_when_asked(tmp_path):
         make(tmp_path / "out", [], size=3)
     steps = []
     make(tmp_path / "out", steps, size=3, overwrite=True)
-    assert steps == [0, 1, 2]
-    assert len(content(tmp_path / "out")) == 3
+    assert (steps, len(content(tmp_path / "out"))) == ([0, 1, 2], 3)
 
 
-def test_an_existing_target_stays_until_the_new_one_is_whole(tmp_path):
+def test_an_existing_target_stays_until_the_new_one_is_whole(refuses, tmp_path):
     target = tmp_path / "out"
     make(target, [], size=1)
-    with pytest.raises(GatesError, match="out exists: choose another --output"):
-        make(target, [])
+    refuses(GatesError, ("out exists: choose another --output", lambda: make(target, [])))
     with pytest.raises(KeyboardInterrupt):
         make(target, [], stop=2, overwrite=True)
     assert content(target) == {"0.txt": "a"}
     make(target, [], overwrite=True)
-    assert content(target) == WHOLE
-    assert names(tmp_path) == ["out"]
+    assert (content(target), names(tmp_path)) == (WHOLE, ["out"])
 
 
 def test_two_processes_do_not_work_on_the_same(tmp_path):

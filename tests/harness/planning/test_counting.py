@@ -39,8 +39,7 @@ def test_weights_of_tables_are_counted_apart_and_shared_ones_once():
 def test_operations_and_activations_have_their_closed_form(device):
     found = work(Ranked(device), device)
     products = 2 * (IN * HIDDEN + HIDDEN * OUT)
-    assert found.forward == products
-    assert found.training == 3 * products  # gradients of inputs and of weights
+    assert (found.forward, found.training) == (products, 3 * products)
     # ids for the table, the input of the first layer, the hidden features once
     assert found.saved == 8 * 4 + 4 * IN + 4 * HIDDEN
 

@@ -13,8 +13,7 @@ def test_memory_has_its_closed_form():
     assert (found.adam, found.tables) == (4000, (1000 * 16 + 10 * 4) * 4 / 4)
     assert found.adagrad == 1010 * 4 / 4
     assert found.table_gradients == 8 * (3 * (16 * 4 + 8) + 50 * (4 * 4 + 8))
-    assert found.activations == 800
-    assert found.total == sum(found)
+    assert (found.activations, found.total) == (800, sum(found))
 
 
 def test_exchange_has_its_closed_form():

@@ -10,8 +10,7 @@ DEVICE = Device(flops=1e14, utilization=0.5, memory=8e10, bandwidth=1e10, price=
 def test_arithmetic_bounds_rows_and_price():
     found = rate_of(1e8, 1e6, DEVICE, ranks=4, batch_size=1000)
     assert found.compute_s == pytest.approx(1e8 * 1000 / 5e13)
-    assert found.exchange_s == pytest.approx(1e-4)
-    assert found.bound == "arithmetic"
+    assert (found.exchange_s, found.bound) == (pytest.approx(1e-4), "arithmetic")
     assert found.rows == pytest.approx(4 * 5e13 / 1e8)
     assert found.price == pytest.approx(8 / 3600 * 1e9 / found.rows)
 
@@ -25,11 +24,9 @@ def test_communication_bounds_them_where_it_takes_longer():
 
 def test_more_ranks_cost_the_same_per_row():
     one, many = (rate_of(1e8, 0.0, DEVICE, ranks=n, batch_size=64) for n in (1, 64))
-    assert one.price == pytest.approx(many.price)
-    assert many.rows == pytest.approx(64 * one.rows)
+    assert (one.price, many.rows) == (pytest.approx(many.price), pytest.approx(64 * one.rows))
 
 
 @pytest.mark.parametrize("wrong", [{"flops": 0}, {"utilization": 1.5}, {"price": -1}])
-def test_assumptions_that_make_no_sense_are_refused(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        dataclasses.replace(DEVICE, **wrong)
+def test_assumptions_that_make_no_sense_are_refused(refuses, wrong):
+    refuses(ValueError, (next(iter(wrong)), lambda: dataclasses.replace(DEVICE, **wrong)))

@@ -73,12 +73,10 @@ def heights(axis):
 
 def test_what_the_figures_show():
     figure = load_figure({"a": [30.0, 10.0], "b": [0.0, 0.0]})
-    assert heights(figure.axes[0]) == [0.75, 0.25]
-    assert figure.axes[0].lines[0].get_ydata()[0] == 0.5
+    assert (heights(figure.axes[0]), figure.axes[0].lines[0].get_ydata()[0]) == ([0.75, 0.25], 0.5)
     assert heights(figure.axes[1]) == [0, 0]
     figure = histogram_figure({str(i): [1.0, 2.0] for i in range(6)})
-    assert heights(figure.axes[5]) == [1, 2]
-    assert len(figure.axes) == 6
+    assert (heights(figure.axes[5]), len(figure.axes)) == ([1, 2], 6)
     table = coactivation_figure({"a": [[4.0, 1.0], [1.0, 2.0]]}).axes[0].images[0].get_array()
     assert table.tolist() == [[1.0, 0.25], [0.5, 1.0]]
 

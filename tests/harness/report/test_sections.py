@@ -137,10 +137,9 @@ def test_a_report_needs_scores(tmp_path):
         ("choices/a-s100/result.json", json.dumps({"x": 1}), "holds no choice: delete it"),
     ],
 )
-def test_damage_is_one_line(run, name, content, said):
+def test_damage_is_one_line(refuses, run, name, content, said):
     (run.folder / name).write_text(content)
-    with pytest.raises(GatesError, match=said):
-        run_page(run)
+    refuses(GatesError, (said, lambda: run_page(run)))
 
 
 def test_several_trainings_have_a_curve_each(run):

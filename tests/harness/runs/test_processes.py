@@ -62,8 +62,7 @@ def start(forked, tmp_path):
 def test_every_piece_is_done_once_ticks_arrive_and_a_failure_is_raised_here(start, threads, others):
     process = start(threads)
     said = process.communicate(timeout=120)[1].decode().splitlines()
-    assert process.returncode == 1
-    assert said[-1] == "ValueError: broken"
+    assert (process.returncode, said[-1]) == (1, "ValueError: broken")
     assert f"{others} others" in said
 
 

@@ -38,8 +38,7 @@ def write(folder, **files):
 def test_tables(content, texts, tmp_path):
     path = write(tmp_path, x__tsv=b"\xef\xbb\xbf" + content.encode()) / "x.tsv"
     rows = read_rows(path)
-    assert [row.texts for row in rows] == texts
-    assert [row.label for row in rows] == ["1", "0"]
+    assert ([row.texts for row in rows], [row.label for row in rows]) == (texts, ["1", "0"])
     assert texts_of_file(path) == texts
 
 
@@ -87,8 +86,7 @@ def test_quotes_of_the_text_stay_and_both_kinds_are_told(content, texts, told, t
             rows = read_rows(path)
     else:
         rows = read_rows(path)
-    assert [row.texts[0] for row in rows] == texts
-    assert [row.label for row in rows] == ["1", "0"]
+    assert ([row.texts[0] for row in rows], [row.label for row in rows]) == (texts, ["1", "0"])
     assert not recwarn
 
 
@@ -199,7 +197,7 @@ def test_what_is_wrong_is_one_line(tmp_path, refuses):
     assert whole.remarks() == ["1 rows have an empty text"]
 
 
-def test_docstrings_are_labeled_with_their_package():
+def test_docstrings_are_labeled_with_their_package(refuses):
     names = [f"{package}/{n}.py" for package in ("json", "email", "rare") for n in range(40)]
     tested = {name for name in names if Corpus.split(name) != "train"}
     documents = [
@@ -216,22 +214,22 @@ def test_docstrings_are_labeled_with_their_package():
     texts = {row.texts[0] for row in found.train}
     assert "The file json/1.py of its package." in texts or "json/1.py" in tested
     assert "All packages have this one." not in texts
-    with pytest.raises(GatesError, match="0 packages have docstrings"):
-        sentences_of(documents[-1:])
+    refuses(GatesError, ("0 packages have docstrings", lambda: sentences_of(documents[-1:])))
 
 
 @pytest.mark.fault("46 S1")
 @pytest.mark.parametrize("name", ["x.tsv", "x.txt", "x.jsonl"])
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-16-le"])
-def test_another_encoding_than_utf_8_is_one_line(encoding, name, tmp_path):
+def test_another_encoding_than_utf_8_is_one_line(refuses, encoding, name, tmp_path):
     (tmp_path / name).write_bytes("1 fine\n0 d\xe8j\xe0 vu\n".encode(encoding))
     place = "line 2: byte 4" if encoding == "latin-1" else "line 1: byte [12]"
     other = "LATIN1" if encoding == "latin-1" else "UTF-16"
     said = f"{name}, {place} is not UTF-8: .* iconv -f {other} -t UTF-8"
-    with pytest.raises(GatesError, match=said):
-        texts_of_file(tmp_path / name)
-    with pytest.raises(GatesError, match=said):
-        read_rows(tmp_path / name)
+    refuses(
+        GatesError,
+        (said, lambda: texts_of_file(tmp_path / name)),
+        (said, lambda: read_rows(tmp_path / name)),
+    )
 
 
 @pytest.mark.fault("46 S1")
@@ -262,10 +260,9 @@ def test_what_has_two_meanings_is_one_line(train, held_out, words, tmp_path):
         ('["text", "label"]', "line 1 has no names of columns that are known, but none"),
     ],
 )
-def test_an_object_with_a_name_twice_is_one_line(line, words, tmp_path):
+def test_an_object_with_a_name_twice_is_one_line(refuses, line, words, tmp_path):
     (tmp_path / "x.jsonl").write_text(f"{line}\n")
-    with pytest.raises(GatesError, match=words):
-        read_rows(tmp_path / "x.jsonl")
+    refuses(GatesError, (words, lambda: read_rows(tmp_path / "x.jsonl")))
 
 
 @pytest.mark.fault("46 S1")

@@ -50,8 +50,7 @@ def test_projections_and_heads(name, settings, found):
     places = locate_attention(model)
     _, last = places
     shown = (last.name, last.queries, last.projection)
-    assert (*shown, last.num_heads, last.num_kv_heads, last.head_dim) == found
-    assert last.dim == 32
+    assert ((*shown, last.num_heads, last.num_kv_heads, last.head_dim), last.dim) == (found, 32)
     assert model.get_submodule(last.name) is last.module
 
 

@@ -274,8 +274,7 @@ def test_what_does_not_fit_is_refused(tmp_path, refuses, tokens):
 def test_a_body_alone_and_an_untied_head():
     torch.manual_seed(0)
     body = BertModel(BertConfig(**SIZES))
-    assert heads_of(body) == []
-    assert len(attach_sora(body, where=["*"])) == 13  # its pooler included
+    assert (heads_of(body), len(attach_sora(body, where=["*"]))) == ([], 13)
     untied = tiny("Llama", tie_word_embeddings=False)
     assert "lm_head" in attach_sora(untied, where=["*"])
 

@@ -124,8 +124,7 @@ def test_a_folder_is_opened_as_transformers_opens_it(folder, llama):
     opened = open_pretrained(folder, "cache")
     assert torch.equal(logits(opened.model), logits(llama))
     assert not opened.model.training
-    assert opened.model.dtype == torch.float32
-    assert (opened.context, opened.folder) == (64, folder)
+    assert (opened.model.dtype, (opened.context, opened.folder)) == (torch.float32, (64, folder))
     assert opened.tokenizer.encode("ab").tolist() == [97, 98]
 
 

@@ -5,6 +5,9 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
+from language.offload.loading import load_offloaded
+from language.offload.setup import Setup
+
 E, K, LAYERS, VOCABULARY = 6, 2, 3, 64
 SIZES = {
     **{"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 24},
@@ -67,3 +70,19 @@ def resident():
         return model.eval()
 
     return load
+
+
+@pytest.fixture
+def offloaded():
+    """``offloaded(folder, **options)``: a model and its setup, closed after the test."""
+    opened, fields = [], Setup.__dataclass_fields__.keys()
+
+    def load(folder, **options):
+        setup = Setup(**{name: options.pop(name) for name in fields & options.keys()})
+        opened.append(load_offloaded(folder, setup=setup, **options))
+        return opened[-1]
+
+    yield load
+    for model in opened:
+        model.offload.close()
+        assert not model.offload.transfers.thread.is_alive()

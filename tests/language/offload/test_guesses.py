@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from core_gates import CrossLayerPredictor, GatesError, TopKGate
-from language import load_offloaded
 from language.offload.allocation import ALLOCATIONS, allocate
 from language.offload.caches import make_cache
 from language.offload.guesses import (
@@ -45,23 +44,17 @@ def tokens_of(model):
 
 
 @pytest.fixture
-def load(checkpoint):
+def load(checkpoint, offloaded):
     """``load(slots, width, **options)``: a tiny model with slots for each layer and for guesses."""
-    loaded = []
 
     def call(slots=K, width=K, name="Qwen3Moe", **options):
         budget = (slots * LAYERS + width) * SLAB
         if name.startswith("Deepseek") or name == "GptOss":
             budget = 0.9
-        further = {key: options.pop(key) for key in {"profile", "cache"} & options.keys()}
-        setup = Setup(width=width if "predictor" in options else None, **options)
-        model = load_offloaded(checkpoint(name), budget=budget, setup=setup, **further)
-        loaded.append(model.offload)
-        return model
+        guessed = width if "predictor" in options else None
+        return offloaded(checkpoint(name), budget=budget, width=guessed, **options)
 
-    yield call
-    for offload in loaded:
-        offload.close()
+    return call
 
 
 @pytest.mark.parametrize(
@@ -109,8 +102,7 @@ def test_guesses_never_displace_what_is_used(predictor, load):
         for _ in range(2):
             tokens_of(model)
     without, counts = plain.offload.counts, guessing.offload.counts
-    assert counts.hits == without.hits
-    assert counts.loads + counts.guessed == without.loads
+    assert (counts.hits, counts.loads + counts.guessed) == (without.hits, without.loads)
     assert 0 < counts.guessed <= counts.guesses
 
 
@@ -130,8 +122,7 @@ def test_padding_fetches_nothing(load):
 
 def test_one_token_fetches_spare_guesses_and_a_prompt_none():
     ranked = torch.tensor([[5, 4, 2, 0]])
-    assert fetched(ranked, K, 3, E) == [5, 4, 2]
-    assert fetched(ranked.repeat(2, 1), K, 3, E) == [4, 5]
+    assert (fetched(ranked, K, 3, E), fetched(ranked.repeat(2, 1), K, 3, E)) == ([5, 4, 2], [4, 5])
 
 
 @pytest.mark.fault("46 O1")

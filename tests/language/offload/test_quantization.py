@@ -30,8 +30,7 @@ def test_golden_codes(name, bits):
             key[3:]: torch.from_numpy(arrays[key]) for key in arrays if key[:3] == f"q{bits}_"
         }
     packed = quantize(golden["in"], bits, group=16)
-    assert torch.equal(packed.codes, golden["packed"])
-    assert torch.equal(packed.scale, golden["scale"])
+    assert_close((packed.codes, packed.scale), (golden["packed"], golden["scale"]), rtol=0, atol=0)
     assert torch.equal(packed.zero, golden["zero"])
     assert_close(dequantize(packed, bits), golden["deq"], rtol=0, atol=1e-15)
     codes = dequantize(packed._replace(zero=packed.zero * 0, scale=packed.scale * 0 + 1), bits)
@@ -41,8 +40,7 @@ def test_golden_codes(name, bits):
 @pytest.mark.fault("46 O3")
 @pytest.mark.parametrize("bits", [4, 2])
 def test_groups_of_one_sign_survive(bits):
-    generator = torch.Generator().manual_seed(0)
-    biases = 0.3 + 0.05 * torch.randn(8, 640, generator=generator)
+    biases = 0.3 + 0.05 * torch.randn(8, 640, generator=torch.Generator().manual_seed(0))
     span = torch.linspace(0.5, 0.6, 64)
     for x, most in (
         (biases, {4: 0.04, 2: 0.08}[bits]),
@@ -61,7 +59,7 @@ def test_groups_of_one_sign_survive(bits):
 
 @pytest.mark.fault("46 O3")
 @pytest.mark.parametrize("transfer", ["int4", "int2"])
-def test_biases_of_experts_stay_as_they_are(transfer, checkpoint, tmp_path):
+def test_biases_of_experts_stay_as_they_are(transfer, checkpoint, offloaded, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(checkpoint("GptOss"), folder)
     for path in folder.glob("*.safetensors"):
@@ -71,7 +69,7 @@ def test_biases_of_experts_stay_as_they_are(transfer, checkpoint, tmp_path):
                 content[name] = 30.0 + torch.randn_like(content[name])  # far from the weights
         save_file(content, path, metadata={"format": "pt"})
     stored, packed = (
-        load_offloaded(folder, budget=1.0, setup=Setup(transfer=one), cache=tmp_path).offload
+        offloaded(folder, budget=1.0, transfer=one, cache=tmp_path).offload
         for one in ("stored", transfer)
     )
     slabs = [torch.zeros(one.store.slab_bytes, dtype=torch.uint8) for one in (stored, packed)]
@@ -83,25 +81,17 @@ def test_biases_of_experts_stay_as_they_are(transfer, checkpoint, tmp_path):
                 own, found = map(tensor.of, slabs)
                 assert torch.equal(own, found) == name.endswith("bias")
                 assert (own - found).norm() <= {"int4": 0.2, "int2": 0.7}[transfer] * own.norm()
-    for one in (stored, packed):
-        one.close()
 
 
 @pytest.fixture
-def load(checkpoint, tmp_path):
+def load(checkpoint, offloaded, tmp_path):
     """``load(transfer, slots, **options)``: a tiny model whose experts travel so."""
-    loaded = []
 
     def call(transfer, slots=4, **options):
-        budget = (slots * LAYERS + K) * 9216
-        setup = Setup(transfer=transfer, **({"predictor": "cross-layer"} | options))
-        model = load_offloaded(checkpoint(), budget=budget, setup=setup, cache=tmp_path)
-        loaded.append(model.offload)
-        return model
+        options = {"predictor": "cross-layer", "transfer": transfer, "cache": tmp_path} | options
+        return offloaded(checkpoint(), budget=(slots * LAYERS + K) * 9216, **options)
 
-    yield call
-    for offload in loaded:
-        offload.close()
+    return call
 
 
 def logits_of(model, ids=IDS):

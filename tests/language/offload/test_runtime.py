@@ -18,10 +18,8 @@ from language.offload.allocation import ALLOCATIONS
 from language.offload.caches import POLICIES
 from language.offload.expert_store import ExpertStore
 from language.offload.guesses import Profile, last_tokens
-from language.offload.setup import Setup
 
 E, K, LAYERS = 6, 2, 3
-FIELDS = Setup.__dataclass_fields__.keys()
 MODELS = ("Mixtral", "Qwen2Moe", "Qwen3Moe", "Olmoe", "DeepseekV2", "DeepseekV3", "GptOss")
 PROFILE = Profile(
     torch.tensor([[0, 1], [0, 2]]).expand(LAYERS, -1, -1), last_tokens(torch.arange(2))
@@ -39,21 +37,11 @@ def tokens_of(model):
 
 
 @pytest.fixture
-def load(checkpoint):
+def load(checkpoint, offloaded):
     """``load(**options)``: the tiny Qwen3-MoE with k slots a layer, closed after the test."""
-    loaded = []
-
-    def call(folder=None, **options):
-        folder = folder or checkpoint()
-        setup = Setup(**{name: options.pop(name) for name in FIELDS & options.keys()})
-        model = load_offloaded(folder, setup=setup, **({"budget": K / E} | options))
-        loaded.append(model.offload)
-        return model
-
-    yield call
-    for offload in loaded:
-        offload.close()
-        assert not offload.transfers.thread.is_alive()
+    return lambda folder=None, **options: offloaded(
+        folder or checkpoint(), **({"budget": K / E} | options)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +86,7 @@ def test_models_equal_those_in_memory(name, dtype, checkpoint, resident, load):
 def test_no_policy_changes_what_is_computed(policy, allocation, load, expected):
     profile = PROFILE if policy == "static" else None
     model = load(budget=0.5, policy=policy, allocation=allocation, profile=profile)
-    assert torch.equal(logits_of(model), expected)
-    assert torch.equal(logits_of(model), expected)
+    assert_close((logits_of(model), logits_of(model)), (expected, expected), rtol=0, atol=0)
     check_pool(model.offload)
 
 
@@ -109,8 +96,7 @@ def test_all_experts_are_read_once_where_there_is_room(load, expected, checkpoin
         assert torch.equal(logits_of(model), expected)
     counts, store = model.offload.counts, model.offload.store
     assert counts.loads <= LAYERS * E
-    assert counts.bytes == counts.loads * store.slab_bytes
-    assert counts.hits == 2 * counts.loads
+    assert (counts.bytes, counts.hits) == (counts.loads * store.slab_bytes, 2 * counts.loads)
     assert store.nbytes == LAYERS * E * 3 * 32 * 24 * 4
 
 
@@ -124,7 +110,9 @@ def test_a_model_in_memory_gives_up_its_experts(checkpoint, resident, expected):
     offload.close()
 
 
-def test_a_failing_store_is_one_error_and_the_next_call_is_right(load, expected, monkeypatch):
+def test_a_failing_store_is_one_error_and_the_next_call_is_right(
+    refuses, load, expected, monkeypatch
+):
     model = load()
     store, thread = model.offload.store, model.offload.transfers.thread
     read = store.read_into
@@ -137,15 +125,16 @@ def test_a_failing_store_is_one_error_and_the_next_call_is_right(load, expected,
     monkeypatch.setattr(store, "read_into", fail)
     line = r"^expert 3 of model\.layers\.1\.mlp\.experts cannot be read: no such device$"
     for _ in range(2):
-        with pytest.raises(GatesError, match=line):
-            logits_of(model)
+        refuses(GatesError, (line, lambda: logits_of(model)))
     monkeypatch.setattr(store, "read_into", read)
     assert torch.equal(logits_of(model), expected)
     check_pool(model.offload)
     assert thread.is_alive()
 
 
-def test_a_stalled_store_is_one_error_and_the_next_call_is_right(load, expected, monkeypatch):
+def test_a_stalled_store_is_one_error_and_the_next_call_is_right(
+    refuses, load, expected, monkeypatch
+):
     model = load(patience=0.05)
     store, stall = model.offload.store, threading.Event()
     read = store.read_into
@@ -158,8 +147,7 @@ def test_a_stalled_store_is_one_error_and_the_next_call_is_right(load, expected,
     monkeypatch.setattr(store, "read_into", wait)
     line = r"^expert 3 of model\.layers\.1\.mlp\.experts has not arrived in 0\.05 seconds"
     for _ in range(2):
-        with pytest.raises(GatesError, match=line):
-            logits_of(model)
+        refuses(GatesError, (line, lambda: logits_of(model)))
     stall.set()
     model.offload.transfers.patience = 5
     assert torch.equal(logits_of(model), expected)

@@ -72,8 +72,7 @@ def test_guesses_change_time_and_nothing_that_is_kept(seed, policy, predictor, l
     one, cost = replayed(seed, prompt=prompt), Cost(1.0, link)
     plain = run(one, Setup(policy=policy), 8, cost)
     times = run(one, Setup(policy=policy, predictor=predictor, width=3), 11, cost)
-    assert times.hits == plain.hits
-    assert times.uses == plain.uses
+    assert (times.hits, times.uses) == (plain.hits, plain.uses)
     assert 0 <= times.late <= times.guessed <= times.uses - times.hits
     assert times.wall == pytest.approx(90 + times.stall)
     assert times.bytes >= (times.uses - times.hits) * SIZES.bytes
@@ -164,8 +163,7 @@ def test_the_runtime_counts_what_is_simulated(predictor, checkpoint):
     times = run(Replayed(steps, sizes, profile), setup, 12, FAST)
     counts = offload.counts
     assert (times.hits, times.guessed) == (counts.hits, counts.guessed)
-    assert times.uses == counts.hits + counts.guessed + counts.loads
-    assert times.bytes == counts.bytes
+    assert (times.uses, times.bytes) == (counts.hits + counts.guessed + counts.loads, counts.bytes)
 
 
 def test_few_bits_take_less_and_rare_experts_fewer():
@@ -202,8 +200,7 @@ def test_traces_survive_a_file(tmp_path):
     path = tmp_path / "trace.jsonl"
     write_trace(path, trace)
     found = read_trace(path)
-    assert found.sizes == sizes
-    assert [len(one) for one in found.documents] == [27, 27]
+    assert (found.sizes, [len(one) for one in found.documents]) == (sizes, [27, 27])
     for step, other in zip(chain(*found.documents), chain(*trace.documents), strict=True):
         assert torch.equal(step.routed, other.routed)
         assert torch.equal(step.ranked, other.ranked)

@@ -3,6 +3,7 @@
 import json
 import re
 import warnings
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -97,25 +98,24 @@ def test_gates_that_ship_know_the_context_of_their_record(name):
         assert json.loads(facts["options"])["context"] == settings["context"]
 
 
-def test_other_gates_are_refused_before_the_model_changes(saved, tiny, tokens, tmp_path):
+def test_other_gates_are_refused_before_the_model_changes(refuses, saved, tiny, tokens, tmp_path):
     model, path = saved
     before = sparse(model, tokens)
     detach_block_gates(model)
     attach_block_gates(model, "decode", block_size=4)
-    with pytest.raises(GatesError, match="do not fit"):
-        load_block_gates(model, path)
+    refuses(GatesError, ("do not fit", lambda: load_block_gates(model, path)))
     detach_block_gates(model)
     attach_block_gates(model, block_size=8)
-    with pytest.raises(GatesError, match="do not fit"):
-        load_block_gates(model, path)
+    refuses(GatesError, ("do not fit", lambda: load_block_gates(model, path)))
     detach_block_gates(model)
     load_block_gates(model, path)
     assert torch.equal(sparse(model, tokens), before)
     another = tiny(initializer_range=0.2)
-    with pytest.raises(GatesError, match="of the base model"):
-        load_block_gates(another, path)
-    with pytest.raises(GatesError, match="no block gates"):
-        block_gates(another)
+    refuses(
+        GatesError,
+        ("of the base model", lambda: load_block_gates(another, path)),
+        ("no block gates", lambda: block_gates(another)),
+    )
     bare = tiny()
     implementation = bare.config._attn_implementation
     options, stored = read_gates(path, bare, kind="block")
@@ -123,29 +123,29 @@ def test_other_gates_are_refused_before_the_model_changes(saved, tiny, tokens, t
     odd = write_gates(
         tmp_path / "odd.safetensors", bare, kind="block", options=options, tensors=wrong
     )
-    with pytest.raises(GatesError, match="do not fit"):
-        load_block_gates(bare, odd)
+    refuses(GatesError, ("do not fit", lambda: load_block_gates(bare, odd)))
     assert bare.config._attn_implementation == implementation
     assert list(bare.state_dict()) == list(another.state_dict())
     attach_output_gate(another)
     output = save_gates(another, tmp_path / "output.safetensors")
     detach_output_gate(another)
-    with pytest.raises(GatesError, match="kind 'output', expected 'block'"):
-        load_block_gates(another, output)
-    with pytest.raises(GatesError, match="kind 'block', expected 'output'"):
-        load_gates(tiny(), path)
+    refuses(
+        GatesError,
+        ("kind 'output', expected 'block'", lambda: load_block_gates(another, output)),
+        ("kind 'block', expected 'output'", lambda: load_gates(tiny(), path)),
+    )
     content = path.read_bytes()
     path.write_bytes(content[:-100])
-    with pytest.raises(GatesError, match="damaged"):
-        load_block_gates(tiny(), path)
+    refuses(GatesError, ("damaged", lambda: load_block_gates(tiny(), path)))
 
 
 @pytest.mark.skipif(not SHIPPED, reason="gates of SmolLM2 are not in this installation")
-def test_gates_of_smollm2_that_ship_fit_its_attention_and_refuse_other_weights(tiny, monkeypatch):
+def test_gates_of_smollm2_that_ship_fit_its_attention_and_refuse_other_weights(
+    refuses, tiny, monkeypatch
+):
     model = tiny(**SMOLLM2)
     for path in SHIPPED:
-        with pytest.raises(GatesError, match="of the base model"):
-            load_block_gates(model, path)
+        refuses(GatesError, ("of the base model", partial(load_block_gates, model, path)))
         facts, stored = read_tensors(path)
         with monkeypatch.context() as patched:
             for fact, name in {"base": "fingerprint", "weights": "weights_digest"}.items():

@@ -1,8 +1,11 @@
+from functools import partial
+
 import pytest
 import torch
 
 from core_gates import AttnGate, DecodeAttnGate
 from core_gates.attention import rotate
+from tests.core_gates import drawn
 
 PREFILL = ["seer_prefill_Qavg_Kmaxminavg", "seer_prefill_Qmaxavg_Kavg_double"]
 
@@ -73,9 +76,7 @@ def tokens():
     """``tokens(length, heads)``: random queries or keys (batch, length, heads, dim)."""
 
     def make(length, heads, dim=6, batch=2, seed=0, dtype=torch.float64):
-        generator = torch.Generator().manual_seed(seed)
-        values = torch.randn(batch, length, heads, dim, generator=generator, dtype=torch.float64)
-        return values.to(dtype)
+        return drawn.randn(batch, length, heads, dim, seed=seed, dtype=dtype)
 
     return make
 
@@ -83,12 +84,4 @@ def tokens():
 @pytest.fixture
 def filled():
     """``filled(gate)``: the gate with weights of the size of one."""
-
-    def make(gate):
-        generator = torch.Generator().manual_seed(9)
-        for parameter in gate.parameters():
-            values = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.data.copy_(values)
-        return gate
-
-    return make
+    return partial(drawn.filled, seed=9)

@@ -9,8 +9,7 @@ from core_gates.attention.sma.gated_attention_unit import local_attention
 
 
 def random(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def by_full_scores(query, key, value, window, causal, weighting, filled):

@@ -5,14 +5,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core_gates.attention.window import MASKED, WindowLayout
+from tests.core_gates.drawn import randn
 
 CPU = torch.device("cpu")
 sizes = st.tuples(st.integers(1, 5), st.integers(1, 7), st.integers(1, 8))
 windows = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4))
-
-
-def randn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @settings(max_examples=60)

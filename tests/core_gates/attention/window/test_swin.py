@@ -13,20 +13,14 @@ from core_gates.attention.window import (
     _fused_attention,
     _position_index,
 )
+from tests.core_gates.drawn import filled, randn
 
 CPU = torch.device("cpu")
 
 
-def randn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
 def attention(dim, heads, window, **options):
     torch.manual_seed(0)
-    module = WindowAttention(dim, heads, window, **options).double()
-    for parameter in module.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
-    return module
+    return filled(WindowAttention(dim, heads, window, **options).double(), scale=0.5)
 
 
 def test_constants_made_in_inference_mode_serve_training():
@@ -92,10 +86,7 @@ def test_legacy_clip_changes_clipped_windows_only():
 
 def block(**options):
     torch.manual_seed(0)
-    module = SwinBlock(6, 2, (2, 3, 4), **options).double()
-    for parameter in module.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
-    return module
+    return filled(SwinBlock(6, 2, (2, 3, 4), **options).double(), scale=0.5)
 
 
 def test_block_is_its_formula():
