@@ -130,7 +130,7 @@ class Reports:
         return GriddedObservations.stack([passed])
 
     def counts(self) -> dict[str, list[int]]:
-        """Return the numbers of cells at each time by the names of attributes."""
+        """Return how many cells were observed, used and rejected, each as a list over times."""
         used = [
             observed - rejected
             for observed, rejected in zip(self.observed, self.rejected, strict=True)

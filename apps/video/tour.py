@@ -165,8 +165,9 @@ def _trained(
     test = made.data.batch("test")
     for shown in stepping("training", pieces, seconds=SHORT):
         say(f"training {shown}")
-        weights = train(pieces[shown], Job(folder / shown), {})
-        ranker = ranker_of(pieces[shown].settings, weights, made.data)
+        ranker = ranker_of(
+            pieces[shown].settings, train(pieces[shown], Job(folder / shown), {}), made.data
+        )
         made.found[shown] = probabilities(ranker, test)
         made.reports[shown] = report_of(ranker, test)
     return made

@@ -28,7 +28,7 @@ def size_of(model: nn.Module) -> int:
 
 
 def drawn_strengths(model: nn.Module) -> dict[str, Tensor]:
-    """Return the magnitudes of the gates (R,) of each layer."""
+    """Return the magnitudes (R,) of each layer's gates: as drawn, if not trained yet."""
     return {n: layer.lora_gate.weight.detach().abs() for n, layer in adapters_of(model).items()}
 
 

@@ -15,7 +15,7 @@ ACCURACY, MATTHEWS, PEARSON = "accuracy", "matthews correlation", "pearson corre
 
 
 def label_scores(outputs: Tensor, targets: Sequence[float], classes: int) -> list[Scores]:
-    """Return the scores of outputs.
+    """Return accuracy and Matthews' correlation of classes, or Pearson's of numbers.
 
     Args:
         outputs: Of a model (N, C).

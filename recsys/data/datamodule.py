@@ -82,7 +82,7 @@ class PackedRows:
 
     @property
     def counts(self) -> bool:
-        """Whether a row has a weight above 0 and counts for a task."""
+        """Whether any row of weight above 0 counts for at least one task."""
         return bool(self._stored.mask[self._stored.weight > 0].any())
 
     @property

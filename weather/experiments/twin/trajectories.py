@@ -77,7 +77,7 @@ class NatureTrajectories:
             )
 
     def training_objects(self) -> list[str]:
-        """Return short hashes of the members that are trained on."""
+        """Return one short hash for each trajectory of the training and validation periods."""
         return self.world.objects("training", "validation")
 
     def num_times(self, *, validation: bool = False) -> int:

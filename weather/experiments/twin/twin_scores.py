@@ -185,7 +185,7 @@ def paired(method: str, task: str, own: Tensor, other: Tensor, versus: str) -> R
 
 
 def exponential(means: np.ndarray) -> np.ndarray:
-    """Return the exponential of the mean of one moment."""
+    """Return the geometric mean, from the mean of logs (..., 1) as the only moment."""
     return cast(np.ndarray, np.exp(means[..., 0]))
 
 
