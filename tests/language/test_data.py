@@ -68,6 +68,7 @@ def test_ranks_together_see_the_batches_of_one_process(world, kind, epoch):
 
     whole, parts = seen(0, 1), [seen(rank, world) for rank in range(world)]
     assert (len(whole), {len(part) for part in parts}) == (4, {4})
+    assert [len(*batches(WindowLoader(TOKENS, 30, 8, rank=r, world=2))) for r in (0, 1)] == [1, 1]
     for batch, *own in zip(whole, *parts, strict=True):
         assert {len(one) for one in own} == {8 // world}
         assert_close(torch.stack(own, 1).flatten(0, 1), batch)

@@ -47,7 +47,9 @@ def place(tmp_path_factory):
 def test_an_adapter_is_trained_kept_and_applied(place):
     assert "20 held-out rows occur in training" in place.said
     assert place.said.splitlines()[-1] == SORA
-    facts = json.loads((place.folder / SORA / "record.json").read_text())["facts"]
+    record = json.loads((place.folder / SORA / "record.json").read_text())
+    facts, rank = record["facts"], record["settings"]["rank"]
+    assert record["settings"]["alpha"] == 2.0 * rank
     assert f"{facts['kept']} of 36 components, {facts['size']:,} parameters" in place.said
     assert f"{facts['drawn']:.0%} of them are among as many whose gates" in place.said
     assert "accuracy 1.0000 [" in place.said or "accuracy 0." in place.said

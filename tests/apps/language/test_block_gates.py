@@ -146,6 +146,8 @@ def test_gates_are_compared_with_rivals(trained, study):
     assert named["prefill: mass over that of the oracle"]
     assert named["decode: row KL over its start"]
     assert len(named) == 2 + 2 + 3 + 4 + 1
+    ends = {b["value"] for b in content["bars"] if b["name"].endswith("upper end of the interval")}
+    assert ends <= {row["high"] for row in content["rows"]}
     assert "missing" not in trained.succeed("evaluate", config=study)
 
 

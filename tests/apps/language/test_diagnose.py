@@ -41,6 +41,8 @@ def test_figures_by_layer(trained, weights):
     }  # fmt: skip
     both = [found[f"layer {i}", "first_token_attention"][0] for i in range(2)]
     assert found["all layers", "first_token_attention"] == (pytest.approx(sum(both) / 2), 3)
+    largest = {method: found[method, "largest_activation"][0] for method, _ in found}
+    assert largest["all layers"] >= max(largest["layer 0"], largest["layer 1"])
     folder = trained.folder / "runs/language/decoder-s0"
     assert (folder / "figures/by-layer.png").stat().st_size > 5000
     with (folder / "figures/by-layer.csv").open() as file:

@@ -110,11 +110,15 @@ def test_padding_may_hold_anything():
     mask = torch.tensor([[False, False, True, False]])
     x = positions(1, 4).masked_fill(mask.unsqueeze(-1), torch.nan)
     for dispatch in DISPATCHES:
+        shared = build(dispatch=dispatch, shared=GatedMlp(DIM, 3))
+        assert shared(x, padding_mask=mask)[0].isfinite().all()
         layer = build(dispatch=dispatch)
         y, routing = layer(x, padding_mask=mask)
         assert not y[mask].any()
         assert all(g.isfinite().all() for g in gradients(layer, y).values())
         assert_close(layer(x, routing=routing)[0], y)  # a replay knows what was ignored
+        _, other = layer(x, routing=layer.gate(positions(1, 4)), padding_mask=mask)
+        assert_close(other.weights, routing.weights)
 
 
 def test_what_the_gate_dropped_contributes_nothing():

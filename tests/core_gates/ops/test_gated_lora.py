@@ -112,6 +112,15 @@ def test_statistics_follow_from_the_gram_matrix_in_float32():
     assert_close(rstd.double(), y.var(-1, correction=0).add(1e-5).rsqrt(), rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("ranks", [[3], [3, 4]])
+def test_an_adapter_whose_components_cancel_is_finite(ranks):
+    tensors = [t.detach() for t in operands(200, 64, ranks)]
+    tensors[2][1:3] = tensors[2][0] * torch.tensor([[3.0], [0.1]])
+    tensors[1][:, 0] = -3 * tensors[1][:, 1] - 0.1 * tensors[1][:, 2]
+    tensors[1][:, :3] *= 1e4
+    assert gated_lora(*tensors, ranks).isfinite().all()
+
+
 @pytest.mark.parametrize("scale", [0.0, 1e-20])
 def test_an_adapter_without_output_has_finite_gradients(scale):
     tensors = operands(3, 8, [2, 2])

@@ -55,7 +55,7 @@ def test_significance_needs_the_interval_and_p(scores):
     apart = Row("a", "t", "m", 1.0, 0.5, 1.5, 9, "b", 0.04)
     assert apart.significant
     assert not apart._replace(p=0.05).significant
-    assert not apart._replace(low=-0.1).significant
+    assert not any(apart._replace(low=low).significant for low in (-0.1, 0.0))
     assert not apart._replace(low=float("nan"), high=float("nan")).significant
 
 

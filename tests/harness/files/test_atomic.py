@@ -111,7 +111,8 @@ def test_contents_are_told_apart_by_names_and_bytes(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a").write_text("same")
     assert content_digest(tmp_path / "one") == content_digest(tmp_path / "two")
-    (tmp_path / "one" / ".b.partial").write_text("hidden")
+    (tmp_path / "one" / ".b.partial").mkdir()
+    (tmp_path / "one" / ".b.partial" / "c").write_text("hidden")
     assert content_digest(tmp_path / "one") == content_digest(tmp_path / "two")
     (tmp_path / "two" / "a").write_text("else")
     assert content_digest(tmp_path / "one").sha256 != content_digest(tmp_path / "two").sha256

@@ -42,10 +42,12 @@ def test_gates_return_to_their_base(trained, tiny, tokens):
     assert sorted(load_file(path)) == [
         f"layers.{layer}.self_attn.{name}" for layer in (0, 1) for name in ("bias", "weight")
     ]
-    other = tiny("Llama")
-    bare = logits(other, tokens)
-    gates = load_gates(other, path)
+    other, started = tiny("Llama"), tiny("Llama")
+    attach_output_gate(started, granularity="headwise", bias_init=1.0)
+    bare, gates = logits(other, tokens), load_gates(other, path)
+    load_gates(started, path)
     assert torch.equal(logits(other, tokens), logits(model, tokens))
+    assert torch.equal(logits(started, tokens), logits(model, tokens))
     assert not torch.equal(logits(other, tokens), bare)
     assert all(
         parameter.requires_grad for gate in gates.values() for parameter in gate.parameters()

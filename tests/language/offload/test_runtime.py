@@ -75,7 +75,7 @@ def check_pool(offload):
 def test_models_equal_those_in_memory(name, dtype, checkpoint, resident, load):
     folder = checkpoint(name, dtype, fused=(dtype == torch.bfloat16) != (name == "Mixtral"))
     whole, model = resident(folder), load(folder)
-    assert model.dtype == dtype
+    assert (model.dtype, model.training) == (dtype, False)
     assert torch.equal(logits_of(model), logits_of(whole))
     assert torch.equal(tokens_of(model), tokens_of(whole))
     check_pool(model.offload)
@@ -96,7 +96,8 @@ def test_all_experts_are_read_once_where_there_is_room(load, expected, checkpoin
         assert torch.equal(logits_of(model), expected)
     counts, store = model.offload.counts, model.offload.store
     assert counts.loads <= LAYERS * E
-    assert (counts.bytes, counts.hits) == (counts.loads * store.slab_bytes, 2 * counts.loads)
+    whole = (counts.loads * store.slab_bytes, 2 * counts.loads, 0)
+    assert (counts.bytes, counts.hits, counts.late) == whole
     assert store.nbytes == LAYERS * E * 3 * 32 * 24 * 4
 
 
