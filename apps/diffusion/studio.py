@@ -321,7 +321,7 @@ class Studio:
         if mode == STRENGTHS and self.gates is None:
             raise GatesError(
                 "--mode strengths needs trained ones: run `gates diffusion train-gates --what"
-                " strengths --told 1`, or give --gates FILE"
+                " strengths --role_fraction 1`, or give --gates FILE"
             )
         asked = SUM if mode == GATED and self.gates is None else mode
         known_roles = partial(

@@ -38,7 +38,7 @@ class GatedLoraLinear(AdapterFactors):
             layer must be linear but for a bias, which is read from it at each call.
         gate: Their gate; a `LoraGate` with default options if None, an `OpenGate`
             for the plain sum.
-        room: Memory for other adapters, which then change neither shapes nor a compiled graph.
+        capacity: Memory for other adapters, which then change neither shapes nor a compiled graph.
         device: Device of a gate made here, by default that of the layer.
         dtype: Floating dtype of a gate made here.
 
@@ -63,7 +63,7 @@ class GatedLoraLinear(AdapterFactors):
         adapters: Sequence[LowRank] = (),
         *,
         gate: LoraGate | OpenGate | None = None,
-        room: AdapterCapacity | None = None,
+        capacity: AdapterCapacity | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -71,7 +71,7 @@ class GatedLoraLinear(AdapterFactors):
             raise ValueError(
                 "the layer has adapters already: exchange them by set_adapters, or detach them"
             )
-        super().__init__(cast(int, base.in_features), cast(int, base.out_features), room)
+        super().__init__(cast(int, base.in_features), cast(int, base.out_features), capacity)
         self.base = base
         if gate is None:
             gate = LoraGate(self.out_features, device=device or self._device, dtype=dtype)

@@ -237,7 +237,7 @@ class AdapterFactors(nn.Module):
     Args:
         in_features: Inputs D.
         out_features: Outputs D'.
-        room: Memory to keep for other adapters; by default exactly that of those that are set.
+        capacity: Memory to keep for other adapters; by default exactly that of those that are set.
 
     Attributes:
         down: First factors (R, D).
@@ -256,10 +256,10 @@ class AdapterFactors(nn.Module):
     base_gains: Tensor | None
 
     def __init__(
-        self, in_features: int, out_features: int, room: AdapterCapacity | None = None
+        self, in_features: int, out_features: int, capacity: AdapterCapacity | None = None
     ) -> None:
         super().__init__()
-        self.in_features, self.out_features, self.room = in_features, out_features, room
+        self.in_features, self.out_features, self.capacity = in_features, out_features, capacity
 
     def _set(
         self,
@@ -293,7 +293,7 @@ class AdapterFactors(nn.Module):
         ]
         downs = [a.down.detach() for a in given]
         ranks = [adapter.rank for adapter in given]
-        if self.room is not None:
+        if self.capacity is not None:
             ranks, downs, ups = self._padded(ranks, downs, ups, empty)
         stacked = [torch.cat(f) if f else e for f, e in zip((downs, ups), empty, strict=True)]
         self._put(ranks, *(tensor.to(device) for tensor in stacked))
@@ -302,12 +302,12 @@ class AdapterFactors(nn.Module):
     def _padded(
         self, ranks: list[int], downs: list[Tensor], ups: list[Tensor], empty: Sequence[Tensor]
     ) -> tuple[list[int], list[Tensor], list[Tensor]]:
-        assert self.room is not None
-        most, rank = self.room
+        assert self.capacity is not None
+        most, rank = self.capacity
         if len(ranks) > most or max(ranks, default=0) > rank:
             raise ValueError(
                 f"there is room for {most} adapters of rank {rank}, found {len(ranks)} of ranks"
-                f" {ranks}: attach with more room"
+                f" {ranks}: attach with a larger capacity"
             )
         like = (downs[0], ups[0]) if ranks else empty
         padded = [
@@ -331,11 +331,11 @@ class AdapterFactors(nn.Module):
         given = {"down": down, "up": up, "strengths": strengths, "places": places}
         for name, tensor in given.items():
             old: Tensor | None = getattr(self, name, None)
-            if self.room is not None and old is not None and _alike(old, tensor):
+            if self.capacity is not None and old is not None and _alike(old, tensor):
                 old.copy_(tensor)
             else:
                 self.register_buffer(name, tensor, persistent=name != "places")
-        if self.room is None or getattr(self, "_ranks", None) != ranks:
+        if self.capacity is None or getattr(self, "_ranks", None) != ranks:
             counts = torch.tensor(ranks, dtype=torch.int64)
             self.register_buffer("adapter_ranks", counts)  # (K,)
         self._ranks, self._known_version = ranks, content_version(self.adapter_ranks)

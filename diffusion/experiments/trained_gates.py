@@ -217,13 +217,15 @@ def untrained(
     piece: Piece,
     model: nn.Module,
     adapters: Mapping[str, LoraBundle],
-    room: AdapterCapacity | None,
+    capacity: AdapterCapacity | None,
     begin: Path | None = None,
 ) -> Any:
     """Return the fusion of a piece before it is trained."""
     if is_gated(piece.settings):
         options = options_in(piece.settings, GATE_OPTIONS)
-        return GatedFusion(model, adapters, gates=begin, everywhere=True, room=room, **options)
+        return GatedFusion(
+            model, adapters, gates=begin, everywhere=True, capacity=capacity, **options
+        )
     options = options_in(piece.settings, RIVAL_OPTIONS)
     return make_rival(piece.get("rival", piece.method), model, adapters, **options)
 
@@ -325,10 +327,10 @@ def fitted(
     rank = piece.get("global_rank")
     first = with_common({name: library[name] for name in tasks[0].adapters}, rank)
     widest = max(max(bundle.ranks().values()) for bundle in library.values())
-    room = AdapterCapacity(
+    capacity = AdapterCapacity(
         max(len(task.adapters) for task in tasks) + bool(rank), max(widest, rank or 0)
     )
-    fusion = untrained(piece, model, first, room, files.get("begin"))
+    fusion = untrained(piece, model, first, capacity, files.get("begin"))
     module = FusionModule(
         fusion,
         library,

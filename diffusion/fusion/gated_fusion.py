@@ -104,7 +104,7 @@ class GatedFusion(Fusion, nn.Module):
         switch: Multiply adapters in all layers by how well they suit, see `describe`.
         everywhere: Make a gate for every linear layer in the blocks of the model, to be trained;
             else for the layers that an adapter changes.
-        room: Memory for adapters that are exchanged later without compiling again.
+        capacity: Memory for adapters that are exchanged later without compiling again.
         options: Further options of `core_gates.adapters.LoraGate`.
 
     Raises:
@@ -124,7 +124,7 @@ class GatedFusion(Fusion, nn.Module):
         factors: bool = False,
         switch: bool = False,
         everywhere: bool = False,
-        room: AdapterCapacity | None = None,
+        capacity: AdapterCapacity | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -137,7 +137,12 @@ class GatedFusion(Fusion, nn.Module):
             raise GatesError(f"mode={mode!r} has no gates: leave {', '.join(idle)} out")
         model = uncompiled(model)
         _refuse_attached(model)
-        self._model, self.mode, self.room, self.everywhere = (model,), mode, room, everywhere
+        self._model, self.mode, self.capacity, self.everywhere = (
+            (model,),
+            mode,
+            capacity,
+            everywhere,
+        )
         self.family = family_of(model)
         self._sizes = linear_sizes(model)
         self._sites = sites_of(model, None if mode == "sum" else self.family)
@@ -165,7 +170,7 @@ class GatedFusion(Fusion, nn.Module):
     def sites(self) -> list[Placed]:
         """Where the adapters change the model, in its order; all in blocks if wanted everywhere."""
         changed = {module for bundle in self.adapters.values() for module in bundle.modules}
-        inside = self.everywhere or self.room is not None
+        inside = self.everywhere or self.capacity is not None
         return [
             site
             for site in self._sites
@@ -336,7 +341,7 @@ class GatedFusion(Fusion, nn.Module):
                 load_gate(gate, state[name], name)
             self.gates[_key(name)] = gate
         if (kinds := options.get("kinds", 0)) or switch or switched:
-            most = 0 if self.room is None else self.room.adapters
+            most = 0 if self.capacity is None else self.capacity.adapters
             self.context = AdapterContext(kinds, switch=switch or bool(switched), most=most)
             if switched:
                 load_gate(self.context, switched, "the switch")
@@ -381,27 +386,29 @@ class GatedFusion(Fusion, nn.Module):
         self._weigh()
 
     def _attach_siblings(self, site: Placed) -> GatedSiblings:
-        factors, gate, room = self._factors(site), self.gate(site.name), self._room(site)
-        adapt = partial(GatedSiblings, adapters=factors, gate=gate, room=room)
+        factors, gate, capacity = self._factors(site), self.gate(site.name), self._capacity(site)
+        adapt = partial(GatedSiblings, adapters=factors, gate=gate, capacity=capacity)
         return attach_siblings(self.model, site.parts, adapt)
 
     def _adapted(self, linear: nn.Linear, site: Placed) -> GatedLoraLinear:
         gate = self.gate(site.name)
-        return GatedLoraLinear(linear, self._factors(site), gate=gate, room=self.room)
+        return GatedLoraLinear(linear, self._factors(site), gate=gate, capacity=self.capacity)
 
-    def _room(self, site: Placed) -> AdapterCapacity | None:
-        """Return the room at a site, where the ranks of its parts add up."""
-        return self.room and AdapterCapacity(self.room.adapters, self.room.rank * len(site.parts))
+    def _capacity(self, site: Placed) -> AdapterCapacity | None:
+        """Return the capacity at a site, where the ranks of its parts add up."""
+        return self.capacity and AdapterCapacity(
+            self.capacity.adapters, self.capacity.rank * len(site.parts)
+        )
 
     def _fitting(self, site: Placed) -> list[LowRank]:
         """Return what each adapter does at a site, where there is room for it."""
-        factors, room, parts = self._factors(site), self._room(site), len(site.parts)
+        factors, capacity, parts = self._factors(site), self._capacity(site), len(site.parts)
         given = [factor.rank for factor in factors if factor.rank]
-        if room and (len(given) > room.adapters or max(given, default=0) > room.rank):
+        if capacity and (len(given) > capacity.adapters or max(given, default=0) > capacity.rank):
             raise GatesError(
-                f"there is room for {room.adapters} adapters of rank {room.rank // parts}, found"
-                f" {len(factors)} of ranks up to {max(given) // parts} at {site.name}: make it with"
-                " more room"
+                f"there is room for {capacity.adapters} adapters of rank {capacity.rank // parts},"
+                f" found {len(factors)} of ranks up to {max(given) // parts} at {site.name}: make"
+                " it with a larger capacity"
             )
         return factors
 

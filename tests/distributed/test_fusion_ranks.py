@@ -46,7 +46,7 @@ def build():
         for pair in (("a", "b"), ("c",))
     ]
     told = {"factors": True, "switch": True}
-    fusion = GatedFusion(model, {}, room=AdapterCapacity(2, 2), dtype=torch.float64, **told)
+    fusion = GatedFusion(model, {}, capacity=AdapterCapacity(2, 2), dtype=torch.float64, **told)
     module = FusionModule(
         fusion, library, steps=STEPS, contrast=True, margin=2.0, roles={"a": "subject"}
     )

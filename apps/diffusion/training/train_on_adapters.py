@@ -234,7 +234,7 @@ class Gates:
         global_rank: Rank of one more adapter, which is what the others have in common; 0 for none.
         factors: Multiply adapters by factors of the layer before the gate.
         begin: File of gates or strengths to start from.
-        told: Fraction of steps in which the roles of adapters are told to the strengths.
+        role_fraction: Fraction of steps in which the roles of adapters are told to the strengths.
         roles: Roles, such as a:subject,b:style; those that tags name if null.
         switch: Turn adapters off that do not suit a prompt; on the zoo it learns from adapters that
             images do not show.
@@ -248,7 +248,7 @@ class Gates:
     global_rank: int = 0
     factors: bool = True
     begin: str | None = None
-    told: float = 0.0
+    role_fraction: float = 0.0
     roles: str | None = None
     switch: bool = False
     encoder: str | None = None
@@ -260,15 +260,21 @@ class Gates:
             GatesError: The rank is negative, or roles are told where there are no factors.
         """
         refuse_below(0, global_rank=self.global_rank)
-        if not 0 <= self.told <= 1 or (self.told and not self.factors and self.what == "gates"):
-            raise GatesError(f"--told is {self.told}, expected 0 to 1, above 0 with --factors")
-        if self.roles is not None and not self.told:
-            raise GatesError("--roles needs --told, the fraction of steps in which they are told")
+        if not 0 <= self.role_fraction <= 1 or (
+            self.role_fraction and not self.factors and self.what == "gates"
+        ):
+            raise GatesError(
+                f"--role_fraction is {self.role_fraction}, expected 0 to 1, above 0 with --factors"
+            )
+        if self.roles is not None and not self.role_fraction:
+            raise GatesError(
+                "--roles needs --role_fraction, the fraction of steps in which they are told"
+            )
 
     @property
     def name(self) -> str:
         """Name in tables, as studies call what they train."""
-        own = {"role": self.told, "switch": self.switch, "global LoRA": self.global_rank}
+        own = {"role": self.role_fraction, "switch": self.switch, "global LoRA": self.global_rank}
         parts = [one for one in (self.variant, self.time) if one not in ("full", "implicit")]
         name = "layer_strengths" if self.what == "strengths" else " ".join(["gates", *parts])
         return " + ".join([name, *(part for part, given in own.items() if given)])
@@ -276,7 +282,7 @@ class Gates:
     def settings(self) -> dict[str, Any]:
         """Return all that decides the result."""
         own: dict[str, Any] = {
-            "told": self.told or None,
+            "told": self.role_fraction or None,
             "switch": self.switch or None,
             "global_rank": self.global_rank or None,
             "roles": self.roles,

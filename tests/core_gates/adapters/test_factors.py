@@ -83,8 +83,8 @@ def test_a_checkpoint_holds_the_strengths_and_old_ones_have_none():
 
 
 def test_an_exchange_within_the_room_compiles_nothing_again():
-    room, x = AdapterCapacity(3, 4), tokens(5)
-    layer = layer_of(adapters(2, 4), room=room)
+    capacity, x = AdapterCapacity(3, 4), tokens(5)
+    layer = layer_of(adapters(2, 4), capacity=capacity)
     assert_close(layer(x), layer_of(adapters(2, 4))(x))
     counted = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(layer, backend=counted, fullgraph=True)

@@ -33,7 +33,7 @@ def merged(model, adapter):
 
 
 @pytest.mark.parametrize("block", [1, 2, 256])
-@pytest.mark.parametrize("options", [{}, {"time": "film"}, {"room": AdapterCapacity(4, 4)}])
+@pytest.mark.parametrize("options", [{}, {"time": "film"}, {"capacity": AdapterCapacity(4, 4)}])
 def test_means_are_those_of_all_gates(model, inputs, adapters, block, options):
     fused = trained(GatedFusion(model, adapters, dtype=torch.float64, **options))
     other = inputs | {"hidden_states": -inputs["hidden_states"][:, :3]}

@@ -46,7 +46,7 @@ def build(steps=STEPS, contrast=False, room=2, gates=None, **options):
         "b": random_adapter(model, 2, rank=1),
         "c": random_adapter(model, 3, where="single"),
     }
-    fusion = GatedFusion(model, {}, room=AdapterCapacity(room, 2), **(gates or {}))
+    fusion = GatedFusion(model, {}, capacity=AdapterCapacity(room, 2), **(gates or {}))
     options = {"learning_rate": 0.05, "contrast": contrast} | options
     return FusionModule(fusion, library, steps=steps, **options)
 

@@ -223,7 +223,9 @@ def test_wrong_gates_are_refused(model, adapters, bundle, tmp_path):
 
 
 def test_adapters_are_exchanged_and_their_order_does_not_matter(model, inputs, adapters, bundle):
-    fused = trained(GatedFusion(model, adapters, room=AdapterCapacity(3, 4), dtype=torch.float64))
+    fused = trained(
+        GatedFusion(model, adapters, capacity=AdapterCapacity(3, 4), dtype=torch.float64)
+    )
     three, large = {**adapters, "c": bundle(7, rank=4, where="ff")}, bundle(8, rank=5)
     everywhere, columns = bundle(1), bundle(7, where="ff")
     site, factors = next(iter(columns.modules.items()))
@@ -406,7 +408,7 @@ def test_adapters_are_exchanged_without_compiling_again(flux, call, backend):
     more = {name: random_adapter(flux, 7 + k, rank=k + 1) for k, name in enumerate("xyz")}
     counted = CompileCounterWithBackend(backend)
     model = torch.compile(flux, backend=counted)
-    with trained(GatedFusion(flux, given, room=AdapterCapacity(3, 4))) as fusion:
+    with trained(GatedFusion(flux, given, capacity=AdapterCapacity(3, 4))) as fusion:
         found = call(model)
         first = counted.frame_count
         for number, adapters in enumerate((fewer, other, more)):

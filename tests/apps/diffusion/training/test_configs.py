@@ -116,7 +116,7 @@ def test_several_processes_want_a_whole_zoo(zoo, capsys):
 def test_strengths_of_the_zoo_are_those_of_the_studies(zoo, capsys, monkeypatch):
     every = trained_gates.combinations
     monkeypatch.setattr(trained_gates, "combinations", lambda group: every(group)[:4])
-    words = ["--what", "strengths", "--told", "1", "--steps", "2"]
+    words = ["--what", "strengths", "--role_fraction", "1", "--steps", "2"]
     assert main(["diffusion", "train-gates", *words]) == 0, capsys.readouterr().err
     made = Path(capsys.readouterr().out.strip().splitlines()[-1])
     assert made.parent.name == USED["strengths"]

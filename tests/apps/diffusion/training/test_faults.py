@@ -66,15 +66,16 @@ FAULTS = {
     "read-only runs": (base("--root", "/proc/runs"), "/proc/runs"),
     # what gates are told
     "roles without factors": (
-        gates("--told", "1", "--factors", "false"), "--told is 1.0, expected 0 to 1, above 0 with"
+        gates("--role_fraction", "1", "--factors", "false"),
+        "--role_fraction is 1.0, expected 0 to 1, above 0 with",
     ),
-    "roles that are not told": (gates("--roles", "a:style"), "--roles needs --told"),
+    "roles that are not told": (gates("--roles", "a:style"), "--roles needs --role_fraction"),
     "unknown role": (
-        gates("--told", "1", "--roles", "a:shape"),
+        gates("--role_fraction", "1", "--roles", "a:shape"),
         "--roles is 'a:shape', expected adapters with one of ['any', 'subject', 'style']",
     ),
     "role of another adapter": (
-        gates("--told", "1", "--roles", "z:style"),
+        gates("--role_fraction", "1", "--roles", "z:style"),
         "no adapter is named 'z'",
     ),
     "seed below 0, of gates": (gates("--seed", "-1"), SEED),

@@ -96,14 +96,14 @@ def test_an_encoder_indexes_and_finds(gates, command):
         (
             "--factors",
             "true",
-            "--told",
+            "--role_fraction",
             "1",
             "--roles",
             "a0.safetensors:subject",
             "--weight_rate",
             "0.01",
         ),
-        ("--what", "strengths", "--told", "0.5"),
+        ("--what", "strengths", "--role_fraction", "0.5"),
     ],
 )
 def test_gates_are_loaded_and_baked(options, gates, command, place):
@@ -127,7 +127,7 @@ def test_gates_are_loaded_and_baked(options, gates, command, place):
 
 
 def test_gates_begin_at_strengths_and_roles_are_those_that_were_told(gates, command, place):
-    told = ("--told", "1", "--roles", "a0.safetensors:subject,a1.safetensors:style")
+    told = ("--role_fraction", "1", "--roles", "a0.safetensors:subject,a1.safetensors:style")
     path = last(gates(*command("train-gates", "--what", "strengths", *told, steps=3)))
     strengths = load_file(path)
     assert {name.rpartition(".")[2] for name in strengths} == {"factors"}
