@@ -44,7 +44,7 @@ def test_reports_that_count_nowhere_are_explained():
     assert LeftOut.of(good, channels, np.array([noon])).line() == ""
 
 
-def test_a_table_of_no_use_is_refused(tmp_path, refuses):
+def test_a_table_of_no_use_is_refused(tmp_path, refuses, refused):
     channels, noon = ChannelSpec((), ("temperature",), (850,)), np.datetime64("2020-01-01T12", "ns")
     row = {"time": noon, "variable": "temperature", "value": 280.0, "level_hpa": 850.0}
     frame = pd.DataFrame([row]).assign(latitude=0.0, longitude=0.0, error=1.0)
@@ -70,8 +70,9 @@ def test_a_table_of_no_use_is_refused(tmp_path, refuses):
     )
     pd.concat([frame, frame.assign(value=1e5)]).to_csv(tmp_path / "both.csv", index=False)
     said = []
-    assert len(read_reports(tmp_path / "both.csv", said.append)) == 2
-    assert said == ["1 of 2 reports are out of range or flagged, left out"]
+    both = read_reports(tmp_path / "both.csv", said.append)
+    assert (len(both), said) == (2, ["1 of 2 reports are out of range or flagged, left out"])
+    refused("no report belongs", LeftOut.of(both, channels, late).require_used, "", late, "wait")
 
 
 METHOD = Method("oi", lambda s: OptimalInterpolation(None, scale=s["scale"]), {"scale": (0.01, 1)})
@@ -115,6 +116,9 @@ def assimilation(twin, tmp_path):
 
 
 def test_a_method_analyzes_a_background(assimilation, twin, tmp_path):
+    two = simulate_reports(twin.source(), twin.folder / "nature.zarr", tmp_path / "two.parquet",
+                           stations=40, member=1, start=-2, times=2, seed=0)  # fmt: skip
+    assert two.frame["latitude"].nunique() > 40  # other places at each time
     build, said = assimilation
     job = build()
     found = job.analyze()
