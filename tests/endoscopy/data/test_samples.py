@@ -81,10 +81,12 @@ def test_a_sample_depends_on_seed_epoch_and_row_alone(colon):
 
 def test_a_polyp_is_never_moved_out_of_the_frame(colon):
     """The label would stay and nothing would be left to learn it from."""
-    away = A.Affine(translate_px={"x": 31, "y": 0}, scale=1.0, shear=0.0, p=1.0)
     reader = FrameReader(colon, SIZE)
-    sample = LesionDataset(reader, Pipeline([away])).sample(3)
-    np.testing.assert_array_equal(sample.frame.image, reader.read(3).image)
+    left, _, right, _ = reader.box(3)
+    for x in (31, round(SIZE - left - (right - left) / 4)):  # nothing or a quarter would be left
+        away = A.Affine(translate_px={"x": x, "y": 0}, scale=1.0, shear=0.0, p=1.0)
+        sample = LesionDataset(reader, Pipeline([away])).sample(3)
+        np.testing.assert_array_equal(sample.frame.image, reader.read(3).image)
     near = A.Affine(translate_px={"x": 1, "y": 0}, scale=1.0, shear=0.0, p=1.0)
     moved = LesionDataset(reader, Pipeline([near])).sample(3).frame
     assert moved.box[0] == pytest.approx(reader.box(3)[0] + 1, abs=1e-3)
