@@ -23,7 +23,7 @@ from endoscopy.evaluation.baselines import (
 )
 from endoscopy.evaluation.rendered_frames import FrameStack, frame_features, masked_median
 from endoscopy.evaluation.size_evaluation import cut_off_note, headline, verdict
-from endoscopy.metrics import CONTINUOUS, CutOffs, object_table
+from endoscopy.metrics import CONTINUOUS, TRUTH, CutOffs, object_table
 
 
 def test_power_laws_are_fitted_exactly():
@@ -103,6 +103,9 @@ def test_a_model_that_is_a_constant_is_called_so(noisy_objects):
     assert verdict(guess, constant, resamples=300) == "NOT significantly better"
     assert verdict(objects, constant, resamples=300) == "significantly better"
     assert verdict(constant, objects, resamples=300) == "significantly worse"
+    classed = objects.assign(predicted_mm=np.choose(TRUTH.classes(objects["gt"]), [1.0, 7, 40]))
+    rough = noisy_objects(100, 0.3)  # worse classes, better millimeters
+    assert verdict(classed, rough, resamples=300) == "NOT significantly better"
     assert "NOT significantly better than the constant" in headline(
         [guess, guess], constant, objects, resamples=300
     )

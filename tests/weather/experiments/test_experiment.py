@@ -167,7 +167,9 @@ def test_two_times_make_no_difference_significant():
     )
     kinds = ("persistence", "ensemble")
     tasks = [SimpleNamespace(name=f"{kind}/0.1", density=0.1) for kind in kinds]
+    tasks[0].density = 0.3
     scores = EnsembleScores(source, tasks, None, (), (), {})
+    assert scores.pictured() == (tasks[0], cases[-1])  # of the largest density
     for kind in kinds:
         for method, factor in (("background", 4.0), ("oi", 1.0)):
             square = 1 + torch.rand(18, 2, generator=torch.Generator().manual_seed(0))

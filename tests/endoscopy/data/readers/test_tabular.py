@@ -260,7 +260,7 @@ SUN_FAULTS = {
         "line of the annotation cannot be read",
     ),
     "another class": (
-        edit(1, lambda lines: [lines[0][:-1] + "3", *lines[1:]]),
+        edit(1, lambda lines: [lines[0][:-1] + "1", *lines[1:]]),
         "box is of another class",
     ),
     "swapped": (

@@ -121,6 +121,12 @@ def interpolation(twin):
     return method.build({"scale": 0.2, "length_km": 2000.0})
 
 
+def test_the_ensemble_is_inflated_by_an_excess_over_one(twin):
+    method = next(m for m in twin.source().methods("0.3/perfect") if m.name == "letkf")
+    setting = {"length_km": 1000.0, "excess": 0.05, "relaxation": 0.5}
+    assert method.build(setting).inflation == pytest.approx(1.05)
+
+
 def test_every_method_sees_the_same_observations(cycles, interpolation):
     free, other = Watch(FreeRun()), Watch(interpolation)
     cycles.run(SPARSE, "free_run", free)
