@@ -294,4 +294,5 @@ def test_a_fast_member_takes_half_the_step_and_the_others_do_not_notice():
     assert torch.equal(later[:1], model(slow[None], 6.0))
     assert torch.equal(later[1:], finer(fast[None], 6.0))
     assert not torch.equal(later[:1], finer(slow[None], 6.0))
-    assert model.halvings(torch.full_like(states, torch.nan)).tolist() == [0, 0]
+    ends = torch.stack((100 * fast, torch.full_like(fast, torch.nan)))
+    assert model.halvings(ends).tolist() == [3, 0]
