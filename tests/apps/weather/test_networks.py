@@ -11,6 +11,7 @@ from apps.weather.commands import DEFAULT_BUDGET
 from apps.weather.networks import (
     Networks,
     Training,
+    complete,
     fit_piece,
     fitted,
     form_of,
@@ -77,6 +78,8 @@ def test_the_piece_of_fit_is_that_of_evaluate(configured):
     same.run.settings["seed"] = 3
     assert fit_piece(same.run) == network_piece(plain.run, "adas_increment", 3)
     assert "seed" not in same.run.settings
+    there = [("a", 0), ("a", 2), ("b", 2)]
+    assert complete(there, (0, 1, 2), ("a", "b", "c")) == ((0, 2), ("a",))
     assert network_piece(plain.run, "adas_increment", 0, {"learning_rate": 0.1}) != piece
     assert network_piece(configured("unit", "--data.steps", 15).run, "adas_increment", 0) != piece
 
