@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -32,15 +32,20 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 
 
 def scheduled(
-    optimizer: torch.optim.Optimizer, trainer: L.Trainer, warmup_steps: int, last_rate: float
+    optimizer: torch.optim.Optimizer,
+    trainer: L.Trainer,
+    warmup_steps: int,
+    last_rate: float,
+    curve: Literal["cosine", "linear"] = "cosine",
 ) -> OptimizerLRSchedulerConfig:
-    """Let the learning rate rise linearly, then fall along a cosine until the last step.
+    """Let the learning rate rise linearly, then fall along a curve until the last step.
 
     Args:
         optimizer: Whose learning rate is the largest one.
         trainer: Knows the number of steps.
         warmup_steps: Over which the learning rate rises.
         last_rate: The learning rate after the last step, as a fraction of the largest one.
+        curve: Along which it falls.
 
     Raises:
         GatesError: The trainer has no last step.
@@ -56,7 +61,8 @@ def scheduled(
         if step < warmup_steps:
             return (step + 1) / warmup_steps
         done = min(1.0, (step - warmup_steps) / max(1, total - warmup_steps))
-        return last_rate + (1 - last_rate) * 0.5 * (1 + math.cos(math.pi * done))
+        left = 1 - done if curve == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+        return last_rate + (1 - last_rate) * left
 
     schedule = {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}
     return {"optimizer": optimizer, "lr_scheduler": schedule}  # type: ignore[typeddict-item]

@@ -11,9 +11,11 @@ from harness.command.configfile import find_config, read_config
 from harness.command.parser import values
 from harness.command.verbs import FunctionVerb, run_verb
 from harness.files import refuse_strangers, require_apart, require_free
+from harness.runs.folder import RunFolder
 
 DEFAULT_CONFIG = "base"  # of verbs that need no data
 TRAINERS = "apps.language.training_verbs"  # of the other verbs: it imports Lightning
+SEQBOAT, PACKAGE = "apps.language.seqboat.training", "language.seqboat."
 FUNCTIONS = {
     "adapt": FunctionVerb("apps.language.adapt:adapt", flat=("recipe",)),
     "export": FunctionVerb("apps.language.apply_adapter:export"),
@@ -128,6 +130,23 @@ def _study(arguments: Sequence[str]) -> str:
     return str(study)
 
 
+def _of_seqboat(arguments: Sequence[str]) -> bool:
+    """Return whether the configuration, or that of the run to be resumed, describes a SeqBoat."""
+    named = {
+        option: [value for _, value in values(arguments, words)]
+        for option, words in (
+            ("config", ["--config", "-c"]),
+            ("name", ["--name"]),
+            ("root", ["--root"]),
+        )
+    }
+    name, root = [*named["name"], "default"][0], [*named["root"], "runs"][0]
+    path = RunFolder("language", name, root).config
+    if named["config"] and named["config"][-1]:
+        path = find_config(named["config"][-1], "language")
+    return path.is_file() and PACKAGE in str(read_config(path).get("model"))
+
+
 def _offload(arguments: Sequence[str]) -> None:
     """Run a verb of ``offload``.
 
@@ -148,6 +167,9 @@ def main(arguments: Sequence[str]) -> None:
     """Run one verb."""
     if arguments[0] == "offload":
         _offload(arguments)
+        return
+    if arguments[0] not in FUNCTIONS and _of_seqboat(arguments):
+        importlib.import_module(SEQBOAT).run_training_verb(arguments)
         return
     if arguments[0] == "evaluate" and (study := _study(arguments)) in STUDIES:
         verbs = {"evaluate": STUDIES[study]}

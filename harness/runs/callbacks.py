@@ -48,15 +48,15 @@ class PlainProgress(ProgressBar):
         super().__init__()
         self.seconds = seconds
         self._last, self._begin, self._first, self._total = 0.0, 0.0, 0, torch.inf
-        self._enabled = True
+        self.is_enabled = True
 
     def disable(self) -> None:
         """Print nothing; Lightning calls it on every rank but the first."""
-        self._enabled = False
+        self.is_enabled = False
 
     def enable(self) -> None:
         """Print again."""
-        self._enabled = True
+        self.is_enabled = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note when and where the training begins, and at which step it ends."""
@@ -77,7 +77,7 @@ class PlainProgress(ProgressBar):
 
     def _print(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._last = time.monotonic()
-        if not self._enabled:
+        if not self.is_enabled:
             return
         scores = _scores(self.get_metrics(trainer, pl_module))
         shown = "  ".join(

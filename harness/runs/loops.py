@@ -342,6 +342,10 @@ class ExactFitLoop(_FitLoop):
         super().setup_data()
         if first:
             self.after_first_iteration = capture_random_state()
+        elif self._combined_loader_states_to_load and self.restarting:
+            # A learning rate schedule asked for the number of steps before the states were read.
+            super()._load_combined_loader_states()
+            iter(self._data_fetcher)  # type: ignore[arg-type]
 
     def on_advance_end(self) -> None:
         """Finish the epoch, then tell the callbacks, unless it was cut short by ``max_steps``."""

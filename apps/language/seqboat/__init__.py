@@ -1,0 +1,1 @@
+"""``gates language`` on labeled sequences: SeqBoat on speech, ListOps and bytes."""

@@ -1,0 +1,122 @@
+"""Models and data of settings, and the training that ``fit`` and ``evaluate`` share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from jsonargparse import ArgumentParser
+from torch import Tensor, nn
+
+from harness.experiment import Job, Piece, Store
+from language.seqboat.model import recorded
+from language.seqboat.module import SeqBoatModule
+from language.seqboat.sequences import SequenceData, SequenceLoader, Split
+
+DATA = "data.init_args."
+PLACES = ("folder", "corpus", "tokenizer", "cache_folder")
+"""Options of the data that decide by content alone, which the digest of the data covers."""
+LOGITS, DENSITY = "logits", "density"
+
+Places = Mapping[str, Any]
+"""Values of these options, by name."""
+
+
+def module_of(settings: Mapping[str, Any]) -> SeqBoatModule:
+    """Return the module that settings describe, with weights drawn now."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(SeqBoatModule, "model", fail_untyped=False)
+    nested = _nested(settings, "model.")
+    module: SeqBoatModule = parser.instantiate_classes(parser.parse_object({"model": nested})).model
+    return module
+
+
+def data_of(settings: Mapping[str, Any], places: Places) -> Any:
+    """Return the data that settings describe, set up.
+
+    Args:
+        settings: With names that begin by ``data.``, and the seed of the order.
+        places: Where the files are.
+    """
+    nested = _nested(settings, "data.")
+    nested.pop("digest", None)
+    nested["init_args"] |= {**places, "seed": settings.get("seed") or 0}
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(L.LightningDataModule, "data")
+    data = parser.instantiate_classes(parser.parse_object({"data": nested})).data
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def places_of(data: L.LightningDataModule) -> Places:
+    """Return where the files of the data are."""
+    values = {name: getattr(data, name) for name in PLACES if hasattr(data, name)}
+    return {n: str(value) if isinstance(value, Path) else value for n, value in values.items()}
+
+
+def train(piece: Piece, job: Job, places: Places) -> dict[str, Tensor]:
+    """Train one model as ``fit`` does, and return its state."""
+    L.seed_everything(piece.seed, verbose=False)
+    data, module = data_of(piece.settings, places), module_of(piece.settings)
+    options = {
+        n.removeprefix("trainer."): v for n, v in piece.settings.items() if n.startswith("trainer.")
+    }
+    options |= {name: piece.get(f"checkpoint.{name}") for name in ("monitor", "mode")}
+    job.note(objects=data.training_objects())
+    job.fit(module, data, **options)
+    return dict(module.model.state_dict())
+
+
+def score(
+    piece: Piece, job: Job, places: Places, weights: Store[Any], split: Split = "test"
+) -> dict[str, Tensor]:
+    """Return the logits (N, classes) of a trained model, and the density of its layers."""
+    del job
+    data = data_of(piece.settings, places)
+    model = trained_model(piece, weights, data)
+    return scored(model, data, split)
+
+
+def trained_model(piece: Piece, weights: Store[Any], data: SequenceData) -> nn.Module:
+    """Return a trained model that has seen none of the test sequences of the data."""
+    model = module_of(piece.settings).model
+    model.load_state_dict(weights.load(piece, tested=data.test_objects()))
+    return model.eval()
+
+
+@torch.no_grad()
+def scored(model: nn.Module, data: SequenceData, split: Split) -> dict[str, Tensor]:
+    """Return the logits (N, classes) of a split, and the density of the layers over it."""
+    with recorded(model) as passes:
+        logits = [
+            model(batch.x, padding_mask=batch.padding_mask)
+            for batch in SequenceLoader(data.part(split), data.batch_size)
+        ]
+    made = {LOGITS: torch.cat(logits)}
+    if passes:
+        tokens = torch.stack([(~one.padding_mask).sum() for one in passes]).sum()
+        active = torch.stack([one.active.sum((1, 2)) for one in passes]).sum(0)
+        made[DENSITY] = active / tokens
+    return made
+
+
+def hits(logits: Tensor, labels: np.ndarray) -> np.ndarray:
+    """Return 1 where the most probable class is the label, else 0 (N,)."""
+    return (logits.argmax(-1).numpy() == labels).astype(float)
+
+
+def _nested(settings: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for name, value in settings.items():
+        if name.startswith(prefix) and value is not None:  # absent equals null
+            *parents, last = name.removeprefix(prefix).split(".")
+            place = nested
+            for parent in parents:
+                place = place.setdefault(parent, {})
+            place[last] = value
+    return nested

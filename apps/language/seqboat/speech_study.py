@@ -1,0 +1,254 @@
+"""Spoken digits or words: SeqBoat next to one label, a regression and convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+
+from apps.language.seqboat.pieces import (
+    DATA,
+    DENSITY,
+    LOGITS,
+    Places,
+    data_of,
+    hits,
+    module_of,
+    places_of,
+    score,
+    scored,
+    train,
+)
+from core_gates.errors import GatesError
+from harness.evidence import Resamples, Row, compare, moments
+from harness.experiment import Arrays, Job, Piece, Run
+from language.seqboat.speech import SpeechData, read_speech
+from language.seqboat.speech_rivals import regression, spectrograms
+
+SEQBOAT, CONVOLUTION, SPECTROGRAM, MAJORITY = "seqboat", "convolution", "spectrogram", "majority"
+ACCURACY = "accuracy"
+MODEL = "model.model."
+RATE = "model.learning_rate"
+RATES = (2e-3, 4e-3, 8e-3)
+STRENGTHS = (1e-4, 1e-3, 1e-2)
+NETWORK = "language.seqboat.speech_rivals.ConvolutionNetwork"
+TRIAL_EPOCHS = 10
+NOTE = (
+    "All hear the same samples, cut at the same length. Seqboat and convolution share front end, "
+    "shifts and gains, optimizer, epochs and about their number of weights; the learning rate of "
+    "each, and the strength of the regression on the log spectrogram, is the best of three on "
+    "recordings 45 to 49 of the training speakers, which also choose the epoch. {sizes} Majority "
+    "always gives the most frequent training label."
+)
+OF_SPEAKERS = (
+    "Each speaker is left out once: all their recordings test, none trains or chooses anything. "
+    "Intervals are over speakers."
+)
+
+
+class SpeechStudy:
+    """Methods of one configuration on recordings, by recording or by speaker.
+
+    Args:
+        run: Keeps what is trained and scored.
+        data: The recordings.
+        seeds: Of every method that is trained by gradient descent.
+        speakers: Whether one speaker at a time is left out.
+
+    Raises:
+        GatesError: The data are no recordings, or name no speakers to be left out.
+    """
+
+    def __init__(
+        self, run: Run, data: L.LightningDataModule, seeds: Sequence[int], *, speakers: bool
+    ) -> None:
+        if not isinstance(data, SpeechData):
+            raise GatesError(f"study speech needs recordings, found {type(data).__name__}")
+        self.run, self.data, self.seeds = run, data, seeds
+        data.setup("test")
+        run.settings["data.digest"] = [part.sha256 for part in data.digest()]
+        self.places = places_of(data)
+        names = sorted({one.speaker for one in read_speech(data.folder, data.rate)})
+        if speakers and len(names) < 2:
+            raise GatesError(
+                f"{data.folder} has recordings of one speaker alone: give those of another one, or "
+                "leave out --speakers"
+            )
+        self.held_out: Sequence[str | None] = names if speakers else [None]
+
+    def finish(self) -> Path:
+        """Make what is missing, compare, and write ``scores.json``."""
+        run, work = self.run, partial(trial, places=self.places)
+        methods = {SEQBOAT: {}, CONVOLUTION: convolution_settings(run.settings), SPECTROGRAM: {}}
+        spaces: dict[str, list[dict[str, Any]]] = {
+            SEQBOAT: [{RATE: rate} for rate in RATES],
+            CONVOLUTION: [{RATE: rate} for rate in RATES],
+            SPECTROGRAM: [{"strength": strength} for strength in STRENGTHS],
+        }
+        epochs = min(TRIAL_EPOCHS, run.settings.get("trainer.max_epochs") or 1)
+        shorter: dict[str, Any] = {"trainer.max_epochs": epochs}
+        choices = run.tune(spaces, work, trials=len(RATES), own=methods, **shorter)
+        weights, scores = run.store("weights", Arrays()), run.store("scores", Arrays())
+        made: dict[str, list[list[Mapping[str, Tensor]]]] = {}
+        for method, own in methods.items():
+            if method not in choices:
+                continue
+            networks = method != SPECTROGRAM
+            pieces = [
+                self._piece(method, seed, name, {**own, **choices[method].setting})
+                for seed in (self.seeds if networks else [None])
+                for name in self.held_out
+            ]
+            if networks:
+                pieces = run.obtain(
+                    weights, pieces, partial(train, places=self.places),
+                    ticks=max(1, run.settings.get("trainer.max_epochs") or 1), unit="epochs",
+                )  # fmt: skip
+                scoring: Any = partial(score, places=self.places, weights=weights)
+            else:
+                scoring = partial(score_regression, places=self.places)
+            pieces = run.obtain(scores, pieces, scoring, scoring=True)
+            by_seed = [
+                pieces[n : n + len(self.held_out)]
+                for n in range(0, len(pieces), len(self.held_out))
+            ]
+            made[method] = [[scores.load(piece) for piece in some] for some in by_seed]
+        return self._compare(made)
+
+    def _piece(
+        self, method: str, seed: int | None, speaker: str | None, settings: Mapping[str, Any]
+    ) -> Piece:
+        keys: dict[str, str | int | float] = {} if speaker is None else {"without-": speaker}
+        merged = {**self.run.settings, **settings, f"{DATA}held_out": speaker, "seed": seed}
+        kept = {name: value for name, value in merged.items() if value is not None}
+        return Piece(method, seed, keys, kept)
+
+    def _compare(self, made: Mapping[str, Sequence[Sequence[Mapping[str, Tensor]]]]) -> Path:
+        tests = [self._tests(name) for name in self.held_out]
+        labels = [part.labels for part in tests]
+        right = {MAJORITY: [np.concatenate([self._majority(name) for name in self.held_out])]}
+        for method, seeds in made.items():
+            right[method] = [
+                np.concatenate([hits(s[LOGITS], y) for s, y in zip(some, labels, strict=True)])
+                for some in seeds
+            ]
+        by_speaker = self.held_out[0] is not None
+        units = [
+            str(speaker) if by_speaker else name
+            for speaker, part in zip(self.held_out, tests, strict=True)
+            for name in part.names
+        ]
+        scores = {m: [moments(one, name=ACCURACY) for one in every] for m, every in right.items()}
+        task = "speakers never heard" if by_speaker else "recordings never heard"
+        reference = SEQBOAT if SEQBOAT in scores else None
+        rows = compare(scores, Resamples.clusters(units), task=task, reference=reference)
+        if by_speaker:
+            places = np.array(units)
+            rows += [
+                Row(m, f"speaker {s}", ACCURACY, fmean(one[places == s].mean() for one in every))
+                for m, every in right.items()
+                for s in self.held_out
+            ]
+        densities = [s[DENSITY] for some in made.get(SEQBOAT, ()) for s in some]
+        if densities:
+            mean = torch.stack(densities).mean(0).tolist()
+            rows += [
+                Row(SEQBOAT, "activation", f"density of layer {n}", d)
+                for n, d in enumerate(mean, 1)
+            ]
+        notes = [NOTE.format(sizes=self._sizes()), *[OF_SPEAKERS] * by_speaker]
+        return self.run.finish(
+            rows, seeds=self.seeds, data=self.data.digest(), headline=headline(rows, task),
+            notes=notes,
+        )  # fmt: skip
+
+    def _tests(self, speaker: str | None) -> Any:
+        return self._data(speaker).part("test")
+
+    def _majority(self, speaker: str | None) -> np.ndarray:
+        data = self._data(speaker)
+        label = np.bincount(data.part("train").labels).argmax()
+        return (data.part("test").labels == label).astype(float)
+
+    def _data(self, speaker: str | None) -> SpeechData:
+        data: SpeechData = data_of({**self.run.settings, f"{DATA}held_out": speaker}, self.places)
+        return data
+
+    def _sizes(self) -> str:
+        settings = self.run.settings
+        sizes = [
+            sum(p.numel() for p in module_of(some).model.parameters())
+            for some in (settings, {**settings, **convolution_settings(settings)})
+        ]
+        return f"They have {sizes[0]:,} and {sizes[1]:,}."
+
+
+def convolution_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what differs in a configuration whose SeqBoat becomes a convolutional network.
+
+    It gets as many layers as come nearest to the same number of weights.
+    """
+    kept = (f"{MODEL}init_args.front.", f"{MODEL}init_args.outputs", f"{MODEL}init_args.dropout")
+    own = {n: None for n in settings if n.startswith(MODEL) and not n.startswith(kept)}
+    own[f"{MODEL}class_path"] = NETWORK  # type: ignore[assignment]
+    wanted = _weights({**settings})
+    counts = [
+        _weights({k: v for k, v in {**settings, **own, f"{MODEL}init_args.num_layers": n}.items()
+                  if v is not None})
+        for n in (1, 2)
+    ]  # fmt: skip
+    layers = max(1, 1 + round((wanted - counts[0]) / (counts[1] - counts[0])))
+    return {**own, f"{MODEL}init_args.num_layers": layers}
+
+
+def _weights(settings: Mapping[str, Any]) -> int:
+    with torch.device("meta"):
+        model = module_of(settings).model
+    return sum(p.numel() for p in model.parameters())
+
+
+def trial(piece: Piece, job: Job, places: Places) -> dict[str, float]:
+    """Return the error on the validation recordings of one setting."""
+    data = data_of(piece.settings, places)
+    labels = data.part("validation").labels
+    if piece.get("strength") is not None:
+        fitted = regression(data.part("train"), data.length, piece["strength"])
+        right = fitted.predict(spectrograms(data.part("validation"), data.length)) == labels
+        return {"score": 1 - float(right.mean())}
+    model = module_of(piece.settings).model
+    model.load_state_dict(train(piece, job, places))
+    return {
+        "score": 1 - float(hits(scored(model.eval(), data, "validation")[LOGITS], labels).mean())
+    }
+
+
+def score_regression(piece: Piece, job: Job, places: Places) -> dict[str, Tensor]:
+    """Return the logits (N, classes) of the regression on test recordings."""
+    data = data_of(piece.settings, places)
+    job.note(objects=data.training_objects())
+    fitted = regression(data.part("train"), data.length, piece["strength"])
+    return {
+        LOGITS: torch.from_numpy(
+            fitted.decision_function(spectrograms(data.part("test"), data.length))
+        )
+    }
+
+
+def headline(rows: Sequence[Row], task: str) -> str:
+    """Return a sentence on who is most often right."""
+    shown = [r for r in rows if r.task == task and not r.versus and r.metric == ACCURACY]
+    gaps = {r.method: r for r in rows if r.task == task and r.versus == SEQBOAT}
+    ranked = sorted(shown, key=lambda row: -row.value)
+    listed = ", ".join(f"{row.method} {row.value:.3f}" for row in ranked)
+    ahead = [n for n, gap in gaps.items() if gap.low > 0 and gap.p < 0.05]
+    behind = [n for n, gap in gaps.items() if gap.high < 0 and gap.p < 0.05]
+    said = [f"{' and '.join(ahead)} beat SeqBoat"] if ahead else []
+    said += [f"SeqBoat beats {' and '.join(behind)}"] if behind else []
+    return f"On {task}: {listed}; {'; '.join(said) or 'no difference is clear'}."

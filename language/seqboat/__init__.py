@@ -1,0 +1,1 @@
+"""SeqBoat: sequence models whose gate decides token by token whether attention runs."""

@@ -1,0 +1,44 @@
+"""Rules that stand in for the learned gate of a layer: all tokens, none, or random ones."""
+
+import torch
+from torch import Tensor, nn
+
+from core_gates.attention.sma import TokenActivation
+from core_gates.errors import check_at_least
+
+
+class RuleActivation(nn.Module):
+    """Activate a fixed fraction of the tokens, with confidence 1.
+
+    In training, tokens are drawn anew for every sequence. In evaluation the draw depends on the
+    place of a token alone, so that the others of a batch change nothing.
+
+    Args:
+        density: Fraction of the tokens; 1 for all, 0 for none.
+
+    Raises:
+        ValueError: ``density`` is not between 0 and 1.
+    """
+
+    def __init__(self, density: float) -> None:
+        super().__init__()
+        check_at_least(0, density=density)
+        if density > 1:
+            raise ValueError(f"density must be at most 1, got {density}")
+        self.density = density
+
+    def forward(self, x: Tensor, *, padding_mask: Tensor | None = None) -> TokenActivation:
+        """Decide for tokens ``x`` (..., D), never for padding (...)."""
+        if self.training:
+            drawn = torch.rand(x.shape[:-1], device=x.device)
+        else:
+            places = torch.Generator().manual_seed(0)
+            drawn = torch.rand(x.shape[-2], generator=places).to(x.device).expand(x.shape[:-1])
+        mask = drawn < self.density
+        if padding_mask is not None:
+            mask = mask & ~padding_mask
+        return TokenActivation(mask, mask.to(torch.float32))
+
+    def extra_repr(self) -> str:
+        """Show the density in ``print(activation)``."""
+        return f"density={self.density}"

@@ -1,0 +1,110 @@
+"""Speech from the command line: a model that is trained, compared, continued and refused."""
+
+import csv
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from apps.language.seqboat.pieces import module_of
+from apps.language.seqboat.speech_study import convolution_settings, headline
+from harness.evidence import Row
+from harness.files.piece import read_record
+
+
+def test_fit_logs_density_and_keeps_the_best_weights(gates):
+    out = gates.succeed("language", "fit", "--config", "small").out
+    run = gates.folder / "runs/language/small"
+    assert out.splitlines()[-1] == "runs/language/small/weights/configured-s0"
+    with (run / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["validation/accuracy"]]
+    assert len(rows) == 2
+    assert all(0 <= float(row["density/layer2"]) <= 1 for row in rows)
+    record = read_record(run / "weights/configured-s0")
+    module = module_of(record.settings)
+    weights = load_file(run / "weights/configured-s0/result.safetensors")
+    best = torch.load(run / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    module.model.load_state_dict(weights)
+    assert all(torch.equal(value, best[f"model.{name}"]) for name, value in weights.items())
+
+
+def test_evaluate_compares_with_rivals_by_recording_and_by_speaker(gates):
+    words = ("language", "evaluate", "--config", "small")
+    out = gates.succeed(*words).out
+    scores = json.loads((gates.folder / "runs/language/small/scores.json").read_text())
+    plain = {
+        r["method"]: r for r in scores["rows"] if r["metric"] == "accuracy" and not r["versus"]
+    }
+    assert {*plain} == {"majority", "seqboat", "convolution", "spectrogram"}
+    assert plain["majority"]["value"] == pytest.approx(1 / 3)
+    assert plain["seqboat"]["n"] == 9
+    assert {r["method"] for r in scores["rows"] if r["versus"] == "seqboat"} == {*plain} - {
+        "seqboat"
+    }
+    assert "density of layer 2" in {r["metric"] for r in scores["rows"]}
+    assert "On recordings never heard:" in out
+    assert "missing" not in gates.succeed(*words).out  # nothing is made again
+    gates.succeed(*words, "--speakers", "--name", "speakers", "--seeds", "0")
+    scores = json.loads((gates.folder / "runs/language/speakers/scores.json").read_text())
+    of = {(r["task"], r["method"]): r for r in scores["rows"] if not r["versus"]}
+    whole = of["speakers never heard", "seqboat"]
+    each = [of[f"speaker {s}", "seqboat"]["value"] for s in ("ann", "bob", "eve")]
+    assert whole["n"] == 3
+    assert whole["value"] == pytest.approx(sum(each) / 3)
+
+
+@pytest.mark.costly("two processes, one of which is killed")
+def test_a_killed_training_ends_with_the_same_bits(kill_and_resume, gates, monkeypatch):
+    monkeypatch.chdir(gates.folder)
+    words = ["language", "fit", "--config", "small.yaml", "--checkpoint.every_n_steps", "1"]
+    kill_and_resume(words, app="language", kills=1)
+
+
+def test_the_rival_has_about_as_many_weights():
+    settings = {
+        "model.model.class_path": "language.seqboat.model.SeqBoat",
+        "model.model.init_args.front.class_path": "language.seqboat.front_ends.FilterBank",
+        "model.model.init_args.front.init_args.dim": 64,
+        "model.model.init_args.outputs": 10,
+    }
+    own = {n: v for n, v in {**settings, **convolution_settings(settings)}.items() if v is not None}
+    sizes = [sum(p.numel() for p in module_of(s).model.parameters()) for s in (settings, own)]
+    assert abs(sizes[1] / sizes[0] - 1) < 0.06
+
+
+def test_the_headline_says_who_wins():
+    def row(method, value, versus="", low=0.0, high=0.0, p=1.0):
+        return Row(method, "t", "accuracy", value, low, high, 9, versus, p)
+
+    rows = [row("seqboat", 0.9), row("spectrogram", 0.95), row("majority", 0.1)]
+    rows += [row("spectrogram", 0.05, "seqboat", 0.01, 0.09, 0.01)]
+    rows += [row("majority", -0.8, "seqboat", -0.9, -0.7, 0.01)]
+    assert headline(rows, "t") == (
+        "On t: spectrogram 0.950, seqboat 0.900, majority 0.100; spectrogram beat SeqBoat; SeqBoat"
+        " beats majority."
+    )
+    assert headline(rows[:3], "t").endswith("; no difference is clear.")
+
+
+def test_faulty_calls_are_refused_in_one_line(gates, faulty_inputs):
+    fit, evaluate = (["language", verb, "--config", "small"] for verb in ("fit", "evaluate"))
+    data = "--data.init_args."
+    faulty_inputs(
+        {
+            "speaker": ([*fit, f"{data}held_out", "zoe"], "expected one of several speakers: ann"),
+            "folder": ([*fit, f"{data}folder", "none"], "none has neither fsdd_index.json"),
+            "batch": ([*fit, f"{data}batch_size", "99"], "27 training sequences fill no batch"),
+            "window": ([*fit, "--model.model.init_args.window", "0"], "window must be at least 1"),
+            "seeds": ([*evaluate, "--seeds", "-1"], "--seeds is .-1., expected one or more"),
+            "classes": ([*fit, "--model.model.init_args.outputs", "2"], "the data have 3 classes"),
+        },
+        folder=gates.folder,
+    )
+
+
+def test_a_training_on_another_split_is_not_resumed(gates):
+    words = ("language", "fit", "--config", "small", "--trainer.max_epochs", "1")
+    gates.succeed(*words)
+    line = gates.refuse(*words, "--resume", "--data.init_args.held_out", "eve")
+    assert "was trained with other settings (data.init_args.held_out" in line
