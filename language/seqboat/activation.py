@@ -10,7 +10,7 @@ from core_gates.errors import check_at_least
 class RuleActivation(nn.Module):
     """Activate a fixed fraction of the tokens, with confidence 1.
 
-    In training, tokens are drawn anew for every sequence. In evaluation the draw depends on the
+    In training, tokens are drawn again for every sequence. In evaluation the draw depends on the
     place of a token alone, so that the others of a batch change nothing.
 
     Args:

@@ -40,7 +40,7 @@ class SymbolEmbedding(nn.Module):
 
 
 class FrameProjection(nn.Module):
-    """Project frames of samples linearly; one sample, such as a pixel, is a frame of its own.
+    """Project frames of samples linearly; or take each sample, such as a pixel, as a frame.
 
     Args:
         dim: Features D of a token.

@@ -13,7 +13,7 @@ from core_gates.errors import GatesError, check_at_least, check_option, check_po
 from core_gates.numerics import accumulation_dtype
 from language.module import scheduled
 from language.seqboat.front_ends import FilterBank
-from language.seqboat.model import SeqBoat, recorded
+from language.seqboat.sequence_model import SeqBoat, recorded
 from language.seqboat.sequences import SequenceBatch
 from language.seqboat.speech_rivals import ConvolutionNetwork
 

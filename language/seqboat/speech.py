@@ -22,7 +22,6 @@ INDEX, PACKED = "fsdd_index.json", "fsdd_pcm16_8k.delta.xz"
 PCM_SHA256 = "6f643a7422de89763625dfc9aa79427e69f7a690223a5bc5752a2f56db5af465"
 TESTED, CHOSEN = range(5), range(45, 50)  # indices of recordings that test and that choose weights
 NAME = re.compile(r"(\d)_([A-Za-z]\w*)_(\d+)\.wav")
-DIGITS = tuple("0123456789")
 SC10 = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 FULL_SCALE = 2**15
 
@@ -53,7 +52,7 @@ def read_wave(path: Path, rate: int) -> NDArray[np.int16]:
         rate: Samples per second that it must have.
 
     Raises:
-        GatesError: It is no such file, has another rate, no sample, or ends before its header says.
+        GatesError: It is another file, has another rate, no sample, or ends before its header says.
     """
     try:
         with wave.open(str(path), "rb") as file:

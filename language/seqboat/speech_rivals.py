@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from core_gates.errors import check_at_least
 from language.seqboat.front_ends import FilterBank, FrameProjection
-from language.seqboat.model import mean_token
+from language.seqboat.sequence_model import mean_token
 from language.seqboat.sequences import Part
 
 SAMPLES, HOP = 128, 64  # of the spectrogram, as of the filter bank

@@ -13,8 +13,8 @@ from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
 from harness.experiment import Job, Piece, Store
-from language.seqboat.model import recorded
 from language.seqboat.module import SeqBoatModule
+from language.seqboat.sequence_model import recorded
 from language.seqboat.sequences import SequenceData, SequenceLoader, Split
 
 DATA = "data.init_args."

@@ -12,7 +12,7 @@ CONFIG = {
     "seed_everything": 0,
     "model": {
         "model": {
-            "class_path": "language.seqboat.model.SeqBoat",
+            "class_path": "language.seqboat.sequence_model.SeqBoat",
             "init_args": {
                 "front": {
                     "class_path": "language.seqboat.front_ends.FilterBank",

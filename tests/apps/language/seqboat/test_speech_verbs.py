@@ -63,7 +63,7 @@ def test_a_killed_training_ends_with_the_same_bits(kill_and_resume, gates, monke
 
 def test_the_rival_has_about_as_many_weights():
     settings = {
-        "model.model.class_path": "language.seqboat.model.SeqBoat",
+        "model.model.class_path": "language.seqboat.sequence_model.SeqBoat",
         "model.model.init_args.front.class_path": "language.seqboat.front_ends.FilterBank",
         "model.model.init_args.front.init_args.dim": 64,
         "model.model.init_args.outputs": 10,

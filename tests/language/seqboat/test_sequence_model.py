@@ -7,7 +7,7 @@ from torch import nn
 from language.generation import generate
 from language.seqboat.activation import RuleActivation
 from language.seqboat.front_ends import FilterBank, FrameProjection, SymbolEmbedding
-from language.seqboat.model import LayerCache, SeqBoat, recorded
+from language.seqboat.sequence_model import LayerCache, SeqBoat, recorded
 
 SIZES = {"num_layers": 2, "key_dim": 4, "hidden_dim": 12, "num_states": 3, "window": 4}
 
