@@ -326,8 +326,7 @@ def write(names, kind, prefix="", *, layers=None, dtype=torch.float32, alpha=Tru
     writer = Writer(seed, dtype, alpha)
     family, chosen = NAMES[names]
     if layers is not None and layers < len(chosen):
-        order = writer.rng.permutation(len(chosen))[:layers]
-        chosen = [chosen[i] for i in sorted(order)]
+        chosen = [chosen[i] for i in sorted(writer.rng.permutation(len(chosen))[:layers])]
     for layer in chosen:
         name = layer.name.replace(".", "_") if prefix.endswith("_") else layer.name
         writer.layer(prefix + name, layer, kind)

@@ -81,8 +81,7 @@ def test_rows_of_the_tables(transform, table):
 def test_numbers_are_scaled_and_missing_ones_marked(transform, table):
     found = transform.encode(table).dense
     logs = np.log1p([0.0, 9.0, 99.0])
-    expected = (logs - logs.mean()) / logs.std()
-    assert found[:3, 0] == pytest.approx(expected, rel=1e-6)
+    assert found[:3, 0] == pytest.approx((logs - logs.mean()) / logs.std(), rel=1e-6)
     pages = np.array([100, 300, 200, 200, 200])
     known = [0, 1, 2, 3, 5]
     assert found[known, 1] == pytest.approx((pages - pages.mean()) / pages.std(), rel=1e-6)
@@ -175,8 +174,7 @@ def test_lists_of_one_length(transform, table):
 
 def test_blocks_join_without_seams(transform, table):
     repeats = BLOCK // 6 + 2
-    long = transform.encode(pl.concat([table] * repeats))
-    short = transform.encode(table)
+    long, short = transform.encode(pl.concat([table] * repeats)), transform.encode(table)
     assert len(long.sparse) > BLOCK
     assert (long.sparse == np.tile(short.sparse, (repeats, 1))).all()
     assert (long.dense == np.tile(short.dense, (repeats, 1))).all()
@@ -348,8 +346,7 @@ def test_numbers_grow_alike_from_text_and_from_numbers():
     numbers = pl.Series("item", [7, 7, 7, 8, 8, 1, 1, 9, None, -1])
     text = pl.Series("item", ["7", "07", "7.0", "8.0", "8", "1", "true", "9", "x", "-1"])
     grown = first.grow(text.to_frame())
-    expected = first.grow(numbers.to_frame()).tables["item"]
-    found = grown.tables["item"]
+    expected, found = first.grow(numbers.to_frame()).tables["item"], grown.tables["item"]
     assert found.values.to_list() == expected.values.to_list() == [1, 2, 7, 8]
     assert found.counts.tolist() == expected.counts.tolist() == [4, 2, 3, 2]
     assert grown.encode(text.to_frame()).sparse[:, 0].tolist() == [4, 4, 4, 5, 5, 2, 2, 0, 0, 1]
@@ -376,8 +373,7 @@ def test_crosses_are_those_of_values_not_of_rows():
         crossed=(Crossed(("a", "b"), buckets=1000), Crossed(("b", "a"), buckets=1000)),
     )
     table = pl.DataFrame({"a": [1, 2, 2], "b": [2, 1, 2]})
-    few = FeatureTransform(schema).fit(table[2:])
-    all_ = FeatureTransform(schema).fit(table)
+    few, all_ = FeatureTransform(schema).fit(table[2:]), FeatureTransform(schema).fit(table)
     assert (few.encode(table).sparse[:, 2:] == all_.encode(table).sparse[:, 2:]).all()
     assert len(np.unique(all_.encode(table).sparse[:, 2])) == 3
     assert (few.encode(table).sparse[:2, 2] != few.encode(table).sparse[:2, 3]).all()

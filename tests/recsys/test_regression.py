@@ -66,13 +66,13 @@ def test_log_odds_are_those_of_the_normal_distribution_up_to_one_in_a_million():
         ((WATCHED[0],), "the schema has no task"),
     ],
 )
-def test_thresholds_and_scales_of_nothing_are_refused(tasks, line):
-    with pytest.raises(ValueError, match=line):
-        FeatureSchema(tasks, sparse=(Sparse("v"),), dense=(Dense("length"),))
-    with pytest.raises(ValueError, match="needs a positive factor or most"):
-        Threshold("seconds")
-    with pytest.raises(ValueError, match="a regression has a scale, a binary task none"):
-        Task("a", scale="length")
+def test_thresholds_and_scales_of_nothing_are_refused(tasks, line, refuses):
+    refuses(
+        ValueError,
+        (line, lambda: FeatureSchema(tasks, sparse=(Sparse("v"),), dense=(Dense("length"),))),
+        ("needs a positive factor or most", lambda: Threshold("seconds")),
+        ("a regression has a scale, a binary task none", lambda: Task("a", scale="length")),
+    )
 
 
 def test_labels_and_logarithms_are_derived():
@@ -125,8 +125,7 @@ def test_probabilities_are_those_of_the_normal_distribution(trained):
     found = ranker(*rows[:3]).detach().double().sigmoid().numpy()
     for task, (rule, one) in enumerate(RULES.items()):
         factor, most = one.ends
-        least = np.minimum(factor * duration, most) / duration
-        expected = norm.cdf((mean - np.log(least)) / sigma)
+        expected = norm.cdf((mean - np.log(np.minimum(factor * duration, most) / duration)) / sigma)
         expected = 1 - expected if one.below else expected
         assert found[:, task] == pytest.approx(expected, abs=2e-5), rule
     assert 0.3 < sigma < 1.5 * float(data.batch("train").numbers[:, 0].std())

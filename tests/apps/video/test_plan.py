@@ -62,8 +62,7 @@ def test_figures_of_tables_and_exchange_have_their_closed_form(planned, capsys):
 
 
 def test_options_change_what_they_should(planned):
-    base = planned(gpus=4, **SMALL)
-    half = planned(gpus=4, distinct=0.5, **SMALL)
+    base, half = planned(gpus=4, **SMALL), planned(gpus=4, distinct=0.5, **SMALL)
     assert part(half, "sent")["all-to-all"] == part(base, "sent")["all-to-all"] / 2
     full = planned(gpus=4, precision="fp32", **SMALL)
     kept = "kept for backward"

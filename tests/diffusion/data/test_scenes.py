@@ -44,8 +44,7 @@ def test_distances_of_a_disc_are_those_of_geometry():
     x, y = np.meshgrid(np.linspace(-1.5, 1.5, 31), np.linspace(-1.5, 1.5, 31))
     error = np.abs(distances("circle", x, y) - (np.hypot(x, y) - 0.95))
     assert error[np.hypot(x, y) > 0.2].max() < 0.005
-    beyond = distances("square", np.array([1.0, 2.0, 4.0, 8.0]), np.zeros(4))
-    assert (np.diff(beyond) > 0.8).all()
+    assert (np.diff(distances("square", np.array([1.0, 2.0, 4.0, 8.0]), np.zeros(4))) > 0.8).all()
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -77,8 +76,7 @@ def test_every_style_changes_the_plain_drawing():
 
 def test_a_drawing_does_not_depend_on_its_neighbors():
     found = spread(scenes("test", list(SHAPES), list(zip(STYLES, strict=True))), 40)
-    together = drawn(found)
-    for scene, image in zip(found, together, strict=True):
+    for scene, image in zip(found, drawn(found), strict=True):
         assert np.allclose(drawn([scene])[0], image, atol=1e-6)
 
 

@@ -85,6 +85,5 @@ def test_scores_that_say_nothing(one_line):
 def test_cosines_within_and_between_concepts():
     first, second = torch.tensor([[1.0, 0], [3.0, 4]]), torch.tensor([[2.0, 0], [0, 1.0]])
     found = closeness(first, second)
-    expected = {"intra": [1, 0.8], "inter": [0, 0.6], "gap": [1, 0.2]}
-    for name, values in expected.items():
+    for name, values in {"intra": [1, 0.8], "inter": [0, 0.6], "gap": [1, 0.2]}.items():
         np.testing.assert_allclose(found[name], values, atol=1e-7)

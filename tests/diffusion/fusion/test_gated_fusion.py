@@ -252,7 +252,7 @@ def test_adapters_are_exchanged_and_their_order_does_not_matter(model, inputs, a
         assert list(narrow.adapters) == ["b"]
 
 
-def test_misfits_are_refused_in_one_line(model, adapters, bundle):
+def test_misfits_are_refused_in_one_line(model, adapters, bundle, refuses):
     for given, message in (
         (bundle(1, family="sd3"), "adapter 'x' is for sd3, the model is flux"),
         (bundle(1).select(["proj_out"]), None),
@@ -264,10 +264,11 @@ def test_misfits_are_refused_in_one_line(model, adapters, bundle):
         with pytest.raises(GatesError, match=message):
             GatedFusion(model, {"x": given})
     fused = GatedFusion(model, adapters)
-    with pytest.raises(GatesError, match="no adapter is named 'z'; there are a, b"):
-        fused.set_strengths({"z": 1.0})
-    with pytest.raises(GatesError, match="must be finite numbers"):
-        fused.set_strengths({"a": float("nan")})
+    refuses(
+        GatesError,
+        ("no adapter is named 'z'; there are a, b", lambda: fused.set_strengths({"z": 1.0})),
+        ("must be finite numbers", lambda: fused.set_strengths({"a": float("nan")})),
+    )
     with pytest.raises(ValueError, match="mode is 'summ'; choose one of gated, sum"):
         GatedFusion(model, adapters, mode="summ")
 

@@ -33,8 +33,7 @@ def tensors():
 
 def same(found, expected):
     assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
-    raw = [t.reshape(-1).view(torch.uint8) for t in (found, expected)]
-    assert torch.equal(*raw)
+    assert torch.equal(*[t.reshape(-1).view(torch.uint8) for t in (found, expected)])
 
 
 def test_every_dtype_is_read_and_written(tensors, tmp_path):

@@ -23,8 +23,7 @@ def read(dialects, tmp_path):
 
     def load(written, **options):
         base = options.pop("base", dialects.base_of(written.family))
-        path = tmp_path / f"{next(numbers)}.safetensors"
-        bundle = load_lora(written.save(path), base, **options)
+        bundle = load_lora(written.save(tmp_path / f"{next(numbers)}.safetensors"), base, **options)
         assert [fate.key for fate in bundle.report.fates if not fate.modules] == []
         return bundle
 

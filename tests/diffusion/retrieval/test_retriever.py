@@ -234,8 +234,7 @@ def test_a_killed_and_resumed_run_has_the_same_bits(examples, config, words, tmp
     whole = run(tmp_path / "whole")
     with pytest.raises(KilledError):
         run(tmp_path / "killed", kill=True)
-    last = tmp_path / "killed/checkpoints/last.ckpt"
-    resumed = run(tmp_path / "killed", resume=str(last))
+    resumed = run(tmp_path / "killed", resume=str(tmp_path / "killed/checkpoints/last.ckpt"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     other = run(tmp_path / "other", resume=None)
     assert all(torch.equal(whole[name], other[name]) for name in whole)

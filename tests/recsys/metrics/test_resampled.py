@@ -192,8 +192,7 @@ def test_a_task_that_counts_in_rows_without_weight_alone_is_left_out(refuses):
 
 
 def test_standard_slices():
-    users = np.array([1, 1, 2, 9, 3])
-    items = np.array(["a", "b", "a", "c", "z"])
+    users, items = np.array([1, 1, 2, 9, 3]), np.array(["a", "b", "a", "c", "z"])
     found = standard_slices(
         users,
         items,

@@ -73,8 +73,7 @@ def test_half_precision_gives_nearly_the_same(name):
 def test_options_survive_json_and_the_meta_device(name):
     options = json.loads(json.dumps(SMALL))
     assert options.keys() <= set(options_of(name))
-    net = build(name, options, 8, TASKS, device="meta")
-    here = build(name, options, 8, TASKS)
+    net, here = build(name, options, 8, TASKS, device="meta"), build(name, options, 8, TASKS)
     assert all(p.is_meta for p in net.parameters())
     assert {n: p.shape for n, p in net.named_parameters()} == {
         n: p.shape for n, p in here.named_parameters()

@@ -40,8 +40,7 @@ def test_estimates_scatter_around_the_truth_as_their_intervals_say(found):
     values = found.weighted[..., 0]
     spread = values.std(0, ddof=1)
     np.testing.assert_array_less(np.abs(values.mean(0) - found.truth), 4 * spread / np.sqrt(40))
-    reach = (found.weighted[..., 2] - values).mean(0) / 1.96
-    np.testing.assert_allclose(reach, spread, rtol=0.3)
+    np.testing.assert_allclose((found.weighted[..., 2] - values).mean(0) / 1.96, spread, rtol=0.3)
 
 
 def test_the_truth_is_the_mean_true_probability_of_a_log_of_the_policy(world, found):
