@@ -171,6 +171,8 @@ def test_the_sum_is_the_start_of_factors(model, inputs, adapters):
     fused.describe(roles={"a": "subject", "b": "style"}, scores={"a": 0.3, "b": -0.5})
     with fused:
         assert_close(model(**inputs)[0], merged(model_of(fused), adapters)(**inputs)[0])
+    fused.set_strengths({"a": 0.5})
+    assert fused.weights(fused.sites[0].name) == {"a": 0.5, "b": 1.0}
 
 
 def test_published_gates_take_factors_that_change_nothing_yet(model, inputs, adapters, tmp_path):
