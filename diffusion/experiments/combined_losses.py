@@ -46,11 +46,12 @@ RUN = 20  # steps of the sampling run that times belong to
 
 TRIED_TIMES, TRIED_MOST = 4, 3  # the same where settings are chosen
 
-FIRST, OTHERS, MANY = "first_strength", "other_strength", "strength_of_many"
-"""Settings of any rival: what the subject, what styles, and what all are multiplied by, the last
-where there are more than two adapters."""
+FIRST, OTHERS, EVERY = "first_strength", "other_strength", "strength"
+MANY = "strength_of_many"
+"""Settings of any rival: what the subject, what styles, and what all are multiplied by, and what
+all are where there are more than two adapters."""
 
-NOT_OF_RIVALS = (FIRST, OTHERS, MANY, "leave", "encoder")
+NOT_OF_RIVALS = (FIRST, OTHERS, EVERY, MANY, "leave", "encoder")
 """Settings that a rival does not take: strengths, and what leaves adapters out."""
 
 Settings = Mapping[str, Any]
@@ -93,10 +94,10 @@ def fusion_of(
         return fusion
     options = {name: value for name, value in settings.items() if name not in NOT_OF_RIVALS}
     made = make_rival(method, model, adapters, **options)
-    if FIRST in settings:
-        many = settings.get(MANY, 1.0) if len(adapters) > 2 else 1.0
-        strengths = dict.fromkeys(adapters, many * settings[OTHERS])
-        made.set_strengths(strengths | {next(iter(adapters)): many * settings[FIRST]})
+    if FIRST in settings or EVERY in settings:
+        every = settings.get(EVERY, 1.0) * (settings.get(MANY, 1.0) if len(adapters) > 2 else 1.0)
+        strengths = dict.fromkeys(adapters, every * settings.get(OTHERS, 1.0))
+        made.set_strengths(strengths | {next(iter(adapters)): every * settings.get(FIRST, 1.0)})
     if trained is not None:
         made.load_state_dict(  # type: ignore[attr-defined]
             {name: value.float() for name, value in load_trained(trained / FILE).items()}

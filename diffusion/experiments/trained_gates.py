@@ -171,7 +171,7 @@ MOST = 4  # drawings of a combination in training
 GATE_OPTIONS = ("mode", "variant", "time", "initialization", "factors", "switch")
 """Settings that are options of `diffusion.fusion.GatedFusion`."""
 
-RIVAL_OPTIONS = ("layerwise",)  # settings that are options of a rival
+RIVAL_OPTIONS = ("layerwise", "names")  # settings that are options of a rival
 MODULE_OPTIONS = ("steps", "learning_rate", "weight_rate", "schedule", "weight_decay", "contrast",
                   "margin")  # fmt: skip
 DATA_OPTIONS = ("steps", "batch_size", "caption_dropout", "told")

@@ -12,7 +12,7 @@ from diffusion.fusion.protocol import Fusion
 from diffusion.lora_file import LoraBundle
 from diffusion.rivals.k_lora import KLora
 from diffusion.rivals.merged import METHODS, Baked, Merged, merge
-from diffusion.rivals.weighing import Composite, LoraHub, Mean, Sum, Switch
+from diffusion.rivals.weighing import AdapterStrengths, Composite, LoraHub, Mean, Sum, Switch
 from diffusion.rivals.x_lora import XLora
 
 
@@ -99,6 +99,9 @@ RIVALS: dict[str, Rival] = {
     "k_lora": Rival(
         KLora,
         "in each layer the adapter with the largest entries, by a schedule over the run",
+    ),
+    "adapter_strengths": Rival(
+        AdapterStrengths, "trained strengths by adapter, in all layers alike", trainable=True
     ),
     "x_lora": Rival(
         XLora, "a classifier of the last hidden state weighs adapters by token", trainable=True

@@ -1,15 +1,17 @@
 """Methods that add outputs of adapters, each with a number: fixed, tuned, searched, switched."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from core_gates.errors import GatesError
+from core_gates.adapters import OpenGate
+from core_gates.adapters.lora_gate import AdapterContext
+from core_gates.errors import GatesError, check_option
 from diffusion.fusion.gated_fusion import GatedFusion
-from diffusion.fusion.protocol import Adapters, one_family, weighted_sum
+from diffusion.fusion.protocol import Adapters, by_name, one_family, weighted_sum
 from diffusion.lora_file import LoraBundle
 
 
@@ -64,6 +66,47 @@ class Mean(Sum):
 
     def _weights(self) -> list[float]:
         return [strength / max(len(self.on), 1) for strength in self.strengths.values()]
+
+
+class AdapterStrengths(Weighing):
+    """Add what all adapters do, ``o + Σ f_k y_k``, a trained strength of each known adapter.
+
+    Each has one for up to two adapters and one for more, the same in all layers; all begin at 1.
+
+    Args:
+        model: See `diffusion.fusion.GatedFusion`.
+        adapters: Name -> adapter.
+        names: Of all adapters that have strengths; those given at first if empty.
+
+    Raises:
+        GatesError: An adapter does not fit the model, or has no strengths.
+    """
+
+    def __init__(
+        self, model: nn.Module, adapters: Mapping[str, LoraBundle], *, names: Sequence[str] = ()
+    ) -> None:
+        self.names = [*(names or adapters)]
+        super().__init__(model, adapters)
+        self.context = AdapterContext(len(self.names) + 1)
+        self.shared = OpenGate(0, kinds=self.context.kinds)
+        self._weigh()
+
+    def gate(self, site: str) -> OpenGate:
+        """Return a gate of a site, which has the factors of all."""
+        gate = OpenGate(super().gate(site).dim)
+        gate.factors = self.shared.factors
+        return gate
+
+    def _weigh(self) -> None:
+        if self.context is not None:
+            self.context.describe([self.names.index(name) + 1 for name in self.adapters])
+        for layer in self.layers.values():
+            layer.set_strengths(self._weights())
+
+    def _take(self, adapters: Adapters) -> None:
+        for name in by_name(adapters):
+            check_option("adapter", name, self.names, GatesError)
+        super()._take(adapters)
 
 
 class Switch(Weighing):

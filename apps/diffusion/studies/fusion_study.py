@@ -25,7 +25,9 @@ from apps.diffusion.studies.fused_views import (
     stored,
 )
 from core_gates.errors import GatesError, check_option
+from diffusion.data.concepts import concepts
 from diffusion.experiments.combined_losses import (
+    EVERY,
     FIRST,
     MANY,
     MOST,
@@ -41,6 +43,7 @@ from diffusion.experiments.trained_gates import (
 from diffusion.library.prompts import UNREACHED, UNRELATED
 from harness.evidence import Bar, Row, compare, moments
 from harness.experiment import Arrays, Choice, Piece, Run
+from harness.experiment.tuning import Box
 from harness.files import content_digest, short_digest
 
 TRIALS = 12
@@ -78,6 +81,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gates + switch": GATES | {"switch": True, "group": "train_useless"},
     "gates as published": PUBLISHED_GATES,
     LAYERWISE: LIKE_GATES | {"group": "train2", "rival": "x_lora", "layerwise": True},
+    "adapter_strengths": LIKE_GATES
+    | {"rival": "adapter_strengths", "names": [concept.name for concept in concepts()]},
     "layer_strengths": STRENGTHS_OF_LAYERS,
     "layer_strengths + role": STRENGTHS_OF_LAYERS | {"told": 1.0},
 }  # what is trained on the training combinations
@@ -92,7 +97,7 @@ VARIANTS |= {
 }
 """Those that have not seen the adapters of ``new2`` are compared on it, under the plain names."""
 
-LEARNED = (LAYERWISE, BLIND)
+LEARNED = (LAYERWISE, BLIND, "adapter_strengths")
 """Whose learning rates have trials, as that of the gates that ship had; variants share a rate."""
 
 RATE, TRIED_STEPS = "learning_rate", 100
@@ -129,19 +134,19 @@ adapters that the prompt does not name, whose limit rests on the prompts of the 
 
 STRENGTHS = {FIRST: (0.4, 1.6), OTHERS: (0.4, 1.6)}
 WEIGHT, DENSITY = {"weight": (0.3, 1.6)}, {"density": (0.1, 0.9)}
-SPACES: dict[str, dict[str, tuple[float, float]]] = {
+ONE_NUMBER = "sum times one number"
+SPACES: dict[str, Box] = {
     "sum": STRENGTHS | {MANY: (0.4, 1.6)},
+    ONE_NUMBER: {EVERY: (0.4, 1.6), MANY: (0.4, 1.6)},
     "ties": WEIGHT | DENSITY,
-    "dare_linear": WEIGHT | DENSITY,
+    "dare_linear": WEIGHT | {"density": (0.1, 1.0, 1.0)},
     "switch": STRENGTHS | {"tau": (1.0, 6.0)},
     "composite": STRENGTHS,
     "k_lora": STRENGTHS | {"alpha": (0.5, 3.0), "beta": (0.1, 1.5)},
 }  # what is tuned of rivals; `sum` with tuned strengths is their plainest
 
 FIRST_TRIALS = {
-    name: {
-        axis: {FIRST: 1.0, OTHERS: 1.0, MANY: 1.0, **PUBLISHED.get(name, {})}[axis] for axis in box
-    }
+    name: {axis: PUBLISHED.get(name, {}).get(axis, 1.0) for axis in box}
     for name, box in SPACES.items()
 }
 """What is tried first of each: what is published, at full strength."""
@@ -207,6 +212,7 @@ class Fused:
             ticks=len(combinations("tried")),
             own={
                 name: {"tuned": list(box), "times": TIMES if name in SCHEDULED else None}
+                | ({"rival": "sum"} if name == ONE_NUMBER else {})
                 for name, box in SPACES.items()
             },
             plain=FIRST_TRIALS,
@@ -223,7 +229,7 @@ class Fused:
             if self.encoder is not None
         ]
         listed += [
-            Method(f"{name} tuned", name, dict(chosen[name].setting))
+            Method(f"{name} tuned", "sum" if name == ONE_NUMBER else name, {**chosen[name].setting})
             for name in SPACES
             if name in chosen
         ]

@@ -181,6 +181,8 @@ def test_limit_of_those_that_ship(library):
 ROWS = {
     "sum": "sum",
     "sum of tuned strengths": "sum tuned",
+    "sum times one tuned number": "sum times one number tuned",
+    "strengths by adapter": "adapter_strengths",
     "sum without the adapter of the lowest cosine": LOWEST,
     "sum without cosines below .210": "sum without those below --least",
     "mean": "mean",

@@ -10,7 +10,7 @@ from core_gates.errors import GatesError
 from diffusion.evaluation import fusion_scores as measured
 from diffusion.evaluation.fusion_scores import fixed_draws, fixed_losses
 from diffusion.experiments.adapter_conditions import CaptionScores
-from diffusion.experiments.combined_losses import FIRST, OTHERS, fusion_of
+from diffusion.experiments.combined_losses import EVERY, FIRST, MANY, OTHERS, fusion_of
 from diffusion.fusion import GatedFusion
 from diffusion.models.embedded_base import transformer_of
 from diffusion.models.flow_matching import velocity
@@ -98,3 +98,16 @@ def test_settings_of_strengths_and_of_what_is_left_out_are_not_those_of_a_rival(
     fusion.set_strengths({"b": 0.0})
     alone = make_rival("sum", model, {"a": adapters["a"]})
     assert_close(*(fixed_losses(model, one, *task, steps=1) for one in (fusion, alone)))
+
+
+@pytest.mark.fault("47 fusion rivals")
+@pytest.mark.parametrize(("names", "strength"), [("ab", 0.8), ("abc", 0.6)])
+def test_one_number_multiplies_all_adapters_and_another_number_many(model, task, names, strength):
+    bench = SimpleNamespace(base=SimpleNamespace(transformer=model))
+    adapters = {name: random_adapter(model, ord(name), size=0.3) for name in names}
+    fusion = fusion_of(bench, "sum", {EVERY: 0.8, MANY: 0.75}, adapters, None)
+    assert fusion.strengths == pytest.approx(dict.fromkeys(names, strength))
+    weighed = make_rival("sum", model, adapters)
+    weighed.set_strengths(dict.fromkeys(names, strength))
+    found, expected = (fixed_losses(model, one, *task, steps=1) for one in (fusion, weighed))
+    assert_close(found, expected)

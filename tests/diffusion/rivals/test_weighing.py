@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from core_gates.errors import GatesError
-from diffusion.rivals.weighing import Composite, LoraHub, Mean, Sum, Switch
+from diffusion.rivals.weighing import AdapterStrengths, Composite, LoraHub, Mean, Sum, Switch
 
 
 def first(adapters, count):
@@ -58,6 +58,49 @@ def test_exchanged_adapters_are_weighed_at_once(flux, inputs, adapters, bundle, 
         rival.set_adapters(two)
         assert_close(flux(**inputs)[0], dense(two, {"d": 0.5, "e": 0.5}))
         assert rival.strengths == {"d": 1.0, "e": 1.0}
+
+
+FACTORS = [[0.5, 0.2, 9.0, -0.8], [2.0, 0.1, -0.5, 0.3]]  # of any, a, b, c; of up to two, of more
+
+
+@pytest.mark.fault("47 fusion rivals")
+def test_strengths_by_adapter_are_the_same_in_all_layers(flux, inputs, adapters, dense):
+    two = {name: adapters[name] for name in ("c", "a")}
+    rival = AdapterStrengths(flux, two, names="abc").double()
+    with rival:
+        assert_close(flux(**inputs)[0], dense(two))  # ones at the start
+        with torch.no_grad():
+            rival.shared.factors.copy_(torch.tensor(FACTORS))
+        rival.set_strengths({"c": 0.5})
+        assert_close(flux(**inputs)[0], dense(two, {"c": 0.5 * -0.3, "a": 0.7}))
+    rival.set_adapters(adapters)  # three have other strengths
+    with rival, torch.no_grad():
+        assert_close(flux(**inputs)[0], dense(adapters, {"a": 2.1, "b": 1.5, "c": 2.3}))
+
+
+@pytest.mark.fault("47 fusion rivals")
+def test_strengths_by_adapter_are_trained_by_the_adapters_in_force(flux, inputs, adapters, dense):
+    two = {name: adapters[name] for name in ("c", "a")}
+    with AdapterStrengths(flux, two, names="abc").double() as rival:
+        assert [tuple(p.shape) for p in rival.parameters()] == [(2, 4)]
+        flux(**inputs)[0].square().sum().backward()
+    slopes = {}
+    for name in two:
+        above, below = (
+            dense(two, {"a": 1.0, "c": 1.0, name: strength}).square().sum().item()
+            for strength in (1 + 1e-4, 1 - 1e-4)
+        )
+        slopes[name] = (above - below) / 2e-4
+    expected = [[slopes["a"] + slopes["c"], slopes["a"], 0.0, slopes["c"]], [0.0] * 4]
+    found = rival.shared.factors.grad
+    assert_close(found, torch.tensor(expected, dtype=found.dtype), rtol=1e-3, atol=1e-8)
+
+
+def test_an_adapter_without_a_strength_is_refused_and_the_others_stay(flux, adapters, bundle):
+    rival = AdapterStrengths(flux, first(adapters, 2))
+    with pytest.raises(GatesError, match="adapter is 'z'; choose one of a, b"):
+        rival.set_adapters({"z": bundle(7)})
+    assert list(rival.adapters) == ["a", "b"]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
