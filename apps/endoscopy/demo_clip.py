@@ -79,7 +79,7 @@ class Clip:
             self.drawn[index] = (left, right, top, bottom)
 
     def picture(self, index: int) -> np.ndarray:
-        """Return a frame with its box, that of the segmenter dashed."""
+        """Return a frame marked with its first corner, its drawn box or the segmenter's, dashed."""
         image = self.images[index]
         marks = []
         if self.corner is not None and self.corner[0] == index:

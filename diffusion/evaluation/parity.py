@@ -118,7 +118,7 @@ def published_encoder(folder: str | Path) -> tuple[Vectors, LoraWeightEncoder, A
 
 
 def encoder_errors(folder: str | Path) -> Errors:
-    """Compare tokens, vectors, similarities, the loss and each gradient."""
+    """Return errors of tokens, vectors, similarities, loss and gradients against published ones."""
     (arrays, _), encoder, batch = published_encoder(folder)
     vectors, text = encoder(batch), arrays["text"]
     loss = PublishedLoss()(text, vectors)

@@ -82,7 +82,7 @@ def write_scores(path: Path, scores: Scores, *, app: str, config_path: Path | No
 
 
 def read_scores(path: Path, app: str, verb: str = "evaluate") -> Scores:
-    """Read a ``scores.json``.
+    """Return the scores that a ``scores.json`` holds.
 
     Args:
         path: The file.
