@@ -14,6 +14,7 @@ from harness.files import refuse_strangers, require_apart, require_free
 from harness.runs.folder import RunFolder
 
 DEFAULT_CONFIG = "base"  # of verbs that need no data
+SPEECH_CONFIG = "fsdd"
 TRAINERS = "apps.language.training_verbs"  # of the other verbs: it imports Lightning
 SEQBOAT, PACKAGE = "apps.language.seqboat.training", "language.seqboat."
 FUNCTIONS = {
@@ -21,6 +22,7 @@ FUNCTIONS = {
     "export": FunctionVerb("apps.language.apply_adapter:export"),
     "predict": FunctionVerb("apps.language.apply_adapter:predict"),
     "generate": FunctionVerb("apps.language.generate:generate", literal=("prompt", "stop")),
+    "classify": FunctionVerb("apps.language.seqboat.classify:classify", "files"),
     "convert": FunctionVerb("apps.language.commands:convert", ("folder",)),
     "diagnose": FunctionVerb("apps.language.diagnose:diagnose"),
     "distill": FunctionVerb("apps.language.distill:distill", flat=("recipe",)),
@@ -178,6 +180,7 @@ def main(arguments: Sequence[str]) -> None:
     if arguments[0] in FUNCTIONS:
         end = ON_MODELS.get(arguments[0])
         name_of = None if end is None else partial(run_name, end=end)
-        run_verb("language", FUNCTIONS, arguments, config=DEFAULT_CONFIG, name_of=name_of)
+        config = SPEECH_CONFIG if arguments[0] == "classify" else DEFAULT_CONFIG
+        run_verb("language", FUNCTIONS, arguments, config=config, name_of=name_of)
         return
     importlib.import_module(TRAINERS).run_training_verb(arguments)

@@ -67,7 +67,7 @@ def train(piece: Piece, job: Job, places: Places) -> dict[str, Tensor]:
         n.removeprefix("trainer."): v for n, v in piece.settings.items() if n.startswith("trainer.")
     }
     options |= {name: piece.get(f"checkpoint.{name}") for name in ("monitor", "mode")}
-    job.note(objects=data.training_objects())
+    job.note(objects=data.training_objects(), classes=list(getattr(data, "classes", ())))
     job.fit(module, data, **options)
     return dict(module.model.state_dict())
 

@@ -83,7 +83,9 @@ class SeqBoatCLI(GatesRunCLI):
         """Keep the state of the model where ``evaluate`` and ``classify`` find it."""
         state = load_weights(path)["state_dict"]
         weights = {n.removeprefix("model."): v for n, v in state.items()}
-        return run.store("weights", Arrays()).keep(piece, weights, objects=objects)
+        return run.store("weights", Arrays()).keep(
+            piece, weights, objects=objects, classes=list(getattr(self.datamodule, "classes", ()))
+        )
 
 
 def run_training_verb(arguments: Sequence[str]) -> None:

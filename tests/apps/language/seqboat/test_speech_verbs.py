@@ -108,3 +108,30 @@ def test_a_training_on_another_split_is_not_resumed(gates):
     gates.succeed(*words)
     line = gates.refuse(*words, "--resume", "--data.init_args.held_out", "eve")
     assert "was trained with other settings (data.init_args.held_out" in line
+
+
+def test_classify_says_what_is_heard_and_draws_where_layers_attend(gates, wave_writer):
+    gates.succeed("language", "fit", "--config", "small")
+    files = [f"speech/{name}.wav" for name in ("0_ann_0", "2_eve_6")]
+    words = ("language", "classify", *files, "--name", "small")
+    lines = gates.succeed(*words, "--output", "drawn").out.splitlines()
+    assert [line.split("\t")[0] for line in lines] == [*files, "drawn"]
+    label, chance = lines[0].split("\t")[1:3]
+    assert label in {"0", "1", "2"}
+    assert 1 / 3 <= float(chance) <= 1
+    rows = list(csv.DictReader((gates.folder / "drawn/0_ann_0.csv").read_text().splitlines()))
+    density = sum(int(row["layer2"]) for row in rows) / len(rows)
+    assert f"{density:.0%}" == lines[0].split()[-1]
+    assert float(rows[1]["start_s"]) == 0.008
+    assert (gates.folder / "drawn/2_eve_6.png").read_bytes()[:4] == b"\x89PNG"
+    wave_writer(gates.folder / "fast.wav", [1, 2], rate=22050)
+    (gates.folder / "other").mkdir()
+    (gates.folder / "other/0_ann_0.wav").write_bytes((gates.folder / files[0]).read_bytes())
+    for faulty, said in (
+        ((*words, "--output", "drawn"), "drawn exists"),
+        ((*words[:2], "fast.wav", "--name", "small"), "has 22050 samples per second"),
+        ((*words[:3], "other/0_ann_0.wav", *words[4:], "--output", "x"), "two files have one name"),
+        ((*words, "--weights", "speech"), "speech has no model of speech"),
+        ((*words[:3], "--name", "none", "--root", "none"), "has no trained model"),
+    ):
+        assert said in gates.refuse(*faulty)

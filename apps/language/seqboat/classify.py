@@ -1,0 +1,131 @@
+"""``gates language classify``: what is said in recordings, and which tokens attend."""
+
+from __future__ import annotations
+
+import io
+from argparse import ArgumentError
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import language
+from apps.language.seqboat.activation_figure import activation_figure, activity
+from apps.language.seqboat.pieces import DATA, module_of
+from core_gates.errors import GatesError
+from harness.command.verbs import Place
+from harness.experiment import Arrays
+from harness.files import replacing, require_free, write_bytes, write_text
+from harness.files.piece import Record, read_record, refuse_changed
+from language.seqboat.sequence_model import SeqBoat
+from language.seqboat.speech import read_wave, waveform
+
+TRAINED = ("weights/configured-s*", "weights/seqboat-s*")  # by `fit`, and by `evaluate`
+SHIPPED = Path("weights/fsdd")
+FRONT = "model.model.init_args.front.init_args."
+SPEECH = "language.seqboat.speech.SpeechData"
+
+
+def classify(
+    place: Place,
+    files: list[str],
+    weights: str | None = None,
+    output: str | None = None,
+    overwrite_output: bool = False,
+) -> None:
+    """Print what is said in each recording, how sure that is, and how many of its tokens attend.
+
+    Args:
+        place: Filled in by the command line.
+        files: WAV files of one channel and 16 bits, at the rate that the model was trained with.
+        weights: Folder of trained weights, such as ``runs/language/fsdd/weights/seqboat-s0``; those
+            of the run if null, else those that ship.
+        output: Folder for a picture of each recording with the tokens that attend in each layer,
+            and their numbers as CSV; none if null.
+        overwrite_output: Replace the output if it exists.
+    """
+    folder = trained(place, weights)
+    model, record, classes = opened(folder)
+    rate, length = (record.settings[f"{DATA}{name}"] for name in ("rate", "length"))
+    names = [Path(file).stem for file in files]
+    if output is not None:
+        if len({*names}) < len(names):
+            raise GatesError("two files have one name, and so would their pictures: rename one")
+        require_free(Path(output), overwrite=overwrite_output)
+    sounds = [waveform(read_wave(Path(file), rate), length) for file in files]
+    drawn: list[tuple[str, Any, Any]] = []
+    for file, sound in zip(files, sounds, strict=True):
+        chances, active = activity(model, sound)
+        best = int(chances.argmax())
+        densities = " ".join(f"{density:.0%}" for density in active.mean(1))
+        print(f"{file}\t{classes[best]}\t{chances[best]:.3f}\tattend by layer: {densities}")
+        title = f"{Path(file).name}: {classes[best]}"
+        note = f"probability {chances[best]:.2f}; tokens that attend, by layer: {densities}"
+        drawn.append((Path(file).stem, active, (sound, title, note)))
+    if output is not None:
+        with replacing(Path(output)) as temporary:
+            temporary.mkdir()
+            for name, active, (sound, title, note) in drawn:
+                hop = int(record.settings[f"{FRONT}hop"])
+                content = io.BytesIO()
+                figure = activation_figure(sound, active, rate, hop, title, note)
+                figure.savefig(content, format="png", dpi=150)
+                write_bytes(temporary / f"{name}.png", content.getvalue())
+                write_text(temporary / f"{name}.csv", table(active, hop / rate))
+        print(output)
+
+
+def table(active: np.ndarray, step: float) -> str:
+    """Return the tokens that attend as CSV: start in seconds, and 1 or 0 for each layer."""
+    head = ",".join(["start_s", *(f"layer{n}" for n in range(1, len(active) + 1))])
+    rows = [
+        ",".join([f"{number * step:.4f}", *map(str, column.astype(int))])
+        for number, column in enumerate(active.T)
+    ]
+    return "\n".join([head, *rows]) + "\n"
+
+
+def trained(place: Place, weights: str | None) -> Path:
+    """Return the folder of trained weights.
+
+    Raises:
+        GatesError: There are none.
+    """
+    if weights is not None:
+        return Path(weights)
+    shipped = Path(language.__file__).parent / SHIPPED
+    for home in (place.run_folder.path, shipped):
+        for pattern in TRAINED:
+            if kept := sorted(home.glob(pattern)):
+                return kept[0]
+    raise GatesError(
+        f"{place.run_folder.path} has no trained model: run `gates language fit --config "
+        f"{place.config}` first, or name a folder by --weights"
+    )
+
+
+def opened(folder: Path) -> tuple[SeqBoat, Record, Sequence[str]]:
+    """Return a trained model, its record, and the names of its classes.
+
+    Raises:
+        GatesError: The folder has none, or one that hears nothing, or was changed.
+    """
+    record = read_record(folder)
+    if record is None or record.settings.get("data.class_path") != SPEECH:
+        raise GatesError(
+            f"{folder} has no model of speech: give a folder that `fit` or `evaluate` has written, "
+            "such as runs/language/fsdd/weights/seqboat-s0"
+        )
+    refuse_changed(folder, record)
+    try:
+        model = module_of(record.settings).model
+    except ArgumentError as error:
+        raise GatesError(
+            f"{folder} was written by another version, whose settings are not understood: train it "
+            "again"
+        ) from error
+    if not isinstance(model, SeqBoat):
+        raise GatesError(f"{folder} has a network without gates: give one named seqboat")
+    model.load_state_dict(Arrays().load(folder))
+    return model.eval(), record, record.facts["classes"]
