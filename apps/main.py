@@ -129,7 +129,7 @@ APPS: Mapping[str, App] = {
             "predict": "label texts with an adapter",
             "export": "write an adapter as a plain LoRA that PEFT opens",
             "offload": "run a mixture model whose experts stay on disk: Fate and its rivals",
-            "classify": "say which digit is spoken in recordings, and which tokens attend",
+            "classify": "recognize digits in recordings, and show which tokens attend",
             "convert": "read and write folders of Llama, Qwen3, Mixtral and Qwen3-MoE",
             "plan": "estimate weights, arithmetic, memory and exchange on many GPUs",
         },

@@ -63,6 +63,7 @@ def activation_figure(
     end = max(len(x) / rate, float(edges[-1]))
     for axes in (wave, below):
         axes.set_xlim(0, end)
+    wave.set_xticklabels([])
     dress(wave, y="samples", grid=False)
     dress(below, x="seconds", grid=False)
     head(figure, title, note)

@@ -94,7 +94,9 @@ class SpeechStudy:
         }
         epochs = min(TRIAL_EPOCHS, run.settings.get("trainer.max_epochs") or 1)
         shorter: dict[str, Any] = {"trainer.max_epochs": epochs}
-        choices = run.tune(spaces, work, trials=len(RATES), own=methods, **shorter)
+        choices = run.tune(
+            spaces, work, trials=len(RATES), own=methods, ticks=epochs, unit="epochs", **shorter
+        )
         weights, scores = run.store("weights", Arrays()), run.store("scores", Arrays())
         made: dict[str, list[list[Mapping[str, Tensor]]]] = {}
         for method, own in methods.items():
