@@ -156,7 +156,7 @@ def read_speech(folder: Path, rate: int) -> tuple[Recording, ...]:
     if not made:
         raise GatesError(
             f"{folder} has neither {INDEX}, nor *.wav, nor folders of them: name the folder of the "
-            "recordings by --data.folder"
+            "recordings by --data.init_args.folder"
         )
     return made
 

@@ -18,7 +18,9 @@ from apps.language import commands, model_sizes, training_verbs
 from apps.language import generate as app
 from apps.language.generate import models_in, shipped
 from apps.language.model_sizes import Size, decoder_cost, plan
+from apps.language.seqboat import training as seqboat_training
 from core_gates import GatesError
+from harness.command.configfile import read_config
 from harness.planning import Device
 from language.corpus import Document
 from language.generation import generate
@@ -314,12 +316,14 @@ def test_a_configuration_names_its_study_by_one_key(monkeypatch, refuses, tmp_pa
         commands, "run_verb", lambda _app, verbs, _words, **_: ran.append(verbs["evaluate"].target)
     )
     monkeypatch.setattr(training_verbs, "run_training_verb", lambda words: ran.append("bytes"))
+    monkeypatch.setattr(seqboat_training, "run_training_verb", lambda words: ran.append("seqboat"))
     studies = {"seer": "block_study", "seer_smollm2": "block_study", "sora": "adapter_study"}
     studies["offload"] = "offload.budget_study"
     for path in (Path(commands.__file__).parent / "configs").glob("*.yaml"):
         commands.main(["evaluate", "--config", path.stem])
         named = studies.get(path.stem)
-        assert ran.pop() == (f"apps.language.{named}:evaluate" if named else "bytes")
+        other = "seqboat" if "language.seqboat" in str(read_config(path)) else "bytes"
+        assert ran.pop() == (f"apps.language.{named}:evaluate" if named else other)
     commands.main(["evaluate", "--study", "offload"])
     assert ran.pop() == "apps.language.offload.budget_study:evaluate"
     own = tmp_path / "own.yaml"

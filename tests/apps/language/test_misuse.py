@@ -4,6 +4,8 @@ import shutil
 
 import pytest
 
+from harness.command.configfile import packaged_configs
+
 FIT = ("language", "fit", "--config", "small", "--name", "new", "--data.cache_folder", "null")
 GATE = "--model.model.init_args.gate"
 EXPERTS = "--model.model.init_args.experts"
@@ -229,5 +231,5 @@ def test_a_loss_that_is_no_number_keeps_the_last_checkpoint(trained):
 def test_no_configuration_is_named_in_one_line(trained, verb):
     result = trained("language", verb)
     assert result.code == 2
-    known = "base, experts, gated, long, moe, offload, seer, seer_smollm2, sora, tiny"
+    known = ", ".join(packaged_configs("language"))
     assert f"give --config NAME: one of {known}" in result.err
