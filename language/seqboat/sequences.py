@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import lightning as L
@@ -37,7 +37,7 @@ class Part(NamedTuple):
     """The sequences of a split.
 
     Attributes:
-        inputs: Each (T,), int64 symbols or float32 samples.
+        inputs: Each (T,), integer symbols or float32 samples.
         labels: Their classes (N,), int64.
         names: Their names.
     """
@@ -182,6 +182,7 @@ class SequenceData(L.LightningDataModule):
 
     Attributes:
         classes: Name of each class.
+        symbols: Number of symbols, padding among them; 0 of samples.
         augment: Changes a sequence in training; None for nothing.
 
     Raises:
@@ -189,6 +190,7 @@ class SequenceData(L.LightningDataModule):
     """
 
     classes: Sequence[str] = ()
+    symbols = 0
     augment: Augment | None = None
 
     def __init__(self, batch_size: int, seed: int) -> None:
@@ -196,14 +198,25 @@ class SequenceData(L.LightningDataModule):
         check_at_least(1, batch_size=batch_size)
         check_at_least(0, seed=seed)
         self.batch_size, self.seed = batch_size, seed
+        self._parts: Mapping[Split, Part] = {}
 
-    def part(self, split: Split) -> Part:
-        """Return the sequences of a split.
+    def read(self) -> Mapping[Split, Part]:
+        """Return the sequences of every split, and set `classes` and `symbols`.
 
         Raises:
             GatesError: They cannot be read.
         """
         raise NotImplementedError
+
+    def part(self, split: Split) -> Part:
+        """Return the sequences of a split, which are read once.
+
+        Raises:
+            GatesError: They cannot be read.
+        """
+        if not self._parts:
+            self._parts = self.read()
+        return self._parts[split]
 
     def setup(self, stage: str) -> None:  # noqa: ARG002
         """Read the sequences."""

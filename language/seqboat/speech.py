@@ -7,7 +7,7 @@ import json
 import lzma
 import re
 import wave
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core_gates.errors import GatesError, check_at_least
-from language.seqboat.sequences import Part, SequenceData, Split
+from language.seqboat.sequences import SPLITS, Part, SequenceData, Split
 
 INDEX, PACKED = "fsdd_index.json", "fsdd_pcm16_8k.delta.xz"
 PCM_SHA256 = "6f643a7422de89763625dfc9aa79427e69f7a690223a5bc5752a2f56db5af465"
@@ -237,28 +237,26 @@ class SpeechData(SequenceData):
         self.folder, self.held_out, self.length, self.rate = Path(folder), held_out, length, rate
         self.shift, self.gain = shift, gain
         self.augment = self._changed
-        self._parts: dict[str, Part] = {}
 
-    def part(self, split: Split) -> Part:
-        """Return the recordings of a split."""
-        if not self._parts:
-            recordings = read_speech(self.folder, self.rate)
-            self.classes = sorted({one.label for one in recordings})
-            if len(self.classes) < 2:
-                raise GatesError(
-                    f"{self.folder} has recordings of {self.classes[0]!r} alone: a class to tell "
-                    "it from is missing"
-                )
-            splits = split_of(recordings, self.held_out)
-            for name in ("train", "validation", "test"):
-                chosen = [r for r, of in zip(recordings, splits, strict=True) if of == name]
-                labels = [self.classes.index(r.label) for r in chosen]
-                self._parts[name] = Part(
-                    [waveform(r.samples, self.length) for r in chosen],
-                    np.array(labels, dtype=np.int64),
-                    [r.name for r in chosen],
-                )
-        return self._parts[split]
+    def read(self) -> Mapping[Split, Part]:
+        """Read the recordings, and split them."""
+        recordings = read_speech(self.folder, self.rate)
+        self.classes = sorted({one.label for one in recordings})
+        if len(self.classes) < 2:
+            raise GatesError(
+                f"{self.folder} has recordings of {self.classes[0]!r} alone: a class to tell "
+                "it from is missing"
+            )
+        splits, parts = split_of(recordings, self.held_out), dict[Split, Part]()
+        for name in SPLITS:
+            chosen = [r for r, of in zip(recordings, splits, strict=True) if of == name]
+            labels = [self.classes.index(r.label) for r in chosen]
+            parts[name] = Part(
+                [waveform(r.samples, self.length) for r in chosen],
+                np.array(labels, dtype=np.int64),
+                [r.name for r in chosen],
+            )
+        return parts
 
     def _changed(self, x: NDArray[np.float32], draws: np.random.Generator) -> NDArray[np.float32]:
         """Return a recording later or earlier, and louder or softer; its length stays."""

@@ -72,7 +72,7 @@ class ConvolutionNetwork(nn.Module):
         check_at_least(1, outputs=outputs, num_layers=num_layers, width=width)
         if width % 2 == 0:
             raise ValueError(f"width must be odd, got {width}")
-        self.front = front
+        self.front, self.vocab_size = front, outputs
         self.layers = nn.ModuleList(ConvolutionBlock(front.dim, width) for _ in range(num_layers))
         self.norm, self.dropout = nn.LayerNorm(front.dim), nn.Dropout(dropout)
         self.head = nn.Linear(front.dim, outputs)

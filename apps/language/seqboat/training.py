@@ -12,15 +12,83 @@ from apps.main import APPS
 from core_gates.errors import GatesError
 from harness.command import GatesRunCLI, GatesRunTrainer
 from harness.experiment import Arrays, Piece, Run
+from harness.files import refuse_strangers, require_free
 from harness.runs.callbacks import load_weights
+from harness.runs.processes import in_processes
+from harness.runs.terminal import ticking, working
+from language.seqboat.front_ends import SymbolEmbedding
+from language.seqboat.listops import (
+    FILES,
+    PRESETS,
+    ListOpsData,
+    TreeSettings,
+    draw_splits,
+    majority,
+    majority_by_root,
+    write_splits,
+)
 from language.seqboat.module import SeqBoatModule
-from language.seqboat.sequences import SequenceData
+from language.seqboat.sequences import SPLITS, SequenceData
 
 CONFIGURED = "configured"  # what `fit` trains, untuned
 
 
 class SeqBoatTrainer(GatesRunTrainer):
     """The verbs of sequences; ``fit`` is Lightning's own."""
+
+    def prepare(
+        self,
+        model: SeqBoatModule,
+        datamodule: L.LightningDataModule,
+        preset: Literal["tiny", "lra"] = "tiny",
+        lengths: tuple[int, int] | None = None,
+        sizes: tuple[int, int, int] | None = None,
+        max_args: int = 10,
+        max_depth: int = 10,
+        seed: int = 0,
+        overwrite_output: bool = False,
+    ) -> None:
+        """Make the trees of ListOps that the configuration reads, the same for the same seed.
+
+        Args:
+            model: Filled in by the command line.
+            datamodule: Filled in by the command line.
+            preset: ``tiny``, 12,000 trees of 50 to 200 tokens to train with, or ``lra``, as the
+                Long Range Arena has them, 96,000 of 500 to 2,000 tokens.
+            lengths: Fewest and most tokens of a tree; those of the preset if null.
+            sizes: Trees for training, validation and test; those of the preset if null.
+            max_args: Most arguments of an operator.
+            max_depth: Most levels of a tree; the last one has digits alone.
+            seed: Of the trees.
+            overwrite_output: Replace the folder if it exists and holds files of ListOps alone.
+        """
+        del model
+        if not isinstance(datamodule, ListOpsData):
+            raise GatesError(
+                f"prepare makes trees of ListOps, found {type(datamodule).__name__}: give --config "
+                "listops_tiny"
+            )
+        usual, folder = PRESETS[preset], datamodule.folder
+        shortest, longest = lengths or (usual.min_length, usual.max_length)
+        try:
+            settings = TreeSettings(
+                shortest, longest, sizes or usual.sizes, max_args, max_depth, seed
+            )
+        except ValueError as error:
+            raise GatesError(str(error)) from error
+        require_free(folder, overwrite=overwrite_output, option="--data.init_args.folder")
+        refuse_strangers(folder, [*FILES.values()])
+        with ticking("making trees", sum(settings.sizes)) as tick:
+            rows = draw_splits(settings, lambda work, calls: in_processes(work, calls, tick))
+        write_splits(folder, rows)
+        with working("reading the trees"):
+            train, validation, test = map(datamodule.part, SPLITS)
+        for split, part in zip(SPLITS, (train, validation, test), strict=True):
+            print(f"{split:10}{len(part.inputs):9,} trees{sum(map(len, part.inputs)):14,} tokens")
+        print(f"accuracy of the most frequent label: {majority(train, test).mean():.3f}")
+        by_root = majority_by_root(train, test).mean()
+        print(f"accuracy of the most frequent label by operator at the root: {by_root:.3f}")
+        print(folder)
 
     def evaluate(
         self,
@@ -49,7 +117,7 @@ class SeqBoatCLI(GatesRunCLI):
     """The command line of ``gates language`` on sequences."""
 
     app = "language"
-    verbs = ("fit", "evaluate", "report")
+    verbs = ("prepare", "fit", "evaluate", "report")
     other_verbs = tuple(sorted(APPS["language"].verbs.keys() - set(verbs)))
     package = "language"
     neutral = tuple(f"{DATA}{name}" for name in PLACES)
@@ -60,18 +128,30 @@ class SeqBoatCLI(GatesRunCLI):
         parser.link_arguments("seed_everything", f"{DATA}seed", compute_fn=int)
 
     def after_instantiate_classes(self) -> None:
-        """Refuse a model whose classes are not those of the data.
+        """Refuse a model whose classes or symbols are not those of the data.
 
         Raises:
             GatesError: Their numbers differ.
         """
-        if isinstance(self.datamodule, SequenceData):
+        if isinstance(self.datamodule, SequenceData) and self.subcommand != "prepare":
             self.datamodule.setup("fit")
-            classes, outputs = len(self.datamodule.classes), self.model.model.vocab_size
-            if classes != outputs:
+            model, arguments = self.model.model, "set model.model.init_args"
+            classes, symbols = len(self.datamodule.classes), self.datamodule.symbols
+            if classes != model.vocab_size:
                 raise GatesError(
-                    f"the data have {classes} classes, but the model {outputs} outputs: set "
-                    f"model.model.init_args.outputs to {classes}"
+                    f"the data have {classes} classes, but the model {model.vocab_size} outputs: "
+                    f"{arguments}.outputs to {classes}"
+                )
+            if (symbols > 0) != isinstance(model.front, SymbolEmbedding):
+                what, fronts = ("symbols", "a") if symbols else ("samples", "no")
+                raise GatesError(
+                    f"the data are {what}, but the front end is a {type(model.front).__name__}: "
+                    f"{arguments}.front to {fronts} SymbolEmbedding"
+                )
+            if symbols and model.front.vocab_size < symbols:
+                raise GatesError(
+                    f"the data have {symbols} symbols, but the model {model.front.vocab_size}: "
+                    f"{arguments}.front.init_args.vocab_size to {symbols}"
                 )
         super().after_instantiate_classes()
 
