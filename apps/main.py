@@ -116,7 +116,7 @@ APPS: Mapping[str, App] = {
         "apps.language.commands",
         "train a small decoder that transformers opens, and score it next to counts and PPMd",
         {
-            "prepare": "read a corpus and write its tokens as memory maps",
+            "prepare": "write the tokens of a corpus as memory maps, or make trees of ListOps",
             "fit": "train the decoder, resumable at any step",
             "evaluate": "run a study: bits per byte, blocks of attention, adapters, offload",
             "report": "write the report of a run as one HTML page",

@@ -54,7 +54,7 @@ class TreeSettings:
         sizes: Trees for training, validation and test.
         max_args: Most arguments of an operator.
         max_depth: Most levels; the last one has digits alone.
-        seed: Of all draws.
+        seed: Of the random numbers.
 
     Raises:
         ValueError: A number is too small, or the lengths are in the wrong order.
@@ -124,7 +124,7 @@ def value_of(tokens: Sequence[str]) -> int:
 
 def draw_tree(settings: TreeSettings, draws: Random) -> list[str] | None:
     """Return the tokens of a random tree, or None if it gets another length."""
-    drawn, operators = draws.random, tuple(OPERATORS)  # of all draws the same in every Python
+    drawn, operators = draws.random, tuple(OPERATORS)  # the same numbers in every Python
     tokens: list[str] = []
     missing: list[int] = []  # arguments that each open operator lacks
     length = 1  # once each of these is a digit

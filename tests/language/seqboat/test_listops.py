@@ -212,5 +212,8 @@ def test_settings_that_give_no_trees_are_refused(refuses):
         GatesError,
         ("none of 20,000 random trees has 5 to 6 tokens", lambda: draw_rows(binary, 0)),
         ("has 13 to 50 tokens, with at most 10 arguments and 2", lambda: draw_rows(shallow, 0)),
-        ("random trees of 4 to 4 tokens are (399|400) different", lambda: draw_splits(few, in_order)),
+        (
+            "random trees of 4 to 4 tokens are (399|400) different",
+            lambda: draw_splits(few, in_order),
+        ),
     )

@@ -9,7 +9,7 @@ import pytest
 from core_gates.errors import GatesError
 from language.seqboat.lra_files import LraData
 
-SCRIPT = '''
+SCRIPT = """
 import csv, pathlib, random, sys
 
 folder, draws = pathlib.Path(sys.argv[1]), random.Random(3)
@@ -33,7 +33,7 @@ for split, name in {"train": "train", "valid": "val", "test": "test"}.items():
         writer.writerow(["Source", "Target"])
         for n in range(lists[split]):
             writer.writerow([f"( ( ( [SM {n} ) 9 ) ] )", (n + 9) % 10])
-'''
+"""
 
 
 @pytest.fixture(scope="module")

@@ -26,14 +26,19 @@ def weights(d, layers, z, h, n, norm, table, causal, prenorm):
 @pytest.mark.parametrize(
     ("name", "sizes", "options", "ends"),
     [
-        ("sc10", (60, 8, 30, 120, 16), ("batch", 6 * 128 - 1, False), 120 + 61 * 120 + 121 * 10),
-        ("enwik8", (616, 14, 128, 1232, 16), ("layer", 0, True), 257 * 616 + 617 * 257),
+        (
+            "sc10",
+            (60, 8, 30, 120, 16),
+            ("batch", 6 * 128 - 1, False, True),
+            120 + 61 * 120 + 121 * 10,
+        ),
+        ("lra_listops", (80, 6, 64, 160, 16), ("layer", 2047, False, False), 16 * 80 + 81 * 10),
+        ("enwik8", (616, 14, 128, 1232, 16), ("layer", 0, True, True), 257 * 616 + 617 * 257),
     ],
 )
 def test_recipes_are_as_large_as_the_table_says(name, sizes, options, ends):
     quiet_lightning()  # and jsonargparse, which Lightning calls in an old way
     with torch.device("meta"):
         module = module_of(flatten(read_config(CONFIGS / f"{name}.yaml")["model"], "model."))
-    norm, table, causal = options
     counted = sum(p.numel() for p in module.model.parameters())
-    assert counted == weights(*sizes, norm, table, causal, True) + ends
+    assert counted == weights(*sizes, *options) + ends

@@ -1,0 +1,77 @@
+"""ListOps from the command line: trees that are made, learned and refused."""
+
+import json
+import re
+
+import pytest
+import yaml
+
+from tests.apps.language.seqboat.conftest import CONFIG
+
+FRONT = {
+    "class_path": "language.seqboat.front_ends.SymbolEmbedding",
+    "init_args": {"dim": 8, "vocab_size": 16},
+}
+DATA = {
+    "class_path": "language.seqboat.listops.ListOpsData",
+    "init_args": {"folder": "trees", "batch_size": 8},
+}
+PREPARE = {"lengths": [8, 40], "sizes": [40, 8, 8], "max_depth": 4}
+
+
+@pytest.fixture
+def listops(gates):
+    """``gates`` in a folder with the configuration ``trees``, and no trees yet."""
+    content = json.loads(json.dumps({**CONFIG, "data": DATA, "prepare": PREPARE}))
+    content["model"]["model"]["init_args"] |= {"front": FRONT, "outputs": 10}
+    del content["evaluate"]
+    (gates.folder / "trees.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    return gates
+
+
+def test_prepared_trees_are_learned(listops):
+    words = ("--config", "trees")
+    assert "make it by gates language prepare" in listops.refuse("language", "fit", *words)
+    out = listops.succeed("language", "prepare", *words).out
+    assert re.search(r"^train +40 trees +[\d,]+ tokens$", out, re.MULTILINE)
+    assert len(re.findall(r"^accuracy of the most frequent label.*: [01]\.\d{3}$", out, re.M)) == 2
+    assert {p.name for p in (listops.folder / "trees").iterdir()} == {
+        "basic_train.tsv", "basic_val.tsv", "basic_test.tsv",
+    }  # fmt: skip
+    kept = (listops.folder / "trees/basic_test.tsv").read_bytes()
+    listops.succeed("language", "prepare", *words, "--overwrite_output", "--seed_everything", "5")
+    assert (listops.folder / "trees/basic_test.tsv").read_bytes() == kept
+    out = listops.succeed("language", "fit", *words).out
+    assert out.splitlines()[-1] == "runs/language/trees/weights/configured-s0"
+
+
+def test_faulty_calls_are_refused_in_one_line(listops, faulty_inputs):
+    listops.succeed("language", "prepare", "--config", "trees")
+    (listops.folder / "other").mkdir()
+    (listops.folder / "other/letter.txt").write_text("dear")
+    fit, prepare = (["language", verb, "--config", "trees"] for verb in ("fit", "prepare"))
+    new, model = [*prepare, "--data.init_args.folder", "new"], "--model.model.init_args."
+    faulty_inputs(
+        {
+            "arguments": ([*new, "--max_args", "0"], "max_args must be at least 2, got 0"),
+            "lengths": ([*new, "--lengths", "[900,990]"], "none of 20,000 random trees has 900"),
+            "order": ([*new, "--lengths", "[30,20]"], "max_length must be at least min_length"),
+            "seed": ([*new, "--seed", "-1"], "seed must not be negative"),
+            "taken": (prepare, "trees exists: choose another --data.init_args.folder"),
+            "strangers": (
+                [*prepare, "--data.init_args.folder", "other", "--overwrite_output"],
+                "other holds 'letter.txt', which is no older output",
+            ),
+            "speech": (["language", "prepare", "--config", "small"], "found SpeechData: give"),
+            "symbols": (
+                [*fit, f"{model}front.init_args.vocab_size", "12"],
+                "the data have 16 symbols, but the model 12: set",
+            ),
+            "front": (
+                [*fit, f"{model}front", "language.seqboat.front_ends.FrameProjection",
+                 f"{model}front.init_args.dim", "8"],
+                "the data are symbols, but the front end is a FrameProjection: set",
+            ),
+        },
+        folder=listops.folder,
+    )  # fmt: skip
