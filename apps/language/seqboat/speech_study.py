@@ -109,10 +109,12 @@ class SpeechStudy:
                 for name in self.held_out
             ]
             if networks:
-                pieces = run.obtain(
-                    weights, pieces, partial(train, places=self.places),
+                wanted = scores.missing(pieces)  # what is scored needs no weights
+                trained = run.obtain(
+                    weights, wanted, partial(train, places=self.places),
                     ticks=max(1, run.settings.get("trainer.max_epochs") or 1), unit="epochs",
                 )  # fmt: skip
+                pieces = [piece for piece in pieces if piece not in wanted or piece in trained]
                 scoring: Any = partial(score, places=self.places, weights=weights)
             else:
                 scoring = partial(score_regression, places=self.places)
