@@ -64,8 +64,9 @@ def tour(
     late = {name: own[cycles // 3 :].square().mean(0).sqrt() for name, own in errors.items()}
     heights = {name: float(own[0]) for name, own in late.items()}
     done = TourTask(
-        f"analyze {cycles / 4:.0f} days of weather from noisy reports",
-        f"geopotential errs by {heights[GATED]:.0f} m² s⁻²; without reports by {heights[FREE]:.0f}",
+        f"analyze {cycles / 4:.0f} days of a simulated atmosphere from noisy reports",
+        f"geopotential errs by {heights[GATED]:.1f} m² s⁻², optimal interpolation by"
+        f" {heights[INTERPOLATION]:.1f}, without reports {heights[FREE]:.0f}",
         "gates weather assimilate",
     )
     rows = [_row(late, rival) for rival in (INTERPOLATION, UNGATED)]
