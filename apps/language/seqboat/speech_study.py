@@ -43,10 +43,10 @@ NETWORK = "language.seqboat.speech_rivals.ConvolutionNetwork"
 TRIAL_EPOCHS = 10
 NOTE = (
     "All hear the same samples, cut at the same length. Seqboat and convolution share front end, "
-    "shifts and gains, optimizer, epochs and about their number of weights; the learning rate of "
-    "each, and the strength of the regression on the log spectrogram, has the smallest loss of four on "
-    "recordings 45 to 49 of the training speakers, which also choose the epoch. {sizes} Majority "
-    "always gives the most frequent training label."
+    "shifts and gains, optimizer, epochs and about their number of weights. {sizes} The learning "
+    "rate of each, and the strength of the regression on the log spectrogram, has the smallest "
+    "loss of four on recordings 45 to 49 of the training speakers, which also choose the epoch. "
+    "Majority always gives the most frequent training label."
 )
 OF_SPEAKERS = (
     "Each speaker is left out once: all their recordings test, none trains or chooses anything. "
