@@ -6,6 +6,7 @@ from typing import Any, Literal
 import lightning as L
 from lightning.pytorch.cli import LightningArgumentParser
 
+from apps.language.seqboat.activation_study import ActivationStudy
 from apps.language.seqboat.pieces import DATA, PLACES
 from apps.language.seqboat.speech_study import SpeechStudy
 from apps.main import APPS
@@ -96,20 +97,24 @@ class SeqBoatTrainer(GatesRunTrainer):
         datamodule: L.LightningDataModule,
         seeds: tuple[int, ...] = (0,),
         speakers: bool = False,
-        study: Literal["speech"] = "speech",
+        study: Literal["speech", "activation"] = "speech",
     ) -> None:
-        """Train what is missing, and score it next to rivals on recordings that were never heard.
+        """Train what is missing, and score it next to rivals on sequences that were never seen.
 
         Args:
             model: Filled in by the command line.
             datamodule: Filled in by the command line.
             seeds: Seeds of every method.
             speakers: Leave one speaker out at a time, instead of some recordings of all.
-            study: This one.
+            study: ``speech``, next to a regression and convolutions; or ``activation``, learned
+                gates next to all tokens, none and random ones.
         """
-        del model, study
+        del model
         if not seeds or min(seeds) < 0:
             raise GatesError(f"--seeds is {list(seeds)}, expected one or more from 0")
+        if study == "activation":
+            ActivationStudy(self.run(seeds=seeds), datamodule, seeds).finish()
+            return
         SpeechStudy(self.run(seeds=seeds), datamodule, seeds, speakers=speakers).finish()
 
 

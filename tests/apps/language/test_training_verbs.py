@@ -33,7 +33,7 @@ CONFIGS = [
     p
     for p in CONFIGS
     if not p.stem.startswith(
-        ("offload", "seer", "sora", "fsdd", "listops", "lra", "seqboat", "sc10", "enwik8")
+        ("offload", "seer", "sora", "fsdd", "listops", "lra", "seqboat", "sc10", "enwik8", "activation")
     )
 ]  # they train no decoder of a family of transformers
 
