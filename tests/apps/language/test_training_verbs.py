@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from apps.language import byte_scores, generate
 from apps.language.byte_scores import SAME_WINDOW, WHOLE_FILE, ModelFolder, headline, module_of
 from apps.main import APPS
+from harness.command.configfile import read_config
 from harness.evidence import Row
 from harness.experiment import Piece, Store
 from harness.experiment.ship import ship
@@ -28,14 +29,11 @@ from language.scoring import bits_per_byte, ppmd_bits
 from language.tokenizer import ByteTokenizer
 
 KILLED = pytest.mark.costly("four processes, two of which are killed")
-CONFIGS = sorted((Path(__file__).parents[3] / "apps/language/configs").glob("*.yaml"))
 CONFIGS = [
-    p
-    for p in CONFIGS
-    if not p.stem.startswith(
-        ("offload", "seer", "sora", "fsdd", "listops", "lra", "seqboat", "sc10", "enwik8", "activation")
-    )
-]  # they train no decoder of a family of transformers
+    path
+    for path in sorted((Path(__file__).parents[3] / "apps/language/configs").glob("*.yaml"))
+    if "language.decoder.Decoder" in str(read_config(path))
+]
 
 
 def scores_of(trained, name="small"):
