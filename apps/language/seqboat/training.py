@@ -7,6 +7,7 @@ import lightning as L
 from lightning.pytorch.cli import LightningArgumentParser
 
 from apps.language.seqboat.activation_study import ActivationStudy
+from apps.language.seqboat.listops_study import ListOpsStudy
 from apps.language.seqboat.pieces import DATA, PLACES
 from apps.language.seqboat.speech_study import SpeechStudy
 from apps.main import APPS
@@ -97,7 +98,7 @@ class SeqBoatTrainer(GatesRunTrainer):
         datamodule: L.LightningDataModule,
         seeds: tuple[int, ...] = (0,),
         speakers: bool = False,
-        study: Literal["speech", "activation"] = "speech",
+        study: Literal["speech", "listops", "activation"] = "speech",
     ) -> None:
         """Train what is missing, and score it next to rivals on sequences that were never seen.
 
@@ -106,16 +107,20 @@ class SeqBoatTrainer(GatesRunTrainer):
             datamodule: Filled in by the command line.
             seeds: Seeds of every method.
             speakers: Leave one speaker out at a time, instead of some recordings of all.
-            study: ``speech``, next to a regression and convolutions; or ``activation``, learned
-                gates next to all tokens, none and random ones.
+            study: ``speech``, next to a regression and convolutions; ``listops``, next to the most
+                frequent label, also by operator at the root; or ``activation``, learned gates next
+                to all tokens, none and random ones.
         """
         del model
         if not seeds or min(seeds) < 0:
             raise GatesError(f"--seeds is {list(seeds)}, expected one or more from 0")
+        run = self.run(seeds=seeds)
         if study == "activation":
-            ActivationStudy(self.run(seeds=seeds), datamodule, seeds).finish()
-            return
-        SpeechStudy(self.run(seeds=seeds), datamodule, seeds, speakers=speakers).finish()
+            ActivationStudy(run, datamodule, seeds).finish()
+        elif study == "listops":
+            ListOpsStudy(run, datamodule, seeds).finish()
+        else:
+            SpeechStudy(run, datamodule, seeds, speakers=speakers).finish()
 
 
 class SeqBoatCLI(GatesRunCLI):

@@ -3,9 +3,11 @@
 import json
 import re
 
+import numpy as np
 import pytest
 import yaml
 
+from apps.language.seqboat.listops_study import depth
 from tests.apps.language.seqboat.conftest import CONFIG
 
 FRONT = {
@@ -43,6 +45,24 @@ def test_prepared_trees_are_learned(listops):
     assert (listops.folder / "trees/basic_test.tsv").read_bytes() == kept
     out = listops.succeed("language", "fit", *words).out
     assert out.splitlines()[-1] == "runs/language/trees/weights/configured-s0"
+
+
+def test_evaluate_compares_with_what_the_root_tells(listops):
+    words = ("--config", "trees", "--study", "listops", "--seeds", "0,1")
+    listops.succeed("language", "prepare", "--config", "trees")
+    out = listops.succeed("language", "evaluate", *words).out
+    rows = json.loads((listops.folder / "runs/language/trees/scores.json").read_text())["rows"]
+    plain = {(r["task"], r["method"]): r["value"] for r in rows if not r["versus"]}
+    assert {method for task, method in plain if task == "test"} == {
+        "majority", "majority by operator", "seqboat",
+    }  # fmt: skip
+    trees = (listops.folder / "trees/basic_test.tsv").read_text().splitlines()[1:]
+    held = {name for name in ("MAX", "MIN", "MED", "SM") if any(f"[{name}" in t[:8] for t in trees)}
+    assert {task for task, _ in plain if task.startswith("root")} == {f"root {n}" for n in held}
+    assert any(task.startswith("depth") for task, _ in plain)
+    assert plain["test", "seqboat"] <= 1
+    assert "of the trees, " in out
+    assert depth(np.array([1, 6, 7, 2, 8, 9, 5, 5])) == 2  # [MAX 0 1 [MIN 2 3 ] ]
 
 
 def test_faulty_calls_are_refused_in_one_line(listops, faulty_inputs):

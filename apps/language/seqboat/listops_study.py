@@ -1,0 +1,106 @@
+"""ListOps: SeqBoat next to the most frequent label, also by operator at the root."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apps.language.seqboat.pieces import LOGITS, hits, places_of, score, train
+from core_gates.errors import GatesError
+from harness.evidence import Resamples, Row, compare, moments
+from harness.experiment import Arrays, Piece, Run
+from language.seqboat.listops import (
+    CLOSE,
+    NUMBERS,
+    OPERATORS,
+    ListOpsData,
+    majority,
+    majority_by_root,
+)
+
+SEQBOAT, MAJORITY, BY_ROOT = "seqboat", "majority", "majority by operator"
+ACCURACY, TASK = "accuracy", "test"
+NOTE = (
+    "Majority is the most frequent training label; by operator, that of the training trees with "
+    "the same operator at the root. Only what lies above the second is learned of the tree."
+)
+
+
+class ListOpsStudy:
+    """SeqBoat on trees that it has not seen, whole, by operator at the root and by depth.
+
+    Args:
+        run: Keeps what is trained and scored.
+        data: The trees.
+        seeds: Of SeqBoat.
+
+    Raises:
+        GatesError: The data are no trees.
+    """
+
+    def __init__(self, run: Run, data: object, seeds: Sequence[int]) -> None:
+        if not isinstance(data, ListOpsData):
+            raise GatesError(f"study listops needs trees of ListOps, found {type(data).__name__}")
+        self.run, self.data, self.seeds = run, data, seeds
+        data.setup("test")
+        run.settings["data.digest"] = [part.sha256 for part in data.digest()]
+
+    def finish(self) -> Path:
+        """Make what is missing, compare, and write ``scores.json``."""
+        run, test, places = self.run, self.data.part("test"), places_of(self.data)
+        pieces = [
+            Piece(SEQBOAT, seed, settings={**run.settings, "seed": seed}) for seed in self.seeds
+        ]
+        weights, scores = run.store("weights", Arrays()), run.store("scores", Arrays())
+        wanted = scores.missing(pieces)  # what is scored needs no weights
+        epochs = max(1, run.settings.get("trainer.max_epochs") or 1)
+        work = partial(train, places=places)
+        trained = run.obtain(weights, wanted, work, ticks=epochs, unit="epochs")
+        pieces = [piece for piece in pieces if piece not in wanted or piece in trained]
+        scoring = partial(score, places=places, weights=weights)
+        pieces = run.obtain(scores, pieces, scoring, scoring=True)
+        first = self.data.part("train")
+        right = {MAJORITY: [majority(first, test)], BY_ROOT: [majority_by_root(first, test)]}
+        if pieces:
+            right[SEQBOAT] = [hits(scores.load(piece)[LOGITS], test.labels) for piece in pieces]
+        rows = compare(
+            {name: [moments(one, name=ACCURACY) for one in some] for name, some in right.items()},
+            Resamples.clusters(test.names), task=TASK, reference=SEQBOAT if pieces else None,
+        )  # fmt: skip
+        roots = np.array([x[0] for x in test.inputs])
+        deep = np.array([depth(x) for x in test.inputs])
+        groups = {f"root {name[1:]}": roots == NUMBERS[name] for name in OPERATORS}
+        groups |= {f"depth {number}": deep == number for number in sorted({*deep.tolist()})}
+        rows += [
+            Row(name, group, ACCURACY, fmean(float(one[inside].mean()) for one in some))
+            for group, inside in groups.items()
+            for name, some in right.items()
+            if inside.any()
+        ]
+        return run.finish(
+            rows, seeds=self.seeds, data=self.data.digest(), headline=headline(rows), notes=[NOTE]
+        )
+
+
+def depth(x: NDArray[np.int64]) -> int:
+    """Return how deep operators are nested in a tree (T,)."""
+    opened = np.isin(x, [NUMBERS[name] for name in OPERATORS]).astype(int) - (x == NUMBERS[CLOSE])
+    return int(opened.cumsum().max())
+
+
+def headline(rows: Sequence[Row]) -> str:
+    """Return a sentence on what SeqBoat has learned beyond the operator at the root."""
+    value = {r.method: r.value for r in rows if r.task == TASK and not r.versus}
+    gap = next((r for r in rows if r.method == BY_ROOT and r.versus == SEQBOAT), None)
+    if gap is None:
+        return "SeqBoat is not trained."
+    learned = "more than" if gap.high < 0 and gap.p < 0.05 else "not shown to be more than"
+    return (
+        f"SeqBoat is right on {value[SEQBOAT]:.3f} of the trees, {learned} the most frequent label "
+        f"by operator at the root, {value[BY_ROOT]:.3f}."
+    )
