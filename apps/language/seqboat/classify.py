@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,11 @@ import numpy as np
 
 import language
 from apps.language.seqboat.activation_figure import activation_figure, activity
-from apps.language.seqboat.pieces import DATA, module_of
+from apps.language.seqboat.pieces import DATA, open_trained
 from core_gates.errors import GatesError
 from harness.command.verbs import Place
-from harness.experiment import Arrays
 from harness.files import replacing, require_free, write_bytes, write_text
-from harness.files.piece import Record, read_record, refuse_changed
+from harness.files.piece import Record, read_record
 from language.seqboat.sequence_model import SeqBoat
 from language.seqboat.speech import read_wave, waveform
 
@@ -117,15 +115,4 @@ def opened(folder: Path) -> tuple[SeqBoat, Record, Sequence[str]]:
             f"{folder} has no model of speech: give a folder that `fit` or `evaluate` has written, "
             "such as runs/language/fsdd/weights/seqboat-s0"
         )
-    refuse_changed(folder, record)
-    try:
-        model = module_of(record.settings).model
-    except ArgumentError as error:
-        raise GatesError(
-            f"{folder} was written by another version, whose settings are not understood: train it "
-            "again"
-        ) from error
-    if not isinstance(model, SeqBoat):
-        raise GatesError(f"{folder} has a network without gates: give one named seqboat")
-    model.load_state_dict(Arrays().load(folder))
-    return model.eval(), record, record.facts["classes"]
+    return open_trained(folder, record), record, record.facts["classes"]

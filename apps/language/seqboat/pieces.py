@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentError
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ import torch
 from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
-from harness.experiment import Job, Piece, Store
+from core_gates.errors import GatesError
+from harness.experiment import Arrays, Job, Piece, Store
+from harness.files.piece import Record, refuse_changed
 from language.seqboat.module import SeqBoatModule
-from language.seqboat.sequence_model import recorded
+from language.seqboat.sequence_model import SeqBoat, recorded
 from language.seqboat.sequences import SequenceData, SequenceLoader, Split
 
 DATA = "data.init_args."
@@ -86,6 +89,26 @@ def trained_model(piece: Piece, weights: Store[Any], data: SequenceData) -> nn.M
     """Return a trained model that has seen none of the test sequences of the data."""
     model = module_of(piece.settings).model
     model.load_state_dict(weights.load(piece, tested=data.test_objects()))
+    return model.eval()
+
+
+def open_trained(folder: Path, record: Record) -> SeqBoat:
+    """Return the SeqBoat in a folder of trained weights, in evaluation mode.
+
+    Raises:
+        GatesError: It is another network, was changed, or was written by another version.
+    """
+    refuse_changed(folder, record)
+    try:
+        model = module_of(record.settings).model
+    except ArgumentError as error:
+        raise GatesError(
+            f"{folder} was written by another version, whose settings are not understood: train it "
+            "again"
+        ) from error
+    if not isinstance(model, SeqBoat):
+        raise GatesError(f"{folder} has a network without gates: give one named seqboat")
+    model.load_state_dict(Arrays().load(folder))
     return model.eval()
 
 
