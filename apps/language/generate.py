@@ -60,15 +60,10 @@ def generate(
             ``nz_ratio=0.2``, ``threshold=0.002``, ``k=8``, ``p=0.9``; everything is read if null.
     """
     texts = prompts_of(prompt, prompts)
-    reader = reader_of(place, weights) if gates is None else None
-    tokenizer: Tokenizer = ByteTokenizer()
-    begin, ends = None, tuple[int, ...]()
-    if reader is None:
-        reader, tokenizer, folder = model_of(place, weights, gates, sparse)
-        begin, ends = read_marks(folder)
+    model, tokenizer, (begin, ends) = model_of(place, weights, gates, sparse)
     first = tokenizer.end if begin is None else begin
     chunks = continued(
-        reader,
+        model,
         [[first, *tokenizer.encode(text).tolist()] for text in texts],
         decode=tokenizer.decode,
         max_tokens=max_tokens,
@@ -82,7 +77,7 @@ def generate(
     begun = time.monotonic()
     tokens = print_texts(chunks, texts, alone=prompt is not None)
     if gates is not None:
-        print_density(reader, tokens / (time.monotonic() - begun))
+        print_density(model, tokens / (time.monotonic() - begun))
 
 
 def print_texts(chunks: Iterable[Chunk], texts: Sequence[str], *, alone: bool) -> int:
@@ -113,8 +108,10 @@ def print_texts(chunks: Iterable[Chunk], texts: Sequence[str], *, alone: bool) -
 
 def model_of(
     place: Place, weights: str | None, gates: str | None, sparse: str | None
-) -> tuple[Any, Tokenizer, Path]:
-    """Return a decoder, or a model of transformers with block gates; its tokenizer and folder.
+) -> tuple[Any, Tokenizer, tuple[int | None, tuple[int, ...]]]:
+    """Return a model, its tokenizer, and the tokens with which texts begin and end.
+
+    It is a decoder, a SeqBoat of bytes, or a model of transformers with block gates.
 
     Raises:
         GatesError: There is no tokenizer, the gates are those of another model, or the rule is
@@ -123,13 +120,15 @@ def model_of(
     if (gates is None) != (sparse is None):
         raise GatesError("--gates FILE and --sparse RULE=VALUE belong together: give both")
     if gates is None or sparse is None:
+        if (reader := reader_of(place, weights)) is not None:
+            return reader, ByteTokenizer(), (None, ())
         folder = folder_of(place, weights)
         model, tokenizer = read_model(folder)
         if tokenizer is None:
             raise GatesError(
                 f"{folder} has no tokenizer.json: put that of the model into the folder"
             )
-        return model, tokenizer, folder
+        return model, tokenizer, read_marks(folder)
     from language.hf.pretrained import GGUF, SMOLLM2, open_pretrained
     from language.seer.attach import choose_blocks
     from language.seer.block_files import load_block_gates
@@ -141,7 +140,7 @@ def model_of(
     attached = load_block_gates(pretrained.model, gates)
     block_size = next(iter(attached.values())).gate.block_size
     choose_blocks(pretrained.model, selector_of(sparse, block_size))
-    return StreamedModel(pretrained), pretrained.tokenizer, pretrained.folder
+    return StreamedModel(pretrained), pretrained.tokenizer, read_marks(pretrained.folder)
 
 
 def reader_of(place: Place, weights: str | None) -> Any:
