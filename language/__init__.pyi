@@ -9,6 +9,5 @@ from .hf.pretrained import open_model as open_model
 from .offload.loading import load_offloaded as load_offloaded
 from .offload.runtime import attach_offload as attach_offload
 from .seer.attach import attach_block_gates as attach_block_gates
-from .seqboat.sequence_model import SeqBoat as SeqBoat
 
 __version__: str

@@ -20,7 +20,7 @@ from language.seqboat.sequence_model import SeqBoat
 from language.seqboat.speech import read_wave, waveform
 
 TRAINED = ("weights/configured-s*", "weights/seqboat-s*")  # by `fit`, and by `evaluate`
-SHIPPED = Path("weights/fsdd")
+SHIPPED = Path(language.__file__).parent / "weights"
 FRONT = "model.model.init_args.front.init_args."
 SPEECH = "language.seqboat.speech.SpeechData"
 
@@ -92,13 +92,13 @@ def trained(place: Place, weights: str | None) -> Path:
     """
     if weights is not None:
         return Path(weights)
-    shipped = Path(language.__file__).parent / SHIPPED
-    for home in (place.run_folder.path, shipped):
+    run = place.run_folder.path
+    for home in (run, SHIPPED / run.name):
         for pattern in TRAINED:
             if kept := sorted(home.glob(pattern)):
                 return kept[0]
     raise GatesError(
-        f"{place.run_folder.path} has no trained model: run `gates language fit --config "
+        f"{run} has no trained model: run `gates language fit --config "
         f"{place.config}` first, or name a folder by --weights"
     )
 
