@@ -24,16 +24,24 @@ def shipped(tmp_path):
     return GatesInFolder(tmp_path / "work")
 
 
+NAMES = {"seqboat": "**SeqBoat**", "always": "all", "never": "none"}
+
+
 @HEARD
-def test_figures_of_the_page_are_of_what_ships(shipped):
-    shipped.succeed("language", "evaluate", "--config", "fsdd")
+@pytest.mark.parametrize("config", ["fsdd", "activation"])
+def test_figures_of_the_page_are_of_what_ships(config, shipped):
+    shipped.succeed("language", "evaluate", "--config", config)
     page = (ROOT / "docs/evidence/sequences.md").read_text()
-    scores = json.loads((shipped.folder / "runs/language/fsdd/scores.json").read_text())
-    rows = {r["method"]: r for r in scores["rows"] if r["metric"] == "accuracy" and not r["versus"]}
-    for name, row in rows.items():
-        low, high, value = (f"{row[k]:.3f}".removeprefix("0") for k in ("low", "high", "value"))
-        shown = f"**{name}**".replace("seqboat", "SeqBoat") if name == "seqboat" else name
-        assert f"| {shown} | {value} [{low}, {high}] |" in page
+    scores = json.loads((shipped.folder / f"runs/language/{config}/scores.json").read_text())
+    rows = [row for row in scores["rows"] if row["metric"] == "accuracy"]
+    assert len(rows) >= 7
+    for row in rows:
+        shown, versus = NAMES.get(row["method"], row["method"]), row["versus"]
+        signed = ("+" if versus else "") + ".3f"
+        figures = [format(row[k], signed).replace("0.", ".") for k in ("value", "low", "high")]
+        value, low, high = (one.replace("-", "−") for one in figures)
+        start = f"| {shown} | " if not versus else ""
+        assert f"{start}{value} [{low}, {high}] |" in page
 
 
 @HEARD
