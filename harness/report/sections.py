@@ -377,10 +377,7 @@ def add_curves(page: Page, folder: Path) -> None:
     Raises:
         GatesError: A log is damaged.
     """
-    paths = {"fit": folder / "metrics.csv"}
-    paths |= {path.parent.name: path for path in sorted(folder.glob("*/metrics.csv"))}
-    runs = {name: _curves(path) for name, path in paths.items() if path.is_file()}
-    runs = {name: curves for name, curves in runs.items() if curves}
+    runs = read_curves(folder)
     if not runs:
         return
     named = runs if len(runs) > 1 else {"": next(iter(runs.values()))}
@@ -418,6 +415,18 @@ def add_data(page: Page, run: Run, scores: Scores, others: Sequence[Path] = ()) 
             page.table(RESULTS, _groups(groups), caption)
     settings = [record.settings for kind, record in results if kind != CHOICES] or [run.settings]
     page.table(["setting", "value"], _settings(settings), "Settings, with all values that they had")
+
+
+def read_curves(folder: Path) -> dict[str, dict[str, Curve]]:
+    """Return what every training run of a folder logged, by its name; ``fit`` is the folder's own.
+
+    Raises:
+        GatesError: A log is damaged.
+    """
+    paths = {"fit": folder / "metrics.csv"}
+    paths |= {path.parent.name: path for path in sorted(folder.glob("*/metrics.csv"))}
+    runs = {name: _curves(path) for name, path in paths.items() if path.is_file()}
+    return {name: curves for name, curves in runs.items() if curves}
 
 
 def _curves(path: Path) -> dict[str, Curve]:

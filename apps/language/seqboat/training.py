@@ -14,7 +14,10 @@ from apps.main import APPS
 from core_gates.errors import GatesError
 from harness.command import GatesRunCLI, GatesRunTrainer
 from harness.experiment import Arrays, Piece, Run
+from harness.figures.curves import learning_figure
 from harness.files import refuse_strangers, require_free
+from harness.report.page import Page
+from harness.report.sections import read_curves
 from harness.runs.callbacks import load_weights
 from harness.runs.processes import in_processes
 from harness.runs.terminal import ticking, working
@@ -121,6 +124,28 @@ class SeqBoatTrainer(GatesRunTrainer):
             ListOpsStudy(run, datamodule, seeds).finish()
         else:
             SpeechStudy(run, datamodule, seeds, speakers=speakers).finish()
+
+    def add_to_report(
+        self, page: Page, model: SeqBoatModule, datamodule: L.LightningDataModule
+    ) -> None:
+        """Add how many tokens attended in each layer while `fit` trained.
+
+        Args:
+            page: The report.
+            model: Filled in by the command line.
+            datamodule: Filled in by the command line.
+        """
+        del model, datamodule
+        layers = {
+            metric.partition("/")[2]: [{"density": curve}]
+            for metric, curve in read_curves(self.run().folder).get("fit", {}).items()
+            if metric.startswith("density/")
+        }
+        if layers:
+            page.section("Density over training").figure(
+                learning_figure(layers, title="Density over training"),
+                "The fraction of the validation tokens that attend in each layer, logged by fit.",
+            )
 
 
 class SeqBoatCLI(GatesRunCLI):

@@ -10,10 +10,11 @@ from safetensors.torch import load_file
 from apps.language.seqboat.pieces import module_of
 from apps.language.seqboat.speech_study import convolution_settings, headline
 from harness.evidence import Row
+from harness.experiment.scores import Scores, write_scores
 from harness.files.piece import read_record
 
 
-def test_fit_logs_density_and_keeps_the_best_weights(gates):
+def test_fit_logs_density_which_report_draws_and_keeps_the_best_weights(gates):
     out = gates.succeed("language", "fit", "--config", "small").out
     run = gates.folder / "runs/language/small"
     assert out.splitlines()[-1] == "runs/language/small/weights/configured-s0"
@@ -21,6 +22,11 @@ def test_fit_logs_density_and_keeps_the_best_weights(gates):
         rows = [row for row in csv.DictReader(file) if row["validation/accuracy"]]
     assert len(rows) == 2
     assert all(0 <= float(row["density/layer2"]) <= 1 for row in rows)
+    write_scores(run / "scores.json", Scores(), app="language", config_path=None)
+    gates.succeed("language", "report", "--config", "small")
+    drawn = csv.DictReader((run / "figures/density-over-training.csv").read_text().splitlines())
+    lines = [(one["series"], float(one["y"])) for one in drawn]
+    assert lines == [(n, float(r[f"density/{n}"])) for n in ("layer1", "layer2") for r in rows]
     record = read_record(run / "weights/configured-s0")
     module = module_of(record.settings)
     weights = load_file(run / "weights/configured-s0/result.safetensors")
