@@ -100,8 +100,14 @@ LANGUAGE = Suite(
         "tests/language/test_generation.py",
         "tests/benchmarks/test_language.py",
         "tests/benchmarks/test_block_gates.py",
+        "tests/benchmarks/test_seqboat.py",
+        "tests/core_gates/attention/sma/test_layer.py",
     ),
-    parts("benchmarks.language:comparisons", "benchmarks.block_gates:comparisons"),
+    parts(
+        "benchmarks.language:comparisons",
+        "benchmarks.block_gates:comparisons",
+        "benchmarks.seqboat:comparisons",
+    ),
 )
 RECSYS = Suite(
     "recsys",

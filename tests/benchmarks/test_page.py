@@ -11,7 +11,8 @@ RESULTS = PAGE.parents[2] / "benchmarks" / "results"
 SECTIONS = {
     f"Suite `{suite}`": suite
     for suite in ("core", "weather", "endoscopy", "recsys", "diffusion", "language")
-} | {"Block gates": "block_gates"}
+} | {"Block gates": "block_gates", "SeqBoat": "seqboat"}
+DEVICES = {"seqboat": "intel-r-xeon-r-processor"}  # all others: the EPYC
 FIGURE = re.compile(r"(\*\*)?([\d.]+)(?: MB| %)?(?: (?:≤|>) ([\d.]+))?(?:\*\*)?")
 PART = re.compile(r"(.+?) (\**[\d.]+(?: [≤>] [\d.]+\**)?)")
 FIXED = ("MB", "%")  # units of fixed amounts, which have no baseline
@@ -51,8 +52,9 @@ def shown(section):
 def test_the_page_shows_the_recorded_figures(title, suite):
     section = PAGE.read_text().partition(f"## {title}\n")[2].partition("\n## ")[0]
     path = (PAGE.parent / re.search(r"\((\S+\.csv)\)", section)[1]).resolve()
-    assert path == RESULTS / f"{suite}-amd-epyc-2-cores-1-thread.csv"
-    rows, found = recorded(suite, "amd-epyc"), []
+    device = DEVICES.get(suite, "amd-epyc")
+    assert path == RESULTS / f"{suite}-{device}-2-cores-1-thread.csv"
+    rows, found = recorded(suite, device), []
     names = {row["name"]: words(row["name"]) for row in rows}
     for label, over, cell, bar in shown(section):
         bold, figure, limit = FIGURE.fullmatch(cell).groups()
