@@ -3,7 +3,7 @@
 Rules in place of the gates let a quarter of the tokens attend. On one thread, without gradients.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -12,28 +12,28 @@ from torch import Tensor
 
 from benchmarks.comparison import Call, Comparison, Load
 
-LENGTH, EARLY, LATE = 8192, 1024, 16_384
-LENGTHS = (1024, 4096, 16_384)
+LENGTH, EARLY, LATE, LENGTHS = 8192, 1024, 16_384, (1024, 4096, 16_384)
 VOCABULARY, DIM, KEY_DIM, HIDDEN, WINDOW, LAYERS = 257, 192, 64, 384, 128, 4
 HEADS, KV_HEADS, DECODER_HIDDEN = 6, 2, 344  # of a decoder with as many parameters
-COMPRESSED, ALL_SLOTS = "compressed", "all slots"
-QUARTER, EVERY, DECODER = "a quarter attends", "all attend", "decoder"
-DENSITIES = {QUARTER: 0.25, EVERY: 1.0}
-LAYER_BAR, STEP_BAR = 1 / 1.4, 1.2
+COMPRESSED, ALL_SLOTS, QUARTER, DECODER = "compressed", "all slots", "a quarter attends", "decoder"
+DENSITIES = {QUARTER: 0.25, "all attend": 1.0}
 
 
 def comparisons() -> Iterator[Comparison]:
     """The layer, its steps, and whole models."""
-    yield _compared(f"a layer, {LENGTH} tokens", layers, ALL_SLOTS, {COMPRESSED: LAYER_BAR})
-    yield _compared("a step of a layer", steps, f"after {EARLY}", {f"after {LATE}": STEP_BAR})
+    yield Comparison(
+        f"SeqBoat, a layer, {LENGTH} tokens", "seqboat", layers, ALL_SLOTS,
+        {COMPRESSED: 1 / 1.4}, memory=1e9,
+    )  # fmt: skip
+    yield Comparison(
+        "SeqBoat, a step of a layer", "seqboat", steps, f"after {EARLY}",
+        {f"after {LATE}": 1.2}, memory=1e9,
+    )  # fmt: skip
     for length in LENGTHS:
-        yield _compared(f"whole models, {length} bytes", partial(whole, length=length), DECODER, {})
-
-
-def _compared(
-    name: str, build: Callable[[Load], Mapping[str, Call]], baseline: str, bars: Mapping[str, float]
-) -> Comparison:
-    return Comparison(f"SeqBoat, {name}", "seqboat", build, baseline, bars, memory=2e9)
+        yield Comparison(
+            f"SeqBoat, whole models, {length} bytes", "seqboat", partial(whole, length=length),
+            DECODER, memory=2e9,
+        )  # fmt: skip
 
 
 def layers(load: Load) -> dict[str, Call]:
@@ -42,7 +42,7 @@ def layers(load: Load) -> dict[str, Call]:
     for name in (COMPRESSED, ALL_SLOTS):
         layer = models(load)[QUARTER].blocks[0]
         layer.static_shapes = name == ALL_SLOTS
-        calls[name] = partial(_without_gradients, layer, x)
+        calls[name] = partial(layer, x)
     return calls
 
 
@@ -51,15 +51,15 @@ def steps(load: Load) -> dict[str, Call]:
     layer, sma = models(load)[QUARTER].blocks[0], load("core_gates.attention.sma")
     token, calls = _tokens(1)[:, 0], dict[str, Call]()
     for length in (EARLY, LATE):
-        _, state = _without_gradients(sma.prefill, layer, _tokens(length))
-        calls[f"after {length}"] = partial(_without_gradients, sma.step, layer, token, state)
+        _, state = sma.prefill(layer, _tokens(length))
+        calls[f"after {length}"] = partial(sma.step, layer, token, state)
     return calls
 
 
 def whole(load: Load, length: int) -> dict[str, Call]:
     """Return models that read bytes."""
     x = torch.randint(256, (1, length), generator=torch.Generator().manual_seed(0))
-    return {name: partial(_without_gradients, one, x) for name, one in models(load).items()}
+    return {name: partial(one, x) for name, one in models(load).items()}
 
 
 def models(load: Load) -> dict[str, Any]:
@@ -77,13 +77,8 @@ def models(load: Load) -> dict[str, Any]:
         VOCABULARY, DIM, LAYERS, HEADS, KV_HEADS, hidden_dim=DECODER_HIDDEN, context=LENGTH,
         qk_norm=True, tie_embeddings=True,
     )  # fmt: skip
-    return {name: model.eval() for name, model in made.items()}
+    return {name: model.eval().requires_grad_(False) for name, model in made.items()}
 
 
 def _tokens(length: int) -> Tensor:
     return torch.randn(1, length, DIM, generator=torch.Generator().manual_seed(0))
-
-
-@torch.no_grad()
-def _without_gradients(call: Callable[..., Any], *arguments: Any) -> Any:
-    return call(*arguments)

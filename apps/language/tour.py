@@ -11,6 +11,7 @@ import numpy as np
 from apps.language.block_tour import GATES, BlockPart, block_part
 from apps.language.generate import SHIPPED_CONFIG, models_in, shipped
 from apps.language.offload.expert_tour import ExpertPart, expert_part
+from apps.language.seqboat.digit_tour import digit_part
 from harness.evidence import Resamples, compare, moments
 from harness.report.page import Page, StopSkippedError, TourRow, TourStop, TourTask
 from language.corpus import Document, read_corpus
@@ -39,7 +40,8 @@ def tour(
 ) -> TourStop:
     """Complete a function of a held-out file, by the decoder that ships and by counts of bytes.
 
-    Then show which blocks of keys gates choose for the decoder, and which experts a mixture needs.
+    Then show which blocks of keys gates choose for the decoder, which experts a mixture needs, and
+    which tokens of a spoken digit attend.
 
     Args:
         folder: For files.
@@ -72,6 +74,7 @@ def tour(
     }
 
     parts: list[BlockPart | ExpertPart] = []
+    drawings: list[Callable[[Page], object]] = []
     done = [completed]
     if weights is None:
         say("choosing blocks of keys")
@@ -79,8 +82,11 @@ def tour(
         parts.append(block_part(found[0], gates, tokenizer, beginnings))
         say("reading experts from disk")
         parts.append(experts := expert_part(held, folder))
-        done.append(experts.done)
-    draw = partial(_draw, texts=texts, parts=parts)
+        say("hearing a digit")
+        digit, drawings = digit_part()
+        done += [experts.done, digit]
+    drawings = [*(one.draw for one in reversed(parts)), *drawings]
+    draw = partial(_draw, texts=texts, drawings=drawings)
     rows = [_row(bits), *(one.row for one in parts)]
     return TourStop("Language: a small decoder", rows, draw, done)
 
@@ -111,11 +117,11 @@ def _completions(
 def _draw(
     page: Page,
     texts: Mapping[str, str],
-    parts: Sequence[BlockPart | ExpertPart],
+    drawings: Sequence[Callable[[Page], object]],
 ) -> None:
-    """Show the parts, and completions by what they are from."""
-    for part in reversed(parts):
-        part.draw(page)
+    """Add the drawings, and completions by what they are from."""
+    for add in drawings:
+        add(page)
     page.text(
         "A function of a file that neither has seen, completed from its first lines byte by "
         f"byte: one sample, of the decoder at temperature {TEMPERATURE}, of counts at 1, as "

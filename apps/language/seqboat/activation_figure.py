@@ -30,8 +30,18 @@ def activity(
     return chances.double().numpy(), passes[0].active[:, 0].numpy()
 
 
+def densities_of(active: NDArray[np.bool_]) -> str:
+    """Return the part of the tokens that attends in each layer, in words."""
+    return " ".join(f"{density:.0%}" for density in active.mean(1))
+
+
 def activation_figure(
-    x: NDArray[np.float32], active: NDArray[np.bool_], rate: int, hop: int, title: str, note: str
+    x: NDArray[np.float32],
+    active: NDArray[np.bool_],
+    rate: int,
+    hop: int,
+    title: str,
+    chance: float,
 ) -> Figure:
     """Draw a recording and the tokens that attend.
 
@@ -41,7 +51,7 @@ def activation_figure(
         rate: Samples per second.
         hop: Samples from one token to the next.
         title: What was heard.
-        note: How sure that is, and how much attends.
+        chance: The probability of that.
     """
     layers, tokens = active.shape
     rows = ROW * layers
@@ -66,5 +76,6 @@ def activation_figure(
     wave.set_xticklabels([])
     dress(wave, y="samples", grid=False)
     dress(below, x="seconds", grid=False)
+    note = f"probability {chance:.2f}; tokens that attend, by layer: {densities_of(active)}"
     head(figure, title, note)
     return figure

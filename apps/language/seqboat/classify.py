@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import language
-from apps.language.seqboat.activation_figure import activation_figure, activity
+from apps.language.seqboat.activation_figure import activation_figure, activity, densities_of
 from apps.language.seqboat.pieces import DATA, open_trained
 from core_gates.errors import GatesError
 from harness.command.verbs import Place
@@ -56,18 +56,17 @@ def classify(
     for file, sound in zip(files, sounds, strict=True):
         chances, active = activity(model, sound)
         best = int(chances.argmax())
-        densities = " ".join(f"{density:.0%}" for density in active.mean(1))
+        densities = densities_of(active)
         print(f"{file}\t{classes[best]}\t{chances[best]:.3f}\tattend by layer: {densities}")
         title = f"{Path(file).name}: {classes[best]}"
-        note = f"probability {chances[best]:.2f}; tokens that attend, by layer: {densities}"
-        drawn.append((Path(file).stem, active, (sound, title, note)))
+        drawn.append((Path(file).stem, active, (sound, title, chances[best])))
     if output is not None:
         with replacing(Path(output)) as temporary:
             temporary.mkdir()
-            for name, active, (sound, title, note) in drawn:
+            for name, active, (sound, title, chance) in drawn:
                 hop = int(record.settings[f"{FRONT}hop"])
                 content = io.BytesIO()
-                figure = activation_figure(sound, active, rate, hop, title, note)
+                figure = activation_figure(sound, active, rate, hop, title, chance)
                 figure.savefig(content, format="png", dpi=150)
                 write_bytes(temporary / f"{name}.png", content.getvalue())
                 write_text(temporary / f"{name}.csv", table(active, hop / rate))

@@ -1,15 +1,21 @@
 """The language stop of the tour, with a small decoder, and where no weights ship."""
 
+import csv
+import re
+
+import numpy as np
 import pytest
 
 from apps.language import tour as module
 from apps.language.offload import expert_tour
+from apps.language.seqboat import digit_tour
 from apps.language.tour import drawn, tour
 from apps.main import App, main
 from harness.figures.style import drawn_numbers
 from harness.report.page import Page, StopSkippedError
 from language.corpus import Document, read_corpus
 from language.counts import ByteCounts
+from language.seqboat.speech import recording
 
 
 def test_the_stop_completes_a_function(trained, weights, tmp_path, monkeypatch):
@@ -53,6 +59,28 @@ def test_experts_of_a_sentence(tmp_path, monkeypatch):
     page = Page("Tour").section("experts")
     part.draw(page)
     assert "1.18 MB of its experts are in memory, 4.72 MB on disk" in page.html()
+
+
+def test_tokens_of_a_spoken_digit(tmp_path, monkeypatch):
+    monkeypatch.setenv("GATES_SHARED", str(tmp_path))
+    file = tmp_path / "data/audio/fsdd_pcm16_8k.delta.xz"
+    done, drawings = digit_tour.digit_part()
+    assert done.result == f"not shown: the Free Spoken Digit Dataset is missing, {file}"
+    assert not drawings
+    file.parent.mkdir(parents=True)
+    file.touch()
+    noise = np.random.default_rng(0).integers(-3000, 3000, 4000).astype(np.int16)
+    monkeypatch.setattr(digit_tour, "read_packed", lambda _: [recording("3_lucas_2.wav", noise)])
+    done, (add,) = digit_tour.digit_part()
+    page = Page("Tour")
+    add(page)
+    page.write(tmp_path / "page.html")
+    rows = list(csv.DictReader((tmp_path / "figures/spoken-digit.csv").read_text().splitlines()))
+    cells = [(float(one["y"]), one["value"] == "1.0") for one in rows if one["series"] == "set 1"]
+    layers = [np.mean([on for y, on in cells if y == layer]) for layer in range(4)]
+    assert len(cells) == 4 * (4000 // 64)  # layers, tokens
+    said = re.fullmatch(r"hears a \d, probability (0\.\d\d|1\.00); (.*)", done.result)
+    assert said[2] == "tokens that attend, by layer: " + " ".join(f"{part:.0%}" for part in layers)
 
 
 def test_missing_weights_are_a_reason(tmp_path, capsys, monkeypatch):
