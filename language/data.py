@@ -277,6 +277,10 @@ class LanguageDataModule(L.LightningDataModule):
         """Return a short hash of every training document."""
         return self.shards.part("train").objects
 
+    def test_objects(self) -> list[str]:
+        """Return a short hash of every test document."""
+        return self.shards.part("test").objects
+
     def train_dataloader(self) -> TrainingLoader:
         """Return the training windows of this rank."""
         rank, world = self._rank()

@@ -48,6 +48,7 @@ ORDERS = tuple(f"order {order}" for order in range(ORDER + 1))
 REFERENCE = ORDERS[-1]
 SAME_WINDOW, WHOLE_FILE = "adaptive counts, same window", "adaptive counts, whole file"
 TOLD_MORE = (WHOLE_FILE, PPMD)
+SEQBOAT = "seqboat"
 WEIGHTS, BASELINES, SCORES = "weights", "baselines", "scores"
 TASK: Split = "test"
 METRIC = "bits per byte"
@@ -226,6 +227,33 @@ def score_decoder(
     return {DECODER: torch.from_numpy(np.concatenate(bits))}
 
 
+def rival_pieces(digest: Setting, context: int) -> list[Piece]:
+    """Return the rivals that no gradient trains, of a corpus and the windows of a decoder."""
+    of_method: dict[str, Setting] = {
+        COUNTS: {},
+        ADAPTIVE: {"order": LARGEST_ORDER, "added": ADDED},
+        PPMD: {"order": PPMD_ORDER},
+    }
+    return [
+        Piece(method, settings={"data.digest": digest, "data.context": context, **own})
+        for method, own in of_method.items()
+        if method != PPMD or find_spec("pyppmd")
+    ]
+
+
+def bits_of(run: Run, rivals: Sequence[Piece], trained: Sequence[Piece]) -> dict[str, list[Any]]:
+    """Return bits and bytes (N, 2) of what has been scored, by method, an array per seed."""
+    found: dict[str, list[Any]] = {}
+    for kind, pieces in ((BASELINES, rivals), (SCORES, trained)):
+        store = run.store(kind, Arrays())
+        for piece in pieces:
+            if store.find(piece) is not None:
+                for method, bits in store.load(piece).items():
+                    found.setdefault(method, []).append(bits.numpy())
+    methods = (*ORDERS, SAME_WINDOW, WHOLE_FILE, PPMD, DECODER, SEQBOAT)  # files sort by name
+    return {method: found[method] for method in methods if method in found}
+
+
 class Study:
     """Counts, PPMd and the decoder of a configuration, scored on its held-out documents.
 
@@ -240,17 +268,7 @@ class Study:
         self.run, self.data, self.seeds = run, data, seeds
         self.places = {name: getattr(data, name) for name in PLACES}
         self.weights = run.store(WEIGHTS, ModelFolder())
-        kept = {name: run.settings.get(name) for name in ("data.digest", "data.context")}
-        of_method: dict[str, Setting] = {
-            COUNTS: {},
-            ADAPTIVE: {"order": LARGEST_ORDER, "added": ADDED},
-            PPMD: {"order": PPMD_ORDER},
-        }
-        self.rivals = [
-            Piece(method, settings={**kept, **method_settings})
-            for method, method_settings in of_method.items()
-            if method != PPMD or find_spec("pyppmd")
-        ]
+        self.rivals = rival_pieces(run.settings["data.digest"], data.context)
         self.decoders = [
             Piece(DECODER, seed, settings={**run.settings, "seed": seed}) for seed in seeds
         ]
@@ -309,21 +327,7 @@ class Study:
 
     def found(self) -> dict[str, list[np.ndarray]]:
         """Return bits and bytes (N, 2) of what has been scored, by method, an array per seed."""
-        bits_of: dict[str, list[np.ndarray]] = {}
-        for kind, pieces in ((BASELINES, self.rivals), (SCORES, self.decoders)):
-            store = self.run.store(kind, Arrays())
-            for piece in pieces:
-                if store.find(piece) is not None:
-                    for method, bits in store.load(piece).items():
-                        bits_of.setdefault(method, []).append(bits.numpy())
-        methods = (
-            *ORDERS,
-            SAME_WINDOW,
-            WHOLE_FILE,
-            PPMD,
-            DECODER,
-        )  # files of tensors are sorted by name
-        return {method: bits_of[method] for method in methods if method in bits_of}
+        return bits_of(self.run, self.rivals, self.decoders)
 
     def command(self, piece: Piece) -> str:
         """Return the command that trains a decoder as ``evaluate`` looks for it."""
@@ -379,8 +383,7 @@ def weighed(found: Mapping[str, Sequence[np.ndarray]]) -> list[str]:
         m: np.mean([seed_bits[:, 0] / seed_bits[:, 1] for seed_bits in bits])
         for m, bits in found.items()
     }
-    shown = (REFERENCE, SAME_WINDOW, WHOLE_FILE, PPMD, DECODER)
-    listed = "; ".join(f"{method} {means[method]:.3f}" for method in shown if method in means)
+    listed = "; ".join(f"{m} {mean:.3f}" for m, mean in means.items() if m not in ORDERS[:-1])
     return [WEIGHED.format(count=len(sizes), effective=effective), MEANS.format(listed)]
 
 

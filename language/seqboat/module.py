@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from core_gates.errors import GatesError, check_at_least, check_option, check_positive
 from core_gates.numerics import accumulation_dtype
+from language.decoder import Decoder
 from language.module import scheduled
 from language.seqboat.front_ends import FilterBank
 from language.seqboat.sequence_model import SeqBoat, recorded
@@ -45,7 +46,7 @@ class SeqBoatModule(L.LightningModule):
 
     def __init__(
         self,
-        model: SeqBoat | ConvolutionNetwork,
+        model: SeqBoat | ConvolutionNetwork | Decoder,
         learning_rate: float = 4e-3,
         *,
         weight_decay: float = 0.01,
@@ -58,6 +59,8 @@ class SeqBoatModule(L.LightningModule):
         check_option("optimizer", optimizer, get_args(Optimizer))
         self.model, self.learning_rate, self.weight_decay = model, learning_rate, weight_decay
         self.warmup_steps, self.optimizer = warmup_steps, optimizer
+        self._layers = model.blocks if isinstance(model, SeqBoat) else []
+        self._causal = getattr(model, "causal", True)  # as a decoder always is
         self._active: Tensor | None = None  # tokens that attended in each layer, and all tokens
         self._named = set[str]()  # layers that hardly attend, of which the user knows
 
@@ -78,7 +81,7 @@ class SeqBoatModule(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Begin to count tokens."""
-        self._active = torch.zeros(len(self.model.blocks) + 1, device=self.device)
+        self._active = torch.zeros(len(self._layers) + 1, device=self.device)
 
     def validation_step(self, batch: SequenceBatch | Tensor, batch_idx: int) -> None:  # noqa: ARG002
         """Log the score, the mean over the sequences of all ranks."""
@@ -88,8 +91,8 @@ class SeqBoatModule(L.LightningModule):
         for one in passes:
             counts = [*one.active.sum((1, 2)), (~one.padding_mask).sum()]
             self._active += torch.stack(counts)
-        name = "bits_per_token" if self.model.causal else "accuracy"
-        score = loss / math.log(2) if self.model.causal else right.double().mean()
+        name = "bits_per_token" if self._causal else "accuracy"
+        score = loss / math.log(2) if self._causal else right.double().mean()
         size = len(batch if isinstance(batch, Tensor) else batch.labels)
         self.log(
             f"validation/{name}", score, batch_size=size, prog_bar=True, sync_dist=True,
@@ -103,7 +106,7 @@ class SeqBoatModule(L.LightningModule):
         for number, density in enumerate(densities, 1):
             self.log(f"density/layer{number}", density, rank_zero_only=True)
         idle = [str(number) for number, density in enumerate(densities, 1) if density < IDLE]
-        learned = any(hasattr(layer.configurator, "log_tau") for layer in self.model.blocks)
+        learned = any(hasattr(layer.configurator, "log_tau") for layer in self._layers)
         new = [layer for layer in idle if layer not in self._named]
         if new and learned and not self.trainer.sanity_checking:
             self.print(f"fewer than {IDLE:.0%} of the tokens attend in layer {', '.join(new)}")

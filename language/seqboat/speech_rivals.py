@@ -58,7 +58,6 @@ class ConvolutionNetwork(nn.Module):
     """
 
     causal = False
-    blocks = ()  # none has a gate
 
     def __init__(
         self,

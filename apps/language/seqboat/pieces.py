@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from argparse import ArgumentError
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
@@ -16,13 +16,15 @@ from torch import Tensor, nn
 from core_gates.errors import GatesError
 from harness.experiment import Arrays, Job, Piece, Store
 from harness.files.piece import Record, refuse_changed
+from language.data import LanguageDataModule
 from language.seqboat.module import SeqBoatModule
-from language.seqboat.sequence_model import SeqBoat, recorded
+from language.seqboat.sequence_model import Activations, SeqBoat, recorded
 from language.seqboat.sequences import SequenceData, SequenceLoader, Split
 
 DATA = "data.init_args."
 PLACES = ("folder", "corpus", "tokenizer", "cache_folder")
 """Options of the data that decide by content alone, which the digest of the data covers."""
+MODEL, RATE = "model.model.", "model.learning_rate"
 LOGITS, DENSITY = "logits", "density"
 
 Places = Mapping[str, Any]
@@ -36,6 +38,13 @@ def module_of(settings: Mapping[str, Any]) -> SeqBoatModule:
     nested = _nested(settings, "model.")
     module: SeqBoatModule = parser.instantiate_classes(parser.parse_object({"model": nested})).model
     return module
+
+
+def size_of(settings: Mapping[str, Any]) -> int:
+    """Return how many weights the model that settings describe has."""
+    with torch.device("meta"):
+        model = module_of(settings).model
+    return sum(p.numel() for p in model.parameters())
 
 
 def data_of(settings: Mapping[str, Any], places: Places) -> Any:
@@ -62,7 +71,9 @@ def places_of(data: L.LightningDataModule) -> Places:
     return {n: str(value) if isinstance(value, Path) else value for n, value in values.items()}
 
 
-def train(piece: Piece, job: Job, places: Places) -> dict[str, Tensor]:
+def train(
+    piece: Piece, job: Job, places: Places, ticks: Literal["epochs", "steps"] = "epochs"
+) -> dict[str, Tensor]:
     """Train one model as ``fit`` does, and return its state."""
     L.seed_everything(piece.seed, verbose=False)
     data, module = data_of(piece.settings, places), module_of(piece.settings)
@@ -71,7 +82,7 @@ def train(piece: Piece, job: Job, places: Places) -> dict[str, Tensor]:
     }
     options |= {name: piece.get(f"checkpoint.{name}") for name in ("monitor", "mode")}
     job.note(objects=data.training_objects(), classes=list(getattr(data, "classes", ())))
-    job.fit(module, data, **options)
+    job.fit(module, data, ticks=ticks, **options)
     return dict(module.model.state_dict())
 
 
@@ -85,7 +96,9 @@ def score(
     return scored(model, data, split)
 
 
-def trained_model(piece: Piece, weights: Store[Any], data: SequenceData) -> nn.Module:
+def trained_model(
+    piece: Piece, weights: Store[Any], data: SequenceData | LanguageDataModule
+) -> nn.Module:
     """Return a trained model that has seen none of the test sequences of the data."""
     model = module_of(piece.settings).model
     model.load_state_dict(weights.load(piece, tested=data.test_objects()))
@@ -120,12 +133,15 @@ def scored(model: nn.Module, data: SequenceData, split: Split) -> dict[str, Tens
             model(batch.x, padding_mask=batch.padding_mask)
             for batch in SequenceLoader(data.part(split), data.batch_size)
         ]
-    made = {LOGITS: torch.cat(logits)}
-    if passes:
-        tokens = torch.stack([(~one.padding_mask).sum() for one in passes]).sum()
-        active = torch.stack([one.active.sum((1, 2)) for one in passes]).sum(0)
-        made[DENSITY] = active / tokens
-    return made
+    return {LOGITS: torch.cat(logits), **density_of(passes)}
+
+
+def density_of(passes: Sequence[Activations]) -> dict[str, Tensor]:
+    """Return the fraction of all tokens that each layer activated, by name; none of no pass."""
+    if not passes:
+        return {}
+    tokens = torch.stack([(~one.padding_mask).sum() for one in passes]).sum()
+    return {DENSITY: torch.stack([one.active.sum((1, 2)) for one in passes]).sum(0) / tokens}
 
 
 def hits(logits: Tensor, labels: np.ndarray) -> np.ndarray:

@@ -18,6 +18,8 @@ from apps.language.seqboat.pieces import (
     DATA,
     DENSITY,
     LOGITS,
+    MODEL,
+    RATE,
     Places,
     data_of,
     hits,
@@ -25,6 +27,7 @@ from apps.language.seqboat.pieces import (
     places_of,
     score,
     scored,
+    size_of,
     train,
 )
 from core_gates.errors import GatesError
@@ -35,8 +38,6 @@ from language.seqboat.speech_rivals import regression, spectrograms
 
 SEQBOAT, CONVOLUTION, SPECTROGRAM, MAJORITY = "seqboat", "convolution", "spectrogram", "majority"
 ACCURACY = "accuracy"
-MODEL = "model.model."
-RATE = "model.learning_rate"
 RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 NETWORK = "language.seqboat.speech_rivals.ConvolutionNetwork"
@@ -188,10 +189,8 @@ class SpeechStudy:
 
     def _sizes(self) -> str:
         settings = self.run.settings
-        sizes = [
-            sum(p.numel() for p in module_of(some).model.parameters())
-            for some in (settings, {**settings, **convolution_settings(settings)})
-        ]
+        own = convolution_settings(settings)
+        sizes = [size_of(some) for some in (settings, {**settings, **own})]
         return f"They have {sizes[0]:,} and {sizes[1]:,}."
 
 
@@ -203,20 +202,11 @@ def convolution_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     kept = (f"{MODEL}init_args.front.", f"{MODEL}init_args.outputs", f"{MODEL}init_args.dropout")
     own = {n: None for n in settings if n.startswith(MODEL) and not n.startswith(kept)}
     own[f"{MODEL}class_path"] = NETWORK  # type: ignore[assignment]
-    wanted = _weights({**settings})
     counts = [
-        _weights({k: v for k, v in {**settings, **own, f"{MODEL}init_args.num_layers": n}.items()
-                  if v is not None})
-        for n in (1, 2)
-    ]  # fmt: skip
-    layers = max(1, 1 + round((wanted - counts[0]) / (counts[1] - counts[0])))
+        size_of({**settings, **own, f"{MODEL}init_args.num_layers": number}) for number in (1, 2)
+    ]
+    layers = max(1, 1 + round((size_of(settings) - counts[0]) / (counts[1] - counts[0])))
     return {**own, f"{MODEL}init_args.num_layers": layers}
-
-
-def _weights(settings: Mapping[str, Any]) -> int:
-    with torch.device("meta"):
-        model = module_of(settings).model
-    return sum(p.numel() for p in model.parameters())
 
 
 def trial(piece: Piece, job: Job, places: Places) -> dict[str, float]:

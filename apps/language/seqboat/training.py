@@ -7,6 +7,7 @@ import lightning as L
 from lightning.pytorch.cli import LightningArgumentParser
 
 from apps.language.seqboat.activation_study import ActivationStudy
+from apps.language.seqboat.bytes_study import BytesStudy
 from apps.language.seqboat.listops_study import ListOpsStudy
 from apps.language.seqboat.pieces import DATA, PLACES
 from apps.language.seqboat.speech_study import SpeechStudy
@@ -101,7 +102,7 @@ class SeqBoatTrainer(GatesRunTrainer):
         datamodule: L.LightningDataModule,
         seeds: tuple[int, ...] = (0,),
         speakers: bool = False,
-        study: Literal["speech", "listops", "activation"] = "speech",
+        study: Literal["speech", "listops", "activation", "bytes"] = "speech",
     ) -> None:
         """Train what is missing, and score it next to rivals on sequences that were never seen.
 
@@ -111,14 +112,16 @@ class SeqBoatTrainer(GatesRunTrainer):
             seeds: Seeds of every method.
             speakers: Leave one speaker out at a time, instead of some recordings of all.
             study: ``speech``, next to a regression and convolutions; ``listops``, next to the most
-                frequent label, also by operator at the root; or ``activation``, learned gates next
-                to all tokens, none and random ones.
+                frequent label, also by operator at the root; ``activation``, learned gates next to
+                all tokens, none and random ones; or ``bytes``, next to a decoder, counts and PPMd.
         """
         del model
         if not seeds or min(seeds) < 0:
             raise GatesError(f"--seeds is {list(seeds)}, expected one or more from 0")
         run = self.run(seeds=seeds)
-        if study == "activation":
+        if study == "bytes":
+            BytesStudy(run, datamodule, seeds).finish()
+        elif study == "activation":
             ActivationStudy(run, datamodule, seeds).finish()
         elif study == "listops":
             ListOpsStudy(run, datamodule, seeds).finish()

@@ -1,0 +1,197 @@
+"""Bytes: SeqBoat next to a decoder of its size, counts that learn from the text, and PPMd."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from apps.language.byte_scores import (
+    BASELINES,
+    DECODER,
+    METRIC,
+    NOTE,
+    ORDERS,
+    SCORES,
+    SEQBOAT,
+    TASK,
+    TOLD_MORE,
+    WEIGHTS,
+    bits_of,
+    rival_pieces,
+    score_rival,
+    scored,
+    weighed,
+)
+from apps.language.seqboat.pieces import (
+    DENSITY,
+    MODEL,
+    RATE,
+    Places,
+    data_of,
+    density_of,
+    module_of,
+    places_of,
+    size_of,
+    train,
+    trained_model,
+)
+from core_gates.errors import GatesError
+from harness.evidence import Resamples, Row, compare, moments
+from harness.experiment import Arrays, Job, Piece, Run, Store
+from language.data import LanguageDataModule
+from language.scoring import bits_per_byte, ratio
+from language.seqboat.sequence_model import recorded
+
+RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
+TRIAL_STEPS = 250
+VALIDATED = 10  # of so many batches of validation windows, a trial reads one
+HEAD, UNIT = 32, 8  # features of a head; of the networks, a number that processors like
+STEPS = "trainer.max_steps"
+ARGUMENTS = f"{MODEL}init_args."
+EQUAL = (
+    "SeqBoat and decoder have {} weights, the same windows in the same order, optimizer and steps. "
+    "The learning rate of each has the smallest loss of {} on validation windows, after {} steps. "
+    "Both know half a window at least, and nothing before it."
+)
+
+
+class BytesStudy:
+    """SeqBoat of bytes on files that it has not seen.
+
+    Args:
+        run: Keeps what is trained and scored.
+        data: The corpus.
+        seeds: Of SeqBoat and the decoder.
+
+    Raises:
+        GatesError: The data are no corpus.
+    """
+
+    def __init__(self, run: Run, data: L.LightningDataModule, seeds: Sequence[int]) -> None:
+        if not isinstance(data, LanguageDataModule):
+            raise GatesError(f"study bytes needs a corpus, found {type(data).__name__}")
+        self.run, self.data, self.seeds = run, data, seeds
+        data.prepare_data()
+        data.setup("test")
+        run.settings["data.digest"] = [part.sha256 for part in data.digest()]
+        self.places = places_of(data)
+
+    def finish(self) -> Path:
+        """Make what is missing, compare, and write ``scores.json``."""
+        run, places, documents = self.run, self.places, scored(self.data)[0]
+        own = {SEQBOAT: {}, DECODER: decoder_settings(run.settings, self.data.context)}
+        steps = max(1, run.settings.get(STEPS) or 1)
+        few = min(TRIAL_STEPS, steps)
+        shorter: dict[str, Any] = {STEPS: few}
+        choices = run.tune(
+            {method: [{RATE: rate} for rate in RATES] for method in own},
+            partial(trial, places=places),
+            trials=len(RATES), own=own, ticks=few, unit="steps", **shorter,
+        )  # fmt: skip
+        pieces = [
+            Piece(
+                method,
+                seed,
+                settings={**run.settings, **own[method], **choice.setting, "seed": seed},
+            )
+            for method, choice in choices.items()
+            for seed in self.seeds
+        ]
+        weights, scores = run.store(WEIGHTS, Arrays()), run.store(SCORES, Arrays())
+        wanted = scores.missing(pieces)  # what is scored needs no weights
+        work = partial(train, places=places, ticks="steps")
+        trained = run.obtain(weights, wanted, work, ticks=steps, unit="steps")
+        pieces = [piece for piece in pieces if piece not in wanted or piece in trained]
+        scoring: Any = partial(score, places=places, weights=weights)
+        pieces = run.obtain(scores, pieces, scoring, ticks=len(documents), scoring=True)
+        rivals = rival_pieces(run.settings["data.digest"], self.data.context)
+        for piece in rivals:
+            work = partial(score_rival, places=places)
+            run.obtain(run.store(BASELINES, Arrays()), [piece], work, scoring=True)
+        bits = bits_of(run, rivals, pieces)
+        rows = compare(
+            {m: [moments(one, ratio, name=METRIC) for one in some] for m, some in bits.items()},
+            Resamples.clusters([document.name for document in documents]),
+            task=TASK, reference=SEQBOAT if SEQBOAT in bits else None,
+        )  # fmt: skip
+        densities = [scores.load(p)[DENSITY] for p in pieces if p.method == SEQBOAT]
+        for number, density in enumerate(np.mean(densities, 0) if densities else (), 1):
+            rows.append(Row(SEQBOAT, "activation", f"density of layer {number}", float(density)))
+        sizes = [f"{size_of({**run.settings, **some}):,}" for some in own.values()]
+        return run.finish(
+            rows, seeds=self.seeds, data=self.data.digest(), headline=headline(rows),
+            notes=[NOTE, EQUAL.format(" and ".join(sizes), len(RATES), few), *weighed(bits)],
+        )  # fmt: skip
+
+
+def decoder_settings(settings: Mapping[str, Any], context: int) -> dict[str, Any]:
+    """Return what differs in a configuration whose SeqBoat becomes a decoder.
+
+    It has as many blocks as SeqBoat has layers, and networks that make it as large.
+    """
+    dim = settings[f"{ARGUMENTS}front.init_args.dim"]
+    heads = max(1, dim // HEAD)
+    arguments = {
+        "vocab_size": settings[f"{ARGUMENTS}outputs"], "dim": dim,
+        "num_layers": settings.get(f"{ARGUMENTS}num_layers", 4), "num_heads": heads,
+        "num_kv_heads": heads // 2 or 1, "context": context, "qk_norm": True,
+        "tie_embeddings": True,
+    }  # fmt: skip
+    own = dict.fromkeys(name for name in settings if name.startswith(MODEL))
+    own |= {f"{ARGUMENTS}{name}": value for name, value in arguments.items()}
+    own[f"{MODEL}class_path"] = "language.decoder.Decoder"
+    hidden = f"{ARGUMENTS}hidden_dim"
+    counts = [size_of({**settings, **own, hidden: UNIT * units}) for units in (1, 2)]
+    units = 1 + round((size_of(settings) - counts[0]) / (counts[1] - counts[0]))
+    return {**own, hidden: UNIT * max(1, units)}
+
+
+def trial(piece: Piece, job: Job, places: Places) -> dict[str, float]:
+    """Return the bits per token of one setting on validation windows."""
+    model = module_of(piece.settings).model
+    model.load_state_dict(train(piece, job, places, ticks="steps"))
+    batches = [*data_of(piece.settings, places).val_dataloader()][::VALIDATED]
+    with torch.no_grad():
+        nats = [
+            F.cross_entropy(model.eval()(some[:, :-1]).flatten(0, 1), some[:, 1:].flatten())
+            for some in batches
+        ]
+    return {"score": float(torch.stack(nats).mean()) / math.log(2)}
+
+
+def score(piece: Piece, job: Job, places: Places, weights: Store[Any]) -> dict[str, Tensor]:
+    """Return bits and bytes (N, 2) of every scored document, and the density of the layers."""
+    data = data_of(piece.settings, places)
+    model: Any = trained_model(piece, weights, data)
+    bits = []
+    with recorded(model) as passes:
+        for document in scored(data)[0]:
+            bits.append(bits_per_byte(model, data.shards.tokenizer, [document],
+                                      context=data.context))  # fmt: skip
+            job.tick()
+    return {piece.method: torch.from_numpy(np.concatenate(bits)), **density_of(passes)}
+
+
+def headline(rows: Sequence[Row]) -> str:
+    """Return a sentence on who needs fewer bits than SeqBoat, and who more."""
+    value = {r.method: r.value for r in rows if r.metric == METRIC and not r.versus}
+    if SEQBOAT not in value:
+        return "SeqBoat is not trained."
+    groups: dict[str, list[str]] = {"fewer": [], "more": [], "about as many": []}
+    for row in rows:
+        if row.versus == SEQBOAT and row.method not in ORDERS[:-1]:
+            known = row.significant
+            kind = "fewer" if known and row.high < 0 else "more" if known and row.low > 0 else ""
+            told = ", told more" * (row.method in TOLD_MORE)
+            groups[kind or "about as many"].append(f"{row.method} ({value[row.method]:.3f}{told})")
+    said = [f"{kind}: {', '.join(some)}" for kind, some in groups.items() if some]
+    return f"SeqBoat needs {value[SEQBOAT]:.3f} bits per byte; {'; '.join(said)}."
