@@ -52,7 +52,7 @@ from language.scoring import bits_per_byte, ratio
 from language.seqboat.sequence_model import recorded
 
 RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
-TRIAL_STEPS = 250
+TRIAL_STEPS = 200
 VALIDATED = 10  # of so many batches of validation windows, a trial reads one
 HEAD, UNIT = 32, 8  # features of a head; of the networks, a number that processors like
 STEPS = "trainer.max_steps"
