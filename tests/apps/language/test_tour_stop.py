@@ -69,18 +69,17 @@ def test_tokens_of_a_spoken_digit(tmp_path, monkeypatch):
     assert not drawings
     file.parent.mkdir(parents=True)
     file.touch()
-    noise = np.random.default_rng(0).integers(-3000, 3000, 4000).astype(np.int16)
-    monkeypatch.setattr(digit_tour, "read_packed", lambda _: [recording("3_lucas_2.wav", noise)])
+    noise = recording("3_lucas_2.wav", np.random.default_rng(0).integers(-3000, 3000, 4000))
+    monkeypatch.setattr(digit_tour, "read_packed", lambda _: [noise])
     done, (add,) = digit_tour.digit_part()
-    page = Page("Tour")
-    add(page)
+    add(page := Page("Tour"))
     page.write(tmp_path / "page.html")
     rows = list(csv.DictReader((tmp_path / "figures/spoken-digit.csv").read_text().splitlines()))
     cells = [(float(one["y"]), one["value"] == "1.0") for one in rows if one["series"] == "set 1"]
-    layers = [np.mean([on for y, on in cells if y == layer]) for layer in range(4)]
+    parts = [f"{np.mean([on for y, on in cells if y == layer]):.0%}" for layer in range(4)]
     assert len(cells) == 4 * (4000 // 64)  # layers, tokens
-    said = re.fullmatch(r"hears a \d, probability (0\.\d\d|1\.00); (.*)", done.result)
-    assert said[2] == "tokens that attend, by layer: " + " ".join(f"{part:.0%}" for part in layers)
+    said = f"tokens that attend, by layer: {' '.join(parts)}"
+    assert re.fullmatch(rf"hears a \d, probability (0\.\d\d|1\.00); {said}", done.result)
 
 
 def test_missing_weights_are_a_reason(tmp_path, capsys, monkeypatch):
