@@ -1,28 +1,42 @@
-"""The samples of a recording, and below them the tokens that attend in each layer."""
+"""A recording or a tree, and below it the tokens that attend in each layer."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from torch import nn
 
-from harness.figures.style import INK, MUTED, PALETTE, TEXT_SIZE, dress, head, new_figure, place
-from language.seqboat.sequence_model import SeqBoat, recorded
+from harness.figures.style import (
+    GRID,
+    INK,
+    MUTED,
+    PALETTE,
+    TEXT_SIZE,
+    dress,
+    head,
+    new_figure,
+    place,
+)
+from language.seqboat.listops import CLOSE, OPERATORS
+from language.seqboat.sequence_model import recorded
 from language.seqboat.sequences import batch_of
 
 WIDTH, WAVE, ROW = 6.6, 1.2, 0.2  # inches
 
 
-def activity(
-    model: SeqBoat, x: NDArray[np.float32]
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Return the probabilities (classes,) of a recording, and where each layer attends (layers, T).
+def activity(model: nn.Module, x: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return the probabilities (classes,) of a sequence, and where each layer attends (layers, T).
 
     Args:
-        model: Trained, in evaluation mode.
-        x: Samples (S,) from -1 to 1.
+        model: A trained `SeqBoat`, in evaluation mode.
+        x: Samples (S,) from -1 to 1, or symbols.
     """
     batch = batch_of([x], np.zeros(1, dtype=np.int64))
     with torch.no_grad(), recorded(model) as passes:
@@ -53,12 +67,54 @@ def activation_figure(
         title: What was heard.
         chance: The probability of that.
     """
+    figure, wave = _panels(active, title, chance, hop / rate, WAVE, "seconds", len(x) / rate)
+    wave.plot(np.arange(len(x)) / rate, x, color=INK, linewidth=0.6)
+    dress(wave, y="samples", grid=False)
+    return figure
+
+
+def tree_figure(
+    symbols: Sequence[str], active: NDArray[np.bool_], title: str, chance: float
+) -> Figure:
+    """Draw a tree of ListOps, every operator as a bar above its arguments, and what attends.
+
+    Args:
+        symbols: Of the tree (T,).
+        active: True (layers, T) where a token attends.
+        title: The value that was found.
+        chance: The probability of that.
+    """
+    rows = 1 + max(np.cumsum([(s in OPERATORS) - (s == CLOSE) for s in symbols]))
+    figure, tree = _panels(active, title, chance, 1.0, ROW * rows, "tokens")
+    opened: list[int] = []
+    for number, symbol in enumerate(symbols):
+        if symbol == CLOSE:
+            first = opened.pop()
+            tree.barh(len(opened), number + 0.9 - first, 0.8, left=first, color=GRID)
+            continue
+        tree.text(
+            number + 0.25, len(opened), symbol.lstrip("["), va="center", fontsize=7, color=INK
+        )
+        opened += [number] * (symbol in OPERATORS)
+    tree.set_ylim(rows - 0.5, -0.5)
+    tree.set_axis_off()
+    return figure
+
+
+def _panels(
+    active: NDArray[np.bool_],
+    title: str,
+    chance: float,
+    step: float,
+    height: float,
+    x: str,
+    end: float = 0.0,
+) -> tuple[Figure, Axes]:
+    """Return a figure of what attends, at least until an end, with empty axes above of a height."""
     layers, tokens = active.shape
     rows = ROW * layers
-    figure = new_figure(WIDTH + 0.9, WAVE + rows + 1.35)
-    wave = place(figure, 0.75, rows + 0.65, WIDTH, WAVE)
-    wave.plot(np.arange(len(x)) / rate, x, color=INK, linewidth=0.6)
-    step = hop / rate
+    figure = new_figure(WIDTH + 0.9, height + rows + 1.35)
+    above = place(figure, 0.75, rows + 0.65, WIDTH, height)
     below = place(figure, 0.75, 0.45, WIDTH, rows)
     edges = np.arange(tokens + 1) * step
     shown = np.where(active, 1.0, np.nan)
@@ -70,12 +126,10 @@ def activation_figure(
     below.set_yticks(np.arange(layers) + 0.5, [f"layer {n}" for n in range(1, layers + 1)])
     below.invert_yaxis()
     below.tick_params(axis="y", labelsize=TEXT_SIZE, length=0)
-    end = max(len(x) / rate, float(edges[-1]))
-    for axes in (wave, below):
-        axes.set_xlim(0, end)
-    wave.set_xticklabels([])
-    dress(wave, y="samples", grid=False)
-    dress(below, x="seconds", grid=False)
+    for axes in (above, below):
+        axes.set_xlim(0, max(end, edges[-1]))
+    above.set_xticklabels([])
+    dress(below, x=x, grid=False)
     note = f"probability {chance:.2f}; tokens that attend, by layer: {densities_of(active)}"
     head(figure, title, note)
-    return figure
+    return figure, above

@@ -10,17 +10,29 @@ from statistics import fmean
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.language.seqboat.pieces import LOGITS, hits, places_of, score, train
+from apps.language.seqboat.activation_figure import activity, tree_figure
+from apps.language.seqboat.pieces import (
+    LOGITS,
+    density_rows,
+    hits,
+    places_of,
+    score,
+    train,
+    trained_model,
+)
 from core_gates.errors import GatesError
 from harness.evidence import Resamples, Row, compare, moments
 from harness.experiment import Arrays, Piece, Run
+from harness.report.page import Page
 from language.seqboat.listops import (
     CLOSE,
     NUMBERS,
     OPERATORS,
+    SYMBOLS,
     ListOpsData,
     majority,
     majority_by_root,
+    value_of,
 )
 
 SEQBOAT, MAJORITY, BY_ROOT = "seqboat", "majority", "majority by operator"
@@ -53,9 +65,7 @@ class ListOpsStudy:
     def finish(self) -> Path:
         """Make what is missing, compare, and write ``scores.json``."""
         run, test, places = self.run, self.data.part("test"), places_of(self.data)
-        pieces = [
-            Piece(SEQBOAT, seed, settings={**run.settings, "seed": seed}) for seed in self.seeds
-        ]
+        pieces = [self._piece(seed) for seed in self.seeds]
         weights, scores = run.store("weights", Arrays()), run.store("scores", Arrays())
         wanted = scores.missing(pieces)  # what is scored needs no weights
         epochs = max(1, run.settings.get("trainer.max_epochs") or 1)
@@ -66,11 +76,12 @@ class ListOpsStudy:
         pieces = run.obtain(scores, pieces, scoring, scoring=True)
         first = self.data.part("train")
         right = {MAJORITY: [majority(first, test)], BY_ROOT: [majority_by_root(first, test)]}
-        if pieces:
-            right[SEQBOAT] = [hits(scores.load(piece)[LOGITS], test.labels) for piece in pieces]
+        made = [scores.load(piece) for piece in pieces]
+        if made:
+            right[SEQBOAT] = [hits(one[LOGITS], test.labels) for one in made]
         rows = compare(
             {name: [moments(one, name=ACCURACY) for one in some] for name, some in right.items()},
-            Resamples.clusters(test.names), task=TASK, reference=SEQBOAT if pieces else None,
+            Resamples.clusters(test.names), task=TASK, reference=SEQBOAT if made else None,
         )  # fmt: skip
         roots = np.array([x[0] for x in test.inputs])
         deep = np.array([depth(x) for x in test.inputs])
@@ -82,9 +93,31 @@ class ListOpsStudy:
             for name, some in right.items()
             if inside.any()
         ]
+        rows += density_rows(SEQBOAT, made)
         return run.finish(
             rows, seeds=self.seeds, data=self.data.digest(), headline=headline(rows), notes=[NOTE]
         )
+
+    def add_tree(self, page: Page) -> None:
+        """Add the shortest test tree, with the tokens that attend in each layer.
+
+        Args:
+            page: The report; without weights of the first seed it stays as it is.
+        """
+        piece, weights = self._piece(self.seeds[0]), self.run.store("weights", Arrays())
+        if weights.missing([piece]):
+            return
+        x = min(self.data.part("test").inputs, key=len)
+        chances, active = activity(trained_model(piece, weights, self.data), x)
+        symbols = [SYMBOLS[symbol - 1] for symbol in x]
+        title = f"The tree is {value_of(symbols)}; found: {chances.argmax()}"
+        figure = tree_figure(symbols, active, title, chances.max())
+        columns = ["symbol", *(f"layer{n}" for n in range(1, len(active) + 1))]
+        table = columns, [[s, *map(int, a)] for s, a in zip(symbols, active.T, strict=True)]
+        page.section("A tree").figure(figure, "The shortest test tree.", name="tree", table=table)
+
+    def _piece(self, seed: int) -> Piece:
+        return Piece(SEQBOAT, seed, settings={**self.run.settings, "seed": seed})
 
 
 def depth(x: NDArray[np.int64]) -> int:

@@ -14,6 +14,7 @@ from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
 from core_gates.errors import GatesError
+from harness.evidence import Row
 from harness.experiment import Arrays, Job, Piece, Store
 from harness.files.piece import Record, refuse_changed
 from language.data import LanguageDataModule
@@ -142,6 +143,15 @@ def density_of(passes: Sequence[Activations]) -> dict[str, Tensor]:
         return {}
     tokens = torch.stack([(~one.padding_mask).sum() for one in passes]).sum()
     return {DENSITY: torch.stack([one.active.sum((1, 2)) for one in passes]).sum(0) / tokens}
+
+
+def density_rows(method: str, made: Sequence[Mapping[str, Tensor]]) -> list[Row]:
+    """Return the mean density of each layer over the scores of seeds, a row each."""
+    mean = torch.stack([one[DENSITY] for one in made]).mean(0).tolist() if made else []
+    return [
+        Row(method, "activation", f"density of layer {number}", density)
+        for number, density in enumerate(mean, 1)
+    ]
 
 
 def hits(logits: Tensor, labels: np.ndarray) -> np.ndarray:

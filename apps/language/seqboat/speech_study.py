@@ -16,12 +16,12 @@ from torch.nn.functional import cross_entropy
 
 from apps.language.seqboat.pieces import (
     DATA,
-    DENSITY,
     LOGITS,
     MODEL,
     RATE,
     Places,
     data_of,
+    density_rows,
     hits,
     module_of,
     places_of,
@@ -162,13 +162,7 @@ class SpeechStudy:
                 for m, every in right.items()
                 for s in self.held_out
             ]
-        densities = [s[DENSITY] for some in made.get(SEQBOAT, ()) for s in some]
-        if densities:
-            mean = torch.stack(densities).mean(0).tolist()
-            rows += [
-                Row(SEQBOAT, "activation", f"density of layer {n}", d)
-                for n, d in enumerate(mean, 1)
-            ]
+        rows += density_rows(SEQBOAT, [s for some in made.get(SEQBOAT, ()) for s in some])
         notes = [NOTE.format(sizes=self._sizes()), *[OF_SPEAKERS] * by_speaker]
         return self.run.finish(
             rows, seeds=self.seeds, data=self.data.digest(), headline=headline(rows, task),

@@ -14,7 +14,7 @@ from apps.language.seqboat.speech_study import SpeechStudy
 from apps.main import APPS
 from core_gates.errors import GatesError
 from harness.command import GatesRunCLI, GatesRunTrainer
-from harness.experiment import Arrays, Piece, Run
+from harness.experiment import Arrays, Piece, Run, read_scores
 from harness.figures.curves import learning_figure
 from harness.files import refuse_strangers, require_free
 from harness.report.page import Page
@@ -131,14 +131,14 @@ class SeqBoatTrainer(GatesRunTrainer):
     def add_to_report(
         self, page: Page, model: SeqBoatModule, datamodule: L.LightningDataModule
     ) -> None:
-        """Add how many tokens attended in each layer while `fit` trained.
+        """Add how many tokens attended in each layer while `fit` trained, and a tree of ListOps.
 
         Args:
             page: The report.
             model: Filled in by the command line.
             datamodule: Filled in by the command line.
         """
-        del model, datamodule
+        del model
         layers = {
             metric.partition("/")[2]: [{"density": curve}]
             for metric, curve in read_curves(self.run().folder).get("fit", {}).items()
@@ -149,6 +149,9 @@ class SeqBoatTrainer(GatesRunTrainer):
                 learning_figure(layers, title="Density over training"),
                 "The fraction of the validation tokens that attend in each layer, logged by fit.",
             )
+        if isinstance(datamodule, ListOpsData):
+            seeds = read_scores(self.run_folder.scores, "language").seeds
+            ListOpsStudy(self.run(), datamodule, seeds).add_tree(page)
 
 
 class SeqBoatCLI(GatesRunCLI):

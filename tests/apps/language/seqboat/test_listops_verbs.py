@@ -63,6 +63,24 @@ def test_evaluate_compares_with_what_the_root_tells(listops):
     assert plain["test", "seqboat"] <= 1
     assert "of the trees, " in out
     assert depth(np.array([1, 6, 7, 2, 8, 9, 5, 5])) == 2  # [MAX 0 1 [MIN 2 3 ] ]
+    assert 0 <= plain["activation", "seqboat"] <= 1
+    listops.succeed("language", "report", "--config", "trees")
+    drawn = listops.folder / "runs/language/trees/figures"
+    header, *rows = (drawn / "tree.csv").read_text().splitlines()
+    assert header == "symbol,layer1,layer2"
+    shown = " ".join(row.partition(",")[0] for row in rows)
+    assert shown == min((tree.partition("\t")[0] for tree in trees), key=lambda t: t.count(" "))
+    assert {row.partition(",")[2] for row in rows} <= {"0,0", "0,1", "1,0", "1,1"}
+    assert (drawn / "tree.png").stat().st_size > 10_000
+
+
+def test_what_activation_earns_on_trees(listops):
+    words = ("--config", "trees", "--study", "activation", "--seeds", "0")
+    listops.succeed("language", "prepare", "--config", "trees")
+    out = listops.succeed("language", "evaluate", *words).out
+    assert "Learned gates have accuracy" in out
+    listops.succeed("language", "report", "--config", "trees")
+    assert not (listops.folder / "runs/language/trees/figures/tree.png").exists()
 
 
 def test_faulty_calls_are_refused_in_one_line(listops, faulty_inputs):
