@@ -151,10 +151,12 @@ def reader_of(place: Place, weights: str | None) -> Any:
     Raises:
         GatesError: It classifies, reads other symbols than bytes, or is damaged.
     """
-    homes = {None: place.run_folder.path, SEQBOAT: shipped(SEQBOAT_CONFIG)}
-    kept = [Path(str(weights))]
-    if weights in homes:
-        kept = [path for pattern in READERS for path in sorted(homes[weights].glob(pattern))]
+    home = {None: place.run_folder.path, SEQBOAT: shipped(SEQBOAT_CONFIG)}.get(weights)
+    kept = (
+        [Path(str(weights))]
+        if home is None
+        else [path for pattern in READERS for path in sorted(home.glob(pattern))]
+    )
     record = read_record(kept[0]) if kept and kept[0].is_dir() else None
     if record is None or "language.seqboat." not in str(record.settings.get(CLASS)):
         return None

@@ -52,15 +52,13 @@ from language.scoring import bits_per_byte, ratio
 from language.seqboat.sequence_model import recorded
 
 RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
-TRIAL_STEPS = 200
-VALIDATED = 10  # of so many batches of validation windows, a trial reads one
+TRIAL_STEPS, VALIDATED = 200, 10  # of 10 batches of validation windows, a trial reads one
 HEAD, UNIT = 32, 8  # features of a head; of the networks, a number that processors like
-STEPS = "trainer.max_steps"
-ARGUMENTS = f"{MODEL}init_args."
+STEPS, ARGUMENTS = "trainer.max_steps", f"{MODEL}init_args."
 EQUAL = (
-    "SeqBoat and decoder have {} weights, the same windows in the same order, optimizer and steps. "
-    "The learning rate of each has the smallest loss of {} on validation windows, after {} steps. "
-    "Both know half a window at least, and nothing before it."
+    "SeqBoat and decoder have {:,} and {:,} weights, the same windows in the same order, optimizer "
+    "and steps. The learning rate of each has the smallest loss of {} on validation windows, after "
+    "{} steps. Both know half a window at least, and nothing before the window."
 )
 
 
@@ -80,7 +78,6 @@ class BytesStudy:
         if not isinstance(data, LanguageDataModule):
             raise GatesError(f"study bytes needs a corpus, found {type(data).__name__}")
         self.run, self.data, self.seeds = run, data, seeds
-        data.prepare_data()
         data.setup("test")
         run.settings["data.digest"] = [part.sha256 for part in data.digest()]
         self.places = places_of(data)
@@ -98,14 +95,11 @@ class BytesStudy:
             trials=len(RATES), own=own, ticks=few, unit="steps", **shorter,
         )  # fmt: skip
         pieces = [
-            Piece(
-                method,
-                seed,
-                settings={**run.settings, **own[method], **choice.setting, "seed": seed},
-            )
+            Piece(method, seed, settings={**run.settings, **own[method], **choice.setting,
+                                          "seed": seed})
             for method, choice in choices.items()
             for seed in self.seeds
-        ]
+        ]  # fmt: skip
         weights, scores = run.store(WEIGHTS, Arrays()), run.store(SCORES, Arrays())
         wanted = scores.missing(pieces)  # what is scored needs no weights
         work = partial(train, places=places, ticks="steps")
@@ -126,10 +120,10 @@ class BytesStudy:
         densities = [scores.load(p)[DENSITY] for p in pieces if p.method == SEQBOAT]
         for number, density in enumerate(np.mean(densities, 0) if densities else (), 1):
             rows.append(Row(SEQBOAT, "activation", f"density of layer {number}", float(density)))
-        sizes = [f"{size_of({**run.settings, **some}):,}" for some in own.values()]
+        sizes = [size_of({**run.settings, **some}) for some in own.values()]
         return run.finish(
             rows, seeds=self.seeds, data=self.data.digest(), headline=headline(rows),
-            notes=[NOTE, EQUAL.format(" and ".join(sizes), len(RATES), few), *weighed(bits)],
+            notes=[NOTE, EQUAL.format(*sizes, len(RATES), few), *weighed(bits)],
         )  # fmt: skip
 
 
@@ -189,9 +183,8 @@ def headline(rows: Sequence[Row]) -> str:
     groups: dict[str, list[str]] = {"fewer": [], "more": [], "about as many": []}
     for row in rows:
         if row.versus == SEQBOAT and row.method not in ORDERS[:-1]:
-            known = row.significant
-            kind = "fewer" if known and row.high < 0 else "more" if known and row.low > 0 else ""
+            kind = "about as many" if not row.significant else "fewer" if row.high < 0 else "more"
             told = ", told more" * (row.method in TOLD_MORE)
-            groups[kind or "about as many"].append(f"{row.method} ({value[row.method]:.3f}{told})")
+            groups[kind].append(f"{row.method} ({value[row.method]:.3f}{told})")
     said = [f"{kind}: {', '.join(some)}" for kind, some in groups.items() if some]
     return f"SeqBoat needs {value[SEQBOAT]:.3f} bits per byte; {'; '.join(said)}."
