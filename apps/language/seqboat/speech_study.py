@@ -46,12 +46,13 @@ NOTE = (
     "All hear the same samples, cut at the same length. Seqboat and convolution share front end, "
     "shifts and gains, optimizer, epochs and about their number of weights. {sizes} The learning "
     "rate of each, and the strength of the regression on the log spectrogram, has the smallest "
-    "loss of five on recordings 45 to 49 of the training speakers, which also choose the epoch. "
+    "loss of five on recordings 45 to 49 of all speakers; those of the training speakers choose "
+    "the epoch. "
     "Majority always gives the most frequent training label."
 )
 OF_SPEAKERS = (
-    "Each speaker is left out once: all their recordings test, none trains or chooses anything. "
-    "Intervals are over speakers."
+    "Each speaker is left out once: all their recordings test, and none trains a network or "
+    "chooses its epoch. Intervals are over speakers."
 )
 
 

@@ -28,7 +28,7 @@ NAMES = {"seqboat": "**SeqBoat**", "always": "all", "never": "none"}
 
 
 @HEARD
-@pytest.mark.parametrize("config", ["fsdd", "activation"])
+@pytest.mark.parametrize("config", ["fsdd", "fsdd_speakers", "activation"])
 def test_figures_of_the_page_are_of_what_ships(config, shipped):
     shipped.succeed("language", "evaluate", "--config", config)
     page = (ROOT / "docs/evidence/sequences.md").read_text()
