@@ -51,7 +51,7 @@ from language.data import LanguageDataModule
 from language.scoring import bits_per_byte, ratio
 from language.seqboat.sequence_model import recorded
 
-RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2)
+RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2, 0.128)
 TRIAL_STEPS, VALIDATED = 200, 10  # of 10 batches of validation windows, a trial reads one
 HEAD, UNIT = 32, 8  # features of a head; of the networks, a number that processors like
 STEPS, ARGUMENTS = "trainer.max_steps", f"{MODEL}init_args."
