@@ -74,7 +74,7 @@ APPS: Mapping[str, App] = {
     ),
     "video": App(
         "apps.video.commands",
-        "rank short videos for many behaviors at once: HoME and its rivals",
+        "rank short videos, or the rows of any table, for many behaviors: HoME and its rivals",
         {
             "prepare": "convert a release of KuaiRand to shards, or draft the schema of a table",
             "simulate": "write a simulated feed in KuaiRand's format, with its true probabilities",
@@ -114,7 +114,7 @@ APPS: Mapping[str, App] = {
     ),
     "language": App(
         "apps.language.commands",
-        "train a small decoder that transformers opens, and score it next to counts and PPMd",
+        "train small decoders; add experts, gates and adapters to models of transformers",
         {
             "prepare": "write the tokens of a corpus as memory maps, or make trees of ListOps",
             "fit": "train the decoder, resumable at any step",
