@@ -27,6 +27,7 @@ APART = {
     ("endoscopy", "honest"): "all that it needs ships: nothing is sent",
     ("language", "activation"): "the same",
     ("language", "fsdd"): "the same",
+    ("language", "seqboat_bytes"): "the same",
     ("language", "fsdd_speakers"): "the same",
     ("language", "listops_tiny"): "the same",
     ("language", "seer_smollm2"): "that of seer, on a model of another package",

@@ -1,4 +1,4 @@
-"""What ships of the spoken digits: the figures of the page, and a network that hears."""
+"""What ships of SeqBoat: the figures of the page, a network that hears, and one that writes."""
 
 import json
 import os
@@ -53,3 +53,13 @@ def test_the_network_that_ships_hears_digits(shipped, wave_writer):
     right = [line.split("\t")[1] == line[0] for line in out.splitlines()]
     assert sum(right) >= 4
     assert len(right) == 5
+
+
+def test_the_network_that_ships_continues_ragged_prompts_as_single_ones(tmp_path):
+    gates = GatesInFolder(tmp_path)
+    prompts = ["def mean(values):", "import", "class Reader:\\n"]
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts) + "\n")
+    words = ("language", "generate", "--weights", "seqboat", "--max_tokens", "20")
+    together = gates.succeed(*words, "--prompts", "prompts.txt").out
+    for number, prompt in enumerate(prompts, 1):
+        assert f"[{number}] {gates.succeed(*words, '--prompt', prompt).out}" in together
