@@ -220,6 +220,11 @@ class SequenceData(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:  # noqa: ARG002
         """Read the sequences."""
+        self.part("train")
+        if len(self.classes) == 1:
+            raise GatesError(
+                f"the data have the class {self.classes[0]!r} alone: give sequences of another, too"
+            )
         for split in SPLITS:
             if not len(self.part(split).inputs):
                 raise GatesError(f"the {split} part has no sequence: give more files")

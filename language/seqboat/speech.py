@@ -60,8 +60,8 @@ def read_wave(path: Path, rate: int) -> NDArray[np.int16]:
             pcm = file.readframes(length)
     except (wave.Error, EOFError) as error:
         raise GatesError(
-            f"{path} is no WAV file of plain samples ({error or 'it ends in its header'}): convert "
-            f"it, as ffmpeg -i FILE -ac 1 -ar {rate} -sample_fmt s16 {path.stem}.wav does"
+            f"{path} is no WAV file of plain samples ({str(error) or 'it ends in its header'}): "
+            f"convert it, as ffmpeg -i FILE -ac 1 -ar {rate} -sample_fmt s16 {path.stem}.wav does"
         ) from error
     except OSError as error:
         raise GatesError(
@@ -172,7 +172,7 @@ def split_of(recordings: Sequence[Recording], held_out: str | None) -> list[Spli
         held_out: Speaker who tests; None for the official split.
 
     Raises:
-        GatesError: There is no such speaker, or no other one.
+        GatesError: There is no such speaker, or no other one; or a speaker has none that tests.
     """
     speakers = sorted({one.speaker for one in recordings})
     if held_out is not None and (held_out not in speakers or len(speakers) < 2):
@@ -182,6 +182,12 @@ def split_of(recordings: Sequence[Recording], held_out: str | None) -> list[Spli
         )
     if speakers == [""]:
         return _stratified([one.label for one in recordings])
+    tested = {one.speaker for one in recordings if one.number in TESTED}
+    if held_out is None and (missing := ", ".join(sorted({*speakers} - tested))):
+        raise GatesError(
+            f"{missing} has no recording from 0 to 4, which test: number some so, leave the "
+            "speaker out, or name one who tests by --data.init_args.held_out"
+        )
     splits: list[Split] = []
     for one in recordings:
         tests = one.number in TESTED if held_out is None else one.speaker == held_out
@@ -242,11 +248,6 @@ class SpeechData(SequenceData):
         """Read the recordings, and split them."""
         recordings = read_speech(self.folder, self.rate)
         self.classes = sorted({one.label for one in recordings})
-        if len(self.classes) < 2:
-            raise GatesError(
-                f"{self.folder} has recordings of {self.classes[0]!r} alone: a class to tell "
-                "it from is missing"
-            )
         splits, parts = split_of(recordings, self.held_out), dict[Split, Part]()
         for name in SPLITS:
             chosen = [r for r, of in zip(recordings, splits, strict=True) if of == name]

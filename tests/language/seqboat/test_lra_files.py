@@ -122,5 +122,5 @@ def test_faulty_files_are_named_with_the_line(tmp_path, refuses):
 def empty(folder):
     for name in ("train", "valid", "test"):
         for suffix in ("src", "label"):
-            (folder / f"{name}.{suffix}").write_text("" if name == "test" else "1\n")
+            (folder / f"{name}.{suffix}").write_text("" if name == "test" else "1\n2\n")
     return LraData(str(folder), "bytes")

@@ -84,7 +84,7 @@ def test_faulty_files_are_named(tmp_path, wave_writer, refuses, speech_folder):
         ("seven_ann_1.wav: expected DIGIT_SPEAKER", lambda: read_speech(tmp_path / "odd", 8000)),
         ("none has neither fsdd_index.json", lambda: read_speech(tmp_path / "none", 8000)),
         ("expected one of several speakers: ann, bob, eve", lambda: split_of(read, "zoe")),
-        ("recordings of '7' alone", lambda: SpeechData(str(tmp_path / "one")).part("train")),
+        ("the class '7' alone", lambda: SpeechData(str(tmp_path / "one")).setup("fit")),
     )
 
 

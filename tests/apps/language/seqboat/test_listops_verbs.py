@@ -113,3 +113,31 @@ def test_faulty_calls_are_refused_in_one_line(listops, faulty_inputs):
         },
         folder=listops.folder,
     )  # fmt: skip
+
+
+def test_faulty_lines_are_refused_in_one_line(listops, faulty_inputs):
+    content = yaml.safe_load((listops.folder / "trees.yaml").read_text())
+    content["data"] = {
+        "class_path": "language.seqboat.lra_files.LraData",
+        "init_args": {"folder": "lra", "kind": "trees", "batch_size": 2},
+    }
+    (listops.folder / "lra.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+
+    def fault(words, tree, labels="2\n", kind="trees"):
+        files = {f"lra/{s}.{e}": "1\n" for s in ("valid", "test") for e in ("src", "label")}
+        files |= {"lra/train.src": f"{tree}\n", "lra/train.label": labels}
+        words_ = ["language", "fit", "--config", "lra", "--data.init_args.kind", kind]
+        return (words_, words, files)
+
+    faulty_inputs(
+        {
+            "open": fault("train.src, line 1: 1 operators are not closed", "[MAX 1 2"),
+            "closed": fault("token 5 is a ], but no operator is open", "[MAX 1 2 ] ]"),
+            "operator": fault("token 1 is '[AVG', expected a digit", "[AVG 1 2 ]"),
+            "digit": fault("token 3 is '10', expected a digit from 0 to 9", "[MAX 1 10 ]"),
+            "arguments": fault("the [MAX that ends at token 2 has no arguments", "[MAX ]"),
+            "short": fault("train.label has 1 lines, but train.src 2", "[MAX 1 2 ]\n1"),
+            "one class": fault("the data have the class '1' alone", "1\n2", "1\n1\n", "bytes"),
+        },
+        folder=listops.folder,
+    )

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import lzma
 
 import pytest
 import torch
@@ -95,15 +96,53 @@ def test_the_headline_says_who_wins():
 
 def test_faulty_calls_are_refused_in_one_line(gates, faulty_inputs):
     fit, evaluate = (["language", verb, "--config", "small"] for verb in ("fit", "evaluate"))
-    data = "--data.init_args."
+    data, model = "--data.init_args.", "--model.model.init_args."
     faulty_inputs(
         {
             "speaker": ([*fit, f"{data}held_out", "zoe"], "expected one of several speakers: ann"),
             "folder": ([*fit, f"{data}folder", "none"], "none has neither fsdd_index.json"),
             "batch": ([*fit, f"{data}batch_size", "99"], "27 training sequences fill no batch"),
-            "window": ([*fit, "--model.model.init_args.window", "0"], "window must be at least 1"),
+            "window": ([*fit, f"{model}window", "0"], "window must be at least 1"),
+            "rotary": (
+                [*fit, f"{model}position", "rotary", f"{model}key_dim", "5"],
+                "rotary positions turn pairs: key_dim must be even, got 5",
+            ),
             "seeds": ([*evaluate, "--seeds", "-1"], "--seeds is .-1., expected one or more"),
-            "classes": ([*fit, "--model.model.init_args.outputs", "2"], "the data have 3 classes"),
+            "classes": ([*fit, f"{model}outputs", "2"], "the data have 3 classes"),
+        },
+        folder=gates.folder,
+    )
+
+
+@pytest.mark.fault("48 bad inputs")
+def test_faulty_recordings_are_refused_in_one_line(gates, faulty_inputs, wave_writer):
+    def sound(samples=(1, 2, 3), until=None, **options):
+        def write(path):
+            wave_writer(path, samples, **options)
+            path.write_bytes(path.read_bytes()[:until])
+
+        return write
+
+    def fault(words, write=None, name="new/0_ann_0", **others):
+        fit = ["language", "fit", "--config", "small", "--data.init_args.folder"]
+        return ([*fit, name.partition("/")[0]], words, {f"{name}.wav": write or sound(), **others})
+
+    ann = {f"untested/{digit}_ann_{n}.wav": sound() for digit in (0, 1) for n in (0, 5, 45)}
+    packed = {"packed/fsdd_index.json": '{"names": ["1_a_0.wav"], "lengths": [2]}'}
+    packed["packed/fsdd_pcm16_8k.delta.xz"] = lzma.compress(bytes(4))
+    faulty_inputs(
+        {
+            "stereo": fault("has 2 channels, expected 1", sound(channels=2)),
+            "rate": fault("has 22050 samples per second, expected 8000", sound(rate=22050)),
+            "bits": fault("has 8 bits per sample, expected 16", sound(width=1)),
+            "zero": fault("0_ann_0.wav has no samples", sound([])),
+            "header": fault("has 0 samples, but its header says 3", sound(until=44)),
+            "cut header": fault(r"samples \(it ends in its header\)", sound(until=30)),
+            "cut": fault("has 2 samples, but its header says 3", sound(until=-2)),
+            "digit": fault("10_ann_0.wav: expected DIGIT_SPEAKER_INDEX", name="new/10_ann_0"),
+            "one class": fault("the data have the class '0' alone"),
+            "no test": fault("eve has no recording from 0 to 4", name="untested/1_eve_7", **ann),
+            "packed": fault("samples with SHA-256 .*, expected ", name="packed/0_ann_0", **packed),
         },
         folder=gates.folder,
     )
