@@ -2,10 +2,13 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from harness.experiment import Arrays
 from language.seqboat.speech import read_packed
 from tests.fixtures.gates_in_folder import GatesInFolder
 
@@ -53,6 +56,22 @@ def test_the_network_that_ships_hears_digits(shipped, wave_writer):
     right = [line.split("\t")[1] == line[0] for line in out.splitlines()]
     assert sum(right) >= 4
     assert len(right) == 5
+
+
+def test_bits_of_the_page_are_of_what_ships():
+    bits = {}
+    for folder in sorted(ROOT.glob("language/weights/seqboat_bytes/[sb][ca]*/*")):
+        for method, found in Arrays().load(folder).items():
+            if method != "density":
+                bits.setdefault(method, []).append(found.numpy())
+    assert len(bits["seqboat"]) == len(bits["decoder"]) == 2
+    means = {m: np.mean([one[:, 0].sum() / one[:, 1].sum() for one in b]) for m, b in bits.items()}
+    page = (ROOT / "docs/evidence/sequences.md").read_text()
+    for method in ("PPMd", "adaptive counts, same window", "order 5", "decoder", "seqboat"):
+        (line,) = re.findall(rf"\| {re.escape(NAMES.get(method, method))} \| [^.]*\| .*", page)
+        assert f"| {means[method]:.3f} [" in line
+        gap = f"{means[method] - means['seqboat']:+.3f} [".replace("0.", ".").replace("-", "−")
+        assert gap in line or method == "seqboat"
 
 
 def test_the_network_that_ships_continues_ragged_prompts_as_single_ones(tmp_path):
